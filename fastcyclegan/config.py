@@ -1,0 +1,336 @@
+"""What a training run is made of: frozen dataclasses, each default written once, each value checked.
+
+The names are the official flags where the official code has one. The text below a field is its help on the command line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from fastcyclegan.errors import UserError
+
+Direction = Literal["AtoB", "BtoA"]
+Preprocess = Literal["resize_and_crop", "crop", "scale_width", "scale_width_and_crop", "none"]
+FIXED_SIZE = ("resize_and_crop", "crop", "scale_width_and_crop")
+
+
+def _literals(hint: Any) -> tuple[Any, ...]:
+    if get_origin(hint) is Literal:
+        return get_args(hint)
+    if get_origin(hint) in (Union, UnionType):
+        return tuple(value for part in get_args(hint) for value in ((None,) if part is type(None) else _literals(part)))
+    return ()
+
+
+def _check_choices(config: Any) -> None:
+    """Raise UserError where a field typed Literal holds something else (the command line checks this too; this is for Python)."""
+    for name, hint in get_type_hints(type(config)).items():
+        choices = _literals(hint)
+        if choices and getattr(config, name) not in choices:
+            raise UserError(f"{name} must be one of {', '.join(map(str, choices))}, got {getattr(config, name)!r}")
+
+
+def _check_least(config: Any, least: float, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not value >= least:
+            raise UserError(f"{name} must be at least {least}, got {value}")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Pictures: where they are and how they become samples."""
+
+    dataroot: Path | None = None
+    """Folder with trainA/ trainB/ (and testA/ testB/), or train/A train/B (test/A test/B). Nothing given: the built-in dataset."""
+    data_A: Path | None = None
+    """Folder of pictures of A; with --data_B, instead of --dataroot. A part of both is held out for the samples, see --holdout."""
+    data_B: Path | None = None
+    """Folder of pictures of B."""
+    holdout: float = 0.05
+    """Share of --data_A and --data_B that is held out of training, chosen by a hash of the seed and the file name."""
+    direction: Direction = "AtoB"
+    """BtoA: folder B is the model's A, so that G_A translates B to A."""
+    preprocess: Preprocess = "resize_and_crop"
+    """resize_and_crop: to load_size squared, then a random crop. scale_width: width to load_size, height in proportion. none: as it is,
+    sides rounded to a multiple of 4."""
+    load_size: int = 286
+    """Side (or width) in pixels that pictures are resized to before the crop. Resizing is bicubic and antialiased."""
+    crop_size: int = 256
+    """Side in pixels of the random crop, a multiple of 4 (of 256 for unet_256). load_size above it is the jitter against overfitting."""
+    no_flip: bool = False
+    """Do not mirror pictures at random."""
+    batch_size: int = 1
+    """Pictures of each domain in an iteration."""
+    serial_batches: bool = False
+    """Take pictures in the order of their names, B[i] with A[i], instead of shuffled and at random."""
+    max_dataset_size: int | None = None
+    """At most this many pictures of each domain: the first by name."""
+    num_threads: int = 4
+    """Loader processes; 0 loads in the main one."""
+    loader: Literal["auto", "folder"] = "auto"
+    """What reads pictures. auto takes folder (Pillow), the only one so far."""
+    cache: Literal["none", "ram"] = "none"
+    """ram: keep every decoded, resized picture in memory (refused where it does not fit)."""
+    skip_bad_images: bool = False
+    """Leave out pictures that cannot be read, or are smaller than the crop, and list them; without this they end the run."""
+    dataset_mode: Literal["unaligned"] = "unaligned"
+    """Official flag; only unaligned exists."""
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        _check_least(self, 1, "load_size", "crop_size", "batch_size", "max_dataset_size")
+        _check_least(self, 0, "num_threads")
+        if not 0 <= self.holdout < 1:
+            raise UserError(f"holdout must be in [0, 1), got {self.holdout}")
+        if (self.data_A is None) != (self.data_B is None):
+            raise UserError("--data_A and --data_B go together: both folders are needed")
+        if self.dataroot is not None and self.data_A is not None:
+            raise UserError("give either --dataroot or --data_A and --data_B, not both")
+        resized = self.preprocess in ("resize_and_crop", "scale_width_and_crop")
+        if resized and self.crop_size > self.load_size:
+            raise UserError(f"crop_size {self.crop_size} is larger than load_size {self.load_size}")
+        if self.batch_size > 1 and self.preprocess not in FIXED_SIZE:
+            raise UserError(f"batch_size {self.batch_size} needs pictures of one size; --preprocess {self.preprocess} keeps their own")
+
+    @property
+    def is_builtin(self) -> bool:
+        """Whether no pictures were named, so that the built-in dataset is drawn."""
+        return self.dataroot is None and self.data_A is None
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Networks."""
+
+    model: Literal["cycle_gan"] = "cycle_gan"
+    """Official flag; only cycle_gan exists."""
+    input_nc: int = 3
+    """Channels of A: 3 is colour, 1 is gray."""
+    output_nc: int = 3
+    """Channels of B."""
+    netG: str = "resnet_9blocks"  # noqa: N815
+    """Generator: resnet_9blocks, resnet_6blocks (any resnet_Nblocks), unet_256 or unet_128."""
+    netD: Literal["basic", "n_layers", "pixel"] = "basic"  # noqa: N815
+    """Discriminator: basic is the 70x70 PatchGAN, n_layers takes --n_layers_D, pixel judges single pixels."""
+    n_layers_D: int = 3
+    """Layers of --netD n_layers."""
+    ngf: int = 64
+    """Channels of the generators' first layer."""
+    ndf: int = 64
+    """Channels of the discriminators' first layer."""
+    norm: Literal["instance", "batch", "none"] = "instance"
+    """Normalisation of generators and discriminators."""
+    upsample: Literal["transpose", "resize"] = "transpose"
+    """How a ResNet generator grows: transposed convolution, or resize and convolution (no checkerboards)."""
+    use_dropout: bool = False
+    """Dropout 1/2 in the generators."""
+    no_dropout: bool = False
+    """Official flag: no dropout, which is the default here as there."""
+    init_type: Literal["normal", "xavier", "kaiming", "orthogonal"] = "normal"
+    """Initial weights of the convolutions."""
+    init_gain: float = 0.02
+    """Scale of normal, xavier and orthogonal."""
+    impl: Literal["auto", "triton", "reference"] = "auto"
+    """What computes the networks. auto takes the fastest that serves the device: so far the reference everywhere."""
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        _check_least(self, 1, "input_nc", "output_nc", "n_layers_D", "ngf", "ndf")
+        if self.use_dropout and self.no_dropout:
+            raise UserError("--use_dropout and --no_dropout contradict each other")
+        if not re.fullmatch(r"resnet_\d+blocks|unet_(128|256)", self.netG):
+            raise UserError(f"netG must be resnet_9blocks, resnet_6blocks, resnet_Nblocks, unet_256 or unet_128, got {self.netG!r}")
+        if self.netG.startswith("unet") and self.upsample != "transpose":
+            raise UserError(f"--upsample {self.upsample} belongs to the ResNet generators, not to {self.netG}")
+        for name in ("input_nc", "output_nc"):
+            if getattr(self, name) not in (1, 3):
+                raise UserError(f"{name} must be 3 (colour) or 1 (gray), got {getattr(self, name)}")
+
+    @property
+    def size_multiple(self) -> int:
+        """What the sides of a picture must be multiples of."""
+        return int(self.netG.removeprefix("unet_")) if self.netG.startswith("unet") else 4
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Losses and the replay pool."""
+
+    gan_mode: Literal["lsgan", "vanilla", "wgangp"] = "lsgan"
+    """Adversarial loss: least squares, cross entropy, or Wasserstein with gradient penalty."""
+    lambda_A: float = 10.0
+    """Weight of the cycle A to B to A."""
+    lambda_B: float = 10.0
+    """Weight of the cycle B to A to B."""
+    lambda_identity: float = 0.5
+    """Weight of the identity loss, relative to lambda_A and lambda_B; 0 saves its passes."""
+    lambda_gp: float = 10.0
+    """Weight of the gradient penalty of wgangp."""
+    pool_size: int = 50
+    """Slots of each replay pool; 0 shows the discriminators the newest pictures alone."""
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        _check_least(self, 0, "lambda_A", "lambda_B", "lambda_identity", "lambda_gp", "pool_size")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Length of training, Adam and its learning rate."""
+
+    n_epochs: int = 100
+    """Epochs at the full learning rate."""
+    n_epochs_decay: int = 100
+    """Epochs after those, over which the learning rate falls to 0."""
+    epoch_count: int = 1
+    """Number of the first epoch (a run that is continued from its state ignores it)."""
+    max_iters: int | None = None
+    """Stop after this many iterations in all, counted from the first start of the run."""
+    lr: float = 2e-4
+    """Learning rate of Adam."""
+    beta1: float = 0.5
+    """First moment's decay of Adam; the second is 0.999."""
+    lr_policy: Literal["linear", "step", "plateau", "cosine", "constant"] = "linear"
+    """linear: constant, then down to 0 over n_epochs_decay. step: a tenth every lr_decay_iters epochs. plateau: a fifth when the
+    epoch's mean generator loss stops falling. cosine: over all epochs."""
+    lr_decay_iters: int = 50
+    """Epochs between the steps of --lr_policy step."""
+    lr_phase: Literal["end", "start"] = "end"
+    """Step the schedule at the end of an epoch (official code before 2020 and since 2025) or at its start (2020-24)."""
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        _check_least(self, 0, "n_epochs", "n_epochs_decay", "lr")
+        _check_least(self, 1, "epoch_count", "max_iters", "lr_decay_iters")
+        if not 0 <= self.beta1 < 1:
+            raise UserError(f"beta1 must be in [0, 1), got {self.beta1}")
+        if self.epoch_count > self.last_epoch:
+            raise UserError(f"nothing to train: epoch_count {self.epoch_count} is past n_epochs + n_epochs_decay = {self.last_epoch}")
+
+    @property
+    def last_epoch(self) -> int:
+        return self.n_epochs + self.n_epochs_decay
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The run: its name, its files, and what it runs on."""
+
+    name: str | None = None
+    """Name of the run's folder under --checkpoints_dir. Default: the dataset's name and a number."""
+    checkpoints_dir: Path = Path("runs")
+    """Where runs are kept."""
+    continue_train: bool = False
+    """Take up the run --name where it stopped, with its own settings; flags given now win over them."""
+    overwrite: bool = False
+    """Replace the run --name if it exists."""
+    epoch: str = "latest"
+    """With --continue_train: which *_net_*.pth to start from where there is no state.pt, or, if not latest, instead of it."""
+    compile: bool = False
+    """Compile the networks with torch.compile."""
+    device: str = "auto"
+    """auto (cuda, else mps, else cpu), cpu, cuda, cuda:N or mps."""
+    gpu_ids: str | None = None
+    """Official flag: 0 is --device cuda:0, -1 is --device cpu."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 on a GPU that has it, and with --compile on a processor that has it; else fp32. Weights and losses are fp32 always."""
+    seed: int = 0
+    """Seed of weights, samples and pools."""
+    print_freq: int | None = None
+    """Pictures between log lines. Default: every second in a terminal, every ten elsewhere."""
+    display_freq: int | None = None
+    """Pictures between sample grids. Default: every 30 seconds, and never more than a twentieth of the time."""
+    save_latest_freq: int | None = None
+    """Pictures between saves of the state. Default: every 5 minutes, and never more than a hundredth of the time."""
+    save_by_iter: bool = False
+    """Name the weights of those saves iter_N instead of latest."""
+    save_epoch_freq: int = 5
+    """Epochs between the copies of the weights that are kept (5_net_G_A.pth and so on); 0 keeps none."""
+    dry_run: bool = False
+    """Print the resolved configuration and exit."""
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        _check_least(self, 0, "seed", "save_epoch_freq")
+        _check_least(self, 1, "print_freq", "display_freq", "save_latest_freq")
+        if self.name is not None and (not self.name or self.name.startswith(".") or Path(self.name).name != self.name):
+            raise UserError(f"name must be a plain folder name, got {self.name!r}")
+        if self.continue_train and self.overwrite:
+            raise UserError("--continue_train and --overwrite contradict each other")
+        if not re.fullmatch(r"latest|\d+|iter_\d+", self.epoch):
+            raise UserError(f"epoch must be latest, a number or iter_N, got {self.epoch!r}")
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
+            raise UserError(f"device must be auto, cpu, cuda, cuda:N or mps, got {self.device!r}")
+        if self.gpu_ids is not None and not re.fullmatch(r"-1|\d+", self.gpu_ids):
+            raise UserError(f"gpu_ids must be one number, or -1 for the CPU (a run uses one GPU), got {self.gpu_ids!r}")
+        if self.gpu_ids is not None and self.device != "auto":
+            raise UserError("--gpu_ids and --device say the same thing: give one of them")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A whole training run. Raises UserError where its parts do not fit together."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        multiple, crop = self.model.size_multiple, self.data.crop_size
+        if self.data.preprocess in FIXED_SIZE and crop % multiple:
+            raise UserError(f"crop_size {crop} is not a multiple of {multiple}: {self.model.netG} would return another size")
+        if self.data.preprocess in FIXED_SIZE and crop < 8:
+            raise UserError(f"crop_size {crop} is too small: the networks need at least 8 pixels")
+        if self.loss.lambda_identity > 0 and self.model.input_nc != self.model.output_nc:
+            raise UserError(
+                f"the identity loss needs equal channels, got input_nc {self.model.input_nc} and output_nc {self.model.output_nc}: "
+                "use --lambda_identity 0"
+            )
+        if self.loss.gan_mode == "wgangp" and self.data.preprocess not in FIXED_SIZE:
+            raise UserError(f"wgangp mixes real and fake pictures, so they must be of one size; --preprocess {self.data.preprocess} is not")
+
+
+# What differs from the defaults when nothing but the built-in dataset is trained: small pictures, small networks, a few minutes on two cores.
+BUILTIN: Mapping[str, Mapping[str, Any]] = {
+    "data": {"load_size": 64, "crop_size": 64, "num_threads": 0},
+    "model": {"netG": "resnet_2blocks", "ngf": 16, "ndf": 32, "netD": "n_layers", "n_layers_D": 2},
+    "optim": {"n_epochs": 3, "n_epochs_decay": 3, "lr": 4e-4},
+    "run": {"save_epoch_freq": 0},
+}
+
+
+def with_changes(config: TrainConfig, changes: Mapping[str, Mapping[str, Any]]) -> TrainConfig:
+    """Return ``config`` with ``changes`` (group to field to value) made."""
+    groups = {group: dataclasses.replace(getattr(config, group), **fields) for group, fields in changes.items()}
+    return dataclasses.replace(config, **groups)
+
+
+def to_dict(config: TrainConfig) -> dict[str, dict[str, Any]]:
+    """Return ``config`` as plain JSON values by group."""
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+
+
+def from_dict(saved: Mapping[str, Mapping[str, Any]]) -> TrainConfig:
+    """Return the configuration that ``to_dict`` gave. Fields that it lacks take their defaults; raises UserError for ones unknown here."""
+    groups: dict[str, Any] = {}
+    for group in dataclasses.fields(TrainConfig):
+        hints = get_type_hints(cls := type(getattr(TrainConfig(), group.name)))
+        values = dict(saved.get(group.name, {}))
+        unknown = sorted(set(values) - set(hints))
+        if unknown:
+            raise UserError(f"config.json has settings that this version does not know: {', '.join(unknown)}")
+        for name, value in values.items():
+            if value is not None and Path in (hints[name], *get_args(hints[name])):
+                values[name] = Path(value)
+        groups[group.name] = cls(**values)
+    return TrainConfig(**groups)

@@ -1,0 +1,94 @@
+"""What sample i of an epoch is, decided from (seed, epoch, i) alone.
+
+A sample is a picture of A and one of B, where each is cropped and whether it is mirrored, and what chance decides for the replay pools
+and the gradient penalty. No loader, worker or device draws anything itself. So every loader sees the same samples, and the place of a
+run is one integer, the number of iterations done.
+
+Random numbers are raw Philox words of numpy, whose bit streams are stable across numpy versions (its distributions are not).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+_ORDER, _SAMPLE = 0, 1
+
+
+def uniforms(count: int, *key: int) -> NDArray[np.float64]:
+    """Return ``count`` numbers in [0, 1) that depend on the non-negative integers of ``key`` and nothing else."""
+    words = np.random.Philox(np.random.SeedSequence(key)).random_raw(count)
+    return (words >> np.uint64(11)) * 2.0**-53
+
+
+@dataclass(frozen=True)
+class View:
+    """How one picture is seen: the crop's place, as a share of the room there is in x and y, in [0, 1), and whether it is mirrored."""
+
+    x: float
+    y: float
+    flip: bool
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One unpaired sample. ``draw_A`` and ``draw_B`` are (swap, place) for the pools of fake A and fake B; ``mix`` is wgangp's."""
+
+    index_A: int
+    index_B: int
+    view_A: View
+    view_B: View
+    draw_A: tuple[float, float]
+    draw_B: tuple[float, float]
+    mix_A: float
+    mix_B: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The samples of every epoch, for ``count_A`` and ``count_B`` pictures. An epoch shows max(count_A, count_B) samples.
+
+    Shuffled: sample i takes A[order[i] mod count_A] and a uniformly random B. Serial: A[i mod count_A] and B[i mod count_B].
+    """
+
+    seed: int
+    count_A: int
+    count_B: int
+    batch_size: int = 1
+    serial: bool = False
+    flip: bool = True
+
+    def __len__(self) -> int:
+        return max(self.count_A, self.count_B)
+
+    @property
+    def iterations_per_epoch(self) -> int:
+        """Batches in an epoch; the last, partial one is kept."""
+        return -(-len(self) // self.batch_size)
+
+    def sample(self, epoch: int, i: int) -> Sample:
+        """Return sample ``i`` (from 0) of ``epoch`` (from 1)."""
+        u = uniforms(13, self.seed, epoch, _SAMPLE, i).tolist()
+        item = i if self.serial else int(_order(len(self), self.seed, epoch)[i])
+        index_B = i % self.count_B if self.serial else int(u[0] * self.count_B)
+        view_A, view_B = View(u[1], u[2], self.flip and u[3] < 0.5), View(u[4], u[5], self.flip and u[6] < 0.5)
+        return Sample(item % self.count_A, index_B, view_A, view_B, (u[7], u[8]), (u[9], u[10]), u[11], u[12])
+
+    def batch(self, iteration: int) -> tuple[int, range]:
+        """Return the epoch (from 1) and the sample numbers of ``iteration`` (from 0, over all epochs)."""
+        epoch, index = divmod(iteration, self.iterations_per_epoch)
+        start = index * self.batch_size
+        return epoch + 1, range(start, min(start + self.batch_size, len(self)))
+
+    def batches(self, start: int, stop: int) -> Iterator[tuple[int, range]]:
+        """Yield ``batch`` of each iteration in [start, stop)."""
+        return (self.batch(iteration) for iteration in range(start, stop))
+
+
+@lru_cache(maxsize=4)
+def _order(count: int, seed: int, epoch: int) -> NDArray[np.intp]:
+    return np.argsort(uniforms(count, seed, epoch, _ORDER), kind="stable")

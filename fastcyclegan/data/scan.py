@@ -1,0 +1,255 @@
+"""Find the pictures of a dataset, and check every file once before training starts.
+
+A check decodes the whole file, since a header does not tell that the rest is missing. Its result is kept under the user's cache folder
+by path, size and time of change, so that the next run over the same files takes a stat a file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from fastcyclegan.config import DataConfig
+from fastcyclegan.data.picture import SUFFIXES, BadPicture, crop_side, open_picture, resized
+from fastcyclegan.errors import UserError
+
+CACHE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Folders:
+    """The folders of a dataset as the model's A and B. Test folders are None where there are none."""
+
+    train_A: Path
+    train_B: Path
+    test_A: Path | None = None
+    test_B: Path | None = None
+    holdout: float = 0.0
+
+
+@dataclass(frozen=True)
+class Checked:
+    """One file: its identity on disk, its upright size in pixels and Pillow's mode, and why it cannot be used, if so."""
+
+    path: str
+    bytes: int
+    mtime_ns: int
+    width: int = 0
+    height: int = 0
+    mode: str = ""
+    error: str = ""
+
+
+def find_folders(config: DataConfig) -> Folders:
+    """Return the folders that ``config`` names. Raises UserError where a training folder is missing."""
+    if config.data_A is not None and config.data_B is not None:
+        for path in (config.data_A, config.data_B):
+            _need_folder(path)
+        if config.data_A.resolve() == config.data_B.resolve():
+            raise UserError(f"--data_A and --data_B are the same folder: {config.data_A}")
+        folders = Folders(config.data_A, config.data_B, holdout=config.holdout)
+    else:
+        assert config.dataroot is not None
+        folders = _inside(config.dataroot)
+    if config.direction == "BtoA":
+        return Folders(folders.train_B, folders.train_A, folders.test_B, folders.test_A, folders.holdout)
+    return folders
+
+
+def _need_folder(path: Path) -> None:
+    if not path.exists():
+        raise UserError(f"{path}: no such folder")
+    if not path.is_dir():
+        raise UserError(f"{path}: not a folder")
+
+
+def _inside(root: Path) -> Folders:
+    _need_folder(root)
+    for pattern in ("{}{}", "{}/{}"):
+        paths = {(split, side): root / pattern.format(split, side) for split in ("train", "test") for side in "AB"}
+        if paths["train", "A"].is_dir() or paths["train", "B"].is_dir():
+            _need_folder(paths["train", "A"])
+            _need_folder(paths["train", "B"])
+            tests = [path if path.is_dir() else None for path in (paths["test", "A"], paths["test", "B"])]
+            return Folders(paths["train", "A"], paths["train", "B"], *tests)
+    raise UserError(f"{root}: has neither trainA and trainB nor train/A and train/B; for two folders use --data_A and --data_B")
+
+
+def list_pictures(folder: Path, limit: int | None = None) -> list[Path]:
+    """Return the pictures of ``folder`` and the folders in it, by name; with ``limit``, the first so many.
+
+    Symbolic links are followed, each folder once; names that begin with a dot are passed over.
+    """
+    found, seen = [], set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        identity = Path(parent).resolve()
+        if identity in seen:
+            folders.clear()
+            continue
+        seen.add(identity)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += [Path(parent, name) for name in names if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES]
+    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())[:limit]
+
+
+def split_holdout(paths: Sequence[Path], folder: Path, share: float, seed: int) -> tuple[list[Path], list[Path]]:
+    """Return (training, held-out) pictures. A picture's part depends on the seed and its name alone; a hash picks ``share`` of them.
+
+    At least one is held out where ``share`` > 0 and there are two or more, and at least one is left for training.
+    """
+    if share <= 0 or len(paths) < 2:
+        return list(paths), []
+
+    def place(path: Path) -> float:
+        digest = hashlib.sha256(f"{seed}/{path.relative_to(folder).as_posix()}".encode()).digest()
+        return int.from_bytes(digest[:8], "big") / 2**64
+
+    ranked = sorted(paths, key=place)
+    count = min(max(1, sum(place(path) < share for path in paths)), len(paths) - 1)
+    held = set(ranked[:count])
+    return [path for path in paths if path not in held], [path for path in paths if path in held]
+
+
+def check_file(path: Path) -> Checked:
+    """Decode ``path`` wholly and say what it is."""
+    try:
+        stat = path.stat()
+    except OSError as error:
+        return Checked(str(path), -1, -1, error=error.strerror or str(error))
+    identity = (str(path), stat.st_size, stat.st_mtime_ns)
+    try:
+        open_picture(path)
+        with Image.open(path) as header:
+            turned = header.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+            width, height = header.size[::-1] if turned else header.size
+            return Checked(*identity, width, height, header.mode)
+    except BadPicture as bad:
+        return Checked(*identity, error=bad.reason)
+
+
+def _cache_file() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base, "fastcyclegan", "checked_pictures.json")
+
+
+def _read_cache(file: Path) -> dict[str, Checked]:
+    try:
+        saved = json.loads(file.read_text())
+        if saved["version"] != CACHE_VERSION:
+            return {}
+        return {record["path"]: Checked(**record) for record in saved["files"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}  # no cache, or a damaged one: every file is checked again
+
+
+def _write_cache(file: Path, records: Iterable[Checked]) -> None:
+    text = json.dumps({"version": CACHE_VERSION, "files": [asdict(record) for record in records]})
+    # A cache that cannot be written costs the next run a few seconds, nothing else.
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as out:
+            out.write(text)
+        Path(out.name).replace(file)
+
+
+def check_files(paths: Sequence[Path], progress: Callable[[int, int], None] | None = None) -> list[Checked]:
+    """Return what each of ``paths`` is, in order, from the cache where the file has not changed; ``progress`` is told (done, total)."""
+    cache_file = _cache_file()
+    cache = _read_cache(cache_file)
+
+    def check(path: Path) -> Checked:
+        known = cache.get(str(path.absolute()))
+        if known is not None:
+            with contextlib.suppress(OSError):
+                stat = path.stat()
+                if (stat.st_size, stat.st_mtime_ns) == (known.bytes, known.mtime_ns):
+                    return known
+        return check_file(path.absolute())
+
+    results = []
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for result in pool.map(check, paths):
+            results.append(result)
+            if progress is not None:
+                progress(len(results), len(paths))
+    fresh = {result.path: result for result in results if result.bytes >= 0}
+    if any(cache.get(path) != result for path, result in fresh.items()):
+        _write_cache(cache_file, {**cache, **fresh}.values())
+    return results
+
+
+def too_small(checked: Checked, config: DataConfig) -> str:
+    """Return why a readable picture cannot be cropped as ``config`` says, or ""."""
+    side = crop_side(config)
+    width, height = resized((checked.width, checked.height), config)
+    if side is not None and min(width, height) < side:
+        return f"{checked.width}x{checked.height} is smaller than the crop of {side}"
+    return ""
+
+
+def usable(
+    paths: Sequence[Path], config: DataConfig, say: Callable[[str], None], progress: Callable[[int, int], None] | None = None
+) -> list[Path]:
+    """Return those of ``paths`` that can be used. Bad ones are named: in a UserError, or with skip_bad_images by ``say``."""
+    bad = []
+    good = []
+    for path, checked in zip(paths, check_files(paths, progress), strict=True):
+        reason = checked.error or too_small(checked, config)
+        if reason:
+            bad.append(f"{path}: {reason}")
+        else:
+            good.append(path)
+    if bad and not config.skip_bad_images:
+        more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
+        raise UserError(f"bad picture {bad[0]}{more}; --skip-bad-images leaves such pictures out and lists them")
+    for line in bad:
+        say(f"left out {line}")
+    return good
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The usable pictures of a dataset as the model's A and B; the test lists may be empty."""
+
+    train_A: list[Path]
+    train_B: list[Path]
+    test_A: list[Path]
+    test_B: list[Path]
+
+
+def find_pictures(
+    config: DataConfig, seed: int, say: Callable[[str], None], progress: Callable[[int, int], None] | None = None
+) -> Pictures:
+    """Find and check all pictures that ``config`` names. Raises UserError for a folder that is missing, empty, or holds a bad picture."""
+    folders = find_folders(config)
+    lists: list[list[Path]] = []
+    for folder in (folders.train_A, folders.train_B):
+        paths = list_pictures(folder)
+        if not paths:
+            raise UserError(f"{folder}: no pictures in it (looked for {', '.join(sorted(s[1:] for s in SUFFIXES))})")
+        train, held = split_holdout(paths, folder, folders.holdout, seed)
+        lists += [train[: config.max_dataset_size], held[: config.max_dataset_size]]
+    for slot, test in ((1, folders.test_A), (3, folders.test_B)):
+        if test is not None:
+            lists[slot] = list_pictures(test, config.max_dataset_size)
+    everything = usable([path for paths in lists for path in paths], config, say, progress)
+    kept = set(everything)
+    train_A, test_A, train_B, test_B = ([path for path in paths if path in kept] for paths in lists)
+    for folder, train in ((folders.train_A, train_A), (folders.train_B, train_B)):
+        if not train:
+            raise UserError(f"{folder}: no usable pictures left in it")
+    return Pictures(train_A, train_B, test_A, test_B)
+
+
+def fingerprint(paths: Sequence[Path]) -> str:
+    """Return a short hash of the names, in order, by which a resumed run sees that its pictures are others."""
+    return hashlib.sha256("\n".join(path.name for path in paths).encode()).hexdigest()[:16]

@@ -1,0 +1,129 @@
+"""The networks that users build: the reference's, with the choice of what computes them, and registries by the official names."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fastcyclegan import reference
+from fastcyclegan.config import ModelConfig
+
+Impl = Literal["auto", "triton", "reference"]
+
+
+class FloatTanh(nn.Tanh):
+    """tanh that computes and returns fp32 for 16-bit input: near +-1 a bf16 step is a whole step of an 8-bit picture."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(x.float() if x.dtype in (torch.bfloat16, torch.float16) else x)
+
+
+def resolve_impl(impl: str) -> Literal["reference"]:
+    """Return what ``impl`` computes with on this installation. Raises ValueError for one that is unknown or cannot serve."""
+    if impl not in ("auto", "triton", "reference"):
+        raise ValueError(f"impl must be auto, triton or reference, got {impl!r}")
+    if impl == "triton":
+        raise ValueError("impl='triton' cannot serve: this version has no Triton kernels; use impl='auto' or impl='reference'")
+    return "reference"
+
+
+def _float_output(net: nn.Module) -> None:
+    for parent in list(net.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is nn.Tanh:
+                setattr(parent, name, FloatTanh())
+
+
+class Generator(reference.Generator):
+    """The ResNet generator of CycleGAN, a drop-in for the official ``ResnetGenerator`` (same state_dict keys).
+
+    [N, input_nc, H, W] in [-1, 1] to [N, output_nc, H, W] in [-1, 1]; H and W multiples of 4, at least 8. The output is fp32 under
+    autocast too. ``impl`` says what computes it: "reference" is PyTorch's own operators, "auto" the fastest that serves the device.
+    Raises ValueError for an unknown norm, upsample or impl, and for impl="triton", which this version does not have.
+    """
+
+    def __init__(
+        self,
+        input_nc: int = 3,
+        output_nc: int = 3,
+        ngf: int = 64,
+        n_blocks: int = 9,
+        norm: str = "instance",
+        affine: bool = False,
+        use_dropout: bool = False,
+        upsample: str = "transpose",
+        impl: str = "auto",
+    ) -> None:
+        self.impl = impl
+        resolve_impl(impl)
+        super().__init__(input_nc, output_nc, ngf, n_blocks, norm, affine, use_dropout, upsample)
+        _float_output(self)
+
+    def extra_repr(self) -> str:
+        return f"impl={self.impl} ({resolve_impl(self.impl)})"
+
+
+class UnetGenerator(reference.UnetGenerator):
+    """The pix2pix U-Net, a drop-in for the official ``UnetGenerator``; see ``reference.UnetGenerator`` and ``Generator`` for ``impl``."""
+
+    def __init__(
+        self,
+        input_nc: int = 3,
+        output_nc: int = 3,
+        num_downs: int = 8,
+        ngf: int = 64,
+        norm: str = "instance",
+        use_dropout: bool = False,
+        impl: str = "auto",
+    ) -> None:
+        self.impl = impl
+        resolve_impl(impl)
+        super().__init__(input_nc, output_nc, num_downs, ngf, norm, use_dropout)
+        _float_output(self)
+
+    def extra_repr(self) -> str:
+        return f"impl={self.impl} ({resolve_impl(self.impl)})"
+
+
+class Discriminator(reference.Discriminator):
+    """The PatchGAN, a drop-in for the official ``NLayerDiscriminator``; see ``reference.Discriminator`` and ``Generator`` for ``impl``."""
+
+    def __init__(self, input_nc: int = 3, ndf: int = 64, n_layers: int = 3, norm: str = "instance", impl: str = "auto") -> None:
+        self.impl = impl
+        resolve_impl(impl)
+        super().__init__(input_nc, ndf, n_layers, norm)
+
+    def extra_repr(self) -> str:
+        return f"impl={self.impl} ({resolve_impl(self.impl)})"
+
+
+class PixelDiscriminator(reference.PixelDiscriminator):
+    """The 1x1 PatchGAN, a drop-in for the official ``PixelDiscriminator``."""
+
+    def __init__(self, input_nc: int = 3, ndf: int = 64, norm: str = "instance", impl: str = "auto") -> None:
+        self.impl = impl
+        resolve_impl(impl)
+        super().__init__(input_nc, ndf, norm)
+
+    def extra_repr(self) -> str:
+        return f"impl={self.impl} ({resolve_impl(self.impl)})"
+
+
+def build_generator(config: ModelConfig, input_nc: int, output_nc: int) -> nn.Module:
+    """Return the generator ``config.netG`` names, from ``input_nc`` to ``output_nc`` channels, not yet initialised."""
+    common: dict[str, Any] = {"ngf": config.ngf, "norm": config.norm, "use_dropout": config.use_dropout, "impl": config.impl}
+    if config.netG.startswith("unet"):
+        num_downs = {"unet_256": 8, "unet_128": 7}[config.netG]
+        return UnetGenerator(input_nc, output_nc, num_downs=num_downs, **common)
+    n_blocks = int(config.netG.removeprefix("resnet_").removesuffix("blocks"))
+    return Generator(input_nc, output_nc, n_blocks=n_blocks, upsample=config.upsample, **common)
+
+
+def build_discriminator(config: ModelConfig, input_nc: int) -> nn.Module:
+    """Return the discriminator ``config.netD`` names, for pictures of ``input_nc`` channels, not yet initialised."""
+    if config.netD == "pixel":
+        return PixelDiscriminator(input_nc, config.ndf, config.norm, config.impl)
+    n_layers = config.n_layers_D if config.netD == "n_layers" else 3
+    return Discriminator(input_nc, config.ndf, n_layers, config.norm, config.impl)

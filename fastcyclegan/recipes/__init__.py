@@ -1,0 +1,1 @@
+"""What is trained: networks, losses, and the phases of one iteration."""

@@ -1,0 +1,366 @@
+"""CycleGAN in plain PyTorch: networks, losses, the replay pool and one training step.
+
+This file is the specification. Everything else in the package is a faster way to compute what stands here, and is tested against it.
+It imports torch alone and does nothing clever; read it first.
+
+Source: Zhu, Park, Isola, Efros, "Unpaired Image-to-Image Translation using Cycle-Consistent Adversarial Networks", ICCV 2017
+(sections 3 and 4, appendix 7); the state_dict keys and defaults are those of the authors' PyTorch implementation.
+
+Domains and names: ``G_AB`` translates A to B, ``G_BA`` translates B to A, ``D_A`` judges pictures of A, ``D_B`` pictures of B.
+Pictures are float tensors [N, C, H, W] in [-1, 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+NORMS = ("instance", "batch", "none")
+GAN_MODES = ("lsgan", "vanilla", "wgangp")
+INIT_TYPES = ("normal", "xavier", "kaiming", "orthogonal")
+UPSAMPLES = ("transpose", "resize")
+
+
+def _check(what: str, got: object, wanted: Sequence[str]) -> None:
+    if got not in wanted:
+        raise ValueError(f"{what} must be one of {', '.join(wanted)}, got {got!r}")
+
+
+# --- Networks -----------------------------------------------------------------------------------------------------------------
+
+
+def norm_layer(norm: str, channels: int, affine: bool = False) -> nn.Module:
+    """Return the normalisation called ``norm``. Instance norm has no running statistics and, unless ``affine``, no parameters."""
+    _check("norm", norm, NORMS)
+    if affine and norm != "instance":
+        raise ValueError(f"affine=True belongs to norm='instance', got norm={norm!r}")
+    if norm == "instance":
+        return nn.InstanceNorm2d(channels, affine=affine)
+    return nn.BatchNorm2d(channels) if norm == "batch" else nn.Identity()
+
+
+class ResizeConv2d(nn.Conv2d):
+    """Nearest-neighbour resize by 2, then a reflection-padded 3x3 convolution (Odena et al. 2016, against checkerboards).
+
+    Input [N, C, H, W], output [N, out, 2H, 2W].
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, bias: bool = True) -> None:
+        super().__init__(in_channels, out_channels, kernel_size=3, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.pad(F.interpolate(x, scale_factor=2, mode="nearest"), (1, 1, 1, 1), mode="reflect")
+        return F.conv2d(x, self.weight, self.bias)
+
+
+class ResidualBlock(nn.Module):
+    """x + block(x), with reflection-padded 3x3 convolutions and no activation after the sum. Input and output [N, C, H, W]."""
+
+    def __init__(self, channels: int, norm: str, affine: bool, use_dropout: bool, use_bias: bool) -> None:
+        super().__init__()
+        first = [nn.ReflectionPad2d(1), nn.Conv2d(channels, channels, 3, bias=use_bias), norm_layer(norm, channels, affine)]
+        second = [nn.ReflectionPad2d(1), nn.Conv2d(channels, channels, 3, bias=use_bias), norm_layer(norm, channels, affine)]
+        dropout = [nn.Dropout(0.5)] if use_dropout else []
+        self.conv_block = nn.Sequential(*first, nn.ReLU(), *dropout, *second)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv_block(x)
+
+
+class Generator(nn.Module):
+    """The ResNet generator of CycleGAN (``resnet_9blocks`` by default): [N, input_nc, H, W] in, [N, output_nc, H, W] in [-1, 1] out.
+
+    H and W must be multiples of 4 and at least 8. The state_dict keys are those of the official ``ResnetGenerator``.
+    Raises ValueError for an unknown ``norm`` or ``upsample``, and for counts below 1 (``n_blocks`` may be 0).
+    """
+
+    size_multiple = 4
+
+    def __init__(
+        self,
+        input_nc: int = 3,
+        output_nc: int = 3,
+        ngf: int = 64,
+        n_blocks: int = 9,
+        norm: str = "instance",
+        affine: bool = False,
+        use_dropout: bool = False,
+        upsample: str = "transpose",
+    ) -> None:
+        super().__init__()
+        _check("upsample", upsample, UPSAMPLES)
+        if min(input_nc, output_nc, ngf) < 1 or n_blocks < 0:
+            raise ValueError(f"Generator: input_nc={input_nc}, output_nc={output_nc}, ngf={ngf}, n_blocks={n_blocks} must be positive")
+        use_bias = norm == "instance"
+
+        def normed(conv: nn.Module, channels: int) -> list[nn.Module]:
+            return [conv, norm_layer(norm, channels, affine), nn.ReLU()]
+
+        def up(channels: int) -> nn.Module:
+            if upsample == "resize":
+                return ResizeConv2d(channels, channels // 2, bias=use_bias)
+            return nn.ConvTranspose2d(channels, channels // 2, 3, stride=2, padding=1, output_padding=1, bias=use_bias)
+
+        layers = [nn.ReflectionPad2d(3), *normed(nn.Conv2d(input_nc, ngf, 7, bias=use_bias), ngf)]
+        for width in (2 * ngf, 4 * ngf):
+            layers += normed(nn.Conv2d(width // 2, width, 3, stride=2, padding=1, bias=use_bias), width)
+        layers += [ResidualBlock(4 * ngf, norm, affine, use_dropout, use_bias) for _ in range(n_blocks)]
+        for width in (4 * ngf, 2 * ngf):
+            layers += normed(up(width), width // 2)
+        layers += [nn.ReflectionPad2d(3), nn.Conv2d(ngf, output_nc, 7), nn.Tanh()]
+        self.model = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x)
+
+
+class UnetBlock(nn.Module):
+    """One level of the U-Net: down, the level below, up, and (but for the outermost) the input beside the result.
+
+    The official code applies the first LeakyReLU in place, so that its skip carries LeakyReLU(x); the ReLU that follows every skip
+    makes the two the same function with the same gradient.
+    """
+
+    def __init__(self, outer: int, inner: int, below: nn.Module | None, norm: str, *, input_nc: int | None = None, dropout: bool = False):
+        super().__init__()
+        self.outermost = input_nc is not None
+        use_bias = norm == "instance"
+        down = nn.Conv2d(outer if input_nc is None else input_nc, inner, 4, stride=2, padding=1, bias=use_bias)
+        up_in = inner if below is None else 2 * inner
+        up = nn.ConvTranspose2d(up_in, outer, 4, stride=2, padding=1, bias=use_bias or self.outermost)
+        if self.outermost:
+            assert below is not None
+            layers = [down, below, nn.ReLU(), up, nn.Tanh()]
+        elif below is None:
+            layers = [nn.LeakyReLU(0.2), down, nn.ReLU(), up, norm_layer(norm, outer)]
+        else:
+            layers = [nn.LeakyReLU(0.2), down, norm_layer(norm, inner), below, nn.ReLU(), up, norm_layer(norm, outer)]
+            layers += [nn.Dropout(0.5)] if dropout else []
+        self.model = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x) if self.outermost else torch.cat([x, self.model(x)], dim=1)
+
+
+class UnetGenerator(nn.Module):
+    """The pix2pix U-Net (Isola et al. 2017): ``num_downs`` 8 is ``unet_256``, 7 is ``unet_128``. H and W must be multiples of 2**num_downs.
+
+    The state_dict keys are those of the official ``UnetGenerator``. Raises ValueError for an unknown ``norm`` or ``num_downs`` below 5.
+    """
+
+    def __init__(
+        self, input_nc: int = 3, output_nc: int = 3, num_downs: int = 8, ngf: int = 64, norm: str = "instance", use_dropout: bool = False
+    ) -> None:
+        super().__init__()
+        if num_downs < 5:
+            raise ValueError(f"UnetGenerator: num_downs must be at least 5, got {num_downs}")
+        self.size_multiple = 2**num_downs
+        block = UnetBlock(8 * ngf, 8 * ngf, None, norm)
+        for _ in range(num_downs - 5):
+            block = UnetBlock(8 * ngf, 8 * ngf, block, norm, dropout=use_dropout)
+        for width in (4 * ngf, 2 * ngf, ngf):
+            block = UnetBlock(width, 2 * width, block, norm)
+        self.model = UnetBlock(output_nc, ngf, block, norm, input_nc=input_nc)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x)
+
+
+class Discriminator(nn.Module):
+    """The PatchGAN (70x70 with ``n_layers`` 3): [N, input_nc, H, W] in, [N, 1, H', W'] logits out, no sigmoid (30x30 for 256x256).
+
+    The state_dict keys are those of the official ``NLayerDiscriminator``. Raises ValueError for an unknown ``norm`` or ``n_layers`` below 1.
+    """
+
+    def __init__(self, input_nc: int = 3, ndf: int = 64, n_layers: int = 3, norm: str = "instance") -> None:
+        super().__init__()
+        if min(input_nc, ndf, n_layers) < 1:
+            raise ValueError(f"Discriminator: input_nc={input_nc}, ndf={ndf}, n_layers={n_layers} must be positive")
+        use_bias = norm == "instance"
+        layers: list[nn.Module] = [nn.Conv2d(input_nc, ndf, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        width = ndf
+        for n in range(1, n_layers + 1):
+            previous, width = width, ndf * min(2**n, 8)
+            conv = nn.Conv2d(previous, width, 4, stride=2 if n < n_layers else 1, padding=1, bias=use_bias)
+            layers += [conv, norm_layer(norm, width), nn.LeakyReLU(0.2)]
+        self.model = nn.Sequential(*layers, nn.Conv2d(width, 1, 4, stride=1, padding=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x)
+
+
+class PixelDiscriminator(nn.Module):
+    """The 1x1 PatchGAN, which judges each pixel by itself: [N, input_nc, H, W] in, [N, 1, H, W] logits out."""
+
+    def __init__(self, input_nc: int = 3, ndf: int = 64, norm: str = "instance") -> None:
+        super().__init__()
+        use_bias = norm == "instance"
+        self.net = nn.Sequential(
+            nn.Conv2d(input_nc, ndf, 1),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(ndf, 2 * ndf, 1, bias=use_bias),
+            norm_layer(norm, 2 * ndf),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(2 * ndf, 1, 1, bias=use_bias),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+_INITIALISERS: dict[str, Callable[[Tensor, float], object]] = {
+    "normal": lambda w, gain: nn.init.normal_(w, 0.0, gain),
+    "xavier": lambda w, gain: nn.init.xavier_normal_(w, gain=gain),
+    "kaiming": lambda w, gain: nn.init.kaiming_normal_(w, a=0, mode="fan_in"),
+    "orthogonal": lambda w, gain: nn.init.orthogonal_(w, gain=gain),
+}
+
+
+def init_weights(net: nn.Module, init_type: str = "normal", gain: float = 0.02) -> nn.Module:
+    """Initialise ``net`` in place and return it: convolutions by ``init_type``, biases 0, BatchNorm weights N(1, gain)."""
+    _check("init_type", init_type, INIT_TYPES)
+    for module in net.modules():
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+            _INITIALISERS[init_type](module.weight, gain)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.weight, 1.0, gain)
+            nn.init.zeros_(module.bias)
+    return net
+
+
+# --- Losses -------------------------------------------------------------------------------------------------------------------
+
+
+def gan_loss(logits: Tensor, target_is_real: bool, mode: str = "lsgan") -> Tensor:
+    """The adversarial loss of the discriminator's ``logits``, a scalar: least squares (Mao et al. 2017), cross entropy, or Wasserstein."""
+    _check("gan_mode", mode, GAN_MODES)
+    if mode == "wgangp":
+        return -logits.mean() if target_is_real else logits.mean()
+    target = torch.full_like(logits, 1.0 if target_is_real else 0.0)
+    return F.mse_loss(logits, target) if mode == "lsgan" else F.binary_cross_entropy_with_logits(logits, target)
+
+
+def gradient_penalty(D: nn.Module, real: Tensor, fake: Tensor, mix: Tensor, weight: float = 10.0, norm: float = 1.0) -> Tensor:
+    """WGAN-GP (Gulrajani et al. 2017, eq. 3): weight * E[(|grad D(x)| - norm)^2] at x = mix * real + (1 - mix) * fake.
+
+    ``mix`` holds one number in [0, 1) a picture, [N]. The result is differentiable, so D needs a double backward.
+    """
+    share = mix.to(real).view(-1, 1, 1, 1)
+    x = (share * real + (1 - share) * fake).detach().requires_grad_(True)
+    (grad,) = torch.autograd.grad(D(x).sum(), x, create_graph=True)
+    length = (grad.flatten(1).square().sum(1) + 1e-16).sqrt()
+    return weight * (length - norm).square().mean()
+
+
+# --- One iteration ------------------------------------------------------------------------------------------------------------
+
+
+class ReplayPool:
+    """The replay history (Shrivastava et al. 2017) as a plain list; ``query`` is told what chance decided.
+
+    While the pool is not full a picture is stored and returned. Then, with ``swap`` < 1/2, a stored picture is returned and the new
+    one takes its place (slot = floor(place * capacity)); else the new one is returned and not stored. Capacity 0 passes through.
+    """
+
+    def __init__(self, capacity: int = 50) -> None:
+        self.capacity = capacity
+        self.images: list[Tensor] = []
+
+    def query(self, images: Tensor, draws: Iterable[tuple[float, float]]) -> Tensor:
+        """Return [N, C, H, W] for ``images`` [N, C, H, W]; ``draws`` holds (swap, place) in [0, 1) for each picture, in order."""
+        if self.capacity == 0:
+            return images
+        returned = []
+        for image, (swap, place) in zip(images.detach(), draws, strict=True):
+            if len(self.images) < self.capacity:
+                self.images.append(image.clone())
+                returned.append(image)
+            elif swap < 0.5:
+                slot = int(place * self.capacity)
+                returned.append(self.images[slot])
+                self.images[slot] = image.clone()
+            else:
+                returned.append(image)
+        return torch.stack(returned)
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """What one iteration adds up. ``lambda_identity`` is relative to the cycle weights; 0 leaves the identity passes out."""
+
+    gan_mode: str = "lsgan"
+    lambda_A: float = 10.0
+    lambda_B: float = 10.0
+    lambda_identity: float = 0.5
+    lambda_gp: float = 10.0
+
+
+def generator_losses(nets: Mapping[str, nn.Module], a: Tensor, b: Tensor, w: LossWeights) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """Return the generators' weighted loss terms by name, and the detached fakes (of A, of B) for the discriminators' phase."""
+    G_AB, G_BA, D_A, D_B = (nets[name] for name in ("G_AB", "G_BA", "D_A", "D_B"))
+    fake_B = G_AB(a)
+    rec_A = G_BA(fake_B)
+    fake_A = G_BA(b)
+    rec_B = G_AB(fake_A)
+    losses = {
+        "G_AB": gan_loss(D_B(fake_B), True, w.gan_mode),
+        "G_BA": gan_loss(D_A(fake_A), True, w.gan_mode),
+        "cycle_A": w.lambda_A * F.l1_loss(rec_A, a),
+        "cycle_B": w.lambda_B * F.l1_loss(rec_B, b),
+    }
+    if w.lambda_identity > 0:
+        losses["idt_B"] = w.lambda_identity * w.lambda_B * F.l1_loss(G_AB(b), b)
+        losses["idt_A"] = w.lambda_identity * w.lambda_A * F.l1_loss(G_BA(a), a)
+    return losses, fake_A.detach(), fake_B.detach()
+
+
+def discriminator_loss(D: nn.Module, real: Tensor, fake: Tensor, w: LossWeights, mix: Tensor | None = None) -> Tensor:
+    """Half the sum of the losses on ``real`` and (pooled, detached) ``fake``; with wgangp the penalty at ``mix`` [N] is in the sum."""
+    loss = gan_loss(D(real), True, w.gan_mode) + gan_loss(D(fake), False, w.gan_mode)
+    if w.gan_mode == "wgangp":
+        assert mix is not None, "wgangp needs mix"
+        loss = loss + gradient_penalty(D, real, fake, mix, w.lambda_gp)
+    return 0.5 * loss
+
+
+def train_step(
+    nets: Mapping[str, nn.Module],
+    optimizers: Mapping[str, torch.optim.Optimizer],
+    pools: Mapping[str, ReplayPool],
+    a: Tensor,
+    b: Tensor,
+    draws: Mapping[str, Sequence[tuple[float, float]]],
+    weights: LossWeights = LossWeights(),
+    mix: Mapping[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """One iteration in the official order; returns the detached loss terms by name.
+
+    ``optimizers`` has "G" (over both generators) and "D" (over both discriminators); ``pools`` and ``draws`` have "A" and "B", for fake
+    pictures of that domain. ``mix`` ("A", "B": [N]) is needed by wgangp alone.
+    """
+    discriminators = [*nets["D_A"].parameters(), *nets["D_B"].parameters()]
+    for p in discriminators:
+        p.requires_grad_(False)
+    optimizers["G"].zero_grad()
+    losses, fake_A, fake_B = generator_losses(nets, a, b, weights)
+    torch.stack(list(losses.values())).sum().backward()
+    optimizers["G"].step()
+
+    for p in discriminators:
+        p.requires_grad_(True)
+    optimizers["D"].zero_grad()
+    pooled_B = pools["B"].query(fake_B, draws["B"])
+    pooled_A = pools["A"].query(fake_A, draws["A"])
+    mix = mix or {}
+    losses["D_B"] = discriminator_loss(nets["D_B"], b, pooled_B, weights, mix.get("B"))
+    losses["D_A"] = discriminator_loss(nets["D_A"], a, pooled_A, weights, mix.get("A"))
+    losses["D_B"].backward()
+    losses["D_A"].backward()
+    optimizers["D"].step()
+    return {name: loss.detach() for name, loss in losses.items()}

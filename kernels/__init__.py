@@ -1,0 +1,4 @@
+"""The Triton kernels of fastcyclegan, imported as ``fastcyclegan.kernels``. See README.md beside this file for what is here."""
+
+if __name__ != "fastcyclegan.kernels":
+    raise ImportError(f"this folder is the package fastcyclegan.kernels, not {__name__!r}: write `import fastcyclegan.kernels`")
