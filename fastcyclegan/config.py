@@ -11,8 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from fastcyclegan.errors import UserError
 
@@ -21,20 +20,11 @@ Preprocess = Literal["resize_and_crop", "crop", "scale_width", "scale_width_and_
 FIXED_SIZE = ("resize_and_crop", "crop", "scale_width_and_crop")
 
 
-def _literals(hint: Any) -> tuple[Any, ...]:
-    if get_origin(hint) is Literal:
-        return get_args(hint)
-    if get_origin(hint) in (Union, UnionType):
-        return tuple(value for part in get_args(hint) for value in ((None,) if part is type(None) else _literals(part)))
-    return ()
-
-
 def _check_choices(config: Any) -> None:
     """Raise UserError where a field typed Literal holds something else (the command line checks this too; this is for Python)."""
     for name, hint in get_type_hints(type(config)).items():
-        choices = _literals(hint)
-        if choices and getattr(config, name) not in choices:
-            raise UserError(f"{name} must be one of {', '.join(map(str, choices))}, got {getattr(config, name)!r}")
+        if get_origin(hint) is Literal and getattr(config, name) not in get_args(hint):
+            raise UserError(f"{name} must be one of {', '.join(get_args(hint))}, got {getattr(config, name)!r}")
 
 
 def _check_least(config: Any, least: float, *names: str) -> None:
@@ -116,9 +106,9 @@ class ModelConfig:
     """Channels of A: 3 is colour, 1 is gray."""
     output_nc: int = 3
     """Channels of B."""
-    netG: str = "resnet_9blocks"  # noqa: N815
+    netG: str = "resnet_9blocks"
     """Generator: resnet_9blocks, resnet_6blocks (any resnet_Nblocks), unet_256 or unet_128."""
-    netD: Literal["basic", "n_layers", "pixel"] = "basic"  # noqa: N815
+    netD: Literal["basic", "n_layers", "pixel"] = "basic"
     """Discriminator: basic is the 70x70 PatchGAN, n_layers takes --n_layers_D, pixel judges single pixels."""
     n_layers_D: int = 3
     """Layers of --netD n_layers."""
@@ -300,7 +290,7 @@ class TrainConfig:
             raise UserError(f"wgangp mixes real and fake pictures, so they must be of one size; --preprocess {self.data.preprocess} is not")
 
 
-# What differs from the defaults when nothing but the built-in dataset is trained: small pictures, small networks, a few minutes on two cores.
+# What differs from the defaults when the built-in dataset is trained: small pictures and networks, a few minutes on two cores.
 BUILTIN: Mapping[str, Mapping[str, Any]] = {
     "data": {"load_size": 64, "crop_size": 64, "num_threads": 0},
     "model": {"netG": "resnet_2blocks", "ngf": 16, "ndf": 32, "netD": "n_layers", "n_layers_D": 2},

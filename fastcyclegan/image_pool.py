@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -90,15 +91,17 @@ class ImagePool:
             slots[slot] = images[source].clone()
         return torch.stack(shown)
 
-    def state_dict(self) -> dict[str, object]:
+    def state_dict(self) -> dict[str, Any]:
         """Return the pool as plain values and tensors. They are the pool's own: copy them before the next query."""
         return {"capacity": self.capacity, "filled": self.filled, "slots": self.slots}
 
-    def load_state_dict(self, state: dict[str, object], device: torch.device) -> None:
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         """Restore what ``state_dict`` gave, on ``device``. Raises ValueError where the capacity is another."""
         if state["capacity"] != self.capacity:
             raise ValueError(f"pool_size was {state['capacity']}, is {self.capacity}")
         slots = state["slots"]
-        assert isinstance(state["filled"], int)
         self.filled = state["filled"]
-        self.slots = [slot.to(device) for slot in slots] if isinstance(slots, list) else slots.to(device) if isinstance(slots, Tensor) else None
+        if isinstance(slots, list):
+            self.slots = [slot.to(device) for slot in slots]
+        else:
+            self.slots = None if slots is None else slots.to(device)

@@ -173,7 +173,7 @@ class UnetGenerator(nn.Module):
 class Discriminator(nn.Module):
     """The PatchGAN (70x70 with ``n_layers`` 3): [N, input_nc, H, W] in, [N, 1, H', W'] logits out, no sigmoid (30x30 for 256x256).
 
-    The state_dict keys are those of the official ``NLayerDiscriminator``. Raises ValueError for an unknown ``norm`` or ``n_layers`` below 1.
+    The state_dict keys are those of the official ``NLayerDiscriminator``. Raises ValueError for an unknown ``norm`` or a count below 1.
     """
 
     def __init__(self, input_nc: int = 3, ndf: int = 64, n_layers: int = 3, norm: str = "instance") -> None:

@@ -48,7 +48,7 @@ class Schedule:
 
 
 class PlateauSchedule(Schedule):
-    """A fifth of the rate once the metric has not fallen by 1 % of its best for more than 5 epochs (torch's ReduceLROnPlateau, 'min', 'rel').
+    """A fifth of the rate once the metric has not fallen by 1 % of its best for more than 5 epochs, as torch's ReduceLROnPlateau has it.
 
     The rate changes after an epoch's metric is known, so ``lr_phase`` makes no difference here.
     """

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from fastcyclegan.config import FIXED_SIZE, DataConfig
-from fastcyclegan.data.picture import BadPicture, Pixels, crop_side, load_pixels, resized, take_view
+from fastcyclegan.data.picture import BadPictureError, Pixels, crop_side, load_pixels, resized, take_view
 from fastcyclegan.data.plan import Plan, Sample, View
 from fastcyclegan.errors import UserError
 
@@ -42,14 +42,14 @@ class Source:
     cached: list[Tensor] | None = None
 
     def pixels(self, index: int) -> Pixels:
-        """Return picture ``index``, resized, [H, W, C] uint8. Raises BadPicture."""
+        """Return picture ``index``, resized, [H, W, C] uint8. Raises BadPictureError."""
         if self.cached is not None:
             return self.cached[index].numpy()
         return load_pixels(self.paths[index], self.config, self.channels, self.multiple)
 
     def view(self, index: int, view: View) -> Pixels:
-        """Return the crop of picture ``index`` that ``view`` names."""
-        return np.ascontiguousarray(take_view(self.pixels(index), view, crop_side(self.config)))
+        """Return the crop of picture ``index`` that ``view`` names, an array of its own."""
+        return take_view(self.pixels(index), view, crop_side(self.config)).copy()
 
 
 def to_unit_range(pixels: Tensor, device: torch.device) -> Tensor:
@@ -87,24 +87,24 @@ def cache_in_ram(sources: Sequence[Source], sizes: Sequence[Sequence[tuple[int, 
 
 
 class _Unpaired(Dataset[object]):
-    """One sample by (epoch, i): both views and the sample, or the BadPicture that stood in the way (raised where it can be read)."""
+    """One sample by (epoch, i): both views and the sample, or the BadPictureError that stood in the way (raised where it can be read)."""
 
     def __init__(self, a: Source, b: Source, plan: Plan) -> None:
         self.a, self.b, self.plan = a, b, plan
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor, Sample] | BadPicture:
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor, Sample] | BadPictureError:
         sample = self.plan.sample(*key)
         try:
             a, b = self.a.view(sample.index_A, sample.view_A), self.b.view(sample.index_B, sample.view_B)
-        except BadPicture as bad:
+        except BadPictureError as bad:
             return bad
         return torch.from_numpy(a), torch.from_numpy(b), sample
 
 
-def _collate(items: list[tuple[Tensor, Tensor, Sample] | BadPicture]) -> tuple[Tensor, Tensor, list[Sample]] | BadPicture:
+def _collate(items: list[tuple[Tensor, Tensor, Sample] | BadPictureError]) -> tuple[Tensor, Tensor, list[Sample]] | BadPictureError:
     good: list[tuple[Tensor, Tensor, Sample]] = []
     for item in items:
-        if isinstance(item, BadPicture):
+        if isinstance(item, BadPictureError):
             return item
         good.append(item)
     a, b, samples = zip(*good, strict=True)
@@ -124,12 +124,14 @@ class FolderLoader:
         self.a, self.b, self.plan, self.device = a, b, plan, device
         self.workers = 0 if a.cached is not None else a.config.num_threads
 
-    def batches(self, start: int, stop: int) -> Iterator[Batch]:
-        """Yield the batches in order. Raises BadPicture for a file that broke since it was checked, UserError where a worker died."""
+    def batches(self, start: int, stop: int) -> Generator[Batch]:
+        """Yield the batches in order. Raises BadPictureError for a file that broke since it was checked, UserError where a worker died."""
+        if start >= stop:
+            return
         keys = ([(epoch, i) for i in numbers] for epoch, numbers in self.plan.batches(start, stop))
-        loader: DataLoader[object] = DataLoader(
+        loader: DataLoader[Any] = DataLoader(
             _Unpaired(self.a, self.b, self.plan),
-            batch_sampler=keys,  # type: ignore[arg-type]  # any iterable of lists of keys will do
+            batch_sampler=keys,
             num_workers=min(self.workers, stop - start),
             collate_fn=_collate,
             worker_init_fn=_quiet_worker,
@@ -145,10 +147,10 @@ class FolderLoader:
                 raise UserError(f"a loader process died ({str(error).splitlines()[0]}); fewer --num_threads need less memory") from None
             raise
 
-    def _batch(self, loaded: object) -> Batch:
-        if isinstance(loaded, BadPicture):
+    def _batch(self, loaded: tuple[Tensor, Tensor, list[Sample]] | BadPictureError) -> Batch:
+        if isinstance(loaded, BadPictureError):
             raise loaded
-        a, b, samples = loaded  # type: ignore[misc]
+        a, b, samples = loaded
         paths_A = [str(self.a.paths[sample.index_A]) for sample in samples]
         paths_B = [str(self.b.paths[sample.index_B]) for sample in samples]
         return Batch(to_unit_range(a, self.device), to_unit_range(b, self.device), paths_A, paths_B, samples)

@@ -20,14 +20,14 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".tif", ".tiff", 
 Pixels = NDArray[np.uint8]
 
 
-class BadPicture(UserError):
+class BadPictureError(UserError):
     """A picture that cannot be used; the message names the file and what is wrong with it."""
 
     def __init__(self, path: Path | str, reason: str) -> None:
         super().__init__(f"{path}: {reason}")
         self.path, self.reason = str(path), reason
 
-    def __reduce__(self) -> tuple[type[BadPicture], tuple[str, str]]:
+    def __reduce__(self) -> tuple[type[BadPictureError], tuple[str, str]]:
         return type(self), (self.path, self.reason)
 
 
@@ -52,20 +52,20 @@ def _eight_bits(image: Image.Image, channels: int) -> Image.Image:
 
 
 def open_picture(path: Path | str, channels: int = 3) -> Image.Image:
-    """Return the decoded picture, upright, in mode RGB (3 channels) or L (1). Raises BadPicture for whatever goes wrong."""
+    """Return the decoded picture, upright, in mode RGB (3 channels) or L (1). Raises BadPictureError for whatever goes wrong."""
     try:
         with Image.open(path) as image:
             image.load()
             return _eight_bits(ImageOps.exif_transpose(image), channels)
     except FileNotFoundError:
-        raise BadPicture(path, "no such file") from None
+        raise BadPictureError(path, "no such file") from None
     except Image.UnidentifiedImageError:
-        raise BadPicture(path, "not a picture that Pillow can read") from None
+        raise BadPictureError(path, "not a picture that Pillow can read") from None
     except MemoryError:
-        raise BadPicture(path, "too large for the memory") from None
+        raise BadPictureError(path, "too large for the memory") from None
     # Pillow's decoders raise nearly anything on a broken file (OSError, SyntaxError, struct.error, EOFError, its bomb error).
     except Exception as error:
-        raise BadPicture(path, " ".join(str(error).split()) or type(error).__name__) from None
+        raise BadPictureError(path, " ".join(str(error).split()) or type(error).__name__) from None
 
 
 def _nearest_multiple(side: int, multiple: int) -> int:
@@ -97,14 +97,14 @@ def crop_side(config: DataConfig) -> int | None:
 
 
 def load_pixels(path: Path | str, config: DataConfig, channels: int, multiple: int = 4) -> Pixels:
-    """Return the decoded, resized picture as [H, W, C] uint8, before its crop and flip. Raises BadPicture."""
+    """Return the decoded, resized picture as [H, W, C] uint8, before its crop and flip. Raises BadPictureError."""
     image = open_picture(path, channels)
     size = resized(image.size, config, multiple)
     if size != image.size:
         image = image.resize(size, Image.Resampling.BICUBIC)
     side = crop_side(config)
     if side is not None and min(image.size) < side:
-        raise BadPicture(path, f"{image.width}x{image.height} is smaller than the crop of {side}")
+        raise BadPictureError(path, f"{image.width}x{image.height} is smaller than the crop of {side}")
     pixels = np.asarray(image)
     return pixels[:, :, None] if channels == 1 else pixels
 

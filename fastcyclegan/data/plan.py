@@ -22,7 +22,7 @@ _ORDER, _SAMPLE = 0, 1
 def uniforms(count: int, *key: int) -> NDArray[np.float64]:
     """Return ``count`` numbers in [0, 1) that depend on the non-negative integers of ``key`` and nothing else."""
     words = np.random.Philox(np.random.SeedSequence(key)).random_raw(count)
-    return (words >> np.uint64(11)) * 2.0**-53
+    return np.asarray((words >> np.uint64(11)) * 2.0**-53, dtype=np.float64)
 
 
 @dataclass(frozen=True)

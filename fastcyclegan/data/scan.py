@@ -19,7 +19,7 @@ from pathlib import Path
 from PIL import Image
 
 from fastcyclegan.config import DataConfig
-from fastcyclegan.data.picture import SUFFIXES, BadPicture, crop_side, open_picture, resized
+from fastcyclegan.data.picture import SUFFIXES, BadPictureError, crop_side, open_picture, resized
 from fastcyclegan.errors import UserError
 
 CACHE_VERSION = 1
@@ -79,8 +79,8 @@ def _inside(root: Path) -> Folders:
         if paths["train", "A"].is_dir() or paths["train", "B"].is_dir():
             _need_folder(paths["train", "A"])
             _need_folder(paths["train", "B"])
-            tests = [path if path.is_dir() else None for path in (paths["test", "A"], paths["test", "B"])]
-            return Folders(paths["train", "A"], paths["train", "B"], *tests)
+            test_A, test_B = (path if path.is_dir() else None for path in (paths["test", "A"], paths["test", "B"]))
+            return Folders(paths["train", "A"], paths["train", "B"], test_A, test_B)
     raise UserError(f"{root}: has neither trainA and trainB nor train/A and train/B; for two folders use --data_A and --data_B")
 
 
@@ -132,7 +132,7 @@ def check_file(path: Path) -> Checked:
             turned = header.getexif().get(0x0112, 1) in (5, 6, 7, 8)
             width, height = header.size[::-1] if turned else header.size
             return Checked(*identity, width, height, header.mode)
-    except BadPicture as bad:
+    except BadPictureError as bad:
         return Checked(*identity, error=bad.reason)
 
 

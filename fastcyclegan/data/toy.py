@@ -48,3 +48,38 @@ def draw(domain: str, seed: int, split: str, index: int) -> Pixels:
         dark = (np.arange(SIZE) % PERIOD < PERIOD // 2)[:, None]
         picture[mask & dark], picture[mask & ~dark] = STRIPES
     return picture
+
+
+def write(root: Path, seed: int) -> None:
+    """Draw the dataset into ``root``/{train,test}{A,B}; pictures that are there already are left as they are."""
+    for split, count in COUNTS.items():
+        for domain in "AB":
+            folder = root / f"{split}{domain}"
+            folder.mkdir(parents=True, exist_ok=True)
+            for index in range(count):
+                file = folder / f"{index:03d}.png"
+                if not file.exists():
+                    Image.fromarray(draw(domain, seed, split, index)).save(file)
+
+
+def stripes(pictures: NDArray[np.uint8]) -> float:
+    """The fixed statistic of [N, H, W, 3]: mean absolute difference of rows half a period apart. Stripes have it."""
+    values = pictures.astype(np.float64)
+    return float(np.abs(values[:, PERIOD // 2 :] - values[:, : -PERIOD // 2]).mean())
+
+
+def gap_closed(source: Pixels, translated: Pixels, target: Pixels) -> float:
+    """Return 1 where the translated pictures have the target domain's statistic, 0 where they are no nearer to it than the source's.
+
+    Overshooting counts as missing: 1 - |s(translated) - s(target)| / |s(source) - s(target)|.
+    """
+    return 1 - abs(stripes(translated) - stripes(target)) / abs(stripes(source) - stripes(target))
+
+
+def distance_ratio(source: Pixels, translated: Pixels, target: Pixels) -> float:
+    """Return the mean L1 distance of the translations to their true counterparts, over that of the untranslated pictures: 0 is perfect."""
+
+    def distance(pictures: Pixels) -> float:
+        return float(np.abs(pictures.astype(np.float64) - target.astype(np.float64)).mean())
+
+    return distance(translated) / distance(source)

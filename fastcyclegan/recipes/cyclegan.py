@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -91,9 +92,9 @@ class CycleGAN:
             "D_A": discriminator_loss(nets["D_A"], batch.A, pooled_A, self.weights, mix_A),
         }
 
-    def state_dict(self) -> dict[str, object]:
+    def state_dict(self) -> dict[str, Any]:
         return {name: pool.state_dict() for name, pool in self.pools.items()}
 
-    def load_state_dict(self, state: dict[str, dict[str, object]], device: torch.device) -> None:
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         for name, pool in self.pools.items():
             pool.load_state_dict(state[name], device)

@@ -1,0 +1,186 @@
+"""Files of weights and of a run's whole state: written so that a crash at any moment leaves the last good file, read without trust.
+
+The official code's names appear in this file alone. Its G_A translates A to B, its D_A judges pictures of B.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastcyclegan.errors import UserError
+
+OFFICIAL = {"G_AB": "G_A", "G_BA": "G_B", "D_B": "D_A", "D_A": "D_B"}
+STATE = "state.pt"
+
+
+def weights_file(run: Path, epoch: str, name: str) -> Path:
+    """Return the official file of network ``name`` (ours): ``{epoch}_net_{G_A,G_B,D_A,D_B}.pth``."""
+    return run / f"{epoch}_net_{OFFICIAL[name]}.pth"
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Have ``write`` fill a temporary file beside ``path``, flush it to the disk, and rename it over ``path``.
+
+    A failure or a crash at any moment leaves the old file whole. Raises OSError where the disk refuses.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        write(partial)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def remove_partials(run: Path) -> None:
+    """Delete what a killed process left half written."""
+    for partial in run.glob(".*.partial"):
+        with contextlib.suppress(OSError):
+            partial.unlink()
+
+
+def to_cpu(value: Any) -> Any:
+    """Return a copy of nested dicts and lists with every tensor copied to the CPU (so that training can go on)."""
+    if isinstance(value, Tensor):
+        return value.detach().clone() if value.device.type == "cpu" else value.detach().cpu()
+    if isinstance(value, Mapping):
+        return {key: to_cpu(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_cpu(item) for item in value]
+    return value
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
+    return [tensor for item in items for tensor in _tensors(item)]
+
+
+def load_tensors(path: Path) -> Any:
+    """Return what is in ``path``, tensors on the CPU, without running any code from it. Raises UserError for whatever is wrong."""
+    if path.is_dir():
+        raise UserError(f"{path}: a folder, not a file of weights")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from None
+    # torch.load raises UnpicklingError, RuntimeError, EOFError, KeyError and more for files that are damaged or not its own.
+    except Exception as error:
+        code = "Unsupported" in str(error)
+        reason = "it holds objects other than tensors, which could run code" if code else "it is damaged, or not a PyTorch file"
+        raise UserError(f"{path}: cannot be loaded: {reason}") from None
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Return the state_dict in ``path``. Raises UserError where it holds anything but tensors by name."""
+    found = load_tensors(path)
+    if not isinstance(found, Mapping) or not found:
+        raise UserError(f"{path}: not a state_dict: it holds {'nothing' if found == {} else type(found).__name__}")
+    for name, value in found.items():
+        if not isinstance(value, Tensor):
+            raise UserError(f"{path}: not a state_dict: {name} is {type(value).__name__}, not a tensor")
+    return dict(found)
+
+
+def fit_weights(net: nn.Module, weights: Mapping[str, Tensor], source: Path | str, architecture: str) -> None:
+    """Load ``weights`` into ``net``. Raises UserError that says what was expected and what was found, and loads nothing then."""
+    expected = {name: list(value.shape) for name, value in net.state_dict().items()}
+    found = {name: list(value.shape) for name, value in weights.items()}
+    different = [name for name in expected if name in found and found[name] != expected[name]]
+    missing, extra = [n for n in expected if n not in found], [n for n in found if n not in expected]
+    problems = [f"{name} is {found[name]} where {expected[name]} is expected" for name in different]
+    problems += [f"{name} is missing" for name in missing] + [f"{name} is not expected" for name in extra]
+    if problems:
+        more = f" (and {len(problems) - 1} more differences)" if len(problems) > 1 else ""
+        raise UserError(f"{source}: another architecture than {architecture}: {problems[0]}{more}")
+    net.load_state_dict(dict(weights))
+
+
+def save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
+    """Write a state_dict as the official code does, plain contiguous tensors by name."""
+    write_atomically(path, lambda partial: torch.save({name: value.contiguous() for name, value in weights.items()}, partial))
+
+
+def saved_epochs(run: Path) -> list[str]:
+    """Return the labels (latest, 5, iter_1000 ...) for which ``run`` has weights of a generator."""
+    labels = {match[1] for file in run.glob("*_net_G*.pth") if (match := re.fullmatch(r"(\w+)_net_G(?:_[AB])?\.pth", file.name))}
+    return sorted(labels, key=lambda label: (not label.isdigit(), label.zfill(12)))
+
+
+class StateWriter:
+    """Writes snapshots in a thread of its own, one at a time, so that training does not wait for the disk.
+
+    A snapshot that holds a weight or optimizer value that is not finite is not written: the last good state stays.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+        self.thread: threading.Thread | None = None
+        self.error: UserError | None = None
+        self.saved_iteration: int | None = None
+
+    @property
+    def busy(self) -> bool:
+        return self.thread is not None and self.thread.is_alive()
+
+    def write(self, state: dict[str, Any], labels: tuple[str, ...], with_state: bool = True) -> None:
+        """Start writing ``state`` (a copy on the CPU) as state.pt, and its networks as official files under each of ``labels``."""
+        self.wait()
+        self.thread = threading.Thread(target=self._write, args=(state, labels, with_state), name="state-writer", daemon=True)
+        self.thread.start()
+
+    def _write(self, state: dict[str, Any], labels: tuple[str, ...], with_state: bool) -> None:
+        iteration = state["iteration"]
+        try:
+            if not all(torch.isfinite(t).all() for t in _tensors([state["nets"], state["optimizers"]]) if t.is_floating_point()):
+                raise UserError(f"weights are not finite after iteration {iteration}; {self._last_good()}")
+            if with_state:
+                write_atomically(self.run / STATE, lambda partial: torch.save(state, partial))
+                self.saved_iteration = iteration
+            for label in labels:
+                for name in OFFICIAL:
+                    save_weights(weights_file(self.run, label, name), state["nets"][name])
+        except UserError as error:
+            self.error = error
+        # torch.save reports a full disk as RuntimeError.
+        except (OSError, RuntimeError) as error:
+            reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+            self.error = UserError(f"{self.run}: saving failed at iteration {iteration}: {reason}; {self._last_good()}")
+
+    def _last_good(self) -> str:
+        if self.saved_iteration is None:
+            return "no state of this run was written before"
+        return f"the last good state is of iteration {self.saved_iteration}"
+
+    def check(self) -> None:
+        """Raise the UserError of a write that failed, once."""
+        error, self.error = self.error, None
+        if error is not None:
+            raise error
+
+    def wait(self) -> None:
+        """Wait until what was started is on the disk, and raise what went wrong."""
+        if self.thread is not None:
+            self.thread.join()
+            self.thread = None
+        self.check()

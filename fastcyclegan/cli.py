@@ -1,0 +1,126 @@
+"""The command line: made from the configuration dataclasses by tyro. A user's mistake is one line on standard error and exit code 2."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import tyro
+
+from fastcyclegan.config import BUILTIN, TrainConfig, to_dict, with_changes
+from fastcyclegan.console import Console
+from fastcyclegan.data import toy
+from fastcyclegan.data.folder import to_unit_range
+from fastcyclegan.data.picture import open_picture
+from fastcyclegan.engine import resolve_device
+from fastcyclegan.errors import UserError
+from fastcyclegan.report import PAGE, to_pixels
+from fastcyclegan.run import find_config
+from fastcyclegan.trainer import Trainer
+from fastcyclegan.trainer import train as train_run
+from fastcyclegan.translate import TranslateConfig
+from fastcyclegan.translate import translate as translate_pictures
+
+Config = TypeVar("Config")
+_MARKERS = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff)
+
+TRAIN_HELP = """Train CycleGAN on two folders of pictures. Without any, on a small built-in dataset, in a few minutes.
+
+Flags are those of the official code, with _ or -. Ctrl-C saves and ends; --continue_train --name NAME goes on from there."""
+
+
+def _parse(kind: type[Config], args: Sequence[str] | None, description: str, default: Config | None = None) -> Config:
+    options: dict[str, Any] = {} if default is None else {"default": default}
+    return tyro.cli(kind, args=args, description=description, config=_MARKERS, use_underscores=True, **options)
+
+
+def parse_train(args: Sequence[str] | None = None) -> TrainConfig:
+    """Return the configuration that ``args`` ask for.
+
+    What is not given comes from the run that is continued, else from the built-in dataset's preset where no pictures are named, else from
+    the defaults.
+    """
+    config = _parse(TrainConfig, args, TRAIN_HELP)
+    if config.run.continue_train:
+        base = find_config(config.run.name, config.run.checkpoints_dir)
+        if base is not None:
+            return _parse(TrainConfig, args, TRAIN_HELP, base)
+    if config.data.is_builtin:
+        return _parse(TrainConfig, args, TRAIN_HELP, with_changes(TrainConfig(), BUILTIN))
+    return config
+
+
+def _run(main: Callable[[], int]) -> int:
+    try:
+        return main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+    except OSError as error:
+        # A disk that is full, a folder that may not be written: what the system says of the file.
+        print(f"error: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
+    except torch.OutOfMemoryError as error:
+        print(f"error: out of GPU memory: {str(error).splitlines()[0]}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    return 2
+
+
+def _print_config(config: TrainConfig, console: Console) -> None:
+    console.say(f"device {resolve_device(config.run)}, torch {torch.__version__}")
+    for group, values in to_dict(config).items():
+        console.table(f"{group}:", values)
+
+
+def _score_builtin(trainer: Trainer, console: Console) -> None:
+    """Print how well the held-out pictures of the built-in dataset were translated."""
+    run = trainer.run
+    held_out = {"A": run.pictures.test_A, "B": run.pictures.test_B}
+    real = {side: np.stack([np.asarray(open_picture(path)) for path in paths]) for side, paths in held_out.items()}
+    console.say(f"built-in dataset, {len(real['A'])} held-out pictures a side, small networks made for it alone:")
+    for here, there in ("AB", "BA"):
+        images = to_unit_range(torch.from_numpy(real[here]), run.engine.device)
+        fake = to_pixels(run.engine.translate(f"G_{here}{there}", images))
+        closed = toy.gap_closed(real[here], fake, real[there])
+        ratio = toy.distance_ratio(real[here], fake, real[there])
+        console.say(
+            f"  {here} to {there}: {closed:.2f} of the domains' gap in stripes closed (1 is all); "
+            f"distance to the true counterpart {ratio:.2f} of doing nothing (0 is perfect)"
+        )
+
+
+def _train(args: Sequence[str] | None) -> int:
+    console = Console()
+    config = parse_train(args)
+    if config.run.dry_run:
+        _print_config(config, console)
+        return 0
+    trainer = train_run(config, console)
+    run = trainer.run
+    if trainer.stop is not None:
+        console.say(f"saved after iteration {run.iteration} of {run.last}; go on with --continue_train --name {run.config.run.name}")
+        return 128 + trainer.stop
+    if run.config.data.is_builtin:
+        _score_builtin(trainer, console)
+    console.say(f"done: iteration {run.iteration} of {run.last}")
+    console.say(f"pictures: {run.folder / 'samples'} and {run.folder / PAGE}")
+    return 0
+
+
+def _translate(args: Sequence[str] | None) -> int:
+    config = _parse(TranslateConfig, args, "Translate a picture, or a folder of them, with a trained generator.")
+    translate_pictures(config, Console())
+    return 0
+
+
+def train(args: Sequence[str] | None = None) -> int:
+    """The command ``train.py``; returns its exit code."""
+    return _run(lambda: _train(args))
+
+
+def translate(args: Sequence[str] | None = None) -> int:
+    """The command ``translate.py``; returns its exit code."""
+    return _run(lambda: _translate(args))

@@ -1,0 +1,57 @@
+"""What a run prints: lines, and at the bottom of a terminal one live line with a bar. Plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rich.console import Console as RichConsole
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+
+class Console:
+    """Lines and progress on standard output. ``with console:`` bounds the time in which a live line may stand."""
+
+    def __init__(self) -> None:
+        self._rich = RichConsole(highlight=False, markup=False, soft_wrap=True)
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+
+    @property
+    def is_terminal(self) -> bool:
+        return self._rich.is_terminal
+
+    def say(self, line: str) -> None:
+        """Print one line (above the live one)."""
+        self._rich.print(line)
+
+    def table(self, title: str, rows: Mapping[str, object]) -> None:
+        """Print ``rows`` as aligned names and values under ``title``."""
+        width = max(map(len, rows))
+        self.say(title)
+        for name, value in rows.items():
+            self.say(f"  {name:<{width}}  {value}")
+
+    def progress(self, done: int, total: int, text: str) -> None:
+        """Show how far the work is: the live line in a terminal, else a plain one."""
+        if not self.is_terminal:
+            self.say(text)
+            return
+        if self._progress is None:
+            columns = (BarColumn(bar_width=20), TextColumn("{task.percentage:>3.0f}%"), TextColumn("{task.description}", markup=False))
+            self._progress = Progress(*columns, console=self._rich, transient=True)
+            self._progress.start()
+            self._task = self._progress.add_task(text, total=total)
+        assert self._task is not None
+        self._progress.update(self._task, completed=done, total=total, description=text)
+
+    def end_progress(self) -> None:
+        """Take the live line away."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    def __enter__(self) -> Console:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end_progress()

@@ -1,0 +1,268 @@
+"""How a run begins: its folder, its pictures, its engine, and, when it is continued, the place where it stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastcyclegan import checkpoint
+from fastcyclegan.config import DataConfig, TrainConfig, from_dict, to_dict
+from fastcyclegan.data import toy
+from fastcyclegan.data.folder import FolderLoader, Source, cache_in_ram
+from fastcyclegan.data.plan import Plan
+from fastcyclegan.data.scan import Pictures, check_files, find_pictures, fingerprint
+from fastcyclegan.engine import Engine, resolve_device, resolve_precision, why_not_compiled
+from fastcyclegan.errors import UserError
+from fastcyclegan.networks import resolve_impl
+from fastcyclegan.recipes.cyclegan import CycleGAN, build_networks
+from fastcyclegan.report import CURVES, PAGE, STATS
+
+CONFIG = "config.json"
+DATASET = "dataset"
+STATE_VERSION = 1
+Say = Callable[[str], None]
+
+# Settings that a state was made with and cannot be continued without: they fix the samples, their order and the pools.
+FIXED = (
+    *(("data", name) for name in ("direction", "batch_size", "serial_batches")),
+    ("loss", "pool_size"),
+    ("run", "seed"),
+)
+
+
+def read_config(run: Path) -> TrainConfig | None:
+    """Return the configuration that ``run`` was started with, None where the folder has none."""
+    file = run / CONFIG
+    if not file.exists():
+        return None
+    try:
+        return from_dict(json.loads(file.read_text()))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{file}: not a configuration of a run: {error}") from None
+
+
+def _default_name(config: TrainConfig) -> str:
+    """Return the dataset's name and the first number that is free."""
+    data = config.data
+    if data.is_builtin:
+        stem = "shapes"
+    elif data.dataroot is not None:
+        stem = data.dataroot.resolve().name
+    else:
+        stem = "2".join(folder.resolve().name for folder in (data.data_A, data.data_B) if folder is not None)
+    folder = config.run.checkpoints_dir
+    taken = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    number = 1
+    while f"{stem}_{number}" in taken:
+        number += 1
+    return f"{stem}_{number}"
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / CONFIG).exists() or (folder / checkpoint.STATE).exists() or bool(checkpoint.saved_epochs(folder))
+
+
+def _remove_run(folder: Path) -> None:
+    """Delete what a run leaves in its folder, and nothing else that may lie there."""
+    for name in (CONFIG, checkpoint.STATE, STATS, PAGE, CURVES):
+        (folder / name).unlink(missing_ok=True)
+    for file in folder.glob("*_net_*.pth"):
+        file.unlink()
+    for name in ("samples", "tensorboard", DATASET):
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def open_folder(config: TrainConfig) -> tuple[Path, TrainConfig]:
+    """Return the run's folder, made if need be, and ``config`` with its name. Raises UserError for a name that is taken or missing."""
+    run = config.run
+    if run.continue_train and run.name is None:
+        runs = [path.name for path in sorted(run.checkpoints_dir.glob("*")) if _is_run(path)]
+        raise UserError(f"--continue_train needs --name; runs in {run.checkpoints_dir}: {', '.join(runs) or 'none'}")
+    name = run.name or _default_name(config)
+    folder = run.checkpoints_dir / name
+    if run.continue_train and not (folder.is_dir() and _is_run(folder)):
+        raise UserError(f"{folder}: no run to continue (neither {checkpoint.STATE} nor *_net_*.pth)")
+    if folder.exists() and not run.continue_train and (not folder.is_dir() or any(folder.iterdir())):
+        if not run.overwrite:
+            raise UserError(f"{folder} exists: use --continue_train, --overwrite or another --name")
+        if not folder.is_dir() or not _is_run(folder):
+            raise UserError(f"{folder} is not a run's folder, so --overwrite leaves it alone; use another --name")
+        _remove_run(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        checkpoint.remove_partials(folder)
+        probe = folder / ".writable.partial"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"{folder}: cannot write there: {error.strerror or error}") from None
+    return folder, dataclasses.replace(config, run=dataclasses.replace(run, name=name))
+
+
+@dataclass
+class Run:
+    """Everything that the training loop works with."""
+
+    config: TrainConfig
+    folder: Path
+    pictures: Pictures
+    data: DataConfig
+    plan: Plan
+    loader: FolderLoader
+    engine: Engine
+    first: int
+    """Iteration (from 0, counted from epoch 1) at which the run was first started: epoch_count decides it."""
+    iteration: int
+    """Iterations done, counted from epoch 1."""
+    extra: dict[str, Any]
+    """What the loop itself saved in the state; {} at a first start."""
+    table: dict[str, str]
+
+    @property
+    def last(self) -> int:
+        """Iteration after which training is complete."""
+        stop = self.config.optim.last_epoch * self.plan.iterations_per_epoch
+        limit = self.config.optim.max_iters
+        return stop if limit is None else min(stop, self.first + limit)
+
+    def state(self, extra: dict[str, Any]) -> dict[str, Any]:
+        """Return a copy of everything that the next iteration depends on."""
+        pictures = self.pictures
+        place = {
+            "version": STATE_VERSION,
+            "iteration": self.iteration,
+            "first": self.first,
+            "pictures": [fingerprint(pictures.train_A), fingerprint(pictures.train_B)],
+            "config": to_dict(self.config),
+        }
+        return {**place, "extra": extra, **checkpoint.to_cpu(self.engine.state_dict())}
+
+
+def start(config: TrainConfig, say: Say, progress: Callable[[int, int], None] | None = None) -> Run:
+    """Set up the run that ``config`` describes. Raises UserError for whatever the user can put right, before anything is changed."""
+    device = resolve_device(config.run)
+    try:
+        resolve_impl(config.model.impl)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    # Pictures first: a run that cannot start leaves no folder.
+    pictures = None if config.data.is_builtin else find_pictures(config.data, config.run.seed, say, progress)
+    folder, config = open_folder(config)
+    data = config.data
+    if pictures is None:
+        toy.write(folder / DATASET, config.run.seed)
+        data = dataclasses.replace(data, dataroot=folder / DATASET)
+        pictures = find_pictures(data, config.run.seed, say)
+    reason = why_not_compiled(device) if config.run.compile else ""
+    if reason:
+        say(f"--compile: {reason}; training goes on uncompiled")
+    compiled = config.run.compile and not reason
+    if compiled:
+        say("--compile: the first iteration compiles the networks, which takes a minute or more; later starts take it from the cache")
+    precision = resolve_precision(config.run.precision, device, compiled)
+
+    torch.manual_seed(config.run.seed)
+    engine = Engine(CycleGAN.from_config(config), build_networks(config.model), config.optim, device, precision, compiled)
+    plan = _plan(config, pictures)
+    a, b = _sources(data, config, pictures, say)
+    first = (config.optim.epoch_count - 1) * plan.iterations_per_epoch
+    table = {
+        "pictures": f"{len(pictures.train_A)} of A and {len(pictures.train_B)} of B to train with, "
+        f"{len(pictures.test_A)} and {len(pictures.test_B)} held out",
+        "samples": f"{data.preprocess}, {_size(data)}, batch {data.batch_size}, {plan.iterations_per_epoch} iterations an epoch",
+        "networks": _networks(config, engine),
+        **engine.describe(),
+    }
+    run = Run(config, folder, pictures, data, plan, FolderLoader(a, b, plan, device), engine, first, first, {}, table)
+    if config.run.continue_train:
+        _resume(run, say)
+    text = json.dumps(to_dict(config), indent=2) + "\n"
+    try:
+        checkpoint.write_atomically(folder / CONFIG, lambda partial: partial.write_text(text))
+    except OSError as error:
+        raise UserError(f"{folder}: cannot write there: {error.strerror or error}") from None
+    return run
+
+
+def _size(data: DataConfig) -> str:
+    sizes = {"resize_and_crop": f"{data.load_size} to {data.crop_size} pixels", "crop": f"{data.crop_size} pixels"}
+    return sizes.get(data.preprocess, f"width {data.load_size}" if "width" in data.preprocess else "own size")
+
+
+def _networks(config: TrainConfig, engine: Engine) -> str:
+    count = {name: sum(p.numel() for p in net.parameters()) for name, net in engine.nets.items()}
+    model = config.model
+    return f"{model.netG} ngf {model.ngf} ({count['G_AB']:,} weights each), {model.netD} ndf {model.ndf} ({count['D_A']:,} each)"
+
+
+def _plan(config: TrainConfig, pictures: Pictures) -> Plan:
+    data = config.data
+    return Plan(config.run.seed, len(pictures.train_A), len(pictures.train_B), data.batch_size, data.serial_batches, not data.no_flip)
+
+
+def _sources(data: DataConfig, config: TrainConfig, pictures: Pictures, say: Say) -> list[Source]:
+    multiple = config.model.size_multiple
+    sources = [
+        Source(pictures.train_A, data, config.model.input_nc, multiple),
+        Source(pictures.train_B, data, config.model.output_nc, multiple),
+    ]
+    if data.cache == "ram":
+        sizes = [[(known.width, known.height) for known in check_files(source.paths)] for source in sources]
+        sources = cache_in_ram(sources, sizes)
+        held = sum(pixels.numel() for source in sources for pixels in source.cached or [])
+        say(f"--cache ram: {sum(len(s.paths) for s in sources)} pictures held in {held / 2**20:.1f} MiB")
+    return sources
+
+
+def _resume(run: Run, say: Say) -> None:
+    """Put ``run`` where it stopped: from its state, else from official files, whose weights alone are known."""
+    config, folder = run.config, run.folder
+    architecture = f"{config.model.netG} (ngf {config.model.ngf}, {config.model.norm} norm) of this run"
+    state_file = folder / checkpoint.STATE
+    if state_file.exists() and config.run.epoch == "latest":
+        state = checkpoint.load_tensors(state_file)
+        _check_state(state, run, state_file, say)
+        for name, net in run.engine.nets.items():
+            checkpoint.fit_weights(net, state["nets"][name], f"{state_file} ({name})", architecture)
+        run.engine.load_state_dict(state)
+        run.iteration, run.first, run.extra = state["iteration"], state["first"], state["extra"]
+        say(f"continuing {folder} after iteration {run.iteration}")
+        return
+    files = {name: checkpoint.weights_file(folder, config.run.epoch, name) for name in run.engine.nets}
+    lacking = [str(file) for file in files.values() if not file.exists()]
+    if lacking:
+        there = ", ".join(checkpoint.saved_epochs(folder)) or "none"
+        raise UserError(f"{lacking[0]}: no such file; weights in {folder}: {there}")
+    for name, file in files.items():
+        checkpoint.fit_weights(run.engine.nets[name], checkpoint.read_weights(file), file, architecture)
+    say(
+        f"starting from the weights {folder}/{config.run.epoch}_net_*.pth with fresh optimizers, pools and epoch "
+        f"{config.optim.epoch_count}: such files hold nothing else"
+    )
+
+
+def _check_state(state: Any, run: Run, file: Path, say: Say) -> None:
+    """Raise UserError where ``state`` is not of this version or not of this configuration; say where its pictures were others."""
+    if not isinstance(state, dict) or state.get("version") != STATE_VERSION:
+        raise UserError(f"{file}: not a state that this version can continue")
+    ours = to_dict(run.config)
+    for group, name in FIXED:
+        was, now = state["config"][group][name], ours[group][name]
+        if was != now:
+            raise UserError(f"{file}: {name} was {was} and cannot become {now} in the middle of a run")
+    now_A, now_B = fingerprint(run.pictures.train_A), fingerprint(run.pictures.train_B)
+    if state["pictures"] != [now_A, now_B]:
+        say("the training pictures are not the ones that this run began with: it goes on with those that are there now")
+
+
+def find_config(args_name: str | None, checkpoints_dir: Path) -> TrainConfig | None:
+    """Return the configuration of the run ``args_name`` under ``checkpoints_dir``, None where there is none."""
+    return None if args_name is None or not re.fullmatch(r"[^/\\]+", args_name) else read_config(checkpoints_dir / args_name)

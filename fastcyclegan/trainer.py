@@ -1,0 +1,246 @@
+"""The training loop: batch, step, log, samples, snapshot."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastcyclegan.checkpoint import StateWriter, to_cpu
+from fastcyclegan.config import TrainConfig, to_dict
+from fastcyclegan.console import Console
+from fastcyclegan.data.folder import to_unit_range
+from fastcyclegan.data.picture import crop_side, load_pixels, take_view
+from fastcyclegan.data.plan import View
+from fastcyclegan.errors import UserError
+from fastcyclegan.report import Report, draw_grid, to_pixels
+from fastcyclegan.run import Run, start
+from fastcyclegan.schedule import Factor, make_schedule
+
+SAMPLE_ROWS = 4
+MAX_PENDING = 256
+
+
+class Every:
+    """When something is due: every ``images`` pictures if given, else every ``seconds``, and then never more than ``share`` of the time."""
+
+    def __init__(self, images: int | None, seconds: float, share: float = 1.0) -> None:
+        self.images, self.seconds, self.share = images, seconds, share
+        self.seen, self.since, self.cost = 0, time.monotonic(), 0.0
+
+    def due(self, images: int) -> bool:
+        """Count ``images`` more pictures and say whether it is time."""
+        self.seen += images
+        if self.images is not None:
+            return self.seen >= self.images
+        return time.monotonic() - self.since >= max(self.seconds, self.cost / self.share)
+
+    def done(self, cost: float = 0.0) -> None:
+        """It was done, and took ``cost`` seconds."""
+        self.seen = self.seen % self.images if self.images is not None else 0
+        self.since, self.cost = time.monotonic(), cost
+
+
+class Trainer:
+    """Trains one run to its end, or until ``stop`` is set (to the signal that asked for it).
+
+    ``policy``, a function from steps taken to a factor, replaces the configured learning rate policy.
+    """
+
+    def __init__(self, run: Run, console: Console, policy: Factor | None = None) -> None:
+        self.run, self.console = run, console
+        self.names = run.engine.recipe.loss_names
+        self.schedule = make_schedule(run.config.optim, policy)
+        self.schedule.load_state_dict(run.extra.get("schedule") or self.schedule.state_dict())
+        self.epoch_loss: float = run.extra.get("epoch_loss", 0.0)
+        self.pending: list[Tensor] = []
+        self.since_log: list[Tensor] = []
+        self.warm = False
+        self.stop: int | None = None
+        options = run.config.run
+        self.log_due = Every(options.print_freq, 1.0 if console.is_terminal else 10.0)
+        self.samples_due = Every(options.display_freq, 30.0, share=0.05)
+        self.state_due = Every(options.save_latest_freq, 300.0, share=0.01)
+        self.writer = StateWriter(run.folder)
+        if "epoch_loss" in run.extra:
+            self.writer.saved_iteration = run.iteration
+        resume_at = run.iteration if options.continue_train else None
+        self.report = Report(run.folder, str(options.name), to_dict(run.config), self.names, resume_at)
+
+    def train(self) -> None:
+        """Run the loop. Raises UserError where a loss is not finite, a picture broke or the disk refuses."""
+        run = self.run
+        self.log_started = time.monotonic()
+        with contextlib.closing(self.report), contextlib.closing(run.loader.batches(run.iteration, run.last)) as batches:
+            for batch in batches:
+                epoch, _ = run.plan.batch(run.iteration)
+                self.pending.append(run.engine.step(batch, self.schedule.lr(epoch)))
+                run.iteration += 1
+                self._after_step(epoch, len(batch.samples))
+                if self.stop is not None:
+                    break
+            self._finish()
+
+    def _after_step(self, epoch: int, images: int) -> None:
+        run = self.run
+        if self.log_due.due(images) or len(self.pending) >= MAX_PENDING:
+            self._flush()
+        if self.log_due.due(0):
+            self._log(epoch)
+        if run.iteration % run.plan.iterations_per_epoch == 0:
+            self._end_epoch(epoch)
+        if self.samples_due.due(images):
+            self._samples()
+        if self.state_due.due(images) and not self.writer.busy:
+            self._save()
+        self.writer.check()
+
+    def _flush(self) -> None:
+        """Bring the losses of the iterations since the last time to the host, and stop at the first that is not finite."""
+        if not self.pending:
+            return
+        values = torch.stack(self.pending).cpu().double()
+        self.pending.clear()
+        if not values.isfinite().all():
+            row, column = (~values.isfinite()).nonzero()[0].tolist()
+            iteration = self.run.iteration - len(values) + row + 1
+            saved = self.writer.saved_iteration
+            kept = "no state was saved yet" if saved is None else f"the state of iteration {saved} is kept in {self.run.folder}"
+            raise UserError(f"loss {self.names[column]} is {values[row, column].item()} at iteration {iteration}; {kept}")
+        generator = [i for i, name in enumerate(self.names) if not name.startswith("D_")]
+        for row in values:
+            self.epoch_loss += row[generator].sum().item()
+        self.since_log += list(values)
+
+    def _log(self, epoch: int) -> None:
+        self._flush()
+        run, now = self.run, time.monotonic()
+        count = len(self.since_log)
+        if not count:
+            return
+        means = dict(zip(self.names, torch.stack(self.since_log).mean(0).tolist(), strict=True))
+        rate = count / max(now - self.log_started, 1e-9)
+        self.since_log, self.log_started = [], now
+        record: dict[str, Any] = {"iteration": run.iteration, "epoch": epoch, **means, "lr": self.schedule.lr(epoch), "it/s": rate}
+        record["images/s"] = rate * run.config.data.batch_size
+        self.report.add_stats(record)
+        losses = " ".join(f"{name} {value:.3f}" for name, value in means.items())
+        head = f"epoch {epoch} iteration {run.iteration}/{run.last}"
+        speed = f"{rate:.2f} it/s {record['images/s']:.2f} images/s"
+        if self.warm:  # the first line's time is mostly warming up
+            speed += f", {_clock((run.last - run.iteration) / rate)} left"
+        self.warm = True
+        self.console.progress(run.iteration - run.first, run.last - run.first, f"{head}  {losses}  {speed}")
+        self.log_due.done()
+
+    def _end_epoch(self, epoch: int) -> None:
+        self._flush()
+        self.schedule.end_epoch(self.epoch_loss / self.run.plan.iterations_per_epoch)
+        self.epoch_loss = 0.0
+        every = self.run.config.run.save_epoch_freq
+        if every and epoch % every == 0:
+            nets = to_cpu(self.run.engine.state_dict()["nets"])
+            self.writer.write({"iteration": self.run.iteration, "nets": nets, "optimizers": {}}, (str(epoch),), with_state=False)
+
+    def _save(self, wait: bool = False) -> None:
+        """Snapshot the state and have it written; a loss that is not finite ends the run before it can be saved."""
+        started = time.monotonic()
+        self._flush()
+        state = self.run.state({"schedule": self.schedule.state_dict(), "epoch_loss": self.epoch_loss})
+        label = f"iter_{self.run.iteration}" if self.run.config.run.save_by_iter and not wait else "latest"
+        self.writer.write(state, (label,))
+        if wait:
+            self.writer.wait()
+        self.state_due.done(time.monotonic() - started)
+
+    def _samples(self) -> Path | None:
+        """Translate the same held-out pictures (training ones where there are none) both ways and back, and add them to the report."""
+        started = time.monotonic()
+        path = self.report.add_samples(self.run.iteration, draw_grid(self._sample_columns()))
+        self.samples_due.done(time.monotonic() - started)
+        return path
+
+    def _sample_columns(self) -> dict[str, list[Any]]:
+        run, model = self.run, self.run.config.model
+        columns: dict[str, list[Any]] = {}
+        sides = (
+            ("A", "B", run.pictures.test_A or run.pictures.train_A, model.input_nc),
+            ("B", "A", run.pictures.test_B or run.pictures.train_B, model.output_nc),
+        )
+        rows = min(SAMPLE_ROWS, *(len(paths) for _, _, paths, _ in sides))
+        for here, there, paths, channels in sides:
+            names = (f"real_{here}", f"fake_{there}", f"rec_{here}")
+            columns.update({name: [] for name in names})
+            for path in paths[:rows]:
+                pixels = take_view(load_pixels(path, run.data, channels, model.size_multiple), View(0.5, 0.5, False), crop_side(run.data))
+                real = to_unit_range(torch.from_numpy(pixels.copy())[None], run.engine.device)
+                fake = run.engine.translate(f"G_{here}{there}", real)
+                back = run.engine.translate(f"G_{there}{here}", fake)
+                for name, picture in zip(names, (real, fake, back), strict=True):
+                    columns[name].append(to_pixels(picture)[0])
+        return columns
+
+    def _finish(self) -> None:
+        run = self.run
+        done = run.iteration > run.first and run.iteration != self.writer.saved_iteration
+        if done:
+            if self.pending or self.since_log:
+                self._log(run.plan.batch(run.iteration - 1)[0])
+            self.console.end_progress()
+            self._save(wait=True)
+        self.writer.wait()
+        if done:
+            self._samples()
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(math.ceil(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"
+
+
+def _on_signals(trainer: Trainer) -> Callable[[], None]:
+    """Have SIGINT and SIGTERM end the loop after its iteration, a second one at once; return what restores the handlers."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def ask(number: int, _: FrameType | None) -> None:
+        trainer.stop = number
+        restore()
+        # Not print: the signal may have come in the middle of one.
+        os.write(2, f"\n{signal.Signals(number).name}: saving after this iteration (once more to stop at once)\n".encode())
+
+    for number in before:
+        signal.signal(number, ask)
+    return restore
+
+
+def train(config: TrainConfig, console: Console, policy: Factor | None = None) -> Trainer:
+    """Train the run that ``config`` describes and return its trainer. Raises UserError for what the user can put right."""
+
+    def checking(done: int, total: int) -> None:
+        if done % 500 == 0 and done:
+            console.say(f"checked {done} of {total} pictures")
+
+    run = start(config, console.say, checking)
+    console.table(f"run {run.folder}", run.table)
+    trainer = Trainer(run, console, policy)
+    restore = _on_signals(trainer)
+    try:
+        with console:
+            trainer.train()
+    finally:
+        restore()
+    return trainer

@@ -1,0 +1,236 @@
+"""Translate pictures of any size with a trained generator."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+
+from fastcyclegan.checkpoint import OFFICIAL, fit_weights, read_weights, saved_epochs, weights_file
+from fastcyclegan.config import Direction, RunConfig
+from fastcyclegan.console import Console
+from fastcyclegan.data.folder import to_unit_range
+from fastcyclegan.data.picture import BadPictureError, open_picture
+from fastcyclegan.data.scan import list_pictures
+from fastcyclegan.engine import resolve_device, resolve_precision
+from fastcyclegan.errors import UserError
+from fastcyclegan.networks import generator_arguments
+from fastcyclegan.report import draw_grid, save_image, to_image, to_pixels
+from fastcyclegan.run import read_config
+
+GRID_NAME = "before_after.png"
+GRID_ROWS = 8
+# Pixels that a batch may hold together (a 9-block generator needs about 1.5 KB a pixel): large pictures go one by one.
+BATCH_PIXELS = 2**20
+
+
+@dataclass(frozen=True)
+class TranslateConfig:
+    """Translate a picture, or a folder of them, with a trained generator."""
+
+    weights: Path
+    """A run's folder, or one generator's weights (such as latest_net_G_A.pth)."""
+    input: Path
+    """A picture, or a folder of pictures (and the folders in it)."""
+    output: Path
+    """Folder for the translations: the same names, as PNG."""
+    direction: Direction | None = None
+    """With a run's folder: which way, by the training folders. Default: the way that the run was trained in (--direction there)."""
+    epoch: str = "latest"
+    """With a run's folder: which weights (latest, 5, iter_1000 ...)."""
+    resize: int | None = None
+    """Resize every picture to this side squared first, as the official test does. Default: keep its size."""
+    batch_size: int = 8
+    """At most this many pictures of equal size at once; fewer where they are large."""
+    grid: bool = False
+    """Also write before_after.png, a grid of the first pictures and their translations."""
+    skip_bad_images: bool = False
+    """Leave out pictures that cannot be read, and list them."""
+    device: str = "auto"
+    """auto (cuda, else mps, else cpu), cpu, cuda, cuda:N or mps."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 on a GPU that has it, else fp32."""
+    impl: Literal["auto", "triton", "reference"] = "auto"
+    """What computes the network."""
+
+    def __post_init__(self) -> None:
+        RunConfig(epoch=self.epoch, device=self.device, precision=self.precision)  # the same checks
+        if self.batch_size < 1:
+            raise UserError(f"batch_size must be at least 1, got {self.batch_size}")
+        if self.resize is not None and self.resize < 1:
+            raise UserError(f"resize must be at least 1, got {self.resize}")
+
+
+def find_weights(weights: Path, direction: Direction | None, epoch: str) -> Path:
+    """Return the generator's file in a run folder (or ``weights`` itself, a file). Raises UserError where there is none."""
+    if not weights.exists():
+        raise UserError(f"{weights}: no such file or folder")
+    if not weights.is_dir():
+        if direction is not None or epoch != "latest":
+            raise UserError(f"{weights} is one generator's file, so --direction and --epoch have nothing to choose; give the run's folder")
+        return weights
+    config = read_config(weights)
+    trained: Direction = config.data.direction if config is not None else "AtoB"
+    name = "G_AB" if direction in (None, trained) else "G_BA"
+    file = weights_file(weights, epoch, name)
+    if not file.exists():
+        there = ", ".join(saved_epochs(weights)) or "none"
+        raise UserError(f"{file}: no such file; weights of a generator ({OFFICIAL[name]}) in {weights}: {there}")
+    return file
+
+
+def load_generator(file: Path, impl: str = "auto") -> nn.Module:
+    """Return the generator whose weights ``file`` holds, in eval mode on the CPU; its shape is read off the weights.
+
+    Raises UserError for a file that is damaged, no state_dict, or of an architecture that is not known.
+    """
+    weights = read_weights(file)
+    try:
+        kind, arguments = generator_arguments(weights)
+        net = kind(**arguments, impl=impl)
+    except ValueError as error:
+        raise UserError(f"{file}: {error}") from None
+    fit_weights(net, weights, file, kind.__name__)
+    return net.eval()
+
+
+def pad_to_multiple(pixels: NDArray[np.uint8], multiple: int) -> NDArray[np.uint8]:
+    """Return [H, W, C] reflected at the right and the bottom to the next multiples, at least 8 pixels a side."""
+    height, width = (max(-(-side // multiple) * multiple, 8) for side in pixels.shape[:2])
+    return np.pad(pixels, ((0, height - pixels.shape[0]), (0, width - pixels.shape[1]), (0, 0)), mode="reflect")
+
+
+class Translator:
+    """Applies a generator to uint8 pictures [H, W, C] of any size."""
+
+    def __init__(self, net: nn.Module, device: torch.device, precision: str) -> None:
+        self.net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.device, self.precision = device, precision
+        first = next(p for p in net.parameters() if p.dim() == 4)
+        self.channels, self.multiple = first.shape[1], int(getattr(net, "size_multiple", 4))
+
+    @torch.inference_mode()
+    def __call__(self, pictures: list[NDArray[np.uint8]]) -> list[NDArray[np.uint8]]:
+        """Translate pictures that are equal in size once padded; each comes back in its own size."""
+        padded = np.stack([pad_to_multiple(picture, self.multiple) for picture in pictures])
+        images: Tensor = to_unit_range(torch.from_numpy(padded), self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            result = to_pixels(self.net(images))
+        return [out[: picture.shape[0], : picture.shape[1]] for out, picture in zip(result, pictures, strict=True)]
+
+
+@dataclass(frozen=True)
+class _Job:
+    source: Path
+    target: Path
+
+
+def plan_outputs(config: TranslateConfig) -> list[_Job]:
+    """Return what is to be read and written. Two pictures that differ in their suffix alone keep it (a.jpg.png, a.tif.png)."""
+    if not config.input.exists():
+        raise UserError(f"{config.input}: no such file or folder")
+    root = config.input if config.input.is_dir() else config.input.parent
+    sources = list_pictures(config.input) if config.input.is_dir() else [config.input]
+    if not sources:
+        raise UserError(f"{config.input}: no pictures in it")
+    names = [source.relative_to(root) for source in sources]
+    taken = Counter(name.with_suffix(".png") for name in names)
+    if config.grid:
+        taken[Path(GRID_NAME)] += 1
+
+    def target_name(name: Path) -> Path:
+        return name.with_suffix(".png") if taken[name.with_suffix(".png")] == 1 else name.with_name(name.name + ".png")
+
+    targets = [config.output / target_name(name) for name in names]
+    inputs = {source.resolve() for source in sources}
+    for target in targets:
+        if target.resolve() in inputs:
+            raise UserError(f"{target} is one of the input pictures: choose another --output")
+    return [_Job(source, target) for source, target in zip(sources, targets, strict=True)]
+
+
+def _read(job: _Job, channels: int, resize: int | None) -> NDArray[np.uint8] | BadPictureError:
+    try:
+        image = open_picture(job.source, channels)
+    except BadPictureError as bad:
+        return bad
+    if resize is not None:
+        image = image.resize((resize, resize), Image.Resampling.BICUBIC)
+    pixels = np.asarray(image)
+    return pixels[:, :, None] if channels == 1 else pixels
+
+
+def _batches(
+    jobs: list[_Job], translator: Translator, config: TranslateConfig, bad: list[BadPictureError]
+) -> Iterator[list[tuple[_Job, NDArray[np.uint8]]]]:
+    """Yield batches of pictures that are equal in size once padded. Few pictures are held at a time, however many there are."""
+    buckets: dict[tuple[int, ...], list[tuple[_Job, NDArray[np.uint8]]]] = {}
+    with ThreadPoolExecutor(2) as pool:
+        ahead = 2
+        reading = [pool.submit(_read, job, translator.channels, config.resize) for job in jobs[:ahead]]
+        for n, job in enumerate(jobs):
+            pixels = reading.pop(0).result()
+            if n + ahead < len(jobs):
+                reading.append(pool.submit(_read, jobs[n + ahead], translator.channels, config.resize))
+            if isinstance(pixels, BadPictureError):
+                bad.append(pixels)
+                continue
+            size = tuple(-(-side // translator.multiple) for side in pixels.shape[:2])
+            bucket = buckets.setdefault(size, [])
+            bucket.append((job, pixels))
+            room = max(1, BATCH_PIXELS // (pixels.shape[0] * pixels.shape[1]))
+            if len(bucket) >= min(config.batch_size, room):
+                yield buckets.pop(size)
+            elif sum(map(len, buckets.values())) >= 4 * config.batch_size:
+                yield buckets.pop(max(buckets, key=lambda key: len(buckets[key])))
+        yield from buckets.values()
+
+
+def translate(config: TranslateConfig, console: Console) -> int:
+    """Translate what ``config`` names and return the number of pictures written. Raises UserError for what the user can put right."""
+    device = resolve_device(RunConfig(device=config.device))
+    precision = resolve_precision(config.precision, device, compiled=False)
+    file = find_weights(config.weights, config.direction, config.epoch)
+    translator = Translator(load_generator(file, config.impl), device, precision)
+    jobs = plan_outputs(config)
+    console.say(f"translating {len(jobs)} picture{'s' * (len(jobs) != 1)} with {file} on {device} in {precision}")
+    started = last_said = time.monotonic()
+    written, bad = 0, []  # type: int, list[BadPictureError]
+    rows: dict[Path, tuple[NDArray[np.uint8], NDArray[np.uint8]]] = {}
+    shown = {job.source for job in jobs[:GRID_ROWS]} if config.grid else set()
+    with console:
+        for batch in _batches(jobs, translator, config, bad):
+            if bad and not config.skip_bad_images:
+                break
+            for (job, before), after in zip(batch, translator([pixels for _, pixels in batch]), strict=True):
+                job.target.parent.mkdir(parents=True, exist_ok=True)
+                save_image(to_image(after), job.target)
+                written += 1
+                if job.source in shown:
+                    rows[job.source] = before, after
+            if console.is_terminal or time.monotonic() - last_said > 10:
+                last_said = time.monotonic()
+                rate = written / (last_said - started)
+                console.progress(written, len(jobs), f"{written}/{len(jobs)} pictures, {rate:.2f} images/s")
+    if bad and not config.skip_bad_images:
+        more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
+        raise UserError(f"bad picture {bad[0]}{more}; {written} pictures were written; --skip-bad-images leaves such pictures out")
+    for reason in bad:
+        console.say(f"left out {reason}")
+    if rows:
+        ordered = [rows[source] for source in sorted(rows)]
+        grid = draw_grid({"input": [before for before, _ in ordered], "translation": [after for _, after in ordered]})
+        save_image(grid, config.output / GRID_NAME)
+    seconds = time.monotonic() - started
+    console.say(f"wrote {written} picture{'s' * (written != 1)} to {config.output} in {seconds:.1f} s")
+    return written
