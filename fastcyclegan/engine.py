@@ -101,7 +101,7 @@ class Engine:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def step(self, batch: Batch, lr: float) -> Tensor:
-        """Run one iteration and return its losses, [len(recipe.loss_names)] fp32 on the device, without waiting for them."""
+        """Run one iteration and return its losses, [len(recipe.loss_names)] on the device, without waiting for them."""
         losses: list[Tensor] = []
         for phase in self.recipe.phases:
             optimizer = self.optimizers[phase.name]
@@ -115,7 +115,7 @@ class Engine:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             losses += terms.values()
-        return torch.stack(losses).detach().float()
+        return torch.stack(losses).detach()
 
     @torch.inference_mode()
     def translate(self, name: str, images: Tensor) -> Tensor:

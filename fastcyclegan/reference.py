@@ -33,13 +33,36 @@ def _check(what: str, got: object, wanted: Sequence[str]) -> None:
 # --- Networks -----------------------------------------------------------------------------------------------------------------
 
 
+class _ContiguousGradient(torch.autograd.Function):
+    """The identity; its backward hands the gradient on in NCHW memory."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: object, grad: Tensor) -> Tensor:  # type: ignore[override]
+        return grad.contiguous()
+
+
+class InstanceNorm2d(nn.InstanceNorm2d):
+    """torch's InstanceNorm2d, right for a channels_last gradient too.
+
+    torch's own backward on the CPU (seen in 2.13) returns a wrong gradient for one picture whose upstream gradient is channels_last: it
+    reads that memory as NCHW. The result does not depend on layout here.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _ContiguousGradient.apply(super().forward(x))
+
+
 def norm_layer(norm: str, channels: int, affine: bool = False) -> nn.Module:
     """Return the normalisation called ``norm``. Instance norm has no running statistics and, unless ``affine``, no parameters."""
     _check("norm", norm, NORMS)
     if affine and norm != "instance":
         raise ValueError(f"affine=True belongs to norm='instance', got norm={norm!r}")
     if norm == "instance":
-        return nn.InstanceNorm2d(channels, affine=affine)
+        return InstanceNorm2d(channels, affine=affine)
     return nn.BatchNorm2d(channels) if norm == "batch" else nn.Identity()
 
 

@@ -1,0 +1,162 @@
+"""The anchor of every ratio: one CycleGAN iteration as the official code runs it, kept as it is.
+
+Frozen on purpose. Separate passes of each picture through each network, NCHW, torch's own defaults (TF32 convolutions where the GPU has
+them, cudnn.benchmark on as the official training script sets it), two unfused Adams, the pool as a Python list that draws by itself.
+Names are the official ones: netG_A translates A to B, netD_A judges pictures of B. Nothing here is ours but the four networks handed in,
+which are the plain reference modules. Do not make it faster.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+class Chance(Protocol):
+    """What the pool asks of Python's ``random``; a test hands in decisions instead."""
+
+    def uniform(self, a: float, b: float) -> float: ...
+
+    def randint(self, a: int, b: int) -> int: ...
+
+
+class ImagePool:
+    def __init__(self, pool_size: int, chance: Chance) -> None:
+        self.pool_size = pool_size
+        self.chance = chance
+        self.num_imgs = 0
+        self.images: list[Tensor] = []
+
+    def query(self, images: Tensor) -> Tensor:
+        if self.pool_size == 0:
+            return images
+        return_images = []
+        for image in images:
+            image = torch.unsqueeze(image.data, 0)
+            if self.num_imgs < self.pool_size:
+                self.num_imgs = self.num_imgs + 1
+                self.images.append(image)
+                return_images.append(image)
+            else:
+                p = self.chance.uniform(0, 1)
+                if p > 0.5:
+                    random_id = self.chance.randint(0, self.pool_size - 1)
+                    tmp = self.images[random_id].clone()
+                    self.images[random_id] = image
+                    return_images.append(tmp)
+                else:
+                    return_images.append(image)
+        return torch.cat(return_images, 0)
+
+
+class GANLoss(nn.Module):
+    def __init__(self, gan_mode: str) -> None:
+        super().__init__()
+        self.register_buffer("real_label", torch.tensor(1.0))
+        self.register_buffer("fake_label", torch.tensor(0.0))
+        self.gan_mode = gan_mode
+        self.loss: nn.Module | None = {"lsgan": nn.MSELoss(), "vanilla": nn.BCEWithLogitsLoss(), "wgangp": None}[gan_mode]
+
+    def forward(self, prediction: Tensor, target_is_real: bool) -> Tensor:
+        if self.loss is None:
+            return -prediction.mean() if target_is_real else prediction.mean()
+        label = self.real_label if target_is_real else self.fake_label
+        return self.loss(prediction, label.to(prediction.dtype).expand_as(prediction))
+
+
+class OfficialCycleGAN:
+    """The official model's ``set_input`` and ``optimize_parameters`` over four given networks."""
+
+    def __init__(
+        self,
+        netG_A: nn.Module,
+        netG_B: nn.Module,
+        netD_A: nn.Module,
+        netD_B: nn.Module,
+        *,
+        gan_mode: str = "lsgan",
+        lambda_A: float = 10.0,
+        lambda_B: float = 10.0,
+        lambda_identity: float = 0.5,
+        pool_size: int = 50,
+        lr: float = 2e-4,
+        beta1: float = 0.5,
+        chance_A: Chance | None = None,
+        chance_B: Chance | None = None,
+    ) -> None:
+        torch.backends.cudnn.benchmark = True
+        self.netG_A, self.netG_B, self.netD_A, self.netD_B = netG_A, netG_B, netD_A, netD_B
+        self.lambda_A, self.lambda_B, self.lambda_idt = lambda_A, lambda_B, lambda_identity
+        own = random.Random(0)
+        self.fake_A_pool = ImagePool(pool_size, chance_A or own)
+        self.fake_B_pool = ImagePool(pool_size, chance_B or own)
+        self.criterionGAN = GANLoss(gan_mode).to(next(netG_A.parameters()).device)
+        self.criterionCycle = nn.L1Loss()
+        self.criterionIdt = nn.L1Loss()
+        self.optimizer_G = torch.optim.Adam(itertools.chain(netG_A.parameters(), netG_B.parameters()), lr=lr, betas=(beta1, 0.999))
+        self.optimizer_D = torch.optim.Adam(itertools.chain(netD_A.parameters(), netD_B.parameters()), lr=lr, betas=(beta1, 0.999))
+
+    def set_input(self, A: Tensor, B: Tensor) -> None:
+        self.real_A, self.real_B = A, B
+
+    def set_requires_grad(self, nets: list[nn.Module], requires_grad: bool) -> None:
+        for net in nets:
+            for param in net.parameters():
+                param.requires_grad = requires_grad
+
+    def forward(self) -> None:
+        self.fake_B = self.netG_A(self.real_A)
+        self.rec_A = self.netG_B(self.fake_B)
+        self.fake_A = self.netG_B(self.real_B)
+        self.rec_B = self.netG_A(self.fake_A)
+
+    def backward_D_basic(self, netD: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
+        loss_D_real = self.criterionGAN(netD(real), True)
+        loss_D_fake = self.criterionGAN(netD(fake.detach()), False)
+        loss_D = (loss_D_real + loss_D_fake) * 0.5
+        loss_D.backward()
+        return loss_D
+
+    def backward_G(self) -> None:
+        self.loss_idt_A: Tensor | float = 0.0
+        self.loss_idt_B: Tensor | float = 0.0
+        if self.lambda_idt > 0:
+            self.idt_A = self.netG_A(self.real_B)
+            self.loss_idt_A = self.criterionIdt(self.idt_A, self.real_B) * self.lambda_B * self.lambda_idt
+            self.idt_B = self.netG_B(self.real_A)
+            self.loss_idt_B = self.criterionIdt(self.idt_B, self.real_A) * self.lambda_A * self.lambda_idt
+        self.loss_G_A = self.criterionGAN(self.netD_A(self.fake_B), True)
+        self.loss_G_B = self.criterionGAN(self.netD_B(self.fake_A), True)
+        self.loss_cycle_A = self.criterionCycle(self.rec_A, self.real_A) * self.lambda_A
+        self.loss_cycle_B = self.criterionCycle(self.rec_B, self.real_B) * self.lambda_B
+        self.loss_G = self.loss_G_A + self.loss_G_B + self.loss_cycle_A + self.loss_cycle_B + self.loss_idt_A + self.loss_idt_B
+        self.loss_G.backward()
+
+    def optimize_parameters(self) -> None:
+        self.forward()
+        self.set_requires_grad([self.netD_A, self.netD_B], False)
+        self.optimizer_G.zero_grad()
+        self.backward_G()
+        self.optimizer_G.step()
+        self.set_requires_grad([self.netD_A, self.netD_B], True)
+        self.optimizer_D.zero_grad()
+        self.loss_D_A = self.backward_D_basic(self.netD_A, self.real_B, self.fake_B_pool.query(self.fake_B))
+        self.loss_D_B = self.backward_D_basic(self.netD_B, self.real_A, self.fake_A_pool.query(self.fake_A))
+        self.optimizer_D.step()
+
+    def losses(self) -> dict[str, Tensor | float]:
+        """The losses of the last iteration under our names."""
+        return {
+            "G_AB": self.loss_G_A,
+            "G_BA": self.loss_G_B,
+            "cycle_A": self.loss_cycle_A,
+            "cycle_B": self.loss_cycle_B,
+            "idt_B": self.loss_idt_A,
+            "idt_A": self.loss_idt_B,
+            "D_B": self.loss_D_A,
+            "D_A": self.loss_D_B,
+        }

@@ -1,0 +1,84 @@
+"""What tests and benches share: seeded networks and samples, and the rule by which a result counts as equal.
+
+The rule (parity): our error against the float64 truth may be at most twice the error that PyTorch's own operators make in the same
+dtype, plus a few units in the last place. So the bound comes from the arithmetic and scales with it; nothing is tuned to pass.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from fastcyclegan.config import LossConfig, ModelConfig, OptimConfig
+from fastcyclegan.data.folder import Batch
+from fastcyclegan.data.plan import Plan
+from fastcyclegan.engine import Engine
+from fastcyclegan.recipes.cyclegan import CycleGAN, build_networks
+
+PARITY_ULPS = 8
+
+
+def relative_error(result: Tensor, truth: Tensor) -> float:
+    """Return |result - truth| / |truth| (2-norms, in float64); |result| where the truth is zero. NaN is an infinite error."""
+    result, truth = result.detach().double().cpu(), truth.detach().double().cpu()
+    if result.shape != truth.shape:
+        raise AssertionError(f"shapes differ: {list(result.shape)} and {list(truth.shape)}")
+    error = (result - truth).norm() / (truth.norm() if truth.any() else 1.0)
+    return float("inf") if error.isnan() else error.item()
+
+
+def assert_parity(name: str, ours: Tensor, theirs: Tensor, truth: Tensor, dtype: torch.dtype) -> None:
+    """Raise AssertionError unless error(ours) <= 2 error(theirs) + 8 ulp of ``dtype``, errors being relative to the float64 ``truth``."""
+    found, allowed = relative_error(ours, truth), 2 * relative_error(theirs, truth) + PARITY_ULPS * torch.finfo(dtype).eps
+    if not found <= allowed:
+        raise AssertionError(f"{name}: relative error {found:.3e} against float64, allowed {allowed:.3e}")
+
+
+def random_batch(size: int, plan: Plan, iteration: int, channels: tuple[int, int] = (3, 3), dtype: torch.dtype = torch.float32) -> Batch:
+    """Return fresh noise pictures of ``size`` squared for ``iteration`` of ``plan``: the same for the same arguments."""
+    epoch, numbers = plan.batch(iteration)
+    samples = [plan.sample(epoch, i) for i in numbers]
+    generator = torch.Generator().manual_seed(1 + iteration)
+    a, b = (torch.rand(len(samples), c, size, size, generator=generator, dtype=torch.float64) * 2 - 1 for c in channels)
+    a, b = (images.to(dtype, memory_format=torch.channels_last) for images in (a, b))
+    return Batch(a, b, [""] * len(samples), [""] * len(samples), samples)
+
+
+def seeded_networks(config: ModelConfig, seed: int = 0, dtype: torch.dtype = torch.float32) -> dict[str, nn.Module]:
+    """Return the recipe's four networks for ``config`` with the initial weights of ``seed``."""
+    torch.manual_seed(seed)
+    return {name: net.to(dtype) for name, net in build_networks(config).items()}
+
+
+def copy_of(nets: Mapping[str, nn.Module], dtype: torch.dtype | None = None) -> dict[str, nn.Module]:
+    """Return copies of ``nets`` that share nothing, in ``dtype`` if given."""
+    return {name: copy.deepcopy(net).to(dtype=dtype) for name, net in nets.items()}
+
+
+def make_engine(
+    nets: Mapping[str, nn.Module],
+    loss: LossConfig = LossConfig(),
+    optim: OptimConfig = OptimConfig(),
+    device: str = "cpu",
+    precision: str = "fp32",
+    compiled: bool = False,
+) -> Engine:
+    """Return an engine over a copy of ``nets``."""
+    return Engine(CycleGAN(loss), copy_of(nets), optim, torch.device(device), precision, compiled)
+
+
+def is_cancelled_bias(net: nn.Module, name: str) -> bool:
+    """Whether parameter ``name`` is the bias of a convolution whose output is instance-normalised.
+
+    Such a bias cancels exactly: no output depends on it, its true gradient is 0, and what it does in training is rounding noise.
+    """
+    owner, _, leaf = name.rpartition(".")
+    parent, _, index = owner.rpartition(".")
+    if leaf != "bias" or not index.isdigit():
+        return False
+    children = dict(net.get_submodule(parent).named_children())
+    following = children.get(str(int(index) + 1))
+    return isinstance(following, nn.InstanceNorm2d) and not isinstance(children[index], nn.InstanceNorm2d)
