@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 import tyro
 
-from fastcyclegan.config import BUILTIN, TrainConfig, to_dict, with_changes
+from fastcyclegan.config import BUILTIN, RunConfig, TrainConfig, to_dict, with_changes
 from fastcyclegan.console import Console
 from fastcyclegan.data import toy
 from fastcyclegan.data.folder import to_unit_range
@@ -18,7 +19,7 @@ from fastcyclegan.data.picture import open_picture
 from fastcyclegan.engine import resolve_device
 from fastcyclegan.errors import UserError
 from fastcyclegan.report import PAGE, to_pixels
-from fastcyclegan.run import find_config
+from fastcyclegan.run import read_config
 from fastcyclegan.trainer import Trainer
 from fastcyclegan.trainer import train as train_run
 from fastcyclegan.translate import TranslateConfig
@@ -43,14 +44,31 @@ def parse_train(args: Sequence[str] | None = None) -> TrainConfig:
     What is not given comes from the run that is continued, else from the built-in dataset's preset where no pictures are named, else from
     the defaults.
     """
-    config = _parse(TrainConfig, args, TRAIN_HELP)
-    if config.run.continue_train:
-        base = find_config(config.run.name, config.run.checkpoints_dir)
+    base = _base(_given(sys.argv[1:] if args is None else args))
+    # A switch that is on by default would be shown, and taken, as its opposite: so all are off to the parser, and set again after it.
+    on = {group: {name: True for name, value in fields.items() if value is True} for group, fields in to_dict(base).items()}
+    off = {group: dict.fromkeys(names, False) for group, names in on.items()}
+    return with_changes(_parse(TrainConfig, args, TRAIN_HELP, with_changes(base, off)), on)
+
+
+def _given(args: Sequence[str]) -> dict[str, str]:
+    """Return the flags among ``args``, spelled with _, and what follows each."""
+    flags = {}
+    for arg, following in zip(args, [*args[1:], ""], strict=True):
+        if arg.startswith("--"):
+            name, equals, value = arg[2:].partition("=")
+            flags[name.replace("-", "_")] = value if equals else following
+    return flags
+
+
+def _base(given: dict[str, str]) -> TrainConfig:
+    """Return the configuration that the flags given change."""
+    if "continue_train" in given and "name" in given:
+        base = read_config(Path(given.get("checkpoints_dir", RunConfig.checkpoints_dir), given["name"]))
         if base is not None:
-            return _parse(TrainConfig, args, TRAIN_HELP, base)
-    if config.data.is_builtin:
-        return _parse(TrainConfig, args, TRAIN_HELP, with_changes(TrainConfig(), BUILTIN))
-    return config
+            return with_changes(base, {"run": {"continue_train": False, "overwrite": False, "dry_run": False, "epoch": RunConfig.epoch}})
+    builtin = not {"dataroot", "data_A", "data_B"} & given.keys()
+    return with_changes(TrainConfig(), BUILTIN) if builtin else TrainConfig()
 
 
 def _run(main: Callable[[], int]) -> int:

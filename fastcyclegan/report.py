@@ -98,10 +98,12 @@ _HEAD = """<!doctype html>
 body{{font:14px sans-serif;margin:2em;max-width:1200px}}
 img{{max-width:100%;image-rendering:pixelated}}
 pre{{background:#f4f4f4;padding:1em;overflow:auto}}
+.newest-first{{display:flex;flex-direction:column-reverse;align-items:flex-start}}
 </style>
 </head><body><h1>{name}</h1>
 {curves}
 <details><summary>Configuration</summary><pre>{config}</pre></details>
+<div class="newest-first">
 """
 
 
@@ -162,7 +164,8 @@ class Report:
         """Write a sample grid, append it to the page, and draw the curves anew; return the grid's path."""
         path = self.samples / f"{iteration:07d}.png"
         save_image(grid, path)
-        entry = f'<!--{iteration}--><h3>iteration {iteration}</h3><img src="samples/{path.name}" alt="samples" loading="lazy">\n'
+        picture = f'<img src="samples/{path.name}" alt="samples" loading="lazy">'
+        entry = f"<!--{iteration}--><section><h3>iteration {iteration}</h3>{picture}</section>\n"
         with (self.run / PAGE).open("a", encoding="utf-8") as file:
             file.write(entry)
         records = read_stats(self.run)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -261,8 +260,3 @@ def _check_state(state: Any, run: Run, file: Path, say: Say) -> None:
     now_A, now_B = fingerprint(run.pictures.train_A), fingerprint(run.pictures.train_B)
     if state["pictures"] != [now_A, now_B]:
         say("the training pictures are not the ones that this run began with: it goes on with those that are there now")
-
-
-def find_config(args_name: str | None, checkpoints_dir: Path) -> TrainConfig | None:
-    """Return the configuration of the run ``args_name`` under ``checkpoints_dir``, None where there is none."""
-    return None if args_name is None or not re.fullmatch(r"[^/\\]+", args_name) else read_config(checkpoints_dir / args_name)

@@ -1,0 +1,132 @@
+"""Files: written whole or not at all, read without trust, refused with what was expected and what was found."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from fastcyclegan import checkpoint
+from fastcyclegan.checkpoint import fit_weights, load_tensors, read_weights, save_weights, saved_epochs, to_cpu, write_atomically
+from fastcyclegan.errors import UserError
+from fastcyclegan.networks import Generator
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    file = tmp_path / "x.pt"
+    write_atomically(file, lambda partial: partial.write_text("old"))
+
+    def fail(partial: Path) -> None:
+        partial.write_text("half of the new")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(file, fail)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.pt"]
+    assert file.read_text() == "old"
+
+
+def test_the_new_file_is_on_the_disk_before_it_gets_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    fsync, replace = os.fsync, Path.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (calls.append("fsync"), fsync(fd)))
+    monkeypatch.setattr(Path, "replace", lambda self, other: (calls.append("rename"), replace(self, other)))
+    write_atomically(tmp_path / "x", lambda partial: partial.write_text("new"))
+    assert calls == ["fsync", "rename", "fsync"]  # the file, the name, the folder
+
+
+def test_partials_of_a_killed_process_are_removed(tmp_path: Path) -> None:
+    (tmp_path / ".state.pt.123.partial").touch()
+    (tmp_path / "state.pt").touch()
+    checkpoint.remove_partials(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["state.pt"]
+
+
+def test_weights_come_back_and_are_official(tmp_path: Path) -> None:
+    net = Generator(ngf=2, n_blocks=1).to(memory_format=torch.channels_last)
+    save_weights(tmp_path / "latest_net_G_A.pth", net.state_dict())
+    weights = read_weights(tmp_path / "latest_net_G_A.pth")
+    assert all(value.is_contiguous() for value in weights.values())
+    other = Generator(ngf=2, n_blocks=1)
+    fit_weights(other, weights, "file", "generator")
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), other.parameters(), strict=True))
+
+
+class Evil:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, ("touch /tmp/fastcyclegan_was_here",)
+
+
+def test_files_that_are_no_weights(tmp_path: Path) -> None:
+    def file(name: str, value: object) -> Path:
+        torch.save(value, tmp_path / name)
+        return tmp_path / name
+
+    pickled = tmp_path / "pickled.pth"
+    pickled.write_bytes(pickle.dumps(Evil()))
+    cases = {
+        r"no.pth: no such file": tmp_path / "no.pth",
+        r"a folder, not a file of weights": tmp_path,
+        r"code.pth: cannot be loaded: it holds objects other than tensors": file("code.pth", {"model": Evil()}),
+        r"pickled.pth: cannot be loaded": pickled,
+        r"module.pth: cannot be loaded: it holds objects other than tensors": file("module.pth", nn.Linear(1, 1)),
+        r"strings.pth: not a state_dict: a is str, not a tensor": file("strings.pth", {"a": "b"}),
+        r"nested.pth: not a state_dict: model is (dict|OrderedDict), not a tensor": file("nested.pth", {"model": {"w": torch.ones(1)}}),
+        r"list.pth: not a state_dict: it holds list": file("list.pth", [torch.ones(1)]),
+        r"empty.pth: not a state_dict: it holds nothing": file("empty.pth", {}),
+    }
+    text = tmp_path / "text.pth"
+    text.write_text("hello")
+    cases[r"text.pth: cannot be loaded: it is damaged, or not a PyTorch file"] = text
+    for message, path in cases.items():
+        with pytest.raises(UserError, match=message):
+            read_weights(path)
+    assert not Path("/tmp/fastcyclegan_was_here").exists()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 0.99])
+def test_truncated_files(tmp_path: Path, share: float) -> None:
+    file = tmp_path / "x.pth"
+    torch.save({"w": torch.randn(1000)}, file)
+    file.write_bytes(file.read_bytes()[: int(file.stat().st_size * share)])
+    with pytest.raises(UserError, match=r"x.pth: cannot be loaded: it is damaged"):
+        load_tensors(file)
+
+
+def test_another_architecture_is_refused_and_nothing_is_loaded() -> None:
+    net = Generator(ngf=2, n_blocks=1)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    with pytest.raises(UserError, match=r"f.pth: another architecture than small: model.11.weight is \[2, 2, 3, 3\] where \[8, 4, 3, 3\]"):
+        fit_weights(net, net.state_dict() | {"model.11.weight": torch.ones(2, 2, 3, 3)}, "f.pth", "small")
+    missing = dict(net.state_dict())
+    del missing["model.1.bias"]
+    with pytest.raises(UserError, match=r"model.1.bias is missing \(and 1 more differences\)"):
+        fit_weights(net, missing | {"extra": torch.ones(1)}, "f.pth", "small")
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def test_snapshot_shares_nothing() -> None:
+    live = {"a": torch.ones(2), "b": [torch.zeros(1), 3], "c": ("x", None)}
+    copied = to_cpu(live)
+    live["a"].add_(1)
+    live["b"][0].add_(1)
+    assert copied["a"].tolist() == [1, 1]
+    assert copied["b"][0].item() == 0
+    assert copied["b"][1] == 3
+    assert copied["c"] == ["x", None]
+
+
+def test_snapshot_keeps_the_memory_layout() -> None:
+    """Bit for bit resume depends on it: another layout may take another algorithm."""
+    weight = torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last)
+    assert to_cpu(weight).stride() == weight.stride()
+
+
+def test_saved_epochs(tmp_path: Path) -> None:
+    for name in ("10_net_G_A.pth", "5_net_G_A.pth", "latest_net_G_B.pth", "iter_100_net_G_A.pth", "5_net_D_A.pth", "x.pth", "best_net_G.pth"):
+        (tmp_path / name).touch()
+    assert saved_epochs(tmp_path) == ["5", "10", "best", "iter_100", "latest"]

@@ -1,0 +1,96 @@
+"""Each rule of the configuration, and its way through JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import get_args, get_type_hints
+
+import pytest
+
+from fastcyclegan import reference as ref
+from fastcyclegan.config import (
+    BUILTIN,
+    DataConfig,
+    LossConfig,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+    TrainConfig,
+    from_dict,
+    to_dict,
+    with_changes,
+)
+from fastcyclegan.errors import UserError
+
+BAD: list[tuple[str, Callable[[], object]]] = [
+    ("crop_size 300 is larger than load_size 286", lambda: DataConfig(crop_size=300)),
+    ("go together", lambda: DataConfig(data_A=Path("a"))),
+    ("not both", lambda: DataConfig(dataroot=Path("r"), data_A=Path("a"), data_B=Path("b"))),
+    ("batch_size 2 needs pictures of one size", lambda: DataConfig(batch_size=2, preprocess="none")),
+    ("preprocess must be one of", lambda: DataConfig(preprocess="squash")),
+    (r"holdout must be in \[0, 1\)", lambda: DataConfig(holdout=1.0)),
+    ("batch_size must be at least 1, got 0", lambda: DataConfig(batch_size=0)),
+    ("netG must be resnet_9blocks", lambda: ModelConfig(netG="resnet_ninblocks")),
+    ("norm must be one of instance, batch, none, got 'group'", lambda: ModelConfig(norm="group")),
+    ("contradict", lambda: ModelConfig(use_dropout=True, no_dropout=True)),
+    ("input_nc must be 3", lambda: ModelConfig(input_nc=4)),
+    ("belongs to the ResNet generators", lambda: ModelConfig(netG="unet_256", upsample="resize")),
+    ("lr_policy must be one of", lambda: OptimConfig(lr_policy="exponential")),
+    (r"beta1 must be in \[0, 1\)", lambda: OptimConfig(beta1=1.0)),
+    ("lr must be at least 0, got nan", lambda: OptimConfig(lr=float("nan"))),
+    ("nothing to train: epoch_count 201", lambda: OptimConfig(epoch_count=201)),
+    ("pool_size must be at least 0", lambda: LossConfig(pool_size=-1)),
+    ("plain folder name", lambda: RunConfig(name="a/b")),
+    ("plain folder name", lambda: RunConfig(name="..")),
+    ("contradict", lambda: RunConfig(continue_train=True, overwrite=True)),
+    ("device must be auto", lambda: RunConfig(device="gpu")),
+    ("gpu_ids must be one number", lambda: RunConfig(gpu_ids="0,1")),
+    ("the same thing", lambda: RunConfig(gpu_ids="0", device="cpu")),
+    ("epoch must be latest", lambda: RunConfig(epoch="best")),
+    ("crop_size 254 is not a multiple of 4", lambda: TrainConfig(data=DataConfig(crop_size=254))),
+    ("crop_size 260 is not a multiple of 256", lambda: TrainConfig(data=DataConfig(crop_size=260), model=ModelConfig(netG="unet_256"))),
+    ("at least 8 pixels", lambda: TrainConfig(data=DataConfig(crop_size=4))),
+    ("identity loss needs equal channels", lambda: TrainConfig(model=ModelConfig(input_nc=1))),
+    ("wgangp mixes", lambda: TrainConfig(data=DataConfig(preprocess="none"), loss=LossConfig(gan_mode="wgangp"))),
+]
+
+
+@pytest.mark.parametrize(("message", "build"), BAD, ids=[f"{n}: {row[0]}" for n, row in enumerate(BAD)])
+def test_bad_settings_are_named(message: str, build: Callable[[], object]) -> None:
+    with pytest.raises(UserError, match=message):
+        build()
+
+
+def test_official_defaults() -> None:
+    c = TrainConfig()
+    assert (c.data.load_size, c.data.crop_size, c.data.batch_size, c.data.preprocess) == (286, 256, 1, "resize_and_crop")
+    assert (c.model.netG, c.model.netD, c.model.ngf, c.model.ndf, c.model.norm) == ("resnet_9blocks", "basic", 64, 64, "instance")
+    assert (c.model.init_type, c.model.init_gain, c.model.use_dropout) == ("normal", 0.02, False)
+    assert (c.loss.gan_mode, c.loss.lambda_A, c.loss.lambda_B, c.loss.lambda_identity, c.loss.pool_size) == ("lsgan", 10, 10, 0.5, 50)
+    assert (c.optim.lr, c.optim.beta1, c.optim.n_epochs, c.optim.n_epochs_decay, c.optim.lr_policy) == (2e-4, 0.5, 100, 100, "linear")
+    assert (c.optim.lr_decay_iters, c.run.save_epoch_freq, c.run.epoch) == (50, 5, "latest")
+
+
+def test_choices_are_the_reference_s() -> None:
+    hints = get_type_hints(ModelConfig)
+    assert get_args(hints["norm"]) == ref.NORMS
+    assert get_args(hints["init_type"]) == ref.INIT_TYPES
+    assert get_args(hints["upsample"]) == ref.UPSAMPLES
+    assert get_args(get_type_hints(LossConfig)["gan_mode"]) == ref.GAN_MODES
+
+
+def test_json_and_back() -> None:
+    config = with_changes(
+        TrainConfig(), {"data": {"data_A": Path("x"), "data_B": Path("y")}, "run": {"name": "n"}, "loss": {"lambda_A": 5.0}}
+    )
+    assert from_dict(to_dict(config)) == config
+    assert from_dict({}) == TrainConfig()
+    with pytest.raises(UserError, match="does not know: colour"):
+        from_dict({"data": {"colour": 1}})
+
+
+def test_builtin_preset_is_a_valid_configuration() -> None:
+    config = with_changes(TrainConfig(), BUILTIN)
+    assert config.data.is_builtin
+    assert not DataConfig(dataroot=Path("x")).is_builtin

@@ -1,0 +1,335 @@
+"""Whole runs, small: exact resume after any interruption, signals, kills, and what ends a run without losing it."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fastcyclegan import checkpoint
+from fastcyclegan.cli import parse_train
+from fastcyclegan.console import Console
+from fastcyclegan.errors import UserError
+from fastcyclegan.report import read_stats
+from fastcyclegan.trainer import Every, Trainer, train
+
+TRAIN = [sys.executable, str(Path(__file__).parents[1] / "scripts" / "train.py")]
+TINY = [
+    "--load_size",
+    "20",
+    "--crop_size",
+    "16",
+    "--netG",
+    "resnet_1blocks",
+    "--ngf",
+    "2",
+    "--ndf",
+    "2",
+    "--netD",
+    "n_layers",
+    "--n_layers_D",
+    "1",
+    "--pool_size",
+    "3",
+]
+
+
+def arguments(dataset: Path, runs: Path, name: str, *more: str) -> list[str]:
+    return [
+        *TINY,
+        "--device",
+        "cpu",
+        "--dataroot",
+        str(dataset),
+        "--checkpoints_dir",
+        str(runs),
+        "--name",
+        name,
+        "--num_threads",
+        "0",
+        *more,
+    ]
+
+
+def run(dataset: Path, runs: Path, name: str, *more: str) -> Trainer:
+    return train(parse_train(arguments(dataset, runs, name, *more)), Console())
+
+
+def assert_same_state(one: Path, two: Path) -> None:
+    """Bit for bit: weights, optimizers, pools, random state, schedule."""
+    a, b = (checkpoint.load_tensors(folder / checkpoint.STATE) for folder in (one, two))
+
+    def compare(x: Any, y: Any, where: str) -> None:
+        if isinstance(x, torch.Tensor):
+            assert torch.equal(x, y), where
+            assert x.stride() == y.stride(), where
+        elif isinstance(x, dict):
+            assert x.keys() == y.keys(), where
+            for key in x:
+                compare(x[key], y[key], f"{where}/{key}")
+        elif isinstance(x, list):
+            assert len(x) == len(y), where
+            for n, (p, q) in enumerate(zip(x, y, strict=True)):
+                compare(p, q, f"{where}/{n}")
+        else:
+            assert x == y, where
+
+    for key in ("iteration", "first", "nets", "optimizers", "recipe", "rng", "extra"):
+        compare(a[key], b[key], key)
+
+
+@pytest.mark.parametrize("more", [
+    pytest.param((), id="the default"),
+    pytest.param(
+        ("--batch_size", "2", "--use_dropout", "--lr_policy", "plateau", "--norm", "batch", "--num_threads", "2"),
+        id="everything with a memory of its own",
+    ),
+    pytest.param(("--preprocess", "none", "--gan_mode", "vanilla", "--cache", "ram"), id="pictures of several sizes, cached"),
+    pytest.param(("--gan_mode", "wgangp", "--epoch_count", "3", "--serial_batches"), id="penalty, a later first epoch"),
+])  # fmt: skip
+def test_a_resumed_run_equals_the_unbroken_one(dataset: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
+    if "none" in more:
+        from conftest import write_pictures
+
+        write_pictures(dataset / "trainA" / "wide", 3, size=(40, 12))
+    whole = run(dataset, tmp_path, "whole", *more, "--max_iters", "13", "--print_freq", "1")
+    run(dataset, tmp_path, "broken", *more, "--max_iters", "5", "--print_freq", "1")
+    run(dataset, tmp_path, "broken", "--continue_train", "--max_iters", "6")  # in its own configuration
+    resumed = run(dataset, tmp_path, "broken", "--continue_train", "--max_iters", "13")
+    assert resumed.run.iteration == whole.run.iteration == 13 + whole.run.first
+    assert_same_state(tmp_path / "whole", tmp_path / "broken")
+    curves = [[{k: v for k, v in r.items() if "/s" not in k} for r in read_stats(tmp_path / name)] for name in ("whole", "broken")]
+    assert curves[0] == curves[1]
+    assert [record["iteration"] for record in curves[0]] == list(range(1 + whole.run.first, 14 + whole.run.first))
+
+
+def test_files_of_a_run(dataset: Path, tmp_path: Path) -> None:
+    trainer = run(
+        dataset,
+        tmp_path,
+        "r",
+        "--n_epochs",
+        "2",
+        "--n_epochs_decay",
+        "1",
+        "--save_epoch_freq",
+        "2",
+        "--print_freq",
+        "2",
+        "--save_latest_freq",
+        "4",
+        "--save_by_iter",
+    )
+    folder = tmp_path / "r"
+    assert trainer.run.iteration == trainer.run.last == 15
+    names = {path.name for path in folder.iterdir()}
+    expected = {f"{label}_net_{net}.pth" for label in ("2", "latest", "iter_4", "iter_12") for net in ("G_A", "G_B", "D_A", "D_B")}
+    expected |= {"config.json", "stats.jsonl", "state.pt", "index.html", "losses.png", "samples", "tensorboard"}
+    assert expected <= names
+    record = read_stats(folder)[-1]
+    losses = ["G_AB", "G_BA", "D_A", "D_B", "cycle_A", "cycle_B", "idt_A", "idt_B"]
+    assert set(record) == {"iteration", "epoch", *losses, "lr", "it/s", "images/s"}
+    assert record["lr"] == pytest.approx(2e-4 / 2)  # the last of 2 + 1 epochs
+    # The official names: G_A translates A to B, D_A judges pictures of B.
+    state = checkpoint.load_tensors(folder / "state.pt")
+    for ours, theirs in {"G_AB": "G_A", "G_BA": "G_B", "D_B": "D_A", "D_A": "D_B"}.items():
+        weights = torch.load(folder / f"latest_net_{theirs}.pth", weights_only=True)
+        assert all(torch.equal(weights[key], value) for key, value in state["nets"][ours].items())
+    page = (folder / "index.html").read_text()
+    assert all((folder / "samples" / name.name).exists() and name.name in page for name in (folder / "samples").iterdir())
+    assert any(path.name.startswith("events") for path in (folder / "tensorboard").iterdir())
+    assert not list(folder.glob(".*partial"))
+
+
+def test_stopping_and_going_on_from_official_files_alone(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(dataset, tmp_path, "first", "--max_iters", "3")
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    for file in (tmp_path / "first").glob("latest_net_*.pth"):
+        (theirs / file.name).write_bytes(file.read_bytes())
+    trainer = run(dataset, tmp_path, "theirs", "--continue_train", "--max_iters", "1", "--epoch_count", "2")
+    assert "with fresh optimizers, pools and epoch 2" in capsys.readouterr().out
+    assert (trainer.run.first, trainer.run.iteration) == (5, 6)
+    first = torch.load(tmp_path / "first" / "latest_net_G_A.pth", weights_only=True)["model.1.weight"]
+    now = torch.load(theirs / "latest_net_G_A.pth", weights_only=True)["model.1.weight"]
+    # One Adam step moves each weight by at most about lr.
+    assert 0 < (now - first).abs().max().item() < 4e-4
+
+
+def test_continuing_with_what_does_not_fit(dataset: Path, tmp_path: Path) -> None:
+    run(dataset, tmp_path, "r", "--max_iters", "2")
+    before = (tmp_path / "r" / "state.pt").read_bytes()
+    with pytest.raises(
+        UserError, match=r"another architecture than resnet_1blocks \(ngf 4, .*: model.1.weight is \[2, 3, 7, 7\] where \[4, 3, 7, 7\]"
+    ):
+        run(dataset, tmp_path, "r", "--continue_train", "--ngf", "4")
+    with pytest.raises(UserError, match="pool_size was 3 and cannot become 5 in the middle of a run"):
+        run(dataset, tmp_path, "r", "--continue_train", "--pool_size", "5")
+    with pytest.raises(UserError, match=r"7_net_G_A.pth: no such file; weights in .*: latest"):
+        run(dataset, tmp_path, "r", "--continue_train", "--epoch", "7")
+    (tmp_path / "r" / "state.pt").write_bytes(before[: len(before) // 2])
+    with pytest.raises(UserError, match=r"state.pt: cannot be loaded: it is damaged"):
+        run(dataset, tmp_path, "r", "--continue_train")
+
+
+def test_other_pictures_are_said(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(dataset, tmp_path, "r", "--max_iters", "2")
+    (dataset / "trainA" / "000.png").unlink()
+    run(dataset, tmp_path, "r", "--continue_train", "--max_iters", "3")
+    assert "not the ones that this run began with" in capsys.readouterr().out
+
+
+def test_a_run_that_is_done_is_left_alone(dataset: Path, tmp_path: Path) -> None:
+    run(dataset, tmp_path, "r", "--max_iters", "2")
+    before = (tmp_path / "r" / "state.pt").stat().st_mtime_ns
+    assert run(dataset, tmp_path, "r", "--continue_train").run.iteration == 2
+    assert (tmp_path / "r" / "state.pt").stat().st_mtime_ns == before
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_state(dataset: Path, tmp_path: Path) -> None:
+    run(dataset, tmp_path, "r", "--max_iters", "2")
+    before = (tmp_path / "r" / "state.pt").read_bytes()
+    with pytest.raises(UserError, match=r"loss \w+ is (nan|inf) at iteration [34]; the state of iteration 2 is kept in"):
+        run(dataset, tmp_path, "r", "--continue_train", "--lr", "1e30", "--max_iters", "9")
+    assert (tmp_path / "r" / "state.pt").read_bytes() == before
+    with pytest.raises(UserError, match="no state was saved yet"):
+        run(dataset, tmp_path, "other", "--lr", "1e30")
+
+
+def test_weights_that_are_not_finite_are_not_saved(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss is taken before the update, so the last update may have ruined what a finite loss would let through."""
+    from fastcyclegan.engine import Engine
+
+    step = Engine.step
+
+    def ruin(self: Engine, batch: Any, lr: float) -> torch.Tensor:
+        losses = step(self, batch, lr)
+        with torch.no_grad():
+            next(self.nets["G_AB"].parameters()).fill_(float("nan"))
+        return losses
+
+    run(dataset, tmp_path, "r", "--max_iters", "1")
+    before = (tmp_path / "r" / "state.pt").read_bytes()
+    monkeypatch.setattr(Engine, "step", ruin)
+    with pytest.raises(UserError, match="weights are not finite after iteration 2; the last good state is of iteration 1"):
+        run(dataset, tmp_path, "r", "--continue_train", "--max_iters", "2")
+    assert (tmp_path / "r" / "state.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize("full", ["state", "weights"])
+def test_a_full_disk_keeps_the_old_state(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: str) -> None:
+    run(dataset, tmp_path, "r", "--max_iters", "2")
+    files = {path: path.read_bytes() for path in (tmp_path / "r").glob("*.pt*")}
+    save = torch.save
+
+    def refuse(value: Any, file: Path) -> None:
+        if full == "weights" and "state" in str(file):
+            return save(value, file)
+        file.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
+
+    monkeypatch.setattr(torch, "save", refuse)
+    with pytest.raises(UserError, match=r"saving failed at iteration 3: No space left on device; the last good state is of iteration [23]"):
+        run(dataset, tmp_path, "r", "--continue_train", "--max_iters", "3")
+    left = {path: path.read_bytes() for path in (tmp_path / "r").glob("*.pt*")}
+    if full == "state":
+        assert left == files
+    assert left.keys() == files.keys()
+    assert not list((tmp_path / "r").glob(".*"))
+    assert checkpoint.load_tensors(tmp_path / "r" / "state.pt")["iteration"] == (2 if full == "state" else 3)
+
+
+# --- From outside: signals and kills ------------------------------------------------------------------------------------------
+
+
+def start_process(args: list[str]) -> subprocess.Popen[str]:
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    return subprocess.Popen([*TRAIN, *args], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+
+
+def iterations_done(folder: Path) -> int:
+    records = read_stats(folder)
+    return records[-1]["iteration"] if records else 0
+
+
+@pytest.fixture
+def unbroken(dataset: Path, tmp_path: Path) -> Path:
+    run(dataset, tmp_path, "unbroken", "--max_iters", "300")
+    return tmp_path / "unbroken"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_ends(dataset: Path, tmp_path: Path, unbroken: Path, number: signal.Signals) -> None:
+    args = arguments(dataset, tmp_path, "r", "--max_iters", "300", "--print_freq", "1", "--num_threads", "2")
+    process = start_process(args)
+    deadline = time.monotonic() + 120
+    while iterations_done(tmp_path / "r") < 10 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    # To the whole group, as Ctrl-C does: the loader's processes must not fall over it.
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 128 + number, output
+    assert f"{number.name}: saving after this iteration" in output
+    assert "Traceback" not in output
+    assert "go on with --continue_train --name r" in output
+    done = checkpoint.load_tensors(tmp_path / "r" / "state.pt")["iteration"]
+    assert 10 <= done < 300
+    run(dataset, tmp_path, "r", "--continue_train")
+    assert_same_state(unbroken, tmp_path / "r")
+
+
+def test_killed_at_random_moments(dataset: Path, tmp_path: Path, unbroken: Path) -> None:
+    """SIGKILL, again and again, with a state being written nearly all the time; then the same bits as the run that nobody killed."""
+    rng, kills = random.Random(0), 0
+    wanted = int(os.environ.get("FASTCYCLEGAN_KILLS", "3"))
+    args = arguments(dataset, tmp_path, "r", "--max_iters", "300", "--print_freq", "1", "--save_latest_freq", "2")
+    while kills < wanted:
+        process = start_process([*args, "--continue_train"] if (tmp_path / "r" / "state.pt").exists() else [*args, "--overwrite"])
+        before, deadline = iterations_done(tmp_path / "r"), time.monotonic() + 120
+        while process.poll() is None and iterations_done(tmp_path / "r") <= before and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.25))
+        process.kill()
+        output, _ = process.communicate()
+        assert "error" not in output, output
+        kills += process.returncode == -signal.SIGKILL
+        if process.returncode == 0:
+            break
+    run(
+        dataset,
+        tmp_path,
+        "r",
+        *(("--continue_train",) if (tmp_path / "r" / "state.pt").exists() else ("--overwrite", "--max_iters", "300")),
+    )
+    assert_same_state(unbroken, tmp_path / "r")
+    stats = [record["iteration"] for record in read_stats(tmp_path / "r")]
+    assert stats == sorted(set(stats))  # no iteration is logged twice
+    assert not list((tmp_path / "r").glob(".*"))
+    for line in (tmp_path / "r" / "stats.jsonl").read_text().splitlines():
+        json.loads(line)
+
+
+def test_every_follows_the_clock_or_the_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    by_count, by_clock = Every(10, 5.0), Every(None, 5.0, share=0.1)
+    assert [by_count.due(4) for _ in range(3)] == [False, False, True]
+    by_count.done()
+    assert by_count.seen == 2  # what was over counts for the next time
+    clock[0] = 5.0
+    assert by_clock.due(1)
+    by_clock.done(cost=2.0)
+    clock[0] = 24.9
+    assert not by_clock.due(1)  # it took 2 s, so a tenth of the time is 20 s
+    clock[0] = 25.1
+    assert by_clock.due(1)

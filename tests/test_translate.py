@@ -1,0 +1,160 @@
+"""Translating pictures of any size: what is written where, equal to the network itself, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_pictures
+from PIL import Image
+
+from fastcyclegan.checkpoint import save_weights
+from fastcyclegan.config import TrainConfig, to_dict, with_changes
+from fastcyclegan.console import Console
+from fastcyclegan.errors import UserError
+from fastcyclegan.networks import Discriminator, Generator, UnetGenerator
+from fastcyclegan.translate import TranslateConfig, Translator, find_weights, load_generator, pad_to_multiple, plan_outputs, translate
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    file = tmp_path / "latest_net_G_A.pth"
+    save_weights(file, Generator(ngf=2, n_blocks=1).state_dict())
+    return file
+
+
+def run(weights: Path, source: Path, output: Path, **options: object) -> int:
+    return translate(TranslateConfig(weights, source, output, device="cpu", **options), Console())
+
+
+def test_padding_reflects_to_the_multiple_and_never_below_what_a_network_takes() -> None:
+    pixels = np.arange(5 * 7, dtype=np.uint8).reshape(5, 7, 1)
+    padded = pad_to_multiple(pixels, 4)
+    assert padded.shape == (8, 8, 1)
+    assert np.array_equal(padded[:5, :7], pixels)
+    assert padded[5:, 0, 0].tolist() == pixels[[3, 2, 1], 0, 0].tolist()
+    assert padded[0, 7, 0] == pixels[0, 5, 0]
+    assert pad_to_multiple(np.zeros((1, 1, 3), dtype=np.uint8), 4).shape == (8, 8, 3)
+    assert pad_to_multiple(pixels, 256).shape == (256, 256, 1)
+
+
+def test_a_multiple_of_four_is_translated_as_it_is(weights: Path) -> None:
+    net = load_generator(weights)
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    with torch.no_grad():
+        expected = net(torch.from_numpy(pixels)[None].permute(0, 3, 1, 2).float() / 127.5 - 1)
+    expected = ((expected + 1) * 127.5).round().clamp(0, 255)[0].permute(1, 2, 0).numpy()
+    (found,) = Translator(net, CPU, "fp32")([pixels])
+    assert np.abs(found.astype(float) - expected).max() <= 1  # a value at .5 may round either way in another layout
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 50), (17, 9), (64, 64), (101, 7)])
+def test_any_size_comes_back_in_its_own(weights: Path, tmp_path: Path, size: tuple[int, int]) -> None:
+    write_pictures(tmp_path / "in", 1, size=size)
+    run(weights, tmp_path / "in", tmp_path / "out")
+    with Image.open(tmp_path / "out" / "000.png") as image:
+        assert image.size == size
+
+
+def test_batches_change_nothing(weights: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    for n, size in enumerate([(16, 16), (20, 12), (13, 13), (24, 24)]):
+        write_pictures(folder / str(n), 3, size=size, seed=n)
+    assert run(weights, folder, tmp_path / "one", batch_size=1) == 12
+    assert run(weights, folder, tmp_path / "many", batch_size=5) == 12
+    ones = sorted((tmp_path / "one").rglob("*.png"))
+    assert len(ones) == 12
+    for path in ones:
+        other = tmp_path / "many" / path.relative_to(tmp_path / "one")
+        difference = np.asarray(Image.open(path)).astype(int) - np.asarray(Image.open(other)).astype(int)
+        assert np.abs(difference).max() <= 1
+
+
+def test_names_are_kept_and_never_collide(weights: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    for name in ("a.jpg", "a.png", "b.tif", "deep/c.webp", "before_after.bmp"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(folder / name)
+    run(weights, folder, tmp_path / "out", grid=True)
+    names = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert names == {"a.jpg.png", "a.png.png", "b.png", "deep/c.png", "before_after.bmp.png", "before_after.png"}
+    run(weights, folder / "b.tif", tmp_path / "single")
+    assert [path.name for path in (tmp_path / "single").iterdir()] == ["b.png"]
+
+
+def test_an_input_is_never_overwritten(weights: Path, tmp_path: Path) -> None:
+    write_pictures(tmp_path / "in", 2)
+    with pytest.raises(UserError, match="is one of the input pictures: choose another --output"):
+        plan_outputs(TranslateConfig(weights, tmp_path / "in", tmp_path / "in"))
+
+
+def test_resize_as_the_official_test_does(weights: Path, tmp_path: Path) -> None:
+    write_pictures(tmp_path / "in", 2, size=(50, 30))
+    run(weights, tmp_path / "in", tmp_path / "out", resize=16)
+    assert Image.open(tmp_path / "out" / "000.png").size == (16, 16)
+
+
+def test_gray_networks_write_gray_pictures(tmp_path: Path) -> None:
+    save_weights(tmp_path / "g.pth", Generator(1, 1, ngf=2, n_blocks=0).state_dict())
+    write_pictures(tmp_path / "in", 1)
+    run(tmp_path / "g.pth", tmp_path / "in", tmp_path / "out")
+    assert Image.open(tmp_path / "out" / "000.png").mode == "L"
+
+
+def test_a_unet_pads_to_its_own_multiple(tmp_path: Path) -> None:
+    save_weights(tmp_path / "u.pth", UnetGenerator(ngf=1, num_downs=5).state_dict())
+    write_pictures(tmp_path / "in", 1, size=(70, 33))
+    run(tmp_path / "u.pth", tmp_path / "in", tmp_path / "out")
+    assert Image.open(tmp_path / "out" / "000.png").size == (70, 33)
+
+
+def test_bad_pictures(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = write_pictures(tmp_path / "in", 4)
+    paths[1].write_bytes(b"no")
+    with pytest.raises(UserError, match=r"bad picture .*001.png: .*--skip-bad-images"):
+        run(weights, tmp_path / "in", tmp_path / "out")
+    assert run(weights, tmp_path / "in", tmp_path / "out", skip_bad_images=True) == 3
+    assert "left out" in capsys.readouterr().out
+
+
+def test_a_run_gives_the_side_by_direction(tmp_path: Path) -> None:
+    """By the training folders: after --direction BtoA the model's A is folder B, so B to A is G_A."""
+    with pytest.raises(UserError, match="no such file or folder"):
+        find_weights(tmp_path / "none", None, "latest")
+    for side in "AB":
+        (tmp_path / f"latest_net_G_{side}.pth").touch()
+
+    def name(direction: object) -> str:
+        return find_weights(tmp_path, direction, "latest").name
+
+    assert [name(d) for d in (None, "AtoB", "BtoA")] == ["latest_net_G_A.pth", "latest_net_G_A.pth", "latest_net_G_B.pth"]
+    config = with_changes(TrainConfig(), {"data": {"direction": "BtoA"}})
+    (tmp_path / "config.json").write_text(json.dumps(to_dict(config)))
+    assert [name(d) for d in (None, "AtoB", "BtoA")] == ["latest_net_G_A.pth", "latest_net_G_B.pth", "latest_net_G_A.pth"]
+    with pytest.raises(UserError, match=r"5_net_G_A.pth: no such file; weights of a generator \(G_A\) in .*: latest"):
+        find_weights(tmp_path, None, "5")
+    with pytest.raises(UserError, match="have nothing to choose"):
+        find_weights(tmp_path / "latest_net_G_A.pth", "AtoB", "latest")
+
+
+def test_weights_of_something_else(tmp_path: Path) -> None:
+    save_weights(tmp_path / "d.pth", Discriminator(ndf=2).state_dict())
+    with pytest.raises(UserError, match=r"d.pth: not a generator that is known here"):
+        load_generator(tmp_path / "d.pth")
+    state = Generator(ngf=2, n_blocks=1).state_dict()
+    del state["model.4.weight"]
+    save_weights(tmp_path / "g.pth", state)
+    with pytest.raises(UserError, match=r"g.pth: another architecture than Generator: model.4.weight is missing"):
+        load_generator(tmp_path / "g.pth")
+
+
+@pytest.mark.parametrize("change", [{"batch_size": 0}, {"resize": 0}, {"device": "tpu"}, {"epoch": "best"}])
+def test_settings_are_checked(change: dict[str, object]) -> None:
+    with pytest.raises(UserError, match=next(iter(change))):
+        TranslateConfig(Path("w"), Path("i"), Path("o"), **change)
