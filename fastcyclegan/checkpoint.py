@@ -82,11 +82,11 @@ def load_tensors(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}") from None
-    # torch.load raises UnpicklingError, RuntimeError, EOFError, KeyError and more for files that are damaged or not its own.
+    except PermissionError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    # torch.load raises UnpicklingError, RuntimeError, EOFError, OSError and more for files that are damaged or not its own.
     except Exception as error:
-        code = "Unsupported" in str(error)
+        code = any(word in str(error) for word in ("GLOBAL", "Unsupported class"))
         reason = "it holds objects other than tensors, which could run code" if code else "it is damaged, or not a PyTorch file"
         raise UserError(f"{path}: cannot be loaded: {reason}") from None
 
@@ -124,7 +124,7 @@ def save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
 def saved_epochs(run: Path) -> list[str]:
     """Return the labels (latest, 5, iter_1000 ...) for which ``run`` has weights of a generator."""
     labels = {match[1] for file in run.glob("*_net_G*.pth") if (match := re.fullmatch(r"(\w+)_net_G(?:_[AB])?\.pth", file.name))}
-    return sorted(labels, key=lambda label: (not label.isdigit(), label.zfill(12)))
+    return sorted(labels, key=lambda label: (not label.isdigit(), label.zfill(12) if label.isdigit() else label))
 
 
 class StateWriter:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,7 +31,11 @@ _MARKERS = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.co
 
 TRAIN_HELP = """Train CycleGAN on two folders of pictures. Without any, on a small built-in dataset, in a few minutes.
 
-Flags are those of the official code, with _ or -. Ctrl-C saves and ends; --continue_train --name NAME goes on from there."""
+Flags are those of the official code, with _ or -. Ctrl-C saves and ends; --continue_train --name NAME goes on from there.
+
+The built-in dataset has defaults of its own: """ + ", ".join(
+    f"{name} {value}" for group in BUILTIN.values() for name, value in group.items()
+)
 
 
 def _parse(kind: type[Config], args: Sequence[str] | None, description: str, default: Config | None = None) -> Config:
@@ -54,7 +59,7 @@ def parse_train(args: Sequence[str] | None = None) -> TrainConfig:
 def _given(args: Sequence[str]) -> dict[str, str]:
     """Return the flags among ``args``, spelled with _, and what follows each."""
     flags = {}
-    for arg, following in zip(args, [*args[1:], ""], strict=True):
+    for arg, following in zip_longest(args, args[1:], fillvalue=""):
         if arg.startswith("--"):
             name, equals, value = arg[2:].partition("=")
             flags[name.replace("-", "_")] = value if equals else following
@@ -67,7 +72,7 @@ def _base(given: dict[str, str]) -> TrainConfig:
         base = read_config(Path(given.get("checkpoints_dir", RunConfig.checkpoints_dir), given["name"]))
         if base is not None:
             return with_changes(base, {"run": {"continue_train": False, "overwrite": False, "dry_run": False, "epoch": RunConfig.epoch}})
-    builtin = not {"dataroot", "data_A", "data_B"} & given.keys()
+    builtin = not {"dataroot", "data_A", "data_B", "help"} & given.keys()
     return with_changes(TrainConfig(), BUILTIN) if builtin else TrainConfig()
 
 
@@ -76,6 +81,8 @@ def _run(main: Callable[[], int]) -> int:
         return main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+    except BrokenPipeError:
+        print("error: standard output was closed", file=sys.stderr)
     except OSError as error:
         # A disk that is full, a folder that may not be written: what the system says of the file.
         print(f"error: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)

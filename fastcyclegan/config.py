@@ -149,6 +149,13 @@ class ModelConfig:
         """What the sides of a picture must be multiples of."""
         return int(self.netG.removeprefix("unet_")) if self.netG.startswith("unet") else 4
 
+    @property
+    def least_side(self) -> int:
+        """The smallest side that the networks can take: the PatchGAN must end on one patch, and normalise more than one before it."""
+        if self.netD == "pixel":
+            return 8
+        return max(8, 3 * 2 ** (self.n_layers_D if self.netD == "n_layers" else 3))
+
 
 @dataclass(frozen=True)
 class LossConfig:
@@ -279,8 +286,9 @@ class TrainConfig:
         multiple, crop = self.model.size_multiple, self.data.crop_size
         if self.data.preprocess in FIXED_SIZE and crop % multiple:
             raise UserError(f"crop_size {crop} is not a multiple of {multiple}: {self.model.netG} would return another size")
-        if self.data.preprocess in FIXED_SIZE and crop < 8:
-            raise UserError(f"crop_size {crop} is too small: the networks need at least 8 pixels")
+        least = self.model.least_side
+        if self.data.preprocess in FIXED_SIZE and crop < least:
+            raise UserError(f"crop_size {crop} is too small: --netD {self.model.netD} needs at least {least} pixels")
         if self.loss.lambda_identity > 0 and self.model.input_nc != self.model.output_nc:
             raise UserError(
                 f"the identity loss needs equal channels, got input_nc {self.model.input_nc} and output_nc {self.model.output_nc}: "

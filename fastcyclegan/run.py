@@ -17,7 +17,7 @@ from fastcyclegan.config import DataConfig, TrainConfig, from_dict, to_dict
 from fastcyclegan.data import toy
 from fastcyclegan.data.folder import FolderLoader, Source, cache_in_ram
 from fastcyclegan.data.plan import Plan
-from fastcyclegan.data.scan import Pictures, check_files, find_pictures, fingerprint
+from fastcyclegan.data.scan import Needs, Pictures, check_files, find_pictures, fingerprint
 from fastcyclegan.engine import Engine, resolve_device, resolve_precision, why_not_compiled
 from fastcyclegan.errors import UserError
 from fastcyclegan.networks import resolve_impl
@@ -153,13 +153,14 @@ def start(config: TrainConfig, say: Say, progress: Callable[[int, int], None] | 
     except ValueError as error:
         raise UserError(str(error)) from None
     # Pictures first: a run that cannot start leaves no folder.
-    pictures = None if config.data.is_builtin else find_pictures(config.data, config.run.seed, say, progress)
+    needs = Needs(config.model.size_multiple, config.model.least_side)
+    pictures = None if config.data.is_builtin else find_pictures(config.data, config.run.seed, say, progress, needs)
     folder, config = open_folder(config)
     data = config.data
     if pictures is None:
         toy.write(folder / DATASET, config.run.seed)
         data = dataclasses.replace(data, dataroot=folder / DATASET)
-        pictures = find_pictures(data, config.run.seed, say)
+        pictures = find_pictures(data, config.run.seed, say, needs=needs)
     reason = why_not_compiled(device) if config.run.compile else ""
     if reason:
         say(f"--compile: {reason}; training goes on uncompiled")

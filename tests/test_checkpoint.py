@@ -127,6 +127,6 @@ def test_snapshot_keeps_the_memory_layout() -> None:
 
 
 def test_saved_epochs(tmp_path: Path) -> None:
-    for name in ("10_net_G_A.pth", "5_net_G_A.pth", "latest_net_G_B.pth", "iter_100_net_G_A.pth", "5_net_D_A.pth", "x.pth", "best_net_G.pth"):
-        (tmp_path / name).touch()
+    for name in ("10_net_G_A", "5_net_G_A", "latest_net_G_B", "iter_100_net_G_A", "5_net_D_A", "x", "best_net_G"):
+        (tmp_path / f"{name}.pth").touch()
     assert saved_epochs(tmp_path) == ["5", "10", "best", "iter_100", "latest"]

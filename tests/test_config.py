@@ -50,7 +50,7 @@ BAD: list[tuple[str, Callable[[], object]]] = [
     ("epoch must be latest", lambda: RunConfig(epoch="best")),
     ("crop_size 254 is not a multiple of 4", lambda: TrainConfig(data=DataConfig(crop_size=254))),
     ("crop_size 260 is not a multiple of 256", lambda: TrainConfig(data=DataConfig(crop_size=260), model=ModelConfig(netG="unet_256"))),
-    ("at least 8 pixels", lambda: TrainConfig(data=DataConfig(crop_size=4))),
+    ("crop_size 20 is too small: --netD basic needs at least 24", lambda: TrainConfig(data=DataConfig(crop_size=20))),
     ("identity loss needs equal channels", lambda: TrainConfig(model=ModelConfig(input_nc=1))),
     ("wgangp mixes", lambda: TrainConfig(data=DataConfig(preprocess="none"), loss=LossConfig(gan_mode="wgangp"))),
 ]

@@ -37,6 +37,14 @@ class Folders:
 
 
 @dataclass(frozen=True)
+class Needs:
+    """What the networks ask of a picture's sides, in pixels."""
+
+    multiple: int = 4
+    least: int = 8
+
+
+@dataclass(frozen=True)
 class Checked:
     """One file: its identity on disk, its upright size in pixels and Pillow's mode, and why it cannot be used, if so."""
 
@@ -187,23 +195,25 @@ def check_files(paths: Sequence[Path], progress: Callable[[int, int], None] | No
     return results
 
 
-def too_small(checked: Checked, config: DataConfig) -> str:
-    """Return why a readable picture cannot be cropped as ``config`` says, or ""."""
+def too_small(checked: Checked, config: DataConfig, needs: Needs) -> str:
+    """Return why a readable picture cannot be cropped as ``config`` says, or is below what the networks take; else ""."""
     side = crop_side(config)
-    width, height = resized((checked.width, checked.height), config)
+    width, height = resized((checked.width, checked.height), config, needs.multiple)
     if side is not None and min(width, height) < side:
         return f"{checked.width}x{checked.height} is smaller than the crop of {side}"
+    if min(width, height) < needs.least:
+        return f"{checked.width}x{checked.height} is smaller than the {needs.least} pixels a side that the networks need"
     return ""
 
 
 def usable(
-    paths: Sequence[Path], config: DataConfig, say: Callable[[str], None], progress: Callable[[int, int], None] | None = None
+    paths: Sequence[Path], config: DataConfig, needs: Needs, say: Callable[[str], None], progress: Callable[[int, int], None] | None = None
 ) -> list[Path]:
     """Return those of ``paths`` that can be used. Bad ones are named: in a UserError, or with skip_bad_images by ``say``."""
     bad = []
     good = []
     for path, checked in zip(paths, check_files(paths, progress), strict=True):
-        reason = checked.error or too_small(checked, config)
+        reason = checked.error or too_small(checked, config, needs)
         if reason:
             bad.append(f"{path}: {reason}")
         else:
@@ -227,7 +237,11 @@ class Pictures:
 
 
 def find_pictures(
-    config: DataConfig, seed: int, say: Callable[[str], None], progress: Callable[[int, int], None] | None = None
+    config: DataConfig,
+    seed: int,
+    say: Callable[[str], None],
+    progress: Callable[[int, int], None] | None = None,
+    needs: Needs = Needs(),
 ) -> Pictures:
     """Find and check all pictures that ``config`` names. Raises UserError for a folder that is missing, empty, or holds a bad picture."""
     folders = find_folders(config)
@@ -241,7 +255,7 @@ def find_pictures(
     for slot, test in ((1, folders.test_A), (3, folders.test_B)):
         if test is not None:
             lists[slot] = list_pictures(test, config.max_dataset_size)
-    everything = usable([path for paths in lists for path in paths], config, say, progress)
+    everything = usable([path for paths in lists for path in paths], config, needs, say, progress)
     kept = set(everything)
     train_A, test_A, train_B, test_B = ([path for path in paths if path in kept] for paths in lists)
     for folder, train in ((folders.train_A, train_A), (folders.train_B, train_B)):

@@ -113,6 +113,13 @@ def test_pictures_smaller_than_the_crop_are_bad(dataset: Path) -> None:
     found(DataConfig(dataroot=dataset, load_size=32, crop_size=16))  # resized first: fine
 
 
+def test_pictures_smaller_than_the_networks_take_are_bad(dataset: Path) -> None:
+    config = DataConfig(dataroot=dataset, preprocess="none")
+    with pytest.raises(UserError, match="24x20 is smaller than the 24 pixels a side that the networks need"):
+        find_pictures(config, 0, print, needs=scan.Needs(least=24))
+    assert len(find_pictures(config, 0, print, needs=scan.Needs(least=20)).train_A) == 5
+
+
 def test_nothing_left_after_leaving_out(dataset: Path) -> None:
     for path in (dataset / "trainA").iterdir():
         path.write_bytes(b"no")

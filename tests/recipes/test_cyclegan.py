@@ -1,0 +1,34 @@
+"""The recipe's phases as data, and the seed's order of creation."""
+
+from __future__ import annotations
+
+import torch
+
+from fastcyclegan.config import LossConfig, ModelConfig
+from fastcyclegan.networks import build_discriminator, build_generator
+from fastcyclegan.recipes.cyclegan import CycleGAN, build_networks
+from fastcyclegan.reference import init_weights
+
+
+def test_phases() -> None:
+    phases = {phase.name: phase for phase in CycleGAN(LossConfig()).phases}
+    assert list(phases) == ["G", "D"]
+    assert (phases["G"].trains, phases["G"].freezes) == (("G_AB", "G_BA"), ("D_A", "D_B"))
+    assert (phases["D"].trains, phases["D"].freezes) == (("D_A", "D_B"), ())
+
+
+def test_a_seed_gives_the_official_weights() -> None:
+    """Created in the official order G_A, G_B, D_A, D_B, each initialised before the next is built; channels by domain."""
+    config = ModelConfig(netG="resnet_1blocks", ngf=2, ndf=2, input_nc=1)
+    torch.manual_seed(5)
+    builders = {
+        "G_AB": lambda: build_generator(config, 1, 3),
+        "G_BA": lambda: build_generator(config, 3, 1),
+        "D_B": lambda: build_discriminator(config, 3),
+        "D_A": lambda: build_discriminator(config, 1),
+    }
+    expected = {name: init_weights(build()) for name, build in builders.items()}
+    torch.manual_seed(5)
+    nets = build_networks(config)
+    for name, net in expected.items():
+        assert all(torch.equal(a, b) for a, b in zip(nets[name].parameters(), net.parameters(), strict=True)), name

@@ -1,0 +1,183 @@
+"""The command line from outside: flags in both spellings, what is printed, one line and exit code 2 for a mistake."""
+
+from __future__ import annotations
+
+import errno
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastcyclegan import checkpoint, cli
+from fastcyclegan.cli import parse_train
+from fastcyclegan.config import TrainConfig
+from fastcyclegan.networks import Generator
+
+TINY = "--load_size 16 --crop_size 16 --netG resnet_0blocks --netD pixel --ngf 2 --ndf 2 --device cpu --num_threads 0".split()
+
+
+def fails(capsys: pytest.CaptureFixture[str], *args: str) -> str:
+    """Run train.py in this process, see it exit with 2 and one line, and return that line."""
+    assert cli.train([*TINY, *args]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1, error
+    return error
+
+
+def test_official_flags_in_both_spellings() -> None:
+    given = """--dataroot x --name n --direction BtoA --batch_size 2 --load_size 300 --crop_size 128 --preprocess scale_width_and_crop
+        --no_flip --ngf 32 --ndf 16 --netG resnet_6blocks --netD n_layers --n_layers_D 4 --norm batch --init_type xavier --init_gain 0.1
+        --no_dropout --input_nc 1 --output_nc 3 --gan_mode vanilla --pool_size 10 --lambda_A 5 --lambda_B 6 --lambda_identity 0 --lr 0.001
+        --beta1 0.9 --lr_policy step --lr_decay_iters 20 --n_epochs 3 --n_epochs_decay 4 --epoch_count 2 --continue_train --epoch 7
+        --max_dataset_size 9 --checkpoints_dir c --save_epoch_freq 2 --print_freq 10 --display_freq 20 --num_threads 1 --serial_batches
+        --save_latest_freq 30 --save_by_iter --model cycle_gan --dataset_mode unaligned --gpu_ids -1""".split()
+    config = parse_train(given)
+    assert config == parse_train([arg.replace("_", "-") if arg.startswith("--") else arg for arg in given])
+    flat = {name: value for group in vars(config).values() for name, value in vars(group).items()}
+    assert flat["lambda_B"] == 6.0
+    assert flat["netG"] == "resnet_6blocks"
+    assert (flat["no_flip"], flat["serial_batches"], flat["save_by_iter"]) == (True, True, True)
+    assert (flat["gpu_ids"], flat["epoch"], flat["dataroot"]) == ("-1", "7", Path("x"))
+    switches = {"no_flip", "no_dropout", "continue_train", "serial_batches", "save_by_iter"}
+    for name, value in flat.items():  # each flag arrived: nothing that was given is at its default
+        if name in {arg[2:] for arg in given if arg.startswith("--")} - switches - {"model", "dataset_mode", "output_nc"}:
+            assert value != {k: v for group in vars(TrainConfig()).values() for k, v in vars(group).items()}[name], name
+
+
+def test_builtin_preset_gives_way_to_flags() -> None:
+    assert parse_train([]).model.netG == "resnet_2blocks"
+    assert parse_train(["--ngf", "8"]).model.ngf == 8
+    assert parse_train(["--dataroot=x"]).model.netG == "resnet_9blocks"
+    assert parse_train(["--data-A", "x", "--data-B", "y"]).data.load_size == 286
+
+
+def test_dry_run_prints_the_resolved_configuration_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.train(["--dry_run", "--checkpoints_dir", str(tmp_path / "runs"), "--lr", "0.5"]) == 0
+    output = capsys.readouterr().out
+    assert "resnet_2blocks" in output
+    assert "0.5" in output
+    assert not (tmp_path / "runs").exists()
+
+
+def test_help_names_every_flag_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.train(["--help"])
+    assert stop.value.code == 0
+    output = capsys.readouterr().out
+    for group in vars(TrainConfig()).values():
+        for name in vars(group):
+            assert f"--{name}" in output, name
+    assert "0.0002" in output
+
+
+def test_unknown_words(capsys: pytest.CaptureFixture[str]) -> None:
+    for flag, value in (("--lr_policy", "exponential"), ("--norm", "group"), ("--colour", "red")):
+        with pytest.raises(SystemExit) as stop:
+            cli.train([flag, value])
+        assert stop.value.code == 2
+        assert value in capsys.readouterr().err
+
+
+def test_mistakes(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = ("--checkpoints_dir", str(tmp_path / "runs"))
+    assert "no such folder" in fails(capsys, "--dataroot", str(tmp_path / "none"), *runs)
+    assert "has neither trainA and trainB" in fails(capsys, "--dataroot", str(tmp_path), *runs)
+    assert "--netD basic needs at least 24 pixels" in fails(capsys, "--netD", "basic", *runs)
+    assert "crop_size 16 is larger than load_size 8" in fails(capsys, "--load_size", "8", *runs)
+    assert "--continue_train needs --name" in fails(capsys, "--continue_train", *runs)
+    assert "no run to continue" in fails(capsys, "--continue_train", "--name", "x", "--dataroot", str(dataset), *runs)
+    assert "impl='triton' cannot serve" in fails(capsys, "--impl", "triton", "--dataroot", str(dataset), *runs)
+    if not torch.cuda.is_available():
+        assert "sees no CUDA GPU" in fails(capsys, "--device", "cuda", *runs)
+    assert not (tmp_path / "runs").exists()  # a run that could not start leaves nothing
+
+
+def test_a_name_that_exists(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = ("--dataroot", str(dataset), "--checkpoints_dir", str(tmp_path), "--name", "r", "--max_iters", "1")
+    assert cli.train([*TINY, *args]) == 0
+    capsys.readouterr()
+    assert "r exists: use --continue_train, --overwrite or another --name" in fails(capsys, *args)
+    (tmp_path / "r" / "notes.txt").write_text("mine")
+    assert cli.train([*TINY, *args, "--overwrite"]) == 0
+    assert (tmp_path / "r" / "notes.txt").read_text() == "mine"
+    # A folder that is no run is left alone, whatever its name.
+    (tmp_path / "q").mkdir()
+    (tmp_path / "q" / "photo.png").touch()
+    capsys.readouterr()
+    assert "is not a run's folder, so --overwrite leaves it alone" in fails(capsys, *args, "--name", "q", "--overwrite")
+
+
+def test_numbered_default_names(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in range(2):
+        assert cli.train([*TINY, "--dataroot", str(dataset), "--checkpoints_dir", str(tmp_path), "--max_iters", "1"]) == 0
+    assert {path.name for path in tmp_path.iterdir()} >= {"photos_1", "photos_2"}
+    output = capsys.readouterr().out
+    assert f"pictures: {tmp_path}/photos_2/samples and {tmp_path}/photos_2/index.html" in output
+    assert json.loads((tmp_path / "photos_2" / "config.json").read_text())["run"]["name"] == "photos_2"
+
+
+def test_unwritable_folder(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    error = fails(capsys, "--dataroot", str(dataset), "--checkpoints_dir", str(tmp_path / "file"))
+    assert "cannot write there: Not a directory" in error
+
+    def refuse(self: Path, *args: object, **kwargs: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "touch", refuse)
+    error = fails(capsys, "--dataroot", str(dataset), "--checkpoints_dir", str(tmp_path / "runs"))
+    assert "cannot write there: Permission denied" in error
+
+
+def test_no_compiler(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor import cpp_builder, exc
+
+    def none() -> str:
+        raise exc.InvalidCxxCompiler
+
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", none)
+    assert cli.train([*TINY, "--dataroot", str(dataset), "--checkpoints_dir", str(tmp_path), "--compile", "--max_iters", "1"]) == 0
+    output = capsys.readouterr().out
+    assert "--compile: no C++ compiler found (on Debian or Ubuntu: apt-get install g++); training goes on uncompiled" in output
+    assert "compiled   no" in output
+
+
+def test_builtin_dataset_is_scored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.train(["--checkpoints_dir", str(tmp_path), "--max_iters", "2", "--device", "cpu"]) == 0
+    output = capsys.readouterr().out
+    assert "built-in dataset, 32 held-out pictures a side, small networks made for it alone" in output
+    for direction in ("A to B", "B to A"):
+        assert f"{direction}: " in output
+    assert (tmp_path / "shapes_1" / "dataset" / "trainA" / "000.png").exists()
+
+
+def test_translate_from_outside(tmp_path: Path, dataset: Path) -> None:
+    checkpoint.save_weights(tmp_path / "latest_net_G.pth", Generator(ngf=2, n_blocks=0).state_dict())
+    script = str(Path(__file__).parents[1] / "scripts" / "translate.py")
+
+    def command(weights: str, *more: str) -> subprocess.CompletedProcess[str]:
+        args = [
+            sys.executable,
+            script,
+            "--weights",
+            weights,
+            "--input",
+            str(dataset / "testA"),
+            "--output",
+            "out",
+            "--device",
+            "cpu",
+            *more,
+        ]
+        return subprocess.run(args, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    done = command("latest_net_G.pth", "--grid")
+    assert done.returncode == 0, done.stderr
+    assert "wrote 2 pictures to out" in done.stdout
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"000.png", "001.png", "before_after.png"}
+    done = command("nothing.pth")
+    assert (done.returncode, done.stderr) == (2, "error: nothing.pth: no such file or folder\n")
