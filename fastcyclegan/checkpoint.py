@@ -116,9 +116,23 @@ def fit_weights(net: nn.Module, weights: Mapping[str, Tensor], source: Path | st
     net.load_state_dict(dict(weights))
 
 
+def save_tensors(path: Path, value: object) -> None:
+    """Write nested dicts and lists of tensors, whole or not at all. Raises OSError where the disk refuses."""
+
+    def write(partial: Path) -> None:
+        try:
+            # Through a Python file: writing by itself, torch.save hides why the disk refused.
+            with partial.open("wb") as file:
+                torch.save(value, file)
+        except RuntimeError as error:
+            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
+
+    write_atomically(path, write)
+
+
 def save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
-    """Write a state_dict as the official code does, plain contiguous tensors by name."""
-    write_atomically(path, lambda partial: torch.save({name: value.contiguous() for name, value in weights.items()}, partial))
+    """Write a state_dict as the official code does, plain contiguous tensors by name. Raises OSError where the disk refuses."""
+    save_tensors(path, {name: value.contiguous() for name, value in weights.items()})
 
 
 def saved_epochs(run: Path) -> list[str]:
@@ -136,7 +150,7 @@ class StateWriter:
     def __init__(self, run: Path) -> None:
         self.run = run
         self.thread: threading.Thread | None = None
-        self.error: UserError | None = None
+        self.error: Exception | None = None
         self.saved_iteration: int | None = None
 
     @property
@@ -155,17 +169,18 @@ class StateWriter:
             if not all(torch.isfinite(t).all() for t in _tensors([state["nets"], state["optimizers"]]) if t.is_floating_point()):
                 raise UserError(f"weights are not finite after iteration {iteration}; {self._last_good()}")
             if with_state:
-                write_atomically(self.run / STATE, lambda partial: torch.save(state, partial))
+                save_tensors(self.run / STATE, state)
                 self.saved_iteration = iteration
             for label in labels:
                 for name in OFFICIAL:
                     save_weights(weights_file(self.run, label, name), state["nets"][name])
         except UserError as error:
             self.error = error
-        # torch.save reports a full disk as RuntimeError.
-        except (OSError, RuntimeError) as error:
-            reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
-            self.error = UserError(f"{self.run}: saving failed at iteration {iteration}: {reason}; {self._last_good()}")
+        except OSError as error:
+            self.error = UserError(f"{self.run}: saving failed at iteration {iteration}: {error.strerror or error}; {self._last_good()}")
+        # A bug of ours must end the run too, not this thread alone.
+        except Exception as error:
+            self.error = error
 
     def _last_good(self) -> str:
         if self.saved_iteration is None:
@@ -173,14 +188,18 @@ class StateWriter:
         return f"the last good state is of iteration {self.saved_iteration}"
 
     def check(self) -> None:
-        """Raise the UserError of a write that failed, once."""
+        """Raise what made a write fail, once: a UserError where the user can put it right."""
         error, self.error = self.error, None
         if error is not None:
             raise error
 
-    def wait(self) -> None:
-        """Wait until what was started is on the disk, and raise what went wrong."""
+    def close(self) -> None:
+        """Wait until what was started is on the disk."""
         if self.thread is not None:
             self.thread.join()
             self.thread = None
+
+    def wait(self) -> None:
+        """Wait until what was started is on the disk, and raise what went wrong."""
+        self.close()
         self.check()

@@ -152,27 +152,30 @@ def start(config: TrainConfig, say: Say, progress: Callable[[int, int], None] | 
         resolve_impl(config.model.impl)
     except ValueError as error:
         raise UserError(str(error)) from None
-    # Pictures first: a run that cannot start leaves no folder.
+    reason = why_not_compiled(device) if config.run.compile else ""
+    compiled = config.run.compile and not reason
+    precision = resolve_precision(config.run.precision, device, compiled)
+    # Pictures before the folder: a run that cannot start leaves none, and replaces none.
     needs = Needs(config.model.size_multiple, config.model.least_side)
-    pictures = None if config.data.is_builtin else find_pictures(config.data, config.run.seed, say, progress, needs)
-    folder, config = open_folder(config)
     data = config.data
-    if pictures is None:
+    if data.is_builtin:
+        folder, config = open_folder(config)
         toy.write(folder / DATASET, config.run.seed)
         data = dataclasses.replace(data, dataroot=folder / DATASET)
         pictures = find_pictures(data, config.run.seed, say, needs=needs)
-    reason = why_not_compiled(device) if config.run.compile else ""
+        a, b = _sources(data, config, pictures, say)
+    else:
+        pictures = find_pictures(data, config.run.seed, say, progress, needs)
+        a, b = _sources(data, config, pictures, say)
+        folder, config = open_folder(config)
     if reason:
         say(f"--compile: {reason}; training goes on uncompiled")
-    compiled = config.run.compile and not reason
     if compiled:
         say("--compile: the first iteration compiles the networks, which takes a minute or more; later starts take it from the cache")
-    precision = resolve_precision(config.run.precision, device, compiled)
 
     torch.manual_seed(config.run.seed)
     engine = Engine(CycleGAN.from_config(config), build_networks(config.model), config.optim, device, precision, compiled)
     plan = _plan(config, pictures)
-    a, b = _sources(data, config, pictures, say)
     first = (config.optim.epoch_count - 1) * plan.iterations_per_epoch
     table = {
         "pictures": f"{len(pictures.train_A)} of A and {len(pictures.train_B)} of B to train with, "

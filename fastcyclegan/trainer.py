@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -75,12 +76,15 @@ class Trainer:
             self.writer.saved_iteration = run.iteration
         resume_at = run.iteration if options.continue_train else None
         self.report = Report(run.folder, str(options.name), to_dict(run.config), self.names, resume_at)
+        if self.report.missing:
+            console.say(f"{' and '.join(self.report.missing)} not installed, so there are no curves or events of it: pip install '.[log]'")
 
     def train(self) -> None:
         """Run the loop. Raises UserError where a loss is not finite, a picture broke or the disk refuses."""
         run = self.run
         self.log_started = time.monotonic()
-        with contextlib.closing(self.report), contextlib.closing(run.loader.batches(run.iteration, run.last)) as batches:
+        batches = run.loader.batches(run.iteration, run.last)
+        with contextlib.closing(self.report), contextlib.closing(self.writer), contextlib.closing(batches):
             for batch in batches:
                 epoch, _ = run.plan.batch(run.iteration)
                 self.pending.append(run.engine.step(batch, self.schedule.lr(epoch)))
@@ -210,6 +214,8 @@ def _clock(seconds: float) -> str:
 
 def _on_signals(trainer: Trainer) -> Callable[[], None]:
     """Have SIGINT and SIGTERM end the loop after its iteration, a second one at once; return what restores the handlers."""
+    if threading.current_thread() is not threading.main_thread():
+        return lambda: None  # Python lets the main thread alone handle signals
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def restore() -> None:

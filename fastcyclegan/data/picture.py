@@ -32,8 +32,13 @@ class BadPictureError(UserError):
 
 
 def _sixteen_bits(image: Image.Image) -> Image.Image:
-    """Return a gray 8-bit picture for one of Pillow's integer modes, which hold 16-bit files (and 32-bit ones, which are refused)."""
+    """Return a gray 8-bit picture for one of Pillow's integer modes, which hold 16-bit files (and 32-bit ones, which are refused).
+
+    The value that a PNG declares transparent becomes white.
+    """
     values = np.asarray(image).astype(np.int64)
+    if isinstance(transparent := image.info.get("transparency"), int):
+        values = np.where(values == transparent, 65535, values)
     if values.size and (values.min() < 0 or values.max() > 65535):
         raise ValueError("32-bit values; convert it to 8 or 16 bits a channel")
     return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))

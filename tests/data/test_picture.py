@@ -30,6 +30,12 @@ def test_sixteen_bit_gray_is_scaled_not_clipped(tmp_path: Path, suffix: str) -> 
     assert np.array_equal(np.asarray(open_picture(path, 3))[:, :, 1], np.arange(256).reshape(16, 16))
 
 
+def test_sixteen_bit_transparency_shows_white(tmp_path: Path) -> None:
+    path = saved(tmp_path, Image.fromarray(RAMP), "t.png", transparency=257 * 9)
+    found = np.asarray(open_picture(path, 1)).reshape(-1)
+    assert found[[8, 9, 10]].tolist() == [8, 255, 10]
+
+
 def test_values_that_no_8_bits_can_hold_are_refused(tmp_path: Path) -> None:
     path = saved(tmp_path, Image.fromarray(np.full((4, 4), 70000, dtype=np.int32)), "deep.tif")
     with pytest.raises(BadPictureError, match=r"deep.tif: 32-bit values"):
