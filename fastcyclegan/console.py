@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+_BAR = 10
+
 
 class Console:
     """Lines and progress on standard output. ``with console:`` bounds the time in which a live line may stand."""
@@ -36,8 +38,10 @@ class Console:
         if not self.is_terminal:
             self.say(text)
             return
+        room = self._rich.width - _BAR - len(" 100% ") - 1
+        text = text if len(text) <= room else text[: room - 1] + "…"  # one line, in a narrow terminal too
         if self._progress is None:
-            columns = (BarColumn(bar_width=20), TextColumn("{task.percentage:>3.0f}%"), TextColumn("{task.description}", markup=False))
+            columns = (BarColumn(bar_width=_BAR), TextColumn("{task.percentage:>3.0f}%"), TextColumn("{task.description}", markup=False))
             self._progress = Progress(*columns, console=self._rich, transient=True)
             self._progress.start()
             self._task = self._progress.add_task(text, total=total)

@@ -143,7 +143,7 @@ class Trainer:
         if self.warm:  # the first line's time is mostly warming up
             speed += f", {_clock((run.last - run.iteration) / rate)} left"
         self.warm = True
-        self.console.progress(run.iteration - run.first, run.last - run.first, f"{head}  {losses}  {speed}")
+        self.console.progress(run.iteration - run.first, run.last - run.first, f"{head}  {speed}  {losses}")
         self.log_due.done()
 
     def _end_epoch(self, epoch: int) -> None:
