@@ -79,8 +79,8 @@ def _remove_run(folder: Path) -> None:
         shutil.rmtree(folder / name, ignore_errors=True)
 
 
-def open_folder(config: TrainConfig) -> tuple[Path, TrainConfig]:
-    """Return the run's folder, made if need be, and ``config`` with its name. Raises UserError for a name that is taken or missing."""
+def choose_folder(config: TrainConfig) -> tuple[Path, TrainConfig]:
+    """Return the run's folder and ``config`` with its name; changes nothing. Raises UserError for a name that is taken or missing."""
     run = config.run
     if run.continue_train and run.name is None:
         runs = [path.name for path in sorted(run.checkpoints_dir.glob("*")) if _is_run(path)]
@@ -94,8 +94,14 @@ def open_folder(config: TrainConfig) -> tuple[Path, TrainConfig]:
             raise UserError(f"{folder} exists: use --continue_train, --overwrite or another --name")
         if not folder.is_dir() or not _is_run(folder):
             raise UserError(f"{folder} is not a run's folder, so --overwrite leaves it alone; use another --name")
-        _remove_run(folder)
+    return folder, dataclasses.replace(config, run=dataclasses.replace(run, name=name))
+
+
+def open_folder(folder: Path, overwrite: bool) -> None:
+    """Make the run's folder, or with ``overwrite`` empty it of its old run. Raises UserError where it cannot be written."""
     try:
+        if overwrite and folder.exists():
+            _remove_run(folder)
         folder.mkdir(parents=True, exist_ok=True)
         checkpoint.remove_partials(folder)
         probe = folder / ".writable.partial"
@@ -103,7 +109,6 @@ def open_folder(config: TrainConfig) -> tuple[Path, TrainConfig]:
         probe.unlink()
     except OSError as error:
         raise UserError(f"{folder}: cannot write there: {error.strerror or error}") from None
-    return folder, dataclasses.replace(config, run=dataclasses.replace(run, name=name))
 
 
 @dataclass
@@ -152,6 +157,7 @@ def start(config: TrainConfig, say: Say, progress: Callable[[int, int], None] | 
         resolve_impl(config.model.impl)
     except ValueError as error:
         raise UserError(str(error)) from None
+    folder, config = choose_folder(config)
     reason = why_not_compiled(device) if config.run.compile else ""
     compiled = config.run.compile and not reason
     precision = resolve_precision(config.run.precision, device, compiled)
@@ -159,7 +165,7 @@ def start(config: TrainConfig, say: Say, progress: Callable[[int, int], None] | 
     needs = Needs(config.model.size_multiple, config.model.least_side)
     data = config.data
     if data.is_builtin:
-        folder, config = open_folder(config)
+        open_folder(folder, config.run.overwrite)
         toy.write(folder / DATASET, config.run.seed)
         data = dataclasses.replace(data, dataroot=folder / DATASET)
         pictures = find_pictures(data, config.run.seed, say, needs=needs)
@@ -167,7 +173,7 @@ def start(config: TrainConfig, say: Say, progress: Callable[[int, int], None] | 
     else:
         pictures = find_pictures(data, config.run.seed, say, progress, needs)
         a, b = _sources(data, config, pictures, say)
-        folder, config = open_folder(config)
+        open_folder(folder, config.run.overwrite)
     if reason:
         say(f"--compile: {reason}; training goes on uncompiled")
     if compiled:
