@@ -9,6 +9,8 @@ import contextlib
 import os
 import re
 import threading
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -89,6 +91,17 @@ def load_tensors(path: Path) -> Any:
         code = any(word in str(error) for word in ("GLOBAL", "Unsupported class"))
         reason = "it holds objects other than tensors, which could run code" if code else "it is damaged, or not a PyTorch file"
         raise UserError(f"{path}: cannot be loaded: {reason}") from None
+
+
+def check_sums(path: Path) -> None:
+    """Raise UserError where a file that we wrote does not match its own checksums (torch.load does not look at them)."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip() is not None
+    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, zlib.error):
+        damaged = True
+    if damaged:
+        raise UserError(f"{path}: cannot be loaded: it is damaged, or not a PyTorch file")
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -49,11 +49,20 @@ def parse_train(args: Sequence[str] | None = None) -> TrainConfig:
     What is not given comes from the run that is continued, else from the built-in dataset's preset where no pictures are named, else from
     the defaults.
     """
-    base = _base(_given(sys.argv[1:] if args is None else args))
+    args = sys.argv[1:] if args is None else args
+    _refuse_empty(args)
+    base = _base(_given(args))
     # A switch that is on by default would be shown, and taken, as its opposite: so all are off to the parser, and set again after it.
     on = {group: {name: True for name, value in fields.items() if value is True} for group, fields in to_dict(base).items()}
     off = {group: dict.fromkeys(names, False) for group, names in on.items()}
     return with_changes(_parse(TrainConfig, args, TRAIN_HELP, with_changes(base, off)), on)
+
+
+def _refuse_empty(args: Sequence[str]) -> None:
+    """Raise UserError for an empty value, such as an unset shell variable gives: as a path it would mean the current folder."""
+    for flag, value in zip(["", *args], args, strict=False):
+        if value == "" or (value.startswith("--") and value.endswith("=")):
+            raise UserError(f"{flag if value == '' else value[:-1]}: the value is empty")
 
 
 def _given(args: Sequence[str]) -> dict[str, str]:
@@ -69,7 +78,10 @@ def _given(args: Sequence[str]) -> dict[str, str]:
 def _base(given: dict[str, str]) -> TrainConfig:
     """Return the configuration that the flags given change."""
     if "continue_train" in given and "name" in given:
-        base = read_config(Path(given.get("checkpoints_dir", RunConfig.checkpoints_dir), given["name"]))
+        folder = Path(given.get("checkpoints_dir", RunConfig.checkpoints_dir), given["name"])
+        base = read_config(folder)
+        if base is None and folder.is_dir() and not {"dataroot", "data_A"} & given.keys():
+            raise UserError(f"{folder} does not say what it was trained on: give --dataroot, or --data_A and --data_B")
         if base is not None:
             return with_changes(base, {"run": {"continue_train": False, "overwrite": False, "dry_run": False, "epoch": RunConfig.epoch}})
     builtin = not {"dataroot", "data_A", "data_B", "help"} & given.keys()
@@ -81,8 +93,6 @@ def _run(main: Callable[[], int]) -> int:
         return main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-    except BrokenPipeError:
-        print("error: standard output was closed", file=sys.stderr)
     except OSError as error:
         # A disk that is full, a folder that may not be written: what the system says of the file.
         print(f"error: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
@@ -130,12 +140,17 @@ def _train(args: Sequence[str] | None) -> int:
         return 128 + trainer.stop
     if run.config.data.is_builtin:
         _score_builtin(trainer, console)
-    console.say(f"done: iteration {run.iteration} of {run.last}")
+    if run.iteration == trainer.started_at:
+        console.say(f"nothing left to train: iteration {run.iteration} is done, and the end is {run.last}")
+    else:
+        console.say(f"done: iteration {run.iteration} of {run.last}")
     console.say(f"pictures: {run.folder / 'samples'} and {run.folder / PAGE}")
     return 0
 
 
 def _translate(args: Sequence[str] | None) -> int:
+    args = sys.argv[1:] if args is None else args
+    _refuse_empty(args)
     config = _parse(TranslateConfig, args, "Translate a picture, or a folder of them, with a trained generator.")
     translate_pictures(config, Console())
     return 0

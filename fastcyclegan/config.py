@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,11 +21,20 @@ Preprocess = Literal["resize_and_crop", "crop", "scale_width", "scale_width_and_
 FIXED_SIZE = ("resize_and_crop", "crop", "scale_width_and_crop")
 
 
-def _check_choices(config: Any) -> None:
-    """Raise UserError where a field typed Literal holds something else (the command line checks this too; this is for Python)."""
+def _check_types(config: Any) -> None:
+    """Raise UserError where a field does not hold what it says (the command line checks this too; this is for Python and config.json)."""
     for name, hint in get_type_hints(type(config)).items():
-        if get_origin(hint) is Literal and getattr(config, name) not in get_args(hint):
-            raise UserError(f"{name} must be one of {', '.join(get_args(hint))}, got {getattr(config, name)!r}")
+        value = getattr(config, name)
+        if get_origin(hint) is Literal:
+            if value not in get_args(hint):
+                raise UserError(f"{name} must be one of {', '.join(get_args(hint))}, got {value!r}")
+            continue
+        kinds = get_args(hint) or (hint,)
+        wanted = (*kinds, int) if float in kinds else kinds
+        if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in kinds):
+            raise UserError(f"{name} must be {' or '.join(kind.__name__ for kind in kinds)}, got {value!r}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{name} must be finite, got {value}")
 
 
 def _check_least(config: Any, least: float, *names: str) -> None:
@@ -75,13 +85,15 @@ class DataConfig:
     """Official flag; only unaligned exists."""
 
     def __post_init__(self) -> None:
-        _check_choices(self)
+        _check_types(self)
         _check_least(self, 1, "load_size", "crop_size", "batch_size", "max_dataset_size")
         _check_least(self, 0, "num_threads")
         if not 0 <= self.holdout < 1:
             raise UserError(f"holdout must be in [0, 1), got {self.holdout}")
         if (self.data_A is None) != (self.data_B is None):
             raise UserError("--data_A and --data_B go together: both folders are needed")
+        if self.holdout != DataConfig.holdout and self.data_A is None:
+            raise UserError("--holdout belongs to --data_A and --data_B; a dataroot has its test folders")
         if self.dataroot is not None and self.data_A is not None:
             raise UserError("give either --dataroot or --data_A and --data_B, not both")
         resized = self.preprocess in ("resize_and_crop", "scale_width_and_crop")
@@ -132,8 +144,9 @@ class ModelConfig:
     """What computes the networks. auto takes the fastest that serves the device: so far the reference everywhere."""
 
     def __post_init__(self) -> None:
-        _check_choices(self)
+        _check_types(self)
         _check_least(self, 1, "input_nc", "output_nc", "n_layers_D", "ngf", "ndf")
+        _check_least(self, 0, "init_gain")
         if self.use_dropout and self.no_dropout:
             raise UserError("--use_dropout and --no_dropout contradict each other")
         if not re.fullmatch(r"resnet_\d+blocks|unet_(128|256)", self.netG):
@@ -175,8 +188,10 @@ class LossConfig:
     """Slots of each replay pool; 0 shows the discriminators the newest pictures alone."""
 
     def __post_init__(self) -> None:
-        _check_choices(self)
+        _check_types(self)
         _check_least(self, 0, "lambda_A", "lambda_B", "lambda_identity", "lambda_gp", "pool_size")
+        if self.lambda_gp != LossConfig.lambda_gp and self.gan_mode != "wgangp":
+            raise UserError(f"--lambda_gp belongs to --gan_mode wgangp, not to {self.gan_mode}")
 
 
 @dataclass(frozen=True)
@@ -204,7 +219,7 @@ class OptimConfig:
     """Step the schedule at the end of an epoch (official code before 2020 and since 2025) or at its start (2020-24)."""
 
     def __post_init__(self) -> None:
-        _check_choices(self)
+        _check_types(self)
         _check_least(self, 0, "n_epochs", "n_epochs_decay", "lr")
         _check_least(self, 1, "epoch_count", "max_iters", "lr_decay_iters")
         if not 0 <= self.beta1 < 1:
@@ -255,13 +270,17 @@ class RunConfig:
     """Print the resolved configuration and exit."""
 
     def __post_init__(self) -> None:
-        _check_choices(self)
+        _check_types(self)
         _check_least(self, 0, "seed", "save_epoch_freq")
+        if self.seed >= 2**63:
+            raise UserError(f"seed must be below 2**63, got {self.seed}")
         _check_least(self, 1, "print_freq", "display_freq", "save_latest_freq")
-        if self.name is not None and (not self.name or self.name.startswith(".") or Path(self.name).name != self.name):
+        if self.name is not None and (self.name.startswith(".") or Path(self.name).name != self.name or not self.name.isprintable()):
             raise UserError(f"name must be a plain folder name, got {self.name!r}")
         if self.continue_train and self.overwrite:
             raise UserError("--continue_train and --overwrite contradict each other")
+        if self.epoch != "latest" and not self.continue_train:
+            raise UserError("--epoch belongs to --continue_train")
         if not re.fullmatch(r"latest|\d+|iter_\d+", self.epoch):
             raise UserError(f"epoch must be latest, a number or iter_N, got {self.epoch!r}")
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
@@ -319,16 +338,22 @@ def to_dict(config: TrainConfig) -> dict[str, dict[str, Any]]:
 
 
 def from_dict(saved: Mapping[str, Mapping[str, Any]]) -> TrainConfig:
-    """Return the configuration that ``to_dict`` gave. Fields that it lacks take their defaults; raises UserError for ones unknown here."""
+    """Return the configuration that ``to_dict`` gave. Fields that it lacks take their defaults.
+
+    Raises UserError for what is no such configuration, and for fields that are unknown here.
+    """
+    names = [group.name for group in dataclasses.fields(TrainConfig)]
+    if not isinstance(saved, Mapping) or not all(isinstance(saved.get(name), Mapping) for name in names):
+        raise UserError(f"it lacks one of the groups {', '.join(names)}")
     groups: dict[str, Any] = {}
     for group in dataclasses.fields(TrainConfig):
         hints = get_type_hints(cls := type(getattr(TrainConfig(), group.name)))
-        values = dict(saved.get(group.name, {}))
+        values = dict(saved[group.name])
         unknown = sorted(set(values) - set(hints))
         if unknown:
             raise UserError(f"config.json has settings that this version does not know: {', '.join(unknown)}")
         for name, value in values.items():
-            if value is not None and Path in (hints[name], *get_args(hints[name])):
+            if isinstance(value, str) and Path in (hints[name], *get_args(hints[name])):
                 values[name] = Path(value)
         groups[group.name] = cls(**values)
     return TrainConfig(**groups)

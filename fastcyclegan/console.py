@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Mapping
 
 from rich.console import Console as RichConsole
@@ -10,11 +12,24 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 _BAR = 10
 
 
+class _Output(RichConsole):
+    """Standard output that may close, as it does after `| head`: that is said once, and what follows is not printed."""
+
+    def on_broken_pipe(self) -> None:
+        self.give_up("standard output was closed")
+
+    def give_up(self, why: str) -> None:
+        self.quiet = True
+        with contextlib.suppress(OSError):
+            os.write(2, f"{why}: going on without printing\n".encode())
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python complains of it at the end
+
+
 class Console:
     """Lines and progress on standard output. ``with console:`` bounds the time in which a live line may stand."""
 
     def __init__(self) -> None:
-        self._rich = RichConsole(highlight=False, markup=False, soft_wrap=True)
+        self._rich = _Output(highlight=False, markup=False, soft_wrap=True)
         self._progress: Progress | None = None
         self._task: TaskID | None = None
 
@@ -24,7 +39,10 @@ class Console:
 
     def say(self, line: str) -> None:
         """Print one line (above the live one)."""
-        self._rich.print(line)
+        try:
+            self._rich.print(line)
+        except OSError as error:  # the terminal is gone
+            self._rich.give_up(error.strerror or "standard output failed")
 
     def table(self, title: str, rows: Mapping[str, object]) -> None:
         """Print ``rows`` as aligned names and values under ``title``."""
@@ -35,7 +53,7 @@ class Console:
 
     def progress(self, done: int, total: int, text: str) -> None:
         """Show how far the work is: the live line in a terminal, else a plain one."""
-        if not self.is_terminal:
+        if not self.is_terminal or self._rich.quiet:
             self.say(text)
             return
         room = self._rich.width - _BAR - len(" 100% ") - 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -61,15 +62,16 @@ def save_image(image: Image.Image, path: Path) -> None:
 
 
 def read_stats(run: Path) -> list[dict[str, Any]]:
-    """Return the records of stats.jsonl, without a last line that a killed process left unfinished."""
+    """Return the records of stats.jsonl, without lines that are none: a killed process may leave its last one unfinished."""
     file = run / STATS
-    lines = file.read_text().splitlines() if file.exists() else []
     records = []
-    for line in lines:
+    for line in file.read_text(errors="replace").splitlines() if file.exists() else ():
         try:
-            records.append(json.loads(line))
+            record = json.loads(line)
         except ValueError:
             continue
+        if isinstance(record, dict) and isinstance(record.get("iteration"), int):
+            records.append(record)
     return records
 
 
@@ -148,8 +150,9 @@ class Report:
         write_atomically(self.run / STATS, lambda partial: partial.write_text(text))
         page = self.run / PAGE
         if page.exists():
-            lines = page.read_text(encoding="utf-8").splitlines(keepends=True)
-            lines = [line for line in lines if not line.startswith("<!--") or int(line[4:].split("-")[0]) <= iteration]
+            lines = page.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+            entry = re.compile(r"<!--(\d+)-->")
+            lines = [line for line in lines if not (found := entry.match(line)) or int(found[1]) <= iteration]
             write_atomically(page, lambda partial: partial.write_text("".join(lines), encoding="utf-8"))
 
     def add_stats(self, record: Mapping[str, Any]) -> None:
@@ -168,7 +171,7 @@ class Report:
         entry = f"<!--{iteration}--><section><h3>iteration {iteration}</h3>{picture}</section>\n"
         with (self.run / PAGE).open("a", encoding="utf-8") as file:
             file.write(entry)
-        records = read_stats(self.run)
+        records = [record for record in read_stats(self.run) if set(self.losses) <= record.keys()]
         if self.can_draw and records:
             draw_curves(records, self.losses, self.run / CURVES)
         if self.tensorboard is not None:

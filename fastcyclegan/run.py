@@ -38,13 +38,14 @@ FIXED = (
 
 
 def read_config(run: Path) -> TrainConfig | None:
-    """Return the configuration that ``run`` was started with, None where the folder has none."""
+    """Return the configuration that ``run`` was started with, from config.json or else from its state; None where it has neither."""
     file = run / CONFIG
     if not file.exists():
-        return None
+        state = checkpoint.load_tensors(run / checkpoint.STATE) if (run / checkpoint.STATE).exists() else None
+        return from_dict(state["config"]) if isinstance(state, dict) and "config" in state else None
     try:
         return from_dict(json.loads(file.read_text()))
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (UserError, OSError, ValueError) as error:
         raise UserError(f"{file}: not a configuration of a run: {error}") from None
 
 
@@ -89,6 +90,8 @@ def choose_folder(config: TrainConfig) -> tuple[Path, TrainConfig]:
     folder = run.checkpoints_dir / name
     if run.continue_train and not (folder.is_dir() and _is_run(folder)):
         raise UserError(f"{folder}: no run to continue (neither {checkpoint.STATE} nor *_net_*.pth)")
+    if folder.is_symlink() and not folder.exists():
+        raise UserError(f"{folder} is a link to nothing; use another --name")
     if folder.exists() and not run.continue_train and (not folder.is_dir() or any(folder.iterdir())):
         if not run.overwrite:
             raise UserError(f"{folder} exists: use --continue_train, --overwrite or another --name")
@@ -161,9 +164,11 @@ def start(config: TrainConfig, say: Say, progress: Callable[[int, int], None] | 
     reason = why_not_compiled(device) if config.run.compile else ""
     compiled = config.run.compile and not reason
     precision = resolve_precision(config.run.precision, device, compiled)
-    # Pictures before the folder: a run that cannot start leaves none, and replaces none.
+    # All that can fail comes before the folder: a run that cannot start leaves none, and replaces none.
     needs = Needs(config.model.size_multiple, config.model.least_side)
     data = config.data
+    torch.manual_seed(config.run.seed)
+    engine = Engine(CycleGAN.from_config(config), build_networks(config.model), config.optim, device, precision, compiled)
     if data.is_builtin:
         open_folder(folder, config.run.overwrite)
         toy.write(folder / DATASET, config.run.seed)
@@ -174,13 +179,13 @@ def start(config: TrainConfig, say: Say, progress: Callable[[int, int], None] | 
         pictures = find_pictures(data, config.run.seed, say, progress, needs)
         a, b = _sources(data, config, pictures, say)
         open_folder(folder, config.run.overwrite)
+    largest = max(len(pictures.train_A), len(pictures.train_B))
+    if data.batch_size > largest:
+        say(f"batch_size {data.batch_size} is more than the {largest} pictures there are, so every batch holds {largest}")
     if reason:
         say(f"--compile: {reason}; training goes on uncompiled")
     if compiled:
         say("--compile: the first iteration compiles the networks, which takes a minute or more; later starts take it from the cache")
-
-    torch.manual_seed(config.run.seed)
-    engine = Engine(CycleGAN.from_config(config), build_networks(config.model), config.optim, device, precision, compiled)
     plan = _plan(config, pictures)
     first = (config.optim.epoch_count - 1) * plan.iterations_per_epoch
     table = {
@@ -193,6 +198,8 @@ def start(config: TrainConfig, say: Say, progress: Callable[[int, int], None] | 
     run = Run(config, folder, pictures, data, plan, FolderLoader(a, b, plan, device), engine, first, first, {}, table)
     if config.run.continue_train:
         _resume(run, say)
+    if run.iteration >= run.last:
+        return run
     text = json.dumps(to_dict(config), indent=2) + "\n"
     try:
         checkpoint.write_atomically(folder / CONFIG, lambda partial: partial.write_text(text))
@@ -237,6 +244,7 @@ def _resume(run: Run, say: Say) -> None:
     architecture = f"{config.model.netG} (ngf {config.model.ngf}, {config.model.norm} norm) of this run"
     state_file = folder / checkpoint.STATE
     if state_file.exists() and config.run.epoch == "latest":
+        checkpoint.check_sums(state_file)
         state = checkpoint.load_tensors(state_file)
         _check_state(state, run, state_file, say)
         for name, net in run.engine.nets.items():

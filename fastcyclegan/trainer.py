@@ -9,7 +9,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -19,7 +18,7 @@ from torch import Tensor
 from fastcyclegan.checkpoint import StateWriter, to_cpu
 from fastcyclegan.config import TrainConfig, to_dict
 from fastcyclegan.console import Console
-from fastcyclegan.data.folder import to_unit_range
+from fastcyclegan.data.folder import naming_dead_workers, to_unit_range
 from fastcyclegan.data.picture import crop_side, load_pixels, take_view
 from fastcyclegan.data.plan import View
 from fastcyclegan.errors import UserError
@@ -67,6 +66,9 @@ class Trainer:
         self.since_log: list[Tensor] = []
         self.warm = False
         self.stop: int | None = None
+        self.started_at = run.iteration
+        self.sampled_at: int | None = None
+        self.images_since_log = 0
         options = run.config.run
         self.log_due = Every(options.print_freq, 1.0 if console.is_terminal else 10.0)
         self.samples_due = Every(options.display_freq, 30.0, share=0.05)
@@ -84,7 +86,7 @@ class Trainer:
         run = self.run
         self.log_started = time.monotonic()
         batches = run.loader.batches(run.iteration, run.last)
-        with contextlib.closing(self.report), contextlib.closing(self.writer), contextlib.closing(batches):
+        with naming_dead_workers(), contextlib.closing(self.report), contextlib.closing(self.writer), contextlib.closing(batches):
             for batch in batches:
                 epoch, _ = run.plan.batch(run.iteration)
                 self.pending.append(run.engine.step(batch, self.schedule.lr(epoch)))
@@ -96,6 +98,7 @@ class Trainer:
 
     def _after_step(self, epoch: int, images: int) -> None:
         run = self.run
+        self.images_since_log += images
         if self.log_due.due(images) or len(self.pending) >= MAX_PENDING:
             self._flush()
         if self.log_due.due(0):
@@ -132,10 +135,11 @@ class Trainer:
         if not count:
             return
         means = dict(zip(self.names, torch.stack(self.since_log).mean(0).tolist(), strict=True))
-        rate = count / max(now - self.log_started, 1e-9)
-        self.since_log, self.log_started = [], now
+        seconds = max(now - self.log_started, 1e-9)
+        rate = count / seconds
         record: dict[str, Any] = {"iteration": run.iteration, "epoch": epoch, **means, "lr": self.schedule.lr(epoch), "it/s": rate}
-        record["images/s"] = rate * run.config.data.batch_size
+        record["images/s"] = self.images_since_log / seconds
+        self.since_log, self.images_since_log, self.log_started = [], 0, now
         self.report.add_stats(record)
         losses = " ".join(f"{name} {value:.3f}" for name, value in means.items())
         head = f"epoch {epoch} iteration {run.iteration}/{run.last}"
@@ -166,12 +170,12 @@ class Trainer:
             self.writer.wait()
         self.state_due.done(time.monotonic() - started)
 
-    def _samples(self) -> Path | None:
+    def _samples(self) -> None:
         """Translate the same held-out pictures (training ones where there are none) both ways and back, and add them to the report."""
         started = time.monotonic()
-        path = self.report.add_samples(self.run.iteration, draw_grid(self._sample_columns()))
+        self.report.add_samples(self.run.iteration, draw_grid(self._sample_columns()))
+        self.sampled_at = self.run.iteration
         self.samples_due.done(time.monotonic() - started)
-        return path
 
     def _sample_columns(self) -> dict[str, list[Any]]:
         run, model = self.run, self.run.config.model
@@ -194,15 +198,17 @@ class Trainer:
         return columns
 
     def _finish(self) -> None:
+        """Log what is left, save under the name latest, and draw a last grid; nothing where nothing was trained."""
         run = self.run
-        done = run.iteration > run.first and run.iteration != self.writer.saved_iteration
-        if done:
-            if self.pending or self.since_log:
-                self._log(run.plan.batch(run.iteration - 1)[0])
-            self.console.end_progress()
-            self._save(wait=True)
+        if run.iteration == self.started_at:
+            return
+        if self.pending or self.since_log:
+            self._log(run.plan.batch(run.iteration - 1)[0])
+        self.console.end_progress()
         self.writer.wait()
-        if done:
+        if run.iteration != self.writer.saved_iteration or run.config.run.save_by_iter:
+            self._save(wait=True)
+        if run.iteration != self.sampled_at:
             self._samples()
 
 
@@ -213,10 +219,11 @@ def _clock(seconds: float) -> str:
 
 
 def _on_signals(trainer: Trainer) -> Callable[[], None]:
-    """Have SIGINT and SIGTERM end the loop after its iteration, a second one at once; return what restores the handlers."""
+    """Have SIGINT, SIGTERM and SIGHUP end the loop after its iteration, a second one at once; return what restores the handlers."""
     if threading.current_thread() is not threading.main_thread():
         return lambda: None  # Python lets the main thread alone handle signals
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: handler for number in numbers if (handler := signal.getsignal(number)) is not signal.SIG_IGN}  # nohup stays nohup
 
     def restore() -> None:
         for number, handler in before.items():
@@ -225,8 +232,9 @@ def _on_signals(trainer: Trainer) -> Callable[[], None]:
     def ask(number: int, _: FrameType | None) -> None:
         trainer.stop = number
         restore()
-        # Not print: the signal may have come in the middle of one.
-        os.write(2, f"\n{signal.Signals(number).name}: saving after this iteration (once more to stop at once)\n".encode())
+        # Not print: the signal may have come in the middle of one, and the terminal may be gone.
+        with contextlib.suppress(OSError):
+            os.write(2, f"\n{signal.Signals(number).name}: saving after this iteration (once more to stop at once)\n".encode())
 
     for number in before:
         signal.signal(number, ask)

@@ -64,7 +64,7 @@ class TranslateConfig:
     """What computes the network."""
 
     def __post_init__(self) -> None:
-        RunConfig(epoch=self.epoch, device=self.device, precision=self.precision)  # the same checks
+        RunConfig(epoch=self.epoch, continue_train=True, device=self.device, precision=self.precision)  # the same checks
         if self.batch_size < 1:
             raise UserError(f"batch_size must be at least 1, got {self.batch_size}")
         if self.resize is not None and self.resize < 1:
@@ -140,7 +140,11 @@ def plan_outputs(config: TranslateConfig) -> list[_Job]:
     if not config.input.exists():
         raise UserError(f"{config.input}: no such file or folder")
     root = config.input if config.input.is_dir() else config.input.parent
+    if config.output.exists() and not config.output.is_dir():
+        raise UserError(f"{config.output}: a file, not a folder to write to")
     sources = list_pictures(config.input) if config.input.is_dir() else [config.input]
+    if config.output.resolve() != root.resolve():  # translations inside the input folder are not translated again
+        sources = [source for source in sources if not source.resolve().is_relative_to(config.output.resolve())]
     if not sources:
         raise UserError(f"{config.input}: no pictures in it")
     names = [source.relative_to(root) for source in sources]

@@ -96,6 +96,36 @@ def test_mistakes(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert not (tmp_path / "runs").exists()  # a run that could not start leaves nothing
 
 
+def test_overwrite_replaces_nothing_that_could_not_be_replaced(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = ("--dataroot", str(dataset), "--checkpoints_dir", str(tmp_path), "--name", "r", "--max_iters", "1")
+    assert cli.train([*TINY, *args]) == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "r").glob("*.p*")}
+    capsys.readouterr()
+    for mistake in (("--init_gain", "nan"), ("--seed", str(2**64)), ("--lr", "inf"), ("--crop_size", "400")):
+        fails(capsys, *args, "--overwrite", *mistake)
+    (dataset / "trainA" / "000.png").write_bytes(b"broken")
+    fails(capsys, *args, "--overwrite")
+    assert {path: path.read_bytes() for path in (tmp_path / "r").glob("*.p*")} == before
+
+
+def test_empty_values(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--data_A: the value is empty" in fails(capsys, "--data_A", "", "--data_B", "x")
+    assert "--checkpoints_dir: the value is empty" in fails(capsys, "--checkpoints_dir=")
+    assert cli.translate(["--weights", "w", "--input", "i", "--output", ""]) == 2
+    assert capsys.readouterr().err == "error: --output: the value is empty\n"
+
+
+def test_continuing_what_does_not_say_its_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "latest_net_G_A.pth").touch()
+    where = ("--checkpoints_dir", str(tmp_path), "--name", "theirs", "--continue_train")
+    assert "does not say what it was trained on: give --dataroot" in fails(capsys, *where)
+    assert [path.name for path in (tmp_path / "theirs").iterdir()] == ["latest_net_G_A.pth"]
+    for text in ("{}", "[]", "not json", '{"data": {}, "model": {"ngf": 4.5}, "loss": {}, "optim": {}, "run": {}}'):
+        (tmp_path / "theirs" / "config.json").write_text(text)
+        assert "config.json: not a configuration of a run" in fails(capsys, *where)
+
+
 def test_a_name_that_exists(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     args = ("--dataroot", str(dataset), "--checkpoints_dir", str(tmp_path), "--name", "r", "--max_iters", "1")
     assert cli.train([*TINY, *args]) == 0

@@ -29,7 +29,7 @@ BAD: list[tuple[str, Callable[[], object]]] = [
     ("not both", lambda: DataConfig(dataroot=Path("r"), data_A=Path("a"), data_B=Path("b"))),
     ("batch_size 2 needs pictures of one size", lambda: DataConfig(batch_size=2, preprocess="none")),
     ("preprocess must be one of", lambda: DataConfig(preprocess="squash")),
-    (r"holdout must be in \[0, 1\)", lambda: DataConfig(holdout=1.0)),
+    (r"holdout must be in \[0, 1\)", lambda: DataConfig(data_A=Path("a"), data_B=Path("b"), holdout=1.0)),
     ("batch_size must be at least 1, got 0", lambda: DataConfig(batch_size=0)),
     ("netG must be resnet_9blocks", lambda: ModelConfig(netG="resnet_ninblocks")),
     ("norm must be one of instance, batch, none, got 'group'", lambda: ModelConfig(norm="group")),
@@ -38,16 +38,28 @@ BAD: list[tuple[str, Callable[[], object]]] = [
     ("belongs to the ResNet generators", lambda: ModelConfig(netG="unet_256", upsample="resize")),
     ("lr_policy must be one of", lambda: OptimConfig(lr_policy="exponential")),
     (r"beta1 must be in \[0, 1\)", lambda: OptimConfig(beta1=1.0)),
-    ("lr must be at least 0, got nan", lambda: OptimConfig(lr=float("nan"))),
+    ("lr must be finite, got nan", lambda: OptimConfig(lr=float("nan"))),
     ("nothing to train: epoch_count 201", lambda: OptimConfig(epoch_count=201)),
     ("pool_size must be at least 0", lambda: LossConfig(pool_size=-1)),
     ("plain folder name", lambda: RunConfig(name="a/b")),
     ("plain folder name", lambda: RunConfig(name="..")),
+    ("plain folder name", lambda: RunConfig(name="a\nb")),
+    ("seed must be below", lambda: RunConfig(seed=2**63)),
+    ("--epoch belongs to --continue_train", lambda: RunConfig(epoch="5")),
+    ("--holdout belongs to", lambda: DataConfig(dataroot=Path("r"), holdout=0.5)),
+    ("--lambda_gp belongs to --gan_mode wgangp", lambda: LossConfig(lambda_gp=3.0)),
+    ("init_gain must be finite, got nan", lambda: ModelConfig(init_gain=float("nan"))),
+    ("init_gain must be at least 0", lambda: ModelConfig(init_gain=-1.0)),
+    ("lr must be finite, got inf", lambda: OptimConfig(lr=float("inf"))),
+    ("ngf must be int, got 4.5", lambda: ModelConfig(ngf=4.5)),
+    ("lr must be float, got None", lambda: OptimConfig(lr=None)),
+    ("batch_size must be int, got True", lambda: DataConfig(batch_size=True)),
+    ("data_A must be Path or NoneType, got 'x'", lambda: DataConfig(data_A="x", data_B=Path("y"))),
     ("contradict", lambda: RunConfig(continue_train=True, overwrite=True)),
     ("device must be auto", lambda: RunConfig(device="gpu")),
     ("gpu_ids must be one number", lambda: RunConfig(gpu_ids="0,1")),
     ("the same thing", lambda: RunConfig(gpu_ids="0", device="cpu")),
-    ("epoch must be latest", lambda: RunConfig(epoch="best")),
+    ("epoch must be latest", lambda: RunConfig(epoch="best", continue_train=True)),
     ("crop_size 254 is not a multiple of 4", lambda: TrainConfig(data=DataConfig(crop_size=254))),
     ("crop_size 260 is not a multiple of 256", lambda: TrainConfig(data=DataConfig(crop_size=260), model=ModelConfig(netG="unet_256"))),
     ("crop_size 20 is too small: --netD basic needs at least 24", lambda: TrainConfig(data=DataConfig(crop_size=20))),
@@ -85,9 +97,14 @@ def test_json_and_back() -> None:
         TrainConfig(), {"data": {"data_A": Path("x"), "data_B": Path("y")}, "run": {"name": "n"}, "loss": {"lambda_A": 5.0}}
     )
     assert from_dict(to_dict(config)) == config
-    assert from_dict({}) == TrainConfig()
+    older = to_dict(config)
+    del older["data"]["cache"]
+    assert from_dict(older) == config
     with pytest.raises(UserError, match="does not know: colour"):
-        from_dict({"data": {"colour": 1}})
+        from_dict(older | {"data": {"colour": 1}})
+    for nonsense in ({}, [], {"data": 3}, older | {"run": None}):
+        with pytest.raises(UserError, match="it lacks one of the groups data, model, loss, optim, run"):
+            from_dict(nonsense)
 
 
 def test_builtin_preset_is_a_valid_configuration() -> None:

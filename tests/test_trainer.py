@@ -177,9 +177,33 @@ def test_continuing_with_what_does_not_fit(dataset: Path, tmp_path: Path) -> Non
         run(dataset, tmp_path, "r", "--continue_train", "--pool_size", "5")
     with pytest.raises(UserError, match=r"7_net_G_A.pth: no such file; weights in .*: latest"):
         run(dataset, tmp_path, "r", "--continue_train", "--epoch", "7")
+    # One bit of one weight: torch.load would not notice.
+    weight = checkpoint.load_tensors(tmp_path / "r" / "state.pt")["nets"]["G_AB"]["model.18.bias"]
+    place = before.index(weight.numpy().tobytes())
+    (tmp_path / "r" / "state.pt").write_bytes(before[:place] + bytes([before[place] ^ 1]) + before[place + 1 :])
+    with pytest.raises(UserError, match=r"state.pt: cannot be loaded: it is damaged"):
+        run(dataset, tmp_path, "r", "--continue_train")
     (tmp_path / "r" / "state.pt").write_bytes(before[: len(before) // 2])
     with pytest.raises(UserError, match=r"state.pt: cannot be loaded: it is damaged"):
         run(dataset, tmp_path, "r", "--continue_train")
+
+
+def test_the_state_knows_the_configuration(dataset: Path, tmp_path: Path) -> None:
+    run(dataset, tmp_path, "r", "--max_iters", "2")
+    (tmp_path / "r" / "config.json").unlink()
+    again = parse_train(["--name", "r", "--checkpoints_dir", str(tmp_path), "--continue_train", "--max_iters", "3"])
+    assert (again.data.dataroot, again.model.netG) == (dataset, "resnet_1blocks")
+    assert train(again, Console()).run.iteration == 3
+
+
+def test_damaged_side_files_do_not_matter(dataset: Path, tmp_path: Path) -> None:
+    run(dataset, tmp_path, "r", "--max_iters", "2", "--print_freq", "1")
+    with (tmp_path / "r" / "stats.jsonl").open("ab") as file:
+        file.write(b'[1]\n{}\n{"iteration": 1}\n\xff\xfe\nnonsense\n')
+    with (tmp_path / "r" / "index.html").open("ab") as file:
+        file.write(b"<!-- a comment of mine -->\n\xff\n")
+    run(dataset, tmp_path, "r", "--continue_train", "--max_iters", "3")
+    assert read_stats(tmp_path / "r")[-1]["iteration"] == 3
 
 
 def test_other_pictures_are_said(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -258,7 +282,9 @@ def test_a_full_disk_keeps_the_old_state(dataset: Path, tmp_path: Path, monkeypa
 
 def start_process(args: list[str]) -> subprocess.Popen[str]:
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
-    return subprocess.Popen([*TRAIN, *args], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    return subprocess.Popen(
+        [*TRAIN, *args], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True
+    )
 
 
 def iterations_done(folder: Path) -> int:
@@ -268,35 +294,69 @@ def iterations_done(folder: Path) -> int:
 
 @pytest.fixture
 def unbroken(dataset: Path, tmp_path: Path) -> Path:
-    run(dataset, tmp_path, "unbroken", "--max_iters", "300")
+    run(dataset, tmp_path, "unbroken", "--max_iters", "150")
     return tmp_path / "unbroken"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_saves_and_ends(dataset: Path, tmp_path: Path, unbroken: Path, number: signal.Signals) -> None:
-    args = arguments(dataset, tmp_path, "r", "--max_iters", "300", "--print_freq", "1", "--num_threads", "2")
+    args = arguments(dataset, tmp_path, "r", "--max_iters", "150", "--print_freq", "1", "--num_threads", "2")
     process = start_process(args)
     deadline = time.monotonic() + 120
     while iterations_done(tmp_path / "r") < 10 and time.monotonic() < deadline:
         time.sleep(0.02)
-    # To the whole group, as Ctrl-C does: the loader's processes must not fall over it.
-    process.send_signal(number)
+    # To the whole group, as a terminal, timeout and a job queue do: the loader's processes must not fall over it.
+    os.killpg(process.pid, number)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 128 + number, output
     assert f"{number.name}: saving after this iteration" in output
     assert "Traceback" not in output
     assert "go on with --continue_train --name r" in output
     done = checkpoint.load_tensors(tmp_path / "r" / "state.pt")["iteration"]
-    assert 10 <= done < 300
+    assert 10 <= done < 150
     run(dataset, tmp_path, "r", "--continue_train")
     assert_same_state(unbroken, tmp_path / "r")
+
+
+def test_a_closed_pipe_does_not_end_the_training(dataset: Path, tmp_path: Path) -> None:
+    args = [*TRAIN, *arguments(dataset, tmp_path, "r", "--max_iters", "30", "--print_freq", "1")]
+    process = subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == "standard output was closed: going on without printing\n"
+    assert process.wait(120) == 0
+    assert checkpoint.load_tensors(tmp_path / "r" / "state.pt")["iteration"] == 30
+
+
+def test_the_end_is_reported_where_a_save_came_first(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A periodic save of the last iteration may be on the disk before the loop ends: the last line, grid and names come too."""
+    write = checkpoint.StateWriter.write
+
+    def at_once(self: checkpoint.StateWriter, *args: Any, **kwargs: Any) -> None:
+        write(self, *args, **kwargs)
+        self.close()
+
+    monkeypatch.setattr(checkpoint.StateWriter, "write", at_once)
+    run(dataset, tmp_path, "r", "--max_iters", "4", "--save_latest_freq", "4", "--save_by_iter", "--save_epoch_freq", "0")
+    folder = tmp_path / "r"
+    assert read_stats(folder)[-1]["iteration"] == 4
+    assert {"iter_4_net_G_A.pth", "latest_net_G_A.pth"} <= {path.name for path in folder.iterdir()}
+    assert [path.name for path in (folder / "samples").iterdir()] == ["0000004.png"]
+
+
+def test_images_are_counted_in_a_partial_batch(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(dataset, tmp_path, "r", "--batch_size", "50", "--max_iters", "2", "--print_freq", "1")
+    assert "batch_size 50 is more than the 5 pictures there are, so every batch holds 5" in capsys.readouterr().out
+    assert all(record["images/s"] == pytest.approx(5 * record["it/s"]) for record in read_stats(tmp_path / "r"))
 
 
 def test_killed_at_random_moments(dataset: Path, tmp_path: Path, unbroken: Path) -> None:
     """SIGKILL, again and again, with a state being written nearly all the time; then the same bits as the run that nobody killed."""
     rng, kills = random.Random(0), 0
     wanted = int(os.environ.get("FASTCYCLEGAN_KILLS", "3"))
-    args = arguments(dataset, tmp_path, "r", "--max_iters", "300", "--print_freq", "1", "--save_latest_freq", "2")
+    args = arguments(dataset, tmp_path, "r", "--max_iters", "150", "--print_freq", "1", "--save_latest_freq", "2")
     while kills < wanted:
         process = start_process([*args, "--continue_train"] if (tmp_path / "r" / "state.pt").exists() else [*args, "--overwrite"])
         before, deadline = iterations_done(tmp_path / "r"), time.monotonic() + 120
@@ -313,7 +373,7 @@ def test_killed_at_random_moments(dataset: Path, tmp_path: Path, unbroken: Path)
         dataset,
         tmp_path,
         "r",
-        *(("--continue_train",) if (tmp_path / "r" / "state.pt").exists() else ("--overwrite", "--max_iters", "300")),
+        *(("--continue_train",) if (tmp_path / "r" / "state.pt").exists() else ("--overwrite", "--max_iters", "150")),
     )
     assert_same_state(unbroken, tmp_path / "r")
     stats = [record["iteration"] for record in read_stats(tmp_path / "r")]

@@ -94,6 +94,14 @@ def test_an_input_is_never_overwritten(weights: Path, tmp_path: Path) -> None:
         plan_outputs(TranslateConfig(weights, tmp_path / "in", tmp_path / "in"))
 
 
+def test_translations_inside_the_input_folder_are_not_translated_again(weights: Path, tmp_path: Path) -> None:
+    write_pictures(tmp_path / "in", 2)
+    for _ in range(2):
+        assert run(weights, tmp_path / "in", tmp_path / "in" / "out") == 2
+    with pytest.raises(UserError, match=r"000.png: a file, not a folder to write to"):
+        run(weights, tmp_path / "in", tmp_path / "in" / "000.png")
+
+
 def test_resize_as_the_official_test_does(weights: Path, tmp_path: Path) -> None:
     write_pictures(tmp_path / "in", 2, size=(50, 30))
     run(weights, tmp_path / "in", tmp_path / "out", resize=16)

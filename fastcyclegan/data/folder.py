@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
-from collections.abc import Generator, Sequence
+import warnings
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,9 +114,20 @@ def _collate(items: list[tuple[Tensor, Tensor, Sample] | BadPictureError]) -> tu
 
 
 def _quiet_worker(_: int) -> None:
-    """The main process decides what Ctrl-C means; a worker ends when it is told to, or when its parent is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    """The main process decides what a signal to the whole group means; a worker ends when it is told to, or when its parent is gone."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def naming_dead_workers() -> Iterator[None]:
+    """Turn what torch raises, wherever the main process happens to be, when a loader process was killed, into a UserError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" in str(error):
+            raise UserError(f"a loader process died ({str(error).splitlines()[0]}); fewer --num_threads need less memory") from None
+        raise
 
 
 class FolderLoader:
@@ -129,23 +142,22 @@ class FolderLoader:
         if start >= stop:
             return
         keys = ([(epoch, i) for i in numbers] for epoch, numbers in self.plan.batches(start, stop))
-        loader: DataLoader[Any] = DataLoader(
-            _Unpaired(self.a, self.b, self.plan),
-            batch_sampler=keys,
-            num_workers=min(self.workers, stop - start),
-            collate_fn=_collate,
-            worker_init_fn=_quiet_worker,
-            pin_memory=self.device.type == "cuda",
-            # The loader draws a seed that nothing here uses: not from the generator that dropout and a resume depend on.
-            generator=torch.Generator(),
-        )
-        try:
+        with warnings.catch_warnings():
+            # torch warns of more workers than cores; how many there are was the user's choice.
+            warnings.filterwarnings("ignore", message="This DataLoader will create", category=UserWarning)
+            loader: DataLoader[Any] = DataLoader(
+                _Unpaired(self.a, self.b, self.plan),
+                batch_sampler=keys,
+                num_workers=min(self.workers, stop - start),
+                collate_fn=_collate,
+                worker_init_fn=_quiet_worker,
+                pin_memory=self.device.type == "cuda",
+                # The loader draws a seed that nothing here uses: not from the generator that dropout and a resume depend on.
+                generator=torch.Generator(),
+            )
+        with naming_dead_workers():
             for loaded in loader:
                 yield self._batch(loaded)
-        except RuntimeError as error:
-            if "DataLoader worker" in str(error):
-                raise UserError(f"a loader process died ({str(error).splitlines()[0]}); fewer --num_threads need less memory") from None
-            raise
 
     def _batch(self, loaded: tuple[Tensor, Tensor, list[Sample]] | BadPictureError) -> Batch:
         if isinstance(loaded, BadPictureError):

@@ -134,6 +134,8 @@ def check_file(path: Path) -> Checked:
     except OSError as error:
         return Checked(str(path), -1, -1, error=error.strerror or str(error))
     identity = (str(path), stat.st_size, stat.st_mtime_ns)
+    if not path.is_file():  # reading a pipe would wait for ever
+        return Checked(*identity, error="not a regular file")
     try:
         open_picture(path)
         with Image.open(path) as header:

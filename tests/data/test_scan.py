@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,13 @@ def test_pictures_smaller_than_the_networks_take_are_bad(dataset: Path) -> None:
     with pytest.raises(UserError, match="24x20 is smaller than the 24 pixels a side that the networks need"):
         find_pictures(config, 0, print, needs=scan.Needs(least=24))
     assert len(find_pictures(config, 0, print, needs=scan.Needs(least=20)).train_A) == 5
+
+
+def test_a_pipe_is_no_picture(dataset: Path) -> None:
+    """Reading it would wait for ever."""
+    os.mkfifo(dataset / "trainA" / "pipe.png")
+    with pytest.raises(UserError, match=r"pipe.png: not a regular file"):
+        found(DataConfig(dataroot=dataset))
 
 
 def test_nothing_left_after_leaving_out(dataset: Path) -> None:
