@@ -39,7 +39,7 @@ def _sixteen_bits(image: Image.Image) -> Image.Image:
     values = np.asarray(image).astype(np.int64)
     if isinstance(transparent := image.info.get("transparency"), int):
         values = np.where(values == transparent, 65535, values)
-    if values.size and (values.min() < 0 or values.max() > 65535):
+    if ((values < 0) | (values > 65535)).any():
         raise ValueError("32-bit values; convert it to 8 or 16 bits a channel")
     return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
 
