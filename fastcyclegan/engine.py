@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fastcyclegan.config import OptimConfig, RunConfig
 from fastcyclegan.data.folder import Batch
 from fastcyclegan.errors import UserError
+from fastcyclegan.networks import resolve_impl
 from fastcyclegan.recipes.cyclegan import CycleGAN, Phase
 
 
@@ -138,7 +139,7 @@ class Engine:
             "precision": self.precision,
             "layout": "channels_last",
             "compiled": compiled if self.compiled else "no",
-            "impl": "reference",
+            "impl": " ".join(sorted({resolve_impl(getattr(net, "impl", "reference")) for net in self.nets.values()})),
         }
 
     def state_dict(self) -> dict[str, Any]:

@@ -26,7 +26,7 @@ ALLOWED = {
     "networks": {"reference", "kernels"} | FREE,
     "data": {"data"} | FREE,
     "recipes": {"reference", "networks", "image_pool", "data", "recipes"} | FREE,
-    "engine": {"recipes", "data"} | FREE,
+    "engine": {"recipes", "networks", "data"} | FREE,
     "checkpoint": FREE,
     "report": {"checkpoint"} | FREE,
     "console": set(),

@@ -85,8 +85,10 @@ class CycleGAN:
         """The pool of fake B is asked first. Both pools see the fakes that the generators made before their update."""
         pooled_B = self.pools["B"].query(self.fakes.pop("B"), [sample.draw_B for sample in batch.samples])
         pooled_A = self.pools["A"].query(self.fakes.pop("A"), [sample.draw_A for sample in batch.samples])
-        mix_B = torch.tensor([sample.mix_B for sample in batch.samples], device=batch.B.device)
-        mix_A = torch.tensor([sample.mix_A for sample in batch.samples], device=batch.A.device)
+        mix_A = mix_B = None
+        if self.loss.gan_mode == "wgangp":
+            mix_B = torch.tensor([sample.mix_B for sample in batch.samples], device=batch.B.device)
+            mix_A = torch.tensor([sample.mix_A for sample in batch.samples], device=batch.A.device)
         return {
             "D_B": discriminator_loss(nets["D_B"], batch.B, pooled_B, self.weights, mix_B),
             "D_A": discriminator_loss(nets["D_A"], batch.A, pooled_A, self.weights, mix_A),
