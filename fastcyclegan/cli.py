@@ -39,8 +39,8 @@ The built-in dataset has defaults of its own: """ + ", ".join(
 
 
 def _parse(kind: type[Config], args: Sequence[str] | None, description: str, default: Config | None = None) -> Config:
-    options: dict[str, Any] = {} if default is None else {"default": default}
-    return tyro.cli(kind, args=args, description=description, config=_MARKERS, use_underscores=True, **options)
+    given: dict[str, Any] = {} if default is None else {"default": default}
+    return tyro.cli(kind, args=args, description=description, config=_MARKERS, use_underscores=True, **given)
 
 
 def parse_train(args: Sequence[str] | None = None) -> TrainConfig:
@@ -83,7 +83,9 @@ def _base(given: dict[str, str]) -> TrainConfig:
         if base is None and folder.is_dir() and not {"dataroot", "data_A"} & given.keys():
             raise UserError(f"{folder} does not say what it was trained on: give --dataroot, or --data_A and --data_B")
         if base is not None:
-            return with_changes(base, {"run": {"continue_train": False, "overwrite": False, "dry_run": False, "epoch": RunConfig.epoch}})
+            # What belongs to one start is not continued; and a run that was moved is where it was found.
+            start = {"continue_train": False, "overwrite": False, "dry_run": False, "epoch": RunConfig.epoch}
+            return with_changes(base, {"run": {**start, "checkpoints_dir": folder.parent}})
     builtin = not {"dataroot", "data_A", "data_B", "help"} & given.keys()
     return with_changes(TrainConfig(), BUILTIN) if builtin else TrainConfig()
 
@@ -136,7 +138,10 @@ def _train(args: Sequence[str] | None) -> int:
     trainer = train_run(config, console)
     run = trainer.run
     if trainer.stop is not None:
-        console.say(f"saved after iteration {run.iteration} of {run.last}; go on with --continue_train --name {run.config.run.name}")
+        where = run.config.run.checkpoints_dir
+        elsewhere = "" if where == RunConfig.checkpoints_dir else f" --checkpoints_dir {where}"
+        again = f"--continue_train --name {run.config.run.name}{elsewhere}"
+        console.say(f"saved after iteration {run.iteration} of {run.last}; go on with {again}")
         return 128 + trainer.stop
     if run.config.data.is_builtin:
         _score_builtin(trainer, console)

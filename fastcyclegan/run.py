@@ -148,7 +148,7 @@ class Run:
             "iteration": self.iteration,
             "first": self.first,
             "pictures": [fingerprint(pictures.train_A), fingerprint(pictures.train_B)],
-            "config": to_dict(self.config),
+            "config": to_dict(_with_absolute_paths(self.config)),
         }
         return {**place, "extra": extra, **checkpoint.to_cpu(self.engine.state_dict())}
 
@@ -200,12 +200,20 @@ def start(config: TrainConfig, say: Say, progress: Callable[[int, int], None] | 
         _resume(run, say)
     if run.iteration >= run.last:
         return run
-    text = json.dumps(to_dict(config), indent=2) + "\n"
+    text = json.dumps(to_dict(_with_absolute_paths(config)), indent=2) + "\n"
     try:
         checkpoint.write_atomically(folder / CONFIG, lambda partial: partial.write_text(text))
     except OSError as error:
         raise UserError(f"{folder}: cannot write there: {error.strerror or error}") from None
     return run
+
+
+def _with_absolute_paths(config: TrainConfig) -> TrainConfig:
+    """Return ``config`` with its pictures' folders as they are found from anywhere."""
+    data = config.data
+    folders = {name: getattr(data, name) for name in ("dataroot", "data_A", "data_B")}
+    changes = {name: folder.absolute() for name, folder in folders.items() if folder is not None}
+    return dataclasses.replace(config, data=dataclasses.replace(data, **changes))
 
 
 def _size(data: DataConfig) -> str:

@@ -196,6 +196,19 @@ def test_the_state_knows_the_configuration(dataset: Path, tmp_path: Path) -> Non
     assert train(again, Console()).run.iteration == 3
 
 
+def test_a_run_goes_on_from_another_folder(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its pictures were given relative to where it was started, and the run itself was moved since."""
+    monkeypatch.chdir(dataset.parent)
+    train(parse_train([*TINY, "--dataroot", dataset.name, "--name", "r", "--device", "cpu", "--max_iters", "2"]), Console())
+    (dataset.parent / "runs").rename(dataset.parent / "moved")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    where = str(dataset.parent / "moved")
+    trainer = train(parse_train(["--name", "r", "--checkpoints_dir", where, "--continue_train", "--max_iters", "3"]), Console())
+    assert trainer.run.iteration == 3
+    assert trainer.run.folder == dataset.parent / "moved" / "r"
+
+
 def test_damaged_side_files_do_not_matter(dataset: Path, tmp_path: Path) -> None:
     run(dataset, tmp_path, "r", "--max_iters", "2", "--print_freq", "1")
     with (tmp_path / "r" / "stats.jsonl").open("ab") as file:
