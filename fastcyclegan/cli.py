@@ -98,8 +98,11 @@ def _run(main: Callable[[], int]) -> int:
     except OSError as error:
         # A disk that is full, a folder that may not be written: what the system says of the file.
         print(f"error: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
-    except torch.OutOfMemoryError as error:
-        print(f"error: out of GPU memory: {str(error).splitlines()[0]}", file=sys.stderr)
+    except (MemoryError, RuntimeError) as error:
+        # Out of memory: torch has a class of its own for a GPU, none for the CPU.
+        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "allocate memory" not in str(error):
+            raise
+        print(f"error: out of memory: {str(error).splitlines()[0] if str(error) else 'the system gives no more'}", file=sys.stderr)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from fastcyclegan import checkpoint
 from fastcyclegan.config import DataConfig, TrainConfig, from_dict, to_dict
@@ -168,7 +169,7 @@ def start(config: TrainConfig, say: Say, progress: Callable[[int, int], None] | 
     needs = Needs(config.model.size_multiple, config.model.least_side)
     data = config.data
     torch.manual_seed(config.run.seed)
-    engine = Engine(CycleGAN.from_config(config), build_networks(config.model), config.optim, device, precision, compiled)
+    engine = Engine(CycleGAN.from_config(config), _networks_that_fit(config), config.optim, device, precision, compiled)
     if data.is_builtin:
         open_folder(folder, config.run.overwrite)
         toy.write(folder / DATASET, config.run.seed)
@@ -178,6 +179,9 @@ def start(config: TrainConfig, say: Say, progress: Callable[[int, int], None] | 
     else:
         pictures = find_pictures(data, config.run.seed, say, progress, needs)
         a, b = _sources(data, config, pictures, say)
+        inside = [path for path in (*a.paths, *b.paths) if path.resolve().is_relative_to(folder.resolve())]
+        if inside and config.run.overwrite:
+            raise UserError(f"--overwrite would delete its own pictures: {inside[0]} lies in {folder}")
         open_folder(folder, config.run.overwrite)
     largest = max(len(pictures.train_A), len(pictures.train_B))
     if data.batch_size > largest:
@@ -206,6 +210,16 @@ def start(config: TrainConfig, say: Say, progress: Callable[[int, int], None] | 
     except OSError as error:
         raise UserError(f"{folder}: cannot write there: {error.strerror or error}") from None
     return run
+
+
+def _networks_that_fit(config: TrainConfig) -> dict[str, nn.Module]:
+    """Return the networks, initialised. Raises UserError where they are larger than the memory."""
+    try:
+        return build_networks(config.model)
+    except (RuntimeError, MemoryError) as error:
+        model = config.model
+        reason = str(error).splitlines()[0] if str(error) else "out of memory"
+        raise UserError(f"{model.netG} with ngf {model.ngf} and {model.netD} with ndf {model.ndf} cannot be made: {reason}") from None
 
 
 def _with_absolute_paths(config: TrainConfig) -> TrainConfig:

@@ -108,6 +108,35 @@ def test_overwrite_replaces_nothing_that_could_not_be_replaced(dataset: Path, tm
     assert {path: path.read_bytes() for path in (tmp_path / "r").glob("*.p*")} == before
 
 
+def test_overwrite_does_not_delete_its_own_pictures(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = ("--checkpoints_dir", str(tmp_path), "--name", "r", "--max_iters", "1")
+    assert cli.train([*TINY, "--dataroot", str(dataset), *args]) == 0
+    before = sorted(path for path in (tmp_path / "r").rglob("*"))
+    capsys.readouterr()
+    own = ("--data_A", str(tmp_path / "r" / "samples"), "--data_B", str(dataset / "trainB"))
+    assert "--overwrite would delete its own pictures" in fails(capsys, *args, *own, "--overwrite")
+    assert sorted(path for path in (tmp_path / "r").rglob("*")) == before
+
+
+@pytest.mark.parametrize("flag", ["--ngf", "--ndf"])
+def test_networks_larger_than_the_memory(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flag: str) -> None:
+    error = fails(
+        capsys,
+        "--dataroot",
+        str(dataset),
+        "--checkpoints_dir",
+        str(tmp_path / "runs"),
+        "--netD",
+        "n_layers",
+        "--n_layers_D",
+        "1",
+        flag,
+        "999999999",
+    )
+    assert f"{flag[2:]} 999999999" in error
+    assert not (tmp_path / "runs").exists()
+
+
 def test_empty_values(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--data_A: the value is empty" in fails(capsys, "--data_A", "", "--data_B", "x")
     assert "--checkpoints_dir: the value is empty" in fails(capsys, "--checkpoints_dir=")
