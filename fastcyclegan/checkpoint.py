@@ -98,6 +98,7 @@ def check_sums(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip() is not None
+    # NotImplementedError is zipfile's word for a compression method that does not exist: a damaged header.
     except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, zlib.error):
         damaged = True
     if damaged:

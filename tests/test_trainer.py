@@ -382,6 +382,7 @@ def test_killed_at_random_moments(dataset: Path, tmp_path: Path, unbroken: Path)
         kills += process.returncode == -signal.SIGKILL
         if process.returncode == 0:
             break
+    assert kills >= 3
     run(
         dataset,
         tmp_path,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from fastcyclegan.config import FIXED_SIZE, DataConfig
+from fastcyclegan.config import DataConfig
 from fastcyclegan.data.picture import BadPictureError, Pixels, crop_side, load_pixels, resized, take_view
 from fastcyclegan.data.plan import Plan, Sample, View
 from fastcyclegan.errors import UserError
@@ -166,8 +166,3 @@ class FolderLoader:
         paths_A = [str(self.a.paths[sample.index_A]) for sample in samples]
         paths_B = [str(self.b.paths[sample.index_B]) for sample in samples]
         return Batch(to_unit_range(a, self.device), to_unit_range(b, self.device), paths_A, paths_B, samples)
-
-
-def fixed_size(config: DataConfig) -> bool:
-    """Whether every sample has the same height and width."""
-    return config.preprocess in FIXED_SIZE
