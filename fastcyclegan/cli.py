@@ -15,8 +15,8 @@ import tyro
 from fastcyclegan.config import BUILTIN, RunConfig, TrainConfig, to_dict, with_changes
 from fastcyclegan.console import Console
 from fastcyclegan.data import toy
-from fastcyclegan.data.folder import to_unit_range
 from fastcyclegan.data.picture import open_picture
+from fastcyclegan.data.source import to_unit_range
 from fastcyclegan.engine import resolve_device
 from fastcyclegan.errors import UserError
 from fastcyclegan.report import PAGE, to_pixels

@@ -73,12 +73,12 @@ class DataConfig:
     """Take pictures in the order of their names, B[i] with A[i], instead of shuffled and at random."""
     max_dataset_size: int | None = None
     """At most this many pictures of each domain: the first by name."""
-    num_threads: int = 4
-    """Loader processes; 0 loads in the main one."""
-    loader: Literal["auto", "folder"] = "auto"
-    """What reads pictures. auto takes folder (Pillow), the only one so far."""
-    cache: Literal["none", "ram"] = "none"
-    """ram: keep every decoded, resized picture in memory (refused where it does not fit)."""
+    num_threads: int | None = None
+    """Loader threads of dali (default: one a core, at most 16), or loader processes of folder (default 4; 0 loads in the main one)."""
+    loader: Literal["auto", "dali", "folder"] = "auto"
+    """What reads pictures: dali (on a GPU where there is one), or folder (Pillow). auto takes dali where it is installed and works."""
+    cache: Literal["none", "ram", "gpu"] = "none"
+    """ram, gpu: keep every decoded, resized picture in memory there (refused where they take more than half of what is free)."""
     skip_bad_images: bool = False
     """Leave out pictures that cannot be read, or are smaller than the crop, and list them; without this they end the run."""
     dataset_mode: Literal["unaligned"] = "unaligned"

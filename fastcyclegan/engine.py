@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastcyclegan.config import OptimConfig, RunConfig
-from fastcyclegan.data.folder import Batch
+from fastcyclegan.data.source import Batch
 from fastcyclegan.errors import UserError
 from fastcyclegan.networks import resolve_impl
 from fastcyclegan.recipes.cyclegan import CycleGAN, Phase

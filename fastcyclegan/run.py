@@ -16,9 +16,11 @@ from torch import nn
 from fastcyclegan import checkpoint
 from fastcyclegan.config import DataConfig, TrainConfig, from_dict, to_dict
 from fastcyclegan.data import toy
-from fastcyclegan.data.folder import FolderLoader, Source, cache_in_ram
+from fastcyclegan.data.loaders import Choice, check_cache, choose, make_loader
+from fastcyclegan.data.picture import Fit
 from fastcyclegan.data.plan import Plan
-from fastcyclegan.data.scan import Needs, Pictures, check_files, find_pictures, fingerprint
+from fastcyclegan.data.scan import Needs, Pictures, find_pictures, fingerprint
+from fastcyclegan.data.source import Loader, Say, Source
 from fastcyclegan.engine import Engine, resolve_device, resolve_precision, why_not_compiled
 from fastcyclegan.errors import UserError
 from fastcyclegan.networks import resolve_impl
@@ -28,7 +30,6 @@ from fastcyclegan.report import CURVES, PAGE, STATS
 CONFIG = "config.json"
 DATASET = "dataset"
 STATE_VERSION = 1
-Say = Callable[[str], None]
 
 # Settings that a state was made with and cannot be continued without: they fix the samples, their order and the pools.
 FIXED = (
@@ -124,7 +125,8 @@ class Run:
     pictures: Pictures
     data: DataConfig
     plan: Plan
-    loader: FolderLoader
+    loader: Loader
+    choice: Choice
     engine: Engine
     first: int
     """Iteration (from 0, counted from epoch 1) at which the run was first started: epoch_count decides it."""
@@ -149,6 +151,7 @@ class Run:
             "iteration": self.iteration,
             "first": self.first,
             "pictures": [fingerprint(pictures.train_A), fingerprint(pictures.train_B)],
+            "loader": self.choice.kind,
             "config": to_dict(_with_absolute_paths(self.config)),
         }
         return {**place, "extra": extra, **checkpoint.to_cpu(self.engine.state_dict())}
@@ -166,23 +169,11 @@ def start(config: TrainConfig, say: Say, progress: Callable[[int, int], None] | 
     compiled = config.run.compile and not reason
     precision = resolve_precision(config.run.precision, device, compiled)
     # All that can fail comes before the folder: a run that cannot start leaves none, and replaces none.
-    needs = Needs(config.model.size_multiple, config.model.least_side)
-    data = config.data
+    choice = choose(config.data.loader, device, config.data.num_threads)
+    check_cache(config.data.cache, device)
     torch.manual_seed(config.run.seed)
     engine = Engine(CycleGAN.from_config(config), _networks_that_fit(config), config.optim, device, precision, compiled)
-    if data.is_builtin:
-        open_folder(folder, config.run.overwrite)
-        toy.write(folder / DATASET, config.run.seed)
-        data = dataclasses.replace(data, dataroot=folder / DATASET)
-        pictures = find_pictures(data, config.run.seed, say, needs=needs)
-        a, b = _sources(data, config, pictures, say)
-    else:
-        pictures = find_pictures(data, config.run.seed, say, progress, needs)
-        a, b = _sources(data, config, pictures, say)
-        inside = [path for path in (*a.paths, *b.paths) if path.resolve().is_relative_to(folder.resolve())]
-        if inside and config.run.overwrite:
-            raise UserError(f"--overwrite would delete its own pictures: {inside[0]} lies in {folder}")
-        open_folder(folder, config.run.overwrite)
+    pictures, loader, data = _load(config, folder, choice, device, say, progress)
     largest = max(len(pictures.train_A), len(pictures.train_B))
     if data.batch_size > largest:
         say(f"batch_size {data.batch_size} is more than the {largest} pictures there are, so every batch holds {largest}")
@@ -190,16 +181,17 @@ def start(config: TrainConfig, say: Say, progress: Callable[[int, int], None] | 
         say(f"--compile: {reason}; training goes on uncompiled")
     if compiled:
         say("--compile: the first iteration compiles the networks, which takes a minute or more; later starts take it from the cache")
-    plan = _plan(config, pictures)
+    plan = loader.plan
     first = (config.optim.epoch_count - 1) * plan.iterations_per_epoch
     table = {
         "pictures": f"{len(pictures.train_A)} of A and {len(pictures.train_B)} of B to train with, "
         f"{len(pictures.test_A)} and {len(pictures.test_B)} held out",
         "samples": f"{data.preprocess}, {_size(data)}, batch {data.batch_size}, {plan.iterations_per_epoch} iterations an epoch",
+        "loader": str(choice),
         "networks": _networks(config, engine),
         **engine.describe(),
     }
-    run = Run(config, folder, pictures, data, plan, FolderLoader(a, b, plan, device), engine, first, first, {}, table)
+    run = Run(config, folder, pictures, data, plan, loader, choice, engine, first, first, {}, table)
     if config.run.continue_train:
         _resume(run, say)
     if run.iteration >= run.last:
@@ -210,6 +202,31 @@ def start(config: TrainConfig, say: Say, progress: Callable[[int, int], None] | 
     except OSError as error:
         raise UserError(f"{folder}: cannot write there: {error.strerror or error}") from None
     return run
+
+
+def _load(
+    config: TrainConfig,
+    folder: Path,
+    choice: Choice,
+    device: torch.device,
+    say: Say,
+    progress: Callable[[int, int], None] | None,
+) -> tuple[Pictures, Loader, DataConfig]:
+    """Find and check the pictures, make their loader, and open the run's folder, where the built-in ones are drawn."""
+    data = config.data
+    if data.is_builtin:
+        open_folder(folder, config.run.overwrite)
+        toy.write(folder / DATASET, config.run.seed)
+        data, progress = dataclasses.replace(data, dataroot=folder / DATASET), None
+    pictures = find_pictures(data, config.run.seed, say, progress, Needs(config.model.size_multiple, config.model.least_side))
+    a, b = _sources(data, config, pictures)
+    inside = [path for path in (*a.paths, *b.paths) if path.resolve().is_relative_to(folder.resolve())]
+    if inside and config.run.overwrite and not config.data.is_builtin:
+        raise UserError(f"--overwrite would delete its own pictures: {inside[0]} lies in {folder}")
+    loader = make_loader(choice, a, b, _plan(config, pictures), device, data, say)
+    if not config.data.is_builtin:
+        open_folder(folder, config.run.overwrite)
+    return pictures, loader, data
 
 
 def _networks_that_fit(config: TrainConfig) -> dict[str, nn.Module]:
@@ -246,18 +263,10 @@ def _plan(config: TrainConfig, pictures: Pictures) -> Plan:
     return Plan(config.run.seed, len(pictures.train_A), len(pictures.train_B), data.batch_size, data.serial_batches, not data.no_flip)
 
 
-def _sources(data: DataConfig, config: TrainConfig, pictures: Pictures, say: Say) -> list[Source]:
-    multiple = config.model.size_multiple
-    sources = [
-        Source(pictures.train_A, data, config.model.input_nc, multiple),
-        Source(pictures.train_B, data, config.model.output_nc, multiple),
-    ]
-    if data.cache == "ram":
-        sizes = [[(known.width, known.height) for known in check_files(source.paths)] for source in sources]
-        sources = cache_in_ram(sources, sizes)
-        held = sum(pixels.numel() for source in sources for pixels in source.cached or [])
-        say(f"--cache ram: {sum(len(s.paths) for s in sources)} pictures held in {held / 2**20:.1f} MiB")
-    return sources
+def _sources(data: DataConfig, config: TrainConfig, pictures: Pictures) -> tuple[Source, Source]:
+    model = config.model
+    fit_A, fit_B = (Fit.of(data, channels, model.size_multiple) for channels in (model.input_nc, model.output_nc))
+    return Source(pictures.train_A, fit_A, pictures.checked), Source(pictures.train_B, fit_B, pictures.checked)
 
 
 def _resume(run: Run, say: Say) -> None:
@@ -300,3 +309,5 @@ def _check_state(state: Any, run: Run, file: Path, say: Say) -> None:
     now_A, now_B = fingerprint(run.pictures.train_A), fingerprint(run.pictures.train_B)
     if state["pictures"] != [now_A, now_B]:
         say("the training pictures are not the ones that this run began with: it goes on with those that are there now")
+    if state.get("loader", run.choice.kind) != run.choice.kind:
+        say(f"pictures were read by {state['loader']} and are now by {run.choice.kind}, whose resizing differs by a level here and there")

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from fastcyclegan.config import LossConfig, ModelConfig, OptimConfig
-from fastcyclegan.data.folder import Batch
 from fastcyclegan.data.plan import Plan
+from fastcyclegan.data.source import Batch
 from fastcyclegan.engine import Engine
 from fastcyclegan.recipes.cyclegan import CycleGAN, build_networks
 

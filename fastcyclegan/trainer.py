@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from types import FrameType
 from typing import Any
 
@@ -18,9 +18,10 @@ from torch import Tensor
 from fastcyclegan.checkpoint import StateWriter, to_cpu
 from fastcyclegan.config import TrainConfig, to_dict
 from fastcyclegan.console import Console
-from fastcyclegan.data.folder import naming_dead_workers, to_unit_range
-from fastcyclegan.data.picture import crop_side, load_pixels, take_view
+from fastcyclegan.data.folder import naming_dead_workers
+from fastcyclegan.data.picture import Fit, load_pixels, take_view
 from fastcyclegan.data.plan import View
+from fastcyclegan.data.source import Batch, to_unit_range
 from fastcyclegan.errors import UserError
 from fastcyclegan.report import Report, draw_grid, to_pixels
 from fastcyclegan.run import Run, start
@@ -68,6 +69,7 @@ class Trainer:
         self.stop: int | None = None
         self.started_at = run.iteration
         self.sampled_at: int | None = None
+        self.shown = self._pictures_to_show()
         self.images_since_log = 0
         options = run.config.run
         self.log_due = Every(options.print_freq, 1.0 if console.is_terminal else 10.0)
@@ -85,7 +87,7 @@ class Trainer:
         """Run the loop. Raises UserError where a loss is not finite, a picture broke or the disk refuses."""
         run = self.run
         self.log_started = time.monotonic()
-        batches = run.loader.batches(run.iteration, run.last)
+        batches = self._batches()
         with naming_dead_workers(), contextlib.closing(self.report), contextlib.closing(self.writer), contextlib.closing(batches):
             for batch in batches:
                 epoch, _ = run.plan.batch(run.iteration)
@@ -95,6 +97,19 @@ class Trainer:
                 if self.stop is not None:
                     break
             self._finish()
+
+    def _batches(self) -> Generator[Batch]:
+        """Yield the loader's batches. Where it fails (a file broke, a process died), the state is saved before the error goes on."""
+        batches = self.run.loader.batches(self.run.iteration, self.run.last)
+        with contextlib.closing(batches):
+            try:
+                with naming_dead_workers():
+                    yield from batches
+            except UserError as error:
+                self._finish()
+                if self.run.iteration == self.started_at:
+                    raise
+                raise UserError(f"{error} (saved after iteration {self.run.iteration}; --continue_train goes on from there)") from None
 
     def _after_step(self, epoch: int, images: int) -> None:
         run = self.run
@@ -177,24 +192,29 @@ class Trainer:
         self.sampled_at = self.run.iteration
         self.samples_due.done(time.monotonic() - started)
 
-    def _sample_columns(self) -> dict[str, list[Any]]:
+    def _pictures_to_show(self) -> list[tuple[str, str, Tensor]]:
+        """Return (own side, other side, picture [1, C, H, W]) of the first held-out pictures; read once, so that no later loss matters."""
         run, model = self.run, self.run.config.model
-        columns: dict[str, list[Any]] = {}
         sides = (
             ("A", "B", run.pictures.test_A or run.pictures.train_A, model.input_nc),
             ("B", "A", run.pictures.test_B or run.pictures.train_B, model.output_nc),
         )
         rows = min(SAMPLE_ROWS, *(len(paths) for _, _, paths, _ in sides))
+        shown = []
         for here, there, paths, channels in sides:
-            names = (f"real_{here}", f"fake_{there}", f"rec_{here}")
-            columns.update({name: [] for name in names})
+            fit = Fit.of(run.data, channels, model.size_multiple)
             for path in paths[:rows]:
-                pixels = take_view(load_pixels(path, run.data, channels, model.size_multiple), View(0.5, 0.5, False), crop_side(run.data))
-                real = to_unit_range(torch.from_numpy(pixels.copy())[None], run.engine.device)
-                fake = run.engine.translate(f"G_{here}{there}", real)
-                back = run.engine.translate(f"G_{there}{here}", fake)
-                for name, picture in zip(names, (real, fake, back), strict=True):
-                    columns[name].append(to_pixels(picture)[0])
+                pixels = take_view(load_pixels(path, fit), fit, View(0.5, 0.5, False))
+                shown.append((here, there, to_unit_range(torch.from_numpy(pixels.copy())[None], run.engine.device)))
+        return shown
+
+    def _sample_columns(self) -> dict[str, list[Any]]:
+        columns: dict[str, list[Any]] = {}
+        for here, there, real in self.shown:
+            fake = self.run.engine.translate(f"G_{here}{there}", real)
+            back = self.run.engine.translate(f"G_{there}{here}", fake)
+            for name, picture in ((f"real_{here}", real), (f"fake_{there}", fake), (f"rec_{here}", back)):
+                columns.setdefault(name, []).append(to_pixels(picture)[0])
         return columns
 
     def _finish(self) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,15 +14,15 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor, nn
 
 from fastcyclegan.checkpoint import OFFICIAL, fit_weights, read_weights, saved_epochs, weights_file
 from fastcyclegan.config import Direction, RunConfig
 from fastcyclegan.console import Console
-from fastcyclegan.data.folder import to_unit_range
-from fastcyclegan.data.picture import BadPictureError, open_picture
+from fastcyclegan.data.loaders import MOST_THREADS, choose, cores, make_reader
+from fastcyclegan.data.picture import BadPictureError, Fit
 from fastcyclegan.data.scan import list_pictures
+from fastcyclegan.data.source import Job, Row, to_unit_range
 from fastcyclegan.engine import resolve_device, resolve_precision
 from fastcyclegan.errors import UserError
 from fastcyclegan.networks import generator_arguments
@@ -32,6 +33,8 @@ GRID_NAME = "before_after.png"
 GRID_ROWS = 8
 # Pixels that a batch may hold together (a 9-block generator needs about 1.5 KB a pixel): large pictures go one by one.
 BATCH_PIXELS = 2**20
+# Below this many pictures --loader auto takes Pillow: loading DALI takes longer than reading them.
+MANY = 64
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,10 @@ class TranslateConfig:
     """Also write before_after.png, a grid of the first pictures and their translations."""
     skip_bad_images: bool = False
     """Leave out pictures that cannot be read, and list them."""
+    loader: Literal["auto", "dali", "folder"] = "auto"
+    """What reads pictures: dali (on a GPU where there is one), or folder (Pillow). auto takes dali where it is installed and works."""
+    num_threads: int | None = None
+    """Threads that read and write pictures. Default: one a core, at most 16."""
     device: str = "auto"
     """auto (cuda, else mps, else cpu), cpu, cuda, cuda:N or mps."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -69,6 +76,8 @@ class TranslateConfig:
             raise UserError(f"batch_size must be at least 1, got {self.batch_size}")
         if self.resize is not None and self.resize < 1:
             raise UserError(f"resize must be at least 1, got {self.resize}")
+        if self.num_threads is not None and self.num_threads < 1:
+            raise UserError(f"num_threads must be at least 1, got {self.num_threads}")
 
 
 def find_weights(weights: Path, direction: Direction | None, epoch: str) -> Path:
@@ -104,14 +113,19 @@ def load_generator(file: Path, impl: str = "auto") -> nn.Module:
     return net.eval()
 
 
-def pad_to_multiple(pixels: NDArray[np.uint8], multiple: int) -> NDArray[np.uint8]:
+def pad_to_multiple(pixels: Tensor, multiple: int) -> Tensor:
     """Return [H, W, C] reflected at the right and the bottom to the next multiples, at least 8 pixels a side."""
-    height, width = (max(-(-side // multiple) * multiple, 8) for side in pixels.shape[:2])
-    return np.pad(pixels, ((0, height - pixels.shape[0]), (0, width - pixels.shape[1]), (0, 0)), mode="reflect")
+    for axis in (0, 1):
+        side = pixels.shape[axis]
+        room = max(-(-side // multiple) * multiple, 8) - side
+        if room:
+            index = torch.from_numpy(np.pad(np.arange(side), (0, room), mode="reflect"))
+            pixels = pixels.index_select(axis, index.to(pixels.device))
+    return pixels
 
 
 class Translator:
-    """Applies a generator to uint8 pictures [H, W, C] of any size."""
+    """Applies a generator to uint8 pictures [H, W, C] of any size, on the host or on its device."""
 
     def __init__(self, net: nn.Module, device: torch.device, precision: str) -> None:
         self.net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -120,10 +134,10 @@ class Translator:
         self.channels, self.multiple = first.shape[1], int(getattr(net, "size_multiple", 4))
 
     @torch.inference_mode()
-    def __call__(self, pictures: list[NDArray[np.uint8]]) -> list[NDArray[np.uint8]]:
+    def __call__(self, pictures: list[Tensor]) -> list[NDArray[np.uint8]]:
         """Translate pictures that are equal in size once padded; each comes back in its own size."""
-        padded = np.stack([pad_to_multiple(picture, self.multiple) for picture in pictures])
-        images: Tensor = to_unit_range(torch.from_numpy(padded), self.device)
+        padded = torch.stack([pad_to_multiple(picture, self.multiple) for picture in pictures])
+        images: Tensor = to_unit_range(padded, self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             result = to_pixels(self.net(images))
         return [out[: picture.shape[0], : picture.shape[1]] for out, picture in zip(result, pictures, strict=True)]
@@ -163,41 +177,49 @@ def plan_outputs(config: TranslateConfig) -> list[_Job]:
     return [_Job(source, target) for source, target in zip(sources, targets, strict=True)]
 
 
-def _read(job: _Job, channels: int, resize: int | None) -> NDArray[np.uint8] | BadPictureError:
-    try:
-        image = open_picture(job.source, channels)
-    except BadPictureError as bad:
-        return bad
-    if resize is not None:
-        image = image.resize((resize, resize), Image.Resampling.BICUBIC)
-    pixels = np.asarray(image)
-    return pixels[:, :, None] if channels == 1 else pixels
-
-
 def _batches(
-    jobs: list[_Job], translator: Translator, config: TranslateConfig, bad: list[BadPictureError]
-) -> Iterator[list[tuple[_Job, NDArray[np.uint8]]]]:
+    rows: Iterable[tuple[Job, Row]], translator: Translator, batch_size: int, bad: list[BadPictureError]
+) -> Iterator[list[tuple[_Job, Tensor]]]:
     """Yield batches of pictures that are equal in size once padded. Few pictures are held at a time, however many there are."""
-    buckets: dict[tuple[int, ...], list[tuple[_Job, NDArray[np.uint8]]]] = {}
-    with ThreadPoolExecutor(2) as pool:
-        ahead = 2
-        reading = [pool.submit(_read, job, translator.channels, config.resize) for job in jobs[:ahead]]
-        for n, job in enumerate(jobs):
-            pixels = reading.pop(0).result()
-            if n + ahead < len(jobs):
-                reading.append(pool.submit(_read, jobs[n + ahead], translator.channels, config.resize))
-            if isinstance(pixels, BadPictureError):
-                bad.append(pixels)
-                continue
-            size = tuple(-(-side // translator.multiple) for side in pixels.shape[:2])
-            bucket = buckets.setdefault(size, [])
-            bucket.append((job, pixels))
-            room = max(1, BATCH_PIXELS // (pixels.shape[0] * pixels.shape[1]))
-            if len(bucket) >= min(config.batch_size, room):
-                yield buckets.pop(size)
-            elif sum(map(len, buckets.values())) >= 4 * config.batch_size:
-                yield buckets.pop(max(buckets, key=lambda key: len(buckets[key])))
-        yield from buckets.values()
+    buckets: dict[tuple[int, ...], list[tuple[_Job, Tensor]]] = {}
+    for job, pixels in rows:
+        if isinstance(pixels, BadPictureError):
+            bad.append(pixels)
+            continue
+        size = tuple(-(-side // translator.multiple) for side in pixels.shape[:2])
+        bucket = buckets.setdefault(size, [])
+        bucket.append((job.tag, pixels))
+        room = max(1, BATCH_PIXELS // (pixels.shape[0] * pixels.shape[1]))
+        if len(bucket) >= min(batch_size, room):
+            yield buckets.pop(size)
+        elif sum(map(len, buckets.values())) >= 4 * batch_size:
+            yield buckets.pop(max(buckets, key=lambda key: len(buckets[key])))
+    yield from buckets.values()
+
+
+def _save(pixels: NDArray[np.uint8], target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    save_image(to_image(pixels), target)
+
+
+class _Writer:
+    """Saves pictures in threads, a few at a time; what goes wrong there is raised at the next picture, or at the end."""
+
+    def __init__(self, threads: int) -> None:
+        self.pool, self.most = ThreadPoolExecutor(threads), 2 * threads
+        self.waiting: deque[Future[None]] = deque()
+
+    def save(self, pixels: NDArray[np.uint8], target: Path) -> None:
+        self.waiting.append(self.pool.submit(_save, pixels, target))
+        while len(self.waiting) > self.most:
+            self.waiting.popleft().result()
+
+    def close(self) -> None:
+        try:
+            while self.waiting:
+                self.waiting.popleft().result()
+        finally:
+            self.pool.shutdown(cancel_futures=True)
 
 
 def translate(config: TranslateConfig, console: Console) -> int:
@@ -207,21 +229,25 @@ def translate(config: TranslateConfig, console: Console) -> int:
     file = find_weights(config.weights, config.direction, config.epoch)
     translator = Translator(load_generator(file, config.impl), device, precision)
     jobs = plan_outputs(config)
-    console.say(f"translating {len(jobs)} picture{'s' * (len(jobs) != 1)} with {file} on {device} in {precision}")
+    threads = config.num_threads or min(cores(), MOST_THREADS)
+    choice = choose("folder" if config.loader == "auto" and len(jobs) < MANY else config.loader, device, threads)
+    fit = Fit(channels=translator.channels) if config.resize is None else Fit("square", config.resize, channels=translator.channels)
+    reader = make_reader(choice, fit, device, console.say)
+    console.say(f"translating {len(jobs)} picture{'s' * (len(jobs) != 1)} with {file} on {device} in {precision}, read by {choice.kind}")
     started = last_said = time.monotonic()
     written, bad = 0, []  # type: int, list[BadPictureError]
     rows: dict[Path, tuple[NDArray[np.uint8], NDArray[np.uint8]]] = {}
     shown = {job.source for job in jobs[:GRID_ROWS]} if config.grid else set()
-    with console:
-        for batch in _batches(jobs, translator, config, bad):
+    reading = reader.read(Job(job.source, tag=job) for job in jobs)
+    with console, closing(reading), closing(_Writer(threads)) as writer:
+        for batch in _batches(reading, translator, config.batch_size, bad):
             if bad and not config.skip_bad_images:
                 break
             for (job, before), after in zip(batch, translator([pixels for _, pixels in batch]), strict=True):
-                job.target.parent.mkdir(parents=True, exist_ok=True)
-                save_image(to_image(after), job.target)
+                writer.save(after, job.target)
                 written += 1
                 if job.source in shown:
-                    rows[job.source] = before, after
+                    rows[job.source] = before.cpu().numpy(), after
             if console.is_terminal or time.monotonic() - last_said > 10:
                 last_said = time.monotonic()
                 rate = written / (last_said - started)

@@ -9,6 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
+from fastcyclegan.config import Preprocess
+from fastcyclegan.data.picture import Fit
+from fastcyclegan.data.scan import check_files
+from fastcyclegan.data.source import Batch, Source
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if torch.cuda.is_available():
@@ -31,6 +36,31 @@ def write_pictures(folder: Path, count: int, size: tuple[int, int] = (24, 20), s
     for path in paths:
         Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).save(path)
     return paths
+
+
+def scene(rng: np.random.Generator, size: tuple[int, int]) -> Image.Image:
+    """Return a picture with what photographs have: slopes, sharp edges up to black and white, and a little noise."""
+    width, height = size
+    y, x = np.mgrid[0:height, 0:width]
+    pixels = np.stack([127 + 90 * np.sin(x / (5 + 9 * c) + y / (17 - 4 * c)) for c in range(3)], -1)
+    left, top = rng.integers(0, (max(width // 2, 1), max(height // 2, 1)))
+    pixels[top : top + height // 3, left : left + width // 3] = rng.choice([0.0, 255.0], 3)
+    return Image.fromarray((pixels + rng.normal(0, 6, pixels.shape)).clip(0, 255).astype(np.uint8))
+
+
+def source(paths: list[Path], fit: Fit) -> Source:
+    return Source(paths, fit, dict(zip(paths, check_files(paths), strict=True)))
+
+
+def unpaired(root: Path, channels: tuple[int, int] = (3, 3), mode: Preprocess = "resize_and_crop") -> tuple[Source, Source]:
+    """Write 5 pictures of A and 3 of B and return them as sources with loads of 24 and crops of 16 pixels."""
+    a, b = write_pictures(root / "A", 5, seed=1), write_pictures(root / "B", 3, seed=2)
+    return source(a, Fit(mode, 24, 16, channels[0])), source(b, Fit(mode, 24, 16, channels[1]))
+
+
+def same_batch(x: Batch, y: Batch) -> bool:
+    same_samples = (x.paths_A, x.paths_B, x.samples) == (y.paths_A, y.paths_B, y.samples)
+    return same_samples and torch.equal(x.A, y.A) and torch.equal(x.B, y.B)
 
 
 @pytest.fixture

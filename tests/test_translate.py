@@ -34,13 +34,13 @@ def run(weights: Path, source: Path, output: Path, **options: object) -> int:
 
 
 def test_padding_reflects_to_the_multiple_and_never_below_what_a_network_takes() -> None:
-    pixels = np.arange(5 * 7, dtype=np.uint8).reshape(5, 7, 1)
+    pixels = torch.arange(5 * 7, dtype=torch.uint8).reshape(5, 7, 1)
     padded = pad_to_multiple(pixels, 4)
     assert padded.shape == (8, 8, 1)
-    assert np.array_equal(padded[:5, :7], pixels)
+    assert torch.equal(padded[:5, :7], pixels)
     assert padded[5:, 0, 0].tolist() == pixels[[3, 2, 1], 0, 0].tolist()
     assert padded[0, 7, 0] == pixels[0, 5, 0]
-    assert pad_to_multiple(np.zeros((1, 1, 3), dtype=np.uint8), 4).shape == (8, 8, 3)
+    assert pad_to_multiple(torch.zeros((1, 1, 3), dtype=torch.uint8), 4).shape == (8, 8, 3)
     assert pad_to_multiple(pixels, 256).shape == (256, 256, 1)
 
 
@@ -50,7 +50,7 @@ def test_a_multiple_of_four_is_translated_as_it_is(weights: Path) -> None:
     with torch.no_grad():
         expected = net(torch.from_numpy(pixels)[None].permute(0, 3, 1, 2).float() / 127.5 - 1)
     expected = ((expected + 1) * 127.5).round().clamp(0, 255)[0].permute(1, 2, 0).numpy()
-    (found,) = Translator(net, CPU, "fp32")([pixels])
+    (found,) = Translator(net, CPU, "fp32")([torch.from_numpy(pixels)])
     assert np.abs(found.astype(float) - expected).max() <= 1  # a value at .5 may round either way in another layout
 
 
@@ -62,12 +62,14 @@ def test_any_size_comes_back_in_its_own(weights: Path, tmp_path: Path, size: tup
         assert image.size == size
 
 
-def test_batches_change_nothing(weights: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("loader", ["folder", "dali"])
+def test_batches_and_loaders_change_nothing(weights: Path, tmp_path: Path, loader: str) -> None:
+    """Nothing is resized, so both loaders give the same pixels."""
     folder = tmp_path / "in"
     for n, size in enumerate([(16, 16), (20, 12), (13, 13), (24, 24)]):
-        write_pictures(folder / str(n), 3, size=size, seed=n)
-    assert run(weights, folder, tmp_path / "one", batch_size=1) == 12
-    assert run(weights, folder, tmp_path / "many", batch_size=5) == 12
+        write_pictures(folder / str(n), 3, size=size, seed=n, suffix=".jpg" if n % 2 else ".png")
+    assert run(weights, folder, tmp_path / "one", batch_size=1, loader="folder") == 12
+    assert run(weights, folder, tmp_path / "many", batch_size=5, loader=loader) == 12
     ones = sorted((tmp_path / "one").rglob("*.png"))
     assert len(ones) == 12
     for path in ones:
@@ -122,13 +124,35 @@ def test_a_unet_pads_to_its_own_multiple(tmp_path: Path) -> None:
     assert Image.open(tmp_path / "out" / "000.png").size == (70, 33)
 
 
-def test_bad_pictures(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("loader", ["folder", "dali"])
+def test_bad_pictures(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], loader: str) -> None:
     paths = write_pictures(tmp_path / "in", 4)
-    paths[1].write_bytes(b"no")
+    paths[1].write_bytes(paths[1].read_bytes()[:300])
     with pytest.raises(UserError, match=r"bad picture .*001.png: .*--skip-bad-images"):
-        run(weights, tmp_path / "in", tmp_path / "out")
-    assert run(weights, tmp_path / "in", tmp_path / "out", skip_bad_images=True) == 3
+        run(weights, tmp_path / "in", tmp_path / "out", loader=loader)
+    assert run(weights, tmp_path / "in", tmp_path / "out", skip_bad_images=True, loader=loader) == 3
     assert "left out" in capsys.readouterr().out
+
+
+def test_few_pictures_are_not_worth_loading_dali(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_pictures(tmp_path / "few", 2)
+    run(weights, tmp_path / "few", tmp_path / "out")
+    assert "read by folder" in capsys.readouterr().out
+    write_pictures(tmp_path / "many", 64, size=(8, 8))
+    run(weights, tmp_path / "many", tmp_path / "out2")
+    assert "read by dali" in capsys.readouterr().out
+
+
+def test_a_picture_that_cannot_be_written_is_an_error(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures are written by threads, whose errors must not be lost."""
+    write_pictures(tmp_path / "in", 2)
+
+    def full(image: object, target: Path) -> None:
+        raise OSError(28, "No space left on device", str(target))
+
+    monkeypatch.setattr("fastcyclegan.translate.save_image", full)
+    with pytest.raises(OSError, match="No space left"):
+        run(weights, tmp_path / "in", tmp_path / "out")
 
 
 def test_a_run_gives_the_side_by_direction(tmp_path: Path) -> None:
@@ -162,7 +186,7 @@ def test_weights_of_something_else(tmp_path: Path) -> None:
         load_generator(tmp_path / "g.pth")
 
 
-@pytest.mark.parametrize("change", [{"batch_size": 0}, {"resize": 0}, {"device": "tpu"}, {"epoch": "best"}])
+@pytest.mark.parametrize("change", [{"batch_size": 0}, {"resize": 0}, {"num_threads": 0}, {"device": "tpu"}, {"epoch": "best"}])
 def test_settings_are_checked(change: dict[str, object]) -> None:
     with pytest.raises(UserError, match=next(iter(change))):
         TranslateConfig(Path("w"), Path("i"), Path("o"), **change)

@@ -1,116 +1,58 @@
-"""The Pillow loader: batches of an unpaired dataset in the order of its plan, read by worker processes."""
+"""The Pillow loader: batches of an unpaired dataset in the order of its plan, read by worker processes; and Pillow's plain reader."""
 
 from __future__ import annotations
 
 import contextlib
-import os
+import dataclasses
 import signal
 import warnings
-from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from fastcyclegan.config import DataConfig
-from fastcyclegan.data.picture import BadPictureError, Pixels, crop_side, load_pixels, resized, take_view
-from fastcyclegan.data.plan import Plan, Sample, View
+from fastcyclegan.data.picture import BadPictureError, Fit, load_pixels, take_view
+from fastcyclegan.data.plan import Plan, Sample
+from fastcyclegan.data.source import Batch, Job, Loader, Row, Say, Source
 from fastcyclegan.errors import UserError
 
-
-@dataclass(frozen=True)
-class Batch:
-    """Pictures of both domains, [N, C, H, W] in channels_last memory, in [-1, 1], on the device, and what their samples decided."""
-
-    A: Tensor
-    B: Tensor
-    paths_A: list[str]
-    paths_B: list[str]
-    samples: list[Sample]
-
-
-@dataclass(frozen=True)
-class Source:
-    """The pictures of one domain: files, or, once ``cached``, their decoded and resized pixels."""
-
-    paths: list[Path]
-    config: DataConfig
-    channels: int
-    multiple: int
-    cached: list[Tensor] | None = None
-
-    def pixels(self, index: int) -> Pixels:
-        """Return picture ``index``, resized, [H, W, C] uint8. Raises BadPictureError."""
-        if self.cached is not None:
-            return self.cached[index].numpy()
-        return load_pixels(self.paths[index], self.config, self.channels, self.multiple)
-
-    def view(self, index: int, view: View) -> Pixels:
-        """Return the crop of picture ``index`` that ``view`` names, an array of its own."""
-        return take_view(self.pixels(index), view, crop_side(self.config)).copy()
-
-
-def to_unit_range(pixels: Tensor, device: torch.device) -> Tensor:
-    """Return uint8 pixels [N, H, W, C] as floats in [-1, 1] on ``device``, [N, C, H, W] in channels_last memory."""
-    return pixels.to(device, non_blocking=True).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
-
-
-def available_memory() -> int:
-    """Return the bytes of memory that the system says are free to use."""
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def cache_in_ram(sources: Sequence[Source], sizes: Sequence[Sequence[tuple[int, int]]], free: int | None = None) -> list[Source]:
-    """Return ``sources`` with every picture decoded, resized and held in memory; ``sizes`` are the files' upright (width, height).
-
-    Raises UserError, before anything is read, where they take more than half of the memory that is ``free``.
-    """
-    needed = 0
-    for source, known in zip(sources, sizes, strict=True):
-        for size in known:
-            width, height = resized(size, source.config, source.multiple)
-            needed += width * height * source.channels
-    free = available_memory() if free is None else free
-    if needed > free // 2:
-        raise UserError(f"--cache ram: the pictures take {needed / 2**20:,.0f} MiB, more than half of the {free / 2**20:,.0f} MiB free")
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        held = [list(pool.map(lambda i, s=source: torch.from_numpy(s.pixels(i).copy()), range(len(source.paths)))) for source in sources]
-    return [Source(s.paths, s.config, s.channels, s.multiple, pixels) for s, pixels in zip(sources, held, strict=True)]
+WORKERS = 4
+_Item = tuple[Tensor, Tensor, Sample, list[BadPictureError]]
+_Items = tuple[Tensor, Tensor, list[Sample], list[BadPictureError]]
 
 
 class _Unpaired(Dataset[object]):
-    """One sample by (epoch, i): both views and the sample, or the BadPictureError that stood in the way (raised where it can be read)."""
+    """One sample by (epoch, i): both views, the sample as it was read and what was left out, or the error that stood in the way."""
 
     def __init__(self, a: Source, b: Source, plan: Plan) -> None:
         self.a, self.b, self.plan = a, b, plan
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor, Sample] | BadPictureError:
+    def __getitem__(self, key: tuple[int, int]) -> _Item | UserError:
         sample = self.plan.sample(*key)
         try:
-            a, b = self.a.view(sample.index_A, sample.view_A), self.b.view(sample.index_B, sample.view_B)
-        except BadPictureError as bad:
-            return bad
-        return torch.from_numpy(a), torch.from_numpy(b), sample
+            a, index_A, bad_A = self.a.view_of_next_good(sample.index_A, sample.view_A)
+            b, index_B, bad_B = self.b.view_of_next_good(sample.index_B, sample.view_B)
+        except UserError as error:  # raised in the main process, where it can be read
+            return error
+        sample = dataclasses.replace(sample, index_A=index_A, index_B=index_B)
+        return torch.from_numpy(a), torch.from_numpy(b), sample, bad_A + bad_B
 
 
-def _collate(items: list[tuple[Tensor, Tensor, Sample] | BadPictureError]) -> tuple[Tensor, Tensor, list[Sample]] | BadPictureError:
-    good: list[tuple[Tensor, Tensor, Sample]] = []
+def _collate(items: list[_Item | UserError]) -> _Items | UserError | None:
+    good: list[_Item] = []
     for item in items:
-        if isinstance(item, BadPictureError):
+        if isinstance(item, UserError):
             return item
         good.append(item)
-    a, b, samples = zip(*good, strict=True)
-    return torch.stack(a), torch.stack(b), list(samples)
+    if not good:
+        return None
+    a, b, samples, bad = zip(*good, strict=True)
+    return torch.stack(a), torch.stack(b), list(samples), list(chain.from_iterable(bad))
 
 
 def _quiet_worker(_: int) -> None:
@@ -130,15 +72,24 @@ def naming_dead_workers() -> Iterator[None]:
         raise
 
 
-class FolderLoader:
-    """Batches of ``plan`` from two sources. ``batches(start, stop)`` yields those of the iterations [start, stop)."""
+class FolderLoader(Loader):
+    """Reads with Pillow in ``workers`` processes, 0: in this one."""
 
-    def __init__(self, a: Source, b: Source, plan: Plan, device: torch.device) -> None:
-        self.a, self.b, self.plan, self.device = a, b, plan, device
-        self.workers = 0 if a.cached is not None else a.config.num_threads
+    def __init__(
+        self,
+        a: Source,
+        b: Source,
+        plan: Plan,
+        device: torch.device,
+        *,
+        workers: int = 0,
+        skip_bad_images: bool = False,
+        say: Say = lambda text: None,
+    ) -> None:
+        super().__init__(a, b, plan, device, skip_bad_images=skip_bad_images, say=say)
+        self.workers = workers
 
     def batches(self, start: int, stop: int) -> Generator[Batch]:
-        """Yield the batches in order. Raises BadPictureError for a file that broke since it was checked, UserError where a worker died."""
         if start >= stop:
             return
         keys = ([(epoch, i) for i in numbers] for epoch, numbers in self.plan.batches(start, stop))
@@ -157,12 +108,45 @@ class FolderLoader:
             )
         with naming_dead_workers():
             for loaded in loader:
-                yield self._batch(loaded)
+                yield self._loaded(loaded)
 
-    def _batch(self, loaded: tuple[Tensor, Tensor, list[Sample]] | BadPictureError) -> Batch:
-        if isinstance(loaded, BadPictureError):
+    def _loaded(self, loaded: _Items | UserError | None) -> Batch:
+        if isinstance(loaded, UserError):
             raise loaded
-        a, b, samples = loaded
-        paths_A = [str(self.a.paths[sample.index_A]) for sample in samples]
-        paths_B = [str(self.b.paths[sample.index_B]) for sample in samples]
-        return Batch(to_unit_range(a, self.device), to_unit_range(b, self.device), paths_A, paths_B, samples)
+        if loaded is None:
+            return self._batch_of_rows([])
+        a, b, samples, bad = loaded
+        self._leave_out(bad)
+        return self._batch(a, b, samples)
+
+
+class PillowReader:
+    """Reads single pictures with Pillow in ``threads`` threads, a few ahead of its consumer."""
+
+    def __init__(self, fit: Fit, threads: int) -> None:
+        self.fit, self.threads = fit, max(threads, 1)
+
+    def read(self, jobs: Iterable[Job]) -> Generator[tuple[Job, Row]]:
+        """Yield each job with its pixels, in order."""
+        waiting: deque[tuple[Job, Future[Row]]] = deque()
+        with ThreadPoolExecutor(self.threads) as pool:
+            try:
+                for job in jobs:
+                    waiting.append((job, pool.submit(read_with_pillow, job, self.fit)))
+                    if len(waiting) > self.threads:
+                        done, pixels = waiting.popleft()
+                        yield done, pixels.result()
+                while waiting:
+                    done, pixels = waiting.popleft()
+                    yield done, pixels.result()
+            finally:
+                for _, pixels in waiting:
+                    pixels.cancel()
+
+
+def read_with_pillow(job: Job, fit: Fit) -> Row:
+    """Return the job's pixels, or what is wrong with its file."""
+    try:
+        return torch.from_numpy(take_view(load_pixels(job.path, fit), fit, job.view).copy())
+    except BadPictureError as bad:
+        return bad

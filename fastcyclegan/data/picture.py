@@ -1,4 +1,4 @@
-"""One picture file to pixels: upright, in 8 bits, with the network's channels, and resized as the preprocess mode says.
+"""One picture file to pixels: upright, in 8 bits, with the network's channels, resized, cropped and mirrored.
 
 Differences from the official code, each on purpose: EXIF rotation is honoured; 16-bit pictures are scaled to 8 bits (Pillow's own
 conversion clips them to white); transparent pixels show a white ground (dropping alpha shows what happens to lie under it).
@@ -6,18 +6,28 @@ conversion clips them to white); transparent pixels show a white ground (droppin
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from fastcyclegan.config import DataConfig
+from fastcyclegan.config import DataConfig, Preprocess
 from fastcyclegan.data.plan import View
 from fastcyclegan.errors import UserError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".tif", ".tiff", ".webp"})
 Pixels = NDArray[np.uint8]
+Size = tuple[int, int]
+"""(width, height), as Pillow has it."""
+
+ORIENTATION = 0x0112
+JPEG_END, PNG_END = b"\xff\xd9", b"\0\0\0\0IEND\xaeB`\x82"
+# Chunks by which Pillow turns a PNG or chooses among its pictures; it finds them behind the pixels too, and so does this search.
+PNG_ODD = (b"eXIf", b"acTL", b"XML:com.adobe.xmp", b"tRNS")
 
 
 class BadPictureError(UserError):
@@ -73,51 +83,103 @@ def open_picture(path: Path | str, channels: int = 3) -> Image.Image:
         raise BadPictureError(path, " ".join(str(error).split()) or type(error).__name__) from None
 
 
+def plain_size(data: bytes) -> Size | None:
+    """Return the size of an encoded picture that other decoders read just as ``open_picture`` does; None where they may differ.
+
+    Plain is a whole JPEG or PNG of 8-bit colour or gray, upright and opaque. The pixels are not decoded.
+    """
+    try:
+        with Image.open(BytesIO(data)) as image:
+            if image.mode not in ("RGB", "L"):
+                return None
+            if image.format in ("JPEG", "MPO"):
+                # Adobe's RGB files have no luma to decode; some decoders look for it all the same.
+                upright = image.getexif().get(ORIENTATION, 1) == 1
+                plain = upright and image.info.get("adobe_transform", 1) != 0 and data.endswith(JPEG_END)
+            elif image.format == "PNG":
+                raw = [tile[3] for tile in image.tile]  # 16-bit and 4-bit files have other raw modes than their mode
+                plain = raw == [image.mode] and data.endswith(PNG_END) and not any(chunk in data for chunk in PNG_ODD)
+            else:
+                return None
+            return image.size if plain else None
+    except Exception:  # whatever Pillow raises on a broken file: whoever opens it next will name it
+        return None
+
+
 def _nearest_multiple(side: int, multiple: int) -> int:
     """Round to the nearest multiple, half to even as the official code does, and never below what a network can take."""
     return max(round(side / multiple) * multiple, multiple, 8)
 
 
-def resized(size: tuple[int, int], config: DataConfig, multiple: int = 4) -> tuple[int, int]:
-    """Return the (width, height) that a picture of ``size`` has after the resize, before the crop."""
-    width, height = size
-    load, crop = config.load_size, config.crop_size
-    match config.preprocess:
-        case "resize_and_crop":
-            return load, load
-        case "crop":
-            return size
-        case "scale_width_and_crop":
-            return load, int(max(load * height / width, crop))
-        case "scale_width":
-            height = int(max(load * height / width, crop))
-            return _nearest_multiple(load, multiple), _nearest_multiple(height, multiple)
-        case _:
-            return _nearest_multiple(width, multiple), _nearest_multiple(height, multiple)
+@dataclass(frozen=True)
+class Fit:
+    """What the pictures of one domain become: a size by the preprocess mode, a square crop or none, 1 or 3 channels.
+
+    Two modes are not the command line's: "keep" (as it is, and the default) and "square" (to ``load_size`` squared).
+    """
+
+    preprocess: Preprocess | Literal["keep", "square"] = "keep"
+    load_size: int = 0
+    crop_size: int = 0
+    channels: int = 3
+    multiple: int = 4
+
+    @classmethod
+    def of(cls, config: DataConfig, channels: int = 3, multiple: int = 4) -> Fit:
+        """Return what ``config`` asks for; ``multiple`` is what the network's sides must be multiples of."""
+        return cls(config.preprocess, config.load_size, config.crop_size, channels, multiple)
+
+    def resized(self, size: Size) -> Size:
+        """Return the (width, height) that a picture of ``size`` has after the resize, before the crop."""
+        width, height = size
+        load, crop = self.load_size, self.crop_size
+        match self.preprocess:
+            case "resize_and_crop" | "square":
+                return load, load
+            case "crop" | "keep":
+                return size
+            case "scale_width_and_crop":
+                return load, int(max(load * height / width, crop))
+            case "scale_width":
+                height = int(max(load * height / width, crop))
+                return _nearest_multiple(load, self.multiple), _nearest_multiple(height, self.multiple)
+            case _:
+                return _nearest_multiple(width, self.multiple), _nearest_multiple(height, self.multiple)
+
+    @property
+    def side(self) -> int | None:
+        """The side of the random crop; None where there is none."""
+        return self.crop_size if self.preprocess.endswith("crop") else None
+
+    def box(self, size: Size, view: View | None) -> tuple[int, int, int, int]:
+        """Return (left, top, width, height) of what ``view`` shows of a resized picture of ``size``; no view shows all of it."""
+        width, height = size
+        if view is None or self.side is None:
+            return 0, 0, width, height
+        side = self.side
+        return int(view.x * (width - side + 1)), int(view.y * (height - side + 1)), side, side
+
+    def too_small(self, size: Size) -> str:
+        """Return why a picture of ``size`` cannot be cropped; "" where it can."""
+        if self.side is not None and min(self.resized(size)) < self.side:
+            return f"{size[0]}x{size[1]} is smaller than the crop of {self.side}"
+        return ""
 
 
-def crop_side(config: DataConfig) -> int | None:
-    """Return the side of the random crop, None where the preprocess mode has none."""
-    return config.crop_size if config.preprocess.endswith("crop") else None
-
-
-def load_pixels(path: Path | str, config: DataConfig, channels: int, multiple: int = 4) -> Pixels:
+def load_pixels(path: Path | str, fit: Fit) -> Pixels:
     """Return the decoded, resized picture as [H, W, C] uint8, before its crop and flip. Raises BadPictureError."""
-    image = open_picture(path, channels)
-    size = resized(image.size, config, multiple)
+    image = open_picture(path, fit.channels)
+    if reason := fit.too_small(image.size):
+        raise BadPictureError(path, reason)
+    size = fit.resized(image.size)
     if size != image.size:
         image = image.resize(size, Image.Resampling.BICUBIC)
-    side = crop_side(config)
-    if side is not None and min(image.size) < side:
-        raise BadPictureError(path, f"{image.width}x{image.height} is smaller than the crop of {side}")
     pixels = np.asarray(image)
-    return pixels[:, :, None] if channels == 1 else pixels
+    return pixels[:, :, None] if fit.channels == 1 else pixels
 
 
-def take_view(pixels: Pixels, view: View, side: int | None) -> Pixels:
-    """Return the crop of ``side`` (None: everything) of ``pixels`` [H, W, C] that ``view`` names, mirrored if it says so; a numpy view."""
-    if side is not None:
-        height, width = pixels.shape[:2]
-        top, left = int(view.y * (height - side + 1)), int(view.x * (width - side + 1))
-        pixels = pixels[top : top + side, left : left + side]
-    return pixels[:, ::-1] if view.flip else pixels
+def take_view(pixels: Pixels, fit: Fit, view: View | None) -> Pixels:
+    """Return what ``view`` shows of resized ``pixels`` [H, W, C], cropped and mirrored; a numpy view of them."""
+    left, top, width, height = fit.box((pixels.shape[1], pixels.shape[0]), view)
+    pixels = pixels[top : top + height, left : left + width]
+    return pixels[:, ::-1] if view is not None and view.flip else pixels

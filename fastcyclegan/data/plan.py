@@ -10,7 +10,7 @@ Random numbers are raw Philox words of numpy, whose bit streams are stable acros
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -53,6 +53,8 @@ class Plan:
     """The samples of every epoch, for ``count_A`` and ``count_B`` pictures. An epoch shows max(count_A, count_B) samples.
 
     Shuffled: sample i takes A[order[i] mod count_A] and a uniformly random B. Serial: A[i mod count_A] and B[i mod count_B].
+    Of ``ranks`` processes each gets every ranks-th sample, from its ``rank`` on: together they see what one would with batches
+    ``ranks`` times as large. In the last, partial batch of an epoch some ranks may get one sample fewer than others, or none.
     """
 
     seed: int
@@ -61,6 +63,16 @@ class Plan:
     batch_size: int = 1
     serial: bool = False
     flip: bool = True
+    rank: int = 0
+    ranks: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.ranks:
+            raise ValueError(f"Plan: rank must be in [0, ranks), got rank {self.rank} of {self.ranks}")
+
+    def shard(self, rank: int, ranks: int) -> Plan:
+        """Return this plan as process ``rank`` (from 0) of ``ranks`` sees it."""
+        return replace(self, rank=rank, ranks=ranks)
 
     def __len__(self) -> int:
         return max(self.count_A, self.count_B)
@@ -68,7 +80,7 @@ class Plan:
     @property
     def iterations_per_epoch(self) -> int:
         """Batches in an epoch; the last, partial one is kept."""
-        return -(-len(self) // self.batch_size)
+        return -(-len(self) // (self.batch_size * self.ranks))
 
     def sample(self, epoch: int, i: int) -> Sample:
         """Return sample ``i`` (from 0) of ``epoch`` (from 1)."""
@@ -79,10 +91,11 @@ class Plan:
         return Sample(item % self.count_A, index_B, view_A, view_B, (u[7], u[8]), (u[9], u[10]), u[11], u[12])
 
     def batch(self, iteration: int) -> tuple[int, range]:
-        """Return the epoch (from 1) and the sample numbers of ``iteration`` (from 0, over all epochs)."""
+        """Return the epoch (from 1) and the rank's sample numbers of ``iteration`` (from 0, over all epochs)."""
         epoch, index = divmod(iteration, self.iterations_per_epoch)
-        start = index * self.batch_size
-        return epoch + 1, range(start, min(start + self.batch_size, len(self)))
+        together = self.batch_size * self.ranks
+        stop = min((index + 1) * together, len(self))
+        return epoch + 1, range(min(index * together + self.rank, stop), stop, self.ranks)
 
     def batches(self, start: int, stop: int) -> Iterator[tuple[int, range]]:
         """Yield ``batch`` of each iteration in [start, stop)."""

@@ -19,10 +19,10 @@ from pathlib import Path
 from PIL import Image
 
 from fastcyclegan.config import DataConfig
-from fastcyclegan.data.picture import SUFFIXES, BadPictureError, crop_side, open_picture, resized
+from fastcyclegan.data.picture import ORIENTATION, SUFFIXES, BadPictureError, Fit, open_picture, plain_size
 from fastcyclegan.errors import UserError
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,10 @@ class Needs:
 
 @dataclass(frozen=True)
 class Checked:
-    """One file: its identity on disk, its upright size in pixels and Pillow's mode, and why it cannot be used, if so."""
+    """One file: its identity on disk, its upright size in pixels and Pillow's mode, and why it cannot be used, if so.
+
+    ``plain`` files are those that every decoder reads alike, see ``picture.plain_size``.
+    """
 
     path: str
     bytes: int
@@ -55,6 +58,15 @@ class Checked:
     height: int = 0
     mode: str = ""
     error: str = ""
+    plain: bool = False
+
+    def is_unchanged(self) -> bool:
+        """Whether the file is still the one that was checked."""
+        try:
+            stat = Path(self.path).stat()
+        except OSError:
+            return False
+        return (stat.st_size, stat.st_mtime_ns) == (self.bytes, self.mtime_ns)
 
 
 def find_folders(config: DataConfig) -> Folders:
@@ -138,10 +150,11 @@ def check_file(path: Path) -> Checked:
         return Checked(*identity, error="not a regular file")
     try:
         open_picture(path)
+        plain = plain_size(path.read_bytes()) is not None
         with Image.open(path) as header:
-            turned = header.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+            turned = header.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
             width, height = header.size[::-1] if turned else header.size
-            return Checked(*identity, width, height, header.mode)
+            return Checked(*identity, width, height, header.mode, plain=plain)
     except BadPictureError as bad:
         return Checked(*identity, error=bad.reason)
 
@@ -178,12 +191,7 @@ def check_files(paths: Sequence[Path], progress: Callable[[int, int], None] | No
 
     def check(path: Path) -> Checked:
         known = cache.get(str(path.absolute()))
-        if known is not None:
-            with contextlib.suppress(OSError):
-                stat = path.stat()
-                if (stat.st_size, stat.st_mtime_ns) == (known.bytes, known.mtime_ns):
-                    return known
-        return check_file(path.absolute())
+        return known if known is not None and known.is_unchanged() else check_file(path.absolute())
 
     results = []
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
@@ -197,29 +205,27 @@ def check_files(paths: Sequence[Path], progress: Callable[[int, int], None] | No
     return results
 
 
-def too_small(checked: Checked, config: DataConfig, needs: Needs) -> str:
-    """Return why a readable picture cannot be cropped as ``config`` says, or is below what the networks take; else ""."""
-    side = crop_side(config)
-    width, height = resized((checked.width, checked.height), config, needs.multiple)
-    if side is not None and min(width, height) < side:
-        return f"{checked.width}x{checked.height} is smaller than the crop of {side}"
-    if min(width, height) < needs.least:
+def too_small(checked: Checked, fit: Fit, needs: Needs) -> str:
+    """Return why a readable picture cannot be cropped, or is below what the networks take; else ""."""
+    size = checked.width, checked.height
+    if not (reason := fit.too_small(size)) and min(fit.resized(size)) < needs.least:
         return f"{checked.width}x{checked.height} is smaller than the {needs.least} pixels a side that the networks need"
-    return ""
+    return reason
 
 
 def usable(
     paths: Sequence[Path], config: DataConfig, needs: Needs, say: Callable[[str], None], progress: Callable[[int, int], None] | None = None
-) -> list[Path]:
+) -> dict[Path, Checked]:
     """Return those of ``paths`` that can be used. Bad ones are named: in a UserError, or with skip_bad_images by ``say``."""
     bad = []
-    good = []
+    good = {}
+    fit = Fit.of(config, multiple=needs.multiple)
     for path, checked in zip(paths, check_files(paths, progress), strict=True):
-        reason = checked.error or too_small(checked, config, needs)
+        reason = checked.error or too_small(checked, fit, needs)
         if reason:
             bad.append(f"{path}: {reason}")
         else:
-            good.append(path)
+            good[path] = checked
     if bad and not config.skip_bad_images:
         more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
         raise UserError(f"bad picture {bad[0]}{more}; --skip-bad-images leaves such pictures out and lists them")
@@ -230,12 +236,13 @@ def usable(
 
 @dataclass(frozen=True)
 class Pictures:
-    """The usable pictures of a dataset as the model's A and B; the test lists may be empty."""
+    """The usable pictures of a dataset as the model's A and B; the test lists may be empty. ``checked`` says what each file is."""
 
     train_A: list[Path]
     train_B: list[Path]
     test_A: list[Path]
     test_B: list[Path]
+    checked: dict[Path, Checked]
 
 
 def find_pictures(
@@ -257,13 +264,12 @@ def find_pictures(
     for slot, test in ((1, folders.test_A), (3, folders.test_B)):
         if test is not None:
             lists[slot] = list_pictures(test, config.max_dataset_size)
-    everything = usable([path for paths in lists for path in paths], config, needs, say, progress)
-    kept = set(everything)
+    kept = usable([path for paths in lists for path in paths], config, needs, say, progress)
     train_A, test_A, train_B, test_B = ([path for path in paths if path in kept] for paths in lists)
     for folder, train in ((folders.train_A, train_A), (folders.train_B, train_B)):
         if not train:
             raise UserError(f"{folder}: no usable pictures left in it")
-    return Pictures(train_A, train_B, test_A, test_B)
+    return Pictures(train_A, train_B, test_A, test_B, kept)
 
 
 def fingerprint(paths: Sequence[Path]) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastcyclegan.config import LossConfig, ModelConfig, TrainConfig
-from fastcyclegan.data.folder import Batch
+from fastcyclegan.data.source import Batch
 from fastcyclegan.image_pool import ImagePool
 from fastcyclegan.networks import build_discriminator, build_generator
 from fastcyclegan.reference import LossWeights, discriminator_loss, generator_losses, init_weights

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from fastcyclegan.config import DataConfig, Preprocess
-from fastcyclegan.data.picture import BadPictureError, load_pixels, open_picture, resized, take_view
+from fastcyclegan.data.picture import BadPictureError, Fit, load_pixels, open_picture, plain_size, take_view
 from fastcyclegan.data.plan import View
 
 
@@ -115,36 +115,82 @@ SIZES: list[tuple[str, Preprocess, int, int, tuple[int, int], tuple[int, int]]] 
 
 @pytest.mark.parametrize(("why", "mode", "load", "crop", "before", "after"), SIZES, ids=[row[0] for row in SIZES])
 def test_sizes_by_mode(why: str, mode: Preprocess, load: int, crop: int, before: tuple[int, int], after: tuple[int, int]) -> None:
-    assert resized(before, DataConfig(preprocess=mode, load_size=load, crop_size=crop)) == after
+    assert Fit.of(DataConfig(preprocess=mode, load_size=load, crop_size=crop)).resized(before) == after
 
 
 def test_sizes_for_a_unet() -> None:
-    assert resized((300, 700), DataConfig(preprocess="none"), multiple=256) == (256, 768)
+    assert Fit("none", multiple=256).resized((300, 700)) == (256, 768)
 
 
 def test_resize_is_pillow_s_bicubic_and_crops_are_exact(tmp_path: Path) -> None:
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8))
     path = saved(tmp_path, image, "x.png")
-    pixels = load_pixels(path, DataConfig(load_size=40, crop_size=32), 3)
+    fit = Fit("resize_and_crop", 40, 32)
+    pixels = load_pixels(path, fit)
     assert np.array_equal(pixels, np.asarray(image.resize((40, 40), Image.Resampling.BICUBIC)))
-    view = take_view(pixels, View(x=0.999, y=0.5, flip=True), 32)
+    view = take_view(pixels, fit, View(x=0.999, y=0.5, flip=True))
     assert np.array_equal(view, pixels[4:36, 8:40][:, ::-1])  # int(0.5 * 9) = 4, int(0.999 * 9) = 8
-    assert np.array_equal(take_view(pixels, View(0.0, 0.0, False), 32), pixels[:32, :32])
+    assert np.array_equal(take_view(pixels, fit, View(0.0, 0.0, False)), pixels[:32, :32])
+    assert np.array_equal(take_view(pixels, fit, None), pixels)
 
 
 def test_every_crop_place_is_equally_likely(tmp_path: Path) -> None:
     pixels = np.arange(11, dtype=np.uint8).reshape(1, 11, 1).repeat(8, axis=0)
-    lefts = [int(take_view(pixels, View(u / 400, 0.0, False), 8)[0, 0, 0]) for u in range(400)]
+    lefts = [int(take_view(pixels, Fit("crop", 0, 8), View(u / 400, 0.0, False))[0, 0, 0]) for u in range(400)]
     assert np.bincount(lefts).tolist() == [100, 100, 100, 100]
 
 
 def test_picture_smaller_than_the_crop(tmp_path: Path) -> None:
     path = saved(tmp_path, Image.new("RGB", (100, 30)), "small.png")
     with pytest.raises(BadPictureError, match=r"small.png: 100x30 is smaller than the crop of 64"):
-        load_pixels(path, DataConfig(preprocess="crop", crop_size=64), 3)
+        load_pixels(path, Fit("crop", 0, 64))
 
 
 def test_gray_has_one_channel(tmp_path: Path) -> None:
     path = saved(tmp_path, Image.new("RGB", (10, 10), (255, 0, 0)), "red.png")
-    assert load_pixels(path, DataConfig(load_size=8, crop_size=8), 1).shape == (8, 8, 1)
-    assert load_pixels(path, DataConfig(load_size=8, crop_size=8), 1)[0, 0, 0] == 76  # ITU-R 601: 0.299 * 255
+    assert load_pixels(path, Fit("square", 8, channels=1)).shape == (8, 8, 1)
+    assert load_pixels(path, Fit("square", 8, channels=1))[0, 0, 0] == 76  # ITU-R 601: 0.299 * 255
+
+
+# What DALI may decode in Pillow's place, and what not.
+PLAIN = {
+    "a.jpg": ("RGB", {"quality": 80}),
+    "gray.jpg": ("L", {}),
+    "progressive.jpg": ("RGB", {"progressive": True}),
+    "a.png": ("RGB", {}),
+    "gray.png": ("L", {}),
+}
+ODD = {
+    "cmyk.jpg": ("CMYK", {}),
+    "rgb_coded.jpg": ("RGB", {"keep_rgb": True}),
+    "palette.png": ("P", {}),
+    "alpha.png": ("RGBA", {}),
+    "gray_alpha.png": ("LA", {}),
+    "key.png": ("RGB", {"transparency": (1, 2, 3)}),
+    "bits.png": ("1", {}),
+    "a.tif": ("RGB", {}),
+    "a.webp": ("RGB", {}),
+    "a.bmp": ("RGB", {}),
+}
+
+
+@pytest.mark.parametrize("name", [*PLAIN, *ODD])
+def test_plain_files_are_those_that_every_decoder_reads_alike(tmp_path: Path, name: str) -> None:
+    mode, options = {**PLAIN, **ODD}[name]
+    data = saved(tmp_path, Image.new(mode, (12, 10)), name, **options).read_bytes()
+    assert plain_size(data) == ((12, 10) if name in PLAIN else None)
+    assert plain_size(data[:-3]) is None  # whoever opens it will name it
+    assert plain_size(data + b"more") is None
+
+
+def test_turned_deep_and_moving_files_are_not_plain(tmp_path: Path) -> None:
+    image, exif = Image.new("RGB", (12, 10)), Image.Exif()
+    exif[0x0112] = 2  # mirrored: the size tells nothing
+    for name in ("turned.jpg", "turned.png"):
+        assert plain_size(saved(tmp_path, image, name, exif=exif).read_bytes()) is None
+    exif[0x0112] = 1
+    assert plain_size(saved(tmp_path, image, "upright.jpg", exif=exif).read_bytes()) == (12, 10)
+    assert plain_size(saved(tmp_path, Image.fromarray(RAMP), "deep.png").read_bytes()) is None
+    frames = {"save_all": True, "append_images": [Image.new("RGB", (12, 10), "red")]}
+    assert plain_size(saved(tmp_path, image, "moving.png", **frames).read_bytes()) is None
+    assert plain_size(b"") is None

@@ -65,3 +65,22 @@ def test_streams_do_not_repeat_each_other() -> None:
     places = [v for epoch in (1, 2) for i in range(50) for v in (plan.sample(epoch, i).view_A.x, plan.sample(epoch, i).view_B.x)]
     places += [Plan(seed=4, count_A=50, count_B=50).sample(1, i).view_A.x for i in range(50)]
     assert len(set(places)) == len(places)
+
+
+@pytest.mark.parametrize(("count", "batch", "ranks"), [(12, 2, 3), (7, 1, 2), (10, 3, 4)], ids=["even", "odd", "a rank with none"])
+def test_shards_make_exactly_one_epoch(count: int, batch: int, ranks: int) -> None:
+    """And iteration by iteration they make the batches of one process with ``ranks`` times the batch size."""
+    plan = Plan(seed=5, count_A=count, count_B=4, batch_size=batch)
+    together = Plan(seed=5, count_A=count, count_B=4, batch_size=batch * ranks)
+    shards = [plan.shard(rank, ranks) for rank in range(ranks)]
+    for shard in shards:
+        assert shard.iterations_per_epoch == together.iterations_per_epoch
+    for iteration in range(2 * together.iterations_per_epoch):
+        epoch, numbers = together.batch(iteration)
+        parts = [shard.batch(iteration) for shard in shards]
+        assert {part[0] for part in parts} == {epoch}
+        assert sorted(i for _, part in parts for i in part) == list(numbers)
+        sizes = [len(part) for _, part in parts]
+        assert max(sizes) - min(sizes) <= 1
+    with pytest.raises(ValueError, match=r"rank must be in \[0, ranks\), got rank 3 of 3"):
+        plan.shard(3, 3)

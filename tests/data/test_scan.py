@@ -148,9 +148,11 @@ def test_a_file_is_decoded_once_until_it_changes(dataset: Path, monkeypatch: pyt
     first = check_files(paths)
     assert check_files(paths) == first
     assert len(decoded) == 5
-    assert (first[0].width, first[0].height, first[0].mode) == (24, 20, "RGB")
+    assert (first[0].width, first[0].height, first[0].mode, first[0].plain) == (24, 20, "RGB", True)
+    assert first[0].is_unchanged()
     write_pictures(dataset / "trainA", 1, size=(30, 20))
+    assert not first[0].is_unchanged()
     assert check_files(paths)[0].width == 30
     assert len(decoded) == 6
-    scan._cache_file().write_text('{"version": 1, "files": [{"path"')  # a damaged cache
+    scan._cache_file().write_text('{"version": 2, "files": [{"path"')  # a damaged cache
     assert check_files(paths)[1] == first[1]
