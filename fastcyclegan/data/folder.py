@@ -106,8 +106,10 @@ class FolderLoader(Loader):
                 # The loader draws a seed that nothing here uses: not from the generator that dropout and a resume depend on.
                 generator=torch.Generator(),
             )
+            with naming_dead_workers():
+                batches = iter(loader)
         with naming_dead_workers():
-            for loaded in loader:
+            for loaded in batches:
                 yield self._loaded(loaded)
 
     def _loaded(self, loaded: _Items | UserError | None) -> Batch:
