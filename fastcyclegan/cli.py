@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import torch
@@ -15,8 +16,10 @@ import tyro
 from fastcyclegan.config import BUILTIN, RunConfig, TrainConfig, to_dict, with_changes
 from fastcyclegan.console import Console
 from fastcyclegan.data import toy
+from fastcyclegan.data.download import DATASETS, ELSEWHERE, SERVER, download
 from fastcyclegan.data.picture import open_picture
 from fastcyclegan.data.source import to_unit_range
+from fastcyclegan.dataset_report import ReportConfig, report_dataset
 from fastcyclegan.engine import resolve_device
 from fastcyclegan.errors import UserError
 from fastcyclegan.report import PAGE, to_pixels
@@ -27,6 +30,26 @@ from fastcyclegan.translate import TranslateConfig
 from fastcyclegan.translate import translate as translate_pictures
 
 Config = TypeVar("Config")
+
+
+@dataclass(frozen=True)
+class DownloadConfig:
+    """Fetch one of the authors' datasets, unpack it and open every picture. What a broken connection left is gone on from."""
+
+    name: Annotated[str | None, tyro.conf.Positional] = None
+    """Its name, such as horse2zebra; --list shows them all."""
+    list: bool = False
+    """List the names and leave."""
+    output: Path = Path("datasets")
+    """Folder that gets NAME/trainA, NAME/trainB and so on."""
+    archive: Path | None = None
+    """A zip of it that was fetched by other means: unpacked instead of fetching, and kept."""
+    server: str = SERVER
+    """Where NAME.zip is; a mirror of yours may have it too."""
+    keep_archive: bool = False
+    """Keep the fetched zip."""
+
+
 _MARKERS = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff)
 
 TRAIN_HELP = """Train CycleGAN on two folders of pictures. Without any, on a small built-in dataset, in a few minutes.
@@ -164,6 +187,43 @@ def _translate(args: Sequence[str] | None) -> int:
     return 0
 
 
+def _download(args: Sequence[str] | None) -> int:
+    args = sys.argv[1:] if args is None else args
+    _refuse_empty(args)
+    console = Console()
+    config = _parse(DownloadConfig, args, str(DownloadConfig.__doc__))
+    if config.list:
+        rows = {name: f"{of.what}{f', {of.mib:,} MiB' if of.mib else ''}" for name, of in DATASETS.items()}
+        console.table(f"the authors' datasets, at {SERVER}:", {**rows, **{name: f"not there: {why}" for name, why in ELSEWHERE.items()}})
+        return 0
+    if config.name is None:
+        raise UserError("which dataset? Give its name, such as horse2zebra; --list shows them all")
+
+    def progress(done: int, total: int) -> None:
+        if console.is_terminal:
+            console.progress(done, total, f"{config.name}: {done / 2**20:,.1f} of {total / 2**20:,.1f} MiB")
+
+    with console:
+        bad = download(
+            config.name,
+            config.output,
+            server=config.server,
+            archive=config.archive,
+            keep_archive=config.keep_archive,
+            say=console.say,
+            progress=progress,
+        )
+    skip = " --skip_bad_images" if bad else ""
+    console.say(f"train on it: python scripts/train.py --compile --dataroot {config.output / config.name}{skip}")
+    return 1 if bad else 0
+
+
+def _check_dataset(args: Sequence[str] | None) -> int:
+    args = sys.argv[1:] if args is None else args
+    _refuse_empty(args)
+    return 0 if report_dataset(_parse(ReportConfig, args, str(ReportConfig.__doc__)), Console()) else 1
+
+
 def train(args: Sequence[str] | None = None) -> int:
     """The command ``train.py``; returns its exit code."""
     return _run(lambda: _train(args))
@@ -172,3 +232,13 @@ def train(args: Sequence[str] | None = None) -> int:
 def translate(args: Sequence[str] | None = None) -> int:
     """The command ``translate.py``; returns its exit code."""
     return _run(lambda: _translate(args))
+
+
+def download_dataset(args: Sequence[str] | None = None) -> int:
+    """The command ``download_dataset.py``; returns its exit code: 1 where some pictures are broken."""
+    return _run(lambda: _download(args))
+
+
+def check_dataset(args: Sequence[str] | None = None) -> int:
+    """The command ``check_dataset.py``; returns its exit code: 1 where some pictures are broken."""
+    return _run(lambda: _check_dataset(args))

@@ -1,0 +1,221 @@
+"""The authors' datasets: fetched from their server in as many goes as it takes, unpacked with care, every picture opened."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import shutil
+import ssl
+import stat
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from fastcyclegan.data.scan import Checked, check_files, list_pictures
+from fastcyclegan.errors import UserError
+
+SERVER = "http://efrosgans.eecs.berkeley.edu/cyclegan/datasets"
+FOLDERS = ("trainA", "trainB", "testA", "testB")
+TRIES, TIMEOUT, PIECE = 5, 30, 2**18
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What the authors offer under a name: from what to what, MiB to fetch, and pictures in trainA, trainB, testA, testB."""
+
+    what: str
+    mib: int | None = None
+    counts: tuple[int, int, int, int] | None = None
+
+
+DATASETS = {
+    "apple2orange": Dataset("apples and oranges", 75, (995, 1019, 266, 248)),
+    "summer2winter_yosemite": Dataset("Yosemite in summer and in winter", 127, (1231, 962, 309, 238)),
+    "horse2zebra": Dataset("horses and zebras", 111, (1067, 1334, 120, 140)),
+    "monet2photo": Dataset("Monet's paintings and photographs", 291, (1072, 6287, 121, 751)),
+    "cezanne2photo": Dataset("Cezanne's paintings and photographs", 267, (525, 6287, 58, 751)),
+    "ukiyoe2photo": Dataset("ukiyo-e prints and photographs", 279, (562, 6287, 263, 751)),
+    "vangogh2photo": Dataset("van Gogh's paintings and photographs", 292, (400, 6287, 400, 751)),
+    "maps": Dataset("aerial photographs and maps", 1413, (1096, 1096, 1098, 1098)),
+    "facades": Dataset("facades and their labels", 34, (400, 400, 106, 106)),
+    "iphone2dslr_flower": Dataset("flowers by telephone and by camera", 324, (1812, 3325, 569, 480)),
+    "ae_photos": Dataset("photographs"),
+}
+ELSEWHERE = {"cityscapes": "its licence forbids passing it on; get it from cityscapes-dataset.com"}
+
+Say = Callable[[str], None]
+Progress = Callable[[int, int], None]
+
+
+def download(
+    name: str,
+    output: Path,
+    *,
+    server: str = SERVER,
+    archive: Path | None = None,
+    keep_archive: bool = False,
+    say: Say = print,
+    progress: Progress = lambda done, total: None,
+    wait: Callable[[float], None] = time.sleep,
+) -> list[Checked]:
+    """Put dataset ``name`` into ``output``/``name`` and return its bad pictures. With ``archive``, a zip that was fetched by other means.
+
+    What a broken connection left is kept and gone on from. Raises UserError for what the user can put right; then nothing is unpacked.
+    """
+    if name in ELSEWHERE:
+        raise UserError(f"{name}: {ELSEWHERE[name]}")
+    if name not in DATASETS and archive is None and server == SERVER:
+        raise UserError(f"{name}: not one of the authors' datasets ({', '.join(DATASETS)})")
+    target = output / name
+    if target.exists():
+        raise UserError(f"{target} exists; remove it to download it again, or look at it with check_dataset.py")
+    output.mkdir(parents=True, exist_ok=True)
+    fetched = archive or fetch(f"{server}/{urllib.parse.quote(name)}.zip", output / f"{name}.zip", say, progress, wait)
+    unpack(fetched, target)
+    if archive is None and not keep_archive:
+        fetched.unlink()
+    return _report(name, target, say)
+
+
+def fetch(url: str, file: Path, say: Say, progress: Progress, wait: Callable[[float], None]) -> Path:
+    """Fetch ``url`` into ``file``, going on from ``file``.part if it is there, and return ``file``."""
+    part = file.with_name(file.name + ".part")
+    if file.exists():
+        return file
+    failures = 0
+    while True:
+        before = part.stat().st_size if part.exists() else 0
+        try:
+            _fetch_once(url, part, progress)
+            break
+        except urllib.error.HTTPError as error:
+            if error.code < 500:
+                raise UserError(f"{url}: the server says {error.code} {error.reason}") from None
+            reason = f"the server says {error.code} {error.reason}"
+        except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError) as error:
+            reason = str(getattr(error, "reason", error)) or type(error).__name__
+        got = part.stat().st_size if part.exists() else 0
+        failures = 0 if got > before else failures + 1
+        if failures == TRIES:
+            raise UserError(_unreachable(url, reason, got, file.name))
+        say(f"connection broken after {got / 2**20:.1f} MiB ({reason}); going on")
+        wait(min(2.0**failures, 30))
+    part.rename(file)
+    _notes(part).unlink(missing_ok=True)
+    return file
+
+
+def _unreachable(url: str, reason: str, got: int, name: str) -> str:
+    host = urllib.parse.urlsplit(url).hostname
+    kept = f"; {got / 2**20:.1f} MiB are kept, and the same command goes on from there" if got else ""
+    return (
+        f"cannot fetch from {host}: {reason}{kept}. Behind a proxy, set http_proxy and https_proxy; or fetch {url} by other means "
+        f"and give it as --archive {name}"
+    )
+
+
+def _notes(part: Path) -> Path:
+    return part.with_name(part.name + ".json")
+
+
+def _fetch_once(url: str, part: Path, progress: Progress) -> None:
+    """Fetch what ``part`` lacks of ``url``. Raises what the network raises; what came until then is in ``part``."""
+    known: dict[str, Any] = {}
+    with contextlib.suppress(OSError, ValueError):
+        known = json.loads(_notes(part).read_text())
+    start = part.stat().st_size if part.exists() and known.get("url") == url and known.get("version") else 0
+    request = urllib.request.Request(url, headers={"User-Agent": "fastcyclegan", "Accept-Encoding": "identity"})
+    if start:
+        # With If-Range the server sends the rest of the same file, or all of another that has taken its place.
+        request.add_header("Range", f"bytes={start}-")
+        request.add_header("If-Range", known["version"])
+    try:
+        response = urllib.request.urlopen(request, timeout=TIMEOUT)
+    except urllib.error.HTTPError as error:
+        if error.code != 416:
+            raise
+        if start == known.get("total"):
+            return
+        part.unlink()  # more than there is: another file's
+        return _fetch_once(url, part, progress)
+    with response:
+        if response.status != 206 or not str(response.headers["Content-Range"]).startswith(f"bytes {start}-"):
+            start = 0
+        length = response.headers["Content-Length"]
+        total = start + int(length) if length else None
+        etag = response.headers["ETag"]
+        version = etag if etag and not etag.startswith("W/") else response.headers["Last-Modified"]
+        _notes(part).write_text(json.dumps({"url": url, "version": version, "total": total}))
+        with part.open("ab" if start else "wb") as out:
+            done = start
+            while piece := response.read(PIECE):
+                out.write(piece)
+                done += len(piece)
+                progress(done, total or done)
+    if total is not None and done < total:
+        raise ConnectionError(f"{done} of {total} bytes came")
+
+
+def _is_inside(info: zipfile.ZipInfo) -> bool:
+    """Whether a member stays in the folder that it is unpacked to, on any system; links do not."""
+    windows, parts = PureWindowsPath(info.filename), PurePosixPath(info.filename.replace("\\", "/")).parts
+    is_link = stat.S_ISLNK(info.external_attr >> 16)
+    return not (is_link or windows.drive or windows.root or ".." in parts)
+
+
+def unpack(archive: Path, target: Path) -> None:
+    """Unpack a dataset's zip as the folder ``target``, whole or not at all. Raises UserError for an archive that is damaged or hostile."""
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        with zipfile.ZipFile(archive) as packed:
+            members = [info for info in packed.infolist() if not info.filename.startswith("__MACOSX/")]
+            for info in members:
+                if not _is_inside(info):
+                    raise UserError(f"{archive}: refused, as its member {info.filename!r} leads out of the folder")
+            size, free = sum(info.file_size for info in members), shutil.disk_usage(target.parent).free
+            if size > free:
+                raise UserError(
+                    f"{archive}: takes {size / 2**20:,.0f} MiB unpacked, and {free / 2**20:,.0f} MiB are free in {target.parent}"
+                )
+            packed.extractall(partial, members)
+        _root(partial, target.name, archive).rename(target)
+    except FileNotFoundError:
+        raise UserError(f"{archive}: no such file") from None
+    except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+        raise UserError(f"{archive}: not a whole zip archive ({error}); delete it and fetch it again") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _root(unpacked: Path, name: str, archive: Path) -> Path:
+    """Return the folder that holds trainA and so on: the one of the dataset's name, the only one, or all of it."""
+    inside = [path for path in unpacked.iterdir() if path.is_dir()]
+    for folder in (unpacked / name, *(inside if len(inside) == 1 else []), unpacked):
+        if any((folder / part).is_dir() for part in FOLDERS):
+            return folder
+    raise UserError(f"{archive}: no dataset, as it has none of {', '.join(FOLDERS)}")
+
+
+def _report(name: str, target: Path, say: Say) -> list[Checked]:
+    """Open every picture, say how many there are and what is wrong with them, and return the bad ones."""
+    bad: list[Checked] = []
+    expected = DATASETS[name].counts if name in DATASETS else None
+    for n, part in enumerate(FOLDERS):
+        if not (target / part).is_dir():
+            continue
+        checked = check_files(list_pictures(target / part))
+        broken = [one for one in checked if one.error]
+        differs = f" (the authors' has {expected[n]:,})" if expected is not None and expected[n] != len(checked) else ""
+        say(f"{target / part}: {len(checked):,} pictures{differs}" + (f", {len(broken)} broken" if broken else ""))
+        bad += broken
+    for one in bad:
+        say(f"bad picture {one.path}: {one.error}")
+    return bad

@@ -1,0 +1,256 @@
+"""Fetching a dataset from a server on this machine that breaks off, changes its file, refuses; and archives that must not be unpacked."""
+
+from __future__ import annotations
+
+import io
+import stat
+import threading
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastcyclegan.cli import download_dataset
+from fastcyclegan.data.download import DATASETS, TRIES, download
+from fastcyclegan.errors import UserError
+
+
+def packed(names: dict[str, bytes] | None = None) -> bytes:
+    """Return a zip of a small dataset, or of ``names``."""
+    if names is None:
+        names = {}
+        rng = np.random.default_rng(0)
+        for part, count in {"trainA": 3, "trainB": 4, "testA": 1, "testB": 1}.items():
+            for n in range(count):
+                out = io.BytesIO()
+                Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(out, format="PNG")
+                names[f"toys/{part}/{n}.png"] = out.getvalue()
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        for name, data in names.items():
+            archive.writestr(name, data)
+    return out.getvalue()
+
+
+@dataclass
+class Server:
+    """Serves one file. ``breaks`` are the numbers of bytes after which the next answers break off."""
+
+    content: bytes
+    version: str | None = '"1"'
+    breaks: list[int] = field(default_factory=list)
+    ranges: bool = True
+    status: int = 200
+    asked: list[str | None] = field(default_factory=list)
+    url: str = ""
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    state = Server(packed())
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked, data, start = self.headers["Range"], state.content, 0
+            state.asked.append(asked)
+            if state.status != 200 or not self.path.endswith("/toys.zip"):
+                return self.send_error(state.status if state.status != 200 else 404)
+            if asked and state.ranges and self.headers["If-Range"] == state.version:
+                start = int(asked.removeprefix("bytes=").removesuffix("-"))
+                if start >= len(data):
+                    return self.send_error(416)
+                self.send_response(206)
+                self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+            else:
+                self.send_response(200)
+            if state.version:
+                self.send_header("ETag", state.version)
+            self.send_header("Content-Length", str(len(data) - start))
+            self.end_headers()
+            stop = start + state.breaks.pop(0) if state.breaks else len(data)
+            self.wfile.write(data[start:stop])
+            return None
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    listening = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=listening.serve_forever)
+    thread.start()
+    state.url = f"http://127.0.0.1:{listening.server_port}/somewhere"
+    yield state
+    listening.shutdown()
+    thread.join()
+    listening.server_close()
+
+
+def run(server: Server, output: Path, said: list[str] | None = None, **options: object) -> list[str]:
+    said = [] if said is None else said
+    download("toys", output, server=server.url, say=said.append, wait=lambda seconds: None, **options)
+    return said
+
+
+def counts(folder: Path) -> dict[str, int]:
+    return {part.name: len(list(part.iterdir())) for part in sorted(folder.iterdir())}
+
+
+WHOLE = {"testA": 1, "testB": 1, "trainA": 3, "trainB": 4}
+
+
+def test_fetched_unpacked_and_counted(server: Server, tmp_path: Path) -> None:
+    said = run(server, tmp_path / "datasets")
+    assert counts(tmp_path / "datasets" / "toys") == WHOLE
+    assert f"{tmp_path / 'datasets' / 'toys' / 'trainB'}: 4 pictures" in said
+    assert [path.name for path in (tmp_path / "datasets").iterdir()] == ["toys"]  # no archive, no notes, nothing partial
+    with pytest.raises(UserError, match=r"toys exists; remove it to download it again"):
+        run(server, tmp_path / "datasets")
+
+
+def test_a_server_that_breaks_off_is_gone_on_from(server: Server, tmp_path: Path) -> None:
+    server.breaks = [1000, 0, 0, 5000]
+    said = run(server, tmp_path, keep_archive=True)
+    assert server.asked == [None, "bytes=1000-", "bytes=1000-", "bytes=1000-", "bytes=6000-"]
+    assert (tmp_path / "toys.zip").read_bytes() == server.content
+    assert sum("connection broken" in line for line in said) == 4
+    assert counts(tmp_path / "toys") == WHOLE
+
+
+def test_giving_up_keeps_what_came_and_the_next_start_goes_on(server: Server, tmp_path: Path) -> None:
+    server.breaks = [1000] + [0] * TRIES
+    with pytest.raises(UserError, match=r"cannot fetch from 127.0.0.1: .*0.0 MiB are kept.*Behind a proxy.*--archive toys.zip"):
+        run(server, tmp_path)
+    assert not (tmp_path / "toys").exists()
+    server.asked.clear()
+    run(server, tmp_path)
+    assert server.asked == ["bytes=1000-"]
+    assert counts(tmp_path / "toys") == WHOLE
+
+
+def test_a_file_that_changed_on_the_server_is_fetched_anew(server: Server, tmp_path: Path) -> None:
+    server.breaks = [1000] + [0] * TRIES
+    with pytest.raises(UserError):
+        run(server, tmp_path)
+    server.content, server.version = packed(), '"2"'
+    run(server, tmp_path, keep_archive=True)
+    assert (tmp_path / "toys.zip").read_bytes() == server.content
+
+
+@pytest.mark.parametrize("change", [{"ranges": False}, {"version": None}], ids=["no ranges", "no version to go on with"])
+def test_servers_that_cannot_go_on_begin_anew(server: Server, tmp_path: Path, change: dict[str, object]) -> None:
+    for name, value in change.items():
+        setattr(server, name, value)
+    server.breaks = [1000, 2000]
+    run(server, tmp_path, keep_archive=True)
+    assert (tmp_path / "toys.zip").read_bytes() == server.content
+
+
+def test_a_part_that_was_whole_is_taken(server: Server, tmp_path: Path) -> None:
+    """Killed between the last byte and the new name."""
+    server.breaks = [1000] + [0] * TRIES
+    with pytest.raises(UserError):
+        run(server, tmp_path)
+    (tmp_path / "toys.zip.part").write_bytes(server.content)
+    run(server, tmp_path)
+    assert counts(tmp_path / "toys") == WHOLE
+    (tmp_path / "other").mkdir()
+    server.breaks = [1000] + [0] * TRIES
+    with pytest.raises(UserError):
+        run(server, tmp_path / "other")
+    (tmp_path / "other" / "toys.zip.part").write_bytes(server.content + b"more")  # not of this file
+    run(server, tmp_path / "other", keep_archive=True)
+    assert (tmp_path / "other" / "toys.zip").read_bytes() == server.content
+
+
+def test_refusals_are_named_at_once(server: Server, tmp_path: Path) -> None:
+    server.status = 404
+    with pytest.raises(UserError, match=r"/somewhere/toys.zip: the server says 404"):
+        run(server, tmp_path)
+    assert len(server.asked) == 1
+    server.status = 503
+    with pytest.raises(UserError, match="the server says 503"):
+        run(server, tmp_path)
+    assert len(server.asked) == 1 + TRIES
+
+
+def test_no_server_at_all(tmp_path: Path, server: Server) -> None:
+    server.url = "http://127.0.0.1:9"
+    with pytest.raises(UserError, match=r"cannot fetch from 127.0.0.1: .*refused.*Behind a proxy, set http_proxy and https_proxy"):
+        run(server, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../out.png", "/etc/out.png", "toys/../../out.png", "C:\\out.png", "..\\out.png", "\\\\host\\out.png"])
+def test_members_that_climb_out_are_refused(tmp_path: Path, name: str) -> None:
+    archive = tmp_path / "in" / "a.zip"
+    archive.parent.mkdir()
+    archive.write_bytes(packed({"toys/trainA/0.png": b"x", name: b"evil"}))
+    with pytest.raises(UserError, match=r"a.zip: refused, as its member .* leads out of the folder"):
+        download("toys", tmp_path / "in" / "datasets", archive=archive)
+    assert list((tmp_path / "in" / "datasets").iterdir()) == []
+    assert archive.exists()
+
+
+def test_links_are_refused(tmp_path: Path) -> None:
+    archive = tmp_path / "a.zip"
+    with zipfile.ZipFile(archive, "w") as packed_:
+        link = zipfile.ZipInfo("toys/trainA")
+        link.external_attr = (stat.S_IFLNK | 0o777) << 16
+        packed_.writestr(link, "/etc")
+    with pytest.raises(UserError, match="leads out of the folder"):
+        download("toys", tmp_path / "datasets", archive=archive)
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    (b"<html>a proxy's page</html>", r"a.zip: not a whole zip archive .*delete it"),
+    (packed()[:-300], r"a.zip: not a whole zip archive"),
+    (packed().replace(b"IHDR", b"JHDR"), r"a.zip: not a whole zip archive .*CRC"),
+    (packed({"toys/readme.txt": b"x"}), r"a.zip: no dataset, as it has none of trainA, trainB, testA, testB"),
+], ids=["a page", "truncated", "damaged", "something else"])  # fmt: skip
+def test_archives_that_are_none(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "a.zip").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        download("toys", tmp_path / "datasets", archive=tmp_path / "a.zip")
+    assert list((tmp_path / "datasets").iterdir()) == []
+
+
+def test_other_layouts_inside_the_archive(tmp_path: Path) -> None:
+    with zipfile.ZipFile(io.BytesIO(packed())) as whole:
+        files = {name.removeprefix("toys/"): whole.read(name) for name in whole.namelist()}
+    for n, prefix in enumerate(["", "another_name/", "__MACOSX/"]):
+        (tmp_path / "a.zip").write_bytes(packed({**{f"{prefix}{name}": data for name, data in files.items()}, **(files if n == 2 else {})}))
+        download("toys", tmp_path / str(n), archive=tmp_path / "a.zip", say=lambda text: None)
+        assert counts(tmp_path / str(n) / "toys") == WHOLE
+
+
+def test_the_command(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert download_dataset(["toys", "--output", str(tmp_path), "--server", server.url]) == 0
+    out = capsys.readouterr().out
+    assert f"train on it: python scripts/train.py --compile --dataroot {tmp_path / 'toys'}" in out
+    with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
+        archive.writestr("horse2zebra/trainA/0.png", b"broken")
+    assert download_dataset(["horse2zebra", "--output", str(tmp_path), "--archive", str(tmp_path / "b.zip")]) == 1
+    out = capsys.readouterr().out
+    assert "horse2zebra/trainA: 1 pictures (the authors' has 1,067), 1 broken" in out
+    assert "0.png: not a picture that Pillow can read" in out
+    assert (tmp_path / "b.zip").exists()
+    for args, message in (
+        ([], "which dataset"),
+        (["zebra2horse"], "not one of the authors' datasets"),
+        (["cityscapes"], "its licence"),
+        (["horse2zebra", "--output", str(tmp_path / "new"), "--archive", str(tmp_path / "none.zip")], "none.zip: no such file"),
+    ):
+        assert download_dataset(args) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_the_list_names_all_of_the_authors_datasets(capsys: pytest.CaptureFixture[str]) -> None:
+    assert download_dataset(["--list"]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in DATASETS)
+    assert len(DATASETS) == 11
