@@ -6,7 +6,7 @@ within 2 levels of it if the passes have the same order, in a seventh of the tim
 border: it is up to 11 levels off, and no faster than Pillow's.
 
 Blocks, because DALI has a cost a run: at one picture a run it is slower than Pillow. Files that decoders read in different ways (see
-``picture.plain_size``), and files that changed since they were checked, go through Pillow in the same stream of pictures; so does one
+``picture.read_header``), and files that changed since they were checked, go through Pillow in the same stream of pictures; so does one
 that DALI fails on, and that is said.
 """
 
@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fastcyclegan.data.folder import read_with_pillow
-from fastcyclegan.data.picture import Fit, Pixels, Size, plain_size, take_view
+from fastcyclegan.data.picture import Fit, Pixels, Size, read_header, take_view
 from fastcyclegan.data.plan import Plan, Sample, View
 from fastcyclegan.data.source import Batch, Job, Loader, Row, Say, Source, in_background
 from fastcyclegan.errors import UserError
@@ -57,6 +57,7 @@ def why_not_dali(device: torch.device) -> str:
         if device.type == "cuda" and theirs != ours:
             wanted = "dali-cu12" if ours == "12" else "dali"
             return f"DALI {__version__} is built for CUDA {theirs} and torch for CUDA {ours}: install the extra {wanted}"
+        parses(b"", (0, 0))
         DaliReader(Fit(), device, 1).probe()
     # Whatever the import or the driver raises is a reason not to take DALI; it is reported.
     except Exception as error:
@@ -86,14 +87,30 @@ def shaped(pixels: Pixels, fit: Fit, view: View | None) -> Pixels:
     return take_view(pixels, fit, view).copy()
 
 
+def parses(data: bytes, size: Size) -> bool:
+    """Whether DALI's parser finds a picture of ``size`` in ``data``.
+
+    What it does not must never reach a pipeline: a parser that fails there leaves other threads at work on memory that is gone, which
+    has crashed the process (DALI 2.4; a decoder that fails is harmless).
+    """
+    from nvidia import nvimgcodec
+
+    try:
+        stream = nvimgcodec.CodeStream(data)
+        return (stream.width, stream.height) == size
+    except RuntimeError:
+        return False
+
+
 @dataclass
 class _File:
-    """A job with its file's bytes; ``plain`` ones are for DALI."""
+    """A job with its file's bytes. ``plain`` ones are for DALI; ``refused`` ones would be, but it does not take them."""
 
     job: Job
-    data: NDArray[np.uint8]
     size: Size
-    plain: bool
+    data: NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
+    plain: bool = False
+    refused: bool = False
 
 
 @dataclass
@@ -123,6 +140,7 @@ class DaliReader:
         self.on_gpu = device.type == "cuda"
         self.whole = self.on_gpu if whole is None else whole
         self._refused: set[Path] = set()
+        self._noted: set[Path] = set()
 
     def probe(self) -> None:
         """Build the pipeline and throw it away. Raises whatever stands in the way."""
@@ -134,13 +152,11 @@ class DaliReader:
             for block in blocks:
                 for note in block.notes:
                     self.say(note)
-                if block.ready is not None:
-                    stream = torch.cuda.current_stream(self.device)
-                    stream.wait_event(block.ready)
-                    for row in block.rows:
-                        if isinstance(row, Tensor):
-                            row.record_stream(stream)
                 for file, row in zip(block.files, block.rows, strict=True):
+                    if block.ready is not None and isinstance(row, Tensor):
+                        stream = torch.cuda.current_stream(self.device)
+                        stream.wait_event(block.ready)
+                        row.record_stream(stream)
                     yield file.job, row
 
     # What follows runs in the reader's thread.
@@ -154,8 +170,9 @@ class DaliReader:
             try:
                 for block in self._gathered(jobs, pool):
                     outputs = pipe.collect(running) if running is not None else []
-                    for file in block.files:  # read before the refusal was known
-                        file.plain = file.plain and file.job.path not in self._refused
+                    for file in block.files:
+                        if file.plain and file.job.path in self._refused:
+                            file.plain, file.refused = False, True
                     pipe.launch(block.plain)
                     if running is not None:
                         yield self._finished(running, outputs, pool, stream)
@@ -185,20 +202,18 @@ class DaliReader:
 
     def _fetch(self, job: Job) -> _File:
         known = job.checked
-        size = (known.width, known.height) if known is not None else (0, 0)
-        odd = _File(job, np.empty(0, np.uint8), size, plain=False)
-        if job.path in self._refused or (known is not None and not (known.plain and known.is_unchanged())):
-            return odd
+        if known is not None and not (known.plain and known.is_unchanged()):
+            return _File(job, (known.width, known.height))
         try:
             data = job.path.read_bytes()
-        except OSError:
-            return odd  # Pillow will find the same, and name it
-        if known is None:
-            found = plain_size(data)
-            if found is None:
-                return odd
-            size = found
-        return _File(job, np.frombuffer(data, np.uint8), size, plain=True)
+        except OSError:  # Pillow will find the same, and name it
+            return _File(job, (0, 0) if known is None else (known.width, known.height))
+        size, plain = read_header(data) if known is None else ((known.width, known.height), True)
+        if not plain:
+            return _File(job, size)
+        if not parses(data, size):
+            return _File(job, size, refused=True)
+        return _File(job, size, np.frombuffer(data, np.uint8), plain=True)
 
     def _finished(self, block: _Block, outputs: list[Any], pool: ThreadPoolExecutor, stream: torch.cuda.Stream | None) -> _Block:
         """Return ``block`` with its rows, from what DALI made of its plain files, and Pillow of the others."""
@@ -212,6 +227,10 @@ class DaliReader:
             else:
                 waiting.append(pool.submit(self._shaped, next(decoded), file.job.view))
         rows = [row if isinstance(row, Tensor) else row.result() for row in waiting]
+        for file, row in zip(block.files, rows, strict=True):
+            if file.refused and isinstance(row, Tensor) and file.job.path not in self._noted:
+                self._noted.add(file.job.path)
+                block.notes.append(f"DALI cannot decode {file.job.path}, so Pillow reads it")
         if stream is not None:
             rows = [self._on_device(row) for row in rows]
             block.ready = stream.record_event()
@@ -236,7 +255,7 @@ class DaliReader:
             # The hardware's decoder and the CUDA one differ by a level; sharing a block between them would make a picture depend on its
             # place in it, and a resumed run differ. Chroma is interpolated as libjpeg, and so Pillow, does.
             pixels = fn.decoders.image(
-                fn.external_source(name="files", dtype=types.UINT8, ndim=1, no_copy=True),
+                fn.external_source(name="files", dtype=types.UINT8, ndim=1),
                 device="mixed" if self.on_gpu else "cpu",
                 output_type=types.RGB,
                 adjust_orientation=False,
@@ -249,7 +268,7 @@ class DaliReader:
                 size, anchor, shape = (fn.external_source(name=name, dtype=types.INT32, ndim=1) for name in ("size", "anchor", "shape"))
                 mirrored = fn.external_source(name="mirrored", dtype=types.INT32, ndim=0)
                 pixels = fn.resize(pixels, size=fn.cast(size, dtype=types.FLOAT), interp_type=types.INTERP_CUBIC, antialias=True)
-                pixels = fn.slice(pixels, anchor, shape, axis_names="HW")
+                pixels = fn.slice(pixels, start=anchor, shape=shape, axes=[0, 1])
                 pixels = fn.flip(pixels, horizontal=mirrored)
             pipe.set_outputs(pixels)
         pipe.build()
@@ -301,10 +320,8 @@ class _Running:
             if not culprits:
                 raise UserError(f"DALI failed: {_one_line(error)}; --loader folder reads with Pillow") from None
             for file in culprits:
-                file.plain = False
-                if file.job.path not in self.reader._refused:
-                    self.reader._refused.add(file.job.path)
-                    block.notes.append(f"DALI cannot decode {file.job.path}: left to Pillow")
+                file.plain, file.refused = False, True
+                self.reader._refused.add(file.job.path)
             self.launch(block.plain)
             return self.collect(block)
 
@@ -325,7 +342,7 @@ class _Running:
             if pixels.is_dense_tensor():
                 rows = list(torch.from_dlpack(pixels.as_tensor()).clone())
             else:
-                rows = [torch.from_dlpack(one).clone() for one in pixels]
+                rows = [torch.from_dlpack(pixels[n]).clone() for n in range(len(pixels))]
         elif self.reader.whole:
             rows = [torch.from_numpy(np.array(one)) for one in pixels]
         else:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import dataclasses
+import multiprocessing
 import signal
 import warnings
+import weakref
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -61,6 +64,19 @@ def _quiet_worker(_: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+_workers: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+@atexit.register
+def _end_workers() -> None:
+    """End workers that are left, before Python does: it sends them SIGTERM, which they ignore, and waits for them without end."""
+    left = [worker for worker in list(_workers) if worker.is_alive()]
+    if left:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise at the first death
+        for worker in left:
+            worker.kill()
+
+
 @contextlib.contextmanager
 def naming_dead_workers() -> Iterator[None]:
     """Turn what torch raises, wherever the main process happens to be, when a loader process was killed, into a UserError."""
@@ -106,11 +122,16 @@ class FolderLoader(Loader):
                 # The loader draws a seed that nothing here uses: not from the generator that dropout and a resume depend on.
                 generator=torch.Generator(),
             )
+            before = set(multiprocessing.active_children())
             with naming_dead_workers():
-                batches = iter(loader)
-        with naming_dead_workers():
-            for loaded in batches:
-                yield self._loaded(loaded)
+                loading = iter(loader)
+            _workers.update(set(multiprocessing.active_children()) - before)
+        try:
+            with naming_dead_workers():
+                for loaded in loading:
+                    yield self._loaded(loaded)
+        finally:
+            del loading  # ends the workers; an error's traceback would keep it, and them
 
     def _loaded(self, loaded: _Items | UserError | None) -> Batch:
         if isinstance(loaded, UserError):

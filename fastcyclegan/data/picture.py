@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 from fastcyclegan.config import DataConfig, Preprocess
 from fastcyclegan.data.plan import View
@@ -83,27 +83,27 @@ def open_picture(path: Path | str, channels: int = 3) -> Image.Image:
         raise BadPictureError(path, " ".join(str(error).split()) or type(error).__name__) from None
 
 
-def plain_size(data: bytes) -> Size | None:
-    """Return the size of an encoded picture that other decoders read just as ``open_picture`` does; None where they may differ.
+def read_header(data: bytes) -> tuple[Size, bool]:
+    """Return the size of an encoded picture, as it is stored, and whether it is plain: every decoder reads it as ``open_picture`` does.
 
-    Plain is a whole JPEG or PNG of 8-bit colour or gray, upright and opaque. The pixels are not decoded.
+    Plain is a whole JPEG or PNG of 8-bit colour or gray, upright and opaque. Pixels are not decoded; what is no picture has size (0, 0).
     """
     try:
         with Image.open(BytesIO(data)) as image:
-            if image.mode not in ("RGB", "L"):
-                return None
-            if image.format in ("JPEG", "MPO"):
-                # Adobe's RGB files have no luma to decode; some decoders look for it all the same.
-                upright = image.getexif().get(ORIENTATION, 1) == 1
-                plain = upright and image.info.get("adobe_transform", 1) != 0 and data.endswith(JPEG_END)
-            elif image.format == "PNG":
-                raw = [tile[3] for tile in image.tile]  # 16-bit and 4-bit files have other raw modes than their mode
-                plain = raw == [image.mode] and data.endswith(PNG_END) and not any(chunk in data for chunk in PNG_ODD)
-            else:
-                return None
-            return image.size if plain else None
+            return image.size, image.mode in ("RGB", "L") and _is_plain(image, data)
     except Exception:  # whatever Pillow raises on a broken file: whoever opens it next will name it
-        return None
+        return (0, 0), False
+
+
+def _is_plain(image: ImageFile.ImageFile, data: bytes) -> bool:
+    if image.format in ("JPEG", "MPO"):
+        # Adobe's RGB files have no luma to decode; some decoders look for it all the same.
+        upright = image.getexif().get(ORIENTATION, 1) == 1
+        return upright and image.info.get("adobe_transform", 1) != 0 and data.endswith(JPEG_END)
+    if image.format == "PNG":
+        raw_modes = [tile[3] for tile in image.tile]  # of 16-bit and 4-bit files these are not the mode
+        return raw_modes == [image.mode] and data.endswith(PNG_END) and not any(chunk in data for chunk in PNG_ODD)
+    return False
 
 
 def _nearest_multiple(side: int, multiple: int) -> int:

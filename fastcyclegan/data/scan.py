@@ -19,7 +19,7 @@ from pathlib import Path
 from PIL import Image
 
 from fastcyclegan.config import DataConfig
-from fastcyclegan.data.picture import ORIENTATION, SUFFIXES, BadPictureError, Fit, open_picture, plain_size
+from fastcyclegan.data.picture import ORIENTATION, SUFFIXES, BadPictureError, Fit, open_picture, read_header
 from fastcyclegan.errors import UserError
 
 CACHE_VERSION = 2
@@ -48,7 +48,7 @@ class Needs:
 class Checked:
     """One file: its identity on disk, its upright size in pixels and Pillow's mode, and why it cannot be used, if so.
 
-    ``plain`` files are those that every decoder reads alike, see ``picture.plain_size``.
+    ``plain`` files are those that every decoder reads alike, see ``picture.read_header``.
     """
 
     path: str
@@ -150,7 +150,7 @@ def check_file(path: Path) -> Checked:
         return Checked(*identity, error="not a regular file")
     try:
         open_picture(path)
-        plain = plain_size(path.read_bytes()) is not None
+        _, plain = read_header(path.read_bytes())
         with Image.open(path) as header:
             turned = header.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
             width, height = header.size[::-1] if turned else header.size

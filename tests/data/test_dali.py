@@ -22,6 +22,7 @@ from fastcyclegan.data.folder import FolderLoader, PillowReader
 from fastcyclegan.data.picture import BadPictureError, Fit, load_pixels, open_picture
 from fastcyclegan.data.plan import Plan, View
 from fastcyclegan.data.source import Batch, Job, Row, Source
+from fastcyclegan.errors import UserError
 
 CPU = torch.device("cpu")
 MODES: list[Preprocess] = ["resize_and_crop", "crop", "scale_width", "scale_width_and_crop", "none"]
@@ -170,20 +171,64 @@ def test_blocks_are_many_pictures_and_large_pictures_make_small_ones(tmp_path: P
     assert all(same_batch(x, y) for x, y in zip(expected, found, strict=True))
 
 
-def test_a_file_that_dali_cannot_decode_is_left_to_pillow_and_said(tmp_path: Path) -> None:
-    """Pillow does not need the end of a PNG, DALI does. The file passes for plain here, so that DALI gets it."""
-    a, b = unpaired(tmp_path)
-    expected = list(FolderLoader(a, b, Plan(11, 5, 3), CPU).batches(0, 30))
-    path = a.paths[2]
-    path.write_bytes(path.read_bytes()[:-12])
+def passed_off_as_checked(a: Source, path: Path, content: bytes) -> None:
+    path.write_bytes(content)
     stat = path.stat()
     a.checked[path] = replace(a.checked[path], bytes=stat.st_size, mtime_ns=stat.st_mtime_ns)
-    said: list[str] = []
-    found = list(DaliLoader(a, b, Plan(11, 5, 3), CPU, threads=2, say=said.append).batches(0, 30))
-    assert said == [f"DALI cannot decode {path}: left to Pillow"]
+
+
+def test_a_file_that_dali_cannot_parse_is_left_to_pillow_and_said(tmp_path: Path) -> None:
+    """Pillow does not need the end of a PNG, DALI does; it must not get the file, as it may crash on it."""
+    a, b = unpaired(tmp_path)
+    expected = list(FolderLoader(a, b, Plan(11, 5, 3), CPU).batches(0, 60))
+    passed_off_as_checked(a, a.paths[2], a.paths[2].read_bytes()[:-12])
+    for _ in range(5):
+        said: list[str] = []
+        found = list(DaliLoader(a, b, Plan(11, 5, 3), CPU, threads=2, say=said.append).batches(0, 60))
+        assert said == [f"DALI cannot decode {a.paths[2]}, so Pillow reads it"]
     for x, y in zip(expected, found, strict=True):
         assert x.samples == y.samples
         assert levels(x.A, y.A)[1] <= 4
+
+
+def test_a_file_that_dali_fails_on_is_found_among_the_others(tmp_path: Path) -> None:
+    """Its pixels are damaged: DALI's error does not tell which file it was, Pillow's does."""
+    a, b = unpaired(tmp_path)
+    damaged = bytearray(a.paths[2].read_bytes())
+    damaged[len(damaged) // 2] ^= 255
+    passed_off_as_checked(a, a.paths[2], bytes(damaged))
+    said: list[str] = []
+    with pytest.raises(UserError, match=r"^bad picture \S*/A/002.png: broken data stream when reading image file; --skip-bad-images"):
+        list(DaliLoader(a, b, Plan(11, 5, 3), CPU, threads=2).batches(0, 60))
+    found = list(DaliLoader(a, b, Plan(11, 5, 3), CPU, threads=2, say=said.append, skip_bad_images=True).batches(0, 60))
+    assert len(found) == 60
+    assert [line.split(":")[0] for line in said] == [f"left out {a.paths[2]}"]
+
+
+def test_a_file_that_dali_alone_fails_on_is_left_to_pillow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = unpaired(tmp_path)
+    outputs, launch, refused = dali._Running._outputs, dali._Running.launch, a.paths[2]
+    running: list[Path] = []
+
+    def launched(self: dali._Running, files: list[dali._File]) -> None:
+        running[:] = [file.job.path for file in files]
+        launch(self, files)
+
+    def failing(self: dali._Running) -> list[object]:
+        rows = outputs(self)
+        if refused in running:
+            raise RuntimeError("cannot")
+        return rows
+
+    monkeypatch.setattr(dali._Running, "launch", launched)
+    monkeypatch.setattr(dali._Running, "_outputs", failing)
+    said: list[str] = []
+    expected = list(FolderLoader(a, b, Plan(11, 5, 3), CPU).batches(0, 100))
+    found = list(DaliLoader(a, b, Plan(11, 5, 3), CPU, threads=2, say=said.append).batches(0, 100))
+    assert said == [f"DALI cannot decode {refused}, so Pillow reads it"]
+    for x, y in zip(expected, found, strict=True):
+        assert x.samples == y.samples
+        assert max(levels(x.A, y.A)[1], levels(x.B, y.B)[1]) <= 4
 
 
 def test_a_failure_of_no_file_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,7 +242,7 @@ def test_a_failure_of_no_file_is_an_error(tmp_path: Path, monkeypatch: pytest.Mo
         return outputs(self)
 
     monkeypatch.setattr(dali._Running, "_outputs", fails_once)
-    with pytest.raises(Exception, match="DALI failed: out of memory; --loader folder reads with Pillow"):
+    with pytest.raises(UserError, match="DALI failed: out of memory; --loader folder reads with Pillow"):
         list(DaliLoader(a, b, Plan(11, 5, 3), CPU).batches(0, 4))
 
 

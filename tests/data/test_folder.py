@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +71,21 @@ def test_a_worker_that_dies_is_an_error(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(Source, "view", lambda self, index, view: die(index, view))
     with pytest.raises(UserError, match="a loader process died"):
         list(loader.batches(0, 4))
+
+
+def test_python_ends_with_workers_still_at_work(tmp_path: Path) -> None:
+    """They ignore the signal that Python sends them at its end, and waits after."""
+    make(tmp_path)
+    code = (
+        "import sys, torch; from pathlib import Path; sys.path.insert(0, sys.argv[2]); from conftest import unpaired\n"
+        "from fastcyclegan.data.folder import FolderLoader; from fastcyclegan.data.plan import Plan\n"
+        "a, b = unpaired(Path(sys.argv[1]))\n"
+        "batches = FolderLoader(a, b, Plan(1, 5, 3), torch.device('cpu'), workers=2).batches(0, 1000); next(batches)\n"
+        "sys.modules['keeps'] = batches; print('end')"
+    )
+    tests = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path), str(tests)], timeout=60, check=True, capture_output=True, text=True)
+    assert done.stdout == "end\n"
 
 
 def test_the_plain_reader_keeps_the_order_and_gives_bad_files_as_such(tmp_path: Path) -> None:
