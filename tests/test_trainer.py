@@ -19,6 +19,7 @@ import torch
 from fastcyclegan import checkpoint
 from fastcyclegan.cli import parse_train
 from fastcyclegan.console import Console
+from fastcyclegan.data import dali
 from fastcyclegan.errors import UserError
 from fastcyclegan.report import read_stats
 from fastcyclegan.trainer import Every, Trainer, train
@@ -411,3 +412,59 @@ def test_every_follows_the_clock_or_the_pictures(monkeypatch: pytest.MonkeyPatch
     assert not by_clock.due(1)  # it took 2 s, so a tenth of the time is 20 s
     clock[0] = 25.1
     assert by_clock.due(1)
+
+
+@pytest.mark.parametrize("loader", ["folder", "dali"])
+def test_a_picture_that_vanishes_ends_the_run_without_losing_it(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loader: str
+) -> None:
+    """It is named, the state is saved, and the run goes on when the file is back, to the bits of the unbroken one."""
+    picture = dataset / "trainA" / "002.png"
+    content, stat = picture.read_bytes(), picture.stat()
+    after_step = Trainer._after_step
+
+    def vanishing(self: Trainer, epoch: int, images: int) -> None:
+        after_step(self, epoch, images)
+        picture.unlink(missing_ok=True)
+
+    monkeypatch.setattr(dali, "BLOCK", 4)  # or all would be read before the file vanishes
+    more = ("--loader", loader, "--max_iters", "60")
+    whole = run(dataset, tmp_path, "whole", *more)
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "_after_step", vanishing)
+        with pytest.raises(UserError) as caught:
+            run(dataset, tmp_path, "broken", *more)
+    saved = checkpoint.load_tensors(tmp_path / "broken" / checkpoint.STATE)["iteration"]
+    assert str(caught.value) == (
+        f"bad picture {picture}: no such file; --skip-bad-images leaves such pictures out "
+        f"(saved after iteration {saved}; --continue_train goes on from there)"
+    )
+    picture.write_bytes(content)
+    os.utime(picture, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    run(dataset, tmp_path, "broken", "--continue_train", *more)
+    assert whole.run.iteration == 60
+    assert_same_state(tmp_path / "whole", tmp_path / "broken")
+
+
+def test_a_picture_that_vanishes_can_be_left_out(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Held-out pictures too: they are read once, at the start."""
+    after_step = Trainer._after_step
+
+    def vanishing(self: Trainer, epoch: int, images: int) -> None:
+        after_step(self, epoch, images)
+        for picture in (dataset / "trainA" / "002.png", dataset / "testA" / "000.png"):
+            picture.unlink(missing_ok=True)
+
+    monkeypatch.setattr(Trainer, "_after_step", vanishing)
+    monkeypatch.setattr(dali, "BLOCK", 4)
+    assert run(dataset, tmp_path, "r", "--max_iters", "60", "--skip_bad_images").run.iteration == 60
+    assert capsys.readouterr().out.count("002.png: no such file; the next picture takes its place") == 1
+
+
+def test_another_loader_on_continuing_is_said(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(dataset, tmp_path, "r", "--max_iters", "2")
+    assert "loader     dali, 1 thread (decodes on the CPU)" in capsys.readouterr().out
+    run(dataset, tmp_path, "r", "--continue_train", "--max_iters", "3", "--loader", "folder")
+    assert "pictures were read by dali and are now by folder" in capsys.readouterr().out
