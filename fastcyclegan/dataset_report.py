@@ -43,7 +43,7 @@ class ReportConfig:
     data_B: Path | None = None
     """The folder of B."""
     output: Path | None = None
-    """The page. Default: NAME_report.html in the current folder."""
+    """The page. Default: NAME_report.html in the current folder, by the name of the dataset (of a single folder also its parent's)."""
     crop_size: int = DataConfig.crop_size
     """Pictures with a side below this are listed as small: training would enlarge them, or refuse to crop them."""
 
@@ -247,9 +247,13 @@ def report_dataset(config: ReportConfig, console: Console) -> bool:
             reports.append(look_at(name, folder, config.crop_size, partial(_progress, console, name)))
     twice = duplicates(reports)
     _say(reports, twice, config.crop_size, console)
-    root = config.dir if config.dir is not None else None
-    title = root.resolve().name if root is not None else " and ".join(folder.resolve().name for folder in folders.values())
-    output = config.output or Path(f"{title.replace(' and ', '2')}_report.html")
+    if config.dir is None:
+        title = " and ".join(folder.resolve().name for folder in folders.values())
+    elif list(folders) == ["pictures"]:
+        title = " ".join(config.dir.resolve().parts[-2:])  # the trainA of this dataset is not that of another
+    else:
+        title = config.dir.resolve().name
+    output = config.output or Path(f"{title.replace(' and ', '2').replace(' ', '_').replace('/', '')}_report.html")
     output.parent.mkdir(parents=True, exist_ok=True)
     text = page(title, reports, twice, config.crop_size)
     write_atomically(output, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))

@@ -254,7 +254,7 @@ def translate(config: TranslateConfig, console: Console) -> int:
                 console.progress(written, len(jobs), f"{written}/{len(jobs)} pictures, {rate:.2f} images/s")
     if bad and not config.skip_bad_images:
         more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
-        raise UserError(f"bad picture {bad[0]}{more}; {written} pictures were written; --skip-bad-images leaves such pictures out")
+        raise UserError(f"bad picture {bad[0]}{more}; {written} pictures were written; --skip_bad_images leaves such pictures out")
     for reason in bad:
         console.say(f"left out {reason}")
     if rows:

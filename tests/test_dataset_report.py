@@ -58,7 +58,7 @@ def test_two_folders_and_one(dataset: Path, capsys: pytest.CaptureFixture[str], 
     assert check_dataset(["--data_A", "trainA", "--data_B", "trainB"]) == 0
     assert (dataset / "trainA2trainB_report.html").exists()
     assert check_dataset(["testA"]) == 0
-    assert (dataset / "testA_report.html").exists()
+    assert (dataset / f"{dataset.name}_testA_report.html").exists()
     assert "pictures: testA" in capsys.readouterr().out
 
 

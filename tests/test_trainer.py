@@ -436,7 +436,7 @@ def test_a_picture_that_vanishes_ends_the_run_without_losing_it(
             run(dataset, tmp_path, "broken", *more)
     saved = checkpoint.load_tensors(tmp_path / "broken" / checkpoint.STATE)["iteration"]
     assert str(caught.value) == (
-        f"bad picture {picture}: no such file; --skip-bad-images leaves such pictures out "
+        f"bad picture {picture}: no such file; --skip_bad_images leaves such pictures out "
         f"(saved after iteration {saved}; --continue_train goes on from there)"
     )
     picture.write_bytes(content)

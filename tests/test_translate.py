@@ -128,7 +128,7 @@ def test_a_unet_pads_to_its_own_multiple(tmp_path: Path) -> None:
 def test_bad_pictures(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], loader: str) -> None:
     paths = write_pictures(tmp_path / "in", 4)
     paths[1].write_bytes(paths[1].read_bytes()[:300])
-    with pytest.raises(UserError, match=r"bad picture .*001.png: .*--skip-bad-images"):
+    with pytest.raises(UserError, match=r"bad picture .*001.png: .*--skip_bad_images"):
         run(weights, tmp_path / "in", tmp_path / "out", loader=loader)
     assert run(weights, tmp_path / "in", tmp_path / "out", skip_bad_images=True, loader=loader) == 3
     assert "left out" in capsys.readouterr().out

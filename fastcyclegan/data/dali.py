@@ -3,7 +3,7 @@
 Who does what, by measurement: on a GPU, DALI does all of it there. On a CPU, DALI decodes (1.6 times as fast as Pillow, and to the same
 pixels) and torch resizes: its antialiased cubic filter for 8-bit pictures computes as Pillow's does, rounded between two passes, and so is
 within 2 levels of it if the passes have the same order, in a seventh of the time. DALI's own filter does not round there and repeats the
-border: it is up to 11 levels off, and no faster than Pillow's.
+border: it is up to 11 levels off, and hardly faster than Pillow's.
 
 Blocks, because DALI has a cost a run: at one picture a run it is slower than Pillow. Files that decoders read in different ways (see
 ``picture.read_header``), and files that changed since they were checked, go through Pillow in the same stream of pictures; so does one
@@ -205,8 +205,10 @@ class DaliReader:
         if known is not None and not (known.plain and known.is_unchanged()):
             return _File(job, (known.width, known.height))
         try:
-            data = job.path.read_bytes()
-        except OSError:  # Pillow will find the same, and name it
+            data = job.path.read_bytes() if job.path.is_file() else b""
+        except OSError:
+            data = b""
+        if not data:  # Pillow will find the same, and name it
             return _File(job, (0, 0) if known is None else (known.width, known.height))
         size, plain = read_header(data) if known is None else ((known.width, known.height), True)
         if not plain:

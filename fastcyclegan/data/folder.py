@@ -33,7 +33,8 @@ class _Unpaired(Dataset[object]):
     """One sample by (epoch, i): both views, the sample as it was read and what was left out, or the error that stood in the way."""
 
     def __init__(self, a: Source, b: Source, plan: Plan) -> None:
-        self.a, self.b, self.plan = a, b, plan
+        # What was known of the files stays behind: each worker would get a copy of it.
+        self.a, self.b, self.plan = dataclasses.replace(a, checked={}), dataclasses.replace(b, checked={}), plan
 
     def __getitem__(self, key: tuple[int, int]) -> _Item | UserError:
         sample = self.plan.sample(*key)

@@ -6,6 +6,7 @@ conversion clips them to white); transparent pixels show a white ground (droppin
 
 from __future__ import annotations
 
+import stat
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -69,6 +70,8 @@ def _eight_bits(image: Image.Image, channels: int) -> Image.Image:
 def open_picture(path: Path | str, channels: int = 3) -> Image.Image:
     """Return the decoded picture, upright, in mode RGB (3 channels) or L (1). Raises BadPictureError for whatever goes wrong."""
     try:
+        if not stat.S_ISREG(Path(path).stat().st_mode):  # reading a pipe would wait for ever
+            raise ValueError("not a regular file")
         with Image.open(path) as image:
             image.load()
             return _eight_bits(ImageOps.exif_transpose(image), channels)

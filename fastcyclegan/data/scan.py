@@ -228,7 +228,7 @@ def usable(
             good[path] = checked
     if bad and not config.skip_bad_images:
         more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
-        raise UserError(f"bad picture {bad[0]}{more}; --skip-bad-images leaves such pictures out and lists them")
+        raise UserError(f"bad picture {bad[0]}{more}; --skip_bad_images leaves such pictures out and lists them")
     for line in bad:
         say(f"left out {line}")
     return good

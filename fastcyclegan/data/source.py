@@ -114,7 +114,7 @@ class Loader(ABC):
     def _leave_out(self, bad: Iterable[BadPictureError]) -> None:
         for error in bad:
             if not self.skip_bad_images:
-                raise UserError(f"bad picture {error}; --skip-bad-images leaves such pictures out") from None
+                raise UserError(f"bad picture {error}; --skip_bad_images leaves such pictures out") from None
             if error.path not in self._said:
                 self._said.add(error.path)
                 self.say(f"left out {error}; the next picture takes its place")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -198,7 +199,7 @@ def test_a_file_that_dali_fails_on_is_found_among_the_others(tmp_path: Path) -> 
     damaged[len(damaged) // 2] ^= 255
     passed_off_as_checked(a, a.paths[2], bytes(damaged))
     said: list[str] = []
-    with pytest.raises(UserError, match=r"^bad picture \S*/A/002.png: broken data stream when reading image file; --skip-bad-images"):
+    with pytest.raises(UserError, match=r"^bad picture \S*/A/002.png: broken data stream when reading image file; --skip_bad_images"):
         list(DaliLoader(a, b, Plan(11, 5, 3), CPU, threads=2).batches(0, 60))
     found = list(DaliLoader(a, b, Plan(11, 5, 3), CPU, threads=2, say=said.append, skip_bad_images=True).batches(0, 60))
     assert len(found) == 60
@@ -251,12 +252,14 @@ def test_single_mode_reads_a_folder_of_anything(tmp_path: Path) -> None:
     paths = varied(tmp_path / "in", 5)
     paths[3].write_bytes(paths[3].read_bytes()[:200])
     paths.insert(5, tmp_path / "gone.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    paths.insert(7, tmp_path / "pipe.png")
     for fit in (Fit(), Fit("square", 40), Fit("square", 40, channels=1)):
         jobs = [Job(path, tag=n) for n, path in enumerate(paths)]
         ours, pillow = list(DaliReader(fit, CPU, 2).read(jobs)), list(PillowReader(fit, 2).read(jobs))
         assert [job.tag for job, _ in ours] == list(range(len(paths)))
         for (job, row), (_, other) in zip(ours, pillow, strict=True):
-            if job.tag in (3, 5):
+            if job.tag in (3, 5, 7):
                 assert isinstance(row, BadPictureError)
                 assert str(row) == str(other)
             else:

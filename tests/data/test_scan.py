@@ -95,7 +95,7 @@ def test_bad_pictures_are_named_or_left_out(dataset: Path, capsys: pytest.Captur
     broken = dataset / "trainA" / "001.png"
     broken.write_bytes(broken.read_bytes()[:-200])
     (dataset / "testB" / "zero.jpg").write_bytes(b"")
-    with pytest.raises(UserError, match=r"bad picture .*trainA/001.png: .* \(and 1 more\); --skip-bad-images"):
+    with pytest.raises(UserError, match=r"bad picture .*trainA/001.png: .* \(and 1 more\); --skip_bad_images"):
         found(DataConfig(dataroot=dataset))
     pictures = found(DataConfig(dataroot=dataset, skip_bad_images=True))
     assert broken not in pictures.train_A

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Generator
@@ -96,15 +97,17 @@ def test_two_shards_make_exactly_one_epoch(tmp_path: Path, loader: str, threads:
 
 
 @LOADERS
-@pytest.mark.parametrize("way", ["broken", "vanished"])
+@pytest.mark.parametrize("way", ["broken", "vanished", "pipe"])
 def test_a_file_that_breaks_under_way_is_named(tmp_path: Path, loader: str, threads: int, cache: str, way: str) -> None:
     a, b = unpaired(tmp_path)
     path = b.paths[1]
     path.write_bytes(b"broken") if way == "broken" else path.unlink()
+    if way == "pipe":
+        os.mkfifo(path)  # reading it would wait for ever
     config = DataConfig(load_size=24, crop_size=16, cache=cache)
-    reason = "not a picture that Pillow can read" if way == "broken" else "no such file"
+    reason = {"broken": "not a picture that Pillow can read", "vanished": "no such file", "pipe": "not a regular file"}[way]
     found = make_loader(choose(loader, CPU, threads), a, b, Plan(11, 5, 3), CPU, config, print)
-    with pytest.raises(UserError, match=rf"^bad picture \S*/B/001.png: {reason}; --skip-bad-images leaves such pictures out$"):
+    with pytest.raises(UserError, match=rf"^bad picture \S*/B/001.png: {reason}; --skip_bad_images leaves such pictures out$"):
         list(found.batches(0, 30))
 
 
