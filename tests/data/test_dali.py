@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import os
 import threading
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,8 +20,8 @@ from fastcyclegan.data import dali
 from fastcyclegan.data.dali import DaliLoader, DaliReader
 from fastcyclegan.data.folder import FolderLoader, PillowReader
 from fastcyclegan.data.picture import BadPictureError, Fit, load_pixels, open_picture
-from fastcyclegan.data.plan import Plan, View
-from fastcyclegan.data.source import Batch, Job, Row, Source
+from fastcyclegan.data.plan import Plan
+from fastcyclegan.data.source import Batch, Job, Source
 from fastcyclegan.errors import UserError
 
 CPU = torch.device("cpu")
@@ -312,10 +311,6 @@ def test_memory_is_flat_over_epochs(tmp_path: Path) -> None:
 # On a GPU.
 
 GPU = torch.device("cuda")
-
-
-def rows_of(reader: Callable[[list[Job]], list[Row]], paths: list[Path]) -> list[Row]:
-    return reader([Job(path, View(0.3, 0.6, True)) for path in paths])
 
 
 @pytest.mark.gpu
