@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fastcyclegan.config import OptimConfig, RunConfig
 from fastcyclegan.data.source import Batch
 from fastcyclegan.errors import UserError
-from fastcyclegan.networks import resolve_impl
+from fastcyclegan.networks import computed_by, set_impl
 from fastcyclegan.recipes.cyclegan import CycleGAN, Phase
 
 
@@ -88,6 +88,8 @@ class Engine:
         if device.type == "cuda":
             torch.backends.cudnn.benchmark = True
         self.nets = {name: net.to(device, memory_format=torch.channels_last) for name, net in nets.items()}  # type: ignore[call-overload]
+        for name in recipe.twice_differentiated:
+            set_impl(self.nets[name], "reference")
         self._runs = {name: self._compile(name, net) for name, net in self.nets.items()}
         self.optimizers = {phase.name: self._adam(phase, optim) for phase in recipe.phases}
 
@@ -139,8 +141,15 @@ class Engine:
             "precision": self.precision,
             "layout": "channels_last",
             "compiled": compiled if self.compiled else "no",
-            "impl": " ".join(sorted({resolve_impl(getattr(net, "impl", "reference")) for net in self.nets.values()})),
+            "impl": self._impl(),
         }
+
+    def _impl(self) -> str:
+        used = {name: computed_by(net) for name, net in self.nets.items()}
+        if len(set(used.values())) == 1:
+            return used["G_AB"]
+        reason = "differentiated twice by wgangp"
+        return ", ".join(f"{name} {impl}" + f" ({reason})" * (name in self.recipe.twice_differentiated) for name, impl in used.items())
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that the next iteration depends on but the plan. The tensors are live: copy them before the next step."""

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from fastcyclegan import reference
+from fastcyclegan.blocks import chained
 from fastcyclegan.config import ModelConfig
+from fastcyclegan.kernels._dispatch import check_impl, resolve_impl
 
 Impl = Literal["auto", "triton", "reference"]
 
@@ -22,13 +24,28 @@ class FloatTanh(nn.Tanh):
         return torch.tanh(x.float() if x.dtype in (torch.bfloat16, torch.float16) else x)
 
 
-def resolve_impl(impl: str) -> Literal["reference"]:
-    """Return what ``impl`` computes with on this installation. Raises ValueError for one that is unknown or cannot serve."""
-    if impl not in ("auto", "triton", "reference"):
-        raise ValueError(f"impl must be auto, triton or reference, got {impl!r}")
-    if impl == "triton":
-        raise ValueError("impl='triton' cannot serve: this version has no Triton kernels; use impl='auto' or impl='reference'")
-    return "reference"
+def set_impl(net: nn.Module, impl: str) -> None:
+    """Let ``net`` be computed by ``impl`` from now on. Raises ValueError for one that is unknown."""
+    check_impl(impl)
+    for module in net.modules():
+        if hasattr(module, "impl"):
+            module.impl = impl  # type: ignore[assignment]
+
+
+def computed_by(net: nn.Module) -> str:
+    """Return what computes ``net`` where its parameters are now: "triton", "reference", or why it cannot be computed there."""
+    impl = getattr(net, "impl", "reference")
+    try:
+        return resolve_impl(type(net).__name__, impl, next(net.parameters()))
+    except (ValueError, TypeError) as error:
+        return str(error)
+
+
+def _choose(net: nn.Module, impl: str, recompute: bool) -> None:
+    check_impl(impl)
+    net.impl = impl  # type: ignore[assignment]
+    _float_output(net)
+    chained(net, impl, recompute)
 
 
 def _float_output(net: nn.Module) -> None:
@@ -57,14 +74,13 @@ class Generator(reference.Generator):
         use_dropout: bool = False,
         upsample: str = "transpose",
         impl: str = "auto",
+        recompute: bool = True,
     ) -> None:
-        self.impl = impl
-        resolve_impl(impl)
         super().__init__(input_nc, output_nc, ngf, n_blocks, norm, affine, use_dropout, upsample)
-        _float_output(self)
+        _choose(self, impl, recompute)
 
     def extra_repr(self) -> str:
-        return f"impl={self.impl} ({resolve_impl(self.impl)})"
+        return f"impl={self.impl} ({computed_by(self)})"
 
 
 class UnetGenerator(reference.UnetGenerator):
@@ -79,38 +95,37 @@ class UnetGenerator(reference.UnetGenerator):
         norm: str = "instance",
         use_dropout: bool = False,
         impl: str = "auto",
+        recompute: bool = True,
     ) -> None:
-        self.impl = impl
-        resolve_impl(impl)
         super().__init__(input_nc, output_nc, num_downs, ngf, norm, use_dropout)
-        _float_output(self)
+        _choose(self, impl, recompute)
 
     def extra_repr(self) -> str:
-        return f"impl={self.impl} ({resolve_impl(self.impl)})"
+        return f"impl={self.impl} ({computed_by(self)})"
 
 
 class Discriminator(reference.Discriminator):
     """The PatchGAN, a drop-in for the official ``NLayerDiscriminator``; see ``reference.Discriminator`` and ``Generator`` for ``impl``."""
 
-    def __init__(self, input_nc: int = 3, ndf: int = 64, n_layers: int = 3, norm: str = "instance", impl: str = "auto") -> None:
-        self.impl = impl
-        resolve_impl(impl)
+    def __init__(
+        self, input_nc: int = 3, ndf: int = 64, n_layers: int = 3, norm: str = "instance", impl: str = "auto", recompute: bool = True
+    ) -> None:
         super().__init__(input_nc, ndf, n_layers, norm)
+        _choose(self, impl, recompute)
 
     def extra_repr(self) -> str:
-        return f"impl={self.impl} ({resolve_impl(self.impl)})"
+        return f"impl={self.impl} ({computed_by(self)})"
 
 
 class PixelDiscriminator(reference.PixelDiscriminator):
     """The 1x1 PatchGAN, a drop-in for the official ``PixelDiscriminator``."""
 
-    def __init__(self, input_nc: int = 3, ndf: int = 64, norm: str = "instance", impl: str = "auto") -> None:
-        self.impl = impl
-        resolve_impl(impl)
+    def __init__(self, input_nc: int = 3, ndf: int = 64, norm: str = "instance", impl: str = "auto", recompute: bool = True) -> None:
         super().__init__(input_nc, ndf, norm)
+        _choose(self, impl, recompute)
 
     def extra_repr(self) -> str:
-        return f"impl={self.impl} ({resolve_impl(self.impl)})"
+        return f"impl={self.impl} ({computed_by(self)})"
 
 
 def build_generator(config: ModelConfig, input_nc: int, output_nc: int) -> nn.Module:

@@ -33,7 +33,7 @@ def _check(what: str, got: object, wanted: Sequence[str]) -> None:
 # --- Networks -----------------------------------------------------------------------------------------------------------------
 
 
-class _ContiguousGradient(torch.autograd.Function):
+class ContiguousGradient(torch.autograd.Function):
     """The identity; its backward hands the gradient on in NCHW memory."""
 
     @staticmethod
@@ -53,7 +53,7 @@ class InstanceNorm2d(nn.InstanceNorm2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        return _ContiguousGradient.apply(super().forward(x))
+        return ContiguousGradient.apply(super().forward(x))
 
 
 def norm_layer(norm: str, channels: int, affine: bool = False) -> nn.Module:

@@ -23,7 +23,7 @@ from fastcyclegan.data.scan import Needs, Pictures, find_pictures, fingerprint
 from fastcyclegan.data.source import Loader, Say, Source
 from fastcyclegan.engine import Engine, resolve_device, resolve_precision, why_not_compiled
 from fastcyclegan.errors import UserError
-from fastcyclegan.networks import resolve_impl
+from fastcyclegan.networks import check_impl
 from fastcyclegan.recipes.cyclegan import CycleGAN, build_networks
 from fastcyclegan.report import CURVES, PAGE, STATS
 
@@ -161,7 +161,7 @@ def start(config: TrainConfig, say: Say, progress: Callable[[int, int], None] | 
     """Set up the run that ``config`` describes. Raises UserError for whatever the user can put right, before anything is changed."""
     device = resolve_device(config.run)
     try:
-        resolve_impl(config.model.impl)
+        check_impl(config.model.impl, device)
     except ValueError as error:
         raise UserError(str(error)) from None
     folder, config = choose_folder(config)

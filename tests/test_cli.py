@@ -90,10 +90,30 @@ def test_mistakes(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "crop_size 16 is larger than load_size 8" in fails(capsys, "--load_size", "8", *runs)
     assert "--continue_train needs --name" in fails(capsys, "--continue_train", *runs)
     assert "no run to continue" in fails(capsys, "--continue_train", "--name", "x", "--dataroot", str(dataset), *runs)
-    assert "impl='triton' cannot serve" in fails(capsys, "--impl", "triton", "--dataroot", str(dataset), *runs)
     if not torch.cuda.is_available():
         assert "sees no CUDA GPU" in fails(capsys, "--device", "cuda", *runs)
     assert not (tmp_path / "runs").exists()  # a run that could not start leaves nothing
+
+
+def test_kernels_that_cannot_serve_are_refused_before_anything_is_written(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastcyclegan.kernels._dispatch.why_not_triton", lambda *device: "needs an NVIDIA GPU, got cpu")
+    message = "impl='triton' needs an NVIDIA GPU, got cpu; use impl='auto' or impl='reference'"
+    assert message in fails(capsys, "--impl", "triton", "--dataroot", str(dataset), "--checkpoints_dir", str(tmp_path / "runs"))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_trains_on_the_kernels(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """--impl triton from end to end; without a GPU the kernels are interpreted here."""
+    losses = {}
+    for impl in ("triton", "reference"):
+        args = ("--dataroot", str(dataset), "--checkpoints_dir", str(tmp_path), "--name", impl, "--max_iters", "2", "--impl", impl)
+        assert cli.train([*TINY, *args]) == 0
+        assert f"impl        {impl}" in capsys.readouterr().out
+        last = json.loads((tmp_path / impl / "stats.jsonl").read_text().splitlines()[-1])
+        losses[impl] = [last[name] for name in ("G_AB", "D_A", "cycle_A", "idt_B")]
+    assert losses["triton"] == pytest.approx(losses["reference"], rel=1e-3)
 
 
 def test_overwrite_replaces_nothing_that_could_not_be_replaced(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,7 +23,10 @@ ALLOWED = {
     "config": {"errors"},
     "schedule": FREE,
     "image_pool": set(),
-    "networks": {"reference", "kernels"} | FREE,
+    "blocks": {"reference", "kernels"},
+    "networks": {"reference", "kernels", "blocks"} | FREE,
+    "counters": {"kernels", "networks"},
+    "compile_kernels": {"kernels", "networks", "counters"},
     "data": {"data"} | FREE,
     "recipes": {"reference", "networks", "image_pool", "data", "recipes"} | FREE,
     "engine": {"recipes", "networks", "data"} | FREE,
@@ -67,7 +70,7 @@ def test_the_reference_imports_torch_alone() -> None:
 def test_what_a_bare_machine_runs_needs_no_libraries_of_the_command_line() -> None:
     """Networks, engine and bench import on a GPU machine that has torch, numpy and Pillow alone."""
     blocked = "".join(f"sys.modules[{name!r}] = None; " for name in sorted(HEAVY))
-    code = f"import sys; {blocked}import fastcyclegan.engine, fastcyclegan.testing, fastcyclegan.data.loaders"
+    code = f"import sys; {blocked}import fastcyclegan.engine, fastcyclegan.testing, fastcyclegan.data.loaders, fastcyclegan.compile_kernels"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 

@@ -1,0 +1,278 @@
+"""Modules over the kernels: a fused norm layer for any project, and the pieces that the networks here are built from.
+
+A ``Chain`` holds the layers of the official networks, one child each, so that names, keys and repr are theirs, and runs them in fewer
+passes: norm + activation, the reflected border and the convolution after them become one operator, and a convolution's bias that the next
+norm takes out again is not computed (its gradient is zero, which is what it is). On a device that the kernels do not serve, the layers run
+one by one. A layer with hooks, or of another class than the official one, is called as the module that it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastcyclegan import reference
+from fastcyclegan.kernels import instance_norm
+from fastcyclegan.kernels._dispatch import check_impl, resolve_impl
+from fastcyclegan.kernels.instance_norm import ACTS
+from fastcyclegan.kernels.norm_conv import norm_conv
+
+
+class InstanceNormAct(nn.modules.instancenorm._InstanceNorm):
+    """``nn.InstanceNorm1d``, ``2d`` or ``3d`` with the activation that follows it, in one operator; a residual may be added after both.
+
+    Input [N, C, L], [N, C, H, W] or [N, C, D, H, W] (with the dimension N), output the same. State_dict and arguments are torch's
+    (``options``: those that newer versions of torch add, as ``bias``); ``act`` is "none", "relu" or "leaky_relu" (negative ``slope``),
+    ``impl`` as in ``fastcyclegan.kernels.instance_norm``. With ``track_running_stats`` it computes as torch does, and impl="triton" is
+    refused: the kernels keep no running statistics.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        affine: bool = False,
+        track_running_stats: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        act: str = "none",
+        slope: float = 0.2,
+        impl: str = "auto",
+        **options: Any,
+    ) -> None:
+        check_impl(impl)
+        if act not in ACTS:
+            raise ValueError(f"InstanceNormAct: act must be one of {', '.join(ACTS)}, got {act!r}")
+        if track_running_stats and impl == "triton":
+            raise ValueError("InstanceNormAct: impl='triton' keeps no running statistics; use impl='auto' or track_running_stats=False")
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype, **options)
+        self.act, self.slope, self.impl = act, slope, impl
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() not in (3, 4, 5):
+            wanted = "[N, C, L], [N, C, H, W] or [N, C, D, H, W]"
+            raise ValueError(f"InstanceNormAct: input must be {wanted}, got shape {tuple(input.shape)}")
+        if input.shape[1] != self.num_features:
+            raise ValueError(f"InstanceNormAct: input must have {self.num_features} channels, got shape {tuple(input.shape)}")
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        self._check_input_dim(input)
+        if not self.track_running_stats:
+            options: dict[str, Any] = {"eps": self.eps, "act": self.act, "slope": self.slope, "impl": self.impl}
+            return instance_norm(input, self.weight, self.bias, residual=residual, **options)
+        y = reference.ContiguousGradient.apply(self._apply_instance_norm(input))
+        y = F.relu(y) if self.act == "relu" else F.leaky_relu(y, self.slope) if self.act == "leaky_relu" else y
+        return y if residual is None else y + residual
+
+    def extra_repr(self) -> str:
+        slope = f", slope={self.slope}" if self.act == "leaky_relu" else ""
+        return f"{super().extra_repr()}, act={self.act}{slope}, impl={self.impl}"
+
+
+class _ZeroGradient(torch.autograd.Function):
+    """The identity on x; the other arguments get a gradient of zeros, all cut from one buffer."""
+
+    @staticmethod
+    def forward(x: Tensor, *cancelled: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.sizes = [b.shape for b in inputs[1:]]
+        ctx.like = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        zeros = ctx.like.new_zeros(sum(size.numel() for size in ctx.sizes))
+        return grad, *(z.view(size) for z, size in zip(zeros.split([size.numel() for size in ctx.sizes]), ctx.sizes, strict=True))
+
+
+def _untouched(layer: nn.Module | None, *kinds: type[nn.Module]) -> bool:
+    """Whether ``layer`` is exactly one of ``kinds`` and nobody listens to it."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return layer is not None and type(layer) in kinds and not any(getattr(layer, name) for name in hooks)
+
+
+def _is_norm(layer: nn.Module | None) -> bool:
+    return _untouched(layer, nn.InstanceNorm2d, reference.InstanceNorm2d) and not layer.track_running_stats  # type: ignore[union-attr]
+
+
+def _is_conv(layer: nn.Module | None) -> bool:
+    plain = _untouched(layer, nn.Conv2d, nn.ConvTranspose2d, reference.ResizeConv2d)
+    return plain and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)  # type: ignore[union-attr]
+
+
+def _activation(layer: nn.Module) -> tuple[str, float] | None:
+    if _untouched(layer, nn.ReLU):
+        return "relu", 0.0
+    return ("leaky_relu", layer.negative_slope) if _untouched(layer, nn.LeakyReLU) else None  # type: ignore[return-value]
+
+
+def _border(layer: nn.Module, following: nn.Module | None) -> int:
+    """Return the border of a reflection pad that the convolution after it can take over, else 0."""
+    if not (_untouched(layer, nn.ReflectionPad2d) and _is_conv(following)):
+        return 0
+    return layer.padding[0] if len(set(layer.padding)) == 1 else 0  # type: ignore[arg-type, index, return-value]
+
+
+@dataclass
+class _Flow:
+    """What runs through a chain: x, and what is still to be done to it, in this order."""
+
+    x: Tensor
+    cancelled: list[Tensor]
+    norm: nn.Module | None = None
+    act: str = "none"
+    slope: float = 0.0
+    border: int = 0
+
+    def settle(self, residual: Tensor | None = None) -> Tensor:
+        """Do what is still to be done, add ``residual``, and return x."""
+        if self.norm is not None:
+            norm, self.norm = self.norm, None
+            options: dict[str, Any] = {"eps": norm.eps, "act": self.act, "slope": self.slope, "impl": "triton"}
+            fits = residual is None or residual.dtype == self.x.dtype
+            self.x = instance_norm(self.x, norm.weight, norm.bias, residual=residual if fits else None, **options)  # type: ignore[arg-type]
+            self.act, residual = "none", None if fits else residual
+        if self.border:
+            self.x, self.border = F.pad(self.x, (self.border,) * 4, mode="reflect"), 0
+        if residual is not None:
+            self.x = residual + self.x
+        return self.x
+
+    def convolve(self, conv: Any, following: nn.Module | None, recompute: bool) -> None:
+        """Replace x by its convolution, in one operator with what is still to be done before it."""
+        bias = conv.bias
+        if bias is not None and _is_norm(following):
+            self.cancelled.append(bias)
+            bias = None
+        dtype = _compute_dtype(self.x, conv.weight)
+        # A picture's three channels are not worth a pass of their own: PyTorch pads them.
+        if self.x.dtype != dtype or (self.norm is None and (self.border == 0 or self.x.shape[1] < 8)):
+            self.settle()
+        x = self.x.contiguous(memory_format=torch.channels_last)
+        transposed = isinstance(conv, nn.ConvTranspose2d)
+        sizes = (conv.stride, conv.padding, conv.dilation, transposed, conv.output_padding, conv.groups)
+        if self.norm is None and self.border == 0:
+            self.x = _plain_conv(x, conv, bias)
+            return
+        options: dict[str, Any] = {"norm": False}
+        if (norm := self.norm) is not None:
+            options = {"norm_weight": norm.weight, "norm_bias": norm.bias, "eps": norm.eps, "act": self.act, "slope": self.slope}
+        bias = None if bias is None else bias.to(dtype)
+        self.x = norm_conv(x, conv.weight.to(dtype), bias, sizes, border=self.border, recompute=recompute, **options)
+        self.norm, self.act, self.border = None, "none", 0
+
+
+def _plain_conv(x: Tensor, conv: Any, bias: Tensor | None) -> Tensor:
+    if type(conv) is nn.ConvTranspose2d:
+        sizes: Any = (conv.stride, conv.padding, conv.output_padding, conv.groups, conv.dilation)
+        return F.conv_transpose2d(x, conv.weight, bias, *sizes)
+    return F.conv2d(x, conv.weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+
+
+def _compute_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
+    """Return the dtype that a convolution of ``x`` computes in here."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+
+
+class Chain(nn.Sequential):
+    """An ``nn.Sequential`` of the official layers that the kernels run in fewer passes; same function, same state_dict.
+
+    ``forward(x)``: as the layers one after the other. ``residual`` is added to the result. ``cancelled`` is for chains within chains: the
+    list that gathers the biases which the outermost chain gives their zero gradient. ``recompute``: keep the convolutions' outputs for the
+    backward and compute their normalised inputs again, else keep both.
+    """
+
+    impl = "auto"
+    recompute = True
+
+    def forward(self, x: Tensor, residual: Tensor | None = None, cancelled: list[Tensor] | None = None, start: int = 0) -> Tensor:
+        if resolve_impl("Chain", self.impl, x) == "reference":
+            for layer in list(self)[start:]:
+                x = layer(x)
+            return x if residual is None else residual + x
+        flow = _Flow(x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x, [] if cancelled is None else cancelled)
+        for layer, following in self._pairs(start):
+            self._step(flow, layer, following)
+        y = flow.settle(residual)
+        biases = [b for b in flow.cancelled if b.requires_grad] if cancelled is None else []
+        return _ZeroGradient.apply(y, *biases) if biases and torch.is_grad_enabled() else y
+
+    def _pairs(self, start: int) -> Iterator[tuple[nn.Module, nn.Module | None]]:
+        layers = list(self)[start:]
+        yield from zip(layers, [*layers[1:], None], strict=True)
+
+    def _step(self, flow: _Flow, layer: nn.Module, following: nn.Module | None) -> None:
+        act = _activation(layer)
+        if _border(layer, following):
+            flow.border = _border(layer, following)
+        elif _is_conv(layer):
+            if isinstance(layer, reference.ResizeConv2d):
+                flow.x, flow.border = F.interpolate(flow.settle(), scale_factor=2, mode="nearest"), 1
+            flow.convolve(layer, following, self.recompute)
+        elif _is_norm(layer):
+            flow.settle()
+            flow.norm = layer
+        elif act is not None and flow.norm is not None and flow.act == "none":
+            flow.act, flow.slope = act
+        elif _untouched(layer, ResidualBlock):
+            flow.x = layer(flow.settle(), cancelled=flow.cancelled)
+        elif _untouched(layer, UnetBlock):
+            self._descend(flow, layer)
+        else:
+            flow.x = layer(flow.settle())
+
+    def _descend(self, flow: _Flow, block: Any) -> None:
+        """Run the next level of a U-Net. Its first LeakyReLU joins the norm before it, and its skip carries the activated value:
+        the ReLU after every skip makes that the same function, with the same gradient."""
+        act = None if block.outermost else _activation(block.model[0])
+        if act is None:
+            flow.x = block(flow.settle(), cancelled=flow.cancelled)
+            return
+        if flow.norm is not None and flow.act == "none":
+            flow.act, flow.slope = act
+            x = flow.settle()
+        else:
+            x = F.leaky_relu(flow.settle(), act[1])
+        flow.x = block(x, cancelled=flow.cancelled, activated=True)
+
+
+class ResidualBlock(reference.ResidualBlock):
+    """``reference.ResidualBlock`` as a chain: the sum is part of the last norm's pass."""
+
+    def forward(self, x: Tensor, cancelled: list[Tensor] | None = None) -> Tensor:
+        return self.conv_block(x, residual=x, cancelled=cancelled)
+
+
+class UnetBlock(reference.UnetBlock):
+    """``reference.UnetBlock`` as a chain. ``activated``: x has gone through the block's first LeakyReLU already."""
+
+    def forward(self, x: Tensor, cancelled: list[Tensor] | None = None, activated: bool = False) -> Tensor:
+        y: Tensor = self.model(x, cancelled=cancelled, start=1 if activated else 0)
+        return y if self.outermost else torch.cat([x, y], dim=1)
+
+
+_CHAINED: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Sequential: Chain,
+    reference.ResidualBlock: ResidualBlock,
+    reference.UnetBlock: UnetBlock,
+}
+
+
+def chained(net: nn.Module, impl: str, recompute: bool) -> None:
+    """Make the official layers inside ``net`` run as chains, in place: the modules keep their children, names and parameters."""
+    for module in net.modules():
+        if type(module) in _CHAINED:
+            # The structure is the reference's and is built there; only the way that it runs is another.
+            module.__class__ = _CHAINED[type(module)]
+        if isinstance(module, Chain):
+            module.impl, module.recompute = impl, recompute

@@ -1,0 +1,62 @@
+"""What serves a tensor: the choice between the Triton kernels and plain PyTorch. Imports torch alone, Triton only when it is asked for."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+IMPLS = ("auto", "triton", "reference")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def check_impl(impl: str, device: torch.device | None = None) -> None:
+    """Raise ValueError for an ``impl`` that is unknown, that this installation cannot have, or that cannot serve ``device`` if given."""
+    if impl not in IMPLS:
+        raise ValueError(f"impl must be auto, triton or reference, got {impl!r}")
+    if impl == "triton" and importlib.util.find_spec("triton") is None:
+        raise ValueError("impl='triton' needs the package triton, which is not installed (it exists for Linux); use impl='auto'")
+    reason = why_not_triton(device.type, device.index) if impl == "triton" and device is not None else ""
+    if reason:
+        raise ValueError(f"impl='triton' {reason}; use impl='auto' or impl='reference'")
+
+
+def why_not_triton(device_type: str, index: int | None) -> str:
+    """Return "" where the kernels run on that device, else why not."""
+    if importlib.util.find_spec("triton") is None:
+        return "needs the package triton, which is not installed"
+    if device_type == "cuda":
+        if torch.version.hip is None and torch.cuda.get_device_capability(index) < (8, 0):
+            return f"needs a GPU of compute capability 8.0 or later, got {torch.cuda.get_device_name(index)}"
+        return ""
+    from ._launch import dry, interpreted
+
+    if device_type == "cpu" and (interpreted() or dry()):
+        return ""
+    return f"needs an NVIDIA GPU, got {device_type} (TRITON_INTERPRET=1 in the environment interprets kernels on the CPU)"
+
+
+# While torch.compile traces it is asked, not traced: the answer belongs to the device and cannot change. This is all that
+# torch.compiler.assume_constant_result does, which imports the whole compiler for it (2.5 s).
+why_not_triton._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def resolve_impl(op: str, impl: str, x: Tensor) -> Literal["triton", "reference"]:
+    """Return what computes ``op`` on ``x``: auto is Triton on an NVIDIA GPU for the dtypes that it has, else the reference.
+
+    Raises ValueError where an explicit impl="triton" cannot serve the device and TypeError where it cannot serve the dtype.
+    """
+    check_impl(impl)
+    if impl == "auto":
+        served = x.device.type == "cuda" and torch.version.hip is None and x.dtype in DTYPES
+        return "triton" if served and not why_not_triton(x.device.type, x.device.index) else "reference"
+    if impl == "reference":
+        return "reference"
+    reason = why_not_triton(x.device.type, x.device.index)
+    if reason:
+        raise ValueError(f"{op}: impl='triton' {reason}; use impl='auto' or impl='reference'")
+    if x.dtype not in DTYPES:
+        raise TypeError(f"{op}: impl='triton' takes float32, bfloat16 or float16, got {x.dtype}; use impl='reference'")
+    return "triton"

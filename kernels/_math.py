@@ -1,0 +1,112 @@
+"""Device functions that kernels share: where a program works, tile input and output, reflection, activations, Chan's combination.
+
+Tiles are [BLOCK_S, BLOCK_C]: rows are pixels, columns channels. All tensor-sized traffic goes through ``load_tile`` and ``store_tile``, so
+that compiler output can be checked for its width line by line; README.md has the derivations.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def locate(T, C, BLOCK_C: tl.constexpr):
+    """Return image (int64), tile of the image, channels and their mask: neighbouring programs share rows, so that lines are read whole."""
+    pid = tl.program_id(0)
+    c_blocks = tl.cdiv(C, BLOCK_C)
+    offs_c = (pid % c_blocks) * BLOCK_C + tl.arange(0, BLOCK_C)
+    t = pid // c_blocks % T
+    n = (pid // c_blocks // T).to(tl.int64)
+    return n, t, offs_c, offs_c < C
+
+
+@triton.jit
+def load_tile(ptr, rows, mask_s, offs_c, mask_c, C):
+    offs = rows.to(tl.int64)[:, None] * C + offs_c[None, :]
+    return tl.load(ptr + offs, mask=mask_s[:, None] & mask_c[None, :], other=0.0).to(tl.float32)
+
+
+@triton.jit
+def store_tile(ptr, rows, mask_s, offs_c, mask_c, C, tile):
+    offs = rows.to(tl.int64)[:, None] * C + offs_c[None, :]
+    tl.store(ptr + offs, tile.to(ptr.dtype.element_ty), mask=mask_s[:, None] & mask_c[None, :])
+
+
+@triton.jit
+def reflect(i, SIZE):
+    """Return the index in [0, SIZE) that reflection padding reads at index ``i`` in (-SIZE, 2 SIZE - 1)."""
+    i = tl.abs(i)
+    return tl.where(i >= SIZE, 2 * (SIZE - 1) - i, i)
+
+
+@triton.jit
+def activate(z, slope, ACT: tl.constexpr):
+    """ACT 0 none, 1 relu, 2 leaky_relu. NaN stays NaN."""
+    if ACT == 1:
+        z = tl.where(z < 0, 0.0, z)
+    elif ACT == 2:
+        z = tl.where(z > 0, z, z * slope)
+    return z
+
+
+@triton.jit
+def activation_gradient(dy, z, slope, ACT: tl.constexpr):
+    if ACT == 1:
+        dy = tl.where(z <= 0, 0.0, dy)
+    elif ACT == 2:
+        dy = tl.where(z > 0, dy, dy * slope)
+    return dy
+
+
+@triton.jit
+def combine_lanes(count, mean, m2, first):
+    """Chan's combination over axis 0 of groups (count [L, 1], mean and M2 [L, C]); ``first`` [C] is the mean of a group that is not empty.
+
+    Means are summed as differences from ``first``: exact for a flat picture, and as sharp as the values for a large mean. Returns mean, M2.
+    """
+    total = tl.sum(count, 0)
+    d = tl.where(count > 0, mean - first[None, :], 0.0)
+    shift = tl.sum(d * count, 0) / total
+    d = tl.where(count > 0, d - shift[None, :], 0.0)
+    return first + shift, tl.sum(m2 + count * d * d, 0)
+
+
+@triton.jit
+def tile_moments(x, mask_s, BLOCK_S: tl.constexpr):
+    """Return mean and M2 [C] of a tile x [BLOCK_S, C] over the rows in ``mask_s`` (row 0 is among them)."""
+    first = tl.sum(tl.where((tl.arange(0, BLOCK_S) == 0)[:, None], x, 0.0), 0)
+    return combine_lanes(mask_s.to(tl.float32)[:, None], x, tl.zeros_like(x), first)
+
+
+@triton.jit
+def combine_tiles(part_ptr, n, T, S, C, ROWS, offs_c, mask_c, BLOCK_T: tl.constexpr):
+    """Return mean and variance [C] of image ``n`` from part [N, 2, T, C], (mean, M2) of ROWS pixels each, fewer in the last tile."""
+    offs_t = tl.arange(0, BLOCK_T)
+    mask = (offs_t < T)[:, None] & mask_c[None, :]
+    offs = offs_t[:, None] * C + offs_c[None, :]
+    mean_ptr = part_ptr + n * 2 * T * C
+    first = tl.load(mean_ptr + offs_c, mask=mask_c, other=0.0)
+    mean = tl.load(mean_ptr + offs, mask=mask, other=0.0)
+    m2 = tl.load(mean_ptr + T * C + offs, mask=mask, other=0.0)
+    count = tl.where(offs_t < T, tl.minimum(S - offs_t * ROWS, ROWS), 0).to(tl.float32)[:, None]
+    mean, m2 = combine_lanes(count, mean, m2, first)
+    return mean, m2 / S
+
+
+@triton.jit
+def inverse_deviation(variance, eps):
+    return tl.div_rn(1.0, tl.sqrt_rn(variance + eps))
+
+
+@triton.jit
+def load_affine(w_ptr, b_ptr, n, offs_c, mask_c, CHANNELS, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, PLANAR: tl.constexpr):
+    """Return weight and bias [C] in fp32, ones and zeros where there is none. PLANAR: image n is one plane, of channel n % CHANNELS."""
+    index = offs_c + n % CHANNELS if PLANAR else offs_c
+    w = tl.full(offs_c.shape, 1.0, tl.float32)
+    b = tl.zeros(offs_c.shape, tl.float32)
+    if HAS_WEIGHT:
+        w = tl.load(w_ptr + index, mask=mask_c, other=0.0).to(tl.float32)
+    if HAS_BIAS:
+        b = tl.load(b_ptr + index, mask=mask_c, other=0.0).to(tl.float32)
+    return w, b

@@ -1,0 +1,34 @@
+"""How operators are registered with PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+# The Python body of every operator by its qualified name: for whoever counts what happens inside.
+BODIES: dict[str, Callable[..., Any]] = {}
+
+
+def operator(schema: str) -> Callable[[Callable[..., Any]], Any]:
+    """Register the decorated function as ``fastcyclegan::<its name>``, free of side effects.
+
+    The strides of its inputs are part of what it is asked for (the result has the layout of x), so the compiler must keep them exactly.
+    """
+
+    def register(body: Callable[..., Any]) -> Any:
+        name = f"fastcyclegan::{body.__name__}"
+        BODIES[name] = body
+        return torch.library.custom_op(name, body, mutates_args=(), schema=schema, tags=(torch.Tag.needs_exact_strides,))
+
+    return register
+
+
+def refuse_double_backward(op: str) -> Callable[..., None]:
+    """Return a backward that says why there is none."""
+
+    def refuse(ctx: Any, *grads: Any) -> None:
+        raise RuntimeError(f"{op}: the Triton kernels have no double backward (a gradient penalty needs one); use impl='reference'")
+
+    return refuse

@@ -1,0 +1,97 @@
+"""Which configuration a kernel runs with: a table that ships, then one on disk, then a measurement.
+
+A choice is keyed by GPU, kernel, dtype and shape. It is measured once, on the first call with that key, from the kernel's short list, and
+kept in ``$XDG_CACHE_HOME/fastcyclegan/tuned`` (default ~/.cache) by GPU, Triton and kernel version. Nothing is measured on a CPU, in a dry
+run, where there is one configuration to choose from, or inside a CUDA graph capture (a measurement would break it): there the first of
+the list runs, and a later call outside a capture may still measure. The order of a sum follows from the tile, so two choices may differ
+in the last bits; one choice always gives the same.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from ._launch import Config, dry, listing
+
+# Raised whenever a kernel or a list changes so that old choices say nothing about it.
+VERSION = 1
+SHIPPED = Path(__file__).parent / "tuned"
+
+_chosen: dict[str, Config] = {}
+
+
+def _file_name(device: torch.device) -> str:
+    import triton
+
+    gpu = torch.cuda.get_device_name(device).replace(" ", "_").replace("/", "_")
+    return f"{gpu}-triton{triton.__version__}-v{VERSION}.json"
+
+
+def _cache_file(device: torch.device) -> Path:
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "fastcyclegan" / "tuned" / _file_name(device)
+
+
+@functools.lru_cache
+def _table(path: Path) -> dict[str, dict[str, int]]:
+    """Return the choices kept in ``path``, none where it is missing or not such a table."""
+    try:
+        table = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return table if isinstance(table, dict) else {}
+
+
+def _remember(path: Path, key: str, config: Config) -> None:
+    """Add one choice to the table on disk. A disk that cannot be written costs a measurement in the next process, nothing else."""
+    table = {**_table(path), key: _plain(config)}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        temporary.write_text(json.dumps(table, indent=1, sort_keys=True))
+        temporary.replace(path)
+    except OSError:
+        return
+    _table.cache_clear()
+
+
+def _plain(config: Config) -> dict[str, int]:
+    return {**config.constants, "num_warps": config.num_warps, "num_stages": config.num_stages}
+
+
+def measure(run: Callable[[], None]) -> float:
+    """Return the median time of ``run`` in milliseconds, on the GPU's own clock, with a cold L2 cache."""
+    import triton.testing
+
+    return triton.testing.do_bench(run, warmup=5, rep=20, return_mode="median")
+
+
+def choose(kernel: str, key: str, configs: Sequence[Config], device: torch.device, run: Callable[[Config], None]) -> Config:
+    """Return the configuration of ``kernel`` for ``key``. ``run`` runs it once with a given one, and may be called many times."""
+    if listing():
+        for config in configs[1:]:
+            run(config)
+    if device.type != "cuda" or len(configs) == 1 or dry():
+        return configs[0]
+    name = f"{kernel} {key}"
+    memory = f"{device.index} {name}"
+    if memory in _chosen:
+        return _chosen[memory]
+    by_table = {json.dumps(_plain(c), sort_keys=True): c for c in configs}
+    for path in (SHIPPED / _file_name(device), _cache_file(device)):
+        kept = by_table.get(json.dumps(_table(path).get(name), sort_keys=True))
+        if kept is not None:
+            _chosen[memory] = kept
+            return kept
+    if torch.cuda.is_current_stream_capturing():
+        return configs[0]
+    times = [measure(functools.partial(run, config)) for config in configs]
+    _chosen[memory] = configs[times.index(min(times))]
+    _remember(_cache_file(device), name, _chosen[memory])
+    return _chosen[memory]

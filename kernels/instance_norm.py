@@ -1,0 +1,190 @@
+"""Instance norm with its activation, a residual added: one pass of statistics and one of everything else, in any memory layout.
+
+    y = act((x - mean) / sqrt(var + eps) * weight + bias) + residual        mean, var (biased) over the pixels of each image and channel
+
+Ulyanov, Vedaldi, Lempitsky, "Instance Normalization", 2016. The backward saves x and two vectors [N, C] (mean and 1 / sigma); the
+activation's mask and x-hat are computed again from x. README.md beside this file derives both passes and counts the bytes that must move.
+The kernels are in instance_norm_triton.py, their tiles and launches in instance_norm_launch.py.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ._dispatch import resolve_impl
+from ._operator import operator, refuse_double_backward
+
+ACTS = ("none", "relu", "leaky_relu")
+
+
+def instance_norm_ref(
+    x: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    eps: float = 1e-5,
+    act: str = "none",
+    slope: float = 0.2,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """The specification, in plain PyTorch; 16-bit input is computed in fp32 and rounded once."""
+    wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+    var, mean = torch.var_mean(wide, dim=list(range(2, x.dim())), correction=0, keepdim=True)
+    per_channel = [1, -1] + [1] * (x.dim() - 2)
+    z = (wide - mean) * torch.rsqrt(var + eps)
+    z = z if weight is None else z * weight.view(per_channel)
+    z = z if bias is None else z + bias.view(per_channel)
+    y = F.relu(z) if act == "relu" else F.leaky_relu(z, slope) if act == "leaky_relu" else z
+    return (y if residual is None else y + residual).to(x.dtype)
+
+
+# --- Operators ------------------------------------------------------------------------------------------------------------------
+
+
+@operator("(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, float eps, str act, float slope) -> (Tensor, Tensor, Tensor)")
+def instance_norm_fwd(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, eps: float, act: str, slope: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    from . import instance_norm_launch
+
+    if residual is not None:
+        residual = like(residual, x)
+    return instance_norm_launch.forward(x, weight, bias, residual, eps, act, slope)
+
+
+@instance_norm_fwd.register_fake
+def _(x: Tensor, weight: Any, bias: Any, residual: Any, eps: float, act: str, slope: float) -> tuple[Tensor, Tensor, Tensor]:
+    mean, rstd = (x.new_empty(x.shape[:2], dtype=torch.float32) for _ in range(2))
+    return torch.empty_like(x), mean, rstd
+
+
+@operator("(Tensor dy, Tensor x, Tensor? weight, Tensor? bias, Tensor mean, Tensor rstd, str act, float slope) -> (Tensor, Tensor)")
+def instance_norm_bwd(
+    dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, rstd: Tensor, act: str, slope: float
+) -> tuple[Tensor, Tensor]:
+    """Return dx and total [2, N, C]: the sums over each image of dz = dy * act'(z), and of dz * x-hat."""
+    from . import instance_norm_launch
+
+    return instance_norm_launch.backward(like(dy, x), x, weight, bias, mean, rstd, act, slope)
+
+
+@instance_norm_bwd.register_fake
+def _(dy: Tensor, x: Tensor, weight: Any, bias: Any, mean: Tensor, rstd: Tensor, act: str, slope: float) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), x.new_empty((2, *x.shape[:2]), dtype=torch.float32)
+
+
+def like(t: Tensor, x: Tensor) -> Tensor:
+    """Return ``t`` with the strides of ``x`` (dense, same shape): itself, or a copy where they differ or ``t`` is not of x's dtype."""
+    return t if t.stride() == x.stride() and t.dtype == x.dtype else torch.empty_like(x).copy_(t)
+
+
+def _setup_fwd(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, weight, bias, residual, _, act, slope = inputs
+    _, mean, rstd = output
+    ctx.mark_non_differentiable(mean, rstd)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(x, weight, bias, mean, rstd)
+    ctx.act, ctx.slope, ctx.has_residual = act, slope, residual is not None
+
+
+def affine_gradients(total: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """Return the gradients of weight and bias from ``total`` [2, N, C]."""
+    dweight = None if weight is None else total[1].sum(0).to(weight.dtype)
+    return dweight, None if bias is None else total[0].sum(0).to(bias.dtype)
+
+
+def _backward(ctx: Any, dy: Tensor | None, _mean: None, _rstd: None) -> tuple[Tensor | None, ...]:
+    x, weight, bias, mean, rstd = ctx.saved_tensors
+    if dy is None:
+        return (None,) * 7
+    needs = ctx.needs_input_grad
+    dx = dweight = dbias = None
+    if any(needs[:3]):
+        dx, total = instance_norm_bwd(dy, x, weight, bias, mean, rstd, ctx.act, ctx.slope)
+        dweight, dbias = affine_gradients(total, weight if needs[1] else None, bias if needs[2] else None)
+    return dx, dweight, dbias, dy if ctx.has_residual else None, None, None, None
+
+
+instance_norm_fwd.register_autograd(_backward, setup_context=_setup_fwd)
+
+
+instance_norm_bwd.register_autograd(refuse_double_backward("instance_norm"))
+
+
+# --- The public function --------------------------------------------------------------------------------------------------------
+
+
+def _check(x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, act: str) -> None:
+    if x.dim() not in (3, 4, 5):
+        raise ValueError(f"instance_norm: x must be [N, C, L], [N, C, H, W] or [N, C, D, H, W], got shape {tuple(x.shape)}")
+    if not x.is_floating_point():
+        raise TypeError(f"instance_norm: x must be floating point, got {x.dtype}")
+    if act not in ACTS:
+        raise ValueError(f"instance_norm: act must be one of {', '.join(ACTS)}, got {act!r}")
+    pixels = math.prod(x.shape[2:])
+    if pixels == 1:
+        raise ValueError(f"Expected more than 1 spatial element when training, got input size {x.shape}")
+    if pixels == 0 or x.shape[1] == 0:
+        raise ValueError(f"instance_norm: x must have channels and pixels, got shape {tuple(x.shape)}")
+    for name, vector in (("weight", weight), ("bias", bias)):
+        if vector is None:
+            continue
+        if vector.shape != (x.shape[1],):
+            raise ValueError(f"instance_norm: {name} must be [{x.shape[1]}], a number for each channel of x, got {list(vector.shape)}")
+        if vector.dtype not in (x.dtype, torch.float32):
+            raise TypeError(f"instance_norm: {name} must be {x.dtype} (as x) or torch.float32, got {vector.dtype}")
+        _check_device(name, vector, x)
+    if residual is not None:
+        if residual.shape != x.shape:
+            raise ValueError(f"instance_norm: residual must have the shape of x, {tuple(x.shape)}, got {tuple(residual.shape)}")
+        if residual.dtype != x.dtype:
+            raise TypeError(f"instance_norm: residual must have the dtype of x, {x.dtype}, got {residual.dtype}")
+        _check_device("residual", residual, x)
+
+
+def _check_device(name: str, t: Tensor, x: Tensor) -> None:
+    if t.device != x.device:
+        raise ValueError(f"instance_norm: {name} must be on the device of x, {x.device}, got {t.device}")
+
+
+def dense(x: Tensor) -> Tensor:
+    """Return ``x`` itself if its memory is dense with channels last or first, else a channels_last copy."""
+    last = x.movedim(1, -1)
+    return x if last.is_contiguous() or x.is_contiguous() else last.contiguous().movedim(-1, 1)
+
+
+def instance_norm(
+    x: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    eps: float = 1e-5,
+    act: str = "none",
+    slope: float = 0.2,
+    residual: Tensor | None = None,
+    impl: str = "auto",
+) -> Tensor:
+    """Return act(IN(x)) + residual: instance norm, scale and shift by ``weight`` and ``bias``, an activation, and a sum, in one operator.
+
+    x: [N, C, H, W], [N, C, L] or [N, C, D, H, W], N may be 0; fp32, bf16 or fp16 (the reference takes fp64 too). channels_last memory is
+    read as it is, and so are contiguous planes; any other layout is copied once. The result has the shape, dtype and layout of x.
+    weight, bias: [C] or None, in fp32 or the dtype of x. Statistics and sums are fp32 whatever the dtype.
+    act: "none", "relu" or "leaky_relu" with negative ``slope``. residual: like x, added after the activation.
+    impl: "triton", "reference" (plain PyTorch), or "auto": Triton on an NVIDIA GPU, the reference elsewhere.
+
+    For the backward the kernels save x and two vectors [N, C]. Same input, same bits; one image's result does not depend on the others.
+    Raises ValueError for a shape, act, device or impl that does not fit and TypeError for a dtype; RuntimeError in a double backward
+    through the kernels. A single pixel has no variance: ValueError, as in torch.
+
+    Source: Ulyanov, Vedaldi, Lempitsky, "Instance Normalization: The Missing Ingredient for Fast Stylization", 2016.
+    """
+    _check(x, weight, bias, residual, act)
+    if resolve_impl("instance_norm", impl, x) == "reference":
+        return instance_norm_ref(x, weight, bias, eps=eps, act=act, slope=slope, residual=residual)
+    y, _, _ = torch.ops.fastcyclegan.instance_norm_fwd(dense(x), weight, bias, residual, eps, act, slope)
+    return y

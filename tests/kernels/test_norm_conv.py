@@ -1,0 +1,231 @@
+"""norm_conv against plain PyTorch in float64, and the parts it is made of: the reflected border, its adjoint, the packed gradient."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastcyclegan import reference
+from fastcyclegan.kernels import instance_norm_launch as host
+from fastcyclegan.kernels.instance_norm import instance_norm_ref
+from fastcyclegan.kernels.norm_conv import norm_conv
+from fastcyclegan.testing import assert_parity, relative_error
+
+FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
+STRIDE_1 = ([1, 1], [0, 0], [1, 1], False, [0, 0], 1)
+STRIDE_2 = ([2, 2], [1, 1], [1, 1], False, [0, 0], 1)
+TRANSPOSED = ([2, 2], [1, 1], [1, 1], True, [1, 1], 1)
+GROUPS = ([1, 1], [1, 1], [1, 1], False, [0, 0], 2)
+
+
+def channels_last(*shape: int, device: str) -> Tensor:
+    return torch.randn(shape, device=device).contiguous(memory_format=torch.channels_last)
+
+
+# --- The parts ----------------------------------------------------------------------------------------------------------------------
+
+# Borders that reach over half a small picture, a picture of two rows, and one of several tiles.
+BORDERS = [((2, 5, 2, 2), 1), ((1, 3, 3, 2), 1), ((1, 17, 9, 7), 1), ((1, 4, 4, 5), 3), ((2, 8, 13, 11), 3)]
+
+
+@pytest.mark.parametrize(("shape", "border"), BORDERS)
+def test_reflected_border_and_its_adjoint(shape: tuple[int, ...], border: int, device: str) -> None:
+    torch.manual_seed(0)
+    x = channels_last(*shape, device=device).requires_grad_()
+    padded = F.pad(x, (border,) * 4, mode="reflect")
+    assert torch.equal(host.reflect_pad(x.detach(), border), padded)
+    g = channels_last(*padded.shape, device=device)
+    padded.backward(g)
+    H, W = shape[2:]
+    folded = host.fold_border_(g.clone(), border)[:, :, border : border + H, border : border + W]
+    torch.testing.assert_close(folded, x.grad)
+
+
+def packed_ref(dx: Tensor) -> Tensor:
+    """The packed gradient of README.md, [N, (H + 2)(W + 4), C]: dx with two columns of zeros, two folded rows, two folded columns."""
+
+    def folded(t: Tensor, dim: int) -> list[Tensor]:
+        size = t.shape[dim]
+        first, last = t.narrow(dim, 0, 1), t.narrow(dim, size - 1, 1)
+        return [first + t.narrow(dim, 2, 1) if size > 2 else first, last + t.narrow(dim, size - 3, 1) if size > 2 else last]
+
+    rows = torch.cat([dx, *folded(dx, 2)], dim=2)
+    main = F.pad(rows, (0, 2))
+    return torch.cat([t.permute(0, 2, 3, 1).flatten(1, 2) for t in (main, *folded(rows, 3))], dim=1)
+
+
+@pytest.mark.parametrize("dtype", [FP32, FP16])
+@pytest.mark.parametrize("shape", [(2, 5, 2, 2), (1, 3, 3, 5), (1, 20, 9, 7)])
+def test_gradient_with_its_margins(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> None:
+    """In one pass: dy read inside a border, dx with margins, and y written again with its border."""
+    torch.manual_seed(0)
+    x = channels_last(*shape, device=device).to(dtype)
+    _, mean, rstd = host.forward(x, None, None, None, 1e-5, "relu", 0.0)
+    bordered = channels_last(*host.bordered_shape(x, 1), device=device).to(dtype)
+    inner = bordered[:, :, 1:-1, 1:-1].contiguous(memory_format=torch.channels_last)
+    plain, total = host.backward(inner, x, None, None, mean, rstd, "relu", 0.0)
+    y = host.empty_bordered(x, 1)
+    extras = host.Extras(dy_border=1, y_border=1, margins=True)
+    packed, same_total = host.backward(bordered, x, None, None, mean, rstd, "relu", 0.0, extras, y)
+    # What is added up is what was stored; the sum is rounded once.
+    torch.testing.assert_close(packed, packed_ref(plain.float()).to(dtype))
+    torch.testing.assert_close(total, same_total)
+    torch.testing.assert_close(y, F.pad(instance_norm_ref(x, act="relu"), (1,) * 4, mode="reflect"))
+
+
+# --- The operator -------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Case:
+    why: str
+    shape: tuple[int, ...]
+    conv: tuple[Any, ...]
+    kernel: int = 3
+    border: int = 0
+    norm: bool = True
+    act: str = "relu"
+    affine: bool = False
+    bias: bool = False
+    dtypes: tuple[torch.dtype, ...] = (FP32,)
+
+
+CASES = [
+    Case("a residual block's second convolution", (1, 9, 9, 8), STRIDE_1, border=1, dtypes=(FP32, BF16)),
+    Case("its first: no norm before it", (2, 9, 6, 7), STRIDE_1, border=1, norm=False, act="none"),
+    Case("the last layer: seven by seven, few channels out, a bias", (1, 8, 8, 12), STRIDE_1, 7, border=3, bias=True),
+    Case("down, one launch, an affine norm", (2, 8, 8, 8), STRIDE_2, act="leaky_relu", affine=True),
+    Case("down, odd size, several tiles", (1, 8, 9, 11), STRIDE_2, act="leaky_relu", bias=True),
+    Case("up", (1, 8, 5, 13), TRANSPOSED, bias=True),
+    Case("groups, as other projects have them", (1, 8, 4, 4), GROUPS),
+    Case("the smallest picture that can be reflected", (1, 4, 2, 2), STRIDE_1, border=1),
+]
+
+
+def plain(x: Tensor, weight: Tensor, bias: Any, nw: Any, nb: Any, case: Case) -> Tensor:
+    """The same in PyTorch's own operators."""
+    y = x
+    if case.norm:
+        y = reference.ContiguousGradient.apply(F.instance_norm(x, weight=nw, bias=nb))
+        y = F.relu(y) if case.act == "relu" else F.leaky_relu(y, 0.2)
+    y = F.pad(y, (case.border,) * 4, mode="reflect") if case.border else y
+    return torch.ops.aten.convolution(y, weight, bias, *case.conv)
+
+
+def results(run: Any, tensors: list[Tensor | None], dy: Tensor, frozen: tuple[int, ...] = ()) -> list[Tensor]:
+    leaves = [t if t is None else t.detach().requires_grad_(i not in frozen) for i, t in enumerate(tensors)]
+    out = run(*leaves)
+    out.backward(dy)
+    return [out, *(t.grad for t in leaves if t is not None and t.requires_grad)]
+
+
+def operands(case: Case, device: str, dtype: torch.dtype = FP32) -> tuple[list[Tensor | None], Tensor]:
+    torch.manual_seed(0)
+    x = channels_last(*case.shape, device=device).to(dtype)
+    C = case.shape[1]
+    shape = (C, 6, case.kernel, case.kernel) if case.conv[3] else (6, C // case.conv[5], case.kernel, case.kernel)
+    weight = channels_last(*shape, device=device).to(dtype)
+    bias = torch.randn(6, device=device).to(dtype) if case.bias else None
+    nw, nb = (torch.randn(C, device=device) if case.affine else None for _ in range(2))
+    tensors = [x, weight, bias, nw, nb]
+    return tensors, channels_last(*plain(*tensors, case).shape, device=device).to(dtype)
+
+
+def ours(case: Case, recompute: bool = True) -> Any:
+    def run(x: Tensor, weight: Tensor, bias: Any, nw: Any, nb: Any) -> Tensor:
+        options = {"norm": case.norm, "norm_weight": nw, "norm_bias": nb, "act": case.act, "slope": 0.2, "border": case.border}
+        return norm_conv(x, weight, bias, case.conv, recompute=recompute, **options)
+
+    return run
+
+
+@pytest.mark.parametrize("recompute", [True, False])
+@pytest.mark.parametrize(("case", "dtype"), [pytest.param(c, d, id=f"{c.why}-{d}") for c in CASES for d in c.dtypes])
+def test_equals_float64(case: Case, dtype: torch.dtype, recompute: bool, device: str) -> None:
+    tensors, dy = operands(case, device, dtype)
+    got = results(ours(case, recompute), tensors, dy)
+    theirs = results(lambda *t: plain(*t, case), tensors, dy)
+    truth = results(lambda *t: plain(*t, case), [t if t is None else t.double() for t in tensors], dy.double())
+    for i, (a, b, c) in enumerate(zip(got, theirs, truth, strict=True)):
+        assert_parity(str(i), a, b, c, dtype)
+    assert got[0].is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("frozen", [(1,), (0,), (1, 2)])
+@pytest.mark.parametrize("norm", [True, False])
+def test_frozen_members_change_nothing_for_the_others(frozen: tuple[int, ...], norm: bool, device: str) -> None:
+    """A frozen weight skips its gradient and the recomputation; x without a gradient skips that of the input."""
+    case = Case("", (1, 8, 9, 8), STRIDE_1, border=1, norm=norm, bias=True, affine=norm, act="relu" if norm else "none")
+    tensors, dy = operands(case, device)
+    got = results(ours(case), tensors, dy, frozen)
+    wanted = results(lambda *t: plain(*t, case), tensors, dy, frozen)
+    for a, b in zip(got, wanted, strict=True):
+        assert relative_error(a, b) < 1e-5
+
+
+@pytest.mark.parametrize("recompute", [True, False])
+def test_what_is_kept(recompute: bool, device: str) -> None:
+    case = Case("", (1, 8, 9, 8), STRIDE_1, border=1)
+    tensors, _ = operands(case, device)
+    saved: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        ours(case, recompute)(tensors[0].requires_grad_(), tensors[1].requires_grad_(), None, None, None)
+    kept = {"x": 8 * 9 * 8, "weight": tensors[1].numel(), "mean": 8, "rstd": 8, "y": 0 if recompute else 8 * 11 * 10}
+    assert sorted(t.numel() for t in saved) == sorted(kept.values())
+
+
+@pytest.mark.parametrize("case", [CASES[1], CASES[3]], ids=lambda c: c.why)
+@pytest.mark.parametrize("recompute", [True, False])
+def test_opcheck(case: Case, recompute: bool, device: str) -> None:
+    (x, weight, bias, nw, nb), _ = operands(case, device)
+    leaves = [t if t is None else t.requires_grad_() for t in (x, nw, nb, weight, bias)]
+    norm = (case.norm, 1e-5, case.act, 0.2, case.border)
+    torch.library.opcheck(torch.ops.fastcyclegan.norm_conv_fwd, (*leaves, *norm, recompute, *case.conv))
+
+
+def test_compiles_whole_and_keeps_strides(device: str) -> None:
+    case = CASES[0]
+    tensors, dy = operands(case, device)
+    eager = results(ours(case), tensors, dy)
+    compiled = results(torch.compile(ours(case), fullgraph=True), tensors, dy)
+    for a, b in zip(eager, compiled, strict=True):
+        torch.testing.assert_close(a, b)
+        assert a.stride() == b.stride()
+
+
+def test_double_backward_is_refused(device: str) -> None:
+    tensors, _ = operands(CASES[0], device)
+    x = tensors[0].requires_grad_()
+    (grad,) = torch.autograd.grad(ours(CASES[0])(*tensors).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"no double backward .* use impl='reference'"):
+        grad.sum().backward()
+
+
+def test_a_border_that_no_reflection_has(device: str) -> None:
+    case = Case("", (1, 8, 3, 8), STRIDE_1, border=3)
+    tensors, _ = operands(Case("", (1, 8, 3, 8), STRIDE_1, border=1), device)
+    with pytest.raises(ValueError, match=r"border must be less than the sides of x, got 3 for shape \(1, 8, 3, 8\)"):
+        ours(case)(*tensors)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("recompute", [True, False])
+@pytest.mark.parametrize("dtype", [FP32, BF16])
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case("block", (2, 256, 64, 64), STRIDE_1, border=1),
+        Case("no norm", (2, 256, 64, 64), STRIDE_1, border=1, norm=False, act="none"),
+        Case("down", (1, 64, 256, 256), STRIDE_2),
+        Case("up", (1, 256, 64, 64), TRANSPOSED),
+        Case("last", (1, 64, 256, 256), STRIDE_1, 7, border=3, bias=True),
+    ],
+    ids=lambda c: c.why,
+)
+def test_real_shapes(case: Case, dtype: torch.dtype, recompute: bool) -> None:
+    test_equals_float64(case, dtype, recompute, "cuda")

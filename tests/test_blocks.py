@@ -1,0 +1,164 @@
+"""InstanceNormAct as torch's modules, and chains: what falls apart when somebody listens, replaces or freezes a member."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastcyclegan import InstanceNormAct
+from fastcyclegan import reference as ref
+from fastcyclegan.blocks import Chain
+from fastcyclegan.counters import dry_run
+from fastcyclegan.networks import Discriminator, Generator
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.mark.parametrize("impl", ["reference", "triton"])
+@pytest.mark.parametrize(
+    ("module", "shape"), [(nn.InstanceNorm1d, (2, 5, 9)), (nn.InstanceNorm2d, (2, 5, 4, 3)), (nn.InstanceNorm3d, (1, 5, 2, 3, 2))]
+)
+def test_replaces_torchs_modules(module: type[nn.Module], shape: tuple[int, ...], impl: str) -> None:
+    torch.manual_seed(0)
+    theirs, x = module(5, eps=1e-3, affine=True).to(DEVICE), torch.randn(shape, device=DEVICE)
+    nn.init.normal_(theirs.weight)
+    ours = InstanceNormAct(5, eps=1e-3, affine=True, act="leaky_relu", slope=0.01, impl=impl).to(DEVICE)
+    ours.load_state_dict(theirs.state_dict())
+    torch.testing.assert_close(ours(x, residual=x), F.leaky_relu(theirs(x), 0.01) + x)
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+
+
+def test_repr_and_defaults() -> None:
+    assert repr(InstanceNormAct(5)) == f"InstanceNormAct({nn.InstanceNorm2d(5).extra_repr()}, act=none, impl=auto)"
+    assert "act=leaky_relu, slope=0.01" in repr(InstanceNormAct(5, act="leaky_relu", slope=0.01))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_running_statistics_are_torchs(training: bool) -> None:
+    torch.manual_seed(0)
+    theirs, ours = nn.InstanceNorm2d(3, track_running_stats=True), InstanceNormAct(3, track_running_stats=True, act="relu")
+    x = torch.randn(2, 3, 4, 4)
+    for module in (theirs, ours):
+        module(x)
+        module.train(training)
+    torch.testing.assert_close(ours(x), F.relu(theirs(x)))
+    assert torch.equal(ours.running_var, theirs.running_var)
+    with pytest.raises(ValueError, match="impl='triton' keeps no running statistics"):
+        InstanceNormAct(3, track_running_stats=True, impl="triton")
+
+
+def test_wrong_input_is_named() -> None:
+    with pytest.raises(ValueError, match=r"input must be \[N, C, L\], .* got shape \(3, 4\)"):
+        InstanceNormAct(3)(torch.zeros(3, 4))
+    with pytest.raises(ValueError, match=r"input must have 3 channels, got shape \(1, 4, 8, 8\)"):
+        InstanceNormAct(3)(torch.zeros(1, 4, 8, 8))
+    with pytest.raises(ValueError, match="act must be one of none, relu, leaky_relu, got 'gelu'"):
+        InstanceNormAct(3, act="gelu")
+
+
+def test_copies_pickles_and_functional_calls() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(1, 3, 8, 8, device=DEVICE)
+    for net in (
+        InstanceNormAct(3, affine=True, act="relu", impl="triton").to(DEVICE),
+        Generator(ngf=4, n_blocks=1, impl="triton").to(DEVICE),
+    ):
+        y = net(x)
+        assert torch.equal(copy.deepcopy(net)(x), y)
+        assert torch.equal(pickle.loads(pickle.dumps(net))(x), y)
+        doubled = {name: (2 * p).detach().requires_grad_() for name, p in net.named_parameters()}
+        called = torch.func.functional_call(net, doubled, (x,))
+        called.sum().backward()
+        assert not torch.equal(called, y)
+        assert all(p.grad is not None for p in doubled.values())
+        assert all(p.grad is None for p in net.parameters())
+
+
+def test_a_whole_network_compiles_in_one_graph() -> None:
+    torch.manual_seed(0)
+    net = Generator(ngf=4, n_blocks=1, impl="triton").to(DEVICE)
+    compiled = torch.compile(net, fullgraph=True)
+    x = torch.randn(1, 3, 8, 8, device=DEVICE)
+    found = []
+    for f in (net, compiled):
+        net.zero_grad()
+        y = f(x)
+        y.square().sum().backward()
+        found.append([y.detach(), *(p.grad for p in net.parameters())])
+    for eager, other in zip(*found, strict=True):
+        torch.testing.assert_close(eager, other, rtol=1e-4, atol=1e-4)
+
+
+def test_slices_of_a_chain_are_chains() -> None:
+    """Feature extractors run the first layers alone."""
+    net = Generator(ngf=4, n_blocks=1, impl="triton").to(DEVICE)
+    part = net.model[:4]
+    x = torch.randn(1, 3, 8, 8, device=DEVICE)
+    y = x
+    for layer in net.model[:4]:
+        y = layer(y)
+    torch.testing.assert_close(part(x), y)
+    assert type(part) is Chain
+
+
+def launches(net: nn.Module, x: Tensor) -> int:
+    with dry_run() as run:
+        net(x)
+    return run.counts.launches.total()
+
+
+@pytest.mark.parametrize("index", ["1", "2", "3", "4", "10", "10.conv_block.1", "10.conv_block.2"])
+def test_hooks_fire_and_the_function_stays(index: str) -> None:
+    """A layer that somebody listens to is called as a module, with the values that it has in the official network."""
+    torch.manual_seed(0)
+    net, plain = Generator(ngf=4, n_blocks=1, impl="triton").to(DEVICE), ref.Generator(ngf=4, n_blocks=1).to(DEVICE)
+    plain.load_state_dict(net.state_dict())
+    seen: list[Tensor] = []
+    for n in (net, plain):
+        n.get_submodule(f"model.{index}").register_forward_hook(lambda m, args, out: seen.append(out))
+    x = torch.randn(1, 3, 8, 8, device=DEVICE)
+    torch.testing.assert_close(net(x), plain(x))
+    torch.testing.assert_close(*seen)
+
+
+def test_a_replaced_layer_is_called() -> None:
+    class Loud(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    torch.manual_seed(0)
+    net, plain = Discriminator(ndf=4, impl="triton").to(DEVICE), ref.Discriminator(ndf=4).to(DEVICE)
+    loud = Loud(4, 8, 4, 2, 1).to(DEVICE)
+    net.model[2] = plain.model[2] = loud
+    plain.load_state_dict(net.state_dict())
+    x = torch.randn(1, 3, 32, 32, device=DEVICE)
+    torch.testing.assert_close(net(x), plain(x))
+
+
+def test_parametrised_weights_are_used() -> None:
+    net = Discriminator(ndf=4, impl="triton").to(DEVICE)
+    x = torch.randn(1, 3, 32, 32, device=DEVICE)
+    torch.nn.utils.parametrizations.weight_norm(net.model[2])
+    net(x).sum().backward()
+    assert net.model[2].parametrizations.weight.original0.grad is not None
+
+
+def test_frozen_biases_get_nothing() -> None:
+    net = Discriminator(ndf=4, impl="triton").to(DEVICE).requires_grad_(False)
+    x = torch.randn(1, 3, 32, 32, device=DEVICE, requires_grad=True)
+    net(x).sum().backward()
+    assert x.grad.any()
+    assert all(p.grad is None for p in net.parameters())
+
+
+def test_fewer_launches_where_nobody_listens() -> None:
+    """One launch of statistics and one of the rest for each norm that is not small; the residual is in the second."""
+    net, x = Generator(ngf=8, n_blocks=2, impl="triton"), torch.randn(1, 3, 128, 128)
+    # Norms at 128 and 64 pixels, thrice and twice... of 32 x 32 a program holds all, but where a border is written.
+    down, blocks, up = 2 + 2 + 1, 2 * (1 + 2 + 1), 2 + 2
+    assert launches(net, x) == down + blocks + up
