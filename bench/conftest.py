@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+STARTED = pytest.StashKey[float]()
 
 
 def hardware() -> str:
@@ -33,17 +35,34 @@ def device() -> str:
     return DEVICE
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--bench-budget", type=float, metavar="SECONDS", help="skip the benches that are left once this much time has passed")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[STARTED] = time.monotonic()
+
+
+@pytest.fixture(autouse=True)
+def _budget(request: pytest.FixtureRequest) -> None:
+    budget = request.config.getoption("--bench-budget")
+    if budget is not None and time.monotonic() - request.config.stash[STARTED] > budget:
+        pytest.skip(f"the budget of {budget:.0f} s is used up")
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Say what the benches that count pictures measured in pictures a second, beside the first of their group."""
+    """Say what the benches that count pictures or bytes measured in those, beside the first of their group."""
     session = getattr(terminalreporter.config, "_benchmarksession", None)
     first: dict[str, float] = {}
     for bench in session.benchmarks if session is not None else ():
-        pictures = bench.extra_info.get("pictures")
-        if pictures is None:
+        unit, scale = ("images/s", 1.0) if "pictures" in bench.extra_info else ("GB/s", 1e9)
+        amount = bench.extra_info.get("pictures", bench.extra_info.get("bytes"))
+        if amount is None:
             continue
         if bench.group not in first:
             terminalreporter.write_line(f"\n{bench.group}; {hardware()}")
-        rate = pictures / bench.stats.median
+        amount /= scale
+        rate = amount / bench.stats.median
         ratio = rate / first.setdefault(bench.group, rate)
-        spread = f"{pictures / bench.stats.max:,.0f} to {pictures / bench.stats.min:,.0f} in {len(bench.stats.data)} rounds"
-        terminalreporter.write_line(f"  {bench.extra_info['provider']:<20} {rate:>8,.0f} images/s  {ratio:5.2f}x   ({spread})")
+        spread = f"{amount / bench.stats.max:,.0f} to {amount / bench.stats.min:,.0f} in {len(bench.stats.data)} rounds"
+        terminalreporter.write_line(f"  {bench.extra_info['provider']:<20} {rate:>8,.0f} {unit}  {ratio:5.2f}x   ({spread})")

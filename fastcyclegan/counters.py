@@ -6,8 +6,8 @@ the real sizes take a second, and the results mean nothing.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -115,8 +115,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def main() -> None:
-    """Print the counts of each network at 256 x 256, batch 1, for PyTorch and for the kernels."""
-    size = int(sys.argv[1]) if len(sys.argv) > 1 else 256
+    """Print Triton launches, ATen calls and bytes kept for the backward of each network, for PyTorch and for the kernels."""
+    parser = argparse.ArgumentParser(description=(main.__doc__ or "").splitlines()[0])
+    parser.add_argument("size", type=int, nargs="?", default=256, help="side of the picture, a multiple of 256 (the U-Net needs 256)")
+    size = parser.parse_args().size
+    if size < 256 or size % 256:
+        parser.error(f"size must be a multiple of 256 (the U-Net needs 256), got {size}")
     print(f"One forward and backward at {size} x {size}, batch 1. MiB: kept for the backward, by storage, weights not counted.")
     print(f"{'':44}{'launches':>9}{'ATen calls':>12}{'MiB':>8}")
     for name, build in NETWORKS.items():

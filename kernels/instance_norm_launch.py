@@ -71,7 +71,7 @@ def tile_configs(view: View, per_thread: int) -> list[Config]:
     """
     if interpreted() and not dry():
         block_c = 1 if view.planar else min(16, triton.next_power_of_2(view.C))
-        return [Config((("BLOCK_S", 16), ("BLOCK_C", block_c)), 1)]
+        return [Config((("BLOCK_S", 32), ("BLOCK_C", block_c)), 1)]
     configs = []
     for block_c, warps, elements in ((32, 4, per_thread), (64, 8, per_thread // 2), (32, 8, per_thread)):
         block_c = 1 if view.planar else min(block_c, triton.next_power_of_2(view.C))
@@ -269,8 +269,9 @@ def fold_border_(dy: Tensor, border: int) -> Tensor:
     """Add the gradient of the reflected border of dy [N, C, H + 2b, W + 2b] (channels_last) to the pixels that it copies, in place."""
     N, C, H, W = dy.shape[0], dy.shape[1], dy.shape[2] - 2 * border, dy.shape[3] - 2 * border
     block_c = min(64, triton.next_power_of_2(C))
-    config = Config((("BLOCK_S", 16), ("BLOCK_C", block_c)), 4 if block_c >= 32 else 1)
-    tiles = triton.cdiv(2 * border * (W + H), 16)
+    block_s = 32 if _scale() is _INTERPRETER else 16
+    config = Config((("BLOCK_S", block_s), ("BLOCK_C", block_c)), 4 if block_c >= 32 else 1)
+    tiles = triton.cdiv(2 * border * (W + H), block_s)
     grid = N * triton.cdiv(C, block_c) * tiles
     launch("_fold_border_kernel", grid, (dy, tiles, H, W, C), {"BORDER": border}, config)
     return dy

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -277,3 +278,22 @@ def test_bf16_on_the_gpu_by_the_parity_rule() -> None:
         for name in engine.recipe.loss_names:
             values = (torch.tensor([history[0][name]], dtype=torch.float64) for history in (ours, yardstick, truth))
             assert_parity(name, *values, dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("gan_mode", ["lsgan", "wgangp"])
+def test_an_iteration_on_the_kernels(gan_mode: Any) -> None:
+    """The losses of an iteration as with the reference; a gradient penalty is differentiated twice, so its networks stay with PyTorch."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    plan, loss = Plan(seed=0, count_A=3, count_B=3), LossConfig(gan_mode=gan_mode)
+    found, engines = [], {}
+    for impl in ("triton", "reference"):
+        config = dataclasses.replace(SMALL, netG="resnet_0blocks", ngf=2, ndf=2, netD="pixel", impl=impl)
+        engines[impl] = make_engine(seeded_networks(config), loss, device=device)
+        batch = random_batch(8, plan, 0)
+        batch = dataclasses.replace(batch, A=batch.A.to(device), B=batch.B.to(device))
+        found.append(engines[impl].step(batch, LR))
+    assert relative_error(*found) < 1e-4
+    shown = engines["triton"].describe()["impl"]
+    judge = "reference (differentiated twice by wgangp)"
+    wanted = {"lsgan": "triton", "wgangp": f"G_AB triton, G_BA triton, D_B {judge}, D_A {judge}"}
+    assert shown == wanted[gan_mode]

@@ -1,7 +1,7 @@
 """instance_norm against float64, forward and every gradient, by the rule in fastcyclegan.testing; and what PyTorch expects of an operator.
 
 On a machine without a GPU the kernels run through Triton's interpreter, at sizes that meet several tiles of several blocks there: blocks of
-16 pixels and 16 channels, at most 4 tiles, and the one-launch kernels up to 64 pixels (128 of a plane).
+32 pixels and 16 channels, at most 4 tiles, and the one-launch kernels up to 64 pixels (128 of a plane).
 """
 
 from __future__ import annotations

@@ -1,0 +1,93 @@
+"""The choice of a configuration: shipped table, disk, measurement; what it never does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastcyclegan.kernels import _tune
+from fastcyclegan.kernels._launch import Config
+
+SLOW, FAST = Config((("BLOCK_S", 64),), 4), Config((("BLOCK_S", 128),), 8)
+GPU = torch.device("cuda", 0)
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Config]:
+    """A GPU called Test on which FAST is faster; the configurations that were measured, in order."""
+    log: list[Config] = []
+
+    def measure(run: Callable[[], None]) -> float:
+        run()
+        return 1.0 if log[-1] == FAST else 2.0
+
+    monkeypatch.setattr(_tune, "measure", measure)
+    monkeypatch.setattr(_tune, "_chosen", {})
+    monkeypatch.setattr(_tune, "SHIPPED", tmp_path / "shipped")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Test GPU")
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    _tune._table.cache_clear()
+    return log
+
+
+def choose(log: list[Config], key: str = "bf16 1 64", device: torch.device = GPU) -> Config:
+    return _tune.choose("apply", key, [SLOW, FAST], device, log.append)
+
+
+def forget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a new process knows."""
+    monkeypatch.setattr(_tune, "_chosen", {})
+    _tune._table.cache_clear()
+
+
+def test_measured_once_and_kept_on_disk(measured: list[Config], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choose(measured) == FAST
+    assert measured == [SLOW, FAST]
+    assert choose(measured) == FAST
+    forget(monkeypatch)
+    assert choose(measured) == FAST
+    assert measured == [SLOW, FAST]
+    choose(measured, "another shape")
+    assert len(measured) == 4
+
+
+def test_a_shipped_table_comes_first(measured: list[Config]) -> None:
+    _tune.SHIPPED.mkdir()
+    table = {"apply bf16 1 64": {"BLOCK_S": 64, "num_warps": 4, "num_stages": 1}}
+    (_tune.SHIPPED / _tune._file_name(GPU)).write_text(json.dumps(table))
+    assert choose(measured) == SLOW
+    assert measured == []
+
+
+@pytest.mark.parametrize("kept", ["{", "[]", '{"apply bf16 1 64": {"BLOCK_S": 7}}', '{"apply bf16 1 64": 3}'])
+def test_a_damaged_or_outdated_table_is_measured_again(measured: list[Config], kept: str) -> None:
+    """One that names a configuration which is not in the list any more counts as none."""
+    file = _tune._cache_file(GPU)
+    file.parent.mkdir(parents=True)
+    file.write_text(kept)
+    assert choose(measured) == FAST
+    assert json.loads(file.read_text())["apply bf16 1 64"]["BLOCK_S"] == 128
+
+
+def test_nothing_is_measured_inside_a_capture(measured: list[Config], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    assert choose(measured) == SLOW
+    assert measured == []
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    assert choose(measured) == FAST
+
+
+def test_a_disk_that_cannot_be_written_costs_nothing_else(measured: list[Config], tmp_path: Path) -> None:
+    (tmp_path / "fastcyclegan").write_text("a file where the folder should be")
+    assert choose(measured) == FAST
+
+
+def test_no_measurement_on_a_cpu_or_without_a_choice(measured: list[Config]) -> None:
+    assert choose(measured, device=torch.device("cpu")) == SLOW
+    assert _tune.choose("apply", "key", [FAST], GPU, measured.append) == FAST
+    assert measured == []
