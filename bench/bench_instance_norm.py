@@ -1,8 +1,8 @@
 """Instance norm + activation, forward and backward: PyTorch eager on channels_last, PyTorch compiled, and the kernels; in GB/s.
 
-On a GPU at every shape of the networks in bf16, and past the L2 cache; on a CPU one reduced shape in fp32, where the ratio is what counts and
-ours is what impl="auto" takes there. A copy of as many bytes is measured beside them. Parity is asserted on the tensors that are timed. The
-inputs go round past the L2 cache, and short operators are timed as a CUDA graph of one round, so that no launch from Python is in the figure.
+On a GPU at every shape of the networks in bf16, and past the L2 cache; on a CPU one reduced shape in fp32, where the ratio is what counts
+and ours is what impl="auto" takes there. A copy of as many bytes is measured beside them. Parity is asserted on the tensors that are
+timed. The inputs go round past the L2 cache; on a GPU one round is a CUDA graph, so that no launch from Python is in the figure.
 
 Bytes are those that must move: forward x twice and y once, backward dy and x twice and dx once (kernels/README.md).
 """
@@ -99,24 +99,22 @@ def check(provider: str, x: Tensor, dy: Tensor) -> None:
         assert_parity(f"{provider} {name}", ours, theirs, truth, x.dtype)
 
 
-def one_round(todo: list[Callable[[], Any]], device: str) -> Callable[[], Any]:
-    """Return a function that runs every step once: on a GPU a CUDA graph."""
-
-    def run() -> None:
-        for step in todo:
-            step()
-
+def one_round(make: Callable[[], list[Callable[[], Any]]], device: str) -> Callable[[], Any]:
+    """Return a function that runs every step that ``make`` returns once: on a GPU a CUDA graph."""
     if device != "cuda":
-        return run
+        todo = make()
+        return lambda: [step() for step in todo]
+    # A backward runs on the stream of its forward, so that must be the one that is captured.
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        run()
-        run()
-    torch.cuda.current_stream().wait_stream(stream)
+        todo = make()
+        for _ in range(2):
+            [step() for step in todo]
+    torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
+    with torch.cuda.graph(graph, stream=stream):
+        [step() for step in todo]
     return graph.replay
 
 
@@ -131,7 +129,7 @@ def bench_instance_norm(benchmark: BenchmarkFixture, device: str, shape: tuple[i
     pairs = inputs(shape, device, direction)
     if provider != "copy":
         check(provider, *pairs[0])
-    todo = steps(provider, pairs, direction)
     moved = (3 if direction == "forward" else 5) * pairs[0][0].numel() * DTYPE[device].itemsize
-    benchmark.extra_info.update(provider=provider, bytes=moved * len(todo), operations=len(todo), dtype=dtype)
-    benchmark.pedantic(one_round(todo, device), rounds=5 if device == "cpu" else 30, warmup_rounds=2)
+    benchmark.extra_info.update(provider=provider, bytes=moved * len(pairs), operations=len(pairs), dtype=dtype)
+    run = one_round(lambda: steps(provider, pairs, direction), device)
+    benchmark.pedantic(run, rounds=5 if device == "cpu" else 30, warmup_rounds=2)

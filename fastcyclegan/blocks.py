@@ -85,12 +85,11 @@ class _ZeroGradient(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        ctx.sizes = [b.shape for b in inputs[1:]]
-        ctx.like = inputs[1]
+        ctx.sizes, ctx.dtype = [b.shape for b in inputs[1:]], inputs[1].dtype
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
-        zeros = ctx.like.new_zeros(sum(size.numel() for size in ctx.sizes))
+        zeros = grad.new_zeros(sum(size.numel() for size in ctx.sizes), dtype=ctx.dtype)
         return grad, *(z.view(size) for z, size in zip(zeros.split([size.numel() for size in ctx.sizes]), ctx.sizes, strict=True))
 
 
@@ -200,7 +199,10 @@ class Chain(nn.Sequential):
             for layer in list(self)[start:]:
                 x = layer(x)
             return x if residual is None else residual + x
-        flow = _Flow(x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x, [] if cancelled is None else cancelled)
+        if x.dim() == 3:
+            # One picture without the dimension N, as torch's layers take it.
+            return self(x[None], None if residual is None else residual[None], cancelled, start)[0]
+        flow = _Flow(x.contiguous(memory_format=torch.channels_last), [] if cancelled is None else cancelled)
         for layer, following in self._pairs(start):
             self._step(flow, layer, following)
         y = flow.settle(residual)

@@ -9,15 +9,19 @@ import argparse
 import json
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from fastcyclegan.kernels import _tune
 
 ROOT = Path(__file__).resolve().parents[1]
 # Here every test takes the GPU where there is one; elsewhere those that are marked do.
@@ -29,7 +33,9 @@ TESTS_SHARE = 0.5
 
 def marked_tests() -> list[str]:
     """Return the other test files that have tests for a GPU."""
-    files = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "tests").rglob("test_*.py") if "pytest.mark.gpu" in path.read_text())
+    files = sorted(
+        path.relative_to(ROOT).as_posix() for path in (ROOT / "tests").rglob("test_*.py") if "pytest.mark.gpu" in path.read_text()
+    )
     return [file for file in files if not file.startswith(tuple(ON_THE_DEVICE))]
 
 
@@ -41,14 +47,12 @@ def run_pytest(arguments: list[str], seconds: float) -> tuple[int, str]:
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
         # pytest's own limits end one test; this one ends the process.
-        killer = subprocess.Popen(["sh", "-c", f"sleep {max(1, int(seconds))}; kill {process.pid} 2>/dev/null"])
-        try:
-            for line in process.stdout:
-                print(line, end="", flush=True)
-                lines.append(line)
-        finally:
-            killer.kill()
-            killer.wait()
+        limit = threading.Timer(max(1.0, seconds), process.kill)
+        limit.start()
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            lines.append(line)
+        limit.cancel()
     return (124 if process.returncode < 0 else process.returncode), "".join(lines)
 
 
@@ -161,12 +165,18 @@ def main() -> int:
 
 
 def write(results: dict[str, Any], folder: Path) -> None:
-    """Write both files, named by GPU and versions; after every bench, so that what was measured is kept if a later one is killed."""
+    """Write both files, named by GPU and versions, and the configurations that were measured, which may ship as kernels/tuned/*.json.
+
+    It is called after every bench, so that what was measured is kept if a later one is killed.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     names = results["machine"]
     stem = re.sub(r"[^A-Za-z0-9.]+", "-", f"{names['gpu']} torch {names['torch']} triton {names['triton']}")
     (folder / f"{stem}.json").write_text(json.dumps(results, indent=1) + "\n")
     (folder / f"{stem}.md").write_text("\n".join(markdown(results)) + "\n")
+    tuned = _tune.cache_file(torch.device("cuda"))
+    if tuned.exists():
+        shutil.copy(tuned, folder / f"tuned-{tuned.name}")
 
 
 if __name__ == "__main__":

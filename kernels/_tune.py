@@ -33,7 +33,7 @@ def _file_name(device: torch.device) -> str:
     return f"{gpu}-triton{triton.__version__}-v{VERSION}.json"
 
 
-def _cache_file(device: torch.device) -> Path:
+def cache_file(device: torch.device) -> Path:
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return base / "fastcyclegan" / "tuned" / _file_name(device)
 
@@ -84,7 +84,7 @@ def choose(kernel: str, key: str, configs: Sequence[Config], device: torch.devic
     if memory in _chosen:
         return _chosen[memory]
     by_table = {json.dumps(_plain(c), sort_keys=True): c for c in configs}
-    for path in (SHIPPED / _file_name(device), _cache_file(device)):
+    for path in (SHIPPED / _file_name(device), cache_file(device)):
         kept = by_table.get(json.dumps(_table(path).get(name), sort_keys=True))
         if kept is not None:
             _chosen[memory] = kept
@@ -93,5 +93,5 @@ def choose(kernel: str, key: str, configs: Sequence[Config], device: torch.devic
         return configs[0]
     times = [measure(functools.partial(run, config)) for config in configs]
     _chosen[memory] = configs[times.index(min(times))]
-    _remember(_cache_file(device), name, _chosen[memory])
+    _remember(cache_file(device), name, _chosen[memory])
     return _chosen[memory]

@@ -119,6 +119,12 @@ instance_norm_bwd.register_autograd(refuse_double_backward("instance_norm"))
 # --- The public function --------------------------------------------------------------------------------------------------------
 
 
+def check_pixels(x: Tensor) -> None:
+    """Raise ValueError for pictures of one pixel, which have no variance, in torch's words."""
+    if math.prod(x.shape[2:]) == 1:
+        raise ValueError(f"Expected more than 1 spatial element when training, got input size {x.shape}")
+
+
 def _check(x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, act: str) -> None:
     if x.dim() not in (3, 4, 5):
         raise ValueError(f"instance_norm: x must be [N, C, L], [N, C, H, W] or [N, C, D, H, W], got shape {tuple(x.shape)}")
@@ -126,10 +132,8 @@ def _check(x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tens
         raise TypeError(f"instance_norm: x must be floating point, got {x.dtype}")
     if act not in ACTS:
         raise ValueError(f"instance_norm: act must be one of {', '.join(ACTS)}, got {act!r}")
-    pixels = math.prod(x.shape[2:])
-    if pixels == 1:
-        raise ValueError(f"Expected more than 1 spatial element when training, got input size {x.shape}")
-    if pixels == 0 or x.shape[1] == 0:
+    check_pixels(x)
+    if x.numel() == 0 and x.shape[0] > 0:
         raise ValueError(f"instance_norm: x must have channels and pixels, got shape {tuple(x.shape)}")
     for name, vector in (("weight", weight), ("bias", bias)):
         if vector is None:
@@ -177,7 +181,7 @@ def instance_norm(
     act: "none", "relu" or "leaky_relu" with negative ``slope``. residual: like x, added after the activation.
     impl: "triton", "reference" (plain PyTorch), or "auto": Triton on an NVIDIA GPU, the reference elsewhere.
 
-    For the backward the kernels save x and two vectors [N, C]. Same input, same bits; one image's result does not depend on the others.
+    For the backward the kernels save x and two vectors [N, C]. Same input, same bits; no image's result depends on what the others hold.
     Raises ValueError for a shape, act, device or impl that does not fit and TypeError for a dtype; RuntimeError in a double backward
     through the kernels. A single pixel has no variance: ValueError, as in torch.
 

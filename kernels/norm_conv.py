@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ._operator import operator, refuse_double_backward
-from .instance_norm import affine_gradients, like
+from .instance_norm import affine_gradients, check_pixels, like
 
 _CONV = "int[] stride, int[] padding, int[] dilation, bool transposed, int[] output_padding, int groups"
 _NORM = "bool norm, float eps, str act, float slope, int border"
@@ -184,8 +184,10 @@ def norm_conv(
 
     x: [N, C, H, W] in channels_last, in the dtype of ``weight`` and ``bias``. ``conv``: stride, padding, dilation, transposed,
     output_padding and groups, as ``torch.ops.aten.convolution`` takes them. See the module for what is kept. Raises ValueError for a
-    border that is not less than H and W.
+    border that is not less than H and W, and for a single pixel to be normalised.
     """
+    if norm:
+        check_pixels(x)
     if border >= min(x.shape[2:]):
         raise ValueError(f"norm_conv: border must be less than the sides of x, got {border} for shape {tuple(x.shape)}")
     return torch.ops.fastcyclegan.norm_conv_fwd(x, norm_weight, norm_bias, weight, bias, norm, eps, act, slope, border, recompute, *conv)[0]

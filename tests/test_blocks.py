@@ -106,6 +106,12 @@ def test_slices_of_a_chain_are_chains() -> None:
     assert type(part) is Chain
 
 
+def test_a_picture_without_the_dimension_of_the_batch() -> None:
+    net = Generator(ngf=4, n_blocks=1, impl="triton").to(DEVICE)
+    x = torch.randn(3, 8, 8, device=DEVICE)
+    assert torch.equal(net(x), net(x[None])[0])
+
+
 def launches(net: nn.Module, x: Tensor) -> int:
     with dry_run() as run:
         net(x)

@@ -213,6 +213,12 @@ def test_a_border_that_no_reflection_has(device: str) -> None:
         ours(case)(*tensors)
 
 
+def test_a_single_pixel_raises_as_in_torch(device: str) -> None:
+    tensors, _ = operands(CASES[6], device)
+    with pytest.raises(ValueError, match="Expected more than 1 spatial element when training"):
+        ours(CASES[6])(tensors[0][:, :, :1, :1], *tensors[1:])
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("recompute", [True, False])
 @pytest.mark.parametrize("dtype", [FP32, BF16])

@@ -67,7 +67,7 @@ def test_a_shipped_table_comes_first(measured: list[Config]) -> None:
 @pytest.mark.parametrize("kept", ["{", "[]", '{"apply bf16 1 64": {"BLOCK_S": 7}}', '{"apply bf16 1 64": 3}'])
 def test_a_damaged_or_outdated_table_is_measured_again(measured: list[Config], kept: str) -> None:
     """One that names a configuration which is not in the list any more counts as none."""
-    file = _tune._cache_file(GPU)
+    file = _tune.cache_file(GPU)
     file.parent.mkdir(parents=True)
     file.write_text(kept)
     assert choose(measured) == FAST
