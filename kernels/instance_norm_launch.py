@@ -73,7 +73,7 @@ def tile_configs(view: View, per_thread: int) -> list[Config]:
         block_c = 1 if view.planar else min(16, triton.next_power_of_2(view.C))
         return [Config((("BLOCK_S", 32), ("BLOCK_C", block_c)), 1)]
     configs = []
-    for block_c, warps, elements in ((32, 4, per_thread), (64, 8, per_thread // 2), (32, 8, per_thread)):
+    for block_c, warps, elements in ((32, 4, per_thread), (64, 8, max(8, per_thread // 2)), (32, 8, per_thread)):
         block_c = 1 if view.planar else min(block_c, triton.next_power_of_2(view.C))
         config = Config((("BLOCK_S", 32 * warps * elements // block_c), ("BLOCK_C", block_c)), warps)
         if config not in configs:
@@ -228,7 +228,8 @@ def _bwd_sums(inputs: tuple[Tensor | None, ...], view: View, flags: dict[str, An
         launch("_instance_norm_bwd_sums_kernel", view.N * c_blocks * tiles, args, constants, config)
         return sums
 
-    return _tuned("bwd_sums", _key(view, x, *flags.values(), extras.dy_border), tile_configs(view, 16), x, run)
+    # It reads two tensors and adds up two: few elements a thread, many threads.
+    return _tuned("bwd_sums", _key(view, x, *flags.values(), extras.dy_border), tile_configs(view, 8), x, run)
 
 
 def _bwd_apply(
