@@ -55,11 +55,12 @@ def eager(x: Tensor) -> Tensor:
     return ContiguousGradient.apply(F.relu(F.instance_norm(x)))
 
 
-FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "eager": eager,
-    "compiled": torch.compile(lambda x: instance_norm_ref(x, act="relu"), dynamic=False),
-    "ours": lambda x: instance_norm(x, act="relu"),
-}
+def function(provider: str) -> Callable[[Tensor], Tensor]:
+    """Return what ``provider`` computes with. The compiled one is new for each bench: too many shapes for one would run uncompiled."""
+    if provider == "compiled":
+        torch._dynamo.reset()
+        return torch.compile(lambda x: instance_norm_ref(x, act="relu"), dynamic=False, fullgraph=True)  # type: ignore[no-any-return]
+    return {"eager": eager, "ours": lambda x: instance_norm(x, act="relu")}[provider]
 
 
 def inputs(shape: tuple[int, ...], device: str, direction: str) -> list[tuple[Tensor, Tensor]]:
@@ -74,26 +75,25 @@ def inputs(shape: tuple[int, ...], device: str, direction: str) -> list[tuple[Te
     return [(one().requires_grad_(direction == "backward"), one()) for _ in range(count)]
 
 
-def steps(provider: str, pairs: list[tuple[Tensor, Tensor]], direction: str) -> list[Callable[[], Any]]:
-    """Return what is timed, one function a pair: a copy of the bytes that move, the forward, or the backward alone."""
-    if provider == "copy":
+def steps(f: Callable[[Tensor], Tensor] | None, pairs: list[tuple[Tensor, Tensor]], direction: str) -> list[Callable[[], Any]]:
+    """Return what is timed, one function a pair: the forward of ``f``, its backward alone, or, without ``f``, a copy of as many bytes."""
+    if f is None:
         tensors = 3 if direction == "forward" else 5
         # A copy reads and writes: half of the bytes each.
         buffers = [torch.empty(tensors * x.numel(), dtype=x.dtype, device=x.device).chunk(2) for x, _ in pairs]
         return [lambda a=a, b=b: b[: a.numel()].copy_(a[: b.numel()]) for a, b in buffers]
-    f = FUNCTIONS[provider]
     if direction == "forward":
         return [lambda x=x: f(x) for x, _ in pairs]
     outputs = [(f(x), x, dy) for x, dy in pairs]
     return [lambda y=y, x=x, dy=dy: torch.autograd.grad(y, x, dy, retain_graph=True) for y, x, dy in outputs]
 
 
-def check(provider: str, x: Tensor, dy: Tensor) -> None:
+def check(provider: str, f: Callable[[Tensor], Tensor], x: Tensor, dy: Tensor) -> None:
     """Hold output and gradient for this very x and dy against float64, with eager in the same dtype as the yardstick."""
     results = []
-    for f, dtype in ((FUNCTIONS[provider], x.dtype), (eager, x.dtype), (FUNCTIONS["eager"], torch.float64)):
+    for g, dtype in ((f, x.dtype), (eager, x.dtype), (eager, torch.float64)):
         leaf = x.detach().to(dtype).requires_grad_()
-        y = f(leaf)
+        y = g(leaf)
         results.append((y, *torch.autograd.grad(y, leaf, dy.to(dtype))))
     for name, ours, theirs, truth in zip(("y", "dx"), *results, strict=True):
         assert_parity(f"{provider} {name}", ours, theirs, truth, x.dtype)
@@ -127,9 +127,10 @@ def bench_instance_norm(benchmark: BenchmarkFixture, device: str, shape: tuple[i
     if provider == "compiled" and (reason := why_not_compiled(torch.device(device))):
         pytest.skip(reason)
     pairs = inputs(shape, device, direction)
-    if provider != "copy":
-        check(provider, *pairs[0])
+    f = None if provider == "copy" else function(provider)
+    if f is not None:
+        check(provider, f, *pairs[0])
     moved = (3 if direction == "forward" else 5) * pairs[0][0].numel() * DTYPE[device].itemsize
     benchmark.extra_info.update(provider=provider, bytes=moved * len(pairs), operations=len(pairs), dtype=dtype)
-    run = one_round(lambda: steps(provider, pairs, direction), device)
+    run = one_round(lambda: steps(f, pairs, direction), device)
     benchmark.pedantic(run, rounds=5 if device == "cpu" else 30, warmup_rounds=2)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from fastcyclegan import reference
 from fastcyclegan.kernels import instance_norm
@@ -94,9 +95,11 @@ class _ZeroGradient(torch.autograd.Function):
 
 
 def _untouched(layer: nn.Module | None, *kinds: type[nn.Module]) -> bool:
-    """Whether ``layer`` is exactly one of ``kinds`` and nobody listens to it."""
+    """Whether ``layer`` is exactly one of ``kinds``, with its own forward, and nobody listens to it."""
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return layer is not None and type(layer) in kinds and not any(getattr(layer, name) for name in hooks)
+    if layer is None or type(layer) not in kinds or "forward" in layer.__dict__:
+        return False
+    return not (any(getattr(layer, name) for name in hooks) or _has_any_global_hook())
 
 
 def _is_norm(layer: nn.Module | None) -> bool:
@@ -146,6 +149,13 @@ class _Flow:
             self.x = residual + self.x
         return self.x
 
+    def give_zeros(self) -> None:
+        """Let x carry the gradient of zeros to the biases that were left out so far."""
+        biases = [b for b in self.cancelled if b.requires_grad]
+        self.cancelled.clear()
+        if biases and torch.is_grad_enabled():
+            self.x = _ZeroGradient.apply(self.x, *biases)
+
     def convolve(self, conv: Any, following: nn.Module | None, recompute: bool) -> None:
         """Replace x by its convolution, in one operator with what is still to be done before it."""
         bias = conv.bias
@@ -165,8 +175,7 @@ class _Flow:
         options: dict[str, Any] = {"norm": False}
         if (norm := self.norm) is not None:
             options = {"norm_weight": norm.weight, "norm_bias": norm.bias, "eps": norm.eps, "act": self.act, "slope": self.slope}
-        bias = None if bias is None else bias.to(dtype)
-        self.x = norm_conv(x, conv.weight.to(dtype), bias, sizes, border=self.border, recompute=recompute, **options)
+        self.x = norm_conv(x, conv.weight, bias, sizes, border=self.border, recompute=recompute, **options)
         self.norm, self.act, self.border = None, "none", 0
 
 
@@ -202,12 +211,24 @@ class Chain(nn.Sequential):
         if x.dim() == 3:
             # One picture without the dimension N, as torch's layers take it.
             return self(x[None], None if residual is None else residual[None], cancelled, start)[0]
+        if x.dim() != 4:
+            raise ValueError(f"Chain: x must be [N, C, H, W] or [C, H, W], got shape {tuple(x.shape)}")
         flow = _Flow(x.contiguous(memory_format=torch.channels_last), [] if cancelled is None else cancelled)
         for layer, following in self._pairs(start):
+            if cancelled is None and following is None:
+                # Before the last layer, so that the result is that layer's own and may be changed in place.
+                flow.give_zeros()
             self._step(flow, layer, following)
-        y = flow.settle(residual)
-        biases = [b for b in flow.cancelled if b.requires_grad] if cancelled is None else []
-        return _ZeroGradient.apply(y, *biases) if biases and torch.is_grad_enabled() else y
+        flow.settle(residual)
+        if cancelled is None:
+            flow.give_zeros()
+        return flow.x
+
+    def __getitem__(self, index: Any) -> Any:
+        found: Any = super().__getitem__(index)
+        if isinstance(index, slice):
+            found.impl, found.recompute = self.impl, self.recompute
+        return found
 
     def _pairs(self, start: int) -> Iterator[tuple[nn.Module, nn.Module | None]]:
         layers = list(self)[start:]
@@ -229,15 +250,15 @@ class Chain(nn.Sequential):
         elif _untouched(layer, ResidualBlock):
             flow.x = layer(flow.settle(), cancelled=flow.cancelled)
         elif _untouched(layer, UnetBlock):
-            self._descend(flow, layer)
+            self._descend(flow, layer, following)
         else:
             flow.x = layer(flow.settle())
 
-    def _descend(self, flow: _Flow, block: Any) -> None:
+    def _descend(self, flow: _Flow, block: Any, following: nn.Module | None) -> None:
         """Run the next level of a U-Net. Its first LeakyReLU joins the norm before it, and its skip carries the activated value:
         the ReLU after every skip makes that the same function, with the same gradient."""
-        act = None if block.outermost else _activation(block.model[0])
-        if act is None:
+        act = None if block.outermost or not _untouched(block.model, Chain) else _activation(block.model[0])
+        if act is None or act[1] < 0 or not _untouched(following, nn.ReLU):
             flow.x = block(flow.settle(), cancelled=flow.cancelled)
             return
         if flow.norm is not None and flow.act == "none":
@@ -252,6 +273,8 @@ class ResidualBlock(reference.ResidualBlock):
     """``reference.ResidualBlock`` as a chain: the sum is part of the last norm's pass."""
 
     def forward(self, x: Tensor, cancelled: list[Tensor] | None = None) -> Tensor:
+        if not _untouched(self.conv_block, Chain):
+            return x + self.conv_block(x)
         return self.conv_block(x, residual=x, cancelled=cancelled)
 
 
@@ -259,7 +282,8 @@ class UnetBlock(reference.UnetBlock):
     """``reference.UnetBlock`` as a chain. ``activated``: x has gone through the block's first LeakyReLU already."""
 
     def forward(self, x: Tensor, cancelled: list[Tensor] | None = None, activated: bool = False) -> Tensor:
-        y: Tensor = self.model(x, cancelled=cancelled, start=1 if activated else 0)
+        plain = not _untouched(self.model, Chain)
+        y: Tensor = self.model(x) if plain else self.model(x, cancelled=cancelled, start=1 if activated else 0)
         return y if self.outermost else torch.cat([x, y], dim=1)
 
 

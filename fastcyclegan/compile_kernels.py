@@ -323,6 +323,8 @@ def main() -> int:
     options = parser.parse_args()
     if _launch.interpreted():
         parser.error("TRITON_INTERPRET is set: interpreted kernels are not compiled; unset it")
+    if options.json is not None:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
     jobs = shipped_jobs([DTYPES[name] for name in options.dtype])

@@ -122,11 +122,11 @@ def main() -> None:
     if size < 256 or size % 256:
         parser.error(f"size must be a multiple of 256 (the U-Net needs 256), got {size}")
     print(f"One forward and backward at {size} x {size}, batch 1. MiB: kept for the backward, by storage, weights not counted.")
-    print(f"{'':44}{'launches':>9}{'ATen calls':>12}{'MiB':>8}")
+    print(f"{'':50}{'launches':>9}{'ATen calls':>12}{'MiB':>8}")
     for name, build in NETWORKS.items():
         for dtype in (torch.float32, torch.bfloat16):
             for variant, options in VARIANTS.items():
                 net = build(**options).to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
                 counts = count(net, torch.zeros(1, 3, size, size, dtype=dtype).contiguous(memory_format=torch.channels_last))
                 label = f"{name}, {str(dtype).removeprefix('torch.')}, {variant}"
-                print(f"{label:44}{counts.launches.total():9}{counts.aten.total():12}{counts.saved_bytes / 2**20:8.1f}")
+                print(f"{label:50}{counts.launches.total():9}{counts.aten.total():12}{counts.saved_bytes / 2**20:8.1f}")

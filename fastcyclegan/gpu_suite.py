@@ -47,13 +47,19 @@ def run_pytest(arguments: list[str], seconds: float) -> tuple[int, str]:
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
         # pytest's own limits end one test; this one ends the process.
-        limit = threading.Timer(max(1.0, seconds), process.kill)
+        ended = threading.Event()
+
+        def end() -> None:
+            ended.set()
+            process.kill()
+
+        limit = threading.Timer(max(1.0, seconds), end)
         limit.start()
         for line in process.stdout:
             print(line, end="", flush=True)
             lines.append(line)
         limit.cancel()
-    return (124 if process.returncode < 0 else process.returncode), "".join(lines)
+    return (124 if ended.is_set() else process.returncode), "".join(lines)
 
 
 def run_tests(seconds: float) -> dict[str, Any]:
@@ -155,6 +161,7 @@ def main() -> int:
     end = time.monotonic() + options.seconds
     results: dict[str, Any] = {"machine": machine(), "tests": run_tests(options.seconds * TESTS_SHARE), "benches": []}
     statuses = [tests["status"] for tests in results["tests"].values()]
+    write(results, options.results)
     for file in BENCHES:
         status, rows = run_bench(file, max(10, end - time.monotonic()))
         statuses.append(status)

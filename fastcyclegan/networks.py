@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastcyclegan import reference
-from fastcyclegan.blocks import chained
+from fastcyclegan.blocks import Chain, chained
 from fastcyclegan.config import ModelConfig
 from fastcyclegan.kernels._dispatch import check_impl, resolve_impl
 
@@ -27,16 +27,19 @@ class FloatTanh(nn.Tanh):
 def set_impl(net: nn.Module, impl: str) -> None:
     """Let ``net`` be computed by ``impl`` from now on. Raises ValueError for one that is unknown."""
     check_impl(impl)
+    net.impl = impl  # type: ignore[assignment]
     for module in net.modules():
-        if hasattr(module, "impl"):
-            module.impl = impl  # type: ignore[assignment]
+        if isinstance(module, Chain):
+            module.impl = impl
 
 
 def computed_by(net: nn.Module) -> str:
     """Return what computes ``net`` where its parameters are now: "triton", "reference", or why it cannot be computed there."""
-    impl = getattr(net, "impl", "reference")
+    impl, parameter = getattr(net, "impl", "reference"), next(net.parameters(), None)
+    if parameter is None:
+        return "nothing to compute"
     try:
-        return resolve_impl(type(net).__name__, impl, next(net.parameters()))
+        return resolve_impl(type(net).__name__, impl, parameter)
     except (ValueError, TypeError) as error:
         return str(error)
 
@@ -59,8 +62,10 @@ class Generator(reference.Generator):
     """The ResNet generator of CycleGAN, a drop-in for the official ``ResnetGenerator`` (same state_dict keys).
 
     [N, input_nc, H, W] in [-1, 1] to [N, output_nc, H, W] in [-1, 1]; H and W multiples of 4, at least 8. The output is fp32 under
-    autocast too. ``impl`` says what computes it: "reference" is PyTorch's own operators, "auto" the fastest that serves the device.
-    Raises ValueError for an unknown norm, upsample or impl, and for impl="triton", which this version does not have.
+    autocast too. ``impl`` says what computes it: "reference" is PyTorch's own operators, "triton" our kernels, "auto" the kernels where
+    they serve. ``recompute``: keep the convolutions' outputs for the backward and compute their normalised inputs again there (half the
+    memory, one more write of each), else keep both. Raises ValueError for an unknown norm, upsample or impl, and in a call with
+    impl="triton" on a device that the kernels do not serve.
     """
 
     def __init__(

@@ -37,8 +37,12 @@ class ContiguousGradient(torch.autograd.Function):
     """The identity; its backward hands the gradient on in NCHW memory."""
 
     @staticmethod
-    def forward(ctx: object, x: Tensor) -> Tensor:
+    def forward(x: Tensor) -> Tensor:
         return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx: object, inputs: tuple[Tensor], output: Tensor) -> None:
+        pass
 
     @staticmethod
     def backward(ctx: object, grad: Tensor) -> Tensor:

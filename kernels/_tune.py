@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -34,7 +35,11 @@ def _file_name(device: torch.device) -> str:
 
 
 def cache_file(device: torch.device) -> Path:
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        # A user without a home, as containers have them.
+        base = Path(tempfile.gettempdir())
     return base / "fastcyclegan" / "tuned" / _file_name(device)
 
 
@@ -50,6 +55,8 @@ def _table(path: Path) -> dict[str, dict[str, int]]:
 
 def _remember(path: Path, key: str, config: Config) -> None:
     """Add one choice to the table on disk. A disk that cannot be written costs a measurement in the next process, nothing else."""
+    # Read again: other processes add to it too.
+    _table.cache_clear()
     table = {**_table(path), key: _plain(config)}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -89,9 +96,15 @@ def choose(kernel: str, key: str, configs: Sequence[Config], device: torch.devic
         if kept is not None:
             _chosen[memory] = kept
             return kept
-    if torch.cuda.is_current_stream_capturing():
-        return configs[0]
-    times = [measure(functools.partial(run, config)) for config in configs]
+    # The measurement uses the events, streams and memory of the current device.
+    with torch.cuda.device(device):
+        if torch.cuda.is_current_stream_capturing():
+            return configs[0]
+        try:
+            times = [measure(functools.partial(run, config)) for config in configs]
+        except torch.cuda.OutOfMemoryError:
+            # A full GPU has no room for a measurement; a later call may have.
+            return configs[0]
     _chosen[memory] = configs[times.index(min(times))]
     _remember(cache_file(device), name, _chosen[memory])
     return _chosen[memory]

@@ -125,6 +125,18 @@ def check_pixels(x: Tensor) -> None:
         raise ValueError(f"Expected more than 1 spatial element when training, got input size {x.shape}")
 
 
+def check_vectors(op: str, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> None:
+    """Raise ValueError or TypeError unless weight and bias are a number for each channel of x, in its dtype or fp32, on its device."""
+    for name, vector in (("weight", weight), ("bias", bias)):
+        if vector is None:
+            continue
+        if vector.shape != (x.shape[1],):
+            raise ValueError(f"{op}: {name} must be [{x.shape[1]}], a number for each channel of x, got {list(vector.shape)}")
+        if vector.dtype not in (x.dtype, torch.float32):
+            raise TypeError(f"{op}: {name} must be {x.dtype} (as x) or torch.float32, got {vector.dtype}")
+        _check_device(op, name, vector, x)
+
+
 def _check(x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, act: str) -> None:
     if x.dim() not in (3, 4, 5):
         raise ValueError(f"instance_norm: x must be [N, C, L], [N, C, H, W] or [N, C, D, H, W], got shape {tuple(x.shape)}")
@@ -135,25 +147,18 @@ def _check(x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tens
     check_pixels(x)
     if x.numel() == 0 and x.shape[0] > 0:
         raise ValueError(f"instance_norm: x must have channels and pixels, got shape {tuple(x.shape)}")
-    for name, vector in (("weight", weight), ("bias", bias)):
-        if vector is None:
-            continue
-        if vector.shape != (x.shape[1],):
-            raise ValueError(f"instance_norm: {name} must be [{x.shape[1]}], a number for each channel of x, got {list(vector.shape)}")
-        if vector.dtype not in (x.dtype, torch.float32):
-            raise TypeError(f"instance_norm: {name} must be {x.dtype} (as x) or torch.float32, got {vector.dtype}")
-        _check_device(name, vector, x)
+    check_vectors("instance_norm", x, weight, bias)
     if residual is not None:
         if residual.shape != x.shape:
             raise ValueError(f"instance_norm: residual must have the shape of x, {tuple(x.shape)}, got {tuple(residual.shape)}")
         if residual.dtype != x.dtype:
             raise TypeError(f"instance_norm: residual must have the dtype of x, {x.dtype}, got {residual.dtype}")
-        _check_device("residual", residual, x)
+        _check_device("instance_norm", "residual", residual, x)
 
 
-def _check_device(name: str, t: Tensor, x: Tensor) -> None:
+def _check_device(op: str, name: str, t: Tensor, x: Tensor) -> None:
     if t.device != x.device:
-        raise ValueError(f"instance_norm: {name} must be on the device of x, {x.device}, got {t.device}")
+        raise ValueError(f"{op}: {name} must be on the device of x, {x.device}, got {t.device}")
 
 
 def dense(x: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ ACTIVATION = {"none": 0, "relu": 1, "leaky_relu": 2}
 
 @dataclass(frozen=True)
 class Scale:
-    """Sizes that follow the machine. Tiles do not depend on the batch, so neither does any result."""
+    """Sizes that follow the machine. Tiles do not depend on the batch, so no image's result does."""
 
     programs: int  # wanted for one image by each kernel
     max_tiles: int  # partial results for one image that every consumer reads again
@@ -107,8 +107,9 @@ def small_config(view: View) -> Config | None:
 
 
 def _key(view: View, x: Tensor, *flags: Any) -> str:
+    """What a choice goes by. Not the batch: an image's bits do not depend on it. Sizes by powers of two: it is made seldom."""
     layout = "planes" if view.planar else "channels_last"
-    return " ".join(map(str, (str(x.dtype).removeprefix("torch."), layout, view.N, view.H, view.W, view.C, *flags)))
+    return " ".join(map(str, (str(x.dtype).removeprefix("torch."), layout, triton.next_power_of_2(view.S), view.C, *flags)))
 
 
 def _tuned(name: str, key: str, configs: list[Config], x: Tensor, run: Callable[[Config], Any]) -> Any:

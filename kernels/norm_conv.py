@@ -2,7 +2,8 @@
 
     y = act(IN(x)) or x, with ``border`` reflected pixels around it;    out = conv(y, weight) + bias
 
-The convolution is PyTorch's (cuDNN on a GPU). The node keeps x and two vectors [N, C], not y: the backward pass of the norm, which reads x
+The convolution is PyTorch's (cuDNN on a GPU). The node keeps x, two vectors [N, C] and the weight as it was given (a
+weight in fp32 for x in 16 bits is rounded for each use, and no copy is kept), not y: the backward pass of the norm, which reads x
 anyway, writes y again for the weight gradient (``recompute``). That saves one tensor a layer and costs one write of it.
 
 Backward, in order: gradient of y by the convolution; the border's share folded in place; the norm's two passes, the second of which writes
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ._operator import operator, refuse_double_backward
-from .instance_norm import affine_gradients, check_pixels, like
+from .instance_norm import affine_gradients, check_pixels, check_vectors, like
 
 _CONV = "int[] stride, int[] padding, int[] dilation, bool transposed, int[] output_padding, int groups"
 _NORM = "bool norm, float eps, str act, float slope, int border"
@@ -29,7 +30,8 @@ def _channels_last(t: Tensor) -> Tensor:
     t = t.contiguous(memory_format=torch.channels_last)
     _, C, H, W = t.shape
     canonical = (C * H * W, 1, C * W, C)
-    return t if t.stride() == canonical else t.as_strided(t.shape, canonical)
+    # A copy, not a view in other words: what an operator returns may be changed in place.
+    return t if t.stride() == canonical else t.new_empty_strided(t.shape, canonical).copy_(t)
 
 
 @operator(
@@ -58,7 +60,7 @@ def norm_conv_fwd(
         y, mean, rstd = host.forward(x, norm_weight, norm_bias, None, eps, act, slope, border)
     else:
         y = host.reflect_pad(x, border)
-    out = torch.ops.aten.convolution(y, weight, bias, *conv)
+    out = torch.ops.aten.convolution(y, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), *conv)
     return _channels_last(out), mean, rstd, x.new_empty(0) if recompute else y
 
 
@@ -67,7 +69,7 @@ def _(x: Tensor, norm_weight: Any, norm_bias: Any, weight: Tensor, bias: Any, no
     _, _, _, border, recompute, *conv = rest
     shape = (x.shape[0], x.shape[1], x.shape[2] + 2 * border, x.shape[3] + 2 * border)
     y = x.new_empty(shape).contiguous(memory_format=torch.channels_last)
-    out = torch.ops.aten.convolution(y, weight, bias, *conv)
+    out = torch.ops.aten.convolution(y, weight.to(x.dtype), None, *conv)
     mean, rstd = (x.new_empty(x.shape[:2] if norm else (0,), dtype=torch.float32) for _ in range(2))
     out = torch.empty(out.shape, dtype=out.dtype, device=out.device, memory_format=torch.channels_last)
     kept = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
@@ -103,10 +105,10 @@ def norm_conv_bwd(
     if recompute:
         # Not read before it is written: the gradient of the input needs its shape alone.
         y = host.empty_bordered(x, border)
-    g = _channels_last(g)
+    g, narrow = _channels_last(g), weight.to(x.dtype)
     (dx, dweight, dbias), total = (x.new_empty(0) for _ in range(3)), x.new_empty(0, dtype=torch.float32)
     if norm or needs[0]:
-        dy = _channels_last(torch.ops.aten.convolution_backward(g, y, weight, None, *conv, [True, False, False])[0])
+        dy = _channels_last(torch.ops.aten.convolution_backward(g, y, narrow, None, *conv, [True, False, False])[0])
         if border:
             host.fold_border_(dy, border)
         if norm:
@@ -118,8 +120,8 @@ def norm_conv_bwd(
     if recompute and needs[1] and not norm:
         y = host.reflect_pad(x, border)
     if needs[1] or needs[2]:
-        wanted = torch.ops.aten.convolution_backward(g, y, weight, [_out_channels(weight, conv)], *conv, [False, *needs[1:]])
-        dweight, dbias = like(wanted[1], weight) if needs[1] else dweight, wanted[2] if needs[2] else dbias
+        wanted = torch.ops.aten.convolution_backward(g, y, narrow, [_out_channels(weight, conv)], *conv, [False, *needs[1:]])
+        dweight, dbias = like(wanted[1], weight) if needs[1] else dweight, wanted[2].to(weight.dtype) if needs[2] else dbias
     return dx, dweight, dbias, total
 
 
@@ -182,12 +184,13 @@ def norm_conv(
 ) -> Tensor:
     """Return conv(act(IN(x)) with ``border`` reflected pixels), [N, O, H', W'] in channels_last; ``norm=False``: conv(x with the border).
 
-    x: [N, C, H, W] in channels_last, in the dtype of ``weight`` and ``bias``. ``conv``: stride, padding, dilation, transposed,
-    output_padding and groups, as ``torch.ops.aten.convolution`` takes them. See the module for what is kept. Raises ValueError for a
-    border that is not less than H and W, and for a single pixel to be normalised.
+    x: [N, C, H, W] in channels_last. weight and bias: in the dtype of x or fp32, both alike. ``conv``: stride, padding, dilation,
+    transposed, output_padding and groups, as ``torch.ops.aten.convolution`` takes them. See the module for what is kept. Raises ValueError
+    for a border that is not less than H and W, a single pixel to be normalised, or a norm of other channels than x has.
     """
     if norm:
         check_pixels(x)
+        check_vectors("norm_conv", x, norm_weight, norm_bias)
     if border >= min(x.shape[2:]):
         raise ValueError(f"norm_conv: border must be less than the sides of x, got {border} for shape {tuple(x.shape)}")
     return torch.ops.fastcyclegan.norm_conv_fwd(x, norm_weight, norm_bias, weight, bias, norm, eps, act, slope, border, recompute, *conv)[0]

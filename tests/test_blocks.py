@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastcyclegan import InstanceNormAct
+from fastcyclegan import InstanceNormAct, networks
 from fastcyclegan import reference as ref
 from fastcyclegan.blocks import Chain
 from fastcyclegan.counters import dry_run
@@ -104,6 +104,7 @@ def test_slices_of_a_chain_are_chains() -> None:
         y = layer(y)
     torch.testing.assert_close(part(x), y)
     assert type(part) is Chain
+    assert (part.impl, Generator(ngf=4, recompute=False).model[:4].recompute) == ("triton", False)
 
 
 def test_a_picture_without_the_dimension_of_the_batch() -> None:
@@ -130,6 +131,85 @@ def test_hooks_fire_and_the_function_stays(index: str) -> None:
     x = torch.randn(1, 3, 8, 8, device=DEVICE)
     torch.testing.assert_close(net(x), plain(x))
     torch.testing.assert_close(*seen)
+
+
+def listened_to(nets: list[nn.Module], x: Tensor, name: str) -> list[Tensor]:
+    """Run both nets and return what a hook on module ``name`` saw in each."""
+    seen: list[Tensor] = []
+    for net in nets:
+        net.get_submodule(name).register_forward_hook(lambda m, args, out: seen.append(out.clone()))
+        net.get_submodule(name).register_forward_pre_hook(lambda m, args: seen.append(args[0].clone()))
+    torch.testing.assert_close(nets[0](x), nets[1](x))
+    return seen
+
+
+def pair(kind: str, **arguments: int) -> list[nn.Module]:
+    """One network on the kernels and the same in the reference."""
+    torch.manual_seed(0)
+    nets = [getattr(networks, kind)(**arguments, impl="triton").to(DEVICE), getattr(ref, kind)(**arguments).to(DEVICE)]
+    for p in nets[0].parameters():
+        nn.init.normal_(p, 0, 0.2)
+    nets[1].load_state_dict(nets[0].state_dict())
+    return nets
+
+
+@pytest.mark.parametrize("name", ["model.10.conv_block", "model.10", "model"])
+def test_containers_show_their_own_values(name: str) -> None:
+    """The residual's sum is not part of what conv_block returns, though the kernels add it in conv_block's last pass."""
+    seen = listened_to(pair("Generator", ngf=4, n_blocks=1), torch.randn(1, 3, 8, 8, device=DEVICE), name)
+    for ours, theirs in zip(seen[:2], seen[2:], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["model.model.2", "model.model.1.model.4", "model.model.1.model", "model.model.1.model.3.model"])
+def test_a_u_nets_skips_show_their_own_values(name: str) -> None:
+    """Skips carry activated values only where nobody can see them."""
+    seen = listened_to(pair("UnetGenerator", ngf=2, num_downs=5), torch.randn(1, 3, 64, 64, device=DEVICE), name)
+    for ours, theirs in zip(seen[:2], seen[2:], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_surgery_on_blocks_keeps_its_meaning() -> None:
+    """A conv_block of one's own, another activation after a skip, a forward of one's own, a norm of other channels."""
+    x = torch.randn(1, 3, 64, 64, device=DEVICE)
+    nets = pair("Generator", ngf=4, n_blocks=1)
+    mine = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.InstanceNorm2d(16)).to(DEVICE)
+    for net in nets:
+        net.model[10].conv_block = mine
+    torch.testing.assert_close(*(net(x[..., :8, :8]) for net in nets), rtol=1e-4, atol=1e-4)
+    nets = pair("UnetGenerator", ngf=2, num_downs=5)
+    for net in nets:
+        net.model.model[1].model[4] = nn.LeakyReLU(0.1)
+    torch.testing.assert_close(*(net(x) for net in nets), rtol=1e-4, atol=1e-4)
+    nets = pair("Discriminator", ndf=4)
+    for net in nets:
+        net.model[2].forward = lambda x, conv=net.model[2]: 2 * conv._conv_forward(x, conv.weight, conv.bias)
+    torch.testing.assert_close(*(net(x) for net in nets), rtol=1e-4, atol=1e-4)
+    nets[0].model[3] = nn.InstanceNorm2d(2, affine=True).to(DEVICE)
+    with pytest.raises(ValueError, match=r"weight must be \[8\], a number for each channel of x, got \[2\]"):
+        nets[0](x)
+
+
+def test_outputs_may_be_changed_in_place() -> None:
+    net = nn.Sequential(Discriminator(ndf=4, impl="triton"), nn.LeakyReLU(0.2, inplace=True)).to(DEVICE)
+    net(torch.randn(1, 3, 32, 32, device=DEVICE)).sum().backward()
+    assert not net[0].model[2].bias.grad.any()
+
+
+def test_autocast_keeps_no_copies_of_weights() -> None:
+    """A weight is rounded for each use; what is kept is the parameter itself."""
+    net = Generator(ngf=8, n_blocks=2, impl="triton").to(memory_format=torch.channels_last)
+    weights = {p.data_ptr() for p in net.parameters()}
+    saved: list[Tensor] = []
+    with (
+        dry_run(),
+        torch.autocast("cpu", torch.bfloat16),
+        torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t),
+    ):
+        net(torch.zeros(1, 3, 64, 64))
+    shapes = {p.shape for p in net.parameters() if p.dim() == 4 and p.shape[1] > 3}
+    # The first layer up has no norm before it: PyTorch's own operator, and autocast's own cache.
+    assert [t.shape for t in saved if t.shape in shapes and t.data_ptr() not in weights] == [net.model[12].weight.shape]
 
 
 def test_a_replaced_layer_is_called() -> None:

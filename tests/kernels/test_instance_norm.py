@@ -338,6 +338,11 @@ def test_real_shapes(shape: tuple[int, ...], planes: bool, dtype: torch.dtype) -
 
 
 @pytest.mark.gpu
+def test_a_large_image_has_the_same_bits_in_any_batch() -> None:
+    test_same_bits_twice_and_alone((3, 64, 128, 96), "cuda")
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("planes", [False, True])
 def test_more_than_two_to_the_31_elements(planes: bool) -> None:
     """Offsets past 32 bits. Checked on the last channels, where a wrapped offset would show."""

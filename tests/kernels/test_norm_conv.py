@@ -96,7 +96,7 @@ class Case:
 
 
 CASES = [
-    Case("a residual block's second convolution", (1, 9, 9, 8), STRIDE_1, border=1, dtypes=(FP32, BF16)),
+    Case("a residual block's second convolution", (1, 9, 9, 8), STRIDE_1, border=1, dtypes=(FP32, FP16, BF16)),
     Case("its first: no norm before it", (2, 9, 6, 7), STRIDE_1, border=1, norm=False, act="none"),
     Case("the last layer: seven by seven, few channels out, a bias", (1, 8, 8, 12), STRIDE_1, 7, border=3, bias=True),
     Case("down, one launch, an affine norm", (2, 8, 8, 8), STRIDE_2, act="leaky_relu", affine=True),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +31,7 @@ def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Config]:
     monkeypatch.setattr(_tune, "SHIPPED", tmp_path / "shipped")
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Test GPU")
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     _tune._table.cache_clear()
     return log
@@ -85,6 +87,25 @@ def test_nothing_is_measured_inside_a_capture(measured: list[Config], monkeypatc
 def test_a_disk_that_cannot_be_written_costs_nothing_else(measured: list[Config], tmp_path: Path) -> None:
     (tmp_path / "fastcyclegan").write_text("a file where the folder should be")
     assert choose(measured) == FAST
+
+
+def test_a_full_gpu_runs_the_first_and_remembers_nothing(measured: list[Config], monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(run: Callable[[], None]) -> float:
+        raise torch.cuda.OutOfMemoryError("no room for the flush of the cache")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_tune, "measure", full)
+        assert choose(measured) == SLOW
+    assert choose(measured) == FAST
+
+
+def test_a_user_without_a_home(measured: list[Config], monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", homeless)
+    assert _tune.cache_file(GPU).is_absolute()
 
 
 def test_no_measurement_on_a_cpu_or_without_a_choice(measured: list[Config]) -> None:
