@@ -20,7 +20,7 @@ from fastcyclegan.data.download import DATASETS, ELSEWHERE, SERVER, download
 from fastcyclegan.data.picture import open_picture
 from fastcyclegan.data.source import to_unit_range
 from fastcyclegan.dataset_report import ReportConfig, report_dataset
-from fastcyclegan.engine import resolve_device
+from fastcyclegan.engine import require_impl, resolve_device
 from fastcyclegan.errors import UserError
 from fastcyclegan.report import PAGE, to_pixels
 from fastcyclegan.run import read_config
@@ -133,7 +133,9 @@ def _run(main: Callable[[], int]) -> int:
 
 
 def _print_config(config: TrainConfig, console: Console) -> None:
-    console.say(f"device {resolve_device(config.run)}, torch {torch.__version__}")
+    device = resolve_device(config.run)
+    require_impl(config.model.impl, device)
+    console.say(f"device {device}, torch {torch.__version__}")
     for group, values in to_dict(config).items():
         console.table(f"{group}:", values)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fastcyclegan.config import OptimConfig, RunConfig
 from fastcyclegan.data.source import Batch
 from fastcyclegan.errors import UserError
-from fastcyclegan.networks import computed_by, set_impl
+from fastcyclegan.networks import check_impl, computed_by, set_impl
 from fastcyclegan.recipes.cyclegan import CycleGAN, Phase
 
 
@@ -47,6 +47,14 @@ def resolve_precision(precision: str, device: torch.device, compiled: bool) -> s
     if precision == "bf16" and device.type == "cuda" and not _has_bf16(device):
         raise UserError(f"precision bf16: {torch.cuda.get_device_name(device)} has no bf16; use --precision fp32")
     return precision
+
+
+def require_impl(impl: str, device: torch.device) -> None:
+    """Raise UserError for an ``impl`` that cannot serve ``device``."""
+    try:
+        check_impl(impl, device)
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def why_not_compiled(device: torch.device) -> str:

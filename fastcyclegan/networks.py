@@ -34,14 +34,14 @@ def set_impl(net: nn.Module, impl: str) -> None:
 
 
 def computed_by(net: nn.Module) -> str:
-    """Return what computes ``net`` where its parameters are now: "triton", "reference", or why it cannot be computed there."""
+    """Return what computes ``net`` where its parameters are now: "triton", "reference", or that ``impl`` cannot serve them."""
     impl, parameter = getattr(net, "impl", "reference"), next(net.parameters(), None)
     if parameter is None:
         return "nothing to compute"
     try:
         return resolve_impl(type(net).__name__, impl, parameter)
-    except (ValueError, TypeError) as error:
-        return str(error)
+    except (ValueError, TypeError):
+        return f"cannot serve {str(parameter.dtype).removeprefix('torch.')} on {parameter.device}"
 
 
 def _choose(net: nn.Module, impl: str, recompute: bool) -> None:

@@ -21,9 +21,8 @@ from fastcyclegan.data.picture import Fit
 from fastcyclegan.data.plan import Plan
 from fastcyclegan.data.scan import Needs, Pictures, find_pictures, fingerprint
 from fastcyclegan.data.source import Loader, Say, Source
-from fastcyclegan.engine import Engine, resolve_device, resolve_precision, why_not_compiled
+from fastcyclegan.engine import Engine, require_impl, resolve_device, resolve_precision, why_not_compiled
 from fastcyclegan.errors import UserError
-from fastcyclegan.networks import check_impl
 from fastcyclegan.recipes.cyclegan import CycleGAN, build_networks
 from fastcyclegan.report import CURVES, PAGE, STATS
 
@@ -160,10 +159,7 @@ class Run:
 def start(config: TrainConfig, say: Say, progress: Callable[[int, int], None] | None = None) -> Run:
     """Set up the run that ``config`` describes. Raises UserError for whatever the user can put right, before anything is changed."""
     device = resolve_device(config.run)
-    try:
-        check_impl(config.model.impl, device)
-    except ValueError as error:
-        raise UserError(str(error)) from None
+    require_impl(config.model.impl, device)
     folder, config = choose_folder(config)
     reason = why_not_compiled(device) if config.run.compile else ""
     compiled = config.run.compile and not reason

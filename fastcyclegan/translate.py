@@ -23,9 +23,9 @@ from fastcyclegan.data.loaders import MOST_THREADS, choose, cores, make_reader
 from fastcyclegan.data.picture import BadPictureError, Fit
 from fastcyclegan.data.scan import list_pictures
 from fastcyclegan.data.source import Job, Row, to_unit_range
-from fastcyclegan.engine import resolve_device, resolve_precision
+from fastcyclegan.engine import require_impl, resolve_device, resolve_precision
 from fastcyclegan.errors import UserError
-from fastcyclegan.networks import check_impl, generator_arguments
+from fastcyclegan.networks import generator_arguments
 from fastcyclegan.report import draw_grid, save_image, to_image, to_pixels
 from fastcyclegan.run import read_config
 
@@ -226,10 +226,7 @@ def translate(config: TranslateConfig, console: Console) -> int:
     """Translate what ``config`` names and return the number of pictures written. Raises UserError for what the user can put right."""
     device = resolve_device(RunConfig(device=config.device))
     precision = resolve_precision(config.precision, device, compiled=False)
-    try:
-        check_impl(config.impl, device)
-    except ValueError as error:
-        raise UserError(str(error)) from None
+    require_impl(config.impl, device)
     file = find_weights(config.weights, config.direction, config.epoch)
     translator = Translator(load_generator(file, config.impl), device, precision)
     jobs = plan_outputs(config)

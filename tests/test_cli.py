@@ -103,7 +103,8 @@ def test_kernels_that_cannot_serve_are_refused_before_anything_is_written(
 ) -> None:
     monkeypatch.setattr("fastcyclegan.kernels._dispatch.why_not_triton", lambda *device: "needs an NVIDIA GPU, got cpu")
     message = "impl='triton' needs an NVIDIA GPU, got cpu; use impl='auto' or impl='reference'"
-    assert message in fails(capsys, "--impl", "triton", "--dataroot", str(dataset), "--checkpoints_dir", str(tmp_path / "runs"))
+    for more in ((), ("--dry_run",)):
+        assert message in fails(capsys, "--impl", "triton", "--dataroot", str(dataset), "--checkpoints_dir", str(tmp_path / "runs"), *more)
     assert not (tmp_path / "runs").exists()
 
 

@@ -143,7 +143,7 @@ def test_impl_is_shown_and_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     set_impl(net, "triton")
     assert "impl=triton (triton)" in repr(net)
     monkeypatch.setattr("fastcyclegan.kernels._dispatch.why_not_triton", lambda *device: "needs an NVIDIA GPU, got cpu")
-    assert "impl=triton (Generator: impl='triton' needs an NVIDIA GPU, got cpu" in repr(net)
+    assert "impl=triton (cannot serve float32 on cpu)" in repr(net)
     with pytest.raises(ValueError, match="impl='triton' needs an NVIDIA GPU, got cpu; use impl='auto' or impl='reference'"):
         net(torch.zeros(1, 3, 8, 8))
 

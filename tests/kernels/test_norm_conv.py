@@ -182,10 +182,15 @@ def test_what_is_kept(recompute: bool, device: str) -> None:
 @pytest.mark.parametrize("case", [CASES[1], CASES[3]], ids=lambda c: c.why)
 @pytest.mark.parametrize("recompute", [True, False])
 def test_opcheck(case: Case, recompute: bool, device: str) -> None:
-    (x, weight, bias, nw, nb), _ = operands(case, device)
+    (x, weight, bias, nw, nb), dy = operands(case, device)
     leaves = [t if t is None else t.requires_grad_() for t in (x, nw, nb, weight, bias)]
     norm = (case.norm, 1e-5, case.act, 0.2, case.border)
     torch.library.opcheck(torch.ops.fastcyclegan.norm_conv_fwd, (*leaves, *norm, recompute, *case.conv))
+    with torch.no_grad():
+        _, mean, rstd, y = torch.ops.fastcyclegan.norm_conv_fwd(*leaves, *norm, recompute, *case.conv)
+    inputs = [t if t is None else t.detach() for t in (dy, x, nw, nb, mean, rstd, weight, y)]
+    needs = [True, True, bias is not None]
+    torch.library.opcheck(torch.ops.fastcyclegan.norm_conv_bwd, (*inputs, case.act, 0.2, case.border, needs, *case.conv))
 
 
 def test_compiles_whole_and_keeps_strides(device: str) -> None:
