@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(autouse=True)
+def _poisoned_memory(request: pytest.FixtureRequest) -> Iterator[None]:
+    """In the kernels' tests every empty tensor is full of NaN (a side of torch's deterministic mode): what is not written is seen."""
+    if request.path.parent.name != "kernels":
+        yield
+        return
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def device() -> str:
+    """Where kernels are tested: the GPU, or the CPU through Triton's interpreter."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def write_pictures(folder: Path, count: int, size: tuple[int, int] = (24, 20), seed: int = 0, suffix: str = ".png") -> list[Path]:
