@@ -113,7 +113,7 @@ def test_trains_and_translates_on_the_kernels(dataset: Path, tmp_path: Path, cap
     args = "--impl triton --load_size 8 --crop_size 8 --max_iters 1 --name r --checkpoints_dir".split()
     assert cli.train([*TINY, "--dataroot", str(dataset), *args, str(tmp_path)]) == 0
     assert re.search(r"^ *impl +triton$", capsys.readouterr().out, re.MULTILINE)
-    options = ["--resize", "8", "--device", "cpu", "--results_dir"]
+    options = ["--resize", "8", "--device", "cpu", "--output"]
     for impl in ("triton", "reference"):
         folder = str(tmp_path / impl)
         command = ["--weights", str(tmp_path / "r"), "--input", str(dataset / "testA"), *options, folder, "--impl", impl]
