@@ -29,8 +29,16 @@ def channels_last(*shape: int, device: str) -> Tensor:
 
 # --- The parts ----------------------------------------------------------------------------------------------------------------------
 
-# Borders that reach over half a small picture, a picture of two rows, and one of several tiles.
-BORDERS = [((2, 5, 2, 2), 1), ((1, 3, 3, 2), 1), ((1, 17, 9, 7), 1), ((1, 4, 4, 5), 3), ((2, 8, 13, 11), 3)]
+# Borders over half a small picture; two rows; lines that receive from both sides, in different tiles; several tiles.
+BORDERS = [
+    ((2, 5, 2, 2), 1),
+    ((1, 3, 3, 40), 1),
+    ((1, 3, 40, 3), 1),
+    ((1, 3, 3, 2), 1),
+    ((1, 17, 9, 7), 1),
+    ((1, 4, 4, 5), 3),
+    ((2, 8, 13, 11), 3),
+]
 
 
 @pytest.mark.parametrize(("shape", "border"), BORDERS)
