@@ -19,9 +19,12 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from fastcyclegan import reference
 from fastcyclegan.kernels import instance_norm
+from fastcyclegan.kernels._backend import backend_of
 from fastcyclegan.kernels._dispatch import check_impl, resolve_impl
 from fastcyclegan.kernels.instance_norm import ACTS
 from fastcyclegan.kernels.norm_conv import norm_conv
+from fastcyclegan.kernels.reflect_conv import reflect_conv
+from fastcyclegan.kernels.residual_block import residual_block
 
 
 class InstanceNormAct(nn.modules.instancenorm._InstanceNorm):
@@ -77,6 +80,13 @@ class InstanceNormAct(nn.modules.instancenorm._InstanceNorm):
         return f"{super().extra_repr()}, act={self.act}{slope}, impl={self.impl}"
 
 
+class FloatTanh(nn.Tanh):
+    """tanh that computes and returns fp32 for 16-bit input: near +-1 a bf16 step is a whole step of an 8-bit picture."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(x.float() if x.dtype in (torch.bfloat16, torch.float16) else x)
+
+
 class _ZeroGradient(torch.autograd.Function):
     """The identity on x; the other arguments get a gradient of zeros, all cut from one buffer."""
 
@@ -117,6 +127,14 @@ def _activation(layer: nn.Module) -> tuple[str, float] | None:
     return ("leaky_relu", layer.negative_slope) if _untouched(layer, nn.LeakyReLU) else None  # type: ignore[return-value]
 
 
+def _reflects(conv: Any, x: Tensor) -> bool:
+    """Whether ``conv`` is one that our kernels compute: stride 1 on the bordered x alone, odd and square, one weight for all channels."""
+    k = conv.weight.shape[2]
+    plain = isinstance(conv, nn.Conv2d) and conv.padding == (0, 0) and conv.stride == conv.dilation == (1, 1) and conv.groups == 1
+    plain = plain and conv.kernel_size == (k, k) and k % 2 == 1
+    return plain and backend_of("reflect_conv", x, 1, conv.weight.shape[0], k) == "triton"
+
+
 def _border(layer: nn.Module, following: nn.Module | None) -> int:
     """Return the border of a reflection pad that the convolution after it can take over, else 0."""
     if not (_untouched(layer, nn.ReflectionPad2d) and _is_conv(following)):
@@ -134,6 +152,7 @@ class _Flow:
     act: str = "none"
     slope: float = 0.0
     border: int = 0
+    done: nn.Module | None = None  # a layer that was computed with the one before it
 
     def settle(self, residual: Tensor | None = None) -> Tensor:
         """Do what is still to be done, add ``residual``, and return x."""
@@ -157,12 +176,18 @@ class _Flow:
             self.x = _ZeroGradient.apply(self.x, *biases)
 
     def convolve(self, conv: Any, following: nn.Module | None, recompute: bool) -> None:
-        """Replace x by its convolution, in one operator with what is still to be done before it."""
+        """Replace x by its convolution, in one operator with what is still to be done before it, and with a tanh that follows."""
         bias = conv.bias
         if bias is not None and _is_norm(following):
             self.cancelled.append(bias)
             bias = None
         dtype = _compute_dtype(self.x, conv.weight)
+        if self.border and _reflects(conv, self.x):
+            if self.x.dtype != dtype:
+                border, self.border = self.border, 0
+                self.x, self.border = self.settle().to(dtype), border
+            self._reflect(conv, bias, following, recompute)
+            return
         # A picture's three channels are not worth a pass of their own: PyTorch pads them.
         if self.x.dtype != dtype or (self.norm is None and (self.border == 0 or self.x.shape[1] < 8)):
             self.settle()
@@ -172,11 +197,22 @@ class _Flow:
         if self.norm is None and self.border == 0:
             self.x = _plain_conv(x, conv, bias)
             return
-        options: dict[str, Any] = {"norm": False}
-        if (norm := self.norm) is not None:
-            options = {"norm_weight": norm.weight, "norm_bias": norm.bias, "eps": norm.eps, "act": self.act, "slope": self.slope}
-        self.x = norm_conv(x, conv.weight, bias, sizes, border=self.border, recompute=recompute, **options)
+        self.x = norm_conv(x, conv.weight, bias, sizes, border=self.border, recompute=recompute, **self._norm_options())
         self.norm, self.act, self.border = None, "none", 0
+
+    def _reflect(self, conv: Any, bias: Tensor | None, following: nn.Module | None, recompute: bool) -> None:
+        """Replace x by its convolution in our kernels, with the norm, the border and the tanh around it."""
+        tanh = _untouched(following, FloatTanh)
+        biases = [] if bias is None else [bias]
+        options: dict[str, Any] = {"padding": self.border, "tanh": tanh, "recompute": recompute, **self._norm_options()}
+        self.x = reflect_conv(self.x, [conv.weight], biases, **options)
+        self.norm, self.act, self.border, self.done = None, "none", 0, following if tanh else None
+
+    def _norm_options(self) -> dict[str, Any]:
+        if (norm := self.norm) is None:
+            return {"norm": False}
+        affine = {"norm_weight": norm.weight, "norm_bias": norm.bias}
+        return {"norm": True, **affine, "eps": norm.eps, "act": self.act, "slope": self.slope}
 
 
 def _plain_conv(x: Tensor, conv: Any, bias: Tensor | None) -> Tensor:
@@ -215,7 +251,9 @@ class Chain(nn.Sequential):
             raise ValueError(f"Chain: x must be [N, C, H, W] or [C, H, W], got shape {tuple(x.shape)}")
         flow = _Flow(x.contiguous(memory_format=torch.channels_last), [] if cancelled is None else cancelled)
         for layer, following in self._pairs(start):
-            if cancelled is None and following is None:
+            if layer is flow.done:
+                continue
+            if cancelled is None and (following is None or (following is self[-1] and isinstance(following, FloatTanh))):
                 # Before the last layer, so that the result is that layer's own and may be changed in place.
                 flow.give_zeros()
             self._step(flow, layer, following)
@@ -275,7 +313,34 @@ class ResidualBlock(reference.ResidualBlock):
     def forward(self, x: Tensor, cancelled: list[Tensor] | None = None) -> Tensor:
         if not _untouched(self.conv_block, Chain):
             return x + self.conv_block(x)
-        return self.conv_block(x, residual=x, cancelled=cancelled)
+        convs = self._convs(x)
+        if convs is None:
+            return self.conv_block(x, residual=x, cancelled=cancelled)
+        flow = _Flow(x, [] if cancelled is None else cancelled)
+        flow.cancelled += [conv.bias for conv in convs if conv.bias is not None]
+        if cancelled is None:
+            flow.give_zeros()
+        first, second = (conv.weight for conv in convs)
+        return residual_block(flow.x, first, second, eps=self.conv_block[2].eps, impl="triton")
+
+    def _convs(self, x: Tensor) -> tuple[Any, Any] | None:
+        """Return the two convolutions if the block is the plain one, which is a single operator on ``x``, else None."""
+        chain: Any = self.conv_block
+        if resolve_impl("ResidualBlock", chain.impl, x) == "reference" or len(chain) != 7 or x.dim() != 4:
+            return None
+        pad1, conv1, norm1, relu, pad2, conv2, norm2 = chain
+        weight, shape = conv1.weight, [x.shape[1], x.shape[1], 3, 3]
+        plain = (
+            (_border(pad1, conv1), _border(pad2, conv2)) == (1, 1)
+            and all(_is_norm(norm) and norm.weight is None and norm.eps == norm1.eps for norm in (norm1, norm2))
+            and _activation(relu) == ("relu", 0.0)
+            and all(list(conv.weight.shape) == shape and conv.weight.dtype == weight.dtype for conv in (conv1, conv2))
+            and all(conv.stride == conv.dilation == (1, 1) and conv.padding == (0, 0) for conv in (conv1, conv2))
+            and _compute_dtype(x, weight) == x.dtype
+            and chain.recompute
+            and backend_of("residual_block", x, 1, shape[0], 3) == "triton"
+        )
+        return (conv1, conv2) if plain else None
 
 
 class UnetBlock(reference.UnetBlock):

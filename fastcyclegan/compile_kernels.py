@@ -26,9 +26,21 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from fastcyclegan.counters import dry_run
-from fastcyclegan.kernels import _launch, _math, instance_norm, instance_norm_launch
+
+# The kernels register themselves, in this process and in those that compile.
+from fastcyclegan.kernels import (  # noqa: F401
+    _launch,
+    _math,
+    accumulating,
+    border_triton,
+    instance_norm,
+    instance_norm_triton,
+    reflect_conv2d,
+    reflect_conv_triton,
+)
 from fastcyclegan.networks import Discriminator, Generator, PixelDiscriminator, UnetGenerator
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -52,6 +64,8 @@ ARCHS = {
     "sm_100": Arch(100, 227 << 10, 228 << 10, gated=False),
 }
 
+# What matrix products read, by the names of the kernels' arguments.
+OPERANDS = ("x", "w", "dy")
 # Instructions in SASS. HGMMA is Hopper's matrix instruction, UTC*MMA Blackwell's (tcgen05), LDGSTS cp.async, UTMA* and UBLKCP the TMA.
 INSTRUCTIONS = {
     "HMMA": r"\bHMMA\b",
@@ -104,6 +118,8 @@ def job_of(launch: _launch.Launch) -> Job:
         name, general = parameter.name, parameter.do_not_specialize
         if isinstance(value, Tensor):
             types.append((name, f"*{TYPES[value.dtype]}:16"))
+        elif isinstance(value, TensorDescriptor):
+            types.append((name, f"tensordesc<{TYPES[value.base.dtype]}{value.block_shape}>"))
         elif value is None or (isinstance(value, int) and value == 1 and not general):
             constants[name] = value
         elif isinstance(value, float):
@@ -122,27 +138,35 @@ def _train(build: Any, dtype: torch.dtype, size: int = 256, **options: Any) -> N
 
 
 def _operators(dtype: torch.dtype) -> None:
-    """The modes that no network uses: planes, affine norms, a gradient with margins."""
+    """The modes that no network uses: planes, affine norms, a convolution alone with its bias, a gradient added to another."""
     for shape in ((1, 64, 256, 256), (1, 256, 32, 32)):
         x, residual = (torch.zeros(shape, dtype=dtype, requires_grad=True) for _ in range(2))
         weight, bias = (torch.zeros(shape[1], requires_grad=True) for _ in range(2))
         y = instance_norm(x, weight, bias, act="leaky_relu", residual=residual, impl="triton")
         y.backward(torch.empty_like(y))
-    x = torch.zeros(1, 256, 64, 64, dtype=dtype).contiguous(memory_format=torch.channels_last)
-    stats = torch.zeros(1, 256)
-    y = instance_norm_launch.empty_bordered(x, 1)
-    extras = instance_norm_launch.Extras(dy_border=1, y_border=1, margins=True)
-    instance_norm_launch.backward(y, x, None, None, stats, stats, "relu", 0.0, extras, torch.empty_like(y))
+    for channels in ((256, 256), (64, 3)):
+        weight, bias = torch.zeros(channels[1], channels[0], 3, 3, requires_grad=True), torch.zeros(channels[1], requires_grad=True)
+        x = torch.zeros(1, channels[0], 64, 64, dtype=dtype).contiguous(memory_format=torch.channels_last).requires_grad_()
+        for _ in range(2):
+            y = reflect_conv2d(x, weight, bias, padding=1, impl="triton")
+            with accumulating():
+                y.backward(torch.empty_like(y))
 
 
-def shipped_jobs(dtypes: list[torch.dtype]) -> list[Job]:
-    """Return every specialisation that the networks and operators launch. Raises RuntimeError for a kernel that nothing launches."""
+def shipped_jobs(dtypes: list[torch.dtype], capability: int = 90) -> list[Job]:
+    """Return every specialisation that the networks and operators launch on a chip of ``capability``.
+
+    Raises RuntimeError for a kernel that nothing launches.
+    """
     jobs: dict[Job, None] = {}
-    with dry_run(on_launch=lambda launch: jobs.setdefault(job_of(launch)), all_configs=True):
+    with dry_run(on_launch=lambda launch: jobs.setdefault(job_of(launch)), all_configs=True, capability=capability):
         for dtype in dtypes:
-            for build in (Generator, Discriminator, PixelDiscriminator, UnetGenerator):
+            for build in (Discriminator, PixelDiscriminator, UnetGenerator):
                 _train(build, dtype)
-            _train(Generator, dtype, n_blocks=1, upsample="resize", recompute=False)
+            for tf32 in (True, False) if dtype == torch.float32 else (True,):
+                with torch.backends.cudnn.flags(allow_tf32=tf32):
+                    _train(Generator, dtype, n_blocks=1)
+                    _train(Generator, dtype, n_blocks=1, upsample="resize", recompute=False)
             _operators(dtype)
     forgotten = sorted(set(_launch.REGISTRY) - {job.kernel for job in jobs})
     if forgotten:
@@ -161,33 +185,38 @@ def compile_job(job: Job, arch: Arch) -> Any:
     fn = _launch.REGISTRY[job.kernel]
     order = {name: i for i, name in enumerate(fn.arg_names)}
     types = dict(job.types)
-    signature = {name: types[name].split(":")[0] if name in types else "constexpr" for name in fn.arg_names}
+    signature = {name: types[name].removesuffix(":16") if name in types else "constexpr" for name in fn.arg_names}
     attrs = {(order[name],): [["tt.divisibility", 16]] for name, kind in job.types if kind.endswith(":16")}
     source = ASTSource(fn, signature, {(order[name],): value for name, value in job.constants}, attrs)
     options = {"num_warps": job.num_warps, "num_stages": job.num_stages, "enable_fp_fusion": True}
     return triton.compile(source, target=GPUTarget("cuda", arch.capability, 32), options=options)
 
 
-def _tile_lines() -> dict[str, range]:
-    """Return the lines of _math.py in which tiles are loaded and stored."""
+def _tile_lines(operands: bool) -> dict[str, range]:
+    """Return the lines of _math.py in which tiles are loaded and stored, those of a product's operands too if asked for."""
     lines = {}
-    for fn in (_math.load_tile, _math.store_tile):
+    for fn in (_math.load_tile, _math.store_tile, *((_math.load_operand,) if operands else ())):
         source, first = inspect.getsourcelines(fn.fn)
         lines[fn.fn.__name__] = range(first, first + len(source))
     return lines
 
 
-def narrow_accesses(ptx: str) -> int:
-    """Return how many instructions load or store less than 16 bytes of a tile: found by the source line they came from."""
+def narrow_accesses(ptx: str, operands: bool = True) -> int:
+    """Return how many instructions load or store less than 16 bytes of a tile: found by the source line they came from.
+
+    ``operands``: those of matrix products count too. An operand in fp32 that must be turned round comes in single values, by the compiler.
+    """
     files = dict(re.findall(r'^\s*\.file\s+(\d+)\s+"([^"]+)"', ptx, re.MULTILINE))
     mine = {number for number, name in files.items() if Path(name).name == Path(_math.__file__).name}
-    tiles = [line for lines in _tile_lines().values() for line in lines]
+    tiles = [line for lines in _tile_lines(operands).values() for line in lines]
     narrow, inside = 0, False
     for line in ptx.splitlines():
         if loc := re.match(r"\s*\.loc\s+(\d+)\s+(\d+)", line):
             inside = loc[1] in mine and int(loc[2]) in tiles
         elif inside and (access := re.search(r"\b(?:ld|st)\.global\S*?(?:\.v(\d))?\.[busf](\d+)\b", line)):
             narrow += int(access[1] or 1) * int(access[2]) < 128
+        elif inside and (copy := re.search(r"\bcp\.async\.c[ag]\.shared\.global\b.*\],\s*(0x[0-9a-f]+|\d+)\s*[,;]", line)):
+            narrow += int(copy[1], 0) < 16
     return narrow
 
 
@@ -224,7 +253,8 @@ def compiled(job: Job, name: str) -> Compiled:
         Path(file.name).write_bytes(cubin)
         usage = _tool("cuobjdump", "-res-usage", file.name)
     registers, stack = (int(re.search(rf"{key}:(\d+)", usage)[1]) for key in ("REG", "STACK"))  # type: ignore[index]
-    narrow, multiplies = narrow_accesses(kernel.asm["ptx"]), _multiplies(kernel.asm["ttir"])
+    narrow = narrow_accesses(kernel.asm["ptx"], operands=not any(kind == "*fp32:16" for key, kind in job.types if key in OPERANDS))
+    multiplies = _multiplies(kernel.asm["ttir"])
     return Compiled(kernel.hash, cubin, registers, stack, kernel.metadata.shared, narrow, multiplies)
 
 
@@ -249,6 +279,13 @@ def disassemble(cubins: list[bytes], name: str) -> list[str]:
     return ["\n".join(lines[at] for at in range(a, b, 16) if at in lines) for a, b in itertools.pairwise(starts)]
 
 
+def dtype_of(job: Job) -> str:
+    """Return the dtype of the first tensor of ``job``."""
+    found = re.match(r"(?:\*|tensordesc<)(\w+)", job.types[0][1])
+    assert found is not None, job
+    return found[1]
+
+
 def _report(job: Job, name: str, kernel: Compiled, sass: str) -> Report:
     arch = ARCHS[name]
     instructions = {key: len(re.findall(pattern, sass)) for key, pattern in INSTRUCTIONS.items()}
@@ -262,7 +299,7 @@ def _report(job: Job, name: str, kernel: Compiled, sass: str) -> Report:
     if kernel.multiplies and not any(instructions[key] for key in ("HMMA", "HGMMA", "tcgen05")):
         faults.append("a matrix product in 16 bits or tf32 without matrix instructions")
     config = {key: int(value) for key, value in job.constants if isinstance(value, int)}
-    dtype = next(kind.strip("*").split(":")[0] for key, kind in job.types if key in ("x_ptr", "dy_ptr"))
+    dtype = dtype_of(job)
     occupancy = _occupancy(kernel.registers, kernel.smem, job.num_warps, arch)
     sizes = (kernel.registers, kernel.stack, kernel.smem, occupancy, kernel.narrow)
     return Report(name, job.kernel, dtype, config, job.num_warps, *sizes, instructions, faults)
@@ -273,18 +310,18 @@ def _multiplies(ttir: str) -> bool:
     return any("inputPrecision = tf32" in line or "xf32" not in line for line in ttir.splitlines() if re.search(r"\btt\.dot\b", line))
 
 
-def reports(jobs: list[Job], archs: list[str], out: Path | None = None, processes: int = 2) -> list[Report]:
-    """Compile ``jobs`` for each of ``archs`` and report on them; write the cubins to ``out`` if given."""
+def reports(jobs: dict[str, list[Job]], out: Path | None = None, processes: int = 2) -> list[Report]:
+    """Compile the jobs of each architecture and report on them; write the cubins to ``out`` if given."""
     found = []
     # Fresh processes: the parent has threads of torch's.
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        for name in archs:
-            kernels = list(pool.map(compiled, jobs, itertools.repeat(name), chunksize=4))
-            for job, kernel in zip(jobs, kernels, strict=True):
+        for name, mine in jobs.items():
+            kernels = list(pool.map(compiled, mine, itertools.repeat(name), chunksize=4))
+            for job, kernel in zip(mine, kernels, strict=True):
                 if out is not None:
                     (out / f"{job.kernel.strip('_')}-{name}-{kernel.hash[:12]}.cubin").write_bytes(kernel.cubin)
             sass = disassemble([kernel.cubin for kernel in kernels], name)
-            found += [_report(job, name, kernel, listing) for job, kernel, listing in zip(jobs, kernels, sass, strict=True)]
+            found += [_report(job, name, kernel, listing) for job, kernel, listing in zip(mine, kernels, sass, strict=True)]
     return found
 
 
@@ -327,9 +364,11 @@ def main() -> int:
         options.json.parent.mkdir(parents=True, exist_ok=True)
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
-    jobs = shipped_jobs([DTYPES[name] for name in options.dtype])
-    found = reports(jobs, options.arch, options.out, options.processes)
-    print(f"Triton {triton.__version__}, {len(jobs)} specialisations of {len(_launch.REGISTRY)} kernels, {', '.join(options.arch)}")
+    dtypes = [DTYPES[name] for name in options.dtype]
+    jobs = {name: shipped_jobs(dtypes, ARCHS[name].capability) for name in options.arch}
+    found = reports(jobs, options.out, options.processes)
+    counts = ", ".join(f"{len(mine)} for {name}" for name, mine in jobs.items())
+    print(f"Triton {triton.__version__}, specialisations of {len(_launch.REGISTRY)} kernels: {counts}")
     print("\n".join(table(found)))
     if options.json is not None:
         options.json.write_text(json.dumps({"triton": triton.__version__, "kernels": [asdict(r) for r in found]}, indent=1))

@@ -22,7 +22,7 @@ from fastcyclegan.kernels import _launch
 from fastcyclegan.kernels._operator import BODIES
 from fastcyclegan.networks import Discriminator, Generator, UnetGenerator
 
-_ALLOCATIONS = {"empty", "empty_like", "empty_strided", "new_empty", "detach", "lift_fresh"}
+_ALLOCATIONS = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach", "lift_fresh"}
 _CONVOLUTIONS = {"aten::convolution", "aten::convolution_backward"}
 
 
@@ -39,13 +39,18 @@ class Counts:
 
 
 class DryRun(TorchDispatchMode):
-    """Counts what happens inside the block and tells ``on_launch`` of each launch; ``all_configs``: of one in every configuration."""
+    """Counts what happens inside the block and tells ``on_launch`` of each launch; ``all_configs``: of one in every configuration.
+
+    ``capability``: the chip that configurations are for, as 90.
+    """
 
     dry = True
 
-    def __init__(self, on_launch: Callable[[_launch.Launch], None] = lambda launch: None, all_configs: bool = False) -> None:
+    def __init__(
+        self, on_launch: Callable[[_launch.Launch], None] = lambda launch: None, all_configs: bool = False, capability: int = 90
+    ) -> None:
         super().__init__()
-        self.counts, self.on_launch, self.all_configs = Counts(), on_launch, all_configs
+        self.counts, self.on_launch, self.all_configs, self.capability = Counts(), on_launch, all_configs, capability
 
     def launched(self, launch: _launch.Launch) -> None:
         self.counts.launches[launch.kernel] += 1

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from fastcyclegan.config import OptimConfig, RunConfig
 from fastcyclegan.data.source import Batch
 from fastcyclegan.errors import UserError
+from fastcyclegan.kernels import accumulating
+from fastcyclegan.kernels._backend import describe_backends
 from fastcyclegan.networks import check_impl, computed_by, set_impl
 from fastcyclegan.recipes.cyclegan import CycleGAN, Phase
 
@@ -122,7 +124,9 @@ class Engine:
                 with self._autocast():
                     terms = phase.losses(self._runs, batch)
                 # The sum of the terms, in one backward: each term's gradient is 1.
-                torch.stack(list(terms.values())).sum().backward()
+                # A generator runs three times: the kernels add its weights' gradients where the first ones are.
+                with accumulating():
+                    torch.stack(list(terms.values())).sum().backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             losses += terms.values()
@@ -150,6 +154,7 @@ class Engine:
             "layout": "channels_last",
             "compiled": compiled if self.compiled else "no",
             "impl": self._impl(),
+            **({"convolutions": describe_backends(self.device)} if "triton" in self._impl() else {}),
         }
 
     def _impl(self) -> str:

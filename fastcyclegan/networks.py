@@ -6,22 +6,14 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from fastcyclegan import reference
-from fastcyclegan.blocks import Chain, chained
+from fastcyclegan.blocks import Chain, FloatTanh, chained
 from fastcyclegan.config import ModelConfig
 from fastcyclegan.kernels._dispatch import check_impl, resolve_impl
 
 Impl = Literal["auto", "triton", "reference"]
-
-
-class FloatTanh(nn.Tanh):
-    """tanh that computes and returns fp32 for 16-bit input: near +-1 a bf16 step is a whole step of an 8-bit picture."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.tanh(x.float() if x.dtype in (torch.bfloat16, torch.float16) else x)
 
 
 def set_impl(net: nn.Module, impl: str) -> None:

@@ -4,5 +4,15 @@ if __name__ != "fastcyclegan.kernels":
     raise ImportError(f"this folder is the package fastcyclegan.kernels, not {__name__!r}: write `import fastcyclegan.kernels`")
 
 from .instance_norm import instance_norm, instance_norm_ref
+from .reflect_conv import accumulating, reflect_conv2d, reflect_conv2d_ref
+from .residual_block import residual_block, residual_block_ref
 
-__all__ = ["instance_norm", "instance_norm_ref"]
+__all__ = [
+    "accumulating",
+    "instance_norm",
+    "instance_norm_ref",
+    "reflect_conv2d",
+    "reflect_conv2d_ref",
+    "residual_block",
+    "residual_block_ref",
+]

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 
 import torch
 import triton
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 # Every kernel of this package by name: what the ahead-of-time compiler must have seen at least once.
 REGISTRY: dict[str, Any] = {}
@@ -41,11 +43,12 @@ class Launch:
 class Observer(Protocol):
     """Hears of every launch. Where ``dry``, launches are heard of and not made: outputs stay as allocated.
 
-    Where ``all_configs`` too, a kernel that has a choice of configurations is heard of once with each.
+    Where ``all_configs`` too, a kernel that has a choice of configurations is heard of once with each: those for a chip of ``capability``.
     """
 
     dry: bool
     all_configs: bool
+    capability: int
 
     def launched(self, launch: Launch) -> None: ...
 
@@ -86,6 +89,27 @@ def observe(observer: Observer) -> Iterator[None]:
         _observers.remove(observer)
 
 
+def capability(device: torch.device) -> int:
+    """Return the compute capability that configurations are chosen for, as 90: of ``device``, or what a dry run is about."""
+    for observer in _observers:
+        if observer.dry:
+            return observer.capability
+    if device.type != "cuda":
+        return 90
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+def multiprocessors(device: torch.device) -> int:
+    """Return the number of multiprocessors that a grid should fill; an H200's where there is no GPU."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
+
+
+def describe(t: Tensor, rows: int, stride: int, columns: int, block: tuple[int, int]) -> TensorDescriptor:
+    """Return a descriptor of ``t`` as ``rows`` rows of ``columns`` elements, ``stride`` apart (they may overlap), for tiles ``block``."""
+    return TensorDescriptor(t, [rows, columns], [stride, 1], list(block))
+
+
 def launch(name: str, grid: int, args: tuple[Any, ...], constants: dict[str, Any], config: Config) -> None:
     """Run ``grid`` programs of kernel ``name`` on the device of its first argument; none for an empty grid."""
     if grid == 0:
@@ -94,7 +118,8 @@ def launch(name: str, grid: int, args: tuple[Any, ...], constants: dict[str, Any
         observer.launched(Launch(name, grid, args, constants, config))
     if dry():
         return
-    device = args[0].device
+    first = args[0].base if isinstance(args[0], TensorDescriptor) else args[0]
+    device = first.device
     # FMA contraction is on for sm_80 and later whatever Triton's default becomes: parity is proved with it.
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages, "enable_fp_fusion": True}
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():

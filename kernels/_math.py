@@ -34,6 +34,23 @@ def store_tile(ptr, rows, mask_s, offs_c, mask_c, C, tile):
 
 
 @triton.jit
+def load_pixels(ptr, rows, mask_s, offs_c, mask_c, C, WIDE: tl.constexpr):
+    """``load_tile`` where rows are made of 16-byte pieces (WIDE); a picture's three channels are not."""
+    if WIDE:
+        return load_tile(ptr, rows, mask_s, offs_c, mask_c, C)
+    else:
+        offs = rows.to(tl.int64)[:, None] * C + offs_c[None, :]
+        return tl.load(ptr + offs, mask=mask_s[:, None] & mask_c[None, :], other=0.0).to(tl.float32)
+
+
+@triton.jit
+def load_operand(ptr, rows, mask, STRIDE, offs_c, C, EVEN: tl.constexpr):
+    """Return a tile [rows, channels] of a matrix product's operand in its own dtype. EVEN: the tile ends inside the C channels."""
+    offs = (rows.to(tl.int64) * STRIDE)[:, None] + offs_c[None, :]
+    return tl.load(ptr + offs, mask=mask[:, None] if EVEN else mask[:, None] & (offs_c < C)[None, :], other=0.0)
+
+
+@triton.jit
 def reflect(i, SIZE):
     """Return the index in [0, SIZE) that reflection padding reads at index ``i`` in (-SIZE, 2 SIZE - 1)."""
     i = tl.abs(i)
@@ -80,8 +97,28 @@ def tile_moments(x, mask_s, BLOCK_S: tl.constexpr):
 
 
 @triton.jit
-def combine_tiles(part_ptr, n, T, S, C, ROWS, offs_c, mask_c, BLOCK_T: tl.constexpr):
-    """Return mean and variance [C] of image ``n`` from part [N, 2, T, C], (mean, M2) of ROWS pixels each, fewer in the last tile."""
+def masked_moments(x, mask_s):
+    """Return mean and M2 [C] of a tile x [BLOCK_S, C] over the rows in ``mask_s``, of which there is at least one.
+
+    The second pass works on differences from the first's mean and corrects it by theirs: a flat tile has its value as mean, exactly.
+    """
+    count = tl.sum(mask_s.to(tl.float32), 0)
+    mean = tl.sum(tl.where(mask_s[:, None], x, 0.0), 0) / count
+    d = tl.where(mask_s[:, None], x - mean[None, :], 0.0)
+    shift = tl.sum(d, 0) / count
+    return mean + shift, tl.maximum(tl.sum(d * d, 0) - count * shift * shift, 0.0)
+
+
+@triton.jit
+def pixels_before(i, H, W, PITCH):
+    """Return how many of the first ``i`` places of lines of PITCH are pixels of a picture H x W."""
+    i = tl.minimum(i, H * PITCH)
+    return i // PITCH * W + tl.minimum(i % PITCH, W)
+
+
+@triton.jit
+def combine_tiles(part_ptr, n, T, H, W, C, ROWS, PITCH, offs_c, mask_c, BLOCK_T: tl.constexpr):
+    """Return mean and variance [C] of image ``n`` from part [N, 2, T, C], (mean, M2) of ROWS places each in lines of PITCH >= W."""
     offs_t = tl.arange(0, BLOCK_T)
     mask = (offs_t < T)[:, None] & mask_c[None, :]
     offs = offs_t[:, None] * C + offs_c[None, :]
@@ -89,9 +126,9 @@ def combine_tiles(part_ptr, n, T, S, C, ROWS, offs_c, mask_c, BLOCK_T: tl.conste
     first = tl.load(mean_ptr + offs_c, mask=mask_c, other=0.0)
     mean = tl.load(mean_ptr + offs, mask=mask, other=0.0)
     m2 = tl.load(mean_ptr + T * C + offs, mask=mask, other=0.0)
-    count = tl.where(offs_t < T, tl.minimum(S - offs_t * ROWS, ROWS), 0).to(tl.float32)[:, None]
-    mean, m2 = combine_lanes(count, mean, m2, first)
-    return mean, m2 / S
+    count = pixels_before((offs_t + 1) * ROWS, H, W, PITCH) - pixels_before(offs_t * ROWS, H, W, PITCH)
+    mean, m2 = combine_lanes(tl.where(offs_t < T, count, 0).to(tl.float32)[:, None], mean, m2, first)
+    return mean, m2 / (H * W)
 
 
 @triton.jit

@@ -83,6 +83,15 @@ def like(t: Tensor, x: Tensor) -> Tensor:
     return t if t.stride() == x.stride() and t.dtype == x.dtype else torch.empty_like(x).copy_(t)
 
 
+def channels_last(t: Tensor) -> Tensor:
+    """Return ``t`` in channels_last with the strides that a fresh tensor has, also where a dimension of size 1 leaves them open."""
+    t = t.contiguous(memory_format=torch.channels_last)
+    _, C, H, W = t.shape
+    canonical = (C * H * W, 1, C * W, C)
+    # A copy, not a view in other words: what an operator returns may be changed in place.
+    return t if t.stride() == canonical else t.new_empty_strided(t.shape, canonical).copy_(t)
+
+
 def _setup_fwd(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, weight, bias, residual, _, act, slope = inputs
     _, mean, rstd = output

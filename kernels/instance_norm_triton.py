@@ -25,7 +25,7 @@ from ._math import (
 )
 
 # Counts of tiles and the like: one compiled kernel serves them all, so that pictures of a new size compile nothing.
-COUNTS = ["ITERS", "TILES", "T", "ROWS", "MAIN", "NC", "CHANNELS"]
+COUNTS = ["ITERS", "TILES", "T", "ROWS", "PITCH", "MAIN", "NC", "CHANNELS"]
 
 
 @kernel
@@ -56,13 +56,13 @@ def _instance_norm_stats_kernel(x_ptr, part_ptr, ITERS, T, S, C, BLOCK_S: tl.con
 @kernel
 @triton.jit(do_not_specialize=COUNTS)
 def _instance_norm_apply_kernel(
-    x_ptr, part_ptr, w_ptr, b_ptr, res_ptr, y_ptr, mean_ptr, rstd_ptr, ITERS, TILES, T, ROWS, H, W, C, CHANNELS, eps, slope,
+    x_ptr, part_ptr, w_ptr, b_ptr, res_ptr, y_ptr, mean_ptr, rstd_ptr, ITERS, TILES, T, ROWS, PITCH, H, W, C, CHANNELS, eps, slope,
     ACT: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, RESIDUAL: tl.constexpr, BORDER: tl.constexpr,
     PLANAR: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """y = act(IN(x)) (+ residual), with BORDER reflected pixels around it; mean and rstd [N, C] from the T partial moments."""
     n, t, offs_c, mask_c = locate(TILES, C, BLOCK_C)
-    mean, variance = combine_tiles(part_ptr, n, T, H * W, C, ROWS, offs_c, mask_c, BLOCK_T)
+    mean, variance = combine_tiles(part_ptr, n, T, H, W, C, ROWS, PITCH, offs_c, mask_c, BLOCK_T)
     rstd = inverse_deviation(variance, eps)
     w, b = load_affine(w_ptr, b_ptr, n, offs_c, mask_c, CHANNELS, HAS_WEIGHT, HAS_BIAS, PLANAR)
     if t == 0:
@@ -192,15 +192,16 @@ def _margin_rows(m, H, W):
 @kernel
 @triton.jit(do_not_specialize=COUNTS)
 def _instance_norm_bwd_apply_kernel(
-    dy_ptr, x_ptr, w_ptr, b_ptr, mean_ptr, rstd_ptr, sums_ptr, dx_ptr, y_ptr, total_ptr,
+    dy_ptr, x_ptr, w_ptr, b_ptr, mean_ptr, rstd_ptr, sums_ptr, copy_ptr, dx_ptr, y_ptr, total_ptr,
     NC, ITERS, MAIN, TILES, T, H, W, C, CHANNELS, slope,
     ACT: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, DY_BORDER: tl.constexpr, Y_BORDER: tl.constexpr,
-    RECOMPUTE: tl.constexpr, MARGINS: tl.constexpr, PLANAR: tl.constexpr,
+    RECOMPUTE: tl.constexpr, COPY: tl.constexpr, MARGINS: tl.constexpr, PLANAR: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """dx, if MARGINS in the packed layout that convolution backwards read; if RECOMPUTE also y = act(IN(x)) with Y_BORDER around it.
 
-    Tiles from MAIN on write the margins. total [2, N, C] gets the sums of dz and of dz * x-hat over each image.
+    COPY: y is what stands at copy_ptr (a picture like x) instead, so that its border needs no launch of its own. Tiles from MAIN on write
+    the margins. total [2, N, C] gets the sums of dz and of dz * x-hat over each image.
     """
     n, t, offs_c, mask_c = locate(TILES, C, BLOCK_C)
     mean, rstd = _load_moments(mean_ptr, rstd_ptr, n, C, offs_c, mask_c)
@@ -233,7 +234,10 @@ def _instance_norm_bwd_apply_kernel(
 
             store_tile(dx_ptr, h * (W + 2) + col if MARGINS else rows, inside, offs_c, mask_c, C, dx)
             if RECOMPUTE:
-                store_tile(y_ptr + n * HP * WP * C, k, mask_s, offs_c, mask_c, C, activate(z, slope, ACT))
+                y = activate(z, slope, ACT)
+                if COPY:
+                    y = load_tile(copy_ptr + n * H * W * C, rows, mask_s, offs_c, mask_c, C)
+                store_tile(y_ptr + n * HP * WP * C, k, mask_s, offs_c, mask_c, C, y)
         elif MARGINS:
             k -= MAIN * ITERS * BLOCK_S
             mask_s = k < 2 * H + 2 * (W + 2) + 2 * (H + 2)
@@ -276,63 +280,3 @@ def _instance_norm_small_bwd_kernel(
     store_tile(dx_ptr + base, rows, mask_s, offs_c, mask_c, C, dx)
     tl.store(total_ptr + n * C + offs_c, sum_dz, mask=mask_c)
     tl.store(total_ptr + NC + n * C + offs_c, sum_dzx, mask=mask_c)
-
-
-@triton.jit
-def _sources(i, SIZE, BORDER: tl.constexpr, which: tl.constexpr):
-    """Return the padded index of the ``which``-th place that reflection copied index ``i`` to (0: its own), and whether there is one."""
-    if which == 0:
-        place, exists = i + BORDER, i >= 0
-    elif which == 1:
-        place, exists = BORDER - i, (i >= 1) & (i <= BORDER)
-    else:
-        place, exists = 2 * (SIZE - 1) - i + BORDER, (i <= SIZE - 2) & (i >= SIZE - 1 - BORDER)
-    return place, exists
-
-
-@kernel
-@triton.jit(do_not_specialize=COUNTS)
-def _fold_border_kernel(dy_ptr, TILES, H, W, C, BORDER: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Add, in place, the gradient of each reflected border pixel to the pixel that it copies (dy [N, H + 2B, W + 2B, C]).
-
-    Walks over the 2B (W + H) places that receive: B rows and columns from each side, one pixel off the edge. Only inner pixels are written
-    and only border pixels and the written one are read, so the order does not matter.
-    """
-    n, t, offs_c, mask_c = locate(TILES, C, BLOCK_C)
-    k = t * BLOCK_S + tl.arange(0, BLOCK_S)
-    in_rows = k < 2 * BORDER * W
-    k_col = k - 2 * BORDER * W
-    line = tl.where(in_rows, k // W, k_col % (2 * BORDER))
-    size = tl.where(in_rows, H, W)
-    line = tl.where(line < BORDER, line + 1, size - 2 - (line - BORDER))
-    # On a small picture both sides receive in the same line; and a column's pixel may lie in a row that receives: each once.
-    far = tl.where(in_rows, k // W, k_col % (2 * BORDER)) >= BORDER
-    once = ~(far & (line <= BORDER) & (line >= 1))
-    h = tl.where(in_rows, line, k_col // (2 * BORDER))
-    col = tl.where(in_rows, k % W, line)
-    row_receives = ((h >= 1) & (h <= BORDER)) | ((h <= H - 2) & (h >= H - 1 - BORDER))
-    mask_s = (k < 2 * BORDER * (W + H)) & once & (in_rows | ~row_receives)
-    WP = W + 2 * BORDER
-    dy_ptr += n * (H + 2 * BORDER) * WP * C
-    total = tl.zeros([BLOCK_S, BLOCK_C], tl.float32)
-    for i in tl.static_range(9):
-        hp, has_row = _sources(h, H, BORDER, i // 3)
-        wp, has_col = _sources(col, W, BORDER, i % 3)
-        total += load_tile(dy_ptr, hp * WP + wp, mask_s & has_row & has_col, offs_c, mask_c, C)
-    store_tile(dy_ptr, (h + BORDER) * WP + col + BORDER, mask_s, offs_c, mask_c, C, total)
-
-
-@kernel
-@triton.jit(do_not_specialize=COUNTS)
-def _reflect_pad_kernel(
-    x_ptr, y_ptr, ITERS, TILES, H, W, C, BORDER: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr
-):  # fmt: skip
-    """y [N, H + 2B, W + 2B, C]: x with BORDER reflected pixels on each side."""
-    n, t, offs_c, mask_c = locate(TILES, C, BLOCK_C)
-    HP, WP = H + 2 * BORDER, W + 2 * BORDER
-    for i in range(ITERS):
-        k = (t * ITERS + i) * BLOCK_S + tl.arange(0, BLOCK_S)
-        mask_s = k < HP * WP
-        rows = reflect(k // WP - BORDER, H) * W + reflect(k % WP - BORDER, W)
-        tile = load_tile(x_ptr + n * H * W * C, rows, mask_s, offs_c, mask_c, C)
-        store_tile(y_ptr + n * HP * WP * C, k, mask_s, offs_c, mask_c, C, tile)

@@ -18,20 +18,11 @@ import torch
 from torch import Tensor
 
 from ._operator import operator, refuse_double_backward
-from .instance_norm import affine_gradients, check_pixels, check_vectors, like
+from .instance_norm import affine_gradients, channels_last, check_pixels, check_vectors, like
 
 _CONV = "int[] stride, int[] padding, int[] dilation, bool transposed, int[] output_padding, int groups"
 _NORM = "bool norm, float eps, str act, float slope, int border"
 ConvArgs = tuple[list[int], list[int], list[int], bool, list[int], int]
-
-
-def _channels_last(t: Tensor) -> Tensor:
-    """Return ``t`` in channels_last with the strides that a fresh tensor has, also where a dimension of size 1 leaves them open."""
-    t = t.contiguous(memory_format=torch.channels_last)
-    _, C, H, W = t.shape
-    canonical = (C * H * W, 1, C * W, C)
-    # A copy, not a view in other words: what an operator returns may be changed in place.
-    return t if t.stride() == canonical else t.new_empty_strided(t.shape, canonical).copy_(t)
 
 
 @operator(
@@ -53,15 +44,16 @@ def norm_conv_fwd(
     *conv: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the convolution's output, mean and rstd [N, C] (empty without norm), and y (empty where the backward recomputes it)."""
+    from . import border_launch
     from . import instance_norm_launch as host
 
     mean, rstd = (x.new_empty(0, dtype=torch.float32) for _ in range(2))
     if norm:
         y, mean, rstd = host.forward(x, norm_weight, norm_bias, None, eps, act, slope, border)
     else:
-        y = host.reflect_pad(x, border)
+        y = border_launch.reflect_pad(x, border)
     out = torch.ops.aten.convolution(y, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), *conv)
-    return _channels_last(out), mean, rstd, x.new_empty(0) if recompute else y
+    return channels_last(out), mean, rstd, x.new_empty(0) if recompute else y
 
 
 @norm_conv_fwd.register_fake
@@ -99,26 +91,28 @@ def norm_conv_bwd(
 
     What is not wanted is empty. Without norm (mean is empty) total is empty too; with it dx and total are always made.
     """
+    from . import border_launch
     from . import instance_norm_launch as host
+    from ._tiles import empty_bordered
 
     norm, recompute = mean.dim() == 2, y.dim() == 1
     if recompute:
         # Not read before it is written: the gradient of the input needs its shape alone.
-        y = host.empty_bordered(x, border)
-    g, narrow = _channels_last(g), weight.to(x.dtype)
+        y = empty_bordered(x, border)
+    g, narrow = channels_last(g), weight.to(x.dtype)
     (dx, dweight, dbias), total = (x.new_empty(0) for _ in range(3)), x.new_empty(0, dtype=torch.float32)
     if norm or needs[0]:
-        dy = _channels_last(torch.ops.aten.convolution_backward(g, y, narrow, None, *conv, [True, False, False])[0])
+        dy = channels_last(torch.ops.aten.convolution_backward(g, y, narrow, None, *conv, [True, False, False])[0])
         if border:
-            host.fold_border_(dy, border)
+            border_launch.fold_border_(dy, border)
         if norm:
             written = y if recompute and needs[1] else None
             extras = host.Extras(dy_border=border, y_border=border if written is not None else 0)
             dx, total = host.backward(dy, x, norm_weight, norm_bias, mean, rstd, act, slope, extras, written)
         else:
-            dx = _channels_last(dy[:, :, border : border + x.shape[2], border : border + x.shape[3]])
+            dx = channels_last(dy[:, :, border : border + x.shape[2], border : border + x.shape[3]])
     if recompute and needs[1] and not norm:
-        y = host.reflect_pad(x, border)
+        y = border_launch.reflect_pad(x, border)
     if needs[1] or needs[2]:
         wanted = torch.ops.aten.convolution_backward(g, y, narrow, [_out_channels(weight, conv)], *conv, [False, *needs[1:]])
         dweight, dbias = like(wanted[1], weight) if needs[1] else dweight, wanted[2].to(weight.dtype) if needs[2] else dbias

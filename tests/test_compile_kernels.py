@@ -49,9 +49,9 @@ jobs = [
     job("product", "fp32", "i32:16", BLOCK=32, PRECISION="ieee"),
 ]
 if __name__ == "__main__":
-    print(json.dumps([asdict(r) for r in ck.reports(jobs, ["sm_80", "sm_90"], processes=1)]))
+    print(json.dumps([asdict(r) for r in ck.reports({"sm_80": jobs, "sm_90": jobs}, processes=1)]))
     ck.ARCHS["sm_80"] = ck.Arch(80, 1000, 2000)
-    print(json.dumps([asdict(r) for r in ck.reports(jobs[3:4], ["sm_80"], processes=1)]))
+    print(json.dumps([asdict(r) for r in ck.reports({"sm_80": jobs[3:4]}, processes=1)]))
 """
 
 
@@ -101,7 +101,7 @@ def test_interpreted_kernels_are_refused(tmp_path: Path) -> None:
 def test_the_command_writes_what_it_is_asked_for(tmp_path: Path) -> None:
     """One architecture and one dtype of one kernel's worth: --json and --out, and every kernel of the registry in the table."""
     code = "import sys; from fastcyclegan import compile_kernels as ck\n"
-    code += "full = ck.shipped_jobs; ck.shipped_jobs = lambda d: list({j.kernel: j for j in full(d)}.values())\n"
+    code += "full = ck.shipped_jobs; ck.shipped_jobs = lambda *a: list({j.kernel: j for j in full(*a)}.values())\n"
     code += "if __name__ == '__main__': sys.exit(ck.main())"
     script = tmp_path / "short.py"
     script.write_text(code)

@@ -29,7 +29,7 @@ ALLOWED = {
     "compile_kernels": {"kernels", "networks", "counters"},
     "data": {"data"} | FREE,
     "recipes": {"reference", "networks", "image_pool", "data", "recipes"} | FREE,
-    "engine": {"recipes", "networks", "data"} | FREE,
+    "engine": {"recipes", "networks", "data", "kernels"} | FREE,
     "checkpoint": FREE,
     "report": {"checkpoint"} | FREE,
     "console": set(),

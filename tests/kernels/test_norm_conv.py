@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastcyclegan import reference
+from fastcyclegan.kernels import border_launch
 from fastcyclegan.kernels import instance_norm_launch as host
+from fastcyclegan.kernels._tiles import bordered_shape, empty_bordered
 from fastcyclegan.kernels.instance_norm import instance_norm_ref
 from fastcyclegan.kernels.norm_conv import norm_conv
 from fastcyclegan.testing import assert_parity, relative_error
@@ -46,11 +48,11 @@ def test_reflected_border_and_its_adjoint(shape: tuple[int, ...], border: int, d
     torch.manual_seed(0)
     x = channels_last(*shape, device=device).requires_grad_()
     padded = F.pad(x, (border,) * 4, mode="reflect")
-    assert torch.equal(host.reflect_pad(x.detach(), border), padded)
+    assert torch.equal(border_launch.reflect_pad(x.detach(), border), padded)
     g = channels_last(*padded.shape, device=device)
     padded.backward(g)
     H, W = shape[2:]
-    folded = host.fold_border_(g.clone(), border)[:, :, border : border + H, border : border + W]
+    folded = border_launch.fold_border_(g.clone(), border)[:, :, border : border + H, border : border + W]
     torch.testing.assert_close(folded, x.grad)
 
 
@@ -74,10 +76,10 @@ def test_gradient_with_its_margins(shape: tuple[int, ...], dtype: torch.dtype, d
     torch.manual_seed(0)
     x = channels_last(*shape, device=device).to(dtype)
     _, mean, rstd = host.forward(x, None, None, None, 1e-5, "relu", 0.0)
-    bordered = channels_last(*host.bordered_shape(x, 1), device=device).to(dtype)
+    bordered = channels_last(*bordered_shape(x, 1), device=device).to(dtype)
     inner = bordered[:, :, 1:-1, 1:-1].contiguous(memory_format=torch.channels_last)
     plain, total = host.backward(inner, x, None, None, mean, rstd, "relu", 0.0)
-    y = host.empty_bordered(x, 1)
+    y = empty_bordered(x, 1)
     extras = host.Extras(dy_border=1, y_border=1, margins=True)
     packed, same_total = host.backward(bordered, x, None, None, mean, rstd, "relu", 0.0, extras, y)
     # What is added up is what was stored; the sum is rounded once.

@@ -1,0 +1,111 @@
+"""Host side of the border kernels: pictures in larger buffers, and the adjoint of reflection. Checks nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+from torch import Tensor
+
+# The kernels register themselves.
+from . import border_triton as _device_code  # noqa: F401
+from ._launch import Config, launch
+from ._tiles import INTERPRETER, View, c_blocks_of, empty_bordered, key_of, scale, split, tile_configs, tuned
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """N pictures as convolutions read them: pixel i of image n is at element (n ``rows`` + i) ``step`` of ``data``, lines ``pitch`` apart.
+
+    Pixels from ``limit`` on are zeros that may be read, never started from. ``first``: where the picture itself begins.
+    """
+
+    data: Tensor
+    N: int
+    rows: int
+    pitch: int
+    limit: int
+    step: int
+    first: int = 0
+
+    @classmethod
+    def of(cls, x: Tensor) -> Pixels:
+        """See x [N, C, H, W] (channels_last)."""
+        N, C, H, W = x.shape
+        return cls(x, N, H * W, W, H * W, C)
+
+
+def _wide(channels: int, *tensors: Tensor) -> bool:
+    return all(channels * t.element_size() % 16 == 0 for t in tensors)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where a picture lies in its buffer: from pixel (top, left) of ``lines`` lines of ``pitch``; ``slack`` zero pixels after them."""
+
+    top: int
+    left: int
+    lines: int
+    pitch: int
+    slack: int = 0
+
+
+def embed(
+    x: Tensor, frame: Frame, *, reflect: bool, dtype: torch.dtype, step: int, tanh: Tensor | None = None, out: Tensor | None = None
+) -> Pixels:
+    """Return x [N, C, H, W] (channels_last) in a ``frame`` of its reflection or of zeros, ``step`` >= C channels a pixel, in ``dtype``.
+
+    ``tanh``: like x; what is put there is then x (1 - tanh^2). ``out``: the memory to write, new if not given.
+    """
+    view = View.of(x)
+    rows = frame.lines * frame.pitch + frame.slack
+    y = torch.empty((view.N, rows, step), dtype=dtype, device=x.device) if out is None else out
+    target = View(view.N, rows, step, step, False, view.H, view.W)
+    wide = _wide(view.C, x, y) and (tanh is None or _wide(view.C, tanh))
+
+    def run(config: Config) -> None:
+        c_blocks = c_blocks_of(target, config)
+        tiles, iters = split(rows, config, c_blocks, 1 << 30)
+        sizes = (iters, tiles, view.H, view.W, view.C, frame.top, frame.left, frame.lines, frame.pitch, rows)
+        constants = {"STEP": step, "REFLECT": reflect, "TANH": tanh is not None, "WIDE": wide}
+        launch("_embed_kernel", view.N * c_blocks * tiles, (x, tanh, y, *sizes), constants, config)
+
+    tuned("embed", key_of(target, y, reflect, tanh is not None), tile_configs(target, 32 if tanh is None else 16), y, run)
+    return Pixels(y, view.N, rows, frame.pitch, frame.lines * frame.pitch, step, frame.top * frame.pitch + frame.left)
+
+
+def reflect_pad(x: Tensor, border: int) -> Tensor:
+    """Return x [N, C, H, W] (channels_last) with ``border`` reflected pixels on each side."""
+    y = empty_bordered(x, border)
+    _, C, HP, WP = y.shape
+    embed(x, Frame(border, border, HP, WP), reflect=True, dtype=x.dtype, step=C, out=y)
+    return y
+
+
+def fold(dy: Tensor, border: int) -> Tensor:
+    """Return the gradient of a picture [N, C, H, W] from that of its reflected border dy [N, C, H + 2b, W + 2b] (both channels_last)."""
+    shape = (dy.shape[0], dy.shape[1], dy.shape[2] - 2 * border, dy.shape[3] - 2 * border)
+    x = torch.empty(shape, dtype=dy.dtype, device=dy.device, memory_format=torch.channels_last)
+    view = View(shape[0], shape[2] * shape[3], shape[1], shape[1], False, shape[2], shape[3])
+
+    def run(config: Config) -> None:
+        c_blocks = c_blocks_of(view, config)
+        tiles, iters = split(view.S, config, c_blocks, 1 << 30)
+        constants = {"BORDER": border, "WIDE": _wide(view.C, dy)}
+        launch("_fold_kernel", view.N * c_blocks * tiles, (dy, x, iters, tiles, view.H, view.W, view.C), constants, config)
+
+    tuned("fold", key_of(view, x, border), tile_configs(view, 8), x, run)
+    return x
+
+
+def fold_border_(dy: Tensor, border: int) -> Tensor:
+    """Add the gradient of the reflected border of dy [N, C, H + 2b, W + 2b] (channels_last) to the pixels that it copies, in place."""
+    N, C, H, W = dy.shape[0], dy.shape[1], dy.shape[2] - 2 * border, dy.shape[3] - 2 * border
+    block_c = min(64, triton.next_power_of_2(C))
+    block_s = 32 if scale() is INTERPRETER else 16
+    config = Config((("BLOCK_S", block_s), ("BLOCK_C", block_c)), 4 if block_c >= 32 else 1)
+    tiles = triton.cdiv(2 * border * (W + H), block_s)
+    grid = N * triton.cdiv(C, block_c) * tiles
+    launch("_fold_border_kernel", grid, (dy, tiles, H, W, C), {"BORDER": border}, config)
+    return dy

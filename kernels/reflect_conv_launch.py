@@ -1,0 +1,322 @@
+"""Host side of the convolution kernels: which form a convolution takes, its weights in that form, tiles and launches. Checks nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import triton
+from torch import Tensor
+
+# The kernels register themselves.
+from . import reflect_conv_triton as device_code
+from ._launch import Config, capability, describe, dry, interpreted, launch, multiprocessors
+from ._tiles import tuned
+from .border_launch import Pixels
+from .instance_norm_launch import Moments
+
+REFLECT, LINEAR, FOLDED = (mode.value for mode in (device_code.REFLECT, device_code.LINEAR, device_code.FOLDED))
+# A picture's channels are padded to this many: 16 bytes of 16-bit values.
+PICTURE = 8
+
+Route = Literal["wide", "expand", "contract"]
+
+
+def route_of(in_channels: int, out_channels: int, bordered: bool) -> Route:
+    """Return the form of a convolution: from a picture's few channels, to few, or between many. ``bordered``: a norm wrote the input."""
+    if in_channels <= PICTURE and not bordered:
+        return "expand"
+    return "contract" if out_channels <= PICTURE else "wide"
+
+
+def precision_of(x: Tensor) -> str:
+    """Return how fp32 products are made: "tf32" where torch's convolutions may use it, else "ieee"."""
+    return "tf32" if x.dtype != torch.float32 or torch.backends.cudnn.conv.fp32_precision == "tf32" else "ieee"
+
+
+# --- Weights ------------------------------------------------------------------------------------------------------------------------
+
+
+def stride_between(tensors: Sequence[Tensor]) -> int | None:
+    """Return how many elements lie between one tensor and the next if they are equal steps of one memory, else None."""
+    first = tensors[0]
+    step = tensors[1].storage_offset() - first.storage_offset() if len(tensors) > 1 else first.numel()
+    for i, t in enumerate(tensors):
+        same = (
+            t.dtype == first.dtype and t.stride() == first.stride() and t.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        )
+        if not same or t.storage_offset() != first.storage_offset() + i * step:
+            return None
+    return step if step > 0 else None
+
+
+def stacked(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """Return weights [O, I, KH, KW] as one [P, O, KH, KW, I] in ``dtype``: without a copy where they already lie so in memory."""
+    first = weights[0].detach()
+    rows = first.permute(0, 2, 3, 1)
+    if first.dtype == dtype and rows.is_contiguous() and stride_between([w.detach() for w in weights]) == first.numel():
+        return rows.as_strided((len(weights), *rows.shape), (first.numel(), *rows.stride()))
+    stack = torch.empty((len(weights), *rows.shape), dtype=dtype, device=first.device)
+    for target, weight in zip(stack, weights, strict=True):
+        target.copy_(weight.detach().permute(0, 2, 3, 1))
+    return stack
+
+
+def window(kernel: int) -> int:
+    """Return how many neighbouring pixels of PICTURE channels a row of the product reads at once."""
+    return max(2, triton.next_power_of_2(kernel))
+
+
+def _padded(source: Tensor, *sizes: int) -> Tensor:
+    """Return ``source`` with its last two dimensions padded by zeros to ``sizes``."""
+    out = source.new_zeros((*source.shape[:-2], *sizes))
+    out[..., : source.shape[-2], : source.shape[-1]].copy_(source)
+    return out
+
+
+def window_weight(w: Tensor) -> Tensor:
+    """[P, O, KH, KW, I] to [P, O, KH, 1, window PICTURE]: what a window of pixels is multiplied by."""
+    P, O, KH, KW, _ = w.shape
+    return _padded(w, window(KW), PICTURE).view(P, O, KH, 1, window(KW) * PICTURE)
+
+
+def contract_weight(w: Tensor) -> Tensor:
+    """[P, O, KH, KW, I] to [P, KH, I, KW_P, O_P]: each row of taps a matrix from channels to (kw, o)."""
+    columns = triton.next_power_of_2(w.shape[3])
+    return _padded(w.permute(0, 2, 4, 3, 1), columns, max(triton.next_power_of_2(w.shape[1]), 16 // columns))
+
+
+def transposed(w: Tensor) -> Tensor:
+    """[P, O, KH, KW, I] to [P, I, KH, KW, O] with the taps turned by half a circle: the weight of the input gradient."""
+    return w.flip(2, 3).permute(0, 4, 2, 3, 1)
+
+
+# --- Tiles --------------------------------------------------------------------------------------------------------------------------
+
+Tile = tuple[int, int, int, int, int]  # BLOCK_M, BLOCK_N, BLOCK_K of 16-bit values, warps, stages
+
+
+def _arch(device: torch.device) -> Literal["ampere", "hopper"]:
+    """Which list of tiles serves: Hopper's and Blackwell's matrix instructions read both operands from shared memory."""
+    return "hopper" if capability(device) >= 90 else "ampere"
+
+
+# "ieee": no matrix instruction multiplies in IEEE fp32, so small tiles, all of it in registers.
+CONV_TILES: dict[str, list[Tile]] = {
+    # 1. A whole wave for four pictures of 64 x 64. 2. for two, two blocks a multiprocessor. 3. for one.
+    "hopper": [(128, 256, 64, 8, 3), (128, 128, 64, 8, 4), (64, 256, 64, 8, 4)],
+    # mma.sync reads operands from registers: less depth in flight.
+    "ampere": [(128, 128, 32, 8, 4), (128, 256, 32, 8, 3), (128, 64, 32, 4, 4)],
+    "ieee": [(64, 64, 32, 4, 2)],
+}
+# The folded margins' indices and fp32 operands leave fewer registers for the sum: larger tiles spill.
+FOLDED_FP32_TILES: dict[str, list[Tile]] = {
+    "hopper": [(128, 128, 64, 8, 4), (64, 256, 64, 8, 4)],
+    "ampere": [(128, 64, 32, 4, 4)],
+    "ieee": [(64, 64, 32, 4, 2)],
+}
+WGRAD_TILES: dict[str, list[Tile]] = {
+    "hopper": [(128, 256, 64, 8, 3), (128, 128, 64, 8, 3)],
+    "ampere": [(128, 128, 32, 8, 4), (128, 64, 32, 8, 4)],
+    "ieee": [(64, 64, 32, 8, 2)],
+}
+CONTRACT_TILES: dict[str, list[Tile]] = {
+    "hopper": [(128, 16, 64, 4, 4), (256, 16, 64, 8, 3)],
+    "ampere": [(128, 16, 32, 4, 4), (128, 16, 64, 8, 3)],
+    "ieee": [(64, 16, 32, 4, 2)],
+}
+
+
+def _configs(tiles: dict[str, list[Tile]], x: Tensor, precision: str, M: int, N: int, K: int) -> list[Config]:
+    """Return the short list of tiles for a product of M rows, N columns and a depth of K."""
+
+    def fit(block: int, size: int) -> int:
+        return min(block, max(16, triton.next_power_of_2(size)))
+
+    if interpreted() and not dry():
+        # Its time goes by programs and steps: a few of each, whatever the size.
+        m, n, k = (max(least, triton.next_power_of_2(size) // 4) for least, size in ((32, M), (32, N), (64, K)))
+        return [Config((("BLOCK_M", m), ("BLOCK_N", fit(n, N)), ("BLOCK_K", fit(k, K))), 1)]
+    configs = []
+    for m, n, k, warps, stages in tiles["ieee" if precision == "ieee" else _arch(x.device)]:
+        sizes = (fit(m, M), fit(n, N), fit(k * 2 // x.element_size(), K))
+        warps = 4 if sizes[0] * sizes[1] <= 8192 and precision != "ieee" else warps
+        config = Config(tuple(zip(("BLOCK_M", "BLOCK_N", "BLOCK_K"), sizes, strict=True)), warps, stages)
+        if config not in configs:
+            configs.append(config)
+    return configs
+
+
+def _may_describe(x: Tensor, *rows: int) -> bool:
+    """Whether the chip has tensor descriptors (TMA) for ``x`` in rows of so many elements: 16 bytes are their unit."""
+    return capability(x.device) >= 90 and all(row * x.element_size() % 16 == 0 for row in rows)
+
+
+def _key(x: Tensor, *flags: Any) -> str:
+    """What a choice goes by. The batch counts here, to the next power of two: it decides how many programs there are."""
+    return " ".join(map(str, (str(x.dtype).removeprefix("torch."), *flags)))
+
+
+def _octave(number: int) -> int:
+    return triton.next_power_of_2(max(1, number))
+
+
+# --- The products -------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a product does besides: see _reflect_conv_kernel."""
+
+    mode: int = LINEAR
+    pad: int = 0
+    source: tuple[int, int] = (0, 0)
+    transposed: bool = False
+    bias: Tensor | None = None
+    residual: Tensor | None = None
+    stats: bool = False
+
+
+def product(x: Pixels, w: Tensor, size: tuple[int, int], options: Options = Options()) -> tuple[Tensor, Moments | None]:
+    """Return y [N, O, *size] in channels_last, from w [P, O, KH, KW, C] (transposed: [P, C, KH, KW, O], the taps turned round).
+
+    With ``options.stats`` also the partial moments of y as stored.
+    """
+    P, A, KH, KW, B = w.shape
+    C, O = (A, B) if options.transposed else (B, A)
+    H, W = size
+    y = torch.empty((x.N, O, H, W), dtype=x.data.dtype, device=x.data.device, memory_format=torch.channels_last)
+    pitch = x.pitch if options.mode == LINEAR else W
+    precision = precision_of(x.data)
+    flags = {
+        "C": C, "O": O, "XS": x.step, "KH": KH, "KW": KW, "PAD": options.pad, "MODE": options.mode, "TRANSPOSED": options.transposed,
+        "HAS_BIAS": options.bias is not None, "RESIDUAL": options.residual is not None, "STATS": options.stats,
+        "PRECISION": precision, "INTERPRET": interpreted() and not dry(),
+    }  # fmt: skip
+
+    def run(config: Config) -> Moments | None:
+        block_m, block_n, block_k = config.constants.values()
+        tiles = triton.cdiv(H * pitch, block_m)
+        part = y.new_empty((x.N, 2, tiles, O), dtype=torch.float32) if options.stats else None
+        desc = options.mode == LINEAR and C % block_k == 0 and O % 8 == 0 and _may_describe(x.data, x.step, KH * KW * B)
+        operands: tuple[Any, ...] = (x.data, w)
+        if desc:
+            # A window of pixels is a row that overlaps the next.
+            rows = x.N * x.rows - max(0, C - x.step) // x.step
+            box = (block_k, block_n) if options.transposed else (block_n, block_k)
+            operands = (describe(x.data, rows, x.step, C, (block_m, block_k)), describe(w, P * A, KH * KW * B, KH * KW * B, box))
+        sizes = (tiles, max(1, x.N // P), H, W, *options.source, pitch, x.rows, x.limit)
+        args = (*operands, options.bias, options.residual, y, part, *sizes)
+        launch("_reflect_conv_kernel", x.N * tiles * triton.cdiv(O, block_n), args, {**flags, "DESC": desc}, config)
+        return None if part is None else Moments(part, block_m, pitch if options.mode == LINEAR else 0)
+
+    narrow = options.mode == FOLDED and y.dtype == torch.float32
+    configs = _configs(FOLDED_FP32_TILES if narrow else CONV_TILES, x.data, precision, H * pitch, O, C)
+    key = _key(x.data, options.mode, _octave(x.N), _octave(H * W), C, O, KH, KW, options.transposed, options.stats, precision)
+    return y, tuned("conv", key, configs, y, run)
+
+
+def contract(x: Pixels, w: Tensor, O: int, KW: int, size: tuple[int, int], bias: Tensor | None = None, tanh: bool = False) -> Tensor:
+    """Return y [N, O, *size] in channels_last from w [P, KH, C, KW_P, O_P] (``contract_weight``); fp32 where ``tanh`` is applied."""
+    _, KH, C, KW_P, O_P = w.shape
+    H, W = size
+    dtype = torch.float32 if tanh else x.data.dtype
+    y = torch.empty((x.N, O, H, W), dtype=dtype, device=x.data.device, memory_format=torch.channels_last)
+    precision = precision_of(x.data)
+    flags = {
+        "C": C, "O": O, "KH": KH, "KW": KW, "KW_P": KW_P, "O_P": O_P, "HAS_BIAS": bias is not None, "TANH": tanh,
+        "PRECISION": precision, "INTERPRET": interpreted() and not dry(),
+    }  # fmt: skip
+
+    def run(config: Config) -> None:
+        block_m, _, block_k = config.constants.values()
+        tiles = triton.cdiv((H - 1) * x.pitch + W, block_m - KW + 1)
+        desc = C % block_k == 0 and _may_describe(x.data, C)
+        operand: Any = describe(x.data, x.N * x.rows, C, C, (block_m, block_k)) if desc else x.data
+        sizes = (tiles, max(1, x.N // w.shape[0]), H, W, x.pitch, x.rows, x.limit)
+        tile = dataclasses.replace(config, tile=(("BLOCK_M", block_m), ("BLOCK_K", block_k)))
+        launch("_reflect_conv_contract_kernel", x.N * tiles, (operand, w, bias, y, *sizes), {**flags, "DESC": desc}, tile)
+
+    key = _key(x.data, _octave(x.N), _octave(H * W), C, O, KH, KW, precision)
+    tuned("contract", key, _configs(CONTRACT_TILES, x.data, precision, H * x.pitch, 16, C), y, run)
+    return y
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """A weight gradient in parts [SPLITS, G, ...], and where in them the element (o, kh, kw, c) of each weight lies."""
+
+    part: Tensor
+    start: int
+    strides: tuple[int, int, int, int]
+
+
+def split_k(blocks: int, chunks: int, tile_bytes: int, sms: int) -> int:
+    """Return into how many shares a sum of ``chunks`` steps is split, so that ``blocks`` tiles fill ``sms`` multiprocessors.
+
+    Least of: waves x steps of a program, and what the partial sums cost to write and read, in steps. A step (64 deep) of a 128 x 256 tile
+    takes 0.8 us at 5 TFLOP/s a multiprocessor, in which memory moves 3.4 MB at 4.3 TB/s.
+    """
+
+    def cost(splits: int) -> float:
+        return triton.cdiv(blocks * splits, sms) * triton.cdiv(chunks, splits) + 2 * splits * blocks * tile_bytes / 3.4e6
+
+    return min(range(1, min(chunks, 32) + 1), key=cost)
+
+
+def wgrad(dy: Pixels, x: Pixels, shape: tuple[int, int, int, int], groups: int, first: int, limit: int) -> Tensor:
+    """Return part [SPLITS, G, O, KH KW, C], whose sum over splits is the sum over m < ``limit`` of dy[first + m] x[m + kh pitch + kw].
+
+    ``shape``: O, C, KH, KW, with C over x.step a window of pixels. dy and x: G groups of images, one after the other.
+    """
+    O, C, KH, KW = shape
+    precision, per = precision_of(x.data), x.N // groups
+    if per == 0:
+        return x.data.new_zeros((1, groups, O, KH * KW, C), dtype=torch.float32)
+
+    def run(config: Config) -> Tensor:
+        block_m, block_n, block_k = config.constants.values()
+        chunks = triton.cdiv(limit, block_k)
+        blocks = groups * KH * KW * triton.cdiv(O, block_m) * triton.cdiv(C, block_n)
+        sms = multiprocessors(x.data.device) * (2 if block_m * block_n <= 128 * 128 else 1)
+        splits = 2 if interpreted() and not dry() else split_k(blocks, per * chunks, 4 * block_m * block_n, sms)
+        steps = triton.cdiv(per * chunks, splits)
+        part = x.data.new_empty((triton.cdiv(per * chunks, steps), groups, O, KH * KW, C), dtype=torch.float32)
+        # Without masks a block must end with its image.
+        desc = limit % block_k == 0 and O % block_m == 0 and C % block_n == 0 and _may_describe(x.data, O, x.step)
+        operands: tuple[Any, ...] = (dy.data, x.data)
+        if desc:
+            rows = x.N * x.rows - max(0, C - x.step) // x.step
+            operands = (
+                describe(dy.data, dy.N * dy.rows, O, O, (block_k, block_m)),
+                describe(x.data, rows, x.step, C, (block_k, block_n)),
+            )
+        args = (*operands, part, part.shape[0], steps, chunks, per, groups, limit, first, dy.rows, x.rows, x.limit, x.pitch)
+        flags = {"O": O, "C": C, "XS": x.step, "KH": KH, "KW": KW, "DESC": desc, "PRECISION": precision}
+        flags["INTERPRET"] = interpreted() and not dry()
+        launch("_reflect_conv_wgrad_kernel", blocks * part.shape[0], args, flags, config)
+        return part
+
+    key = _key(x.data, _octave(per), groups, _octave(limit), O, C, KH, KW, limit % 64 == 0, precision)
+    found: Tensor = tuned("wgrad", key, _configs(WGRAD_TILES, x.data, precision, O, C, limit), x.data, run)
+    return found
+
+
+def sum_splits(gradient: Gradient, out: Tensor, step: int, *, accumulate: bool) -> None:
+    """Write (or add) the sum over splits of ``gradient`` to the weights at ``out`` [O, I, KH, KW] and each ``step`` elements after it."""
+    part = gradient.part
+    splits, groups = part.shape[:2]
+    _, C, KH, KW = out.shape
+    target = tuple(out.stride(d) for d in (0, 2, 3, 1))
+    flat = (KH * KW * C, KW * C, C, 1)
+    constants = {
+        **dict(zip(("SO", "SH_", "SW_", "SC"), gradient.strides, strict=True)), "START": gradient.start,
+        **dict(zip(("WO", "WH", "WW", "WC"), target, strict=True)), "C": C, "KH": KH, "KW": KW,
+        "FLAT": gradient.start == 0 and gradient.strides == flat == target, "ACCUMULATE": accumulate,
+    }  # fmt: skip
+    config = Config((("BLOCK", 1024),), 4)
+    args = (part, out, splits, out.numel(), step, part.stride(0), part.stride(1))
+    launch("_reflect_conv_wgrad_sum_kernel", groups * triton.cdiv(out.numel(), 1024), args, constants, config)

@@ -1,0 +1,160 @@
+"""The passes of a reflection-padded convolution, put together from products and borders. README.md derives each form. Checks nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .border_launch import Frame, Pixels, embed
+from .reflect_conv_launch import (
+    PICTURE,
+    REFLECT,
+    Gradient,
+    Options,
+    Route,
+    contract,
+    contract_weight,
+    product,
+    stride_between,
+    sum_splits,
+    transposed,
+    wgrad,
+    window,
+    window_weight,
+)
+
+
+def _stack_bias(bias: Sequence[Tensor]) -> Tensor | None:
+    """Return biases [O] as one [P, O], None where there are none."""
+    if not bias:
+        return None
+    return bias[0].detach()[None] if len(bias) == 1 else torch.stack([b.detach() for b in bias])
+
+
+def _size(x: Tensor, w: Tensor, padding: int) -> tuple[int, int]:
+    """Return the output's height and width for x [N, C, H, W]."""
+    _, _, KH, KW, _ = w.shape
+    return x.shape[2] + 2 * padding - KH + 1, x.shape[3] + 2 * padding - KW + 1
+
+
+def bordered_picture(x: Tensor, padding: int, kernel: int) -> Pixels:
+    """Return a picture of few channels with its reflected border, PICTURE channels a pixel, as windows read it."""
+    frame = Frame(padding, padding, x.shape[2] + 2 * padding, x.shape[3] + 2 * padding, window(kernel))
+    return embed(x, frame, reflect=True, dtype=x.dtype, step=PICTURE)
+
+
+def forward(x: Tensor, w: Tensor, bias: Sequence[Tensor], padding: int, route: Route) -> Tensor:
+    """Return the convolution of x [N, C, H, W] by w [P, O, KH, KW, C], between many channels or from a picture's few."""
+    size, stack = _size(x, w, padding), _stack_bias(bias)
+    if route == "expand":
+        picture = bordered_picture(x, padding, w.shape[2])
+        return product(picture, window_weight(w), size, Options(bias=stack))[0]
+    return product(Pixels.of(x), w, size, Options(REFLECT, padding, (x.shape[2], x.shape[3]), bias=stack))[0]
+
+
+def forward_bordered(y: Tensor, w: Tensor, bias: Sequence[Tensor], tanh: bool, route: Route) -> Tensor:
+    """Return the convolution (and its tanh, in fp32) of y, a picture with its border, to many channels or to few."""
+    size, stack = _size(y, w, 0), _stack_bias(bias)
+    if route == "contract":
+        return contract(Pixels.of(y), contract_weight(w), w.shape[1], w.shape[3], size, stack, tanh)
+    out, _ = product(Pixels.of(y), w, size, Options(bias=stack))
+    return torch.tanh(out.float()) if tanh else out
+
+
+def embedded_gradient(g: Tensor, k: int, dtype: torch.dtype, tanh: Tensor | None, route: Route) -> Pixels:
+    """Return the output's gradient among zeros, k - 1 on each side: what the other gradients read. ``tanh``: the output, if it was one.
+
+    A line's zeros to the right are those to the left of the next.
+    """
+    few = route == "contract"
+    frame = Frame(k - 1, k - 1, g.shape[2] + 2 * (k - 1), g.shape[3] + k - 1, window(k) if few else 0)
+    return embed(g, frame, reflect=False, dtype=dtype, step=PICTURE if few else g.shape[1], tanh=tanh)
+
+
+def input_gradient(dy: Pixels, w: Tensor, size: tuple[int, int], route: Route) -> Tensor:
+    """Return the gradient [N, C, *size] of the bordered input from the embedded ``dy``."""
+    if route == "expand":
+        return contract(dy, contract_weight(transposed(w)), w.shape[4], w.shape[3], size)
+    if route == "contract":
+        return product(dy, window_weight(transposed(w)), size)[0]
+    return product(dy, w, size, Options(transposed=True))[0]
+
+
+def weight_gradient(dy: Pixels, y: Pixels, shape: tuple[int, int, int], groups: int, height: int, route: Route) -> Gradient:
+    """Return the gradients of ``groups`` weights of ``shape`` (O, C, k) in parts, from ``height`` lines of ``dy`` and the bordered input.
+
+    dy has zeros where its lines have no pixel: the embedded gradient, or the packed one.
+    """
+    O, C, k = shape
+    row = window(k) * PICTURE
+    if route == "expand":
+        part = wgrad(dy, y, (O, row, k, 1), groups, dy.first, height * dy.pitch)
+        return Gradient(part, 0, (k * row, row, PICTURE, 1))
+    if route == "contract":
+        # The few channels are the windows again, so those of y are the rows of the product, and the taps run the other way.
+        part = wgrad(y, dy, (C, row, k, 1), groups, 0, y.limit)
+        return Gradient(part, (k - 1) * (row + PICTURE), (1, -row, -PICTURE, k * row))
+    return Gradient(wgrad(dy, y, (O, C, k, k), groups, dy.first, height * dy.pitch), 0, (k * k * C, k * C, C, 1))
+
+
+def bias_gradient(dy: Pixels, P: int, O: int) -> Tensor:
+    """Return the sums of the embedded ``dy`` over pixels and images, [P, O] in fp32."""
+    return dy.data.view(P, dy.N // P * dy.rows, dy.step).sum(1, dtype=torch.float32)[:, :O].contiguous()
+
+
+def images_of(x: Pixels, first: int, count: int) -> Pixels:
+    """Return ``count`` images of x from number ``first`` on."""
+    size = x.rows * x.step
+    data = x.data.as_strided((count, x.rows, x.step), (size, x.step, 1), x.data.storage_offset() + first * size)
+    return dataclasses.replace(x, data=data, N=count)
+
+
+def runs_of(needs: Sequence[bool]) -> list[tuple[int, int]]:
+    """Return the runs of True in ``needs`` as (first, count)."""
+    runs: list[tuple[int, int]] = []
+    for i, need in enumerate(needs):
+        if need and i > 0 and needs[i - 1]:
+            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
+        elif need:
+            runs.append((i, 1))
+    return runs
+
+
+def empty_gradients(weights: Sequence[Tensor], needs: Sequence[bool]) -> Tensor:
+    """Return memory [R, O, I, KH, KW] for the gradients of the R weights that need one, each with the strides of the weights if dense."""
+    first, count = weights[0], sum(needs)
+    like = torch.empty_like(first)
+    return like.new_empty_strided((count, *first.shape), (first.numel(), *like.stride()))
+
+
+def weight_gradients(
+    dy: Pixels,
+    y: Pixels,
+    height: int,
+    weights: Sequence[Tensor],
+    needs: Sequence[bool],
+    into: Sequence[Tensor],
+    accumulate: bool,
+    route: Route = "wide",
+) -> None:
+    """Write (or add) the gradients of the ``weights`` that ``needs`` names to ``into``, a tensor each; image n is of weight n // (N / P).
+
+    A frozen weight costs nothing: each run of neighbours that need a gradient is one product, and one sum where they lie in equal steps.
+    """
+    O, C, k, _ = weights[0].shape
+    per, done = dy.N // len(weights), 0
+    for first, count in runs_of(needs):
+        images = (first * per, count * per)
+        gradient = weight_gradient(images_of(dy, *images), images_of(y, *images), (O, C, k), count, height, route)
+        targets = into[done : done + count]
+        done += count
+        step = stride_between(targets)
+        if step is not None:
+            sum_splits(gradient, targets[0], step, accumulate=accumulate)
+            continue
+        for g, target in enumerate(targets):
+            one = Gradient(gradient.part[:, g : g + 1], gradient.start, gradient.strides)
+            sum_splits(one, target, target.numel(), accumulate=accumulate)
