@@ -9,7 +9,6 @@ Bytes are those that must move: forward x twice and y once, backward dy and x tw
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +17,7 @@ import torch
 import torch._functorch.config
 import torch.nn.functional as F
 from pytest_benchmark.fixture import BenchmarkFixture
+from timing import one_round, rotations, synchronised
 from torch import Tensor
 
 from fastcyclegan.engine import why_not_compiled
@@ -35,14 +35,6 @@ SHAPES = {
 }  # fmt: skip
 DTYPE = {"cuda": torch.bfloat16, "cpu": torch.float32}
 PROVIDERS = ["copy", "eager", "compiled", "ours"]
-BYTES_PAST_L2 = 256 << 20
-
-
-def synchronised() -> float:
-    """The timer: it waits for the device before it reads the clock."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 # The backward is timed alone, again and again: the compiled one must leave what it reads as it was.
@@ -67,12 +59,11 @@ def inputs(shape: tuple[int, ...], device: str, direction: str) -> list[tuple[Te
     """Return pairs (x, dy), as many as it takes to be past the L2 cache when their turn comes again."""
     torch.manual_seed(0)
     size = torch.Size(shape).numel() * DTYPE[device].itemsize
-    count = max(2, -(-BYTES_PAST_L2 // (2 * size))) if device == "cuda" else 2
 
     def one() -> Tensor:
         return torch.randn(shape, device=device, dtype=DTYPE[device]).contiguous(memory_format=torch.channels_last)
 
-    return [(one().requires_grad_(direction == "backward"), one()) for _ in range(count)]
+    return [(one().requires_grad_(direction == "backward"), one()) for _ in range(rotations(2 * size, device))]
 
 
 def steps(f: Callable[[Tensor], Tensor] | None, pairs: list[tuple[Tensor, Tensor]], direction: str) -> list[Callable[[], Any]]:
@@ -97,25 +88,6 @@ def check(provider: str, f: Callable[[Tensor], Tensor], x: Tensor, dy: Tensor) -
         results.append((y, *torch.autograd.grad(y, leaf, dy.to(dtype))))
     for name, ours, theirs, truth in zip(("y", "dx"), *results, strict=True):
         assert_parity(f"{provider} {name}", ours, theirs, truth, x.dtype)
-
-
-def one_round(make: Callable[[], list[Callable[[], Any]]], device: str) -> Callable[[], Any]:
-    """Return a function that runs every step that ``make`` returns once: on a GPU a CUDA graph."""
-    if device != "cuda":
-        todo = make()
-        return lambda: [step() for step in todo]
-    # A backward runs on the stream of its forward, so that must be the one that is captured.
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        todo = make()
-        for _ in range(2):
-            [step() for step in todo]
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
-        [step() for step in todo]
-    return graph.replay
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)

@@ -11,6 +11,8 @@ import pytest
 import torch
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# What a bench may count, its unit, and how many make one.
+UNITS = {"pictures": ("images/s", 1.0), "bytes": ("GB/s", 1e9), "flops": ("GFLOP/s", 1e9)}
 STARTED = pytest.StashKey[float]()
 
 
@@ -51,14 +53,15 @@ def _budget(request: pytest.FixtureRequest) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Say what the benches that count pictures or bytes measured in those, beside the first of their group."""
+    """Say what the benches that count pictures, bytes or operations measured in those, beside the first of their group."""
     session = getattr(terminalreporter.config, "_benchmarksession", None)
     first: dict[str, float] = {}
     for bench in session.benchmarks if session is not None else ():
-        unit, scale = ("images/s", 1.0) if "pictures" in bench.extra_info else ("GB/s", 1e9)
-        amount = bench.extra_info.get("pictures", bench.extra_info.get("bytes"))
-        if amount is None:
+        counted = next((unit for unit in UNITS if unit in bench.extra_info), None)
+        if counted is None:
             continue
+        unit, scale = UNITS[counted]
+        amount = bench.extra_info[counted]
         if bench.group not in first:
             terminalreporter.write_line(f"\n{bench.group}; {hardware()}")
         amount /= scale

@@ -321,7 +321,8 @@ class ResidualBlock(reference.ResidualBlock):
         if cancelled is None:
             flow.give_zeros()
         first, second = (conv.weight for conv in convs)
-        return residual_block(flow.x, first, second, eps=self.conv_block[2].eps, impl="triton")
+        eps: Any = self.conv_block[2].eps
+        return residual_block(flow.x, first, second, eps=eps, impl="triton")
 
     def _convs(self, x: Tensor) -> tuple[Any, Any] | None:
         """Return the two convolutions if the block is the plain one, which is a single operator on ``x``, else None."""
@@ -337,7 +338,6 @@ class ResidualBlock(reference.ResidualBlock):
             and all(list(conv.weight.shape) == shape and conv.weight.dtype == weight.dtype for conv in (conv1, conv2))
             and all(conv.stride == conv.dilation == (1, 1) and conv.padding == (0, 0) for conv in (conv1, conv2))
             and _compute_dtype(x, weight) == x.dtype
-            and chain.recompute
             and backend_of("residual_block", x, 1, shape[0], 3) == "triton"
         )
         return (conv1, conv2) if plain else None

@@ -42,6 +42,7 @@ from fastcyclegan.kernels import (  # noqa: F401
     reflect_conv_triton,
 )
 from fastcyclegan.networks import Discriminator, Generator, PixelDiscriminator, UnetGenerator
+from fastcyclegan.waves import waves
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -369,7 +370,7 @@ def main() -> int:
     found = reports(jobs, options.out, options.processes)
     counts = ", ".join(f"{len(mine)} for {name}" for name, mine in jobs.items())
     print(f"Triton {triton.__version__}, specialisations of {len(_launch.REGISTRY)} kernels: {counts}")
-    print("\n".join(table(found)))
+    print("\n".join([*table(found), *waves()]))
     if options.json is not None:
         options.json.write_text(json.dumps({"triton": triton.__version__, "kernels": [asdict(r) for r in found]}, indent=1))
     failed = sum(bool(r.faults) for r in found if ARCHS[r.arch].gated)

@@ -21,14 +21,22 @@ from typing import Any
 
 import torch
 
-from fastcyclegan.kernels import _tune
+from fastcyclegan.kernels import _backend, _tune
 
 ROOT = Path(__file__).resolve().parents[1]
 # Here every test takes the GPU where there is one; elsewhere those that are marked do.
 ON_THE_DEVICE = ["tests/kernels", "tests/test_blocks.py", "tests/test_networks.py"]
 # The most telling first; each gets what time is left.
-BENCHES = ["bench/bench_instance_norm.py", "bench/bench_train_step.py", "bench/bench_loader.py"]
+BENCHES = [
+    "bench/bench_reflect_conv.py",
+    "bench/bench_residual_block.py",
+    "bench/bench_instance_norm.py",
+    "bench/bench_train_step.py",
+    "bench/bench_loader.py",
+]
 TESTS_SHARE = 0.5
+# Providers that are not an answer but what answers are compared with.
+CEILINGS = ("copy", "matmul")
 
 
 def marked_tests() -> list[str]:
@@ -119,7 +127,7 @@ def machine() -> dict[str, str]:
 
 
 def markdown(results: dict[str, Any]) -> Iterator[str]:
-    """Yield the lines of the table: each group's providers, beside its copy (GB/s) and its first provider (times)."""
+    """Yield the lines of the table: each group's providers, beside its copy or matrix product (rates) and its first provider (times)."""
     yield "# " + ", ".join(f"{key} {value}" if key != "gpu" else value for key, value in results["machine"].items())
     for name, tests in results["tests"].items():
         yield f"\nTests, {name}: {tests['summary']}"
@@ -128,24 +136,41 @@ def markdown(results: dict[str, Any]) -> Iterator[str]:
         groups.setdefault(row["group"], []).append(row)
     for group, rows in groups.items():
         yield f"\n## {group}\n"
-        yield "| provider | median | min to max | rounds | GB/s | of the copy | speed-up |"
+        yield "| provider | median | min to max | rounds | rate | of the ceiling | speed-up |"
         yield "|---|---|---|---|---|---|---|"
-        copy = next((row["bytes"] / row["median_s"] for row in rows if row.get("provider") == "copy"), None)
-        first = next((row for row in rows if row.get("provider") != "copy"), rows[0])
+        ceiling = next((rate_of(row) for row in rows if row.get("provider") in CEILINGS), None)
+        first = next((row for row in rows if row.get("provider") not in CEILINGS), rows[0])
         for row in rows:
-            yield "| " + " | ".join(cells(row, copy, first)) + " |"
+            yield "| " + " | ".join(cells(row, ceiling, first)) + " |"
 
 
-def cells(row: dict[str, Any], copy: float | None, first: dict[str, Any]) -> Iterator[str]:
+def rate_of(row: dict[str, Any]) -> float | None:
+    """Return the bytes or floating-point operations of ``row`` in a second, None where it counts neither."""
+    amount: float | None = row.get("bytes", row.get("flops"))
+    return None if amount is None else amount / row["median_s"]
+
+
+def cells(row: dict[str, Any], ceiling: float | None, first: dict[str, Any]) -> Iterator[str]:
     each = row.get("operations", 1)
     yield str(row.get("provider", ""))
     yield f"{row['median_s'] / each * 1e6:,.1f} us"
     yield f"{row['min_s'] / each * 1e6:,.1f} to {row['max_s'] / each * 1e6:,.1f}"
     yield str(row["rounds"])
-    rate = row["bytes"] / row["median_s"] if "bytes" in row else None
-    yield f"{rate / 1e9:,.0f}" if rate else ""
-    yield f"{100 * rate / copy:.0f} %" if rate and copy else ""
-    yield f"{first['median_s'] / row['median_s']:.2f}x" if row.get("provider") != "copy" else ""
+    rate = rate_of(row)
+    unit = "GB/s" if "bytes" in row else "GFLOP/s"
+    yield f"{rate / 1e9:,.0f} {unit}" if rate else ""
+    yield f"{100 * rate / ceiling:.0f} %" if rate and ceiling else ""
+    speed_up = (first["median_s"] / first.get("operations", 1)) / (row["median_s"] / each)
+    yield f"{speed_up:.2f}x" if row.get("provider") not in CEILINGS else ""
+
+
+def backends(benches: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Return the milliseconds of each backend for every shape that both were measured for: the table that kernels/backends keeps."""
+    table: dict[str, dict[str, float]] = {}
+    for row in benches:
+        if "backend_key" in row:
+            table.setdefault(row["backend_key"], {})[row["backend"]] = 1e3 * row["median_s"] / row.get("operations", 1)
+    return {key: times for key, times in sorted(table.items()) if {"triton", "cudnn"} <= set(times)}
 
 
 def main() -> int:
@@ -172,7 +197,9 @@ def main() -> int:
 
 
 def write(results: dict[str, Any], folder: Path) -> None:
-    """Write both files, named by GPU and versions, and the configurations that were measured, which may ship as kernels/tuned/*.json.
+    """Write both files, named by GPU and versions, and what was chosen by measurement: configurations and backends.
+
+    Those may ship, as kernels/tuned/*.json and kernels/backends/*.json.
 
     It is called after every bench, so that what was measured is kept if a later one is killed.
     """
@@ -181,6 +208,8 @@ def write(results: dict[str, Any], folder: Path) -> None:
     stem = re.sub(r"[^A-Za-z0-9.]+", "-", f"{names['gpu']} torch {names['torch']} triton {names['triton']}")
     (folder / f"{stem}.json").write_text(json.dumps(results, indent=1) + "\n")
     (folder / f"{stem}.md").write_text("\n".join(markdown(results)) + "\n")
+    if table := backends(results["benches"]):
+        (folder / f"backends-{_backend.table_file(names['gpu']).name}").write_text(json.dumps(table, indent=1) + "\n")
     tuned = _tune.cache_file(torch.device("cuda"))
     if tuned.exists():
         shutil.copy(tuned, folder / f"tuned-{tuned.name}")

@@ -56,8 +56,8 @@ class Generator(reference.Generator):
     [N, input_nc, H, W] in [-1, 1] to [N, output_nc, H, W] in [-1, 1]; H and W multiples of 4, at least 8. The output is fp32 under
     autocast too. ``impl`` says what computes it: "reference" is PyTorch's own operators, "triton" our kernels, "auto" the kernels where
     they serve. ``recompute``: keep the convolutions' outputs for the backward and compute their normalised inputs again there (half the
-    memory, one more write of each), else keep both. Raises ValueError for an unknown norm, upsample or impl, and in a call with
-    impl="triton" on a device that the kernels do not serve.
+    memory, one more write of each), else keep both, but in residual blocks, which always do the former. Raises ValueError for an unknown
+    norm, upsample or impl, and in a call with impl="triton" on a device that the kernels do not serve.
     """
 
     def __init__(

@@ -69,7 +69,7 @@ def gradients_to_add_to(weights: Sequence[Tensor], needs: Sequence[bool]) -> lis
     for weight, need in zip(weights, needs, strict=True):
         if not need:
             continue
-        hooked = weight._backward_hooks or weight._post_accumulate_grad_hooks  # type: ignore[attr-defined]
+        hooked = weight._backward_hooks or weight._post_accumulate_grad_hooks
         if not weight.is_leaf or hooked or weight.grad is None or weight.grad.requires_grad or weight.grad.stride() != weight.stride():
             return None
         found.append(weight.grad)

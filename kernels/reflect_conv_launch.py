@@ -34,7 +34,7 @@ def route_of(in_channels: int, out_channels: int, bordered: bool) -> Route:
 
 def precision_of(x: Tensor) -> str:
     """Return how fp32 products are made: "tf32" where torch's convolutions may use it, else "ieee"."""
-    return "tf32" if x.dtype != torch.float32 or torch.backends.cudnn.conv.fp32_precision == "tf32" else "ieee"
+    return "tf32" if x.dtype != torch.float32 or torch.backends.cudnn.conv.fp32_precision == "tf32" else "ieee"  # type: ignore[attr-defined]
 
 
 # --- Weights ------------------------------------------------------------------------------------------------------------------------
@@ -43,7 +43,7 @@ def precision_of(x: Tensor) -> str:
 def stride_between(tensors: Sequence[Tensor]) -> int | None:
     """Return how many elements lie between one tensor and the next if they are equal steps of one memory, else None."""
     first = tensors[0]
-    step = tensors[1].storage_offset() - first.storage_offset() if len(tensors) > 1 else first.numel()
+    step = int(tensors[1].storage_offset() - first.storage_offset()) if len(tensors) > 1 else first.numel()
     for i, t in enumerate(tensors):
         same = (
             t.dtype == first.dtype and t.stride() == first.stride() and t.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
@@ -106,15 +106,15 @@ def _arch(device: torch.device) -> Literal["ampere", "hopper"]:
 
 # "ieee": no matrix instruction multiplies in IEEE fp32, so small tiles, all of it in registers.
 CONV_TILES: dict[str, list[Tile]] = {
-    # 1. A whole wave for four pictures of 64 x 64. 2. for two, two blocks a multiprocessor. 3. for one.
-    "hopper": [(128, 256, 64, 8, 3), (128, 128, 64, 8, 4), (64, 256, 64, 8, 4)],
+    # A whole wave of an H200 for 1. four pictures of 64 x 64 with 256 channels, 2. two of them, 3. one.
+    "hopper": [(128, 256, 64, 8, 3), (128, 128, 64, 8, 4), (64, 128, 64, 4, 4)],
     # mma.sync reads operands from registers: less depth in flight.
     "ampere": [(128, 128, 32, 8, 4), (128, 256, 32, 8, 3), (128, 64, 32, 4, 4)],
     "ieee": [(64, 64, 32, 4, 2)],
 }
 # The folded margins' indices and fp32 operands leave fewer registers for the sum: larger tiles spill.
 FOLDED_FP32_TILES: dict[str, list[Tile]] = {
-    "hopper": [(128, 128, 64, 8, 4), (64, 256, 64, 8, 4)],
+    "hopper": [(128, 128, 64, 8, 4), (64, 128, 64, 4, 4)],
     "ampere": [(128, 64, 32, 4, 4)],
     "ieee": [(64, 64, 32, 4, 2)],
 }
@@ -177,14 +177,21 @@ class Options:
     transposed: bool = False
     bias: Tensor | None = None
     residual: Tensor | None = None
-    stats: bool = False
 
 
-def product(x: Pixels, w: Tensor, size: tuple[int, int], options: Options = Options()) -> tuple[Tensor, Moments | None]:
-    """Return y [N, O, *size] in channels_last, from w [P, O, KH, KW, C] (transposed: [P, C, KH, KW, O], the taps turned round).
+def product(x: Pixels, w: Tensor, size: tuple[int, int], options: Options = Options()) -> Tensor:
+    """Return y [N, O, *size] in channels_last, from w [P, O, KH, KW, C] (transposed: [P, C, KH, KW, O], the taps turned round)."""
+    return _product(x, w, size, options, False)[0]
 
-    With ``options.stats`` also the partial moments of y as stored.
-    """
+
+def product_and_moments(x: Pixels, w: Tensor, size: tuple[int, int], options: Options = Options()) -> tuple[Tensor, Moments]:
+    """Return what ``product`` returns, and its partial moments as stored."""
+    y, moments = _product(x, w, size, options, True)
+    assert moments is not None
+    return y, moments
+
+
+def _product(x: Pixels, w: Tensor, size: tuple[int, int], options: Options, stats: bool) -> tuple[Tensor, Moments | None]:
     P, A, KH, KW, B = w.shape
     C, O = (A, B) if options.transposed else (B, A)
     H, W = size
@@ -193,14 +200,14 @@ def product(x: Pixels, w: Tensor, size: tuple[int, int], options: Options = Opti
     precision = precision_of(x.data)
     flags = {
         "C": C, "O": O, "XS": x.step, "KH": KH, "KW": KW, "PAD": options.pad, "MODE": options.mode, "TRANSPOSED": options.transposed,
-        "HAS_BIAS": options.bias is not None, "RESIDUAL": options.residual is not None, "STATS": options.stats,
+        "HAS_BIAS": options.bias is not None, "RESIDUAL": options.residual is not None, "STATS": stats,
         "PRECISION": precision, "INTERPRET": interpreted() and not dry(),
     }  # fmt: skip
 
     def run(config: Config) -> Moments | None:
         block_m, block_n, block_k = config.constants.values()
         tiles = triton.cdiv(H * pitch, block_m)
-        part = y.new_empty((x.N, 2, tiles, O), dtype=torch.float32) if options.stats else None
+        part = y.new_empty((x.N, 2, tiles, O), dtype=torch.float32) if stats else None
         desc = options.mode == LINEAR and C % block_k == 0 and O % 8 == 0 and _may_describe(x.data, x.step, KH * KW * B)
         operands: tuple[Any, ...] = (x.data, w)
         if desc:
@@ -215,7 +222,7 @@ def product(x: Pixels, w: Tensor, size: tuple[int, int], options: Options = Opti
 
     narrow = options.mode == FOLDED and y.dtype == torch.float32
     configs = _configs(FOLDED_FP32_TILES if narrow else CONV_TILES, x.data, precision, H * pitch, O, C)
-    key = _key(x.data, options.mode, _octave(x.N), _octave(H * W), C, O, KH, KW, options.transposed, options.stats, precision)
+    key = _key(x.data, options.mode, _octave(x.N), _octave(H * W), C, O, KH, KW, options.transposed, stats, precision)
     return y, tuned("conv", key, configs, y, run)
 
 

@@ -51,8 +51,8 @@ def forward(x: Tensor, w: Tensor, bias: Sequence[Tensor], padding: int, route: R
     size, stack = _size(x, w, padding), _stack_bias(bias)
     if route == "expand":
         picture = bordered_picture(x, padding, w.shape[2])
-        return product(picture, window_weight(w), size, Options(bias=stack))[0]
-    return product(Pixels.of(x), w, size, Options(REFLECT, padding, (x.shape[2], x.shape[3]), bias=stack))[0]
+        return product(picture, window_weight(w), size, Options(bias=stack))
+    return product(Pixels.of(x), w, size, Options(REFLECT, padding, (x.shape[2], x.shape[3]), bias=stack))
 
 
 def forward_bordered(y: Tensor, w: Tensor, bias: Sequence[Tensor], tanh: bool, route: Route) -> Tensor:
@@ -60,7 +60,7 @@ def forward_bordered(y: Tensor, w: Tensor, bias: Sequence[Tensor], tanh: bool, r
     size, stack = _size(y, w, 0), _stack_bias(bias)
     if route == "contract":
         return contract(Pixels.of(y), contract_weight(w), w.shape[1], w.shape[3], size, stack, tanh)
-    out, _ = product(Pixels.of(y), w, size, Options(bias=stack))
+    out = product(Pixels.of(y), w, size, Options(bias=stack))
     return torch.tanh(out.float()) if tanh else out
 
 
@@ -79,8 +79,8 @@ def input_gradient(dy: Pixels, w: Tensor, size: tuple[int, int], route: Route) -
     if route == "expand":
         return contract(dy, contract_weight(transposed(w)), w.shape[4], w.shape[3], size)
     if route == "contract":
-        return product(dy, window_weight(transposed(w)), size)[0]
-    return product(dy, w, size, Options(transposed=True))[0]
+        return product(dy, window_weight(transposed(w)), size)
+    return product(dy, w, size, Options(transposed=True))
 
 
 def weight_gradient(dy: Pixels, y: Pixels, shape: tuple[int, int, int], groups: int, height: int, route: Route) -> Gradient:

@@ -37,14 +37,14 @@ def residual_block_fwd(x: Tensor, weight1: list[Tensor], weight2: list[Tensor], 
     from ._tiles import empty_bordered
     from .border_launch import Pixels
     from .instance_norm_launch import apply
-    from .reflect_conv_launch import REFLECT, Options, product, stacked
+    from .reflect_conv_launch import REFLECT, Options, product_and_moments, stacked
 
     size = (x.shape[2], x.shape[3])
     mean1, rstd1, mean2, rstd2 = (x.new_empty(x.shape[:2], dtype=torch.float32) for _ in range(4))
     y, out = empty_bordered(x, 1), torch.empty_like(x)
-    c1, moments = product(Pixels.of(x), stacked(weight1, x.dtype), size, Options(REFLECT, 1, size, stats=True))
+    c1, moments = product_and_moments(Pixels.of(x), stacked(weight1, x.dtype), size, Options(REFLECT, 1, size))
     apply(c1, moments, (y, mean1, rstd1), None, None, None, eps, "relu", 0.0, 1)
-    c2, moments = product(Pixels.of(y), stacked(weight2, x.dtype), size, Options(stats=True))
+    c2, moments = product_and_moments(Pixels.of(y), stacked(weight2, x.dtype), size)
     apply(c2, moments, (out, mean2, rstd2), None, None, x, eps, "none", 0.0, 0)
     return out, c1, c2, mean1, rstd1, mean2, rstd2
 
@@ -107,7 +107,7 @@ def backward(
 
     def gradient(i: int, residual: Tensor | None = None) -> Tensor:
         weight = stacked(weights[i * half : (i + 1) * half], x.dtype)
-        return product(packed(i, 1), weight, size, Options(FOLDED, transposed=True, residual=residual))[0]
+        return product(packed(i, 1), weight, size, Options(FOLDED, transposed=True, residual=residual))
 
     border = int(wanted)
     extras = Extras(y_border=border, margins=True, copy=x if wanted else None)

@@ -108,7 +108,8 @@ def test_the_command_writes_what_it_is_asked_for(tmp_path: Path) -> None:
     options = ["--arch", "sm_90", "--dtype", "bf16", "--json", str(tmp_path / "r.json"), "--out", str(tmp_path / "cubins")]
     done = run([str(script), *options])
     assert done.returncode == 0, done.stdout + done.stderr
-    kernels = sorted(re.findall(r"^@kernel\n.*\ndef _(\w+)", (ROOT / "kernels/instance_norm_triton.py").read_text(), re.MULTILINE))
+    sources = "".join(path.read_text() for path in (ROOT / "kernels").glob("*_triton.py"))
+    kernels = sorted(re.findall(r"^@kernel\n.*\ndef _(\w+)", sources, re.MULTILINE))
     assert sorted(re.findall(r"^sm_90 +(\w+) ", done.stdout, re.MULTILINE)) == kernels
     assert len(list((tmp_path / "cubins").glob("*.cubin"))) == len(kernels)
     assert f"all {len(kernels)} pass" in done.stdout

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from fastcyclegan import gpu_suite
+from fastcyclegan.kernels import _backend
 
 ROOT = Path(__file__).parents[1]
 
@@ -31,8 +32,35 @@ def test_tables_name_providers_and_ratios() -> None:
     results = {"machine": {"gpu": "Test GPU", "torch": "2.13"}, "tests": {"all": {"summary": "3 passed"}}, "benches": benches}
     lines = list(gpu_suite.markdown(results))
     assert lines[0] == "# Test GPU, torch 2.13"
-    assert "| ours | 2.0 us | 1.0 to 4.0 | 3 | 2 | 50 % | 4.00x |" in lines
+    assert "| ours | 2.0 us | 1.0 to 4.0 | 3 | 2 GB/s | 50 % | 4.00x |" in lines
     assert "| ours | 1,000,000.0 us | 500,000.0 to 2,000,000.0 | 3 |  |  | 2.00x |" in lines
+
+
+def test_the_backend_of_a_shape_is_the_faster_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """From the rows of the benches to what a convolution asks; a shape of which one was measured alone stays unmeasured."""
+    x = torch.zeros(3, 8, 5, 5)
+    keys = {out: _backend.backend_key("reflect_conv", x.dtype, 3, 1, 25, 8, out, 3) for out in (8, 16, 32)}
+    rows = [("triton", 8, 2.0, 1), ("cudnn", 8, 6.0, 4), ("triton", 16, 1.0, 1), ("cudnn", 16, 2.0, 1), ("cudnn", 32, 1.0, 1)]
+    benches = [bench("g", "p", s, backend=b, backend_key=keys[out], operations=n) for b, out, s, n in rows]
+    table = gpu_suite.backends([*benches, bench("step", "ours", 1.0)])
+    assert table == {keys[8]: {"triton": 2000.0, "cudnn": 1500.0}, keys[16]: {"triton": 1000.0, "cudnn": 2000.0}}
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Test/GPU")
+    monkeypatch.setattr(_backend, "SHIPPED", tmp_path)
+    _backend._table.cache_clear()
+    assert _backend.describe_backends(torch.device("cuda")) == "Triton (unmeasured on this device)"
+    _backend.table_file("Test/GPU").write_text(json.dumps(table))
+    _backend._table.cache_clear()
+    assert "Triton is faster in 1, cuDNN in 1" in _backend.describe_backends(torch.device("cuda"))
+
+    class OnGpu:
+        """As much of a tensor as a look-up asks for."""
+
+        device, dtype, shape = torch.device("cuda"), x.dtype, x.shape
+
+    found = [_backend.backend_of("reflect_conv", OnGpu(), 1, out, 3) for out in (8, 16, 32)]  # type: ignore[arg-type]
+    assert found == ["cudnn", "triton", "triton"]
+    assert _backend.backend_of("reflect_conv", x, 1, 8, 3) == "triton"
+    _backend._table.cache_clear()
 
 
 @pytest.fixture

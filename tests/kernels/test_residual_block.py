@@ -112,14 +112,14 @@ def test_statistics_of_a_mean_of_a_thousand_deviations(device: str) -> None:
     from fastcyclegan.kernels._tiles import empty_bordered
     from fastcyclegan.kernels.border_launch import Pixels, reflect_pad
     from fastcyclegan.kernels.instance_norm_launch import apply
-    from fastcyclegan.kernels.reflect_conv_launch import Options, product
+    from fastcyclegan.kernels.reflect_conv_launch import product_and_moments
 
     torch.manual_seed(0)
     x = (1000 + torch.randn(1, 16, 9, 7, device=device)).contiguous(memory_format=torch.channels_last)
     identity = torch.zeros(1, 16, 3, 3, 16, device=device)
     identity[0, :, 1, 1] = torch.eye(16, device=device)
     with torch.backends.cudnn.flags(allow_tf32=False):
-        y, moments = product(Pixels.of(reflect_pad(x, 1)), identity, (9, 7), Options(stats=True))
+        y, moments = product_and_moments(Pixels.of(reflect_pad(x, 1)), identity, (9, 7))
     assert torch.equal(y, x)
     out, mean, rstd = empty_bordered(x, 0), x.new_empty(1, 16), x.new_empty(1, 16)
     apply(y, moments, (out, mean, rstd), None, None, None, 1e-5, "none", 0.0, 0)
