@@ -51,7 +51,8 @@ def accumulating() -> Iterator[None]:
 
     For ``loss.backward()`` where weights are used more than once, as a generator's are: autograd would hold each gradient and add it in a
     pass of its own. It serves weights that are leaves without hooks, in eager mode; what it gives is the same. Not for
-    ``torch.autograd.grad``, which would find the gradient in ``.grad``. It holds for every thread of the process.
+    ``torch.autograd.grad``, whose gradients would go to ``.grad`` and not be returned, nor for DistributedDataParallel, which waits for
+    autograd's own addition. It holds for every thread of the process.
     """
     global _accumulating
     before, _accumulating = _accumulating, True

@@ -248,3 +248,27 @@ def test_fewer_launches_where_nobody_listens() -> None:
     # Norms at 128 and 64 pixels; of 32 x 32 a program holds all, but where a border is written.
     first, down, blocks, up, last = 1, 2 + 2 + 1, 2 * 4, 2 + 2, 1
     assert launches(net, x) == first + down + blocks + up + last
+
+
+@pytest.mark.parametrize("upsample", ["transpose", "resize"])
+def test_where_cudnn_is_faster_the_norms_write_its_border(upsample: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other backend: the same function and gradients, and no convolution of ours."""
+    torch.manual_seed(0)
+    net, x = Generator(ngf=4, n_blocks=1, upsample=upsample, impl="triton").to(DEVICE), torch.randn(1, 3, 8, 8, device=DEVICE)
+
+    def run() -> tuple[torch.Tensor, list[torch.Tensor]]:
+        y = net(x)
+        return y, list(torch.autograd.grad(y.square().sum(), [p for p in net.parameters() if p.dim() == 4]))
+
+    ours = run()
+    with dry_run() as dry:
+        net(x)
+    assert any("reflect_conv" in name for name in dry.counts.launches)
+    monkeypatch.setattr("fastcyclegan.blocks.backend_of", lambda *a: "cudnn")
+    cudnn = run()
+    with dry_run() as dry:
+        net(x)
+    assert not any("reflect_conv" in name for name in dry.counts.launches)
+    torch.testing.assert_close(cudnn[0], ours[0], rtol=1e-4, atol=1e-5)
+    for a, b in zip(cudnn[1], ours[1], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
