@@ -51,6 +51,13 @@ def load_operand(ptr, rows, mask, STRIDE, offs_c, C, EVEN: tl.constexpr):
 
 
 @triton.jit
+def round_to_tf32(x):
+    """Return fp32 ``x`` rounded to 10 bits, halves away from zero. Matrix instructions cut the others off: every sum would be smaller."""
+    bits = (x.to(tl.int32, bitcast=True) + 0x1000) & ~0x1FFF
+    return tl.where(x == x, bits.to(tl.float32, bitcast=True), x)
+
+
+@triton.jit
 def reflect(i, SIZE):
     """Return the index in [0, SIZE) that reflection padding reads at index ``i`` in (-SIZE, 2 SIZE - 1)."""
     i = tl.abs(i)

@@ -112,8 +112,8 @@ CONV_TILES: dict[str, list[Tile]] = {
     "ampere": [(128, 128, 32, 8, 4), (128, 256, 32, 8, 3), (128, 64, 32, 4, 4)],
     "ieee": [(64, 64, 32, 4, 2)],
 }
-# The folded margins' indices and fp32 operands leave fewer registers for the sum: larger tiles spill.
-FOLDED_FP32_TILES: dict[str, list[Tile]] = {
+# An input gradient's fp32 operands, turned round and rounded, leave fewer registers for the sum: larger tiles spill.
+TRANSPOSED_FP32_TILES: dict[str, list[Tile]] = {
     "hopper": [(128, 128, 64, 8, 4), (64, 128, 64, 4, 4)],
     "ampere": [(128, 64, 32, 4, 4)],
     "ieee": [(64, 64, 32, 4, 2)],
@@ -220,8 +220,8 @@ def _product(x: Pixels, w: Tensor, size: tuple[int, int], options: Options, stat
         launch("_reflect_conv_kernel", x.N * tiles * triton.cdiv(O, block_n), args, {**flags, "DESC": desc}, config)
         return None if part is None else Moments(part, block_m, pitch if options.mode == LINEAR else 0)
 
-    narrow = options.mode == FOLDED and y.dtype == torch.float32
-    configs = _configs(FOLDED_FP32_TILES if narrow else CONV_TILES, x.data, precision, H * pitch, O, C)
+    small = options.transposed and y.dtype == torch.float32
+    configs = _configs(TRANSPOSED_FP32_TILES if small else CONV_TILES, x.data, precision, H * pitch, O, C)
     key = _key(x.data, options.mode, _octave(x.N), _octave(H * W), C, O, KH, KW, options.transposed, stats, precision)
     return y, tuned("conv", key, configs, y, run)
 

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from ._launch import kernel
-from ._math import load_operand, load_tile, locate, masked_moments, reflect, store_tile
+from ._math import load_operand, load_tile, locate, masked_moments, reflect, round_to_tf32, store_tile
 
 # One compiled kernel serves all picture sizes. Sizes that are multiples of 16 in one picture and not in another are not worth two.
 COUNTS = ["TILES", "PER", "H", "W", "SH", "SW", "PITCH", "ROWS", "FIRST", "STEPS", "CHUNKS", "LIMIT", "G", "SPLITS", "X_LIMIT"]
@@ -79,6 +79,8 @@ def _product(a, b, acc, PRECISION: tl.constexpr, INTERPRET: tl.constexpr):
     """acc + a @ b in fp32. The interpreter multiplies the raw bits of bf16, so there both are widened first, which is exact."""
     if INTERPRET:
         a, b = a.to(tl.float32), b.to(tl.float32)
+    elif PRECISION == "tf32" and a.dtype == tl.float32:
+        a, b = round_to_tf32(a), round_to_tf32(b)
     return tl.dot(a, b, acc, input_precision=PRECISION)
 
 
