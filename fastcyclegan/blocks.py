@@ -127,12 +127,12 @@ def _activation(layer: nn.Module) -> tuple[str, float] | None:
     return ("leaky_relu", layer.negative_slope) if _untouched(layer, nn.LeakyReLU) else None  # type: ignore[return-value]
 
 
-def _reflects(conv: Any, x: Tensor) -> bool:
-    """Whether ``conv`` is one that our kernels compute: stride 1 on the bordered x alone, odd and square, one weight for all channels."""
+def _reflects(conv: Any, x: Tensor, dtype: torch.dtype) -> bool:
+    """Whether our kernels compute ``conv`` in ``dtype``: stride 1 on the bordered x alone, odd and square, one weight for all channels."""
     k = conv.weight.shape[2]
     plain = isinstance(conv, nn.Conv2d) and conv.padding == (0, 0) and conv.stride == conv.dilation == (1, 1) and conv.groups == 1
     plain = plain and conv.kernel_size == (k, k) and k % 2 == 1
-    return plain and backend_of("reflect_conv", x, 1, conv.weight.shape[0], k) == "triton"
+    return plain and backend_of("reflect_conv", x, dtype, 1, conv.weight.shape[0], k) == "triton"
 
 
 def _border(layer: nn.Module, following: nn.Module | None) -> int:
@@ -182,7 +182,7 @@ class _Flow:
             self.cancelled.append(bias)
             bias = None
         dtype = _compute_dtype(self.x, conv.weight)
-        if self.border and _reflects(conv, self.x):
+        if self.border and _reflects(conv, self.x, dtype):
             if self.x.dtype != dtype:
                 border, self.border = self.border, 0
                 self.x, self.border = self.settle().to(dtype), border
@@ -338,7 +338,7 @@ class ResidualBlock(reference.ResidualBlock):
             and all(list(conv.weight.shape) == shape and conv.weight.dtype == weight.dtype for conv in (conv1, conv2))
             and all(conv.stride == conv.dilation == (1, 1) and conv.padding == (0, 0) for conv in (conv1, conv2))
             and _compute_dtype(x, weight) == x.dtype
-            and backend_of("residual_block", x, 1, shape[0], 3) == "triton"
+            and backend_of("residual_block", x, x.dtype, 1, shape[0], 3) == "triton"
         )
         return (conv1, conv2) if plain else None
 

@@ -210,7 +210,8 @@ def write(results: dict[str, Any], folder: Path) -> None:
     (folder / f"{stem}.json").write_text(json.dumps(results, indent=1) + "\n")
     (folder / f"{stem}.md").write_text("\n".join(markdown(results)) + "\n")
     if table := backends(results["benches"]):
-        (folder / f"backends-{_backend.table_file(names['gpu']).name}").write_text(json.dumps(table, indent=1) + "\n")
+        (folder / "backends").mkdir(exist_ok=True)
+        (folder / "backends" / _backend.table_file(names["gpu"]).name).write_text(json.dumps(table, indent=1) + "\n")
     tuned = _tune.cache_file(torch.device("cuda"))
     if tuned.exists():
         shutil.copy(tuned, folder / f"tuned-{tuned.name}")

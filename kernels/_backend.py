@@ -41,17 +41,17 @@ def _table(device_index: int | None) -> dict[str, dict[str, float]]:
     return found
 
 
-def measured(op: str, x: Tensor, weights: int, out_channels: int, k: int) -> dict[str, float]:
-    """Return the milliseconds of each backend for ``op`` on x [N, C, H, W], empty where nobody measured them."""
+def measured(op: str, x: Tensor, dtype: torch.dtype, weights: int, out_channels: int, k: int) -> dict[str, float]:
+    """Return the milliseconds of each backend for ``op`` on x [N, C, H, W] in ``dtype``, empty where nobody measured them."""
     if x.device.type != "cuda":
         return {}
-    key = backend_key(op, x.dtype, x.shape[0], weights, x.shape[2] * x.shape[3], x.shape[1], out_channels, k)
+    key = backend_key(op, dtype, x.shape[0], weights, x.shape[2] * x.shape[3], x.shape[1], out_channels, k)
     return _table(x.device.index).get(key, {})
 
 
-def backend_of(op: str, x: Tensor, weights: int, out_channels: int, k: int) -> Backend:
-    """Return what computes ``op`` on x [N, C, H, W] with so many weights: the faster one as measured, Triton where nobody measured."""
-    times = measured(op, x, weights, out_channels, k)
+def backend_of(op: str, x: Tensor, dtype: torch.dtype, weights: int, out_channels: int, k: int) -> Backend:
+    """Return what computes ``op`` on x [N, C, H, W] in ``dtype`` with so many weights: the faster one, Triton where nobody measured."""
+    times = measured(op, x, dtype, weights, out_channels, k)
     return "cudnn" if times and times["cudnn"] < times["triton"] else "triton"
 
 

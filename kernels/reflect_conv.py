@@ -12,7 +12,7 @@ reflect_conv_launch.py, and reflect_conv_passes.py puts them together.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -50,9 +50,9 @@ def accumulating() -> Iterator[None]:
     """Inside the block, backward passes add weight gradients to ``.grad`` in place where there is one already.
 
     For ``loss.backward()`` where weights are used more than once, as a generator's are: autograd would hold each gradient and add it in a
-    pass of its own. It serves weights that are leaves without hooks, in eager mode; what it gives is the same. Not for
-    ``torch.autograd.grad``, whose gradients would go to ``.grad`` and not be returned, nor for DistributedDataParallel, which waits for
-    autograd's own addition. It holds for every thread of the process.
+    pass of its own. It serves weights that are leaves, whose ``.grad`` this backward is to fill, in eager mode, and that have no hooks;
+    all others are left to autograd, so what it gives is the same. Hooks on the node that accumulates a gradient are not seen: not for
+    DistributedDataParallel, which has such. It holds for every thread of the process.
     """
     global _accumulating
     before, _accumulating = _accumulating, True
@@ -73,8 +73,20 @@ def gradients_to_add_to(weights: Sequence[Tensor], needs: Sequence[bool]) -> lis
         hooked = weight._backward_hooks or weight._post_accumulate_grad_hooks
         if not weight.is_leaf or hooked or weight.grad is None or weight.grad.requires_grad or weight.grad.stride() != weight.stride():
             return None
+        if not _to_be_filled(weight):
+            return None
         found.append(weight.grad)
     return found
+
+
+def _to_be_filled(leaf: Tensor) -> bool:
+    """Whether the backward that runs is to end in ``leaf.grad``: not where it was called for other inputs, or by torch.autograd.grad."""
+    with torch.enable_grad():
+        node = torch.autograd.graph.get_gradient_edge(leaf).node
+    try:
+        return bool(torch._C._will_engine_execute_node(node))
+    except RuntimeError:
+        return False
 
 
 # --- Operators ----------------------------------------------------------------------------------------------------------------------
@@ -288,6 +300,8 @@ def check_weights(op: str, name: str, x: Tensor, weights: Sequence[Tensor]) -> N
             raise ValueError(f"{op}: {name} must be [O, {x.shape[1]}, k, k] for x of {x.shape[1]} channels, got {list(weight.shape)}")
         if weight.shape[2] != weight.shape[3] or weight.shape[2] % 2 == 0:
             raise ValueError(f"{op}: {name} must have an odd square kernel, got {weight.shape[2]} x {weight.shape[3]}")
+        if weight.shape[0] == 0:
+            raise ValueError(f"{op}: {name} must have output channels, got {list(weight.shape)}")
         if weight.shape != first.shape:
             raise ValueError(f"{op}: the weights in {name} must have one shape, got {list(first.shape)} and {list(weight.shape)}")
         if weight.dtype not in (x.dtype, torch.float32) or weight.dtype != first.dtype:
@@ -301,16 +315,43 @@ def check_weights(op: str, name: str, x: Tensor, weights: Sequence[Tensor]) -> N
 def check_padding(op: str, x: Tensor, padding: int, kernel: int) -> None:
     """Raise ValueError unless x can be reflected by ``padding`` and is then no smaller than the kernel."""
     size = min(x.shape[2:])
+    if not isinstance(padding, int):
+        raise TypeError(f"{op}: padding must be an integer, got {type(padding).__name__}")
     if not 0 <= padding < max(size, 1):
         raise ValueError(f"{op}: padding must be at least 0 and less than the sides of x, got {padding} for shape {tuple(x.shape)}")
     if size + 2 * padding < kernel:
         raise ValueError(f"{op}: x with its padding must be no smaller than the kernel, got {size} + 2 x {padding} for {kernel}")
 
 
-def under_autocast(x: Tensor) -> Tensor:
-    """Return x in the dtype that autocast asks for, if it is on, as PyTorch's convolutions take it."""
+def check_tensor(op: str, x: Any) -> None:
+    """Raise TypeError unless x is a tensor of floating point."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{op}: x must be a tensor, got {type(x).__name__}")
+    if not x.is_floating_point():
+        raise TypeError(f"{op}: x must be floating point, got {x.dtype}")
+
+
+def tensors_of(op: str, name: str, given: Any) -> list[Tensor]:
+    """Return a tensor or several as a list. Raises TypeError for anything else."""
+    if isinstance(given, Tensor):
+        return [given]
+    found = list(given) if isinstance(given, Iterable) else [given]
+    for one in found:
+        if not isinstance(one, Tensor):
+            raise TypeError(f"{op}: {name} must be a tensor or a list of tensors, got {type(one).__name__}")
+    return found
+
+
+def under_autocast(x: Tensor, *lists: list[Tensor]) -> tuple[Any, ...]:
+    """Return x in the dtype that autocast asks for, if it is on, as PyTorch's convolutions take it, and what is with it.
+
+    fp32 stays as it is there: the operators round it for each use.
+    """
     kind = x.device.type
-    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) and x.dtype != torch.float64 else x
+    if not torch.is_autocast_enabled(kind) or x.dtype == torch.float64:
+        return (x, *lists)
+    dtype = torch.get_autocast_dtype(kind)
+    return (x.to(dtype), *([t if t.dtype in (dtype, torch.float32) else t.to(dtype) for t in ts] for ts in lists))
 
 
 def _check_bias(x: Tensor, bias: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
@@ -328,7 +369,7 @@ def _check_bias(x: Tensor, bias: Sequence[Tensor], weights: Sequence[Tensor]) ->
 def reflect_conv2d(
     x: Tensor,
     weight: Tensor | Sequence[Tensor],
-    bias: Tensor | Sequence[Tensor] | None = None,
+    bias: Tensor | Sequence[Tensor] | Sequence[None] | None = None,
     *,
     padding: int,
     impl: str = "auto",
@@ -337,19 +378,23 @@ def reflect_conv2d(
 
     x: [N, C, H, W]; channels_last memory is read as it is, another layout is copied once. The result is [N, O, H', W'] in channels_last
     and the dtype of x, H' = H + 2 padding - k + 1. weight: [O, C, k, k], k odd, in the dtype of x or fp32, which is then rounded for the
-    use; or a list of P of them, N a multiple of P: image n uses weight n // (N / P). bias: [O] or None; with a list of weights a list of P,
-    or one that all share. Under autocast x is cast as for PyTorch's convolutions. Sums are fp32; products of fp32 are TF32 where PyTorch's
-    own convolutions may use it (``torch.backends.cudnn.allow_tf32``), else IEEE.
+    use; or a list of P of them, N a multiple of P: image n uses weight n // (N / P). bias: [O] or None; with a list of weights a list of P
+    (tensors, or None alone), or one that all share. Under autocast x is cast as for PyTorch's convolutions. Sums are fp32; products of fp32
+    are TF32 where PyTorch's own convolutions may use it (``torch.backends.cudnn.allow_tf32``), else IEEE.
     impl: "triton", "reference" (``F.pad`` and ``F.conv2d``), or "auto": Triton on an NVIDIA GPU, the reference elsewhere.
 
     The backward saves x and the weights. Same input, same bits. Raises ValueError for a shape, padding, device or impl that does not fit,
     TypeError for a dtype, and RuntimeError in a double backward through the kernels.
     """
-    weights = [weight] if isinstance(weight, Tensor) else list(weight)
-    x = under_autocast(x)
+    check_tensor("reflect_conv2d", x)
+    weights = tensors_of("reflect_conv2d", "weight", weight)
+    if bias is None or (not isinstance(bias, Tensor) and isinstance(bias, Iterable) and all(b is None for b in bias)):
+        biases = []
+    else:
+        biases = [bias] * len(weights) if isinstance(bias, Tensor) else tensors_of("reflect_conv2d", "bias", bias)
+    x, weights, biases = under_autocast(x, weights, biases)
     check_weights("reflect_conv2d", "weight", x, weights)
     check_padding("reflect_conv2d", x, padding, weights[0].shape[2])
-    biases = [] if bias is None else [bias] * len(weights) if isinstance(bias, Tensor) else list(bias)
     _check_bias(x, biases, weights)
     if resolve_impl("reflect_conv2d", impl, x) == "reference":
         return reflect_conv2d_ref(x, weights, biases or None, padding=padding)

@@ -22,7 +22,16 @@ from torch import Tensor
 from ._dispatch import resolve_impl
 from ._operator import operator, refuse_double_backward
 from .instance_norm import channels_last, check_pixels, instance_norm_ref
-from .reflect_conv import check_padding, check_weights, gradients_to_add_to, reflect_conv2d_ref, spread, under_autocast
+from .reflect_conv import (
+    check_padding,
+    check_tensor,
+    check_weights,
+    gradients_to_add_to,
+    reflect_conv2d_ref,
+    spread,
+    tensors_of,
+    under_autocast,
+)
 
 
 def residual_block_ref(x: Tensor, weight1: Tensor | Sequence[Tensor], weight2: Tensor | Sequence[Tensor], *, eps: float = 1e-5) -> Tensor:
@@ -140,7 +149,9 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
 def _backward(ctx: Any, g: Tensor | None, *_: None) -> tuple[Any, ...]:
     if g is None:
         return (None,) * 4
-    saved, weights = ctx.saved_tensors[:7], ctx.saved_tensors[7:]
+    # Once: a checkpoint allows no second time.
+    tensors = ctx.saved_tensors
+    saved, weights = tensors[:7], tensors[7:]
     needs_x, needs_1, needs_2, _ = ctx.needs_input_grad
     needs = [needs_x, *needs_1, *needs_2]
     if (into := gradients_to_add_to(weights, needs[1:])) is not None:
@@ -173,8 +184,11 @@ def residual_block(
 
     Source: Johnson, Alahi, Fei-Fei, "Perceptual Losses for Real-Time Style Transfer and Super-Resolution", ECCV 2016, supplement.
     """
-    lists = [[w] if isinstance(w, Tensor) else list(w) for w in (weight1, weight2)]
-    x = under_autocast(x)
+    check_tensor("residual_block", x)
+    if not isinstance(eps, (int, float)):
+        raise TypeError(f"residual_block: eps must be a number, got {type(eps).__name__}")
+    lists = [tensors_of("residual_block", name, given) for name, given in (("weight1", weight1), ("weight2", weight2))]
+    x, *lists = under_autocast(x, *lists)
     for name, weights in zip(("weight1", "weight2"), lists, strict=True):
         check_weights("residual_block", name, x, weights)
         wanted = [x.shape[1], x.shape[1], 3, 3]

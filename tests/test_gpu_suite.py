@@ -57,9 +57,9 @@ def test_the_backend_of_a_shape_is_the_faster_one(monkeypatch: pytest.MonkeyPatc
 
         device, dtype, shape = torch.device("cuda"), x.dtype, x.shape
 
-    found = [_backend.backend_of("reflect_conv", OnGpu(), 1, out, 3) for out in (8, 16, 32)]  # type: ignore[arg-type]
+    found = [_backend.backend_of("reflect_conv", OnGpu(), x.dtype, 1, out, 3) for out in (8, 16, 32)]  # type: ignore[arg-type]
     assert found == ["cudnn", "triton", "triton"]
-    assert _backend.backend_of("reflect_conv", x, 1, 8, 3) == "triton"
+    assert _backend.backend_of("reflect_conv", x, x.dtype, 1, 8, 3) == "triton"
     _backend._table.cache_clear()
 
 

@@ -248,6 +248,32 @@ def test_hooks_and_odd_gradients_are_left_to_autograd(device: str) -> None:
     torch.testing.assert_close(weight.grad, 2 * once)
 
 
+def test_only_what_a_backward_is_called_for_is_added_to(device: str) -> None:
+    """backward(inputs=) and autograd.grad inside the block leave the other gradients alone, and give their own."""
+    case = Case("", (1, 9, 2, 3), 9)
+    x, weights, _, dy = operands(case, device)
+    x, weight, other = x.requires_grad_(), weights[0].requires_grad_(), torch.randn_like(weights[0]).requires_grad_()
+
+    def run() -> Tensor:
+        y = reflect_conv2d(x, weight, padding=1, impl="triton")
+        return reflect_conv2d(y, other, padding=1, impl="triton")
+
+    run().backward(dy)
+    once = {t: t.grad.clone() for t in (weight, other)}
+    with accumulating():
+        run().backward(dy, inputs=[weight])
+        found = torch.autograd.grad(run(), [other], dy)[0]
+    torch.testing.assert_close(weight.grad, 2 * once[weight])
+    assert torch.equal(other.grad, once[other])
+    torch.testing.assert_close(found, once[other])
+
+
+def test_biases_of_none_are_none(device: str) -> None:
+    x, weights, _, _ = operands(SMALL, device)
+    found = reflect_conv2d(x, weights, [None, None], padding=1, impl="triton")
+    assert torch.equal(found, reflect_conv2d(x, weights, padding=1, impl="triton"))
+
+
 def test_fp32_weights_for_16_bits_are_rounded_inside(device: str) -> None:
     """The result and the gradient of the rounded weight; the gradient itself in fp32."""
     x, weights, biases, dy = operands(SMALL, device)
@@ -323,6 +349,8 @@ def test_autocast_casts_as_convolutions_do(device: str) -> None:
         assert y.dtype == BF16
         y.backward(dy.to(BF16))
         assert leaves[0].grad.dtype == FP32
+    with torch.autocast(device, BF16):
+        assert reflect_conv2d(x.half(), [w.half() for w in leaves], biases, padding=1, impl="reference").dtype == BF16
 
 
 def test_functional_call_and_no_grad(device: str) -> None:
@@ -442,6 +470,15 @@ def test_split_k() -> None:
 
 X, W = torch.zeros(2, 3, 4, 4), torch.zeros(5, 3, 3, 3)
 WRONG = [
+    (("x", W), {}, TypeError, "reflect_conv2d: x must be a tensor, got str"),
+    ((X.int(), W.int()), {}, TypeError, "x must be floating point, got torch.int32"),
+    ((X, None), {}, TypeError, "weight must be a tensor or a list of tensors, got NoneType"),
+    ((X, [W, None]), {}, TypeError, "weight must be a tensor or a list of tensors, got NoneType"),
+    ((X, W, 0.0), {}, TypeError, "bias must be a tensor or a list of tensors, got float"),
+    ((X, [W, W], [torch.zeros(5), None]), {}, TypeError, "bias must be a tensor or a list of tensors, got NoneType"),
+    ((X, W), {"padding": 1.0}, TypeError, "padding must be an integer, got float"),
+    ((X, W), {"padding": (1, 1)}, TypeError, "padding must be an integer, got tuple"),
+    ((X, W[:0]), {}, ValueError, r"weight must have output channels, got \[0, 3, 3, 3\]"),
     ((torch.zeros(3, 4, 4), W), {}, ValueError, r"reflect_conv2d: x must be \[N, C, H, W\], got shape \(3, 4, 4\)"),
     ((X, W), {"padding": 4}, ValueError, r"padding must be at least 0 and less than the sides of x, got 4 for shape \(2, 3, 4, 4\)"),
     ((X, W), {"padding": -1}, ValueError, "padding must be at least 0 and less than the sides of x, got -1"),

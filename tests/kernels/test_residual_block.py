@@ -243,6 +243,19 @@ def test_same_bits_twice_and_alone(device: str) -> None:
     assert torch.equal(found["dweight2[1]"], first["dweight2[1]"])
 
 
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_under_a_checkpoint(reentrant: bool, device: str) -> None:
+    x, weights1, weights2, dy = operands(Case("", (1, 9, 2, 3)), device)
+    wanted = results(ours, x, weights1, weights2, dy)
+
+    def run(x: Tensor, *lists: Any) -> Tensor:
+        return torch.utils.checkpoint.checkpoint(ours, x, *lists, use_reentrant=reentrant)
+
+    # Reentrant checkpoints see tensors that are arguments alone: the lists' weights are reached all the same.
+    found = results(run, x, weights1, weights2, dy)
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
 def test_no_images(device: str) -> None:
     x, weight = torch.zeros(0, 9, 4, 4, device=device, requires_grad=True), torch.ones(9, 9, 3, 3, device=device, requires_grad=True)
     residual_block(x, weight, weight.detach(), impl="triton").sum().backward()
@@ -262,6 +275,9 @@ def test_double_backward_is_refused(device: str) -> None:
 
 X, W = torch.zeros(2, 3, 4, 4), torch.zeros(3, 3, 3, 3)
 WRONG = [
+    ((X.numpy(), W, W), {}, TypeError, "residual_block: x must be a tensor, got ndarray"),
+    ((X, W, [None]), {}, TypeError, "weight2 must be a tensor or a list of tensors, got NoneType"),
+    ((X, W, W), {"eps": "a"}, TypeError, "residual_block: eps must be a number, got str"),
     ((torch.zeros(3, 4, 4), W, W), {}, ValueError, r"residual_block: x must be \[N, C, H, W\], got shape \(3, 4, 4\)"),
     ((X[..., :1], W, W), {}, ValueError, r"padding must be at least 0 and less than the sides of x, got 1 for shape \(2, 3, 4, 1\)"),
     ((X, torch.zeros(5, 3, 3, 3), W), {}, ValueError, r"weight1 must be \[3, 3, 3, 3\] for x of 3 channels, got \[5, 3, 3, 3\]"),
