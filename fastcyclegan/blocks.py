@@ -182,7 +182,9 @@ class _Flow:
             self.cancelled.append(bias)
             bias = None
         dtype = _compute_dtype(self.x, conv.weight)
-        if self.border and _reflects(conv, self.x, dtype):
+        # Without autocast a picture of another dtype is an error, as it is in PyTorch.
+        fits = self.x.dtype == dtype or torch.is_autocast_enabled(self.x.device.type)
+        if self.border and fits and _reflects(conv, self.x, dtype):
             if self.x.dtype != dtype:
                 border, self.border = self.border, 0
                 self.x, self.border = self.settle().to(dtype), border
