@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -18,6 +19,13 @@ from fastcyclegan.networks import Discriminator, Generator
 from fastcyclegan.testing import relative_error
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture(autouse=True)
+def _no_tf32() -> Iterator[None]:
+    """Functions are compared here, not TF32's roundings, which PyTorch's convolutions and ours have of their own."""
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        yield
 
 
 @pytest.mark.parametrize("impl", ["reference", "triton"])
@@ -130,8 +138,9 @@ def test_hooks_fire_and_the_function_stays(index: str) -> None:
     for n in (net, plain):
         n.get_submodule(f"model.{index}").register_forward_hook(lambda m, args, out: seen.append(out))
     x = torch.randn(1, 3, 8, 8, device=DEVICE)
-    torch.testing.assert_close(net(x), plain(x))
-    torch.testing.assert_close(*seen)
+    # Norms of 2 x 2 pixels make single values of a rounding error large.
+    assert relative_error(net(x), plain(x)) < 1e-5
+    assert relative_error(*seen) < 1e-5
 
 
 def listened_to(nets: list[nn.Module], x: Tensor, name: str) -> list[Tensor]:
@@ -244,10 +253,10 @@ def test_frozen_biases_get_nothing() -> None:
 
 
 def test_fewer_launches_where_nobody_listens() -> None:
-    """One launch of statistics and one of the rest for each norm that is not small; four for a block; one for a convolution of ours."""
+    """Two for each norm that is not small; four for a block; one for the last convolution, and for the first its picture's border too."""
     net, x = Generator(ngf=8, n_blocks=2, impl="triton"), torch.randn(1, 3, 128, 128)
     # Norms at 128 and 64 pixels; of 32 x 32 a program holds all, but where a border is written.
-    first, down, blocks, up, last = 1, 2 + 2 + 1, 2 * 4, 2 + 2, 1
+    first, down, blocks, up, last = 2, 2 + 2 + 1, 2 * 4, 2 + 2, 1
     assert launches(net, x) == first + down + blocks + up + last
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -24,6 +25,15 @@ from fastcyclegan.networks import (
 from fastcyclegan.testing import assert_parity, is_cancelled_bias
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture(autouse=True)
+def _no_tf32() -> Iterator[None]:
+    """Functions are compared here, not TF32's roundings, which PyTorch's convolutions and ours have of their own."""
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        yield
+
+
 KEEP = {"recompute": False}
 
 PAIRS: list[tuple[type[nn.Module], type[nn.Module], dict[str, Any]]] = [
