@@ -154,13 +154,13 @@ def _operators(dtype: torch.dtype) -> None:
                 y.backward(torch.empty_like(y))
 
 
-def shipped_jobs(dtypes: list[torch.dtype], capability: int = 90) -> list[Job]:
-    """Return every specialisation that the networks and operators launch on a chip of ``capability``.
+def shipped_jobs(dtypes: list[torch.dtype], capability: int = 90, all_configs: bool = True) -> list[Job]:
+    """Return every specialisation that the networks and operators launch on a chip of ``capability``, in all or the first configuration.
 
     Raises RuntimeError for a kernel that nothing launches.
     """
     jobs: dict[Job, None] = {}
-    with dry_run(on_launch=lambda launch: jobs.setdefault(job_of(launch)), all_configs=True, capability=capability):
+    with dry_run(on_launch=lambda launch: jobs.setdefault(job_of(launch)), all_configs=all_configs, capability=capability):
         for dtype in dtypes:
             for build in (Discriminator, PixelDiscriminator, UnetGenerator):
                 _train(build, dtype)
@@ -355,6 +355,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--arch", nargs="+", choices=list(ARCHS), default=list(ARCHS), help="chips; sm_100 is reported, the others gated")
     parser.add_argument("--dtype", nargs="+", choices=list(DTYPES), default=list(DTYPES), help="dtypes of the tensors")
+    parser.add_argument("--first", action="store_true", help="compile the first configuration of each list only")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the full reports here")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write the cubins here")
     parser.add_argument("--processes", type=int, default=2, help="compilers at a time")
@@ -366,7 +367,7 @@ def main() -> int:
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
     dtypes = [DTYPES[name] for name in options.dtype]
-    jobs = {name: shipped_jobs(dtypes, ARCHS[name].capability) for name in options.arch}
+    jobs = {name: shipped_jobs(dtypes, ARCHS[name].capability, not options.first) for name in options.arch}
     found = reports(jobs, options.out, options.processes)
     counts = ", ".join(f"{len(mine)} for {name}" for name, mine in jobs.items())
     print(f"Triton {triton.__version__}, specialisations of {len(_launch.REGISTRY)} kernels: {counts}")
