@@ -7,7 +7,7 @@ dtype, plus a few units in the last place. So the bound comes from the arithmeti
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,19 @@ def assert_parity(name: str, ours: Tensor, theirs: Tensor, truth: Tensor, dtype:
     found, allowed = relative_error(ours, truth), 2 * relative_error(theirs, truth) + PARITY_ULPS[dtype] * torch.finfo(dtype).eps
     if not found <= allowed:
         raise AssertionError(f"{name}: relative error {found:.3e} against float64, allowed {allowed:.3e}")
+
+
+def captured_graph(step: Callable[[], tuple[Tensor, ...]]) -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...]]:
+    """Return a CUDA graph of ``step``, which has run once on a stream of its own before, and the tensors that each replay writes."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = step()
+    return graph, results
 
 
 def random_batch(size: int, plan: Plan, iteration: int, channels: tuple[int, int] = (3, 3), dtype: torch.dtype = torch.float32) -> Batch:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,9 +20,16 @@ from fastcyclegan.kernels import reflect_conv_launch as host
 from fastcyclegan.kernels._math import round_to_tf32
 from fastcyclegan.kernels.reflect_conv import reflect_conv
 from fastcyclegan.kernels.reflect_conv_passes import runs_of
-from fastcyclegan.testing import assert_parity
+from fastcyclegan.testing import assert_parity, captured_graph, relative_error
 
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
+
+
+@pytest.fixture(autouse=True)
+def _no_tf32() -> Iterator[None]:
+    """On a GPU too results are compared to the last bits of fp32, unless a test says otherwise."""
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        yield
 
 
 @dataclass(frozen=True)
@@ -207,7 +214,8 @@ def test_what_is_frozen_costs_nothing(device: str) -> None:
     y.backward(dy)
     assert weights[1].grad is None
     for i in (0, 2):
-        torch.testing.assert_close(weights[i].grad, whole[f"dweight[{i}]"])
+        # Another number of weights may be split otherwise.
+        assert relative_error(weights[i].grad, whole[f"dweight[{i}]"]) < 1e-6
 
     def launches(needs: Sequence[bool]) -> dict[str, int]:
         leaves = [w.detach().requires_grad_(need) for w, need in zip(weights, needs, strict=True)]
@@ -503,6 +511,9 @@ WRONG = [
 
 @pytest.mark.parametrize(("arguments", "options", "error", "message"), WRONG, ids=[w[3][:40] for w in WRONG])
 def test_bad_input_is_named(arguments: tuple[Any, ...], options: dict[str, Any], error: type[Exception], message: str) -> None:
+    if error is TypeError and options.get("impl") == "triton" and torch.cuda.is_available():
+        # On a GPU the kernels take nothing from the CPU, whatever its dtype.
+        arguments = tuple(t.cuda() for t in arguments)
     with pytest.raises(error, match=message):
         reflect_conv2d(*arguments, **{"padding": 1, **options})
 
@@ -526,14 +537,14 @@ REAL = [
 @pytest.mark.parametrize("dtype", [BF16, FP16, FP32])
 @pytest.mark.parametrize("case", REAL, ids=lambda c: c.why)
 def test_real_shapes(case: Case, dtype: torch.dtype) -> None:
-    check(case, "cuda", dtype)
+    with torch.backends.cudnn.flags(allow_tf32=True):
+        check(case, "cuda", dtype)
 
 
 @pytest.mark.gpu
 def test_ieee_products_on_a_gpu() -> None:
-    with torch.backends.cudnn.flags(allow_tf32=False):
-        check(REAL[0], "cuda", FP32)
-        check(REAL[6], "cuda", FP32)
+    check(REAL[0], "cuda", FP32)
+    check(REAL[6], "cuda", FP32)
 
 
 @pytest.mark.gpu
@@ -546,14 +557,7 @@ def test_graph_replayed_twice_with_new_data(case: Case) -> None:
         y = reflect_conv2d(leaves[0], leaves[1:], padding=case.padding, impl="triton")
         return y, *torch.autograd.grad(y, leaves, dy)
 
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
+    graph, captured = captured_graph(step)
     for _ in range(2):
         with torch.no_grad():
             x.copy_(torch.randn_like(x))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +14,16 @@ from torch import Tensor
 from fastcyclegan import reference
 from fastcyclegan.counters import dry_run
 from fastcyclegan.kernels import accumulating, residual_block, residual_block_ref
-from fastcyclegan.testing import assert_parity
+from fastcyclegan.testing import assert_parity, captured_graph, relative_error
 
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
+
+
+@pytest.fixture(autouse=True)
+def _no_tf32() -> Iterator[None]:
+    """On a GPU too results are compared to the last bits of fp32, unless a test says otherwise."""
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        yield
 
 
 @dataclass(frozen=True)
@@ -152,8 +159,9 @@ def test_what_is_frozen_costs_nothing(device: str) -> None:
     weights2[1].requires_grad_()
     residual_block(x, weights1, weights2, impl="triton").backward(dy)
     assert weights1[1].grad is None
-    torch.testing.assert_close(weights1[0].grad, whole["dweight1[0]"])
-    torch.testing.assert_close(weights2[1].grad, whole["dweight2[1]"])
+    # Another number of weights may be split otherwise.
+    assert relative_error(weights1[0].grad, whole["dweight1[0]"]) < 1e-6
+    assert relative_error(weights2[1].grad, whole["dweight2[1]"]) < 1e-6
     with dry_run() as dry:
         frozen = [[w.detach() for w in ws] for ws in (weights1, weights2)]
         residual_block(x.requires_grad_(), *frozen, impl="triton").backward(dy)
@@ -228,7 +236,7 @@ def test_functional_call(device: str) -> None:
     weights = {name: p + 0.1 for name, p in block.state_dict().items()}
     x = torch.randn(1, 9, 3, 4, device=device)
     found, wanted = (torch.func.functional_call(net, weights, (x,)) for net in (Block(), block))
-    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    assert relative_error(found, wanted) < 1e-5
 
 
 def test_same_bits_twice_and_alone(device: str) -> None:
@@ -308,7 +316,8 @@ REAL += [Case("1024 x 1024 pictures", (1, 256, 256, 256)), Case("an odd size", (
 @pytest.mark.parametrize("dtype", [BF16, FP16, FP32])
 @pytest.mark.parametrize("case", REAL, ids=lambda c: c.why)
 def test_real_shapes(case: Case, dtype: torch.dtype) -> None:
-    check(case, "cuda", dtype)
+    with torch.backends.cudnn.flags(allow_tf32=True):
+        check(case, "cuda", dtype)
 
 
 @pytest.mark.gpu
@@ -320,14 +329,7 @@ def test_graph_replayed_twice_with_new_data() -> None:
         y = residual_block(x, weights1, weights2, impl="triton")
         return y, *torch.autograd.grad(y, leaves, dy)
 
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
+    graph, captured = captured_graph(step)
     for _ in range(2):
         with torch.no_grad():
             x.copy_(torch.randn_like(x))
