@@ -7,18 +7,18 @@ bounds are those of tests/data/test_dali.py).
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pytest
 import torch
+from machine import DEVICE
 from PIL import Image
-from pytest_benchmark.fixture import BenchmarkFixture
+from providers import LR
+from timing import Builders, Entrant, Race, Unserved, clock
 
 from fastcyclegan.config import DataConfig, ModelConfig
 from fastcyclegan.data.dali import why_not_dali
@@ -31,12 +31,11 @@ from fastcyclegan.data.source import Batch, Loader, Source
 from fastcyclegan.engine import resolve_precision
 from fastcyclegan.testing import make_engine, random_batch, seeded_networks
 
-sys.path.insert(0, str(Path(__file__).parent))
-from bench_train_step import LR, synchronised
-
-PICTURES, CHECKED = 48, 16
+# Of the files, the usual size first; on a CPU it alone.
+SIDES = [600, 256] if DEVICE == "cuda" else [600]
+PICTURES, CHECKED = 32, 16
 # A round must be long beside what a loader has ready when it begins: four blocks of DALI's, two batches a worker.
-ITERATIONS = {"folder": 48, "dali": 256, "cache": 512}
+ITERATIONS = {"folder": 48, "dali": 160, "cache": 512}
 MORE_ON_A_GPU_MACHINE = 8
 CPU = torch.device("cpu")
 
@@ -60,24 +59,28 @@ PROVIDERS = [
     Provider("cache on the GPU", "folder", 2, "gpu", "cuda"),
 ]
 
-pytestmark = pytest.mark.benchmark(timer=synchronised, warmup=False)
-
 
 @cache
 def photograph(side: int, seed: int) -> Image.Image:
     rng = np.random.default_rng(seed)
-    y, x = np.mgrid[0:side, 0:side] * (600 / side)
+    line = np.arange(side) * (600 / side)
     pixels = np.zeros((side, side, 3))
     for _ in range(12):
         fx, fy, phase = rng.normal(0, 0.05), rng.normal(0, 0.05), rng.uniform(0, 6)
-        pixels += rng.uniform(5, 25, 3) * np.sin(fx * x + fy * y + phase)[..., None]
+        # sin(fx x + fy y + phase), without computing a sine for every pixel.
+        a, b = fx * line, fy * line + phase
+        wave = np.outer(np.cos(b), np.sin(a)) + np.outer(np.sin(b), np.cos(a))
+        pixels += rng.uniform(5, 25, 3) * wave[..., None]
     for _ in range(20):
         left, top, width, height = rng.integers(0, side, 2).tolist() + rng.integers(8, side // 3, 2).tolist()
         pixels[top : top + height, left : left + width] += rng.normal(0, 40, 3)
     return Image.fromarray((127 + pixels + rng.normal(0, 5, pixels.shape)).clip(0, 255).astype(np.uint8))
 
 
-@pytest.fixture(scope="module", params=[600, 256], ids=lambda side: f"{side}x{side}")
+pytestmark = [pytest.mark.benchmark(timer=clock, warmup=False), pytest.mark.cost(cpu=35, cuda=40)]
+
+
+@pytest.fixture(scope="module", params=SIDES, ids=lambda side: f"{side}x{side}")
 def sources(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Source, Source]:
     """Return the side of the files, and the sources of both domains."""
     root, found = tmp_path_factory.mktemp("pictures"), []
@@ -107,49 +110,71 @@ def taken(batches: Iterator[Batch], count: int) -> None:
         next(batches)
 
 
-@pytest.mark.parametrize("provider", PROVIDERS, ids=lambda provider: provider.name)
-def bench_loader(benchmark: BenchmarkFixture, device: str, sources: tuple[int, Source, Source], provider: Provider) -> None:
-    if provider.device == "cuda" and device != "cuda":
-        pytest.skip("needs an NVIDIA GPU")
-    where = CPU if provider.device == "cpu" else torch.device(device)
+def entrant(provider: Provider, a: Source, b: Source, quick: bool) -> Entrant:
+    """Return a loader that is opened and warm before each of its rounds, and closed after it: it would read ahead in the others' turns."""
+    if provider.device == "cuda" and DEVICE != "cuda":
+        raise Unserved("needs an NVIDIA GPU")
+    if provider.threads > max(2, cores()) and provider.kind == "folder":
+        raise Unserved(f"more processes than the {cores()} cores")
+    where = CPU if provider.device == "cpu" else torch.device(DEVICE)
     if provider.kind == "dali" and (reason := why_not_dali(where)):
-        pytest.skip(reason)
-    side, a, b = sources
-    benchmark.group = f"loader alone, batch 1, {side}x{side} JPEG to 256x256, {cores()} cores, {device}"
+        raise Unserved(reason)
     loader = loader_of(provider, a, b, where)
     held_to_pillow(loader, on_gpu=provider.kind == "dali" and where.type == "cuda")
-    count = ITERATIONS["cache" if provider.cache != "none" else provider.kind] * (MORE_ON_A_GPU_MACHINE if device == "cuda" else 1)
-    batches = loader.batches(0, 10**9)
-    taken(batches, count)  # until workers and buffers are at work
-    benchmark.pedantic(lambda: taken(batches, count), rounds=4)
-    batches.close()
-    benchmark.extra_info.update(provider=provider.name, parity="checked", pictures=2 * count)
+    count = ITERATIONS["cache" if provider.cache != "none" else provider.kind] * (MORE_ON_A_GPU_MACHINE if DEVICE == "cuda" else 1)
+    count = 4 if quick else count
+    reading: list[Iterator[Batch]] = []
+
+    def before() -> None:
+        reading.append(loader.batches(0, 10**9))
+        taken(reading[0], count)  # until workers and buffers are at work
+
+    def after() -> None:
+        reading.pop().close()  # type: ignore[attr-defined]
+
+    return Entrant(
+        lambda: taken(reading[0], count), info={"pictures": 2 * count, "operations": count}, cold=True, before=before, after=after
+    )
 
 
-@pytest.mark.parametrize("provider", ["synthetic", "dali"])
-def bench_step_fed_by(benchmark: BenchmarkFixture, device: str, sources: tuple[int, Source, Source], provider: str) -> None:
-    """What loading costs the training step: nothing that matters, if the loader keeps ahead."""
-    if device != "cuda":
-        pytest.skip("on a CPU a step takes a hundred times as long as its pictures: there is nothing to see")
-    gpu = torch.device(device)
-    if provider == "dali" and (reason := why_not_dali(gpu)):
-        pytest.skip(reason)
+@pytest.mark.parametrize("provider", [provider.name for provider in PROVIDERS])
+def bench_loader(race: Race, quick: bool, sources: tuple[int, Source, Source], provider: str) -> None:
     side, a, b = sources
-    benchmark.group = f"training iteration, 256x256, batch 1, --compile, fed by, files of {side}x{side}, {device}"
-    engine = make_engine(seeded_networks(ModelConfig()), device=device, precision=resolve_precision("auto", gpu, True), compiled=True)
-    plan = Plan(0, PICTURES, PICTURES)
-    if provider == "dali":
-        batches = loader_of(Provider("dali", "dali", min(cores(), MOST_THREADS)), a, b, gpu).batches(0, 10**9)
-    else:
-        fixed = random_batch(256, plan, 0)
-        fixed = Batch(fixed.A.to(gpu), fixed.B.to(gpu), fixed.paths_A, fixed.paths_B, fixed.samples)
-        batches = (fixed for _ in range(10**9))
+    group = f"loader alone, batch 1, {side}x{side} JPEG to 256x256, {cores()} cores, {DEVICE}"
+    builders: Builders = {p.name: lambda p=p: entrant(p, a, b, quick) for p in PROVIDERS}  # type: ignore[misc]
+    race(group, builders, rounds=1 if quick else 3)
+
+
+def fed_by(provider: str, a: Source, b: Source) -> Entrant:
+    gpu = torch.device("cuda")
+    if provider == "dali" and (reason := why_not_dali(gpu)):
+        raise Unserved(reason)
+    engine = make_engine(seeded_networks(ModelConfig()), device="cuda", precision=resolve_precision("auto", gpu, True), compiled=True)
+    loader = loader_of(Provider("dali", "dali", min(cores(), MOST_THREADS)), a, b, gpu) if provider == "dali" else None
+    if loader is not None:
+        held_to_pillow(loader, on_gpu=True)
+    fixed = random_batch(256, Plan(0, PICTURES, PICTURES), 0)
+    fixed = Batch(fixed.A.to(gpu), fixed.B.to(gpu), fixed.paths_A, fixed.paths_B, fixed.samples)
+    reading: list[Iterator[Batch]] = []
 
     def steps(count: int) -> None:
         for _ in range(count):
-            engine.step(next(batches), LR)
+            engine.step(next(reading[0]), LR)
 
-    steps(20)
-    benchmark.pedantic(lambda: steps(100), rounds=8)
-    batches.close()
-    benchmark.extra_info.update(provider=provider, pictures=200)
+    def before() -> None:
+        reading.append((fixed for _ in range(10**9)) if loader is None else loader.batches(0, 10**9))
+        steps(20)
+
+    def after() -> None:
+        reading.pop().close()  # type: ignore[attr-defined]
+
+    return Entrant(lambda: steps(100), info={"pictures": 200, "operations": 100}, cold=True, before=before, after=after)
+
+
+@pytest.mark.skipif(DEVICE != "cuda", reason="on a CPU a step takes a hundred times as long as its pictures: there is nothing to see")
+@pytest.mark.parametrize("provider", ["synthetic", "dali"])
+def bench_step_fed_by(race: Race, sources: tuple[int, Source, Source], provider: str) -> None:
+    """What loading costs the training step: nothing that matters, if the loader keeps ahead. bench_train_step.py holds the step itself."""
+    side, a, b = sources
+    group = f"training iteration, 256x256, batch 1, --compile, fed by, files of {side}x{side}, {DEVICE}"
+    race(group, {name: lambda name=name: fed_by(name, a, b) for name in ("synthetic", "dali")}, rounds=8)  # type: ignore[misc]

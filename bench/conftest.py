@@ -1,35 +1,54 @@
-"""What every bench shares: the device that it runs on, a timer that waits for it, and a line that names the hardware."""
+"""What every bench shares: the device, the race of all providers of a group, the order and the budget, and lines that name the hardware."""
 
 from __future__ import annotations
 
-import platform
+import sys
 import time
+from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+from pytest_benchmark.utils import safe_dumps
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-# What a bench may count, its unit, and how many make one.
-UNITS = {"pictures": ("images/s", 1.0), "bytes": ("GB/s", 1e9), "flops": ("GFLOP/s", 1e9)}
+sys.path.insert(0, str(Path(__file__).parent))
+from figures import lines_of, row_of
+from machine import DEVICE, conditions, machine
+from timing import Builders, Entrant, Outcome, Race, Unserved, clock, race
+
+# Beyond this no bench begins, so that all end in 5 minutes on two cores and in 8 on a GPU.
+BUDGET = {"cpu": 270.0, "cuda": 440.0}
 STARTED = pytest.StashKey[float]()
+RACES = pytest.StashKey[dict[Hashable, dict[str, Outcome]]]()
+PROVIDER = "provider"
 
 
-def hardware() -> str:
-    """Return the processor or GPU and the versions that a figure belongs to."""
-    if DEVICE == "cuda":
-        name = torch.cuda.get_device_name()
-    else:
-        cpuinfo = Path("/proc/cpuinfo")
-        lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-        models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-        name = f"{models[0] if models else platform.processor()}, {torch.get_num_threads()} threads"
-    return f"{name}; torch {torch.__version__}, Python {platform.python_version()}"
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--bench-budget",
+        type=float,
+        metavar="SECONDS",
+        default=BUDGET[DEVICE],
+        help="the most telling benches run first; none begins that would not end in this time (default: %(default)s)",
+    )
+    parser.addoption("--bench-quick", action="store_true", help="the smallest sizes and two rounds: for the tests, not for figures")
+    parser.addoption("--plant-fault", action="store_true", help="let ours compute something else, for the tests: no figure may come of it")
 
 
-def pytest_report_header() -> str:
-    return f"bench: {DEVICE}, {hardware()}"
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[STARTED] = time.monotonic()
+    config.stash[RACES] = {}
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    about = machine()
+    names = ", ".join(f"{key} {about[key]}" for key in ("driver", "torch", "triton", "python", "commit") if key in about)
+    sizes = "" if DEVICE == "cuda" else "; no GPU: sizes are reduced, each group names its own"
+    if config.getoption("--bench-quick"):
+        sizes = "; --bench-quick: sizes for tests, no figure here means anything"
+    return [f"bench: {about['hardware']}; {names}", f"bench: {config.getoption('--bench-budget'):.0f} s for all{sizes}"]
 
 
 @pytest.fixture
@@ -37,35 +56,114 @@ def device() -> str:
     return DEVICE
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--bench-budget", type=float, metavar="SECONDS", help="skip the benches that are left once this much time has passed")
+@pytest.fixture
+def quick(request: pytest.FixtureRequest) -> bool:
+    return bool(request.config.getoption("--bench-quick"))
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.stash[STARTED] = time.monotonic()
+@pytest.fixture
+def fault(request: pytest.FixtureRequest) -> bool:
+    return bool(request.config.getoption("--plant-fault"))
+
+
+# --- Order and budget ---------------------------------------------------------------------------------------------------------------
+
+
+def _rank(item: pytest.Item) -> int:
+    marker = item.get_closest_marker("telling")
+    return int(marker.args[0]) if marker else 5
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=_rank)
+
+
+def _contest(item: pytest.Item) -> Hashable:
+    """Return what the items of one race have in common: all but the provider."""
+    callspec = getattr(item, "callspec", None)
+    others = tuple((k, str(v)) for k, v in callspec.params.items() if k != PROVIDER) if callspec else ()
+    return item.path, getattr(item, "originalname", item.name), others
 
 
 @pytest.fixture(autouse=True)
 def _budget(request: pytest.FixtureRequest) -> None:
-    budget = request.config.getoption("--bench-budget")
-    if budget is not None and time.monotonic() - request.config.stash[STARTED] > budget:
-        pytest.skip(f"the budget of {budget:.0f} s is used up")
+    if _contest(request.node) in request.config.stash[RACES]:
+        return
+    marker = request.node.get_closest_marker("cost")
+    cost = marker.kwargs.get(DEVICE, 0) if marker and not request.config.getoption("--bench-quick") else 0
+    if why := _too_late(request.config, cost):
+        pytest.skip(why)
+
+
+def _too_late(config: pytest.Config, cost: float) -> str:
+    """Return why what takes up to ``cost`` seconds does not begin any more, "" where it does."""
+    budget = config.getoption("--bench-budget")
+    left = budget - (time.monotonic() - config.stash[STARTED])
+    if left > cost:
+        return ""
+    return f"{max(left, 0):.0f} s are left of the budget of {budget:.0f} s" + f", this takes up to {cost:.0f} s" * bool(cost)
+
+
+# --- The race -----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(name="race")
+def _race(request: pytest.FixtureRequest, benchmark: BenchmarkFixture, quick: bool) -> Race:
+    config, name = request.config, request.node.callspec.params[PROVIDER]
+
+    def affordable(build: Callable[[], Entrant], cost: float) -> Callable[[], Entrant]:
+        def checked() -> Entrant:
+            if why := _too_late(config, cost):
+                raise Unserved(why)
+            return build()
+
+        return checked
+
+    def run(group: str, builders: Builders, rounds: int, seconds: float = 60.0, costs: Callable[[str], float] = lambda name: 0.0) -> None:
+        races, contest = config.stash[RACES], _contest(request.node)
+        if contest not in races:
+            same = [item for item in request.session.items if _contest(item) == contest]
+            selected = {item.callspec.params[PROVIDER] for item in same}  # type: ignore[attr-defined]
+            torch._dynamo.reset()
+            chosen = {n: affordable(build, 0 if quick else costs(n)) for n, build in builders.items() if n in selected}
+            races[contest] = race(chosen, min(rounds, 2) if quick else rounds, seconds)
+        outcome = races[contest][name]
+        if outcome.error is not None:
+            raise outcome.error
+        if outcome.why_not:
+            pytest.skip(outcome.why_not)
+        benchmark.group = group
+        benchmark.extra_info.update(provider=name, parity="held", **outcome.info)
+        clock.play(outcome.intervals)
+        benchmark.pedantic(lambda: None, rounds=len(outcome.intervals))
+        _keep(config)
+
+    return run
+
+
+def _keep(config: pytest.Config) -> None:
+    """Write what has been measured so far where --benchmark-json will write it all at the end: a run that is killed loses nothing."""
+    session = config._benchmarksession  # type: ignore[attr-defined]
+    if not session.json:
+        return
+    found = [bench.as_dict(include_data=True) for bench in session.benchmarks if bench.stats.data]
+    text = safe_dumps({"machine_info": {"fastcyclegan": machine()}, "benchmarks": found}, indent=1)
+    partial = Path(f"{session.json}.partial")
+    partial.write_text(text)
+    partial.replace(session.json)
+
+
+# --- What is said of it -------------------------------------------------------------------------------------------------------------
+
+
+def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
+    machine_info["fastcyclegan"] = {**machine(), "conditions": conditions()}
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Say what the benches that count pictures, bytes or operations measured in those, beside the first of their group."""
+    """Say each group's rates and ratios, beside the first provider of the group."""
     session = getattr(terminalreporter.config, "_benchmarksession", None)
-    first: dict[str, float] = {}
-    for bench in session.benchmarks if session is not None else ():
-        counted = next((unit for unit in UNITS if unit in bench.extra_info), None)
-        if counted is None:
-            continue
-        unit, scale = UNITS[counted]
-        amount = bench.extra_info[counted]
-        if bench.group not in first:
-            terminalreporter.write_line(f"\n{bench.group}; {hardware()}")
-        amount /= scale
-        rate = amount / bench.stats.median
-        ratio = rate / first.setdefault(bench.group, rate)
-        spread = f"{amount / bench.stats.max:,.0f} to {amount / bench.stats.min:,.0f} in {len(bench.stats.data)} rounds"
-        terminalreporter.write_line(f"  {bench.extra_info['provider']:<20} {rate:>8,.0f} {unit}  {ratio:5.2f}x   ({spread})")
+    rows = [row_of(bench.as_dict(include_data=True)) for bench in session.benchmarks] if session is not None else []
+    for line in lines_of(rows):
+        terminalreporter.write_line(line)

@@ -54,6 +54,9 @@ class ImagePool:
 
 
 class GANLoss(nn.Module):
+    real_label: Tensor
+    fake_label: Tensor
+
     def __init__(self, gan_mode: str) -> None:
         super().__init__()
         self.register_buffer("real_label", torch.tensor(1.0))

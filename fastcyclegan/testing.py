@@ -10,6 +10,7 @@ import copy
 from collections.abc import Callable, Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastcyclegan.config import LossConfig, ModelConfig, OptimConfig
@@ -36,6 +37,19 @@ def assert_parity(name: str, ours: Tensor, theirs: Tensor, truth: Tensor, dtype:
     found, allowed = relative_error(ours, truth), 2 * relative_error(theirs, truth) + PARITY_ULPS[dtype] * torch.finfo(dtype).eps
     if not found <= allowed:
         raise AssertionError(f"{name}: relative error {found:.3e} against float64, allowed {allowed:.3e}")
+
+
+def packed_gradient(dx: Tensor) -> Tensor:
+    """kernels/README.md's packed gradient, [N, (H + 2)(W + 4), C]: dx, two columns of zeros, two folded rows, two folded columns."""
+
+    def folded(t: Tensor, dim: int) -> list[Tensor]:
+        size = t.shape[dim]
+        first, last = t.narrow(dim, 0, 1), t.narrow(dim, size - 1, 1)
+        return [first + t.narrow(dim, 2, 1) if size > 2 else first, last + t.narrow(dim, size - 3, 1) if size > 2 else last]
+
+    rows = torch.cat([dx, *folded(dx, 2)], dim=2)
+    main = F.pad(rows, (0, 2))
+    return torch.cat([t.permute(0, 2, 3, 1).flatten(1, 2) for t in (main, *folded(rows, 3))], dim=1)
 
 
 def captured_graph(step: Callable[[], tuple[Tensor, ...]]) -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...]]:

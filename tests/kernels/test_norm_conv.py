@@ -16,7 +16,7 @@ from fastcyclegan.kernels import instance_norm_launch as host
 from fastcyclegan.kernels._tiles import bordered_shape, empty_bordered
 from fastcyclegan.kernels.instance_norm import instance_norm_ref
 from fastcyclegan.kernels.norm_conv import norm_conv
-from fastcyclegan.testing import assert_parity, relative_error
+from fastcyclegan.testing import assert_parity, packed_gradient, relative_error
 
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
 STRIDE_1 = ([1, 1], [0, 0], [1, 1], False, [0, 0], 1)
@@ -56,19 +56,6 @@ def test_reflected_border_and_its_adjoint(shape: tuple[int, ...], border: int, d
     torch.testing.assert_close(folded, x.grad)
 
 
-def packed_ref(dx: Tensor) -> Tensor:
-    """The packed gradient of README.md, [N, (H + 2)(W + 4), C]: dx with two columns of zeros, two folded rows, two folded columns."""
-
-    def folded(t: Tensor, dim: int) -> list[Tensor]:
-        size = t.shape[dim]
-        first, last = t.narrow(dim, 0, 1), t.narrow(dim, size - 1, 1)
-        return [first + t.narrow(dim, 2, 1) if size > 2 else first, last + t.narrow(dim, size - 3, 1) if size > 2 else last]
-
-    rows = torch.cat([dx, *folded(dx, 2)], dim=2)
-    main = F.pad(rows, (0, 2))
-    return torch.cat([t.permute(0, 2, 3, 1).flatten(1, 2) for t in (main, *folded(rows, 3))], dim=1)
-
-
 @pytest.mark.parametrize("dtype", [FP32, FP16])
 @pytest.mark.parametrize("shape", [(2, 5, 2, 2), (1, 3, 3, 5), (1, 20, 9, 7)])
 def test_gradient_with_its_margins(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> None:
@@ -83,7 +70,7 @@ def test_gradient_with_its_margins(shape: tuple[int, ...], dtype: torch.dtype, d
     extras = host.Extras(dy_border=1, y_border=1, margins=True)
     packed, same_total = host.backward(bordered, x, None, None, mean, rstd, "relu", 0.0, extras, y)
     # What is added up is what was stored; the sum is rounded once.
-    torch.testing.assert_close(packed, packed_ref(plain.float()).to(dtype))
+    torch.testing.assert_close(packed, packed_gradient(plain.float()).to(dtype))
     torch.testing.assert_close(total, same_total)
     torch.testing.assert_close(y, F.pad(instance_norm_ref(x, act="relu"), (1,) * 4, mode="reflect"))
 

@@ -1,0 +1,39 @@
+"""What the machine can do at most: copying, matrix products, and the cost of one launch. The roofline's ceilings, measured in the same run.
+
+They are no providers that race against each other, but what every floor is made of.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from machine import DEVICE
+from operators import ROUNDS, copies, products
+from timing import Builders, Entrant, Race, Steps, clock
+
+PROVIDERS = ["copy", "matmul fp32", "matmul bf16", "launch"]
+COPIED = {"cpu": 1 << 28, "cuda": 1 << 31}
+LAUNCHES = 1000
+
+pytestmark = [pytest.mark.benchmark(timer=clock, warmup=False), pytest.mark.telling(2), pytest.mark.cost(cpu=5, cuda=5)]
+
+
+def launches() -> Entrant:
+    """Return many of the smallest operations there are, one after the other."""
+    tiny = torch.zeros(1, device=DEVICE)
+    steps = Steps(lambda: [lambda: tiny.add_(1)] * LAUNCHES, DEVICE)
+    return Entrant(steps, info={"operations": LAUNCHES})
+
+
+def contest() -> Builders:
+    return {
+        "copy": lambda: copies(COPIED[DEVICE], 2),
+        "matmul fp32": lambda: products(torch.float32),
+        "matmul bf16": lambda: products(torch.bfloat16),
+        "launch": launches,
+    }
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def bench_ceilings(race: Race, provider: str) -> None:
+    race(f"ceilings, {DEVICE}", contest(), ROUNDS[DEVICE], seconds=5)

@@ -1,0 +1,46 @@
+"""What needs no GPU to be known exactly: launches, calls and bytes of a training step, and the work of its layers.
+
+The seconds beside these rows are those of counting, and say nothing; what counts is in the columns. On a CPU as on a GPU at 256x256.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from counts import step_counts
+from roofline import step_work
+from timing import Entrant, Race, clock
+
+# The counts of a larger batch are the same, and its bytes are in proportion.
+SETTINGS = [pytest.param(True, marks=pytest.mark.telling(3)), pytest.param(False, marks=pytest.mark.telling(8))]
+PROVIDERS = ["official", "official_bf16", "ours, fp32", "ours, bf16"]
+
+pytestmark = [pytest.mark.benchmark(timer=clock, warmup=False), pytest.mark.cost(cpu=15, cuda=15)]
+
+
+def contest(size: int, identity: bool, blocks: int) -> dict[str, Callable[[], Entrant]]:
+    def build(provider: str) -> Entrant:
+        name, _, precision = provider.partition(", ")
+        counts = step_counts(name, size, 1, blocks, identity, precision or "fp32")
+        work = step_work(size, 1, blocks, identity, precision or ("bf16" if name.endswith("bf16") else "fp32"))
+        info = {
+            "launches": counts.launches.total(),
+            "aten_calls": counts.aten.total(),
+            "saved_bytes": counts.saved_bytes,
+            "step_flops": sum(w.calls * w.flops for w in work),
+            "least_bytes": sum(w.calls * w.bytes for w in work),
+            "by_layer": [[w.layer, w.phase, w.calls, w.flops, w.bytes] for w in work],
+            "counts_only": True,
+        }
+        return Entrant(lambda: None, info=info, cold=True)
+
+    return {name: lambda name=name: build(name) for name in PROVIDERS}  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize("identity", SETTINGS)
+def bench_counts(race: Race, quick: bool, identity: bool, provider: str) -> None:
+    size, blocks = (32, 1) if quick else (256, 9)
+    group = f"counts of a training iteration, {size}x{size}, batch 1, identity {'on' if identity else 'off'}, {blocks} blocks"
+    race(group, contest(size, identity, blocks), rounds=1)

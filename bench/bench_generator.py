@@ -1,0 +1,104 @@
+"""Translating pictures with the default generator: latency (median and 95th percentile) and images a second, by size and batch.
+
+On a GPU at 256, 512 and 1024 squared and 1, 8 and 32 pictures; on a CPU at 256x256, 1 picture, and at 128x128, 4 pictures. A round is one
+call and waits for its result, as somebody does who translates one batch. What the last round wrote is held to float64.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from machine import DEVICE, PeakMemory
+from providers import PROVIDERS, TELLING, code_of, generator, plain_networks, remember_compiled, seconds_to_compile
+from timing import Entrant, Race, clock
+from torch import Tensor, nn
+
+from fastcyclegan.config import ModelConfig
+from fastcyclegan.testing import PARITY_ULPS, relative_error
+
+INPUTS = 4
+# Side and number of pictures, how telling, and the seconds that all providers take on each machine.
+SETTINGS = {
+    "cuda": [(256, 1, 2), (256, 8, 4), (512, 1, 4), (1024, 1, 5), (256, 32, 5), (512, 8, 6), (1024, 8, 6), (512, 32, 7), (1024, 32, 7)],
+    "cpu": [(256, 1, 2), (128, 4, 8)],
+}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+pytestmark = [pytest.mark.benchmark(timer=clock, warmup=False), pytest.mark.cost(cpu=25, cuda=20)]
+
+
+class Truth:
+    """What the official order gives for the timed pictures: in float64, and in the precision that a provider has."""
+
+    def __init__(self, net: nn.Module, images: list[Tensor]) -> None:
+        self.net, self.images = net, images
+        self.found: dict[tuple[str, int], Tensor] = {}
+
+    def of(self, precision: str, number: int) -> Tensor:
+        """Return the translation of picture ``number``; ``precision`` may be "float64"."""
+        if (precision, number) not in self.found:
+            image = self.images[number]
+            if precision == "float64":
+                with torch.inference_mode():
+                    self.found[precision, number] = copy.deepcopy(self.net).double().to(DEVICE).eval()(image.double())
+            else:
+                run, _ = generator("official" if precision == "fp32" else "official_bf16", self.net, DEVICE)
+                self.found[precision, number] = run(image)
+        return self.found[precision, number]
+
+    def require(self, provider: str, number: int, y: Tensor, precision: str) -> None:
+        """Raise AssertionError where ``y``, of picture ``number``, is further from float64 than the rule allows."""
+        truth, dtype = self.of("float64", number), DTYPES[precision]
+        allowed = 2 * relative_error(self.of(precision, number), truth) + PARITY_ULPS[dtype] * torch.finfo(dtype).eps
+        if not (found := relative_error(y, truth)) <= allowed:
+            raise AssertionError(f"{provider}: relative error {found:.3e} against float64, allowed {allowed:.3e}")
+
+
+def contest(size: int, batch: int, config: ModelConfig, fault: bool) -> dict[str, Callable[[], Entrant]]:
+    torch.manual_seed(0)
+    net = plain_networks(config)["G_AB"]
+    images = [torch.rand(batch, 3, size, size, device=DEVICE) * 2 - 1 for _ in range(INPUTS)]
+    truth, what = Truth(net, images), code_of("generator", size, batch, config)
+    arguments: Any = {"ngf": config.ngf, "n_blocks": int(config.netG.removeprefix("resnet_").removesuffix("blocks"))}
+
+    def build(name: str) -> Entrant:
+        memory = PeakMemory()
+        run, precision = generator(name, net, DEVICE, fault and PROVIDERS[name].ours, **arguments)
+        numbers = iter(range(10**9))
+        last: dict[str, Any] = {}
+        run(images[0])
+        remember_compiled(name, what)
+        with memory:
+            run(images[0])
+
+        def once() -> None:
+            number = next(numbers) % INPUTS
+            last.update(number=number, y=run(images[number]))
+
+        held = sum(p.numel() * p.element_size() for p in net.parameters()) if DEVICE == "cpu" else 0
+        info = {"pictures": batch, "size": size, "batch": batch, "precision": precision}
+        info["peak_bytes"] = None if memory.bytes is None else held + memory.bytes
+        return Entrant(once, lambda: truth.require(name, last["number"], last["y"], precision), info)
+
+    return {name: lambda name=name: build(name) for name in TELLING}  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize(
+    ("size", "batch"), [pytest.param(s, n, marks=pytest.mark.telling(r), id=f"{s}-{n}") for s, n, r in SETTINGS[DEVICE]]
+)
+def bench_generator(race: Race, quick: bool, fault: bool, size: int, batch: int, provider: str) -> None:
+    config = ModelConfig(netG="resnet_1blocks", ngf=8) if quick else ModelConfig()
+    size = 32 if quick else size
+    group = f"generator, {batch} of {size}x{size}, {config.netG}, {DEVICE}"
+    race(
+        group,
+        contest(size, batch, config, fault),
+        rounds=15 if DEVICE == "cpu" else 200,
+        seconds=15,
+        costs=lambda name: seconds_to_compile(name, code_of("generator", size, batch, config), DEVICE) / 3,
+    )

@@ -1,0 +1,62 @@
+"""Exact counts of a whole training step, without a GPU: Triton launches, ATen calls, and the bytes kept for its two backward passes.
+
+A dry run (fastcyclegan/counters.py): no kernel and no convolution is computed, so the real sizes take seconds.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from providers import LR, plain_networks, train_step
+from torch import Tensor
+
+from fastcyclegan.config import LossConfig, ModelConfig, OptimConfig
+from fastcyclegan.counters import Counts, dry_run
+from fastcyclegan.data.plan import Plan
+from fastcyclegan.engine import Engine
+from fastcyclegan.recipes.cyclegan import CycleGAN, build_networks
+from fastcyclegan.testing import random_batch
+
+
+def step_counts(provider: str, size: int, batch: int, blocks: int = 9, identity: bool = True, precision: str = "bf16") -> Counts:
+    """Return the counts of one iteration of "ours" on its kernels, of "official" or of "official_bf16", past the first.
+
+    ``precision`` is for ours; the official order has the one that its name says.
+    """
+    config = ModelConfig(netG=f"resnet_{blocks}blocks", impl="triton")
+    loss = LossConfig() if identity else LossConfig(lambda_identity=0.0)
+    pictures = random_batch(size, Plan(0, 100, 100, batch), 0)
+    if provider == "ours":
+        engine = Engine(CycleGAN(loss), build_networks(config), OptimConfig(), torch.device("cpu"), precision)
+        weights = [p for net in engine.nets.values() for p in net.parameters()]
+
+        def step() -> Any:
+            return engine.step(pictures, LR)
+    else:
+        official = train_step(provider, plain_networks(config), "cpu", loss, config=config)
+        weights = [p for net in official.nets.values() for p in net.parameters()]
+
+        def step() -> Any:
+            return official.run(pictures)
+
+    with dry_run():
+        step()  # makes the optimizers' moments
+    return _counted(step, weights)
+
+
+def _counted(step: Any, weights: list[torch.nn.Parameter]) -> Counts:
+    own = {p.untyped_storage().data_ptr() for p in weights}
+    saved: dict[int, tuple[int, Any]] = {}
+
+    def pack(t: Tensor) -> Tensor:
+        storage = t.untyped_storage()
+        if storage.data_ptr() not in own:
+            # The storage is kept alive, so that its address stays its own.
+            saved[storage.data_ptr()] = (storage.nbytes(), storage)
+        return t
+
+    with dry_run() as run, torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        step()
+    run.counts.saved_bytes = sum(size for size, _ in saved.values())
+    return run.counts

@@ -1,0 +1,157 @@
+"""What a figure must carry: the hardware, driver, versions, commit and date, and the clocks and temperatures while it was measured.
+
+Clocks and temperatures are read where the machine shows them, and never set.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib.util
+import os
+import platform
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def said_by(*command: str) -> str:
+    """Return what ``command`` prints, "unknown" where it does not exist or fails."""
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return done.stdout.strip() if done.returncode == 0 and done.stdout.strip() else "unknown"
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return (models[0] if models else "") or platform.processor() or platform.machine()
+
+
+def hardware() -> str:
+    """Return the GPU, or the processor and its threads, that a figure belongs to."""
+    return torch.cuda.get_device_name() if DEVICE == "cuda" else f"{_processor()}, {torch.get_num_threads()} threads"
+
+
+def machine() -> dict[str, str]:
+    """Return what every result carries."""
+    triton = importlib.util.find_spec("triton") is not None
+    dirty = said_by("git", "status", "--porcelain", "--untracked-files=no")
+    commit = said_by("git", "rev-parse", "--short", "HEAD")
+    about = {
+        "hardware": hardware(),
+        "device": DEVICE,
+        "torch": torch.__version__,
+        "triton": _version("triton") if triton else "none",
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "commit": commit + (" with changes" if dirty != "unknown" else ""),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+    }
+    if DEVICE == "cuda":
+        about["driver"] = said_by("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").splitlines()[0]
+        about["cuda"] = str(torch.version.cuda)
+    return about
+
+
+def _version(package: str) -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def conditions() -> dict[str, str]:
+    """Return the clocks, temperatures and load of this moment, as far as the machine shows them."""
+    if DEVICE == "cuda":
+        fields = "clocks.sm,clocks.mem,temperature.gpu,power.draw,clocks_throttle_reasons.active"
+        said = said_by("nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader").splitlines()[0].split(", ")
+        return dict(zip(fields.split(","), said, strict=False)) if len(said) > 1 else {}
+    found: dict[str, str] = {}
+    cpuinfo = Path("/proc/cpuinfo")
+    clocks = [line.partition(":")[2] for line in cpuinfo.read_text().splitlines() if line.startswith("cpu MHz")] if cpuinfo.exists() else []
+    if clocks:
+        found["MHz"] = f"{max(map(float, clocks)):.0f}"
+    with contextlib.suppress(OSError, ValueError):
+        zones = [int(zone.read_text()) for zone in Path("/sys/class/thermal").glob("thermal_zone*/temp")]
+        if zones:
+            found["degrees C"] = f"{max(zones) / 1000:.0f}"
+    with contextlib.suppress(OSError):
+        found["load"] = f"{os.getloadavg()[0]:.1f}"
+    return found
+
+
+class PeakMemory:
+    """The most memory held inside the block beyond what was held before: ``bytes``, None where that cannot be seen.
+
+    On a GPU what torch has reserved there, beyond what it had when this was made: CUDA graphs keep their memory between runs. On Linux
+    the resident memory of this process, by the kernel's own high-water mark, beyond what it was at the block's beginning.
+    """
+
+    bytes: int | None = None
+
+    def __init__(self) -> None:
+        if DEVICE == "cuda":
+            torch.cuda.empty_cache()
+            self.before: int | None = torch.cuda.memory_reserved()
+
+    def __enter__(self) -> PeakMemory:
+        if DEVICE == "cuda":
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+            return self
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+        self.before = _status("VmRSS")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if DEVICE == "cuda":
+            torch.cuda.synchronize()
+            assert self.before is not None
+            self.bytes = torch.cuda.max_memory_reserved() - self.before
+            return
+        peak = _status("VmHWM")
+        if self.before is not None and peak is not None:
+            self.bytes = peak - self.before
+
+
+def _status(field: str) -> int | None:
+    """Return a field of this process's status in bytes, None where the system has none."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(f"{field}:"):
+                return int(line.split()[1]) * 1024
+    return None
+
+
+def held_bytes(value: Any) -> int:
+    """Return the bytes of the tensors in nested dicts and lists, each storage once."""
+    found: dict[int, int] = {}
+
+    def walk(item: Any) -> None:
+        if isinstance(item, torch.Tensor):
+            found[item.untyped_storage().data_ptr()] = item.untyped_storage().nbytes()
+        elif isinstance(item, dict):
+            for each in item.values():
+                walk(each)
+        elif isinstance(item, (list, tuple)):
+            for each in item:
+                walk(each)
+
+    walk(value)
+    return sum(found.values())

@@ -1,0 +1,199 @@
+"""Is what is timed the same mathematics? The first iterations of the very step that is timed, held to the official order in float64.
+
+What an iteration gives is its losses, the pictures that its generators made, its gradients (Adam's first moments after it), and the way
+that the weights went. Each may be as far from float64 as the rule of ``fastcyclegan.testing`` allows: twice as far as the official order
+is in the same precision, plus a few units in the last place. So the difference that the dtype alone explains is measured, in the same
+run, and not chosen.
+
+In fp32 that rule is too sharp for what has been differentiated. A ReLU whose input is nearer to zero than the rounding error may come out
+on the other side, and its gradient is then wrong altogether: of inputs of deviation 1 a share of about the error (3e-6) a layer, of which
+there are 50 between a picture and the last loss. So few are chance: one run has two, the next has none. A share s of such units makes a
+relative error of sqrt(s); KINKED is far more than there are, and far less than any mistake makes. Adam divides by the gradient's size, so
+where such an error is larger than the gradient itself, which is for 2.4 % of normal ones at 3 %, the weight goes the other way: twice
+sqrt(0.024) of the way. In 16 bits there are so many of both that the official order has as many, and the rule is as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from machine import DEVICE, PeakMemory, held_bytes
+from providers import OFFICIAL_CHANNELS_LAST, Provider, TrainStep, train_step
+from timing import synchronised
+from torch import Tensor, nn
+
+from fastcyclegan.config import LossConfig, ModelConfig
+from fastcyclegan.data.source import Batch
+from fastcyclegan.testing import PARITY_ULPS, is_cancelled_bias, relative_error
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+KINKED = 1e-3
+DIFFERENTIATED, MOVED = KINKED**0.5, 2 * 0.024**0.5
+EXACT = 1e-9
+FORWARD = ("losses of iteration 1", "pictures of iteration 1")
+
+
+def _vector(net: nn.Module, value: Callable[[nn.Parameter], Tensor]) -> Tensor:
+    """Return ``value`` of the parameters of ``net`` in one float64 vector on the CPU, without those biases that no output depends on."""
+    kept = [value(p).detach().double().cpu().flatten() for name, p in net.named_parameters() if not is_cancelled_bias(net, name)]
+    return torch.cat(kept)
+
+
+def gradients_of(step: TrainStep) -> dict[str, Tensor]:
+    """Return Adam's first moments by network: after one iteration the gradients, but for a factor."""
+    moments: dict[Any, Any] = {p: state["exp_avg"] for optimizer in step.optimizers for p, state in optimizer.state.items()}
+    return {name: _vector(net, lambda p: moments[p]) for name, net in step.nets.items()}
+
+
+@dataclass
+class Trace:
+    """What the first iterations gave, by a name that says what it is."""
+
+    found: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, step: TrainStep, batches: Sequence[Batch], each: Callable[[Any], Any] = lambda f: f()) -> Trace:
+        """Run one iteration a batch. ``each`` is what calls them, as to time them."""
+        start = {name: _vector(net, lambda p: p) for name, net in step.nets.items()}
+        losses: list[Tensor] = []
+        gradients: dict[str, Tensor] = {}
+        for batch in batches:
+            losses.append(each(lambda batch=batch: step.run(batch)).double().cpu())
+            gradients = gradients or gradients_of(step)
+        fakes = step.fakes(sum(len(batch.A) for batch in batches)).detach().double().cpu()
+        found = dict(zip(FORWARD, (losses[0], fakes[:, : len(batches[0].A)]), strict=True))
+        found |= {f"gradients of {name}": gradients[name] for name in gradients}
+        if len(batches) > 1:
+            later = f"of iterations 2 to {len(batches)}" if len(batches) > 2 else "of iteration 2"
+            found |= {f"losses {later}": torch.stack(losses[1:]), f"pictures {later}": fakes[:, len(batches[0].A) :]}
+        found |= {f"way of the weights of {name}": _vector(net, lambda p: p) - start[name] for name, net in step.nets.items()}
+        return cls(found)
+
+
+@dataclass
+class Difference:
+    """How far ``what`` is from float64: ours, the official order in the same dtype, and what the rule allows.
+
+    Relative, by 2-norms; and the largest single difference of both, in the units of ``what``.
+    """
+
+    what: str
+    found: float
+    of_the_dtype: float
+    allowed: float
+    largest: float
+    largest_of_the_dtype: float
+
+    @property
+    def holds(self) -> bool:
+        return self.found <= self.allowed
+
+
+def _largest(difference: Tensor) -> float:
+    return difference.abs().max().item()
+
+
+def require(name: str, found: Sequence[Difference]) -> None:
+    """Raise AssertionError where the rule does not hold."""
+    for d in found:
+        if not d.holds:
+            raise AssertionError(f"{name}: {d.what}: relative error {d.found:.3e} against float64, allowed {d.allowed:.3e}")
+
+
+def differences(ours: Trace, theirs: Sequence[Trace], truth: Trace, dtype: torch.dtype) -> list[Difference]:
+    """Return the rule's verdicts; of several yardsticks that PyTorch has in ``dtype``, the one furthest from float64 counts."""
+    found = []
+    for what, c in truth.found.items():
+        a, b = ours.found[what], max((trace.found[what] for trace in theirs), key=lambda b: relative_error(b, c))
+        of_the_dtype = relative_error(b, c)
+        allowed = max(2 * of_the_dtype + PARITY_ULPS[dtype] * torch.finfo(dtype).eps, least_allowed(what, dtype))
+        found.append(Difference(what, relative_error(a, c), of_the_dtype, allowed, _largest(a - c), _largest(b - c)))
+    return found
+
+
+def least_allowed(what: str, dtype: torch.dtype) -> float:
+    """Return the error that chance makes of ``what``, see the module: none in what has not been differentiated, or is of 16 bits."""
+    if dtype != torch.float32 or what in FORWARD:
+        return 0.0
+    return MOVED if what.startswith("way") else DIFFERENTIATED
+
+
+@dataclass
+class First:
+    """What the first iterations of a step said: verdicts, seconds of each, and the most memory while one runs."""
+
+    differences: list[Difference]
+    seconds: list[float]
+    peak_bytes: int | None
+
+
+@dataclass
+class Judge:
+    """Holds training steps that begin at the weights of ``nets`` and see ``batches`` to the official order in float64."""
+
+    nets: Mapping[str, nn.Module]
+    batches: Sequence[Batch]
+    device: str
+    loss: LossConfig
+    config: ModelConfig
+    _traces: dict[str, Trace] = field(default_factory=dict)
+
+    @cached_property
+    def truth(self) -> Trace:
+        # In float64 every batch is given as it is: its pixels are fp32 numbers.
+        step = train_step("official", self.nets, self.device, self.loss, torch.float64, self.config)
+        return Trace.of(step, self.batches)
+
+    def _trace(self, provider: str | Provider) -> Trace:
+        key = provider if isinstance(provider, str) else provider.title
+        if key not in self._traces:
+            self._traces[key] = Trace.of(train_step(provider, self.nets, self.device, self.loss, config=self.config), self.batches)
+        return self._traces[key]
+
+    def _yardsticks(self, precision: str) -> list[Trace]:
+        return [self._trace(p) for p in (("official_bf16",) if precision == "bf16" else ("official", OFFICIAL_CHANNELS_LAST))]
+
+    def judge_losses(self, losses: Tensor, precision: str) -> Difference:
+        """Return the verdict on the losses of the first iteration alone."""
+        name = FORWARD[0]
+        return differences(Trace({name: losses}), self._yardsticks(precision), Trace({name: self.truth.found[name]}), DTYPES[precision])[0]
+
+    def judge(self, name: str, step: TrainStep, each: Callable[[Any], Any] = lambda f: f()) -> list[Difference]:
+        """Run the first iterations of ``step`` and return the verdicts on them."""
+        trace = Trace.of(step, self.batches, each)
+        if name in ("official", "official_bf16"):
+            # It is its own yardstick, and was not to be run twice for it.
+            self._traces.setdefault(name, trace)
+        theirs = [self._traces[name]] if name in self._traces else self._yardsticks(step.precision)
+        return differences(trace, theirs, self.truth, DTYPES[step.precision])
+
+    def first_iterations(self, name: str, step: TrainStep, memory: PeakMemory) -> First:
+        """Judge, time and weigh the first iterations. ``memory`` was made before ``step`` was."""
+        seconds: list[float] = []
+
+        def timed(run: Callable[[], Any]) -> Any:
+            with memory:
+                start = synchronised()
+                result = run()
+                seconds.append(synchronised() - start)
+            return result
+
+        found = self.judge(name, step, timed)
+        # On a CPU the networks were there before the measured iteration; on a GPU they are in the measured memory.
+        held = held_bytes(step.state()) if DEVICE == "cpu" else 0
+        return First(found, seconds, None if memory.bytes is None else memory.bytes + held)
+
+    def mathematics(self, size: int = 32) -> float:
+        """Return how far ours is from the official order where both are in float64, uncompiled, on corners of the pictures: at most.
+
+        Nothing is left to the dtype there, so more than EXACT is other mathematics.
+        """
+        corners = [replace(batch, A=batch.A[:, :, :size, :size], B=batch.B[:, :, :size, :size]) for batch in self.batches]
+        double = [replace(batch, A=batch.A.double(), B=batch.B.double()) for batch in corners]
+        steps = (train_step(name, self.nets, self.device, self.loss, torch.float64, self.config) for name in ("ours", "official"))
+        ours, official = (Trace.of(step, double) for step in steps)
+        return max(relative_error(ours.found[what], value) for what, value in official.found.items())

@@ -1,0 +1,43 @@
+"""The products that bench_reflect_conv.py times on a GPU, through the interpreter; and that what is timed is what is checked."""
+
+from __future__ import annotations
+
+import bench_reflect_conv as bench
+import pytest
+import torch
+from operators import Case
+from torch import Tensor
+
+
+@pytest.mark.parametrize("direction", ["forward", "forward, bordered", "dgrad", "wgrad"])
+def test_products_of_the_block(direction: str, device: str) -> None:
+    torch.manual_seed(0)
+    C, kind = 16, direction.partition(",")[0]
+
+    def one(*shape: int) -> Tensor:
+        return torch.randn(shape, device=device).contiguous(memory_format=torch.channels_last)
+
+    given = [(one(2, C, 6, 8), one(C, C, 3, 3) / (9 * C) ** 0.5, one(2, C, 6, 8)) for _ in range(2)]
+    case = Case(bench.eager, given, bench.direction_of(kind), bench.PASSES[kind])
+    results = [step() for step in bench.in_the_block(direction, given)()]
+    case.check("in_the_block", results)
+    with pytest.raises(AssertionError, match=r"in_the_block: .*, input 1 of 2: relative error"):
+        case.check("in_the_block", [results[0], (results[1][0] * 1.01,)])
+
+
+@pytest.mark.parametrize(("direction", "wanted"), [("forward", ()), ("backward", (1,)), ("all", ())])
+def test_what_is_timed_is_what_is_checked(direction: str, wanted: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    given = [(torch.randn(3, 4), torch.randn(4, 5), torch.randn(3, 5)) for _ in range(2)]
+    case = Case(torch.mm, given, direction, wanted)
+    (first, *_), count = case.steps(torch.mm), {"forward": 1, "backward": 1, "all": 2}[direction]
+    found = first()
+    assert len(found) == count
+    x, w, dy = given[0]
+    expected = {"forward": [x @ w], "backward": [x.T @ dy], "all": [dy @ w.T, x.T @ dy]}[direction]
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)
+    entrant = case.entrant("ours", torch.mm, fault=True)
+    entrant.run()
+    with pytest.raises(AssertionError, match=r"ours: .*, input 0 of 2"):
+        entrant.check()
