@@ -1,0 +1,175 @@
+"""From results to figures: ratios of rounds, tables, spreadsheet, pictures, the README's section, and the check against older results."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import report
+from figures import Row, Spread, anchor_of, lines_of, read_results, speed_up
+
+ROOT = Path(__file__).parents[2]
+ABOUT = {
+    "hardware": "Test chip, 2 threads",
+    "device": "cpu",
+    "torch": "2.13",
+    "triton": "3.7",
+    "python": "3.11",
+    "commit": "abc",
+    "date": "2026-01-02",
+}
+
+
+def entry(file: str, group: str, provider: str, seconds: list[float], **info: Any) -> dict[str, Any]:
+    return {
+        "fullname": f"bench/{file}::b",
+        "name": "b",
+        "group": group,
+        "stats": {"data": seconds},
+        "extra_info": {"provider": provider, **info},
+    }
+
+
+def entries(slower: float = 1.0, launches: int = 900) -> list[dict[str, Any]]:
+    """Return results in which our training step takes ``slower`` times as long."""
+    step: dict[str, Any] = {"operations": 1, "pictures": 2, "size": 64, "batch": 1, "identity": True, "peak_bytes": 2**30}
+    counts = {"aten_calls": 10, "saved_bytes": 2**20, "step_flops": 5e9, "least_bytes": 1e9, "counts_only": True}
+    image: dict[str, Any] = {"size": 64, "peak_bytes": 2**27, "precision": "fp32"}
+    made = [
+        entry("bench_train_step.py", "step", "official", [4.0, 4.4, 3.6], precision="fp32", **step),
+        entry("bench_train_step.py", "step", "ours_compiled", [2.0 * slower, 2.0 * slower, 2.0 * slower], precision="bf16", **step),
+        entry("bench_x.py", "norm", "copy", [1e-3], bytes=4e6, operations=2),
+        entry("bench_x.py", "norm", "eager", [4e-3], bytes=4e6, operations=2),
+        entry("bench_x.py", "norm", "ours", [2e-3], bytes=4e6, operations=2),
+        entry("bench_counts.py", "counts", "ours", [1e-6], launches=launches, **counts),
+        entry("bench_ceilings.py", "ceilings", "copy", [1e-2], bytes=1e9),
+        entry("bench_ceilings.py", "ceilings", "matmul fp32", [1e-2], flops=1e10),
+        entry("bench_ceilings.py", "ceilings", "matmul bf16", [1e-3], flops=1e10),
+        entry("bench_ceilings.py", "ceilings", "launch", [1e-3], operations=1000),
+    ]
+    for n in (1, 4):
+        made.append(entry("bench_generator.py", f"generator, {n}", "official", [n / 10] * 19 + [n / 5], pictures=n, batch=n, **image))
+        made.append(entry("bench_generator.py", f"generator, {n}", "ours", [n / 20] * 20, pictures=n, batch=n, **image))
+    return made
+
+
+def results(path: Path, made: list[dict[str, Any]], **about: str) -> Path:
+    path.write_text(json.dumps({"machine_info": {"fastcyclegan": {**ABOUT, **about}}, "benchmarks": made}))
+    return path
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return results(tmp_path / "new.json", entries())
+
+
+def test_a_ratio_is_of_the_same_round() -> None:
+    anchor, ours = Row("", "", "official", [4.0, 8.0]), Row("", "", "ours", [2.0, 4.0])
+    assert speed_up(ours, anchor) == Spread(2, 2, 2, 2)
+    # Iterations of one round count too.
+    assert speed_up(Row("", "", "ours", [20.0], {"operations": 10}), anchor).median == 2
+    assert f"{Spread(1.861, 1.8, 1.93, 5):.2f}" == "1.86 (1.80 to 1.93)"
+    assert anchor_of([Row("", "", "copy", [1.0]), anchor, ours]) is anchor
+
+
+def test_lines_name_rate_ratio_and_rounds(file: Path) -> None:
+    lines = "\n".join(lines_of(read_results(file).rows))
+    assert re.search(r"ours_compiled +2 \(2 to 2\) s  1 images/s  1,024 MiB  2.00 \(1.80 to 2.20\)x of official  n=3", lines)
+    assert "900 Triton launches" in lines
+
+
+def test_everything_is_written(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "report"
+    assert report.main([str(file), "--output", str(folder)]) == 0
+    names = {path.name for path in folder.iterdir()}
+    drawn = {f"{name}.{suffix}" for name in ("step_time", "images_by_batch", "memory_by_size", "roofline") for suffix in ("png", "svg")}
+    assert names == {"report.md", "results.csv", *drawn}
+    assert all((folder / name).stat().st_size > 5000 for name in drawn)
+    text = (folder / "report.md").read_text()
+    assert text.startswith("# Test chip, 2 threads, torch 2.13, triton 3.7, python 3.11, commit abc, date 2026-01-02")
+    assert "| ours_compiled | bf16 | 2 (2 to 2) s | 3 | 1 images/s | 1,024 MiB | 2.00 (1.80 to 2.20) |" in text
+    assert "| ours |  | 1.0 ms | 1 | 2 GB/s | 50 % | 2.00 |" in text
+    assert "| official | fp32 | 100.0 ms, 100.0 ms | 20 | 10 images/s | 128 MiB | 1 |" in text
+    assert "| ours | 900 | 10 | 1 | 5 | 1 |" in text
+    assert text.strip() in capsys.readouterr().out
+    with (folder / "results.csv").open() as table:
+        rows = {(row["group"], row["provider"]): row for row in csv.DictReader(table)}
+    ours = rows["step", "ours_compiled"]
+    assert (ours["hardware"], ours["n"], float(ours["median_s"]), float(ours["speed_up_max"])) == ("Test chip, 2 threads", "3", 2.0, 2.2)
+    assert rows["counts", "ours"]["launches"] == "900"
+    assert rows["counts", "ours"]["median_s"] == ""
+
+
+@pytest.mark.parametrize(
+    ("slower", "launches", "hardware", "status", "said"),
+    [
+        pytest.param(1.2, 900, "", 1, "worse: step, ours_compiled: time, beside official", id="a fifth slower"),
+        pytest.param(1.04, 900, "", 0, "0 worse by more than 5 %", id="within the bound"),
+        pytest.param(1.0, 950, "", 1, "launches 900 -> 950 (+5.6 %)", id="more launches"),
+        pytest.param(1.2, 900, "Another chip", 1, "worse: step, ours_compiled", id="ratios hold across machines"),
+    ],
+)
+def test_what_became_worse_is_found(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], slower: float, launches: int, hardware: str, status: int, said: str
+) -> None:
+    new = results(tmp_path / "later.json", entries(slower, launches), **({"hardware": hardware} if hardware else {}))
+    assert report.main([str(new), "--against", str(file), "--fail-over", "5%"]) == status
+    assert said in capsys.readouterr().out
+
+
+def test_a_busier_machine_is_no_regression_of_ours_but_of_the_anchor(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = entries()
+    for each in made[:2]:
+        each["stats"]["data"] = [2 * s for s in each["stats"]["data"]]
+    busy = results(tmp_path / "busy.json", made)
+    report.main([str(busy), "--against", str(file)])
+    worse = [line for line in capsys.readouterr().out.splitlines() if line.startswith("worse")]
+    assert len(worse) == 1
+    assert worse[0].startswith("worse: step, official: time, seconds")
+    other = results(tmp_path / "other.json", made, hardware="Another chip")
+    assert report.main([str(other), "--against", str(file)]) == 0
+
+
+def test_what_is_gone_is_named(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fewer = results(tmp_path / "fewer.json", entries()[:2])
+    assert report.main([str(fewer), "--against", str(file)]) == 0
+    assert "not measured now: norm, ours" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("nowhere.json", "nowhere.json: No such file or directory"),
+        ("{odd}", "not a result of pytest bench/ --benchmark-json=FILE"),
+        ("{new} --against {odd}", "not a result of pytest bench/"),
+        ("{new} --against {else}", "nothing to compare: the two results share no figure"),
+        ("{new} --against {new} --fail-over much", "a percentage such as 5%, got 'much'"),
+        ("{new} --readme {odd}", "has no section that begins with"),
+        ("{new} --output {new}", "cannot write there: File exists"),
+    ],
+)
+def test_bad_input_is_named(arguments: str, message: str, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "odd.json").write_text("[1, 2]")
+    results(tmp_path / "else.json", [entry("bench_y.py", "other", "ours", [1.0])])
+    paths = {"new": file, "odd": tmp_path / "odd.json", "else": tmp_path / "else.json"}
+    with pytest.raises(SystemExit) as ended:
+        report.main(arguments.format(**paths).split())
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_readme_shows_a_committed_result(tmp_path: Path) -> None:
+    """Its section is what the report writes from the file that it names, so no figure in it is typed by hand."""
+    text = (ROOT / "README.md").read_text()
+    name = re.search(re.escape(report.BEGIN).replace(r"\{\}", "(.+?)"), text)
+    assert name is not None
+    copy = tmp_path / "README.md"
+    copy.write_text(text)
+    assert report.main([str(ROOT / "bench" / "results" / name[1]), "--readme", str(copy)]) == 0
+    assert copy.read_text() == text
