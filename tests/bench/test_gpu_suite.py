@@ -8,32 +8,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import gpu_suite
 import pytest
 import torch
+from figures import Row, read_results
 
-from fastcyclegan import gpu_suite
 from fastcyclegan.kernels import _backend
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
-def bench(group: str, provider: str, median: float, **extra: Any) -> dict[str, Any]:
-    return {"group": group, "provider": provider, "median_s": median, "min_s": median / 2, "max_s": 2 * median, "rounds": 3, **extra}
-
-
-def test_tables_name_providers_and_ratios() -> None:
-    benches = [
-        bench("norm", "copy", 1e-6, bytes=3000, operations=1),
-        bench("norm", "eager", 8e-6, bytes=3000, operations=1),
-        bench("norm", "ours", 2e-6, bytes=3000, operations=1),
-        bench("step", "official_order", 2.0),
-        bench("step", "ours", 1.0),
-    ]
-    results = {"machine": {"gpu": "Test GPU", "torch": "2.13"}, "tests": {"all": {"summary": "3 passed"}}, "benches": benches}
-    lines = list(gpu_suite.markdown(results))
-    assert lines[0] == "# Test GPU, torch 2.13"
-    assert "| ours | 2.0 us | 1.0 to 4.0 | 3 | 2 GB/s | 50 % | 4.00x |" in lines
-    assert "| ours | 1,000,000.0 us | 500,000.0 to 2,000,000.0 | 3 |  |  | 2.00x |" in lines
+def bench(group: str, provider: str, median: float, **info: Any) -> Row:
+    return Row("bench_x.py", group, provider, [median / 2, median, 2 * median], info)
 
 
 def test_the_backend_of_a_shape_is_the_faster_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -67,14 +53,16 @@ def test_the_backend_of_a_shape_is_the_faster_one(monkeypatch: pytest.MonkeyPatc
 def pretended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]:
     """A GPU, and a pytest that is not run: the arguments it was called with; its benches write one row."""
     calls: list[list[str]] = []
+    about = {"hardware": "Test/GPU", "device": "cuda", "torch": "2.13", "triton": "3.7"}
 
     def run_pytest(arguments: list[str], seconds: float) -> tuple[int, str]:
         calls.append(arguments)
         for argument in arguments:
             if argument.startswith("--benchmark-json="):
-                stats = {"median": 1.0, "min": 0.5, "max": 2.0, "rounds": 3}
-                row = {"group": arguments[0], "stats": stats, "extra_info": {"provider": "ours"}}
-                Path(argument.partition("=")[2]).write_text(json.dumps({"benchmarks": [row]}))
+                stats = {"data": [0.5, 1.0, 2.0]}
+                row = {"group": "g", "fullname": "bench/bench_x.py::b", "name": "b", "stats": stats, "extra_info": {"provider": "ours"}}
+                written = {"machine_info": {"fastcyclegan": about}, "benchmarks": [row]}
+                Path(argument.partition("=")[2]).write_text(json.dumps(written))
         return (
             (1, "FAILED tests/kernels/x.py::y - because\n= 1 failed, 2 passed in 3s =")
             if "tests/kernels" in arguments
@@ -82,7 +70,8 @@ def pretended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]
         )
 
     monkeypatch.setattr(gpu_suite, "run_pytest", run_pytest)
-    monkeypatch.setattr(gpu_suite, "machine", lambda: {"gpu": "Test/GPU", "torch": "2.13", "triton": "3.7"})
+    monkeypatch.setattr(gpu_suite, "run_profile", lambda seconds, folder: calls.append(["profile", str(folder)]))
+    monkeypatch.setattr(gpu_suite, "machine", lambda: about)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Test/GPU")
     monkeypatch.setattr(sys, "argv", ["gpu_suite.py", "--results", str(tmp_path / "results")])
@@ -92,19 +81,18 @@ def pretended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]
 def test_everything_is_run_and_a_failure_is_kept(pretended: list[list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert gpu_suite.main() == 1
     ran = " ".join(" ".join(call) for call in pretended)
-    for file in [*gpu_suite.ON_THE_DEVICE, *gpu_suite.BENCHES, "tests/data"]:
+    for file in [*gpu_suite.ON_THE_DEVICE, "bench", "tests/data", "profile"]:
         assert file in ran
-    written = json.loads((tmp_path / "results" / "Test-GPU-torch-2.13-triton-3.7.json").read_text())
-    assert written["tests"]["kernels, blocks and networks"]["failed"] == ["tests/kernels/x.py::y"]
-    assert [row["group"] for row in written["benches"]] == gpu_suite.BENCHES
+    file = tmp_path / "results" / "Test-GPU-torch-2.13-triton-3.7.json"
+    assert json.loads(file.read_text())["tests"]["kernels, blocks and networks"]["failed"] == ["tests/kernels/x.py::y"]
+    assert [row.provider for row in read_results(file).rows] == ["ours"]
     table = (tmp_path / "results" / "Test-GPU-torch-2.13-triton-3.7.md").read_text()
     assert "1 failed, 2 passed in 3s" in table
     assert table.strip() in capsys.readouterr().out
 
 
 def test_every_file_that_it_names_is_there() -> None:
-    assert all((ROOT / file).exists() for file in gpu_suite.ON_THE_DEVICE + gpu_suite.BENCHES)
-    assert sorted(gpu_suite.BENCHES) == sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "bench").glob("bench_*.py"))
+    assert all((ROOT / file).exists() for file in gpu_suite.ON_THE_DEVICE)
     assert all("mark.gpu" in (ROOT / file).read_text() for file in gpu_suite.marked_tests())
 
 
@@ -123,3 +111,19 @@ def test_a_run_that_takes_too_long_is_ended(tmp_path: Path, monkeypatch: pytest.
     status, output = gpu_suite.run_pytest([], 1)
     assert status == 124
     assert output == "one test so far\n"
+
+
+def test_a_profile_that_fails_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    python = tmp_path / "python"
+    for script, said in (
+        ("echo a table", "a table"),
+        ("echo no chip >&2; exit 1", "no profile: no chip"),
+        ("exec sleep 9", "more than 0 s"),
+    ):
+        python.write_text(f"#!/bin/sh\n{script}\n")
+        python.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(python))
+        (tmp_path / "profile").mkdir(exist_ok=True)
+        gpu_suite.run_profile(0.3, tmp_path)
+        assert said in capsys.readouterr().out
+    assert (tmp_path / "profile" / "profile.md").read_text() == "a table\n"
