@@ -21,6 +21,7 @@ from timing import Builders, Entrant, Outcome, Race, Unserved, clock, race
 # Beyond this no bench begins, so that all end in 5 minutes on two cores and in 8 on a GPU.
 BUDGET = {"cpu": 270.0, "cuda": 440.0}
 STARTED = pytest.StashKey[float]()
+ABOUT = pytest.StashKey[dict[str, str]]()
 RACES = pytest.StashKey[dict[Hashable, dict[str, Outcome]]]()
 PROVIDER = "provider"
 
@@ -40,10 +41,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[STARTED] = time.monotonic()
     config.stash[RACES] = {}
+    config.stash[ABOUT] = machine()
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
-    about = machine()
+    about = config.stash[ABOUT]
     names = ", ".join(f"{key} {about[key]}" for key in ("driver", "torch", "triton", "python", "commit") if key in about)
     sizes = "" if DEVICE == "cuda" else "; no GPU: sizes are reduced, each group names its own"
     if config.getoption("--bench-quick"):
@@ -148,7 +150,7 @@ def _keep(config: pytest.Config) -> None:
     if not session.json:
         return
     found = [bench.as_dict(include_data=True) for bench in session.benchmarks if bench.stats.data]
-    text = safe_dumps({"machine_info": {"fastcyclegan": machine()}, "benchmarks": found}, indent=1)
+    text = safe_dumps({"machine_info": {"fastcyclegan": config.stash[ABOUT]}, "benchmarks": found}, indent=1)
     partial = Path(f"{session.json}.partial")
     partial.write_text(text)
     partial.replace(session.json)
@@ -157,8 +159,8 @@ def _keep(config: pytest.Config) -> None:
 # --- What is said of it -------------------------------------------------------------------------------------------------------------
 
 
-def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
-    machine_info["fastcyclegan"] = {**machine(), "conditions": conditions()}
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
+    machine_info["fastcyclegan"] = {**config.stash[ABOUT], "conditions": conditions()}
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import csv
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -35,17 +36,30 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
     if rows[0].info.get("counts_only"):
         yield from counts_table(rows)
         return
-    anchor, ceiling = anchor_of(rows), ceiling_of(rows)
+    # Of a group of ceilings alone there is nothing to compare.
+    alone = all(is_ceiling(row) for row in rows)
+    anchor, ceiling = anchor_of(rows), None if alone else ceiling_of(rows)
     rates = any(row.rate for row in rows)
     memory = any(row.info.get("peak_bytes") for row in rows)
     percentiles = rows[0].file == "bench_generator.py"
-    head = ["provider", "precision", f"time ({'median, 95th percentile' if percentiles else 'median, least to most'})", "rounds"]
-    head += ["rate"] * rates + ["of the ceiling"] * (ceiling is not None) + ["peak memory"] * memory + [f"times {anchor.provider}"]
+    precise = any("precision" in row.info or "dtype" in row.info for row in rows)
+    head = [
+        "provider",
+        *(["precision"] * precise),
+        f"time ({'median, 95th percentile' if percentiles else 'median, least to most'})",
+        "rounds",
+    ]
+    head += (
+        ["rate"] * rates
+        + ["of the ceiling"] * (ceiling is not None)
+        + ["peak memory"] * memory
+        + [f"times {anchor.provider}"] * (not alone)
+    )
     yield "| " + " | ".join(head) + " |"
     yield "|" + "---|" * len(head)
     for row in rows:
         time = f"{duration(_percentile(row, 50))}, {duration(_percentile(row, 95))}" if percentiles else duration(row.each)
-        cells = [row.provider, str(row.info.get("precision", row.info.get("dtype", ""))), time, str(len(row.seconds))]
+        cells = [row.provider, *([str(row.info.get("precision", row.info.get("dtype", "")))] * precise), time, str(len(row.seconds))]
         if rates:
             cells.append("" if row.rate is None else f"{_digits(row.rate[0].median)} {row.rate[1]}")
         if ceiling is not None:
@@ -53,7 +67,8 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
         if memory:
             peak = row.info.get("peak_bytes")
             cells.append("" if not peak else f"{peak / 2**20:,.0f} MiB")
-        cells.append("" if is_ceiling(row) else "1" if row is anchor else f"{speed_up(row, anchor):.2f}")
+        if not alone:
+            cells.append("" if is_ceiling(row) else "1" if row is anchor else f"{speed_up(row, anchor):.2f}")
         yield "| " + " | ".join(cells) + " |"
 
 
@@ -210,7 +225,7 @@ def _draw_memory_by_size(axes: Any, results: Results) -> bool:
     for (provider, kind), found in lines.items():
         found.sort(key=_pixels)
         x, y = [_pixels(row) / 1e6 for row in found], [row.info["peak_bytes"] / 2**20 for row in found]
-        axes.plot(x, y, "--" if kind == "training" else "-", marker="o", color=_color(found[0]), label=f"{provider}, {kind}")
+        axes.plot(x, y, marker="s" if kind == "training" else "o", color=_color(found[0]), label=f"{provider}, {kind}")
     axes.set(xlabel="megapixels in a batch", ylabel="peak memory, MiB", title="memory by size", xscale="log", yscale="log")
     axes.grid(alpha=0.3)
     if lines:
@@ -436,4 +451,7 @@ def _write(parser: argparse.ArgumentParser, found: Sequence[Results], folder: Pa
 
 
 if __name__ == "__main__":
+    # What is printed may be cut off by a pager.
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     sys.exit(main())

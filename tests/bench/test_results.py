@@ -92,7 +92,8 @@ def test_everything_is_written(file: Path, tmp_path: Path, capsys: pytest.Captur
     text = (folder / "report.md").read_text()
     assert text.startswith("# Test chip, 2 threads, torch 2.13, triton 3.7, python 3.11, commit abc, date 2026-01-02")
     assert "| ours_compiled | bf16 | 2 (2 to 2) s | 3 | 1 images/s | 1,024 MiB | 2.00 (1.80 to 2.20) |" in text
-    assert "| ours |  | 1.0 ms | 1 | 2 GB/s | 50 % | 2.00 |" in text
+    assert "| ours | 1.0 ms | 1 | 2 GB/s | 50 % | 2.00 |" in text
+    assert "| launch | 1.0 us | 1 |  |" in text
     assert "| official | fp32 | 100.0 ms, 100.0 ms | 20 | 10 images/s | 128 MiB | 1 |" in text
     assert "| ours | 900 | 10 | 1 | 5 | 1 |" in text
     assert text.strip() in capsys.readouterr().out
