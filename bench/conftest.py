@@ -160,7 +160,8 @@ def _keep(config: pytest.Config) -> None:
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
-    machine_info["fastcyclegan"] = {**config.stash[ABOUT], "conditions": conditions()}
+    about: dict[str, Any] = dict(config.stash[ABOUT])
+    machine_info["fastcyclegan"] = about | {"conditions": conditions()}
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
