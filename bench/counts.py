@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 from providers import LR, plain_networks, train_step
-from torch import Tensor
 
 from fastcyclegan.config import LossConfig, ModelConfig, OptimConfig
-from fastcyclegan.counters import Counts, dry_run
+from fastcyclegan.counters import Counts, counted, dry_run
 from fastcyclegan.data.plan import Plan
 from fastcyclegan.engine import Engine
 from fastcyclegan.recipes.cyclegan import CycleGAN, build_networks
@@ -42,21 +41,6 @@ def step_counts(provider: str, size: int, batch: int, blocks: int = 9, identity:
 
     with dry_run():
         step()  # makes the optimizers' moments
-    return _counted(step, weights)
-
-
-def _counted(step: Any, weights: list[torch.nn.Parameter]) -> Counts:
-    own = {p.untyped_storage().data_ptr() for p in weights}
-    saved: dict[int, tuple[int, Any]] = {}
-
-    def pack(t: Tensor) -> Tensor:
-        storage = t.untyped_storage()
-        if storage.data_ptr() not in own:
-            # The storage is kept alive, so that its address stays its own.
-            saved[storage.data_ptr()] = (storage.nbytes(), storage)
-        return t
-
-    with dry_run() as run, torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+    with counted(weights) as counts:
         step()
-    run.counts.saved_bytes = sum(size for size, _ in saved.values())
-    return run.counts
+    return counts

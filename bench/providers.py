@@ -228,9 +228,11 @@ def tf32(allowed: bool) -> AbstractContextManager[Any]:
     return torch.backends.cudnn.flags(enabled=True, benchmark=True, deterministic=False, allow_tf32=allowed)
 
 
-def generator(name: str, net: nn.Module, device: str, fault: bool = False, **arguments: Any) -> tuple[Callable[[Tensor], Tensor], str]:
+def generator(
+    provider: str | Provider, net: nn.Module, device: str, fault: bool = False, **arguments: Any
+) -> tuple[Callable[[Tensor], Tensor], str]:
     """Return a function from pictures to pictures, and its precision. ``net`` is a reference generator made with ``arguments``."""
-    provider = PROVIDERS[name]
+    provider = PROVIDERS[provider] if isinstance(provider, str) else provider
     provider.require(device)
     precision = provider.precision(device)
     if provider.ours:
@@ -240,7 +242,7 @@ def generator(name: str, net: nn.Module, device: str, fault: bool = False, **arg
         own = copy.deepcopy(net)
     if fault:
         own = planted({"G": own})["G"]
-    layout: Any = torch.channels_last if provider.ours or provider.reduced else torch.contiguous_format
+    layout: Any = torch.channels_last if provider.ours or provider.reduced or provider.channels_last else torch.contiguous_format
     own = own.eval().to(device=device, memory_format=layout)  # type: ignore[call-overload]
     run: Any = own
     if provider.mode is not None:

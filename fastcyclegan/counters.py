@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -86,9 +86,10 @@ def dry_run(**options: Any) -> Iterator[DryRun]:
         yield run
 
 
-def count(net: nn.Module, x: Tensor) -> Counts:
-    """Return the counts of a forward of ``net`` on ``x`` and the backward of its output, gradients of parameters and of x included."""
-    weights = {p.untyped_storage().data_ptr() for p in net.parameters()}
+@contextlib.contextmanager
+def counted(parameters: Iterable[Tensor]) -> Iterator[Counts]:
+    """Run the block dry and count it; the bytes kept are those of all storages but the ``parameters``', and known after the block."""
+    weights = {p.untyped_storage().data_ptr() for p in parameters}
     saved: dict[int, tuple[int, Any]] = {}
 
     def pack(t: Tensor) -> Tensor:
@@ -98,13 +99,18 @@ def count(net: nn.Module, x: Tensor) -> Counts:
             saved[storage.data_ptr()] = (storage.nbytes(), storage)
         return t
 
-    x = x.detach().requires_grad_()
-    with dry_run() as run:
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-            y = net(x)
-        y.backward(torch.empty_like(y))
+    with dry_run() as run, torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        yield run.counts
     run.counts.saved_bytes = sum(size for size, _ in saved.values())
-    return run.counts
+
+
+def count(net: nn.Module, x: Tensor) -> Counts:
+    """Return the counts of a forward of ``net`` on ``x`` and the backward of its output, gradients of parameters and of x included."""
+    x = x.detach().requires_grad_()
+    with counted(net.parameters()) as counts:
+        y = net(x)
+        y.backward(torch.empty_like(y))
+    return counts
 
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {

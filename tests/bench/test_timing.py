@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
+import timing
 import torch
 from figures import Row, speed_up
 from timing import MOST_WARM_UPS, Clock, Entrant, Steps, Unserved, race, synchronised, warmed_up
@@ -68,13 +69,21 @@ def test_rounds_end_in_time_but_not_before_there_are_a_few() -> None:
     assert len(race({"slow": sleeping(0.01)}, rounds=1000, seconds=0.0)["slow"].intervals) == 3
 
 
-def test_warming_up_goes_on_while_it_helps_and_ends() -> None:
-    times = iter([0.08, 0.04, 0.02, 0.02, 1e9])
-    assert len(warmed_up(lambda: time.sleep(next(times)))) == 4
-    falling = iter(0.1 * 0.5**n for n in range(100))
-    assert len(warmed_up(lambda: time.sleep(next(falling)))) <= MOST_WARM_UPS
-    # What was run before counts, and the first run of all, which compiles, is nothing to compare with.
-    assert len(warmed_up(lambda: time.sleep(0.02), [60.0, 0.02])) == 3
+def test_warming_up_goes_on_while_it_helps_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(timing, "synchronised", lambda: now[0])
+
+    def runs(times: Iterable[float], history: list[float] | None = None) -> int:
+        """Return how many runs there were, each of which took the next of ``times``."""
+        each = iter(times)
+        return len(warmed_up(lambda: now.__setitem__(0, now[0] + next(each)), history))
+
+    assert runs([8, 4, 2, 2, 1]) == 4
+    assert runs([1, 1, 1]) == 2
+    assert runs(0.1 * 0.5**n for n in range(100)) == MOST_WARM_UPS
+    # Slow ones end in time, and the first run of all, which compiles, is nothing to compare with.
+    assert runs([100, 9, 8, 7, 6]) == 3
+    assert runs([2, 2, 2], history=[60, 2]) == 3
 
 
 def test_the_clock_gives_back_what_was_read_and_then_goes_on() -> None:
