@@ -42,5 +42,5 @@ def contest(size: int, identity: bool, blocks: int) -> dict[str, Callable[[], En
 @pytest.mark.parametrize("identity", SETTINGS)
 def bench_counts(race: Race, quick: bool, identity: bool, provider: str) -> None:
     size, blocks = (32, 1) if quick else (256, 9)
-    group = f"counts of a training iteration, {size}x{size}, batch 1, identity {'on' if identity else 'off'}, {blocks} blocks"
+    group = f"counts of a training iteration, {size}x{size}, batch 1, identity {'on' if identity else 'off'}, {blocks} blocks, ngf 64"
     race(group, contest(size, identity, blocks), rounds=1)

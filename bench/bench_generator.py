@@ -96,7 +96,7 @@ def contest(size: int, batch: int, config: ModelConfig, fault: bool) -> dict[str
 def bench_generator(race: Race, quick: bool, fault: bool, size: int, batch: int, provider: str) -> None:
     config = ModelConfig(netG="resnet_1blocks", ngf=8) if quick else ModelConfig()
     size = 32 if quick else size
-    group = f"generator, {batch} of {size}x{size}, {config.netG}, {DEVICE}"
+    group = f"generator, {batch} of {size}x{size}, {config.netG} ngf {config.ngf}, {DEVICE}"
     race(
         group,
         contest(size, batch, config, fault),

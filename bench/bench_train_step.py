@@ -58,6 +58,7 @@ def contest(size: int, batch: int, identity: bool, config: ModelConfig, fault: b
                 step.run(batches[next(count) % INPUTS])
 
         info: dict[str, Any] = {"operations": STRIDE[DEVICE], "pictures": 2 * batch * STRIDE[DEVICE], "size": size, "batch": batch}
+        info |= {"ngf": config.ngf, "blocks": int(config.netG.removeprefix("resnet_").removesuffix("blocks"))}
         info |= {"identity": identity, "precision": step.precision, "peak_bytes": first.peak_bytes}
         # These iterations are part of warming up, but on a GPU a run is more than one.
         return Entrant(run, info=info, history=first.seconds if STRIDE[DEVICE] == 1 else [])
@@ -75,7 +76,8 @@ def moved(batch: Batch) -> Batch:
 def bench_train_step(race: Race, quick: bool, fault: bool, setting: tuple[int, bool], provider: str) -> None:
     batch, identity = setting
     size, config = (32, ModelConfig(netG="resnet_1blocks", ngf=8, ndf=8)) if quick else (SIZE[DEVICE], ModelConfig())
-    group = f"training iteration, {size}x{size}, batch {batch}, identity {'on' if identity else 'off'}, {config.netG}, {DEVICE}"
+    networks = f"{config.netG} ngf {config.ngf}"
+    group = f"training iteration, {size}x{size}, batch {batch}, identity {'on' if identity else 'off'}, {networks}, {DEVICE}"
     torch.manual_seed(0)
     what = code_of("step", size, batch, config, identity)
     race(

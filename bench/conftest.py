@@ -41,7 +41,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[STARTED] = time.monotonic()
     config.stash[RACES] = {}
-    config.stash[ABOUT] = machine()
+    config.stash[ABOUT] = machine() | ({"sizes": "for tests, no figure means anything"} if config.getoption("--bench-quick") else {})
+    # Its table is of whole rounds, which for some providers are several operations; ours, of single ones, is printed.
+    config.option.benchmark_quiet = True
+    if not config.getoption("--bench-budget") >= 0:
+        raise pytest.UsageError("--bench-budget must not be negative")
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
@@ -160,8 +164,8 @@ def _keep(config: pytest.Config) -> None:
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
-    about: dict[str, Any] = dict(config.stash[ABOUT])
-    machine_info["fastcyclegan"] = about | {"conditions": conditions()}
+    about = config.stash[ABOUT]
+    machine_info["fastcyclegan"] = {**about, "conditions": conditions()}
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

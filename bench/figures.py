@@ -12,7 +12,7 @@ from typing import Any
 # What a bench may count, its unit, and how many make one.
 UNITS = {"pictures": ("images/s", 1.0), "bytes": ("GB/s", 1e9), "flops": ("GFLOP/s", 1e9)}
 # Providers that are no answer but what answers are compared with.
-CEILINGS = ("copy", "matmul", "launch")
+CEILINGS = ("copy", "matmul", "launch", "import")
 # What is counted exactly, its name, and how many make one.
 COUNTS = {
     "launches": ("Triton launches", 1.0),
@@ -68,7 +68,8 @@ class Row:
         if counted is None:
             return None
         unit, scale = UNITS[counted]
-        return Spread.of([self.info[counted] / scale / s for s in self.seconds]), unit
+        amount, time = self.info[counted] / scale, Spread.of(self.seconds)
+        return Spread(amount / time.median, amount / time.most, amount / time.least, time.n), unit
 
 
 def row_of(bench: dict[str, Any]) -> Row:
@@ -92,6 +93,11 @@ class Results:
         for row in self.rows:
             found.setdefault(row.group, []).append(row)
         return found
+
+    @property
+    def quick(self) -> bool:
+        """Whether the sizes were those for tests, whose figures mean nothing."""
+        return "sizes" in self.machine
 
     @property
     def title(self) -> str:

@@ -15,6 +15,7 @@ sqrt(0.024) of the way. In 16 bits there are so many of both that the official o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -90,7 +91,8 @@ class Difference:
 
     @property
     def holds(self) -> bool:
-        return self.found <= self.allowed
+        # What is not finite is wrong, whoever else has it.
+        return math.isfinite(self.found) and self.found <= self.allowed
 
 
 def _largest(difference: Tensor) -> float:

@@ -212,8 +212,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--blocks", type=int, default=9, help="residual blocks of a generator (default: %(default)s)")
     parser.add_argument("--no_identity", "--no-identity", action="store_true", help="without the identity loss")
-    parser.add_argument("--output", type=Path, default=Path("profile"), metavar="DIR", help="default: %(default)s")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="default: profile/PROVIDER")
     options = parser.parse_args(arguments)
+    options.output = options.output or Path("profile") / options.provider
     if options.size < 24 or options.size % 4 or min(options.batch, options.blocks) < 1:
         parser.error("--size must be a multiple of 4, at least 24, --batch and --blocks at least 1")
     try:

@@ -23,6 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from figures import COUNTS, Results, Row, Spread, anchor_of, ceiling_of, duration, is_ceiling, read_results, speed_up
 
+# Rounds from which on a 95th percentile is more than the largest.
+ENOUGH = 20
 # What must not grow: exact counts, and memory.
 GROWTH = ("launches", "aten_calls", "saved_bytes", "peak_bytes")
 BEGIN, END = "<!-- performance: written by bench/report.py from {} -->", "<!-- end of performance -->"
@@ -39,9 +41,10 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
     # Of a group of ceilings alone there is nothing to compare.
     alone = all(is_ceiling(row) for row in rows)
     anchor, ceiling = anchor_of(rows), None if alone else ceiling_of(rows)
+    ceiling = ceiling if ceiling is not None and ceiling.rate is not None else None
     rates = any(row.rate for row in rows)
     memory = any(row.info.get("peak_bytes") for row in rows)
-    percentiles = rows[0].file == "bench_generator.py"
+    percentiles = rows[0].file == "bench_generator.py" and len(rows[0].seconds) >= ENOUGH
     precise = any("precision" in row.info or "dtype" in row.info for row in rows)
     head = [
         "provider",
@@ -58,7 +61,8 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
     yield "| " + " | ".join(head) + " |"
     yield "|" + "---|" * len(head)
     for row in rows:
-        time = f"{duration(_percentile(row, 50))}, {duration(_percentile(row, 95))}" if percentiles else duration(row.each)
+        median = Spread(row.each.median, 0, 0, 1)
+        time = f"{duration(median)}, {duration(_percentile(row, 95))}" if percentiles else duration(row.each)
         cells = [row.provider, *([str(row.info.get("precision", row.info.get("dtype", "")))] * precise), time, str(len(row.seconds))]
         if rates:
             cells.append("" if row.rate is None else f"{_digits(row.rate[0].median)} {row.rate[1]}")
@@ -208,6 +212,7 @@ def _draw_images_by_batch(axes: Any, results: Results) -> bool:
         axes.plot(batches, rates, styles.get(size, "-"), marker="o", color=_color(found[0]), label=f"{provider}, {size}x{size}")
     axes.set(xlabel="pictures in a batch", ylabel="images/s", title="generator")
     axes.set_ylim(bottom=0)
+    axes.set_xticks(sorted({row.info["batch"] for row in rows}))
     axes.grid(alpha=0.3)
     if lines:
         axes.legend(fontsize=6, ncols=2)
@@ -227,6 +232,8 @@ def _draw_memory_by_size(axes: Any, results: Results) -> bool:
         x, y = [_pixels(row) / 1e6 for row in found], [row.info["peak_bytes"] / 2**20 for row in found]
         axes.plot(x, y, marker="s" if kind == "training" else "o", color=_color(found[0]), label=f"{provider}, {kind}")
     axes.set(xlabel="megapixels in a batch", ylabel="peak memory, MiB", title="memory by size", xscale="log", yscale="log")
+    axes.set_xticks(ticks := sorted({_pixels(row) / 1e6 for row in rows}), [f"{x:.3g}" for x in ticks])
+    axes.minorticks_off()
     axes.grid(alpha=0.3)
     if lines:
         axes.legend(fontsize=6, ncols=2)
@@ -242,7 +249,8 @@ def _draw_roofline(axes: Any, results: Results) -> bool:
     from roofline import step_work
 
     chips = chips_of(results)
-    steps = [row for row in _rows_of(results, "bench_train_step.py") if row.info.get("precision") in chips]
+    # The floor is that of networks of the default width.
+    steps = [row for row in _rows_of(results, "bench_train_step.py") if row.info.get("precision") in chips and row.info.get("ngf") == 64]
     if not chips or not steps:
         return False
     best = min(steps, key=lambda row: row.each.median / row.info["batch"])
@@ -250,15 +258,16 @@ def _draw_roofline(axes: Any, results: Results) -> bool:
     for (precision, chip), style in zip(chips.items(), ("-", "--"), strict=False):
         rates = [min(chip.matrix, n * chip.bandwidth) / 1e12 for n in intensities]
         axes.plot(intensities, rates, style, color="black", label=f"ceilings, {precision}")
-    chip = chips[best.info["precision"]]
-    work = step_work(best.info["size"], best.info["batch"], 9, best.info["identity"], best.info["precision"])
-    for each in work:
-        if each.flops:
-            x = each.flops / each.bytes
-            axes.plot(x, min(chip.matrix, x * chip.bandwidth) / 1e12, "o", color="tab:blue", alpha=0.4, markersize=4)
-    flops, moved = (sum(w.calls * getattr(w, name) for w in work) for name in ("flops", "bytes"))
     for row in (row for row in steps if row.group == best.group):
-        axes.plot(flops / moved, flops / row.each.median / 1e12, "s", color=_color(row), label=f"{row.provider}, the whole step")
+        work = step_work(row.info["size"], row.info["batch"], row.info["blocks"], row.info["identity"], row.info["precision"])
+        flops, moved = (sum(w.calls * getattr(w, name) for w in work) for name in ("flops", "bytes"))
+        label = f"{row.provider}, the whole step in {row.info['precision']}"
+        axes.plot(flops / moved, flops / row.each.median / 1e12, "s", color=_color(row), label=label)
+        if row is best:
+            chip = chips[row.info["precision"]]
+            layers = [each.flops / each.bytes for each in work if each.flops]
+            rates = [min(chip.matrix, x * chip.bandwidth) / 1e12 for x in layers]
+            axes.plot(layers, rates, ".", color="black", markersize=5)
     axes.set(xscale="log", yscale="log", xlabel="FLOP a byte that must move", ylabel="TFLOP/s")
     axes.set_title(f"roofline of a training step, {best.info['size']}x{best.info['size']} (dots: layers at their ceiling)")
     axes.legend(fontsize=6)
@@ -406,6 +415,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         found = [read_results(path) for path in options.results]
         old = read_results(options.against) if options.against else None
+        if options.readme and found[0].quick:
+            raise ValueError(f"{options.results[0]}: sizes for tests (--bench-quick): not for a README")
+        if old is not None and found[0].quick != old.quick:
+            raise ValueError(f"{options.against}: one of the two has sizes for tests (--bench-quick): they cannot be compared")
         if options.readme:
             write_readme(list(readme_section(found[0], options.results[0].name)), options.readme)
             print(f"{options.readme}: written from {options.results[0]}")
@@ -442,12 +455,13 @@ def _write(parser: argparse.ArgumentParser, found: Sequence[Results], folder: Pa
     except OSError as error:
         parser.error(f"{folder}: cannot write there: {error.strerror}")
     print(text)
+    written = [folder / "report.md", folder / "results.csv"]
     try:
         for n, results in enumerate(found):
-            draw(results, folder, f"{n + 1}_" if len(found) > 1 else "")
+            written += draw(results, folder, f"{n + 1}_" if len(found) > 1 else "")
     except ImportError as error:
         print(f"no pictures: {error.name} is not installed (python -m pip install matplotlib)")
-    print(f"\nwritten to {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
+    print(f"\nwritten to {folder}: {', '.join(path.name for path in written)}")
 
 
 if __name__ == "__main__":

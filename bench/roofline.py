@@ -207,7 +207,10 @@ def lines(works: list[Work], chip: Chip, launches: int, measured: dict[str, floa
     arithmetic = flops / chip.matrix
     yield f"in all: {flops / 1e12:.3f} TFLOP ({arithmetic * 1e3:.4g} ms), {moved / 1e9:.3f} GB ({moved / chip.bandwidth * 1e3:.4g} ms)"
     launching = launches * chip.launch
-    yield f"floor: {floor * 1e3:.4g} ms by layers + {launches} launches {launching * 1e3:.4g} ms = {(floor + launching) * 1e3:.4g} ms"
+    both = f"one after the other {(floor + launching) * 1e3:.4g} ms"
+    yield f"floor: {floor * 1e3:.4g} ms by layers; {launches} launches {launching * 1e3:.4g} ms; {both}"
+    if measured is not None:
+        yield "measured: a convolution's backward is one call; both gradients, and equal layers of other phases, share its time"
 
 
 def total(works: list[Work], chip: Chip, launches: int) -> float:
@@ -238,11 +241,11 @@ def measured_by_layer(works: list[Work], events: list[dict[str, Any]]) -> dict[s
 def main(arguments: list[str] | None = None) -> int:
     """The command line; see the module."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--size", type=int, default=256, help="side of the pictures, a multiple of 4 (default: %(default)s)")
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--blocks", type=int, default=9, help="residual blocks of a generator (default: %(default)s)")
+    parser.add_argument("--size", type=int, help="side of the pictures, a multiple of 4 (default: 256)")
+    parser.add_argument("--batch", type=int, help="default: 1")
+    parser.add_argument("--blocks", type=int, help="residual blocks of a generator (default: 9)")
     parser.add_argument("--no_identity", action="store_true", help="without the identity loss")
-    parser.add_argument("--precision", choices=sorted(ITEM), default="bf16")
+    parser.add_argument("--precision", choices=sorted(ITEM), help="default: bf16")
     parser.add_argument("--matrix_tflops", type=float, help="the chip's rate of matrix products in this precision")
     parser.add_argument("--bandwidth_gbs", type=float, help="the chip's rate of copying, bytes read and written")
     parser.add_argument("--launch_us", type=float, help="microseconds of one launch")
@@ -252,9 +255,13 @@ def main(arguments: list[str] | None = None) -> int:
     typed = (options.matrix_tflops, options.bandwidth_gbs, options.launch_us)
     if any(value is not None for value in typed) and not all(value is not None and value > 0 for value in typed):
         parser.error("--matrix_tflops, --bandwidth_gbs and --launch_us belong together, and are more than 0")
-    if options.size < 24 or options.size % 4 or min(options.batch, options.blocks) < 1:
+    given = (options.size, options.batch, options.blocks, options.no_identity or None, options.precision)
+    if options.profile and any(value is not None for value in given):
+        parser.error("--profile knows its own size, batch, blocks, identity and precision: leave them out")
+    size, batch, blocks = (default if value is None else value for value, default in zip(given, (256, 1, 9), strict=False))
+    if size < 24 or size % 4 or min(batch, blocks) < 1:
         parser.error("--size must be a multiple of 4, at least 24, --batch and --blocks at least 1")
-    what = (options.size, options.batch, options.blocks, not options.no_identity, options.precision)
+    what: tuple[Any, ...] = (size, batch, blocks, not options.no_identity, options.precision or "bf16")
     events = None
     if options.profile:
         try:

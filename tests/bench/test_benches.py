@@ -39,6 +39,7 @@ def test_every_file_measures_something(quick: tuple[str, Results]) -> None:
     assert {row.file for row in results.rows} == {path.name for path in (ROOT / "bench").glob("bench_*.py")}
     assert results.machine["hardware"] in output
     assert "--bench-quick: sizes for tests, no figure here means anything" in output
+    assert results.quick
     assert all(row.info["parity"] == "held" for row in results.rows)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from parity import EXACT, Judge, require
+from parity import EXACT, Difference, Judge, require
 from providers import PROVIDERS, TrainStep, Unserved, generator, plain_networks, train_step
 
 from fastcyclegan.config import LossConfig, ModelConfig
@@ -46,6 +46,11 @@ def test_a_planted_fault_does_not(judge: Judge, name: str) -> None:
     assert not verdicts["pictures of iteration 1"]
     with pytest.raises(AssertionError, match=r"relative error .* against float64, allowed"):
         require("faulty", judge.judge("faulty", step_of(name, judge, fault=True)))
+
+
+def test_what_is_not_finite_does_not_hold() -> None:
+    assert Difference("losses", 0.5, 0.5, 1.0, 0.0, 0.0).holds
+    assert not Difference("losses", float("inf"), float("inf"), float("inf"), 0.0, 0.0).holds
 
 
 def test_in_float64_ours_is_the_official_order(judge: Judge) -> None:

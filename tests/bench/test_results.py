@@ -36,7 +36,16 @@ def entry(file: str, group: str, provider: str, seconds: list[float], **info: An
 
 def entries(slower: float = 1.0, launches: int = 900) -> list[dict[str, Any]]:
     """Return results in which our training step takes ``slower`` times as long."""
-    step: dict[str, Any] = {"operations": 1, "pictures": 2, "size": 64, "batch": 1, "identity": True, "peak_bytes": 2**30}
+    step: dict[str, Any] = {
+        "operations": 1,
+        "pictures": 2,
+        "size": 64,
+        "batch": 1,
+        "identity": True,
+        "ngf": 64,
+        "blocks": 9,
+        "peak_bytes": 2**30,
+    }
     counts = {"aten_calls": 10, "saved_bytes": 2**20, "step_flops": 5e9, "least_bytes": 1e9, "counts_only": True}
     image: dict[str, Any] = {"size": 64, "peak_bytes": 2**27, "precision": "fp32"}
     made = [
@@ -94,6 +103,7 @@ def test_everything_is_written(file: Path, tmp_path: Path, capsys: pytest.Captur
     assert "| ours_compiled | bf16 | 2 (2 to 2) s | 3 | 1 images/s | 1,024 MiB | 2.00 (1.80 to 2.20) |" in text
     assert "| ours | 1.0 ms | 1 | 2 GB/s | 50 % | 2.00 |" in text
     assert "| launch | 1.0 us | 1 |  |" in text
+    assert "| provider | precision | time (median, 95th percentile) | rounds |" in text
     assert "| official | fp32 | 100.0 ms, 100.0 ms | 20 | 10 images/s | 128 MiB | 1 |" in text
     assert "| ours | 900 | 10 | 1 | 5 | 1 |" in text
     assert text.strip() in capsys.readouterr().out
@@ -153,12 +163,15 @@ def test_what_is_gone_is_named(file: Path, tmp_path: Path, capsys: pytest.Captur
         ("{new} --against {new} --fail-over much", "a percentage such as 5%, got 'much'"),
         ("{new} --readme {odd}", "has no section that begins with"),
         ("{new} --output {new}", "cannot write there: File exists"),
+        ("{quick} --readme README.md", "sizes for tests (--bench-quick): not for a README"),
+        ("{new} --against {quick}", "they cannot be compared"),
     ],
 )
 def test_bad_input_is_named(arguments: str, message: str, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "odd.json").write_text("[1, 2]")
     results(tmp_path / "else.json", [entry("bench_y.py", "other", "ours", [1.0])])
-    paths = {"new": file, "odd": tmp_path / "odd.json", "else": tmp_path / "else.json"}
+    quick = results(tmp_path / "quick.json", entries(), sizes="for tests")
+    paths = {"quick": quick, "new": file, "odd": tmp_path / "odd.json", "else": tmp_path / "else.json"}
     with pytest.raises(SystemExit) as ended:
         report.main(arguments.format(**paths).split())
     assert ended.value.code == 2

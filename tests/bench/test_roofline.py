@@ -78,7 +78,7 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert "100 launches 0.15 ms" in said
     # Without a number those of our own step are counted.
     assert roofline.main(typed) == 0
-    launches = int(capsys.readouterr().out.partition("by layers + ")[2].split()[0])
+    launches = int(capsys.readouterr().out.partition("by layers; ")[2].split()[0])
     assert launches > 300
 
 
@@ -89,6 +89,8 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
         ("--matrix_tflops 790 --bandwidth_gbs 0 --launch_us 1", "are more than 0"),
         ("--size 30", "--size must be a multiple of 4"),
         ("--profile nowhere.json", "nowhere.json: No such file or directory"),
+        ("--profile {odd} --size 64", "--profile knows its own size"),
+        ("--batch 0", "--batch and --blocks at least 1"),
         ("--profile {odd}", "not a profile of scripts/profile_step.py"),
     ],
 )
