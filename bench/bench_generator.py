@@ -29,7 +29,13 @@ SETTINGS = {
 }
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
-pytestmark = [pytest.mark.benchmark(timer=clock, warmup=False), pytest.mark.cost(cpu=40, cuda=20)]
+pytestmark = pytest.mark.benchmark(timer=clock, warmup=False)
+
+
+def setting(size: int, batch: int, rank: int) -> Any:
+    """Return the parameter with its marks: compiled before, it takes so many seconds at most."""
+    cost = pytest.mark.cost(cpu=20 + 20 * batch, cuda=20)
+    return pytest.param(size, batch, marks=[pytest.mark.telling(rank), cost], id=f"{size}-{batch}")
 
 
 class Truth:
@@ -90,9 +96,7 @@ def contest(size: int, batch: int, config: ModelConfig, fault: bool) -> dict[str
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
-@pytest.mark.parametrize(
-    ("size", "batch"), [pytest.param(s, n, marks=pytest.mark.telling(r), id=f"{s}-{n}") for s, n, r in SETTINGS[DEVICE]]
-)
+@pytest.mark.parametrize(("size", "batch"), [setting(*each) for each in SETTINGS[DEVICE]])
 def bench_generator(race: Race, quick: bool, fault: bool, size: int, batch: int, provider: str) -> None:
     config = ModelConfig(netG="resnet_1blocks", ngf=8) if quick else ModelConfig()
     size = 32 if quick else size
