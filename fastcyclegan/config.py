@@ -141,7 +141,7 @@ class ModelConfig:
     init_gain: float = 0.02
     """Scale of normal, xavier and orthogonal."""
     impl: Literal["auto", "triton", "reference"] = "auto"
-    """What computes the networks. auto takes the fastest that serves the device: so far the reference everywhere."""
+    """What computes the networks. auto takes our kernels on an NVIDIA GPU, PyTorch's operators elsewhere."""
 
     def __post_init__(self) -> None:
         _check_types(self)
