@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ._dispatch import resolve_impl
 from ._operator import operator, refuse_double_backward
+from ._overlap import beside
 from .instance_norm import affine_gradients, channels_last, check_pixels, check_vectors
 
 
@@ -62,9 +63,14 @@ def accumulating() -> Iterator[None]:
         _accumulating = before
 
 
+def is_accumulating() -> bool:
+    """Whether a backward pass that runs now may add to ``.grad`` in place; see ``accumulating``."""
+    return _accumulating and not torch.compiler.is_compiling() and not torch.is_grad_enabled()
+
+
 def gradients_to_add_to(weights: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor] | None:
     """Return the ``.grad`` of each weight that needs a gradient if all are there to be added to in place, else None."""
-    if not _accumulating or torch.compiler.is_compiling() or torch.is_grad_enabled():
+    if not is_accumulating():
         return None
     found = []
     for weight, need in zip(weights, needs, strict=True):
@@ -230,7 +236,8 @@ def backward(
             source = passes.bordered_picture(x, padding, k)
         else:
             source = border_launch.Pixels.of(border_launch.reflect_pad(x, padding))
-        passes.weight_gradients(dy, source, g.shape[2], weight, needs[2:], into, accumulate, route)
+        with beside(dy.data, source.data) if accumulate else contextlib.nullcontext():
+            passes.weight_gradients(dy, source, g.shape[2], weight, needs[2:], into, accumulate, route)
     dbias = passes.bias_gradient(dy, len(weight), weight[0].shape[0]) if needs[1] else total.new_empty(0)
     return dx, dbias, total
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from . import reflect_conv_triton as device_code
 from ._launch import Config, capability, describe, dry, interpreted, launch, multiprocessors
 from ._tiles import tuned
+from ._working_copies import working_copy
 from .border_launch import Pixels
 from .instance_norm_launch import Moments
 
@@ -54,7 +55,9 @@ def stride_between(tensors: Sequence[Tensor]) -> int | None:
 
 
 def stacked(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    """Return weights [O, I, KH, KW] as one [P, O, KH, KW, I] in ``dtype``: without a copy where they already lie so in memory."""
+    """Return weights [O, I, KH, KW] as one [P, O, KH, KW, I] in ``dtype``: without a copy where they lie so in memory, or one is kept."""
+    if (kept := working_copy(weights, dtype)) is not None:
+        return kept
     first = weights[0].detach()
     rows = first.permute(0, 2, 3, 1)
     if first.dtype == dtype and rows.is_contiguous() and stride_between([w.detach() for w in weights]) == first.numel():

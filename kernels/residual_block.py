@@ -13,6 +13,7 @@ which adds the upstream gradient; both weight gradients in one product, and the 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from ._dispatch import resolve_impl
 from ._operator import operator, refuse_double_backward
+from ._overlap import beside
 from .instance_norm import channels_last, check_pixels, instance_norm_ref
 from .reflect_conv import (
     check_padding,
@@ -127,7 +129,8 @@ def backward(
     dx = gradient(0, residual=g) if needs[0] else x.new_empty(0)
     if wanted:
         rows = (H + 2) * (W + 2)
-        weight_gradients(packed(0, 2), Pixels(inputs, 2 * N, rows, W + 2, rows, C), H, weights, needs[1:], into, accumulate)
+        with beside(dc, inputs) if accumulate else contextlib.nullcontext():
+            weight_gradients(packed(0, 2), Pixels(inputs, 2 * N, rows, W + 2, rows, C), H, weights, needs[1:], into, accumulate)
     return dx
 
 
