@@ -1,35 +1,28 @@
 """The replay history as tensors on the device, driven by decisions drawn beforehand.
 
 The rule is ``reference.ReplayPool``'s (Shrivastava et al. 2017, as CycleGAN uses it). Nothing in it depends on what the pictures show, so
-``plan`` settles on the host which picture is shown and which slot is written, from the numbers that the sample carries; ``query`` then
-only gathers and scatters. The same decisions give the same pictures on every device, and a resumed run needs no random state.
+``plan`` settles on the host which picture is shown and which slot is written, from the numbers that the sample carries; ``take`` then only
+gathers and scatters, by indices that may come as a tensor: work of one shape whatever they are, so that a CUDA graph can hold it. The same
+decisions give the same pictures on every device, and a resumed run needs no random state.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class PoolIndices:
-    """What a query does with its N pictures: picture n shown is ``own[n]`` of the query, or slot ``stored[n]`` as it was before it
-    where ``own[n]`` is -1; afterwards slot ``slots[k]`` holds picture ``sources[k]`` of the query."""
-
-    own: list[int]
-    stored: list[int]
-    slots: list[int]
-    sources: list[int]
+Indices = list[list[int]]
+"""What a query does with its N pictures, three rows of N: picture n shown is number ``own[n]`` of the query, or, where that is -1, slot
+``stored[n]`` as it was before it; afterwards slot ``written[n]`` holds picture n of the query (the capacity: no slot does)."""
 
 
 class ImagePool:
     """``capacity`` slots for pictures of one domain; 0 passes pictures through.
 
-    The slots are one tensor [capacity, C, H, W] while all pictures have one size, and a list of tensors from the first other size on.
+    The slots are one tensor while all pictures have one size, and a list of tensors from the first other size on.
     """
 
     def __init__(self, capacity: int = 50) -> None:
@@ -37,58 +30,71 @@ class ImagePool:
             raise ValueError(f"ImagePool: capacity must not be negative, got {capacity}")
         self.capacity = capacity
         self.filled = 0
-        self.slots: Tensor | list[Tensor] | None = None
+        # One more than the capacity: what is to be kept nowhere is written there.
+        self._memory: Tensor | list[Tensor] | None = None
 
-    def plan(self, draws: Sequence[tuple[float, float]]) -> PoolIndices:
+    @property
+    def slots(self) -> Tensor | list[Tensor] | None:
+        """The slots [capacity, C, H, W], or a list of tensors [C, H, W]; None before the first query."""
+        return self._memory[: self.capacity] if self._memory is not None else None
+
+    def plan(self, draws: Sequence[tuple[float, float]]) -> Indices:
         """Decide a query of ``len(draws)`` pictures from their (swap, place) in [0, 1), and count the slots it fills."""
         own, stored = [], []
-        written: dict[int, int] = {}
+        writer: dict[int, int] = {}
         for n, (swap, place) in enumerate(draws):
             shown, slot = n, 0
             if self.capacity and self.filled < self.capacity:
-                written[self.filled] = n
+                writer[self.filled] = n
                 self.filled += 1
             elif self.capacity and swap < 0.5:
                 slot = int(place * self.capacity)
                 # A slot that this same query wrote holds one of the query's own pictures.
-                shown = written.get(slot, -1)
-                written[slot] = n
+                shown = writer.get(slot, -1)
+                writer[slot] = n
             own.append(shown)
             stored.append(slot)
-        return PoolIndices(own, stored, list(written), list(written.values()))
+        slot_of = {n: slot for slot, n in writer.items()}
+        return [own, stored, [slot_of.get(n, self.capacity) for n in range(len(own))]]
 
     def query(self, images: Tensor, draws: Sequence[tuple[float, float]]) -> Tensor:
         """Return what the discriminator is shown for ``images`` [N, C, H, W] (detached), and store what is to be stored."""
+        return self.take(images, self.plan(draws))
+
+    def holds(self, size: tuple[int, ...]) -> bool:
+        """Whether pictures of ``size`` (C, H, W) are all that is in here, so that a query needs no decision of the host."""
+        return self.capacity == 0 or (isinstance(self._memory, Tensor) and self._memory.shape[1:] == size)
+
+    def _make_room(self, images: Tensor) -> None:
+        if self._memory is None:
+            memory = images.new_zeros((self.capacity + 1, *images.shape[1:]))
+            self._memory = memory.to(memory_format=torch.channels_last)
+        elif isinstance(self._memory, Tensor) and self._memory.shape[1:] != images.shape[1:]:
+            self._memory = [slot.clone() for slot in self._memory]
+
+    def take(self, images: Tensor, indices: Indices | Tensor) -> Tensor:
+        """``query`` by the ``indices`` of a plan, or the same as a tensor [3, N] of int64 on the device of ``images``."""
         images = images.detach()
-        indices = self.plan(draws)
         if self.capacity == 0:
             return images
         self._make_room(images)
-        if isinstance(self.slots, list):
-            return self._query_list(images, indices, self.slots)
-        assert self.slots is not None
-        shown = images
-        if -1 in indices.own or indices.own != list(range(len(indices.own))):
-            from_slots = torch.tensor([n < 0 for n in indices.own], device=images.device).view(-1, 1, 1, 1)
-            own = torch.tensor(indices.own, device=images.device).clamp(min=0)
-            stored = torch.tensor(indices.stored, device=images.device)
-            shown = torch.where(from_slots, self.slots.index_select(0, stored), images.index_select(0, own))
-        if indices.slots:
-            self.slots[torch.tensor(indices.slots, device=images.device)] = images[torch.tensor(indices.sources, device=images.device)]
+        if isinstance(self._memory, list):
+            rows = indices.tolist() if isinstance(indices, Tensor) else indices
+            return self._take_from_list(images, rows, self._memory)
+        assert self._memory is not None
+        table = indices if isinstance(indices, Tensor) else torch.tensor(indices, dtype=torch.int64, device=images.device).view(3, -1)
+        own, stored, written = table.unbind(0)
+        mine = images if images.shape[0] == 1 else images.index_select(0, own.clamp(min=0))
+        shown = torch.where((own < 0).view(-1, 1, 1, 1), self._memory.index_select(0, stored), mine)
+        self._memory.index_copy_(0, written, images)
         return shown
 
-    def _make_room(self, images: Tensor) -> None:
-        if self.slots is None:
-            self.slots = images.new_zeros((self.capacity, *images.shape[1:]))
-            self.slots = self.slots.to(memory_format=torch.channels_last)
-        elif isinstance(self.slots, Tensor) and self.slots.shape[1:] != images.shape[1:]:
-            self.slots = [slot.clone() for slot in self.slots]
-
-    @staticmethod
-    def _query_list(images: Tensor, indices: PoolIndices, slots: list[Tensor]) -> Tensor:
-        shown = [slots[slot] if n < 0 else images[n] for n, slot in zip(indices.own, indices.stored, strict=True)]
-        for slot, source in zip(indices.slots, indices.sources, strict=True):
-            slots[slot] = images[source].clone()
+    def _take_from_list(self, images: Tensor, indices: Indices, slots: list[Tensor]) -> Tensor:
+        own, stored, written = indices
+        shown = [slots[slot] if n < 0 else images[n] for n, slot in zip(own, stored, strict=True)]
+        for n, slot in enumerate(written):
+            if slot < self.capacity:
+                slots[slot] = images[n].clone()
         return torch.stack(shown)
 
     def state_dict(self) -> dict[str, Any]:
@@ -102,6 +108,10 @@ class ImagePool:
         slots = state["slots"]
         self.filled = state["filled"]
         if isinstance(slots, list):
-            self.slots = [slot.to(device) for slot in slots]
+            self._memory = [slot.to(device) for slot in [*slots, slots[0]]]
+        elif slots is None:
+            self._memory = None
         else:
-            self.slots = None if slots is None else slots.to(device)
+            memory = slots.new_zeros((self.capacity + 1, *slots.shape[1:]), device=device)
+            memory[: self.capacity].copy_(slots)
+            self._memory = memory.to(memory_format=torch.channels_last)
