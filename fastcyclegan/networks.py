@@ -9,8 +9,9 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from fastcyclegan import reference
-from fastcyclegan.blocks import Chain, FloatTanh, chained
+from fastcyclegan.blocks import Chain, chained
 from fastcyclegan.config import ModelConfig
+from fastcyclegan.flow import FloatTanh
 from fastcyclegan.kernels._dispatch import check_impl, resolve_impl
 
 Impl = Literal["auto", "triton", "reference"]

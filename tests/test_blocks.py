@@ -273,7 +273,8 @@ def test_where_cudnn_is_faster_the_norms_write_its_border(monkeypatch: pytest.Mo
     with dry_run() as dry:
         net(x)
     assert any("reflect_conv" in name for name in dry.counts.launches)
-    monkeypatch.setattr("fastcyclegan.blocks.backend_of", lambda *a: "cudnn")
+    for module in ("blocks", "flow"):
+        monkeypatch.setattr(f"fastcyclegan.{module}.backend_of", lambda *a: "cudnn")
     cudnn = run()
     with dry_run() as dry:
         net(x)

@@ -1,0 +1,154 @@
+"""How several pictures go through several networks: in one pass each, and through two networks at once, where that changes nothing.
+
+*Batching*: instance norm looks at one picture at a time, so that a network makes of [a, b] what it makes of a and of b. *Pairing*: two
+networks of one architecture run as one, pictures of the one after pictures of the other, each layer with a list of two weights. Both are
+exact. Where they are not, or where somebody looks at single networks (hooks, members of their own), calls are made one by one, and why is
+said once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fastcyclegan import reference
+from fastcyclegan.blocks import Chain, ResidualBlock, UnetBlock, run_chains, run_levels
+from fastcyclegan.flow import FloatTanh, untouched
+from fastcyclegan.networks import Discriminator, Generator, PixelDiscriminator, UnetGenerator, computed_by
+
+OURS = (Generator, UnetGenerator, Discriminator, PixelDiscriminator)
+_NORMS = (nn.InstanceNorm2d, reference.InstanceNorm2d)
+_SINGLE = (
+    *(*OURS, Chain, ResidualBlock, UnetBlock, *_NORMS, FloatTanh, nn.Tanh, nn.Sequential, nn.Identity),
+    *(nn.Conv2d, nn.ConvTranspose2d, reference.ResizeConv2d, nn.ReflectionPad2d, nn.ReLU, nn.LeakyReLU, nn.Dropout),
+    *(reference.Generator, reference.UnetGenerator, reference.Discriminator, reference.PixelDiscriminator),
+    *(reference.ResidualBlock, reference.UnetBlock),
+)
+"""Modules that are known to treat every picture by itself."""
+_SETTINGS = (
+    *("kernel_size", "stride", "padding", "dilation", "output_padding", "groups", "padding_mode", "in_channels", "out_channels"),
+    *("eps", "affine", "negative_slope", "p", "inplace", "outermost", "impl", "recompute", "training"),
+)
+
+
+def why_not_batched(name: str, net: nn.Module) -> str:
+    """Return "" where ``net`` makes the same of pictures together as of each by itself and nobody listens, else why not."""
+    for path, module in net.named_modules():
+        where = ".".join(filter(None, (name, path)))
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            return f"{where} is a batch norm, which looks at all pictures of a batch"
+        if not untouched(module, type(module)):
+            return f"{where} has a hook, or a forward of its own"
+        if type(module) not in _SINGLE or getattr(module, "track_running_stats", False):
+            return f"{where} is a {type(module).__name__}, which may look at all pictures of a batch"
+    return ""
+
+
+def why_not_paired(nets: Mapping[str, nn.Module]) -> str:
+    """Return "" where ``nets`` can run as one, else why not. What may be batched is asked elsewhere."""
+    names, first = list(nets), next(iter(nets.values()))
+    if type(first) not in OURS:
+        return f"{names[0]} is a {type(first).__name__}"
+    modules = {name: list(net.modules()) for name, net in nets.items()}
+    for name in names[1:]:
+        if len(modules[name]) != len(modules[names[0]]):
+            return f"{names[0]} and {name} are of different architectures"
+        for one, other in zip(modules[names[0]], modules[name], strict=True):
+            if type(one) is not type(other) or _settings(one) != _settings(other):
+                return f"{names[0]} and {name} differ in a {type(other).__name__}"
+    for module in modules[names[0]]:
+        if isinstance(module, _NORMS) and module.affine:
+            return "their norms have weights"
+    parameters = [[(p.shape, p.dtype, p.device, p.stride(), p.requires_grad) for p in net.parameters()] for net in nets.values()]
+    if any(mine != parameters[0] for mine in parameters[1:]):
+        return f"{' and '.join(names)} have weights of different shapes or layouts, or others that are frozen"
+    return ""
+
+
+def _settings(module: nn.Module) -> tuple[Any, ...]:
+    return tuple(getattr(module, setting, None) for setting in _SETTINGS)
+
+
+def run_paired(nets: Sequence[nn.Module], x: Tensor, impl: Literal["triton", "reference"]) -> Tensor:
+    """Return what P networks that can go together make of x [N, C, H, W], N / P pictures for each, in their order."""
+    if isinstance(nets[0], UnetGenerator):
+        return run_levels(tuple(net.model for net in nets), x, None, False, impl)
+    chain = "net" if isinstance(nets[0], PixelDiscriminator) else "model"
+    return run_chains([getattr(net, chain) for net in nets], x, impl=impl)
+
+
+class Passes:
+    """The networks of a recipe, and how they are called. ``runs``: what to call for each by itself (it may be compiled).
+
+    ``batching`` and ``pairing`` allow what they name; ``say`` hears, once, why it does not happen where it was to.
+    """
+
+    def __init__(
+        self,
+        nets: Mapping[str, nn.Module],
+        runs: Mapping[str, nn.Module] | None = None,
+        *,
+        batching: bool = False,
+        pairing: bool = False,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self.nets, self.runs = nets, nets if runs is None else runs
+        self.batching, self.pairing, self.say = batching, pairing, say
+        self._said: set[str] = set()
+
+    def __getitem__(self, name: str) -> nn.Module:
+        """Return network ``name``, to be called by itself."""
+        return self.runs[name]
+
+    def __call__(self, inputs: Mapping[str, Sequence[Tensor]]) -> dict[str, list[Tensor]]:
+        """Return what each network, by name, makes of each of its pictures [N, C, H, W]."""
+        stacked = {name: self._batch(name, given) for name, given in inputs.items()}
+        pair = self._pair(list(inputs), [x for xs in stacked.values() for x in xs]) if len(inputs) > 1 else None
+        if pair is not None:
+            x = torch.cat([xs[0] for xs in stacked.values()])
+            results = {name: [y] for name, y in zip(inputs, pair(x).chunk(len(inputs)), strict=True)}
+        else:
+            results = {name: [self.runs[name](x) for x in xs] for name, xs in stacked.items()}
+        return {name: list(ys[0].chunk(len(inputs[name]))) if len(ys) < len(inputs[name]) else ys for name, ys in results.items()}
+
+    def in_any_order(self, names: Sequence[str]) -> bool:
+        """Whether it does not matter in what order and company pictures go through these networks; why it does is said once."""
+        reason = next(filter(None, (why_not_batched(name, self.nets[name]) for name in names)), "")
+        if reason and (self.batching or self.pairing):
+            self._say_once(f"neither batched nor paired: {reason}")
+        return not reason
+
+    def _batch(self, name: str, given: Sequence[Tensor]) -> list[Tensor]:
+        """Return the pictures for one network in one tensor if they may go together, else as they are."""
+        if len(given) == 1 or not self.batching:
+            return list(given)
+        reason = why_not_batched(name, self.nets[name])
+        if not reason and any(x.shape != given[0].shape for x in given[1:]):
+            reason = f"{name} gets pictures of different sizes"
+        if reason:
+            self._say_once(f"not batched: {reason}")
+            return list(given)
+        return [torch.cat(list(given))]
+
+    def _pair(self, names: list[str], xs: list[Tensor]) -> Callable[[Tensor], Tensor] | None:
+        """Return what runs the networks as one if they may go together, else None."""
+        if not self.pairing:
+            return None
+        nets = {name: self.nets[name] for name in names}
+        reasons = (*(why_not_batched(name, net) for name, net in nets.items()), why_not_paired(nets))
+        reason = next(filter(None, reasons), "")
+        if not reason and (len(xs) != len(names) or any(x.shape != xs[0].shape for x in xs[1:])):
+            reason = f"{' and '.join(names)} get pictures of different sizes"
+        if reason:
+            self._say_once(f"not paired: {reason}")
+            return None
+        impl: Any = "triton" if computed_by(nets[names[0]]) == "triton" else "reference"
+        return lambda x: run_paired(list(nets.values()), x, impl)
+
+    def _say_once(self, reason: str) -> None:
+        if reason not in self._said:
+            self._said.add(reason)
+            self.say(reason)
