@@ -24,9 +24,9 @@ OFFICIAL = {"G_AB": "G_A", "G_BA": "G_B", "D_B": "D_A", "D_A": "D_B"}
 STATE = "state.pt"
 
 
-def weights_file(run: Path, epoch: str, name: str) -> Path:
-    """Return the official file of network ``name`` (ours): ``{epoch}_net_{G_A,G_B,D_A,D_B}.pth``."""
-    return run / f"{epoch}_net_{OFFICIAL[name]}.pth"
+def weights_file(run: Path, epoch: str, name: str, *, ema: bool = False) -> Path:
+    """Return the official file of network ``name`` (ours): ``{epoch}_net_{G_A,G_B,D_A,D_B}.pth``; ``ema``: of its running average."""
+    return run / f"{epoch}_net_{OFFICIAL[name]}{'_ema' * ema}.pth"
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -172,7 +172,10 @@ class StateWriter:
         return self.thread is not None and self.thread.is_alive()
 
     def write(self, state: dict[str, Any], labels: tuple[str, ...], with_state: bool = True) -> None:
-        """Start writing ``state`` (a copy on the CPU) as state.pt, and its networks as official files under each of ``labels``."""
+        """Start writing ``state`` (a copy on the CPU) as state.pt, and its networks as official files under each of ``labels``.
+
+        Running averages of networks, if it has some, are written beside them.
+        """
         self.wait()
         self.thread = threading.Thread(target=self._write, args=(state, labels, with_state), name="state-writer", daemon=True)
         self.thread.start()
@@ -180,7 +183,8 @@ class StateWriter:
     def _write(self, state: dict[str, Any], labels: tuple[str, ...], with_state: bool) -> None:
         iteration = state["iteration"]
         try:
-            if not all(torch.isfinite(t).all() for t in _tensors([state["nets"], state["optimizers"]]) if t.is_floating_point()):
+            kept = _tensors([state["nets"], state["optimizers"], state.get("ema")])
+            if not all(torch.isfinite(t).all() for t in kept if t.is_floating_point()):
                 raise UserError(f"weights are not finite after iteration {iteration}; {self._last_good()}")
             if with_state:
                 save_tensors(self.run / STATE, state)
@@ -188,6 +192,8 @@ class StateWriter:
             for label in labels:
                 for name in OFFICIAL:
                     save_weights(weights_file(self.run, label, name), state["nets"][name])
+                for name, average in state.get("ema", {}).items():
+                    save_weights(weights_file(self.run, label, name, ema=True), average)
         except UserError as error:
             self.error = error
         except OSError as error:

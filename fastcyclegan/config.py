@@ -215,6 +215,10 @@ class OptimConfig:
     epoch's mean generator loss stops falling. cosine: over all epochs."""
     lr_decay_iters: int = 50
     """Epochs between the steps of --lr_policy step."""
+    lr_scaling: Literal["none", "sqrt"] = "none"
+    """sqrt: multiply lr by the square root of batch_size, the rule for Adam (Malladi et al. 2022). none: lr is what is given."""
+    ema: float = 0.0
+    """Keep running averages of the generators' weights with this decay, such as 0.999, and save them beside (*_net_G_A_ema.pth)."""
     lr_phase: Literal["end", "start"] = "end"
     """Step the schedule at the end of an epoch (official code before 2020 and since 2025) or at its start (2020-24)."""
 
@@ -222,14 +226,37 @@ class OptimConfig:
         _check_types(self)
         _check_least(self, 0, "n_epochs", "n_epochs_decay", "lr")
         _check_least(self, 1, "epoch_count", "max_iters", "lr_decay_iters")
-        if not 0 <= self.beta1 < 1:
-            raise UserError(f"beta1 must be in [0, 1), got {self.beta1}")
+        for name in ("beta1", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{name} must be in [0, 1), got {getattr(self, name)}")
         if self.epoch_count > self.last_epoch:
             raise UserError(f"nothing to train: epoch_count {self.epoch_count} is past n_epochs + n_epochs_decay = {self.last_epoch}")
 
     @property
     def last_epoch(self) -> int:
         return self.n_epochs + self.n_epochs_decay
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """How an iteration is run. Every choice computes the same."""
+
+    batching: Literal["auto", "off"] = "auto"
+    """auto: each network sees all its pictures of a stage in one pass, where that changes nothing (not with batch norm)."""
+    pairing: Literal["auto", "on", "off"] = "auto"
+    """Run both generators as one, and both discriminators. auto: where our kernels compute them; on: elsewhere too (for debugging)."""
+    overlap: Literal["auto", "wgrad", "phases", "off"] = "auto"
+    """On a GPU, work beside other work. wgrad: weight gradients; phases: the discriminators' phase too. auto: wgrad in a CUDA graph."""
+    graph: Literal["auto", "on", "off"] = "auto"
+    """Replay an iteration as one CUDA graph. auto: with --compile on a GPU, unless it cannot be captured; on: end the run if it cannot."""
+    micro_batch: int | None = None
+    """Run a batch in parts of this many pictures, their gradients added: the result of the whole batch in the memory of a part."""
+    nvtx: bool = False
+    """Name the parts of an iteration for Nsight (on a GPU)."""
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        _check_least(self, 1, "micro_batch")
 
 
 @dataclass(frozen=True)
@@ -300,6 +327,12 @@ class TrainConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+
+    @property
+    def scaled_lr(self) -> float:
+        """The learning rate at the start: ``lr``, scaled as ``lr_scaling`` says."""
+        return self.optim.lr * (math.sqrt(self.data.batch_size) if self.optim.lr_scaling == "sqrt" else 1.0)
 
     def __post_init__(self) -> None:
         multiple, crop = self.model.size_multiple, self.data.crop_size
@@ -337,14 +370,19 @@ def to_dict(config: TrainConfig) -> dict[str, dict[str, Any]]:
     return json.loads(json.dumps(dataclasses.asdict(config), default=str))
 
 
+# A group that configurations of older versions do not have.
+LATER = "engine"
+
+
 def from_dict(saved: Mapping[str, Mapping[str, Any]]) -> TrainConfig:
     """Return the configuration that ``to_dict`` gave. Fields that it lacks take their defaults.
 
     Raises UserError for what is no such configuration, and for fields that are unknown here.
     """
-    names = [group.name for group in dataclasses.fields(TrainConfig)]
+    names = [group.name for group in dataclasses.fields(TrainConfig) if group.name != LATER]
     if not isinstance(saved, Mapping) or not all(isinstance(saved.get(name), Mapping) for name in names):
         raise UserError(f"it lacks one of the groups {', '.join(names)}")
+    saved = {LATER: {}, **saved}
     groups: dict[str, Any] = {}
     for group in dataclasses.fields(TrainConfig):
         hints = get_type_hints(cls := type(getattr(TrainConfig(), group.name)))

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from fastcyclegan import checkpoint
-from fastcyclegan.config import DataConfig, TrainConfig, from_dict, to_dict
+from fastcyclegan.config import FIXED_SIZE, DataConfig, TrainConfig, from_dict, to_dict
 from fastcyclegan.data import toy
 from fastcyclegan.data.loaders import Choice, check_cache, choose, make_loader
 from fastcyclegan.data.picture import Fit
@@ -168,7 +168,10 @@ def start(config: TrainConfig, say: Say, progress: Callable[[int, int], None] | 
     choice = choose(config.data.loader, device, config.data.num_threads)
     check_cache(config.data.cache, device)
     torch.manual_seed(config.run.seed)
-    engine = Engine(CycleGAN.from_config(config), _networks_that_fit(config), config.optim, device, precision, compiled)
+    options, fixed = config.engine, config.data.preprocess in FIXED_SIZE
+    _check_engine(config, device)
+    nets = _networks_that_fit(config)
+    engine = Engine(CycleGAN.from_config(config), nets, config.optim, device, precision, compiled, options, say=say, fixed_sizes=fixed)
     pictures, loader, data = _load(config, folder, choice, device, say, progress)
     largest = max(len(pictures.train_A), len(pictures.train_B))
     if data.batch_size > largest:
@@ -185,6 +188,7 @@ def start(config: TrainConfig, say: Say, progress: Callable[[int, int], None] | 
         "samples": f"{data.preprocess}, {_size(data)}, batch {data.batch_size}, {plan.iterations_per_epoch} iterations an epoch",
         "loader": str(choice),
         "networks": _networks(config, engine),
+        "learning rate": _learning_rate(config),
         **engine.describe(),
     }
     run = Run(config, folder, pictures, data, plan, loader, choice, engine, first, first, {}, table)
@@ -248,6 +252,23 @@ def _size(data: DataConfig) -> str:
     return sizes.get(data.preprocess, f"width {data.load_size}" if "width" in data.preprocess else "own size")
 
 
+def _check_engine(config: TrainConfig, device: torch.device) -> None:
+    """Raise UserError for what ``device`` or the networks cannot do, and is asked for by name."""
+    options = config.engine
+    for flag, value in (("graph", options.graph == "on"), ("nvtx", options.nvtx), ("overlap", options.overlap in ("wgrad", "phases"))):
+        if value and device.type != "cuda":
+            given = "" if flag == "nvtx" else f" {getattr(options, flag)}"
+            raise UserError(f"--{flag}{given} needs a CUDA GPU, got --device {device.type}")
+    if options.micro_batch is not None and config.model.norm == "batch":
+        raise UserError("--micro_batch would change what batch norm computes: it looks at all pictures of a batch")
+
+
+def _learning_rate(config: TrainConfig) -> str:
+    optim, batch = config.optim, config.data.batch_size
+    scaled = f" = {optim.lr:g} x sqrt({batch}) (--lr_scaling sqrt)" if optim.lr_scaling == "sqrt" else ""
+    return f"{config.scaled_lr:g}{scaled}, {optim.lr_policy}"
+
+
 def _networks(config: TrainConfig, engine: Engine) -> str:
     count = {name: sum(p.numel() for p in net.parameters()) for name, net in engine.nets.items()}
     model = config.model
@@ -287,6 +308,8 @@ def _resume(run: Run, say: Say) -> None:
         raise UserError(f"{lacking[0]}: no such file; weights in {folder}: {there}")
     for name, file in files.items():
         checkpoint.fit_weights(run.engine.nets[name], checkpoint.read_weights(file), file, architecture)
+    if run.engine.average is not None:
+        run.engine.average.restart()
     say(
         f"starting from the weights {folder}/{config.run.epoch}_net_*.pth with fresh optimizers, pools and epoch "
         f"{config.optim.epoch_count}: such files hold nothing else"

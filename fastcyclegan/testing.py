@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastcyclegan.config import LossConfig, ModelConfig, OptimConfig
+from fastcyclegan.config import EngineConfig, LossConfig, ModelConfig, OptimConfig
 from fastcyclegan.data.plan import Plan
 from fastcyclegan.data.source import Batch
 from fastcyclegan.engine import Engine
@@ -93,9 +94,11 @@ def make_engine(
     device: str = "cpu",
     precision: str = "fp32",
     compiled: bool = False,
+    options: EngineConfig = EngineConfig(),
+    **more: Any,
 ) -> Engine:
     """Return an engine over a copy of ``nets``."""
-    return Engine(CycleGAN(loss), copy_of(nets), optim, torch.device(device), precision, compiled)
+    return Engine(CycleGAN(loss), copy_of(nets), optim, torch.device(device), precision, compiled, options, **more)
 
 
 def is_cancelled_bias(net: nn.Module, name: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import os
 import signal
@@ -60,7 +61,7 @@ class Trainer:
     def __init__(self, run: Run, console: Console, policy: Factor | None = None) -> None:
         self.run, self.console = run, console
         self.names = run.engine.recipe.loss_names
-        self.schedule = make_schedule(run.config.optim, policy)
+        self.schedule = make_schedule(dataclasses.replace(run.config.optim, lr=run.config.scaled_lr), policy)
         self.schedule.load_state_dict(run.extra.get("schedule") or self.schedule.state_dict())
         self.epoch_loss: float = run.extra.get("epoch_loss", 0.0)
         self.pending: list[Tensor] = []
@@ -100,7 +101,7 @@ class Trainer:
 
     def _batches(self) -> Generator[Batch]:
         """Yield the loader's batches. Where it fails (a file broke, a process died), the state is saved before the error goes on."""
-        batches = self.run.loader.batches(self.run.iteration, self.run.last)
+        batches = self.run.engine.uploading(self.run.loader.batches(self.run.iteration, self.run.last))
         with contextlib.closing(batches):
             try:
                 with naming_dead_workers():
@@ -171,8 +172,9 @@ class Trainer:
         self.epoch_loss = 0.0
         every = self.run.config.run.save_epoch_freq
         if every and epoch % every == 0:
-            nets = to_cpu(self.run.engine.state_dict()["nets"])
-            self.writer.write({"iteration": self.run.iteration, "nets": nets, "optimizers": {}}, (str(epoch),), with_state=False)
+            state = self.run.engine.state_dict()
+            kept = to_cpu({name: state[name] for name in ("nets", "ema") if name in state})
+            self.writer.write({"iteration": self.run.iteration, "optimizers": {}, **kept}, (str(epoch),), with_state=False)
 
     def _save(self, wait: bool = False) -> None:
         """Snapshot the state and have it written; a loss that is not finite ends the run before it can be saved."""

@@ -51,6 +51,8 @@ class TranslateConfig:
     """With a run's folder: which way, by the training folders. Default: the way that the run was trained in (--direction there)."""
     epoch: str = "latest"
     """With a run's folder: which weights (latest, 5, iter_1000 ...)."""
+    ema: bool = False
+    """With a run's folder: take the running average of the weights, which training with --ema keeps."""
     resize: int | None = None
     """Resize every picture to this side squared first, as the official test does. Default: keep its size."""
     batch_size: int = 8
@@ -80,18 +82,21 @@ class TranslateConfig:
             raise UserError(f"num_threads must be at least 1, got {self.num_threads}")
 
 
-def find_weights(weights: Path, direction: Direction | None, epoch: str) -> Path:
+def find_weights(weights: Path, direction: Direction | None, epoch: str, ema: bool = False) -> Path:
     """Return the generator's file in a run folder (or ``weights`` itself, a file). Raises UserError where there is none."""
     if not weights.exists():
         raise UserError(f"{weights}: no such file or folder")
     if not weights.is_dir():
-        if direction is not None or epoch != "latest":
-            raise UserError(f"{weights} is one generator's file, so --direction and --epoch have nothing to choose; give the run's folder")
+        if direction is not None or epoch != "latest" or ema:
+            flags = "--direction, --epoch and --ema have nothing to choose"
+            raise UserError(f"{weights} is one generator's file, so {flags}; give the run's folder")
         return weights
     config = read_config(weights)
     trained: Direction = config.data.direction if config is not None else "AtoB"
     name = "G_AB" if direction in (None, trained) else "G_BA"
-    file = weights_file(weights, epoch, name)
+    file = weights_file(weights, epoch, name, ema=ema)
+    if ema and not file.exists() and weights_file(weights, epoch, name).exists():
+        raise UserError(f"{file}: no such file: {weights} was not trained with --ema")
     if not file.exists():
         there = ", ".join(saved_epochs(weights)) or "none"
         raise UserError(f"{file}: no such file; weights of a generator ({OFFICIAL[name]}) in {weights}: {there}")
@@ -227,7 +232,7 @@ def translate(config: TranslateConfig, console: Console) -> int:
     device = resolve_device(RunConfig(device=config.device))
     precision = resolve_precision(config.precision, device, compiled=False)
     require_impl(config.impl, device)
-    file = find_weights(config.weights, config.direction, config.epoch)
+    file = find_weights(config.weights, config.direction, config.epoch, config.ema)
     translator = Translator(load_generator(file, config.impl), device, precision)
     jobs = plan_outputs(config)
     threads = config.num_threads or min(cores(), MOST_THREADS)

@@ -2,31 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastcyclegan.config import LossConfig, ModelConfig, TrainConfig
 from fastcyclegan.data.source import Batch
 from fastcyclegan.image_pool import ImagePool
 from fastcyclegan.networks import build_discriminator, build_generator
-from fastcyclegan.reference import LossWeights, discriminator_loss, generator_losses, init_weights
+from fastcyclegan.passes import Passes
+from fastcyclegan.reference import LossWeights, gan_loss, gradient_penalty, init_weights
 
-Networks = Mapping[str, nn.Module]
 Losses = dict[str, Tensor]
+GENERATORS, DISCRIMINATORS = ("G_AB", "G_BA"), ("D_A", "D_B")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What an iteration, or a part of one, works on: pictures of both domains [N, C, H, W], the numbers that ``decide`` gave, on their
+    device, and, in the discriminators' phase, the fakes that the pools show, by domain."""
+
+    A: Tensor
+    B: Tensor
+    numbers: dict[str, Tensor]
+    pooled: dict[str, Tensor] = field(default_factory=dict)
+
+    def part(self, start: int, stop: int) -> Inputs:
+        """Return the samples [start, stop)."""
+        numbers = {name: values[..., start:stop] for name, values in self.numbers.items()}
+        pooled = {side: images[start:stop] for side, images in self.pooled.items()}
+        return Inputs(self.A[start:stop], self.B[start:stop], numbers, pooled)
 
 
 @dataclass(frozen=True)
 class Phase:
-    """One update: the networks it trains, the ones it freezes meanwhile, and its losses, whose sum is minimised."""
+    """One update: the networks it trains, the ones it freezes meanwhile, and its losses, whose sum is minimised.
+
+    ``begin`` does what the samples of a batch have to do together before they may go in parts.
+    """
 
     name: str
     trains: tuple[str, ...]
     freezes: tuple[str, ...]
-    losses: Callable[[Networks, Batch], Losses]
+    losses: Callable[[Passes, Inputs], Losses]
+    begin: Callable[[Inputs], Inputs] = lambda inputs: inputs
 
 
 def build_networks(config: ModelConfig) -> dict[str, nn.Module]:
@@ -43,9 +66,35 @@ def build_networks(config: ModelConfig) -> dict[str, nn.Module]:
     }
 
 
+def _generator_terms(
+    w: LossWeights,
+    a: Tensor,
+    b: Tensor,
+    rec_A: Tensor,
+    rec_B: Tensor,
+    judged_A: Tensor,
+    judged_B: Tensor,
+    same: tuple[Tensor, Tensor] | None,
+) -> list[Tensor]:
+    """Return the generators' weighted losses in the order of ``loss_names``. ``same``: what they make of b and of a, to stay."""
+    terms = [gan_loss(judged_B, True, w.gan_mode), gan_loss(judged_A, True, w.gan_mode)]
+    terms += [w.lambda_A * F.l1_loss(rec_A, a), w.lambda_B * F.l1_loss(rec_B, b)]
+    if same is not None:
+        terms += [w.lambda_identity * w.lambda_B * F.l1_loss(same[0], b), w.lambda_identity * w.lambda_A * F.l1_loss(same[1], a)]
+    return terms
+
+
+def _discriminator_term(w: LossWeights, real: Tensor, fake: Tensor) -> Tensor:
+    return gan_loss(real, True, w.gan_mode) + gan_loss(fake, False, w.gan_mode)
+
+
 @dataclass
 class CycleGAN:
-    """The recipe: ``phases`` in order, and the pools that carry fakes from one iteration to later ones."""
+    """The recipe: ``phases`` in order, and the pools that carry fakes from one iteration to later ones.
+
+    Every network is called once a stage: the generators with pictures of both domains (a fake and, with identity loss, a picture that
+    should stay), then with the fakes of the other; the discriminators with the fakes, and in their own phase with real and pooled ones.
+    """
 
     loss: LossConfig
     pools: dict[str, ImagePool] = field(init=False)
@@ -55,11 +104,11 @@ class CycleGAN:
         c = self.loss
         self.weights = LossWeights(c.gan_mode, c.lambda_A, c.lambda_B, c.lambda_identity, c.lambda_gp)
         self.pools = {"A": ImagePool(c.pool_size), "B": ImagePool(c.pool_size)}
-        self.fakes: dict[str, Tensor] = {}
-        generators, discriminators = ("G_AB", "G_BA"), ("D_A", "D_B")
+        self.fakes: dict[str, list[Tensor]] = {"A": [], "B": []}
+        self.fuse(lambda function: function)
         self.phases = (
-            Phase("G", generators, discriminators, self._generator_losses),
-            Phase("D", discriminators, (), self._discriminator_losses),
+            Phase("G", GENERATORS, DISCRIMINATORS, self._generator_losses),
+            Phase("D", DISCRIMINATORS, (), self._discriminator_losses, self._pooled),
         )
 
     @classmethod
@@ -73,26 +122,91 @@ class CycleGAN:
         return ("G_AB", "G_BA", "cycle_A", "cycle_B", *identity, "D_B", "D_A")
 
     @property
+    def averaged(self) -> tuple[str, ...]:
+        """Networks of which running averages are worth having: those that users keep."""
+        return GENERATORS
+
+    @property
     def twice_differentiated(self) -> tuple[str, ...]:
         """Networks whose gradient is differentiated again, which torch.compile does not support."""
         return ("D_A", "D_B") if self.loss.gan_mode == "wgangp" else ()
 
-    def _generator_losses(self, nets: Networks, batch: Batch) -> Losses:
-        losses, self.fakes["A"], self.fakes["B"] = generator_losses(nets, batch.A, batch.B, self.weights)
+    def decide(self, batch: Batch) -> dict[str, Tensor]:
+        """Settle on the host all that chance decides for ``batch``: what the pools show and keep, and where wgangp mixes.
+
+        The pool of fake B is asked first. Every entry has one column a sample. Called once for each iteration, in their order.
+        """
+        draws = {"B": [sample.draw_B for sample in batch.samples], "A": [sample.draw_A for sample in batch.samples]}
+        numbers = {f"pool_{side}": torch.tensor(self.pools[side].plan(drawn), dtype=torch.int64) for side, drawn in draws.items()}
+        if self.loss.gan_mode == "wgangp":
+            numbers["mix_B"] = torch.tensor([sample.mix_B for sample in batch.samples])
+            numbers["mix_A"] = torch.tensor([sample.mix_A for sample in batch.samples])
+        return numbers
+
+    def is_steady(self, batch: Batch) -> bool:
+        """Whether an iteration with ``batch`` needs no decision of the host: all pictures that the pools hold are of its size."""
+        # The fake of B is made from a picture of A, and has its size.
+        sizes = {"A": (*batch.A.shape[1:2], *batch.B.shape[2:]), "B": (*batch.B.shape[1:2], *batch.A.shape[2:])}
+        return all(pool.holds(sizes[side]) for side, pool in self.pools.items())
+
+    def fuse(self, compiler: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+        """Have ``compiler`` make one function each of the arithmetic of the losses."""
+        self._generator_terms, self._discriminator_term = compiler(_generator_terms), compiler(_discriminator_term)
+
+    def _generator_losses(self, run: Passes, inputs: Inputs) -> Losses:
+        a, b, w = inputs.A, inputs.B, self.weights
+        fake_A, fake_B, rec_A, rec_B, same = self._translations(run, a, b)
+        judged = run({"D_A": [fake_A], "D_B": [fake_B]})
+        self.fakes["A"].append(fake_A.detach())
+        self.fakes["B"].append(fake_B.detach())
+        terms = self._generator_terms(w, a, b, rec_A, rec_B, judged["D_A"][0], judged["D_B"][0], same)
+        return dict(zip(self.loss_names, terms, strict=False))
+
+    def _translations(self, run: Passes, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, tuple[Tensor, Tensor] | None]:
+        """Return fake_A, fake_B, rec_A, rec_B, and with identity losses (idt_B, idt_A)."""
+        identity = self.weights.lambda_identity > 0
+        if run.in_any_order(GENERATORS):
+            first = run({"G_AB": [a, b], "G_BA": [b, a]} if identity else {"G_AB": [a], "G_BA": [b]})
+            fake_B, fake_A = first["G_AB"][0], first["G_BA"][0]
+            second = run({"G_AB": [fake_A], "G_BA": [fake_B]})
+            return fake_A, fake_B, second["G_BA"][0], second["G_AB"][0], (first["G_AB"][1], first["G_BA"][1]) if identity else None
+        # The official order: batch norm's running statistics, for one, depend on it.
+        G_AB, G_BA = run["G_AB"], run["G_BA"]
+        fake_B = G_AB(a)
+        rec_A = G_BA(fake_B)
+        fake_A = G_BA(b)
+        rec_B = G_AB(fake_A)
+        return fake_A, fake_B, rec_A, rec_B, (G_AB(b), G_BA(a)) if identity else None
+
+    def _pooled(self, inputs: Inputs) -> Inputs:
+        """Show the pools the fakes that the generators made before their update, and add what the pools return."""
+        pooled = {}
+        for side in "BA":
+            parts, self.fakes[side] = self.fakes[side], []
+            fakes = parts[0] if len(parts) == 1 else torch.cat(parts)
+            pooled[side] = self.pools[side].take(fakes, inputs.numbers[f"pool_{side}"])
+        return replace(inputs, pooled=pooled)
+
+    def _discriminator_losses(self, run: Passes, inputs: Inputs) -> Losses:
+        w, real = self.weights, {"A": inputs.A, "B": inputs.B}
+        judged = run({f"D_{side}": [real[side], inputs.pooled[side]] for side in "AB"})
+        losses = {}
+        for side in "BA":
+            name = f"D_{side}"
+            loss = self._discriminator_term(w, *judged[name])
+            if w.gan_mode == "wgangp":
+                mix = inputs.numbers[f"mix_{side}"]
+                loss = loss + gradient_penalty(run[name], real[side], inputs.pooled[side], mix, w.lambda_gp)
+            losses[name] = 0.5 * loss
         return losses
 
-    def _discriminator_losses(self, nets: Networks, batch: Batch) -> Losses:
-        """The pool of fake B is asked first. Both pools see the fakes that the generators made before their update."""
-        pooled_B = self.pools["B"].query(self.fakes.pop("B"), [sample.draw_B for sample in batch.samples])
-        pooled_A = self.pools["A"].query(self.fakes.pop("A"), [sample.draw_A for sample in batch.samples])
-        mix_A = mix_B = None
-        if self.loss.gan_mode == "wgangp":
-            mix_B = torch.tensor([sample.mix_B for sample in batch.samples], device=batch.B.device)
-            mix_A = torch.tensor([sample.mix_A for sample in batch.samples], device=batch.A.device)
-        return {
-            "D_B": discriminator_loss(nets["D_B"], batch.B, pooled_B, self.weights, mix_B),
-            "D_A": discriminator_loss(nets["D_A"], batch.A, pooled_A, self.weights, mix_A),
-        }
+    def carried(self) -> list[Tensor]:
+        """Return what the generators' phase leaves for the discriminators'."""
+        return [fake for fakes in self.fakes.values() for fake in fakes]
+
+    def forget_carried(self) -> None:
+        """Forget it: the iteration was not to be."""
+        self.fakes = {"A": [], "B": []}
 
     def state_dict(self) -> dict[str, Any]:
         return {name: pool.state_dict() for name, pool in self.pools.items()}

@@ -1,0 +1,69 @@
+"""What a device can do: which one a configuration asks for, its precisions, its kernels, its compiler."""
+
+from __future__ import annotations
+
+import torch
+
+from fastcyclegan.config import RunConfig
+from fastcyclegan.errors import UserError
+from fastcyclegan.networks import check_impl
+
+
+def resolve_device(config: RunConfig) -> torch.device:
+    """Return the device that ``config`` asks for. Raises UserError for one that this machine does not have."""
+    name = config.device
+    if config.gpu_ids is not None:
+        name = "cpu" if config.gpu_ids == "-1" else f"cuda:{config.gpu_ids}"
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device {name}: torch {torch.__version__} sees no CUDA GPU on this machine")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device {name}: this machine has {torch.cuda.device_count()} CUDA GPU(s), numbered from 0")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError(f"device mps: torch {torch.__version__} sees no Apple GPU on this machine")
+    return device
+
+
+def _has_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bf16 in hardware."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def resolve_precision(precision: str, device: torch.device, compiled: bool) -> str:
+    """Return "fp32" or "bf16". Raises UserError for bf16 on a GPU without it."""
+    if precision == "auto":
+        return "bf16" if _has_bf16(device) and (compiled or device.type == "cuda") else "fp32"
+    if precision == "bf16" and device.type == "cuda" and not _has_bf16(device):
+        raise UserError(f"precision bf16: {torch.cuda.get_device_name(device)} has no bf16; use --precision fp32")
+    return precision
+
+
+def require_impl(impl: str, device: torch.device) -> None:
+    """Raise UserError for an ``impl`` that cannot serve ``device``."""
+    try:
+        check_impl(impl, device)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def why_not_compiled(device: torch.device) -> str:
+    """Return "" where torch.compile works for ``device``, else one line saying why not: found out by compiling something tiny."""
+    from torch._inductor import cpp_builder, exc
+
+    if device.type == "mps":
+        return "torch.compile is not used on Apple GPUs"
+    if device.type == "cpu":
+        try:
+            cpp_builder.get_cpp_compiler()
+        except exc.InvalidCxxCompiler:
+            return "no C++ compiler found (on Debian or Ubuntu: apt-get install g++)"
+    try:
+        torch.compile(lambda x: torch.cos(x) + 1)(torch.zeros(64, device=device))
+    # Whatever the compiler, its headers or its linker raise: the reason is reported and training goes on uncompiled.
+    except Exception as error:
+        return " ".join(str(error).split())[:200] or type(error).__name__
+    return ""

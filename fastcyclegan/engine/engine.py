@@ -1,0 +1,322 @@
+"""The engine: one iteration of a recipe on a device, and what is chosen for it."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastcyclegan.config import EngineConfig, OptimConfig
+from fastcyclegan.data.source import Batch
+from fastcyclegan.engine.graph import Capture, CudaCapture, Graphs, key_of
+from fastcyclegan.engine.numbers import Numbers
+from fastcyclegan.engine.table import describe
+from fastcyclegan.engine.trained import Average, Trained
+from fastcyclegan.kernels import accumulating, overlapping
+from fastcyclegan.networks import computed_by, set_impl
+from fastcyclegan.passes import Passes
+from fastcyclegan.recipes.cyclegan import CycleGAN, Inputs, Losses, Phase
+
+
+class Engine:
+    """Runs iterations of a recipe on a device.
+
+    ``nets`` are the recipe's networks as ordinary modules, moved to the device in channels_last. ``compiled`` compiles what the kernels do
+    not compute, and on a GPU captures the iteration in a CUDA graph (``options.graph``); the caller has asked ``why_not_compiled`` before.
+    ``say`` hears what was chosen otherwise than asked for, and why. ``capture`` replaces the CUDA graph (for tests).
+    """
+
+    def __init__(
+        self,
+        recipe: CycleGAN,
+        nets: dict[str, nn.Module],
+        optim: OptimConfig,
+        device: torch.device,
+        precision: str = "fp32",
+        compiled: bool = False,
+        options: EngineConfig = EngineConfig(),
+        *,
+        say: Callable[[str], None] = lambda text: None,
+        capture: Capture | None = None,
+        fixed_sizes: bool = True,
+    ) -> None:
+        self.recipe, self.device, self.precision, self.compiled, self.options = recipe, device, precision, compiled, options
+        self.fixed_sizes = fixed_sizes
+        if device.type == "cuda":
+            torch.backends.cudnn.benchmark = True
+        self.nets = {name: net.to(device, memory_format=torch.channels_last) for name, net in nets.items()}  # type: ignore[call-overload]
+        for name in recipe.twice_differentiated:
+            set_impl(self.nets[name], "reference")
+        self.on_kernels = {name for name, net in self.nets.items() if computed_by(net) == "triton"}
+        self._fuse_losses()
+        self.pairing = options.pairing == "on" or (options.pairing == "auto" and bool(self.on_kernels))
+        runs = {name: self._compile(name, net) for name, net in self.nets.items()}
+        self.passes = Passes(self.nets, runs, batching=options.batching == "auto", pairing=self.pairing, say=say)
+        self.numbers = Numbers(device)
+        self.trained = {phase.name: self._trained(phase, optim) for phase in recipe.phases}
+        self.copies = self._working_copies()
+        self.average = Average({name: self.nets[name] for name in recipe.averaged}, optim.ema) if optim.ema else None
+        self._streams(capture, say)
+
+    # --- Set-up -----------------------------------------------------------------------------------------------------------------
+
+    def _compile(self, name: str, net: nn.Module) -> Any:
+        if not self.compiled or name in self.recipe.twice_differentiated or name in self.on_kernels:
+            return net
+        return torch.compile(net, dynamic=False if self.fixed_sizes else None)
+
+    def _fuse_losses(self) -> None:
+        """Where the kernels compute the networks, the compiler is left with the losses."""
+        if self.compiled and self.on_kernels:
+            self.recipe.fuse(lambda function: torch.compile(function, dynamic=False if self.fixed_sizes else None))
+
+    def _trained(self, phase: Phase, optim: OptimConfig) -> Trained:
+        in_place = set(phase.trains) <= self.on_kernels
+        return Trained([self.nets[name] for name in phase.trains], optim, self.numbers.lr, in_place=in_place)
+
+    def _working_copies(self) -> list[Any]:
+        """Return rounded copies of the weights that the kernels read, stacked for pairs; none where they read the weights themselves."""
+        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
+        if dtype == torch.float32 and not self.pairing:
+            return []
+        wanted = [self.trained[phase.name] for phase in self.recipe.phases if set(phase.trains) <= self.on_kernels]
+        return [copies for trained in wanted if (copies := trained.working_copies(dtype)) is not None]
+
+    def _streams(self, capture: Capture | None, say: Callable[[str], None]) -> None:
+        """Make the streams of the device, and the graphs where they are wanted."""
+        on_gpu, graph, overlap = self.device.type == "cuda", self.options.graph, self.options.overlap
+        # All iterations run on one stream, the captured ones and those before: autograd remembers where gradients were first added.
+        self.stream = torch.cuda.Stream(self.device) if on_gpu else None
+        if capture is None and self.stream is not None:
+            capture = CudaCapture(self.stream)
+        wanted = graph == "on" or (graph == "auto" and self.compiled)
+        self.graphs = Graphs(self._iterate, capture, self._after_failed_capture, say, graph == "on") if wanted and capture else None
+        weights = overlap in ("wgrad", "phases") or (overlap == "auto" and self.graphs is not None)
+        self.weight_stream = torch.cuda.Stream(self.device) if on_gpu and weights and self.on_kernels else None
+        self.phase_stream = torch.cuda.Stream(self.device) if on_gpu and overlap == "phases" else None
+
+    # --- One iteration ----------------------------------------------------------------------------------------------------------
+
+    def step(self, batch: Batch, lr: float) -> Tensor:
+        """Run one iteration and return its losses, [len(recipe.loss_names)] on the device, without waiting for them."""
+        numbers = self.recipe.decide(batch)
+        with self._on_own_stream(), self._named("iteration"):
+            # Views of one memory: what is sent later must not overtake what is read, so all goes through one stream.
+            inputs = Inputs(batch.A, batch.B, self.numbers.send(lr, numbers))
+            if self.graphs is None:
+                losses = self._iterate(inputs)
+            else:
+                losses = self.graphs.run(key_of(inputs, self._watched()), inputs, self.recipe.is_steady(batch))
+            for copies in self.copies:
+                copies.forget()
+        if self.stream is not None:
+            for t in (batch.A, batch.B):
+                t.record_stream(self.stream)
+        return losses
+
+    def _iterate(self, inputs: Inputs) -> Tensor:
+        """What a graph holds: every launch of an iteration, and no decision of the host."""
+        for copies in self.copies:
+            copies.refresh()
+        with overlapping(self.weight_stream):
+            terms = self._interleaved(inputs) if self._interleaves(inputs) else self._in_order(inputs)
+        if self.average is not None:
+            with self._named("average"):
+                self.average.update()
+        return torch.stack(terms).detach()
+
+    def _in_order(self, inputs: Inputs) -> list[Tensor]:
+        losses: list[Tensor] = []
+        for phase in self.recipe.phases:
+            trained = self.trained[phase.name]
+            with trained.gradients_ready():
+                sums: list[Tensor] = []
+                begun = phase.begin(inputs)
+                for part, share in self._parts(begun):
+                    values = self._forward(phase, part, share)
+                    self._backward(phase, values)
+                    sums = [a + b.detach() for a, b in zip(sums, values, strict=True)] if sums else [v.detach() for v in values]
+                self._update(phase, trained)
+            losses += sums
+        return losses
+
+    def _interleaves(self, inputs: Inputs) -> bool:
+        small = self.options.micro_batch is None or inputs.A.shape[0] <= self.options.micro_batch
+        return self.options.overlap == "phases" and small
+
+    def _interleaved(self, inputs: Inputs) -> list[Tensor]:
+        """The second phase between forward and backward of the first, on a stream of its own: both need the weights from before alone."""
+        first, second = self.recipe.phases
+        with self.trained[first.name].gradients_ready(), self.trained[second.name].gradients_ready():
+            values = self._forward(first, first.begin(inputs), 1.0)
+            # What the first phase made is read on another stream: kept until both are done.
+            kept = self.recipe.carried()
+            with self._beside():
+                others = self._forward(second, second.begin(inputs), 1.0)
+                self._backward(second, others)
+            self._backward(first, values)
+            if self.phase_stream is not None:
+                torch.cuda.current_stream(self.device).wait_stream(self.phase_stream)
+            del kept
+            for phase in (first, second):
+                self._update(phase, self.trained[phase.name])
+        return [v.detach() for v in (*values, *others)]
+
+    def _parts(self, inputs: Inputs) -> Iterator[tuple[Inputs, float]]:
+        """Yield the samples in parts of ``micro_batch``, and each part's share of the batch."""
+        count, most = inputs.A.shape[0], self.options.micro_batch
+        if most is None or count <= most:
+            yield inputs, 1.0
+            return
+        for start in range(0, count, most):
+            stop = min(start + most, count)
+            yield inputs.part(start, stop), (stop - start) / count
+
+    def _forward(self, phase: Phase, inputs: Inputs, share: float) -> list[Tensor]:
+        frozen = [p for name in phase.freezes for p in self.nets[name].parameters()]
+        with self._named(f"{phase.name} forward"), _frozen(frozen), self._autocast():
+            terms: Losses = phase.losses(self.passes, inputs)
+        return [term if share == 1.0 else share * term for term in terms.values()]
+
+    def _backward(self, phase: Phase, values: list[Tensor]) -> None:
+        # The sum of the terms, in one backward: each term's gradient is 1.
+        # A generator runs twice: the kernels add its weights' gradients where the first ones are.
+        with self._named(f"{phase.name} backward"), accumulating():
+            torch.stack(values).sum().backward()
+
+    def _update(self, phase: Phase, trained: Trained) -> None:
+        if self.weight_stream is not None:
+            torch.cuda.current_stream(self.device).wait_stream(self.weight_stream)
+        with self._named(f"{phase.name} Adam"):
+            trained.step()
+
+    # --- Where and how ----------------------------------------------------------------------------------------------------------
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    @contextlib.contextmanager
+    def _on_own_stream(self) -> Iterator[None]:
+        if self.stream is None:
+            yield
+            return
+        around = torch.cuda.current_stream(self.device)
+        self.stream.wait_stream(around)
+        with torch.cuda.stream(self.stream):
+            yield
+        around.wait_stream(self.stream)
+
+    @contextlib.contextmanager
+    def _beside(self) -> Iterator[None]:
+        if self.phase_stream is None:
+            yield
+            return
+        self.phase_stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self.phase_stream):
+            yield
+
+    @contextlib.contextmanager
+    def _named(self, name: str) -> Iterator[None]:
+        """Name what is launched inside the block in profiles (torch.profiler's, and with ``nvtx`` Nsight's)."""
+        nvtx: AbstractContextManager[Any] = contextlib.nullcontext()
+        if self.options.nvtx and self.device.type == "cuda":
+            nvtx = torch.cuda.nvtx.range(name)
+        with nvtx, torch.profiler.record_function(f"fastcyclegan: {name}"):
+            yield
+
+    def _watched(self) -> tuple[bool, ...]:
+        """What a captured iteration must not outlive: which parameters are trained, where they lie, whether somebody listens."""
+        modules = itertools.chain.from_iterable(net.modules() for net in self.nets.values())
+        hooked = any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks for m in modules)
+        return hooked, *(p.requires_grad for net in self.nets.values() for p in net.parameters())
+
+    def _after_failed_capture(self) -> None:
+        """Take back what a capture left half done: nothing ran, so only what the host noted."""
+        self.recipe.forget_carried()
+        for copies in self.copies:
+            copies.forget()
+
+    def uploading(self, batches: Generator[Batch]) -> Generator[Batch]:
+        """Yield ``batches``, whose way to the device goes on a stream of its own: beside the iteration that runs."""
+        if self.stream is None:
+            yield from batches
+            return
+        copying, done = torch.cuda.Stream(self.device), object()
+        while True:
+            with torch.cuda.stream(copying):
+                batch: Any = next(batches, done)
+            if batch is done:
+                return
+            here = torch.cuda.current_stream(self.device)
+            here.wait_stream(copying)
+            for t in (batch.A, batch.B):
+                t.record_stream(here)
+            yield batch
+
+    # --- Using and keeping ------------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def translate(self, name: str, images: Tensor) -> Tensor:
+        """Return what generator ``name`` makes of ``images`` [N, C, H, W], with dropout off and running statistics."""
+        net = self.nets[name]
+        training = net.training
+        net.eval()
+        with self._autocast():
+            result = net(images)
+        net.train(training)
+        return result
+
+    @property
+    def optimizers(self) -> dict[str, torch.optim.Adam]:
+        """The Adam of each phase."""
+        return {name: trained.optimizer for name, trained in self.trained.items()}
+
+    def describe(self) -> dict[str, str]:
+        """Return what was chosen, for the table at the start."""
+        return describe(self)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that the next iteration depends on but the plan. The tensors are live: copy them before the next step."""
+        cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
+        return {
+            "nets": {name: net.state_dict() for name, net in self.nets.items()},
+            "optimizers": {name: trained.state_dict() for name, trained in self.trained.items()},
+            "recipe": self.recipe.state_dict(),
+            "rng": {"cpu": torch.get_rng_state(), "cuda": cuda},
+            **({"ema": self.average.weights} if self.average is not None else {}),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` gave. An average that the state does not have begins at its weights."""
+        for name, net in self.nets.items():
+            net.load_state_dict(state["nets"][name])
+        for name, trained in self.trained.items():
+            trained.load_state_dict(state["optimizers"][name])
+        self.recipe.load_state_dict(state["recipe"], self.device)
+        if self.average is not None:
+            self.average.restart()
+            if "ema" in state:
+                self.average.load_state_dict(state["ema"])
+        torch.set_rng_state(state["rng"]["cpu"])
+        if self.device.type == "cuda" and state["rng"]["cuda"] is not None:
+            torch.cuda.set_rng_state(state["rng"]["cuda"], self.device)
+        if self.graphs is not None:
+            self.graphs.forget()
+
+
+@contextlib.contextmanager
+def _frozen(parameters: list[nn.Parameter]) -> Iterator[None]:
+    """Take ``parameters`` out of the graph inside the block; those that the user froze stay frozen after it."""
+    thawed = [p for p in parameters if p.requires_grad]
+    for p in thawed:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in thawed:
+            p.requires_grad_(True)

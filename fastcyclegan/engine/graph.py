@@ -1,0 +1,124 @@
+"""Iterations as one CUDA graph for each size of batch: warmed up by real iterations, captured once, then replayed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from fastcyclegan.errors import UserError
+from fastcyclegan.recipes.cyclegan import Inputs
+
+Step = Callable[[Inputs], Tensor]
+# Iterations before the capture: the first makes the moments and tunes the kernels, the second finds everything in place.
+WARM_UP = 3
+# Graphs that are kept, one a size of batch: each holds its launches (a few MB), they share their memory.
+MOST_GRAPHS = 8
+
+
+class Capture(Protocol):
+    """Records what ``step`` launches, without running it; returns what runs it again, and the tensor that each run writes."""
+
+    def __call__(self, step: Callable[[], Tensor]) -> tuple[Callable[[], Any], Tensor]: ...
+
+
+class CudaCapture:
+    """Captures on ``stream`` into CUDA graphs that share one memory pool: they run one after the other."""
+
+    def __init__(self, stream: torch.cuda.Stream) -> None:
+        self.stream = stream
+        self.pool: Any = None
+
+    def __call__(self, step: Callable[[], Tensor]) -> tuple[Callable[[], Any], Tensor]:
+        graph = torch.cuda.CUDAGraph()
+        # Loaders allocate in threads of their own meanwhile, which is no business of the capture's.
+        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
+            losses = step()
+        self.pool = graph.pool()
+        return graph.replay, losses
+
+
+@dataclass
+class _Graph:
+    """One size of batch: how often it ran, and once it is captured what runs it."""
+
+    seen: int = 0
+    replay: Step | None = None
+
+
+class Graphs:
+    """Runs ``step`` as a graph once it is warm. ``required``: a capture that fails ends the run; else it is said, and none is used."""
+
+    def __init__(self, step: Step, capture: Capture, on_failure: Callable[[], None], say: Callable[[str], None], required: bool) -> None:
+        self._step, self._capture, self._on_failure, self._say, self._required = step, capture, on_failure, say, required
+        self._graphs: dict[Hashable, _Graph] = {}
+        self._said: set[str] = set()
+        self.off = ""
+
+    @property
+    def captured(self) -> int:
+        """How many sizes of batch have a graph."""
+        return sum(graph.replay is not None for graph in self._graphs.values())
+
+    def forget(self) -> None:
+        """Drop all graphs: what they read and write is no longer where it was."""
+        self._graphs.clear()
+
+    def run(self, key: Hashable, inputs: Inputs, steady: bool) -> Tensor:
+        """Run an iteration and return its losses. Not ``steady``: the host has a say in it, so no graph can hold it."""
+        if self.off or not steady:
+            if not steady and self._graphs:
+                self._say_once("no CUDA graph while the replay pools hold pictures of several sizes")
+            return self._step(inputs)
+        if key not in self._graphs and len(self._graphs) >= MOST_GRAPHS:
+            self._say_once(f"more than {MOST_GRAPHS} sizes of batch: those that come later run without a CUDA graph")
+            return self._step(inputs)
+        graph = self._graphs.setdefault(key, _Graph())
+        graph.seen += 1
+        if graph.seen <= WARM_UP:
+            return self._step(inputs)
+        if graph.replay is None:
+            graph.replay = self._captured(inputs)
+        return (graph.replay or self._step)(inputs)
+
+    def _captured(self, inputs: Inputs) -> Step | None:
+        """Return what replays an iteration of this size, None where it cannot be captured. Raises UserError there if it must."""
+        # The numbers lie in the same place for every batch of this size; pictures are copied to where the graph reads them.
+        own = replace(inputs, A=inputs.A.clone(), B=inputs.B.clone())
+        try:
+            replay, losses = self._capture(lambda: self._step(own))
+        # Whatever a library does that a graph cannot hold: named, and the iteration runs without one.
+        except Exception as error:
+            self._on_failure()
+            lines = str(error).strip().splitlines()
+            self.off = f"{type(error).__name__}: {lines[0] if lines else ''}"
+            if self._required:
+                raise UserError(f"--graph on: an iteration cannot be captured: {self.off}") from error
+            self._say(f"no CUDA graph: an iteration cannot be captured ({self.off}); training goes on without")
+            return None
+
+        def run(inputs: Inputs) -> Tensor:
+            own.A.copy_(inputs.A)
+            own.B.copy_(inputs.B)
+            replay()
+            return losses.clone()
+
+        return run
+
+    def _say_once(self, text: str) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            self._say(text)
+
+
+def key_of(inputs: Inputs, state: Hashable) -> Hashable:
+    """Return what one graph is good for: sizes and dtypes of what it reads, and ``state``."""
+
+    def kind(t: Tensor) -> Hashable:
+        return tuple(t.shape), t.dtype
+
+    numbers: Mapping[str, Tensor] = inputs.numbers
+    return kind(inputs.A), kind(inputs.B), tuple((name, kind(t)) for name, t in numbers.items()), state
