@@ -89,6 +89,24 @@ def observe(observer: Observer) -> Iterator[None]:
         _observers.remove(observer)
 
 
+_depth = 0
+
+
+def inside() -> bool:
+    """Whether a kernel is being interpreted: what PyTorch does meanwhile is the interpreter's own."""
+    return _depth > 0
+
+
+@contextlib.contextmanager
+def _inside() -> Iterator[None]:
+    global _depth
+    _depth += 1
+    try:
+        yield
+    finally:
+        _depth -= 1
+
+
 def capability(device: torch.device) -> int:
     """Return the compute capability that configurations are chosen for, as 90: of ``device``, or what a dry run is about."""
     for observer in _observers:
@@ -122,5 +140,5 @@ def launch(name: str, grid: int, args: tuple[Any, ...], constants: dict[str, Any
     device = first.device
     # FMA contraction is on for sm_80 and later whatever Triton's default becomes: parity is proved with it.
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages, "enable_fp_fusion": True}
-    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+    with torch.cuda.device(device) if device.type == "cuda" else _inside():
         REGISTRY[name][(grid,)](*args, **constants, **config.constants, **options)
