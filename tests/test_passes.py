@@ -77,9 +77,12 @@ def test_together_on_the_kernels_by_the_parity_rule(build: Callable[..., nn.Modu
     xs = [x.detach().float().to(DEVICE).requires_grad_() for x in pictures(side)]
     with torch.backends.cudnn.flags(allow_tf32=False):
         found, yardstick = results(Passes(ours, batching=True, pairing=True), xs), results(Passes(theirs), xs)
-    names = [*(f"output {i}" for i in range(4)), *(f"picture {i}" for i in range(4))]
-    names += [f"{net} {name}" for net, module in exact.items() for name, _ in module.named_parameters()]
-    for name, a, b, c in zip(names, found, yardstick, truth, strict=True):
+    # Both networks' results at a place go together: one picture's error alone is a matter of luck.
+    half = (len(truth) - 8) // 2
+    places = [range(4), range(4, 8), *((n, n + half) for n in range(8, 8 + half))]
+    names = ["outputs", "pictures", *(name for name, _ in exact["one"].named_parameters())]
+    for name, place in zip(names, places, strict=True):
+        a, b, c = (torch.cat([values[n].flatten() for n in place]) for values in (found, yardstick, truth))
         if c.norm() > 1e-9:  # biases that cancel have no gradient
             assert_parity(name, a, b, c, torch.float32)
 

@@ -168,7 +168,7 @@ def test_pictures_of_several_sizes_in_a_pool_are_the_hosts_business() -> None:
 
 def test_what_a_graph_must_not_outlive() -> None:
     """A member that is frozen, or listened to, after the capture: the next iteration is not the captured one."""
-    engine, capture = recorded()
+    engine, _ = recorded()
     plain, _ = recorded(PLAIN)
     given = batches(10)
     heard: list[int] = []
