@@ -40,7 +40,9 @@ from fastcyclegan.kernels import (  # noqa: F401
     instance_norm_triton,
     reflect_conv2d,
     reflect_conv_triton,
+    zero_conv_triton,
 )
+from fastcyclegan.kernels.zero_conv import zero_conv
 from fastcyclegan.networks import Discriminator, Generator, PixelDiscriminator, UnetGenerator
 from fastcyclegan.waves import waves
 
@@ -66,7 +68,7 @@ ARCHS = {
 }
 
 # What matrix products read, by the names of the kernels' arguments.
-OPERANDS = ("x", "w", "dy")
+OPERANDS = ("x", "w", "dy", "y")
 # Instructions in SASS. HGMMA is Hopper's matrix instruction, UTC*MMA Blackwell's (tcgen05), LDGSTS cp.async, UTMA* and UBLKCP the TMA.
 INSTRUCTIONS = {
     "HMMA": r"\bHMMA\b",
@@ -154,6 +156,28 @@ def _operators(dtype: torch.dtype) -> None:
                 y.backward(torch.empty_like(y))
 
 
+# The layers between pictures of 256 x 256 that are not stride 1 with a reflected border: channels in and out, side, kernel, stride, up.
+LAYERS = [
+    (64, 128, 256, 3, 2, False), (128, 256, 128, 3, 2, False), (256, 128, 64, 3, 2, True), (128, 64, 128, 3, 2, True),
+    (3, 64, 256, 4, 2, False), (1, 64, 256, 4, 2, False), (64, 128, 128, 4, 2, False), (128, 256, 64, 4, 2, False),
+    (256, 512, 32, 4, 1, False), (512, 1, 31, 4, 1, False),
+]  # fmt: skip
+
+
+def _layers(dtype: torch.dtype) -> None:
+    """Convolutions with zero padding, of two networks in one launch: what norm_conv leaves to cuDNN where it serves one."""
+    for inside, out, side, kernel, stride, up in LAYERS:
+        shape = (inside, out) if up else (out, inside)
+        weights = [torch.zeros(*shape, kernel, kernel).to(memory_format=torch.channels_last).requires_grad_() for _ in range(2)]
+        biases = [torch.zeros(out, requires_grad=True) for _ in range(2)]
+        x = torch.zeros(2, inside, side, side, dtype=dtype).contiguous(memory_format=torch.channels_last).requires_grad_()
+        options: dict[str, Any] = {"norm": True, "act": "relu"} if inside > 3 else {}
+        for _ in range(2):
+            y = zero_conv(x, weights, biases, stride=stride, padding=1, transposed=up, output_padding=int(up), **options)
+            with accumulating():
+                y.backward(torch.empty_like(y))
+
+
 def shipped_jobs(dtypes: list[torch.dtype], capability: int = 90, all_configs: bool = True) -> list[Job]:
     """Return every specialisation that the networks and operators launch on a chip of ``capability``, in all or the first configuration.
 
@@ -166,6 +190,7 @@ def shipped_jobs(dtypes: list[torch.dtype], capability: int = 90, all_configs: b
                 _train(build, dtype)
             for tf32 in (True, False) if dtype == torch.float32 else (True,):
                 with torch.backends.cudnn.flags(allow_tf32=tf32):
+                    _layers(dtype)
                     _train(Generator, dtype, n_blocks=1)
                     _train(Generator, dtype, n_blocks=1, upsample="resize", recompute=False)
             _operators(dtype)
@@ -193,12 +218,12 @@ def compile_job(job: Job, arch: Arch) -> Any:
     return triton.compile(source, target=GPUTarget("cuda", arch.capability, 32), options=options)
 
 
-def _tile_lines(operands: bool) -> dict[str, range]:
-    """Return the lines of _math.py in which tiles are loaded and stored, those of a product's operands too if asked for."""
-    lines = {}
-    for fn in (_math.load_tile, _math.store_tile, *((_math.load_operand,) if operands else ())):
+def _tile_lines(operands: bool) -> dict[str, set[int]]:
+    """Return, by file, the lines in which tiles are loaded and stored, those of a product's operands too if asked for."""
+    lines: dict[str, set[int]] = {}
+    for fn in (_math.load_tile, _math.store_tile, *((_math.load_operand, zero_conv_triton.load_taps) if operands else ())):
         source, first = inspect.getsourcelines(fn.fn)
-        lines[fn.fn.__name__] = range(first, first + len(source))
+        lines.setdefault(Path(fn.fn.__code__.co_filename).name, set()).update(range(first, first + len(source)))
     return lines
 
 
@@ -208,12 +233,12 @@ def narrow_accesses(ptx: str, operands: bool = True) -> int:
     ``operands``: those of matrix products count too. An operand in fp32 that must be turned round comes in single values, by the compiler.
     """
     files = dict(re.findall(r'^\s*\.file\s+(\d+)\s+"([^"]+)"', ptx, re.MULTILINE))
-    mine = {number for number, name in files.items() if Path(name).name == Path(_math.__file__).name}
-    tiles = [line for lines in _tile_lines(operands).values() for line in lines]
+    tiles = _tile_lines(operands)
+    mine = {number: tiles[Path(name).name] for number, name in files.items() if Path(name).name in tiles}
     narrow, inside = 0, False
     for line in ptx.splitlines():
         if loc := re.match(r"\s*\.loc\s+(\d+)\s+(\d+)", line):
-            inside = loc[1] in mine and int(loc[2]) in tiles
+            inside = int(loc[2]) in mine.get(loc[1], ())
         elif inside and (access := re.search(r"\b(?:ld|st)\.global\S*?(?:\.v(\d))?\.[busf](\d+)\b", line)):
             narrow += int(access[1] or 1) * int(access[2]) < 128
         elif inside and (copy := re.search(r"\bcp\.async\.c[ag]\.shared\.global\b.*\],\s*(0x[0-9a-f]+|\d+)\s*[,;]", line)):

@@ -21,6 +21,7 @@ import torch, triton, triton.language as tl
 from fastcyclegan import compile_kernels as ck
 from fastcyclegan.kernels import _launch, instance_norm_launch
 from fastcyclegan.kernels._math import load_tile, store_tile
+from fastcyclegan.kernels.zero_conv_triton import load_taps
 
 @_launch.kernel
 @triton.jit
@@ -36,8 +37,16 @@ def product(x_ptr, y_ptr, C, BLOCK: tl.constexpr, PRECISION: tl.constexpr):
     x = tl.load(x_ptr + offs)
     tl.store(y_ptr + offs, tl.dot(x, x, input_precision=PRECISION).to(y_ptr.dtype.element_ty))
 
+@_launch.kernel
+@triton.jit
+def taps(x_ptr, y_ptr, W, XS: tl.constexpr, BLOCK: tl.constexpr):
+    i, j = tl.arange(0, BLOCK)[:, None], tl.arange(0, BLOCK)
+    end = W + j // 8
+    tile = load_taps(x_ptr, W, W, i, (j // 8)[None, :], j % 8, end, end, W, XS)
+    tl.store(y_ptr + i * BLOCK + j[None, :], tile)
+
 def job(kernel, kind, c, warps=4, **constants):
-    types = (("x_ptr", f"*{kind}:16"), ("y_ptr", f"*{kind}:16"), ("C", c))
+    types = (("x_ptr", f"*{kind}:16"), ("y_ptr", f"*{kind}:16"), ("W" if kernel == "taps" else "C", c))
     return ck.Job(kernel, types, tuple(constants.items()), warps, 1)
 
 jobs = [
@@ -47,6 +56,8 @@ jobs = [
     job("product", "bf16", "i32:16", BLOCK=64, PRECISION="ieee"),
     job("product", "fp32", "i32:16", BLOCK=64, PRECISION="tf32"),
     job("product", "fp32", "i32:16", BLOCK=32, PRECISION="ieee"),
+    job("taps", "bf16", "i32", XS=8, BLOCK=64),
+    job("taps", "bf16", "i32", XS=12, BLOCK=64),
 ]
 if __name__ == "__main__":
     print(json.dumps([asdict(r) for r in ck.reports({"sm_80": jobs, "sm_90": jobs}, processes=1)]))
@@ -69,7 +80,7 @@ def test_each_fault_is_found(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     reports, starved = map(json.loads, done.stdout.splitlines())
     for arch, instruction in (("sm_80", "HMMA"), ("sm_90", "HGMMA")):
-        good, narrow, spilled, product, tf32, ieee = (r for r in reports if r["arch"] == arch)
+        good, narrow, spilled, product, tf32, ieee, wide_taps, narrow_taps = (r for r in reports if r["arch"] == arch)
         assert good["faults"] == []
         assert good["instructions"]["loads16"] == 2
         assert re.fullmatch(r"\d+ tile loads or stores of less than 16 bytes", *narrow["faults"])
@@ -79,6 +90,9 @@ def test_each_fault_is_found(tmp_path: Path) -> None:
         # An fp32 product in IEEE arithmetic has no matrix instruction, and none is asked for.
         assert ieee["faults"] == []
         assert ieee["instructions"][instruction] == 0
+        # What a weight gradient reads of a strided picture has a loader of its own.
+        assert wide_taps["faults"] == []
+        assert re.fullmatch(r"\d+ tile loads or stores of less than 16 bytes", *narrow_taps["faults"])
     assert "bytes of shared memory, the chip has 1000" in starved[0]["faults"][0]
 
 
