@@ -22,6 +22,7 @@ from fastcyclegan.cli import parse_train
 from fastcyclegan.console import Console
 from fastcyclegan.data import dali
 from fastcyclegan.errors import UserError
+from fastcyclegan.recipes.cyclegan import build_networks
 from fastcyclegan.report import read_stats
 from fastcyclegan.trainer import Every, Trainer, train
 
@@ -86,8 +87,8 @@ def assert_same_state(one: Path, two: Path) -> None:
         else:
             assert x == y, where
 
-    for key in ("iteration", "first", "nets", "optimizers", "recipe", "rng", "extra"):
-        compare(a[key], b[key], key)
+    for key in ("iteration", "first", "nets", "optimizers", "recipe", "rng", "extra", "ema"):
+        compare(a.get(key), b.get(key), key)
 
 
 @pytest.mark.parametrize("more", [
@@ -98,6 +99,10 @@ def assert_same_state(one: Path, two: Path) -> None:
     ),
     pytest.param(("--preprocess", "none", "--gan_mode", "vanilla", "--cache", "ram"), id="pictures of several sizes, cached"),
     pytest.param(("--gan_mode", "wgangp", "--epoch_count", "3", "--serial_batches"), id="penalty, a later first epoch"),
+    pytest.param(
+        ("--batch_size", "3", "--micro_batch", "2", "--ema", "0.9", "--lr_scaling", "sqrt", "--pairing", "on"),
+        id="parts of a batch, running averages, pairs",
+    ),
 ])  # fmt: skip
 def test_a_resumed_run_equals_the_unbroken_one(dataset: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
     if "none" in more:
@@ -151,6 +156,54 @@ def test_files_of_a_run(dataset: Path, tmp_path: Path) -> None:
     assert all((folder / "samples" / name.name).exists() and name.name in page for name in (folder / "samples").iterdir())
     assert any(path.name.startswith("events") for path in (folder / "tensorboard").iterdir())
     assert not list(folder.glob(".*partial"))
+
+
+def test_running_averages_are_kept_and_translate(dataset: Path, tmp_path: Path) -> None:
+    """One iteration with decay 0.75: a quarter of the way from the first weights to the next."""
+    from fastcyclegan.translate import find_weights, load_generator
+
+    trainer = run(dataset, tmp_path, "r", "--ema", "0.75", "--max_iters", "1", "--save_epoch_freq", "1", "--batch_size", "8")
+    folder = tmp_path / "r"
+    names = {path.name for path in folder.glob("*_ema.pth")}
+    assert names == {f"{label}_net_{net}_ema.pth" for label in ("latest", "1") for net in ("G_A", "G_B")}
+    torch.manual_seed(trainer.run.config.run.seed)
+    first = build_networks(trainer.run.config.model)["G_AB"].state_dict()
+    last = checkpoint.read_weights(folder / "latest_net_G_A.pth")
+    average = checkpoint.read_weights(find_weights(folder, None, "latest", ema=True))
+    assert not torch.equal(first["model.1.weight"], last["model.1.weight"])
+    for name, value in average.items():
+        torch.testing.assert_close(value, torch.lerp(first[name], last[name], 0.25))
+    assert load_generator(folder / "latest_net_G_B_ema.pth")
+    run(dataset, tmp_path, "without", "--max_iters", "1")
+    with pytest.raises(UserError, match=r"latest_net_G_A_ema.pth: no such file: .*without was not trained with --ema"):
+        find_weights(tmp_path / "without", None, "latest", ema=True)
+    with pytest.raises(UserError, match="so --direction, --epoch and --ema have nothing to choose"):
+        find_weights(folder / "latest_net_G_A.pth", None, "latest", ema=True)
+    # Averages begin where a run without them is continued.
+    go_on = run(dataset, tmp_path, "without", "--continue_train", "--ema", "0.9", "--max_iters", "2")
+    assert go_on.run.engine.average is not None
+    assert (tmp_path / "without" / "latest_net_G_A_ema.pth").exists()
+
+
+def test_what_the_engine_cannot_do_here_is_refused(dataset: Path, tmp_path: Path) -> None:
+    for flags, said in (
+        (("--graph", "on"), "--graph on needs a CUDA GPU, got --device cpu"),
+        (("--nvtx",), "--nvtx needs a CUDA GPU, got --device cpu"),
+        (("--overlap", "phases"), "--overlap phases needs a CUDA GPU, got --device cpu"),
+        (("--micro_batch", "1", "--norm", "batch"), "--micro_batch would change what batch norm computes"),
+        (("--micro_batch", "0"), "micro_batch must be at least 1, got 0"),
+        (("--ema", "1"), r"ema must be in \[0, 1\), got 1.0"),
+    ):
+        with pytest.raises(UserError, match=said):
+            run(dataset, tmp_path, "r", *flags, "--max_iters", "1")
+        assert not (tmp_path / "r").exists()
+
+
+def test_the_rate_goes_with_the_root_of_the_batch_if_asked(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trainer = run(dataset, tmp_path, "r", "--batch_size", "4", "--lr", "1e-3", "--lr_scaling", "sqrt", "--max_iters", "1")
+    assert trainer.schedule.lr(1) == pytest.approx(2e-3)
+    assert "0.002 = 0.001 x sqrt(4) (--lr_scaling sqrt), linear" in capsys.readouterr().out
+    assert run(dataset, tmp_path, "s", "--batch_size", "4", "--lr", "1e-3", "--max_iters", "1").schedule.lr(1) == 1e-3
 
 
 def test_stopping_and_going_on_from_official_files_alone(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
