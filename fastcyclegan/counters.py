@@ -30,11 +30,13 @@ _CONVOLUTIONS = {"aten::convolution", "aten::convolution_backward"}
 class Counts:
     """What one forward and backward did.
 
-    ``launches`` by kernel, ``aten`` calls by operator (no views, no allocations), ``saved_bytes`` by storage.
+    ``launches`` by kernel, ``aten`` calls by operator (no views, no allocations), both together by named part of an iteration ("" outside
+    of all), ``saved_bytes`` by storage.
     """
 
     launches: Counter[str] = field(default_factory=Counter)
     aten: Counter[str] = field(default_factory=Counter)
+    parts: Counter[str] = field(default_factory=Counter)
     saved_bytes: int = 0
 
 
@@ -51,9 +53,14 @@ class DryRun(TorchDispatchMode):
     ) -> None:
         super().__init__()
         self.counts, self.on_launch, self.all_configs, self.capability = Counts(), on_launch, all_configs, capability
+        self._inside: list[str] = []
+
+    def _part(self) -> str:
+        return self._inside[-1].removeprefix("fastcyclegan: ") if self._inside else ""
 
     def launched(self, launch: _launch.Launch) -> None:
         self.counts.launches[launch.kernel] += 1
+        self.counts.parts[self._part()] += 1
         self.on_launch(launch)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -62,8 +69,17 @@ class DryRun(TorchDispatchMode):
             # The mode is off inside its own handler: on again, so that it sees what the operator is made of.
             with self:
                 return BODIES[name](*args, **kwargs)
-        if not func.is_view and name.removeprefix("aten::") not in _ALLOCATIONS and not name.startswith("profiler::"):
+        if name.startswith("profiler::"):
+            # Nothing that runs: what follows has a name from here on, or no longer.
+            result = func(*args, **kwargs)
+            if "enter" in name:
+                self._inside.append(args[0])
+            elif self._inside:
+                self._inside.pop()
+            return result
+        if not func.is_view and name.removeprefix("aten::") not in _ALLOCATIONS:
             self.counts.aten[name.removeprefix("aten::")] += 1
+            self.counts.parts[self._part()] += 1
         if name in _CONVOLUTIONS:
             return _convolution(func, args)
         return func(*args, **kwargs)

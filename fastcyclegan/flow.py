@@ -16,9 +16,10 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from fastcyclegan import reference
 from fastcyclegan.kernels import instance_norm
-from fastcyclegan.kernels._backend import backend_of
+from fastcyclegan.kernels._backend import backend_of, measured
 from fastcyclegan.kernels.norm_conv import norm_conv
 from fastcyclegan.kernels.reflect_conv import each_weight, is_accumulating, reflect_conv
+from fastcyclegan.kernels.zero_conv import serves, zero_conv
 
 Layers = tuple[Any, ...]
 """The layers at one place of P networks: alike, so the first speaks for all."""
@@ -133,7 +134,8 @@ class Flow:
     def apply(self, layers: Layers) -> None:
         """Replace x by what ``layers`` make of it, each called as the module that it is, once all that was open is done."""
         x = self.settle()
-        self.x = layers[0](x) if len(layers) == 1 else torch.cat([layer(part) for part, layer in each_weight(x, layers)])
+        one = len(layers) == 1 or not any(True for _ in layers[0].parameters())
+        self.x = layers[0](x) if one else torch.cat([layer(part) for part, layer in each_weight(x, layers)])
 
     def give_zeros(self) -> None:
         """Let x carry the gradient of zeros to the biases that were left out so far."""
@@ -157,20 +159,49 @@ class Flow:
                 self.x, self.border = self.settle().to(dtype), border
             self._reflect(convs, biases, following, recompute)
             return
+        if self.impl == "triton" and self.border == 0 and fits and self._zero_pads(convs, dtype):
+            self.x = self.settle().to(dtype) if self.x.dtype != dtype else self.x
+            self._zero_pad(convs, biases, recompute)
+            return
         # A picture's three channels are not worth a pass of their own: PyTorch pads them.
         if self.impl == "reference" or self.x.dtype != dtype or (self.norm is None and (self.border == 0 or self.x.shape[1] < 8)):
             self.settle()
-        self.x = self.x.contiguous(memory_format=torch.channels_last)
-        if len(convs) > 1:
-            parts = each_weight(self.settle(), convs, biases or [None] * len(convs))
-            self.x = torch.cat([_plain_conv(x, *layer) for x, *layer in parts])
-        elif self.norm is None and self.border == 0:
-            self.x = _plain_conv(self.x, conv, biases[0] if biases else None)
-        else:
-            sizes = (conv.stride, conv.padding, conv.dilation, isinstance(conv, nn.ConvTranspose2d), conv.output_padding, conv.groups)
-            options: dict[str, Any] = {"border": self.border, "recompute": recompute, **self._norm_options()}
-            self.x = norm_conv(self.x, conv.weight, biases[0] if biases else None, sizes, **options)
-            self.norm, self.act, self.border = None, "none", 0
+        parts = each_weight(self.x.contiguous(memory_format=torch.channels_last), convs, biases or [None] * len(convs))
+        results = [self._by_library(x, layer, bias, recompute) for x, layer, bias in parts]
+        self.x = results[0] if len(results) == 1 else torch.cat(results)
+        self.norm, self.act, self.border = None, "none", 0
+
+    def _by_library(self, x: Tensor, conv: Any, bias: Tensor | None, recompute: bool) -> Tensor:
+        """Return one network's convolution of x by PyTorch, with what is still to be done before it."""
+        if self.norm is None and self.border == 0:
+            return _plain_conv(x, conv, bias)
+        sizes = (conv.stride, conv.padding, conv.dilation, isinstance(conv, nn.ConvTranspose2d), conv.output_padding, conv.groups)
+        options: dict[str, Any] = {"border": self.border, "recompute": recompute, **self._norm_options()}
+        return norm_conv(x, conv.weight, bias, sizes, **options)
+
+    def _zero_pads(self, convs: Layers, dtype: torch.dtype) -> bool:
+        """Whether our kernels compute zero-padded ``convs`` in ``dtype``, with the norm that is open.
+
+        For one network PyTorch's library does, until it is measured to be slower; for several, one launch instead of as many and a copy.
+        """
+        conv, transposed = convs[0], isinstance(convs[0], nn.ConvTranspose2d)
+        square = all(len(set(sizes)) == 1 for sizes in (conv.stride, conv.padding, conv.output_padding))
+        plain = square and conv.dilation == (1, 1) and conv.groups == 1 and (self.norm is None or self.norm.weight is None)
+        sizes = (conv.stride[0], conv.padding[0], transposed, conv.output_padding[0])
+        if not plain or not serves(self.x.shape[1], conv.weight.shape, *sizes):
+            return False
+        times = measured("zero_conv", self.x, dtype, len(convs), conv.out_channels, conv.kernel_size[0])
+        return times["triton"] < times["cudnn"] if len(convs) == 1 and times else len(convs) > 1
+
+    def _zero_pad(self, convs: Layers, biases: list[Tensor], recompute: bool) -> None:
+        """Replace x by its convolution in our kernels, with the norm before it."""
+        conv, norm = convs[0], self.norm
+        options: dict[str, Any] = {"stride": conv.stride[0], "padding": conv.padding[0], "recompute": recompute}
+        options |= {"transposed": isinstance(conv, nn.ConvTranspose2d), "output_padding": conv.output_padding[0]}
+        if norm is not None:
+            options |= {"norm": True, "eps": norm.eps, "act": self.act, "slope": self.slope}
+        self.x = zero_conv(self.x, [conv.weight for conv in convs], biases, **options)
+        self.norm, self.act = None, "none"
 
     def _reflect(self, convs: Layers, biases: list[Tensor], following: Layers | None, recompute: bool) -> None:
         """Replace x by its convolution in our kernels, with the norm, the border and the tanh around it."""

@@ -84,10 +84,12 @@ class ImagePool:
         assert self._memory is not None
         table = indices if isinstance(indices, Tensor) else torch.tensor(indices, dtype=torch.int64, device=images.device).view(3, -1)
         own, stored, written = table.unbind(0)
-        mine = images if images.shape[0] == 1 else images.index_select(0, own.clamp(min=0))
-        shown = torch.where((own < 0).view(-1, 1, 1, 1), self._memory.index_select(0, stored), mine)
-        self._memory.index_copy_(0, written, images)
-        return shown
+        # As rows in memory: selecting pictures would leave channels_last.
+        slots, new = self._memory.permute(0, 2, 3, 1), images.permute(0, 2, 3, 1)
+        mine = new if new.shape[0] == 1 else new.index_select(0, own.clamp(min=0))
+        shown = torch.where((own < 0).view(-1, 1, 1, 1), slots.index_select(0, stored), mine)
+        slots.index_copy_(0, written, new)
+        return shown.permute(0, 3, 1, 2)
 
     def _take_from_list(self, images: Tensor, indices: Indices, slots: list[Tensor]) -> Tensor:
         own, stored, written = indices

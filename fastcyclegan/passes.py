@@ -80,6 +80,10 @@ def run_paired(nets: Sequence[nn.Module], x: Tensor, impl: Literal["triton", "re
     return run_chains([getattr(net, chain) for net in nets], x, impl=impl)
 
 
+def _joined(xs: Sequence[Tensor]) -> Tensor:
+    return xs[0] if len(xs) == 1 else torch.cat(list(xs))
+
+
 class Passes:
     """The networks of a recipe, and how they are called. ``runs``: what to call for each by itself (it may be compiled).
 
@@ -104,15 +108,19 @@ class Passes:
         return self.runs[name]
 
     def __call__(self, inputs: Mapping[str, Sequence[Tensor]]) -> dict[str, list[Tensor]]:
-        """Return what each network, by name, makes of each of its pictures [N, C, H, W]."""
-        stacked = {name: self._batch(name, given) for name, given in inputs.items()}
-        pair = self._pair(list(inputs), [x for xs in stacked.values() for x in xs]) if len(inputs) > 1 else None
-        if pair is not None:
-            x = torch.cat([xs[0] for xs in stacked.values()])
-            results = {name: [y] for name, y in zip(inputs, pair(x).chunk(len(inputs)), strict=True)}
-        else:
-            results = {name: [self.runs[name](x) for x in xs] for name, xs in stacked.items()}
-        return {name: list(ys[0].chunk(len(inputs[name]))) if len(ys) < len(inputs[name]) else ys for name, ys in results.items()}
+        """Return what each network, by name, makes of each of its pictures [N, C, H, W]: as many for each network."""
+        together = {name: self._batches(name, given) for name, given in inputs.items()}
+        if len(inputs) > 1 and self.pairing and all(together.values()):
+            pair = self._pair(inputs)
+            if pair is not None:
+                count = len(next(iter(inputs.values())))
+                ys = pair(_joined([x for given in inputs.values() for x in given])).chunk(count * len(inputs))
+                return {name: list(ys[n * count : (n + 1) * count]) for n, name in enumerate(inputs)}
+        return {name: self._single(name, given, together[name]) for name, given in inputs.items()}
+
+    def _single(self, name: str, given: Sequence[Tensor], together: bool) -> list[Tensor]:
+        run = self.runs[name]
+        return list(run(_joined(given)).chunk(len(given))) if together else [run(x) for x in given]
 
     def in_any_order(self, names: Sequence[str]) -> bool:
         """Whether it does not matter in what order and company pictures go through these networks; why it does is said once."""
@@ -121,31 +129,29 @@ class Passes:
             self._say_once(f"neither batched nor paired: {reason}")
         return not reason
 
-    def _batch(self, name: str, given: Sequence[Tensor]) -> list[Tensor]:
-        """Return the pictures for one network in one tensor if they may go together, else as they are."""
+    def _batches(self, name: str, given: Sequence[Tensor]) -> bool:
+        """Whether one network's pictures go together."""
         if len(given) == 1 or not self.batching:
-            return list(given)
+            return len(given) == 1
         reason = why_not_batched(name, self.nets[name])
         if not reason and any(x.shape != given[0].shape for x in given[1:]):
             reason = f"{name} gets pictures of different sizes"
         if reason:
             self._say_once(f"not batched: {reason}")
-            return list(given)
-        return [torch.cat(list(given))]
+        return not reason
 
-    def _pair(self, names: list[str], xs: list[Tensor]) -> Callable[[Tensor], Tensor] | None:
+    def _pair(self, inputs: Mapping[str, Sequence[Tensor]]) -> Callable[[Tensor], Tensor] | None:
         """Return what runs the networks as one if they may go together, else None."""
-        if not self.pairing:
-            return None
-        nets = {name: self.nets[name] for name in names}
+        nets = {name: self.nets[name] for name in inputs}
         reasons = (*(why_not_batched(name, net) for name, net in nets.items()), why_not_paired(nets))
         reason = next(filter(None, reasons), "")
-        if not reason and (len(xs) != len(names) or any(x.shape != xs[0].shape for x in xs[1:])):
-            reason = f"{' and '.join(names)} get pictures of different sizes"
+        xs = [x for given in inputs.values() for x in given]
+        if not reason and any(x.shape != xs[0].shape for x in xs[1:]):
+            reason = f"{' and '.join(inputs)} get pictures of different sizes"
         if reason:
             self._say_once(f"not paired: {reason}")
             return None
-        impl: Any = "triton" if computed_by(nets[names[0]]) == "triton" else "reference"
+        impl: Any = "triton" if computed_by(next(iter(nets.values()))) == "triton" else "reference"
         return lambda x: run_paired(list(nets.values()), x, impl)
 
     def _say_once(self, reason: str) -> None:

@@ -18,7 +18,9 @@ import torch
 from torch import Tensor
 
 from ._operator import operator, refuse_double_backward
+from ._overlap import beside
 from .instance_norm import affine_gradients, channels_last, check_pixels, check_vectors, like
+from .reflect_conv import gradients_to_add_to
 
 _CONV = "int[] stride, int[] padding, int[] dilation, bool transposed, int[] output_padding, int groups"
 _NORM = "bool norm, float eps, str act, float slope, int border"
@@ -152,6 +154,11 @@ def _backward(ctx: Any, g: Tensor | None, *_: None) -> tuple[Tensor | None, ...]
     needs = [needs_x, *needs_conv]
     saved = (x, norm_weight, norm_bias, mean, rstd, weight, y)
     dx, dweight, dbias, total = norm_conv_bwd(g, *saved, ctx.act, ctx.slope, ctx.border, needs, *ctx.conv)
+    if (into := gradients_to_add_to([weight], [needs[1]])) and dweight.dtype == into[0].dtype:
+        # In the order of all that is added to this gradient: other uses of the weight may be kernels beside the backward pass.
+        with beside(dweight):
+            into[0].add_(dweight)
+        needs = [needs[0], False, needs[2]]
     d_norm = affine_gradients(total, norm_weight if needs_nw else None, norm_bias if needs_nb else None)
     wanted = [d if need else None for d, need in zip((dx, dweight, dbias), needs, strict=True)]
     return (wanted[0], *d_norm, *wanted[1:], *(None,) * 12)

@@ -15,7 +15,7 @@ from torch import Tensor
 from . import reflect_conv_triton as device_code
 from ._launch import Config, capability, describe, dry, interpreted, launch, multiprocessors
 from ._tiles import tuned
-from ._working_copies import working_copy
+from ._working_copies import form_of, working_copy
 from .border_launch import Pixels
 from .instance_norm_launch import Moments
 
@@ -73,23 +73,33 @@ def window(kernel: int) -> int:
     return max(2, triton.next_power_of_2(kernel))
 
 
-def _padded(source: Tensor, *sizes: int) -> Tensor:
-    """Return ``source`` with its last two dimensions padded by zeros to ``sizes``."""
-    out = source.new_zeros((*source.shape[:-2], *sizes))
+def _padded(source: Tensor, out: Tensor | None, *sizes: int) -> Tensor:
+    """Return ``source`` with its last two dimensions padded by zeros to ``sizes``, in ``out`` if it was made so before."""
+    out = source.new_zeros((*source.shape[:-2], *sizes)) if out is None else out
     out[..., : source.shape[-2], : source.shape[-1]].copy_(source)
     return out
 
 
-def window_weight(w: Tensor) -> Tensor:
-    """[P, O, KH, KW, I] to [P, O, KH, 1, window PICTURE]: what a window of pixels is multiplied by."""
-    P, O, KH, KW, _ = w.shape
-    return _padded(w, window(KW), PICTURE).view(P, O, KH, 1, window(KW) * PICTURE)
+def window_weight(w: Tensor, *, turned: bool = False) -> Tensor:
+    """[P, O, KH, KW, I] to [P, O, KH, 1, window PICTURE]: what a window of pixels is multiplied by. ``turned``: of ``transposed(w)``."""
+
+    def make(w: Tensor, out: Tensor | None) -> Tensor:
+        w = transposed(w) if turned else w
+        return _padded(w, out, window(w.shape[3]), PICTURE)
+
+    padded = form_of(w, f"window {turned}", make)
+    return padded.flatten(3)[:, :, :, None]
 
 
-def contract_weight(w: Tensor) -> Tensor:
-    """[P, O, KH, KW, I] to [P, KH, I, KW_P, O_P]: each row of taps a matrix from channels to (kw, o)."""
-    columns = triton.next_power_of_2(w.shape[3])
-    return _padded(w.permute(0, 2, 4, 3, 1), columns, max(triton.next_power_of_2(w.shape[1]), 16 // columns))
+def contract_weight(w: Tensor, *, turned: bool = False) -> Tensor:
+    """[P, O, KH, KW, I] to [P, KH, I, KW_P, O_P]: each row of taps a matrix from channels to (kw, o). ``turned``: of ``transposed(w)``."""
+
+    def make(w: Tensor, out: Tensor | None) -> Tensor:
+        w = transposed(w) if turned else w
+        columns = triton.next_power_of_2(w.shape[3])
+        return _padded(w.permute(0, 2, 4, 3, 1), out, columns, max(triton.next_power_of_2(w.shape[1]), 16 // columns))
+
+    return form_of(w, f"contract {turned}", make)
 
 
 def transposed(w: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ._working_copies import working_copy
 from .border_launch import Frame, Pixels, embed
 from .reflect_conv_launch import (
     PICTURE,
@@ -20,7 +21,6 @@ from .reflect_conv_launch import (
     product,
     stride_between,
     sum_splits,
-    transposed,
     wgrad,
     window,
     window_weight,
@@ -31,7 +31,10 @@ def _stack_bias(bias: Sequence[Tensor]) -> Tensor | None:
     """Return biases [O] as one [P, O], None where there are none."""
     if not bias:
         return None
-    return bias[0].detach()[None] if len(bias) == 1 else torch.stack([b.detach() for b in bias])
+    kept = working_copy(bias, bias[0].dtype)
+    if kept is not None or len(bias) == 1:
+        return bias[0].detach()[None] if kept is None else kept
+    return torch.stack([b.detach() for b in bias])
 
 
 def _size(x: Tensor, w: Tensor, padding: int) -> tuple[int, int]:
@@ -77,9 +80,9 @@ def embedded_gradient(g: Tensor, k: int, dtype: torch.dtype, tanh: Tensor | None
 def input_gradient(dy: Pixels, w: Tensor, size: tuple[int, int], route: Route) -> Tensor:
     """Return the gradient [N, C, *size] of the bordered input from the embedded ``dy``."""
     if route == "expand":
-        return contract(dy, contract_weight(transposed(w)), w.shape[4], w.shape[3], size)
+        return contract(dy, contract_weight(w, turned=True), w.shape[4], w.shape[3], size)
     if route == "contract":
-        return product(dy, window_weight(transposed(w)), size)
+        return product(dy, window_weight(w, turned=True), size)
     return product(dy, w, size, Options(transposed=True))
 
 

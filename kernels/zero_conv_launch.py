@@ -32,7 +32,6 @@ from .reflect_conv_launch import (
     split_k,
     stride_between,
     sum_splits,
-    transposed,
     window,
     window_weight,
 )
@@ -214,7 +213,7 @@ def input_gradient(g: Tensor, fine: Fine | None, w: Tensor, size: tuple[int, int
         return scatter(g, w, size, form)
     if form.transposed:
         return gather(fine, w, size, form.stride)
-    return product(fine.pixels, window_weight(transposed(w)), size)
+    return product(fine.pixels, window_weight(w, turned=True), size)
 
 
 def weight_gradients(

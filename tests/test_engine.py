@@ -16,7 +16,6 @@ from fastcyclegan.config import EngineConfig, LossConfig, ModelConfig, RunConfig
 from fastcyclegan.data.plan import Plan
 from fastcyclegan.engine import Engine, resolve_device, resolve_precision, why_not_compiled
 from fastcyclegan.errors import UserError
-from fastcyclegan.recipes.cyclegan import Inputs
 from fastcyclegan.testing import (
     assert_parity,
     copy_of,
@@ -233,16 +232,6 @@ def test_step_leaves_no_gradients_and_thaws_the_discriminators() -> None:
     thawed = [p.requires_grad for name in ("D_A", "D_B") for p in engine.nets[name].parameters()]
     assert thawed.count(False) == 1  # the one that the user froze
     assert torch.equal(frozen, before)
-
-
-def test_loss_names_are_in_the_order_of_the_losses() -> None:
-    for loss in (LossConfig(), LossConfig(lambda_identity=0)):
-        engine = make_engine(seeded_networks(SMALL), loss)
-        batch, names = random_batch(16, Plan(0, 9, 9), 0), []
-        inputs = Inputs(batch.A, batch.B, engine.recipe.decide(batch))
-        for phase in engine.recipe.phases:
-            names += phase.losses(engine.passes, phase.begin(inputs))
-        assert engine.recipe.loss_names == tuple(names)
 
 
 def test_translate_is_in_eval_mode_and_restores_the_training_mode() -> None:

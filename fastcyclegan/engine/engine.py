@@ -20,7 +20,7 @@ from fastcyclegan.engine.trained import Average, Trained
 from fastcyclegan.kernels import accumulating, overlapping
 from fastcyclegan.networks import computed_by, set_impl
 from fastcyclegan.passes import Passes
-from fastcyclegan.recipes.cyclegan import CycleGAN, Inputs, Losses, Phase
+from fastcyclegan.recipes.cyclegan import CycleGAN, Inputs, Phase
 
 
 class Engine:
@@ -85,7 +85,7 @@ class Engine:
         if dtype == torch.float32 and not self.pairing:
             return []
         wanted = [self.trained[phase.name] for phase in self.recipe.phases if set(phase.trains) <= self.on_kernels]
-        return [copies for trained in wanted if (copies := trained.working_copies(dtype)) is not None]
+        return [copies for trained in wanted for copies in trained.working_copies(dtype)]
 
     def _streams(self, capture: Capture | None, say: Callable[[str], None]) -> None:
         """Make the streams of the device, and the graphs where they are wanted."""
@@ -128,21 +128,20 @@ class Engine:
         if self.average is not None:
             with self._named("average"):
                 self.average.update()
-        return torch.stack(terms).detach()
+        return torch.cat(terms)
 
     def _in_order(self, inputs: Inputs) -> list[Tensor]:
         losses: list[Tensor] = []
         for phase in self.recipe.phases:
             trained = self.trained[phase.name]
             with trained.gradients_ready():
-                sums: list[Tensor] = []
-                begun = phase.begin(inputs)
-                for part, share in self._parts(begun):
+                parts: list[Tensor] = []
+                for part, share in self._parts(phase.begin(inputs)):
                     values = self._forward(phase, part, share)
                     self._backward(phase, values)
-                    sums = [a + b.detach() for a, b in zip(sums, values, strict=True)] if sums else [v.detach() for v in values]
+                    parts.append(values.detach())
                 self._update(phase, trained)
-            losses += sums
+            losses.append(parts[0] if len(parts) == 1 else torch.stack(parts).sum(0))
         return losses
 
     def _interleaves(self, inputs: Inputs) -> bool:
@@ -165,7 +164,7 @@ class Engine:
             del kept
             for phase in (first, second):
                 self._update(phase, self.trained[phase.name])
-        return [v.detach() for v in (*values, *others)]
+        return [values.detach(), others.detach()]
 
     def _parts(self, inputs: Inputs) -> Iterator[tuple[Inputs, float]]:
         """Yield the samples in parts of ``micro_batch``, and each part's share of the batch."""
@@ -177,17 +176,17 @@ class Engine:
             stop = min(start + most, count)
             yield inputs.part(start, stop), (stop - start) / count
 
-    def _forward(self, phase: Phase, inputs: Inputs, share: float) -> list[Tensor]:
+    def _forward(self, phase: Phase, inputs: Inputs, share: float) -> Tensor:
         frozen = [p for name in phase.freezes for p in self.nets[name].parameters()]
         with self._named(f"{phase.name} forward"), _frozen(frozen), self._autocast():
-            terms: Losses = phase.losses(self.passes, inputs)
-        return [term if share == 1.0 else share * term for term in terms.values()]
+            losses = phase.losses(self.passes, inputs)
+        return losses if share == 1.0 else share * losses
 
-    def _backward(self, phase: Phase, values: list[Tensor]) -> None:
+    def _backward(self, phase: Phase, losses: Tensor) -> None:
         # The sum of the terms, in one backward: each term's gradient is 1.
         # A generator runs twice: the kernels add its weights' gradients where the first ones are.
         with self._named(f"{phase.name} backward"), accumulating():
-            torch.stack(values).sum().backward()
+            losses.sum().backward()
 
     def _update(self, phase: Phase, trained: Trained) -> None:
         if self.weight_stream is not None:

@@ -53,10 +53,10 @@ class Trained:
                 self.gradients.append((p, self.memory.as_strided(p.shape, p.stride(), start)))
                 start += p.numel()
 
-    def working_copies(self, dtype: torch.dtype) -> WorkingCopies | None:
-        """Return copies of the convolutions' weights in ``dtype``; None where there are none to copy."""
-        groups = [place for place in self.places if place[0].dim() == 4]
-        return WorkingCopies(groups, dtype) if groups else None
+    def working_copies(self, dtype: torch.dtype) -> list[WorkingCopies]:
+        """Return copies of the convolutions' weights in ``dtype``, and of their biases as they are."""
+        weights, biases = ([place for place in self.places if place[0].dim() == dims] for dims in (4, 1))
+        return [WorkingCopies(places, kind) for places, kind in ((weights, dtype), (biases, torch.float32)) if places]
 
     @contextlib.contextmanager
     def gradients_ready(self) -> Iterator[None]:

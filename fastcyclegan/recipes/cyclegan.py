@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastcyclegan.config import LossConfig, ModelConfig, TrainConfig
 from fastcyclegan.data.source import Batch
 from fastcyclegan.image_pool import ImagePool
+from fastcyclegan.losses import gan_losses, l1_losses
 from fastcyclegan.networks import build_discriminator, build_generator
 from fastcyclegan.passes import Passes
-from fastcyclegan.reference import LossWeights, gan_loss, gradient_penalty, init_weights
+from fastcyclegan.reference import LossWeights, gradient_penalty, init_weights
 
-Losses = dict[str, Tensor]
 GENERATORS, DISCRIMINATORS = ("G_AB", "G_BA"), ("D_A", "D_B")
 
 
@@ -40,7 +39,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Phase:
-    """One update: the networks it trains, the ones it freezes meanwhile, and its losses, whose sum is minimised.
+    """One update: the networks it trains, the ones it freezes meanwhile, and its losses [k], whose sum is minimised.
 
     ``begin`` does what the samples of a batch have to do together before they may go in parts.
     """
@@ -48,7 +47,7 @@ class Phase:
     name: str
     trains: tuple[str, ...]
     freezes: tuple[str, ...]
-    losses: Callable[[Passes, Inputs], Losses]
+    losses: Callable[[Passes, Inputs], Tensor]
     begin: Callable[[Inputs], Inputs] = lambda inputs: inputs
 
 
@@ -64,28 +63,6 @@ def build_networks(config: ModelConfig) -> dict[str, nn.Module]:
         "D_B": initialised(build_discriminator(config, config.output_nc)),
         "D_A": initialised(build_discriminator(config, config.input_nc)),
     }
-
-
-def _generator_terms(
-    w: LossWeights,
-    a: Tensor,
-    b: Tensor,
-    rec_A: Tensor,
-    rec_B: Tensor,
-    judged_A: Tensor,
-    judged_B: Tensor,
-    same: tuple[Tensor, Tensor] | None,
-) -> list[Tensor]:
-    """Return the generators' weighted losses in the order of ``loss_names``. ``same``: what they make of b and of a, to stay."""
-    terms = [gan_loss(judged_B, True, w.gan_mode), gan_loss(judged_A, True, w.gan_mode)]
-    terms += [w.lambda_A * F.l1_loss(rec_A, a), w.lambda_B * F.l1_loss(rec_B, b)]
-    if same is not None:
-        terms += [w.lambda_identity * w.lambda_B * F.l1_loss(same[0], b), w.lambda_identity * w.lambda_A * F.l1_loss(same[1], a)]
-    return terms
-
-
-def _discriminator_term(w: LossWeights, real: Tensor, fake: Tensor) -> Tensor:
-    return gan_loss(real, True, w.gan_mode) + gan_loss(fake, False, w.gan_mode)
 
 
 @dataclass
@@ -105,6 +82,7 @@ class CycleGAN:
         self.weights = LossWeights(c.gan_mode, c.lambda_A, c.lambda_B, c.lambda_identity, c.lambda_gp)
         self.pools = {"A": ImagePool(c.pool_size), "B": ImagePool(c.pool_size)}
         self.fakes: dict[str, list[Tensor]] = {"A": [], "B": []}
+        self._constants: dict[Any, Tensor] = {}
         self.fuse(lambda function: function)
         self.phases = (
             Phase("G", GENERATORS, DISCRIMINATORS, self._generator_losses),
@@ -151,32 +129,44 @@ class CycleGAN:
 
     def fuse(self, compiler: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
         """Have ``compiler`` make one function each of the arithmetic of the losses."""
-        self._generator_terms, self._discriminator_term = compiler(_generator_terms), compiler(_discriminator_term)
+        self._gan_losses, self._l1_losses = compiler(gan_losses), compiler(l1_losses)
 
-    def _generator_losses(self, run: Passes, inputs: Inputs) -> Losses:
+    def _constant(self, values: Sequence[float], like: Tensor) -> Tensor:
+        """Return ``values`` on the device of ``like``, put there once: a graph cannot wait for the host."""
+        dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+        key = (tuple(values), like.device, dtype)
+        if key not in self._constants:
+            self._constants[key] = torch.tensor(values, dtype=dtype, device=like.device)
+        return self._constants[key]
+
+    def _generator_losses(self, run: Passes, inputs: Inputs) -> Tensor:
         a, b, w = inputs.A, inputs.B, self.weights
         fake_A, fake_B, rec_A, rec_B, same = self._translations(run, a, b)
         judged = run({"D_A": [fake_A], "D_B": [fake_B]})
         self.fakes["A"].append(fake_A.detach())
         self.fakes["B"].append(fake_B.detach())
-        terms = self._generator_terms(w, a, b, rec_A, rec_B, judged["D_A"][0], judged["D_B"][0], same)
-        return dict(zip(self.loss_names, terms, strict=False))
+        logits = [judged["D_B"][0], judged["D_A"][0]]
+        weights = [w.lambda_A, w.lambda_B] + [w.lambda_identity * w.lambda_B, w.lambda_identity * w.lambda_A] * (len(same) > 0)
+        targets = [a, b, b, a][: len(weights)]
+        adversarial = self._gan_losses(logits, self._constant([1.0, 1.0], logits[0]), w.gan_mode)
+        distances = self._l1_losses([rec_A, rec_B, *same], targets, self._constant(weights, rec_A))
+        return torch.cat([adversarial, distances])
 
-    def _translations(self, run: Passes, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, tuple[Tensor, Tensor] | None]:
+    def _translations(self, run: Passes, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
         """Return fake_A, fake_B, rec_A, rec_B, and with identity losses (idt_B, idt_A)."""
         identity = self.weights.lambda_identity > 0
         if run.in_any_order(GENERATORS):
             first = run({"G_AB": [a, b], "G_BA": [b, a]} if identity else {"G_AB": [a], "G_BA": [b]})
             fake_B, fake_A = first["G_AB"][0], first["G_BA"][0]
             second = run({"G_AB": [fake_A], "G_BA": [fake_B]})
-            return fake_A, fake_B, second["G_BA"][0], second["G_AB"][0], (first["G_AB"][1], first["G_BA"][1]) if identity else None
+            return fake_A, fake_B, second["G_BA"][0], second["G_AB"][0], [first["G_AB"][1], first["G_BA"][1]] if identity else []
         # The official order: batch norm's running statistics, for one, depend on it.
         G_AB, G_BA = run["G_AB"], run["G_BA"]
         fake_B = G_AB(a)
         rec_A = G_BA(fake_B)
         fake_A = G_BA(b)
         rec_B = G_AB(fake_A)
-        return fake_A, fake_B, rec_A, rec_B, (G_AB(b), G_BA(a)) if identity else None
+        return fake_A, fake_B, rec_A, rec_B, [G_AB(b), G_BA(a)] if identity else []
 
     def _pooled(self, inputs: Inputs) -> Inputs:
         """Show the pools the fakes that the generators made before their update, and add what the pools return."""
@@ -187,18 +177,15 @@ class CycleGAN:
             pooled[side] = self.pools[side].take(fakes, inputs.numbers[f"pool_{side}"])
         return replace(inputs, pooled=pooled)
 
-    def _discriminator_losses(self, run: Passes, inputs: Inputs) -> Losses:
+    def _discriminator_losses(self, run: Passes, inputs: Inputs) -> Tensor:
         w, real = self.weights, {"A": inputs.A, "B": inputs.B}
         judged = run({f"D_{side}": [real[side], inputs.pooled[side]] for side in "AB"})
-        losses = {}
-        for side in "BA":
-            name = f"D_{side}"
-            loss = self._discriminator_term(w, *judged[name])
-            if w.gan_mode == "wgangp":
-                mix = inputs.numbers[f"mix_{side}"]
-                loss = loss + gradient_penalty(run[name], real[side], inputs.pooled[side], mix, w.lambda_gp)
-            losses[name] = 0.5 * loss
-        return losses
+        logits = [*judged["D_B"], *judged["D_A"]]
+        losses: Tensor = self._gan_losses(logits, self._constant([1.0, 0.0, 1.0, 0.0], logits[0]), w.gan_mode).view(2, 2).sum(1)
+        if w.gan_mode == "wgangp":
+            of_side = [(run[f"D_{side}"], real[side], inputs.pooled[side], inputs.numbers[f"mix_{side}"]) for side in "BA"]
+            losses = losses + torch.stack([gradient_penalty(*given, w.lambda_gp) for given in of_side])
+        return 0.5 * losses
 
     def carried(self) -> list[Tensor]:
         """Return what the generators' phase leaves for the discriminators'."""
