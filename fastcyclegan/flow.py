@@ -166,9 +166,12 @@ class Flow:
         # A picture's three channels are not worth a pass of their own: PyTorch pads them.
         if self.impl == "reference" or self.x.dtype != dtype or (self.norm is None and (self.border == 0 or self.x.shape[1] < 8)):
             self.settle()
-        parts = each_weight(self.x.contiguous(memory_format=torch.channels_last), convs, biases or [None] * len(convs))
-        results = [self._by_library(x, layer, bias, recompute) for x, layer, bias in parts]
-        self.x = results[0] if len(results) == 1 else torch.cat(results)
+        x = self.x.contiguous(memory_format=torch.channels_last)
+        if len(convs) == 1:
+            self.x = self._by_library(x, conv, biases[0] if biases else None, recompute)
+        else:
+            parts = each_weight(x, convs, biases or [None] * len(convs))
+            self.x = torch.cat([self._by_library(part, layer, bias, recompute) for part, layer, bias in parts])
         self.norm, self.act, self.border = None, "none", 0
 
     def _by_library(self, x: Tensor, conv: Any, bias: Tensor | None, recompute: bool) -> Tensor:

@@ -185,7 +185,7 @@ def reflect_conv_bwd(
 
     dweight = empty_gradients(weight, needs[2:])
     found = backward(g, x, norm_weight, norm_bias, mean, rstd, weight, out, y, act, slope, padding, needs, list(dweight), False)
-    return found[0], dweight, *found[1:]
+    return found[0], dweight, found[1].contiguous(), found[2]
 
 
 def backward(
@@ -260,14 +260,15 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
     out, mean, rstd, y = output
     ctx.mark_non_differentiable(mean, rstd, y)
     ctx.set_materialize_grads(False)
-    ctx.count, ctx.bias_dtypes = len(weight), [b.dtype for b in bias]
-    ctx.save_for_backward(x, norm_weight, norm_bias, mean, rstd, out if tanh else x.new_empty(0), y, *weight)
+    ctx.count = len(weight)
+    ctx.save_for_backward(x, norm_weight, norm_bias, mean, rstd, out if tanh else x.new_empty(0), y, *weight, *bias)
 
 
 def _backward(ctx: Any, g: Tensor | None, *_: None) -> tuple[Any, ...]:
     if g is None:
         return (None,) * 12
     x, norm_weight, norm_bias, mean, rstd, out, y, *weight = ctx.saved_tensors
+    weight, bias = weight[: ctx.count], weight[ctx.count :]
     needs_x, needs_nw, needs_nb, needs_w, needs_b = ctx.needs_input_grad[:5]
     needs = [needs_x, any(needs_b), *needs_w]
     saved = (g, x, norm_weight, norm_bias, mean, rstd, weight, out, y, ctx.act, ctx.slope, ctx.padding, needs)
@@ -278,14 +279,24 @@ def _backward(ctx: Any, g: Tensor | None, *_: None) -> tuple[Any, ...]:
         dx, dweight, dbias, total = torch.ops.fastcyclegan.reflect_conv_bwd(*saved)
         dweights = spread(dweight, needs_w)
     d_norm = affine_gradients(total, norm_weight if needs_nw else None, norm_bias if needs_nb else None)
-    dbiases = [dbias[p].to(dtype) if need else None for p, (dtype, need) in enumerate(zip(ctx.bias_dtypes, needs_b, strict=True))]
-    return (dx if needs_x else None, *d_norm, dweights, dbiases, *(None,) * 7)
+    return (dx if needs_x else None, *d_norm, dweights, spread_bias(dbias, bias, needs_b), *(None,) * 7)
 
 
 def spread(dweight: Tensor, needs: Sequence[bool]) -> list[Tensor | None]:
     """Return a gradient for each weight, views of ``dweight`` [R, ...] in order, None where none is needed."""
     gradients = iter(dweight.unbind(0))
     return [next(gradients) if need else None for need in needs]
+
+
+def spread_bias(dbias: Tensor, biases: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor | None]:
+    """Return a gradient for each of P biases, rows of ``dbias`` [P, O]; None where none is needed, or it was added in place."""
+    from .reflect_conv_launch import stride_between
+
+    into = gradients_to_add_to(biases, needs) if biases and all(needs) else None
+    if into is not None and (step := stride_between(into)) is not None:
+        into[0].as_strided(dbias.shape, (step, 1)).add_(dbias)
+        return [None] * len(biases)
+    return [dbias[p].to(bias.dtype) if need else None for p, (bias, need) in enumerate(zip(biases, needs, strict=True))]
 
 
 reflect_conv_fwd.register_autograd(_backward, setup_context=_setup)

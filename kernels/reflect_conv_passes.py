@@ -105,7 +105,7 @@ def weight_gradient(dy: Pixels, y: Pixels, shape: tuple[int, int, int], groups: 
 
 def bias_gradient(dy: Pixels, P: int, O: int) -> Tensor:
     """Return the sums of the embedded ``dy`` over pixels and images, [P, O] in fp32."""
-    return dy.data.view(P, dy.N // P * dy.rows, dy.step).sum(1, dtype=torch.float32)[:, :O].contiguous()
+    return dy.data.view(P, dy.N // P * dy.rows, dy.step).sum(1, dtype=torch.float32)[:, :O]
 
 
 def images_of(x: Pixels, first: int, count: int) -> Pixels:

@@ -9,7 +9,7 @@ node around PyTorch's convolution, one weight a call. Contract:
     weight      P tensors [O, C, k, k], transposed [C, O, k, k], in the dtype of x or fp32 (rounded for each use)
     bias        none, or P tensors [O] in the dtype of x or fp32
     out         [N, O, H', W'] channels_last in the dtype of x; sums in fp32
-    backward    saves x, mean and rstd [N, C] of the norm, and the weights as given; y too with ``recompute=False``
+    backward    saves x, mean and rstd [N, C] of the norm, weights and biases as given; y too with ``recompute=False``
     refused     kernels over 7, strides over 2, padding of the kernel's size or more, dilation, groups: see ``serves``; double backward
 
 A transposed convolution is the adjoint of a strided one with the same weight, so one product serves the forward of the one and the input
@@ -31,7 +31,7 @@ from ._dispatch import DTYPES
 from ._operator import operator, refuse_double_backward
 from ._overlap import beside
 from .instance_norm import ACTS, channels_last, check_pixels, instance_norm_ref
-from .reflect_conv import check_tensor, each_weight, gradients_to_add_to, spread
+from .reflect_conv import check_tensor, each_weight, gradients_to_add_to, spread, spread_bias
 
 
 def zero_conv_ref(
@@ -211,14 +211,15 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
     _, mean, rstd, y = output
     ctx.mark_non_differentiable(mean, rstd, y)
     ctx.set_materialize_grads(False)
-    ctx.options, ctx.bias_dtypes = (stride, padding, transposed, eps, act, slope), [b.dtype for b in bias]
-    ctx.save_for_backward(x, mean, rstd, y, *weight)
+    ctx.options, ctx.count = (stride, padding, transposed, eps, act, slope), len(weight)
+    ctx.save_for_backward(x, mean, rstd, y, *weight, *bias)
 
 
 def _backward(ctx: Any, g: Tensor | None, *_: None) -> tuple[Any, ...]:
     if g is None:
         return (None,) * 12
     x, mean, rstd, y, *weight = ctx.saved_tensors
+    weight, bias = weight[: ctx.count], weight[ctx.count :]
     needs_x, needs_w, needs_b = ctx.needs_input_grad[:3]
     needs = [needs_x, any(needs_b), *needs_w]
     stride, padding, transposed, eps, act, slope = ctx.options
@@ -229,8 +230,7 @@ def _backward(ctx: Any, g: Tensor | None, *_: None) -> tuple[Any, ...]:
     else:
         dx, dweight, dbias = torch.ops.fastcyclegan.zero_conv_bwd(*saved)
         dweights = spread(dweight, needs_w)
-    dbiases = [dbias[p].to(dtype) if need else None for p, (dtype, need) in enumerate(zip(ctx.bias_dtypes, needs_b, strict=True))]
-    return (dx if needs_x else None, dweights, dbiases, *(None,) * 9)
+    return (dx if needs_x else None, dweights, spread_bias(dbias, bias, needs_b), *(None,) * 9)
 
 
 zero_conv_fwd.register_autograd(_backward, setup_context=_setup)

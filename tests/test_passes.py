@@ -129,12 +129,12 @@ def _nothing(nets: dict[str, nn.Module]) -> None:
 
 # (why, networks, what is done to them, what is said)
 APART: list[tuple[str, dict[str, Any], Callable[..., None], str]] = [
-    ("a hook", {}, _hook, "not paired: other.model.1 has a hook, or a forward of its own"),
-    ("a member that is not known", {}, _replace, "not paired: other.model.3 is a GELU, which may look at all pictures of a batch"),
+    ("a hook", {}, _hook, "not batched: other.model.1 has a hook, or a forward of its own"),
+    ("a member that is not known", {}, _replace, "not batched: other.model.3 is a GELU, which may look at all pictures of a batch"),
     ("a frozen member", {}, _freeze, "not paired: one and other have weights of different shapes or layouts, or others that are frozen"),
     ("one in eval mode", {}, _eval, "not paired: one and other differ in a Generator"),
     ("another architecture", {}, _swap, "not paired: one and other are of different architectures"),
-    ("batch norm", {"norm": "batch"}, _nothing, "not paired: one.model.2 is a batch norm, which looks at all pictures of a batch"),
+    ("batch norm", {"norm": "batch"}, _nothing, "not batched: one.model.2 is a batch norm, which looks at all pictures of a batch"),
     ("norms with weights", {"affine": True}, _nothing, "not paired: their norms have weights"),
 ]
 

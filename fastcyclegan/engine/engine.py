@@ -17,7 +17,7 @@ from fastcyclegan.engine.graph import Capture, CudaCapture, Graphs, key_of
 from fastcyclegan.engine.numbers import Numbers
 from fastcyclegan.engine.table import describe
 from fastcyclegan.engine.trained import Average, Trained
-from fastcyclegan.kernels import accumulating, overlapping
+from fastcyclegan.kernels import WorkingCopies, accumulating, overlapping
 from fastcyclegan.networks import computed_by, set_impl
 from fastcyclegan.passes import Passes
 from fastcyclegan.recipes.cyclegan import CycleGAN, Inputs, Phase
@@ -79,13 +79,16 @@ class Engine:
         in_place = set(phase.trains) <= self.on_kernels
         return Trained([self.nets[name] for name in phase.trains], optim, self.numbers.lr, in_place=in_place)
 
-    def _working_copies(self) -> list[Any]:
-        """Return rounded copies of the weights that the kernels read, stacked for pairs; none where they read the weights themselves."""
+    def _working_copies(self) -> list[WorkingCopies]:
+        """Return copies of what the kernels read, stacked for pairs: weights rounded, biases as they are; none where none are needed."""
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
         if dtype == torch.float32 and not self.pairing:
             return []
-        wanted = [self.trained[phase.name] for phase in self.recipe.phases if set(phase.trains) <= self.on_kernels]
-        return [copies for trained in wanted for copies in trained.working_copies(dtype)]
+        places = [
+            place for phase in self.recipe.phases if set(phase.trains) <= self.on_kernels for place in self.trained[phase.name].places
+        ]
+        weights, biases = ([place for place in places if place[0].dim() == dims] for dims in (4, 1))
+        return [WorkingCopies(some, kind) for some, kind in ((weights, dtype), (biases, torch.float32)) if some]
 
     def _streams(self, capture: Capture | None, say: Callable[[str], None]) -> None:
         """Make the streams of the device, and the graphs where they are wanted."""

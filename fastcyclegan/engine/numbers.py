@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,10 +32,11 @@ class Numbers:
         if sum(sizes) > self.memory.numel():
             raise ValueError(f"a batch needs {sum(sizes)} bytes of numbers, there is room for {self.memory.numel()}")
         host = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=self.device.type == "cuda")
+        rows = host.numpy()
         placed, start = [], 0
         for piece, size in zip(pieces, sizes, strict=True):
             length = piece.numel() * piece.element_size()
-            host[start : start + length].view(piece.dtype).copy_(piece.flatten())
+            rows[start : start + length] = np.frombuffer(piece.numpy().tobytes(), np.uint8)
             placed.append(self.memory[start : start + length].view(piece.dtype).view(piece.shape))
             start += size
         self.memory[:start].copy_(host, non_blocking=True)

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from fastcyclegan.config import OptimConfig
-from fastcyclegan.kernels import WorkingCopies
 
 
 def _like(nets: Sequence[nn.Module]) -> list[list[nn.Parameter]]:
@@ -52,11 +51,6 @@ class Trained:
             for p in ordered:
                 self.gradients.append((p, self.memory.as_strided(p.shape, p.stride(), start)))
                 start += p.numel()
-
-    def working_copies(self, dtype: torch.dtype) -> list[WorkingCopies]:
-        """Return copies of the convolutions' weights in ``dtype``, and of their biases as they are."""
-        weights, biases = ([place for place in self.places if place[0].dim() == dims] for dims in (4, 1))
-        return [WorkingCopies(places, kind) for places, kind in ((weights, dtype), (biases, torch.float32)) if places]
 
     @contextlib.contextmanager
     def gradients_ready(self) -> Iterator[None]:

@@ -140,7 +140,7 @@ def test_y_may_be_kept(case: Case, device: str) -> None:
         with torch.autograd.graph.saved_tensors_hooks(lambda t, saved=saved: saved.append(t) or t, lambda t: t):
             ours(case, recompute)(x, [w.requires_grad_() for w in weights], biases)
         vectors = [x.shape[0] * x.shape[1]] * 2
-        wanted = [x.numel(), *vectors, *(w.numel() for w in weights), *([] if recompute else [x.numel()])]
+        wanted = [x.numel(), *vectors, *(t.numel() for t in (*weights, *biases)), *([] if recompute else [x.numel()])]
         assert sorted(t.numel() for t in saved if t.numel()) == sorted(wanted)
 
 
