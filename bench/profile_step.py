@@ -27,7 +27,7 @@ from providers import PROVIDERS, plain_networks, train_step
 from roofline import measured_chip, step_work, total
 from timing import Unserved
 
-from fastcyclegan.config import LossConfig, ModelConfig
+from fastcyclegan.config import EngineConfig, LossConfig, ModelConfig
 from fastcyclegan.data.plan import Plan
 from fastcyclegan.data.source import Batch
 from fastcyclegan.testing import random_batch
@@ -177,7 +177,8 @@ def tables(profile: Profile, floor: float, chip: str) -> Iterator[str]:
 def traced(provider: str, size: int, batch: int, config: ModelConfig, identity: bool, path: Path) -> tuple[dict[str, Any], str]:
     """Run the provider until it is warm, then one step under the profiler; return the trace, which is written to ``path``."""
     loss = LossConfig() if identity else LossConfig(lambda_identity=0.0)
-    step = train_step(provider, plain_networks(config), DEVICE, loss, config=config)
+    # Not as a CUDA graph: what a graph launches belongs to no operator and no part. The kernels are the same.
+    step = train_step(provider, plain_networks(config), DEVICE, loss, config=config, options=EngineConfig(graph="off"))
 
     def marked(f: Callable[..., Any]) -> Callable[..., Any]:
         def g(*arguments: Any) -> Any:

@@ -22,7 +22,7 @@ from timing import Unserved
 from torch import Tensor, nn
 
 from fastcyclegan import reference
-from fastcyclegan.config import LossConfig, ModelConfig, OptimConfig
+from fastcyclegan.config import EngineConfig, LossConfig, ModelConfig, OptimConfig
 from fastcyclegan.data.source import Batch
 from fastcyclegan.engine import Engine, resolve_precision, why_not_compiled
 from fastcyclegan.networks import Generator
@@ -147,25 +147,35 @@ def train_step(
     dtype: torch.dtype = torch.float32,
     config: ModelConfig = ModelConfig(),
     fault: bool = False,
+    options: EngineConfig = EngineConfig(),
 ) -> TrainStep:
     """Return a provider (or the one of that name) with the weights of ``nets``, which are made by ``config``.
 
-    ``dtype`` float64 makes the official order the truth that others are held to; without autocast in both. Raises Unserved.
+    ``options`` are those of our engine. ``dtype`` float64 makes the official order the truth that others are held to; without autocast in
+    both. Raises Unserved.
     """
     provider = PROVIDERS[provider] if isinstance(provider, str) else provider
     provider.require(device)
     given = planted(nets) if fault else nets
-    return _ours(provider, given, device, loss, dtype, config) if provider.ours else _official(provider, given, device, loss, dtype)
+    return (
+        _ours(provider, given, device, loss, dtype, config, options) if provider.ours else _official(provider, given, device, loss, dtype)
+    )
 
 
 def _ours(
-    provider: Provider, nets: Mapping[str, nn.Module], device: str, loss: LossConfig, dtype: torch.dtype, config: ModelConfig
+    provider: Provider,
+    nets: Mapping[str, nn.Module],
+    device: str,
+    loss: LossConfig,
+    dtype: torch.dtype,
+    config: ModelConfig,
+    options: EngineConfig,
 ) -> TrainStep:
     precision = "fp32" if dtype == torch.float64 else provider.precision(device)
     own = {name: net.to(dtype) for name, net in build_networks(config).items()}
     for name, net in own.items():
         net.load_state_dict(nets[name].state_dict())
-    engine = Engine(CycleGAN(loss), own, OptimConfig(), torch.device(device), precision, provider.mode is not None)
+    engine = Engine(CycleGAN(loss), own, OptimConfig(), torch.device(device), precision, provider.mode is not None, options)
 
     def fakes(count: int) -> Tensor:
         return torch.stack([torch.stack(list(engine.recipe.pools[side].slots[:count])) for side in "BA"])  # type: ignore[index]

@@ -179,7 +179,7 @@ def start(config: TrainConfig, say: Say, progress: Callable[[int, int], None] | 
     if reason:
         say(f"--compile: {reason}; training goes on uncompiled")
     if compiled:
-        say("--compile: the first iteration compiles the networks, which takes a minute or more; later starts take it from the cache")
+        say("--compile: the first iteration compiles, which takes minutes on a processor; later starts take it from the cache")
     plan = loader.plan
     first = (config.optim.epoch_count - 1) * plan.iterations_per_epoch
     table = {

@@ -19,6 +19,9 @@ def overlapping(stream: torch.cuda.Stream | None) -> Iterator[None]:
     """
     global _side
     before, _side = _side, stream
+    if stream is not None:
+        # Also where nothing will run there: a graph that is captured cannot wait for a stream that is not part of it.
+        stream.wait_stream(torch.cuda.current_stream(stream.device))
     try:
         yield
     finally:

@@ -248,17 +248,18 @@ class Engine:
         if self.stream is None:
             yield from batches
             return
-        copying, done = torch.cuda.Stream(self.device), object()
-        while True:
-            with torch.cuda.stream(copying):
-                batch: Any = next(batches, done)
-            if batch is done:
-                return
-            here = torch.cuda.current_stream(self.device)
-            here.wait_stream(copying)
-            for t in (batch.A, batch.B):
-                t.record_stream(here)
-            yield batch
+        copying = torch.cuda.Stream(self.device)
+        with contextlib.closing(batches):
+            while True:
+                with torch.cuda.stream(copying):
+                    batch = next(batches, None)
+                if batch is None:
+                    return
+                here = torch.cuda.current_stream(self.device)
+                here.wait_stream(copying)
+                for t in (batch.A, batch.B):
+                    t.record_stream(here)
+                yield batch
 
     # --- Using and keeping ------------------------------------------------------------------------------------------------------
 

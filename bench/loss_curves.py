@@ -1,0 +1,119 @@
+"""Losses of the fast path beside those of the official order: 300 iterations on the built-in pictures, for three seeds.
+
+    python bench/loss_curves.py --output bench/results
+
+The official order runs as people run it, ours as ``train.py --compile`` does, both from the same weights on the same samples (the official
+pool draws by itself). Rounding makes two runs part, so the yardstick is the spread of the seeds: at the same iteration the two paths of a
+seed must lie nearer to each other than two seeds of the official order do, on average over iterations, for every loss.
+Writes the curves as a picture (needs matplotlib) and as numbers; exit code 1 where a loss lies farther.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from machine import DEVICE, machine
+from numpy.typing import NDArray
+from providers import plain_networks, train_step
+
+from fastcyclegan.config import LossConfig, ModelConfig
+from fastcyclegan.data import toy
+from fastcyclegan.data.plan import Plan
+from fastcyclegan.data.source import Batch
+from fastcyclegan.recipes.cyclegan import CycleGAN
+
+CONFIG = ModelConfig(netG="resnet_2blocks", ngf=16, ndf=32)
+SMOOTHED = 20
+NAMES = CycleGAN(LossConfig()).loss_names
+Curves = NDArray[np.float64]
+
+
+def pictures(count: int = 100) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return built-in training pictures of both domains, [count, 3, 64, 64] in [-1, 1]."""
+    both = (np.stack([toy.draw(domain, 0, "train", n) for n in range(count)]) for domain in "AB")
+    a, b = (torch.from_numpy(p / 127.5 - 1).float().permute(0, 3, 1, 2).to(DEVICE) for p in both)
+    return a, b
+
+
+def curves(provider: str, seed: int, iterations: int) -> Curves:
+    """Return the losses [iterations, 8] of a run of ``provider``."""
+    torch.manual_seed(seed)
+    step = train_step(provider, plain_networks(CONFIG, seed), DEVICE, config=CONFIG)
+    a, b = pictures()
+    plan = Plan(seed, len(a), len(b))
+    losses = []
+    for n in range(iterations):
+        epoch, numbers = plan.batch(n)
+        samples = [plan.sample(epoch, i) for i in numbers]
+        batch = Batch(a[[s.index_A for s in samples]], b[[s.index_B for s in samples]], [""], [""], samples)
+        losses.append(step.run(batch))
+    return torch.stack(losses).double().cpu().numpy()
+
+
+def smoothed(found: Curves) -> Curves:
+    """Return running means over SMOOTHED iterations."""
+    sums = np.cumsum(np.concatenate([np.zeros((1, found.shape[1])), found]), axis=0)
+    return (sums[SMOOTHED:] - sums[:-SMOOTHED]) / SMOOTHED
+
+
+def apart(official: list[Curves], ours: list[Curves]) -> list[tuple[str, float, float]]:
+    """Return for each loss how far the paths of one seed, and how far two seeds, lie apart: mean over iterations, relative to the loss."""
+    rows = []
+    for column, name in enumerate(NAMES):
+        theirs, mine = ([smoothed(run)[:, column] for run in runs] for runs in (official, ours))
+        size = np.mean(theirs)
+        paths = np.mean([np.abs(m - t).mean() for m, t in zip(mine, theirs, strict=True)]) / size
+        seeds = np.mean([np.abs(s - t).mean() for s, t in itertools.combinations(theirs, 2)]) / size
+        rows.append((name, float(paths), float(seeds)))
+    return rows
+
+
+def draw(official: list[Curves], ours: list[Curves], file: Path) -> None:
+    """Draw a panel for each loss: seeds by colour, the official order dashed, ours solid. Needs matplotlib."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(14, 6), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels: Any = figure.subplots(2, len(NAMES) // 2)
+    for column, (name, axes) in enumerate(zip(NAMES, panels.flat, strict=True)):
+        for seed, (theirs, mine) in enumerate(zip(official, ours, strict=True)):
+            for run, style in ((theirs, "--"), (mine, "-")):
+                values = smoothed(run)[:, column]
+                axes.plot(np.arange(SMOOTHED, SMOOTHED + len(values)), values, style, color=f"C{seed}", linewidth=1)
+        axes.set_title(name)
+    figure.suptitle(f"Losses, mean over {SMOOTHED} iterations. Colour: seed. Dashed: official order; solid: ours. {machine()['hardware']}")
+    figure.savefig(file, dpi=100)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run, write and judge."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--iterations", type=int, default=300)
+    parser.add_argument("--seeds", type=int, default=3, help="at least 2 (default: %(default)s)")
+    parser.add_argument("--provider", choices=("ours", "ours_compiled"), default="ours_compiled", help="our path (default: %(default)s)")
+    parser.add_argument("--output", type=Path, default=Path(), metavar="DIR")
+    options = parser.parse_args(arguments)
+    if options.iterations <= SMOOTHED or options.seeds < 2:
+        parser.error(f"--iterations must be more than {SMOOTHED}, --seeds at least 2")
+    options.output.mkdir(parents=True, exist_ok=True)
+    official, ours = ([curves(name, seed, options.iterations) for seed in range(options.seeds)] for name in ("official", options.provider))
+    rows = apart(official, ours)
+    print(f"{machine()['hardware']}, {options.iterations} iterations, {options.seeds} seeds: mean distance of smoothed losses, relative")
+    for name, paths, seeds in rows:
+        print(f"{name:8} ours from the official order of the same seed {paths:.4f}, two seeds of the official order {seeds:.4f}")
+    draw(official, ours, options.output / "loss_curves.png")
+    about = {"machine": machine(), "iterations": options.iterations, "seeds": options.seeds, "provider": options.provider, "apart": rows}
+    (options.output / "loss_curves.json").write_text(json.dumps(about, indent=1) + "\n")
+    return 0 if all(paths < seeds for _, paths, seeds in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
