@@ -8,8 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastcyclegan.reference import gan_loss
-
 
 def _stacked(xs: Sequence[Tensor]) -> Tensor | None:
     """Return k tensors [N, ...] as one [k, N, ...], in fp32 at least; None where their shapes differ."""
@@ -26,8 +24,7 @@ def gan_losses(judged: Sequence[Tensor], real: Tensor, mode: str) -> Tensor:
     """
     logits = _stacked(judged)
     if logits is None:
-        flags = real.tolist()
-        return torch.stack([gan_loss(x, flag == 1, mode) for x, flag in zip(judged, flags, strict=True)])
+        return torch.cat([gan_losses([x], real[n : n + 1], mode) for n, x in enumerate(judged)])
     target = real.view(-1, *(1 for _ in judged[0].shape)).to(logits)
     dims = tuple(range(1, logits.dim()))
     if mode == "lsgan":

@@ -31,7 +31,7 @@ ALLOWED = {
     "compile_kernels": {"kernels", "networks", "counters", "waves"},
     "data": {"data"} | FREE,
     "passes": {"reference", "flow", "blocks", "networks"},
-    "losses": {"reference"},
+    "losses": set(),
     "recipes": {"reference", "losses", "networks", "passes", "image_pool", "data", "recipes"} | FREE,
     "engine": {"engine", "recipes", "passes", "networks", "data", "kernels"} | FREE,
     "checkpoint": FREE,
