@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bench_reflect_conv as bench
+import bench_zero_conv as zero
 import pytest
 import torch
 from operators import Case
@@ -23,6 +24,18 @@ def test_products_of_the_block(direction: str, device: str) -> None:
     case.check("in_the_block", results)
     with pytest.raises(AssertionError, match=r"in_the_block: .*, input 1 of 2: relative error"):
         case.check("in_the_block", [results[0], (results[1][0] * 1.01,)])
+
+
+@pytest.mark.parametrize("layer", [zero.Layer(4, 8, 8, 4, 2), zero.Layer(8, 4, 4, 3, 2, True)], ids=["strided", "transposed"])
+def test_two_networks_in_one_launch(layer: zero.Layer, device: str) -> None:
+    """What bench_zero_conv.py times on a GPU."""
+    given = [tuple(t.to(device) for t in tensors) for tensors in zero.inputs(layer, 2, 2)[:1]]
+    run = zero.functions(layer)
+    case = Case(run["library"], given, "all")
+    case.check("ours", [step() for step in case.steps(run["ours"])])
+    y = run["ours"](*given[0][:-1])
+    assert y.shape[-1] == layer.out_side
+    assert layer.flops == 2 * 16 * layer.C * layer.O * layer.k**2
 
 
 @pytest.mark.parametrize(("direction", "wanted"), [("forward", ()), ("backward", (1,)), ("all", ())])

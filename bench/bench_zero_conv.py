@@ -1,0 +1,116 @@
+"""Zero-padded convolutions for two networks at once: strided, transposed and 4x4. PyTorch's library, one call a network, and the kernels.
+
+On a GPU in bf16 at the shapes of generators and discriminators at 256x256, forward and backward together and the forward alone. "library"
+is two calls and the copies into and out of them, as a pair that fell apart makes them. What the timed rounds wrote is held to float64. The
+rows for one network say for which shapes cuDNN is the faster backend: scripts/gpu_suite.py makes the table of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+from bench_reflect_conv import DTYPE
+from machine import DEVICE
+from operators import ROUNDS, Case, Operator, channels_last, products
+from timing import Entrant, Race, clock, rotations
+from torch import Tensor
+
+from fastcyclegan.kernels._backend import backend_key
+from fastcyclegan.kernels.zero_conv import zero_conv
+
+
+class Layer(NamedTuple):
+    """Channels in and out, the input's side, and the convolution; ``transposed`` ones have output_padding 1."""
+
+    C: int
+    O: int
+    side: int
+    k: int
+    stride: int
+    transposed: bool = False
+
+    @property
+    def out_side(self) -> int:
+        return 2 * self.side if self.transposed else (self.side + 2 - self.k) // self.stride + 1
+
+    @property
+    def flops(self) -> int:
+        """Of a picture's forward: a product for each tap and channel of the coarser grid."""
+        return 2 * min(self.side, self.out_side) ** 2 * self.C * self.O * self.k**2
+
+
+# The generators' and the discriminators' layers at 256x256; the costliest first.
+LAYERS = [
+    Layer(128, 256, 128, 3, 2), Layer(256, 128, 64, 3, 2, True), Layer(64, 128, 256, 3, 2), Layer(128, 64, 128, 3, 2, True),
+    Layer(256, 512, 32, 4, 1), Layer(128, 256, 64, 4, 2), Layer(64, 128, 128, 4, 2), Layer(3, 64, 256, 4, 2), Layer(512, 1, 31, 4, 1),
+]  # fmt: skip
+PROVIDERS = ["matmul", "library", "ours"]
+
+pytestmark = [
+    pytest.mark.benchmark(timer=clock, warmup=False),
+    pytest.mark.cost(cpu=0, cuda=20),
+    pytest.mark.skipif(DEVICE != "cuda", reason="the kernels run on an NVIDIA GPU"),
+]
+
+
+def functions(layer: Layer) -> dict[str, Operator]:
+    """Return the layer as each provider computes it, of pictures and any number of weights."""
+
+    def library(x: Tensor, *weights: Tensor) -> Tensor:
+        parts = zip(x.chunk(len(weights)), weights, strict=True)
+        if layer.transposed:
+            results = [F.conv_transpose2d(part, w, None, 2, 1, 1) for part, w in parts]
+        else:
+            results = [F.conv2d(part, w, None, layer.stride, 1) for part, w in parts]
+        return results[0] if len(results) == 1 else torch.cat(results)
+
+    def ours(x: Tensor, *weights: Tensor) -> Tensor:
+        up = layer.transposed
+        return zero_conv(x, list(weights), [], stride=layer.stride, padding=1, transposed=up, output_padding=int(up))
+
+    return {"library": library, "ours": ours}
+
+
+def inputs(layer: Layer, images: int, networks: int) -> list[tuple[Tensor, ...]]:
+    """Return pictures, a weight a network and the output's gradient, as often as it takes to be past the L2 cache."""
+    dtype, k, shape = DTYPE[DEVICE], layer.k, (layer.C, layer.O) if layer.transposed else (layer.O, layer.C)
+    torch.manual_seed(0)
+
+    def one() -> tuple[Tensor, ...]:
+        weights = [channels_last(*shape, k, k, dtype=dtype) / (layer.C * k * k) ** 0.5 for _ in range(networks)]
+        x, dy = (channels_last(images, c, s, s, dtype=dtype) for c, s in ((layer.C, layer.side), (layer.O, layer.out_side)))
+        return x, *weights, dy
+
+    size = images * (layer.C * layer.side**2 + layer.O * layer.out_side**2) * dtype.itemsize
+    return [one() for _ in range(rotations(size, DEVICE))]
+
+
+def contest(layer: Layer, images: int, networks: int, direction: str, fault: bool) -> dict[str, Callable[[], Entrant]]:
+    """Return what builds each provider."""
+    case, run = Case(functions(layer)["library"], inputs(layer, images, networks), direction), functions(layer)
+    flops = images * layer.flops * (3 if direction == "all" else 1) * len(case.given)
+
+    def entrant(provider: str) -> Entrant:
+        info: dict[str, Any] = {"flops": flops}
+        if direction == "all":
+            key = backend_key("zero_conv", DTYPE[DEVICE], images, networks, layer.side**2, layer.C, layer.O, layer.k)
+            info |= {"backend_key": key, "backend": "triton" if provider == "ours" else "cudnn"}
+        return case.entrant(provider, run[provider], fault and provider == "ours", **info)
+
+    return {"matmul": lambda: products(DTYPE[DEVICE]), **{p: lambda p=p: entrant(p) for p in run}}  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize("direction", ["all", "forward"])
+@pytest.mark.parametrize("networks", [2, 1])
+@pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: "-".join(map(str, layer)))
+def bench_zero_conv(race: Race, fault: bool, layer: Layer, networks: int, direction: str, provider: str) -> None:
+    images = 2 * networks
+    kind = "transposed" if layer.transposed else f"stride {layer.stride}"
+    size = f"{images} of {layer.side}x{layer.side}"
+    group = f"zero_conv {layer.k}x{layer.k} {kind}, {layer.C} to {layer.O}, {networks} networks, {size}, {direction}, bfloat16, {DEVICE}"
+    race(group, contest(layer, images, networks, direction, fault), ROUNDS[DEVICE], seconds=5)
