@@ -329,10 +329,9 @@ class TrainConfig:
     run: RunConfig = field(default_factory=RunConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
 
-    @property
-    def scaled_lr(self) -> float:
-        """The learning rate at the start: ``lr``, scaled as ``lr_scaling`` says."""
-        return self.optim.lr * (math.sqrt(self.data.batch_size) if self.optim.lr_scaling == "sqrt" else 1.0)
+    def scaled_lr(self, batch: int) -> float:
+        """Return the learning rate at the start with batches of ``batch``: ``lr``, scaled as ``lr_scaling`` says."""
+        return self.optim.lr * (math.sqrt(batch) if self.optim.lr_scaling == "sqrt" else 1.0)
 
     def __post_init__(self) -> None:
         multiple, crop = self.model.size_multiple, self.data.crop_size

@@ -52,14 +52,14 @@ def why_not_paired(nets: Mapping[str, nn.Module]) -> str:
     names, first = list(nets), next(iter(nets.values()))
     if type(first) not in OURS:
         return f"{names[0]} is a {type(first).__name__}"
-    modules = {name: list(net.modules()) for name, net in nets.items()}
+    modules = {name: list(net.named_modules()) for name, net in nets.items()}
     for name in names[1:]:
         if len(modules[name]) != len(modules[names[0]]):
             return f"{names[0]} and {name} are of different architectures"
-        for one, other in zip(modules[names[0]], modules[name], strict=True):
+        for (path, one), (_, other) in zip(modules[names[0]], modules[name], strict=True):
             if type(one) is not type(other) or _settings(one) != _settings(other):
-                return f"{names[0]} and {name} differ in a {type(other).__name__}"
-    for module in modules[names[0]]:
+                return f"{names[0]} and {name} differ in {path or 'themselves'} ({type(other).__name__})"
+    for _, module in modules[names[0]]:
         if isinstance(module, _NORMS) and module.affine:
             return "their norms have weights"
     parameters = [[(p.shape, p.dtype, p.device, p.stride(), p.requires_grad) for p in net.parameters()] for net in nets.values()]
@@ -82,6 +82,12 @@ def run_paired(nets: Sequence[nn.Module], x: Tensor, impl: Literal["triton", "re
 
 def _joined(xs: Sequence[Tensor]) -> Tensor:
     return xs[0] if len(xs) == 1 else torch.cat(list(xs))
+
+
+def _columns(inputs: Mapping[str, Sequence[Tensor]], y: Tensor) -> dict[str, list[Tensor]]:
+    """Return each network's pictures of y, which holds those of all in the order of ``inputs``."""
+    parts = iter(y.chunk(sum(map(len, inputs.values()))))
+    return {name: [next(parts) for _ in given] for name, given in inputs.items()}
 
 
 class Passes:
@@ -110,12 +116,13 @@ class Passes:
     def __call__(self, inputs: Mapping[str, Sequence[Tensor]]) -> dict[str, list[Tensor]]:
         """Return what each network, by name, makes of each of its pictures [N, C, H, W]: as many for each network."""
         together = {name: self._batches(name, given) for name, given in inputs.items()}
-        if len(inputs) > 1 and self.pairing and all(together.values()):
-            pair = self._pair(inputs)
-            if pair is not None:
-                count = len(next(iter(inputs.values())))
-                ys = pair(_joined([x for given in inputs.values() for x in given])).chunk(count * len(inputs))
-                return {name: list(ys[n * count : (n + 1) * count]) for n, name in enumerate(inputs)}
+        pair = self._pair(inputs) if self.pairing and len(inputs) > 1 else None
+        if pair is not None and all(together.values()):
+            return _columns(inputs, pair(_joined([x for given in inputs.values() for x in given])))
+        if pair is not None:
+            # Not all pictures at once, but each network's first, then each one's second.
+            rows = [pair(_joined(xs)).chunk(len(xs)) for xs in zip(*inputs.values(), strict=True)]
+            return {name: [row[n] for row in rows] for n, name in enumerate(inputs)}
         return {name: self._single(name, given, together[name]) for name, given in inputs.items()}
 
     def _single(self, name: str, given: Sequence[Tensor], together: bool) -> list[Tensor]:
@@ -145,8 +152,7 @@ class Passes:
         nets = {name: self.nets[name] for name in inputs}
         reasons = (*(why_not_batched(name, net) for name, net in nets.items()), why_not_paired(nets))
         reason = next(filter(None, reasons), "")
-        xs = [x for given in inputs.values() for x in given]
-        if not reason and any(x.shape != xs[0].shape for x in xs[1:]):
+        if not reason and any(x.shape != xs[0].shape for xs in zip(*inputs.values(), strict=True) for x in xs[1:]):
             reason = f"{' and '.join(inputs)} get pictures of different sizes"
         if reason:
             self._say_once(f"not paired: {reason}")

@@ -136,6 +136,11 @@ class Run:
     table: dict[str, str]
 
     @property
+    def batch(self) -> int:
+        """Samples in a whole batch: fewer than asked for where there are fewer pictures."""
+        return min(self.plan.batch_size, len(self.plan))
+
+    @property
     def last(self) -> int:
         """Iteration after which training is complete."""
         stop = self.config.optim.last_epoch * self.plan.iterations_per_epoch
@@ -188,7 +193,7 @@ def start(config: TrainConfig, say: Say, progress: Callable[[int, int], None] | 
         "samples": f"{data.preprocess}, {_size(data)}, batch {data.batch_size}, {plan.iterations_per_epoch} iterations an epoch",
         "loader": str(choice),
         "networks": _networks(config, engine),
-        "learning rate": _learning_rate(config),
+        "learning rate": _learning_rate(config, min(data.batch_size, largest)),
         **engine.describe(),
     }
     run = Run(config, folder, pictures, data, plan, loader, choice, engine, first, first, {}, table)
@@ -263,10 +268,10 @@ def _check_engine(config: TrainConfig, device: torch.device) -> None:
         raise UserError("--micro_batch would change what batch norm computes: it looks at all pictures of a batch")
 
 
-def _learning_rate(config: TrainConfig) -> str:
-    optim, batch = config.optim, config.data.batch_size
+def _learning_rate(config: TrainConfig, batch: int) -> str:
+    optim = config.optim
     scaled = f" = {optim.lr:g} x sqrt({batch}) (--lr_scaling sqrt)" if optim.lr_scaling == "sqrt" else ""
-    return f"{config.scaled_lr:g}{scaled}, {optim.lr_policy}"
+    return f"{config.scaled_lr(batch):g}{scaled}, {optim.lr_policy}"
 
 
 def _networks(config: TrainConfig, engine: Engine) -> str:

@@ -61,7 +61,7 @@ class Trainer:
     def __init__(self, run: Run, console: Console, policy: Factor | None = None) -> None:
         self.run, self.console = run, console
         self.names = run.engine.recipe.loss_names
-        self.schedule = make_schedule(dataclasses.replace(run.config.optim, lr=run.config.scaled_lr), policy)
+        self.schedule = make_schedule(dataclasses.replace(run.config.optim, lr=run.config.scaled_lr(run.batch)), policy)
         self.schedule.load_state_dict(run.extra.get("schedule") or self.schedule.state_dict())
         self.epoch_loss: float = run.extra.get("epoch_loss", 0.0)
         self.pending: list[Tensor] = []

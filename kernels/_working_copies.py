@@ -33,6 +33,8 @@ class WorkingCopies:
     """Copies in ``dtype`` of ``groups`` of weights [A, B, KH, KW] (or vectors), each a list of P alike, one for each of P networks."""
 
     def __init__(self, groups: Sequence[Sequence[Tensor]], dtype: torch.dtype) -> None:
+        if not groups or any(not group or any(w.shape != group[0].shape for w in group) for group in groups):
+            raise ValueError("WorkingCopies: groups must be lists of at least one weight, all of a list of one shape")
         first = groups[0][0]
         memory = torch.empty(sum(w.numel() for group in groups for w in group), dtype=dtype, device=first.device)
         self.groups, start = [], 0

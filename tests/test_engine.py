@@ -242,6 +242,35 @@ def test_step_leaves_no_gradients_and_thaws_the_discriminators() -> None:
     assert torch.equal(frozen, before)
 
 
+@pytest.mark.parametrize("options", [EngineConfig(), PHASES])
+@pytest.mark.parametrize("sides", [("G_AB", "G_BA"), ("D_A", "D_B")])
+def test_a_phase_whose_networks_are_all_frozen_trains_nothing(sides: tuple[str, str], options: EngineConfig) -> None:
+    engine = make_engine(seeded_networks(SMALL), options=options)
+    for name in sides:
+        engine.nets[name].requires_grad_(False)
+    before = copy_of(engine.nets)
+    losses = engine.step(random_batch(16, Plan(0, 9, 9), 0), LR)
+    assert losses.isfinite().all()
+    for name, net in engine.nets.items():
+        same = all(torch.equal(a, b) for a, b in zip(net.parameters(), before[name].parameters(), strict=True))
+        assert same == (name in sides)
+
+
+def test_what_an_engine_cannot_do_is_an_error() -> None:
+    nets = seeded_networks(SMALL)
+    with pytest.raises(ValueError, match="precision must be fp32 or bf16, got 'fp16'"):
+        make_engine(nets, precision="fp16")
+    with pytest.raises(ValueError, match="graph='on' needs a CUDA GPU"):
+        make_engine(nets, options=EngineConfig(graph="on"))
+    batch_norm = seeded_networks(dataclasses.replace(SMALL, norm="batch"))
+    with pytest.raises(ValueError, match=r"micro_batch would change the result: G_AB.model.2 is a batch norm"):
+        make_engine(batch_norm, options=EngineConfig(micro_batch=1))
+    engine = make_engine(nets)
+    engine.nets["G_AB"].model[4] = torch.nn.Conv2d(4, 8, 3, stride=2, padding=1)
+    with pytest.raises(ValueError, match="other parameters than when the engine was made: make a new one"):
+        engine.step(random_batch(16, Plan(0, 9, 9), 0), LR)
+
+
 def test_translate_is_in_eval_mode_and_restores_the_training_mode() -> None:
     engine = make_engine(seeded_networks(ModelConfig(**{**SMALL.__dict__, "use_dropout": True})))
     images = random_batch(16, Plan(0, 9, 9), 0).A

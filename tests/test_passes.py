@@ -53,7 +53,7 @@ NETWORKS: list[tuple[str, Callable[..., nn.Module], dict[str, Any], int]] = [
 def test_together_as_apart_in_float64(why: str, build: Callable[..., nn.Module], arguments: dict[str, Any], side: int) -> None:
     nets, xs, said = two(build, **arguments), pictures(side, 2), []
     apart = results(Passes(nets), xs)
-    for options in ({"batching": True}, {"pairing": True, "batching": True}):
+    for options in ({"batching": True}, {"pairing": True, "batching": True}, {"pairing": True}):
         together = results(Passes(nets, say=said.append, **options), xs)
         for found, expected in zip(together, apart, strict=True):
             assert (found - expected).norm() <= 1e-11 * (1 + expected.norm())
@@ -132,7 +132,7 @@ APART: list[tuple[str, dict[str, Any], Callable[..., None], str]] = [
     ("a hook", {}, _hook, "not batched: other.model.1 has a hook, or a forward of its own"),
     ("a member that is not known", {}, _replace, "not batched: other.model.3 is a GELU, which may look at all pictures of a batch"),
     ("a frozen member", {}, _freeze, "not paired: one and other have weights of different shapes or layouts, or others that are frozen"),
-    ("one in eval mode", {}, _eval, "not paired: one and other differ in a Generator"),
+    ("one in eval mode", {}, _eval, "not paired: one and other differ in themselves (Generator)"),
     ("another architecture", {}, _swap, "not paired: one and other are of different architectures"),
     ("batch norm", {"norm": "batch"}, _nothing, "not batched: one.model.2 is a batch norm, which looks at all pictures of a batch"),
     ("norms with weights", {"affine": True}, _nothing, "not paired: their norms have weights"),
@@ -164,6 +164,18 @@ def test_pictures_of_different_sizes_go_one_by_one() -> None:
     # Sizes that differ between the networks alone.
     run({"one": [small, small], "other": [large, large]})
     assert "not paired: one and other get pictures of different sizes" in heard
+
+
+def test_pairs_without_batches_take_a_picture_of_each_network_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fastcyclegan import passes
+
+    nets, xs, calls = two(Generator, ngf=2, n_blocks=0), pictures(8), []
+    plain = passes.run_paired
+    monkeypatch.setattr(passes, "run_paired", lambda nets, x, impl: calls.append(len(x)) or plain(nets, x, impl))
+    ys = Passes(nets, pairing=True)({"one": xs[:2], "other": xs[2:]})
+    assert calls == [2, 2]
+    for y, x in zip([*ys["one"], *ys["other"]], xs, strict=True):
+        assert y.shape == x.shape
 
 
 def test_what_looks_at_all_pictures_of_a_batch() -> None:

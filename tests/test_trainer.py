@@ -204,6 +204,10 @@ def test_the_rate_goes_with_the_root_of_the_batch_if_asked(dataset: Path, tmp_pa
     assert trainer.schedule.lr(1) == pytest.approx(2e-3)
     assert "0.002 = 0.001 x sqrt(4) (--lr_scaling sqrt), linear" in capsys.readouterr().out
     assert run(dataset, tmp_path, "s", "--batch_size", "4", "--lr", "1e-3", "--max_iters", "1").schedule.lr(1) == 1e-3
+    # Batches of the 5 pictures that there are.
+    fewer = run(dataset, tmp_path, "t", "--batch_size", "100", "--lr", "1e-3", "--lr_scaling", "sqrt", "--max_iters", "1")
+    assert fewer.schedule.lr(1) == pytest.approx(1e-3 * 5**0.5)
+    assert "0.001 x sqrt(5)" in capsys.readouterr().out
 
 
 def test_stopping_and_going_on_from_official_files_alone(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,7 +19,7 @@ from fastcyclegan.engine.table import describe
 from fastcyclegan.engine.trained import Average, Trained
 from fastcyclegan.kernels import WorkingCopies, accumulating, overlapping
 from fastcyclegan.networks import computed_by, set_impl
-from fastcyclegan.passes import Passes
+from fastcyclegan.passes import Passes, why_not_batched
 from fastcyclegan.recipes.cyclegan import CycleGAN, Inputs, Phase
 
 
@@ -28,7 +28,11 @@ class Engine:
 
     ``nets`` are the recipe's networks as ordinary modules, moved to the device in channels_last. ``compiled`` compiles what the kernels do
     not compute, and on a GPU captures the iteration in a CUDA graph (``options.graph``); the caller has asked ``why_not_compiled`` before.
+    Members of the networks may be frozen and listened to at any time; they are replaced before an engine is made, not after.
     ``say`` hears what was chosen otherwise than asked for, and why. ``capture`` replaces the CUDA graph (for tests).
+
+    Raises ValueError for a precision other than fp32 and bf16, for ``options.graph`` "on" without a GPU, for ``options.micro_batch`` where
+    a network looks at all pictures of a batch, and in ``step`` where parameters were replaced.
     """
 
     def __init__(
@@ -45,6 +49,7 @@ class Engine:
         capture: Capture | None = None,
         fixed_sizes: bool = True,
     ) -> None:
+        _check(nets, precision, options, device.type == "cuda" or capture is not None)
         self.recipe, self.device, self.precision, self.compiled, self.options = recipe, device, precision, compiled, options
         self.fixed_sizes = fixed_sizes
         if device.type == "cuda":
@@ -61,6 +66,7 @@ class Engine:
         self.trained = {phase.name: self._trained(phase, optim) for phase in recipe.phases}
         self.copies = self._working_copies()
         self.average = Average({name: self.nets[name] for name in recipe.averaged}, optim.ema) if optim.ema else None
+        self._parameters = [id(p) for net in self.nets.values() for p in net.parameters()]
         self._streams(capture, say)
 
     # --- Set-up -----------------------------------------------------------------------------------------------------------------
@@ -107,6 +113,8 @@ class Engine:
 
     def step(self, batch: Batch, lr: float) -> Tensor:
         """Run one iteration and return its losses, [len(recipe.loss_names)] on the device, without waiting for them."""
+        if [id(p) for net in self.nets.values() for p in net.parameters()] != self._parameters:
+            raise ValueError("Engine: the networks have other parameters than when the engine was made: make a new one")
         numbers = self.recipe.decide(batch)
         with self._on_own_stream(), self._named("iteration"):
             # Views of one memory: what is sent later must not overtake what is read, so all goes through one stream.
@@ -188,8 +196,9 @@ class Engine:
     def _backward(self, phase: Phase, losses: Tensor) -> None:
         # The sum of the terms, in one backward: each term's gradient is 1.
         # A generator runs twice: the kernels add its weights' gradients where the first ones are.
-        with self._named(f"{phase.name} backward"), accumulating():
-            losses.sum().backward()
+        if losses.requires_grad:  # not where all that the phase trains is frozen
+            with self._named(f"{phase.name} backward"), accumulating():
+                losses.sum().backward()
 
     def _update(self, phase: Phase, trained: Trained) -> None:
         if self.weight_stream is not None:
@@ -310,6 +319,17 @@ class Engine:
             torch.cuda.set_rng_state(state["rng"]["cuda"], self.device)
         if self.graphs is not None:
             self.graphs.forget()
+
+
+def _check(nets: dict[str, nn.Module], precision: str, options: EngineConfig, can_capture: bool) -> None:
+    """Raise ValueError for what an engine cannot do."""
+    if precision not in ("fp32", "bf16"):
+        raise ValueError(f"Engine: precision must be fp32 or bf16, got {precision!r}")
+    if options.graph == "on" and not can_capture:
+        raise ValueError("Engine: graph='on' needs a CUDA GPU")
+    reason = next(filter(None, (why_not_batched(name, net) for name, net in nets.items())), "")
+    if options.micro_batch is not None and reason:
+        raise ValueError(f"Engine: micro_batch would change the result: {reason}")
 
 
 @contextlib.contextmanager

@@ -30,7 +30,7 @@ def describe(engine: Engine) -> dict[str, str]:
         "overlap": _overlap(engine),
         "compiled": _compiled(engine),
         "graph": _graph(engine),
-        **({"micro batch": f"{engine.options.micro_batch} pictures at a time"} if engine.options.micro_batch is not None else {}),
+        **({"micro batch": f"at most {engine.options.micro_batch} of a batch at a time"} if engine.options.micro_batch is not None else {}),
         **({"average": f"of the generators' weights, decay {engine.average.decay}"} if engine.average is not None else {}),
     }
 
@@ -53,8 +53,11 @@ def _convolutions(engine: Engine) -> str:
 def _batching(engine: Engine) -> str:
     if not engine.passes.batching:
         return "off (--batching off)"
-    reasons = [reason for name, net in engine.nets.items() if (reason := why_not_batched(name, net))]
-    return f"no: {reasons[0]}" if reasons else "each network once a stage, all its pictures together"
+    reasons = {name: reason for name, net in engine.nets.items() if (reason := why_not_batched(name, net))}
+    if len(reasons) == len(engine.nets):
+        return f"no: {next(iter(reasons.values()))}"
+    apart = "".join(f"; not {name}: {reason}" for name, reason in reasons.items())
+    return f"each network once a stage, its pictures of one size together{apart}"
 
 
 def _pairing(engine: Engine) -> str:

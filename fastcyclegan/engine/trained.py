@@ -77,9 +77,9 @@ class Trained:
         return {**state, "param_groups": groups}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what ``state_dict`` gave. How Adam is run stays as it is."""
+        """Restore what ``state_dict`` gave: steps and moments. Adam's settings, and how it is run, stay as they are."""
         (own,) = self.optimizer.param_groups
-        how = {name: own[name] for name in ("lr", "fused", "capturable", "foreach")}
+        how = {name: value for name, value in own.items() if name != "params"}
         saved = [{**group, "fused": how["fused"], "capturable": how["capturable"]} for group in state["param_groups"]]
         self.optimizer.load_state_dict({**state, "param_groups": saved})
         self.optimizer.param_groups[0].update(how)

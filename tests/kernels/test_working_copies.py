@@ -83,6 +83,12 @@ def test_an_operator_gives_the_same_with_them() -> None:
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
+def test_groups_are_checked() -> None:
+    for groups in ([], [[]], [[torch.zeros(1, 1, 1, 1), torch.zeros(2, 1, 1, 1)]]):
+        with pytest.raises(ValueError, match="WorkingCopies: groups must be lists of at least one weight, all of a list of one shape"):
+            WorkingCopies(groups, BF16)
+
+
 def test_without_a_stream_nothing_overlaps() -> None:
     with overlapping(None), _overlap.beside(torch.zeros(1)):
         assert _overlap._side is None
