@@ -231,7 +231,7 @@ def test_no_compiler(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert cli.train([*TINY, "--dataroot", str(dataset), "--checkpoints_dir", str(tmp_path), "--compile", "--max_iters", "1"]) == 0
     output = capsys.readouterr().out
     assert "--compile: no C++ compiler found (on Debian or Ubuntu: apt-get install g++); training goes on uncompiled" in output
-    assert "compiled   no" in output
+    assert "compiled       no" in output
 
 
 def test_builtin_dataset_is_scored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
