@@ -93,7 +93,8 @@ def _columns(inputs: Mapping[str, Sequence[Tensor]], y: Tensor) -> dict[str, lis
 class Passes:
     """The networks of a recipe, and how they are called. ``runs``: what to call for each by itself (it may be compiled).
 
-    ``batching`` and ``pairing`` allow what they name; ``say`` hears, once, why it does not happen where it was to.
+    ``batching`` and ``pairing`` allow what they name; ``singly`` has networks that look at one picture at a time called with one picture at
+    a time. ``say`` hears, once, why something does not happen where it was to.
     """
 
     def __init__(
@@ -103,10 +104,11 @@ class Passes:
         *,
         batching: bool = False,
         pairing: bool = False,
+        singly: bool = False,
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.nets, self.runs = nets, nets if runs is None else runs
-        self.batching, self.pairing, self.say = batching, pairing, say
+        self.batching, self.pairing, self.singly, self.say = batching, pairing, singly, say
         self._said: set[str] = set()
 
     def __getitem__(self, name: str) -> nn.Module:
@@ -126,8 +128,16 @@ class Passes:
         return {name: self._single(name, given, together[name]) for name, given in inputs.items()}
 
     def _single(self, name: str, given: Sequence[Tensor], together: bool) -> list[Tensor]:
-        run = self.runs[name]
-        return list(run(_joined(given)).chunk(len(given))) if together else [run(x) for x in given]
+        if together:
+            return list(self.call(name, _joined(given)).chunk(len(given)))
+        return [self.call(name, x) for x in given]
+
+    def call(self, name: str, x: Tensor) -> Tensor:
+        """Return what network ``name`` makes of x [N, C, H, W], by itself."""
+        if self.singly and x.shape[0] > 1 and not why_not_batched(name, self.nets[name]):
+            return torch.cat([self.runs[name](one) for one in x.split(1)])
+        y: Tensor = self.runs[name](x)
+        return y
 
     def in_any_order(self, names: Sequence[str]) -> bool:
         """Whether it does not matter in what order and company pictures go through these networks; why it does is said once."""

@@ -61,7 +61,10 @@ class Engine:
         self._fuse_losses()
         self.pairing = options.pairing == "on" or (options.pairing == "auto" and bool(self.on_kernels))
         runs = {name: self._compile(name, net) for name, net in self.nets.items()}
-        self.passes = Passes(self.nets, runs, batching=options.batching == "auto", pairing=self.pairing, say=say)
+        # Of two pictures at once PyTorch's compiler for processors makes gradients that are not numbers (9 blocks, bf16, torch 2.13).
+        self.singly = compiled and device.type == "cpu" and not self.on_kernels
+        batching = options.batching == "auto" and not self.singly
+        self.passes = Passes(self.nets, runs, batching=batching, pairing=self.pairing, singly=self.singly, say=say)
         self.numbers = Numbers(device)
         self.trained = {phase.name: self._trained(phase, optim) for phase in recipe.phases}
         self.copies = self._working_copies()

@@ -51,6 +51,8 @@ def _convolutions(engine: Engine) -> str:
 
 
 def _batching(engine: Engine) -> str:
+    if engine.singly:
+        return "no, pictures one by one: PyTorch's compiler for processors goes wrong with more (seen in torch 2.13)"
     if not engine.passes.batching:
         return "off (--batching off)"
     reasons = {name: reason for name, net in engine.nets.items() if (reason := why_not_batched(name, net))}
