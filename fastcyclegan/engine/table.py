@@ -47,7 +47,8 @@ def _convolutions(engine: Engine) -> str:
     library = {"cuda": "cuDNN", "cpu": "oneDNN"}.get(engine.device.type, "PyTorch")
     if not engine.on_kernels:
         return f"all {library}"
-    return f"reflected ones {describe_backends(engine.device)}; strided, transposed and 4x4 ones Triton, odd ones {library}"
+    others = f"Triton in pairs, {library} where networks run apart" if engine.pairing else library
+    return f"reflected ones {describe_backends(engine.device)}; strided, transposed and 4x4 ones {others}"
 
 
 def _batching(engine: Engine) -> str:
