@@ -130,6 +130,8 @@ class ModelConfig:
     """Channels of the discriminators' first layer."""
     norm: Literal["instance", "batch", "none"] = "instance"
     """Normalisation of generators and discriminators."""
+    affine: bool = False
+    """Give instance norm a scale and a shift a channel, which are trained."""
     upsample: Literal["transpose", "resize"] = "transpose"
     """How a ResNet generator grows: transposed convolution, or resize and convolution (no checkerboards)."""
     use_dropout: bool = False
@@ -151,6 +153,8 @@ class ModelConfig:
             raise UserError("--use_dropout and --no_dropout contradict each other")
         if not re.fullmatch(r"resnet_\d+blocks|unet_(128|256)", self.netG):
             raise UserError(f"netG must be resnet_9blocks, resnet_6blocks, resnet_Nblocks, unet_256 or unet_128, got {self.netG!r}")
+        if self.affine and self.norm != "instance":
+            raise UserError(f"--affine belongs to --norm instance, not to {self.norm}")
         if self.netG.startswith("unet") and self.upsample != "transpose":
             raise UserError(f"--upsample {self.upsample} belongs to the ResNet generators, not to {self.netG}")
         for name in ("input_nc", "output_nc"):

@@ -13,6 +13,7 @@ from fastcyclegan.blocks import Chain, chained
 from fastcyclegan.config import ModelConfig
 from fastcyclegan.flow import FloatTanh
 from fastcyclegan.kernels._dispatch import check_impl, resolve_impl
+from fastcyclegan.reference import Norm
 
 Impl = Literal["auto", "triton", "reference"]
 
@@ -57,8 +58,9 @@ class Generator(reference.Generator):
     [N, input_nc, H, W] in [-1, 1] to [N, output_nc, H, W] in [-1, 1]; H and W multiples of 4, at least 8. The output is fp32 under
     autocast too. ``impl`` says what computes it: "reference" is PyTorch's own operators, "triton" our kernels, "auto" the kernels where
     they serve. ``recompute``: keep the convolutions' outputs for the backward and compute their normalised inputs again there (half the
-    memory, one more write of each), else keep both, but in residual blocks, which always do the former. Raises ValueError for an unknown
-    norm, upsample or impl, and in a call with impl="triton" on a device that the kernels do not serve.
+    memory, one more write of each), else keep both, but in residual blocks, which always do the former. ``norm`` is "instance", "batch" or
+    "none", or what makes a norm of a number of channels, such as nn.BatchNorm2d. Raises ValueError for an unknown norm, upsample,
+    padding_type or impl, and in a call with impl="triton" on a device that the kernels do not serve.
     """
 
     def __init__(
@@ -67,14 +69,15 @@ class Generator(reference.Generator):
         output_nc: int = 3,
         ngf: int = 64,
         n_blocks: int = 9,
-        norm: str = "instance",
+        norm: Norm = "instance",
         affine: bool = False,
         use_dropout: bool = False,
         upsample: str = "transpose",
         impl: str = "auto",
         recompute: bool = True,
+        padding_type: str = "reflect",
     ) -> None:
-        super().__init__(input_nc, output_nc, ngf, n_blocks, norm, affine, use_dropout, upsample)
+        super().__init__(input_nc, output_nc, ngf, n_blocks, norm, affine, use_dropout, upsample, padding_type)
         _choose(self, impl, recompute)
 
     def extra_repr(self) -> str:
@@ -90,12 +93,13 @@ class UnetGenerator(reference.UnetGenerator):
         output_nc: int = 3,
         num_downs: int = 8,
         ngf: int = 64,
-        norm: str = "instance",
+        norm: Norm = "instance",
         use_dropout: bool = False,
         impl: str = "auto",
         recompute: bool = True,
+        affine: bool = False,
     ) -> None:
-        super().__init__(input_nc, output_nc, num_downs, ngf, norm, use_dropout)
+        super().__init__(input_nc, output_nc, num_downs, ngf, norm, use_dropout, affine)
         _choose(self, impl, recompute)
 
     def extra_repr(self) -> str:
@@ -106,9 +110,16 @@ class Discriminator(reference.Discriminator):
     """The PatchGAN, a drop-in for the official ``NLayerDiscriminator``; see ``reference.Discriminator`` and ``Generator`` for ``impl``."""
 
     def __init__(
-        self, input_nc: int = 3, ndf: int = 64, n_layers: int = 3, norm: str = "instance", impl: str = "auto", recompute: bool = True
+        self,
+        input_nc: int = 3,
+        ndf: int = 64,
+        n_layers: int = 3,
+        norm: Norm = "instance",
+        impl: str = "auto",
+        recompute: bool = True,
+        affine: bool = False,
     ) -> None:
-        super().__init__(input_nc, ndf, n_layers, norm)
+        super().__init__(input_nc, ndf, n_layers, norm, affine)
         _choose(self, impl, recompute)
 
     def extra_repr(self) -> str:
@@ -118,8 +129,16 @@ class Discriminator(reference.Discriminator):
 class PixelDiscriminator(reference.PixelDiscriminator):
     """The 1x1 PatchGAN, a drop-in for the official ``PixelDiscriminator``."""
 
-    def __init__(self, input_nc: int = 3, ndf: int = 64, norm: str = "instance", impl: str = "auto", recompute: bool = True) -> None:
-        super().__init__(input_nc, ndf, norm)
+    def __init__(
+        self,
+        input_nc: int = 3,
+        ndf: int = 64,
+        norm: Norm = "instance",
+        impl: str = "auto",
+        recompute: bool = True,
+        affine: bool = False,
+    ) -> None:
+        super().__init__(input_nc, ndf, norm, affine)
         _choose(self, impl, recompute)
 
     def extra_repr(self) -> str:
@@ -128,7 +147,7 @@ class PixelDiscriminator(reference.PixelDiscriminator):
 
 def build_generator(config: ModelConfig, input_nc: int, output_nc: int) -> nn.Module:
     """Return the generator ``config.netG`` names, from ``input_nc`` to ``output_nc`` channels, not yet initialised."""
-    common: dict[str, Any] = {"ngf": config.ngf, "norm": config.norm, "use_dropout": config.use_dropout, "impl": config.impl}
+    common: dict[str, Any] = {name: getattr(config, name) for name in ("ngf", "norm", "affine", "use_dropout", "impl")}
     if config.netG.startswith("unet"):
         num_downs = {"unet_256": 8, "unet_128": 7}[config.netG]
         return UnetGenerator(input_nc, output_nc, num_downs=num_downs, **common)
@@ -139,9 +158,9 @@ def build_generator(config: ModelConfig, input_nc: int, output_nc: int) -> nn.Mo
 def build_discriminator(config: ModelConfig, input_nc: int) -> nn.Module:
     """Return the discriminator ``config.netD`` names, for pictures of ``input_nc`` channels, not yet initialised."""
     if config.netD == "pixel":
-        return PixelDiscriminator(input_nc, config.ndf, config.norm, config.impl)
+        return PixelDiscriminator(input_nc, config.ndf, config.norm, config.impl, affine=config.affine)
     n_layers = config.n_layers_D if config.netD == "n_layers" else 3
-    return Discriminator(input_nc, config.ndf, n_layers, config.norm, config.impl)
+    return Discriminator(input_nc, config.ndf, n_layers, config.norm, config.impl, affine=config.affine)
 
 
 def generator_arguments(weights: Mapping[str, Tensor]) -> tuple[type[nn.Module], dict[str, Any]]:

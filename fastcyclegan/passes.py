@@ -25,13 +25,18 @@ _SINGLE = (
     *(*OURS, Chain, ResidualBlock, UnetBlock, *_NORMS, FloatTanh, nn.Tanh, nn.Sequential, nn.Identity),
     *(nn.Conv2d, nn.ConvTranspose2d, reference.ResizeConv2d, nn.ReflectionPad2d, nn.ReLU, nn.LeakyReLU, nn.Dropout),
     *(reference.Generator, reference.UnetGenerator, reference.Discriminator, reference.PixelDiscriminator),
-    *(reference.ResidualBlock, reference.UnetBlock),
+    *(reference.ResidualBlock, reference.UnetBlock, nn.ReplicationPad2d),
 )
 """Modules that are known to treat every picture by itself."""
 _SETTINGS = (
     *("kernel_size", "stride", "padding", "dilation", "output_padding", "groups", "padding_mode", "in_channels", "out_channels"),
     *("eps", "affine", "negative_slope", "p", "inplace", "outermost", "impl", "recompute", "training"),
 )
+
+
+def is_ours(net: nn.Module) -> bool:
+    """Whether ``net`` is one of our networks, or of a class made of one that runs as it does."""
+    return isinstance(net, OURS) and type(net).forward in {kind.forward for kind in OURS}
 
 
 def why_not_batched(name: str, net: nn.Module) -> str:
@@ -42,7 +47,7 @@ def why_not_batched(name: str, net: nn.Module) -> str:
             return f"{where} is a batch norm, which looks at all pictures of a batch"
         if not untouched(module, type(module)):
             return f"{where} has a hook, or a forward of its own"
-        if type(module) not in _SINGLE or getattr(module, "track_running_stats", False):
+        if not (type(module) in _SINGLE or is_ours(module)) or getattr(module, "track_running_stats", False):
             return f"{where} is a {type(module).__name__}, which may look at all pictures of a batch"
     return ""
 
@@ -50,7 +55,7 @@ def why_not_batched(name: str, net: nn.Module) -> str:
 def why_not_paired(nets: Mapping[str, nn.Module]) -> str:
     """Return "" where ``nets`` can run as one, else why not. What may be batched is asked elsewhere."""
     names, first = list(nets), next(iter(nets.values()))
-    if type(first) not in OURS:
+    if not is_ours(first):
         return f"{names[0]} is a {type(first).__name__}"
     modules = {name: list(net.named_modules()) for name, net in nets.items()}
     for name in names[1:]:

@@ -23,6 +23,9 @@ NORMS = ("instance", "batch", "none")
 GAN_MODES = ("lsgan", "vanilla", "wgangp")
 INIT_TYPES = ("normal", "xavier", "kaiming", "orthogonal")
 UPSAMPLES = ("transpose", "resize")
+PADDING_TYPES = ("reflect", "replicate", "zero")
+Norm = str | Callable[[int], nn.Module]
+"""One of NORMS, or what makes a normalisation of a number of channels, such as nn.BatchNorm2d or a functools.partial of one."""
 
 
 def _check(what: str, got: object, wanted: Sequence[str]) -> None:
@@ -60,14 +63,21 @@ class InstanceNorm2d(nn.InstanceNorm2d):
         return ContiguousGradient.apply(super().forward(x))
 
 
-def norm_layer(norm: str, channels: int, affine: bool = False) -> nn.Module:
+def norm_layer(norm: Norm, channels: int, affine: bool = False) -> nn.Module:
     """Return the normalisation called ``norm``. Instance norm has no running statistics and, unless ``affine``, no parameters."""
+    if callable(norm) and not affine:
+        return norm(channels)
     _check("norm", norm, NORMS)
     if affine and norm != "instance":
         raise ValueError(f"affine=True belongs to norm='instance', got norm={norm!r}")
     if norm == "instance":
         return InstanceNorm2d(channels, affine=affine)
     return nn.BatchNorm2d(channels) if norm == "batch" else nn.Identity()
+
+
+def has_bias(norm: Norm) -> bool:
+    """Whether a convolution before ``norm`` has a bias: before instance norm, by the rule of the official code."""
+    return norm == "instance" or getattr(norm, "func", norm) in (nn.InstanceNorm2d, InstanceNorm2d)
 
 
 class ResizeConv2d(nn.Conv2d):
@@ -85,14 +95,21 @@ class ResizeConv2d(nn.Conv2d):
 
 
 class ResidualBlock(nn.Module):
-    """x + block(x), with reflection-padded 3x3 convolutions and no activation after the sum. Input and output [N, C, H, W]."""
+    """x + block(x), with padded 3x3 convolutions and no activation after the sum. Input and output [N, C, H, W]."""
 
-    def __init__(self, channels: int, norm: str, affine: bool, use_dropout: bool, use_bias: bool) -> None:
+    def __init__(self, channels: int, norm: Norm, affine: bool, use_dropout: bool, padding_type: str = "reflect") -> None:
         super().__init__()
-        first = [nn.ReflectionPad2d(1), nn.Conv2d(channels, channels, 3, bias=use_bias), norm_layer(norm, channels, affine)]
-        second = [nn.ReflectionPad2d(1), nn.Conv2d(channels, channels, 3, bias=use_bias), norm_layer(norm, channels, affine)]
+        _check("padding_type", padding_type, PADDING_TYPES)
+        bias = has_bias(norm)
+
+        def padded() -> list[nn.Module]:
+            if padding_type == "zero":
+                return [nn.Conv2d(channels, channels, 3, padding=1, bias=bias), norm_layer(norm, channels, affine)]
+            pad = nn.ReflectionPad2d(1) if padding_type == "reflect" else nn.ReplicationPad2d(1)
+            return [pad, nn.Conv2d(channels, channels, 3, bias=bias), norm_layer(norm, channels, affine)]
+
         dropout = [nn.Dropout(0.5)] if use_dropout else []
-        self.conv_block = nn.Sequential(*first, nn.ReLU(), *dropout, *second)
+        self.conv_block = nn.Sequential(*padded(), nn.ReLU(), *dropout, *padded())
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.conv_block(x)
@@ -101,8 +118,9 @@ class ResidualBlock(nn.Module):
 class Generator(nn.Module):
     """The ResNet generator of CycleGAN (``resnet_9blocks`` by default): [N, input_nc, H, W] in, [N, output_nc, H, W] in [-1, 1] out.
 
-    H and W must be multiples of 4 and at least 8. The state_dict keys are those of the official ``ResnetGenerator``.
-    Raises ValueError for an unknown ``norm`` or ``upsample``, and for counts below 1 (``n_blocks`` may be 0).
+    H and W must be multiples of 4 and at least 8. The state_dict keys are those of the official ``ResnetGenerator``. ``padding_type`` is
+    that of the residual blocks. Raises ValueError for an unknown ``norm``, ``upsample`` or ``padding_type``, and for counts below 1
+    (``n_blocks`` may be 0).
     """
 
     size_multiple = 4
@@ -113,16 +131,17 @@ class Generator(nn.Module):
         output_nc: int = 3,
         ngf: int = 64,
         n_blocks: int = 9,
-        norm: str = "instance",
+        norm: Norm = "instance",
         affine: bool = False,
         use_dropout: bool = False,
         upsample: str = "transpose",
+        padding_type: str = "reflect",
     ) -> None:
         super().__init__()
         _check("upsample", upsample, UPSAMPLES)
         if min(input_nc, output_nc, ngf) < 1 or n_blocks < 0:
             raise ValueError(f"Generator: input_nc={input_nc}, output_nc={output_nc}, ngf={ngf}, n_blocks={n_blocks} must be positive")
-        use_bias = norm == "instance"
+        use_bias = has_bias(norm)
 
         def normed(conv: nn.Module, channels: int) -> list[nn.Module]:
             return [conv, norm_layer(norm, channels, affine), nn.ReLU()]
@@ -135,7 +154,7 @@ class Generator(nn.Module):
         layers = [nn.ReflectionPad2d(3), *normed(nn.Conv2d(input_nc, ngf, 7, bias=use_bias), ngf)]
         for width in (2 * ngf, 4 * ngf):
             layers += normed(nn.Conv2d(width // 2, width, 3, stride=2, padding=1, bias=use_bias), width)
-        layers += [ResidualBlock(4 * ngf, norm, affine, use_dropout, use_bias) for _ in range(n_blocks)]
+        layers += [ResidualBlock(4 * ngf, norm, affine, use_dropout, padding_type) for _ in range(n_blocks)]
         for width in (4 * ngf, 2 * ngf):
             layers += normed(up(width), width // 2)
         layers += [nn.ReflectionPad2d(3), nn.Conv2d(ngf, output_nc, 7), nn.Tanh()]
@@ -152,10 +171,20 @@ class UnetBlock(nn.Module):
     makes the two the same function with the same gradient.
     """
 
-    def __init__(self, outer: int, inner: int, below: nn.Module | None, norm: str, *, input_nc: int | None = None, dropout: bool = False):
+    def __init__(
+        self,
+        outer: int,
+        inner: int,
+        below: nn.Module | None,
+        norm: Norm,
+        affine: bool = False,
+        *,
+        input_nc: int | None = None,
+        dropout: bool = False,
+    ) -> None:
         super().__init__()
         self.outermost = input_nc is not None
-        use_bias = norm == "instance"
+        use_bias = has_bias(norm)
         down = nn.Conv2d(outer if input_nc is None else input_nc, inner, 4, stride=2, padding=1, bias=use_bias)
         up_in = inner if below is None else 2 * inner
         up = nn.ConvTranspose2d(up_in, outer, 4, stride=2, padding=1, bias=use_bias or self.outermost)
@@ -163,9 +192,9 @@ class UnetBlock(nn.Module):
             assert below is not None
             layers = [down, below, nn.ReLU(), up, nn.Tanh()]
         elif below is None:
-            layers = [nn.LeakyReLU(0.2), down, nn.ReLU(), up, norm_layer(norm, outer)]
+            layers = [nn.LeakyReLU(0.2), down, nn.ReLU(), up, norm_layer(norm, outer, affine)]
         else:
-            layers = [nn.LeakyReLU(0.2), down, norm_layer(norm, inner), below, nn.ReLU(), up, norm_layer(norm, outer)]
+            layers = [nn.LeakyReLU(0.2), down, norm_layer(norm, inner, affine), below, nn.ReLU(), up, norm_layer(norm, outer, affine)]
             layers += [nn.Dropout(0.5)] if dropout else []
         self.model = nn.Sequential(*layers)
 
@@ -180,18 +209,25 @@ class UnetGenerator(nn.Module):
     """
 
     def __init__(
-        self, input_nc: int = 3, output_nc: int = 3, num_downs: int = 8, ngf: int = 64, norm: str = "instance", use_dropout: bool = False
+        self,
+        input_nc: int = 3,
+        output_nc: int = 3,
+        num_downs: int = 8,
+        ngf: int = 64,
+        norm: Norm = "instance",
+        use_dropout: bool = False,
+        affine: bool = False,
     ) -> None:
         super().__init__()
         if num_downs < 5:
             raise ValueError(f"UnetGenerator: num_downs must be at least 5, got {num_downs}")
         self.size_multiple = 2**num_downs
-        block = UnetBlock(8 * ngf, 8 * ngf, None, norm)
+        block = UnetBlock(8 * ngf, 8 * ngf, None, norm, affine)
         for _ in range(num_downs - 5):
-            block = UnetBlock(8 * ngf, 8 * ngf, block, norm, dropout=use_dropout)
+            block = UnetBlock(8 * ngf, 8 * ngf, block, norm, affine, dropout=use_dropout)
         for width in (4 * ngf, 2 * ngf, ngf):
-            block = UnetBlock(width, 2 * width, block, norm)
-        self.model = UnetBlock(output_nc, ngf, block, norm, input_nc=input_nc)
+            block = UnetBlock(width, 2 * width, block, norm, affine)
+        self.model = UnetBlock(output_nc, ngf, block, norm, affine, input_nc=input_nc)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.model(x)
@@ -203,17 +239,17 @@ class Discriminator(nn.Module):
     The state_dict keys are those of the official ``NLayerDiscriminator``. Raises ValueError for an unknown ``norm`` or a count below 1.
     """
 
-    def __init__(self, input_nc: int = 3, ndf: int = 64, n_layers: int = 3, norm: str = "instance") -> None:
+    def __init__(self, input_nc: int = 3, ndf: int = 64, n_layers: int = 3, norm: Norm = "instance", affine: bool = False) -> None:
         super().__init__()
         if min(input_nc, ndf, n_layers) < 1:
             raise ValueError(f"Discriminator: input_nc={input_nc}, ndf={ndf}, n_layers={n_layers} must be positive")
-        use_bias = norm == "instance"
+        use_bias = has_bias(norm)
         layers: list[nn.Module] = [nn.Conv2d(input_nc, ndf, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         width = ndf
         for n in range(1, n_layers + 1):
             previous, width = width, ndf * min(2**n, 8)
             conv = nn.Conv2d(previous, width, 4, stride=2 if n < n_layers else 1, padding=1, bias=use_bias)
-            layers += [conv, norm_layer(norm, width), nn.LeakyReLU(0.2)]
+            layers += [conv, norm_layer(norm, width, affine), nn.LeakyReLU(0.2)]
         self.model = nn.Sequential(*layers, nn.Conv2d(width, 1, 4, stride=1, padding=1))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -223,14 +259,14 @@ class Discriminator(nn.Module):
 class PixelDiscriminator(nn.Module):
     """The 1x1 PatchGAN, which judges each pixel by itself: [N, input_nc, H, W] in, [N, 1, H, W] logits out."""
 
-    def __init__(self, input_nc: int = 3, ndf: int = 64, norm: str = "instance") -> None:
+    def __init__(self, input_nc: int = 3, ndf: int = 64, norm: Norm = "instance", affine: bool = False) -> None:
         super().__init__()
-        use_bias = norm == "instance"
+        use_bias = has_bias(norm)
         self.net = nn.Sequential(
             nn.Conv2d(input_nc, ndf, 1),
             nn.LeakyReLU(0.2),
             nn.Conv2d(ndf, 2 * ndf, 1, bias=use_bias),
-            norm_layer(norm, 2 * ndf),
+            norm_layer(norm, 2 * ndf, affine),
             nn.LeakyReLU(0.2),
             nn.Conv2d(2 * ndf, 1, 1, bias=use_bias),
         )

@@ -26,6 +26,7 @@ ALLOWED = {
     "flow": {"reference", "kernels"},
     "blocks": {"reference", "kernels", "flow"},
     "networks": {"reference", "kernels", "flow", "blocks"} | FREE,
+    "compat": {"reference", "networks"},
     "counters": {"kernels", "networks"},
     "waves": {"kernels", "counters"},
     "compile_kernels": {"kernels", "networks", "counters", "waves"},
