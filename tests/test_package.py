@@ -35,7 +35,11 @@ ALLOWED = {
     "losses": set(),
     "recipes": {"reference", "losses", "networks", "passes", "image_pool", "data", "recipes"} | FREE,
     "engine": {"engine", "recipes", "passes", "networks", "data", "kernels"} | FREE,
-    "checkpoint": FREE,
+    "tensor_files": FREE,
+    "architecture": {"networks"},
+    "checkpoint": {"tensor_files"} | FREE,
+    "loading": {"architecture", "checkpoint", "tensor_files"} | FREE,
+    "inspect_checkpoint": {"architecture", "tensor_files"} | FREE,
     "report": {"checkpoint"} | FREE,
     "console": set(),
 }
