@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastcyclegan.config import TrainConfig, from_dict
+from fastcyclegan.config import TrainConfig, from_dict, to_dict
 from fastcyclegan.errors import UserError
 from fastcyclegan.tensor_files import load_tensors
 
@@ -41,6 +41,12 @@ def read_config(run: Path) -> TrainConfig | None:
         return from_dict(json.loads(file.read_text()))
     except (UserError, OSError, ValueError) as error:
         raise UserError(f"{file}: not a configuration of a run: {error}") from None
+
+
+def write_config(run: Path, config: TrainConfig) -> None:
+    """Write ``config`` as config.json. Raises OSError where the disk refuses."""
+    text = json.dumps(to_dict(config), indent=2) + "\n"
+    write_atomically(run / CONFIG, lambda partial: partial.write_text(text))
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import tyro
 
+from fastcyclegan.api import CycleGAN
 from fastcyclegan.checkpoint import read_config
 from fastcyclegan.config import BUILTIN, RunConfig, TrainConfig, to_dict, with_changes
 from fastcyclegan.console import Console
@@ -27,7 +28,6 @@ from fastcyclegan.inspect_checkpoint import InspectConfig, describe
 from fastcyclegan.loading import settings_of
 from fastcyclegan.report import PAGE, to_pixels
 from fastcyclegan.trainer import Trainer
-from fastcyclegan.trainer import train as train_run
 from fastcyclegan.translate import TranslateConfig
 from fastcyclegan.translate import translate as translate_pictures
 
@@ -147,6 +147,7 @@ def _print_config(config: TrainConfig, console: Console) -> None:
 def _score_builtin(trainer: Trainer, console: Console) -> None:
     """Print how well the held-out pictures of the built-in dataset were translated."""
     run = trainer.run
+    assert run.pictures is not None
     held_out = {"A": run.pictures.test_A, "B": run.pictures.test_B}
     real = {side: np.stack([np.asarray(open_picture(path)) for path in paths]) for side, paths in held_out.items()}
     console.say(f"built-in dataset, {len(real['A'])} held-out pictures a side, small networks made for it alone:")
@@ -167,7 +168,7 @@ def _train(args: Sequence[str] | None) -> int:
     if config.run.dry_run:
         _print_config(config, console)
         return 0
-    trainer = train_run(config, console)
+    trainer = CycleGAN(config).train(console)
     run = trainer.run
     if trainer.stop is not None:
         where = run.config.run.checkpoints_dir
@@ -181,7 +182,8 @@ def _train(args: Sequence[str] | None) -> int:
         console.say(f"nothing left to train: iteration {run.iteration} is done, and the end is {run.last}")
     else:
         console.say(f"done: iteration {run.iteration} of {run.last}")
-    console.say(f"pictures: {run.folder / 'samples'} and {run.folder / PAGE}")
+    if run.folder is not None:
+        console.say(f"pictures: {run.folder / 'samples'} and {run.folder / PAGE}")
     return 0
 
 

@@ -37,6 +37,10 @@ class Console:
     def is_terminal(self) -> bool:
         return self._rich.is_terminal
 
+    @property
+    def seconds_between_lines(self) -> float:
+        return 1.0 if self.is_terminal else 10.0
+
     def say(self, line: str) -> None:
         """Print one line (above the live one)."""
         try:
@@ -77,3 +81,15 @@ class Console:
 
     def __exit__(self, *_: object) -> None:
         self.end_progress()
+
+
+class QuietConsole(Console):
+    """A console that prints nothing; what is logged is heard by callbacks, once a second."""
+
+    seconds_between_lines = 1.0
+
+    def say(self, line: str) -> None:
+        pass
+
+    def progress(self, done: int, total: int, text: str) -> None:
+        pass

@@ -3,33 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fastcyclegan import checkpoint, loading
-from fastcyclegan.checkpoint import CONFIG
 from fastcyclegan.config import FIXED_SIZE, DataConfig, TrainConfig, to_dict
 from fastcyclegan.data import toy
 from fastcyclegan.data.loaders import Choice, check_cache, choose, make_loader
-from fastcyclegan.data.picture import Fit
-from fastcyclegan.data.plan import Plan
+from fastcyclegan.data.picture import Fit, load_pixels, take_view
+from fastcyclegan.data.plan import Plan, View
 from fastcyclegan.data.scan import Needs, Pictures, find_pictures, fingerprint
-from fastcyclegan.data.source import Loader, Say, Source
+from fastcyclegan.data.source import Loader, Say, Source, to_unit_range
+from fastcyclegan.data.tensors import TensorLoader, Wants
 from fastcyclegan.engine import Engine, require_impl, resolve_device, resolve_precision, why_not_compiled
 from fastcyclegan.errors import UserError
 from fastcyclegan.recipes.cyclegan import GENERATORS, CycleGAN, build_networks
-from fastcyclegan.report import CURVES, PAGE, STATS
+from fastcyclegan.run_folder import DATASET, choose_folder, open_folder
 from fastcyclegan.tensor_files import load_tensors
 
-DATASET = "dataset"
 STATE_VERSION = 1
+TENSORS = "the caller"
+"""What reads pictures where tensors are given."""
 
 # Settings that a state was made with and cannot be continued without: they fix the samples, their order and the pools.
 FIXED = (
@@ -39,82 +38,19 @@ FIXED = (
 )
 
 
-def _default_name(config: TrainConfig) -> str:
-    """Return the dataset's name and the first number that is free."""
-    data = config.data
-    if data.is_builtin:
-        stem = "shapes"
-    elif data.dataroot is not None:
-        stem = data.dataroot.resolve().name
-    else:
-        stem = "2".join(folder.resolve().name for folder in (data.data_A, data.data_B) if folder is not None)
-    folder = config.run.checkpoints_dir
-    taken = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    number = 1
-    while f"{stem}_{number}" in taken:
-        number += 1
-    return f"{stem}_{number}"
-
-
-def _is_run(folder: Path) -> bool:
-    return (folder / CONFIG).exists() or (folder / checkpoint.STATE).exists() or bool(checkpoint.saved_epochs(folder))
-
-
-def _remove_run(folder: Path) -> None:
-    """Delete what a run leaves in its folder, and nothing else that may lie there."""
-    for name in (CONFIG, checkpoint.STATE, STATS, PAGE, CURVES):
-        (folder / name).unlink(missing_ok=True)
-    for file in folder.glob("*_net_*.pth"):
-        file.unlink()
-    for name in ("samples", "tensorboard", DATASET):
-        shutil.rmtree(folder / name, ignore_errors=True)
-
-
-def choose_folder(config: TrainConfig) -> tuple[Path, TrainConfig]:
-    """Return the run's folder and ``config`` with its name; changes nothing. Raises UserError for a name that is taken or missing."""
-    run = config.run
-    if run.continue_train and run.name is None:
-        runs = [path.name for path in sorted(run.checkpoints_dir.glob("*")) if _is_run(path)]
-        raise UserError(f"--continue_train needs --name; runs in {run.checkpoints_dir}: {', '.join(runs) or 'none'}")
-    name = run.name or _default_name(config)
-    folder = run.checkpoints_dir / name
-    if run.continue_train and not (folder.is_dir() and _is_run(folder)):
-        raise UserError(f"{folder}: no run to continue (neither {checkpoint.STATE} nor *_net_*.pth)")
-    if folder.is_symlink() and not folder.exists():
-        raise UserError(f"{folder} is a link to nothing; use another --name")
-    if folder.exists() and not run.continue_train and (not folder.is_dir() or any(folder.iterdir())):
-        if not run.overwrite:
-            raise UserError(f"{folder} exists: use --continue_train, --overwrite or another --name")
-        if not folder.is_dir() or not _is_run(folder):
-            raise UserError(f"{folder} is not a run's folder, so --overwrite leaves it alone; use another --name")
-    return folder, dataclasses.replace(config, run=dataclasses.replace(run, name=name))
-
-
-def open_folder(folder: Path, overwrite: bool) -> None:
-    """Make the run's folder, or with ``overwrite`` empty it of its old run. Raises UserError where it cannot be written."""
-    try:
-        if overwrite and folder.exists():
-            _remove_run(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        checkpoint.remove_partials(folder)
-        probe = folder / ".writable.partial"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"{folder}: cannot write there: {error.strerror or error}") from None
-
-
 @dataclass
 class Run:
     """Everything that the training loop works with."""
 
     config: TrainConfig
-    folder: Path
-    pictures: Pictures
+    folder: Path | None
+    """Where its files are kept; None keeps none."""
+    pictures: Pictures | None
+    """None where the caller gives tensors."""
     data: DataConfig
     plan: Plan
-    loader: Loader
-    choice: Choice
+    loader: Loader | TensorLoader
+    choice: Choice | None
     engine: Engine
     first: int
     """Iteration (from 0, counted from epoch 1) at which the run was first started: epoch_count decides it."""
@@ -138,69 +74,145 @@ class Run:
 
     def state(self, extra: dict[str, Any]) -> dict[str, Any]:
         """Return a copy of everything that the next iteration depends on."""
-        pictures = self.pictures
         place = {
             "version": STATE_VERSION,
             "iteration": self.iteration,
             "first": self.first,
-            "pictures": [fingerprint(pictures.train_A), fingerprint(pictures.train_B)],
-            "loader": self.choice.kind,
-            "config": to_dict(_with_absolute_paths(self.config)),
+            "pictures": self.fingerprints(),
+            "loader": self.choice.kind if self.choice is not None else TENSORS,
+            "config": to_dict(with_absolute_paths(self.config)),
         }
         return {**place, "extra": extra, **checkpoint.to_cpu(self.engine.state_dict())}
 
+    def fingerprints(self) -> list[str] | None:
+        """Return what tells the training pictures from others."""
+        return None if self.pictures is None else [fingerprint(self.pictures.train_A), fingerprint(self.pictures.train_B)]
 
-def start(config: TrainConfig, say: Say, progress: Callable[[int, int], None] | None = None) -> Run:
+    def pictures_to_show(self, most: int) -> list[tuple[str, str, Tensor]]:
+        """Return (own side, other side, picture [1, C, H, W]) of up to ``most`` pictures a side: held-out ones, else training ones."""
+        if isinstance(self.loader, TensorLoader):
+            return [
+                (here, there, x) for here, there, images in zip("AB", "BA", self.loader.first, strict=True) for x in images[:most].split(1)
+            ]
+        assert self.pictures is not None
+        sides = (
+            ("A", "B", self.pictures.test_A or self.pictures.train_A, self.config.model.input_nc),
+            ("B", "A", self.pictures.test_B or self.pictures.train_B, self.config.model.output_nc),
+        )
+        rows = min(most, *(len(paths) for _, _, paths, _ in sides))
+        shown = []
+        for here, there, paths, channels in sides:
+            fit = Fit.of(self.data, channels, self.config.model.size_multiple)
+            for path in paths[:rows]:
+                pixels = take_view(load_pixels(path, fit), fit, View(0.5, 0.5, False))
+                shown.append((here, there, to_unit_range(torch.from_numpy(pixels.copy())[None], self.engine.device)))
+        return shown
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the caller of ``start`` has already: networks that are initialised, loaders of its own, a state to go on from.
+
+    ``files``: whether the run keeps files, in the folder that its configuration names.
+    """
+
+    nets: dict[str, nn.Module] | None = None
+    loaders: tuple[Iterable[Any], Iterable[Any] | None] | None = None
+    iterations_per_epoch: int | None = None
+    state: dict[str, Any] | None = None
+    files: bool = True
+
+
+def start(config: TrainConfig, say: Say, progress: Callable[[int, int], None] | None = None, given: Given = Given()) -> Run:
     """Set up the run that ``config`` describes. Raises UserError for whatever the user can put right, before anything is changed."""
     device = resolve_device(config.run)
     require_impl(config.model.impl, device)
-    folder, config = choose_folder(config)
+    folder: Path | None = None
+    if given.files:
+        folder, config = choose_folder(config)
     reason = why_not_compiled(device) if config.run.compile else ""
     compiled = config.run.compile and not reason
     precision = resolve_precision(config.run.precision, device, compiled)
     # All that can fail comes before the folder: a run that cannot start leaves none, and replaces none.
-    choice = choose(config.data.loader, device, config.data.num_threads)
+    choice = None if given.loaders else choose(config.data.loader, device, config.data.num_threads)
     check_cache(config.data.cache, device)
     torch.manual_seed(config.run.seed)
-    options, fixed = config.engine, config.data.preprocess in FIXED_SIZE
     _check_engine(config, device)
-    nets = _networks_that_fit(config)
-    engine = Engine(CycleGAN.from_config(config), nets, config.optim, device, precision, compiled, options, say=say, fixed_sizes=fixed)
-    pictures, loader, data = _load(config, folder, choice, device, say, progress)
-    largest = max(len(pictures.train_A), len(pictures.train_B))
-    if data.batch_size > largest:
-        say(f"batch_size {data.batch_size} is more than the {largest} pictures there are, so every batch holds {largest}")
+    nets = given.nets or networks_that_fit(config)
+    fixed = given.loaders is None and config.data.preprocess in FIXED_SIZE
+    recipe = CycleGAN.from_config(config)
+    engine = Engine(recipe, nets, config.optim, device, precision, compiled, config.engine, say=say, fixed_sizes=fixed)
+    pictures: Pictures | None = None
+    loader: Loader | TensorLoader
+    if choice is None:
+        loader, data = _load_tensors(config, device, given)
+        if folder is not None:
+            open_folder(folder, config.run.overwrite)
+    else:
+        pictures, loader, data = _load(config, folder, choice, device, say, progress)
+    _say_what_differs(config, data, loader.plan, reason, compiled, say)
+    plan = loader.plan
+    first = (config.optim.epoch_count - 1) * plan.iterations_per_epoch
+    run = Run(config, folder, pictures, data, plan, loader, choice, engine, first, first, {}, {})
+    run.table = _table(run)
+    if given.state is not None:
+        _take_up(run, given.state, "the state before", say)
+    elif config.run.continue_train:
+        _resume(run, say)
+    if run.iteration < run.last and folder is not None:
+        _write_config(folder, config)
+    return run
+
+
+def _say_what_differs(config: TrainConfig, data: DataConfig, plan: Plan, reason: str, compiled: bool, say: Say) -> None:
+    """Say what is otherwise than asked for, and what will take long."""
+    if data.batch_size > len(plan):
+        say(f"batch_size {data.batch_size} is more than the {len(plan)} pictures there are, so every batch holds {len(plan)}")
     if reason:
         say(f"--compile: {reason}; training goes on uncompiled")
     if compiled:
         say("--compile: the first iteration compiles, which takes minutes on a processor; later starts take it from the cache")
-    plan = loader.plan
-    first = (config.optim.epoch_count - 1) * plan.iterations_per_epoch
-    table = {
-        "pictures": f"{len(pictures.train_A)} of A and {len(pictures.train_B)} of B to train with, "
-        f"{len(pictures.test_A)} and {len(pictures.test_B)} held out",
-        "samples": f"{data.preprocess}, {_size(data)}, batch {data.batch_size}, {plan.iterations_per_epoch} iterations an epoch",
-        "loader": str(choice),
-        "networks": _networks(config, engine),
-        "learning rate": _learning_rate(config, min(data.batch_size, largest)),
-        **engine.describe(),
+
+
+def _table(run: Run) -> dict[str, str]:
+    config, data, pictures = run.config, run.data, run.pictures
+    if pictures is None:
+        counts = f"batches of {run.plan.batch_size}, {run.plan.iterations_per_epoch} iterations an epoch"
+        samples = {"samples": f"from the caller's loaders, {counts}"}
+    else:
+        held_out = f"{len(pictures.test_A)} and {len(pictures.test_B)} held out"
+        samples = {
+            "pictures": f"{len(pictures.train_A)} of A and {len(pictures.train_B)} of B to train with, {held_out}",
+            "samples": f"{data.preprocess}, {_size(data)}, batch {data.batch_size}, {run.plan.iterations_per_epoch} iterations an epoch",
+            "loader": str(run.choice),
+        }
+    return {
+        **samples,
+        "networks": _networks(config, run.engine),
+        "learning rate": _learning_rate(config, min(data.batch_size, len(run.plan))),
+        **run.engine.describe(),
     }
-    run = Run(config, folder, pictures, data, plan, loader, choice, engine, first, first, {}, table)
-    if config.run.continue_train:
-        _resume(run, say)
-    if run.iteration >= run.last:
-        return run
-    text = json.dumps(to_dict(_with_absolute_paths(config)), indent=2) + "\n"
+
+
+def _write_config(folder: Path, config: TrainConfig) -> None:
     try:
-        checkpoint.write_atomically(folder / CONFIG, lambda partial: partial.write_text(text))
+        checkpoint.write_config(folder, with_absolute_paths(config))
     except OSError as error:
         raise UserError(f"{folder}: cannot write there: {error.strerror or error}") from None
-    return run
+
+
+def _load_tensors(config: TrainConfig, device: torch.device, given: Given) -> tuple[TensorLoader, DataConfig]:
+    """Make the loader of the caller's loaders, and say in the configuration what they hold."""
+    assert given.loaders is not None
+    model = config.model
+    wants = Wants((model.input_nc, model.output_nc), model.size_multiple, model.least_side)
+    loader = TensorLoader(*given.loaders, wants, device, config.run.seed, given.iterations_per_epoch)
+    return loader, dataclasses.replace(config.data, batch_size=loader.batch_size, preprocess="crop")
 
 
 def _load(
     config: TrainConfig,
-    folder: Path,
+    folder: Path | None,
     choice: Choice,
     device: torch.device,
     say: Say,
@@ -209,21 +221,23 @@ def _load(
     """Find and check the pictures, make their loader, and open the run's folder, where the built-in ones are drawn."""
     data = config.data
     if data.is_builtin:
+        assert folder is not None, "the built-in pictures are drawn into the run's folder"
         open_folder(folder, config.run.overwrite)
         toy.write(folder / DATASET, config.run.seed)
         data, progress = dataclasses.replace(data, dataroot=folder / DATASET), None
     pictures = find_pictures(data, config.run.seed, say, progress, Needs(config.model.size_multiple, config.model.least_side))
     a, b = _sources(data, config, pictures)
-    inside = [path for path in (*a.paths, *b.paths) if path.resolve().is_relative_to(folder.resolve())]
-    if inside and config.run.overwrite and not config.data.is_builtin:
-        raise UserError(f"--overwrite would delete its own pictures: {inside[0]} lies in {folder}")
+    if folder is not None:
+        inside = [path for path in (*a.paths, *b.paths) if path.resolve().is_relative_to(folder.resolve())]
+        if inside and config.run.overwrite and not config.data.is_builtin:
+            raise UserError(f"--overwrite would delete its own pictures: {inside[0]} lies in {folder}")
     loader = make_loader(choice, a, b, _plan(config, pictures), device, data, say)
-    if not config.data.is_builtin:
+    if folder is not None and not config.data.is_builtin:
         open_folder(folder, config.run.overwrite)
     return pictures, loader, data
 
 
-def _networks_that_fit(config: TrainConfig) -> dict[str, nn.Module]:
+def networks_that_fit(config: TrainConfig) -> dict[str, nn.Module]:
     """Return the networks, initialised. Raises UserError where they are larger than the memory."""
     try:
         return build_networks(config.model)
@@ -233,7 +247,7 @@ def _networks_that_fit(config: TrainConfig) -> dict[str, nn.Module]:
         raise UserError(f"{model.netG} with ngf {model.ngf} and {model.netD} with ndf {model.ndf} cannot be made: {reason}") from None
 
 
-def _with_absolute_paths(config: TrainConfig) -> TrainConfig:
+def with_absolute_paths(config: TrainConfig) -> TrainConfig:
     """Return ``config`` with its pictures' folders as they are found from anywhere."""
     data = config.data
     folders = {name: getattr(data, name) for name in ("dataroot", "data_A", "data_B")}
@@ -280,18 +294,26 @@ def _sources(data: DataConfig, config: TrainConfig, pictures: Pictures) -> tuple
     return Source(pictures.train_A, fit_A, pictures.checked), Source(pictures.train_B, fit_B, pictures.checked)
 
 
+def _architecture(config: TrainConfig) -> str:
+    return f"{config.model.netG} (ngf {config.model.ngf}, {config.model.norm} norm) of this run"
+
+
+def _take_up(run: Run, state: Any, source: Path | str, say: Say) -> None:
+    """Put ``run`` where ``state`` was taken."""
+    _check_state(state, run, source, say)
+    for name, net in run.engine.nets.items():
+        checkpoint.fit_weights(net, state["nets"][name], f"{source} ({name})", _architecture(run.config))
+    run.engine.load_state_dict(state)
+    run.iteration, run.first, run.extra = state["iteration"], state["first"], state["extra"]
+
+
 def _resume(run: Run, say: Say) -> None:
     """Put ``run`` where it stopped: from its state, else from official files, whose weights alone are known."""
     config, folder = run.config, run.folder
-    architecture = f"{config.model.netG} (ngf {config.model.ngf}, {config.model.norm} norm) of this run"
+    assert folder is not None
     state_file = folder / checkpoint.STATE
     if state_file.exists() and config.run.epoch == "latest":
-        state = load_tensors(state_file)
-        _check_state(state, run, state_file, say)
-        for name, net in run.engine.nets.items():
-            checkpoint.fit_weights(net, state["nets"][name], f"{state_file} ({name})", architecture)
-        run.engine.load_state_dict(state)
-        run.iteration, run.first, run.extra = state["iteration"], state["first"], state["extra"]
+        _take_up(run, load_tensors(state_file), state_file, say)
         say(f"continuing {folder} after iteration {run.iteration}")
         return
     files = {name: checkpoint.weights_file(folder, config.run.epoch, name) for name in run.engine.nets}
@@ -301,7 +323,7 @@ def _resume(run: Run, say: Say) -> None:
         raise UserError(f"{lacking[0]}: no such file; weights in {folder}: {there}")
     for name, file in files.items():
         network = loading.choose(loading.read_networks(file), file, generator=name in GENERATORS)
-        checkpoint.fit_weights(run.engine.nets[name], network.weights, file, architecture)
+        checkpoint.fit_weights(run.engine.nets[name], network.weights, file, _architecture(config))
     if run.engine.average is not None:
         run.engine.average.restart()
     say(
@@ -310,7 +332,7 @@ def _resume(run: Run, say: Say) -> None:
     )
 
 
-def _check_state(state: Any, run: Run, file: Path, say: Say) -> None:
+def _check_state(state: Any, run: Run, file: Path | str, say: Say) -> None:
     """Raise UserError where ``state`` is not of this version or not of this configuration; say where its pictures were others."""
     if not isinstance(state, dict) or state.get("version") != STATE_VERSION:
         raise UserError(f"{file}: not a state that this version can continue")
@@ -319,8 +341,8 @@ def _check_state(state: Any, run: Run, file: Path, say: Say) -> None:
         was, now = state["config"][group][name], ours[group][name]
         if was != now:
             raise UserError(f"{file}: {name} was {was} and cannot become {now} in the middle of a run")
-    now_A, now_B = fingerprint(run.pictures.train_A), fingerprint(run.pictures.train_B)
-    if state["pictures"] != [now_A, now_B]:
+    if state["pictures"] != run.fingerprints():
         say("the training pictures are not the ones that this run began with: it goes on with those that are there now")
-    if state.get("loader", run.choice.kind) != run.choice.kind:
-        say(f"pictures were read by {state['loader']} and are now by {run.choice.kind}, whose resizing differs by a level here and there")
+    kind = run.choice.kind if run.choice is not None else TENSORS
+    if state.get("loader", kind) != kind:
+        say(f"pictures were read by {state['loader']} and are now by {kind}, whose resizing differs by a level here and there")

@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from types import FrameType
 from typing import Any
 
@@ -20,16 +20,15 @@ from fastcyclegan.checkpoint import StateWriter, to_cpu
 from fastcyclegan.config import TrainConfig, to_dict
 from fastcyclegan.console import Console
 from fastcyclegan.data.folder import naming_dead_workers
-from fastcyclegan.data.picture import Fit, load_pixels, take_view
-from fastcyclegan.data.plan import View
-from fastcyclegan.data.source import Batch, to_unit_range
+from fastcyclegan.data.source import Batch
 from fastcyclegan.errors import UserError
 from fastcyclegan.report import Report, draw_grid, to_pixels
-from fastcyclegan.run import Run, start
+from fastcyclegan.run import Given, Run, start
 from fastcyclegan.schedule import Factor, make_schedule
 
 SAMPLE_ROWS = 4
 MAX_PENDING = 256
+Tick = Callable[[dict[str, Any]], object]
 
 
 class Every:
@@ -52,14 +51,30 @@ class Every:
         self.since, self.cost = time.monotonic(), cost
 
 
-class Trainer:
-    """Trains one run to its end, or until ``stop`` is set (to the signal that asked for it).
+class _NoReport:
+    """The report of a run that keeps no files."""
 
-    ``policy``, a function from steps taken to a factor, replaces the configured learning rate policy.
+    missing: tuple[str, ...] = ()
+
+    def add_stats(self, record: Mapping[str, Any]) -> None:
+        pass
+
+    def add_samples(self, iteration: int, grid: Any) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class Trainer:
+    """Trains one run to its end, or until ``stop`` is set (to the signal that asked for it, 0 for none).
+
+    ``policy``, a function from steps taken to a factor, replaces the configured learning rate policy. ``on_tick`` hears what each line of
+    the log says: iteration, epoch, every loss, lr, it/s and images/s.
     """
 
-    def __init__(self, run: Run, console: Console, policy: Factor | None = None) -> None:
-        self.run, self.console = run, console
+    def __init__(self, run: Run, console: Console, policy: Factor | None = None, on_tick: Tick = lambda record: None) -> None:
+        self.run, self.console, self.on_tick = run, console, on_tick
         self.names = run.engine.recipe.loss_names
         self.schedule = make_schedule(dataclasses.replace(run.config.optim, lr=run.config.scaled_lr(run.batch)), policy)
         self.schedule.load_state_dict(run.extra.get("schedule") or self.schedule.state_dict())
@@ -70,17 +85,20 @@ class Trainer:
         self.stop: int | None = None
         self.started_at = run.iteration
         self.sampled_at: int | None = None
-        self.shown = self._pictures_to_show()
+        # Read once, so that no later loss of files matters.
+        self.shown = [] if run.folder is None else run.pictures_to_show(SAMPLE_ROWS)
         self.images_since_log = 0
         options = run.config.run
-        self.log_due = Every(options.print_freq, 1.0 if console.is_terminal else 10.0)
+        self.log_due = Every(options.print_freq, console.seconds_between_lines)
         self.samples_due = Every(options.display_freq, 30.0, share=0.05)
         self.state_due = Every(options.save_latest_freq, 300.0, share=0.01)
-        self.writer = StateWriter(run.folder)
-        if "epoch_loss" in run.extra:
+        self.writer = StateWriter(run.folder) if run.folder is not None else None
+        if self.writer is not None and "epoch_loss" in run.extra and options.continue_train:
             self.writer.saved_iteration = run.iteration
         resume_at = run.iteration if options.continue_train else None
-        self.report = Report(run.folder, str(options.name), to_dict(run.config), self.names, resume_at)
+        self.report: Report | _NoReport = _NoReport()
+        if run.folder is not None:
+            self.report = Report(run.folder, str(options.name), to_dict(run.config), self.names, resume_at)
         if self.report.missing:
             console.say(f"{' and '.join(self.report.missing)} not installed, so there are no curves or events of it: pip install '.[log]'")
 
@@ -89,7 +107,8 @@ class Trainer:
         run = self.run
         self.log_started = time.monotonic()
         batches = self._batches()
-        with naming_dead_workers(), contextlib.closing(self.report), contextlib.closing(self.writer), contextlib.closing(batches):
+        writer = contextlib.nullcontext() if self.writer is None else contextlib.closing(self.writer)
+        with naming_dead_workers(), contextlib.closing(self.report), writer, contextlib.closing(batches):
             for batch in batches:
                 epoch, _ = run.plan.batch(run.iteration)
                 self.pending.append(run.engine.step(batch, self.schedule.lr(epoch)))
@@ -110,6 +129,8 @@ class Trainer:
                 self._finish()
                 if self.run.iteration == self.started_at:
                     raise
+                if self.writer is None:
+                    raise
                 raise UserError(f"{error} (saved after iteration {self.run.iteration}; --continue_train goes on from there)") from None
 
     def _after_step(self, epoch: int, images: int) -> None:
@@ -121,6 +142,8 @@ class Trainer:
             self._log(epoch)
         if run.iteration % run.plan.iterations_per_epoch == 0:
             self._end_epoch(epoch)
+        if self.writer is None:
+            return
         if self.samples_due.due(images):
             self._samples()
         if self.state_due.due(images) and not self.writer.busy:
@@ -136,7 +159,7 @@ class Trainer:
         if not values.isfinite().all():
             row, column = (~values.isfinite()).nonzero()[0].tolist()
             iteration = self.run.iteration - len(values) + row + 1
-            saved = self.writer.saved_iteration
+            saved = None if self.writer is None else self.writer.saved_iteration
             kept = "no state was saved yet" if saved is None else f"the state of iteration {saved} is kept in {self.run.folder}"
             raise UserError(f"loss {self.names[column]} is {values[row, column].item()} at iteration {iteration}; {kept}")
         generator = [i for i, name in enumerate(self.names) if not name.startswith("D_")]
@@ -165,27 +188,33 @@ class Trainer:
         self.warm = True
         self.console.progress(run.iteration - run.first, run.last - run.first, f"{head}  {speed}  {losses}")
         self.log_due.done()
+        self.on_tick(record)
 
     def _end_epoch(self, epoch: int) -> None:
         self._flush()
         self.schedule.end_epoch(self.epoch_loss / self.run.plan.iterations_per_epoch)
         self.epoch_loss = 0.0
         every = self.run.config.run.save_epoch_freq
-        if every and epoch % every == 0:
+        if self.writer is not None and every and epoch % every == 0:
             state = self.run.engine.state_dict()
             kept = to_cpu({name: state[name] for name in ("nets", "ema") if name in state})
             self.writer.write({"iteration": self.run.iteration, "optimizers": {}, **kept}, (str(epoch),), with_state=False)
 
     def _save(self, wait: bool = False) -> None:
         """Snapshot the state and have it written; a loss that is not finite ends the run before it can be saved."""
+        assert self.writer is not None
         started = time.monotonic()
-        self._flush()
-        state = self.run.state({"schedule": self.schedule.state_dict(), "epoch_loss": self.epoch_loss})
+        state = self.state()
         label = f"iter_{self.run.iteration}" if self.run.config.run.save_by_iter and not wait else "latest"
         self.writer.write(state, (label,))
         if wait:
             self.writer.wait()
         self.state_due.done(time.monotonic() - started)
+
+    def state(self) -> dict[str, Any]:
+        """Return a copy of everything that the next iteration depends on. Raises UserError where a loss is not finite."""
+        self._flush()
+        return self.run.state({"schedule": self.schedule.state_dict(), "epoch_loss": self.epoch_loss})
 
     def _samples(self) -> None:
         """Translate the same held-out pictures (training ones where there are none) both ways and back, and add them to the report."""
@@ -193,22 +222,6 @@ class Trainer:
         self.report.add_samples(self.run.iteration, draw_grid(self._sample_columns()))
         self.sampled_at = self.run.iteration
         self.samples_due.done(time.monotonic() - started)
-
-    def _pictures_to_show(self) -> list[tuple[str, str, Tensor]]:
-        """Return (own side, other side, picture [1, C, H, W]) of the first held-out pictures; read once, so that no later loss matters."""
-        run, model = self.run, self.run.config.model
-        sides = (
-            ("A", "B", run.pictures.test_A or run.pictures.train_A, model.input_nc),
-            ("B", "A", run.pictures.test_B or run.pictures.train_B, model.output_nc),
-        )
-        rows = min(SAMPLE_ROWS, *(len(paths) for _, _, paths, _ in sides))
-        shown = []
-        for here, there, paths, channels in sides:
-            fit = Fit.of(run.data, channels, model.size_multiple)
-            for path in paths[:rows]:
-                pixels = take_view(load_pixels(path, fit), fit, View(0.5, 0.5, False))
-                shown.append((here, there, to_unit_range(torch.from_numpy(pixels.copy())[None], run.engine.device)))
-        return shown
 
     def _sample_columns(self) -> dict[str, list[Any]]:
         columns: dict[str, list[Any]] = {}
@@ -227,6 +240,8 @@ class Trainer:
         if self.pending or self.since_log:
             self._log(run.plan.batch(run.iteration - 1)[0])
         self.console.end_progress()
+        if self.writer is None:
+            return
         self.writer.wait()
         if run.iteration != self.writer.saved_iteration or run.config.run.save_by_iter:
             self._save(wait=True)
@@ -263,17 +278,28 @@ def _on_signals(trainer: Trainer) -> Callable[[], None]:
     return restore
 
 
-def train(config: TrainConfig, console: Console, policy: Factor | None = None) -> Trainer:
-    """Train the run that ``config`` describes and return its trainer. Raises UserError for what the user can put right."""
+def train(
+    config: TrainConfig,
+    console: Console,
+    policy: Factor | None = None,
+    *,
+    given: Given = Given(),
+    on_tick: Callable[[Trainer, dict[str, Any]], object] = lambda trainer, record: None,
+    signals: bool = True,
+) -> Trainer:
+    """Train the run that ``config`` describes and return its trainer. Raises UserError for what the user can put right.
+
+    ``signals``: whether SIGINT, SIGTERM and SIGHUP end it after their iteration, with its files saved.
+    """
 
     def checking(done: int, total: int) -> None:
         if done % 500 == 0 and done:
             console.say(f"checked {done} of {total} pictures")
 
-    run = start(config, console.say, checking)
-    console.table(f"run {run.folder}", run.table)
-    trainer = Trainer(run, console, policy)
-    restore = _on_signals(trainer)
+    run = start(config, console.say, checking, given)
+    console.table(f"run {run.folder or 'without files'}", run.table)
+    trainer = Trainer(run, console, policy, lambda record: on_tick(trainer, record))
+    restore = _on_signals(trainer) if signals else lambda: None
     try:
         with console:
             trainer.train()

@@ -12,20 +12,20 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastcyclegan.config import Direction, RunConfig
 from fastcyclegan.console import Console
 from fastcyclegan.data.loaders import MOST_THREADS, choose, cores, make_reader
 from fastcyclegan.data.picture import BadPictureError, Fit
 from fastcyclegan.data.scan import list_pictures
-from fastcyclegan.data.source import Job, Row, to_unit_range
+from fastcyclegan.data.source import Job, Row
 from fastcyclegan.engine import require_impl, resolve_device, resolve_precision
 from fastcyclegan.errors import UserError
+from fastcyclegan.images import Translator
 from fastcyclegan.loading import find_weights, load_generator
-from fastcyclegan.report import draw_grid, save_image, to_image, to_pixels
+from fastcyclegan.report import draw_grid, save_image, to_image
 
 GRID_NAME = "before_after.png"
 GRID_ROWS = 8
@@ -80,36 +80,6 @@ class TranslateConfig:
             raise UserError(f"resize must be at least 1, got {self.resize}")
         if self.num_threads is not None and self.num_threads < 1:
             raise UserError(f"num_threads must be at least 1, got {self.num_threads}")
-
-
-def pad_to_multiple(pixels: Tensor, multiple: int) -> Tensor:
-    """Return [H, W, C] reflected at the right and the bottom to the next multiples, at least 8 pixels a side."""
-    for axis in (0, 1):
-        side = pixels.shape[axis]
-        room = max(-(-side // multiple) * multiple, 8) - side
-        if room:
-            index = torch.from_numpy(np.pad(np.arange(side), (0, room), mode="reflect"))
-            pixels = pixels.index_select(axis, index.to(pixels.device))
-    return pixels
-
-
-class Translator:
-    """Applies a generator to uint8 pictures [H, W, C] of any size, on the host or on its device."""
-
-    def __init__(self, net: nn.Module, device: torch.device, precision: str) -> None:
-        self.net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.device, self.precision = device, precision
-        first = next(p for p in net.parameters() if p.dim() == 4)
-        self.channels, self.multiple = first.shape[1], int(getattr(net, "size_multiple", 4))
-
-    @torch.inference_mode()
-    def __call__(self, pictures: list[Tensor]) -> list[NDArray[np.uint8]]:
-        """Translate pictures that are equal in size once padded; each comes back in its own size."""
-        padded = torch.stack([pad_to_multiple(picture, self.multiple) for picture in pictures])
-        images: Tensor = to_unit_range(padded, self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            result = to_pixels(self.net(images))
-        return [out[: picture.shape[0], : picture.shape[1]] for out, picture in zip(result, pictures, strict=True)]
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,10 @@ from PIL import Image
 from fastcyclegan.checkpoint import save_weights
 from fastcyclegan.console import Console
 from fastcyclegan.errors import UserError
+from fastcyclegan.images import Translator, pad_to_multiple
 from fastcyclegan.loading import load_generator
 from fastcyclegan.networks import Generator, UnetGenerator
-from fastcyclegan.translate import TranslateConfig, Translator, pad_to_multiple, plan_outputs, translate
+from fastcyclegan.translate import TranslateConfig, plan_outputs, translate
 
 CPU = torch.device("cpu")
 

@@ -67,6 +67,14 @@ def _eight_bits(image: Image.Image, channels: int) -> Image.Image:
     return image.convert("L" if channels == 1 else "RGB")
 
 
+def upright(image: Image.Image, channels: int = 3) -> Image.Image:
+    """Return ``image`` turned as its EXIF data says, in mode RGB (3 channels) or L (1). Raises BadPictureError where that cannot be."""
+    try:
+        return _eight_bits(ImageOps.exif_transpose(image), channels)
+    except (ValueError, OSError) as error:
+        raise BadPictureError("the picture", " ".join(str(error).split())) from None
+
+
 def open_picture(path: Path | str, channels: int = 3) -> Image.Image:
     """Return the decoded picture, upright, in mode RGB (3 channels) or L (1). Raises BadPictureError for whatever goes wrong."""
     try:

@@ -1,0 +1,279 @@
+"""CycleGAN as an object: made, fitted, used, saved and loaded from Python. Nothing is printed, written or set elsewhere unless asked for.
+
+The command line is a shell over it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastcyclegan import checkpoint
+from fastcyclegan.checkpoint import read_config, save_tensors, save_weights, saved_epochs, weights_file, write_config
+from fastcyclegan.config import Direction, TrainConfig, with_changes
+from fastcyclegan.console import Console, QuietConsole
+from fastcyclegan.engine import resolve_device, resolve_precision
+from fastcyclegan.errors import UserError
+from fastcyclegan.images import Picture, translate_pictures
+from fastcyclegan.loading import choose, read_networks, settings_of
+from fastcyclegan.recipes.cyclegan import GENERATORS
+from fastcyclegan.run import Given, networks_that_fit, with_absolute_paths
+from fastcyclegan.tensor_files import load_tensors
+from fastcyclegan.trainer import Trainer, train
+
+Record = dict[str, Any]
+Callback = Callable[["CycleGAN", Record], object]
+# What belongs to one start of a run and not to its configuration.
+_ONE_START = {"continue_train": False, "overwrite": False, "dry_run": False, "epoch": "latest"}
+
+
+def _group_of(name: str) -> str:
+    """Return the group of the configuration that has the setting ``name``. Raises TypeError, with the nearest names, for an unknown one."""
+    defaults = TrainConfig()
+    fields = {group.name: dataclasses.fields(getattr(defaults, group.name)) for group in dataclasses.fields(defaults)}
+    groups = {field.name: group for group, members in fields.items() for field in members}
+    if name not in groups:
+        near = difflib.get_close_matches(name, groups, n=3)
+        meant = f"; did you mean {', '.join(near)}?" if near else ""
+        raise TypeError(f"CycleGAN has no setting {name!r}{meant}")
+    return groups[name]
+
+
+def _changed(config: TrainConfig, settings: Mapping[str, Any]) -> TrainConfig:
+    changes: dict[str, dict[str, Any]] = {}
+    for name, value in settings.items():
+        path = isinstance(value, str) and name in ("dataroot", "data_A", "data_B", "checkpoints_dir")
+        changes.setdefault(_group_of(name), {})[name] = Path(value) if path else value
+    return with_changes(config, changes)
+
+
+@contextlib.contextmanager
+def _kept_globals() -> Iterator[None]:
+    """Put back the settings of the process that training changes: torch's random state, and cuDNN's benchmark switch."""
+    benchmark = torch.backends.cudnn.benchmark
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        torch.backends.cudnn.benchmark = benchmark
+
+
+class CycleGAN:
+    """Four networks, and how they are trained and used.
+
+    ``settings`` are the flags of ``scripts/train.py`` by name (``netG="resnet_6blocks"``, ``lambda_identity=0``, ``batch_size=4``,
+    ``compile=True`` ...), changes of ``config`` or of the defaults. The networks are initialised by ``seed`` alone.
+    Raises TypeError for an unknown setting and UserError, with one clear line, for a value that does not fit.
+    """
+
+    def __init__(self, config: TrainConfig | None = None, **settings: Any) -> None:
+        self.config = _changed(config or TrainConfig(), settings)
+        self.folder: Path | None = None
+        """Where the last ``fit``, ``save`` or ``load`` has its files."""
+        self.history: list[Record] = []
+        """What callbacks heard, of all calls of ``fit``."""
+        self._nets: dict[str, nn.Module] | None = None
+        self._state: dict[str, Any] | None = None
+        self._trainer: Trainer | None = None
+
+    # --- The networks -----------------------------------------------------------------------------------------------------------
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """G_AB and G_BA (of the model's A to B and back), D_A and D_B."""
+        if self._nets is None:
+            with _kept_globals():
+                torch.manual_seed(self.config.run.seed)
+                self._nets = networks_that_fit(self.config)
+        return self._nets
+
+    @property
+    def G_AB(self) -> nn.Module:
+        return self.networks["G_AB"]
+
+    @property
+    def G_BA(self) -> nn.Module:
+        return self.networks["G_BA"]
+
+    @property
+    def D_A(self) -> nn.Module:
+        return self.networks["D_A"]
+
+    @property
+    def D_B(self) -> nn.Module:
+        return self.networks["D_B"]
+
+    @property
+    def device(self) -> torch.device:
+        return resolve_device(self.config.run)
+
+    @property
+    def iteration(self) -> int:
+        """Iterations done."""
+        if self._trainer is not None:
+            return self._trainer.run.iteration
+        return 0 if self._state is None else int(self._state["iteration"])
+
+    def __repr__(self) -> str:
+        model = self.config.model
+        return f"CycleGAN(netG={model.netG}, ngf={model.ngf}, netD={model.netD}, ndf={model.ndf}, iteration={self.iteration})"
+
+    # --- Training ---------------------------------------------------------------------------------------------------------------
+
+    def fit(
+        self,
+        A: str | Path | Iterable[Any] | None = None,
+        B: str | Path | Iterable[Any] | None = None,
+        *,
+        folder: str | Path | None = None,
+        callbacks: Sequence[Callback] = (),
+        verbose: bool = False,
+        iterations_per_epoch: int | None = None,
+        **settings: Any,
+    ) -> list[Record]:
+        """Train, and return what was logged: a record a tick (a second, or ``print_freq`` pictures) with iteration, losses, lr, speed.
+
+        ``A``: a dataset's folder (trainA, trainB), or with ``B`` a folder of pictures each; or a loader of both domains, which gives
+        {"A": ..., "B": ...} or pairs of tensors; or with ``B`` a loader each. Loaders give float tensors [N, C, H, W] in [-1, 1], or
+        uint8, cropped and mirrored as the caller likes; ``iterations_per_epoch`` is needed where they have no length. Without both, the
+        pictures of the configuration.
+
+        ``folder``: keep the run's files there, as the command line does; else nothing is written. ``callbacks`` are called with the model
+        and each record; ``stop()`` ends training after the iteration. ``settings`` as for the class, for this and later calls. Called
+        again it goes on to the epochs and iterations that the settings then say. Raises UserError for what cannot be trained on.
+        """
+        config = self._config_for(A, B, folder, settings)
+        loaders = None if A is None or isinstance(A, (str, Path)) else (A, None if isinstance(B, (str, Path)) else B)
+        if loaders is None and config.data.is_builtin:
+            raise UserError("fit: no pictures: give a dataset's folder, a folder a domain, or loaders")
+        records: list[Record] = []
+
+        def tick(trainer: Trainer, record: Record) -> None:
+            self._trainer = trainer
+            records.append(record)
+            self.history.append(record)
+            for callback in callbacks:
+                callback(self, record)
+
+        given = Given(self.networks, loaders, iterations_per_epoch, self._last_state(), folder is not None)
+        console = Console() if verbose else QuietConsole()
+        with _kept_globals():
+            self._trainer = train(config, console, given=given, on_tick=tick, signals=False)
+        self.config, self._state = config, None
+        self.folder = self._trainer.run.folder or self.folder
+        return records
+
+    def _config_for(self, A: Any, B: Any, folder: str | Path | None, settings: Mapping[str, Any]) -> TrainConfig:
+        """Return the configuration of one ``fit``."""
+        for name in settings:
+            if _group_of(name) == "model" and name != "impl":
+                raise UserError(f"fit: the networks are made, so {name} cannot change: give it to CycleGAN(...)")
+        config = _changed(self.config, {**settings, **_ONE_START})
+        paths = [isinstance(x, (str, Path)) for x in (A, B) if x is not None]
+        if len(set(paths)) > 1 or (A is None and B is not None):
+            raise UserError("fit: A and B must both be folders or both be loaders")
+        if all(paths) and A is not None:
+            named = {"dataroot": None, "data_A": Path(A), "data_B": Path(B)} if B is not None else {"dataroot": Path(A)}
+            config = with_changes(config, {"data": {"data_A": None, "data_B": None, **named}})
+        if folder is not None:
+            folder = Path(folder)
+            again = self.folder is not None and self.folder.resolve() == folder.resolve()
+            start = {"name": folder.name, "checkpoints_dir": folder.parent, "continue_train": again}
+            config = with_changes(config, {"run": start})
+        return config
+
+    def stop(self) -> None:
+        """End ``fit`` after the iteration that is running; for callbacks."""
+        if self._trainer is not None:
+            self._trainer.stop = 0
+
+    def train(self, console: Console) -> Trainer:
+        """Train as the configuration says, with all that a run keeps and prints, and return its trainer: what ``scripts/train.py`` does."""
+        self._trainer = train(self.config, console)
+        self._nets, self.folder = self._trainer.run.engine.nets, self._trainer.run.folder
+        return self._trainer
+
+    def _last_state(self) -> dict[str, Any] | None:
+        return self._trainer.state() if self._trainer is not None else self._state
+
+    # --- Using ------------------------------------------------------------------------------------------------------------------
+
+    def translate(self, images: Picture | Sequence[Picture], direction: Direction = "AtoB", batch_size: int = 8) -> Any:
+        """Return the translation of a picture, or of a list of them, as what it was given as.
+
+        A picture is a PIL image (any mode), an array of uint8 [H, W, C] or [H, W], a float tensor [C, H, W] or [N, C, H, W] in [-1, 1], or
+        a path (which gives a PIL image). Any size, which it keeps. ``direction`` speaks of the training folders. Raises UserError for a
+        picture that cannot be read, and TypeError for what is none.
+        """
+        if direction not in ("AtoB", "BtoA"):
+            raise UserError(f"direction must be AtoB or BtoA, got {direction!r}")
+        net = self.networks["G_AB" if direction == self.config.data.direction else "G_BA"]
+        device = self.device
+        precision = resolve_precision(self.config.run.precision, device, compiled=False)
+        training = net.training
+        try:
+            return translate_pictures(net.eval(), images, device, precision, batch_size)
+        finally:
+            net.train(training)
+
+    # --- Keeping ----------------------------------------------------------------------------------------------------------------
+
+    def save(self, folder: str | Path, overwrite: bool = False) -> None:
+        """Write the networks by their official names, the configuration, and, once trained, the state that training goes on from.
+
+        The folder is one that ``load``, ``scripts/translate.py --weights`` and ``scripts/train.py --continue_train`` take. Raises UserError
+        where it has files already, but for ``overwrite`` and the model's own folder, and OSError where the disk refuses.
+        """
+        folder = Path(folder)
+        own = self.folder is not None and self.folder.resolve() == folder.resolve()
+        if folder.exists() and not (overwrite or own) and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(f"{folder} exists: choose another, or overwrite=True")
+        folder.mkdir(parents=True, exist_ok=True)
+        state = self._last_state()
+        for name, net in self.networks.items():
+            save_weights(weights_file(folder, "latest", name), checkpoint.to_cpu(net.state_dict()))
+        for name, average in (state or {}).get("ema", {}).items():
+            save_weights(weights_file(folder, "latest", name, ema=True), average)
+        run = {**_ONE_START, "name": folder.resolve().name, "checkpoints_dir": folder.resolve().parent}
+        config = with_absolute_paths(with_changes(self.config, {"run": run}))
+        write_config(folder, config)
+        if state is not None:
+            save_tensors(folder / checkpoint.STATE, state)
+        else:
+            (folder / checkpoint.STATE).unlink(missing_ok=True)
+        self.folder = folder
+
+    @classmethod
+    def load(cls, folder: str | Path, epoch: str = "latest", **settings: Any) -> CycleGAN:
+        """Return the model of a run's folder, of ``save``, or of official ``*_net_*.pth`` files, whose networks are read off them.
+
+        With the folder's state ``fit`` goes on exactly; of another ``epoch`` than latest, and of files alone, with fresh optimizers.
+        Raises UserError for what is missing, damaged or does not fit.
+        """
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise UserError(f"{folder}: not a folder; load_generator loads a generator by itself")
+        config = read_config(folder)
+        if config is None and not saved_epochs(folder):
+            raise UserError(f"{folder}: neither a run nor *_net_*.pth files")
+        config = config or with_changes(TrainConfig(), {"model": settings_of(folder, epoch)})
+        model = cls(with_changes(config, {"run": _ONE_START}), **settings)
+        model.folder = folder
+        if epoch == "latest" and (folder / checkpoint.STATE).exists():
+            model._state = load_tensors(folder / checkpoint.STATE)
+        for name, net in model.networks.items():
+            source = folder / checkpoint.STATE if model._state else weights_file(folder, epoch, name)
+            weights = model._state["nets"][name] if model._state else _weights_of(source, name)
+            checkpoint.fit_weights(net, weights, f"{source} ({name})", f"{config.model.netG} and {config.model.netD} of {folder}")
+        return model
+
+
+def _weights_of(file: Path, name: str) -> Mapping[str, torch.Tensor]:
+    return choose(read_networks(file), file, generator=name in GENERATORS).weights

@@ -1,0 +1,299 @@
+"""CycleGAN as an object: what it trains is what the command line trains, it goes on exactly, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import random
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_pictures
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+
+from fastcyclegan import CycleGAN, cli
+from fastcyclegan.errors import UserError
+from fastcyclegan.tensor_files import load_tensors
+
+TINY: dict[str, Any] = {
+    "netG": "resnet_1blocks",
+    "ngf": 2,
+    "ndf": 2,
+    "netD": "n_layers",
+    "n_layers_D": 1,
+    "pool_size": 2,
+    "load_size": 20,
+    "crop_size": 16,
+    "num_threads": 0,
+    "loader": "folder",
+    "device": "cpu",
+    "n_epochs": 1,
+    "n_epochs_decay": 1,
+}
+
+
+def flags(settings: dict[str, Any]) -> list[str]:
+    return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+
+
+def same(one: CycleGAN, other: CycleGAN) -> bool:
+    pairs = zip(one.networks.values(), other.networks.values(), strict=True)
+    return all(torch.equal(a, b) for x, y in pairs for a, b in zip(x.state_dict().values(), y.state_dict().values(), strict=True))
+
+
+def test_it_trains_as_the_command_line_does(dataset: Path, tmp_path: Path) -> None:
+    where = ["--dataroot", str(dataset), "--checkpoints_dir", str(tmp_path / "runs"), "--name", "r"]
+    assert cli.train([*flags(TINY), *where]) == 0
+    model = CycleGAN(**TINY)
+    model.fit(dataset)
+    for name, net in model.networks.items():
+        theirs = load_tensors(tmp_path / "runs" / "r" / "state.pt")["nets"][name]
+        assert all(torch.equal(value, theirs[key]) for key, value in net.state_dict().items())
+
+
+def test_nothing_is_written_set_or_printed(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    torch.manual_seed(11)
+    random.seed(11)
+    before = torch.get_rng_state(), random.getstate(), signal.getsignal(signal.SIGINT), torch.backends.cudnn.benchmark
+    CycleGAN(**TINY, max_iters=2).fit(str(dataset))
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert before[1:] == (random.getstate(), signal.getsignal(signal.SIGINT), torch.backends.cudnn.benchmark)
+    assert list((tmp_path / "here").iterdir()) == []
+    assert capfd.readouterr() == ("", "")
+
+
+def test_networks_depend_on_the_seed_alone() -> None:
+    torch.manual_seed(1)
+    one = CycleGAN(**TINY)
+    assert set(one.networks) == {"G_AB", "G_BA", "D_B", "D_A"}
+    assert tuple(one.networks[name] for name in ("G_AB", "G_BA", "D_A", "D_B")) == (one.G_AB, one.G_BA, one.D_A, one.D_B)
+    torch.manual_seed(2)
+    assert same(one, CycleGAN(**TINY))
+    assert not same(one, CycleGAN(**TINY, seed=1))
+
+
+def test_ticks_and_stopping(dataset: Path) -> None:
+    model, heard = CycleGAN(**TINY, print_freq=1), []
+
+    def callback(caller: CycleGAN, record: dict[str, Any]) -> None:
+        assert caller is model
+        heard.append(record["iteration"])
+        if record["iteration"] == 3:
+            model.stop()
+
+    records = model.fit(dataset, callbacks=[callback])
+    assert heard == [record["iteration"] for record in records] == [1, 2, 3]
+    assert {"epoch", "G_AB", "D_A", "cycle_A", "idt_B", "lr", "it/s", "images/s"} <= records[0].keys()
+    assert model.history == records
+    assert model.iteration == 3
+    assert repr(model) == "CycleGAN(netG=resnet_1blocks, ngf=2, netD=n_layers, ndf=2, iteration=3)"
+    # The rest of the same run, with the settings of before.
+    assert model.fit(dataset)[-1]["iteration"] == 10
+
+
+def test_in_pieces_saved_and_loaded_it_is_the_same_run(dataset: Path, tmp_path: Path) -> None:
+    whole = CycleGAN(**TINY)
+    whole.fit(dataset)
+    pieces = CycleGAN(**TINY)
+    pieces.fit(dataset, max_iters=3)
+    pieces.fit(dataset, max_iters=5)
+    pieces.save(tmp_path / "kept")
+    again = CycleGAN.load(tmp_path / "kept")
+    assert same(pieces, again)
+    assert again.iteration == 5
+    again.fit(max_iters=None)  # it knows its pictures
+    assert same(whole, again)
+    assert again.fit() == []  # nothing is left to train
+
+
+def test_what_is_saved_is_a_run_for_the_command_line(dataset: Path, tmp_path: Path) -> None:
+    model = CycleGAN(**TINY)
+    model.fit(dataset, max_iters=2, ema=0.5)
+    model.save(tmp_path / "runs" / "r")
+    assert (tmp_path / "runs" / "r" / "latest_net_G_A_ema.pth").exists()
+    write_pictures(tmp_path / "in", 1)
+    out = ["--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--device", "cpu"]
+    assert cli.translate(["--weights", str(tmp_path / "runs" / "r"), *out]) == 0
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "000.png")), np.asarray(model.translate(tmp_path / "in" / "000.png")))
+    run = ["--name", "r", "--checkpoints_dir", str(tmp_path / "runs"), "--continue_train", "--max_iters", "4"]
+    assert cli.train(run) == 0
+    model.fit(max_iters=4)
+    assert same(model, CycleGAN.load(tmp_path / "runs" / "r"))
+
+
+def test_a_folder_keeps_what_the_command_line_keeps(dataset: Path, tmp_path: Path) -> None:
+    model = CycleGAN(**TINY)
+    model.fit(dataset, folder=tmp_path / "a" / "b", max_iters=2)
+    names = {path.name for path in (tmp_path / "a" / "b").iterdir()}
+    assert {"config.json", "state.pt", "index.html", "stats.jsonl", "samples", "latest_net_G_A.pth"} <= names
+    model.fit(folder=str(tmp_path / "a" / "b"), max_iters=3)
+    assert load_tensors(tmp_path / "a" / "b" / "state.pt")["iteration"] == 3
+    with pytest.raises(UserError, match="exists"):
+        CycleGAN(**TINY).fit(dataset, folder=tmp_path / "a" / "b")
+
+
+def test_saving_over_something_else(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "notes.txt").write_text("mine")
+    model = CycleGAN(**TINY)
+    with pytest.raises(UserError, match=r"x exists: choose another, or overwrite=True"):
+        model.save(tmp_path / "x")
+    model.save(tmp_path / "x", overwrite=True)
+    model.save(tmp_path / "x")  # its own by now
+    assert (tmp_path / "x" / "notes.txt").read_text() == "mine"
+    assert same(model, CycleGAN.load(tmp_path / "x"))
+    assert CycleGAN.load(tmp_path / "x").iteration == 0
+
+
+def test_official_files_alone(tmp_path: Path) -> None:
+    model = CycleGAN(**TINY, affine=True, upsample="resize")
+    for ours, theirs in {"G_AB": "G_A", "G_BA": "G_B", "D_B": "D_A", "D_A": "D_B"}.items():
+        state = model.networks[ours].state_dict()
+        torch.save({f"module.{key}": value for key, value in state.items()}, tmp_path / f"5_net_{theirs}.pth")
+    again = CycleGAN.load(tmp_path, epoch="5")
+    assert same(model, again)
+    assert (again.config.model.ngf, again.config.model.affine, again.config.model.n_layers_D) == (2, True, 1)
+    for where, message in ((tmp_path / "none", "not a folder"), (tmp_path / "5_net_G_A.pth", "load_generator loads a generator")):
+        with pytest.raises(UserError, match=message):
+            CycleGAN.load(where)
+    with pytest.raises(UserError, match=r"latest_net_G_A.pth: no such file"):
+        CycleGAN.load(tmp_path)
+
+
+# --- Loaders of the caller's own ----------------------------------------------------------------------------------------------------
+
+
+def tensors(count: int, seed: int = 0) -> Tensor:
+    return torch.rand(count, 3, 16, 16, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+class Paired:
+    def __len__(self) -> int:
+        return 4
+
+    def __iter__(self) -> Any:
+        return ({"A": tensors(2, i), "B": tensors(2, 10 + i), "A_paths": ["x"] * 2} for i in range(4))
+
+
+@pytest.mark.parametrize(
+    ("loaders", "per_epoch"),
+    [
+        # Labels are left out, B begins anew, and of the last batch of one the surplus of B is left out.
+        ((DataLoader(TensorDataset(tensors(5), torch.arange(5)), batch_size=2), DataLoader(tensors(2, 1), batch_size=2)), 3),
+        ((Paired(),), 4),
+        ((DataLoader(TensorDataset(tensors(4), tensors(4, 1)), batch_size=2),), 2),
+        (([tensors(2)], [((tensors(2, 1) + 1) * 127.5).to(torch.uint8)] * 3), 3),
+    ],
+    ids=["two", "dicts", "pairs", "lists"],
+)
+def test_loaders(loaders: tuple[Any, ...], per_epoch: int) -> None:
+    model = CycleGAN(**TINY, print_freq=1)
+    records = model.fit(*loaders)
+    assert [record["epoch"] for record in records] == [1] * per_epoch + [2] * per_epoch
+    assert not same(model, CycleGAN(**TINY))
+
+
+def test_pictures_of_loaders_are_those_that_are_trained_on(dataset: Path, tmp_path: Path) -> None:
+    """The samples of files, as tensors of the caller's in the same order, without pools: the same weights."""
+    from fastcyclegan.run import Given, start
+
+    settings = {**TINY, "pool_size": 0, "n_epochs_decay": 0, "lr_policy": "constant", "max_iters": 4}
+    files = CycleGAN(**settings)
+    files.fit(dataset)
+    config = CycleGAN(**settings, dataroot=dataset).config
+    batches = [(batch.A, batch.B) for batch in start(config, lambda text: None, given=Given(files=False)).loader.batches(0, 4)]
+    given = CycleGAN(**settings)
+    given.fit(batches)
+    assert same(files, given)
+
+
+@pytest.mark.parametrize(
+    ("A", "B", "message"),
+    [
+        (iter([tensors(1)]), iter([tensors(1)]), "a loader without a length, or an empty one: give iterations_per_epoch"),
+        ([tensors(1)], None, "a loader by itself must give .* or pairs of tensors, got Tensor"),
+        ([{"A": tensors(1)}], None, r"pictures of B must be tensors \[N, 3, H, W\], got NoneType"),
+        ([tensors(1)[:, :1]], [tensors(1)], r"pictures of A must be tensors \[N, 3, H, W\], got shape \[1, 1, 16, 16\]"),
+        ([tensors(1)[:, :, :15]], [tensors(1)], "pictures of A are 16x15: the networks take sides that are multiples of 4, from 8 on"),
+        ([tensors(1)], [tensors(1) * 128 + 127], r"pictures of B must be in \[-1, 1\], got values from .* to 25"),
+        ([tensors(1).long()], [tensors(1)], r"pictures of A must be floating point in \[-1, 1\] or uint8, got torch.int64"),
+        ("folder", [tensors(1)], "A and B must both be folders or both be loaders"),
+        (None, None, "no pictures: give a dataset's folder, a folder a domain, or loaders"),
+    ],
+)
+def test_what_cannot_be_fitted(A: Any, B: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        CycleGAN(**TINY).fit(A, B)
+
+
+def test_a_loader_without_a_length() -> None:
+    model = CycleGAN(**TINY)
+    model.fit(iter([(tensors(1), tensors(1))] * 4), iterations_per_epoch=2)
+    assert model.iteration == 4
+    with pytest.raises(UserError, match="a loader ended after 3 batches and gives no more: it must be one that begins anew"):
+        CycleGAN(**TINY).fit(iter([(tensors(1), tensors(1))] * 3), iterations_per_epoch=2)
+
+
+def test_settings_are_checked() -> None:
+    with pytest.raises(TypeError, match="CycleGAN has no setting 'lamda_identity'; did you mean lambda_identity"):
+        CycleGAN(lamda_identity=0)
+    with pytest.raises(UserError, match="batch_size must be at least 1"):
+        CycleGAN(batch_size=0)
+    with pytest.raises(UserError, match=r"the networks are made, so ngf cannot change: give it to CycleGAN\(\.\.\.\)"):
+        CycleGAN(**TINY).fit([(tensors(1), tensors(1))], ngf=4)
+
+
+# --- Translating --------------------------------------------------------------------------------------------------------------------
+
+
+def test_pictures_come_back_as_what_they_were(tmp_path: Path) -> None:
+    model, rng = CycleGAN(**TINY), np.random.default_rng(0)
+    array = rng.integers(0, 256, (9, 14, 3), dtype=np.uint8)
+    Image.fromarray(array).save(tmp_path / "x.png")
+    images = [Image.fromarray(array), array, tmp_path / "x.png", str(tmp_path / "x.png"), Image.fromarray(array[:, :, 0])]
+    results = model.translate(images)
+    assert [type(result) for result in results] == [Image.Image, np.ndarray, Image.Image, Image.Image, Image.Image]
+    assert all(np.array_equal(np.asarray(result), results[1]) for result in results[:4])
+    assert results[1].shape == (9, 14, 3)
+    single = model.translate(Image.fromarray(array))
+    assert np.array_equal(np.asarray(single), results[1])
+    tensor = torch.from_numpy(array).permute(2, 0, 1).float() / 127.5 - 1
+    out = model.translate(tensor)
+    assert out.shape == (3, 9, 14)
+    found = ((out + 1) * 127.5).round().permute(1, 2, 0).numpy()
+    assert np.abs(found - results[1]).max() <= 1
+    torch.testing.assert_close(model.translate(tensor[None].repeat(2, 1, 1, 1))[1], out)
+    assert model.networks["G_AB"].training
+
+
+def test_direction_speaks_of_the_training_folders() -> None:
+    array = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    model, turned = CycleGAN(**TINY), CycleGAN(**TINY, direction="BtoA")
+    assert not np.array_equal(model.translate(array), model.translate(array, "BtoA"))
+    assert np.array_equal(model.translate(array), turned.translate(array, "BtoA"))
+
+
+@pytest.mark.parametrize(
+    ("picture", "error", "message"),
+    [
+        (np.zeros((4, 4, 3)), ValueError, r"an array must be uint8 \[H, W, 3\], got float64 \[4, 4, 3\]"),
+        (np.zeros((4, 4), np.uint8), ValueError, r"an array must be uint8 \[H, W, 3\], got uint8 \[4, 4\]"),
+        (torch.zeros(1, 4, 4), ValueError, r"a tensor must be floats \[3, H, W\] .* got torch.float32 \[1, 4, 4\]"),
+        (3, TypeError, "a picture must be a PIL image, an array, a tensor or a path, got int"),
+        ("none.png", UserError, "none.png: no such file"),
+        (Image.new("F", (4, 4)), UserError, "the picture: floating-point values"),
+    ],
+)
+def test_what_is_no_picture(picture: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        CycleGAN(**TINY).translate(picture)
+    with pytest.raises(UserError, match="direction must be AtoB or BtoA, got 'A2B'"):
+        CycleGAN(**TINY).translate(picture, "A2B")
