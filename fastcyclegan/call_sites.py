@@ -2,7 +2,8 @@
 
 A trace says what a forward does in one state. So a module is traced as it is and with each of its own switches turned (its bool
 attributes, ``training`` among them, and its optional arguments given or not), and all that is seen in any of them counts. Attributes of
-other kinds are taken as they are. A forward that decides by what is in its tensors, or draws random numbers, cannot be followed.
+other kinds are taken as they are. A forward that decides by what is in its tensors, or draws random numbers, cannot be followed: it may
+call its children, and what it can index or iterate, but is not thought to reach into its children's own attributes.
 What is called from methods that forward does not call, or from outside, is not seen.
 """
 
@@ -24,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 @dataclass(frozen=True)
 class Call:
-    """One call of ``module``: whose result alone it takes, and who alone takes its result, where that is a module's call right beside it.
+    """One call of ``module``: whose result it alone takes, and who alone takes its result, where that is a module's call right beside it.
 
     ``fate`` says in words what becomes of the result where there is no such ``after``.
     """
@@ -206,9 +207,8 @@ def _in_graph(graph: fx.Graph, names: Mapping[nn.Module, str], caller: str) -> l
 
 
 def _alone(node: fx.Node, following: fx.Node) -> bool:
-    """Whether both are calls of modules, ``following`` comes right after ``node``, and alone takes its result, and that alone."""
-    calls = node.op == following.op == "call_module"
-    return calls and list(node.users) == [following] and following.args == (node,) and not following.kwargs
+    """Whether both are calls of modules, and ``following``, which comes right after ``node``, alone takes its result."""
+    return node.op == following.op == "call_module" and list(node.users) == [following]
 
 
 def _fate(node: fx.Node, caller: str) -> str:
@@ -219,4 +219,4 @@ def _fate(node: fx.Node, caller: str) -> str:
     if user.op == "output":
         return f"its result leaves {caller}"
     what = user.target if isinstance(user.target, str) else getattr(user.target, "__name__", str(user.target))
-    return f"its result goes to {what}" + ("" if user.op == "call_module" and user.args == (node,) else f" in {caller}")
+    return f"its result goes to {what} in {caller}"
