@@ -155,7 +155,7 @@ def lines_of(rows: Iterable[Row]) -> Iterator[str]:
         anchor = anchor_of(members)
         for row in members:
             if row.info.get("counts_only"):
-                counts = (f"{row.info[key] / scale:,.6g} {name}" for key, (name, scale) in COUNTS.items())
+                counts = (f"{row.info[key] / scale:,.6g} {name}" for key, (name, scale) in COUNTS.items() if key in row.info)
                 yield f"  {row.provider:<24}" + "  ".join(counts)
                 continue
             cells = [f"  {row.provider:<24}", duration(row.each)]

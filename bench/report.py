@@ -78,10 +78,11 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def counts_table(rows: Sequence[Row]) -> Iterator[str]:
-    yield "| provider | " + " | ".join(name for name, _ in COUNTS.values()) + " |"
-    yield "|---|" + "---|" * len(COUNTS)
+    counted = {key: count for key, count in COUNTS.items() if all(key in row.info for row in rows)}
+    yield "| provider | " + " | ".join(name for name, _ in counted.values()) + " |"
+    yield "|---|" + "---|" * len(counted)
     for row in rows:
-        values = (row.info[key] / scale for key, (_, scale) in COUNTS.items())
+        values = (row.info[key] / scale for key, (_, scale) in counted.items())
         yield f"| {row.provider} | " + " | ".join(_digits(value) for value in values) + " |"
 
 

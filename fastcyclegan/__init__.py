@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from fastcyclegan.accelerate import accelerate
 from fastcyclegan.blocks import InstanceNormAct
 from fastcyclegan.loading import load_generator
 from fastcyclegan.networks import Discriminator, Generator, PixelDiscriminator, UnetGenerator
@@ -11,7 +12,16 @@ from fastcyclegan.networks import Discriminator, Generator, PixelDiscriminator, 
 if TYPE_CHECKING:
     from fastcyclegan.api import CycleGAN
 
-__all__ = ["CycleGAN", "Discriminator", "Generator", "InstanceNormAct", "PixelDiscriminator", "UnetGenerator", "load_generator"]
+__all__ = [
+    "CycleGAN",
+    "Discriminator",
+    "Generator",
+    "InstanceNormAct",
+    "PixelDiscriminator",
+    "UnetGenerator",
+    "accelerate",
+    "load_generator",
+]
 __version__ = "0.1.0"
 
 

@@ -1,0 +1,118 @@
+"""``accelerate`` on networks of other fields: what a training step of each keeps for its backward, and on a GPU its time and peak memory.
+
+What is kept is counted exactly, on a CPU as on a GPU, in bytes of storages without the weights. The time is of forward and backward in
+bf16 and channels_last, one CUDA graph a round; what the timed rounds wrote is held to float64, the gradients as one vector.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+import pytest
+import torch
+from machine import DEVICE, PeakMemory
+from operators import FAULT, ROUNDS
+from parity import least_allowed
+from plain_nets import NETS, SMALL_NETS
+from timing import Entrant, Race, Steps, clock
+from torch import Tensor, nn
+
+from fastcyclegan.accelerate import accelerate
+from fastcyclegan.counters import count
+from fastcyclegan.testing import PARITY_ULPS, assert_parity, relative_error
+
+PROVIDERS = ["plain", "accelerated"]
+INPUTS = 2
+
+pytestmark = [pytest.mark.benchmark(timer=clock, warmup=False), pytest.mark.cost(cpu=10, cuda=20)]
+
+
+def sizes(shape: tuple[int, ...]) -> str:
+    return f"{shape[0]} of {'x'.join(map(str, shape[2:]))}"
+
+
+# --- What is kept ---------------------------------------------------------------------------------------------------------------------
+
+
+def counted(build: Callable[[], nn.Module], shape: tuple[int, ...], provider: str) -> Entrant:
+    net = build()
+    if provider == "accelerated":
+        accelerate(net, impl="triton")
+    counts = count(net, torch.zeros(shape))
+    info = {"launches": counts.launches.total(), "aten_calls": counts.aten.total(), "saved_bytes": counts.saved_bytes, "counts_only": True}
+    return Entrant(lambda: None, info=info, cold=True)
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize("name", NETS)
+def bench_accelerate_memory(race: Race, quick: bool, name: str, provider: str) -> None:
+    build, shape = (SMALL_NETS if quick else NETS)[name]
+    group = f"counts of a step of a plain network, {name}, {sizes(shape)}, fp32"
+    race(group, {p: lambda p=p: counted(build, shape, p) for p in PROVIDERS}, rounds=1)  # type: ignore[misc]
+
+
+# --- Time -----------------------------------------------------------------------------------------------------------------------------
+
+
+class Trained:
+    """A network with its inputs and the gradients of its outputs: what is timed, and what it must give."""
+
+    def __init__(self, build: Callable[[], nn.Module], shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        torch.manual_seed(0)
+        self.layout = torch.channels_last if len(shape) == 4 else torch.channels_last_3d
+        self.net = build().to(DEVICE, dtype, memory_format=self.layout)  # type: ignore[call-overload]
+        self.dtype, self.images = dtype, [torch.randn(shape, device=DEVICE, dtype=dtype) for _ in range(INPUTS)]
+        self.gradients = [torch.randn_like(self.net(x)) for x in self.images]
+
+    def steps(self, net: nn.Module, factor: float = 1.0) -> list[Callable[[], tuple[Tensor, ...]]]:
+        """Return one step for each input: it returns the output and every gradient."""
+        kind = next(net.parameters()).dtype
+
+        def one(x: Tensor, dy: Tensor) -> tuple[Tensor, ...]:
+            x = x.to(kind, memory_format=self.layout).detach().requires_grad_()
+            y = net(x) * factor
+            return y.detach(), *torch.autograd.grad(y, [x, *net.parameters()], dy.to(kind))
+
+        return [lambda x=x, dy=dy: one(x, dy) for x, dy in zip(self.images, self.gradients, strict=True)]  # type: ignore[misc]
+
+    @cached_property
+    def expected(self) -> list[list[tuple[Tensor, ...]]]:
+        """What plain torch gives in the dtype, and in float64."""
+        return [[step() for step in self.steps(net)] for net in (self.net, copy.deepcopy(self.net).double())]
+
+    def check(self, provider: str, results: list[tuple[Tensor, ...]]) -> None:
+        """Raise AssertionError unless every step of a round is as near to float64 as the rule asks."""
+        for n, (ours, theirs, exact) in enumerate(zip(results, *self.expected, strict=True)):
+            assert_parity(f"{provider}: output {n}", ours[0], theirs[0], exact[0], self.dtype)
+            a, b, c = (torch.cat([t.double().flatten() for t in result[1:]]) for result in (ours, theirs, exact))
+            found, of_the_dtype = relative_error(a, c), relative_error(b, c)
+            by_rule = 2 * of_the_dtype + PARITY_ULPS[self.dtype] * torch.finfo(self.dtype).eps
+            allowed = max(by_rule, least_allowed("gradients", self.dtype))
+            assert found <= allowed, f"{provider}: gradients: relative error {found:.3e} against float64, allowed {allowed:.3e}"
+
+    def entrant(self, provider: str, fault: bool) -> Entrant:
+        memory, net = PeakMemory(), copy.deepcopy(self.net)
+        if provider == "accelerated":
+            accelerate(net)
+        todo = self.steps(net, FAULT if fault and provider == "accelerated" else 1.0)
+        todo[0]()
+        with memory:
+            todo[0]()
+        steps = Steps(lambda: todo, DEVICE)
+        info: dict[str, Any] = {"operations": INPUTS, "pictures": INPUTS * len(self.images[0]), "peak_bytes": memory.bytes}
+        return Entrant(steps, lambda: self.check(provider, steps.results), info | {"dtype": str(self.dtype).removeprefix("torch.")})
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize("name", NETS)
+def bench_accelerate_time(race: Race, quick: bool, fault: bool, name: str, provider: str) -> None:
+    if DEVICE == "cpu" and not quick:
+        pytest.skip("a CPU runs the same operators in both")
+    build, shape = (SMALL_NETS if quick else NETS)[name]
+    # In 16 bits a small network's gradients are chance, see parity.py.
+    trained = Trained(build, shape, torch.float32 if quick else torch.bfloat16)
+    group = f"step of a plain network, {name}, {sizes(shape)}, {DEVICE}"
+    race(group, {p: lambda p=p: trained.entrant(p, fault) for p in PROVIDERS}, ROUNDS[DEVICE], seconds=10)  # type: ignore[misc]
