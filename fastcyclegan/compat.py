@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import random
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,13 +20,28 @@ from fastcyclegan import networks, reference
 NormLayer = Callable[[int], nn.Module]
 
 
-def _ours(norm_layer: NormLayer) -> NormLayer:
-    """Return ``norm_layer`` with our InstanceNorm2d in the place of torch's: the same function, right in every memory layout."""
-    if norm_layer is nn.InstanceNorm2d:
-        return reference.InstanceNorm2d
-    if isinstance(norm_layer, functools.partial) and norm_layer.func is nn.InstanceNorm2d:
-        return functools.partial(reference.InstanceNorm2d, *norm_layer.args, **norm_layer.keywords)
-    return norm_layer
+def _ours(norm_layer: NormLayer) -> tuple[reference.Norm, bool]:
+    """Return ``norm_layer`` as our networks take it, by name where it has one, and whether it is an affine instance norm.
+
+    Others stay what they are, but with our InstanceNorm2d in the place of torch's: the same function, right in every memory layout.
+    """
+    kind = getattr(norm_layer, "func", norm_layer)
+    options: dict[str, Any] = dict(norm_layer.keywords) if isinstance(norm_layer, functools.partial) and not norm_layer.args else {}
+    plain = norm_layer is kind or (isinstance(norm_layer, functools.partial) and not norm_layer.args)
+    plain = plain and options.keys() <= {"affine", "track_running_stats"}
+    if kind is nn.InstanceNorm2d and plain and not options.get("track_running_stats"):
+        return "instance", bool(options.get("affine"))
+    if kind is nn.BatchNorm2d and plain and all(options.values()):
+        return "batch", False
+    if norm_layer is _identity:
+        return "none", False
+    if kind is nn.InstanceNorm2d and isinstance(norm_layer, functools.partial):
+        return functools.partial(reference.InstanceNorm2d, *norm_layer.args, **norm_layer.keywords), False
+    return norm_layer, False
+
+
+def _identity(channels: int) -> nn.Module:
+    return nn.Identity()
 
 
 class ResnetGenerator(networks.Generator):
@@ -48,8 +64,8 @@ class ResnetGenerator(networks.Generator):
         impl: str = "auto",
         recompute: bool = True,
     ) -> None:
-        norm = _ours(norm_layer)
-        super().__init__(input_nc, output_nc, ngf, n_blocks, norm, False, use_dropout, "transpose", impl, recompute, padding_type)
+        norm, affine = _ours(norm_layer)
+        super().__init__(input_nc, output_nc, ngf, n_blocks, norm, affine, use_dropout, "transpose", impl, recompute, padding_type)
 
 
 class UnetGenerator(networks.UnetGenerator):
@@ -67,7 +83,8 @@ class UnetGenerator(networks.UnetGenerator):
         impl: str = "auto",
         recompute: bool = True,
     ) -> None:
-        super().__init__(input_nc, output_nc, num_downs, ngf, _ours(norm_layer), use_dropout, impl, recompute)
+        norm, affine = _ours(norm_layer)
+        super().__init__(input_nc, output_nc, num_downs, ngf, norm, use_dropout, impl, recompute, affine)
 
 
 class NLayerDiscriminator(networks.Discriminator):
@@ -83,7 +100,8 @@ class NLayerDiscriminator(networks.Discriminator):
         impl: str = "auto",
         recompute: bool = True,
     ) -> None:
-        super().__init__(input_nc, ndf, n_layers, _ours(norm_layer), impl, recompute)
+        norm, affine = _ours(norm_layer)
+        super().__init__(input_nc, ndf, n_layers, norm, impl, recompute, affine)
 
 
 class PixelDiscriminator(networks.PixelDiscriminator):
@@ -92,11 +110,8 @@ class PixelDiscriminator(networks.PixelDiscriminator):
     def __init__(
         self, input_nc: int, ndf: int = 64, norm_layer: NormLayer = nn.BatchNorm2d, *, impl: str = "auto", recompute: bool = True
     ) -> None:
-        super().__init__(input_nc, ndf, _ours(norm_layer), impl, recompute)
-
-
-def _identity(channels: int) -> nn.Module:
-    return nn.Identity()
+        norm, affine = _ours(norm_layer)
+        super().__init__(input_nc, ndf, norm, impl, recompute, affine)
 
 
 def get_norm_layer(norm_type: str = "instance") -> NormLayer:

@@ -10,6 +10,7 @@ from fastcyclegan import reference
 from fastcyclegan.blocks import Chain, chained
 from fastcyclegan.config import ModelConfig
 from fastcyclegan.flow import FloatTanh
+from fastcyclegan.hub import Pretrained
 from fastcyclegan.kernels._dispatch import check_impl, resolve_impl
 from fastcyclegan.reference import Norm
 
@@ -50,7 +51,7 @@ def _float_output(net: nn.Module) -> None:
                 setattr(parent, name, FloatTanh())
 
 
-class Generator(reference.Generator):
+class Generator(reference.Generator, Pretrained):
     """The ResNet generator of CycleGAN, a drop-in for the official ``ResnetGenerator`` (same state_dict keys).
 
     [N, input_nc, H, W] in [-1, 1] to [N, output_nc, H, W] in [-1, 1]; H and W multiples of 4, at least 8. The output is fp32 under
@@ -60,6 +61,8 @@ class Generator(reference.Generator):
     "none", or what makes a norm of a number of channels, such as nn.BatchNorm2d. Raises ValueError for an unknown norm, upsample,
     padding_type or impl, and in a call with impl="triton" on a device that the kernels do not serve.
     """
+
+    keeps_arguments = True
 
     def __init__(
         self,
@@ -77,13 +80,17 @@ class Generator(reference.Generator):
     ) -> None:
         super().__init__(input_nc, output_nc, ngf, n_blocks, norm, affine, use_dropout, upsample, padding_type)
         _choose(self, impl, recompute)
+        self.arguments = {"input_nc": input_nc, "output_nc": output_nc, "ngf": ngf, "n_blocks": n_blocks, "norm": norm, "affine": affine}
+        self.arguments |= {"use_dropout": use_dropout, "upsample": upsample, "padding_type": padding_type}
 
     def extra_repr(self) -> str:
         return f"impl={self.impl} ({computed_by(self)})"
 
 
-class UnetGenerator(reference.UnetGenerator):
+class UnetGenerator(reference.UnetGenerator, Pretrained):
     """The pix2pix U-Net, a drop-in for the official ``UnetGenerator``; see ``reference.UnetGenerator`` and ``Generator`` for ``impl``."""
+
+    keeps_arguments = True
 
     def __init__(
         self,
@@ -99,6 +106,8 @@ class UnetGenerator(reference.UnetGenerator):
     ) -> None:
         super().__init__(input_nc, output_nc, num_downs, ngf, norm, use_dropout, affine)
         _choose(self, impl, recompute)
+        self.arguments = {"input_nc": input_nc, "output_nc": output_nc, "num_downs": num_downs, "ngf": ngf, "norm": norm}
+        self.arguments |= {"use_dropout": use_dropout, "affine": affine}
 
     def extra_repr(self) -> str:
         return f"impl={self.impl} ({computed_by(self)})"
