@@ -14,11 +14,12 @@ import torch
 from machine import DEVICE, held_bytes
 from timing import Entrant, Race, clock
 
-from fastcyclegan.checkpoint import OFFICIAL, load_tensors, save_tensors, to_cpu
+from fastcyclegan.checkpoint import OFFICIAL, save_tensors, to_cpu
 from fastcyclegan.config import ModelConfig
 from fastcyclegan.data.plan import Plan
 from fastcyclegan.data.source import Batch
 from fastcyclegan.engine import Engine
+from fastcyclegan.tensor_files import load_tensors
 from fastcyclegan.testing import make_engine, random_batch, seeded_networks
 
 LR = 2e-4

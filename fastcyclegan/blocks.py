@@ -70,7 +70,7 @@ class InstanceNormAct(nn.modules.instancenorm._InstanceNorm):
         if not self.track_running_stats:
             options: dict[str, Any] = {"eps": self.eps, "act": self.act, "slope": self.slope, "impl": self.impl}
             return instance_norm(input, self.weight, self.bias, residual=residual, **options)
-        y = reference.ContiguousGradient.apply(self._apply_instance_norm(input))
+        y = reference.contiguous_gradient(self._apply_instance_norm(input))
         y = F.relu(y) if self.act == "relu" else F.leaky_relu(y, self.slope) if self.act == "leaky_relu" else y
         return y if residual is None else y + residual
 

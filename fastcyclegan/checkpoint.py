@@ -6,11 +6,10 @@ The official code's names appear in this file alone. Its G_A translates A to B, 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import threading
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,15 +17,30 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastcyclegan.config import TrainConfig, from_dict
 from fastcyclegan.errors import UserError
+from fastcyclegan.tensor_files import load_tensors
 
 OFFICIAL = {"G_AB": "G_A", "G_BA": "G_B", "D_B": "D_A", "D_A": "D_B"}
+CONFIG = "config.json"
 STATE = "state.pt"
 
 
 def weights_file(run: Path, epoch: str, name: str, *, ema: bool = False) -> Path:
     """Return the official file of network ``name`` (ours): ``{epoch}_net_{G_A,G_B,D_A,D_B}.pth``; ``ema``: of its running average."""
     return run / f"{epoch}_net_{OFFICIAL[name]}{'_ema' * ema}.pth"
+
+
+def read_config(run: Path) -> TrainConfig | None:
+    """Return the configuration that ``run`` was started with, from config.json or else from its state; None where it has neither."""
+    file = run / CONFIG
+    if not file.exists():
+        state = load_tensors(run / STATE) if (run / STATE).exists() else None
+        return from_dict(state["config"]) if isinstance(state, dict) and "config" in state else None
+    try:
+        return from_dict(json.loads(file.read_text()))
+    except (UserError, OSError, ValueError) as error:
+        raise UserError(f"{file}: not a configuration of a run: {error}") from None
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -74,46 +88,6 @@ def _tensors(value: Any) -> list[Tensor]:
         return [value]
     items = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
     return [tensor for item in items for tensor in _tensors(item)]
-
-
-def load_tensors(path: Path) -> Any:
-    """Return what is in ``path``, tensors on the CPU, without running any code from it. Raises UserError for whatever is wrong."""
-    if path.is_dir():
-        raise UserError(f"{path}: a folder, not a file of weights")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except PermissionError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
-    # torch.load raises UnpicklingError, RuntimeError, EOFError, OSError and more for files that are damaged or not its own.
-    except Exception as error:
-        code = any(word in str(error) for word in ("GLOBAL", "Unsupported class"))
-        reason = "it holds objects other than tensors, which could run code" if code else "it is damaged, or not a PyTorch file"
-        raise UserError(f"{path}: cannot be loaded: {reason}") from None
-
-
-def check_sums(path: Path) -> None:
-    """Raise UserError where a file that we wrote does not match its own checksums (torch.load does not look at them)."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip() is not None
-    # NotImplementedError is zipfile's word for a compression method that does not exist: a damaged header.
-    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, zlib.error):
-        damaged = True
-    if damaged:
-        raise UserError(f"{path}: cannot be loaded: it is damaged, or not a PyTorch file")
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Return the state_dict in ``path``. Raises UserError where it holds anything but tensors by name."""
-    found = load_tensors(path)
-    if not isinstance(found, Mapping) or not found:
-        raise UserError(f"{path}: not a state_dict: it holds {'nothing' if found == {} else type(found).__name__}")
-    for name, value in found.items():
-        if not isinstance(value, Tensor):
-            raise UserError(f"{path}: not a state_dict: {name} is {type(value).__name__}, not a tensor")
-    return dict(found)
 
 
 def fit_weights(net: nn.Module, weights: Mapping[str, Tensor], source: Path | str, architecture: str) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import tyro
 
+from fastcyclegan.checkpoint import read_config
 from fastcyclegan.config import BUILTIN, RunConfig, TrainConfig, to_dict, with_changes
 from fastcyclegan.console import Console
 from fastcyclegan.data import toy
@@ -22,8 +23,9 @@ from fastcyclegan.data.source import to_unit_range
 from fastcyclegan.dataset_report import ReportConfig, report_dataset
 from fastcyclegan.engine import require_impl, resolve_device
 from fastcyclegan.errors import UserError
+from fastcyclegan.inspect_checkpoint import InspectConfig, describe
+from fastcyclegan.loading import settings_of
 from fastcyclegan.report import PAGE, to_pixels
-from fastcyclegan.run import read_config
 from fastcyclegan.trainer import Trainer
 from fastcyclegan.trainer import train as train_run
 from fastcyclegan.translate import TranslateConfig
@@ -103,12 +105,14 @@ def _base(given: dict[str, str]) -> TrainConfig:
     if "continue_train" in given and "name" in given:
         folder = Path(given.get("checkpoints_dir", RunConfig.checkpoints_dir), given["name"])
         base = read_config(folder)
-        if base is None and folder.is_dir() and not {"dataroot", "data_A"} & given.keys():
-            raise UserError(f"{folder} does not say what it was trained on: give --dataroot, or --data_A and --data_B")
         if base is not None:
             # What belongs to one start is not continued; and a run that was moved is where it was found.
             start = {"continue_train": False, "overwrite": False, "dry_run": False, "epoch": RunConfig.epoch}
             return with_changes(base, {"run": {**start, "checkpoints_dir": folder.parent}})
+        if folder.is_dir() and not {"dataroot", "data_A"} & given.keys():
+            raise UserError(f"{folder} does not say what it was trained on: give --dataroot, or --data_A and --data_B")
+        # Official files alone: the networks are those that the files hold.
+        return with_changes(TrainConfig(), {"model": settings_of(folder, given.get("epoch", RunConfig.epoch))})
     builtin = not {"dataroot", "data_A", "data_B", "help"} & given.keys()
     return with_changes(TrainConfig(), BUILTIN) if builtin else TrainConfig()
 
@@ -226,6 +230,15 @@ def _check_dataset(args: Sequence[str] | None) -> int:
     return 0 if report_dataset(_parse(ReportConfig, args, str(ReportConfig.__doc__)), Console()) else 1
 
 
+def _inspect(args: Sequence[str] | None) -> int:
+    args = sys.argv[1:] if args is None else args
+    _refuse_empty(args)
+    config, console = _parse(InspectConfig, args, str(InspectConfig.__doc__)), Console()
+    for line in describe(config.file):
+        console.say(line)
+    return 0
+
+
 def train(args: Sequence[str] | None = None) -> int:
     """The command ``train.py``; returns its exit code."""
     return _run(lambda: _train(args))
@@ -244,3 +257,8 @@ def download_dataset(args: Sequence[str] | None = None) -> int:
 def check_dataset(args: Sequence[str] | None = None) -> int:
     """The command ``check_dataset.py``; returns its exit code: 1 where some pictures are broken."""
     return _run(lambda: _check_dataset(args))
+
+
+def inspect_checkpoint(args: Sequence[str] | None = None) -> int:
+    """The command ``inspect_checkpoint.py``; returns its exit code."""
+    return _run(lambda: _inspect(args))

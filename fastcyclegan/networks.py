@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
 from typing import Any, Literal
 
-from torch import Tensor, nn
+from torch import nn
 
 from fastcyclegan import reference
 from fastcyclegan.blocks import Chain, chained
@@ -161,37 +159,3 @@ def build_discriminator(config: ModelConfig, input_nc: int) -> nn.Module:
         return PixelDiscriminator(input_nc, config.ndf, config.norm, config.impl, affine=config.affine)
     n_layers = config.n_layers_D if config.netD == "n_layers" else 3
     return Discriminator(input_nc, config.ndf, n_layers, config.norm, config.impl, affine=config.affine)
-
-
-def generator_arguments(weights: Mapping[str, Tensor]) -> tuple[type[nn.Module], dict[str, Any]]:
-    """Return the class and the arguments of the generator that has the state_dict ``weights``, read off its names and shapes.
-
-    Raises ValueError where it is neither a ResNet nor a U-Net generator as the official code names them.
-    """
-    if "model.model.0.weight" in weights and "model.model.3.weight" in weights:
-        first, last = weights["model.model.0.weight"], weights["model.model.3.weight"]
-        depths = [name.count("model.") for name in weights]
-        norm = "instance" if "model.model.0.bias" in weights else "batch" if any("running_mean" in n for n in weights) else "none"
-        return UnetGenerator, {
-            "input_nc": first.shape[1],
-            "output_nc": last.shape[1],
-            "num_downs": max(depths) - 1,
-            "ngf": first.shape[0],
-            "norm": norm,
-        }
-    blocks = {int(match[1]) for name in weights if (match := re.match(r"model\.(\d+)\.conv_block\.", name))}
-    up, last_name = f"model.{10 + len(blocks)}.weight", f"model.{17 + len(blocks)}.weight"
-    if not {"model.1.weight", up, last_name} <= set(weights) or weights["model.1.weight"].dim() != 4:
-        raise ValueError(f"not a generator that is known here (its first tensor is {next(iter(weights), 'missing')!r})")
-    first = weights["model.1.weight"]
-    norm = "instance" if "model.1.bias" in weights else "batch" if "model.2.weight" in weights else "none"
-    return Generator, {
-        "input_nc": first.shape[1],
-        "output_nc": weights[last_name].shape[0],
-        "ngf": first.shape[0],
-        "n_blocks": len(blocks),
-        "norm": norm,
-        "affine": norm == "instance" and "model.2.weight" in weights,
-        "use_dropout": any(".conv_block.6." in name for name in weights) and not any(".conv_block.5." in n for n in weights),
-        "upsample": "resize" if weights[up].shape[0] < weights[up].shape[1] else "transpose",
-    }

@@ -37,7 +37,9 @@ def _check(what: str, got: object, wanted: Sequence[str]) -> None:
 
 
 class ContiguousGradient(torch.autograd.Function):
-    """The identity; its backward hands the gradient on in NCHW memory."""
+    """The identity; its backward hands the gradient on in NCHW memory. It goes through the transforms of torch.func too."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:
@@ -52,6 +54,21 @@ class ContiguousGradient(torch.autograd.Function):
         return grad.contiguous()
 
 
+class _ContiguousGradientAndTangent(ContiguousGradient):
+    """The same, for forward-mode differentiation too, which torch.compile does not take."""
+
+    @staticmethod
+    def jvp(ctx: object, tangent: Tensor) -> Tensor:
+        return tangent.view_as(tangent)
+
+
+def contiguous_gradient(x: Tensor) -> Tensor:
+    """Return x; its gradient comes back in NCHW memory."""
+    kind = ContiguousGradient if torch.compiler.is_compiling() else _ContiguousGradientAndTangent
+    y: Tensor = kind.apply(x)
+    return y
+
+
 class InstanceNorm2d(nn.InstanceNorm2d):
     """torch's InstanceNorm2d, right for a channels_last gradient too.
 
@@ -60,7 +77,7 @@ class InstanceNorm2d(nn.InstanceNorm2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        return ContiguousGradient.apply(super().forward(x))
+        return contiguous_gradient(super().forward(x))
 
 
 def norm_layer(norm: Norm, channels: int, affine: bool = False) -> nn.Module:

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastcyclegan import checkpoint
-from fastcyclegan.config import FIXED_SIZE, DataConfig, TrainConfig, from_dict, to_dict
+from fastcyclegan import checkpoint, loading
+from fastcyclegan.checkpoint import CONFIG
+from fastcyclegan.config import FIXED_SIZE, DataConfig, TrainConfig, to_dict
 from fastcyclegan.data import toy
 from fastcyclegan.data.loaders import Choice, check_cache, choose, make_loader
 from fastcyclegan.data.picture import Fit
@@ -23,10 +24,10 @@ from fastcyclegan.data.scan import Needs, Pictures, find_pictures, fingerprint
 from fastcyclegan.data.source import Loader, Say, Source
 from fastcyclegan.engine import Engine, require_impl, resolve_device, resolve_precision, why_not_compiled
 from fastcyclegan.errors import UserError
-from fastcyclegan.recipes.cyclegan import CycleGAN, build_networks
+from fastcyclegan.recipes.cyclegan import GENERATORS, CycleGAN, build_networks
 from fastcyclegan.report import CURVES, PAGE, STATS
+from fastcyclegan.tensor_files import load_tensors
 
-CONFIG = "config.json"
 DATASET = "dataset"
 STATE_VERSION = 1
 
@@ -36,18 +37,6 @@ FIXED = (
     ("loss", "pool_size"),
     ("run", "seed"),
 )
-
-
-def read_config(run: Path) -> TrainConfig | None:
-    """Return the configuration that ``run`` was started with, from config.json or else from its state; None where it has neither."""
-    file = run / CONFIG
-    if not file.exists():
-        state = checkpoint.load_tensors(run / checkpoint.STATE) if (run / checkpoint.STATE).exists() else None
-        return from_dict(state["config"]) if isinstance(state, dict) and "config" in state else None
-    try:
-        return from_dict(json.loads(file.read_text()))
-    except (UserError, OSError, ValueError) as error:
-        raise UserError(f"{file}: not a configuration of a run: {error}") from None
 
 
 def _default_name(config: TrainConfig) -> str:
@@ -297,8 +286,7 @@ def _resume(run: Run, say: Say) -> None:
     architecture = f"{config.model.netG} (ngf {config.model.ngf}, {config.model.norm} norm) of this run"
     state_file = folder / checkpoint.STATE
     if state_file.exists() and config.run.epoch == "latest":
-        checkpoint.check_sums(state_file)
-        state = checkpoint.load_tensors(state_file)
+        state = load_tensors(state_file)
         _check_state(state, run, state_file, say)
         for name, net in run.engine.nets.items():
             checkpoint.fit_weights(net, state["nets"][name], f"{state_file} ({name})", architecture)
@@ -312,7 +300,8 @@ def _resume(run: Run, say: Say) -> None:
         there = ", ".join(checkpoint.saved_epochs(folder)) or "none"
         raise UserError(f"{lacking[0]}: no such file; weights in {folder}: {there}")
     for name, file in files.items():
-        checkpoint.fit_weights(run.engine.nets[name], checkpoint.read_weights(file), file, architecture)
+        network = loading.choose(loading.read_networks(file), file, generator=name in GENERATORS)
+        checkpoint.fit_weights(run.engine.nets[name], network.weights, file, architecture)
     if run.engine.average is not None:
         run.engine.average.restart()
     say(

@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fastcyclegan.checkpoint import OFFICIAL, fit_weights, read_weights, saved_epochs, weights_file
 from fastcyclegan.config import Direction, RunConfig
 from fastcyclegan.console import Console
 from fastcyclegan.data.loaders import MOST_THREADS, choose, cores, make_reader
@@ -25,9 +24,8 @@ from fastcyclegan.data.scan import list_pictures
 from fastcyclegan.data.source import Job, Row, to_unit_range
 from fastcyclegan.engine import require_impl, resolve_device, resolve_precision
 from fastcyclegan.errors import UserError
-from fastcyclegan.networks import generator_arguments
+from fastcyclegan.loading import find_weights, load_generator
 from fastcyclegan.report import draw_grid, save_image, to_image, to_pixels
-from fastcyclegan.run import read_config
 
 GRID_NAME = "before_after.png"
 GRID_ROWS = 8
@@ -51,6 +49,8 @@ class TranslateConfig:
     """With a run's folder: which way, by the training folders. Default: the way that the run was trained in (--direction there)."""
     epoch: str = "latest"
     """With a run's folder: which weights (latest, 5, iter_1000 ...)."""
+    key: str | None = None
+    """In a file that holds several generators: which (scripts/inspect_checkpoint.py shows them)."""
     ema: bool = False
     """With a run's folder: take the running average of the weights, which training with --ema keeps."""
     resize: int | None = None
@@ -80,42 +80,6 @@ class TranslateConfig:
             raise UserError(f"resize must be at least 1, got {self.resize}")
         if self.num_threads is not None and self.num_threads < 1:
             raise UserError(f"num_threads must be at least 1, got {self.num_threads}")
-
-
-def find_weights(weights: Path, direction: Direction | None, epoch: str, ema: bool = False) -> Path:
-    """Return the generator's file in a run folder (or ``weights`` itself, a file). Raises UserError where there is none."""
-    if not weights.exists():
-        raise UserError(f"{weights}: no such file or folder")
-    if not weights.is_dir():
-        if direction is not None or epoch != "latest" or ema:
-            flags = "--direction, --epoch and --ema have nothing to choose"
-            raise UserError(f"{weights} is one generator's file, so {flags}; give the run's folder")
-        return weights
-    config = read_config(weights)
-    trained: Direction = config.data.direction if config is not None else "AtoB"
-    name = "G_AB" if direction in (None, trained) else "G_BA"
-    file = weights_file(weights, epoch, name, ema=ema)
-    if ema and not file.exists() and weights_file(weights, epoch, name).exists():
-        raise UserError(f"{file}: no such file: {weights} was not trained with --ema")
-    if not file.exists():
-        there = ", ".join(saved_epochs(weights)) or "none"
-        raise UserError(f"{file}: no such file; weights of a generator ({OFFICIAL[name]}) in {weights}: {there}")
-    return file
-
-
-def load_generator(file: Path, impl: str = "auto") -> nn.Module:
-    """Return the generator whose weights ``file`` holds, in eval mode on the CPU; its shape is read off the weights.
-
-    Raises UserError for a file that is damaged, no state_dict, or of an architecture that is not known.
-    """
-    weights = read_weights(file)
-    try:
-        kind, arguments = generator_arguments(weights)
-        net = kind(**arguments, impl=impl)
-    except ValueError as error:
-        raise UserError(f"{file}: {error}") from None
-    fit_weights(net, weights, file, kind.__name__)
-    return net.eval()
 
 
 def pad_to_multiple(pixels: Tensor, multiple: int) -> Tensor:
@@ -233,7 +197,7 @@ def translate(config: TranslateConfig, console: Console) -> int:
     precision = resolve_precision(config.precision, device, compiled=False)
     require_impl(config.impl, device)
     file = find_weights(config.weights, config.direction, config.epoch, config.ema)
-    translator = Translator(load_generator(file, config.impl), device, precision)
+    translator = Translator(load_generator(file, impl=config.impl, key=config.key), device, precision)
     jobs = plan_outputs(config)
     threads = config.num_threads or min(cores(), MOST_THREADS)
     choice = choose("folder" if config.loader == "auto" and len(jobs) < MANY else config.loader, device, threads)

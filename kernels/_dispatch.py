@@ -43,12 +43,28 @@ def why_not_triton(device_type: str, index: int | None) -> str:
 why_not_triton._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
+def _is_transformed() -> bool:
+    """Whether torch.func (grad, vmap, jvp ...) or forward-mode differentiation is at work, which the kernels' operators do not know."""
+    return torch._C._functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0
+
+
+# Dynamo enters the transforms that it traces, and guards their stack: asked while it traces, the answer holds for what it traces.
+_is_transformed._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def resolve_impl(op: str, impl: str, x: Tensor) -> Literal["triton", "reference"]:
     """Return what computes ``op`` on ``x``: auto is Triton on an NVIDIA GPU for the dtypes that it has, else the reference.
 
-    Raises ValueError where an explicit impl="triton" cannot serve the device and TypeError where it cannot serve the dtype.
+    Under torch.func's transforms and in forward-mode differentiation auto is the reference. Raises ValueError where an explicit
+    impl="triton" cannot serve the device or the transform, and TypeError where it cannot serve the dtype.
     """
     check_impl(impl)
+    if impl != "reference" and _is_transformed():
+        if impl == "triton":
+            raise ValueError(
+                f"{op}: impl='triton' does not go through torch.func's transforms or forward-mode differentiation; use impl='auto'"
+            )
+        return "reference"
     if impl == "auto":
         served = x.device.type == "cuda" and torch.version.hip is None and x.dtype in DTYPES
         return "triton" if served and not why_not_triton(x.device.type, x.device.index) else "reference"

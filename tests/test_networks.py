@@ -19,7 +19,6 @@ from fastcyclegan.networks import (
     UnetGenerator,
     build_discriminator,
     build_generator,
-    generator_arguments,
     set_impl,
 )
 from fastcyclegan.testing import assert_parity, is_cancelled_bias
@@ -180,35 +179,3 @@ def test_builders_by_the_official_names() -> None:
         for c in (ModelConfig(n_layers_D=5), ModelConfig(netD="n_layers", n_layers_D=5))
     ]
     assert layers == [5, 7]  # basic has its three layers whatever n_layers_D says
-
-
-SHAPES: list[tuple[type[nn.Module], dict[str, Any]]] = [
-    (
-        Generator,
-        {"input_nc": 1, "output_nc": 3, "ngf": 4, "n_blocks": n, "norm": norm, "affine": affine, "use_dropout": drop, "upsample": up},
-    )
-    for n, norm, affine, drop, up in [
-        (9, "instance", False, False, "transpose"),
-        (0, "instance", False, False, "resize"),
-        (2, "instance", True, True, "resize"),
-        (1, "batch", False, True, "transpose"),
-        (3, "none", False, False, "resize"),
-    ]
-] + [
-    (UnetGenerator, {"input_nc": 3, "output_nc": 1, "num_downs": n, "ngf": 2, "norm": norm})
-    for n, norm in [(8, "instance"), (7, "batch"), (5, "none")]
-]
-
-
-@pytest.mark.parametrize(("kind", "arguments"), SHAPES)
-def test_shape_is_read_off_the_weights(kind: type[nn.Module], arguments: dict[str, Any]) -> None:
-    found, read = generator_arguments(kind(**arguments).state_dict())
-    assert found is kind
-    assert read == arguments
-
-
-def test_weights_that_are_no_generator() -> None:
-    with pytest.raises(ValueError, match="not a generator that is known here"):
-        generator_arguments(Discriminator(ndf=2).state_dict())
-    with pytest.raises(ValueError, match="'missing'"):
-        generator_arguments({})

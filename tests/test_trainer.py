@@ -24,6 +24,7 @@ from fastcyclegan.data import dali
 from fastcyclegan.errors import UserError
 from fastcyclegan.recipes.cyclegan import build_networks
 from fastcyclegan.report import read_stats
+from fastcyclegan.tensor_files import load_tensors
 from fastcyclegan.trainer import Every, Trainer, train
 
 TRAIN = [sys.executable, str(Path(__file__).parents[1] / "scripts" / "train.py")]
@@ -70,7 +71,7 @@ def run(dataset: Path, runs: Path, name: str, *more: str) -> Trainer:
 
 def assert_same_state(one: Path, two: Path) -> None:
     """Bit for bit: weights, optimizers, pools, random state, schedule."""
-    a, b = (checkpoint.load_tensors(folder / checkpoint.STATE) for folder in (one, two))
+    a, b = (load_tensors(folder / checkpoint.STATE) for folder in (one, two))
 
     def compare(x: Any, y: Any, where: str) -> None:
         if isinstance(x, torch.Tensor):
@@ -148,7 +149,7 @@ def test_files_of_a_run(dataset: Path, tmp_path: Path) -> None:
     assert set(record) == {"iteration", "epoch", *losses, "lr", "it/s", "images/s"}
     assert record["lr"] == pytest.approx(2e-4 / 2)  # the last of 2 + 1 epochs
     # The official names: G_A translates A to B, D_A judges pictures of B.
-    state = checkpoint.load_tensors(folder / "state.pt")
+    state = load_tensors(folder / "state.pt")
     for ours, theirs in {"G_AB": "G_A", "G_BA": "G_B", "D_B": "D_A", "D_A": "D_B"}.items():
         weights = torch.load(folder / f"latest_net_{theirs}.pth", weights_only=True)
         assert all(torch.equal(weights[key], value) for key, value in state["nets"][ours].items())
@@ -160,7 +161,7 @@ def test_files_of_a_run(dataset: Path, tmp_path: Path) -> None:
 
 def test_running_averages_are_kept_and_translate(dataset: Path, tmp_path: Path) -> None:
     """One iteration with decay 0.75: a quarter of the way from the first weights to the next."""
-    from fastcyclegan.translate import find_weights, load_generator
+    from fastcyclegan.loading import find_weights, load_generator
 
     trainer = run(dataset, tmp_path, "r", "--ema", "0.75", "--max_iters", "1", "--save_epoch_freq", "1", "--batch_size", "8")
     folder = tmp_path / "r"
@@ -168,16 +169,16 @@ def test_running_averages_are_kept_and_translate(dataset: Path, tmp_path: Path) 
     assert names == {f"{label}_net_{net}_ema.pth" for label in ("latest", "1") for net in ("G_A", "G_B")}
     torch.manual_seed(trainer.run.config.run.seed)
     first = build_networks(trainer.run.config.model)["G_AB"].state_dict()
-    last = checkpoint.read_weights(folder / "latest_net_G_A.pth")
-    average = checkpoint.read_weights(find_weights(folder, None, "latest", ema=True))
+    last = load_tensors(folder / "latest_net_G_A.pth")
+    average = load_tensors(find_weights(folder, None, "latest", ema=True))
     assert not torch.equal(first["model.1.weight"], last["model.1.weight"])
     for name, value in average.items():
         torch.testing.assert_close(value, torch.lerp(first[name], last[name], 0.25))
     assert load_generator(folder / "latest_net_G_B_ema.pth")
     run(dataset, tmp_path, "without", "--max_iters", "1")
-    with pytest.raises(UserError, match=r"latest_net_G_A_ema.pth: no such file: .*without was not trained with --ema"):
+    with pytest.raises(UserError, match=r"latest_net_G_A_ema.pth: no such file: .*without was not trained with ema"):
         find_weights(tmp_path / "without", None, "latest", ema=True)
-    with pytest.raises(UserError, match="so --direction, --epoch and --ema have nothing to choose"):
+    with pytest.raises(UserError, match="so direction, epoch and ema have nothing to choose"):
         find_weights(folder / "latest_net_G_A.pth", None, "latest", ema=True)
     # Averages begin where a run without them is continued.
     go_on = run(dataset, tmp_path, "without", "--continue_train", "--ema", "0.9", "--max_iters", "2")
@@ -237,7 +238,7 @@ def test_continuing_with_what_does_not_fit(dataset: Path, tmp_path: Path) -> Non
     with pytest.raises(UserError, match=r"7_net_G_A.pth: no such file; weights in .*: latest"):
         run(dataset, tmp_path, "r", "--continue_train", "--epoch", "7")
     # One bit of one weight: torch.load would not notice.
-    weight = checkpoint.load_tensors(tmp_path / "r" / "state.pt")["nets"]["G_AB"]["model.18.bias"]
+    weight = load_tensors(tmp_path / "r" / "state.pt")["nets"]["G_AB"]["model.18.bias"]
     place = before.index(weight.numpy().tobytes())
     (tmp_path / "r" / "state.pt").write_bytes(before[:place] + bytes([before[place] ^ 1]) + before[place + 1 :])
     with pytest.raises(UserError, match=r"state.pt: cannot be loaded: it is damaged"):
@@ -346,7 +347,7 @@ def test_a_full_disk_keeps_the_old_state(dataset: Path, tmp_path: Path, monkeypa
         assert left == files
     assert left.keys() == files.keys()
     assert not list((tmp_path / "r").glob(".*"))
-    assert checkpoint.load_tensors(tmp_path / "r" / "state.pt")["iteration"] == (2 if full == "state" else 3)
+    assert load_tensors(tmp_path / "r" / "state.pt")["iteration"] == (2 if full == "state" else 3)
 
 
 # --- From outside: signals and kills ------------------------------------------------------------------------------------------
@@ -384,7 +385,7 @@ def test_a_signal_saves_and_ends(dataset: Path, tmp_path: Path, unbroken: Path, 
     assert f"{number.name}: saving after this iteration" in output
     assert "Traceback" not in output
     assert "go on with --continue_train --name r" in output
-    done = checkpoint.load_tensors(tmp_path / "r" / "state.pt")["iteration"]
+    done = load_tensors(tmp_path / "r" / "state.pt")["iteration"]
     assert 10 <= done < 150
     run(dataset, tmp_path, "r", "--continue_train")
     assert_same_state(unbroken, tmp_path / "r")
@@ -399,7 +400,7 @@ def test_a_closed_pipe_does_not_end_the_training(dataset: Path, tmp_path: Path) 
     process.stdout.close()
     assert process.stderr.read() == "standard output was closed: going on without printing\n"
     assert process.wait(120) == 0
-    assert checkpoint.load_tensors(tmp_path / "r" / "state.pt")["iteration"] == 30
+    assert load_tensors(tmp_path / "r" / "state.pt")["iteration"] == 30
 
 
 def test_the_end_is_reported_where_a_save_came_first(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -492,7 +493,7 @@ def test_a_picture_that_vanishes_ends_the_run_without_losing_it(
         patched.setattr(Trainer, "_after_step", vanishing)
         with pytest.raises(UserError) as caught:
             run(dataset, tmp_path, "broken", *more)
-    saved = checkpoint.load_tensors(tmp_path / "broken" / checkpoint.STATE)["iteration"]
+    saved = load_tensors(tmp_path / "broken" / checkpoint.STATE)["iteration"]
     assert str(caught.value) == (
         f"bad picture {picture}: no such file; --skip_bad_images leaves such pictures out "
         f"(saved after iteration {saved}; --continue_train goes on from there)"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +11,11 @@ from conftest import write_pictures
 from PIL import Image
 
 from fastcyclegan.checkpoint import save_weights
-from fastcyclegan.config import TrainConfig, to_dict, with_changes
 from fastcyclegan.console import Console
 from fastcyclegan.errors import UserError
-from fastcyclegan.networks import Discriminator, Generator, UnetGenerator
-from fastcyclegan.translate import TranslateConfig, Translator, find_weights, load_generator, pad_to_multiple, plan_outputs, translate
+from fastcyclegan.loading import load_generator
+from fastcyclegan.networks import Generator, UnetGenerator
+from fastcyclegan.translate import TranslateConfig, Translator, pad_to_multiple, plan_outputs, translate
 
 CPU = torch.device("cpu")
 
@@ -153,37 +152,6 @@ def test_a_picture_that_cannot_be_written_is_an_error(weights: Path, tmp_path: P
     monkeypatch.setattr("fastcyclegan.translate.save_image", full)
     with pytest.raises(OSError, match="No space left"):
         run(weights, tmp_path / "in", tmp_path / "out")
-
-
-def test_a_run_gives_the_side_by_direction(tmp_path: Path) -> None:
-    """By the training folders: after --direction BtoA the model's A is folder B, so B to A is G_A."""
-    with pytest.raises(UserError, match="no such file or folder"):
-        find_weights(tmp_path / "none", None, "latest")
-    for side in "AB":
-        (tmp_path / f"latest_net_G_{side}.pth").touch()
-
-    def name(direction: object) -> str:
-        return find_weights(tmp_path, direction, "latest").name
-
-    assert [name(d) for d in (None, "AtoB", "BtoA")] == ["latest_net_G_A.pth", "latest_net_G_A.pth", "latest_net_G_B.pth"]
-    config = with_changes(TrainConfig(), {"data": {"direction": "BtoA"}})
-    (tmp_path / "config.json").write_text(json.dumps(to_dict(config)))
-    assert [name(d) for d in (None, "AtoB", "BtoA")] == ["latest_net_G_A.pth", "latest_net_G_B.pth", "latest_net_G_A.pth"]
-    with pytest.raises(UserError, match=r"5_net_G_A.pth: no such file; weights of a generator \(G_A\) in .*: latest"):
-        find_weights(tmp_path, None, "5")
-    with pytest.raises(UserError, match="have nothing to choose"):
-        find_weights(tmp_path / "latest_net_G_A.pth", "AtoB", "latest")
-
-
-def test_weights_of_something_else(tmp_path: Path) -> None:
-    save_weights(tmp_path / "d.pth", Discriminator(ndf=2).state_dict())
-    with pytest.raises(UserError, match=r"d.pth: not a generator that is known here"):
-        load_generator(tmp_path / "d.pth")
-    state = Generator(ngf=2, n_blocks=1).state_dict()
-    del state["model.4.weight"]
-    save_weights(tmp_path / "g.pth", state)
-    with pytest.raises(UserError, match=r"g.pth: another architecture than Generator: model.4.weight is missing"):
-        load_generator(tmp_path / "g.pth")
 
 
 @pytest.mark.parametrize("change", [{"batch_size": 0}, {"resize": 0}, {"num_threads": 0}, {"device": "tpu"}, {"epoch": "best"}])

@@ -1,0 +1,103 @@
+"""Files of tensors, read without trust: no code of theirs runs, they get no more memory than they hold, what is wrong is one clear line.
+
+PyTorch's own (zip archives since 1.6, pickles before), and safetensors where that package is installed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import warnings
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastcyclegan.errors import UserError
+
+_ZIP = b"PK\x03\x04"
+# A whole run's state has under 2,000.
+_MOST_PARTS = 20_000
+_DAMAGED = "it is damaged, or not a PyTorch file"
+
+
+def load_tensors(path: Path) -> Any:
+    """Return what is in ``path``, tensors on the CPU, without running any code from it. Raises UserError for whatever is wrong.
+
+    The tensors of an archive lie in the file, which is mapped into memory.
+    """
+    if path.is_dir():
+        raise UserError(f"{path}: a folder, not a file of weights")
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(_ZIP))
+        if path.suffix == ".safetensors":
+            return _load_safetensors(path)
+        is_zip = start == _ZIP
+        if is_zip:
+            _refuse_bombs(path)
+            check_sums(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of damaged bytes that look like a version
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    except UserError:
+        raise
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except PermissionError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    # torch.load raises UnpicklingError, RuntimeError, EOFError, OSError and more for files that are damaged or not its own.
+    except Exception as error:
+        raise UserError(f"{path}: cannot be loaded: {_reason(str(error))}") from None
+
+
+def _reason(message: str) -> str:
+    """Return what ``message`` of torch.load means."""
+    if "legacy .tar" in message or "TorchScript" in message:
+        return "it is a TorchScript or .tar file, which can run code; save the module's state_dict() instead"
+    if "GLOBAL" not in message and "Unsupported class" not in message:
+        return _DAMAGED
+    # The name alone if it is one: a damaged file has any bytes there.
+    named = re.search(r"(?:GLOBAL|Unsupported class) ([A-Za-z_][\w.]{0,80})", message)
+    return f"it holds objects other than tensors{f' ({named[1]})' if named else ''}, which could run code; save the state_dict() alone"
+
+
+def _load_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    if importlib.util.find_spec("safetensors") is None:
+        raise UserError(f"{path}: needs the package safetensors: pip install 'fastcyclegan[hub]'")
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, ValueError, RuntimeError, KeyError) as error:
+        raise UserError(f"{path}: cannot be loaded: it is damaged, or not a safetensors file") from error
+
+
+def _refuse_bombs(path: Path) -> None:
+    """Raise UserError for an archive that would become larger than its file: PyTorch writes its parts as they are, one after the other."""
+    with zipfile.ZipFile(path) as archive:
+        parts = archive.infolist()
+        index = sum(part.file_size for part in parts if part.filename.endswith(".pkl"))
+        if len(parts) > _MOST_PARTS or index > _MOST_PARTS * 100:
+            raise UserError(f"{path}: cannot be loaded: it lists more tensors than any network has")
+        if any(part.filename.endswith("/constants.pkl") for part in parts):
+            raise UserError(f"{path}: cannot be loaded: {_reason('TorchScript')}")
+        if any(part.compress_type != zipfile.ZIP_STORED for part in parts):
+            raise UserError(f"{path}: cannot be loaded: its parts are compressed, which PyTorch's never are")
+        if sum(part.file_size for part in parts) > path.stat().st_size:
+            raise UserError(f"{path}: cannot be loaded: its parts claim more bytes than it has")
+
+
+def check_sums(path: Path) -> None:
+    """Raise UserError where an archive does not match its own checksums (torch.load does not look at them)."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip() is not None
+    # NotImplementedError is zipfile's word for a compression method that does not exist: a damaged header.
+    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, zlib.error):
+        damaged = True
+    if damaged:
+        raise UserError(f"{path}: cannot be loaded: {_DAMAGED}")

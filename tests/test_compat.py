@@ -1,0 +1,283 @@
+"""The official constructors: signatures, keys, counts, results; and what projects do with networks around ours."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import io
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, jvp, vmap
+
+from fastcyclegan import compat, reference
+from fastcyclegan.passes import why_not_batched, why_not_paired
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+INSTANCE = functools.partial(nn.InstanceNorm2d, affine=False, track_running_stats=False)
+
+OFFICIAL = {
+    "ResnetGenerator": "input_nc, output_nc, ngf=64, norm_layer=BatchNorm2d, use_dropout=False, n_blocks=6, padding_type=reflect",
+    "UnetGenerator": "input_nc, output_nc, num_downs, ngf=64, norm_layer=BatchNorm2d, use_dropout=False",
+    "NLayerDiscriminator": "input_nc, ndf=64, n_layers=3, norm_layer=BatchNorm2d",
+    "PixelDiscriminator": "input_nc, ndf=64, norm_layer=BatchNorm2d",
+    "define_G": "input_nc, output_nc, ngf, netG, norm=batch, use_dropout=False, init_type=normal, init_gain=0.02, gpu_ids=()",
+    "define_D": "input_nc, ndf, netD, n_layers_D=3, norm=batch, init_type=normal, init_gain=0.02, gpu_ids=()",
+    "GANLoss": "gan_mode, target_real_label=1.0, target_fake_label=0.0",
+    "ImagePool": "pool_size",
+}
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_signatures_are_the_official_ones(name: str) -> None:
+    def shown(parameter: inspect.Parameter) -> str:
+        default = parameter.default
+        return parameter.name if default is parameter.empty else f"{parameter.name}={getattr(default, '__name__', default)}"
+
+    parameters = inspect.signature(getattr(compat, name)).parameters.values()
+    assert ", ".join(shown(p) for p in parameters if p.kind is not p.KEYWORD_ONLY) == OFFICIAL[name]
+
+
+@pytest.mark.parametrize(
+    ("build", "tensors", "parameters"),
+    [
+        (lambda: compat.ResnetGenerator(3, 3, norm_layer=INSTANCE, n_blocks=9), 48, 11_378_179),
+        (lambda: compat.ResnetGenerator(3, 3, norm_layer=nn.InstanceNorm2d), 36, 7_837_699),
+        (lambda: compat.ResnetGenerator(3, 3, n_blocks=9), 140, 11_383_427),
+        (lambda: compat.ResnetGenerator(3, 3, norm_layer=functools.partial(nn.InstanceNorm2d, affine=True), n_blocks=9), 94, 11_388_675),
+        (lambda: compat.UnetGenerator(3, 3, 8, norm_layer=INSTANCE), 32, 54_409_603),
+        (lambda: compat.NLayerDiscriminator(3, norm_layer=INSTANCE), 10, 2_764_737),
+        (lambda: compat.PixelDiscriminator(3, norm_layer=INSTANCE), 6, 8_705),
+    ],
+)
+def test_official_counts(build: Callable[[], nn.Module], tensors: int, parameters: int) -> None:
+    with torch.device("meta"):
+        net = build()
+    assert (len(net.state_dict()), sum(p.numel() for p in net.parameters())) == (tensors, parameters)
+
+
+def _identity(channels: int) -> nn.Module:
+    return nn.Identity()
+
+
+@pytest.mark.parametrize(
+    ("norm_layer", "bias"),
+    [(nn.InstanceNorm2d, True), (INSTANCE, True), (nn.BatchNorm2d, False), (functools.partial(nn.GroupNorm, 1), False), (_identity, False)],
+)
+def test_convolutions_have_a_bias_before_instance_norm_alone(norm_layer: Any, bias: bool) -> None:
+    G, D = compat.ResnetGenerator(3, 3, 2, norm_layer, n_blocks=1), compat.NLayerDiscriminator(3, 2, 1, norm_layer)
+    assert [(net.model[i].bias is not None) for net, i in ((G, 1), (G, 4), (D, 2))] == [bias] * 3
+    assert G.model[-2].bias is not None
+    assert D.model[0].bias is not None
+
+
+@pytest.mark.parametrize("padding_type", ["reflect", "replicate", "zero"])
+def test_blocks_pad_as_they_are_told(padding_type: str) -> None:
+    """By hand: torch's own padded convolution and norm, twice."""
+    net = compat.ResnetGenerator(3, 3, 2, nn.InstanceNorm2d, n_blocks=1, padding_type=padding_type, impl="reference").double()
+    block, x = net.model[10], torch.randn(2, 8, 6, 5, dtype=torch.float64)
+    convs = [layer for layer in block.conv_block if isinstance(layer, nn.Conv2d)]
+    y = x
+    for number, conv in enumerate(convs):
+        mode = {"reflect": "reflect", "replicate": "replicate", "zero": "constant"}[padding_type]
+        y = nn.functional.conv2d(nn.functional.pad(y, (1, 1, 1, 1), mode=mode), conv.weight, conv.bias)
+        y = nn.functional.instance_norm(y)
+        y = y.relu() if number == 0 else y
+    torch.testing.assert_close(block(x), x + y, rtol=1e-12, atol=1e-12)
+    names = [name for name in net.state_dict() if name.startswith("model.10.") and name.endswith("weight")]
+    first, second = (0, 3) if padding_type == "zero" else (1, 5)
+    assert names == [f"model.10.conv_block.{first}.weight", f"model.10.conv_block.{second}.weight"]
+
+
+def test_define_functions_give_what_the_official_names_mean() -> None:
+    torch.manual_seed(3)
+    G, D = compat.define_G(3, 1, 4, "resnet_6blocks", "instance", True), compat.define_D(3, 4, "basic", norm="instance")
+    torch.manual_seed(3)
+    plain_G = reference.init_weights(reference.Generator(3, 1, 4, 6, "instance", use_dropout=True))
+    plain_D = reference.init_weights(reference.Discriminator(3, 4, 3, "instance"))
+    for ours, theirs in ((G, plain_G), (D, plain_D)):
+        assert all(torch.equal(a, b) for a, b in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True))
+        assert list(ours.state_dict()) == list(theirs.state_dict())
+    assert isinstance(compat.define_G(3, 3, 2, "unet_128"), compat.UnetGenerator)
+    assert isinstance(compat.define_D(3, 2, "pixel"), compat.PixelDiscriminator)
+    assert len(compat.define_D(3, 2, "n_layers", 1).model) == 6
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda: compat.define_G(3, 3, 4, "resnet_5blocks"), "netG must be one of resnet_9blocks, resnet_6blocks, unet_128, unet_256"),
+        (lambda: compat.define_D(3, 4, "patch"), "netD must be one of basic, n_layers, pixel, got 'patch'"),
+        (lambda: compat.define_G(3, 3, 4, "unet_128", "layer"), "norm must be one of batch, syncbatch, instance, none, got 'layer'"),
+        (lambda: compat.define_D(3, 4, "pixel", init_type="zeros"), "init_type must be one of normal"),
+        (lambda: compat.GANLoss("hinge"), "gan_mode must be one of lsgan"),
+    ],
+)
+def test_unknown_names(wrong: Callable[[], object], message: str) -> None:
+    with pytest.raises(NotImplementedError, match=message):
+        wrong()
+
+
+@pytest.mark.parametrize("mode", reference.GAN_MODES)
+def test_gan_loss(mode: str) -> None:
+    logits, loss = torch.randn(2, 1, 3, 3, requires_grad=True), compat.GANLoss(mode)
+    for real in (True, False):
+        assert torch.equal(loss(logits, real), reference.gan_loss(logits, real, mode))
+    soft = compat.GANLoss("lsgan", 0.9, 0.1)(logits, True)
+    torch.testing.assert_close(soft, (logits - 0.9).square().mean())
+    assert set(loss.state_dict()) == {"real_label", "fake_label"}
+
+
+def test_image_pool_draws_as_the_official_one() -> None:
+    """The rule by hand, with Python's random: nothing is drawn while the pool fills, then a coin, then a place."""
+    pool, held = compat.ImagePool(3), []
+    random.seed(5)
+    mine = [pool.query(torch.full((2, 1, 1, 1), float(n)) + torch.tensor([0.0, 0.5]).view(2, 1, 1, 1)) for n in range(20)]
+    random.seed(5)
+    for n, shown in enumerate(mine):
+        for i in range(2):
+            value = n + 0.5 * i
+            if len(held) < 3:
+                held.append(value)
+            elif random.uniform(0, 1) > 0.5:
+                place = random.randint(0, 2)
+                held[place], value = value, held[place]
+            assert shown[i].item() == value
+    assert [image.item() for image in pool.images] == held
+    assert pool.num_imgs == 3
+    x = torch.randn(1, 1, 2, 2)
+    assert compat.ImagePool(0).query(x) is x
+
+
+# --- What projects do with networks -------------------------------------------------------------------------------------------------
+
+
+def small(kind: str, impl: str) -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    if kind == "G":
+        net: nn.Module = compat.ResnetGenerator(3, 3, 2, INSTANCE, n_blocks=1, impl=impl)
+        return net.to(DEVICE), torch.randn(2, 3, 8, 8, device=DEVICE)
+    return compat.NLayerDiscriminator(3, 2, 1, INSTANCE, impl=impl).to(DEVICE), torch.randn(2, 3, 16, 16, device=DEVICE)
+
+
+def gradients(net: nn.Module, loss: Tensor) -> list[Tensor]:
+    return list(torch.autograd.grad(loss, list(net.parameters())))
+
+
+@pytest.mark.parametrize("kind", ["G", "D"])
+def test_transforms_of_torch_func(kind: str) -> None:
+    """auto leaves them to PyTorch's operators: per-picture gradients, vmap and forward mode."""
+    net, x = small(kind, "auto")
+    weights = dict(net.named_parameters())
+
+    def loss(given: dict[str, Tensor], image: Tensor) -> Tensor:
+        y: Tensor = functional_call(net, given, (image[None],))
+        return y.square().mean()
+
+    each = vmap(grad(loss), in_dims=(None, 0))(weights, x)
+    for n, image in enumerate(x):
+        for found, wanted in zip(each.values(), gradients(net, net(image[None]).square().mean()), strict=True):
+            torch.testing.assert_close(found[n], wanted, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(vmap(lambda image: net(image[None])[0])(x), net(x))
+    tangent, step = torch.randn_like(x), 1e-4
+    slope = jvp(copy.deepcopy(net).double(), (x.double(),), (tangent.double(),))[1]
+    double = copy.deepcopy(net).double()
+    secant = (double(x.double() + step * tangent) - double(x.double() - step * tangent)) / (2 * step)
+    torch.testing.assert_close(slope, secant, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("transform", [lambda net, x: grad(lambda x: net(x).sum())(x), lambda net, x: jvp(net, (x,), (x,))])
+def test_kernels_that_were_asked_for_refuse_transforms(transform: Callable[[nn.Module, Tensor], object]) -> None:
+    net, x = small("G", "triton")
+    with pytest.raises(ValueError, match=r"does not go through torch.func's transforms or forward-mode differentiation; use impl='auto'"):
+        transform(net, x)
+
+
+@pytest.mark.parametrize(("kind", "impl"), [("G", "reference"), ("D", "reference"), ("D", "triton")])
+def test_distributed_data_parallel(kind: str, impl: str, tmp_path: Path) -> None:
+    net, x = small(kind, impl)
+    wanted = gradients(net, net(x).square().mean())
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'meet'}", rank=0, world_size=1)
+    try:
+        parallel = nn.parallel.DistributedDataParallel(net)
+        for _ in range(2):
+            net.zero_grad()
+            parallel(x).square().mean().backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    for p, gradient in zip(net.parameters(), wanted, strict=True):
+        torch.testing.assert_close(p.grad, gradient)
+
+
+@pytest.mark.parametrize(("kind", "impl"), [("G", "reference"), ("D", "triton")])
+def test_a_scaler_and_autocast(kind: str, impl: str) -> None:
+    net, x = small(kind, impl)
+    optimizer, scaler = torch.optim.SGD(net.parameters(), lr=0.1), torch.amp.GradScaler(DEVICE, init_scale=8.0)
+    before = [p.detach().clone() for p in net.parameters()]
+    with torch.autocast(DEVICE, torch.bfloat16):
+        loss = net(x).square().mean()
+    wanted = gradients(net, loss)
+    with torch.autocast(DEVICE, torch.bfloat16):
+        loss = net(x).square().mean()
+    scaler.scale(loss).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    for p, old, gradient in zip(net.parameters(), before, wanted, strict=True):
+        torch.testing.assert_close(p.detach(), old - 0.1 * gradient, rtol=1e-2, atol=1e-3)
+
+
+class Around(nn.Module):
+    """A project's own model around two of our networks."""
+
+    def __init__(self, impl: str) -> None:
+        super().__init__()
+        self.G, self.D = small("G", impl)[0], small("D", impl)[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.D(self.G(x)).mean() + (self.G(x) - x).abs().mean()
+        return y
+
+
+def test_compiling_the_outer_model() -> None:
+    net, x = Around("auto"), torch.randn(1, 3, 16, 16, device=DEVICE)
+    wanted = net(x)
+    wanted_gradients = gradients(net, wanted)
+    loss = torch.compile(net, backend="aot_eager", fullgraph=True)(x)
+    torch.testing.assert_close(loss, wanted)
+    for found, gradient in zip(gradients(net, loss), wanted_gradients, strict=True):
+        torch.testing.assert_close(found, gradient)
+
+
+@pytest.mark.parametrize(("kind", "impl"), [("G", "reference"), ("D", "triton")])
+def test_copies_files_halves_and_layouts(kind: str, impl: str) -> None:
+    net, x = small(kind, impl)
+    net = net.eval().requires_grad_(False)
+    wanted, file = net(x), io.BytesIO()
+    torch.save(net, file)
+    file.seek(0)
+    for other in (copy.deepcopy(net), torch.load(file, weights_only=False)):
+        assert torch.equal(other(x), wanted)
+    torch.testing.assert_close(net(x.to(memory_format=torch.channels_last)), wanted)
+    torch.testing.assert_close(copy.deepcopy(net).to(memory_format=torch.channels_last)(x), wanted)
+    for dtype in (torch.float16, torch.bfloat16):
+        y = copy.deepcopy(net).to(dtype)(x.to(dtype))
+        assert y.dtype == (torch.float32 if kind == "G" else dtype)
+        torch.testing.assert_close(y.float(), wanted, rtol=0.1, atol=0.15)
+
+
+def test_the_engine_takes_them_as_ours() -> None:
+    G, D = small("G", "auto")[0], small("D", "auto")[0]
+    assert (why_not_batched("G", G), why_not_batched("D", D)) == ("", "")
+    assert why_not_paired({"G_AB": G, "G_BA": small("G", "auto")[0]}) == ""
+
+    class Own(compat.ResnetGenerator):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * x.shape[0]
+
+    assert why_not_batched("G", Own(3, 3, 2, INSTANCE, n_blocks=1)) == "G is a Own, which may look at all pictures of a batch"

@@ -1,0 +1,210 @@
+"""Files are read without trust: damaged, hostile and huge ones are refused in one line, quickly, without code or much memory."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import random
+import subprocess
+import sys
+import time
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from fastcyclegan.errors import UserError
+from fastcyclegan.loading import load_generator, read_networks
+from fastcyclegan.networks import Discriminator, Generator
+from fastcyclegan.tensor_files import load_tensors
+
+ONE_LINE_IN_TIME = 2.0
+
+
+class Evil:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, ("touch /tmp/fastcyclegan_was_here",)
+
+
+def test_files_that_are_no_weights(tmp_path: Path) -> None:
+    def file(name: str, value: object) -> Path:
+        torch.save(value, tmp_path / name)
+        return tmp_path / name
+
+    pickled, text, script = tmp_path / "pickled.pth", tmp_path / "text.pth", tmp_path / "script.pth"
+    pickled.write_bytes(pickle.dumps(Evil(), protocol=2))
+    text.write_text("hello")
+    torch.jit.save(torch.jit.script(nn.Linear(1, 1)), script)
+    cases = {
+        r"no.pth: no such file": tmp_path / "no.pth",
+        r"a folder, not a file of weights": tmp_path,
+        r"code.pth: cannot be loaded: it holds objects other than tensors \(posix.system\), which could": file("code.pth", {"m": Evil()}),
+        r"pickled.pth: cannot be loaded: it holds objects other than tensors \(posix.system\)": pickled,
+        r"module.pth: cannot be loaded: it holds objects other than tensors \(torch.nn.modules.linear.Linear\)": file(
+            "module.pth", nn.Linear(1, 1)
+        ),
+        r"script.pth: cannot be loaded: it is a TorchScript": script,
+        r"strings.pth: not a state_dict: it holds no tensors": file("strings.pth", {"a": "b"}),
+        r"list.pth: not a state_dict: it holds no tensors, but a list": file("list.pth", [torch.ones(1)]),
+        r"empty.pth: not a state_dict: it holds nothing": file("empty.pth", {}),
+        r"text.pth: cannot be loaded: it is damaged, or not a PyTorch file": text,
+        r"d.pth: not a generator, but a discriminator basic \(ndf 2, 3 ch": file("d.pth", Discriminator(3, 2).state_dict()),
+    }
+    for message, path in cases.items():
+        with pytest.raises(UserError, match=message):
+            load_tensors(path) if path.is_dir() else load_generator(path)
+    assert not Path("/tmp/fastcyclegan_was_here").exists()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 0.99])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_truncated_files(tmp_path: Path, share: float, zipped: bool) -> None:
+    file = tmp_path / "x.pth"
+    torch.save({"w": torch.randn(1000)}, file, _use_new_zipfile_serialization=zipped)
+    file.write_bytes(file.read_bytes()[: int(file.stat().st_size * share)])
+    with pytest.raises(UserError, match=r"x.pth: cannot be loaded: it is damaged"):
+        load_tensors(file)
+
+
+def rezipped(file: Path, change: Callable[[str, bytes], bytes], compression: int = zipfile.ZIP_STORED) -> None:
+    """Write the archive ``file`` anew with its parts changed, its checksums right."""
+    with zipfile.ZipFile(file) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(file, "w", compression) as archive:
+        for name, data in parts.items():
+            archive.writestr(name, change(name, data))
+
+
+def test_a_zip_bomb(tmp_path: Path) -> None:
+    file = tmp_path / "bomb.pth"
+    torch.save({"model.1.weight": torch.zeros(4)}, file)
+    rezipped(file, lambda name, data: bytes(2**28) if name.endswith("data/0") else data, zipfile.ZIP_DEFLATED)
+    with pytest.raises(UserError, match=r"bomb.pth: cannot be loaded: its parts are compressed, which PyTorch's never are"):
+        load_generator(file)
+
+
+def test_parts_that_overlap(tmp_path: Path) -> None:
+    """Many names for the same bytes: the archive claims more than the file has."""
+    file = tmp_path / "overlap.pth"
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("a/data.pkl", bytes(1000))
+        first = archive.infolist()[0]
+        for n in range(1000):
+            archive.filelist.append(again := zipfile.ZipInfo(f"a/data/{n}"))
+            again.header_offset, again.CRC, again.compress_size, again.file_size = 0, first.CRC, 1000, 1000
+        archive._didModify = True
+    with pytest.raises(UserError, match="its parts claim more bytes than it has"):
+        load_generator(file)
+
+
+def test_a_storage_that_claims_more_than_the_archive_has(tmp_path: Path) -> None:
+    file = tmp_path / "claims.pth"
+    torch.save({"model.1.weight": torch.arange(4.0)}, file)
+
+    def claim(name: str, data: bytes) -> bytes:
+        changed = data.replace(b"K\x04t", b"J\xff\xff\xff\x0ft", 1)  # 4 numbers become 268 million
+        assert (changed != data) == name.endswith("data.pkl")
+        return changed
+
+    rezipped(file, claim)
+    with pytest.raises(UserError, match=r"claims.pth: "):
+        load_generator(file)
+
+
+@pytest.fixture(scope="module")
+def generator() -> dict[str, Tensor]:
+    return Generator(ngf=2, n_blocks=1).state_dict()
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_a_thousand_mutations(tmp_path: Path, generator: dict[str, Tensor], zipped: bool) -> None:
+    """Bits flipped, bytes changed, cut out, doubled: each is refused in one line, or changes nothing that is read.
+
+    The pickles before 1.6 have no checksums: there a number of the weights may be another, and nothing can see it.
+    """
+    buffer = io.BytesIO()
+    torch.save(generator, buffer, _use_new_zipfile_serialization=zipped)
+    whole, file, chance, refused = buffer.getvalue(), tmp_path / "m.pth", random.Random(0), 0
+    for _ in range(1000):
+        data = bytearray(whole)
+        place = chance.randrange(len(data)) if chance.random() < 0.5 else chance.randrange(min(4096, len(data)))
+        match chance.randrange(5):
+            case 0:
+                data[place] ^= 1 << chance.randrange(8)
+            case 1:
+                data[place] = chance.randrange(256)
+            case 2:
+                del data[place : place + chance.randrange(1, 64)]
+            case 3:
+                data[place:place] = data[place : place + chance.randrange(1, 64)]
+            case 4:
+                data[place : place + 8] = chance.randbytes(8)
+        file.write_bytes(data)
+        started = time.monotonic()
+        try:
+            found = load_generator(file).state_dict()
+        except UserError as error:
+            refused += 1
+            said = str(error)
+            assert said.startswith(str(file)) and "\n" not in said  # noqa: PT018
+        else:
+            assert {key: value.shape for key, value in found.items()} == {key: value.shape for key, value in generator.items()}
+            if zipped:
+                assert all(torch.equal(value, generator[key]) for key, value in found.items())
+        assert time.monotonic() - started < ONE_LINE_IN_TIME
+    assert refused > (700 if zipped else 250)
+
+
+def test_hostile_files_take_little_memory(tmp_path: Path) -> None:
+    """In a process that may have 1 GiB more than torch takes: claims of terabytes, keys without end, the same tensor again and again."""
+    huge = torch.empty(1).as_strided((64, 3, 7, 7), (0, 0, 0, 0))
+    shared = torch.zeros(2_000_000)
+    cases: dict[str, object] = {
+        "wide": {"model.1.weight": torch.empty(1).as_strided((10**9, 3, 7, 7), (0, 0, 0, 0)), "model.4.weight": huge},
+        "keys": {f"model.{i}.conv_block.1.weight": torch.zeros(()) for i in range(30_000)} | {"model.1.weight": huge.clone()},
+        "shared": OrderedDict({f"model.{i}.weight": shared for i in range(30_000)}),
+        "levels": {
+            "model.model.0.weight": torch.zeros(1, 1, 1, 1),
+            "model.model.3.weight": torch.zeros(1, 1, 1, 1),
+            "model." * 9999: shared,
+        },
+    }
+    for name, value in cases.items():
+        torch.save(value, tmp_path / f"{name}.pth")
+    legacy = pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2) + pickle.dumps({}, 2)
+    (tmp_path / "legacy.pth").write_bytes(legacy + b"\x80\x02X\xff\xff\xff\x7f")  # a string of 2 GB, of which nothing is there
+    code = """
+import resource, sys, time
+from pathlib import Path
+from fastcyclegan.errors import UserError
+from fastcyclegan.loading import load_generator
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 2**30,) * 2)
+for file in sorted(Path(sys.argv[1]).glob("*.pth")):
+    started = time.monotonic()
+    try:
+        load_generator(file)
+    except UserError as error:
+        assert "\\n" not in str(error) and len(str(error)) < 1000, error
+        print(file.stem, time.monotonic() - started < 2, time.monotonic() - started, str(error)[:150])
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert [line.split()[:2] for line in done.stdout.splitlines()] == [[name, "True"] for name in sorted([*cases, "legacy"])], done
+
+
+def test_safetensors(tmp_path: Path, generator: dict[str, Tensor]) -> None:
+    file = tmp_path / "g.safetensors"
+    save_file(generator, file)
+    net = load_generator(file)
+    assert all(torch.equal(value, generator[key]) for key, value in net.state_dict().items())
+    whole = file.read_bytes()
+    for damaged in (whole[:100], whole[:-1], b"\xff" * 8 + whole[8:], whole.replace(b'"F32"', b'"X32"')):
+        file.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"g.safetensors: cannot be loaded: it is damaged, or not a safetensors file"):
+            read_networks(file)
