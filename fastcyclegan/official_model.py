@@ -75,6 +75,7 @@ def _decide(model: Any, cls: type, theirs: Callable[[Any], Any], options: Option
         if type(model) is not cls:
             raise NotServedError(f"{type(model).__name__} is a class of its own")
         given = settings(model)
+        say("comparing the step with ours in float64, once (on a processor this takes as long as some iterations)")
         difference = prove(model, theirs, given)
     except NotServedError as error:
         ignored = [flag for flag, on in (("--compile", options.compile), ("--precision", options.precision == "bf16")) if on]

@@ -1,6 +1,6 @@
 """Before the first iteration: a checkout's own step and ours, side by side on float64 copies, must make the same updates.
 
-A checkout may have another loss, another optimizer, clipping, or a step of its own altogether. So both run a few iterations on small
+A checkout may have another loss, another optimizer, clipping, or a step of its own altogether. So both run two iterations on small
 pictures made of the first batch's, from the same weights and the same random state, with replay pools so small that they swap. What is
 compared is what an iteration does: every network's update, its running statistics, the losses, and how much of Python's ``random`` it used.
 """
@@ -23,7 +23,7 @@ from fastcyclegan.networks import Discriminator, UnetGenerator, set_impl
 from fastcyclegan.official_networks import without_chance
 from fastcyclegan.official_step import LOSSES, NETS, NotServedError, Settings, Step
 
-ITERATIONS, PICTURES, CAPACITY = 3, 2, 2
+ITERATIONS, PICTURES, CAPACITY = 2, 2, 2
 # Not the model's own, which may be 0: nothing would move.
 RATE = 2e-4
 # Float64 leaves 1e-14, and 1e-8 with biases that an instance norm takes out again: their gradient is noise of 1e-16, which Adam divides by
