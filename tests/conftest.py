@@ -23,6 +23,9 @@ from fastcyclegan.data.picture import Fit
 from fastcyclegan.data.scan import check_files
 from fastcyclegan.data.source import Batch, Source
 
+# A package for test_official.py, with modules called test_*.py of its own.
+collect_ignore = ["official_checkout"]
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if torch.cuda.is_available():
