@@ -41,7 +41,7 @@ def test_all_of_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     assert results["logits"].shape[:2] == (1, 1)
     assert torch.isfinite(results["loss"])
     assert (results["painting"].size, results["photo"].size) == ((24, 20), (24, 20))
-    assert results["model"].iteration == 8
+    assert results["model"].iteration == 6  # two epochs of the three that were not held out
     printed = capsys.readouterr().out
     assert "accelerate: 2 replaced, nothing left as it is" in printed
     assert (tmp_path / "photos2paintings" / "README.md").exists()
