@@ -27,7 +27,7 @@ from report import markdown
 from fastcyclegan.kernels import _backend, _tune
 
 # Here every test takes the GPU where there is one; elsewhere those that are marked do.
-ON_THE_DEVICE = ["tests/kernels", "tests/test_blocks.py", "tests/test_networks.py"]
+ON_THE_DEVICE = ["tests/kernels", "tests/test_blocks.py", "tests/test_networks.py", "tests/test_compat.py"]
 MOST_FOR_TESTS = 240.0
 # Between the last bench that begins and the end of the process.
 STOPPING = 45.0

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastcyclegan.accelerate import accelerate
 from fastcyclegan.blocks import InstanceNormAct
+from fastcyclegan.errors import UserError
 from fastcyclegan.loading import load_generator
 from fastcyclegan.networks import Discriminator, Generator, PixelDiscriminator, UnetGenerator
 
@@ -19,6 +20,7 @@ __all__ = [
     "InstanceNormAct",
     "PixelDiscriminator",
     "UnetGenerator",
+    "UserError",
     "accelerate",
     "load_generator",
 ]
