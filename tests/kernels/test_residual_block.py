@@ -93,7 +93,7 @@ def test_equals_float64(case: Case, dtype: torch.dtype, device: str) -> None:
 
 
 def test_reference_is_the_official_block() -> None:
-    block = reference.ResidualBlock(4, "instance", False, False, use_bias=False).double()
+    block = reference.ResidualBlock(4, "instance", False, False).double()
     x = torch.randn(2, 4, 5, 6, dtype=torch.float64)
     weights = block.conv_block[1].weight, block.conv_block[5].weight
     torch.testing.assert_close(residual_block(x, *weights, impl="reference"), block(x))
@@ -223,7 +223,7 @@ def test_any_layout_and_autocast(device: str) -> None:
 
 
 def test_functional_call(device: str) -> None:
-    block = reference.ResidualBlock(9, "instance", False, False, use_bias=False).to(device)
+    block = reference.ResidualBlock(9, "instance", False, False).to(device)
 
     class Block(torch.nn.Module):
         def __init__(self) -> None:
