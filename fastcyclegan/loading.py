@@ -96,8 +96,9 @@ def load_generator(
     """
     file = find_weights(Path(source), direction, epoch, ema)
     network = choose(read_networks(file), file, generator=True, key=key)
-    net = network.architecture.build(impl)
-    net.load_state_dict(network.weights)
+    with torch.device("meta"):  # no time for initial weights that nobody sees
+        net = network.architecture.build(impl)
+    net.to_empty(device="cpu").load_state_dict(network.weights)
     return net.to(device=device, dtype=dtype).eval()
 
 
