@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,12 @@ from fastcyclegan.errors import UserError
 from fastcyclegan.images import Picture, translate_pictures
 from fastcyclegan.loading import choose, read_networks, settings_of
 from fastcyclegan.recipes.cyclegan import GENERATORS
-from fastcyclegan.run import Given, networks_that_fit, with_absolute_paths
-from fastcyclegan.tensor_files import load_tensors
+from fastcyclegan.run import Given, networks_that_fit, read_state, with_absolute_paths
 from fastcyclegan.trainer import Trainer, train
 
 Record = dict[str, Any]
 Callback = Callable[["CycleGAN", Record], object]
+_INITIALISING = threading.Lock()
 # What belongs to one start of a run and not to its configuration.
 _ONE_START = {"continue_train": False, "overwrite": False, "dry_run": False, "epoch": "latest"}
 
@@ -89,7 +90,8 @@ class CycleGAN:
     def networks(self) -> dict[str, nn.Module]:
         """G_AB and G_BA (of the model's A to B and back), D_A and D_B."""
         if self._nets is None:
-            with _kept_globals():
+            # One at a time: torch has one generator of random numbers for all threads.
+            with _INITIALISING, _kept_globals():
                 torch.manual_seed(self.config.run.seed)
                 self._nets = networks_that_fit(self.config)
         return self._nets
@@ -147,7 +149,9 @@ class CycleGAN:
 
         ``folder``: keep the run's files there, as the command line does; else nothing is written. ``callbacks`` are called with the model
         and each record; ``stop()`` ends training after the iteration. ``settings`` as for the class, for this and later calls. Called
-        again it goes on to the epochs and iterations that the settings then say. Raises UserError for what cannot be trained on.
+        again it goes on to the epochs and iterations that the settings then say: exactly, but that a loader of the caller's begins anew,
+        which is exact between epochs alone. Ctrl-C is a KeyboardInterrupt after the iteration. Raises UserError for what cannot be trained
+        on, and TypeError for what is neither a folder nor a loader.
         """
         config = self._config_for(A, B, folder, settings)
         loaders = None if A is None or isinstance(A, (str, Path)) else (A, None if isinstance(B, (str, Path)) else B)
@@ -155,8 +159,12 @@ class CycleGAN:
             raise UserError("fit: no pictures: give a dataset's folder, a folder a domain, or loaders")
         records: list[Record] = []
 
+        def begin(trainer: Trainer) -> None:
+            # From here on it is this run that goes on, however it ends.
+            self._trainer, self.config, self._state = trainer, config, None
+            self.folder = trainer.run.folder or self.folder
+
         def tick(trainer: Trainer, record: Record) -> None:
-            self._trainer = trainer
             records.append(record)
             self.history.append(record)
             for callback in callbacks:
@@ -165,9 +173,7 @@ class CycleGAN:
         given = Given(self.networks, loaders, iterations_per_epoch, self._last_state(), folder is not None)
         console = Console() if verbose else QuietConsole()
         with _kept_globals():
-            self._trainer = train(config, console, given=given, on_tick=tick, signals=False)
-        self.config, self._state = config, None
-        self.folder = self._trainer.run.folder or self.folder
+            train(config, console, given=given, on_start=begin, on_tick=tick, signals=False)
         return records
 
     def _config_for(self, A: Any, B: Any, folder: str | Path | None, settings: Mapping[str, Any]) -> TrainConfig:
@@ -175,6 +181,9 @@ class CycleGAN:
         for name in settings:
             if _group_of(name) == "model" and name != "impl":
                 raise UserError(f"fit: the networks are made, so {name} cannot change: give it to CycleGAN(...)")
+        for x in (A, B):
+            if x is not None and not isinstance(x, (str, Path, Iterable)):
+                raise TypeError(f"fit: a domain is a folder or a loader, got {type(x).__name__}")
         config = _changed(self.config, {**settings, **_ONE_START})
         paths = [isinstance(x, (str, Path)) for x in (A, B) if x is not None]
         if len(set(paths)) > 1 or (A is None and B is not None):
@@ -208,9 +217,9 @@ class CycleGAN:
     def translate(self, images: Picture | Sequence[Picture], direction: Direction = "AtoB", batch_size: int = 8) -> Any:
         """Return the translation of a picture, or of a list of them, as what it was given as.
 
-        A picture is a PIL image (any mode), an array of uint8 [H, W, C] or [H, W], a float tensor [C, H, W] or [N, C, H, W] in [-1, 1], or
-        a path (which gives a PIL image). Any size, which it keeps. ``direction`` speaks of the training folders. Raises UserError for a
-        picture that cannot be read, and TypeError for what is none.
+        A picture is a PIL image (any mode), an array of uint8 [H, W, C] (or [H, W] where C is 1), a float tensor [C, H, W] or [N, C, H, W]
+        in [-1, 1], or a path (which gives a PIL image). Any size, which it keeps. ``direction`` speaks of the training folders. Raises
+        UserError for a picture that cannot be read, ValueError for a wrong shape, dtype or range, and TypeError for what is no picture.
         """
         if direction not in ("AtoB", "BtoA"):
             raise UserError(f"direction must be AtoB or BtoA, got {direction!r}")
@@ -267,7 +276,7 @@ class CycleGAN:
         model = cls(with_changes(config, {"run": _ONE_START}), **settings)
         model.folder = folder
         if epoch == "latest" and (folder / checkpoint.STATE).exists():
-            model._state = load_tensors(folder / checkpoint.STATE)
+            model._state = read_state(folder / checkpoint.STATE)
         for name, net in model.networks.items():
             source = folder / checkpoint.STATE if model._state else weights_file(folder, epoch, name)
             weights = model._state["nets"][name] if model._state else _weights_of(source, name)

@@ -200,6 +200,17 @@ def _nearest(found: Any, problems: list[tuple[str, UnknownArchitectureError]]) -
     return UnknownArchitectureError(f"no network that is known here, and none is near: its keys are {_listed(keys)}")
 
 
+def of_arguments(kind: str, arguments: Mapping[str, Any], weights: Weights) -> Architecture | None:
+    """Return the architecture that a file of ours says it has, where it is one of the generators and fits ``weights``, else None."""
+    known = {Generator.__name__: Generator, UnetGenerator.__name__: UnetGenerator}
+    if kind not in known:
+        return None
+    read = recognise(weights).arguments
+    told = {name: value for name, value in read.items() if name not in ("use_dropout", "padding_type")}
+    fits = all(arguments.get(name) == value for name, value in told.items()) and not _differences(known[kind], dict(arguments), weights)
+    return Architecture(known[kind], dict(arguments)) if fits else None
+
+
 # --- Which network it is ------------------------------------------------------------------------------------------------------------
 
 
@@ -228,7 +239,9 @@ def _refuse_odd_tensors(weights: Weights) -> None:
     if sum(value.numel() * value.element_size() for value in weights.values()) > sum(held.values()):
         raise UnknownArchitectureError("its tensors claim more than the file holds")
     for key, value in weights.items():
-        if value.is_floating_point() and not value.isfinite().all():
+        if not value.is_floating_point() and not key.endswith(_STATISTICS[-1]):
+            raise UnknownArchitectureError(f"{key} holds {str(value.dtype).removeprefix('torch.')}, and weights are floating point")
+        if value.is_floating_point() and not value.float().isfinite().all():
             raise UnknownArchitectureError(f"{key} holds numbers that are not finite: the file is damaged, or its training failed")
 
 
@@ -241,7 +254,7 @@ def _differences(kind: type[nn.Module], arguments: dict[str, Any], weights: Weig
     try:
         with torch.device("meta"):
             expected = {key: list(value.shape) for key, value in kind(**arguments).state_dict().items()}
-    except (ValueError, RuntimeError, ZeroDivisionError, OverflowError) as error:
+    except (ValueError, TypeError, RuntimeError, ZeroDivisionError, OverflowError) as error:
         return [f"it cannot be built: {str(error).splitlines()[0]}"] * (len(weights) + 1)
     found = {key: list(value.shape) for key, value in weights.items()}
     strange = [f"{key} is strange" for key in found if key not in expected]

@@ -1,7 +1,8 @@
 """The constructors of the official code (pytorch-CycleGAN-and-pix2pix, models/networks.py and util/image_pool.py) by their signatures.
 
 One line moves a project: ``from fastcyclegan.compat import define_G, define_D, GANLoss, ImagePool``. Arguments, defaults, state_dict keys
-and results are the official ones; what computes them is ours. ``impl`` and ``recompute`` are as in ``fastcyclegan.Generator``.
+and results are the official ones; what computes them is ours. ``impl`` and ``recompute`` are as in ``fastcyclegan.Generator``. ReLUs
+are not in place, so who collects the layers' results sees those of the norms before them as they are.
 """
 
 from __future__ import annotations
@@ -21,23 +22,16 @@ NormLayer = Callable[[int], nn.Module]
 
 
 def _ours(norm_layer: NormLayer) -> tuple[reference.Norm, bool]:
-    """Return ``norm_layer`` as our networks take it, by name where it has one, and whether it is an affine instance norm.
-
-    Others stay what they are, but with our InstanceNorm2d in the place of torch's: the same function, right in every memory layout.
-    """
+    """Return ``norm_layer`` as our networks take it, by name where it has one, and whether it is an affine instance norm."""
+    is_partial = isinstance(norm_layer, functools.partial)
     kind = getattr(norm_layer, "func", norm_layer)
-    options: dict[str, Any] = dict(norm_layer.keywords) if isinstance(norm_layer, functools.partial) and not norm_layer.args else {}
-    plain = norm_layer is kind or (isinstance(norm_layer, functools.partial) and not norm_layer.args)
-    plain = plain and options.keys() <= {"affine", "track_running_stats"}
+    options: dict[str, Any] = dict(norm_layer.keywords) if isinstance(norm_layer, functools.partial) else {}
+    plain = options.keys() <= {"affine", "track_running_stats"} and not (is_partial and norm_layer.args)  # type: ignore[attr-defined]
     if kind is nn.InstanceNorm2d and plain and not options.get("track_running_stats"):
         return "instance", bool(options.get("affine"))
     if kind is nn.BatchNorm2d and plain and all(options.values()):
         return "batch", False
-    if norm_layer is _identity:
-        return "none", False
-    if kind is nn.InstanceNorm2d and isinstance(norm_layer, functools.partial):
-        return functools.partial(reference.InstanceNorm2d, *norm_layer.args, **norm_layer.keywords), False
-    return norm_layer, False
+    return ("none" if norm_layer is _identity else norm_layer), False
 
 
 def _identity(channels: int) -> nn.Module:
@@ -213,7 +207,7 @@ class GANLoss(nn.Module):
     def forward(self, prediction: Tensor, target_is_real: bool) -> Tensor:
         if self.gan_mode == "wgangp":
             return -prediction.mean() if target_is_real else prediction.mean()
-        target = self.get_target_tensor(prediction, target_is_real).to(prediction.dtype)
+        target = self.get_target_tensor(prediction, target_is_real)
         lsgan = self.gan_mode == "lsgan"
         return F.mse_loss(prediction, target) if lsgan else F.binary_cross_entropy_with_logits(prediction, target)
 
@@ -227,8 +221,8 @@ class ImagePool:
 
     @property
     def images(self) -> list[Tensor]:
-        """The pictures that are held, [C, H, W] each."""
-        return self._pool.images
+        """The pictures that are held, [1, C, H, W] each."""
+        return [image[None] for image in self._pool.images]
 
     @property
     def num_imgs(self) -> int:

@@ -26,10 +26,13 @@ Layers = tuple[Any, ...]
 
 
 class FloatTanh(nn.Tanh):
-    """tanh that computes and returns fp32 for 16-bit input: near +-1 a bf16 step is a whole step of an 8-bit picture."""
+    """tanh that computes 16-bit input in fp32, and under autocast returns fp32: near +-1 a bf16 step is a whole step of 8 bits."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.tanh(x.float() if x.dtype in (torch.bfloat16, torch.float16) else x)
+        if x.dtype not in (torch.bfloat16, torch.float16):
+            return torch.tanh(x)
+        y = torch.tanh(x.float())
+        return y if torch.is_autocast_enabled(x.device.type) else y.to(x.dtype)
 
 
 class _ZeroGradient(torch.autograd.Function):
@@ -211,6 +214,8 @@ class Flow:
         tanh = following is not None and untouched(following[0], FloatTanh)
         options: dict[str, Any] = {"padding": self.border, "tanh": tanh, "recompute": recompute, **self._norm_options()}
         self.x = reflect_conv(self.x, [conv.weight for conv in convs], biases, **options)
+        if tanh and not torch.is_autocast_enabled(self.x.device.type):
+            self.x = self.x.to(convs[0].weight.dtype)
         self.norm, self.act, self.border = None, "none", 0
         self.done = following[0] if tanh and following is not None else None
 

@@ -85,8 +85,10 @@ class Pretrained:
         class, such as ``impl``. Raises UserError for a folder that has something else, ImportError without the extra ``hub``.
         """
         _require()
-        if Path(source).is_dir() and not (Path(source) / WEIGHTS).exists():
-            raise UserError(f"{source}: no {WEIGHTS} in it; load_generator takes runs and official files")
+        if Path(source).is_file():
+            raise UserError(f"{source}: a file; load_generator takes files")
+        if Path(source).is_dir():
+            _check_folder(Path(source))
         net = _mixed(_owner(cls)).from_pretrained(str(source), **options)
         net.__class__ = _owner(cls)
         del net._hub_mixin_config
@@ -127,6 +129,18 @@ def _owner(cls: type) -> type:
     return next(kind for kind in cls.__mro__ if kind.__dict__.get("keeps_arguments"))
 
 
+def _check_folder(folder: Path) -> None:
+    """Raise UserError where ``folder`` is not one of ``save_pretrained``."""
+    if not (folder / WEIGHTS).exists():
+        raise UserError(f"{folder}: no {WEIGHTS} in it; load_generator takes runs and official files")
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / 'config.json'}: cannot be read: {str(error).splitlines()[0]}") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{folder / 'config.json'}: not the arguments of a network, but a {type(config).__name__}")
+
+
 def _check_arguments(net: Any) -> None:
     strange = [name for name, value in net.arguments.items() if callable(value)]
     if strange:
@@ -135,6 +149,27 @@ def _check_arguments(net: Any) -> None:
         made = _owner(type(net))(**net.arguments).state_dict()
     if {key: value.shape for key, value in made.items()} != {key: value.shape for key, value in net.state_dict().items()}:
         raise ValueError(f"{type(net).__name__}: its layers were changed, so that its arguments do not make it any more")
+    _check_function(net)
+
+
+@torch.no_grad()
+def _check_function(net: Any) -> None:
+    """Raise ValueError unless ``net`` computes what its arguments make: layers without weights may have been changed too."""
+    parameter, training = next(net.parameters()), net.training
+    with torch.device("meta"):
+        made = _owner(type(net))(**net.arguments, impl=net.impl)
+    made = made.to_empty(device=parameter.device).to(parameter.dtype).eval()
+    made.load_state_dict(net.state_dict())
+    side = max(32, int(getattr(net, "size_multiple", 4)))
+    x = torch.randn(1, net.arguments["input_nc"], side, side, generator=torch.Generator().manual_seed(0)).to(parameter)
+    try:
+        wanted, found = made(x).double(), net.eval()(x).double()
+    finally:
+        net.train(training)
+    # Far above what two runs of one function differ by, TF32 included.
+    allowed = 0.01 if parameter.dtype in (torch.float32, torch.float64) else 0.1
+    if found.shape != wanted.shape or not (found - wanted).norm() <= allowed * wanted.norm():
+        raise ValueError(f"{type(net).__name__}: its layers were changed, so that its arguments make another function")
 
 
 @functools.cache
@@ -169,7 +204,10 @@ def _mixed(kind: type) -> Any:
             download = {name: options.pop(name) for name in ("revision", "cache_dir", "force_download", "local_files_only", "token")}
             folder = Path(model_id)
             file = folder / WEIGHTS if folder.is_dir() else Path(hf_hub_download(model_id, WEIGHTS, **download))
-            net = cls(**options)
+            try:
+                net = cls(**options)
+            except (TypeError, ValueError, AttributeError) as error:
+                raise UserError(f"{folder / 'config.json'}: no arguments of {kind.__name__}: {str(error).splitlines()[0]}") from None
             try:
                 net.load_state_dict(load_tensors(file), strict=strict)
             except RuntimeError as error:

@@ -46,12 +46,12 @@ class Translator:
         result = to_pixels(self._apply(to_unit_range(padded, self.device)))
         return [out[: picture.shape[0], : picture.shape[1]] for out, picture in zip(result, pictures, strict=True)]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def tensors(self, images: Tensor) -> Tensor:
-        """Translate float pictures [N, C, H, W] in [-1, 1]; the result is fp32, on their device."""
+        """Translate float pictures [N, C, H, W] in [-1, 1]; the result has their dtype and device."""
         padded = pad_to_multiple(images.to(self.device, torch.float32), self.multiple, (2, 3))
         result = self._apply(padded.contiguous(memory_format=torch.channels_last))
-        return result[:, :, : images.shape[2], : images.shape[3]].to(images.device)
+        return result[:, :, : images.shape[2], : images.shape[3]].to(images)
 
     def _apply(self, images: Tensor) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
@@ -109,6 +109,8 @@ def _pixels(picture: Any, channels: int) -> NDArray[np.uint8]:
     if isinstance(picture, (str, Path)):
         image = open_picture(picture, channels)
     elif isinstance(picture, Image.Image):
+        if not picture.width or not picture.height:
+            raise ValueError(f"translate: a picture without pixels, {picture.width}x{picture.height}")
         image = upright(picture, channels)
     else:
         raise TypeError(f"translate: a picture must be a PIL image, an array, a tensor or a path, got {type(picture).__name__}")
@@ -122,6 +124,9 @@ def _tensor(picture: Tensor, translator: Translator) -> Tensor:
     if not images.is_floating_point() or images.dim() != 4 or images.shape[1] != translator.channels:
         wanted = f"floats [{translator.channels}, H, W] or [N, {translator.channels}, H, W] in [-1, 1]"
         raise ValueError(f"translate: a tensor must be {wanted}, got {picture.dtype} {list(picture.shape)}")
+    if not images.numel() or not images.abs().amax() <= 1.001:  # NaN is not
+        held = f"values from {images.amin().item():g} to {images.amax().item():g}" if images.numel() else f"shape {list(picture.shape)}"
+        raise ValueError(f"translate: a tensor must be in [-1, 1], got {held}")
     result = translator.tensors(images)
     return result[0] if picture.dim() == 3 else result
 

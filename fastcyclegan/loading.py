@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastcyclegan.architecture import Architecture, Network, UnknownArchitectureError, find_networks
+from fastcyclegan.architecture import Architecture, Network, UnknownArchitectureError, find_networks, of_arguments
 from fastcyclegan.checkpoint import OFFICIAL, read_config, saved_epochs, weights_file
 from fastcyclegan.config import Direction
 from fastcyclegan.errors import UserError
-from fastcyclegan.tensor_files import load_tensors
+from fastcyclegan.tensor_files import arguments_in, load_tensors
 
 PRETRAINED = "model.safetensors"
 
@@ -21,8 +21,11 @@ PRETRAINED = "model.safetensors"
 def read_networks(file: Path) -> list[Network]:
     """Return the networks in ``file``. Raises UserError where it is damaged, holds code, or no network that is known here."""
     found = load_tensors(file)
+    about = arguments_in(file)
     try:
-        return find_networks(found)
+        # What keys and shapes do not tell: how blocks are padded, a U-Net's dropout.
+        known = of_arguments(about.pop("class"), about, found) if "class" in about else None
+        return find_networks(found) if known is None else [Network("", known, dict(found))]
     except UnknownArchitectureError as error:
         raise UserError(f"{file}: {error}") from None
 

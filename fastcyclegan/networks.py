@@ -41,6 +41,9 @@ def _choose(net: nn.Module, impl: str, recompute: bool) -> None:
     check_impl(impl)
     net.impl = impl  # type: ignore[assignment]
     _float_output(net)
+    for module in net.modules():
+        if type(module) is nn.InstanceNorm2d:  # of a norm given as a function: the same, right in every memory layout
+            module.__class__ = reference.InstanceNorm2d
     chained(net, impl, recompute)
 
 
@@ -55,11 +58,12 @@ class Generator(reference.Generator, Pretrained):
     """The ResNet generator of CycleGAN, a drop-in for the official ``ResnetGenerator`` (same state_dict keys).
 
     [N, input_nc, H, W] in [-1, 1] to [N, output_nc, H, W] in [-1, 1]; H and W multiples of 4, at least 8. The output is fp32 under
-    autocast too. ``impl`` says what computes it: "reference" is PyTorch's own operators, "triton" our kernels, "auto" the kernels where
-    they serve. ``recompute``: keep the convolutions' outputs for the backward and compute their normalised inputs again there (half the
-    memory, one more write of each), else keep both, but in residual blocks, which always do the former. ``norm`` is "instance", "batch" or
-    "none", or what makes a norm of a number of channels, such as nn.BatchNorm2d. Raises ValueError for an unknown norm, upsample,
-    padding_type or impl, and in a call with impl="triton" on a device that the kernels do not serve.
+    autocast too, and of the weights' dtype without. ``impl`` says what computes it: "reference" is PyTorch's own operators, "triton" our
+    kernels, "auto" the kernels where they serve. ``recompute``: keep the convolutions' outputs for the backward and compute their
+    normalised inputs again there (half the memory, one more write of each), else keep both, but in residual blocks, which always do the
+    former.
+    ``norm`` is "instance", "batch" or "none", or what makes a norm of a number of channels, such as nn.BatchNorm2d. Raises ValueError for
+    an unknown norm, upsample, padding_type or impl, and in a call with impl="triton" on a device that the kernels do not serve.
     """
 
     keeps_arguments = True

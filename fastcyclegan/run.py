@@ -313,7 +313,7 @@ def _resume(run: Run, say: Say) -> None:
     assert folder is not None
     state_file = folder / checkpoint.STATE
     if state_file.exists() and config.run.epoch == "latest":
-        _take_up(run, load_tensors(state_file), state_file, say)
+        _take_up(run, read_state(state_file), state_file, say)
         say(f"continuing {folder} after iteration {run.iteration}")
         return
     files = {name: checkpoint.weights_file(folder, config.run.epoch, name) for name in run.engine.nets}
@@ -332,10 +332,22 @@ def _resume(run: Run, say: Say) -> None:
     )
 
 
+def read_state(file: Path) -> dict[str, Any]:
+    """Return the state in ``file``. Raises UserError where it is none that this version can continue."""
+    state = load_tensors(file)
+    parts = {"nets": dict, "optimizers": dict, "recipe": dict, "rng": dict, "config": dict, "extra": dict, "iteration": int, "first": int}
+    whole = isinstance(state, dict) and state.get("version") == STATE_VERSION
+    if not whole or any(not isinstance(state.get(name), kind) for name, kind in parts.items()) or state["iteration"] < 0:
+        raise UserError(f"{file}: not a state that this version can continue")
+    if set(state["nets"]) != {"G_AB", "G_BA", "D_A", "D_B"} or not all(isinstance(net, dict) for net in state["nets"].values()):
+        raise UserError(f"{file}: its networks are not the four of a CycleGAN")
+    # Out of the file, which somebody may write to while this is in use.
+    copied: dict[str, Any] = checkpoint.to_cpu(state)
+    return copied
+
+
 def _check_state(state: Any, run: Run, file: Path | str, say: Say) -> None:
     """Raise UserError where ``state`` is not of this version or not of this configuration; say where its pictures were others."""
-    if not isinstance(state, dict) or state.get("version") != STATE_VERSION:
-        raise UserError(f"{file}: not a state that this version can continue")
     ours = to_dict(run.config)
     for group, name in FIXED:
         was, now = state["config"][group][name], ours[group][name]

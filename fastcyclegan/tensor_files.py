@@ -6,6 +6,7 @@ PyTorch's own (zip archives since 1.6, pickles before), and safetensors where th
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import warnings
 import zipfile
@@ -26,10 +27,12 @@ _DAMAGED = "it is damaged, or not a PyTorch file"
 def load_tensors(path: Path) -> Any:
     """Return what is in ``path``, tensors on the CPU, without running any code from it. Raises UserError for whatever is wrong.
 
-    The tensors of an archive lie in the file, which is mapped into memory.
+    The tensors of an archive lie in the file, which is mapped into memory: copy what is to outlive the next write to it.
     """
     if path.is_dir():
         raise UserError(f"{path}: a folder, not a file of weights")
+    if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+        raise UserError(f"{path}: not a regular file")
     try:
         with path.open("rb") as file:
             start = file.read(len(_ZIP))
@@ -74,6 +77,20 @@ def _load_safetensors(path: Path) -> dict[str, torch.Tensor]:
         return load_file(path)
     except (SafetensorError, ValueError, RuntimeError, KeyError) as error:
         raise UserError(f"{path}: cannot be loaded: it is damaged, or not a safetensors file") from error
+
+
+def arguments_in(path: Path) -> dict[str, Any]:
+    """Return what ``save_pretrained`` says in the metadata of ``path`` that it wrote; {} where that is none of its files."""
+    if path.suffix != ".safetensors" or importlib.util.find_spec("safetensors") is None:
+        return {}
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            about = json.loads((file.metadata() or {}).get("fastcyclegan", "{}"))
+    except (SafetensorError, OSError, ValueError):
+        return {}
+    return about if isinstance(about, dict) else {}
 
 
 def _refuse_bombs(path: Path) -> None:

@@ -278,18 +278,34 @@ def _on_signals(trainer: Trainer) -> Callable[[], None]:
     return restore
 
 
+def _on_interrupt(trainer: Trainer) -> Callable[[], None]:
+    """Have SIGINT end the loop after its iteration, and a second one at once; return what restores the handler."""
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before is not signal.default_int_handler:
+        return lambda: None  # the caller has an own way with it
+
+    def ask(number: int, _: FrameType | None) -> None:
+        trainer.stop = number
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, ask)
+    return lambda: (signal.signal(signal.SIGINT, before), None)[1]
+
+
 def train(
     config: TrainConfig,
     console: Console,
     policy: Factor | None = None,
     *,
     given: Given = Given(),
+    on_start: Callable[[Trainer], object] = lambda trainer: None,
     on_tick: Callable[[Trainer, dict[str, Any]], object] = lambda trainer, record: None,
     signals: bool = True,
 ) -> Trainer:
     """Train the run that ``config`` describes and return its trainer. Raises UserError for what the user can put right.
 
-    ``signals``: whether SIGINT, SIGTERM and SIGHUP end it after their iteration, with its files saved.
+    ``on_start`` gets the trainer before its first iteration. ``signals``: whether SIGINT, SIGTERM and SIGHUP end it after their iteration,
+    with its files saved; else SIGINT is a KeyboardInterrupt after its iteration, so that none is left half done.
     """
 
     def checking(done: int, total: int) -> None:
@@ -299,10 +315,13 @@ def train(
     run = start(config, console.say, checking, given)
     console.table(f"run {run.folder or 'without files'}", run.table)
     trainer = Trainer(run, console, policy, lambda record: on_tick(trainer, record))
-    restore = _on_signals(trainer) if signals else lambda: None
+    on_start(trainer)
+    restore = _on_signals(trainer) if signals else _on_interrupt(trainer)
     try:
         with console:
             trainer.train()
     finally:
         restore()
+    if trainer.stop == signal.SIGINT and not signals:
+        raise KeyboardInterrupt
     return trainer

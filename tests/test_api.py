@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from fastcyclegan import CycleGAN, cli
+from fastcyclegan.checkpoint import to_cpu
 from fastcyclegan.errors import UserError
 from fastcyclegan.tensor_files import load_tensors
 
@@ -97,6 +99,57 @@ def test_ticks_and_stopping(dataset: Path) -> None:
     assert repr(model) == "CycleGAN(netG=resnet_1blocks, ngf=2, netD=n_layers, ndf=2, iteration=3)"
     # The rest of the same run, with the settings of before.
     assert model.fit(dataset)[-1]["iteration"] == 10
+
+
+class BreaksError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("at", [1, 3])
+def test_an_error_in_a_loader_loses_no_iteration(at: int) -> None:
+    """No tick has come when it is raised: what was trained is counted all the same, and goes on exactly at the next epoch."""
+    batches = [(tensors(1, i), tensors(1, 10 + i)) for i in range(at)]
+
+    def breaking() -> Any:
+        yield from batches
+        raise BreaksError
+
+    settings = {**TINY, "n_epochs": 2, "n_epochs_decay": 0}
+    model, whole = CycleGAN(**settings), CycleGAN(**settings)
+    with pytest.raises(BreaksError):
+        model.fit(breaking(), iterations_per_epoch=at + 1)
+    assert model.iteration == at
+    assert not same(model, CycleGAN(**settings))
+    whole.fit(batches, max_iters=at)
+    assert same(model, whole)
+
+
+def test_an_interrupt_ends_after_its_iteration(dataset: Path) -> None:
+    model, whole = CycleGAN(**TINY, print_freq=1), CycleGAN(**TINY)
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(dataset, callbacks=[lambda model, record: signal.raise_signal(signal.SIGINT) if record["iteration"] == 2 else None])
+    assert model.iteration in (2, 3)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    model.fit()  # its pictures are known by now
+    whole.fit(dataset)
+    assert same(model, whole)
+
+
+def test_networks_made_in_threads_are_the_seeds() -> None:
+    with ThreadPoolExecutor(4) as pool:
+        models = list(pool.map(lambda _: CycleGAN(**TINY, seed=1).networks and CycleGAN(**TINY, seed=1), range(6)))
+        list(pool.map(lambda model: model.networks, models))
+    assert all(same(model, CycleGAN(**TINY, seed=1)) for model in models)
+
+
+@pytest.mark.parametrize("change", [lambda s: [1], lambda s: {**s, "iteration": -5}, lambda s: {**s, "nets": {}}, lambda s: {"version": 1}])
+def test_a_state_that_is_none(change: Any, dataset: Path, tmp_path: Path) -> None:
+    model = CycleGAN(**TINY)
+    model.fit(dataset, max_iters=1)
+    model.save(tmp_path, overwrite=True)
+    torch.save(change(to_cpu(load_tensors(tmp_path / "state.pt"))), tmp_path / "state.pt")
+    with pytest.raises(UserError, match=r"state.pt: (not a state that this version can continue|its networks are not the four)"):
+        CycleGAN.load(tmp_path)
 
 
 def test_in_pieces_saved_and_loaded_it_is_the_same_run(dataset: Path, tmp_path: Path) -> None:
@@ -271,6 +324,8 @@ def test_pictures_come_back_as_what_they_were(tmp_path: Path) -> None:
     found = ((out + 1) * 127.5).round().permute(1, 2, 0).numpy()
     assert np.abs(found - results[1]).max() <= 1
     torch.testing.assert_close(model.translate(tensor[None].repeat(2, 1, 1, 1))[1], out)
+    assert model.translate(tensor.double()).dtype == torch.float64
+    (out * torch.ones(1, requires_grad=True)).sum().backward()  # a plain tensor, for whatever comes next
     assert model.networks["G_AB"].training
 
 
@@ -287,6 +342,9 @@ def test_direction_speaks_of_the_training_folders() -> None:
         (np.zeros((4, 4, 3)), ValueError, r"an array must be uint8 \[H, W, 3\], got float64 \[4, 4, 3\]"),
         (np.zeros((4, 4), np.uint8), ValueError, r"an array must be uint8 \[H, W, 3\], got uint8 \[4, 4\]"),
         (torch.zeros(1, 4, 4), ValueError, r"a tensor must be floats \[3, H, W\] .* got torch.float32 \[1, 4, 4\]"),
+        (torch.full((3, 4, 4), 128.0), ValueError, r"a tensor must be in \[-1, 1\], got values from 128 to 128"),
+        (torch.full((3, 4, 4), float("nan")), ValueError, r"a tensor must be in \[-1, 1\], got values from nan"),
+        (Image.new("RGB", (0, 5)), ValueError, "a picture without pixels, 0x5"),
         (3, TypeError, "a picture must be a PIL image, an array, a tensor or a path, got int"),
         ("none.png", UserError, "none.png: no such file"),
         (Image.new("F", (4, 4)), UserError, "the picture: floating-point values"),

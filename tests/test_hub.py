@@ -115,6 +115,44 @@ def test_what_goes_up_is_what_is_kept(tmp_path: Path, monkeypatch: pytest.Monkey
     assert same(load_generator(tmp_path), net)
 
 
+def test_what_keys_do_not_tell_comes_back(tmp_path: Path) -> None:
+    """How blocks are padded and a U-Net's dropout: from the file's own word, with the class and without."""
+    G, x = Generator(ngf=2, n_blocks=1, padding_type="replicate").eval(), torch.randn(1, 3, 8, 8)
+    G.save_pretrained(tmp_path / "g")
+    U = UnetGenerator(ngf=1, num_downs=6, use_dropout=True)
+    U.save_pretrained(tmp_path / "u")
+    for again in (Generator.from_pretrained(tmp_path / "g"), load_generator(tmp_path / "g")):
+        torch.testing.assert_close(again(x), G(x))
+    for unet in (UnetGenerator.from_pretrained(tmp_path / "u"), load_generator(tmp_path / "u" / "model.safetensors")):
+        assert sum(isinstance(module, nn.Dropout) for module in unet.modules()) == 1
+
+
+@pytest.mark.parametrize("layer", [3, 0])
+def test_layers_without_weights_that_were_changed(layer: int, tmp_path: Path) -> None:
+    net = Generator(ngf=2, n_blocks=1)
+    net.model[layer] = {3: nn.SiLU(), 0: nn.ZeroPad2d(3)}[layer]
+    with pytest.raises(ValueError, match="its layers were changed, so that its arguments make another function"):
+        net.save_pretrained(tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", r"config.json: cannot be read"),
+        ("[]", r"config.json: not the arguments of a network, but a list"),
+        ('{"ngf": "two"}', r"config.json: no arguments of Generator"),
+    ],
+)
+def test_a_broken_configuration(text: str, message: str, tmp_path: Path) -> None:
+    Generator(ngf=2, n_blocks=1).save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError, match=message):
+        Generator.from_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"a file; load_generator takes files"):
+        Generator.from_pretrained(tmp_path / "config.json")
+
+
 def test_what_cannot_be_kept_or_found(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="norm was given as a function, which no file can keep; give its name"):
         Generator(ngf=2, n_blocks=1, norm=lambda channels: nn.GroupNorm(1, channels)).save_pretrained(tmp_path / "x")
