@@ -23,6 +23,8 @@ _POOLS, _OPTIMIZERS = {"fake_A_pool", "fake_B_pool"}, {"optimizer_G", "optimizer
 _READ = _WRITTEN | _CALLED | {"real_A", "real_B", "opt"}
 _WEIGHTS = {"lambda_A", "lambda_B", "lambda_identity"}
 _IDENTITY = {f"{name} > {zero}" for name in ("lambda_idt", "opt.lambda_identity", "self.opt.lambda_identity") for zero in ("0", "0.0")}
+# What the condition on the identity loss reads must be that.
+_MEANT = {"opt": {"self.opt"}, "lambda_idt": {"opt.lambda_identity", "self.opt.lambda_identity"}}
 _FREEZING = {"not isinstance(nets, list)", "net is not None"}
 
 
@@ -59,6 +61,11 @@ def _other(node: ast.AST) -> _OtherError:
     """Return the error that shows ``node``, in one line."""
     line = ast.unparse(node).strip().splitlines()[0].removesuffix(":")
     return _OtherError(line if len(line) <= 80 else f"{line[:77]}...")
+
+
+def _value_of(statement: ast.stmt) -> str:
+    value = getattr(statement, "value", None)
+    return ast.unparse(value) if isinstance(value, ast.expr) else ""
 
 
 class _Method:
@@ -115,7 +122,7 @@ class _Method:
 
     def target(self, node: ast.expr, statement: ast.stmt) -> None:
         match node:
-            case ast.Name(name) if name != "self":
+            case ast.Name(name) if name != "self" and (name not in _MEANT or _value_of(statement) in _MEANT[name]):
                 self.locals.add(name)
             case ast.Attribute(value=ast.Name("self"), attr=name) if name in _WRITTEN and not self.freezes:
                 pass

@@ -252,6 +252,11 @@ LATER: dict[str, tuple[str, str, str]] = {
         "backward_G has `self.loss_G_A if self.seen > 3 else 0`",
     ),
     "a weight that moves": ("self.real_A) * opt.lambda_A\n", "self.real_A) * self.seen\n", "backward_G has `self.seen`"),
+    "a condition on a loss": (
+        ADVERSARIAL,
+        f"lambda_idt = self.loss_G_A\n        {ADVERSARIAL}",
+        "backward_G has `lambda_idt = self.loss_G_A`",
+    ),
     "a print": (STEP_D, f"{STEP_D}\n        print('D')", "optimize_parameters has `print('D')`"),
     "an average": (STEP_D, f"{STEP_D}\n        self.ema.update(self.n)", "optimize_parameters has `self.ema.update(self.n)`"),
     "a changed option": (STEP_D, f"{STEP_D}\n        self.opt.lambda_A = 1.0", "optimize_parameters has `self.opt.lambda_A = 1.0`"),
