@@ -17,12 +17,14 @@ from fastcyclegan.errors import UserError
 from fastcyclegan.networks import computed_by
 from fastcyclegan.official_networks import Say
 from fastcyclegan.official_proof import ITERATIONS, prove
+from fastcyclegan.official_source import why_not_public
 from fastcyclegan.official_step import NotServedError, Settings, Step, learning_rate, settings
+from fastcyclegan.official_watch import Watch, hand_over
 from fastcyclegan.passes import is_ours
 
 # Made when they are asked for: an iteration of ours keeps no pictures.
 PICTURES = ("fake_B", "rec_A", "fake_A", "rec_B", "idt_A", "idt_B")
-_STEP = "_fastcyclegan_step"
+_STEP, _WATCH = "_fastcyclegan_step", "_fastcyclegan_watch"
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ class Options:
 def replace_step(module: ModuleType, options: Options, say: Say) -> None:
     """Have ``CycleGANModel`` of ``module`` (a checkout's models/cycle_gan_model.py) run our iteration where that is the same.
 
-    The first call of ``optimize_parameters`` decides. Losses become scalars on the device. Pictures such as ``fake_B`` are made when
+    The first call of ``optimize_parameters`` decides, and every later one looks whether what the step depends on is what it was: where
+    it is not, the checkout's own step goes on from there. Losses become scalars on the device. Pictures such as ``fake_B`` are made when
     they are asked for, of the current batch by the weights of that moment, so after the update. ``save_networks`` is the checkout's own
     on copies of the networks: it moves them to the host, and a captured iteration needs them where they are.
     """
@@ -52,6 +55,8 @@ def replace_step(module: ModuleType, options: Options, say: Say) -> None:
     def optimize_parameters(self: Any, *args: Any, **kwargs: Any) -> None:
         if _STEP not in vars(self):
             vars(self)[_STEP] = _decide(self, cls, theirs, options, say, bool(args or kwargs))
+        if vars(self)[_STEP] is not None:
+            _look(self, say, bool(args or kwargs))
         step = vars(self)[_STEP]
         if step is None:
             theirs(self, *args, **kwargs)
@@ -75,6 +80,9 @@ def _decide(model: Any, cls: type, theirs: Callable[[Any], Any], options: Option
         if type(model) is not cls:
             raise NotServedError(f"{type(model).__name__} is a class of its own")
         given = settings(model)
+        other = why_not_public(model, theirs)
+        if other:
+            raise NotServedError(other)
         say("comparing the step with ours in float64, once (on a processor this takes as long as some iterations)")
         difference = prove(model, theirs, given)
     except NotServedError as error:
@@ -85,6 +93,7 @@ def _decide(model: Any, cls: type, theirs: Callable[[Any], Any], options: Option
     for name, phase in (("optimizer_G", "G"), ("optimizer_D", "D")):
         # Who looks at the checkout's optimizers, to save them for one, finds the moments that are in use.
         getattr(model, name).state = step.engine.optimizers[phase].state
+    vars(model)[_WATCH] = Watch(model, step)
     engine = step.engine
     impls = " and ".join(sorted({computed_by(net) for net in engine.nets.values()}))
     say(
@@ -102,12 +111,18 @@ def _made(given: Settings, options: Options, say: Say) -> Step:
     return Step(given, resolve_precision(options.precision, given.device, compiled), compiled, say)
 
 
+def _look(model: Any, say: Say, with_arguments: bool) -> None:
+    """Hand over to the checkout's own step where what ours was made for has changed, and say what."""
+    own = vars(model)
+    changed = own[_WATCH].changed(model) or with_arguments * "it takes arguments"
+    if changed:
+        how = hand_over(model, own[_STEP])
+        own[_STEP] = own[_WATCH] = None
+        say(f"step: the checkout's own from here on: {changed}; {how}")
+
+
 def _iterate(model: Any, step: Step) -> None:
-    try:
-        lr = learning_rate(model)
-    except NotServedError as error:
-        raise UserError(f"{error}: our step has one for all networks") from None
-    losses = step(model.real_A, model.real_B, lr)
+    losses = step(model.real_A, model.real_B, learning_rate(model))
     own = vars(model)
     for name in (*PICTURES, "loss_G"):
         own.pop(name, None)
@@ -115,6 +130,7 @@ def _iterate(model: Any, step: Step) -> None:
     for optimizer in (model.optimizer_G, model.optimizer_D):
         # Schedulers warn of optimizers that made no step before theirs; ours made it.
         optimizer._opt_called = True
+    own[_WATCH].stepped(model)
 
 
 def _attribute(otherwise: Callable[[Any, str], Any] | None) -> Callable[[Any, str], Any]:

@@ -96,6 +96,8 @@ def _optim(model: Any, nets: Mapping[str, nn.Module]) -> OptimConfig:
             raise NotServedError(f"{name} is {type(optimizer).__name__}, not Adam")
         if len(optimizer.param_groups) != 1 or any(optimizer.param_groups[0].get(key, value) != value for key, value in _ADAM.items()):
             raise NotServedError(f"{name} has settings of its own")
+        if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
+            raise NotServedError(f"{name} has hooks")
         if optimizer.state:
             raise NotServedError(f"{name} has made steps already")
         if [id(p) for p in optimizer.param_groups[0]["params"]] != [id(p) for net in pair for p in nets[net].parameters()]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import json
 import os
@@ -10,7 +11,7 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +74,17 @@ def importable(folder: Path, ours: Options | None, said: list[str]) -> Iterator[
         forget()
 
 
-def train(folder: Path, photos: Path, flags: str, ours: Options | None, *, epochs: int = EPOCHS, dtype: torch.dtype = torch.float64) -> Any:
-    """Train as train.py does, in float64; return the model, every iteration's losses, and what was said."""
+def train(
+    folder: Path,
+    photos: Path,
+    flags: str,
+    ours: Options | None,
+    *,
+    epochs: int = EPOCHS,
+    dtype: torch.dtype = torch.float64,
+    after: Callable[[Any, int], object] = lambda model, iteration: None,
+) -> Any:
+    """Train as train.py does, in float64, calling ``after`` every iteration; return the model, all losses, and what was said."""
     said: list[str] = []
     arguments = f"{SMALL} --checkpoints_dir {folder.parent / 'runs'} --n_epochs 2 --n_epochs_decay 2 {flags}".split()
     sys.argv = ["train.py", "--dataroot", str(photos), *arguments]
@@ -97,6 +107,7 @@ def train(folder: Path, photos: Path, flags: str, ours: Options | None, *, epoch
                 model.set_input({name: value.to(dtype) if name in "AB" else value for name, value in batch.items()})
                 model.optimize_parameters()
                 losses.append(model.get_current_losses())
+                after(model, len(losses))
             model.update_learning_rate()
     return model, losses, said
 
@@ -120,6 +131,11 @@ def assert_same(ours: Any, theirs: Any, bound: float = 1e-9) -> None:
 STEP = "step: ours, on cpu in fp32, networks by reference; 2 iterations in float64 differed by"
 
 
+def assert_ours(said: list[str]) -> None:
+    """Hold what was said to our step, which was not handed over later."""
+    assert [line.startswith(STEP) for line in said if line.startswith("step: ")] == [True], said
+
+
 @pytest.mark.parametrize(
     "flags",
     [
@@ -140,7 +156,7 @@ def test_a_seeded_run_is_the_checkouts(tmp_path: Path, pictures: Path, flags: st
     if "none" in flags:
         write_pictures(pictures / "trainA", 2, size=(40, 24), seed=9)
     ours = train(folder, pictures, flags, Options())
-    assert any(line.startswith(STEP) for line in ours[2]), ours[2]
+    assert_ours(ours[2])
     assert_same(ours, train(folder, pictures, flags, None))
 
 
@@ -170,7 +186,7 @@ VARIANTS: dict[str, Edits] = {
 def test_checkouts_of_other_years(tmp_path: Path, pictures: Path, variant: str) -> None:
     folder = checkout(tmp_path, VARIANTS[variant])
     ours = train(folder, pictures, "", Options(), epochs=2)
-    assert any(line.startswith(STEP) for line in ours[2]), ours[2]
+    assert_ours(ours[2])
     theirs = train(folder, pictures, "", None, epochs=2)
     assert_same(ours, theirs)
     saved = []
@@ -185,9 +201,10 @@ ADAM_D, STEP_G, STEP_D = "Adam(both_D, lr=opt.lr, betas=(opt.beta1, 0.999)", "se
 ADVERSARIAL, CYCLE = "adversarial = self.loss_G_A + self.loss_G_B", "self.criterionCycle, self"
 CLIPPED = f"torch.nn.utils.clip_grad_norm_(self.netG_A.parameters(), 1e-9); {STEP_G}"
 FORKS: dict[str, tuple[str, str, str, str]] = {
-    "an extra loss": (MODEL, ADVERSARIAL, f"{ADVERSARIAL} + 0.01 * self.fake_B.mean()", "it is not the public one: netG_A's weights"),
+    "an extra loss": (MODEL, ADVERSARIAL, f"{ADVERSARIAL} + 0.01 * self.fake_B.mean()", "its backward_G has `self.fake_B.mean()`, which"),
+    "a loss that counts twice": (MODEL, ADVERSARIAL, f"{ADVERSARIAL} + self.loss_G_A", "it is not the public one: netG_A's weights"),
     "a loss with a name": (MODEL, '["D_A",', 'self.__dict__.setdefault("loss_x", 1) and ["x",', "that the public step does not have: x"),
-    "clipping": (MODEL, STEP_G, CLIPPED, "it is not the public one: netG_A's weights"),
+    "clipping": (MODEL, STEP_G, CLIPPED, "its optimize_parameters has `torch.nn.utils.clip_grad_norm_(self.netG_A.parameters(), 1e-09)`"),
     "soft labels": (NETWORKS, "torch.tensor(1.0)", "torch.tensor(0.9)", "it is not the public one"),
     "two updates": (MODEL, STEP_D, f"{STEP_D}; {STEP_D}", "it is not the public one: netG_A's weights"),
     "no pool of A": (MODEL, "self.fake_A_pool.query(self.fake_A)", "self.fake_A", "it is not the public one"),
@@ -222,9 +239,140 @@ def test_a_fork_keeps_what_is_its_own_and_that_is_said(tmp_path: Path, pictures:
     assert_same(ours, train(folder, pictures, "--norm batch", None, epochs=1))
 
 
+OPTIMIZE, SET_INPUT = "    def optimize_parameters(self):\n", "    def set_input("
+BACKWARD = "self.backward_G()\n        self.optimizer_G"
+# What two iterations beside ours cannot show: what comes later, and what is done beside training.
+LATER: dict[str, tuple[str, str, str]] = {
+    "a skipped update": (STEP_D, f"self.n += 1\n        if self.n % 3: {STEP_D}", "optimize_parameters has `self.n += 1`"),
+    "another skipped update": (STEP_D, f"if self.seen % 3: {STEP_D}", "optimize_parameters has `if self.seen % 3`"),
+    "an early return": (OPTIMIZE, f"{OPTIMIZE}        if self.seen % 4 == 0: return\n", "optimize_parameters has `if self.seen % 4 == 0`"),
+    "an extra loss": (
+        ADVERSARIAL,
+        f"{ADVERSARIAL} + (self.loss_G_A if self.seen > 3 else 0)",
+        "backward_G has `self.loss_G_A if self.seen > 3 else 0`",
+    ),
+    "a weight that moves": ("self.real_A) * opt.lambda_A\n", "self.real_A) * self.seen\n", "backward_G has `self.seen`"),
+    "a condition on a loss": (
+        ADVERSARIAL,
+        f"lambda_idt = self.loss_G_A\n        {ADVERSARIAL}",
+        "backward_G has `lambda_idt = self.loss_G_A`",
+    ),
+    "a print": (STEP_D, f"{STEP_D}\n        print('D')", "optimize_parameters has `print('D')`"),
+    "an average": (STEP_D, f"{STEP_D}\n        self.ema.update(self.n)", "optimize_parameters has `self.ema.update(self.n)`"),
+    "a changed option": (STEP_D, f"{STEP_D}\n        self.opt.lambda_A = 1.0", "optimize_parameters has `self.opt.lambda_A = 1.0`"),
+    "a loop": (STEP_D, f"for _ in range(self.n): {STEP_D}", "optimize_parameters has `for _ in range(self.n)`"),
+    "a decorator": (OPTIMIZE, f"    @torch.enable_grad()\n{OPTIMIZE}", "optimize_parameters has `@torch.enable_grad()`"),
+    "a method of its own": (BACKWARD, BACKWARD.replace("_G()", "_all()"), "optimize_parameters has `self.backward_all()`"),
+}
+
+
+@pytest.mark.parametrize("change", LATER)
+def test_a_step_that_may_do_other_things_later_keeps_its_place(
+    tmp_path: Path, pictures: Path, change: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old, new, construct = LATER[change]
+    head = (
+        "class Average:\n    def update(self, n): print('D')\n\n\nclass CycleGANModel(BaseModel):\n    n, seen, ema = 1, 0, Average()\n\n"
+    )
+    method = f"    def backward_all(self):\n        self.backward_G()\n\n{SET_INPUT}self, input):\n        self.seen += 1\n"
+    edits = [(MODEL, old, new), (MODEL, "class CycleGANModel(BaseModel):\n", head), (MODEL, f"{SET_INPUT}self, input):\n", method)]
+    folder = checkout(tmp_path, edits)
+    ours = train(folder, pictures, "", Options(), epochs=1)
+    printed = capsys.readouterr().out
+    assert ours[2][-1] == f"step: the checkout's own: its {construct}, which the public one has not"
+    assert_same(ours, train(folder, pictures, "", None, epochs=1))
+    # As often as the checkout alone.
+    assert printed.count("D\n") == capsys.readouterr().out.count("D\n")
+
+
+def test_a_step_without_source_keeps_its_place_and_comments_and_methods_outside_the_step_count_for_nothing(
+    tmp_path: Path, pictures: Path
+) -> None:
+    folder = checkout(tmp_path / "unreadable")
+    with (folder / MODEL).open("a") as file:
+        file.write("\n\nexec('def made(self, netD, real, fake): return 0')\nCycleGANModel.backward_D_A = made\n")
+    _, _, said = train(folder, pictures, "", Options(), epochs=1)
+    assert said[-1] == "step: the checkout's own: the source of its backward_D_A cannot be read"
+    annotated = f'{OPTIMIZE.replace("):", ") -> None:")}        """Update."""  # all\n        kind: str = "x"\n'
+    edits = [(MODEL, OPTIMIZE, annotated), (MODEL, f"{SET_INPUT}self, input):\n", f"{SET_INPUT}self, input):\n        print(input)\n")]
+    _, _, said = train(checkout(tmp_path, edits), pictures, "", Options(), epochs=1)
+    assert_ours(said)
+
+
+def _halve_rate(model: Any, n: int) -> None:
+    if n >= 3:
+        model.optimizer_D.param_groups[0]["lr"] *= 0.5
+
+
+def _at(iteration: int, change: Callable[[Any], object]) -> Callable[[Any, int], object]:
+    return lambda model, n: change(model) if n == iteration else None
+
+
+def _set(name: str, value: object) -> Callable[[Any], object]:
+    return lambda model: setattr(model.opt if name.startswith("lambda") else model, name, value)
+
+
+def _scale(module: Any, given: Any, made: Any) -> Any:
+    return 0.9 * made
+
+
+# The pools of 3 are full after 5, so that what they hold is shown later.
+CHANGES: dict[str, tuple[Callable[[Any, int], object], str]] = {
+    "lambda_A": (_at(5, _set("lambda_A", 50.0)), "opt.lambda_A is 50.0, was 10.0"),
+    "no identity": (_at(5, _set("lambda_identity", 0.0)), "opt.lambda_identity is 0.0, was 0.5"),
+    "a filling pool": (_at(2, _set("lambda_B", 5.0)), "opt.lambda_B is 5.0, was 10.0"),
+    "criterion": (_at(5, _set("criterionCycle", nn.MSELoss())), "criterionCycle is another (a MSELoss, was a L1Loss)"),
+    "labels": (_at(5, lambda model: model.criterionGAN.real_label.fill_(0.9)), "settings of criterionGAN changed"),
+    "rates": (_halve_rate, "generators and discriminators have learning rates of their own"),
+    "betas": (
+        _at(5, lambda model: model.optimizer_G.param_groups[0].update(betas=(0.9, 0.9))),
+        "settings of optimizer_G: betas is (0.9, 0.9)",
+    ),
+    "a frozen layer": (
+        _at(5, lambda model: model.netG_A.model[1].requires_grad_(False)),
+        "requires_grad of the parameters of netG_A changed",
+    ),
+    "evaluation": (_at(5, lambda model: model.eval()), "mode (training or evaluation) of netG_A changed"),
+    "a network": (_at(5, lambda model: setattr(model, "netD_A", copy.deepcopy(model.netD_A))), "netD_A is another"),
+    "moments": (_at(5, lambda model: model.optimizer_G.state.clear()), "an optimizer has lost its moments"),
+    "loaded moments": (
+        _at(5, lambda model: model.optimizer_G.load_state_dict(model.optimizer_G.state_dict())),
+        "state of optimizer_G is another",
+    ),
+    "a hook": (_at(5, lambda model: model.netG_A.register_forward_hook(_scale)), "hooks of netG_A is 1, was 0"),
+    "a method": (_at(5, lambda model: setattr(model, "backward_D_A", model.forward)), "method backward_D_A changed"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_changes_later_hands_over_to_the_checkouts_own_step(tmp_path: Path, pictures: Path, change: str) -> None:
+    after, reason = CHANGES[change]
+    folder = checkout(tmp_path)
+    ours, theirs = (train(folder, pictures, "--norm batch", options, after=after) for options in (Options(), None))
+    assert any(line.startswith(STEP) for line in ours[2]), ours[2]
+    assert ours[2][-1].startswith(f"step: the checkout's own from here on: {reason}")
+    assert ours[2][-1].endswith("; it goes on with our weights and moments and pools")
+    assert_same(ours, theirs)
+
+
+def test_weights_that_fall_with_the_epochs(tmp_path: Path, pictures: Path) -> None:
+    """A method outside the step may do what it likes: what it changes is seen."""
+    own = "    def update_learning_rate(self):\n        BaseModel.update_learning_rate(self)\n        self.opt.lambda_A *= 0.1\n\n"
+    folder = checkout(tmp_path, [(MODEL, SET_INPUT, f"{own}{SET_INPUT}")])
+    ours = train(folder, pictures, "", Options())
+    assert ours[2][-1].startswith("step: the checkout's own from here on: opt.lambda_A is 1.0, was 10.0; it goes on")
+    assert_same(ours, train(folder, pictures, "", None))
+
+
+def test_pools_that_cannot_take_our_pictures_are_named(tmp_path: Path, pictures: Path) -> None:
+    folder = checkout(tmp_path, [("util/image_pool.py", "self.images", "self.held")])
+    _, _, said = train(folder, pictures, "", Options(), epochs=1, after=_at(2, _set("lambda_A", 1.0)))
+    assert said[-1].endswith("it goes on with our weights and moments, but fake_A_pool and fake_B_pool cannot take our pictures")
+
+
 def test_a_rate_of_zero_hides_nothing(tmp_path: Path, pictures: Path) -> None:
     """Where nothing moves, all steps are the same: the proof has a rate of its own."""
-    folder = checkout(tmp_path, [(MODEL, ADVERSARIAL, f"{ADVERSARIAL} + 0.01 * self.fake_B.mean()")])
+    folder = checkout(tmp_path, [(MODEL, ADVERSARIAL, f"{ADVERSARIAL} + self.loss_G_A")])
     _, _, said = train(folder, pictures, "--lr 0", Options(), epochs=1)
     assert "it is not the public one: netG_A's weights" in said[-1]
 
