@@ -2,8 +2,8 @@
 
 Replaced are InstanceNorm1d, 2d and 3d, with the ReLU or LeakyReLU that follows, and ReflectionPad2d with the Conv2d that follows (or
 padding_mode="reflect"). Two modules become one only where every call of either, anywhere in the network, is one after the other with
-nobody else between: ``call_sites`` finds the calls, ``fusable`` decides. Then the activation or the pad becomes ``nn.Identity``. It is a
-module's class that changes, and nothing else: parameters, keys, hooks and whoever holds the module stay what they are.
+nobody else between: ``call_sites`` finds the calls, ``fusable`` decides. Then the activation or the pad becomes the identity, of a
+subclass of what it was. It is a module's class that changes, and nothing else: parameters, keys, hooks and whoever holds the module stay.
 """
 
 from __future__ import annotations
@@ -18,7 +18,17 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from fastcyclegan.call_sites import call_sites
 from fastcyclegan.flow import activation
-from fastcyclegan.fusable import NORMS, Reasons, why_alone, why_not_bare_conv, why_not_norm, why_not_pad, why_not_plain, why_not_reflecting
+from fastcyclegan.fusable import (
+    FUSED_AWAY,
+    NORMS,
+    Reasons,
+    why_alone,
+    why_not_bare_conv,
+    why_not_norm,
+    why_not_pad,
+    why_not_plain,
+    why_not_reflecting,
+)
 from fastcyclegan.fused import ReflectConv2d
 from fastcyclegan.kernels._dispatch import check_impl
 
@@ -92,9 +102,10 @@ def accelerate(module: nn.Module, impl: str = "auto") -> Accelerated:
     own, to the bit what was computed before. By the kernels less is kept for the backward, and two things are other: a norm returns the
     layout of its input (torch's returns NCHW memory), and there is no double backward.
 
-    An activation or a pad is fused where the forwards inside ``module``, as they are or with their bool attributes and optional arguments
-    turned, show that nobody else sees what comes between; calls from outside are not seen. What has hooks, a parametrization, running
-    statistics or a class of its own stays, and so does a convolution with a stride, a dilation, groups or an even kernel.
+    An activation or a pad is fused where the forwards inside ``module``, with all that they decide by in all combinations, show that nobody
+    else sees what comes between. Assumed is that nobody calls its layers from outside (``net.m[:4](x)``); before hooks are registered or
+    layers changed, call ``undo()``. What has hooks, a parametrization, running statistics or a class of its own stays, and so does a
+    convolution with a stride, a dilation, groups or an even kernel.
 
     Raises TypeError for what is not a module and ValueError for an unknown ``impl``.
     """
@@ -102,16 +113,19 @@ def accelerate(module: nn.Module, impl: str = "auto") -> Accelerated:
         raise TypeError(f"accelerate: module must be a torch.nn.Module, got {type(module).__name__}")
     check_impl(impl)
     work = _Work({inner: path for path, inner in module.named_modules()}, impl)
+    acting = [m for m in work.names if not isinstance(m, tuple(FUSED_AWAY.values()))]
     norms: Reasons = {m: why_not_norm(m) for m in work.names if isinstance(m, _InstanceNorm)}
-    activations: Reasons = {m: why_not_plain(m, nn.ReLU, nn.LeakyReLU) for m in work.names if isinstance(m, (nn.ReLU, nn.LeakyReLU))}
-    pads: Reasons = {m: why_not_pad(m) for m in work.names if isinstance(m, nn.ReflectionPad2d)}
+    activations: Reasons = {m: why_not_plain(m, nn.ReLU, nn.LeakyReLU) for m in acting if isinstance(m, (nn.ReLU, nn.LeakyReLU))}
+    pads: Reasons = {m: why_not_pad(m) for m in acting if isinstance(m, nn.ReflectionPad2d)}
     convs: Reasons = {m: why_not_bare_conv(m) for m in work.names if isinstance(m, nn.Conv2d)}
-    sites = call_sites(module, [*norms, *activations] * bool(norms) + [*pads, *convs] * bool(pads))
+    sites = call_sites(module, [*norms, *activations] * bool(norms) + [*pads, *convs] * (bool(pads) or any(map(_reflects, convs))))
     alone = why_alone(sites, norms, activations) | why_alone(sites, pads, convs)
     partner = {call.module: call.after if call.module in norms else call.before for call in sites.calls}
     for inner in work.names:
         if norms.get(inner):
             work.leave(inner, norms[inner])
+        elif inner in sites.untouchable and (inner in norms or inner in pads or _reflects(inner)):
+            work.leave(inner, sites.untouchable[inner])
         elif inner in norms:
             work.norm(inner, None if alone[inner] else partner[inner], alone[inner])
         elif inner in pads and alone[inner]:
@@ -119,6 +133,10 @@ def accelerate(module: nn.Module, impl: str = "auto") -> Accelerated:
         elif inner in convs:
             work.conv(inner, None if alone[inner] else partner[inner])
     return work.done()
+
+
+def _reflects(conv: nn.Module) -> bool:
+    return type(conv) is nn.Conv2d and conv.padding_mode == "reflect"
 
 
 class _Work:
@@ -141,7 +159,7 @@ class _Work:
         what, act, inplace = type(norm).__name__, ("none", 0.0), False
         if following is not None:
             what, act, inplace = f"{what} + {type(following).__name__}", activation(following) or act, following.inplace
-            self._change(following, nn.Identity)
+            self._change(following, FUSED_AWAY[type(following)])
         self._change(norm, NORMS[type(norm)], act=act[0], slope=act[1], impl=self._impl, inplace=inplace)
         self._replaced.append(Entry(self.names[norm], what, alone))
 
@@ -152,7 +170,7 @@ class _Work:
             self.leave(conv, why_not_reflecting(conv))
             return
         if pad is not None:
-            self._change(pad, nn.Identity)
+            self._change(pad, FUSED_AWAY[type(pad)])
         elif conv.padding_mode == "reflect" and any(conv._reversed_padding_repeated_twice):
             what, border = 'Conv2d(padding_mode="reflect")', conv._reversed_padding_repeated_twice[0]
             if why := why_not_reflecting(conv):

@@ -10,12 +10,25 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from fastcyclegan.call_sites import CallSites
 from fastcyclegan.flow import activation, untouched
-from fastcyclegan.fused import FusedInstanceNorm1d, FusedInstanceNorm2d, FusedInstanceNorm3d, ReflectConv2d
+from fastcyclegan.fused import (
+    FusedInstanceNorm1d,
+    FusedInstanceNorm2d,
+    FusedInstanceNorm3d,
+    FusedLeakyReLU,
+    FusedReflectionPad2d,
+    FusedReLU,
+    ReflectConv2d,
+)
 
 NORMS: dict[type[nn.Module], type[nn.Module]] = {
     nn.InstanceNorm1d: FusedInstanceNorm1d,
     nn.InstanceNorm2d: FusedInstanceNorm2d,
     nn.InstanceNorm3d: FusedInstanceNorm3d,
+}
+FUSED_AWAY: dict[type[nn.Module], type[nn.Module]] = {
+    nn.ReLU: FusedReLU,
+    nn.LeakyReLU: FusedLeakyReLU,
+    nn.ReflectionPad2d: FusedReflectionPad2d,
 }
 Reasons = dict[nn.Module, str]
 """Modules, each with why it does not fit, or "" if it does."""
@@ -93,7 +106,12 @@ def why_alone(sites: CallSites, firsts: Reasons, seconds: Reasons) -> Reasons:
             if call.module in firsts and call.after is None:
                 why[call.module] = why[call.module] or call.fate
     for module in why:
-        why[module] = why[module] or sites.unseen.get(module, "") or ("" if partners[module] else "it is never called")
+        why[module] = (
+            why[module]
+            or sites.untouchable.get(module, "")
+            or sites.unseen.get(module, "")
+            or ("" if partners[module] else "it is never called")
+        )
 
     def dropped(module: nn.Module) -> bool:
         side, others = ("after", seconds) if module in firsts else ("before", firsts)
