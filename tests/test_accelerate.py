@@ -502,9 +502,6 @@ class Tapped(Norms):
         super().__init__()
         self.mode, self.extra, self.options, self.other = 1, None, {"taps": False}, False
 
-    def finish(self, x: Tensor, bare: object) -> Tensor:
-        return x if bare else self.act(x)
-
 
 class ByAList(Tapped):
     """CUT's generator: Park et al., 2020."""
@@ -577,6 +574,9 @@ class ByAnIndex(Tapped):
 class ByAMethodsArgument(Tapped):
     def forward(self, x: Tensor) -> Tensor:
         return self.finish(self.norm(x), self.mode > 1)
+
+    def finish(self, x: Tensor, bare: object) -> Tensor:
+        return x if bare else self.act(x)
 
 
 class ByKeywords(Tapped):
