@@ -31,7 +31,8 @@ ALLOWED = {
     "networks": {"reference", "kernels", "flow", "blocks", "hub"} | FREE,
     "compat": {"reference", "networks"},
     "fused": {"reference", "kernels", "flow", "blocks"},
-    "call_sites": set(),
+    "decisions": set(),
+    "call_sites": {"decisions"},
     "fusable": {"flow", "fused", "call_sites"},
     "accelerate": {"kernels", "flow", "fused", "fusable", "call_sites"},
     "counters": {"kernels", "networks"},
@@ -50,7 +51,11 @@ ALLOWED = {
     "official_networks": {"compat", "networks"},
     "official_step": {"engine", "recipes", "passes", "image_pool", "data"} | FREE,
     "official_proof": {"networks", "official_networks", "official_step"},
-    "official_model": {"engine", "networks", "passes", "official_networks", "official_step", "official_proof"} | FREE,
+    "official_source": set(),
+    "official_watch": {"image_pool", "official_source", "official_step"} | FREE,
+    "official_model": {"engine", "networks", "passes"}
+    | {f"official_{part}" for part in ("networks", "source", "step", "proof", "watch")}
+    | FREE,
     "official": {"official_networks", "official_model"} | FREE,
 }
 HEAVY = {"tyro", "rich", "tensorboard", "matplotlib"}
