@@ -9,7 +9,6 @@ The kernels are in instance_norm_triton.py, their tiles and launches in instance
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -130,7 +129,8 @@ instance_norm_bwd.register_autograd(refuse_double_backward("instance_norm"))
 
 def check_pixels(x: Tensor) -> None:
     """Raise ValueError for pictures of one pixel, which have no variance, in torch's words."""
-    if math.prod(x.shape[2:]) == 1:
+    # Not by math.prod: sides may be symbols, where torch.compile has seen several sizes.
+    if all(side == 1 for side in x.shape[2:]):
         raise ValueError(f"Expected more than 1 spatial element when training, got input size {x.shape}")
 
 
