@@ -2,7 +2,7 @@
 
 import sys
 
-from fastcyclegan.cli import check_dataset
+from _checkout import function
 
 if __name__ == "__main__":
-    sys.exit(check_dataset())
+    sys.exit(function("fastcyclegan.cli", "check_dataset")())

@@ -2,7 +2,7 @@
 
 import sys
 
-from fastcyclegan.compile_kernels import main
+from _checkout import function
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(function("fastcyclegan.compile_kernels", "main")())

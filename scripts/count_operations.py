@@ -1,6 +1,8 @@
 """Print Triton launches, ATen calls and bytes kept for the backward of each network: python scripts/count_operations.py [SIZE]"""
 
-from fastcyclegan.counters import main
+import sys
+
+from _checkout import function
 
 if __name__ == "__main__":
-    main()
+    sys.exit(function("fastcyclegan.counters", "main")())

@@ -2,7 +2,7 @@
 
 import sys
 
-from fastcyclegan.cli import download_dataset
+from _checkout import function
 
 if __name__ == "__main__":
-    sys.exit(download_dataset())
+    sys.exit(function("fastcyclegan.cli", "download_dataset")())

@@ -2,7 +2,7 @@
 
 import sys
 
-from fastcyclegan.cli import inspect_checkpoint
+from _checkout import function
 
 if __name__ == "__main__":
-    sys.exit(inspect_checkpoint())
+    sys.exit(function("fastcyclegan.cli", "inspect_checkpoint")())

@@ -2,7 +2,7 @@
 
 import sys
 
-from fastcyclegan.cli import train
+from _checkout import function
 
 if __name__ == "__main__":
-    sys.exit(train())
+    sys.exit(function("fastcyclegan.cli", "train")())

@@ -2,7 +2,7 @@
 
 import sys
 
-from fastcyclegan.cli import translate
+from _checkout import function
 
 if __name__ == "__main__":
-    sys.exit(translate())
+    sys.exit(function("fastcyclegan.cli", "translate")())
