@@ -34,10 +34,38 @@ def relative_error(result: Tensor, truth: Tensor) -> float:
 
 
 def assert_parity(name: str, ours: Tensor, theirs: Tensor, truth: Tensor, dtype: torch.dtype) -> None:
-    """Raise AssertionError unless error(ours) <= 2 error(theirs) + PARITY_ULPS of ``dtype``, errors relative to float64 ``truth``."""
-    found, allowed = relative_error(ours, truth), 2 * relative_error(theirs, truth) + PARITY_ULPS[dtype] * torch.finfo(dtype).eps
+    """Raise AssertionError unless error(ours) <= 2 error(theirs) + PARITY_ULPS of ``dtype``, errors relative to float64 ``truth``.
+
+    The message has what it takes to mend it elsewhere: both errors, shape, dtype and strides, and the first number that is wrong.
+    """
+    found, of_the_dtype = relative_error(ours, truth), relative_error(theirs, truth)
+    allowed = 2 * of_the_dtype + PARITY_ULPS[dtype] * torch.finfo(dtype).eps
     if not found <= allowed:
-        raise AssertionError(f"{name}: relative error {found:.3e} against float64, allowed {allowed:.3e}")
+        errors = f"relative error {found:.3e} against float64, allowed {allowed:.3e}, PyTorch's own {of_the_dtype:.3e}"
+        raise AssertionError(f"{name}: {errors}; {describe_difference(ours, theirs, truth, dtype)}")
+
+
+def describe_difference(ours: Tensor, theirs: Tensor, truth: Tensor, dtype: torch.dtype) -> str:
+    """Return a line on where ``ours`` is wrong: its layout, how many numbers are, the first of them and the worst, by index.
+
+    A number is wrong that is further from ``truth`` than twice PyTorch's worst, plus the units in the last place of the largest number.
+    """
+    layout = f"{str(ours.dtype).removeprefix('torch.')} {list(ours.shape)} strides {list(ours.stride())}"
+    a, b, c = (t.detach().double().cpu() for t in (ours, theirs, truth))
+    if not c.numel():
+        return layout
+    limit = 2 * (b - c).abs().max() + PARITY_ULPS[dtype] * torch.finfo(dtype).eps * c.abs().max()
+    difference = (a - c).abs().nan_to_num(nan=float("inf"))
+    wrong = (difference > limit).flatten().nonzero().flatten()
+
+    def number(flat: int) -> str:
+        index = tuple(int(i) for i in torch.unravel_index(torch.tensor(flat), c.shape))
+        return f"{list(index)}: {a[index]:.6g}, true {c[index]:.6g}, PyTorch's {b[index]:.6g}"
+
+    worst = f"worst at {number(int(difference.argmax()))}"
+    if not len(wrong):
+        return f"{layout}; no single number stands out, {worst}"
+    return f"{layout}; {len(wrong)} of {c.numel()} numbers are wrong, first at {number(int(wrong[0]))}, {worst}"
 
 
 def packed_gradient(dx: Tensor) -> Tensor:
