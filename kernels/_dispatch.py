@@ -12,11 +12,15 @@ IMPLS = ("auto", "triton", "reference")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
 def check_impl(impl: str, device: torch.device | None = None) -> None:
     """Raise ValueError for an ``impl`` that is unknown, that this installation cannot have, or that cannot serve ``device`` if given."""
     if impl not in IMPLS:
         raise ValueError(f"impl must be auto, triton or reference, got {impl!r}")
-    if impl == "triton" and importlib.util.find_spec("triton") is None:
+    if impl == "triton" and not _has_triton():
         raise ValueError("impl='triton' needs the package triton, which is not installed (it exists for Linux); use impl='auto'")
     reason = why_not_triton(device.type, device.index) if impl == "triton" and device is not None else ""
     if reason:
@@ -25,7 +29,7 @@ def check_impl(impl: str, device: torch.device | None = None) -> None:
 
 def why_not_triton(device_type: str, index: int | None) -> str:
     """Return "" where the kernels run on that device, else why not."""
-    if importlib.util.find_spec("triton") is None:
+    if not _has_triton():
         return "needs the package triton, which is not installed"
     if device_type == "cuda":
         if torch.version.hip is None and torch.cuda.get_device_capability(index) < (8, 0):
@@ -38,8 +42,10 @@ def why_not_triton(device_type: str, index: int | None) -> str:
     return f"needs an NVIDIA GPU, got {device_type} (TRITON_INTERPRET=1 in the environment interprets kernels on the CPU)"
 
 
-# While torch.compile traces it is asked, not traced: the answer belongs to the device and cannot change. This is all that
-# torch.compiler.assume_constant_result does, which imports the whole compiler for it (2.5 s).
+# While torch.compile traces these are asked, not traced: the answers belong to the installation and the device, and cannot change (and
+# torch 2.11's compiler refuses find_spec). This is all that torch.compiler.assume_constant_result does, which imports the whole compiler
+# for it (2.5 s).
+_has_triton._dynamo_marked_constant = True  # type: ignore[attr-defined]
 why_not_triton._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 

@@ -77,6 +77,7 @@ class Engine:
     def _compile(self, name: str, net: nn.Module) -> Any:
         if not self.compiled or name in self.recipe.twice_differentiated or name in self.on_kernels:
             return net
+        _guard_freezing()
         return torch.compile(net, dynamic=False if self.fixed_sizes else None)
 
     def _fuse_losses(self) -> None:
@@ -333,6 +334,17 @@ def _check(nets: dict[str, nn.Module], precision: str, options: EngineConfig, ca
     reason = next(filter(None, (why_not_batched(name, net) for name, net in nets.items())), "")
     if options.micro_batch is not None and reason:
         raise ValueError(f"Engine: micro_batch would change the result: {reason}")
+
+
+def _guard_freezing() -> None:
+    """Let torch's compiler ask again whether parameters are frozen.
+
+    torch 2.11 does not where a module's dicts are the same objects (pytorch issue 139476): a network that the user freezes or thaws between
+    iterations would go on with the graph from before, and train what is frozen, or not what is thawed.
+    """
+    from torch._dynamo import config
+
+    config.skip_tensor_guards_with_matching_dict_tags = False
 
 
 @contextlib.contextmanager
