@@ -1,109 +1,154 @@
-"""The one command for a machine with a GPU: parity tests that are not interpreted, then every bench; one JSON and one Markdown table.
+"""The half hour on a GPU machine in three commands: python scripts/gpu_suite.py --stage 1, --stage 2, --stage 3
 
-Needs torch, triton, numpy, Pillow, pytest and pytest-benchmark, and the checkout; no library of the command line. Run it from a checkout.
+Stage 1 asks what must hold before anything else, 2 the engine, 3 the benches; without --stage all three run. What is known is written to
+--results as it comes, and a summary ends the output. A stage needs torch, triton, numpy, Pillow, rich, matplotlib, pytest with
+pytest-benchmark, pytest-timeout and pytest-xdist, and this checkout: neither the project nor tyro nor DALI have to be installed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import shutil
-import subprocess
+import signal
 import sys
-import threading
+import tarfile
+import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from figures import Results, Row, read_results
+from figures import Row, read_results
+from gpu_stages import SECONDS, STAGES, TITLES
+from gpu_summary import Printer, summary
+from gpu_tasks import Benches, Outcome, Part, Surroundings
+from launches import FAULTS
 from machine import ROOT, machine
+from rehearsal import MARK, CannotRehearse, rehearse
 from report import markdown
 
 from fastcyclegan.kernels import _backend, _tune
 
-# Here every test takes the GPU where there is one; elsewhere those that are marked do.
-ON_THE_DEVICE = ["tests/kernels", "tests/test_blocks.py", "tests/test_networks.py", "tests/test_compat.py"]
-MOST_FOR_TESTS = 240.0
-# Between the last bench that begins and the end of the process.
-STOPPING = 45.0
-# For one step under the profiler.
-PROFILING = 60.0
+# For what is written at the end: the compiled kernels above all.
+ENDING = 12.0
+# Without a GPU, where sizes are tiny and processors few.
+REHEARSAL = 280.0
+# A part that has less does not begin.
+LEAST = 8.0
+# So many files, and none larger, come back from a machine elsewhere.
+MOST_FILES, PIECE, MOST_PIECES = 8, 15 << 20, 3
+# Kept from call to call where the machine is; elsewhere a user's own caches serve.
+CACHES = {"TRITON_CACHE_DIR": "/opt/tc", "XDG_CACHE_HOME": "/opt/xc"}
 
 
-def marked_tests() -> list[str]:
-    """Return the other test files that have tests for a GPU."""
-    files = sorted(
-        path.relative_to(ROOT).as_posix() for path in (ROOT / "tests").rglob("test_*.py") if "pytest.mark.gpu" in path.read_text()
-    )
-    return [file for file in files if not file.startswith(tuple(ON_THE_DEVICE))]
+class Suite:
+    """One stage: its parts one after the other, and what is known of them in files at any time."""
+
+    def __init__(self, stage: int, around: Surroundings, seconds: float, printer: Printer) -> None:
+        self.stage, self.around, self.seconds, self.printer = stage, around, seconds, printer
+        self.began = time.monotonic()
+        self.outcomes: list[Outcome] = []
+        self.about = {**machine(), **packages(), "stage": f"{stage}: {TITLES[stage]}"}
+        if around.rehearsed:
+            self.about["rehearsal"] = MARK
+
+    @property
+    def left(self) -> float:
+        return self.seconds - (time.monotonic() - self.began)
+
+    def run(self, parts: Sequence[Part]) -> int:
+        """Run ``parts``, each in its own time and what is left of the stage's. Returns 1 where one did not hold, or had no time."""
+        self.printer.line(f"stage {self.stage}, {TITLES[self.stage]}, {self.seconds:.0f} s: {self.about['hardware']}")
+        for number, part in enumerate(parts, 1):
+            outcome = self._run(part)
+            self.outcomes.append(outcome)
+            tally = ", ".join(f"{count} {word}" for word, count in outcome.counts.items() if count)
+            verdict = outcome.note or ("holds" if outcome.holds else f"DOES NOT HOLD {outcome.why}".rstrip())
+            self.printer.line(
+                f"[{number}/{len(parts)}] {outcome.name}: {', '.join(filter(None, (verdict, tally)))}; {outcome.seconds:.0f} s"
+            )
+            self.write()
+        save_compiled(self.around.results)
+        self.printer.summary(summary(self.stage, self.about, self.outcomes, time.monotonic() - self.began, self.files()))
+        return 0 if all(outcome.holds for outcome in self.outcomes) else 1
+
+    def _run(self, part: Part) -> Outcome:
+        seconds = min(part.seconds, self.left - ENDING)
+        if seconds < LEAST:
+            return Outcome(part.name, f"not run: {max(0.0, self.left):.0f} s were left")
+        try:
+            return part.run(self.around, seconds)
+        # Whatever is wrong with one part's results, the machine's time belongs to the others.
+        except Exception as error:
+            return Outcome(part.name, f"its result cannot be read: {type(error).__name__}: {error}")
+
+    def files(self) -> list[str]:
+        return sorted(str(path.relative_to(self.around.results)) for path in self.around.results.rglob("*") if path.is_file())
+
+    def write(self) -> None:
+        """Write all that is known into the results: outcomes as JSON, the summary, the whole output, rows of benches, what was tuned."""
+        results, stem = self.around.results, f"stage{self.stage}"
+        kept = [{**asdict(outcome), "output": None, "holds": outcome.holds} for outcome in self.outcomes]
+        _replace(results / f"{stem}.json", json.dumps({"machine": self.about, "parts": kept}, indent=1) + "\n")
+        lines = summary(self.stage, self.about, self.outcomes, time.monotonic() - self.began, self.files())
+        _replace(results / f"{stem}.md", "\n".join(lines) + "\n")
+        _replace(results / f"{stem}.log", "\n".join(f"===== {outcome.name}\n{outcome.output}" for outcome in self.outcomes))
+        self._write_rows()
+        _keep_tuned(results)
+
+    def _write_rows(self) -> None:
+        files = [part.rows_of(self.around) for part in STAGES[self.stage] if isinstance(part, Benches)]
+        found = [json.loads(file.read_text()) for file in files if file.exists()]
+        if not found:
+            return
+        merged = {**found[0], "benchmarks": [bench for each in found for bench in each["benchmarks"]], "tests": self.tests()}
+        file = self.around.results / f"{name_of(self.about)}.json"
+        _replace(file, json.dumps(merged, indent=1) + "\n")
+        results = read_results(file)
+        _replace(file.with_suffix(".md"), "\n".join(markdown(results)) + "\n")
+        if table := backends(results.rows):
+            folder = self.around.results / "backends"
+            folder.mkdir(exist_ok=True)
+            _replace(folder / _backend.table_file(self.about["hardware"]).name, json.dumps(table, indent=1) + "\n")
+
+    def tests(self) -> dict[str, Any]:
+        """Return what the stages that left their files here said of their tests, for the report of the benches."""
+        found = {}
+        for stage in (1, 2):
+            file = self.around.results / f"stage{stage}.json"
+            if file.exists():
+                for part in json.loads(file.read_text())["parts"]:
+                    tally = ", ".join(f"{count} {word}" for word, count in part["counts"].items())
+                    found[part["name"]] = {"status": int(not part["holds"]), "summary": f"{part['why'] or 'done'}; {tally}"}
+        return found
 
 
-def run_pytest(arguments: list[str], seconds: float) -> tuple[int, str]:
-    """Run pytest in the checkout, show what it prints, and return its exit status and output; 124 where ``seconds`` were not enough."""
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments]
-    print("$", " ".join(command[1:]), flush=True)
-    lines: list[str] = []
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        assert process.stdout is not None
-        # pytest's own limits end one test; this one ends the process.
-        ended = threading.Event()
-
-        def end() -> None:
-            ended.set()
-            process.kill()
-
-        limit = threading.Timer(max(1.0, seconds), end)
-        limit.start()
-        for line in process.stdout:
-            print(line, end="", flush=True)
-            lines.append(line)
-        limit.cancel()
-    return (124 if ended.is_set() else process.returncode), "".join(lines)
+def name_of(about: dict[str, str]) -> str:
+    return re.sub(r"[^A-Za-z0-9.]+", "-", f"{about['hardware']} torch {about['torch']} triton {about['triton']}")
 
 
-def run_tests(seconds: float) -> dict[str, Any]:
-    """Run the parity tests and return their exit status and closing lines."""
-    status, output = run_pytest([*ON_THE_DEVICE, "-q", "--durations=5"], seconds * 0.7)
-    found = {"kernels, blocks and networks": {"status": status, "summary": closing_line(output), "failed": failures(output)}}
-    if files := marked_tests():
-        status, output = run_pytest([*files, "-m", "gpu", "-q"], seconds * 0.3)
-        found["others marked gpu"] = {"status": status, "summary": closing_line(output), "failed": failures(output)}
-    return found
+def packages() -> dict[str, str]:
+    """Return what a stage would use and can do without, as far as it is missing, and where compiled kernels are kept."""
+    missing = [name for name, module in (("DALI", "nvidia.dali"), ("tyro", "tyro")) if not _is_there(module)]
+    notes = {"compiled kernels": os.environ.get("TRITON_CACHE_DIR", "~/.triton/cache")}
+    if missing:
+        notes["not installed"] = f"{' and '.join(missing)}: no stage needs them; rows that do are left out"
+    return notes
 
 
-def closing_line(output: str) -> str:
-    lines = [line for line in output.splitlines() if re.search(r"\d+ (passed|failed|error|skipped|deselected)", line)]
-    return lines[-1].strip("= ") if lines else "no result"
-
-
-def failures(output: str) -> list[str]:
-    return re.findall(r"^(?:FAILED|ERROR) (\S+)", output, re.MULTILINE)
-
-
-def run_benches(seconds: float, file: Path) -> tuple[int, list[Row]]:
-    """Run the benches, the most telling first, and return the exit status and the rows; what was measured is in ``file`` at any time."""
-    file.unlink(missing_ok=True)
-    budget = max(1.0, seconds - STOPPING)
-    status, _ = run_pytest(["bench", "--benchmark-only", "-q", f"--benchmark-json={file}", f"--bench-budget={budget:.0f}"], seconds)
-    return status, read_results(file).rows if file.exists() else []
-
-
-def run_profile(seconds: float, folder: Path) -> None:
-    """Put one compiled step's trace and tables into ``folder``/profile. A profile that fails is said, and fails nothing else."""
-    command = [sys.executable, str(ROOT / "scripts" / "profile_step.py"), "--output", str(folder / "profile")]
+def _is_there(module: str) -> bool:
     try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=seconds)
-    except subprocess.TimeoutExpired:
-        print(f"no profile: it took more than {seconds:.0f} s")
-        return
-    print(done.stdout if done.returncode == 0 else f"no profile: {(done.stderr.strip().splitlines() or ['no reason'])[-1]}")
-    if done.returncode == 0:
-        (folder / "profile" / "profile.md").write_text(done.stdout)
+        return find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def backends(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
@@ -115,42 +160,117 @@ def backends(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
     return {key: times for key, times in sorted(table.items()) if {"triton", "cudnn"} <= set(times)}
 
 
-def main() -> int:
-    """The command line of scripts/gpu_suite.py. Returns 1 where a test or a bench failed."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=570, help="time for all of it, at most 240 for the tests (default: %(default)s)")
-    parser.add_argument("--results", type=Path, default=ROOT / "bench" / "results", metavar="DIR", help="where the two files go")
-    options = parser.parse_args()
-    if not torch.cuda.is_available():
-        parser.error(f"torch {torch.__version__} sees no CUDA GPU on this machine")
-    end = time.monotonic() + options.seconds
-    about = machine()
+def _keep_tuned(results: Path) -> None:
+    """Copy the tiles that were chosen by measurement: they may ship as kernels/tuned/*.json."""
+    if torch.cuda.is_available() and (tuned := _tune.cache_file(torch.device("cuda"))).exists():
+        shutil.copy(tuned, results / f"tuned-{tuned.name}")
+
+
+def _replace(file: Path, text: str) -> None:
+    """Write ``text`` so that a reader, and whoever ends this process, finds the old or the new one."""
+    partial = file.with_name(f"{file.name}.partial")
+    partial.write_text(text)
+    partial.replace(file)
+
+
+# --- Compiled kernels ---------------------------------------------------------------------------------------------------------------
+
+
+def save_compiled(results: Path) -> None:
+    """Pack what Triton compiled into pieces that travel, the newest kernels first; those that do not fit are compiled again."""
+    cache = Path(os.environ.get("TRITON_CACHE_DIR", ""))
+    for old in results.glob("triton-cache.tgz.*"):
+        old.unlink()
+    if not os.environ.get("TRITON_CACHE_DIR") or not cache.is_dir() or not any(cache.iterdir()):
+        return
+    others = sum(1 for path in results.rglob("*") if path.is_file())
+    pieces = max(1, min(MOST_PIECES, MOST_FILES - others))
+    folders = sorted((path for path in cache.iterdir() if path.is_dir()), key=lambda path: -path.stat().st_mtime)
+    with tempfile.TemporaryFile() as packed:
+        with tarfile.open(fileobj=packed, mode="w:gz", compresslevel=6) as tar:
+            for folder in folders:
+                # Triton's files name each other by whole paths, so they serve there alone.
+                tar.add(folder, arcname=str(folder).lstrip("/"))
+                # The next one, and what gzip has not written yet, must fit too.
+                if packed.tell() > 0.75 * pieces * PIECE:
+                    break
+        packed.seek(0)
+        for number in range(pieces):
+            if piece := packed.read(PIECE):
+                (results / f"triton-cache.tgz.{number}").write_bytes(piece)
+
+
+def load_compiled(folder: Path) -> int:
+    """Unpack the pieces that ``save_compiled`` left in ``folder`` to where they were made; return how many kernels."""
+    with tempfile.TemporaryFile() as packed:
+        for piece in sorted(folder.glob("triton-cache.tgz.*")):
+            packed.write(piece.read_bytes())
+        packed.seek(0)
+        with tarfile.open(fileobj=packed, mode="r:gz") as tar:
+            cache = os.environ["TRITON_CACHE_DIR"].strip("/")
+            members = [member for member in tar.getmembers() if member.name.startswith(f"{cache}/")]
+            tar.extractall("/", members, filter="data")
+    return len({member.name.removeprefix(f"{cache}/").partition("/")[0] for member in members})
+
+
+# --- The command line ---------------------------------------------------------------------------------------------------------------
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="gpu_suite.py", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--stage", type=int, choices=STAGES, help="1: correctness, 2: the engine, 3: the benches (default: all)")
+    parser.add_argument("--results", type=Path, default=ROOT / "bench" / "results", metavar="DIR", help="default: bench/results")
+    limits = ", ".join(f"{seconds:.0f}" for seconds in SECONDS.values())
+    parser.add_argument("--seconds", type=float, help=f"when a stage ends by itself (default: {limits} for stages 1, 2, 3)")
+    parser.add_argument("--compiled", type=Path, metavar="DIR", help="take compiled kernels from another run's triton-cache.tgz.* there")
+    parser.add_argument("--rehearse", action="store_true", help="without a GPU, tiny, in a copy of the tracked files and a bare venv")
+    parser.add_argument("--plant-fault", choices=FAULTS, help="let kernels compute something else, or crash: the summary must show it")
+    parser.add_argument("--in-rehearsal", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.seconds is not None and not options.seconds > LEAST + ENDING:
+        parser.error(f"--seconds must be more than {LEAST + ENDING:.0f}, got {options.seconds:g}")
+    if options.compiled is not None and not any(options.compiled.glob("triton-cache.tgz.*")):
+        parser.error(f"--compiled {options.compiled} holds no triton-cache.tgz.*")
+    if not (options.rehearse or options.in_rehearsal or torch.cuda.is_available()):
+        parser.error(f"torch {torch.__version__} sees no CUDA GPU on this machine; --rehearse runs a stage without one")
+    if options.rehearse:
+        try:
+            given = {"stage": options.stage, "seconds": options.seconds, "plant-fault": options.plant_fault}
+            sys.exit(rehearse([f"--{name}={value}" for name, value in given.items() if value is not None], options.results))
+        except CannotRehearse as reason:
+            parser.error(str(reason))
+    return options
+
+
+def surroundings(options: argparse.Namespace, work: Path) -> Surroundings:
+    """Return what all parts share. Caches go where the next call finds them."""
+    for name, folder in CACHES.items():
+        if name not in os.environ and os.access(Path(folder).parent, os.W_OK):
+            os.environ[name] = folder
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    path = os.pathsep.join([str(ROOT), str(ROOT / "bench")])
+    environment = {**inherited, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
     options.results.mkdir(parents=True, exist_ok=True)
-    stem = re.sub(r"[^A-Za-z0-9.]+", "-", f"{about['hardware']} torch {about['torch']} triton {about['triton']}")
-    file = options.results / f"{stem}.json"
-    tests = run_tests(min(MOST_FOR_TESTS, options.seconds / 2))
-    status, rows = run_benches(end - time.monotonic() - PROFILING, file)
-    run_profile(max(10.0, end - time.monotonic()), options.results)
-    results = Results(about, rows, tests)
-    write(results, file)
-    print("\n".join(markdown(results)))
-    return 1 if any([status, *(found["status"] for found in tests.values())]) else 0
+    return Surroundings(work, options.results.resolve(), environment, options.in_rehearsal, options.plant_fault)
 
 
-def write(results: Results, file: Path) -> None:
-    """Write the tests' outcome into the results' file, the table beside it, and what was chosen by measurement: tiles and backends.
-
-    Those may ship, as kernels/tuned/*.json and kernels/backends/*.json.
-    """
-    found = json.loads(file.read_text()) if file.exists() else {"machine_info": {"fastcyclegan": results.machine}, "benchmarks": []}
-    file.write_text(json.dumps({**found, "tests": results.tests}, indent=1) + "\n")
-    file.with_suffix(".md").write_text("\n".join(markdown(results)) + "\n")
-    if table := backends(results.rows):
-        (file.parent / "backends").mkdir(exist_ok=True)
-        (file.parent / "backends" / _backend.table_file(results.machine["hardware"]).name).write_text(json.dumps(table, indent=1) + "\n")
-    tuned = _tune.cache_file(torch.device("cuda"))
-    if tuned.exists():
-        shutil.copy(tuned, file.parent / f"tuned-{tuned.name}")
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line of scripts/gpu_suite.py. Returns 1 where something did not hold, 2 for bad input."""
+    options = parse(arguments)
+    # Ended from outside, it ends what it started.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with tempfile.TemporaryDirectory(prefix="fastcyclegan-suite-") as work:
+        around = surroundings(options, Path(work))
+        printer = Printer()
+        if options.compiled is not None:
+            printer.line(f"{load_compiled(options.compiled)} kernels need no compiling")
+        stages = [options.stage] if options.stage else list(STAGES)
+        limits = {stage: options.seconds or (REHEARSAL if options.in_rehearsal else SECONDS[stage]) for stage in stages}
+        try:
+            return max([Suite(stage, around, limits[stage], printer).run(STAGES[stage]) for stage in stages])
+        except KeyboardInterrupt:
+            print(f"\nended from outside; what was known is in {options.results}", flush=True)
+            return 130
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import hashlib
 import importlib.util
 import os
 import platform
@@ -42,6 +43,15 @@ def hardware() -> str:
     return torch.cuda.get_device_name() if DEVICE == "cuda" else f"{_processor()}, {torch.get_num_threads()} threads"
 
 
+def source_digest() -> str:
+    """Return a digest of the Python files of package, kernels and benches: it names the source where a checkout travels without history."""
+    digest = hashlib.sha256()
+    for folder in ("fastcyclegan", "kernels", "bench"):
+        for file in sorted((ROOT / folder).rglob("*.py")):
+            digest.update(f"{file.relative_to(ROOT).as_posix()}\0".encode() + file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
 def machine() -> dict[str, str]:
     """Return what every result carries."""
     triton = importlib.util.find_spec("triton") is not None
@@ -55,6 +65,7 @@ def machine() -> dict[str, str]:
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "commit": commit + (" with changes" if dirty != "unknown" else ""),
+        "source": source_digest(),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
     }
     if DEVICE == "cuda":

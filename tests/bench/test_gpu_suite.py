@@ -1,21 +1,244 @@
-"""The GPU suite's own logic, on made-up results: what it runs, what it writes, and that a failure is not lost."""
+"""The GPU suite's own logic without a GPU: what a part that fails, hangs, crashes or is killed leaves behind, and what is shown of it."""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import tarfile
+import time
 from pathlib import Path
 from typing import Any
 
+import gpu_options
 import gpu_suite
+import gpu_tasks
 import pytest
 import torch
 from figures import Row, read_results
+from gpu_stages import SECONDS, STAGES
+from gpu_summary import MOST, MOST_OF_A_SUMMARY, Printer, summary
+from gpu_tasks import Benches, Command, Ended, Failure, Options, Outcome, Surroundings, Tests, outcome_of
+from launches import breaks_the_device
 
 from fastcyclegan.kernels import _backend
 
 ROOT = Path(__file__).parents[2]
+ABOUT = {"hardware": "Test/GPU", "device": "cuda", "torch": "2.13", "triton": "3.7", "stage": "1: correctness"}
+
+
+@pytest.fixture
+def around(tmp_path: Path) -> Surroundings:
+    for name in ("work", "results"):
+        (tmp_path / name).mkdir()
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    environment = {**inherited, "PYTHONPATH": f"{ROOT}:{ROOT / 'bench'}", "TRITON_INTERPRET": "1"}
+    return Surroundings(tmp_path / "work", tmp_path / "results", environment)
+
+
+def stand_in(path: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a shell ``script`` be the Python that parts start."""
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(path))
+
+
+# --- Tests --------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_pytest_that_is_killed_has_told_what_it_knew(around: Surroundings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is too slow, with one failure behind it and one test in its hands, and processes that would outlive it."""
+    events = [
+        {"event": "started", "test": "a"}, {"event": "passed", "test": "a", "text": "", "launches": []},
+        {"event": "started", "test": "b"}, {"event": "failed", "test": "b", "text": "E  far off", "launches": [{"kernel": "k"}]},
+        {"event": "started", "test": "c"},
+    ]  # fmt: skip
+    record = around.work / "slow.1.jsonl"
+    (tmp_path / "lines").write_text("".join(json.dumps(event) + "\n" for event in events) + '{"event": "pas')
+    stand_in(tmp_path / "python", f"trap '' INT\ncp {tmp_path}/lines {record}\necho so far\nsleep 77 &\nsleep 77", monkeypatch)
+    monkeypatch.setattr(gpu_tasks, "GRACE", 0.2)
+    outcome = Tests("slow", ("tests/kernels/test_tune.py",), 9).run(around, 1)
+    assert not outcome.holds
+    assert outcome.why == "ended at its limit of 1 s"
+    assert outcome.counts == {"passed": 1, "failed": 2, "skipped": 0}
+    assert [failure.where for failure in outcome.failures] == ["b", "c"]
+    assert outcome.failures[0].launches == [{"kernel": "k"}]
+    assert "did not end" in outcome.failures[1].text
+    assert "so far" in outcome.output
+    assert subprocess.run(["pgrep", "-f", "sleep 77"], capture_output=True, check=False).stdout == b""
+
+
+CRASHING = """
+import pytest, torch
+from fastcyclegan.kernels import instance_norm
+
+X = torch.randn(1, 4, 5, 3)
+
+def test_first():
+    instance_norm(X, impl="triton")
+
+def test_illegal():
+    instance_norm(X, impl="triton")
+    raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+def test_wrong():
+    from fastcyclegan.testing import assert_parity
+    y = instance_norm(X, impl="triton")
+    assert_parity("y", torch.where(torch.arange(3) == 1, y + 1, y), y, y.double(), torch.float32)
+
+@pytest.mark.parametrize("n", range(3))
+def test_later(n):
+    pass
+"""
+
+
+def test_a_fault_of_the_device_ends_its_process_alone(around: Surroundings, tmp_path: Path) -> None:
+    """The others go on in a new process; the one is run again alone, and the last launch before it is known."""
+    file = tmp_path / "test_crashing.py"
+    file.write_text(CRASHING)
+    outcome = Tests("crash", (str(file),), 100, workers=2).run(around, 100)
+    assert outcome.counts == {"passed": 4, "failed": 2, "skipped": 0}, outcome.output
+    found = {failure.where.rpartition("::")[2]: failure for failure in outcome.failures}
+    assert set(found) == {"test_illegal", "test_wrong"}
+    illegal, wrong = found["test_illegal"], found["test_wrong"]
+    assert "illegal memory access" in illegal.text
+    assert illegal.again.startswith("alone, with CUDA_LAUNCH_BLOCKING=1: exit code 70; last launch")
+    assert '"kernel": "_instance_norm_small_fwd_kernel"' in illegal.again
+    # Enough to mend it elsewhere: both errors, layout, the first wrong number, what was launched and how.
+    assert "relative error" in wrong.text
+    assert "float32 [1, 4, 5, 3] strides [60, 15, 3, 1]; 20 of 60 numbers are wrong, first at [0, 0, 0, 1]:" in wrong.text
+    (launch,) = wrong.launches
+    assert launch["configuration"]["BLOCK_S"] == 16
+    assert launch["arguments"][0].startswith("float32[1, 4, 5, 3] strides [60, 15, 3, 1] aligned")
+    assert not wrong.again
+
+
+CROWDED = """
+import os
+import pytest
+
+@pytest.mark.parametrize("n", range(3))
+def test_large(n):
+    if n == 1 and os.environ.get("PYTEST_XDIST_WORKER"):
+        raise RuntimeError("CUDA out of memory. Tried to allocate 8.00 GiB")
+    if n == 2:
+        raise RuntimeError("CUDA out of memory. Tried to allocate 999.00 GiB")
+"""
+
+
+def test_what_finds_no_memory_beside_others_is_run_alone(around: Surroundings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(gpu_tasks, "ROOT", tmp_path)
+    (tmp_path / "pyproject.toml").write_text("[tool.pytest.ini_options]\n")
+    (tmp_path / "test_large.py").write_text(CROWDED)
+    outcome = Tests("large", ("test_large.py",), 100, workers=2).run(around, 100)
+    assert outcome.counts == {"passed": 2, "failed": 1, "skipped": 0}, outcome.output
+    assert [failure.where for failure in outcome.failures] == ["test_large.py::test_large[2]"]
+    assert outcome.note == "2 found no memory beside others and ran again alone"
+
+
+def test_what_a_device_survives() -> None:
+    assert breaks_the_device("CUDA error: misaligned address")
+    assert breaks_the_device("Triton Error [CUDA]: an illegal memory access was encountered")
+    assert not breaks_the_device("CUDA out of memory. Tried to allocate 2.00 GiB")
+    assert not breaks_the_device("Failed to create tensor map descriptor")
+    outer = AssertionError("y is wrong")
+    outer.__cause__ = RuntimeError("CUDA error: unspecified launch failure")
+    assert breaks_the_device(outer)
+
+
+@pytest.mark.parametrize(
+    ("ended", "why"),
+    [
+        (Ended(0, 1, False, "no tests ran"), "no test passed"),
+        (Ended(-11, 1, False, ""), "killed by SIGSEGV"),
+        (Ended(4, 1, False, "ERROR: not found"), "exit code 4"),
+        (Ended(3, 1, False, "INTERNALERROR"), "exit code 3"),
+    ],
+)
+def test_a_pytest_without_a_result_does_not_hold(ended: Ended, why: str) -> None:
+    outcome = outcome_of("x", ended, 9, [])
+    assert not outcome.holds
+    assert outcome.why == why
+
+
+def test_every_part_names_tests_that_are_there() -> None:
+    """A word that no test for a GPU has would make a part that asks nothing."""
+    for part in [part for parts in STAGES.values() for part in parts if isinstance(part, Tests)]:
+        texts = [(ROOT / file).read_text() for file in part.files]
+        for word in part.words:
+            assert any("@pytest.mark.gpu" in text and f"{word}" in text.partition("@pytest.mark.gpu")[2] for text in texts), (part, word)
+    for part in [part for part in STAGES[3] if isinstance(part, Benches)]:
+        assert (ROOT / "bench" / part.file).exists()
+    for part in [part for part in STAGES[2] if isinstance(part, Command)]:
+        assert (ROOT / part.arguments[0]).exists()
+    assert SECONDS[1] < 240
+    assert max(SECONDS.values()) < 590
+
+
+def test_words_that_no_test_has_are_an_error(around: Surroundings) -> None:
+    outcome = Tests("none", ("tests/kernels/test_tune.py",), 60, words=("two_to_the_99",), workers=1).run(around, 60)
+    assert outcome.why == "exit code 4"
+    assert "no test is called two_to_the_99" in "\n".join(outcome.shown)
+
+
+# --- Options and benches ------------------------------------------------------------------------------------------------------------
+
+
+def test_options_go_on_behind_a_fault(around: Surroundings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Case b breaks the device, c ends its process by a signal; both are run again alone, and d runs in a process of its own."""
+    record = around.work / "options.jsonl"
+    script = f"""
+say() {{ printf '{{"event": "%s", "case": "%s", "text": "illegal memory access", "line": "%s took 1 ms"}}\\n' $1 $2 $2 >> {record}; }}
+case "$*" in
+*--only*) for last; do case "$last" in --launch-log=*) echo '{{"kernel": "k"}}' > "${{last#*=}}";; esac; done; exit 70;;
+esac
+if [ ! -e {record} ]; then say began a; say held a; say began b; say broken b; exit 70; fi
+if ! grep -q '"c"' {record}; then say began c; kill -9 $$; fi
+say began d; say held d
+"""
+    stand_in(tmp_path / "python", script, monkeypatch)
+    outcome = Options("every option", 200).run(around, 200)
+    assert outcome.counts == {"passed": 2, "failed": 2}
+    assert outcome.shown == ["a took 1 ms", "d took 1 ms"]
+    assert [failure.where for failure in outcome.failures] == ["b", "c"]
+    for failure in outcome.failures:
+        assert failure.again == 'alone, with CUDA_LAUNCH_BLOCKING=1: exit code 70; last launch {"kernel": "k"}'
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (lambda engine: list(engine.nets["D_A"].parameters())[-1].data.add_(0.5), "losses of iteration 1: relative error"),
+        (lambda engine: setattr(engine, "graphs", None), "0 graphs were captured, 1 expected"),
+        (lambda engine: [setattr(trained, "step", list) for trained in engine.trained.values()], "has not moved in 20 iterations"),
+    ],
+    ids=["wrong", "not captured", "not trained"],
+)
+def test_an_option_that_is_wrong_does_not_hold(
+    fault: Any, message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    case, make = gpu_options.CASES[0], gpu_options.engine_of
+
+    def faulty(*args: Any) -> Any:
+        engine = make(*args)
+        fault(engine)
+        return engine
+
+    monkeypatch.setattr(gpu_options, "engine_of", faulty)
+    record = tmp_path / "one.jsonl"
+    assert gpu_options.main(["--tiny", "--only", case.name, f"--record={record}"]) == 1
+    began, failed = (json.loads(line) for line in record.read_text().splitlines())
+    assert (began["event"], failed["event"], failed["case"]) == ("began", "failed", case.name)
+    assert message in failed["text"]
+    assert f"{case.name}: FAILED" in capsys.readouterr().out
+
+
+def test_every_option_has_a_case_that_holds(capsys: pytest.CaptureFixture[str]) -> None:
+    """The plain ones here; all of them in the rehearsal."""
+    for name in ("the default: bf16, graph, pairs, weight gradients beside", "--batch_size 4, the last batch smaller"):
+        assert gpu_options.main(["--tiny", "--only", name]) == 0
+        assert name in capsys.readouterr().out
 
 
 def bench(group: str, provider: str, median: float, **info: Any) -> Row:
@@ -49,81 +272,182 @@ def test_the_backend_of_a_shape_is_the_faster_one(monkeypatch: pytest.MonkeyPatc
     _backend._table.cache_clear()
 
 
-@pytest.fixture
-def pretended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]:
-    """A GPU, and a pytest that is not run: the arguments it was called with; its benches write one row."""
-    calls: list[list[str]] = []
-    about = {"hardware": "Test/GPU", "device": "cuda", "torch": "2.13", "triton": "3.7"}
-
-    def run_pytest(arguments: list[str], seconds: float) -> tuple[int, str]:
-        calls.append(arguments)
-        for argument in arguments:
-            if argument.startswith("--benchmark-json="):
-                stats = {"data": [0.5, 1.0, 2.0]}
-                row = {"group": "g", "fullname": "bench/bench_x.py::b", "name": "b", "stats": stats, "extra_info": {"provider": "ours"}}
-                written = {"machine_info": {"fastcyclegan": about}, "benchmarks": [row]}
-                Path(argument.partition("=")[2]).write_text(json.dumps(written))
-        return (
-            (1, "FAILED tests/kernels/x.py::y - because\n= 1 failed, 2 passed in 3s =")
-            if "tests/kernels" in arguments
-            else (0, "4 passed in 1s")
-        )
-
-    monkeypatch.setattr(gpu_suite, "run_pytest", run_pytest)
-    monkeypatch.setattr(gpu_suite, "run_profile", lambda seconds, folder: calls.append(["profile", str(folder)]))
-    monkeypatch.setattr(gpu_suite, "machine", lambda: about)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Test/GPU")
-    monkeypatch.setattr(sys, "argv", ["gpu_suite.py", "--results", str(tmp_path / "results")])
-    return calls
+# --- A stage ------------------------------------------------------------------------------------------------------------------------
 
 
-def test_everything_is_run_and_a_failure_is_kept(pretended: list[list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert gpu_suite.main() == 1
-    ran = " ".join(" ".join(call) for call in pretended)
-    for file in [*gpu_suite.ON_THE_DEVICE, "bench", "tests/data", "profile"]:
-        assert file in ran
-    file = tmp_path / "results" / "Test-GPU-torch-2.13-triton-3.7.json"
-    assert json.loads(file.read_text())["tests"]["kernels, blocks and networks"]["failed"] == ["tests/kernels/x.py::y"]
-    assert [row.provider for row in read_results(file).rows] == ["ours"]
-    table = (tmp_path / "results" / "Test-GPU-torch-2.13-triton-3.7.md").read_text()
-    assert "1 failed, 2 passed in 3s" in table
-    assert table.strip() in capsys.readouterr().out
+class Part:
+    """A part that takes no time."""
+
+    seconds = 30.0
+
+    def __init__(self, outcome: Outcome | Exception) -> None:
+        self.outcome = outcome
+        self.name = outcome.name if isinstance(outcome, Outcome) else "unreadable"
+
+    def run(self, around: Surroundings, seconds: float) -> Outcome:
+        if isinstance(self.outcome, Exception):
+            raise self.outcome
+        return self.outcome
 
 
-def test_every_file_that_it_names_is_there() -> None:
-    assert all((ROOT / file).exists() for file in gpu_suite.ON_THE_DEVICE)
-    assert all("mark.gpu" in (ROOT / file).read_text() for file in gpu_suite.marked_tests())
+def suite_of(around: Surroundings, monkeypatch: pytest.MonkeyPatch, stage: int = 1, seconds: float = 100.0) -> gpu_suite.Suite:
+    monkeypatch.setattr(gpu_suite, "machine", lambda: {name: value for name, value in ABOUT.items() if name != "stage"})
+    return gpu_suite.Suite(stage, around, seconds, Printer())
+
+
+def test_what_is_known_is_written_as_it_comes(around: Surroundings, monkeypatch: pytest.MonkeyPatch) -> None:
+    suite = suite_of(around, monkeypatch)
+    seen: list[int] = []
+
+    class Looking(Part):
+        def run(self, around: Surroundings, seconds: float) -> Outcome:
+            seen.append(len(json.loads((around.results / "stage1.json").read_text())["parts"]))
+            return super().run(around, seconds)
+
+    failed = Outcome("b", "", 1, {"failed": 1}, [Failure("t::x", "E  y: far off", [])], output="all of it")
+    good = [Outcome(name, counts={"passed": 2}) for name in "ac"]
+    parts = [Part(good[0]), Looking(failed), Looking(good[1]), Part(ValueError("no JSON"))]
+    assert suite.run(parts) == 1  # type: ignore[arg-type]
+    assert seen == [1, 2]
+    kept = json.loads((around.results / "stage1.json").read_text())
+    assert [part["holds"] for part in kept["parts"]] == [True, False, True, False]
+    assert kept["parts"][3]["why"] == "its result cannot be read: ValueError: no JSON"
+    text = (around.results / "stage1.md").read_text()
+    assert "2 of 4 parts DO NOT HOLD" in text
+    assert "FAILED t::x\n  E  y: far off" in text
+    assert "all of it" in (around.results / "stage1.log").read_text()
+
+
+def test_a_part_without_time_is_not_run_and_does_not_hold(around: Surroundings, monkeypatch: pytest.MonkeyPatch) -> None:
+    suite = suite_of(around, monkeypatch, seconds=gpu_suite.ENDING + gpu_suite.LEAST - 1)
+    assert suite.run([Part(Outcome("a", counts={"passed": 2}))]) == 1  # type: ignore[list-item]
+    assert suite.outcomes[0].why.startswith("not run: ")
+
+
+def test_rows_of_all_benches_become_one_file(around: Surroundings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what the earlier stages said of their tests, and the table of backends."""
+    suite = suite_of(around, monkeypatch, stage=3)
+    parts = [part for part in STAGES[3] if isinstance(part, Benches)][:2]
+    for part, backend in zip(parts, ("triton", "cudnn"), strict=True):
+        info = {"provider": "ours", "backend": backend, "backend_key": "k"}
+        row = {"group": "g", "fullname": f"bench/{part.file}::b", "name": "b", "stats": {"data": [0.5, 1.0]}, "extra_info": info}
+        part.rows_of(around).write_text(json.dumps({"machine_info": {"fastcyclegan": ABOUT}, "benchmarks": [row]}))
+    earlier = {"parts": [{"name": "kernels", "why": "", "holds": False, "counts": {"passed": 3, "failed": 1}}]}
+    (around.results / "stage1.json").write_text(json.dumps(earlier))
+    suite.write()
+    file = around.results / "Test-GPU-torch-2.13-triton-3.7.json"
+    assert [row.file for row in read_results(file).rows] == [part.file for part in parts]
+    assert "Tests, kernels: done; 3 passed, 1 failed" in file.with_suffix(".md").read_text()
+    assert json.loads((around.results / "backends" / "Test_GPU.json").read_text()) == {"k": {"triton": 750.0, "cudnn": 750.0}}
+
+
+def test_a_summary_fits_into_what_comes_back() -> None:
+    """However much fails: the first of each part before the second of any, and how many more there are."""
+    arguments = ["bfloat16[1, 256, 64, 64]" * 9] * 12
+    launch: dict[str, Any] = {"kernel": "_k", "grid": 7, "arguments": arguments, "configuration": {"BLOCK_M": 128}}
+    text, again = "E  " + "far off " * 99, "alone: " + "x" * 999
+    failures = [Failure(f"tests/kernels/test_x.py::test_y[{n}]", text, [launch] * 12, again) for n in range(50)]
+    outcomes = [Outcome(f"part {n}", "", 9, {"passed": 1, "failed": 50}, failures, ["a figure " * 30] * 99) for n in range(12)]
+    outcomes += [Outcome(f"good {n}", "", 9, {"passed": 1}, [], ["a figure " * 30] * 99) for n in range(3)]
+    lines = summary(1, ABOUT, outcomes, 99, ["file" * 99] * 9)
+    assert len("\n".join(lines)) < 8000
+    told = [line for line in lines if line.startswith("FAILED")]
+    assert len(told) >= 5
+    assert any("more failures are in the files" in line for line in lines)
+    assert any("last launch: _k grid 7" in line for line in lines)
+    good = summary(1, ABOUT, outcomes[12:], 99, [])
+    assert "all 3 parts hold" in good[0]
+    assert any(line.startswith("a figure") for line in good)
+    assert len("\n".join(good)) < 8000
+
+
+def test_all_output_fits_too(capsys: pytest.CaptureFixture[str]) -> None:
+    printer = Printer()
+    for _ in range(1000):
+        printer.line("x" * 400)
+    printer.summary(["y" * (MOST_OF_A_SUMMARY - 1)])
+    assert MOST_OF_A_SUMMARY < len(capsys.readouterr().out) <= MOST < 20_000
+
+
+def test_compiled_kernels_travel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In pieces that are small enough, back to the place that they name, and nowhere else."""
+    cache, results = tmp_path / "tc", tmp_path / "results"
+    results.mkdir()
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(cache))
+    monkeypatch.setattr(gpu_suite, "PIECE", 6 << 10)
+    gpu_suite.save_compiled(results)
+    assert not list(results.iterdir())
+    for n in range(3):
+        (cache / f"k{n}").mkdir(parents=True)
+        (cache / f"k{n}" / "a.cubin").write_bytes(os.urandom(3000))
+    gpu_suite.save_compiled(results)
+    assert len(list(results.glob("triton-cache.tgz.*"))) == 2
+    # With the files of a stage there are 8 at most: the rest is compiled again.
+    for n in range(7):
+        (results / f"other{n}").touch()
+    gpu_suite.save_compiled(results)
+    assert len(list(results.iterdir())) == 8
+    for other in results.glob("other*"):
+        other.unlink()
+    gpu_suite.save_compiled(results)
+    kept = {file: file.read_bytes() for file in cache.rglob("a.cubin")}
+    for file in kept:
+        file.unlink()
+    assert gpu_suite.load_compiled(results) == 3
+    assert {file: file.read_bytes() for file in cache.rglob("a.cubin")} == kept
+    for piece in results.iterdir():
+        piece.unlink()
+    with tarfile.open(results / "triton-cache.tgz.0", "w:gz") as tar:
+        tar.add(cache / "k0", arcname=str(tmp_path / "elsewhere").lstrip("/"))
+    assert gpu_suite.load_compiled(results) == 0
+    assert not (tmp_path / "elsewhere").exists()
+
+
+# --- The command line ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_it_says_so() -> None:
-    done = subprocess.run([sys.executable, ROOT / "scripts" / "gpu_suite.py"], capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "sees no CUDA GPU on this machine" in done.stderr
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "sees no CUDA GPU on this machine; --rehearse runs a stage without one"),
+        (["--rehearse"], "bench/results is for what a GPU gave"),
+        (["--rehearse", "--results", str(ROOT / "bench" / "results" / "mine")], "bench/results is for what a GPU gave"),
+        (["--stage", "4"], "invalid choice: 4"),
+        (["--seconds", "5"], "--seconds must be more than 20, got 5"),
+        (["--compiled", "nowhere"], "--compiled nowhere holds no triton-cache.tgz"),
+    ],
+)
+def test_bad_arguments_are_named(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        gpu_suite.main(arguments)
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
 
 
-def test_a_run_that_takes_too_long_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    slow = tmp_path / "python"
-    slow.write_text("#!/bin/sh\necho one test so far\nexec sleep 60\n")
-    slow.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(slow))
-    status, output = gpu_suite.run_pytest([], 1)
-    assert status == 124
-    assert output == "one test so far\n"
-
-
-def test_a_profile_that_fails_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    python = tmp_path / "python"
-    for script, said in (
-        ("echo a table", "a table"),
-        ("echo no chip >&2; exit 1", "no profile: no chip"),
-        ("exec sleep 9", "more than 0 s"),
-    ):
-        python.write_text(f"#!/bin/sh\n{script}\n")
-        python.chmod(0o755)
-        monkeypatch.setattr(sys, "executable", str(python))
-        (tmp_path / "profile").mkdir(exist_ok=True)
-        gpu_suite.run_profile(0.3, tmp_path)
-        assert said in capsys.readouterr().out
-    assert (tmp_path / "profile" / "profile.md").read_text() == "a table\n"
+def test_ended_from_outside_it_ends_what_it_started(tmp_path: Path) -> None:
+    """SIGTERM in the middle of a part: exit code 130, the part's processes are gone, and the temporary folder too."""
+    script = f"""
+import sys
+sys.path.insert(0, {str(ROOT / "bench")!r})
+import gpu_suite, gpu_tasks
+class Sleeping:
+    name, seconds = "sleeping", 60.0
+    def run(self, around, seconds):
+        print("begun", around.work, flush=True)
+        gpu_tasks.run_process(["sleep", "78.5"], seconds, around.environment, around.work / "log")
+gpu_suite.STAGES[1] = [Sleeping()]
+sys.exit(gpu_suite.main(["--stage", "1", "--in-rehearsal", "--results", {str(tmp_path / "results")!r}]))
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        line = next(line for line in process.stdout if line.startswith("begun"))
+        time.sleep(0.5)
+        process.terminate()
+        rest = process.stdout.read()
+    assert process.returncode == 130
+    assert "ended from outside" in rest
+    assert not Path(line.split()[1]).exists()
+    assert subprocess.run(["pgrep", "-f", "sleep 78.5"], capture_output=True, check=False).stdout == b""

@@ -1,0 +1,62 @@
+"""What a half hour on a GPU machine is spent on: three stages, each of parts in the order of what they tell.
+
+1. What must hold before anything else: kernels at real sizes, then the networks, then the rest. 2. The engine: captured iterations against
+plain ones, every option, the official order beside ours, the costliest kernels. 3. The benches, the most telling first.
+"""
+
+from __future__ import annotations
+
+from gpu_tasks import Benches, Command, Options, Part, Tests
+
+# Each ends by itself before a call of 10 minutes would end it; the first leaves time for mending.
+SECONDS = {1: 230.0, 2: 480.0, 3: 560.0}
+TITLES = {1: "correctness", 2: "the engine", 3: "the benches"}
+KERNELS = ("instance_norm", "reflect_conv", "residual_block", "zero_conv", "norm_conv", "working_copies")
+OTHERS = ("tests/test_official.py", "tests/test_accelerate.py", "tests/data/test_cache.py")
+AT_REAL_SIZES = ("real_shapes", "replayed", "stream_of_their_own")
+# One at a time: each takes a third of the memory.
+TOO_LARGE = ("two_to_the_31",)
+
+
+def _kernel_tests(*names: str) -> tuple[str, ...]:
+    return tuple(f"tests/kernels/test_{name}.py" for name in names)
+
+
+STAGES: dict[int, list[Part]] = {
+    1: [
+        Tests("descriptors", _kernel_tests("descriptor"), 45, words=("driver", "descriptor"), workers=1),
+        *(Tests(f"{name} at real sizes", _kernel_tests(name), 60, words=AT_REAL_SIZES) for name in KERNELS),
+        Tests("networks", ("tests/test_blocks.py", "tests/test_networks.py", "tests/test_compat.py"), 60),
+        Tests("offsets past 31 bits", _kernel_tests(*KERNELS[:4]), 40, words=TOO_LARGE, workers=1),
+        Tests("all other tests of kernels", _kernel_tests(*KERNELS), 150, rest=(*AT_REAL_SIZES, *TOO_LARGE), rehearsed=1, rehearsed_by=2),
+    ],
+    2: [
+        Tests("captured against plain", ("tests/engine/test_graph.py",), 150, words=("cuda_graph", "waits_for_the_gpu"), workers=8),
+        Tests("an iteration against float64", ("tests/test_engine.py",), 60, words=("bf16_on_the_gpu",), workers=1),
+        Options("every option", 200),
+        Command(
+            "the official order beside ours", ("scripts/prove.py", "--seconds", "60", "--output", "RESULTS/proof.png"), 150, shown=14,
+            in_rehearsal=("--no_compile", "--size", "24", "--seconds", "1"), with_fault=("--plant-fault",),
+        ),
+        Command(
+            "the costliest kernels", ("scripts/profile_step.py", "--output", "RESULTS"), 70, shown=24,
+            in_rehearsal=("--provider", "ours", "--size", "24", "--blocks", "1"),
+        ),
+        Tests("official checkouts, accelerate, caches", OTHERS, 60, words=("gpu",), workers=6, rehearsed=1),
+    ],
+    3: [
+        Benches("ceilings", "bench_ceilings.py", 30),
+        Benches("training step", "bench_train_step.py", 220, "batch1-identity"),
+        Benches("generator", "bench_generator.py", 80, "256-1-"),
+        Benches("residual block", "bench_residual_block.py", 60),
+        Benches("products of the block", "bench_reflect_conv.py", 40, "products_of_the_block", on_a_gpu_alone=True),
+        Benches("reflected convolution", "bench_reflect_conv.py", 60, "bench_reflect_conv and not products"),
+        Benches("other convolutions", "bench_zero_conv.py", 50),
+        Benches("instance norm", "bench_instance_norm.py", 40),
+        Benches("training step, batch 4", "bench_train_step.py", 120, "batch4-identity", on_a_gpu_alone=True),
+        Benches("generator, more images", "bench_generator.py", 80, "not 256-1-"),
+        Benches("accelerate", "bench_accelerate.py", 40),
+        Benches("state", "bench_state.py", 40),
+        Benches("loader", "bench_loader.py", 60),
+    ],
+}  # fmt: skip

@@ -1,0 +1,120 @@
+"""Kernel launches as text: what was launched last when something went wrong, and faults planted in kernels to see that they are found.
+
+Imports neither torch nor the kernels before they are needed: pytest loads this before the tests say how kernels are to run.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, TextIO, get_args
+
+# After these the process can launch nothing any more: CUDA answers every later call with the same error.
+_BROKEN = re.compile(
+    r"illegal (memory access|address|instruction)|misaligned address|unspecified launch failure|device-side assert|hardware stack error"
+    r"|invalid (address space|program counter)|uncorrectable ECC|launch timed out",
+    re.IGNORECASE,
+)
+KEPT = 12
+# Kernels that a fault can be planted in, each by the position of the output that it changes, and by how much.
+PLANTED = {
+    "_instance_norm_apply_kernel": 5,
+    "_instance_norm_small_fwd_kernel": 4,
+    "_reflect_conv_kernel": 4,
+    "_zero_conv_gather_kernel": 3,
+    "_zero_conv_scatter_kernel": 3,
+}
+FACTOR = 1.25
+Fault = Literal["kernel", "crash"]
+FAULTS = get_args(Fault)
+
+
+def breaks_the_device(error: BaseException | str) -> bool:
+    """Return whether ``error`` is a fault of the device after which its process is of no more use."""
+    if isinstance(error, str):
+        return bool(_BROKEN.search(error))
+    chain: list[BaseException] = []
+    each: BaseException | None = error
+    while each is not None and each not in chain:
+        chain.append(each)
+        each = each.__cause__ or each.__context__
+    return any(_BROKEN.search(str(each)) for each in chain)
+
+
+def described(value: Any) -> Any:
+    """Return an argument of a kernel as JSON can hold it: a tensor by dtype, shape, strides and the alignment of its memory in bytes."""
+    if hasattr(value, "data_ptr"):
+        address = value.data_ptr()
+        aligned = address & -address if address else 0
+        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)} strides {list(value.stride())} aligned {min(aligned, 256)}"
+    if hasattr(value, "block_shape"):
+        return f"descriptor {list(value.shape)} strides {list(value.strides)} box {list(value.block_shape)} of {described(value.base)}"
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
+
+
+def line_of(launch: Any) -> dict[str, Any]:
+    """Return a launch by its kernel, grid, arguments, constants and configuration. Nothing of it is kept alive."""
+    config = launch.config
+    return {
+        "kernel": launch.kernel,
+        "grid": launch.grid,
+        "arguments": [described(value) for value in launch.args],
+        "constants": {name: described(value) for name, value in launch.constants.items()},
+        "configuration": {**config.constants, "num_warps": config.num_warps, "num_stages": config.num_stages},
+    }
+
+
+class LaunchLog:
+    """Remembers the last launches. ``file``: also writes each there before it is made, so that the last line is the one that crashed."""
+
+    dry = all_configs = False
+    capability = 90
+
+    def __init__(self, file: Path | None = None) -> None:
+        self.last: deque[dict[str, Any]] = deque(maxlen=KEPT)
+        self._file: TextIO | None = file.open("a") if file is not None else None
+
+    def launched(self, launch: Any) -> None:
+        line = line_of(launch)
+        self.last.append(line)
+        if self._file is not None:
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+
+    def start(self) -> None:
+        """Install it for the rest of the process."""
+        from fastcyclegan.kernels import _launch
+
+        _launch._observers.append(self)
+
+
+class _Faulty:
+    """A kernel one of whose outputs is a quarter too large, or one that crashes as CUDA says it."""
+
+    def __init__(self, kernel: Any, output: int, fault: Fault) -> None:
+        self.kernel, self.output, self.fault = kernel, output, fault
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.kernel, name)
+
+    def __getitem__(self, grid: Any) -> Callable[..., Any]:
+        def launch(*args: Any, **constants: Any) -> Any:
+            if self.fault == "crash":
+                raise RuntimeError("CUDA error: an illegal memory access was encountered (planted)")
+            result = self.kernel[grid](*args, **constants)
+            args[self.output].mul_(FACTOR)
+            return result
+
+        return launch
+
+
+def plant_fault(fault: Fault) -> None:
+    """Let the kernels in PLANTED compute something else, or crash, for the rest of the process: what runs them must find it."""
+    # The launchers' modules enter the kernels.
+    from fastcyclegan.kernels import _launch, instance_norm_launch, reflect_conv_launch, zero_conv_launch  # noqa: F401
+
+    for name, output in PLANTED.items():
+        _launch.REGISTRY[name] = _Faulty(_launch.REGISTRY[name], output, fault)

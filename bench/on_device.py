@@ -1,0 +1,179 @@
+"""A pytest plugin for machines that are there for half an hour: python -m pytest -p on_device --device-record FILE ...
+
+Every test is written down as it starts and as it ends, so that a run that is killed has told all that it knew. A failure carries the
+kernels that were launched last. After a fault that the device does not survive its process ends alone; pytest-xdist starts another.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from launches import FAULTS, LaunchLog, breaks_the_device, plant_fault
+
+# What a process that ends after a device fault returns.
+BROKEN = 70
+MOST_TEXT = 6000
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("on_device")
+    group.addoption("--device-record", type=Path, metavar="FILE", help="a line of JSON for each test that starts or ends")
+    group.addoption("--device-words", default="", metavar="A,B", help="only tests for a GPU whose names hold one of these words")
+    group.addoption("--device-rest", default="", metavar="A,B", help="only tests whose names hold none of these words")
+    group.addoption("--rehearse", type=int, metavar="N", help="instead of what needs a GPU, the first N tests of each file that do not")
+    group.addoption("--launch-log", type=Path, metavar="FILE", help="every launch, written before it is made")
+    group.addoption("--plant-device-fault", choices=FAULTS, help="let kernels compute something else, or crash: tests must fail")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--device-record") is not None:
+        config.pluginmanager.register(_Recorder(config), "on_device_recorder")
+
+
+# --- Which tests --------------------------------------------------------------------------------------------------------------------
+
+
+def _words(config: pytest.Config, option: str) -> list[str]:
+    return [word for word in config.getoption(option).split(",") if word]
+
+
+def _for_a_gpu(item: pytest.Item) -> bool:
+    return item.get_closest_marker("gpu") is not None
+
+
+def wanted(items: list[pytest.Item], words: list[str], rest: list[str]) -> list[pytest.Item]:
+    """Return the tests for a GPU that ``words`` name, or, where there are none, all tests but those that ``rest`` names."""
+    if words:
+        return [item for item in items if _for_a_gpu(item) and any(word in item.name for word in words)]
+    return [item for item in items if not any(word in item.name for word in rest)]
+
+
+def first_of_each_file(items: list[pytest.Item], count: int) -> list[pytest.Item]:
+    """Return the first ``count`` tests of each file that do not need a GPU."""
+    taken: dict[Path, int] = {}
+    kept = []
+    for item in items:
+        if not _for_a_gpu(item) and taken.get(item.path, 0) < count:
+            taken[item.path] = taken.get(item.path, 0) + 1
+            kept.append(item)
+    return kept
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    words, rest, rehearsed = _words(config, "--device-words"), _words(config, "--device-rest"), config.getoption("--rehearse")
+    chosen = wanted(items, words, rest)
+    if not chosen:
+        raise pytest.UsageError(f"no test is called {' or '.join(words) or 'otherwise'}: {', '.join({str(item.path) for item in items})}")
+    if rehearsed is not None:
+        # Parity first: what needs a GPU is the same check at real sizes.
+        chosen = first_of_each_file(sorted(items, key=lambda item: "equals" not in item.name and "parity" not in item.name), rehearsed)
+    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+    items[:] = chosen
+
+
+# --- What is written down -----------------------------------------------------------------------------------------------------------
+
+
+class _Recorder:
+    """Writes what happens to a file of this process's own, beside ``--device-record``: workers and their master write at once."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+        record: Path = config.getoption("--device-record")
+        self._file = record.with_name(f"{record.stem}.{os.getpid()}{record.suffix}").open("a")
+        self._is_worker = hasattr(config, "workerinput")
+        self._log: LaunchLog | None = None
+
+    def _write(self, **event: Any) -> None:
+        self._file.write(json.dumps(event) + "\n")
+        self._file.flush()
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        # Not before: the tests' conftest.py says whether kernels are interpreted, and Triton asks when it is first imported.
+        if self._log is None and "fastcyclegan" in sys.modules:
+            self._log = LaunchLog(self.config.getoption("--launch-log"))
+            self._log.start()
+            if fault := self.config.getoption("--plant-device-fault"):
+                plant_fault(fault)
+        if self._log is not None:
+            self._log.last.clear()
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, Any, Any]:
+        result = yield
+        # A fault shows at the next wait for the device: let that be in the test that made it.
+        _wait_for_the_device()
+        return result
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_runtest_teardown(self, item: pytest.Item) -> None:
+        if (torch := _torch_on_a_gpu()) is not None:
+            # What torch keeps for later, the other workers cannot have.
+            torch.cuda.empty_cache()
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+        report = yield
+        if report.failed and call.excinfo is not None:
+            launches = list(self._log.last) if self._log is not None else []
+            report.user_properties.append(("launches", launches))
+            if breaks_the_device(call.excinfo.value) or _is_broken():
+                self._write(event="broken", test=item.nodeid, text=_text(report), launches=launches)
+                os._exit(BROKEN)
+        return report
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        if not self._is_worker:
+            self._write(event="started", test=nodeid, time=time.time())
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if self._is_worker or (report.when != "call" and report.outcome == "passed"):
+            return
+        launches = dict(report.user_properties).get("launches", [])
+        text = _text(report) if report.outcome != "passed" else ""
+        self._write(event=report.outcome, test=report.nodeid, seconds=report.duration, text=text, launches=launches)
+
+
+def _text(report: pytest.TestReport) -> str:
+    return report.longreprtext[-MOST_TEXT:]
+
+
+def _torch_on_a_gpu() -> Any:
+    """Return torch where it is at work on a GPU, else None."""
+    torch = sys.modules.get("torch")
+    return torch if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized() else None
+
+
+def _wait_for_the_device() -> None:
+    if (torch := _torch_on_a_gpu()) is not None:
+        torch.cuda.synchronize()
+
+
+def _is_broken() -> bool:
+    try:
+        _wait_for_the_device()
+    # torch's own type of CUDA errors is younger than the oldest torch that is supported.
+    except RuntimeError:
+        return True
+    return False
+
+
+def read_record(record: Path) -> list[dict[str, Any]]:
+    """Return the events of all processes of a run, a last line that was cut off left out."""
+    events = []
+    for file in sorted(record.parent.glob(f"{record.stem}.*{record.suffix}")):
+        for line in file.read_text().splitlines():
+            try:
+                events.append(json.loads(line))
+            except ValueError:
+                continue
+    return events
