@@ -105,29 +105,40 @@ def ask_driver(device: torch.device) -> str:
     return ""
 
 
+def _numbered(device: torch.device) -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device()) if device.type == "cuda" and device.index is None else device
+
+
 def refusal(device: torch.device) -> str:
     """Return why kernels on ``device`` do without tensor descriptors, "" where they have them or the chip has none.
 
-    The driver is asked once a process and device, and a refusal is warned of once.
+    The driver is asked once a process and device, and a refusal is warned of once. A dry run asks nobody: "" where nobody has.
     """
     if capability(device) < 90:
         return ""
-    if device not in _answers:
+    device = _numbered(device)
+    if device not in _answers and not dry():
         _answers[device] = reason = ask_driver(device)
         if reason:
             warnings.warn(f"{device}: no tensor descriptors, kernels load by pointers: {reason}", RuntimeWarning, stacklevel=2)
-    return _answers[device]
+    return _answers.get(device, "")
+
+
+def _captured(device: torch.device) -> bool:
+    """Whether what is launched on ``device`` is being captured into a graph."""
+    if device.type != "cuda":
+        return False
+    with torch.cuda.device(device):
+        return torch.cuda.is_current_stream_capturing()
 
 
 def served(device: torch.device) -> bool:
-    """Whether kernels load through tensor descriptors on ``device``. A dry run assumes it where nobody has asked."""
-    if capability(device) < 90 or dry():
-        return capability(device) >= 90 and not _answers.get(device)
-    if device not in _answers and device.type == "cuda":
-        with torch.cuda.device(device):
-            # To ask would break the capture, and pointers serve whatever the answer.
-            if torch.cuda.is_current_stream_capturing():
-                return False
+    """Whether kernels load through tensor descriptors on ``device``."""
+    if capability(device) < 90:
+        return False
+    # To ask would break a capture, and pointers serve whatever the answer.
+    if device not in _answers and not dry() and _captured(device):
+        return False
     return not refusal(device)
 
 

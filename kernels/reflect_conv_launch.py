@@ -126,6 +126,8 @@ CONV_TILES: dict[str, list[Tile]] = {
     "ampere": [(128, 128, 32, 8, 4), (128, 256, 32, 8, 3), (128, 64, 32, 4, 4)],
     "ieee": [(64, 64, 32, 4, 2)],
 }
+# For windows of pixels, by pointers: with two stages IEEE products spill.
+WINDOW_TILES: dict[str, list[Tile]] = {**CONV_TILES, "ieee": [(64, 64, 32, 4, 3)]}
 # An input gradient's fp32 operands, turned round and rounded, leave fewer registers for the sum: larger tiles spill.
 TRANSPOSED_FP32_TILES: dict[str, list[Tile]] = {
     "hopper": [(128, 128, 64, 8, 4), (64, 128, 64, 4, 4)],
@@ -227,7 +229,8 @@ def _product(x: Pixels, w: Tensor, size: tuple[int, int], options: Options, stat
         return None if part is None else Moments(part, block_m, pitch if options.mode == LINEAR else 0)
 
     small = options.transposed and y.dtype == torch.float32
-    configs = _configs(TRANSPOSED_FP32_TILES if small else CONV_TILES, x.data, precision, H * pitch, O, C)
+    lists = TRANSPOSED_FP32_TILES if small else WINDOW_TILES if x.step < C else CONV_TILES
+    configs = _configs(lists, x.data, precision, H * pitch, O, C)
     key = _key(x.data, options.mode, _octave(x.N), _octave(H * W), C, O, KH, KW, options.transposed, stats, precision)
     return y, tuned("conv", key, configs, y, run)
 

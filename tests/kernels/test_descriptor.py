@@ -358,6 +358,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[torch.device]:
     log: list[torch.device] = []
     monkeypatch.setattr(descriptors, "ask_driver", lambda device: log.append(device) or "")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     return log
@@ -366,6 +367,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[torch.device]:
 def test_the_driver_is_asked_once_a_process_and_device(asked: list[torch.device]) -> None:
     other = torch.device("cuda", 1)
     assert [descriptors.served(device) for device in (GPU, GPU, other, GPU)] == [True] * 4
+    assert descriptors.refusal(torch.device("cuda")) == ""
     assert asked == [GPU, other]
 
 
@@ -373,6 +375,7 @@ def test_a_dry_run_asks_nobody(asked: list[torch.device]) -> None:
     """It assumes what the chip has, unless somebody has asked before."""
     with dry_run(capability=90):
         assert descriptors.served(GPU)
+        assert descriptors.refusal(GPU) == ""
     with dry_run(capability=80):
         assert not descriptors.served(GPU)
     assert asked == []
