@@ -26,6 +26,8 @@ from fastcyclegan.testing import assert_parity, make_engine, random_batch, relat
 
 FP32, BF16 = torch.float32, torch.bfloat16
 GPU = torch.device("cuda", 0)
+OLDER = torch.cuda.is_available() and torch.cuda.get_device_capability() < (9, 0)
+on_descriptors = pytest.mark.skipif(OLDER, reason="this chip has no tensor descriptors")
 # As backends/nvidia/driver.c of Triton writes it.
 DRIVER = "Triton Error [CUDA]: Failed to create tensor map descriptor: invalid argument\nelemType=10 rank=2\n"
 
@@ -145,6 +147,7 @@ def check_loads(form: Form, device: str) -> None:
     assert not last[inside:].any()
 
 
+@on_descriptors
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 def test_every_form_of_a_step_loads_what_lies_there(precision: str, device: str) -> None:
     for form in forms_of(descriptors_of_a_step(precision, 1, 64), 300):
@@ -217,6 +220,7 @@ def by_both(case: Case, device: str, dtype: torch.dtype) -> Iterator[tuple[Tenso
         yield from ((result, by_pointer[name]) for name, result in by_descriptor.items())
 
 
+@on_descriptors
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.why)
 def test_pointers_and_descriptors_give_the_same(case: Case, device: str) -> None:
     """But for the last bits in the interpreter: NumPy's sums follow how a tile lies in memory."""
@@ -282,6 +286,7 @@ def failing(message: str, monkeypatch: pytest.MonkeyPatch, error: type[Exception
     monkeypatch.setattr(descriptors, "launch", launch)
 
 
+@on_descriptors
 def test_a_refused_descriptor_is_a_pointer_from_then_on(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
     wanted, ear = a_product(device), Ear()
     failing(DRIVER, monkeypatch)
@@ -294,6 +299,7 @@ def test_a_refused_descriptor_is_a_pointer_from_then_on(monkeypatch: pytest.Monk
     assert ear.forms() == {False}
 
 
+@on_descriptors
 @pytest.mark.parametrize("message", ["CUDA error: an illegal memory access", "Triton Error [CUDA]: out of memory"])
 def test_other_errors_of_a_launch_are_raised(message: str, monkeypatch: pytest.MonkeyPatch, device: str) -> None:
     failing(message, monkeypatch)
@@ -301,6 +307,7 @@ def test_other_errors_of_a_launch_are_raised(message: str, monkeypatch: pytest.M
         a_product(device)
 
 
+@on_descriptors
 def test_rows_that_overlap_are_an_error_and_no_fallback(device: str) -> None:
     """A mistake of ours must not hide behind the pointers."""
     x = torch.zeros(64, 64, device=device)
@@ -326,8 +333,7 @@ def test_no_images_describe_nothing(device: str) -> None:
 
 
 # --- Asking the driver --------------------------------------------------------------------------------------------------------------
-
-
+@on_descriptors
 def test_the_driver_says_yes(device: str) -> None:
     """On a CPU Triton's interpreter answers."""
     assert descriptors.ask_driver(torch.empty(0, device=device).device) == ""
@@ -427,23 +433,21 @@ def test_the_table_names_a_refusal(monkeypatch: pytest.MonkeyPatch, asked: list[
 # --- On a GPU -----------------------------------------------------------------------------------------------------------------------
 
 
+@on_descriptors
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 def test_the_driver_takes_every_descriptor_of_a_training_step(precision: str) -> None:
     """At its real sizes, for 8 images: each form is made for real, and loads what lies there."""
-    if torch.cuda.get_device_capability() < (9, 0):
-        pytest.skip("this chip has no tensor descriptors")
     for form in forms_of(descriptors_of_a_step(precision, 8), 2**32):
         check_loads(form, "cuda")
 
 
+@on_descriptors
 @pytest.mark.gpu
 @pytest.mark.parametrize(("case", "dtype"), [*((case, BF16) for case in REAL), (REAL[1], FP32)], ids=lambda v: getattr(v, "why", str(v)))
 def test_pointers_and_descriptors_give_the_same_bits(case: Case, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     # The first of each list: what is measured is another question, and takes longer.
     monkeypatch.setattr(_tiles, "choose", lambda name, key, configs, device, run: configs[0])
-    if torch.cuda.get_device_capability() < (9, 0):
-        pytest.skip("this chip has no tensor descriptors")
     for one, other in by_both(case, "cuda", dtype):
         assert torch.equal(one, other)
 
