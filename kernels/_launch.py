@@ -9,7 +9,6 @@ from typing import Any, Protocol
 
 import torch
 import triton
-from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 # Every kernel of this package by name: what the ahead-of-time compiler must have seen at least once.
@@ -121,11 +120,6 @@ def capability(device: torch.device) -> int:
 def multiprocessors(device: torch.device) -> int:
     """Return the number of multiprocessors that a grid should fill; an H200's where there is no GPU."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
-
-
-def describe(t: Tensor, rows: int, stride: int, columns: int, block: tuple[int, int]) -> TensorDescriptor:
-    """Return a descriptor of ``t`` as ``rows`` rows of ``columns`` elements, ``stride`` apart (they may overlap), for tiles ``block``."""
-    return TensorDescriptor(t, [rows, columns], [stride, 1], list(block))
 
 
 def launch(name: str, grid: int, args: tuple[Any, ...], constants: dict[str, Any], config: Config) -> None:

@@ -13,10 +13,11 @@ from torch import Tensor
 
 # The kernels register themselves.
 from . import reflect_conv_triton as device_code
-from ._launch import Config, capability, describe, dry, interpreted, launch, multiprocessors
+from ._launch import Config, capability, dry, interpreted, launch, multiprocessors
 from ._tiles import tuned
 from ._working_copies import form_of, working_copy
 from .border_launch import Pixels
+from .descriptor_launch import Rows, launch_operands
 from .instance_norm_launch import Moments
 
 REFLECT, LINEAR, FOLDED = (mode.value for mode in (device_code.REFLECT, device_code.LINEAR, device_code.FOLDED))
@@ -125,6 +126,8 @@ CONV_TILES: dict[str, list[Tile]] = {
     "ampere": [(128, 128, 32, 8, 4), (128, 256, 32, 8, 3), (128, 64, 32, 4, 4)],
     "ieee": [(64, 64, 32, 4, 2)],
 }
+# For windows of pixels, by pointers: with two stages IEEE products spill.
+WINDOW_TILES: dict[str, list[Tile]] = {**CONV_TILES, "ieee": [(64, 64, 32, 4, 3)]}
 # An input gradient's fp32 operands, turned round and rounded, leave fewer registers for the sum: larger tiles spill.
 TRANSPOSED_FP32_TILES: dict[str, list[Tile]] = {
     "hopper": [(128, 128, 64, 8, 4), (64, 128, 64, 4, 4)],
@@ -161,11 +164,6 @@ def _configs(tiles: dict[str, list[Tile]], x: Tensor, precision: str, M: int, N:
         if config not in configs:
             configs.append(config)
     return configs
-
-
-def _may_describe(x: Tensor, *rows: int) -> bool:
-    """Whether the chip has tensor descriptors (TMA) for ``x`` in rows of so many elements: 16 bytes are their unit."""
-    return capability(x.device) >= 90 and all(row * x.element_size() % 16 == 0 for row in rows)
 
 
 def _key(x: Tensor, *flags: Any) -> str:
@@ -221,20 +219,18 @@ def _product(x: Pixels, w: Tensor, size: tuple[int, int], options: Options, stat
         block_m, block_n, block_k = config.constants.values()
         tiles = triton.cdiv(H * pitch, block_m)
         part = y.new_empty((x.N, 2, tiles, O), dtype=torch.float32) if stats else None
-        desc = options.mode == LINEAR and C % block_k == 0 and O % 8 == 0 and _may_describe(x.data, x.step, KH * KW * B)
-        operands: tuple[Any, ...] = (x.data, w)
-        if desc:
-            # A window of pixels is a row that overlaps the next.
-            rows = x.N * x.rows - max(0, C - x.step) // x.step
-            box = (block_k, block_n) if options.transposed else (block_n, block_k)
-            operands = (describe(x.data, rows, x.step, C, (block_m, block_k)), describe(w, P * A, KH * KW * B, KH * KW * B, box))
+        box = (block_k, block_n) if options.transposed else (block_n, block_k)
+        operands = (Rows(x.data, x.N * x.rows, C, x.step, (block_m, block_k)), Rows(w, P * A, KH * KW * B, KH * KW * B, box))
+        # A window of pixels is a row that overlaps the next: no descriptor has such rows.
+        whole = options.mode == LINEAR and x.step >= C and C % block_k == 0 and O % 8 == 0
         sizes = (tiles, max(1, x.N // P), H, W, *options.source, pitch, x.rows, x.limit)
-        args = (*operands, options.bias, options.residual, y, part, *sizes)
-        launch("_reflect_conv_kernel", x.N * tiles * triton.cdiv(O, block_n), args, {**flags, "DESC": desc}, config)
+        args = (options.bias, options.residual, y, part, *sizes)
+        launch_operands("_reflect_conv_kernel", x.N * tiles * triton.cdiv(O, block_n), operands, args, flags, config, whole)
         return None if part is None else Moments(part, block_m, pitch if options.mode == LINEAR else 0)
 
     small = options.transposed and y.dtype == torch.float32
-    configs = _configs(TRANSPOSED_FP32_TILES if small else CONV_TILES, x.data, precision, H * pitch, O, C)
+    lists = TRANSPOSED_FP32_TILES if small else WINDOW_TILES if x.step < C else CONV_TILES
+    configs = _configs(lists, x.data, precision, H * pitch, O, C)
     key = _key(x.data, options.mode, _octave(x.N), _octave(H * W), C, O, KH, KW, options.transposed, stats, precision)
     return y, tuned("conv", key, configs, y, run)
 
@@ -254,11 +250,11 @@ def contract(x: Pixels, w: Tensor, O: int, KW: int, size: tuple[int, int], bias:
     def run(config: Config) -> None:
         block_m, _, block_k = config.constants.values()
         tiles = triton.cdiv((H - 1) * x.pitch + W, block_m - KW + 1)
-        desc = C % block_k == 0 and _may_describe(x.data, C)
-        operand: Any = describe(x.data, x.N * x.rows, C, C, (block_m, block_k)) if desc else x.data
+        operands = (Rows(x.data, x.N * x.rows, C, C, (block_m, block_k)),)
         sizes = (tiles, max(1, x.N // w.shape[0]), H, W, x.pitch, x.rows, x.limit)
         tile = dataclasses.replace(config, tile=(("BLOCK_M", block_m), ("BLOCK_K", block_k)))
-        launch("_reflect_conv_contract_kernel", x.N * tiles, (operand, w, bias, y, *sizes), {**flags, "DESC": desc}, tile)
+        args = (w, bias, y, *sizes)
+        launch_operands("_reflect_conv_contract_kernel", x.N * tiles, operands, args, flags, tile, C % block_k == 0)
 
     key = _key(x.data, _octave(x.N), _octave(H * W), C, O, KH, KW, precision)
     tuned("contract", key, _configs(CONTRACT_TILES, x.data, precision, H * x.pitch, 16, C), y, run)
@@ -305,19 +301,14 @@ def wgrad(dy: Pixels, x: Pixels, shape: tuple[int, int, int, int], groups: int, 
         splits = 2 if interpreted() and not dry() else split_k(blocks, per * chunks, 4 * block_m * block_n, sms)
         steps = triton.cdiv(per * chunks, splits)
         part = x.data.new_empty((triton.cdiv(per * chunks, steps), groups, O, KH * KW, C), dtype=torch.float32)
+        # A window of pixels is a row that overlaps the next: no descriptor has such rows.
+        pixels = x.data if x.step < C else Rows(x.data, x.N * x.rows, C, x.step, (block_k, block_n))
+        operands = (Rows(dy.data, dy.N * dy.rows, O, O, (block_k, block_m)), pixels)
+        args = (part, part.shape[0], steps, chunks, per, groups, limit, first, dy.rows, x.rows, x.limit, x.pitch)
+        flags = {"O": O, "C": C, "XS": x.step, "KH": KH, "KW": KW, "PRECISION": precision, "INTERPRET": interpreted() and not dry()}
         # Without masks a block must end with its image.
-        desc = limit % block_k == 0 and O % block_m == 0 and C % block_n == 0 and _may_describe(x.data, O, x.step)
-        operands: tuple[Any, ...] = (dy.data, x.data)
-        if desc:
-            rows = x.N * x.rows - max(0, C - x.step) // x.step
-            operands = (
-                describe(dy.data, dy.N * dy.rows, O, O, (block_k, block_m)),
-                describe(x.data, rows, x.step, C, (block_k, block_n)),
-            )
-        args = (*operands, part, part.shape[0], steps, chunks, per, groups, limit, first, dy.rows, x.rows, x.limit, x.pitch)
-        flags = {"O": O, "C": C, "XS": x.step, "KH": KH, "KW": KW, "DESC": desc, "PRECISION": precision}
-        flags["INTERPRET"] = interpreted() and not dry()
-        launch("_reflect_conv_wgrad_kernel", blocks * part.shape[0], args, flags, config)
+        whole = limit % block_k == 0 and O % block_m == 0 and C % block_n == 0
+        launch_operands("_reflect_conv_wgrad_kernel", blocks * part.shape[0], operands, args, flags, config, whole)
         return part
 
     key = _key(x.data, _octave(per), groups, _octave(limit), O, C, KH, KW, limit % 64 == 0, precision)

@@ -200,7 +200,8 @@ def _reflect_conv_wgrad_kernel(
     """part [SPLITS, G, O, KH KW, C]: sums over pixels m of dy[m, o] x[m + kh PITCH + kw, c], a share of them in each split.
 
     dy [G PER, DY_ROWS, O] from row FIRST of each image on, with zeros where the pitch has no pixel; x [G PER, ROWS, XS]. LIMIT rows of
-    each image count, CHUNKS blocks; a program takes STEPS blocks of its group's images.
+    each image count, CHUNKS blocks; a program takes STEPS blocks of its group's images. DESC: dy is a tensor descriptor, and so is x unless
+    its C channels are a window of pixels, rows that overlap.
     """
     pid = tl.program_id(0)
     c_blocks: tl.constexpr = (C + BLOCK_N - 1) // BLOCK_N
@@ -214,15 +215,18 @@ def _reflect_conv_wgrad_kernel(
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for i in range(split * STEPS, tl.minimum(split * STEPS + STEPS, PER * CHUNKS)):
         image, m0 = g * PER + i // CHUNKS, i % CHUNKS * BLOCK_K
+        m = m0 + tl.arange(0, BLOCK_K)
         if DESC:
             a = dy.load([image * DY_ROWS + FIRST + m0, o0])
+        else:
+            base = tl.full([1], image, tl.int64)
+            a = load_operand(dy + base * DY_ROWS * O, m + FIRST, m < LIMIT, O, offs_o, O, O % BLOCK_M == 0)
+        if DESC and XS >= C:
             b = x.load([image * ROWS + m0 + shift, c0])
         else:
-            m = m0 + tl.arange(0, BLOCK_K)
-            mask = m < LIMIT
             base = tl.full([1], image, tl.int64)
-            a = load_operand(dy + base * DY_ROWS * O, m + FIRST, mask, O, offs_o, O, O % BLOCK_M == 0)
-            b = load_operand(x + base * ROWS * XS, m + shift, mask & (m + shift < X_LIMIT), XS, offs_c, C, C % BLOCK_N == 0)
+            mask = (DESC | (m < LIMIT)) & (m + shift < X_LIMIT)
+            b = load_operand(x + base * ROWS * XS, m + shift, mask, XS, offs_c, C, C % BLOCK_N == 0)
         acc = _product(a.T, b, acc, PRECISION, INTERPRET)
     base = (split * G + g).to(tl.int64) * (O * KH * KW * C)
     offs = (offs_o[:, None] * (KH * KW) + tap) * C + offs_c[None, :]

@@ -48,7 +48,17 @@ def _convolutions(engine: Engine) -> str:
     if not engine.on_kernels:
         return f"all {library}"
     others = f"Triton in pairs, {library} where networks run apart" if engine.pairing else library
-    return f"reflected ones {describe_backends(engine.device)}; strided, transposed and 4x4 ones {others}"
+    return f"reflected ones {describe_backends(engine.device)}; strided, transposed and 4x4 ones {others}{_loads(engine.device)}"
+
+
+def _loads(device: torch.device) -> str:
+    """Return how kernels load where that is not as they were meant to: the driver is asked, as at the first launch."""
+    if device.type != "cuda":
+        return ""
+    # Imported late: it needs Triton.
+    from fastcyclegan.kernels.descriptor_launch import refusal
+
+    return f"; tensor descriptors refused ({reason}): pointers" if (reason := refusal(device)) else ""
 
 
 def _batching(engine: Engine) -> str:
