@@ -178,7 +178,8 @@ def differences_table(proof: Proof, ours: str) -> Iterator[str]:
         verdict = "holds" if d.holds else "FAILS"
         yield f"  {d.what:<38}{d.found:>14.2e}{d.of_the_dtype:>16.2e}{d.allowed:>12.2e}  {verdict}"
         yield f"  {'':<6}{'largest single one':<32}{d.largest:>14.2e}{d.largest_of_the_dtype:>16.2e}"
-    yield "Relative errors, and the largest of any one number. Gradients: Adam's first moments; the way of the weights: what updates added."
+    yield "Relative errors, and the largest of any one number. Gradients: Adam's first moments; the way of the weights: what updates added,"
+    yield "in relative errors each times its gradient."
     if precision == "fp32":
         yield "In fp32 some ReLUs come out on the other side of zero, by chance: 3e-02 is allowed after a derivative, 3e-01 after Adam."
 
