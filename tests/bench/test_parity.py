@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
+import parity
+import providers
 import pytest
 import torch
-from parity import EXACT, Difference, Judge, require
+import torch.nn.functional as F
+from parity import EXACT, Difference, Judge, Undecided, flat_images, is_flat, liveliest_crop, require, require_telling
 from providers import PROVIDERS, TrainStep, Unserved, generator, plain_networks, train_step
 
 from fastcyclegan.config import LossConfig, ModelConfig
+from fastcyclegan.data import toy
 from fastcyclegan.data.plan import Plan
+from fastcyclegan.engine import engine
+from fastcyclegan.engine.numbers import Numbers
 from fastcyclegan.testing import random_batch, relative_error, seeded_networks
 
 SMALL = ModelConfig(netG="resnet_1blocks", ngf=8, ndf=8)
@@ -57,19 +66,153 @@ def test_in_float64_ours_is_the_official_order(judge: Judge) -> None:
     assert judge.mathematics(size=24) < EXACT
 
 
-def test_a_wrong_learning_rate_is_seen_in_the_weights(judge: Judge) -> None:
-    step = step_of("ours", judge)
+class RateInFp32(Numbers):
+    """As on a GPU, whose fused Adam reads fp32."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(device)
+        self.lr = self.memory[:8].view(torch.float32)[:1].view(())
+
+
+def test_in_float64_the_rate_may_be_kept_in_fp32(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "Numbers", RateInFp32)
+    assert judge.mathematics(size=24) < EXACT
+    monkeypatch.setattr(providers, "LR", 2e-4)
+    assert judge.mathematics(size=24) > 10 * EXACT
+
+
+def flat_in_the_corner(domain: str, size: int) -> list[torch.Tensor]:
+    """Return two images of the built-in dataset, fp32 [1, 3, size, size], whose first 32x32 pixels are all ground."""
+    drawn = (torch.from_numpy(toy.draw(domain, 1, "train", n)).permute(2, 0, 1)[None].float() / 127.5 - 1 for n in range(40))
+    images = (F.interpolate(pixels, (size, size), mode="nearest-exact") for pixels in drawn)
+    return list(itertools.islice((image for image in images if is_flat(image[0, :, :32, :32])), 2))
+
+
+def built_in(size: int) -> Judge:
+    pairs = zip(flat_in_the_corner("A", size), flat_in_the_corner("B", size), strict=True)
+    batches = [replace(random_batch(size, Plan(0, 9, 9), n), A=A, B=B) for n, (A, B) in enumerate(pairs)]
+    return Judge(plain_networks(SMALL), batches, "cpu", LossConfig(), SMALL)
+
+
+def other_eps(step: TrainStep) -> None:
+    norms = [module for module in step.nets["G_AB"].modules() if isinstance(module, torch.nn.InstanceNorm2d)]
+    norms[2].eps = 1e-4
+
+
+def zeros_at_the_border(step: TrainStep) -> None:
+    block = step.nets["G_BA"].get_submodule("model.10.conv_block")
+    assert isinstance(block.get_submodule("0"), torch.nn.ReflectionPad2d)
+    block.add_module("0", torch.nn.ZeroPad2d(1))
+
+
+def setting(name: str, value: Any) -> Callable[[TrainStep], None]:
+    def plant(step: TrainStep) -> None:
+        step.optimizers[0].param_groups[0][name] = value
+
+    return plant
+
+
+FAULTS: dict[str, tuple[LossConfig, Callable[[TrainStep], None]]] = {
+    "one eps 1e-4": (LossConfig(), other_eps),
+    "one border of zeros": (LossConfig(), zeros_at_the_border),
+    "cycle weight 10.001": (LossConfig(lambda_A=10.001), lambda step: None),
+    # Not 0, which takes the losses' names away too.
+    "no identity": (LossConfig(lambda_identity=1e-30), lambda step: None),
+    "Adam's eps 1e-7": (LossConfig(), setting("eps", 1e-7)),
+    "Adam's beta2 0.9991": (LossConfig(), setting("betas", (0.5, 0.9991))),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_in_float64_subtle_faults_are_seen_on_built_in_images(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    loss, plant = FAULTS[fault]
+
+    def faulty(name: str, nets: Any, device: str, right: LossConfig, *rest: Any) -> TrainStep:
+        step = train_step(name, nets, device, loss if name == "ours" else right, *rest)
+        if name == "ours":
+            plant(step)
+        return step
+
+    monkeypatch.setattr(parity, "train_step", faulty)
+    assert built_in(96).mathematics() > 10 * EXACT
+
+
+@pytest.mark.parametrize("size", [64, 96, 128, 256])
+def test_in_float64_ours_is_the_official_order_on_built_in_images(size: int) -> None:
+    assert built_in(size).mathematics() < EXACT
+
+
+def test_the_liveliest_crop_is_where_an_image_varies_and_its_contrast_is_stretched() -> None:
+    """Also where channels lie far apart and one of them hardly varies."""
+    image = torch.tensor([0.25, 0.75, -1.0]).view(3, 1, 1).repeat(1, 70, 90)
+    image[1, 69, 89] += 1e-6
+    crop = liveliest_crop(image, 32)
+    assert crop.shape == (3, 32, 32)
+    assert crop.dtype == torch.float64
+    assert crop[1, -1, -1] == 1
+    assert (crop[1] == -1).sum() == 32 * 32 - 1
+    assert not crop[[0, 2]].any()
+    assert liveliest_crop(image[:, -20:], 32).shape == (3, 20, 32)
+    noise = torch.rand(3, 40, 40)
+    noise[:, :32, :32] *= 0.1
+    noise[:, 8:, 8:] *= 10
+    assert liveliest_crop(noise, 32).equal(liveliest_crop(noise[:, 8:, 8:], 32))
+    assert liveliest_crop(noise, 32).amax() == 1
+
+
+@pytest.mark.parametrize("faint", [1, 8], ids=["one pixel by one of 255 levels", "noise of 8 levels"])
+def test_in_float64_an_image_may_be_as_faint_as_8_bits_allow(judge: Judge, faint: int) -> None:
+    images = torch.full((1, 3, 32, 32), 0.6)
+    if faint == 1:
+        images[:, :, 10, 11] += 2 / 255
+    else:
+        images += torch.from_numpy(np.random.default_rng(0).integers(0, faint, images.shape)) * 2 / 255
+    batches = [replace(batch, A=images, B=images.flip(3)) for batch in judge.batches]
+    assert replace(judge, batches=batches).mathematics() < EXACT
+
+
+def test_a_flat_image_is_refused_by_name(judge: Judge) -> None:
+    """Of any colour: not only grey ones are flat."""
+    flat = torch.tensor([0.1, -0.7, 0.9]).view(1, 3, 1, 1).expand(1, 3, 32, 32)
+    first, second = judge.batches
+    batches = [replace(first, paths_A=["a.png"], paths_B=["b.png"]), replace(second, B=flat, paths_A=["c.png"], paths_B=["d.png"])]
+    assert flat_images(batches) == ["d.png"]
+    with pytest.raises(Undecided, match=r"^d\.png: of one colour"):
+        replace(judge, batches=batches).mathematics()
+
+
+def test_a_dtype_that_leaves_nothing_to_judge_is_no_verdict(judge: Judge) -> None:
+    """In bf16 a dot of one level is lost in the mean: what is allowed would pass an image of zeros."""
+    dot = torch.full((1, 3, 32, 32), 0.6)
+    dot[:, :, 10, 11] += 2 / 255
+    batches = [replace(batch, A=dot, B=dot, paths_A=["a.png"], paths_B=["b.png"]) for batch in judge.batches]
+    faint = replace(judge, batches=batches, _traces={})
+    found = faint.judge("official_bf16", step_of("official_bf16", faint))
+    with pytest.raises(Undecided, match=r"pictures of iteration 1: rounding alone takes .* \d+% from float64, on a.png, b.png"):
+        require_telling(found, faint.batches)
+    require_telling(judge.judge("official_bf16", step_of("official_bf16", judge)), judge.batches)
+
+
+@pytest.mark.parametrize("name", ["ours", "official_bf16"])
+@pytest.mark.parametrize("factor", [2.0, 0.0])
+def test_a_wrong_learning_rate_is_seen_in_the_weights(judge: Judge, name: str, factor: float) -> None:
+    """In bf16 too, where half of an update is rounding, most of it of weights that hardly have a gradient."""
+    step = step_of(name, judge)
     for optimizer in step.optimizers:
-        optimizer.step = partial(with_twice_the_rate, optimizer, optimizer.step)  # type: ignore[method-assign]
-    verdicts = {d.what: d.holds for d in judge.judge("ours", step)}
+        optimizer.step = partial(with_another_rate, optimizer, optimizer.step, factor)  # type: ignore[method-assign]
+    # Under another name, or the official order's faulty run would become its own yardstick.
+    verdicts = {d.what: d.holds for d in judge.judge("faulty", step)}
     assert verdicts["losses of iteration 1"]
-    assert not any(verdicts[f"way of the weights of {name}"] for name in judge.nets)
+    assert not any(verdicts[f"way of the weights of {net}"] for net in judge.nets)
 
 
-def with_twice_the_rate(optimizer: torch.optim.Optimizer, step: Callable[[], Any]) -> None:
+def with_another_rate(optimizer: torch.optim.Optimizer, step: Callable[[], Any], factor: float) -> None:
+    rates = [group["lr"] for group in optimizer.param_groups]
     for group in optimizer.param_groups:
-        group["lr"] *= 2
+        group["lr"] = group["lr"] * factor
     step()
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
 
 
 def test_the_plain_networks_are_nothing_of_ours_with_the_same_weights() -> None:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import prove
 import pytest
+from parity import EXACT, FORWARD, Judge, require
 from PIL import Image
-from providers import Provider, Unserved
+from providers import Provider, Unserved, plain_networks, train_step
 
-from fastcyclegan.config import ModelConfig
+from fastcyclegan.config import LossConfig, ModelConfig
+from fastcyclegan.data.source import Batch
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +51,101 @@ def test_a_wrong_result_fails_and_no_speed_is_shown(tmp_path: Path, capsys: pyte
     assert "PARITY FAILS" in said
     assert "iterations/s" not in said
     assert not (tmp_path / "proof.png").exists()
+
+
+def silent(line: str) -> None:
+    pass
+
+
+def built_in(size: int, seed: int) -> list[Batch]:
+    return prove.batches_of(prove.parse(["--seed", str(seed)]), size, silent)[0]
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("size", prove.SIZES)
+def test_parity_is_judged_right_on_the_built_in_images_of_every_size(size: int, seed: int) -> None:
+    judge = Judge(plain_networks(prove.NETWORKS), built_in(size, seed)[: prove.STEPS["cpu"]], "cpu", LossConfig(), prove.NETWORKS)
+    assert judge.mathematics() <= EXACT
+    right, wrong = (train_step("ours", judge.nets, "cpu", config=prove.NETWORKS, fault=fault) for fault in (False, True))
+    require("ours", judge.judge("ours", right))
+    assert not any(d.holds for d in judge.judge("ours", wrong) if d.what in FORWARD)
+
+
+@pytest.mark.parametrize(("seconds", "size"), [(0.1, 128), (0.6, 96), (1.3, 96), (1.4, 64), (100.0, 64)])
+def test_the_size_fits_the_machine(seconds: float, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    readings = itertools.count(0, seconds)
+    monkeypatch.setattr(prove, "time", SimpleNamespace(perf_counter=lambda: next(readings)))
+    found, why = prove.suitable_size()
+    assert found == size
+    assert f"takes {seconds:.1f} s here" in why
+
+
+def folder_of(folder: Path, draw: Callable[[int], Any], count: int = 6) -> str:
+    folder.mkdir()
+    for n in range(count):
+        Image.fromarray(np.asarray(draw(n), dtype=np.uint8)).save(folder / f"{n}.png")
+    return str(folder)
+
+
+def noise(n: int) -> Any:
+    return np.random.default_rng(n).integers(0, 256, (48, 48, 3))
+
+
+def grey(n: int) -> Any:
+    return np.full((48, 48, 3), 40 * n)
+
+
+def test_flat_images_cannot_decide(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders = ["--data_A", folder_of(tmp_path / "A", noise), "--data_B", folder_of(tmp_path / "B", grey)]
+    assert run("--no_compile", *folders, folder=tmp_path) == 2
+    printed = capsys.readouterr()
+    named = r"([^\n]*/B/\d\.png, )+[^\n]*/B/\d\.png and \d more"
+    assert re.fullmatch(rf"error: cannot decide: [^\n]* of one colour all over: {named}\n", printed.err)
+    assert "PARITY FAILS" not in printed.out
+    assert "iterations/s" not in printed.out
+
+
+def test_flat_images_among_others_are_passed_by_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def mostly_flat(n: int) -> Any:
+        return grey(n) if n % 2 else noise(n)
+
+    folders = ["--data_A", folder_of(tmp_path / "A", noise), "--data_B", folder_of(tmp_path / "B", mostly_flat)]
+    assert run("--no_compile", *folders, folder=tmp_path) == 0
+    said = capsys.readouterr().out
+    (line,) = (line for line in said.splitlines() if line.startswith("passed by, because an image of one colour all over decides nothing"))
+    assert set(re.findall(r"\w/\d.png", line)) <= {"B/1.png", "B/3.png", "B/5.png"}
+
+
+def test_the_samples_that_vary_most_are_judged(tmp_path: Path) -> None:
+    def fainter(n: int) -> Any:
+        return 100 + noise(n) // (n + 2)
+
+    folders = ["--data_A", folder_of(tmp_path / "A", noise), "--data_B", folder_of(tmp_path / "B", fainter)]
+    batches, _ = prove.batches_of(prove.parse(folders), 32, silent)
+    assert len(batches) == prove.INPUTS
+    deviations = [batch.B.std().item() for batch in batches]
+    assert deviations == sorted(deviations, reverse=True)
+
+
+BLOCKED = """
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"tyro", "nvidia", "tensorboard", "safetensors", "huggingface_hub"}:
+            raise ModuleNotFoundError(name, name=name)
+sys.meta_path.insert(0, Blocker())
+sys.argv = [SCRIPT, "--help"]
+import runpy
+runpy.run_path(SCRIPT, run_name="__main__")
+"""
+
+
+def test_it_runs_uninstalled_and_without_the_command_lines_libraries(tmp_path: Path) -> None:
+    script = Path(prove.__file__).parents[1] / "scripts" / "prove.py"
+    code = f"SCRIPT = {str(script)!r}\n" + BLOCKED
+    done = subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--data_A" in done.stdout
 
 
 def test_your_own_pictures(tmp_path: Path, dataset: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
