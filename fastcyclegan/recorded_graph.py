@@ -2,23 +2,52 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves, tree_map
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from fastcyclegan.kernels import _launch
 from fastcyclegan.kernels._operator import BODIES
 
 
+def _memory(t: Tensor) -> int:
+    """Return what stands for the memory of ``t`` as long as something holds it: its address may change when it is resized."""
+    return t.untyped_storage()._cdata
+
+
+def _plain(x: Any) -> Any:
+    """Return ``x``, a tensor as another one on the same memory, which autograd knows nothing of."""
+    if isinstance(x, TensorDescriptor):
+        return dataclasses.replace(x, base=_plain(x.base))
+    if not isinstance(x, Tensor):
+        return x
+    return torch.empty(0, dtype=x.dtype, device=x.device).set_(x.untyped_storage(), x.storage_offset(), x.size(), x.stride())
+
+
+def _bytes(t: Tensor) -> Tensor:
+    """Return the whole memory of ``t``, as large as it is now."""
+    return torch.empty(0, dtype=torch.uint8, device=t.device).set_(t.untyped_storage())
+
+
+def _tensors(found: Any) -> list[Tensor]:
+    return [t for t in tree_leaves(found) if isinstance(t, Tensor)]
+
+
 class RecordedGraph(TorchDispatchMode):
-    """What a CUDA graph is, on the CPU: the operators and kernel launches of one call, on the very tensors that they were given.
+    """What a CUDA graph is, on the CPU: the operators and kernel launches of one call, on the very memory that they were given.
 
     It is a ``Capture``: after it nothing has happened (what the recording changed is put back), and each replay runs the same on the same
     memory. So a number of the host's that got into an iteration stays what it was, and shows.
+
+    A replay knows memory and no history, as a graph does: it works on plain tensors, taken when each operator was recorded. The recorded
+    tensors themselves are no good for it: autograd objects to a view whose base a replay has written (in PyTorch's own threads too, so
+    whether it does depends on the processor), and an in-place transposition would happen again.
     """
 
     dry = all_configs = False
@@ -27,9 +56,8 @@ class RecordedGraph(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self._calls: list[Callable[[], None]] = []
-        self._made: set[int] = set()
+        self._made: dict[int, Tensor] = {}  # by memory, which so stays its own
         self._before: dict[int, tuple[Tensor, Tensor]] = {}
-        self._kept: list[Any] = []
         self.replays = 0
 
     def __call__(self, step: Callable[[], Tensor]) -> tuple[Callable[[], Any], Tensor]:
@@ -47,19 +75,17 @@ class RecordedGraph(TorchDispatchMode):
 
         return replay, losses
 
-    def _changes(self, t: Tensor) -> None:
-        """Remember what lay in memory that is older than the recording."""
-        storage = t.untyped_storage()
-        if storage.data_ptr() not in self._made and storage.data_ptr() not in self._before:
-            memory = torch.empty(0, dtype=torch.uint8).set_(storage)
-            self._before[storage.data_ptr()] = (memory, memory.clone())
+    def _is_given(self, t: Tensor) -> None:
+        """Remember what lies in memory that is older than the recording: not every schema says what its operator changes."""
+        if _memory(t) not in self._made and _memory(t) not in self._before:
+            self._before[_memory(t)] = (_bytes(t), _bytes(t).clone())
 
     def launched(self, launch: _launch.Launch) -> None:
-        for t in launch.args:
-            if isinstance(t, Tensor):
-                self._changes(t)
-        self._kept.append(launch)
-        self._calls.append(lambda: _launch.launch(launch.kernel, launch.grid, launch.args, launch.constants, launch.config))
+        with _disable_current_modes():
+            plain = tuple(_plain(x) for x in launch.args)
+            for t in _tensors([x.base if isinstance(x, TensorDescriptor) else x for x in plain]):
+                self._is_given(t)
+        self._calls.append(lambda: _launch.launch(launch.kernel, launch.grid, plain, launch.constants, launch.config))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -68,21 +94,20 @@ class RecordedGraph(TorchDispatchMode):
         if func._schema.name in BODIES:
             with self:  # off inside its own handler
                 return BODIES[func._schema.name](*args, **kwargs)
-        given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-        if func._schema.is_mutable:
-            for t in given:
-                self._changes(t)
+        plain_args, plain_kwargs = tree_map(_plain, (args, kwargs))
+        given = _tensors((args, kwargs))
+        for t in given:
+            self._is_given(t)
         result = func(*args, **kwargs)
-        old = {t.untyped_storage().data_ptr() for t in given}
-        made = [t for t in tree_leaves(result) if isinstance(t, Tensor) and t.untyped_storage().data_ptr() not in old]
-        self._made |= {t.untyped_storage().data_ptr() for t in made}
-        self._kept.append(result)  # its memory stays its own
+        old = {_memory(t) for t in given}
+        targets = [_plain(t) for t in _tensors(result)]
+        self._made.update({_memory(t): t for t in targets if _memory(t) not in old})
 
         def again() -> None:
-            found = [t for t in tree_leaves(func(*args, **kwargs)) if isinstance(t, Tensor)]
-            new = [t for t in found if t.untyped_storage().data_ptr() not in old]
-            for target, value in zip(made, new, strict=True):
-                target.copy_(value)
+            for target, value in zip(targets, _tensors(func(*plain_args, **plain_kwargs)), strict=True):
+                if _memory(value) != _memory(target):
+                    # All bytes: the elements of a result may share memory, and so may results. The target may have grown since.
+                    _bytes(target)[: value.untyped_storage().nbytes()].copy_(_bytes(value))
 
         self._calls.append(again)
         return result

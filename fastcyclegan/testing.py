@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from fastcyclegan.config import EngineConfig, LossConfig, ModelConfig, OptimConfig
 from fastcyclegan.data.plan import Plan
@@ -130,14 +131,24 @@ def make_engine(
 
 
 def is_cancelled_bias(net: nn.Module, name: str) -> bool:
-    """Whether parameter ``name`` is the bias of a convolution whose output is instance-normalised.
+    """Whether parameter ``name`` is the bias of a convolution whose output is instance-normalised next, in an ``nn.Sequential``.
 
-    Such a bias cancels exactly: no output depends on it, its true gradient is 0, and what it does in training is rounding noise.
+    Such a bias cancels exactly: no output depends on it, its true gradient is 0, and what it does in training is rounding noise, which Adam
+    makes steps of size lr. So it may be compared only between runs of the very same program. A norm with running statistics subtracts a
+    mean of its own in evaluation, where the bias counts.
     """
     owner, _, leaf = name.rpartition(".")
-    parent, _, index = owner.rpartition(".")
-    if leaf != "bias" or not index.isdigit():
+    parent = net.get_submodule(owner.rpartition(".")[0])
+    if leaf != "bias" or not isinstance(parent, nn.Sequential):
         return False
-    children = dict(net.get_submodule(parent).named_children())
-    following = children.get(str(int(index) + 1))
-    return isinstance(following, nn.InstanceNorm2d) and not isinstance(children[index], nn.InstanceNorm2d)
+    layers = [layer for layer in parent if not isinstance(layer, nn.Identity)]
+    place = next(n for n, layer in enumerate(layers) if layer is net.get_submodule(owner))
+    norm = layers[place + 1] if place + 1 < len(layers) else None
+    if isinstance(layers[place], _InstanceNorm) or not isinstance(norm, _InstanceNorm):
+        return False
+    return norm.training or not norm.track_running_stats
+
+
+def parameters_that_count(net: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters of ``net`` by name but the biases that cancel: what two ways to train it are compared by."""
+    return {name: p for name, p in net.named_parameters() if not is_cancelled_bias(net, name)}

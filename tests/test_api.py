@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import signal
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from fastcyclegan import CycleGAN, cli
 from fastcyclegan.checkpoint import to_cpu
 from fastcyclegan.errors import UserError
 from fastcyclegan.tensor_files import load_tensors
+from fastcyclegan.testing import assert_parity
 
 TINY: dict[str, Any] = {
     "netG": "resnet_1blocks",
@@ -124,6 +127,16 @@ def test_an_error_in_a_loader_loses_no_iteration(at: int) -> None:
     assert same(model, whole)
 
 
+@pytest.fixture
+def _interruptible() -> Iterator[None]:
+    """SIGINT as in a terminal, also where the tests were started with it ignored."""
+    before, mask = signal.signal(signal.SIGINT, signal.default_int_handler), signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+    yield
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interruptible")
 def test_an_interrupt_ends_after_its_iteration(dataset: Path) -> None:
     model, whole = CycleGAN(**TINY, print_freq=1), CycleGAN(**TINY)
     with pytest.raises(KeyboardInterrupt):
@@ -314,16 +327,18 @@ def test_pictures_come_back_as_what_they_were(tmp_path: Path) -> None:
     images = [Image.fromarray(array), array, tmp_path / "x.png", str(tmp_path / "x.png"), Image.fromarray(array[:, :, 0])]
     results = model.translate(images)
     assert [type(result) for result in results] == [Image.Image, np.ndarray, Image.Image, Image.Image, Image.Image]
-    assert all(np.array_equal(np.asarray(result), results[1]) for result in results[:4])
     assert results[1].shape == (9, 14, 3)
     single = model.translate(Image.fromarray(array))
-    assert np.array_equal(np.asarray(single), results[1])
+    # A value at .5 may round either way at another place of a batch.
+    assert all(np.abs(np.asarray(result).astype(float) - results[1]).max() <= 1 for result in (*results[:4], single))
     tensor = torch.from_numpy(array).permute(2, 0, 1).float() / 127.5 - 1
     out = model.translate(tensor)
     assert out.shape == (3, 9, 14)
     found = ((out + 1) * 127.5).round().permute(1, 2, 0).numpy()
     assert np.abs(found - results[1]).max() <= 1
-    torch.testing.assert_close(model.translate(tensor[None].repeat(2, 1, 1, 1))[1], out)
+    part = tensor[:, :8, :12]  # of a size that nothing is added to
+    exact = copy.deepcopy(model.networks["G_AB"]).double()(part[None].double())[0]
+    assert_parity("the second of two", model.translate(part[None].repeat(2, 1, 1, 1))[1], model.translate(part), exact, torch.float32)
     assert model.translate(tensor.double()).dtype == torch.float64
     (out * torch.ones(1, requires_grad=True)).sum().backward()  # a plain tensor, for whatever comes next
     assert model.networks["G_AB"].training

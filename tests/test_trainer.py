@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
 
@@ -353,16 +354,33 @@ def test_a_full_disk_keeps_the_old_state(dataset: Path, tmp_path: Path, monkeypa
 # --- From outside: signals and kills ------------------------------------------------------------------------------------------
 
 
-def start_process(args: list[str]) -> subprocess.Popen[str]:
+# What a process inherits, whoever starts the tests: nohup, a terminal, or a script in the background, which ignores SIGINT.
+LAUNCHER = """
+import os, signal, sys
+ignored = sys.argv[1].split(",")
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, signal.SIG_IGN if number.name in ignored else signal.SIG_DFL)
+signal.pthread_sigmask(signal.SIG_SETMASK, [])
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+def start_process(args: list[str], ignored: Iterable[signal.Signals] = ()) -> subprocess.Popen[str]:
+    """Start a training in a session of its own, with the signals ``ignored`` and no others ignored from the start."""
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
-    return subprocess.Popen(
-        [*TRAIN, *args], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True
-    )
+    command = [sys.executable, "-c", LAUNCHER, ",".join(number.name for number in ignored), *TRAIN, *args]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True)
 
 
 def iterations_done(folder: Path) -> int:
     records = read_stats(folder)
     return records[-1]["iteration"] if records else 0
+
+
+def wait_for(folder: Path, iteration: int) -> None:
+    deadline = time.monotonic() + 120
+    while iterations_done(folder) < iteration and time.monotonic() < deadline:
+        time.sleep(0.02)
 
 
 @pytest.fixture
@@ -375,9 +393,7 @@ def unbroken(dataset: Path, tmp_path: Path) -> Path:
 def test_a_signal_saves_and_ends(dataset: Path, tmp_path: Path, unbroken: Path, number: signal.Signals) -> None:
     args = arguments(dataset, tmp_path, "r", "--max_iters", "150", "--print_freq", "1", "--num_threads", "2")
     process = start_process(args)
-    deadline = time.monotonic() + 120
-    while iterations_done(tmp_path / "r") < 10 and time.monotonic() < deadline:
-        time.sleep(0.02)
+    wait_for(tmp_path / "r", 10)
     # To the whole group, as a terminal, timeout and a job queue do: the loader's processes must not fall over it.
     os.killpg(process.pid, number)
     output, _ = process.communicate(timeout=120)
@@ -389,6 +405,21 @@ def test_a_signal_saves_and_ends(dataset: Path, tmp_path: Path, unbroken: Path, 
     assert 10 <= done < 150
     run(dataset, tmp_path, "r", "--continue_train")
     assert_same_state(unbroken, tmp_path / "r")
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT], ids=["nohup", "in the background of a script"])
+def test_a_signal_that_was_ignored_at_the_start_stays_ignored(dataset: Path, tmp_path: Path, number: signal.Signals) -> None:
+    """Whoever starts a run so wants it to outlive the terminal, or what is typed into it; SIGTERM ends it all the same."""
+    process = start_process(arguments(dataset, tmp_path, "r", "--n_epochs", "1000000", "--print_freq", "1", "--num_threads", "2"), [number])
+    wait_for(tmp_path / "r", 10)
+    os.killpg(process.pid, number)
+    later = iterations_done(tmp_path / "r") + 10
+    wait_for(tmp_path / "r", later)
+    os.killpg(process.pid, signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM, output
+    assert number.name not in output
+    assert load_tensors(tmp_path / "r" / "state.pt")["iteration"] >= later
 
 
 def test_a_closed_pipe_does_not_end_the_training(dataset: Path, tmp_path: Path) -> None:

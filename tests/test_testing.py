@@ -1,0 +1,75 @@
+"""What tests compare by: which biases cancel, in every structure that the tests use, is held to what a bias does."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from fastcyclegan import InstanceNormAct, accelerate, networks, reference
+from fastcyclegan.fused import FusedInstanceNorm2d
+from fastcyclegan.testing import is_cancelled_bias, parameters_that_count
+
+
+def conv(**options: bool) -> nn.Conv2d:
+    return nn.Conv2d(3, 3, 3, padding=1, **options)
+
+
+def accelerated() -> nn.Module:
+    net = nn.Sequential(nn.ReflectionPad2d(1), nn.Conv2d(3, 3, 3), nn.InstanceNorm2d(3), nn.ReLU(), conv())
+    accelerate(net)
+    assert isinstance(net[2], FusedInstanceNorm2d)
+    return net
+
+
+# (why, network, biases that cancel)
+STRUCTURES: list[tuple[str, Callable[[], nn.Module], int]] = [
+    ("the generator: 5 convolutions and 2 of each block; not the last", lambda: networks.Generator(ngf=2, n_blocks=2, impl="reference"), 9),
+    ("blocks without a padding layer", lambda: reference.Generator(ngf=2, n_blocks=1, padding_type="zero"), 7),
+    ("convolutions that resize, norms with weights", lambda: reference.Generator(ngf=2, n_blocks=1, affine=True, upsample="resize"), 7),
+    ("blocks with a dropout", lambda: reference.Generator(ngf=2, n_blocks=1, use_dropout=True), 7),
+    ("no norm, so every bias counts", lambda: reference.Generator(ngf=2, n_blocks=1, norm="none"), 0),
+    ("a U-Net's levels, but the innermost way down", lambda: networks.UnetGenerator(ngf=1, num_downs=5, impl="reference"), 7),
+    ("the PatchGAN: not the first and the last", lambda: networks.Discriminator(ndf=2, n_layers=2, impl="reference"), 2),
+    ("pixels", lambda: reference.PixelDiscriminator(ndf=2), 1),
+    ("inside a wrapper", lambda: nn.DataParallel(reference.Discriminator(ndf=2, n_layers=1)), 1),
+    ("inside a compiled module", lambda: torch.compile(reference.Discriminator(ndf=2, n_layers=1), backend="eager"), 1),
+    ("the norm with its activation", lambda: nn.Sequential(conv(), InstanceNormAct(3, act="relu")), 1),
+    ("layers that became fused ones", accelerated, 1),
+    ("a Sequential with names", lambda: nn.Sequential(OrderedDict(c=conv(), n=nn.InstanceNorm2d(3, affine=True))), 1),
+    ("nothing in between", lambda: nn.Sequential(conv(), nn.Identity(), nn.InstanceNorm2d(3)), 1),
+    ("two norms: the first has weights of its own", lambda: nn.Sequential(nn.InstanceNorm2d(3, affine=True), nn.InstanceNorm2d(3)), 0),
+    ("running statistics in training", lambda: nn.Sequential(conv(), nn.InstanceNorm2d(3, track_running_stats=True)), 1),
+    ("and in evaluation", lambda: nn.Sequential(conv(), nn.InstanceNorm2d(3, track_running_stats=True)).eval(), 0),
+]
+
+
+@pytest.mark.parametrize(("why", "build", "count"), STRUCTURES, ids=[row[0] for row in STRUCTURES])
+def test_biases_that_cancel_are_those_that_change_nothing(why: str, build: Callable[[], nn.Module], count: int) -> None:
+    """A bias of another value moves the output in float64, or it cancels and moves it by rounding alone."""
+    torch.manual_seed(0)
+    net = build().double()
+    for p in net.parameters():
+        nn.init.normal_(p, 0, 0.2)
+    x = torch.randn(1, 3, 32, 32, dtype=torch.float64)
+    found = set()
+    for name, p in net.named_parameters():
+        if not name.endswith("bias") or isinstance(net.get_submodule(name.rpartition(".")[0]), nn.modules.instancenorm._InstanceNorm):
+            continue
+        other, seed = copy.deepcopy(net), torch.get_rng_state()
+        with torch.no_grad():
+            other.get_parameter(name).add_(torch.randn(p.shape, dtype=p.dtype))
+            torch.manual_seed(1)
+            y = net(x)
+            torch.manual_seed(1)
+            moved = (other(x) - y).norm() / y.norm()
+        torch.set_rng_state(seed)
+        assert moved < 1e-12 or moved > 1e-6
+        found.add(name) if moved < 1e-12 else None
+    assert len(found) == count
+    assert {name for name, _ in net.named_parameters() if is_cancelled_bias(net, name)} == found
+    assert parameters_that_count(net).keys() == dict(net.named_parameters()).keys() - found
