@@ -190,7 +190,7 @@ def shipped_jobs(dtypes: list[torch.dtype], capability: int = 90, all_configs: b
             for build in (Discriminator, PixelDiscriminator, UnetGenerator):
                 _train(build, dtype)
             for tf32 in (True, False) if dtype == torch.float32 else (True,):
-                with torch.backends.cudnn.flags(allow_tf32=tf32):
+                with torch.backends.cudnn.flags(enabled=True, allow_tf32=tf32):
                     _layers(dtype)
                     _train(Generator, dtype, n_blocks=1)
                     _train(Generator, dtype, n_blocks=1, upsample="resize", recompute=False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -67,6 +68,26 @@ def describe_difference(ours: Tensor, theirs: Tensor, truth: Tensor, dtype: torc
     if not len(wrong):
         return f"{layout}; no single number stands out, {worst}"
     return f"{layout}; {len(wrong)} of {c.numel()} numbers are wrong, first at {number(int(wrong[0]))}, {worst}"
+
+
+def assert_same_bits(name: str, ours: Tensor, theirs: Tensor) -> None:
+    """Raise AssertionError unless both tensors are equal; the message names the first number that is not, and how many there are."""
+    if torch.equal(ours, theirs):
+        return
+    if ours.shape != theirs.shape:
+        raise AssertionError(f"{name}: shapes differ: {list(ours.shape)} and {list(theirs.shape)}")
+    a, b = ours.detach().cpu(), theirs.detach().cpu()
+    different = (a != b).flatten().nonzero().flatten()
+    index = tuple(int(i) for i in torch.unravel_index(different[0], a.shape)) if len(different) else ()
+    layout = f"{str(ours.dtype).removeprefix('torch.')} {list(ours.shape)} strides {list(ours.stride())}"
+    first = f"first at {list(index)}: {a[index].item()!r} and {b[index].item()!r}"
+    raise AssertionError(f"{name}: {layout}; {len(different)} of {a.numel()} numbers differ, {first}")
+
+
+def tf32(allowed: bool) -> AbstractContextManager[None]:
+    """Let torch's convolutions round fp32 to TF32 inside the block, or not. cuDNN stays on, which ``flags`` turns off unless it is told."""
+    context: AbstractContextManager[None] = torch.backends.cudnn.flags(enabled=True, allow_tf32=allowed)
+    return context
 
 
 def packed_gradient(dx: Tensor) -> Tensor:

@@ -21,13 +21,13 @@ from fastcyclegan.accelerate import Accelerated, accelerate
 from fastcyclegan.counters import count
 from fastcyclegan.fused import FusedInstanceNorm2d, ReflectConv2d
 from fastcyclegan.networks import Generator
-from fastcyclegan.testing import assert_parity
+from fastcyclegan.testing import assert_parity, tf32
 
 
 @pytest.fixture(autouse=True)
 def _no_tf32() -> Iterator[None]:
     """Functions are compared here, not TF32's roundings, which PyTorch's convolutions and ours have of their own."""
-    with torch.backends.cudnn.flags(allow_tf32=False):
+    with tf32(False):
         yield
 
 

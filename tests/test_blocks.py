@@ -17,7 +17,7 @@ from fastcyclegan import reference as ref
 from fastcyclegan.blocks import Chain
 from fastcyclegan.counters import dry_run
 from fastcyclegan.networks import Discriminator, Generator
-from fastcyclegan.testing import assert_parity, parameters_that_count
+from fastcyclegan.testing import assert_parity, parameters_that_count, tf32
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -25,7 +25,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 @pytest.fixture(autouse=True)
 def _no_tf32() -> Iterator[None]:
     """Functions are compared here, not TF32's roundings, which PyTorch's convolutions and ours have of their own."""
-    with torch.backends.cudnn.flags(allow_tf32=False):
+    with tf32(False):
         yield
 
 

@@ -21,7 +21,7 @@ from fastcyclegan.networks import (
     build_generator,
     set_impl,
 )
-from fastcyclegan.testing import assert_parity, is_cancelled_bias
+from fastcyclegan.testing import assert_parity, is_cancelled_bias, tf32
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -29,7 +29,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 @pytest.fixture(autouse=True)
 def _no_tf32() -> Iterator[None]:
     """Functions are compared here, not TF32's roundings, which PyTorch's convolutions and ours have of their own."""
-    with torch.backends.cudnn.flags(allow_tf32=False):
+    with tf32(False):
         yield
 
 

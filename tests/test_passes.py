@@ -14,7 +14,7 @@ from fastcyclegan import reference
 from fastcyclegan.counters import dry_run
 from fastcyclegan.networks import Discriminator, Generator, PixelDiscriminator, UnetGenerator, set_impl
 from fastcyclegan.passes import Passes, why_not_batched, why_not_paired
-from fastcyclegan.testing import assert_parity, relative_error
+from fastcyclegan.testing import assert_parity, relative_error, tf32
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -75,7 +75,7 @@ def test_together_on_the_kernels_by_the_parity_rule(build: Callable[..., nn.Modu
             set_impl(net, impl)
     truth = results(Passes(exact), pictures(side))
     xs = [x.detach().float().to(DEVICE).requires_grad_() for x in pictures(side)]
-    with torch.backends.cudnn.flags(allow_tf32=False):
+    with tf32(False):
         found, yardstick = results(Passes(ours, batching=True, pairing=True), xs), results(Passes(theirs), xs)
     # Both networks' results at a place go together: one picture's error alone is a matter of luck.
     half = (len(truth) - 8) // 2

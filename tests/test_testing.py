@@ -1,4 +1,4 @@
-"""What tests compare by: which biases cancel, in every structure that the tests use, is held to what a bias does."""
+"""What tests compare by: which biases cancel, in every structure that the tests use, and what a failure tells."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 
 from fastcyclegan import InstanceNormAct, accelerate, networks, reference
 from fastcyclegan.fused import FusedInstanceNorm2d
-from fastcyclegan.testing import is_cancelled_bias, parameters_that_count
+from fastcyclegan.testing import assert_parity, assert_same_bits, is_cancelled_bias, parameters_that_count, tf32
 
 
 def conv(**options: bool) -> nn.Conv2d:
@@ -73,3 +73,44 @@ def test_biases_that_cancel_are_those_that_change_nothing(why: str, build: Calla
     assert len(found) == count
     assert {name for name, _ in net.named_parameters() if is_cancelled_bias(net, name)} == found
     assert parameters_that_count(net).keys() == dict(net.named_parameters()).keys() - found
+
+
+def test_a_wrong_result_tells_where() -> None:
+    """Enough to mend it on another machine: both errors, the layout, how many numbers are wrong, the first and the worst."""
+    torch.manual_seed(0)
+    truth = torch.randn(1, 2, 3, 4, dtype=torch.float64)
+    theirs, ours = truth.float(), truth.float().contiguous(memory_format=torch.channels_last)
+    assert_parity("y", ours, theirs, truth, torch.float32)
+    ours[0, 1, 2, 3] += 8
+    ours[0, 1, 0, 0] += 1
+    with pytest.raises(AssertionError) as failed:
+        assert_parity("y", ours, theirs, truth, torch.float32)
+    message = str(failed.value)
+    assert "y: relative error 1." in message
+    assert "PyTorch's own " in message
+    assert "float32 [1, 2, 3, 4] strides [24, 1, 8, 2]; 2 of 24 numbers are wrong, first at [0, 1, 0, 0]:" in message
+    assert "worst at [0, 1, 2, 3]:" in message
+    ours[0, 0, 0, 1] = float("nan")
+    with pytest.raises(AssertionError, match=r"relative error inf .* 3 of 24 numbers are wrong, first at \[0, 0, 0, 1\]: nan"):
+        assert_parity("y", ours, theirs, truth, torch.float32)
+
+
+def test_bits_that_differ_are_named() -> None:
+    one = torch.arange(6.0).view(2, 3)
+    assert_same_bits("x", one, one.clone())
+    other = one.clone()
+    other[1, 0] += 1
+    with pytest.raises(AssertionError, match=r"x: float32 .* strides \[3, 1\]; 1 of 6 numbers differ, first at \[1, 0\]: 3.0 and 4.0"):
+        assert_same_bits("x", one, other)
+    with pytest.raises(AssertionError, match=r"shapes differ: \[2, 3\] and \[3\]"):
+        assert_same_bits("x", one, other[0])
+
+
+def test_choosing_tf32_leaves_cudnn_on() -> None:
+    """Without it PyTorch's own convolutions are others, and need 26 GB for a 7x7 layer of a large image in float64."""
+    before = torch.backends.cudnn.enabled, torch.backends.cudnn.allow_tf32
+    for allowed in (True, False):
+        with tf32(allowed):
+            assert torch.backends.cudnn.enabled
+            assert torch.backends.cudnn.allow_tf32 == allowed
+    assert (torch.backends.cudnn.enabled, torch.backends.cudnn.allow_tf32) == before

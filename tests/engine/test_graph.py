@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fastcyclegan import testing
 from fastcyclegan.config import EngineConfig, LossConfig, ModelConfig, OptimConfig
 from fastcyclegan.data.plan import Plan
 from fastcyclegan.data.source import Batch
@@ -47,7 +48,8 @@ def state(engine: Engine) -> list[Tensor]:
 def assert_same_bits(one: Engine, other: Engine) -> None:
     pairs = list(zip(state(one), state(other), strict=True))
     assert len(pairs) > 50
-    assert all(torch.equal(a, b) for a, b in pairs)
+    for number, pair in enumerate(pairs):
+        testing.assert_same_bits(f"tensor {number} of the state", *pair)
 
 
 def recorded(options: EngineConfig = GRAPH, loss: LossConfig = LossConfig(pool_size=4), **more: Any) -> tuple[Engine, RecordedGraph]:
@@ -227,7 +229,7 @@ def test_a_cuda_graph_trains_as_plain_launches_do(precision: str, overlap: str) 
         for n in range(200):
             batch = random_batch(32, Plan(3, 7, 7), n)
             losses = [engine.step(dataclasses.replace(batch, A=batch.A.cuda(), B=batch.B.cuda()), 2e-4) for engine in engines]
-            assert torch.equal(*losses), n
+            testing.assert_same_bits(f"losses of iteration {n + 1}", *losses)
         assert_same_bits(*engines)
         assert engines[0].graphs.captured == 1
     finally:

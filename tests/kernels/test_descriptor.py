@@ -22,7 +22,7 @@ from fastcyclegan.kernels import descriptor_launch as descriptors
 from fastcyclegan.kernels import reflect_conv_launch as host
 from fastcyclegan.kernels.border_launch import Pixels
 from fastcyclegan.kernels.descriptor_launch import Rows
-from fastcyclegan.testing import assert_parity, make_engine, random_batch, relative_error, seeded_networks
+from fastcyclegan.testing import assert_parity, assert_same_bits, make_engine, random_batch, relative_error, seeded_networks, tf32
 
 FP32, BF16 = torch.float32, torch.bfloat16
 GPU = torch.device("cuda", 0)
@@ -101,7 +101,7 @@ def _descriptors_of_a_step(precision: str, batch: int, size: int) -> list[Tensor
     def note(launch: _launch.Launch) -> None:
         found.extend(a for a in launch.args if isinstance(a, TensorDescriptor))
 
-    with torch.backends.cudnn.flags(allow_tf32=True), dry_run(on_launch=note, all_configs=True):
+    with tf32(True), dry_run(on_launch=note, all_configs=True):
         engine: Engine = make_engine(nets, precision=precision)
         engine.step(images, 2e-4)
     return found
@@ -209,7 +209,7 @@ def by_both(case: Case, device: str, dtype: torch.dtype) -> Iterator[tuple[Tenso
     runs = [convolve, block] if case.shape[1] == case.out else [convolve]
     for run in runs:
         described, pointed = Ear(), Ear()
-        with torch.backends.cudnn.flags(allow_tf32=True):
+        with tf32(True):
             with _launch.observe(described):
                 by_descriptor = run(*tensors, impl="triton")
             with _launch.observe(pointed), pytest.MonkeyPatch.context() as patch:
@@ -235,7 +235,7 @@ def test_without_descriptors_all_products_hold(case: Case, monkeypatch: pytest.M
     ear, (x, w, dy) = Ear(), operands(case, device, FP32)
     runs: list[tuple[Any, Any]] = [(convolve, reflect_conv2d_ref)]
     runs += [(block, residual_block_ref)] if case.shape[1] == case.out else []
-    with torch.backends.cudnn.flags(allow_tf32=False), warnings.catch_warnings(record=True) as caught, _launch.observe(ear):
+    with tf32(False), warnings.catch_warnings(record=True) as caught, _launch.observe(ear):
         warnings.simplefilter("always")
         for run, reference in runs:
             found, other = run(x, w, dy, impl="triton"), run(x, w, dy, op=reference)
@@ -449,7 +449,7 @@ def test_pointers_and_descriptors_give_the_same_bits(case: Case, dtype: torch.dt
     # The first of each list: what is measured is another question, and takes longer.
     monkeypatch.setattr(_tiles, "choose", lambda name, key, configs, device, run: configs[0])
     for one, other in by_both(case, "cuda", dtype):
-        assert torch.equal(one, other)
+        assert_same_bits("by descriptors and by pointers", one, other)
 
 
 @pytest.mark.gpu

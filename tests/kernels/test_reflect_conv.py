@@ -20,7 +20,7 @@ from fastcyclegan.kernels import reflect_conv_launch as host
 from fastcyclegan.kernels._math import round_to_tf32
 from fastcyclegan.kernels.reflect_conv import reflect_conv
 from fastcyclegan.kernels.reflect_conv_passes import runs_of
-from fastcyclegan.testing import assert_parity, captured_graph, relative_error
+from fastcyclegan.testing import assert_parity, assert_same_bits, captured_graph, relative_error, tf32
 
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
 
@@ -28,7 +28,7 @@ FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
 @pytest.fixture(autouse=True)
 def _no_tf32() -> Iterator[None]:
     """On a GPU too results are compared to the last bits of fp32, unless a test says otherwise."""
-    with torch.backends.cudnn.flags(allow_tf32=False):
+    with tf32(False):
         yield
 
 
@@ -420,14 +420,14 @@ def test_double_backward_is_refused(device: str) -> None:
 
 def test_tf32_follows_torchs_convolutions(device: str) -> None:
     x = torch.zeros(1, 64, 8, 8, requires_grad=True)
-    for tf32, wanted in ((True, {"tf32"}), (False, {"ieee"})):
+    for allowed, wanted in ((True, {"tf32"}), (False, {"ieee"})):
         precisions: set[str] = set()
 
         def note(launch: Any, precisions: set[str] = precisions) -> None:
             if "PRECISION" in launch.constants:
                 precisions.add(launch.constants["PRECISION"])
 
-        with torch.backends.cudnn.flags(allow_tf32=tf32), dry_run(on_launch=note):
+        with tf32(allowed), dry_run(on_launch=note):
             for out in (3, 64):
                 reflect_conv2d(x, torch.zeros(out, 64, 3, 3, requires_grad=True), padding=1, impl="triton").sum().backward()
         assert precisions == wanted
@@ -537,7 +537,7 @@ REAL = [
 @pytest.mark.parametrize("dtype", [BF16, FP16, FP32])
 @pytest.mark.parametrize("case", REAL, ids=lambda c: c.why)
 def test_real_shapes(case: Case, dtype: torch.dtype) -> None:
-    with torch.backends.cudnn.flags(allow_tf32=True):
+    with tf32(True):
         check(case, "cuda", dtype)
 
 
@@ -563,7 +563,7 @@ def test_graph_replayed_twice_with_new_data(case: Case) -> None:
             x.copy_(torch.randn_like(x))
         graph.replay()
         for got, wanted in zip(captured, step(), strict=True):
-            assert torch.equal(got, wanted)
+            assert_same_bits("replayed", got, wanted)
 
 
 @pytest.mark.gpu

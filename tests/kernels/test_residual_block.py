@@ -14,7 +14,7 @@ from torch import Tensor
 from fastcyclegan import reference
 from fastcyclegan.counters import dry_run
 from fastcyclegan.kernels import accumulating, residual_block, residual_block_ref
-from fastcyclegan.testing import assert_parity, captured_graph, relative_error
+from fastcyclegan.testing import assert_parity, assert_same_bits, captured_graph, relative_error, tf32
 
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
 
@@ -22,7 +22,7 @@ FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
 @pytest.fixture(autouse=True)
 def _no_tf32() -> Iterator[None]:
     """On a GPU too results are compared to the last bits of fp32, unless a test says otherwise."""
-    with torch.backends.cudnn.flags(allow_tf32=False):
+    with tf32(False):
         yield
 
 
@@ -125,7 +125,7 @@ def test_statistics_of_a_mean_of_a_thousand_deviations(device: str) -> None:
     x = (1000 + torch.randn(1, 16, 9, 7, device=device)).contiguous(memory_format=torch.channels_last)
     identity = torch.zeros(1, 16, 3, 3, 16, device=device)
     identity[0, :, 1, 1] = torch.eye(16, device=device)
-    with torch.backends.cudnn.flags(allow_tf32=False):
+    with tf32(False):
         y, moments = product_and_moments(Pixels.of(reflect_pad(x, 1)), identity, (9, 7))
     assert torch.equal(y, x)
     out, mean, rstd = empty_bordered(x, 0), x.new_empty(1, 16), x.new_empty(1, 16)
@@ -316,7 +316,7 @@ REAL += [Case("1024 x 1024 pictures", (1, 256, 256, 256)), Case("an odd size", (
 @pytest.mark.parametrize("dtype", [BF16, FP16, FP32])
 @pytest.mark.parametrize("case", REAL, ids=lambda c: c.why)
 def test_real_shapes(case: Case, dtype: torch.dtype) -> None:
-    with torch.backends.cudnn.flags(allow_tf32=True):
+    with tf32(True):
         check(case, "cuda", dtype)
 
 
@@ -335,4 +335,4 @@ def test_graph_replayed_twice_with_new_data() -> None:
             x.copy_(torch.randn_like(x))
         graph.replay()
         for got, wanted in zip(captured, step(), strict=True):
-            assert torch.equal(got, wanted)
+            assert_same_bits("replayed", got, wanted)

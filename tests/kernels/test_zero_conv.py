@@ -15,7 +15,7 @@ from fastcyclegan.counters import dry_run
 from fastcyclegan.kernels import accumulating
 from fastcyclegan.kernels.zero_conv import serves, zero_conv, zero_conv_ref
 from fastcyclegan.kernels.zero_conv_launch import line_of
-from fastcyclegan.testing import assert_parity, captured_graph, relative_error
+from fastcyclegan.testing import assert_parity, assert_same_bits, captured_graph, relative_error, tf32
 
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
 
@@ -23,7 +23,7 @@ FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
 @pytest.fixture(autouse=True)
 def _no_tf32() -> Iterator[None]:
     """On a GPU too results are compared to the last bits of fp32, unless a test says otherwise."""
-    with torch.backends.cudnn.flags(allow_tf32=False):
+    with tf32(False):
         yield
 
 
@@ -431,7 +431,7 @@ REAL = [
 @pytest.mark.parametrize("dtype", [BF16, FP16, FP32])
 @pytest.mark.parametrize("case", REAL, ids=lambda c: c.why)
 def test_real_shapes(case: Case, dtype: torch.dtype) -> None:
-    with torch.backends.cudnn.flags(allow_tf32=True):
+    with tf32(True):
         check(case, "cuda", dtype)
 
 
@@ -457,7 +457,7 @@ def test_graph_replayed_twice_with_new_data(case: Case) -> None:
             x.copy_(torch.randn_like(x))
         graph.replay()
         for got, wanted in zip(captured, step(), strict=True):
-            assert torch.equal(got, wanted)
+            assert_same_bits("replayed", got, wanted)
 
 
 @pytest.mark.gpu
