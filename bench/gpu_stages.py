@@ -24,7 +24,7 @@ def _kernel_tests(*names: str) -> tuple[str, ...]:
 
 STAGES: dict[int, list[Part]] = {
     1: [
-        Tests("descriptors", _kernel_tests("descriptor"), 45, words=("driver", "descriptor"), workers=1),
+        Tests("descriptors", _kernel_tests("descriptor"), 45, words=("driver", "descriptor"), workers=4),
         *(Tests(f"{name} at real sizes", _kernel_tests(name), 60, words=AT_REAL_SIZES) for name in KERNELS),
         Tests("networks", ("tests/test_blocks.py", "tests/test_networks.py", "tests/test_compat.py"), 60),
         Tests("offsets past 31 bits", _kernel_tests(*KERNELS[:4]), 40, words=TOO_LARGE, workers=1),
