@@ -65,7 +65,8 @@ def _fitting(lines: Sequence[str], room: int) -> list[str]:
 def _failures(bad: Sequence[Outcome], room: int) -> list[str]:
     """Return failures in turns of the parts, the first of each before the second of any, each in its share of ``room``."""
     turns = [outcome.failures[n : n + 1] for n in range(3) for outcome in bad]
-    chosen = [failure for some in turns for failure in some]
+    # Two parts may have run one test.
+    chosen = list({failure.where: failure for some in turns for failure in some}.values())
     lines: list[str] = []
     for number, failure in enumerate(chosen):
         told = told_of(failure, max(420, room // max(1, min(len(chosen), 8))))
