@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 
 from gpu_tasks import Failure, Outcome
@@ -79,7 +80,7 @@ def _failures(bad: Sequence[Outcome], room: int) -> list[str]:
 def told_of(failure: Failure, most: int) -> list[str]:
     """Return a failure in at most ``most`` characters: where, its error line, the last launch before it, what running it alone said."""
     said = failure.text.splitlines()
-    errors = [line for line in said if line.startswith("E ")] or [line for line in said if "Error" in line] or said[-2:]
+    errors = [line for line in said if line.startswith("E ")] or [line for line in said if re.match(r"[\w.]*Error\b", line)] or said[-2:]
     lines = ["", f"FAILED {failure.where}", *(f"  {line.strip()}" for line in errors[:2])]
     if failure.launches:
         last = failure.launches[-1]

@@ -346,8 +346,11 @@ def test_a_summary_fits_into_what_comes_back() -> None:
     arguments = ["bfloat16[1, 256, 64, 64]" * 9] * 12
     launch: dict[str, Any] = {"kernel": "_k", "grid": 7, "arguments": arguments, "configuration": {"BLOCK_M": 128}}
     text, again = "E  " + "far off " * 99, "alone: " + "x" * 999
-    failures = [Failure(f"tests/kernels/test_x.py::test_y[{n}]", text, [launch] * 12, again) for n in range(50)]
-    outcomes = [Outcome(f"part {n}", "", 9, {"passed": 1, "failed": 50}, failures, ["a figure " * 30] * 99) for n in range(12)]
+
+    def failures(part: int) -> list[Failure]:
+        return [Failure(f"tests/kernels/test_{part}.py::test_y[{n}]", text, [launch] * 12, again) for n in range(50)]
+
+    outcomes = [Outcome(f"part {n}", "", 9, {"passed": 1, "failed": 50}, failures(n), ["a figure " * 30] * 99) for n in range(12)]
     outcomes += [Outcome(f"good {n}", "", 9, {"passed": 1}, [], ["a figure " * 30] * 99) for n in range(3)]
     lines = summary(1, ABOUT, outcomes, 99, ["file" * 99] * 9)
     assert len("\n".join(lines)) < 8000
