@@ -44,7 +44,10 @@ def outputs(nets: Iterable[nn.Module], x: Tensor) -> list[Tensor]:
 
 
 def hold(name: str, results: Sequence[Tensor]) -> None:
-    """Hold ours, the first of ``results``, by the parity rule: to the reference, and to it in float64."""
+    """Hold ours, the first of ``results``, by the parity rule: to the reference, and to it in float64.
+
+    Of images of 16 pixels or more: a norm of 2 x 2 makes a rounding error large by chance, in ours or in theirs.
+    """
     assert_parity(name, *results, torch.float32)
 
 
@@ -113,7 +116,7 @@ def test_copies_pickles_and_functional_calls() -> None:
 def test_a_whole_network_compiles_in_one_graph() -> None:
     nets = three("Generator", ngf=4, n_blocks=1)
     runs = (torch.compile(nets[0], fullgraph=True), *nets[1:])
-    ys = outputs(runs, torch.randn(1, 3, 8, 8, device=DEVICE))
+    ys = outputs(runs, torch.randn(1, 3, 16, 16, device=DEVICE))
     hold("output", ys)
     for y in ys:
         y.square().sum().backward()
@@ -126,7 +129,7 @@ def test_slices_of_a_chain_are_chains() -> None:
     """Feature extractors run the first layers alone."""
     nets = three("Generator", ngf=4, n_blocks=1)
     part = nets[0].model[:4]
-    hold("the first layers", outputs([part, *(net.model[:4] for net in nets[1:])], torch.randn(1, 3, 8, 8, device=DEVICE)))
+    hold("the first layers", outputs([part, *(net.model[:4] for net in nets[1:])], torch.randn(1, 3, 16, 16, device=DEVICE)))
     assert type(part) is Chain
     assert (part.impl, Generator(ngf=4, recompute=False).model[:4].recompute) == ("triton", False)
 
@@ -150,7 +153,7 @@ def test_hooks_fire_and_the_function_stays(index: str) -> None:
     seen: list[Tensor] = []
     for net in nets:
         net.get_submodule(f"model.{index}").register_forward_hook(lambda m, args, out: seen.append(out))
-    hold("output", outputs(nets, torch.randn(1, 3, 8, 8, device=DEVICE)))
+    hold("output", outputs(nets, torch.randn(1, 3, 16, 16, device=DEVICE)))
     hold(index, seen)
 
 
@@ -168,7 +171,7 @@ def listened_to(nets: list[nn.Module], x: Tensor, name: str) -> list[tuple[Tenso
 @pytest.mark.parametrize("name", ["model.10.conv_block", "model.10", "model"])
 def test_containers_show_their_own_values(name: str) -> None:
     """The residual's sum is not part of what conv_block returns, though the kernels add it in conv_block's last pass."""
-    for seen in listened_to(three("Generator", ngf=4, n_blocks=1), torch.randn(1, 3, 8, 8, device=DEVICE), name):
+    for seen in listened_to(three("Generator", ngf=4, n_blocks=1), torch.randn(1, 3, 16, 16, device=DEVICE), name):
         hold(name, seen)
 
 
@@ -181,12 +184,13 @@ def test_a_u_nets_skips_show_their_own_values(name: str) -> None:
 
 def test_surgery_on_blocks_keeps_its_meaning() -> None:
     """A conv_block of one's own, another activation after a skip, a forward of one's own, a norm of other channels."""
+    torch.manual_seed(1)
     x = torch.randn(1, 3, 64, 64, device=DEVICE)
     nets = three("Generator", ngf=4, n_blocks=1)
     mine = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.InstanceNorm2d(16)).to(DEVICE)
     for net in nets:
         net.model[10].conv_block = copy.deepcopy(mine).to(net.model[1].weight.dtype)
-    hold("a conv_block of one's own", outputs(nets, x[..., :8, :8]))
+    hold("a conv_block of one's own", outputs(nets, x[..., :16, :16]))
     nets = three("UnetGenerator", ngf=2, num_downs=5)
     for net in nets:
         net.model.model[1].model[4] = nn.LeakyReLU(0.1)
@@ -260,7 +264,7 @@ def test_fewer_launches_where_nobody_listens() -> None:
 def test_where_cudnn_is_faster_the_norms_write_its_border(monkeypatch: pytest.MonkeyPatch) -> None:
     """The other backend: the same function and gradients, and no convolution of ours."""
     nets = three("Generator", ngf=4, n_blocks=1, upsample="resize")
-    net, x = nets[0], torch.randn(1, 3, 8, 8, device=DEVICE)
+    net, x = nets[0], torch.randn(1, 3, 16, 16, device=DEVICE)
     with dry_run() as dry:
         net(x)
     assert any("reflect_conv" in name for name in dry.counts.launches)
@@ -280,5 +284,5 @@ def test_where_cudnn_is_faster_the_norms_write_its_border(monkeypatch: pytest.Mo
 def test_a_picture_of_another_dtype_is_an_error_as_in_torch() -> None:
     x = torch.zeros(1, 3, 8, 8, device=DEVICE)
     for impl in ("triton", "reference"):
-        with pytest.raises(RuntimeError, match="should be the same"):
+        with pytest.raises(RuntimeError, match=r"should be the same|expected scalar type"):  # with oneDNN, without
             Generator(ngf=2, n_blocks=0, impl=impl).to(DEVICE, torch.bfloat16)(x)

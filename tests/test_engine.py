@@ -354,7 +354,7 @@ def test_an_iteration_on_the_kernels(gan_mode: Any) -> None:
     for impl, dtype in (("triton", torch.float32), ("reference", torch.float32), ("reference", torch.float64)):
         config = dataclasses.replace(SMALL, netG="resnet_0blocks", ngf=2, ndf=2, netD="pixel", impl=impl)
         engines[impl] = make_engine(copy_of(seeded_networks(config), dtype), loss, device=device)
-        batch = random_batch(8, plan, 0)
+        batch = random_batch(16, plan, 0)
         batch = dataclasses.replace(batch, A=batch.A.to(device, dtype), B=batch.B.to(device, dtype))
         found.append(engines[impl].step(batch, LR))
     assert_parity("losses", *found, torch.float32)

@@ -61,7 +61,7 @@ def test_without_kernels_the_same_bits_as_the_reference(ours: type[nn.Module], t
 
 KERNELS: list[tuple[str, type[nn.Module], type[nn.Module], int, dict[str, Any], dict[str, Any]]] = [
     ("all that a generator has", Generator, ref.Generator, 16, {"ngf": 4, "n_blocks": 2}, {}),
-    ("inputs kept, affine, resized", Generator, ref.Generator, 8, {"ngf": 4, "n_blocks": 1, "affine": True, "upsample": "resize"}, KEEP),
+    ("inputs kept, affine, resized", Generator, ref.Generator, 16, {"ngf": 4, "n_blocks": 1, "affine": True, "upsample": "resize"}, KEEP),
     ("batch norm: no kernel but the border's", Generator, ref.Generator, 8, {"ngf": 4, "n_blocks": 1, "norm": "batch"}, {}),
     ("no norm at all", Generator, ref.Generator, 8, {"ngf": 4, "n_blocks": 1, "norm": "none"}, {}),
     ("skips", UnetGenerator, ref.UnetGenerator, 64, {"ngf": 2, "num_downs": 5}, {}),
@@ -106,7 +106,7 @@ def test_dropout_is_where_it_belongs() -> None:
     nets.append(copy.deepcopy(nets[1]).double())
     for net in nets:
         net.to(DEVICE).model[10].conv_block[4].register_forward_hook(lambda m, args, out: args[0] / 2)
-    x = torch.randn(1, 3, 8, 8, device=DEVICE)
+    x = torch.randn(1, 3, 16, 16, device=DEVICE)  # a norm of 2 x 2 makes a rounding error large by chance
     assert_parity("output", *(net(x.to(next(net.parameters()).dtype)) for net in nets), torch.float32)
     nets[0].model[10].conv_block[4]._forward_hooks.clear()
     assert not torch.equal(nets[0](x), nets[0](x))

@@ -64,7 +64,7 @@ def test_together_as_apart_in_float64(why: str, build: Callable[..., nn.Module],
 
 
 @pytest.mark.parametrize(
-    ("build", "arguments", "side"), [(Generator, {"ngf": 2, "n_blocks": 1}, 8), (Discriminator, {"ndf": 2, "n_layers": 1}, 8)]
+    ("build", "arguments", "side"), [(Generator, {"ngf": 2, "n_blocks": 1}, 16), (Discriminator, {"ndf": 2, "n_layers": 1}, 16)]
 )
 def test_together_on_the_kernels_by_the_parity_rule(build: Callable[..., nn.Module], arguments: dict[str, Any], side: int) -> None:
     exact = two(build, **arguments)
@@ -77,7 +77,7 @@ def test_together_on_the_kernels_by_the_parity_rule(build: Callable[..., nn.Modu
     xs = [x.detach().float().to(DEVICE).requires_grad_() for x in pictures(side)]
     with tf32(False):
         found, yardstick = results(Passes(ours, batching=True, pairing=True), xs), results(Passes(theirs), xs)
-    # Both networks' results at a place go together: one picture's error alone is a matter of luck.
+    # Both networks' results at a place go together, and no norm is of 2 x 2: one picture's error alone is a matter of luck.
     half = (len(truth) - 8) // 2
     places = [range(4), range(4, 8), *((n, n + half) for n in range(8, 8 + half))]
     names = ["outputs", "pictures", *(name for name, _ in exact["one"].named_parameters())]

@@ -377,9 +377,9 @@ def iterations_done(folder: Path) -> int:
     return records[-1]["iteration"] if records else 0
 
 
-def wait_for(folder: Path, iteration: int) -> None:
+def wait_for(process: subprocess.Popen[str], folder: Path, iteration: int) -> None:
     deadline = time.monotonic() + 120
-    while iterations_done(folder) < iteration and time.monotonic() < deadline:
+    while process.poll() is None and iterations_done(folder) < iteration and time.monotonic() < deadline:
         time.sleep(0.02)
 
 
@@ -393,7 +393,7 @@ def unbroken(dataset: Path, tmp_path: Path) -> Path:
 def test_a_signal_saves_and_ends(dataset: Path, tmp_path: Path, unbroken: Path, number: signal.Signals) -> None:
     args = arguments(dataset, tmp_path, "r", "--max_iters", "150", "--print_freq", "1", "--num_threads", "2")
     process = start_process(args)
-    wait_for(tmp_path / "r", 10)
+    wait_for(process, tmp_path / "r", 10)
     # To the whole group, as a terminal, timeout and a job queue do: the loader's processes must not fall over it.
     os.killpg(process.pid, number)
     output, _ = process.communicate(timeout=120)
@@ -411,10 +411,10 @@ def test_a_signal_saves_and_ends(dataset: Path, tmp_path: Path, unbroken: Path, 
 def test_a_signal_that_was_ignored_at_the_start_stays_ignored(dataset: Path, tmp_path: Path, number: signal.Signals) -> None:
     """Whoever starts a run so wants it to outlive the terminal, or what is typed into it; SIGTERM ends it all the same."""
     process = start_process(arguments(dataset, tmp_path, "r", "--n_epochs", "1000000", "--print_freq", "1", "--num_threads", "2"), [number])
-    wait_for(tmp_path / "r", 10)
+    wait_for(process, tmp_path / "r", 10)
     os.killpg(process.pid, number)
     later = iterations_done(tmp_path / "r") + 10
-    wait_for(tmp_path / "r", later)
+    wait_for(process, tmp_path / "r", later)
     os.killpg(process.pid, signal.SIGTERM)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGTERM, output
