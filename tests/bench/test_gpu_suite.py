@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -14,13 +15,15 @@ from typing import Any
 import gpu_options
 import gpu_suite
 import gpu_tasks
+import processes
 import pytest
 import torch
 from figures import Row, read_results
 from gpu_stages import SECONDS, STAGES
 from gpu_summary import MOST, MOST_OF_A_SUMMARY, Printer, summary
-from gpu_tasks import Benches, Command, Ended, Failure, Options, Outcome, Surroundings, Tests, outcome_of
+from gpu_tasks import Benches, Command, Failure, Options, Outcome, Surroundings, Tests, outcome_of
 from launches import breaks_the_device
+from processes import Ended
 
 from fastcyclegan.kernels import _backend
 
@@ -57,7 +60,7 @@ def test_a_pytest_that_is_killed_has_told_what_it_knew(around: Surroundings, tmp
     record = around.work / "slow.1.jsonl"
     (tmp_path / "lines").write_text("".join(json.dumps(event) + "\n" for event in events) + '{"event": "pas')
     stand_in(tmp_path / "python", f"trap '' INT\ncp {tmp_path}/lines {record}\necho so far\nsleep 77 &\nsleep 77", monkeypatch)
-    monkeypatch.setattr(gpu_tasks, "GRACE", 0.2)
+    monkeypatch.setattr(processes, "GRACE", 0.2)
     outcome = Tests("slow", ("tests/kernels/test_tune.py",), 9).run(around, 1)
     assert not outcome.holds
     assert outcome.why == "ended at its limit of 1 s"
@@ -129,6 +132,7 @@ def test_large(n):
 
 def test_what_finds_no_memory_beside_others_is_run_alone(around: Surroundings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(gpu_tasks, "ROOT", tmp_path)
+    monkeypatch.setattr(processes, "ROOT", tmp_path)
     (tmp_path / "pyproject.toml").write_text("[tool.pytest.ini_options]\n")
     (tmp_path / "test_large.py").write_text(CROWDED)
     outcome = Tests("large", ("test_large.py",), 100, workers=2).run(around, 100)
@@ -165,9 +169,9 @@ def test_a_pytest_without_a_result_does_not_hold(ended: Ended, why: str) -> None
 def test_every_part_names_tests_that_are_there() -> None:
     """A word that no test for a GPU has would make a part that asks nothing."""
     for part in [part for parts in STAGES.values() for part in parts if isinstance(part, Tests)]:
-        texts = [(ROOT / file).read_text() for file in part.files]
-        for word in part.words:
-            assert any("@pytest.mark.gpu" in text and f"{word}" in text.partition("@pytest.mark.gpu")[2] for text in texts), (part, word)
+        for file in part.files:
+            names = re.findall(r"@pytest\.mark\.gpu\n(?:@.*\n|    .*\n|\)\n)*def (\w+)", (ROOT / file).read_text())
+            assert not part.words or any(word in name for word in part.words for name in names), (part.name, file)
     for part in [part for part in STAGES[3] if isinstance(part, Benches)]:
         assert (ROOT / "bench" / part.file).exists()
     for part in [part for part in STAGES[2] if isinstance(part, Command)]:
@@ -435,12 +439,12 @@ def test_ended_from_outside_it_ends_what_it_started(tmp_path: Path) -> None:
     script = f"""
 import sys
 sys.path.insert(0, {str(ROOT / "bench")!r})
-import gpu_suite, gpu_tasks
+import gpu_suite, processes
 class Sleeping:
     name, seconds = "sleeping", 60.0
     def run(self, around, seconds):
         print("begun", around.work, flush=True)
-        gpu_tasks.run_process(["sleep", "78.5"], seconds, around.environment, around.work / "log")
+        processes.run_process(["sleep", "78.5"], seconds, around.environment, around.work / "log")
 gpu_suite.STAGES[1] = [Sleeping()]
 sys.exit(gpu_suite.main(["--stage", "1", "--in-rehearsal", "--results", {str(tmp_path / "results")!r}]))
 """

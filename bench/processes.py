@@ -1,0 +1,70 @@
+"""One process with a limit: its output is on the disk as it comes, and nothing that it started outlives it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from machine import ROOT
+
+# Seconds for a process that is asked to end.
+GRACE = 4.0
+LONGEST_OUTPUT = 400_000
+
+
+@dataclass
+class Ended:
+    """How a process ended: its exit status (negative: the signal), its seconds, whether its limit ended it, and what it printed."""
+
+    status: int
+    seconds: float
+    timed_out: bool
+    output: str
+
+
+def run_process(command: Sequence[str], seconds: float, environment: dict[str, str], log: Path) -> Ended:
+    """Run ``command`` in the checkout for at most ``seconds``; nothing of it outlives that. Its output goes to ``log``, as it comes."""
+    began = time.monotonic()
+    with log.open("ab") as file:
+        file.write(f"$ {' '.join(command)}\n".encode())
+        file.flush()
+        start = file.tell()
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        timed_out = False
+        try:
+            process.wait(max(0.1, seconds))
+        except subprocess.TimeoutExpired:
+            timed_out = True
+            # pytest then says what failed so far.
+            _signal(process, signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE)
+        finally:
+            _signal(process, signal.SIGKILL)
+            process.wait()
+    with log.open("rb") as file:
+        file.seek(start)
+        output = file.read(LONGEST_OUTPUT).decode(errors="replace")
+    return Ended(process.returncode, time.monotonic() - began, timed_out, output)
+
+
+def _signal(process: subprocess.Popen[bytes], number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
+
+
+def ending_of(ended: Ended, seconds: float) -> str:
+    """Return how a process ended, "" where it ended well."""
+    if ended.timed_out:
+        return f"ended at its limit of {seconds:.0f} s"
+    if ended.status < 0:
+        return f"killed by {signal.Signals(-ended.status).name}"
+    return f"exit code {ended.status}" if ended.status else ""
