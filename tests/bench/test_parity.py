@@ -14,7 +14,7 @@ import providers
 import pytest
 import torch
 import torch.nn.functional as F
-from parity import EXACT, Difference, Judge, Undecided, flat_images, is_flat, liveliest_crop, require, require_telling
+from parity import EXACT, FORWARD, Difference, Judge, Trace, Undecided, flat_images, is_flat, liveliest_crop, require, require_telling
 from providers import PROVIDERS, TrainStep, Unserved, generator, plain_networks, train_step
 
 from fastcyclegan.config import LossConfig, ModelConfig
@@ -213,6 +213,37 @@ def with_another_rate(optimizer: torch.optim.Optimizer, step: Callable[[], Any],
     step()
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
+
+
+def test_a_later_iteration_in_16_bits_is_judged_from_the_weights_that_it_began_at(judge: Judge) -> None:
+    """Whatever an update did before it: here the whole second iteration runs in other weights, and float64 follows."""
+    step = train_step("official", judge.nets, "cpu", judge.loss, torch.float64, SMALL)
+    run, runs = step.run, iter(range(9))
+
+    def parted(batch: Any) -> Any:
+        if next(runs) == 1:
+            for net in step.nets.values():
+                for p in net.parameters():
+                    p.data += 0.01 * torch.randn_like(p)
+        return run(batch)
+
+    torch.manual_seed(0)
+    step.run = parted
+    trace = Trace.of(step, judge.batches)
+    names = ("losses of iteration 2", "pictures of iteration 2")
+    assert all(trace.error_of(name, judge.truth) < 1e-9 for name in FORWARD)
+    assert all(trace.error_of(name, judge.truth) > 1e-3 for name in names)
+    # The weights are noted before the iteration, so what changes them inside it is a fault, and is seen.
+    assert all(judge._with_own_truth(trace, "bf16").error_of(name, judge.truth) > 1e-3 for name in names)
+    for start, net in zip(trace.starts[0].values(), step.nets.values(), strict=True):
+        start.update(net.state_dict())
+    again = train_step("official", judge.nets, "cpu", judge.loss, torch.float64, SMALL)
+    for name, net in again.nets.items():
+        net.load_state_dict(trace.starts[0][name])
+    exact = Trace({**trace.found, names[0]: again.run(judge.batches[1])[None].double(), names[1]: again.fakes(1)}, trace.starts)
+    assert all(judge._with_own_truth(exact, "bf16").error_of(name, judge.truth) < 1e-12 for name in names)
+    # In fp32 runs do not part: there the truth is one.
+    assert not judge._with_own_truth(Trace(trace.found, trace.starts), "fp32").own
 
 
 def test_the_plain_networks_are_nothing_of_ours_with_the_same_weights() -> None:

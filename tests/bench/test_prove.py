@@ -134,6 +134,8 @@ class Blocker:
         if name.split(".")[0] in {"tyro", "nvidia", "tensorboard", "safetensors", "huggingface_hub"}:
             raise ModuleNotFoundError(name, name=name)
 sys.meta_path.insert(0, Blocker())
+# As it is for a script that is started by its path; -I leaves it out.
+sys.path.insert(0, SCRIPT.rpartition("/")[0])
 sys.argv = [SCRIPT, "--help"]
 import runpy
 runpy.run_path(SCRIPT, run_name="__main__")
