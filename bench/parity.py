@@ -14,6 +14,10 @@ sqrt(0.024) of the way, at most. In 16 bits there are so many of both that the o
 The units of a flat ground share one value, so all of a channel come out on the other side together: 1e-4 of runs, where the first
 layers still have flat ground (drawn shapes, 64x64), and 4e-3 of a gradient at most, because others have 255 or 63 channels more.
 
+Losses are eight numbers, and one or two of them are most of the norm. Rounding draws ours and the official ones by chance: of two normal
+draws one is more than twice the other in 2 atan(1/2) / pi = 30 % of runs, where the millions of all else agree to some percent. But a loss
+is a mean over images, and may be as far off as the dtype takes the images of the same iterations.
+
 What Adam divides by is noise where the gradient is: an error of r times a usual gradient G moves an update by r G / g of itself where the
 gradient g is small, and the smallest of 10^7 decide (in float64 2e-9 was seen where gradients agreed to 3e-14; in bf16 so much that no
 update at all would pass). So each weight's way counts times its gradient, which is what it takes off the loss to first order.
@@ -47,7 +51,8 @@ KINKED = 1e-3
 DIFFERENTIATED, MOVED = KINKED**0.5, 2 * 0.024**0.5
 EXACT = 1e-9
 WAY = "way of the weights of "
-FORWARD = ("losses of iteration 1", "pictures of iteration 1")
+LOSSES, PICTURES = "losses", "pictures"
+FORWARD = (f"{LOSSES} of iteration 1", f"{PICTURES} of iteration 1")
 
 
 def _vector(net: nn.Module, value: Callable[[nn.Parameter], Tensor]) -> Tensor:
@@ -82,7 +87,7 @@ class Trace:
         found |= {f"gradients of {name}": gradients[name] for name in gradients}
         if len(batches) > 1:
             later = f"of iterations 2 to {len(batches)}" if len(batches) > 2 else "of iteration 2"
-            found |= {f"losses {later}": torch.stack(losses[1:]), f"pictures {later}": fakes[:, len(batches[0].A) :]}
+            found |= {f"{LOSSES} {later}": torch.stack(losses[1:]), f"{PICTURES} {later}": fakes[:, len(batches[0].A) :]}
         found |= {f"{WAY}{name}": _vector(net, lambda p: p) - start[name] for name, net in step.nets.items()}
         return cls(found)
 
@@ -129,13 +134,17 @@ def require(name: str, found: Sequence[Difference]) -> None:
 
 def differences(ours: Trace, theirs: Sequence[Trace], truth: Trace, dtype: torch.dtype) -> list[Difference]:
     """Return the rule's verdicts; of several yardsticks that PyTorch has in ``dtype``, the one furthest from float64 counts."""
+
+    def furthest(what: str) -> tuple[float, Trace]:
+        return max(((trace.error_of(what, truth), trace) for trace in theirs), key=lambda pair: pair[0])
+
     found = []
-    for what, c in truth.found.items():
-        error, *errors = (trace.error_of(what, truth) for trace in (ours, *theirs))
-        of_the_dtype = max(errors)
+    for what, a in ours.found.items():
+        (of_the_dtype, trace), c = furthest(what), truth.found[what]
         allowed = max(2 * of_the_dtype + PARITY_ULPS[dtype] * torch.finfo(dtype).eps, least_allowed(what, dtype))
-        furthest = theirs[errors.index(of_the_dtype)]
-        found.append(Difference(what, error, of_the_dtype, allowed, _largest(ours.found[what] - c), _largest(furthest.found[what] - c)))
+        if what.startswith(LOSSES):
+            allowed = max(allowed, furthest(what.replace(LOSSES, PICTURES))[0])
+        found.append(Difference(what, ours.error_of(what, truth), of_the_dtype, allowed, _largest(a - c), _largest(trace.found[what] - c)))
     return found
 
 
@@ -246,7 +255,7 @@ class Judge:
     def judge_losses(self, losses: Tensor, precision: str) -> Difference:
         """Return the verdict on the losses of the first iteration alone."""
         name = FORWARD[0]
-        return differences(Trace({name: losses}), self._yardsticks(precision), Trace({name: self.truth.found[name]}), DTYPES[precision])[0]
+        return differences(Trace({name: losses}), self._yardsticks(precision), self.truth, DTYPES[precision])[0]
 
     def judge(self, name: str, step: TrainStep, each: Callable[[Any], Any] = lambda f: f()) -> list[Difference]:
         """Run the first iterations of ``step`` and return the verdicts on them."""
