@@ -14,7 +14,20 @@ import providers
 import pytest
 import torch
 import torch.nn.functional as F
-from parity import EXACT, FORWARD, Difference, Judge, Trace, Undecided, flat_images, is_flat, liveliest_crop, require, require_telling
+from parity import (
+    EXACT,
+    FORWARD,
+    Difference,
+    Judge,
+    Trace,
+    Undecided,
+    differences,
+    flat_images,
+    is_flat,
+    liveliest_crop,
+    require,
+    require_telling,
+)
 from providers import PROVIDERS, TrainStep, Unserved, generator, plain_networks, train_step
 
 from fastcyclegan.config import LossConfig, ModelConfig
@@ -55,6 +68,18 @@ def test_a_planted_fault_does_not(judge: Judge, name: str) -> None:
     assert not verdicts["pictures of iteration 1"]
     with pytest.raises(AssertionError, match=r"relative error .* against float64, allowed"):
         require("faulty", judge.judge("faulty", step_of(name, judge, fault=True)))
+
+
+def test_losses_may_be_as_far_as_the_images_that_they_are_means_of() -> None:
+    """The official order's may be right by chance, as eight numbers are."""
+
+    def trace(of_losses: float, of_images: float) -> Trace:
+        return Trace({FORWARD[0]: torch.ones(8) * (1 + of_losses), FORWARD[1]: torch.ones(99) * (1 + of_images)})
+
+    official, truth = trace(0.0, 0.03), trace(0.0, 0.0)
+    for error, holds in ((0.025, True), (0.035, False)):
+        losses, _ = differences(trace(error, 0.0), [official], truth, torch.bfloat16)
+        assert losses.holds == holds
 
 
 def test_what_is_not_finite_does_not_hold() -> None:
