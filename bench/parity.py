@@ -24,8 +24,8 @@ update at all would pass). So each weight's way counts times its gradient, which
 
 After the first update two runs in 16 bits part, whether they compute the same or not: a third of the gradients is rounding, so many weights
 go the other way, and what all images have of it alike, a shift of their colours, is as much chance as the losses. So in 16 bits the losses
-and images of each later iteration are held to what float64 makes of the weights that this very iteration began at; what the updates added is
-judged by itself.
+and images of each later iteration are held to what float64 makes of the weights that this very iteration began at; what the updates added
+is judged by itself.
 
 An image of one colour decides nothing. Instance norm takes a constant away and divides the rounding noise that is left by sqrt(1e-5): up
 to 300 times larger after each norm, after a few it is all there is, in float64 too. So flat images are refused, by name. Faint ones are
