@@ -25,7 +25,8 @@ def _kernel_tests(*names: str) -> tuple[str, ...]:
 STAGES: dict[int, list[Part]] = {
     1: [
         Tests("descriptors", _kernel_tests("descriptor"), 45, words=("driver", "descriptor"), workers=4),
-        *(Tests(f"{name} at real sizes", _kernel_tests(name), 60, words=AT_REAL_SIZES) for name in KERNELS),
+        *(Tests(f"{name} at real sizes", _kernel_tests(name), 60, words=AT_REAL_SIZES) for name in KERNELS[:-1]),
+        Tests("weight gradients beside", _kernel_tests("working_copies"), 30, words=AT_REAL_SIZES, workers=1),
         Tests("networks", ("tests/test_blocks.py", "tests/test_networks.py", "tests/test_compat.py"), 60),
         Tests("offsets past 31 bits", _kernel_tests("instance_norm", "reflect_conv", "zero_conv"), 40, words=TOO_LARGE, workers=1),
         Tests("all other tests of kernels", _kernel_tests(*KERNELS), 150, rest=(*AT_REAL_SIZES, *TOO_LARGE), rehearsed=1, rehearsed_by=2),
@@ -36,7 +37,7 @@ STAGES: dict[int, list[Part]] = {
         Options("every option", 200),
         Command(
             "the official order beside ours", ("scripts/prove.py", "--seconds", "60", "--output", "RESULTS/proof.png"), 150, shown=14,
-            in_rehearsal=("--no_compile", "--size", "24", "--seconds", "1"), with_fault=("--plant-fault",),
+            in_rehearsal=("--no_compile", "--size", "32", "--seconds", "1"), with_fault=("--plant-fault",),
         ),
         Command(
             "the costliest kernels", ("scripts/profile_step.py", "--output", "RESULTS"), 70, shown=24,

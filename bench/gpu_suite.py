@@ -8,6 +8,7 @@ pytest-benchmark, pytest-timeout and pytest-xdist, and this checkout: neither th
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -17,7 +18,7 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,11 +29,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from figures import Row, read_results
 from gpu_stages import SECONDS, STAGES, TITLES
-from gpu_summary import Printer, summary
+from gpu_summary import MOST_OF_A_SUMMARY, Printer, summary
 from gpu_tasks import Benches, Outcome, Part, Surroundings
 from launches import FAULTS
 from machine import ROOT, machine
-from rehearsal import MARK, CannotRehearse, rehearse
+from rehearsal import MARK, PREFIX, CannotRehearse, rehearse
 from report import markdown
 
 from fastcyclegan.kernels import _backend, _tune
@@ -45,6 +46,7 @@ REHEARSAL = 280.0
 LEAST = 8.0
 # So many files, and none larger, come back from a machine elsewhere.
 MOST_FILES, PIECE, MOST_PIECES = 8, 15 << 20, 3
+LONGEST_LOG, MOST_FAILURES = 12 << 20, 100
 # Kept from call to call where the machine is; elsewhere a user's own caches serve.
 CACHES = {"TRITON_CACHE_DIR": "/opt/tc", "XDG_CACHE_HOME": "/opt/xc"}
 
@@ -56,6 +58,7 @@ class Suite:
         self.stage, self.around, self.seconds, self.printer = stage, around, seconds, printer
         self.began = time.monotonic()
         self.outcomes: list[Outcome] = []
+        self.planned = 0
         self.about = {**machine(), **packages(), "stage": f"{stage}: {TITLES[stage]}"}
         if around.rehearsed:
             self.about["rehearsal"] = MARK
@@ -66,6 +69,7 @@ class Suite:
 
     def run(self, parts: Sequence[Part]) -> int:
         """Run ``parts``, each in its own time and what is left of the stage's. Returns 1 where one did not hold, or had no time."""
+        self.planned = len(parts)
         self.printer.line(f"stage {self.stage}, {TITLES[self.stage]}, {self.seconds:.0f} s: {self.about['hardware']}")
         for number, part in enumerate(parts, 1):
             outcome = self._run(part)
@@ -76,8 +80,8 @@ class Suite:
                 f"[{number}/{len(parts)}] {outcome.name}: {', '.join(filter(None, (verdict, tally)))}; {outcome.seconds:.0f} s"
             )
             self.write()
-        save_compiled(self.around.results)
-        self.printer.summary(summary(self.stage, self.about, self.outcomes, time.monotonic() - self.began, self.files()))
+        self._try(lambda: save_compiled(self.around.results))
+        self.printer.summary(self.summary(self.printer.most))
         return 0 if all(outcome.holds for outcome in self.outcomes) else 1
 
     def _run(self, part: Part) -> Outcome:
@@ -90,23 +94,43 @@ class Suite:
         except Exception as error:
             return Outcome(part.name, f"its result cannot be read: {type(error).__name__}: {error}")
 
+    def summary(self, most: int = MOST_OF_A_SUMMARY) -> list[str]:
+        return summary(self.about, self.outcomes, self.planned, time.monotonic() - self.began, self.files(), most)
+
+    def _try(self, write: Callable[[], Any]) -> None:
+        """Write something. Where that fails it is printed, and the stage goes on: its time is worth more than one file."""
+        try:
+            write()
+        except Exception as error:
+            self.printer.line(f"not written: {type(error).__name__}: {error}")
+
     def files(self) -> list[str]:
-        return sorted(str(path.relative_to(self.around.results)) for path in self.around.results.rglob("*") if path.is_file())
+        prefix = PREFIX if self.around.rehearsed else ""
+        return sorted(prefix + str(path.relative_to(self.around.results)) for path in self.around.results.rglob("*") if path.is_file())
 
     def write(self) -> None:
         """Write all that is known into the results: outcomes as JSON, the summary, the whole output, rows of benches, what was tuned."""
+        self._try(self._write_outcomes)
+        self._try(self._write_rows)
+        self._try(lambda: _keep_tuned(self.around.results))
+
+    def _write_outcomes(self) -> None:
         results, stem = self.around.results, f"stage{self.stage}"
         kept = [{**asdict(outcome), "output": None, "holds": outcome.holds} for outcome in self.outcomes]
-        _replace(results / f"{stem}.json", json.dumps({"machine": self.about, "parts": kept}, indent=1) + "\n")
-        lines = summary(self.stage, self.about, self.outcomes, time.monotonic() - self.began, self.files())
-        _replace(results / f"{stem}.md", "\n".join(lines) + "\n")
-        _replace(results / f"{stem}.log", "\n".join(f"===== {outcome.name}\n{outcome.output}" for outcome in self.outcomes))
-        self._write_rows()
-        _keep_tuned(results)
+        for part in kept:
+            part["failures"] = part["failures"][:MOST_FAILURES]
+        finished = len(kept) == self.planned
+        _replace(results / f"{stem}.json", json.dumps({"machine": self.about, "finished": finished, "parts": kept}, indent=1) + "\n")
+        _replace(results / f"{stem}.md", "\n".join(self.summary()) + "\n")
+        log = "\n".join(f"===== {outcome.name}\n{outcome.output}" for outcome in self.outcomes)
+        _replace(results / f"{stem}.log", log[-LONGEST_LOG:])
 
     def _write_rows(self) -> None:
-        files = [part.rows_of(self.around) for part in STAGES[self.stage] if isinstance(part, Benches)]
-        found = [json.loads(file.read_text()) for file in files if file.exists()]
+        found = []
+        for part in [part for part in STAGES[self.stage] if isinstance(part, Benches)]:
+            # A process that was killed may have left half a file.
+            with contextlib.suppress(OSError, ValueError):
+                found.append(json.loads(part.rows_of(self.around).read_text()))
         if not found:
             return
         merged = {**found[0], "benchmarks": [bench for each in found for bench in each["benchmarks"]], "tests": self.tests()}
@@ -138,7 +162,7 @@ def name_of(about: dict[str, str]) -> str:
 def packages() -> dict[str, str]:
     """Return what a stage would use and can do without, as far as it is missing, and where compiled kernels are kept."""
     missing = [name for name, module in (("DALI", "nvidia.dali"), ("tyro", "tyro")) if not _is_there(module)]
-    notes = {"compiled kernels": os.environ.get("TRITON_CACHE_DIR", "~/.triton/cache")}
+    notes = {"compiled kernels": str(compiled_kernels())}
     if missing:
         notes["not installed"] = f"{' and '.join(missing)}: no stage needs them; rows that do are left out"
     return notes
@@ -178,10 +202,10 @@ def _replace(file: Path, text: str) -> None:
 
 def save_compiled(results: Path) -> None:
     """Pack what Triton compiled into pieces that travel, the newest kernels first; those that do not fit are compiled again."""
-    cache = Path(os.environ.get("TRITON_CACHE_DIR", ""))
+    cache = compiled_kernels()
     for old in results.glob("triton-cache.tgz.*"):
         old.unlink()
-    if not os.environ.get("TRITON_CACHE_DIR") or not cache.is_dir() or not any(cache.iterdir()):
+    if not cache.is_dir() or not any(cache.iterdir()):
         return
     others = sum(1 for path in results.rglob("*") if path.is_file())
     pieces = max(1, min(MOST_PIECES, MOST_FILES - others))
@@ -200,6 +224,11 @@ def save_compiled(results: Path) -> None:
                 (results / f"triton-cache.tgz.{number}").write_bytes(piece)
 
 
+def compiled_kernels() -> Path:
+    """Return where Triton keeps what it compiled."""
+    return Path(os.environ.get("TRITON_CACHE_DIR") or Path.home() / ".triton" / "cache")
+
+
 def load_compiled(folder: Path) -> int:
     """Unpack the pieces that ``save_compiled`` left in ``folder`` to where they were made; return how many kernels."""
     with tempfile.TemporaryFile() as packed:
@@ -207,10 +236,21 @@ def load_compiled(folder: Path) -> int:
             packed.write(piece.read_bytes())
         packed.seek(0)
         with tarfile.open(fileobj=packed, mode="r:gz") as tar:
-            cache = os.environ["TRITON_CACHE_DIR"].strip("/")
+            cache = str(compiled_kernels()).strip("/")
             members = [member for member in tar.getmembers() if member.name.startswith(f"{cache}/")]
             tar.extractall("/", members, filter="data")
     return len({member.name.removeprefix(f"{cache}/").partition("/")[0] for member in members})
+
+
+def told_of_compiled(folder: Path) -> str:
+    """Unpack compiled kernels, and return a line on what came of it: without them everything is compiled again."""
+    try:
+        count = load_compiled(folder)
+    except (OSError, EOFError, tarfile.TarError) as error:
+        return f"compiled kernels in {folder} are not used: {type(error).__name__}: {error}"
+    if not count:
+        return f"compiled kernels in {folder} are not used: they were made in another folder than {compiled_kernels()} (TRITON_CACHE_DIR)"
+    return f"{count} kernels need no compiling"
 
 
 # --- The command line ---------------------------------------------------------------------------------------------------------------
@@ -233,6 +273,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--compiled {options.compiled} holds no triton-cache.tgz.*")
     if not (options.rehearse or options.in_rehearsal or torch.cuda.is_available()):
         parser.error(f"torch {torch.__version__} sees no CUDA GPU on this machine; --rehearse runs a stage without one")
+    if options.rehearse and options.compiled is not None:
+        parser.error("--compiled is for a GPU: a rehearsal compiles nothing")
     if options.rehearse:
         try:
             given = {"stage": options.stage, "seconds": options.seconds, "plant-fault": options.plant_fault}
@@ -256,15 +298,17 @@ def surroundings(options: argparse.Namespace, work: Path) -> Surroundings:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line of scripts/gpu_suite.py. Returns 1 where something did not hold, 2 for bad input."""
-    options = parse(arguments)
     # Ended from outside, it ends what it started.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup wants it
+        signal.signal(signal.SIGHUP, signal.default_int_handler)
+    options = parse(arguments)
     with tempfile.TemporaryDirectory(prefix="fastcyclegan-suite-") as work:
         around = surroundings(options, Path(work))
-        printer = Printer()
-        if options.compiled is not None:
-            printer.line(f"{load_compiled(options.compiled)} kernels need no compiling")
         stages = [options.stage] if options.stage else list(STAGES)
+        printer = Printer(len(stages))
+        if options.compiled is not None:
+            printer.line(told_of_compiled(options.compiled))
         limits = {stage: options.seconds or (REHEARSAL if options.in_rehearsal else SECONDS[stage]) for stage in stages}
         try:
             return max([Suite(stage, around, limits[stage], printer).run(STAGES[stage]) for stage in stages])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from collections.abc import Sequence
 from gpu_tasks import Failure, Outcome
 
 # A summary stays below this, and all that is printed below MOST: longer output loses its beginning.
-MOST_OF_A_SUMMARY, MOST = 7_800, 19_500
+MOST_OF_A_SUMMARY, MOST, PROGRESS = 7_800, 19_500, 2_500
 WIDTH = 150
 
 
@@ -17,22 +18,32 @@ class Printer:
     """Prints lines as they come, until there is just room left for the summaries."""
 
     def __init__(self, summaries: int = 1) -> None:
-        self.room = MOST - MOST_OF_A_SUMMARY * summaries
+        self.most = min(MOST_OF_A_SUMMARY, (MOST - PROGRESS) // summaries)
+        self.room = MOST - self.most * summaries
 
     def line(self, text: str) -> None:
         text = text[:WIDTH]
         if len(text) + 1 < self.room:
             self.room -= len(text) + 1
-            print(text, flush=True)
+            self.summary([text])
 
     def summary(self, lines: Sequence[str]) -> None:
-        print("\n".join(lines), flush=True)
+        # Whoever listened may be gone; what is known is in the files.
+        with contextlib.suppress(OSError):
+            print("\n".join(lines), flush=True)
 
 
-def summary(stage: int, about: dict[str, str], outcomes: Sequence[Outcome], seconds: float, files: Sequence[str]) -> list[str]:
-    """Return the lines that end a stage: the verdict, the machine, a line a part, failures with what it takes to mend them, the files."""
+def summary(
+    about: dict[str, str], outcomes: Sequence[Outcome], planned: int, seconds: float, files: Sequence[str], most: int = MOST_OF_A_SUMMARY
+) -> list[str]:
+    """Return the lines that end a stage: the verdict, the machine, a line a part, failures with what it takes to mend them, the files.
+
+    ``planned``: how many parts the stage has; as long as fewer are known it is unfinished. ``most``: characters.
+    """
     bad = [outcome for outcome in outcomes if not outcome.holds]
     verdict = f"{len(bad)} of {len(outcomes)} parts DO NOT HOLD" if bad else f"all {len(outcomes)} parts hold"
+    if len(outcomes) < planned:
+        verdict = f"UNFINISHED, {len(outcomes)} of {planned} parts are known; of these {verdict}"
     head = [f"# stage {about['stage']}: {verdict}, {seconds:.0f} s", *(f"{key}: {value}" for key, value in about.items() if key != "stage")]
     head.append("")
     head += [
@@ -40,10 +51,10 @@ def summary(stage: int, about: dict[str, str], outcomes: Sequence[Outcome], seco
         for o in outcomes
     ]
     tail = ["", f"files: {', '.join(files)}"[:600]]
-    lines = [*head, *_failures(bad, MOST_OF_A_SUMMARY - _size(head) - _size(tail) - 200)]
-    # What holds tells its figures, in the room that failures leave.
-    shown = [line for outcome in outcomes if outcome.shown and outcome not in bad for line in ("", f"## {outcome.name}", *outcome.shown)]
-    return [*lines, *_fitting([line[:WIDTH] for line in shown], MOST_OF_A_SUMMARY - _size(lines) - _size(tail) - 100), *tail]
+    lines = [*head, *_failures(bad, most - _size(head) - _size(tail) - 200)]
+    # Figures come in the room that failures leave.
+    shown = [line for outcome in outcomes if outcome.shown for line in ("", f"## {outcome.name}", *outcome.shown)]
+    return [*lines, *_fitting([line[:WIDTH] for line in shown], most - _size(lines) - _size(tail) - 100), *tail]
 
 
 def _tally(outcome: Outcome) -> str:
@@ -64,24 +75,37 @@ def _fitting(lines: Sequence[str], room: int) -> list[str]:
 
 
 def _failures(bad: Sequence[Outcome], room: int) -> list[str]:
-    """Return failures in turns of the parts, the first of each before the second of any, each in its share of ``room``."""
-    turns = [outcome.failures[n : n + 1] for n in range(3) for outcome in bad]
+    """Return failures in turns of the parts, those whose error was not told yet before others, each in its share of ``room``."""
+    longest = max((len(outcome.failures) for outcome in bad), default=0)
+    turns = [outcome.failures[n] for n in range(longest) for outcome in bad if n < len(outcome.failures)]
     # Two parts may have run one test.
-    chosen = list({failure.where: failure for some in turns for failure in some}.values())
+    different = list({failure.where: failure for failure in turns}.values())
+    fresh = {_kind(failure): failure for failure in reversed(different)}
+    ordered = sorted(different, key=lambda failure: fresh[_kind(failure)] is not failure)
     lines: list[str] = []
-    for number, failure in enumerate(chosen):
-        told = told_of(failure, max(420, room // max(1, min(len(chosen), 8))))
+    for number, failure in enumerate(ordered):
+        told = told_of(failure, max(420, room // min(len(ordered), 8)))
         if _size(lines) + _size(told) > room:
-            return [*lines, f"({sum(len(outcome.failures) for outcome in bad) - number} more failures are in the files)"]
+            return [*lines, "", f"({len(ordered) - number} more failures are in the files)"]
         lines += told
     return lines
 
 
-def told_of(failure: Failure, most: int) -> list[str]:
-    """Return a failure in at most ``most`` characters: where, its error line, the last launch before it, what running it alone said."""
+def _kind(failure: Failure) -> str:
+    """Return what failures of one cause have in common: the error without its numbers."""
+    return re.sub(r"[\d.e+-]+", "", "".join(_errors(failure)))[:100]
+
+
+def _errors(failure: Failure) -> list[str]:
+    """Return the line that names the error, and the last one where there are more: compilers tell the cause at the end."""
     said = failure.text.splitlines()
     errors = [line for line in said if line.startswith("E ")] or [line for line in said if re.match(r"[\w.]*Error\b", line)] or said[-2:]
-    lines = ["", f"FAILED {failure.where}", *(f"  {line.strip()}" for line in errors[:2])]
+    return errors[:1] + errors[1:][-1:]
+
+
+def told_of(failure: Failure, most: int) -> list[str]:
+    """Return a failure in at most ``most`` characters: where, its error line, the last launch before it, what running it alone said."""
+    lines = ["", f"FAILED {failure.where}", *(f"  {line.strip()}" for line in _errors(failure))]
     if failure.launches:
         last = failure.launches[-1]
         arguments = ", ".join(map(str, last["arguments"]))

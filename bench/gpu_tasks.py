@@ -86,7 +86,7 @@ class Tests:
     def command(self, around: Surroundings, record: Path) -> list[str]:
         given = ["-p", "no:cacheprovider", "-p", "on_device", f"--device-record={record}", "-q", "--tb=short", "-rfE"]
         # A test that hangs in CUDA hears no signal; the thread ends its process, and another takes its place.
-        given += ["-o", "timeout=90", "-o", "timeout_method=thread"]
+        given += ["-o", f"timeout={max(20, min(90, self.seconds / 2)):.0f}", "-o", "timeout_method=thread"]
         given += [f"--device-words={','.join(self.words)}", f"--device-rest={','.join(self.rest)}"]
         if around.rehearsed:
             given.append(f"--rehearse={self.rehearsed}")
@@ -102,7 +102,9 @@ class Tests:
         # The interpreter's work is short: starting more processes than one takes longer, but for the part that shows that it works.
         workers = self.rehearsed_by if around.rehearsed else self.workers
         spread = ["-n", str(workers), "--dist", "load"] if workers > 1 else []
-        ended = run_process([*self.command(around, record), *spread], seconds, around.environment, log)
+        # Workers share the processor's cores.
+        environment = {**around.environment, "OMP_NUM_THREADS": "1"} if workers > 1 else around.environment
+        ended = run_process([*self.command(around, record), *spread], seconds, environment, log)
         outcome = outcome_of(self.name, ended, seconds, read_record(record))
         if workers > 1:
             self._without_neighbours(outcome, around, seconds - (time.monotonic() - began), log)
@@ -119,7 +121,7 @@ class Tests:
         if not crowded or seconds < 5:
             return
         alone = Tests(f"{self.name} alone", tuple(failure.where for failure in crowded), seconds)
-        record = around.work / "alone.jsonl"
+        record = around.work / f"{self.name.replace(' ', '_')}_alone.jsonl"
         ended = run_process(alone.command(dataclasses.replace(around, rehearsed=False), record), seconds, around.environment, log)
         second = outcome_of(alone.name, ended, seconds, read_record(record))
         outcome.failures = [failure for failure in outcome.failures if failure not in crowded] + second.failures
@@ -149,7 +151,7 @@ def _crashed(failure: Failure) -> bool:
 
 def outcome_of(name: str, ended: Ended, seconds: float, events: Sequence[dict[str, Any]]) -> Outcome:
     """Return what became of the tests of one pytest, from what was written down while it ran."""
-    counts = dict.fromkeys(("passed", "failed", "skipped"), 0)
+    counts = dict.fromkeys(("passed", "failed", "unfinished", "skipped"), 0)
     failures: dict[str, Failure] = {}
     open_tests: dict[str, None] = {}
     for event in events:
@@ -166,9 +168,10 @@ def outcome_of(name: str, ended: Ended, seconds: float, events: Sequence[dict[st
         else:
             counts["skipped"] += 1
     done = {event["test"] for event in events if event["event"] != "started"}
-    for test in [test for test in open_tests if test not in done]:
-        failures[test] = Failure(test, f"it did not end: {ending_of(ended, seconds) or 'its process was gone'}")
     counts["failed"] = len(failures)
+    for test in [test for test in open_tests if test not in done]:
+        counts["unfinished"] += 1
+        failures[test] = Failure(test, f"it did not end: {ending_of(ended, seconds) or 'its process was gone'}")
     why = ending_of(ended, seconds)
     if ended.status == 1 and failures:
         why = ""
@@ -176,8 +179,14 @@ def outcome_of(name: str, ended: Ended, seconds: float, events: Sequence[dict[st
         why = "a fault of the device ended the process"
     elif not why and not counts["passed"]:
         why = "no test passed"
-    shown = ended.output.strip().splitlines()[-3:] if why and not failures else []
-    return Outcome(name, why, ended.seconds, counts, list(failures.values()), shown)
+    if why and not failures:
+        failures[name] = Failure(name, last_lines(ended.output))
+    return Outcome(name, why, ended.seconds, counts, list(failures.values()))
+
+
+def last_lines(output: str, count: int = 25) -> str:
+    """Return the last lines of ``output`` that are not empty: what a process without any result had to say."""
+    return "\n".join([line for line in output.splitlines() if line.strip()][-count:])
 
 
 @dataclass(frozen=True)
@@ -198,7 +207,7 @@ class Command:
         ended = run_process([sys.executable, *command], seconds, around.environment, log)
         lines = [line for line in ended.output.splitlines() if line.strip()]
         why = ending_of(ended, seconds)
-        failures = [Failure(self.name, "\n".join(lines[-25:]))] if why else []
+        failures = [Failure(self.name, last_lines(ended.output))] if why else []
         return Outcome(self.name, why, ended.seconds, {}, failures, lines[-self.shown :], log.read_text(errors="replace"))
 
 
@@ -225,7 +234,7 @@ class Options:
             if len(tried) <= MOST_AGAIN and left > 2 * AGAIN:
                 self._again(fatal[0], around, record, log)
         why = ending_of(ended, seconds) if ended.timed_out or ended.status not in (0, 1) else ""
-        outcome = self._outcome(_lines(record), why)
+        outcome = self._outcome(_lines(record), why, ended.output)
         outcome.seconds, outcome.output = time.monotonic() - began, log.read_text(errors="replace")
         return outcome
 
@@ -240,7 +249,7 @@ class Options:
         with record.open("a") as file:
             file.write(json.dumps({"event": "again", "case": case, "text": text}) + "\n")
 
-    def _outcome(self, events: Sequence[dict[str, Any]], why: str) -> Outcome:
+    def _outcome(self, events: Sequence[dict[str, Any]], why: str, output: str) -> Outcome:
         held = [event for event in events if event["event"] == "held"]
         failures = [Failure(e["case"], e["text"], e.get("launches", [])) for e in events if e["event"] in ("failed", "broken")]
         told = {failure.where for failure in failures}
@@ -249,8 +258,10 @@ class Options:
             if event["event"] == "again":
                 next(failure for failure in failures if failure.where == event["case"]).again = event["text"]
         shown = [event["line"] for event in held]
-        if not held and not why:
-            why = "no option held"
+        if not held:
+            why = why or "no option held"
+        if why and not failures:
+            failures = [Failure(self.name, last_lines(output))]
         return Outcome(self.name, why, 0.0, {"passed": len(held), "failed": len(failures)}, failures, shown)
 
 
@@ -299,15 +310,18 @@ class Benches:
             keyword = f"({keyword or 'bench'}) and not compiled and not import"
         given += ["--plant-fault"] * bool(around.fault) + ["-k", keyword] * bool(keyword)
         command = [sys.executable, "-m", "pytest", f"bench/{self.file}", "-p", "no:cacheprovider", *given]
-        ended = run_process(command, seconds, around.environment, log)
-        failed = re.findall(r"^(?:FAILED|ERROR) (\S+)(?: - (.*))?", ended.output, re.MULTILINE)
+        # pytest cuts its lines to the width of a terminal.
+        ended = run_process(command, seconds, {**around.environment, "COLUMNS": "2000"}, log)
+        failed = re.findall(r"^(?:FAILED|ERROR) (.+?)(?: - (.*))?$", ended.output, re.MULTILINE)
         failures = [Failure(test, text) for test, text in failed]
         why = "" if ended.status == 1 and failures else ending_of(ended, seconds)
         found = read_results(rows).rows if rows.exists() else []
         counts = {"passed": len(found), "failed": len(failures)}
         if not found and not why and not failures:
             why = "nothing was measured"
-        shown = [line for line in lines_of(found) if line.strip()] or ended.output.strip().splitlines()[-3:]
+        if why and not failures:
+            failures = [Failure(self.name, last_lines(ended.output))]
+        shown = [line for line in lines_of(found) if line.strip()]
         return Outcome(self.name, why, ended.seconds, counts, failures, shown, log.read_text(errors="replace"))
 
 

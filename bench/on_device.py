@@ -19,7 +19,7 @@ from launches import FAULTS, LaunchLog, breaks_the_device, plant_fault
 
 # What a process that ends after a device fault returns.
 BROKEN = 70
-MOST_TEXT = 6000
+MOST_TEXT, MOST_PRINTED = 6000, 1500
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -131,6 +131,11 @@ class _Recorder:
                 os._exit(BROKEN)
         return report
 
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        # A file that cannot be imported has no test that could fail.
+        if report.failed and not self._is_worker:
+            self._write(event="failed", test=report.nodeid, text=report.longreprtext[-MOST_TEXT:], launches=[])
+
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         if not self._is_worker:
             self._write(event="started", test=nodeid, time=time.time())
@@ -144,7 +149,9 @@ class _Recorder:
 
 
 def _text(report: pytest.TestReport) -> str:
-    return report.longreprtext[-MOST_TEXT:]
+    """Return what a report says: the traceback's end, and what compilers wrote to standard error."""
+    printed = report.capstderr[-MOST_PRINTED:].strip()
+    return report.longreprtext[-MOST_TEXT:] + (f"\nstandard error:\n{printed}" if printed else "")
 
 
 def _torch_on_a_gpu() -> Any:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from machine import ROOT
 # Seconds for a process that is asked to end.
 GRACE = 4.0
 LONGEST_OUTPUT = 400_000
+PR_SET_PDEATHSIG = 1
 
 
 @dataclass
@@ -36,7 +39,14 @@ def run_process(command: Sequence[str], seconds: float, environment: dict[str, s
         file.flush()
         start = file.tell()
         process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=_die_with_the_parent,
         )
         timed_out = False
         try:
@@ -49,11 +59,21 @@ def run_process(command: Sequence[str], seconds: float, environment: dict[str, s
                 process.wait(GRACE)
         finally:
             _signal(process, signal.SIGKILL)
-            process.wait()
+            # A process that is stuck in the driver hears not even that; it is left behind.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(10)
     with log.open("rb") as file:
-        file.seek(start)
-        output = file.read(LONGEST_OUTPUT).decode(errors="replace")
-    return Ended(process.returncode, time.monotonic() - began, timed_out, output)
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(start, end - LONGEST_OUTPUT))
+        output = file.read().decode(errors="replace")
+    status = -signal.SIGKILL if process.returncode is None else process.returncode
+    return Ended(status, time.monotonic() - began, timed_out, output)
+
+
+def _die_with_the_parent() -> None:
+    """Let this process be killed when the one that started it is: else it would hold the GPU after a call that was ended from outside."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _signal(process: subprocess.Popen[bytes], number: int) -> None:

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import itertools
 import math
+import os
 import sys
 import tempfile
 import time
@@ -42,6 +43,8 @@ from fastcyclegan.report import draw_grid, save_image, to_pixels
 
 # Parity after so many iterations; so many samples go round; so many are shown.
 STEPS, INPUTS, SHOWN, SIDE = {"cpu": 2, "cuda": 4}, 8, 3, 128
+# Below it a discriminator's last norm has maps of 2 x 2: where their four values are nearly alike, rounding decides what comes out.
+LEAST_SIZE = 32
 # Of so many samples, those with an image of one colour all over are passed by.
 LOOKED = 256
 ROUNDS, STRIDE = {"cpu": 20, "cuda": 15}, {"cpu": 1, "cuda": 10}
@@ -277,12 +280,16 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if (options.data_A is None) != (options.data_B is None):
         parser.error("--data_A and --data_B belong together")
-    if options.size is not None and (options.size < 24 or options.size % 4):
-        parser.error(f"--size must be a multiple of 4, at least 24, got {options.size}")
+    if options.size is not None and (options.size < LEAST_SIZE or options.size % 4):
+        parser.error(f"--size must be a multiple of 4, at least {LEAST_SIZE}, got {options.size}")
+    if options.seed < 0:
+        parser.error(f"--seed must not be negative, got {options.seed}")
     if not options.seconds > 0:
         parser.error("--seconds must be more than 0")
     if options.output.suffix.lower() != ".png" or not options.output.parent.is_dir():
         parser.error(f"--output must be a .png in a folder that is there, got {options.output}")
+    if not os.access(options.output if options.output.exists() else options.output.parent, os.W_OK) or options.output.is_dir():
+        parser.error(f"--output {options.output}: cannot write there")
     return options
 
 

@@ -5,6 +5,7 @@ What runs there is marked: every file is called rehearsal-... and says "rehearsa
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import os
@@ -27,6 +28,8 @@ PACKAGES = (
     "pytest", "pytest-benchmark", "pytest-timeout", "pytest-xdist",
 )  # fmt: skip
 MARK, PREFIX = "rehearsal, no GPU", "rehearsal-"
+# Seconds for a rehearsal that is ended from outside: to have heard of it, and to end.
+HEARD, ENDING = 5.0, 20.0
 
 
 class CannotRehearse(Exception):  # noqa: N818 - a reason, for whoever asked
@@ -73,12 +76,22 @@ def bare_python(folder: Path, packages: Sequence[str] = PACKAGES) -> Path:
     return folder / "bin" / "python"
 
 
+def _listed(*options: str) -> list[str]:
+    """Return the files that git lists, none where there is no git or no checkout."""
+    try:
+        done = subprocess.run(["git", "ls-files", "-z", *options], cwd=ROOT, capture_output=True, text=True, check=False)
+    except OSError:
+        return []
+    return [name for name in done.stdout.split("\0") if name] if done.returncode == 0 else []
+
+
 def tracked_copy(folder: Path) -> None:
     """Copy what git tracks, as it is in the working tree, into ``folder``. Raises CannotRehearse outside a checkout."""
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
-    names = [name for name in listed.stdout.split("\0") if name]
-    if listed.returncode or not names:
+    names = _listed()
+    if not names:
         raise CannotRehearse(f"{ROOT} is no git checkout, so there is nothing to tell which files travel")
+    if untracked := _listed("--others", "--exclude-standard"):
+        print(f"not in the rehearsal, because git does not track them: {', '.join(untracked[:8])}", flush=True)
     for name in names:
         source, target = ROOT / name, folder / name
         if source.is_symlink() or source.exists():
@@ -98,7 +111,7 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 def mark(file: Path) -> Path:
-    """Write into ``file`` that it is of a rehearsal, call it so, and return where it is now. Raises ValueError for an unknown kind."""
+    """Write into ``file`` that it is of a rehearsal, call it so, and return where it is now. What holds no text is called so alone."""
     kind = "".join(file.suffixes[-2:]) if file.suffix == ".gz" else file.suffix
     if kind in (".md", ".log", ".txt"):
         file.write_text(f"{MARK}\n\n{file.read_text(errors='replace')}")
@@ -111,8 +124,6 @@ def mark(file: Path) -> Path:
             json.dump(content, packed)
     elif kind == ".png":
         _mark_image(file)
-    else:
-        raise ValueError(f"{file}: nobody knows how to mark this kind of file")
     return file.rename(file.with_name(PREFIX + file.name))
 
 
@@ -133,7 +144,13 @@ def check_results(results: Path) -> None:
         raise CannotRehearse("bench/results is for what a GPU gave: name another folder with --results")
     if results.exists() and not results.is_dir():
         raise CannotRehearse(f"--results {results} is a file")
-    others = [file.name for file in results.iterdir() if not file.name.startswith(PREFIX)] if results.exists() else []
+    try:
+        results.mkdir(parents=True, exist_ok=True)
+        (results / PREFIX).touch()
+        (results / PREFIX).unlink()
+    except OSError as error:
+        raise CannotRehearse(f"--results {results}: cannot write there: {error.strerror}") from None
+    others = [file.name for file in results.iterdir() if not file.name.startswith(PREFIX)]
     if others:
         raise CannotRehearse(f"--results {results} holds what is of no rehearsal ({others[0]}): name an empty folder")
 
@@ -151,11 +168,18 @@ def rehearse(arguments: Sequence[str], results: Path) -> int:
         python = bare_python(folder / "venv")
         print(f"{MARK}: files copied and a bare Python made in {time.monotonic() - began:.0f} s", flush=True)
         command = [str(python), str(copy / "scripts" / "gpu_suite.py"), "--in-rehearsal", *arguments, "--results", str(own)]
-        try:
-            done = subprocess.run(command, cwd=folder, env=environment(folder), stdin=subprocess.DEVNULL, check=False)
-        finally:
-            results.mkdir(parents=True, exist_ok=True)
-            for file in sorted(path for path in own.rglob("*") if path.is_file()):
-                shutil.move(mark(file), results / (PREFIX + file.name))
+        with subprocess.Popen(command, cwd=folder, env=environment(folder), stdin=subprocess.DEVNULL) as process:
+            try:
+                status = process.wait()
+            except KeyboardInterrupt:
+                # It ends its parts, by the same Ctrl-C or else by a signal of its own; what it knew is written.
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(HEARD)
+                process.terminate()
+                status = process.wait(ENDING)
+            finally:
+                process.kill()
+        for file in sorted(path for path in own.rglob("*") if path.is_file()):
+            shutil.move(mark(file), results / (PREFIX + file.name))
     print(f"{MARK}: {time.monotonic() - began:.0f} s in all; files in {results}")
-    return done.returncode
+    return status

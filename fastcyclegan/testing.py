@@ -7,6 +7,7 @@ dtype, plus a few units in the last place. So the bound comes from the arithmeti
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from fastcyclegan.config import EngineConfig, LossConfig, ModelConfig, OptimConfig
@@ -41,6 +43,8 @@ def assert_parity(name: str, ours: Tensor, theirs: Tensor, truth: Tensor, dtype:
     The message has what it takes to mend it elsewhere: both errors, shape, dtype and strides, and the first number that is wrong.
     """
     found, of_the_dtype = relative_error(ours, truth), relative_error(theirs, truth)
+    if not math.isfinite(of_the_dtype) or not truth.isfinite().all():
+        raise AssertionError(f"{name}: PyTorch's own result is not finite, which can be no yardstick")
     allowed = 2 * of_the_dtype + PARITY_ULPS[dtype] * torch.finfo(dtype).eps
     if not found <= allowed:
         errors = f"relative error {found:.3e} against float64, allowed {allowed:.3e}, PyTorch's own {of_the_dtype:.3e}"
@@ -72,10 +76,10 @@ def describe_difference(ours: Tensor, theirs: Tensor, truth: Tensor, dtype: torc
 
 def assert_same_bits(name: str, ours: Tensor, theirs: Tensor) -> None:
     """Raise AssertionError unless both tensors are equal; the message names the first number that is not, and how many there are."""
+    if (ours.dtype, ours.shape) != (theirs.dtype, theirs.shape):
+        raise AssertionError(f"{name}: shapes or dtypes differ: {ours.dtype} {list(ours.shape)} and {theirs.dtype} {list(theirs.shape)}")
     if torch.equal(ours, theirs):
         return
-    if ours.shape != theirs.shape:
-        raise AssertionError(f"{name}: shapes differ: {list(ours.shape)} and {list(theirs.shape)}")
     a, b = ours.detach().cpu(), theirs.detach().cpu()
     different = (a != b).flatten().nonzero().flatten()
     index = tuple(int(i) for i in torch.unravel_index(different[0], a.shape)) if len(different) else ()
@@ -86,7 +90,8 @@ def assert_same_bits(name: str, ours: Tensor, theirs: Tensor) -> None:
 
 def tf32(allowed: bool) -> AbstractContextManager[None]:
     """Let torch's convolutions round fp32 to TF32 inside the block, or not. cuDNN stays on, which ``flags`` turns off unless it is told."""
-    context: AbstractContextManager[None] = torch.backends.cudnn.flags(enabled=True, allow_tf32=allowed)
+    kept = {name: getattr(torch.backends.cudnn, name) for name in ("benchmark", "deterministic")}
+    context: AbstractContextManager[None] = torch.backends.cudnn.flags(enabled=True, allow_tf32=allowed, **kept)
     return context
 
 
@@ -165,7 +170,7 @@ def is_cancelled_bias(net: nn.Module, name: str) -> bool:
     layers = [layer for layer in parent if not isinstance(layer, nn.Identity)]
     place = next(n for n, layer in enumerate(layers) if layer is net.get_submodule(owner))
     norm = layers[place + 1] if place + 1 < len(layers) else None
-    if isinstance(layers[place], _InstanceNorm) or not isinstance(norm, _InstanceNorm):
+    if not isinstance(layers[place], _ConvNd) or not isinstance(norm, _InstanceNorm):
         return False
     return norm.training or not norm.track_running_stats
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -64,12 +65,12 @@ def test_a_pytest_that_is_killed_has_told_what_it_knew(around: Surroundings, tmp
     outcome = Tests("slow", ("tests/kernels/test_tune.py",), 9).run(around, 1)
     assert not outcome.holds
     assert outcome.why == "ended at its limit of 1 s"
-    assert outcome.counts == {"passed": 1, "failed": 2, "skipped": 0}
+    assert outcome.counts == {"passed": 1, "failed": 1, "unfinished": 1, "skipped": 0}
     assert [failure.where for failure in outcome.failures] == ["b", "c"]
     assert outcome.failures[0].launches == [{"kernel": "k"}]
     assert "did not end" in outcome.failures[1].text
     assert "so far" in outcome.output
-    assert subprocess.run(["pgrep", "-f", "sleep 77"], capture_output=True, check=False).stdout == b""
+    assert not _running("sleep 77")
 
 
 CRASHING = """
@@ -101,7 +102,7 @@ def test_a_fault_of_the_device_ends_its_process_alone(around: Surroundings, tmp_
     file = tmp_path / "test_crashing.py"
     file.write_text(CRASHING)
     outcome = Tests("crash", (str(file),), 100, workers=2).run(around, 100)
-    assert outcome.counts == {"passed": 4, "failed": 2, "skipped": 0}, outcome.output
+    assert outcome.counts == {"passed": 4, "failed": 2, "unfinished": 0, "skipped": 0}, outcome.output
     found = {failure.where.rpartition("::")[2]: failure for failure in outcome.failures}
     assert set(found) == {"test_illegal", "test_wrong"}
     illegal, wrong = found["test_illegal"], found["test_wrong"]
@@ -136,7 +137,7 @@ def test_what_finds_no_memory_beside_others_is_run_alone(around: Surroundings, m
     (tmp_path / "pyproject.toml").write_text("[tool.pytest.ini_options]\n")
     (tmp_path / "test_large.py").write_text(CROWDED)
     outcome = Tests("large", ("test_large.py",), 100, workers=2).run(around, 100)
-    assert outcome.counts == {"passed": 2, "failed": 1, "skipped": 0}, outcome.output
+    assert outcome.counts == {"passed": 2, "failed": 1, "unfinished": 0, "skipped": 0}, outcome.output
     assert [failure.where for failure in outcome.failures] == ["test_large.py::test_large[2]"]
     assert outcome.note == "2 found no memory beside others and ran again alone"
 
@@ -183,7 +184,15 @@ def test_every_part_names_tests_that_are_there() -> None:
 def test_words_that_no_test_has_are_an_error(around: Surroundings) -> None:
     outcome = Tests("none", ("tests/kernels/test_tune.py",), 60, words=("two_to_the_99",), workers=1).run(around, 60)
     assert outcome.why == "exit code 4"
-    assert "no test is called two_to_the_99" in "\n".join(outcome.shown)
+    assert "no test is called two_to_the_99" in outcome.failures[0].text
+
+
+def test_a_file_that_cannot_be_imported_is_told(around: Surroundings, tmp_path: Path) -> None:
+    file = tmp_path / "test_broken.py"
+    file.write_text("import no_such_package\n\ndef test_x():\n    pass\n")
+    outcome = Tests("broken", (str(file),), 60, workers=1).run(around, 60)
+    assert not outcome.holds
+    assert "No module named 'no_such_package'" in outcome.failures[0].text
 
 
 # --- Options and benches ------------------------------------------------------------------------------------------------------------
@@ -345,6 +354,62 @@ def test_rows_of_all_benches_become_one_file(around: Surroundings, monkeypatch: 
     assert json.loads((around.results / "backends" / "Test_GPU.json").read_text()) == {"k": {"triton": 750.0, "cudnn": 750.0}}
 
 
+def test_a_stage_goes_on_whatever_cannot_be_written(around: Surroundings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a file of rows, as a killed pytest leaves it, and results that are gone: the parts are run, the summary is printed."""
+    suite = suite_of(around, monkeypatch, stage=3)
+    benches = [part for part in STAGES[3] if isinstance(part, Benches)]
+    benches[0].rows_of(around).write_text('{"machine_info": {')
+
+    class Removing(Part):
+        def run(self, given: Surroundings, seconds: float) -> Outcome:
+            shutil.rmtree(around.results)
+            return super().run(given, seconds)
+
+    printed: list[str] = []
+    monkeypatch.setattr(suite.printer, "summary", printed.extend)
+    good = [Outcome(name, counts={"passed": 1}) for name in "ab"]
+    assert suite.run([Removing(good[0]), Part(good[1])]) == 0  # type: ignore[list-item]
+    assert any("not written: FileNotFoundError" in line for line in printed)
+    assert any("all 2 parts hold" in line for line in printed)
+
+
+def test_an_unfinished_stage_says_so(around: Surroundings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a run that was killed leaves must not read as a success."""
+    suite = suite_of(around, monkeypatch)
+
+    class Killed(Part):
+        def run(self, around: Surroundings, seconds: float) -> Outcome:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        suite.run([Part(Outcome("a", counts={"passed": 2})), Killed(Outcome("b"))])  # type: ignore[list-item]
+    assert "UNFINISHED, 1 of 2 parts are known; of these all 1 parts hold" in (around.results / "stage1.md").read_text()
+    assert not json.loads((around.results / "stage1.json").read_text())["finished"]
+
+
+def test_different_errors_are_told_before_the_same_again() -> None:
+    texts = [
+        "E   AssertionError: y: relative error 2.5e-01",
+        "E   AssertionError: y: relative error 7.5e-03",
+        "E   TypeError: no",
+        "E   KeyError: 3",
+    ]
+    failures = [Failure(f"t::{n}", text) for n, text in enumerate(texts)]
+    lines = summary(ABOUT, [Outcome("a", failures=failures)], 1, 9, [])
+    assert [line for line in lines if line.startswith("FAILED")] == [f"FAILED t::{n}" for n in (0, 2, 3, 1)]
+    compiler = Failure("t::x", "E   CompilationError: at 1:0:\nE   def _k(x):\nE   ^\nE   too many registers")
+    told = "\n".join(summary(ABOUT, [Outcome("a", failures=[compiler])], 1, 9, []))
+    assert "CompilationError: at 1:0:" in told
+    assert "too many registers" in told
+
+
+def test_failing_benches_tell_what_failed(around: Surroundings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = "FAILED bench/bench_x.py::bench_x[3-D U-Net, 1 of 4-ours] - AssertionError: ours: relative error 2.5e-01 against float64"
+    stand_in(tmp_path / "python", f"echo '{line}'\nexit 1", monkeypatch)
+    outcome = Benches("x", "bench_x.py", 20).run(around, 20)
+    assert [(failure.where, failure.text) for failure in outcome.failures] == [tuple(line.removeprefix("FAILED ").split(" - "))]
+
+
 def test_a_summary_fits_into_what_comes_back() -> None:
     """However much fails: the first of each part before the second of any, and how many more there are."""
     arguments = ["bfloat16[1, 256, 64, 64]" * 9] * 12
@@ -356,13 +421,13 @@ def test_a_summary_fits_into_what_comes_back() -> None:
 
     outcomes = [Outcome(f"part {n}", "", 9, {"passed": 1, "failed": 50}, failures(n), ["a figure " * 30] * 99) for n in range(12)]
     outcomes += [Outcome(f"good {n}", "", 9, {"passed": 1}, [], ["a figure " * 30] * 99) for n in range(3)]
-    lines = summary(1, ABOUT, outcomes, 99, ["file" * 99] * 9)
+    lines = summary(ABOUT, outcomes, 15, 99, ["file" * 99] * 9)
     assert len("\n".join(lines)) < 8000
     told = [line for line in lines if line.startswith("FAILED")]
     assert len(told) >= 5
     assert any("more failures are in the files" in line for line in lines)
     assert any("last launch: _k grid 7" in line for line in lines)
-    good = summary(1, ABOUT, outcomes[12:], 99, [])
+    good = summary(ABOUT, outcomes[12:], 3, 99, [])
     assert "all 3 parts hold" in good[0]
     assert any(line.startswith("a figure") for line in good)
     assert len("\n".join(good)) < 8000
@@ -406,8 +471,10 @@ def test_compiled_kernels_travel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         piece.unlink()
     with tarfile.open(results / "triton-cache.tgz.0", "w:gz") as tar:
         tar.add(cache / "k0", arcname=str(tmp_path / "elsewhere").lstrip("/"))
-    assert gpu_suite.load_compiled(results) == 0
+    assert f"they were made in another folder than {cache}" in gpu_suite.told_of_compiled(results)
     assert not (tmp_path / "elsewhere").exists()
+    (results / "triton-cache.tgz.0").write_bytes(b"\x1f\x8b half")
+    assert "are not used: " in gpu_suite.told_of_compiled(results)
 
 
 # --- The command line ---------------------------------------------------------------------------------------------------------------
@@ -434,6 +501,33 @@ def test_bad_arguments_are_named(arguments: list[str], message: str, capsys: pyt
     assert "Traceback" not in error
 
 
+def test_what_it_started_does_not_outlive_it(tmp_path: Path) -> None:
+    """Killed outright, as at the end of a call: nothing may hold the GPU after it."""
+    script = f"""
+import sys
+sys.path.insert(0, {str(ROOT / "bench")!r})
+from pathlib import Path
+import processes
+print("begun", flush=True)
+processes.run_process(["sleep", "79.5"], 60, {{"PATH": "/usr/bin:/bin"}}, Path({str(tmp_path / "log")!r}))
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        deadline = time.monotonic() + 20
+        while not _running("sleep 79.5") and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.kill()
+    deadline = time.monotonic() + 5
+    while _running("sleep 79.5") and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _running("sleep 79.5")
+
+
+def _running(command: str) -> bool:
+    return subprocess.run(["pgrep", "-xf", command], capture_output=True, check=False).stdout != b""
+
+
 def test_ended_from_outside_it_ends_what_it_started(tmp_path: Path) -> None:
     """SIGTERM in the middle of a part: exit code 130, the part's processes are gone, and the temporary folder too."""
     script = f"""
@@ -457,4 +551,4 @@ sys.exit(gpu_suite.main(["--stage", "1", "--in-rehearsal", "--results", {str(tmp
     assert process.returncode == 130
     assert "ended from outside" in rest
     assert not Path(line.split()[1]).exists()
-    assert subprocess.run(["pgrep", "-f", "sleep 78.5"], capture_output=True, check=False).stdout == b""
+    assert not _running("sleep 78.5")

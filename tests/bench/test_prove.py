@@ -171,7 +171,7 @@ def test_your_own_pictures(tmp_path: Path, dataset: Path, capsys: pytest.Capture
     ("arguments", "message"),
     [
         ("--data_A {0}", "--data_A and --data_B belong together"),
-        ("--size 30", "--size must be a multiple of 4, at least 24, got 30"),
+        ("--size 30", "--size must be a multiple of 4, at least 32, got 30"),
         ("--seconds 0", "--seconds must be more than 0"),
         ("--output {0}/nowhere/proof.png", "--output must be a .png in a folder that is there"),
         ("--output proof.jpg", "--output must be a .png"),

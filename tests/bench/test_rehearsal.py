@@ -100,10 +100,9 @@ def test_every_kind_of_file_is_marked(tmp_path: Path) -> None:
         assert image.info["Comment"] == MARK
         assert image.size == (200, 70)
         assert image.convert("RGB").getpixel((199, 2)) == (255, 255, 0)
-    (tmp_path / "x.bin").touch()
-    with pytest.raises(ValueError, match="nobody knows how to mark"):
-        mark(tmp_path / "x.bin")
-    assert {path.name.partition("-")[0] for path in tmp_path.iterdir()} == {"rehearsal", "x.bin"}
+    (tmp_path / "triton-cache.tgz.0").touch()
+    mark(tmp_path / "triton-cache.tgz.0")
+    assert {path.name.partition("-")[0] for path in tmp_path.iterdir()} == {"rehearsal"}
 
 
 def test_results_of_a_gpu_are_not_written_over(tmp_path: Path) -> None:
