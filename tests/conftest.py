@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import getpass
 import importlib.util
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +24,11 @@ from fastcyclegan.config import Preprocess
 from fastcyclegan.data.picture import Fit
 from fastcyclegan.data.scan import check_files
 from fastcyclegan.data.source import Batch, Source
+
+# Torch 2.13 finds a compiled graph again by its operators, and not by the vectors that its code was made for: a run with another
+# ATEN_CPU_CAPABILITY would read wrong numbers with it.
+_CAPABILITY = torch.backends.cpu.get_cpu_capability().lower()
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{tempfile.gettempdir()}/torchinductor_{getpass.getuser()}_{_CAPABILITY}")
 
 # A package for test_official.py, with modules called test_*.py of its own.
 collect_ignore = ["official_checkout"]

@@ -192,7 +192,10 @@ def gradients(engine: Engine, batch: Any) -> dict[tuple[str, str], torch.Tensor]
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_every_gradient_of_the_compiled_step_by_the_parity_rule(precision: str) -> None:
-    """Compiled against uncompiled in the same precision, both against float64 (where the uncompiled step equals the official one)."""
+    """Compiled against uncompiled in the same precision, both against float64 (where the uncompiled step equals the official one).
+
+    The weights and biases of a layer in both networks of a side are held as one vector: a bias of 3 numbers by itself is a matter of luck.
+    """
     if reason := why_not_compiled(torch.device("cpu")):
         pytest.skip(reason)
     start, plan = seeded_networks(SMALL), Plan(0, 9, 9)
@@ -206,10 +209,13 @@ def test_every_gradient_of_the_compiled_step_by_the_parity_rule(precision: str) 
     run_engine(engine, [random_batch(32, plan, n) for n in range(1, 4)])
     assert counters["stats"]["unique_graphs"] == compiled > 0  # nothing is compiled again after the first iteration
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-    checked = [key for key in truth if not is_cancelled_bias(start[key[0]], key[1])]
-    assert len(checked) > 20
-    for key in checked:
-        assert_parity(".".join(key), ours[key], yardstick[key], truth[key], dtype)
+    layers: dict[str, list[tuple[str, str]]] = {}
+    for net, key in truth:
+        if not is_cancelled_bias(start[net], key):
+            layers.setdefault(f"{net[0]}.{key.rpartition('.')[0]}", []).append((net, key))
+    assert len(layers) > 10
+    for layer, keys in layers.items():
+        assert_parity(layer, *(torch.cat([of[key].flatten() for key in keys]) for of in (ours, yardstick, truth)), dtype)
 
 
 def test_what_is_compiled_for_a_processor_sees_one_picture_at_a_time() -> None:
