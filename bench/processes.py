@@ -19,6 +19,8 @@ from machine import ROOT
 GRACE = 4.0
 LONGEST_OUTPUT = 400_000
 PR_SET_PDEATHSIG = 1
+# Loaded beforehand: between fork and exec as little as possible may happen.
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 @dataclass
@@ -72,8 +74,8 @@ def run_process(command: Sequence[str], seconds: float, environment: dict[str, s
 
 def _die_with_the_parent() -> None:
     """Let this process be killed when the one that started it is: else it would hold the GPU after a call that was ended from outside."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if _LIBC is not None:
+        _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _signal(process: subprocess.Popen[bytes], number: int) -> None:
