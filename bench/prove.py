@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from figures import Row, Spread, anchor_of, duration, speed_up
 from machine import DEVICE, PeakMemory, machine
-from parity import EXACT, Difference, Judge, Undecided, deviation, flat_images, listed, require_telling
+from parity import EXACT, EXACT_STEPS, Difference, Judge, Undecided, deviation, flat_images, listed, require_telling
 from PIL import Image, ImageDraw, ImageFont
 from providers import PROVIDERS, TrainStep, code_of, plain_networks, remember_compiled, seconds_to_compile, train_step
 from timing import Entrant, Unserved, race
@@ -174,7 +174,7 @@ def differences_table(proof: Proof, ours: str) -> Iterator[str]:
     precision, steps = proof.steps[ours].precision, STEPS[DEVICE]
     verdict = "holds" if proof.exact <= EXACT else "FAILS"
     bound = f"relative difference {proof.exact:.1e} at most, allowed {EXACT:.0e}  {verdict}"
-    yield f"both in float64, {steps} iterations on 32x32 of each image: {bound}\n"
+    yield f"both in float64, {EXACT_STEPS} iterations on 32x32 of each image: {bound}\n"
     heads = (f"after {steps} iterations, from float64", f"ours, {precision}", f"official, {precision}", "allowed", "")
     yield "{:<40}{:>14}{:>16}{:>12}  {}".format(*heads)
     for d in proof.differences[ours]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -33,6 +33,7 @@ from providers import PROVIDERS, TrainStep, Unserved, generator, plain_networks,
 from fastcyclegan.config import LossConfig, ModelConfig
 from fastcyclegan.data import toy
 from fastcyclegan.data.plan import Plan
+from fastcyclegan.data.source import Batch
 from fastcyclegan.engine import engine
 from fastcyclegan.engine.numbers import Numbers
 from fastcyclegan.testing import random_batch, relative_error, seeded_networks
@@ -165,6 +166,20 @@ def test_in_float64_subtle_faults_are_seen_on_built_in_images(fault: str, monkey
 @pytest.mark.parametrize("size", [64, 96, 128, 256])
 def test_in_float64_ours_is_the_official_order_on_built_in_images(size: int) -> None:
     assert built_in(size).mathematics() < EXACT
+
+
+def test_in_float64_two_iterations_are_compared(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of however many are judged: rounding grows from one to the next, and 1e-9 is asked of full networks on a GPU, which has four."""
+    seen: list[int] = []
+
+    def counted(step: TrainStep, batches: Sequence[Batch]) -> Trace:
+        seen.append(len(batches))
+        return trace(step, batches)
+
+    trace = Trace.of
+    monkeypatch.setattr(Trace, "of", counted)
+    assert replace(judge, batches=[*judge.batches, *judge.batches]).mathematics(size=24) < EXACT
+    assert seen == [2, 2]
 
 
 def test_the_liveliest_crop_is_where_an_image_varies_and_its_contrast_is_stretched() -> None:
