@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from launches import FAULTS, LaunchLog, breaks_the_device, plant_fault
 from machine import DEVICE
-from on_device import BROKEN
+from on_device import BROKEN, read_events
 from torch import Tensor, nn
 
 from fastcyclegan.config import EngineConfig, LossConfig, ModelConfig, OptimConfig
@@ -188,7 +188,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.plant_fault:
         plant_fault(options.plant_fault)
     cases = [INTERPRETED, *(tiny(case) for case in CASES if not case.compiled)] if options.tiny else CASES
-    known = {json.loads(line)["case"] for line in options.record.read_text().splitlines()} if _exists(options.record) else set()
+    known = {event["case"] for event in read_events(options.record)} if options.record is not None else set()
 
     def write(**event: Any) -> None:
         if options.record is not None:
@@ -199,10 +199,6 @@ def main(arguments: list[str] | None = None) -> int:
     if not todo and not known:
         parser.error(f"no case is called {options.only!r}: {', '.join(case.name for case in cases)}")
     return _run_all(todo, log, write)
-
-
-def _exists(record: Path | None) -> bool:
-    return record is not None and record.exists()
 
 
 def _run_all(cases: Sequence[Case], log: LaunchLog, write: Callable[..., None]) -> int:

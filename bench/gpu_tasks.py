@@ -18,7 +18,7 @@ from typing import Any
 from figures import lines_of, read_results
 from launches import breaks_the_device
 from machine import ROOT
-from on_device import BROKEN, read_record
+from on_device import BROKEN, read_events, read_record
 from processes import Ended, ending_of, run_process
 
 # Seconds for one test that is run again alone.
@@ -227,14 +227,14 @@ class Options:
             left = seconds - (time.monotonic() - began)
             ended = run_process(command, left, environment_of(around), log)
             # A case that ended its process; the next process leaves out whatever began.
-            fatal = [case for case in _fatal(_lines(record)) if case not in tried]
+            fatal = [case for case in _fatal(read_events(record)) if case not in tried]
             if ended.timed_out or not fatal:
                 break
             tried.update(fatal)
             if len(tried) <= MOST_AGAIN and left > 2 * AGAIN:
                 self._again(fatal[0], around, record, log)
         why = ending_of(ended, seconds) if ended.timed_out or ended.status not in (0, 1) else ""
-        outcome = self._outcome(_lines(record), why, ended.output)
+        outcome = self._outcome(read_events(record), why, ended.output)
         outcome.seconds, outcome.output = time.monotonic() - began, log.read_text(errors="replace")
         return outcome
 
@@ -268,10 +268,6 @@ class Options:
 def environment_of(around: Surroundings) -> dict[str, str]:
     """Return the environment of the options: without a GPU one of them has its kernels interpreted."""
     return {**around.environment, "TRITON_INTERPRET": "1"} if around.rehearsed else around.environment
-
-
-def _lines(record: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in record.read_text().splitlines()] if record.exists() else []
 
 
 def _unfinished(events: Sequence[dict[str, Any]]) -> list[str]:

@@ -6,6 +6,7 @@ kernels that were launched last. After a fault that the device does not survive 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -175,12 +176,14 @@ def _is_broken() -> bool:
 
 
 def read_record(record: Path) -> list[dict[str, Any]]:
-    """Return the events of all processes of a run, a last line that was cut off left out."""
+    """Return the events of all processes of a run."""
+    return [event for file in sorted(record.parent.glob(f"{record.stem}.*{record.suffix}")) for event in read_events(file)]
+
+
+def read_events(file: Path) -> list[dict[str, Any]]:
+    """Return the lines of JSON in ``file``, none where there is no such file; a line that a killed process cut off is left out."""
     events = []
-    for file in sorted(record.parent.glob(f"{record.stem}.*{record.suffix}")):
-        for line in file.read_text().splitlines():
-            try:
-                events.append(json.loads(line))
-            except ValueError:
-                continue
+    for line in file.read_text().splitlines() if file.exists() else []:
+        with contextlib.suppress(ValueError):
+            events.append(json.loads(line))
     return events

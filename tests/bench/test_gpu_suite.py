@@ -207,7 +207,7 @@ case "$*" in
 *--only*) for last; do case "$last" in --launch-log=*) echo '{{"kernel": "k"}}' > "${{last#*=}}";; esac; done; exit 70;;
 esac
 if [ ! -e {record} ]; then say began a; say held a; say began b; say broken b; exit 70; fi
-if ! grep -q '"c"' {record}; then say began c; kill -9 $$; fi
+if ! grep -q '"c"' {record}; then say began c; echo '{{"event": "hel' >> {record}; kill -9 $$; fi
 say began d; say held d
 """
     stand_in(tmp_path / "python", script, monkeypatch)
