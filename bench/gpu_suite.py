@@ -186,7 +186,7 @@ def backends(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
 
 def _keep_tuned(results: Path) -> None:
     """Copy the tiles that were chosen by measurement: they may ship as kernels/tuned/*.json."""
-    if torch.cuda.is_available() and (tuned := _tune.cache_file(torch.device("cuda"))).exists():
+    if torch.cuda.is_available() and (tuned := _tune.cache_file(torch.cuda.get_device_name())).exists():
         shutil.copy(tuned, results / f"tuned-{tuned.name}")
 
 

@@ -70,9 +70,6 @@ def line_of(launch: Any) -> dict[str, Any]:
 class LaunchLog:
     """Remembers the last launches. ``file``: also writes each there before it is made, so that the last line is the one that crashed."""
 
-    dry = all_configs = False
-    capability = 90
-
     def __init__(self, file: Path | None = None) -> None:
         self.last: deque[dict[str, Any]] = deque(maxlen=KEPT)
         self._file: TextIO | None = file.open("a") if file is not None else None

@@ -1,71 +1,52 @@
-"""Compile every configuration of every kernel ahead of time and report what the compiler made of it. Needs no GPU.
+"""Compile kernels ahead of time and report what the compiler made of them. Needs no GPU.
 
-What to compile is found out by running the networks dry at their real sizes (and the operators' other modes by themselves), with every
-configuration in the kernels' lists; a kernel of the registry that none of this launches is an error. Registers, stack and shared memory
-are read from the cubin, instructions from its SASS, the width of tile loads and stores from the PTX, line by line.
+What to compile is found out by running something dry (``jobs_of``). Registers, stack and shared memory are read from the cubin,
+instructions from its SASS, the width of tile loads and stores from the PTX, line by line.
 """
 
 from __future__ import annotations
 
-import argparse
 import inspect
 import itertools
-import json
 import re
 import struct
 import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import torch
 import triton
-from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from fastcyclegan.counters import dry_run
 
 # The kernels register themselves, in this process and in those that compile.
-from fastcyclegan.kernels import (  # noqa: F401
-    _launch,
-    _math,
-    accumulating,
-    border_triton,
-    descriptor_launch,
-    instance_norm,
-    instance_norm_triton,
-    reflect_conv2d,
-    reflect_conv_triton,
-    zero_conv_triton,
-)
-from fastcyclegan.kernels.zero_conv import zero_conv
-from fastcyclegan.networks import Discriminator, Generator, PixelDiscriminator, UnetGenerator
-from fastcyclegan.waves import waves
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+from fastcyclegan.kernels import _math, border_triton, descriptor_triton, instance_norm_triton, reflect_conv_triton  # noqa: F401
+from fastcyclegan.kernels import zero_conv_triton
+from fastcyclegan.kernels._jobs import Job, compile_job, job_of
+from fastcyclegan.kernels._launch import Chip, Launch
 
 
 @dataclass(frozen=True)
 class Arch:
-    """A chip's limits: shared memory a block and an SM may have (bytes). Where ``gated``, a bad kernel makes the command fail."""
+    """A chip, and its limits: shared memory that a block and an SM may have (bytes), warps and blocks resident on an SM."""
 
-    capability: int
+    chip: Chip
     block_smem: int
     sm_smem: int
-    gated: bool = True
+    warps: int = 64
+    blocks: int = 32
 
 
-# CUDA C++ Programming Guide, "Technical specifications per compute capability".
+# CUDA C++ Programming Guide, "Technical specifications per compute capability"; multiprocessors of an A100, H100, B200 and RTX 5090.
 ARCHS = {
-    "sm_80": Arch(80, 163 << 10, 164 << 10),
-    "sm_90": Arch(90, 227 << 10, 228 << 10),
-    "sm_100": Arch(100, 227 << 10, 228 << 10, gated=False),
+    "sm_80": Arch(Chip(80, 108), 163 << 10, 164 << 10),
+    "sm_90": Arch(Chip(90, 132), 227 << 10, 228 << 10),
+    "sm_100": Arch(Chip(100, 148), 227 << 10, 228 << 10),
+    "sm_120": Arch(Chip(120, 170), 99 << 10, 100 << 10, 48, 24),
 }
 
 # What matrix products read, by the names of the kernels' arguments.
@@ -80,17 +61,6 @@ INSTRUCTIONS = {
     "tma": r"\b(?:UTMALDG|UTMASTG|UBLKCP)\b",
     "local": r"\b(?:LDL|STL)\b",
 }
-
-
-@dataclass(frozen=True)
-class Job:
-    """One kernel with its argument types ("*bf16", "i32", "i32:16" for a multiple of 16, "fp32"), constexprs and configuration."""
-
-    kernel: str
-    types: tuple[tuple[str, str], ...]
-    constants: tuple[tuple[str, Any], ...]
-    num_warps: int
-    num_stages: int
 
 
 @dataclass(frozen=True)
@@ -114,113 +84,30 @@ class Report:
 # --- What to compile --------------------------------------------------------------------------------------------------------------
 
 
-def job_of(launch: _launch.Launch) -> Job:
-    """Return the specialisation that Triton makes of ``launch``."""
-    parameters = _launch.REGISTRY[launch.kernel].params
-    types, constants = [], {**launch.constants, **launch.config.constants}
-    for parameter, value in zip(parameters, launch.args, strict=False):
-        name, general = parameter.name, parameter.do_not_specialize
-        if isinstance(value, Tensor):
-            types.append((name, f"*{TYPES[value.dtype]}:16"))
-        elif isinstance(value, TensorDescriptor):
-            types.append((name, f"tensordesc<{TYPES[value.base.dtype]}{value.block_shape}>"))
-        elif value is None or (isinstance(value, int) and value == 1 and not general):
-            constants[name] = value
-        elif isinstance(value, float):
-            types.append((name, "fp32"))
-        else:
-            kind = "i32" if -(2**31) <= value < 2**31 else "i64"
-            types.append((name, f"{kind}:16" if value % 16 == 0 and not general else kind))
-    return Job(launch.kernel, tuple(types), tuple(sorted(constants.items())), launch.config.num_warps, launch.config.num_stages)
+@dataclass(frozen=True)
+class Found:
+    """What something launches: its specialisations, and between how many configurations each choice is open, by its name."""
+
+    jobs: tuple[Job, ...]
+    choices: dict[str, int]
 
 
-def _train(build: Any, dtype: torch.dtype, size: int = 256, **options: Any) -> None:
-    net = build(impl="triton", **options).to(dtype=dtype, memory_format=torch.channels_last)
-    x = torch.zeros(1, 3, size, size, dtype=dtype).contiguous(memory_format=torch.channels_last).requires_grad_()
-    y = net(x)
-    y.backward(torch.empty_like(y))
+def jobs_of(run: Callable[[], Any], chip: Chip, all_configs: bool = True, all_forms: bool = False) -> Found:
+    """Run ``run`` dry and return what it would launch on ``chip``; in every configuration that may be chosen there, or in the first.
 
-
-def _operators(dtype: torch.dtype) -> None:
-    """The modes that no network uses: planes, affine norms, a convolution alone with its bias, a gradient added to another."""
-    for shape in ((1, 64, 256, 256), (1, 256, 32, 32)):
-        x, residual = (torch.zeros(shape, dtype=dtype, requires_grad=True) for _ in range(2))
-        weight, bias = (torch.zeros(shape[1], requires_grad=True) for _ in range(2))
-        y = instance_norm(x, weight, bias, act="leaky_relu", residual=residual, impl="triton")
-        y.backward(torch.empty_like(y))
-    for channels in ((256, 256), (64, 3)):
-        weight, bias = torch.zeros(channels[1], channels[0], 3, 3, requires_grad=True), torch.zeros(channels[1], requires_grad=True)
-        x = torch.zeros(1, channels[0], 64, 64, dtype=dtype).contiguous(memory_format=torch.channels_last).requires_grad_()
-        for _ in range(2):
-            y = reflect_conv2d(x, weight, bias, padding=1, impl="triton")
-            with accumulating():
-                y.backward(torch.empty_like(y))
-
-
-# The layers between pictures of 256 x 256 that are not stride 1 with a reflected border: channels in and out, side, kernel, stride, up.
-LAYERS = [
-    (64, 128, 256, 3, 2, False), (128, 256, 128, 3, 2, False), (256, 128, 64, 3, 2, True), (128, 64, 128, 3, 2, True),
-    (3, 64, 256, 4, 2, False), (1, 64, 256, 4, 2, False), (64, 128, 128, 4, 2, False), (128, 256, 64, 4, 2, False),
-    (256, 512, 32, 4, 1, False), (512, 1, 31, 4, 1, False),
-]  # fmt: skip
-
-
-def _layers(dtype: torch.dtype) -> None:
-    """Convolutions with zero padding, of two networks in one launch: what norm_conv leaves to cuDNN where it serves one."""
-    for inside, out, side, kernel, stride, up in LAYERS:
-        shape = (inside, out) if up else (out, inside)
-        weights = [torch.zeros(*shape, kernel, kernel).to(memory_format=torch.channels_last).requires_grad_() for _ in range(2)]
-        biases = [torch.zeros(out, requires_grad=True) for _ in range(2)]
-        x = torch.zeros(2, inside, side, side, dtype=dtype).contiguous(memory_format=torch.channels_last).requires_grad_()
-        options: dict[str, Any] = {"norm": True, "act": "relu"} if inside > 3 else {}
-        for _ in range(2):
-            y = zero_conv(x, weights, biases, stride=stride, padding=1, transposed=up, output_padding=int(up), **options)
-            with accumulating():
-                y.backward(torch.empty_like(y))
-
-
-def shipped_jobs(dtypes: list[torch.dtype], capability: int = 90, all_configs: bool = True) -> list[Job]:
-    """Return every specialisation that the networks and operators launch on a chip of ``capability``, in all or the first configuration.
-
-    Raises RuntimeError for a kernel that nothing launches.
+    ``all_forms``: launches through tensor descriptors as they would be through pointers too.
     """
     jobs: dict[Job, None] = {}
-    with dry_run(on_launch=lambda launch: jobs.setdefault(job_of(launch)), all_configs=all_configs, capability=capability):
-        for dtype in dtypes:
-            for build in (Discriminator, PixelDiscriminator, UnetGenerator):
-                _train(build, dtype)
-            for tf32 in (True, False) if dtype == torch.float32 else (True,):
-                with torch.backends.cudnn.flags(enabled=True, allow_tf32=tf32):
-                    _layers(dtype)
-                    _train(Generator, dtype, n_blocks=1)
-                    _train(Generator, dtype, n_blocks=1, upsample="resize", recompute=False)
-            _operators(dtype)
-        if capability >= 90:
-            list(descriptor_launch.tiles(torch.device("cpu")))
-    # A chip that has no tensor descriptors is not asked about them.
-    unasked = set() if capability >= 90 else {"_descriptor_copy_kernel"}
-    forgotten = sorted(set(_launch.REGISTRY) - {job.kernel for job in jobs} - unasked)
-    if forgotten:
-        raise RuntimeError(f"nothing here launches {', '.join(forgotten)}: add a case to fastcyclegan/compile_kernels.py")
-    return list(jobs)
+
+    def hear(launch: Launch) -> None:
+        jobs.setdefault(job_of(launch, chip.capability))
+
+    with dry_run(on_launch=hear, all_configs=all_configs, chip=chip, all_forms=all_forms) as found:
+        run()
+    return Found(tuple(jobs), found.choices)
 
 
 # --- Compiling and reading ---------------------------------------------------------------------------------------------------------
-
-
-def compile_job(job: Job, arch: Arch) -> Any:
-    """Return Triton's compiled kernel."""
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    fn = _launch.REGISTRY[job.kernel]
-    order = {name: i for i, name in enumerate(fn.arg_names)}
-    types = dict(job.types)
-    signature = {name: types[name].removesuffix(":16") if name in types else "constexpr" for name in fn.arg_names}
-    attrs = {(order[name],): [["tt.divisibility", 16]] for name, kind in job.types if kind.endswith(":16")}
-    source = ASTSource(fn, signature, {(order[name],): value for name, value in job.constants}, attrs)
-    options = {"num_warps": job.num_warps, "num_stages": job.num_stages, "enable_fp_fusion": True}
-    return triton.compile(source, target=GPUTarget("cuda", arch.capability, 32), options=options)
 
 
 def _tile_lines(operands: bool) -> dict[str, set[int]]:
@@ -257,10 +144,10 @@ def _tool(name: str, *arguments: str) -> str:
 
 
 def _occupancy(registers: int, smem: int, warps: int, arch: Arch) -> float:
-    """Return the share of an SM's 64 warps that can be resident: registers go by 256 a warp, shared memory by 1 KiB with 1 KiB a block."""
+    """Return the share of an SM's warps that can be resident: registers go by 256 a warp, shared memory by 1 KiB with 1 KiB a block."""
     by_registers = 65536 // (-(-registers * 32 // 256) * 256 * warps)
     by_smem = arch.sm_smem // (-(-smem // 1024) * 1024 + 1024)
-    return min(by_registers, by_smem, 64 // warps, 32) * warps / 64
+    return min(by_registers, by_smem, arch.warps // warps, arch.blocks) * warps / arch.warps
 
 
 @dataclass(frozen=True)
@@ -278,13 +165,13 @@ class Compiled:
 
 def compiled(job: Job, name: str) -> Compiled:
     """Compile ``job`` for the architecture called ``name``."""
-    kernel = compile_job(job, ARCHS[name])
+    kernel = compile_job(job)
     cubin = kernel.asm["cubin"]
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         Path(file.name).write_bytes(cubin)
         usage = _tool("cuobjdump", "-res-usage", file.name)
     registers, stack = (int(re.search(rf"{key}:(\d+)", usage)[1]) for key in ("REG", "STACK"))  # type: ignore[index]
-    narrow = narrow_accesses(kernel.asm["ptx"], operands=not any(kind == "*fp32:16" for key, kind in job.types if key in OPERANDS))
+    narrow = narrow_accesses(kernel.asm["ptx"], operands=not any(job.types.get(key) == "*fp32" for key in OPERANDS))
     multiplies = _multiplies(kernel.asm["ttir"])
     return Compiled(kernel.hash, cubin, registers, stack, kernel.metadata.shared, narrow, multiplies)
 
@@ -312,8 +199,7 @@ def disassemble(cubins: list[bytes], name: str) -> list[str]:
 
 def dtype_of(job: Job) -> str:
     """Return the dtype of the first tensor of ``job``."""
-    found = re.match(r"(?:\*|tensordesc<)(\w+)", job.types[0][1])
-    assert found is not None, job
+    found = next(filter(None, (re.match(r"(?:\*|tensordesc<)(\w+)", kind) for kind in job.types.values())))
     return found[1]
 
 
@@ -329,7 +215,7 @@ def _report(job: Job, name: str, kernel: Compiled, sass: str) -> Report:
         faults.append(f"{kernel.narrow} tile loads or stores of less than 16 bytes")
     if kernel.multiplies and not any(instructions[key] for key in ("HMMA", "HGMMA", "tcgen05")):
         faults.append("a matrix product in 16 bits or tf32 without matrix instructions")
-    config = {key: int(value) for key, value in job.constants if isinstance(value, int)}
+    config = {key: int(value) for key, value in job.constants.items() if isinstance(value, int)}
     dtype = dtype_of(job)
     occupancy = _occupancy(kernel.registers, kernel.smem, job.num_warps, arch)
     sizes = (kernel.registers, kernel.stack, kernel.smem, occupancy, kernel.narrow)
@@ -372,42 +258,8 @@ def table(found: list[Report]) -> Iterator[str]:
         yield f"{arch:7}{kernel:34}{dtype:6}{len(group):8}" + "".join(f"{cell:>12}" for cell in cells)
     for r in found:
         for fault in r.faults:
-            verdict, kernel = "FAIL" if ARCHS[r.arch].gated else "note", r.kernel.strip("_")
-            yield f"{verdict}: {r.arch} {kernel} {r.dtype} {r.config} {r.num_warps} warps: {fault}"
+            yield f"FAIL: {r.arch} {r.kernel.strip('_')} {r.dtype} {r.config} {r.num_warps} warps: {fault}"
 
 
 def _range(values: list[int]) -> str:
     return str(min(values)) if min(values) == max(values) else f"{min(values)}-{max(values)}"
-
-
-def main() -> int:
-    """The command line of scripts/compile_kernels.py. Returns 1 where a gated architecture has a fault."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--arch", nargs="+", choices=list(ARCHS), default=list(ARCHS), help="chips; sm_100 is reported, the others gated")
-    parser.add_argument("--dtype", nargs="+", choices=list(DTYPES), default=list(DTYPES), help="dtypes of the tensors")
-    parser.add_argument("--first", action="store_true", help="compile the first configuration of each list only")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the full reports here")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write the cubins here")
-    parser.add_argument("--processes", type=int, default=2, help="compilers at a time")
-    options = parser.parse_args()
-    if _launch.interpreted():
-        parser.error("TRITON_INTERPRET is set: interpreted kernels are not compiled; unset it")
-    if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-    if options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)
-    dtypes = [DTYPES[name] for name in options.dtype]
-    jobs = {name: shipped_jobs(dtypes, ARCHS[name].capability, not options.first) for name in options.arch}
-    found = reports(jobs, options.out, options.processes)
-    counts = ", ".join(f"{len(mine)} for {name}" for name, mine in jobs.items())
-    print(f"Triton {triton.__version__}, specialisations of {len(_launch.REGISTRY)} kernels: {counts}")
-    print("\n".join([*table(found), *waves()]))
-    if options.json is not None:
-        options.json.write_text(json.dumps({"triton": triton.__version__, "kernels": [asdict(r) for r in found]}, indent=1))
-    failed = sum(bool(r.faults) for r in found if ARCHS[r.arch].gated)
-    print(f"{failed} of {len(found)} fail" if failed else f"all {len(found)} pass")
-    return 1 if failed else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

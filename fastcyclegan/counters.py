@@ -41,19 +41,25 @@ class Counts:
 
 
 class DryRun(TorchDispatchMode):
-    """Counts what happens inside the block and tells ``on_launch`` of each launch; ``all_configs``: of one in every configuration.
+    """Counts what happens inside the block and tells ``on_launch`` of each launch; see ``DryObserver`` for the other options.
 
-    ``capability``: the chip that configurations are for, as 90.
+    ``choices``: how many configurations of each choice would be timed on ``chip``.
     """
 
-    dry = True
-
     def __init__(
-        self, on_launch: Callable[[_launch.Launch], None] = lambda launch: None, all_configs: bool = False, capability: int = 90
+        self,
+        on_launch: Callable[[_launch.Launch], None] = lambda launch: None,
+        all_configs: bool = False,
+        chip: _launch.Chip = _launch.Chip(),
+        all_forms: bool = False,
     ) -> None:
         super().__init__()
-        self.counts, self.on_launch, self.all_configs, self.capability = Counts(), on_launch, all_configs, capability
+        self.counts, self.on_launch, self.all_configs, self.all_forms, self.chip = Counts(), on_launch, all_configs, all_forms, chip
+        self.choices: dict[str, int] = {}
         self._inside: list[str] = []
+
+    def measured(self, choice: str, configs: int) -> None:
+        self.choices[choice] = configs
 
     def _part(self) -> str:
         return self._inside[-1].removeprefix("fastcyclegan: ") if self._inside else ""
@@ -98,7 +104,7 @@ def _convolution(func: Any, args: Any) -> Any:
 def dry_run(**options: Any) -> Iterator[DryRun]:
     """Run the block dry, see the module; ``options`` are DryRun's."""
     run = DryRun(**options)
-    with _launch.observe(run), run:
+    with _launch.observe_dry(run), run:
         yield run
 
 

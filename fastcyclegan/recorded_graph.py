@@ -50,9 +50,6 @@ class RecordedGraph(TorchDispatchMode):
     whether it does depends on the processor), and an in-place transposition would happen again.
     """
 
-    dry = all_configs = False
-    capability = 90
-
     def __init__(self) -> None:
         super().__init__()
         self._calls: list[Callable[[], None]] = []

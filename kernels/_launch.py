@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -38,21 +39,55 @@ class Launch:
     constants: dict[str, Any]
     config: Config
 
+    @property
+    def keywords(self) -> dict[str, Any]:
+        """What the Triton function gets by name: constants, tiles and options."""
+        # FMA contraction is on for sm_80 and later whatever Triton's default becomes: parity is proved with it.
+        options = {"num_warps": self.config.num_warps, "num_stages": self.config.num_stages, "enable_fp_fusion": True}
+        return {**self.constants, **self.config.constants, **options}
 
-class Observer(Protocol):
-    """Hears of every launch. Where ``dry``, launches are heard of and not made: outputs stay as allocated.
 
-    Where ``all_configs`` too, a kernel that has a choice of configurations is heard of once with each: those for a chip of ``capability``.
+@dataclass(frozen=True)
+class Chip:
+    """A GPU as kernels know it: compute capability (90 is 9.0) and multiprocessors.
+
+    ``name``: whose tables of choices hold, "" for none. ``descriptors``: whether its driver takes tensor descriptors where the chip has them.
     """
 
-    dry: bool
-    all_configs: bool
-    capability: int
+    capability: int = 90
+    multiprocessors: int = 132
+    name: str = ""
+    descriptors: bool = True
+
+    @classmethod
+    @functools.lru_cache
+    def of(cls, device: torch.device) -> Chip:
+        """Return the GPU ``device``."""
+        found = torch.cuda.get_device_properties(device)
+        return cls(10 * found.major + found.minor, found.multi_processor_count, found.name)
+
+
+class Observer(Protocol):
+    """Hears of every launch."""
 
     def launched(self, launch: Launch) -> None: ...
 
 
+class DryObserver(Observer, Protocol):
+    """Hears of every launch that a GPU like ``chip`` would make; none is made, outputs stay as allocated.
+
+    Where ``all_configs``, a kernel that has a choice of configurations is heard of once with each that could be chosen on ``chip``: with
+    one alone where a table holds the choice, else ``measured`` hears how many there are, by the name of the choice.
+    """
+
+    all_configs: bool
+    chip: Chip
+
+    def measured(self, choice: str, configs: int) -> None: ...
+
+
 _observers: list[Observer] = []
+_dry: list[DryObserver] = []
 
 
 def kernel(fn: Any) -> Any:
@@ -70,12 +105,24 @@ def interpreted() -> bool:
 
 def dry() -> bool:
     """Whether launches are only heard of at present."""
-    return any(observer.dry for observer in _observers)
+    return bool(_dry)
 
 
 def listing() -> bool:
     """Whether somebody wants to hear of every configuration of every launch."""
-    return any(observer.dry and observer.all_configs for observer in _observers)
+    return any(observer.all_configs for observer in _dry)
+
+
+def listing_forms() -> bool:
+    """Whether somebody wants to hear of launches through descriptors as they would be without."""
+    return any(observer.all_forms for observer in _dry)
+
+
+def report_choice(name: str, configs: int) -> None:
+    """Tell who lists configurations that the choice ``name`` is open between so many."""
+    for observer in _dry:
+        if observer.all_configs:
+            observer.measured(name, configs)
 
 
 @contextlib.contextmanager
@@ -86,6 +133,17 @@ def observe(observer: Observer) -> Iterator[None]:
         yield
     finally:
         _observers.remove(observer)
+
+
+@contextlib.contextmanager
+def observe_dry(observer: DryObserver) -> Iterator[None]:
+    """Tell ``observer`` of every launch inside the block, and make none."""
+    _dry.append(observer)
+    try:
+        with observe(observer):
+            yield
+    finally:
+        _dry.remove(observer)
 
 
 _depth = 0
@@ -106,33 +164,23 @@ def _inside() -> Iterator[None]:
         _depth -= 1
 
 
-def capability(device: torch.device) -> int:
-    """Return the compute capability that configurations are chosen for, as 90: of ``device``, or what a dry run is about."""
-    for observer in _observers:
-        if observer.dry:
-            return observer.capability
-    if device.type != "cuda":
-        return 90
-    major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor
-
-
-def multiprocessors(device: torch.device) -> int:
-    """Return the number of multiprocessors that a grid should fill; an H200's where there is no GPU."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
+def chip(device: torch.device) -> Chip:
+    """Return the chip that configurations are chosen for: what a dry run is about, else ``device``; an H200 where there is no GPU."""
+    if _dry:
+        return _dry[0].chip
+    return Chip.of(device) if device.type == "cuda" else Chip()
 
 
 def launch(name: str, grid: int, args: tuple[Any, ...], constants: dict[str, Any], config: Config) -> None:
     """Run ``grid`` programs of kernel ``name`` on the device of its first argument; none for an empty grid."""
     if grid == 0:
         return
+    made = Launch(name, grid, args, constants, config)
     for observer in _observers:
-        observer.launched(Launch(name, grid, args, constants, config))
+        observer.launched(made)
     if dry():
         return
     first = args[0].base if isinstance(args[0], TensorDescriptor) else args[0]
     device = first.device
-    # FMA contraction is on for sm_80 and later whatever Triton's default becomes: parity is proved with it.
-    options = {"num_warps": config.num_warps, "num_stages": config.num_stages, "enable_fp_fusion": True}
     with torch.cuda.device(device) if device.type == "cuda" else _inside():
-        REGISTRY[name][(grid,)](*args, **constants, **config.constants, **options)
+        REGISTRY[name][(grid,)](*args, **made.keywords)

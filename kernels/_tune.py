@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from ._launch import Config, dry, listing
+from ._launch import Config, chip, dry, listing, report_choice
 
 # Raised whenever a kernel or a list changes so that old choices say nothing about it.
 VERSION = 1
@@ -27,20 +27,20 @@ SHIPPED = Path(__file__).parent / "tuned"
 _chosen: dict[str, Config] = {}
 
 
-def _file_name(device: torch.device) -> str:
+def _file_name(gpu: str) -> str:
     import triton
 
-    gpu = torch.cuda.get_device_name(device).replace(" ", "_").replace("/", "_")
-    return f"{gpu}-triton{triton.__version__}-v{VERSION}.json"
+    return f"{gpu.replace(' ', '_').replace('/', '_')}-triton{triton.__version__}-v{VERSION}.json"
 
 
-def cache_file(device: torch.device) -> Path:
+def cache_file(gpu: str) -> Path:
+    """Return the file on disk with the choices for the GPU called ``gpu``."""
     try:
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     except RuntimeError:
         # A user without a home, as containers have them.
         base = Path(tempfile.gettempdir())
-    return base / "fastcyclegan" / "tuned" / _file_name(device)
+    return base / "fastcyclegan" / "tuned" / _file_name(gpu)
 
 
 @functools.lru_cache
@@ -79,23 +79,43 @@ def measure(run: Callable[[], None]) -> float:
     return triton.testing.do_bench(run, warmup=5, rep=20, return_mode="median")
 
 
-def choose(kernel: str, key: str, configs: Sequence[Config], device: torch.device, run: Callable[[Config], None]) -> Config:
-    """Return the configuration of ``kernel`` for ``key``. ``run`` runs it once with a given one, and may be called many times."""
+def _kept(gpu: str, name: str, configs: Sequence[Config]) -> Config | None:
+    """Return the choice called ``name`` that a table holds for the GPU called ``gpu``, if it is one of ``configs``."""
+    by_table = {json.dumps(_plain(c), sort_keys=True): c for c in configs}
+    tables = (SHIPPED / _file_name(gpu), cache_file(gpu))
+    found = (by_table.get(json.dumps(_table(path).get(name), sort_keys=True)) for path in tables)
+    return next(filter(None, found), None)
+
+
+def _chosen_dry(name: str, configs: Sequence[Config], device: torch.device, run: Callable[[Config], None]) -> Config:
+    """Return the choice in a dry run: what a table of its chip holds; where none does the first, and who lists them hears of all."""
+    gpu = chip(device).name
+    if gpu and (kept := _kept(gpu, name, configs)) is not None:
+        return kept
     if listing():
+        report_choice(name, len(configs))
         for config in configs[1:]:
             run(config)
-    if device.type != "cuda" or len(configs) == 1 or dry():
-        return configs[0]
+    return configs[0]
+
+
+def choose(kernel: str, key: str, configs: Sequence[Config], device: torch.device, run: Callable[[Config], None]) -> Config:
+    """Return the configuration of ``kernel`` for ``key``. ``run`` runs it once with a given one, and may be called many times."""
     name = f"{kernel} {key}"
+    if len(configs) == 1:
+        return configs[0]
+    if dry():
+        return _chosen_dry(name, configs, device, run)
+    if device.type != "cuda":
+        return configs[0]
     memory = f"{device.index} {name}"
     if memory in _chosen:
         return _chosen[memory]
-    by_table = {json.dumps(_plain(c), sort_keys=True): c for c in configs}
-    for path in (SHIPPED / _file_name(device), cache_file(device)):
-        kept = by_table.get(json.dumps(_table(path).get(name), sort_keys=True))
-        if kept is not None:
-            _chosen[memory] = kept
-            return kept
+    gpu = torch.cuda.get_device_name(device)
+    kept = _kept(gpu, name, configs)
+    if kept is not None:
+        _chosen[memory] = kept
+        return kept
     # The measurement uses the events, streams and memory of the current device.
     with torch.cuda.device(device):
         if torch.cuda.is_current_stream_capturing():
@@ -106,5 +126,5 @@ def choose(kernel: str, key: str, configs: Sequence[Config], device: torch.devic
             # A full GPU has no room for a measurement; a later call may have.
             return configs[0]
     _chosen[memory] = configs[times.index(min(times))]
-    _remember(cache_file(device), name, _chosen[memory])
+    _remember(cache_file(gpu), name, _chosen[memory])
     return _chosen[memory]

@@ -35,14 +35,16 @@ class WorkingCopies:
     def __init__(self, groups: Sequence[Sequence[Tensor]], dtype: torch.dtype) -> None:
         if not groups or any(not group or any(w.shape != group[0].shape for w in group) for group in groups):
             raise ValueError("WorkingCopies: groups must be lists of at least one weight, all of a list of one shape")
-        first = groups[0][0]
-        memory = torch.empty(sum(w.numel() for group in groups for w in group), dtype=dtype, device=first.device)
-        self.groups, start = [], 0
-        for weights in groups:
-            size, (A, *rest) = len(weights) * weights[0].numel(), weights[0].shape
-            group = _Group(weights, memory[start : start + size].view(len(weights), A, *rest[1:], *rest[:1]))
+        first, whole = groups[0][0], 16 // dtype.itemsize
+        # Kernels load 16 bytes at a time from where that is a multiple of 16.
+        sizes = [-(-len(weights) * weights[0].numel() // whole) * whole for weights in groups]
+        memory = torch.empty(sum(sizes), dtype=dtype, device=first.device)
+        self.groups = []
+        for weights, part in zip(groups, memory.split(sizes), strict=True):
+            A, *rest = weights[0].shape
+            stack = part[: len(weights) * weights[0].numel()].view(len(weights), A, *rest[1:], *rest[:1])
+            group = _Group(weights, stack)
             self.groups.append(group)
-            start += size
             for address in group.addresses:
                 _places[address, dtype] = group
         self._sources = [w.detach() for group in groups for w in group]

@@ -14,7 +14,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 # The kernel registers itself.
 from . import descriptor_triton as _device_code  # noqa: F401
-from ._launch import Config, capability, dry, launch, listing
+from ._launch import Config, chip, dry, launch, listing_forms
 
 # How Triton's error begins where the driver does not take a descriptor (backends/nvidia/driver.c, in 3.6 and 3.7).
 REFUSED = "Failed to create tensor map descriptor"
@@ -114,7 +114,7 @@ def refusal(device: torch.device) -> str:
 
     The driver is asked once a process and device, and a refusal is warned of once. A dry run asks nobody: "" where nobody has.
     """
-    if capability(device) < 90:
+    if chip(device).capability < 90:
         return ""
     device = _numbered(device)
     if device not in _answers and not dry():
@@ -134,7 +134,7 @@ def _captured(device: torch.device) -> bool:
 
 def served(device: torch.device) -> bool:
     """Whether kernels load through tensor descriptors on ``device``."""
-    if capability(device) < 90:
+    if chip(device).capability < 90 or not chip(device).descriptors:
         return False
     # To ask would break a capture, and pointers serve whatever the answer.
     if device not in _answers and not dry() and _captured(device):
@@ -170,12 +170,12 @@ def launch_operands(
     """Launch kernel ``name`` on ``operands`` and ``args``, with DESC where rows are loaded through tensor descriptors, else pointers.
 
     ``whole``: no tile needs a mask. Descriptors then serve where the chip has them, the driver takes them and rows are aligned. Who lists
-    all configurations hears of both forms.
+    forms hears of both.
     """
     if grid == 0:
         return
     tensors = [operand.data if isinstance(operand, Rows) else operand for operand in operands]
     aligned = all(operand.aligned for operand in operands if isinstance(operand, Rows))
-    if whole and aligned and served(tensors[0].device) and _launched(name, grid, operands, args, constants, config) and not listing():
+    if whole and aligned and served(tensors[0].device) and _launched(name, grid, operands, args, constants, config) and not listing_forms():
         return
     launch(name, grid, (*tensors, *args), {**constants, "DESC": False}, config)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 # The kernels register themselves.
 from . import reflect_conv_triton as device_code
-from ._launch import Config, capability, dry, interpreted, launch, multiprocessors
+from ._launch import Config, chip, dry, interpreted, launch
 from ._tiles import tuned
 from ._working_copies import form_of, working_copy
 from .border_launch import Pixels
@@ -115,7 +115,7 @@ Tile = tuple[int, int, int, int, int]  # BLOCK_M, BLOCK_N, BLOCK_K of 16-bit val
 
 def _arch(device: torch.device) -> Literal["ampere", "hopper"]:
     """Which list of tiles serves: Hopper's and Blackwell's matrix instructions read both operands from shared memory."""
-    return "hopper" if capability(device) >= 90 else "ampere"
+    return "hopper" if chip(device).capability >= 90 else "ampere"
 
 
 # "ieee": no matrix instruction multiplies in IEEE fp32, so small tiles, all of it in registers.
@@ -297,7 +297,7 @@ def wgrad(dy: Pixels, x: Pixels, shape: tuple[int, int, int, int], groups: int, 
         block_m, block_n, block_k = config.constants.values()
         chunks = triton.cdiv(limit, block_k)
         blocks = groups * KH * KW * triton.cdiv(O, block_m) * triton.cdiv(C, block_n)
-        sms = multiprocessors(x.data.device) * (2 if block_m * block_n <= 128 * 128 else 1)
+        sms = chip(x.data.device).multiprocessors * (2 if block_m * block_n <= 128 * 128 else 1)
         splits = 2 if interpreted() and not dry() else split_k(blocks, per * chunks, 4 * block_m * block_n, sms)
         steps = triton.cdiv(per * chunks, splits)
         part = x.data.new_empty((triton.cdiv(per * chunks, steps), groups, O, KH * KW, C), dtype=torch.float32)

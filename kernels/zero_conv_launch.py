@@ -12,7 +12,7 @@ from torch import Tensor
 
 # The kernels register themselves.
 from . import zero_conv_triton as _device_code  # noqa: F401
-from ._launch import Config, dry, interpreted, launch, multiprocessors
+from ._launch import Config, chip, dry, interpreted, launch
 from ._tiles import tuned
 from .border_launch import Frame, Pixels, embed
 from .reflect_conv_launch import (
@@ -164,7 +164,7 @@ def wgrad(y: Pixels, x: Fine, size: tuple[int, int], shape: tuple[int, int, int,
         across = triton.cdiv(W, line)
         chunks = across * triton.cdiv(H, block_k // line)
         blocks = groups * triton.cdiv(O, block_m) * triton.cdiv(columns, block_n)
-        sms = multiprocessors(data.device) * (2 if block_m * block_n <= 128 * 128 else 1)
+        sms = chip(data.device).multiprocessors * (2 if block_m * block_n <= 128 * 128 else 1)
         splits = 2 if interpreted() and not dry() else split_k(blocks, per * chunks, 4 * block_m * block_n, sms)
         steps = triton.cdiv(per * chunks, splits)
         part = data.new_empty((triton.cdiv(per * chunks, steps), groups, O, columns), dtype=torch.float32)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from fastcyclegan.config import EngineConfig, OptimConfig
 from fastcyclegan.data.source import Batch
+from fastcyclegan.engine.ahead import Ahead, Progress, dry_step, dry_translation
 from fastcyclegan.engine.graph import Capture, CudaCapture, Graphs, key_of
 from fastcyclegan.engine.numbers import Numbers
 from fastcyclegan.engine.table import describe
@@ -29,11 +30,15 @@ class Engine:
     ``nets`` are the recipe's networks as ordinary modules, moved to the device in channels_last. ``compiled`` compiles what the kernels do
     not compute, and on a GPU captures the iteration in a CUDA graph (``options.graph``); the caller has asked ``why_not_compiled`` before.
     Members of the networks may be frozen and listened to at any time; they are replaced before an engine is made, not after.
-    ``say`` hears what was chosen otherwise than asked for, and why. ``capture`` replaces the CUDA graph (for tests).
+    ``say`` hears what was chosen otherwise than asked for, and why. ``capture`` replaces the CUDA graph (for tests). On a GPU kernels are
+    compiled ahead, before the first iteration with a size of batch; ``progress`` hears (done, total, text) of it, ``say`` without one.
 
     Raises ValueError for a precision other than fp32 and bf16, for ``options.graph`` "on" without a GPU, for ``options.micro_batch`` where
     a network looks at all pictures of a batch, and in ``step`` where parameters were replaced.
     """
+
+    # What layers compute in, by the name of the precision.
+    dtypes: ClassVar[dict[str, torch.dtype]] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
     def __init__(
         self,
@@ -48,9 +53,11 @@ class Engine:
         say: Callable[[str], None] = lambda text: None,
         capture: Capture | None = None,
         fixed_sizes: bool = True,
+        progress: Progress | None = None,
     ) -> None:
-        _check(nets, precision, options, device.type == "cuda" or capture is not None)
+        _check(nets, precision, options, device.type == "cuda" or capture is not None, self.dtypes)
         self.recipe, self.device, self.precision, self.compiled, self.options = recipe, device, precision, compiled, options
+        self.optim, self.dtype = optim, self.dtypes[precision]
         self.fixed_sizes = fixed_sizes
         if device.type == "cuda":
             torch.backends.cudnn.benchmark = True
@@ -71,6 +78,7 @@ class Engine:
         self.average = Average({name: self.nets[name] for name in recipe.averaged}, optim.ema) if optim.ema else None
         self._parameters = [id(p) for net in self.nets.values() for p in net.parameters()]
         self._streams(capture, say)
+        self.ahead = Ahead(device, say, progress) if device.type == "cuda" and self.on_kernels else None
 
     # --- Set-up -----------------------------------------------------------------------------------------------------------------
 
@@ -91,14 +99,13 @@ class Engine:
 
     def _working_copies(self) -> list[WorkingCopies]:
         """Return copies of what the kernels read, stacked for pairs: weights rounded, biases as they are; none where none are needed."""
-        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
-        if dtype == torch.float32 and not self.pairing:
+        if self.dtype == torch.float32 and not self.pairing:
             return []
         places = [
             place for phase in self.recipe.phases if set(phase.trains) <= self.on_kernels for place in self.trained[phase.name].places
         ]
         weights, biases = ([place for place in places if place[0].dim() == dims] for dims in (4, 1))
-        return [WorkingCopies(some, kind) for some, kind in ((weights, dtype), (biases, torch.float32)) if some]
+        return [WorkingCopies(some, kind) for some, kind in ((weights, self.dtype), (biases, torch.float32)) if some]
 
     def _streams(self, capture: Capture | None, say: Callable[[str], None]) -> None:
         """Make the streams of the device, and the graphs where they are wanted."""
@@ -119,6 +126,8 @@ class Engine:
         """Run one iteration and return its losses, [len(recipe.loss_names)] on the device, without waiting for them."""
         if [id(p) for net in self.nets.values() for p in net.parameters()] != self._parameters:
             raise ValueError("Engine: the networks have other parameters than when the engine was made: make a new one")
+        if self.ahead is not None:
+            self.ahead.prepare((batch.A.shape, batch.B.shape), self.nets, lambda: dry_step(self, batch))
         numbers = self.recipe.decide(batch)
         with self._on_own_stream(), self._named("iteration"):
             # Views of one memory: what is sent later must not overtake what is read, so all goes through one stream.
@@ -213,7 +222,8 @@ class Engine:
     # --- Where and how ----------------------------------------------------------------------------------------------------------
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        half = self.dtype != torch.float32
+        return torch.autocast(self.device.type, self.dtype if half else None, enabled=half)
 
     @contextlib.contextmanager
     def _on_own_stream(self) -> Iterator[None]:
@@ -276,14 +286,15 @@ class Engine:
 
     # --- Using and keeping ------------------------------------------------------------------------------------------------------
 
-    @torch.inference_mode()
     def translate(self, name: str, images: Tensor) -> Tensor:
         """Return what generator ``name`` makes of ``images`` [N, C, H, W], with dropout off and running statistics."""
         net = self.nets[name]
+        if self.ahead is not None:
+            self.ahead.prepare((name, images.shape), {name: net}, lambda: dry_translation(net, images, self.dtype))
         training = net.training
         net.eval()
-        with self._autocast():
-            result = net(images)
+        with torch.inference_mode(), self._autocast():
+            result: Tensor = net(images)
         net.train(training)
         return result
 
@@ -325,10 +336,10 @@ class Engine:
             self.graphs.forget()
 
 
-def _check(nets: dict[str, nn.Module], precision: str, options: EngineConfig, can_capture: bool) -> None:
+def _check(nets: dict[str, nn.Module], precision: str, options: EngineConfig, can_capture: bool, precisions: Iterable[str]) -> None:
     """Raise ValueError for what an engine cannot do."""
-    if precision not in ("fp32", "bf16"):
-        raise ValueError(f"Engine: precision must be fp32 or bf16, got {precision!r}")
+    if precision not in precisions:
+        raise ValueError(f"Engine: precision must be {' or '.join(precisions)}, got {precision!r}")
     if options.graph == "on" and not can_capture:
         raise ValueError("Engine: graph='on' needs a CUDA GPU")
     reason = next(filter(None, (why_not_batched(name, net) for name, net in nets.items())), "")

@@ -93,6 +93,10 @@ class CycleGAN:
     def from_config(cls, config: TrainConfig) -> CycleGAN:
         return cls(config.loss)
 
+    def anew(self) -> CycleGAN:
+        """Return a recipe with the same settings, before its first iteration."""
+        return type(self)(self.loss)
+
     @property
     def loss_names(self) -> tuple[str, ...]:
         """The names of the losses, in the order in which the phases return them."""

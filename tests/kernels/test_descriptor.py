@@ -37,8 +37,6 @@ class Ear:
     """Hears of launches that are made."""
 
     heard: list[_launch.Launch] = field(default_factory=list)
-    dry = all_configs = False
-    capability = 90
 
     def launched(self, launch: _launch.Launch) -> None:
         self.heard.append(launch)
@@ -363,7 +361,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[torch.device]:
     """The devices whose driver was asked; each says yes."""
     log: list[torch.device] = []
     monkeypatch.setattr(descriptors, "ask_driver", lambda device: log.append(device) or "")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(_launch.Chip, "of", lambda device: _launch.Chip(90))
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
@@ -379,10 +377,12 @@ def test_the_driver_is_asked_once_a_process_and_device(asked: list[torch.device]
 
 def test_a_dry_run_asks_nobody(asked: list[torch.device]) -> None:
     """It assumes what the chip has, unless somebody has asked before."""
-    with dry_run(capability=90):
+    with dry_run(chip=_launch.Chip(90)):
         assert descriptors.served(GPU)
         assert descriptors.refusal(GPU) == ""
-    with dry_run(capability=80):
+    with dry_run(chip=_launch.Chip(80)):
+        assert not descriptors.served(GPU)
+    with dry_run(chip=_launch.Chip(90, descriptors=False)):
         assert not descriptors.served(GPU)
     assert asked == []
     descriptors._answers[GPU] = "refused"
@@ -391,7 +391,7 @@ def test_a_dry_run_asks_nobody(asked: list[torch.device]) -> None:
 
 
 def test_an_older_chip_is_not_asked(asked: list[torch.device], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    monkeypatch.setattr(_launch.Chip, "of", lambda device: _launch.Chip(80))
     assert not descriptors.served(GPU)
     assert descriptors.refusal(GPU) == ""
     assert asked == []
@@ -417,11 +417,12 @@ def test_the_gate_compiles_both_forms_and_a_step_lists_one() -> None:
             convolve(x, w, torch.zeros_like(x), impl="triton")
         return [(launch.config, launch.constants["DESC"]) for launch in found if launch.kernel == "_reflect_conv_wgrad_kernel"]
 
+    assert {form for _, form in forms(all_configs=True)} == {True}
     configs = {config for config, _ in forms(all_configs=True)}
     assert len(configs) > 1
-    assert set(forms(all_configs=True)) == {(config, form) for config in configs for form in (True, False)}
+    assert set(forms(all_configs=True, all_forms=True)) == {(config, form) for config in configs for form in (True, False)}
     assert [form for _, form in forms()] == [True]
-    assert not any(form for _, form in forms(all_configs=True, capability=80))
+    assert not any(form for _, form in forms(all_configs=True, chip=_launch.Chip(80)))
 
 
 def test_the_table_names_a_refusal(monkeypatch: pytest.MonkeyPatch, asked: list[torch.device]) -> None:

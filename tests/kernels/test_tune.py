@@ -61,7 +61,7 @@ def test_measured_once_and_kept_on_disk(measured: list[Config], monkeypatch: pyt
 def test_a_shipped_table_comes_first(measured: list[Config]) -> None:
     _tune.SHIPPED.mkdir()
     table = {"apply bf16 1 64": {"BLOCK_S": 64, "num_warps": 4, "num_stages": 1}}
-    (_tune.SHIPPED / _tune._file_name(GPU)).write_text(json.dumps(table))
+    (_tune.SHIPPED / _tune._file_name("Test GPU")).write_text(json.dumps(table))
     assert choose(measured) == SLOW
     assert measured == []
 
@@ -69,7 +69,7 @@ def test_a_shipped_table_comes_first(measured: list[Config]) -> None:
 @pytest.mark.parametrize("kept", ["{", "[]", '{"apply bf16 1 64": {"BLOCK_S": 7}}', '{"apply bf16 1 64": 3}'])
 def test_a_damaged_or_outdated_table_is_measured_again(measured: list[Config], kept: str) -> None:
     """One that names a configuration which is not in the list any more counts as none."""
-    file = _tune.cache_file(GPU)
+    file = _tune.cache_file("Test GPU")
     file.parent.mkdir(parents=True)
     file.write_text(kept)
     assert choose(measured) == FAST
@@ -105,7 +105,7 @@ def test_a_user_without_a_home(measured: list[Config], monkeypatch: pytest.Monke
 
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(Path, "home", homeless)
-    assert _tune.cache_file(GPU).is_absolute()
+    assert _tune.cache_file("Test GPU").is_absolute()
 
 
 def test_no_measurement_on_a_cpu_or_without_a_choice(measured: list[Config]) -> None:
