@@ -140,6 +140,7 @@ class FakeCuda:
             "default_generators": (self.generator,),
             "synchronize": lambda device=None: self.fail("synchronize"),
             "empty_cache": lambda: None,
+            "manual_seed_all": lambda seed: None,
         }.items():
             patch.setattr(torch.cuda, name, value)
         patch.setattr(torch._C, "_host_emptyCache", lambda: None, raising=False)

@@ -232,6 +232,7 @@ def test_blocks_inside_blocks_hold_their_own(world: World) -> None:
     assert world.alive == 0
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has streams of its own: test_working_copies.py")
 def test_an_operators_gradient_is_the_same_beside(world: World) -> None:
     weight = torch.randn(4, 3, 3, 3).requires_grad_()
     x, found = torch.randn(2, 3, 6, 6), []
