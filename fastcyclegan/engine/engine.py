@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from fastcyclegan.config import EngineConfig, OptimConfig
 from fastcyclegan.data.source import Batch
 from fastcyclegan.engine.ahead import Ahead, Progress, dry_step, dry_translation
-from fastcyclegan.engine.graph import Capture, CudaCapture, Graphs, key_of
+from fastcyclegan.engine.cuda_capture import CudaCapture
+from fastcyclegan.engine.graph import Capture, Graphs, key_of
 from fastcyclegan.engine.numbers import Numbers
 from fastcyclegan.engine.table import describe
 from fastcyclegan.engine.trained import Average, Trained

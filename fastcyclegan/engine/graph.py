@@ -6,9 +6,9 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
+from fastcyclegan.engine.cuda_capture import NotRestoredError
 from fastcyclegan.errors import UserError
 from fastcyclegan.recipes.cyclegan import Inputs
 
@@ -20,25 +20,12 @@ MOST_GRAPHS = 8
 
 
 class Capture(Protocol):
-    """Records what ``step`` launches, without running it; returns what runs it again, and the tensor that each run writes."""
+    """Records what ``step`` launches, without running it; returns what runs it again, and the tensor that each run writes.
+
+    Where it raises, the device's memory, streams and random generators are as before.
+    """
 
     def __call__(self, step: Callable[[], Tensor]) -> tuple[Callable[[], Any], Tensor]: ...
-
-
-class CudaCapture:
-    """Captures on ``stream`` into CUDA graphs that share one memory pool: they run one after the other."""
-
-    def __init__(self, stream: torch.cuda.Stream) -> None:
-        self.stream = stream
-        self.pool: Any = None
-
-    def __call__(self, step: Callable[[], Tensor]) -> tuple[Callable[[], Any], Tensor]:
-        graph = torch.cuda.CUDAGraph()
-        # Loaders allocate in threads of their own meanwhile, which is no business of the capture's.
-        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
-            losses = step()
-        self.pool = graph.pool()
-        return graph.replay, losses
 
 
 @dataclass
@@ -50,7 +37,7 @@ class _Graph:
 
 
 class Graphs:
-    """Runs ``step`` as a graph once it is warm. ``required``: a capture that fails ends the run; else it is said, and none is used."""
+    """Runs ``step`` as a graph once it is warm. ``required``: a capture that fails ends the run; else it is reported, and none is used."""
 
     def __init__(self, step: Step, capture: Capture, on_failure: Callable[[], None], say: Callable[[str], None], required: bool) -> None:
         self._step, self._capture, self._on_failure, self._say, self._required = step, capture, on_failure, say, required
@@ -91,8 +78,12 @@ class Graphs:
         try:
             replay, losses = self._capture(lambda: self._step(own))
         # Whatever a library does that a graph cannot hold: named, and the iteration runs without one.
-        except Exception as error:
+        except BaseException as error:
             self._on_failure()
+            # None is replayed from now on: the memory of those from before is for iterations without one.
+            self._graphs.clear()
+            if isinstance(error, NotRestoredError) or not isinstance(error, Exception):
+                raise
             lines = str(error).strip().splitlines()
             self.off = f"{type(error).__name__}: {lines[0] if lines else ''}"
             if self._required:

@@ -1,0 +1,198 @@
+"""A stand-in for what PyTorch keeps of CUDA graph captures, from its source: who allocates where, who draws, which stream is current.
+
+``torch.cuda.graph`` itself runs as it is. ``old``: torch before 2.13, where a random generator's state is in capturing mode or not; since
+then it keeps a state for each capture. Kernels, memory and numbers are not here: they are counted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+PREVIOUS = "CUDA error: operation failed due to a previous error during capture"
+Pool = tuple[int, int]
+
+
+class Stream:
+    """A stream: the graph that captures it, and whether that capture can still succeed."""
+
+    def __init__(self) -> None:
+        self.device = torch.device("cpu", 0)
+        self.capture: Graph | None = None
+        self.broken = False
+
+
+class State:
+    """Seed and offset of a generator, which graphs share with it."""
+
+    def __init__(self, seed: int, offset: int) -> None:
+        self.seed, self.offset, self.capturing = seed, offset, False
+
+
+class Generator:
+    """The device's default generator."""
+
+    def __init__(self, cuda: FakeCuda, state: State) -> None:
+        self.cuda, self.state = cuda, state
+
+    def clone_state(self) -> Generator:
+        return Generator(self.cuda, State(self.state.seed, self.state.offset))
+
+    def graphsafe_set_state(self, other: Generator) -> None:
+        self.state = other.state
+
+    def get_state(self) -> Tensor:
+        return torch.tensor([self.state.seed, self.state.offset])
+
+    def set_state(self, state: Tensor) -> None:
+        self.state.seed, self.state.offset = state.tolist()
+
+    def draw(self) -> tuple[int, int]:
+        """Return what tells the numbers drawn: seed and offset, within the capture if there is one."""
+        inside = self.cuda.current.capture is not None
+        if self.cuda.old and inside is not self.state.capturing:
+            raise RuntimeError("Offset increment outside graph capture encountered unexpectedly.")
+        if inside:
+            self.cuda.current.capture.drawn += 4
+        else:
+            self.state.offset += 4
+        return self.state.seed, self.state.offset
+
+
+class Graph:
+    """Stands in for torch.cuda.CUDAGraph."""
+
+    def __init__(self, cuda: FakeCuda) -> None:
+        self.cuda, self.ended, self.drawn = cuda, False, 0
+
+    def capture_begin(self, pool: Pool = (0, 0), capture_error_mode: str = "global", check_input_liveness: bool = False) -> None:
+        self.state = self.cuda.generator.state
+        self.state.capturing = True
+        self.cuda.fail("before the pool")
+        self.stream, self._pool = self.cuda.current, pool
+        self.cuda.begin(self.cuda.routes, pool, self)
+        self.cuda.begin(self.cuda.host_routes, pool, self)
+        self.cuda.fail("begin")
+        self.stream.capture, self.stream.broken = self, False
+
+    def capture_end(self) -> None:
+        if self.cuda.current is not self.stream:
+            raise RuntimeError("Capture must end on the same stream it began on.")
+        broken, self.stream.capture = self.stream.broken or self.stream.capture is None, None
+        self.cuda.fail("end")
+        if broken:
+            raise RuntimeError(PREVIOUS)
+        self.cuda.end_allocation(0, self._pool)
+        del self.cuda.host_routes[self._pool]
+        self.cuda.fail("no graph")
+        self.state.capturing = False
+        self.ended = True
+        self.cuda.fail("instantiate")
+
+    def pool(self) -> Pool:
+        if not self.ended:
+            raise RuntimeError("Called CUDAGraph::pool() without a preceding successful capture.")
+        return self._pool
+
+    def replay(self) -> None:
+        if not self.ended or (self.cuda.old and self.state.capturing):
+            raise RuntimeError("Offset increment outside graph capture encountered unexpectedly.")
+        self.state.offset += self.drawn
+
+    def reset(self) -> None:
+        if self.ended:
+            self.ended = False
+            self.cuda.release(0, self._pool)
+
+    def __del__(self) -> None:
+        self.reset()
+        self.cuda.dead.add(id(self))
+
+
+class FakeCuda:
+    """The device: allocators that note which pools they allocate into and how many graphs use each, a generator, the current stream."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, old: bool) -> None:
+        self.old = old
+        self.main, self.stream = Stream(), Stream()
+        self.current = self.main
+        self.generator = Generator(self, State(7, 40))
+        self.routes: dict[Pool, int] = {}
+        self.host_routes: dict[Pool, int] = {}
+        self.uses: Counter[Pool] = Counter()
+        self.known: set[Pool] = set()
+        self.dead: set[int] = set()
+        self.fails: dict[str, BaseException] = {}
+        self.pending: list[BaseException] = []
+        for name, value in {
+            "CUDAGraph": lambda: Graph(self),
+            "stream": self.on,
+            "current_stream": lambda device=None: self.current,
+            "set_stream": lambda stream: setattr(self, "current", stream),
+            "is_current_stream_capturing": lambda: self.current.capture is not None,
+            "graph_pool_handle": self.new_pool,
+            "default_generators": (self.generator,),
+            "synchronize": lambda device=None: self.fail("synchronize"),
+            "empty_cache": lambda: None,
+            "manual_seed_all": lambda seed: None,
+        }.items():
+            patch.setattr(torch.cuda, name, value)
+        patch.setattr(torch._C, "_host_emptyCache", lambda: None, raising=False)
+        patch.setattr(torch._C, "_cuda_endAllocateToPool", self.end_allocation, raising=False)
+        patch.setattr(torch._C, "_cuda_releasePool", self.release, raising=False)
+        patch.setattr(torch, "zeros", self._zeros(torch.zeros))
+
+    def fail(self, where: str) -> None:
+        """Raise what was planted for ``where``, once."""
+        if where in self.fails:
+            raise self.fails.pop(where)
+
+    @contextlib.contextmanager
+    def on(self, stream: Stream) -> Iterator[None]:
+        before, self.current = self.current, stream
+        try:
+            yield
+        finally:
+            self.current = before
+
+    def new_pool(self) -> Pool:
+        self.known.add(pool := (0, len(self.known) + 1))
+        return pool
+
+    def begin(self, routes: dict[Pool, int], pool: Pool, graph: Graph) -> None:
+        if routes is self.routes:
+            if pool in self.uses and self.uses[pool] == 0:
+                raise RuntimeError("use_count > 0 INTERNAL ASSERT FAILED")
+            self.uses[pool] += 1
+        if pool in routes:
+            raise RuntimeError("beginAllocateToPool: already recording to mempool_id")
+        routes[pool] = id(graph)
+
+    def end_allocation(self, device: int, pool: Pool) -> None:
+        self.fail("end of the allocation")
+        if self.routes.pop(pool, None) is None:
+            raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
+
+    def release(self, device: int, pool: Pool) -> None:
+        assert self.uses[pool] > 0, "released more often than used"
+        self.uses[pool] -= 1
+
+    def pin(self) -> None:
+        """Allocate pinned memory: each graph that the allocator knows is asked."""
+        assert not self.dead & set(self.host_routes.values()), "a graph was asked that is no more"
+
+    def _zeros(self, real: Any) -> Any:
+        """Report each pending error to who launches next, once, as CUDA does."""
+
+        def zeros(*size: Any, **more: Any) -> Tensor:
+            if self.pending:
+                raise self.pending.pop(0)
+            return real(*size, **more)
+
+        return zeros

@@ -1,0 +1,118 @@
+"""Training where a capture fails: it goes on as if nothing had been tried, and the reason is reported once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from fake_cuda import FakeCuda
+from test_cuda_capture import ITEM, broken, cuda
+from test_graph import GRAPH, PLAIN, SMALL, assert_same_bits, batches, train
+from torch import Tensor
+
+from fastcyclegan.config import LossConfig
+from fastcyclegan.engine import Engine
+from fastcyclegan.engine.cuda_capture import CudaCapture, NotRestoredError
+from fastcyclegan.errors import UserError
+from fastcyclegan.recorded_graph import RecordedGraph
+from fastcyclegan.testing import make_engine, seeded_networks
+
+__all__ = ["cuda"]  # a fixture
+
+
+class Failing:
+    """A capture by ``CudaCapture`` of an iteration that is recorded, so that nothing of it is done, and then fails."""
+
+    def __init__(self, cuda: FakeCuda, error: BaseException) -> None:
+        self.cuda, self.error, self.attempts = cuda, error, 0
+        self.capture = CudaCapture(cuda.stream)
+        self.engine: Engine | None = None
+
+    def __call__(self, step: Callable[[], Tensor]) -> Any:
+        self.attempts += 1
+
+        def fails() -> Tensor:
+            RecordedGraph()(step)
+            assert self.engine is not None
+            self.engine.recipe.fakes["A"].append(torch.ones(1))
+            return broken(self.cuda, self.error)
+
+        return self.capture(fails)
+
+
+def failing(cuda: FakeCuda, error: BaseException, required: bool) -> tuple[Engine, Failing, list[str]]:
+    said: list[str] = []
+    capture = Failing(cuda, error)
+    nets = seeded_networks(SMALL, dtype=torch.float64)
+    capture.engine = make_engine(nets, LossConfig(gan_mode="wgangp", pool_size=4), options=GRAPH, capture=capture, say=said.append)
+    assert capture.engine.graphs is not None
+    capture.engine.graphs._required = required
+    return capture.engine, capture, said
+
+
+def test_training_goes_on_as_if_nothing_had_been_tried(cuda: FakeCuda) -> None:
+    engine, capture, said = failing(cuda, RuntimeError(f"{ITEM}\nmore"), required=False)
+    plain = make_engine(seeded_networks(SMALL, dtype=torch.float64), LossConfig(gan_mode="wgangp", pool_size=4), options=PLAIN)
+    given = batches(10, batch=3)
+    torch.manual_seed(1)
+    losses = train(engine, given)
+    torch.manual_seed(1)
+    assert torch.equal(losses, train(plain, given))
+    assert_same_bits(engine, plain)
+    assert said == [f"no CUDA graph: an iteration cannot be captured (RuntimeError: {ITEM}); training goes on without"]
+    assert capture.attempts == 1
+    assert cuda.generator.draw() == (7, 44)
+
+
+class SecondFails(RecordedGraph):
+    """Captures one size of batch, and fails for the next."""
+
+    calls = 0
+
+    def __call__(self, step: Callable[[], Tensor]) -> Any:
+        self.calls += 1
+        captured = super().__call__(step)
+        if self.calls == 2:
+            raise RuntimeError(ITEM)
+        return captured
+
+
+def test_graphs_from_before_a_failure_are_let_go() -> None:
+    said: list[str] = []
+    start, capture = seeded_networks(SMALL, dtype=torch.float64), SecondFails()
+    engine = make_engine(start, options=GRAPH, capture=capture, say=said.append)
+    assert engine.graphs is not None
+    engine.graphs._required = False
+    given = batches(14, batch=3)
+    assert torch.equal(train(engine, given), train(make_engine(start, options=PLAIN), given))
+    assert capture.replays > 0
+    assert engine.graphs.captured == 0
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "text"),
+    [
+        (RuntimeError(ITEM), UserError, f"--graph on: an iteration cannot be captured: RuntimeError: {ITEM}"),
+        (KeyboardInterrupt(), KeyboardInterrupt, ""),
+    ],
+    ids=["an error", "an interrupt"],
+)
+def test_a_capture_that_must_succeed_ends_the_run(cuda: FakeCuda, error: BaseException, raised: type[BaseException], text: str) -> None:
+    engine, _, said = failing(cuda, error, required=True)
+    with pytest.raises(raised) as caught:
+        train(engine, batches(10))
+    assert str(caught.value) == text
+    assert said == []
+    assert engine.recipe.carried() == []
+    assert cuda.generator.draw() == (7, 44)
+
+
+def test_what_was_not_undone_ends_the_run_too(cuda: FakeCuda) -> None:
+    engine, _, said = failing(cuda, RuntimeError(ITEM), required=False)
+    cuda.fails["end of the allocation"] = RuntimeError("something new")
+    with pytest.raises(NotRestoredError, match="something new"):
+        train(engine, batches(10))
+    assert said == []

@@ -1,0 +1,164 @@
+"""Real captures that fail, on a GPU: what is allocated and drawn after them, and training, are as without the attempt."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from test_graph import GRAPH, SMALL, assert_same_bits, batches, train
+from torch import Tensor
+
+from fastcyclegan.config import EngineConfig, LossConfig
+from fastcyclegan.engine import Engine
+from fastcyclegan.engine.cuda_capture import CudaCapture
+from fastcyclegan.errors import UserError
+from fastcyclegan.testing import make_engine, seeded_networks
+
+
+@pytest.fixture
+def deterministic() -> Iterator[None]:
+    torch.backends.cudnn.deterministic = True
+    yield
+    torch.backends.cudnn.deterministic = False
+
+
+def reads_back(engine: Engine) -> None:
+    engine.numbers.lr.item()
+
+
+def waits(engine: Engine) -> None:
+    torch.cuda.synchronize()
+
+
+def raises(engine: Engine) -> None:
+    """The capture itself stays good."""
+    raise ValueError("the step's own")
+
+
+def does_not_join(engine: Engine) -> None:
+    """Only the end of the capture tells."""
+    taken = (engine.stream, engine.weight_stream, engine.phase_stream)
+    # PyTorch hands out 32 streams in turn.
+    stray = next(stream for stream in (torch.cuda.Stream() for _ in range(32)) if stream not in taken)
+    stray.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stray):
+        engine.numbers.lr + 1
+
+
+# (what the update of a phase does inside a capture, what is reported of it)
+PLANTS = [
+    (reads_back, "operation not permitted when stream is capturing"),
+    (waits, "operation not permitted when stream is capturing"),
+    (raises, "ValueError: the step's own"),
+    (does_not_join, "unjoined work"),
+]
+
+
+def plant(engine: Engine, what: Callable[[Engine], None]) -> None:
+    """Let each phase's update do it inside a capture: weight gradients are under way on their own stream then."""
+    update = engine._update
+
+    def planted(*args: Any) -> None:
+        if torch.cuda.is_current_stream_capturing():
+            what(engine)
+        update(*args)
+
+    engine._update = planted  # type: ignore[method-assign]
+
+
+def private_pools() -> set[tuple[int, int]]:
+    """Return the pools of graphs that still have memory of the device."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    return {tuple(segment["segment_pool_id"]) for segment in torch.cuda.memory_snapshot()} - {(0, 0)}
+
+
+def pool_of(tensor: Tensor) -> tuple[int, int]:
+    address = tensor.data_ptr()
+    segments = torch.cuda.memory_snapshot()
+    return next(tuple(s["segment_pool_id"]) for s in segments if s["address"] <= address < s["address"] + s["total_size"])
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("deterministic")
+@pytest.mark.parametrize("overlap", ["off", "wgrad", "phases"])
+@pytest.mark.parametrize(("what", "reason"), PLANTS, ids=[row[0].__name__ for row in PLANTS])
+def test_training_goes_on_after_a_real_failure(what: Callable[[Engine], None], reason: str, overlap: str) -> None:
+    """Dropout draws from the device's generator in every iteration."""
+    start = seeded_networks(dataclasses.replace(SMALL, ngf=16, ndf=16, use_dropout=True))
+    options = EngineConfig(graph="on", overlap=overlap)
+    given = [dataclasses.replace(b, A=b.A.cuda(), B=b.B.cuda()) for b in batches(10, size=32, dtype=torch.float32)]
+    said: list[str] = []
+
+    def engine_of(options: EngineConfig, **more: Any) -> Engine:
+        return make_engine(start, LossConfig(pool_size=4), device="cuda", precision="bf16", options=options, **more)
+
+    def run(engine: Engine) -> tuple[Tensor, Tensor]:
+        torch.manual_seed(5)
+        return train(engine, given), torch.rand(4, device="cuda")
+
+    before = private_pools()
+    engine = engine_of(options, say=said.append)
+    plant(engine, what)
+    assert engine.graphs is not None
+    engine.graphs._required = False
+    plain = engine_of(dataclasses.replace(options, graph="off"))
+    found, expected = run(engine), run(plain)
+    assert torch.equal(found[0], expected[0])
+    assert torch.equal(found[1], expected[1]), "later random numbers are not those of a run without the attempt"
+    assert_same_bits(engine, plain)
+    (report,) = [line for line in said if line.startswith("no CUDA graph")]
+    assert reason in report
+    assert pool_of(torch.empty(2**24, device="cuda")) == (0, 0), "memory is still allocated for the graph that failed"
+    assert private_pools() <= before, "memory of the graph that failed is not given back"
+    another = engine_of(options)
+    assert torch.equal(run(another)[0], expected[0])
+    assert another.graphs is not None
+    assert another.graphs.captured == 1
+
+
+@pytest.mark.gpu
+def test_a_graph_required_on_a_gpu_names_the_reason() -> None:
+    engine = make_engine(seeded_networks(SMALL), device="cuda", precision="bf16", options=GRAPH)
+    plant(engine, reads_back)
+    given = [dataclasses.replace(b, A=b.A.cuda(), B=b.B.cuda()) for b in batches(8, size=32, dtype=torch.float32)]
+    with pytest.raises(UserError, match=r"--graph on: an iteration cannot be captured: .*operation not permitted when stream is capturing"):
+        train(engine, given)
+    assert torch.rand(4, device="cuda").shape == (4,)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("broken_by", ["item", "an error", "an interrupt"])
+def test_an_earlier_graph_still_draws_the_numbers_that_follow(broken_by: str) -> None:
+    capture, out = CudaCapture(torch.cuda.Stream()), torch.zeros(4, device="cuda")
+    warm = torch.rand(4, device="cuda")
+
+    def fails() -> Tensor:
+        drawn = torch.rand(4, device="cuda")
+        if broken_by == "item":
+            drawn.sum().item()
+        raise ValueError("no more") if broken_by == "an error" else KeyboardInterrupt
+
+    torch.manual_seed(3)
+    expected = [torch.rand(4, device="cuda") for _ in range(4)]
+    torch.manual_seed(3)
+    replay, _ = capture(lambda: out.copy_(torch.rand(4, device="cuda")))
+    found = []
+    for n in range(2):
+        replay()
+        found.append(out.clone())
+        if n == 0:
+            here = torch.cuda.current_stream()
+            with pytest.raises((RuntimeError, ValueError, KeyboardInterrupt)):
+                capture(fails)
+            assert torch.cuda.current_stream() == here
+    found.append(torch.rand(4, device="cuda"))
+    again, _ = capture(lambda: out.copy_(torch.rand(4, device="cuda")))
+    again()
+    found.append(out.clone())
+    assert torch.equal(torch.stack(found), torch.stack(expected))
+    assert not torch.equal(warm, found[0])
