@@ -12,7 +12,7 @@ import re
 import struct
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -24,8 +24,7 @@ import triton
 from fastcyclegan.counters import dry_run
 
 # The kernels register themselves, in this process and in those that compile.
-from fastcyclegan.kernels import _math, border_triton, descriptor_triton, instance_norm_triton, reflect_conv_triton  # noqa: F401
-from fastcyclegan.kernels import zero_conv_triton
+from fastcyclegan.kernels import _math, border_triton, descriptor_triton, instance_norm_triton, reflect_conv_triton, zero_conv_triton  # noqa: F401
 from fastcyclegan.kernels._jobs import Job, compile_job, job_of
 from fastcyclegan.kernels._launch import Chip, Launch
 

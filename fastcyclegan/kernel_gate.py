@@ -31,7 +31,6 @@ from fastcyclegan.errors import UserError
 from fastcyclegan.kernels import _launch, accumulating, descriptor_launch, instance_norm, reflect_conv2d
 from fastcyclegan.kernels._dispatch import as_on_gpu
 from fastcyclegan.kernels._jobs import Job
-from fastcyclegan.kernels.zero_conv import zero_conv
 from fastcyclegan.networks import Generator
 from fastcyclegan.recipes.cyclegan import CycleGAN, build_networks
 from fastcyclegan.testing import random_batch
@@ -70,7 +69,7 @@ def _translate(model: ModelConfig, precision: str, batch: int) -> None:
 
 def _keeping_inputs(dtype: torch.dtype) -> None:
     """A generator that computes nothing again in the backward pass."""
-    net = Generator(n_blocks=1, impl="triton", recompute=False).to(dtype=dtype, memory_format=torch.channels_last)
+    net = Generator(n_blocks=1, impl="triton", recompute=False).to(dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     x = torch.zeros(1, 3, SIZE, SIZE, dtype=dtype).contiguous(memory_format=torch.channels_last).requires_grad_()
     y = net(x)
     y.backward(torch.empty_like(y))
@@ -116,7 +115,7 @@ def in_fp16(job: Job) -> Job:
 def shipped_jobs(dtypes: Iterable[str], arch: Arch, configs: Configs = "all") -> list[Job]:
     """Return every specialisation that runs on a chip in ``dtypes``.
 
-    ``configs``: in all configurations, in the first, or "telling", in all for the default iteration and in the first for what else there is.
+    ``configs``: in all configurations, in the first, or "telling": in all for the default iteration, in the first for what else there is.
     Raises RuntimeError for a kernel that nothing launches.
     """
     chip, jobs = arch.chip, {}
@@ -152,7 +151,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the full reports here")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write the cubins here")
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)), help="compilers at a time (default: one a core)")
-    warm = "compile what a training run will launch, and its translations, into Triton's cache: RUN is its folder, or give flags of train.py"
+    warm = (
+        "compile what a training run will launch, and its translations, into Triton's cache: RUN is its folder, or give flags of train.py"
+    )
     parser.add_argument("--warm", nargs="?", const="", metavar="RUN", help=warm)
     return parser
 
@@ -200,7 +201,8 @@ def _warm(parser: argparse.ArgumentParser, options: argparse.Namespace, rest: li
     try:
         config = config_of(options.warm, rest)
         chips = [ARCHS[name].chip for name in options.arch] if options.arch else [this_chip()]
-        return 0 if all([warm(config, chip, print, options.processes) for chip in chips]) else 1
+        warmed = [warm(config, chip, print, options.processes) for chip in chips]
+        return 0 if all(warmed) else 1
     except UserError as error:
         parser.error(str(error))
 

@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, Any
 
 from ._jobs import Job, is_compiled
@@ -83,7 +84,7 @@ def _worker(processes: int, given: IO[str], complaints: IO[str]) -> Iterator[IO[
     """Start the program that compiles and yield the lines that it prints; leaving the block ends it and all its processes."""
     command = [sys.executable, "-m", f"{__package__}._compile_worker", str(processes), str(os.getpid())]
     # What this process imports from, the worker does too.
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(str(Path(path).absolute()) for path in sys.path)}
     # In a session of its own: Ctrl-C in the terminal is this process's business.
     pipes: dict[str, Any] = {"stdin": given, "stdout": subprocess.PIPE, "stderr": complaints}
     worker = subprocess.Popen(command, env=environment, text=True, start_new_session=True, **pipes)

@@ -88,7 +88,7 @@ def resolve_impl(op: str, impl: str, x: Tensor) -> Literal["triton", "reference"
             )
         return "reference"
     if impl == "auto":
-        served = (x.device.type == "cuda" and torch.version.hip is None or _as_on_gpu) and x.dtype in DTYPES
+        served = ((x.device.type == "cuda" and torch.version.hip is None) or _as_on_gpu) and x.dtype in DTYPES
         return "triton" if served and not why_not_triton(x.device.type, x.device.index) else "reference"
     if impl == "reference":
         return "reference"

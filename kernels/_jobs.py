@@ -122,7 +122,7 @@ def compile_job(job: Job, kind: type[ASTSource] = ASTSource) -> Any:
 
 
 def build_launcher(kernel: Any) -> None:
-    """Build what starts ``kernel``, where Triton (up to 3.6) has the C compiler make it for each signature. It needs the driver's library."""
+    """Build what starts ``kernel``, where Triton (up to 3.6) has the C compiler make it for each signature; with the driver's library."""
     from triton.backends.nvidia import driver as backend
 
     if hasattr(backend, "make_launcher"):

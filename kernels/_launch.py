@@ -51,7 +51,7 @@ class Launch:
 class Chip:
     """A GPU as kernels know it: compute capability (90 is 9.0) and multiprocessors.
 
-    ``name``: whose tables of choices hold, "" for none. ``descriptors``: whether its driver takes tensor descriptors where the chip has them.
+    ``name``: whose tables of choices hold, "" for none. ``descriptors``: whether its driver takes tensor descriptors, if the chip has them.
     """
 
     capability: int = 90
@@ -81,6 +81,7 @@ class DryObserver(Observer, Protocol):
     """
 
     all_configs: bool
+    all_forms: bool
     chip: Chip
 
     def measured(self, choice: str, configs: int) -> None: ...

@@ -1,4 +1,4 @@
-"""Kernels compiled before an iteration needs them: a dry run of a copy on the CPU tells which, and all cores compile what the cache lacks."""
+"""Kernels compiled before an iteration needs them: a dry run of a copy on the CPU tells which, all cores compile what is missing."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def dry_step(engine: Engine, batch: Batch) -> None:
     nets = {name: copy_on_cpu(net) for name, net in engine.nets.items()}
     with _apart():
         other = type(engine)(engine.recipe.anew(), nets, engine.optim, torch.device("cpu"), engine.precision, False, options)
-        images = {side: torch.zeros_like(getattr(batch, side), device="cpu") for side in ("A", "B")}
-        other.step(dataclasses.replace(batch, **images), 0.0)
+        A, B = (torch.zeros_like(images, device="cpu") for images in (batch.A, batch.B))
+        other.step(dataclasses.replace(batch, A=A, B=B), 0.0)
 
 
 def dry_translation(net: nn.Module, images: Tensor, dtype: torch.dtype) -> None:
