@@ -70,6 +70,13 @@ class Console:
         assert self._task is not None
         self._progress.update(self._task, completed=done, total=total, description=text)
 
+    def once(self, done: int, total: int, text: str) -> None:
+        """Show how far a piece of work is in a live line that goes when it is done; without a terminal one line when it begins."""
+        if self.is_terminal or done == 0:
+            self.progress(done, total, text)
+        if done == total:
+            self.end_progress()
+
     def end_progress(self) -> None:
         """Take the live line away."""
         if self._progress is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from fastcyclegan.data.picture import open_picture, upright
 from fastcyclegan.data.source import to_unit_range
+from fastcyclegan.engine.ahead import Ahead, dry_translation
+from fastcyclegan.networks import computed_by
 from fastcyclegan.report import to_image, to_pixels
 
 Picture = Image.Image | NDArray[Any] | Tensor | str | Path
@@ -31,11 +33,12 @@ def pad_to_multiple(pixels: Tensor, multiple: int, axes: tuple[int, int] = (0, 1
 
 
 class Translator:
-    """Applies a generator to pictures of any size, on the host or on its device."""
+    """Applies a generator to images of any size, on the host or on its device. ``say`` hears of kernels that are compiled beforehand."""
 
-    def __init__(self, net: nn.Module, device: torch.device, precision: str) -> None:
+    def __init__(self, net: nn.Module, device: torch.device, precision: str, say: Callable[[str], object] = lambda text: None) -> None:
         self.net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.device, self.precision = device, precision
+        self.device, self.dtype = device, torch.bfloat16 if precision == "bf16" else torch.float32
+        self.ahead = Ahead(device, say) if device.type == "cuda" and computed_by(net) == "triton" else None
         first = next(p for p in net.parameters() if p.dim() == 4)
         self.channels, self.multiple = first.shape[1], int(getattr(net, "size_multiple", 4))
 
@@ -54,7 +57,9 @@ class Translator:
         return result[:, :, : images.shape[2], : images.shape[3]].to(images)
 
     def _apply(self, images: Tensor) -> Tensor:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+        if self.ahead is not None:
+            self.ahead.prepare(images.shape, {"net": self.net}, lambda: dry_translation(self.net, images, self.dtype))
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             result: Tensor = self.net(images)
         return result
 

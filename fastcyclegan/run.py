@@ -21,6 +21,7 @@ from fastcyclegan.data.scan import Needs, Pictures, find_pictures, fingerprint
 from fastcyclegan.data.source import Loader, Say, Source, to_unit_range
 from fastcyclegan.data.tensors import TensorLoader, Wants
 from fastcyclegan.engine import Engine, require_impl, resolve_device, resolve_precision, why_not_compiled
+from fastcyclegan.engine.ahead import Progress
 from fastcyclegan.errors import UserError
 from fastcyclegan.recipes.cyclegan import GENERATORS, CycleGAN, build_networks
 from fastcyclegan.run_folder import DATASET, choose_folder, open_folder
@@ -123,8 +124,17 @@ class Given:
     files: bool = True
 
 
-def start(config: TrainConfig, say: Say, progress: Callable[[int, int], None] | None = None, given: Given = Given()) -> Run:
-    """Set up the run that ``config`` describes. Raises UserError for whatever the user can put right, before anything is changed."""
+def start(
+    config: TrainConfig,
+    say: Say,
+    progress: Callable[[int, int], None] | None = None,
+    given: Given = Given(),
+    compiling: Progress | None = None,
+) -> Run:
+    """Set up the run that ``config`` describes. Raises UserError for whatever the user can put right, before anything is changed.
+
+    ``progress`` hears of files that are checked, ``compiling`` of kernels that the first iteration has compiled beforehand.
+    """
     device = resolve_device(config.run)
     require_impl(config.model.impl, device)
     folder: Path | None = None
@@ -141,7 +151,7 @@ def start(config: TrainConfig, say: Say, progress: Callable[[int, int], None] | 
     nets = given.nets or networks_that_fit(config)
     fixed = given.loaders is None and config.data.preprocess in FIXED_SIZE
     recipe = CycleGAN.from_config(config)
-    engine = Engine(recipe, nets, config.optim, device, precision, compiled, config.engine, say=say, fixed_sizes=fixed)
+    engine = Engine(recipe, nets, config.optim, device, precision, compiled, config.engine, say=say, fixed_sizes=fixed, progress=compiling)
     pictures: Pictures | None = None
     loader: Loader | TensorLoader
     if choice is None:

@@ -312,7 +312,7 @@ def train(
         if done % 500 == 0 and done:
             console.say(f"checked {done} of {total} pictures")
 
-    run = start(config, console.say, checking, given)
+    run = start(config, console.say, checking, given, console.once)
     console.table(f"run {run.folder or 'without files'}", run.table)
     trainer = Trainer(run, console, policy, lambda record: on_tick(trainer, record))
     on_start(trainer)

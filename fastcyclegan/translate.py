@@ -167,7 +167,7 @@ def translate(config: TranslateConfig, console: Console) -> int:
     precision = resolve_precision(config.precision, device, compiled=False)
     require_impl(config.impl, device)
     file = find_weights(config.weights, config.direction, config.epoch, config.ema)
-    translator = Translator(load_generator(file, impl=config.impl, key=config.key), device, precision)
+    translator = Translator(load_generator(file, impl=config.impl, key=config.key), device, precision, console.say)
     jobs = plan_outputs(config)
     threads = config.num_threads or min(cores(), MOST_THREADS)
     choice = choose("folder" if config.loader == "auto" and len(jobs) < MANY else config.loader, device, threads)

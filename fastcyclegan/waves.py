@@ -50,21 +50,21 @@ def _run(images: int) -> None:
         y.backward(torch.empty_like(y))
 
 
-def waves(capability: int = 90, sms: int = 132) -> Iterator[str]:
+def waves(chip: _launch.Chip = _launch.Chip()) -> Iterator[str]:
     """Yield a table: each product of a residual block and of the 7x7 layers with each of its tiles, at 1, 2 and 4 pictures of 256 x 256."""
     columns = {"pass": 20, "channels": 12, "kernel": 8, "tile": 13, "warps": 7}
-    yield f"Blocks of {sms} multiprocessors' waves, x steps of each, in bf16 (weight gradients: of both convolutions, in one grid):"
+    yield f"Blocks of {chip.multiprocessors} multiprocessors' waves, x steps of each, in bf16 (weight gradients: of both convolutions, in one grid):"
     yield "".join(f"{name:<{width}}" for name, width in columns.items()) + "".join(f"{f'{n} images':>22}" for n in (1, 2, 4))
     rows: dict[tuple[str, ...], dict[int, str]] = {}
     for images in (1, 2, 4):
         found: list[_launch.Launch] = []
-        with dry_run(on_launch=found.append, all_configs=True, capability=capability):
+        with dry_run(on_launch=found.append, all_configs=True, chip=chip):
             _run(images)
         for launch in found:
             if launch.kernel in PRODUCTS:
                 c, shape = launch.constants, "x".join(map(str, launch.config.constants.values()))
                 label = (_pass_of(launch), f"{c['C']} to {c['O']}", f"{c['KH']}x{c['KW']}", shape, str(launch.config.num_warps))
-                rows.setdefault(label, {})[images] = f"{launch.grid} ({launch.grid / sms:.2f}) x {_steps(launch)}"
+                rows.setdefault(label, {})[images] = f"{launch.grid} ({launch.grid / chip.multiprocessors:.2f}) x {_steps(launch)}"
     for names, counts in sorted(rows.items()):
         cells = "".join(f"{cell:<{width}}" for cell, width in zip(names, columns.values(), strict=True))
         yield cells + "".join(f"{counts.get(n, ''):>22}" for n in (1, 2, 4))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -9,6 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from fastcyclegan.checkpoint import write_config
+from fastcyclegan.config import ModelConfig, TrainConfig
 
 ROOT = Path(__file__).parents[1]
 pytest.importorskip("triton")
@@ -19,7 +23,7 @@ import json, sys
 from dataclasses import asdict
 import torch, triton, triton.language as tl
 from fastcyclegan import compile_kernels as ck
-from fastcyclegan.kernels import _launch, instance_norm_launch
+from fastcyclegan.kernels import _jobs, _launch
 from fastcyclegan.kernels._math import load_tile, store_tile
 from fastcyclegan.kernels.zero_conv_triton import load_taps
 
@@ -45,24 +49,26 @@ def taps(x_ptr, y_ptr, W, XS: tl.constexpr, BLOCK: tl.constexpr):
     tile = load_taps(x_ptr, W, W, i, (j // 8)[None, :], j % 8, end, end, W, XS)
     tl.store(y_ptr + i * BLOCK + j[None, :], tile)
 
-def job(kernel, kind, c, warps=4, **constants):
-    types = (("x_ptr", f"*{kind}:16"), ("y_ptr", f"*{kind}:16"), ("W" if kernel == "taps" else "C", c))
-    return ck.Job(kernel, types, tuple(constants.items()), warps, 1)
+def job(capability, kernel, dtype, c, warps=4, **constants):
+    x, y = (torch.zeros(4096, dtype=dtype) for _ in range(2))
+    return _jobs.job_of(_launch.Launch(kernel, 1, (x, y, c), constants, _launch.Config((), warps)), capability)
 
-jobs = [
-    job("copy", "bf16", "i32:16", BLOCK_S=64, BLOCK_C=32),
-    job("copy", "bf16", "i32", BLOCK_S=64, BLOCK_C=32),
-    job("copy", "fp32", "i32:16", 1, BLOCK_S=512, BLOCK_C=64),
-    job("product", "bf16", "i32:16", BLOCK=64, PRECISION="ieee"),
-    job("product", "fp32", "i32:16", BLOCK=64, PRECISION="tf32"),
-    job("product", "fp32", "i32:16", BLOCK=32, PRECISION="ieee"),
-    job("taps", "bf16", "i32", XS=8, BLOCK=64),
-    job("taps", "bf16", "i32", XS=12, BLOCK=64),
-]
+def jobs(capability):
+    return [
+        job(capability, "copy", torch.bfloat16, 32, BLOCK_S=64, BLOCK_C=32),
+        job(capability, "copy", torch.bfloat16, 33, BLOCK_S=64, BLOCK_C=32),
+        job(capability, "copy", torch.float32, 32, 1, BLOCK_S=512, BLOCK_C=64),
+        job(capability, "product", torch.bfloat16, 32, BLOCK=64, PRECISION="ieee"),
+        job(capability, "product", torch.float32, 32, BLOCK=64, PRECISION="tf32"),
+        job(capability, "product", torch.float32, 32, BLOCK=32, PRECISION="ieee"),
+        job(capability, "taps", torch.bfloat16, 33, XS=8, BLOCK=64),
+        job(capability, "taps", torch.bfloat16, 33, XS=12, BLOCK=64),
+    ]
+
 if __name__ == "__main__":
-    print(json.dumps([asdict(r) for r in ck.reports({"sm_80": jobs, "sm_90": jobs}, processes=1)]))
-    ck.ARCHS["sm_80"] = ck.Arch(80, 1000, 2000)
-    print(json.dumps([asdict(r) for r in ck.reports({"sm_80": jobs[3:4]}, processes=1)]))
+    print(json.dumps([asdict(r) for r in ck.reports({"sm_80": jobs(80), "sm_90": jobs(90)}, processes=1)]))
+    ck.ARCHS["sm_80"] = ck.Arch(_launch.Chip(80), 1000, 2000)
+    print(json.dumps([asdict(r) for r in ck.reports({"sm_80": jobs(80)[3:4]}, processes=1)]))
 """
 
 
@@ -72,8 +78,6 @@ def run(arguments: list[str], **options: object) -> subprocess.CompletedProcess[
 
 
 def test_each_fault_is_found(tmp_path: Path) -> None:
-    import json
-
     script = tmp_path / "registry.py"
     script.write_text(CODE)
     done = run([str(script)])
@@ -97,8 +101,8 @@ def test_each_fault_is_found(tmp_path: Path) -> None:
 
 
 def test_a_kernel_that_nothing_launches_is_an_error() -> None:
-    code = "import triton; from fastcyclegan import compile_kernels as ck; from fastcyclegan.kernels import _launch\n"
-    code += "def forgotten(x): pass\n_launch.REGISTRY['forgotten'] = None; ck.shipped_jobs([])"
+    code = "from fastcyclegan import kernel_gate as gate; from fastcyclegan.kernels import _launch\n"
+    code += "_launch.REGISTRY['forgotten'] = None; gate.shipped_jobs([], gate.ARCHS['sm_90'])"
     done = run(["-c", code])
     assert "nothing here launches" in done.stderr
     assert "forgotten" in done.stderr
@@ -114,12 +118,23 @@ def test_interpreted_kernels_are_refused(tmp_path: Path) -> None:
 
 def test_the_command_writes_what_it_is_asked_for(tmp_path: Path) -> None:
     """One architecture and one dtype of one kernel's worth: --json and --out, and every kernel of the registry in the table."""
-    code = "import sys; from fastcyclegan import compile_kernels as ck\n"
-    code += "full = ck.shipped_jobs; ck.shipped_jobs = lambda *a: list({j.kernel: j for j in full(*a)}.values())\n"
-    code += "if __name__ == '__main__': sys.exit(ck.main())"
+    code = "import sys; from fastcyclegan import kernel_gate as gate\n"
+    code += "full = gate.shipped_jobs; gate.shipped_jobs = lambda *a: list({j.kernel: j for j in full(*a)}.values())\n"
+    code += "if __name__ == '__main__': sys.exit(gate.main())"
     script = tmp_path / "short.py"
     script.write_text(code)
-    options = ["--arch", "sm_90", "--dtype", "bf16", "--json", str(tmp_path / "r.json"), "--out", str(tmp_path / "cubins")]
+    options = [
+        "--arch",
+        "sm_90",
+        "--dtype",
+        "bf16",
+        "--configs",
+        "first",
+        "--json",
+        str(tmp_path / "r.json"),
+        "--out",
+        str(tmp_path / "cubins"),
+    ]
     done = run([str(script), *options])
     assert done.returncode == 0, done.stdout + done.stderr
     sources = "".join(path.read_text() for path in (ROOT / "kernels").glob("*_triton.py"))
@@ -127,3 +142,69 @@ def test_the_command_writes_what_it_is_asked_for(tmp_path: Path) -> None:
     assert sorted(re.findall(r"^sm_90 +(\w+) ", done.stdout, re.MULTILINE)) == kernels
     assert len(list((tmp_path / "cubins").glob("*.cubin"))) == len(kernels)
     assert f"all {len(kernels)} pass" in done.stdout
+
+
+FP16 = """
+import torch
+from fastcyclegan import kernel_gate as gate
+from fastcyclegan.compile_kernels import jobs_of
+from fastcyclegan.networks import Discriminator, Generator
+from fastcyclegan.passes import run_paired
+
+def jobs(dtype):
+    def run():
+        for build in (Generator, Discriminator):
+            nets = [build(impl="triton", **({"n_blocks": 1} if build is Generator else {})) for _ in range(2)]
+            x = torch.zeros(2, 3, 64, 64).to(memory_format=torch.channels_last).requires_grad_()
+            with torch.autocast("cpu", dtype):
+                y = run_paired([net.to(memory_format=torch.channels_last) for net in nets], x, "triton")
+                z = nets[0](x)
+            (y.sum() + z.sum()).backward()
+    return set(jobs_of(run, gate.ARCHS["sm_90"].chip).jobs)
+
+bf16, fp16 = jobs(torch.bfloat16), jobs(torch.float16)
+print(len(bf16), bf16 != fp16, {gate.in_fp16(job) for job in bf16} == fp16)
+"""
+
+
+def test_fp16_launches_what_bf16_does() -> None:
+    """So the gate need not run everything in fp16, which takes a CPU minutes."""
+    done = run(["-c", FP16])
+    assert done.returncode == 0, done.stderr
+    count, differ, same = done.stdout.split()
+    assert int(count) > 100
+    assert (differ, same) == ("True", "True")
+
+
+def test_filling_the_cache_says_what_it_did(tmp_path: Path) -> None:
+    """For the flags of train.py, and for a run's folder; what cannot be done is one line. Of what there is to compile a few are."""
+    code = "import dataclasses, sys; from fastcyclegan import kernel_gate, warm\n"
+    code += "full = warm.jobs_of; sums = lambda found: tuple(j for j in found.jobs if 'sum' in j.kernel)[:3]\n"
+    code += "warm.jobs_of = lambda *a: dataclasses.replace(full(*a), jobs=sums(full(*a)))\n"
+    code += "if __name__ == '__main__': sys.exit(kernel_gate.main())"
+    (tmp_path / "compile_kernels.py").write_text(code)
+    script = [str(tmp_path / "compile_kernels.py"), "--warm"]
+    flags = "--arch sm_90 --netG resnet_1blocks --ngf 8 --ndf 8 --netD pixel --crop_size 32 --load_size 32 --lambda_identity 0".split()
+    (tmp_path / "run").mkdir()
+    write_config(tmp_path / "run", TrainConfig(model=ModelConfig(impl="reference")))
+    wrong = {
+        "--warm: this machine has no GPU: name the chip with --arch": [],
+        "--warm: nowhere is no folder of a run: it has no config.json": ["nowhere", "--arch", "sm_90"],
+        "--warm: with --impl reference there are no kernels to compile": [str(tmp_path / "run"), "--arch", "sm_90"],
+        "netG": ["--arch", "sm_90", "--netG", "resnet_none"],
+    }
+    for message, arguments in wrong.items():
+        done = run([*script, *arguments])
+        assert done.returncode == 2, done.stdout + done.stderr
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr
+    os.environ["TRITON_CACHE_DIR"] = str(tmp_path / "cache")
+    try:
+        first, second = run([*script, *flags]), run([*script, *flags])
+    finally:
+        del os.environ["TRITON_CACHE_DIR"]
+    assert first.returncode == second.returncode == 0, first.stdout + first.stderr + second.stderr
+    here = "3 kernels of an iteration and of translations for sm_90"
+    assert re.match(rf"{here}: compiling 3 that Triton's cache lacks in [12] processes, about [34] s\n", first.stdout)
+    assert re.search(r"compiled 3 in [\d.]+ s; tiles to be timed by the first iteration: [1-9]\d+, for [1-9]\d+ choices\n$", first.stdout)
+    assert second.stdout == f"{here}: all are in Triton's cache\n"

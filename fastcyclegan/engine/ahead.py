@@ -64,7 +64,9 @@ def dry_step(engine: Engine, batch: Batch) -> None:
 
 def dry_translation(net: nn.Module, images: Tensor, dtype: torch.dtype) -> None:
     """Run a copy of ``net`` on the CPU on images like ``images``, under autocast to ``dtype`` where that is no float32; in a dry run."""
-    other, half = copy_on_cpu(net).eval(), dtype != torch.float32
+    half = dtype != torch.float32
+    with torch.inference_mode(False):
+        other = copy_on_cpu(net).eval()
     with _apart(), torch.inference_mode(), torch.autocast("cpu", dtype if half else None, enabled=half):
         other(torch.zeros_like(images, device="cpu"))
 

@@ -1,0 +1,204 @@
+"""Compiling ahead: that the dry run of an engine's copy launches what the engine does and leaves no trace, and what becomes of the kernels."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from fastcyclegan import compile_kernels
+from fastcyclegan.config import EngineConfig, LossConfig, ModelConfig, OptimConfig
+from fastcyclegan.counters import dry_run
+from fastcyclegan.data.plan import Plan
+from fastcyclegan.data.source import Batch
+from fastcyclegan.engine import Engine, ahead
+from fastcyclegan.engine.ahead import Ahead, copy_on_cpu, dry_step, dry_translation
+from fastcyclegan.kernels import _ahead
+from fastcyclegan.kernels._dispatch import as_on_gpu
+from fastcyclegan.kernels._launch import Chip, Launch
+from fastcyclegan.recipes.cyclegan import CycleGAN
+from fastcyclegan.testing import random_batch, seeded_networks
+
+SMALL = ModelConfig(netG="resnet_1blocks", ngf=8, ndf=8, use_dropout=True)
+CPU = torch.device("cpu")
+
+
+def engine(model: ModelConfig = SMALL, loss: LossConfig = LossConfig(), **options: Any) -> Engine:
+    """Return an engine as it would be on a GPU."""
+    with as_on_gpu(), dry_run():
+        return Engine(CycleGAN(loss), seeded_networks(model), OptimConfig(), CPU, "bf16", options=EngineConfig(**options))
+
+
+def batch(images: int = 1, size: int = 32) -> Batch:
+    return random_batch(size, Plan(0, 100, 100, images), 0)
+
+
+def launches(run: Callable[[], object]) -> Counter[tuple[Any, ...]]:
+    """Return how often each kernel is launched in each way."""
+    found: Counter[tuple[Any, ...]] = Counter()
+
+    def kind(a: Any) -> Any:
+        if isinstance(a, TensorDescriptor):
+            return tuple(a.shape), tuple(a.strides), tuple(a.block_shape), kind(a.base)
+        return (tuple(a.shape), a.dtype, a.stride()) if isinstance(a, torch.Tensor) else a
+
+    def hear(launch: Launch) -> None:
+        kinds = tuple(map(kind, launch.args))
+        found[(launch.kernel, launch.grid, kinds, tuple(launch.keywords.items()))] += 1
+
+    with dry_run(on_launch=hear):
+        run()
+    return found
+
+
+CASES = [
+    ("the default", SMALL, LossConfig(), {}),
+    ("a penalty leaves the discriminators to PyTorch", SMALL, LossConfig(gan_mode="wgangp"), {}),
+    ("networks apart", SMALL, LossConfig(), {"pairing": "off"}),
+    ("parts of a batch", SMALL, LossConfig(lambda_identity=0), {"micro_batch": 1}),
+]
+
+
+@pytest.mark.parametrize(("why", "model", "loss", "options"), CASES, ids=[case[0] for case in CASES])
+def test_the_copy_launches_what_the_engine_does(why: str, model: ModelConfig, loss: LossConfig, options: dict[str, Any]) -> None:
+    one = engine(model, loss, **options)
+    copied = launches(lambda: dry_step(one, batch(2)))
+    with as_on_gpu():
+        own = launches(lambda: one.step(batch(2), 1e-4))
+    assert copied == own
+    assert copied.total() > 50
+
+
+def test_frozen_and_heard_members_decide_in_the_copy_too() -> None:
+    heard: list[int] = []
+    one = engine()
+    next(one.nets["G_AB"].parameters()).requires_grad_(False)
+    one.nets["D_A"].model[1].register_forward_hook(lambda *_: heard.append(1))
+    copied = launches(lambda: dry_step(one, batch()))
+    assert heard == []
+    assert copied != launches(lambda: dry_step(engine(), batch()))
+    with as_on_gpu():
+        assert copied == launches(lambda: one.step(batch(), 1e-4))
+    assert heard != []
+
+
+def test_it_leaves_no_trace() -> None:
+    """Not in weights, moments, pools, gradients or random numbers."""
+    one = engine()
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    before = [p.detach().clone() for net in one.nets.values() for p in net.parameters()]
+    with dry_run():
+        dry_step(one, batch())
+        dry_translation(one.nets["G_AB"], torch.zeros(1, 3, 32, 32), torch.bfloat16)
+    assert torch.equal(torch.rand(2), expected)
+    assert all(map(torch.equal, before, (p for net in one.nets.values() for p in net.parameters())))
+    assert not any(optimizer.state for optimizer in one.optimizers.values())
+    assert one.recipe.state_dict() == CycleGAN(LossConfig()).state_dict()
+    assert all(net.training for net in one.nets.values())
+
+
+def test_a_translation_launches_what_the_engines_does() -> None:
+    one, image = engine(), torch.zeros(1, 3, 32, 32)
+    with as_on_gpu():
+        own = launches(lambda: one.translate("G_AB", image))
+    with torch.inference_mode():
+        assert launches(lambda: dry_translation(one.nets["G_AB"], image, torch.bfloat16)) == own
+    assert own.total() > 10
+
+
+class _Foreign(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many kernels were compiled ahead each time, on a GPU called Test with 20 to compile; none is."""
+    log: list[int] = []
+
+    def compile_ahead(jobs: list[str], progress: Callable[[int, int], object], processes: int) -> _ahead.Outcome:
+        log.append(len(jobs))
+        progress(0, len(jobs))
+        progress(len(jobs), len(jobs))
+        return _ahead.Outcome(len(jobs), processes, 1.0)
+
+    monkeypatch.setattr(ahead, "chip_of", lambda device: Chip(90, 132, "Test"))
+    monkeypatch.setattr(compile_kernels, "jobs_of", lambda run, chip: (run(), compile_kernels.Found(tuple("abcdefghijklmnopqrst"), {}))[1])
+    monkeypatch.setattr(_ahead, "missing", list)
+    monkeypatch.setattr(_ahead, "compile_ahead", compile_ahead)
+    return log
+
+
+def test_each_kind_of_work_is_looked_at_once(compiled: list[int]) -> None:
+    runs: list[int] = []
+    said: list[str] = []
+    one = Ahead(CPU, said.append)
+    for kind in (1, 1, 2, 1, *range(3, 100)):
+        one.prepare(kind, {}, lambda: runs.append(1))
+    assert len(runs) == len(compiled) == ahead.MOST_KINDS
+    line = "compiling 20 kernels for Test in"
+    assert len(said) == ahead.MOST_KINDS
+    assert said[0].startswith(line)
+
+
+def test_progress_is_heard_of_in_the_place_of_a_line(compiled: list[int]) -> None:
+    told: list[tuple[int, int, str]] = []
+    said: list[str] = []
+    Ahead(CPU, said.append, lambda *progress: told.append(progress)).prepare(1, {}, lambda: None)
+    assert [progress[:2] for progress in told] == [(0, 20), (20, 20)]
+    assert said == []
+
+
+def test_few_kernels_are_left_to_their_launches(compiled: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_ahead, "missing", lambda jobs: list(jobs)[: _ahead.FEWEST - 1])
+    Ahead(CPU).prepare(1, {}, lambda: None)
+    assert compiled == []
+
+
+def test_foreign_networks_are_not_run_once_more(compiled: list[int]) -> None:
+    Ahead(CPU).prepare(1, {"G_AB": _Foreign()}, lambda: pytest.fail("it was run"))
+    assert compiled == []
+
+
+def test_what_goes_wrong_is_said_and_ends_nothing(compiled: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+
+    def fail() -> None:
+        raise RuntimeError("a lock cannot be copied\nmore")
+
+    Ahead(CPU, said.append).prepare(1, {}, fail)
+    assert said == ["kernels are compiled as they are launched, not ahead: RuntimeError: a lock cannot be copied"]
+    said.clear()
+    failed = _ahead.Outcome(18, 2, 1.0, (("_fold_kernel", "PTXASError: no"), ("", "killed")))
+    monkeypatch.setattr(_ahead, "compile_ahead", lambda jobs, progress, processes: failed)
+    Ahead(CPU, said.append).prepare(1, {}, lambda: None)
+    assert said == ["2 kernels do not compile ahead, the first is _fold_kernel: PTXASError: no"]
+
+
+def test_an_engine_prepares_each_size_before_its_first_iteration(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[Any] = []
+    one = engine()
+    one.ahead = Ahead(CPU)
+    monkeypatch.setattr(one.ahead, "prepare", lambda kind, nets, run: order.append(kind))
+    monkeypatch.setattr(one, "_iterate", lambda inputs: order.append("iteration") or torch.zeros(8))
+    one.step(batch(), 1e-4)
+    one.step(batch(2), 1e-4)
+    sizes = [(torch.Size([n, 3, 32, 32]),) * 2 for n in (1, 2)]
+    assert order == [sizes[0], "iteration", sizes[1], "iteration"]
+
+
+def test_a_copy_shares_nothing() -> None:
+    net = seeded_networks(SMALL)["G_AB"]
+    other = copy_on_cpu(net)
+    mine, others = ({p.data_ptr() for p in one.parameters()} for one in (net, other))
+    assert not mine & others
+    assert list(net.state_dict()) == list(other.state_dict())
+    assert repr(net) == repr(other)
