@@ -11,6 +11,8 @@ import torch
 import triton
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from ._failures import REFUSED, ask_device, is_no_kernels_fault, kernel_error
+
 # Every kernel of this package by name: what the ahead-of-time compiler must have seen at least once.
 REGISTRY: dict[str, Any] = {}
 
@@ -123,11 +125,16 @@ def multiprocessors(device: torch.device) -> int:
 
 
 def launch(name: str, grid: int, args: tuple[Any, ...], constants: dict[str, Any], config: Config) -> None:
-    """Run ``grid`` programs of kernel ``name`` on the device of its first argument; none for an empty grid."""
+    """Run ``grid`` programs of kernel ``name`` on the device of its first argument; none for an empty grid.
+
+    Raises KernelError where the kernel does not compile or launch. What is not the kernel's fault is raised as it is: a full or a dead
+    device, and a tensor descriptor that the driver refuses, for which there is another form.
+    """
     if grid == 0:
         return
+    asked = Launch(name, grid, args, constants, config)
     for observer in _observers:
-        observer.launched(Launch(name, grid, args, constants, config))
+        observer.launched(asked)
     if dry():
         return
     first = args[0].base if isinstance(args[0], TensorDescriptor) else args[0]
@@ -135,4 +142,10 @@ def launch(name: str, grid: int, args: tuple[Any, ...], constants: dict[str, Any
     # FMA contraction is on for sm_80 and later whatever Triton's default becomes: parity is proved with it.
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages, "enable_fp_fusion": True}
     with torch.cuda.device(device) if device.type == "cuda" else _inside():
-        REGISTRY[name][(grid,)](*args, **constants, **config.constants, **options)
+        try:
+            REGISTRY[name][(grid,)](*args, **constants, **config.constants, **options)
+        except Exception as error:
+            if is_no_kernels_fault(error) or REFUSED in str(error):
+                raise
+            ask_device(device, error)
+            raise kernel_error(asked, device, capability(device), error) from error
