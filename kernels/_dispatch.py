@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -10,6 +12,19 @@ from torch import Tensor
 
 IMPLS = ("auto", "triton", "reference")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+_as_on_gpu = False
+
+
+@contextlib.contextmanager
+def as_on_gpu() -> Iterator[None]:
+    """Inside the block impl="auto" serves the CPU as it would an NVIDIA GPU, where the kernels are interpreted or run dry."""
+    global _as_on_gpu
+    before, _as_on_gpu = _as_on_gpu, True
+    try:
+        yield
+    finally:
+        _as_on_gpu = before
 
 
 def _has_triton() -> bool:
@@ -72,7 +87,7 @@ def resolve_impl(op: str, impl: str, x: Tensor) -> Literal["triton", "reference"
             )
         return "reference"
     if impl == "auto":
-        served = x.device.type == "cuda" and torch.version.hip is None and x.dtype in DTYPES
+        served = ((x.device.type == "cuda" and torch.version.hip is None) or _as_on_gpu) and x.dtype in DTYPES
         return "triton" if served and not why_not_triton(x.device.type, x.device.index) else "reference"
     if impl == "reference":
         return "reference"

@@ -12,12 +12,14 @@ from __future__ import annotations
 import functools
 import json
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
+from ._cache import cache_folder
+from ._failures import KernelError
+from ._fallback import report
 from ._launch import Config, dry, listing
 
 # Raised whenever a kernel or a list changes so that old choices say nothing about it.
@@ -35,12 +37,7 @@ def _file_name(device: torch.device) -> str:
 
 
 def cache_file(device: torch.device) -> Path:
-    try:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:
-        # A user without a home, as containers have them.
-        base = Path(tempfile.gettempdir())
-    return base / "fastcyclegan" / "tuned" / _file_name(device)
+    return cache_folder("tuned") / _file_name(device)
 
 
 @functools.lru_cache
@@ -79,6 +76,23 @@ def measure(run: Callable[[], None]) -> float:
     return triton.testing.do_bench(run, warmup=5, rep=20, return_mode="median")
 
 
+def _fastest(kernel: str, configs: Sequence[Config], run: Callable[[Config], None]) -> Config:
+    """Return the configuration that runs fastest. One that fails is reported and left out; where all fail, the first's error is raised."""
+    times: dict[Config, float] = {}
+    failures: list[tuple[Config, KernelError]] = []
+    for config in configs:
+        try:
+            times[config] = measure(functools.partial(run, config))
+        except KernelError as error:
+            # Without its frames, which hold what the run had allocated.
+            failures.append((config, error.with_traceback(None)))
+    if not times:
+        raise failures[0][1]
+    for config, failure in failures:
+        report(failure, f"measuring {kernel}", f"its configuration {_plain(config)} is left out")
+    return min(times, key=lambda config: times[config])
+
+
 def choose(kernel: str, key: str, configs: Sequence[Config], device: torch.device, run: Callable[[Config], None]) -> Config:
     """Return the configuration of ``kernel`` for ``key``. ``run`` runs it once with a given one, and may be called many times."""
     if listing():
@@ -101,10 +115,10 @@ def choose(kernel: str, key: str, configs: Sequence[Config], device: torch.devic
         if torch.cuda.is_current_stream_capturing():
             return configs[0]
         try:
-            times = [measure(functools.partial(run, config)) for config in configs]
+            fastest = _fastest(kernel, configs, run)
         except torch.cuda.OutOfMemoryError:
             # A full GPU has no room for a measurement; a later call may have.
             return configs[0]
-    _chosen[memory] = configs[times.index(min(times))]
+    _chosen[memory] = fastest
     _remember(cache_file(device), name, _chosen[memory])
     return _chosen[memory]
