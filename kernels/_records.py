@@ -24,8 +24,8 @@ FORMAT = 1
 def described(value: Any) -> Any:
     """Return an argument of a kernel as JSON can hold it: a tensor by dtype, shape, strides, alignment and room, a scalar as it is.
 
-    ``aligned``: the largest power of two, up to 256, of bytes that divides its address. ``room``: the elements from its first to the end
-    of its memory, since kernels that are handed one of several tensors write the others too.
+    ``aligned``: the largest power of two that divides its address, up to 16 bytes: Triton asks for no more. ``room``: the elements from its
+    first to the end of its memory, since kernels that are handed one of several tensors write the others too.
     """
     if hasattr(value, "data_ptr"):
         address = value.data_ptr()
@@ -33,7 +33,7 @@ def described(value: Any) -> Any:
             "dtype": str(value.dtype).removeprefix("torch."),
             "shape": list(value.shape),
             "strides": list(value.stride()),
-            "aligned": min(address & -address, 256) if address else 256,
+            "aligned": min(address & -address, 16) if address else 16,
             "room": value.untyped_storage().nbytes() // value.element_size() - value.storage_offset(),
         }
     if hasattr(value, "block_shape"):

@@ -54,8 +54,8 @@ def _registry() -> dict[str, Any]:
 def _tensor(argument: dict[str, Any], device: torch.device) -> Tensor:
     """Return zeros as ``argument`` describes them, with the room that it has behind it."""
     dtype = getattr(torch, argument["dtype"])
-    # Fresh memory begins at a multiple of 256 bytes at least.
-    first = argument["aligned"] // dtype.itemsize if argument["aligned"] < 256 else 0
+    # Fresh memory begins at a multiple of 16 bytes at least.
+    first = argument["aligned"] // dtype.itemsize if argument["aligned"] < 16 else 0
     memory = torch.zeros(first + max(1, argument["room"]), dtype=dtype, device=device)
     return memory.as_strided(argument["shape"], argument["strides"], first)
 
