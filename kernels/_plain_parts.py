@@ -27,6 +27,9 @@ def _spread(vector: Tensor, x: Tensor) -> Tensor:
 
 def statistics(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Return mean and 1 / sigma [N, C] of x in fp32."""
+    if not x.shape[0]:
+        # Of no image PyTorch warns.
+        return x.new_empty(x.shape[:2], dtype=torch.float32), x.new_empty(x.shape[:2], dtype=torch.float32)
     var, mean = torch.var_mean(x.float(), dim=list(range(2, x.dim())), correction=0)
     return mean, torch.rsqrt(var + eps)
 

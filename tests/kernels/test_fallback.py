@@ -170,11 +170,12 @@ def test_each_kernel_that_fails_leaves_the_results_right(name: str) -> None:
             layer.check(layer.ours(False))
             attempts = failing.launches
             assert 1 <= attempts <= 2  # once in the forward, once in the backward
-            layer.check(layer.ours(False))
-            assert failing.launches == attempts
+            # The first of the forward and the last of the backward: all take the same way.
+            if n in (0, len(kernels) - 1):
+                layer.check(layer.ours(False))
+                assert failing.launches == attempts
             (warning,) = heard(caught)
             assert f": kernel {kernel} does not " in warning
-            # The first of the forward and the last of the backward: all take the same way.
             if n in (0, len(kernels) - 1):
                 with pytest.raises(
                     KernelError, match=rf"^kernel {kernel} does not .* \(.*{cause}.*To see it again: python -m .*show_failure"
