@@ -132,9 +132,8 @@ def launch(name: str, grid: int, args: tuple[Any, ...], constants: dict[str, Any
     """
     if grid == 0:
         return
-    asked = Launch(name, grid, args, constants, config)
     for observer in _observers:
-        observer.launched(asked)
+        observer.launched(Launch(name, grid, args, constants, config))
     if dry():
         return
     first = args[0].base if isinstance(args[0], TensorDescriptor) else args[0]
@@ -148,4 +147,4 @@ def launch(name: str, grid: int, args: tuple[Any, ...], constants: dict[str, Any
             if is_no_kernels_fault(error) or REFUSED in str(error):
                 raise
             ask_device(device, error)
-            raise kernel_error(asked, device, capability(device), error) from error
+            raise kernel_error(Launch(name, grid, args, constants, config), device, capability(device), error) from error
