@@ -6,6 +6,7 @@ Imports neither torch nor the kernels before they are needed: pytest loads this 
 from __future__ import annotations
 
 import json
+import warnings
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -57,6 +58,13 @@ class LaunchLog:
         from fastcyclegan.kernels import _launch
 
         _launch._observers.append(self)
+
+
+def forbid_fallback() -> None:
+    """Make it an error, for the rest of the process, that PyTorch computes what a kernel failed at: it would count as ours."""
+    from fastcyclegan.kernels._fallback import CONSEQUENCE
+
+    warnings.filterwarnings("error", f".*{CONSEQUENCE}", RuntimeWarning)
 
 
 class _Faulty:

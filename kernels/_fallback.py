@@ -16,6 +16,7 @@ from torch import Tensor
 from ._failures import KernelError
 from ._overlap import beside
 
+CONSEQUENCE = "PyTorch computes the layers that need it from here on"
 # Calls that PyTorch computes, and what was reported.
 _fallen: set[tuple[Any, ...]] = set()
 _reported: set[tuple[str, str, str]] = set()
@@ -25,9 +26,10 @@ def report(error: KernelError, op: str, consequence: str) -> None:
     """Warn, once a process for each kernel, reason and consequence, that ``op`` met ``error``, and of what follows."""
     if (error.kernel, error.reason, consequence) in _reported:
         return
-    _reported.add((error.kernel, error.reason, consequence))
     text = ". ".join(filter(None, (f"{op}: {error.reason}; {consequence}", error.again)))
     warnings.warn(text, RuntimeWarning, stacklevel=3)
+    # Not where the warning is an error: the next call must meet it again.
+    _reported.add((error.kernel, error.reason, consequence))
 
 
 def _kind(value: Any) -> Any:
@@ -50,7 +52,7 @@ def or_plain(op: str, run: Callable[..., Any], plain: Callable[..., Any], args: 
     try:
         return run(*args)
     except KernelError as error:
-        report(error, op[: -len("_fwd")], "PyTorch computes the layers that need it from here on")
+        report(error, op[: -len("_fwd")], CONSEQUENCE)
         _fallen.add((op, *map(_kind, args)))
     # Out of the handler: the error holds all that the kernels' way had allocated.
     return plain(*args)

@@ -14,6 +14,7 @@ import test_reflect_conv as reflect_convs
 import test_residual_block as blocks
 import test_zero_conv as zero_convs
 import torch
+from launches import forbid_fallback
 from planted import ERRORS, Ear, forget, heard, plant
 from torch import Tensor, nn
 
@@ -203,6 +204,18 @@ def test_what_a_user_reads(error: Callable[[], Exception], verb: str, cause: str
     with pytest.raises(KernelError, match=rf"^{sentence}\. {again}") as caught:
         instance_norm(torch.randn(1, 3, 4, 4), impl="triton")
     assert type(caught.value.__cause__) is type(error())
+
+
+def test_tests_and_benches_do_not_fall_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under this repository's pytest, and where bench/ asks for it, the warning is an error."""
+    plant(monkeypatch, "_instance_norm_small_fwd_kernel")
+    with pytest.raises(RuntimeWarning, match="PyTorch computes the layers"):
+        instance_norm(torch.randn(1, 3, 4, 4))
+    # Again and again: nothing may be silent because it was told before.
+    warnings.resetwarnings()
+    forbid_fallback()
+    with pytest.raises(RuntimeWarning, match="PyTorch computes the layers"):
+        instance_norm(torch.randn(1, 3, 4, 4))
 
 
 # --- What is no failure of a kernel -------------------------------------------------------------------------------------------------
