@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ._failures import KernelError
@@ -62,8 +63,12 @@ def twin(op: str) -> Callable[..., Any]:
     """Return what computes operator ``op`` by PyTorch, as it does."""
     from . import _plain
 
-    found: Callable[..., Any] = getattr(_plain, op)
-    return found
+    def compute(*args: Any) -> Any:
+        # Dtypes are those of the arguments: autocast, where it is on, was heeded before.
+        with torch.autocast(args[0].device.type, enabled=False):
+            return getattr(_plain, op)(*args)
+
+    return compute
 
 
 def backward_in_place(

@@ -108,6 +108,23 @@ def test_no_images(device: str) -> None:
         zero_convs.test_no_images(case, device)
 
 
+@pytest.mark.parametrize("recompute", [True, False])
+def test_autocast_changes_no_dtype(recompute: bool, device: str) -> None:
+    """PyTorch's operators would each choose one of their own."""
+    norms.test_autocast_leaves_the_dtype_of_the_input(device)
+    reflect_convs.test_autocast_casts_as_convolutions_do(device)
+    blocks.test_any_layout_and_autocast(device)
+    case = norm_convs.Case("", (1, 9, 6, 7), norm_convs.STRIDE_1, border=1)
+    (x, weight, *_), _ = norm_convs.operands(case, device, torch.float16)
+    arguments = (x, None, None, weight, None, True, 1e-5, "relu", 0.2, 1, recompute, *case.conv, False)
+    plain = torch.ops.fastcyclegan.norm_conv_fwd(*arguments)
+    with torch.autocast(device, torch.bfloat16):
+        found = torch.ops.fastcyclegan.norm_conv_fwd(*arguments)
+    for one, other in zip(found, plain, strict=True):
+        assert one.dtype == other.dtype
+        assert torch.equal(one, other)
+
+
 def test_opcheck(device: str) -> None:
     norms.test_opcheck(True, False, device)
     reflect_convs.test_opcheck_with_norm_and_tanh(False, device)
