@@ -7,7 +7,6 @@ scalars, no values: ``show_failure.py`` makes the launch again on zeros.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import shlex
 import tempfile
@@ -82,10 +81,13 @@ def write_record(launch: Any, gpu: str, capability: int, error: BaseException) -
 
     The same launch is written to the same file.
     """
+    # Who launched has it.
+    import triton
+
     line = line_of(launch)
     text = json.dumps({**line, "gpu": gpu, "capability": capability}, sort_keys=True)
     name = f"{launch.kernel.strip('_')}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"
-    versions = {"triton": importlib.metadata.version("triton"), "torch": torch.__version__}
+    versions = {"triton": triton.__version__, "torch": torch.__version__}
     record = {"format": FORMAT, **line, "gpu": gpu, "capability": capability, **versions, "error": f"{type(error).__name__}: {error}"}
     file = _written(name, json.dumps(record, indent=1) + "\n")
     return "" if file is None else f"python -m fastcyclegan.kernels.show_failure {shlex.quote(str(file))}"
