@@ -21,10 +21,12 @@ from fastcyclegan.kernels import descriptor_launch as descriptors
 from fastcyclegan.kernels._dispatch import as_on_gpu
 from fastcyclegan.kernels._failures import KernelError
 from fastcyclegan.recipes.cyclegan import CycleGAN
+from fastcyclegan.recorded_graph import RecordedGraph
 from fastcyclegan.testing import assert_parity, copy_of, is_cancelled_bias, random_batch, seeded_networks, tf32
 
 FP32, FP64 = torch.float32, torch.float64
 SMALL = ModelConfig(netG="resnet_1blocks", ngf=4, ndf=4, netD="n_layers", n_layers_D=2)
+CPU = torch.device("cpu")
 OPTIONS = EngineConfig(graph="off")
 LOSS = LossConfig(pool_size=0)
 DRIVER = "Triton Error [CUDA]: Failed to create tensor map descriptor: invalid argument\nelemType=10 rank=2\n"
@@ -34,7 +36,7 @@ DRIVER = "Triton Error [CUDA]: Failed to create tensor map descriptor: invalid a
 def _as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """auto means the kernels, in a process that has met no failure and has not asked for descriptors."""
     forget(monkeypatch)
-    monkeypatch.setattr(descriptors, "_answers", {torch.device("cpu"): ""})
+    monkeypatch.setattr(descriptors, "_answers", {CPU: ""})
     monkeypatch.setattr(descriptors, "_refused", set())
     with as_on_gpu(), tf32(False):
         yield
@@ -46,7 +48,7 @@ def engine_of(nets: Mapping[str, nn.Module], impl: str, recipe: Callable[[LossCo
         for module in net.modules():
             if hasattr(module, "impl"):
                 module.impl = impl  # type: ignore[assignment]
-    return Engine(recipe(LOSS), nets, OptimConfig(), torch.device("cpu"), options=OPTIONS)
+    return Engine(recipe(LOSS), nets, OptimConfig(), CPU, options=OPTIONS)
 
 
 def trained(engine: Engine, dtype: torch.dtype, iterations: int = 2) -> tuple[list[Tensor], dict[str, Tensor]]:
@@ -104,6 +106,20 @@ def test_training_without_a_kernel_that_works(error: Callable[[], BaseException]
         trained(engine_of(seeded_networks(SMALL), "auto", CycleGAN), FP32)
     assert len(told) == len(set(told)) == sum(count > 0 for count in tried.values()) == len(heard(caught))
     assert {name: kernel.launches for name, kernel in kernels.items()} == tried
+
+
+def test_a_fallback_is_captured_and_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The failures come before the capture, in the iterations that warm up: the graph holds PyTorch's operators, with the same bits."""
+    failing_kernels(monkeypatch, ERRORS[6][0])
+    capture, nets = RecordedGraph(), seeded_networks(SMALL)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*show_failure", RuntimeWarning)
+        captured = Engine(CycleGAN(LOSS), copy_of(nets), OptimConfig(), CPU, options=EngineConfig(graph="on"), capture=capture)
+        plain = Engine(CycleGAN(LOSS), copy_of(nets), OptimConfig(), CPU, options=OPTIONS)
+        assert captured.on_kernels
+        for one, other in zip(*(trained(engine, FP32, 6)[0] for engine in (captured, plain)), strict=True):
+            assert torch.equal(one, other)
+    assert capture.replays > 1
 
 
 def test_training_that_requires_the_kernels_ends(monkeypatch: pytest.MonkeyPatch) -> None:
