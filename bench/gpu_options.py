@@ -20,7 +20,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from launches import FAULTS, LaunchLog, breaks_the_device, plant_fault
+from launches import FAULTS, LaunchLog, breaks_the_device, forbid_fallback, plant_fault
 from machine import DEVICE
 from on_device import BROKEN, read_events
 from torch import Tensor, nn
@@ -185,6 +185,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     log = LaunchLog(options.launch_log)
     log.start()
+    forbid_fallback()
     if options.plant_fault:
         plant_fault(options.plant_fault)
     cases = [INTERPRETED, *(tiny(case) for case in CASES if not case.compiled)] if options.tiny else CASES

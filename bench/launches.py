@@ -6,18 +6,12 @@ Imports neither torch nor the kernels before they are needed: pytest loads this 
 from __future__ import annotations
 
 import json
-import re
+import warnings
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TextIO, get_args
 
-# After these the process can launch nothing any more: CUDA answers every later call with the same error.
-_BROKEN = re.compile(
-    r"illegal (memory access|address|instruction)|misaligned address|unspecified launch failure|device-side assert|hardware stack error"
-    r"|invalid (address space|program counter)|uncorrectable ECC|launch timed out",
-    re.IGNORECASE,
-)
 KEPT = 12
 # Kernels that a fault can be planted in, each by the position of the output that it changes, and by how much.
 PLANTED = {
@@ -34,37 +28,9 @@ FAULTS = get_args(Fault)
 
 def breaks_the_device(error: BaseException | str) -> bool:
     """Return whether ``error`` is a fault of the device after which its process is of no more use."""
-    if isinstance(error, str):
-        return bool(_BROKEN.search(error))
-    chain: list[BaseException] = []
-    each: BaseException | None = error
-    while each is not None and each not in chain:
-        chain.append(each)
-        each = each.__cause__ or each.__context__
-    return any(_BROKEN.search(str(each)) for each in chain)
+    from fastcyclegan.kernels._failures import breaks_the_device
 
-
-def described(value: Any) -> Any:
-    """Return an argument of a kernel as JSON can hold it: a tensor by dtype, shape, strides and the alignment of its memory in bytes."""
-    if hasattr(value, "data_ptr"):
-        address = value.data_ptr()
-        aligned = address & -address if address else 0
-        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)} strides {list(value.stride())} aligned {min(aligned, 256)}"
-    if hasattr(value, "block_shape"):
-        return f"descriptor {list(value.shape)} strides {list(value.strides)} box {list(value.block_shape)} of {described(value.base)}"
-    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
-
-
-def line_of(launch: Any) -> dict[str, Any]:
-    """Return a launch by its kernel, grid, arguments, constants and configuration. Nothing of it is kept alive."""
-    config = launch.config
-    return {
-        "kernel": launch.kernel,
-        "grid": launch.grid,
-        "arguments": [described(value) for value in launch.args],
-        "constants": {name: described(value) for name, value in launch.constants.items()},
-        "configuration": {**config.constants, "num_warps": config.num_warps, "num_stages": config.num_stages},
-    }
+    return breaks_the_device(error)
 
 
 class LaunchLog:
@@ -75,7 +41,10 @@ class LaunchLog:
         self._file: TextIO | None = file.open("a") if file is not None else None
 
     def launched(self, launch: Any) -> None:
+        from fastcyclegan.kernels._records import line_of, readable
+
         line = line_of(launch)
+        line["arguments"] = [readable(argument) for argument in line["arguments"]]
         self.last.append(line)
         if self._file is not None:
             self._file.write(json.dumps(line) + "\n")
@@ -86,6 +55,13 @@ class LaunchLog:
         from fastcyclegan.kernels import _launch
 
         _launch._observers.append(self)
+
+
+def forbid_fallback() -> None:
+    """Make it an error, for the rest of the process, that PyTorch computes what a kernel failed at: it would count as ours."""
+    from fastcyclegan.kernels._fallback import CONSEQUENCE
+
+    warnings.filterwarnings("error", f".*{CONSEQUENCE}", RuntimeWarning)
 
 
 class _Faulty:

@@ -120,7 +120,8 @@ def run_chains(
 
     ``cancelled`` is for chains within chains: the list that gathers the biases which the outermost chain gives their zero gradient.
     """
-    flow = Flow(x.contiguous(memory_format=torch.channels_last), [] if cancelled is None else cancelled, impl)
+    x = x.contiguous(memory_format=torch.channels_last)
+    flow = Flow(x, [] if cancelled is None else cancelled, impl, required=chains[0].impl == "triton")
     last = chains[0][-1]
     for layers, following in _places(chains, start):
         if layers[0] is flow.done:
@@ -198,12 +199,12 @@ def _run_blocks(blocks: Layers, x: Tensor, cancelled: list[Tensor] | None, impl:
     convs = _plain_block(blocks, x)
     if convs is None:
         return run_chains([block.conv_block for block in blocks], x, x, cancelled, impl=impl)
-    flow = Flow(x, [] if cancelled is None else cancelled, impl)
+    flow = Flow(x, [] if cancelled is None else cancelled, impl, required=blocks[0].conv_block.impl == "triton")
     flow.cancelled += [conv.bias for pair in convs for conv in pair if conv.bias is not None]
     if cancelled is None:
         flow.give_zeros()
     first, second = ([conv.weight for conv in pair] for pair in convs)
-    return residual_block(flow.x, first, second, eps=blocks[0].conv_block[2].eps, impl=impl)
+    return residual_block(flow.x, first, second, eps=blocks[0].conv_block[2].eps, impl=flow.asked)
 
 
 def _plain_block(blocks: Layers, x: Tensor) -> tuple[Layers, Layers] | None:

@@ -109,7 +109,10 @@ def _plain_conv(x: Tensor, conv: Any, bias: Tensor | None) -> Tensor:
 
 @dataclass
 class Flow:
-    """x, and what is still to be done to it, in this order. ``impl``: what does it."""
+    """x, and what is still to be done to it, in this order.
+
+    ``impl``: what does it. ``required``: a kernel that fails raises KernelError, else PyTorch computes that operator.
+    """
 
     x: Tensor
     cancelled: list[Tensor]
@@ -119,12 +122,18 @@ class Flow:
     slope: float = 0.0
     border: int = 0
     done: nn.Module | None = None  # a layer that was computed with the one before it
+    required: bool = False
+
+    @property
+    def asked(self) -> str:
+        """``impl`` as public operators take it."""
+        return "auto" if self.impl == "triton" and not self.required else self.impl
 
     def settle(self, residual: Tensor | None = None) -> Tensor:
         """Do what is still to be done, add ``residual``, and return x."""
         if self.norm is not None:
             norm, self.norm = self.norm, None
-            options: dict[str, Any] = {"eps": norm.eps, "act": self.act, "slope": self.slope, "impl": self.impl}
+            options: dict[str, Any] = {"eps": norm.eps, "act": self.act, "slope": self.slope, "impl": self.asked}
             fits = residual is None or residual.dtype == self.x.dtype
             self.x = instance_norm(self.x, norm.weight, norm.bias, residual=residual if fits else None, **options)  # type: ignore[arg-type]
             self.act, residual = "none", None if fits else residual
@@ -182,7 +191,7 @@ class Flow:
         if self.norm is None and self.border == 0:
             return _plain_conv(x, conv, bias)
         sizes = (conv.stride, conv.padding, conv.dilation, isinstance(conv, nn.ConvTranspose2d), conv.output_padding, conv.groups)
-        options: dict[str, Any] = {"border": self.border, "recompute": recompute, **self._norm_options()}
+        options: dict[str, Any] = {"border": self.border, "recompute": recompute, "required": self.required, **self._norm_options()}
         return norm_conv(x, conv.weight, bias, sizes, **options)
 
     def _zero_pads(self, convs: Layers, dtype: torch.dtype) -> bool:
@@ -202,7 +211,7 @@ class Flow:
     def _zero_pad(self, convs: Layers, biases: list[Tensor], recompute: bool) -> None:
         """Replace x by its convolution in our kernels, with the norm before it."""
         conv, norm = convs[0], self.norm
-        options: dict[str, Any] = {"stride": conv.stride[0], "padding": conv.padding[0], "recompute": recompute}
+        options: dict[str, Any] = {"stride": conv.stride[0], "padding": conv.padding[0], "recompute": recompute, "required": self.required}
         options |= {"transposed": isinstance(conv, nn.ConvTranspose2d), "output_padding": conv.output_padding[0]}
         if norm is not None:
             options |= {"norm": True, "eps": norm.eps, "act": self.act, "slope": self.slope}
@@ -213,7 +222,7 @@ class Flow:
         """Replace x by its convolution in our kernels, with the norm, the border and the tanh around it."""
         tanh = following is not None and untouched(following[0], FloatTanh)
         options: dict[str, Any] = {"padding": self.border, "tanh": tanh, "recompute": recompute, **self._norm_options()}
-        self.x = reflect_conv(self.x, [conv.weight for conv in convs], biases, **options)
+        self.x = reflect_conv(self.x, [conv.weight for conv in convs], biases, required=self.required, **options)
         if tanh and not torch.is_autocast_enabled(self.x.device.type):
             self.x = self.x.to(convs[0].weight.dtype)
         self.norm, self.act, self.border = None, "none", 0

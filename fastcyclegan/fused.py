@@ -38,7 +38,7 @@ class _FusedInstanceNorm(InstanceNormAct):
 
     def _apply_instance_norm(self, input: Tensor) -> Tensor:
         if resolve_impl("InstanceNorm", self.impl, input) == "triton":
-            return instance_norm(input, self.weight, self.bias, eps=self.eps, act=self.act, slope=self.slope, impl="triton")
+            return instance_norm(input, self.weight, self.bias, eps=self.eps, act=self.act, slope=self.slope, impl=self.impl)
         if input.dim() > 2 and input.shape[0] == 0:
             # Torch 2.13's fails without a picture.
             return instance_norm(input, self.weight, self.bias, eps=self.eps, act=self.act, slope=self.slope, impl="reference")
@@ -98,10 +98,10 @@ class ReflectConv2d(nn.Conv2d):
         dtype = compute_dtype(input, self.weight)
         x = input.to(dtype)
         if backend_of("reflect_conv", x, dtype, 1, self.out_channels, self.kernel_size[0]) == "triton":
-            out = reflect_conv2d(x, self.weight, self.bias, padding=self.border, impl="triton")
+            out = reflect_conv2d(x, self.weight, self.bias, padding=self.border, impl=self.impl)
         else:
             x = x.contiguous(memory_format=torch.channels_last)
-            out = norm_conv(x, self.weight, self.bias, STRIDE_1, norm=False, border=self.border)
+            out = norm_conv(x, self.weight, self.bias, STRIDE_1, norm=False, border=self.border, required=self.impl == "triton")
         return out if _is_channels_last(input) or _is_channels_last(self.weight) else out.contiguous()
 
     def _served(self, x: Tensor) -> bool:

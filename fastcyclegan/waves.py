@@ -53,7 +53,8 @@ def _run(images: int) -> None:
 def waves(chip: _launch.Chip = _launch.Chip()) -> Iterator[str]:
     """Yield a table: each product of a residual block and of the 7x7 layers with each of its tiles, at 1, 2 and 4 pictures of 256 x 256."""
     columns = {"pass": 20, "channels": 12, "kernel": 8, "tile": 13, "warps": 7}
-    yield f"Blocks of {chip.multiprocessors} multiprocessors' waves, x steps of each, in bf16 (weight gradients: of both convolutions, in one grid):"
+    in_one = "(weight gradients: of both convolutions, in one grid)"
+    yield f"Blocks of {chip.multiprocessors} multiprocessors' waves, x steps of each, in bf16 {in_one}:"
     yield "".join(f"{name:<{width}}" for name, width in columns.items()) + "".join(f"{f'{n} images':>22}" for n in (1, 2, 4))
     rows: dict[tuple[str, ...], dict[int, str]] = {}
     for images in (1, 2, 4):

@@ -3,6 +3,7 @@
 if __name__ != "fastcyclegan.kernels":
     raise ImportError(f"this folder is the package fastcyclegan.kernels, not {__name__!r}: write `import fastcyclegan.kernels`")
 
+from ._failures import KernelError
 from ._overlap import overlapping
 from ._working_copies import WorkingCopies
 from .instance_norm import instance_norm, instance_norm_ref
@@ -10,6 +11,7 @@ from .reflect_conv import accumulating, reflect_conv2d, reflect_conv2d_ref
 from .residual_block import residual_block, residual_block_ref
 
 __all__ = [
+    "KernelError",
     "WorkingCopies",
     "accumulating",
     "instance_norm",

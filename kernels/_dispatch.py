@@ -13,6 +13,19 @@ from torch import Tensor
 IMPLS = ("auto", "triton", "reference")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
+_as_on_gpu = False
+
+
+@contextlib.contextmanager
+def as_on_gpu() -> Iterator[None]:
+    """Inside the block impl="auto" serves the CPU as it would an NVIDIA GPU, where the kernels are interpreted or run dry."""
+    global _as_on_gpu
+    before, _as_on_gpu = _as_on_gpu, True
+    try:
+        yield
+    finally:
+        _as_on_gpu = before
+
 
 def _has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None

@@ -12,6 +12,8 @@ import torch
 import triton
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from ._failures import REFUSED, ask_device, is_no_kernels_fault, kernel_error
+
 # Every kernel of this package by name: what the ahead-of-time compiler must have seen at least once.
 REGISTRY: dict[str, Any] = {}
 
@@ -173,7 +175,11 @@ def chip(device: torch.device) -> Chip:
 
 
 def launch(name: str, grid: int, args: tuple[Any, ...], constants: dict[str, Any], config: Config) -> None:
-    """Run ``grid`` programs of kernel ``name`` on the device of its first argument; none for an empty grid."""
+    """Run ``grid`` programs of kernel ``name`` on the device of its first argument; none for an empty grid.
+
+    Raises KernelError where the kernel does not compile or launch. What is not the kernel's fault is raised as it is: a full or a dead
+    device, and a tensor descriptor that the driver refuses, for which there is another form.
+    """
     if grid == 0:
         return
     made = Launch(name, grid, args, constants, config)
@@ -184,4 +190,10 @@ def launch(name: str, grid: int, args: tuple[Any, ...], constants: dict[str, Any
     first = args[0].base if isinstance(args[0], TensorDescriptor) else args[0]
     device = first.device
     with torch.cuda.device(device) if device.type == "cuda" else _inside():
-        REGISTRY[name][(grid,)](*args, **made.keywords)
+        try:
+            REGISTRY[name][(grid,)](*args, **made.keywords)
+        except Exception as error:
+            if is_no_kernels_fault(error) or REFUSED in str(error):
+                raise
+            ask_device(device, error)
+            raise kernel_error(made, device, chip(device).capability, error) from error

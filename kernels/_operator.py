@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
+
+from ._fallback import or_plain, twin
 
 # The Python body of every operator by its qualified name: for whoever counts what happens inside.
 BODIES: dict[str, Callable[..., Any]] = {}
@@ -14,13 +17,21 @@ BODIES: dict[str, Callable[..., Any]] = {}
 def operator(schema: str) -> Callable[[Callable[..., Any]], Any]:
     """Register the decorated function as ``fastcyclegan::<its name>``, free of side effects.
 
-    The strides of its inputs are part of what it is asked for (the result has the layout of x), so the compiler must keep them exactly.
+    The last argument of ``schema``, ``bool required``, is not the function's: whether a kernel that fails is an error, or PyTorch computes
+    the operator instead, by the function's twin in ``_plain.py``. The strides of its inputs are part of what it is asked for (the result
+    has the layout of x), so the compiler must keep them exactly.
     """
 
     def register(body: Callable[..., Any]) -> Any:
         name = f"fastcyclegan::{body.__name__}"
-        BODIES[name] = body
-        return torch.library.custom_op(name, body, mutates_args=(), schema=schema, tags=(torch.Tag.needs_exact_strides,))
+
+        @functools.wraps(body)
+        def guarded(*args: Any) -> Any:
+            *given, required = args
+            return or_plain(body.__name__, body, lambda *args: twin(body.__name__)(*args), given, required)
+
+        BODIES[name] = guarded
+        return torch.library.custom_op(name, guarded, mutates_args=(), schema=schema, tags=(torch.Tag.needs_exact_strides,))
 
     return register
 

@@ -12,12 +12,14 @@ from __future__ import annotations
 import functools
 import json
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
+from ._cache import cache_folder
+from ._failures import KernelError
+from ._fallback import report
 from ._launch import Config, chip, dry, listing, report_choice
 
 # Raised whenever a kernel or a list changes so that old choices say nothing about it.
@@ -35,12 +37,7 @@ def _file_name(gpu: str) -> str:
 
 def cache_file(gpu: str) -> Path:
     """Return the file on disk with the choices for the GPU called ``gpu``."""
-    try:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:
-        # A user without a home, as containers have them.
-        base = Path(tempfile.gettempdir())
-    return base / "fastcyclegan" / "tuned" / _file_name(gpu)
+    return cache_folder("tuned") / _file_name(gpu)
 
 
 @functools.lru_cache
@@ -77,6 +74,23 @@ def measure(run: Callable[[], None]) -> float:
     import triton.testing
 
     return triton.testing.do_bench(run, warmup=5, rep=20, return_mode="median")
+
+
+def _fastest(kernel: str, configs: Sequence[Config], run: Callable[[Config], None]) -> Config:
+    """Return the configuration that runs fastest. One that fails is reported and left out; where all fail, the first's error is raised."""
+    times: dict[Config, float] = {}
+    failures: list[tuple[Config, KernelError]] = []
+    for config in configs:
+        try:
+            times[config] = measure(functools.partial(run, config))
+        except KernelError as error:
+            # Without its frames, which hold what the run had allocated.
+            failures.append((config, error.with_traceback(None)))
+    if not times:
+        raise failures[0][1]
+    for config, failure in failures:
+        report(failure, f"measuring {kernel}", f"its configuration {_plain(config)} is left out")
+    return min(times, key=lambda config: times[config])
 
 
 def _kept(gpu: str, name: str, configs: Sequence[Config]) -> Config | None:
@@ -121,10 +135,10 @@ def choose(kernel: str, key: str, configs: Sequence[Config], device: torch.devic
         if torch.cuda.is_current_stream_capturing():
             return configs[0]
         try:
-            times = [measure(functools.partial(run, config)) for config in configs]
+            fastest = _fastest(kernel, configs, run)
         except torch.cuda.OutOfMemoryError:
             # A full GPU has no room for a measurement; a later call may have.
             return configs[0]
-    _chosen[memory] = configs[times.index(min(times))]
+    _chosen[memory] = fastest
     _remember(cache_file(gpu), name, _chosen[memory])
     return _chosen[memory]

@@ -14,10 +14,8 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 # The kernel registers itself.
 from . import descriptor_triton as _device_code  # noqa: F401
+from ._failures import REFUSED, is_no_kernels_fault
 from ._launch import Config, chip, dry, launch, listing_forms
-
-# How Triton's error begins where the driver does not take a descriptor (backends/nvidia/driver.c, in 3.6 and 3.7).
-REFUSED = "Failed to create tensor map descriptor"
 
 
 @dataclass(frozen=True)
@@ -97,10 +95,10 @@ def ask_driver(device: torch.device) -> str:
         for dtype, found, wanted in tiles(device):
             if not torch.equal(found, wanted):
                 return f"a tile of {dtype} came back wrong"
-    except (torch.OutOfMemoryError, torch.AcceleratorError):
-        # No answer: a full GPU, or one that has failed before.
-        raise
     except (RuntimeError, TritonError) as error:
+        if is_no_kernels_fault(error):
+            # No answer: a full GPU, or one that has failed.
+            raise
         return str(error).strip().partition("\n")[0]
     return ""
 

@@ -45,7 +45,9 @@ def instance_norm_ref(
 # --- Operators ------------------------------------------------------------------------------------------------------------------
 
 
-@operator("(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, float eps, str act, float slope) -> (Tensor, Tensor, Tensor)")
+@operator(
+    "(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, float eps, str act, float slope, bool required) -> (Tensor, Tensor, Tensor)"
+)
 def instance_norm_fwd(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, eps: float, act: str, slope: float
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -57,12 +59,14 @@ def instance_norm_fwd(
 
 
 @instance_norm_fwd.register_fake
-def _(x: Tensor, weight: Any, bias: Any, residual: Any, eps: float, act: str, slope: float) -> tuple[Tensor, Tensor, Tensor]:
+def _(x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     mean, rstd = (x.new_empty(x.shape[:2], dtype=torch.float32) for _ in range(2))
     return torch.empty_like(x), mean, rstd
 
 
-@operator("(Tensor dy, Tensor x, Tensor? weight, Tensor? bias, Tensor mean, Tensor rstd, str act, float slope) -> (Tensor, Tensor)")
+@operator(
+    "(Tensor dy, Tensor x, Tensor? weight, Tensor? bias, Tensor mean, Tensor rstd, str act, float slope, bool required) -> (Tensor, Tensor)"
+)
 def instance_norm_bwd(
     dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, rstd: Tensor, act: str, slope: float
 ) -> tuple[Tensor, Tensor]:
@@ -73,7 +77,7 @@ def instance_norm_bwd(
 
 
 @instance_norm_bwd.register_fake
-def _(dy: Tensor, x: Tensor, weight: Any, bias: Any, mean: Tensor, rstd: Tensor, act: str, slope: float) -> tuple[Tensor, Tensor]:
+def _(dy: Tensor, x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x), x.new_empty((2, *x.shape[:2]), dtype=torch.float32)
 
 
@@ -92,7 +96,7 @@ def channels_last(t: Tensor) -> Tensor:
 
 
 def _setup_fwd(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, weight, bias, residual, _, act, slope = inputs
+    x, weight, bias, residual, _, act, slope, ctx.required = inputs
     _, mean, rstd = output
     ctx.mark_non_differentiable(mean, rstd)
     ctx.set_materialize_grads(False)
@@ -109,13 +113,13 @@ def affine_gradients(total: Tensor, weight: Tensor | None, bias: Tensor | None) 
 def _backward(ctx: Any, dy: Tensor | None, _mean: None, _rstd: None) -> tuple[Tensor | None, ...]:
     x, weight, bias, mean, rstd = ctx.saved_tensors
     if dy is None:
-        return (None,) * 7
+        return (None,) * 8
     needs = ctx.needs_input_grad
     dx = dweight = dbias = None
     if any(needs[:3]):
-        dx, total = instance_norm_bwd(dy, x, weight, bias, mean, rstd, ctx.act, ctx.slope)
+        dx, total = instance_norm_bwd(dy, x, weight, bias, mean, rstd, ctx.act, ctx.slope, ctx.required)
         dweight, dbias = affine_gradients(total, weight if needs[1] else None, bias if needs[2] else None)
-    return dx, dweight, dbias, dy if ctx.has_residual else None, None, None, None
+    return dx, dweight, dbias, dy if ctx.has_residual else None, *(None,) * 4
 
 
 instance_norm_fwd.register_autograd(_backward, setup_context=_setup_fwd)
@@ -193,7 +197,8 @@ def instance_norm(
     read as it is, and so are contiguous planes; any other layout is copied once. The result has the shape, dtype and layout of x.
     weight, bias: [C] or None, in fp32 or the dtype of x. Statistics and sums are fp32 whatever the dtype.
     act: "none", "relu" or "leaky_relu" with negative ``slope``. residual: like x, added after the activation.
-    impl: "triton", "reference" (plain PyTorch), or "auto": Triton on an NVIDIA GPU, the reference elsewhere.
+    impl: "triton", "reference" (plain PyTorch), or "auto": Triton on an NVIDIA GPU, the reference elsewhere. Where a kernel does not
+    compile or launch, "auto" warns once and PyTorch computes it, and "triton" raises KernelError.
 
     For the backward the kernels save x and two vectors [N, C]. Same input, same bits; no image's result depends on what the others hold.
     Raises ValueError for a shape, act, device or impl that does not fit and TypeError for a dtype; RuntimeError in a double backward
@@ -204,5 +209,5 @@ def instance_norm(
     _check(x, weight, bias, residual, act)
     if resolve_impl("instance_norm", impl, x) == "reference":
         return instance_norm_ref(x, weight, bias, eps=eps, act=act, slope=slope, residual=residual)
-    y, _, _ = torch.ops.fastcyclegan.instance_norm_fwd(dense(x), weight, bias, residual, eps, act, slope)
+    y, _, _ = torch.ops.fastcyclegan.instance_norm_fwd(dense(x), weight, bias, residual, eps, act, slope, impl == "triton")
     return y

@@ -28,8 +28,8 @@ ConvArgs = tuple[list[int], list[int], list[int], bool, list[int], int]
 
 
 @operator(
-    f"(Tensor x, Tensor? norm_weight, Tensor? norm_bias, Tensor weight, Tensor? bias, {_NORM}, bool recompute, {_CONV}) "
-    "-> (Tensor, Tensor, Tensor, Tensor)"
+    f"(Tensor x, Tensor? norm_weight, Tensor? norm_bias, Tensor weight, Tensor? bias, {_NORM}, bool recompute, {_CONV}, "
+    "bool required) -> (Tensor, Tensor, Tensor, Tensor)"
 )
 def norm_conv_fwd(
     x: Tensor,
@@ -60,7 +60,7 @@ def norm_conv_fwd(
 
 @norm_conv_fwd.register_fake
 def _(x: Tensor, norm_weight: Any, norm_bias: Any, weight: Tensor, bias: Any, norm: bool, *rest: Any) -> tuple[Tensor, ...]:
-    _, _, _, border, recompute, *conv = rest
+    _, _, _, border, recompute, *conv, _ = rest
     shape = (x.shape[0], x.shape[1], x.shape[2] + 2 * border, x.shape[3] + 2 * border)
     y = x.new_empty(shape).contiguous(memory_format=torch.channels_last)
     out = torch.ops.aten.convolution(y, weight.to(x.dtype), None, *conv)
@@ -72,7 +72,7 @@ def _(x: Tensor, norm_weight: Any, norm_bias: Any, weight: Tensor, bias: Any, no
 
 @operator(
     "(Tensor g, Tensor x, Tensor? norm_weight, Tensor? norm_bias, Tensor mean, Tensor rstd, Tensor weight, Tensor y, "
-    f"str act, float slope, int border, bool[] needs, {_CONV}) -> (Tensor, Tensor, Tensor, Tensor)"
+    f"str act, float slope, int border, bool[] needs, {_CONV}, bool required) -> (Tensor, Tensor, Tensor, Tensor)"
 )
 def norm_conv_bwd(
     g: Tensor,
@@ -128,7 +128,7 @@ def _out_channels(weight: Tensor, conv: Any) -> int:
 
 @norm_conv_bwd.register_fake
 def _(g: Tensor, x: Tensor, norm_weight: Any, norm_bias: Any, mean: Tensor, rstd: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    _, _, _, _, needs, *conv = rest
+    _, _, _, _, needs, *conv, _ = rest
     norm = mean.dim() == 2
     return (
         torch.empty_like(x) if norm or needs[0] else x.new_empty(0),
@@ -139,7 +139,7 @@ def _(g: Tensor, x: Tensor, norm_weight: Any, norm_bias: Any, mean: Tensor, rstd
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, norm_weight, norm_bias, weight, _, _, _, ctx.act, ctx.slope, ctx.border, _, *ctx.conv = inputs
+    x, norm_weight, norm_bias, weight, _, _, _, ctx.act, ctx.slope, ctx.border, _, *ctx.conv, ctx.required = inputs
     _, mean, rstd, y = output
     ctx.mark_non_differentiable(mean, rstd, y)
     ctx.set_materialize_grads(False)
@@ -150,10 +150,10 @@ def _backward(ctx: Any, g: Tensor | None, *_: None) -> tuple[Tensor | None, ...]
     x, norm_weight, norm_bias, mean, rstd, weight, y = ctx.saved_tensors
     needs_x, needs_nw, needs_nb, *needs_conv = ctx.needs_input_grad[:5]
     if g is None:
-        return (None,) * 17
+        return (None,) * 18
     needs = [needs_x, *needs_conv]
     saved = (x, norm_weight, norm_bias, mean, rstd, weight, y)
-    dx, dweight, dbias, total = norm_conv_bwd(g, *saved, ctx.act, ctx.slope, ctx.border, needs, *ctx.conv)
+    dx, dweight, dbias, total = norm_conv_bwd(g, *saved, ctx.act, ctx.slope, ctx.border, needs, *ctx.conv, ctx.required)
     if (into := gradients_to_add_to([weight], [needs[1]])) and dweight.dtype == into[0].dtype:
         # In the order of all that is added to this gradient: other uses of the weight may be kernels beside the backward pass.
         with beside(dweight):
@@ -161,7 +161,7 @@ def _backward(ctx: Any, g: Tensor | None, *_: None) -> tuple[Tensor | None, ...]
         needs = [needs[0], False, needs[2]]
     d_norm = affine_gradients(total, norm_weight if needs_nw else None, norm_bias if needs_nb else None)
     wanted = [d if need else None for d, need in zip((dx, dweight, dbias), needs, strict=True)]
-    return (wanted[0], *d_norm, *wanted[1:], *(None,) * 12)
+    return (wanted[0], *d_norm, *wanted[1:], *(None,) * 13)
 
 
 norm_conv_fwd.register_autograd(_backward, setup_context=_setup)
@@ -182,16 +182,19 @@ def norm_conv(
     slope: float = 0.2,
     border: int = 0,
     recompute: bool = True,
+    required: bool = True,
 ) -> Tensor:
     """Return conv(act(IN(x)) with ``border`` reflected pixels), [N, O, H', W'] in channels_last; ``norm=False``: conv(x with the border).
 
     x: [N, C, H, W] in channels_last. weight and bias: in the dtype of x or fp32, both alike. ``conv``: stride, padding, dilation,
-    transposed, output_padding and groups, as ``torch.ops.aten.convolution`` takes them. See the module for what is kept. Raises ValueError
-    for a border that is not less than H and W, a single pixel to be normalised, or a norm of other channels than x has.
+    transposed, output_padding and groups, as ``torch.ops.aten.convolution`` takes them. See the module for what is kept. ``required``: a
+    kernel that fails raises KernelError, else PyTorch computes it. Raises ValueError for a border that is not less than H and W, a single
+    pixel to be normalised, or a norm of other channels than x has.
     """
     if norm:
         check_pixels(x)
         check_vectors("norm_conv", x, norm_weight, norm_bias)
     if border >= min(x.shape[2:]):
         raise ValueError(f"norm_conv: border must be less than the sides of x, got {border} for shape {tuple(x.shape)}")
-    return torch.ops.fastcyclegan.norm_conv_fwd(x, norm_weight, norm_bias, weight, bias, norm, eps, act, slope, border, recompute, *conv)[0]
+    arguments = (x, norm_weight, norm_bias, weight, bias, norm, eps, act, slope, border, recompute, *conv, required)
+    return torch.ops.fastcyclegan.norm_conv_fwd(*arguments)[0]

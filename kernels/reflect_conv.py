@@ -20,12 +20,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ._dispatch import resolve_impl
+from ._fallback import backward_in_place
 from ._operator import operator, refuse_double_backward
 from ._overlap import beside
 from .instance_norm import affine_gradients, channels_last, check_pixels, check_vectors
 
 
-def each_weight(x: Tensor, *lists: Sequence[Tensor | None]) -> Iterator[tuple[Any, ...]]:
+def each_weight(x: Tensor, *lists: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
     """Yield each weight's share of the images of x, and its entry of each list."""
     count = len(lists[0])
     yield from zip(x.chunk(count) if x.shape[0] else [x] * count, *lists, strict=True)
@@ -101,8 +102,8 @@ _NORM = "bool norm, float eps, str act, float slope"
 
 
 @operator(
-    f"(Tensor x, Tensor? norm_weight, Tensor? norm_bias, Tensor[] weight, Tensor[] bias, {_NORM}, int padding, bool tanh, bool recompute) "
-    "-> (Tensor, Tensor, Tensor, Tensor)"
+    f"(Tensor x, Tensor? norm_weight, Tensor? norm_bias, Tensor[] weight, Tensor[] bias, {_NORM}, int padding, bool tanh, bool recompute, "
+    "bool required) -> (Tensor, Tensor, Tensor, Tensor)"
 )
 def reflect_conv_fwd(
     x: Tensor,
@@ -144,7 +145,7 @@ def _out_shape(x: Tensor, weight: Sequence[Tensor], padding: int) -> tuple[Any, 
 
 @reflect_conv_fwd.register_fake
 def _(x: Tensor, nw: Any, nb: Any, weight: list[Tensor], bias: Any, norm: bool, *rest: Any) -> tuple[Tensor, ...]:
-    *_, padding, tanh, recompute = rest
+    *_, padding, tanh, recompute, _ = rest
     dtype = torch.float32 if tanh else x.dtype
     out = torch.empty(_out_shape(x, weight, padding), dtype=dtype, device=x.device, memory_format=torch.channels_last)
     mean, rstd = (x.new_empty(x.shape[:2] if norm else (0,), dtype=torch.float32) for _ in range(2))
@@ -159,7 +160,7 @@ def _(x: Tensor, nw: Any, nb: Any, weight: list[Tensor], bias: Any, norm: bool, 
 
 @operator(
     "(Tensor g, Tensor x, Tensor? norm_weight, Tensor? norm_bias, Tensor mean, Tensor rstd, Tensor[] weight, Tensor out, Tensor y, "
-    "str act, float slope, int padding, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor)"
+    "str act, float slope, int padding, bool[] needs, bool required) -> (Tensor, Tensor, Tensor, Tensor)"
 )
 def reflect_conv_bwd(
     g: Tensor,
@@ -246,7 +247,7 @@ def backward(
 def _(g: Tensor, x: Tensor, nw: Any, nb: Any, mean: Tensor, rstd: Tensor, weight: list[Tensor], *rest: Any) -> tuple[Tensor, ...]:
     from .reflect_conv_passes import empty_gradients
 
-    needs, norm = rest[-1], mean.dim() == 2
+    needs, norm = rest[-2], mean.dim() == 2
     return (
         torch.empty_like(x) if norm or needs[0] else x.new_empty(0),
         empty_gradients(weight, needs[2:]),
@@ -256,7 +257,7 @@ def _(g: Tensor, x: Tensor, nw: Any, nb: Any, mean: Tensor, rstd: Tensor, weight
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, norm_weight, norm_bias, weight, bias, _, _, ctx.act, ctx.slope, ctx.padding, tanh, _ = inputs
+    x, norm_weight, norm_bias, weight, bias, _, _, ctx.act, ctx.slope, ctx.padding, tanh, _, ctx.required = inputs
     out, mean, rstd, y = output
     ctx.mark_non_differentiable(mean, rstd, y)
     ctx.set_materialize_grads(False)
@@ -266,20 +267,20 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
 
 def _backward(ctx: Any, g: Tensor | None, *_: None) -> tuple[Any, ...]:
     if g is None:
-        return (None,) * 12
+        return (None,) * 13
     x, norm_weight, norm_bias, mean, rstd, out, y, *weight = ctx.saved_tensors
     weight, bias = weight[: ctx.count], weight[ctx.count :]
     needs_x, needs_nw, needs_nb, needs_w, needs_b = ctx.needs_input_grad[:5]
     needs = [needs_x, any(needs_b), *needs_w]
     saved = (g, x, norm_weight, norm_bias, mean, rstd, weight, out, y, ctx.act, ctx.slope, ctx.padding, needs)
     if (into := gradients_to_add_to(weight, needs_w)) is not None:
-        dx, dbias, total = backward(*saved, into, True)
+        dx, dbias, total = backward_in_place("reflect_conv_bwd", backward, saved, into, ctx.required)
         dweights: list[Tensor | None] = [None] * len(weight)
     else:
-        dx, dweight, dbias, total = torch.ops.fastcyclegan.reflect_conv_bwd(*saved)
+        dx, dweight, dbias, total = torch.ops.fastcyclegan.reflect_conv_bwd(*saved, ctx.required)
         dweights = spread(dweight, needs_w)
     d_norm = affine_gradients(total, norm_weight if needs_nw else None, norm_bias if needs_nb else None)
-    return (dx if needs_x else None, *d_norm, dweights, spread_bias(dbias, bias, needs_b), *(None,) * 7)
+    return (dx if needs_x else None, *d_norm, dweights, spread_bias(dbias, bias, needs_b), *(None,) * 8)
 
 
 def spread(dweight: Tensor, needs: Sequence[bool]) -> list[Tensor | None]:
@@ -399,7 +400,8 @@ def reflect_conv2d(
     use; or a list of P of them, N a multiple of P: image n uses weight n // (N / P). bias: [O] or None; with a list of weights a list of P
     (tensors, or None alone), or one that all share. Under autocast x is cast as for PyTorch's convolutions. Sums are fp32; products of fp32
     are TF32 where PyTorch's own convolutions may use it (``torch.backends.cudnn.allow_tf32``), else IEEE.
-    impl: "triton", "reference" (``F.pad`` and ``F.conv2d``), or "auto": Triton on an NVIDIA GPU, the reference elsewhere.
+    impl: "triton", "reference" (``F.pad`` and ``F.conv2d``), or "auto": Triton on an NVIDIA GPU, the reference elsewhere. Where a kernel
+    does not compile or launch, "auto" warns once and PyTorch computes it, and "triton" raises KernelError.
 
     The backward saves x and the weights. Same input, same bits. Raises ValueError for a shape, padding, device or impl that does not fit,
     TypeError for a dtype, and RuntimeError in a double backward through the kernels.
@@ -416,7 +418,7 @@ def reflect_conv2d(
     _check_bias(x, biases, weights)
     if resolve_impl("reflect_conv2d", impl, x) == "reference":
         return reflect_conv2d_ref(x, weights, biases or None, padding=padding)
-    return reflect_conv(x, weights, biases, padding=padding)
+    return reflect_conv(x, weights, biases, padding=padding, required=impl == "triton")
 
 
 def reflect_conv(
@@ -433,14 +435,16 @@ def reflect_conv(
     slope: float = 0.2,
     tanh: bool = False,
     recompute: bool = True,
+    required: bool = True,
 ) -> Tensor:
     """Return ``reflect_conv2d`` of act(IN(x)) by the kernels, its tanh in fp32 if asked for; internal to the package. See the module.
 
-    x: [N, C, H, W] in channels_last. ``recompute``: the backward computes y again, else it is kept.
+    x: [N, C, H, W] in channels_last. ``recompute``: the backward computes y again, else it is kept. ``required``: a kernel that fails
+    raises KernelError, else PyTorch computes it.
     """
     if norm:
         check_pixels(x)
         check_vectors("reflect_conv", x, norm_weight, norm_bias)
     check_padding("reflect_conv", x, padding, weight[0].shape[2])
-    arguments = (channels_last(x), norm_weight, norm_bias, list(weight), list(bias), norm, eps, act, slope, padding, tanh, recompute)
-    return torch.ops.fastcyclegan.reflect_conv_fwd(*arguments)[0]
+    options = (norm, eps, act, slope, padding, tanh, recompute, required)
+    return torch.ops.fastcyclegan.reflect_conv_fwd(channels_last(x), norm_weight, norm_bias, list(weight), list(bias), *options)[0]

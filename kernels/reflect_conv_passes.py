@@ -148,16 +148,36 @@ def weight_gradients(
     A frozen weight costs nothing: each run of neighbours that need a gradient is one product, and one sum where they lie in equal steps.
     """
     O, C, k, _ = weights[0].shape
-    per, done = dy.N // len(weights), 0
+    per, gradients = dy.N // len(weights), []
     for first, count in runs_of(needs):
         images = (first * per, count * per)
-        gradient = weight_gradient(images_of(dy, *images), images_of(y, *images), (O, C, k), count, height, route)
-        targets = into[done : done + count]
-        done += count
+        gradients.append(weight_gradient(images_of(dy, *images), images_of(y, *images), (O, C, k), count, height, route))
+    sum_all(gradients, into, accumulate)
+
+
+def sum_all(gradients: Sequence[Gradient], into: Sequence[Tensor], accumulate: bool) -> None:
+    """Write (or add) the sums of ``gradients``, each of one weight or several, to ``into``, a tensor for each weight in their order.
+
+    Where several launches would add in place, sums are made in memory of their own, and added when all are there: a launch that fails
+    leaves nothing half added. The bits are the same.
+    """
+    sums: list[tuple[Gradient, Tensor, int]] = []
+    done = 0
+    for gradient in gradients:
+        targets = into[done : done + gradient.part.shape[1]]
+        done += len(targets)
         step = stride_between(targets)
         if step is not None:
-            sum_splits(gradient, targets[0], step, accumulate=accumulate)
+            sums.append((gradient, targets[0], step))
             continue
         for g, target in enumerate(targets):
-            one = Gradient(gradient.part[:, g : g + 1], gradient.start, gradient.strides)
-            sum_splits(one, target, target.numel(), accumulate=accumulate)
+            sums.append((Gradient(gradient.part[:, g : g + 1], gradient.start, gradient.strides), target, target.numel()))
+    if not accumulate or len(sums) <= 1:
+        for gradient, target, step in sums:
+            sum_splits(gradient, target, step, accumulate=accumulate)
+        return
+    # In fp32, as the kernel adds: what is added to is rounded once.
+    fresh = [torch.empty_like(target, dtype=torch.float32) for target in into]
+    sum_all(gradients, fresh, False)
+    for target, total in zip(into, fresh, strict=True):
+        target.add_(total)

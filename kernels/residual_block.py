@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ._dispatch import resolve_impl
+from ._fallback import backward_in_place
 from ._operator import operator, refuse_double_backward
 from ._overlap import beside
 from .instance_norm import channels_last, check_pixels, instance_norm_ref
@@ -42,7 +43,9 @@ def residual_block_ref(x: Tensor, weight1: Tensor | Sequence[Tensor], weight2: T
     return instance_norm_ref(reflect_conv2d_ref(y, weight2, padding=1), eps=eps, residual=x)
 
 
-@operator("(Tensor x, Tensor[] weight1, Tensor[] weight2, float eps) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)")
+@operator(
+    "(Tensor x, Tensor[] weight1, Tensor[] weight2, float eps, bool required) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
 def residual_block_fwd(x: Tensor, weight1: list[Tensor], weight2: list[Tensor], eps: float) -> tuple[Tensor, ...]:
     """Return out, c1, c2, and mean and rstd [N, C] of c1 and of c2."""
     from ._tiles import empty_bordered
@@ -61,14 +64,14 @@ def residual_block_fwd(x: Tensor, weight1: list[Tensor], weight2: list[Tensor], 
 
 
 @residual_block_fwd.register_fake
-def _(x: Tensor, weight1: Any, weight2: Any, eps: float) -> tuple[Tensor, ...]:
+def _(x: Tensor, *_: Any) -> tuple[Tensor, ...]:
     vectors = (x.new_empty(x.shape[:2], dtype=torch.float32) for _ in range(4))
     return (*(torch.empty_like(x) for _ in range(3)), *vectors)
 
 
 @operator(
     "(Tensor g, Tensor x, Tensor c1, Tensor c2, Tensor mean1, Tensor rstd1, Tensor mean2, Tensor rstd2, "
-    "Tensor[] weight1, Tensor[] weight2, bool[] needs) -> (Tensor, Tensor)"
+    "Tensor[] weight1, Tensor[] weight2, bool[] needs, bool required) -> (Tensor, Tensor)"
 )
 def residual_block_bwd(
     g: Tensor,
@@ -89,24 +92,35 @@ def residual_block_bwd(
     """
     from .reflect_conv_passes import empty_gradients
 
-    weights = [*weight1, *weight2]
-    dweight = empty_gradients(weights, needs[1:])
-    return backward((g, x, c1, c2, mean1, rstd1, mean2, rstd2), weights, needs, list(dweight), False), dweight
+    dweight = empty_gradients([*weight1, *weight2], needs[1:])
+    saved = (x, c1, c2, mean1, rstd1, mean2, rstd2)
+    return *backward(g, *saved, weight1, weight2, needs, list(dweight), False), dweight
 
 
 def backward(
-    saved: tuple[Tensor, ...], weights: Sequence[Tensor], needs: Sequence[bool], into: Sequence[Tensor], accumulate: bool
-) -> Tensor:
-    """The backward pass: return dx, write (or add) the gradients of the weights to ``into``."""
+    g: Tensor,
+    x: Tensor,
+    c1: Tensor,
+    c2: Tensor,
+    mean1: Tensor,
+    rstd1: Tensor,
+    mean2: Tensor,
+    rstd2: Tensor,
+    weight1: Sequence[Tensor],
+    weight2: Sequence[Tensor],
+    needs: Sequence[bool],
+    into: Sequence[Tensor],
+    accumulate: bool,
+) -> tuple[Tensor]:
+    """The backward pass, weight gradients written (or added) to ``into``; see ``residual_block_bwd``. Returns dx."""
     from .border_launch import Pixels
     from .instance_norm_launch import Extras, packed_shape
     from .instance_norm_launch import backward as norm_backward
     from .reflect_conv_launch import FOLDED, Options, product, stacked
     from .reflect_conv_passes import weight_gradients
 
-    g, x, c1, c2, mean1, rstd1, mean2, rstd2 = saved
     N, C, H, W = x.shape
-    half = len(weights) // 2
+    weights = [*weight1, *weight2]
     g, size, wanted = channels_last(g.to(x.dtype)), (H, W), any(needs[1:])
     # Both convolutions' gradients and inputs lie one after the other, so that their weight gradients are one product.
     dc = x.new_empty((2, *packed_shape(x)))
@@ -117,7 +131,7 @@ def backward(
         return Pixels(dc[i : i + count], count * N, rows, W + 2, rows, C)
 
     def gradient(i: int, residual: Tensor | None = None) -> Tensor:
-        weight = stacked(weights[i * half : (i + 1) * half], x.dtype)
+        weight = stacked((weight1, weight2)[i], x.dtype)
         return product(packed(i, 1), weight, size, Options(FOLDED, transposed=True, residual=residual))
 
     border = int(wanted)
@@ -131,18 +145,19 @@ def backward(
         rows = (H + 2) * (W + 2)
         with beside(dc, inputs) if accumulate else contextlib.nullcontext():
             weight_gradients(packed(0, 2), Pixels(inputs, 2 * N, rows, W + 2, rows, C), H, weights, needs[1:], into, accumulate)
-    return dx
+    return (dx,)
 
 
 @residual_block_bwd.register_fake
-def _(g: Tensor, x: Tensor, c1: Any, c2: Any, m1: Any, r1: Any, m2: Any, r2: Any, weight1: Any, weight2: Any, needs: list[bool]) -> Any:
+def _(g: Tensor, x: Tensor, *rest: Any) -> Any:
     from .reflect_conv_passes import empty_gradients
 
+    *_, weight1, weight2, needs, _ = rest
     return torch.empty_like(x) if needs[0] else x.new_empty(0), empty_gradients([*weight1, *weight2], needs[1:])
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, weight1, weight2, _ = inputs
+    x, weight1, weight2, _, ctx.required = inputs
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
     ctx.count = len(weight1)
@@ -151,20 +166,20 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
 
 def _backward(ctx: Any, g: Tensor | None, *_: None) -> tuple[Any, ...]:
     if g is None:
-        return (None,) * 4
+        return (None,) * 5
     # Once: a checkpoint allows no second time.
     tensors = ctx.saved_tensors
-    saved, weights = tensors[:7], tensors[7:]
-    needs_x, needs_1, needs_2, _ = ctx.needs_input_grad
+    weights = tensors[7:]
+    needs_x, needs_1, needs_2 = ctx.needs_input_grad[:3]
     needs = [needs_x, *needs_1, *needs_2]
+    saved = (g, *tensors[:7], list(weights[: ctx.count]), list(weights[ctx.count :]), needs)
     if (into := gradients_to_add_to(weights, needs[1:])) is not None:
-        dx = backward((g, *saved), weights, needs, into, True)
+        (dx,) = backward_in_place("residual_block_bwd", backward, saved, into, ctx.required)
         dweights: list[Tensor | None] = [None] * len(weights)
     else:
-        lists = (list(weights[: ctx.count]), list(weights[ctx.count :]))
-        dx, dweight = torch.ops.fastcyclegan.residual_block_bwd(g, *saved, *lists, needs)
+        dx, dweight = torch.ops.fastcyclegan.residual_block_bwd(*saved, ctx.required)
         dweights = spread(dweight, needs[1:])
-    return dx if needs_x else None, dweights[: ctx.count], dweights[ctx.count :], None
+    return dx if needs_x else None, dweights[: ctx.count], dweights[ctx.count :], None, None
 
 
 residual_block_fwd.register_autograd(_backward, setup_context=_setup)
@@ -180,7 +195,8 @@ def residual_block(
     channels_last, in the dtype of x. weight1, weight2: [C, C, 3, 3] in the dtype of x or fp32, which is then rounded for the use; or two
     lists of P of them, N a multiple of P: image n uses weights n // (N / P). Under autocast x is cast as for PyTorch's convolutions.
     Sums and statistics are fp32; products of fp32 as in ``reflect_conv2d``. impl: "triton", "reference", or "auto": Triton on an NVIDIA
-    GPU, the reference elsewhere.
+    GPU, the reference elsewhere. Where a kernel does not compile or launch, "auto" warns once and PyTorch computes it, and "triton" raises
+    KernelError.
 
     The backward saves x, the two convolutions' outputs, and four vectors [N, C]. Same input, same bits. Raises ValueError for a shape,
     device or impl that does not fit, TypeError for a dtype, and RuntimeError in a double backward through the kernels.
@@ -205,4 +221,4 @@ def residual_block(
     check_pixels(x)
     if resolve_impl("residual_block", impl, x) == "reference":
         return residual_block_ref(x, *lists, eps=eps)
-    return torch.ops.fastcyclegan.residual_block_fwd(channels_last(x), *lists, eps)[0]
+    return torch.ops.fastcyclegan.residual_block_fwd(channels_last(x), *lists, eps, impl == "triton")[0]

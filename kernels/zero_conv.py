@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ._dispatch import DTYPES
+from ._fallback import backward_in_place
 from ._operator import operator, refuse_double_backward
 from ._overlap import beside
 from .instance_norm import ACTS, channels_last, check_pixels, instance_norm_ref
@@ -85,7 +86,8 @@ _NORM = "bool norm, float eps, str act, float slope"
 
 
 @operator(
-    f"(Tensor x, Tensor[] weight, Tensor[] bias, {_CONV}, int output_padding, {_NORM}, bool recompute) -> (Tensor, Tensor, Tensor, Tensor)"
+    f"(Tensor x, Tensor[] weight, Tensor[] bias, {_CONV}, int output_padding, {_NORM}, bool recompute, bool required) "
+    "-> (Tensor, Tensor, Tensor, Tensor)"
 )
 def zero_conv_fwd(
     x: Tensor,
@@ -122,12 +124,12 @@ def _(
     shape = _out_shape(x, weight, stride, padding, transposed, output_padding)
     out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     mean, rstd = (x.new_empty(x.shape[:2] if norm else (0,), dtype=torch.float32) for _ in range(2))
-    return out, mean, rstd, torch.empty_like(x) if norm and not rest[-1] else x.new_empty(0)
+    return out, mean, rstd, torch.empty_like(x) if norm and not rest[-2] else x.new_empty(0)
 
 
 @operator(
-    f"(Tensor g, Tensor x, Tensor mean, Tensor rstd, Tensor[] weight, Tensor y, {_CONV}, float eps, str act, float slope, bool[] needs) "
-    "-> (Tensor, Tensor, Tensor)"
+    f"(Tensor g, Tensor x, Tensor mean, Tensor rstd, Tensor[] weight, Tensor y, {_CONV}, float eps, str act, float slope, bool[] needs, "
+    "bool required) -> (Tensor, Tensor, Tensor)"
 )
 def zero_conv_bwd(
     g: Tensor,
@@ -201,13 +203,13 @@ def backward(
 def _(g: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: list[Tensor], *rest: Any) -> tuple[Tensor, ...]:
     from .reflect_conv_passes import empty_gradients
 
-    needs = rest[-1]
+    needs = rest[-2]
     dbias = x.new_empty((len(weight), g.shape[1]) if needs[1] else (0,), dtype=torch.float32)
     return torch.empty_like(x) if needs[0] else x.new_empty(0), empty_gradients(weight, needs[2:]), dbias
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, weight, bias, stride, padding, transposed, _, _, eps, act, slope, _ = inputs
+    x, weight, bias, stride, padding, transposed, _, _, eps, act, slope, _, ctx.required = inputs
     _, mean, rstd, y = output
     ctx.mark_non_differentiable(mean, rstd, y)
     ctx.set_materialize_grads(False)
@@ -217,7 +219,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
 
 def _backward(ctx: Any, g: Tensor | None, *_: None) -> tuple[Any, ...]:
     if g is None:
-        return (None,) * 12
+        return (None,) * 13
     x, mean, rstd, y, *weight = ctx.saved_tensors
     weight, bias = weight[: ctx.count], weight[ctx.count :]
     needs_x, needs_w, needs_b = ctx.needs_input_grad[:3]
@@ -225,12 +227,12 @@ def _backward(ctx: Any, g: Tensor | None, *_: None) -> tuple[Any, ...]:
     stride, padding, transposed, eps, act, slope = ctx.options
     saved = (g, x, mean, rstd, weight, y, stride, padding, transposed, eps, act, slope, needs)
     if (into := gradients_to_add_to(weight, needs_w)) is not None:
-        dx, dbias = backward(*saved, into, True)
+        dx, dbias = backward_in_place("zero_conv_bwd", backward, saved, into, ctx.required)
         dweights: list[Tensor | None] = [None] * len(weight)
     else:
-        dx, dweight, dbias = torch.ops.fastcyclegan.zero_conv_bwd(*saved)
+        dx, dweight, dbias = torch.ops.fastcyclegan.zero_conv_bwd(*saved, ctx.required)
         dweights = spread(dweight, needs_w)
-    return (dx if needs_x else None, dweights, spread_bias(dbias, bias, needs_b), *(None,) * 9)
+    return (dx if needs_x else None, dweights, spread_bias(dbias, bias, needs_b), *(None,) * 10)
 
 
 zero_conv_fwd.register_autograd(_backward, setup_context=_setup)
@@ -290,16 +292,17 @@ def zero_conv(
     act: str = "none",
     slope: float = 0.2,
     recompute: bool = True,
+    required: bool = True,
 ) -> Tensor:
     """Return the zero-padded convolution (or conv_transpose) of act(IN(x)), or of x without ``norm``, [N, O, H', W'] in channels_last.
 
     x: [N, C, H, W]; channels_last is read as it is, another layout is copied once. ``weight``: P tensors, ``bias``: P or none; see the
-    module. ``recompute``: the backward computes y again, else it is kept. Raises ValueError for a shape or option that does not fit and
-    TypeError for a dtype, by name.
+    module. ``recompute``: the backward computes y again, else it is kept. ``required``: a kernel that fails raises KernelError, else
+    PyTorch computes it. Raises ValueError for a shape or option that does not fit and TypeError for a dtype, by name.
     """
     conv = (stride, padding, transposed, output_padding)
     _check(x, weight, bias, norm, act, conv)
     if norm:
         check_pixels(x)
-    arguments = (channels_last(x), list(weight), list(bias), *conv, norm, eps, act, slope, recompute)
+    arguments = (channels_last(x), list(weight), list(bias), *conv, norm, eps, act, slope, recompute, required)
     return torch.ops.fastcyclegan.zero_conv_fwd(*arguments)[0]

@@ -30,12 +30,10 @@ from .reflect_conv_launch import (
     precision_of,
     product,
     split_k,
-    stride_between,
-    sum_splits,
     window,
     window_weight,
 )
-from .reflect_conv_passes import _stack_bias, images_of, runs_of
+from .reflect_conv_passes import _stack_bias, images_of, runs_of, sum_all
 
 # Small maps (a PatchGAN's 32 x 32 and 31 x 31) make few tiles: a smaller one besides.
 TILES: dict[str, list[Tile]] = {**CONV_TILES, "hopper": [*CONV_TILES["hopper"], (64, 64, 64, 4, 4)]}
@@ -237,19 +235,14 @@ def weight_gradients(
     strides = (k * row, row, PICTURE, 1) if fine.few else (k * k * C, k * C, C, 1)
     # The few channels are those of the gradient: the input's are the rows of the product, and the taps run the other way.
     start, strides = ((k - 1) * (row + PICTURE), (1, -row, -PICTURE, k * row)) if form.contracts else (0, strides)
-    per, done, pixels = coarse.shape[0] // len(weights), 0, Pixels.of(coarse)
+    per, pixels = coarse.shape[0] // len(weights), Pixels.of(coarse)
+    gradients = []
     for first, count in runs_of(needs):
         images = (first * per, count * per)
         mine = Fine(images_of(fine.pixels, *images), fine.pad, fine.few)
         part = wgrad(images_of(pixels, *images), mine, (coarse.shape[2], coarse.shape[3]), shape, count, form.stride)
-        targets = into[done : done + count]
-        done += count
-        step = stride_between(targets)
-        if step is not None:
-            sum_splits(Gradient(part, start, strides), targets[0], step, accumulate=accumulate)
-            continue
-        for i, target in enumerate(targets):
-            sum_splits(Gradient(part[:, i : i + 1], start, strides), target, target.numel(), accumulate=accumulate)
+        gradients.append(Gradient(part, start, strides))
+    sum_all(gradients, into, accumulate)
 
 
 def bias_gradient(g: Tensor, P: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Compiling ahead: that the dry run of an engine's copy launches what the engine does and leaves no trace, and what becomes of the kernels."""
+"""Compiling ahead: the dry run of an engine's copy launches what the engine does and leaves no trace; what becomes of the kernels."""
 
 from __future__ import annotations
 

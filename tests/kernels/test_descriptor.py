@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from planted import plant
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
@@ -350,10 +351,19 @@ def test_a_wrong_tile_and_an_error_are_refusals(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(descriptors, "copy_tile", fail(RuntimeError(DRIVER)))
     assert descriptors.ask_driver(cpu) == DRIVER.partition("\n")[0]
-    for error in (torch.OutOfMemoryError("full"), torch.AcceleratorError("broken"), KeyError("a mistake")):
+    dead, full = (RuntimeError(f"Triton Error [CUDA]: {text}") for text in ("an illegal memory access was encountered", "out of memory"))
+    for error in (torch.OutOfMemoryError("full"), torch.AcceleratorError("broken"), KeyError("a mistake"), dead, full):
         monkeypatch.setattr(descriptors, "copy_tile", fail(error))
         with pytest.raises(type(error)):
             descriptors.ask_driver(cpu)
+
+
+def test_a_kernel_that_cannot_ask_is_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What loads one tile does not compile: products by pointers may."""
+    plant(monkeypatch, "_descriptor_copy_kernel")
+    told = r"^cpu: no tensor descriptors, kernels load by pointers: kernel _descriptor_copy_kernel does not compile .*show_failure /"
+    with pytest.warns(RuntimeWarning, match=told):
+        assert not descriptors.served(torch.device("cpu"))
 
 
 @pytest.fixture

@@ -202,10 +202,10 @@ def _operands(device: str, planes: bool = False) -> tuple[Tensor, ...]:
 def test_opcheck(planes: bool, plain: bool, device: str) -> None:
     x, weight, bias, residual = _operands(device, planes)
     optional = (None, None, None) if plain else (weight.requires_grad_(), bias.requires_grad_(), residual.requires_grad_())
-    torch.library.opcheck(torch.ops.fastcyclegan.instance_norm_fwd, (x.requires_grad_(), *optional, 1e-5, "leaky_relu", 0.2))
+    torch.library.opcheck(torch.ops.fastcyclegan.instance_norm_fwd, (x.requires_grad_(), *optional, 1e-5, "leaky_relu", 0.2, True))
     mean, rstd = torch.randn(2, 5, device=device), torch.rand(2, 5, device=device)
     affine = (None, None) if plain else (weight.detach(), bias.detach())
-    arguments = (residual.detach(), x.detach(), *affine, mean, rstd, "leaky_relu", 0.2)
+    arguments = (residual.detach(), x.detach(), *affine, mean, rstd, "leaky_relu", 0.2, True)
     torch.library.opcheck(torch.ops.fastcyclegan.instance_norm_bwd, arguments)
 
 

@@ -138,7 +138,7 @@ def run(code: str, cache: Path) -> Any:
 
 
 def test_a_job_is_what_the_jit_would_compile(tmp_path: Path) -> None:
-    """Every launch of an iteration, by the key of Triton's cache: with strings among the constants, and integers that 16 does not divide."""
+    """Every launch of an iteration, by the key of Triton's cache: with strings for constants and integers that 16 does not divide."""
     launches, jobs, keys, differ = run(HASHES, tmp_path)
     assert differ == []
     assert launches > 300

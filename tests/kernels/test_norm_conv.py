@@ -182,12 +182,12 @@ def test_opcheck(case: Case, recompute: bool, device: str) -> None:
     (x, weight, bias, nw, nb), dy = operands(case, device)
     leaves = [t if t is None else t.requires_grad_() for t in (x, nw, nb, weight, bias)]
     norm = (case.norm, 1e-5, case.act, 0.2, case.border)
-    torch.library.opcheck(torch.ops.fastcyclegan.norm_conv_fwd, (*leaves, *norm, recompute, *case.conv))
+    torch.library.opcheck(torch.ops.fastcyclegan.norm_conv_fwd, (*leaves, *norm, recompute, *case.conv, True))
     with torch.no_grad():
-        _, mean, rstd, y = torch.ops.fastcyclegan.norm_conv_fwd(*leaves, *norm, recompute, *case.conv)
+        _, mean, rstd, y = torch.ops.fastcyclegan.norm_conv_fwd(*leaves, *norm, recompute, *case.conv, True)
     inputs = [t if t is None else t.detach() for t in (dy, x, nw, nb, mean, rstd, weight, y)]
     needs = [True, True, bias is not None]
-    torch.library.opcheck(torch.ops.fastcyclegan.norm_conv_bwd, (*inputs, case.act, 0.2, case.border, needs, *case.conv))
+    torch.library.opcheck(torch.ops.fastcyclegan.norm_conv_bwd, (*inputs, case.act, 0.2, case.border, needs, *case.conv, True))
 
 
 def test_compiles_whole_and_keeps_strides(device: str) -> None:

@@ -300,12 +300,12 @@ def test_fp32_weights_for_16_bits_are_rounded_inside(device: str) -> None:
 def test_opcheck(case: Case, device: str) -> None:
     x, weights, biases, dy = operands(case, device)
     leaves = [[t.requires_grad_() for t in ts] for ts in (weights, biases)]
-    arguments = (x.requires_grad_(), None, None, *leaves, False, 1e-5, "none", 0.2, case.padding, False, True)
+    arguments = (x.requires_grad_(), None, None, *leaves, False, 1e-5, "none", 0.2, case.padding, False, True, True)
     torch.library.opcheck(torch.ops.fastcyclegan.reflect_conv_fwd, arguments)
     empty = x.detach().new_empty(0)
     saved = (dy, x.detach(), None, None, empty, empty, [w.detach() for w in weights], empty, empty)
     needs = [True, bool(biases), *(i != 0 for i in range(case.P))]
-    torch.library.opcheck(torch.ops.fastcyclegan.reflect_conv_bwd, (*saved, "none", 0.2, case.padding, needs))
+    torch.library.opcheck(torch.ops.fastcyclegan.reflect_conv_bwd, (*saved, "none", 0.2, case.padding, needs, True))
 
 
 @pytest.mark.parametrize("recompute", [True, False])
@@ -313,12 +313,12 @@ def test_opcheck_with_norm_and_tanh(recompute: bool, device: str) -> None:
     x, weights, biases, dy = operands(Case("", (1, 12, 3, 4), 3, bias=True), device)
     norm = [torch.randn(12, device=device, requires_grad=True) for _ in range(2)]
     leaves = [[t.requires_grad_() for t in ts] for ts in (weights, biases)]
-    options = (True, 1e-5, "relu", 0.2, 1, True, recompute)
+    options = (True, 1e-5, "relu", 0.2, 1, True, recompute, True)
     torch.library.opcheck(torch.ops.fastcyclegan.reflect_conv_fwd, (x.requires_grad_(), *norm, *leaves, *options))
     with torch.no_grad():
         out, mean, rstd, y = torch.ops.fastcyclegan.reflect_conv_fwd(x, *norm, *leaves, *options)
     inputs = (dy, x.detach(), *(t.detach() for t in norm), mean, rstd, [weights[0].detach()], out, y)
-    torch.library.opcheck(torch.ops.fastcyclegan.reflect_conv_bwd, (*inputs, "relu", 0.2, 1, [True] * 3))
+    torch.library.opcheck(torch.ops.fastcyclegan.reflect_conv_bwd, (*inputs, "relu", 0.2, 1, [True] * 3, True))
 
 
 def test_compiles_whole_and_keeps_strides(device: str) -> None:

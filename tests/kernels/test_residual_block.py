@@ -194,11 +194,13 @@ def test_gradients_arrive_without_a_copy_and_a_second_adds_in_place(device: str)
 def test_opcheck(device: str) -> None:
     x, weights1, weights2, dy = operands(Case("", (2, 9, 2, 3), 2), device)
     leaves = [[w.requires_grad_() for w in ws] for ws in (weights1, weights2)]
-    torch.library.opcheck(torch.ops.fastcyclegan.residual_block_fwd, (x.requires_grad_(), *leaves, 1e-5))
+    torch.library.opcheck(torch.ops.fastcyclegan.residual_block_fwd, (x.requires_grad_(), *leaves, 1e-5, True))
     with torch.no_grad():
-        _, *saved = torch.ops.fastcyclegan.residual_block_fwd(x, *leaves, 1e-5)
+        _, *saved = torch.ops.fastcyclegan.residual_block_fwd(x, *leaves, 1e-5, True)
     plain = [[w.detach() for w in ws] for ws in leaves]
-    torch.library.opcheck(torch.ops.fastcyclegan.residual_block_bwd, (dy, x.detach(), *saved, *plain, [True, True, False, True, True]))
+    torch.library.opcheck(
+        torch.ops.fastcyclegan.residual_block_bwd, (dy, x.detach(), *saved, *plain, [True, True, False, True, True], True)
+    )
 
 
 def test_compiles_whole_and_keeps_strides(device: str) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from fastcyclegan.kernels import _tune
+from fastcyclegan.kernels import _fallback, _tune
+from fastcyclegan.kernels._failures import KernelError
 from fastcyclegan.kernels._launch import Config
 
 SLOW, FAST = Config((("BLOCK_S", 64),), 4), Config((("BLOCK_S", 128),), 8)
@@ -28,6 +30,7 @@ def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Config]:
 
     monkeypatch.setattr(_tune, "measure", measure)
     monkeypatch.setattr(_tune, "_chosen", {})
+    monkeypatch.setattr(_fallback, "_reported", set())
     monkeypatch.setattr(_tune, "SHIPPED", tmp_path / "shipped")
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Test GPU")
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
@@ -97,6 +100,43 @@ def test_a_full_gpu_runs_the_first_and_remembers_nothing(measured: list[Config],
         patch.setattr(_tune, "measure", full)
         assert choose(measured) == SLOW
     assert choose(measured) == FAST
+
+
+def failing(*kept: Config) -> Callable[[Config], None]:
+    """Return a run in which every configuration but those ``kept`` fails, as a launch does."""
+
+    def run(config: Config) -> None:
+        if config not in kept:
+            raise KernelError("_k", f"kernel _k does not launch on Test GPU ({config.num_warps} warps)", "To see it again: show it")
+
+    return run
+
+
+def test_a_configuration_that_fails_is_left_out(measured: list[Config], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_tune, "measure", lambda run: run() or 1.0)
+    configs = [SLOW, FAST, Config((("BLOCK_S", 256),), 16)]
+    with pytest.warns(RuntimeWarning) as caught:
+        assert _tune.choose("apply", "key", configs, GPU, failing(FAST)) == FAST
+    assert [str(w.message) for w in caught] == [
+        f"measuring apply: kernel _k does not launch on Test GPU ({c.num_warps} warps); its configuration "
+        f"{{'BLOCK_S': {c.constants['BLOCK_S']}, 'num_warps': {c.num_warps}, 'num_stages': 1}} is left out. To see it again: show it"
+        for c in (configs[0], configs[2])
+    ]
+    assert json.loads(_tune.cache_file(GPU).read_text())["apply key"]["BLOCK_S"] == 128
+    # Another shape: the same configurations fail for the same reasons, which is known.
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert _tune.choose("apply", "another", configs, GPU, failing(FAST)) == FAST
+
+
+def test_where_none_works_the_first_error_is_raised(measured: list[Config], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who asked falls back and reports it; nothing is kept, and nothing else is reported."""
+    monkeypatch.setattr(_tune, "measure", lambda run: run() or 1.0)
+    warnings.simplefilter("error")  # pytest takes it back
+    with pytest.raises(KernelError, match=r"\(4 warps\)"):
+        _tune.choose("apply", "key", [SLOW, FAST], GPU, failing())
+    assert not _tune.cache_file(GPU).exists()
+    assert not _tune._chosen
 
 
 def test_a_user_without_a_home(measured: list[Config], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -284,14 +284,14 @@ def test_opcheck(case: Case, recompute: bool, device: str) -> None:
     x, weights, biases, dy = operands(case, device)
     conv, norm = (case.stride, case.padding, case.up is not None), (1e-5, case.act or "none", 0.1)
     leaves = [[t.requires_grad_() for t in ts] for ts in (weights, biases)]
-    arguments = (x.requires_grad_(), *leaves, *conv, case.up or 0, case.act is not None, *norm, recompute)
+    arguments = (x.requires_grad_(), *leaves, *conv, case.up or 0, case.act is not None, *norm, recompute, True)
     torch.library.opcheck(torch.ops.fastcyclegan.zero_conv_fwd, arguments)
     with torch.no_grad():
         _, mean, rstd, y = torch.ops.fastcyclegan.zero_conv_fwd(*arguments)
     saved = (dy, x.detach(), mean, rstd, [w.detach() for w in weights], y)
     # The input's gradient is not wanted where y is kept.
     needs = [recompute, bool(biases), False, True]
-    torch.library.opcheck(torch.ops.fastcyclegan.zero_conv_bwd, (*saved, *conv, *norm, needs))
+    torch.library.opcheck(torch.ops.fastcyclegan.zero_conv_bwd, (*saved, *conv, *norm, needs, True))
 
 
 def test_compiles_whole_and_keeps_strides(device: str) -> None:

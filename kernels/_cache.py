@@ -1,0 +1,17 @@
+"""Where the package keeps files from one process to the next. Imports nothing but the standard library."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+
+def cache_folder(name: str) -> Path:
+    """Return the folder ``name`` in ``$XDG_CACHE_HOME/fastcyclegan`` (default ~/.cache), which need not exist yet."""
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        # A user without a home, as containers have them.
+        base = Path(tempfile.gettempdir())
+    return base / "fastcyclegan" / name

@@ -1,0 +1,93 @@
+"""Launches written down, so that one which failed can be made again in another process. Imports no Triton.
+
+A record is JSON: ``format``, what was launched (``line_of``), where (GPU, capability, versions) and the error. It holds shapes, layouts and
+scalars, no values: ``show_failure.py`` makes the launch again on zeros.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ._cache import cache_folder
+
+FORMAT = 1
+
+
+def described(value: Any) -> Any:
+    """Return an argument of a kernel as JSON can hold it: a tensor by dtype, shape, strides, alignment and room, a scalar as it is.
+
+    ``aligned``: the largest power of two that divides its address, up to 16 bytes: Triton asks for no more. ``room``: the elements from its
+    first to the end of its memory, since kernels that are handed one of several tensors write the others too.
+    """
+    if hasattr(value, "data_ptr"):
+        address = value.data_ptr()
+        return {
+            "dtype": str(value.dtype).removeprefix("torch."),
+            "shape": list(value.shape),
+            "strides": list(value.stride()),
+            "aligned": min(address & -address, 16) if address else 16,
+            "room": value.untyped_storage().nbytes() // value.element_size() - value.storage_offset(),
+        }
+    if hasattr(value, "block_shape"):
+        sizes = {"shape": list(value.shape), "strides": list(value.strides), "box": list(value.block_shape)}
+        return {**sizes, "base": described(value.base)}
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
+
+
+def readable(argument: Any) -> str:
+    """Return an argument as ``described`` gives it in words."""
+    if not isinstance(argument, dict):
+        return str(argument)
+    if "box" in argument:
+        sizes = f"{argument['shape']} strides {argument['strides']} box {argument['box']}"
+        return f"descriptor {sizes} of {readable(argument['base'])}"
+    return f"{argument['dtype']}{argument['shape']} strides {argument['strides']} aligned {argument['aligned']}"
+
+
+def line_of(launch: Any) -> dict[str, Any]:
+    """Return a launch by its kernel, grid, arguments, constants and configuration. Nothing of it is kept alive."""
+    config = launch.config
+    return {
+        "kernel": launch.kernel,
+        "grid": launch.grid,
+        "arguments": [described(value) for value in launch.args],
+        "constants": {name: described(value) for name, value in launch.constants.items()},
+        "configuration": {**config.constants, "num_warps": config.num_warps, "num_stages": config.num_stages},
+    }
+
+
+def _written(name: str, text: str) -> Path | None:
+    """Write ``text`` to the folder of failures, else to the temporary folder; return where, None where neither can be written."""
+    for folder in (cache_folder("failures"), Path(tempfile.gettempdir()) / "fastcyclegan" / "failures"):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            file = folder / name
+            file.write_text(text)
+        except OSError:
+            continue
+        return file
+    return None
+
+
+def write_record(launch: Any, gpu: str, capability: int, error: BaseException) -> str:
+    """Write down a launch that failed with ``error``; return the command that makes it again, "" where no folder can be written.
+
+    The same launch is written to the same file.
+    """
+    # Who launched has it.
+    import triton
+
+    line = line_of(launch)
+    text = json.dumps({**line, "gpu": gpu, "capability": capability}, sort_keys=True)
+    name = f"{launch.kernel.strip('_')}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"
+    versions = {"triton": triton.__version__, "torch": torch.__version__}
+    record = {"format": FORMAT, **line, "gpu": gpu, "capability": capability, **versions, "error": f"{type(error).__name__}: {error}"}
+    file = _written(name, json.dumps(record, indent=1) + "\n")
+    return "" if file is None else f"python -m fastcyclegan.kernels.show_failure {shlex.quote(str(file))}"

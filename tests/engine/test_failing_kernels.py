@@ -1,0 +1,169 @@
+"""Training whose kernels fail, or whose driver refuses tensor descriptors: it trains on, tells so once, and computes the same."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import pytest
+import torch
+from planted import ERRORS, Failing, forget, heard
+from test_graph import Discriminators
+from torch import Tensor, nn
+
+from fastcyclegan.config import EngineConfig, LossConfig, ModelConfig, OptimConfig
+from fastcyclegan.data.plan import Plan
+from fastcyclegan.engine import Engine
+from fastcyclegan.kernels import _launch
+from fastcyclegan.kernels import descriptor_launch as descriptors
+from fastcyclegan.kernels._dispatch import as_on_gpu
+from fastcyclegan.kernels._failures import KernelError
+from fastcyclegan.recipes.cyclegan import CycleGAN
+from fastcyclegan.recorded_graph import RecordedGraph
+from fastcyclegan.testing import assert_parity, copy_of, is_cancelled_bias, random_batch, seeded_networks, tf32
+
+FP32, FP64 = torch.float32, torch.float64
+SMALL = ModelConfig(netG="resnet_1blocks", ngf=4, ndf=4, netD="n_layers", n_layers_D=2)
+CPU = torch.device("cpu")
+OPTIONS = EngineConfig(graph="off")
+LOSS = LossConfig(pool_size=0)
+DRIVER = "Triton Error [CUDA]: Failed to create tensor map descriptor: invalid argument\nelemType=10 rank=2\n"
+
+
+@pytest.fixture(autouse=True)
+def _as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """auto means the kernels, in a process that has met no failure and has not asked for descriptors."""
+    forget(monkeypatch)
+    monkeypatch.setattr(descriptors, "_answers", {CPU: ""})
+    monkeypatch.setattr(descriptors, "_refused", set())
+    with as_on_gpu(), tf32(False):
+        yield
+
+
+def engine_of(nets: Mapping[str, nn.Module], impl: str, recipe: Callable[[LossConfig], CycleGAN]) -> Engine:
+    nets = copy_of(nets)
+    for net in nets.values():
+        for module in net.modules():
+            if hasattr(module, "impl"):
+                module.impl = impl  # type: ignore[assignment]
+    return Engine(recipe(LOSS), nets, OptimConfig(), CPU, options=OPTIONS)
+
+
+def trained(engine: Engine, dtype: torch.dtype, iterations: int = 2) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """Train, and return the losses of each iteration and the gradients of the first, those of a layer in a side's networks as one."""
+    names = {id(p): (net, key) for net, module in engine.nets.items() for key, p in module.named_parameters()}
+    found: dict[str, list[Tensor]] = {}
+
+    def keep(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        for p in (p for group in optimizer.param_groups for p in group["params"]):
+            net, key = names[id(p)]
+            if not is_cancelled_bias(engine.nets[net], key):
+                found.setdefault(f"{net[0]}.{key.rpartition('.')[0]}", []).append(p.grad.flatten().clone())
+
+    hooks = [optimizer.register_step_pre_hook(keep) for optimizer in engine.optimizers.values()]
+    losses = []
+    for n in range(iterations):
+        losses.append(engine.step(random_batch(16, Plan(0, 9, 9), n, dtype=dtype), 2e-4).clone())
+        for hook in hooks:
+            hook.remove()
+    return losses, {name: torch.cat(parts) for name, parts in found.items()}
+
+
+def assert_trains_alike(model: ModelConfig, recipe: Callable[[LossConfig], CycleGAN], iterations: int = 2) -> None:
+    """Train by the kernels as they are, by the reference and in float64; hold what was trained by the rule."""
+    nets = seeded_networks(model)
+    kernels = engine_of(nets, "auto", recipe)
+    assert kernels.on_kernels
+    assert any(trained.gradients for trained in kernels.trained.values())
+    ours, theirs = (trained(engine, FP32, iterations) for engine in (kernels, engine_of(nets, "reference", recipe)))
+    exact = {name: net.double() for name, net in copy_of(nets).items()}
+    truth = trained(engine_of(exact, "reference", recipe), FP64, iterations)
+    assert len(ours[1]) >= 4
+    for name, gradient in ours[1].items():
+        assert_parity(name, gradient, theirs[1][name], truth[1][name], FP32)
+    for losses in zip(ours[0], theirs[0], truth[0], strict=True):
+        assert_parity("losses", *losses, FP32)
+
+
+def failing_kernels(monkeypatch: pytest.MonkeyPatch, error: Callable[[], BaseException]) -> dict[str, Failing]:
+    kernels = {name: Failing(kernel, error) for name, kernel in _launch.REGISTRY.items()}
+    monkeypatch.setattr(_launch, "REGISTRY", kernels)
+    return kernels
+
+
+@pytest.mark.parametrize("error", [ERRORS[0][0], ERRORS[6][0]], ids=["none compiles", "none launches"])
+def test_training_without_a_kernel_that_works(error: Callable[[], BaseException], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Generators, pairs, gradients in place, working copies: all of it by PyTorch. Each kernel is named once, and not tried again."""
+    kernels = failing_kernels(monkeypatch, error)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert_trains_alike(SMALL, CycleGAN)
+        told, tried = heard(caught), {name: kernel.launches for name, kernel in kernels.items()}
+        assert sum(tried.values()) > 0
+        # Another engine in the same process knows.
+        trained(engine_of(seeded_networks(SMALL), "auto", CycleGAN), FP32)
+    assert len(told) == len(set(told)) == sum(count > 0 for count in tried.values()) == len(heard(caught))
+    assert {name: kernel.launches for name, kernel in kernels.items()} == tried
+
+
+def test_a_fallback_is_captured_and_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The failures come before the capture, in the iterations that warm up: the graph holds PyTorch's operators, with the same bits."""
+    failing_kernels(monkeypatch, ERRORS[6][0])
+    capture, nets = RecordedGraph(), seeded_networks(SMALL)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*show_failure", RuntimeWarning)
+        captured = Engine(CycleGAN(LOSS), copy_of(nets), OptimConfig(), CPU, options=EngineConfig(graph="on"), capture=capture)
+        plain = Engine(CycleGAN(LOSS), copy_of(nets), OptimConfig(), CPU, options=OPTIONS)
+        assert captured.on_kernels
+        for one, other in zip(*(trained(engine, FP32, 6)[0] for engine in (captured, plain)), strict=True):
+            assert torch.equal(one, other)
+    assert capture.replays > 1
+
+
+def test_training_that_requires_the_kernels_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    failing_kernels(monkeypatch, ERRORS[0][0])
+    with pytest.raises(KernelError, match=r"kernel \w+ does not compile on cpu, interpreted .*show_failure /"):
+        trained(engine_of(seeded_networks(SMALL), "triton", CycleGAN), FP32)
+
+
+def test_training_with_one_kernel_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others go on, on what PyTorch hands them. It is the sum of weight gradients, which are added up in place."""
+    broken = Failing(_launch.REGISTRY["_reflect_conv_wgrad_sum_kernel"], ERRORS[5][0], first=2)
+    monkeypatch.setitem(_launch.REGISTRY, "_reflect_conv_wgrad_sum_kernel", broken)
+    with pytest.warns(RuntimeWarning, match="^zero_conv: kernel _reflect_conv_wgrad_sum_kernel does not launch") as caught:
+        assert_trains_alike(SMALL, Discriminators, 1)
+    assert len(heard(list(caught))) == 1
+    assert broken.launches >= 2
+
+
+class Refusing:
+    """A kernel whose tensor descriptors the driver refuses."""
+
+    def __init__(self, kernel: Any) -> None:
+        self.kernel, self.refused, self.launched = kernel, 0, 0
+
+    def __getitem__(self, grid: Any) -> Callable[..., Any]:
+        def launch(*args: Any, **constants: Any) -> Any:
+            self.refused += bool(constants.get("DESC"))
+            self.launched += 1
+            if constants.get("DESC"):
+                raise RuntimeError(DRIVER)
+            return self.kernel[grid](*args, **constants)
+
+        return launch
+
+
+def test_training_whose_tensor_descriptors_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One by one, as the driver does it: the kernels go on by pointers, and that is no failure of theirs."""
+    kernels = {name: Refusing(kernel) for name, kernel in _launch.REGISTRY.items()}
+    monkeypatch.setattr(_launch, "REGISTRY", kernels)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert_trains_alike(dataclasses.replace(SMALL, ndf=16), Discriminators, 1)
+    told = [str(w.message) for w in caught if "by pointers" in str(w.message)]
+    refused = {name: kernel.refused for name, kernel in kernels.items() if kernel.refused}
+    assert refused
+    assert len(told) == len(set(told)) == sum(refused.values())  # each form once, whatever the iteration
+    assert not heard(caught)

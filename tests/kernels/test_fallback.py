@@ -1,0 +1,296 @@
+"""What happens where a kernel fails, planted in each of each operator: PyTorch computes it and that is reported once, or an error."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import test_instance_norm as norms
+import test_norm_conv as norm_convs
+import test_reflect_conv as reflect_convs
+import test_residual_block as blocks
+import test_zero_conv as zero_convs
+import torch
+from launches import forbid_fallback
+from planted import ERRORS, Ear, forget, heard, plant
+from torch import Tensor, nn
+
+from fastcyclegan import accelerate
+from fastcyclegan.counters import dry_run
+from fastcyclegan.kernels import _failures, _fallback, _launch, _operator, _tiles, instance_norm, instance_norm_ref, reflect_conv2d
+from fastcyclegan.kernels import residual_block as residual
+from fastcyclegan.kernels._dispatch import as_on_gpu
+from fastcyclegan.kernels._failures import KernelError
+from fastcyclegan.kernels.norm_conv import norm_conv
+from fastcyclegan.kernels.reflect_conv import reflect_conv
+from fastcyclegan.kernels.zero_conv import zero_conv
+from fastcyclegan.networks import Discriminator, Generator, UnetGenerator
+from fastcyclegan.passes import run_paired
+from fastcyclegan.testing import assert_parity, tf32
+
+FP32 = torch.float32
+
+
+@pytest.fixture(autouse=True)
+def _as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """auto means the kernels, in a process that has met no failure."""
+    forget(monkeypatch)
+    with as_on_gpu(), tf32(False):
+        yield
+
+
+# --- Layers: what computes one by the kernels, required or not, and what it is measured by ------------------------------------------
+
+
+@dataclass(frozen=True)
+class Layer:
+    ours: Callable[[bool], dict[str, Tensor]]
+    theirs: Callable[[], dict[str, Tensor]]
+    truth: Callable[[], dict[str, Tensor]]
+
+    def check(self, found: dict[str, Tensor]) -> None:
+        other, true = self.theirs(), self.truth()
+        for name, result in found.items():
+            assert_parity(name, result, other[name], true[name], FP32)
+
+
+def impl(required: bool) -> str:
+    return "triton" if required else "auto"
+
+
+def a_norm(shape: tuple[int, ...]) -> Layer:
+    x, residual, dy = (norms.in_layout(torch.randn(shape), False) for _ in range(3))
+    tensors, options = [x, torch.randn(shape[1]), torch.randn(shape[1]), residual, dy], {"eps": 1e-5, "act": "leaky_relu", "slope": 0.1}
+    return Layer(
+        lambda required: dict(norms.gradients(lambda *a, **k: instance_norm(*a, impl=impl(required), **k), *tensors, **options)),
+        lambda: dict(norms.gradients(norms.torch_instance_norm, *tensors, **options)),
+        lambda: dict(norms.gradients(instance_norm_ref, *(t.double() for t in tensors), **options)),
+    )
+
+
+def a_layer(module: Any, tensors: Any, ours: Callable[[bool], Any], theirs: Any) -> Layer:
+    """A layer of what a kernel's own tests make of ``tensors``: x, lists of weights, and an upstream gradient."""
+    exact = [[t.double() for t in ts] if isinstance(ts, list) else ts.double() for ts in tensors]
+    return Layer(
+        lambda required: module.results(ours(required), *tensors),
+        lambda: module.results(theirs, *tensors),
+        lambda: module.results(theirs, *exact),
+    )
+
+
+def a_reflected(case: Any) -> Layer:
+    tensors = reflect_convs.operands(case, "cpu")
+    return a_layer(
+        reflect_convs,
+        tensors,
+        lambda r: lambda x, w, b: reflect_conv2d(x, w, b, padding=case.padding, impl=impl(r)),
+        reflect_convs.theirs(case),
+    )
+
+
+def a_last_layer() -> Layer:
+    """With the norm before it and the tanh after it."""
+    x, weights, biases, dy = reflect_convs.operands(reflect_convs.Case("", (1, 12, 3, 4), 3, bias=True), "cpu")
+    weights = [0.1 * w for w in weights]
+    options: dict[str, Any] = {"padding": 1, "norm": True, "act": "relu", "tanh": True}
+
+    def theirs(x: Tensor, weights: Any, biases: Any) -> Tensor:
+        y = torch.relu(nn.functional.instance_norm(x.contiguous()))
+        return torch.tanh(reflect_convs.reflect_conv2d_ref(y, weights, biases, padding=1))
+
+    return a_layer(
+        reflect_convs, (x, weights, biases, dy), lambda r: lambda x, w, b: reflect_conv(x, w, b or [], required=r, **options), theirs
+    )
+
+
+def a_block() -> Layer:
+    return a_layer(
+        blocks,
+        blocks.operands(blocks.Case("", (2, 9, 2, 3), 2), "cpu"),
+        lambda r: lambda x, a, b: residual(x, a, b, impl=impl(r)),
+        blocks.torchs_own,
+    )
+
+
+def a_zero_padded(case: Any) -> Layer:
+    return a_layer(
+        zero_convs,
+        zero_convs.operands(case, "cpu"),
+        lambda r: lambda x, w, b: zero_conv(x, w, b, **case.options, required=r),
+        zero_convs.theirs(case),
+    )
+
+
+def a_norm_conv(case: Any) -> Layer:
+    tensors, dy = norm_convs.operands(case, "cpu")
+    options: dict[str, Any] = {"norm": case.norm, "act": case.act, "slope": 0.2, "border": case.border}
+
+    def ours(required: bool) -> Any:
+        return lambda x, w, b, nw, nb: norm_conv(x, w, b, case.conv, norm_weight=nw, norm_bias=nb, required=required, **options)
+
+    def results(run: Any, wide: bool = False) -> dict[str, Tensor]:
+        given = [t.double() if wide and t is not None else t for t in tensors]
+        return {str(i): t for i, t in enumerate(norm_convs.results(run, given, dy.double() if wide else dy))}
+
+    plain = lambda *t: norm_convs.plain(*t, case)  # noqa: E731
+    return Layer(lambda required: results(ours(required)), lambda: results(plain), lambda: results(plain, True))
+
+
+LAYERS: dict[str, Callable[[], Layer]] = {
+    "a norm in one launch": lambda: a_norm((2, 5, 4, 4)),
+    "a norm of several tiles": lambda: a_norm((1, 20, 13, 11)),
+    "a reflected convolution": lambda: a_reflected(reflect_convs.SMALL),
+    "from images": lambda: a_reflected(reflect_convs.SMALL_PICTURES[0]),
+    "to images": lambda: a_reflected(reflect_convs.SMALL_PICTURES[1]),
+    "the generator's last layer": a_last_layer,
+    "a residual block": a_block,
+    "down": lambda: a_zero_padded(zero_convs.DOWN),
+    "up, with the norm": lambda: a_zero_padded(zero_convs.UP),
+    "to images, zero-padded": lambda: a_zero_padded(zero_convs.LAST),
+    "norm_conv with a border": lambda: a_norm_conv(norm_convs.CASES[0]),
+    "norm_conv without a norm": lambda: a_norm_conv(norm_convs.CASES[1]),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_each_kernel_that_fails_leaves_the_results_right(name: str) -> None:
+    """Each in turn, with one of the errors: parity of all results, one warning, no second attempt; and an error where it is required."""
+    layer, ear = LAYERS[name](), Ear()
+    with _launch.observe(ear):
+        layer.ours(True)
+    kernels = list(dict.fromkeys(ear.kernels))
+    for n, kernel in enumerate(kernels):
+        error, _, cause = ERRORS[n % len(ERRORS)]
+        with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            forget(patch)
+            failing = plant(patch, kernel, error)
+            layer.check(layer.ours(False))
+            attempts = failing.launches
+            assert 1 <= attempts <= 2  # once in the forward, once in the backward
+            # The first of the forward and the last of the backward: all take the same way.
+            if n in (0, len(kernels) - 1):
+                layer.check(layer.ours(False))
+                assert failing.launches == attempts
+            (warning,) = heard(caught)
+            assert f": kernel {kernel} does not " in warning
+            if n in (0, len(kernels) - 1):
+                with pytest.raises(
+                    KernelError, match=rf"^kernel {kernel} does not .* \(.*{cause}.*To see it again: python -m .*show_failure"
+                ):
+                    layer.ours(True)
+
+
+def test_all_kernels_are_planted_somewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    ear = Ear(dry=True)
+    monkeypatch.setattr(_tiles, "scale", lambda: _tiles.INTERPRETER)
+    with dry_run(), _launch.observe(ear):
+        for layer in LAYERS.values():
+            layer().ours(True)
+    # What loads through descriptors is asked by itself; a refusal is no failure.
+    assert set(ear.kernels) | {"_descriptor_copy_kernel"} >= set(_launch.REGISTRY)
+
+
+@pytest.mark.parametrize(("error", "verb", "cause"), ERRORS, ids=[row[2][:30] for row in ERRORS])
+def test_what_a_user_reads(error: Callable[[], Exception], verb: str, cause: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch, "_instance_norm_small_fwd_kernel", error)
+    sentence = rf"kernel _instance_norm_small_fwd_kernel does not {verb} on cpu, interpreted \(.*{cause}.*\)"
+    again = r"To see it again: python -m fastcyclegan.kernels.show_failure /.*/failures/instance_norm_small_fwd_kernel-\w+\.json$"
+    with pytest.warns(RuntimeWarning, match=f"^instance_norm: {sentence}; PyTorch computes the layers that need it from here on. {again}"):
+        instance_norm(torch.randn(1, 3, 4, 4))
+    with pytest.raises(KernelError, match=rf"^{sentence}\. {again}") as caught:
+        instance_norm(torch.randn(1, 3, 4, 4), impl="triton")
+    assert type(caught.value.__cause__) is type(error())
+
+
+def test_tests_and_benches_do_not_fall_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under this repository's pytest, and where bench/ asks for it, the warning is an error."""
+    plant(monkeypatch, "_instance_norm_small_fwd_kernel")
+    with pytest.raises(RuntimeWarning, match="PyTorch computes the layers"):
+        instance_norm(torch.randn(1, 3, 4, 4))
+    # Again and again: nothing may be silent because it was told before.
+    warnings.resetwarnings()
+    forbid_fallback()
+    with pytest.raises(RuntimeWarning, match="PyTorch computes the layers"):
+        instance_norm(torch.randn(1, 3, 4, 4))
+
+
+# --- What is no failure of a kernel -------------------------------------------------------------------------------------------------
+
+FAULTS: list[BaseException] = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    RuntimeError("Triton Error [CUDA]: out of memory"),
+    torch.AcceleratorError("CUDA error: unknown error"),
+    RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered"),
+    RuntimeError("CUDA error: misaligned address"),
+    RuntimeError("CUDA error: unspecified launch failure"),
+    RuntimeError("CUDA error: device-side assert triggered"),
+    KeyboardInterrupt(),
+]
+
+
+@pytest.mark.parametrize("required", [True, False])
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: f"{type(fault).__name__} {fault}"[:50])
+def test_a_full_or_a_dead_device_is_raised(fault: BaseException, required: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch, "_instance_norm_small_fwd_kernel", lambda: fault)
+    with pytest.raises(type(fault)) as caught:
+        instance_norm(torch.randn(1, 3, 4, 4), impl=impl(required))
+    assert caught.value is fault
+    assert not _fallback._fallen
+
+
+def test_the_device_is_asked_unless_it_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A launch that was refused because of what ran before it: those results are suspect."""
+    dead, refused = torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), RuntimeError("invalid argument")
+
+    def synchronize(device: torch.device) -> None:
+        raise dead
+
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    _failures.ask_device(torch.device("cuda"), refused)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    with pytest.raises(torch.AcceleratorError) as caught:
+        _failures.ask_device(torch.device("cuda"), refused)
+    assert caught.value is dead
+    assert dead.__cause__ is refused
+
+
+# --- Who asks -----------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_compiled_caller_falls_back_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(1, 5, 4, 4, requires_grad=True)
+    plant(monkeypatch, "_instance_norm_small_bwd_kernel")
+    run = torch.compile(lambda x: 2 * instance_norm(x + 1, act="relu"), fullgraph=True, backend="aot_eager")
+    with pytest.warns(RuntimeWarning, match="^instance_norm: kernel _instance_norm_small_bwd_kernel"):
+        (found,) = torch.autograd.grad(run(x), x, torch.ones_like(x))
+    (wanted,) = torch.autograd.grad(2 * instance_norm_ref(x + 1, act="relu"), x, torch.ones_like(x))
+    torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("name", ["auto", "triton"])
+def test_networks_and_modules_pass_on_what_was_asked_for(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only an explicit impl="triton" makes a failure an error, in the forward and in the backward."""
+    asked: set[tuple[str, bool]] = set()
+
+    def note(op: str, run: Any, plain: Any, args: Any, required: bool) -> Any:
+        asked.add((op, required))
+        return run(*args)
+
+    monkeypatch.setattr(_operator, "or_plain", note)
+    monkeypatch.setattr(_fallback, "or_plain", note)
+    module = nn.Sequential(nn.ReflectionPad2d(1), nn.Conv2d(3, 8, 3), nn.InstanceNorm2d(8), nn.ReLU())
+    nets = [Generator(ngf=8, n_blocks=1, impl=name), UnetGenerator(ngf=4, num_downs=5, impl=name), Discriminator(ndf=8, impl=name)]
+    pair = [Discriminator(ndf=8, impl=name) for _ in range(2)]
+    accelerate(module, name)
+    runs: list[Any] = [module, *nets, lambda x: run_paired(pair, x, "triton")]
+    with dry_run():
+        for run in runs:
+            y = run(torch.zeros(2, 3, 32, 32, requires_grad=True))
+            y.backward(torch.zeros_like(y))
+    operators = ("instance_norm", "reflect_conv", "residual_block", "norm_conv", "zero_conv")
+    assert asked == {(f"{op}_{way}", name == "triton") for op in operators for way in ("fwd", "bwd")}

@@ -1,0 +1,121 @@
+"""A kernel that fails while gradients are added in place: they are right, and added once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pytest
+import test_norm_conv as norm_convs
+import test_reflect_conv as reflect_convs
+import test_residual_block as blocks
+import test_zero_conv as zero_convs
+import torch
+from planted import forget, plant
+from torch import Tensor
+
+from fastcyclegan.kernels import accumulating, reflect_conv2d
+from fastcyclegan.kernels import residual_block as residual
+from fastcyclegan.kernels._dispatch import as_on_gpu
+from fastcyclegan.kernels.norm_conv import norm_conv
+from fastcyclegan.kernels.zero_conv import zero_conv
+from fastcyclegan.testing import relative_error, tf32
+
+
+@pytest.fixture(autouse=True)
+def _as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """auto means the kernels, in a process that has met no failure."""
+    forget(monkeypatch)
+    with as_on_gpu(), tf32(False):
+        yield
+
+
+@dataclass(frozen=True)
+class Added:
+    """A layer of three weights (or pairs), each with a ``.grad`` of its own: the sums take several launches."""
+
+    run: Callable[[Tensor, list[Tensor]], Tensor]
+    shape: tuple[int, ...]
+    weights: list[Tensor]
+
+
+def added(name: str) -> Added:
+    torch.manual_seed(0)
+    if name == "residual_block":
+        case = blocks.Case("", (2, 9, 2, 3), 2)
+        x, one, two, _ = blocks.operands(case, "cpu")
+        return Added(lambda x, ws: residual(x, ws[:2], ws[2:]), x.shape, [*one, *two])
+    if name == "zero_conv":
+        case = zero_convs.Case("", (3, 9, 4, 5), 10, P=3)
+        x, weights, _, _ = zero_convs.operands(case, "cpu")
+        return Added(lambda x, ws: zero_conv(x, ws, [], **case.options, required=False), x.shape, weights)
+    x, weights, _, _ = reflect_convs.operands(reflect_convs.CASES[4], "cpu")
+    return Added(lambda x, ws: reflect_conv2d(x, ws, padding=1), x.shape, weights)
+
+
+def gradients(layer: Added, frozen: int | None = None, together: bool = False) -> list[Tensor]:
+    """Return the gradients of the weights after a backward that adds to ones; ``together``: they lie side by side."""
+    torch.manual_seed(0)
+    x = torch.randn(layer.shape).contiguous(memory_format=torch.channels_last)
+    leaves = [w.detach().requires_grad_(i != frozen) for i, w in enumerate(layer.weights)]
+    memory = torch.ones(len(leaves), *leaves[0].shape, dtype=leaves[0].dtype)
+    for leaf, grad in zip(leaves, memory, strict=True):
+        leaf.grad = grad if together else grad.clone()
+    y = layer.run(x, leaves)
+    with accumulating():
+        y.backward(torch.randn(y.shape).to(y.dtype))
+    return [leaf.grad for i, leaf in enumerate(leaves) if i != frozen and leaf.grad is not None]
+
+
+OPERATORS = ["reflect_conv", "zero_conv", "residual_block"]
+# The first sum fails; one after another that succeeded; of two runs of weights; the product of the second run.
+PLANTS = [("sum", 1, None), ("sum", 2, None), ("sum", 2, 1), ("wgrad", 2, 1)]
+
+
+@pytest.mark.parametrize(
+    ("name", "kernel", "first", "frozen"),
+    [(name, *case) for name in OPERATORS for case in PLANTS if name != "residual_block" or case == ("sum", 2, 1)],
+)
+def test_gradients_in_place_are_added_once(name: str, kernel: str, first: int, frozen: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gradient that is missing, or added twice, is off by a half."""
+    layer = added(name)
+    wanted = gradients(layer, frozen)
+    full = {"sum": "_reflect_conv_wgrad_sum_kernel", "wgrad": f"_{'zero_conv' if name == 'zero_conv' else 'reflect_conv'}_wgrad_kernel"}
+    failing = plant(monkeypatch, full[kernel], first=first)
+    with pytest.warns(RuntimeWarning, match=f"^{name}: kernel {full[kernel]} does not compile"):
+        found = gradients(layer, frozen)
+    assert failing.launches == first
+    for one, other in zip(found, wanted, strict=True):
+        assert relative_error(one, other) < 1e-6
+    assert all(relative_error(a, b) < 1e-6 for a, b in zip(gradients(layer, frozen), wanted, strict=True))
+    assert failing.launches == first
+
+
+def test_norm_convs_gradient_in_place_is_added_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(1, 8, 6, 5).contiguous(memory_format=torch.channels_last)
+    layer = Added(
+        lambda x, ws: norm_conv(x, ws[0], None, norm_convs.STRIDE_1, border=1, required=False), x.shape, [torch.randn(6, 8, 3, 3)]
+    )
+    wanted = gradients(layer)
+    plant(monkeypatch, "_instance_norm_bwd_apply_kernel")
+    plant(monkeypatch, "_instance_norm_small_bwd_kernel")
+    plant(monkeypatch, "_fold_border_kernel")
+    with pytest.warns(RuntimeWarning, match="^norm_conv: kernel"):
+        (found,) = gradients(layer)
+    assert relative_error(found, wanted[0]) < 1e-6
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_sums_in_memory_of_their_own_have_the_bits_of_one_launch(name: str) -> None:
+    layer = added(name)
+    for one, other in zip(gradients(layer, together=True), gradients(layer), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_in_16_bits_too() -> None:
+    """What is added is in fp32 until it is stored: rounded twice, one in ten is another number."""
+    case = zero_convs.Case("", (3, 9, 4, 5), 10, P=3)
+    weights = [w.half() for w in zero_convs.operands(case, "cpu")[1]]
+    layer = Added(lambda x, ws: zero_conv(x.half(), ws, [], **case.options), case.shape, weights)
+    for one, other in zip(gradients(layer, together=True), gradients(layer), strict=True):
+        assert torch.equal(one, other)
