@@ -73,20 +73,6 @@ def _is_transformed() -> bool:
 _is_transformed._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-_as_on_gpu = False
-
-
-@contextlib.contextmanager
-def as_on_gpu() -> Iterator[None]:
-    """Inside the block impl="auto" serves the CPU as it would an NVIDIA GPU, where kernels are interpreted or run dry."""
-    global _as_on_gpu
-    before, _as_on_gpu = _as_on_gpu, True
-    try:
-        yield
-    finally:
-        _as_on_gpu = before
-
-
 def resolve_impl(op: str, impl: str, x: Tensor) -> Literal["triton", "reference"]:
     """Return what computes ``op`` on ``x``: auto is Triton on an NVIDIA GPU for the dtypes that it has, else the reference.
 

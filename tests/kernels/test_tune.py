@@ -122,7 +122,7 @@ def test_a_configuration_that_fails_is_left_out(measured: list[Config], monkeypa
         f"{{'BLOCK_S': {c.constants['BLOCK_S']}, 'num_warps': {c.num_warps}, 'num_stages': 1}} is left out. To see it again: show it"
         for c in (configs[0], configs[2])
     ]
-    assert json.loads(_tune.cache_file(GPU).read_text())["apply key"]["BLOCK_S"] == 128
+    assert json.loads(_tune.cache_file("Test GPU").read_text())["apply key"]["BLOCK_S"] == 128
     # Another shape: the same configurations fail for the same reasons, which is known.
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -135,7 +135,7 @@ def test_where_none_works_the_first_error_is_raised(measured: list[Config], monk
     warnings.simplefilter("error")  # pytest takes it back
     with pytest.raises(KernelError, match=r"\(4 warps\)"):
         _tune.choose("apply", "key", [SLOW, FAST], GPU, failing())
-    assert not _tune.cache_file(GPU).exists()
+    assert not _tune.cache_file("Test GPU").exists()
     assert not _tune._chosen
 
 
