@@ -13,6 +13,8 @@ SECONDS = {1: 230.0, 2: 480.0, 3: 560.0}
 TITLES = {1: "correctness", 2: "the engine", 3: "the benches"}
 KERNELS = ("instance_norm", "reflect_conv", "residual_block", "zero_conv", "norm_conv", "working_copies")
 OTHERS = ("tests/test_official.py", "tests/test_accelerate.py", "tests/data/test_cache.py")
+CAPTURES = ("tests/engine/test_ahead.py", "tests/engine/test_failed_capture_gpu.py", "tests/engine/test_graph_memory.py")
+OF_CAPTURES = ("first_iteration", "real_failure", "names_the_reason", "numbers_that_follow", "its_bound")
 AT_REAL_SIZES = ("real_shapes", "replayed", "stream_of_their_own")
 # One at a time: each takes a third of the memory.
 TOO_LARGE = ("two_to_the_31",)
@@ -35,6 +37,7 @@ STAGES: dict[int, list[Part]] = {
         Tests("captured against plain", ("tests/engine/test_graph.py",), 150, words=("cuda_graph", "waits_for_the_gpu"), workers=8),
         Tests("an iteration against float64", ("tests/test_engine.py",), 60, words=("bf16_on_the_gpu",), workers=1),
         Options("every option", 200),
+        Tests("compiled ahead, failed captures", CAPTURES, 60, words=OF_CAPTURES, workers=6, rehearsed=1),
         Command(
             "the official order beside ours", ("scripts/prove.py", "--seconds", "60", "--output", "RESULTS/proof.png"), 150, shown=14,
             in_rehearsal=("--no_compile", "--size", "32", "--seconds", "1"), with_fault=("--plant-fault",),

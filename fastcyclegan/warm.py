@@ -19,6 +19,7 @@ from fastcyclegan.errors import UserError
 from fastcyclegan.kernels import _ahead
 from fastcyclegan.kernels._dispatch import as_on_gpu
 from fastcyclegan.kernels._launch import Chip
+from fastcyclegan.kernels._tune import SECONDS_A_MEASUREMENT
 from fastcyclegan.recipes.cyclegan import CycleGAN, build_networks
 from fastcyclegan.testing import random_batch
 
@@ -61,7 +62,8 @@ def warm(config: TrainConfig, chip: Chip, say: Callable[[str], object] = print, 
 
 def timings(choices: dict[str, int]) -> str:
     """Return what the first iteration still has to time."""
-    return f"tiles to be timed by the first iteration: {sum(choices.values())}, for {len(choices)} choices"
+    tiles = sum(choices.values())
+    return f"tiles to be timed by the first iteration: {tiles} for {len(choices)} choices, about {tiles * SECONDS_A_MEASUREMENT:.0f} s"
 
 
 def _run(config: TrainConfig) -> None:

@@ -69,11 +69,17 @@ def _plain(config: Config) -> dict[str, int]:
     return {**config.constants, "num_warps": config.num_warps, "num_stages": config.num_stages}
 
 
+# What measuring one configuration takes, by count: 6 ms of runs, and those that come before.
+SECONDS_A_MEASUREMENT = 0.01
+
+
 def measure(run: Callable[[], None]) -> float:
     """Return the median time of ``run`` in milliseconds, on the GPU's own clock, with a cold L2 cache."""
     import triton.testing
 
-    return triton.testing.do_bench(run, warmup=5, rep=20, return_mode="median")
+    # A run and the clearing of the cache before it take a tenth of a millisecond: some sixty runs, whose median is enough to choose by. An
+    # iteration times 256 configurations before it can begin.
+    return triton.testing.do_bench(run, warmup=1, rep=6, return_mode="median")
 
 
 def _fastest(kernel: str, configs: Sequence[Config], run: Callable[[Config], None]) -> Config:

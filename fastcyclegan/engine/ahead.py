@@ -103,15 +103,21 @@ class Ahead:
         # Imported late: they need Triton.
         from fastcyclegan.compile_kernels import jobs_of
         from fastcyclegan.kernels import _ahead
+        from fastcyclegan.kernels._launch import interpreted
+        from fastcyclegan.kernels._tune import SECONDS_A_MEASUREMENT
 
+        if interpreted():
+            return
         chip = chip_of(self.device)
         found = jobs_of(run, chip)
         jobs = _ahead.missing(found.jobs)
         if len(jobs) < _ahead.FEWEST:
             return
         processes = _ahead.processes_for(len(jobs))
-        seconds = _ahead.predicted_seconds(len(jobs), processes)
+        seconds, tiles = _ahead.predicted_seconds(len(jobs), processes), sum(found.choices.values())
         text = f"compiling {len(jobs)} kernels for {chip.name} in {processes} processes, about {seconds:.0f} s, once"
+        if tiles:
+            text += f"; then timing {tiles} tiles, about {tiles * SECONDS_A_MEASUREMENT:.0f} s, once"
         outcome = _ahead.compile_ahead(jobs, lambda done, total: self.progress(done, total, text), processes)
         if outcome.failures:
             kernel, error = outcome.failures[0]
