@@ -48,6 +48,7 @@ ARCHS = {
     "sm_120": Arch(Chip(120, 170), 99 << 10, 100 << 10, 48, 24),
 }
 
+WARP = 32  # threads
 # What matrix products read, by the names of the kernels' arguments.
 OPERANDS = ("x", "w", "dy", "y")
 # Instructions in SASS. HGMMA is Hopper's matrix instruction, UTC*MMA Blackwell's (tcgen05), LDGSTS cp.async, UTMA* and UBLKCP the TMA.
@@ -210,7 +211,7 @@ def _report(job: Job, name: str, kernel: Compiled, sass: str) -> Report:
         faults.append(f"spills ({kernel.stack} bytes of stack, {instructions['local']} local loads and stores)")
     if kernel.smem > arch.block_smem:
         faults.append(f"{kernel.smem} bytes of shared memory, the chip has {arch.block_smem}")
-    if kernel.narrow:
+    if kernel.narrow and _tile_bytes(job) >= 16 * WARP:
         faults.append(f"{kernel.narrow} tile loads or stores of less than 16 bytes")
     if kernel.multiplies and not any(instructions[key] for key in ("HMMA", "HGMMA", "tcgen05")):
         faults.append("a matrix product in 16 bits or tf32 without matrix instructions")
@@ -219,6 +220,14 @@ def _report(job: Job, name: str, kernel: Compiled, sass: str) -> Report:
     occupancy = _occupancy(kernel.registers, kernel.smem, job.num_warps, arch)
     sizes = (kernel.registers, kernel.stack, kernel.smem, occupancy, kernel.narrow)
     return Report(name, job.kernel, dtype, config, job.num_warps, *sizes, instructions, faults)
+
+
+def _tile_bytes(job: Job) -> int:
+    """Return the bytes of a tile of pixels by channels: in one that has no 16 for each thread of a warp nobody can load so many."""
+    constants = job.constants
+    if "BLOCK_S" not in constants:
+        return 16 * WARP
+    return int(constants["BLOCK_S"] * constants["BLOCK_C"]) * (4 if dtype_of(job) == "fp32" else 2)
 
 
 def _multiplies(ttir: str) -> bool:

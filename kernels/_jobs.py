@@ -122,11 +122,16 @@ def compile_job(job: Job, kind: type[ASTSource] = ASTSource) -> Any:
 
 
 def build_launcher(kernel: Any) -> None:
-    """Build what starts ``kernel``, where Triton (up to 3.6) has the C compiler make it for each signature; with the driver's library."""
+    """Build what starts ``kernel``, where Triton (up to 3.6) has the C compiler make it for each signature and the driver is there."""
     from triton.backends.nvidia import driver as backend
 
-    if hasattr(backend, "make_launcher"):
-        backend.CudaLauncher(kernel.src, kernel.metadata)
+    if not hasattr(backend, "make_launcher"):
+        return
+    try:
+        backend.library_dirs()
+    except AssertionError:
+        return  # a machine without a driver, where a cache is filled for others: their first launches build it
+    backend.CudaLauncher(kernel.src, kernel.metadata)
 
 
 class _NotThereError(Exception):

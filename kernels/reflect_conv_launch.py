@@ -134,6 +134,8 @@ TRANSPOSED_FP32_TILES: dict[str, list[Tile]] = {
     "ampere": [(128, 64, 32, 4, 4)],
     "ieee": [(64, 64, 32, 4, 2)],
 }
+# An input gradient whose border is folded afterwards has 128 x 128 of eight warps spill on Ampere, by 16 bytes (Triton 3.9).
+BORDERED_TRANSPOSED_TILES: dict[str, list[Tile]] = {**CONV_TILES, "ampere": [(128, 64, 32, 4, 4), (64, 128, 32, 4, 4)]}
 WGRAD_TILES: dict[str, list[Tile]] = {
     "hopper": [(128, 256, 64, 8, 3), (128, 128, 64, 8, 3)],
     "ampere": [(128, 128, 32, 8, 4), (128, 64, 32, 8, 4)],
@@ -146,8 +148,8 @@ CONTRACT_TILES: dict[str, list[Tile]] = {
 }
 
 
-def _configs(tiles: dict[str, list[Tile]], x: Tensor, precision: str, M: int, N: int, K: int) -> list[Config]:
-    """Return the short list of tiles for a product of M rows, N columns and a depth of K."""
+def _configs(tiles: dict[str, list[Tile]], x: Tensor, precision: str, M: int, N: int, K: int, loads_columns: bool = True) -> list[Config]:
+    """Return the short list of tiles for a product of M rows, N columns and a depth of K. ``loads_columns``: a tile of N x K is loaded."""
 
     def fit(block: int, size: int) -> int:
         return min(block, max(16, triton.next_power_of_2(size)))
@@ -160,6 +162,9 @@ def _configs(tiles: dict[str, list[Tile]], x: Tensor, precision: str, M: int, N:
     for m, n, k, warps, stages in tiles["ieee" if precision == "ieee" else _arch(x.device)]:
         sizes = (fit(m, M), fit(n, N), fit(k * 2 // x.element_size(), K))
         warps = 4 if sizes[0] * sizes[1] <= 8192 and precision != "ieee" else warps
+        # So that each thread has 16 bytes of the smaller operand to load.
+        smaller = min(sizes[:2] if loads_columns else sizes[:1]) * sizes[2] * x.element_size()
+        warps = min(warps, max(1, smaller // 512))
         config = Config(tuple(zip(("BLOCK_M", "BLOCK_N", "BLOCK_K"), sizes, strict=True)), warps, stages)
         if config not in configs:
             configs.append(config)
@@ -228,8 +233,12 @@ def _product(x: Pixels, w: Tensor, size: tuple[int, int], options: Options, stat
         launch_operands("_reflect_conv_kernel", x.N * tiles * triton.cdiv(O, block_n), operands, args, flags, config, whole)
         return None if part is None else Moments(part, block_m, pitch if options.mode == LINEAR else 0)
 
-    small = options.transposed and y.dtype == torch.float32
-    lists = TRANSPOSED_FP32_TILES if small else WINDOW_TILES if x.step < C else CONV_TILES
+    if options.transposed and y.dtype == torch.float32:
+        lists = TRANSPOSED_FP32_TILES
+    elif options.transposed and options.mode == LINEAR:
+        lists = BORDERED_TRANSPOSED_TILES
+    else:
+        lists = WINDOW_TILES if x.step < C else CONV_TILES
     configs = _configs(lists, x.data, precision, H * pitch, O, C)
     key = _key(x.data, options.mode, _octave(x.N), _octave(H * W), C, O, KH, KW, options.transposed, stats, precision)
     return y, tuned("conv", key, configs, y, run)
@@ -257,7 +266,7 @@ def contract(x: Pixels, w: Tensor, O: int, KW: int, size: tuple[int, int], bias:
         launch_operands("_reflect_conv_contract_kernel", x.N * tiles, operands, args, flags, tile, C % block_k == 0)
 
     key = _key(x.data, _octave(x.N), _octave(H * W), C, O, KH, KW, precision)
-    tuned("contract", key, _configs(CONTRACT_TILES, x.data, precision, H * x.pitch, 16, C), y, run)
+    tuned("contract", key, _configs(CONTRACT_TILES, x.data, precision, H * x.pitch, 16, C, False), y, run)
     return y
 
 
