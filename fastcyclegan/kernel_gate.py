@@ -91,14 +91,14 @@ def _operators(dtype: torch.dtype) -> None:
                 y.backward(torch.empty_like(y))
 
 
-def _cases(precision: str) -> Iterator[Case]:
+def _cases(precision: str, batches: Sequence[int]) -> Iterator[Case]:
     """Yield what is run, each to be run by itself, the default iteration first."""
     dtype = DTYPES[precision]
-    for batch, identity, pairing in itertools.product((1, 2, 4), (True, False), ("auto", "off")):
+    for batch, identity, pairing in itertools.product(batches, (True, False), ("auto", "off")):
         yield functools.partial(_step, SMALL, precision, batch, identity, pairing)
     for model in OTHERS:
         yield functools.partial(_step, model, precision, 1)
-    for model, batch in itertools.product((SMALL, *OTHERS), (1, 4)):
+    for model, batch in itertools.product((SMALL, *OTHERS), batches):
         yield functools.partial(_translate, model, precision, batch)
     yield functools.partial(_keeping_inputs, dtype)
     yield functools.partial(_operators, dtype)
@@ -115,10 +115,11 @@ def in_fp16(job: Job) -> Job:
 def shipped_jobs(dtypes: Iterable[str], arch: Arch, configs: Configs = "all") -> list[Job]:
     """Return every specialisation that runs on a chip in ``dtypes``.
 
-    ``configs``: in all configurations, in the first, or "telling": in all for the default iteration, in the first for what else there is.
+    ``configs``: in all configurations; in the first; or "telling": in all for the default iteration, in the first for what else there is.
+    Only "all" has batches of several samples, which launch the same specialisations as long as nobody changes that.
     Raises RuntimeError for a kernel that nothing launches.
     """
-    chip, jobs = arch.chip, {}
+    chip, jobs, batches = arch.chip, {}, (1, 2, 4) if configs == "all" else (1,)
 
     def note(run: Case, dtype: str, every: bool) -> None:
         found = jobs_of(run, chip, every, all_forms=every).jobs
@@ -128,7 +129,7 @@ def shipped_jobs(dtypes: Iterable[str], arch: Arch, configs: Configs = "all") ->
         for tf32 in (True, False) if dtype == "fp32" else (True,):
             with torch.backends.cudnn.flags(enabled=True, allow_tf32=tf32):
                 # fp16 launches what bf16 does (a test holds it to that); its dry runs take minutes on a CPU.
-                for number, case in enumerate(_cases("bf16" if dtype == "fp16" else dtype)):
+                for number, case in enumerate(_cases("bf16" if dtype == "fp16" else dtype, batches)):
                     note(case, dtype, configs == "all" or (configs == "telling" and number == 0))
     if chip.capability >= 90:
         note(lambda: list(descriptor_launch.tiles(torch.device("cpu"))), "fp32", False)
