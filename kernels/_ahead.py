@@ -66,7 +66,10 @@ def compile_ahead(jobs: Sequence[Job], progress: Progress = lambda done, total: 
         with _worker(count, given, complaints) as lines:
             progress(0, len(jobs))
             for line in lines:
-                number, _, error = json.loads(line)
+                try:
+                    number, _, error = json.loads(line)
+                except ValueError:
+                    continue  # what a library prints when it is imported
                 done += 1
                 if error:
                     failures.append((jobs[number].kernel, error))

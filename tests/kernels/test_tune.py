@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from fastcyclegan.counters import dry_run
 from fastcyclegan.kernels import _fallback, _tune
 from fastcyclegan.kernels._failures import KernelError
-from fastcyclegan.kernels._launch import Config
+from fastcyclegan.kernels._launch import Chip, Config
 
 SLOW, FAST = Config((("BLOCK_S", 64),), 4), Config((("BLOCK_S", 128),), 8)
 GPU = torch.device("cuda", 0)
@@ -100,6 +101,25 @@ def test_a_full_gpu_runs_the_first_and_remembers_nothing(measured: list[Config],
         patch.setattr(_tune, "measure", full)
         assert choose(measured) == SLOW
     assert choose(measured) == FAST
+
+
+def test_a_dry_run_lists_what_the_gpu_would_run(measured: list[Config]) -> None:
+    """All configurations where they are to be timed there, and how many they are; the choice alone where a table has it."""
+    found: list[int] = []
+
+    def dry(name: str, **options: bool) -> dict[str, int]:
+        with dry_run(chip=Chip(name=name), **options) as run:
+            found.append(choose(measured, device=torch.device("cpu")))
+        return run.choices
+
+    assert dry("Test GPU", all_configs=True) == {"apply bf16 1 64": 2}
+    # What is chosen is run by whoever asked.
+    assert (measured, found) == ([FAST], [SLOW])
+    assert choose(measured) == FAST
+    measured.clear()
+    assert dry("Test GPU", all_configs=True) == dry("Test GPU") == dry("") == {}
+    assert dry("Another GPU", all_configs=True) == {"apply bf16 1 64": 2}
+    assert (measured, found[1:]) == ([FAST], [FAST, FAST, SLOW, SLOW])
 
 
 def failing(*kept: Config) -> Callable[[Config], None]:
