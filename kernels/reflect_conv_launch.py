@@ -114,8 +114,11 @@ Tile = tuple[int, int, int, int, int]  # BLOCK_M, BLOCK_N, BLOCK_K of 16-bit val
 
 
 def _arch(device: torch.device) -> Literal["ampere", "hopper"]:
-    """Which list of tiles serves: Hopper's and Blackwell's matrix instructions read both operands from shared memory."""
-    return "hopper" if chip(device).capability >= 90 else "ampere"
+    """Which list of tiles serves: the matrix instructions of Hopper and of Blackwell's data centre chips read operands from shared memory.
+
+    Blackwell's other chips (12.x) have Ampere's instructions, and less than half of the shared memory.
+    """
+    return "hopper" if 90 <= chip(device).capability < 120 else "ampere"
 
 
 # "ieee": no matrix instruction multiplies in IEEE fp32, so small tiles, all of it in registers.
