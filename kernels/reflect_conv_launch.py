@@ -113,12 +113,13 @@ def transposed(w: Tensor) -> Tensor:
 Tile = tuple[int, int, int, int, int]  # BLOCK_M, BLOCK_N, BLOCK_K of 16-bit values, warps, stages
 
 
-def _arch(device: torch.device) -> Literal["ampere", "hopper"]:
+def _arch(device: torch.device) -> Literal["ampere", "hopper", "geforce"]:
     """Which list of tiles serves: the matrix instructions of Hopper and of Blackwell's data centre chips read operands from shared memory.
 
-    Blackwell's other chips (12.x) have Ampere's instructions, and less than half of the shared memory.
+    Blackwell's other chips (12.x) have Ampere's instructions, less than half of the shared memory, and spill where four warps have much to do.
     """
-    return "hopper" if 90 <= chip(device).capability < 120 else "ampere"
+    capability = chip(device).capability
+    return "ampere" if capability < 90 else "hopper" if capability < 120 else "geforce"
 
 
 # "ieee": no matrix instruction multiplies in IEEE fp32, so small tiles, all of it in registers.
@@ -127,6 +128,7 @@ CONV_TILES: dict[str, list[Tile]] = {
     "hopper": [(128, 256, 64, 8, 3), (128, 128, 64, 8, 4), (64, 128, 64, 4, 4)],
     # mma.sync reads operands from registers: less depth in flight.
     "ampere": [(128, 128, 32, 8, 4), (128, 256, 32, 8, 3), (128, 64, 32, 4, 4)],
+    "geforce": [(128, 128, 32, 8, 4), (128, 64, 32, 8, 4), (64, 64, 32, 8, 4)],
     "ieee": [(64, 64, 32, 4, 2)],
 }
 # For windows of pixels, by pointers: with two stages IEEE products spill.
@@ -135,6 +137,7 @@ WINDOW_TILES: dict[str, list[Tile]] = {**CONV_TILES, "ieee": [(64, 64, 32, 4, 3)
 TRANSPOSED_FP32_TILES: dict[str, list[Tile]] = {
     "hopper": [(128, 128, 64, 8, 4), (64, 128, 64, 4, 4)],
     "ampere": [(128, 64, 32, 4, 4)],
+    "geforce": [(128, 64, 32, 8, 4)],
     "ieee": [(64, 64, 32, 4, 2)],
 }
 # An input gradient whose border is folded afterwards has 128 x 128 of eight warps spill on Ampere, by 16 bytes (Triton 3.9).
@@ -142,11 +145,13 @@ BORDERED_TRANSPOSED_TILES: dict[str, list[Tile]] = {**CONV_TILES, "ampere": [(12
 WGRAD_TILES: dict[str, list[Tile]] = {
     "hopper": [(128, 256, 64, 8, 3), (128, 128, 64, 8, 3)],
     "ampere": [(128, 128, 32, 8, 4), (128, 64, 32, 8, 4)],
+    "geforce": [(128, 128, 32, 8, 4), (128, 64, 32, 8, 4)],
     "ieee": [(64, 64, 32, 8, 2)],
 }
 CONTRACT_TILES: dict[str, list[Tile]] = {
     "hopper": [(128, 16, 64, 4, 4), (256, 16, 64, 8, 3)],
     "ampere": [(128, 16, 32, 4, 4), (128, 16, 64, 8, 3)],
+    "geforce": [(128, 16, 32, 4, 4), (64, 16, 32, 4, 4)],
     "ieee": [(64, 16, 32, 4, 2)],
 }
 
@@ -161,14 +166,16 @@ def _configs(tiles: dict[str, list[Tile]], x: Tensor, precision: str, M: int, N:
         # Its time goes by programs and steps: a few of each, whatever the size.
         m, n, k = (max(least, triton.next_power_of_2(size) // 4) for least, size in ((32, M), (32, N), (64, K)))
         return [Config((("BLOCK_M", m), ("BLOCK_N", fit(n, N)), ("BLOCK_K", fit(k, K))), 1)]
-    configs = []
-    for m, n, k, warps, stages in tiles["ieee" if precision == "ieee" else _arch(x.device)]:
-        sizes = (fit(m, M), fit(n, N), fit(k * 2 // x.element_size(), K))
-        warps = 4 if sizes[0] * sizes[1] <= 8192 and precision != "ieee" else warps
-        # So that each thread has 16 bytes of the smaller operand to load.
-        smaller = min(sizes[:2] if loads_columns else sizes[:1]) * sizes[2] * x.element_size()
-        warps = min(warps, max(1, smaller // 512))
-        config = Config(tuple(zip(("BLOCK_M", "BLOCK_N", "BLOCK_K"), sizes, strict=True)), warps, stages)
+    configs, arch = [], _arch(x.device)
+    for m, n, k, warps, stages in tiles["ieee" if precision == "ieee" else arch]:
+        rows, columns = fit(m, M), fit(n, N)
+        if rows * columns <= 8192 and precision != "ieee" and arch != "geforce":
+            warps = 4
+        # The smaller operand's tile is so deep that each thread of four warps has 16 bytes of it to load; else there are fewer warps.
+        lines = min(rows, columns) if loads_columns else rows
+        depth = fit(max(k * 2, 2048 // lines) // x.element_size(), K)
+        warps = min(warps, max(1, lines * depth * x.element_size() // 512))
+        config = Config((("BLOCK_M", rows), ("BLOCK_N", columns), ("BLOCK_K", depth)), warps, stages)
         if config not in configs:
             configs.append(config)
     return configs
