@@ -116,7 +116,7 @@ Tile = tuple[int, int, int, int, int]  # BLOCK_M, BLOCK_N, BLOCK_K of 16-bit val
 def _arch(device: torch.device) -> Literal["ampere", "hopper", "geforce"]:
     """Which list of tiles serves: the matrix instructions of Hopper and of Blackwell's data centre chips read operands from shared memory.
 
-    Blackwell's other chips (12.x) have Ampere's instructions, less than half of the shared memory, and spill where four warps have much to do.
+    Blackwell's other chips (12.x) have Ampere's instructions, less than half of the shared memory, and spill where four warps do much.
     """
     capability = chip(device).capability
     return "ampere" if capability < 90 else "hopper" if capability < 120 else "geforce"
