@@ -39,8 +39,10 @@ from .reflect_conv_passes import _stack_bias, images_of, runs_of, sum_all
 TILES: dict[str, list[Tile]] = {**CONV_TILES, "hopper": [*CONV_TILES["hopper"], (64, 64, 64, 4, 4)]}
 # More warps, since the indices of a phase take registers too.
 SCATTER_FP32_TILES: dict[str, list[Tile]] = {**TRANSPOSED_FP32_TILES, "ieee": [(64, 64, 32, 8, 2)]}
-# For weight gradients of up to 64 coarse channels: 64 x 128 of four warps would spill on Ampere.
-NARROW_WGRAD_TILES: dict[str, list[Tile]] = {**WGRAD_TILES, "ampere": [(64, 64, 32, 4, 4)]}
+# For maps of up to 16 pixels: 16 x 128 in fp32 would spill on Blackwell's consumer chips.
+TINY_TILES: dict[str, list[Tile]] = {**TILES, "geforce": [(64, 64, 32, 8, 4)]}
+# For weight gradients of up to 64 coarse channels or columns: 64 x 128 of four warps would spill on Ampere, 128 x 16 on Blackwell's.
+NARROW_WGRAD_TILES: dict[str, list[Tile]] = {**WGRAD_TILES, "ampere": [(64, 64, 32, 4, 4)], "geforce": [(64, 64, 32, 8, 4)]}
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,8 @@ def gather(x: Fine, w: Tensor, size: tuple[int, int], stride: int, bias: Tensor 
         launch("_zero_conv_gather_kernel", N * tiles * triton.cdiv(O, block_n), args, {**constants, **flags}, config)
 
     key = _key(data, _octave(N), _octave(H * W), C, O, KH, KW, stride, flags["PRECISION"])
-    tuned("zero_gather", key, _configs(TILES, data, flags["PRECISION"], H * W, O, C), y, run)
+    tiles = TILES if H * W > 16 else TINY_TILES
+    tuned("zero_gather", key, _configs(tiles, data, flags["PRECISION"], H * W, O, C), y, run)
     return y
 
 
@@ -171,7 +174,7 @@ def wgrad(y: Pixels, x: Fine, size: tuple[int, int], shape: tuple[int, int, int,
         return part
 
     key = _key(data, _octave(per), groups, _octave(H * W), O, C, KH, KW, stride, flags["PRECISION"])
-    tiles = WGRAD_TILES if O > 64 else NARROW_WGRAD_TILES
+    tiles = WGRAD_TILES if min(O, columns) > 64 else NARROW_WGRAD_TILES
     found: Tensor = tuned("zero_wgrad", key, _configs(tiles, data, flags["PRECISION"], O, columns, H * W), data, run)
     return found
 
