@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import os
 import re
 import struct
 import subprocess
@@ -25,6 +26,7 @@ from fastcyclegan.counters import dry_run
 
 # The kernels register themselves, in this process and in those that compile.
 from fastcyclegan.kernels import _math, border_triton, descriptor_triton, instance_norm_triton, reflect_conv_triton, zero_conv_triton  # noqa: F401
+from fastcyclegan.kernels._compile_worker import die_with
 from fastcyclegan.kernels._jobs import Job, compile_job, job_of
 from fastcyclegan.kernels._launch import Chip, Launch
 
@@ -239,9 +241,14 @@ def reports(jobs: dict[str, list[Job]], out: Path | None = None, processes: int 
     """Compile the jobs of each architecture and report on them; write the cubins to ``out`` if given."""
     found = []
     # Fresh processes: the parent has threads of torch's.
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(processes, get_context("spawn"), die_with, (os.getpid(),)) as pool:
         for name, mine in jobs.items():
-            kernels = list(pool.map(compiled, mine, itertools.repeat(name), chunksize=4))
+            try:
+                kernels = list(pool.map(compiled, mine, itertools.repeat(name), chunksize=4))
+            except BaseException:
+                # What waits is not compiled any more.
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
             for job, kernel in zip(mine, kernels, strict=True):
                 if out is not None:
                     (out / f"{job.kernel.strip('_')}-{name}-{kernel.hash[:12]}.cubin").write_bytes(kernel.cubin)
@@ -253,7 +260,7 @@ def reports(jobs: dict[str, list[Job]], out: Path | None = None, processes: int 
 def table(found: list[Report]) -> Iterator[str]:
     """Yield a line for each kernel, dtype and architecture: the range over its configurations, and each fault by itself."""
     columns = ("registers", "spill", "smem B", "occupancy", "16 B loads", "narrow", "HMMA", "HGMMA", "tcgen05", "cp.async", "TMA")
-    yield f"{'arch':7}{'kernel':34}{'dtype':6}{'configs':>8}" + "".join(f"{c:>12}" for c in columns)
+    yield f"{'arch':7}{'kernel':34}{'dtype':6}{'configs':>8}" + "".join(f"{c:>15}" for c in columns)
     groups: dict[tuple[str, str, str], list[Report]] = {}
     for r in found:
         groups.setdefault((r.arch, r.kernel.strip("_"), r.dtype), []).append(r)
@@ -263,7 +270,7 @@ def table(found: list[Report]) -> Iterator[str]:
         numbers = [[r.registers for r in group], [r.spilled for r in group], [r.smem for r in group]]
         cells = [*map(_range, numbers), _range([round(100 * r.occupancy) for r in group]) + " %", *map(_range, counts)]
         cells += [_range([r.narrow for r in group]), *map(_range, others)]
-        yield f"{arch:7}{kernel:34}{dtype:6}{len(group):8}" + "".join(f"{cell:>12}" for cell in cells)
+        yield f"{arch:7}{kernel:34}{dtype:6}{len(group):8}" + "".join(f"{cell:>15}" for cell in cells)
     for r in found:
         for fault in r.faults:
             yield f"FAIL: {r.arch} {r.kernel.strip('_')} {r.dtype} {r.config} {r.num_warps} warps: {fault}"

@@ -1,4 +1,6 @@
-"""The command compile_kernels: compile all that runs, for every chip, and fail on what must not ship; or fill a machine's cache ahead.
+"""Compile every kernel that runs on a GPU, and fail on what must not ship; or (--warm) fill a machine's cache ahead of a training run.
+
+The command compile_kernels.
 
 What runs is found by dry runs at the real sizes: iterations of an engine with each option that changes kernels, translations, and what
 other projects use of the operators. A kernel of the registry that none of this launches is an error.
@@ -145,45 +147,56 @@ def shipped_jobs(dtypes: Iterable[str], arch: Arch, configs: Configs = "all") ->
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
+    lines = (__doc__ or "").splitlines()
+    parser = argparse.ArgumentParser(prog="compile_kernels", description=lines[0], allow_abbrev=False)
     parser.add_argument("--arch", nargs="+", choices=list(ARCHS), help="chips (default: all; with --warm the GPU of this machine)")
-    parser.add_argument("--dtype", nargs="+", choices=list(DTYPES), default=list(DTYPES), help="dtypes of the tensors")
-    parser.add_argument("--configs", choices=get_args(Configs), default="all", help="configurations; telling: all of the default iteration")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the full reports here")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write the cubins here")
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)), help="compilers at a time (default: one a core)")
-    warm = (
-        "compile what a training run will launch, and its translations, into Triton's cache: RUN is its folder, or give flags of train.py"
-    )
-    parser.add_argument("--warm", nargs="?", const="", metavar="RUN", help=warm)
+    warm = parser.add_argument_group("filling the cache")
+    text = "compile what a training run will launch, and its translations, into Triton's cache (TRITON_CACHE_DIR): RUN is its folder; "
+    text += "flags of train.py (--netG, --batch_size, --crop_size, --precision ...) describe a run or change RUN's"
+    warm.add_argument("--warm", nargs="?", const="", metavar="RUN", help=text)
+    gate = parser.add_argument_group("the gate (without --warm)")
+    gate.add_argument("--dtype", nargs="+", choices=list(DTYPES), help="dtypes of the tensors (default: all)")
+    gate.add_argument("--configs", choices=get_args(Configs), help="configurations (default: all); telling: all of the default iteration")
+    gate.add_argument("--json", type=Path, metavar="FILE", help="write the full reports here")
+    gate.add_argument("--out", type=Path, metavar="DIR", help="write the cubins here")
     return parser
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the command scripts/compile_kernels.py and return its exit code: 1 where a kernel has a fault or does not compile."""
+    """Run the command and return its exit code: 1 where a kernel has a fault or does not compile."""
     parser = _parser()
     options, rest = parser.parse_known_args(args)
     if _launch.interpreted():
         parser.error("TRITON_INTERPRET is set: interpreted kernels are not compiled; unset it")
     if options.processes < 1:
         parser.error(f"--processes must be at least 1, got {options.processes}")
-    if options.warm is not None:
-        return _warm(parser, options, rest)
-    if rest:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    return _check(options)
+    try:
+        return _check(parser, options, rest) if options.warm is None else _warm(parser, options, rest)
+    except UserError as error:
+        parser.error(str(error))
+    except OSError as error:
+        where = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        parser.error(f"{where} (Triton's cache is where TRITON_CACHE_DIR says, by default ~/.triton/cache)")
+    except KeyboardInterrupt:
+        print("\nstopped: what is compiled is kept, and the same command goes on from there", file=sys.stderr)
+        return 130
 
 
-def _check(options: argparse.Namespace) -> int:
+def _check(parser: argparse.ArgumentParser, options: argparse.Namespace, rest: list[str]) -> int:
     """Compile all that runs and report on it."""
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)} (a run's folder and the flags of train.py come with --warm)")
     if options.json is not None:
         options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.open("a").close()  # now, not after twenty minutes
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
-    jobs = {name: shipped_jobs(options.dtype, ARCHS[name], options.configs) for name in options.arch or ARCHS}
-    found = reports(jobs, options.out, options.processes)
+    names = options.arch or list(ARCHS)
+    jobs = {name: shipped_jobs(options.dtype or DTYPES, ARCHS[name], options.configs or "all") for name in names}
     counts = ", ".join(f"{len(mine)} for {name}" for name, mine in jobs.items())
-    print(f"Triton {triton.__version__}, specialisations of {len(_launch.REGISTRY)} kernels: {counts}")
+    print(f"Triton {triton.__version__}, specialisations of {len(_launch.REGISTRY)} kernels: {counts}", flush=True)
+    found = reports(jobs, options.out, options.processes)
     print("\n".join([*table(found), *waves()]))
     if options.json is not None:
         options.json.write_text(json.dumps({"triton": triton.__version__, "kernels": [asdict(r) for r in found]}, indent=1))
@@ -195,17 +208,19 @@ def _check(options: argparse.Namespace) -> int:
 def _warm(parser: argparse.ArgumentParser, options: argparse.Namespace, rest: list[str]) -> int:
     """Fill the cache for the run that the options describe."""
     # Imported late: the flags of train.py need packages of the command line.
+    from fastcyclegan.console import Console
     from fastcyclegan.warm import config_of, warm
 
+    useless = [f"--{name}" for name in ("dtype", "configs", "json", "out") if getattr(options, name) is not None]
+    if useless:
+        parser.error(f"{useless[0]} is the gate's and says nothing with --warm (--precision is train.py's flag for what is computed in)")
     if options.arch is None and not torch.cuda.is_available():
         parser.error(f"--warm: this machine has no GPU: name the chip with --arch ({', '.join(ARCHS)})")
-    try:
-        config = config_of(options.warm, rest)
-        chips = [ARCHS[name].chip for name in options.arch] if options.arch else [this_chip()]
-        warmed = [warm(config, chip, print, options.processes) for chip in chips]
-        return 0 if all(warmed) else 1
-    except UserError as error:
-        parser.error(str(error))
+    config, console = config_of(options.warm, rest), Console()
+    chips = [ARCHS[name].chip for name in dict.fromkeys(options.arch)] if options.arch else [this_chip()]
+    with console:
+        warmed = [warm(config, chip, console.say, options.processes, console.once) for chip in chips]
+    return 0 if all(warmed) else 1
 
 
 def this_chip() -> _launch.Chip:

@@ -7,11 +7,17 @@ import tempfile
 from pathlib import Path
 
 
+def temporary_folder(name: str) -> Path:
+    """Return the folder ``name`` among the temporary files of this user, which need not exist yet."""
+    # One a user, and none that Python could take for the package.
+    return Path(tempfile.gettempdir()) / f"fastcyclegan-{os.getuid()}" / name
+
+
 def cache_folder(name: str) -> Path:
     """Return the folder ``name`` in ``$XDG_CACHE_HOME/fastcyclegan`` (default ~/.cache), which need not exist yet."""
     try:
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     except RuntimeError:
         # A user without a home, as containers have them.
-        base = Path(tempfile.gettempdir())
-    return base / "fastcyclegan" / name
+        return temporary_folder(name)
+    return base.absolute() / "fastcyclegan" / name

@@ -22,7 +22,8 @@ from ._jobs import Job, build_launcher, compile_job
 
 
 def die_with(parent: int) -> None:
-    """Have the system end this process when ``parent`` ends, however it does (Linux)."""
+    """Have the system end this process when ``parent`` ends, however it does (Linux), and leave Ctrl-C to that one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     PR_SET_PDEATHSIG = 1
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:

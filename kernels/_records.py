@@ -9,13 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ._cache import cache_folder
+from ._cache import cache_folder, temporary_folder
 
 FORMAT = 1
 
@@ -65,7 +64,7 @@ def line_of(launch: Any) -> dict[str, Any]:
 
 def _written(name: str, text: str) -> Path | None:
     """Write ``text`` to the folder of failures, else to the temporary folder; return where, None where neither can be written."""
-    for folder in (cache_folder("failures"), Path(tempfile.gettempdir()) / "fastcyclegan" / "failures"):
+    for folder in (cache_folder("failures"), temporary_folder("failures")):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             file = folder / name

@@ -176,37 +176,62 @@ def test_fp16_launches_what_bf16_does() -> None:
     assert (differ, same) == ("True", "True")
 
 
-def test_filling_the_cache_says_what_it_did(tmp_path: Path) -> None:
-    """For the flags of train.py, and for a run's folder; what cannot be done is one line. Of what there is to compile a few are."""
-    code = "import dataclasses, sys; from fastcyclegan import kernel_gate, warm\n"
-    code += "full = warm.jobs_of; sums = lambda found: tuple(j for j in found.jobs if 'sum' in j.kernel)[:3]\n"
-    code += "warm.jobs_of = lambda *a: dataclasses.replace(full(*a), jobs=sums(full(*a)))\n"
-    code += "if __name__ == '__main__': sys.exit(kernel_gate.main())"
-    (tmp_path / "compile_kernels.py").write_text(code)
-    script = [str(tmp_path / "compile_kernels.py"), "--warm"]
-    flags = "--arch sm_90 --netG resnet_1blocks --ngf 8 --ndf 8 --netD pixel --crop_size 32 --load_size 32 --lambda_identity 0".split()
-    (tmp_path / "run").mkdir()
-    write_config(tmp_path / "run", TrainConfig(model=ModelConfig(impl="reference")))
+# The command with each list of arguments, one after the other: what it returns and prints. Of what there is to compile three are.
+COMMANDS = """
+import contextlib, dataclasses, io, json, sys
+from fastcyclegan import kernel_gate, warm
+
+full = warm.jobs_of
+def jobs_of(*a):
+    found = full(*a)
+    return dataclasses.replace(found, jobs=tuple(job for job in found.jobs if "sum" in job.kernel)[:3])
+warm.jobs_of = jobs_of
+
+def run(arguments):
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        try:
+            code = kernel_gate.main(arguments)
+        except SystemExit as end:
+            code = end.code
+    return code, out.getvalue(), err.getvalue()
+
+if __name__ == "__main__":
+    print(json.dumps([run(arguments) for arguments in json.loads(sys.argv[1])]))
+"""
+
+
+def test_filling_the_cache_says_what_it_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the flags of train.py, and for a run's folder; what cannot be done is one line."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
+    folder = tmp_path / "run"
+    folder.mkdir()
+    write_config(folder, TrainConfig(model=ModelConfig(netG="resnet_1blocks", impl="reference")))
+    (tmp_path / "file").write_text("")
+    flags = "--netG resnet_1blocks --ngf 8 --ndf 8 --netD pixel --crop_size 32 --load_size 32 --lambda_identity 0".split()
+    here = ["--arch", "sm_90"]
     wrong = {
-        "--warm: this machine has no GPU: name the chip with --arch": [],
-        "--warm: nowhere is no folder of a run: it has no config.json": ["nowhere", "--arch", "sm_90"],
-        "--warm: with --impl reference there are no kernels to compile": [str(tmp_path / "run"), "--arch", "sm_90"],
-        "netG": ["--arch", "sm_90", "--netG", "resnet_none"],
+        "--warm: this machine has no GPU: name the chip with --arch": ["--warm"],
+        "--warm: nowhere is no folder of a run: it has no config.json": ["--warm", "nowhere", *here],
+        "--warm: there are no kernels to compile: PyTorch computes resnet_1blocks": ["--warm", str(folder), *here],
+        "--warm: --name names a run, and so does": ["--warm", str(folder), *here, "--name", "other"],
+        "--json is the gate's and says nothing with --warm": ["--warm", *here, "--json", "x.json"],
+        "netG": ["--warm", *here, "--netG", "resnet_none"],
+        "unrecognized arguments: run (a run's folder and the flags of train.py come with --warm)": ["run", *here],
+        f"{tmp_path}: Is a directory": [*here, "--json", str(tmp_path)],
+        f"{tmp_path / 'file'}: File exists": [*here, "--out", str(tmp_path / "file")],
     }
-    for message, arguments in wrong.items():
-        done = run([*script, *arguments])
-        assert done.returncode == 2, done.stdout + done.stderr
-        assert message in done.stderr
-        assert "Traceback" not in done.stderr
-    os.environ["TRITON_CACHE_DIR"] = str(tmp_path / "cache")
-    try:
-        first, second = run([*script, *flags]), run([*script, *flags])
-    finally:
-        del os.environ["TRITON_CACHE_DIR"]
-    assert first.returncode == second.returncode == 0, first.stdout + first.stderr + second.stderr
-    here = "3 kernels of an iteration and of translations for sm_90"
-    assert re.match(rf"{here}: compiling 3 that Triton's cache lacks in [12] processes, about [34] s\n", first.stdout)
+    script = tmp_path / "commands.py"
+    script.write_text(COMMANDS)
+    done = run([str(script), json.dumps([*wrong.values(), ["--warm", *here, *flags], ["--warm", *here, *flags]])])
+    assert done.returncode == 0, done.stdout + done.stderr
+    *refused, first, second = json.loads(done.stdout)
+    for message, (code, _, error) in zip(wrong, refused, strict=True):
+        assert code == 2, error
+        assert message in error
+    here_are = "resnet_1blocks and pixel, batch 1, 32x32, bf16: 3 kernels for sm_90"
+    assert (first[0], second[0]) == (0, 0), first[2] + second[2]
+    assert re.match(rf"{here_are}, compiling 3 that Triton's cache lacks in [12] processes, about [34] s\n", first[1])
     assert re.search(
-        r"compiled 3 in [\d.]+ s; tiles to be timed by the first iteration: [1-9]\d+ for [1-9]\d+ choices, about \d s\n$", first.stdout
+        r"compiled 3 in [\d.]+ s; tiles to be timed by the first iteration: [1-9]\d+ for [1-9]\d+ choices, about \d s\n$", first[1]
     )
-    assert second.stdout == f"{here}: all are in Triton's cache\n"
+    assert second[1] == f"{here_are}, all are in Triton's cache\n"

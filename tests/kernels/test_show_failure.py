@@ -15,7 +15,7 @@ import torch
 from planted import forget, plant
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from fastcyclegan.kernels import _records, instance_norm, show_failure
+from fastcyclegan.kernels import _cache, _records, instance_norm, show_failure
 from fastcyclegan.kernels._failures import KernelError
 from fastcyclegan.kernels._launch import Config, Launch
 
@@ -67,7 +67,7 @@ def test_tensors_come_back_as_they_were() -> None:
     again = show_failure._tensor(described, torch.device("cpu"))
     assert _records.described(again) == described
     descriptor = _records.described(TensorDescriptor(memory, [20, 48], [48, 1], [16, 32]))
-    value = show_failure._value(descriptor, torch.device("cpu"))
+    value = show_failure._value(descriptor, lambda described: show_failure._tensor(described, torch.device("cpu")))
     assert (value.shape, value.strides, value.block_shape) == ([20, 48], [48, 1], [16, 32])
     assert _records.readable(descriptor).startswith("descriptor [20, 48] strides [48, 1] box [16, 32] of float32[1000] strides [1] aligned")
 
@@ -100,6 +100,7 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_what_is_no_record(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    good = json.loads(record_of_a_failure(monkeypatch).read_text())
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     missing, text, other = tmp_path / "missing.json", tmp_path / "text.json", tmp_path / "other.json"
     text.write_text("{")
@@ -112,6 +113,16 @@ def test_what_is_no_record(tmp_path: Path, capsys: pytest.CaptureFixture[str], m
         (other, f"{other} is not the record of a launch"),
         (gone, f"{gone} names kernel _gone_kernel, which this version does not have"),
     ]
+    tensor = good["arguments"][0]
+    damaged = [
+        {"kernel": ["a"]}, {"arguments": 3}, {"arguments": [{"shape": [1]}]}, {"arguments": [{**tensor, "dtype": "flot99"}]},
+        {"arguments": [{**tensor, "box": 3, "base": 3}]}, {"configuration": {}}, {"configuration": 3}, {"constants": 3},
+        {"capability": "x"},
+    ]  # fmt: skip
+    for number, wrong in enumerate(damaged):
+        file = tmp_path / f"damaged{number}.json"
+        file.write_text(json.dumps({**good, **wrong}))
+        wanted.append((file, f"{file} is not the record of a launch"))
     for file, message in wanted:
         assert show_failure.main([str(file)]) == 2
         assert capsys.readouterr() == ("", f"show_failure: {message}\n")
@@ -134,12 +145,12 @@ def test_a_folder_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_pa
     """The temporary folder serves; where that cannot be written either, the message has no command."""
     (tmp_path / "cache").write_text("a file where the folder should be")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(_records.tempfile, "gettempdir", lambda: str(tmp_path / "temporary"))
+    monkeypatch.setattr(_cache.tempfile, "gettempdir", lambda: str(tmp_path / "temporary"))
     launch = Launch("_a_kernel", 1, (torch.zeros(3), 1.5, None), {}, Config((), 4))
     command = _records.write_record(launch, "cpu", 90, RuntimeError("planted"))
-    assert f"{tmp_path}/temporary/fastcyclegan/failures/a_kernel-" in command
+    assert f"{tmp_path}/temporary/fastcyclegan-{os.getuid()}/failures/a_kernel-" in command
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(_records.tempfile, "gettempdir", lambda: str(tmp_path / "file"))
+    monkeypatch.setattr(_cache.tempfile, "gettempdir", lambda: str(tmp_path / "file"))
     assert _records.write_record(launch, "cpu", 90, RuntimeError("planted")) == ""
     error: Any = KernelError("_a_kernel", "kernel _a_kernel does not compile on cpu (RuntimeError: planted)", "")
     assert str(error) == "kernel _a_kernel does not compile on cpu (RuntimeError: planted)"
