@@ -247,7 +247,7 @@ def reports(jobs: dict[str, list[Job]], out: Path | None = None, processes: int 
                 kernels = list(pool.map(compiled, mine, itertools.repeat(name), chunksize=4))
             except BaseException:
                 # What waits is not compiled any more.
-                pool.shutdown(wait=False, cancel_futures=True)
+                pool.shutdown(cancel_futures=True)
                 raise
             for job, kernel in zip(mine, kernels, strict=True):
                 if out is not None:

@@ -199,7 +199,8 @@ def _bwd_apply(
         args = (*inputs, sums, extras.copy, *outputs, *sizes)
         launch("_instance_norm_bwd_apply_kernel", view.N * c_blocks * tiles, args, constants, config)
 
-    # Affine, writing y again, Ampere's registers hold less of a tile (Triton 3.9 spills 8 bytes of it in fp32).
-    crowded = flags["HAS_WEIGHT"] and outputs[1] is not None and chip(x.device).capability < 90
-    configs = tile_configs(view, 8 if crowded else 16)
+    configs = tile_configs(view, 16)
+    if flags["HAS_WEIGHT"] and outputs[1] is not None:
+        # Four warps spill where there are 128 partial sums to add up besides (sm_80 with Triton 3.7, sm_90 with 3.9).
+        configs = [config for config in configs if config.num_warps > 4] or configs
     tuned("bwd_apply", key_of(view, x, *flags.values(), outputs[1] is not None, *extras.key), configs, x, run)
