@@ -258,3 +258,10 @@ def test_the_first_iteration_compiles_nothing_more(tmp_path: Path) -> None:
     assert compiled == []
     assert said[0].startswith("compiling ")
     assert finite
+
+
+def test_the_table_at_the_start_says_that_kernels_are_compiled_ahead() -> None:
+    one = engine()
+    assert "kernels" not in one.describe()
+    one.ahead = Ahead(CPU)
+    assert one.describe()["kernels"] == "compiled before the first iteration, where Triton's cache lacks them"
