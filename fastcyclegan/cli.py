@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -136,6 +138,24 @@ def _run(main: Callable[[], int]) -> int:
     return 2
 
 
+@contextlib.contextmanager
+def _kernel_warnings_as_lines(console: Console) -> Iterator[None]:
+    """Print what the kernels warn of as one line, without the place in their code, which tells a user nothing."""
+    before = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], filename: str, *rest: Any) -> None:
+        if Path(filename).parent.name == "kernels":
+            console.say(f"warning: {message}")
+        else:
+            before(message, category, filename, *rest)
+
+    warnings.showwarning = show  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        warnings.showwarning = before
+
+
 def _print_config(config: TrainConfig, console: Console) -> None:
     device = resolve_device(config.run)
     require_impl(config.model.impl, device)
@@ -168,7 +188,8 @@ def _train(args: Sequence[str] | None) -> int:
     if config.run.dry_run:
         _print_config(config, console)
         return 0
-    trainer = CycleGAN(config).train(console)
+    with _kernel_warnings_as_lines(console):
+        trainer = CycleGAN(config).train(console)
     run = trainer.run
     if trainer.stop is not None:
         where = run.config.run.checkpoints_dir
@@ -191,7 +212,9 @@ def _translate(args: Sequence[str] | None) -> int:
     args = sys.argv[1:] if args is None else args
     _refuse_empty(args)
     config = _parse(TranslateConfig, args, "Translate a picture, or a folder of them, with a trained generator.")
-    translate_pictures(config, Console())
+    console = Console()
+    with _kernel_warnings_as_lines(console):
+        translate_pictures(config, console)
     return 0
 
 

@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -269,3 +270,18 @@ def test_translate_from_outside(tmp_path: Path, dataset: Path) -> None:
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"000.png", "001.png", "before_after.png"}
     done = command("nothing.pth")
     assert (done.returncode, done.stderr) == (2, "error: nothing.pth: no such file or folder\n")
+
+
+def test_what_kernels_warn_of_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without the place in their code; what others warn of is theirs to word."""
+
+    def work(*_: object) -> None:
+        warnings.warn_explicit("kernel _k does not compile", RuntimeWarning, "/site-packages/fastcyclegan/kernels/_operator.py", 31)
+        warnings.warn_explicit("something else", RuntimeWarning, "/site-packages/other/module.py", 1)
+
+    shown: list[str] = []
+    monkeypatch.setattr(warnings, "showwarning", lambda message, *_: shown.append(str(message)))
+    monkeypatch.setattr(cli, "translate_pictures", work)
+    assert cli.translate("--weights w --input i --output o".split()) == 0
+    assert capsys.readouterr().out == "warning: kernel _k does not compile\n"
+    assert shown == ["something else"]
