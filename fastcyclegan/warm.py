@@ -56,15 +56,18 @@ def warm(
     found = jobs_of(lambda: _run(config, precision), chip)
     if not found.jobs:
         raise UserError(f"--warm: there are no kernels to compile: PyTorch computes {networks}, norm {model.norm}, impl {model.impl}")
-    jobs = _ahead.missing(found.jobs)
     here = f"{networks}: {len(found.jobs)} kernels for sm_{chip.capability}"
-    if not jobs:
-        say(f"{here}, all are in Triton's cache")
-        return True
-    count = processes or _ahead.processes_for(len(jobs))
-    seconds = _ahead.predicted_seconds(len(jobs), count)
-    say(f"{here}, compiling {len(jobs)} that Triton's cache lacks in {count} processes, about {seconds:.0f} s")
-    outcome = _ahead.compile_ahead(jobs, lambda done, total: progress(done, total, f"{done} of {total} kernels") if done else None, count)
+    with _ahead.alone():
+        jobs = _ahead.missing(found.jobs)
+        if not jobs:
+            say(f"{here}, all are in Triton's cache")
+            return True
+        count = processes or _ahead.processes_for(len(jobs))
+        seconds = _ahead.predicted_seconds(len(jobs), count)
+        say(f"{here}, compiling {len(jobs)} that Triton's cache lacks in {count} processes, about {seconds:.0f} s")
+        outcome = _ahead.compile_ahead(
+            jobs, lambda done, total: progress(done, total, f"{done} of {total} kernels") if done else None, count
+        )
     for kernel, error in outcome.failures:
         say(f"{kernel or 'the compiler'} failed: {error}")
     say(f"compiled {outcome.compiled} in {time.monotonic() - started:.1f} s; {timings(found.choices)}")

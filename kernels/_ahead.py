@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from ._cache import cache_folder
 from ._jobs import Job, is_compiled
 
 # Counted on one core of an AMD EPYC (Zen 4) with Triton 3.7.1: 188 kernels of a training step in 52 s, 2 s to import torch and Triton.
@@ -23,6 +25,24 @@ SECONDS_A_KERNEL, SECONDS_TO_START = 0.28, 2.0
 FEWEST = 8
 
 Progress = Callable[[int, int], object]
+
+
+def lock_file() -> Path:
+    return cache_folder("compiling") / "lock"
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Let no other process of this user compile ahead inside the block, so that several that start together do not compile the same.
+
+    Where files cannot be locked nobody is waited for. The lock of a process that died is free.
+    """
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            lock_file().parent.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(lock_file().open("w"))
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @dataclass(frozen=True)

@@ -104,24 +104,31 @@ class Ahead:
         from fastcyclegan.compile_kernels import jobs_of
         from fastcyclegan.kernels import _ahead
         from fastcyclegan.kernels._launch import interpreted
-        from fastcyclegan.kernels._tune import SECONDS_A_MEASUREMENT
 
         if interpreted():
             return
         chip = chip_of(self.device)
         found = jobs_of(run, chip)
-        jobs = _ahead.missing(found.jobs)
-        if len(jobs) < _ahead.FEWEST:
+        if len(_ahead.missing(found.jobs)) < _ahead.FEWEST:
             return
-        processes = _ahead.processes_for(len(jobs))
-        seconds, tiles = _ahead.predicted_seconds(len(jobs), processes), sum(found.choices.values())
-        text = f"compiling {len(jobs)} kernels for {chip.name} in {processes} processes, about {seconds:.0f} s, once"
-        if tiles:
-            text += f"; then timing {tiles} tiles, about {tiles * SECONDS_A_MEASUREMENT:.0f} s, once"
-        outcome = _ahead.compile_ahead(jobs, lambda done, total: self.progress(done, total, text), processes)
+        with _ahead.alone():
+            # What another process was compiling meanwhile is there now.
+            jobs = _ahead.missing(found.jobs)
+            text = self._announcement(len(jobs), chip.name, sum(found.choices.values()))
+            outcome = _ahead.compile_ahead(jobs, lambda done, total: self.progress(done, total, text))
         if outcome.failures:
             kernel, error = outcome.failures[0]
             self.say(f"{len(outcome.failures)} kernels do not compile ahead, the first is {kernel or 'unknown'}: {error}")
+
+    @staticmethod
+    def _announcement(kernels: int, gpu: str, tiles: int) -> str:
+        from fastcyclegan.kernels import _ahead
+        from fastcyclegan.kernels._tune import SECONDS_A_MEASUREMENT
+
+        processes = _ahead.processes_for(kernels)
+        seconds = _ahead.predicted_seconds(kernels, processes)
+        timing = f"; then timing {tiles} tiles, about {tiles * SECONDS_A_MEASUREMENT:.0f} s, once" if tiles else ""
+        return f"compiling {kernels} kernels for {gpu} in {processes} processes, about {seconds:.0f} s, once{timing}"
 
 
 def chip_of(device: torch.device) -> Chip:

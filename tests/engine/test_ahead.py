@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
@@ -131,11 +132,11 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many kernels were compiled ahead each time, on a GPU called Test with 20 to compile; none is."""
     log: list[int] = []
 
-    def compile_ahead(jobs: list[str], progress: Callable[[int, int], object], processes: int) -> _ahead.Outcome:
+    def compile_ahead(jobs: list[str], progress: Callable[[int, int], object]) -> _ahead.Outcome:
         log.append(len(jobs))
         progress(0, len(jobs))
         progress(len(jobs), len(jobs))
-        return _ahead.Outcome(len(jobs), processes, 1.0)
+        return _ahead.Outcome(len(jobs), 2, 1.0)
 
     monkeypatch.setattr(_launch, "interpreted", lambda: False)
     monkeypatch.setattr(ahead, "chip_of", lambda device: Chip(90, 132, "Test"))
@@ -182,6 +183,30 @@ def test_interpreted_kernels_are_not_compiled(compiled: list[int], monkeypatch: 
     assert compiled == []
 
 
+def test_processes_that_start_together_compile_once(compiled: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """One waits for the other, and finds in the cache what that one compiled."""
+    answers = [list("abcdefghijklmnopqrst"), ["a"]]
+
+    def missing(jobs: object) -> list[str]:
+        if len(answers) == 1:
+            with _ahead.lock_file().open("w") as file, pytest.raises(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return answers.pop(0)
+
+    monkeypatch.setattr(_ahead, "missing", missing)
+    Ahead(CPU, pytest.fail, lambda *_: None).prepare(1, {}, lambda: None)
+    assert compiled == [1]
+    with _ahead.lock_file().open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_where_nothing_can_be_locked_nobody_is_waited_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "fastcyclegan").write_text("a file where the folder should be")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with _ahead.alone():
+        assert not (tmp_path / "fastcyclegan").is_dir()
+
+
 def test_foreign_networks_are_not_run_once_more(compiled: list[int]) -> None:
     Ahead(CPU).prepare(1, {"G_AB": _Foreign()}, lambda: pytest.fail("it was run"))
     assert compiled == []
@@ -197,7 +222,7 @@ def test_what_goes_wrong_is_said_and_ends_nothing(compiled: list[int], monkeypat
     assert said == ["kernels are compiled as they are launched, not ahead: RuntimeError: a lock cannot be copied"]
     said.clear()
     failed = _ahead.Outcome(18, 2, 1.0, (("_fold_kernel", "PTXASError: no"), ("", "killed")))
-    monkeypatch.setattr(_ahead, "compile_ahead", lambda jobs, progress, processes: failed)
+    monkeypatch.setattr(_ahead, "compile_ahead", lambda jobs, progress: failed)
     Ahead(CPU, said.append).prepare(1, {}, lambda: None)
     assert said == ["2 kernels do not compile ahead, the first is _fold_kernel: PTXASError: no"]
 
