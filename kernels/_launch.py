@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -89,8 +90,15 @@ class DryObserver(Observer, Protocol):
     def measured(self, choice: str, configs: int) -> None: ...
 
 
+class _Local(threading.local):
+    """The dry runs of a thread, the last of which is the innermost: launches of others are made meanwhile."""
+
+    def __init__(self) -> None:
+        self.dry: list[DryObserver] = []
+
+
 _observers: list[Observer] = []
-_dry: list[DryObserver] = []
+_local = _Local()
 
 
 def kernel(fn: Any) -> Any:
@@ -107,23 +115,23 @@ def interpreted() -> bool:
 
 
 def dry() -> bool:
-    """Whether launches are only heard of at present."""
-    return bool(_dry)
+    """Whether launches of this thread are only heard of at present."""
+    return bool(_local.dry)
 
 
 def listing() -> bool:
     """Whether somebody wants to hear of every configuration of every launch."""
-    return any(observer.all_configs for observer in _dry)
+    return any(observer.all_configs for observer in _local.dry)
 
 
 def listing_forms() -> bool:
     """Whether somebody wants to hear of launches through descriptors as they would be without."""
-    return any(observer.all_forms for observer in _dry)
+    return any(observer.all_forms for observer in _local.dry)
 
 
 def report_choice(name: str, configs: int) -> None:
     """Tell who lists configurations that the choice ``name`` is open between so many."""
-    for observer in _dry:
+    for observer in _local.dry:
         if observer.all_configs:
             observer.measured(name, configs)
 
@@ -140,13 +148,12 @@ def observe(observer: Observer) -> Iterator[None]:
 
 @contextlib.contextmanager
 def observe_dry(observer: DryObserver) -> Iterator[None]:
-    """Tell ``observer`` of every launch inside the block, and make none."""
-    _dry.append(observer)
+    """Tell ``observer`` of every launch of this thread inside the block, and make none."""
+    _local.dry.append(observer)
     try:
-        with observe(observer):
-            yield
+        yield
     finally:
-        _dry.remove(observer)
+        _local.dry.remove(observer)
 
 
 _depth = 0
@@ -169,8 +176,8 @@ def _inside() -> Iterator[None]:
 
 def chip(device: torch.device) -> Chip:
     """Return the chip that configurations are chosen for: what a dry run is about, else ``device``; an H200 where there is no GPU."""
-    if _dry:
-        return _dry[0].chip
+    if _local.dry:
+        return _local.dry[0].chip
     return Chip.of(device) if device.type == "cuda" else Chip()
 
 
@@ -183,7 +190,7 @@ def launch(name: str, grid: int, args: tuple[Any, ...], constants: dict[str, Any
     if grid == 0:
         return
     made = Launch(name, grid, args, constants, config)
-    for observer in _observers:
+    for observer in (*_observers, *_local.dry):
         observer.launched(made)
     if dry():
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from collections import Counter
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fastcyclegan.counters import Counts, count
+from fastcyclegan.counters import Counts, count, dry_run
 from fastcyclegan.kernels import instance_norm
 from fastcyclegan.networks import Discriminator, Generator
 
@@ -90,3 +91,17 @@ def test_the_script_prints_a_line_for_each() -> None:
     done = subprocess.run([sys.executable, script, "64"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "U-Net needs 256" in done.stderr
+
+
+def test_a_dry_run_is_its_threads_business(device: str) -> None:
+    """Another thread's kernels run meanwhile, and are not counted."""
+    x = torch.randn(1, 8, 8, 8, device=device)
+    found: list[torch.Tensor] = []
+    with dry_run() as run:
+        thread = threading.Thread(target=lambda: found.append(instance_norm(x, impl="triton")))
+        thread.start()
+        thread.join()
+        assert run.counts.launches.total() == 0
+        instance_norm(x.cpu(), impl="triton")
+    assert run.counts.launches.total() == 1
+    torch.testing.assert_close(found[0], F.instance_norm(x), rtol=1e-4, atol=1e-4)
