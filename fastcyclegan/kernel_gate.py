@@ -149,7 +149,7 @@ def shipped_jobs(dtypes: Iterable[str], arch: Arch, configs: Configs = "all") ->
 def _parser() -> argparse.ArgumentParser:
     lines = (__doc__ or "").splitlines()
     parser = argparse.ArgumentParser(prog="compile_kernels", description=lines[0], allow_abbrev=False)
-    parser.add_argument("--arch", nargs="+", choices=list(ARCHS), help="chips (default: all; with --warm the GPU of this machine)")
+    parser.add_argument("--arch", nargs="+", choices=list(ARCHS), help="chips (default: all, sm_100 reported only; with --warm this GPU)")
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)), help="compilers at a time (default: one a core)")
     warm = parser.add_argument_group("filling the cache")
     text = "compile what a training run will launch, and its translations, into Triton's cache (TRITON_CACHE_DIR): RUN is its folder; "
@@ -200,7 +200,7 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace, rest: l
     print("\n".join([*table(found), *waves()]))
     if options.json is not None:
         options.json.write_text(json.dumps({"triton": triton.__version__, "kernels": [asdict(r) for r in found]}, indent=1))
-    failed = sum(bool(r.faults) for r in found)
+    failed = sum(bool(r.faults) for r in found if ARCHS[r.arch].gated)
     print(f"{failed} of {len(found)} fail" if failed else f"all {len(found)} pass")
     return 1 if failed else 0
 

@@ -42,7 +42,7 @@ SCATTER_FP32_TILES: dict[str, list[Tile]] = {**TRANSPOSED_FP32_TILES, "ieee": [(
 # For maps of up to 16 pixels: 16 x 128 in fp32 would spill on Blackwell's consumer chips.
 TINY_TILES: dict[str, list[Tile]] = {**TILES, "geforce": [(64, 64, 32, 8, 4)]}
 # For weight gradients of up to 64 coarse channels or columns: 64 x 128 of four warps would spill on Ampere, 128 x 16 on Blackwell's.
-NARROW_WGRAD_TILES: dict[str, list[Tile]] = {**WGRAD_TILES, "ampere": [(64, 64, 32, 4, 4)], "geforce": [(64, 64, 32, 8, 4)]}
+NARROW_WGRAD_TILES: dict[str, list[Tile]] = {**WGRAD_TILES, "ampere": [(64, 64, 32, 4, 4)], "geforce": [(64, 64, 32, 8, 2)]}
 
 
 @dataclass(frozen=True)
