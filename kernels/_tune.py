@@ -23,7 +23,7 @@ from ._fallback import report
 from ._launch import Config, chip, dry, listing, report_choice
 
 # Raised whenever a kernel or a list changes so that old choices say nothing about it.
-VERSION = 1
+VERSION = 2
 SHIPPED = Path(__file__).parent / "tuned"
 
 _chosen: dict[str, Config] = {}
