@@ -13,15 +13,15 @@ from typing import Any
 
 import pytest
 import torch
-from machine import DEVICE, PeakMemory
-from operators import FAULT, ROUNDS
-from parity import least_allowed
-from plain_nets import NETS, SMALL_NETS
-from timing import Entrant, Race, Steps, clock
 from torch import Tensor, nn
 
-from fastcyclegan.accelerate import accelerate
-from fastcyclegan.counters import count
+from bench.machine import DEVICE, PeakMemory
+from bench.operators import FAULT, ROUNDS
+from bench.parity import least_allowed
+from bench.plain_nets import NETS, SMALL_NETS
+from bench.timing import Entrant, Race, Steps, clock
+from fastcyclegan.devtools.dry_run import count
+from fastcyclegan.fusion.accelerate import accelerate
 from fastcyclegan.testing import PARITY_ULPS, assert_parity, relative_error
 
 PROVIDERS = ["plain", "accelerated"]

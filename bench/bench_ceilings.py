@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from machine import DEVICE
-from operators import ROUNDS, copies, products
-from timing import Builders, Entrant, Race, Steps, clock
+
+from bench.machine import DEVICE
+from bench.operators import ROUNDS, copies, products
+from bench.timing import Builders, Entrant, Race, Steps, clock
 
 PROVIDERS = ["copy", "matmul fp32", "matmul bf16", "launch"]
 COPIED = {"cpu": 1 << 28, "cuda": 1 << 31}

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from counts import step_counts
-from roofline import step_work
-from timing import Entrant, Race, clock
+
+from bench.counts import step_counts
+from bench.roofline import step_work
+from bench.timing import Entrant, Race, clock
 
 # The counts of a larger batch are the same, and its bytes are in proportion.
 SETTINGS = [pytest.param(True, marks=pytest.mark.telling(3)), pytest.param(False, marks=pytest.mark.telling(8))]

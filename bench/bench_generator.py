@@ -13,11 +13,20 @@ from typing import Any
 
 import pytest
 import torch
-from machine import DEVICE, PeakMemory
-from providers import OFFICIAL_CHANNELS_LAST, PROVIDERS, TELLING, code_of, generator, plain_networks, remember_compiled, seconds_to_compile
-from timing import Entrant, Race, clock
 from torch import Tensor, nn
 
+from bench.machine import DEVICE, PeakMemory
+from bench.providers import (
+    OFFICIAL_CHANNELS_LAST,
+    PROVIDERS,
+    TELLING,
+    code_of,
+    generator,
+    plain_networks,
+    remember_compiled,
+    seconds_to_compile,
+)
+from bench.timing import Entrant, Race, clock
 from fastcyclegan.config import ModelConfig
 from fastcyclegan.testing import PARITY_ULPS, relative_error
 

@@ -12,11 +12,11 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from machine import DEVICE
-from operators import ROUNDS, Case, channels_last, compiled, copies
-from timing import Entrant, Race, clock, rotations
 from torch import Tensor
 
+from bench.machine import DEVICE
+from bench.operators import ROUNDS, Case, channels_last, compiled, copies
+from bench.timing import Entrant, Race, clock, rotations
 from fastcyclegan.kernels import instance_norm, instance_norm_ref
 from fastcyclegan.reference import ContiguousGradient
 

@@ -15,19 +15,19 @@ from typing import Literal
 import numpy as np
 import pytest
 import torch
-from machine import DEVICE
 from PIL import Image
-from providers import LR
-from timing import Builders, Entrant, Race, Unserved, clock
 
+from bench.machine import DEVICE
+from bench.providers import LR
+from bench.timing import Builders, Entrant, Race, Unserved, clock
 from fastcyclegan.config import DataConfig, ModelConfig
-from fastcyclegan.data.dali import why_not_dali
-from fastcyclegan.data.folder import FolderLoader
-from fastcyclegan.data.loaders import MOST_THREADS, Choice, cores, make_loader
-from fastcyclegan.data.picture import Fit
-from fastcyclegan.data.plan import Plan
+from fastcyclegan.data.choose_loader import MOST_THREADS, Choice, cores, make_loader
+from fastcyclegan.data.dali_loader import why_not_dali
+from fastcyclegan.data.image_file import Fit
+from fastcyclegan.data.loader import Batch, Loader, Source
+from fastcyclegan.data.pillow_loader import FolderLoader
+from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.data.scan import check_files
-from fastcyclegan.data.source import Batch, Loader, Source
 from fastcyclegan.engine import resolve_precision
 from fastcyclegan.testing import make_engine, random_batch, seeded_networks
 

@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from machine import DEVICE
-from operators import ROUNDS, Case, Operator, channels_last, compiled, products
-from timing import Entrant, Race, Steps, Unserved, clock, rotations
 from torch import Tensor
 
+from bench.machine import DEVICE
+from bench.operators import ROUNDS, Case, Operator, channels_last, compiled, products
+from bench.timing import Entrant, Race, Steps, Unserved, clock, rotations
 from fastcyclegan.kernels import reflect_conv2d
-from fastcyclegan.kernels._backend import backend_key
+from fastcyclegan.kernels.backend_table import backend_key
 from fastcyclegan.kernels.norm_conv import norm_conv
 from fastcyclegan.testing import packed_gradient
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from bench_reflect_conv import DTYPE, STRIDE_1
-from machine import DEVICE
-from operators import ROUNDS, Case, Operator, channels_last, compiled, products
-from timing import Entrant, Race, clock, rotations
 from torch import Tensor
 
+from bench.bench_reflect_conv import DTYPE, STRIDE_1
+from bench.machine import DEVICE
+from bench.operators import ROUNDS, Case, Operator, channels_last, compiled, products
+from bench.timing import Entrant, Race, clock, rotations
 from fastcyclegan.kernels import instance_norm, residual_block, residual_block_ref
-from fastcyclegan.kernels._backend import backend_key
+from fastcyclegan.kernels.backend_table import backend_key
 from fastcyclegan.kernels.norm_conv import norm_conv
 from fastcyclegan.reference import ContiguousGradient
 

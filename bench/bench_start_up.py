@@ -15,13 +15,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from machine import DEVICE, ROOT
-from parity import Judge
-from providers import plain_networks
-from timing import Entrant, Race, clock
 
+from bench.machine import DEVICE, ROOT
+from bench.parity import Judge
+from bench.providers import plain_networks
+from bench.timing import Entrant, Race, clock
 from fastcyclegan.config import LossConfig, ModelConfig
-from fastcyclegan.data.plan import Plan
+from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.testing import random_batch
 
 SMALL = ModelConfig(netG="resnet_1blocks", ngf=8, ndf=8)
@@ -33,12 +33,11 @@ pytestmark = [pytest.mark.benchmark(timer=clock, warmup=False), pytest.mark.tell
 # What a process of its own runs: everything from its start to the losses of one iteration.
 ITERATION = """
 import json, sys
-sys.path.insert(0, sys.argv[1])
-from providers import plain_networks, train_step
+from bench.providers import plain_networks, train_step
 from fastcyclegan.config import ModelConfig
-from fastcyclegan.data.plan import Plan
+from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.testing import random_batch
-name, device, size, config = sys.argv[2], sys.argv[3], int(sys.argv[4]), ModelConfig(**json.loads(sys.argv[5]))
+name, device, size, config = sys.argv[1], sys.argv[2], int(sys.argv[3]), ModelConfig(**json.loads(sys.argv[4]))
 step = train_step(name, plain_networks(config), device, config=config)
 print(json.dumps([step.precision, step.run(random_batch(size, Plan(0, 9, 9), 0)).tolist()]))
 """
@@ -56,7 +55,7 @@ def process(code: str, *arguments: str, cache: Path | None = None) -> str:
 
 def contest(folder: Path, config: ModelConfig, size: int) -> dict[str, Callable[[], Entrant]]:
     judge = Judge(plain_networks(config), [random_batch(size, Plan(0, 9, 9), 0)], DEVICE, LossConfig(), config)
-    arguments = (str(ROOT / "bench"), DEVICE, str(size), json.dumps({"netG": config.netG, "ngf": config.ngf, "ndf": config.ndf}))
+    arguments = (DEVICE, str(size), json.dumps({"netG": config.netG, "ngf": config.ngf, "ndf": config.ndf}))
 
     def build(provider: str) -> Entrant:
         if provider.startswith("import"):
@@ -67,7 +66,7 @@ def contest(folder: Path, config: ModelConfig, size: int) -> dict[str, Callable[
 
         def run() -> None:
             where = folder / (f"cold{next(numbers)}" if cache == "cold" else "warm") if cache else None
-            said.append(process(ITERATION, arguments[0], name, *arguments[1:], cache=where))
+            said.append(process(ITERATION, name, *arguments, cache=where))
 
         def check() -> None:
             precision, losses = json.loads(said[-1].splitlines()[-1])

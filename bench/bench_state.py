@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from machine import DEVICE, held_bytes
-from timing import Entrant, Race, clock
 
-from fastcyclegan.checkpoint import OFFICIAL, save_tensors, to_cpu
+from bench.machine import DEVICE, held_bytes
+from bench.timing import Entrant, Race, clock
+from fastcyclegan.checkpoints.run_files import OFFICIAL, save_tensors, to_cpu
 from fastcyclegan.config import ModelConfig
-from fastcyclegan.data.plan import Plan
-from fastcyclegan.data.source import Batch
+from fastcyclegan.data.loader import Batch
+from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.engine import Engine
 from fastcyclegan.tensor_files import load_tensors
 from fastcyclegan.testing import make_engine, random_batch, seeded_networks

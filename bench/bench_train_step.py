@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-from machine import DEVICE, PeakMemory
-from parity import Judge, require
-from providers import PROVIDERS, TELLING, code_of, plain_networks, remember_compiled, seconds_to_compile, train_step
-from timing import Entrant, Race, clock
 
+from bench.machine import DEVICE, PeakMemory
+from bench.parity import Judge, require
+from bench.providers import PROVIDERS, TELLING, code_of, plain_networks, remember_compiled, seconds_to_compile, train_step
+from bench.timing import Entrant, Race, clock
 from fastcyclegan.config import LossConfig, ModelConfig
-from fastcyclegan.data.plan import Plan
-from fastcyclegan.data.source import Batch
+from fastcyclegan.data.loader import Batch
+from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.testing import random_batch
 
 PARITY_STEPS, INPUTS = 2, 4

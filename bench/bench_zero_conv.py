@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import torch.nn.functional as F
-from bench_reflect_conv import DTYPE
-from machine import DEVICE
-from operators import ROUNDS, Case, Operator, channels_last, products
-from timing import Entrant, Race, Unserved, clock, rotations
 from torch import Tensor
 
-from fastcyclegan.kernels._backend import backend_key
+from bench.bench_reflect_conv import DTYPE
+from bench.machine import DEVICE
+from bench.operators import ROUNDS, Case, Operator, channels_last, products
+from bench.timing import Entrant, Race, Unserved, clock, rotations
+from fastcyclegan.kernels.backend_table import backend_key
 from fastcyclegan.kernels.zero_conv import zero_conv
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Hashable
 from pathlib import Path
@@ -13,10 +12,9 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from pytest_benchmark.utils import safe_dumps
 
-sys.path.insert(0, str(Path(__file__).parent))
-from figures import lines_of, row_of
-from machine import DEVICE, conditions, machine
-from timing import Builders, Entrant, Outcome, Race, Unserved, clock, race
+from bench.figures import lines_of, row_of
+from bench.machine import DEVICE, conditions, machine
+from bench.timing import Builders, Entrant, Outcome, Race, Unserved, clock, race
 
 # Beyond this no bench begins, so that all end in 5 minutes on two cores and in 8 on a GPU.
 BUDGET = {"cpu": 270.0, "cuda": 440.0}

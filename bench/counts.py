@@ -9,11 +9,11 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from providers import LR, plain_networks, train_step
 
+from bench.providers import LR, plain_networks, train_step
 from fastcyclegan.config import LossConfig, ModelConfig, OptimConfig
-from fastcyclegan.counters import Counts, counted, dry_run
-from fastcyclegan.data.plan import Plan
+from fastcyclegan.data.sample_plan import Plan
+from fastcyclegan.devtools.dry_run import Counts, counted, dry_run
 from fastcyclegan.engine import Engine
 from fastcyclegan.recipes.cyclegan import CycleGAN, build_networks
 from fastcyclegan.testing import random_batch

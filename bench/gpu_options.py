@@ -1,4 +1,4 @@
-"""Real iterations of every option of the engine and the recipe: python bench/gpu_options.py --help
+"""Real iterations of every option of the engine and the recipe: python -m bench.gpu_options --help
 
 Of each case the losses of the first iteration are held to float64 by the rule of fastcyclegan.testing, all losses must be finite, all
 networks must have moved, and a graph must have been captured where there is to be one. What broke is told with the kernels launched last.
@@ -17,20 +17,18 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import torch
-from launches import FAULTS, LaunchLog, breaks_the_device, forbid_fallback, plant_fault
-from machine import DEVICE
-from on_device import BROKEN, read_events
 from torch import Tensor, nn
 
+from bench.launches import FAULTS, LaunchLog, breaks_the_device, forbid_fallback, plant_fault
+from bench.machine import DEVICE
+from bench.on_device import BROKEN, read_events
 from fastcyclegan.config import EngineConfig, LossConfig, ModelConfig, OptimConfig
-from fastcyclegan.data.plan import Plan
-from fastcyclegan.data.source import Batch
+from fastcyclegan.data.loader import Batch
+from fastcyclegan.data.sample_plan import Plan
+from fastcyclegan.devtools.recorded_graph import RecordedGraph
 from fastcyclegan.engine import Engine
-from fastcyclegan.networks import set_impl
-from fastcyclegan.recorded_graph import RecordedGraph
+from fastcyclegan.nn.networks import set_impl
 from fastcyclegan.testing import assert_parity, copy_of, make_engine, random_batch, seeded_networks
 
 LR = 2e-4

@@ -6,13 +6,13 @@ plain ones, every option, the official order beside ours, the costliest kernels.
 
 from __future__ import annotations
 
-from gpu_tasks import Benches, Command, Options, Part, Tests
+from bench.gpu_tasks import Benches, Command, Options, Part, Tests
 
 # Each ends by itself before a call of 10 minutes would end it; the first leaves time for mending.
 SECONDS = {1: 230.0, 2: 480.0, 3: 560.0}
 TITLES = {1: "correctness", 2: "the engine", 3: "the benches"}
 KERNELS = ("instance_norm", "reflect_conv", "residual_block", "zero_conv", "norm_conv", "working_copies")
-OTHERS = ("tests/test_official.py", "tests/test_accelerate.py", "tests/data/test_cache.py")
+OTHERS = ("tests/official/test_main.py", "tests/fusion/test_accelerate.py", "tests/data/test_cached_loader.py")
 CAPTURES = ("tests/engine/test_ahead.py", "tests/engine/test_failed_capture_gpu.py", "tests/engine/test_graph_memory.py")
 OF_CAPTURES = ("first_iteration", "real_failure", "names_the_reason", "numbers_that_follow", "its_bound")
 AT_REAL_SIZES = ("real_shapes", "replayed", "stream_of_their_own")
@@ -29,13 +29,13 @@ STAGES: dict[int, list[Part]] = {
         Tests("descriptors", _kernel_tests("descriptor"), 45, words=("driver", "descriptor"), workers=4),
         *(Tests(f"{name} at real sizes", _kernel_tests(name), 60, words=AT_REAL_SIZES) for name in KERNELS[:-1]),
         Tests("weight gradients beside", _kernel_tests("working_copies"), 30, words=AT_REAL_SIZES, workers=1),
-        Tests("networks", ("tests/test_blocks.py", "tests/test_networks.py", "tests/test_compat.py"), 60),
+        Tests("networks", ("tests/nn/test_chains.py", "tests/nn/test_networks.py", "tests/test_compat.py"), 60),
         Tests("offsets past 31 bits", _kernel_tests("instance_norm", "reflect_conv", "zero_conv"), 40, words=TOO_LARGE, workers=1),
         Tests("all other tests of kernels", _kernel_tests(*KERNELS), 150, rest=(*AT_REAL_SIZES, *TOO_LARGE), rehearsed=1, rehearsed_by=2),
     ],
     2: [
-        Tests("captured against plain", ("tests/engine/test_graph.py",), 150, words=("cuda_graph", "waits_for_the_gpu"), workers=8),
-        Tests("an iteration against float64", ("tests/test_engine.py",), 60, words=("bf16_on_the_gpu",), workers=1),
+        Tests("captured against plain", ("tests/engine/test_cuda_graph.py",), 150, words=("cuda_graph", "waits_for_the_gpu"), workers=8),
+        Tests("an iteration against float64", ("tests/engine/test_engine.py",), 60, words=("bf16_on_the_gpu",), workers=1),
         Options("every option", 200),
         Tests("compiled ahead, failed captures", CAPTURES, 60, words=OF_CAPTURES, workers=6, rehearsed=1),
         Command(

@@ -24,19 +24,18 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import torch
-from figures import Row, read_results
-from gpu_stages import SECONDS, STAGES, TITLES
-from gpu_summary import MOST_OF_A_SUMMARY, Printer, summary
-from gpu_tasks import Benches, Outcome, Part, Surroundings
-from launches import FAULTS
-from machine import ROOT, machine
-from rehearsal import MARK, PREFIX, CannotRehearse, rehearse
-from report import markdown
 
-from fastcyclegan.kernels import _backend, _tune
+from bench.figures import Row, read_results
+from bench.gpu_stages import SECONDS, STAGES, TITLES
+from bench.gpu_summary import MOST_OF_A_SUMMARY, Printer, summary
+from bench.gpu_tasks import Benches, Outcome, Part, Surroundings
+from bench.launches import FAULTS
+from bench.machine import ROOT, machine
+from bench.rehearsal import MARK, PREFIX, CannotRehearse, rehearse
+from bench.report import markdown
+from fastcyclegan.kernels import _tune
+from fastcyclegan.kernels import backend_table as _backend
 
 # For what is written at the end: the compiled kernels above all.
 ENDING = 12.0
@@ -290,8 +289,7 @@ def surroundings(options: argparse.Namespace, work: Path) -> Surroundings:
         if name not in os.environ and os.access(Path(folder).parent, os.W_OK):
             os.environ[name] = folder
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    path = os.pathsep.join([str(ROOT), str(ROOT / "bench")])
-    environment = {**inherited, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+    environment = {**inherited, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
     options.results.mkdir(parents=True, exist_ok=True)
     return Surroundings(work, options.results.resolve(), environment, options.in_rehearsal, options.plant_fault)
 

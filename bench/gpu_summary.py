@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Sequence
 
-from gpu_tasks import Failure, Outcome
+from bench.gpu_tasks import Failure, Outcome
 
 # A summary stays below this, and all that is printed below MOST: longer output loses its beginning.
 MOST_OF_A_SUMMARY, MOST, PROGRESS = 7_800, 19_500, 2_500

@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from figures import lines_of, read_results
-from launches import breaks_the_device
-from machine import ROOT
-from on_device import BROKEN, read_events, read_record
-from processes import Ended, ending_of, run_process
+from bench.figures import lines_of, read_results
+from bench.launches import breaks_the_device
+from bench.machine import ROOT
+from bench.on_device import BROKEN, read_events, read_record
+from bench.processes import Ended, ending_of, run_process
 
 # Seconds for one test that is run again alone.
 AGAIN = 45.0
@@ -84,7 +84,7 @@ class Tests:
     rehearsed_by: int = 1
 
     def command(self, around: Surroundings, record: Path) -> list[str]:
-        given = ["-p", "no:cacheprovider", "-p", "on_device", f"--device-record={record}", "-q", "--tb=short", "-rfE"]
+        given = ["-p", "no:cacheprovider", "-p", "bench.on_device", f"--device-record={record}", "-q", "--tb=short", "-rfE"]
         # A test that hangs in CUDA hears no signal; the thread ends its process, and another takes its place.
         given += ["-o", f"timeout={max(20, min(90, self.seconds / 2)):.0f}", "-o", "timeout_method=thread"]
         given += [f"--device-words={','.join(self.words)}", f"--device-rest={','.join(self.rest)}"]
@@ -220,7 +220,7 @@ class Options:
 
     def run(self, around: Surroundings, seconds: float) -> Outcome:
         began, record, log = time.monotonic(), around.work / "options.jsonl", around.work / "options.log"
-        command = [sys.executable, str(ROOT / "bench" / "gpu_options.py"), "--record", str(record)]
+        command = [sys.executable, "-m", "bench.gpu_options", "--record", str(record)]
         command += ["--tiny"] * around.rehearsed + [f"--plant-fault={around.fault}"] * bool(around.fault)
         tried: set[str] = set()
         while True:
@@ -241,7 +241,7 @@ class Options:
     def _again(self, case: str, around: Surroundings, record: Path, log: Path) -> None:
         launches = around.work / "launches.jsonl"
         launches.unlink(missing_ok=True)
-        command = [sys.executable, str(ROOT / "bench" / "gpu_options.py"), "--only", case, f"--launch-log={launches}"]
+        command = [sys.executable, "-m", "bench.gpu_options", "--only", case, f"--launch-log={launches}"]
         command += ["--tiny"] * around.rehearsed + [f"--plant-fault={around.fault}"] * bool(around.fault)
         ended = run_process(command, AGAIN, {**environment_of(around), "CUDA_LAUNCH_BLOCKING": "1"}, log)
         last = launches.read_text().splitlines()[-1:] if launches.exists() else ["none"]

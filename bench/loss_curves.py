@@ -1,6 +1,6 @@
 """Losses of the fast path beside those of the official order: 300 iterations on the built-in pictures, for three seeds.
 
-    python bench/loss_curves.py --output bench/results
+    python -m bench.loss_curves --output bench/results
 
 The official order runs as people run it, ours as ``train.py --compile`` does, both from the same weights on the same samples (the official
 pool draws by itself). Rounding makes two runs part, so the yardstick is the spread of the seeds: at the same iteration the two paths of a
@@ -19,14 +19,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from machine import DEVICE, machine
 from numpy.typing import NDArray
-from providers import plain_networks, train_step
 
+from bench.machine import DEVICE, machine
+from bench.providers import plain_networks, train_step
 from fastcyclegan.config import LossConfig, ModelConfig
-from fastcyclegan.data import toy
-from fastcyclegan.data.plan import Plan
-from fastcyclegan.data.source import Batch
+from fastcyclegan.data import builtin as toy
+from fastcyclegan.data.loader import Batch
+from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.recipes.cyclegan import CycleGAN
 
 CONFIG = ModelConfig(netG="resnet_2blocks", ngf=16, ndf=32)

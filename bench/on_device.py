@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launches import FAULTS, LaunchLog, breaks_the_device, plant_fault
+
+from bench.launches import FAULTS, LaunchLog, breaks_the_device, plant_fault
 
 # What a process that ends after a device fault returns.
 BROKEN = 70

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 import torch._functorch.config
 import torch._inductor.config
-from machine import DEVICE
-from timing import Entrant, Steps, Unserved
 from torch import Tensor
 
+from bench.machine import DEVICE
+from bench.timing import Entrant, Steps, Unserved
 from fastcyclegan.engine import why_not_compiled
 from fastcyclegan.testing import assert_parity
 

@@ -42,13 +42,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from machine import DEVICE, PeakMemory, held_bytes
-from providers import OFFICIAL_CHANNELS_LAST, Provider, TrainStep, train_step
-from timing import synchronised
 from torch import Tensor, nn
 
+from bench.machine import DEVICE, PeakMemory, held_bytes
+from bench.providers import OFFICIAL_CHANNELS_LAST, Provider, TrainStep, train_step
+from bench.timing import synchronised
 from fastcyclegan.config import LossConfig, ModelConfig
-from fastcyclegan.data.source import Batch
+from fastcyclegan.data.loader import Batch
 from fastcyclegan.testing import PARITY_ULPS, is_cancelled_bias, relative_error
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from figures import Results, Row, speed_up
+from bench.figures import Results, Row, speed_up
 
 
 def draw(results: Results, folder: Path, stem: str) -> list[Path]:
@@ -101,7 +101,7 @@ def _pixels(row: Row) -> int:
 
 def _draw_roofline(axes: Any, results: Results) -> bool:
     """The ceilings that were measured, where each layer of a training step lies under them, and the step as it was timed."""
-    from roofline import step_work
+    from bench.roofline import step_work
 
     chips = chips_of(results)
     # The floor is that of networks of the default width.
@@ -132,7 +132,7 @@ def _draw_roofline(axes: Any, results: Results) -> bool:
 
 def chips_of(results: Results) -> dict[str, Any]:
     """Return the ceilings that the run itself has measured, by precision."""
-    from roofline import Chip
+    from bench.roofline import Chip
 
     rows = {row.provider: row for row in _rows_of(results, "bench_ceilings.py")}
     if not {"copy", "launch"} <= rows.keys():

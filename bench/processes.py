@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from machine import ROOT
+from bench.machine import ROOT
 
 # Seconds for a process that is asked to end.
 GRACE = 4.0

@@ -19,17 +19,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import torch
-from machine import DEVICE, machine
-from providers import PROVIDERS, plain_networks, train_step
-from roofline import measured_chip, step_work, total
-from timing import Unserved
 
+from bench.machine import DEVICE, machine
+from bench.providers import PROVIDERS, plain_networks, train_step
+from bench.roofline import measured_chip, step_work, total
+from bench.timing import Unserved
 from fastcyclegan.config import EngineConfig, LossConfig, ModelConfig
-from fastcyclegan.data.plan import Plan
-from fastcyclegan.data.source import Batch
+from fastcyclegan.data.loader import Batch
+from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.testing import random_batch
 
 PARTS = ("G forward", "G backward", "D", "rest")

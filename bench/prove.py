@@ -19,27 +19,25 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import numpy as np
 import torch
-from figures import Row, Spread, anchor_of, duration, speed_up
-from machine import DEVICE, PeakMemory, machine
-from parity import EXACT, EXACT_STEPS, Difference, Judge, Undecided, deviation, flat_images, listed, require_telling
 from PIL import Image, ImageDraw, ImageFont
-from providers import PROVIDERS, TrainStep, code_of, plain_networks, remember_compiled, seconds_to_compile, train_step
-from timing import Entrant, Unserved, race
 from torch import Tensor
 
+from bench.figures import Row, Spread, anchor_of, duration, speed_up
+from bench.machine import DEVICE, PeakMemory, machine
+from bench.parity import EXACT, EXACT_STEPS, Difference, Judge, Undecided, deviation, flat_images, listed, require_telling
+from bench.providers import PROVIDERS, TrainStep, code_of, plain_networks, remember_compiled, seconds_to_compile, train_step
+from bench.timing import Entrant, Unserved, race
 from fastcyclegan.config import DataConfig, LossConfig, ModelConfig
-from fastcyclegan.data import toy
-from fastcyclegan.data.folder import FolderLoader
-from fastcyclegan.data.picture import Fit
-from fastcyclegan.data.plan import Plan
+from fastcyclegan.data import builtin as toy
+from fastcyclegan.data.image_file import Fit
+from fastcyclegan.data.loader import Batch, Loader, Source
+from fastcyclegan.data.pillow_loader import FolderLoader
+from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.data.scan import Needs, find_pictures
-from fastcyclegan.data.source import Batch, Loader, Source
 from fastcyclegan.errors import UserError
-from fastcyclegan.report import draw_grid, save_image, to_pixels
+from fastcyclegan.training.run_report import draw_grid, save_image, to_pixels
 
 # Parity after so many iterations; so many samples go round; so many are shown.
 STEPS, INPUTS, SHOWN, SIDE = {"cpu": 2, "cuda": 4}, 8, 3, 128

@@ -18,15 +18,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from official_order import OfficialCycleGAN
-from timing import Unserved
 from torch import Tensor, nn
 
+from bench.official_order import OfficialCycleGAN
+from bench.timing import Unserved
 from fastcyclegan import reference
 from fastcyclegan.config import EngineConfig, LossConfig, ModelConfig, OptimConfig
-from fastcyclegan.data.source import Batch
+from fastcyclegan.data.loader import Batch
 from fastcyclegan.engine import Engine, resolve_precision, why_not_compiled
-from fastcyclegan.networks import Generator
+from fastcyclegan.nn.networks import Generator
 from fastcyclegan.recipes.cyclegan import CycleGAN, build_networks
 from fastcyclegan.testing import copy_of, seeded_networks
 

@@ -19,8 +19,9 @@ from collections.abc import Iterator, Sequence
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 
-from machine import ROOT
 from PIL import Image, ImageDraw, PngImagePlugin
+
+from bench.machine import ROOT
 
 # What the machine has; what it lacks of ours is tyro, DALI, and the project itself.
 PACKAGES = (

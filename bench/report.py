@@ -1,8 +1,8 @@
 """Results of the benches as a table, a spreadsheet and pictures; the README's section; and the check that nothing became slower.
 
-    python bench/report.py RESULTS.json ...                                    # report.md, results.csv, *.png and *.svg under report/
-    python bench/report.py NEW.json --against OLD.json --fail-over 5%          # exit code 1 where something became slower or larger
-    python bench/report.py bench/results/NAME.json --readme README.md          # write the README's section anew
+    python -m bench.report RESULTS.json ...                                    # report.md, results.csv, *.png and *.svg under report/
+    python -m bench.report NEW.json --against OLD.json --fail-over 5%          # exit code 1 where something became slower or larger
+    python -m bench.report bench/results/NAME.json --readme README.md          # write the README's section anew
 
 RESULTS are what ``pytest bench/ --benchmark-only --benchmark-json=FILE`` writes. Every figure has its hardware, versions, commit, date,
 number of rounds and spread, and every ratio is of one run: round by round beside the first provider of its group.
@@ -19,10 +19,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from figures import COUNTS, Results, Row, Spread, anchor_of, ceiling_of, duration, is_ceiling, read_results, speed_up
-from plots import draw
+from bench.figures import COUNTS, Results, Row, Spread, anchor_of, ceiling_of, duration, is_ceiling, read_results, speed_up
+from bench.plots import draw
 
 # Rounds from which on a 95th percentile is more than the largest.
 ENOUGH = 20
@@ -158,7 +156,7 @@ def _timed(row: Row, anchor: Row) -> list[Any]:
 
 def readme_section(results: Results, name: str) -> Iterator[str]:
     """Yield the README's lines on performance, from the results in file ``name``."""
-    from providers import PROVIDERS
+    from bench.providers import PROVIDERS
 
     yield BEGIN.format(name)
     yield f"Measured on: {results.title}. Each table is one run, its providers timed in turns in random order;"
@@ -184,14 +182,14 @@ def readme_section(results: Results, name: str) -> Iterator[str]:
 
 def _floor() -> Iterator[str]:
     """Yield what the step must take on an H200 at least: arithmetic, and said to be it."""
-    from roofline import Chip, step_work, total
+    from bench.roofline import Chip, step_work, total
 
     chip = Chip(790e12, 4.3e12, 1.1e-6, "typed in")
     work = step_work(256, 1)
     floor = 1e3 * total(work, chip, 0)
     yield f"\nThe floor of a training step at 256x256, batch 1, bf16 on an H200: {floor:.1f} ms and the launches. It is"
     yield "arithmetic from the chip's ceilings (790 TFLOP/s, 4.3 TB/s), not a measurement of ours:"
-    yield "`python bench/roofline.py --matrix_tflops 790 --bandwidth_gbs 4300 --launch_us 1.1` shows it by layer."
+    yield "`python -m bench.roofline --matrix_tflops 790 --bandwidth_gbs 4300 --launch_us 1.1` shows it by layer."
 
 
 def write_readme(section: Sequence[str], readme: Path) -> None:

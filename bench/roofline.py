@@ -1,8 +1,8 @@
 """The floor of a training step: what its arithmetic, its memory traffic and its launches must take on a chip, layer by layer.
 
-    python bench/roofline.py                                            # this machine, ceilings measured now
-    python bench/roofline.py --matrix_tflops 790 --bandwidth_gbs 4300 --launch_us 1.1      # a chip that one does not have
-    python bench/roofline.py --profile profile/profile.json            # measured time over floor by layer
+    python -m bench.roofline                                            # this machine, ceilings measured now
+    python -m bench.roofline --matrix_tflops 790 --bandwidth_gbs 4300 --launch_us 1.1      # a chip that one does not have
+    python -m bench.roofline --profile profile/profile.json            # measured time over floor by layer
 
 FLOPs are those of the convolutions' multiplications and additions. Bytes are the least that must move with everything between two
 convolutions fused into one pass: each pass reads what it needs once and writes its result once, statistics come with the write before.
@@ -19,8 +19,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from torch import Tensor, nn
@@ -162,7 +160,7 @@ def merged(works: list[Work]) -> list[Work]:
 
 def count_launches(size: int, batch: int, blocks: int, identity: bool, precision: str) -> int:
     """Return the Triton launches and ATen calls of one of our steps, from a dry run on the CPU."""
-    from counts import step_counts
+    from bench.counts import step_counts
 
     counts = step_counts("ours", size, batch, blocks, identity, precision)
     return counts.launches.total() + counts.aten.total()
@@ -170,9 +168,9 @@ def count_launches(size: int, batch: int, blocks: int, identity: bool, precision
 
 def measured_chip(precision: str) -> Chip:
     """Return this machine's ceilings as bench_ceilings.py measures them, the best of each."""
-    from bench_ceilings import contest
-    from machine import hardware
-    from timing import race
+    from bench.bench_ceilings import contest
+    from bench.machine import hardware
+    from bench.timing import race
 
     outcomes = race({name: build for name, build in contest().items() if name in ("copy", "launch", f"matmul {precision}")}, 10, 5)
     for outcome in outcomes.values():

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-from machine import conditions
+
+from bench.machine import conditions
 
 BYTES_PAST_L2 = 256 << 20
 # A provider is warm when a run is no longer a tenth faster than the best before it; after so many runs or seconds anyway.

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fastcyclegan.accelerate import accelerate
-from fastcyclegan.blocks import InstanceNormAct
+from fastcyclegan.checkpoints.loading import load_generator
 from fastcyclegan.errors import UserError
-from fastcyclegan.loading import load_generator
-from fastcyclegan.networks import Discriminator, Generator, PixelDiscriminator, UnetGenerator
+from fastcyclegan.fusion.accelerate import accelerate
+from fastcyclegan.nn.chains import InstanceNormAct
+from fastcyclegan.nn.networks import Discriminator, Generator, PixelDiscriminator, UnetGenerator
 
 if TYPE_CHECKING:
     from fastcyclegan.api import CycleGAN

@@ -16,17 +16,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastcyclegan import checkpoint
-from fastcyclegan.checkpoint import read_config, save_tensors, save_weights, saved_epochs, weights_file, write_config
+from fastcyclegan.checkpoints import run_files as checkpoint
+from fastcyclegan.checkpoints.loading import choose, read_networks, settings_of
+from fastcyclegan.checkpoints.run_files import read_config, save_tensors, save_weights, saved_epochs, weights_file, write_config
 from fastcyclegan.config import Direction, TrainConfig, with_changes
 from fastcyclegan.console import Console, QuietConsole
 from fastcyclegan.engine import resolve_device, resolve_precision
 from fastcyclegan.errors import UserError
-from fastcyclegan.images import Picture, translate_pictures
-from fastcyclegan.loading import choose, read_networks, settings_of
+from fastcyclegan.inference.translator import Picture, translate_pictures
 from fastcyclegan.recipes.cyclegan import GENERATORS
-from fastcyclegan.run import Given, networks_that_fit, read_state, with_absolute_paths
-from fastcyclegan.trainer import Trainer, train
+from fastcyclegan.training.run import Given, networks_that_fit, read_state, with_absolute_paths
+from fastcyclegan.training.trainer import Trainer, train
 
 Record = dict[str, Any]
 Callback = Callable[["CycleGAN", Record], object]

@@ -16,22 +16,22 @@ import torch
 import tyro
 
 from fastcyclegan.api import CycleGAN
-from fastcyclegan.checkpoint import read_config
+from fastcyclegan.checkpoints.describe import InspectConfig, describe
+from fastcyclegan.checkpoints.loading import settings_of
+from fastcyclegan.checkpoints.run_files import read_config
 from fastcyclegan.config import BUILTIN, RunConfig, TrainConfig, to_dict, with_changes
 from fastcyclegan.console import Console
-from fastcyclegan.data import toy
+from fastcyclegan.data import builtin as toy
+from fastcyclegan.data.dataset_report import ReportConfig, report_dataset
 from fastcyclegan.data.download import DATASETS, ELSEWHERE, SERVER, download
-from fastcyclegan.data.picture import open_picture
-from fastcyclegan.data.source import to_unit_range
-from fastcyclegan.dataset_report import ReportConfig, report_dataset
+from fastcyclegan.data.image_file import open_picture
+from fastcyclegan.data.loader import to_unit_range
 from fastcyclegan.engine import require_impl, resolve_device
 from fastcyclegan.errors import UserError
-from fastcyclegan.inspect_checkpoint import InspectConfig, describe
-from fastcyclegan.loading import settings_of
-from fastcyclegan.report import PAGE, to_pixels
-from fastcyclegan.trainer import Trainer
-from fastcyclegan.translate import TranslateConfig
-from fastcyclegan.translate import translate as translate_pictures
+from fastcyclegan.inference.translate_folder import TranslateConfig
+from fastcyclegan.inference.translate_folder import translate as translate_pictures
+from fastcyclegan.training.run_report import PAGE, to_pixels
+from fastcyclegan.training.trainer import Trainer
 
 Config = TypeVar("Config")
 

@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastcyclegan import networks, reference
+from fastcyclegan import reference
+from fastcyclegan.nn import networks
 
 NormLayer = Callable[[int], nn.Module]
 

@@ -89,4 +89,4 @@ def write_record(launch: Any, gpu: str, capability: int, error: BaseException) -
     versions = {"triton": triton.__version__, "torch": torch.__version__}
     record = {"format": FORMAT, **line, "gpu": gpu, "capability": capability, **versions, "error": f"{type(error).__name__}: {error}"}
     file = _written(name, json.dumps(record, indent=1) + "\n")
-    return "" if file is None else f"python -m fastcyclegan.kernels.show_failure {shlex.quote(str(file))}"
+    return "" if file is None else f"python -m fastcyclegan.devtools.show_failure {shlex.quote(str(file))}"

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._dispatch import resolve_impl
 from ._operator import operator, refuse_double_backward
+from .dispatch import resolve_impl
 
 ACTS = ("none", "relu", "leaky_relu")
 

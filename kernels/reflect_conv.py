@@ -19,10 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._dispatch import resolve_impl
 from ._fallback import backward_in_place
 from ._operator import operator, refuse_double_backward
 from ._overlap import beside
+from .dispatch import resolve_impl
 from .instance_norm import affine_gradients, channels_last, check_pixels, check_vectors
 
 

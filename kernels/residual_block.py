@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._dispatch import resolve_impl
 from ._fallback import backward_in_place
 from ._operator import operator, refuse_double_backward
 from ._overlap import beside
+from .dispatch import resolve_impl
 from .instance_norm import channels_last, check_pixels, instance_norm_ref
 from .reflect_conv import (
     check_padding,

@@ -27,10 +27,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._dispatch import DTYPES
 from ._fallback import backward_in_place
 from ._operator import operator, refuse_double_backward
 from ._overlap import beside
+from .dispatch import DTYPES
 from .instance_norm import ACTS, channels_last, check_pixels, instance_norm_ref
 from .reflect_conv import check_tensor, each_weight, gradients_to_add_to, spread, spread_bias
 

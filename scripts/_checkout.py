@@ -11,8 +11,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 # What pip calls the packages that the scripts import.
 PACKAGES = {name: name for name in ("torch", "triton", "numpy", "tyro", "rich", "matplotlib", "pytest")} | {"PIL": "pillow"}
-# bench/ is no package: its modules import each other by their names.
-sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
+sys.path.insert(0, str(ROOT))
 
 
 def function(module: str, name: str) -> Callable[[], Any]:

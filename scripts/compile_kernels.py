@@ -5,4 +5,4 @@ import sys
 from _checkout import function
 
 if __name__ == "__main__":
-    sys.exit(function("fastcyclegan.kernel_gate", "main")())
+    sys.exit(function("fastcyclegan.kernel_gate.command", "main")())

@@ -5,4 +5,4 @@ import sys
 from _checkout import function
 
 if __name__ == "__main__":
-    sys.exit(function("gpu_suite", "main")())
+    sys.exit(function("bench.gpu_suite", "main")())

@@ -5,4 +5,4 @@ import sys
 from _checkout import function
 
 if __name__ == "__main__":
-    sys.exit(function("profile_step", "main")())
+    sys.exit(function("bench.profile_step", "main")())

@@ -21,9 +21,9 @@ if not torch.cuda.is_available():
 from PIL import Image
 
 from fastcyclegan.config import Preprocess
-from fastcyclegan.data.picture import Fit
+from fastcyclegan.data.image_file import Fit
+from fastcyclegan.data.loader import Batch, Source
 from fastcyclegan.data.scan import check_files
-from fastcyclegan.data.source import Batch, Source
 
 # Torch 2.13 finds a compiled graph again by its operators, and not by the vectors that its code was made for: a run with another
 # ATEN_CPU_CAPABILITY would read wrong numbers with it.
@@ -31,7 +31,7 @@ _CAPABILITY = torch.backends.cpu.get_cpu_capability().lower()
 os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{tempfile.gettempdir()}/torchinductor_{getpass.getuser()}_{_CAPABILITY}")
 
 # A package for test_official.py, with modules called test_*.py of its own.
-collect_ignore = ["official_checkout"]
+collect_ignore = ["official/checkout"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

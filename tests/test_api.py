@@ -14,16 +14,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import write_pictures
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from fastcyclegan import CycleGAN, cli
-from fastcyclegan.checkpoint import to_cpu
+from fastcyclegan.checkpoints.run_files import to_cpu
 from fastcyclegan.errors import UserError
 from fastcyclegan.tensor_files import load_tensors
 from fastcyclegan.testing import assert_parity
+from tests.conftest import write_pictures
 
 TINY: dict[str, Any] = {
     "netG": "resnet_1blocks",
@@ -274,7 +274,7 @@ def test_loaders(loaders: tuple[Any, ...], per_epoch: int) -> None:
 
 def test_pictures_of_loaders_are_those_that_are_trained_on(dataset: Path, tmp_path: Path) -> None:
     """The samples of files, as tensors of the caller's in the same order, without pools: the same weights."""
-    from fastcyclegan.run import Given, start
+    from fastcyclegan.training.run import Given, start
 
     settings = {**TINY, "pool_size": 0, "n_epochs_decay": 0, "lr_policy": "constant", "max_iters": 4}
     files = CycleGAN(**settings)

@@ -15,10 +15,11 @@ import pytest
 import torch
 from PIL import Image
 
-from fastcyclegan import checkpoint, cli
+from fastcyclegan import cli
+from fastcyclegan.checkpoints import run_files as checkpoint
 from fastcyclegan.cli import parse_train
 from fastcyclegan.config import TrainConfig
-from fastcyclegan.networks import Generator
+from fastcyclegan.nn.networks import Generator
 
 TINY = "--load_size 16 --crop_size 16 --netG resnet_0blocks --netD pixel --ngf 2 --ndf 2 --device cpu --num_threads 0".split()
 
@@ -102,7 +103,7 @@ def test_mistakes(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_kernels_that_cannot_serve_are_refused_before_anything_is_written(
     dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fastcyclegan.kernels._dispatch.why_not_triton", lambda *device: "needs an NVIDIA GPU, got cpu")
+    monkeypatch.setattr("fastcyclegan.kernels.dispatch.why_not_triton", lambda *device: "needs an NVIDIA GPU, got cpu")
     message = "impl='triton' needs an NVIDIA GPU, got cpu; use impl='auto' or impl='reference'"
     for more in ((), ("--dry_run",)):
         assert message in fails(capsys, "--impl", "triton", "--dataroot", str(dataset), "--checkpoints_dir", str(tmp_path / "runs"), *more)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vmap
 
 from fastcyclegan import compat, reference
-from fastcyclegan.passes import why_not_batched, why_not_paired
+from fastcyclegan.engine.batching import why_not_batched, why_not_paired
 from fastcyclegan.testing import assert_parity, parameters_that_count, relative_error
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import write_pictures
 
 from fastcyclegan import Generator
-from fastcyclegan.checkpoint import save_weights
+from fastcyclegan.checkpoints.run_files import save_weights
+from tests.conftest import write_pictures
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)

@@ -19,9 +19,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from fastcyclegan.checkpoints.loading import load_generator, read_networks
 from fastcyclegan.errors import UserError
-from fastcyclegan.loading import load_generator, read_networks
-from fastcyclegan.networks import Discriminator, Generator
+from fastcyclegan.nn.networks import Discriminator, Generator
 from fastcyclegan.tensor_files import load_tensors
 
 ONE_LINE_IN_TIME = 2.0
@@ -183,7 +183,7 @@ def test_hostile_files_take_little_memory(tmp_path: Path) -> None:
 import resource, sys, time
 from pathlib import Path
 from fastcyclegan.errors import UserError
-from fastcyclegan.loading import load_generator
+from fastcyclegan.checkpoints.loading import load_generator
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 2**30,) * 2)
 for file in sorted(Path(sys.argv[1]).glob("*.pth")):

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from fastcyclegan import InstanceNormAct, accelerate, networks, reference
-from fastcyclegan.fused import FusedInstanceNorm2d
+from fastcyclegan import InstanceNormAct, accelerate, reference
+from fastcyclegan.fusion.fused_modules import FusedInstanceNorm2d
+from fastcyclegan.nn import networks
 from fastcyclegan.testing import assert_parity, assert_same_bits, is_cancelled_bias, parameters_that_count, tf32
 
 

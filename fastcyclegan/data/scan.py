@@ -19,7 +19,7 @@ from pathlib import Path
 from PIL import Image
 
 from fastcyclegan.config import DataConfig
-from fastcyclegan.data.picture import ORIENTATION, SUFFIXES, BadPictureError, Fit, open_picture, read_header
+from fastcyclegan.data.image_file import ORIENTATION, SUFFIXES, BadPictureError, Fit, open_picture, read_header
 from fastcyclegan.errors import UserError
 
 CACHE_VERSION = 2

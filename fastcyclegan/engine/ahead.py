@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fastcyclegan.data.source import Batch
-from fastcyclegan.kernels._dispatch import as_on_gpu
-from fastcyclegan.passes import is_ours
+from fastcyclegan.data.loader import Batch
+from fastcyclegan.engine.batching import is_ours
+from fastcyclegan.kernels.dispatch import as_on_gpu
 
 if TYPE_CHECKING:
     from fastcyclegan.engine.engine import Engine
@@ -101,8 +101,8 @@ class Ahead:
 
     def _compile(self, run: Callable[[], None]) -> None:
         # Imported late: they need Triton.
-        from fastcyclegan.compile_kernels import jobs_of
-        from fastcyclegan.kernels import _ahead
+        from fastcyclegan.devtools import compile_ahead as _ahead
+        from fastcyclegan.devtools.compile_kernels import jobs_of
         from fastcyclegan.kernels._launch import interpreted
 
         if interpreted():
@@ -122,7 +122,7 @@ class Ahead:
 
     @staticmethod
     def _announcement(kernels: int, gpu: str, tiles: int) -> str:
-        from fastcyclegan.kernels import _ahead
+        from fastcyclegan.devtools import compile_ahead as _ahead
         from fastcyclegan.kernels._tune import SECONDS_A_MEASUREMENT
 
         processes = _ahead.processes_for(kernels)

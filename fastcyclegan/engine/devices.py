@@ -6,7 +6,7 @@ import torch
 
 from fastcyclegan.config import RunConfig
 from fastcyclegan.errors import UserError
-from fastcyclegan.networks import check_impl
+from fastcyclegan.nn.networks import check_impl
 
 
 def resolve_device(config: RunConfig) -> torch.device:

@@ -12,16 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from fastcyclegan.config import EngineConfig, OptimConfig
-from fastcyclegan.data.source import Batch
+from fastcyclegan.data.loader import Batch
 from fastcyclegan.engine.ahead import Ahead, Progress, dry_step, dry_translation
+from fastcyclegan.engine.batching import Passes, why_not_batched
 from fastcyclegan.engine.cuda_capture import CudaCapture
-from fastcyclegan.engine.graph import Capture, Graphs, key_of
-from fastcyclegan.engine.numbers import Numbers
-from fastcyclegan.engine.table import describe
-from fastcyclegan.engine.trained import Average, Trained
+from fastcyclegan.engine.cuda_graph import Capture, Graphs, key_of
+from fastcyclegan.engine.host_inputs import Numbers
+from fastcyclegan.engine.phase_optimizer import Average, Trained
+from fastcyclegan.engine.summary import describe
 from fastcyclegan.kernels import WorkingCopies, accumulating, overlapping
-from fastcyclegan.networks import computed_by, set_impl
-from fastcyclegan.passes import Passes, why_not_batched
+from fastcyclegan.nn.networks import computed_by, set_impl
 from fastcyclegan.recipes.cyclegan import CycleGAN, Inputs, Phase
 
 

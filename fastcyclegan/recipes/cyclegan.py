@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from fastcyclegan.config import LossConfig, ModelConfig, TrainConfig
-from fastcyclegan.data.source import Batch
-from fastcyclegan.image_pool import ImagePool
-from fastcyclegan.losses import gan_losses, l1_losses
-from fastcyclegan.networks import build_discriminator, build_generator
-from fastcyclegan.passes import Passes
+from fastcyclegan.data.loader import Batch
+from fastcyclegan.engine.batching import Passes
+from fastcyclegan.nn.networks import build_discriminator, build_generator
+from fastcyclegan.recipes.image_pool import ImagePool
+from fastcyclegan.recipes.losses import gan_losses, l1_losses
 from fastcyclegan.reference import LossWeights, gradient_penalty, init_weights
 
 GENERATORS, DISCRIMINATORS = ("G_AB", "G_BA"), ("D_A", "D_B")

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from figures import Results, read_results
-from machine import DEVICE, PeakMemory, conditions, held_bytes, machine
+
+from bench.figures import Results, read_results
+from bench.machine import DEVICE, PeakMemory, conditions, held_bytes, machine
 
 ROOT = Path(__file__).parents[2]
 UNCOMPILED = ["--bench-quick", "-k", "not compiled and not import"]

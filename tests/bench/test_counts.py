@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from counts import step_counts
-from figures import COUNTS
+from bench.counts import step_counts
+from bench.figures import COUNTS
 
 
 def test_ours_launches_where_the_official_order_calls() -> None:

@@ -13,20 +13,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-import gpu_options
-import gpu_suite
-import gpu_tasks
-import processes
 import pytest
 import torch
-from figures import Row, read_results
-from gpu_stages import SECONDS, STAGES
-from gpu_summary import MOST, MOST_OF_A_SUMMARY, Printer, summary
-from gpu_tasks import Benches, Command, Failure, Options, Outcome, Surroundings, Tests, outcome_of
-from launches import breaks_the_device
-from processes import Ended
 
-from fastcyclegan.kernels import _backend
+from bench import gpu_options, gpu_suite, gpu_tasks, processes
+from bench.figures import Row, read_results
+from bench.gpu_stages import SECONDS, STAGES
+from bench.gpu_summary import MOST, MOST_OF_A_SUMMARY, Printer, summary
+from bench.gpu_tasks import Benches, Command, Failure, Options, Outcome, Surroundings, Tests, outcome_of
+from bench.launches import breaks_the_device
+from bench.processes import Ended
+from fastcyclegan.kernels import backend_table as _backend
 
 ROOT = Path(__file__).parents[2]
 ABOUT = {"hardware": "Test/GPU", "device": "cuda", "torch": "2.13", "triton": "3.7", "stage": "1: correctness"}
@@ -504,14 +501,12 @@ def test_bad_arguments_are_named(arguments: list[str], message: str, capsys: pyt
 def test_what_it_started_does_not_outlive_it(tmp_path: Path) -> None:
     """Killed outright, as at the end of a call: nothing may hold the GPU after it."""
     script = f"""
-import sys
-sys.path.insert(0, {str(ROOT / "bench")!r})
 from pathlib import Path
-import processes
+from bench import processes
 print("begun", flush=True)
 processes.run_process(["sleep", "79.5"], 60, {{"PATH": "/usr/bin:/bin"}}, Path({str(tmp_path / "log")!r}))
 """
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         assert process.stdout is not None
         process.stdout.readline()
         deadline = time.monotonic() + 20
@@ -532,8 +527,7 @@ def test_ended_from_outside_it_ends_what_it_started(tmp_path: Path) -> None:
     """SIGTERM in the middle of a part: exit code 130, the part's processes are gone, and the temporary folder too."""
     script = f"""
 import sys
-sys.path.insert(0, {str(ROOT / "bench")!r})
-import gpu_suite, processes
+from bench import gpu_suite, processes
 class Sleeping:
     name, seconds = "sleeping", 60.0
     def run(self, around, seconds):
@@ -542,7 +536,7 @@ class Sleeping:
 gpu_suite.STAGES[1] = [Sleeping()]
 sys.exit(gpu_suite.main(["--stage", "1", "--in-rehearsal", "--results", {str(tmp_path / "results")!r}]))
 """
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         assert process.stdout is not None
         line = next(line for line in process.stdout if line.startswith("begun"))
         time.sleep(0.5)

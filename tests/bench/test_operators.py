@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import bench_reflect_conv as bench
-import bench_zero_conv as zero
 import pytest
 import torch
-from operators import Case
 from torch import Tensor
+
+from bench import bench_reflect_conv as bench
+from bench import bench_zero_conv as zero
+from bench.operators import Case
 
 
 @pytest.mark.parametrize("direction", ["forward", "forward, bordered", "dgrad", "wgrad"])

@@ -9,12 +9,12 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import parity
-import providers
 import pytest
 import torch
 import torch.nn.functional as F
-from parity import (
+
+from bench import parity, providers
+from bench.parity import (
     EXACT,
     FORWARD,
     Difference,
@@ -28,14 +28,13 @@ from parity import (
     require,
     require_telling,
 )
-from providers import PROVIDERS, TrainStep, Unserved, generator, plain_networks, train_step
-
+from bench.providers import PROVIDERS, TrainStep, Unserved, generator, plain_networks, train_step
 from fastcyclegan.config import LossConfig, ModelConfig
-from fastcyclegan.data import toy
-from fastcyclegan.data.plan import Plan
-from fastcyclegan.data.source import Batch
+from fastcyclegan.data import builtin as toy
+from fastcyclegan.data.loader import Batch
+from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.engine import engine
-from fastcyclegan.engine.numbers import Numbers
+from fastcyclegan.engine.host_inputs import Numbers
 from fastcyclegan.testing import random_batch, relative_error, seeded_networks
 
 SMALL = ModelConfig(netG="resnet_1blocks", ngf=8, ndf=8)

@@ -7,10 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import profile_step
 import pytest
-import roofline
-from profile_step import PARTS, PHASE, STEP, analysed
+
+from bench import profile_step, roofline
+from bench.profile_step import PARTS, PHASE, STEP, analysed
 
 
 def event(name: str, kind: str, start: float, length: float, thread: int = 1, **args: Any) -> dict[str, Any]:

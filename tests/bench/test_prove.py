@@ -12,14 +12,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import prove
 import pytest
-from parity import EXACT, FORWARD, Judge, require
 from PIL import Image
-from providers import Provider, Unserved, plain_networks, train_step
 
+from bench import prove
+from bench.parity import EXACT, FORWARD, Judge, require
+from bench.providers import Provider, Unserved, plain_networks, train_step
 from fastcyclegan.config import LossConfig, ModelConfig
-from fastcyclegan.data.source import Batch
+from fastcyclegan.data.loader import Batch
 
 
 @pytest.fixture(autouse=True)

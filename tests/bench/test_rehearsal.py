@@ -7,11 +7,11 @@ import json
 import subprocess
 from pathlib import Path
 
-import gpu_suite
 import pytest
-import rehearsal
 from PIL import Image
-from rehearsal import MARK, CannotRehearse, bare_python, check_results, environment, mark, tracked_copy
+
+from bench import gpu_suite, rehearsal
+from bench.rehearsal import MARK, CannotRehearse, bare_python, check_results, environment, mark, tracked_copy
 
 ROOT = Path(__file__).parents[2]
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import report
-from figures import Row, Spread, anchor_of, lines_of, read_results, speed_up
+
+from bench import report
+from bench.figures import Row, Spread, anchor_of, lines_of, read_results, speed_up
 
 ROOT = Path(__file__).parents[2]
 ABOUT = {

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-import roofline
-from roofline import Chip, Work, key_of, layers_of, measured_by_layer, passes, step_work, total
 
+from bench import roofline
+from bench.roofline import Chip, Work, key_of, layers_of, measured_by_layer, passes, step_work, total
 from fastcyclegan import reference
 
 CHIP = Chip(1e12, 1e11, 1e-6, "typed in")

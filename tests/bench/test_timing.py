@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
-import timing
 import torch
-from figures import Row, speed_up
-from timing import MOST_WARM_UPS, Clock, Entrant, Steps, Unserved, race, synchronised, warmed_up
+
+from bench import timing
+from bench.figures import Row, speed_up
+from bench.timing import MOST_WARM_UPS, Clock, Entrant, Steps, Unserved, race, synchronised, warmed_up
 
 
 def sleeping(seconds: float) -> Callable[[], Entrant]:

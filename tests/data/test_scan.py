@@ -6,12 +6,12 @@ import os
 from pathlib import Path
 
 import pytest
-from conftest import write_pictures
 
 from fastcyclegan.config import DataConfig
 from fastcyclegan.data import scan
 from fastcyclegan.data.scan import check_files, find_pictures, list_pictures, split_holdout
 from fastcyclegan.errors import UserError
+from tests.conftest import write_pictures
 
 
 def found(config: DataConfig, seed: int = 0) -> scan.Pictures:

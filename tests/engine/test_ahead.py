@@ -18,16 +18,17 @@ import torch
 from torch import nn
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from fastcyclegan import compile_kernels
 from fastcyclegan.config import EngineConfig, LossConfig, ModelConfig, OptimConfig
-from fastcyclegan.counters import dry_run
-from fastcyclegan.data.plan import Plan
-from fastcyclegan.data.source import Batch
+from fastcyclegan.data.loader import Batch
+from fastcyclegan.data.sample_plan import Plan
+from fastcyclegan.devtools import compile_ahead as _ahead
+from fastcyclegan.devtools import compile_kernels
+from fastcyclegan.devtools.dry_run import dry_run
 from fastcyclegan.engine import Engine, ahead
 from fastcyclegan.engine.ahead import Ahead, copy_on_cpu, dry_step, dry_translation
-from fastcyclegan.kernels import _ahead, _launch
-from fastcyclegan.kernels._dispatch import as_on_gpu
+from fastcyclegan.kernels import _launch
 from fastcyclegan.kernels._launch import Chip, Launch
+from fastcyclegan.kernels.dispatch import as_on_gpu
 from fastcyclegan.recipes.cyclegan import CycleGAN
 from fastcyclegan.testing import random_batch, seeded_networks
 
@@ -252,7 +253,7 @@ FIRST_ITERATION = """
 import json, time
 import torch, triton
 from fastcyclegan.config import ModelConfig
-from fastcyclegan.data.plan import Plan
+from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.engine.ahead import dry_step
 from fastcyclegan.testing import make_engine, random_batch, seeded_networks
 import dataclasses

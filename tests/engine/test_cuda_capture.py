@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from fake_cuda import PREVIOUS, FakeCuda, Stream
 from torch import Tensor
 
 from fastcyclegan.engine.cuda_capture import CudaCapture, NotRestoredError
+from tests.engine.fake_cuda import PREVIOUS, FakeCuda, Stream
 
 ITEM = "CUDA error: operation not permitted when stream is capturing"
 

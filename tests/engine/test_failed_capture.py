@@ -7,17 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-from fake_cuda import FakeCuda
-from test_cuda_capture import ITEM, broken, cuda
-from test_graph import GRAPH, PLAIN, SMALL, assert_same_bits, batches, train
 from torch import Tensor
 
 from fastcyclegan.config import LossConfig
+from fastcyclegan.devtools.recorded_graph import RecordedGraph
 from fastcyclegan.engine import Engine
 from fastcyclegan.engine.cuda_capture import CudaCapture, NotRestoredError
 from fastcyclegan.errors import UserError
-from fastcyclegan.recorded_graph import RecordedGraph
 from fastcyclegan.testing import make_engine, seeded_networks
+from tests.engine.fake_cuda import FakeCuda
+from tests.engine.test_cuda_capture import ITEM, broken, cuda
+from tests.engine.test_cuda_graph import GRAPH, PLAIN, SMALL, assert_same_bits, batches, train
 
 __all__ = ["cuda"]  # a fixture
 

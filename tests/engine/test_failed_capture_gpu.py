@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from test_graph import GRAPH, SMALL, assert_same_bits, batches, train
 from torch import Tensor
 
 from fastcyclegan.config import EngineConfig, LossConfig
@@ -17,6 +16,7 @@ from fastcyclegan.engine import Engine
 from fastcyclegan.engine.cuda_capture import CudaCapture
 from fastcyclegan.errors import UserError
 from fastcyclegan.testing import make_engine, seeded_networks
+from tests.engine.test_cuda_graph import GRAPH, SMALL, assert_same_bits, batches, train
 
 
 @pytest.fixture

@@ -9,20 +9,20 @@ from typing import Any
 
 import pytest
 import torch
-from planted import ERRORS, Failing, forget, heard
-from test_graph import Discriminators
 from torch import Tensor, nn
 
 from fastcyclegan.config import EngineConfig, LossConfig, ModelConfig, OptimConfig
-from fastcyclegan.data.plan import Plan
+from fastcyclegan.data.sample_plan import Plan
+from fastcyclegan.devtools.recorded_graph import RecordedGraph
 from fastcyclegan.engine import Engine
 from fastcyclegan.kernels import _launch
 from fastcyclegan.kernels import descriptor_launch as descriptors
-from fastcyclegan.kernels._dispatch import as_on_gpu
 from fastcyclegan.kernels._failures import KernelError
+from fastcyclegan.kernels.dispatch import as_on_gpu
 from fastcyclegan.recipes.cyclegan import CycleGAN
-from fastcyclegan.recorded_graph import RecordedGraph
 from fastcyclegan.testing import assert_parity, copy_of, is_cancelled_bias, random_batch, seeded_networks, tf32
+from tests.engine.test_cuda_graph import Discriminators
+from tests.planted import ERRORS, Failing, forget, heard
 
 FP32, FP64 = torch.float32, torch.float64
 SMALL = ModelConfig(netG="resnet_1blocks", ngf=4, ndf=4, netD="n_layers", n_layers_D=2)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fastcyclegan.config import ModelConfig
-from fastcyclegan.data.plan import Plan
+from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.engine import Engine
 from fastcyclegan.testing import make_engine, random_batch, relative_error, seeded_networks
 

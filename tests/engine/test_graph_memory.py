@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from test_graph import batches, train
 
 from fastcyclegan.config import EngineConfig, LossConfig, ModelConfig
 from fastcyclegan.kernels import _overlap
 from fastcyclegan.testing import make_engine, seeded_networks
+from tests.engine.test_cuda_graph import batches, train
 
 SIZE = 256
 

@@ -10,20 +10,21 @@ from typing import Any
 
 import pytest
 import torch
-from planted import plant
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from fastcyclegan.config import ModelConfig
-from fastcyclegan.counters import dry_run
-from fastcyclegan.data.plan import Plan
-from fastcyclegan.engine import Engine, table
+from fastcyclegan.data.sample_plan import Plan
+from fastcyclegan.devtools.dry_run import dry_run
+from fastcyclegan.engine import Engine
+from fastcyclegan.engine import summary as table
 from fastcyclegan.kernels import _launch, _tiles, reflect_conv2d, reflect_conv2d_ref, residual_block, residual_block_ref
 from fastcyclegan.kernels import descriptor_launch as descriptors
 from fastcyclegan.kernels import reflect_conv_launch as host
 from fastcyclegan.kernels.border_launch import Pixels
 from fastcyclegan.kernels.descriptor_launch import Rows
 from fastcyclegan.testing import assert_parity, assert_same_bits, make_engine, random_batch, relative_error, seeded_networks, tf32
+from tests.planted import plant
 
 FP32, BF16 = torch.float32, torch.bfloat16
 GPU = torch.device("cuda", 0)

@@ -8,28 +8,28 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-import test_instance_norm as norms
-import test_norm_conv as norm_convs
-import test_reflect_conv as reflect_convs
-import test_residual_block as blocks
-import test_zero_conv as zero_convs
 import torch
-from launches import forbid_fallback
-from planted import ERRORS, Ear, forget, heard, plant
 from torch import Tensor, nn
 
+from bench.launches import forbid_fallback
 from fastcyclegan import accelerate
-from fastcyclegan.counters import dry_run
+from fastcyclegan.devtools.dry_run import dry_run
+from fastcyclegan.engine.batching import run_paired
 from fastcyclegan.kernels import _failures, _fallback, _launch, _operator, _tiles, instance_norm, instance_norm_ref, reflect_conv2d
 from fastcyclegan.kernels import residual_block as residual
-from fastcyclegan.kernels._dispatch import as_on_gpu
 from fastcyclegan.kernels._failures import KernelError
+from fastcyclegan.kernels.dispatch import as_on_gpu
 from fastcyclegan.kernels.norm_conv import norm_conv
 from fastcyclegan.kernels.reflect_conv import reflect_conv
 from fastcyclegan.kernels.zero_conv import zero_conv
-from fastcyclegan.networks import Discriminator, Generator, UnetGenerator
-from fastcyclegan.passes import run_paired
+from fastcyclegan.nn.networks import Discriminator, Generator, UnetGenerator
 from fastcyclegan.testing import assert_parity, tf32
+from tests.kernels import test_instance_norm as norms
+from tests.kernels import test_norm_conv as norm_convs
+from tests.kernels import test_reflect_conv as reflect_convs
+from tests.kernels import test_residual_block as blocks
+from tests.kernels import test_zero_conv as zero_convs
+from tests.planted import ERRORS, Ear, forget, heard, plant
 
 FP32 = torch.float32
 
@@ -198,7 +198,7 @@ def test_all_kernels_are_planted_somewhere(monkeypatch: pytest.MonkeyPatch) -> N
 def test_what_a_user_reads(error: Callable[[], Exception], verb: str, cause: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plant(monkeypatch, "_instance_norm_small_fwd_kernel", error)
     sentence = rf"kernel _instance_norm_small_fwd_kernel does not {verb} on cpu, interpreted \(.*{cause}.*\)"
-    again = r"To see it again: python -m fastcyclegan.kernels.show_failure /.*/failures/instance_norm_small_fwd_kernel-\w+\.json$"
+    again = r"To see it again: python -m fastcyclegan.devtools.show_failure /.*/failures/instance_norm_small_fwd_kernel-\w+\.json$"
     with pytest.warns(RuntimeWarning, match=f"^instance_norm: {sentence}; PyTorch computes the layers that need it from here on. {again}"):
         instance_norm(torch.randn(1, 3, 4, 4))
     with pytest.raises(KernelError, match=rf"^{sentence}\. {again}") as caught:

@@ -6,20 +6,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
-import test_norm_conv as norm_convs
-import test_reflect_conv as reflect_convs
-import test_residual_block as blocks
-import test_zero_conv as zero_convs
 import torch
-from planted import forget, plant
 from torch import Tensor
 
 from fastcyclegan.kernels import accumulating, reflect_conv2d
 from fastcyclegan.kernels import residual_block as residual
-from fastcyclegan.kernels._dispatch import as_on_gpu
+from fastcyclegan.kernels.dispatch import as_on_gpu
 from fastcyclegan.kernels.norm_conv import norm_conv
 from fastcyclegan.kernels.zero_conv import zero_conv
 from fastcyclegan.testing import relative_error, tf32
+from tests.kernels import test_norm_conv as norm_convs
+from tests.kernels import test_reflect_conv as reflect_convs
+from tests.kernels import test_residual_block as blocks
+from tests.kernels import test_zero_conv as zero_convs
+from tests.planted import forget, plant
 
 
 @pytest.fixture(autouse=True)

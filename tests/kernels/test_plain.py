@@ -10,15 +10,15 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-import test_instance_norm as norms
-import test_norm_conv as norm_convs
-import test_reflect_conv as reflect_convs
-import test_residual_block as blocks
-import test_zero_conv as zero_convs
 import torch
 
 from fastcyclegan.kernels import _fallback, _launch, _operator, _plain
 from fastcyclegan.testing import tf32
+from tests.kernels import test_instance_norm as norms
+from tests.kernels import test_norm_conv as norm_convs
+from tests.kernels import test_reflect_conv as reflect_convs
+from tests.kernels import test_residual_block as blocks
+from tests.kernels import test_zero_conv as zero_convs
 
 FP32, BF16 = torch.float32, torch.bfloat16
 

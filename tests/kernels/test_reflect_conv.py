@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastcyclegan.counters import dry_run
+from fastcyclegan.devtools.dry_run import dry_run
 from fastcyclegan.kernels import accumulating, reflect_conv2d, reflect_conv2d_ref
 from fastcyclegan.kernels import border_launch as border
 from fastcyclegan.kernels import reflect_conv_launch as host

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastcyclegan import reference
-from fastcyclegan.counters import dry_run
+from fastcyclegan.devtools.dry_run import dry_run
 from fastcyclegan.kernels import accumulating, residual_block, residual_block_ref
 from fastcyclegan.testing import assert_parity, assert_same_bits, captured_graph, relative_error, tf32
 

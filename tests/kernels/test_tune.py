@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastcyclegan.counters import dry_run
+from fastcyclegan.devtools.dry_run import dry_run
 from fastcyclegan.kernels import _fallback, _tune
 from fastcyclegan.kernels._failures import KernelError
 from fastcyclegan.kernels._launch import Chip, Config

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastcyclegan.counters import dry_run
+from fastcyclegan.devtools.dry_run import dry_run
 from fastcyclegan.kernels import accumulating
 from fastcyclegan.kernels.zero_conv import serves, zero_conv, zero_conv_ref
 from fastcyclegan.kernels.zero_conv_launch import line_of

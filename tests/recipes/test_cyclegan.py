@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from fastcyclegan.config import LossConfig, ModelConfig
-from fastcyclegan.networks import build_discriminator, build_generator
+from fastcyclegan.nn.networks import build_discriminator, build_generator
 from fastcyclegan.recipes.cyclegan import CycleGAN, build_networks
 from fastcyclegan.reference import init_weights
 

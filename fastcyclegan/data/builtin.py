@@ -1,0 +1,85 @@
+"""The built-in dataset: plain shapes (A) and striped shapes (B), drawn by formula from a seed.
+
+Every scene is a few discs, squares and diamonds on one ground. A paints them in one colour, B in horizontal stripes of two others with
+a period of four rows. The palette is fixed, so a translation is determined: plain shape to striped shape in the same place, ground to
+ground. Training pictures of A and B show different scenes; a held-out picture of A and the one of B by the same name show the same
+scene, which is what a perfect translation would give.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from fastcyclegan.data.sample_plan import uniforms
+
+SIZE = 64
+GROUND, PLAIN, STRIPES = (226, 221, 208), (214, 108, 44), ((38, 70, 120), (240, 244, 250))
+PERIOD = 4
+COUNTS = {"train": 200, "test": 32}
+
+Pixels = NDArray[np.uint8]
+
+
+def _shapes(u: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Return the mask [SIZE, SIZE] of a scene; ``u`` holds its 13 numbers in [0, 1): how many shapes, then kind, x, y, radius of each."""
+    y, x = np.mgrid[0:SIZE, 0:SIZE].astype(np.float64)
+    mask = np.zeros((SIZE, SIZE), dtype=bool)
+    for kind, cx, cy, r in u[1:].reshape(3, 4)[: 1 + int(u[0] * 3)]:
+        radius = SIZE * (0.11 + 0.09 * r)
+        dx, dy = np.abs(x - SIZE * (0.2 + 0.6 * cx)), np.abs(y - SIZE * (0.2 + 0.6 * cy))
+        distance = (np.hypot(dx, dy), 1.1 * np.maximum(dx, dy), 0.75 * (dx + dy))[int(kind * 3)]
+        mask |= distance <= radius
+    return mask
+
+
+def draw(domain: str, seed: int, split: str, index: int) -> Pixels:
+    """Return picture ``index`` of ``domain`` "A" or "B", [SIZE, SIZE, 3] uint8. Test pictures of both domains share their scenes."""
+    stream = {"train": 1 + "AB".index(domain), "test": 0}[split]
+    mask = _shapes(uniforms(13, seed, stream, index))
+    picture = np.empty((SIZE, SIZE, 3), dtype=np.uint8)
+    picture[:] = GROUND
+    if domain == "A":
+        picture[mask] = PLAIN
+    else:
+        dark = (np.arange(SIZE) % PERIOD < PERIOD // 2)[:, None]
+        picture[mask & dark], picture[mask & ~dark] = STRIPES
+    return picture
+
+
+def write(root: Path, seed: int) -> None:
+    """Draw the dataset into ``root``/{train,test}{A,B}; pictures that are there already are left as they are."""
+    for split, count in COUNTS.items():
+        for domain in "AB":
+            folder = root / f"{split}{domain}"
+            folder.mkdir(parents=True, exist_ok=True)
+            for index in range(count):
+                file = folder / f"{index:03d}.png"
+                if not file.exists():
+                    Image.fromarray(draw(domain, seed, split, index)).save(file)
+
+
+def stripes(pictures: NDArray[np.uint8]) -> float:
+    """The fixed statistic of [N, H, W, 3]: mean absolute difference of rows half a period apart. Stripes have it."""
+    values = pictures.astype(np.float64)
+    return float(np.abs(values[:, PERIOD // 2 :] - values[:, : -PERIOD // 2]).mean())
+
+
+def gap_closed(source: Pixels, translated: Pixels, target: Pixels) -> float:
+    """Return 1 where the translated pictures have the target domain's statistic, 0 where they are no nearer to it than the source's.
+
+    Overshooting counts as missing: 1 - |s(translated) - s(target)| / |s(source) - s(target)|.
+    """
+    return 1 - abs(stripes(translated) - stripes(target)) / abs(stripes(source) - stripes(target))
+
+
+def distance_ratio(source: Pixels, translated: Pixels, target: Pixels) -> float:
+    """Return the mean L1 distance of the translations to their true counterparts, over that of the untranslated pictures: 0 is perfect."""
+
+    def distance(pictures: Pixels) -> float:
+        return float(np.abs(pictures.astype(np.float64) - target.astype(np.float64)).mean())
+
+    return distance(translated) / distance(source)

@@ -1,0 +1,119 @@
+"""Every picture decoded and resized once, and kept in memory: an epoch then reads no file. Crop and flip come from the plan as ever."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fastcyclegan.data.image_file import BadPictureError, Fit
+from fastcyclegan.data.loader import Batch, Job, Loader, Reader, Row, Say, Source
+from fastcyclegan.data.sample_plan import Plan, View
+from fastcyclegan.errors import UserError
+
+
+@dataclass(frozen=True)
+class Held:
+    """The resized pictures of a source, [H, W, C] uint8, in ``rows``; they lie one behind the other in one piece of memory."""
+
+    rows: list[Row]
+    bytes: int
+
+
+def free_memory(device: torch.device) -> int:
+    """Return the bytes of ``device`` that are free to use, by what its driver or the system says."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def bytes_needed(source: Source) -> int:
+    """Return what the resized pictures of ``source`` take, from the sizes that its files were checked to have."""
+    known = [source.checked[path] for path in source.paths]
+    sizes = [source.fit.resized((one.width, one.height)) for one in known]
+    return sum(width * height for width, height in sizes) * source.fit.channels
+
+
+def hold(sources: Sequence[Source], readers: Sequence[Reader], device: torch.device, free: int | None = None) -> list[Held]:
+    """Read all pictures of ``sources``, each by its reader, into the memory of ``device``.
+
+    Raises UserError, before anything is read, where they take more than half of the memory that is ``free``. A file that cannot be read
+    any more is held as its error.
+    """
+    needed = [bytes_needed(source) for source in sources]
+    free = free_memory(device) if free is None else free
+    if sum(needed) > free // 2:
+        raise UserError(
+            f"--cache {'gpu' if device.type == 'cuda' else 'ram'}: the pictures take {sum(needed) / 2**20:,.0f} MiB, "
+            f"more than half of the {free / 2**20:,.0f} MiB free"
+        )
+    return [_hold(source, reader, device, size) for source, reader, size in zip(sources, readers, needed, strict=True)]
+
+
+def _hold(source: Source, reader: Reader, device: torch.device, size: int) -> Held:
+    memory = torch.empty(size, dtype=torch.uint8, device=device)
+    rows: list[Row] = []
+    used = 0
+    for _, row in reader.read(Job(path, None, source.checked.get(path)) for path in source.paths):
+        if isinstance(row, Tensor) and used + row.numel() <= size:
+            place = memory[used : used + row.numel()].view(row.shape)
+            place.copy_(row)
+            used += row.numel()
+            row = place
+        rows.append(row)  # a file that grew since it was checked keeps memory of its own
+    return Held(rows, size)
+
+
+def view_of(pixels: Tensor, fit: Fit, view: View, device: torch.device) -> Tensor:
+    """Return what ``view`` shows of resized ``pixels`` [H, W, C] on ``device``. Only the crop travels; it is mirrored there."""
+    left, top, width, height = fit.box((pixels.shape[1], pixels.shape[0]), view)
+    crop = pixels[top : top + height, left : left + width]
+    if pixels.device.type == "cpu" and device.type == "cuda":
+        crop = crop.contiguous().pin_memory()
+    crop = crop.to(device, non_blocking=True)
+    return crop.flip(1) if view.flip else crop
+
+
+class CachedLoader(Loader):
+    """Takes its pictures from memory: of the device, or of the host."""
+
+    def __init__(
+        self,
+        a: Source,
+        b: Source,
+        plan: Plan,
+        device: torch.device,
+        held_A: Held,
+        held_B: Held,
+        *,
+        skip_bad_images: bool = False,
+        say: Say = lambda text: None,
+    ) -> None:
+        super().__init__(a, b, plan, device, skip_bad_images=skip_bad_images, say=say)
+        self.held_A, self.held_B = held_A, held_B
+
+    def batches(self, start: int, stop: int) -> Generator[Batch]:
+        for epoch, numbers in self.plan.batches(start, stop):
+            samples = [self.plan.sample(epoch, i) for i in numbers]
+            rows = zip(
+                samples,
+                self._views(self.held_A, self.a.fit, [(s.index_A, s.view_A) for s in samples]),
+                self._views(self.held_B, self.b.fit, [(s.index_B, s.view_B) for s in samples]),
+                strict=True,
+            )
+            yield self._batch_of_rows([self._rescued_pair(sample, a, b) for sample, a, b in rows])
+
+    def _views(self, held: Held, fit: Fit, wanted: Sequence[tuple[int, View]]) -> Iterator[Row]:
+        for index, view in wanted:
+            row = held.rows[index]
+            yield row if isinstance(row, BadPictureError) else view_of(row, fit, view, self.device)

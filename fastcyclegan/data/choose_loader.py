@@ -1,0 +1,80 @@
+"""Which loader reads: DALI where it is installed and serves the device, else Pillow; and loaders and readers made of that choice."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from fastcyclegan.config import DataConfig
+from fastcyclegan.data.cached_loader import CachedLoader, hold
+from fastcyclegan.data.dali_loader import DaliLoader, DaliReader, why_not_dali
+from fastcyclegan.data.image_file import Fit
+from fastcyclegan.data.loader import Loader, Reader, Say, Source
+from fastcyclegan.data.pillow_loader import WORKERS, FolderLoader, PillowReader
+from fastcyclegan.data.sample_plan import Plan
+from fastcyclegan.errors import UserError
+
+MOST_THREADS = 16
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The loader that reads, with how many threads or processes, and why it was taken."""
+
+    kind: Literal["dali", "folder"]
+    threads: int
+    why: str
+
+    def __str__(self) -> str:
+        one, many = ("thread", "threads") if self.kind == "dali" else ("process", "processes")
+        return f"{self.kind}, {self.threads} {one if self.threads == 1 else many} ({self.why})"
+
+
+def cores() -> int:
+    """Return the processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def choose(loader: str, device: torch.device, num_threads: int | None = None) -> Choice:
+    """Return what ``loader`` ("auto", "dali" or "folder") means on ``device``. Raises UserError for "dali" where it does not work."""
+    problem = why_not_dali(device) if loader in ("auto", "dali") else ""
+    if loader == "dali" and problem:
+        raise UserError(f"--loader dali: {problem}")
+    if loader == "folder" or problem:
+        return Choice("folder", WORKERS if num_threads is None else num_threads, problem or "asked for")
+    threads = min(cores(), MOST_THREADS) if num_threads is None else max(num_threads, 1)
+    where = "decodes and resizes on the GPU" if device.type == "cuda" else "decodes on the CPU"
+    return Choice("dali", threads, where if loader == "auto" else f"asked for, {where}")
+
+
+def check_cache(cache: str, device: torch.device) -> None:
+    """Raise UserError for a cache on a GPU that the run is not on."""
+    if cache == "gpu" and device.type != "cuda":
+        raise UserError(f"--cache gpu keeps pictures on a CUDA GPU, and this run is on the device {device.type}; use --cache ram")
+
+
+def make_reader(choice: Choice, fit: Fit, device: torch.device, say: Say) -> Reader:
+    """Return what reads single pictures: on ``device`` where DALI does, else on the host."""
+    return DaliReader(fit, device, choice.threads, say) if choice.kind == "dali" else PillowReader(fit, choice.threads)
+
+
+def make_loader(choice: Choice, a: Source, b: Source, plan: Plan, device: torch.device, config: DataConfig, say: Say) -> Loader:
+    """Return the loader of ``choice``; with a cache, that which it filled.
+
+    Raises UserError where the pictures do not fit the cache, or there is no such memory.
+    """
+    skip = config.skip_bad_images
+    if config.cache != "none":
+        check_cache(config.cache, device)
+        where = device if config.cache == "gpu" else torch.device("cpu")
+        readers = [make_reader(choice, source.fit, device, say) for source in (a, b)]
+        held_A, held_B = hold((a, b), readers, where)
+        total = (held_A.bytes + held_B.bytes) / 2**20
+        say(f"--cache {config.cache}: {len(a.paths) + len(b.paths)} pictures held in {total:,.1f} MiB")
+        return CachedLoader(a, b, plan, device, held_A, held_B, skip_bad_images=skip, say=say)
+    if choice.kind == "dali":
+        return DaliLoader(a, b, plan, device, threads=choice.threads, skip_bad_images=skip, say=say)
+    return FolderLoader(a, b, plan, device, workers=choice.threads, skip_bad_images=skip, say=say)

@@ -1,0 +1,196 @@
+"""One picture file to pixels: upright, in 8 bits, with the network's channels, resized, cropped and mirrored.
+
+Differences from the official code, each on purpose: EXIF rotation is honoured; 16-bit pictures are scaled to 8 bits (Pillow's own
+conversion clips them to white); transparent pixels show a white ground (dropping alpha shows what happens to lie under it).
+"""
+
+from __future__ import annotations
+
+import stat
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFile, ImageOps
+
+from fastcyclegan.config import DataConfig, Preprocess
+from fastcyclegan.data.sample_plan import View
+from fastcyclegan.errors import UserError
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".tif", ".tiff", ".webp"})
+Pixels = NDArray[np.uint8]
+Size = tuple[int, int]
+"""(width, height), as Pillow has it."""
+
+ORIENTATION = 0x0112
+JPEG_END, PNG_END = b"\xff\xd9", b"\0\0\0\0IEND\xaeB`\x82"
+# Chunks by which Pillow turns a PNG or chooses among its pictures; it finds them behind the pixels too, and so does this search.
+PNG_ODD = (b"eXIf", b"acTL", b"XML:com.adobe.xmp", b"tRNS")
+
+
+class BadPictureError(UserError):
+    """A picture that cannot be used; the message names the file and what is wrong with it."""
+
+    def __init__(self, path: Path | str, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path, self.reason = str(path), reason
+
+    def __reduce__(self) -> tuple[type[BadPictureError], tuple[str, str]]:
+        return type(self), (self.path, self.reason)
+
+
+def _sixteen_bits(image: Image.Image) -> Image.Image:
+    """Return a gray 8-bit picture for one of Pillow's integer modes, which hold 16-bit files (and 32-bit ones, which are refused).
+
+    The value that a PNG declares transparent becomes white.
+    """
+    values = np.asarray(image).astype(np.int64)
+    if isinstance(transparent := image.info.get("transparency"), int):
+        values = np.where(values == transparent, 65535, values)
+    if ((values < 0) | (values > 65535)).any():
+        raise ValueError("32-bit values; convert it to 8 or 16 bits a channel")
+    return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+
+
+def _eight_bits(image: Image.Image, channels: int) -> Image.Image:
+    """Return ``image`` in mode RGB or, for 1 channel, L."""
+    if image.mode == "F":
+        raise ValueError("floating-point values; convert it to 8 or 16 bits a channel")
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        image = _sixteen_bits(image)
+    if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("L" if channels == 1 else "RGB")
+
+
+def upright(image: Image.Image, channels: int = 3) -> Image.Image:
+    """Return ``image`` turned as its EXIF data says, in mode RGB (3 channels) or L (1). Raises BadPictureError where that cannot be."""
+    try:
+        return _eight_bits(ImageOps.exif_transpose(image), channels)
+    except (ValueError, OSError) as error:
+        raise BadPictureError("the picture", " ".join(str(error).split())) from None
+
+
+def open_picture(path: Path | str, channels: int = 3) -> Image.Image:
+    """Return the decoded picture, upright, in mode RGB (3 channels) or L (1). Raises BadPictureError for whatever goes wrong."""
+    try:
+        if not stat.S_ISREG(Path(path).stat().st_mode):  # reading a pipe would wait for ever
+            raise ValueError("not a regular file")
+        with Image.open(path) as image:
+            image.load()
+            return _eight_bits(ImageOps.exif_transpose(image), channels)
+    except FileNotFoundError:
+        raise BadPictureError(path, "no such file") from None
+    except Image.UnidentifiedImageError:
+        raise BadPictureError(path, "not a picture that Pillow can read") from None
+    except MemoryError:
+        raise BadPictureError(path, "too large for the memory") from None
+    # Pillow's decoders raise nearly anything on a broken file (OSError, SyntaxError, struct.error, EOFError, its bomb error).
+    except Exception as error:
+        raise BadPictureError(path, " ".join(str(error).split()) or type(error).__name__) from None
+
+
+def read_header(data: bytes) -> tuple[Size, bool]:
+    """Return the size of an encoded picture, as it is stored, and whether it is plain: every decoder reads it as ``open_picture`` does.
+
+    Plain is a whole JPEG or PNG of 8-bit colour or gray, upright and opaque. Pixels are not decoded; what is no picture has size (0, 0).
+    """
+    try:
+        with Image.open(BytesIO(data)) as image:
+            return image.size, image.mode in ("RGB", "L") and _is_plain(image, data)
+    except Exception:  # whatever Pillow raises on a broken file: whoever opens it next will name it
+        return (0, 0), False
+
+
+def _is_plain(image: ImageFile.ImageFile, data: bytes) -> bool:
+    if image.format in ("JPEG", "MPO"):
+        # Adobe's RGB files have no luma to decode; some decoders look for it all the same.
+        upright = image.getexif().get(ORIENTATION, 1) == 1
+        return upright and image.info.get("adobe_transform", 1) != 0 and data.endswith(JPEG_END)
+    if image.format == "PNG":
+        raw_modes = [tile[3] for tile in image.tile]  # of 16-bit and 4-bit files these are not the mode
+        return raw_modes == [image.mode] and data.endswith(PNG_END) and not any(chunk in data for chunk in PNG_ODD)
+    return False
+
+
+def _nearest_multiple(side: int, multiple: int) -> int:
+    """Round to the nearest multiple, half to even as the official code does, and never below what a network can take."""
+    return max(round(side / multiple) * multiple, multiple, 8)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What the pictures of one domain become: a size by the preprocess mode, a square crop or none, 1 or 3 channels.
+
+    Two modes are not the command line's: "keep" (as it is, and the default) and "square" (to ``load_size`` squared).
+    """
+
+    preprocess: Preprocess | Literal["keep", "square"] = "keep"
+    load_size: int = 0
+    crop_size: int = 0
+    channels: int = 3
+    multiple: int = 4
+
+    @classmethod
+    def of(cls, config: DataConfig, channels: int = 3, multiple: int = 4) -> Fit:
+        """Return what ``config`` asks for; ``multiple`` is what the network's sides must be multiples of."""
+        return cls(config.preprocess, config.load_size, config.crop_size, channels, multiple)
+
+    def resized(self, size: Size) -> Size:
+        """Return the (width, height) that a picture of ``size`` has after the resize, before the crop."""
+        width, height = size
+        load, crop = self.load_size, self.crop_size
+        match self.preprocess:
+            case "resize_and_crop" | "square":
+                return load, load
+            case "crop" | "keep":
+                return size
+            case "scale_width_and_crop":
+                return load, int(max(load * height / width, crop))
+            case "scale_width":
+                height = int(max(load * height / width, crop))
+                return _nearest_multiple(load, self.multiple), _nearest_multiple(height, self.multiple)
+            case _:
+                return _nearest_multiple(width, self.multiple), _nearest_multiple(height, self.multiple)
+
+    @property
+    def side(self) -> int | None:
+        """The side of the random crop; None where there is none."""
+        return self.crop_size if self.preprocess.endswith("crop") else None
+
+    def box(self, size: Size, view: View | None) -> tuple[int, int, int, int]:
+        """Return (left, top, width, height) of what ``view`` shows of a resized picture of ``size``; no view shows all of it."""
+        width, height = size
+        if view is None or self.side is None:
+            return 0, 0, width, height
+        side = self.side
+        return int(view.x * (width - side + 1)), int(view.y * (height - side + 1)), side, side
+
+    def too_small(self, size: Size) -> str:
+        """Return why a picture of ``size`` cannot be cropped; "" where it can."""
+        if self.side is not None and min(self.resized(size)) < self.side:
+            return f"{size[0]}x{size[1]} is smaller than the crop of {self.side}"
+        return ""
+
+
+def load_pixels(path: Path | str, fit: Fit) -> Pixels:
+    """Return the decoded, resized picture as [H, W, C] uint8, before its crop and flip. Raises BadPictureError."""
+    image = open_picture(path, fit.channels)
+    if reason := fit.too_small(image.size):
+        raise BadPictureError(path, reason)
+    size = fit.resized(image.size)
+    if size != image.size:
+        image = image.resize(size, Image.Resampling.BICUBIC)
+    pixels = np.asarray(image)
+    return pixels[:, :, None] if fit.channels == 1 else pixels
+
+
+def take_view(pixels: Pixels, fit: Fit, view: View | None) -> Pixels:
+    """Return what ``view`` shows of resized ``pixels`` [H, W, C], cropped and mirrored; a numpy view of them."""
+    left, top, width, height = fit.box((pixels.shape[1], pixels.shape[0]), view)
+    pixels = pixels[top : top + height, left : left + width]
+    return pixels[:, ::-1] if view is not None and view.flip else pixels

@@ -1,0 +1,198 @@
+"""What every loader shares: the pictures of a domain, a batch, what is done about a file that broke, and work ahead of its consumer."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastcyclegan.data.image_file import BadPictureError, Fit, Pixels, load_pixels, take_view
+from fastcyclegan.data.sample_plan import Plan, Sample, View
+from fastcyclegan.data.scan import Checked
+from fastcyclegan.errors import UserError
+
+Say = Callable[[str], None]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Pictures of both domains, [N, C, H, W] in channels_last memory, in [-1, 1], on the device, and what their samples decided."""
+
+    A: Tensor
+    B: Tensor
+    paths_A: list[str]
+    paths_B: list[str]
+    samples: list[Sample]
+
+
+@dataclass(frozen=True)
+class Source:
+    """The pictures of one domain, and what they become. ``checked`` is what is known of the files, by path."""
+
+    paths: Sequence[Path]
+    fit: Fit
+    checked: dict[Path, Checked]
+
+    def view(self, index: int, view: View) -> Pixels:
+        """Return what ``view`` shows of picture ``index``, read by Pillow, an array of its own. Raises BadPictureError."""
+        return take_view(load_pixels(self.paths[index], self.fit), self.fit, view).copy()
+
+    def view_of_next_good(self, index: int, view: View) -> tuple[Pixels, int, list[BadPictureError]]:
+        """Return ``view`` of picture ``index``, or, if it cannot be read, of the first after it that can; its number; and the bad ones.
+
+        Raises UserError where there is none left.
+        """
+        bad: list[BadPictureError] = []
+        for at in (*range(index, len(self.paths)), *range(index)):
+            try:
+                return self.view(at, view), at, bad
+            except BadPictureError as error:
+                bad.append(error)
+        raise UserError(f"none of the {len(self.paths)} pictures can be read any more; the first: {bad[0]}")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture to read: all of it, or what ``view`` shows. ``checked`` is what was known of the file; ``tag`` is the asker's."""
+
+    path: Path
+    view: View | None = None
+    checked: Checked | None = None
+    tag: Any = None
+
+
+Row = Tensor | BadPictureError
+"""One picture read: [H, W, C] uint8 on the reader's device, or what was wrong with the file."""
+
+
+class Reader(Protocol):
+    """Reads many pictures fast, in order. A bad file is part of what it gives; a consumer that stops early closes the generator."""
+
+    def read(self, jobs: Iterable[Job]) -> Generator[tuple[Job, Row]]: ...
+
+
+def to_unit_range(pixels: Tensor, device: torch.device) -> Tensor:
+    """Return uint8 pixels [N, H, W, C] as floats in [-1, 1] on ``device``, [N, C, H, W] in channels_last memory."""
+    if device.type == "cpu":
+        # By numpy, like all that loaders do to pixels on the host: in this thread alone. torch's threads spin while they wait for one
+        # another, on cores that the loader's threads and processes need; on two cores that was a third of all work.
+        values = pixels.numpy().astype(np.float32)
+        values /= np.float32(127.5)
+        values -= np.float32(1)
+        return torch.from_numpy(values).permute(0, 3, 1, 2)
+    return pixels.to(device, non_blocking=True).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
+
+
+class Loader(ABC):
+    """Batches of ``plan`` from two sources.
+
+    A file that cannot be read any more ends the run with its name, or with ``skip_bad_images`` is said once and the next picture takes
+    its place.
+    """
+
+    def __init__(
+        self, a: Source, b: Source, plan: Plan, device: torch.device, *, skip_bad_images: bool = False, say: Say = lambda text: None
+    ) -> None:
+        self.a, self.b, self.plan, self.device = a, b, plan, device
+        self.skip_bad_images, self.say = skip_bad_images, say
+        self._said: set[str] = set()
+
+    @abstractmethod
+    def batches(self, start: int, stop: int) -> Generator[Batch]:
+        """Yield the batches of the iterations [start, stop). Raises UserError for a file that broke, or what reads them died."""
+
+    def _leave_out(self, bad: Iterable[BadPictureError]) -> None:
+        for error in bad:
+            if not self.skip_bad_images:
+                raise UserError(f"bad picture {error}; --skip_bad_images leaves such pictures out") from None
+            if error.path not in self._said:
+                self._said.add(error.path)
+                self.say(f"left out {error}; the next picture takes its place")
+
+    def _rescued(self, source: Source, index: int, view: View, row: Row) -> tuple[Tensor, int]:
+        """Return ``row`` and ``index``, or where it is a bad picture those of the one that takes its place."""
+        if isinstance(row, Tensor):
+            return row, index
+        self._leave_out([row])
+        pixels, index, bad = source.view_of_next_good((index + 1) % len(source.paths), view)
+        self._leave_out(bad)
+        return torch.from_numpy(pixels).to(self.device), index
+
+    def _rescued_pair(self, sample: Sample, row_A: Row, row_B: Row) -> tuple[Tensor, Tensor, Sample]:
+        a, index_A = self._rescued(self.a, sample.index_A, sample.view_A, row_A)
+        b, index_B = self._rescued(self.b, sample.index_B, sample.view_B, row_B)
+        return a, b, replace(sample, index_A=index_A, index_B=index_B)
+
+    def _batch(self, pixels_A: Tensor, pixels_B: Tensor, samples: list[Sample]) -> Batch:
+        """Return the batch of uint8 pixels [N, H, W, C]."""
+        paths_A = [str(self.a.paths[sample.index_A]) for sample in samples]
+        paths_B = [str(self.b.paths[sample.index_B]) for sample in samples]
+        return Batch(to_unit_range(pixels_A, self.device), to_unit_range(pixels_B, self.device), paths_A, paths_B, samples)
+
+    def _batch_of_rows(self, rows: Sequence[tuple[Tensor, Tensor, Sample]]) -> Batch:
+        """Return the batch of rows [H, W, C]; an empty one (of a rank that gets no sample) has the size of the crop."""
+        samples = [sample for _, _, sample in rows]
+        return self._batch(_stacked([a for a, _, _ in rows], self.a.fit), _stacked([b for _, b, _ in rows], self.b.fit), samples)
+
+
+def _stacked(rows: list[Tensor], fit: Fit) -> Tensor:
+    if not rows:
+        side = fit.side or 8
+        return torch.empty(0, side, side, fit.channels, dtype=torch.uint8)
+    if len(rows) == 1:
+        return rows[0][None]
+    return torch.from_numpy(np.stack([row.numpy() for row in rows])) if rows[0].device.type == "cpu" else torch.stack(rows)
+
+
+@contextlib.contextmanager
+def in_background(items: Generator[T], depth: int) -> Generator[Iterator[T]]:
+    """Give what ``items`` gives, made by a thread up to ``depth`` items ahead. Its exceptions are raised where the items are taken.
+
+    Leaving the block ends the thread, after the item that it is at, and closes ``items`` in it.
+    """
+    ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(depth)
+    stop = threading.Event()
+
+    def put(item: T | None, error: BaseException | None) -> None:
+        while not stop.is_set():
+            with contextlib.suppress(queue.Full):
+                return ready.put((item, error), timeout=0.05)
+
+    def work() -> None:
+        try:
+            with contextlib.closing(items):
+                for item in items:
+                    put(item, None)
+                    if stop.is_set():
+                        return
+            put(None, StopIteration())
+        # Whatever it is belongs to the consumer, who would wait for ever without it.
+        except BaseException as error:
+            put(None, error)
+
+    def taken() -> Iterator[T]:
+        while True:
+            item, error = ready.get()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            yield item  # type: ignore[misc]
+
+    thread = threading.Thread(target=work, name="fastcyclegan-loader", daemon=True)
+    thread.start()
+    try:
+        yield taken()
+    finally:
+        stop.set()
+        thread.join()

@@ -1,0 +1,176 @@
+"""The Pillow loader: batches of an unpaired dataset in the order of its plan, read by worker processes; and Pillow's plain reader."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import dataclasses
+import multiprocessing
+import signal
+import warnings
+import weakref
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from fastcyclegan.data.image_file import BadPictureError, Fit, load_pixels, take_view
+from fastcyclegan.data.loader import Batch, Job, Loader, Row, Say, Source
+from fastcyclegan.data.sample_plan import Plan, Sample
+from fastcyclegan.errors import UserError
+
+WORKERS = 4
+_Item = tuple[Tensor, Tensor, Sample, list[BadPictureError]]
+_Items = tuple[Tensor, Tensor, list[Sample], list[BadPictureError]]
+
+
+class _Unpaired(Dataset[object]):
+    """One sample by (epoch, i): both views, the sample as it was read and what was left out, or the error that stood in the way."""
+
+    def __init__(self, a: Source, b: Source, plan: Plan) -> None:
+        # What was known of the files stays behind: each worker would get a copy of it.
+        self.a, self.b, self.plan = dataclasses.replace(a, checked={}), dataclasses.replace(b, checked={}), plan
+
+    def __getitem__(self, key: tuple[int, int]) -> _Item | UserError:
+        sample = self.plan.sample(*key)
+        try:
+            a, index_A, bad_A = self.a.view_of_next_good(sample.index_A, sample.view_A)
+            b, index_B, bad_B = self.b.view_of_next_good(sample.index_B, sample.view_B)
+        except UserError as error:  # raised in the main process, where it can be read
+            return error
+        sample = dataclasses.replace(sample, index_A=index_A, index_B=index_B)
+        return torch.from_numpy(a), torch.from_numpy(b), sample, bad_A + bad_B
+
+
+def _collate(items: list[_Item | UserError]) -> _Items | UserError | None:
+    good: list[_Item] = []
+    for item in items:
+        if isinstance(item, UserError):
+            return item
+        good.append(item)
+    if not good:
+        return None
+    a, b, samples, bad = zip(*good, strict=True)
+    return torch.stack(a), torch.stack(b), list(samples), list(chain.from_iterable(bad))
+
+
+def _quiet_worker(_: int) -> None:
+    """The main process decides what a signal to the whole group means; a worker ends when it is told to, or when its parent is gone."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+
+
+_workers: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+@atexit.register
+def _end_workers() -> None:
+    """End workers that are left, before Python does: it sends them SIGTERM, which they ignore, and waits for them without end."""
+    left = [worker for worker in list(_workers) if worker.is_alive()]
+    if left:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise at the first death
+        for worker in left:
+            worker.kill()
+
+
+@contextlib.contextmanager
+def naming_dead_workers() -> Iterator[None]:
+    """Turn what torch raises, wherever the main process happens to be, when a loader process was killed, into a UserError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" in str(error):
+            raise UserError(f"a loader process died ({str(error).splitlines()[0]}); fewer --num_threads need less memory") from None
+        raise
+
+
+class FolderLoader(Loader):
+    """Reads with Pillow in ``workers`` processes, 0: in this one."""
+
+    def __init__(
+        self,
+        a: Source,
+        b: Source,
+        plan: Plan,
+        device: torch.device,
+        *,
+        workers: int = 0,
+        skip_bad_images: bool = False,
+        say: Say = lambda text: None,
+    ) -> None:
+        super().__init__(a, b, plan, device, skip_bad_images=skip_bad_images, say=say)
+        self.workers = workers
+
+    def batches(self, start: int, stop: int) -> Generator[Batch]:
+        if start >= stop:
+            return
+        keys = ([(epoch, i) for i in numbers] for epoch, numbers in self.plan.batches(start, stop))
+        with warnings.catch_warnings():
+            # torch warns of more workers than cores; how many there are was the user's choice.
+            warnings.filterwarnings("ignore", message="This DataLoader will create", category=UserWarning)
+            loader: DataLoader[Any] = DataLoader(
+                _Unpaired(self.a, self.b, self.plan),
+                batch_sampler=keys,
+                num_workers=min(self.workers, stop - start),
+                collate_fn=_collate,
+                worker_init_fn=_quiet_worker,
+                pin_memory=self.device.type == "cuda",
+                # The loader draws a seed that nothing here uses: not from the generator that dropout and a resume depend on.
+                generator=torch.Generator(),
+            )
+            before = set(multiprocessing.active_children())
+            with naming_dead_workers():
+                loading = iter(loader)
+            _workers.update(set(multiprocessing.active_children()) - before)
+        try:
+            with naming_dead_workers():
+                for loaded in loading:
+                    yield self._loaded(loaded)
+        finally:
+            del loading  # ends the workers; an error's traceback would keep it, and them
+
+    def _loaded(self, loaded: _Items | UserError | None) -> Batch:
+        if isinstance(loaded, UserError):
+            raise loaded
+        if loaded is None:
+            return self._batch_of_rows([])
+        a, b, samples, bad = loaded
+        self._leave_out(bad)
+        return self._batch(a, b, samples)
+
+
+class PillowReader:
+    """Reads single pictures with Pillow in ``threads`` threads, a few ahead of its consumer."""
+
+    def __init__(self, fit: Fit, threads: int) -> None:
+        self.fit, self.threads = fit, max(threads, 1)
+
+    def read(self, jobs: Iterable[Job]) -> Generator[tuple[Job, Row]]:
+        """Yield each job with its pixels, in order."""
+        waiting: deque[tuple[Job, Future[Row]]] = deque()
+        with ThreadPoolExecutor(self.threads) as pool:
+            try:
+                for job in jobs:
+                    waiting.append((job, pool.submit(read_with_pillow, job, self.fit)))
+                    if len(waiting) > self.threads:
+                        done, pixels = waiting.popleft()
+                        yield done, pixels.result()
+                while waiting:
+                    done, pixels = waiting.popleft()
+                    yield done, pixels.result()
+            finally:
+                for _, pixels in waiting:
+                    pixels.cancel()
+
+
+def read_with_pillow(job: Job, fit: Fit) -> Row:
+    """Return the job's pixels, or what is wrong with its file."""
+    try:
+        return torch.from_numpy(take_view(load_pixels(job.path, fit), fit, job.view).copy())
+    except BadPictureError as bad:
+        return bad

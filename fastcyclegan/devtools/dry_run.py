@@ -1,0 +1,165 @@
+"""Exact counts without a GPU: Triton launches, ATen calls and the bytes kept for the backward, of one forward and backward.
+
+A dry run: kernels are heard of and not made, convolutions give empty tensors of the right shape and layout, all else runs on the CPU. So
+the real sizes take a second, and the results mean nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+from fastcyclegan.kernels import _launch
+from fastcyclegan.kernels._operator import BODIES
+from fastcyclegan.nn.networks import Discriminator, Generator, UnetGenerator
+
+_ALLOCATIONS = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach", "lift_fresh"}
+_CONVOLUTIONS = {"aten::convolution", "aten::convolution_backward"}
+
+
+@dataclass
+class Counts:
+    """What one forward and backward did.
+
+    ``launches`` by kernel, ``aten`` calls by operator (no views, no allocations), both together by named part of an iteration ("" outside
+    of all), ``saved_bytes`` by storage.
+    """
+
+    launches: Counter[str] = field(default_factory=Counter)
+    aten: Counter[str] = field(default_factory=Counter)
+    parts: Counter[str] = field(default_factory=Counter)
+    saved_bytes: int = 0
+
+
+class DryRun(TorchDispatchMode):
+    """Counts what happens inside the block and tells ``on_launch`` of each launch; see ``DryObserver`` for the other options.
+
+    ``choices``: how many configurations of each choice would be timed on ``chip``.
+    """
+
+    def __init__(
+        self,
+        on_launch: Callable[[_launch.Launch], None] = lambda launch: None,
+        all_configs: bool = False,
+        chip: _launch.Chip = _launch.Chip(),
+        all_forms: bool = False,
+    ) -> None:
+        super().__init__()
+        self.counts, self.on_launch, self.all_configs, self.all_forms, self.chip = Counts(), on_launch, all_configs, all_forms, chip
+        self.choices: dict[str, int] = {}
+        self._inside: list[str] = []
+
+    def measured(self, choice: str, configs: int) -> None:
+        self.choices[choice] = configs
+
+    def _part(self) -> str:
+        return self._inside[-1].removeprefix("fastcyclegan: ") if self._inside else ""
+
+    def launched(self, launch: _launch.Launch) -> None:
+        self.counts.launches[launch.kernel] += 1
+        self.counts.parts[self._part()] += 1
+        self.on_launch(launch)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, kwargs = func._schema.name, kwargs or {}
+        if name in BODIES:
+            # The mode is off inside its own handler: on again, so that it sees what the operator is made of.
+            with self:
+                return BODIES[name](*args, **kwargs)
+        if name.startswith("profiler::"):
+            # Nothing that runs: what follows has a name from here on, or no longer.
+            result = func(*args, **kwargs)
+            if "enter" in name:
+                self._inside.append(args[0])
+            elif self._inside:
+                self._inside.pop()
+            return result
+        if not func.is_view and name.removeprefix("aten::") not in _ALLOCATIONS:
+            self.counts.aten[name.removeprefix("aten::")] += 1
+            self.counts.parts[self._part()] += 1
+        if name in _CONVOLUTIONS:
+            return _convolution(func, args)
+        return func(*args, **kwargs)
+
+
+def _convolution(func: Any, args: Any) -> Any:
+    """Return what ``func`` returns, unwritten, in the layout of its input as cuDNN and oneDNN give it."""
+    layout = torch.channels_last if args[0].is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+    shapes = func(*tree_map_only(Tensor, lambda t: t.to("meta"), args))
+    return tree_map_only(
+        Tensor, lambda t: torch.empty(t.shape, dtype=t.dtype, memory_format=layout if t.dim() == 4 else torch.contiguous_format), shapes
+    )
+
+
+@contextlib.contextmanager
+def dry_run(**options: Any) -> Iterator[DryRun]:
+    """Run the block dry, see the module; ``options`` are DryRun's."""
+    run = DryRun(**options)
+    with _launch.observe_dry(run), run:
+        yield run
+
+
+@contextlib.contextmanager
+def counted(parameters: Iterable[Tensor]) -> Iterator[Counts]:
+    """Run the block dry and count it; the bytes kept are those of all storages but the ``parameters``', and known after the block."""
+    weights = {p.untyped_storage().data_ptr() for p in parameters}
+    saved: dict[int, tuple[int, Any]] = {}
+
+    def pack(t: Tensor) -> Tensor:
+        storage = t.untyped_storage()
+        if storage.data_ptr() not in weights:
+            # The storage is kept alive, so that its address stays its own.
+            saved[storage.data_ptr()] = (storage.nbytes(), storage)
+        return t
+
+    with dry_run() as run, torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        yield run.counts
+    run.counts.saved_bytes = sum(size for size, _ in saved.values())
+
+
+def count(net: nn.Module, x: Tensor) -> Counts:
+    """Return the counts of a forward of ``net`` on ``x`` and the backward of its output, gradients of parameters and of x included."""
+    x = x.detach().requires_grad_()
+    with counted(net.parameters()) as counts:
+        y = net(x)
+        y.backward(torch.empty_like(y))
+    return counts
+
+
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "generator, 9 blocks": Generator,
+    "discriminator": Discriminator,
+    "U-Net, 8 levels": UnetGenerator,
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "PyTorch": {"impl": "reference"},
+    "Triton, inputs kept": {"impl": "triton", "recompute": False},
+    "Triton": {"impl": "triton"},
+}
+
+
+def main() -> None:
+    """Print Triton launches, ATen calls and bytes kept for the backward of each network, for PyTorch and for the kernels."""
+    parser = argparse.ArgumentParser(description=(main.__doc__ or "").splitlines()[0])
+    parser.add_argument("size", type=int, nargs="?", default=256, help="side of the picture, a multiple of 256 (the U-Net needs 256)")
+    size = parser.parse_args().size
+    if size < 256 or size % 256:
+        parser.error(f"size must be a multiple of 256 (the U-Net needs 256), got {size}")
+    print(f"One forward and backward at {size} x {size}, batch 1. MiB: kept for the backward, by storage, weights not counted.")
+    print(f"{'':50}{'launches':>9}{'ATen calls':>12}{'MiB':>8}")
+    for name, build in NETWORKS.items():
+        for dtype in (torch.float32, torch.bfloat16):
+            for variant, options in VARIANTS.items():
+                net = build(**options).to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+                counts = count(net, torch.zeros(1, 3, size, size, dtype=dtype).contiguous(memory_format=torch.channels_last))
+                label = f"{name}, {str(dtype).removeprefix('torch.')}, {variant}"
+                print(f"{label:50}{counts.launches.total():9}{counts.aten.total():12}{counts.saved_bytes / 2**20:8.1f}")

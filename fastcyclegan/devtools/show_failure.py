@@ -1,0 +1,203 @@
+"""Make a kernel's launch that failed once again, and print what the compiler and the driver report.
+
+    python -m fastcyclegan.devtools.show_failure FILE
+
+FILE is named by the warning or the error of the failure. With the same GPU the launch is made on zeros of the recorded shapes, layouts and
+alignments; without it the kernel is compiled for the recorded compute capability. Nothing is taken from the compiler's cache. Exit code 0:
+it works now. 1: it fails again. 2: FILE is missing or holds no launch, or the compiler's files cannot be written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastcyclegan.kernels._records import FORMAT, readable
+
+_KEYS = {"kernel", "grid", "arguments", "constants", "configuration", "gpu", "capability", "triton", "torch", "error"}
+_OPTIONS = ("num_warps", "num_stages")
+
+
+def read(file: Path) -> dict[str, Any]:
+    """Return the record in ``file``. Raises ValueError, with one line, for a file that is missing or no record."""
+    try:
+        record = json.loads(file.read_text())
+    except OSError as error:
+        raise ValueError(f"cannot read {file}: {error.strerror}") from error
+    except ValueError:
+        record = None
+    if not isinstance(record, dict) or record.get("format") != FORMAT or not record.keys() >= _KEYS:
+        raise ValueError(f"{file} is not the record of a launch")
+    return record
+
+
+def _is_tensor(argument: Any) -> bool:
+    sizes = (argument.get("shape"), argument.get("strides"))
+    numbers = (argument.get("aligned"), argument.get("room"))
+    return (
+        isinstance(getattr(torch, str(argument.get("dtype")), None), torch.dtype)
+        and all(isinstance(size, list) and all(isinstance(side, int) for side in size) for size in sizes)
+        and all(isinstance(number, int) for number in numbers)
+    )
+
+
+def _is_argument(argument: Any) -> bool:
+    if not isinstance(argument, dict):
+        return argument is None or isinstance(argument, (bool, int, float, str))
+    if "box" not in argument:
+        return _is_tensor(argument)
+    base = argument.get("base")
+    sizes = (argument["box"], argument.get("shape"), argument.get("strides"))
+    return isinstance(base, dict) and _is_tensor(base) and all(isinstance(size, list) for size in sizes)
+
+
+def _is_launch(record: dict[str, Any]) -> bool:
+    """Whether ``record`` describes a launch, as ``write_record`` does."""
+    arguments, configuration = record["arguments"], record["configuration"]
+    return (
+        isinstance(record["kernel"], str)
+        and all(isinstance(record[name], int) for name in ("grid", "capability"))
+        and all(isinstance(record[name], dict) for name in ("constants", "configuration"))
+        and all(isinstance(configuration.get(name), int) for name in _OPTIONS)
+        and isinstance(arguments, list)
+        and all(map(_is_argument, arguments))
+    )
+
+
+def _registry() -> dict[str, Any]:
+    """Return every kernel by name."""
+    # The modules enter their kernels.
+    from fastcyclegan.kernels import border_triton, descriptor_triton, instance_norm_triton, reflect_conv_triton, zero_conv_triton  # noqa: F401
+    from fastcyclegan.kernels._launch import REGISTRY
+
+    return REGISTRY
+
+
+# --- On the GPU that it failed on ---------------------------------------------------------------------------------------------------
+
+
+def _tensor(argument: dict[str, Any], device: torch.device) -> Tensor:
+    """Return zeros as ``argument`` describes them, with the room that it has behind it."""
+    dtype = getattr(torch, argument["dtype"])
+    # Fresh memory begins at a multiple of 16 bytes at least.
+    first = argument["aligned"] // dtype.itemsize if argument["aligned"] < 16 else 0
+    memory = torch.zeros(first + max(1, argument["room"]), dtype=dtype, device=device)
+    return memory.as_strided(argument["shape"], argument["strides"], first)
+
+
+def _value(argument: Any, tensor: Callable[[dict[str, Any]], Any]) -> Any:
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    if not isinstance(argument, dict):
+        return argument
+    if "box" not in argument:
+        return tensor(argument)
+    return TensorDescriptor(tensor(argument["base"]), argument["shape"], argument["strides"], argument["box"])
+
+
+def _launch_again(record: dict[str, Any], device: torch.device) -> str:
+    args = [_value(argument, lambda described: _tensor(described, device)) for argument in record["arguments"]]
+    kernel = _registry()[record["kernel"]][(record["grid"],)]
+    with torch.cuda.device(device):
+        kernel(*args, **record["constants"], **record["configuration"], enable_fp_fusion=True)
+        torch.cuda.synchronize()
+    return f"It compiles and runs now, on zeros, on {record['gpu']}."
+
+
+# --- Elsewhere ----------------------------------------------------------------------------------------------------------------------
+
+
+class _Address:
+    """What Triton asks of a tensor before it compiles: its dtype and where it lies. It takes no memory, however large the tensor was."""
+
+    def __init__(self, argument: dict[str, Any]) -> None:
+        self.dtype, self._address = getattr(torch, argument["dtype"]), argument["aligned"]
+
+    def data_ptr(self) -> int:
+        address: int = self._address
+        return address
+
+
+def _compile_again(record: dict[str, Any]) -> str:
+    """Compile the specialisation that Triton makes of the launch, for the capability that it failed on."""
+    from fastcyclegan.devtools.jobs import compile_job, job_of
+    from fastcyclegan.kernels._launch import Config, Launch
+
+    args = tuple(_value(argument, _Address) for argument in record["arguments"])
+    tile = tuple((name, value) for name, value in record["configuration"].items() if name not in _OPTIONS)
+    config = Config(tile, *(record["configuration"][name] for name in _OPTIONS))
+    kernel = compile_job(job_of(Launch(record["kernel"], record["grid"], args, record["constants"], config), record["capability"]))
+    memory = f"{kernel.metadata.shared} bytes of shared memory"
+    return f"It compiles now for sm_{record['capability']} ({memory}). It was not launched: {record['gpu']} is not here."
+
+
+# --- The command --------------------------------------------------------------------------------------------------------------------
+
+
+def _device(record: dict[str, Any]) -> torch.device | None:
+    """Return a GPU here of the name that the launch failed on, None where there is none."""
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    return torch.device("cuda", names.index(record["gpu"])) if record["gpu"] in names else None
+
+
+def _chain(error: BaseException) -> str:
+    """Return the full text of ``error`` and of what caused it."""
+    text = f"{type(error).__name__}: {error}"
+    cause = error.__cause__ or error.__context__
+    return text if cause is None else f"{text}\ncaused by {_chain(cause)}"
+
+
+def show(record: dict[str, Any]) -> int:
+    """Make the launch again, print what happens, and return the exit code."""
+    import triton
+
+    print(f"{record['kernel']}, {record['grid']} programs, {record['configuration']}")
+    print("\n".join(f"  {readable(argument)}" for argument in record["arguments"]))
+    print(f"  {record['constants']}")
+    versions = f"Triton {record['triton']} and torch {record['torch']}, here {triton.__version__} and {torch.__version__}"
+    print(f"It failed on {record['gpu']} with {versions}: {record['error']}")
+    triton.knobs.compilation.always_compile = True
+    device = _device(record)
+    try:
+        print(_compile_again(record) if device is None else _launch_again(record, device))
+    except OSError as error:
+        print(f"show_failure: {error.filename or 'the compiler'}: {error.strerror or error}", file=sys.stderr)
+        return 2
+    except Exception as error:
+        print(f"It fails again:\n{_chain(error)}")
+        return 1
+    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line."""
+    lines = (__doc__ or "").splitlines()
+    codes = "Exit code 0: it works now. 1: it fails again. 2: FILE is missing or no record, or the compiler's files cannot be written."
+    parser = argparse.ArgumentParser(prog="python -m fastcyclegan.devtools.show_failure", description=lines[0], epilog=codes)
+    parser.add_argument("file", type=Path, metavar="FILE", help="the record that the failure's message names")
+    file: Path = parser.parse_args(arguments).file
+    try:
+        record = read(file)
+        # Interpreted kernels are not compiled.
+        if os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "on", "true", "yes"):
+            raise ValueError("TRITON_INTERPRET is set, and interpreted kernels are not compiled: unset it")
+        if isinstance(record["kernel"], str) and record["kernel"] not in _registry():
+            raise ValueError(f"{file} names kernel {record['kernel']}, which this version does not have")
+        if not _is_launch(record):
+            raise ValueError(f"{file} is not the record of a launch")
+    except ValueError as error:
+        print(f"show_failure: {error}", file=sys.stderr)
+        return 2
+    return show(record)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,147 @@
+"""The modules that ``accelerate`` puts in the place of torch's: the same parameters, the same function, one operator where there were two.
+
+They are classes for modules that exist: ``accelerate`` changes a module's class and adds what is to be fused, so everything that is
+registered, shared or hooked stays as it is. Where the kernels do not serve (a CPU, float64, a wrong input), torch's own operators
+compute, to the bit what they computed before, with torch's own errors.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastcyclegan.kernels import instance_norm, reflect_conv2d
+from fastcyclegan.kernels.backend_table import backend_of
+from fastcyclegan.kernels.dispatch import resolve_impl
+from fastcyclegan.kernels.norm_conv import ConvArgs, norm_conv
+from fastcyclegan.nn.chains import InstanceNormAct
+from fastcyclegan.nn.deferred import compute_dtype
+from fastcyclegan.reference import ContiguousGradient
+
+STRIDE_1: ConvArgs = ([1, 1], [0, 0], [1, 1], False, [0, 0], 1)
+
+
+class _FusedInstanceNorm(InstanceNormAct):
+    """``InstanceNormAct`` with the checks of torch's norm of so many dimensions, pictures without N included.
+
+    The kernels return the layout of the input, torch's operator NCHW memory. ``inplace``: whether the activation was in place, which
+    is what torch's keeps for the backward.
+    """
+
+    inplace = False
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        # Torch's own: checks, and N where there is none, around _apply_instance_norm.
+        y: Tensor = super(InstanceNormAct, self).forward(input)
+        return y if residual is None else y + residual
+
+    def _apply_instance_norm(self, input: Tensor) -> Tensor:
+        if resolve_impl("InstanceNorm", self.impl, input) == "triton":
+            return instance_norm(input, self.weight, self.bias, eps=self.eps, act=self.act, slope=self.slope, impl=self.impl)
+        if input.dim() > 2 and input.shape[0] == 0:
+            # Torch 2.13's fails without a picture.
+            return instance_norm(input, self.weight, self.bias, eps=self.eps, act=self.act, slope=self.slope, impl="reference")
+        y = _guarded(super()._apply_instance_norm(input))
+        if self.act == "none":
+            return y
+        return F.relu(y, self.inplace) if self.act == "relu" else F.leaky_relu(y, self.slope, self.inplace)
+
+
+def _guarded(y: Tensor) -> Tensor:
+    """Return y, whose gradient will arrive in NCHW memory: of one picture, torch's backward on the CPU misreads any other.
+
+    See ``reference.InstanceNorm2d``, whose own way gives a view that nobody may change in place.
+    """
+    if y.device.type != "cpu" or y.shape[0] != 1 or not y.requires_grad:
+        return y
+    if torch.compiler.is_compiling():
+        return ContiguousGradient.apply(y)
+    y.register_hook(torch.Tensor.contiguous)
+    return y
+
+
+class FusedInstanceNorm1d(_FusedInstanceNorm, nn.InstanceNorm1d):
+    """``nn.InstanceNorm1d`` and the activation after it. [N, C, L] or [C, L]."""
+
+    _check_input_dim = nn.InstanceNorm1d._check_input_dim
+
+
+class FusedInstanceNorm2d(_FusedInstanceNorm, nn.InstanceNorm2d):
+    """``nn.InstanceNorm2d`` and the activation after it. [N, C, H, W] or [C, H, W]."""
+
+    _check_input_dim = nn.InstanceNorm2d._check_input_dim
+
+
+class FusedInstanceNorm3d(_FusedInstanceNorm, nn.InstanceNorm3d):
+    """``nn.InstanceNorm3d`` and the activation after it. [N, C, D, H, W] or [C, D, H, W]."""
+
+    _check_input_dim = nn.InstanceNorm3d._check_input_dim
+
+
+class ReflectConv2d(nn.Conv2d):
+    """``border`` reflected pixels on each side and the convolution, of stride 1 and an odd square kernel. [N, C, H, W] or [C, H, W].
+
+    Only the input is kept for the backward, not the bordered one. The layout of the result is torch's: channels_last if the input or the
+    weight is. The kernels work in channels_last, any other memory is copied for them and back.
+    """
+
+    border: int
+    impl: str
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self._served(input):
+            return F.conv2d(F.pad(input, (self.border,) * 4, mode="reflect"), self.weight, self.bias)
+        if input.dim() == 3:
+            out: Tensor = self(input[None])[0]
+            return out
+        dtype = compute_dtype(input, self.weight)
+        x = input.to(dtype)
+        if backend_of("reflect_conv", x, dtype, 1, self.out_channels, self.kernel_size[0]) == "triton":
+            out = reflect_conv2d(x, self.weight, self.bias, padding=self.border, impl=self.impl)
+        else:
+            x = x.contiguous(memory_format=torch.channels_last)
+            out = norm_conv(x, self.weight, self.bias, STRIDE_1, norm=False, border=self.border, required=self.impl == "triton")
+        return out if _is_channels_last(input) or _is_channels_last(self.weight) else out.contiguous()
+
+    def _served(self, x: Tensor) -> bool:
+        """Whether the kernels compute it. What torch refuses is left to torch, so that the error is torch's."""
+        if x.dim() not in (3, 4) or x.shape[-3] != self.in_channels or x.device != self.weight.device:
+            return False
+        sides, weight = min(x.shape[-2:]), self.weight
+        if self.border >= sides or sides + 2 * self.border < self.kernel_size[0]:
+            return False
+        fits = x.dtype == weight.dtype or torch.is_autocast_enabled(x.device.type)
+        return fits and resolve_impl("ReflectConv2d", self.impl, x) == "triton"
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, border={self.border}, impl={self.impl}"
+
+
+def _is_channels_last(t: Tensor) -> bool:
+    return t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous()
+
+
+# --- What is left of the other of two that became one -----------------------------------------------------------------------------------
+
+
+class _FusedAway(nn.Module):
+    """Still of torch's class for who asks, and now the identity: its neighbour does its work."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return input
+
+    def extra_repr(self) -> str:
+        return ", ".join([*filter(None, [super().extra_repr()]), "fused"])
+
+
+class FusedReLU(_FusedAway, nn.ReLU):
+    """The identity: the norm before it does it."""
+
+
+class FusedLeakyReLU(_FusedAway, nn.LeakyReLU):
+    """The identity: the norm before it does it."""
+
+
+class FusedReflectionPad2d(_FusedAway, nn.ReflectionPad2d):
+    """The identity: the convolution after it does it."""

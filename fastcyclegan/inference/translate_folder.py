@@ -1,0 +1,206 @@
+"""Translate pictures of any size with a trained generator."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fastcyclegan.checkpoints.loading import find_weights, load_generator
+from fastcyclegan.config import Direction, RunConfig
+from fastcyclegan.console import Console
+from fastcyclegan.data.choose_loader import MOST_THREADS, choose, cores, make_reader
+from fastcyclegan.data.image_file import BadPictureError, Fit
+from fastcyclegan.data.loader import Job, Row
+from fastcyclegan.data.scan import list_pictures
+from fastcyclegan.engine import require_impl, resolve_device, resolve_precision
+from fastcyclegan.errors import UserError
+from fastcyclegan.inference.translator import Translator
+from fastcyclegan.training.run_report import draw_grid, save_image, to_image
+
+GRID_NAME = "before_after.png"
+GRID_ROWS = 8
+# Pixels that a batch may hold together (a 9-block generator needs about 1.5 KB a pixel): large pictures go one by one.
+BATCH_PIXELS = 2**20
+# Below this many pictures --loader auto takes Pillow: loading DALI takes longer than reading them.
+MANY = 64
+
+
+@dataclass(frozen=True)
+class TranslateConfig:
+    """Translate a picture, or a folder of them, with a trained generator."""
+
+    weights: Path
+    """A run's folder, or one generator's weights (such as latest_net_G_A.pth)."""
+    input: Path
+    """A picture, or a folder of pictures (and the folders in it)."""
+    output: Path
+    """Folder for the translations: the same names, as PNG."""
+    direction: Direction | None = None
+    """With a run's folder: which way, by the training folders. Default: the way that the run was trained in (--direction there)."""
+    epoch: str = "latest"
+    """With a run's folder: which weights (latest, 5, iter_1000 ...)."""
+    key: str | None = None
+    """In a file that holds several generators: which (scripts/inspect_checkpoint.py shows them)."""
+    ema: bool = False
+    """With a run's folder: take the running average of the weights, which training with --ema keeps."""
+    resize: int | None = None
+    """Resize every picture to this side squared first, as the official test does. Default: keep its size."""
+    batch_size: int = 8
+    """At most this many pictures of equal size at once; fewer where they are large."""
+    grid: bool = False
+    """Also write before_after.png, a grid of the first pictures and their translations."""
+    skip_bad_images: bool = False
+    """Leave out pictures that cannot be read, and list them."""
+    loader: Literal["auto", "dali", "folder"] = "auto"
+    """What reads pictures: dali (on a GPU where there is one), or folder (Pillow). auto takes dali where it is installed and works."""
+    num_threads: int | None = None
+    """Threads that read and write pictures. Default: one a core, at most 16."""
+    device: str = "auto"
+    """auto (cuda, else mps, else cpu), cpu, cuda, cuda:N or mps."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 on a GPU that has it, else fp32."""
+    impl: Literal["auto", "triton", "reference"] = "auto"
+    """What computes the network."""
+
+    def __post_init__(self) -> None:
+        RunConfig(epoch=self.epoch, continue_train=True, device=self.device, precision=self.precision)  # the same checks
+        if self.batch_size < 1:
+            raise UserError(f"batch_size must be at least 1, got {self.batch_size}")
+        if self.resize is not None and self.resize < 1:
+            raise UserError(f"resize must be at least 1, got {self.resize}")
+        if self.num_threads is not None and self.num_threads < 1:
+            raise UserError(f"num_threads must be at least 1, got {self.num_threads}")
+
+
+@dataclass(frozen=True)
+class _Job:
+    source: Path
+    target: Path
+
+
+def plan_outputs(config: TranslateConfig) -> list[_Job]:
+    """Return what is to be read and written. Two pictures that differ in their suffix alone keep it (a.jpg.png, a.tif.png)."""
+    if not config.input.exists():
+        raise UserError(f"{config.input}: no such file or folder")
+    root = config.input if config.input.is_dir() else config.input.parent
+    if config.output.exists() and not config.output.is_dir():
+        raise UserError(f"{config.output}: a file, not a folder to write to")
+    sources = list_pictures(config.input) if config.input.is_dir() else [config.input]
+    if config.output.resolve() != root.resolve():  # translations inside the input folder are not translated again
+        sources = [source for source in sources if not source.resolve().is_relative_to(config.output.resolve())]
+    if not sources:
+        raise UserError(f"{config.input}: no pictures in it")
+    names = [source.relative_to(root) for source in sources]
+    taken = Counter(name.with_suffix(".png") for name in names)
+    if config.grid:
+        taken[Path(GRID_NAME)] += 1
+
+    def target_name(name: Path) -> Path:
+        return name.with_suffix(".png") if taken[name.with_suffix(".png")] == 1 else name.with_name(name.name + ".png")
+
+    targets = [config.output / target_name(name) for name in names]
+    inputs = {source.resolve() for source in sources}
+    for target in targets:
+        if target.resolve() in inputs:
+            raise UserError(f"{target} is one of the input pictures: choose another --output")
+    return [_Job(source, target) for source, target in zip(sources, targets, strict=True)]
+
+
+def _batches(
+    rows: Iterable[tuple[Job, Row]], translator: Translator, batch_size: int, bad: list[BadPictureError]
+) -> Iterator[list[tuple[_Job, Tensor]]]:
+    """Yield batches of pictures that are equal in size once padded. Few pictures are held at a time, however many there are."""
+    buckets: dict[tuple[int, ...], list[tuple[_Job, Tensor]]] = {}
+    for job, pixels in rows:
+        if isinstance(pixels, BadPictureError):
+            bad.append(pixels)
+            continue
+        size = tuple(-(-side // translator.multiple) for side in pixels.shape[:2])
+        bucket = buckets.setdefault(size, [])
+        bucket.append((job.tag, pixels))
+        room = max(1, BATCH_PIXELS // (pixels.shape[0] * pixels.shape[1]))
+        if len(bucket) >= min(batch_size, room):
+            yield buckets.pop(size)
+        elif sum(map(len, buckets.values())) >= 4 * batch_size:
+            yield buckets.pop(max(buckets, key=lambda key: len(buckets[key])))
+    yield from buckets.values()
+
+
+def _save(pixels: NDArray[np.uint8], target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    save_image(to_image(pixels), target)
+
+
+class _Writer:
+    """Saves pictures in threads, a few at a time; what goes wrong there is raised at the next picture, or at the end."""
+
+    def __init__(self, threads: int) -> None:
+        self.pool, self.most = ThreadPoolExecutor(threads), 2 * threads
+        self.waiting: deque[Future[None]] = deque()
+
+    def save(self, pixels: NDArray[np.uint8], target: Path) -> None:
+        self.waiting.append(self.pool.submit(_save, pixels, target))
+        while len(self.waiting) > self.most:
+            self.waiting.popleft().result()
+
+    def close(self) -> None:
+        try:
+            while self.waiting:
+                self.waiting.popleft().result()
+        finally:
+            self.pool.shutdown(cancel_futures=True)
+
+
+def translate(config: TranslateConfig, console: Console) -> int:
+    """Translate what ``config`` names and return the number of pictures written. Raises UserError for what the user can put right."""
+    device = resolve_device(RunConfig(device=config.device))
+    precision = resolve_precision(config.precision, device, compiled=False)
+    require_impl(config.impl, device)
+    file = find_weights(config.weights, config.direction, config.epoch, config.ema)
+    translator = Translator(load_generator(file, impl=config.impl, key=config.key), device, precision, console.say)
+    jobs = plan_outputs(config)
+    threads = config.num_threads or min(cores(), MOST_THREADS)
+    choice = choose("folder" if config.loader == "auto" and len(jobs) < MANY else config.loader, device, threads)
+    fit = Fit(channels=translator.channels) if config.resize is None else Fit("square", config.resize, channels=translator.channels)
+    reader = make_reader(choice, fit, device, console.say)
+    console.say(f"translating {len(jobs)} picture{'s' * (len(jobs) != 1)} with {file} on {device} in {precision}, read by {choice.kind}")
+    started = last_said = time.monotonic()
+    written, bad = 0, []  # type: int, list[BadPictureError]
+    rows: dict[Path, tuple[NDArray[np.uint8], NDArray[np.uint8]]] = {}
+    shown = {job.source for job in jobs[:GRID_ROWS]} if config.grid else set()
+    reading = reader.read(Job(job.source, tag=job) for job in jobs)
+    with console, closing(reading), closing(_Writer(threads)) as writer:
+        for batch in _batches(reading, translator, config.batch_size, bad):
+            if bad and not config.skip_bad_images:
+                break
+            for (job, before), after in zip(batch, translator([pixels for _, pixels in batch]), strict=True):
+                writer.save(after, job.target)
+                written += 1
+                if job.source in shown:
+                    rows[job.source] = before.cpu().numpy(), after
+            if console.is_terminal or time.monotonic() - last_said > 10:
+                last_said = time.monotonic()
+                rate = written / (last_said - started)
+                console.progress(written, len(jobs), f"{written}/{len(jobs)} pictures, {rate:.2f} images/s")
+    if bad and not config.skip_bad_images:
+        more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
+        raise UserError(f"bad picture {bad[0]}{more}; {written} pictures were written; --skip_bad_images leaves such pictures out")
+    for reason in bad:
+        console.say(f"left out {reason}")
+    if rows:
+        ordered = [rows[source] for source in sorted(rows)]
+        grid = draw_grid({"input": [before for before, _ in ordered], "translation": [after for _, after in ordered]})
+        save_image(grid, config.output / GRID_NAME)
+    seconds = time.monotonic() - started
+    console.say(f"wrote {written} picture{'s' * (written != 1)} to {config.output} in {seconds:.1f} s")
+    return written

@@ -1,0 +1,142 @@
+"""Pictures of any kind through a generator: PIL images, arrays, tensors and paths in, the same kinds out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+
+from fastcyclegan.data.image_file import open_picture, upright
+from fastcyclegan.data.loader import to_unit_range
+from fastcyclegan.engine.ahead import Ahead, dry_translation
+from fastcyclegan.nn.networks import computed_by
+from fastcyclegan.training.run_report import to_image, to_pixels
+
+Picture = Image.Image | NDArray[Any] | Tensor | str | Path
+
+
+def pad_to_multiple(pixels: Tensor, multiple: int, axes: tuple[int, int] = (0, 1)) -> Tensor:
+    """Return ``pixels`` reflected at the end of ``axes`` to the next multiples, at least 8 pixels a side."""
+    for axis in axes:
+        side = pixels.shape[axis]
+        room = max(-(-side // multiple) * multiple, 8) - side
+        if room:
+            index = torch.from_numpy(np.pad(np.arange(side), (0, room), mode="reflect"))
+            pixels = pixels.index_select(axis, index.to(pixels.device))
+    return pixels
+
+
+class Translator:
+    """Applies a generator to images of any size, on the host or on its device. ``say`` hears of kernels that are compiled beforehand."""
+
+    def __init__(self, net: nn.Module, device: torch.device, precision: str, say: Callable[[str], object] = lambda text: None) -> None:
+        self.net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.device, self.dtype = device, torch.bfloat16 if precision == "bf16" else torch.float32
+        self.ahead = Ahead(device, say) if device.type == "cuda" and computed_by(net) == "triton" else None
+        first = next(p for p in net.parameters() if p.dim() == 4)
+        self.channels, self.multiple = first.shape[1], int(getattr(net, "size_multiple", 4))
+
+    @torch.inference_mode()
+    def __call__(self, pictures: list[Tensor]) -> list[NDArray[np.uint8]]:
+        """Translate uint8 pictures [H, W, C] that are equal in size once padded; each comes back in its own size."""
+        padded = torch.stack([pad_to_multiple(picture, self.multiple) for picture in pictures])
+        result = to_pixels(self._apply(to_unit_range(padded, self.device)))
+        return [out[: picture.shape[0], : picture.shape[1]] for out, picture in zip(result, pictures, strict=True)]
+
+    @torch.no_grad()
+    def tensors(self, images: Tensor) -> Tensor:
+        """Translate float pictures [N, C, H, W] in [-1, 1]; the result has their dtype and device."""
+        padded = pad_to_multiple(images.to(self.device, torch.float32), self.multiple, (2, 3))
+        result = self._apply(padded.contiguous(memory_format=torch.channels_last))
+        return result[:, :, : images.shape[2], : images.shape[3]].to(images)
+
+    def _apply(self, images: Tensor) -> Tensor:
+        if self.ahead is not None:
+            self.ahead.prepare(images.shape, {"net": self.net}, lambda: dry_translation(self.net, images, self.dtype))
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+            result: Tensor = self.net(images)
+        return result
+
+
+def translate_pictures(
+    net: nn.Module, images: Picture | Sequence[Picture], device: torch.device, precision: str = "fp32", batch_size: int = 8
+) -> Any:
+    """Return what generator ``net`` makes of a picture, or of a list of them, each as what it was given as; paths give PIL images.
+
+    PIL images and paths: any mode, turned upright. Arrays: uint8 [H, W, C] or [H, W]. Tensors: floats [C, H, W] or [N, C, H, W] in [-1, 1].
+    Raises BadPictureError for a file that cannot be read, ValueError or TypeError for what is no such picture.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    translator = Translator(net, device, precision)
+    if not isinstance(images, (list, tuple)):
+        return _translate([images], translator, batch_size)[0]
+    return _translate(images, translator, batch_size)
+
+
+def _translate(pictures: Sequence[Any], translator: Translator, batch_size: int) -> list[Any]:
+    """Translate ``pictures``, those of uint8 and of equal size together."""
+    results: list[Any] = [None] * len(pictures)
+    waiting: dict[tuple[int, ...], list[tuple[int, Tensor]]] = {}
+
+    def flush(batch: list[tuple[int, Tensor]]) -> None:
+        for (place, _), pixels in zip(batch, translator([pixels for _, pixels in batch]), strict=True):
+            results[place] = _as_given(pixels, pictures[place])
+
+    for place, picture in enumerate(pictures):
+        if isinstance(picture, Tensor):
+            results[place] = _tensor(picture, translator)
+            continue
+        pixels = torch.from_numpy(_pixels(picture, translator.channels))
+        batch = waiting.setdefault(tuple(pixels.shape), [])
+        batch.append((place, pixels))
+        if len(batch) == batch_size:
+            flush(waiting.pop(tuple(pixels.shape)))
+    for batch in waiting.values():
+        flush(batch)
+    return results
+
+
+def _pixels(picture: Any, channels: int) -> NDArray[np.uint8]:
+    """Return [H, W, C] uint8 for a path, a PIL image or an array."""
+    if isinstance(picture, np.ndarray):
+        array = picture[:, :, None] if picture.ndim == 2 else picture
+        if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != channels or not array.size:
+            wanted = f"uint8 [H, W, {channels}]{' or [H, W]' if channels == 1 else ''}"
+            raise ValueError(f"translate: an array must be {wanted}, got {picture.dtype} {list(picture.shape)}")
+        return np.array(array)
+    if isinstance(picture, (str, Path)):
+        image = open_picture(picture, channels)
+    elif isinstance(picture, Image.Image):
+        if not picture.width or not picture.height:
+            raise ValueError(f"translate: a picture without pixels, {picture.width}x{picture.height}")
+        image = upright(picture, channels)
+    else:
+        raise TypeError(f"translate: a picture must be a PIL image, an array, a tensor or a path, got {type(picture).__name__}")
+    pixels = np.array(image)
+    return pixels[:, :, None] if channels == 1 else pixels
+
+
+def _tensor(picture: Tensor, translator: Translator) -> Tensor:
+    """Translate a tensor [C, H, W] or [N, C, H, W]."""
+    images = picture[None] if picture.dim() == 3 else picture
+    if not images.is_floating_point() or images.dim() != 4 or images.shape[1] != translator.channels:
+        wanted = f"floats [{translator.channels}, H, W] or [N, {translator.channels}, H, W] in [-1, 1]"
+        raise ValueError(f"translate: a tensor must be {wanted}, got {picture.dtype} {list(picture.shape)}")
+    if not images.numel() or not images.abs().amax() <= 1.001:  # NaN is not
+        held = f"values from {images.amin().item():g} to {images.amax().item():g}" if images.numel() else f"shape {list(picture.shape)}"
+        raise ValueError(f"translate: a tensor must be in [-1, 1], got {held}")
+    result = translator.tensors(images)
+    return result[0] if picture.dim() == 3 else result
+
+
+def _as_given(pixels: NDArray[np.uint8], picture: Any) -> Any:
+    if isinstance(picture, np.ndarray):
+        return pixels[:, :, 0] if picture.ndim == 2 else pixels
+    return to_image(pixels)

@@ -1,0 +1,100 @@
+"""Triton's cache filled ahead of time: all that a training run of a configuration launches, and its translations."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from fastcyclegan.cli import parse_train
+from fastcyclegan.config import TrainConfig
+from fastcyclegan.data.sample_plan import Plan
+from fastcyclegan.devtools import compile_ahead as _ahead
+from fastcyclegan.devtools.compile_kernels import jobs_of
+from fastcyclegan.engine import Engine
+from fastcyclegan.engine.ahead import Progress, dry_step, dry_translation
+from fastcyclegan.errors import UserError
+from fastcyclegan.kernels._launch import Chip
+from fastcyclegan.kernels._tune import SECONDS_A_MEASUREMENT
+from fastcyclegan.kernels.dispatch import as_on_gpu
+from fastcyclegan.recipes.cyclegan import CycleGAN, build_networks
+from fastcyclegan.testing import random_batch
+
+
+def config_of(run: str, flags: Sequence[str]) -> TrainConfig:
+    """Return the configuration of the run in folder ``run``, "" for none, changed by ``flags`` of train.py. Raises UserError."""
+    if not run:
+        return parse_train(flags)
+    folder = Path(run).resolve()
+    if not (folder / "config.json").is_file():
+        raise UserError(f"--warm: {run} is no folder of a run: it has no config.json")
+    named = [flag for flag in flags if flag.partition("=")[0].replace("-", "_") in ("__name", "__checkpoints_dir", "__continue_train")]
+    if named:
+        raise UserError(f"--warm: {named[0]} names a run, and so does {run}: give one of them")
+    return parse_train(["--continue_train", "--name", folder.name, "--checkpoints_dir", str(folder.parent), *flags])
+
+
+def warm(
+    config: TrainConfig,
+    chip: Chip,
+    say: Callable[[str], object] = print,
+    processes: int | None = None,
+    progress: Progress = lambda done, total, text: None,
+) -> bool:
+    """Compile what a run of ``config`` launches on ``chip`` into Triton's cache, as far as the cache lacks it; whether all compiled.
+
+    Batches are taken as full and images as large as they are cropped. ``say`` hears what was done, ``progress`` how far it is. Raises
+    UserError for a configuration whose networks are not computed by the kernels.
+    """
+    started, model, precision = time.monotonic(), config.model, _precision(config)
+    networks = (
+        f"{model.netG} and {model.netD}, batch {config.data.batch_size}, {config.data.crop_size}x{config.data.crop_size}, {precision}"
+    )
+    found = jobs_of(lambda: _run(config, precision), chip)
+    if not found.jobs:
+        raise UserError(f"--warm: there are no kernels to compile: PyTorch computes {networks}, norm {model.norm}, impl {model.impl}")
+    here = f"{networks}: {len(found.jobs)} kernels for sm_{chip.capability}"
+    with _ahead.alone():
+        jobs = _ahead.missing(found.jobs)
+        if not jobs:
+            say(f"{here}, all are in Triton's cache")
+            return True
+        count = processes or _ahead.processes_for(len(jobs))
+        seconds = _ahead.predicted_seconds(len(jobs), count)
+        say(f"{here}, compiling {len(jobs)} that Triton's cache lacks in {count} processes, about {seconds:.0f} s")
+        outcome = _ahead.compile_ahead(
+            jobs, lambda done, total: progress(done, total, f"{done} of {total} kernels") if done else None, count
+        )
+    for kernel, error in outcome.failures:
+        say(f"{kernel or 'the compiler'} failed: {error}")
+    say(f"compiled {outcome.compiled} in {time.monotonic() - started:.1f} s; {timings(found.choices)}")
+    return not outcome.failures
+
+
+def _precision(config: TrainConfig) -> str:
+    """Return what a run of ``config`` computes in on a GPU that has kernels."""
+    return "fp32" if config.run.precision == "fp32" else "bf16"
+
+
+def timings(choices: dict[str, int]) -> str:
+    """Return what the first iteration still has to time."""
+    tiles = sum(choices.values())
+    return f"tiles to be timed by the first iteration: {tiles} for {len(choices)} choices, about {tiles * SECONDS_A_MEASUREMENT:.0f} s"
+
+
+def _run(config: TrainConfig, precision: str) -> None:
+    """Run what a training run does, dry."""
+    model, size = config.model, config.data.crop_size
+    with as_on_gpu():
+        nets = build_networks(model)
+        options = dataclasses.replace(config.engine, graph="off")
+        recipe, cpu = CycleGAN.from_config(config), torch.device("cpu")
+        engine = Engine(recipe, nets, config.optim, cpu, precision, options=options)
+    sides = (model.input_nc, model.output_nc)
+    dry_step(engine, random_batch(size, Plan(0, 10**6, 10**6, config.data.batch_size), 0, sides))
+    for name, channels in zip(("G_AB", "G_BA"), sides, strict=True):
+        image = torch.zeros(1, channels, size, size).to(memory_format=torch.channels_last)
+        dry_translation(engine.nets[name], image, engine.dtype)

@@ -1,0 +1,235 @@
+"""What runs through chains of layers: a tensor, and what is still to be done to it before the next convolution can take it.
+
+P networks of one architecture may run as one: then x holds the pictures of all, N / P of each in the order of the networks, and a place of
+a chain is the tuple of their layers there. ``blocks.py`` walks over chains; ``pairs.py`` says which networks may go together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
+
+from fastcyclegan import reference
+from fastcyclegan.kernels import instance_norm
+from fastcyclegan.kernels.backend_table import backend_of, measured
+from fastcyclegan.kernels.norm_conv import norm_conv
+from fastcyclegan.kernels.reflect_conv import each_weight, is_accumulating, reflect_conv
+from fastcyclegan.kernels.zero_conv import serves, zero_conv
+
+Layers = tuple[Any, ...]
+"""The layers at one place of P networks: alike, so the first speaks for all."""
+
+
+class FloatTanh(nn.Tanh):
+    """tanh that computes 16-bit input in fp32, and under autocast returns fp32: near +-1 a bf16 step is a whole step of 8 bits."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype not in (torch.bfloat16, torch.float16):
+            return torch.tanh(x)
+        y = torch.tanh(x.float())
+        return y if torch.is_autocast_enabled(x.device.type) else y.to(x.dtype)
+
+
+class _ZeroGradient(torch.autograd.Function):
+    """The identity on x; the other arguments get a gradient of zeros, all cut from one buffer."""
+
+    @staticmethod
+    def forward(x: Tensor, *cancelled: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.cancelled = inputs[1:]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        biases = ctx.cancelled
+        if is_accumulating() and all(b.is_leaf and b.grad is not None for b in biases):
+            # Zeros are to be added to what is there.
+            return grad, *(None for _ in biases)
+        zeros = grad.new_zeros(sum(b.numel() for b in biases), dtype=biases[0].dtype)
+        return grad, *(z.view(b.shape) for z, b in zip(zeros.split([b.numel() for b in biases]), biases, strict=True))
+
+
+def untouched(layer: nn.Module | None, *kinds: type[nn.Module]) -> bool:
+    """Whether ``layer`` is exactly one of ``kinds``, with its own forward, and nobody listens to it."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    if layer is None or type(layer) not in kinds or "forward" in layer.__dict__:
+        return False
+    return not (any(getattr(layer, name) for name in hooks) or _has_any_global_hook())
+
+
+def is_norm(layer: nn.Module | None) -> bool:
+    return untouched(layer, nn.InstanceNorm2d, reference.InstanceNorm2d) and not layer.track_running_stats  # type: ignore[union-attr]
+
+
+def is_conv(layer: nn.Module | None) -> bool:
+    plain = untouched(layer, nn.Conv2d, nn.ConvTranspose2d, reference.ResizeConv2d)
+    return plain and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)  # type: ignore[union-attr]
+
+
+def activation(layer: nn.Module) -> tuple[str, float] | None:
+    if untouched(layer, nn.ReLU):
+        return "relu", 0.0
+    return ("leaky_relu", layer.negative_slope) if untouched(layer, nn.LeakyReLU) else None  # type: ignore[return-value]
+
+
+def border_of(layer: nn.Module, following: nn.Module | None) -> int:
+    """Return the border of a reflection pad that the convolution after it can take over, else 0."""
+    if not (untouched(layer, nn.ReflectionPad2d) and is_conv(following)):
+        return 0
+    return layer.padding[0] if len(set(layer.padding)) == 1 else 0  # type: ignore[arg-type, index, return-value]
+
+
+def compute_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
+    """Return the dtype that a convolution of ``x`` computes in here."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+
+
+def _reflects(conv: Any, x: Tensor, dtype: torch.dtype, count: int) -> bool:
+    """Whether our kernels compute ``conv`` in ``dtype``: stride 1 on the bordered x alone, odd and square, one weight for all channels."""
+    k = conv.weight.shape[2]
+    plain = isinstance(conv, nn.Conv2d) and conv.padding == (0, 0) and conv.stride == conv.dilation == (1, 1) and conv.groups == 1
+    plain = plain and conv.kernel_size == (k, k) and k % 2 == 1
+    return plain and backend_of("reflect_conv", x, dtype, count, conv.weight.shape[0], k) == "triton"
+
+
+def _plain_conv(x: Tensor, conv: Any, bias: Tensor | None) -> Tensor:
+    if type(conv) is nn.ConvTranspose2d:
+        sizes: Any = (conv.stride, conv.padding, conv.output_padding, conv.groups, conv.dilation)
+        return F.conv_transpose2d(x, conv.weight, bias, *sizes)
+    return F.conv2d(x, conv.weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+
+
+@dataclass
+class Flow:
+    """x, and what is still to be done to it, in this order.
+
+    ``impl``: what does it. ``required``: a kernel that fails raises KernelError, else PyTorch computes that operator.
+    """
+
+    x: Tensor
+    cancelled: list[Tensor]
+    impl: Literal["triton", "reference"] = "triton"
+    norm: nn.Module | None = None
+    act: str = "none"
+    slope: float = 0.0
+    border: int = 0
+    done: nn.Module | None = None  # a layer that was computed with the one before it
+    required: bool = False
+
+    @property
+    def asked(self) -> str:
+        """``impl`` as public operators take it."""
+        return "auto" if self.impl == "triton" and not self.required else self.impl
+
+    def settle(self, residual: Tensor | None = None) -> Tensor:
+        """Do what is still to be done, add ``residual``, and return x."""
+        if self.norm is not None:
+            norm, self.norm = self.norm, None
+            options: dict[str, Any] = {"eps": norm.eps, "act": self.act, "slope": self.slope, "impl": self.asked}
+            fits = residual is None or residual.dtype == self.x.dtype
+            self.x = instance_norm(self.x, norm.weight, norm.bias, residual=residual if fits else None, **options)  # type: ignore[arg-type]
+            self.act, residual = "none", None if fits else residual
+        if self.border:
+            self.x, self.border = F.pad(self.x, (self.border,) * 4, mode="reflect"), 0
+        if residual is not None:
+            self.x = residual + self.x
+        return self.x
+
+    def apply(self, layers: Layers) -> None:
+        """Replace x by what ``layers`` make of it, each called as the module that it is, once all that was open is done."""
+        x = self.settle()
+        one = len(layers) == 1 or not any(True for _ in layers[0].parameters())
+        self.x = layers[0](x) if one else torch.cat([layer(part) for part, layer in each_weight(x, layers)])
+
+    def give_zeros(self) -> None:
+        """Let x carry the gradient of zeros to the biases that were left out so far."""
+        biases = [b for b in self.cancelled if b.requires_grad]
+        self.cancelled.clear()
+        if biases and torch.is_grad_enabled():
+            self.x = _ZeroGradient.apply(self.x, *biases)
+
+    def convolve(self, convs: Layers, following: Layers | None, recompute: bool) -> None:
+        """Replace x by its convolution, in one operator with what is still to be done before it, and with a tanh that follows."""
+        conv, biases = convs[0], [conv.bias for conv in convs if conv.bias is not None]
+        if following is not None and is_norm(following[0]):
+            self.cancelled += biases
+            biases = []
+        dtype = compute_dtype(self.x, conv.weight)
+        # Without autocast a picture of another dtype is an error, as it is in PyTorch.
+        fits = self.x.dtype == dtype or torch.is_autocast_enabled(self.x.device.type)
+        if self.impl == "triton" and self.border and fits and _reflects(conv, self.x, dtype, len(convs)):
+            if self.x.dtype != dtype:
+                border, self.border = self.border, 0
+                self.x, self.border = self.settle().to(dtype), border
+            self._reflect(convs, biases, following, recompute)
+            return
+        if self.impl == "triton" and self.border == 0 and fits and self._zero_pads(convs, dtype):
+            self.x = self.settle().to(dtype) if self.x.dtype != dtype else self.x
+            self._zero_pad(convs, biases, recompute)
+            return
+        # A picture's three channels are not worth a pass of their own: PyTorch pads them.
+        if self.impl == "reference" or self.x.dtype != dtype or (self.norm is None and (self.border == 0 or self.x.shape[1] < 8)):
+            self.settle()
+        x = self.x.contiguous(memory_format=torch.channels_last)
+        if len(convs) == 1:
+            self.x = self._by_library(x, conv, biases[0] if biases else None, recompute)
+        else:
+            parts = each_weight(x, convs, biases or [None] * len(convs))
+            self.x = torch.cat([self._by_library(part, layer, bias, recompute) for part, layer, bias in parts])
+        self.norm, self.act, self.border = None, "none", 0
+
+    def _by_library(self, x: Tensor, conv: Any, bias: Tensor | None, recompute: bool) -> Tensor:
+        """Return one network's convolution of x by PyTorch, with what is still to be done before it."""
+        if self.norm is None and self.border == 0:
+            return _plain_conv(x, conv, bias)
+        sizes = (conv.stride, conv.padding, conv.dilation, isinstance(conv, nn.ConvTranspose2d), conv.output_padding, conv.groups)
+        options: dict[str, Any] = {"border": self.border, "recompute": recompute, "required": self.required, **self._norm_options()}
+        return norm_conv(x, conv.weight, bias, sizes, **options)
+
+    def _zero_pads(self, convs: Layers, dtype: torch.dtype) -> bool:
+        """Whether our kernels compute zero-padded ``convs`` in ``dtype``, with the norm that is open.
+
+        For one network PyTorch's library does, until it is measured to be slower; for several, one launch instead of as many and a copy.
+        """
+        conv, transposed = convs[0], isinstance(convs[0], nn.ConvTranspose2d)
+        square = all(len(set(sizes)) == 1 for sizes in (conv.stride, conv.padding, conv.output_padding))
+        plain = square and conv.dilation == (1, 1) and conv.groups == 1 and (self.norm is None or self.norm.weight is None)
+        sizes = (conv.stride[0], conv.padding[0], transposed, conv.output_padding[0])
+        if not plain or not serves(self.x.shape[1], conv.weight.shape, *sizes):
+            return False
+        times = measured("zero_conv", self.x, dtype, len(convs), conv.out_channels, conv.kernel_size[0])
+        return times["triton"] < times["cudnn"] if len(convs) == 1 and times else len(convs) > 1
+
+    def _zero_pad(self, convs: Layers, biases: list[Tensor], recompute: bool) -> None:
+        """Replace x by its convolution in our kernels, with the norm before it."""
+        conv, norm = convs[0], self.norm
+        options: dict[str, Any] = {"stride": conv.stride[0], "padding": conv.padding[0], "recompute": recompute, "required": self.required}
+        options |= {"transposed": isinstance(conv, nn.ConvTranspose2d), "output_padding": conv.output_padding[0]}
+        if norm is not None:
+            options |= {"norm": True, "eps": norm.eps, "act": self.act, "slope": self.slope}
+        self.x = zero_conv(self.x, [conv.weight for conv in convs], biases, **options)
+        self.norm, self.act = None, "none"
+
+    def _reflect(self, convs: Layers, biases: list[Tensor], following: Layers | None, recompute: bool) -> None:
+        """Replace x by its convolution in our kernels, with the norm, the border and the tanh around it."""
+        tanh = following is not None and untouched(following[0], FloatTanh)
+        options: dict[str, Any] = {"padding": self.border, "tanh": tanh, "recompute": recompute, **self._norm_options()}
+        self.x = reflect_conv(self.x, [conv.weight for conv in convs], biases, required=self.required, **options)
+        if tanh and not torch.is_autocast_enabled(self.x.device.type):
+            self.x = self.x.to(convs[0].weight.dtype)
+        self.norm, self.act, self.border = None, "none", 0
+        self.done = following[0] if tanh and following is not None else None
+
+    def _norm_options(self) -> dict[str, Any]:
+        if (norm := self.norm) is None:
+            return {"norm": False}
+        affine = {"norm_weight": norm.weight, "norm_bias": norm.bias}
+        return {"norm": True, **affine, "eps": norm.eps, "act": self.act, "slope": self.slope}

@@ -1,0 +1,174 @@
+"""The networks that users build: the reference's, with the choice of what computes them, and registries by the official names."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from torch import nn
+
+from fastcyclegan import reference
+from fastcyclegan.config import ModelConfig
+from fastcyclegan.kernels.dispatch import check_impl, resolve_impl
+from fastcyclegan.nn.chains import Chain, chained
+from fastcyclegan.nn.deferred import FloatTanh
+from fastcyclegan.nn.pretrained import Pretrained
+from fastcyclegan.reference import Norm
+
+Impl = Literal["auto", "triton", "reference"]
+
+
+def set_impl(net: nn.Module, impl: str) -> None:
+    """Let ``net`` be computed by ``impl`` from now on. Raises ValueError for one that is unknown."""
+    check_impl(impl)
+    net.impl = impl  # type: ignore[assignment]
+    for module in net.modules():
+        if isinstance(module, Chain):
+            module.impl = impl
+
+
+def computed_by(net: nn.Module) -> str:
+    """Return what computes ``net`` where its parameters are now: "triton", "reference", or that ``impl`` cannot serve them."""
+    impl, parameter = getattr(net, "impl", "reference"), next(net.parameters(), None)
+    if parameter is None:
+        return "nothing to compute"
+    try:
+        return resolve_impl(type(net).__name__, impl, parameter)
+    except (ValueError, TypeError):
+        return f"cannot serve {str(parameter.dtype).removeprefix('torch.')} on {parameter.device}"
+
+
+def _choose(net: nn.Module, impl: str, recompute: bool) -> None:
+    check_impl(impl)
+    net.impl = impl  # type: ignore[assignment]
+    _float_output(net)
+    for module in net.modules():
+        if type(module) is nn.InstanceNorm2d:  # of a norm given as a function: the same, right in every memory layout
+            module.__class__ = reference.InstanceNorm2d
+    chained(net, impl, recompute)
+
+
+def _float_output(net: nn.Module) -> None:
+    for parent in list(net.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is nn.Tanh:
+                setattr(parent, name, FloatTanh())
+
+
+class Generator(reference.Generator, Pretrained):
+    """The ResNet generator of CycleGAN, a drop-in for the official ``ResnetGenerator`` (same state_dict keys).
+
+    [N, input_nc, H, W] in [-1, 1] to [N, output_nc, H, W] in [-1, 1]; H and W multiples of 4, at least 8. The output is fp32 under
+    autocast too, and of the weights' dtype without. ``impl`` says what computes it: "reference" is PyTorch's own operators, "triton" our
+    kernels, "auto" the kernels where they serve. ``recompute``: keep the convolutions' outputs for the backward and compute their
+    normalised inputs again there (half the memory, one more write of each), else keep both, but in residual blocks, which always do the
+    former.
+    ``norm`` is "instance", "batch" or "none", or what makes a norm of a number of channels, such as nn.BatchNorm2d. Raises ValueError for
+    an unknown norm, upsample, padding_type or impl, and in a call with impl="triton" on a device that the kernels do not serve.
+    """
+
+    keeps_arguments = True
+
+    def __init__(
+        self,
+        input_nc: int = 3,
+        output_nc: int = 3,
+        ngf: int = 64,
+        n_blocks: int = 9,
+        norm: Norm = "instance",
+        affine: bool = False,
+        use_dropout: bool = False,
+        upsample: str = "transpose",
+        impl: str = "auto",
+        recompute: bool = True,
+        padding_type: str = "reflect",
+    ) -> None:
+        super().__init__(input_nc, output_nc, ngf, n_blocks, norm, affine, use_dropout, upsample, padding_type)
+        _choose(self, impl, recompute)
+        self.arguments = {"input_nc": input_nc, "output_nc": output_nc, "ngf": ngf, "n_blocks": n_blocks, "norm": norm, "affine": affine}
+        self.arguments |= {"use_dropout": use_dropout, "upsample": upsample, "padding_type": padding_type}
+
+    def extra_repr(self) -> str:
+        return f"impl={self.impl} ({computed_by(self)})"
+
+
+class UnetGenerator(reference.UnetGenerator, Pretrained):
+    """The pix2pix U-Net, a drop-in for the official ``UnetGenerator``; see ``reference.UnetGenerator`` and ``Generator`` for ``impl``."""
+
+    keeps_arguments = True
+
+    def __init__(
+        self,
+        input_nc: int = 3,
+        output_nc: int = 3,
+        num_downs: int = 8,
+        ngf: int = 64,
+        norm: Norm = "instance",
+        use_dropout: bool = False,
+        impl: str = "auto",
+        recompute: bool = True,
+        affine: bool = False,
+    ) -> None:
+        super().__init__(input_nc, output_nc, num_downs, ngf, norm, use_dropout, affine)
+        _choose(self, impl, recompute)
+        self.arguments = {"input_nc": input_nc, "output_nc": output_nc, "num_downs": num_downs, "ngf": ngf, "norm": norm}
+        self.arguments |= {"use_dropout": use_dropout, "affine": affine}
+
+    def extra_repr(self) -> str:
+        return f"impl={self.impl} ({computed_by(self)})"
+
+
+class Discriminator(reference.Discriminator):
+    """The PatchGAN, a drop-in for the official ``NLayerDiscriminator``; see ``reference.Discriminator`` and ``Generator`` for ``impl``."""
+
+    def __init__(
+        self,
+        input_nc: int = 3,
+        ndf: int = 64,
+        n_layers: int = 3,
+        norm: Norm = "instance",
+        impl: str = "auto",
+        recompute: bool = True,
+        affine: bool = False,
+    ) -> None:
+        super().__init__(input_nc, ndf, n_layers, norm, affine)
+        _choose(self, impl, recompute)
+
+    def extra_repr(self) -> str:
+        return f"impl={self.impl} ({computed_by(self)})"
+
+
+class PixelDiscriminator(reference.PixelDiscriminator):
+    """The 1x1 PatchGAN, a drop-in for the official ``PixelDiscriminator``."""
+
+    def __init__(
+        self,
+        input_nc: int = 3,
+        ndf: int = 64,
+        norm: Norm = "instance",
+        impl: str = "auto",
+        recompute: bool = True,
+        affine: bool = False,
+    ) -> None:
+        super().__init__(input_nc, ndf, norm, affine)
+        _choose(self, impl, recompute)
+
+    def extra_repr(self) -> str:
+        return f"impl={self.impl} ({computed_by(self)})"
+
+
+def build_generator(config: ModelConfig, input_nc: int, output_nc: int) -> nn.Module:
+    """Return the generator ``config.netG`` names, from ``input_nc`` to ``output_nc`` channels, not yet initialised."""
+    common: dict[str, Any] = {name: getattr(config, name) for name in ("ngf", "norm", "affine", "use_dropout", "impl")}
+    if config.netG.startswith("unet"):
+        num_downs = {"unet_256": 8, "unet_128": 7}[config.netG]
+        return UnetGenerator(input_nc, output_nc, num_downs=num_downs, **common)
+    n_blocks = int(config.netG.removeprefix("resnet_").removesuffix("blocks"))
+    return Generator(input_nc, output_nc, n_blocks=n_blocks, upsample=config.upsample, **common)
+
+
+def build_discriminator(config: ModelConfig, input_nc: int) -> nn.Module:
+    """Return the discriminator ``config.netD`` names, for pictures of ``input_nc`` channels, not yet initialised."""
+    if config.netD == "pixel":
+        return PixelDiscriminator(input_nc, config.ndf, config.norm, config.impl, affine=config.affine)
+    n_layers = config.n_layers_D if config.netD == "n_layers" else 3
+    return Discriminator(input_nc, config.ndf, n_layers, config.norm, config.impl, affine=config.affine)

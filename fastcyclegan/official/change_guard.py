@@ -1,0 +1,182 @@
+"""What a checkout's step depends on, read again before every iteration of ours; and the way back to its own step where that changed.
+
+Our step was made, and proved to be the checkout's, for the weights of the losses, the criterions, networks and optimizers of that moment.
+A train.py may change any of them later. All that is read lies on the host: no look at it waits for a GPU.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastcyclegan.official.source_check import METHODS
+from fastcyclegan.official.step import NETS, NotServedError, Step, learning_rate
+from fastcyclegan.recipes.image_pool import ImagePool
+
+_OPTIONS = ("lambda_A", "lambda_B", "lambda_identity", "gan_mode", "pool_size")
+_CRITERIONS = ("criterionGAN", "criterionCycle", "criterionIdt")
+_OPTIMIZERS = {"optimizer_G": "G", "optimizer_D": "D"}
+_POOLS = {"fake_A_pool": "A", "fake_B_pool": "B"}
+
+
+@dataclass(frozen=True, eq=False)
+class _Same:
+    """An object that is to stay the same one, and, for a tensor, unchanged. It is kept, so that its place in memory is not another's."""
+
+    value: Any
+    version: int = 0
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.value is other.value and self.version == other.version
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __str__(self) -> str:
+        return f"a {type(self.value).__name__}" if self.value is not None else "None"
+
+
+def _same(value: Any) -> Any:
+    return _Same(value, value._version if isinstance(value, Tensor) else 0)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_plain(part) for part in value)
+    return value if isinstance(value, (int, float, str, bool, type(None))) else _same(value)
+
+
+class Watch:
+    """What ``model`` is made of where our step ``step`` takes its place. ``changed`` says what differs from then."""
+
+    def __init__(self, model: Any, step: Step) -> None:
+        self.step = step
+        self.modules = {name: list(net.modules()) for name, net in self._nets(model).items()}
+        self.seen, self.states = self._read(model), self._states(model)
+
+    @staticmethod
+    def _nets(model: Any) -> dict[str, nn.Module]:
+        return {name: net for name in NETS if isinstance(net := getattr(model, name, None), nn.Module)}
+
+    @staticmethod
+    def _states(model: Any) -> list[int]:
+        return [len(getattr(model, name).state) for name in _OPTIMIZERS]
+
+    def stepped(self, model: Any) -> None:
+        """Note that an iteration of ours was made: the optimizers have moments now."""
+        self.states = self._states(model)
+
+    def changed(self, model: Any) -> str:
+        """Return "" where our step is still that of ``model``, else what changed, in the middle of a sentence."""
+        try:
+            learning_rate(model)
+            now = self._read(model)
+            if self._states(model) != self.states:
+                return "an optimizer has lost its moments"
+        except NotServedError as error:
+            return str(error)
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            return f"the model is not what it was ({error})"
+        for name, then in self.seen.items():
+            if now.get(name) != then:
+                return _difference(name, then, now.get(name))
+        return ""
+
+    def _read(self, model: Any) -> dict[str, Any]:
+        opt = model.opt
+        seen: dict[str, Any] = {f"opt.{name}": _plain(getattr(opt, name, None)) for name in _OPTIONS}
+        for name in _CRITERIONS:
+            criterion = getattr(model, name, None)
+            seen[name] = _same(criterion)
+            settings = getattr(criterion, "__dict__", {})
+            buffers = {**settings, **settings.get("_buffers", {})} if name == "criterionGAN" else {}
+            kept = {key: _plain(buffers[key]) for key in ("gan_mode", "real_label", "fake_label") if key in buffers}
+            seen[f"settings of {name}"] = (kept, settings.get("reduction"), settings.get("training"))
+        for name in (*NETS, *_OPTIMIZERS, *_POOLS):
+            seen[name] = _same(getattr(model, name, None))
+        for name, pool in ((name, getattr(model, name, None)) for name in _POOLS):
+            seen[f"size of {name}"] = getattr(pool, "pool_size", None)
+        # A function bound to a class is the class's attribute itself: the same object as long as nobody puts another there.
+        for name in METHODS[1:]:
+            seen[f"method {name}"] = (_same(getattr(type(model), name, None)), name in vars(model))
+        self._read_nets(model, seen)
+        self._read_optimizers(model, seen)
+        return seen
+
+    def _read_nets(self, model: Any, seen: dict[str, Any]) -> None:
+        for name, net in self._nets(model).items():
+            modules = self.modules[name]
+            parameters = list(net.parameters())
+            seen[f"parameters of {name}"] = [id(p) for p in parameters]
+            seen[f"requires_grad of the parameters of {name}"] = [p.requires_grad for p in parameters]
+            seen[f"mode (training or evaluation) of {name}"] = [module.training for module in modules]
+            seen[f"hooks of {name}"] = sum(
+                len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) + len(m._backward_pre_hooks) for m in modules
+            )
+
+    @staticmethod
+    def _read_optimizers(model: Any, seen: dict[str, Any]) -> None:
+        for name in _OPTIMIZERS:
+            optimizer = getattr(model, name)
+            group, *others = optimizer.param_groups
+            settings = {key: _plain(value) for key, value in group.items() if key not in ("params", "lr", "initial_lr")}
+            seen[f"settings of {name}"] = settings
+            seen[f"parameters of {name}"] = [[id(p) for p in one["params"]] for one in (group, *others)]
+            seen[f"state of {name}"] = _same(optimizer.state)
+            seen[f"step of {name}"] = _same(vars(optimizer).get("step"))
+            seen[f"hooks of {name}"] = len(optimizer._optimizer_step_pre_hooks) + len(optimizer._optimizer_step_post_hooks)
+
+
+def _difference(name: str, then: Any, now: Any) -> str:
+    if isinstance(then, _Same) and isinstance(now, _Same):
+        return f"{name} is another ({now}, was {then})" if then.value is not now.value else f"{name} was written to"
+    if isinstance(then, (int, float, str, type(None))):
+        return f"{name} is {now}, was {then}"
+    if isinstance(then, dict) and isinstance(now, dict):
+        first = next(key for key in {**then, **now} if then.get(key) != now.get(key))
+        return f"{name}: {first} is {now.get(first)}, was {then.get(first)}"
+    return f"{name} changed"
+
+
+def hand_over(model: Any, step: Step) -> str:
+    """Give ``model`` what its own step needs to go on where ours stopped; return how exact that is, in the middle of a sentence."""
+    engine = step.engine
+    for name, phase in _OPTIMIZERS.items():
+        _give_moments(getattr(model, name, None), engine.optimizers[phase])
+    pools = {name: (getattr(model, name, None), engine.recipe.pools[side]) for name, side in _POOLS.items()}
+    anew = [name for name, (theirs, ours) in pools.items() if not _give_pictures(theirs, ours, model.real_A)]
+    what = "it goes on with our weights and moments" + (f", but {' and '.join(anew)} cannot take our pictures" if anew else " and pools")
+    if engine.precision == "bf16":
+        what += ", in fp32 instead of bf16"
+    return f"{what}, no longer compiled" if engine.compiled else what
+
+
+def _give_moments(optimizer: Any, ours: torch.optim.Adam) -> None:
+    """Make Adam's state, which the two share, one of ``optimizer`` alone, with steps where its own Adam counts them."""
+    if optimizer is None or optimizer.state is not ours.state:
+        return
+    groups = {p: group for group in optimizer.param_groups for p in group["params"]}
+    state: dict[Any, dict[str, Any]] = defaultdict(dict)
+    for p, values in ours.state.items():
+        on_device = any(groups.get(p, {}).get(key) for key in ("capturable", "fused"))
+        # Copies: ours may lie in the memory of a captured iteration.
+        state[p] = {key: value.clone() if isinstance(value, Tensor) else value for key, value in values.items()}
+        if "step" in state[p] and not on_device:
+            state[p]["step"] = torch.as_tensor(state[p]["step"]).cpu()
+    optimizer.state = state
+
+
+def _give_pictures(theirs: Any, ours: ImagePool, like: Tensor) -> bool:
+    """Put the pictures of our pool, [1, C, H, W] each, into the checkout's; return whether it takes them."""
+    if not ours.filled:
+        return True
+    if not isinstance(getattr(theirs, "__dict__", {}).get("images"), list) or "num_imgs" not in vars(theirs):
+        return False
+    slots = ours.slots
+    held = list(slots[: ours.filled]) if slots is not None else []
+    theirs.images = [slot[None].to(like.dtype).clone(memory_format=torch.contiguous_format) for slot in held]
+    theirs.num_imgs = len(held)
+    return True

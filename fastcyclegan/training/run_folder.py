@@ -1,0 +1,80 @@
+"""The folder of a run: its name, what may lie in it, and how it is opened."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+from fastcyclegan.checkpoints import run_files as checkpoint
+from fastcyclegan.checkpoints.run_files import CONFIG
+from fastcyclegan.config import TrainConfig
+from fastcyclegan.errors import UserError
+from fastcyclegan.training.run_report import CURVES, PAGE, STATS
+
+DATASET = "dataset"
+
+
+def _default_name(config: TrainConfig) -> str:
+    """Return the dataset's name and the first number that is free."""
+    data = config.data
+    if data.is_builtin:
+        stem = "shapes"
+    elif data.dataroot is not None:
+        stem = data.dataroot.resolve().name
+    else:
+        stem = "2".join(folder.resolve().name for folder in (data.data_A, data.data_B) if folder is not None)
+    folder = config.run.checkpoints_dir
+    taken = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    number = 1
+    while f"{stem}_{number}" in taken:
+        number += 1
+    return f"{stem}_{number}"
+
+
+def is_run(folder: Path) -> bool:
+    return (folder / CONFIG).exists() or (folder / checkpoint.STATE).exists() or bool(checkpoint.saved_epochs(folder))
+
+
+def _remove_run(folder: Path) -> None:
+    """Delete what a run leaves in its folder, and nothing else that may lie there."""
+    for name in (CONFIG, checkpoint.STATE, STATS, PAGE, CURVES):
+        (folder / name).unlink(missing_ok=True)
+    for file in folder.glob("*_net_*.pth"):
+        file.unlink()
+    for name in ("samples", "tensorboard", DATASET):
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def choose_folder(config: TrainConfig) -> tuple[Path, TrainConfig]:
+    """Return the run's folder and ``config`` with its name; changes nothing. Raises UserError for a name that is taken or missing."""
+    run = config.run
+    if run.continue_train and run.name is None:
+        runs = [path.name for path in sorted(run.checkpoints_dir.glob("*")) if is_run(path)]
+        raise UserError(f"--continue_train needs --name; runs in {run.checkpoints_dir}: {', '.join(runs) or 'none'}")
+    name = run.name or _default_name(config)
+    folder = run.checkpoints_dir / name
+    if run.continue_train and not (folder.is_dir() and is_run(folder)):
+        raise UserError(f"{folder}: no run to continue (neither {checkpoint.STATE} nor *_net_*.pth)")
+    if folder.is_symlink() and not folder.exists():
+        raise UserError(f"{folder} is a link to nothing; use another --name")
+    if folder.exists() and not run.continue_train and (not folder.is_dir() or any(folder.iterdir())):
+        if not run.overwrite:
+            raise UserError(f"{folder} exists: use --continue_train, --overwrite or another --name")
+        if not folder.is_dir() or not is_run(folder):
+            raise UserError(f"{folder} is not a run's folder, so --overwrite leaves it alone; use another --name")
+    return folder, dataclasses.replace(config, run=dataclasses.replace(run, name=name))
+
+
+def open_folder(folder: Path, overwrite: bool) -> None:
+    """Make the run's folder, or with ``overwrite`` empty it of its old run. Raises UserError where it cannot be written."""
+    try:
+        if overwrite and folder.exists():
+            _remove_run(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        checkpoint.remove_partials(folder)
+        probe = folder / ".writable.partial"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"{folder}: cannot write there: {error.strerror or error}") from None

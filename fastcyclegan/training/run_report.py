@@ -1,0 +1,183 @@
+"""What a run shows: sample grids and loss curves as PNG, a page that opens offline, stats.jsonl and tensorboard events."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from fastcyclegan.checkpoints.run_files import write_atomically
+
+PAGE = "index.html"
+STATS = "stats.jsonl"
+CURVES = "losses.png"
+_LABEL, _GAP = 18, 4
+
+
+def to_pixels(images: Tensor) -> NDArray[np.uint8]:
+    """Return [N, C, H, W] in [-1, 1] as [N, H, W, C] uint8, rounded and clamped (the official code truncates)."""
+    scaled = images.detach().float().add(1).mul(127.5).round().clamp(0, 255)
+    return scaled.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def to_image(pixels: NDArray[np.uint8]) -> Image.Image:
+    """Return [H, W, C] uint8 with 1 or 3 channels as a picture."""
+    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+
+
+def draw_grid(columns: Mapping[str, Sequence[NDArray[np.uint8]]]) -> Image.Image:
+    """Return a grid with one labelled column an entry and one row a picture, [H, W, C] uint8; pictures of a row may differ in size."""
+    rows = list(zip(*columns.values(), strict=True))
+    widths = [max(p.shape[1] for p in pictures) for pictures in columns.values()]
+    heights = [max(p.shape[0] for p in row) for row in rows]
+    font = ImageFont.load_default(12)
+    widths = [max(width, math.ceil(font.getlength(label)) + 2) for width, label in zip(widths, columns, strict=True)]
+    size = (sum(widths) + _GAP * (len(widths) + 1), _LABEL + sum(heights) + _GAP * (len(rows) + 1))
+    grid = Image.new("RGB", size, "white")
+    pen = ImageDraw.Draw(grid)
+    left = _GAP
+    for label, width, pictures in zip(columns, widths, columns.values(), strict=True):
+        pen.text((left, 2), label, fill="black", font=font)
+        top = _LABEL + _GAP
+        for picture, height in zip(pictures, heights, strict=True):
+            grid.paste(to_image(picture).convert("RGB"), (left, top))
+            top += height + _GAP
+        left += width + _GAP
+    return grid
+
+
+def save_image(image: Image.Image, path: Path) -> None:
+    """Write ``image`` as PNG, whole or not at all."""
+    write_atomically(path, lambda partial: image.save(partial, format="PNG"))
+
+
+def read_stats(run: Path) -> list[dict[str, Any]]:
+    """Return the records of stats.jsonl, without lines that are none: a killed process may leave its last one unfinished."""
+    file = run / STATS
+    records = []
+    for line in file.read_text(errors="replace").splitlines() if file.exists() else ():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and isinstance(record.get("iteration"), int):
+            records.append(record)
+    return records
+
+
+def draw_curves(records: Sequence[Mapping[str, Any]], names: Sequence[str], path: Path) -> None:
+    """Draw each loss by iteration, two panels: adversarial losses, and cycle and identity losses. Needs matplotlib."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    groups = ([n for n in names if n[0] in "GD"], [n for n in names if n[0] not in "GD"])
+    x = [record["iteration"] for record in records]
+    for axes, group, title in zip(figure.subplots(1, 2), groups, ("adversarial", "cycle and identity"), strict=True):
+        for name in group:
+            axes.plot(x, [record[name] for record in records], label=name, linewidth=1)
+        axes.set(title=title, xlabel="iteration")
+        axes.set_ylim(bottom=0 if all(record[n] >= 0 for record in records for n in group) else None)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8, loc="upper right")
+    write_atomically(path, lambda partial: figure.savefig(partial, format="png", dpi=100))
+
+
+_HEAD = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{name}</title>
+<style>
+body{{font:14px sans-serif;margin:2em;max-width:1200px}}
+img{{max-width:100%;image-rendering:pixelated}}
+pre{{background:#f4f4f4;padding:1em;overflow:auto}}
+.newest-first{{display:flex;flex-direction:column-reverse;align-items:flex-start}}
+</style>
+</head><body><h1>{name}</h1>
+{curves}
+<details><summary>Configuration</summary><pre>{config}</pre></details>
+<div class="newest-first">
+"""
+
+
+class Report:
+    """The files by which a run is watched, under its folder. ``iteration`` everywhere counts from 1.
+
+    ``resume_at`` drops the records and pictures of iterations after it: those that a killed process logged but did not save.
+    """
+
+    def __init__(self, run: Path, name: str, config: Mapping[str, Any], losses: Sequence[str], resume_at: int | None = None) -> None:
+        self.run, self.losses = run, tuple(losses)
+        self.samples = run / "samples"
+        self.samples.mkdir(exist_ok=True)
+        self.missing: list[str] = []
+        self.can_draw = self._has("matplotlib")
+        self.tensorboard = self._open_tensorboard(resume_at)
+        if resume_at is not None:
+            self._drop_after(resume_at)
+        if not (run / PAGE).exists():
+            curves = f'<p><img src="{CURVES}" alt="loss curves" style="image-rendering:auto"></p>' if self.can_draw else ""
+            text = _HEAD.format(name=html.escape(name), curves=curves, config=html.escape(json.dumps(config, indent=2)))
+            (run / PAGE).write_text(text, encoding="utf-8")
+
+    def _has(self, module: str) -> bool:
+        try:
+            __import__(module)
+        except ImportError:
+            self.missing.append(module)
+            return False
+        return True
+
+    def _open_tensorboard(self, resume_at: int | None) -> Any:
+        if not self._has("tensorboard"):
+            return None
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(str(self.run / "tensorboard"), purge_step=None if resume_at is None else resume_at + 1)
+
+    def _drop_after(self, iteration: int) -> None:
+        kept = [record for record in read_stats(self.run) if record["iteration"] <= iteration]
+        text = "".join(json.dumps(record) + "\n" for record in kept)
+        write_atomically(self.run / STATS, lambda partial: partial.write_text(text))
+        page = self.run / PAGE
+        if page.exists():
+            lines = page.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+            entry = re.compile(r"<!--(\d+)-->")
+            lines = [line for line in lines if not (found := entry.match(line)) or int(found[1]) <= iteration]
+            write_atomically(page, lambda partial: partial.write_text("".join(lines), encoding="utf-8"))
+
+    def add_stats(self, record: Mapping[str, Any]) -> None:
+        """Append one record (iteration, epoch, each loss, lr, it/s) to stats.jsonl and to tensorboard."""
+        with (self.run / STATS).open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        if self.tensorboard is not None:
+            for name in (*self.losses, "lr", "it/s"):
+                self.tensorboard.add_scalar(name if name in ("lr", "it/s") else f"loss/{name}", record[name], record["iteration"])
+
+    def add_samples(self, iteration: int, grid: Image.Image) -> Path:
+        """Write a sample grid, append it to the page, and draw the curves anew; return the grid's path."""
+        path = self.samples / f"{iteration:07d}.png"
+        save_image(grid, path)
+        picture = f'<img src="samples/{path.name}" alt="samples" loading="lazy">'
+        entry = f"<!--{iteration}--><section><h3>iteration {iteration}</h3>{picture}</section>\n"
+        with (self.run / PAGE).open("a", encoding="utf-8") as file:
+            file.write(entry)
+        records = [record for record in read_stats(self.run) if set(self.losses) <= record.keys()]
+        if self.can_draw and records:
+            draw_curves(records, self.losses, self.run / CURVES)
+        if self.tensorboard is not None:
+            self.tensorboard.add_image("samples", np.asarray(grid), iteration, dataformats="HWC")
+        return path
+
+    def close(self) -> None:
+        if self.tensorboard is not None:
+            self.tensorboard.close()

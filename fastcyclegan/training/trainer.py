@@ -1,0 +1,327 @@
+"""The training loop: batch, step, log, samples, snapshot."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Generator, Mapping
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastcyclegan.checkpoints.run_files import StateWriter, to_cpu
+from fastcyclegan.config import TrainConfig, to_dict
+from fastcyclegan.console import Console
+from fastcyclegan.data.loader import Batch
+from fastcyclegan.data.pillow_loader import naming_dead_workers
+from fastcyclegan.errors import UserError
+from fastcyclegan.training.lr_schedule import Factor, make_schedule
+from fastcyclegan.training.run import Given, Run, start
+from fastcyclegan.training.run_report import Report, draw_grid, to_pixels
+
+SAMPLE_ROWS = 4
+MAX_PENDING = 256
+Tick = Callable[[dict[str, Any]], object]
+
+
+class Every:
+    """When something is due: every ``images`` pictures if given, else every ``seconds``, and then never more than ``share`` of the time."""
+
+    def __init__(self, images: int | None, seconds: float, share: float = 1.0) -> None:
+        self.images, self.seconds, self.share = images, seconds, share
+        self.seen, self.since, self.cost = 0, time.monotonic(), 0.0
+
+    def due(self, images: int) -> bool:
+        """Count ``images`` more pictures and say whether it is time."""
+        self.seen += images
+        if self.images is not None:
+            return self.seen >= self.images
+        return time.monotonic() - self.since >= max(self.seconds, self.cost / self.share)
+
+    def done(self, cost: float = 0.0) -> None:
+        """It was done, and took ``cost`` seconds."""
+        self.seen = self.seen % self.images if self.images is not None else 0
+        self.since, self.cost = time.monotonic(), cost
+
+
+class _NoReport:
+    """The report of a run that keeps no files."""
+
+    missing: tuple[str, ...] = ()
+
+    def add_stats(self, record: Mapping[str, Any]) -> None:
+        pass
+
+    def add_samples(self, iteration: int, grid: Any) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class Trainer:
+    """Trains one run to its end, or until ``stop`` is set (to the signal that asked for it, 0 for none).
+
+    ``policy``, a function from steps taken to a factor, replaces the configured learning rate policy. ``on_tick`` hears what each line of
+    the log says: iteration, epoch, every loss, lr, it/s and images/s.
+    """
+
+    def __init__(self, run: Run, console: Console, policy: Factor | None = None, on_tick: Tick = lambda record: None) -> None:
+        self.run, self.console, self.on_tick = run, console, on_tick
+        self.names = run.engine.recipe.loss_names
+        self.schedule = make_schedule(dataclasses.replace(run.config.optim, lr=run.config.scaled_lr(run.batch)), policy)
+        self.schedule.load_state_dict(run.extra.get("schedule") or self.schedule.state_dict())
+        self.epoch_loss: float = run.extra.get("epoch_loss", 0.0)
+        self.pending: list[Tensor] = []
+        self.since_log: list[Tensor] = []
+        self.warm = False
+        self.stop: int | None = None
+        self.started_at = run.iteration
+        self.sampled_at: int | None = None
+        # Read once, so that no later loss of files matters.
+        self.shown = [] if run.folder is None else run.pictures_to_show(SAMPLE_ROWS)
+        self.images_since_log = 0
+        options = run.config.run
+        self.log_due = Every(options.print_freq, console.seconds_between_lines)
+        self.samples_due = Every(options.display_freq, 30.0, share=0.05)
+        self.state_due = Every(options.save_latest_freq, 300.0, share=0.01)
+        self.writer = StateWriter(run.folder) if run.folder is not None else None
+        if self.writer is not None and "epoch_loss" in run.extra and options.continue_train:
+            self.writer.saved_iteration = run.iteration
+        resume_at = run.iteration if options.continue_train else None
+        self.report: Report | _NoReport = _NoReport()
+        if run.folder is not None:
+            self.report = Report(run.folder, str(options.name), to_dict(run.config), self.names, resume_at)
+        if self.report.missing:
+            console.say(f"{' and '.join(self.report.missing)} not installed, so there are no curves or events of it: pip install '.[log]'")
+
+    def train(self) -> None:
+        """Run the loop. Raises UserError where a loss is not finite, a picture broke or the disk refuses."""
+        run = self.run
+        self.log_started = time.monotonic()
+        batches = self._batches()
+        writer = contextlib.nullcontext() if self.writer is None else contextlib.closing(self.writer)
+        with naming_dead_workers(), contextlib.closing(self.report), writer, contextlib.closing(batches):
+            for batch in batches:
+                epoch, _ = run.plan.batch(run.iteration)
+                self.pending.append(run.engine.step(batch, self.schedule.lr(epoch)))
+                run.iteration += 1
+                self._after_step(epoch, len(batch.samples))
+                if self.stop is not None:
+                    break
+            self._finish()
+
+    def _batches(self) -> Generator[Batch]:
+        """Yield the loader's batches. Where it fails (a file broke, a process died), the state is saved before the error goes on."""
+        batches = self.run.engine.uploading(self.run.loader.batches(self.run.iteration, self.run.last))
+        with contextlib.closing(batches):
+            try:
+                with naming_dead_workers():
+                    yield from batches
+            except UserError as error:
+                self._finish()
+                if self.run.iteration == self.started_at:
+                    raise
+                if self.writer is None:
+                    raise
+                raise UserError(f"{error} (saved after iteration {self.run.iteration}; --continue_train goes on from there)") from None
+
+    def _after_step(self, epoch: int, images: int) -> None:
+        run = self.run
+        self.images_since_log += images
+        if self.log_due.due(images) or len(self.pending) >= MAX_PENDING:
+            self._flush()
+        if self.log_due.due(0):
+            self._log(epoch)
+        if run.iteration % run.plan.iterations_per_epoch == 0:
+            self._end_epoch(epoch)
+        if self.writer is None:
+            return
+        if self.samples_due.due(images):
+            self._samples()
+        if self.state_due.due(images) and not self.writer.busy:
+            self._save()
+        self.writer.check()
+
+    def _flush(self) -> None:
+        """Bring the losses of the iterations since the last time to the host, and stop at the first that is not finite."""
+        if not self.pending:
+            return
+        values = torch.stack(self.pending).cpu().double()
+        self.pending.clear()
+        if not values.isfinite().all():
+            row, column = (~values.isfinite()).nonzero()[0].tolist()
+            iteration = self.run.iteration - len(values) + row + 1
+            saved = None if self.writer is None else self.writer.saved_iteration
+            kept = "no state was saved yet" if saved is None else f"the state of iteration {saved} is kept in {self.run.folder}"
+            raise UserError(f"loss {self.names[column]} is {values[row, column].item()} at iteration {iteration}; {kept}")
+        generator = [i for i, name in enumerate(self.names) if not name.startswith("D_")]
+        for row in values:
+            self.epoch_loss += row[generator].sum().item()
+        self.since_log += list(values)
+
+    def _log(self, epoch: int) -> None:
+        self._flush()
+        run, now = self.run, time.monotonic()
+        count = len(self.since_log)
+        if not count:
+            return
+        means = dict(zip(self.names, torch.stack(self.since_log).mean(0).tolist(), strict=True))
+        seconds = max(now - self.log_started, 1e-9)
+        rate = count / seconds
+        record: dict[str, Any] = {"iteration": run.iteration, "epoch": epoch, **means, "lr": self.schedule.lr(epoch), "it/s": rate}
+        record["images/s"] = self.images_since_log / seconds
+        self.since_log, self.images_since_log, self.log_started = [], 0, now
+        self.report.add_stats(record)
+        losses = " ".join(f"{name} {value:.3f}" for name, value in means.items())
+        head = f"epoch {epoch} iteration {run.iteration}/{run.last}"
+        speed = f"{rate:.2f} it/s {record['images/s']:.2f} images/s"
+        if self.warm:  # the first line's time is mostly warming up
+            speed += f", {_clock((run.last - run.iteration) / rate)} left"
+        self.warm = True
+        self.console.progress(run.iteration - run.first, run.last - run.first, f"{head}  {speed}  {losses}")
+        self.log_due.done()
+        self.on_tick(record)
+
+    def _end_epoch(self, epoch: int) -> None:
+        self._flush()
+        self.schedule.end_epoch(self.epoch_loss / self.run.plan.iterations_per_epoch)
+        self.epoch_loss = 0.0
+        every = self.run.config.run.save_epoch_freq
+        if self.writer is not None and every and epoch % every == 0:
+            state = self.run.engine.state_dict()
+            kept = to_cpu({name: state[name] for name in ("nets", "ema") if name in state})
+            self.writer.write({"iteration": self.run.iteration, "optimizers": {}, **kept}, (str(epoch),), with_state=False)
+
+    def _save(self, wait: bool = False) -> None:
+        """Snapshot the state and have it written; a loss that is not finite ends the run before it can be saved."""
+        assert self.writer is not None
+        started = time.monotonic()
+        state = self.state()
+        label = f"iter_{self.run.iteration}" if self.run.config.run.save_by_iter and not wait else "latest"
+        self.writer.write(state, (label,))
+        if wait:
+            self.writer.wait()
+        self.state_due.done(time.monotonic() - started)
+
+    def state(self) -> dict[str, Any]:
+        """Return a copy of everything that the next iteration depends on. Raises UserError where a loss is not finite."""
+        self._flush()
+        return self.run.state({"schedule": self.schedule.state_dict(), "epoch_loss": self.epoch_loss})
+
+    def _samples(self) -> None:
+        """Translate the same held-out pictures (training ones where there are none) both ways and back, and add them to the report."""
+        started = time.monotonic()
+        self.report.add_samples(self.run.iteration, draw_grid(self._sample_columns()))
+        self.sampled_at = self.run.iteration
+        self.samples_due.done(time.monotonic() - started)
+
+    def _sample_columns(self) -> dict[str, list[Any]]:
+        columns: dict[str, list[Any]] = {}
+        for here, there, real in self.shown:
+            fake = self.run.engine.translate(f"G_{here}{there}", real)
+            back = self.run.engine.translate(f"G_{there}{here}", fake)
+            for name, picture in ((f"real_{here}", real), (f"fake_{there}", fake), (f"rec_{here}", back)):
+                columns.setdefault(name, []).append(to_pixels(picture)[0])
+        return columns
+
+    def _finish(self) -> None:
+        """Log what is left, save under the name latest, and draw a last grid; nothing where nothing was trained."""
+        run = self.run
+        if run.iteration == self.started_at:
+            return
+        if self.pending or self.since_log:
+            self._log(run.plan.batch(run.iteration - 1)[0])
+        self.console.end_progress()
+        if self.writer is None:
+            return
+        self.writer.wait()
+        if run.iteration != self.writer.saved_iteration or run.config.run.save_by_iter:
+            self._save(wait=True)
+        if run.iteration != self.sampled_at:
+            self._samples()
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(math.ceil(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"
+
+
+def _on_signals(trainer: Trainer) -> Callable[[], None]:
+    """Have SIGINT, SIGTERM and SIGHUP end the loop after its iteration, a second one at once; return what restores the handlers."""
+    if threading.current_thread() is not threading.main_thread():
+        return lambda: None  # Python lets the main thread alone handle signals
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: handler for number in numbers if (handler := signal.getsignal(number)) is not signal.SIG_IGN}  # nohup stays nohup
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def ask(number: int, _: FrameType | None) -> None:
+        trainer.stop = number
+        restore()
+        # Not print: the signal may have come in the middle of one, and the terminal may be gone.
+        with contextlib.suppress(OSError):
+            os.write(2, f"\n{signal.Signals(number).name}: saving after this iteration (once more to stop at once)\n".encode())
+
+    for number in before:
+        signal.signal(number, ask)
+    return restore
+
+
+def _on_interrupt(trainer: Trainer) -> Callable[[], None]:
+    """Have SIGINT end the loop after its iteration, and a second one at once; return what restores the handler."""
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before is not signal.default_int_handler:
+        return lambda: None  # the caller has an own way with it
+
+    def ask(number: int, _: FrameType | None) -> None:
+        trainer.stop = number
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, ask)
+    return lambda: (signal.signal(signal.SIGINT, before), None)[1]
+
+
+def train(
+    config: TrainConfig,
+    console: Console,
+    policy: Factor | None = None,
+    *,
+    given: Given = Given(),
+    on_start: Callable[[Trainer], object] = lambda trainer: None,
+    on_tick: Callable[[Trainer, dict[str, Any]], object] = lambda trainer, record: None,
+    signals: bool = True,
+) -> Trainer:
+    """Train the run that ``config`` describes and return its trainer. Raises UserError for what the user can put right.
+
+    ``on_start`` gets the trainer before its first iteration. ``signals``: whether SIGINT, SIGTERM and SIGHUP end it after their iteration,
+    with its files saved; else SIGINT is a KeyboardInterrupt after its iteration, so that none is left half done.
+    """
+
+    def checking(done: int, total: int) -> None:
+        if done % 500 == 0 and done:
+            console.say(f"checked {done} of {total} pictures")
+
+    run = start(config, console.say, checking, given, console.once)
+    console.table(f"run {run.folder or 'without files'}", run.table)
+    trainer = Trainer(run, console, policy, lambda record: on_tick(trainer, record))
+    on_start(trainer)
+    restore = _on_signals(trainer) if signals else _on_interrupt(trainer)
+    try:
+        with console:
+            trainer.train()
+    finally:
+        restore()
+    if trainer.stop == signal.SIGINT and not signals:
+        raise KeyboardInterrupt
+    return trainer

@@ -1,0 +1,170 @@
+"""Networks from files and folders: which file, which network in it, and the commands that use it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from fastcyclegan import cli, reference
+from fastcyclegan.checkpoints.loading import find_weights, load_generator, settings_of
+from fastcyclegan.checkpoints.run_files import save_weights
+from fastcyclegan.cli import parse_train
+from fastcyclegan.config import TrainConfig, to_dict, with_changes
+from fastcyclegan.console import Console
+from fastcyclegan.errors import UserError
+from fastcyclegan.nn.networks import Discriminator, Generator, UnetGenerator
+from fastcyclegan.training.trainer import train
+from tests.conftest import write_pictures
+
+
+def test_a_run_gives_the_side_by_direction(tmp_path: Path) -> None:
+    """By the training folders: after --direction BtoA the model's A is folder B, so B to A is G_A."""
+    with pytest.raises(UserError, match="no such file or folder"):
+        find_weights(tmp_path / "none", None, "latest")
+    for side in "AB":
+        (tmp_path / f"latest_net_G_{side}.pth").touch()
+
+    def name(direction: object) -> str:
+        return find_weights(tmp_path, direction, "latest").name
+
+    assert [name(d) for d in (None, "AtoB", "BtoA")] == ["latest_net_G_A.pth", "latest_net_G_A.pth", "latest_net_G_B.pth"]
+    config = with_changes(TrainConfig(), {"data": {"direction": "BtoA"}})
+    (tmp_path / "config.json").write_text(json.dumps(to_dict(config)))
+    assert [name(d) for d in (None, "AtoB", "BtoA")] == ["latest_net_G_A.pth", "latest_net_G_B.pth", "latest_net_G_A.pth"]
+    with pytest.raises(UserError, match=r"5_net_G_A.pth: no such file; weights of a generator \(G_A\) in .*: latest"):
+        find_weights(tmp_path, None, "5")
+    with pytest.raises(UserError, match="have nothing to choose"):
+        find_weights(tmp_path / "latest_net_G_A.pth", "AtoB", "latest")
+
+
+@pytest.mark.parametrize(
+    "net",
+    [Generator(ngf=2, n_blocks=2, affine=True), Generator(1, 3, 2, 0, "batch"), UnetGenerator(ngf=1, num_downs=5)],
+    ids=["affine", "batch", "unet"],
+)
+def test_a_generator_comes_back_as_it_was(net: nn.Module, tmp_path: Path) -> None:
+    net.eval()
+    torch.save({"epoch": 7, "netG_A2B": {f"module.{k}": v for k, v in net.state_dict().items()}}, tmp_path / "netG_A2B.pth")
+    again = load_generator(str(tmp_path / "netG_A2B.pth"))
+    x = torch.randn(1, next(net.parameters()).shape[1], 32, 32)
+    with torch.no_grad():
+        assert torch.equal(again(x), net(x))
+    assert not again.training
+    half = load_generator(tmp_path / "netG_A2B.pth", dtype=torch.bfloat16, impl="reference", device=torch.device("cpu"))
+    assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
+    assert half.impl == "reference"
+
+
+def test_the_reference_loads_what_was_read(tmp_path: Path) -> None:
+    """By hand: the keys of a file of another project are the official ones but for a word."""
+    net = reference.Generator(ngf=2, n_blocks=1)
+    torch.save({k.replace("conv_block", "block"): v for k, v in net.state_dict().items()}, tmp_path / "g.pth")
+    x = torch.randn(1, 3, 8, 12)
+    with torch.no_grad():
+        torch.testing.assert_close(load_generator(tmp_path / "g.pth")(x), net(x))
+
+
+def test_a_file_with_several_generators_asks_which(tmp_path: Path) -> None:
+    one, other = Generator(ngf=2, n_blocks=1).state_dict(), Generator(ngf=4, n_blocks=1).state_dict()
+    torch.save({"nets": {"G_AB": one, "G_BA": other, "D_A": Discriminator(ndf=2).state_dict()}}, tmp_path / "state.pt")
+    with pytest.raises(UserError, match=r"state.pt: holds 2 generators, so key must say which: nets.G_AB, nets.G_BA"):
+        load_generator(tmp_path / "state.pt")
+    assert load_generator(tmp_path / "state.pt", key="nets.G_BA").model[1].out_channels == 4
+    with pytest.raises(UserError, match=r"no generator at 'G_A'; there is nets.G_AB, nets.G_BA"):
+        load_generator(tmp_path / "state.pt", key="G_A")
+
+
+def test_the_official_test_of_one_direction(tmp_path: Path) -> None:
+    save_weights(tmp_path / "latest_net_G.pth", Generator(ngf=2, n_blocks=1).state_dict())
+    assert load_generator(tmp_path).model[1].out_channels == 2
+    with pytest.raises(UserError, match=r"latest_net_G_B.pth: no such file; weights of a generator \(G_B\) in .*: latest"):
+        load_generator(tmp_path, direction="BtoA")
+
+
+def test_unknown_impl_and_damaged_weights(tmp_path: Path) -> None:
+    save_weights(tmp_path / "g.pth", Generator(ngf=2, n_blocks=1).state_dict())
+    with pytest.raises(ValueError, match="impl must be auto, triton or reference"):
+        load_generator(tmp_path / "g.pth", impl="fast")
+    state = Generator(ngf=2, n_blocks=1).state_dict()
+    del state["model.4.weight"]
+    save_weights(tmp_path / "less.pth", state)
+    with pytest.raises(UserError, match=r"less.pth: no network that is known here; nearest is .*, but model.4.weight is missing"):
+        load_generator(tmp_path / "less.pth")
+
+
+# --- The commands -------------------------------------------------------------------------------------------------------------------
+
+
+def foreign(folder: Path, **arguments: Any) -> None:
+    """Four official files, as a DataParallel writes them, of networks that no default has."""
+    folder.mkdir(parents=True)
+    torch.manual_seed(0)
+    nets = {"G_A": Generator(**arguments), "G_B": Generator(**arguments), "D_A": Discriminator(ndf=2, n_layers=1, affine=True)}
+    for name, net in {**nets, "D_B": nets["D_A"]}.items():
+        torch.save({f"module.{key}": value for key, value in net.state_dict().items()}, folder / f"latest_net_{name}.pth")
+
+
+def test_training_goes_on_from_files_without_flags_of_their_networks(dataset: Path, tmp_path: Path) -> None:
+    foreign(tmp_path / "theirs", ngf=2, n_blocks=1, affine=True, upsample="resize")
+    where = ["--dataroot", str(dataset), "--checkpoints_dir", str(tmp_path), "--name", "theirs", "--continue_train"]
+    config = parse_train([*where, "--max_iters", "1", "--load_size", "20", "--crop_size", "16", "--device", "cpu"])
+    model = config.model
+    assert (model.netG, model.ngf, model.affine, model.upsample) == ("resnet_1blocks", 2, True, "resize")
+    assert (model.netD, model.n_layers_D, model.ndf) == ("n_layers", 1, 2)
+    assert train(config, Console()).run.iteration == 1
+    assert parse_train([*where, "--ngf", "4"]).model.ngf == 4  # what is given wins, and training says what does not fit
+
+
+def test_networks_that_cannot_be_trained_here(tmp_path: Path) -> None:
+    foreign(tmp_path / "theirs", ngf=2, n_blocks=1, padding_type="zero")
+    with pytest.raises(UserError, match=r"latest_net_G_A.pth: generator .*zero-padded blocks\): only reflection-padded blocks can be"):
+        settings_of(tmp_path / "theirs", "latest")
+
+
+def test_translating_by_the_key_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_pictures(tmp_path / "in", 1, size=(8, 8))
+    net = Generator(ngf=2, n_blocks=1)
+    torch.save({"G_A2B": net.state_dict(), "G_B2A": Generator(ngf=2, n_blocks=0).state_dict()}, tmp_path / "both.ckpt")
+    flags = [
+        "--weights",
+        str(tmp_path / "both.ckpt"),
+        "--input",
+        str(tmp_path / "in"),
+        "--output",
+        str(tmp_path / "out"),
+        "--device",
+        "cpu",
+    ]
+    assert cli.translate(flags) == 2
+    assert "holds 2 generators, so key must say which: G_A2B, G_B2A" in capsys.readouterr().err
+    assert cli.translate([*flags, "--key", "G_A2B"]) == 0
+    assert np.asarray(Image.open(tmp_path / "out" / "000.png")).shape == (8, 8, 3)
+
+
+def test_inspect_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    net = Generator(ngf=2, n_blocks=1, affine=True)
+    nested = {"G_A2B": {f"module.{k}": v.half() for k, v in net.state_dict().items()}, "epoch": 12, "optimizer": {"state": {}}}
+    torch.save(nested, tmp_path / "a.ckpt")
+    assert cli.inspect_checkpoint([str(tmp_path / "a.ckpt")]) == 0
+    head, what, note, rest = capsys.readouterr().out.splitlines()
+    assert head.startswith(f"{tmp_path / 'a.ckpt'}: 0.0 MB")
+    count = sum(p.numel() for p in net.parameters())
+    assert what == (
+        f"  G_A2B: generator resnet_1blocks (ngf 2, 3 to 3 channels, affine instance norm): "
+        f"{len(net.state_dict())} tensors, {count:,} numbers, float16"
+    )
+    assert note == "    the prefix module. was taken off"
+    assert rest == "  beside them: epoch (int 12), optimizer (1 entries)"
+    (tmp_path / "b.pth").write_text("hello")
+    assert cli.inspect_checkpoint([str(tmp_path)]) == 0
+    assert f"{tmp_path / 'b.pth'}: cannot be loaded: it is damaged" in capsys.readouterr().out
+    assert cli.inspect_checkpoint([str(tmp_path / "b.pth")]) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path / 'b.pth'}: cannot be loaded: it is damaged, or not a PyTorch file\n"
+    assert cli.inspect_checkpoint([str(tmp_path / "none")]) == 2

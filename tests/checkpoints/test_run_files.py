@@ -1,0 +1,90 @@
+"""Files: written whole or not at all, read without trust, refused with what was expected and what was found."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastcyclegan.checkpoints import run_files as checkpoint
+from fastcyclegan.checkpoints.run_files import fit_weights, save_weights, saved_epochs, to_cpu, write_atomically
+from fastcyclegan.errors import UserError
+from fastcyclegan.nn.networks import Generator
+from fastcyclegan.tensor_files import load_tensors
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    file = tmp_path / "x.pt"
+    write_atomically(file, lambda partial: partial.write_text("old"))
+
+    def fail(partial: Path) -> None:
+        partial.write_text("half of the new")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(file, fail)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.pt"]
+    assert file.read_text() == "old"
+
+
+def test_the_new_file_is_on_the_disk_before_it_gets_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    fsync, replace = os.fsync, Path.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (calls.append("fsync"), fsync(fd)))
+    monkeypatch.setattr(Path, "replace", lambda self, other: (calls.append("rename"), replace(self, other)))
+    write_atomically(tmp_path / "x", lambda partial: partial.write_text("new"))
+    assert calls == ["fsync", "rename", "fsync"]  # the file, the name, the folder
+
+
+def test_partials_of_a_killed_process_are_removed(tmp_path: Path) -> None:
+    (tmp_path / ".state.pt.123.partial").touch()
+    (tmp_path / "state.pt").touch()
+    checkpoint.remove_partials(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["state.pt"]
+
+
+def test_weights_come_back_and_are_official(tmp_path: Path) -> None:
+    net = Generator(ngf=2, n_blocks=1).to(memory_format=torch.channels_last)
+    save_weights(tmp_path / "latest_net_G_A.pth", net.state_dict())
+    weights = load_tensors(tmp_path / "latest_net_G_A.pth")
+    assert all(value.is_contiguous() for value in weights.values())
+    other = Generator(ngf=2, n_blocks=1)
+    fit_weights(other, weights, "file", "generator")
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), other.parameters(), strict=True))
+
+
+def test_another_architecture_is_refused_and_nothing_is_loaded() -> None:
+    net = Generator(ngf=2, n_blocks=1)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    with pytest.raises(UserError, match=r"f.pth: another architecture than small: model.11.weight is \[2, 2, 3, 3\] where \[8, 4, 3, 3\]"):
+        fit_weights(net, net.state_dict() | {"model.11.weight": torch.ones(2, 2, 3, 3)}, "f.pth", "small")
+    missing = dict(net.state_dict())
+    del missing["model.1.bias"]
+    with pytest.raises(UserError, match=r"model.1.bias is missing \(and 1 more differences\)"):
+        fit_weights(net, missing | {"extra": torch.ones(1)}, "f.pth", "small")
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def test_snapshot_shares_nothing() -> None:
+    live = {"a": torch.ones(2), "b": [torch.zeros(1), 3], "c": ("x", None)}
+    copied = to_cpu(live)
+    live["a"].add_(1)
+    live["b"][0].add_(1)
+    assert copied["a"].tolist() == [1, 1]
+    assert copied["b"][0].item() == 0
+    assert copied["b"][1] == 3
+    assert copied["c"] == ["x", None]
+
+
+def test_snapshot_keeps_the_memory_layout() -> None:
+    """Bit for bit resume depends on it: another layout may take another algorithm."""
+    weight = torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last)
+    assert to_cpu(weight).stride() == weight.stride()
+
+
+def test_saved_epochs(tmp_path: Path) -> None:
+    for name in ("10_net_G_A", "5_net_G_A", "latest_net_G_B", "iter_100_net_G_A", "5_net_D_A", "x", "best_net_G"):
+        (tmp_path / f"{name}.pth").touch()
+    assert saved_epochs(tmp_path) == ["5", "10", "best", "iter_100", "latest"]

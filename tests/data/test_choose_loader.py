@@ -1,0 +1,53 @@
+"""Which loader is taken, and why."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fastcyclegan.data import choose_loader as loaders
+from fastcyclegan.data import dali_loader as dali
+from fastcyclegan.data.choose_loader import choose, cores
+from fastcyclegan.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+def test_auto_takes_dali_where_it_works() -> None:
+    choice = choose("auto", CPU)
+    assert (choice.kind, choice.threads) == ("dali", min(cores(), 16))
+    assert str(choice).startswith(f"dali, {choice.threads} thread")
+    assert str(choose("dali", CPU, 3)) == "dali, 3 threads (asked for, decodes on the CPU)"
+    assert choose("dali", CPU, 0).threads == 1
+
+
+def test_folder_can_be_asked_for() -> None:
+    assert str(choose("folder", CPU)) == "folder, 4 processes (asked for)"
+    assert str(choose("folder", CPU, 1)) == "folder, 1 process (asked for)"
+    assert choose("folder", CPU, 0).threads == 0
+
+
+def test_without_dali_auto_takes_pillow_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dali, "find_spec", lambda name: None)
+    choice = choose("auto", CPU)
+    assert choice.kind == "folder"
+    assert "DALI is not installed (the extra dali, or dali-cu12" in choice.why
+    with pytest.raises(UserError, match="--loader dali: DALI is not installed"):
+        choose("dali", CPU)
+
+
+@pytest.mark.parametrize(("ours", "extra"), [("12.8", "dali-cu12"), ("14.0", "dali")])
+def test_dali_for_another_cuda_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch, ours: str, extra: str) -> None:
+    monkeypatch.setattr(torch.version, "cuda", ours)
+    reason = dali.why_not_dali(torch.device("cuda"))
+    assert f"is built for CUDA 13 and torch for CUDA {ours[:2]}: install the extra {extra}" in reason
+    assert dali.why_not_dali(CPU) == ""  # pictures for a CPU need no CUDA
+
+
+def test_what_else_stands_in_the_way_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: object) -> None:
+        raise RuntimeError("driver\n  too old")
+
+    monkeypatch.setattr(dali.DaliReader, "probe", broken)
+    assert loaders.choose("auto", CPU).why == "DALI does not work here: driver too old"
+    assert dali.why_not_dali(torch.device("mps")) == "DALI does not serve the device mps"

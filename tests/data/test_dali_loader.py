@@ -1,0 +1,375 @@
+"""DALI against Pillow, sample for sample: every mode, odd sizes, odd files; blocks; and what is left when it stops."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from fastcyclegan.config import Preprocess
+from fastcyclegan.data import dali_loader as dali
+from fastcyclegan.data.dali_loader import DaliLoader, DaliReader
+from fastcyclegan.data.image_file import BadPictureError, Fit, load_pixels, open_picture
+from fastcyclegan.data.loader import Batch, Job, Source
+from fastcyclegan.data.pillow_loader import FolderLoader, PillowReader
+from fastcyclegan.data.sample_plan import Plan
+from fastcyclegan.errors import UserError
+from tests.conftest import same_batch, scene, source, unpaired
+
+CPU = torch.device("cpu")
+MODES: list[Preprocess] = ["resize_and_crop", "crop", "scale_width", "scale_width_and_crop", "none"]
+# Odd, tall, wide, larger and smaller than what they are resized to.
+SIZES = [(97, 64), (64, 64), (65, 131), (300, 70), (256, 256), (71, 66)]
+
+
+def varied(folder: Path, seed: int) -> list[Path]:
+    """Write pictures of all sizes as JPEG and PNG, colour and gray, and one of each kind of odd file."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    for n, size in enumerate(SIZES):
+        image = scene(rng, size)
+        image.save(folder / f"{n}.jpg", quality=92, subsampling=n % 3, progressive=n % 2 == 1)
+        image.save(folder / f"{n}.png")
+        image.convert("L").save(folder / f"{n}_gray.jpg")
+        image.convert("L").save(folder / f"{n}_gray.png")
+    odd, exif = scene(rng, (90, 120)), Image.Exif()
+    exif[0x0112] = 6
+    odd.save(folder / "turned.jpg", exif=exif)
+    odd.convert("CMYK").save(folder / "cmyk.jpg")
+    odd.save(folder / "rgb.jpg", keep_rgb=True)
+    odd.convert("P").save(folder / "palette.png")
+    transparent = odd.convert("RGBA")
+    transparent.putalpha(odd.convert("L"))
+    transparent.save(folder / "alpha.png")
+    Image.fromarray(np.asarray(odd.convert("L")).astype(np.uint16) * 257).save(folder / "deep.png")
+    odd.save(folder / "a.webp")
+    odd.save(folder / "a.tif")
+    odd.save(folder / "a.bmp")
+    return sorted(folder.iterdir())
+
+
+def levels(one: torch.Tensor, other: torch.Tensor) -> tuple[float, float]:
+    """Return the mean and the largest difference in levels of 8 bits."""
+    difference = (one - other).abs() * 127.5
+    return difference.mean().item(), difference.max().item()
+
+
+def horizontally_first(image: Image.Image, size: tuple[int, int], filter_: Image.Resampling) -> Image.Image:
+    """Resize with Pillow in two steps. In one it is free to go vertically first, and from version 13 on does so at some sizes."""
+    return RESIZE(RESIZE(image, (size[0], image.height), filter_), size, filter_)
+
+
+RESIZE = Image.Image.resize
+
+
+@pytest.mark.parametrize("channels", [(3, 3), (1, 3), (1, 1)], ids=["colour", "gray to colour", "gray"])
+@pytest.mark.parametrize("mode", MODES)
+def test_two_epochs_equal_pillow_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: Preprocess, channels: tuple[int, int]) -> None:
+    """The same files, crops and flips. Where nothing is resized the same pixels; else the mean within a quarter of a level, which is what
+    one rounding costs, and no pixel more than 4 levels off Pillow's of the same order of passes: the order alone moves pixels at the
+    corners of black and white by 10 levels and more."""
+    a, b = (source(varied(tmp_path / side, n), Fit(mode, 72, 64, channels[n])) for n, side in enumerate("AB"))
+    plan = Plan(3, len(a.paths), len(b.paths), 3 if mode in ("resize_and_crop", "scale_width_and_crop", "crop") else 1)
+    stop = 2 * plan.iterations_per_epoch
+    ours, pillow = (list(loader.batches(0, stop)) for loader in (DaliLoader(a, b, plan, CPU, threads=2), FolderLoader(a, b, plan, CPU)))
+    assert {path for batch in ours for path in batch.paths_A} == set(map(str, a.paths))
+    for x, y in zip(ours, pillow, strict=True):
+        assert (x.paths_A, x.paths_B, x.samples) == (y.paths_A, y.paths_B, y.samples)
+        assert x.A.is_contiguous(memory_format=torch.channels_last)
+        for one, other in zip([*x.A, *x.B], [*y.A, *y.B], strict=True):
+            mean, largest = levels(one, other)
+            assert mean <= 0.25
+            assert mode != "crop" or largest == 0
+    monkeypatch.setattr(Image.Image, "resize", horizontally_first)
+    loaders = DaliLoader(a, b, plan, CPU, threads=2), FolderLoader(a, b, plan, CPU)
+    for x, y in zip(*(loader.batches(0, plan.iterations_per_epoch) for loader in loaders), strict=True):
+        assert max(levels(x.A, y.A)[1], levels(x.B, y.B)[1]) <= 4
+
+
+def cubic(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Keys' kernel with a = -1/2, which both libraries use."""
+    x = np.abs(x)
+    near, far = 1.5 * x**3 - 2.5 * x**2 + 1, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
+    return np.where(x < 1, near, np.where(x < 2, far, 0.0))
+
+
+def exact_resize(pixels: NDArray[np.uint8], size: tuple[int, int], repeat_border: bool) -> NDArray[np.float64]:
+    """Antialiased cubic resize of [H, W, C] to (width, height) in float64, not rounded: what both libraries approximate.
+
+    At the border Pillow (and torch) leave out what lies outside; DALI repeats the border's pixels there.
+    """
+
+    def weights(before: int, after: int) -> NDArray[np.float64]:
+        scale = before / after
+        centres = (np.arange(after) + 0.5) * scale - 0.5
+        margin = int(2 * max(scale, 1)) + 2 if repeat_border else 0
+        w = cubic((np.arange(-margin, before + margin)[None] - centres[:, None]) / max(scale, 1))
+        w /= w.sum(1, keepdims=True)
+        inside = w[:, margin : margin + before].copy()
+        inside[:, 0] += w[:, :margin].sum(1)
+        inside[:, -1] += w[:, margin + before :].sum(1)
+        return inside
+
+    rows, columns = weights(pixels.shape[0], size[1]), weights(pixels.shape[1], size[0])
+    return np.einsum("yi,xj,ijc->yxc", rows, columns, pixels.astype(np.float64), optimize=True).clip(0, 255)
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["torch resizes", "DALI resizes, as on a GPU"])
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
+def test_resizing_is_as_right_as_pillow_s(tmp_path: Path, size: tuple[int, int], whole: bool) -> None:
+    """Against float64, by the rule of all parity here: at most twice the error of the yardstick, Pillow, plus one unit: a level for the
+    largest error, and for the mean the quarter of a level that rounding the result costs on average."""
+    path, fit = tmp_path / "x.png", Fit("square", 72)
+    scene(np.random.default_rng(4), size).save(path)
+    ((_, row),) = DaliReader(fit, CPU, 1, whole=whole).read([Job(path)])
+    assert isinstance(row, torch.Tensor)
+    before = np.asarray(open_picture(path))
+    ours = np.abs(row.numpy().astype(np.float64) - exact_resize(before, (72, 72), repeat_border=whole))
+    pillow = np.abs(load_pixels(path, fit).astype(np.float64) - exact_resize(before, (72, 72), repeat_border=False))
+    assert ours.max() <= 2 * pillow.max() + 1
+    assert ours.mean() <= 2 * pillow.mean() + 0.25
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("mode", MODES)
+def test_what_a_gpu_runs_crops_and_mirrors_as_pillow_does(tmp_path: Path, mode: Preprocess, channels: int) -> None:
+    """DALI's whole graph on its CPU backend: a crop one pixel off, or not mirrored, is tens of levels off."""
+    a, b = (source(varied(tmp_path / side, n), Fit(mode, 72, 64, channels)) for n, side in enumerate("AB"))
+    plan = Plan(3, len(a.paths), len(b.paths))
+    ours, pillow = DaliLoader(a, b, plan, CPU, threads=2, whole=True), FolderLoader(a, b, plan, CPU)
+    for x, y in zip(ours.batches(0, len(plan)), pillow.batches(0, len(plan)), strict=True):
+        for one, other in ((x.A, y.A), (x.B, y.B)):
+            mean, largest = levels(one, other)
+            # DALI repeats the border, where it differs by more: no bound on one pixel but by the mean.
+            assert (mean, largest) == (0, 0) if mode == "crop" else mean <= 0.5
+
+
+def test_blocks_are_many_pictures_and_large_pictures_make_small_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = unpaired(tmp_path)
+    launched: list[int] = []
+    launch = dali._Running.launch
+
+    def counted(self: dali._Running, files: list[dali._File]) -> None:
+        launched.append(len(files))
+        launch(self, files)
+
+    monkeypatch.setattr(dali._Running, "launch", counted)
+    expected = list(DaliLoader(a, b, Plan(11, 5, 3), CPU).batches(0, 100))
+    assert launched == [64, 64, 64, 8]
+    launched.clear()
+    monkeypatch.setattr(dali, "BLOCK_BYTES", 10 * 24 * 20 * 3)
+    found = list(DaliLoader(a, b, Plan(11, 5, 3), CPU).batches(0, 100))
+    assert launched == [10] * 20
+    assert all(same_batch(x, y) for x, y in zip(expected, found, strict=True))
+
+
+def passed_off_as_checked(a: Source, path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    stat = path.stat()
+    a.checked[path] = replace(a.checked[path], bytes=stat.st_size, mtime_ns=stat.st_mtime_ns)
+
+
+def test_a_file_that_dali_cannot_parse_is_left_to_pillow_and_said(tmp_path: Path) -> None:
+    """Pillow does not need the end of a PNG, DALI does; it must not get the file, as it may crash on it."""
+    a, b = unpaired(tmp_path)
+    expected = list(FolderLoader(a, b, Plan(11, 5, 3), CPU).batches(0, 60))
+    passed_off_as_checked(a, a.paths[2], a.paths[2].read_bytes()[:-12])
+    for _ in range(5):
+        said: list[str] = []
+        found = list(DaliLoader(a, b, Plan(11, 5, 3), CPU, threads=2, say=said.append).batches(0, 60))
+        assert said == [f"DALI cannot decode {a.paths[2]}, so Pillow reads it"]
+    for x, y in zip(expected, found, strict=True):
+        assert x.samples == y.samples
+        assert levels(x.A, y.A)[1] <= 4
+
+
+def test_a_file_that_dali_fails_on_is_found_among_the_others(tmp_path: Path) -> None:
+    """Its pixels are damaged: DALI's error does not tell which file it was, Pillow's does."""
+    a, b = unpaired(tmp_path)
+    damaged = bytearray(a.paths[2].read_bytes())
+    damaged[len(damaged) // 2] ^= 255
+    passed_off_as_checked(a, a.paths[2], bytes(damaged))
+    said: list[str] = []
+    with pytest.raises(UserError, match=r"^bad picture \S*/A/002.png: broken data stream when reading image file; --skip_bad_images"):
+        list(DaliLoader(a, b, Plan(11, 5, 3), CPU, threads=2).batches(0, 60))
+    found = list(DaliLoader(a, b, Plan(11, 5, 3), CPU, threads=2, say=said.append, skip_bad_images=True).batches(0, 60))
+    assert len(found) == 60
+    assert [line.split(":")[0] for line in said] == [f"left out {a.paths[2]}"]
+
+
+def test_a_file_that_dali_alone_fails_on_is_left_to_pillow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = unpaired(tmp_path)
+    outputs, launch, refused = dali._Running._outputs, dali._Running.launch, a.paths[2]
+    running: list[Path] = []
+
+    def launched(self: dali._Running, files: list[dali._File]) -> None:
+        running[:] = [file.job.path for file in files]
+        launch(self, files)
+
+    def failing(self: dali._Running) -> list[object]:
+        rows = outputs(self)
+        if refused in running:
+            raise RuntimeError("cannot")
+        return rows
+
+    monkeypatch.setattr(dali._Running, "launch", launched)
+    monkeypatch.setattr(dali._Running, "_outputs", failing)
+    said: list[str] = []
+    expected = list(FolderLoader(a, b, Plan(11, 5, 3), CPU).batches(0, 100))
+    found = list(DaliLoader(a, b, Plan(11, 5, 3), CPU, threads=2, say=said.append).batches(0, 100))
+    assert said == [f"DALI cannot decode {refused}, so Pillow reads it"]
+    for x, y in zip(expected, found, strict=True):
+        assert x.samples == y.samples
+        assert max(levels(x.A, y.A)[1], levels(x.B, y.B)[1]) <= 4
+
+
+def test_a_failure_of_no_file_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = unpaired(tmp_path)
+    outputs, failed = dali._Running._outputs, []
+
+    def fails_once(self: dali._Running) -> list[object]:
+        if not failed:
+            failed.append(True)
+            raise RuntimeError("out of\nmemory")
+        return outputs(self)
+
+    monkeypatch.setattr(dali._Running, "_outputs", fails_once)
+    with pytest.raises(UserError, match="DALI failed: out of memory; --loader folder reads with Pillow"):
+        list(DaliLoader(a, b, Plan(11, 5, 3), CPU).batches(0, 4))
+
+
+def test_single_mode_reads_a_folder_of_anything(tmp_path: Path) -> None:
+    """No file was checked before: headers are looked at while reading, broken files come as what is wrong with them."""
+    paths = varied(tmp_path / "in", 5)
+    paths[3].write_bytes(paths[3].read_bytes()[:200])
+    paths.insert(5, tmp_path / "gone.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    paths.insert(7, tmp_path / "pipe.png")
+    for fit in (Fit(), Fit("square", 40), Fit("square", 40, channels=1)):
+        jobs = [Job(path, tag=n) for n, path in enumerate(paths)]
+        ours, pillow = list(DaliReader(fit, CPU, 2).read(jobs)), list(PillowReader(fit, 2).read(jobs))
+        assert [job.tag for job, _ in ours] == list(range(len(paths)))
+        for (job, row), (_, other) in zip(ours, pillow, strict=True):
+            if job.tag in (3, 5, 7):
+                assert isinstance(row, BadPictureError)
+                assert str(row) == str(other)
+            else:
+                assert isinstance(row, torch.Tensor)
+                assert isinstance(other, torch.Tensor)
+                assert (row.int() - other.int()).abs().max() <= (0 if fit.preprocess == "keep" else 4)
+
+
+def native_threads() -> int:
+    return sum(1 for _ in Path("/proc/self/task").iterdir())
+
+
+def resident() -> int:
+    """Return the bytes of anonymous memory."""
+    with open("/proc/self/status") as status:  # noqa: PTH123
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("RssAnon"))
+
+
+def test_nothing_is_left_when_it_stops(tmp_path: Path) -> None:
+    """Neither threads, DALI's own among them, nor memory: stopped in the middle of a block, or at the end."""
+    a, b = unpaired(tmp_path)
+
+    def use(stop_after: int) -> None:
+        batches = DaliLoader(a, b, Plan(11, 5, 3), CPU, threads=2).batches(0, 200)
+        for _ in range(stop_after):
+            next(batches)
+        batches.close()
+
+    use(200)
+    gc.collect()
+    threads, memory = native_threads(), resident()
+    for n in range(12):
+        use(n * 7)
+    gc.collect()
+    assert native_threads() <= threads
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("fastcyclegan")]
+    assert resident() - memory < 30 * 2**20
+
+
+def test_memory_is_flat_over_epochs(tmp_path: Path) -> None:
+    a, b = (source(varied(tmp_path / side, n), Fit("resize_and_crop", 72, 64)) for n, side in enumerate("AB"))
+    plan = Plan(3, len(a.paths), len(b.paths))
+    seen = []
+    for n, _ in enumerate(DaliLoader(a, b, plan, CPU, threads=2).batches(0, 12 * len(plan)), 1):
+        if n % (3 * len(plan)) == 0:
+            seen.append(resident())
+    assert max(seen[1:]) - seen[0] < 10 * 2**20, seen
+
+
+# On a GPU.
+
+GPU = torch.device("cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("mode", MODES)
+def test_on_a_gpu_the_samples_are_pillow_s(tmp_path: Path, mode: Preprocess) -> None:
+    """What two decoders may differ by, from the standards: each colour component's inverse transform is within 1 level of exact (IEEE
+    1180), so within 2 of one another; through the matrix to RGB that is at most 2 + 1.772 * 2 for blue, plus 1 for roundings: 7 levels. Its
+    mean square error is at most 0.02 a decoder, so a mean of sqrt(2 * 0.02 * (1 + 1.772**2)) + 0.25 < 0.7 with the rounding. A cubic filter
+    amplifies by the sum of its weights' magnitudes, at most 1.25 a pass: 1.5625 twice. To that comes what resizing itself differs by on a
+    CPU (the mean bound of the test above). Files without loss are bound by the resizing alone."""
+    a, b = (source(varied(tmp_path / side, n), Fit(mode, 72, 64)) for n, side in enumerate("AB"))
+    plan = Plan(3, len(a.paths), len(b.paths))
+    ours, pillow = DaliLoader(a, b, plan, GPU, threads=4), FolderLoader(a, b, plan, GPU)
+    for x, y in zip(ours.batches(0, 2 * len(plan)), pillow.batches(0, 2 * len(plan)), strict=True):
+        assert (x.paths_A, x.samples) == (y.paths_A, y.samples)
+        for one, other, path in ((x.A, y.A, x.paths_A[0]), (x.B, y.B, x.paths_B[0])):
+            assert one.is_cuda
+            mean, largest = levels(one, other)
+            if path.endswith(".jpg"):
+                assert mean <= (0.7 if mode == "crop" else 0.7 * 1.5625 + 0.5), path
+                assert mode != "crop" or largest <= 7, path
+            else:
+                assert (mean, largest) == (0, 0) if mode == "crop" else mean <= 0.5, path
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_a_picture_does_not_depend_on_its_block(tmp_path: Path) -> None:
+    """A resumed run cuts its blocks elsewhere."""
+    a, b = (source(varied(tmp_path / side, n), Fit("resize_and_crop", 72, 64)) for n, side in enumerate("AB"))
+    plan = Plan(3, len(a.paths), len(b.paths), 2)
+    whole = list(DaliLoader(a, b, plan, GPU, threads=4).batches(0, 80))
+    for start in (1, 17, 63):
+        found = list(DaliLoader(a, b, plan, GPU, threads=4).batches(start, 80))
+        assert all(same_batch(x, y) for x, y in zip(whole[start:], found, strict=True))
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_a_busy_consumer_on_a_stream_of_its_own_sees_whole_pictures(tmp_path: Path) -> None:
+    """The consumer's stream lags behind; nothing it has not read yet may be overwritten, and nothing be read before it is there."""
+    a, b = (source(varied(tmp_path / side, n), Fit("resize_and_crop", 72, 64)) for n, side in enumerate("AB"))
+    plan = Plan(3, len(a.paths), len(b.paths), 4)
+
+    def sums(batches: list[Batch]) -> torch.Tensor:
+        return torch.stack([batch.A.double().sum() + 3 * batch.B.double().sum() for batch in batches])
+
+    expected = []
+    for batch in DaliLoader(a, b, plan, GPU, threads=4).batches(0, 120):
+        expected.append(sums([batch]).cpu())
+    found = []
+    with torch.cuda.stream(torch.cuda.Stream()):
+        for batch in DaliLoader(a, b, plan, GPU, threads=4).batches(0, 120):
+            torch.cuda._sleep(2_000_000)
+            found.append(sums([batch]))
+        torch.cuda.current_stream().synchronize()
+    assert torch.equal(torch.cat(expected), torch.cat(found).cpu())
+
+
+def test_sources_without_checks_are_looked_at(tmp_path: Path) -> None:
+    a, b = unpaired(tmp_path)
+    bare_A, bare_B = (Source(s.paths, s.fit, {}) for s in (a, b))
+    expected = list(DaliLoader(a, b, Plan(11, 5, 3), CPU).batches(0, 10))
+    assert all(same_batch(x, y) for x, y in zip(expected, DaliLoader(bare_A, bare_B, Plan(11, 5, 3), CPU).batches(0, 10), strict=True))

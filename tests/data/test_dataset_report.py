@@ -1,0 +1,108 @@
+"""What the report of a dataset finds, says and draws."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastcyclegan.cli import check_dataset
+from fastcyclegan.data.dataset_report import duplicates, look_at
+from tests.conftest import write_pictures
+
+
+def report(folder: Path, *args: str) -> int:
+    return check_dataset([str(folder), "--output", str(folder.parent / "page.html"), *args])
+
+
+def test_what_is_found_is_said_and_drawn(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = dataset / "trainA" / "<b>.png"
+    broken.write_bytes((dataset / "trainA" / "000.png").read_bytes()[:-200])
+    shutil.copy(dataset / "trainA" / "001.png", dataset / "testA" / "again.png")
+    Image.open(dataset / "trainB" / "002.png").save(dataset / "trainB" / "same_pixels.bmp")
+    Image.new("CMYK", (300, 301), (0, 255, 255, 0)).save(dataset / "trainB" / "large.jpg")
+    assert report(dataset, "--crop_size", "22") == 1  # a broken file would stop training
+    said = capsys.readouterr().out
+    for line in (
+        r"train A: \S*/trainA\n  pictures +6, ",
+        r"sizes +24x20 \(5\); smallest 24x20, largest 24x20",
+        r"modes +RGB 5, CMYK 1",
+        r"files +.png 4, .jpg 1, .bmp 1",
+        r"odd +2 are no plain",
+        r"small +5 with a side below 22\n",
+        r"broken: \S*/trainA/<b>.png: image file is truncated",
+        r"small: \S*/trainA/000.png: 24x20",
+        r"the same pixels more than once: 2 pictures",
+        r"/trainA/001.png \(train A\) = \S*/testA/again.png \(test A\)\n +\S*/002.png \(train B\) = \S*/same_pixels.bmp \(train B\)",
+        r"page: \S*page.html",
+    ):
+        assert re.search(line, said), line
+    page = (dataset.parent / "page.html").read_text()
+    assert "&lt;b&gt;.png: image file is truncated" in page
+    assert page.count('title="mean of ') == 4
+    assert "large.jpg" in page
+    assert not re.search(r'(src|href)="(?!data:)', page)  # one file, no other
+
+
+def test_a_good_dataset(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert report(dataset) == 0
+    assert capsys.readouterr().out.count("broken    0") == 4
+
+
+def test_two_folders_and_one(dataset: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(dataset)
+    assert check_dataset(["--data_A", "trainA", "--data_B", "trainB"]) == 0
+    assert (dataset / "trainA2trainB_report.html").exists()
+    assert check_dataset(["testA"]) == 0
+    assert (dataset / f"{dataset.name}_testA_report.html").exists()
+    assert "pictures: testA" in capsys.readouterr().out
+
+
+def test_means_are_means(tmp_path: Path) -> None:
+    for n, level in enumerate((40, 60, 200)):
+        Image.new("RGB", (50 + n, 70), (level, 0, 255)).save(tmp_path / f"{n}.png")
+    found = look_at("x", tmp_path, 16, lambda done, total: None)
+    assert found.mean is not None
+    assert np.allclose(found.mean, (100, 0, 255))
+    values = np.array([[level, 0, 255] for level in (40, 60, 200)], dtype=float)
+    assert found.deviation == pytest.approx(values.std())
+
+
+def test_pixels_count_not_bytes_and_shapes_do(tmp_path: Path) -> None:
+    """The same values in another shape are another picture."""
+    (tmp_path / "a").mkdir()
+    Image.new("RGB", (8, 2)).save(tmp_path / "a" / "wide.png")
+    Image.new("RGB", (2, 8)).save(tmp_path / "a" / "tall.png")
+    Image.new("RGB", (2, 8)).save(tmp_path / "a" / "tall.ppm")
+    groups = duplicates([look_at("a", tmp_path / "a", 1, lambda done, total: None)])
+    assert [[Path(path).name for _, path in group] for group in groups] == [["tall.png", "tall.ppm"]]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([], "give a folder, or --data_A and --data_B"),
+        (["x", "--data_A", "y", "--data_B", "z"], "give a folder, or --data_A and --data_B"),
+        (["--data_A", "x"], "--data_A and --data_B go together"),
+        (["nowhere"], "nowhere: no such folder"),
+        (["x", "--crop_size", "0"], "crop_size must be at least 1"),
+    ],
+)
+def test_mistakes_are_one_line(args: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert check_dataset(args) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_an_empty_folder_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert check_dataset([str(tmp_path)]) == 2
+    assert "no pictures in it" in capsys.readouterr().err
+
+
+def test_many_findings_are_cut_short_in_the_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_pictures(tmp_path / "in", 30)
+    assert report(tmp_path / "in") == 0
+    assert "and 10 more, see the page" in capsys.readouterr().out

@@ -1,0 +1,196 @@
+"""Odd files, and each preprocess mode against Pillow and numbers by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastcyclegan.config import DataConfig, Preprocess
+from fastcyclegan.data.image_file import BadPictureError, Fit, load_pixels, open_picture, read_header, take_view
+from fastcyclegan.data.sample_plan import View
+
+
+def saved(tmp_path: Path, image: Image.Image, name: str, **options: object) -> Path:
+    path = tmp_path / name
+    image.save(path, **options)
+    return path
+
+
+RAMP = (np.arange(256, dtype=np.uint16) * 257).reshape(16, 16)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_sixteen_bit_gray_is_scaled_not_clipped(tmp_path: Path, suffix: str) -> None:
+    """Pillow's own conversion turns every value above 255 white."""
+    path = saved(tmp_path, Image.fromarray(RAMP), "deep" + suffix)
+    assert np.array_equal(np.asarray(open_picture(path, 1)), np.arange(256).reshape(16, 16))
+    assert np.array_equal(np.asarray(open_picture(path, 3))[:, :, 1], np.arange(256).reshape(16, 16))
+
+
+def test_sixteen_bit_transparency_shows_white(tmp_path: Path) -> None:
+    path = saved(tmp_path, Image.fromarray(RAMP), "t.png", transparency=257 * 9)
+    found = np.asarray(open_picture(path, 1)).reshape(-1)
+    assert found[[8, 9, 10]].tolist() == [8, 255, 10]
+
+
+def test_values_that_no_8_bits_can_hold_are_refused(tmp_path: Path) -> None:
+    path = saved(tmp_path, Image.fromarray(np.full((4, 4), 70000, dtype=np.int32)), "deep.tif")
+    with pytest.raises(BadPictureError, match=r"deep.tif: 32-bit values"):
+        open_picture(path)
+    path = saved(tmp_path, Image.fromarray(np.full((4, 4), 0.5, dtype=np.float32)), "float.tif")
+    with pytest.raises(BadPictureError, match=r"float.tif: floating-point values"):
+        open_picture(path)
+
+
+def test_transparency_shows_white(tmp_path: Path) -> None:
+    """Under full transparency lies red; dropping alpha would show it."""
+    rgba = np.zeros((2, 2, 4), dtype=np.uint8)
+    rgba[0], rgba[1] = (255, 0, 0, 0), (0, 0, 255, 255)
+    found = np.asarray(open_picture(saved(tmp_path, Image.fromarray(rgba), "a.png")))
+    assert found[0, 0].tolist() == [255, 255, 255]
+    assert found[1, 0].tolist() == [0, 0, 255]
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([10, 20, 30, 200, 100, 50])
+    palette.putpixel((1, 0), 1)
+    found = np.asarray(open_picture(saved(tmp_path, palette, "p.png", transparency=0)))
+    assert found[0].tolist() == [[255, 255, 255], [200, 100, 50]]
+    gray_alpha = Image.merge("LA", [Image.new("L", (1, 1), 0), Image.new("L", (1, 1), 128)])
+    assert np.asarray(open_picture(saved(tmp_path, gray_alpha, "la.png"), 1))[0, 0] == 127
+
+
+@pytest.mark.parametrize(
+    ("mode", "colour", "expected"), [("1", 1, [255] * 3), ("L", 77, [77] * 3), ("CMYK", (0, 255, 255, 0), [255, 0, 0])]
+)
+def test_modes_become_rgb(tmp_path: Path, mode: str, colour: object, expected: list[int]) -> None:
+    path = saved(tmp_path, Image.new(mode, (8, 8), colour), "m.tif")
+    assert np.asarray(open_picture(path))[4, 4].tolist() == expected
+
+
+def test_exif_rotation_is_honoured(tmp_path: Path) -> None:
+    image = Image.new("RGB", (30, 20))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert open_picture(saved(tmp_path, image, "turned.jpg", exif=exif)).size == (20, 30)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a picture", b"\x89PNG\r\n\x1a\n" + b"\0" * 40])
+def test_files_that_are_no_pictures_are_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "x.png"
+    path.write_bytes(content)
+    with pytest.raises(BadPictureError, match=r"x\.png: ."):
+        open_picture(path)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tif", ".bmp", ".ppm"])
+def test_truncated_files_are_named_at_every_cut(tmp_path: Path, suffix: str) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+    whole = saved(tmp_path, noise, "whole" + suffix).read_bytes()
+    for share in (0.05, 0.3, 0.6, 0.9):
+        path = tmp_path / f"cut{suffix}"
+        path.write_bytes(whole[: int(len(whole) * share)])
+        with pytest.raises(BadPictureError, match="cut"):
+            open_picture(path)
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BadPictureError, match=r"gone.png: no such file"):
+        open_picture(tmp_path / "gone.png")
+
+
+# (why, mode, load, crop, size before, size after): by the official rules.
+SIZES: list[tuple[str, Preprocess, int, int, tuple[int, int], tuple[int, int]]] = [
+    ("square whatever the shape", "resize_and_crop", 286, 256, (600, 400), (286, 286)),
+    ("as it is", "crop", 286, 256, (601, 407), (601, 407)),
+    ("height in proportion, rounded down", "scale_width_and_crop", 300, 256, (600, 601), (300, 300)),
+    ("height at least the crop", "scale_width_and_crop", 300, 256, (600, 100), (300, 256)),
+    ("sides rounded to 4, or they would come back larger", "scale_width", 286, 256, (572, 601), (288, 300)),
+    ("half to even: 62/4 = 15.5 and 66/4 = 16.5 both to 16", "none", 286, 256, (62, 66), (64, 64)),
+    ("nearest multiple, not the next", "none", 286, 256, (65, 67), (64, 68)),
+    ("never below what a network takes", "none", 286, 256, (1, 9), (8, 8)),
+]
+
+
+@pytest.mark.parametrize(("why", "mode", "load", "crop", "before", "after"), SIZES, ids=[row[0] for row in SIZES])
+def test_sizes_by_mode(why: str, mode: Preprocess, load: int, crop: int, before: tuple[int, int], after: tuple[int, int]) -> None:
+    assert Fit.of(DataConfig(preprocess=mode, load_size=load, crop_size=crop)).resized(before) == after
+
+
+def test_sizes_for_a_unet() -> None:
+    assert Fit("none", multiple=256).resized((300, 700)) == (256, 768)
+
+
+def test_resize_is_pillow_s_bicubic_and_crops_are_exact(tmp_path: Path) -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8))
+    path = saved(tmp_path, image, "x.png")
+    fit = Fit("resize_and_crop", 40, 32)
+    pixels = load_pixels(path, fit)
+    assert np.array_equal(pixels, np.asarray(image.resize((40, 40), Image.Resampling.BICUBIC)))
+    view = take_view(pixels, fit, View(x=0.999, y=0.5, flip=True))
+    assert np.array_equal(view, pixels[4:36, 8:40][:, ::-1])  # int(0.5 * 9) = 4, int(0.999 * 9) = 8
+    assert np.array_equal(take_view(pixels, fit, View(0.0, 0.0, False)), pixels[:32, :32])
+    assert np.array_equal(take_view(pixels, fit, None), pixels)
+
+
+def test_every_crop_place_is_equally_likely(tmp_path: Path) -> None:
+    pixels = np.arange(11, dtype=np.uint8).reshape(1, 11, 1).repeat(8, axis=0)
+    lefts = [int(take_view(pixels, Fit("crop", 0, 8), View(u / 400, 0.0, False))[0, 0, 0]) for u in range(400)]
+    assert np.bincount(lefts).tolist() == [100, 100, 100, 100]
+
+
+def test_picture_smaller_than_the_crop(tmp_path: Path) -> None:
+    path = saved(tmp_path, Image.new("RGB", (100, 30)), "small.png")
+    with pytest.raises(BadPictureError, match=r"small.png: 100x30 is smaller than the crop of 64"):
+        load_pixels(path, Fit("crop", 0, 64))
+
+
+def test_gray_has_one_channel(tmp_path: Path) -> None:
+    path = saved(tmp_path, Image.new("RGB", (10, 10), (255, 0, 0)), "red.png")
+    assert load_pixels(path, Fit("square", 8, channels=1)).shape == (8, 8, 1)
+    assert load_pixels(path, Fit("square", 8, channels=1))[0, 0, 0] == 76  # ITU-R 601: 0.299 * 255
+
+
+# What DALI may decode in Pillow's place, and what not.
+PLAIN = {
+    "a.jpg": ("RGB", {"quality": 80}),
+    "gray.jpg": ("L", {}),
+    "progressive.jpg": ("RGB", {"progressive": True}),
+    "a.png": ("RGB", {}),
+    "gray.png": ("L", {}),
+}
+ODD = {
+    "cmyk.jpg": ("CMYK", {}),
+    "rgb_coded.jpg": ("RGB", {"keep_rgb": True}),
+    "palette.png": ("P", {}),
+    "alpha.png": ("RGBA", {}),
+    "gray_alpha.png": ("LA", {}),
+    "key.png": ("RGB", {"transparency": (1, 2, 3)}),
+    "bits.png": ("1", {}),
+    "a.tif": ("RGB", {}),
+    "a.webp": ("RGB", {}),
+    "a.bmp": ("RGB", {}),
+}
+
+
+@pytest.mark.parametrize("name", [*PLAIN, *ODD])
+def test_plain_files_are_those_that_every_decoder_reads_alike(tmp_path: Path, name: str) -> None:
+    mode, options = {**PLAIN, **ODD}[name]
+    data = saved(tmp_path, Image.new(mode, (12, 10)), name, **options).read_bytes()
+    assert read_header(data) == ((12, 10), name in PLAIN)
+    assert not read_header(data[:-3])[1]
+    assert not read_header(data + b"more")[1]
+
+
+def test_turned_deep_and_moving_files_are_not_plain(tmp_path: Path) -> None:
+    image, exif = Image.new("RGB", (12, 10)), Image.Exif()
+    exif[0x0112] = 2  # mirrored: the size tells nothing
+    for name in ("turned.jpg", "turned.png"):
+        assert not read_header(saved(tmp_path, image, name, exif=exif).read_bytes())[1]
+    exif[0x0112] = 1
+    assert read_header(saved(tmp_path, image, "upright.jpg", exif=exif).read_bytes()) == ((12, 10), True)
+    assert read_header(saved(tmp_path, Image.fromarray(RAMP), "deep.png").read_bytes()) == ((16, 16), False)
+    frames = {"save_all": True, "append_images": [Image.new("RGB", (12, 10), "red")]}
+    assert not read_header(saved(tmp_path, image, "moving.png", **frames).read_bytes())[1]
+    assert read_header(b"") == ((0, 0), False)

@@ -1,0 +1,98 @@
+"""The Pillow loader: the plan's samples, whatever the workers; memory; files that break under way; Pillow's plain reader."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fastcyclegan.data.image_file import BadPictureError, Fit, load_pixels, take_view
+from fastcyclegan.data.loader import Job, Source
+from fastcyclegan.data.pillow_loader import FolderLoader, PillowReader
+from fastcyclegan.data.sample_plan import Plan
+from fastcyclegan.errors import UserError
+from tests.conftest import same_batch, unpaired, write_pictures
+
+CPU = torch.device("cpu")
+
+
+def make(tmp_path: Path, workers: int = 0, batch: int = 2, channels: tuple[int, int] = (3, 3), **options: object) -> FolderLoader:
+    a, b = unpaired(tmp_path, channels=channels)
+    return FolderLoader(a, b, Plan(11, 5, 3, batch), CPU, workers=workers, **options)
+
+
+def test_batches_are_the_plan_s_samples(tmp_path: Path) -> None:
+    loader = make(tmp_path)
+    batches = list(loader.batches(0, 7))
+    assert [len(batch.samples) for batch in batches] == [2, 2, 1, 2, 2, 1, 2]  # the partial batch is kept
+    for iteration, batch in enumerate(batches):
+        epoch, numbers = loader.plan.batch(iteration)
+        assert batch.A.is_contiguous(memory_format=torch.channels_last)
+        assert (batch.A.shape[1:], batch.A.dtype) == ((3, 16, 16), torch.float32)
+        for row, i in enumerate(numbers):
+            sample = loader.plan.sample(epoch, i)
+            path = loader.a.paths[sample.index_A]
+            pixels = take_view(load_pixels(path, loader.a.fit), loader.a.fit, sample.view_A).astype(np.float64)
+            assert batch.paths_A[row] == str(path)
+            np.testing.assert_allclose(batch.A[row].permute(1, 2, 0).numpy(), pixels / 127.5 - 1, atol=2e-7)
+
+
+def test_workers_and_starting_points_change_nothing(tmp_path: Path) -> None:
+    expected = list(make(tmp_path).batches(0, 6))
+    found = list(make(tmp_path, workers=2).batches(2, 6))
+    assert all(same_batch(x, y) for x, y in zip(expected[2:], found, strict=True))
+    assert list(make(tmp_path).batches(3, 3)) == []
+
+
+def test_gray_and_colour(tmp_path: Path) -> None:
+    batch = next(make(tmp_path, channels=(1, 3)).batches(0, 1))
+    assert (batch.A.shape[1], batch.B.shape[1]) == (1, 3)
+
+
+def test_loading_does_not_touch_the_random_state(tmp_path: Path) -> None:
+    """Dropout, and so a resume, depends on torch's own generator."""
+    before = torch.get_rng_state()
+    list(make(tmp_path, workers=1).batches(0, 2))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_worker_that_dies_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loader = make(tmp_path, workers=1)
+
+    def die(index: int, view: object) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(Source, "view", lambda self, index, view: die(index, view))
+    with pytest.raises(UserError, match="a loader process died"):
+        list(loader.batches(0, 4))
+
+
+def test_python_ends_with_workers_still_at_work(tmp_path: Path) -> None:
+    """They ignore the signal that Python sends them at its end, and waits after."""
+    make(tmp_path)
+    code = (
+        "import sys, torch; from pathlib import Path; from tests.conftest import unpaired\n"
+        "from fastcyclegan.data.pillow_loader import FolderLoader; from fastcyclegan.data.sample_plan import Plan\n"
+        "a, b = unpaired(Path(sys.argv[1]))\n"
+        "batches = FolderLoader(a, b, Plan(1, 5, 3), torch.device('cpu'), workers=2).batches(0, 1000); next(batches)\n"
+        "sys.modules['keeps'] = batches; print('end')"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], timeout=60, check=True, capture_output=True, text=True, cwd=root)
+    assert done.stdout == "end\n"
+
+
+def test_the_plain_reader_keeps_the_order_and_gives_bad_files_as_such(tmp_path: Path) -> None:
+    paths = write_pictures(tmp_path, 20)
+    paths[3].write_bytes(b"no")
+    read = PillowReader(Fit("square", 8, channels=1), threads=3).read(Job(path, tag=n) for n, path in enumerate(paths))
+    rows = list(read)
+    assert [job.tag for job, _ in rows] == list(range(20))
+    assert isinstance(rows[3][1], BadPictureError)
+    assert all(row.shape == (8, 8, 1) for n, (_, row) in enumerate(rows) if n != 3)

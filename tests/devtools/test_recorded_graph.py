@@ -1,0 +1,204 @@
+"""The stand-in for CUDA graphs on made-up sequences of operators: each kind of memory that a recording must tell apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastcyclegan.devtools.recorded_graph import RecordedGraph
+
+Step = Callable[[Tensor, Tensor], Tensor]
+
+
+@pytest.fixture(autouse=True)
+def _two_threads() -> Iterator[None]:
+    """PyTorch's own threads run with autograd on, whatever the thread that replays does."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+
+
+@torch.library.custom_op("fastcyclegan_tests::spread", mutates_args=())
+def spread(x: Tensor) -> Tensor:
+    """A result that is new and whose elements share memory."""
+    return x.sum().expand(4, 6)
+
+
+def split_then_change_the_other(state: Tensor, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        y = x * 2
+        first, other = y.split(2)
+        other.add_(first)
+        first.mul_(3)
+    return state.add_(y)
+
+
+def split_read_in_threads(state: Tensor, x: Tensor) -> Tensor:
+    y = x.view(4, 1, 2, 3) * 2
+    first, _ = y.split(2)
+    z = F.conv_transpose2d(first, torch.ones(1, 1, 3, 3, dtype=x.dtype), padding=1)
+    with torch.no_grad():
+        state[:2] += z.view(2, 6)
+    return state
+
+
+def chunk_and_unbind(state: Tensor, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        y = x + 1
+        for n, row in enumerate(y.unbind(0)):
+            left, right = row.chunk(2)
+            left.copy_(right * n)
+    return state.add_(y)
+
+
+def unsafe_split(state: Tensor, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        y = x * 2
+        first, other = torch.unsafe_split(y, 2)
+        first.add_(other)
+    return state.add_(y)
+
+
+def several_results_of_one_operator(state: Tensor, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        values, places = x.sort(dim=1)
+        pieces = torch.split_copy(values, 3, dim=1)
+        pieces[0].add_(pieces[1])
+        state[:, :3] += pieces[0] * places[:, :3]
+    return state
+
+
+def expanded(state: Tensor, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        y = spread(x)
+        return state.add_(y).add_(x[:, :1].expand(4, 6))
+
+
+def contiguous_that_is_itself(state: Tensor, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        y = x * 2
+        same, other = y.contiguous(), y.t().contiguous()
+        same.add_(1)
+        other.add_(1)
+        return state.add_(y).add_(other.t())
+
+
+def returns_its_input(state: Tensor, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        y = x.clone()
+        same = F.relu_(y)
+        same.add_(1)
+        alias = y.detach().view_as(y)
+        alias.mul_(2)
+        return state.add_(y)
+
+
+def out_that_fits(state: Tensor, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        y = torch.empty_like(x)
+        torch.add(state, x, out=y)
+        torch.mul(y, 0.5, out=state)
+    return state
+
+
+def out_that_grows(state: Tensor, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        y = torch.empty(0, dtype=x.dtype)
+        torch.add(state, x, out=y)
+        y.mul_(2)
+        return state.copy_(y)
+
+
+def shape_changed_in_place(state: Tensor, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        y = x[:, :4] * 2
+        row = y.view(16)
+        y.t_().mul_(x[:, 2:])
+        state[:, :4] += row.view(4, 4)
+    return state
+
+
+def memory_freed_and_used_again(state: Tensor, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        for n in range(50):
+            y = x * n
+            y.add_(state)
+            state.lerp_(y, 0.5)
+            del y
+    return state
+
+
+def changes_that_no_schema_names(state: Tensor, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        F.batch_norm(x, state.view(-1)[:6], state.view(-1)[6:12], training=True)
+    return state
+
+
+def numbers_of_the_hosts(state: Tensor, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        y = torch.tensor([[0.5], [1.5], [2.5], [3.5]], dtype=x.dtype)
+        return state.mul_(0.5).add_(x * y)
+
+
+def trained(state: Tensor, x: Tensor) -> Tensor:
+    weight = state.detach().requires_grad_()
+    left, right = (weight * x).split(3, dim=1)
+    (gradient,) = torch.autograd.grad((left * right.relu()).sum(), [weight])
+    with torch.no_grad():
+        return state.sub_(gradient, alpha=0.1)
+
+
+STEPS: list[tuple[str, Step]] = [
+    ("a view of new memory is changed, and its neighbour with it", split_then_change_the_other),
+    ("a piece with a gradient, read by an operator's own threads after its base was written again", split_read_in_threads),
+    ("views of views", chunk_and_unbind),
+    ("views that the schema calls new", unsafe_split),
+    ("several results, each of its own memory", several_results_of_one_operator),
+    ("a new result whose elements share memory", expanded),
+    ("contiguous returns its input or a copy of it", contiguous_that_is_itself),
+    ("an operator returns its own input", returns_its_input),
+    ("an out= of the right size", out_that_fits),
+    ("an out= that is resized: its memory moves", out_that_grows),
+    ("a transposition in place must not happen again", shape_changed_in_place),
+    ("memory that the allocator gives out again", memory_freed_and_used_again),
+    ("running statistics, which batch norm's schema hides", changes_that_no_schema_names),
+    ("numbers from the host stay what they were", numbers_of_the_hosts),
+    ("forward, backward and an update", trained),
+]
+
+
+@pytest.mark.parametrize(("why", "step"), STEPS, ids=[row[0] for row in STEPS])
+def test_a_replay_is_the_step(why: str, step: Step) -> None:
+    """Recording changes nothing; replays on new inputs leave the same bits as the steps themselves."""
+    torch.manual_seed(0)
+    inputs = [torch.randn(4, 6, dtype=torch.float64) for _ in range(4)]
+    start = torch.randn(4, 6, dtype=torch.float64)
+    state, x, expected = start.clone(), inputs[0].clone(), start.clone()
+    x.requires_grad_()
+    replay, result = RecordedGraph()(lambda: step(state, x))
+    assert torch.equal(state, start)
+    for given in inputs:
+        with torch.no_grad():
+            x.copy_(given)
+        replay()
+        assert torch.equal(step(expected, given), result)
+        assert torch.equal(state, expected)
+
+
+def test_what_is_frozen_into_a_recording_shows() -> None:
+    """The reason for the stand-in: a number that the host decides stays what it was, and a value that is read back too."""
+    count, total = [0], torch.zeros(())
+
+    def step() -> Tensor:
+        count[0] += 1
+        return total.add_(count[0])
+
+    replay, _ = RecordedGraph()(step)
+    replay()
+    replay()
+    assert total == 2

@@ -1,0 +1,157 @@
+"""The record of a launch that failed, and the command that makes it again. Compiled for a GPU that is not here, in a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from fastcyclegan.devtools import show_failure
+from fastcyclegan.kernels import _cache, _records, instance_norm
+from fastcyclegan.kernels._failures import KernelError
+from fastcyclegan.kernels._launch import Config, Launch
+from tests.planted import forget, plant
+
+# Two records, one after the other, in one process: its start takes longer than a compilation.
+SCRIPT = """
+import sys
+from fastcyclegan.devtools import show_failure
+print([show_failure.main([file]) for file in sys.argv[1:]])
+"""
+
+
+def record_of_a_failure(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the file that the error of a planted failure names."""
+    with monkeypatch.context() as patch:
+        forget(patch)
+        plant(patch, "_instance_norm_small_fwd_kernel")
+        with pytest.raises(KernelError) as caught:
+            instance_norm(torch.randn(2, 5, 4, 4), act="relu", impl="triton")
+    command = caught.value.again.removeprefix("To see it again: ").split()
+    assert command[:-1] == ["python", "-m", "fastcyclegan.devtools.show_failure"]
+    return Path(command[-1])
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    return subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_what_is_written_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = record_of_a_failure(monkeypatch)
+    record = json.loads(file.read_text())
+    assert (record["kernel"], record["gpu"], record["capability"]) == ("_instance_norm_small_fwd_kernel", "cpu, interpreted", 90)
+    assert "CompilationError: at 1:0" in record["error"]
+    assert record["arguments"][0] == {"dtype": "float32", "shape": [2, 5, 4, 4], "strides": [80, 16, 4, 1], "aligned": 16, "room": 160}
+    assert record["arguments"][1:4] == [None] * 3
+    assert record["constants"]["RESIDUAL"] is False
+    assert record["configuration"].keys() >= {"BLOCK_S", "BLOCK_C", "num_warps", "num_stages"}
+    # The same launch again is the same file.
+    assert record_of_a_failure(monkeypatch) == file
+
+
+def test_tensors_come_back_as_they_were() -> None:
+    """With their layout, their alignment, and the room behind them that other weights' gradients take."""
+    memory = torch.zeros(1000)
+    assert memory.data_ptr() % 16 == 0
+    x = memory[6:].as_strided((2, 3, 4), (12, 1, 3))
+    described = _records.described(x)
+    assert (described["aligned"], described["room"]) == (8, 994)
+    again = show_failure._tensor(described, torch.device("cpu"))
+    assert _records.described(again) == described
+    descriptor = _records.described(TensorDescriptor(memory, [20, 48], [48, 1], [16, 32]))
+    value = show_failure._value(descriptor, lambda described: show_failure._tensor(described, torch.device("cpu")))
+    assert (value.shape, value.strides, value.block_shape) == ([20, 48], [48, 1], [16, 32])
+    assert _records.readable(descriptor).startswith("descriptor [20, 48] strides [48, 1] box [16, 32] of float32[1000] strides [1] aligned")
+
+
+def test_a_launch_on_the_same_gpu_is_made_again(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    """Through the interpreter here: on zeros the norm is zero, which nothing but its launch writes."""
+    record = json.loads(record_of_a_failure(monkeypatch).read_text())
+    made: list[torch.Tensor] = []
+    tensor = show_failure._tensor
+    monkeypatch.setattr(show_failure, "_tensor", lambda *a: made.append(tensor(*a).fill_(torch.nan if len(made) else 0)) or made[-1])
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    assert show_failure._launch_again(record, torch.device(device)) == "It compiles and runs now, on zeros, on cpu, interpreted."
+    assert not made[1].any()
+
+
+def test_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Without that GPU: what compiles now is 0; what fails again is 1, with the compiler's text."""
+    file = record_of_a_failure(monkeypatch)
+    record = json.loads(file.read_text())
+    broken, ill = tmp_path / "broken.json", record["configuration"] | {"BLOCK_S": 48}
+    broken.write_text(json.dumps({**record, "configuration": ill}))
+    found = run("-c", SCRIPT, str(file), str(broken))
+    assert found.stdout.splitlines()[-1:] == ["[0, 1]"], found.stdout + found.stderr
+    assert "It compiles now for sm_90 (" in found.stdout
+    assert "It was not launched: cpu, interpreted is not here." in found.stdout
+    assert "It fails again:\nCompilationError: at " in found.stdout
+    assert "power of 2" in found.stdout
+    assert "  float32[2, 5, 4, 4] strides [80, 16, 4, 1] aligned" in found.stdout
+
+
+def test_what_is_no_record(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    good = json.loads(record_of_a_failure(monkeypatch).read_text())
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    missing, text, other = tmp_path / "missing.json", tmp_path / "text.json", tmp_path / "other.json"
+    text.write_text("{")
+    other.write_text("[]")
+    gone = tmp_path / "gone.json"
+    gone.write_text(json.dumps({"format": 1, **dict.fromkeys(show_failure._KEYS), "kernel": "_gone_kernel"}))
+    wanted = [
+        (missing, f"cannot read {missing}: No such file or directory"),
+        (text, f"{text} is not the record of a launch"),
+        (other, f"{other} is not the record of a launch"),
+        (gone, f"{gone} names kernel _gone_kernel, which this version does not have"),
+    ]
+    tensor = good["arguments"][0]
+    damaged = [
+        {"kernel": ["a"]}, {"arguments": 3}, {"arguments": [{"shape": [1]}]}, {"arguments": [{**tensor, "dtype": "flot99"}]},
+        {"arguments": [{**tensor, "box": 3, "base": 3}]}, {"configuration": {}}, {"configuration": 3}, {"constants": 3},
+        {"capability": "x"},
+    ]  # fmt: skip
+    for number, wrong in enumerate(damaged):
+        file = tmp_path / f"damaged{number}.json"
+        file.write_text(json.dumps({**good, **wrong}))
+        wanted.append((file, f"{file} is not the record of a launch"))
+    for file, message in wanted:
+        assert show_failure.main([str(file)]) == 2
+        assert capsys.readouterr() == ("", f"show_failure: {message}\n")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    gone.write_text(json.dumps({"format": 1, **dict.fromkeys(show_failure._KEYS)}))
+    assert show_failure.main([str(gone)]) == 2
+    assert "TRITON_INTERPRET is set" in capsys.readouterr().err
+
+
+def test_help_imports_no_triton() -> None:
+    script = (
+        "import runpy, sys; sys.argv[1:] = ['--help']\ntry: runpy.run_module('fastcyclegan.devtools.show_failure', run_name='__main__')\n"
+    )
+    found = run("-c", script + "except SystemExit as end: print(end.code, 'triton' in sys.modules)")
+    assert found.stdout.splitlines()[-1] == "0 False", found.stdout + found.stderr
+    assert "the record that the failure's message names" in found.stdout
+
+
+def test_a_folder_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The temporary folder serves; where that cannot be written either, the message has no command."""
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(_cache.tempfile, "gettempdir", lambda: str(tmp_path / "temporary"))
+    launch = Launch("_a_kernel", 1, (torch.zeros(3), 1.5, None), {}, Config((), 4))
+    command = _records.write_record(launch, "cpu", 90, RuntimeError("planted"))
+    assert f"{tmp_path}/temporary/fastcyclegan-{os.getuid()}/failures/a_kernel-" in command
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(_cache.tempfile, "gettempdir", lambda: str(tmp_path / "file"))
+    assert _records.write_record(launch, "cpu", 90, RuntimeError("planted")) == ""
+    error: Any = KernelError("_a_kernel", "kernel _a_kernel does not compile on cpu (RuntimeError: planted)", "")
+    assert str(error) == "kernel _a_kernel does not compile on cpu (RuntimeError: planted)"

@@ -1,0 +1,250 @@
+"""Captured iterations against plain ones, bit for bit: on the CPU through a stand-in for CUDA graphs, on a GPU through the real ones."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fastcyclegan import testing
+from fastcyclegan.config import EngineConfig, LossConfig, ModelConfig, OptimConfig
+from fastcyclegan.data.loader import Batch
+from fastcyclegan.data.sample_plan import Plan
+from fastcyclegan.devtools.recorded_graph import RecordedGraph
+from fastcyclegan.engine import Engine
+from fastcyclegan.engine import cuda_graph as graph
+from fastcyclegan.errors import UserError
+from fastcyclegan.recipes.cyclegan import CycleGAN
+from fastcyclegan.testing import make_engine, random_batch, seeded_networks
+
+SMALL = ModelConfig(netG="resnet_1blocks", ngf=4, ndf=4, netD="n_layers", n_layers_D=2)
+GRAPH, PLAIN = EngineConfig(graph="on"), EngineConfig(graph="off")
+
+
+def batches(count: int, batch: int = 1, size: int = 16, dtype: torch.dtype = torch.float64) -> list[Batch]:
+    """Pictures of ``count`` iterations; of an epoch of 7 samples, so that batches of 3 have a partial one."""
+    return [random_batch(size, Plan(3, 7, 7, batch), n, dtype=dtype) for n in range(count)]
+
+
+def train(engine: Engine, given: Iterable[Batch]) -> Tensor:
+    """Run iterations at learning rates that change and return their losses."""
+    return torch.stack([engine.step(batch, 1e-4 * (1 + n % 3)) for n, batch in enumerate(given)])
+
+
+def state(engine: Engine) -> list[Tensor]:
+    """Return all that training changes."""
+    saved = engine.state_dict()
+    return [
+        t
+        for t in torch.utils._pytree.tree_leaves([saved["nets"], saved["optimizers"], saved["recipe"], saved.get("ema")])
+        if isinstance(t, Tensor)
+    ]
+
+
+def assert_same_bits(one: Engine, other: Engine) -> None:
+    pairs = list(zip(state(one), state(other), strict=True))
+    assert len(pairs) > 50
+    for number, pair in enumerate(pairs):
+        testing.assert_same_bits(f"tensor {number} of the state", *pair)
+
+
+def recorded(options: EngineConfig = GRAPH, loss: LossConfig = LossConfig(pool_size=4), **more: Any) -> tuple[Engine, RecordedGraph]:
+    capture = RecordedGraph()
+    start = seeded_networks(more.pop("model", SMALL), dtype=more.pop("dtype", torch.float64))
+    return make_engine(start, loss, options=options, capture=capture, **more), capture
+
+
+# (why, batch, losses, options, iterations that no graph runs: the pool is empty at first, each size warms up for 3)
+RUNS = [
+    ("the default: pool indices and rates must not be those of the capture", 1, LossConfig(pool_size=4), GRAPH, 4),
+    ("batch 3 with a partial last batch: two sizes, two graphs", 3, LossConfig(pool_size=4), GRAPH, 7),
+    ("no pool, no identity", 1, LossConfig(pool_size=0, lambda_identity=0, gan_mode="vanilla"), GRAPH, 3),
+    ("gradient penalty: its mixing is random", 1, LossConfig(gan_mode="wgangp", pool_size=4), GRAPH, 4),
+    ("parts of a batch, added up", 3, LossConfig(pool_size=4), dataclasses.replace(GRAPH, micro_batch=2), 7),
+    ("as pairs, the phases in another order", 1, LossConfig(pool_size=4), dataclasses.replace(GRAPH, pairing="on", overlap="phases"), 4),
+]
+
+
+@pytest.mark.parametrize(("why", "batch", "loss", "options", "plainly"), RUNS, ids=[row[0] for row in RUNS])
+def test_replayed_training_is_plain_training(why: str, batch: int, loss: LossConfig, options: EngineConfig, plainly: int) -> None:
+    given, optim = batches(24, batch), OptimConfig(ema=0.9)
+    engine, capture = recorded(options, loss, optim=optim)
+    plain = make_engine(seeded_networks(SMALL, dtype=torch.float64), loss, optim, options=dataclasses.replace(options, graph="off"))
+    assert torch.equal(train(engine, given), train(plain, given))
+    assert_same_bits(engine, plain)
+    assert capture.replays == 24 - plainly
+
+
+class Discriminators(CycleGAN):
+    """The discriminators' phase alone, with each other's pictures for fakes: interpreted generators take half a minute an iteration."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        swapped = lambda inputs: dataclasses.replace(inputs, pooled={"A": inputs.B, "B": inputs.A})  # noqa: E731
+        self.phases = (dataclasses.replace(self.phases[1], begin=swapped),)
+
+
+def test_the_kernels_iteration_is_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Working copies and their forms, gradients in place and paired launches: nothing of them is decided by the host in an iteration."""
+    monkeypatch.setattr(graph, "WARM_UP", 1)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    given, capture = batches(4, size=16, dtype=torch.float32), RecordedGraph()
+    given = [dataclasses.replace(b, A=b.A.to(device), B=b.B.to(device)) for b in given]
+    engines = []
+    for options in (GRAPH, PLAIN):
+        nets = seeded_networks(dataclasses.replace(SMALL, impl="triton"))
+        more = {"capture": capture} if device.type == "cpu" else {}
+        engines.append(Engine(Discriminators(LossConfig(pool_size=0)), nets, OptimConfig(), device, options=options, **more))
+    found = [train(engine, given) for engine in engines]
+    assert torch.equal(*found)
+    assert_same_bits(*engines)
+    assert engines[0].graphs.captured == 1
+    assert engines[0].copies
+    assert engines[0].trained["D"].gradients
+
+
+class _HostReads(TorchDispatchMode):
+    """Counts what makes the host wait for the device's numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name
+        if name in ("aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero", "aten::equal", "aten::masked_select", "aten::unique"):
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("options", [GRAPH, PLAIN], ids=["captured", "plain"])
+def test_nothing_is_read_back_in_an_iteration(options: EngineConfig) -> None:
+    engine, _ = recorded(options, optim=OptimConfig(ema=0.9))
+    given = batches(8)
+    train(engine, given[:6])
+    with _HostReads() as reads:
+        train(engine, given[6:])
+        assert reads.found == []
+        given[0].A.sum().item()
+        assert reads.found == ["aten::_local_scalar_dense"]
+
+
+def _refusing(step: Callable[[], Tensor]) -> Any:
+    step()  # as far as it comes: what the host noted meanwhile must be taken back
+    raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+
+def test_a_capture_that_fails_is_said_and_training_goes_on() -> None:
+    said: list[str] = []
+    start, given = seeded_networks(SMALL), batches(8, dtype=torch.float32)
+
+    class Failing(RecordedGraph):
+        def __call__(self, step: Callable[[], Tensor]) -> Any:
+            super().__call__(step)  # which leaves everything as it was
+            engine.recipe.fakes["A"].append(given[0].A)
+            raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    engine = make_engine(start, compiled=False, options=GRAPH, capture=Failing(), say=said.append)
+    engine.graphs._required = False
+    plain = make_engine(start, options=PLAIN)
+    assert torch.equal(train(engine, given), train(plain, given))
+    assert_same_bits(engine, plain)
+    reason = "RuntimeError: operation not permitted when stream is capturing"
+    assert said == [f"no CUDA graph: an iteration cannot be captured ({reason}); training goes on without"]
+    required = make_engine(start, options=GRAPH, capture=_refusing)
+    with pytest.raises(UserError, match=f"--graph on: an iteration cannot be captured: {reason}"):
+        train(required, given)
+
+
+def test_sizes_beyond_the_cap_run_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graph, "MOST_GRAPHS", 1)
+    said: list[str] = []
+    engine, capture = recorded(say=said.append)
+    plain, _ = recorded(PLAIN)
+    given = batches(14, batch=3)
+    assert torch.equal(train(engine, given), train(plain, given))
+    assert said == ["more than 1 sizes of batch: those that come later run without a CUDA graph"]
+    assert engine.graphs.captured == 1
+    assert capture.replays > 0
+
+
+def test_pictures_of_several_sizes_in_a_pool_are_the_hosts_business() -> None:
+    said: list[str] = []
+    engine, capture = recorded(say=said.append)
+    plain, _ = recorded(PLAIN)
+    given = [random_batch(16 if n < 6 else 20, Plan(3, 7, 7), n, dtype=torch.float64) for n in range(12)]
+    assert torch.equal(train(engine, given), train(plain, given))
+    assert "no CUDA graph while the replay pools hold pictures of several sizes" in said
+    assert "not batched: D_B gets pictures of different sizes" in said
+    assert len(said) == len(set(said))
+    assert capture.replays == 2
+
+
+def test_what_a_graph_must_not_outlive() -> None:
+    """A member that is frozen, or listened to, after the capture: the next iteration is not the captured one."""
+    engine, _ = recorded()
+    plain, _ = recorded(PLAIN)
+    given = batches(10)
+    heard: list[int] = []
+    for n, batch in enumerate(given):
+        if n == 6:
+            for one in (engine, plain):
+                next(one.nets["G_AB"].parameters()).requires_grad_(False)
+                one.nets["D_A"].register_forward_hook(lambda *args: heard.append(1))
+        assert torch.equal(engine.step(batch, 1e-4), plain.step(batch, 1e-4))
+    assert_same_bits(engine, plain)
+    assert len(heard) > 10
+    assert engine.graphs.captured == 2
+
+
+def test_a_state_that_is_loaded_is_where_graphs_look_for_it() -> None:
+    given = batches(14)
+    engine, _ = recorded()
+    train(engine, given[:6])
+    saved = torch.utils._pytree.tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, engine.state_dict())
+    expected = train(engine, given[6:])
+    other, capture = recorded()
+    train(other, given[:7])
+    other.load_state_dict(saved)
+    assert torch.equal(train(other, given[6:]), expected)
+    assert_same_bits(engine, other)
+    assert capture.replays > 0
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("overlap", ["off", "wgrad", "phases"])
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_a_cuda_graph_trains_as_plain_launches_do(precision: str, overlap: str) -> None:
+    """200 iterations, the same bits: our kernels are deterministic, and cuDNN's are asked to be."""
+    torch.backends.cudnn.deterministic = True
+    try:
+        start = seeded_networks(dataclasses.replace(SMALL, ngf=16, ndf=16))
+        engines = [
+            make_engine(start, device="cuda", precision=precision, options=EngineConfig(graph=g, overlap=overlap)) for g in ("on", "off")
+        ]
+        for n in range(200):
+            batch = random_batch(32, Plan(3, 7, 7), n)
+            losses = [engine.step(dataclasses.replace(batch, A=batch.A.cuda(), B=batch.B.cuda()), 2e-4) for engine in engines]
+            testing.assert_same_bits(f"losses of iteration {n + 1}", *losses)
+        assert_same_bits(*engines)
+        assert engines[0].graphs.captured == 1
+    finally:
+        torch.backends.cudnn.deterministic = False
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("options", [EngineConfig(graph="on"), EngineConfig(graph="off")], ids=["captured", "plain"])
+def test_no_iteration_waits_for_the_gpu(options: EngineConfig) -> None:
+    engine = make_engine(seeded_networks(SMALL), device="cuda", precision="bf16", options=options)
+    given = [dataclasses.replace(b, A=b.A.cuda(), B=b.B.cuda()) for b in batches(12, size=32, dtype=torch.float32)]
+    train(engine, given[:8])
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        train(engine, given[8:])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

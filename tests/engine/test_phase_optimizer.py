@@ -1,0 +1,116 @@
+"""Gradients that are added up in place, Adam at a rate that lies on the device, and running averages."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fastcyclegan.config import OptimConfig
+from fastcyclegan.engine.phase_optimizer import Average, Trained
+from fastcyclegan.kernels import accumulating
+from fastcyclegan.nn.networks import Discriminator
+from fastcyclegan.testing import parameters_that_count, relative_error
+
+OPTIM = OptimConfig()
+
+
+def pair(dtype: torch.dtype = torch.float32) -> list[nn.Module]:
+    torch.manual_seed(0)
+    return [Discriminator(ndf=2, n_layers=1).to(dtype=dtype, memory_format=torch.channels_last) for _ in range(2)]
+
+
+def backward(nets: list[nn.Module], seed: int) -> None:
+    torch.manual_seed(seed)
+    x = torch.randn(1, 3, 8, 8).to(next(nets[0].parameters()))
+    with accumulating():
+        sum(net(x).square().sum() for net in nets).backward()
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_steps_are_adams(in_place: bool) -> None:
+    """Rates change from step to step, by the tensor alone; a frozen parameter stays, also one that was moving before.
+
+    In float64, where 1e-16 of rounding stays far below 1e-9 in 4 steps; but the biases that cancel, whose gradients are rounding alone.
+    """
+    ours, theirs = pair(torch.float64), pair(torch.float64)
+    lr = torch.zeros((), dtype=torch.float64)
+    trained = Trained(ours, OPTIM, lr, in_place=in_place)
+    adam = torch.optim.Adam([p for net in theirs for p in net.parameters()], 0.0, (0.5, 0.999))
+    for n in range(4):
+        if n == 2:
+            for nets in (ours, theirs):
+                next(nets[0].parameters()).requires_grad_(False)
+        lr.fill_(1e-3 * (n + 1))
+        adam.param_groups[0]["lr"] = 1e-3 * (n + 1)
+        with trained.gradients_ready():
+            backward(ours, n)
+            trained.step()
+        backward(theirs, n)
+        adam.step()
+        adam.zero_grad()
+        assert all(p.grad is None for net in ours for p in net.parameters())
+    for one, other in zip(ours, theirs, strict=True):
+        for name, p in parameters_that_count(other).items():
+            assert relative_error(one.get_parameter(name), p) < 1e-9, name
+
+
+def test_gradients_of_a_pair_lie_side_by_side() -> None:
+    """What one launch writes: two networks' weights at equal steps, in the strides of the weights."""
+    nets = pair()
+    trained = Trained(nets, OPTIM, torch.zeros(()), in_place=True)
+    with trained.gradients_ready():
+        first, other = (net.model[0].weight for net in nets)
+        assert other.grad.data_ptr() - first.grad.data_ptr() == 4 * first.numel()
+        assert first.grad.stride() == first.stride()
+        assert all(not p.grad.any() for net in nets for p in net.parameters())
+        assert len({p.grad.untyped_storage().data_ptr() for net in nets for p in net.parameters()}) == 1
+
+
+def test_networks_that_differ_are_trained_too() -> None:
+    nets = [Discriminator(ndf=2, n_layers=1), Discriminator(ndf=3, n_layers=1)]
+    trained = Trained(nets, OPTIM, torch.tensor(1e-3, dtype=torch.float64), in_place=True)
+    before = copy.deepcopy(nets[1].state_dict())
+    with trained.gradients_ready():
+        backward(nets, 0)
+        trained.step()
+    assert not torch.equal(nets[1].state_dict()["model.0.weight"], before["model.0.weight"])
+    assert [len(place) for place in trained.places] == [1] * len(trained.places)
+
+
+def test_state_holds_the_rate_as_a_number_and_leaves_how_adam_runs_alone() -> None:
+    lr = torch.tensor(5e-4, dtype=torch.float64)
+    trained, other = (Trained(pair(), OPTIM, lr, in_place=False) for _ in range(2))
+    with trained.gradients_ready():
+        backward(pair(), 0)
+    state = trained.state_dict()
+    assert state["param_groups"][0]["lr"] == 5e-4
+    assert not isinstance(state["param_groups"][0]["lr"], Tensor)
+    other.load_state_dict({**state, "param_groups": [{**state["param_groups"][0], "lr": 0.1, "fused": None, "betas": [0.9, 0.9]}]})
+    (group,) = other.optimizer.param_groups
+    assert group["lr"] is lr
+    assert group["fused"] is True
+    assert group["betas"] == (0.5, 0.999)  # what is asked for now, not what was when the state was saved
+
+
+def test_averages_follow_weights_and_copy_statistics() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))
+    average = Average({"G": net}, 0.75)
+    expected = net[0].weight.detach().clone()
+    for n in range(3):
+        with torch.no_grad():
+            net[0].weight += n
+            net[1].running_mean += 1
+            net[1].num_batches_tracked += 1
+        average.update()
+        expected = 0.75 * expected + 0.25 * net[0].weight.detach()
+    torch.testing.assert_close(average.weights["G"]["0.weight"], expected)
+    assert torch.equal(average.weights["G"]["1.running_mean"], net[1].running_mean)
+    assert average.weights["G"]["1.num_batches_tracked"] == 3
+    saved = copy.deepcopy(average.weights)
+    average.restart()
+    assert torch.equal(average.weights["G"]["0.weight"], net[0].weight)
+    average.load_state_dict(saved)
+    torch.testing.assert_close(average.weights["G"]["0.weight"], expected)

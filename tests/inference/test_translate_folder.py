@@ -1,0 +1,161 @@
+"""Translating pictures of any size: what is written where, equal to the network itself, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fastcyclegan.checkpoints.loading import load_generator
+from fastcyclegan.checkpoints.run_files import save_weights
+from fastcyclegan.console import Console
+from fastcyclegan.errors import UserError
+from fastcyclegan.inference.translate_folder import TranslateConfig, plan_outputs, translate
+from fastcyclegan.inference.translator import Translator, pad_to_multiple
+from fastcyclegan.nn.networks import Generator, UnetGenerator
+from tests.conftest import write_pictures
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    file = tmp_path / "latest_net_G_A.pth"
+    save_weights(file, Generator(ngf=2, n_blocks=1).state_dict())
+    return file
+
+
+def run(weights: Path, source: Path, output: Path, **options: object) -> int:
+    return translate(TranslateConfig(weights, source, output, device="cpu", **options), Console())
+
+
+def test_padding_reflects_to_the_multiple_and_never_below_what_a_network_takes() -> None:
+    pixels = torch.arange(5 * 7, dtype=torch.uint8).reshape(5, 7, 1)
+    padded = pad_to_multiple(pixels, 4)
+    assert padded.shape == (8, 8, 1)
+    assert torch.equal(padded[:5, :7], pixels)
+    assert padded[5:, 0, 0].tolist() == pixels[[3, 2, 1], 0, 0].tolist()
+    assert padded[0, 7, 0] == pixels[0, 5, 0]
+    assert pad_to_multiple(torch.zeros((1, 1, 3), dtype=torch.uint8), 4).shape == (8, 8, 3)
+    assert pad_to_multiple(pixels, 256).shape == (256, 256, 1)
+
+
+def test_a_multiple_of_four_is_translated_as_it_is(weights: Path) -> None:
+    net = load_generator(weights)
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    with torch.no_grad():
+        expected = net(torch.from_numpy(pixels)[None].permute(0, 3, 1, 2).float() / 127.5 - 1)
+    expected = ((expected + 1) * 127.5).round().clamp(0, 255)[0].permute(1, 2, 0).numpy()
+    (found,) = Translator(net, CPU, "fp32")([torch.from_numpy(pixels)])
+    assert np.abs(found.astype(float) - expected).max() <= 1  # a value at .5 may round either way in another layout
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 50), (17, 9), (64, 64), (101, 7)])
+def test_any_size_comes_back_in_its_own(weights: Path, tmp_path: Path, size: tuple[int, int]) -> None:
+    write_pictures(tmp_path / "in", 1, size=size)
+    run(weights, tmp_path / "in", tmp_path / "out")
+    with Image.open(tmp_path / "out" / "000.png") as image:
+        assert image.size == size
+
+
+@pytest.mark.parametrize("loader", ["folder", "dali"])
+def test_batches_and_loaders_change_nothing(weights: Path, tmp_path: Path, loader: str) -> None:
+    """Nothing is resized, so both loaders give the same pixels."""
+    folder = tmp_path / "in"
+    for n, size in enumerate([(16, 16), (20, 12), (13, 13), (24, 24)]):
+        write_pictures(folder / str(n), 3, size=size, seed=n, suffix=".jpg" if n % 2 else ".png")
+    assert run(weights, folder, tmp_path / "one", batch_size=1, loader="folder") == 12
+    assert run(weights, folder, tmp_path / "many", batch_size=5, loader=loader) == 12
+    ones = sorted((tmp_path / "one").rglob("*.png"))
+    assert len(ones) == 12
+    for path in ones:
+        other = tmp_path / "many" / path.relative_to(tmp_path / "one")
+        difference = np.asarray(Image.open(path)).astype(int) - np.asarray(Image.open(other)).astype(int)
+        assert np.abs(difference).max() <= 1
+
+
+def test_names_are_kept_and_never_collide(weights: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    for name in ("a.jpg", "a.png", "b.tif", "deep/c.webp", "before_after.bmp"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(folder / name)
+    run(weights, folder, tmp_path / "out", grid=True)
+    names = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert names == {"a.jpg.png", "a.png.png", "b.png", "deep/c.png", "before_after.bmp.png", "before_after.png"}
+    run(weights, folder / "b.tif", tmp_path / "single")
+    assert [path.name for path in (tmp_path / "single").iterdir()] == ["b.png"]
+
+
+def test_an_input_is_never_overwritten(weights: Path, tmp_path: Path) -> None:
+    write_pictures(tmp_path / "in", 2)
+    with pytest.raises(UserError, match="is one of the input pictures: choose another --output"):
+        plan_outputs(TranslateConfig(weights, tmp_path / "in", tmp_path / "in"))
+
+
+def test_translations_inside_the_input_folder_are_not_translated_again(weights: Path, tmp_path: Path) -> None:
+    write_pictures(tmp_path / "in", 2)
+    for _ in range(2):
+        assert run(weights, tmp_path / "in", tmp_path / "in" / "out") == 2
+    with pytest.raises(UserError, match=r"000.png: a file, not a folder to write to"):
+        run(weights, tmp_path / "in", tmp_path / "in" / "000.png")
+
+
+def test_resize_as_the_official_test_does(weights: Path, tmp_path: Path) -> None:
+    write_pictures(tmp_path / "in", 2, size=(50, 30))
+    run(weights, tmp_path / "in", tmp_path / "out", resize=16)
+    assert Image.open(tmp_path / "out" / "000.png").size == (16, 16)
+
+
+def test_gray_networks_write_gray_pictures(tmp_path: Path) -> None:
+    save_weights(tmp_path / "g.pth", Generator(1, 1, ngf=2, n_blocks=0).state_dict())
+    write_pictures(tmp_path / "in", 1)
+    run(tmp_path / "g.pth", tmp_path / "in", tmp_path / "out")
+    assert Image.open(tmp_path / "out" / "000.png").mode == "L"
+
+
+def test_a_unet_pads_to_its_own_multiple(tmp_path: Path) -> None:
+    save_weights(tmp_path / "u.pth", UnetGenerator(ngf=1, num_downs=5).state_dict())
+    write_pictures(tmp_path / "in", 1, size=(70, 33))
+    run(tmp_path / "u.pth", tmp_path / "in", tmp_path / "out")
+    assert Image.open(tmp_path / "out" / "000.png").size == (70, 33)
+
+
+@pytest.mark.parametrize("loader", ["folder", "dali"])
+def test_bad_pictures(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], loader: str) -> None:
+    paths = write_pictures(tmp_path / "in", 4)
+    paths[1].write_bytes(paths[1].read_bytes()[:300])
+    with pytest.raises(UserError, match=r"bad picture .*001.png: .*--skip_bad_images"):
+        run(weights, tmp_path / "in", tmp_path / "out", loader=loader)
+    assert run(weights, tmp_path / "in", tmp_path / "out", skip_bad_images=True, loader=loader) == 3
+    assert "left out" in capsys.readouterr().out
+
+
+def test_few_pictures_are_not_worth_loading_dali(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_pictures(tmp_path / "few", 2)
+    run(weights, tmp_path / "few", tmp_path / "out")
+    assert "read by folder" in capsys.readouterr().out
+    write_pictures(tmp_path / "many", 64, size=(8, 8))
+    run(weights, tmp_path / "many", tmp_path / "out2")
+    assert "read by dali" in capsys.readouterr().out
+
+
+def test_a_picture_that_cannot_be_written_is_an_error(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures are written by threads, whose errors must not be lost."""
+    write_pictures(tmp_path / "in", 2)
+
+    def full(image: object, target: Path) -> None:
+        raise OSError(28, "No space left on device", str(target))
+
+    monkeypatch.setattr("fastcyclegan.inference.translate_folder.save_image", full)
+    with pytest.raises(OSError, match="No space left"):
+        run(weights, tmp_path / "in", tmp_path / "out")
+
+
+@pytest.mark.parametrize("change", [{"batch_size": 0}, {"resize": 0}, {"num_threads": 0}, {"device": "tpu"}, {"epoch": "best"}])
+def test_settings_are_checked(change: dict[str, object]) -> None:
+    with pytest.raises(UserError, match=next(iter(change))):
+        TranslateConfig(Path("w"), Path("i"), Path("o"), **change)

@@ -1,0 +1,182 @@
+"""The drop-in networks: the reference's function and keys, the choice of impl, and shapes read off weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from fastcyclegan import reference as ref
+from fastcyclegan.config import ModelConfig
+from fastcyclegan.nn.networks import (
+    Discriminator,
+    Generator,
+    PixelDiscriminator,
+    UnetGenerator,
+    build_discriminator,
+    build_generator,
+    set_impl,
+)
+from fastcyclegan.testing import assert_parity, is_cancelled_bias, tf32
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture(autouse=True)
+def _no_tf32() -> Iterator[None]:
+    """Functions are compared here, not TF32's roundings, which PyTorch's convolutions and ours have of their own."""
+    with tf32(False):
+        yield
+
+
+KEEP = {"recompute": False}
+
+PAIRS: list[tuple[type[nn.Module], type[nn.Module], dict[str, Any]]] = [
+    (Generator, ref.Generator, {"ngf": 4, "n_blocks": 2}),
+    (UnetGenerator, ref.UnetGenerator, {"ngf": 2, "num_downs": 5}),
+    (Discriminator, ref.Discriminator, {"ndf": 4}),
+    (PixelDiscriminator, ref.PixelDiscriminator, {"ndf": 4}),
+]
+
+
+@pytest.mark.parametrize(("ours", "theirs", "arguments"), PAIRS)
+def test_without_kernels_the_same_bits_as_the_reference(ours: type[nn.Module], theirs: type[nn.Module], arguments: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    a, b = ours(**arguments).double(), theirs(**arguments).double()
+    b.load_state_dict(a.state_dict())
+    x, y = (torch.randn(2, 3, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_() for _ in range(2))
+    out_a, out_b = a(x), b(y)
+    grad = torch.randn_like(out_a)
+    out_a.backward(grad)
+    out_b.backward(grad)
+    assert torch.equal(out_a, out_b)
+    assert torch.equal(x.grad, y.grad)
+    for (name, p), q in zip(a.named_parameters(), b.parameters(), strict=True):
+        assert torch.equal(p.grad, q.grad), name
+
+
+KERNELS: list[tuple[str, type[nn.Module], type[nn.Module], int, dict[str, Any], dict[str, Any]]] = [
+    ("all that a generator has", Generator, ref.Generator, 16, {"ngf": 4, "n_blocks": 2}, {}),
+    ("inputs kept, affine, resized", Generator, ref.Generator, 16, {"ngf": 4, "n_blocks": 1, "affine": True, "upsample": "resize"}, KEEP),
+    ("batch norm: no kernel but the border's", Generator, ref.Generator, 8, {"ngf": 4, "n_blocks": 1, "norm": "batch"}, {}),
+    ("no norm at all", Generator, ref.Generator, 8, {"ngf": 4, "n_blocks": 1, "norm": "none"}, {}),
+    ("skips", UnetGenerator, ref.UnetGenerator, 64, {"ngf": 2, "num_downs": 5}, {}),
+    ("patches", Discriminator, ref.Discriminator, 32, {"ndf": 4}, {}),
+    ("patches, inputs kept", Discriminator, ref.Discriminator, 32, {"ndf": 4}, KEEP),
+    ("pixels", PixelDiscriminator, ref.PixelDiscriminator, 9, {"ndf": 4}, {}),
+]
+
+
+@pytest.mark.parametrize(("why", "ours", "theirs", "size", "arguments", "options"), KERNELS, ids=[k[0] for k in KERNELS])
+def test_kernels_equal_the_reference(
+    why: str, ours: type[nn.Module], theirs: type[nn.Module], size: int, arguments: dict[str, Any], options: dict[str, Any]
+) -> None:
+    """Output and every gradient in fp32 against float64; a cancelled bias gets a gradient of zeros, not none."""
+    torch.manual_seed(0)
+    a, b = ours(**arguments, **options, impl="triton"), theirs(**arguments)
+    for p in a.parameters():
+        nn.init.normal_(p, 0, 0.1)
+    b.load_state_dict(a.state_dict())
+    assert list(a.state_dict()) == list(b.state_dict())
+    nets = [a.to(DEVICE), b.to(DEVICE), copy.deepcopy(b).double()]
+    x = torch.rand(2, 3, size, size, device=DEVICE) * 2 - 1
+    found = []
+    for net in nets:
+        leaf = x.to(next(net.parameters()).dtype, copy=True).requires_grad_()
+        y = net(leaf)
+        y.backward(torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y))
+        found.append({"y": y, "x": leaf.grad} | {name: p.grad for name, p in net.named_parameters()})
+    for name, result in found[0].items():
+        if is_cancelled_bias(b, name):
+            assert result.shape == found[1][name].shape
+            assert not result.any()
+        else:
+            assert_parity(name, result, found[1][name], found[2][name], torch.float32)
+
+
+def test_dropout_is_where_it_belongs() -> None:
+    """Between the block's two convolutions: with a dropout that halves instead of drawing, the results are equal."""
+    torch.manual_seed(0)
+    nets = [Generator(ngf=2, n_blocks=1, use_dropout=True, impl="triton"), ref.Generator(ngf=2, n_blocks=1, use_dropout=True)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    nets.append(copy.deepcopy(nets[1]).double())
+    for net in nets:
+        net.to(DEVICE).model[10].conv_block[4].register_forward_hook(lambda m, args, out: args[0] / 2)
+    x = torch.randn(1, 3, 16, 16, device=DEVICE)  # a norm of 2 x 2 makes a rounding error large by chance
+    assert_parity("output", *(net(x.to(next(net.parameters()).dtype)) for net in nets), torch.float32)
+    nets[0].model[10].conv_block[4]._forward_hooks.clear()
+    assert not torch.equal(nets[0](x), nets[0](x))
+    assert torch.equal(nets[0].eval()(x), nets[0](x))
+
+
+@pytest.mark.parametrize("impl", ["reference", "triton"])
+def test_output_is_fp32_under_autocast_and_tanh_is_computed_in_fp32(impl: str) -> None:
+    """A bf16 tanh has steps of a whole gray level near 1."""
+    torch.manual_seed(0)
+    for net, size in ((Generator(ngf=4, n_blocks=1, impl=impl), 12), (UnetGenerator(ngf=2, num_downs=5, impl=impl), 32)):
+        with torch.autocast(DEVICE, torch.bfloat16):
+            out = net.to(DEVICE)(torch.randn(1, 3, size, size, device=DEVICE))
+        assert out.dtype == torch.float32
+        assert not torch.equal(out, out.to(torch.bfloat16).float())
+        out.sum().backward()
+        assert all(p.grad.dtype == torch.float32 for p in net.parameters())
+
+
+def test_bf16_training_gradients_are_as_good_as_autocast() -> None:
+    torch.manual_seed(0)
+    a, b = Generator(ngf=4, n_blocks=1, impl="triton").to(DEVICE), ref.Generator(ngf=4, n_blocks=1).to(DEVICE)
+    for p in a.parameters():
+        nn.init.normal_(p, 0, 0.1)
+    b.load_state_dict(a.state_dict())
+    x = torch.rand(1, 3, 16, 16, device=DEVICE) * 2 - 1
+    found = []
+    for net, dtype in ((a, torch.float32), (b, torch.float32), (copy.deepcopy(b).double(), torch.float64)):
+        with torch.autocast(DEVICE, torch.bfloat16, enabled=dtype == torch.float32):
+            y = net(x.to(dtype))
+        y.float().square().mean().backward()
+        found.append({name: p.grad for name, p in net.named_parameters()})
+    for name, result in found[0].items():
+        if not is_cancelled_bias(b, name):
+            assert_parity(name, result, found[1][name], found[2][name], torch.bfloat16)
+
+
+def test_impl_is_shown_and_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    for kind in (Generator, UnetGenerator, Discriminator, PixelDiscriminator):
+        with pytest.raises(ValueError, match="impl must be auto, triton or reference, got 'cuda'"):
+            kind(impl="cuda")
+    net = Generator(ngf=1, n_blocks=0)
+    assert "impl=auto (reference)" in repr(net)
+    set_impl(net, "triton")
+    assert "impl=triton (triton)" in repr(net)
+    monkeypatch.setattr("fastcyclegan.kernels.dispatch.why_not_triton", lambda *device: "needs an NVIDIA GPU, got cpu")
+    assert "impl=triton (cannot serve float32 on cpu)" in repr(net)
+    with pytest.raises(ValueError, match="impl='triton' needs an NVIDIA GPU, got cpu; use impl='auto' or impl='reference'"):
+        net(torch.zeros(1, 3, 8, 8))
+
+
+def test_auto_follows_the_device_of_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that is built on the CPU and moved later is not left behind."""
+    net = Generator(ngf=4, n_blocks=0)
+    asked: list[str] = []
+    monkeypatch.setattr("fastcyclegan.nn.chains.resolve_impl", lambda op, impl, x: asked.append(f"{impl} {x.device.type}") or "reference")
+    net(torch.zeros(1, 3, 8, 8))
+    net.to("meta")(torch.zeros(1, 3, 8, 8, device="meta"))
+    assert asked == ["auto cpu", "auto meta"]
+
+
+def test_builders_by_the_official_names() -> None:
+    def built(**changes: Any) -> nn.Module:
+        return build_generator(ModelConfig(ngf=2, ndf=2, **changes), 3, 1)
+
+    assert sum(isinstance(m, ref.ResidualBlock) for m in built(netG="resnet_6blocks").modules()) == 6
+    assert built(netG="unet_128").size_multiple == 128
+    assert isinstance(build_discriminator(ModelConfig(netD="pixel"), 3), PixelDiscriminator)
+    layers = [
+        sum(isinstance(m, nn.Conv2d) for m in build_discriminator(c, 3).modules())
+        for c in (ModelConfig(n_layers_D=5), ModelConfig(netD="n_layers", n_layers_D=5))
+    ]
+    assert layers == [5, 7]  # basic has its three layers whatever n_layers_D says

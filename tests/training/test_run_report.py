@@ -1,0 +1,105 @@
+"""Pictures and records: rounding, grids, what a resumed run drops, and what is missing without the log extra."""
+
+from __future__ import annotations
+
+import builtins
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fastcyclegan.training.run_report import CURVES, PAGE, STATS, Report, draw_grid, read_stats, to_pixels
+
+LOSSES = ("G_AB", "cycle_A", "D_A")
+
+
+def record(iteration: int) -> dict[str, Any]:
+    return {"iteration": iteration, "epoch": 1, "G_AB": 0.5, "cycle_A": 2.0, "D_A": 0.25, "lr": 1e-4, "it/s": 3.0, "images/s": 3.0}
+
+
+def test_pixels_are_rounded_and_clamped() -> None:
+    values = torch.tensor([-1.5, -1.0, -1 + 0.9 / 127.5, 0.0, 1.0, 7.0]).view(1, 1, 1, -1)
+    assert to_pixels(values).flatten().tolist() == [0, 0, 1, 128, 255, 255]  # the official code truncates the third to 0
+    every = torch.arange(256).view(1, 1, 16, 16) / 127.5 - 1
+    assert np.array_equal(to_pixels(every).reshape(-1), np.arange(256))
+
+
+def test_grid_shows_every_picture_where_it_belongs() -> None:
+    colours = np.random.default_rng(0).integers(0, 256, (2, 2, 3), dtype=np.uint8)
+    pictures = [[np.broadcast_to(colours[row, column], (10 + 5 * row, 12, 3)) for row in range(2)] for column in range(2)]
+    gray = [np.full((8, 8, 1), 77, dtype=np.uint8)] * 2
+    grid = np.asarray(draw_grid({"first": pictures[0], "a much longer label": pictures[1], "gray": gray}))
+    seen = {tuple(c) for c in grid.reshape(-1, 3)}
+    assert {tuple(c) for c in colours.reshape(-1, 3)} | {(77, 77, 77)} <= seen
+    for row in range(2):
+        places = np.argwhere((grid == colours[row, 1]).all(-1))
+        assert len(places) == (10 + 5 * row) * 12
+        assert places[:, 1].min() > np.argwhere((grid == colours[row, 0]).all(-1))[:, 1].max()
+
+
+def test_everything_is_written_and_opens(tmp_path: Path) -> None:
+    report = Report(tmp_path, "<name>", {"a": "<b>"}, LOSSES)
+    for n in (1, 2):
+        report.add_stats(record(n))
+        report.add_samples(n, Image.new("RGB", (20, 10), (n, 0, 0)))
+    report.close()
+    with Image.open(tmp_path / "samples" / "0000002.png") as image:
+        assert image.getpixel((0, 0)) == (2, 0, 0)
+    with Image.open(tmp_path / CURVES) as image:
+        assert image.size == (1000, 360)
+    page = (tmp_path / PAGE).read_text()
+    assert "&lt;name&gt;" in page
+    assert "http" not in page  # readable offline
+    assert [r["iteration"] for r in read_stats(tmp_path)] == [1, 2]
+
+
+def test_tensorboard_has_the_losses(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    report = Report(tmp_path, "n", {}, LOSSES)
+    report.add_stats(record(3))
+    report.add_samples(3, Image.new("RGB", (4, 4)))
+    report.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert {"loss/G_AB", "loss/cycle_A", "loss/D_A", "lr", "it/s"} <= set(events.Tags()["scalars"])
+    assert events.Scalars("loss/cycle_A")[0].step == 3
+    assert events.Tags()["images"] == ["samples"]
+
+
+def test_resume_drops_what_came_after(tmp_path: Path) -> None:
+    report = Report(tmp_path, "n", {}, LOSSES)
+    for n in (1, 2, 3):
+        report.add_stats(record(n))
+        report.add_samples(n, Image.new("RGB", (4, 4)))
+    report.close()
+    with (tmp_path / STATS).open("a") as file:
+        file.write('{"iteration": 4, "G_')  # killed in the middle of a line
+    Report(tmp_path, "n", {}, LOSSES, resume_at=2).close()
+    assert [r["iteration"] for r in read_stats(tmp_path)] == [1, 2]
+    page = (tmp_path / PAGE).read_text()
+    assert "0000002.png" in page
+    assert "0000003.png" not in page
+    assert page.count("<h1>") == 1
+
+
+def test_without_the_log_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def refuse(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name.split(".")[0] in ("tensorboard", "matplotlib"):
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    report = Report(tmp_path, "n", {}, LOSSES)
+    report.add_stats(record(1))
+    report.add_samples(1, Image.new("RGB", (4, 4)))
+    report.close()
+    assert report.missing == ["matplotlib", "tensorboard"]
+    assert not (tmp_path / CURVES).exists()
+    assert CURVES not in (tmp_path / PAGE).read_text()
+    assert len(read_stats(tmp_path)) == 1
