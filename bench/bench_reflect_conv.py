@@ -112,9 +112,10 @@ def bench_reflect_conv(race: Race, fault: bool, shape: tuple[int, ...], directio
 
 def in_the_block(name: str, given: list[tuple[Tensor, ...]]) -> Callable[[], list[Callable[[], tuple[Tensor, ...]]]]:
     """Return what makes a function for each input: the product as the residual block launches it, from buffers made beforehand."""
-    from fastcyclegan.kernels import reflect_conv_launch as host
+    from fastcyclegan.kernels import _products as host
+    from fastcyclegan.kernels._weights import empty_gradients
     from fastcyclegan.kernels.border_launch import Pixels, reflect_pad
-    from fastcyclegan.kernels.reflect_conv_passes import empty_gradients, weight_gradients
+    from fastcyclegan.kernels.reflect_conv_passes import weight_gradients
 
     def one(x: Tensor, weight: Tensor, dy: Tensor) -> Callable[[], tuple[Tensor, ...]]:
         N, C, H, W = x.shape

@@ -87,7 +87,7 @@ class _Faulty:
 def plant_fault(fault: Fault) -> None:
     """Let the kernels in PLANTED compute something else, or crash, for the rest of the process: what runs them must find it."""
     # The launchers' modules enter the kernels.
-    from fastcyclegan.kernels import _launch, instance_norm_launch, reflect_conv_launch, zero_conv_launch  # noqa: F401
+    from fastcyclegan.kernels import _launch, _products, instance_norm_launch, zero_conv_launch  # noqa: F401
 
     for name, output in PLANTED.items():
         _launch.REGISTRY[name] = _Faulty(_launch.REGISTRY[name], output, fault)

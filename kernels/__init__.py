@@ -5,9 +5,10 @@ if __name__ != "fastcyclegan.kernels":
 
 from ._failures import KernelError
 from ._overlap import overlapping
+from ._weight_gradients import accumulating
 from ._working_copies import WorkingCopies
 from .instance_norm import instance_norm, instance_norm_ref
-from .reflect_conv import accumulating, reflect_conv2d, reflect_conv2d_ref
+from .reflect_conv import reflect_conv2d, reflect_conv2d_ref
 from .residual_block import residual_block, residual_block_ref
 
 __all__ = [

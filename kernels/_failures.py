@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from typing import Any
 
 import torch
@@ -83,3 +84,17 @@ def kernel_error(launch: Any, device: torch.device, capability: int, error: Base
     command = write_record(launch, gpu, capability, error)
     reason = f"kernel {launch.kernel} does not {verb} on {gpu} ({cause_of(error)})"
     return KernelError(launch.kernel, reason, f"To see it again: {command}" if command else "")
+
+
+# What was reported.
+_reported: set[tuple[str, str, str]] = set()
+
+
+def report(error: KernelError, op: str, consequence: str) -> None:
+    """Warn, once a process for each kernel, reason and consequence, that ``op`` met ``error``, and of what follows."""
+    if (error.kernel, error.reason, consequence) in _reported:
+        return
+    text = ". ".join(filter(None, (f"{op}: {error.reason}; {consequence}", error.again)))
+    warnings.warn(text, RuntimeWarning, stacklevel=3)
+    # Not where the warning is an error: the next call must meet it again.
+    _reported.add((error.kernel, error.reason, consequence))

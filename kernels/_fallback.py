@@ -7,30 +7,18 @@ error is raised instead, and nothing is remembered.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ._failures import KernelError
+from ._failures import KernelError, report
 from ._overlap import beside
 
 CONSEQUENCE = "PyTorch computes the layers that need it from here on"
-# Calls that PyTorch computes, and what was reported.
+# Calls that PyTorch computes.
 _fallen: set[tuple[Any, ...]] = set()
-_reported: set[tuple[str, str, str]] = set()
-
-
-def report(error: KernelError, op: str, consequence: str) -> None:
-    """Warn, once a process for each kernel, reason and consequence, that ``op`` met ``error``, and of what follows."""
-    if (error.kernel, error.reason, consequence) in _reported:
-        return
-    text = ". ".join(filter(None, (f"{op}: {error.reason}; {consequence}", error.again)))
-    warnings.warn(text, RuntimeWarning, stacklevel=3)
-    # Not where the warning is an error: the next call must meet it again.
-    _reported.add((error.kernel, error.reason, consequence))
 
 
 def _kind(value: Any) -> Any:

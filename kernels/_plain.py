@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._layout import channels_last, like
 from ._plain_parts import (
     convolution,
     convolution_backward,
@@ -23,8 +24,7 @@ from ._plain_parts import (
     statistics,
     sums,
 )
-from .instance_norm import channels_last, like
-from .reflect_conv_passes import empty_gradients
+from ._weights import empty_gradients
 
 Four = tuple[Tensor, Tensor, Tensor, Tensor]
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .instance_norm import channels_last, like
-from .reflect_conv import each_weight
+from ._layout import channels_last, like
+from ._weight_gradients import each_weight
 
 
 def empty(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:

@@ -18,8 +18,7 @@ from pathlib import Path
 import torch
 
 from ._cache import cache_folder
-from ._failures import KernelError
-from ._fallback import report
+from ._failures import KernelError, report
 from ._launch import Config, chip, dry, listing, report_choice
 
 # Raised whenever a kernel or a list changes so that old choices say nothing about it.

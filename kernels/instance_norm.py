@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ._checks import _check_device, check_pixels, check_vectors
+from ._layout import dense, like
 from ._operator import operator, refuse_double_backward
 from .dispatch import resolve_impl
 
@@ -81,20 +83,6 @@ def _(dy: Tensor, x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x), x.new_empty((2, *x.shape[:2]), dtype=torch.float32)
 
 
-def like(t: Tensor, x: Tensor) -> Tensor:
-    """Return ``t`` with the strides of ``x`` (dense, same shape): itself, or a copy where they differ or ``t`` is not of x's dtype."""
-    return t if t.stride() == x.stride() and t.dtype == x.dtype else torch.empty_like(x).copy_(t)
-
-
-def channels_last(t: Tensor) -> Tensor:
-    """Return ``t`` in channels_last with the strides that a fresh tensor has, also where a dimension of size 1 leaves them open."""
-    t = t.contiguous(memory_format=torch.channels_last)
-    _, C, H, W = t.shape
-    canonical = (C * H * W, 1, C * W, C)
-    # A copy, not a view in other words: what an operator returns may be changed in place.
-    return t if t.stride() == canonical else t.new_empty_strided(t.shape, canonical).copy_(t)
-
-
 def _setup_fwd(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, weight, bias, residual, _, act, slope, ctx.required = inputs
     _, mean, rstd = output
@@ -131,25 +119,6 @@ instance_norm_bwd.register_autograd(refuse_double_backward("instance_norm"))
 # --- The public function --------------------------------------------------------------------------------------------------------
 
 
-def check_pixels(x: Tensor) -> None:
-    """Raise ValueError for pictures of one pixel, which have no variance, in torch's words."""
-    # Not by math.prod: sides may be symbols, where torch.compile has seen several sizes.
-    if all(side == 1 for side in x.shape[2:]):
-        raise ValueError(f"Expected more than 1 spatial element when training, got input size {x.shape}")
-
-
-def check_vectors(op: str, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> None:
-    """Raise ValueError or TypeError unless weight and bias are a number for each channel of x, in its dtype or fp32, on its device."""
-    for name, vector in (("weight", weight), ("bias", bias)):
-        if vector is None:
-            continue
-        if vector.shape != (x.shape[1],):
-            raise ValueError(f"{op}: {name} must be [{x.shape[1]}], a number for each channel of x, got {list(vector.shape)}")
-        if vector.dtype not in (x.dtype, torch.float32):
-            raise TypeError(f"{op}: {name} must be {x.dtype} (as x) or torch.float32, got {vector.dtype}")
-        _check_device(op, name, vector, x)
-
-
 def _check(x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, act: str) -> None:
     if x.dim() not in (3, 4, 5):
         raise ValueError(f"instance_norm: x must be [N, C, L], [N, C, H, W] or [N, C, D, H, W], got shape {tuple(x.shape)}")
@@ -167,17 +136,6 @@ def _check(x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tens
         if residual.dtype != x.dtype:
             raise TypeError(f"instance_norm: residual must have the dtype of x, {x.dtype}, got {residual.dtype}")
         _check_device("instance_norm", "residual", residual, x)
-
-
-def _check_device(op: str, name: str, t: Tensor, x: Tensor) -> None:
-    if t.device != x.device:
-        raise ValueError(f"{op}: {name} must be on the device of x, {x.device}, got {t.device}")
-
-
-def dense(x: Tensor) -> Tensor:
-    """Return ``x`` itself if its memory is dense with channels last or first, else a channels_last copy."""
-    last = x.movedim(1, -1)
-    return x if last.is_contiguous() or x.is_contiguous() else last.contiguous().movedim(-1, 1)
 
 
 def instance_norm(

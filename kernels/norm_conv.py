@@ -17,10 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._checks import check_pixels, check_vectors
+from ._layout import channels_last, like
 from ._operator import operator, refuse_double_backward
 from ._overlap import beside
-from .instance_norm import affine_gradients, channels_last, check_pixels, check_vectors, like
-from .reflect_conv import gradients_to_add_to
+from ._weight_gradients import gradients_to_add_to
+from .instance_norm import affine_gradients
 
 _CONV = "int[] stride, int[] padding, int[] dilation, bool transposed, int[] output_padding, int groups"
 _NORM = "bool norm, float eps, str act, float slope, int border"

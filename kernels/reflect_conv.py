@@ -6,30 +6,27 @@ Stride 1, odd kernels, one weight or P: image n of N uses weight n // (N / P), w
 ``norm_conv.py`` has the same node around PyTorch's convolution, of any stride. The backward saves x (and two vectors [N, C] of the norm,
 and the output if it is a tanh) and the weights as they were given: weights in fp32 for x in 16 bits are rounded for each use.
 README.md beside this file derives the passes and their forms. The kernels are in reflect_conv_triton.py, tiles and launches in
-reflect_conv_launch.py, and reflect_conv_passes.py puts them together.
+_products.py, weights in the forms that those read in _weights.py, and reflect_conv_passes.py puts them together.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ._checks import check_padding, check_pixels, check_tensor, check_vectors, check_weights, tensors_of, under_autocast
 from ._fallback import backward_in_place
+from ._layout import channels_last
 from ._operator import operator, refuse_double_backward
 from ._overlap import beside
+from ._weight_gradients import each_weight, gradients_to_add_to, spread, spread_bias
 from .dispatch import resolve_impl
-from .instance_norm import affine_gradients, channels_last, check_pixels, check_vectors
-
-
-def each_weight(x: Tensor, *lists: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
-    """Yield each weight's share of the images of x, and its entry of each list."""
-    count = len(lists[0])
-    yield from zip(x.chunk(count) if x.shape[0] else [x] * count, *lists, strict=True)
+from .instance_norm import affine_gradients
 
 
 def reflect_conv2d_ref(
@@ -40,60 +37,6 @@ def reflect_conv2d_ref(
     biases = [bias] * len(weights) if bias is None or isinstance(bias, Tensor) else list(bias)
     y = F.pad(x, (padding,) * 4, mode="reflect") if padding else x
     return torch.cat([F.conv2d(y, w.to(x.dtype), b if b is None else b.to(x.dtype)) for y, w, b in each_weight(y, weights, biases)])
-
-
-# --- Where gradients go -------------------------------------------------------------------------------------------------------------
-
-_accumulating = False
-
-
-@contextlib.contextmanager
-def accumulating() -> Iterator[None]:
-    """Inside the block, backward passes add weight gradients to ``.grad`` in place where there is one already.
-
-    For ``loss.backward()`` where weights are used more than once, as a generator's are: autograd would hold each gradient and add it in a
-    pass of its own. It serves weights that are leaves, whose ``.grad`` this backward is to fill, in eager mode, and that have no hooks;
-    all others are left to autograd, so what it gives is the same. Hooks on the node that accumulates a gradient are not seen: not for
-    DistributedDataParallel, which has such. It holds for every thread of the process.
-    """
-    global _accumulating
-    before, _accumulating = _accumulating, True
-    try:
-        yield
-    finally:
-        _accumulating = before
-
-
-def is_accumulating() -> bool:
-    """Whether a backward pass that runs now may add to ``.grad`` in place; see ``accumulating``."""
-    return _accumulating and not torch.compiler.is_compiling() and not torch.is_grad_enabled()
-
-
-def gradients_to_add_to(weights: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor] | None:
-    """Return the ``.grad`` of each weight that needs a gradient if all are there to be added to in place, else None."""
-    if not is_accumulating():
-        return None
-    found = []
-    for weight, need in zip(weights, needs, strict=True):
-        if not need:
-            continue
-        hooked = weight._backward_hooks or weight._post_accumulate_grad_hooks
-        if not weight.is_leaf or hooked or weight.grad is None or weight.grad.requires_grad or weight.grad.stride() != weight.stride():
-            return None
-        if not _to_be_filled(weight):
-            return None
-        found.append(weight.grad)
-    return found
-
-
-def _to_be_filled(leaf: Tensor) -> bool:
-    """Whether the backward that runs is to end in ``leaf.grad``: not where it was called for other inputs, or by torch.autograd.grad."""
-    with torch.enable_grad():
-        node = torch.autograd.graph.get_gradient_edge(leaf).node
-    try:
-        return bool(torch._C._will_engine_execute_node(node))
-    except RuntimeError:
-        return False
 
 
 # --- Operators ----------------------------------------------------------------------------------------------------------------------
@@ -122,7 +65,8 @@ def reflect_conv_fwd(
     """Return the convolution's output, mean and rstd [N, C] (empty without norm), and y (empty where there is none or it is recomputed)."""
     from . import border_launch, instance_norm_launch
     from . import reflect_conv_passes as passes
-    from .reflect_conv_launch import route_of, stacked
+    from ._weights import stacked
+    from .reflect_conv_passes import route_of
 
     route = route_of(x.shape[1], weight[0].shape[0], norm)
     mean, rstd, y = x.new_empty(0, dtype=torch.float32), x.new_empty(0, dtype=torch.float32), x.new_empty(0)
@@ -182,7 +126,7 @@ def reflect_conv_bwd(
     ``needs``: of x, of the bias, and of each weight. What is not wanted is empty; with norm dx and total are always made. ``out`` is the
     output if it was a tanh, else empty; y is empty where it is to be recomputed.
     """
-    from .reflect_conv_passes import empty_gradients
+    from ._weights import empty_gradients
 
     dweight = empty_gradients(weight, needs[2:])
     found = backward(g, x, norm_weight, norm_bias, mean, rstd, weight, out, y, act, slope, padding, needs, list(dweight), False)
@@ -210,7 +154,8 @@ def backward(
     from . import border_launch, instance_norm_launch
     from . import reflect_conv_passes as passes
     from ._tiles import empty_bordered
-    from .reflect_conv_launch import route_of, stacked
+    from ._weights import stacked
+    from .reflect_conv_passes import route_of
 
     norm, tanh = mean.dim() == 2, out.dim() == 4
     total, dx, stack = x.new_empty(0, dtype=torch.float32), x.new_empty(0), stacked(weight, x.dtype)
@@ -245,7 +190,7 @@ def backward(
 
 @reflect_conv_bwd.register_fake
 def _(g: Tensor, x: Tensor, nw: Any, nb: Any, mean: Tensor, rstd: Tensor, weight: list[Tensor], *rest: Any) -> tuple[Tensor, ...]:
-    from .reflect_conv_passes import empty_gradients
+    from ._weights import empty_gradients
 
     needs, norm = rest[-2], mean.dim() == 2
     return (
@@ -283,94 +228,11 @@ def _backward(ctx: Any, g: Tensor | None, *_: None) -> tuple[Any, ...]:
     return (dx if needs_x else None, *d_norm, dweights, spread_bias(dbias, bias, needs_b), *(None,) * 8)
 
 
-def spread(dweight: Tensor, needs: Sequence[bool]) -> list[Tensor | None]:
-    """Return a gradient for each weight, views of ``dweight`` [R, ...] in order, None where none is needed."""
-    gradients = iter(dweight.unbind(0))
-    return [next(gradients) if need else None for need in needs]
-
-
-def spread_bias(dbias: Tensor, biases: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor | None]:
-    """Return a gradient for each of P biases, rows of ``dbias`` [P, O]; None where none is needed, or it was added in place."""
-    from .reflect_conv_launch import stride_between
-
-    into = gradients_to_add_to(biases, needs) if biases and all(needs) else None
-    if into is not None and (step := stride_between(into)) is not None:
-        into[0].as_strided(dbias.shape, (step, 1)).add_(dbias)
-        return [None] * len(biases)
-    return [dbias[p].to(bias.dtype) if need else None for p, (bias, need) in enumerate(zip(biases, needs, strict=True))]
-
-
 reflect_conv_fwd.register_autograd(_backward, setup_context=_setup)
 reflect_conv_bwd.register_autograd(refuse_double_backward("reflect_conv2d"))
 
 
 # --- The public function ------------------------------------------------------------------------------------------------------------
-
-
-def check_weights(op: str, name: str, x: Tensor, weights: Sequence[Tensor]) -> None:
-    """Raise ValueError or TypeError unless ``weights`` are P like weights [O, C, k, k] for x [N, C, H, W], N a multiple of P, k odd."""
-    if x.dim() != 4:
-        raise ValueError(f"{op}: x must be [N, C, H, W], got shape {tuple(x.shape)}")
-    if not weights:
-        raise ValueError(f"{op}: {name} must be a weight or a list of at least one, got an empty list")
-    first = weights[0]
-    for weight in weights:
-        if weight.dim() != 4 or weight.shape[1] != x.shape[1]:
-            raise ValueError(f"{op}: {name} must be [O, {x.shape[1]}, k, k] for x of {x.shape[1]} channels, got {list(weight.shape)}")
-        if weight.shape[2] != weight.shape[3] or weight.shape[2] % 2 == 0:
-            raise ValueError(f"{op}: {name} must have an odd square kernel, got {weight.shape[2]} x {weight.shape[3]}")
-        if weight.shape[0] == 0:
-            raise ValueError(f"{op}: {name} must have output channels, got {list(weight.shape)}")
-        if weight.shape != first.shape:
-            raise ValueError(f"{op}: the weights in {name} must have one shape, got {list(first.shape)} and {list(weight.shape)}")
-        if weight.dtype not in (x.dtype, torch.float32) or weight.dtype != first.dtype:
-            raise TypeError(f"{op}: {name} must be {x.dtype} (as x) or torch.float32, all alike, got {weight.dtype}")
-        if weight.device != x.device:
-            raise ValueError(f"{op}: {name} must be on the device of x, {x.device}, got {weight.device}")
-    if x.shape[0] % len(weights):
-        raise ValueError(f"{op}: a list of {len(weights)} weights needs a multiple of {len(weights)} images, got {x.shape[0]}")
-
-
-def check_padding(op: str, x: Tensor, padding: int, kernel: int) -> None:
-    """Raise ValueError unless x can be reflected by ``padding`` and is then no smaller than the kernel."""
-    size = min(x.shape[2:])
-    if not isinstance(padding, int):
-        raise TypeError(f"{op}: padding must be an integer, got {type(padding).__name__}")
-    if not 0 <= padding < max(size, 1):
-        raise ValueError(f"{op}: padding must be at least 0 and less than the sides of x, got {padding} for shape {tuple(x.shape)}")
-    if size + 2 * padding < kernel:
-        raise ValueError(f"{op}: x with its padding must be no smaller than the kernel, got {size} + 2 x {padding} for {kernel}")
-
-
-def check_tensor(op: str, x: Any) -> None:
-    """Raise TypeError unless x is a tensor of floating point."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{op}: x must be a tensor, got {type(x).__name__}")
-    if not x.is_floating_point():
-        raise TypeError(f"{op}: x must be floating point, got {x.dtype}")
-
-
-def tensors_of(op: str, name: str, given: Any) -> list[Tensor]:
-    """Return a tensor or several as a list. Raises TypeError for anything else."""
-    if isinstance(given, Tensor):
-        return [given]
-    found = list(given) if isinstance(given, Iterable) else [given]
-    for one in found:
-        if not isinstance(one, Tensor):
-            raise TypeError(f"{op}: {name} must be a tensor or a list of tensors, got {type(one).__name__}")
-    return found
-
-
-def under_autocast(x: Tensor, *lists: list[Tensor]) -> tuple[Any, ...]:
-    """Return x in the dtype that autocast asks for, if it is on, as PyTorch's convolutions take it, and what is with it.
-
-    fp32 stays as it is there: the operators round it for each use.
-    """
-    kind = x.device.type
-    if not torch.is_autocast_enabled(kind) or x.dtype == torch.float64:
-        return (x, *lists)
-    dtype = torch.get_autocast_dtype(kind)
-    return (x.to(dtype), *([t if t.dtype in (dtype, torch.float32) else t.to(dtype) for t in ts] for ts in lists))
 
 
 def _check_bias(x: Tensor, bias: Sequence[Tensor], weights: Sequence[Tensor]) -> None:

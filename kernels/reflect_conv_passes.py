@@ -2,39 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ._working_copies import working_copy
+from ._products import REFLECT, Gradient, Options, contract, product, sum_splits, wgrad
+from ._weights import PICTURE, _stack_bias, contract_weight, images_of, runs_of, stride_between, window, window_weight
 from .border_launch import Frame, Pixels, embed
-from .reflect_conv_launch import (
-    PICTURE,
-    REFLECT,
-    Gradient,
-    Options,
-    Route,
-    contract,
-    contract_weight,
-    product,
-    stride_between,
-    sum_splits,
-    wgrad,
-    window,
-    window_weight,
-)
+
+Route = Literal["wide", "expand", "contract"]
 
 
-def _stack_bias(bias: Sequence[Tensor]) -> Tensor | None:
-    """Return biases [O] as one [P, O], None where there are none."""
-    if not bias:
-        return None
-    kept = working_copy(bias, bias[0].dtype)
-    if kept is not None or len(bias) == 1:
-        return bias[0].detach()[None] if kept is None else kept
-    return torch.stack([b.detach() for b in bias])
+def route_of(in_channels: int, out_channels: int, bordered: bool) -> Route:
+    """Return the form of a convolution: from a picture's few channels, to few, or between many. ``bordered``: a norm wrote the input."""
+    if in_channels <= PICTURE and not bordered:
+        return "expand"
+    return "contract" if out_channels <= PICTURE else "wide"
 
 
 def _size(x: Tensor, w: Tensor, padding: int) -> tuple[int, int]:
@@ -106,31 +91,6 @@ def weight_gradient(dy: Pixels, y: Pixels, shape: tuple[int, int, int], groups: 
 def bias_gradient(dy: Pixels, P: int, O: int) -> Tensor:
     """Return the sums of the embedded ``dy`` over pixels and images, [P, O] in fp32."""
     return dy.data.view(P, dy.N // P * dy.rows, dy.step).sum(1, dtype=torch.float32)[:, :O]
-
-
-def images_of(x: Pixels, first: int, count: int) -> Pixels:
-    """Return ``count`` images of x from number ``first`` on."""
-    size = x.rows * x.step
-    data = x.data.as_strided((count, x.rows, x.step), (size, x.step, 1), x.data.storage_offset() + first * size)
-    return dataclasses.replace(x, data=data, N=count)
-
-
-def runs_of(needs: Sequence[bool]) -> list[tuple[int, int]]:
-    """Return the runs of True in ``needs`` as (first, count)."""
-    runs: list[tuple[int, int]] = []
-    for i, need in enumerate(needs):
-        if need and i > 0 and needs[i - 1]:
-            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
-        elif need:
-            runs.append((i, 1))
-    return runs
-
-
-def empty_gradients(weights: Sequence[Tensor], needs: Sequence[bool]) -> Tensor:
-    """Return memory [R, O, I, KH, KW] for the gradients of the R weights that need one, each with the strides of the weights if dense."""
-    first, count = weights[0], sum(needs)
-    like = torch.empty_like(first)
-    return like.new_empty_strided((count, *first.shape), (first.numel(), *like.stride()))
 
 
 def weight_gradients(

@@ -11,7 +11,8 @@ import triton
 import triton.language as tl
 
 from ._launch import kernel
-from ._math import load_operand, load_tile, locate, masked_moments, reflect, round_to_tf32, store_tile
+from ._math import load_operand, load_tile, locate, masked_moments, reflect, store_tile
+from ._product_triton import _load_weight, _product
 
 # One compiled kernel serves all picture sizes. Sizes that are multiples of 16 in one picture and not in another are not worth two.
 COUNTS = ["TILES", "PER", "H", "W", "SH", "SW", "PITCH", "ROWS", "FIRST", "STEPS", "CHUNKS", "LIMIT", "G", "SPLITS", "X_LIMIT"]
@@ -50,38 +51,6 @@ def _source_rows(m, tap, H, W, SH, SW, PITCH, LIMIT, PAD: tl.constexpr, KW: tl.c
         rows, mask = _folded_rows(m // W, m % W, 2 - kh, 2 - kw, H, W)
         mask &= m < H * W
     return rows, mask
-
-
-@triton.jit
-def _load_weight(
-    w, p, tap, c0, n0, C: tl.constexpr, O: tl.constexpr, TAPS: tl.constexpr, TRANSPOSED: tl.constexpr, DESC: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    """Return a tile [BLOCK_K, BLOCK_N] of the weight: of w[p, n, tap, k], or, TRANSPOSED, of w[p, k, TAPS - 1 - tap, n]."""
-    if DESC and TRANSPOSED:
-        tile = w.load([p * C + c0, (TAPS - 1 - tap) * O + n0])
-    elif DESC:
-        tile = w.load([p * O + n0, tap * C + c0]).T
-    else:
-        offs_k, offs_n = c0 + tl.arange(0, BLOCK_K), n0 + tl.arange(0, BLOCK_N)
-        mask = (offs_k < C)[:, None] & (offs_n < O)[None, :]
-        w += p.to(tl.int64) * (O * TAPS * C)
-        if TRANSPOSED:
-            offs = offs_k[:, None] * (TAPS * O) + (TAPS - 1 - tap) * O + offs_n[None, :]
-        else:
-            offs = offs_n[None, :] * (TAPS * C) + tap * C + offs_k[:, None]
-        tile = tl.load(w + offs, mask=mask, other=0.0)
-    return tile
-
-
-@triton.jit
-def _product(a, b, acc, PRECISION: tl.constexpr, INTERPRET: tl.constexpr):
-    """acc + a @ b in fp32. The interpreter multiplies the raw bits of bf16, so there both are widened first, which is exact."""
-    if INTERPRET:
-        a, b = a.to(tl.float32), b.to(tl.float32)
-    elif PRECISION == "tf32" and a.dtype == tl.float32:
-        a, b = round_to_tf32(a), round_to_tf32(b)
-    return tl.dot(a, b, acc, input_precision=PRECISION)
 
 
 @kernel

@@ -20,21 +20,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._checks import check_padding, check_pixels, check_tensor, check_weights, tensors_of, under_autocast
 from ._fallback import backward_in_place
+from ._layout import channels_last
 from ._operator import operator, refuse_double_backward
 from ._overlap import beside
+from ._weight_gradients import gradients_to_add_to, spread
 from .dispatch import resolve_impl
-from .instance_norm import channels_last, check_pixels, instance_norm_ref
-from .reflect_conv import (
-    check_padding,
-    check_tensor,
-    check_weights,
-    gradients_to_add_to,
-    reflect_conv2d_ref,
-    spread,
-    tensors_of,
-    under_autocast,
-)
+from .instance_norm import instance_norm_ref
+from .reflect_conv import reflect_conv2d_ref
 
 
 def residual_block_ref(x: Tensor, weight1: Tensor | Sequence[Tensor], weight2: Tensor | Sequence[Tensor], *, eps: float = 1e-5) -> Tensor:
@@ -48,10 +42,11 @@ def residual_block_ref(x: Tensor, weight1: Tensor | Sequence[Tensor], weight2: T
 )
 def residual_block_fwd(x: Tensor, weight1: list[Tensor], weight2: list[Tensor], eps: float) -> tuple[Tensor, ...]:
     """Return out, c1, c2, and mean and rstd [N, C] of c1 and of c2."""
+    from ._products import REFLECT, Options, product_and_moments
     from ._tiles import empty_bordered
+    from ._weights import stacked
     from .border_launch import Pixels
     from .instance_norm_launch import apply
-    from .reflect_conv_launch import REFLECT, Options, product_and_moments, stacked
 
     size = (x.shape[2], x.shape[3])
     mean1, rstd1, mean2, rstd2 = (x.new_empty(x.shape[:2], dtype=torch.float32) for _ in range(4))
@@ -90,7 +85,7 @@ def residual_block_bwd(
 
     ``needs``: of x, then of each weight.
     """
-    from .reflect_conv_passes import empty_gradients
+    from ._weights import empty_gradients
 
     dweight = empty_gradients([*weight1, *weight2], needs[1:])
     saved = (x, c1, c2, mean1, rstd1, mean2, rstd2)
@@ -113,10 +108,11 @@ def backward(
     accumulate: bool,
 ) -> tuple[Tensor]:
     """The backward pass, weight gradients written (or added) to ``into``; see ``residual_block_bwd``. Returns dx."""
+    from ._products import FOLDED, Options, product
+    from ._weights import stacked
     from .border_launch import Pixels
     from .instance_norm_launch import Extras, packed_shape
     from .instance_norm_launch import backward as norm_backward
-    from .reflect_conv_launch import FOLDED, Options, product, stacked
     from .reflect_conv_passes import weight_gradients
 
     N, C, H, W = x.shape
@@ -150,7 +146,7 @@ def backward(
 
 @residual_block_bwd.register_fake
 def _(g: Tensor, x: Tensor, *rest: Any) -> Any:
-    from .reflect_conv_passes import empty_gradients
+    from ._weights import empty_gradients
 
     *_, weight1, weight2, needs, _ = rest
     return torch.empty_like(x) if needs[0] else x.new_empty(0), empty_gradients([*weight1, *weight2], needs[1:])

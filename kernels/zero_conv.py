@@ -27,12 +27,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ._checks import check_pixels, check_tensor
 from ._fallback import backward_in_place
+from ._layout import channels_last
 from ._operator import operator, refuse_double_backward
 from ._overlap import beside
+from ._weight_gradients import each_weight, gradients_to_add_to, spread, spread_bias
 from .dispatch import DTYPES
-from .instance_norm import ACTS, channels_last, check_pixels, instance_norm_ref
-from .reflect_conv import check_tensor, each_weight, gradients_to_add_to, spread, spread_bias
+from .instance_norm import ACTS, instance_norm_ref
 
 
 def zero_conv_ref(
@@ -106,7 +108,7 @@ def zero_conv_fwd(
     """Return the convolution's output, mean and rstd [N, C] (empty without norm), and y (empty where there is none or it is recomputed)."""
     from . import instance_norm_launch
     from . import zero_conv_launch as host
-    from .reflect_conv_launch import stacked
+    from ._weights import stacked
 
     y, mean, rstd = x, x.new_empty(0, dtype=torch.float32), x.new_empty(0, dtype=torch.float32)
     if norm:
@@ -150,7 +152,7 @@ def zero_conv_bwd(
 
     ``needs``: of x, of the bias, and of each weight. What is not wanted is empty. mean is empty without norm, y where it is recomputed.
     """
-    from .reflect_conv_passes import empty_gradients
+    from ._weights import empty_gradients
 
     dweight = empty_gradients(weight, needs[2:])
     dx, dbias = backward(g, x, mean, rstd, weight, y, stride, padding, transposed, eps, act, slope, needs, list(dweight), False)
@@ -177,7 +179,7 @@ def backward(
     """The backward pass, weight gradients written (or added) to ``into``; see ``zero_conv_bwd``. Returns dx and dbias."""
     from . import instance_norm_launch
     from . import zero_conv_launch as host
-    from .reflect_conv_launch import stacked
+    from ._weights import stacked
 
     norm, g = mean.dim() == 2, channels_last(g)
     recompute = norm and y.dim() == 1 and any(needs[2:])
@@ -201,7 +203,7 @@ def backward(
 
 @zero_conv_bwd.register_fake
 def _(g: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: list[Tensor], *rest: Any) -> tuple[Tensor, ...]:
-    from .reflect_conv_passes import empty_gradients
+    from ._weights import empty_gradients
 
     needs = rest[-2]
     dbias = x.new_empty((len(weight), g.shape[1]) if needs[1] else (0,), dtype=torch.float32)

@@ -13,11 +13,8 @@ from torch import Tensor
 # The kernels register themselves.
 from . import zero_conv_triton as _device_code  # noqa: F401
 from ._launch import Config, chip, dry, interpreted, launch
-from ._tiles import tuned
-from .border_launch import Frame, Pixels, embed
-from .reflect_conv_launch import (
+from ._products import (
     CONV_TILES,
-    PICTURE,
     TRANSPOSED_FP32_TILES,
     WGRAD_TILES,
     Gradient,
@@ -26,14 +23,14 @@ from .reflect_conv_launch import (
     _key,
     _octave,
     contract,
-    contract_weight,
     precision_of,
     product,
     split_k,
-    window,
-    window_weight,
 )
-from .reflect_conv_passes import _stack_bias, images_of, runs_of, sum_all
+from ._tiles import tuned
+from ._weights import PICTURE, _stack_bias, contract_weight, images_of, runs_of, window, window_weight
+from .border_launch import Frame, Pixels, embed
+from .reflect_conv_passes import sum_all
 
 # Small maps (a PatchGAN's 32 x 32 and 31 x 31) make few tiles: a smaller one besides.
 TILES: dict[str, list[Tile]] = {**CONV_TILES, "hopper": [*CONV_TILES["hopper"], (64, 64, 64, 4, 4)]}

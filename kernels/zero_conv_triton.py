@@ -12,7 +12,7 @@ import triton.language as tl
 
 from ._launch import kernel
 from ._math import load_operand, locate, store_tile
-from .reflect_conv_triton import _load_weight, _product
+from ._product_triton import _load_weight, _product
 
 # One compiled kernel serves all picture sizes.
 COUNTS = ["N", "TAPS", "TILES", "PER", "H", "W", "SH", "SW", "ROWS", "SPLITS", "STEPS", "ACROSS", "CHUNKS", "G"]

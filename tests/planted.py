@@ -14,7 +14,7 @@ import triton
 from triton.runtime.errors import OutOfResources, PTXASError
 
 # The launchers' modules enter the kernels.
-from fastcyclegan.kernels import _fallback, _launch, instance_norm_launch, reflect_conv_launch, zero_conv_launch  # noqa: F401
+from fastcyclegan.kernels import _failures, _fallback, _launch, _products, instance_norm_launch, zero_conv_launch  # noqa: F401
 
 SOURCE = "def kernel(x_ptr):\n    x = tl.load(x_ptr)\n"
 # As Triton 3.6 and 3.7 raise them, what is named of each, and whether there was a program yet.
@@ -40,7 +40,7 @@ ERRORS: list[tuple[Callable[[], Exception], str, str]] = [
 
 def forget(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(_fallback, "_fallen", set())
-    patch.setattr(_fallback, "_reported", set())
+    patch.setattr(_failures, "_reported", set())
 
 
 class Failing:

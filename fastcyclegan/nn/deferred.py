@@ -16,9 +16,10 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from fastcyclegan import reference
 from fastcyclegan.kernels import instance_norm
+from fastcyclegan.kernels._weight_gradients import each_weight, is_accumulating
 from fastcyclegan.kernels.backend_table import backend_of, measured
 from fastcyclegan.kernels.norm_conv import norm_conv
-from fastcyclegan.kernels.reflect_conv import each_weight, is_accumulating, reflect_conv
+from fastcyclegan.kernels.reflect_conv import reflect_conv
 from fastcyclegan.kernels.zero_conv import serves, zero_conv
 
 Layers = tuple[Any, ...]

@@ -19,8 +19,8 @@ from fastcyclegan.devtools.dry_run import dry_run
 from fastcyclegan.engine import Engine
 from fastcyclegan.engine import summary as table
 from fastcyclegan.kernels import _launch, _tiles, reflect_conv2d, reflect_conv2d_ref, residual_block, residual_block_ref
+from fastcyclegan.kernels import _products as host
 from fastcyclegan.kernels import descriptor_launch as descriptors
-from fastcyclegan.kernels import reflect_conv_launch as host
 from fastcyclegan.kernels.border_launch import Pixels
 from fastcyclegan.kernels.descriptor_launch import Rows
 from fastcyclegan.testing import assert_parity, assert_same_bits, make_engine, random_batch, relative_error, seeded_networks, tf32

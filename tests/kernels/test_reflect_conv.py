@@ -14,12 +14,13 @@ import triton.language as tl
 from torch import Tensor
 
 from fastcyclegan.devtools.dry_run import dry_run
+from fastcyclegan.kernels import _products as products
+from fastcyclegan.kernels import _weights as host
 from fastcyclegan.kernels import accumulating, reflect_conv2d, reflect_conv2d_ref
 from fastcyclegan.kernels import border_launch as border
-from fastcyclegan.kernels import reflect_conv_launch as host
 from fastcyclegan.kernels._math import round_to_tf32
+from fastcyclegan.kernels._weights import runs_of
 from fastcyclegan.kernels.reflect_conv import reflect_conv
-from fastcyclegan.kernels.reflect_conv_passes import runs_of
 from fastcyclegan.testing import assert_parity, assert_same_bits, captured_graph, relative_error, tf32
 
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
@@ -468,10 +469,10 @@ def test_rounding_to_tf32(device: str) -> None:
 def test_split_k() -> None:
     """Enough shares to fill the chip, no more than there are steps, fewer where partial sums would cost more than they save."""
     one, tile = 18, 4 * 128 * 256
-    assert host.split_k(one, 66, tile, 132) == 6
-    assert host.split_k(132, 66, tile, 132) == 1
-    assert host.split_k(1, 2, tile, 132) <= 2
-    assert all(1 <= host.split_k(blocks, chunks, tile, 132) <= chunks for blocks in (1, 7, 500) for chunks in (1, 3, 1000))
+    assert products.split_k(one, 66, tile, 132) == 6
+    assert products.split_k(132, 66, tile, 132) == 1
+    assert products.split_k(1, 2, tile, 132) <= 2
+    assert all(1 <= products.split_k(blocks, chunks, tile, 132) <= chunks for blocks in (1, 7, 500) for chunks in (1, 3, 1000))
 
 
 # --- Bad input ----------------------------------------------------------------------------------------------------------------------

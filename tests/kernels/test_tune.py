@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from fastcyclegan.devtools.dry_run import dry_run
-from fastcyclegan.kernels import _fallback, _tune
+from fastcyclegan.kernels import _failures, _tune
 from fastcyclegan.kernels._failures import KernelError
 from fastcyclegan.kernels._launch import Chip, Config
 
@@ -31,7 +31,7 @@ def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Config]:
 
     monkeypatch.setattr(_tune, "measure", measure)
     monkeypatch.setattr(_tune, "_chosen", {})
-    monkeypatch.setattr(_fallback, "_reported", set())
+    monkeypatch.setattr(_failures, "_reported", set())
     monkeypatch.setattr(_tune, "SHIPPED", tmp_path / "shipped")
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Test GPU")
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)

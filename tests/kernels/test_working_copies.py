@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from fastcyclegan.kernels import WorkingCopies, _overlap, overlapping, reflect_conv2d
+from fastcyclegan.kernels._weights import stacked
 from fastcyclegan.kernels._working_copies import working_copy
-from fastcyclegan.kernels.reflect_conv_launch import stacked
 
 BF16 = torch.bfloat16
 

@@ -1,9 +1,8 @@
-"""Host side of the convolution kernels: which form a convolution takes, its weights in that form, tiles and launches. Checks nothing."""
+"""The matrix products of the convolutions: their tiles, and what launches them. Checks nothing."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,23 +14,11 @@ from torch import Tensor
 from . import reflect_conv_triton as device_code
 from ._launch import Config, chip, dry, interpreted, launch
 from ._tiles import tuned
-from ._working_copies import form_of, working_copy
 from .border_launch import Pixels
 from .descriptor_launch import Rows, launch_operands
 from .instance_norm_launch import Moments
 
 REFLECT, LINEAR, FOLDED = (mode.value for mode in (device_code.REFLECT, device_code.LINEAR, device_code.FOLDED))
-# A picture's channels are padded to this many: 16 bytes of 16-bit values.
-PICTURE = 8
-
-Route = Literal["wide", "expand", "contract"]
-
-
-def route_of(in_channels: int, out_channels: int, bordered: bool) -> Route:
-    """Return the form of a convolution: from a picture's few channels, to few, or between many. ``bordered``: a norm wrote the input."""
-    if in_channels <= PICTURE and not bordered:
-        return "expand"
-    return "contract" if out_channels <= PICTURE else "wide"
 
 
 def precision_of(x: Tensor) -> str:
@@ -39,76 +26,7 @@ def precision_of(x: Tensor) -> str:
     return "tf32" if x.dtype != torch.float32 or torch.backends.cudnn.conv.fp32_precision == "tf32" else "ieee"  # type: ignore[attr-defined]
 
 
-# --- Weights ------------------------------------------------------------------------------------------------------------------------
-
-
-def stride_between(tensors: Sequence[Tensor]) -> int | None:
-    """Return how many elements lie between one tensor and the next if they are equal steps of one memory, else None."""
-    first = tensors[0]
-    step = int(tensors[1].storage_offset() - first.storage_offset()) if len(tensors) > 1 else first.numel()
-    for i, t in enumerate(tensors):
-        same = (
-            t.dtype == first.dtype and t.stride() == first.stride() and t.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
-        )
-        if not same or t.storage_offset() != first.storage_offset() + i * step:
-            return None
-    return step if step > 0 else None
-
-
-def stacked(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    """Return weights [O, I, KH, KW] as one [P, O, KH, KW, I] in ``dtype``: without a copy where they lie so in memory, or one is kept."""
-    if (kept := working_copy(weights, dtype)) is not None:
-        return kept
-    first = weights[0].detach()
-    rows = first.permute(0, 2, 3, 1)
-    if first.dtype == dtype and rows.is_contiguous() and stride_between([w.detach() for w in weights]) == first.numel():
-        return rows.as_strided((len(weights), *rows.shape), (first.numel(), *rows.stride()))
-    stack = torch.empty((len(weights), *rows.shape), dtype=dtype, device=first.device)
-    for target, weight in zip(stack, weights, strict=True):
-        target.copy_(weight.detach().permute(0, 2, 3, 1))
-    return stack
-
-
-def window(kernel: int) -> int:
-    """Return how many neighbouring pixels of PICTURE channels a row of the product reads at once."""
-    return max(2, triton.next_power_of_2(kernel))
-
-
-def _padded(source: Tensor, out: Tensor | None, *sizes: int) -> Tensor:
-    """Return ``source`` with its last two dimensions padded by zeros to ``sizes``, in ``out`` if it was made so before."""
-    out = source.new_zeros((*source.shape[:-2], *sizes)) if out is None else out
-    out[..., : source.shape[-2], : source.shape[-1]].copy_(source)
-    return out
-
-
-def window_weight(w: Tensor, *, turned: bool = False) -> Tensor:
-    """[P, O, KH, KW, I] to [P, O, KH, 1, window PICTURE]: what a window of pixels is multiplied by. ``turned``: of ``transposed(w)``."""
-
-    def make(w: Tensor, out: Tensor | None) -> Tensor:
-        w = transposed(w) if turned else w
-        return _padded(w, out, window(w.shape[3]), PICTURE)
-
-    padded = form_of(w, f"window {turned}", make)
-    return padded.flatten(3)[:, :, :, None]
-
-
-def contract_weight(w: Tensor, *, turned: bool = False) -> Tensor:
-    """[P, O, KH, KW, I] to [P, KH, I, KW_P, O_P]: each row of taps a matrix from channels to (kw, o). ``turned``: of ``transposed(w)``."""
-
-    def make(w: Tensor, out: Tensor | None) -> Tensor:
-        w = transposed(w) if turned else w
-        columns = triton.next_power_of_2(w.shape[3])
-        return _padded(w.permute(0, 2, 4, 3, 1), out, columns, max(triton.next_power_of_2(w.shape[1]), 16 // columns))
-
-    return form_of(w, f"contract {turned}", make)
-
-
-def transposed(w: Tensor) -> Tensor:
-    """[P, O, KH, KW, I] to [P, I, KH, KW, O] with the taps turned by half a circle: the weight of the input gradient."""
-    return w.flip(2, 3).permute(0, 4, 2, 3, 1)
-
-
-# --- Tiles --------------------------------------------------------------------------------------------------------------------------
+# --- Tiles ----------------------------------------------------------------------------------------------------------------------------
 
 Tile = tuple[int, int, int, int, int]  # BLOCK_M, BLOCK_N, BLOCK_K of 16-bit values, warps, stages
 
@@ -190,7 +108,7 @@ def _octave(number: int) -> int:
     return triton.next_power_of_2(max(1, number))
 
 
-# --- The products -------------------------------------------------------------------------------------------------------------------
+# --- The products ---------------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

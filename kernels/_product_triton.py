@@ -1,0 +1,40 @@
+"""Device code that the matrix products of all convolutions share: a tile of the weight, and a product of two tiles."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from ._math import round_to_tf32
+
+
+@triton.jit
+def _load_weight(
+    w, p, tap, c0, n0, C: tl.constexpr, O: tl.constexpr, TAPS: tl.constexpr, TRANSPOSED: tl.constexpr, DESC: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Return a tile [BLOCK_K, BLOCK_N] of the weight: of w[p, n, tap, k], or, TRANSPOSED, of w[p, k, TAPS - 1 - tap, n]."""
+    if DESC and TRANSPOSED:
+        tile = w.load([p * C + c0, (TAPS - 1 - tap) * O + n0])
+    elif DESC:
+        tile = w.load([p * O + n0, tap * C + c0]).T
+    else:
+        offs_k, offs_n = c0 + tl.arange(0, BLOCK_K), n0 + tl.arange(0, BLOCK_N)
+        mask = (offs_k < C)[:, None] & (offs_n < O)[None, :]
+        w += p.to(tl.int64) * (O * TAPS * C)
+        if TRANSPOSED:
+            offs = offs_k[:, None] * (TAPS * O) + (TAPS - 1 - tap) * O + offs_n[None, :]
+        else:
+            offs = offs_n[None, :] * (TAPS * C) + tap * C + offs_k[:, None]
+        tile = tl.load(w + offs, mask=mask, other=0.0)
+    return tile
+
+
+@triton.jit
+def _product(a, b, acc, PRECISION: tl.constexpr, INTERPRET: tl.constexpr):
+    """acc + a @ b in fp32. The interpreter multiplies the raw bits of bf16, so there both are widened first, which is exact."""
+    if INTERPRET:
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    elif PRECISION == "tf32" and a.dtype == tl.float32:
+        a, b = round_to_tf32(a), round_to_tf32(b)
+    return tl.dot(a, b, acc, input_precision=PRECISION)
