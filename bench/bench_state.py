@@ -14,12 +14,12 @@ import torch
 
 from bench.machine import DEVICE, held_bytes
 from bench.timing import Entrant, Race, clock
-from fastcyclegan.checkpoints.run_files import OFFICIAL, save_tensors, to_cpu
+from fastcyclegan.checkpoints.run_files import OFFICIAL
 from fastcyclegan.config import ModelConfig
-from fastcyclegan.data.loader import Batch
+from fastcyclegan.data.batch import Batch
 from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.engine import Engine
-from fastcyclegan.tensor_files import load_tensors
+from fastcyclegan.tensor_files import load_tensors, save_tensors, to_cpu
 from fastcyclegan.testing import make_engine, random_batch, seeded_networks
 
 LR = 2e-4

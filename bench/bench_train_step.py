@@ -17,7 +17,7 @@ from bench.parity import Judge, require
 from bench.providers import PROVIDERS, TELLING, code_of, plain_networks, remember_compiled, seconds_to_compile, train_step
 from bench.timing import Entrant, Race, clock
 from fastcyclegan.config import LossConfig, ModelConfig
-from fastcyclegan.data.loader import Batch
+from fastcyclegan.data.batch import Batch
 from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.testing import random_batch
 

@@ -24,7 +24,7 @@ from bench.launches import FAULTS, LaunchLog, breaks_the_device, forbid_fallback
 from bench.machine import DEVICE
 from bench.on_device import BROKEN, read_events
 from fastcyclegan.config import EngineConfig, LossConfig, ModelConfig, OptimConfig
-from fastcyclegan.data.loader import Batch
+from fastcyclegan.data.batch import Batch
 from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.devtools.recorded_graph import RecordedGraph
 from fastcyclegan.engine import Engine

@@ -34,8 +34,7 @@ from bench.launches import FAULTS
 from bench.machine import ROOT, machine
 from bench.rehearsal import MARK, PREFIX, CannotRehearse, rehearse
 from bench.report import markdown
-from fastcyclegan.kernels import _tune
-from fastcyclegan.kernels import backend_table as _backend
+from fastcyclegan.kernels import _tune, backend_table
 
 # For what is written at the end: the compiled kernels above all.
 ENDING = 12.0
@@ -140,7 +139,7 @@ class Suite:
         if table := backends(results.rows):
             folder = self.around.results / "backends"
             folder.mkdir(exist_ok=True)
-            _replace(folder / _backend.table_file(self.about["hardware"]).name, json.dumps(table, indent=1) + "\n")
+            _replace(folder / backend_table.table_file(self.about["hardware"]).name, json.dumps(table, indent=1) + "\n")
 
     def tests(self) -> dict[str, Any]:
         """Return what the stages that left their files here said of their tests, for the report of the benches."""

@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from bench.machine import DEVICE, machine
 from bench.providers import plain_networks, train_step
 from fastcyclegan.config import LossConfig, ModelConfig
-from fastcyclegan.data import builtin as toy
-from fastcyclegan.data.loader import Batch
+from fastcyclegan.data import builtin
+from fastcyclegan.data.batch import Batch
 from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.recipes.cyclegan import CycleGAN
 
@@ -37,7 +37,7 @@ Curves = NDArray[np.float64]
 
 def pictures(count: int = 100) -> tuple[torch.Tensor, torch.Tensor]:
     """Return built-in training pictures of both domains, [count, 3, 64, 64] in [-1, 1]."""
-    both = (np.stack([toy.draw(domain, 0, "train", n) for n in range(count)]) for domain in "AB")
+    both = (np.stack([builtin.draw(domain, 0, "train", n) for n in range(count)]) for domain in "AB")
     a, b = (torch.from_numpy(p / 127.5 - 1).float().permute(0, 3, 1, 2).to(DEVICE) for p in both)
     return a, b
 

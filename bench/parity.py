@@ -48,7 +48,7 @@ from bench.machine import DEVICE, PeakMemory, held_bytes
 from bench.providers import OFFICIAL_CHANNELS_LAST, Provider, TrainStep, train_step
 from bench.timing import synchronised
 from fastcyclegan.config import LossConfig, ModelConfig
-from fastcyclegan.data.loader import Batch
+from fastcyclegan.data.batch import Batch
 from fastcyclegan.testing import PARITY_ULPS, is_cancelled_bias, relative_error
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -26,7 +26,7 @@ from bench.providers import PROVIDERS, plain_networks, train_step
 from bench.roofline import measured_chip, step_work, total
 from bench.timing import Unserved
 from fastcyclegan.config import EngineConfig, LossConfig, ModelConfig
-from fastcyclegan.data.loader import Batch
+from fastcyclegan.data.batch import Batch
 from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.testing import random_batch
 

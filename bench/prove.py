@@ -30,14 +30,15 @@ from bench.parity import EXACT, EXACT_STEPS, Difference, Judge, Undecided, devia
 from bench.providers import PROVIDERS, TrainStep, code_of, plain_networks, remember_compiled, seconds_to_compile, train_step
 from bench.timing import Entrant, Unserved, race
 from fastcyclegan.config import DataConfig, LossConfig, ModelConfig
-from fastcyclegan.data import builtin as toy
+from fastcyclegan.data import builtin
+from fastcyclegan.data.batch import Batch
 from fastcyclegan.data.image_file import Fit
-from fastcyclegan.data.loader import Batch, Loader, Source
+from fastcyclegan.data.loader import Loader, Source
 from fastcyclegan.data.pillow_loader import FolderLoader
+from fastcyclegan.data.pixels import draw_grid, save_image, to_pixels
 from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.data.scan import Needs, find_pictures
 from fastcyclegan.errors import UserError
-from fastcyclegan.training.run_report import draw_grid, save_image, to_pixels
 
 # Parity after so many iterations; so many samples go round; so many are shown.
 STEPS, INPUTS, SHOWN, SIDE = {"cpu": 2, "cuda": 4}, 8, 3, 128
@@ -74,7 +75,7 @@ def batches_of(options: argparse.Namespace, size: int, say: Callable[[str], None
         )
         where = f"{options.data_A} and {options.data_B}"
         if options.data_A is None:
-            toy.write(Path(folder), options.seed)
+            builtin.write(Path(folder), options.seed)
             data, where = dataclasses.replace(data, dataroot=Path(folder), data_A=None, data_B=None), "the built-in shapes"
         found = find_pictures(data, options.seed, say, None, Needs(NETWORKS.size_multiple, NETWORKS.least_side))
         fit = Fit.of(data)

@@ -24,7 +24,7 @@ from bench.official_order import OfficialCycleGAN
 from bench.timing import Unserved
 from fastcyclegan import reference
 from fastcyclegan.config import EngineConfig, LossConfig, ModelConfig, OptimConfig
-from fastcyclegan.data.loader import Batch
+from fastcyclegan.data.batch import Batch
 from fastcyclegan.engine import Engine, resolve_precision, why_not_compiled
 from fastcyclegan.nn.networks import Generator
 from fastcyclegan.recipes.cyclegan import CycleGAN, build_networks

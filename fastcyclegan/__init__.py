@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from fastcyclegan.checkpoints.loading import load_generator
 from fastcyclegan.errors import UserError
 from fastcyclegan.fusion.accelerate import accelerate
-from fastcyclegan.nn.chains import InstanceNormAct
+from fastcyclegan.nn.layers import InstanceNormAct
 from fastcyclegan.nn.networks import Discriminator, Generator, PixelDiscriminator, UnetGenerator
 
 if TYPE_CHECKING:

@@ -16,16 +16,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastcyclegan.checkpoints import run_files as checkpoint
+from fastcyclegan.checkpoints import run_files
 from fastcyclegan.checkpoints.loading import choose, read_networks, settings_of
-from fastcyclegan.checkpoints.run_files import read_config, save_tensors, save_weights, saved_epochs, weights_file, write_config
+from fastcyclegan.checkpoints.run_files import read_config, save_weights, saved_epochs, weights_file, write_config
 from fastcyclegan.config import Direction, TrainConfig, with_changes
 from fastcyclegan.console import Console, QuietConsole
 from fastcyclegan.engine import resolve_device, resolve_precision
 from fastcyclegan.errors import UserError
 from fastcyclegan.inference.translator import Picture, translate_pictures
 from fastcyclegan.recipes.cyclegan import GENERATORS
-from fastcyclegan.training.run import Given, networks_that_fit, read_state, with_absolute_paths
+from fastcyclegan.tensor_files import save_tensors, to_cpu
+from fastcyclegan.training.resume import read_state
+from fastcyclegan.training.run import with_absolute_paths
+from fastcyclegan.training.start import Given, networks_that_fit
 from fastcyclegan.training.trainer import Trainer, train
 
 Record = dict[str, Any]
@@ -247,16 +250,16 @@ class CycleGAN:
         folder.mkdir(parents=True, exist_ok=True)
         state = self._last_state()
         for name, net in self.networks.items():
-            save_weights(weights_file(folder, "latest", name), checkpoint.to_cpu(net.state_dict()))
+            save_weights(weights_file(folder, "latest", name), to_cpu(net.state_dict()))
         for name, average in (state or {}).get("ema", {}).items():
             save_weights(weights_file(folder, "latest", name, ema=True), average)
         run = {**_ONE_START, "name": folder.resolve().name, "checkpoints_dir": folder.resolve().parent}
         config = with_absolute_paths(with_changes(self.config, {"run": run}))
         write_config(folder, config)
         if state is not None:
-            save_tensors(folder / checkpoint.STATE, state)
+            save_tensors(folder / run_files.STATE, state)
         else:
-            (folder / checkpoint.STATE).unlink(missing_ok=True)
+            (folder / run_files.STATE).unlink(missing_ok=True)
         self.folder = folder
 
     @classmethod
@@ -275,12 +278,12 @@ class CycleGAN:
         config = config or with_changes(TrainConfig(), {"model": settings_of(folder, epoch)})
         model = cls(with_changes(config, {"run": _ONE_START}), **settings)
         model.folder = folder
-        if epoch == "latest" and (folder / checkpoint.STATE).exists():
-            model._state = read_state(folder / checkpoint.STATE)
+        if epoch == "latest" and (folder / run_files.STATE).exists():
+            model._state = read_state(folder / run_files.STATE)
         for name, net in model.networks.items():
-            source = folder / checkpoint.STATE if model._state else weights_file(folder, epoch, name)
+            source = folder / run_files.STATE if model._state else weights_file(folder, epoch, name)
             weights = model._state["nets"][name] if model._state else _weights_of(source, name)
-            checkpoint.fit_weights(net, weights, f"{source} ({name})", f"{config.model.netG} and {config.model.netD} of {folder}")
+            run_files.fit_weights(net, weights, f"{source} ({name})", f"{config.model.netG} and {config.model.netD} of {folder}")
         return model
 
 

@@ -25,12 +25,12 @@ from fastcyclegan.data import builtin as toy
 from fastcyclegan.data.dataset_report import ReportConfig, report_dataset
 from fastcyclegan.data.download import DATASETS, ELSEWHERE, SERVER, download
 from fastcyclegan.data.image_file import open_picture
-from fastcyclegan.data.loader import to_unit_range
+from fastcyclegan.data.pixels import to_pixels, to_unit_range
 from fastcyclegan.engine import require_impl, resolve_device
 from fastcyclegan.errors import UserError
 from fastcyclegan.inference.translate_folder import TranslateConfig
 from fastcyclegan.inference.translate_folder import translate as translate_pictures
-from fastcyclegan.training.run_report import PAGE, to_pixels
+from fastcyclegan.training.run_report import PAGE
 from fastcyclegan.training.trainer import Trainer
 
 Config = TypeVar("Config")

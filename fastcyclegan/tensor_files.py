@@ -5,16 +5,20 @@ PyTorch's own (zip archives since 1.6, pickles before), and safetensors where th
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
+import os
 import re
 import warnings
 import zipfile
 import zlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fastcyclegan.errors import UserError
 
@@ -118,3 +122,57 @@ def check_sums(path: Path) -> None:
         damaged = True
     if damaged:
         raise UserError(f"{path}: cannot be loaded: {_DAMAGED}")
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Have ``write`` fill a temporary file beside ``path``, flush it to the disk, and rename it over ``path``.
+
+    A failure or a crash at any moment leaves the old file whole. Raises OSError where the disk refuses.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        write(partial)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def to_cpu(value: Any) -> Any:
+    """Return a copy of nested dicts and lists with every tensor copied to the CPU (so that training can go on)."""
+    if isinstance(value, Tensor):
+        return value.detach().clone() if value.device.type == "cpu" else value.detach().cpu()
+    if isinstance(value, Mapping):
+        return {key: to_cpu(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_cpu(item) for item in value]
+    return value
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
+    return [tensor for item in items for tensor in tensors_in(item)]
+
+
+def save_tensors(path: Path, value: object) -> None:
+    """Write nested dicts and lists of tensors, whole or not at all. Raises OSError where the disk refuses."""
+
+    def write(partial: Path) -> None:
+        try:
+            # Through a Python file: writing by itself, torch.save hides why the disk refused.
+            with partial.open("wb") as file:
+                torch.save(value, file)
+        except RuntimeError as error:
+            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
+
+    write_atomically(path, write)

@@ -19,7 +19,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from fastcyclegan.config import EngineConfig, LossConfig, ModelConfig, OptimConfig
-from fastcyclegan.data.loader import Batch
+from fastcyclegan.data.batch import Batch
 from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.engine import Engine
 from fastcyclegan.recipes.cyclegan import CycleGAN, build_networks

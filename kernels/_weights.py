@@ -82,7 +82,7 @@ def transposed(w: Tensor) -> Tensor:
     return w.flip(2, 3).permute(0, 4, 2, 3, 1)
 
 
-def _stack_bias(bias: Sequence[Tensor]) -> Tensor | None:
+def stack_bias(bias: Sequence[Tensor]) -> Tensor | None:
     """Return biases [O] as one [P, O], None where there are none."""
     if not bias:
         return None

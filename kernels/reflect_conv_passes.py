@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ._products import REFLECT, Gradient, Options, contract, product, sum_splits, wgrad
-from ._weights import PICTURE, _stack_bias, contract_weight, images_of, runs_of, stride_between, window, window_weight
+from ._weights import PICTURE, contract_weight, images_of, runs_of, stack_bias, stride_between, window, window_weight
 from .border_launch import Frame, Pixels, embed
 
 Route = Literal["wide", "expand", "contract"]
@@ -36,7 +36,7 @@ def bordered_picture(x: Tensor, padding: int, kernel: int) -> Pixels:
 
 def forward(x: Tensor, w: Tensor, bias: Sequence[Tensor], padding: int, route: Route) -> Tensor:
     """Return the convolution of x [N, C, H, W] by w [P, O, KH, KW, C], between many channels or from a picture's few."""
-    size, stack = _size(x, w, padding), _stack_bias(bias)
+    size, stack = _size(x, w, padding), stack_bias(bias)
     if route == "expand":
         picture = bordered_picture(x, padding, w.shape[2])
         return product(picture, window_weight(w), size, Options(bias=stack))
@@ -45,7 +45,7 @@ def forward(x: Tensor, w: Tensor, bias: Sequence[Tensor], padding: int, route: R
 
 def forward_bordered(y: Tensor, w: Tensor, bias: Sequence[Tensor], tanh: bool, route: Route) -> Tensor:
     """Return the convolution (and its tanh, in fp32) of y, a picture with its border, to many channels or to few."""
-    size, stack = _size(y, w, 0), _stack_bias(bias)
+    size, stack = _size(y, w, 0), stack_bias(bias)
     if route == "contract":
         return contract(Pixels.of(y), contract_weight(w), w.shape[1], w.shape[3], size, stack, tanh)
     out = product(Pixels.of(y), w, size, Options(bias=stack))

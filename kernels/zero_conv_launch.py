@@ -28,7 +28,7 @@ from ._products import (
     split_k,
 )
 from ._tiles import tuned
-from ._weights import PICTURE, _stack_bias, contract_weight, images_of, runs_of, window, window_weight
+from ._weights import PICTURE, contract_weight, images_of, runs_of, stack_bias, window, window_weight
 from .border_launch import Frame, Pixels, embed
 from .reflect_conv_passes import sum_all
 
@@ -181,7 +181,7 @@ def wgrad(y: Pixels, x: Fine, size: tuple[int, int], shape: tuple[int, int, int,
 
 def forward(y: Tensor, w: Tensor, bias: Sequence[Tensor], form: Form, size: tuple[int, int]) -> Tensor:
     """Return the convolution [N, O, *size] of y [N, C, H, W] by w [P, coarse channels, k, k, fine channels]."""
-    stack, p = _stack_bias(bias), form.padding
+    stack, p = stack_bias(bias), form.padding
     if form.transposed:
         return scatter(y, w, size, form, stack)
     if form.contracts:

@@ -21,8 +21,9 @@ if not torch.cuda.is_available():
 from PIL import Image
 
 from fastcyclegan.config import Preprocess
+from fastcyclegan.data.batch import Batch
 from fastcyclegan.data.image_file import Fit
-from fastcyclegan.data.loader import Batch, Source
+from fastcyclegan.data.loader import Source
 from fastcyclegan.data.scan import check_files
 
 # Torch 2.13 finds a compiled graph again by its operators, and not by the vectors that its code was made for: a run with another

@@ -19,9 +19,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from fastcyclegan import CycleGAN, cli
-from fastcyclegan.checkpoints.run_files import to_cpu
 from fastcyclegan.errors import UserError
-from fastcyclegan.tensor_files import load_tensors
+from fastcyclegan.tensor_files import load_tensors, to_cpu
 from fastcyclegan.testing import assert_parity
 from tests.conftest import write_pictures
 
@@ -274,7 +273,7 @@ def test_loaders(loaders: tuple[Any, ...], per_epoch: int) -> None:
 
 def test_pictures_of_loaders_are_those_that_are_trained_on(dataset: Path, tmp_path: Path) -> None:
     """The samples of files, as tensors of the caller's in the same order, without pools: the same weights."""
-    from fastcyclegan.training.run import Given, start
+    from fastcyclegan.training.start import Given, start
 
     settings = {**TINY, "pool_size": 0, "n_epochs_decay": 0, "lr_policy": "constant", "max_iters": 4}
     files = CycleGAN(**settings)

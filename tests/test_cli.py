@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from fastcyclegan import cli
-from fastcyclegan.checkpoints import run_files as checkpoint
+from fastcyclegan.checkpoints import run_files
 from fastcyclegan.cli import parse_train
 from fastcyclegan.config import TrainConfig
 from fastcyclegan.nn.networks import Generator
@@ -246,7 +246,7 @@ def test_builtin_dataset_is_scored(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_translate_from_outside(tmp_path: Path, dataset: Path) -> None:
-    checkpoint.save_weights(tmp_path / "latest_net_G.pth", Generator(ngf=2, n_blocks=0).state_dict())
+    run_files.save_weights(tmp_path / "latest_net_G.pth", Generator(ngf=2, n_blocks=0).state_dict())
     script = str(Path(__file__).parents[1] / "scripts" / "translate.py")
 
     def command(weights: str, *more: str) -> subprocess.CompletedProcess[str]:

@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fastcyclegan.data.batch import Batch
 from fastcyclegan.data.image_file import BadPictureError, Fit
-from fastcyclegan.data.loader import Batch, Job, Loader, Reader, Row, Say, Source
+from fastcyclegan.data.loader import Job, Loader, Reader, Row, Say, Source
 from fastcyclegan.data.sample_plan import Plan, View
 from fastcyclegan.errors import UserError
 

@@ -29,8 +29,10 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from fastcyclegan.data.background import in_background
+from fastcyclegan.data.batch import Batch
 from fastcyclegan.data.image_file import Fit, Pixels, Size, read_header, take_view
-from fastcyclegan.data.loader import Batch, Job, Loader, Row, Say, Source, in_background
+from fastcyclegan.data.loader import Job, Loader, Row, Say, Source
 from fastcyclegan.data.pillow_loader import read_with_pillow
 from fastcyclegan.data.sample_plan import Plan, Sample, View
 from fastcyclegan.errors import UserError

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from fastcyclegan.checkpoints.run_files import write_atomically
 from fastcyclegan.config import DataConfig
 from fastcyclegan.console import Console
 from fastcyclegan.data.choose_loader import choose, make_reader
@@ -28,6 +27,7 @@ from fastcyclegan.data.image_file import SUFFIXES, BadPictureError, Fit
 from fastcyclegan.data.loader import Job
 from fastcyclegan.data.scan import Checked, check_files, find_folders, list_pictures
 from fastcyclegan.errors import UserError
+from fastcyclegan.tensor_files import write_atomically
 
 MEAN_SIDE, THUMB_SIDE, THUMBS, LISTED = 128, 112, 36, 20
 

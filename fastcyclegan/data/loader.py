@@ -1,38 +1,25 @@
-"""What every loader shares: the pictures of a domain, a batch, what is done about a file that broke, and work ahead of its consumer."""
+"""What every loader shares: the pictures of a domain, and what is done about a file that broke."""
 
 from __future__ import annotations
 
-import contextlib
-import queue
-import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fastcyclegan.data.batch import Batch
 from fastcyclegan.data.image_file import BadPictureError, Fit, Pixels, load_pixels, take_view
+from fastcyclegan.data.pixels import to_unit_range
 from fastcyclegan.data.sample_plan import Plan, Sample, View
 from fastcyclegan.data.scan import Checked
 from fastcyclegan.errors import UserError
 
 Say = Callable[[str], None]
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Pictures of both domains, [N, C, H, W] in channels_last memory, in [-1, 1], on the device, and what their samples decided."""
-
-    A: Tensor
-    B: Tensor
-    paths_A: list[str]
-    paths_B: list[str]
-    samples: list[Sample]
 
 
 @dataclass(frozen=True)
@@ -79,18 +66,6 @@ class Reader(Protocol):
     """Reads many pictures fast, in order. A bad file is part of what it gives; a consumer that stops early closes the generator."""
 
     def read(self, jobs: Iterable[Job]) -> Generator[tuple[Job, Row]]: ...
-
-
-def to_unit_range(pixels: Tensor, device: torch.device) -> Tensor:
-    """Return uint8 pixels [N, H, W, C] as floats in [-1, 1] on ``device``, [N, C, H, W] in channels_last memory."""
-    if device.type == "cpu":
-        # By numpy, like all that loaders do to pixels on the host: in this thread alone. torch's threads spin while they wait for one
-        # another, on cores that the loader's threads and processes need; on two cores that was a third of all work.
-        values = pixels.numpy().astype(np.float32)
-        values /= np.float32(127.5)
-        values -= np.float32(1)
-        return torch.from_numpy(values).permute(0, 3, 1, 2)
-    return pixels.to(device, non_blocking=True).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
 
 
 class Loader(ABC):
@@ -152,47 +127,3 @@ def _stacked(rows: list[Tensor], fit: Fit) -> Tensor:
     if len(rows) == 1:
         return rows[0][None]
     return torch.from_numpy(np.stack([row.numpy() for row in rows])) if rows[0].device.type == "cpu" else torch.stack(rows)
-
-
-@contextlib.contextmanager
-def in_background(items: Generator[T], depth: int) -> Generator[Iterator[T]]:
-    """Give what ``items`` gives, made by a thread up to ``depth`` items ahead. Its exceptions are raised where the items are taken.
-
-    Leaving the block ends the thread, after the item that it is at, and closes ``items`` in it.
-    """
-    ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(depth)
-    stop = threading.Event()
-
-    def put(item: T | None, error: BaseException | None) -> None:
-        while not stop.is_set():
-            with contextlib.suppress(queue.Full):
-                return ready.put((item, error), timeout=0.05)
-
-    def work() -> None:
-        try:
-            with contextlib.closing(items):
-                for item in items:
-                    put(item, None)
-                    if stop.is_set():
-                        return
-            put(None, StopIteration())
-        # Whatever it is belongs to the consumer, who would wait for ever without it.
-        except BaseException as error:
-            put(None, error)
-
-    def taken() -> Iterator[T]:
-        while True:
-            item, error = ready.get()
-            if isinstance(error, StopIteration):
-                return
-            if error is not None:
-                raise error
-            yield item  # type: ignore[misc]
-
-    thread = threading.Thread(target=work, name="fastcyclegan-loader", daemon=True)
-    thread.start()
-    try:
-        yield taken()
-    finally:
-        stop.set()
-        thread.join()

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from fastcyclegan.data.batch import Batch
 from fastcyclegan.data.image_file import BadPictureError, Fit, load_pixels, take_view
-from fastcyclegan.data.loader import Batch, Job, Loader, Row, Say, Source
+from fastcyclegan.data.loader import Job, Loader, Row, Say, Source
 from fastcyclegan.data.sample_plan import Plan, Sample
 from fastcyclegan.errors import UserError
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fastcyclegan.data.loader import Batch
-from fastcyclegan.engine.batching import is_ours
+from fastcyclegan.data.batch import Batch
 from fastcyclegan.kernels.dispatch import as_on_gpu
+from fastcyclegan.nn.networks import is_ours
 
 if TYPE_CHECKING:
     from fastcyclegan.engine.engine import Engine
@@ -101,7 +101,7 @@ class Ahead:
 
     def _compile(self, run: Callable[[], None]) -> None:
         # Imported late: they need Triton.
-        from fastcyclegan.devtools import compile_ahead as _ahead
+        from fastcyclegan.devtools import compile_ahead
         from fastcyclegan.devtools.compile_kernels import jobs_of
         from fastcyclegan.kernels._launch import interpreted
 
@@ -109,24 +109,24 @@ class Ahead:
             return
         chip = chip_of(self.device)
         found = jobs_of(run, chip)
-        if len(_ahead.missing(found.jobs)) < _ahead.FEWEST:
+        if len(compile_ahead.missing(found.jobs)) < compile_ahead.FEWEST:
             return
-        with _ahead.alone():
+        with compile_ahead.alone():
             # What another process was compiling meanwhile is there now.
-            jobs = _ahead.missing(found.jobs)
+            jobs = compile_ahead.missing(found.jobs)
             text = self._announcement(len(jobs), chip.name, sum(found.choices.values()))
-            outcome = _ahead.compile_ahead(jobs, lambda done, total: self.progress(done, total, text))
+            outcome = compile_ahead.compile_ahead(jobs, lambda done, total: self.progress(done, total, text))
         if outcome.failures:
             kernel, error = outcome.failures[0]
             self.say(f"{len(outcome.failures)} kernels do not compile ahead, the first is {kernel or 'unknown'}: {error}")
 
     @staticmethod
     def _announcement(kernels: int, gpu: str, tiles: int) -> str:
-        from fastcyclegan.devtools import compile_ahead as _ahead
+        from fastcyclegan.devtools import compile_ahead
         from fastcyclegan.kernels._tune import SECONDS_A_MEASUREMENT
 
-        processes = _ahead.processes_for(kernels)
-        seconds = _ahead.predicted_seconds(kernels, processes)
+        processes = compile_ahead.processes_for(kernels)
+        seconds = compile_ahead.predicted_seconds(kernels, processes)
         timing = f"; then timing {tiles} tiles, about {tiles * SECONDS_A_MEASUREMENT:.0f} s, once" if tiles else ""
         return f"compiling {kernels} kernels for {gpu} in {processes} processes, about {seconds:.0f} s, once{timing}"
 

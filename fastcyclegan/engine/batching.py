@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from fastcyclegan import reference
 from fastcyclegan.nn.chains import Chain, ResidualBlock, UnetBlock, run_chains, run_levels
-from fastcyclegan.nn.deferred import FloatTanh, untouched
-from fastcyclegan.nn.networks import Discriminator, Generator, PixelDiscriminator, UnetGenerator, computed_by
+from fastcyclegan.nn.layer_checks import untouched
+from fastcyclegan.nn.layers import FloatTanh
+from fastcyclegan.nn.networks import OURS, PixelDiscriminator, UnetGenerator, computed_by, is_ours
 
-OURS = (Generator, UnetGenerator, Discriminator, PixelDiscriminator)
 _NORMS = (nn.InstanceNorm2d, reference.InstanceNorm2d)
 _SINGLE = (
     *(*OURS, Chain, ResidualBlock, UnetBlock, *_NORMS, FloatTanh, nn.Tanh, nn.Sequential, nn.Identity),
@@ -32,11 +32,6 @@ _SETTINGS = (
     *("kernel_size", "stride", "padding", "dilation", "output_padding", "groups", "padding_mode", "in_channels", "out_channels"),
     *("eps", "affine", "negative_slope", "p", "inplace", "outermost", "impl", "recompute", "training"),
 )
-
-
-def is_ours(net: nn.Module) -> bool:
-    """Whether ``net`` is one of our networks, or of a class made of one that runs as it does."""
-    return isinstance(net, OURS) and type(net).forward in {kind.forward for kind in OURS}
 
 
 def why_not_batched(name: str, net: nn.Module) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastcyclegan.engine.cuda_capture import NotRestoredError
 from fastcyclegan.errors import UserError
-from fastcyclegan.recipes.cyclegan import Inputs
+from fastcyclegan.recipes.recipe import Inputs
 
 Step = Callable[[Inputs], Tensor]
 # Iterations before the capture: the first makes the moments and tunes the kernels, the second finds everything in place.

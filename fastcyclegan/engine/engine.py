@@ -12,17 +12,19 @@ import torch
 from torch import Tensor, nn
 
 from fastcyclegan.config import EngineConfig, OptimConfig
-from fastcyclegan.data.loader import Batch
+from fastcyclegan.data.batch import Batch
 from fastcyclegan.engine.ahead import Ahead, Progress, dry_step, dry_translation
 from fastcyclegan.engine.batching import Passes, why_not_batched
 from fastcyclegan.engine.cuda_capture import CudaCapture
 from fastcyclegan.engine.cuda_graph import Capture, Graphs, key_of
 from fastcyclegan.engine.host_inputs import Numbers
-from fastcyclegan.engine.phase_optimizer import Average, Trained
+from fastcyclegan.engine.phase_optimizer import Trained
 from fastcyclegan.engine.summary import describe
+from fastcyclegan.engine.weight_average import Average
 from fastcyclegan.kernels import WorkingCopies, accumulating, overlapping
 from fastcyclegan.nn.networks import computed_by, set_impl
-from fastcyclegan.recipes.cyclegan import CycleGAN, Inputs, Phase
+from fastcyclegan.recipes.cyclegan import CycleGAN
+from fastcyclegan.recipes.recipe import Inputs, Phase
 
 
 class Engine:

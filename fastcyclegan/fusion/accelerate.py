@@ -30,7 +30,7 @@ from fastcyclegan.fusion.eligibility import (
 )
 from fastcyclegan.fusion.fused_modules import ReflectConv2d
 from fastcyclegan.kernels.dispatch import check_impl
-from fastcyclegan.nn.deferred import activation
+from fastcyclegan.nn.layer_checks import activation
 
 # --- The report -----------------------------------------------------------------------------------------------------------------------
 

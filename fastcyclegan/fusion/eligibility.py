@@ -18,7 +18,7 @@ from fastcyclegan.fusion.fused_modules import (
     FusedReLU,
     ReflectConv2d,
 )
-from fastcyclegan.nn.deferred import activation, untouched
+from fastcyclegan.nn.layer_checks import activation, untouched
 
 NORMS: dict[type[nn.Module], type[nn.Module]] = {
     nn.InstanceNorm1d: FusedInstanceNorm1d,

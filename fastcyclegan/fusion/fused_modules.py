@@ -15,8 +15,8 @@ from fastcyclegan.kernels import instance_norm, reflect_conv2d
 from fastcyclegan.kernels.backend_table import backend_of
 from fastcyclegan.kernels.dispatch import resolve_impl
 from fastcyclegan.kernels.norm_conv import ConvArgs, norm_conv
-from fastcyclegan.nn.chains import InstanceNormAct
-from fastcyclegan.nn.deferred import compute_dtype
+from fastcyclegan.nn.layer_checks import compute_dtype
+from fastcyclegan.nn.layers import InstanceNormAct
 from fastcyclegan.reference import ContiguousGradient
 
 STRIDE_1: ConvArgs = ([1, 1], [0, 0], [1, 1], False, [0, 0], 1)

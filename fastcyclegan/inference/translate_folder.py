@@ -21,11 +21,11 @@ from fastcyclegan.console import Console
 from fastcyclegan.data.choose_loader import MOST_THREADS, choose, cores, make_reader
 from fastcyclegan.data.image_file import BadPictureError, Fit
 from fastcyclegan.data.loader import Job, Row
+from fastcyclegan.data.pixels import draw_grid, save_image, to_image
 from fastcyclegan.data.scan import list_pictures
 from fastcyclegan.engine import require_impl, resolve_device, resolve_precision
 from fastcyclegan.errors import UserError
 from fastcyclegan.inference.translator import Translator
-from fastcyclegan.training.run_report import draw_grid, save_image, to_image
 
 GRID_NAME = "before_after.png"
 GRID_ROWS = 8

@@ -13,10 +13,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fastcyclegan.data.image_file import open_picture, upright
-from fastcyclegan.data.loader import to_unit_range
+from fastcyclegan.data.pixels import to_image, to_pixels, to_unit_range
 from fastcyclegan.engine.ahead import Ahead, dry_translation
 from fastcyclegan.nn.networks import computed_by
-from fastcyclegan.training.run_report import to_image, to_pixels
 
 Picture = Image.Image | NDArray[Any] | Tensor | str | Path
 

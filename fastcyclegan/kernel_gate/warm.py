@@ -12,7 +12,7 @@ import torch
 from fastcyclegan.cli import parse_train
 from fastcyclegan.config import TrainConfig
 from fastcyclegan.data.sample_plan import Plan
-from fastcyclegan.devtools import compile_ahead as _ahead
+from fastcyclegan.devtools import compile_ahead
 from fastcyclegan.devtools.compile_kernels import jobs_of
 from fastcyclegan.engine import Engine
 from fastcyclegan.engine.ahead import Progress, dry_step, dry_translation
@@ -57,15 +57,15 @@ def warm(
     if not found.jobs:
         raise UserError(f"--warm: there are no kernels to compile: PyTorch computes {networks}, norm {model.norm}, impl {model.impl}")
     here = f"{networks}: {len(found.jobs)} kernels for sm_{chip.capability}"
-    with _ahead.alone():
-        jobs = _ahead.missing(found.jobs)
+    with compile_ahead.alone():
+        jobs = compile_ahead.missing(found.jobs)
         if not jobs:
             say(f"{here}, all are in Triton's cache")
             return True
-        count = processes or _ahead.processes_for(len(jobs))
-        seconds = _ahead.predicted_seconds(len(jobs), count)
+        count = processes or compile_ahead.processes_for(len(jobs))
+        seconds = compile_ahead.predicted_seconds(len(jobs), count)
         say(f"{here}, compiling {len(jobs)} that Triton's cache lacks in {count} processes, about {seconds:.0f} s")
-        outcome = _ahead.compile_ahead(
+        outcome = compile_ahead.compile_ahead(
             jobs, lambda done, total: progress(done, total, f"{done} of {total} kernels") if done else None, count
         )
     for kernel, error in outcome.failures:

@@ -18,65 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastcyclegan import reference
-from fastcyclegan.kernels import instance_norm
 from fastcyclegan.kernels.backend_table import backend_of
-from fastcyclegan.kernels.dispatch import check_impl, resolve_impl
-from fastcyclegan.kernels.instance_norm import ACTS
+from fastcyclegan.kernels.dispatch import resolve_impl
 from fastcyclegan.kernels.residual_block import residual_block
-from fastcyclegan.nn.deferred import FloatTanh, Flow, Layers, activation, border_of, compute_dtype, is_conv, is_norm, untouched
-
-
-class InstanceNormAct(nn.modules.instancenorm._InstanceNorm):
-    """``nn.InstanceNorm1d``, ``2d`` or ``3d`` with the activation that follows it, in one operator; a residual may be added after both.
-
-    Input [N, C, L], [N, C, H, W] or [N, C, D, H, W] (with the dimension N), output the same. State_dict and arguments are torch's
-    (``options``: those that newer versions of torch add, as ``bias``); ``act`` is "none", "relu" or "leaky_relu" (negative ``slope``),
-    ``impl`` as in ``fastcyclegan.kernels.instance_norm``. With ``track_running_stats`` it computes as torch does, and impl="triton" is
-    refused: the kernels keep no running statistics.
-    """
-
-    def __init__(
-        self,
-        num_features: int,
-        eps: float = 1e-5,
-        momentum: float = 0.1,
-        affine: bool = False,
-        track_running_stats: bool = False,
-        device: Any = None,
-        dtype: Any = None,
-        *,
-        act: str = "none",
-        slope: float = 0.2,
-        impl: str = "auto",
-        **options: Any,
-    ) -> None:
-        check_impl(impl)
-        if act not in ACTS:
-            raise ValueError(f"InstanceNormAct: act must be one of {', '.join(ACTS)}, got {act!r}")
-        if track_running_stats and impl == "triton":
-            raise ValueError("InstanceNormAct: impl='triton' keeps no running statistics; use impl='auto' or track_running_stats=False")
-        super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype, **options)
-        self.act, self.slope, self.impl = act, slope, impl
-
-    def _check_input_dim(self, input: Tensor) -> None:
-        if input.dim() not in (3, 4, 5):
-            wanted = "[N, C, L], [N, C, H, W] or [N, C, D, H, W]"
-            raise ValueError(f"InstanceNormAct: input must be {wanted}, got shape {tuple(input.shape)}")
-        if input.shape[1] != self.num_features:
-            raise ValueError(f"InstanceNormAct: input must have {self.num_features} channels, got shape {tuple(input.shape)}")
-
-    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        self._check_input_dim(input)
-        if not self.track_running_stats:
-            options: dict[str, Any] = {"eps": self.eps, "act": self.act, "slope": self.slope, "impl": self.impl}
-            return instance_norm(input, self.weight, self.bias, residual=residual, **options)
-        y = reference.contiguous_gradient(self._apply_instance_norm(input))
-        y = F.relu(y) if self.act == "relu" else F.leaky_relu(y, self.slope) if self.act == "leaky_relu" else y
-        return y if residual is None else y + residual
-
-    def extra_repr(self) -> str:
-        slope = f", slope={self.slope}" if self.act == "leaky_relu" else ""
-        return f"{super().extra_repr()}, act={self.act}{slope}, impl={self.impl}"
+from fastcyclegan.nn.deferred import Flow, Layers
+from fastcyclegan.nn.layer_checks import activation, border_of, compute_dtype, is_conv, is_norm, untouched
+from fastcyclegan.nn.layers import FloatTanh
 
 
 class Chain(nn.Sequential):

@@ -12,28 +12,18 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
 
-from fastcyclegan import reference
 from fastcyclegan.kernels import instance_norm
 from fastcyclegan.kernels._weight_gradients import each_weight, is_accumulating
 from fastcyclegan.kernels.backend_table import backend_of, measured
 from fastcyclegan.kernels.norm_conv import norm_conv
 from fastcyclegan.kernels.reflect_conv import reflect_conv
 from fastcyclegan.kernels.zero_conv import serves, zero_conv
+from fastcyclegan.nn.layer_checks import compute_dtype, is_norm, untouched
+from fastcyclegan.nn.layers import FloatTanh
 
 Layers = tuple[Any, ...]
 """The layers at one place of P networks: alike, so the first speaks for all."""
-
-
-class FloatTanh(nn.Tanh):
-    """tanh that computes 16-bit input in fp32, and under autocast returns fp32: near +-1 a bf16 step is a whole step of 8 bits."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.dtype not in (torch.bfloat16, torch.float16):
-            return torch.tanh(x)
-        y = torch.tanh(x.float())
-        return y if torch.is_autocast_enabled(x.device.type) else y.to(x.dtype)
 
 
 class _ZeroGradient(torch.autograd.Function):
@@ -55,42 +45,6 @@ class _ZeroGradient(torch.autograd.Function):
             return grad, *(None for _ in biases)
         zeros = grad.new_zeros(sum(b.numel() for b in biases), dtype=biases[0].dtype)
         return grad, *(z.view(b.shape) for z, b in zip(zeros.split([b.numel() for b in biases]), biases, strict=True))
-
-
-def untouched(layer: nn.Module | None, *kinds: type[nn.Module]) -> bool:
-    """Whether ``layer`` is exactly one of ``kinds``, with its own forward, and nobody listens to it."""
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    if layer is None or type(layer) not in kinds or "forward" in layer.__dict__:
-        return False
-    return not (any(getattr(layer, name) for name in hooks) or _has_any_global_hook())
-
-
-def is_norm(layer: nn.Module | None) -> bool:
-    return untouched(layer, nn.InstanceNorm2d, reference.InstanceNorm2d) and not layer.track_running_stats  # type: ignore[union-attr]
-
-
-def is_conv(layer: nn.Module | None) -> bool:
-    plain = untouched(layer, nn.Conv2d, nn.ConvTranspose2d, reference.ResizeConv2d)
-    return plain and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)  # type: ignore[union-attr]
-
-
-def activation(layer: nn.Module) -> tuple[str, float] | None:
-    if untouched(layer, nn.ReLU):
-        return "relu", 0.0
-    return ("leaky_relu", layer.negative_slope) if untouched(layer, nn.LeakyReLU) else None  # type: ignore[return-value]
-
-
-def border_of(layer: nn.Module, following: nn.Module | None) -> int:
-    """Return the border of a reflection pad that the convolution after it can take over, else 0."""
-    if not (untouched(layer, nn.ReflectionPad2d) and is_conv(following)):
-        return 0
-    return layer.padding[0] if len(set(layer.padding)) == 1 else 0  # type: ignore[arg-type, index, return-value]
-
-
-def compute_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
-    """Return the dtype that a convolution of ``x`` computes in here."""
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
 
 
 def _reflects(conv: Any, x: Tensor, dtype: torch.dtype, count: int) -> bool:

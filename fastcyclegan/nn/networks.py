@@ -10,7 +10,7 @@ from fastcyclegan import reference
 from fastcyclegan.config import ModelConfig
 from fastcyclegan.kernels.dispatch import check_impl, resolve_impl
 from fastcyclegan.nn.chains import Chain, chained
-from fastcyclegan.nn.deferred import FloatTanh
+from fastcyclegan.nn.layers import FloatTanh
 from fastcyclegan.nn.pretrained import Pretrained
 from fastcyclegan.reference import Norm
 
@@ -172,3 +172,11 @@ def build_discriminator(config: ModelConfig, input_nc: int) -> nn.Module:
         return PixelDiscriminator(input_nc, config.ndf, config.norm, config.impl, affine=config.affine)
     n_layers = config.n_layers_D if config.netD == "n_layers" else 3
     return Discriminator(input_nc, config.ndf, n_layers, config.norm, config.impl, affine=config.affine)
+
+
+OURS = (Generator, UnetGenerator, Discriminator, PixelDiscriminator)
+
+
+def is_ours(net: nn.Module) -> bool:
+    """Whether ``net`` is one of our networks, or of a class made of one that runs as it does."""
+    return isinstance(net, OURS) and type(net).forward in {kind.forward for kind in OURS}

@@ -13,9 +13,8 @@ import torch
 from torch import nn
 
 from fastcyclegan.engine import require_impl, resolve_precision, why_not_compiled
-from fastcyclegan.engine.batching import is_ours
 from fastcyclegan.errors import UserError
-from fastcyclegan.nn.networks import computed_by
+from fastcyclegan.nn.networks import computed_by, is_ours
 from fastcyclegan.official.change_guard import Watch, hand_over
 from fastcyclegan.official.equivalence import ITERATIONS, prove
 from fastcyclegan.official.patch_networks import Say

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from fastcyclegan.config import FIXED_SIZE, LossConfig, OptimConfig
-from fastcyclegan.data.loader import Batch
+from fastcyclegan.data.batch import Batch
 from fastcyclegan.data.sample_plan import Sample, View
 from fastcyclegan.engine import Engine
-from fastcyclegan.engine.batching import is_ours
 from fastcyclegan.errors import UserError
+from fastcyclegan.nn.networks import is_ours
 from fastcyclegan.recipes.cyclegan import CycleGAN
 from fastcyclegan.recipes.image_pool import ImagePool
 

@@ -10,45 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from fastcyclegan.config import LossConfig, ModelConfig, TrainConfig
-from fastcyclegan.data.loader import Batch
+from fastcyclegan.data.batch import Batch
 from fastcyclegan.engine.batching import Passes
 from fastcyclegan.nn.networks import build_discriminator, build_generator
 from fastcyclegan.recipes.image_pool import ImagePool
 from fastcyclegan.recipes.losses import gan_losses, l1_losses
+from fastcyclegan.recipes.recipe import Inputs, Phase
 from fastcyclegan.reference import LossWeights, gradient_penalty, init_weights
 
 GENERATORS, DISCRIMINATORS = ("G_AB", "G_BA"), ("D_A", "D_B")
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What an iteration, or a part of one, works on: pictures of both domains [N, C, H, W], the numbers that ``decide`` gave, on their
-    device, and, in the discriminators' phase, the fakes that the pools show, by domain."""
-
-    A: Tensor
-    B: Tensor
-    numbers: dict[str, Tensor]
-    pooled: dict[str, Tensor] = field(default_factory=dict)
-
-    def part(self, start: int, stop: int) -> Inputs:
-        """Return the samples [start, stop)."""
-        numbers = {name: values[..., start:stop] for name, values in self.numbers.items()}
-        pooled = {side: images[start:stop] for side, images in self.pooled.items()}
-        return Inputs(self.A[start:stop], self.B[start:stop], numbers, pooled)
-
-
-@dataclass(frozen=True)
-class Phase:
-    """One update: the networks it trains, the ones it freezes meanwhile, and its losses [k], whose sum is minimised.
-
-    ``begin`` does what the samples of a batch have to do together before they may go in parts.
-    """
-
-    name: str
-    trains: tuple[str, ...]
-    freezes: tuple[str, ...]
-    losses: Callable[[Passes, Inputs], Tensor]
-    begin: Callable[[Inputs], Inputs] = lambda inputs: inputs
 
 
 def build_networks(config: ModelConfig) -> dict[str, nn.Module]:

@@ -6,7 +6,7 @@ import dataclasses
 import shutil
 from pathlib import Path
 
-from fastcyclegan.checkpoints import run_files as checkpoint
+from fastcyclegan.checkpoints import run_files
 from fastcyclegan.checkpoints.run_files import CONFIG
 from fastcyclegan.config import TrainConfig
 from fastcyclegan.errors import UserError
@@ -33,12 +33,12 @@ def _default_name(config: TrainConfig) -> str:
 
 
 def is_run(folder: Path) -> bool:
-    return (folder / CONFIG).exists() or (folder / checkpoint.STATE).exists() or bool(checkpoint.saved_epochs(folder))
+    return (folder / CONFIG).exists() or (folder / run_files.STATE).exists() or bool(run_files.saved_epochs(folder))
 
 
 def _remove_run(folder: Path) -> None:
     """Delete what a run leaves in its folder, and nothing else that may lie there."""
-    for name in (CONFIG, checkpoint.STATE, STATS, PAGE, CURVES):
+    for name in (CONFIG, run_files.STATE, STATS, PAGE, CURVES):
         (folder / name).unlink(missing_ok=True)
     for file in folder.glob("*_net_*.pth"):
         file.unlink()
@@ -55,7 +55,7 @@ def choose_folder(config: TrainConfig) -> tuple[Path, TrainConfig]:
     name = run.name or _default_name(config)
     folder = run.checkpoints_dir / name
     if run.continue_train and not (folder.is_dir() and is_run(folder)):
-        raise UserError(f"{folder}: no run to continue (neither {checkpoint.STATE} nor *_net_*.pth)")
+        raise UserError(f"{folder}: no run to continue (neither {run_files.STATE} nor *_net_*.pth)")
     if folder.is_symlink() and not folder.exists():
         raise UserError(f"{folder} is a link to nothing; use another --name")
     if folder.exists() and not run.continue_train and (not folder.is_dir() or any(folder.iterdir())):
@@ -72,7 +72,7 @@ def open_folder(folder: Path, overwrite: bool) -> None:
         if overwrite and folder.exists():
             _remove_run(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        checkpoint.remove_partials(folder)
+        run_files.remove_partials(folder)
         probe = folder / ".writable.partial"
         probe.touch()
         probe.unlink()

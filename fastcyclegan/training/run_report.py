@@ -4,61 +4,20 @@ from __future__ import annotations
 
 import html
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
+from PIL import Image
 
-from fastcyclegan.checkpoints.run_files import write_atomically
+from fastcyclegan.data.pixels import save_image
+from fastcyclegan.tensor_files import write_atomically
 
 PAGE = "index.html"
 STATS = "stats.jsonl"
 CURVES = "losses.png"
-_LABEL, _GAP = 18, 4
-
-
-def to_pixels(images: Tensor) -> NDArray[np.uint8]:
-    """Return [N, C, H, W] in [-1, 1] as [N, H, W, C] uint8, rounded and clamped (the official code truncates)."""
-    scaled = images.detach().float().add(1).mul(127.5).round().clamp(0, 255)
-    return scaled.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-
-
-def to_image(pixels: NDArray[np.uint8]) -> Image.Image:
-    """Return [H, W, C] uint8 with 1 or 3 channels as a picture."""
-    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
-
-
-def draw_grid(columns: Mapping[str, Sequence[NDArray[np.uint8]]]) -> Image.Image:
-    """Return a grid with one labelled column an entry and one row a picture, [H, W, C] uint8; pictures of a row may differ in size."""
-    rows = list(zip(*columns.values(), strict=True))
-    widths = [max(p.shape[1] for p in pictures) for pictures in columns.values()]
-    heights = [max(p.shape[0] for p in row) for row in rows]
-    font = ImageFont.load_default(12)
-    widths = [max(width, math.ceil(font.getlength(label)) + 2) for width, label in zip(widths, columns, strict=True)]
-    size = (sum(widths) + _GAP * (len(widths) + 1), _LABEL + sum(heights) + _GAP * (len(rows) + 1))
-    grid = Image.new("RGB", size, "white")
-    pen = ImageDraw.Draw(grid)
-    left = _GAP
-    for label, width, pictures in zip(columns, widths, columns.values(), strict=True):
-        pen.text((left, 2), label, fill="black", font=font)
-        top = _LABEL + _GAP
-        for picture, height in zip(pictures, heights, strict=True):
-            grid.paste(to_image(picture).convert("RGB"), (left, top))
-            top += height + _GAP
-        left += width + _GAP
-    return grid
-
-
-def save_image(image: Image.Image, path: Path) -> None:
-    """Write ``image`` as PNG, whole or not at all."""
-    write_atomically(path, lambda partial: image.save(partial, format="PNG"))
 
 
 def read_stats(run: Path) -> list[dict[str, Any]]:

@@ -5,50 +5,32 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import os
 import signal
-import threading
 import time
 from collections.abc import Callable, Generator, Mapping
-from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastcyclegan.checkpoints.run_files import StateWriter, to_cpu
 from fastcyclegan.config import TrainConfig, to_dict
 from fastcyclegan.console import Console
-from fastcyclegan.data.loader import Batch
+from fastcyclegan.data.batch import Batch
 from fastcyclegan.data.pillow_loader import naming_dead_workers
+from fastcyclegan.data.pixels import draw_grid, to_pixels
 from fastcyclegan.errors import UserError
+from fastcyclegan.tensor_files import to_cpu
+from fastcyclegan.training.intervals import Every
 from fastcyclegan.training.lr_schedule import Factor, make_schedule
-from fastcyclegan.training.run import Given, Run, start
-from fastcyclegan.training.run_report import Report, draw_grid, to_pixels
+from fastcyclegan.training.run import Run
+from fastcyclegan.training.run_report import Report
+from fastcyclegan.training.signals import on_interrupt, on_signals
+from fastcyclegan.training.start import Given, start
+from fastcyclegan.training.state_writer import StateWriter
 
 SAMPLE_ROWS = 4
 MAX_PENDING = 256
 Tick = Callable[[dict[str, Any]], object]
-
-
-class Every:
-    """When something is due: every ``images`` pictures if given, else every ``seconds``, and then never more than ``share`` of the time."""
-
-    def __init__(self, images: int | None, seconds: float, share: float = 1.0) -> None:
-        self.images, self.seconds, self.share = images, seconds, share
-        self.seen, self.since, self.cost = 0, time.monotonic(), 0.0
-
-    def due(self, images: int) -> bool:
-        """Count ``images`` more pictures and say whether it is time."""
-        self.seen += images
-        if self.images is not None:
-            return self.seen >= self.images
-        return time.monotonic() - self.since >= max(self.seconds, self.cost / self.share)
-
-    def done(self, cost: float = 0.0) -> None:
-        """It was done, and took ``cost`` seconds."""
-        self.seen = self.seen % self.images if self.images is not None else 0
-        self.since, self.cost = time.monotonic(), cost
 
 
 class _NoReport:
@@ -255,43 +237,6 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{seconds:02d}"
 
 
-def _on_signals(trainer: Trainer) -> Callable[[], None]:
-    """Have SIGINT, SIGTERM and SIGHUP end the loop after its iteration, a second one at once; return what restores the handlers."""
-    if threading.current_thread() is not threading.main_thread():
-        return lambda: None  # Python lets the main thread alone handle signals
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: handler for number in numbers if (handler := signal.getsignal(number)) is not signal.SIG_IGN}  # nohup stays nohup
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    def ask(number: int, _: FrameType | None) -> None:
-        trainer.stop = number
-        restore()
-        # Not print: the signal may have come in the middle of one, and the terminal may be gone.
-        with contextlib.suppress(OSError):
-            os.write(2, f"\n{signal.Signals(number).name}: saving after this iteration (once more to stop at once)\n".encode())
-
-    for number in before:
-        signal.signal(number, ask)
-    return restore
-
-
-def _on_interrupt(trainer: Trainer) -> Callable[[], None]:
-    """Have SIGINT end the loop after its iteration, and a second one at once; return what restores the handler."""
-    before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or before is not signal.default_int_handler:
-        return lambda: None  # the caller has an own way with it
-
-    def ask(number: int, _: FrameType | None) -> None:
-        trainer.stop = number
-        signal.signal(signal.SIGINT, before)
-
-    signal.signal(signal.SIGINT, ask)
-    return lambda: (signal.signal(signal.SIGINT, before), None)[1]
-
-
 def train(
     config: TrainConfig,
     console: Console,
@@ -316,7 +261,7 @@ def train(
     console.table(f"run {run.folder or 'without files'}", run.table)
     trainer = Trainer(run, console, policy, lambda record: on_tick(trainer, record))
     on_start(trainer)
-    restore = _on_signals(trainer) if signals else _on_interrupt(trainer)
+    restore = on_signals(trainer) if signals else on_interrupt(trainer)
     try:
         with console:
             trainer.train()

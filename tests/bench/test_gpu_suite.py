@@ -23,7 +23,7 @@ from bench.gpu_summary import MOST, MOST_OF_A_SUMMARY, Printer, summary
 from bench.gpu_tasks import Benches, Command, Failure, Options, Outcome, Surroundings, Tests, outcome_of
 from bench.launches import breaks_the_device
 from bench.processes import Ended
-from fastcyclegan.kernels import backend_table as _backend
+from fastcyclegan.kernels import backend_table
 
 ROOT = Path(__file__).parents[2]
 ABOUT = {"hardware": "Test/GPU", "device": "cuda", "torch": "2.13", "triton": "3.7", "stage": "1: correctness"}
@@ -258,28 +258,28 @@ def bench(group: str, provider: str, median: float, **info: Any) -> Row:
 def test_the_backend_of_a_shape_is_the_faster_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """From the rows of the benches to what a convolution asks; a shape of which one was measured alone stays unmeasured."""
     x = torch.zeros(3, 8, 5, 5)
-    keys = {out: _backend.backend_key("reflect_conv", x.dtype, 3, 1, 25, 8, out, 3) for out in (8, 16, 32)}
+    keys = {out: backend_table.backend_key("reflect_conv", x.dtype, 3, 1, 25, 8, out, 3) for out in (8, 16, 32)}
     rows = [("triton", 8, 2.0, 1), ("cudnn", 8, 6.0, 4), ("triton", 16, 1.0, 1), ("cudnn", 16, 2.0, 1), ("cudnn", 32, 1.0, 1)]
     benches = [bench("g", "p", s, backend=b, backend_key=keys[out], operations=n) for b, out, s, n in rows]
     table = gpu_suite.backends([*benches, bench("step", "ours", 1.0)])
     assert table == {keys[8]: {"triton": 2000.0, "cudnn": 1500.0}, keys[16]: {"triton": 1000.0, "cudnn": 2000.0}}
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Test/GPU")
-    monkeypatch.setattr(_backend, "SHIPPED", tmp_path)
-    _backend._table.cache_clear()
-    assert _backend.describe_backends(torch.device("cuda")) == "Triton (unmeasured on this device)"
-    _backend.table_file("Test/GPU").write_text(json.dumps(table))
-    _backend._table.cache_clear()
-    assert "Triton is faster in 1, cuDNN in 1" in _backend.describe_backends(torch.device("cuda"))
+    monkeypatch.setattr(backend_table, "SHIPPED", tmp_path)
+    backend_table._table.cache_clear()
+    assert backend_table.describe_backends(torch.device("cuda")) == "Triton (unmeasured on this device)"
+    backend_table.table_file("Test/GPU").write_text(json.dumps(table))
+    backend_table._table.cache_clear()
+    assert "Triton is faster in 1, cuDNN in 1" in backend_table.describe_backends(torch.device("cuda"))
 
     class OnGpu:
         """As much of a tensor as a look-up asks for."""
 
         device, dtype, shape = torch.device("cuda"), x.dtype, x.shape
 
-    found = [_backend.backend_of("reflect_conv", OnGpu(), x.dtype, 1, out, 3) for out in (8, 16, 32)]  # type: ignore[arg-type]
+    found = [backend_table.backend_of("reflect_conv", OnGpu(), x.dtype, 1, out, 3) for out in (8, 16, 32)]  # type: ignore[arg-type]
     assert found == ["cudnn", "triton", "triton"]
-    assert _backend.backend_of("reflect_conv", x, x.dtype, 1, 8, 3) == "triton"
-    _backend._table.cache_clear()
+    assert backend_table.backend_of("reflect_conv", x, x.dtype, 1, 8, 3) == "triton"
+    backend_table._table.cache_clear()
 
 
 # --- A stage ------------------------------------------------------------------------------------------------------------------------

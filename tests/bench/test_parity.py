@@ -30,8 +30,8 @@ from bench.parity import (
 )
 from bench.providers import PROVIDERS, TrainStep, Unserved, generator, plain_networks, train_step
 from fastcyclegan.config import LossConfig, ModelConfig
-from fastcyclegan.data import builtin as toy
-from fastcyclegan.data.loader import Batch
+from fastcyclegan.data import builtin
+from fastcyclegan.data.batch import Batch
 from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.engine import engine
 from fastcyclegan.engine.host_inputs import Numbers
@@ -108,7 +108,7 @@ def test_in_float64_the_rate_may_be_kept_in_fp32(judge: Judge, monkeypatch: pyte
 
 def flat_in_the_corner(domain: str, size: int) -> list[torch.Tensor]:
     """Return two images of the built-in dataset, fp32 [1, 3, size, size], whose first 32x32 pixels are all ground."""
-    drawn = (torch.from_numpy(toy.draw(domain, 1, "train", n)).permute(2, 0, 1)[None].float() / 127.5 - 1 for n in range(40))
+    drawn = (torch.from_numpy(builtin.draw(domain, 1, "train", n)).permute(2, 0, 1)[None].float() / 127.5 - 1 for n in range(40))
     images = (F.interpolate(pixels, (size, size), mode="nearest-exact") for pixels in drawn)
     return list(itertools.islice((image for image in images if is_flat(image[0, :, :32, :32])), 2))
 

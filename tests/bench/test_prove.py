@@ -19,7 +19,7 @@ from bench import prove
 from bench.parity import EXACT, FORWARD, Judge, require
 from bench.providers import Provider, Unserved, plain_networks, train_step
 from fastcyclegan.config import LossConfig, ModelConfig
-from fastcyclegan.data.loader import Batch
+from fastcyclegan.data.batch import Batch
 
 
 @pytest.fixture(autouse=True)

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastcyclegan.checkpoints import run_files as checkpoint
-from fastcyclegan.checkpoints.run_files import fit_weights, save_weights, saved_epochs, to_cpu, write_atomically
+from fastcyclegan.checkpoints import run_files
+from fastcyclegan.checkpoints.run_files import fit_weights, save_weights, saved_epochs
 from fastcyclegan.errors import UserError
 from fastcyclegan.nn.networks import Generator
-from fastcyclegan.tensor_files import load_tensors
+from fastcyclegan.tensor_files import load_tensors, to_cpu, write_atomically
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
@@ -41,7 +41,7 @@ def test_the_new_file_is_on_the_disk_before_it_gets_the_name(tmp_path: Path, mon
 def test_partials_of_a_killed_process_are_removed(tmp_path: Path) -> None:
     (tmp_path / ".state.pt.123.partial").touch()
     (tmp_path / "state.pt").touch()
-    checkpoint.remove_partials(tmp_path)
+    run_files.remove_partials(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["state.pt"]
 
 

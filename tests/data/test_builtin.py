@@ -7,45 +7,45 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastcyclegan.data import builtin as toy
+from fastcyclegan.data import builtin
 
 
 def pictures(domain: str, split: str = "test", count: int = 16, seed: int = 0) -> np.ndarray:
-    return np.stack([toy.draw(domain, seed, split, n) for n in range(count)])
+    return np.stack([builtin.draw(domain, seed, split, n) for n in range(count)])
 
 
 def test_test_pictures_share_their_scenes_and_training_pictures_do_not() -> None:
     a, b = pictures("A"), pictures("B")
-    assert np.array_equal((a == toy.GROUND).all(-1), (b == toy.GROUND).all(-1))
+    assert np.array_equal((a == builtin.GROUND).all(-1), (b == builtin.GROUND).all(-1))
     train_a, train_b = pictures("A", "train"), pictures("B", "train")
-    same = [((x == toy.GROUND).all(-1) == (y == toy.GROUND).all(-1)).all() for x in train_a for y in train_b]
+    same = [((x == builtin.GROUND).all(-1) == (y == builtin.GROUND).all(-1)).all() for x in train_a for y in train_b]
     assert not any(same)
     assert not np.array_equal(pictures("A", seed=1), a)
     colours = {tuple(c) for c in b.reshape(-1, 3)}
-    assert colours == {toy.GROUND, *toy.STRIPES}
+    assert colours == {builtin.GROUND, *builtin.STRIPES}
 
 
 def test_measures() -> None:
     a, b = pictures("A"), pictures("B")
-    assert toy.gap_closed(a, b, b) == pytest.approx(1.0)
-    assert toy.gap_closed(a, a, b) == pytest.approx(0.0)
-    assert toy.gap_closed(b, a, a) == pytest.approx(1.0)
-    assert toy.distance_ratio(a, b, b) == 0.0
-    assert toy.distance_ratio(a, a, b) == 1.0
+    assert builtin.gap_closed(a, b, b) == pytest.approx(1.0)
+    assert builtin.gap_closed(a, a, b) == pytest.approx(0.0)
+    assert builtin.gap_closed(b, a, a) == pytest.approx(1.0)
+    assert builtin.distance_ratio(a, b, b) == 0.0
+    assert builtin.distance_ratio(a, a, b) == 1.0
     # Right stripes in wrong colours: the first measure is content, the second is not.
-    inverted = np.where((b == toy.GROUND).all(-1, keepdims=True), b, 255 - b)
-    assert toy.gap_closed(a, inverted, b) > 0.8
-    assert toy.distance_ratio(a, inverted, b) > 0.9
+    inverted = np.where((b == builtin.GROUND).all(-1, keepdims=True), b, 255 - b)
+    assert builtin.gap_closed(a, inverted, b) > 0.8
+    assert builtin.distance_ratio(a, inverted, b) > 0.9
     # Stripes all over the ground overshoot.
-    rows = (np.arange(toy.SIZE) % toy.PERIOD < toy.PERIOD // 2)[None, :, None, None]
+    rows = (np.arange(builtin.SIZE) % builtin.PERIOD < builtin.PERIOD // 2)[None, :, None, None]
     everywhere = np.where(rows, np.uint8(0), np.uint8(255)) * np.ones_like(b)
-    assert toy.gap_closed(a, everywhere, b) < 0
+    assert builtin.gap_closed(a, everywhere, b) < 0
 
 
 def test_written_once(tmp_path: Path) -> None:
-    toy.write(tmp_path, 3)
+    builtin.write(tmp_path, 3)
     assert {path.name: len(list(path.iterdir())) for path in tmp_path.iterdir()} == {"trainA": 200, "trainB": 200, "testA": 32, "testB": 32}
     file = tmp_path / "trainA" / "007.png"
     stamp = file.stat().st_mtime_ns
-    toy.write(tmp_path, 3)
+    builtin.write(tmp_path, 3)
     assert file.stat().st_mtime_ns == stamp

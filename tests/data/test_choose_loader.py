@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fastcyclegan.data import choose_loader as loaders
-from fastcyclegan.data import dali_loader as dali
+from fastcyclegan.data import choose_loader, dali_loader
 from fastcyclegan.data.choose_loader import choose, cores
 from fastcyclegan.errors import UserError
 
@@ -28,7 +27,7 @@ def test_folder_can_be_asked_for() -> None:
 
 
 def test_without_dali_auto_takes_pillow_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dali, "find_spec", lambda name: None)
+    monkeypatch.setattr(dali_loader, "find_spec", lambda name: None)
     choice = choose("auto", CPU)
     assert choice.kind == "folder"
     assert "DALI is not installed (the extra dali, or dali-cu12" in choice.why
@@ -39,15 +38,15 @@ def test_without_dali_auto_takes_pillow_and_says_why(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(("ours", "extra"), [("12.8", "dali-cu12"), ("14.0", "dali")])
 def test_dali_for_another_cuda_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch, ours: str, extra: str) -> None:
     monkeypatch.setattr(torch.version, "cuda", ours)
-    reason = dali.why_not_dali(torch.device("cuda"))
+    reason = dali_loader.why_not_dali(torch.device("cuda"))
     assert f"is built for CUDA 13 and torch for CUDA {ours[:2]}: install the extra {extra}" in reason
-    assert dali.why_not_dali(CPU) == ""  # pictures for a CPU need no CUDA
+    assert dali_loader.why_not_dali(CPU) == ""  # pictures for a CPU need no CUDA
 
 
 def test_what_else_stands_in_the_way_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(self: object) -> None:
         raise RuntimeError("driver\n  too old")
 
-    monkeypatch.setattr(dali.DaliReader, "probe", broken)
-    assert loaders.choose("auto", CPU).why == "DALI does not work here: driver too old"
-    assert dali.why_not_dali(torch.device("mps")) == "DALI does not serve the device mps"
+    monkeypatch.setattr(dali_loader.DaliReader, "probe", broken)
+    assert choose_loader.choose("auto", CPU).why == "DALI does not work here: driver too old"
+    assert dali_loader.why_not_dali(torch.device("mps")) == "DALI does not serve the device mps"

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fastcyclegan.config import Preprocess
-from fastcyclegan.data import dali_loader as dali
+from fastcyclegan.data import dali_loader
+from fastcyclegan.data.batch import Batch
 from fastcyclegan.data.dali_loader import DaliLoader, DaliReader
 from fastcyclegan.data.image_file import BadPictureError, Fit, load_pixels, open_picture
-from fastcyclegan.data.loader import Batch, Job, Source
+from fastcyclegan.data.loader import Job, Source
 from fastcyclegan.data.pillow_loader import FolderLoader, PillowReader
 from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.errors import UserError
@@ -155,17 +156,17 @@ def test_what_a_gpu_runs_crops_and_mirrors_as_pillow_does(tmp_path: Path, mode: 
 def test_blocks_are_many_pictures_and_large_pictures_make_small_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = unpaired(tmp_path)
     launched: list[int] = []
-    launch = dali._Running.launch
+    launch = dali_loader._Running.launch
 
-    def counted(self: dali._Running, files: list[dali._File]) -> None:
+    def counted(self: dali_loader._Running, files: list[dali_loader._File]) -> None:
         launched.append(len(files))
         launch(self, files)
 
-    monkeypatch.setattr(dali._Running, "launch", counted)
+    monkeypatch.setattr(dali_loader._Running, "launch", counted)
     expected = list(DaliLoader(a, b, Plan(11, 5, 3), CPU).batches(0, 100))
     assert launched == [64, 64, 64, 8]
     launched.clear()
-    monkeypatch.setattr(dali, "BLOCK_BYTES", 10 * 24 * 20 * 3)
+    monkeypatch.setattr(dali_loader, "BLOCK_BYTES", 10 * 24 * 20 * 3)
     found = list(DaliLoader(a, b, Plan(11, 5, 3), CPU).batches(0, 100))
     assert launched == [10] * 20
     assert all(same_batch(x, y) for x, y in zip(expected, found, strict=True))
@@ -207,21 +208,21 @@ def test_a_file_that_dali_fails_on_is_found_among_the_others(tmp_path: Path) -> 
 
 def test_a_file_that_dali_alone_fails_on_is_left_to_pillow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = unpaired(tmp_path)
-    outputs, launch, refused = dali._Running._outputs, dali._Running.launch, a.paths[2]
+    outputs, launch, refused = dali_loader._Running._outputs, dali_loader._Running.launch, a.paths[2]
     running: list[Path] = []
 
-    def launched(self: dali._Running, files: list[dali._File]) -> None:
+    def launched(self: dali_loader._Running, files: list[dali_loader._File]) -> None:
         running[:] = [file.job.path for file in files]
         launch(self, files)
 
-    def failing(self: dali._Running) -> list[object]:
+    def failing(self: dali_loader._Running) -> list[object]:
         rows = outputs(self)
         if refused in running:
             raise RuntimeError("cannot")
         return rows
 
-    monkeypatch.setattr(dali._Running, "launch", launched)
-    monkeypatch.setattr(dali._Running, "_outputs", failing)
+    monkeypatch.setattr(dali_loader._Running, "launch", launched)
+    monkeypatch.setattr(dali_loader._Running, "_outputs", failing)
     said: list[str] = []
     expected = list(FolderLoader(a, b, Plan(11, 5, 3), CPU).batches(0, 100))
     found = list(DaliLoader(a, b, Plan(11, 5, 3), CPU, threads=2, say=said.append).batches(0, 100))
@@ -233,15 +234,15 @@ def test_a_file_that_dali_alone_fails_on_is_left_to_pillow(tmp_path: Path, monke
 
 def test_a_failure_of_no_file_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = unpaired(tmp_path)
-    outputs, failed = dali._Running._outputs, []
+    outputs, failed = dali_loader._Running._outputs, []
 
-    def fails_once(self: dali._Running) -> list[object]:
+    def fails_once(self: dali_loader._Running) -> list[object]:
         if not failed:
             failed.append(True)
             raise RuntimeError("out of\nmemory")
         return outputs(self)
 
-    monkeypatch.setattr(dali._Running, "_outputs", fails_once)
+    monkeypatch.setattr(dali_loader._Running, "_outputs", fails_once)
     with pytest.raises(UserError, match="DALI failed: out of memory; --loader folder reads with Pillow"):
         list(DaliLoader(a, b, Plan(11, 5, 3), CPU).batches(0, 4))
 

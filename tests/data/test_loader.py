@@ -15,8 +15,9 @@ import torch
 from PIL import Image
 
 from fastcyclegan.config import DataConfig
+from fastcyclegan.data.background import in_background
 from fastcyclegan.data.choose_loader import choose, make_loader
-from fastcyclegan.data.loader import Loader, in_background
+from fastcyclegan.data.loader import Loader
 from fastcyclegan.data.pillow_loader import FolderLoader
 from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.errors import UserError

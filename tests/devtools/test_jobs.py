@@ -27,7 +27,7 @@ from triton.runtime.driver import driver
 from fastcyclegan.kernel_gate import command as kernel_gate
 from fastcyclegan.devtools.dry_run import dry_run
 from fastcyclegan.kernels import _launch
-from fastcyclegan.devtools import compile_ahead as _ahead
+from fastcyclegan.devtools import compile_ahead
 from fastcyclegan.devtools import jobs as _jobs
 
 class Driver:

@@ -19,7 +19,7 @@ from torch import nn
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from fastcyclegan.config import EngineConfig, LossConfig, ModelConfig, OptimConfig
-from fastcyclegan.data.loader import Batch
+from fastcyclegan.data.batch import Batch
 from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.devtools import compile_ahead as _ahead
 from fastcyclegan.devtools import compile_kernels

@@ -167,11 +167,11 @@ def test_pictures_of_different_sizes_go_one_by_one() -> None:
 
 
 def test_pairs_without_batches_take_a_picture_of_each_network_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fastcyclegan.engine import batching as passes
+    from fastcyclegan.engine import batching
 
     nets, xs, calls = two(Generator, ngf=2, n_blocks=0), pictures(8), []
-    plain = passes.run_paired
-    monkeypatch.setattr(passes, "run_paired", lambda nets, x, impl: calls.append(len(x)) or plain(nets, x, impl))
+    plain = batching.run_paired
+    monkeypatch.setattr(batching, "run_paired", lambda nets, x, impl: calls.append(len(x)) or plain(nets, x, impl))
     ys = Passes(nets, pairing=True)({"one": xs[:2], "other": xs[2:]})
     assert calls == [2, 2]
     for y, x in zip([*ys["one"], *ys["other"]], xs, strict=True):

@@ -13,11 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastcyclegan import testing
 from fastcyclegan.config import EngineConfig, LossConfig, ModelConfig, OptimConfig
-from fastcyclegan.data.loader import Batch
+from fastcyclegan.data.batch import Batch
 from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.devtools.recorded_graph import RecordedGraph
-from fastcyclegan.engine import Engine
-from fastcyclegan.engine import cuda_graph as graph
+from fastcyclegan.engine import Engine, cuda_graph
 from fastcyclegan.errors import UserError
 from fastcyclegan.recipes.cyclegan import CycleGAN
 from fastcyclegan.testing import make_engine, random_batch, seeded_networks
@@ -91,7 +90,7 @@ class Discriminators(CycleGAN):
 
 def test_the_kernels_iteration_is_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Working copies and their forms, gradients in place and paired launches: nothing of them is decided by the host in an iteration."""
-    monkeypatch.setattr(graph, "WARM_UP", 1)
+    monkeypatch.setattr(cuda_graph, "WARM_UP", 1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     given, capture = batches(4, size=16, dtype=torch.float32), RecordedGraph()
     given = [dataclasses.replace(b, A=b.A.to(device), B=b.B.to(device)) for b in given]
@@ -162,7 +161,7 @@ def test_a_capture_that_fails_is_said_and_training_goes_on() -> None:
 
 
 def test_sizes_beyond_the_cap_run_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graph, "MOST_GRAPHS", 1)
+    monkeypatch.setattr(cuda_graph, "MOST_GRAPHS", 1)
     said: list[str] = []
     engine, capture = recorded(say=said.append)
     plain, _ = recorded(PLAIN)

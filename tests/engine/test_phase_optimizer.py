@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from fastcyclegan.config import OptimConfig
-from fastcyclegan.engine.phase_optimizer import Average, Trained
+from fastcyclegan.engine.phase_optimizer import Trained
+from fastcyclegan.engine.weight_average import Average
 from fastcyclegan.kernels import accumulating
 from fastcyclegan.nn.networks import Discriminator
 from fastcyclegan.testing import parameters_that_count, relative_error

@@ -16,8 +16,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from fastcyclegan.config import ModelConfig
 from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.devtools.dry_run import dry_run
-from fastcyclegan.engine import Engine
-from fastcyclegan.engine import summary as table
+from fastcyclegan.engine import Engine, summary
 from fastcyclegan.kernels import _launch, _tiles, reflect_conv2d, reflect_conv2d_ref, residual_block, residual_block_ref
 from fastcyclegan.kernels import _products as host
 from fastcyclegan.kernels import descriptor_launch as descriptors
@@ -437,9 +436,9 @@ def test_the_gate_compiles_both_forms_and_a_step_lists_one() -> None:
 
 
 def test_the_table_names_a_refusal(monkeypatch: pytest.MonkeyPatch, asked: list[torch.device]) -> None:
-    assert table._loads(GPU) == table._loads(torch.device("cpu")) == ""
+    assert summary._loads(GPU) == summary._loads(torch.device("cpu")) == ""
     descriptors._answers[GPU] = "invalid argument"
-    assert table._loads(GPU) == "; tensor descriptors refused (invalid argument): pointers"
+    assert summary._loads(GPU) == "; tensor descriptors refused (invalid argument): pointers"
 
 
 # --- On a GPU -----------------------------------------------------------------------------------------------------------------------

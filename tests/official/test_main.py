@@ -406,7 +406,7 @@ def test_dropout_and_derived_networks(tmp_path: Path, pictures: Path) -> None:
 
 
 def test_the_proof_leaves_no_trace_and_pictures_are_made_on_demand(tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fastcyclegan.official import patch_model as official_model
+    from fastcyclegan.official import patch_model
 
     def states() -> list[Any]:
         weights = [value.clone() for value in [*G.state_dict().values()]] if G is not None else []
@@ -423,8 +423,8 @@ def test_the_proof_leaves_no_trace_and_pictures_are_made_on_demand(tmp_path: Pat
         seen.append(states() == before)
         return difference
 
-    prove = official_model.prove
-    monkeypatch.setattr(official_model, "prove", watched)
+    prove = patch_model.prove
+    monkeypatch.setattr(patch_model, "prove", watched)
     model, _, _ = train(checkout(tmp_path), pictures, "--norm batch", Options(), epochs=1)
     assert seen == [True]
     before = states()

@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from fastcyclegan.training.run_report import CURVES, PAGE, STATS, Report, draw_grid, read_stats, to_pixels
+from fastcyclegan.data.pixels import draw_grid, to_pixels
+from fastcyclegan.training.run_report import CURVES, PAGE, STATS, Report, read_stats
 
 LOSSES = ("G_AB", "cycle_A", "D_A")
 

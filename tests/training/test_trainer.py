@@ -18,15 +18,17 @@ from typing import IO, Any
 import pytest
 import torch
 
-from fastcyclegan.checkpoints import run_files as checkpoint
+from fastcyclegan.checkpoints import run_files
 from fastcyclegan.cli import parse_train
 from fastcyclegan.console import Console
-from fastcyclegan.data import dali_loader as dali
+from fastcyclegan.data import dali_loader
 from fastcyclegan.errors import UserError
 from fastcyclegan.recipes.cyclegan import build_networks
 from fastcyclegan.tensor_files import load_tensors
+from fastcyclegan.training.intervals import Every
 from fastcyclegan.training.run_report import read_stats
-from fastcyclegan.training.trainer import Every, Trainer, train
+from fastcyclegan.training.state_writer import StateWriter
+from fastcyclegan.training.trainer import Trainer, train
 
 TRAIN = [sys.executable, str(Path(__file__).parents[2] / "scripts" / "train.py")]
 TINY = [
@@ -72,7 +74,7 @@ def run(dataset: Path, runs: Path, name: str, *more: str) -> Trainer:
 
 def assert_same_state(one: Path, two: Path) -> None:
     """Bit for bit: weights, optimizers, pools, random state, schedule."""
-    a, b = (load_tensors(folder / checkpoint.STATE) for folder in (one, two))
+    a, b = (load_tensors(folder / run_files.STATE) for folder in (one, two))
 
     def compare(x: Any, y: Any, where: str) -> None:
         if isinstance(x, torch.Tensor):
@@ -436,13 +438,13 @@ def test_a_closed_pipe_does_not_end_the_training(dataset: Path, tmp_path: Path) 
 
 def test_the_end_is_reported_where_a_save_came_first(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A periodic save of the last iteration may be on the disk before the loop ends: the last line, grid and names come too."""
-    write = checkpoint.StateWriter.write
+    write = StateWriter.write
 
-    def at_once(self: checkpoint.StateWriter, *args: Any, **kwargs: Any) -> None:
+    def at_once(self: StateWriter, *args: Any, **kwargs: Any) -> None:
         write(self, *args, **kwargs)
         self.close()
 
-    monkeypatch.setattr(checkpoint.StateWriter, "write", at_once)
+    monkeypatch.setattr(StateWriter, "write", at_once)
     run(dataset, tmp_path, "r", "--max_iters", "4", "--save_latest_freq", "4", "--save_by_iter", "--save_epoch_freq", "0")
     folder = tmp_path / "r"
     assert read_stats(folder)[-1]["iteration"] == 4
@@ -517,14 +519,14 @@ def test_a_picture_that_vanishes_ends_the_run_without_losing_it(
         after_step(self, epoch, images)
         picture.unlink(missing_ok=True)
 
-    monkeypatch.setattr(dali, "BLOCK", 4)  # or all would be read before the file vanishes
+    monkeypatch.setattr(dali_loader, "BLOCK", 4)  # or all would be read before the file vanishes
     more = ("--loader", loader, "--max_iters", "60")
     whole = run(dataset, tmp_path, "whole", *more)
     with monkeypatch.context() as patched:
         patched.setattr(Trainer, "_after_step", vanishing)
         with pytest.raises(UserError) as caught:
             run(dataset, tmp_path, "broken", *more)
-    saved = load_tensors(tmp_path / "broken" / checkpoint.STATE)["iteration"]
+    saved = load_tensors(tmp_path / "broken" / run_files.STATE)["iteration"]
     assert str(caught.value) == (
         f"bad picture {picture}: no such file; --skip_bad_images leaves such pictures out "
         f"(saved after iteration {saved}; --continue_train goes on from there)"
@@ -548,7 +550,7 @@ def test_a_picture_that_vanishes_can_be_left_out(
             picture.unlink(missing_ok=True)
 
     monkeypatch.setattr(Trainer, "_after_step", vanishing)
-    monkeypatch.setattr(dali, "BLOCK", 4)
+    monkeypatch.setattr(dali_loader, "BLOCK", 4)
     assert run(dataset, tmp_path, "r", "--max_iters", "60", "--skip_bad_images").run.iteration == 60
     assert capsys.readouterr().out.count("002.png: no such file; the next picture takes its place") == 1
 

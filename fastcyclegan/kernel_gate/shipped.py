@@ -1,0 +1,126 @@
+"""Which kernels the product launches: dry runs of iterations with each option that changes kernels, of translations, and of what other
+projects use of the operators."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Literal
+
+import torch
+
+from fastcyclegan.config import EngineConfig, LossConfig, ModelConfig, OptimConfig
+from fastcyclegan.data.sample_plan import Plan
+from fastcyclegan.devtools.compile_kernels import Arch, jobs_of
+from fastcyclegan.devtools.jobs import Job
+from fastcyclegan.engine import Engine
+from fastcyclegan.engine.ahead import dry_translation
+from fastcyclegan.kernels import _launch, accumulating, descriptor_launch, instance_norm, reflect_conv2d
+from fastcyclegan.kernels.dispatch import as_on_gpu
+from fastcyclegan.nn.networks import Generator
+from fastcyclegan.recipes.cyclegan import CycleGAN, build_networks
+from fastcyclegan.testing import random_batch
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+SIZE = 256
+# One block launches what nine do.
+SMALL = ModelConfig(netG="resnet_1blocks")
+# Networks whose layers are of other shapes, or in other orders.
+OTHERS = (
+    dataclasses.replace(SMALL, netG="unet_256", netD="pixel"),
+    dataclasses.replace(SMALL, upsample="resize"),
+    dataclasses.replace(SMALL, affine=True),
+    dataclasses.replace(SMALL, input_nc=1, output_nc=1),
+)
+Case = Callable[[], object]
+
+
+def _step(model: ModelConfig, precision: str, batch: int, identity: bool = True, pairing: str = "auto") -> None:
+    """Run an iteration as it is on a GPU."""
+    loss = LossConfig() if identity else LossConfig(lambda_identity=0.0)
+    options = EngineConfig(pairing=pairing)  # type: ignore[arg-type]
+    with as_on_gpu():
+        engine = Engine(CycleGAN(loss), build_networks(model), OptimConfig(), torch.device("cpu"), precision, options=options)
+        engine.step(random_batch(SIZE, Plan(0, 100, 100, batch), 0, (model.input_nc, model.output_nc)), 2e-4)
+
+
+def _translate(model: ModelConfig, precision: str, batch: int) -> None:
+    net = build_networks(model)["G_AB"]
+    dry_translation(net, torch.zeros(batch, model.input_nc, SIZE, SIZE).to(memory_format=torch.channels_last), DTYPES[precision])
+
+
+def _keeping_inputs(dtype: torch.dtype) -> None:
+    """A generator that computes nothing again in the backward pass."""
+    net = Generator(n_blocks=1, impl="triton", recompute=False).to(dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    x = torch.zeros(1, 3, SIZE, SIZE, dtype=dtype).contiguous(memory_format=torch.channels_last).requires_grad_()
+    y = net(x)
+    y.backward(torch.empty_like(y))
+
+
+def _operators(dtype: torch.dtype) -> None:
+    """The modes that no network uses: planes, affine norms, a convolution alone with its bias, a gradient added to another."""
+    for shape in ((1, 64, 256, 256), (1, 256, 32, 32)):
+        x, residual = (torch.zeros(shape, dtype=dtype, requires_grad=True) for _ in range(2))
+        weight, bias = (torch.zeros(shape[1], requires_grad=True) for _ in range(2))
+        y = instance_norm(x, weight, bias, act="leaky_relu", residual=residual, impl="triton")
+        y.backward(torch.empty_like(y))
+    for channels in ((256, 256), (64, 3)):
+        weight, bias = torch.zeros(channels[1], channels[0], 3, 3, requires_grad=True), torch.zeros(channels[1], requires_grad=True)
+        x = torch.zeros(1, channels[0], 64, 64, dtype=dtype).contiguous(memory_format=torch.channels_last).requires_grad_()
+        for _ in range(2):
+            y = reflect_conv2d(x, weight, bias, padding=1, impl="triton")
+            with accumulating():
+                y.backward(torch.empty_like(y))
+
+
+def _cases(precision: str, batches: Sequence[int]) -> Iterator[Case]:
+    """Yield what is run, each to be run by itself, the default iteration first."""
+    dtype = DTYPES[precision]
+    for batch, identity, pairing in itertools.product(batches, (True, False), ("auto", "off")):
+        yield functools.partial(_step, SMALL, precision, batch, identity, pairing)
+    for model in OTHERS:
+        yield functools.partial(_step, model, precision, 1)
+    for model, batch in itertools.product((SMALL, *OTHERS), batches):
+        yield functools.partial(_translate, model, precision, batch)
+    yield functools.partial(_keeping_inputs, dtype)
+    yield functools.partial(_operators, dtype)
+
+
+Configs = Literal["all", "first", "telling"]
+
+
+def in_fp16(job: Job) -> Job:
+    """Return a job in bf16 as it is in fp16."""
+    return dataclasses.replace(job, data=re.sub(r"(?<=[*<])bf16\b", "fp16", job.data))
+
+
+def shipped_jobs(dtypes: Iterable[str], arch: Arch, configs: Configs = "all") -> list[Job]:
+    """Return every specialisation that runs on a chip in ``dtypes``.
+
+    ``configs``: in all configurations; in the first; or "telling": in all for the default iteration, in the first for what else there is.
+    Only "all" has batches of several samples, which launch the same specialisations as long as nobody changes that.
+    Raises RuntimeError for a kernel that nothing launches.
+    """
+    chip, jobs, batches = arch.chip, {}, (1, 2, 4) if configs == "all" else (1,)
+
+    def note(run: Case, dtype: str, every: bool) -> None:
+        found = jobs_of(run, chip, every, all_forms=every).jobs
+        jobs.update(dict.fromkeys(map(in_fp16, found) if dtype == "fp16" else found))
+
+    for dtype in dtypes:
+        for tf32 in (True, False) if dtype == "fp32" else (True,):
+            with torch.backends.cudnn.flags(enabled=True, allow_tf32=tf32):
+                # fp16 launches what bf16 does (a test holds it to that); its dry runs take minutes on a CPU.
+                for number, case in enumerate(_cases("bf16" if dtype == "fp16" else dtype, batches)):
+                    note(case, dtype, configs == "all" or (configs == "telling" and number == 0))
+    if chip.capability >= 90:
+        note(lambda: list(descriptor_launch.tiles(torch.device("cpu"))), "fp32", False)
+    # A chip that has no tensor descriptors is not asked about them.
+    unasked = set() if chip.capability >= 90 else {"_descriptor_copy_kernel"}
+    forgotten = sorted(set(_launch.REGISTRY) - {job.kernel for job in jobs} - unasked)
+    if forgotten:
+        raise RuntimeError(f"nothing here launches {', '.join(forgotten)}: add a case to fastcyclegan/kernel_gate.py")
+    return list(jobs)

@@ -1,0 +1,25 @@
+"""When something is due: after so many images, or so much time."""
+
+from __future__ import annotations
+
+import time
+
+
+class Every:
+    """When something is due: every ``images`` pictures if given, else every ``seconds``, and then never more than ``share`` of the time."""
+
+    def __init__(self, images: int | None, seconds: float, share: float = 1.0) -> None:
+        self.images, self.seconds, self.share = images, seconds, share
+        self.seen, self.since, self.cost = 0, time.monotonic(), 0.0
+
+    def due(self, images: int) -> bool:
+        """Count ``images`` more pictures and say whether it is time."""
+        self.seen += images
+        if self.images is not None:
+            return self.seen >= self.images
+        return time.monotonic() - self.since >= max(self.seconds, self.cost / self.share)
+
+    def done(self, cost: float = 0.0) -> None:
+        """It was done, and took ``cost`` seconds."""
+        self.seen = self.seen % self.images if self.images is not None else 0
+        self.since, self.cost = time.monotonic(), cost

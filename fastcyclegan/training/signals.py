@@ -1,0 +1,51 @@
+"""SIGINT, SIGTERM and SIGHUP: the run ends after its iteration, with its files saved."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fastcyclegan.training.trainer import Trainer
+
+
+def on_signals(trainer: Trainer) -> Callable[[], None]:
+    """Have SIGINT, SIGTERM and SIGHUP end the loop after its iteration, a second one at once; return what restores the handlers."""
+    if threading.current_thread() is not threading.main_thread():
+        return lambda: None  # Python lets the main thread alone handle signals
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: handler for number in numbers if (handler := signal.getsignal(number)) is not signal.SIG_IGN}  # nohup stays nohup
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def ask(number: int, _: FrameType | None) -> None:
+        trainer.stop = number
+        restore()
+        # Not print: the signal may have come in the middle of one, and the terminal may be gone.
+        with contextlib.suppress(OSError):
+            os.write(2, f"\n{signal.Signals(number).name}: saving after this iteration (once more to stop at once)\n".encode())
+
+    for number in before:
+        signal.signal(number, ask)
+    return restore
+
+
+def on_interrupt(trainer: Trainer) -> Callable[[], None]:
+    """Have SIGINT end the loop after its iteration, and a second one at once; return what restores the handler."""
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before is not signal.default_int_handler:
+        return lambda: None  # the caller has an own way with it
+
+    def ask(number: int, _: FrameType | None) -> None:
+        trainer.stop = number
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, ask)
+    return lambda: (signal.signal(signal.SIGINT, before), None)[1]

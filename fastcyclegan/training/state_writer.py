@@ -1,0 +1,83 @@
+"""Writes a run's state and weights in a thread of its own, so that training does not wait for the disk."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastcyclegan.checkpoints.run_files import OFFICIAL, STATE, save_weights, weights_file
+from fastcyclegan.errors import UserError
+from fastcyclegan.tensor_files import save_tensors, tensors_in
+
+
+class StateWriter:
+    """Writes snapshots in a thread of its own, one at a time, so that training does not wait for the disk.
+
+    A snapshot that holds a weight or optimizer value that is not finite is not written: the last good state stays.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+        self.thread: threading.Thread | None = None
+        self.error: Exception | None = None
+        self.saved_iteration: int | None = None
+
+    @property
+    def busy(self) -> bool:
+        return self.thread is not None and self.thread.is_alive()
+
+    def write(self, state: dict[str, Any], labels: tuple[str, ...], with_state: bool = True) -> None:
+        """Start writing ``state`` (a copy on the CPU) as state.pt, and its networks as official files under each of ``labels``.
+
+        Running averages of networks, if it has some, are written beside them.
+        """
+        self.wait()
+        self.thread = threading.Thread(target=self._write, args=(state, labels, with_state), name="state-writer", daemon=True)
+        self.thread.start()
+
+    def _write(self, state: dict[str, Any], labels: tuple[str, ...], with_state: bool) -> None:
+        iteration = state["iteration"]
+        try:
+            kept = tensors_in([state["nets"], state["optimizers"], state.get("ema")])
+            if not all(torch.isfinite(t).all() for t in kept if t.is_floating_point()):
+                raise UserError(f"weights are not finite after iteration {iteration}; {self._last_good()}")
+            if with_state:
+                save_tensors(self.run / STATE, state)
+                self.saved_iteration = iteration
+            for label in labels:
+                for name in OFFICIAL:
+                    save_weights(weights_file(self.run, label, name), state["nets"][name])
+                for name, average in state.get("ema", {}).items():
+                    save_weights(weights_file(self.run, label, name, ema=True), average)
+        except UserError as error:
+            self.error = error
+        except OSError as error:
+            self.error = UserError(f"{self.run}: saving failed at iteration {iteration}: {error.strerror or error}; {self._last_good()}")
+        # A bug of ours must end the run too, not this thread alone.
+        except Exception as error:
+            self.error = error
+
+    def _last_good(self) -> str:
+        if self.saved_iteration is None:
+            return "no state of this run was written before"
+        return f"the last good state is of iteration {self.saved_iteration}"
+
+    def check(self) -> None:
+        """Raise what made a write fail, once: a UserError where the user can put it right."""
+        error, self.error = self.error, None
+        if error is not None:
+            raise error
+
+    def close(self) -> None:
+        """Wait until what was started is on the disk."""
+        if self.thread is not None:
+            self.thread.join()
+            self.thread = None
+
+    def wait(self) -> None:
+        """Wait until what was started is on the disk, and raise what went wrong."""
+        self.close()
+        self.check()
