@@ -11,11 +11,10 @@ from torch import Tensor, nn
 
 from fastcyclegan.config import LossConfig, ModelConfig, TrainConfig
 from fastcyclegan.data.batch import Batch
-from fastcyclegan.engine.batching import Passes
 from fastcyclegan.nn.networks import build_discriminator, build_generator
 from fastcyclegan.recipes.image_pool import ImagePool
 from fastcyclegan.recipes.losses import gan_losses, l1_losses
-from fastcyclegan.recipes.recipe import Inputs, Phase
+from fastcyclegan.recipes.recipe import Forward, Inputs, Phase
 from fastcyclegan.reference import LossWeights, gradient_penalty, init_weights
 
 GENERATORS, DISCRIMINATORS = ("G_AB", "G_BA"), ("D_A", "D_B")
@@ -113,7 +112,7 @@ class CycleGAN:
             self._constants[key] = torch.tensor(values, dtype=dtype, device=like.device)
         return self._constants[key]
 
-    def _generator_losses(self, run: Passes, inputs: Inputs) -> Tensor:
+    def _generator_losses(self, run: Forward, inputs: Inputs) -> Tensor:
         a, b, w = inputs.A, inputs.B, self.weights
         fake_A, fake_B, rec_A, rec_B, same = self._translations(run, a, b)
         judged = run({"D_A": [fake_A], "D_B": [fake_B]})
@@ -126,7 +125,7 @@ class CycleGAN:
         distances = self._l1_losses([rec_A, rec_B, *same], targets, self._constant(weights, rec_A))
         return torch.cat([adversarial, distances])
 
-    def _translations(self, run: Passes, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
+    def _translations(self, run: Forward, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
         """Return fake_A, fake_B, rec_A, rec_B, and with identity losses (idt_B, idt_A)."""
         identity = self.weights.lambda_identity > 0
         if run.in_any_order(GENERATORS):
@@ -151,7 +150,7 @@ class CycleGAN:
             pooled[side] = self.pools[side].take(fakes, inputs.numbers[f"pool_{side}"])
         return replace(inputs, pooled=pooled)
 
-    def _discriminator_losses(self, run: Passes, inputs: Inputs) -> Tensor:
+    def _discriminator_losses(self, run: Forward, inputs: Inputs) -> Tensor:
         w, real = self.weights, {"A": inputs.A, "B": inputs.B}
         judged = run({f"D_{side}": [real[side], inputs.pooled[side]] for side in "AB"})
         logits = [*judged["D_B"], *judged["D_A"]]

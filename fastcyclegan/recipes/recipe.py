@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from fastcyclegan.engine.batching import Passes
+
+class Forward(Protocol):
+    """How a phase calls the networks of its recipe, by name: the engine decides which of them go together."""
+
+    def __getitem__(self, name: str) -> nn.Module:
+        """Return network ``name``, to be called by itself."""
+
+    def __call__(self, inputs: Mapping[str, Sequence[Tensor]]) -> dict[str, list[Tensor]]:
+        """Return what each network makes of each of its images [N, C, H, W]: as many for each network."""
+
+    def in_any_order(self, names: Sequence[str]) -> bool:
+        """Whether it does not matter in what order and company images go through these networks."""
 
 
 @dataclass(frozen=True)
@@ -37,5 +49,5 @@ class Phase:
     name: str
     trains: tuple[str, ...]
     freezes: tuple[str, ...]
-    losses: Callable[[Passes, Inputs], Tensor]
+    losses: Callable[[Forward, Inputs], Tensor]
     begin: Callable[[Inputs], Inputs] = lambda inputs: inputs
