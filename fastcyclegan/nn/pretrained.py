@@ -16,8 +16,6 @@ from typing import Any, Self
 
 import torch
 
-from fastcyclegan.checkpoints.run_files import read_config
-from fastcyclegan.config import TrainConfig
 from fastcyclegan.errors import UserError
 from fastcyclegan.tensor_files import load_tensors
 
@@ -54,21 +52,40 @@ def _require() -> None:
         raise ImportError(f"this needs {' and '.join(missing)}: pip install 'fastcyclegan[hub]'")
 
 
-def training_of(config: TrainConfig) -> dict[str, str]:
-    """Return what a model card says of a run: its pictures by the names of their folders alone, and what it was trained with."""
-    data, loss, optim = config.data, config.loss, config.optim
-    folders = [folder.name for folder in (data.dataroot, data.data_A, data.data_B) if folder is not None]
-    most = f", at most {optim.max_iters:,} iterations" if optim.max_iters else ""
-    average = f", average of weights {optim.ema:g}" if optim.ema else ""
-    cycle = f"cycle {loss.lambda_A:g} and {loss.lambda_B:g}"
+def training_of(config: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Return what a model card says of a run: its images by the names of their folders alone, and what it was trained with.
+
+    ``config``: the groups of its config.json. Raises KeyError for a setting that is missing.
+    """
+    data, loss, optim = (config[group] for group in ("data", "loss", "optim"))
+    folders = [Path(data[name]).name for name in ("dataroot", "data_A", "data_B") if data[name] is not None]
+    most = f", at most {optim['max_iters']:,} iterations" if optim["max_iters"] else ""
+    average = f", average of weights {optim['ema']:g}" if optim.get("ema") else ""
+    cycle = f"cycle {loss['lambda_A']:g} and {loss['lambda_B']:g}"
     return {
-        "pictures": f"{' and '.join(folders) or 'built-in'}, {data.direction}",
-        "samples": f"{data.preprocess}, load_size {data.load_size}, crop_size {data.crop_size}",
-        "length": f"{optim.n_epochs} epochs and {optim.n_epochs_decay} of decay{most}, batch {data.batch_size}",
-        "losses": f"{loss.gan_mode}, {cycle}, identity {loss.lambda_identity:g}, pool {loss.pool_size}",
-        "Adam": f"lr {optim.lr:g} ({optim.lr_policy}), beta1 {optim.beta1:g}{average}",
-        "seed": str(config.run.seed),
+        "pictures": f"{' and '.join(folders) or 'built-in'}, {data['direction']}",
+        "samples": f"{data['preprocess']}, load_size {data['load_size']}, crop_size {data['crop_size']}",
+        "length": f"{optim['n_epochs']} epochs and {optim['n_epochs_decay']} of decay{most}, batch {data['batch_size']}",
+        "losses": f"{loss['gan_mode']}, {cycle}, identity {loss['lambda_identity']:g}, pool {loss['pool_size']}",
+        "Adam": f"lr {optim['lr']:g} ({optim['lr_policy']}), beta1 {optim['beta1']:g}{average}",
+        "seed": str(config["run"]["seed"]),
     }
+
+
+def _training_in(run: Path) -> dict[str, str]:
+    """Return ``training_of`` the run in folder ``run``. Raises UserError for a folder that is none.
+
+    Of config.json, else of its state, as plain values: nothing here knows what settings there are.
+    """
+    file = next((run / name for name in ("config.json", "state.pt") if (run / name).is_file()), None)
+    if file is None:
+        raise UserError(f"{run}: not a run's folder with a configuration")
+    try:
+        return training_of(json.loads(file.read_text()) if file.suffix == ".json" else load_tensors(file)["config"])
+    except KeyError as error:
+        raise UserError(f"{file}: not a configuration of a run: it has no {error.args[0]}") from None
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{file}: not a configuration of a run: {error}") from None
 
 
 class Pretrained:
@@ -112,12 +129,7 @@ class Pretrained:
         """Return a view of this network, with the same parameters, of the class that the hub's mixin knows."""
         _require()
         _check_arguments(self)
-        training = {}
-        if run is not None:
-            config = read_config(Path(run)) if Path(run).is_dir() else None
-            if config is None:
-                raise UserError(f"{run}: not a run's folder with a configuration")
-            training = training_of(config)
+        training = _training_in(Path(run)) if run is not None else {}
         view = copy.copy(self)
         view.__class__ = _mixed(_owner(type(self)))
         view.card = {"title": title, "repo_id": repo_id, "training": training}  # type: ignore[attr-defined]
