@@ -8,14 +8,10 @@ import signal
 import threading
 from collections.abc import Callable
 from types import FrameType
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from fastcyclegan.training.trainer import Trainer
 
 
-def on_signals(trainer: Trainer) -> Callable[[], None]:
-    """Have SIGINT, SIGTERM and SIGHUP end the loop after its iteration, a second one at once; return what restores the handlers."""
+def on_signals(stop: Callable[[int], object]) -> Callable[[], None]:
+    """Have the first SIGINT, SIGTERM or SIGHUP call ``stop`` with its number, a second one end it all; return what restores the handlers."""
     if threading.current_thread() is not threading.main_thread():
         return lambda: None  # Python lets the main thread alone handle signals
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -26,7 +22,7 @@ def on_signals(trainer: Trainer) -> Callable[[], None]:
             signal.signal(number, handler)
 
     def ask(number: int, _: FrameType | None) -> None:
-        trainer.stop = number
+        stop(number)
         restore()
         # Not print: the signal may have come in the middle of one, and the terminal may be gone.
         with contextlib.suppress(OSError):
@@ -37,14 +33,14 @@ def on_signals(trainer: Trainer) -> Callable[[], None]:
     return restore
 
 
-def on_interrupt(trainer: Trainer) -> Callable[[], None]:
-    """Have SIGINT end the loop after its iteration, and a second one at once; return what restores the handler."""
+def on_interrupt(stop: Callable[[int], object]) -> Callable[[], None]:
+    """Have the first SIGINT call ``stop`` with its number, a second one interrupt at once; return what restores the handler."""
     before = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or before is not signal.default_int_handler:
         return lambda: None  # the caller has an own way with it
 
     def ask(number: int, _: FrameType | None) -> None:
-        trainer.stop = number
+        stop(number)
         signal.signal(signal.SIGINT, before)
 
     signal.signal(signal.SIGINT, ask)

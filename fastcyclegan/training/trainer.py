@@ -84,6 +84,10 @@ class Trainer:
         if self.report.missing:
             console.say(f"{' and '.join(self.report.missing)} not installed, so there are no curves or events of it: pip install '.[log]'")
 
+    def stop_after(self, number: int) -> None:
+        """End the loop after its iteration, because of signal ``number`` (0 for none)."""
+        self.stop = number
+
     def train(self) -> None:
         """Run the loop. Raises UserError where a loss is not finite, a picture broke or the disk refuses."""
         run = self.run
@@ -261,7 +265,7 @@ def train(
     console.table(f"run {run.folder or 'without files'}", run.table)
     trainer = Trainer(run, console, policy, lambda record: on_tick(trainer, record))
     on_start(trainer)
-    restore = on_signals(trainer) if signals else on_interrupt(trainer)
+    restore = on_signals(trainer.stop_after) if signals else on_interrupt(trainer.stop_after)
     try:
         with console:
             trainer.train()
