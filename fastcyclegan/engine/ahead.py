@@ -12,12 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fastcyclegan.data.batch import Batch
 from fastcyclegan.kernels.dispatch import as_on_gpu
 from fastcyclegan.nn.networks import is_ours
 
 if TYPE_CHECKING:
-    from fastcyclegan.engine.engine import Engine
     from fastcyclegan.kernels._launch import Chip
 
 # Kinds of work (sizes of batch, networks that translate) that are looked at beforehand: a dataset of many sizes has no end of them.
@@ -46,20 +44,10 @@ def copy_on_cpu(net: nn.Module) -> nn.Module:
 
 
 @contextlib.contextmanager
-def _apart() -> Iterator[None]:
+def apart() -> Iterator[None]:
     """Inside the block "auto" means the kernels on the CPU too, and no random number of the caller's is used up."""
     with torch.random.fork_rng(devices=[]), as_on_gpu():
         yield
-
-
-def dry_step(engine: Engine, batch: Batch) -> None:
-    """Run an iteration of a copy of ``engine`` on the CPU, for a batch like ``batch``; to be called in a dry run."""
-    options = dataclasses.replace(engine.options, graph="off")
-    nets = {name: copy_on_cpu(net) for name, net in engine.nets.items()}
-    with _apart():
-        other = type(engine)(engine.recipe.anew(), nets, engine.optim, torch.device("cpu"), engine.precision, False, options)
-        A, B = (torch.zeros_like(images, device="cpu") for images in (batch.A, batch.B))
-        other.step(dataclasses.replace(batch, A=A, B=B), 0.0)
 
 
 def dry_translation(net: nn.Module, images: Tensor, dtype: torch.dtype) -> None:
@@ -67,7 +55,7 @@ def dry_translation(net: nn.Module, images: Tensor, dtype: torch.dtype) -> None:
     half = dtype != torch.float32
     with torch.inference_mode(False):
         other = copy_on_cpu(net).eval()
-    with _apart(), torch.inference_mode(), torch.autocast("cpu", dtype if half else None, enabled=half):
+    with apart(), torch.inference_mode(), torch.autocast("cpu", dtype if half else None, enabled=half):
         other(torch.zeros_like(images, device="cpu"))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager
@@ -13,8 +14,9 @@ from torch import Tensor, nn
 
 from fastcyclegan.config import EngineConfig, OptimConfig
 from fastcyclegan.data.batch import Batch
-from fastcyclegan.engine.ahead import Ahead, Progress, dry_step, dry_translation
+from fastcyclegan.engine.ahead import Ahead, Progress, apart, copy_on_cpu, dry_translation
 from fastcyclegan.engine.batching import Passes, why_not_batched
+from fastcyclegan.engine.choices import choose
 from fastcyclegan.engine.cuda_capture import CudaCapture
 from fastcyclegan.engine.cuda_graph import Capture, Graphs, key_of
 from fastcyclegan.engine.host_inputs import Numbers
@@ -22,7 +24,7 @@ from fastcyclegan.engine.phase_optimizer import Trained
 from fastcyclegan.engine.summary import describe
 from fastcyclegan.engine.weight_average import Average
 from fastcyclegan.kernels import WorkingCopies, accumulating, overlapping
-from fastcyclegan.nn.networks import computed_by, set_impl
+from fastcyclegan.nn.networks import set_impl
 from fastcyclegan.recipes.cyclegan import CycleGAN
 from fastcyclegan.recipes.recipe import Inputs, Phase
 
@@ -58,7 +60,8 @@ class Engine:
         fixed_sizes: bool = True,
         progress: Progress | None = None,
     ) -> None:
-        _check(nets, precision, options, device.type == "cuda" or capture is not None, self.dtypes)
+        can_capture = device.type == "cuda" or capture is not None
+        _check(nets, precision, options, can_capture, self.dtypes)
         self.recipe, self.device, self.precision, self.compiled, self.options = recipe, device, precision, compiled, options
         self.optim, self.dtype = optim, self.dtypes[precision]
         self.fixed_sizes = fixed_sizes
@@ -67,61 +70,57 @@ class Engine:
         self.nets = {name: net.to(device, memory_format=torch.channels_last) for name, net in nets.items()}  # type: ignore[call-overload]
         for name in recipe.twice_differentiated:
             set_impl(self.nets[name], "reference")
-        self.on_kernels = {name for name, net in self.nets.items() if computed_by(net) == "triton"}
+        self.choices = choices = choose(self.nets, device, precision, compiled, options, can_capture)
         self._fuse_losses()
-        self.pairing = options.pairing == "on" or (options.pairing == "auto" and bool(self.on_kernels))
         runs = {name: self._compile(name, net) for name, net in self.nets.items()}
-        # Of two pictures at once PyTorch's compiler for processors makes gradients that are not numbers (9 blocks, bf16, torch 2.13).
-        self.singly = compiled and device.type == "cpu" and not self.on_kernels
-        batching = options.batching == "auto" and not self.singly
-        self.passes = Passes(self.nets, runs, batching=batching, pairing=self.pairing, singly=self.singly, say=say)
+        self.passes = Passes(self.nets, runs, batching=choices.batching, pairing=choices.pairing, singly=choices.singly, say=say)
         self.numbers = Numbers(device)
         self.trained = {phase.name: self._trained(phase, optim) for phase in recipe.phases}
         self.copies = self._working_copies()
         self.average = Average({name: self.nets[name] for name in recipe.averaged}, optim.ema) if optim.ema else None
         self._parameters = [id(p) for net in self.nets.values() for p in net.parameters()]
         self._streams(capture, say)
-        self.ahead = Ahead(device, say, progress) if device.type == "cuda" and self.on_kernels else None
+        self.ahead = Ahead(device, say, progress) if choices.compile_ahead else None
 
     # --- Set-up -----------------------------------------------------------------------------------------------------------------
 
     def _compile(self, name: str, net: nn.Module) -> Any:
-        if not self.compiled or name in self.recipe.twice_differentiated or name in self.on_kernels:
+        if not self.compiled or name in self.recipe.twice_differentiated or name in self.choices.kernels:
             return net
         _guard_freezing()
         return torch.compile(net, dynamic=False if self.fixed_sizes else None)
 
     def _fuse_losses(self) -> None:
         """Where the kernels compute the networks, the compiler is left with the losses."""
-        if self.compiled and self.on_kernels:
+        if self.compiled and self.choices.kernels:
             self.recipe.fuse(lambda function: torch.compile(function, dynamic=False if self.fixed_sizes else None))
 
     def _trained(self, phase: Phase, optim: OptimConfig) -> Trained:
-        in_place = set(phase.trains) <= self.on_kernels
+        in_place = set(phase.trains) <= self.choices.kernels
         return Trained([self.nets[name] for name in phase.trains], optim, self.numbers.lr, in_place=in_place)
 
     def _working_copies(self) -> list[WorkingCopies]:
         """Return copies of what the kernels read, stacked for pairs: weights rounded, biases as they are; none where none are needed."""
-        if self.dtype == torch.float32 and not self.pairing:
+        if self.dtype == torch.float32 and not self.choices.pairing:
             return []
         places = [
-            place for phase in self.recipe.phases if set(phase.trains) <= self.on_kernels for place in self.trained[phase.name].places
+            place for phase in self.recipe.phases if set(phase.trains) <= self.choices.kernels for place in self.trained[phase.name].places
         ]
         weights, biases = ([place for place in places if place[0].dim() == dims] for dims in (4, 1))
         return [WorkingCopies(some, kind) for some, kind in ((weights, self.dtype), (biases, torch.float32)) if some]
 
     def _streams(self, capture: Capture | None, say: Callable[[str], None]) -> None:
         """Make the streams of the device, and the graphs where they are wanted."""
-        on_gpu, graph, overlap = self.device.type == "cuda", self.options.graph, self.options.overlap
         # All iterations run on one stream, the captured ones and those before: autograd remembers where gradients were first added.
-        self.stream = torch.cuda.Stream(self.device) if on_gpu else None
+        self.stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         if capture is None and self.stream is not None:
             capture = CudaCapture(self.stream)
-        wanted = graph == "on" or (graph == "auto" and self.compiled)
-        self.graphs = Graphs(self._iterate, capture, self._after_failed_capture, say, graph == "on") if wanted and capture else None
-        weights = overlap in ("wgrad", "phases") or (overlap == "auto" and self.graphs is not None)
-        self.weight_stream = torch.cuda.Stream(self.device) if on_gpu and weights and self.on_kernels else None
-        self.phase_stream = torch.cuda.Stream(self.device) if on_gpu and overlap == "phases" else None
+        self.graphs: Graphs | None = None
+        if self.choices.graph:
+            assert capture is not None
+            self.graphs = Graphs(self._iterate, capture, self._after_failed_capture, say, self.options.graph == "on")
+        self.weight_stream = torch.cuda.Stream(self.device) if self.choices.weight_stream else None
+        self.phase_stream = torch.cuda.Stream(self.device) if self.choices.phase_stream else None
 
     # --- One iteration ----------------------------------------------------------------------------------------------------------
 
@@ -130,7 +129,7 @@ class Engine:
         if [id(p) for net in self.nets.values() for p in net.parameters()] != self._parameters:
             raise ValueError("Engine: the networks have other parameters than when the engine was made: make a new one")
         if self.ahead is not None:
-            self.ahead.prepare((batch.A.shape, batch.B.shape), self.nets, lambda: dry_step(self, batch))
+            self.ahead.prepare((batch.A.shape, batch.B.shape), self.nets, lambda: self.dry_step(batch))
         numbers = self.recipe.decide(batch)
         with self._on_own_stream(), self._named("iteration"):
             # Views of one memory: what is sent later must not overtake what is read, so all goes through one stream.
@@ -145,6 +144,15 @@ class Engine:
             for t in (batch.A, batch.B):
                 t.record_stream(self.stream)
         return losses
+
+    def dry_step(self, batch: Batch) -> None:
+        """Run an iteration of a copy of this engine on the CPU, for a batch like ``batch``; to be called in a dry run."""
+        options = dataclasses.replace(self.options, graph="off")
+        nets = {name: copy_on_cpu(net) for name, net in self.nets.items()}
+        with apart():
+            other = type(self)(self.recipe.anew(), nets, self.optim, torch.device("cpu"), self.precision, False, options)
+            A, B = (torch.zeros_like(images, device="cpu") for images in (batch.A, batch.B))
+            other.step(dataclasses.replace(batch, A=A, B=B), 0.0)
 
     def _iterate(self, inputs: Inputs) -> Tensor:
         """What a graph holds: every launch of an iteration, and no decision of the host."""
@@ -308,7 +316,7 @@ class Engine:
 
     def describe(self) -> dict[str, str]:
         """Return what was chosen, for the table at the start."""
-        return describe(self)
+        return describe(self.choices, self.recipe, self.nets, self.optim.ema)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that the next iteration depends on but the plan. The tensors are live: copy them before the next step."""

@@ -15,7 +15,7 @@ from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.devtools import compile_ahead
 from fastcyclegan.devtools.compile_kernels import jobs_of
 from fastcyclegan.engine import Engine
-from fastcyclegan.engine.ahead import Progress, dry_step, dry_translation
+from fastcyclegan.engine.ahead import Progress, dry_translation
 from fastcyclegan.errors import UserError
 from fastcyclegan.kernels._launch import Chip
 from fastcyclegan.kernels._tune import SECONDS_A_MEASUREMENT
@@ -94,7 +94,7 @@ def _run(config: TrainConfig, precision: str) -> None:
         recipe, cpu = CycleGAN.from_config(config), torch.device("cpu")
         engine = Engine(recipe, nets, config.optim, cpu, precision, options=options)
     sides = (model.input_nc, model.output_nc)
-    dry_step(engine, random_batch(size, Plan(0, 10**6, 10**6, config.data.batch_size), 0, sides))
+    engine.dry_step(random_batch(size, Plan(0, 10**6, 10**6, config.data.batch_size), 0, sides))
     for name, channels in zip(("G_AB", "G_BA"), sides, strict=True):
         image = torch.zeros(1, channels, size, size).to(memory_format=torch.channels_last)
         dry_translation(engine.nets[name], image, engine.dtype)

@@ -25,7 +25,7 @@ from fastcyclegan.devtools import compile_ahead as _ahead
 from fastcyclegan.devtools import compile_kernels
 from fastcyclegan.devtools.dry_run import dry_run
 from fastcyclegan.engine import Engine, ahead
-from fastcyclegan.engine.ahead import Ahead, copy_on_cpu, dry_step, dry_translation
+from fastcyclegan.engine.ahead import Ahead, copy_on_cpu, dry_translation
 from fastcyclegan.kernels import _launch
 from fastcyclegan.kernels._launch import Chip, Launch
 from fastcyclegan.kernels.dispatch import as_on_gpu
@@ -76,7 +76,7 @@ CASES = [
 @pytest.mark.parametrize(("why", "model", "loss", "options"), CASES, ids=[case[0] for case in CASES])
 def test_the_copy_launches_what_the_engine_does(why: str, model: ModelConfig, loss: LossConfig, options: dict[str, Any]) -> None:
     one = engine(model, loss, **options)
-    copied = launches(lambda: dry_step(one, batch(2)))
+    copied = launches(lambda: one.dry_step(batch(2)))
     with as_on_gpu():
         own = launches(lambda: one.step(batch(2), 1e-4))
     assert copied == own
@@ -88,9 +88,9 @@ def test_frozen_and_heard_members_decide_in_the_copy_too() -> None:
     one = engine()
     next(one.nets["G_AB"].parameters()).requires_grad_(False)
     one.nets["D_A"].model[1].register_forward_hook(lambda *_: heard.append(1))
-    copied = launches(lambda: dry_step(one, batch()))
+    copied = launches(lambda: one.dry_step(batch()))
     assert heard == []
-    assert copied != launches(lambda: dry_step(engine(), batch()))
+    assert copied != launches(lambda: engine().dry_step(batch()))
     with as_on_gpu():
         assert copied == launches(lambda: one.step(batch(), 1e-4))
     assert heard != []
@@ -104,7 +104,7 @@ def test_it_leaves_no_trace() -> None:
     torch.manual_seed(3)
     before = [p.detach().clone() for net in one.nets.values() for p in net.parameters()]
     with dry_run():
-        dry_step(one, batch())
+        one.dry_step(batch())
         dry_translation(one.nets["G_AB"], torch.zeros(1, 3, 32, 32), torch.bfloat16)
     assert torch.equal(torch.rand(2), expected)
     assert all(map(torch.equal, before, (p for net in one.nets.values() for p in net.parameters())))
@@ -254,7 +254,6 @@ import json, time
 import torch, triton
 from fastcyclegan.config import ModelConfig
 from fastcyclegan.data.sample_plan import Plan
-from fastcyclegan.engine.ahead import dry_step
 from fastcyclegan.testing import make_engine, random_batch, seeded_networks
 import dataclasses
 
@@ -262,7 +261,7 @@ said = []
 engine = make_engine(seeded_networks(ModelConfig(netG="resnet_1blocks")), device="cuda", precision="bf16", say=said.append)
 batch = random_batch(64, Plan(0, 100, 100, 1), 0)
 batch = dataclasses.replace(batch, A=batch.A.cuda(), B=batch.B.cuda())
-engine.ahead.prepare((batch.A.shape, batch.B.shape), engine.nets, lambda: dry_step(engine, batch))
+engine.ahead.prepare((batch.A.shape, batch.B.shape), engine.nets, lambda: engine.dry_step(batch))
 compiled = []
 def hear(src, cache_hit, **_):
     if not cache_hit:
