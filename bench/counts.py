@@ -1,6 +1,6 @@
 """Exact counts of a whole training step, without a GPU: Triton launches, ATen calls, and the bytes kept for its two backward passes.
 
-A dry run (fastcyclegan/counters.py): no kernel and no convolution is computed, so the real sizes take seconds.
+A dry run (fastcyclegan/devtools/dry_run.py): no kernel and no convolution is computed, so the real sizes take seconds.
 """
 
 from __future__ import annotations

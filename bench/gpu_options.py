@@ -174,7 +174,7 @@ def _line(name: str, marks: Sequence[float]) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the cases that ``--record`` does not know. Returns 1 where one failed, BROKEN after a fault of the device."""
-    parser = argparse.ArgumentParser(prog="gpu_options.py", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="bench.gpu_options", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--record", type=Path, metavar="FILE", help="a line of JSON a case; those in it are left out")
     parser.add_argument("--only", metavar="CASE", help="this case alone")
     parser.add_argument("--tiny", action="store_true", help="a size for machines without a GPU")

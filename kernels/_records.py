@@ -1,7 +1,7 @@
 """Launches written down, so that one which failed can be made again in another process. Imports no Triton.
 
 A record is JSON: ``format``, what was launched (``line_of``), where (GPU, capability, versions) and the error. It holds shapes, layouts and
-scalars, no values: ``show_failure.py`` makes the launch again on zeros.
+scalars, no values: ``devtools/show_failure.py`` makes the launch again on zeros.
 """
 
 from __future__ import annotations

@@ -1,26 +1,6 @@
-"""What the scripts share: this checkout's packages, installed or not, and one line where a package that they need is missing."""
+"""Puts this checkout first where Python looks for packages, so that scripts run installed or not, from any folder."""
 
-from __future__ import annotations
-
-import importlib
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-# What pip calls the packages that the scripts import.
-PACKAGES = {name: name for name in ("torch", "triton", "numpy", "tyro", "rich", "matplotlib", "pytest")} | {"PIL": "pillow"}
-sys.path.insert(0, str(ROOT))
-
-
-def function(module: str, name: str) -> Callable[[], Any]:
-    """Return function ``name`` of ``module``. Where a package is missing, print which and how to get it, and end with exit code 2."""
-    try:
-        return getattr(importlib.import_module(module), name)  # type: ignore[no-any-return]
-    except ModuleNotFoundError as missing:
-        package, _, _ = str(missing.name).partition(".")
-        if package not in PACKAGES:
-            raise
-        print(f"error: this needs the package {package}: python -m pip install {PACKAGES[package]}", file=sys.stderr)
-        sys.exit(2)
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))

@@ -2,7 +2,7 @@
 
 import sys
 
-from _checkout import function
+from _command import function
 
 if __name__ == "__main__":
     sys.exit(function("bench.prove", "main")())

@@ -28,7 +28,7 @@ _STEP, _WATCH = "_fastcyclegan_step", "_fastcyclegan_watch"
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line says of us: see ``official.py``."""
+    """What the command line says of us: see ``__main__.py``."""
 
     precision: str = "auto"
     compile: bool = False
