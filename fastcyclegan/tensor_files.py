@@ -1,6 +1,7 @@
-"""Files of tensors, read without trust: no code of theirs runs, they get no more memory than they hold, what is wrong is one clear line.
+"""Files of tensors, read without trust (no code of theirs runs, what is wrong is one clear line) and written whole or not at all.
 
-PyTorch's own (zip archives since 1.6, pickles before), and safetensors where that package is installed.
+They get no more memory than they hold. PyTorch's own (zip archives since 1.6, pickles before), and safetensors where that package is
+installed.
 """
 
 from __future__ import annotations

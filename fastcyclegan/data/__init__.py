@@ -1,5 +1,6 @@
 """Images on their way from files to batches: scanning, decoding, sampling, loaders, and pixels back into images.
 
-A new loader, file format, augmentation or dataset check belongs here. What a network does with a batch does not. Uses ``config`` and
-``errors`` alone, so it runs without networks and kernels.
+A loader, a file format, an augmentation, a dataset to download or a check of one belongs here. What a network does with a batch does not:
+this room runs without networks and kernels.
+Uses ``config`` and ``tensor_files``.
 """

@@ -1,9 +1,6 @@
 """Compile every kernel that runs on a GPU, and fail on what must not ship; or (--warm) fill a machine's cache ahead of a training run.
 
 The command compile_kernels.
-
-What runs is found by dry runs at the real sizes: iterations of an engine with each option that changes kernels, translations, and what
-other projects use of the operators. A kernel of the registry that none of this launches is an error.
 """
 
 from __future__ import annotations

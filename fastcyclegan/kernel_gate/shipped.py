@@ -1,5 +1,8 @@
-"""Which kernels the product launches: dry runs of iterations with each option that changes kernels, of translations, and of what other
-projects use of the operators."""
+"""Which kernels the product launches, in which specialisations: the list that the gate compiles and checks.
+
+Found by dry runs at the real sizes: iterations of an engine with each option that changes kernels, translations, and what other projects
+use of the operators. A kernel of the registry that none of this launches is an error.
+"""
 
 from __future__ import annotations
 
@@ -122,5 +125,5 @@ def shipped_jobs(dtypes: Iterable[str], arch: Arch, configs: Configs = "all") ->
     unasked = set() if chip.capability >= 90 else {"_descriptor_copy_kernel"}
     forgotten = sorted(set(_launch.REGISTRY) - {job.kernel for job in jobs} - unasked)
     if forgotten:
-        raise RuntimeError(f"nothing here launches {', '.join(forgotten)}: add a case to fastcyclegan/kernel_gate.py")
+        raise RuntimeError(f"nothing here launches {', '.join(forgotten)}: add a case to fastcyclegan/kernel_gate/shipped.py")
     return list(jobs)

@@ -1,11 +1,11 @@
-"""Modules over the kernels: a fused norm layer for any project, and the pieces that the networks here are built from.
+"""The pieces that the networks here are built from: chains of layers that run in fewer passes than there are layers.
 
 A ``Chain`` holds the layers of the official networks, one child each, so that names, keys and repr are theirs, and runs them in fewer
 passes: norm + activation, the reflected border and the convolution after them become one operator, and a convolution's bias that the next
 norm takes out again is not computed (its gradient is zero, which is what it is). On a device that the kernels do not serve, the layers run
 one by one. A layer with hooks, or of another class than the official one, is called as the module that it is.
 
-Every walk goes over the chains of P networks at once, P being 1 for a network by itself; ``flow.py`` has what runs through them.
+Every walk goes over the chains of P networks at once, P being 1 for a network by itself; ``deferred.py`` has what runs through them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What runs through chains of layers: a tensor, and what is still to be done to it before the next convolution can take it.
 
 P networks of one architecture may run as one: then x holds the pictures of all, N / P of each in the order of the networks, and a place of
-a chain is the tuple of their layers there. ``blocks.py`` walks over chains; ``pairs.py`` says which networks may go together.
+a chain is the tuple of their layers there. ``chains.py`` walks over chains; ``engine/batching.py`` says which networks may go together.
 """
 
 from __future__ import annotations

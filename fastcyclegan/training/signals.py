@@ -11,7 +11,7 @@ from types import FrameType
 
 
 def on_signals(stop: Callable[[int], object]) -> Callable[[], None]:
-    """Have the first SIGINT, SIGTERM or SIGHUP call ``stop`` with its number, a second one end it all; return what restores the handlers."""
+    """Have the first SIGINT, SIGTERM or SIGHUP call ``stop`` with its number, a second one kill; return what restores the handlers."""
     if threading.current_thread() is not threading.main_thread():
         return lambda: None  # Python lets the main thread alone handle signals
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
