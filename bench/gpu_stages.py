@@ -12,7 +12,10 @@ from bench.gpu_tasks import Benches, Command, Options, Part, Tests
 SECONDS = {1: 230.0, 2: 480.0, 3: 560.0}
 TITLES = {1: "correctness", 2: "the engine", 3: "the benches"}
 KERNELS = ("instance_norm", "reflect_conv", "residual_block", "zero_conv", "norm_conv", "working_copies")
-OTHERS = ("tests/official/test_main.py", "tests/fusion/test_accelerate.py", "tests/data/test_cached_loader.py")
+# What operators share: asked after them.
+SHARED = ("border_launch", "instance_norm_launch", "math", "products", "weights", "weight_gradients")
+NETWORKS = (*(f"tests/nn/test_{name}.py" for name in ("layers", "layer_checks", "deferred", "chains", "networks")), "tests/test_compat.py")
+OTHERS = ("tests/official/test_patch_model.py", "tests/fusion/test_accelerate.py", "tests/data/test_cached_loader.py")
 CAPTURES = ("tests/engine/test_ahead.py", "tests/engine/test_failed_capture_gpu.py", "tests/engine/test_graph_memory.py")
 OF_CAPTURES = ("first_iteration", "real_failure", "names_the_reason", "numbers_that_follow", "its_bound")
 AT_REAL_SIZES = ("real_shapes", "replayed", "stream_of_their_own")
@@ -26,12 +29,15 @@ def _kernel_tests(*names: str) -> tuple[str, ...]:
 
 STAGES: dict[int, list[Part]] = {
     1: [
-        Tests("descriptors", _kernel_tests("descriptor"), 45, words=("driver", "descriptor"), workers=4),
+        Tests("descriptors", _kernel_tests("descriptor_launch"), 45, words=("driver", "descriptor"), workers=4),
         *(Tests(f"{name} at real sizes", _kernel_tests(name), 60, words=AT_REAL_SIZES) for name in KERNELS[:-1]),
-        Tests("weight gradients beside", _kernel_tests("working_copies"), 30, words=AT_REAL_SIZES, workers=1),
-        Tests("networks", ("tests/nn/test_chains.py", "tests/nn/test_networks.py", "tests/test_compat.py"), 60),
+        Tests("weight gradients beside", _kernel_tests("overlap"), 30, words=AT_REAL_SIZES, workers=1),
+        Tests("networks", NETWORKS, 60),
         Tests("offsets past 31 bits", _kernel_tests("instance_norm", "reflect_conv", "zero_conv"), 40, words=TOO_LARGE, workers=1),
-        Tests("all other tests of kernels", _kernel_tests(*KERNELS), 150, rest=(*AT_REAL_SIZES, *TOO_LARGE), rehearsed=1, rehearsed_by=2),
+        Tests(
+            "all other tests of kernels", _kernel_tests(*KERNELS, *SHARED), 150, rest=(*AT_REAL_SIZES, *TOO_LARGE), rehearsed=1,
+            rehearsed_by=2,
+        ),
     ],
     2: [
         Tests("captured against plain", ("tests/engine/test_cuda_graph.py",), 150, words=("cuda_graph", "waits_for_the_gpu"), workers=8),

@@ -31,7 +31,7 @@ from fastcyclegan.data.scan import check_files
 _CAPABILITY = torch.backends.cpu.get_cpu_capability().lower()
 os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{tempfile.gettempdir()}/torchinductor_{getpass.getuser()}_{_CAPABILITY}")
 
-# A package for test_official.py, with modules called test_*.py of its own.
+# A package for the tests of official checkouts, with modules called test_*.py of its own.
 collect_ignore = ["official/checkout"]
 
 

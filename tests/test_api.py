@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import random
 import signal
@@ -15,39 +14,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
 
 from fastcyclegan import CycleGAN, cli
 from fastcyclegan.errors import UserError
 from fastcyclegan.tensor_files import load_tensors, to_cpu
-from fastcyclegan.testing import assert_parity
 from tests.conftest import write_pictures
-
-TINY: dict[str, Any] = {
-    "netG": "resnet_1blocks",
-    "ngf": 2,
-    "ndf": 2,
-    "netD": "n_layers",
-    "n_layers_D": 1,
-    "pool_size": 2,
-    "load_size": 20,
-    "crop_size": 16,
-    "num_threads": 0,
-    "loader": "folder",
-    "device": "cpu",
-    "n_epochs": 1,
-    "n_epochs_decay": 1,
-}
+from tests.models import TINY, same, tensors
 
 
 def flags(settings: dict[str, Any]) -> list[str]:
     return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-
-
-def same(one: CycleGAN, other: CycleGAN) -> bool:
-    pairs = zip(one.networks.values(), other.networks.values(), strict=True)
-    return all(torch.equal(a, b) for x, y in pairs for a, b in zip(x.state_dict().values(), y.state_dict().values(), strict=True))
 
 
 def test_it_trains_as_the_command_line_does(dataset: Path, tmp_path: Path) -> None:
@@ -238,80 +214,6 @@ def test_official_files_alone(tmp_path: Path) -> None:
         CycleGAN.load(tmp_path)
 
 
-# --- Loaders of the caller's own ----------------------------------------------------------------------------------------------------
-
-
-def tensors(count: int, seed: int = 0) -> Tensor:
-    return torch.rand(count, 3, 16, 16, generator=torch.Generator().manual_seed(seed)) * 2 - 1
-
-
-class Paired:
-    def __len__(self) -> int:
-        return 4
-
-    def __iter__(self) -> Any:
-        return ({"A": tensors(2, i), "B": tensors(2, 10 + i), "A_paths": ["x"] * 2} for i in range(4))
-
-
-@pytest.mark.parametrize(
-    ("loaders", "per_epoch"),
-    [
-        # Labels are left out, B begins anew, and of the last batch of one the surplus of B is left out.
-        ((DataLoader(TensorDataset(tensors(5), torch.arange(5)), batch_size=2), DataLoader(tensors(2, 1), batch_size=2)), 3),
-        ((Paired(),), 4),
-        ((DataLoader(TensorDataset(tensors(4), tensors(4, 1)), batch_size=2),), 2),
-        (([tensors(2)], [((tensors(2, 1) + 1) * 127.5).to(torch.uint8)] * 3), 3),
-    ],
-    ids=["two", "dicts", "pairs", "lists"],
-)
-def test_loaders(loaders: tuple[Any, ...], per_epoch: int) -> None:
-    model = CycleGAN(**TINY, print_freq=1)
-    records = model.fit(*loaders)
-    assert [record["epoch"] for record in records] == [1] * per_epoch + [2] * per_epoch
-    assert not same(model, CycleGAN(**TINY))
-
-
-def test_pictures_of_loaders_are_those_that_are_trained_on(dataset: Path, tmp_path: Path) -> None:
-    """The samples of files, as tensors of the caller's in the same order, without pools: the same weights."""
-    from fastcyclegan.training.start import Given, start
-
-    settings = {**TINY, "pool_size": 0, "n_epochs_decay": 0, "lr_policy": "constant", "max_iters": 4}
-    files = CycleGAN(**settings)
-    files.fit(dataset)
-    config = CycleGAN(**settings, dataroot=dataset).config
-    batches = [(batch.A, batch.B) for batch in start(config, lambda text: None, given=Given(files=False)).loader.batches(0, 4)]
-    given = CycleGAN(**settings)
-    given.fit(batches)
-    assert same(files, given)
-
-
-@pytest.mark.parametrize(
-    ("A", "B", "message"),
-    [
-        (iter([tensors(1)]), iter([tensors(1)]), "a loader without a length, or an empty one: give iterations_per_epoch"),
-        ([tensors(1)], None, "a loader by itself must give .* or pairs of tensors, got Tensor"),
-        ([{"A": tensors(1)}], None, r"pictures of B must be tensors \[N, 3, H, W\], got NoneType"),
-        ([tensors(1)[:, :1]], [tensors(1)], r"pictures of A must be tensors \[N, 3, H, W\], got shape \[1, 1, 16, 16\]"),
-        ([tensors(1)[:, :, :15]], [tensors(1)], "pictures of A are 16x15: the networks take sides that are multiples of 4, from 8 on"),
-        ([tensors(1)], [tensors(1) * 128 + 127], r"pictures of B must be in \[-1, 1\], got values from .* to 25"),
-        ([tensors(1).long()], [tensors(1)], r"pictures of A must be floating point in \[-1, 1\] or uint8, got torch.int64"),
-        ("folder", [tensors(1)], "A and B must both be folders or both be loaders"),
-        (None, None, "no pictures: give a dataset's folder, a folder a domain, or loaders"),
-    ],
-)
-def test_what_cannot_be_fitted(A: Any, B: Any, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        CycleGAN(**TINY).fit(A, B)
-
-
-def test_a_loader_without_a_length() -> None:
-    model = CycleGAN(**TINY)
-    model.fit(iter([(tensors(1), tensors(1))] * 4), iterations_per_epoch=2)
-    assert model.iteration == 4
-    with pytest.raises(UserError, match="a loader ended after 3 batches and gives no more: it must be one that begins anew"):
-        CycleGAN(**TINY).fit(iter([(tensors(1), tensors(1))] * 3), iterations_per_epoch=2)
-
-
 def test_settings_are_checked() -> None:
     with pytest.raises(TypeError, match="CycleGAN has no setting 'lamda_identity'; did you mean lambda_identity"):
         CycleGAN(lamda_identity=0)
@@ -321,56 +223,8 @@ def test_settings_are_checked() -> None:
         CycleGAN(**TINY).fit([(tensors(1), tensors(1))], ngf=4)
 
 
-# --- Translating --------------------------------------------------------------------------------------------------------------------
-
-
-def test_pictures_come_back_as_what_they_were(tmp_path: Path) -> None:
-    model, rng = CycleGAN(**TINY), np.random.default_rng(0)
-    array = rng.integers(0, 256, (9, 14, 3), dtype=np.uint8)
-    Image.fromarray(array).save(tmp_path / "x.png")
-    images = [Image.fromarray(array), array, tmp_path / "x.png", str(tmp_path / "x.png"), Image.fromarray(array[:, :, 0])]
-    results = model.translate(images)
-    assert [type(result) for result in results] == [Image.Image, np.ndarray, Image.Image, Image.Image, Image.Image]
-    assert results[1].shape == (9, 14, 3)
-    single = model.translate(Image.fromarray(array))
-    # A value at .5 may round either way at another place of a batch.
-    assert all(np.abs(np.asarray(result).astype(float) - results[1]).max() <= 1 for result in (*results[:4], single))
-    tensor = torch.from_numpy(array).permute(2, 0, 1).float() / 127.5 - 1
-    out = model.translate(tensor)
-    assert out.shape == (3, 9, 14)
-    found = ((out + 1) * 127.5).round().permute(1, 2, 0).numpy()
-    assert np.abs(found - results[1]).max() <= 1
-    part = tensor[:, :8, :12]  # of a size that nothing is added to
-    exact = copy.deepcopy(model.networks["G_AB"]).double()(part[None].double())[0]
-    assert_parity("the second of two", model.translate(part[None].repeat(2, 1, 1, 1))[1], model.translate(part), exact, torch.float32)
-    assert model.translate(tensor.double()).dtype == torch.float64
-    (out * torch.ones(1, requires_grad=True)).sum().backward()  # a plain tensor, for whatever comes next
-    assert model.networks["G_AB"].training
-
-
 def test_direction_speaks_of_the_training_folders() -> None:
     array = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     model, turned = CycleGAN(**TINY), CycleGAN(**TINY, direction="BtoA")
     assert not np.array_equal(model.translate(array), model.translate(array, "BtoA"))
     assert np.array_equal(model.translate(array), turned.translate(array, "BtoA"))
-
-
-@pytest.mark.parametrize(
-    ("picture", "error", "message"),
-    [
-        (np.zeros((4, 4, 3)), ValueError, r"an array must be uint8 \[H, W, 3\], got float64 \[4, 4, 3\]"),
-        (np.zeros((4, 4), np.uint8), ValueError, r"an array must be uint8 \[H, W, 3\], got uint8 \[4, 4\]"),
-        (torch.zeros(1, 4, 4), ValueError, r"a tensor must be floats \[3, H, W\] .* got torch.float32 \[1, 4, 4\]"),
-        (torch.full((3, 4, 4), 128.0), ValueError, r"a tensor must be in \[-1, 1\], got values from 128 to 128"),
-        (torch.full((3, 4, 4), float("nan")), ValueError, r"a tensor must be in \[-1, 1\], got values from nan"),
-        (Image.new("RGB", (0, 5)), ValueError, "a picture without pixels, 0x5"),
-        (3, TypeError, "a picture must be a PIL image, an array, a tensor or a path, got int"),
-        ("none.png", UserError, "none.png: no such file"),
-        (Image.new("F", (4, 4)), UserError, "the picture: floating-point values"),
-    ],
-)
-def test_what_is_no_picture(picture: Any, error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        CycleGAN(**TINY).translate(picture)
-    with pytest.raises(UserError, match="direction must be AtoB or BtoA, got 'A2B'"):
-        CycleGAN(**TINY).translate(picture, "A2B")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import json
 import re
 import subprocess
 import sys
@@ -20,17 +18,7 @@ from fastcyclegan.checkpoints import run_files
 from fastcyclegan.cli import parse_train
 from fastcyclegan.config import TrainConfig
 from fastcyclegan.nn.networks import Generator
-
-TINY = "--load_size 16 --crop_size 16 --netG resnet_0blocks --netD pixel --ngf 2 --ndf 2 --device cpu --num_threads 0".split()
-
-
-def fails(capsys: pytest.CaptureFixture[str], *args: str) -> str:
-    """Run train.py in this process, see it exit with 2 and one line, and return that line."""
-    assert cli.train([*TINY, *args]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert error.count("\n") == 1, error
-    return error
+from tests.commands import TINY, fails
 
 
 def test_official_flags_in_both_spellings() -> None:
@@ -127,47 +115,6 @@ def test_trains_and_translates_on_the_kernels(dataset: Path, tmp_path: Path, cap
         assert abs(difference).max() <= 1
 
 
-def test_overwrite_replaces_nothing_that_could_not_be_replaced(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    args = ("--dataroot", str(dataset), "--checkpoints_dir", str(tmp_path), "--name", "r", "--max_iters", "1")
-    assert cli.train([*TINY, *args]) == 0
-    before = {path: path.read_bytes() for path in (tmp_path / "r").glob("*.p*")}
-    capsys.readouterr()
-    for mistake in (("--init_gain", "nan"), ("--seed", str(2**64)), ("--lr", "inf"), ("--crop_size", "400")):
-        fails(capsys, *args, "--overwrite", *mistake)
-    (dataset / "trainA" / "000.png").write_bytes(b"broken")
-    fails(capsys, *args, "--overwrite")
-    assert {path: path.read_bytes() for path in (tmp_path / "r").glob("*.p*")} == before
-
-
-def test_overwrite_does_not_delete_its_own_pictures(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    args = ("--checkpoints_dir", str(tmp_path), "--name", "r", "--max_iters", "1")
-    assert cli.train([*TINY, "--dataroot", str(dataset), *args]) == 0
-    before = sorted(path for path in (tmp_path / "r").rglob("*"))
-    capsys.readouterr()
-    own = ("--data_A", str(tmp_path / "r" / "samples"), "--data_B", str(dataset / "trainB"))
-    assert "--overwrite would delete its own pictures" in fails(capsys, *args, *own, "--overwrite")
-    assert sorted(path for path in (tmp_path / "r").rglob("*")) == before
-
-
-@pytest.mark.parametrize("flag", ["--ngf", "--ndf"])
-def test_networks_larger_than_the_memory(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flag: str) -> None:
-    error = fails(
-        capsys,
-        "--dataroot",
-        str(dataset),
-        "--checkpoints_dir",
-        str(tmp_path / "runs"),
-        "--netD",
-        "n_layers",
-        "--n_layers_D",
-        "1",
-        flag,
-        "999999999",
-    )
-    assert f"{flag[2:]} 999999999" in error
-    assert not (tmp_path / "runs").exists()
-
-
 def test_empty_values(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--data_A: the value is empty" in fails(capsys, "--data_A", "", "--data_B", "x")
     assert "--checkpoints_dir: the value is empty" in fails(capsys, "--checkpoints_dir=")
@@ -184,56 +131,6 @@ def test_continuing_what_does_not_say_its_pictures(tmp_path: Path, capsys: pytes
     for text in ("{}", "[]", "not json", '{"data": {}, "model": {"ngf": 4.5}, "loss": {}, "optim": {}, "run": {}}'):
         (tmp_path / "theirs" / "config.json").write_text(text)
         assert "config.json: not a configuration of a run" in fails(capsys, *where)
-
-
-def test_a_name_that_exists(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    args = ("--dataroot", str(dataset), "--checkpoints_dir", str(tmp_path), "--name", "r", "--max_iters", "1")
-    assert cli.train([*TINY, *args]) == 0
-    capsys.readouterr()
-    assert "r exists: use --continue_train, --overwrite or another --name" in fails(capsys, *args)
-    (tmp_path / "r" / "notes.txt").write_text("mine")
-    assert cli.train([*TINY, *args, "--overwrite"]) == 0
-    assert (tmp_path / "r" / "notes.txt").read_text() == "mine"
-    # A folder that is no run is left alone, whatever its name.
-    (tmp_path / "q").mkdir()
-    (tmp_path / "q" / "photo.png").touch()
-    capsys.readouterr()
-    assert "is not a run's folder, so --overwrite leaves it alone" in fails(capsys, *args, "--name", "q", "--overwrite")
-
-
-def test_numbered_default_names(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for _ in range(2):
-        assert cli.train([*TINY, "--dataroot", str(dataset), "--checkpoints_dir", str(tmp_path), "--max_iters", "1"]) == 0
-    assert {path.name for path in tmp_path.iterdir()} >= {"photos_1", "photos_2"}
-    output = capsys.readouterr().out
-    assert f"pictures: {tmp_path}/photos_2/samples and {tmp_path}/photos_2/index.html" in output
-    assert json.loads((tmp_path / "photos_2" / "config.json").read_text())["run"]["name"] == "photos_2"
-
-
-def test_unwritable_folder(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "file").write_text("")
-    error = fails(capsys, "--dataroot", str(dataset), "--checkpoints_dir", str(tmp_path / "file"))
-    assert "cannot write there: Not a directory" in error
-
-    def refuse(self: Path, *args: object, **kwargs: object) -> None:
-        raise PermissionError(errno.EACCES, "Permission denied", str(self))
-
-    monkeypatch.setattr(Path, "touch", refuse)
-    error = fails(capsys, "--dataroot", str(dataset), "--checkpoints_dir", str(tmp_path / "runs"))
-    assert "cannot write there: Permission denied" in error
-
-
-def test_no_compiler(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from torch._inductor import cpp_builder, exc
-
-    def none() -> str:
-        raise exc.InvalidCxxCompiler
-
-    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", none)
-    assert cli.train([*TINY, "--dataroot", str(dataset), "--checkpoints_dir", str(tmp_path), "--compile", "--max_iters", "1"]) == 0
-    output = capsys.readouterr().out
-    assert "--compile: no C++ compiler found (on Debian or Ubuntu: apt-get install g++); training goes on uncompiled" in output
-    assert "compiled       no" in output
 
 
 def test_builtin_dataset_is_scored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

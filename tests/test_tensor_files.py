@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from fastcyclegan.checkpoints.loading import load_generator, read_networks
 from fastcyclegan.errors import UserError
 from fastcyclegan.nn.networks import Discriminator, Generator
-from fastcyclegan.tensor_files import load_tensors
+from fastcyclegan.tensor_files import load_tensors, to_cpu, write_atomically
 
 ONE_LINE_IN_TIME = 2.0
 
@@ -208,3 +208,43 @@ def test_safetensors(tmp_path: Path, generator: dict[str, Tensor]) -> None:
         file.write_bytes(damaged)
         with pytest.raises(UserError, match=r"g.safetensors: cannot be loaded: it is damaged, or not a safetensors file"):
             read_networks(file)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    file = tmp_path / "x.pt"
+    write_atomically(file, lambda partial: partial.write_text("old"))
+
+    def fail(partial: Path) -> None:
+        partial.write_text("half of the new")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(file, fail)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.pt"]
+    assert file.read_text() == "old"
+
+
+def test_the_new_file_is_on_the_disk_before_it_gets_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    fsync, replace = os.fsync, Path.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (calls.append("fsync"), fsync(fd)))
+    monkeypatch.setattr(Path, "replace", lambda self, other: (calls.append("rename"), replace(self, other)))
+    write_atomically(tmp_path / "x", lambda partial: partial.write_text("new"))
+    assert calls == ["fsync", "rename", "fsync"]  # the file, the name, the folder
+
+
+def test_snapshot_shares_nothing() -> None:
+    live = {"a": torch.ones(2), "b": [torch.zeros(1), 3], "c": ("x", None)}
+    copied = to_cpu(live)
+    live["a"].add_(1)
+    live["b"][0].add_(1)
+    assert copied["a"].tolist() == [1, 1]
+    assert copied["b"][0].item() == 0
+    assert copied["b"][1] == 3
+    assert copied["c"] == ["x", None]
+
+
+def test_snapshot_keeps_the_memory_layout() -> None:
+    """Bit for bit resume depends on it: another layout may take another algorithm."""
+    weight = torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last)
+    assert to_cpu(weight).stride() == weight.stride()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 import subprocess
 import sys
@@ -134,8 +135,6 @@ class Blocker:
         if name.split(".")[0] in {"tyro", "nvidia", "tensorboard", "safetensors", "huggingface_hub"}:
             raise ModuleNotFoundError(name, name=name)
 sys.meta_path.insert(0, Blocker())
-# As it is for a script that is started by its path; -I leaves it out.
-sys.path.insert(0, SCRIPT.rpartition("/")[0])
 sys.argv = [SCRIPT, "--help"]
 import runpy
 runpy.run_path(SCRIPT, run_name="__main__")
@@ -145,7 +144,9 @@ runpy.run_path(SCRIPT, run_name="__main__")
 def test_it_runs_uninstalled_and_without_the_command_lines_libraries(tmp_path: Path) -> None:
     script = Path(prove.__file__).parents[1] / "scripts" / "prove.py"
     code = f"SCRIPT = {str(script)!r}\n" + BLOCKED
-    done = subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    # As it is for a script that is started by its path.
+    environment = {**os.environ, "PYTHONPATH": str(script.parent)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "--data_A" in done.stdout
 

@@ -58,9 +58,9 @@ def test_the_command_line_without_tyro_is_one_line(bare: Path, tmp_path: Path, n
     assert done.stderr == "error: this needs the package tyro: python -m pip install tyro\n"
 
 
-# prove.py and profile_step.py run in the rehearsal itself.
-@pytest.mark.parametrize("name", ["compile_kernels", "count_operations", "gpu_suite"])
+@pytest.mark.parametrize("name", ["compile_kernels", "count_operations", "gpu_suite", "profile_step", "prove"])
 def test_scripts_need_no_installed_project(bare: Path, tmp_path: Path, name: str) -> None:
+    """From another folder and without PYTHONPATH, which ``environment`` leaves out."""
     done = run(bare, str(ROOT / "scripts" / f"{name}.py"), "--help", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "usage:" in done.stdout

@@ -1,8 +1,7 @@
-"""Files: written whole or not at all, read without trust, refused with what was expected and what was found."""
+"""A run's files: their names, and weights that fit a network or are refused with what was expected and what was found."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -12,30 +11,7 @@ from fastcyclegan.checkpoints import run_files
 from fastcyclegan.checkpoints.run_files import fit_weights, save_weights, saved_epochs
 from fastcyclegan.errors import UserError
 from fastcyclegan.nn.networks import Generator
-from fastcyclegan.tensor_files import load_tensors, to_cpu, write_atomically
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
-    file = tmp_path / "x.pt"
-    write_atomically(file, lambda partial: partial.write_text("old"))
-
-    def fail(partial: Path) -> None:
-        partial.write_text("half of the new")
-        raise OSError(28, "No space left on device")
-
-    with pytest.raises(OSError, match="No space left"):
-        write_atomically(file, fail)
-    assert [path.name for path in tmp_path.iterdir()] == ["x.pt"]
-    assert file.read_text() == "old"
-
-
-def test_the_new_file_is_on_the_disk_before_it_gets_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[str] = []
-    fsync, replace = os.fsync, Path.replace
-    monkeypatch.setattr(os, "fsync", lambda fd: (calls.append("fsync"), fsync(fd)))
-    monkeypatch.setattr(Path, "replace", lambda self, other: (calls.append("rename"), replace(self, other)))
-    write_atomically(tmp_path / "x", lambda partial: partial.write_text("new"))
-    assert calls == ["fsync", "rename", "fsync"]  # the file, the name, the folder
+from fastcyclegan.tensor_files import load_tensors
 
 
 def test_partials_of_a_killed_process_are_removed(tmp_path: Path) -> None:
@@ -65,23 +41,6 @@ def test_another_architecture_is_refused_and_nothing_is_loaded() -> None:
     with pytest.raises(UserError, match=r"model.1.bias is missing \(and 1 more differences\)"):
         fit_weights(net, missing | {"extra": torch.ones(1)}, "f.pth", "small")
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
-
-
-def test_snapshot_shares_nothing() -> None:
-    live = {"a": torch.ones(2), "b": [torch.zeros(1), 3], "c": ("x", None)}
-    copied = to_cpu(live)
-    live["a"].add_(1)
-    live["b"][0].add_(1)
-    assert copied["a"].tolist() == [1, 1]
-    assert copied["b"][0].item() == 0
-    assert copied["b"][1] == 3
-    assert copied["c"] == ["x", None]
-
-
-def test_snapshot_keeps_the_memory_layout() -> None:
-    """Bit for bit resume depends on it: another layout may take another algorithm."""
-    weight = torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last)
-    assert to_cpu(weight).stride() == weight.stride()
 
 
 def test_saved_epochs(tmp_path: Path) -> None:

@@ -35,14 +35,6 @@ def test_without_dali_auto_takes_pillow_and_says_why(monkeypatch: pytest.MonkeyP
         choose("dali", CPU)
 
 
-@pytest.mark.parametrize(("ours", "extra"), [("12.8", "dali-cu12"), ("14.0", "dali")])
-def test_dali_for_another_cuda_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch, ours: str, extra: str) -> None:
-    monkeypatch.setattr(torch.version, "cuda", ours)
-    reason = dali_loader.why_not_dali(torch.device("cuda"))
-    assert f"is built for CUDA 13 and torch for CUDA {ours[:2]}: install the extra {extra}" in reason
-    assert dali_loader.why_not_dali(CPU) == ""  # pictures for a CPU need no CUDA
-
-
 def test_what_else_stands_in_the_way_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(self: object) -> None:
         raise RuntimeError("driver\n  too old")

@@ -309,6 +309,14 @@ def test_memory_is_flat_over_epochs(tmp_path: Path) -> None:
     assert max(seen[1:]) - seen[0] < 10 * 2**20, seen
 
 
+@pytest.mark.parametrize(("ours", "extra"), [("12.8", "dali-cu12"), ("14.0", "dali")])
+def test_dali_for_another_cuda_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch, ours: str, extra: str) -> None:
+    monkeypatch.setattr(torch.version, "cuda", ours)
+    reason = dali_loader.why_not_dali(torch.device("cuda"))
+    assert f"is built for CUDA 13 and torch for CUDA {ours[:2]}: install the extra {extra}" in reason
+    assert dali_loader.why_not_dali(CPU) == ""  # pictures for a CPU need no CUDA
+
+
 # On a GPU.
 
 GPU = torch.device("cuda")

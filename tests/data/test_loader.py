@@ -1,11 +1,8 @@
-"""What loaders share: work in the background, and files that break under way, in every loader."""
+"""What loaders share: the same batches from any start and in shards, and files that break under way, in every loader."""
 
 from __future__ import annotations
 
 import os
-import threading
-import time
-from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +12,6 @@ import torch
 from PIL import Image
 
 from fastcyclegan.config import DataConfig
-from fastcyclegan.data.background import in_background
 from fastcyclegan.data.choose_loader import choose, make_loader
 from fastcyclegan.data.loader import Loader
 from fastcyclegan.data.pillow_loader import FolderLoader
@@ -35,43 +31,6 @@ def make(root: Path, loader: str, threads: int, cache: str, said: list[str] | No
     config = DataConfig(load_size=24, crop_size=16, cache=cache, **options)
     say = [].append if said is None else said.append
     return make_loader(choose(loader, CPU, threads), a, b, Plan(11, 5, 3, config.batch_size), CPU, config, say)
-
-
-def test_background_keeps_order_runs_ahead_and_no_further() -> None:
-    made: list[int] = []
-
-    def numbers() -> Generator[int]:
-        for n in range(100):
-            made.append(n)
-            yield n
-
-    with in_background(numbers(), depth=3) as items:
-        assert next(items) == 0
-        time.sleep(0.2)
-        assert 3 <= len(made) <= 5  # three wait, one is offered, one was taken
-        assert list(items) == list(range(1, 100))
-
-
-def test_background_raises_what_its_items_raise_and_closes_them() -> None:
-    closed = threading.Event()
-
-    def failing() -> Generator[int]:
-        try:
-            yield 1
-            raise KeyError("in the thread")
-        finally:
-            closed.set()
-
-    with in_background(failing(), 2) as items:
-        assert next(items) == 1
-        with pytest.raises(KeyError, match="in the thread"):
-            next(items)
-    assert closed.wait(1)
-    closed.clear()
-    with in_background(failing(), 1) as items:  # left early
-        next(items)
-    assert closed.wait(1)
-    assert not any(thread.name == "fastcyclegan-loader" for thread in threading.enumerate())
 
 
 @LOADERS

@@ -18,29 +18,22 @@ import torch
 from torch import nn
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from fastcyclegan.config import EngineConfig, LossConfig, ModelConfig, OptimConfig
+from fastcyclegan.config import LossConfig, ModelConfig
 from fastcyclegan.data.batch import Batch
 from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.devtools import compile_ahead as _ahead
 from fastcyclegan.devtools import compile_kernels
 from fastcyclegan.devtools.dry_run import dry_run
-from fastcyclegan.engine import Engine, ahead
+from fastcyclegan.engine import ahead
 from fastcyclegan.engine.ahead import Ahead, copy_on_cpu, dry_translation
 from fastcyclegan.kernels import _launch
 from fastcyclegan.kernels._launch import Chip, Launch
 from fastcyclegan.kernels.dispatch import as_on_gpu
 from fastcyclegan.recipes.cyclegan import CycleGAN
 from fastcyclegan.testing import random_batch, seeded_networks
+from tests.engine.kernel_engine import CPU, SMALL, engine
 
-SMALL = ModelConfig(netG="resnet_1blocks", ngf=8, ndf=8, use_dropout=True)
-CPU = torch.device("cpu")
 CHOICES = {"conv 1": 3, "conv 2": 97}
-
-
-def engine(model: ModelConfig = SMALL, loss: LossConfig = LossConfig(), **options: Any) -> Engine:
-    """Return an engine as it would be on a GPU."""
-    with as_on_gpu(), dry_run():
-        return Engine(CycleGAN(loss), seeded_networks(model), OptimConfig(), CPU, "bf16", options=EngineConfig(**options))
 
 
 def batch(images: int = 1, size: int = 32) -> Batch:
@@ -201,13 +194,6 @@ def test_processes_that_start_together_compile_once(compiled: list[int], monkeyp
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def test_where_nothing_can_be_locked_nobody_is_waited_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "fastcyclegan").write_text("a file where the folder should be")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with _ahead.alone():
-        assert not (tmp_path / "fastcyclegan").is_dir()
-
-
 def test_foreign_networks_are_not_run_once_more(compiled: list[int]) -> None:
     Ahead(CPU).prepare(1, {"G_AB": _Foreign()}, lambda: pytest.fail("it was run"))
     assert compiled == []
@@ -283,10 +269,3 @@ def test_the_first_iteration_compiles_nothing_more(tmp_path: Path) -> None:
     assert compiled == []
     assert said[0].startswith("compiling ")
     assert finite
-
-
-def test_the_table_at_the_start_says_that_kernels_are_compiled_ahead() -> None:
-    one = engine()
-    assert "kernels" not in one.describe()
-    one.ahead = Ahead(CPU)
-    assert one.describe()["kernels"] == "compiled before the first iteration, where Triton's cache lacks them"

@@ -12,10 +12,9 @@ from torch._dynamo.utils import counters
 
 from bench.official_order import OfficialCycleGAN
 from fastcyclegan import reference as ref
-from fastcyclegan.config import EngineConfig, LossConfig, ModelConfig, RunConfig
+from fastcyclegan.config import EngineConfig, LossConfig, ModelConfig
 from fastcyclegan.data.sample_plan import Plan
-from fastcyclegan.engine import Engine, resolve_device, resolve_precision, why_not_compiled
-from fastcyclegan.errors import UserError
+from fastcyclegan.engine import Engine, why_not_compiled
 from fastcyclegan.testing import (
     assert_parity,
     copy_of,
@@ -307,28 +306,6 @@ def test_state_continues_bit_for_bit() -> None:
     assert run_engine(other, batches[4:]) == expected
     for name, net in engine.nets.items():
         assert all(torch.equal(v, other.nets[name].state_dict()[k]) for k, v in net.state_dict().items())
-
-
-def test_devices_and_precisions() -> None:
-    cpu = torch.device("cpu")
-    assert resolve_device(RunConfig(gpu_ids="-1")) == cpu
-    if not torch.cuda.is_available():
-        with pytest.raises(UserError, match="sees no CUDA GPU"):
-            resolve_device(RunConfig(device="cuda"))
-        with pytest.raises(UserError, match=r"device cuda:1: torch .* sees no CUDA GPU"):
-            resolve_device(RunConfig(gpu_ids="1"))
-    assert resolve_precision("auto", cpu, compiled=False) == "fp32"
-    assert resolve_precision("bf16", cpu, compiled=False) == "bf16"
-
-
-def test_why_not_compiled_names_the_missing_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    from torch._inductor import cpp_builder, exc
-
-    def none() -> str:
-        raise exc.InvalidCxxCompiler
-
-    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", none)
-    assert why_not_compiled(torch.device("cpu")).startswith("no C++ compiler found")
 
 
 @pytest.mark.gpu

@@ -1,4 +1,4 @@
-"""Gradients that are added up in place, Adam at a rate that lies on the device, and running averages."""
+"""Gradients that are added up in place, and Adam at a rate that lies on the device."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from fastcyclegan.config import OptimConfig
 from fastcyclegan.engine.phase_optimizer import Trained
-from fastcyclegan.engine.weight_average import Average
 from fastcyclegan.kernels import accumulating
 from fastcyclegan.nn.networks import Discriminator
 from fastcyclegan.testing import parameters_that_count, relative_error
@@ -94,24 +93,3 @@ def test_state_holds_the_rate_as_a_number_and_leaves_how_adam_runs_alone() -> No
     assert group["lr"] is lr
     assert group["fused"] is True
     assert group["betas"] == (0.5, 0.999)  # what is asked for now, not what was when the state was saved
-
-
-def test_averages_follow_weights_and_copy_statistics() -> None:
-    net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))
-    average = Average({"G": net}, 0.75)
-    expected = net[0].weight.detach().clone()
-    for n in range(3):
-        with torch.no_grad():
-            net[0].weight += n
-            net[1].running_mean += 1
-            net[1].num_batches_tracked += 1
-        average.update()
-        expected = 0.75 * expected + 0.25 * net[0].weight.detach()
-    torch.testing.assert_close(average.weights["G"]["0.weight"], expected)
-    assert torch.equal(average.weights["G"]["1.running_mean"], net[1].running_mean)
-    assert average.weights["G"]["1.num_batches_tracked"] == 3
-    saved = copy.deepcopy(average.weights)
-    average.restart()
-    assert torch.equal(average.weights["G"]["0.weight"], net[0].weight)
-    average.load_state_dict(saved)
-    torch.testing.assert_close(average.weights["G"]["0.weight"], expected)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,31 +15,26 @@ from bench.launches import forbid_fallback
 from fastcyclegan import accelerate
 from fastcyclegan.devtools.dry_run import dry_run
 from fastcyclegan.engine.batching import run_paired
-from fastcyclegan.kernels import _failures, _fallback, _launch, _operator, _tiles, instance_norm, instance_norm_ref, reflect_conv2d
+from fastcyclegan.kernels import _fallback, _launch, _operator, _tiles, instance_norm, instance_norm_ref, reflect_conv2d
 from fastcyclegan.kernels import residual_block as residual
 from fastcyclegan.kernels._failures import KernelError
-from fastcyclegan.kernels.dispatch import as_on_gpu
 from fastcyclegan.kernels.norm_conv import norm_conv
 from fastcyclegan.kernels.reflect_conv import reflect_conv
 from fastcyclegan.kernels.zero_conv import zero_conv
 from fastcyclegan.nn.networks import Discriminator, Generator, UnetGenerator
-from fastcyclegan.testing import assert_parity, tf32
+from fastcyclegan.testing import assert_parity
 from tests.kernels import test_instance_norm as norms
 from tests.kernels import test_norm_conv as norm_convs
 from tests.kernels import test_reflect_conv as reflect_convs
 from tests.kernels import test_residual_block as blocks
 from tests.kernels import test_zero_conv as zero_convs
+from tests.kernels.arguments import impl
 from tests.planted import ERRORS, Ear, forget, heard, plant
 
 FP32 = torch.float32
 
 
-@pytest.fixture(autouse=True)
-def _as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """auto means the kernels, in a process that has met no failure."""
-    forget(monkeypatch)
-    with as_on_gpu(), tf32(False):
-        yield
+pytestmark = pytest.mark.usefixtures("auto_is_triton")
 
 
 # --- Layers: what computes one by the kernels, required or not, and what it is measured by ------------------------------------------
@@ -55,10 +50,6 @@ class Layer:
         other, true = self.theirs(), self.truth()
         for name, result in found.items():
             assert_parity(name, result, other[name], true[name], FP32)
-
-
-def impl(required: bool) -> str:
-    return "triton" if required else "auto"
 
 
 def a_norm(shape: tuple[int, ...]) -> Layer:
@@ -194,18 +185,6 @@ def test_all_kernels_are_planted_somewhere(monkeypatch: pytest.MonkeyPatch) -> N
     assert set(ear.kernels) | {"_descriptor_copy_kernel"} >= set(_launch.REGISTRY)
 
 
-@pytest.mark.parametrize(("error", "verb", "cause"), ERRORS, ids=[row[2][:30] for row in ERRORS])
-def test_what_a_user_reads(error: Callable[[], Exception], verb: str, cause: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    plant(monkeypatch, "_instance_norm_small_fwd_kernel", error)
-    sentence = rf"kernel _instance_norm_small_fwd_kernel does not {verb} on cpu, interpreted \(.*{cause}.*\)"
-    again = r"To see it again: python -m fastcyclegan.devtools.show_failure /.*/failures/instance_norm_small_fwd_kernel-\w+\.json$"
-    with pytest.warns(RuntimeWarning, match=f"^instance_norm: {sentence}; PyTorch computes the layers that need it from here on. {again}"):
-        instance_norm(torch.randn(1, 3, 4, 4))
-    with pytest.raises(KernelError, match=rf"^{sentence}\. {again}") as caught:
-        instance_norm(torch.randn(1, 3, 4, 4), impl="triton")
-    assert type(caught.value.__cause__) is type(error())
-
-
 def test_tests_and_benches_do_not_fall_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """Under this repository's pytest, and where bench/ asks for it, the warning is an error."""
     plant(monkeypatch, "_instance_norm_small_fwd_kernel")
@@ -216,47 +195,6 @@ def test_tests_and_benches_do_not_fall_back(monkeypatch: pytest.MonkeyPatch) -> 
     forbid_fallback()
     with pytest.raises(RuntimeWarning, match="PyTorch computes the layers"):
         instance_norm(torch.randn(1, 3, 4, 4))
-
-
-# --- What is no failure of a kernel -------------------------------------------------------------------------------------------------
-
-FAULTS: list[BaseException] = [
-    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
-    RuntimeError("Triton Error [CUDA]: out of memory"),
-    torch.AcceleratorError("CUDA error: unknown error"),
-    RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered"),
-    RuntimeError("CUDA error: misaligned address"),
-    RuntimeError("CUDA error: unspecified launch failure"),
-    RuntimeError("CUDA error: device-side assert triggered"),
-    KeyboardInterrupt(),
-]
-
-
-@pytest.mark.parametrize("required", [True, False])
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: f"{type(fault).__name__} {fault}"[:50])
-def test_a_full_or_a_dead_device_is_raised(fault: BaseException, required: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    plant(monkeypatch, "_instance_norm_small_fwd_kernel", lambda: fault)
-    with pytest.raises(type(fault)) as caught:
-        instance_norm(torch.randn(1, 3, 4, 4), impl=impl(required))
-    assert caught.value is fault
-    assert not _fallback._fallen
-
-
-def test_the_device_is_asked_unless_it_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A launch that was refused because of what ran before it: those results are suspect."""
-    dead, refused = torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), RuntimeError("invalid argument")
-
-    def synchronize(device: torch.device) -> None:
-        raise dead
-
-    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    _failures.ask_device(torch.device("cuda"), refused)
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    with pytest.raises(torch.AcceleratorError) as caught:
-        _failures.ask_device(torch.device("cuda"), refused)
-    assert caught.value is dead
-    assert dead.__cause__ is refused
 
 
 # --- Who asks -----------------------------------------------------------------------------------------------------------------------

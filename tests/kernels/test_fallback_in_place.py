@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
@@ -11,23 +11,16 @@ from torch import Tensor
 
 from fastcyclegan.kernels import accumulating, reflect_conv2d
 from fastcyclegan.kernels import residual_block as residual
-from fastcyclegan.kernels.dispatch import as_on_gpu
 from fastcyclegan.kernels.norm_conv import norm_conv
 from fastcyclegan.kernels.zero_conv import zero_conv
-from fastcyclegan.testing import relative_error, tf32
+from fastcyclegan.testing import relative_error
 from tests.kernels import test_norm_conv as norm_convs
 from tests.kernels import test_reflect_conv as reflect_convs
 from tests.kernels import test_residual_block as blocks
 from tests.kernels import test_zero_conv as zero_convs
-from tests.planted import forget, plant
+from tests.planted import plant
 
-
-@pytest.fixture(autouse=True)
-def _as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """auto means the kernels, in a process that has met no failure."""
-    forget(monkeypatch)
-    with as_on_gpu(), tf32(False):
-        yield
+pytestmark = pytest.mark.usefixtures("auto_is_triton")
 
 
 @dataclass(frozen=True)

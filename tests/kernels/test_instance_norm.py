@@ -6,9 +6,6 @@ On a machine without a GPU the kernels run through Triton's interpreter, at size
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -310,18 +307,6 @@ def test_a_single_pixel_raises_as_in_torch(impl: str) -> None:
     with pytest.raises(ValueError) as ours:
         instance_norm(x, impl=impl)
     assert str(ours.value) == str(theirs.value)
-
-
-def test_a_cpu_tensor_is_refused_where_nothing_interprets() -> None:
-    code = "import torch, fastcyclegan.kernels as k; k.instance_norm(torch.zeros(1, 3, 4, 4), impl='triton')"
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
-    assert "ValueError: instance_norm: impl='triton' needs an NVIDIA GPU, got cpu" in done.stderr
-
-
-def test_auto_is_the_reference_on_a_cpu() -> None:
-    x = torch.randn(1, 3, 4, 4, dtype=torch.float64)
-    assert torch.equal(instance_norm(x), instance_norm_ref(x))
 
 
 # --- On a GPU -----------------------------------------------------------------------------------------------------------------------

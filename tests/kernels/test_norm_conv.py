@@ -1,4 +1,4 @@
-"""norm_conv against plain PyTorch in float64, and the parts it is made of: the reflected border, its adjoint, the packed gradient."""
+"""norm_conv against plain PyTorch in float64: every gradient, what it keeps, and what PyTorch expects of an operator."""
 
 from __future__ import annotations
 
@@ -11,71 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastcyclegan import reference
-from fastcyclegan.kernels import border_launch
-from fastcyclegan.kernels import instance_norm_launch as host
-from fastcyclegan.kernels._tiles import bordered_shape, empty_bordered
-from fastcyclegan.kernels.instance_norm import instance_norm_ref
 from fastcyclegan.kernels.norm_conv import norm_conv
-from fastcyclegan.testing import assert_parity, packed_gradient, relative_error
+from fastcyclegan.testing import assert_parity, relative_error
+from tests.kernels.arguments import channels_last
 
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
 STRIDE_1 = ([1, 1], [0, 0], [1, 1], False, [0, 0], 1)
 STRIDE_2 = ([2, 2], [1, 1], [1, 1], False, [0, 0], 1)
 TRANSPOSED = ([2, 2], [1, 1], [1, 1], True, [1, 1], 1)
 GROUPS = ([1, 1], [1, 1], [1, 1], False, [0, 0], 2)
-
-
-def channels_last(*shape: int, device: str) -> Tensor:
-    return torch.randn(shape, device=device).contiguous(memory_format=torch.channels_last)
-
-
-# --- The parts ----------------------------------------------------------------------------------------------------------------------
-
-# Borders over half a small picture; two rows; lines that receive from both sides, in different tiles; several tiles.
-BORDERS = [
-    ((2, 5, 2, 2), 1),
-    ((1, 3, 3, 40), 1),
-    ((1, 3, 40, 3), 1),
-    ((1, 3, 3, 2), 1),
-    ((1, 17, 9, 7), 1),
-    ((1, 4, 4, 5), 3),
-    ((2, 8, 13, 11), 3),
-]
-
-
-@pytest.mark.parametrize(("shape", "border"), BORDERS)
-def test_reflected_border_and_its_adjoint(shape: tuple[int, ...], border: int, device: str) -> None:
-    torch.manual_seed(0)
-    x = channels_last(*shape, device=device).requires_grad_()
-    padded = F.pad(x, (border,) * 4, mode="reflect")
-    assert torch.equal(border_launch.reflect_pad(x.detach(), border), padded)
-    g = channels_last(*padded.shape, device=device)
-    padded.backward(g)
-    H, W = shape[2:]
-    folded = border_launch.fold_border_(g.clone(), border)[:, :, border : border + H, border : border + W]
-    torch.testing.assert_close(folded, x.grad)
-
-
-@pytest.mark.parametrize("dtype", [FP32, FP16])
-@pytest.mark.parametrize("shape", [(2, 5, 2, 2), (1, 3, 3, 5), (1, 20, 9, 7)])
-def test_gradient_with_its_margins(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> None:
-    """In one pass: dy read inside a border, dx with margins, and y written again with its border."""
-    torch.manual_seed(0)
-    x = channels_last(*shape, device=device).to(dtype)
-    _, mean, rstd = host.forward(x, None, None, None, 1e-5, "relu", 0.0)
-    bordered = channels_last(*bordered_shape(x, 1), device=device).to(dtype)
-    inner = bordered[:, :, 1:-1, 1:-1].contiguous(memory_format=torch.channels_last)
-    plain, total = host.backward(inner, x, None, None, mean, rstd, "relu", 0.0)
-    y = empty_bordered(x, 1)
-    extras = host.Extras(dy_border=1, y_border=1, margins=True)
-    packed, same_total = host.backward(bordered, x, None, None, mean, rstd, "relu", 0.0, extras, y)
-    # What is added up is what was stored; the sum is rounded once.
-    torch.testing.assert_close(packed, packed_gradient(plain.float()).to(dtype))
-    torch.testing.assert_close(total, same_total)
-    torch.testing.assert_close(y, F.pad(instance_norm_ref(x, act="relu"), (1,) * 4, mode="reflect"))
-
-
-# --- The operator -------------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -232,7 +232,7 @@ def test_blocks_inside_blocks_hold_their_own(world: World) -> None:
     assert world.alive == 0
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has streams of its own: test_working_copies.py")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has streams of its own: the last test here")
 def test_an_operators_gradient_is_the_same_beside(world: World) -> None:
     weight = torch.randn(4, 3, 3, 3).requires_grad_()
     x, found = torch.randn(2, 3, 6, 6), []
@@ -244,3 +244,24 @@ def test_an_operators_gradient_is_the_same_beside(world: World) -> None:
     assert torch.equal(*found)
     # At least the gradient of the output and the input.
     assert _overlap.most_held() >= 4 * (2 * 4 * 36 + 2 * 3 * 36)
+
+
+def test_without_a_stream_nothing_overlaps() -> None:
+    with overlapping(None), _overlap.beside(torch.zeros(1)):
+        assert _overlap._side is None
+
+
+@pytest.mark.gpu
+def test_weight_gradients_on_a_stream_of_their_own() -> None:
+    from fastcyclegan.kernels import accumulating
+
+    weight = torch.randn(64, 64, 3, 3, device="cuda").to(memory_format=torch.channels_last).requires_grad_()
+    x, side = torch.randn(2, 64, 64, 64, device="cuda"), torch.cuda.Stream()
+    found = []
+    for stream in (None, side):
+        weight.grad = torch.zeros_like(weight)
+        with overlapping(stream), accumulating():
+            for _ in range(3):
+                reflect_conv2d(x, weight, padding=1, impl="triton").square().sum().backward()
+        found.append(weight.grad.clone())
+    assert torch.equal(*found)

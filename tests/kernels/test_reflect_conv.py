@@ -2,35 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from fastcyclegan.devtools.dry_run import dry_run
-from fastcyclegan.kernels import _products as products
-from fastcyclegan.kernels import _weights as host
 from fastcyclegan.kernels import accumulating, reflect_conv2d, reflect_conv2d_ref
-from fastcyclegan.kernels import border_launch as border
-from fastcyclegan.kernels._math import round_to_tf32
-from fastcyclegan.kernels._weights import runs_of
 from fastcyclegan.kernels.reflect_conv import reflect_conv
 from fastcyclegan.testing import assert_parity, assert_same_bits, captured_graph, relative_error, tf32
 
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
 
 
-@pytest.fixture(autouse=True)
-def _no_tf32() -> Iterator[None]:
-    """On a GPU too results are compared to the last bits of fp32, unless a test says otherwise."""
-    with tf32(False):
-        yield
+pytestmark = pytest.mark.usefixtures("no_tf32")
 
 
 @dataclass(frozen=True)
@@ -124,16 +113,6 @@ def test_reference_is_torchs_own_layers() -> None:
     assert torch.equal(pixels.grad[0, 0], rows[:, None] * columns)
 
 
-@pytest.mark.parametrize(("shape", "padding"), [((1, 5, 2, 3), 1), ((2, 3, 3, 4), 2), ((1, 16, 8, 9), 3), ((1, 20, 13, 3), 1)])
-def test_fold_is_the_adjoint_of_reflection(shape: tuple[int, ...], padding: int, device: str) -> None:
-    torch.manual_seed(0)
-    x = torch.randn(shape, device=device).contiguous(memory_format=torch.channels_last).requires_grad_()
-    padded = F.pad(x, (padding,) * 4, mode="reflect")
-    g = torch.randn_like(padded)
-    padded.backward(g)
-    torch.testing.assert_close(border.fold(g, padding), x.grad)
-
-
 # --- With the norm before it and the tanh after it ----------------------------------------------------------------------------------
 
 
@@ -175,11 +154,6 @@ def test_tanh_near_zero_and_far_from_it(device: str) -> None:
 # --- Weights and their gradients ----------------------------------------------------------------------------------------------------
 
 
-def test_runs() -> None:
-    assert runs_of([True, True, False, True]) == [(0, 2), (3, 1)]
-    assert runs_of([False, False]) == []
-
-
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_gradients_arrive_without_a_copy(layout: torch.memory_format, device: str) -> None:
     """Each is a view of one tensor, with the strides of its weight: autograd keeps it as it is."""
@@ -188,17 +162,6 @@ def test_gradients_arrive_without_a_copy(layout: torch.memory_format, device: st
     reflect_conv2d(x, leaves, padding=1, impl="triton").backward(dy)
     assert len({w.grad.untyped_storage().data_ptr() for w in leaves}) == 1
     assert all(w.grad.stride() == w.stride() for w in leaves)
-
-
-def test_weights_that_lie_together_are_not_copied(device: str) -> None:
-    stack = torch.randn(3, 5, 3, 3, 4, device=device).permute(0, 1, 4, 2, 3)
-    assert host.stacked(list(stack), FP32).data_ptr() == stack.data_ptr()
-    assert host.stacked([stack[1]], FP32).data_ptr() == stack[1].data_ptr()
-    other = torch.randn_like(stack[0])
-    for weights in ([stack[0], stack[2]], [stack[1], stack[0]], [stack[0], stack[0]], list(stack.contiguous()), [stack[0], other]):
-        copied = host.stacked(weights, FP32)
-        assert torch.equal(copied, torch.stack(weights).permute(0, 1, 3, 4, 2))
-        assert copied.untyped_storage().data_ptr() != stack.untyped_storage().data_ptr()
 
 
 def counted(run: Any) -> dict[str, int]:
@@ -242,39 +205,6 @@ def test_a_second_backward_adds_in_place(case: Case, device: str) -> None:
     assert not any(event.key == "aten::add_" and event.count > len(biases) for event in profile.key_averages())
     for i, w in enumerate(leaves):
         torch.testing.assert_close(w.grad, 2 * once[f"dweight[{i}]"])
-
-
-def test_hooks_and_odd_gradients_are_left_to_autograd(device: str) -> None:
-    x, weights, _, dy = operands(CASES[0], device)
-    once = results(ours(CASES[0]), x, weights, [], dy)["dweight[0]"]
-    weight = weights[0].requires_grad_()
-    seen: list[Tensor] = []
-    weight.register_hook(lambda g: seen.append(g.clone()))
-    with accumulating():
-        for _ in range(2):
-            reflect_conv2d(x, weight, padding=1, impl="triton").backward(dy)
-    assert len(seen) == 2
-    torch.testing.assert_close(weight.grad, 2 * once)
-
-
-def test_only_what_a_backward_is_called_for_is_added_to(device: str) -> None:
-    """backward(inputs=) and autograd.grad inside the block leave the other gradients alone, and give their own."""
-    case = Case("", (1, 9, 2, 3), 9)
-    x, weights, _, dy = operands(case, device)
-    x, weight, other = x.requires_grad_(), weights[0].requires_grad_(), torch.randn_like(weights[0]).requires_grad_()
-
-    def run() -> Tensor:
-        y = reflect_conv2d(x, weight, padding=1, impl="triton")
-        return reflect_conv2d(y, other, padding=1, impl="triton")
-
-    run().backward(dy)
-    once = {t: t.grad.clone() for t in (weight, other)}
-    with accumulating():
-        run().backward(dy, inputs=[weight])
-        found = torch.autograd.grad(run(), [other], dy)[0]
-    torch.testing.assert_close(weight.grad, 2 * once[weight])
-    assert torch.equal(other.grad, once[other])
-    torch.testing.assert_close(found, once[other])
 
 
 def test_biases_of_none_are_none(device: str) -> None:
@@ -432,47 +362,6 @@ def test_tf32_follows_torchs_convolutions(device: str) -> None:
             for out in (3, 64):
                 reflect_conv2d(x, torch.zeros(out, 64, 3, 3, requires_grad=True), padding=1, impl="triton").sum().backward()
         assert precisions == wanted
-
-
-@triton.jit
-def _round_kernel(x_ptr, y_ptr, SIZE: tl.constexpr):
-    offs = tl.arange(0, SIZE)
-    tl.store(y_ptr + offs, round_to_tf32(tl.load(x_ptr + offs)))
-
-
-def test_rounding_to_tf32(device: str) -> None:
-    """To the nearest of 10 bits, halves away from zero; infinities and NaN, also the one that a GPU makes, stay what they are."""
-    ulp = 2.0**-10
-    x = [
-        1.0,
-        1 + ulp,
-        1 + 0.49 * ulp,
-        1 + 0.5 * ulp,
-        -1 - 0.5 * ulp,
-        1 + 0.51 * ulp,
-        3e-39,
-        0.0,
-        -0.0,
-        float("inf"),
-        -float("inf"),
-        2 - ulp / 8,
-    ]
-    wanted = [1.0, 1 + ulp, 1.0, 1 + ulp, -1 - ulp, 1 + ulp, 3e-39, 0.0, -0.0, float("inf"), -float("inf"), 2.0]
-    given = torch.tensor([*x, float("nan"), 0, 0, 0], device=device)
-    given.view(torch.int32)[-1] = 0x7FFFFFFF
-    found = torch.empty_like(given)
-    _round_kernel[(1,)](given, found, 16)
-    torch.testing.assert_close(found[:12].cpu(), torch.tensor(wanted), rtol=0, atol=6e-42)
-    assert found[[12, 15]].isnan().all()
-
-
-def test_split_k() -> None:
-    """Enough shares to fill the chip, no more than there are steps, fewer where partial sums would cost more than they save."""
-    one, tile = 18, 4 * 128 * 256
-    assert products.split_k(one, 66, tile, 132) == 6
-    assert products.split_k(132, 66, tile, 132) == 1
-    assert products.split_k(1, 2, tile, 132) <= 2
-    assert all(1 <= products.split_k(blocks, chunks, tile, 132) <= chunks for blocks in (1, 7, 500) for chunks in (1, 3, 1000))
 
 
 # --- Bad input ----------------------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastcyclegan.kernels import WorkingCopies, _overlap, overlapping, reflect_conv2d
+from fastcyclegan.kernels import WorkingCopies, reflect_conv2d
 from fastcyclegan.kernels._weights import stacked
 from fastcyclegan.kernels._working_copies import working_copy
 
@@ -87,24 +87,3 @@ def test_groups_are_checked() -> None:
     for groups in ([], [[]], [[torch.zeros(1, 1, 1, 1), torch.zeros(2, 1, 1, 1)]]):
         with pytest.raises(ValueError, match="WorkingCopies: groups must be lists of at least one weight, all of a list of one shape"):
             WorkingCopies(groups, BF16)
-
-
-def test_without_a_stream_nothing_overlaps() -> None:
-    with overlapping(None), _overlap.beside(torch.zeros(1)):
-        assert _overlap._side is None
-
-
-@pytest.mark.gpu
-def test_weight_gradients_on_a_stream_of_their_own() -> None:
-    from fastcyclegan.kernels import accumulating
-
-    weight = torch.randn(64, 64, 3, 3, device="cuda").to(memory_format=torch.channels_last).requires_grad_()
-    x, side = torch.randn(2, 64, 64, 64, device="cuda"), torch.cuda.Stream()
-    found = []
-    for stream in (None, side):
-        weight.grad = torch.zeros_like(weight)
-        with overlapping(stream), accumulating():
-            for _ in range(3):
-                reflect_conv2d(x, weight, padding=1, impl="triton").square().sum().backward()
-        found.append(weight.grad.clone())
-    assert torch.equal(*found)

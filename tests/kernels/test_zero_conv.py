@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,17 +14,12 @@ from torch import Tensor
 from fastcyclegan.devtools.dry_run import dry_run
 from fastcyclegan.kernels import accumulating
 from fastcyclegan.kernels.zero_conv import serves, zero_conv, zero_conv_ref
-from fastcyclegan.kernels.zero_conv_launch import line_of
 from fastcyclegan.testing import assert_parity, assert_same_bits, captured_graph, relative_error, tf32
 
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
 
 
-@pytest.fixture(autouse=True)
-def _no_tf32() -> Iterator[None]:
-    """On a GPU too results are compared to the last bits of fp32, unless a test says otherwise."""
-    with tf32(False):
-        yield
+pytestmark = pytest.mark.usefixtures("no_tf32")
 
 
 @dataclass(frozen=True)
@@ -151,14 +146,6 @@ def test_reference_is_torchs_own_layers() -> None:
     torch.testing.assert_close(zero_conv_ref(x, [up.weight], [up.bias], transposed=True, output_padding=1, **options), up(x))
     y = down(F.relu(F.instance_norm(x)))
     torch.testing.assert_close(zero_conv_ref(x, [down.weight], [down.bias], norm=True, act="relu", **options), y)
-
-
-def test_lines_of_a_step() -> None:
-    """As few steps as can be for the sides that networks have, and never more pixels side by side than a step has."""
-    assert [line_of((side, side), 64) for side in (128, 64, 32)] == [64, 64, 32]
-    assert line_of((31, 31), 64) == 32
-    assert line_of((1, 1000), 64) == 64
-    assert line_of((1000, 1), 64) == 1
 
 
 # --- Weights and their gradients ----------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Pictures and records: rounding, grids, what a resumed run drops, and what is missing without the log extra."""
+"""What a run shows: what is written and opens, what a resumed run drops, damaged files, and what is missing without the log extra."""
 
 from __future__ import annotations
 
@@ -6,39 +6,17 @@ import builtins
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from fastcyclegan.data.pixels import draw_grid, to_pixels
 from fastcyclegan.training.run_report import CURVES, PAGE, STATS, Report, read_stats
+from tests.training.runs import run
 
 LOSSES = ("G_AB", "cycle_A", "D_A")
 
 
 def record(iteration: int) -> dict[str, Any]:
     return {"iteration": iteration, "epoch": 1, "G_AB": 0.5, "cycle_A": 2.0, "D_A": 0.25, "lr": 1e-4, "it/s": 3.0, "images/s": 3.0}
-
-
-def test_pixels_are_rounded_and_clamped() -> None:
-    values = torch.tensor([-1.5, -1.0, -1 + 0.9 / 127.5, 0.0, 1.0, 7.0]).view(1, 1, 1, -1)
-    assert to_pixels(values).flatten().tolist() == [0, 0, 1, 128, 255, 255]  # the official code truncates the third to 0
-    every = torch.arange(256).view(1, 1, 16, 16) / 127.5 - 1
-    assert np.array_equal(to_pixels(every).reshape(-1), np.arange(256))
-
-
-def test_grid_shows_every_picture_where_it_belongs() -> None:
-    colours = np.random.default_rng(0).integers(0, 256, (2, 2, 3), dtype=np.uint8)
-    pictures = [[np.broadcast_to(colours[row, column], (10 + 5 * row, 12, 3)) for row in range(2)] for column in range(2)]
-    gray = [np.full((8, 8, 1), 77, dtype=np.uint8)] * 2
-    grid = np.asarray(draw_grid({"first": pictures[0], "a much longer label": pictures[1], "gray": gray}))
-    seen = {tuple(c) for c in grid.reshape(-1, 3)}
-    assert {tuple(c) for c in colours.reshape(-1, 3)} | {(77, 77, 77)} <= seen
-    for row in range(2):
-        places = np.argwhere((grid == colours[row, 1]).all(-1))
-        assert len(places) == (10 + 5 * row) * 12
-        assert places[:, 1].min() > np.argwhere((grid == colours[row, 0]).all(-1))[:, 1].max()
 
 
 def test_everything_is_written_and_opens(tmp_path: Path) -> None:
@@ -104,3 +82,13 @@ def test_without_the_log_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert not (tmp_path / CURVES).exists()
     assert CURVES not in (tmp_path / PAGE).read_text()
     assert len(read_stats(tmp_path)) == 1
+
+
+def test_damaged_side_files_do_not_matter(dataset: Path, tmp_path: Path) -> None:
+    run(dataset, tmp_path, "r", "--max_iters", "2", "--print_freq", "1")
+    with (tmp_path / "r" / "stats.jsonl").open("ab") as file:
+        file.write(b'[1]\n{}\n{"iteration": 1}\n\xff\xfe\nnonsense\n')
+    with (tmp_path / "r" / "index.html").open("ab") as file:
+        file.write(b"<!-- a comment of mine -->\n\xff\n")
+    run(dataset, tmp_path, "r", "--continue_train", "--max_iters", "3")
+    assert read_stats(tmp_path / "r")[-1]["iteration"] == 3

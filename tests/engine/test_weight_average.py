@@ -1,0 +1,31 @@
+"""Running averages of weights: by hand, after a restart, and after a state was loaded."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+from fastcyclegan.engine.weight_average import Average
+
+
+def test_averages_follow_weights_and_copy_statistics() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))
+    average = Average({"G": net}, 0.75)
+    expected = net[0].weight.detach().clone()
+    for n in range(3):
+        with torch.no_grad():
+            net[0].weight += n
+            net[1].running_mean += 1
+            net[1].num_batches_tracked += 1
+        average.update()
+        expected = 0.75 * expected + 0.25 * net[0].weight.detach()
+    torch.testing.assert_close(average.weights["G"]["0.weight"], expected)
+    assert torch.equal(average.weights["G"]["1.running_mean"], net[1].running_mean)
+    assert average.weights["G"]["1.num_batches_tracked"] == 3
+    saved = copy.deepcopy(average.weights)
+    average.restart()
+    assert torch.equal(average.weights["G"]["0.weight"], net[0].weight)
+    average.load_state_dict(saved)
+    torch.testing.assert_close(average.weights["G"]["0.weight"], expected)

@@ -1,0 +1,163 @@
+"""The modules that take the place of torch's: the same results, gradients, errors and warnings, copied, pickled and compiled."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from fastcyclegan.fusion.accelerate import accelerate
+from fastcyclegan.fusion.fused_modules import FusedInstanceNorm2d, ReflectConv2d
+from tests.fusion.networks import gradients, held, randomised, whats
+from tests.fusion.test_eligibility import PAD
+
+
+def small(impl: str = "auto") -> tuple[nn.Sequential, nn.Sequential]:
+    """A norm with a LeakyReLU, and a convolution with its pad; accelerated and plain."""
+    torch.manual_seed(0)
+    layers = [nn.InstanceNorm2d(3, affine=True), nn.LeakyReLU(0.1), PAD(1), nn.Conv2d(3, 4, 3)]
+    net = nn.Sequential(*layers)
+    plain = copy.deepcopy(randomised(net))
+    accelerate(net, impl)
+    return net, plain
+
+
+@pytest.mark.parametrize("impl", ["triton", "reference"])
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [(nn.InstanceNorm1d, (2, 3, 8)), (nn.InstanceNorm1d, (3, 8)), (nn.InstanceNorm2d, (3, 4, 4)), (nn.InstanceNorm3d, (2, 3, 2, 3, 2))],
+    ids=str,
+)
+def test_norms_of_all_dimensions(kind: type[nn.Module], shape: tuple[int, ...], impl: str, device: str) -> None:
+    """Pictures without the dimension N too; a negative slope is not invertible, so the kernels must not need it to be."""
+    torch.manual_seed(0)
+    plain = nn.Sequential(randomised(kind(3, affine=True, eps=1e-3)), nn.LeakyReLU(-0.5)).to(device)
+    net = copy.deepcopy(plain)
+    assert whats(accelerate(net, impl)) == {"0": f"{kind.__name__} + LeakyReLU"}
+    held((net, plain), torch.randn(shape, device=device))
+
+
+@pytest.mark.parametrize("impl", ["triton", "reference"])
+def test_wrong_inputs_have_torchs_errors(impl: str, device: str) -> None:
+    net, plain = (n.to(device) for n in small(impl))
+    wrong = [torch.zeros(3, 4), torch.zeros(1, 3, 4, 4, 4), torch.zeros(1, 2, 4, 4), torch.zeros(1, 3, 1, 1), torch.zeros(1, 3, 1, 4)]
+    wrong += [torch.zeros(1, 4, 1, 1), torch.zeros(1, 3, 4, 4, dtype=torch.float16)]
+    for part in (slice(0, 2), slice(2, 4)):
+        for x in wrong:
+            found = []
+            for n in (plain, net):
+                try:
+                    found.append(n[part](x.to(device)).shape)
+                # Whatever torch raises.
+                except Exception as error:
+                    found.append((type(error), str(error)))
+            assert found[0] == found[1]
+
+
+def test_an_unaffine_norm_of_other_channels_warns_as_torchs() -> None:
+    net = nn.Sequential(nn.InstanceNorm2d(3))
+    accelerate(net)
+    with pytest.warns(UserWarning, match="does not match num_features"):
+        net(torch.randn(1, 2, 4, 4))
+
+
+@pytest.mark.parametrize("impl", ["triton", "reference"])
+def test_no_picture_at_all(impl: str, device: str) -> None:
+    net = small(impl)[0].to(device)
+    x = torch.zeros(0, 3, 4, 4, device=device, requires_grad=True)
+    net(x).sum().backward()
+    assert net(x).shape == (0, 4, 4, 4)
+    assert x.grad is not None
+    assert all(not p.grad.any() for p in net.parameters())  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 4, 4), (3, 4, 4), (1, 3, 1, 4), (2, 3, 4, 4)], ids=str)
+def test_any_layout_has_the_same_gradient(shape: tuple[int, ...]) -> None:
+    """Torch's backward on the CPU misreads the channels_last gradient of one picture (2.13): not ours. Results may be changed in place."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.InstanceNorm2d(3))
+    accelerate(net)
+    x, dy = torch.randn(shape), torch.randn(shape)
+    last = dy.movedim(-3, -1).contiguous().movedim(-1, -3)
+    expected = gradients(net, x, dy)[1]["input"]
+    for _ in range(2):
+        t = x.clone().requires_grad_()
+        net(t).mul_(2).backward(last / 2)
+        torch.testing.assert_close(t.grad, expected)
+        t.grad = None
+        net(t).backward(last)
+        assert torch.equal(t.grad, expected)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_layers_in_16_bits(dtype: torch.dtype, device: str) -> None:
+    net, plain = (n.to(device, dtype) for n in small("triton"))
+    held((net, plain), torch.randn(2, 3, 6, 6, device=device, dtype=dtype), dtype)
+
+
+@pytest.mark.parametrize("impl", ["triton", "reference"])
+def test_autocast(impl: str, device: str) -> None:
+    """Weights in fp32, results in bf16, as torch's."""
+    net, plain = (n.to(device) for n in small(impl))
+    x = torch.randn(2, 3, 6, 6, device=device)
+    with torch.autocast(device, torch.bfloat16):
+        assert net(x).dtype == plain(x).dtype == torch.bfloat16
+        held((net, plain), x, torch.bfloat16)
+
+
+def test_frozen_copied_and_pickled(device: str) -> None:
+    net = small("triton")[0].to(device)
+    x = torch.randn(1, 3, 4, 4, device=device)
+    y = net(x)
+    for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        assert torch.equal(other(x), y)
+        assert (type(other[0]), type(other[3])) == (FusedInstanceNorm2d, ReflectConv2d)
+    net.requires_grad_(False)
+    x.requires_grad_()
+    net(x).sum().backward()
+    assert x.grad is not None
+    assert all(p.grad is None for p in net.parameters())
+    assert not net.half()(x.detach().half()).isnan().any()
+
+
+@pytest.mark.parametrize("impl", ["triton", "reference"])
+def test_compiles_in_one_graph(impl: str, device: str) -> None:
+    net = small(impl)[0].to(device)
+    x = torch.randn(1, 3, 6, 6, device=device)
+    # What is asked is whether it can be traced whole; a backend that makes code would take ten times as long.
+    (y, d), (compiled, d_compiled) = gradients(net, x), gradients(torch.compile(net, fullgraph=True, backend="aot_eager"), x)
+    torch.testing.assert_close(compiled, y)
+    for name in d:
+        torch.testing.assert_close(d_compiled[name if name == "input" else f"_orig_mod.{name}"], d[name])
+
+
+@pytest.mark.parametrize(("border", "k"), [(1, 1), (2, 3), (1, 5), (2, 5)])
+def test_borders_that_are_not_half_a_kernel(border: int, k: int, device: str) -> None:
+    torch.manual_seed(0)
+    plain = nn.Sequential(PAD(border), nn.Conv2d(3, 4, k, bias=False)).to(device)
+    net = copy.deepcopy(plain)
+    assert whats(accelerate(net, "triton")) == {"1": "ReflectionPad2d + Conv2d"}
+    held((net, plain), torch.randn(2, 3, 5, 6, device=device))
+
+
+@pytest.mark.parametrize("padding", [1, "same"])
+def test_layouts_are_torchs(padding: int | str, device: str) -> None:
+    """A view that follows must find the memory that it finds without ``accelerate``."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=padding, padding_mode="reflect")).to(device)
+    x = torch.randn(2, 3, 5, 6, device=device)
+    last = x.contiguous(memory_format=torch.channels_last)
+    strides = [net(t).stride() for t in (x, last)]
+    assert len(accelerate(net, "triton").replaced) == 1
+    assert [net(t).stride() for t in (x, last)] == strides
+    assert net(x[0]).is_contiguous()
+    assert net.to(memory_format=torch.channels_last)(x).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_where_cudnn_is_faster_the_kernels_write_its_border(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    monkeypatch.setattr("fastcyclegan.fusion.fused_modules.backend_of", lambda *a: "cudnn")
+    net, plain = (n.to(device) for n in small("triton"))
+    held((net, plain), torch.randn(1, 3, 6, 6, device=device))

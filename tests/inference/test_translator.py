@@ -1,0 +1,87 @@
+"""Pictures through a generator: padding, equal to the network itself, back as the kind they were given as, and what is no picture."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fastcyclegan import CycleGAN
+from fastcyclegan.checkpoints.loading import load_generator
+from fastcyclegan.errors import UserError
+from fastcyclegan.inference.translator import Translator, pad_to_multiple
+from fastcyclegan.testing import assert_parity
+from tests.models import TINY
+
+CPU = torch.device("cpu")
+
+
+def test_padding_reflects_to_the_multiple_and_never_below_what_a_network_takes() -> None:
+    pixels = torch.arange(5 * 7, dtype=torch.uint8).reshape(5, 7, 1)
+    padded = pad_to_multiple(pixels, 4)
+    assert padded.shape == (8, 8, 1)
+    assert torch.equal(padded[:5, :7], pixels)
+    assert padded[5:, 0, 0].tolist() == pixels[[3, 2, 1], 0, 0].tolist()
+    assert padded[0, 7, 0] == pixels[0, 5, 0]
+    assert pad_to_multiple(torch.zeros((1, 1, 3), dtype=torch.uint8), 4).shape == (8, 8, 3)
+    assert pad_to_multiple(pixels, 256).shape == (256, 256, 1)
+
+
+def test_a_multiple_of_four_is_translated_as_it_is(weights: Path) -> None:
+    net = load_generator(weights)
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    with torch.no_grad():
+        expected = net(torch.from_numpy(pixels)[None].permute(0, 3, 1, 2).float() / 127.5 - 1)
+    expected = ((expected + 1) * 127.5).round().clamp(0, 255)[0].permute(1, 2, 0).numpy()
+    (found,) = Translator(net, CPU, "fp32")([torch.from_numpy(pixels)])
+    assert np.abs(found.astype(float) - expected).max() <= 1  # a value at .5 may round either way in another layout
+
+
+def test_pictures_come_back_as_what_they_were(tmp_path: Path) -> None:
+    model, rng = CycleGAN(**TINY), np.random.default_rng(0)
+    array = rng.integers(0, 256, (9, 14, 3), dtype=np.uint8)
+    Image.fromarray(array).save(tmp_path / "x.png")
+    images = [Image.fromarray(array), array, tmp_path / "x.png", str(tmp_path / "x.png"), Image.fromarray(array[:, :, 0])]
+    results = model.translate(images)
+    assert [type(result) for result in results] == [Image.Image, np.ndarray, Image.Image, Image.Image, Image.Image]
+    assert results[1].shape == (9, 14, 3)
+    single = model.translate(Image.fromarray(array))
+    # A value at .5 may round either way at another place of a batch.
+    assert all(np.abs(np.asarray(result).astype(float) - results[1]).max() <= 1 for result in (*results[:4], single))
+    tensor = torch.from_numpy(array).permute(2, 0, 1).float() / 127.5 - 1
+    out = model.translate(tensor)
+    assert out.shape == (3, 9, 14)
+    found = ((out + 1) * 127.5).round().permute(1, 2, 0).numpy()
+    assert np.abs(found - results[1]).max() <= 1
+    part = tensor[:, :8, :12]  # of a size that nothing is added to
+    exact = copy.deepcopy(model.networks["G_AB"]).double()(part[None].double())[0]
+    assert_parity("the second of two", model.translate(part[None].repeat(2, 1, 1, 1))[1], model.translate(part), exact, torch.float32)
+    assert model.translate(tensor.double()).dtype == torch.float64
+    (out * torch.ones(1, requires_grad=True)).sum().backward()  # a plain tensor, for whatever comes next
+    assert model.networks["G_AB"].training
+
+
+@pytest.mark.parametrize(
+    ("picture", "error", "message"),
+    [
+        (np.zeros((4, 4, 3)), ValueError, r"an array must be uint8 \[H, W, 3\], got float64 \[4, 4, 3\]"),
+        (np.zeros((4, 4), np.uint8), ValueError, r"an array must be uint8 \[H, W, 3\], got uint8 \[4, 4\]"),
+        (torch.zeros(1, 4, 4), ValueError, r"a tensor must be floats \[3, H, W\] .* got torch.float32 \[1, 4, 4\]"),
+        (torch.full((3, 4, 4), 128.0), ValueError, r"a tensor must be in \[-1, 1\], got values from 128 to 128"),
+        (torch.full((3, 4, 4), float("nan")), ValueError, r"a tensor must be in \[-1, 1\], got values from nan"),
+        (Image.new("RGB", (0, 5)), ValueError, "a picture without pixels, 0x5"),
+        (3, TypeError, "a picture must be a PIL image, an array, a tensor or a path, got int"),
+        ("none.png", UserError, "none.png: no such file"),
+        (Image.new("F", (4, 4)), UserError, "the picture: floating-point values"),
+    ],
+)
+def test_what_is_no_picture(picture: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        CycleGAN(**TINY).translate(picture)
+    with pytest.raises(UserError, match="direction must be AtoB or BtoA, got 'A2B'"):
+        CycleGAN(**TINY).translate(picture, "A2B")

@@ -1,0 +1,49 @@
+"""The list of what ships: a kernel that it lacks is an error, and fp16 is left out of the dry runs for a reason that holds."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.devtools.compiling import run
+
+pytest.importorskip("triton")
+
+
+def test_a_kernel_that_nothing_launches_is_an_error() -> None:
+    code = "from fastcyclegan.kernel_gate import command as gate; from fastcyclegan.kernels import _launch\n"
+    code += "_launch.REGISTRY['forgotten'] = None; gate.shipped_jobs([], gate.ARCHS['sm_90'])"
+    done = run(["-c", code])
+    assert "nothing here launches" in done.stderr
+    assert "forgotten" in done.stderr
+
+
+FP16 = """
+import torch
+from fastcyclegan.kernel_gate import command as gate, shipped
+from fastcyclegan.devtools.compile_kernels import jobs_of
+from fastcyclegan.nn.networks import Discriminator, Generator
+from fastcyclegan.engine.batching import run_paired
+
+def jobs(dtype):
+    def run():
+        for build in (Generator, Discriminator):
+            nets = [build(impl="triton", **({"n_blocks": 1} if build is Generator else {})) for _ in range(2)]
+            x = torch.zeros(2, 3, 64, 64).to(memory_format=torch.channels_last).requires_grad_()
+            with torch.autocast("cpu", dtype):
+                y = run_paired([net.to(memory_format=torch.channels_last) for net in nets], x, "triton")
+                z = nets[0](x)
+            (y.sum() + z.sum()).backward()
+    return set(jobs_of(run, gate.ARCHS["sm_90"].chip).jobs)
+
+bf16, fp16 = jobs(torch.bfloat16), jobs(torch.float16)
+print(len(bf16), bf16 != fp16, {shipped.in_fp16(job) for job in bf16} == fp16)
+"""
+
+
+def test_fp16_launches_what_bf16_does() -> None:
+    """So the gate need not run everything in fp16, which takes a CPU minutes."""
+    done = run(["-c", FP16])
+    assert done.returncode == 0, done.stderr
+    count, differ, same = done.stdout.split()
+    assert int(count) > 100
+    assert (differ, same) == ("True", "True")

@@ -1,0 +1,24 @@
+"""The record of a failure that was planted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastcyclegan.kernels import instance_norm
+from fastcyclegan.kernels._failures import KernelError
+from tests.planted import forget, plant
+
+
+def record_of_a_failure(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the file that the error of a planted failure names."""
+    with monkeypatch.context() as patch:
+        forget(patch)
+        plant(patch, "_instance_norm_small_fwd_kernel")
+        with pytest.raises(KernelError) as caught:
+            instance_norm(torch.randn(2, 5, 4, 4), act="relu", impl="triton")
+    command = caught.value.again.removeprefix("To see it again: ").split()
+    assert command[:-1] == ["python", "-m", "fastcyclegan.devtools.show_failure"]
+    return Path(command[-1])

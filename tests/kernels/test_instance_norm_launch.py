@@ -1,0 +1,34 @@
+"""The norm's backward pass with what a convolution wants besides: a border around what it reads and writes, margins around the gradient."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fastcyclegan.kernels import instance_norm_launch as host
+from fastcyclegan.kernels._tiles import bordered_shape, empty_bordered
+from fastcyclegan.kernels.instance_norm import instance_norm_ref
+from fastcyclegan.testing import packed_gradient
+from tests.kernels.arguments import channels_last
+
+FP32, FP16 = torch.float32, torch.float16
+
+
+@pytest.mark.parametrize("dtype", [FP32, FP16])
+@pytest.mark.parametrize("shape", [(2, 5, 2, 2), (1, 3, 3, 5), (1, 20, 9, 7)])
+def test_gradient_with_its_margins(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> None:
+    """In one pass: dy read inside a border, dx with margins, and y written again with its border."""
+    torch.manual_seed(0)
+    x = channels_last(*shape, device=device).to(dtype)
+    _, mean, rstd = host.forward(x, None, None, None, 1e-5, "relu", 0.0)
+    bordered = channels_last(*bordered_shape(x, 1), device=device).to(dtype)
+    inner = bordered[:, :, 1:-1, 1:-1].contiguous(memory_format=torch.channels_last)
+    plain, total = host.backward(inner, x, None, None, mean, rstd, "relu", 0.0)
+    y = empty_bordered(x, 1)
+    extras = host.Extras(dy_border=1, y_border=1, margins=True)
+    packed, same_total = host.backward(bordered, x, None, None, mean, rstd, "relu", 0.0, extras, y)
+    # What is added up is what was stored; the sum is rounded once.
+    torch.testing.assert_close(packed, packed_gradient(plain.float()).to(dtype))
+    torch.testing.assert_close(total, same_total)
+    torch.testing.assert_close(y, F.pad(instance_norm_ref(x, act="relu"), (1,) * 4, mode="reflect"))

@@ -1,0 +1,41 @@
+"""What the kernels compute number by number."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from fastcyclegan.kernels._math import round_to_tf32
+
+
+@triton.jit
+def _round_kernel(x_ptr, y_ptr, SIZE: tl.constexpr):
+    offs = tl.arange(0, SIZE)
+    tl.store(y_ptr + offs, round_to_tf32(tl.load(x_ptr + offs)))
+
+
+def test_rounding_to_tf32(device: str) -> None:
+    """To the nearest of 10 bits, halves away from zero; infinities and NaN, also the one that a GPU makes, stay what they are."""
+    ulp = 2.0**-10
+    x = [
+        1.0,
+        1 + ulp,
+        1 + 0.49 * ulp,
+        1 + 0.5 * ulp,
+        -1 - 0.5 * ulp,
+        1 + 0.51 * ulp,
+        3e-39,
+        0.0,
+        -0.0,
+        float("inf"),
+        -float("inf"),
+        2 - ulp / 8,
+    ]
+    wanted = [1.0, 1 + ulp, 1.0, 1 + ulp, -1 - ulp, 1 + ulp, 3e-39, 0.0, -0.0, float("inf"), -float("inf"), 2.0]
+    given = torch.tensor([*x, float("nan"), 0, 0, 0], device=device)
+    given.view(torch.int32)[-1] = 0x7FFFFFFF
+    found = torch.empty_like(given)
+    _round_kernel[(1,)](given, found, 16)
+    torch.testing.assert_close(found[:12].cpu(), torch.tensor(wanted), rtol=0, atol=6e-42)
+    assert found[[12, 15]].isnan().all()

@@ -1,0 +1,40 @@
+"""The matrix products by themselves: the moments of what they store, and the shares of a long sum."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from fastcyclegan.kernels import _products as products
+from fastcyclegan.testing import assert_parity, tf32
+
+FP32 = torch.float32
+
+
+def test_statistics_of_a_mean_of_a_thousand_deviations(device: str) -> None:
+    """The epilogue's, whose tiles begin between lines: a convolution that only adds what is far away. E[x^2] - E[x]^2 fails here."""
+    from fastcyclegan.kernels._products import product_and_moments
+    from fastcyclegan.kernels._tiles import empty_bordered
+    from fastcyclegan.kernels.border_launch import Pixels, reflect_pad
+    from fastcyclegan.kernels.instance_norm_launch import apply
+
+    torch.manual_seed(0)
+    x = (1000 + torch.randn(1, 16, 9, 7, device=device)).contiguous(memory_format=torch.channels_last)
+    identity = torch.zeros(1, 16, 3, 3, 16, device=device)
+    identity[0, :, 1, 1] = torch.eye(16, device=device)
+    with tf32(False):
+        y, moments = product_and_moments(Pixels.of(reflect_pad(x, 1)), identity, (9, 7))
+    assert torch.equal(y, x)
+    out, mean, rstd = empty_bordered(x, 0), x.new_empty(1, 16), x.new_empty(1, 16)
+    apply(y, moments, (out, mean, rstd), None, None, None, 1e-5, "none", 0.0, 0)
+    truth = F.instance_norm(x.double())
+    assert_parity("y", out, F.instance_norm(x.contiguous()), truth, FP32)
+
+
+def test_split_k() -> None:
+    """Enough shares to fill the chip, no more than there are steps, fewer where partial sums would cost more than they save."""
+    one, tile = 18, 4 * 128 * 256
+    assert products.split_k(one, 66, tile, 132) == 6
+    assert products.split_k(132, 66, tile, 132) == 1
+    assert products.split_k(1, 2, tile, 132) <= 2
+    assert all(1 <= products.split_k(blocks, chunks, tile, 132) <= chunks for blocks in (1, 7, 500) for chunks in (1, 3, 1000))

@@ -1,0 +1,45 @@
+"""Gradients added in place: only where autograd would have added the same, and to nothing else."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastcyclegan.kernels import accumulating, reflect_conv2d
+from tests.kernels.test_reflect_conv import CASES, Case, operands, ours, results
+
+pytestmark = pytest.mark.usefixtures("no_tf32")
+
+
+def test_hooks_and_odd_gradients_are_left_to_autograd(device: str) -> None:
+    x, weights, _, dy = operands(CASES[0], device)
+    once = results(ours(CASES[0]), x, weights, [], dy)["dweight[0]"]
+    weight = weights[0].requires_grad_()
+    seen: list[Tensor] = []
+    weight.register_hook(lambda g: seen.append(g.clone()))
+    with accumulating():
+        for _ in range(2):
+            reflect_conv2d(x, weight, padding=1, impl="triton").backward(dy)
+    assert len(seen) == 2
+    torch.testing.assert_close(weight.grad, 2 * once)
+
+
+def test_only_what_a_backward_is_called_for_is_added_to(device: str) -> None:
+    """backward(inputs=) and autograd.grad inside the block leave the other gradients alone, and give their own."""
+    case = Case("", (1, 9, 2, 3), 9)
+    x, weights, _, dy = operands(case, device)
+    x, weight, other = x.requires_grad_(), weights[0].requires_grad_(), torch.randn_like(weights[0]).requires_grad_()
+
+    def run() -> Tensor:
+        y = reflect_conv2d(x, weight, padding=1, impl="triton")
+        return reflect_conv2d(y, other, padding=1, impl="triton")
+
+    run().backward(dy)
+    once = {t: t.grad.clone() for t in (weight, other)}
+    with accumulating():
+        run().backward(dy, inputs=[weight])
+        found = torch.autograd.grad(run(), [other], dy)[0]
+    torch.testing.assert_close(weight.grad, 2 * once[weight])
+    assert torch.equal(other.grad, once[other])
+    torch.testing.assert_close(found, once[other])

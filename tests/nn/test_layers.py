@@ -1,0 +1,60 @@
+"""InstanceNormAct as torch's modules: results, state_dict, repr, running statistics, errors."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fastcyclegan import InstanceNormAct
+from fastcyclegan.testing import assert_parity
+from tests.nn.triples import DEVICE
+
+pytestmark = pytest.mark.usefixtures("no_tf32")
+
+
+@pytest.mark.parametrize("impl", ["reference", "triton"])
+@pytest.mark.parametrize(
+    ("module", "shape"), [(nn.InstanceNorm1d, (2, 5, 9)), (nn.InstanceNorm2d, (2, 5, 4, 3)), (nn.InstanceNorm3d, (1, 5, 2, 3, 2))]
+)
+def test_replaces_torchs_modules(module: type[nn.Module], shape: tuple[int, ...], impl: str) -> None:
+    torch.manual_seed(0)
+    theirs, x = module(5, eps=1e-3, affine=True).to(DEVICE), torch.randn(shape, device=DEVICE)
+    nn.init.normal_(theirs.weight)
+    ours = InstanceNormAct(5, eps=1e-3, affine=True, act="leaky_relu", slope=0.01, impl=impl).to(DEVICE)
+    ours.load_state_dict(theirs.state_dict())
+    exact, x64 = copy.deepcopy(theirs).double(), x.double()
+    results = (ours(x, residual=x), F.leaky_relu(theirs(x), 0.01) + x, F.leaky_relu(exact(x64), 0.01) + x64)
+    assert_parity("output", *results, torch.float32)
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+
+
+def test_repr_and_defaults() -> None:
+    assert repr(InstanceNormAct(5)) == f"InstanceNormAct({nn.InstanceNorm2d(5).extra_repr()}, act=none, impl=auto)"
+    assert "act=leaky_relu, slope=0.01" in repr(InstanceNormAct(5, act="leaky_relu", slope=0.01))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_running_statistics_are_torchs(training: bool) -> None:
+    torch.manual_seed(0)
+    theirs, ours = nn.InstanceNorm2d(3, track_running_stats=True), InstanceNormAct(3, track_running_stats=True, act="relu")
+    x = torch.randn(2, 3, 4, 4)
+    for module in (theirs, ours):
+        module(x)
+        module.train(training)
+    torch.testing.assert_close(ours(x), F.relu(theirs(x)))
+    assert torch.equal(ours.running_var, theirs.running_var)
+    with pytest.raises(ValueError, match="impl='triton' keeps no running statistics"):
+        InstanceNormAct(3, track_running_stats=True, impl="triton")
+
+
+def test_wrong_input_is_named() -> None:
+    with pytest.raises(ValueError, match=r"input must be \[N, C, L\], .* got shape \(3, 4\)"):
+        InstanceNormAct(3)(torch.zeros(3, 4))
+    with pytest.raises(ValueError, match=r"input must have 3 channels, got shape \(1, 4, 8, 8\)"):
+        InstanceNormAct(3)(torch.zeros(1, 4, 8, 8))
+    with pytest.raises(ValueError, match="act must be one of none, relu, leaky_relu, got 'gelu'"):
+        InstanceNormAct(3, act="gelu")

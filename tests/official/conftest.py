@@ -1,0 +1,19 @@
+"""Shared by the tests of official checkouts: small pictures in the official folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import write_pictures
+
+# So that a failure in it says as much as in a test.
+pytest.register_assert_rewrite("tests.official.training")
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    for seed, (name, count) in enumerate({"trainA": 5, "trainB": 4, "testA": 2, "testB": 2}.items()):
+        write_pictures(tmp_path / "photos" / name, count, size=(32, 32), seed=seed)
+    return tmp_path / "photos"

@@ -1,0 +1,44 @@
+"""Our networks in the place of a checkout's: which classes are replaced, and what computes them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from fastcyclegan.nn.networks import computed_by
+from fastcyclegan.official.patch_model import Options
+from fastcyclegan.testing import relative_error
+from tests.official.training import MODEL, NETWORKS, STEP, checkout, importable, train
+
+
+def test_dropout_and_derived_networks(tmp_path: Path, pictures: Path) -> None:
+    """Dropout draws in another order in our step, so the proof is made without; a class made of theirs is theirs."""
+    derived = "\n\nclass Mine(ResnetGenerator):\n    def __init__(self, width):\n        ResnetGenerator.__init__(self, 3, 3, width)\n"
+    edits = [
+        (MODEL, "parser.set_defaults(no_dropout=True)", "pass"),
+        (NETWORKS, "\n\nclass ResnetBlock", f"{derived}\n\nclass ResnetBlock"),
+    ]
+    folder = checkout(tmp_path, edits)
+    model, _, said = train(folder, pictures, "", Options(), epochs=1)
+    assert any(line.startswith(STEP) for line in said), said
+    assert any(isinstance(module, nn.Dropout) and module.p == 0.5 for module in model.netG_A.modules())
+    with importable(folder, Options(), []):
+        from models.networks import Mine, ResnetGenerator  # type: ignore[import-not-found]
+
+        assert type(Mine(4)) is Mine
+        assert type(ResnetGenerator(3, 3, 4)).__module__ == "fastcyclegan.compat"
+
+
+def test_the_kernels_compute_a_checkouts_networks(tmp_path: Path, device: str) -> None:
+    made = []
+    for ours in (Options(impl="triton"), None):
+        torch.manual_seed(0)
+        with importable(checkout(tmp_path / str(ours is None)), ours, []):
+            from models import networks as theirs  # type: ignore[import-not-found]
+
+            net = theirs.define_G(3, 3, 2, "resnet_1blocks", "instance").to(device)
+        made.append(net(torch.linspace(-1, 1, 3 * 12 * 12, device=device).sin().view(1, 3, 12, 12)))
+        assert ours is None or computed_by(net) == "triton"
+    assert relative_error(*made) < 1e-5

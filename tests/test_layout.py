@@ -1,0 +1,191 @@
+"""The rooms of the package: what each may use, that nothing goes in circles, and where the tests of each module are."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "fastcyclegan"
+
+# The rooms (folders) and the public modules beside them, in order: each may use itself and those of the rows above it.
+ROWS = (
+    ("errors", "console", "reference", "kernels"),
+    ("config", "tensor_files"),
+    ("nn",),
+    ("data",),
+    ("recipes", "checkpoints"),
+    ("fusion", "compat"),
+    ("devtools",),
+    ("engine",),
+    ("testing",),
+    ("training", "inference"),
+    ("official",),
+    ("api",),
+    ("cli",),
+    ("kernel_gate",),
+)
+
+
+def name_of(file: Path) -> str:
+    """Return the dotted name of a module of the package: the kernels are within it, whatever the path."""
+    within = file.relative_to(ROOT if file.is_relative_to(ROOT / "kernels") else PACKAGE)
+    return ".".join(part for part in within.with_suffix("").parts if part != "__init__")
+
+
+@cache
+def modules() -> dict[str, Path]:
+    """Return the file of each module of the package, by its dotted name without the package's own."""
+    files = [file for file in PACKAGE.rglob("*.py") if not file.is_relative_to(PACKAGE / "kernels")]
+    return {name_of(file): file for file in [*files, *(ROOT / "kernels").glob("*.py")] if file != PACKAGE / "__init__.py"}
+
+
+def imported(file: Path) -> Iterator[str]:
+    """Yield what ``file`` imports anywhere in it, for its types too: modules, and names of modules."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            # The kernels alone import by dots.
+            base = ".".join(filter(None, ("fastcyclegan.kernels" if node.level else "", node.module)))
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def used_by(module: str) -> set[str]:
+    """Return the modules of the package that ``module`` imports."""
+    inner = {name.removeprefix("fastcyclegan.") for name in imported(modules()[module]) if name.startswith("fastcyclegan.")}
+    found = {name for name in inner if name in modules()}
+    # ``from fastcyclegan.nn import chains`` is about chains, and not about the room's own names.
+    return {name for name in found if not any(other.startswith(f"{name}.") for other in found)} - {module}
+
+
+def room(module: str) -> str:
+    return module.split(".")[0]
+
+
+def test_every_room_has_one_row() -> None:
+    assert sorted(name for row in ROWS for name in row) == sorted({room(module) for module in modules()})
+
+
+@pytest.mark.parametrize("module", modules())
+def test_arrows_point_one_way(module: str) -> None:
+    (row,) = (number for number, names in enumerate(ROWS) if room(module) in names)
+    allowed = {name for names in ROWS[:row] for name in names} | {room(module)}
+    wrong = sorted(name for name in used_by(module) if room(name) not in allowed)
+    assert not wrong, f"{module} uses {', '.join(wrong)}, which {room(module)} must not know"
+
+
+def test_nothing_imports_in_circles() -> None:
+    """Not in functions and not for types either. graphlib's CycleError names the circle."""
+    order = list(TopologicalSorter({module: used_by(module) for module in modules()}).static_order())
+    assert len(order) == len(modules())
+
+
+def test_what_the_arrows_are_read_from() -> None:
+    """They are seen however an import is written, so that a test that passes says something."""
+    assert {"nn.networks", "data.batch", "kernels", "engine.choices"} <= used_by("engine.engine")
+    assert "kernels._launch" in used_by("kernels._tune")  # by a dot
+    assert "devtools.compile_kernels" in used_by("engine.ahead")  # in a function
+    assert "kernels._launch" in used_by("engine.ahead")  # for types
+    assert "fusion" not in used_by("fusion.accelerate")
+
+
+@pytest.mark.parametrize("folder", sorted({name for row in ROWS for name in row if (PACKAGE / name).is_dir()} - {"kernels"}))
+def test_a_room_says_what_belongs_there(folder: str) -> None:
+    text = ast.get_docstring(ast.parse((PACKAGE / folder / "__init__.py").read_text())) or ""
+    uses = re.search(r"^Uses (.*)", text, re.MULTILINE | re.DOTALL)
+    assert len(text.splitlines()) >= 4
+    assert uses is not None, f"{folder}: its docstring does not say which rooms it uses"
+    told = set(re.findall(r"``(\w+)``", uses[1]))
+    used = {room(name) for module in modules() if room(module) == folder for name in used_by(module)} - {folder, "errors", "console"}
+    assert told == used, f"{folder}/__init__.py says that it uses {sorted(told)}, its modules use {sorted(used)}"
+
+
+def test_files_that_texts_name_are_there() -> None:
+    """A docstring or a page that sends its reader to a file which has moved is worse than none."""
+    files = [path for folder in ("fastcyclegan", "kernels", "bench", "tests", "scripts") for path in (ROOT / folder).rglob("*.py")]
+    there = {f"/{path.relative_to(ROOT).as_posix()}" for path in files}
+    texts = [*modules().values(), *(ROOT / "bench").glob("*.py"), ROOT / "README.md", ROOT / "kernels" / "README.md"]
+    named = {(text, name) for text in texts for name in re.findall(r"`([\w/]+\.py)`", text.read_text())}
+    assert len(named) > 40
+    assert not [
+        f"{text.relative_to(ROOT)} names {name}" for text, name in sorted(named) if not any(path.endswith(f"/{name}") for path in there)
+    ]
+
+
+def test_the_reference_imports_torch_alone() -> None:
+    outer = {name.split(".")[0] for name in imported(PACKAGE / "reference.py")}
+    assert outer <= {"torch", "__future__", "collections", "dataclasses"}
+
+
+# --- Tests and benches --------------------------------------------------------------------------------------------------------------
+
+# Modules whose tests are in a file of another name.
+ELSEWHERE = {
+    "data.batch": "data/test_loader.py",
+    "devtools.tile_occupancy": "kernel_gate/test_command.py",
+    "errors": "test_cli.py",
+    "kernels.backend_table": "bench/test_gpu_suite.py",
+    "kernels.border_triton": "kernels/test_border_launch.py",
+    "kernels._cache": "kernels/test_records.py",
+    "kernels._checks": "kernels/test_reflect_conv.py",
+    "kernels.descriptor_triton": "kernels/test_descriptor_launch.py",
+    "kernels.instance_norm_triton": "kernels/test_instance_norm.py",
+    "kernels._launch": "devtools/test_dry_run.py",
+    "kernels._layout": "kernels/test_reflect_conv.py",
+    "kernels._operator": "kernels/test_fallback.py",
+    "kernels._plain_parts": "kernels/test_plain.py",
+    "kernels._product_triton": "kernels/test_products.py",
+    "kernels.reflect_conv_passes": "kernels/test_reflect_conv.py",
+    "kernels.reflect_conv_triton": "kernels/test_reflect_conv.py",
+    "kernels._tiles": "kernels/test_instance_norm.py",
+    "kernels.zero_conv_triton": "kernels/test_zero_conv.py",
+    "recipes.recipe": "recipes/test_cyclegan.py",
+}
+
+
+def tests_of(module: str) -> Path:
+    """Return where the tests of ``module`` are to be found by its name."""
+    *folders, stem = module.split(".")
+    return ROOT.joinpath("tests", *folders, f"test_{stem.strip('_')}.py")
+
+
+@pytest.mark.parametrize("module", [module for module, file in modules().items() if file.name != "__init__.py"])
+def test_every_module_has_tests(module: str) -> None:
+    if module in ELSEWHERE:
+        assert not tests_of(module).exists(), f"{module} has a test file of its own: ELSEWHERE must not name it"
+        assert (ROOT / "tests" / ELSEWHERE[module]).exists()
+    else:
+        assert tests_of(module).exists()
+
+
+def test_only_modules_that_exist_are_tested_elsewhere() -> None:
+    assert ELSEWHERE.keys() <= modules().keys()
+
+
+@pytest.mark.parametrize("folder", ["bench", "tests"])
+def test_no_module_edits_the_path(folder: str) -> None:
+    """Both are packages, imported from the root. The fake checkout stands for code of others."""
+    checkout = ROOT / "tests" / "official" / "checkout"
+    files = [file for file in (ROOT / folder).rglob("*.py") if not file.is_relative_to(checkout) and file != Path(__file__)]
+    assert len(files) > 20
+    assert not [file for file in files if re.search(r"sys\.path\b", file.read_text())]
+
+
+def test_benches_run_with_their_folder_on_the_path_too() -> None:
+    """As commands written down for GPU machines have it."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((".", "bench"))}
+    command = [sys.executable, "-m", "bench.report", "--help"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--against" in done.stdout

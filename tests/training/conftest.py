@@ -1,0 +1,15 @@
+"""Shared by the tests of training: the run that nothing interrupted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.training.runs import run
+
+
+@pytest.fixture
+def unbroken(dataset: Path, tmp_path: Path) -> Path:
+    run(dataset, tmp_path, "unbroken", "--max_iters", "150")
+    return tmp_path / "unbroken"

@@ -1,0 +1,110 @@
+"""Small runs of a training, in this process and in one of its own, and what is compared of them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastcyclegan.checkpoints import run_files
+from fastcyclegan.cli import parse_train
+from fastcyclegan.console import Console
+from fastcyclegan.tensor_files import load_tensors
+from fastcyclegan.training.run_report import read_stats
+from fastcyclegan.training.trainer import Trainer, train
+
+TRAIN = [sys.executable, str(Path(__file__).parents[2] / "scripts" / "train.py")]
+TINY = [
+    "--load_size",
+    "20",
+    "--crop_size",
+    "16",
+    "--netG",
+    "resnet_1blocks",
+    "--ngf",
+    "2",
+    "--ndf",
+    "2",
+    "--netD",
+    "n_layers",
+    "--n_layers_D",
+    "1",
+    "--pool_size",
+    "3",
+]
+
+
+def arguments(dataset: Path, runs: Path, name: str, *more: str) -> list[str]:
+    return [
+        *TINY,
+        "--device",
+        "cpu",
+        "--dataroot",
+        str(dataset),
+        "--checkpoints_dir",
+        str(runs),
+        "--name",
+        name,
+        "--num_threads",
+        "0",
+        *more,
+    ]
+
+
+def run(dataset: Path, runs: Path, name: str, *more: str) -> Trainer:
+    return train(parse_train(arguments(dataset, runs, name, *more)), Console())
+
+
+def assert_same_state(one: Path, two: Path) -> None:
+    """Bit for bit: weights, optimizers, pools, random state, schedule."""
+    a, b = (load_tensors(folder / run_files.STATE) for folder in (one, two))
+
+    def compare(x: Any, y: Any, where: str) -> None:
+        if isinstance(x, torch.Tensor):
+            assert torch.equal(x, y), where
+            assert x.stride() == y.stride(), where
+        elif isinstance(x, dict):
+            assert x.keys() == y.keys(), where
+            for key in x:
+                compare(x[key], y[key], f"{where}/{key}")
+        elif isinstance(x, list):
+            assert len(x) == len(y), where
+            for n, (p, q) in enumerate(zip(x, y, strict=True)):
+                compare(p, q, f"{where}/{n}")
+        else:
+            assert x == y, where
+
+    for key in ("iteration", "first", "nets", "optimizers", "recipe", "rng", "extra", "ema"):
+        compare(a.get(key), b.get(key), key)
+
+
+# --- In a process of its own --------------------------------------------------------------------------------------------------------
+
+
+# What a process inherits, whoever starts the tests: nohup, a terminal, or a script in the background, which ignores SIGINT.
+LAUNCHER = """
+import os, signal, sys
+ignored = sys.argv[1].split(",")
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, signal.SIG_IGN if number.name in ignored else signal.SIG_DFL)
+signal.pthread_sigmask(signal.SIG_SETMASK, [])
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+def start_process(args: list[str], ignored: Iterable[signal.Signals] = ()) -> subprocess.Popen[str]:
+    """Start a training in a session of its own, with the signals ``ignored`` and no others ignored from the start."""
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-c", LAUNCHER, ",".join(number.name for number in ignored), *TRAIN, *args]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True)
+
+
+def iterations_done(folder: Path) -> int:
+    records = read_stats(folder)
+    return records[-1]["iteration"] if records else 0

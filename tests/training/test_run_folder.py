@@ -1,0 +1,49 @@
+"""The folder of a run: names that are taken, names that are numbered, and a place that cannot be written to."""
+
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+
+import pytest
+
+from fastcyclegan import cli
+from tests.commands import TINY, fails
+
+
+def test_a_name_that_exists(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = ("--dataroot", str(dataset), "--checkpoints_dir", str(tmp_path), "--name", "r", "--max_iters", "1")
+    assert cli.train([*TINY, *args]) == 0
+    capsys.readouterr()
+    assert "r exists: use --continue_train, --overwrite or another --name" in fails(capsys, *args)
+    (tmp_path / "r" / "notes.txt").write_text("mine")
+    assert cli.train([*TINY, *args, "--overwrite"]) == 0
+    assert (tmp_path / "r" / "notes.txt").read_text() == "mine"
+    # A folder that is no run is left alone, whatever its name.
+    (tmp_path / "q").mkdir()
+    (tmp_path / "q" / "photo.png").touch()
+    capsys.readouterr()
+    assert "is not a run's folder, so --overwrite leaves it alone" in fails(capsys, *args, "--name", "q", "--overwrite")
+
+
+def test_numbered_default_names(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in range(2):
+        assert cli.train([*TINY, "--dataroot", str(dataset), "--checkpoints_dir", str(tmp_path), "--max_iters", "1"]) == 0
+    assert {path.name for path in tmp_path.iterdir()} >= {"photos_1", "photos_2"}
+    output = capsys.readouterr().out
+    assert f"pictures: {tmp_path}/photos_2/samples and {tmp_path}/photos_2/index.html" in output
+    assert json.loads((tmp_path / "photos_2" / "config.json").read_text())["run"]["name"] == "photos_2"
+
+
+def test_unwritable_folder(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    error = fails(capsys, "--dataroot", str(dataset), "--checkpoints_dir", str(tmp_path / "file"))
+    assert "cannot write there: Not a directory" in error
+
+    def refuse(self: Path, *args: object, **kwargs: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "touch", refuse)
+    error = fails(capsys, "--dataroot", str(dataset), "--checkpoints_dir", str(tmp_path / "runs"))
+    assert "cannot write there: Permission denied" in error

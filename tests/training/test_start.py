@@ -1,0 +1,80 @@
+"""How a run begins: all that can fail comes before anything is made, replaced or deleted, and what cannot be done here is said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fastcyclegan import cli
+from fastcyclegan.errors import UserError
+from tests.commands import TINY, fails
+from tests.training.runs import run
+
+
+def test_what_the_engine_cannot_do_here_is_refused(dataset: Path, tmp_path: Path) -> None:
+    for flags, said in (
+        (("--graph", "on"), "--graph on needs a CUDA GPU, got --device cpu"),
+        (("--nvtx",), "--nvtx needs a CUDA GPU, got --device cpu"),
+        (("--overlap", "phases"), "--overlap phases needs a CUDA GPU, got --device cpu"),
+        (("--micro_batch", "1", "--norm", "batch"), "--micro_batch would change what batch norm computes"),
+        (("--micro_batch", "0"), "micro_batch must be at least 1, got 0"),
+        (("--ema", "1"), r"ema must be in \[0, 1\), got 1.0"),
+    ):
+        with pytest.raises(UserError, match=said):
+            run(dataset, tmp_path, "r", *flags, "--max_iters", "1")
+        assert not (tmp_path / "r").exists()
+
+
+def test_overwrite_replaces_nothing_that_could_not_be_replaced(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = ("--dataroot", str(dataset), "--checkpoints_dir", str(tmp_path), "--name", "r", "--max_iters", "1")
+    assert cli.train([*TINY, *args]) == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "r").glob("*.p*")}
+    capsys.readouterr()
+    for mistake in (("--init_gain", "nan"), ("--seed", str(2**64)), ("--lr", "inf"), ("--crop_size", "400")):
+        fails(capsys, *args, "--overwrite", *mistake)
+    (dataset / "trainA" / "000.png").write_bytes(b"broken")
+    fails(capsys, *args, "--overwrite")
+    assert {path: path.read_bytes() for path in (tmp_path / "r").glob("*.p*")} == before
+
+
+def test_overwrite_does_not_delete_its_own_pictures(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = ("--checkpoints_dir", str(tmp_path), "--name", "r", "--max_iters", "1")
+    assert cli.train([*TINY, "--dataroot", str(dataset), *args]) == 0
+    before = sorted(path for path in (tmp_path / "r").rglob("*"))
+    capsys.readouterr()
+    own = ("--data_A", str(tmp_path / "r" / "samples"), "--data_B", str(dataset / "trainB"))
+    assert "--overwrite would delete its own pictures" in fails(capsys, *args, *own, "--overwrite")
+    assert sorted(path for path in (tmp_path / "r").rglob("*")) == before
+
+
+@pytest.mark.parametrize("flag", ["--ngf", "--ndf"])
+def test_networks_larger_than_the_memory(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flag: str) -> None:
+    error = fails(
+        capsys,
+        "--dataroot",
+        str(dataset),
+        "--checkpoints_dir",
+        str(tmp_path / "runs"),
+        "--netD",
+        "n_layers",
+        "--n_layers_D",
+        "1",
+        flag,
+        "999999999",
+    )
+    assert f"{flag[2:]} 999999999" in error
+    assert not (tmp_path / "runs").exists()
+
+
+def test_no_compiler(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor import cpp_builder, exc
+
+    def none() -> str:
+        raise exc.InvalidCxxCompiler
+
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", none)
+    assert cli.train([*TINY, "--dataroot", str(dataset), "--checkpoints_dir", str(tmp_path), "--compile", "--max_iters", "1"]) == 0
+    output = capsys.readouterr().out
+    assert "--compile: no C++ compiler found (on Debian or Ubuntu: apt-get install g++); training goes on uncompiled" in output
+    assert "compiled       no" in output
