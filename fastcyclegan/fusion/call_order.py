@@ -292,8 +292,9 @@ def _recording(module: nn.Module, frames: dict[CodeType, str]) -> Iterator[None]
         first = code.co_varnames[0] if code.co_argcount else ""
         me = first if first and frame.f_locals.get(first) is module else ""
         name = str(frame.f_globals.get("__name__", ""))
-        # What collections.namedtuple makes has a name of its own.
-        foreign = name == __name__ or name.startswith("namedtuple_") or name.split(".")[0] in ("torch", *sys.stdlib_module_names)
+        # What collections.namedtuple makes has a name of its own, and so has what DALI puts in the place of Python's test for Iterable.
+        foreign = name in (__name__, "nvidia.dali._utils.hacks") or name.startswith("namedtuple_")
+        foreign = foreign or name.split(".")[0] in ("torch", *sys.stdlib_module_names)
         if not foreign or (me and code.co_name == "forward"):
             # By another object's it would be the same code, and other attributes.
             frames[code] = me if frames.get(code, me) == me else ""

@@ -151,6 +151,12 @@ def test_states_that_a_trace_does_not_show(kind: type[Norms], run: Run, why: str
     torch.testing.assert_close(run(net, x), run(plain, x), rtol=0, atol=0)
 
 
+def test_dali_in_the_process_decides_nothing() -> None:
+    """It puts a function of its own in the place of what Python asks whether something is iterable, and torch's tracing asks that."""
+    pytest.importorskip("nvidia.dali.fn")
+    assert "decides by more than its switches: len(layers) > 0" in whys(accelerate(ByAList()))["norm"]
+
+
 class AsksForReLUs(Norms):
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers:
