@@ -75,7 +75,7 @@ def assert_trains_alike(model: ModelConfig, recipe: Callable[[LossConfig], Cycle
     """Train by the kernels as they are, by the reference and in float64; hold what was trained by the rule."""
     nets = seeded_networks(model)
     kernels = engine_of(nets, "auto", recipe)
-    assert kernels.on_kernels
+    assert kernels.choices.kernels
     assert any(trained.gradients for trained in kernels.trained.values())
     ours, theirs = (trained(engine, FP32, iterations) for engine in (kernels, engine_of(nets, "reference", recipe)))
     exact = {name: net.double() for name, net in copy_of(nets).items()}
@@ -116,7 +116,7 @@ def test_a_fallback_is_captured_and_replayed(monkeypatch: pytest.MonkeyPatch) ->
         warnings.filterwarnings("ignore", ".*show_failure", RuntimeWarning)
         captured = Engine(CycleGAN(LOSS), copy_of(nets), OptimConfig(), CPU, options=EngineConfig(graph="on"), capture=capture)
         plain = Engine(CycleGAN(LOSS), copy_of(nets), OptimConfig(), CPU, options=OPTIONS)
-        assert captured.on_kernels
+        assert captured.choices.kernels
         for one, other in zip(*(trained(engine, FP32, 6)[0] for engine in (captured, plain)), strict=True):
             assert torch.equal(one, other)
     assert capture.replays > 1
