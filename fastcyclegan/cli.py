@@ -21,7 +21,7 @@ from fastcyclegan.checkpoints.loading import settings_of
 from fastcyclegan.checkpoints.run_files import read_config
 from fastcyclegan.config import BUILTIN, RunConfig, TrainConfig, to_dict, with_changes
 from fastcyclegan.console import Console
-from fastcyclegan.data import builtin as toy
+from fastcyclegan.data.builtin import distance_ratio, gap_closed
 from fastcyclegan.data.dataset_report import ReportConfig, report_dataset
 from fastcyclegan.data.download import DATASETS, ELSEWHERE, SERVER, download
 from fastcyclegan.data.image_file import open_picture
@@ -174,8 +174,8 @@ def _score_builtin(trainer: Trainer, console: Console) -> None:
     for here, there in ("AB", "BA"):
         images = to_unit_range(torch.from_numpy(real[here]), run.engine.device)
         fake = to_pixels(run.engine.translate(f"G_{here}{there}", images))
-        closed = toy.gap_closed(real[here], fake, real[there])
-        ratio = toy.distance_ratio(real[here], fake, real[there])
+        closed = gap_closed(real[here], fake, real[there])
+        ratio = distance_ratio(real[here], fake, real[there])
         console.say(
             f"  {here} to {there}: {closed:.2f} of the domains' gap in stripes closed (1 is all); "
             f"distance to the true counterpart {ratio:.2f} of doing nothing (0 is perfect)"
