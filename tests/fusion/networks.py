@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastcyclegan.fusion.accelerate import Accelerated
+from fastcyclegan.fusion.accelerate import Accelerated, accelerate
 from fastcyclegan.testing import assert_parity
 
 
@@ -254,3 +254,16 @@ class PadsOfTwoSizes(Norms):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.bare(self.wide(self.bare(self.pad(x))))
+
+
+PAD = nn.ReflectionPad2d
+
+
+def small(impl: str = "auto") -> tuple[nn.Sequential, nn.Sequential]:
+    """A norm with a LeakyReLU, and a convolution with its pad; accelerated and plain."""
+    torch.manual_seed(0)
+    layers = [nn.InstanceNorm2d(3, affine=True), nn.LeakyReLU(0.1), PAD(1), nn.Conv2d(3, 4, 3)]
+    net = nn.Sequential(*layers)
+    plain = copy.deepcopy(randomised(net))
+    accelerate(net, impl)
+    return net, plain

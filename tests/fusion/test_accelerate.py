@@ -15,14 +15,14 @@ from fastcyclegan.fusion.accelerate import accelerate
 from fastcyclegan.fusion.fused_modules import FusedInstanceNorm2d
 from fastcyclegan.testing import assert_parity
 from tests.fusion.networks import (
+    PAD,
     gradients,
     randomised,
     same,
+    small,
     whats,
     whys,
 )
-from tests.fusion.test_eligibility import PAD
-from tests.fusion.test_fused_modules import small
 
 # --- Three networks of other fields ---------------------------------------------------------------------------------------------------
 

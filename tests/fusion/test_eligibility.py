@@ -11,7 +11,7 @@ from torch.nn.utils import parametrizations, spectral_norm
 
 from fastcyclegan.fusion.accelerate import accelerate
 from fastcyclegan.nn.networks import Generator
-from tests.fusion.networks import same, whats, whys
+from tests.fusion.networks import PAD, same, whats, whys
 
 
 class MyNorm(nn.InstanceNorm2d):
@@ -38,7 +38,6 @@ def conv(**options: object) -> nn.Conv2d:
     return nn.Conv2d(4, 4, **{"kernel_size": 3, **options})  # type: ignore[arg-type]
 
 
-PAD = nn.ReflectionPad2d
 LEFT: list[tuple[Callable[[], list[nn.Module]], dict[str, str]]] = [
     (lambda: [nn.InstanceNorm2d(4, track_running_stats=True), nn.ReLU()], {"0": "it keeps running statistics"}),
     (lambda: [MyNorm(4), nn.ReLU()], {"0": "it is a subclass of torch's"}),

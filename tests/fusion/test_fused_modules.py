@@ -11,18 +11,7 @@ from torch import nn
 
 from fastcyclegan.fusion.accelerate import accelerate
 from fastcyclegan.fusion.fused_modules import FusedInstanceNorm2d, ReflectConv2d
-from tests.fusion.networks import gradients, held, randomised, whats
-from tests.fusion.test_eligibility import PAD
-
-
-def small(impl: str = "auto") -> tuple[nn.Sequential, nn.Sequential]:
-    """A norm with a LeakyReLU, and a convolution with its pad; accelerated and plain."""
-    torch.manual_seed(0)
-    layers = [nn.InstanceNorm2d(3, affine=True), nn.LeakyReLU(0.1), PAD(1), nn.Conv2d(3, 4, 3)]
-    net = nn.Sequential(*layers)
-    plain = copy.deepcopy(randomised(net))
-    accelerate(net, impl)
-    return net, plain
+from tests.fusion.networks import PAD, gradients, held, randomised, small, whats
 
 
 @pytest.mark.parametrize("impl", ["triton", "reference"])

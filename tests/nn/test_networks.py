@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -21,16 +20,10 @@ from fastcyclegan.nn.networks import (
     build_generator,
     set_impl,
 )
-from fastcyclegan.testing import assert_parity, is_cancelled_bias, tf32
+from fastcyclegan.testing import assert_parity, is_cancelled_bias
+from tests.nn.triples import DEVICE
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-
-
-@pytest.fixture(autouse=True)
-def _no_tf32() -> Iterator[None]:
-    """Functions are compared here, not TF32's roundings, which PyTorch's convolutions and ours have of their own."""
-    with tf32(False):
-        yield
+pytestmark = pytest.mark.usefixtures("no_tf32")
 
 
 KEEP = {"recompute": False}
