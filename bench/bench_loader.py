@@ -2,7 +2,7 @@
 
 Pictures are drawn: slopes, edges and grain, 600x600 and 256x256, as JPEG of quality 90; they become random 256x256 crops of 286x286.
 Before a loader is timed, its first batches are held against Pillow's: the same samples, and pixels as near as its resizing allows (the
-bounds are those of tests/data/test_dali.py).
+bounds are those of tests/data/test_dali_loader.py).
 """
 
 from __future__ import annotations
