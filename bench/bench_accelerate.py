@@ -1,7 +1,9 @@
-"""``accelerate`` on networks of other fields: what a training step of each keeps for its backward, and on a GPU its time and peak memory.
+"""``accelerate`` on networks of other fields: what a training step of each keeps for its backward, and on a
+GPU its time and peak memory.
 
-What is kept is counted exactly, on a CPU as on a GPU, in bytes of storages without the weights. The time is of forward and backward in
-bf16 and channels_last, one CUDA graph a round; what the timed rounds wrote is held to float64, the gradients as one vector.
+What is kept is counted exactly, on a CPU as on a GPU, in bytes of storages without the weights. The time is
+of forward and backward in bf16 and channels_last, one CUDA graph a round; what the timed rounds wrote is held
+to float64, the gradients as one vector.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ def sizes(shape: tuple[int, ...]) -> str:
     return f"{shape[0]} of {'x'.join(map(str, shape[2:]))}"
 
 
-# --- What is kept ---------------------------------------------------------------------------------------------------------------------
+# --- What is kept -------------------------------------------------------------------------------------------
 
 
 def counted(build: Callable[[], nn.Module], shape: tuple[int, ...], provider: str) -> Entrant:
@@ -42,7 +44,12 @@ def counted(build: Callable[[], nn.Module], shape: tuple[int, ...], provider: st
     if provider == "accelerated":
         accelerate(net, impl="triton")
     counts = count(net, torch.zeros(shape))
-    info = {"launches": counts.launches.total(), "aten_calls": counts.aten.total(), "saved_bytes": counts.saved_bytes, "counts_only": True}
+    info = {
+        "launches": counts.launches.total(),
+        "aten_calls": counts.aten.total(),
+        "saved_bytes": counts.saved_bytes,
+        "counts_only": True,
+    }
     return Entrant(lambda: None, info=info, cold=True)
 
 
@@ -54,7 +61,7 @@ def bench_accelerate_memory(race: Race, quick: bool, name: str, provider: str) -
     race(group, {p: lambda p=p: counted(build, shape, p) for p in PROVIDERS}, rounds=1)  # type: ignore[misc]
 
 
-# --- Time -----------------------------------------------------------------------------------------------------------------------------
+# --- Time ---------------------------------------------------------------------------------------------------
 
 
 class Trained:
@@ -64,7 +71,8 @@ class Trained:
         torch.manual_seed(0)
         self.layout = torch.channels_last if len(shape) == 4 else torch.channels_last_3d
         self.net = build().to(DEVICE, dtype, memory_format=self.layout)  # type: ignore[call-overload]
-        self.dtype, self.images = dtype, [torch.randn(shape, device=DEVICE, dtype=dtype) for _ in range(INPUTS)]
+        self.dtype = dtype
+        self.images = [torch.randn(shape, device=DEVICE, dtype=dtype) for _ in range(INPUTS)]
         self.gradients = [torch.randn_like(self.net(x)) for x in self.images]
 
     def steps(self, net: nn.Module, factor: float = 1.0) -> list[Callable[[], tuple[Tensor, ...]]]:
@@ -87,11 +95,15 @@ class Trained:
         """Raise AssertionError unless every step of a round is as near to float64 as the rule asks."""
         for n, (ours, theirs, exact) in enumerate(zip(results, *self.expected, strict=True)):
             assert_parity(f"{provider}: output {n}", ours[0], theirs[0], exact[0], self.dtype)
-            a, b, c = (torch.cat([t.double().flatten() for t in result[1:]]) for result in (ours, theirs, exact))
+            a, b, c = (
+                torch.cat([t.double().flatten() for t in result[1:]]) for result in (ours, theirs, exact)
+            )
             found, of_the_dtype = relative_error(a, c), relative_error(b, c)
             by_rule = 2 * of_the_dtype + PARITY_ULPS[self.dtype] * torch.finfo(self.dtype).eps
             allowed = max(by_rule, least_allowed("gradients", self.dtype))
-            assert found <= allowed, f"{provider}: gradients: relative error {found:.3e} against float64, allowed {allowed:.3e}"
+            assert found <= allowed, (
+                f"{provider}: gradients: relative error {found:.3e} against float64, allowed {allowed:.3e}"
+            )
 
     def entrant(self, provider: str, fault: bool) -> Entrant:
         memory, net = PeakMemory(), copy.deepcopy(self.net)
@@ -102,8 +114,16 @@ class Trained:
         with memory:
             todo[0]()
         steps = Steps(lambda: todo, DEVICE)
-        info: dict[str, Any] = {"operations": INPUTS, "pictures": INPUTS * len(self.images[0]), "peak_bytes": memory.bytes}
-        return Entrant(steps, lambda: self.check(provider, steps.results), info | {"dtype": str(self.dtype).removeprefix("torch.")})
+        info: dict[str, Any] = {
+            "operations": INPUTS,
+            "pictures": INPUTS * len(self.images[0]),
+            "peak_bytes": memory.bytes,
+        }
+        return Entrant(
+            steps,
+            lambda: self.check(provider, steps.results),
+            info | {"dtype": str(self.dtype).removeprefix("torch.")},
+        )
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)

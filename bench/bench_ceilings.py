@@ -1,4 +1,5 @@
-"""What the machine can do at most: copying, matrix products, and the cost of one launch. The roofline's ceilings, measured in the same run.
+"""What the machine can do at most: copying, matrix products, and the cost of one launch. The roofline's
+ceilings, measured in the same run.
 
 They are no providers that race against each other, but what every floor is made of.
 """
@@ -16,7 +17,11 @@ PROVIDERS = ["copy", "matmul fp32", "matmul bf16", "launch"]
 COPIED = {"cpu": 1 << 28, "cuda": 1 << 31}
 LAUNCHES = 1000
 
-pytestmark = [pytest.mark.benchmark(timer=clock, warmup=False), pytest.mark.telling(2), pytest.mark.cost(cpu=5, cuda=5)]
+pytestmark = [
+    pytest.mark.benchmark(timer=clock, warmup=False),
+    pytest.mark.telling(2),
+    pytest.mark.cost(cpu=5, cuda=5),
+]
 
 
 def launches() -> Entrant:

@@ -1,6 +1,8 @@
-"""What needs no GPU to be known exactly: launches, calls and bytes of a training step, and the work of its layers.
+"""What needs no GPU to be known exactly: launches, calls and bytes of a training step, and the work of its
+layers.
 
-The seconds beside these rows are those of counting, and say nothing; what counts is in the columns. On a CPU as on a GPU at 256x256.
+The seconds beside these rows are those of counting, and say nothing; what counts is in the columns. On a CPU
+as on a GPU at 256x256.
 """
 
 from __future__ import annotations
@@ -14,7 +16,10 @@ from bench.roofline import step_work
 from bench.timing import Entrant, Race, clock
 
 # The counts of a larger batch are the same, and its bytes are in proportion.
-SETTINGS = [pytest.param(True, marks=pytest.mark.telling(3)), pytest.param(False, marks=pytest.mark.telling(8))]
+SETTINGS = [
+    pytest.param(True, marks=pytest.mark.telling(3)),
+    pytest.param(False, marks=pytest.mark.telling(8)),
+]
 PROVIDERS = ["official", "official_bf16", "ours, fp32", "ours, bf16"]
 
 pytestmark = [pytest.mark.benchmark(timer=clock, warmup=False), pytest.mark.cost(cpu=15, cuda=15)]
@@ -24,7 +29,9 @@ def contest(size: int, identity: bool, blocks: int) -> dict[str, Callable[[], En
     def build(provider: str) -> Entrant:
         name, _, precision = provider.partition(", ")
         counts = step_counts(name, size, 1, blocks, identity, precision or "fp32")
-        work = step_work(size, 1, blocks, identity, precision or ("bf16" if name.endswith("bf16") else "fp32"))
+        work = step_work(
+            size, 1, blocks, identity, precision or ("bf16" if name.endswith("bf16") else "fp32")
+        )
         info = {
             "launches": counts.launches.total(),
             "aten_calls": counts.aten.total(),
@@ -43,5 +50,8 @@ def contest(size: int, identity: bool, blocks: int) -> dict[str, Callable[[], En
 @pytest.mark.parametrize("identity", SETTINGS)
 def bench_counts(race: Race, quick: bool, identity: bool, provider: str) -> None:
     size, blocks = (32, 1) if quick else (256, 9)
-    group = f"counts of a training iteration, {size}x{size}, batch 1, identity {'on' if identity else 'off'}, {blocks} blocks, ngf 64"
+    group = (
+        f"counts of a training iteration, {size}x{size}, batch 1, identity {'on' if identity else 'off'},"
+        f" {blocks} blocks, ngf 64"
+    )
     race(group, contest(size, identity, blocks), rounds=1)

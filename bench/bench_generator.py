@@ -1,7 +1,9 @@
-"""Translating pictures with the default generator: latency (median and 95th percentile) and images a second, by size and batch.
+"""Translating pictures with the default generator: latency (median and 95th percentile) and images a second,
+by size and batch.
 
-On a GPU at 256, 512 and 1024 squared and 1, 8 and 32 pictures; on a CPU at 256x256, 1 and 4. A round is one call and waits
-for its result, as somebody does who translates one batch. What the last round wrote is held to float64.
+On a GPU at 256, 512 and 1024 squared and 1, 8 and 32 pictures; on a CPU at 256x256, 1 and 4. A round is one
+call and waits for its result, as somebody does who translates one batch. What the last round wrote is held to
+float64.
 """
 
 from __future__ import annotations
@@ -33,7 +35,17 @@ from fastcyclegan.testing import PARITY_ULPS, relative_error
 INPUTS = 4
 # Side and number of pictures, and how telling.
 SETTINGS = {
-    "cuda": [(256, 1, 2), (256, 8, 4), (512, 1, 4), (1024, 1, 5), (256, 32, 5), (512, 8, 6), (1024, 8, 6), (512, 32, 7), (1024, 32, 7)],
+    "cuda": [
+        (256, 1, 2),
+        (256, 8, 4),
+        (512, 1, 4),
+        (1024, 1, 5),
+        (256, 32, 5),
+        (512, 8, 6),
+        (1024, 8, 6),
+        (512, 32, 7),
+        (1024, 32, 7),
+    ],
     "cpu": [(256, 1, 2), (256, 4, 8)],
 }
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -48,7 +60,9 @@ def setting(size: int, batch: int, rank: int) -> Any:
 
 
 class Truth:
-    """What the official order gives for the timed pictures: in float64, and in the precision that a provider has."""
+    """What the official order gives for the timed pictures: in float64, and in the precision that a provider
+    has.
+    """
 
     def __init__(self, net: nn.Module, images: list[Tensor]) -> None:
         self.net, self.images = net, images
@@ -62,17 +76,23 @@ class Truth:
 
     @cache  # noqa: B019
     def of_the_dtype(self, precision: str, number: int) -> float:
-        """Return how far the official order in ``precision`` is from float64, in that of its layouts that is further."""
+        """Return how far the official order in ``precision`` is from float64, in that of its layouts that is
+        further.
+        """
         yardsticks = ("official_bf16",) if precision == "bf16" else ("official", OFFICIAL_CHANNELS_LAST)
         runs = [generator(provider, self.net, DEVICE)[0] for provider in yardsticks]
         return max(relative_error(run(self.images[number]), self.exact(number)) for run in runs)
 
     def require(self, provider: str, number: int, y: Tensor, precision: str) -> None:
-        """Raise AssertionError where ``y``, of picture ``number``, is further from float64 than the rule allows."""
+        """Raise AssertionError where ``y``, of picture ``number``, is further from float64 than the rule
+        allows.
+        """
         dtype, found = DTYPES[precision], relative_error(y, self.exact(number))
         allowed = 2 * self.of_the_dtype(precision, number) + PARITY_ULPS[dtype] * torch.finfo(dtype).eps
         if not found <= allowed:
-            raise AssertionError(f"{provider}: relative error {found:.3e} against float64, allowed {allowed:.3e}")
+            raise AssertionError(
+                f"{provider}: relative error {found:.3e} against float64, allowed {allowed:.3e}"
+            )
 
 
 def contest(size: int, batch: int, config: ModelConfig, fault: bool) -> dict[str, Callable[[], Entrant]]:
@@ -80,7 +100,10 @@ def contest(size: int, batch: int, config: ModelConfig, fault: bool) -> dict[str
     net = plain_networks(config)["G_AB"]
     images = [torch.rand(batch, 3, size, size, device=DEVICE) * 2 - 1 for _ in range(INPUTS)]
     truth, what = Truth(net, images), code_of("generator", size, batch, config)
-    arguments: Any = {"ngf": config.ngf, "n_blocks": int(config.netG.removeprefix("resnet_").removesuffix("blocks"))}
+    arguments: Any = {
+        "ngf": config.ngf,
+        "n_blocks": int(config.netG.removeprefix("resnet_").removesuffix("blocks")),
+    }
 
     def build(name: str) -> Entrant:
         memory = PeakMemory()

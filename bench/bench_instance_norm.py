@@ -1,10 +1,13 @@
-"""Instance norm + ReLU, forward and backward: PyTorch eager on channels_last, PyTorch compiled, and the kernels; in GB/s.
+"""Instance norm + ReLU, forward and backward: PyTorch eager on channels_last, PyTorch compiled, and the
+kernels; in GB/s.
 
-On a GPU at every shape of the networks in bf16, and past the L2 cache; on a CPU one reduced shape in fp32, where the ratio is what counts
-and ours is what impl="auto" takes there. A copy of as many bytes is measured beside them. The inputs go round past the L2 cache; on a GPU
-one round is a CUDA graph, so that no launch from Python is in the figure. What the timed rounds wrote is held to float64.
+On a GPU at every shape of the networks in bf16, and past the L2 cache; on a CPU one reduced shape in fp32,
+where the ratio is what counts and ours is what impl="auto" takes there. A copy of as many bytes is measured
+beside them. The inputs go round past the L2 cache; on a GPU one round is a CUDA graph, so that no launch from
+Python is in the figure. What the timed rounds wrote is held to float64.
 
-Bytes are those that must move: forward x twice and y once, backward dy and x twice and dx once (kernels/README.md).
+Bytes are those that must move: forward x twice and y once, backward dy and x twice and dx once
+(kernels/README.md).
 """
 
 from __future__ import annotations
@@ -20,10 +23,12 @@ from bench.timing import Entrant, Race, clock, rotations
 from fastcyclegan.kernels import instance_norm, instance_norm_ref
 from fastcyclegan.reference import ContiguousGradient
 
-# The most telling first: past L2, then the residual blocks, then the rest of the generator, the discriminator and the U-Net.
+# The most telling first: past L2, then the residual blocks, then the rest of the generator, the discriminator
+# and the U-Net.
 SHAPES = {
     "cuda": [
-        (16, 256, 64, 64), (16, 64, 256, 256), (1, 256, 64, 64), (4, 256, 64, 64), (1, 64, 256, 256), (1, 128, 128, 128),
+        (16, 256, 64, 64), (16, 64, 256, 256), (1, 256, 64, 64), (4, 256, 64, 64), (1, 64, 256, 256),
+        (1, 128, 128, 128),
         (4, 128, 128, 128), (1, 128, 64, 64), (1, 256, 32, 32), (1, 512, 31, 31), (1, 512, 8, 8),
     ],
     "cpu": [(1, 64, 64, 64)],
@@ -52,13 +57,21 @@ def entrant(provider: str, case: Case, moved: int, fault: bool) -> Entrant:
 @pytest.mark.parametrize("provider", PROVIDERS)
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 @pytest.mark.parametrize("shape", SHAPES[DEVICE], ids=lambda s: "x".join(map(str, s)))
-def bench_instance_norm(race: Race, fault: bool, shape: tuple[int, ...], direction: str, provider: str) -> None:
+def bench_instance_norm(
+    race: Race, fault: bool, shape: tuple[int, ...], direction: str, provider: str
+) -> None:
     dtype = DTYPE[DEVICE]
     torch.manual_seed(0)
     size = torch.Size(shape).numel() * dtype.itemsize
-    given = [tuple(channels_last(*shape, dtype=dtype) for _ in range(2)) for _ in range(rotations(2 * size, DEVICE))]
+    given = [
+        tuple(channels_last(*shape, dtype=dtype) for _ in range(2))
+        for _ in range(rotations(2 * size, DEVICE))
+    ]
     case = Case(eager, given, direction)
     moved = (3 if direction == "forward" else 5) * size
-    name = f"instance norm + ReLU, {direction}, {'x'.join(map(str, shape))} {str(dtype).removeprefix('torch.')}, {DEVICE}"
+    name = (
+        f"instance norm + ReLU, {direction}, {'x'.join(map(str, shape))} {str(dtype).removeprefix('torch.')},"
+        f" {DEVICE}"
+    )
     builders = {p: lambda p=p: entrant(p, case, moved, fault) for p in PROVIDERS}
     race(name, builders, ROUNDS[DEVICE], seconds=5)  # type: ignore[arg-type]

@@ -1,8 +1,9 @@
-"""The loaders without a model, in pictures a second: Pillow in 0, 2 and 8 processes, DALI, and the caches; and a step fed by them.
+"""The loaders without a model, in pictures a second: Pillow in 0, 2 and 8 processes, DALI, and the caches;
+and a step fed by them.
 
-Pictures are drawn: slopes, edges and grain, 600x600 and 256x256, as JPEG of quality 90; they become random 256x256 crops of 286x286.
-Before a loader is timed, its first batches are held against Pillow's: the same samples, and pixels as near as its resizing allows (the
-bounds are those of tests/data/test_dali_loader.py).
+Pictures are drawn: slopes, edges and grain, 600x600 and 256x256, as JPEG of quality 90; they become random
+256x256 crops of 286x286. Before a loader is timed, its first batches are held against Pillow's: the same
+samples, and pixels as near as its resizing allows (the bounds are those of tests/data/test_dali_loader.py).
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ from fastcyclegan.testing import make_engine, random_batch, seeded_networks
 # Of the files, the usual size first; on a CPU it alone.
 SIDES = [600, 256] if DEVICE == "cuda" else [600]
 PICTURES, CHECKED = 32, 16
-# A round must be long beside what a loader has ready when it begins: four blocks of DALI's, two batches a worker.
+# A round must be long beside what a loader has ready when it begins: four blocks of DALI's, two batches a
+# worker.
 ITERATIONS = {"folder": 48, "dali": 160, "cache": 512}
 MORE_ON_A_GPU_MACHINE = 8
 CPU = torch.device("cpu")
@@ -82,7 +84,9 @@ pytestmark = [pytest.mark.benchmark(timer=clock, warmup=False), pytest.mark.cost
 
 
 @pytest.fixture(scope="module", params=SIDES, ids=lambda side: f"{side}x{side}")
-def sources(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Source, Source]:
+def sources(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[int, Source, Source]:
     """Return the side of the files, and the sources of both domains."""
     root, found = tmp_path_factory.mktemp("pictures"), []
     for side in "AB":
@@ -103,7 +107,9 @@ def held_to_pillow(loader: Loader, on_gpu: bool) -> None:
 
 def loader_of(provider: Provider, a: Source, b: Source, device: torch.device) -> Loader:
     choice = Choice(provider.kind, provider.threads, "bench")
-    return make_loader(choice, a, b, Plan(0, PICTURES, PICTURES), device, DataConfig(cache=provider.cache), lambda text: None)
+    return make_loader(
+        choice, a, b, Plan(0, PICTURES, PICTURES), device, DataConfig(cache=provider.cache), lambda text: None
+    )
 
 
 def taken(batches: Iterator[Batch], count: int) -> None:
@@ -112,7 +118,9 @@ def taken(batches: Iterator[Batch], count: int) -> None:
 
 
 def entrant(provider: Provider, a: Source, b: Source, quick: bool) -> Entrant:
-    """Return a loader that is opened and warm before each of its rounds, and closed after it: it would read ahead in the others' turns."""
+    """Return a loader that is opened and warm before each of its rounds, and closed after it: it would read
+    ahead in the others' turns.
+    """
     if provider.device == "cuda" and DEVICE != "cuda":
         raise Unserved("needs an NVIDIA GPU")
     if provider.threads > max(2, cores()) and provider.kind == "folder":
@@ -122,7 +130,9 @@ def entrant(provider: Provider, a: Source, b: Source, quick: bool) -> Entrant:
         raise Unserved(reason)
     loader = loader_of(provider, a, b, where)
     held_to_pillow(loader, on_gpu=provider.kind == "dali" and where.type == "cuda")
-    count = ITERATIONS["cache" if provider.cache != "none" else provider.kind] * (MORE_ON_A_GPU_MACHINE if DEVICE == "cuda" else 1)
+    count = ITERATIONS["cache" if provider.cache != "none" else provider.kind] * (
+        MORE_ON_A_GPU_MACHINE if DEVICE == "cuda" else 1
+    )
     count = 4 if quick else count
     reading: list[Iterator[Batch]] = []
 
@@ -134,7 +144,11 @@ def entrant(provider: Provider, a: Source, b: Source, quick: bool) -> Entrant:
         reading.pop().close()  # type: ignore[attr-defined]
 
     return Entrant(
-        lambda: taken(reading[0], count), info={"pictures": 2 * count, "operations": count}, cold=True, before=before, after=after
+        lambda: taken(reading[0], count),
+        info={"pictures": 2 * count, "operations": count},
+        cold=True,
+        before=before,
+        after=after,
     )
 
 
@@ -150,8 +164,17 @@ def fed_by(provider: str, a: Source, b: Source) -> Entrant:
     gpu = torch.device("cuda")
     if provider == "dali" and (reason := why_not_dali(gpu)):
         raise Unserved(reason)
-    engine = make_engine(seeded_networks(ModelConfig()), device="cuda", precision=resolve_precision("auto", gpu, True), compiled=True)
-    loader = loader_of(Provider("dali", "dali", min(cores(), MOST_THREADS)), a, b, gpu) if provider == "dali" else None
+    engine = make_engine(
+        seeded_networks(ModelConfig()),
+        device="cuda",
+        precision=resolve_precision("auto", gpu, True),
+        compiled=True,
+    )
+    loader = (
+        loader_of(Provider("dali", "dali", min(cores(), MOST_THREADS)), a, b, gpu)
+        if provider == "dali"
+        else None
+    )
     if loader is not None:
         held_to_pillow(loader, on_gpu=True)
     fixed = random_batch(256, Plan(0, PICTURES, PICTURES), 0)
@@ -169,13 +192,20 @@ def fed_by(provider: str, a: Source, b: Source) -> Entrant:
     def after() -> None:
         reading.pop().close()  # type: ignore[attr-defined]
 
-    return Entrant(lambda: steps(100), info={"pictures": 200, "operations": 100}, cold=True, before=before, after=after)
+    return Entrant(
+        lambda: steps(100), info={"pictures": 200, "operations": 100}, cold=True, before=before, after=after
+    )
 
 
-@pytest.mark.skipif(DEVICE != "cuda", reason="on a CPU a step takes a hundred times as long as its pictures: there is nothing to see")
+@pytest.mark.skipif(
+    DEVICE != "cuda",
+    reason="on a CPU a step takes a hundred times as long as its pictures: there is nothing to see",
+)
 @pytest.mark.parametrize("provider", ["synthetic", "dali"])
 def bench_step_fed_by(race: Race, sources: tuple[int, Source, Source], provider: str) -> None:
-    """What loading costs the training step: nothing that matters, if the loader keeps ahead. bench_train_step.py holds the step itself."""
+    """What loading costs the training step: nothing that matters, if the loader keeps ahead.
+    bench_train_step.py holds the step itself.
+    """
     side, a, b = sources
     group = f"training iteration, 256x256, batch 1, --compile, fed by, files of {side}x{side}, {DEVICE}"
     race(group, {name: lambda name=name: fed_by(name, a, b) for name in ("synthetic", "dali")}, rounds=8)  # type: ignore[misc]

@@ -1,11 +1,14 @@
-"""Reflection-padded convolutions, pass by pass: PyTorch eager and compiled, cuDNN alone, cuDNN behind our padding, and the kernels.
+"""Reflection-padded convolutions, pass by pass: PyTorch eager and compiled, cuDNN alone, cuDNN behind our
+padding, and the kernels.
 
-On a GPU in bf16 at the generator's shapes and 1 to 16 pictures, in TFLOP/s, beside a matrix product measured in the same group; on a CPU
-one reduced shape in fp32, where ours is what impl="auto" takes. "cudnn" is given the padded picture and returns the padded gradient, so
-it does less than the others; "cudnn_padded" is the backend that our networks can take instead of the kernels; "in_the_block" is the
-products as a residual block launches them, on buffers such as its norms write. What the timed rounds wrote is held to float64.
+On a GPU in bf16 at the generator's shapes and 1 to 16 pictures, in TFLOP/s, beside a matrix product measured
+in the same group; on a CPU one reduced shape in fp32, where ours is what impl="auto" takes. "cudnn" is given
+the padded picture and returns the padded gradient, so it does less than the others; "cudnn_padded" is the
+backend that our networks can take instead of the kernels; "in_the_block" is the products as a residual block
+launches them, on buffers such as its norms write. What the timed rounds wrote is held to float64.
 
-Rows of forward and backward together say for which shapes cuDNN is the faster backend: scripts/gpu_suite.py makes the table of them.
+Rows of forward and backward together say for which shapes cuDNN is the faster backend: scripts/gpu_suite.py
+makes the table of them.
 """
 
 from __future__ import annotations
@@ -29,7 +32,8 @@ from fastcyclegan.testing import packed_gradient
 # N, C, H, W, O, k: the residual convolution at 4 pictures and 2 first, then the first and the last layer.
 SHAPES = {
     "cuda": [
-        (4, 256, 64, 64, 256, 3), (2, 256, 64, 64, 256, 3), (1, 256, 64, 64, 256, 3), (1, 64, 256, 256, 3, 7), (4, 64, 256, 256, 3, 7),
+        (4, 256, 64, 64, 256, 3), (2, 256, 64, 64, 256, 3), (1, 256, 64, 64, 256, 3), (1, 64, 256, 256, 3, 7),
+        (4, 64, 256, 256, 3, 7),
         (1, 3, 256, 256, 64, 7), (4, 3, 256, 256, 64, 7), (16, 256, 64, 64, 256, 3),
     ],
     "cpu": [(1, 32, 32, 32, 32, 3)],
@@ -39,7 +43,11 @@ COMPILED = [SHAPES["cuda"][i] for i in (0, 1, 3, 5)] + SHAPES["cpu"]
 DTYPE = {"cuda": torch.bfloat16, "cpu": torch.float32}
 # What is timed, and of which argument the gradient is wanted.
 PASSES = {"all": (), "forward": (), "dgrad": (0,), "wgrad": (1,)}
-PROVIDERS = ["matmul", "eager", "compiled", "ours"] if DEVICE == "cpu" else ["matmul", "eager", "compiled", "cudnn", "cudnn_padded", "ours"]
+PROVIDERS = (
+    ["matmul", "eager", "compiled", "ours"]
+    if DEVICE == "cpu"
+    else ["matmul", "eager", "compiled", "cudnn", "cudnn_padded", "ours"]
+)
 STRIDE_1: Any = ([1, 1], [0, 0], [1, 1], False, [0, 0], 1)
 
 pytestmark = [pytest.mark.benchmark(timer=clock, warmup=False), pytest.mark.cost(cpu=15, cuda=40)]
@@ -58,7 +66,9 @@ def function(provider: str, shape: tuple[int, ...]) -> Operator:
         "eager": eager,
         "cudnn": F.conv2d,
         "cudnn_padded": lambda x, w: norm_conv(x, w, None, STRIDE_1, norm=False, border=w.shape[2] // 2),
-        "ours": lambda x, w: reflect_conv2d(x, w, padding=w.shape[2] // 2, impl="triton" if DEVICE == "cuda" else "auto"),
+        "ours": lambda x, w: reflect_conv2d(
+            x, w, padding=w.shape[2] // 2, impl="triton" if DEVICE == "cuda" else "auto"
+        ),
     }
     return functions[provider]
 
@@ -86,7 +96,10 @@ def entrant(provider: str, case: Case, shape: tuple[int, ...], flops: int, fault
         return products(DTYPE[DEVICE])
     info: dict[str, Any] = {"flops": flops * len(case.given)}
     if provider == "cudnn":
-        padded = [(F.pad(x, (k // 2,) * 4, mode="reflect").contiguous(memory_format=torch.channels_last), *r) for x, *r in case.given]
+        padded = [
+            (F.pad(x, (k // 2,) * 4, mode="reflect").contiguous(memory_format=torch.channels_last), *r)
+            for x, *r in case.given
+        ]
         case = Case(F.conv2d, padded, case.direction, case.wanted)
     if case.direction == "all" and provider in ("ours", "cudnn_padded"):
         key = backend_key("reflect_conv", DTYPE[DEVICE], N, 1, H * W, C, O, k)
@@ -97,7 +110,9 @@ def entrant(provider: str, case: Case, shape: tuple[int, ...], flops: int, fault
 @pytest.mark.parametrize("provider", PROVIDERS)
 @pytest.mark.parametrize("direction", PASSES if DEVICE == "cuda" else ["all"])
 @pytest.mark.parametrize("shape", SHAPES[DEVICE], ids=lambda s: "x".join(map(str, s)))
-def bench_reflect_conv(race: Race, fault: bool, shape: tuple[int, ...], direction: str, provider: str) -> None:
+def bench_reflect_conv(
+    race: Race, fault: bool, shape: tuple[int, ...], direction: str, provider: str
+) -> None:
     N, C, H, W, O, k = shape
     case = Case(eager, inputs(shape), direction_of(direction), PASSES[direction])
     flops = 2 * N * H * W * C * O * k * k * (3 if direction == "all" else 1)
@@ -107,11 +122,15 @@ def bench_reflect_conv(race: Race, fault: bool, shape: tuple[int, ...], directio
     race(group, builders, ROUNDS[DEVICE], seconds=5)  # type: ignore[arg-type]
 
 
-# --- The products of the block ------------------------------------------------------------------------------------------------------
+# --- The products of the block ------------------------------------------------------------------------------
 
 
-def in_the_block(name: str, given: list[tuple[Tensor, ...]]) -> Callable[[], list[Callable[[], tuple[Tensor, ...]]]]:
-    """Return what makes a function for each input: the product as the residual block launches it, from buffers made beforehand."""
+def in_the_block(
+    name: str, given: list[tuple[Tensor, ...]]
+) -> Callable[[], list[Callable[[], tuple[Tensor, ...]]]]:
+    """Return what makes a function for each input: the product as the residual block launches it, from
+    buffers made beforehand.
+    """
     from fastcyclegan.kernels import _products as host
     from fastcyclegan.kernels._weights import empty_gradients
     from fastcyclegan.kernels.border_launch import Pixels, reflect_pad
@@ -131,9 +150,15 @@ def in_the_block(name: str, given: list[tuple[Tensor, ...]]) -> Callable[[], lis
             return (into[0],)
 
         passes: dict[str, Callable[[], tuple[Tensor, ...]]] = {
-            "forward": lambda: (host.product_and_moments(Pixels.of(x), stack, (H, W), host.Options(host.REFLECT, 1, (H, W)))[0],),
+            "forward": lambda: (
+                host.product_and_moments(Pixels.of(x), stack, (H, W), host.Options(host.REFLECT, 1, (H, W)))[
+                    0
+                ],
+            ),
             "forward, bordered": lambda: (host.product_and_moments(bordered, stack, (H, W))[0],),
-            "dgrad": lambda: (host.product(packed, stack, (H, W), host.Options(host.FOLDED, transposed=True)),),
+            "dgrad": lambda: (
+                host.product(packed, stack, (H, W), host.Options(host.FOLDED, transposed=True)),
+            ),
             "wgrad": weights,
         }
         return passes[name]
@@ -152,11 +177,20 @@ def bench_products_of_the_block(race: Race, images: int, direction: str, provide
 
     def product() -> Entrant:
         steps = Steps(in_the_block(direction, case.given), DEVICE)
-        return Entrant(steps, lambda: case.check("in_the_block", steps.results), {"flops": flops, "operations": len(case.given)})
+        return Entrant(
+            steps,
+            lambda: case.check("in_the_block", steps.results),
+            {"flops": flops, "operations": len(case.given)},
+        )
 
     builders = {
         "matmul": lambda: products(DTYPE[DEVICE]),
         "eager": lambda: case.entrant("eager", eager, flops=flops),
         "in_the_block": product,
     }
-    race(f"product of the residual block, {images} of {side}x{side}x{C}, {direction}, bfloat16, cuda", builders, ROUNDS[DEVICE], seconds=5)
+    race(
+        f"product of the residual block, {images} of {side}x{side}x{C}, {direction}, bfloat16, cuda",
+        builders,
+        ROUNDS[DEVICE],
+        seconds=5,
+    )

@@ -1,7 +1,8 @@
-"""How long it takes until training runs: importing, and the first iteration; compiled, with nothing in the compiler's cache and with all.
+"""How long it takes until training runs: importing, and the first iteration; compiled, with nothing in the
+compiler's cache and with all.
 
-Each in a process of its own, as a user starts one. On a CPU with small networks at 32x32, where the share of compiling is what counts.
-The losses of that iteration are held to the official order in float64.
+Each in a process of its own, as a user starts one. On a CPU with small networks at 32x32, where the share of
+compiling is what counts. The losses of that iteration are held to the official order in float64.
 """
 
 from __future__ import annotations
@@ -25,10 +26,21 @@ from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.testing import random_batch
 
 SMALL = ModelConfig(netG="resnet_1blocks", ngf=8, ndf=8)
-PROVIDERS = ["official", "ours", "ours_compiled, cold", "ours_compiled, warm", "import torch", "import fastcyclegan"]
+PROVIDERS = [
+    "official",
+    "ours",
+    "ours_compiled, cold",
+    "ours_compiled, warm",
+    "import torch",
+    "import fastcyclegan",
+]
 SIZE = {"cpu": 32, "cuda": 256}
 
-pytestmark = [pytest.mark.benchmark(timer=clock, warmup=False), pytest.mark.telling(9), pytest.mark.cost(cpu=260, cuda=200)]
+pytestmark = [
+    pytest.mark.benchmark(timer=clock, warmup=False),
+    pytest.mark.telling(9),
+    pytest.mark.cost(cpu=260, cuda=200),
+]
 
 # What a process of its own runs: everything from its start to the losses of one iteration.
 ITERATION = """
@@ -37,7 +49,8 @@ from bench.providers import plain_networks, train_step
 from fastcyclegan.config import ModelConfig
 from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.testing import random_batch
-name, device, size, config = sys.argv[1], sys.argv[2], int(sys.argv[3]), ModelConfig(**json.loads(sys.argv[4]))
+name, device, size = sys.argv[1], sys.argv[2], int(sys.argv[3])
+config = ModelConfig(**json.loads(sys.argv[4]))
 step = train_step(name, plain_networks(config), device, config=config)
 print(json.dumps([step.precision, step.run(random_batch(size, Plan(0, 9, 9), 0)).tolist()]))
 """
@@ -45,7 +58,9 @@ print(json.dumps([step.precision, step.run(random_batch(size, Plan(0, 9, 9), 0))
 
 def process(code: str, *arguments: str, cache: Path | None = None) -> str:
     """Run ``code`` in a process of its own and return what it prints."""
-    environment = dict(os.environ) | ({"TORCHINDUCTOR_CACHE_DIR": str(cache), "TRITON_CACHE_DIR": str(cache / "triton")} if cache else {})
+    environment = dict(os.environ) | (
+        {"TORCHINDUCTOR_CACHE_DIR": str(cache), "TRITON_CACHE_DIR": str(cache / "triton")} if cache else {}
+    )
     command = [sys.executable, "-c", code, *arguments]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -54,7 +69,9 @@ def process(code: str, *arguments: str, cache: Path | None = None) -> str:
 
 
 def contest(folder: Path, config: ModelConfig, size: int) -> dict[str, Callable[[], Entrant]]:
-    judge = Judge(plain_networks(config), [random_batch(size, Plan(0, 9, 9), 0)], DEVICE, LossConfig(), config)
+    judge = Judge(
+        plain_networks(config), [random_batch(size, Plan(0, 9, 9), 0)], DEVICE, LossConfig(), config
+    )
     arguments = (DEVICE, str(size), json.dumps({"netG": config.netG, "ngf": config.ngf, "ndf": config.ndf}))
 
     def build(provider: str) -> Entrant:
@@ -71,7 +88,10 @@ def contest(folder: Path, config: ModelConfig, size: int) -> dict[str, Callable[
         def check() -> None:
             precision, losses = json.loads(said[-1].splitlines()[-1])
             verdict = judge.judge_losses(torch.tensor(losses, dtype=torch.float64), precision)
-            assert verdict.holds, f"{provider}: losses: relative error {verdict.found:.3e} against float64, allowed {verdict.allowed:.3e}"
+            assert verdict.holds, (
+                f"{provider}: losses: relative error {verdict.found:.3e} against float64, allowed"
+                f" {verdict.allowed:.3e}"
+            )
 
         def before() -> None:
             if cache == "warm" and not (folder / "warm").exists():
@@ -87,5 +107,8 @@ def contest(folder: Path, config: ModelConfig, size: int) -> dict[str, Callable[
 def bench_start_up(race: Race, quick: bool, tmp_path_factory: pytest.TempPathFactory, provider: str) -> None:
     config = SMALL if DEVICE == "cpu" or quick else ModelConfig()
     size = SIZE["cpu"] if quick else SIZE[DEVICE]
-    group = f"start of a process to the end of its first iteration, {size}x{size}, {config.netG} ngf {config.ngf}, {DEVICE}"
+    group = (
+        f"start of a process to the end of its first iteration, {size}x{size}, {config.netG} ngf"
+        f" {config.ngf}, {DEVICE}"
+    )
     race(group, contest(tmp_path_factory.mktemp("caches"), config, size), rounds=2 if DEVICE == "cuda" else 1)

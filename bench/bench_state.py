@@ -1,7 +1,9 @@
-"""Saving and loading: the official code's four files of weights, and our whole state, from which a run goes on exactly.
+"""Saving and loading: the official code's four files of weights, and our whole state, from which a run goes
+on exactly.
 
-The networks are the default ones after an iteration at 64x64, with their optimizers' moments and a pool of 50 pictures a side. "snapshot"
-is what the training loop waits for; the file is written by a thread. What is loaded must be what was saved, bit for bit.
+The networks are the default ones after an iteration at 64x64, with their optimizers' moments and a pool of 50
+pictures a side. "snapshot" is what the training loop waits for; the file is written by a thread. What is
+loaded must be what was saved, bit for bit.
 """
 
 from __future__ import annotations
@@ -26,13 +28,19 @@ LR = 2e-4
 
 PROVIDERS = ["official, weights", "ours, snapshot", "ours, whole state"]
 
-pytestmark = [pytest.mark.benchmark(timer=clock, warmup=False), pytest.mark.telling(6), pytest.mark.cost(cpu=25, cuda=30)]
+pytestmark = [
+    pytest.mark.benchmark(timer=clock, warmup=False),
+    pytest.mark.telling(6),
+    pytest.mark.cost(cpu=25, cuda=30),
+]
 
 
 def contest(doing: str, folder: Path, config: ModelConfig) -> dict[str, Callable[[], Entrant]]:
     engine = make_engine(seeded_networks(config), device=DEVICE)
     batch = random_batch(64, Plan(0, 9, 9), 0)
-    engine.step(Batch(batch.A.to(DEVICE), batch.B.to(DEVICE), batch.paths_A, batch.paths_B, batch.samples), LR)
+    engine.step(
+        Batch(batch.A.to(DEVICE), batch.B.to(DEVICE), batch.paths_A, batch.paths_B, batch.samples), LR
+    )
     kept = to_cpu(engine.state_dict())
 
     def official() -> Entrant:
@@ -60,10 +68,14 @@ def contest(doing: str, folder: Path, config: ModelConfig) -> dict[str, Callable
             engine.load_state_dict(load_tensors(file))
 
         save()
-        return Entrant(save if doing == "save" else load, lambda: held(engine, kept), {"bytes": file.stat().st_size})
+        return Entrant(
+            save if doing == "save" else load, lambda: held(engine, kept), {"bytes": file.stat().st_size}
+        )
 
     def snapshot() -> Entrant:
-        return Entrant(lambda: to_cpu(engine.state_dict()), lambda: held(engine, kept), {"bytes": held_bytes(kept)})
+        return Entrant(
+            lambda: to_cpu(engine.state_dict()), lambda: held(engine, kept), {"bytes": held_bytes(kept)}
+        )
 
     found = {"official, weights": official, "ours, whole state": whole}
     return {**found, "ours, snapshot": snapshot} if doing == "save" else found
@@ -82,8 +94,13 @@ def tensors(value: object) -> list[torch.Tensor]:
     return [t for item in items for t in tensors(item)]
 
 
-@pytest.mark.parametrize(("doing", "provider"), [("save", p) for p in PROVIDERS] + [("load", p) for p in PROVIDERS if "snapshot" not in p])
-def bench_state(race: Race, quick: bool, tmp_path_factory: pytest.TempPathFactory, doing: str, provider: str) -> None:
+@pytest.mark.parametrize(
+    ("doing", "provider"),
+    [("save", p) for p in PROVIDERS] + [("load", p) for p in PROVIDERS if "snapshot" not in p],
+)
+def bench_state(
+    race: Race, quick: bool, tmp_path_factory: pytest.TempPathFactory, doing: str, provider: str
+) -> None:
     config = ModelConfig(netG="resnet_1blocks", ngf=8, ndf=8) if quick else ModelConfig()
     group = f"{doing} the state of a run, {config.netG}, {DEVICE}"
     race(group, contest(doing, tmp_path_factory.mktemp("state"), config), rounds=5, seconds=20)

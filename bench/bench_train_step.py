@@ -1,7 +1,9 @@
-"""One training iteration: the official order as people run it and at its best, and ours by its layers, from the same weights and samples.
+"""One training iteration: the official order as people run it and at its best, and ours by its layers, from
+the same weights and samples.
 
-On a GPU at 256x256, batch 1 and 4, with the identity loss and without; on a CPU at 128x128, batch 1, where the ratio is what counts.
-The first iterations of the very step that is timed are held to the official order in float64 (parity.py).
+On a GPU at 256x256, batch 1 and 4, with the identity loss and without; on a CPU at 128x128, batch 1, where
+the ratio is what counts. The first iterations of the very step that is timed are held to the official order
+in float64 (parity.py).
 """
 
 from __future__ import annotations
@@ -14,7 +16,15 @@ import torch
 
 from bench.machine import DEVICE, PeakMemory
 from bench.parity import Judge, require
-from bench.providers import PROVIDERS, TELLING, code_of, plain_networks, remember_compiled, seconds_to_compile, train_step
+from bench.providers import (
+    PROVIDERS,
+    TELLING,
+    code_of,
+    plain_networks,
+    remember_compiled,
+    seconds_to_compile,
+    train_step,
+)
 from bench.timing import Entrant, Race, clock
 from fastcyclegan.config import LossConfig, ModelConfig
 from fastcyclegan.data.batch import Batch
@@ -36,7 +46,9 @@ SETTINGS = [
 pytestmark = [pytest.mark.benchmark(timer=clock, warmup=False), pytest.mark.cost(cpu=60, cuda=40)]
 
 
-def contest(size: int, batch: int, identity: bool, config: ModelConfig, fault: bool) -> dict[str, Callable[[], Entrant]]:
+def contest(
+    size: int, batch: int, identity: bool, config: ModelConfig, fault: bool
+) -> dict[str, Callable[[], Entrant]]:
     """Return what builds each provider for ``size`` squared."""
     what = code_of("step", size, batch, config, identity)
     plan = Plan(seed=0, count_A=1000, count_B=1000, batch_size=batch)
@@ -57,7 +69,12 @@ def contest(size: int, batch: int, identity: bool, config: ModelConfig, fault: b
             for _ in range(STRIDE[DEVICE]):
                 step.run(batches[next(count) % INPUTS])
 
-        info: dict[str, Any] = {"operations": STRIDE[DEVICE], "pictures": 2 * batch * STRIDE[DEVICE], "size": size, "batch": batch}
+        info: dict[str, Any] = {
+            "operations": STRIDE[DEVICE],
+            "pictures": 2 * batch * STRIDE[DEVICE],
+            "size": size,
+            "batch": batch,
+        }
         info |= {"ngf": config.ngf, "blocks": int(config.netG.removeprefix("resnet_").removesuffix("blocks"))}
         info |= {"identity": identity, "precision": step.precision, "peak_bytes": first.peak_bytes}
         # These iterations are part of warming up, but on a GPU a run is more than one.
@@ -75,9 +92,14 @@ def moved(batch: Batch) -> Batch:
 @pytest.mark.parametrize("setting", SETTINGS if DEVICE == "cuda" else SETTINGS[:1])
 def bench_train_step(race: Race, quick: bool, fault: bool, setting: tuple[int, bool], provider: str) -> None:
     batch, identity = setting
-    size, config = (32, ModelConfig(netG="resnet_1blocks", ngf=8, ndf=8)) if quick else (SIZE[DEVICE], ModelConfig())
+    size, config = (
+        (32, ModelConfig(netG="resnet_1blocks", ngf=8, ndf=8)) if quick else (SIZE[DEVICE], ModelConfig())
+    )
     networks = f"{config.netG} ngf {config.ngf}"
-    group = f"training iteration, {size}x{size}, batch {batch}, identity {'on' if identity else 'off'}, {networks}, {DEVICE}"
+    group = (
+        f"training iteration, {size}x{size}, batch {batch}, identity {'on' if identity else 'off'},"
+        f" {networks}, {DEVICE}"
+    )
     torch.manual_seed(0)
     what = code_of("step", size, batch, config, identity)
     race(

@@ -1,9 +1,11 @@
-"""Zero-padded convolutions for two networks at once: strided, transposed and 4x4. PyTorch's library, one call a network, and the kernels.
+"""Zero-padded convolutions for two networks at once: strided, transposed and 4x4. PyTorch's library, one call
+a network, and the kernels.
 
-On a GPU in bf16 at the shapes of generators and discriminators at 256x256, forward and backward together and the forward alone. "library"
-is two calls and the copies into and out of them, as a pair that fell apart makes them. What the timed rounds wrote is held to float64. The
-rows for one network say for which shapes cuDNN is the faster backend: scripts/gpu_suite.py makes the table of them. On a CPU, where the
-kernels do not run, one reduced shape of the library's.
+On a GPU in bf16 at the shapes of generators and discriminators at 256x256, forward and backward together and
+the forward alone. "library" is two calls and the copies into and out of them, as a pair that fell apart makes
+them. What the timed rounds wrote is held to float64. The rows for one network say for which shapes cuDNN is
+the faster backend: scripts/gpu_suite.py makes the table of them. On a CPU, where the kernels do not run, one
+reduced shape of the library's.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ from fastcyclegan.kernels.zero_conv import zero_conv
 
 
 class Layer(NamedTuple):
-    """Channels in and out, the input's side, and the convolution; ``transposed`` ones have output_padding 1."""
+    """Channels in and out, the input's side, and the convolution; ``transposed`` ones have output_padding
+    1."""
 
     C: int
     O: int
@@ -46,8 +49,10 @@ class Layer(NamedTuple):
 
 # The generators' and the discriminators' layers at 256x256; the costliest first.
 LAYERS = [Layer(32, 64, 32, 3, 2)] if DEVICE == "cpu" else [
-    Layer(128, 256, 128, 3, 2), Layer(256, 128, 64, 3, 2, True), Layer(64, 128, 256, 3, 2), Layer(128, 64, 128, 3, 2, True),
-    Layer(256, 512, 32, 4, 1), Layer(128, 256, 64, 4, 2), Layer(64, 128, 128, 4, 2), Layer(3, 64, 256, 4, 2), Layer(512, 1, 31, 4, 1),
+    Layer(128, 256, 128, 3, 2), Layer(256, 128, 64, 3, 2, True), Layer(64, 128, 256, 3, 2),
+    Layer(128, 64, 128, 3, 2, True),
+    Layer(256, 512, 32, 4, 1), Layer(128, 256, 64, 4, 2), Layer(64, 128, 128, 4, 2), Layer(3, 64, 256, 4, 2),
+    Layer(512, 1, 31, 4, 1),
 ]  # fmt: skip
 PROVIDERS = ["matmul", "library", "ours"]
 
@@ -67,28 +72,40 @@ def functions(layer: Layer) -> dict[str, Operator]:
 
     def ours(x: Tensor, *weights: Tensor) -> Tensor:
         up = layer.transposed
-        return zero_conv(x, list(weights), [], stride=layer.stride, padding=1, transposed=up, output_padding=int(up))
+        return zero_conv(
+            x, list(weights), [], stride=layer.stride, padding=1, transposed=up, output_padding=int(up)
+        )
 
     return {"library": library, "ours": ours}
 
 
 def inputs(layer: Layer, images: int, networks: int) -> list[tuple[Tensor, ...]]:
-    """Return pictures, a weight a network and the output's gradient, as often as it takes to be past the L2 cache."""
+    """Return pictures, a weight a network and the output's gradient, as often as it takes to be past the L2
+    cache.
+    """
     dtype, k, shape = DTYPE[DEVICE], layer.k, (layer.C, layer.O) if layer.transposed else (layer.O, layer.C)
     torch.manual_seed(0)
 
     def one() -> tuple[Tensor, ...]:
-        weights = [channels_last(*shape, k, k, dtype=dtype) / (layer.C * k * k) ** 0.5 for _ in range(networks)]
-        x, dy = (channels_last(images, c, s, s, dtype=dtype) for c, s in ((layer.C, layer.side), (layer.O, layer.out_side)))
+        weights = [
+            channels_last(*shape, k, k, dtype=dtype) / (layer.C * k * k) ** 0.5 for _ in range(networks)
+        ]
+        x, dy = (
+            channels_last(images, c, s, s, dtype=dtype)
+            for c, s in ((layer.C, layer.side), (layer.O, layer.out_side))
+        )
         return x, *weights, dy
 
     size = images * (layer.C * layer.side**2 + layer.O * layer.out_side**2) * dtype.itemsize
     return [one() for _ in range(rotations(size, DEVICE))]
 
 
-def contest(layer: Layer, images: int, networks: int, direction: str, fault: bool) -> dict[str, Callable[[], Entrant]]:
+def contest(
+    layer: Layer, images: int, networks: int, direction: str, fault: bool
+) -> dict[str, Callable[[], Entrant]]:
     """Return what builds each provider."""
-    case, run = Case(functions(layer)["library"], inputs(layer, images, networks), direction), functions(layer)
+    case = Case(functions(layer)["library"], inputs(layer, images, networks), direction)
+    run = functions(layer)
     flops = images * layer.flops * (3 if direction == "all" else 1) * len(case.given)
 
     def entrant(provider: str) -> Entrant:
@@ -96,7 +113,9 @@ def contest(layer: Layer, images: int, networks: int, direction: str, fault: boo
             raise Unserved("the kernels run on an NVIDIA GPU")
         info: dict[str, Any] = {"flops": flops}
         if direction == "all":
-            key = backend_key("zero_conv", DTYPE[DEVICE], images, networks, layer.side**2, layer.C, layer.O, layer.k)
+            key = backend_key(
+                "zero_conv", DTYPE[DEVICE], images, networks, layer.side**2, layer.C, layer.O, layer.k
+            )
             info |= {"backend_key": key, "backend": "triton" if provider == "ours" else "cudnn"}
         return case.entrant(provider, run[provider], fault and provider == "ours", **info)
 
@@ -107,9 +126,14 @@ def contest(layer: Layer, images: int, networks: int, direction: str, fault: boo
 @pytest.mark.parametrize("direction", ["all", "forward"] if DEVICE == "cuda" else ["all"])
 @pytest.mark.parametrize("networks", [2, 1] if DEVICE == "cuda" else [2])
 @pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: "-".join(map(str, layer)))
-def bench_zero_conv(race: Race, fault: bool, layer: Layer, networks: int, direction: str, provider: str) -> None:
+def bench_zero_conv(
+    race: Race, fault: bool, layer: Layer, networks: int, direction: str, provider: str
+) -> None:
     images = 2 * networks
     kind = "transposed" if layer.transposed else f"stride {layer.stride}"
     size, dtype = f"{images} of {layer.side}x{layer.side}", str(DTYPE[DEVICE]).removeprefix("torch.")
-    group = f"zero_conv {layer.k}x{layer.k} {kind}, {layer.C} to {layer.O}, {networks} networks, {size}, {direction}, {dtype}, {DEVICE}"
+    group = (
+        f"zero_conv {layer.k}x{layer.k} {kind}, {layer.C} to {layer.O}, {networks} networks, {size},"
+        f" {direction}, {dtype}, {DEVICE}"
+    )
     race(group, contest(layer, images, networks, direction, fault), ROUNDS[DEVICE], seconds=5)

@@ -1,4 +1,6 @@
-"""What every bench shares: the device, the race of all providers of a group, the order and the budget, and lines that name the hardware."""
+"""What every bench shares: the device, the race of all providers of a group, the order and the budget, and
+lines that name the hardware.
+"""
 
 from __future__ import annotations
 
@@ -30,17 +32,31 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=float,
         metavar="SECONDS",
         default=BUDGET[DEVICE],
-        help="the most telling benches run first; none begins that would not end in this time (default: %(default)s)",
+        help=(
+            "the most telling benches run first; none begins that would not end in this time (default:"
+            " %(default)s)"
+        ),
     )
-    parser.addoption("--bench-quick", action="store_true", help="the smallest sizes and two rounds: for the tests, not for figures")
-    parser.addoption("--plant-fault", action="store_true", help="let ours compute something else, for the tests: no figure may come of it")
+    parser.addoption(
+        "--bench-quick",
+        action="store_true",
+        help="the smallest sizes and two rounds: for the tests, not for figures",
+    )
+    parser.addoption(
+        "--plant-fault",
+        action="store_true",
+        help="let ours compute something else, for the tests: no figure may come of it",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[STARTED] = time.monotonic()
     config.stash[RACES] = {}
-    config.stash[ABOUT] = machine() | ({"sizes": "for tests, no figure means anything"} if config.getoption("--bench-quick") else {})
-    # Its table is of whole rounds, which for some providers are several operations; ours, of single ones, is printed.
+    config.stash[ABOUT] = machine() | (
+        {"sizes": "for tests, no figure means anything"} if config.getoption("--bench-quick") else {}
+    )
+    # Its table is of whole rounds, which for some providers are several operations; ours, of single ones, is
+    # printed.
     config.option.benchmark_quiet = True
     if not config.getoption("--bench-budget") >= 0:
         raise pytest.UsageError("--bench-budget must not be negative")
@@ -48,11 +64,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
     about = config.stash[ABOUT]
-    names = ", ".join(f"{key} {about[key]}" for key in ("driver", "torch", "triton", "python", "commit") if key in about)
+    names = ", ".join(
+        f"{key} {about[key]}" for key in ("driver", "torch", "triton", "python", "commit") if key in about
+    )
     sizes = "" if DEVICE == "cuda" else "; no GPU: sizes are reduced, each group names its own"
     if config.getoption("--bench-quick"):
         sizes = "; --bench-quick: sizes for tests, no figure here means anything"
-    return [f"bench: {about['hardware']}; {names}", f"bench: {config.getoption('--bench-budget'):.0f} s for all{sizes}"]
+    return [
+        f"bench: {about['hardware']}; {names}",
+        f"bench: {config.getoption('--bench-budget'):.0f} s for all{sizes}",
+    ]
 
 
 @pytest.fixture
@@ -70,7 +91,7 @@ def fault(request: pytest.FixtureRequest) -> bool:
     return bool(request.config.getoption("--plant-fault"))
 
 
-# --- Order and budget ---------------------------------------------------------------------------------------------------------------
+# --- Order and budget ---------------------------------------------------------------------------------------
 
 
 def _rank(item: pytest.Item) -> int:
@@ -106,10 +127,13 @@ def _too_late(config: pytest.Config, cost: float) -> str:
     left = budget - (time.monotonic() - config.stash[STARTED])
     if left > cost:
         return ""
-    return f"{max(left, 0):.0f} s are left of the budget of {budget:.0f} s" + f", this takes up to {cost:.0f} s" * bool(cost)
+    return (
+        f"{max(left, 0):.0f} s are left of the budget of {budget:.0f} s"
+        + f", this takes up to {cost:.0f} s" * bool(cost)
+    )
 
 
-# --- The race -----------------------------------------------------------------------------------------------------------------------
+# --- The race -----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(name="race")
@@ -124,13 +148,23 @@ def _race(request: pytest.FixtureRequest, benchmark: BenchmarkFixture, quick: bo
 
         return checked
 
-    def run(group: str, builders: Builders, rounds: int, seconds: float = 60.0, costs: Callable[[str], float] = lambda name: 0.0) -> None:
+    def run(
+        group: str,
+        builders: Builders,
+        rounds: int,
+        seconds: float = 60.0,
+        costs: Callable[[str], float] = lambda name: 0.0,
+    ) -> None:
         races, contest = config.stash[RACES], _contest(request.node)
         if contest not in races:
             same = [item for item in request.session.items if _contest(item) == contest]
             selected = {item.callspec.params[PROVIDER] for item in same}  # type: ignore[attr-defined]
             torch._dynamo.reset()
-            chosen = {n: affordable(build, 0 if quick else costs(n)) for n, build in builders.items() if n in selected}
+            chosen = {
+                n: affordable(build, 0 if quick else costs(n))
+                for n, build in builders.items()
+                if n in selected
+            }
             races[contest] = race(chosen, min(rounds, 2) if quick else rounds, seconds)
         outcome = races[contest][name]
         if outcome.error is not None:
@@ -147,7 +181,9 @@ def _race(request: pytest.FixtureRequest, benchmark: BenchmarkFixture, quick: bo
 
 
 def _keep(config: pytest.Config) -> None:
-    """Write what has been measured so far where --benchmark-json will write it all at the end: a run that is killed loses nothing."""
+    """Write what has been measured so far where --benchmark-json will write it all at the end: a run that is
+    killed loses nothing.
+    """
     session = config._benchmarksession  # type: ignore[attr-defined]
     if not session.json:
         return
@@ -158,7 +194,7 @@ def _keep(config: pytest.Config) -> None:
     partial.replace(session.json)
 
 
-# --- What is said of it -------------------------------------------------------------------------------------------------------------
+# --- What is said of it -------------------------------------------------------------------------------------
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
@@ -169,6 +205,10 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Say each group's rates and ratios, beside the first provider of the group."""
     session = getattr(terminalreporter.config, "_benchmarksession", None)
-    rows = [row_of(bench.as_dict(include_data=True)) for bench in session.benchmarks] if session is not None else []
+    rows = (
+        [row_of(bench.as_dict(include_data=True)) for bench in session.benchmarks]
+        if session is not None
+        else []
+    )
     for line in lines_of(rows):
         terminalreporter.write_line(line)

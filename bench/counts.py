@@ -1,6 +1,8 @@
-"""Exact counts of a whole training step, without a GPU: Triton launches, ATen calls, and the bytes kept for its two backward passes.
+"""Exact counts of a whole training step, without a GPU: Triton launches, ATen calls, and the bytes kept for
+its two backward passes.
 
-A dry run (fastcyclegan/devtools/dry_run.py): no kernel and no convolution is computed, so the real sizes take seconds.
+A dry run (fastcyclegan/devtools/dry_run.py): no kernel and no convolution is computed, so the real sizes take
+seconds.
 """
 
 from __future__ import annotations
@@ -19,8 +21,11 @@ from fastcyclegan.recipes.cyclegan import CycleGAN, build_networks
 from fastcyclegan.testing import random_batch
 
 
-def step_counts(provider: str, size: int, batch: int, blocks: int = 9, identity: bool = True, precision: str = "bf16") -> Counts:
-    """Return the counts of one iteration of "ours" on its kernels, of "official" or of "official_bf16", past the first.
+def step_counts(
+    provider: str, size: int, batch: int, blocks: int = 9, identity: bool = True, precision: str = "bf16"
+) -> Counts:
+    """Return the counts of one iteration of "ours" on its kernels, of "official" or of "official_bf16", past
+    the first.
 
     ``precision`` is for ours; the official order has the one that its name says.
     """

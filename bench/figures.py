@@ -1,4 +1,6 @@
-"""From what pytest-benchmark keeps of a race to figures: medians, rates, and ratios of one run, each with its spread."""
+"""From what pytest-benchmark keeps of a race to figures: medians, rates, and ratios of one run, each with its
+spread.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,9 @@ class Spread:
 
 @dataclass
 class Row:
-    """One provider in one group: ``seconds`` of each round, in the order of the rounds; ``info`` is what the bench said of itself."""
+    """One provider in one group: ``seconds`` of each round, in the order of the rounds; ``info`` is what the
+    bench said of itself.
+    """
 
     file: str
     group: str
@@ -76,7 +80,13 @@ def row_of(bench: dict[str, Any]) -> Row:
     """Return what is kept of one entry of pytest-benchmark's JSON."""
     info = dict(bench["extra_info"])
     name = info.pop("provider", bench["name"])
-    return Row(bench["fullname"].partition("::")[0].rpartition("/")[2], bench["group"] or "", name, list(bench["stats"]["data"]), info)
+    return Row(
+        bench["fullname"].partition("::")[0].rpartition("/")[2],
+        bench["group"] or "",
+        name,
+        list(bench["stats"]["data"]),
+        info,
+    )
 
 
 @dataclass
@@ -102,12 +112,18 @@ class Results:
     @property
     def title(self) -> str:
         """The hardware, versions, commit and date in one line."""
-        kept = {key: value for key, value in self.machine.items() if key not in ("conditions", "device", "hardware")}
+        kept = {
+            key: value
+            for key, value in self.machine.items()
+            if key not in ("conditions", "device", "hardware")
+        }
         return ", ".join([str(self.machine["hardware"]), *(f"{key} {value}" for key, value in kept.items())])
 
 
 def read_results(path: Path) -> Results:
-    """Return the results in a file that ``pytest bench/ --benchmark-json=FILE`` wrote. Raises ValueError for any other."""
+    """Return the results in a file that ``pytest bench/ --benchmark-json=FILE`` wrote. Raises ValueError for
+    any other.
+    """
     try:
         found = json.loads(path.read_text())
         about = found["machine_info"]["fastcyclegan"]
@@ -136,14 +152,20 @@ def is_ceiling(row: Row) -> bool:
 
 
 def speed_up(row: Row, anchor: Row) -> Spread:
-    """Return how many times faster ``row`` is than ``anchor``, round by round: their n-th rounds were run one after the other."""
+    """Return how many times faster ``row`` is than ``anchor``, round by round: their n-th rounds were run one
+    after the other.
+    """
     ours, theirs = row.info.get("operations", 1), anchor.info.get("operations", 1)
     return Spread.of([(b / theirs) / (a / ours) for a, b in zip(row.seconds, anchor.seconds, strict=False)])
 
 
 def duration(spread: Spread) -> str:
     """Return a time in the unit that suits it."""
-    unit, factor = next((u, f) for u, f, most in (("us", 1e6, 1e-3), ("ms", 1e3, 1.0), ("s", 1.0, float("inf"))) if spread.median < most)
+    unit, factor = next(
+        (u, f)
+        for u, f, most in (("us", 1e6, 1e-3), ("ms", 1e3, 1.0), ("s", 1.0, float("inf")))
+        if spread.median < most
+    )
     return f"{spread.scaled(factor):.3g} {unit}" if unit == "s" else f"{spread.scaled(factor):,.1f} {unit}"
 
 
@@ -155,13 +177,19 @@ def lines_of(rows: Iterable[Row]) -> Iterator[str]:
         anchor = anchor_of(members)
         for row in members:
             if row.info.get("counts_only"):
-                counts = (f"{row.info[key] / scale:,.6g} {name}" for key, (name, scale) in COUNTS.items() if key in row.info)
+                counts = (
+                    f"{row.info[key] / scale:,.6g} {name}"
+                    for key, (name, scale) in COUNTS.items()
+                    if key in row.info
+                )
                 yield f"  {row.provider:<24}" + "  ".join(counts)
                 continue
             cells = [f"  {row.provider:<24}", duration(row.each)]
             if row.rate is not None:
                 rate, unit = row.rate
-                cells.append(f"{rate.median:,.3g} {unit}" if rate.median < 100 else f"{rate.median:,.0f} {unit}")
+                cells.append(
+                    f"{rate.median:,.3g} {unit}" if rate.median < 100 else f"{rate.median:,.0f} {unit}"
+                )
             cells += [f"{row.info[key] / 2**20:,.0f} MiB" for key in ("peak_bytes",) if row.info.get(key)]
             if row is not anchor and not is_ceiling(row) and not is_ceiling(anchor):
                 cells.append(f"{speed_up(row, anchor):.2f}x of {anchor.provider}")

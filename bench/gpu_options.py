@@ -1,7 +1,8 @@
 """Real iterations of every option of the engine and the recipe: python -m bench.gpu_options --help
 
-Of each case the losses of the first iteration are held to float64 by the rule of fastcyclegan.testing, all losses must be finite, all
-networks must have moved, and a graph must have been captured where there is to be one. What broke is told with the kernels launched last.
+Of each case the losses of the first iteration are held to float64 by the rule of fastcyclegan.testing, all
+losses must be finite, all networks must have moved, and a graph must have been captured where there is to be
+one. What broke is told with the kernels launched last.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ Settings = dict[str, Any]
 
 @dataclass(frozen=True)
 class Case:
-    """Settings that differ from the defaults of training with ``--compile`` at batch 1, and what can be said of the result."""
+    """Settings that differ from the defaults of training with ``--compile`` at batch 1, and what can be said
+    of the result.
+    """
 
     name: str
     model: Settings = field(default_factory=dict)
@@ -52,10 +55,13 @@ class Case:
     iterations: int = 20
     graphs: int = 1
     random: bool = False
-    """Whether the first losses depend on numbers drawn on the device, so that no other computation has the same."""
+    """Whether the first losses depend on numbers drawn on the device, so that no other computation has the
+    same.
+    """
 
 
-# The most telling first: what a user meets without a flag, then the engine's options, then the recipe's and the networks'.
+# The most telling first: what a user meets without a flag, then the engine's options, then the recipe's and
+# the networks'.
 CASES = [
     Case("the default: bf16, graph, pairs, weight gradients beside"),
     Case("--compile", compiled=True),
@@ -89,16 +95,21 @@ CASES = [
 
 
 def tiny(case: Case) -> Case:
-    """Return ``case`` as a machine without a GPU can run it in a second or two; the first one with interpreted kernels."""
+    """Return ``case`` as a machine without a GPU can run it in a second or two; the first one with
+    interpreted kernels.
+    """
     model = {"ngf": 2, "ndf": 2, **case.model}
     if not str(model.get("netG", "")).startswith("unet"):
-        return replace(case, model={**model, "netG": "resnet_1blocks"}, size=48 if model.get("n_layers_D") == 4 else 24)
+        return replace(
+            case, model={**model, "netG": "resnet_1blocks"}, size=48 if model.get("n_layers_D") == 4 else 24
+        )
     # A U-Net's side is a multiple of what its name says.
     return replace(case, model={**model, "netG": "unet_128"}, size=128)
 
 
 INTERPRETED = Case(
-    "interpreted kernels", {"netG": "resnet_0blocks", "ngf": 2, "ndf": 2, "netD": "pixel", "impl": "triton"}, precision="fp32", size=8,
+    "interpreted kernels", {"netG": "resnet_0blocks", "ngf": 2, "ndf": 2, "netD": "pixel", "impl": "triton"},
+    precision="fp32", size=8,
     engine={"graph": "off"}, graphs=0, iterations=1,
 )  # fmt: skip
 
@@ -109,12 +120,16 @@ def moved(batch: Batch, dtype: torch.dtype = torch.float32) -> Batch:
 
 
 def engine_of(case: Case, nets: dict[str, nn.Module], **more: Any) -> Engine:
-    """Return an engine over a copy of ``nets`` for ``case``; on a machine without a GPU with the stand-in for graphs."""
+    """Return an engine over a copy of ``nets`` for ``case``; on a machine without a GPU with the stand-in for
+    graphs.
+    """
     options = {"graph": "on", **case.engine}
     if DEVICE == "cpu" and options["graph"] == "on":
         more["capture"] = RecordedGraph()
     loss, optim = LossConfig(**case.loss), OptimConfig(**case.optim)
-    return make_engine(nets, loss, optim, DEVICE, case.precision, case.compiled, EngineConfig(**options), **more)
+    return make_engine(
+        nets, loss, optim, DEVICE, case.precision, case.compiled, EngineConfig(**options), **more
+    )
 
 
 def check_first_losses(case: Case, nets: dict[str, nn.Module], batch: Batch, losses: Tensor) -> None:
@@ -125,14 +140,18 @@ def check_first_losses(case: Case, nets: dict[str, nn.Module], batch: Batch, los
         with_reference = copy_of(nets, dtype)
         for net in with_reference.values():
             set_impl(net, "reference")
-        return make_engine(with_reference, loss, device=DEVICE, precision=precision, options=plain).step(moved(batch, dtype), LR)
+        return make_engine(with_reference, loss, device=DEVICE, precision=precision, options=plain).step(
+            moved(batch, dtype), LR
+        )
 
     theirs, truth = of(case.precision, torch.float32), of("fp32", torch.float64)
     assert_parity("losses of iteration 1", losses, theirs, truth, DTYPES[case.precision])
 
 
 def run(case: Case) -> str:
-    """Run ``case`` and return a line on what it took. Raises AssertionError where something is not as it must be."""
+    """Run ``case`` and return a line on what it took. Raises AssertionError where something is not as it must
+    be.
+    """
     nets = seeded_networks(ModelConfig(**case.model))
     engine = engine_of(case, nets)
     before = {name: [p.detach().clone() for p in net.parameters()] for name, net in engine.nets.items()}
@@ -173,12 +192,18 @@ def _line(name: str, marks: Sequence[float]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the cases that ``--record`` does not know. Returns 1 where one failed, BROKEN after a fault of the device."""
+    """Run the cases that ``--record`` does not know. Returns 1 where one failed, BROKEN after a fault of the
+    device.
+    """
     parser = argparse.ArgumentParser(prog="bench.gpu_options", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--record", type=Path, metavar="FILE", help="a line of JSON a case; those in it are left out")
+    parser.add_argument(
+        "--record", type=Path, metavar="FILE", help="a line of JSON a case; those in it are left out"
+    )
     parser.add_argument("--only", metavar="CASE", help="this case alone")
     parser.add_argument("--tiny", action="store_true", help="a size for machines without a GPU")
-    parser.add_argument("--launch-log", type=Path, metavar="FILE", help="every launch, written before it is made")
+    parser.add_argument(
+        "--launch-log", type=Path, metavar="FILE", help="every launch, written before it is made"
+    )
     parser.add_argument("--plant-fault", choices=FAULTS, help="let kernels compute something else, or crash")
     options = parser.parse_args(arguments)
     log = LaunchLog(options.launch_log)
@@ -212,7 +237,12 @@ def _run_all(cases: Sequence[Case], log: LaunchLog, write: Callable[..., None]) 
             broken = breaks_the_device(error)
             text = "".join(traceback.format_exception(error))
             print(f"{case.name}: FAILED\n{text}", flush=True)
-            write(event="broken" if broken else "failed", case=case.name, text=text[-6000:], launches=list(log.last))
+            write(
+                event="broken" if broken else "failed",
+                case=case.name,
+                text=text[-6000:],
+                launches=list(log.last),
+            )
             if broken:
                 return BROKEN
             failed += 1

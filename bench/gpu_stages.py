@@ -1,7 +1,9 @@
 """What a half hour on a GPU machine is spent on: three stages, each of parts in the order of what they tell.
 
-1. What must hold before anything else: kernels at real sizes, then the networks, then the rest. 2. The engine: captured iterations against
-plain ones, every option, the official order beside ours, the costliest kernels. 3. The benches, the most telling first.
+1. What must hold before anything else: kernels at real sizes, then the networks,
+then the rest. 2. The engine: captured iterations against
+plain ones, every option, the official order beside ours, the costliest kernels. 3. The benches, the most
+telling first.
 """
 
 from __future__ import annotations
@@ -14,9 +16,20 @@ TITLES = {1: "correctness", 2: "the engine", 3: "the benches"}
 KERNELS = ("instance_norm", "reflect_conv", "residual_block", "zero_conv", "norm_conv", "working_copies")
 # What operators share: asked after them.
 SHARED = ("border_launch", "instance_norm_launch", "math", "products", "weights", "weight_gradients")
-NETWORKS = (*(f"tests/nn/test_{name}.py" for name in ("layers", "layer_checks", "deferred", "chains", "networks")), "tests/test_compat.py")
-OTHERS = ("tests/official/test_patch_model.py", "tests/fusion/test_accelerate.py", "tests/data/test_cached_loader.py")
-CAPTURES = ("tests/engine/test_ahead.py", "tests/engine/test_failed_capture_gpu.py", "tests/engine/test_graph_memory.py")
+NETWORKS = (
+    *(f"tests/nn/test_{name}.py" for name in ("layers", "layer_checks", "deferred", "chains", "networks")),
+    "tests/test_compat.py",
+)
+OTHERS = (
+    "tests/official/test_patch_model.py",
+    "tests/fusion/test_accelerate.py",
+    "tests/data/test_cached_loader.py",
+)
+CAPTURES = (
+    "tests/engine/test_ahead.py",
+    "tests/engine/test_failed_capture_gpu.py",
+    "tests/engine/test_graph_memory.py",
+)
 OF_CAPTURES = ("first_iteration", "real_failure", "names_the_reason", "numbers_that_follow", "its_bound")
 AT_REAL_SIZES = ("real_shapes", "replayed", "stream_of_their_own")
 # One at a time: each takes a third of the memory.
@@ -29,23 +42,38 @@ def _kernel_tests(*names: str) -> tuple[str, ...]:
 
 STAGES: dict[int, list[Part]] = {
     1: [
-        Tests("descriptors", _kernel_tests("descriptor_launch"), 45, words=("driver", "descriptor"), workers=4),
-        *(Tests(f"{name} at real sizes", _kernel_tests(name), 60, words=AT_REAL_SIZES) for name in KERNELS[:-1]),
+        Tests(
+            "descriptors", _kernel_tests("descriptor_launch"), 45, words=("driver", "descriptor"), workers=4
+        ),
+        *(
+            Tests(f"{name} at real sizes", _kernel_tests(name), 60, words=AT_REAL_SIZES)
+            for name in KERNELS[:-1]
+        ),
         Tests("weight gradients beside", _kernel_tests("overlap"), 30, words=AT_REAL_SIZES, workers=1),
         Tests("networks", NETWORKS, 60),
-        Tests("offsets past 31 bits", _kernel_tests("instance_norm", "reflect_conv", "zero_conv"), 40, words=TOO_LARGE, workers=1),
         Tests(
-            "all other tests of kernels", _kernel_tests(*KERNELS, *SHARED), 150, rest=(*AT_REAL_SIZES, *TOO_LARGE), rehearsed=1,
-            rehearsed_by=2,
+            "offsets past 31 bits", _kernel_tests("instance_norm", "reflect_conv", "zero_conv"), 40,
+            words=TOO_LARGE, workers=1,
+        ),
+        Tests(
+            "all other tests of kernels", _kernel_tests(*KERNELS, *SHARED), 150,
+            rest=(*AT_REAL_SIZES, *TOO_LARGE), rehearsed=1, rehearsed_by=2,
         ),
     ],
     2: [
-        Tests("captured against plain", ("tests/engine/test_cuda_graph.py",), 150, words=("cuda_graph", "waits_for_the_gpu"), workers=8),
-        Tests("an iteration against float64", ("tests/engine/test_engine.py",), 60, words=("bf16_on_the_gpu",), workers=1),
+        Tests(
+            "captured against plain", ("tests/engine/test_cuda_graph.py",), 150,
+            words=("cuda_graph", "waits_for_the_gpu"), workers=8,
+        ),
+        Tests(
+            "an iteration against float64", ("tests/engine/test_engine.py",), 60,
+            words=("bf16_on_the_gpu",), workers=1,
+        ),
         Options("every option", 200),
         Tests("compiled ahead, failed captures", CAPTURES, 60, words=OF_CAPTURES, workers=6, rehearsed=1),
         Command(
-            "the official order beside ours", ("scripts/prove.py", "--seconds", "60", "--output", "RESULTS/proof.png"), 150, shown=14,
+            "the official order beside ours",
+            ("scripts/prove.py", "--seconds", "60", "--output", "RESULTS/proof.png"), 150, shown=14,
             in_rehearsal=("--no_compile", "--size", "32", "--seconds", "1"), with_fault=("--plant-fault",),
         ),
         Command(
@@ -59,7 +87,9 @@ STAGES: dict[int, list[Part]] = {
         Benches("training step", "bench_train_step.py", 220, "batch1-identity"),
         Benches("generator", "bench_generator.py", 80, "256-1-"),
         Benches("residual block", "bench_residual_block.py", 60),
-        Benches("products of the block", "bench_reflect_conv.py", 40, "products_of_the_block", on_a_gpu_alone=True),
+        Benches(
+            "products of the block", "bench_reflect_conv.py", 40, "products_of_the_block", on_a_gpu_alone=True
+        ),
         Benches("reflected convolution", "bench_reflect_conv.py", 60, "bench_reflect_conv and not products"),
         Benches("other convolutions", "bench_zero_conv.py", 50),
         Benches("instance norm", "bench_instance_norm.py", 40),

@@ -1,8 +1,10 @@
-"""The half hour on a GPU machine in three commands: python scripts/gpu_suite.py --stage 1, --stage 2, --stage 3
+"""The half hour on a GPU machine in three commands: python scripts/gpu_suite.py --stage 1, --stage 2, --stage
+3
 
-Stage 1 asks what must hold before anything else, 2 the engine, 3 the benches; without --stage all three run. What is known is written to
---results as it comes, and a summary ends the output. A stage needs torch, triton, numpy, Pillow, rich, matplotlib, pytest with
-pytest-benchmark, pytest-timeout and pytest-xdist, and this checkout: neither the project nor tyro nor DALI have to be installed.
+Stage 1 asks what must hold before anything else, 2 the engine, 3 the benches; without --stage all three run.
+What is known is written to --results as it comes, and a summary ends the output. A stage needs torch, triton,
+numpy, Pillow, rich, matplotlib, pytest with pytest-benchmark, pytest-timeout and pytest-xdist, and this
+checkout: neither the project nor tyro nor DALI have to be installed.
 """
 
 from __future__ import annotations
@@ -66,16 +68,21 @@ class Suite:
         return self.seconds - (time.monotonic() - self.began)
 
     def run(self, parts: Sequence[Part]) -> int:
-        """Run ``parts``, each in its own time and what is left of the stage's. Returns 1 where one did not hold, or had no time."""
+        """Run ``parts``, each in its own time and what is left of the stage's. Returns 1 where one did not
+        hold, or had no time.
+        """
         self.planned = len(parts)
-        self.printer.line(f"stage {self.stage}, {TITLES[self.stage]}, {self.seconds:.0f} s: {self.about['hardware']}")
+        self.printer.line(
+            f"stage {self.stage}, {TITLES[self.stage]}, {self.seconds:.0f} s: {self.about['hardware']}"
+        )
         for number, part in enumerate(parts, 1):
             outcome = self._run(part)
             self.outcomes.append(outcome)
             tally = ", ".join(f"{count} {word}" for word, count in outcome.counts.items() if count)
             verdict = outcome.note or ("holds" if outcome.holds else f"DOES NOT HOLD {outcome.why}".rstrip())
             self.printer.line(
-                f"[{number}/{len(parts)}] {outcome.name}: {', '.join(filter(None, (verdict, tally)))}; {outcome.seconds:.0f} s"
+                f"[{number}/{len(parts)}] {outcome.name}: {', '.join(filter(None, (verdict, tally)))};"
+                f" {outcome.seconds:.0f} s"
             )
             self.write()
         self._try(lambda: save_compiled(self.around.results))
@@ -93,10 +100,14 @@ class Suite:
             return Outcome(part.name, f"its result cannot be read: {type(error).__name__}: {error}")
 
     def summary(self, most: int = MOST_OF_A_SUMMARY) -> list[str]:
-        return summary(self.about, self.outcomes, self.planned, time.monotonic() - self.began, self.files(), most)
+        return summary(
+            self.about, self.outcomes, self.planned, time.monotonic() - self.began, self.files(), most
+        )
 
     def _try(self, write: Callable[[], Any]) -> None:
-        """Write something. Where that fails it is printed, and the stage goes on: its time is worth more than one file."""
+        """Write something. Where that fails it is printed, and the stage goes on: its time is worth more than
+        one file.
+        """
         try:
             write()
         except Exception as error:
@@ -104,10 +115,16 @@ class Suite:
 
     def files(self) -> list[str]:
         prefix = PREFIX if self.around.rehearsed else ""
-        return sorted(prefix + str(path.relative_to(self.around.results)) for path in self.around.results.rglob("*") if path.is_file())
+        return sorted(
+            prefix + str(path.relative_to(self.around.results))
+            for path in self.around.results.rglob("*")
+            if path.is_file()
+        )
 
     def write(self) -> None:
-        """Write all that is known into the results: outcomes as JSON, the summary, the whole output, rows of benches, what was tuned."""
+        """Write all that is known into the results: outcomes as JSON, the summary, the whole output, rows of
+        benches, what was tuned.
+        """
         self._try(self._write_outcomes)
         self._try(self._write_rows)
         self._try(lambda: _keep_tuned(self.around.results))
@@ -118,7 +135,10 @@ class Suite:
         for part in kept:
             part["failures"] = part["failures"][:MOST_FAILURES]
         finished = len(kept) == self.planned
-        _replace(results / f"{stem}.json", json.dumps({"machine": self.about, "finished": finished, "parts": kept}, indent=1) + "\n")
+        _replace(
+            results / f"{stem}.json",
+            json.dumps({"machine": self.about, "finished": finished, "parts": kept}, indent=1) + "\n",
+        )
         _replace(results / f"{stem}.md", "\n".join(self.summary()) + "\n")
         log = "\n".join(f"===== {outcome.name}\n{outcome.output}" for outcome in self.outcomes)
         _replace(results / f"{stem}.log", log[-LONGEST_LOG:])
@@ -131,7 +151,11 @@ class Suite:
                 found.append(json.loads(part.rows_of(self.around).read_text()))
         if not found:
             return
-        merged = {**found[0], "benchmarks": [bench for each in found for bench in each["benchmarks"]], "tests": self.tests()}
+        merged = {
+            **found[0],
+            "benchmarks": [bench for each in found for bench in each["benchmarks"]],
+            "tests": self.tests(),
+        }
         file = self.around.results / f"{name_of(self.about)}.json"
         _replace(file, json.dumps(merged, indent=1) + "\n")
         results = read_results(file)
@@ -139,26 +163,38 @@ class Suite:
         if table := backends(results.rows):
             folder = self.around.results / "backends"
             folder.mkdir(exist_ok=True)
-            _replace(folder / backend_table.table_file(self.about["hardware"]).name, json.dumps(table, indent=1) + "\n")
+            _replace(
+                folder / backend_table.table_file(self.about["hardware"]).name,
+                json.dumps(table, indent=1) + "\n",
+            )
 
     def tests(self) -> dict[str, Any]:
-        """Return what the stages that left their files here said of their tests, for the report of the benches."""
+        """Return what the stages that left their files here said of their tests, for the report of the
+        benches.
+        """
         found = {}
         for stage in (1, 2):
             file = self.around.results / f"stage{stage}.json"
             if file.exists():
                 for part in json.loads(file.read_text())["parts"]:
                     tally = ", ".join(f"{count} {word}" for word, count in part["counts"].items())
-                    found[part["name"]] = {"status": int(not part["holds"]), "summary": f"{part['why'] or 'done'}; {tally}"}
+                    found[part["name"]] = {
+                        "status": int(not part["holds"]),
+                        "summary": f"{part['why'] or 'done'}; {tally}",
+                    }
         return found
 
 
 def name_of(about: dict[str, str]) -> str:
-    return re.sub(r"[^A-Za-z0-9.]+", "-", f"{about['hardware']} torch {about['torch']} triton {about['triton']}")
+    return re.sub(
+        r"[^A-Za-z0-9.]+", "-", f"{about['hardware']} torch {about['torch']} triton {about['triton']}"
+    )
 
 
 def packages() -> dict[str, str]:
-    """Return what a stage would use and can do without, as far as it is missing, and where compiled kernels are kept."""
+    """Return what a stage would use and can do without, as far as it is missing, and where compiled kernels
+    are kept.
+    """
     missing = [name for name, module in (("DALI", "nvidia.dali"), ("tyro", "tyro")) if not _is_there(module)]
     notes = {"compiled kernels": str(compiled_kernels())}
     if missing:
@@ -174,7 +210,9 @@ def _is_there(module: str) -> bool:
 
 
 def backends(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
-    """Return the milliseconds of each backend for every shape that both were measured for: the table that kernels/backends keeps."""
+    """Return the milliseconds of each backend for every shape that both were measured for: the table that
+    kernels/backends keeps.
+    """
     table: dict[str, dict[str, float]] = {}
     for row in rows:
         if "backend_key" in row.info:
@@ -195,11 +233,13 @@ def _replace(file: Path, text: str) -> None:
     partial.replace(file)
 
 
-# --- Compiled kernels ---------------------------------------------------------------------------------------------------------------
+# --- Compiled kernels ---------------------------------------------------------------------------------------
 
 
 def save_compiled(results: Path) -> None:
-    """Pack what Triton compiled into pieces that travel, the newest kernels first; those that do not fit are compiled again."""
+    """Pack what Triton compiled into pieces that travel, the newest kernels first; those that do not fit are
+    compiled again.
+    """
     cache = compiled_kernels()
     for old in results.glob("triton-cache.tgz.*"):
         old.unlink()
@@ -207,7 +247,9 @@ def save_compiled(results: Path) -> None:
         return
     others = sum(1 for path in results.rglob("*") if path.is_file())
     pieces = max(1, min(MOST_PIECES, MOST_FILES - others))
-    folders = sorted((path for path in cache.iterdir() if path.is_dir()), key=lambda path: -path.stat().st_mtime)
+    folders = sorted(
+        (path for path in cache.iterdir() if path.is_dir()), key=lambda path: -path.stat().st_mtime
+    )
     with tempfile.TemporaryFile() as packed:
         with tarfile.open(fileobj=packed, mode="w:gz", compresslevel=6) as tar:
             for folder in folders:
@@ -228,7 +270,9 @@ def compiled_kernels() -> Path:
 
 
 def load_compiled(folder: Path) -> int:
-    """Unpack the pieces that ``save_compiled`` left in ``folder`` to where they were made; return how many kernels."""
+    """Unpack the pieces that ``save_compiled`` left in ``folder`` to where they were made; return how many
+    kernels.
+    """
     with tempfile.TemporaryFile() as packed:
         for piece in sorted(folder.glob("triton-cache.tgz.*")):
             packed.write(piece.read_bytes())
@@ -241,28 +285,59 @@ def load_compiled(folder: Path) -> int:
 
 
 def told_of_compiled(folder: Path) -> str:
-    """Unpack compiled kernels, and return a line on what came of it: without them everything is compiled again."""
+    """Unpack compiled kernels, and return a line on what came of it: without them everything is compiled
+    again.
+    """
     try:
         count = load_compiled(folder)
     except (OSError, EOFError, tarfile.TarError) as error:
         return f"compiled kernels in {folder} are not used: {type(error).__name__}: {error}"
     if not count:
-        return f"compiled kernels in {folder} are not used: they were made in another folder than {compiled_kernels()} (TRITON_CACHE_DIR)"
+        return (
+            f"compiled kernels in {folder} are not used: they were made in another folder than"
+            f" {compiled_kernels()} (TRITON_CACHE_DIR)"
+        )
     return f"{count} kernels need no compiling"
 
 
-# --- The command line ---------------------------------------------------------------------------------------------------------------
+# --- The command line ---------------------------------------------------------------------------------------
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="gpu_suite.py", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--stage", type=int, choices=STAGES, help="1: correctness, 2: the engine, 3: the benches (default: all)")
-    parser.add_argument("--results", type=Path, default=ROOT / "bench" / "results", metavar="DIR", help="default: bench/results")
+    parser.add_argument(
+        "--stage",
+        type=int,
+        choices=STAGES,
+        help="1: correctness, 2: the engine, 3: the benches (default: all)",
+    )
+    parser.add_argument(
+        "--results",
+        type=Path,
+        default=ROOT / "bench" / "results",
+        metavar="DIR",
+        help="default: bench/results",
+    )
     limits = ", ".join(f"{seconds:.0f}" for seconds in SECONDS.values())
-    parser.add_argument("--seconds", type=float, help=f"when a stage ends by itself (default: {limits} for stages 1, 2, 3)")
-    parser.add_argument("--compiled", type=Path, metavar="DIR", help="take compiled kernels from another run's triton-cache.tgz.* there")
-    parser.add_argument("--rehearse", action="store_true", help="without a GPU, tiny, in a copy of the tracked files and a bare venv")
-    parser.add_argument("--plant-fault", choices=FAULTS, help="let kernels compute something else, or crash: the summary must show it")
+    parser.add_argument(
+        "--seconds", type=float, help=f"when a stage ends by itself (default: {limits} for stages 1, 2, 3)"
+    )
+    parser.add_argument(
+        "--compiled",
+        type=Path,
+        metavar="DIR",
+        help="take compiled kernels from another run's triton-cache.tgz.* there",
+    )
+    parser.add_argument(
+        "--rehearse",
+        action="store_true",
+        help="without a GPU, tiny, in a copy of the tracked files and a bare venv",
+    )
+    parser.add_argument(
+        "--plant-fault",
+        choices=FAULTS,
+        help="let kernels compute something else, or crash: the summary must show it",
+    )
     parser.add_argument("--in-rehearsal", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.seconds is not None and not options.seconds > LEAST + ENDING:
@@ -270,13 +345,20 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if options.compiled is not None and not any(options.compiled.glob("triton-cache.tgz.*")):
         parser.error(f"--compiled {options.compiled} holds no triton-cache.tgz.*")
     if not (options.rehearse or options.in_rehearsal or torch.cuda.is_available()):
-        parser.error(f"torch {torch.__version__} sees no CUDA GPU on this machine; --rehearse runs a stage without one")
+        parser.error(
+            f"torch {torch.__version__} sees no CUDA GPU on this machine; --rehearse runs a stage without one"
+        )
     if options.rehearse and options.compiled is not None:
         parser.error("--compiled is for a GPU: a rehearsal compiles nothing")
     if options.rehearse:
         try:
             given = {"stage": options.stage, "seconds": options.seconds, "plant-fault": options.plant_fault}
-            sys.exit(rehearse([f"--{name}={value}" for name, value in given.items() if value is not None], options.results))
+            sys.exit(
+                rehearse(
+                    [f"--{name}={value}" for name, value in given.items() if value is not None],
+                    options.results,
+                )
+            )
         except CannotRehearse as reason:
             parser.error(str(reason))
     return options
@@ -290,7 +372,9 @@ def surroundings(options: argparse.Namespace, work: Path) -> Surroundings:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     environment = {**inherited, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
     options.results.mkdir(parents=True, exist_ok=True)
-    return Surroundings(work, options.results.resolve(), environment, options.in_rehearsal, options.plant_fault)
+    return Surroundings(
+        work, options.results.resolve(), environment, options.in_rehearsal, options.plant_fault
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -306,7 +390,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         printer = Printer(len(stages))
         if options.compiled is not None:
             printer.line(told_of_compiled(options.compiled))
-        limits = {stage: options.seconds or (REHEARSAL if options.in_rehearsal else SECONDS[stage]) for stage in stages}
+        limits = {
+            stage: options.seconds or (REHEARSAL if options.in_rehearsal else SECONDS[stage])
+            for stage in stages
+        }
         try:
             return max([Suite(stage, around, limits[stage], printer).run(STAGES[stage]) for stage in stages])
         except KeyboardInterrupt:

@@ -1,4 +1,6 @@
-"""What the GPU suite prints: a line a part as it ends, and a summary that fits into what comes back from a machine elsewhere."""
+"""What the GPU suite prints: a line a part as it ends, and a summary that fits into what comes back from a
+machine elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -34,27 +36,43 @@ class Printer:
 
 
 def summary(
-    about: dict[str, str], outcomes: Sequence[Outcome], planned: int, seconds: float, files: Sequence[str], most: int = MOST_OF_A_SUMMARY
+    about: dict[str, str],
+    outcomes: Sequence[Outcome],
+    planned: int,
+    seconds: float,
+    files: Sequence[str],
+    most: int = MOST_OF_A_SUMMARY,
 ) -> list[str]:
-    """Return the lines that end a stage: the verdict, the machine, a line a part, failures with what it takes to mend them, the files.
+    """Return the lines that end a stage: the verdict, the machine, a line a part, failures with what it takes
+    to mend them, the files.
 
-    ``planned``: how many parts the stage has; as long as fewer are known it is unfinished. ``most``: characters.
+    ``planned``: how many parts the stage has; as long as fewer are known it is unfinished. ``most``:
+    characters.
     """
     bad = [outcome for outcome in outcomes if not outcome.holds]
     verdict = f"{len(bad)} of {len(outcomes)} parts DO NOT HOLD" if bad else f"all {len(outcomes)} parts hold"
     if len(outcomes) < planned:
         verdict = f"UNFINISHED, {len(outcomes)} of {planned} parts are known; of these {verdict}"
-    head = [f"# stage {about['stage']}: {verdict}, {seconds:.0f} s", *(f"{key}: {value}" for key, value in about.items() if key != "stage")]
-    head.append("")
-    head += [
-        f"{'FAILS' if not o.holds else 'holds':<6}{o.name:<46}{_tally(o):<36}{o.seconds:5.0f} s  {o.why or o.note}"[:WIDTH]
-        for o in outcomes
+    head = [
+        f"# stage {about['stage']}: {verdict}, {seconds:.0f} s",
+        *(f"{key}: {value}" for key, value in about.items() if key != "stage"),
     ]
+    head.append("")
+    for outcome in outcomes:
+        holds = "holds" if outcome.holds else "FAILS"
+        line = f"{holds:<6}{outcome.name:<46}{_tally(outcome):<36}{outcome.seconds:5.0f} s  "
+        head.append((line + (outcome.why or outcome.note))[:WIDTH])
     tail = ["", f"files: {', '.join(files)}"[:600]]
     lines = [*head, *_failures(bad, most - _size(head) - _size(tail) - 200)]
     # Figures come in the room that failures leave.
-    shown = [line for outcome in outcomes if outcome.shown for line in ("", f"## {outcome.name}", *outcome.shown)]
-    return [*lines, *_fitting([line[:WIDTH] for line in shown], most - _size(lines) - _size(tail) - 100), *tail]
+    shown = [
+        line for outcome in outcomes if outcome.shown for line in ("", f"## {outcome.name}", *outcome.shown)
+    ]
+    return [
+        *lines,
+        *_fitting([line[:WIDTH] for line in shown], most - _size(lines) - _size(tail) - 100),
+        *tail,
+    ]
 
 
 def _tally(outcome: Outcome) -> str:
@@ -75,7 +93,9 @@ def _fitting(lines: Sequence[str], room: int) -> list[str]:
 
 
 def _failures(bad: Sequence[Outcome], room: int) -> list[str]:
-    """Return failures in turns of the parts, those whose error was not told yet before others, each in its share of ``room``."""
+    """Return failures in turns of the parts, those whose error was not told yet before others, each in its
+    share of ``room``.
+    """
     longest = max((len(outcome.failures) for outcome in bad), default=0)
     turns = [outcome.failures[n] for n in range(longest) for outcome in bad if n < len(outcome.failures)]
     # Two parts may have run one test.
@@ -97,19 +117,30 @@ def _kind(failure: Failure) -> str:
 
 
 def _errors(failure: Failure) -> list[str]:
-    """Return the line that names the error, and the last one where there are more: compilers tell the cause at the end."""
+    """Return the line that names the error, and the last one where there are more: compilers tell the cause
+    at the end.
+    """
     said = failure.text.splitlines()
-    errors = [line for line in said if line.startswith("E ")] or [line for line in said if re.match(r"[\w.]*Error\b", line)] or said[-2:]
+    errors = (
+        [line for line in said if line.startswith("E ")]
+        or [line for line in said if re.match(r"[\w.]*Error\b", line)]
+        or said[-2:]
+    )
     return errors[:1] + errors[1:][-1:]
 
 
 def told_of(failure: Failure, most: int) -> list[str]:
-    """Return a failure in at most ``most`` characters: where, its error line, the last launch before it, what running it alone said."""
+    """Return a failure in at most ``most`` characters: where, its error line, the last launch before it, what
+    running it alone said.
+    """
     lines = ["", f"FAILED {failure.where}", *(f"  {line.strip()}" for line in _errors(failure))]
     if failure.launches:
         last = failure.launches[-1]
         arguments = ", ".join(map(str, last["arguments"]))
-        lines.append(f"  last launch: {last['kernel']} grid {last['grid']} {json.dumps(last['configuration'])} {arguments}")
+        lines.append(
+            f"  last launch: {last['kernel']} grid {last['grid']} {json.dumps(last['configuration'])}"
+            f" {arguments}"
+        )
     if failure.again:
         lines.append(f"  {failure.again}")
     share = max(80, (most - len(lines[1])) // max(1, len(lines) - 2))

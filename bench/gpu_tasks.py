@@ -1,4 +1,5 @@
-"""The parts of the GPU suite's stages, each in processes of its own with a limit: pytest, every option of the engine, or a command.
+"""The parts of the GPU suite's stages, each in processes of its own with a limit: pytest, every option of the
+engine, or a command.
 
 A part gives an ``Outcome`` whatever becomes of its processes: what they had written down by then counts.
 """
@@ -40,7 +41,9 @@ class Failure:
 
 @dataclass
 class Outcome:
-    """What came of a part. ``counts``: of its tests or cases. ``shown``: lines for the summary. ``why`` it did not hold, "" if it did."""
+    """What came of a part. ``counts``: of its tests or cases. ``shown``: lines for the summary. ``why`` it
+    did not hold, "" if it did.
+    """
 
     name: str
     why: str = ""
@@ -69,7 +72,9 @@ class Surroundings:
 
 @dataclass(frozen=True)
 class Tests:
-    """Test files in one pytest: those for a GPU whose names hold one of ``words``, or all others. ``workers`` processes share them."""
+    """Test files in one pytest: those for a GPU whose names hold one of ``words``, or all others. ``workers``
+    processes share them.
+    """
 
     # None of pytest's own classes.
     __test__ = False
@@ -84,7 +89,16 @@ class Tests:
     rehearsed_by: int = 1
 
     def command(self, around: Surroundings, record: Path) -> list[str]:
-        given = ["-p", "no:cacheprovider", "-p", "bench.on_device", f"--device-record={record}", "-q", "--tb=short", "-rfE"]
+        given = [
+            "-p",
+            "no:cacheprovider",
+            "-p",
+            "bench.on_device",
+            f"--device-record={record}",
+            "-q",
+            "--tb=short",
+            "-rfE",
+        ]
         # A test that hangs in CUDA hears no signal; the thread ends its process, and another takes its place.
         given += ["-o", f"timeout={max(20, min(90, self.seconds / 2)):.0f}", "-o", "timeout_method=thread"]
         given += [f"--device-words={','.join(self.words)}", f"--device-rest={','.join(self.rest)}"]
@@ -96,10 +110,13 @@ class Tests:
         return [sys.executable, "-m", "pytest", *self.files, *rooted, *given]
 
     def run(self, around: Surroundings, seconds: float) -> Outcome:
-        """Run them; a test that broke the device, or its process, is run again alone, where each launch waits for the device."""
+        """Run them; a test that broke the device, or its process, is run again alone, where each launch waits
+        for the device.
+        """
         began, record = time.monotonic(), around.work / f"{self.name.replace(' ', '_')}.jsonl"
         log = record.with_suffix(".log")
-        # The interpreter's work is short: starting more processes than one takes longer, but for the part that shows that it works.
+        # The interpreter's work is short: starting more processes than one takes longer, but for the part
+        # that shows that it works.
         workers = self.rehearsed_by if around.rehearsed else self.workers
         spread = ["-n", str(workers), "--dist", "load"] if workers > 1 else []
         # Workers share the processor's cores.
@@ -110,21 +127,34 @@ class Tests:
             self._without_neighbours(outcome, around, seconds - (time.monotonic() - began), log)
         for failure in [f for f in outcome.failures if _crashed(f)][:MOST_AGAIN]:
             left = seconds - (time.monotonic() - began)
-            failure.again = self._again(failure.where, around, min(AGAIN, left), log) if left > 5 else "no time to run it again"
+            failure.again = (
+                self._again(failure.where, around, min(AGAIN, left), log)
+                if left > 5
+                else "no time to run it again"
+            )
         outcome.seconds = time.monotonic() - began
         outcome.output = log.read_text(errors="replace")
         return outcome
 
     def _without_neighbours(self, outcome: Outcome, around: Surroundings, seconds: float, log: Path) -> None:
-        """Run what found no memory beside the others' once more, one by one: its new result replaces the old one in ``outcome``."""
+        """Run what found no memory beside the others' once more, one by one: its new result replaces the old
+        one in ``outcome``.
+        """
         crowded = [failure for failure in outcome.failures if NO_MEMORY in failure.text]
         if not crowded or seconds < 5:
             return
         alone = Tests(f"{self.name} alone", tuple(failure.where for failure in crowded), seconds)
         record = around.work / f"{self.name.replace(' ', '_')}_alone.jsonl"
-        ended = run_process(alone.command(dataclasses.replace(around, rehearsed=False), record), seconds, around.environment, log)
+        ended = run_process(
+            alone.command(dataclasses.replace(around, rehearsed=False), record),
+            seconds,
+            around.environment,
+            log,
+        )
         second = outcome_of(alone.name, ended, seconds, read_record(record))
-        outcome.failures = [failure for failure in outcome.failures if failure not in crowded] + second.failures
+        outcome.failures = [
+            failure for failure in outcome.failures if failure not in crowded
+        ] + second.failures
         outcome.counts["passed"] += second.counts["passed"]
         outcome.counts["failed"] = len(outcome.failures)
         outcome.why = outcome.why or (second.why if not second.failures else "")
@@ -134,11 +164,15 @@ class Tests:
         launches = around.work / "launches.jsonl"
         launches.unlink(missing_ok=True)
         record = around.work / "again.jsonl"
-        # pytest names files by their place below the checkout; as they were given they are found from anywhere.
+        # pytest names files by their place below the checkout; as they were given they are found from
+        # anywhere.
         file, _, name = test.partition("::")
         given = next((each for each in self.files if Path(each).name == Path(file).name), self.files[0])
         one = Tests(self.name, (f"{given}::{name}",), seconds)
-        command = [*one.command(dataclasses.replace(around, rehearsed=False), record), f"--launch-log={launches}"]
+        command = [
+            *one.command(dataclasses.replace(around, rehearsed=False), record),
+            f"--launch-log={launches}",
+        ]
         ended = run_process(command, seconds, {**around.environment, "CUDA_LAUNCH_BLOCKING": "1"}, log)
         last = launches.read_text().splitlines()[-1:] if launches.exists() else []
         how = ending_of(ended, seconds) or "passed"
@@ -146,7 +180,11 @@ class Tests:
 
 
 def _crashed(failure: Failure) -> bool:
-    return breaks_the_device(failure.text) or "crashed while running" in failure.text or "did not end" in failure.text
+    return (
+        breaks_the_device(failure.text)
+        or "crashed while running" in failure.text
+        or "did not end" in failure.text
+    )
 
 
 def outcome_of(name: str, ended: Ended, seconds: float, events: Sequence[dict[str, Any]]) -> Outcome:
@@ -171,7 +209,9 @@ def outcome_of(name: str, ended: Ended, seconds: float, events: Sequence[dict[st
     counts["failed"] = len(failures)
     for test in [test for test in open_tests if test not in done]:
         counts["unfinished"] += 1
-        failures[test] = Failure(test, f"it did not end: {ending_of(ended, seconds) or 'its process was gone'}")
+        failures[test] = Failure(
+            test, f"it did not end: {ending_of(ended, seconds) or 'its process was gone'}"
+        )
     why = ending_of(ended, seconds)
     if ended.status == 1 and failures:
         why = ""
@@ -185,13 +225,16 @@ def outcome_of(name: str, ended: Ended, seconds: float, events: Sequence[dict[st
 
 
 def last_lines(output: str, count: int = 25) -> str:
-    """Return the last lines of ``output`` that are not empty: what a process without any result had to say."""
+    """Return the last lines of ``output`` that are not empty: what a process without any result had to
+    say."""
     return "\n".join([line for line in output.splitlines() if line.strip()][-count:])
 
 
 @dataclass(frozen=True)
 class Command:
-    """A command of the checkout whose exit code says whether it holds. The last ``shown`` lines of its output are worth a summary."""
+    """A command of the checkout whose exit code says whether it holds. The last ``shown`` lines of its output
+    are worth a summary.
+    """
 
     name: str
     arguments: tuple[str, ...]
@@ -208,12 +251,16 @@ class Command:
         lines = [line for line in ended.output.splitlines() if line.strip()]
         why = ending_of(ended, seconds)
         failures = [Failure(self.name, last_lines(ended.output))] if why else []
-        return Outcome(self.name, why, ended.seconds, {}, failures, lines[-self.shown :], log.read_text(errors="replace"))
+        return Outcome(
+            self.name, why, ended.seconds, {}, failures, lines[-self.shown :], log.read_text(errors="replace")
+        )
 
 
 @dataclass(frozen=True)
 class Options:
-    """Real iterations of every option of the engine, one process for all as long as it lives: after a fault the next goes on behind it."""
+    """Real iterations of every option of the engine, one process for all as long as it lives: after a fault
+    the next goes on behind it.
+    """
 
     name: str
     seconds: float
@@ -245,15 +292,24 @@ class Options:
         command += ["--tiny"] * around.rehearsed + [f"--plant-fault={around.fault}"] * bool(around.fault)
         ended = run_process(command, AGAIN, {**environment_of(around), "CUDA_LAUNCH_BLOCKING": "1"}, log)
         last = launches.read_text().splitlines()[-1:] if launches.exists() else ["none"]
-        text = f"alone, with CUDA_LAUNCH_BLOCKING=1: {ending_of(ended, AGAIN) or 'it held'}; last launch {last[0]}"
+        text = (
+            f"alone, with CUDA_LAUNCH_BLOCKING=1: {ending_of(ended, AGAIN) or 'it held'}; last launch"
+            f" {last[0]}"
+        )
         with record.open("a") as file:
             file.write(json.dumps({"event": "again", "case": case, "text": text}) + "\n")
 
     def _outcome(self, events: Sequence[dict[str, Any]], why: str, output: str) -> Outcome:
         held = [event for event in events if event["event"] == "held"]
-        failures = [Failure(e["case"], e["text"], e.get("launches", [])) for e in events if e["event"] in ("failed", "broken")]
+        failures = [
+            Failure(e["case"], e["text"], e.get("launches", []))
+            for e in events
+            if e["event"] in ("failed", "broken")
+        ]
         told = {failure.where for failure in failures}
-        failures += [Failure(case, "its process was gone") for case in _unfinished(events) if case not in told]
+        failures += [
+            Failure(case, "its process was gone") for case in _unfinished(events) if case not in told
+        ]
         for event in events:
             if event["event"] == "again":
                 next(failure for failure in failures if failure.where == event["case"]).again = event["text"]
@@ -283,7 +339,9 @@ def _fatal(events: Sequence[dict[str, Any]]) -> list[str]:
 
 @dataclass(frozen=True)
 class Benches:
-    """The benches of a file whose names hold ``keyword``, in a process of their own; their rows go to ``results`` as they come."""
+    """The benches of a file whose names hold ``keyword``, in a process of their own; their rows go to
+    ``results`` as they come.
+    """
 
     name: str
     file: str
@@ -299,7 +357,12 @@ class Benches:
             return Outcome(self.name, note="not rehearsed: it exists on a GPU alone")
         rows, log = self.rows_of(around), around.work / f"{self.name.replace(' ', '_')}.log"
         # Between the last bench that begins and the end of the process there is some of the time, too.
-        given = ["--benchmark-only", "-q", f"--bench-budget={max(1.0, 0.8 * seconds):.0f}", f"--benchmark-json={rows}"]
+        given = [
+            "--benchmark-only",
+            "-q",
+            f"--bench-budget={max(1.0, 0.8 * seconds):.0f}",
+            f"--benchmark-json={rows}",
+        ]
         keyword = self.keyword
         if around.rehearsed:
             given.append("--bench-quick")
@@ -318,7 +381,9 @@ class Benches:
         if why and not failures:
             failures = [Failure(self.name, last_lines(ended.output))]
         shown = [line for line in lines_of(found) if line.strip()]
-        return Outcome(self.name, why, ended.seconds, counts, failures, shown, log.read_text(errors="replace"))
+        return Outcome(
+            self.name, why, ended.seconds, counts, failures, shown, log.read_text(errors="replace")
+        )
 
 
 Part = Tests | Benches | Command | Options

@@ -1,6 +1,8 @@
-"""Kernel launches as text: what was launched last when something went wrong, and faults planted in kernels to see that they are found.
+"""Kernel launches as text: what was launched last when something went wrong, and faults planted in kernels to
+see that they are found.
 
-Imports neither torch nor the kernels before they are needed: pytest loads this before the tests say how kernels are to run.
+Imports neither torch nor the kernels before they are needed: pytest loads this before the tests say how
+kernels are to run.
 """
 
 from __future__ import annotations
@@ -34,7 +36,9 @@ def breaks_the_device(error: BaseException | str) -> bool:
 
 
 class LaunchLog:
-    """Remembers the last launches. ``file``: also writes each there before it is made, so that the last line is the one that crashed."""
+    """Remembers the last launches. ``file``: also writes each there before it is made, so that the last line
+    is the one that crashed.
+    """
 
     def __init__(self, file: Path | None = None) -> None:
         self.last: deque[dict[str, Any]] = deque(maxlen=KEPT)
@@ -58,7 +62,9 @@ class LaunchLog:
 
 
 def forbid_fallback() -> None:
-    """Make it an error, for the rest of the process, that PyTorch computes what a kernel failed at: it would count as ours."""
+    """Make it an error, for the rest of the process, that PyTorch computes what a kernel failed at: it would
+    count as ours.
+    """
     from fastcyclegan.kernels._fallback import CONSEQUENCE
 
     warnings.filterwarnings("error", f".*{CONSEQUENCE}", RuntimeWarning)
@@ -85,7 +91,9 @@ class _Faulty:
 
 
 def plant_fault(fault: Fault) -> None:
-    """Let the kernels in PLANTED compute something else, or crash, for the rest of the process: what runs them must find it."""
+    """Let the kernels in PLANTED compute something else, or crash, for the rest of the process: what runs
+    them must find it.
+    """
     # The launchers' modules enter the kernels.
     from fastcyclegan.kernels import _launch, _products, instance_norm_launch, zero_conv_launch  # noqa: F401
 

@@ -1,11 +1,13 @@
-"""Losses of the fast path beside those of the official order: 300 iterations on the built-in pictures, for three seeds.
+"""Losses of the fast path beside those of the official order: 300 iterations on the built-in pictures, for
+three seeds.
 
     python -m bench.loss_curves --output bench/results
 
-The official order runs as people run it, ours as ``train.py --compile`` does, both from the same weights on the same samples (the official
-pool draws by itself). Rounding makes two runs part, so the yardstick is the spread of the seeds: at the same iteration the two paths of a
-seed must lie nearer to each other than two seeds of the official order do, on average over iterations, for every loss.
-Writes the curves as a picture (needs matplotlib) and as numbers; exit code 1 where a loss lies farther.
+The official order runs as people run it, ours as ``train.py --compile`` does, both from the same weights on
+the same samples (the official pool draws by itself). Rounding makes two runs part, so the yardstick is the
+spread of the seeds: at the same iteration the two paths of a seed must lie nearer to each other than two
+seeds of the official order do, on average over iterations, for every loss. Writes the curves as a picture
+(needs matplotlib) and as numbers; exit code 1 where a loss lies farther.
 """
 
 from __future__ import annotations
@@ -64,7 +66,9 @@ def smoothed(found: Curves) -> Curves:
 
 
 def apart(official: list[Curves], ours: list[Curves]) -> list[tuple[str, float, float]]:
-    """Return for each loss how far the paths of one seed, and how far two seeds, lie apart: mean over iterations, relative to the loss."""
+    """Return for each loss how far the paths of one seed, and how far two seeds, lie apart: mean over
+    iterations, relative to the loss.
+    """
     rows = []
     for column, name in enumerate(NAMES):
         theirs, mine = ([smoothed(run)[:, column] for run in runs] for runs in (official, ours))
@@ -76,7 +80,8 @@ def apart(official: list[Curves], ours: list[Curves]) -> list[tuple[str, float, 
 
 
 def draw(official: list[Curves], ours: list[Curves], file: Path) -> None:
-    """Draw a panel for each loss: seeds by colour, the official order dashed, ours solid. Needs matplotlib."""
+    """Draw a panel for each loss: seeds by colour, the official order dashed, ours solid. Needs
+    matplotlib."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -87,9 +92,14 @@ def draw(official: list[Curves], ours: list[Curves], file: Path) -> None:
         for seed, (theirs, mine) in enumerate(zip(official, ours, strict=True)):
             for run, style in ((theirs, "--"), (mine, "-")):
                 values = smoothed(run)[:, column]
-                axes.plot(np.arange(SMOOTHED, SMOOTHED + len(values)), values, style, color=f"C{seed}", linewidth=1)
+                axes.plot(
+                    np.arange(SMOOTHED, SMOOTHED + len(values)), values, style, color=f"C{seed}", linewidth=1
+                )
         axes.set_title(name)
-    figure.suptitle(f"Losses, mean over {SMOOTHED} iterations. Colour: seed. Dashed: official order; solid: ours. {machine()['hardware']}")
+    figure.suptitle(
+        f"Losses, mean over {SMOOTHED} iterations. Colour: seed. Dashed: official order; solid: ours."
+        f" {machine()['hardware']}"
+    )
     figure.savefig(file, dpi=100)
 
 
@@ -98,19 +108,39 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--iterations", type=int, default=300)
     parser.add_argument("--seeds", type=int, default=3, help="at least 2 (default: %(default)s)")
-    parser.add_argument("--provider", choices=("ours", "ours_compiled"), default="ours_compiled", help="our path (default: %(default)s)")
+    parser.add_argument(
+        "--provider",
+        choices=("ours", "ours_compiled"),
+        default="ours_compiled",
+        help="our path (default: %(default)s)",
+    )
     parser.add_argument("--output", type=Path, default=Path(), metavar="DIR")
     options = parser.parse_args(arguments)
     if options.iterations <= SMOOTHED or options.seeds < 2:
         parser.error(f"--iterations must be more than {SMOOTHED}, --seeds at least 2")
     options.output.mkdir(parents=True, exist_ok=True)
-    official, ours = ([curves(name, seed, options.iterations) for seed in range(options.seeds)] for name in ("official", options.provider))
+    official, ours = (
+        [curves(name, seed, options.iterations) for seed in range(options.seeds)]
+        for name in ("official", options.provider)
+    )
     rows = apart(official, ours)
-    print(f"{machine()['hardware']}, {options.iterations} iterations, {options.seeds} seeds: mean distance of smoothed losses, relative")
+    print(
+        f"{machine()['hardware']}, {options.iterations} iterations, {options.seeds} seeds: mean distance of"
+        " smoothed losses, relative"
+    )
     for name, paths, seeds in rows:
-        print(f"{name:8} ours from the official order of the same seed {paths:.4f}, two seeds of the official order {seeds:.4f}")
+        print(
+            f"{name:8} ours from the official order of the same seed {paths:.4f}, two seeds of the official"
+            f" order {seeds:.4f}"
+        )
     draw(official, ours, options.output / "loss_curves.png")
-    about = {"machine": machine(), "iterations": options.iterations, "seeds": options.seeds, "provider": options.provider, "apart": rows}
+    about = {
+        "machine": machine(),
+        "iterations": options.iterations,
+        "seeds": options.seeds,
+        "provider": options.provider,
+        "apart": rows,
+    }
     (options.output / "loss_curves.json").write_text(json.dumps(about, indent=1) + "\n")
     return 0 if all(paths < seeds for _, paths, seeds in rows) else 1
 

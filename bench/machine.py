@@ -1,4 +1,5 @@
-"""What a figure must carry: the hardware, driver, versions, commit and date, and the clocks and temperatures while it was measured.
+"""What a figure must carry: the hardware, driver, versions, commit and date, and the clocks and temperatures
+while it was measured.
 
 Clocks and temperatures are read where the machine shows them, and never set.
 """
@@ -40,11 +41,17 @@ def _processor() -> str:
 
 def hardware() -> str:
     """Return the GPU, or the processor and its threads, that a figure belongs to."""
-    return torch.cuda.get_device_name() if DEVICE == "cuda" else f"{_processor()}, {torch.get_num_threads()} threads"
+    return (
+        torch.cuda.get_device_name()
+        if DEVICE == "cuda"
+        else f"{_processor()}, {torch.get_num_threads()} threads"
+    )
 
 
 def source_digest() -> str:
-    """Return a digest of the Python files of package, kernels and benches: it names the source where a checkout travels without history."""
+    """Return a digest of the Python files of package, kernels and benches: it names the source where a
+    checkout travels without history.
+    """
     digest = hashlib.sha256()
     for folder in ("fastcyclegan", "kernels", "bench"):
         for file in sorted((ROOT / folder).rglob("*.py")):
@@ -69,7 +76,9 @@ def machine() -> dict[str, str]:
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
     }
     if DEVICE == "cuda":
-        about["driver"] = said_by("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").splitlines()[0]
+        about["driver"] = said_by(
+            "nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"
+        ).splitlines()[0]
         about["cuda"] = str(torch.version.cuda)
     return about
 
@@ -87,11 +96,19 @@ def conditions() -> dict[str, str]:
     """Return the clocks, temperatures and load of this moment, as far as the machine shows them."""
     if DEVICE == "cuda":
         fields = "clocks.sm,clocks.mem,temperature.gpu,power.draw,clocks_throttle_reasons.active"
-        said = said_by("nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader").splitlines()[0].split(", ")
+        said = (
+            said_by("nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader")
+            .splitlines()[0]
+            .split(", ")
+        )
         return dict(zip(fields.split(","), said, strict=False)) if len(said) > 1 else {}
     found: dict[str, str] = {}
     cpuinfo = Path("/proc/cpuinfo")
-    clocks = [line.partition(":")[2] for line in cpuinfo.read_text().splitlines() if line.startswith("cpu MHz")] if cpuinfo.exists() else []
+    clocks = (
+        [line.partition(":")[2] for line in cpuinfo.read_text().splitlines() if line.startswith("cpu MHz")]
+        if cpuinfo.exists()
+        else []
+    )
     if clocks:
         found["MHz"] = f"{max(map(float, clocks)):.0f}"
     with contextlib.suppress(OSError, ValueError):
@@ -104,10 +121,12 @@ def conditions() -> dict[str, str]:
 
 
 class PeakMemory:
-    """The most memory held inside the block beyond what was held before: ``bytes``, None where that cannot be seen.
+    """The most memory held inside the block beyond what was held before: ``bytes``, None where that cannot be
+    seen.
 
-    On a GPU what torch has reserved there, beyond what it had when this was made: CUDA graphs keep their memory between runs. On Linux
-    the resident memory of this process, by the kernel's own high-water mark, beyond what it was at the block's beginning.
+    On a GPU what torch has reserved there, beyond what it had when this was made: CUDA graphs keep their
+    memory between runs. On Linux the resident memory of this process, by the kernel's own high-water mark,
+    beyond what it was at the block's beginning.
     """
 
     bytes: int | None = None

@@ -1,9 +1,10 @@
 """The anchor of every ratio: one CycleGAN iteration as the official code runs it, kept as it is.
 
-Frozen on purpose. Separate passes of each picture through each network, NCHW, torch's own defaults (TF32 convolutions where the GPU has
-them, cudnn.benchmark on as the official training script sets it), two unfused Adams, the pool as a Python list that draws by itself.
-Names are the official ones: netG_A translates A to B, netD_A judges pictures of B. Nothing here is ours but the four networks handed in,
-which are the plain reference modules. Do not make it faster.
+Frozen on purpose. Separate passes of each picture through each network, NCHW, torch's own defaults (TF32
+convolutions where the GPU has them, cudnn.benchmark on as the official training script sets it), two unfused
+Adams, the pool as a Python list that draws by itself. Names are the official ones: netG_A translates A to B,
+netD_A judges pictures of B. Nothing here is ours but the four networks handed in, which are the plain
+reference modules. Do not make it faster.
 """
 
 from __future__ import annotations
@@ -62,7 +63,11 @@ class GANLoss(nn.Module):
         self.register_buffer("real_label", torch.tensor(1.0))
         self.register_buffer("fake_label", torch.tensor(0.0))
         self.gan_mode = gan_mode
-        self.loss: nn.Module | None = {"lsgan": nn.MSELoss(), "vanilla": nn.BCEWithLogitsLoss(), "wgangp": None}[gan_mode]
+        self.loss: nn.Module | None = {
+            "lsgan": nn.MSELoss(),
+            "vanilla": nn.BCEWithLogitsLoss(),
+            "wgangp": None,
+        }[gan_mode]
 
     def forward(self, prediction: Tensor, target_is_real: bool) -> Tensor:
         if self.loss is None:
@@ -100,8 +105,12 @@ class OfficialCycleGAN:
         self.criterionGAN = GANLoss(gan_mode).to(next(netG_A.parameters()).device)
         self.criterionCycle = nn.L1Loss()
         self.criterionIdt = nn.L1Loss()
-        self.optimizer_G = torch.optim.Adam(itertools.chain(netG_A.parameters(), netG_B.parameters()), lr=lr, betas=(beta1, 0.999))
-        self.optimizer_D = torch.optim.Adam(itertools.chain(netD_A.parameters(), netD_B.parameters()), lr=lr, betas=(beta1, 0.999))
+        self.optimizer_G = torch.optim.Adam(
+            itertools.chain(netG_A.parameters(), netG_B.parameters()), lr=lr, betas=(beta1, 0.999)
+        )
+        self.optimizer_D = torch.optim.Adam(
+            itertools.chain(netD_A.parameters(), netD_B.parameters()), lr=lr, betas=(beta1, 0.999)
+        )
 
     def set_input(self, A: Tensor, B: Tensor) -> None:
         self.real_A, self.real_B = A, B
@@ -136,7 +145,14 @@ class OfficialCycleGAN:
         self.loss_G_B = self.criterionGAN(self.netD_B(self.fake_A), True)
         self.loss_cycle_A = self.criterionCycle(self.rec_A, self.real_A) * self.lambda_A
         self.loss_cycle_B = self.criterionCycle(self.rec_B, self.real_B) * self.lambda_B
-        self.loss_G = self.loss_G_A + self.loss_G_B + self.loss_cycle_A + self.loss_cycle_B + self.loss_idt_A + self.loss_idt_B
+        self.loss_G = (
+            self.loss_G_A
+            + self.loss_G_B
+            + self.loss_cycle_A
+            + self.loss_cycle_B
+            + self.loss_idt_A
+            + self.loss_idt_B
+        )
         self.loss_G.backward()
 
     def optimize_parameters(self) -> None:

@@ -1,7 +1,9 @@
-"""A pytest plugin for machines that are there for half an hour: python -m pytest -p on_device --device-record FILE ...
+"""A pytest plugin for machines that are there for half an hour: python -m pytest -p on_device --device-record
+FILE ...
 
-Every test is written down as it starts and as it ends, so that a run that is killed has told all that it knew. A failure carries the
-kernels that were launched last. After a fault that the device does not survive its process ends alone; pytest-xdist starts another.
+Every test is written down as it starts and as it ends, so that a run that is killed has told all that it
+knew. A failure carries the kernels that were launched last. After a fault that the device does not survive
+its process ends alone; pytest-xdist starts another.
 """
 
 from __future__ import annotations
@@ -26,12 +28,30 @@ MOST_TEXT, MOST_PRINTED = 6000, 1500
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("on_device")
-    group.addoption("--device-record", type=Path, metavar="FILE", help="a line of JSON for each test that starts or ends")
-    group.addoption("--device-words", default="", metavar="A,B", help="only tests for a GPU whose names hold one of these words")
-    group.addoption("--device-rest", default="", metavar="A,B", help="only tests whose names hold none of these words")
-    group.addoption("--rehearse", type=int, metavar="N", help="instead of what needs a GPU, the first N tests of each file that do not")
+    group.addoption(
+        "--device-record", type=Path, metavar="FILE", help="a line of JSON for each test that starts or ends"
+    )
+    group.addoption(
+        "--device-words",
+        default="",
+        metavar="A,B",
+        help="only tests for a GPU whose names hold one of these words",
+    )
+    group.addoption(
+        "--device-rest", default="", metavar="A,B", help="only tests whose names hold none of these words"
+    )
+    group.addoption(
+        "--rehearse",
+        type=int,
+        metavar="N",
+        help="instead of what needs a GPU, the first N tests of each file that do not",
+    )
     group.addoption("--launch-log", type=Path, metavar="FILE", help="every launch, written before it is made")
-    group.addoption("--plant-device-fault", choices=FAULTS, help="let kernels compute something else, or crash: tests must fail")
+    group.addoption(
+        "--plant-device-fault",
+        choices=FAULTS,
+        help="let kernels compute something else, or crash: tests must fail",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -39,7 +59,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(_Recorder(config), "on_device_recorder")
 
 
-# --- Which tests --------------------------------------------------------------------------------------------------------------------
+# --- Which tests --------------------------------------------------------------------------------------------
 
 
 def _words(config: pytest.Config, option: str) -> list[str]:
@@ -51,7 +71,9 @@ def _for_a_gpu(item: pytest.Item) -> bool:
 
 
 def wanted(items: list[pytest.Item], words: list[str], rest: list[str]) -> list[pytest.Item]:
-    """Return the tests for a GPU that ``words`` name, or, where there are none, all tests but those that ``rest`` names."""
+    """Return the tests for a GPU that ``words`` name, or, where there are none, all tests but those that
+    ``rest`` names.
+    """
     if words:
         return [item for item in items if _for_a_gpu(item) and any(word in item.name for word in words)]
     return [item for item in items if not any(word in item.name for word in rest)]
@@ -70,22 +92,31 @@ def first_of_each_file(items: list[pytest.Item], count: int) -> list[pytest.Item
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    words, rest, rehearsed = _words(config, "--device-words"), _words(config, "--device-rest"), config.getoption("--rehearse")
+    words = _words(config, "--device-words")
+    rest = _words(config, "--device-rest")
+    rehearsed = config.getoption("--rehearse")
     chosen = wanted(items, words, rest)
     if not chosen:
-        raise pytest.UsageError(f"no test is called {' or '.join(words) or 'otherwise'}: {', '.join({str(item.path) for item in items})}")
+        raise pytest.UsageError(
+            f"no test is called {' or '.join(words) or 'otherwise'}:"
+            f" {', '.join({str(item.path) for item in items})}"
+        )
     if rehearsed is not None:
         # Parity first: what needs a GPU is the same check at real sizes.
-        chosen = first_of_each_file(sorted(items, key=lambda item: "equals" not in item.name and "parity" not in item.name), rehearsed)
+        chosen = first_of_each_file(
+            sorted(items, key=lambda item: "equals" not in item.name and "parity" not in item.name), rehearsed
+        )
     config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
     items[:] = chosen
 
 
-# --- What is written down -----------------------------------------------------------------------------------------------------------
+# --- What is written down -----------------------------------------------------------------------------------
 
 
 class _Recorder:
-    """Writes what happens to a file of this process's own, beside ``--device-record``: workers and their master write at once."""
+    """Writes what happens to a file of this process's own, beside ``--device-record``: workers and their
+    master write at once.
+    """
 
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
@@ -100,7 +131,8 @@ class _Recorder:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
-        # Not before: the tests' conftest.py says whether kernels are interpreted, and Triton asks when it is first imported.
+        # Not before: the tests' conftest.py says whether kernels are interpreted, and Triton asks when it is
+        # first imported.
         if self._log is None and "fastcyclegan" in sys.modules:
             self._log = LaunchLog(self.config.getoption("--launch-log"))
             self._log.start()
@@ -123,7 +155,9 @@ class _Recorder:
             torch.cuda.empty_cache()
 
     @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo[None]
+    ) -> Generator[None, Any, Any]:
         report = yield
         if report.failed and call.excinfo is not None:
             launches = list(self._log.last) if self._log is not None else []
@@ -136,7 +170,9 @@ class _Recorder:
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         # A file that cannot be imported has no test that could fail.
         if report.failed and not self._is_worker:
-            self._write(event="failed", test=report.nodeid, text=report.longreprtext[-MOST_TEXT:], launches=[])
+            self._write(
+                event="failed", test=report.nodeid, text=report.longreprtext[-MOST_TEXT:], launches=[]
+            )
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         if not self._is_worker:
@@ -147,7 +183,9 @@ class _Recorder:
             return
         launches = dict(report.user_properties).get("launches", [])
         text = _text(report) if report.outcome != "passed" else ""
-        self._write(event=report.outcome, test=report.nodeid, seconds=report.duration, text=text, launches=launches)
+        self._write(
+            event=report.outcome, test=report.nodeid, seconds=report.duration, text=text, launches=launches
+        )
 
 
 def _text(report: pytest.TestReport) -> str:
@@ -178,11 +216,17 @@ def _is_broken() -> bool:
 
 def read_record(record: Path) -> list[dict[str, Any]]:
     """Return the events of all processes of a run."""
-    return [event for file in sorted(record.parent.glob(f"{record.stem}.*{record.suffix}")) for event in read_events(file)]
+    return [
+        event
+        for file in sorted(record.parent.glob(f"{record.stem}.*{record.suffix}"))
+        for event in read_events(file)
+    ]
 
 
 def read_events(file: Path) -> list[dict[str, Any]]:
-    """Return the lines of JSON in ``file``, none where there is no such file; a line that a killed process cut off is left out."""
+    """Return the lines of JSON in ``file``, none where there is no such file; a line that a killed process
+    cut off is left out.
+    """
     events = []
     for line in file.read_text().splitlines() if file.exists() else []:
         with contextlib.suppress(ValueError):

@@ -1,4 +1,6 @@
-"""An operator on given inputs: what of it is timed, and how what the timed runs have written is held to float64."""
+"""An operator on given inputs: what of it is timed, and how what the timed runs have written is held to
+float64.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +30,9 @@ MATRIX = {"cpu": 1536, "cuda": 8192}
 class Case:
     """``given``: the operator's arguments and the gradient of its output, as many times as inputs go round.
 
-    ``direction``: "forward", "backward" (alone, of the arguments numbered in ``wanted``), or "all": both, with all gradients.
-    ``eager`` is PyTorch's own: the yardstick in the dtype of the inputs, and in float64 the truth.
+    ``direction``: "forward", "backward" (alone, of the arguments numbered in ``wanted``), or "all": both,
+    with all gradients. ``eager`` is PyTorch's own: the yardstick in the dtype of the inputs, and in float64
+    the truth.
     """
 
     eager: Operator
@@ -45,7 +48,9 @@ class Case:
         needs = self._wanted if self.direction != "forward" else ()
         return [t.detach().requires_grad_(i in needs) for i, t in enumerate(arguments)]
 
-    def steps(self, f: Operator, given: list[tuple[Tensor, ...]] | None = None) -> list[Callable[[], tuple[Tensor, ...]]]:
+    def steps(
+        self, f: Operator, given: list[tuple[Tensor, ...]] | None = None
+    ) -> list[Callable[[], tuple[Tensor, ...]]]:
         """Return what is timed, one function for each input; each returns what is to be checked."""
 
         def one(*arguments: Tensor) -> Callable[[], tuple[Tensor, ...]]:
@@ -63,10 +68,14 @@ class Case:
     @cached_property
     def _expected(self) -> list[tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]:
         exact = [tuple(t.double() for t in tensors) for tensors in self.given]
-        return [(a(), b()) for a, b in zip(self.steps(self.eager), self.steps(self.eager, exact), strict=True)]
+        return [
+            (a(), b()) for a, b in zip(self.steps(self.eager), self.steps(self.eager, exact), strict=True)
+        ]
 
     def check(self, provider: str, results: list[tuple[Tensor, ...]]) -> None:
-        """Raise AssertionError unless every result of a round is as near to float64 as the rule of ``fastcyclegan.testing`` asks."""
+        """Raise AssertionError unless every result of a round is as near to float64 as the rule of
+        ``fastcyclegan.testing`` asks.
+        """
         dtype = self.given[0][0].dtype
         assert len(results) == len(self._expected)
         for n, (ours, (theirs, truth)) in enumerate(zip(results, self._expected, strict=True)):
@@ -86,21 +95,30 @@ class Case:
             steps()
             torch._functorch.config.donated_buffer = True
 
-        return Entrant(run, lambda: self.check(provider, steps.results), {"operations": len(self.given), **info})
+        return Entrant(
+            run, lambda: self.check(provider, steps.results), {"operations": len(self.given), **info}
+        )
 
 
 @contextlib.contextmanager
 def kept_buffers() -> Iterator[None]:
-    """Have torch's compiler leave what a backward reads as it was, for a backward that is run again and again.
+    """Have torch's compiler leave what a backward reads as it was, for a backward that is run again and
+    again.
 
-    Its caches do not know this setting: programs that they keep from elsewhere would overwrite it (the check saw gradients of 1e20).
+    Its caches do not know this setting: programs that they keep from elsewhere would overwrite it (the check
+    saw gradients of 1e20).
     """
-    with torch._functorch.config.patch(donated_buffer=False), torch._inductor.config.patch(force_disable_caches=True):
+    with (
+        torch._functorch.config.patch(donated_buffer=False),
+        torch._inductor.config.patch(force_disable_caches=True),
+    ):
         yield
 
 
 def compiled(f: Operator) -> Operator:
-    """Return ``f`` as torch.compile makes it. Its own CUDA graphs are off because a round is one already. Raises Unserved."""
+    """Return ``f`` as torch.compile makes it. Its own CUDA graphs are off because a round is one already.
+    Raises Unserved.
+    """
     if reason := why_not_compiled(torch.device(DEVICE)):
         raise Unserved(reason)
     mode = "max-autotune-no-cudagraphs" if DEVICE == "cuda" else "default"
@@ -108,8 +126,12 @@ def compiled(f: Operator) -> Operator:
 
 
 def copies(bytes_each: int, count: int) -> Entrant:
-    """Return a copy that moves ``bytes_each`` in all, read and written, from and to ``count`` places in turn: the rate to compare with."""
-    buffers = [torch.empty(2, max(bytes_each // 8, 1), dtype=torch.float32, device=DEVICE) for _ in range(count)]
+    """Return a copy that moves ``bytes_each`` in all, read and written, from and to ``count`` places in turn:
+    the rate to compare with.
+    """
+    buffers = [
+        torch.empty(2, max(bytes_each // 8, 1), dtype=torch.float32, device=DEVICE) for _ in range(count)
+    ]
     steps = Steps(lambda: [partial(b[1].copy_, b[0]) for b in buffers], DEVICE)
     return Entrant(steps, info={"operations": count, "bytes": count * 8 * buffers[0].shape[1]})
 

@@ -1,35 +1,44 @@
-"""Is what is timed the same mathematics? The first iterations of the very step that is timed, held to the official order in float64.
+"""Is what is timed the same mathematics? The first iterations of the very step that is timed, held to the
+official order in float64.
 
-What an iteration gives is its losses, the pictures that its generators made, its gradients (Adam's first moments after it), and the way
-that the weights went. Each may be as far from float64 as the rule of ``fastcyclegan.testing`` allows: twice as far as the official order
-is in the same precision, plus a few units in the last place. So the difference that the dtype alone explains is measured, in the same
-run, and not chosen.
+What an iteration gives is its losses, the pictures that its generators made, its gradients (Adam's first
+moments after it), and the way that the weights went. Each may be as far from float64 as the rule of
+``fastcyclegan.testing`` allows: twice as far as the official order is in the same precision, plus a few units
+in the last place. So the difference that the dtype alone explains is measured, in the same run, and not
+chosen.
 
-In fp32 that rule is too sharp for what has been differentiated. A ReLU whose input is nearer to zero than the rounding error may come out
-on the other side, and its gradient is then wrong altogether: of inputs of deviation 1 a share of about the error (3e-6) a layer, of which
-there are 50 between a picture and the last loss. So few are chance: one run has two, the next has none. A share s of such units makes a
-relative error of sqrt(s); KINKED is far more than there are, and far less than any mistake makes. Adam divides by the gradient's size, so
-where such an error is larger than the gradient itself, which is for 2.4 % of normal ones at 3 %, the weight goes the other way: twice
-sqrt(0.024) of the way, at most. In 16 bits there are so many of both that the official order has as many, and the rule is as it is.
-The units of a flat ground share one value, so all of a channel come out on the other side together: 1e-4 of runs, where the first
-layers still have flat ground (drawn shapes, 64x64), and 4e-3 of a gradient at most, because others have 255 or 63 channels more.
+In fp32 that rule is too sharp for what has been differentiated. A ReLU whose input is nearer to zero than the
+rounding error may come out on the other side, and its gradient is then wrong altogether: of inputs of
+deviation 1 a share of about the error (3e-6) a layer, of which there are 50 between a picture and the last
+loss. So few are chance: one run has two, the next has none. A share s of such units makes a relative error of
+sqrt(s); KINKED is far more than there are, and far less than any mistake makes. Adam divides by the
+gradient's size, so where such an error is larger than the gradient itself, which is for 2.4 % of normal ones
+at 3 %, the weight goes the other way: twice sqrt(0.024) of the way, at most. In 16 bits there are so many of
+both that the official order has as many, and the rule is as it is. The units of a flat ground share one
+value, so all of a channel come out on the other side together: 1e-4 of runs, where the first layers still
+have flat ground (drawn shapes, 64x64), and 4e-3 of a gradient at most, because others have 255 or 63 channels
+more.
 
-Losses are eight numbers, and one or two of them are most of the norm. Rounding draws ours and the official ones by chance: of two normal
-draws one is more than twice the other in 2 atan(1/2) / pi = 30 % of runs, where the millions of all else agree to some percent. But a loss
-is a mean over images, and may be as far off as the dtype takes the images of the same iterations.
+Losses are eight numbers, and one or two of them are most of the norm. Rounding draws ours and the official
+ones by chance: of two normal draws one is more than twice the other in 2 atan(1/2) / pi = 30 % of runs, where
+the millions of all else agree to some percent. But a loss is a mean over images, and may be as far off as the
+dtype takes the images of the same iterations.
 
-What Adam divides by is noise where the gradient is: an error of r times a usual gradient G moves an update by r G / g of itself where the
-gradient g is small, and the smallest of 10^7 decide (in float64 2e-9 was seen where gradients agreed to 3e-14; in bf16 so much that no
-update at all would pass). So each weight's way counts times its gradient, which is what it takes off the loss to first order.
+What Adam divides by is noise where the gradient is: an error of r times a usual gradient G moves an update by
+r G / g of itself where the gradient g is small, and the smallest of 10^7 decide (in float64 2e-9 was seen
+where gradients agreed to 3e-14; in bf16 so much that no update at all would pass). So each weight's way
+counts times its gradient, which is what it takes off the loss to first order.
 
-After the first update two runs in 16 bits part, whether they compute the same or not: a third of the gradients is rounding, so many weights
-go the other way, and what all images have of it alike, a shift of their colours, is as much chance as the losses. So in 16 bits the losses
-and images of each later iteration are held to what float64 makes of the weights that this very iteration began at; what the updates added
-is judged by itself.
+After the first update two runs in 16 bits part, whether they compute the same or not: a third of the
+gradients is rounding, so many weights go the other way, and what all images have of it alike, a shift of
+their colours, is as much chance as the losses. So in 16 bits the losses and images of each later iteration
+are held to what float64 makes of the weights that this very iteration began at; what the updates added is
+judged by itself.
 
-An image of one colour decides nothing. Instance norm takes a constant away and divides the rounding noise that is left by sqrt(1e-5): up
-to 300 times larger after each norm, after a few it is all there is, in float64 too. So flat images are refused, by name. Faint ones are
-judged as long as the rounding of the dtype leaves something to judge: see ``require_telling``.
+An image of one colour decides nothing. Instance norm takes a constant away and divides the rounding noise
+that is left by sqrt(1e-5): up to 300 times larger after each norm, after a few it is all there is, in float64
+too. So flat images are refused, by name. Faint ones are judged as long as the rounding of the dtype leaves
+something to judge: see ``require_telling``.
 """
 
 from __future__ import annotations
@@ -54,8 +63,9 @@ from fastcyclegan.testing import PARITY_ULPS, is_cancelled_bias, relative_error
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 KINKED = 1e-3
 DIFFERENTIATED, MOVED = KINKED**0.5, 2 * 0.024**0.5
-# In float64: the difference allowed, and after how many iterations. The second sees weights, moments and pools that the first left. Each
-# one more makes rounding three to seven times larger: at most 3e-11 was seen after two (256x256, five seeds), 3e-10 after four.
+# In float64: the difference allowed, and after how many iterations. The second sees weights, moments and
+# pools that the first left. Each one more makes rounding three to seven times larger: at most 3e-11 was seen
+# after two (256x256, five seeds), 3e-10 after four.
 EXACT, EXACT_STEPS = 1e-9, 2
 WAY = "way of the weights of "
 LOSSES, PICTURES = "losses", "pictures"
@@ -63,14 +73,22 @@ FORWARD = (f"{LOSSES} of iteration 1", f"{PICTURES} of iteration 1")
 
 
 def _vector(net: nn.Module, value: Callable[[nn.Parameter], Tensor]) -> Tensor:
-    """Return ``value`` of the parameters of ``net`` in one float64 vector on the CPU, without those biases that no output depends on."""
-    kept = [value(p).detach().double().cpu().flatten() for name, p in net.named_parameters() if not is_cancelled_bias(net, name)]
+    """Return ``value`` of the parameters of ``net`` in one float64 vector on the CPU, without those biases
+    that no output depends on.
+    """
+    kept = [
+        value(p).detach().double().cpu().flatten()
+        for name, p in net.named_parameters()
+        if not is_cancelled_bias(net, name)
+    ]
     return torch.cat(kept)
 
 
 def gradients_of(step: TrainStep) -> dict[str, Tensor]:
     """Return Adam's first moments by network: after one iteration the gradients, but for a factor."""
-    moments: dict[Any, Any] = {p: state["exp_avg"] for optimizer in step.optimizers for p, state in optimizer.state.items()}
+    moments: dict[Any, Any] = {
+        p: state["exp_avg"] for optimizer in step.optimizers for p, state in optimizer.state.items()
+    }
     return {name: _vector(net, lambda p: moments[p]) for name, net in step.nets.items()}
 
 
@@ -88,7 +106,8 @@ def _on_the_host(net: nn.Module) -> dict[str, Tensor]:
 class Trace:
     """What the first iterations gave, by a name that says what it is.
 
-    ``starts``: the networks' weights that each later iteration began at. ``own``: what of it is held to a truth of its own, see the module.
+    ``starts``: the networks' weights that each later iteration began at. ``own``: what of it is held to a
+    truth of its own, see the module.
     """
 
     found: dict[str, Tensor]
@@ -96,7 +115,9 @@ class Trace:
     own: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, step: TrainStep, batches: Sequence[Batch], each: Callable[[Any], Any] = lambda f: f()) -> Trace:
+    def of(
+        cls, step: TrainStep, batches: Sequence[Batch], each: Callable[[Any], Any] = lambda f: f()
+    ) -> Trace:
         """Run one iteration a batch. ``each`` is what calls them, as to time them."""
         start = {name: _vector(net, lambda p: p) for name, net in step.nets.items()}
         losses: list[Tensor] = []
@@ -111,7 +132,11 @@ class Trace:
         found = dict(zip(FORWARD, (losses[0], fakes[:, : len(batches[0].A)]), strict=True))
         found |= {f"gradients of {name}": gradients[name] for name in gradients}
         if len(batches) > 1:
-            found |= dict(zip(later(len(batches)), (torch.stack(losses[1:]), fakes[:, len(batches[0].A) :]), strict=True))
+            found |= dict(
+                zip(
+                    later(len(batches)), (torch.stack(losses[1:]), fakes[:, len(batches[0].A) :]), strict=True
+                )
+            )
         found |= {f"{WAY}{name}": _vector(net, lambda p: p) - start[name] for name, net in step.nets.items()}
         return cls(found, starts)
 
@@ -120,7 +145,9 @@ class Trace:
         return self.found[what] - self.own.get(what, truth.found[what])
 
     def error_of(self, what: str, truth: Trace) -> float:
-        """Return how far ``what`` is from ``truth``, relatively; each way of a weight times its gradient, see the module."""
+        """Return how far ``what`` is from ``truth``, relatively; each way of a weight times its gradient, see
+        the module.
+        """
         mine, true = self.found[what], self.own.get(what, truth.found[what])
         name = what.removeprefix(WAY)
         if name != what:
@@ -157,11 +184,15 @@ def require(name: str, found: Sequence[Difference]) -> None:
     """Raise AssertionError where the rule does not hold."""
     for d in found:
         if not d.holds:
-            raise AssertionError(f"{name}: {d.what}: relative error {d.found:.3e} against float64, allowed {d.allowed:.3e}")
+            raise AssertionError(
+                f"{name}: {d.what}: relative error {d.found:.3e} against float64, allowed {d.allowed:.3e}"
+            )
 
 
 def differences(ours: Trace, theirs: Sequence[Trace], truth: Trace, dtype: torch.dtype) -> list[Difference]:
-    """Return the rule's verdicts; of several yardsticks that PyTorch has in ``dtype``, the one furthest from float64 counts."""
+    """Return the rule's verdicts; of several yardsticks that PyTorch has in ``dtype``, the one furthest from
+    float64 counts.
+    """
 
     def furthest(what: str) -> tuple[float, Trace]:
         return max(((trace.error_of(what, truth), trace) for trace in theirs), key=lambda pair: pair[0])
@@ -169,7 +200,9 @@ def differences(ours: Trace, theirs: Sequence[Trace], truth: Trace, dtype: torch
     found = []
     for what in ours.found:
         of_the_dtype, trace = furthest(what)
-        allowed = max(2 * of_the_dtype + PARITY_ULPS[dtype] * torch.finfo(dtype).eps, least_allowed(what, dtype))
+        allowed = max(
+            2 * of_the_dtype + PARITY_ULPS[dtype] * torch.finfo(dtype).eps, least_allowed(what, dtype)
+        )
         if what.startswith(LOSSES):
             allowed = max(allowed, furthest(what.replace(LOSSES, PICTURES))[0])
         largest = (_largest(each.difference(what, truth)) for each in (ours, trace))
@@ -178,7 +211,9 @@ def differences(ours: Trace, theirs: Sequence[Trace], truth: Trace, dtype: torch
 
 
 def least_allowed(what: str, dtype: torch.dtype) -> float:
-    """Return the error that chance makes of ``what``, see the module: none in what has not been differentiated, or is of 16 bits."""
+    """Return the error that chance makes of ``what``, see the module: none in what has not been
+    differentiated, or is of 16 bits.
+    """
     if dtype != torch.float32 or what in FORWARD:
         return 0.0
     return MOVED if what.startswith(WAY) else DIFFERENTIATED
@@ -186,7 +221,9 @@ def least_allowed(what: str, dtype: torch.dtype) -> float:
 
 @dataclass
 class First:
-    """What the first iterations of a step said: verdicts, seconds of each, and the most memory while one runs."""
+    """What the first iterations of a step said: verdicts, seconds of each, and the most memory while one
+    runs.
+    """
 
     differences: list[Difference]
     seconds: list[float]
@@ -204,21 +241,33 @@ def is_flat(image: Tensor) -> bool:
 
 def flat_images(batches: Sequence[Batch]) -> list[str]:
     """Return the paths of the images of ``batches`` that are flat."""
-    pairs = [(path, image) for batch in batches for side in "AB" for path, image in zip(*_side(batch, side), strict=True)]
+    pairs = [
+        (path, image)
+        for batch in batches
+        for side in "AB"
+        for path, image in zip(*_side(batch, side), strict=True)
+    ]
     return [path for path, image in pairs if is_flat(image)]
 
 
 def deviation(image: Tensor) -> float:
-    """Return by how much the pixels of ``image`` [C, H, W] deviate from its mean colour, as a root mean square."""
+    """Return by how much the pixels of ``image`` [C, H, W] deviate from its mean colour, as a root mean
+    square.
+    """
     return image.double().var((1, 2), correction=0).mean().sqrt().item()
 
 
 def require_telling(found: Sequence[Difference], batches: Sequence[Batch]) -> None:
-    """Raise Undecided where the dtype leaves nothing to judge: an error of 1 is what zeros have, and where it is allowed, all passes."""
+    """Raise Undecided where the dtype leaves nothing to judge: an error of 1 is what zeros have, and where it
+    is allowed, all passes.
+    """
     for d in found:
         if d.what in FORWARD and not d.allowed < 1:
             images = listed([path for batch in batches for side in "AB" for path in _side(batch, side)[0]])
-            raise Undecided(f"{d.what}: rounding alone takes the official order {d.of_the_dtype:.0%} from float64, on {images}")
+            raise Undecided(
+                f"{d.what}: rounding alone takes the official order {d.of_the_dtype:.0%} from float64, on"
+                f" {images}"
+            )
 
 
 def _side(batch: Batch, side: str) -> tuple[list[str], Tensor]:
@@ -233,11 +282,13 @@ def listed(names: Sequence[str], shown: int = 4) -> str:
 
 
 def liveliest_crop(image: Tensor, size: int) -> Tensor:
-    """Return the crop of ``image`` [C, H, W] that varies most, at most ``size`` squared, in float64 with its contrast stretched to [-1, 1].
+    """Return the crop of ``image`` [C, H, W] that varies most, at most ``size`` squared, in float64 with its
+    contrast stretched to [-1, 1].
 
-    Every place is looked at, so all but a flat image has a crop that varies, while a shrunken image may be flat where its pixels are not.
-    Channels are centred, and stretched by one factor. Then n pixels of the one that varies most deviate by sqrt(2 / n) or more, so that at
-    32x32 no more than 5 bits drown in the mean that the first instance norm takes away, however faint the image is.
+    Every place is looked at, so all but a flat image has a crop that varies, while a shrunken image may be
+    flat where its pixels are not. Channels are centred, and stretched by one factor. Then n pixels of the one
+    that varies most deviate by sqrt(2 / n) or more, so that at 32x32 no more than 5 bits drown in the mean
+    that the first instance norm takes away, however faint the image is.
     """
     pixels = image.detach().double().cpu()
     height, width = (min(size, side) for side in pixels.shape[1:])
@@ -251,13 +302,18 @@ def liveliest_crop(image: Tensor, size: int) -> Tensor:
 
 
 def _crops_of(batch: Batch, size: int) -> Batch:
-    A, B = (torch.stack([liveliest_crop(image, size) for image in images]).to(images.device) for images in (batch.A, batch.B))
+    A, B = (
+        torch.stack([liveliest_crop(image, size) for image in images]).to(images.device)
+        for images in (batch.A, batch.B)
+    )
     return replace(batch, A=A, B=B)
 
 
 @dataclass
 class Judge:
-    """Holds training steps that begin at the weights of ``nets`` and see ``batches`` to the official order in float64."""
+    """Holds training steps that begin at the weights of ``nets`` and see ``batches`` to the official order in
+    float64.
+    """
 
     nets: Mapping[str, nn.Module]
     batches: Sequence[Batch]
@@ -280,7 +336,9 @@ class Judge:
         return self._traces[key]
 
     def _with_own_truth(self, trace: Trace, precision: str) -> Trace:
-        """Return ``trace``, its later iterations in 16 bits with what float64 makes of the weights that each of them began at."""
+        """Return ``trace``, its later iterations in 16 bits with what float64 makes of the weights that each
+        of them began at.
+        """
         if DTYPES[precision] != torch.float32 and trace.starts:
             step = train_step("official", self.nets, self.device, self.loss, torch.float64, self.config)
             losses = []
@@ -293,14 +351,21 @@ class Judge:
         return trace
 
     def _yardsticks(self, precision: str) -> list[Trace]:
-        return [self._trace(p) for p in (("official_bf16",) if precision == "bf16" else ("official", OFFICIAL_CHANNELS_LAST))]
+        return [
+            self._trace(p)
+            for p in (("official_bf16",) if precision == "bf16" else ("official", OFFICIAL_CHANNELS_LAST))
+        ]
 
     def judge_losses(self, losses: Tensor, precision: str) -> Difference:
         """Return the verdict on the losses of the first iteration alone."""
         name = FORWARD[0]
-        return differences(Trace({name: losses}), self._yardsticks(precision), self.truth, DTYPES[precision])[0]
+        return differences(Trace({name: losses}), self._yardsticks(precision), self.truth, DTYPES[precision])[
+            0
+        ]
 
-    def judge(self, name: str, step: TrainStep, each: Callable[[Any], Any] = lambda f: f()) -> list[Difference]:
+    def judge(
+        self, name: str, step: TrainStep, each: Callable[[Any], Any] = lambda f: f()
+    ) -> list[Difference]:
         """Run the first iterations of ``step`` and return the verdicts on them."""
         trace = self._with_own_truth(Trace.of(step, self.batches, each), step.precision)
         if name in ("official", "official_bf16"):
@@ -321,19 +386,27 @@ class Judge:
             return result
 
         found = self.judge(name, step, timed)
-        # On a CPU the networks were there before the measured iteration; on a GPU they are in the measured memory.
+        # On a CPU the networks were there before the measured iteration; on a GPU they are in the measured
+        # memory.
         held = held_bytes(step.state()) if DEVICE == "cpu" else 0
         return First(found, seconds, None if memory.bytes is None else memory.bytes + held)
 
     def mathematics(self, size: int = 32) -> float:
-        """Return how far ours is from the official order where both are in float64, uncompiled, on crops of the first images: at most.
+        """Return how far ours is from the official order where both are in float64, uncompiled, on crops of
+        the first images: at most.
 
-        Nothing is left to the dtype there, so more than EXACT is other mathematics. Raises Undecided where an image is flat.
+        Nothing is left to the dtype there, so more than EXACT is other mathematics. Raises Undecided where an
+        image is flat.
         """
         batches = self.batches[:EXACT_STEPS]
         if flat := flat_images(batches):
-            raise Undecided(f"{listed(flat)}: of one colour all over, and instance norm makes rounding noise of that")
+            raise Undecided(
+                f"{listed(flat)}: of one colour all over, and instance norm makes rounding noise of that"
+            )
         crops = [_crops_of(batch, size) for batch in batches]
-        steps = (train_step(name, self.nets, self.device, self.loss, torch.float64, self.config) for name in ("ours", "official"))
+        steps = (
+            train_step(name, self.nets, self.device, self.loss, torch.float64, self.config)
+            for name in ("ours", "official")
+        )
         ours, official = (Trace.of(step, crops) for step in steps)
         return max(ours.error_of(what, official) for what in official.found)

@@ -1,6 +1,8 @@
-"""Networks of other fields in plain torch, as their authors write them: what ``accelerate`` is tested and measured on.
+"""Networks of other fields in plain torch, as their authors write them: what ``accelerate`` is tested and
+measured on.
 
-Nothing here is arranged for it: an activation that several norms share, layers that are registered twice, switches in a forward.
+Nothing here is arranged for it: an activation that several norms share, layers that are registered twice,
+switches in a forward.
 """
 
 from __future__ import annotations
@@ -11,11 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# --- A 3-D U-Net of the nnU-Net kind: Isensee et al., "nnU-Net", 2021 ------------------------------------------------------------------
+# --- A 3-D U-Net of the nnU-Net kind: Isensee et al., "nnU-Net", 2021 ---------------------------------------
 
 
 class ConvNormNonlin(nn.Module):
-    """Convolution, norm, LeakyReLU: attributes of their own and members of a Sequential, which is what runs."""
+    """Convolution, norm, LeakyReLU: attributes of their own and members of a Sequential, which is what
+    runs."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -32,7 +35,9 @@ class ConvNormNonlin(nn.Module):
 class StackedConvs(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
-        self.convs = nn.Sequential(ConvNormNonlin(inputs, outputs, stride), ConvNormNonlin(outputs, outputs, 1))
+        self.convs = nn.Sequential(
+            ConvNormNonlin(inputs, outputs, stride), ConvNormNonlin(outputs, outputs, 1)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.convs(x)
@@ -62,7 +67,9 @@ class Decoder(nn.Module):
 class UNet3d(nn.Module):
     """[N, channels, D, H, W] to [N, classes, D, H, W], sides multiples of 2 ** (len(features) - 1)."""
 
-    def __init__(self, features: Sequence[int] = (32, 64, 128, 256), channels: int = 1, classes: int = 3) -> None:
+    def __init__(
+        self, features: Sequence[int] = (32, 64, 128, 256), channels: int = 1, classes: int = 3
+    ) -> None:
         super().__init__()
         sizes = zip((channels, *features), features, strict=False)
         self.stages = nn.Sequential(*(StackedConvs(i, o, 2 if n else 1) for n, (i, o) in enumerate(sizes)))
@@ -77,13 +84,15 @@ class UNet3d(nn.Module):
         return y
 
 
-# --- Fast style transfer: Johnson et al., "Perceptual Losses", 2016, as in PyTorch's examples -----------------------------------------
+# --- Fast style transfer: Johnson et al., "Perceptual Losses", 2016, as in PyTorch's examples ---------------
 
 
 class PaddedConv(nn.Module):
     """A reflected border and a convolution, after a resize where ``upsample`` says so."""
 
-    def __init__(self, inputs: int, outputs: int, kernel_size: int, stride: int = 1, upsample: int | None = None) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, kernel_size: int, stride: int = 1, upsample: int | None = None
+    ) -> None:
         super().__init__()
         self.upsample = upsample
         self.reflection_pad = nn.ReflectionPad2d(kernel_size // 2)
@@ -138,7 +147,7 @@ class StyleTransfer(nn.Module):
         return y
 
 
-# --- Super-resolution: Ledig et al., "SRGAN", 2017, with instance norm and reflecting convolutions ------------------------------------
+# --- Super-resolution: Ledig et al., "SRGAN", 2017, with instance norm and reflecting convolutions ----------
 
 
 def reflecting(inputs: int, outputs: int, kernel_size: int = 3) -> nn.Conv2d:
@@ -157,13 +166,22 @@ class SuperBlock(nn.Module):
 
 
 class SuperResolution(nn.Module):
-    """[N, 3, H, W] to [N, 3, 2 H, 2 W]. The norm before the long skip has no activation, the upsampler's has one with a parameter."""
+    """[N, 3, H, W] to [N, 3, 2 H, 2 W]. The norm before the long skip has no activation, the upsampler's has
+    one with a parameter.
+    """
 
     def __init__(self, width: int = 64, blocks: int = 8, edge: int = 9) -> None:
         super().__init__()
         self.head = nn.Sequential(reflecting(3, width, edge), nn.LeakyReLU(0.2))
-        self.body = nn.Sequential(*(SuperBlock(width) for _ in range(blocks)), reflecting(width, width), nn.InstanceNorm2d(width))
-        self.up = nn.Sequential(reflecting(width, 4 * width), nn.PixelShuffle(2), nn.InstanceNorm2d(width, affine=True), nn.PReLU())
+        self.body = nn.Sequential(
+            *(SuperBlock(width) for _ in range(blocks)), reflecting(width, width), nn.InstanceNorm2d(width)
+        )
+        self.up = nn.Sequential(
+            reflecting(width, 4 * width),
+            nn.PixelShuffle(2),
+            nn.InstanceNorm2d(width, affine=True),
+            nn.PReLU(),
+        )
         self.tail = reflecting(width, 3, edge)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -175,7 +193,8 @@ class SuperResolution(nn.Module):
 Net = tuple[Callable[[], nn.Module], tuple[int, ...]]
 """What builds a network, and the shape of its input."""
 
-# As large as their authors make them, but for the U-Net, of which two levels are left out; and as small as they can be.
+# As large as their authors make them, but for the U-Net, of which two levels are left out; and as small as
+# they can be.
 NETS: dict[str, Net] = {
     "3-D U-Net": (UNet3d, (1, 1, 64, 64, 64)),
     "style transfer": (StyleTransfer, (1, 3, 256, 256)),

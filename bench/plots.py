@@ -1,4 +1,6 @@
-"""Results as pictures: step time by provider, images a second by batch, memory by size, and the roofline. Needs matplotlib."""
+"""Results as pictures: step time by provider, images a second by batch, memory by size, and the roofline.
+Needs matplotlib.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,13 @@ def _draw_step_time(axes: Any, results: Results) -> bool:
     rows = groups[0][::-1]
     spreads = [row.each.scaled(1e3) for row in rows]
     errors = [[s.median - s.least for s in spreads], [s.most - s.median for s in spreads]]
-    axes.barh([row.provider for row in rows], [s.median for s in spreads], xerr=errors, color=[_color(row) for row in rows], capsize=3)
+    axes.barh(
+        [row.provider for row in rows],
+        [s.median for s in spreads],
+        xerr=errors,
+        color=[_color(row) for row in rows],
+        capsize=3,
+    )
     for y, (row, spread) in enumerate(zip(rows, spreads, strict=True)):
         axes.text(spread.most, y, f"  {speed_up(row, groups[0][0]).median:.2f}x", va="center", fontsize=8)
     axes.set(xlabel="ms an iteration (bar: median, line: least to most)", title=groups[0][0].group)
@@ -63,8 +71,16 @@ def _draw_images_by_batch(axes: Any, results: Results) -> bool:
     styles = dict(zip(sorted({size for _, size in lines}), ("-", "--", ":", "-."), strict=False))
     for (provider, size), found in lines.items():
         found.sort(key=lambda row: row.info["batch"])
-        batches, rates = [row.info["batch"] for row in found], [row.rate[0].median for row in found if row.rate]
-        axes.plot(batches, rates, styles.get(size, "-"), marker="o", color=_color(found[0]), label=f"{provider}, {size}x{size}")
+        batches = [row.info["batch"] for row in found]
+        rates = [row.rate[0].median for row in found if row.rate]
+        axes.plot(
+            batches,
+            rates,
+            styles.get(size, "-"),
+            marker="o",
+            color=_color(found[0]),
+            label=f"{provider}, {size}x{size}",
+        )
     axes.set(xlabel="pictures in a batch", ylabel="images/s", title="generator")
     axes.set_ylim(bottom=0)
     axes.set_xticks(sorted({row.info["batch"] for row in rows}))
@@ -76,7 +92,11 @@ def _draw_images_by_batch(axes: Any, results: Results) -> bool:
 
 def _draw_memory_by_size(axes: Any, results: Results) -> bool:
     """Peak memory of the generator's and the training step's rows by the number of pixels in a batch."""
-    rows = [row for row in results.rows if row.info.get("peak_bytes") and row.file in ("bench_generator.py", "bench_train_step.py")]
+    rows = [
+        row
+        for row in results.rows
+        if row.info.get("peak_bytes") and row.file in ("bench_generator.py", "bench_train_step.py")
+    ]
     lines: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         kind = "training" if row.file == "bench_train_step.py" else "translating"
@@ -85,8 +105,20 @@ def _draw_memory_by_size(axes: Any, results: Results) -> bool:
     for (provider, kind), found in lines.items():
         found.sort(key=_pixels)
         x, y = [_pixels(row) / 1e6 for row in found], [row.info["peak_bytes"] / 2**20 for row in found]
-        axes.plot(x, y, marker="s" if kind == "training" else "o", color=_color(found[0]), label=f"{provider}, {kind}")
-    axes.set(xlabel="megapixels in a batch", ylabel="peak memory, MiB", title="memory by size", xscale="log", yscale="log")
+        axes.plot(
+            x,
+            y,
+            marker="s" if kind == "training" else "o",
+            color=_color(found[0]),
+            label=f"{provider}, {kind}",
+        )
+    axes.set(
+        xlabel="megapixels in a batch",
+        ylabel="peak memory, MiB",
+        title="memory by size",
+        xscale="log",
+        yscale="log",
+    )
     axes.set_xticks(ticks := sorted({_pixels(row) / 1e6 for row in rows}), [f"{x:.3g}" for x in ticks])
     axes.minorticks_off()
     axes.grid(alpha=0.3)
@@ -100,12 +132,18 @@ def _pixels(row: Row) -> int:
 
 
 def _draw_roofline(axes: Any, results: Results) -> bool:
-    """The ceilings that were measured, where each layer of a training step lies under them, and the step as it was timed."""
+    """The ceilings that were measured, where each layer of a training step lies under them, and the step as
+    it was timed.
+    """
     from bench.roofline import step_work
 
     chips = chips_of(results)
     # The floor is that of networks of the default width.
-    steps = [row for row in _rows_of(results, "bench_train_step.py") if row.info.get("precision") in chips and row.info.get("ngf") == 64]
+    steps = [
+        row
+        for row in _rows_of(results, "bench_train_step.py")
+        if row.info.get("precision") in chips and row.info.get("ngf") == 64
+    ]
     if not chips or not steps:
         return False
     best = min(steps, key=lambda row: row.each.median / row.info["batch"])
@@ -114,7 +152,13 @@ def _draw_roofline(axes: Any, results: Results) -> bool:
         rates = [min(chip.matrix, n * chip.bandwidth) / 1e12 for n in intensities]
         axes.plot(intensities, rates, style, color="black", label=f"ceilings, {precision}")
     for row in (row for row in steps if row.group == best.group):
-        work = step_work(row.info["size"], row.info["batch"], row.info["blocks"], row.info["identity"], row.info["precision"])
+        work = step_work(
+            row.info["size"],
+            row.info["batch"],
+            row.info["blocks"],
+            row.info["identity"],
+            row.info["precision"],
+        )
         flops, moved = (sum(w.calls * getattr(w, name) for w in work) for name in ("flops", "bytes"))
         label = f"{row.provider}, the whole step in {row.info['precision']}"
         axes.plot(flops / moved, flops / row.each.median / 1e12, "s", color=_color(row), label=label)
@@ -124,7 +168,10 @@ def _draw_roofline(axes: Any, results: Results) -> bool:
             rates = [min(chip.matrix, x * chip.bandwidth) / 1e12 for x in layers]
             axes.plot(layers, rates, ".", color="black", markersize=5)
     axes.set(xscale="log", yscale="log", xlabel="FLOP a byte that must move", ylabel="TFLOP/s")
-    axes.set_title(f"roofline of a training step, {best.info['size']}x{best.info['size']} (dots: layers at their ceiling)")
+    axes.set_title(
+        f"roofline of a training step, {best.info['size']}x{best.info['size']} (dots: layers at their"
+        " ceiling)"
+    )
     axes.legend(fontsize=6)
     axes.grid(alpha=0.3)
     return True
@@ -148,7 +195,12 @@ def chips_of(results: Results) -> dict[str, Any]:
     return found
 
 
-_COLORS = {"official": "tab:gray", "official_strict": "silver", "official_bf16": "tab:orange", "official_compiled": "tab:brown"}
+_COLORS = {
+    "official": "tab:gray",
+    "official_strict": "silver",
+    "official_bf16": "tab:orange",
+    "official_compiled": "tab:brown",
+}
 _COLORS |= {"official_max_autotune": "tab:purple", "ours": "tab:cyan", "ours_compiled": "tab:blue"}
 
 

@@ -1,4 +1,5 @@
-"""One process with a limit: its output is on the disk as it comes, and nothing that it started outlives it."""
+"""One process with a limit: its output is on the disk as it comes, and nothing that it started outlives
+it."""
 
 from __future__ import annotations
 
@@ -25,7 +26,9 @@ _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 @dataclass
 class Ended:
-    """How a process ended: its exit status (negative: the signal), its seconds, whether its limit ended it, and what it printed."""
+    """How a process ended: its exit status (negative: the signal), its seconds, whether its limit ended it,
+    and what it printed.
+    """
 
     status: int
     seconds: float
@@ -34,7 +37,9 @@ class Ended:
 
 
 def run_process(command: Sequence[str], seconds: float, environment: dict[str, str], log: Path) -> Ended:
-    """Run ``command`` in the checkout for at most ``seconds``; nothing of it outlives that. Its output goes to ``log``, as it comes."""
+    """Run ``command`` in the checkout for at most ``seconds``; nothing of it outlives that. Its output goes
+    to ``log``, as it comes.
+    """
     began = time.monotonic()
     with log.open("ab") as file:
         file.write(f"$ {' '.join(command)}\n".encode())
@@ -73,7 +78,9 @@ def run_process(command: Sequence[str], seconds: float, environment: dict[str, s
 
 
 def _die_with_the_parent() -> None:
-    """Let this process be killed when the one that started it is: else it would hold the GPU after a call that was ended from outside."""
+    """Let this process be killed when the one that started it is: else it would hold the GPU after a call
+    that was ended from outside.
+    """
     if _LIBC is not None:
         _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 

@@ -1,7 +1,9 @@
-"""The proof of speed and parity on your own machine and pictures: python scripts/prove.py --data_A photos --data_B paintings
+"""The proof of speed and parity on your own machine and pictures: python scripts/prove.py --data_A photos
+--data_B paintings
 
-The official order, as people run it, and ours, as ``scripts/train.py --compile`` runs it, train from the same weights on the same samples.
-First both are held to the official order in float64, then they are timed in turns in random order. Where parity fails, no speed is shown.
+The official order, as people run it, and ours, as ``scripts/train.py --compile`` runs it, train from the same
+weights on the same samples. First both are held to the official order in float64, then they are timed in
+turns in random order. Where parity fails, no speed is shown.
 """
 
 from __future__ import annotations
@@ -26,8 +28,26 @@ from torch import Tensor
 
 from bench.figures import Row, Spread, anchor_of, duration, speed_up
 from bench.machine import DEVICE, PeakMemory, machine
-from bench.parity import EXACT, EXACT_STEPS, Difference, Judge, Undecided, deviation, flat_images, listed, require_telling
-from bench.providers import PROVIDERS, TrainStep, code_of, plain_networks, remember_compiled, seconds_to_compile, train_step
+from bench.parity import (
+    EXACT,
+    EXACT_STEPS,
+    Difference,
+    Judge,
+    Undecided,
+    deviation,
+    flat_images,
+    listed,
+    require_telling,
+)
+from bench.providers import (
+    PROVIDERS,
+    TrainStep,
+    code_of,
+    plain_networks,
+    remember_compiled,
+    seconds_to_compile,
+    train_step,
+)
 from bench.timing import Entrant, Unserved, race
 from fastcyclegan.config import DataConfig, LossConfig, ModelConfig
 from fastcyclegan.data import builtin
@@ -42,13 +62,15 @@ from fastcyclegan.errors import UserError
 
 # Parity after so many iterations; so many samples go round; so many are shown.
 STEPS, INPUTS, SHOWN, SIDE = {"cpu": 2, "cuda": 4}, 8, 3, 128
-# Below it a discriminator's last norm has maps of 2 x 2: where their four values are nearly alike, rounding decides what comes out.
+# Below it a discriminator's last norm has maps of 2 x 2: where their four values are nearly alike, rounding
+# decides what comes out.
 LEAST_SIZE = 32
 # Of so many samples, those with an image of one colour all over are passed by.
 LOOKED = 256
 ROUNDS, STRIDE = {"cpu": 20, "cuda": 15}, {"cpu": 1, "cuda": 10}
 NETWORKS = ModelConfig()
-# On a CPU, the side of the pictures by the seconds that an iteration of the official order takes at 64x64: so that it all takes a minute.
+# On a CPU, the side of the pictures by the seconds that an iteration of the official order takes at 64x64: so
+# that it all takes a minute.
 SIZES = {128: 0.6, 96: 1.4, 64: math.inf}
 
 
@@ -71,28 +93,45 @@ def batches_of(options: argparse.Namespace, size: int, say: Callable[[str], None
     """Return the samples that both train on, and where they are from. Raises UserError."""
     with tempfile.TemporaryDirectory() as folder:
         data = DataConfig(
-            data_A=options.data_A, data_B=options.data_B, skip_bad_images=True, load_size=math.ceil(size * 286 / 256), crop_size=size
+            data_A=options.data_A,
+            data_B=options.data_B,
+            skip_bad_images=True,
+            load_size=math.ceil(size * 286 / 256),
+            crop_size=size,
         )
         where = f"{options.data_A} and {options.data_B}"
         if options.data_A is None:
             builtin.write(Path(folder), options.seed)
-            data, where = dataclasses.replace(data, dataroot=Path(folder), data_A=None, data_B=None), "the built-in shapes"
-        found = find_pictures(data, options.seed, say, None, Needs(NETWORKS.size_multiple, NETWORKS.least_side))
+            data = dataclasses.replace(data, dataroot=Path(folder), data_A=None, data_B=None)
+            where = "the built-in shapes"
+        found = find_pictures(
+            data, options.seed, say, None, Needs(NETWORKS.size_multiple, NETWORKS.least_side)
+        )
         fit = Fit.of(data)
         a, b = (Source(paths, fit, found.checked) for paths in (found.train_A, found.train_B))
         plan = Plan(options.seed, len(found.train_A), len(found.train_B))
         loader = FolderLoader(a, b, plan, torch.device("cpu"))
         lively, flat = lively_samples(loader)
     if not lively:
-        raise UserError(f"cannot decide: none of {LOOKED} samples is without an image of one colour all over: {listed(flat)}")
+        raise UserError(
+            f"cannot decide: none of {LOOKED} samples is without an image of one colour all over:"
+            f" {listed(flat)}"
+        )
     if flat:
         say(f"passed by, because an image of one colour all over decides nothing: {listed(flat)}")
     moved = [dataclasses.replace(batch, A=batch.A.to(DEVICE), B=batch.B.to(DEVICE)) for batch in lively]
-    return moved, f"{len(found.train_A)} and {len(found.train_B)} pictures (without those that training holds out), {where}"
+    return (
+        moved,
+        (
+            f"{len(found.train_A)} and {len(found.train_B)} pictures (without those that training holds out),"
+            f" {where}"
+        ),
+    )
 
 
 def lively_samples(loader: Loader) -> tuple[list[Batch], list[str]]:
-    """Return INPUTS samples without flat images, those that vary most first: parity is judged on these. And the paths of flat images.
+    """Return INPUTS samples without flat images, those that vary most first: parity is judged on these. And
+    the paths of flat images.
 
     Where there are fewer among LOOKED samples they come round again; where there is none, none is returned.
     """
@@ -113,7 +152,8 @@ def suitable_size() -> tuple[int, str]:
     """Return the side of the pictures that makes this take a minute, and why."""
     if DEVICE == "cuda":
         return 256, "the default size"
-    step, noise = train_step("official", plain_networks(NETWORKS), DEVICE, config=NETWORKS), torch.rand(1, 3, 64, 64) * 2 - 1
+    step = train_step("official", plain_networks(NETWORKS), DEVICE, config=NETWORKS)
+    noise = torch.rand(1, 3, 64, 64) * 2 - 1
     plan = Plan(0, 9, 9)
     batch = Batch(noise, noise, [""], [""], [plan.sample(1, 0)])
     step.run(batch)
@@ -121,11 +161,19 @@ def suitable_size() -> tuple[int, str]:
     step.run(batch)
     seconds = time.perf_counter() - start
     size = next(size for size, most in SIZES.items() if seconds < most)
-    return size, f"because an iteration of the official order at 64x64 takes {seconds:.1f} s here; --size asks for another"
+    return (
+        size,
+        (
+            f"because an iteration of the official order at 64x64 takes {seconds:.1f} s here; --size asks for"
+            " another"
+        ),
+    )
 
 
 def prove(batches: Sequence[Batch], ours: str, end: float, fault: bool, say: Callable[[str], None]) -> Proof:
-    """Hold both to float64, then time them in turns until the clock says ``end``. Without parity there are no rows. Raises Undecided."""
+    """Hold both to float64, then time them in turns until the clock says ``end``. Without parity there are no
+    rows. Raises Undecided.
+    """
     nets = plain_networks(NETWORKS)
     judge = Judge(nets, batches[: STEPS[DEVICE]], DEVICE, LossConfig(), NETWORKS)
     proof = Proof(judge.mathematics(), {}, [], {})
@@ -155,17 +203,23 @@ def prove(batches: Sequence[Batch], ours: str, end: float, fault: bool, say: Cal
 
 
 def _entrant(step: TrainStep, batches: Sequence[Batch], info: dict[str, Any]) -> Entrant:
-    """Return a step that is warm by its first iterations: both run as many, so that their pictures can be compared."""
+    """Return a step that is warm by its first iterations: both run as many, so that their pictures can be
+    compared.
+    """
     numbers = iter(range(STEPS[DEVICE], 10**9))
 
     def run() -> None:
         for _ in range(STRIDE[DEVICE]):
             step.run(batches[next(numbers) % len(batches)])
 
-    return Entrant(run, info={**info, "operations": STRIDE[DEVICE], "pictures": 2 * len(batches[0].A) * STRIDE[DEVICE]}, cold=True)
+    return Entrant(
+        run,
+        info={**info, "operations": STRIDE[DEVICE], "pictures": 2 * len(batches[0].A) * STRIDE[DEVICE]},
+        cold=True,
+    )
 
 
-# --- What is shown ------------------------------------------------------------------------------------------------------------------
+# --- What is shown ------------------------------------------------------------------------------------------
 
 
 def differences_table(proof: Proof, ours: str) -> Iterator[str]:
@@ -174,16 +228,28 @@ def differences_table(proof: Proof, ours: str) -> Iterator[str]:
     verdict = "holds" if proof.exact <= EXACT else "FAILS"
     bound = f"relative difference {proof.exact:.1e} at most, allowed {EXACT:.0e}  {verdict}"
     yield f"both in float64, {EXACT_STEPS} iterations on 32x32 of each image: {bound}\n"
-    heads = (f"after {steps} iterations, from float64", f"ours, {precision}", f"official, {precision}", "allowed", "")
+    heads = (
+        f"after {steps} iterations, from float64",
+        f"ours, {precision}",
+        f"official, {precision}",
+        "allowed",
+        "",
+    )
     yield "{:<40}{:>14}{:>16}{:>12}  {}".format(*heads)
     for d in proof.differences[ours]:
         verdict = "holds" if d.holds else "FAILS"
         yield f"  {d.what:<38}{d.found:>14.2e}{d.of_the_dtype:>16.2e}{d.allowed:>12.2e}  {verdict}"
         yield f"  {'':<6}{'largest single one':<32}{d.largest:>14.2e}{d.largest_of_the_dtype:>16.2e}"
-    yield "Relative errors, and the largest of any one number. Gradients: Adam's first moments; the way of the weights: what updates added,"
+    yield (
+        "Relative errors, and the largest of any one number. Gradients: Adam's first moments; the way of the"
+        " weights: what updates added,"
+    )
     yield "in relative errors each times its gradient."
     if precision == "fp32":
-        yield "In fp32 some ReLUs come out on the other side of zero, by chance: 3e-02 is allowed after a derivative, 3e-01 after Adam."
+        yield (
+            "In fp32 some ReLUs come out on the other side of zero, by chance: 3e-02 is allowed after a"
+            " derivative, 3e-01 after Adam."
+        )
 
 
 def speed_table(proof: Proof) -> Iterator[str]:
@@ -199,12 +265,24 @@ def speed_table(proof: Proof) -> Iterator[str]:
     yield line("iterations/s", lambda row: f"{_rates(row, 1):.3g}")
     yield line("images/s", lambda row: f"{_rates(row, row.info['pictures'] / row.info['operations']):.3g}")
     yield line("times as fast", lambda row: "1" if row is anchor else f"{speed_up(row, anchor):.2f}")
-    yield line("peak memory", lambda row: f"{row.info['peak_bytes'] / 2**20:,.0f} MiB" if row.info["peak_bytes"] else "not seen here")
+    yield line(
+        "peak memory",
+        lambda row: (
+            f"{row.info['peak_bytes'] / 2**20:,.0f} MiB" if row.info["peak_bytes"] else "not seen here"
+        ),
+    )
     yield line("first iteration", lambda row: duration(Spread(row.info["first_s"], 0, 0, 1)))
     yield line(
-        "measured", lambda row: f"{len(row.seconds)} rounds of {row.info['operations']} iteration{'s' * (row.info['operations'] > 1)}"
+        "measured",
+        lambda row: (
+            f"{len(row.seconds)} rounds of {row.info['operations']}"
+            f" iteration{'s' * (row.info['operations'] > 1)}"
+        ),
     )
-    yield "Medians, and the least to the most; times as fast: of the ratios of rounds that were run one after the other."
+    yield (
+        "Medians, and the least to the most; times as fast: of the ratios of rounds that were run one after"
+        " the other."
+    )
 
 
 def _rates(row: Row, count: float) -> Spread:
@@ -222,7 +300,9 @@ def draw(proof: Proof, batches: Sequence[Batch], header: Sequence[str]) -> Image
         columns[side] = _enlarged(to_pixels(shown))
         for provider, step in proof.steps.items():
             by = "ours" if PROVIDERS[provider].ours else "official order"
-            columns[f"{side} to {'BA'[side == 'B']}, {by}"] = _enlarged(to_pixels(_translated(step, name, shown)))
+            columns[f"{side} to {'BA'[side == 'B']}, {by}"] = _enlarged(
+                to_pixels(_translated(step, name, shown))
+            )
     grid = draw_grid(columns)
     font = ImageFont.load_default(13)
     width = max(grid.width, math.ceil(max(font.getlength(line) for line in header)) + 8)
@@ -253,29 +333,52 @@ def header_of(proof: Proof, size: int, steps: int) -> list[str]:
     ratio = speed_up(ours, official)
     noisy = ", too noisy a machine to tell" if ratio.least < 1 < ratio.most else ""
     return [
-        f"CycleGAN training, {size}x{size}, batch 1: {_rates(official, 1).median:.3g} it/s official, "
-        f"{_rates(ours, 1).median:.3g} it/s ours, {ratio:.2f} times as fast{noisy}",
-        f"parity holds; nearest to its bound: {worst.what}, {worst.found:.1e} from float64, {worst.allowed:.1e} allowed",
-        f"{about['hardware']}, torch {about['torch']}, {about['date']}; both after {steps} iterations from the same weights and samples,",
+        (
+            f"CycleGAN training, {size}x{size}, batch 1: {_rates(official, 1).median:.3g} it/s official, "
+            f"{_rates(ours, 1).median:.3g} it/s ours, {ratio:.2f} times as fast{noisy}"
+        ),
+        (
+            f"parity holds; nearest to its bound: {worst.what}, {worst.found:.1e} from float64,"
+            f" {worst.allowed:.1e} allowed"
+        ),
+        (
+            f"{about['hardware']}, torch {about['torch']}, {about['date']}; both after {steps} iterations"
+            " from the same weights and samples,"
+        ),
         "which is noise as yet: what counts is that both make the same of it",
     ]
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="prove.py", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data_A", "--data-A", type=Path, metavar="DIR", help="pictures of A (default: built-in shapes)")
+    parser.add_argument(
+        "--data_A", "--data-A", type=Path, metavar="DIR", help="pictures of A (default: built-in shapes)"
+    )
     parser.add_argument("--data_B", "--data-B", type=Path, metavar="DIR", help="pictures of B")
-    parser.add_argument("--size", type=int, help="side of the pictures (default: 256 on a GPU, 64 to 128 without one)")
+    parser.add_argument(
+        "--size", type=int, help="side of the pictures (default: 256 on a GPU, 64 to 128 without one)"
+    )
     parser.add_argument(
         "--seconds",
         type=float,
         default=60,
-        help="until when rounds are timed, without compiling; parity and 3 rounds take what they take (default: %(default)s)",
+        help=(
+            "until when rounds are timed, without compiling; parity and 3 rounds take what they take"
+            " (default: %(default)s)"
+        ),
     )
-    parser.add_argument("--output", type=Path, default=Path("proof.png"), metavar="PNG", help="default: %(default)s")
-    parser.add_argument("--no_compile", "--no-compile", action="store_true", help="ours without torch.compile")
+    parser.add_argument(
+        "--output", type=Path, default=Path("proof.png"), metavar="PNG", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--no_compile", "--no-compile", action="store_true", help="ours without torch.compile"
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--plant-fault", action="store_true", help="let ours compute something else: the proof must fail (for the tests)")
+    parser.add_argument(
+        "--plant-fault",
+        action="store_true",
+        help="let ours compute something else: the proof must fail (for the tests)",
+    )
     options = parser.parse_args(arguments)
     if (options.data_A is None) != (options.data_B is None):
         parser.error("--data_A and --data_B belong together")
@@ -287,7 +390,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         parser.error("--seconds must be more than 0")
     if options.output.suffix.lower() != ".png" or not options.output.parent.is_dir():
         parser.error(f"--output must be a .png in a folder that is there, got {options.output}")
-    if not os.access(options.output if options.output.exists() else options.output.parent, os.W_OK) or options.output.is_dir():
+    if (
+        not os.access(options.output if options.output.exists() else options.output.parent, os.W_OK)
+        or options.output.is_dir()
+    ):
         parser.error(f"--output {options.output}: cannot write there")
     return options
 
@@ -302,12 +408,17 @@ def _compiled(options: argparse.Namespace, size: int, say: Callable[[str], None]
         say(f"not compiled: {reason}")
         return "ours"
     if seconds_to_compile("ours_compiled", code_of("step", size, 1, NETWORKS), DEVICE) > 60:
-        say("ours is compiled first, which may take two minutes; the next time it is taken from the compiler's cache")
+        say(
+            "ours is compiled first, which may take two minutes; the next time it is taken from the"
+            " compiler's cache"
+        )
     return "ours_compiled"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line of scripts/prove.py. Returns 1 where parity fails, 2 for bad input and for images that decide nothing."""
+    """The command line of scripts/prove.py. Returns 1 where parity fails, 2 for bad input and for images that
+    decide nothing.
+    """
     options = parse(arguments)
 
     def say(line: str) -> None:
@@ -326,7 +437,10 @@ def main(arguments: list[str] | None = None) -> int:
 def _main(options: argparse.Namespace, say: Callable[[str], None]) -> int:
     began = time.monotonic()
     about = machine()
-    say(f"{about['hardware']}; torch {about['torch']}, Triton {about['triton']}, Python {about['python']}, commit {about['commit']}")
+    say(
+        f"{about['hardware']}; torch {about['torch']}, Triton {about['triton']}, Python {about['python']},"
+        f" commit {about['commit']}"
+    )
     size, why = (options.size, "as asked") if options.size else suitable_size()
     batches, where = batches_of(options, size, say)
     say(f"training at {size}x{size} ({why}), batch 1, {NETWORKS.netG}, identity on; {where}")

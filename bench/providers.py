@@ -1,8 +1,9 @@
-"""What is compared: the official order as people run it today and at its best, and ours by its layers. One table for all that times them.
+"""What is compared: the official order as people run it today and at its best, and ours by its layers. One
+table for all that times them.
 
-A provider of training steps is given the four networks' initial weights and batches; a provider of generators one generator's weights.
-All start from the same weights. ``fault`` plants an error, for the tests of the harness: a provider that computes something else must not
-get as far as a figure.
+A provider of training steps is given the four networks' initial weights and batches; a provider of generators
+one generator's weights. All start from the same weights. ``fault`` plants an error, for the tests of the
+harness: a provider that computes something else must not get as far as a figure.
 """
 
 from __future__ import annotations
@@ -30,18 +31,21 @@ from fastcyclegan.nn.networks import Generator
 from fastcyclegan.recipes.cyclegan import CycleGAN, build_networks
 from fastcyclegan.testing import copy_of, seeded_networks
 
-# As fp32 holds it: on a GPU fused Adam reads its rate in fp32, also of float64 weights, and 2e-4 itself would be 2.5e-8 off there.
+# As fp32 holds it: on a GPU fused Adam reads its rate in fp32, also of float64 weights, and 2e-4 itself would
+# be 2.5e-8 off there.
 LR = float(np.float32(2e-4))
 FAULT = 1.25
 
-# A network runs in several ways (its input with a gradient or without, two providers): none of them may run uncompiled in silence.
+# A network runs in several ways (its input with a gradient or without, two providers): none of them may run
+# uncompiled in silence.
 torch._dynamo.config.recompile_limit = 64
 torch._dynamo.config.fail_on_recompile_limit_hit = True
 
 
 @dataclass(frozen=True)
 class Provider:
-    """One way to compute: the official order or ours, in which precision and layout, compiled in which mode."""
+    """One way to compute: the official order or ours, in which precision and layout, compiled in which
+    mode."""
 
     title: str
     ours: bool = False
@@ -76,7 +80,9 @@ PROVIDERS = {
     "official_strict": Provider("official order, strict fp32", strict=True),
     "official_bf16": Provider("official order, bf16 autocast, channels_last", reduced=True),
     "official_compiled": Provider("the same, torch.compile", reduced=True, mode="default"),
-    "official_max_autotune": Provider("the same, torch.compile max-autotune, its CUDA graphs", reduced=True, mode="max-autotune"),
+    "official_max_autotune": Provider(
+        "the same, torch.compile max-autotune, its CUDA graphs", reduced=True, mode="max-autotune"
+    ),
     "ours": Provider("ours, uncompiled", ours=True),
     "ours_compiled": Provider("ours, --compile", ours=True, mode="default"),
 }
@@ -85,17 +91,28 @@ OFFICIAL_CHANNELS_LAST = Provider("official order, channels_last", channels_last
 
 
 # In which order providers are made ready: where time runs out, the last ones are missing.
-TELLING = ("official", "ours_compiled", "official_bf16", "official_compiled", "ours", "official_strict", "official_max_autotune")
+TELLING = (
+    "official",
+    "ours_compiled",
+    "official_bf16",
+    "official_compiled",
+    "ours",
+    "official_strict",
+    "official_max_autotune",
+)
 COMPILING = {"cpu": (150.0, 45.0), "cuda": (120.0, 40.0)}
 
 
 def code_of(kind: str, size: int, batch: int, config: ModelConfig, identity: bool = True) -> str:
-    """Return what tells apart the programs that torch's compiler makes for ``kind``, "step" or "generator"."""
+    """Return what tells apart the programs that torch's compiler makes for ``kind``, "step" or
+    "generator"."""
     return f"{kind} {size} {batch} {'identity' if identity else ''} {config.netG} {config.ngf}"
 
 
 def compiled_before(name: str, what: str) -> Path:
-    """Return a file beside the compiler's cache that is there once provider ``name`` has been compiled for ``what``."""
+    """Return a file beside the compiler's cache that is there once provider ``name`` has been compiled for
+    ``what``.
+    """
     from torch._inductor.runtime.cache_dir_utils import cache_dir
 
     key = re.sub(r"[^A-Za-z0-9.]+", "-", f"{name} {what} torch {torch.__version__}")
@@ -103,11 +120,15 @@ def compiled_before(name: str, what: str) -> Path:
 
 
 def seconds_to_compile(name: str, what: str, device: str) -> float:
-    """Return what compiling provider ``name`` for ``what`` takes at most, by whether the compiler's cache knows it."""
+    """Return what compiling provider ``name`` for ``what`` takes at most, by whether the compiler's cache
+    knows it.
+    """
     if PROVIDERS[name].mode is None:
         return 0.0
     cold, warm = COMPILING[device]
-    return (warm if compiled_before(name, what).exists() else cold) * (2 if PROVIDERS[name].mode == "max-autotune" else 1)
+    return (warm if compiled_before(name, what).exists() else cold) * (
+        2 if PROVIDERS[name].mode == "max-autotune" else 1
+    )
 
 
 def remember_compiled(name: str, what: str) -> None:
@@ -127,7 +148,9 @@ def planted(nets: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
 
 @dataclass
 class TrainStep:
-    """A provider's training iteration: ``run`` takes a batch and returns its losses in our order; ``nets`` by our names."""
+    """A provider's training iteration: ``run`` takes a batch and returns its losses in our order; ``nets`` by
+    our names.
+    """
 
     run: Callable[[Batch], Tensor]
     nets: dict[str, nn.Module]
@@ -138,7 +161,9 @@ class TrainStep:
     mark: Callable[[Callable[[Callable[..., Any]], Callable[..., Any]]], None]
     """Wraps what begins the discriminators' phase, so that a profile shows where that is."""
     fakes: Callable[[int], Tensor]
-    """The first n fakes of B and of A, [2, n, C, H, W]: as the timed step made them, kept by its pools until these are full."""
+    """The first n fakes of B and of A, [2, n, C, H, W]: as the timed step made them, kept by its pools until
+    these are full.
+    """
 
 
 def train_step(
@@ -153,14 +178,16 @@ def train_step(
 ) -> TrainStep:
     """Return a provider (or the one of that name) with the weights of ``nets``, which are made by ``config``.
 
-    ``options`` are those of our engine. ``dtype`` float64 makes the official order the truth that others are held to; without autocast in
-    both. Raises Unserved.
+    ``options`` are those of our engine. ``dtype`` float64 makes the official order the truth that others are
+    held to; without autocast in both. Raises Unserved.
     """
     provider = PROVIDERS[provider] if isinstance(provider, str) else provider
     provider.require(device)
     given = planted(nets) if fault else nets
     return (
-        _ours(provider, given, device, loss, dtype, config, options) if provider.ours else _official(provider, given, device, loss, dtype)
+        _ours(provider, given, device, loss, dtype, config, options)
+        if provider.ours
+        else _official(provider, given, device, loss, dtype)
     )
 
 
@@ -177,7 +204,15 @@ def _ours(
     own = {name: net.to(dtype) for name, net in build_networks(config).items()}
     for name, net in own.items():
         net.load_state_dict(nets[name].state_dict())
-    engine = Engine(CycleGAN(loss), own, OptimConfig(), torch.device(device), precision, provider.mode is not None, options)
+    engine = Engine(
+        CycleGAN(loss),
+        own,
+        OptimConfig(),
+        torch.device(device),
+        precision,
+        provider.mode is not None,
+        options,
+    )
 
     def fakes(count: int) -> Tensor:
         return torch.stack([torch.stack(list(engine.recipe.pools[side].slots[:count])) for side in "BA"])  # type: ignore[index]
@@ -187,11 +222,21 @@ def _ours(
         engine.recipe.phases = (generators, replace(discriminators, losses=wrap(discriminators.losses)))
 
     optimizers: list[torch.optim.Optimizer] = list(engine.optimizers.values())
-    return TrainStep(lambda batch: engine.step(batch, LR), engine.nets, precision, engine.state_dict, optimizers, mark, fakes)
+    return TrainStep(
+        lambda batch: engine.step(batch, LR),
+        engine.nets,
+        precision,
+        engine.state_dict,
+        optimizers,
+        mark,
+        fakes,
+    )
 
 
 class _Compiled(nn.Module):
-    """A compiled network whose outputs stay when its CUDA graphs run again: the official pool keeps pictures for later iterations."""
+    """A compiled network whose outputs stay when its CUDA graphs run again: the official pool keeps pictures
+    for later iterations.
+    """
 
     def __init__(self, net: nn.Module, mode: str) -> None:
         super().__init__()
@@ -202,13 +247,27 @@ class _Compiled(nn.Module):
         return y.clone() if self.keep else y
 
 
-def _official(provider: Provider, nets: Mapping[str, nn.Module], device: str, loss: LossConfig, dtype: torch.dtype) -> TrainStep:
-    layout: Any = {"memory_format": torch.channels_last if provider.reduced or provider.channels_last else torch.contiguous_format}
-    own: dict[str, nn.Module] = {n: net.to(device=device, **layout) for n, net in copy_of(nets, dtype).items()}
+def _official(
+    provider: Provider, nets: Mapping[str, nn.Module], device: str, loss: LossConfig, dtype: torch.dtype
+) -> TrainStep:
+    layout: Any = {
+        "memory_format": torch.channels_last
+        if provider.reduced or provider.channels_last
+        else torch.contiguous_format
+    }
+    own: dict[str, nn.Module] = {
+        n: net.to(device=device, **layout) for n, net in copy_of(nets, dtype).items()
+    }
     run = own if provider.mode is None else {n: _Compiled(net, provider.mode) for n, net in own.items()}
     official = ("G_AB", "G_BA", "D_B", "D_A")
-    weights: Any = {"lambda_A": loss.lambda_A, "lambda_B": loss.lambda_B, "lambda_identity": loss.lambda_identity}
-    model = OfficialCycleGAN(*(run[n] for n in official), gan_mode=loss.gan_mode, pool_size=loss.pool_size, lr=LR, **weights)
+    weights: Any = {
+        "lambda_A": loss.lambda_A,
+        "lambda_B": loss.lambda_B,
+        "lambda_identity": loss.lambda_identity,
+    }
+    model = OfficialCycleGAN(
+        *(run[n] for n in official), gan_mode=loss.gan_mode, pool_size=loss.pool_size, lr=LR, **weights
+    )
     precision = "fp32" if dtype == torch.float64 else provider.precision(device)
 
     def step(batch: Batch) -> Tensor:
@@ -217,15 +276,26 @@ def _official(provider: Provider, nets: Mapping[str, nn.Module], device: str, lo
         model.set_input(*(x.to(device, dtype).contiguous(**layout) for x in (batch.A, batch.B)))
         with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"), tf32(not provider.strict):
             model.optimize_parameters()
-        losses = model.losses() if loss.lambda_identity > 0 else {n: v for n, v in model.losses().items() if not n.startswith("idt")}
+        losses = (
+            model.losses()
+            if loss.lambda_identity > 0
+            else {n: v for n, v in model.losses().items() if not n.startswith("idt")}
+        )
         return torch.stack([torch.as_tensor(value) for value in losses.values()]).detach()
 
     def state() -> Any:
         moments = [optimizer.state_dict()["state"] for optimizer in (model.optimizer_G, model.optimizer_D)]
-        return [[list(net.parameters()) for net in own.values()], moments, model.fake_A_pool.images, model.fake_B_pool.images]
+        return [
+            [list(net.parameters()) for net in own.values()],
+            moments,
+            model.fake_A_pool.images,
+            model.fake_B_pool.images,
+        ]
 
     def fakes(count: int) -> Tensor:
-        return torch.stack([torch.cat(pool.images[:count]) for pool in (model.fake_B_pool, model.fake_A_pool)])
+        return torch.stack(
+            [torch.cat(pool.images[:count]) for pool in (model.fake_B_pool, model.fake_A_pool)]
+        )
 
     def mark(wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
         model.backward_D_basic = wrap(model.backward_D_basic)  # type: ignore[method-assign]
@@ -234,7 +304,9 @@ def _official(provider: Provider, nets: Mapping[str, nn.Module], device: str, lo
 
 
 def tf32(allowed: bool) -> AbstractContextManager[Any]:
-    """Let convolutions take TF32 inside the block, as torch's default is, or not; nothing to do without a GPU."""
+    """Let convolutions take TF32 inside the block, as torch's default is, or not; nothing to do without a
+    GPU.
+    """
     if not torch.cuda.is_available():
         return contextlib.nullcontext()
     return torch.backends.cudnn.flags(enabled=True, benchmark=True, deterministic=False, allow_tf32=allowed)
@@ -243,7 +315,9 @@ def tf32(allowed: bool) -> AbstractContextManager[Any]:
 def generator(
     provider: str | Provider, net: nn.Module, device: str, fault: bool = False, **arguments: Any
 ) -> tuple[Callable[[Tensor], Tensor], str]:
-    """Return a function from pictures to pictures, and its precision. ``net`` is a reference generator made with ``arguments``."""
+    """Return a function from pictures to pictures, and its precision. ``net`` is a reference generator made
+    with ``arguments``.
+    """
     provider = PROVIDERS[provider] if isinstance(provider, str) else provider
     provider.require(device)
     precision = provider.precision(device)
@@ -254,7 +328,11 @@ def generator(
         own = copy.deepcopy(net)
     if fault:
         own = planted({"G": own})["G"]
-    layout: Any = torch.channels_last if provider.ours or provider.reduced or provider.channels_last else torch.contiguous_format
+    layout: Any = (
+        torch.channels_last
+        if provider.ours or provider.reduced or provider.channels_last
+        else torch.contiguous_format
+    )
     own = own.eval().to(device=device, memory_format=layout)  # type: ignore[call-overload]
     run: Any = own
     if provider.mode is not None:
@@ -263,19 +341,29 @@ def generator(
     def translate(x: Tensor) -> Tensor:
         if provider.mode == "max-autotune":
             torch.compiler.cudagraph_mark_step_begin()
-        with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"), tf32(not provider.strict):
+        with (
+            torch.inference_mode(),
+            torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"),
+            tf32(not provider.strict),
+        ):
             return run(x.contiguous(memory_format=layout)).float()
 
     return translate, precision
 
 
 def plain_networks(config: ModelConfig = ModelConfig(), seed: int = 0) -> dict[str, nn.Module]:
-    """Return four ResNet and PatchGAN networks of the reference, nothing of ours, with the initial weights that ``seed`` gives both."""
+    """Return four ResNet and PatchGAN networks of the reference, nothing of ours, with the initial weights
+    that ``seed`` gives both.
+    """
     ours = seeded_networks(config, seed)
     n_blocks = int(config.netG.removeprefix("resnet_").removesuffix("blocks"))
     plain: dict[str, nn.Module] = {}
     for name, net in ours.items():
         generator = name.startswith("G")
-        plain[name] = reference.Generator(ngf=config.ngf, n_blocks=n_blocks) if generator else reference.Discriminator(ndf=config.ndf)
+        plain[name] = (
+            reference.Generator(ngf=config.ngf, n_blocks=n_blocks)
+            if generator
+            else reference.Discriminator(ndf=config.ndf)
+        )
         plain[name].load_state_dict(net.state_dict())
     return plain

@@ -1,4 +1,5 @@
-"""A stage of the GPU suite without a GPU, as a GPU machine would have it: a copy of the tracked files, a Python with its packages alone.
+"""A stage of the GPU suite without a GPU, as a GPU machine would have it: a copy of the tracked files, a
+Python with its packages alone.
 
 What runs there is marked: every file is called rehearsal-... and says "rehearsal, no GPU" inside.
 """
@@ -25,7 +26,8 @@ from bench.machine import ROOT
 
 # What the machine has; what it lacks of ours is tyro, DALI, and the project itself.
 PACKAGES = (
-    "torch", "triton", "numpy", "pillow", "rich", "matplotlib", "tensorboard", "safetensors", "huggingface_hub",
+    "torch", "triton", "numpy", "pillow", "rich", "matplotlib", "tensorboard", "safetensors",
+    "huggingface_hub",
     "pytest", "pytest-benchmark", "pytest-timeout", "pytest-xdist",
 )  # fmt: skip
 MARK, PREFIX = "rehearsal, no GPU", "rehearsal-"
@@ -38,7 +40,8 @@ class CannotRehearse(Exception):  # noqa: N818 - a reason, for whoever asked
 
 
 def _name(requirement: str) -> str | None:
-    """Return the package that a requirement names, None where it is wanted by an extra or not on this system."""
+    """Return the package that a requirement names, None where it is wanted by an extra or not on this
+    system."""
     from packaging.requirements import Requirement
 
     parsed = Requirement(requirement)
@@ -46,7 +49,9 @@ def _name(requirement: str) -> str | None:
 
 
 def needed(packages: Sequence[str]) -> Iterator[Distribution]:
-    """Yield ``packages`` as they are installed here, and all that they need. Raises CannotRehearse where one of ``packages`` is missing."""
+    """Yield ``packages`` as they are installed here, and all that they need. Raises CannotRehearse where one
+    of ``packages`` is missing.
+    """
     todo, seen = list(packages), set[str]()
     while todo:
         name = todo.pop()
@@ -59,14 +64,19 @@ def needed(packages: Sequence[str]) -> Iterator[Distribution]:
         except PackageNotFoundError:
             # What others need and do without here, they do without there.
             if name in packages:
-                raise CannotRehearse(f"it needs what the GPU machine has, and {name} is not installed: pip install -e '.[test]'") from None
+                raise CannotRehearse(
+                    f"it needs what the GPU machine has, and {name} is not installed: pip install -e"
+                    " '.[test]'"
+                ) from None
             continue
         yield found
         todo += [other for requirement in found.requires or () if (other := _name(requirement))]
 
 
 def bare_python(folder: Path, packages: Sequence[str] = PACKAGES) -> Path:
-    """Make a virtual environment in ``folder`` that has ``packages`` and what they need, by links to those here; return its Python."""
+    """Make a virtual environment in ``folder`` that has ``packages`` and what they need, by links to those
+    here; return its Python.
+    """
     venv.create(folder, symlinks=True)
     (site,) = folder.glob("lib/python*/site-packages")
     for found in needed(packages):
@@ -80,19 +90,25 @@ def bare_python(folder: Path, packages: Sequence[str] = PACKAGES) -> Path:
 def _listed(*options: str) -> list[str]:
     """Return the files that git lists, none where there is no git or no checkout."""
     try:
-        done = subprocess.run(["git", "ls-files", "-z", *options], cwd=ROOT, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["git", "ls-files", "-z", *options], cwd=ROOT, capture_output=True, text=True, check=False
+        )
     except OSError:
         return []
     return [name for name in done.stdout.split("\0") if name] if done.returncode == 0 else []
 
 
 def tracked_copy(folder: Path) -> None:
-    """Copy what git tracks, as it is in the working tree, into ``folder``. Raises CannotRehearse outside a checkout."""
+    """Copy what git tracks, as it is in the working tree, into ``folder``. Raises CannotRehearse outside a
+    checkout.
+    """
     names = _listed()
     if not names:
         raise CannotRehearse(f"{ROOT} is no git checkout, so there is nothing to tell which files travel")
     if untracked := _listed("--others", "--exclude-standard"):
-        print(f"not in the rehearsal, because git does not track them: {', '.join(untracked[:8])}", flush=True)
+        print(
+            f"not in the rehearsal, because git does not track them: {', '.join(untracked[:8])}", flush=True
+        )
     for name in names:
         source, target = ROOT / name, folder / name
         if source.is_symlink() or source.exists():
@@ -102,17 +118,33 @@ def tracked_copy(folder: Path) -> None:
 
 def environment(folder: Path) -> dict[str, str]:
     """Return an environment with nothing of this one's Python, no GPU, and caches of its own."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "PYTEST_", "TRITON_", "TORCH"))}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("PYTHON", "PYTEST_", "TRITON_", "TORCH"))
+    }
     # Few processors and tiny work: threads would wait for each other.
-    own = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "HOME": str(folder), "TMPDIR": str(folder / "tmp")}
-    return {**kept, **own, "XDG_CACHE_HOME": str(folder / "cache"), "TRITON_CACHE_DIR": str(folder / "triton")}
+    own = {
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",
+        "HOME": str(folder),
+        "TMPDIR": str(folder / "tmp"),
+    }
+    return {
+        **kept,
+        **own,
+        "XDG_CACHE_HOME": str(folder / "cache"),
+        "TRITON_CACHE_DIR": str(folder / "triton"),
+    }
 
 
-# --- Marks --------------------------------------------------------------------------------------------------------------------------
+# --- Marks --------------------------------------------------------------------------------------------------
 
 
 def mark(file: Path) -> Path:
-    """Write into ``file`` that it is of a rehearsal, call it so, and return where it is now. What holds no text is called so alone."""
+    """Write into ``file`` that it is of a rehearsal, call it so, and return where it is now. What holds no
+    text is called so alone.
+    """
     kind = "".join(file.suffixes[-2:]) if file.suffix == ".gz" else file.suffix
     if kind in (".md", ".log", ".txt"):
         file.write_text(f"{MARK}\n\n{file.read_text(errors='replace')}")
@@ -153,11 +185,15 @@ def check_results(results: Path) -> None:
         raise CannotRehearse(f"--results {results}: cannot write there: {error.strerror}") from None
     others = [file.name for file in results.iterdir() if not file.name.startswith(PREFIX)]
     if others:
-        raise CannotRehearse(f"--results {results} holds what is of no rehearsal ({others[0]}): name an empty folder")
+        raise CannotRehearse(
+            f"--results {results} holds what is of no rehearsal ({others[0]}): name an empty folder"
+        )
 
 
 def rehearse(arguments: Sequence[str], results: Path) -> int:
-    """Run the suite with ``arguments`` in a copy and a bare environment; ``results`` gets its files, marked. Raises CannotRehearse."""
+    """Run the suite with ``arguments`` in a copy and a bare environment; ``results`` gets its files, marked.
+    Raises CannotRehearse.
+    """
     check_results(results)
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="fastcyclegan-rehearsal-") as name:
@@ -168,12 +204,22 @@ def rehearse(arguments: Sequence[str], results: Path) -> int:
         tracked_copy(copy)
         python = bare_python(folder / "venv")
         print(f"{MARK}: files copied and a bare Python made in {time.monotonic() - began:.0f} s", flush=True)
-        command = [str(python), str(copy / "scripts" / "gpu_suite.py"), "--in-rehearsal", *arguments, "--results", str(own)]
-        with subprocess.Popen(command, cwd=folder, env=environment(folder), stdin=subprocess.DEVNULL) as process:
+        command = [
+            str(python),
+            str(copy / "scripts" / "gpu_suite.py"),
+            "--in-rehearsal",
+            *arguments,
+            "--results",
+            str(own),
+        ]
+        with subprocess.Popen(
+            command, cwd=folder, env=environment(folder), stdin=subprocess.DEVNULL
+        ) as process:
             try:
                 status = process.wait()
             except KeyboardInterrupt:
-                # It ends its parts, by the same Ctrl-C or else by a signal of its own; what it knew is written.
+                # It ends its parts, by the same Ctrl-C or else by a signal of its own; what it knew is
+                # written.
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(HEARD)
                 process.terminate()

@@ -1,11 +1,14 @@
-"""Results of the benches as a table, a spreadsheet and pictures; the README's section; and the check that nothing became slower.
+"""Results of the benches as a table, a spreadsheet and pictures; the README's section; and the check that
+nothing became slower.
 
-    python -m bench.report RESULTS.json ...                                    # report.md, results.csv, *.png and *.svg under report/
-    python -m bench.report NEW.json --against OLD.json --fail-over 5%          # exit code 1 where something became slower or larger
-    python -m bench.report bench/results/NAME.json --readme README.md          # write the README's section anew
+    python -m bench.report RESULTS.json ...   # report/report.md, results.csv, figures
+    *.png and *.svg under report/
+    python -m bench.report NEW.json --against OLD.json --fail-over 5%   # exit code 1: something became slower
+    python -m bench.report bench/results/NAME.json --readme README.md   # write the README's section anew
 
-RESULTS are what ``pytest bench/ --benchmark-only --benchmark-json=FILE`` writes. Every figure has its hardware, versions, commit, date,
-number of rounds and spread, and every ratio is of one run: round by round beside the first provider of its group.
+RESULTS are what ``pytest bench/ --benchmark-only --benchmark-json=FILE`` writes. Every figure has its
+hardware, versions, commit, date, number of rounds and spread, and every ratio is of one run: round by round
+beside the first provider of its group.
 """
 
 from __future__ import annotations
@@ -19,7 +22,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.figures import COUNTS, Results, Row, Spread, anchor_of, ceiling_of, duration, is_ceiling, read_results, speed_up
+from bench.figures import (
+    COUNTS,
+    Results,
+    Row,
+    Spread,
+    anchor_of,
+    ceiling_of,
+    duration,
+    is_ceiling,
+    read_results,
+    speed_up,
+)
 from bench.plots import draw
 
 # Rounds from which on a 95th percentile is more than the largest.
@@ -29,7 +43,7 @@ GROWTH = ("launches", "aten_calls", "saved_bytes", "peak_bytes")
 BEGIN, END = "<!-- performance: written by bench/report.py from {} -->", "<!-- end of performance -->"
 
 
-# --- Tables -------------------------------------------------------------------------------------------------------------------------
+# --- Tables -------------------------------------------------------------------------------------------------
 
 
 def table(rows: Sequence[Row]) -> Iterator[str]:
@@ -62,7 +76,12 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
     for row in rows:
         median = Spread(row.each.median, 0, 0, 1)
         time = f"{duration(median)}, {duration(_percentile(row, 95))}" if percentiles else duration(row.each)
-        cells = [row.provider, *([str(row.info.get("precision", row.info.get("dtype", "")))] * precise), time, str(len(row.seconds))]
+        cells = [
+            row.provider,
+            *([str(row.info.get("precision", row.info.get("dtype", "")))] * precise),
+            time,
+            str(len(row.seconds)),
+        ]
         if rates:
             cells.append("" if row.rate is None else f"{_digits(row.rate[0].median)} {row.rate[1]}")
         if ceiling is not None:
@@ -91,7 +110,9 @@ def _digits(value: float) -> str:
 def _percentile(row: Row, percent: float) -> Spread:
     """Return the smallest time that so many percent of the rounds did not exceed."""
     ordered = sorted(row.seconds)
-    value = ordered[min(len(ordered) - 1, -(-len(ordered) * int(percent) // 100) - 1)] / row.info.get("operations", 1)
+    value = ordered[min(len(ordered) - 1, -(-len(ordered) * int(percent) // 100) - 1)] / row.info.get(
+        "operations", 1
+    )
     return Spread(value, value, value, 1)
 
 
@@ -107,7 +128,9 @@ def markdown(results: Results) -> Iterator[str]:
     for name, tests in results.tests.items():
         yield f"\nTests, {name}: {tests['summary']}"
     if conditions := results.rows[0].info.get("conditions") if results.rows else None:
-        yield "\nWhile the first group was measured: " + ", ".join(f"{name} {value}" for name, value in conditions.items())
+        yield "\nWhile the first group was measured: " + ", ".join(
+            f"{name} {value}" for name, value in conditions.items()
+        )
     for group, rows in results.groups.items():
         yield f"\n## {group}\n"
         yield from table(rows)
@@ -129,7 +152,18 @@ def ratios(rows: Sequence[Row]) -> Iterator[str]:
 def write_csv(all_results: Sequence[Results], path: Path) -> None:
     """Write one line a provider and group, seconds of one call or iteration."""
     about = ("hardware", "driver", "torch", "triton", "python", "commit", "date")
-    timed = ("n", "median_s", "min_s", "max_s", "rate", "unit", "speed_up", "speed_up_min", "speed_up_max", "anchor")
+    timed = (
+        "n",
+        "median_s",
+        "min_s",
+        "max_s",
+        "rate",
+        "unit",
+        "speed_up",
+        "speed_up_min",
+        "speed_up_max",
+        "anchor",
+    )
     told = ("precision", "size", "batch", "identity", "peak_bytes", *COUNTS)
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
@@ -137,8 +171,14 @@ def write_csv(all_results: Sequence[Results], path: Path) -> None:
         for results in all_results:
             for rows in results.groups.values():
                 for row in rows:
-                    first = [results.machine.get(name, "") for name in about] + [row.file, row.group, row.provider]
-                    writer.writerow([*first, *_timed(row, anchor_of(rows)), *(row.info.get(name, "") for name in told)])
+                    first = [results.machine.get(name, "") for name in about] + [
+                        row.file,
+                        row.group,
+                        row.provider,
+                    ]
+                    writer.writerow(
+                        [*first, *_timed(row, anchor_of(rows)), *(row.info.get(name, "") for name in told)]
+                    )
 
 
 def _timed(row: Row, anchor: Row) -> list[Any]:
@@ -148,10 +188,12 @@ def _timed(row: Row, anchor: Row) -> list[Any]:
     ratio = None if is_ceiling(row) or is_ceiling(anchor) else speed_up(row, anchor)
     found: list[Any] = [each.n, each.median, each.least, each.most]
     found += ["", ""] if rate is None else [rate[0].median, rate[1]]
-    return found + (["", "", "", ""] if ratio is None else [ratio.median, ratio.least, ratio.most, anchor.provider])
+    return found + (
+        ["", "", "", ""] if ratio is None else [ratio.median, ratio.least, ratio.most, anchor.provider]
+    )
 
 
-# --- The README ---------------------------------------------------------------------------------------------------------------------
+# --- The README ---------------------------------------------------------------------------------------------
 
 
 def readme_section(results: Results, name: str) -> Iterator[str]:
@@ -159,8 +201,12 @@ def readme_section(results: Results, name: str) -> Iterator[str]:
     from bench.providers import PROVIDERS
 
     yield BEGIN.format(name)
-    yield f"Measured on: {results.title}. Each table is one run, its providers timed in turns in random order;"
-    yield "ratios are of rounds that followed each other: the median, and the least to the most of all rounds."
+    yield (
+        f"Measured on: {results.title}. Each table is one run, its providers timed in turns in random order;"
+    )
+    yield (
+        "ratios are of rounds that followed each other: the median, and the least to the most of all rounds."
+    )
     if results.machine.get("device") != "cuda":
         yield "**No GPU has measured this version**: these are a processor's figures at reduced sizes."
     for file in ("bench_train_step.py", "bench_generator.py", "bench_loader.py"):
@@ -170,7 +216,11 @@ def readme_section(results: Results, name: str) -> Iterator[str]:
                 yield from table(rows)
                 yield from ratios(rows)
     yield ""
-    yield from (f"- `{name}`: {provider.title}" for name, provider in PROVIDERS.items() if any(r.provider == name for r in results.rows))
+    yield from (
+        f"- `{name}`: {provider.title}"
+        for name, provider in PROVIDERS.items()
+        if any(r.provider == name for r in results.rows)
+    )
     counted = [(group, rows) for group, rows in results.groups.items() if rows[0].info.get("counts_only")]
     for group, rows in counted[:1]:
         yield f"\nExact {group} (no GPU is needed to count):\n"
@@ -187,9 +237,15 @@ def _floor() -> Iterator[str]:
     chip = Chip(790e12, 4.3e12, 1.1e-6, "typed in")
     work = step_work(256, 1)
     floor = 1e3 * total(work, chip, 0)
-    yield f"\nThe floor of a training step at 256x256, batch 1, bf16 on an H200: {floor:.1f} ms and the launches. It is"
+    yield (
+        f"\nThe floor of a training step at 256x256, batch 1, bf16 on an H200: {floor:.1f} ms and the"
+        " launches. It is"
+    )
     yield "arithmetic from the chip's ceilings (790 TFLOP/s, 4.3 TB/s), not a measurement of ours:"
-    yield "`python -m bench.roofline --matrix_tflops 790 --bandwidth_gbs 4300 --launch_us 1.1` shows it by layer."
+    yield (
+        "`python -m bench.roofline --matrix_tflops 790 --bandwidth_gbs 4300 --launch_us 1.1` shows it by"
+        " layer."
+    )
 
 
 def write_readme(section: Sequence[str], readme: Path) -> None:
@@ -197,18 +253,22 @@ def write_readme(section: Sequence[str], readme: Path) -> None:
     text = readme.read_text()
     found = re.search(re.escape(BEGIN.split("{}")[0]) + ".*?" + re.escape(END), text, re.DOTALL)
     if not found:
-        raise ValueError(f"{readme}: has no section that begins with {BEGIN.format('FILE')} and ends with {END}")
+        raise ValueError(
+            f"{readme}: has no section that begins with {BEGIN.format('FILE')} and ends with {END}"
+        )
     readme.write_text(text[: found.start()] + "\n".join(section) + text[found.end() :])
 
 
-# --- The regression check -----------------------------------------------------------------------------------------------------------
+# --- The regression check -----------------------------------------------------------------------------------
 
 
 def regressions(new: Results, old: Results, over: float) -> tuple[list[str], list[str], int]:
-    """Compare two results: what became worse by more than ``over`` (0.05 is 5 %), what is gone, and how many figures were compared.
+    """Compare two results: what became worse by more than ``over`` (0.05 is 5 %), what is gone, and how many
+    figures were compared.
 
-    A time is compared as a ratio to its group's first provider, both of one run, so that a busier machine is no regression; where there
-    is none (the first itself, or a ceiling), only on the same hardware. Counts and memory are compared as they are.
+    A time is compared as a ratio to its group's first provider, both of one run, so that a busier machine is
+    no regression; where there is none (the first itself, or a ceiling), only on the same hardware. Counts and
+    memory are compared as they are.
     """
     worse, compared = [], 0
     olds = {(row.group, row.provider): (row, rows) for rows in old.groups.values() for row in rows}
@@ -227,7 +287,9 @@ def regressions(new: Results, old: Results, over: float) -> tuple[list[str], lis
                     worse.append(f"{name}: {field} {a:,} -> {b:,} (+{100 * (b / a - 1):.1f} %)")
         if row.info.get("counts_only") or is_ceiling(row):
             continue
-        a, b, how = _comparable(before, rows_before), _comparable(row, rows), "beside " + anchor_of(rows).provider
+        a = _comparable(before, rows_before)
+        b = _comparable(row, rows)
+        how = "beside " + anchor_of(rows).provider
         if row is anchor_of(rows) or anchor_of(rows).provider != anchor_of(rows_before).provider:
             if not same_hardware:
                 continue
@@ -256,11 +318,29 @@ def _percent(text: str) -> float:
 def main(arguments: list[str] | None = None) -> int:
     """The command line; see the module. Returns 1 where something became worse."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("results", nargs="+", type=Path, metavar="RESULTS", help="files of pytest bench/ --benchmark-json=FILE")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="where report.md, results.csv and the pictures go (default: report)")
-    parser.add_argument("--readme", type=Path, metavar="FILE", help="write its performance section anew, from the first of RESULTS")
+    parser.add_argument(
+        "results",
+        nargs="+",
+        type=Path,
+        metavar="RESULTS",
+        help="files of pytest bench/ --benchmark-json=FILE",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="where report.md, results.csv and the pictures go (default: report)",
+    )
+    parser.add_argument(
+        "--readme",
+        type=Path,
+        metavar="FILE",
+        help="write its performance section anew, from the first of RESULTS",
+    )
     parser.add_argument("--against", type=Path, metavar="OLD", help="compare the first of RESULTS with these")
-    parser.add_argument("--fail-over", type=_percent, default=0.05, metavar="PERCENT", help="what may be worse (default: 5%%)")
+    parser.add_argument(
+        "--fail-over", type=_percent, default=0.05, metavar="PERCENT", help="what may be worse (default: 5%%)"
+    )
     options = parser.parse_args(arguments)
     try:
         found = [read_results(path) for path in options.results]
@@ -268,7 +348,10 @@ def main(arguments: list[str] | None = None) -> int:
         if options.readme and found[0].quick:
             raise ValueError(f"{options.results[0]}: sizes for tests (--bench-quick): not for a README")
         if old is not None and found[0].quick != old.quick:
-            raise ValueError(f"{options.against}: one of the two has sizes for tests (--bench-quick): they cannot be compared")
+            raise ValueError(
+                f"{options.against}: one of the two has sizes for tests (--bench-quick): they cannot be"
+                " compared"
+            )
         if options.readme:
             write_readme(list(readme_section(found[0], options.results[0].name)), options.readme)
             print(f"{options.readme}: written from {options.results[0]}")
@@ -292,7 +375,10 @@ def _compared(parser: argparse.ArgumentParser, new: Results, old: Results, over:
         print(f"not measured now: {name}")
     for line in worse:
         print(f"worse: {line}")
-    print(f"{compared} figures compared, {len(worse)} worse by more than {100 * over:g} %, {len(gone)} not measured now")
+    print(
+        f"{compared} figures compared, {len(worse)} worse by more than {100 * over:g} %, {len(gone)} not"
+        " measured now"
+    )
     return 1 if worse else 0
 
 

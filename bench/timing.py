@@ -1,5 +1,6 @@
-"""How things are timed: with a device that has finished, inputs that come round past the L2 cache, small operators without launches from
-Python, and all providers of a group in turns whose order is drawn anew in every round."""
+"""How things are timed: with a device that has finished, inputs that come round past the L2 cache, small
+operators without launches from Python, and all providers of a group in turns whose order is drawn anew in
+every round."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ import torch
 from bench.machine import conditions
 
 BYTES_PAST_L2 = 256 << 20
-# A provider is warm when a run is no longer a tenth faster than the best before it; after so many runs or seconds anyway.
+# A provider is warm when a run is no longer a tenth faster than the best before it; after so many runs or
+# seconds anyway.
 STILL_FASTER, MOST_WARM_UPS, MOST_WARM_UP_SECONDS = 0.9, 10, 10.0
 LEAST_ROUNDS = 3
 
@@ -28,7 +30,9 @@ def synchronised() -> float:
 
 
 class Clock:
-    """The timer that pytest-benchmark is given: readings taken before, one by one, while there are any left; else ``synchronised``."""
+    """The timer that pytest-benchmark is given: readings taken before, one by one, while there are any left;
+    else ``synchronised``.
+    """
 
     def __init__(self) -> None:
         self.readings: list[float] = []
@@ -51,7 +55,8 @@ class Unserved(Exception):  # noqa: N818 - a reason, not a fault
 class Entrant:
     """One provider, ready to run.
 
-    ``run`` is one round, ``check`` raises AssertionError where what was timed is wrong, ``info`` goes into the results.
+    ``run`` is one round, ``check`` raises AssertionError where what was timed is wrong, ``info`` goes into
+    the results.
     """
 
     run: Callable[[], Any]
@@ -62,7 +67,9 @@ class Entrant:
     cold: bool = False
     """Whether it is timed as it is: not warmed up."""
     before: Callable[[], Any] = lambda: None
-    """Called before each timed run, and ``after`` after it: for what must not work on while others have their turn."""
+    """Called before each timed run, and ``after`` after it: for what must not work on while others have their
+    turn.
+    """
     after: Callable[[], Any] = lambda: None
 
 
@@ -100,11 +107,14 @@ def warmed_up(run: Callable[[], Any], history: list[float] | None = None) -> lis
     return seconds
 
 
-def race(builders: Builders, rounds: int, seconds: float = float("inf"), seed: int | None = None) -> dict[str, Outcome]:
-    """Time every provider side by side: built, warmed up, then once in each round, in an order drawn anew; ``check`` afterwards.
+def race(
+    builders: Builders, rounds: int, seconds: float = float("inf"), seed: int | None = None
+) -> dict[str, Outcome]:
+    """Time every provider side by side: built, warmed up, then once in each round, in an order drawn anew;
+    ``check`` afterwards.
 
-    Stops after ``rounds``, or after ``seconds`` of rounds, but not before LEAST_ROUNDS. A provider that fails anywhere, its check
-    included, has its error and no interval.
+    Stops after ``rounds``, or after ``seconds`` of rounds, but not before LEAST_ROUNDS. A provider that fails
+    anywhere, its check included, has its error and no interval.
     """
     draw, outcomes = random.Random(seed), {name: Outcome() for name in builders}
     entrants: dict[str, Entrant] = {}
@@ -149,22 +159,34 @@ def race(builders: Builders, rounds: int, seconds: float = float("inf"), seed: i
 
 
 class Race(Protocol):
-    """Time all providers of the group side by side when the first of them is asked for, and report the one that is asked for now.
+    """Time all providers of the group side by side when the first of them is asked for, and report the one
+    that is asked for now.
 
-    ``builders``: of every provider, the most telling first; those that are not selected are left out, and those that ``costs`` more
-    seconds than are left of the budget. ``rounds`` at most, in ``seconds``.
+    ``builders``: of every provider, the most telling first; those that are not selected are left out, and
+    those that ``costs`` more seconds than are left of the budget. ``rounds`` at most, in ``seconds``.
     """
 
-    def __call__(self, group: str, builders: Builders, rounds: int, seconds: float = ..., costs: Callable[[str], float] = ...) -> None: ...
+    def __call__(
+        self,
+        group: str,
+        builders: Builders,
+        rounds: int,
+        seconds: float = ...,
+        costs: Callable[[str], float] = ...,
+    ) -> None: ...
 
 
 def rotations(bytes_each: int, device: str) -> int:
-    """Return how many inputs of so many bytes it takes to be past the L2 cache when the first one's turn comes again."""
+    """Return how many inputs of so many bytes it takes to be past the L2 cache when the first one's turn
+    comes again.
+    """
     return max(2, -(-BYTES_PAST_L2 // bytes_each)) if device == "cuda" else 2
 
 
 class Steps:
-    """Functions that one round calls in turn; on a GPU one CUDA graph of them all. ``results`` are what each gave in the last round."""
+    """Functions that one round calls in turn; on a GPU one CUDA graph of them all. ``results`` are what each
+    gave in the last round.
+    """
 
     def __init__(self, make: Callable[[], list[Callable[[], Any]]], device: str) -> None:
         self.results: list[Any] = []

@@ -1,10 +1,11 @@
 """CycleGAN, fast: unpaired image-to-image translation, proved equal to a plain PyTorch reference.
 
-Each folder is a room, and its ``__init__.py`` says what belongs there and which rooms it may use: ``nn`` (networks and layers), ``kernels``
-(Triton), ``data`` (images and loaders), ``recipes`` (losses, what is trained), ``engine`` (an iteration on a device), ``training`` (a run),
-``checkpoints`` (files of weights), ``inference`` (trained generators), ``fusion`` (``accelerate``), ``official`` (official checkouts),
-``devtools`` and ``kernel_gate`` (kernels without a GPU). The modules beside them are public: ``api``, ``cli``, ``config``, ``compat``,
-``reference``, ``testing``, ``errors``, ``console``, ``tensor_files``.
+Each folder is a room, and its ``__init__.py`` says what belongs there and which rooms it may use: ``nn``
+(networks and layers), ``kernels`` (Triton), ``data`` (images and loaders), ``recipes`` (losses, what is
+trained), ``engine`` (an iteration on a device), ``training`` (a run), ``checkpoints`` (files of weights),
+``inference`` (trained generators), ``fusion`` (``accelerate``), ``official`` (official checkouts),
+``devtools`` and ``kernel_gate`` (kernels without a GPU). The modules beside them are public: ``api``,
+``cli``, ``config``, ``compat``, ``reference``, ``testing``, ``errors``, ``console``, ``tensor_files``.
 """
 
 from __future__ import annotations

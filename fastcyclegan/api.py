@@ -1,4 +1,5 @@
-"""CycleGAN as an object: made, fitted, used, saved and loaded from Python. Nothing is printed, written or set elsewhere unless asked for.
+"""CycleGAN as an object: made, fitted, used, saved and loaded from Python. Nothing is printed, written or set
+elsewhere unless asked for.
 
 The command line is a shell over it.
 """
@@ -18,7 +19,13 @@ from torch import nn
 
 from fastcyclegan.checkpoints import run_files
 from fastcyclegan.checkpoints.loading import choose, read_networks, settings_of
-from fastcyclegan.checkpoints.run_files import read_config, save_weights, saved_epochs, weights_file, write_config
+from fastcyclegan.checkpoints.run_files import (
+    read_config,
+    save_weights,
+    saved_epochs,
+    weights_file,
+    write_config,
+)
 from fastcyclegan.config import Direction, TrainConfig, with_changes
 from fastcyclegan.console import Console, QuietConsole
 from fastcyclegan.engine import resolve_device, resolve_precision
@@ -39,9 +46,14 @@ _ONE_START = {"continue_train": False, "overwrite": False, "dry_run": False, "ep
 
 
 def _group_of(name: str) -> str:
-    """Return the group of the configuration that has the setting ``name``. Raises TypeError, with the nearest names, for an unknown one."""
+    """Return the group of the configuration that has the setting ``name``. Raises TypeError, with the nearest
+    names, for an unknown one.
+    """
     defaults = TrainConfig()
-    fields = {group.name: dataclasses.fields(getattr(defaults, group.name)) for group in dataclasses.fields(defaults)}
+    fields = {
+        group.name: dataclasses.fields(getattr(defaults, group.name))
+        for group in dataclasses.fields(defaults)
+    }
     groups = {field.name: group for group, members in fields.items() for field in members}
     if name not in groups:
         near = difflib.get_close_matches(name, groups, n=3)
@@ -60,7 +72,9 @@ def _changed(config: TrainConfig, settings: Mapping[str, Any]) -> TrainConfig:
 
 @contextlib.contextmanager
 def _kept_globals() -> Iterator[None]:
-    """Put back the settings of the process that training changes: torch's random state, and cuDNN's benchmark switch."""
+    """Put back the settings of the process that training changes: torch's random state, and cuDNN's benchmark
+    switch.
+    """
     benchmark = torch.backends.cudnn.benchmark
     try:
         with torch.random.fork_rng():
@@ -72,9 +86,10 @@ def _kept_globals() -> Iterator[None]:
 class CycleGAN:
     """Four networks, and how they are trained and used.
 
-    ``settings`` are the flags of ``scripts/train.py`` by name (``netG="resnet_6blocks"``, ``lambda_identity=0``, ``batch_size=4``,
-    ``compile=True`` ...), changes of ``config`` or of the defaults. The networks are initialised by ``seed`` alone.
-    Raises TypeError for an unknown setting and UserError, with one clear line, for a value that does not fit.
+    ``settings`` are the flags of ``scripts/train.py`` by name (``netG="resnet_6blocks"``,
+    ``lambda_identity=0``, ``batch_size=4``, ``compile=True`` ...), changes of ``config`` or of the defaults.
+    The networks are initialised by ``seed`` alone. Raises TypeError for an unknown setting and UserError,
+    with one clear line, for a value that does not fit.
     """
 
     def __init__(self, config: TrainConfig | None = None, **settings: Any) -> None:
@@ -87,7 +102,7 @@ class CycleGAN:
         self._state: dict[str, Any] | None = None
         self._trainer: Trainer | None = None
 
-    # --- The networks -----------------------------------------------------------------------------------------------------------
+    # --- The networks ---------------------------------------------------------------------------------------
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -128,9 +143,12 @@ class CycleGAN:
 
     def __repr__(self) -> str:
         model = self.config.model
-        return f"CycleGAN(netG={model.netG}, ngf={model.ngf}, netD={model.netD}, ndf={model.ndf}, iteration={self.iteration})"
+        return (
+            f"CycleGAN(netG={model.netG}, ngf={model.ngf}, netD={model.netD}, ndf={model.ndf},"
+            f" iteration={self.iteration})"
+        )
 
-    # --- Training ---------------------------------------------------------------------------------------------------------------
+    # --- Training -------------------------------------------------------------------------------------------
 
     def fit(
         self,
@@ -143,21 +161,28 @@ class CycleGAN:
         iterations_per_epoch: int | None = None,
         **settings: Any,
     ) -> list[Record]:
-        """Train, and return what was logged: a record a tick (a second, or ``print_freq`` pictures) with iteration, losses, lr, speed.
+        """Train, and return what was logged: a record a tick (a second, or ``print_freq`` pictures) with
+        iteration, losses, lr, speed.
 
-        ``A``: a dataset's folder (trainA, trainB), or with ``B`` a folder of pictures each; or a loader of both domains, which gives
-        {"A": ..., "B": ...} or pairs of tensors; or with ``B`` a loader each. Loaders give float tensors [N, C, H, W] in [-1, 1], or
-        uint8, cropped and mirrored as the caller likes; ``iterations_per_epoch`` is needed where they have no length. Without both, the
-        pictures of the configuration.
+        ``A``: a dataset's folder (trainA, trainB), or with ``B`` a folder of pictures each; or a loader of
+        both domains, which gives {"A": ..., "B": ...} or pairs of tensors; or with ``B`` a loader each.
+        Loaders give float tensors [N, C, H, W] in [-1, 1], or uint8, cropped and mirrored as the caller
+        likes; ``iterations_per_epoch`` is needed where they have no length. Without both, the pictures of the
+        configuration.
 
-        ``folder``: keep the run's files there, as the command line does; else nothing is written. ``callbacks`` are called with the model
-        and each record; ``stop()`` ends training after the iteration. ``settings`` as for the class, for this and later calls. Called
-        again it goes on to the epochs and iterations that the settings then say: exactly, but that a loader of the caller's begins anew,
-        which is exact between epochs alone. Ctrl-C is a KeyboardInterrupt after the iteration. Raises UserError for what cannot be trained
-        on, and TypeError for what is neither a folder nor a loader.
+        ``folder``: keep the run's files there, as the command line does; else nothing is written.
+        ``callbacks`` are called with the model and each record; ``stop()`` ends training after the iteration.
+        ``settings`` as for the class, for this and later calls. Called again it goes on to the epochs and
+        iterations that the settings then say: exactly, but that a loader of the caller's begins anew, which
+        is exact between epochs alone. Ctrl-C is a KeyboardInterrupt after the iteration. Raises UserError for
+        what cannot be trained on, and TypeError for what is neither a folder nor a loader.
         """
         config = self._config_for(A, B, folder, settings)
-        loaders = None if A is None or isinstance(A, (str, Path)) else (A, None if isinstance(B, (str, Path)) else B)
+        loaders = (
+            None
+            if A is None or isinstance(A, (str, Path))
+            else (A, None if isinstance(B, (str, Path)) else B)
+        )
         if loaders is None and config.data.is_builtin:
             raise UserError("fit: no pictures: give a dataset's folder, a folder a domain, or loaders")
         records: list[Record] = []
@@ -179,11 +204,15 @@ class CycleGAN:
             train(config, console, given=given, on_start=begin, on_tick=tick, signals=False)
         return records
 
-    def _config_for(self, A: Any, B: Any, folder: str | Path | None, settings: Mapping[str, Any]) -> TrainConfig:
+    def _config_for(
+        self, A: Any, B: Any, folder: str | Path | None, settings: Mapping[str, Any]
+    ) -> TrainConfig:
         """Return the configuration of one ``fit``."""
         for name in settings:
             if _group_of(name) == "model" and name != "impl":
-                raise UserError(f"fit: the networks are made, so {name} cannot change: give it to CycleGAN(...)")
+                raise UserError(
+                    f"fit: the networks are made, so {name} cannot change: give it to CycleGAN(...)"
+                )
         for x in (A, B):
             if x is not None and not isinstance(x, (str, Path, Iterable)):
                 raise TypeError(f"fit: a domain is a folder or a loader, got {type(x).__name__}")
@@ -192,7 +221,11 @@ class CycleGAN:
         if len(set(paths)) > 1 or (A is None and B is not None):
             raise UserError("fit: A and B must both be folders or both be loaders")
         if all(paths) and A is not None:
-            named = {"dataroot": None, "data_A": Path(A), "data_B": Path(B)} if B is not None else {"dataroot": Path(A)}
+            named = (
+                {"dataroot": None, "data_A": Path(A), "data_B": Path(B)}
+                if B is not None
+                else {"dataroot": Path(A)}
+            )
             config = with_changes(config, {"data": {"data_A": None, "data_B": None, **named}})
         if folder is not None:
             folder = Path(folder)
@@ -207,7 +240,9 @@ class CycleGAN:
             self._trainer.stop = 0
 
     def train(self, console: Console) -> Trainer:
-        """Train as the configuration says, with all that a run keeps and prints, and return its trainer: what ``scripts/train.py`` does."""
+        """Train as the configuration says, with all that a run keeps and prints, and return its trainer: what
+        ``scripts/train.py`` does.
+        """
         self._trainer = train(self.config, console)
         self._nets, self.folder = self._trainer.run.engine.nets, self._trainer.run.folder
         return self._trainer
@@ -215,14 +250,17 @@ class CycleGAN:
     def _last_state(self) -> dict[str, Any] | None:
         return self._trainer.state() if self._trainer is not None else self._state
 
-    # --- Using ------------------------------------------------------------------------------------------------------------------
+    # --- Using ----------------------------------------------------------------------------------------------
 
-    def translate(self, images: Picture | Sequence[Picture], direction: Direction = "AtoB", batch_size: int = 8) -> Any:
+    def translate(
+        self, images: Picture | Sequence[Picture], direction: Direction = "AtoB", batch_size: int = 8
+    ) -> Any:
         """Return the translation of a picture, or of a list of them, as what it was given as.
 
-        A picture is a PIL image (any mode), an array of uint8 [H, W, C] (or [H, W] where C is 1), a float tensor [C, H, W] or [N, C, H, W]
-        in [-1, 1], or a path (which gives a PIL image). Any size, which it keeps. ``direction`` speaks of the training folders. Raises
-        UserError for a picture that cannot be read, ValueError for a wrong shape, dtype or range, and TypeError for what is no picture.
+        A picture is a PIL image (any mode), an array of uint8 [H, W, C] (or [H, W] where C is 1), a float
+        tensor [C, H, W] or [N, C, H, W] in [-1, 1], or a path (which gives a PIL image). Any size, which it
+        keeps. ``direction`` speaks of the training folders. Raises UserError for a picture that cannot be
+        read, ValueError for a wrong shape, dtype or range, and TypeError for what is no picture.
         """
         if direction not in ("AtoB", "BtoA"):
             raise UserError(f"direction must be AtoB or BtoA, got {direction!r}")
@@ -235,13 +273,15 @@ class CycleGAN:
         finally:
             net.train(training)
 
-    # --- Keeping ----------------------------------------------------------------------------------------------------------------
+    # --- Keeping --------------------------------------------------------------------------------------------
 
     def save(self, folder: str | Path, overwrite: bool = False) -> None:
-        """Write the networks by their official names, the configuration, and, once trained, the state that training goes on from.
+        """Write the networks by their official names, the configuration, and, once trained, the state that
+        training goes on from.
 
-        The folder is one that ``load``, ``scripts/translate.py --weights`` and ``scripts/train.py --continue_train`` take. Raises UserError
-        where it has files already, but for ``overwrite`` and the model's own folder, and OSError where the disk refuses.
+        The folder is one that ``load``, ``scripts/translate.py --weights`` and ``scripts/train.py
+        --continue_train`` take. Raises UserError where it has files already, but for ``overwrite`` and the
+        model's own folder, and OSError where the disk refuses.
         """
         folder = Path(folder)
         own = self.folder is not None and self.folder.resolve() == folder.resolve()
@@ -264,10 +304,11 @@ class CycleGAN:
 
     @classmethod
     def load(cls, folder: str | Path, epoch: str = "latest", **settings: Any) -> CycleGAN:
-        """Return the model of a run's folder, of ``save``, or of official ``*_net_*.pth`` files, whose networks are read off them.
+        """Return the model of a run's folder, of ``save``, or of official ``*_net_*.pth`` files, whose
+        networks are read off them.
 
-        With the folder's state ``fit`` goes on exactly; of another ``epoch`` than latest, and of files alone, with fresh optimizers.
-        Raises UserError for what is missing, damaged or does not fit.
+        With the folder's state ``fit`` goes on exactly; of another ``epoch`` than latest, and of files alone,
+        with fresh optimizers. Raises UserError for what is missing, damaged or does not fit.
         """
         folder = Path(folder)
         if not folder.is_dir():
@@ -283,7 +324,9 @@ class CycleGAN:
         for name, net in model.networks.items():
             source = folder / run_files.STATE if model._state else weights_file(folder, epoch, name)
             weights = model._state["nets"][name] if model._state else _weights_of(source, name)
-            run_files.fit_weights(net, weights, f"{source} ({name})", f"{config.model.netG} and {config.model.netD} of {folder}")
+            run_files.fit_weights(
+                net, weights, f"{source} ({name})", f"{config.model.netG} and {config.model.netD} of {folder}"
+            )
         return model
 
 

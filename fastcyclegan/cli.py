@@ -1,4 +1,6 @@
-"""The command line: made from the configuration dataclasses by tyro. A user's mistake is one line on standard error and exit code 2."""
+"""The command line: made from the configuration dataclasses by tyro. A user's mistake is one line on standard
+error and exit code 2.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ Config = TypeVar("Config")
 
 @dataclass(frozen=True)
 class DownloadConfig:
-    """Fetch one of the authors' datasets, unpack it and open every picture. What a broken connection left is gone on from."""
+    """Fetch one of the authors' datasets, unpack it and open every picture. What a broken connection left is
+    gone on from.
+    """
 
     name: Annotated[str | None, tyro.conf.Positional] = None
     """Its name, such as horse2zebra; --list shows them all."""
@@ -56,16 +60,20 @@ class DownloadConfig:
 
 _MARKERS = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff)
 
-TRAIN_HELP = """Train CycleGAN on two folders of pictures. Without any, on a small built-in dataset, in a few minutes.
+TRAIN_HELP = """Train CycleGAN on two folders of pictures. Without any, on a small built-in dataset, \
+in a few minutes.
 
-Flags are those of the official code, with _ or -. Ctrl-C saves and ends; --continue_train --name NAME goes on from there.
+Flags are those of the official code, with _ or -. Ctrl-C saves and ends; --continue_train --name NAME \
+goes on from there.
 
 The built-in dataset has defaults of its own: """ + ", ".join(
     f"{name} {value}" for group in BUILTIN.values() for name, value in group.items()
 )
 
 
-def _parse(kind: type[Config], args: Sequence[str] | None, description: str, default: Config | None = None) -> Config:
+def _parse(
+    kind: type[Config], args: Sequence[str] | None, description: str, default: Config | None = None
+) -> Config:
     given: dict[str, Any] = {} if default is None else {"default": default}
     return tyro.cli(kind, args=args, description=description, config=_MARKERS, use_underscores=True, **given)
 
@@ -73,20 +81,26 @@ def _parse(kind: type[Config], args: Sequence[str] | None, description: str, def
 def parse_train(args: Sequence[str] | None = None) -> TrainConfig:
     """Return the configuration that ``args`` ask for.
 
-    What is not given comes from the run that is continued, else from the built-in dataset's preset where no pictures are named, else from
-    the defaults.
+    What is not given comes from the run that is continued, else from the built-in dataset's preset where no
+    pictures are named, else from the defaults.
     """
     args = sys.argv[1:] if args is None else args
     _refuse_empty(args)
     base = _base(_given(args))
-    # A switch that is on by default would be shown, and taken, as its opposite: so all are off to the parser, and set again after it.
-    on = {group: {name: True for name, value in fields.items() if value is True} for group, fields in to_dict(base).items()}
+    # A switch that is on by default would be shown, and taken, as its opposite: so all are off to the parser,
+    # and set again after it.
+    on = {
+        group: {name: True for name, value in fields.items() if value is True}
+        for group, fields in to_dict(base).items()
+    }
     off = {group: dict.fromkeys(names, False) for group, names in on.items()}
     return with_changes(_parse(TrainConfig, args, TRAIN_HELP, with_changes(base, off)), on)
 
 
 def _refuse_empty(args: Sequence[str]) -> None:
-    """Raise UserError for an empty value, such as an unset shell variable gives: as a path it would mean the current folder."""
+    """Raise UserError for an empty value, such as an unset shell variable gives: as a path it would mean the
+    current folder.
+    """
     for flag, value in zip(["", *args], args, strict=False):
         if value == "" or (value.startswith("--") and value.endswith("=")):
             raise UserError(f"{flag if value == '' else value[:-1]}: the value is empty")
@@ -112,9 +126,13 @@ def _base(given: dict[str, str]) -> TrainConfig:
             start = {"continue_train": False, "overwrite": False, "dry_run": False, "epoch": RunConfig.epoch}
             return with_changes(base, {"run": {**start, "checkpoints_dir": folder.parent}})
         if folder.is_dir() and not {"dataroot", "data_A"} & given.keys():
-            raise UserError(f"{folder} does not say what it was trained on: give --dataroot, or --data_A and --data_B")
+            raise UserError(
+                f"{folder} does not say what it was trained on: give --dataroot, or --data_A and --data_B"
+            )
         # Official files alone: the networks are those that the files hold.
-        return with_changes(TrainConfig(), {"model": settings_of(folder, given.get("epoch", RunConfig.epoch))})
+        return with_changes(
+            TrainConfig(), {"model": settings_of(folder, given.get("epoch", RunConfig.epoch))}
+        )
     builtin = not {"dataroot", "data_A", "data_B", "help"} & given.keys()
     return with_changes(TrainConfig(), BUILTIN) if builtin else TrainConfig()
 
@@ -129,9 +147,15 @@ def _run(main: Callable[[], int]) -> int:
         print(f"error: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
     except (MemoryError, RuntimeError) as error:
         # Out of memory: torch has a class of its own for a GPU, none for the CPU.
-        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "allocate memory" not in str(error):
+        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "allocate memory" not in str(
+            error
+        ):
             raise
-        print(f"error: out of memory: {str(error).splitlines()[0] if str(error) else 'the system gives no more'}", file=sys.stderr)
+        print(
+            "error: out of memory:"
+            f" {str(error).splitlines()[0] if str(error) else 'the system gives no more'}",
+            file=sys.stderr,
+        )
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
@@ -140,7 +164,9 @@ def _run(main: Callable[[], int]) -> int:
 
 @contextlib.contextmanager
 def _kernel_warnings_as_lines(console: Console) -> Iterator[None]:
-    """Print what the kernels warn of as one line, without the place in their code, which tells a user nothing."""
+    """Print what the kernels warn of as one line, without the place in their code, which tells a user
+    nothing.
+    """
     before = warnings.showwarning
 
     def show(message: Warning | str, category: type[Warning], filename: str, *rest: Any) -> None:
@@ -169,8 +195,12 @@ def _score_builtin(trainer: Trainer, console: Console) -> None:
     run = trainer.run
     assert run.pictures is not None
     held_out = {"A": run.pictures.test_A, "B": run.pictures.test_B}
-    real = {side: np.stack([np.asarray(open_picture(path)) for path in paths]) for side, paths in held_out.items()}
-    console.say(f"built-in dataset, {len(real['A'])} held-out pictures a side, small networks made for it alone:")
+    real = {
+        side: np.stack([np.asarray(open_picture(path)) for path in paths]) for side, paths in held_out.items()
+    }
+    console.say(
+        f"built-in dataset, {len(real['A'])} held-out pictures a side, small networks made for it alone:"
+    )
     for here, there in ("AB", "BA"):
         images = to_unit_range(torch.from_numpy(real[here]), run.engine.device)
         fake = to_pixels(run.engine.translate(f"G_{here}{there}", images))
@@ -211,7 +241,9 @@ def _train(args: Sequence[str] | None) -> int:
 def _translate(args: Sequence[str] | None) -> int:
     args = sys.argv[1:] if args is None else args
     _refuse_empty(args)
-    config = _parse(TranslateConfig, args, "Translate a picture, or a folder of them, with a trained generator.")
+    config = _parse(
+        TranslateConfig, args, "Translate a picture, or a folder of them, with a trained generator."
+    )
     console = Console()
     with _kernel_warnings_as_lines(console):
         translate_pictures(config, console)
@@ -225,7 +257,10 @@ def _download(args: Sequence[str] | None) -> int:
     config = _parse(DownloadConfig, args, str(DownloadConfig.__doc__))
     if config.list:
         rows = {name: f"{of.what}{f', {of.mib:,} MiB' if of.mib else ''}" for name, of in DATASETS.items()}
-        console.table(f"the authors' datasets, at {SERVER}:", {**rows, **{name: f"not there: {why}" for name, why in ELSEWHERE.items()}})
+        console.table(
+            f"the authors' datasets, at {SERVER}:",
+            {**rows, **{name: f"not there: {why}" for name, why in ELSEWHERE.items()}},
+        )
         return 0
     if config.name is None:
         raise UserError("which dataset? Give its name, such as horse2zebra; --list shows them all")
@@ -245,7 +280,9 @@ def _download(args: Sequence[str] | None) -> int:
             progress=progress,
         )
     skip = " --skip_bad_images" if bad else ""
-    console.say(f"train on it: python scripts/train.py --compile --dataroot {config.output / config.name}{skip}")
+    console.say(
+        f"train on it: python scripts/train.py --compile --dataroot {config.output / config.name}{skip}"
+    )
     return 1 if bad else 0
 
 

@@ -1,8 +1,10 @@
-"""The constructors of the official code (pytorch-CycleGAN-and-pix2pix, models/networks.py and util/image_pool.py) by their signatures.
+"""The constructors of the official code (pytorch-CycleGAN-and-pix2pix, models/networks.py and
+util/image_pool.py) by their signatures.
 
-One line moves a project: ``from fastcyclegan.compat import define_G, define_D, GANLoss, ImagePool``. Arguments, defaults, state_dict keys
-and results are the official ones; what computes them is ours. ``impl`` and ``recompute`` are as in ``fastcyclegan.Generator``. ReLUs
-are not in place, so who collects the layers' results sees those of the norms before them as they are.
+One line moves a project: ``from fastcyclegan.compat import define_G, define_D, GANLoss, ImagePool``.
+Arguments, defaults, state_dict keys and results are the official ones; what computes them is ours. ``impl``
+and ``recompute`` are as in ``fastcyclegan.Generator``. ReLUs are not in place, so who collects the layers'
+results sees those of the norms before them as they are.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ NormLayer = Callable[[int], nn.Module]
 
 
 def _ours(norm_layer: NormLayer) -> tuple[reference.Norm, bool]:
-    """Return ``norm_layer`` as our networks take it, by name where it has one, and whether it is an affine instance norm."""
+    """Return ``norm_layer`` as our networks take it, by name where it has one, and whether it is an affine
+    instance norm.
+    """
     is_partial = isinstance(norm_layer, functools.partial)
     kind = getattr(norm_layer, "func", norm_layer)
     options: dict[str, Any] = dict(norm_layer.keywords) if isinstance(norm_layer, functools.partial) else {}
@@ -40,10 +44,11 @@ def _identity(channels: int) -> nn.Module:
 
 
 class ResnetGenerator(networks.Generator):
-    """The official ``ResnetGenerator``: [N, input_nc, H, W] to [N, output_nc, H, W] in [-1, 1]; see ``fastcyclegan.Generator``.
+    """The official ``ResnetGenerator``: [N, input_nc, H, W] to [N, output_nc, H, W] in [-1, 1]; see
+    ``fastcyclegan.Generator``.
 
-    ``norm_layer`` makes a norm of a number of channels. Raises ValueError for an unknown ``padding_type`` (reflect, replicate, zero) and
-    for counts below 1 (``n_blocks`` may be 0).
+    ``norm_layer`` makes a norm of a number of channels. Raises ValueError for an unknown ``padding_type``
+    (reflect, replicate, zero) and for counts below 1 (``n_blocks`` may be 0).
     """
 
     def __init__(
@@ -60,11 +65,25 @@ class ResnetGenerator(networks.Generator):
         recompute: bool = True,
     ) -> None:
         norm, affine = _ours(norm_layer)
-        super().__init__(input_nc, output_nc, ngf, n_blocks, norm, affine, use_dropout, "transpose", impl, recompute, padding_type)
+        super().__init__(
+            input_nc,
+            output_nc,
+            ngf,
+            n_blocks,
+            norm,
+            affine,
+            use_dropout,
+            "transpose",
+            impl,
+            recompute,
+            padding_type,
+        )
 
 
 class UnetGenerator(networks.UnetGenerator):
-    """The official ``UnetGenerator``; ``num_downs`` 7 is for multiples of 128 pixels, 8 for those of 256. Raises ValueError below 5."""
+    """The official ``UnetGenerator``; ``num_downs`` 7 is for multiples of 128 pixels, 8 for those of 256.
+    Raises ValueError below 5.
+    """
 
     def __init__(
         self,
@@ -103,14 +122,22 @@ class PixelDiscriminator(networks.PixelDiscriminator):
     """The official ``PixelDiscriminator``, the 1x1 PatchGAN: [N, input_nc, H, W] to [N, 1, H, W] logits."""
 
     def __init__(
-        self, input_nc: int, ndf: int = 64, norm_layer: NormLayer = nn.BatchNorm2d, *, impl: str = "auto", recompute: bool = True
+        self,
+        input_nc: int,
+        ndf: int = 64,
+        norm_layer: NormLayer = nn.BatchNorm2d,
+        *,
+        impl: str = "auto",
+        recompute: bool = True,
     ) -> None:
         norm, affine = _ours(norm_layer)
         super().__init__(input_nc, ndf, norm, impl, recompute, affine)
 
 
 def get_norm_layer(norm_type: str = "instance") -> NormLayer:
-    """Return what makes the norm called ``norm_type``: batch, syncbatch, instance or none. Raises NotImplementedError for others."""
+    """Return what makes the norm called ``norm_type``: batch, syncbatch, instance or none. Raises
+    NotImplementedError for others.
+    """
     layers: dict[str, NormLayer] = {
         "batch": functools.partial(nn.BatchNorm2d, affine=True, track_running_stats=True),
         "syncbatch": functools.partial(nn.SyncBatchNorm, affine=True, track_running_stats=True),
@@ -123,9 +150,13 @@ def get_norm_layer(norm_type: str = "instance") -> NormLayer:
 
 
 def _started(net: nn.Module, init_type: str, init_gain: float, gpu_ids: Sequence[int]) -> nn.Module:
-    """Return ``net`` initialised and, as in the official code, in a DataParallel over ``gpu_ids`` if there are any."""
+    """Return ``net`` initialised and, as in the official code, in a DataParallel over ``gpu_ids`` if there
+    are any.
+    """
     if init_type not in reference.INIT_TYPES:
-        raise NotImplementedError(f"init_type must be one of {', '.join(reference.INIT_TYPES)}, got {init_type!r}")
+        raise NotImplementedError(
+            f"init_type must be one of {', '.join(reference.INIT_TYPES)}, got {init_type!r}"
+        )
     if gpu_ids:
         net = nn.DataParallel(net.to(torch.device("cuda", gpu_ids[0])), list(gpu_ids))
     return reference.init_weights(net, init_type, init_gain)
@@ -183,12 +214,16 @@ def define_D(
     if netD == "pixel":
         net = PixelDiscriminator(input_nc, ndf, norm_layer, impl=impl)
     else:
-        net = NLayerDiscriminator(input_nc, ndf, n_layers_D if netD == "n_layers" else 3, norm_layer, impl=impl)
+        net = NLayerDiscriminator(
+            input_nc, ndf, n_layers_D if netD == "n_layers" else 3, norm_layer, impl=impl
+        )
     return _started(net, init_type, init_gain, gpu_ids)
 
 
 class GANLoss(nn.Module):
-    """The official ``GANLoss``: of logits and whether they should say "real", a scalar. lsgan, vanilla or wgangp (without its penalty)."""
+    """The official ``GANLoss``: of logits and whether they should say "real", a scalar. lsgan, vanilla or
+    wgangp (without its penalty).
+    """
 
     real_label: Tensor
     fake_label: Tensor
@@ -196,7 +231,9 @@ class GANLoss(nn.Module):
     def __init__(self, gan_mode: str, target_real_label: float = 1.0, target_fake_label: float = 0.0) -> None:
         super().__init__()
         if gan_mode not in reference.GAN_MODES:
-            raise NotImplementedError(f"gan_mode must be one of {', '.join(reference.GAN_MODES)}, got {gan_mode!r}")
+            raise NotImplementedError(
+                f"gan_mode must be one of {', '.join(reference.GAN_MODES)}, got {gan_mode!r}"
+            )
         self.register_buffer("real_label", torch.tensor(target_real_label))
         self.register_buffer("fake_label", torch.tensor(target_fake_label))
         self.gan_mode = gan_mode
@@ -210,11 +247,17 @@ class GANLoss(nn.Module):
             return -prediction.mean() if target_is_real else prediction.mean()
         target = self.get_target_tensor(prediction, target_is_real)
         lsgan = self.gan_mode == "lsgan"
-        return F.mse_loss(prediction, target) if lsgan else F.binary_cross_entropy_with_logits(prediction, target)
+        return (
+            F.mse_loss(prediction, target)
+            if lsgan
+            else F.binary_cross_entropy_with_logits(prediction, target)
+        )
 
 
 class ImagePool:
-    """The official ``ImagePool``: the replay history of ``pool_size`` pictures. Chance comes from Python's ``random``, as there."""
+    """The official ``ImagePool``: the replay history of ``pool_size`` pictures. Chance comes from Python's
+    ``random``, as there.
+    """
 
     def __init__(self, pool_size: int) -> None:
         self.pool_size = pool_size
@@ -230,13 +273,16 @@ class ImagePool:
         return len(self._pool.images)
 
     def query(self, images: Tensor) -> Tensor:
-        """Return pictures [N, C, H, W] for ``images`` [N, C, H, W]: new ones, or stored ones whose place they take. Detached."""
+        """Return pictures [N, C, H, W] for ``images`` [N, C, H, W]: new ones, or stored ones whose place they
+        take. Detached.
+        """
         if self.pool_size == 0:
             return images
         return torch.cat([self._pool.query(image[None], [self._draw()]) for image in images])
 
     def _draw(self) -> tuple[float, float]:
-        """Draw as the official code does, nothing while the pool is filling, and return it as (swap, place)."""
+        """Draw as the official code does, nothing while the pool is filling, and return it as (swap,
+        place)."""
         if self.num_imgs < self.pool_size or random.uniform(0, 1) <= 0.5:
             return 1.0, 0.0
         return 0.0, (random.randint(0, self.pool_size - 1) + 0.5) / self.pool_size

@@ -1,6 +1,7 @@
 """What a training run is made of: frozen dataclasses, each default written once, each value checked.
 
-The names are the official flags where the official code has one. The text below a field is its help on the command line.
+The names are the official flags where the official code has one. The text below a field is its help on the
+command line.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ FIXED_SIZE = ("resize_and_crop", "crop", "scale_width_and_crop")
 
 
 def _check_types(config: Any) -> None:
-    """Raise UserError where a field does not hold what it says (the command line checks this too; this is for Python and config.json)."""
+    """Raise UserError where a field does not hold what it says (the command line checks this too; this is for
+    Python and config.json).
+    """
     for name, hint in get_type_hints(type(config)).items():
         value = getattr(config, name)
         if get_origin(hint) is Literal:
@@ -49,22 +52,32 @@ class DataConfig:
     """Pictures: where they are and how they become samples."""
 
     dataroot: Path | None = None
-    """Folder with trainA/ trainB/ (and testA/ testB/), or train/A train/B (test/A test/B). Nothing given: the built-in dataset."""
+    """Folder with trainA/ trainB/ (and testA/ testB/), or train/A train/B (test/A test/B). Nothing given: the
+    built-in dataset.
+    """
     data_A: Path | None = None
-    """Folder of pictures of A; with --data_B, instead of --dataroot. A part of both is held out for the samples, see --holdout."""
+    """Folder of pictures of A; with --data_B, instead of --dataroot. A part of both is held out for the
+    samples, see --holdout.
+    """
     data_B: Path | None = None
     """Folder of pictures of B."""
     holdout: float = 0.05
-    """Share of --data_A and --data_B that is held out of training, chosen by a hash of the seed and the file name."""
+    """Share of --data_A and --data_B that is held out of training, chosen by a hash of the seed and the file
+    name.
+    """
     direction: Direction = "AtoB"
     """BtoA: folder B is the model's A, so that G_A translates B to A."""
     preprocess: Preprocess = "resize_and_crop"
-    """resize_and_crop: to load_size squared, then a random crop. scale_width: width to load_size, height in proportion. none: as it is,
-    sides rounded to a multiple of 4."""
+    """resize_and_crop: to load_size squared, then a random crop. scale_width: width to load_size, height in
+    proportion. none: as it is, sides rounded to a multiple of 4."""
     load_size: int = 286
-    """Side (or width) in pixels that pictures are resized to before the crop. Resizing is bicubic and antialiased."""
+    """Side (or width) in pixels that pictures are resized to before the crop. Resizing is bicubic and
+    antialiased.
+    """
     crop_size: int = 256
-    """Side in pixels of the random crop, a multiple of 4 (of 256 for unet_256). load_size above it is the jitter against overfitting."""
+    """Side in pixels of the random crop, a multiple of 4 (of 256 for unet_256). load_size above it is the
+    jitter against overfitting.
+    """
     no_flip: bool = False
     """Do not mirror pictures at random."""
     batch_size: int = 1
@@ -74,13 +87,21 @@ class DataConfig:
     max_dataset_size: int | None = None
     """At most this many pictures of each domain: the first by name."""
     num_threads: int | None = None
-    """Loader threads of dali (default: one a core, at most 16), or loader processes of folder (default 4; 0 loads in the main one)."""
+    """Loader threads of dali (default: one a core, at most 16), or loader processes of folder (default 4; 0
+    loads in the main one).
+    """
     loader: Literal["auto", "dali", "folder"] = "auto"
-    """What reads pictures: dali (on a GPU where there is one), or folder (Pillow). auto takes dali where it is installed and works."""
+    """What reads pictures: dali (on a GPU where there is one), or folder (Pillow). auto takes dali where it
+    is installed and works.
+    """
     cache: Literal["none", "ram", "gpu"] = "none"
-    """ram, gpu: keep every decoded, resized picture in memory there (refused where they take more than half of what is free)."""
+    """ram, gpu: keep every decoded, resized picture in memory there (refused where they take more than half
+    of what is free).
+    """
     skip_bad_images: bool = False
-    """Leave out pictures that cannot be read, or are smaller than the crop, and list them; without this they end the run."""
+    """Leave out pictures that cannot be read, or are smaller than the crop, and list them; without this they
+    end the run.
+    """
     dataset_mode: Literal["unaligned"] = "unaligned"
     """Official flag; only unaligned exists."""
 
@@ -100,7 +121,10 @@ class DataConfig:
         if resized and self.crop_size > self.load_size:
             raise UserError(f"crop_size {self.crop_size} is larger than load_size {self.load_size}")
         if self.batch_size > 1 and self.preprocess not in FIXED_SIZE:
-            raise UserError(f"batch_size {self.batch_size} needs pictures of one size; --preprocess {self.preprocess} keeps their own")
+            raise UserError(
+                f"batch_size {self.batch_size} needs pictures of one size; --preprocess {self.preprocess}"
+                " keeps their own"
+            )
 
     @property
     def is_builtin(self) -> bool:
@@ -152,11 +176,16 @@ class ModelConfig:
         if self.use_dropout and self.no_dropout:
             raise UserError("--use_dropout and --no_dropout contradict each other")
         if not re.fullmatch(r"resnet_\d+blocks|unet_(128|256)", self.netG):
-            raise UserError(f"netG must be resnet_9blocks, resnet_6blocks, resnet_Nblocks, unet_256 or unet_128, got {self.netG!r}")
+            raise UserError(
+                "netG must be resnet_9blocks, resnet_6blocks, resnet_Nblocks, unet_256 or unet_128, got"
+                f" {self.netG!r}"
+            )
         if self.affine and self.norm != "instance":
             raise UserError(f"--affine belongs to --norm instance, not to {self.norm}")
         if self.netG.startswith("unet") and self.upsample != "transpose":
-            raise UserError(f"--upsample {self.upsample} belongs to the ResNet generators, not to {self.netG}")
+            raise UserError(
+                f"--upsample {self.upsample} belongs to the ResNet generators, not to {self.netG}"
+            )
         for name in ("input_nc", "output_nc"):
             if getattr(self, name) not in (1, 3):
                 raise UserError(f"{name} must be 3 (colour) or 1 (gray), got {getattr(self, name)}")
@@ -168,7 +197,9 @@ class ModelConfig:
 
     @property
     def least_side(self) -> int:
-        """The smallest side that the networks can take: the PatchGAN must end on one patch, and normalise more than one before it."""
+        """The smallest side that the networks can take: the PatchGAN must end on one patch, and normalise
+        more than one before it.
+        """
         if self.netD == "pixel":
             return 8
         return max(8, 3 * 2 ** (self.n_layers_D if self.netD == "n_layers" else 3))
@@ -215,16 +246,22 @@ class OptimConfig:
     beta1: float = 0.5
     """First moment's decay of Adam; the second is 0.999."""
     lr_policy: Literal["linear", "step", "plateau", "cosine", "constant"] = "linear"
-    """linear: constant, then down to 0 over n_epochs_decay. step: a tenth every lr_decay_iters epochs. plateau: a fifth when the
-    epoch's mean generator loss stops falling. cosine: over all epochs."""
+    """linear: constant, then down to 0 over n_epochs_decay. step: a tenth every lr_decay_iters epochs.
+    plateau: a fifth when the epoch's mean generator loss stops falling. cosine: over all epochs."""
     lr_decay_iters: int = 50
     """Epochs between the steps of --lr_policy step."""
     lr_scaling: Literal["none", "sqrt"] = "none"
-    """sqrt: multiply lr by the square root of batch_size, the rule for Adam (Malladi et al. 2022). none: lr is what is given."""
+    """sqrt: multiply lr by the square root of batch_size, the rule for Adam (Malladi et al. 2022). none: lr
+    is what is given.
+    """
     ema: float = 0.0
-    """Keep running averages of the generators' weights with this decay, such as 0.999, and save them beside (*_net_G_A_ema.pth)."""
+    """Keep running averages of the generators' weights with this decay, such as 0.999, and save them beside
+    (*_net_G_A_ema.pth).
+    """
     lr_phase: Literal["end", "start"] = "end"
-    """Step the schedule at the end of an epoch (official code before 2020 and since 2025) or at its start (2020-24)."""
+    """Step the schedule at the end of an epoch (official code before 2020 and since 2025) or at its start
+    (2020-24).
+    """
 
     def __post_init__(self) -> None:
         _check_types(self)
@@ -234,7 +271,10 @@ class OptimConfig:
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{name} must be in [0, 1), got {getattr(self, name)}")
         if self.epoch_count > self.last_epoch:
-            raise UserError(f"nothing to train: epoch_count {self.epoch_count} is past n_epochs + n_epochs_decay = {self.last_epoch}")
+            raise UserError(
+                f"nothing to train: epoch_count {self.epoch_count} is past n_epochs + n_epochs_decay ="
+                f" {self.last_epoch}"
+            )
 
     @property
     def last_epoch(self) -> int:
@@ -246,15 +286,25 @@ class EngineConfig:
     """How an iteration is run. Every choice computes the same."""
 
     batching: Literal["auto", "off"] = "auto"
-    """auto: each network sees all its pictures of a stage in one pass, where that changes nothing (not with batch norm)."""
+    """auto: each network sees all its pictures of a stage in one pass, where that changes nothing (not with
+    batch norm).
+    """
     pairing: Literal["auto", "on", "off"] = "auto"
-    """Run both generators as one, and both discriminators. auto: where our kernels compute them; on: elsewhere too (for debugging)."""
+    """Run both generators as one, and both discriminators. auto: where our kernels compute them; on:
+    elsewhere too (for debugging).
+    """
     overlap: Literal["auto", "wgrad", "phases", "off"] = "auto"
-    """On a GPU, work beside other work. wgrad: weight gradients; phases: the discriminators' phase too. auto: wgrad in a CUDA graph."""
+    """On a GPU, work beside other work. wgrad: weight gradients; phases: the discriminators' phase too. auto:
+    wgrad in a CUDA graph.
+    """
     graph: Literal["auto", "on", "off"] = "auto"
-    """Replay an iteration as one CUDA graph. auto: with --compile on a GPU, unless it cannot be captured; on: end the run if it cannot."""
+    """Replay an iteration as one CUDA graph. auto: with --compile on a GPU, unless it cannot be captured; on:
+    end the run if it cannot.
+    """
     micro_batch: int | None = None
-    """Run a batch in parts of this many pictures, their gradients added: the result of the whole batch in the memory of a part."""
+    """Run a batch in parts of this many pictures, their gradients added: the result of the whole batch in the
+    memory of a part.
+    """
     nvtx: bool = False
     """Name the parts of an iteration for Nsight (on a GPU)."""
 
@@ -276,7 +326,9 @@ class RunConfig:
     overwrite: bool = False
     """Replace the run --name if it exists."""
     epoch: str = "latest"
-    """With --continue_train: which *_net_*.pth to start from where there is no state.pt, or, if not latest, instead of it."""
+    """With --continue_train: which *_net_*.pth to start from where there is no state.pt, or, if not latest,
+    instead of it.
+    """
     compile: bool = False
     """Compile the networks with torch.compile."""
     device: str = "auto"
@@ -284,15 +336,20 @@ class RunConfig:
     gpu_ids: str | None = None
     """Official flag: 0 is --device cuda:0, -1 is --device cpu."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto: bf16 on a GPU that has it, and with --compile on a processor that has it; else fp32. Weights and losses are fp32 always."""
+    """auto: bf16 on a GPU that has it, and with --compile on a processor that has it; else fp32. Weights and
+    losses are fp32 always.
+    """
     seed: int = 0
     """Seed of weights, samples and pools."""
     print_freq: int | None = None
     """Pictures between log lines. Default: every second in a terminal, every ten elsewhere."""
     display_freq: int | None = None
-    """Pictures between sample grids. Default: every 30 seconds, and never more than a twentieth of the time."""
+    """Pictures between sample grids. Default: every 30 seconds, and never more than a twentieth of the time.
+    """
     save_latest_freq: int | None = None
-    """Pictures between saves of the state. Default: every 5 minutes, and never more than a hundredth of the time."""
+    """Pictures between saves of the state. Default: every 5 minutes, and never more than a hundredth of the
+    time.
+    """
     save_by_iter: bool = False
     """Name the weights of those saves iter_N instead of latest."""
     save_epoch_freq: int = 5
@@ -306,7 +363,9 @@ class RunConfig:
         if self.seed >= 2**63:
             raise UserError(f"seed must be below 2**63, got {self.seed}")
         _check_least(self, 1, "print_freq", "display_freq", "save_latest_freq")
-        if self.name is not None and (self.name.startswith(".") or Path(self.name).name != self.name or not self.name.isprintable()):
+        if self.name is not None and (
+            self.name.startswith(".") or Path(self.name).name != self.name or not self.name.isprintable()
+        ):
             raise UserError(f"name must be a plain folder name, got {self.name!r}")
         if self.continue_train and self.overwrite:
             raise UserError("--continue_train and --overwrite contradict each other")
@@ -317,7 +376,9 @@ class RunConfig:
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
             raise UserError(f"device must be auto, cpu, cuda, cuda:N or mps, got {self.device!r}")
         if self.gpu_ids is not None and not re.fullmatch(r"-1|\d+", self.gpu_ids):
-            raise UserError(f"gpu_ids must be one number, or -1 for the CPU (a run uses one GPU), got {self.gpu_ids!r}")
+            raise UserError(
+                f"gpu_ids must be one number, or -1 for the CPU (a run uses one GPU), got {self.gpu_ids!r}"
+            )
         if self.gpu_ids is not None and self.device != "auto":
             raise UserError("--gpu_ids and --device say the same thing: give one of them")
 
@@ -334,26 +395,37 @@ class TrainConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
 
     def scaled_lr(self, batch: int) -> float:
-        """Return the learning rate at the start with batches of ``batch``: ``lr``, scaled as ``lr_scaling`` says."""
+        """Return the learning rate at the start with batches of ``batch``: ``lr``, scaled as ``lr_scaling``
+        says.
+        """
         return self.optim.lr * (math.sqrt(batch) if self.optim.lr_scaling == "sqrt" else 1.0)
 
     def __post_init__(self) -> None:
         multiple, crop = self.model.size_multiple, self.data.crop_size
         if self.data.preprocess in FIXED_SIZE and crop % multiple:
-            raise UserError(f"crop_size {crop} is not a multiple of {multiple}: {self.model.netG} would return another size")
+            raise UserError(
+                f"crop_size {crop} is not a multiple of {multiple}: {self.model.netG} would return another"
+                " size"
+            )
         least = self.model.least_side
         if self.data.preprocess in FIXED_SIZE and crop < least:
-            raise UserError(f"crop_size {crop} is too small: --netD {self.model.netD} needs at least {least} pixels")
+            raise UserError(
+                f"crop_size {crop} is too small: --netD {self.model.netD} needs at least {least} pixels"
+            )
         if self.loss.lambda_identity > 0 and self.model.input_nc != self.model.output_nc:
             raise UserError(
-                f"the identity loss needs equal channels, got input_nc {self.model.input_nc} and output_nc {self.model.output_nc}: "
-                "use --lambda_identity 0"
+                f"the identity loss needs equal channels, got input_nc {self.model.input_nc} and output_nc"
+                f" {self.model.output_nc}: use --lambda_identity 0"
             )
         if self.loss.gan_mode == "wgangp" and self.data.preprocess not in FIXED_SIZE:
-            raise UserError(f"wgangp mixes real and fake pictures, so they must be of one size; --preprocess {self.data.preprocess} is not")
+            raise UserError(
+                "wgangp mixes real and fake pictures, so they must be of one size; --preprocess"
+                f" {self.data.preprocess} is not"
+            )
 
 
-# What differs from the defaults when the built-in dataset is trained: small pictures and networks, a few minutes on two cores.
+# What differs from the defaults when the built-in dataset is trained: small pictures and networks, a few
+# minutes on two cores.
 BUILTIN: Mapping[str, Mapping[str, Any]] = {
     "data": {"load_size": 64, "crop_size": 64, "num_threads": 0},
     "model": {"netG": "resnet_2blocks", "ngf": 16, "ndf": 32, "netD": "n_layers", "n_layers_D": 2},
@@ -364,7 +436,9 @@ BUILTIN: Mapping[str, Mapping[str, Any]] = {
 
 def with_changes(config: TrainConfig, changes: Mapping[str, Mapping[str, Any]]) -> TrainConfig:
     """Return ``config`` with ``changes`` (group to field to value) made."""
-    groups = {group: dataclasses.replace(getattr(config, group), **fields) for group, fields in changes.items()}
+    groups = {
+        group: dataclasses.replace(getattr(config, group), **fields) for group, fields in changes.items()
+    }
     return dataclasses.replace(config, **groups)
 
 

@@ -1,4 +1,6 @@
-"""What a run prints: lines, and at the bottom of a terminal one live line with a bar. Plain lines where there is no terminal."""
+"""What a run prints: lines, and at the bottom of a terminal one live line with a bar. Plain lines where there
+is no terminal.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ _BAR = 10
 
 
 class _Output(RichConsole):
-    """Standard output that may close, as it does after `| head`: that is said once, and what follows is not printed."""
+    """Standard output that may close, as it does after `| head`: that is said once, and what follows is not
+    printed.
+    """
 
     def on_broken_pipe(self) -> None:
         self.give_up("standard output was closed")
@@ -26,7 +30,9 @@ class _Output(RichConsole):
 
 
 class Console:
-    """Lines and progress on standard output. ``with console:`` bounds the time in which a live line may stand."""
+    """Lines and progress on standard output. ``with console:`` bounds the time in which a live line may
+    stand.
+    """
 
     def __init__(self) -> None:
         self._rich = _Output(highlight=False, markup=False, soft_wrap=True)
@@ -63,7 +69,11 @@ class Console:
         room = self._rich.width - _BAR - len(" 100% ") - 1
         text = text if len(text) <= room else text[: room - 1] + "…"  # one line, in a narrow terminal too
         if self._progress is None:
-            columns = (BarColumn(bar_width=_BAR), TextColumn("{task.percentage:>3.0f}%"), TextColumn("{task.description}", markup=False))
+            columns = (
+                BarColumn(bar_width=_BAR),
+                TextColumn("{task.percentage:>3.0f}%"),
+                TextColumn("{task.description}", markup=False),
+            )
             self._progress = Progress(*columns, console=self._rich, transient=True)
             self._progress.start()
             self._task = self._progress.add_task(text, total=total)
@@ -71,7 +81,9 @@ class Console:
         self._progress.update(self._task, completed=done, total=total, description=text)
 
     def once(self, done: int, total: int, text: str) -> None:
-        """Show how far a piece of work is in a live line that goes when it is done; without a terminal one line when it begins."""
+        """Show how far a piece of work is in a live line that goes when it is done; without a terminal one
+        line when it begins.
+        """
         if self.is_terminal or done == 0:
             self.progress(done, total, text)
         if done == total:

@@ -1,13 +1,14 @@
 """CycleGAN in plain PyTorch: networks, losses, the replay pool and one training step.
 
-This file is the specification. Everything else in the package is a faster way to compute what stands here, and is tested against it.
-It imports torch alone and does nothing clever; read it first.
+This file is the specification. Everything else in the package is a faster way to compute what stands here,
+and is tested against it. It imports torch alone and does nothing clever; read it first.
 
-Source: Zhu, Park, Isola, Efros, "Unpaired Image-to-Image Translation using Cycle-Consistent Adversarial Networks", ICCV 2017
-(sections 3 and 4, appendix 7); the state_dict keys and defaults are those of the authors' PyTorch implementation.
+Source: Zhu, Park, Isola, Efros, "Unpaired Image-to-Image Translation using Cycle-Consistent Adversarial
+Networks", ICCV 2017 (sections 3 and 4, appendix 7); the state_dict keys and defaults are those of the
+authors' PyTorch implementation.
 
-Domains and names: ``G_AB`` translates A to B, ``G_BA`` translates B to A, ``D_A`` judges pictures of A, ``D_B`` pictures of B.
-Pictures are float tensors [N, C, H, W] in [-1, 1].
+Domains and names: ``G_AB`` translates A to B, ``G_BA`` translates B to A, ``D_A`` judges pictures of A,
+``D_B`` pictures of B. Pictures are float tensors [N, C, H, W] in [-1, 1].
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ INIT_TYPES = ("normal", "xavier", "kaiming", "orthogonal")
 UPSAMPLES = ("transpose", "resize")
 PADDING_TYPES = ("reflect", "replicate", "zero")
 Norm = str | Callable[[int], nn.Module]
-"""One of NORMS, or what makes a normalisation of a number of channels, such as nn.BatchNorm2d or a functools.partial of one."""
+"""One of NORMS, or what makes a normalisation of a number of channels, such as nn.BatchNorm2d or a
+functools.partial of one.
+"""
 
 
 def _check(what: str, got: object, wanted: Sequence[str]) -> None:
@@ -33,11 +36,13 @@ def _check(what: str, got: object, wanted: Sequence[str]) -> None:
         raise ValueError(f"{what} must be one of {', '.join(wanted)}, got {got!r}")
 
 
-# --- Networks -----------------------------------------------------------------------------------------------------------------
+# --- Networks -----------------------------------------------------------------------------------------------
 
 
 class ContiguousGradient(torch.autograd.Function):
-    """The identity; its backward hands the gradient on in NCHW memory. It goes through the transforms of torch.func too."""
+    """The identity; its backward hands the gradient on in NCHW memory. It goes through the transforms of
+    torch.func too.
+    """
 
     generate_vmap_rule = True
 
@@ -72,8 +77,8 @@ def contiguous_gradient(x: Tensor) -> Tensor:
 class InstanceNorm2d(nn.InstanceNorm2d):
     """torch's InstanceNorm2d, right for a channels_last gradient too.
 
-    torch's own backward on the CPU (seen in 2.13) returns a wrong gradient for one picture whose upstream gradient is channels_last: it
-    reads that memory as NCHW. The result does not depend on layout here.
+    torch's own backward on the CPU (seen in 2.13) returns a wrong gradient for one picture whose upstream
+    gradient is channels_last: it reads that memory as NCHW. The result does not depend on layout here.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -81,7 +86,9 @@ class InstanceNorm2d(nn.InstanceNorm2d):
 
 
 def norm_layer(norm: Norm, channels: int, affine: bool = False) -> nn.Module:
-    """Return the normalisation called ``norm``. Instance norm has no running statistics and, unless ``affine``, no parameters."""
+    """Return the normalisation called ``norm``. Instance norm has no running statistics and, unless
+    ``affine``, no parameters.
+    """
     if callable(norm) and not affine:
         return norm(channels)
     _check("norm", norm, NORMS)
@@ -93,12 +100,15 @@ def norm_layer(norm: Norm, channels: int, affine: bool = False) -> nn.Module:
 
 
 def has_bias(norm: Norm) -> bool:
-    """Whether a convolution before ``norm`` has a bias: before instance norm, by the rule of the official code."""
+    """Whether a convolution before ``norm`` has a bias: before instance norm, by the rule of the official
+    code.
+    """
     return norm == "instance" or getattr(norm, "func", norm) in (nn.InstanceNorm2d, InstanceNorm2d)
 
 
 class ResizeConv2d(nn.Conv2d):
-    """Nearest-neighbour resize by 2, then a reflection-padded 3x3 convolution (Odena et al. 2016, against checkerboards).
+    """Nearest-neighbour resize by 2, then a reflection-padded 3x3 convolution (Odena et al. 2016, against
+    checkerboards).
 
     Input [N, C, H, W], output [N, out, 2H, 2W].
     """
@@ -112,16 +122,23 @@ class ResizeConv2d(nn.Conv2d):
 
 
 class ResidualBlock(nn.Module):
-    """x + block(x), with padded 3x3 convolutions and no activation after the sum. Input and output [N, C, H, W]."""
+    """x + block(x), with padded 3x3 convolutions and no activation after the sum. Input and output [N, C, H,
+    W].
+    """
 
-    def __init__(self, channels: int, norm: Norm, affine: bool, use_dropout: bool, padding_type: str = "reflect") -> None:
+    def __init__(
+        self, channels: int, norm: Norm, affine: bool, use_dropout: bool, padding_type: str = "reflect"
+    ) -> None:
         super().__init__()
         _check("padding_type", padding_type, PADDING_TYPES)
         bias = has_bias(norm)
 
         def padded() -> list[nn.Module]:
             if padding_type == "zero":
-                return [nn.Conv2d(channels, channels, 3, padding=1, bias=bias), norm_layer(norm, channels, affine)]
+                return [
+                    nn.Conv2d(channels, channels, 3, padding=1, bias=bias),
+                    norm_layer(norm, channels, affine),
+                ]
             pad = nn.ReflectionPad2d(1) if padding_type == "reflect" else nn.ReplicationPad2d(1)
             return [pad, nn.Conv2d(channels, channels, 3, bias=bias), norm_layer(norm, channels, affine)]
 
@@ -133,11 +150,12 @@ class ResidualBlock(nn.Module):
 
 
 class Generator(nn.Module):
-    """The ResNet generator of CycleGAN (``resnet_9blocks`` by default): [N, input_nc, H, W] in, [N, output_nc, H, W] in [-1, 1] out.
+    """The ResNet generator of CycleGAN (``resnet_9blocks`` by default): [N, input_nc, H, W] in, [N,
+    output_nc, H, W] in [-1, 1] out.
 
-    H and W must be multiples of 4 and at least 8. The state_dict keys are those of the official ``ResnetGenerator``. ``padding_type`` is
-    that of the residual blocks. Raises ValueError for an unknown ``norm``, ``upsample`` or ``padding_type``, and for counts below 1
-    (``n_blocks`` may be 0).
+    H and W must be multiples of 4 and at least 8. The state_dict keys are those of the official
+    ``ResnetGenerator``. ``padding_type`` is that of the residual blocks. Raises ValueError for an unknown
+    ``norm``, ``upsample`` or ``padding_type``, and for counts below 1 (``n_blocks`` may be 0).
     """
 
     size_multiple = 4
@@ -157,7 +175,10 @@ class Generator(nn.Module):
         super().__init__()
         _check("upsample", upsample, UPSAMPLES)
         if min(input_nc, output_nc, ngf) < 1 or n_blocks < 0:
-            raise ValueError(f"Generator: input_nc={input_nc}, output_nc={output_nc}, ngf={ngf}, n_blocks={n_blocks} must be positive")
+            raise ValueError(
+                f"Generator: input_nc={input_nc}, output_nc={output_nc}, ngf={ngf}, n_blocks={n_blocks} must"
+                " be positive"
+            )
         use_bias = has_bias(norm)
 
         def normed(conv: nn.Module, channels: int) -> list[nn.Module]:
@@ -166,7 +187,9 @@ class Generator(nn.Module):
         def up(channels: int) -> nn.Module:
             if upsample == "resize":
                 return ResizeConv2d(channels, channels // 2, bias=use_bias)
-            return nn.ConvTranspose2d(channels, channels // 2, 3, stride=2, padding=1, output_padding=1, bias=use_bias)
+            return nn.ConvTranspose2d(
+                channels, channels // 2, 3, stride=2, padding=1, output_padding=1, bias=use_bias
+            )
 
         layers = [nn.ReflectionPad2d(3), *normed(nn.Conv2d(input_nc, ngf, 7, bias=use_bias), ngf)]
         for width in (2 * ngf, 4 * ngf):
@@ -182,10 +205,11 @@ class Generator(nn.Module):
 
 
 class UnetBlock(nn.Module):
-    """One level of the U-Net: down, the level below, up, and (but for the outermost) the input beside the result.
+    """One level of the U-Net: down, the level below, up, and (but for the outermost) the input beside the
+    result.
 
-    The official code applies the first LeakyReLU in place, so that its skip carries LeakyReLU(x); the ReLU that follows every skip
-    makes the two the same function with the same gradient.
+    The official code applies the first LeakyReLU in place, so that its skip carries LeakyReLU(x); the ReLU
+    that follows every skip makes the two the same function with the same gradient.
     """
 
     def __init__(
@@ -202,7 +226,9 @@ class UnetBlock(nn.Module):
         super().__init__()
         self.outermost = input_nc is not None
         use_bias = has_bias(norm)
-        down = nn.Conv2d(outer if input_nc is None else input_nc, inner, 4, stride=2, padding=1, bias=use_bias)
+        down = nn.Conv2d(
+            outer if input_nc is None else input_nc, inner, 4, stride=2, padding=1, bias=use_bias
+        )
         up_in = inner if below is None else 2 * inner
         up = nn.ConvTranspose2d(up_in, outer, 4, stride=2, padding=1, bias=use_bias or self.outermost)
         if self.outermost:
@@ -211,7 +237,15 @@ class UnetBlock(nn.Module):
         elif below is None:
             layers = [nn.LeakyReLU(0.2), down, nn.ReLU(), up, norm_layer(norm, outer, affine)]
         else:
-            layers = [nn.LeakyReLU(0.2), down, norm_layer(norm, inner, affine), below, nn.ReLU(), up, norm_layer(norm, outer, affine)]
+            layers = [
+                nn.LeakyReLU(0.2),
+                down,
+                norm_layer(norm, inner, affine),
+                below,
+                nn.ReLU(),
+                up,
+                norm_layer(norm, outer, affine),
+            ]
             layers += [nn.Dropout(0.5)] if dropout else []
         self.model = nn.Sequential(*layers)
 
@@ -220,9 +254,11 @@ class UnetBlock(nn.Module):
 
 
 class UnetGenerator(nn.Module):
-    """The pix2pix U-Net (Isola et al. 2017): ``num_downs`` 8 is ``unet_256``, 7 is ``unet_128``. H and W must be multiples of 2**num_downs.
+    """The pix2pix U-Net (Isola et al. 2017): ``num_downs`` 8 is ``unet_256``, 7 is ``unet_128``. H and W must
+    be multiples of 2**num_downs.
 
-    The state_dict keys are those of the official ``UnetGenerator``. Raises ValueError for an unknown ``norm`` or ``num_downs`` below 5.
+    The state_dict keys are those of the official ``UnetGenerator``. Raises ValueError for an unknown ``norm``
+    or ``num_downs`` below 5.
     """
 
     def __init__(
@@ -251,15 +287,26 @@ class UnetGenerator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """The PatchGAN (70x70 with ``n_layers`` 3): [N, input_nc, H, W] in, [N, 1, H', W'] logits out, no sigmoid (30x30 for 256x256).
+    """The PatchGAN (70x70 with ``n_layers`` 3): [N, input_nc, H, W] in, [N, 1, H', W'] logits out, no sigmoid
+    (30x30 for 256x256).
 
-    The state_dict keys are those of the official ``NLayerDiscriminator``. Raises ValueError for an unknown ``norm`` or a count below 1.
+    The state_dict keys are those of the official ``NLayerDiscriminator``. Raises ValueError for an unknown
+    ``norm`` or a count below 1.
     """
 
-    def __init__(self, input_nc: int = 3, ndf: int = 64, n_layers: int = 3, norm: Norm = "instance", affine: bool = False) -> None:
+    def __init__(
+        self,
+        input_nc: int = 3,
+        ndf: int = 64,
+        n_layers: int = 3,
+        norm: Norm = "instance",
+        affine: bool = False,
+    ) -> None:
         super().__init__()
         if min(input_nc, ndf, n_layers) < 1:
-            raise ValueError(f"Discriminator: input_nc={input_nc}, ndf={ndf}, n_layers={n_layers} must be positive")
+            raise ValueError(
+                f"Discriminator: input_nc={input_nc}, ndf={ndf}, n_layers={n_layers} must be positive"
+            )
         use_bias = has_bias(norm)
         layers: list[nn.Module] = [nn.Conv2d(input_nc, ndf, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         width = ndf
@@ -274,9 +321,12 @@ class Discriminator(nn.Module):
 
 
 class PixelDiscriminator(nn.Module):
-    """The 1x1 PatchGAN, which judges each pixel by itself: [N, input_nc, H, W] in, [N, 1, H, W] logits out."""
+    """The 1x1 PatchGAN, which judges each pixel by itself: [N, input_nc, H, W] in, [N, 1, H, W] logits
+    out."""
 
-    def __init__(self, input_nc: int = 3, ndf: int = 64, norm: Norm = "instance", affine: bool = False) -> None:
+    def __init__(
+        self, input_nc: int = 3, ndf: int = 64, norm: Norm = "instance", affine: bool = False
+    ) -> None:
         super().__init__()
         use_bias = has_bias(norm)
         self.net = nn.Sequential(
@@ -301,7 +351,9 @@ _INITIALISERS: dict[str, Callable[[Tensor, float], object]] = {
 
 
 def init_weights(net: nn.Module, init_type: str = "normal", gain: float = 0.02) -> nn.Module:
-    """Initialise ``net`` in place and return it: convolutions by ``init_type``, biases 0, BatchNorm weights N(1, gain)."""
+    """Initialise ``net`` in place and return it: convolutions by ``init_type``, biases 0, BatchNorm weights
+    N(1, gain).
+    """
     _check("init_type", init_type, INIT_TYPES)
     for module in net.modules():
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
@@ -314,22 +366,30 @@ def init_weights(net: nn.Module, init_type: str = "normal", gain: float = 0.02) 
     return net
 
 
-# --- Losses -------------------------------------------------------------------------------------------------------------------
+# --- Losses -------------------------------------------------------------------------------------------------
 
 
 def gan_loss(logits: Tensor, target_is_real: bool, mode: str = "lsgan") -> Tensor:
-    """The adversarial loss of the discriminator's ``logits``, a scalar: least squares (Mao et al. 2017), cross entropy, or Wasserstein."""
+    """The adversarial loss of the discriminator's ``logits``, a scalar: least squares (Mao et al. 2017),
+    cross entropy, or Wasserstein.
+    """
     _check("gan_mode", mode, GAN_MODES)
     if mode == "wgangp":
         return -logits.mean() if target_is_real else logits.mean()
     target = torch.full_like(logits, 1.0 if target_is_real else 0.0)
-    return F.mse_loss(logits, target) if mode == "lsgan" else F.binary_cross_entropy_with_logits(logits, target)
+    return (
+        F.mse_loss(logits, target) if mode == "lsgan" else F.binary_cross_entropy_with_logits(logits, target)
+    )
 
 
-def gradient_penalty(D: nn.Module, real: Tensor, fake: Tensor, mix: Tensor, weight: float = 10.0, norm: float = 1.0) -> Tensor:
-    """WGAN-GP (Gulrajani et al. 2017, eq. 3): weight * E[(|grad D(x)| - norm)^2] at x = mix * real + (1 - mix) * fake.
+def gradient_penalty(
+    D: nn.Module, real: Tensor, fake: Tensor, mix: Tensor, weight: float = 10.0, norm: float = 1.0
+) -> Tensor:
+    """WGAN-GP (Gulrajani et al. 2017, eq. 3): weight * E[(|grad D(x)| - norm)^2] at x = mix * real + (1 -
+    mix) * fake.
 
-    ``mix`` holds one number in [0, 1) a picture, [N]. The result is differentiable, so D needs a double backward.
+    ``mix`` holds one number in [0, 1) a picture, [N]. The result is differentiable, so D needs a double
+    backward.
     """
     share = mix.to(real).view(-1, 1, 1, 1)
     x = (share * real + (1 - share) * fake).detach().requires_grad_(True)
@@ -338,14 +398,15 @@ def gradient_penalty(D: nn.Module, real: Tensor, fake: Tensor, mix: Tensor, weig
     return weight * (length - norm).square().mean()
 
 
-# --- One iteration ------------------------------------------------------------------------------------------------------------
+# --- One iteration ------------------------------------------------------------------------------------------
 
 
 class ReplayPool:
     """The replay history (Shrivastava et al. 2017) as a plain list; ``query`` is told what chance decided.
 
-    While the pool is not full a picture is stored and returned. Then, with ``swap`` < 1/2, a stored picture is returned and the new
-    one takes its place (slot = floor(place * capacity)); else the new one is returned and not stored. Capacity 0 passes through.
+    While the pool is not full a picture is stored and returned. Then, with ``swap`` < 1/2, a stored picture
+    is returned and the new one takes its place (slot = floor(place * capacity)); else the new one is returned
+    and not stored. Capacity 0 passes through.
     """
 
     def __init__(self, capacity: int = 50) -> None:
@@ -353,7 +414,9 @@ class ReplayPool:
         self.images: list[Tensor] = []
 
     def query(self, images: Tensor, draws: Iterable[tuple[float, float]]) -> Tensor:
-        """Return [N, C, H, W] for ``images`` [N, C, H, W]; ``draws`` holds (swap, place) in [0, 1) for each picture, in order."""
+        """Return [N, C, H, W] for ``images`` [N, C, H, W]; ``draws`` holds (swap, place) in [0, 1) for each
+        picture, in order.
+        """
         if self.capacity == 0:
             return images
         returned = []
@@ -372,7 +435,9 @@ class ReplayPool:
 
 @dataclass(frozen=True)
 class LossWeights:
-    """What one iteration adds up. ``lambda_identity`` is relative to the cycle weights; 0 leaves the identity passes out."""
+    """What one iteration adds up. ``lambda_identity`` is relative to the cycle weights; 0 leaves the identity
+    passes out.
+    """
 
     gan_mode: str = "lsgan"
     lambda_A: float = 10.0
@@ -381,8 +446,12 @@ class LossWeights:
     lambda_gp: float = 10.0
 
 
-def generator_losses(nets: Mapping[str, nn.Module], a: Tensor, b: Tensor, w: LossWeights) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """Return the generators' weighted loss terms by name, and the detached fakes (of A, of B) for the discriminators' phase."""
+def generator_losses(
+    nets: Mapping[str, nn.Module], a: Tensor, b: Tensor, w: LossWeights
+) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """Return the generators' weighted loss terms by name, and the detached fakes (of A, of B) for the
+    discriminators' phase.
+    """
     G_AB, G_BA, D_A, D_B = (nets[name] for name in ("G_AB", "G_BA", "D_A", "D_B"))
     fake_B = G_AB(a)
     rec_A = G_BA(fake_B)
@@ -400,8 +469,12 @@ def generator_losses(nets: Mapping[str, nn.Module], a: Tensor, b: Tensor, w: Los
     return losses, fake_A.detach(), fake_B.detach()
 
 
-def discriminator_loss(D: nn.Module, real: Tensor, fake: Tensor, w: LossWeights, mix: Tensor | None = None) -> Tensor:
-    """Half the sum of the losses on ``real`` and (pooled, detached) ``fake``; with wgangp the penalty at ``mix`` [N] is in the sum."""
+def discriminator_loss(
+    D: nn.Module, real: Tensor, fake: Tensor, w: LossWeights, mix: Tensor | None = None
+) -> Tensor:
+    """Half the sum of the losses on ``real`` and (pooled, detached) ``fake``; with wgangp the penalty at
+    ``mix`` [N] is in the sum.
+    """
     loss = gan_loss(D(real), True, w.gan_mode) + gan_loss(D(fake), False, w.gan_mode)
     if w.gan_mode == "wgangp":
         assert mix is not None, "wgangp needs mix"
@@ -421,8 +494,8 @@ def train_step(
 ) -> dict[str, Tensor]:
     """One iteration in the official order; returns the detached loss terms by name.
 
-    ``optimizers`` has "G" (over both generators) and "D" (over both discriminators); ``pools`` and ``draws`` have "A" and "B", for fake
-    pictures of that domain. ``mix`` ("A", "B": [N]) is needed by wgangp alone.
+    ``optimizers`` has "G" (over both generators) and "D" (over both discriminators); ``pools`` and ``draws``
+    have "A" and "B", for fake pictures of that domain. ``mix`` ("A", "B": [N]) is needed by wgangp alone.
     """
     discriminators = [*nets["D_A"].parameters(), *nets["D_B"].parameters()]
     for p in discriminators:

@@ -1,7 +1,8 @@
-"""Files of tensors, read without trust (no code of theirs runs, what is wrong is one clear line) and written whole or not at all.
+"""Files of tensors, read without trust (no code of theirs runs, what is wrong is one clear line) and written
+whole or not at all.
 
-They get no more memory than they hold. PyTorch's own (zip archives since 1.6, pickles before), and safetensors where that package is
-installed.
+They get no more memory than they hold. PyTorch's own (zip archives since 1.6, pickles before), and
+safetensors where that package is installed.
 """
 
 from __future__ import annotations
@@ -30,9 +31,11 @@ _DAMAGED = "it is damaged, or not a PyTorch file"
 
 
 def load_tensors(path: Path) -> Any:
-    """Return what is in ``path``, tensors on the CPU, without running any code from it. Raises UserError for whatever is wrong.
+    """Return what is in ``path``, tensors on the CPU, without running any code from it. Raises UserError for
+    whatever is wrong.
 
-    The tensors of an archive lie in the file, which is mapped into memory: copy what is to outlive the next write to it.
+    The tensors of an archive lie in the file, which is mapped into memory: copy what is to outlive the next
+    write to it.
     """
     if path.is_dir():
         raise UserError(f"{path}: a folder, not a file of weights")
@@ -56,7 +59,8 @@ def load_tensors(path: Path) -> Any:
         raise UserError(f"{path}: no such file") from None
     except PermissionError as error:
         raise UserError(f"{path}: {error.strerror}") from None
-    # torch.load raises UnpicklingError, RuntimeError, EOFError, OSError and more for files that are damaged or not its own.
+    # torch.load raises UnpicklingError, RuntimeError, EOFError, OSError and more for files that are damaged
+    # or not its own.
     except Exception as error:
         raise UserError(f"{path}: cannot be loaded: {_reason(str(error))}") from None
 
@@ -69,7 +73,10 @@ def _reason(message: str) -> str:
         return _DAMAGED
     # The name alone if it is one: a damaged file has any bytes there.
     named = re.search(r"(?:GLOBAL|Unsupported class) ([A-Za-z_][\w.]{0,80})", message)
-    return f"it holds objects other than tensors{f' ({named[1]})' if named else ''}, which could run code; save the state_dict() alone"
+    return (
+        f"it holds objects other than tensors{f' ({named[1]})' if named else ''}, which could run code; save"
+        " the state_dict() alone"
+    )
 
 
 def _load_safetensors(path: Path) -> dict[str, torch.Tensor]:
@@ -85,7 +92,9 @@ def _load_safetensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def arguments_in(path: Path) -> dict[str, Any]:
-    """Return what ``save_pretrained`` says in the metadata of ``path`` that it wrote; {} where that is none of its files."""
+    """Return what ``save_pretrained`` says in the metadata of ``path`` that it wrote; {} where that is none
+    of its files.
+    """
     if path.suffix != ".safetensors" or importlib.util.find_spec("safetensors") is None:
         return {}
     from safetensors import SafetensorError, safe_open
@@ -99,7 +108,9 @@ def arguments_in(path: Path) -> dict[str, Any]:
 
 
 def _refuse_bombs(path: Path) -> None:
-    """Raise UserError for an archive that would become larger than its file: PyTorch writes its parts as they are, one after the other."""
+    """Raise UserError for an archive that would become larger than its file: PyTorch writes its parts as they
+    are, one after the other.
+    """
     with zipfile.ZipFile(path) as archive:
         parts = archive.infolist()
         index = sum(part.file_size for part in parts if part.filename.endswith(".pkl"))
@@ -114,7 +125,8 @@ def _refuse_bombs(path: Path) -> None:
 
 
 def check_sums(path: Path) -> None:
-    """Raise UserError where an archive does not match its own checksums (torch.load does not look at them)."""
+    """Raise UserError where an archive does not match its own checksums (torch.load does not look at
+    them)."""
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip() is not None
@@ -126,7 +138,8 @@ def check_sums(path: Path) -> None:
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Have ``write`` fill a temporary file beside ``path``, flush it to the disk, and rename it over ``path``.
+    """Have ``write`` fill a temporary file beside ``path``, flush it to the disk, and rename it over
+    ``path``.
 
     A failure or a crash at any moment leaves the old file whole. Raises OSError where the disk refuses.
     """
@@ -148,7 +161,9 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def to_cpu(value: Any) -> Any:
-    """Return a copy of nested dicts and lists with every tensor copied to the CPU (so that training can go on)."""
+    """Return a copy of nested dicts and lists with every tensor copied to the CPU (so that training can go
+    on).
+    """
     if isinstance(value, Tensor):
         return value.detach().clone() if value.device.type == "cpu" else value.detach().cpu()
     if isinstance(value, Mapping):
@@ -161,7 +176,9 @@ def to_cpu(value: Any) -> Any:
 def tensors_in(value: Any) -> list[Tensor]:
     if isinstance(value, Tensor):
         return [value]
-    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
+    items = (
+        value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
+    )
     return [tensor for item in items for tensor in tensors_in(item)]
 
 

@@ -1,7 +1,8 @@
 """What tests and benches share: seeded networks and samples, and the rule by which a result counts as equal.
 
-The rule (parity): our error against the float64 truth may be at most twice the error that PyTorch's own operators make in the same
-dtype, plus a few units in the last place. So the bound comes from the arithmetic and scales with it; nothing is tuned to pass.
+The rule (parity): our error against the float64 truth may be at most twice the error that PyTorch's own
+operators make in the same dtype, plus a few units in the last place. So the bound comes from the arithmetic
+and scales with it; nothing is tuned to pass.
 """
 
 from __future__ import annotations
@@ -24,12 +25,15 @@ from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.engine import Engine
 from fastcyclegan.recipes.cyclegan import CycleGAN, build_networks
 
-# fp32 sums of a whole network run in another order; in 16 bits, where sums are kept in fp32, as many ulp would hide an error of 6 %.
+# fp32 sums of a whole network run in another order; in 16 bits, where sums are kept in fp32, as many ulp
+# would hide an error of 6 %.
 PARITY_ULPS = {torch.float32: 8, torch.bfloat16: 2, torch.float16: 2}
 
 
 def relative_error(result: Tensor, truth: Tensor) -> float:
-    """Return |result - truth| / |truth| (2-norms, in float64); |result| where the truth is zero. NaN is an infinite error."""
+    """Return |result - truth| / |truth| (2-norms, in float64); |result| where the truth is zero. NaN is an
+    infinite error.
+    """
     result, truth = result.detach().double().cpu(), truth.detach().double().cpu()
     if result.shape != truth.shape:
         raise AssertionError(f"shapes differ: {list(result.shape)} and {list(truth.shape)}")
@@ -38,23 +42,30 @@ def relative_error(result: Tensor, truth: Tensor) -> float:
 
 
 def assert_parity(name: str, ours: Tensor, theirs: Tensor, truth: Tensor, dtype: torch.dtype) -> None:
-    """Raise AssertionError unless error(ours) <= 2 error(theirs) + PARITY_ULPS of ``dtype``, errors relative to float64 ``truth``.
+    """Raise AssertionError unless error(ours) <= 2 error(theirs) + PARITY_ULPS of ``dtype``, errors relative
+    to float64 ``truth``.
 
-    The message has what it takes to mend it elsewhere: both errors, shape, dtype and strides, and the first number that is wrong.
+    The message has what it takes to mend it elsewhere: both errors, shape, dtype and strides, and the first
+    number that is wrong.
     """
     found, of_the_dtype = relative_error(ours, truth), relative_error(theirs, truth)
     if not math.isfinite(of_the_dtype) or not truth.isfinite().all():
         raise AssertionError(f"{name}: PyTorch's own result is not finite, which can be no yardstick")
     allowed = 2 * of_the_dtype + PARITY_ULPS[dtype] * torch.finfo(dtype).eps
     if not found <= allowed:
-        errors = f"relative error {found:.3e} against float64, allowed {allowed:.3e}, PyTorch's own {of_the_dtype:.3e}"
+        errors = (
+            f"relative error {found:.3e} against float64, allowed {allowed:.3e}, PyTorch's own"
+            f" {of_the_dtype:.3e}"
+        )
         raise AssertionError(f"{name}: {errors}; {describe_difference(ours, theirs, truth, dtype)}")
 
 
 def describe_difference(ours: Tensor, theirs: Tensor, truth: Tensor, dtype: torch.dtype) -> str:
-    """Return a line on where ``ours`` is wrong: its layout, how many numbers are, the first of them and the worst, by index.
+    """Return a line on where ``ours`` is wrong: its layout, how many numbers are, the first of them and the
+    worst, by index.
 
-    A number is wrong that is further from ``truth`` than twice PyTorch's worst, plus the units in the last place of the largest number.
+    A number is wrong that is further from ``truth`` than twice PyTorch's worst, plus the units in the last
+    place of the largest number.
     """
     layout = f"{str(ours.dtype).removeprefix('torch.')} {list(ours.shape)} strides {list(ours.stride())}"
     a, b, c = (t.detach().double().cpu() for t in (ours, theirs, truth))
@@ -71,13 +82,20 @@ def describe_difference(ours: Tensor, theirs: Tensor, truth: Tensor, dtype: torc
     worst = f"worst at {number(int(difference.argmax()))}"
     if not len(wrong):
         return f"{layout}; no single number stands out, {worst}"
-    return f"{layout}; {len(wrong)} of {c.numel()} numbers are wrong, first at {number(int(wrong[0]))}, {worst}"
+    return (
+        f"{layout}; {len(wrong)} of {c.numel()} numbers are wrong, first at {number(int(wrong[0]))}, {worst}"
+    )
 
 
 def assert_same_bits(name: str, ours: Tensor, theirs: Tensor) -> None:
-    """Raise AssertionError unless both tensors are equal; the message names the first number that is not, and how many there are."""
+    """Raise AssertionError unless both tensors are equal; the message names the first number that is not, and
+    how many there are.
+    """
     if (ours.dtype, ours.shape) != (theirs.dtype, theirs.shape):
-        raise AssertionError(f"{name}: shapes or dtypes differ: {ours.dtype} {list(ours.shape)} and {theirs.dtype} {list(theirs.shape)}")
+        raise AssertionError(
+            f"{name}: shapes or dtypes differ: {ours.dtype} {list(ours.shape)} and {theirs.dtype}"
+            f" {list(theirs.shape)}"
+        )
     if torch.equal(ours, theirs):
         return
     a, b = ours.detach().cpu(), theirs.detach().cpu()
@@ -89,19 +107,28 @@ def assert_same_bits(name: str, ours: Tensor, theirs: Tensor) -> None:
 
 
 def tf32(allowed: bool) -> AbstractContextManager[None]:
-    """Let torch's convolutions round fp32 to TF32 inside the block, or not. cuDNN stays on, which ``flags`` turns off unless it is told."""
+    """Let torch's convolutions round fp32 to TF32 inside the block, or not. cuDNN stays on, which ``flags``
+    turns off unless it is told.
+    """
     kept = {name: getattr(torch.backends.cudnn, name) for name in ("benchmark", "deterministic")}
-    context: AbstractContextManager[None] = torch.backends.cudnn.flags(enabled=True, allow_tf32=allowed, **kept)
+    context: AbstractContextManager[None] = torch.backends.cudnn.flags(
+        enabled=True, allow_tf32=allowed, **kept
+    )
     return context
 
 
 def packed_gradient(dx: Tensor) -> Tensor:
-    """kernels/README.md's packed gradient, [N, (H + 2)(W + 4), C]: dx, two columns of zeros, two folded rows, two folded columns."""
+    """kernels/README.md's packed gradient, [N, (H + 2)(W + 4), C]: dx, two columns of zeros, two folded rows,
+    two folded columns.
+    """
 
     def folded(t: Tensor, dim: int) -> list[Tensor]:
         size = t.shape[dim]
         first, last = t.narrow(dim, 0, 1), t.narrow(dim, size - 1, 1)
-        return [first + t.narrow(dim, 2, 1) if size > 2 else first, last + t.narrow(dim, size - 3, 1) if size > 2 else last]
+        return [
+            first + t.narrow(dim, 2, 1) if size > 2 else first,
+            last + t.narrow(dim, size - 3, 1) if size > 2 else last,
+        ]
 
     rows = torch.cat([dx, *folded(dx, 2)], dim=2)
     main = F.pad(rows, (0, 2))
@@ -109,7 +136,9 @@ def packed_gradient(dx: Tensor) -> Tensor:
 
 
 def captured_graph(step: Callable[[], tuple[Tensor, ...]]) -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...]]:
-    """Return a CUDA graph of ``step``, which has run once on a stream of its own before, and the tensors that each replay writes."""
+    """Return a CUDA graph of ``step``, which has run once on a stream of its own before, and the tensors that
+    each replay writes.
+    """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -121,17 +150,30 @@ def captured_graph(step: Callable[[], tuple[Tensor, ...]]) -> tuple[torch.cuda.C
     return graph, results
 
 
-def random_batch(size: int, plan: Plan, iteration: int, channels: tuple[int, int] = (3, 3), dtype: torch.dtype = torch.float32) -> Batch:
-    """Return fresh noise pictures of ``size`` squared for ``iteration`` of ``plan``: the same for the same arguments."""
+def random_batch(
+    size: int,
+    plan: Plan,
+    iteration: int,
+    channels: tuple[int, int] = (3, 3),
+    dtype: torch.dtype = torch.float32,
+) -> Batch:
+    """Return fresh noise pictures of ``size`` squared for ``iteration`` of ``plan``: the same for the same
+    arguments.
+    """
     epoch, numbers = plan.batch(iteration)
     samples = [plan.sample(epoch, i) for i in numbers]
     generator = torch.Generator().manual_seed(1 + iteration)
-    a, b = (torch.rand(len(samples), c, size, size, generator=generator, dtype=torch.float64) * 2 - 1 for c in channels)
+    a, b = (
+        torch.rand(len(samples), c, size, size, generator=generator, dtype=torch.float64) * 2 - 1
+        for c in channels
+    )
     a, b = (images.to(dtype, memory_format=torch.channels_last) for images in (a, b))
     return Batch(a, b, [""] * len(samples), [""] * len(samples), samples)
 
 
-def seeded_networks(config: ModelConfig, seed: int = 0, dtype: torch.dtype = torch.float32) -> dict[str, nn.Module]:
+def seeded_networks(
+    config: ModelConfig, seed: int = 0, dtype: torch.dtype = torch.float32
+) -> dict[str, nn.Module]:
     """Return the recipe's four networks for ``config`` with the initial weights of ``seed``."""
     torch.manual_seed(seed)
     return {name: net.to(dtype) for name, net in build_networks(config).items()}
@@ -153,15 +195,19 @@ def make_engine(
     **more: Any,
 ) -> Engine:
     """Return an engine over a copy of ``nets``."""
-    return Engine(CycleGAN(loss), copy_of(nets), optim, torch.device(device), precision, compiled, options, **more)
+    return Engine(
+        CycleGAN(loss), copy_of(nets), optim, torch.device(device), precision, compiled, options, **more
+    )
 
 
 def is_cancelled_bias(net: nn.Module, name: str) -> bool:
-    """Whether parameter ``name`` is the bias of a convolution whose output is instance-normalised next, in an ``nn.Sequential``.
+    """Whether parameter ``name`` is the bias of a convolution whose output is instance-normalised next, in an
+    ``nn.Sequential``.
 
-    Such a bias cancels exactly: no output depends on it, its true gradient is 0, and what it does in training is rounding noise, which Adam
-    makes steps of size lr. So it may be compared only between runs of the very same program. A norm with running statistics subtracts a
-    mean of its own in evaluation, where the bias counts.
+    Such a bias cancels exactly: no output depends on it, its true gradient is 0, and what it does in training
+    is rounding noise, which Adam makes steps of size lr. So it may be compared only between runs of the very
+    same program. A norm with running statistics subtracts a mean of its own in evaluation, where the bias
+    counts.
     """
     owner, _, leaf = name.rpartition(".")
     parent = net.get_submodule(owner.rpartition(".")[0])
@@ -176,5 +222,7 @@ def is_cancelled_bias(net: nn.Module, name: str) -> bool:
 
 
 def parameters_that_count(net: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the parameters of ``net`` by name but the biases that cancel: what two ways to train it are compared by."""
+    """Return the parameters of ``net`` by name but the biases that cancel: what two ways to train it are
+    compared by.
+    """
     return {name: p for name, p in net.named_parameters() if not is_cancelled_bias(net, name)}

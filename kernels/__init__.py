@@ -1,7 +1,12 @@
-"""The Triton kernels of fastcyclegan, imported as ``fastcyclegan.kernels``. See README.md beside this file for what is here."""
+"""The Triton kernels of fastcyclegan, imported as ``fastcyclegan.kernels``. See README.md beside this file
+for what is here.
+"""
 
 if __name__ != "fastcyclegan.kernels":
-    raise ImportError(f"this folder is the package fastcyclegan.kernels, not {__name__!r}: write `import fastcyclegan.kernels`")
+    raise ImportError(
+        f"this folder is the package fastcyclegan.kernels, not {__name__!r}: write `import"
+        " fastcyclegan.kernels`"
+    )
 
 from ._failures import KernelError
 from ._overlap import overlapping

@@ -14,7 +14,9 @@ def temporary_folder(name: str) -> Path:
 
 
 def cache_folder(name: str) -> Path:
-    """Return the folder ``name`` in ``$XDG_CACHE_HOME/fastcyclegan`` (default ~/.cache), which need not exist yet."""
+    """Return the folder ``name`` in ``$XDG_CACHE_HOME/fastcyclegan`` (default ~/.cache), which need not exist
+    yet.
+    """
     try:
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     except RuntimeError:

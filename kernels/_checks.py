@@ -17,12 +17,17 @@ def check_pixels(x: Tensor) -> None:
 
 
 def check_vectors(op: str, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> None:
-    """Raise ValueError or TypeError unless weight and bias are a number for each channel of x, in its dtype or fp32, on its device."""
+    """Raise ValueError or TypeError unless weight and bias are a number for each channel of x, in its dtype
+    or fp32, on its device.
+    """
     for name, vector in (("weight", weight), ("bias", bias)):
         if vector is None:
             continue
         if vector.shape != (x.shape[1],):
-            raise ValueError(f"{op}: {name} must be [{x.shape[1]}], a number for each channel of x, got {list(vector.shape)}")
+            raise ValueError(
+                f"{op}: {name} must be [{x.shape[1]}], a number for each channel of x, got"
+                f" {list(vector.shape)}"
+            )
         if vector.dtype not in (x.dtype, torch.float32):
             raise TypeError(f"{op}: {name} must be {x.dtype} (as x) or torch.float32, got {vector.dtype}")
         _check_device(op, name, vector, x)
@@ -34,7 +39,9 @@ def _check_device(op: str, name: str, t: Tensor, x: Tensor) -> None:
 
 
 def check_weights(op: str, name: str, x: Tensor, weights: Sequence[Tensor]) -> None:
-    """Raise ValueError or TypeError unless ``weights`` are P like weights [O, C, k, k] for x [N, C, H, W], N a multiple of P, k odd."""
+    """Raise ValueError or TypeError unless ``weights`` are P like weights [O, C, k, k] for x [N, C, H, W], N
+    a multiple of P, k odd.
+    """
     if x.dim() != 4:
         raise ValueError(f"{op}: x must be [N, C, H, W], got shape {tuple(x.shape)}")
     if not weights:
@@ -42,19 +49,32 @@ def check_weights(op: str, name: str, x: Tensor, weights: Sequence[Tensor]) -> N
     first = weights[0]
     for weight in weights:
         if weight.dim() != 4 or weight.shape[1] != x.shape[1]:
-            raise ValueError(f"{op}: {name} must be [O, {x.shape[1]}, k, k] for x of {x.shape[1]} channels, got {list(weight.shape)}")
+            raise ValueError(
+                f"{op}: {name} must be [O, {x.shape[1]}, k, k] for x of {x.shape[1]} channels, got"
+                f" {list(weight.shape)}"
+            )
         if weight.shape[2] != weight.shape[3] or weight.shape[2] % 2 == 0:
-            raise ValueError(f"{op}: {name} must have an odd square kernel, got {weight.shape[2]} x {weight.shape[3]}")
+            raise ValueError(
+                f"{op}: {name} must have an odd square kernel, got {weight.shape[2]} x {weight.shape[3]}"
+            )
         if weight.shape[0] == 0:
             raise ValueError(f"{op}: {name} must have output channels, got {list(weight.shape)}")
         if weight.shape != first.shape:
-            raise ValueError(f"{op}: the weights in {name} must have one shape, got {list(first.shape)} and {list(weight.shape)}")
+            raise ValueError(
+                f"{op}: the weights in {name} must have one shape, got {list(first.shape)} and"
+                f" {list(weight.shape)}"
+            )
         if weight.dtype not in (x.dtype, torch.float32) or weight.dtype != first.dtype:
-            raise TypeError(f"{op}: {name} must be {x.dtype} (as x) or torch.float32, all alike, got {weight.dtype}")
+            raise TypeError(
+                f"{op}: {name} must be {x.dtype} (as x) or torch.float32, all alike, got {weight.dtype}"
+            )
         if weight.device != x.device:
             raise ValueError(f"{op}: {name} must be on the device of x, {x.device}, got {weight.device}")
     if x.shape[0] % len(weights):
-        raise ValueError(f"{op}: a list of {len(weights)} weights needs a multiple of {len(weights)} images, got {x.shape[0]}")
+        raise ValueError(
+            f"{op}: a list of {len(weights)} weights needs a multiple of {len(weights)} images, got"
+            f" {x.shape[0]}"
+        )
 
 
 def check_padding(op: str, x: Tensor, padding: int, kernel: int) -> None:
@@ -63,9 +83,15 @@ def check_padding(op: str, x: Tensor, padding: int, kernel: int) -> None:
     if not isinstance(padding, int):
         raise TypeError(f"{op}: padding must be an integer, got {type(padding).__name__}")
     if not 0 <= padding < max(size, 1):
-        raise ValueError(f"{op}: padding must be at least 0 and less than the sides of x, got {padding} for shape {tuple(x.shape)}")
+        raise ValueError(
+            f"{op}: padding must be at least 0 and less than the sides of x, got {padding} for shape"
+            f" {tuple(x.shape)}"
+        )
     if size + 2 * padding < kernel:
-        raise ValueError(f"{op}: x with its padding must be no smaller than the kernel, got {size} + 2 x {padding} for {kernel}")
+        raise ValueError(
+            f"{op}: x with its padding must be no smaller than the kernel, got {size} + 2 x {padding} for"
+            f" {kernel}"
+        )
 
 
 def check_tensor(op: str, x: Any) -> None:
@@ -88,7 +114,8 @@ def tensors_of(op: str, name: str, given: Any) -> list[Tensor]:
 
 
 def under_autocast(x: Tensor, *lists: list[Tensor]) -> tuple[Any, ...]:
-    """Return x in the dtype that autocast asks for, if it is on, as PyTorch's convolutions take it, and what is with it.
+    """Return x in the dtype that autocast asks for, if it is on, as PyTorch's convolutions take it, and what
+    is with it.
 
     fp32 stays as it is there: the operators round it for each use.
     """
@@ -96,4 +123,7 @@ def under_autocast(x: Tensor, *lists: list[Tensor]) -> tuple[Any, ...]:
     if not torch.is_autocast_enabled(kind) or x.dtype == torch.float64:
         return (x, *lists)
     dtype = torch.get_autocast_dtype(kind)
-    return (x.to(dtype), *([t if t.dtype in (dtype, torch.float32) else t.to(dtype) for t in ts] for ts in lists))
+    return (
+        x.to(dtype),
+        *([t if t.dtype in (dtype, torch.float32) else t.to(dtype) for t in ts] for ts in lists),
+    )

@@ -12,11 +12,13 @@ from ._records import write_record
 
 # After these the process can launch nothing any more: CUDA answers every later call with the same error.
 _BROKEN = re.compile(
-    r"illegal (memory access|address|instruction)|misaligned address|unspecified launch failure|device-side assert|hardware stack error"
+    r"illegal (memory access|address|instruction)|misaligned address|unspecified launch failure|device-side"
+    r" assert|hardware stack error"
     r"|invalid (address space|program counter)|uncorrectable ECC|launch timed out",
     re.IGNORECASE,
 )
-# How Triton's error begins where the driver does not take a descriptor (backends/nvidia/driver.c, in 3.6 and 3.7).
+# How Triton's error begins where the driver does not take a descriptor (backends/nvidia/driver.c, in 3.6 and
+# 3.7).
 REFUSED = "Failed to create tensor map descriptor"
 # Errors before there is a program to launch, by name: Triton is not imported for them.
 _COMPILING = {"CompilationError", "PTXASError", "CalledProcessError"}
@@ -24,10 +26,11 @@ _COMPILING_TEXT = re.compile(r"PassManager::run failed|C compiler|LLVM|MLIR")
 
 
 class KernelError(RuntimeError):
-    """A Triton kernel that cannot be compiled or launched; its cause is chained. The device and all results are as before.
+    """A Triton kernel that cannot be compiled or launched; its cause is chained. The device and all results
+    are as before.
 
-    ``kernel``: its name. ``reason``: what failed, where and why, as the beginning of a sentence. ``again``: the sentence that tells how to
-    see it again, "" where nothing could be written down.
+    ``kernel``: its name. ``reason``: what failed, where and why, as the beginning of a sentence. ``again``:
+    the sentence that tells how to see it again, "" where nothing could be written down.
     """
 
     def __init__(self, kernel: str, reason: str, again: str) -> None:
@@ -51,14 +54,20 @@ def breaks_the_device(error: BaseException | str) -> bool:
 
 
 def is_no_kernels_fault(error: BaseException) -> bool:
-    """Return whether ``error`` is of the device or of its memory, which PyTorch's operators would meet too: it must be raised."""
-    if isinstance(error, (torch.OutOfMemoryError, torch.AcceleratorError, MemoryError)) or "out of memory" in str(error):
+    """Return whether ``error`` is of the device or of its memory, which PyTorch's operators would meet too:
+    it must be raised.
+    """
+    if isinstance(
+        error, (torch.OutOfMemoryError, torch.AcceleratorError, MemoryError)
+    ) or "out of memory" in str(error):
         return True
     return breaks_the_device(error)
 
 
 def ask_device(device: torch.device, error: BaseException) -> None:
-    """Raise what the device reports, from ``error``, where it is dead; all that was computed is then suspect. Not inside a capture."""
+    """Raise what the device reports, from ``error``, where it is dead; all that was computed is then suspect.
+    Not inside a capture.
+    """
     if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
         return
     try:
@@ -68,9 +77,15 @@ def ask_device(device: torch.device, error: BaseException) -> None:
 
 
 def cause_of(error: BaseException) -> str:
-    """Return the line that tells what is wrong: of a compiler's message, which begins with source code, its own words."""
+    """Return the line that tells what is wrong: of a compiler's message, which begins with source code, its
+    own words.
+    """
     words = str(getattr(error, "error_message", None) or error).strip()
-    if not getattr(error, "error_message", None) and type(error).__name__ == "CompilationError" and error.__cause__ is not None:
+    if (
+        not getattr(error, "error_message", None)
+        and type(error).__name__ == "CompilationError"
+        and error.__cause__ is not None
+    ):
         return cause_of(error.__cause__)
     line = next((line.strip() for line in words.splitlines() if line.strip()), "")
     return f"{type(error).__name__}: {line}" if line else type(error).__name__
@@ -79,7 +94,9 @@ def cause_of(error: BaseException) -> str:
 def kernel_error(launch: Any, device: torch.device, capability: int, error: BaseException) -> KernelError:
     """Return what to raise for a ``launch`` that failed with ``error``, and write the launch down."""
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}, interpreted"
-    compiling = any(kind.__name__ in _COMPILING for kind in type(error).__mro__) or _COMPILING_TEXT.search(str(error))
+    compiling = any(kind.__name__ in _COMPILING for kind in type(error).__mro__) or _COMPILING_TEXT.search(
+        str(error)
+    )
     verb = "compile" if compiling else "launch"
     command = write_record(launch, gpu, capability, error)
     reason = f"kernel {launch.kernel} does not {verb} on {gpu} ({cause_of(error)})"
@@ -91,7 +108,9 @@ _reported: set[tuple[str, str, str]] = set()
 
 
 def report(error: KernelError, op: str, consequence: str) -> None:
-    """Warn, once a process for each kernel, reason and consequence, that ``op`` met ``error``, and of what follows."""
+    """Warn, once a process for each kernel, reason and consequence, that ``op`` met ``error``, and of what
+    follows.
+    """
     if (error.kernel, error.reason, consequence) in _reported:
         return
     text = ". ".join(filter(None, (f"{op}: {error.reason}; {consequence}", error.again)))

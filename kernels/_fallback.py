@@ -1,8 +1,10 @@
-"""What an operator does when one of its kernels fails: PyTorch computes it from then on, and that is reported once. Imports no Triton.
+"""What an operator does when one of its kernels fails: PyTorch computes it from then on, and that is reported
+once. Imports no Triton.
 
-Each operator has a twin of the same name and signature in ``_plain.py``. A call whose kernel failed is remembered by all that decides what
-is launched (dtypes, shapes, layouts and scalars), so that later ones like it do not try to compile again. Where Triton was required the
-error is raised instead, and nothing is remembered.
+Each operator has a twin of the same name and signature in ``_plain.py``. A call whose kernel failed is
+remembered by all that decides what is launched (dtypes, shapes, layouts and scalars), so that later ones like
+it do not try to compile again. Where Triton was required the error is raised instead, and nothing is
+remembered.
 """
 
 from __future__ import annotations
@@ -28,8 +30,11 @@ def _kind(value: Any) -> Any:
     return tuple(map(_kind, value)) if isinstance(value, (list, tuple)) else value
 
 
-def or_plain(op: str, run: Callable[..., Any], plain: Callable[..., Any], args: Iterable[Any], required: bool) -> Any:
-    """Return ``run(*args)``, by the kernels of ``op``; ``plain(*args)`` where one fails or failed before, unless they are ``required``.
+def or_plain(
+    op: str, run: Callable[..., Any], plain: Callable[..., Any], args: Iterable[Any], required: bool
+) -> Any:
+    """Return ``run(*args)``, by the kernels of ``op``; ``plain(*args)`` where one fails or failed before,
+    unless they are ``required``.
 
     ``run`` must change nothing before its last launch. Raises KernelError where the kernels are required.
     """
@@ -60,11 +65,17 @@ def twin(op: str) -> Callable[..., Any]:
 
 
 def backward_in_place(
-    op: str, backward: Callable[..., tuple[Tensor, ...]], saved: tuple[Any, ...], into: Sequence[Tensor], required: bool
+    op: str,
+    backward: Callable[..., tuple[Tensor, ...]],
+    saved: tuple[Any, ...],
+    into: Sequence[Tensor],
+    required: bool,
 ) -> tuple[Tensor, ...]:
-    """Return what operator ``op`` does of ``saved`` but its weight gradients [R, ...], which are added to ``into``: R tensors, in place.
+    """Return what operator ``op`` does of ``saved`` but its weight gradients [R, ...], which are added to
+    ``into``: R tensors, in place.
 
-    By ``backward(*saved, into, True)``, else by the twin, whose gradients are added where and when the kernels would have added theirs.
+    By ``backward(*saved, into, True)``, else by the twin, whose gradients are added where and when the
+    kernels would have added theirs.
     """
 
     def run(*args: Any) -> tuple[Tensor, ...]:

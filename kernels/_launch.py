@@ -1,4 +1,6 @@
-"""How kernels are found, launched, counted and listed. Needs Triton; host code that must import without it imports this late."""
+"""How kernels are found, launched, counted and listed. Needs Triton; host code that must import without it
+imports this late.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ class Config:
 
 @dataclass(frozen=True)
 class Launch:
-    """One launch as it was asked for: positional arguments by position, constexpr by name, and the configuration."""
+    """One launch as it was asked for: positional arguments by position, constexpr by name, and the
+    configuration.
+    """
 
     kernel: str
     grid: int
@@ -45,8 +49,13 @@ class Launch:
     @property
     def keywords(self) -> dict[str, Any]:
         """What the Triton function gets by name: constants, tiles and options."""
-        # FMA contraction is on for sm_80 and later whatever Triton's default becomes: parity is proved with it.
-        options = {"num_warps": self.config.num_warps, "num_stages": self.config.num_stages, "enable_fp_fusion": True}
+        # FMA contraction is on for sm_80 and later whatever Triton's default becomes: parity is proved with
+        # it.
+        options = {
+            "num_warps": self.config.num_warps,
+            "num_stages": self.config.num_stages,
+            "enable_fp_fusion": True,
+        }
         return {**self.constants, **self.config.constants, **options}
 
 
@@ -54,7 +63,8 @@ class Launch:
 class Chip:
     """A GPU as kernels know it: compute capability (90 is 9.0) and multiprocessors.
 
-    ``name``: whose tables of choices hold, "" for none. ``descriptors``: whether its driver takes tensor descriptors, if the chip has them.
+    ``name``: whose tables of choices hold, "" for none. ``descriptors``: whether its driver takes tensor
+    descriptors, if the chip has them.
     """
 
     capability: int = 90
@@ -79,8 +89,9 @@ class Observer(Protocol):
 class DryObserver(Observer, Protocol):
     """Hears of every launch that a GPU like ``chip`` would make; none is made, outputs stay as allocated.
 
-    Where ``all_configs``, a kernel that has a choice of configurations is heard of once with each that could be chosen on ``chip``: with
-    one alone where a table holds the choice, else ``measured`` hears how many there are, by the name of the choice.
+    Where ``all_configs``, a kernel that has a choice of configurations is heard of once with each that could
+    be chosen on ``chip``: with one alone where a table holds the choice, else ``measured`` hears how many
+    there are, by the name of the choice.
     """
 
     all_configs: bool
@@ -175,7 +186,9 @@ def _inside() -> Iterator[None]:
 
 
 def chip(device: torch.device) -> Chip:
-    """Return the chip that configurations are chosen for: what a dry run is about, else ``device``; an H200 where there is no GPU."""
+    """Return the chip that configurations are chosen for: what a dry run is about, else ``device``; an H200
+    where there is no GPU.
+    """
     if _local.dry:
         return _local.dry[0].chip
     return Chip.of(device) if device.type == "cuda" else Chip()
@@ -184,8 +197,9 @@ def chip(device: torch.device) -> Chip:
 def launch(name: str, grid: int, args: tuple[Any, ...], constants: dict[str, Any], config: Config) -> None:
     """Run ``grid`` programs of kernel ``name`` on the device of its first argument; none for an empty grid.
 
-    Raises KernelError where the kernel does not compile or launch. What is not the kernel's fault is raised as it is: a full or a dead
-    device, and a tensor descriptor that the driver refuses, for which there is another form.
+    Raises KernelError where the kernel does not compile or launch. What is not the kernel's fault is raised
+    as it is: a full or a dead device, and a tensor descriptor that the driver refuses, for which there is
+    another form.
     """
     if grid == 0:
         return

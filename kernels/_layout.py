@@ -1,4 +1,6 @@
-"""Memory layouts that operators ask for: the strides of another tensor, channels_last in its canonical form, any dense one."""
+"""Memory layouts that operators ask for: the strides of another tensor, channels_last in its canonical form,
+any dense one.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +9,16 @@ from torch import Tensor
 
 
 def like(t: Tensor, x: Tensor) -> Tensor:
-    """Return ``t`` with the strides of ``x`` (dense, same shape): itself, or a copy where they differ or ``t`` is not of x's dtype."""
+    """Return ``t`` with the strides of ``x`` (dense, same shape): itself, or a copy where they differ or
+    ``t`` is not of x's dtype.
+    """
     return t if t.stride() == x.stride() and t.dtype == x.dtype else torch.empty_like(x).copy_(t)
 
 
 def channels_last(t: Tensor) -> Tensor:
-    """Return ``t`` in channels_last with the strides that a fresh tensor has, also where a dimension of size 1 leaves them open."""
+    """Return ``t`` in channels_last with the strides that a fresh tensor has, also where a dimension of size
+    1 leaves them open.
+    """
     t = t.contiguous(memory_format=torch.channels_last)
     _, C, H, W = t.shape
     canonical = (C * H * W, 1, C * W, C)

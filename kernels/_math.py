@@ -1,7 +1,9 @@
-"""Device functions that kernels share: where a program works, tile input and output, reflection, activations, Chan's combination.
+"""Device functions that kernels share: where a program works, tile input and output, reflection, activations,
+Chan's combination.
 
-Tiles are [BLOCK_S, BLOCK_C]: rows are pixels, columns channels. All tensor-sized traffic goes through ``load_tile`` and ``store_tile``, so
-that compiler output can be checked for its width line by line; README.md has the derivations.
+Tiles are [BLOCK_S, BLOCK_C]: rows are pixels, columns channels. All tensor-sized traffic goes through
+``load_tile`` and ``store_tile``, so that compiler output can be checked for its width line by line; README.md
+has the derivations.
 """
 
 from __future__ import annotations
@@ -12,7 +14,9 @@ import triton.language as tl
 
 @triton.jit
 def locate(T, C, BLOCK_C: tl.constexpr):
-    """Return image (int64), tile of the image, channels and their mask: neighbouring programs share rows, so that lines are read whole."""
+    """Return image (int64), tile of the image, channels and their mask: neighbouring programs share rows, so
+    that lines are read whole.
+    """
     pid = tl.program_id(0)
     c_blocks = tl.cdiv(C, BLOCK_C)
     offs_c = (pid % c_blocks) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -45,14 +49,20 @@ def load_pixels(ptr, rows, mask_s, offs_c, mask_c, C, WIDE: tl.constexpr):
 
 @triton.jit
 def load_operand(ptr, rows, mask, STRIDE, offs_c, C, EVEN: tl.constexpr):
-    """Return a tile [rows, channels] of a matrix product's operand in its own dtype. EVEN: the tile ends inside the C channels."""
+    """Return a tile [rows, channels] of a matrix product's operand in its own dtype. EVEN: the tile ends
+    inside the C channels.
+    """
     offs = (rows.to(tl.int64) * STRIDE)[:, None] + offs_c[None, :]
-    return tl.load(ptr + offs, mask=mask[:, None] if EVEN else mask[:, None] & (offs_c < C)[None, :], other=0.0)
+    return tl.load(
+        ptr + offs, mask=mask[:, None] if EVEN else mask[:, None] & (offs_c < C)[None, :], other=0.0
+    )
 
 
 @triton.jit
 def round_to_tf32(x):
-    """Return fp32 ``x`` rounded to 10 bits, halves away from zero. Matrix instructions cut the others off: every sum would be smaller."""
+    """Return fp32 ``x`` rounded to 10 bits, halves away from zero. Matrix instructions cut the others off:
+    every sum would be smaller.
+    """
     bits = (x.to(tl.int32, bitcast=True) + 0x1000) & ~0x1FFF
     return tl.where(x == x, bits.to(tl.float32, bitcast=True), x)
 
@@ -85,9 +95,11 @@ def activation_gradient(dy, z, slope, ACT: tl.constexpr):
 
 @triton.jit
 def combine_lanes(count, mean, m2, first):
-    """Chan's combination over axis 0 of groups (count [L, 1], mean and M2 [L, C]); ``first`` [C] is the mean of a group that is not empty.
+    """Chan's combination over axis 0 of groups (count [L, 1], mean and M2 [L, C]); ``first`` [C] is the mean
+    of a group that is not empty.
 
-    Means are summed as differences from ``first``: exact for a flat picture, and as sharp as the values for a large mean. Returns mean, M2.
+    Means are summed as differences from ``first``: exact for a flat picture, and as sharp as the values for a
+    large mean. Returns mean, M2.
     """
     total = tl.sum(count, 0)
     d = tl.where(count > 0, mean - first[None, :], 0.0)
@@ -105,9 +117,11 @@ def tile_moments(x, mask_s, BLOCK_S: tl.constexpr):
 
 @triton.jit
 def masked_moments(x, mask_s):
-    """Return mean and M2 [C] of a tile x [BLOCK_S, C] over the rows in ``mask_s``, of which there is at least one.
+    """Return mean and M2 [C] of a tile x [BLOCK_S, C] over the rows in ``mask_s``, of which there is at least
+    one.
 
-    The second pass works on differences from the first's mean and corrects it by theirs: a flat tile has its value as mean, exactly.
+    The second pass works on differences from the first's mean and corrects it by theirs: a flat tile has its
+    value as mean, exactly.
     """
     count = tl.sum(mask_s.to(tl.float32), 0)
     mean = tl.sum(tl.where(mask_s[:, None], x, 0.0), 0) / count
@@ -125,7 +139,9 @@ def pixels_before(i, H, W, PITCH):
 
 @triton.jit
 def combine_tiles(part_ptr, n, T, H, W, C, ROWS, PITCH, offs_c, mask_c, BLOCK_T: tl.constexpr):
-    """Return mean and variance [C] of image ``n`` from part [N, 2, T, C], (mean, M2) of ROWS places each in lines of PITCH >= W."""
+    """Return mean and variance [C] of image ``n`` from part [N, 2, T, C], (mean, M2) of ROWS places each in
+    lines of PITCH >= W.
+    """
     offs_t = tl.arange(0, BLOCK_T)
     mask = (offs_t < T)[:, None] & mask_c[None, :]
     offs = offs_t[:, None] * C + offs_c[None, :]
@@ -144,8 +160,20 @@ def inverse_deviation(variance, eps):
 
 
 @triton.jit
-def load_affine(w_ptr, b_ptr, n, offs_c, mask_c, CHANNELS, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, PLANAR: tl.constexpr):
-    """Return weight and bias [C] in fp32, ones and zeros where there is none. PLANAR: image n is one plane, of channel n % CHANNELS."""
+def load_affine(
+    w_ptr,
+    b_ptr,
+    n,
+    offs_c,
+    mask_c,
+    CHANNELS,
+    HAS_WEIGHT: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    PLANAR: tl.constexpr,
+):
+    """Return weight and bias [C] in fp32, ones and zeros where there is none. PLANAR: image n is one plane,
+    of channel n % CHANNELS.
+    """
     index = offs_c + n % CHANNELS if PLANAR else offs_c
     w = tl.full(offs_c.shape, 1.0, tl.float32)
     b = tl.zeros(offs_c.shape, tl.float32)

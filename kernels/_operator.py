@@ -17,9 +17,10 @@ BODIES: dict[str, Callable[..., Any]] = {}
 def operator(schema: str) -> Callable[[Callable[..., Any]], Any]:
     """Register the decorated function as ``fastcyclegan::<its name>``, free of side effects.
 
-    The last argument of ``schema``, ``bool required``, is not the function's: whether a kernel that fails is an error, or PyTorch computes
-    the operator instead, by the function's twin in ``_plain.py``. The strides of its inputs are part of what it is asked for (the result
-    has the layout of x), so the compiler must keep them exactly.
+    The last argument of ``schema``, ``bool required``, is not the function's: whether a kernel that fails is
+    an error, or PyTorch computes the operator instead, by the function's twin in ``_plain.py``. The strides
+    of its inputs are part of what it is asked for (the result has the layout of x), so the compiler must keep
+    them exactly.
     """
 
     def register(body: Callable[..., Any]) -> Any:
@@ -31,7 +32,9 @@ def operator(schema: str) -> Callable[[Callable[..., Any]], Any]:
             return or_plain(body.__name__, body, lambda *args: twin(body.__name__)(*args), given, required)
 
         BODIES[name] = guarded
-        return torch.library.custom_op(name, guarded, mutates_args=(), schema=schema, tags=(torch.Tag.needs_exact_strides,))
+        return torch.library.custom_op(
+            name, guarded, mutates_args=(), schema=schema, tags=(torch.Tag.needs_exact_strides,)
+        )
 
     return register
 
@@ -40,6 +43,9 @@ def refuse_double_backward(op: str) -> Callable[..., None]:
     """Return a backward that says why there is none."""
 
     def refuse(ctx: Any, *grads: Any) -> None:
-        raise RuntimeError(f"{op}: the Triton kernels have no double backward (a gradient penalty needs one); use impl='reference'")
+        raise RuntimeError(
+            f"{op}: the Triton kernels have no double backward (a gradient penalty needs one); use"
+            " impl='reference'"
+        )
 
     return refuse

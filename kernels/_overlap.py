@@ -1,9 +1,10 @@
 """Work that nothing waits for, beside the work that goes on: weight gradients on a stream of their own.
 
-What the side stream reads must not be given away before it was read. ``record_stream`` would see to that, but inside the capture of a CUDA
-graph PyTorch then frees nothing until the capture ends: an iteration would keep all that its weight gradients read. Instead references are
-held, and dropped after the stream that the memory belongs to was told to wait for the work that reads it: from then on that stream may use
-the memory again, in its own order, in a capture as outside.
+What the side stream reads must not be given away before it was read. ``record_stream`` would see to that, but
+inside the capture of a CUDA graph PyTorch then frees nothing until the capture ends: an iteration would keep
+all that its weight gradients read. Instead references are held, and dropped after the stream that the memory
+belongs to was told to wait for the work that reads it: from then on that stream may use the memory again, in
+its own order, in a capture as outside.
 """
 
 from __future__ import annotations
@@ -17,14 +18,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Bytes that are held for the side stream. The weight gradients of a residual block read about 36 MB at 256 x 256 in bf16: the inputs and
-# the gradients of two convolutions, for 4 images of 66 x 66 x 256. Three blocks ahead keep both streams busy; more would only cost memory.
+# Bytes that are held for the side stream. The weight gradients of a residual block read about 36 MB at 256 x
+# 256 in bf16: the inputs and the gradients of two convolutions, for 4 images of 66 x 66 x 256. Three blocks
+# ahead keep both streams busy; more would only cost memory.
 MOST_BYTES = 128 * 2**20
 
 
 @dataclass
 class _Held:
-    """What one piece of work reads: the stream whose memory it is, and the event on the side stream that is recorded after the work."""
+    """What one piece of work reads: the stream whose memory it is, and the event on the side stream that is
+    recorded after the work.
+    """
 
     tensors: Sequence[Tensor]
     bytes: int
@@ -33,7 +37,9 @@ class _Held:
 
 
 class _Side:
-    """The side stream and what is held for it, oldest first: up to MOST_BYTES, or what one piece of work reads if that is more."""
+    """The side stream and what is held for it, oldest first: up to MOST_BYTES, or what one piece of work
+    reads if that is more.
+    """
 
     def __init__(self, stream: torch.cuda.Stream) -> None:
         self.stream = stream
@@ -45,7 +51,8 @@ class _Side:
         self._lock = threading.Lock()
 
     def hold(self, tensors: Sequence[Tensor], owner: torch.cuda.Stream) -> None:
-        """Hold ``tensors``, which the work that was launched last reads, and let go of the oldest for them."""
+        """Hold ``tensors``, which the work that was launched last reads, and let go of the oldest for
+        them."""
         held = _Held(tensors, _bytes(tensors), owner, self.stream.record_event())
         with self._lock:
             if owner not in self._owners:
@@ -58,13 +65,17 @@ class _Side:
             self._count(held.bytes)
 
     def hold_to_the_end(self, tensors: Sequence[Tensor]) -> None:
-        """Hold what work reads that failed half-way: no event may be recorded in a capture that it has broken."""
+        """Hold what work reads that failed half-way: no event may be recorded in a capture that it has
+        broken.
+        """
         with self._lock:
             self._unfinished.append(tensors)
             self._count(_bytes(tensors))
 
     def join(self) -> None:
-        """Let all streams whose memory was read wait for the side stream, and the current one for them: a capture ends with all joined."""
+        """Let all streams whose memory was read wait for the side stream, and the current one for them: a
+        capture ends with all joined.
+        """
         current = torch.cuda.current_stream(self.stream.device)
         for owner in self._owners:
             if owner != current:
@@ -89,14 +100,17 @@ _last: _Side | None = None
 
 @contextlib.contextmanager
 def overlapping(stream: torch.cuda.Stream | None) -> Iterator[None]:
-    """Inside the block, weight gradients that are added to ``.grad`` in place (``accumulating``) are computed on ``stream``.
+    """Inside the block, weight gradients that are added to ``.grad`` in place (``accumulating``) are computed
+    on ``stream``.
 
-    Leaving the block makes the current stream wait for it. None: no overlap. It holds for every thread of the process.
+    Leaving the block makes the current stream wait for it. None: no overlap. It holds for every thread of the
+    process.
     """
     global _side, _last
     before, side = _side, _Side(stream) if stream is not None else None
     if side is not None:
-        # Also where nothing will run there: a graph that is captured cannot wait for a stream that is not part of it.
+        # Also where nothing will run there: a graph that is captured cannot wait for a stream that is not
+        # part of it.
         side.stream.wait_stream(torch.cuda.current_stream(side.stream.device))
         _last = side
     _side = side
@@ -119,7 +133,8 @@ def overlapping(stream: torch.cuda.Stream | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def beside(*read: Tensor) -> Iterator[None]:
-    """Run the block on the side stream, if there is one; it reads ``read`` and writes nothing that others read before they wait.
+    """Run the block on the side stream, if there is one; it reads ``read`` and writes nothing that others
+    read before they wait.
 
     ``read`` is memory of the current stream, or is kept elsewhere until the block of ``overlapping`` ends.
     """

@@ -1,7 +1,9 @@
-"""Every operator in PyTorch's own: what computes it where one of its kernels fails. Same signatures and results, the same layouts.
+"""Every operator in PyTorch's own: what computes it where one of its kernels fails. Same signatures and
+results, the same layouts.
 
-Forward and backward by formula (README.md derives them), since operators run below autograd. Norms are computed in fp32 and rounded where
-the kernels round; convolutions in the dtype of x by PyTorch, in TF32 where it may. The parts are in _plain_parts.py.
+Forward and backward by formula (README.md derives them), since operators run below autograd. Norms are
+computed in fp32 and rounded where the kernels round; convolutions in the dtype of x by PyTorch, in TF32 where
+it may. The parts are in _plain_parts.py.
 """
 
 from __future__ import annotations
@@ -30,7 +32,13 @@ Four = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def instance_norm_fwd(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, eps: float, act: str, slope: float
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    eps: float,
+    act: str,
+    slope: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     mean, rstd = statistics(x, eps)
     y = normalised(x, mean, rstd, weight, bias, act, slope)
@@ -38,7 +46,14 @@ def instance_norm_fwd(
 
 
 def instance_norm_bwd(
-    dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, rstd: Tensor, act: str, slope: float
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+    act: str,
+    slope: float,
 ) -> tuple[Tensor, Tensor]:
     return norm_backward(dy, x, weight, bias, mean, rstd, act, slope)
 
@@ -84,7 +99,9 @@ def reflect_conv_bwd(
     norm, dx, total = mean.dim() == 2, empty(x), empty(x, torch.float32)
     g = (g.float() * (1 - out.float().square()) if out.dim() == 4 else g).to(x.dtype)
     if y.dim() == 1:
-        y = reflected(like(normalised(x, mean, rstd, norm_weight, norm_bias, act, slope), x) if norm else x, padding)
+        y = reflected(
+            like(normalised(x, mean, rstd, norm_weight, norm_bias, act, slope), x) if norm else x, padding
+        )
     dweight = empty_gradients(weight, needs[2:])
     dy = convolution_backward(channels_last(g), y, weight, norm or needs[0], needs[2:], dweight)
     if dy is not None:
@@ -134,7 +151,12 @@ def zero_conv_bwd(
     if y.dim() == 1:
         y = like(normalised(x, mean, rstd, None, None, act, slope), x) if norm else x
     dweight = empty_gradients(weight, needs[2:])
-    conv = (stride, padding, transposed, output_padding_of(g, x, weight[0], stride, padding) if transposed else 0)
+    conv = (
+        stride,
+        padding,
+        transposed,
+        output_padding_of(g, x, weight[0], stride, padding) if transposed else 0,
+    )
     dy = convolution_backward(channels_last(g), y, weight, needs[0], needs[2:], dweight, *conv)
     if dy is not None:
         dx = norm_backward(dy, x, None, None, mean, rstd, act, slope)[0] if norm else dy
@@ -181,11 +203,15 @@ def norm_conv_bwd(
 ) -> Four:
     norm, dx, total = mean.dim() == 2, empty(x), empty(x, torch.float32)
     if y.dim() == 1:
-        y = reflected(like(normalised(x, mean, rstd, norm_weight, norm_bias, act, slope), x) if norm else x, border)
+        y = reflected(
+            like(normalised(x, mean, rstd, norm_weight, norm_bias, act, slope), x) if norm else x, border
+        )
     _, _, _, transposed, _, groups = conv
     channels = weight.shape[1] * groups if transposed else weight.shape[0]
     mask = [norm or needs[0], *needs[1:]]
-    found = torch.ops.aten.convolution_backward(channels_last(g), y, weight.to(x.dtype), [channels], *conv, mask)
+    found = torch.ops.aten.convolution_backward(
+        channels_last(g), y, weight.to(x.dtype), [channels], *conv, mask
+    )
     if mask[0]:
         dx = inside(found[0], border)
     if norm:
@@ -194,7 +220,9 @@ def norm_conv_bwd(
     return dx, dweight, found[2].to(weight.dtype) if needs[2] else empty(x), total
 
 
-def residual_block_fwd(x: Tensor, weight1: list[Tensor], weight2: list[Tensor], eps: float) -> tuple[Tensor, ...]:
+def residual_block_fwd(
+    x: Tensor, weight1: list[Tensor], weight2: list[Tensor], eps: float
+) -> tuple[Tensor, ...]:
     c1 = convolution(reflected(x, 1), weight1, [])
     y, mean1, rstd1 = instance_norm_fwd(c1, None, None, None, eps, "relu", 0.0)
     c2 = convolution(reflected(y, 1), weight2, [])

@@ -16,7 +16,7 @@ def empty(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     return x.new_empty(0, dtype=dtype)
 
 
-# --- Instance norm ------------------------------------------------------------------------------------------------------------------
+# --- Instance norm ------------------------------------------------------------------------------------------
 
 
 def _spread(vector: Tensor, x: Tensor) -> Tensor:
@@ -34,23 +34,36 @@ def statistics(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     return mean, torch.rsqrt(var + eps)
 
 
-def _affine(x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+def _affine(
+    x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None, bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """Return x-hat and z in fp32."""
     x_hat = (x.float() - _spread(mean, x)) * _spread(rstd, x)
     z = x_hat if weight is None else x_hat * _spread(weight, x)
     return x_hat, z if bias is None else z + _spread(bias, x)
 
 
-def normalised(x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None, bias: Tensor | None, act: str, slope: float) -> Tensor:
+def normalised(
+    x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None, bias: Tensor | None, act: str, slope: float
+) -> Tensor:
     """Return act(IN(x) * weight + bias) in fp32."""
     _, z = _affine(x, mean, rstd, weight, bias)
     return z if act == "none" else torch.where(z > 0, z, z * (0.0 if act == "relu" else slope))
 
 
 def norm_backward(
-    dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, rstd: Tensor, act: str, slope: float
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+    act: str,
+    slope: float,
 ) -> tuple[Tensor, Tensor]:
-    """Return dx, like x, and total [2, N, C]: the sums over each image of dz and of dz * x-hat. README.md has the formula."""
+    """Return dx, like x, and total [2, N, C]: the sums over each image of dz and of dz * x-hat. README.md has
+    the formula.
+    """
     x_hat, z = _affine(x, mean, rstd, weight, bias)
     dz = dy.float()
     dz = dz if act == "none" else torch.where(z > 0, dz, dz * (0.0 if act == "relu" else slope))
@@ -62,16 +75,19 @@ def norm_backward(
     return like(scale * (dz - one - x_hat * two), x), total
 
 
-# --- Borders ------------------------------------------------------------------------------------------------------------------------
+# --- Borders ------------------------------------------------------------------------------------------------
 
 
 def reflected(x: Tensor, border: int) -> Tensor:
-    """Return x [N, C, H, W] with ``border`` reflected pixels on each side in channels_last, x itself without border."""
+    """Return x [N, C, H, W] with ``border`` reflected pixels on each side in channels_last, x itself without
+    border.
+    """
     return channels_last(torch.ops.aten.reflection_pad2d(x, [border] * 4)) if border else x
 
 
 def inside(dy: Tensor, border: int) -> Tensor:
-    """Return the gradient of an image from that of its reflected border, in the dtype of ``dy`` and channels_last.
+    """Return the gradient of an image from that of its reflected border, in the dtype of ``dy`` and
+    channels_last.
 
     By slices: PyTorch's own operator adds by atomics on a GPU, in the dtype and in any order.
     """
@@ -87,7 +103,7 @@ def inside(dy: Tensor, border: int) -> Tensor:
     return channels_last(wide.to(dy.dtype))
 
 
-# --- Convolutions of P weights, N / P images each -----------------------------------------------------------------------------------
+# --- Convolutions of P weights, N / P images each -----------------------------------------------------------
 
 
 def output_padding_of(g: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int) -> int:
@@ -125,12 +141,18 @@ def convolution_backward(
     transposed: bool = False,
     output_padding: int = 0,
 ) -> Tensor | None:
-    """Return the gradient of y in channels_last, None if not wanted; write those of weights that ``needs`` names to ``dweight`` in turn."""
+    """Return the gradient of y in channels_last, None if not wanted; write those of weights that ``needs``
+    names to ``dweight`` in turn.
+    """
     conv = ([stride] * 2, [padding] * 2, [1, 1], transposed, [output_padding] * 2, 1)
     targets, inputs = iter(dweight), []
-    for (part, w, need), mine in zip(each_weight(y, weight, needs), g.chunk(len(weight)) if g.shape[0] else [g] * len(weight), strict=True):
+    for (part, w, need), mine in zip(
+        each_weight(y, weight, needs), g.chunk(len(weight)) if g.shape[0] else [g] * len(weight), strict=True
+    ):
         if need_input or need:
-            found = torch.ops.aten.convolution_backward(mine, part, w.to(y.dtype), None, *conv, [need_input, need, False])
+            found = torch.ops.aten.convolution_backward(
+                mine, part, w.to(y.dtype), None, *conv, [need_input, need, False]
+            )
             inputs.append(found[0])
             if need:
                 next(targets).copy_(found[1])

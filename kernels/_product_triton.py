@@ -1,4 +1,6 @@
-"""Device code that the matrix products of all convolutions share: a tile of the weight, and a product of two tiles."""
+"""Device code that the matrix products of all convolutions share: a tile of the weight, and a product of two
+tiles.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +12,13 @@ from ._math import round_to_tf32
 
 @triton.jit
 def _load_weight(
-    w, p, tap, c0, n0, C: tl.constexpr, O: tl.constexpr, TAPS: tl.constexpr, TRANSPOSED: tl.constexpr, DESC: tl.constexpr,
+    w, p, tap, c0, n0, C: tl.constexpr, O: tl.constexpr, TAPS: tl.constexpr, TRANSPOSED: tl.constexpr,
+    DESC: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Return a tile [BLOCK_K, BLOCK_N] of the weight: of w[p, n, tap, k], or, TRANSPOSED, of w[p, k, TAPS - 1 - tap, n]."""
+    """Return a tile [BLOCK_K, BLOCK_N] of the weight: of w[p, n, tap, k], or, TRANSPOSED, of w[p, k, TAPS - 1
+    - tap, n].
+    """
     if DESC and TRANSPOSED:
         tile = w.load([p * C + c0, (TAPS - 1 - tap) * O + n0])
     elif DESC:
@@ -32,7 +37,9 @@ def _load_weight(
 
 @triton.jit
 def _product(a, b, acc, PRECISION: tl.constexpr, INTERPRET: tl.constexpr):
-    """acc + a @ b in fp32. The interpreter multiplies the raw bits of bf16, so there both are widened first, which is exact."""
+    """acc + a @ b in fp32. The interpreter multiplies the raw bits of bf16, so there both are widened first,
+    which is exact.
+    """
     if INTERPRET:
         a, b = a.to(tl.float32), b.to(tl.float32)
     elif PRECISION == "tf32" and a.dtype == tl.float32:

@@ -1,7 +1,8 @@
 """Launches written down, so that one which failed can be made again in another process. Imports no Triton.
 
-A record is JSON: ``format``, what was launched (``line_of``), where (GPU, capability, versions) and the error. It holds shapes, layouts and
-scalars, no values: ``devtools/show_failure.py`` makes the launch again on zeros.
+A record is JSON: ``format``, what was launched (``line_of``), where (GPU, capability, versions) and the
+error. It holds shapes, layouts and scalars, no values: ``devtools/show_failure.py`` makes the launch again on
+zeros.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ FORMAT = 1
 
 
 def described(value: Any) -> Any:
-    """Return an argument of a kernel as JSON can hold it: a tensor by dtype, shape, strides, alignment and room, a scalar as it is.
+    """Return an argument of a kernel as JSON can hold it: a tensor by dtype, shape, strides, alignment and
+    room, a scalar as it is.
 
-    ``aligned``: the largest power of two that divides its address, up to 16 bytes: Triton asks for no more. ``room``: the elements from its
-    first to the end of its memory, since kernels that are handed one of several tensors write the others too.
+    ``aligned``: the largest power of two that divides its address, up to 16 bytes: Triton asks for no more.
+    ``room``: the elements from its first to the end of its memory, since kernels that are handed one of
+    several tensors write the others too.
     """
     if hasattr(value, "data_ptr"):
         address = value.data_ptr()
@@ -47,11 +50,15 @@ def readable(argument: Any) -> str:
     if "box" in argument:
         sizes = f"{argument['shape']} strides {argument['strides']} box {argument['box']}"
         return f"descriptor {sizes} of {readable(argument['base'])}"
-    return f"{argument['dtype']}{argument['shape']} strides {argument['strides']} aligned {argument['aligned']}"
+    return (
+        f"{argument['dtype']}{argument['shape']} strides {argument['strides']} aligned {argument['aligned']}"
+    )
 
 
 def line_of(launch: Any) -> dict[str, Any]:
-    """Return a launch by its kernel, grid, arguments, constants and configuration. Nothing of it is kept alive."""
+    """Return a launch by its kernel, grid, arguments, constants and configuration. Nothing of it is kept
+    alive.
+    """
     config = launch.config
     return {
         "kernel": launch.kernel,
@@ -63,7 +70,9 @@ def line_of(launch: Any) -> dict[str, Any]:
 
 
 def _written(name: str, text: str) -> Path | None:
-    """Write ``text`` to the folder of failures, else to the temporary folder; return where, None where neither can be written."""
+    """Write ``text`` to the folder of failures, else to the temporary folder; return where, None where
+    neither can be written.
+    """
     for folder in (cache_folder("failures"), temporary_folder("failures")):
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -76,7 +85,8 @@ def _written(name: str, text: str) -> Path | None:
 
 
 def write_record(launch: Any, gpu: str, capability: int, error: BaseException) -> str:
-    """Write down a launch that failed with ``error``; return the command that makes it again, "" where no folder can be written.
+    """Write down a launch that failed with ``error``; return the command that makes it again, "" where no
+    folder can be written.
 
     The same launch is written to the same file.
     """
@@ -87,6 +97,13 @@ def write_record(launch: Any, gpu: str, capability: int, error: BaseException) -
     text = json.dumps({**line, "gpu": gpu, "capability": capability}, sort_keys=True)
     name = f"{launch.kernel.strip('_')}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"
     versions = {"triton": triton.__version__, "torch": torch.__version__}
-    record = {"format": FORMAT, **line, "gpu": gpu, "capability": capability, **versions, "error": f"{type(error).__name__}: {error}"}
+    record = {
+        "format": FORMAT,
+        **line,
+        "gpu": gpu,
+        "capability": capability,
+        **versions,
+        "error": f"{type(error).__name__}: {error}",
+    }
     file = _written(name, json.dumps(record, indent=1) + "\n")
     return "" if file is None else f"python -m fastcyclegan.devtools.show_failure {shlex.quote(str(file))}"

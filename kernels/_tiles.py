@@ -1,4 +1,6 @@
-"""How tensors are seen and cut into tiles by the kernels that walk over rows: host side, shared by the launchers. Checks nothing."""
+"""How tensors are seen and cut into tiles by the kernels that walk over rows: host side, shared by the
+launchers. Checks nothing.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,8 @@ class Scale:
     small_plane: int  # pixels of a plane, likewise
 
 
-# 132 SMs with two to four programs each; the interpreter's sizes let small tests meet several tiles of several blocks.
+# 132 SMs with two to four programs each; the interpreter's sizes let small tests meet several tiles of
+# several blocks.
 GPU = Scale(programs=256, max_tiles=128, small_rows=1024, small_plane=8192)
 INTERPRETER = Scale(programs=8, max_tiles=4, small_rows=64, small_plane=128)
 
@@ -36,7 +39,9 @@ def scale() -> Scale:
 
 @dataclass(frozen=True)
 class View:
-    """A tensor [N, C, *spatial] as N images of S pixels with C channels innermost; planes are images of one channel."""
+    """A tensor [N, C, *spatial] as N images of S pixels with C channels innermost; planes are images of one
+    channel.
+    """
 
     N: int
     S: int
@@ -54,22 +59,30 @@ class View:
         return cls(N * C, S, 1, C, True, H, W) if planar else cls(N, S, C, C, False, H, W)
 
     def lines(self, *borders: int) -> tuple[int, int]:
-        """Return the height and width that a kernel walks by; one long column where no border makes it need the true ones."""
+        """Return the height and width that a kernel walks by; one long column where no border makes it need
+        the true ones.
+        """
         return (self.H, self.W) if any(borders) else (self.S, 1)
 
 
 def tile_configs(view: View, per_thread: int) -> list[Config]:
-    """The short list for kernels that walk over rows, ``per_thread`` elements of a tensor in each thread's registers at a time.
+    """The short list for kernels that walk over rows, ``per_thread`` elements of a tensor in each thread's
+    registers at a time.
 
-    1. 32 channels: 64 bytes of a row, whole sectors, and many programs where there are few channels. 2. 64 channels: whole cache lines;
-    half as much in each thread, because the partial results of 64 channels take registers too. 3. as 1 with twice the warps: larger
-    tiles. A plane has one channel, so its tiles are long rows.
+    1. 32 channels: 64 bytes of a row, whole sectors,
+    and many programs where there are few channels. 2. 64 channels: whole cache lines;
+    half as much in each thread, because the partial results of 64 channels take registers too. 3. as 1 with
+    twice the warps: larger tiles. A plane has one channel, so its tiles are long rows.
     """
     if interpreted() and not dry():
         block_c = 1 if view.planar else min(16, triton.next_power_of_2(view.C))
         return [Config((("BLOCK_S", 32), ("BLOCK_C", block_c)), 1)]
     configs = []
-    for block_c, warps, elements in ((32, 4, per_thread), (64, 8, max(8, per_thread // 2)), (32, 8, per_thread)):
+    for block_c, warps, elements in (
+        (32, 4, per_thread),
+        (64, 8, max(8, per_thread // 2)),
+        (32, 8, per_thread),
+    ):
         block_c = 1 if view.planar else min(block_c, triton.next_power_of_2(view.C))
         config = Config((("BLOCK_S", 32 * warps * elements // block_c), ("BLOCK_C", block_c)), warps)
         if config not in configs:
@@ -78,7 +91,9 @@ def tile_configs(view: View, per_thread: int) -> list[Config]:
 
 
 def split(rows: int, config: Config, c_blocks: int, max_tiles: int) -> tuple[int, int]:
-    """Return into how many tiles ``rows`` are cut, and of how many blocks each is made (a power of two, so that kernels are few)."""
+    """Return into how many tiles ``rows`` are cut, and of how many blocks each is made (a power of two, so
+    that kernels are few).
+    """
     block_s = config.constants["BLOCK_S"]
     wanted = min(max_tiles, max(1, scale().programs // c_blocks), triton.cdiv(rows, block_s))
     iters = triton.next_power_of_2(triton.cdiv(triton.cdiv(rows, wanted), block_s))
@@ -90,9 +105,11 @@ def c_blocks_of(view: View, config: Config) -> int:
 
 
 def small_config(view: View) -> Config | None:
-    """Return the tile of the one-launch kernels, None for a picture that is too large for them. 64 elements a thread at most.
+    """Return the tile of the one-launch kernels, None for a picture that is too large for them. 64 elements a
+    thread at most.
 
-    There is one: all pixels of 16 channels (a sector of 16-bit values), more channels for small pictures, so that rows are 128 bytes.
+    There is one: all pixels of 16 channels (a sector of 16-bit values), more channels for small pictures, so
+    that rows are 128 bytes.
     """
     block_s = triton.next_power_of_2(view.S)
     if block_s > (scale().small_plane if view.planar else scale().small_rows):
@@ -103,9 +120,15 @@ def small_config(view: View) -> Config | None:
 
 
 def key_of(view: View, x: Tensor, *flags: Any) -> str:
-    """What a choice goes by. Not the batch: an image's bits do not depend on it. Sizes by powers of two: it is made seldom."""
+    """What a choice goes by. Not the batch: an image's bits do not depend on it. Sizes by powers of two: it
+    is made seldom.
+    """
     layout = "planes" if view.planar else "channels_last"
-    return " ".join(map(str, (str(x.dtype).removeprefix("torch."), layout, triton.next_power_of_2(view.S), view.C, *flags)))
+    return " ".join(
+        map(
+            str, (str(x.dtype).removeprefix("torch."), layout, triton.next_power_of_2(view.S), view.C, *flags)
+        )
+    )
 
 
 def tuned(name: str, key: str, configs: list[Config], x: Tensor, run: Callable[[Config], Any]) -> Any:
@@ -119,4 +142,6 @@ def bordered_shape(x: Tensor, border: int) -> tuple[int, int, int, int]:
 def empty_bordered(x: Tensor, border: int) -> Tensor:
     if border == 0:
         return torch.empty_like(x)
-    return torch.empty(bordered_shape(x, border), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    return torch.empty(
+        bordered_shape(x, border), dtype=x.dtype, device=x.device, memory_format=torch.channels_last
+    )

@@ -1,10 +1,11 @@
 """Which configuration a kernel runs with: a table that ships, then one on disk, then a measurement.
 
-A choice is keyed by GPU, kernel, dtype and shape. It is measured once, on the first call with that key, from the kernel's short list, and
-kept in ``$XDG_CACHE_HOME/fastcyclegan/tuned`` (default ~/.cache) by GPU, Triton and kernel version. Nothing is measured on a CPU, in a dry
-run, where there is one configuration to choose from, or inside a CUDA graph capture (a measurement would break it): there the first of
-the list runs, and a later call outside a capture may still measure. The order of a sum follows from the tile, so two choices may differ
-in the last bits; one choice always gives the same.
+A choice is keyed by GPU, kernel, dtype and shape. It is measured once, on the first call with that key, from
+the kernel's short list, and kept in ``$XDG_CACHE_HOME/fastcyclegan/tuned`` (default ~/.cache) by GPU, Triton
+and kernel version. Nothing is measured on a CPU, in a dry run, where there is one configuration to choose
+from, or inside a CUDA graph capture (a measurement would break it): there the first of the list runs, and a
+later call outside a capture may still measure. The order of a sum follows from the tile, so two choices may
+differ in the last bits; one choice always gives the same.
 """
 
 from __future__ import annotations
@@ -50,7 +51,9 @@ def _table(path: Path) -> dict[str, dict[str, int]]:
 
 
 def _remember(path: Path, key: str, config: Config) -> None:
-    """Add one choice to the table on disk. A disk that cannot be written costs a measurement in the next process, nothing else."""
+    """Add one choice to the table on disk. A disk that cannot be written costs a measurement in the next
+    process, nothing else.
+    """
     # Read again: other processes add to it too.
     _table.cache_clear()
     table = {**_table(path), key: _plain(config)}
@@ -76,13 +79,15 @@ def measure(run: Callable[[], None]) -> float:
     """Return the median time of ``run`` in milliseconds, on the GPU's own clock, with a cold L2 cache."""
     import triton.testing
 
-    # A run and the clearing of the cache before it take a tenth of a millisecond: some sixty runs, whose median is enough to choose by. An
-    # iteration times 256 configurations before it can begin.
+    # A run and the clearing of the cache before it take a tenth of a millisecond: some sixty runs, whose
+    # median is enough to choose by. An iteration times 256 configurations before it can begin.
     return triton.testing.do_bench(run, warmup=1, rep=6, return_mode="median")
 
 
 def _fastest(kernel: str, configs: Sequence[Config], run: Callable[[Config], None]) -> Config:
-    """Return the configuration that runs fastest. One that fails is reported and left out; where all fail, the first's error is raised."""
+    """Return the configuration that runs fastest. One that fails is reported and left out; where all fail,
+    the first's error is raised.
+    """
     times: dict[Config, float] = {}
     failures: list[tuple[Config, KernelError]] = []
     for config in configs:
@@ -99,15 +104,21 @@ def _fastest(kernel: str, configs: Sequence[Config], run: Callable[[Config], Non
 
 
 def _kept(gpu: str, name: str, configs: Sequence[Config]) -> Config | None:
-    """Return the choice called ``name`` that a table holds for the GPU called ``gpu``, if it is one of ``configs``."""
+    """Return the choice called ``name`` that a table holds for the GPU called ``gpu``, if it is one of
+    ``configs``.
+    """
     by_table = {json.dumps(_plain(c), sort_keys=True): c for c in configs}
     tables = (SHIPPED / _file_name(gpu), cache_file(gpu))
     found = (by_table.get(json.dumps(_table(path).get(name), sort_keys=True)) for path in tables)
     return next(filter(None, found), None)
 
 
-def _chosen_dry(name: str, configs: Sequence[Config], device: torch.device, run: Callable[[Config], None]) -> Config:
-    """Return the choice in a dry run: what a table of its chip holds; where none does the first, and who lists them hears of all."""
+def _chosen_dry(
+    name: str, configs: Sequence[Config], device: torch.device, run: Callable[[Config], None]
+) -> Config:
+    """Return the choice in a dry run: what a table of its chip holds; where none does the first, and who
+    lists them hears of all.
+    """
     gpu = chip(device).name
     if gpu and (kept := _kept(gpu, name, configs)) is not None:
         return kept
@@ -118,8 +129,12 @@ def _chosen_dry(name: str, configs: Sequence[Config], device: torch.device, run:
     return configs[0]
 
 
-def choose(kernel: str, key: str, configs: Sequence[Config], device: torch.device, run: Callable[[Config], None]) -> Config:
-    """Return the configuration of ``kernel`` for ``key``. ``run`` runs it once with a given one, and may be called many times."""
+def choose(
+    kernel: str, key: str, configs: Sequence[Config], device: torch.device, run: Callable[[Config], None]
+) -> Config:
+    """Return the configuration of ``kernel`` for ``key``. ``run`` runs it once with a given one, and may be
+    called many times.
+    """
     name = f"{kernel} {key}"
     if len(configs) == 1:
         return configs[0]

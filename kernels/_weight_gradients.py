@@ -1,4 +1,6 @@
-"""Where the gradients of weights and biases go: to autograd as tensors of their own, or in place to the ``.grad`` that is there."""
+"""Where the gradients of weights and biases go: to autograd as tensors of their own, or in place to the
+``.grad`` that is there.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +23,13 @@ _accumulating = False
 
 @contextlib.contextmanager
 def accumulating() -> Iterator[None]:
-    """Inside the block, backward passes add weight gradients to ``.grad`` in place where there is one already.
+    """Inside the block, backward passes add weight gradients to ``.grad`` in place where there is one
+    already.
 
-    For ``loss.backward()`` where weights are used more than once, as a generator's are: autograd would hold each gradient and add it in a
-    pass of its own. It serves weights that are leaves, whose ``.grad`` this backward is to fill, in eager mode, and that have no hooks;
-    all others are left to autograd, so what it gives is the same. Hooks on the node that accumulates a gradient are not seen: not for
+    For ``loss.backward()`` where weights are used more than once, as a generator's are: autograd would hold
+    each gradient and add it in a pass of its own. It serves weights that are leaves, whose ``.grad`` this
+    backward is to fill, in eager mode, and that have no hooks; all others are left to autograd, so what it
+    gives is the same. Hooks on the node that accumulates a gradient are not seen: not for
     DistributedDataParallel, which has such. It holds for every thread of the process.
     """
     global _accumulating
@@ -42,7 +46,9 @@ def is_accumulating() -> bool:
 
 
 def gradients_to_add_to(weights: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor] | None:
-    """Return the ``.grad`` of each weight that needs a gradient if all are there to be added to in place, else None."""
+    """Return the ``.grad`` of each weight that needs a gradient if all are there to be added to in place,
+    else None.
+    """
     if not is_accumulating():
         return None
     found = []
@@ -50,7 +56,13 @@ def gradients_to_add_to(weights: Sequence[Tensor], needs: Sequence[bool]) -> lis
         if not need:
             continue
         hooked = weight._backward_hooks or weight._post_accumulate_grad_hooks
-        if not weight.is_leaf or hooked or weight.grad is None or weight.grad.requires_grad or weight.grad.stride() != weight.stride():
+        if (
+            not weight.is_leaf
+            or hooked
+            or weight.grad is None
+            or weight.grad.requires_grad
+            or weight.grad.stride() != weight.stride()
+        ):
             return None
         if not _to_be_filled(weight):
             return None
@@ -59,7 +71,9 @@ def gradients_to_add_to(weights: Sequence[Tensor], needs: Sequence[bool]) -> lis
 
 
 def _to_be_filled(leaf: Tensor) -> bool:
-    """Whether the backward that runs is to end in ``leaf.grad``: not where it was called for other inputs, or by torch.autograd.grad."""
+    """Whether the backward that runs is to end in ``leaf.grad``: not where it was called for other inputs, or
+    by torch.autograd.grad.
+    """
     with torch.enable_grad():
         node = torch.autograd.graph.get_gradient_edge(leaf).node
     try:
@@ -69,17 +83,23 @@ def _to_be_filled(leaf: Tensor) -> bool:
 
 
 def spread(dweight: Tensor, needs: Sequence[bool]) -> list[Tensor | None]:
-    """Return a gradient for each weight, views of ``dweight`` [R, ...] in order, None where none is needed."""
+    """Return a gradient for each weight, views of ``dweight`` [R, ...] in order, None where none is
+    needed."""
     gradients = iter(dweight.unbind(0))
     return [next(gradients) if need else None for need in needs]
 
 
 def spread_bias(dbias: Tensor, biases: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor | None]:
-    """Return a gradient for each of P biases, rows of ``dbias`` [P, O]; None where none is needed, or it was added in place."""
+    """Return a gradient for each of P biases, rows of ``dbias`` [P, O]; None where none is needed, or it was
+    added in place.
+    """
     from ._weights import stride_between
 
     into = gradients_to_add_to(biases, needs) if biases and all(needs) else None
     if into is not None and (step := stride_between(into)) is not None:
         into[0].as_strided(dbias.shape, (step, 1)).add_(dbias)
         return [None] * len(biases)
-    return [dbias[p].to(bias.dtype) if need else None for p, (bias, need) in enumerate(zip(biases, needs, strict=True))]
+    return [
+        dbias[p].to(bias.dtype) if need else None
+        for p, (bias, need) in enumerate(zip(biases, needs, strict=True))
+    ]

@@ -17,12 +17,16 @@ PICTURE = 8
 
 
 def stride_between(tensors: Sequence[Tensor]) -> int | None:
-    """Return how many elements lie between one tensor and the next if they are equal steps of one memory, else None."""
+    """Return how many elements lie between one tensor and the next if they are equal steps of one memory,
+    else None.
+    """
     first = tensors[0]
     step = int(tensors[1].storage_offset() - first.storage_offset()) if len(tensors) > 1 else first.numel()
     for i, t in enumerate(tensors):
         same = (
-            t.dtype == first.dtype and t.stride() == first.stride() and t.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+            t.dtype == first.dtype
+            and t.stride() == first.stride()
+            and t.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
         )
         if not same or t.storage_offset() != first.storage_offset() + i * step:
             return None
@@ -30,12 +34,18 @@ def stride_between(tensors: Sequence[Tensor]) -> int | None:
 
 
 def stacked(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    """Return weights [O, I, KH, KW] as one [P, O, KH, KW, I] in ``dtype``: without a copy where they lie so in memory, or one is kept."""
+    """Return weights [O, I, KH, KW] as one [P, O, KH, KW, I] in ``dtype``: without a copy where they lie so
+    in memory, or one is kept.
+    """
     if (kept := working_copy(weights, dtype)) is not None:
         return kept
     first = weights[0].detach()
     rows = first.permute(0, 2, 3, 1)
-    if first.dtype == dtype and rows.is_contiguous() and stride_between([w.detach() for w in weights]) == first.numel():
+    if (
+        first.dtype == dtype
+        and rows.is_contiguous()
+        and stride_between([w.detach() for w in weights]) == first.numel()
+    ):
         return rows.as_strided((len(weights), *rows.shape), (first.numel(), *rows.stride()))
     stack = torch.empty((len(weights), *rows.shape), dtype=dtype, device=first.device)
     for target, weight in zip(stack, weights, strict=True):
@@ -49,14 +59,18 @@ def window(kernel: int) -> int:
 
 
 def _padded(source: Tensor, out: Tensor | None, *sizes: int) -> Tensor:
-    """Return ``source`` with its last two dimensions padded by zeros to ``sizes``, in ``out`` if it was made so before."""
+    """Return ``source`` with its last two dimensions padded by zeros to ``sizes``, in ``out`` if it was made
+    so before.
+    """
     out = source.new_zeros((*source.shape[:-2], *sizes)) if out is None else out
     out[..., : source.shape[-2], : source.shape[-1]].copy_(source)
     return out
 
 
 def window_weight(w: Tensor, *, turned: bool = False) -> Tensor:
-    """[P, O, KH, KW, I] to [P, O, KH, 1, window PICTURE]: what a window of pixels is multiplied by. ``turned``: of ``transposed(w)``."""
+    """[P, O, KH, KW, I] to [P, O, KH, 1, window PICTURE]: what a window of pixels is multiplied by.
+    ``turned``: of ``transposed(w)``.
+    """
 
     def make(w: Tensor, out: Tensor | None) -> Tensor:
         w = transposed(w) if turned else w
@@ -67,18 +81,24 @@ def window_weight(w: Tensor, *, turned: bool = False) -> Tensor:
 
 
 def contract_weight(w: Tensor, *, turned: bool = False) -> Tensor:
-    """[P, O, KH, KW, I] to [P, KH, I, KW_P, O_P]: each row of taps a matrix from channels to (kw, o). ``turned``: of ``transposed(w)``."""
+    """[P, O, KH, KW, I] to [P, KH, I, KW_P, O_P]: each row of taps a matrix from channels to (kw, o).
+    ``turned``: of ``transposed(w)``.
+    """
 
     def make(w: Tensor, out: Tensor | None) -> Tensor:
         w = transposed(w) if turned else w
         columns = triton.next_power_of_2(w.shape[3])
-        return _padded(w.permute(0, 2, 4, 3, 1), out, columns, max(triton.next_power_of_2(w.shape[1]), 16 // columns))
+        return _padded(
+            w.permute(0, 2, 4, 3, 1), out, columns, max(triton.next_power_of_2(w.shape[1]), 16 // columns)
+        )
 
     return form_of(w, f"contract {turned}", make)
 
 
 def transposed(w: Tensor) -> Tensor:
-    """[P, O, KH, KW, I] to [P, I, KH, KW, O] with the taps turned by half a circle: the weight of the input gradient."""
+    """[P, O, KH, KW, I] to [P, I, KH, KW, O] with the taps turned by half a circle: the weight of the input
+    gradient.
+    """
     return w.flip(2, 3).permute(0, 4, 2, 3, 1)
 
 
@@ -95,7 +115,9 @@ def stack_bias(bias: Sequence[Tensor]) -> Tensor | None:
 def images_of(x: Pixels, first: int, count: int) -> Pixels:
     """Return ``count`` images of x from number ``first`` on."""
     size = x.rows * x.step
-    data = x.data.as_strided((count, x.rows, x.step), (size, x.step, 1), x.data.storage_offset() + first * size)
+    data = x.data.as_strided(
+        (count, x.rows, x.step), (size, x.step, 1), x.data.storage_offset() + first * size
+    )
     return dataclasses.replace(x, data=data, N=count)
 
 
@@ -111,7 +133,9 @@ def runs_of(needs: Sequence[bool]) -> list[tuple[int, int]]:
 
 
 def empty_gradients(weights: Sequence[Tensor], needs: Sequence[bool]) -> Tensor:
-    """Return memory [R, O, I, KH, KW] for the gradients of the R weights that need one, each with the strides of the weights if dense."""
+    """Return memory [R, O, I, KH, KW] for the gradients of the R weights that need one, each with the strides
+    of the weights if dense.
+    """
     first, count = weights[0], sum(needs)
     like = torch.empty_like(first)
     return like.new_empty_strided((count, *first.shape), (first.numel(), *like.stride()))

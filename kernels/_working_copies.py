@@ -1,8 +1,9 @@
 """Weights as the kernels read them, rounded and stacked once and kept from one use to the next.
 
-An operator takes weights as they are, in fp32 and each by itself, and rounds and stacks them for every use. Whoever changes them seldom and
-uses them often, as a training step does, keeps copies here: ``refresh`` makes all of them in one pass, and operators that are handed the
-very weights take the copies instead. Weights that changed since (PyTorch counts changes) are rounded anew: a copy is never out of date.
+An operator takes weights as they are, in fp32 and each by itself, and rounds and stacks them for every use.
+Whoever changes them seldom and uses them often, as a training step does, keeps copies here: ``refresh`` makes
+all of them in one pass, and operators that are handed the very weights take the copies instead. Weights that
+changed since (PyTorch counts changes) are rounded anew: a copy is never out of date.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ _stacks: weakref.WeakValueDictionary[int, _Group] = weakref.WeakValueDictionary(
 
 
 class _Group:
-    """P weights [A, B, KH, KW] that are used together, and their stack [P, A, KH, KW, B]; of vectors, [P, A]."""
+    """P weights [A, B, KH, KW] that are used together, and their stack [P, A, KH, KW, B]; of vectors, [P,
+    A]."""
 
     def __init__(self, weights: Sequence[Tensor], stack: Tensor) -> None:
         self.weights, self.stack = list(weights), stack
@@ -30,11 +32,15 @@ class _Group:
 
 
 class WorkingCopies:
-    """Copies in ``dtype`` of ``groups`` of weights [A, B, KH, KW] (or vectors), each a list of P alike, one for each of P networks."""
+    """Copies in ``dtype`` of ``groups`` of weights [A, B, KH, KW] (or vectors), each a list of P alike, one
+    for each of P networks.
+    """
 
     def __init__(self, groups: Sequence[Sequence[Tensor]], dtype: torch.dtype) -> None:
         if not groups or any(not group or any(w.shape != group[0].shape for w in group) for group in groups):
-            raise ValueError("WorkingCopies: groups must be lists of at least one weight, all of a list of one shape")
+            raise ValueError(
+                "WorkingCopies: groups must be lists of at least one weight, all of a list of one shape"
+            )
         first, whole = groups[0][0], 16 // dtype.itemsize
         # Kernels load 16 bytes at a time from where that is a multiple of 16.
         sizes = [-(-len(weights) * weights[0].numel() // whole) * whole for weights in groups]
@@ -48,7 +54,9 @@ class WorkingCopies:
             for address in group.addresses:
                 _places[address, dtype] = group
         self._sources = [w.detach() for group in groups for w in group]
-        self._targets = [one.permute(0, 3, 1, 2) if one.dim() == 4 else one for group in self.groups for one in group.stack]
+        self._targets = [
+            one.permute(0, 3, 1, 2) if one.dim() == 4 else one for group in self.groups for one in group.stack
+        ]
 
     def refresh(self) -> None:
         """Make the copies anew."""
@@ -58,13 +66,17 @@ class WorkingCopies:
             group.fresh = set()
 
     def forget(self) -> None:
-        """Let nobody use the copies until they are made anew: the weights may have changed where PyTorch does not count (a graph)."""
+        """Let nobody use the copies until they are made anew: the weights may have changed where PyTorch does
+        not count (a graph).
+        """
         for group in self.groups:
             group.versions, group.fresh = None, set()
 
 
 def working_copy(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor | None:
-    """Return the stack [P, A, KH, KW, B] of ``weights`` in ``dtype`` if there is one that is up to date, else None."""
+    """Return the stack [P, A, KH, KW, B] of ``weights`` in ``dtype`` if there is one that is up to date, else
+    None.
+    """
     if not _places:
         return None
     first = weights[0].data_ptr()
@@ -73,7 +85,9 @@ def working_copy(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor | None
         return None
     start = group.addresses.index(first)
     mine = slice(start, start + len(weights))
-    same = group.addresses[mine] == [w.data_ptr() for w in weights] and group.versions[mine] == [w._version for w in weights]
+    same = group.addresses[mine] == [w.data_ptr() for w in weights] and group.versions[mine] == [
+        w._version for w in weights
+    ]
     return group.stack[mine] if same and weights[0].shape == group.weights[0].shape else None
 
 
@@ -83,7 +97,12 @@ def form_of(stack: Tensor, name: str, make: Callable[[Tensor, Tensor | None], Te
     Then ``make`` is handed what it returned the last time, to write it again.
     """
     group = _stacks.get(stack.data_ptr())
-    if group is None or group.versions is None or stack.dtype != group.stack.dtype or stack.shape[1:] != group.stack.shape[1:]:
+    if (
+        group is None
+        or group.versions is None
+        or stack.dtype != group.stack.dtype
+        or stack.shape[1:] != group.stack.shape[1:]
+    ):
         return make(stack, None)
     key = (name, stack.data_ptr(), stack.shape[0])
     if key not in group.fresh:

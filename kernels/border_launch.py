@@ -1,4 +1,5 @@
-"""Host side of the border kernels: pictures in larger buffers, and the adjoint of reflection. Checks nothing."""
+"""Host side of the border kernels: pictures in larger buffers, and the adjoint of reflection. Checks
+nothing."""
 
 from __future__ import annotations
 
@@ -16,9 +17,11 @@ from ._tiles import INTERPRETER, View, c_blocks_of, empty_bordered, key_of, scal
 
 @dataclass(frozen=True)
 class Pixels:
-    """N pictures as convolutions read them: pixel i of image n is at element (n ``rows`` + i) ``step`` of ``data``, lines ``pitch`` apart.
+    """N pictures as convolutions read them: pixel i of image n is at element (n ``rows`` + i) ``step`` of
+    ``data``, lines ``pitch`` apart.
 
-    Pixels from ``limit`` on are zeros that may be read, never started from. ``first``: where the picture itself begins.
+    Pixels from ``limit`` on are zeros that may be read, never started from. ``first``: where the picture
+    itself begins.
     """
 
     data: Tensor
@@ -42,7 +45,9 @@ def _wide(channels: int, *tensors: Tensor) -> bool:
 
 @dataclass(frozen=True)
 class Frame:
-    """Where a picture lies in its buffer: from pixel (top, left) of ``lines`` lines of ``pitch``; ``slack`` zero pixels after them."""
+    """Where a picture lies in its buffer: from pixel (top, left) of ``lines`` lines of ``pitch``; ``slack``
+    zero pixels after them.
+    """
 
     top: int
     left: int
@@ -52,11 +57,20 @@ class Frame:
 
 
 def embed(
-    x: Tensor, frame: Frame, *, reflect: bool, dtype: torch.dtype, step: int, tanh: Tensor | None = None, out: Tensor | None = None
+    x: Tensor,
+    frame: Frame,
+    *,
+    reflect: bool,
+    dtype: torch.dtype,
+    step: int,
+    tanh: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Pixels:
-    """Return x [N, C, H, W] (channels_last) in a ``frame`` of its reflection or of zeros, ``step`` >= C channels a pixel, in ``dtype``.
+    """Return x [N, C, H, W] (channels_last) in a ``frame`` of its reflection or of zeros, ``step`` >= C
+    channels a pixel, in ``dtype``.
 
-    ``tanh``: like x; what is put there is then x (1 - tanh^2). ``out``: the memory to write, new if not given.
+    ``tanh``: like x; what is put there is then x (1 - tanh^2). ``out``: the memory to write, new if not
+    given.
     """
     view = View.of(x)
     rows = frame.lines * frame.pitch + frame.slack
@@ -71,8 +85,16 @@ def embed(
         constants = {"STEP": step, "REFLECT": reflect, "TANH": tanh is not None, "WIDE": wide}
         launch("_embed_kernel", view.N * c_blocks * tiles, (x, tanh, y, *sizes), constants, config)
 
-    tuned("embed", key_of(target, y, reflect, tanh is not None), tile_configs(target, 32 if tanh is None else 16), y, run)
-    return Pixels(y, view.N, rows, frame.pitch, frame.lines * frame.pitch, step, frame.top * frame.pitch + frame.left)
+    tuned(
+        "embed",
+        key_of(target, y, reflect, tanh is not None),
+        tile_configs(target, 32 if tanh is None else 16),
+        y,
+        run,
+    )
+    return Pixels(
+        y, view.N, rows, frame.pitch, frame.lines * frame.pitch, step, frame.top * frame.pitch + frame.left
+    )
 
 
 def reflect_pad(x: Tensor, border: int) -> Tensor:
@@ -84,7 +106,9 @@ def reflect_pad(x: Tensor, border: int) -> Tensor:
 
 
 def fold(dy: Tensor, border: int) -> Tensor:
-    """Return the gradient of a picture [N, C, H, W] from that of its reflected border dy [N, C, H + 2b, W + 2b] (both channels_last)."""
+    """Return the gradient of a picture [N, C, H, W] from that of its reflected border dy [N, C, H + 2b, W +
+    2b] (both channels_last).
+    """
     shape = (dy.shape[0], dy.shape[1], dy.shape[2] - 2 * border, dy.shape[3] - 2 * border)
     x = torch.empty(shape, dtype=dy.dtype, device=dy.device, memory_format=torch.channels_last)
     view = View(shape[0], shape[2] * shape[3], shape[1], shape[1], False, shape[2], shape[3])
@@ -94,7 +118,13 @@ def fold(dy: Tensor, border: int) -> Tensor:
         c_blocks = c_blocks_of(view, config)
         tiles, iters = split(view.S, config, c_blocks, 1 << 30)
         constants = {"BORDER": border, "WIDE": wide}
-        launch("_fold_kernel", view.N * c_blocks * tiles, (dy, x, iters, tiles, view.H, view.W, view.C), constants, config)
+        launch(
+            "_fold_kernel",
+            view.N * c_blocks * tiles,
+            (dy, x, iters, tiles, view.H, view.W, view.C),
+            constants,
+            config,
+        )
 
     # Single channels in pieces of 2 bytes: 8 a thread spill (sm_90 with Triton 3.6).
     tuned("fold", key_of(view, x, border), tile_configs(view, 8 if wide else 4), x, run)
@@ -102,7 +132,9 @@ def fold(dy: Tensor, border: int) -> Tensor:
 
 
 def fold_border_(dy: Tensor, border: int) -> Tensor:
-    """Add the gradient of the reflected border of dy [N, C, H + 2b, W + 2b] (channels_last) to the pixels that it copies, in place."""
+    """Add the gradient of the reflected border of dy [N, C, H + 2b, W + 2b] (channels_last) to the pixels
+    that it copies, in place.
+    """
     N, C, H, W = dy.shape[0], dy.shape[1], dy.shape[2] - 2 * border, dy.shape[3] - 2 * border
     block_c = min(64, triton.next_power_of_2(C))
     block_s = 32 if scale() is INTERPRETER else 16

@@ -1,4 +1,5 @@
-"""Triton kernels for the border of a picture: put pictures into larger buffers, reflected or among zeros, and the adjoint of reflection.
+"""Triton kernels for the border of a picture: put pictures into larger buffers, reflected or among zeros, and
+the adjoint of reflection.
 
 Memory is [N, S, C] (channels_last). README.md has the adjoint, with a worked example.
 """
@@ -18,11 +19,14 @@ COUNTS = ["ITERS", "TILES", "TOP", "LEFT", "LINES", "PITCH", "ROWS"]
 @triton.jit(do_not_specialize=COUNTS)
 def _embed_kernel(
     x_ptr, tanh_ptr, y_ptr, ITERS, TILES, H, W, C, TOP, LEFT, LINES, PITCH, ROWS,
-    STEP: tl.constexpr, REFLECT: tl.constexpr, TANH: tl.constexpr, WIDE: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
+    STEP: tl.constexpr, REFLECT: tl.constexpr, TANH: tl.constexpr, WIDE: tl.constexpr, BLOCK_S: tl.constexpr,
+    BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """y [N, ROWS, STEP]: x [N, H W, C] from pixel (TOP, LEFT) of LINES lines of PITCH on, its reflection or zeros elsewhere.
+    """y [N, ROWS, STEP]: x [N, H W, C] from pixel (TOP, LEFT) of LINES lines of PITCH on, its reflection or
+    zeros elsewhere.
 
-    Rows after the lines and channels from C on are zero. TANH: x times 1 - tanh^2, the gradient of a tanh whose result is at tanh_ptr.
+    Rows after the lines and channels from C on are zero. TANH: x times 1 - tanh^2, the gradient of a tanh
+    whose result is at tanh_ptr.
     """
     n, t, offs_c, mask_c = locate(TILES, STEP, BLOCK_C)
     has_c = offs_c < C
@@ -44,7 +48,9 @@ def _embed_kernel(
 
 @triton.jit
 def _sources(i, SIZE, BORDER: tl.constexpr, which: tl.constexpr):
-    """Return the padded index of the ``which``-th place that reflection copied index ``i`` to (0: its own), and whether there is one."""
+    """Return the padded index of the ``which``-th place that reflection copied index ``i`` to (0: its own),
+    and whether there is one.
+    """
     if which == 0:
         place, exists = i + BORDER, i >= 0
     elif which == 1:
@@ -57,9 +63,12 @@ def _sources(i, SIZE, BORDER: tl.constexpr, which: tl.constexpr):
 @kernel
 @triton.jit(do_not_specialize=COUNTS)
 def _fold_kernel(
-    y_ptr, x_ptr, ITERS, TILES, H, W, C, BORDER: tl.constexpr, WIDE: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr
+    y_ptr, x_ptr, ITERS, TILES, H, W, C, BORDER: tl.constexpr, WIDE: tl.constexpr, BLOCK_S: tl.constexpr,
+    BLOCK_C: tl.constexpr
 ):  # fmt: skip
-    """x [N, H W, C]: each pixel's sum over the places that reflection copied it to, in y [N, (H + 2B) (W + 2B), C]."""
+    """x [N, H W, C]: each pixel's sum over the places that reflection copied it to, in y [N, (H + 2B) (W +
+    2B), C].
+    """
     n, t, offs_c, mask_c = locate(TILES, C, BLOCK_C)
     WP = W + 2 * BORDER
     y_ptr += n * (H + 2 * BORDER) * WP * C
@@ -72,17 +81,23 @@ def _fold_kernel(
             wp, has_col = _sources(k % W, W, BORDER, j % 3)
             total += load_pixels(y_ptr, hp * WP + wp, mask_s & has_row & has_col, offs_c, mask_c, C, WIDE)
         tl.store(
-            x_ptr + (n * H * W + k)[:, None] * C + offs_c[None, :], total.to(x_ptr.dtype.element_ty), mask_s[:, None] & mask_c[None, :]
+            x_ptr + (n * H * W + k)[:, None] * C + offs_c[None, :],
+            total.to(x_ptr.dtype.element_ty),
+            mask_s[:, None] & mask_c[None, :],
         )
 
 
 @kernel
 @triton.jit(do_not_specialize=COUNTS)
-def _fold_border_kernel(dy_ptr, TILES, H, W, C, BORDER: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Add, in place, the gradient of each reflected border pixel to the pixel that it copies (dy [N, H + 2B, W + 2B, C]).
+def _fold_border_kernel(
+    dy_ptr, TILES, H, W, C, BORDER: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr
+):
+    """Add, in place, the gradient of each reflected border pixel to the pixel that it copies (dy [N, H + 2B,
+    W + 2B, C]).
 
-    Walks over the 2B (W + H) places that receive: B rows and columns from each side, one pixel off the edge. Only inner pixels are written
-    and only border pixels and the written one are read, so the order does not matter.
+    Walks over the 2B (W + H) places that receive: B rows and columns from each side, one pixel off the edge.
+    Only inner pixels are written and only border pixels and the written one are read, so the order does not
+    matter.
     """
     n, t, offs_c, mask_c = locate(TILES, C, BLOCK_C)
     k = t * BLOCK_S + tl.arange(0, BLOCK_S)
@@ -91,7 +106,8 @@ def _fold_border_kernel(dy_ptr, TILES, H, W, C, BORDER: tl.constexpr, BLOCK_S: t
     line = tl.where(in_rows, k // W, k_col % (2 * BORDER))
     size = tl.where(in_rows, H, W)
     line = tl.where(line < BORDER, line + 1, size - 2 - (line - BORDER))
-    # On a small picture both sides receive in the same line; and a column's pixel may lie in a row that receives: each once.
+    # On a small picture both sides receive in the same line; and a column's pixel may lie in a row that
+    # receives: each once.
     far = tl.where(in_rows, k // W, k_col % (2 * BORDER)) >= BORDER
     once = ~(far & (line <= BORDER) & (line >= 1))
     h = tl.where(in_rows, line, k_col // (2 * BORDER))

@@ -1,4 +1,6 @@
-"""Tensor descriptors (TMA): what the driver documents of them, whether it takes them, and launches that fall back to pointers."""
+"""Tensor descriptors (TMA): what the driver documents of them, whether it takes them, and launches that fall
+back to pointers.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ from ._launch import Config, chip, dry, launch, listing_forms
 
 @dataclass(frozen=True)
 class Rows:
-    """``data`` as ``rows`` rows of ``columns`` elements, ``stride`` from one to the next, of which programs load tiles of ``box``."""
+    """``data`` as ``rows`` rows of ``columns`` elements, ``stride`` from one to the next, of which programs
+    load tiles of ``box``.
+    """
 
     data: Tensor
     rows: int
@@ -35,7 +39,8 @@ class Rows:
 
 
 def fault_of(rows: Rows) -> str:
-    """Return what the documentation of the driver's cuTensorMapEncodeTiled forbids in ``rows``, "" where it forbids nothing.
+    """Return what the documentation of the driver's cuTensorMapEncodeTiled forbids in ``rows``, "" where it
+    forbids nothing.
 
     The driver sees tiles cut to at most 128 bytes of a row (Triton does so), which changes nothing here.
     """
@@ -55,15 +60,18 @@ def fault_of(rows: Rows) -> str:
 
 
 def describe(rows: Rows) -> TensorDescriptor:
-    """Return the tensor descriptor of ``rows``. Raises ValueError for what the driver does not document as possible, on any machine."""
+    """Return the tensor descriptor of ``rows``. Raises ValueError for what the driver does not document as
+    possible, on any machine.
+    """
     if fault := fault_of(rows):
         raise ValueError(f"tensor descriptor of {list(rows.data.shape)}, {rows.data.dtype}: {fault}")
     return TensorDescriptor(rows.data, [rows.rows, rows.columns], [rows.stride, 1], list(rows.box))
 
 
-# --- Whether the driver takes them --------------------------------------------------------------------------------------------------
+# --- Whether the driver takes them --------------------------------------------------------------------------
 
-# The tiles that the question is asked with: boxes of 128 bytes a row as products have them, two side by side and one.
+# The tiles that the question is asked with: boxes of 128 bytes a row as products have them, two side by side
+# and one.
 QUESTIONS = ((torch.bfloat16, (64, 128)), (torch.float32, (128, 32)))
 _answers: dict[torch.device, str] = {}
 # Single descriptors that were refused where others serve: kernel, device and form.
@@ -79,18 +87,26 @@ def copy_tile(rows: Rows, row: int, column: int) -> Tensor:
 
 
 def tiles(device: torch.device) -> Iterator[tuple[torch.dtype, Tensor, Tensor]]:
-    """Yield a dtype, a tile loaded through a descriptor, and what it must be: half of it lies past the last row."""
+    """Yield a dtype, a tile loaded through a descriptor, and what it must be: half of it lies past the last
+    row.
+    """
     for dtype, (block_r, block_c) in QUESTIONS:
         # Small integers, which all dtypes hold.
         x = (torch.arange(1024 * 256, device=device) % 251).to(dtype).view(1024, 256)
         inside = block_r // 2
         wanted = torch.zeros((block_r, block_c), dtype=dtype, device=device)
         wanted[:inside] = x[-inside:, -block_c:]
-        yield dtype, copy_tile(Rows(x, 1024, 256, 256, (block_r, block_c)), 1024 - inside, 256 - block_c), wanted
+        yield (
+            dtype,
+            copy_tile(Rows(x, 1024, 256, 256, (block_r, block_c)), 1024 - inside, 256 - block_c),
+            wanted,
+        )
 
 
 def ask_driver(device: torch.device) -> str:
-    """Return why tensor descriptors do not serve on ``device``, "" where they do: makes some and loads through them."""
+    """Return why tensor descriptors do not serve on ``device``, "" where they do: makes some and loads
+    through them.
+    """
     try:
         for dtype, found, wanted in tiles(device):
             if not torch.equal(found, wanted):
@@ -104,13 +120,19 @@ def ask_driver(device: torch.device) -> str:
 
 
 def _numbered(device: torch.device) -> torch.device:
-    return torch.device("cuda", torch.cuda.current_device()) if device.type == "cuda" and device.index is None else device
+    return (
+        torch.device("cuda", torch.cuda.current_device())
+        if device.type == "cuda" and device.index is None
+        else device
+    )
 
 
 def refusal(device: torch.device) -> str:
-    """Return why kernels on ``device`` do without tensor descriptors, "" where they have them or the chip has none.
+    """Return why kernels on ``device`` do without tensor descriptors, "" where they have them or the chip has
+    none.
 
-    The driver is asked once a process and device, and a refusal is warned of once. A dry run asks nobody: "" where nobody has.
+    The driver is asked once a process and device, and a refusal is warned of once. A dry run asks nobody: ""
+    where nobody has.
     """
     if chip(device).capability < 90:
         return ""
@@ -118,7 +140,11 @@ def refusal(device: torch.device) -> str:
     if device not in _answers and not dry():
         _answers[device] = reason = ask_driver(device)
         if reason:
-            warnings.warn(f"{device}: no tensor descriptors, kernels load by pointers: {reason}", RuntimeWarning, stacklevel=2)
+            warnings.warn(
+                f"{device}: no tensor descriptors, kernels load by pointers: {reason}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
     return _answers.get(device, "")
 
 
@@ -140,11 +166,20 @@ def served(device: torch.device) -> bool:
     return not refusal(device)
 
 
-# --- Launches -----------------------------------------------------------------------------------------------------------------------
+# --- Launches -----------------------------------------------------------------------------------------------
 
 
-def _launched(name: str, grid: int, operands: Sequence[Tensor | Rows], args: tuple[Any, ...], constants: Any, config: Config) -> bool:
-    """Launch with descriptors; return False, and warn, where the driver refuses one of them. Other errors are raised."""
+def _launched(
+    name: str,
+    grid: int,
+    operands: Sequence[Tensor | Rows],
+    args: tuple[Any, ...],
+    constants: Any,
+    config: Config,
+) -> bool:
+    """Launch with descriptors; return False, and warn, where the driver refuses one of them. Other errors are
+    raised.
+    """
     rows = [operand for operand in operands if isinstance(operand, Rows)]
     form = (name, rows[0].data.device, *((r.data.dtype, r.columns, r.stride, r.box) for r in rows))
     if form in _refused:
@@ -157,23 +192,40 @@ def _launched(name: str, grid: int, operands: Sequence[Tensor | Rows], args: tup
             raise
         _refused.add(form)
         tiles = ", ".join(f"tiles {list(r.box)} of {list(r.data.shape)}" for r in rows)
-        warnings.warn(f"{name} loads {tiles} by pointers: {str(error).strip().partition(chr(10))[0]}", RuntimeWarning, stacklevel=2)
+        warnings.warn(
+            f"{name} loads {tiles} by pointers: {str(error).strip().partition(chr(10))[0]}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
         return False
     return True
 
 
 def launch_operands(
-    name: str, grid: int, operands: Sequence[Tensor | Rows], args: tuple[Any, ...], constants: dict[str, Any], config: Config, whole: bool
+    name: str,
+    grid: int,
+    operands: Sequence[Tensor | Rows],
+    args: tuple[Any, ...],
+    constants: dict[str, Any],
+    config: Config,
+    whole: bool,
 ) -> None:
-    """Launch kernel ``name`` on ``operands`` and ``args``, with DESC where rows are loaded through tensor descriptors, else pointers.
+    """Launch kernel ``name`` on ``operands`` and ``args``, with DESC where rows are loaded through tensor
+    descriptors, else pointers.
 
-    ``whole``: no tile needs a mask. Descriptors then serve where the chip has them, the driver takes them and rows are aligned. Who lists
-    forms hears of both.
+    ``whole``: no tile needs a mask. Descriptors then serve where the chip has them, the driver takes them and
+    rows are aligned. Who lists forms hears of both.
     """
     if grid == 0:
         return
     tensors = [operand.data if isinstance(operand, Rows) else operand for operand in operands]
     aligned = all(operand.aligned for operand in operands if isinstance(operand, Rows))
-    if whole and aligned and served(tensors[0].device) and _launched(name, grid, operands, args, constants, config) and not listing_forms():
+    if (
+        whole
+        and aligned
+        and served(tensors[0].device)
+        and _launched(name, grid, operands, args, constants, config)
+        and not listing_forms()
+    ):
         return
     launch(name, grid, (*tensors, *args), {**constants, "DESC": False}, config)

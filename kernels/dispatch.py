@@ -1,4 +1,6 @@
-"""What serves a tensor: the choice between the Triton kernels and plain PyTorch. Imports torch alone, Triton only when it is asked for."""
+"""What serves a tensor: the choice between the Triton kernels and plain PyTorch. Imports torch alone, Triton
+only when it is asked for.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ _as_on_gpu = False
 
 @contextlib.contextmanager
 def as_on_gpu() -> Iterator[None]:
-    """Inside the block impl="auto" serves the CPU as it would an NVIDIA GPU, where the kernels are interpreted or run dry."""
+    """Inside the block impl="auto" serves the CPU as it would an NVIDIA GPU, where the kernels are
+    interpreted or run dry.
+    """
     global _as_on_gpu
     before, _as_on_gpu = _as_on_gpu, True
     try:
@@ -32,11 +36,16 @@ def _has_triton() -> bool:
 
 
 def check_impl(impl: str, device: torch.device | None = None) -> None:
-    """Raise ValueError for an ``impl`` that is unknown, that this installation cannot have, or that cannot serve ``device`` if given."""
+    """Raise ValueError for an ``impl`` that is unknown, that this installation cannot have, or that cannot
+    serve ``device`` if given.
+    """
     if impl not in IMPLS:
         raise ValueError(f"impl must be auto, triton or reference, got {impl!r}")
     if impl == "triton" and not _has_triton():
-        raise ValueError("impl='triton' needs the package triton, which is not installed (it exists for Linux); use impl='auto'")
+        raise ValueError(
+            "impl='triton' needs the package triton, which is not installed (it exists for Linux); use"
+            " impl='auto'"
+        )
     reason = why_not_triton(device.type, device.index) if impl == "triton" and device is not None else ""
     if reason:
         raise ValueError(f"impl='triton' {reason}; use impl='auto' or impl='reference'")
@@ -54,36 +63,48 @@ def why_not_triton(device_type: str, index: int | None) -> str:
 
     if device_type == "cpu" and (interpreted() or dry()):
         return ""
-    return f"needs an NVIDIA GPU, got {device_type} (TRITON_INTERPRET=1 in the environment interprets kernels on the CPU)"
+    return (
+        f"needs an NVIDIA GPU, got {device_type} (TRITON_INTERPRET=1 in the environment interprets kernels on"
+        " the CPU)"
+    )
 
 
-# While torch.compile traces these are asked, not traced: the answers belong to the installation and the device, and cannot change (and
-# torch 2.11's compiler refuses find_spec). This is all that torch.compiler.assume_constant_result does, which imports the whole compiler
-# for it (2.5 s).
+# While torch.compile traces these are asked, not traced: the answers belong to the installation and the
+# device, and cannot change (and torch 2.11's compiler refuses find_spec). This is all that
+# torch.compiler.assume_constant_result does, which imports the whole compiler for it (2.5 s).
 _has_triton._dynamo_marked_constant = True  # type: ignore[attr-defined]
 why_not_triton._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _is_transformed() -> bool:
-    """Whether torch.func (grad, vmap, jvp ...) or forward-mode differentiation is at work, which the kernels' operators do not know."""
-    return torch._C._functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0
+    """Whether torch.func (grad, vmap, jvp ...) or forward-mode differentiation is at work, which the kernels'
+    operators do not know.
+    """
+    return (
+        torch._C._functorch.peek_interpreter_stack() is not None
+        or torch.autograd.forward_ad._current_level >= 0
+    )
 
 
-# Dynamo enters the transforms that it traces, and guards their stack: asked while it traces, the answer holds for what it traces.
+# Dynamo enters the transforms that it traces, and guards their stack: asked while it traces, the answer holds
+# for what it traces.
 _is_transformed._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def resolve_impl(op: str, impl: str, x: Tensor) -> Literal["triton", "reference"]:
-    """Return what computes ``op`` on ``x``: auto is Triton on an NVIDIA GPU for the dtypes that it has, else the reference.
+    """Return what computes ``op`` on ``x``: auto is Triton on an NVIDIA GPU for the dtypes that it has, else
+    the reference.
 
-    Under torch.func's transforms and in forward-mode differentiation auto is the reference. Raises ValueError where an explicit
-    impl="triton" cannot serve the device or the transform, and TypeError where it cannot serve the dtype.
+    Under torch.func's transforms and in forward-mode differentiation auto is the reference. Raises ValueError
+    where an explicit impl="triton" cannot serve the device or the transform, and TypeError where it cannot
+    serve the dtype.
     """
     check_impl(impl)
     if impl != "reference" and _is_transformed():
         if impl == "triton":
             raise ValueError(
-                f"{op}: impl='triton' does not go through torch.func's transforms or forward-mode differentiation; use impl='auto'"
+                f"{op}: impl='triton' does not go through torch.func's transforms or forward-mode"
+                " differentiation; use impl='auto'"
             )
         return "reference"
     if impl == "auto":
@@ -95,5 +116,7 @@ def resolve_impl(op: str, impl: str, x: Tensor) -> Literal["triton", "reference"
     if reason:
         raise ValueError(f"{op}: impl='triton' {reason}; use impl='auto' or impl='reference'")
     if x.dtype not in DTYPES:
-        raise TypeError(f"{op}: impl='triton' takes float32, bfloat16 or float16, got {x.dtype}; use impl='reference'")
+        raise TypeError(
+            f"{op}: impl='triton' takes float32, bfloat16 or float16, got {x.dtype}; use impl='reference'"
+        )
     return "triton"

@@ -1,10 +1,14 @@
-"""Instance norm with its activation, a residual added: one pass of statistics and one of everything else, in any memory layout.
+"""Instance norm with its activation, a residual added: one pass of statistics and one of everything else, in
+any memory layout.
 
-    y = act((x - mean) / sqrt(var + eps) * weight + bias) + residual        mean, var (biased) over the pixels of each image and channel
+    y = act((x - mean) / sqrt(var + eps) * weight + bias) + residual
 
-Ulyanov, Vedaldi, Lempitsky, "Instance Normalization", 2016. The backward saves x and two vectors [N, C] (mean and 1 / sigma); the
-activation's mask and x-hat are computed again from x. README.md beside this file derives both passes and counts the bytes that must move.
-The kernels are in instance_norm_triton.py, their tiles and launches in instance_norm_launch.py.
+mean and var (biased) are taken over the pixels of each image and channel.
+
+Ulyanov, Vedaldi, Lempitsky, "Instance Normalization", 2016. The backward saves x and two vectors [N, C] (mean
+and 1 / sigma); the activation's mask and x-hat are computed again from x. README.md beside this file derives
+both passes and counts the bytes that must move. The kernels are in instance_norm_triton.py, their tiles and
+launches in instance_norm_launch.py.
 """
 
 from __future__ import annotations
@@ -44,14 +48,21 @@ def instance_norm_ref(
     return (y if residual is None else y + residual).to(x.dtype)
 
 
-# --- Operators ------------------------------------------------------------------------------------------------------------------
+# --- Operators ----------------------------------------------------------------------------------------------
 
 
 @operator(
-    "(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, float eps, str act, float slope, bool required) -> (Tensor, Tensor, Tensor)"
+    "(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, float eps, str act, float slope, bool"
+    " required) -> (Tensor, Tensor, Tensor)"
 )
 def instance_norm_fwd(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, eps: float, act: str, slope: float
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    eps: float,
+    act: str,
+    slope: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     from . import instance_norm_launch
 
@@ -67,10 +78,18 @@ def _(x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @operator(
-    "(Tensor dy, Tensor x, Tensor? weight, Tensor? bias, Tensor mean, Tensor rstd, str act, float slope, bool required) -> (Tensor, Tensor)"
+    "(Tensor dy, Tensor x, Tensor? weight, Tensor? bias, Tensor mean, Tensor rstd, str act, float slope, bool"
+    " required) -> (Tensor, Tensor)"
 )
 def instance_norm_bwd(
-    dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, rstd: Tensor, act: str, slope: float
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+    act: str,
+    slope: float,
 ) -> tuple[Tensor, Tensor]:
     """Return dx and total [2, N, C]: the sums over each image of dz = dy * act'(z), and of dz * x-hat."""
     from . import instance_norm_launch
@@ -92,7 +111,9 @@ def _setup_fwd(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) ->
     ctx.act, ctx.slope, ctx.has_residual = act, slope, residual is not None
 
 
-def affine_gradients(total: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+def affine_gradients(
+    total: Tensor, weight: Tensor | None, bias: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
     """Return the gradients of weight and bias from ``total`` [2, N, C]."""
     dweight = None if weight is None else total[1].sum(0).to(weight.dtype)
     return dweight, None if bias is None else total[0].sum(0).to(bias.dtype)
@@ -116,12 +137,14 @@ instance_norm_fwd.register_autograd(_backward, setup_context=_setup_fwd)
 instance_norm_bwd.register_autograd(refuse_double_backward("instance_norm"))
 
 
-# --- The public function --------------------------------------------------------------------------------------------------------
+# --- The public function ------------------------------------------------------------------------------------
 
 
 def _check(x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, act: str) -> None:
     if x.dim() not in (3, 4, 5):
-        raise ValueError(f"instance_norm: x must be [N, C, L], [N, C, H, W] or [N, C, D, H, W], got shape {tuple(x.shape)}")
+        raise ValueError(
+            f"instance_norm: x must be [N, C, L], [N, C, H, W] or [N, C, D, H, W], got shape {tuple(x.shape)}"
+        )
     if not x.is_floating_point():
         raise TypeError(f"instance_norm: x must be floating point, got {x.dtype}")
     if act not in ACTS:
@@ -132,9 +155,14 @@ def _check(x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tens
     check_vectors("instance_norm", x, weight, bias)
     if residual is not None:
         if residual.shape != x.shape:
-            raise ValueError(f"instance_norm: residual must have the shape of x, {tuple(x.shape)}, got {tuple(residual.shape)}")
+            raise ValueError(
+                f"instance_norm: residual must have the shape of x, {tuple(x.shape)}, got"
+                f" {tuple(residual.shape)}"
+            )
         if residual.dtype != x.dtype:
-            raise TypeError(f"instance_norm: residual must have the dtype of x, {x.dtype}, got {residual.dtype}")
+            raise TypeError(
+                f"instance_norm: residual must have the dtype of x, {x.dtype}, got {residual.dtype}"
+            )
         _check_device("instance_norm", "residual", residual, x)
 
 
@@ -149,23 +177,29 @@ def instance_norm(
     residual: Tensor | None = None,
     impl: str = "auto",
 ) -> Tensor:
-    """Return act(IN(x)) + residual: instance norm, scale and shift by ``weight`` and ``bias``, an activation, and a sum, in one operator.
+    """Return act(IN(x)) + residual: instance norm, scale and shift by ``weight`` and ``bias``, an activation,
+    and a sum, in one operator.
 
-    x: [N, C, H, W], [N, C, L] or [N, C, D, H, W], N may be 0; fp32, bf16 or fp16 (the reference takes fp64 too). channels_last memory is
-    read as it is, and so are contiguous planes; any other layout is copied once. The result has the shape, dtype and layout of x.
-    weight, bias: [C] or None, in fp32 or the dtype of x. Statistics and sums are fp32 whatever the dtype.
-    act: "none", "relu" or "leaky_relu" with negative ``slope``. residual: like x, added after the activation.
-    impl: "triton", "reference" (plain PyTorch), or "auto": Triton on an NVIDIA GPU, the reference elsewhere. Where a kernel does not
-    compile or launch, "auto" warns once and PyTorch computes it, and "triton" raises KernelError.
+    x: [N, C, H, W], [N, C, L] or [N, C, D, H, W], N may be 0; fp32, bf16 or fp16 (the reference takes fp64
+    too). channels_last memory is read as it is, and so are contiguous planes; any other layout is copied
+    once. The result has the shape, dtype and layout of x. weight, bias: [C] or None, in fp32 or the dtype of
+    x. Statistics and sums are fp32 whatever the dtype. act: "none", "relu" or "leaky_relu" with negative
+    ``slope``. residual: like x, added after the activation. impl: "triton", "reference" (plain PyTorch), or
+    "auto": Triton on an NVIDIA GPU, the reference elsewhere. Where a kernel does not compile or launch,
+    "auto" warns once and PyTorch computes it, and "triton" raises KernelError.
 
-    For the backward the kernels save x and two vectors [N, C]. Same input, same bits; no image's result depends on what the others hold.
-    Raises ValueError for a shape, act, device or impl that does not fit and TypeError for a dtype; RuntimeError in a double backward
-    through the kernels. A single pixel has no variance: ValueError, as in torch.
+    For the backward the kernels save x and two vectors [N, C]. Same input, same bits; no image's result
+    depends on what the others hold. Raises ValueError for a shape, act, device or impl that does not fit and
+    TypeError for a dtype; RuntimeError in a double backward through the kernels. A single pixel has no
+    variance: ValueError, as in torch.
 
-    Source: Ulyanov, Vedaldi, Lempitsky, "Instance Normalization: The Missing Ingredient for Fast Stylization", 2016.
+    Source: Ulyanov, Vedaldi, Lempitsky, "Instance Normalization: The Missing Ingredient for Fast
+    Stylization", 2016.
     """
     _check(x, weight, bias, residual, act)
     if resolve_impl("instance_norm", impl, x) == "reference":
         return instance_norm_ref(x, weight, bias, eps=eps, act=act, slope=slope, residual=residual)
-    y, _, _ = torch.ops.fastcyclegan.instance_norm_fwd(dense(x), weight, bias, residual, eps, act, slope, impl == "triton")
+    y, _, _ = torch.ops.fastcyclegan.instance_norm_fwd(
+        dense(x), weight, bias, residual, eps, act, slope, impl == "triton"
+    )
     return y

@@ -1,4 +1,6 @@
-"""Host side of the instance norm kernels: how a tensor is seen, which tiles it is cut into, allocation and launches. Checks nothing."""
+"""Host side of the instance norm kernels: how a tensor is seen, which tiles it is cut into, allocation and
+launches. Checks nothing.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,8 @@ def _affine(weight: Tensor | None, bias: Tensor | None) -> dict[str, bool]:
 
 
 def _roomy(configs: list[Config], affine: bool) -> list[Config]:
-    """Return ``configs``; where besides weights 128 partial sums take registers (``affine``) without those of four warps, which spill.
+    """Return ``configs``; where besides weights 128 partial sums take registers (``affine``) without those of
+    four warps, which spill.
 
     By 8 bytes: sm_80 with Triton 3.7, sm_90 with 3.6 and 3.9.
     """
@@ -36,7 +39,9 @@ def _roomy(configs: list[Config], affine: bool) -> list[Config]:
 
 @dataclass(frozen=True)
 class Moments:
-    """Partial moments [N, 2, T, C], (mean, M2) of ``rows`` places each, in lines of ``pitch`` of which the first W are pixels (0: all)."""
+    """Partial moments [N, 2, T, C], (mean, M2) of ``rows`` places each, in lines of ``pitch`` of which the
+    first W are pixels (0: all).
+    """
 
     part: Tensor
     rows: int
@@ -62,13 +67,27 @@ def moments(x: Tensor) -> Moments:
 
 
 def forward(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, eps: float, act: str, slope: float, border: int = 0
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    eps: float,
+    act: str,
+    slope: float,
+    border: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return y [N, C, H + 2 border, W + 2 border] (any rank without border), and mean and rstd [N, C] in fp32."""
+    """Return y [N, C, H + 2 border, W + 2 border] (any rank without border), and mean and rstd [N, C] in
+    fp32.
+    """
     view = View.of(x)
     y = empty_bordered(x, border)
     mean, rstd = (x.new_empty(x.shape[:2], dtype=torch.float32) for _ in range(2))
-    flags = {"ACT": ACTIVATION[act], **_affine(weight, bias), "RESIDUAL": residual is not None, "PLANAR": view.planar}
+    flags = {
+        "ACT": ACTIVATION[act],
+        **_affine(weight, bias),
+        "RESIDUAL": residual is not None,
+        "PLANAR": view.planar,
+    }
     small = small_config(view) if border == 0 else None
     if small is not None:
         args = (x, weight, bias, residual, y, mean, rstd, view.S, view.C, view.channels, eps, slope)
@@ -92,7 +111,12 @@ def apply(
 ) -> None:
     """Write y, mean and rstd to ``outputs`` from the partial ``moments`` of x."""
     view, part = View.of(x), moments.part
-    flags = {"ACT": ACTIVATION[act], **_affine(weight, bias), "RESIDUAL": residual is not None, "PLANAR": view.planar}
+    flags = {
+        "ACT": ACTIVATION[act],
+        **_affine(weight, bias),
+        "RESIDUAL": residual is not None,
+        "PLANAR": view.planar,
+    }
     H, W = view.lines(border, moments.pitch)
     pitch = moments.pitch or W
 
@@ -110,7 +134,8 @@ def apply(
 
 @dataclass(frozen=True)
 class Extras:
-    """What the backward can do besides: read dy inside a (folded) border, write y again inside one, write dx with its margins.
+    """What the backward can do besides: read dy inside a (folded) border, write y again inside one, write dx
+    with its margins.
 
     ``copy``: write another picture, like x, in the place of y.
     """
@@ -138,7 +163,8 @@ def backward(
     y: Tensor | None = None,
     dx: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return dx, and total [2, N, C]: the sums of dz and of dz * x-hat of each image and channel. Writes act(IN(x)) to ``y`` if given.
+    """Return dx, and total [2, N, C]: the sums of dz and of dz * x-hat of each image and channel. Writes
+    act(IN(x)) to ``y`` if given.
 
     ``dx``: the memory for it, new if not given.
     """
@@ -149,7 +175,21 @@ def backward(
     flags = {"ACT": ACTIVATION[act], **_affine(weight, bias), "PLANAR": view.planar}
     small = small_config(view) if not any(extras.key) and y is None else None
     if small is not None:
-        args = (dy, x, weight, bias, mean, rstd, dx, total, mean.numel(), view.S, view.C, view.channels, slope)
+        args = (
+            dy,
+            x,
+            weight,
+            bias,
+            mean,
+            rstd,
+            dx,
+            total,
+            mean.numel(),
+            view.S,
+            view.C,
+            view.channels,
+            slope,
+        )
         launch("_instance_norm_small_bwd_kernel", view.N * c_blocks_of(view, small), args, flags, small)
         return dx, total
     inputs = (dy, x, weight, bias, mean, rstd)
@@ -158,7 +198,9 @@ def backward(
     return dx, total
 
 
-def _bwd_sums(inputs: tuple[Tensor | None, ...], view: View, flags: dict[str, Any], slope: float, extras: Extras) -> Tensor:
+def _bwd_sums(
+    inputs: tuple[Tensor | None, ...], view: View, flags: dict[str, Any], slope: float, extras: Extras
+) -> Tensor:
     x = inputs[1]
     assert x is not None
     H, W = view.lines(extras.dy_border)
@@ -173,7 +215,9 @@ def _bwd_sums(inputs: tuple[Tensor | None, ...], view: View, flags: dict[str, An
         return sums
 
     # It reads two tensors and adds up two: few elements a thread, many threads.
-    return tuned("bwd_sums", key_of(view, x, *flags.values(), extras.dy_border), tile_configs(view, 8), x, run)
+    return tuned(
+        "bwd_sums", key_of(view, x, *flags.values(), extras.dy_border), tile_configs(view, 8), x, run
+    )
 
 
 def _bwd_apply(

@@ -1,7 +1,9 @@
-"""Triton kernels of instance norm: the device code. instance_norm.py beside this file has the contract, the operators and the checks.
+"""Triton kernels of instance norm: the device code. instance_norm.py beside this file has the contract, the
+operators and the checks.
 
-Memory is [N, S, C]: a picture's S pixels one after the other, channels innermost (channels_last). A tensor with planes ([N, C, S] in
-memory) is the same thing with N * C images of one channel (PLANAR: C is 1, CHANNELS the number of channels). README.md derives the passes.
+Memory is [N, S, C]: a picture's S pixels one after the other, channels innermost (channels_last). A tensor
+with planes ([N, C, S] in memory) is the same thing with N * C images of one channel (PLANAR: C is 1, CHANNELS
+the number of channels). README.md derives the passes.
 """
 
 from __future__ import annotations
@@ -24,14 +26,19 @@ from ._math import (
     tile_moments,
 )
 
-# Counts of tiles and the like: one compiled kernel serves them all, so that pictures of a new size compile nothing.
+# Counts of tiles and the like: one compiled kernel serves them all, so that pictures of a new size compile
+# nothing.
 COUNTS = ["ITERS", "TILES", "T", "ROWS", "PITCH", "MAIN", "NC", "CHANNELS"]
 
 
 @kernel
 @triton.jit(do_not_specialize=COUNTS)
-def _instance_norm_stats_kernel(x_ptr, part_ptr, ITERS, T, S, C, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr):
-    """part [N, 2, T, C]: mean and M2 of each tile of ITERS * BLOCK_S pixels. Welford's update in each lane, then Chan's over the lanes."""
+def _instance_norm_stats_kernel(
+    x_ptr, part_ptr, ITERS, T, S, C, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr
+):
+    """part [N, 2, T, C]: mean and M2 of each tile of ITERS * BLOCK_S pixels. Welford's update in each lane,
+    then Chan's over the lanes.
+    """
     n, t, offs_c, mask_c = locate(T, C, BLOCK_C)
     mean = tl.zeros([BLOCK_S, BLOCK_C], tl.float32)
     m2 = tl.zeros([BLOCK_S, BLOCK_C], tl.float32)
@@ -56,11 +63,15 @@ def _instance_norm_stats_kernel(x_ptr, part_ptr, ITERS, T, S, C, BLOCK_S: tl.con
 @kernel
 @triton.jit(do_not_specialize=COUNTS)
 def _instance_norm_apply_kernel(
-    x_ptr, part_ptr, w_ptr, b_ptr, res_ptr, y_ptr, mean_ptr, rstd_ptr, ITERS, TILES, T, ROWS, PITCH, H, W, C, CHANNELS, eps, slope,
-    ACT: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, RESIDUAL: tl.constexpr, BORDER: tl.constexpr,
+    x_ptr, part_ptr, w_ptr, b_ptr, res_ptr, y_ptr, mean_ptr, rstd_ptr, ITERS, TILES, T, ROWS, PITCH, H, W, C,
+    CHANNELS, eps, slope,
+    ACT: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
+    BORDER: tl.constexpr,
     PLANAR: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """y = act(IN(x)) (+ residual), with BORDER reflected pixels around it; mean and rstd [N, C] from the T partial moments."""
+    """y = act(IN(x)) (+ residual), with BORDER reflected pixels around it; mean and rstd [N, C] from the T
+    partial moments.
+    """
     n, t, offs_c, mask_c = locate(TILES, C, BLOCK_C)
     mean, variance = combine_tiles(part_ptr, n, T, H, W, C, ROWS, PITCH, offs_c, mask_c, BLOCK_T)
     rstd = inverse_deviation(variance, eps)
@@ -89,10 +100,13 @@ def _instance_norm_apply_kernel(
 @triton.jit(do_not_specialize=COUNTS)
 def _instance_norm_small_fwd_kernel(
     x_ptr, w_ptr, b_ptr, res_ptr, y_ptr, mean_ptr, rstd_ptr, S, C, CHANNELS, eps, slope,
-    ACT: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, RESIDUAL: tl.constexpr, PLANAR: tl.constexpr,
+    ACT: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
+    PLANAR: tl.constexpr,
     BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """The whole forward in one launch, for pictures of which a program holds all S <= BLOCK_S pixels in registers."""
+    """The whole forward in one launch, for pictures of which a program holds all S <= BLOCK_S pixels in
+    registers.
+    """
     n, _, offs_c, mask_c = locate(1, C, BLOCK_C)
     rows = tl.arange(0, BLOCK_S)
     mask_s = rows < S
@@ -136,7 +150,8 @@ def _inside(rows, W, BORDER: tl.constexpr):
 @triton.jit(do_not_specialize=COUNTS)
 def _instance_norm_bwd_sums_kernel(
     dy_ptr, x_ptr, w_ptr, b_ptr, mean_ptr, rstd_ptr, sums_ptr, ITERS, T, H, W, C, CHANNELS, slope,
-    ACT: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, DY_BORDER: tl.constexpr, PLANAR: tl.constexpr,
+    ACT: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, DY_BORDER: tl.constexpr,
+    PLANAR: tl.constexpr,
     BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """sums [N, 2, T, C]: the sums of dz and of dz * x-hat over each tile, where dz = dy * act'(z)."""
@@ -173,12 +188,15 @@ def _gradient(dy, x, mean, rstd, w, b, mean_dz, mean_dzx, slope, ACT: tl.constex
 
 @triton.jit
 def _margin_rows(m, H, W):
-    """Decode margin entry ``m`` of the packed gradient (see README.md): its place, up to two rows and two columns to add (-1: none)."""
+    """Decode margin entry ``m`` of the packed gradient (see README.md): its place, up to two rows and two
+    columns to add (-1: none).
+    """
     PITCH = W + 2
     zeros, folded_rows = 2 * H, 2 * H + 2 * PITCH
     is_zero, is_row = m < zeros, (m >= zeros) & (m < folded_rows)
     k = m - tl.where(is_row, zeros, folded_rows)
-    # Folded rows lie at rows H and H + 1; folded columns after them, each H + 2 long, ending in the two corners.
+    # Folded rows lie at rows H and H + 1; folded columns after them, each H + 2 long, ending in the two
+    # corners.
     hh = tl.where(is_zero, m // 2, tl.where(is_row, H + k // PITCH, k % (H + 2)))
     ww = tl.where(is_zero, W + m % 2, tl.where(is_row, k % PITCH, W + 2 + k // (H + 2)))
     place = tl.where(is_zero | is_row, hh * PITCH + ww, folded_rows - zeros + H * PITCH + k)
@@ -194,14 +212,17 @@ def _margin_rows(m, H, W):
 def _instance_norm_bwd_apply_kernel(
     dy_ptr, x_ptr, w_ptr, b_ptr, mean_ptr, rstd_ptr, sums_ptr, copy_ptr, dx_ptr, y_ptr, total_ptr,
     NC, ITERS, MAIN, TILES, T, H, W, C, CHANNELS, slope,
-    ACT: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, DY_BORDER: tl.constexpr, Y_BORDER: tl.constexpr,
+    ACT: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, DY_BORDER: tl.constexpr,
+    Y_BORDER: tl.constexpr,
     RECOMPUTE: tl.constexpr, COPY: tl.constexpr, MARGINS: tl.constexpr, PLANAR: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """dx, if MARGINS in the packed layout that convolution backwards read; if RECOMPUTE also y = act(IN(x)) with Y_BORDER around it.
+    """dx, if MARGINS in the packed layout that convolution backwards read; if RECOMPUTE also y = act(IN(x))
+    with Y_BORDER around it.
 
-    COPY: y is what stands at copy_ptr (a picture like x) instead, so that its border needs no launch of its own. Tiles from MAIN on write
-    the margins. total [2, N, C] gets the sums of dz and of dz * x-hat over each image.
+    COPY: y is what stands at copy_ptr (a picture like x) instead, so that its border needs no launch of its
+    own. Tiles from MAIN on write the margins. total [2, N, C] gets the sums of dz and of dz * x-hat over each
+    image.
     """
     n, t, offs_c, mask_c = locate(TILES, C, BLOCK_C)
     mean, rstd = _load_moments(mean_ptr, rstd_ptr, n, C, offs_c, mask_c)
@@ -262,7 +283,9 @@ def _instance_norm_small_bwd_kernel(
     ACT: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, PLANAR: tl.constexpr,
     BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """The whole backward in one launch, for pictures of which a program holds all S <= BLOCK_S pixels in registers."""
+    """The whole backward in one launch, for pictures of which a program holds all S <= BLOCK_S pixels in
+    registers.
+    """
     n, _, offs_c, mask_c = locate(1, C, BLOCK_C)
     rows = tl.arange(0, BLOCK_S)
     mask_s = rows < S

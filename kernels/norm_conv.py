@@ -1,13 +1,16 @@
-"""A convolution with what comes before it: instance norm and activation, or nothing, and a reflected border. One autograd node.
+"""A convolution with what comes before it: instance norm and activation, or nothing, and a reflected border.
+One autograd node.
 
     y = act(IN(x)) or x, with ``border`` reflected pixels around it;    out = conv(y, weight) + bias
 
-The convolution is PyTorch's (cuDNN on a GPU). The node keeps x, two vectors [N, C] and the weight as it was given (a
-weight in fp32 for x in 16 bits is rounded for each use, and no copy is kept), not y: the backward pass of the norm, which reads x
-anyway, writes y again for the weight gradient (``recompute``). That saves one tensor a layer and costs one write of it.
+The convolution is PyTorch's (cuDNN on a GPU). The node keeps x, two vectors [N, C] and the weight as it was
+given (a weight in fp32 for x in 16 bits is rounded for each use, and no copy is kept), not y: the backward
+pass of the norm, which reads x anyway, writes y again for the weight gradient (``recompute``). That saves one
+tensor a layer and costs one write of it.
 
-Backward, in order: gradient of y by the convolution; the border's share folded in place; the norm's two passes, the second of which writes
-dx and y; then the weight's gradient from y. Internal to the package: its networks use it, and ``instance_norm`` is the public operator.
+Backward, in order: gradient of y by the convolution; the border's share folded in place; the norm's two
+passes, the second of which writes dx and y; then the weight's gradient from y. Internal to the package: its
+networks use it, and ``instance_norm`` is the public operator.
 """
 
 from __future__ import annotations
@@ -30,8 +33,8 @@ ConvArgs = tuple[list[int], list[int], list[int], bool, list[int], int]
 
 
 @operator(
-    f"(Tensor x, Tensor? norm_weight, Tensor? norm_bias, Tensor weight, Tensor? bias, {_NORM}, bool recompute, {_CONV}, "
-    "bool required) -> (Tensor, Tensor, Tensor, Tensor)"
+    f"(Tensor x, Tensor? norm_weight, Tensor? norm_bias, Tensor weight, Tensor? bias, {_NORM}, bool"
+    f" recompute, {_CONV}, bool required) -> (Tensor, Tensor, Tensor, Tensor)"
 )
 def norm_conv_fwd(
     x: Tensor,
@@ -47,7 +50,9 @@ def norm_conv_fwd(
     recompute: bool,
     *conv: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the convolution's output, mean and rstd [N, C] (empty without norm), and y (empty where the backward recomputes it)."""
+    """Return the convolution's output, mean and rstd [N, C] (empty without norm), and y (empty where the
+    backward recomputes it).
+    """
     from . import border_launch
     from . import instance_norm_launch as host
 
@@ -61,7 +66,9 @@ def norm_conv_fwd(
 
 
 @norm_conv_fwd.register_fake
-def _(x: Tensor, norm_weight: Any, norm_bias: Any, weight: Tensor, bias: Any, norm: bool, *rest: Any) -> tuple[Tensor, ...]:
+def _(
+    x: Tensor, norm_weight: Any, norm_bias: Any, weight: Tensor, bias: Any, norm: bool, *rest: Any
+) -> tuple[Tensor, ...]:
     _, _, _, border, recompute, *conv, _ = rest
     shape = (x.shape[0], x.shape[1], x.shape[2] + 2 * border, x.shape[3] + 2 * border)
     y = x.new_empty(shape).contiguous(memory_format=torch.channels_last)
@@ -73,8 +80,9 @@ def _(x: Tensor, norm_weight: Any, norm_bias: Any, weight: Tensor, bias: Any, no
 
 
 @operator(
-    "(Tensor g, Tensor x, Tensor? norm_weight, Tensor? norm_bias, Tensor mean, Tensor rstd, Tensor weight, Tensor y, "
-    f"str act, float slope, int border, bool[] needs, {_CONV}, bool required) -> (Tensor, Tensor, Tensor, Tensor)"
+    "(Tensor g, Tensor x, Tensor? norm_weight, Tensor? norm_bias, Tensor mean, Tensor rstd, Tensor weight,"
+    f" Tensor y, str act, float slope, int border, bool[] needs, {_CONV}, bool required) -> (Tensor, Tensor,"
+    " Tensor, Tensor)"
 )
 def norm_conv_bwd(
     g: Tensor,
@@ -91,9 +99,11 @@ def norm_conv_bwd(
     needs: list[bool],
     *conv: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return dx, dweight, dbias and the norm's total [2, N, C]; ``needs`` says of input, weight and bias whether they want a gradient.
+    """Return dx, dweight, dbias and the norm's total [2, N, C]; ``needs`` says of input, weight and bias
+    whether they want a gradient.
 
-    What is not wanted is empty. Without norm (mean is empty) total is empty too; with it dx and total are always made.
+    What is not wanted is empty. Without norm (mean is empty) total is empty too; with it dx and total are
+    always made.
     """
     from . import border_launch
     from . import instance_norm_launch as host
@@ -106,7 +116,9 @@ def norm_conv_bwd(
     g, narrow = channels_last(g), weight.to(x.dtype)
     (dx, dweight, dbias), total = (x.new_empty(0) for _ in range(3)), x.new_empty(0, dtype=torch.float32)
     if norm or needs[0]:
-        dy = channels_last(torch.ops.aten.convolution_backward(g, y, narrow, None, *conv, [True, False, False])[0])
+        dy = channels_last(
+            torch.ops.aten.convolution_backward(g, y, narrow, None, *conv, [True, False, False])[0]
+        )
         if border:
             border_launch.fold_border_(dy, border)
         if norm:
@@ -118,8 +130,11 @@ def norm_conv_bwd(
     if recompute and needs[1] and not norm:
         y = border_launch.reflect_pad(x, border)
     if needs[1] or needs[2]:
-        wanted = torch.ops.aten.convolution_backward(g, y, narrow, [_out_channels(weight, conv)], *conv, [False, *needs[1:]])
-        dweight, dbias = like(wanted[1], weight) if needs[1] else dweight, wanted[2].to(weight.dtype) if needs[2] else dbias
+        wanted = torch.ops.aten.convolution_backward(
+            g, y, narrow, [_out_channels(weight, conv)], *conv, [False, *needs[1:]]
+        )
+        dweight = like(wanted[1], weight) if needs[1] else dweight
+        dbias = wanted[2].to(weight.dtype) if needs[2] else dbias
     return dx, dweight, dbias, total
 
 
@@ -129,7 +144,16 @@ def _out_channels(weight: Tensor, conv: Any) -> int:
 
 
 @norm_conv_bwd.register_fake
-def _(g: Tensor, x: Tensor, norm_weight: Any, norm_bias: Any, mean: Tensor, rstd: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+def _(
+    g: Tensor,
+    x: Tensor,
+    norm_weight: Any,
+    norm_bias: Any,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor,
+    *rest: Any,
+) -> tuple[Tensor, ...]:
     _, _, _, _, needs, *conv, _ = rest
     norm = mean.dim() == 2
     return (
@@ -141,7 +165,9 @@ def _(g: Tensor, x: Tensor, norm_weight: Any, norm_bias: Any, mean: Tensor, rstd
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, norm_weight, norm_bias, weight, _, _, _, ctx.act, ctx.slope, ctx.border, _, *ctx.conv, ctx.required = inputs
+    x, norm_weight, norm_bias, weight, _, _, _, ctx.act, ctx.slope, ctx.border, _, *ctx.conv, ctx.required = (
+        inputs
+    )
     _, mean, rstd, y = output
     ctx.mark_non_differentiable(mean, rstd, y)
     ctx.set_materialize_grads(False)
@@ -155,9 +181,12 @@ def _backward(ctx: Any, g: Tensor | None, *_: None) -> tuple[Tensor | None, ...]
         return (None,) * 18
     needs = [needs_x, *needs_conv]
     saved = (x, norm_weight, norm_bias, mean, rstd, weight, y)
-    dx, dweight, dbias, total = norm_conv_bwd(g, *saved, ctx.act, ctx.slope, ctx.border, needs, *ctx.conv, ctx.required)
+    dx, dweight, dbias, total = norm_conv_bwd(
+        g, *saved, ctx.act, ctx.slope, ctx.border, needs, *ctx.conv, ctx.required
+    )
     if (into := gradients_to_add_to([weight], [needs[1]])) and dweight.dtype == into[0].dtype:
-        # In the order of all that is added to this gradient: other uses of the weight may be kernels beside the backward pass.
+        # In the order of all that is added to this gradient: other uses of the weight may be kernels beside
+        # the backward pass.
         with beside(dweight):
             into[0].add_(dweight)
         needs = [needs[0], False, needs[2]]
@@ -186,17 +215,35 @@ def norm_conv(
     recompute: bool = True,
     required: bool = True,
 ) -> Tensor:
-    """Return conv(act(IN(x)) with ``border`` reflected pixels), [N, O, H', W'] in channels_last; ``norm=False``: conv(x with the border).
+    """Return conv(act(IN(x)) with ``border`` reflected pixels), [N, O, H', W'] in channels_last;
+    ``norm=False``: conv(x with the border).
 
-    x: [N, C, H, W] in channels_last. weight and bias: in the dtype of x or fp32, both alike. ``conv``: stride, padding, dilation,
-    transposed, output_padding and groups, as ``torch.ops.aten.convolution`` takes them. See the module for what is kept. ``required``: a
-    kernel that fails raises KernelError, else PyTorch computes it. Raises ValueError for a border that is not less than H and W, a single
-    pixel to be normalised, or a norm of other channels than x has.
+    x: [N, C, H, W] in channels_last. weight and bias: in the dtype of x or fp32, both alike. ``conv``:
+    stride, padding, dilation, transposed, output_padding and groups, as ``torch.ops.aten.convolution`` takes
+    them. See the module for what is kept. ``required``: a kernel that fails raises KernelError, else PyTorch
+    computes it. Raises ValueError for a border that is not less than H and W, a single pixel to be
+    normalised, or a norm of other channels than x has.
     """
     if norm:
         check_pixels(x)
         check_vectors("norm_conv", x, norm_weight, norm_bias)
     if border >= min(x.shape[2:]):
-        raise ValueError(f"norm_conv: border must be less than the sides of x, got {border} for shape {tuple(x.shape)}")
-    arguments = (x, norm_weight, norm_bias, weight, bias, norm, eps, act, slope, border, recompute, *conv, required)
+        raise ValueError(
+            f"norm_conv: border must be less than the sides of x, got {border} for shape {tuple(x.shape)}"
+        )
+    arguments = (
+        x,
+        norm_weight,
+        norm_bias,
+        weight,
+        bias,
+        norm,
+        eps,
+        act,
+        slope,
+        border,
+        recompute,
+        *conv,
+        required,
+    )
     return torch.ops.fastcyclegan.norm_conv_fwd(*arguments)[0]

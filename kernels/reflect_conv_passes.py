@@ -1,4 +1,6 @@
-"""The passes of a reflection-padded convolution, put together from products and borders. README.md derives each form. Checks nothing."""
+"""The passes of a reflection-padded convolution, put together from products and borders. README.md derives
+each form. Checks nothing.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +11,25 @@ import torch
 from torch import Tensor
 
 from ._products import REFLECT, Gradient, Options, contract, product, sum_splits, wgrad
-from ._weights import PICTURE, contract_weight, images_of, runs_of, stack_bias, stride_between, window, window_weight
+from ._weights import (
+    PICTURE,
+    contract_weight,
+    images_of,
+    runs_of,
+    stack_bias,
+    stride_between,
+    window,
+    window_weight,
+)
 from .border_launch import Frame, Pixels, embed
 
 Route = Literal["wide", "expand", "contract"]
 
 
 def route_of(in_channels: int, out_channels: int, bordered: bool) -> Route:
-    """Return the form of a convolution: from a picture's few channels, to few, or between many. ``bordered``: a norm wrote the input."""
+    """Return the form of a convolution: from a picture's few channels, to few, or between many. ``bordered``:
+    a norm wrote the input.
+    """
     if in_channels <= PICTURE and not bordered:
         return "expand"
     return "contract" if out_channels <= PICTURE else "wide"
@@ -29,13 +42,17 @@ def _size(x: Tensor, w: Tensor, padding: int) -> tuple[int, int]:
 
 
 def bordered_picture(x: Tensor, padding: int, kernel: int) -> Pixels:
-    """Return a picture of few channels with its reflected border, PICTURE channels a pixel, as windows read it."""
+    """Return a picture of few channels with its reflected border, PICTURE channels a pixel, as windows read
+    it.
+    """
     frame = Frame(padding, padding, x.shape[2] + 2 * padding, x.shape[3] + 2 * padding, window(kernel))
     return embed(x, frame, reflect=True, dtype=x.dtype, step=PICTURE)
 
 
 def forward(x: Tensor, w: Tensor, bias: Sequence[Tensor], padding: int, route: Route) -> Tensor:
-    """Return the convolution of x [N, C, H, W] by w [P, O, KH, KW, C], between many channels or from a picture's few."""
+    """Return the convolution of x [N, C, H, W] by w [P, O, KH, KW, C], between many channels or from a
+    picture's few.
+    """
     size, stack = _size(x, w, padding), stack_bias(bias)
     if route == "expand":
         picture = bordered_picture(x, padding, w.shape[2])
@@ -44,7 +61,9 @@ def forward(x: Tensor, w: Tensor, bias: Sequence[Tensor], padding: int, route: R
 
 
 def forward_bordered(y: Tensor, w: Tensor, bias: Sequence[Tensor], tanh: bool, route: Route) -> Tensor:
-    """Return the convolution (and its tanh, in fp32) of y, a picture with its border, to many channels or to few."""
+    """Return the convolution (and its tanh, in fp32) of y, a picture with its border, to many channels or to
+    few.
+    """
     size, stack = _size(y, w, 0), stack_bias(bias)
     if route == "contract":
         return contract(Pixels.of(y), contract_weight(w), w.shape[1], w.shape[3], size, stack, tanh)
@@ -53,7 +72,8 @@ def forward_bordered(y: Tensor, w: Tensor, bias: Sequence[Tensor], tanh: bool, r
 
 
 def embedded_gradient(g: Tensor, k: int, dtype: torch.dtype, tanh: Tensor | None, route: Route) -> Pixels:
-    """Return the output's gradient among zeros, k - 1 on each side: what the other gradients read. ``tanh``: the output, if it was one.
+    """Return the output's gradient among zeros, k - 1 on each side: what the other gradients read. ``tanh``:
+    the output, if it was one.
 
     A line's zeros to the right are those to the left of the next.
     """
@@ -71,8 +91,11 @@ def input_gradient(dy: Pixels, w: Tensor, size: tuple[int, int], route: Route) -
     return product(dy, w, size, Options(transposed=True))
 
 
-def weight_gradient(dy: Pixels, y: Pixels, shape: tuple[int, int, int], groups: int, height: int, route: Route) -> Gradient:
-    """Return the gradients of ``groups`` weights of ``shape`` (O, C, k) in parts, from ``height`` lines of ``dy`` and the bordered input.
+def weight_gradient(
+    dy: Pixels, y: Pixels, shape: tuple[int, int, int], groups: int, height: int, route: Route
+) -> Gradient:
+    """Return the gradients of ``groups`` weights of ``shape`` (O, C, k) in parts, from ``height`` lines of
+    ``dy`` and the bordered input.
 
     dy has zeros where its lines have no pixel: the embedded gradient, or the packed one.
     """
@@ -82,10 +105,13 @@ def weight_gradient(dy: Pixels, y: Pixels, shape: tuple[int, int, int], groups: 
         part = wgrad(dy, y, (O, row, k, 1), groups, dy.first, height * dy.pitch)
         return Gradient(part, 0, (k * row, row, PICTURE, 1))
     if route == "contract":
-        # The few channels are the windows again, so those of y are the rows of the product, and the taps run the other way.
+        # The few channels are the windows again, so those of y are the rows of the product, and the taps run
+        # the other way.
         part = wgrad(y, dy, (C, row, k, 1), groups, 0, y.limit)
         return Gradient(part, (k - 1) * (row + PICTURE), (1, -row, -PICTURE, k * row))
-    return Gradient(wgrad(dy, y, (O, C, k, k), groups, dy.first, height * dy.pitch), 0, (k * k * C, k * C, C, 1))
+    return Gradient(
+        wgrad(dy, y, (O, C, k, k), groups, dy.first, height * dy.pitch), 0, (k * k * C, k * C, C, 1)
+    )
 
 
 def bias_gradient(dy: Pixels, P: int, O: int) -> Tensor:
@@ -103,23 +129,28 @@ def weight_gradients(
     accumulate: bool,
     route: Route = "wide",
 ) -> None:
-    """Write (or add) the gradients of the ``weights`` that ``needs`` names to ``into``, a tensor each; image n is of weight n // (N / P).
+    """Write (or add) the gradients of the ``weights`` that ``needs`` names to ``into``, a tensor each; image
+    n is of weight n // (N / P).
 
-    A frozen weight costs nothing: each run of neighbours that need a gradient is one product, and one sum where they lie in equal steps.
+    A frozen weight costs nothing: each run of neighbours that need a gradient is one product, and one sum
+    where they lie in equal steps.
     """
     O, C, k, _ = weights[0].shape
     per, gradients = dy.N // len(weights), []
     for first, count in runs_of(needs):
         images = (first * per, count * per)
-        gradients.append(weight_gradient(images_of(dy, *images), images_of(y, *images), (O, C, k), count, height, route))
+        gradients.append(
+            weight_gradient(images_of(dy, *images), images_of(y, *images), (O, C, k), count, height, route)
+        )
     sum_all(gradients, into, accumulate)
 
 
 def sum_all(gradients: Sequence[Gradient], into: Sequence[Tensor], accumulate: bool) -> None:
-    """Write (or add) the sums of ``gradients``, each of one weight or several, to ``into``, a tensor for each weight in their order.
+    """Write (or add) the sums of ``gradients``, each of one weight or several, to ``into``, a tensor for each
+    weight in their order.
 
-    Where several launches would add in place, sums are made in memory of their own, and added when all are there: a launch that fails
-    leaves nothing half added. The bits are the same.
+    Where several launches would add in place, sums are made in memory of their own, and added when all are
+    there: a launch that fails leaves nothing half added. The bits are the same.
     """
     sums: list[tuple[Gradient, Tensor, int]] = []
     done = 0
@@ -131,7 +162,13 @@ def sum_all(gradients: Sequence[Gradient], into: Sequence[Tensor], accumulate: b
             sums.append((gradient, targets[0], step))
             continue
         for g, target in enumerate(targets):
-            sums.append((Gradient(gradient.part[:, g : g + 1], gradient.start, gradient.strides), target, target.numel()))
+            sums.append(
+                (
+                    Gradient(gradient.part[:, g : g + 1], gradient.start, gradient.strides),
+                    target,
+                    target.numel(),
+                )
+            )
     if not accumulate or len(sums) <= 1:
         for gradient, target, step in sums:
             sum_splits(gradient, target, step, accumulate=accumulate)

@@ -1,8 +1,10 @@
-"""Triton kernels of the reflection-padded convolution: the device code. reflect_conv.py beside this file has contract and operators.
+"""Triton kernels of the reflection-padded convolution: the device code. reflect_conv.py beside this file has
+contract and operators.
 
-Each convolution is an implicit matrix product: rows are output pixels, columns output channels, and the sum goes over taps (kh, kw) and
-channels. Memory is channels_last; weights are [P, O, KH, KW, C], and image n of N uses weight n // PER. README.md derives the three
-products (forward, input gradient, weight gradient), the buffers that they read, and the reasons for each form.
+Each convolution is an implicit matrix product: rows are output pixels, columns output channels, and the sum
+goes over taps (kh, kw) and channels. Memory is channels_last; weights are [P, O, KH, KW, C], and image n of N
+uses weight n // PER. README.md derives the three products (forward, input gradient, weight gradient), the
+buffers that they read, and the reasons for each form.
 """
 
 from __future__ import annotations
@@ -14,19 +16,40 @@ from ._launch import kernel
 from ._math import load_operand, load_tile, locate, masked_moments, reflect, store_tile
 from ._product_triton import _load_weight, _product
 
-# One compiled kernel serves all picture sizes. Sizes that are multiples of 16 in one picture and not in another are not worth two.
-COUNTS = ["TILES", "PER", "H", "W", "SH", "SW", "PITCH", "ROWS", "FIRST", "STEPS", "CHUNKS", "LIMIT", "G", "SPLITS", "X_LIMIT"]
+# One compiled kernel serves all picture sizes. Sizes that are multiples of 16 in one picture and not in
+# another are not worth two.
+COUNTS = [
+    "TILES",
+    "PER",
+    "H",
+    "W",
+    "SH",
+    "SW",
+    "PITCH",
+    "ROWS",
+    "FIRST",
+    "STEPS",
+    "CHUNKS",
+    "LIMIT",
+    "G",
+    "SPLITS",
+    "X_LIMIT",
+]
 COUNTS += ["DY_ROWS"]
 
 # How the pixel that a tap reads is found from an output pixel.
 REFLECT = tl.constexpr(0)  # in a plain picture, by reflected indices
-LINEAR = tl.constexpr(1)  # in a picture with its border written out: one shift of the linear index for each tap
+LINEAR = tl.constexpr(
+    1
+)  # in a picture with its border written out: one shift of the linear index for each tap
 FOLDED = tl.constexpr(2)  # in a gradient with its margins (3x3): the adjoint of REFLECT
 
 
 @triton.jit
 def _folded_rows(h, w, kh, kw, H, W):
-    """Return the place in the packed gradient (README.md) that tap (kh, kw) adds to dx[h, w], and whether there is one."""
+    """Return the place in the packed gradient (README.md) that tap (kh, kw) adds to dx[h, w], and whether
+    there is one.
+    """
     row, col = h + 1 - kh, w + 1 - kw
     row = tl.where((kh == 0) & (h == 1), H, tl.where((kh == 2) & (h == H - 2), H + 1, row))
     inside = (row >= 0) & ((row < H) | (kh == 0) & (h == 1) | (kh == 2) & (h == H - 2))
@@ -57,15 +80,18 @@ def _source_rows(m, tap, H, W, SH, SW, PITCH, LIMIT, PAD: tl.constexpr, KW: tl.c
 @triton.jit(do_not_specialize=COUNTS)
 def _reflect_conv_kernel(
     x, w, bias_ptr, res_ptr, y_ptr, part_ptr, TILES, PER, H, W, SH, SW, PITCH, ROWS, LIMIT,
-    C: tl.constexpr, O: tl.constexpr, XS: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, PAD: tl.constexpr, MODE: tl.constexpr,
-    TRANSPOSED: tl.constexpr, HAS_BIAS: tl.constexpr, RESIDUAL: tl.constexpr, STATS: tl.constexpr, DESC: tl.constexpr,
-    PRECISION: tl.constexpr, INTERPRET: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    C: tl.constexpr, O: tl.constexpr, XS: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, PAD: tl.constexpr,
+    MODE: tl.constexpr,
+    TRANSPOSED: tl.constexpr, HAS_BIAS: tl.constexpr, RESIDUAL: tl.constexpr, STATS: tl.constexpr,
+    DESC: tl.constexpr,
+    PRECISION: tl.constexpr, INTERPRET: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """y [N, H W, O] from x [N, ROWS, XS]: sum over taps and C channels, + bias [P, O], + res like y.
 
-    REFLECT: x is SH x SW, PAD pixels are reflected. LINEAR: output pixel (h, w) is number h PITCH + w of its image, and LIMIT rows are
-    read. STATS: part [N, 2, TILES, O] gets mean and M2 of each tile of y as stored. DESC: x and w are tensor descriptors. XS: elements
-    from a pixel to the next.
+    REFLECT: x is SH x SW, PAD pixels are reflected. LINEAR: output pixel (h, w) is number h PITCH + w of its
+    image, and LIMIT rows are read. STATS: part [N, 2, TILES, O] gets mean and M2 of each tile of y as stored.
+    DESC: x and w are tensor descriptors. XS: elements from a pixel to the next.
     """
     n, t, offs_n, mask_n = locate(TILES, O, BLOCK_N)
     n0 = tl.program_id(0) % tl.cdiv(O, BLOCK_N) * BLOCK_N
@@ -79,7 +105,9 @@ def _reflect_conv_kernel(
             a = x.load([(n * ROWS).to(tl.int32) + t * BLOCK_M + tap // KW * PITCH + tap % KW, c0])
         else:
             rows, mask = _source_rows(m, tap, H, W, SH, SW, PITCH, LIMIT, PAD, KW, MODE)
-            a = load_operand(x + n * ROWS * XS, rows, mask, XS, c0 + tl.arange(0, BLOCK_K), C, C % BLOCK_K == 0)
+            a = load_operand(
+                x + n * ROWS * XS, rows, mask, XS, c0 + tl.arange(0, BLOCK_K), C, C % BLOCK_K == 0
+            )
         b = _load_weight(w, p, tap, c0, n0, C, O, KH * KW, TRANSPOSED, DESC, BLOCK_N, BLOCK_K)
         acc = _product(a, b, acc, PRECISION, INTERPRET)
 
@@ -93,7 +121,8 @@ def _reflect_conv_kernel(
         acc += load_tile(res_ptr + n * H * W * O, rows, mask_m, offs_n, mask_n, O)
     store_tile(y_ptr + n * H * W * O, rows, mask_m, offs_n, mask_n, O, acc)
     if STATS:
-        # Read back as stored, in the layout of stores: there a thread holds many rows of few columns, and sums need hardly a shuffle.
+        # Read back as stored, in the layout of stores: there a thread holds many rows of few columns, and
+        # sums need hardly a shuffle.
         tl.debug_barrier()
         mean, m2 = masked_moments(load_tile(y_ptr + n * H * W * O, rows, mask_m, offs_n, mask_n, O), mask_m)
         offs = (n * 2 * TILES + t) * O + offs_n
@@ -115,14 +144,17 @@ def _tanh(v):
 @triton.jit(do_not_specialize=COUNTS)
 def _reflect_conv_contract_kernel(
     x, w, bias_ptr, y_ptr, TILES, PER, H, W, PITCH, ROWS, LIMIT,
-    C: tl.constexpr, O: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, KW_P: tl.constexpr, O_P: tl.constexpr,
-    HAS_BIAS: tl.constexpr, TANH: tl.constexpr, DESC: tl.constexpr, PRECISION: tl.constexpr, INTERPRET: tl.constexpr,
+    C: tl.constexpr, O: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, KW_P: tl.constexpr,
+    O_P: tl.constexpr,
+    HAS_BIAS: tl.constexpr, TANH: tl.constexpr, DESC: tl.constexpr, PRECISION: tl.constexpr,
+    INTERPRET: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """y [N, H W, O <= 8] from a bordered x [N, ROWS, C]: the columns of the product are (kw, o), and a tap's share is then shifted by kw.
+    """y [N, H W, O <= 8] from a bordered x [N, ROWS, C]: the columns of the product are (kw, o), and a tap's
+    share is then shifted by kw.
 
-    So each pixel of x is read KH times, not KH KW. w [P, KH, C, KW_P O_P], zeros where kw >= KW or o >= O. A tile of BLOCK_M pixels of x
-    gives BLOCK_M - KW + 1 of y.
+    So each pixel of x is read KH times, not KH KW. w [P, KH, C, KW_P O_P], zeros where kw >= KW or o >= O. A
+    tile of BLOCK_M pixels of x gives BLOCK_M - KW + 1 of y.
     """
     COLUMNS: tl.constexpr = KW_P * O_P
     pid = tl.program_id(0)
@@ -156,21 +188,26 @@ def _reflect_conv_contract_kernel(
         y = _tanh(y)
     mask_m = (r <= BLOCK_M - KW) & (m < H * PITCH) & (m % PITCH < W)
     offs = (m // PITCH * W + m % PITCH).to(tl.int64)[:, None] * O + offs_o[None, :]
-    tl.store(y_ptr + n * H * W * O + offs, y.to(y_ptr.dtype.element_ty), mask=mask_m[:, None] & mask_o[None, :])
+    tl.store(
+        y_ptr + n * H * W * O + offs, y.to(y_ptr.dtype.element_ty), mask=mask_m[:, None] & mask_o[None, :]
+    )
 
 
 @kernel
 @triton.jit(do_not_specialize=COUNTS)
 def _reflect_conv_wgrad_kernel(
     dy, x, part_ptr, SPLITS, STEPS, CHUNKS, PER, G, LIMIT, FIRST, DY_ROWS, ROWS, X_LIMIT, PITCH,
-    O: tl.constexpr, C: tl.constexpr, XS: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, DESC: tl.constexpr, PRECISION: tl.constexpr,
+    O: tl.constexpr, C: tl.constexpr, XS: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
+    DESC: tl.constexpr, PRECISION: tl.constexpr,
     INTERPRET: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """part [SPLITS, G, O, KH KW, C]: sums over pixels m of dy[m, o] x[m + kh PITCH + kw, c], a share of them in each split.
+    """part [SPLITS, G, O, KH KW, C]: sums over pixels m of dy[m, o] x[m + kh PITCH + kw, c], a share of them
+    in each split.
 
-    dy [G PER, DY_ROWS, O] from row FIRST of each image on, with zeros where the pitch has no pixel; x [G PER, ROWS, XS]. LIMIT rows of
-    each image count, CHUNKS blocks; a program takes STEPS blocks of its group's images. DESC: dy is a tensor descriptor, and so is x unless
-    its C channels are a window of pixels, rows that overlap.
+    dy [G PER, DY_ROWS, O] from row FIRST of each image on, with zeros where the pitch has no pixel; x [G PER,
+    ROWS, XS]. LIMIT rows of each image count, CHUNKS blocks; a program takes STEPS blocks of its group's
+    images. DESC: dy is a tensor descriptor, and so is x unless its C channels are a window of pixels, rows
+    that overlap.
     """
     pid = tl.program_id(0)
     c_blocks: tl.constexpr = (C + BLOCK_N - 1) // BLOCK_N
@@ -208,12 +245,14 @@ def _reflect_conv_wgrad_sum_kernel(
     part_ptr, dw_ptr, SPLITS, NUMEL, DW_STRIDE, PART_SPLIT, PART_NUMEL,
     SO: tl.constexpr, SH_: tl.constexpr, SW_: tl.constexpr, SC: tl.constexpr, START: tl.constexpr,
     WO: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, WC: tl.constexpr,
-    C: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, FLAT: tl.constexpr, ACCUMULATE: tl.constexpr, BLOCK: tl.constexpr,
+    C: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, FLAT: tl.constexpr, ACCUMULATE: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """dw (+)= the sum of part over its splits, in their order. dw: weights DW_STRIDE elements apart, [O, KH, KW, C] by strides W*.
+    """dw (+)= the sum of part over its splits, in their order. dw: weights DW_STRIDE elements apart, [O, KH,
+    KW, C] by strides W*.
 
-    part: PART_NUMEL numbers for each weight, splits PART_SPLIT apart; the element (o, kh, kw, c) is at strides S* from START. FLAT: both
-    are in that order.
+    part: PART_NUMEL numbers for each weight, splits PART_SPLIT apart; the element (o, kh, kw, c) is at
+    strides S* from START. FLAT: both are in that order.
     """
     blocks = tl.cdiv(NUMEL, BLOCK)
     pid = tl.program_id(0)

@@ -1,14 +1,17 @@
-"""The residual block of CycleGAN's generator as one autograd node: two reflection-padded 3x3 convolutions, each followed by instance norm.
+"""The residual block of CycleGAN's generator as one autograd node: two reflection-padded 3x3 convolutions,
+each followed by instance norm.
 
     c1 = conv(x, weight1);  c2 = conv(relu(IN(c1)), weight2);  out = x + IN(c2)
 
-Source: Johnson, Alahi, Fei-Fei, "Perceptual Losses for Real-Time Style Transfer and Super-Resolution", ECCV 2016, supplement; without the
-biases, which the norms take out again, and without affine parameters. Saved for the backward: x, c1, c2 and four vectors [N, C].
+Source: Johnson, Alahi, Fei-Fei, "Perceptual Losses for Real-Time Style Transfer and Super-Resolution", ECCV
+2016, supplement; without the biases, which the norms take out again, and without affine parameters. Saved for
+the backward: x, c1, c2 and four vectors [N, C].
 
-Forward, 4 launches: convolution 1 with the statistics of what it stores; norm + ReLU, which writes its reflected border; convolution 2,
-likewise; norm + sum. Backward, 8 launches: two passes of norm 2, the second writing d c2 with its margins, and beside it x with its border;
-input gradient 2; two passes of norm 1, the second writing d c1 with its margins and relu(IN(c1)) with its border again; input gradient 1,
-which adds the upstream gradient; both weight gradients in one product, and the sum of its parts. README.md has the layouts.
+Forward, 4 launches: convolution 1 with the statistics of what it stores; norm + ReLU, which writes its
+reflected border; convolution 2, likewise; norm + sum. Backward, 8 launches: two passes of norm 2, the second
+writing d c2 with its margins, and beside it x with its border; input gradient 2; two passes of norm 1, the
+second writing d c1 with its margins and relu(IN(c1)) with its border again; input gradient 1, which adds the
+upstream gradient; both weight gradients in one product, and the sum of its parts. README.md has the layouts.
 """
 
 from __future__ import annotations
@@ -31,16 +34,21 @@ from .instance_norm import instance_norm_ref
 from .reflect_conv import reflect_conv2d_ref
 
 
-def residual_block_ref(x: Tensor, weight1: Tensor | Sequence[Tensor], weight2: Tensor | Sequence[Tensor], *, eps: float = 1e-5) -> Tensor:
+def residual_block_ref(
+    x: Tensor, weight1: Tensor | Sequence[Tensor], weight2: Tensor | Sequence[Tensor], *, eps: float = 1e-5
+) -> Tensor:
     """The specification, in plain PyTorch."""
     y = instance_norm_ref(reflect_conv2d_ref(x, weight1, padding=1), eps=eps, act="relu")
     return instance_norm_ref(reflect_conv2d_ref(y, weight2, padding=1), eps=eps, residual=x)
 
 
 @operator(
-    "(Tensor x, Tensor[] weight1, Tensor[] weight2, float eps, bool required) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+    "(Tensor x, Tensor[] weight1, Tensor[] weight2, float eps, bool required) -> (Tensor, Tensor, Tensor,"
+    " Tensor, Tensor, Tensor, Tensor)"
 )
-def residual_block_fwd(x: Tensor, weight1: list[Tensor], weight2: list[Tensor], eps: float) -> tuple[Tensor, ...]:
+def residual_block_fwd(
+    x: Tensor, weight1: list[Tensor], weight2: list[Tensor], eps: float
+) -> tuple[Tensor, ...]:
     """Return out, c1, c2, and mean and rstd [N, C] of c1 and of c2."""
     from ._products import REFLECT, Options, product_and_moments
     from ._tiles import empty_bordered
@@ -51,7 +59,9 @@ def residual_block_fwd(x: Tensor, weight1: list[Tensor], weight2: list[Tensor], 
     size = (x.shape[2], x.shape[3])
     mean1, rstd1, mean2, rstd2 = (x.new_empty(x.shape[:2], dtype=torch.float32) for _ in range(4))
     y, out = empty_bordered(x, 1), torch.empty_like(x)
-    c1, moments = product_and_moments(Pixels.of(x), stacked(weight1, x.dtype), size, Options(REFLECT, 1, size))
+    c1, moments = product_and_moments(
+        Pixels.of(x), stacked(weight1, x.dtype), size, Options(REFLECT, 1, size)
+    )
     apply(c1, moments, (y, mean1, rstd1), None, None, None, eps, "relu", 0.0, 1)
     c2, moments = product_and_moments(Pixels.of(y), stacked(weight2, x.dtype), size)
     apply(c2, moments, (out, mean2, rstd2), None, None, x, eps, "none", 0.0, 0)
@@ -81,7 +91,8 @@ def residual_block_bwd(
     weight2: list[Tensor],
     needs: list[bool],
 ) -> tuple[Tensor, Tensor]:
-    """Return dx (empty if not wanted) and dweight [R, C, C, 3, 3] of those R weights that need one, ``weight1`` first.
+    """Return dx (empty if not wanted) and dweight [R, C, C, 3, 3] of those R weights that need one,
+    ``weight1`` first.
 
     ``needs``: of x, then of each weight.
     """
@@ -107,7 +118,9 @@ def backward(
     into: Sequence[Tensor],
     accumulate: bool,
 ) -> tuple[Tensor]:
-    """The backward pass, weight gradients written (or added) to ``into``; see ``residual_block_bwd``. Returns dx."""
+    """The backward pass, weight gradients written (or added) to ``into``; see ``residual_block_bwd``. Returns
+    dx.
+    """
     from ._products import FOLDED, Options, product
     from ._weights import stacked
     from .border_launch import Pixels
@@ -118,7 +131,8 @@ def backward(
     N, C, H, W = x.shape
     weights = [*weight1, *weight2]
     g, size, wanted = channels_last(g.to(x.dtype)), (H, W), any(needs[1:])
-    # Both convolutions' gradients and inputs lie one after the other, so that their weight gradients are one product.
+    # Both convolutions' gradients and inputs lie one after the other, so that their weight gradients are one
+    # product.
     dc = x.new_empty((2, *packed_shape(x)))
     inputs = x.new_empty((2, N, (H + 2) * (W + 2), C) if wanted else (2, 0))
 
@@ -140,7 +154,15 @@ def backward(
     if wanted:
         rows = (H + 2) * (W + 2)
         with beside(dc, inputs) if accumulate else contextlib.nullcontext():
-            weight_gradients(packed(0, 2), Pixels(inputs, 2 * N, rows, W + 2, rows, C), H, weights, needs[1:], into, accumulate)
+            weight_gradients(
+                packed(0, 2),
+                Pixels(inputs, 2 * N, rows, W + 2, rows, C),
+                H,
+                weights,
+                needs[1:],
+                into,
+                accumulate,
+            )
     return (dx,)
 
 
@@ -149,7 +171,9 @@ def _(g: Tensor, x: Tensor, *rest: Any) -> Any:
     from ._weights import empty_gradients
 
     *_, weight1, weight2, needs, _ = rest
-    return torch.empty_like(x) if needs[0] else x.new_empty(0), empty_gradients([*weight1, *weight2], needs[1:])
+    return torch.empty_like(x) if needs[0] else x.new_empty(0), empty_gradients(
+        [*weight1, *weight2], needs[1:]
+    )
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -183,36 +207,56 @@ residual_block_bwd.register_autograd(refuse_double_backward("residual_block"))
 
 
 def residual_block(
-    x: Tensor, weight1: Tensor | Sequence[Tensor], weight2: Tensor | Sequence[Tensor], *, eps: float = 1e-5, impl: str = "auto"
+    x: Tensor,
+    weight1: Tensor | Sequence[Tensor],
+    weight2: Tensor | Sequence[Tensor],
+    *,
+    eps: float = 1e-5,
+    impl: str = "auto",
 ) -> Tensor:
-    """Return x + IN(conv(relu(IN(conv(x, weight1))), weight2)), the convolutions 3x3 and padded by reflection.
+    """Return x + IN(conv(relu(IN(conv(x, weight1))), weight2)), the convolutions 3x3 and padded by
+    reflection.
 
-    x: [N, C, H, W], H and W at least 2; channels_last memory is read as it is, another layout is copied once. The result is laid out in
-    channels_last, in the dtype of x. weight1, weight2: [C, C, 3, 3] in the dtype of x or fp32, which is then rounded for the use; or two
-    lists of P of them, N a multiple of P: image n uses weights n // (N / P). Under autocast x is cast as for PyTorch's convolutions.
-    Sums and statistics are fp32; products of fp32 as in ``reflect_conv2d``. impl: "triton", "reference", or "auto": Triton on an NVIDIA
-    GPU, the reference elsewhere. Where a kernel does not compile or launch, "auto" warns once and PyTorch computes it, and "triton" raises
-    KernelError.
+    x: [N, C, H, W], H and W at least 2; channels_last memory is read as it is, another layout is copied once.
+    The result is laid out in channels_last, in the dtype of x. weight1, weight2: [C, C, 3, 3] in the dtype of
+    x or fp32, which is then rounded for the use; or two lists of P of them, N a multiple of P: image n uses
+    weights n // (N / P). Under autocast x is cast as for PyTorch's convolutions. Sums and statistics are
+    fp32; products of fp32 as in ``reflect_conv2d``. impl: "triton", "reference", or "auto": Triton on an
+    NVIDIA GPU, the reference elsewhere. Where a kernel does not compile or launch, "auto" warns once and
+    PyTorch computes it, and "triton" raises KernelError.
 
-    The backward saves x, the two convolutions' outputs, and four vectors [N, C]. Same input, same bits. Raises ValueError for a shape,
-    device or impl that does not fit, TypeError for a dtype, and RuntimeError in a double backward through the kernels.
+    The backward saves x, the two convolutions' outputs, and four vectors [N, C]. Same input, same bits.
+    Raises ValueError for a shape, device or impl that does not fit, TypeError for a dtype, and RuntimeError
+    in a double backward through the kernels.
 
-    Source: Johnson, Alahi, Fei-Fei, "Perceptual Losses for Real-Time Style Transfer and Super-Resolution", ECCV 2016, supplement.
+    Source: Johnson, Alahi, Fei-Fei, "Perceptual Losses for Real-Time Style Transfer and Super-Resolution",
+    ECCV 2016, supplement.
     """
     check_tensor("residual_block", x)
     if not isinstance(eps, (int, float)):
         raise TypeError(f"residual_block: eps must be a number, got {type(eps).__name__}")
-    lists = [tensors_of("residual_block", name, given) for name, given in (("weight1", weight1), ("weight2", weight2))]
+    lists = [
+        tensors_of("residual_block", name, given)
+        for name, given in (("weight1", weight1), ("weight2", weight2))
+    ]
     x, *lists = under_autocast(x, *lists)
     for name, weights in zip(("weight1", "weight2"), lists, strict=True):
         check_weights("residual_block", name, x, weights)
         wanted = [x.shape[1], x.shape[1], 3, 3]
         if list(weights[0].shape) != wanted:
-            raise ValueError(f"residual_block: {name} must be {wanted} for x of {x.shape[1]} channels, got {list(weights[0].shape)}")
+            raise ValueError(
+                f"residual_block: {name} must be {wanted} for x of {x.shape[1]} channels, got"
+                f" {list(weights[0].shape)}"
+            )
     if len(lists[0]) != len(lists[1]):
-        raise ValueError(f"residual_block: weight1 and weight2 must be as many, got {len(lists[0])} and {len(lists[1])}")
+        raise ValueError(
+            f"residual_block: weight1 and weight2 must be as many, got {len(lists[0])} and {len(lists[1])}"
+        )
     if lists[0][0].dtype != lists[1][0].dtype:
-        raise TypeError(f"residual_block: weight1 and weight2 must have one dtype, got {lists[0][0].dtype} and {lists[1][0].dtype}")
+        raise TypeError(
+            f"residual_block: weight1 and weight2 must have one dtype, got {lists[0][0].dtype} and"
+            f" {lists[1][0].dtype}"
+        )
     check_padding("residual_block", x, 1, 3)
     check_pixels(x)
     if resolve_impl("residual_block", impl, x) == "reference":

@@ -1,20 +1,25 @@
-"""A zero-padded convolution, of stride 1 or 2 or transposed, with the instance norm and activation before it. One autograd node.
+"""A zero-padded convolution, of stride 1 or 2 or transposed, with the instance norm and activation before it.
+One autograd node.
 
     y = act(IN(x)) or x;    out = conv(y, weight) + bias, or conv_transpose
 
-One weight or P of them: image n uses weight n // (N / P), which is how several networks run in one launch. ``norm_conv.py`` has the same
-node around PyTorch's convolution, one weight a call. Contract:
+One weight or P of them: image n uses weight n // (N / P), which is how several networks run in one launch.
+``norm_conv.py`` has the same node around PyTorch's convolution, one weight a call. Contract:
 
     x           [N, C, H, W] channels_last, fp32, bf16 or fp16
-    weight      P tensors [O, C, k, k], transposed [C, O, k, k], in the dtype of x or fp32 (rounded for each use)
+    weight      P tensors [O, C, k, k], transposed [C, O, k, k],
+    in the dtype of x or fp32 (rounded for each use)
     bias        none, or P tensors [O] in the dtype of x or fp32
     out         [N, O, H', W'] channels_last in the dtype of x; sums in fp32
-    backward    saves x, mean and rstd [N, C] of the norm, weights and biases as given; y too with ``recompute=False``
-    refused     kernels over 7, strides over 2, padding of the kernel's size or more, dilation, groups: see ``serves``; double backward
+    backward    saves x, mean and rstd [N, C] of the norm,
+    weights and biases as given; y too with ``recompute=False``
+    refused     kernels over 7, strides over 2, padding of the kernel's size or more, dilation, groups
+                (see ``serves``); double backward
 
-A transposed convolution is the adjoint of a strided one with the same weight, so one product serves the forward of the one and the input
-gradient of the other. README.md beside this file derives the three products. The kernels are in zero_conv_triton.py, tiles, launches and
-passes in zero_conv_launch.py. Internal to the package.
+A transposed convolution is the adjoint of a strided one with the same weight, so one product serves the
+forward of the one and the input gradient of the other. README.md beside this file derives the three products.
+The kernels are in zero_conv_triton.py, tiles, launches and passes in zero_conv_launch.py. Internal to the
+package.
 """
 
 from __future__ import annotations
@@ -56,17 +61,33 @@ def zero_conv_ref(
 
     def conv(y: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
         w, b = w.to(x.dtype), b if b is None else b.to(x.dtype)
-        return F.conv_transpose2d(y, w, b, stride, padding, output_padding) if transposed else F.conv2d(y, w, b, stride, padding)
+        return (
+            F.conv_transpose2d(y, w, b, stride, padding, output_padding)
+            if transposed
+            else F.conv2d(y, w, b, stride, padding)
+        )
 
     return torch.cat([conv(*one) for one in each_weight(y, weight, list(bias) or [None] * len(weight))])
 
 
-def serves(x_channels: int, weight_shape: Sequence[int], stride: int, padding: int, transposed: bool, output_padding: int) -> bool:
-    """Return whether the kernels have this convolution, of a weight [O, C, k, k] (transposed: [C, O, k, k])."""
+def serves(
+    x_channels: int,
+    weight_shape: Sequence[int],
+    stride: int,
+    padding: int,
+    transposed: bool,
+    output_padding: int,
+) -> bool:
+    """Return whether the kernels have this convolution, of a weight [O, C, k, k] (transposed: [C, O, k,
+    k])."""
     if len(weight_shape) != 4 or weight_shape[2] != weight_shape[3] or min(weight_shape) < 1:
         return False
     fits = 1 <= weight_shape[2] <= 7 and stride in (1, 2) and 0 <= padding < weight_shape[2]
-    return fits and weight_shape[0 if transposed else 1] == x_channels and 0 <= output_padding < (stride if transposed else 1)
+    return (
+        fits
+        and weight_shape[0 if transposed else 1] == x_channels
+        and 0 <= output_padding < (stride if transposed else 1)
+    )
 
 
 def _out_shape(
@@ -81,15 +102,15 @@ def _out_shape(
     return N, first.shape[0], h, w
 
 
-# --- Operators ----------------------------------------------------------------------------------------------------------------------
+# --- Operators ----------------------------------------------------------------------------------------------
 
 _CONV = "int stride, int padding, bool transposed"
 _NORM = "bool norm, float eps, str act, float slope"
 
 
 @operator(
-    f"(Tensor x, Tensor[] weight, Tensor[] bias, {_CONV}, int output_padding, {_NORM}, bool recompute, bool required) "
-    "-> (Tensor, Tensor, Tensor, Tensor)"
+    f"(Tensor x, Tensor[] weight, Tensor[] bias, {_CONV}, int output_padding, {_NORM}, bool recompute, bool"
+    " required) -> (Tensor, Tensor, Tensor, Tensor)"
 )
 def zero_conv_fwd(
     x: Tensor,
@@ -105,7 +126,9 @@ def zero_conv_fwd(
     slope: float,
     recompute: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the convolution's output, mean and rstd [N, C] (empty without norm), and y (empty where there is none or it is recomputed)."""
+    """Return the convolution's output, mean and rstd [N, C] (empty without norm), and y (empty where there is
+    none or it is recomputed).
+    """
     from . import instance_norm_launch
     from . import zero_conv_launch as host
     from ._weights import stacked
@@ -121,7 +144,15 @@ def zero_conv_fwd(
 
 @zero_conv_fwd.register_fake
 def _(
-    x: Tensor, weight: list[Tensor], bias: Any, stride: int, padding: int, transposed: bool, output_padding: int, norm: bool, *rest: Any
+    x: Tensor,
+    weight: list[Tensor],
+    bias: Any,
+    stride: int,
+    padding: int,
+    transposed: bool,
+    output_padding: int,
+    norm: bool,
+    *rest: Any,
 ) -> tuple[Tensor, ...]:
     shape = _out_shape(x, weight, stride, padding, transposed, output_padding)
     out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
@@ -130,8 +161,8 @@ def _(
 
 
 @operator(
-    f"(Tensor g, Tensor x, Tensor mean, Tensor rstd, Tensor[] weight, Tensor y, {_CONV}, float eps, str act, float slope, bool[] needs, "
-    "bool required) -> (Tensor, Tensor, Tensor)"
+    f"(Tensor g, Tensor x, Tensor mean, Tensor rstd, Tensor[] weight, Tensor y, {_CONV}, float eps, str act,"
+    " float slope, bool[] needs, bool required) -> (Tensor, Tensor, Tensor)"
 )
 def zero_conv_bwd(
     g: Tensor,
@@ -150,12 +181,15 @@ def zero_conv_bwd(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return dx, dweight [R, *, *, k, k] of those R weights that need one, and dbias [P, O].
 
-    ``needs``: of x, of the bias, and of each weight. What is not wanted is empty. mean is empty without norm, y where it is recomputed.
+    ``needs``: of x, of the bias, and of each weight. What is not wanted is empty. mean is empty without norm,
+    y where it is recomputed.
     """
     from ._weights import empty_gradients
 
     dweight = empty_gradients(weight, needs[2:])
-    dx, dbias = backward(g, x, mean, rstd, weight, y, stride, padding, transposed, eps, act, slope, needs, list(dweight), False)
+    dx, dbias = backward(
+        g, x, mean, rstd, weight, y, stride, padding, transposed, eps, act, slope, needs, list(dweight), False
+    )
     return dx, dweight, dbias
 
 
@@ -176,7 +210,9 @@ def backward(
     into: Sequence[Tensor],
     accumulate: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The backward pass, weight gradients written (or added) to ``into``; see ``zero_conv_bwd``. Returns dx and dbias."""
+    """The backward pass, weight gradients written (or added) to ``into``; see ``zero_conv_bwd``. Returns dx
+    and dbias.
+    """
     from . import instance_norm_launch
     from . import zero_conv_launch as host
     from ._weights import stacked
@@ -202,7 +238,9 @@ def backward(
 
 
 @zero_conv_bwd.register_fake
-def _(g: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: list[Tensor], *rest: Any) -> tuple[Tensor, ...]:
+def _(
+    g: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: list[Tensor], *rest: Any
+) -> tuple[Tensor, ...]:
     from ._weights import empty_gradients
 
     needs = rest[-2]
@@ -241,20 +279,32 @@ zero_conv_fwd.register_autograd(_backward, setup_context=_setup)
 zero_conv_bwd.register_autograd(refuse_double_backward("zero_conv"))
 
 
-# --- The function -------------------------------------------------------------------------------------------------------------------
+# --- The function -------------------------------------------------------------------------------------------
 
 
 def _check_alike(name: str, x: Tensor, tensors: Sequence[Tensor]) -> None:
     for t in tensors:
         if t.shape != tensors[0].shape:
-            raise ValueError(f"zero_conv: the tensors in {name} must have one shape, got {list(tensors[0].shape)} and {list(t.shape)}")
+            raise ValueError(
+                f"zero_conv: the tensors in {name} must have one shape, got {list(tensors[0].shape)} and"
+                f" {list(t.shape)}"
+            )
         if t.dtype not in (x.dtype, torch.float32) or t.dtype != tensors[0].dtype:
-            raise TypeError(f"zero_conv: {name} must be {x.dtype} (as x) or torch.float32, all alike, got {t.dtype}")
+            raise TypeError(
+                f"zero_conv: {name} must be {x.dtype} (as x) or torch.float32, all alike, got {t.dtype}"
+            )
         if t.device != x.device:
             raise ValueError(f"zero_conv: {name} must be on the device of x, {x.device}, got {t.device}")
 
 
-def _check(x: Tensor, weight: Sequence[Tensor], bias: Sequence[Tensor], norm: bool, act: str, conv: tuple[int, int, bool, int]) -> None:
+def _check(
+    x: Tensor,
+    weight: Sequence[Tensor],
+    bias: Sequence[Tensor],
+    norm: bool,
+    act: str,
+    conv: tuple[int, int, bool, int],
+) -> None:
     stride, padding, transposed, output_padding = conv
     check_tensor("zero_conv", x)
     if x.dtype not in DTYPES:
@@ -262,22 +312,34 @@ def _check(x: Tensor, weight: Sequence[Tensor], bias: Sequence[Tensor], norm: bo
     if x.dim() != 4:
         raise ValueError(f"zero_conv: x must be [N, C, H, W], got shape {tuple(x.shape)}")
     if not weight or x.shape[0] % len(weight):
-        raise ValueError(f"zero_conv: x must have a multiple of as many images as there are weights, got {x.shape[0]} for {len(weight)}")
+        raise ValueError(
+            f"zero_conv: x must have a multiple of as many images as there are weights, got {x.shape[0]} for"
+            f" {len(weight)}"
+        )
     _check_alike("weight", x, weight)
     _check_alike("bias", x, bias)
     if not serves(x.shape[1], weight[0].shape, *conv):
         wanted = f"[{x.shape[1]}, O, k, k]" if transposed else f"[O, {x.shape[1]}, k, k]"
         raise ValueError(
-            f"zero_conv: weight must be {wanted}, k at most 7, with a stride of 1 or 2, a padding below k and an output_padding below the "
-            f"stride, got {list(weight[0].shape)}, {stride}, {padding} and {output_padding}"
+            f"zero_conv: weight must be {wanted}, k at most 7, with a stride of 1 or 2, a padding below k and"
+            f" an output_padding below the stride, got {list(weight[0].shape)}, {stride}, {padding} and"
+            f" {output_padding}"
         )
     shape = _out_shape(x, weight, *conv)
     if min(shape[2:]) < 1:
-        raise ValueError(f"zero_conv: x must be no smaller than the kernel, got shape {tuple(x.shape)}, which gives {list(shape)}")
+        raise ValueError(
+            f"zero_conv: x must be no smaller than the kernel, got shape {tuple(x.shape)}, which gives"
+            f" {list(shape)}"
+        )
     if bias and (len(bias) != len(weight) or bias[0].shape != (shape[1],)):
-        raise ValueError(f"zero_conv: bias must be {len(weight)} tensors [{shape[1]}] or none, got {len(bias)} of {list(bias[0].shape)}")
+        raise ValueError(
+            f"zero_conv: bias must be {len(weight)} tensors [{shape[1]}] or none, got {len(bias)} of"
+            f" {list(bias[0].shape)}"
+        )
     if act not in ACTS or (act != "none" and not norm):
-        raise ValueError(f"zero_conv: act must be one of {', '.join(ACTS)}, and none without norm, got {act!r}")
+        raise ValueError(
+            f"zero_conv: act must be one of {', '.join(ACTS)}, and none without norm, got {act!r}"
+        )
 
 
 def zero_conv(
@@ -296,15 +358,28 @@ def zero_conv(
     recompute: bool = True,
     required: bool = True,
 ) -> Tensor:
-    """Return the zero-padded convolution (or conv_transpose) of act(IN(x)), or of x without ``norm``, [N, O, H', W'] in channels_last.
+    """Return the zero-padded convolution (or conv_transpose) of act(IN(x)), or of x without ``norm``, [N, O,
+    H', W'] in channels_last.
 
-    x: [N, C, H, W]; channels_last is read as it is, another layout is copied once. ``weight``: P tensors, ``bias``: P or none; see the
-    module. ``recompute``: the backward computes y again, else it is kept. ``required``: a kernel that fails raises KernelError, else
-    PyTorch computes it. Raises ValueError for a shape or option that does not fit and TypeError for a dtype, by name.
+    x: [N, C, H, W]; channels_last is read as it is, another layout is copied once. ``weight``: P tensors,
+    ``bias``: P or none; see the module. ``recompute``: the backward computes y again, else it is kept.
+    ``required``: a kernel that fails raises KernelError, else PyTorch computes it. Raises ValueError for a
+    shape or option that does not fit and TypeError for a dtype, by name.
     """
     conv = (stride, padding, transposed, output_padding)
     _check(x, weight, bias, norm, act, conv)
     if norm:
         check_pixels(x)
-    arguments = (channels_last(x), list(weight), list(bias), *conv, norm, eps, act, slope, recompute, required)
+    arguments = (
+        channels_last(x),
+        list(weight),
+        list(bias),
+        *conv,
+        norm,
+        eps,
+        act,
+        slope,
+        recompute,
+        required,
+    )
     return torch.ops.fastcyclegan.zero_conv_fwd(*arguments)[0]

@@ -1,4 +1,6 @@
-"""Host side of the zero-padded convolution's kernels: forms, tiles, launches, and the passes made of them. Checks nothing."""
+"""Host side of the zero-padded convolution's kernels: forms, tiles, launches, and the passes made of them.
+Checks nothing.
+"""
 
 from __future__ import annotations
 
@@ -38,13 +40,20 @@ TILES: dict[str, list[Tile]] = {**CONV_TILES, "hopper": [*CONV_TILES["hopper"], 
 SCATTER_FP32_TILES: dict[str, list[Tile]] = {**TRANSPOSED_FP32_TILES, "ieee": [(64, 64, 32, 8, 2)]}
 # For maps of up to 16 pixels: 16 x 128 in fp32 would spill on Blackwell's consumer chips.
 TINY_TILES: dict[str, list[Tile]] = {**TILES, "geforce": [(64, 64, 32, 8, 4)]}
-# For weight gradients of up to 64 coarse channels or columns: 64 x 128 of four warps would spill on Ampere, 128 x 16 on Blackwell's.
-NARROW_WGRAD_TILES: dict[str, list[Tile]] = {**WGRAD_TILES, "ampere": [(64, 64, 32, 4, 4)], "geforce": [(64, 64, 32, 8, 2)]}
+# For weight gradients of up to 64 coarse channels or columns: 64 x 128 of four warps would spill on Ampere,
+# 128 x 16 on Blackwell's.
+NARROW_WGRAD_TILES: dict[str, list[Tile]] = {
+    **WGRAD_TILES,
+    "ampere": [(64, 64, 32, 4, 4)],
+    "geforce": [(64, 64, 32, 8, 2)],
+}
 
 
 @dataclass(frozen=True)
 class Form:
-    """A convolution by its weight [coarse channels, fine channels, k, k], stride and padding; ``transposed``: its input is coarse."""
+    """A convolution by its weight [coarse channels, fine channels, k, k], stride and padding; ``transposed``:
+    its input is coarse.
+    """
 
     coarse: int
     fine: int
@@ -65,9 +74,11 @@ class Form:
 
 @dataclass(frozen=True)
 class Fine:
-    """A fine picture as taps read it: in lines of its pitch, ``pad`` zero pixels around it that are not in memory.
+    """A fine picture as taps read it: in lines of its pitch, ``pad`` zero pixels around it that are not in
+    memory.
 
-    ``few``: a picture of few channels, among its zeros, PICTURE channels a pixel; a row of taps is one window of pixels.
+    ``few``: a picture of few channels, among its zeros, PICTURE channels a pixel; a row of taps is one window
+    of pixels.
     """
 
     pixels: Pixels
@@ -88,7 +99,7 @@ class Fine:
         return cls(embed(x, frame, reflect=False, dtype=x.dtype, step=PICTURE), 0, True)
 
 
-# --- The products -------------------------------------------------------------------------------------------------------------------
+# --- The products -------------------------------------------------------------------------------------------
 
 
 def _flags(x: Tensor) -> dict[str, Any]:
@@ -102,14 +113,29 @@ def gather(x: Fine, w: Tensor, size: tuple[int, int], stride: int, bias: Tensor 
     H, W = size
     data, N = x.pixels.data, x.pixels.N
     y = torch.empty((N, O, H, W), dtype=data.dtype, device=data.device, memory_format=torch.channels_last)
-    constants = {"C": C, "O": O, "XS": x.pixels.step, "KH": KH, "KW": KW, "STRIDE": stride, "PAD": x.pad, "HAS_BIAS": bias is not None}
+    constants = {
+        "C": C,
+        "O": O,
+        "XS": x.pixels.step,
+        "KH": KH,
+        "KW": KW,
+        "STRIDE": stride,
+        "PAD": x.pad,
+        "HAS_BIAS": bias is not None,
+    }
     flags = _flags(data)
 
     def run(config: Config) -> None:
         block_m, block_n, _ = config.constants.values()
         tiles = triton.cdiv(H * W, block_m)
         args = (data, w, bias, y, KH * KW, tiles, max(1, N // P), H, W, *x.size, x.pixels.rows)
-        launch("_zero_conv_gather_kernel", N * tiles * triton.cdiv(O, block_n), args, {**constants, **flags}, config)
+        launch(
+            "_zero_conv_gather_kernel",
+            N * tiles * triton.cdiv(O, block_n),
+            args,
+            {**constants, **flags},
+            config,
+        )
 
     key = _key(data, _octave(N), _octave(H * W), C, O, KH, KW, stride, flags["PRECISION"])
     tiles = TILES if H * W > 16 else TINY_TILES
@@ -118,19 +144,31 @@ def gather(x: Fine, w: Tensor, size: tuple[int, int], stride: int, bias: Tensor 
 
 
 def scatter(x: Tensor, w: Tensor, size: tuple[int, int], form: Form, bias: Tensor | None = None) -> Tensor:
-    """Return the fine picture [N, O, *size] in channels_last from the coarse x [N, C, SH, SW] and w [P, C, k, k, O]."""
+    """Return the fine picture [N, O, *size] in channels_last from the coarse x [N, C, SH, SW] and w [P, C, k,
+    k, O].
+    """
     P, C, k, _, O = w.shape
     (H, W), N, S = size, x.shape[0], form.stride
     y = torch.empty((N, O, H, W), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     flags = _flags(x)
-    constants = {"C": C, "O": O, "K": k, "STRIDE": S, "PAD": form.padding, "HAS_BIAS": bias is not None, **flags}
+    constants = {
+        "C": C,
+        "O": O,
+        "K": k,
+        "STRIDE": S,
+        "PAD": form.padding,
+        "HAS_BIAS": bias is not None,
+        **flags,
+    }
     pixels = triton.cdiv(H, S) * triton.cdiv(W, S)
 
     def run(config: Config) -> None:
         block_m, block_n, _ = config.constants.values()
         tiles = triton.cdiv(pixels, block_m)
         args = (x, w, bias, y, N, tiles, max(1, N // P), H, W, x.shape[2], x.shape[3])
-        launch("_zero_conv_scatter_kernel", S * S * N * tiles * triton.cdiv(O, block_n), args, constants, config)
+        launch(
+            "_zero_conv_scatter_kernel", S * S * N * tiles * triton.cdiv(O, block_n), args, constants, config
+        )
 
     tiles = SCATTER_FP32_TILES if x.dtype == torch.float32 else TILES
     key = _key(x, _octave(N), _octave(H * W), C, O, k, S, flags["PRECISION"])
@@ -139,22 +177,37 @@ def scatter(x: Tensor, w: Tensor, size: tuple[int, int], form: Form, bias: Tenso
 
 
 def line_of(size: tuple[int, int], block: int) -> int:
-    """Return how many of a step's ``block`` pixels lie side by side: a power of two, with the fewest steps for a picture of ``size``."""
+    """Return how many of a step's ``block`` pixels lie side by side: a power of two, with the fewest steps
+    for a picture of ``size``.
+    """
     lines = [block >> i for i in range(block.bit_length())]
     return min(lines, key=lambda line: triton.cdiv(size[0], block // line) * triton.cdiv(size[1], line))
 
 
-def wgrad(y: Pixels, x: Fine, size: tuple[int, int], shape: tuple[int, int, int, int], groups: int, stride: int) -> Tensor:
-    """Return part [SPLITS, G, O, KH KW C], whose sum over splits is the sum over coarse pixels of y times what taps read of the fine x.
+def wgrad(
+    y: Pixels, x: Fine, size: tuple[int, int], shape: tuple[int, int, int, int], groups: int, stride: int
+) -> Tensor:
+    """Return part [SPLITS, G, O, KH KW C], whose sum over splits is the sum over coarse pixels of y times
+    what taps read of the fine x.
 
-    ``size``: of y. ``shape``: O, C, KH, KW, with C over x's step a window. y and x: G groups of images, one after the other.
+    ``size``: of y. ``shape``: O, C, KH, KW, with C over x's step a window. y and x: G groups of images, one
+    after the other.
     """
     O, C, KH, KW = shape
     H, W = size
     data, per, columns, flags = x.pixels.data, y.N // groups, KH * KW * C, _flags(y.data)
     if per == 0:
         return data.new_zeros((1, groups, O, columns), dtype=torch.float32)
-    constants = {"O": O, "C": C, "XS": x.pixels.step, "KH": KH, "KW": KW, "STRIDE": stride, "PAD": x.pad, **flags}
+    constants = {
+        "O": O,
+        "C": C,
+        "XS": x.pixels.step,
+        "KH": KH,
+        "KW": KW,
+        "STRIDE": stride,
+        "PAD": x.pad,
+        **flags,
+    }
 
     def run(config: Config) -> Tensor:
         block_m, block_n, block_k = config.constants.values()
@@ -163,24 +216,43 @@ def wgrad(y: Pixels, x: Fine, size: tuple[int, int], shape: tuple[int, int, int,
         chunks = across * triton.cdiv(H, block_k // line)
         blocks = groups * triton.cdiv(O, block_m) * triton.cdiv(columns, block_n)
         sms = chip(data.device).multiprocessors * (2 if block_m * block_n <= 128 * 128 else 1)
-        splits = 2 if interpreted() and not dry() else split_k(blocks, per * chunks, 4 * block_m * block_n, sms)
+        splits = (
+            2 if interpreted() and not dry() else split_k(blocks, per * chunks, 4 * block_m * block_n, sms)
+        )
         steps = triton.cdiv(per * chunks, splits)
         part = data.new_empty((triton.cdiv(per * chunks, steps), groups, O, columns), dtype=torch.float32)
-        args = (y.data, data, part, part.shape[0], steps, across, chunks, per, groups, H, W, *x.size, x.pixels.rows)
+        args = (
+            y.data,
+            data,
+            part,
+            part.shape[0],
+            steps,
+            across,
+            chunks,
+            per,
+            groups,
+            H,
+            W,
+            *x.size,
+            x.pixels.rows,
+        )
         launch("_zero_conv_wgrad_kernel", blocks * part.shape[0], args, {**constants, "LINE": line}, config)
         return part
 
     key = _key(data, _octave(per), groups, _octave(H * W), O, C, KH, KW, stride, flags["PRECISION"])
     tiles = WGRAD_TILES if min(O, columns) > 64 else NARROW_WGRAD_TILES
-    found: Tensor = tuned("zero_wgrad", key, _configs(tiles, data, flags["PRECISION"], O, columns, H * W), data, run)
+    found: Tensor = tuned(
+        "zero_wgrad", key, _configs(tiles, data, flags["PRECISION"], O, columns, H * W), data, run
+    )
     return found
 
 
-# --- The passes ---------------------------------------------------------------------------------------------------------------------
+# --- The passes ---------------------------------------------------------------------------------------------
 
 
 def forward(y: Tensor, w: Tensor, bias: Sequence[Tensor], form: Form, size: tuple[int, int]) -> Tensor:
-    """Return the convolution [N, O, *size] of y [N, C, H, W] by w [P, coarse channels, k, k, fine channels]."""
+    """Return the convolution [N, O, *size] of y [N, C, H, W] by w [P, coarse channels, k, k, fine
+    channels]."""
     stack, p = stack_bias(bias), form.padding
     if form.transposed:
         return scatter(y, w, size, form, stack)
@@ -192,21 +264,27 @@ def forward(y: Tensor, w: Tensor, bias: Sequence[Tensor], form: Form, size: tupl
 
 
 def embedded_gradient(g: Tensor, form: Form) -> Fine:
-    """Return the gradient g of few channels among the zeros that the taps of its input's pixels reach, at stride 1."""
+    """Return the gradient g of few channels among the zeros that the taps of its input's pixels reach, at
+    stride 1.
+    """
     k, margin = form.kernel, form.kernel - 1 - form.padding
     frame = Frame(margin, margin, g.shape[2] + 2 * margin, g.shape[3] + 2 * margin, window(k))
     return Fine(embed(g, frame, reflect=False, dtype=g.dtype, step=PICTURE), 0, True)
 
 
 def fine_gradient(g: Tensor, form: Form) -> Fine | None:
-    """Return the output's gradient as both other gradients read it, where it is the fine picture or of few channels at stride 1."""
+    """Return the output's gradient as both other gradients read it, where it is the fine picture or of few
+    channels at stride 1.
+    """
     if form.contracts:
         return embedded_gradient(g, form)
     return Fine.of(g, form) if form.transposed else None
 
 
 def input_gradient(g: Tensor, fine: Fine | None, w: Tensor, size: tuple[int, int], form: Form) -> Tensor:
-    """Return the gradient [N, C, *size] of the input from the output's g, which ``fine`` has in another form (``fine_gradient``)."""
+    """Return the gradient [N, C, *size] of the input from the output's g, which ``fine`` has in another form
+    (``fine_gradient``).
+    """
     if fine is None:
         return scatter(g, w, size, form)
     if form.transposed:
@@ -224,23 +302,30 @@ def weight_gradients(
     into: Sequence[Tensor],
     accumulate: bool,
 ) -> None:
-    """Write (or add) the gradients of the ``weights`` that ``needs`` names to ``into``, a tensor each, from the output's g and the input y.
+    """Write (or add) the gradients of the ``weights`` that ``needs`` names to ``into``, a tensor each, from
+    the output's g and the input y.
 
-    A frozen weight costs nothing: each run of neighbours that need a gradient is one product, and one sum where they lie in equal steps.
+    A frozen weight costs nothing: each run of neighbours that need a gradient is one product, and one sum
+    where they lie in equal steps.
     """
     coarse, fine = (g, Fine.of(y, form)) if fine is None else (y, fine)
     O, C, k = coarse.shape[1], weights[0].shape[1], form.kernel
     row = window(k) * PICTURE
     shape = (O, row, k, 1) if fine.few else (O, C, k, k)
     strides = (k * row, row, PICTURE, 1) if fine.few else (k * k * C, k * C, C, 1)
-    # The few channels are those of the gradient: the input's are the rows of the product, and the taps run the other way.
-    start, strides = ((k - 1) * (row + PICTURE), (1, -row, -PICTURE, k * row)) if form.contracts else (0, strides)
+    # The few channels are those of the gradient: the input's are the rows of the product, and the taps run
+    # the other way.
+    start, strides = (
+        ((k - 1) * (row + PICTURE), (1, -row, -PICTURE, k * row)) if form.contracts else (0, strides)
+    )
     per, pixels = coarse.shape[0] // len(weights), Pixels.of(coarse)
     gradients = []
     for first, count in runs_of(needs):
         images = (first * per, count * per)
         mine = Fine(images_of(fine.pixels, *images), fine.pad, fine.few)
-        part = wgrad(images_of(pixels, *images), mine, (coarse.shape[2], coarse.shape[3]), shape, count, form.stride)
+        part = wgrad(
+            images_of(pixels, *images), mine, (coarse.shape[2], coarse.shape[3]), shape, count, form.stride
+        )
         gradients.append(Gradient(part, start, strides))
     sum_all(gradients, into, accumulate)
 

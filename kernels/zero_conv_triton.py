@@ -1,8 +1,10 @@
-"""Triton kernels of the zero-padded convolution, strided or transposed: the device code. zero_conv.py beside this file has the contract.
+"""Triton kernels of the zero-padded convolution, strided or transposed: the device code. zero_conv.py beside
+this file has the contract.
 
-The larger of its two pictures is called fine, the other coarse; tap (a, b) ties coarse pixel (h, w) to fine (S h + a - p, S w + b - p).
-The weight is [P, coarse channels, K, K, fine channels] for both kinds of convolution, which are each other's adjoints. So there are three
-products, each an implicit matrix product over channels_last memory; README.md derives them.
+The larger of its two pictures is called fine, the other coarse; tap (a, b) ties coarse pixel (h, w) to fine
+(S h + a - p, S w + b - p). The weight is [P, coarse channels, K, K, fine channels] for both kinds of
+convolution, which are each other's adjoints. So there are three products, each an implicit matrix product
+over channels_last memory; README.md derives them.
 """
 
 from __future__ import annotations
@@ -15,7 +17,22 @@ from ._math import load_operand, locate, store_tile
 from ._product_triton import _load_weight, _product
 
 # One compiled kernel serves all picture sizes.
-COUNTS = ["N", "TAPS", "TILES", "PER", "H", "W", "SH", "SW", "ROWS", "SPLITS", "STEPS", "ACROSS", "CHUNKS", "G"]
+COUNTS = [
+    "N",
+    "TAPS",
+    "TILES",
+    "PER",
+    "H",
+    "W",
+    "SH",
+    "SW",
+    "ROWS",
+    "SPLITS",
+    "STEPS",
+    "ACROSS",
+    "CHUNKS",
+    "G",
+]
 
 
 @triton.jit
@@ -32,13 +49,16 @@ def _store(ptr, rows, mask_m, offs_n, mask_n, O: tl.constexpr, tile):
 @triton.jit(do_not_specialize=COUNTS)
 def _zero_conv_gather_kernel(
     x, w, bias_ptr, y_ptr, TAPS, TILES, PER, H, W, SH, SW, ROWS,
-    C: tl.constexpr, O: tl.constexpr, XS: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, STRIDE: tl.constexpr, PAD: tl.constexpr,
+    C: tl.constexpr, O: tl.constexpr, XS: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
+    STRIDE: tl.constexpr, PAD: tl.constexpr,
     HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr, INTERPRET: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """y [N, H W, O] (coarse) from x [N, ROWS, XS] (fine, SH x SW): each tap reads its pixels by index, those outside are zeros.
+    """y [N, H W, O] (coarse) from x [N, ROWS, XS] (fine, SH x SW): each tap reads its pixels by index, those
+    outside are zeros.
 
-    w [P, O, KH, KW, C]. C over XS is a window of neighbouring pixels. TAPS: KH KW, unknown to the compiler, which would unroll the loop.
+    w [P, O, KH, KW, C]. C over XS is a window of neighbouring pixels. TAPS: KH KW, unknown to the compiler,
+    which would unroll the loop.
     """
     n, t, offs_n, mask_n = locate(TILES, O, BLOCK_N)
     n0 = tl.program_id(0) % tl.cdiv(O, BLOCK_N) * BLOCK_N
@@ -71,7 +91,8 @@ def _zero_conv_scatter_kernel(
 ):  # fmt: skip
     """y [N, H W, O] (fine) from x [N, SH SW, C] (coarse), w [P, C, K, K, O]: the adjoint of the gather.
 
-    A program takes pixels of one phase, (h0 + STRIDE u, w0 + STRIDE v), which taps of one parity reach: most in the first phase.
+    A program takes pixels of one phase, (h0 + STRIDE u, w0 + STRIDE v), which taps of one parity reach: most
+    in the first phase.
     """
     o_blocks: tl.constexpr = (O + BLOCK_N - 1) // BLOCK_N
     pid = tl.program_id(0)
@@ -114,12 +135,15 @@ def _zero_conv_scatter_kernel(
 
 @triton.jit
 def load_taps(x, h0, q0, h, q, c, bottom, right, SW, XS: tl.constexpr):
-    """Return a tile of a fine picture: channels c of pixels (h0 + h, q0 + q), zeros before 0 and from each tap's (bottom, right) on.
+    """Return a tile of a fine picture: channels c of pixels (h0 + h, q0 + q), zeros before 0 and from each
+    tap's (bottom, right) on.
 
     x points to pixel (h0, q0); h and q are [pixels, taps], and lines have SW pixels.
     """
     # Negative numbers are large ones without a sign.
-    mask = ((h0 + h).to(tl.uint32) < bottom[None, :].to(tl.uint32)) & ((q0 + q).to(tl.uint32) < right[None, :].to(tl.uint32))
+    mask = ((h0 + h).to(tl.uint32) < bottom[None, :].to(tl.uint32)) & (
+        (q0 + q).to(tl.uint32) < right[None, :].to(tl.uint32)
+    )
     return tl.load(x + (h * SW + q) * XS + c[None, :], mask=mask, other=0.0)
 
 
@@ -127,14 +151,17 @@ def load_taps(x, h0, q0, h, q, c, bottom, right, SW, XS: tl.constexpr):
 @triton.jit(do_not_specialize=COUNTS)
 def _zero_conv_wgrad_kernel(
     y, x, part_ptr, SPLITS, STEPS, ACROSS, CHUNKS, PER, G, H, W, SH, SW, ROWS,
-    O: tl.constexpr, C: tl.constexpr, XS: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, STRIDE: tl.constexpr, PAD: tl.constexpr,
+    O: tl.constexpr, C: tl.constexpr, XS: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
+    STRIDE: tl.constexpr, PAD: tl.constexpr,
     LINE: tl.constexpr, PRECISION: tl.constexpr, INTERPRET: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """part [SPLITS, G, O, KH KW C]: sums over coarse pixels of y[h, w, o] x[S h + a - p, S w + b - p, c], a share of them in each split.
+    """part [SPLITS, G, O, KH KW C]: sums over coarse pixels of y[h, w, o] x[S h + a - p, S w + b - p, c], a
+    share of them in each split.
 
-    y [G PER, H W, O] (coarse), x [G PER, ROWS, XS] (fine, SH x SW). Columns are (a, b, c), so that few channels too fill a tile. A step
-    takes BLOCK_K // LINE lines of LINE pixels; an image has CHUNKS steps, ACROSS of them side by side; a program makes STEPS.
+    y [G PER, H W, O] (coarse), x [G PER, ROWS, XS] (fine, SH x SW). Columns are (a, b, c), so that few
+    channels too fill a tile. A step takes BLOCK_K // LINE lines of LINE pixels; an image has CHUNKS steps,
+    ACROSS of them side by side; a program makes STEPS.
     """
     COLUMNS: tl.constexpr = KH * KW * C
     j_blocks: tl.constexpr = (COLUMNS + BLOCK_N - 1) // BLOCK_N
@@ -145,7 +172,8 @@ def _zero_conv_wgrad_kernel(
     rest = pid // (j_blocks * o_blocks)
     g, split = rest % G, rest // G
     a, b, c = offs_j // C // KW - PAD, offs_j // C % KW - PAD, offs_j % C
-    # A tap's pixels end with the fine picture, and where the coarse one ends; where there is no column there is none.
+    # A tap's pixels end with the fine picture, and where the coarse one ends; where there is no column there
+    # is none.
     bottom = tl.where(offs_j < COLUMNS, tl.maximum(tl.minimum(SH, H * STRIDE + a), 0), 0)
     right = tl.maximum(tl.minimum(SW, W * STRIDE + b), 0)
     r = tl.arange(0, BLOCK_K)
@@ -155,10 +183,16 @@ def _zero_conv_wgrad_kernel(
         image, chunk = (g * PER + i // CHUNKS).to(tl.int64), i % CHUNKS
         h0, q0 = chunk // ACROSS * (BLOCK_K // LINE), chunk % ACROSS * LINE
         mask = (h0 + rh < H) & (q0 + rq < W)
-        lhs = load_operand(y + (image * H * W + h0 * W + q0) * O, rh * W + rq, mask, O, offs_o, O, O % BLOCK_M == 0)
+        lhs = load_operand(
+            y + (image * H * W + h0 * W + q0) * O, rh * W + rq, mask, O, offs_o, O, O % BLOCK_M == 0
+        )
         source = x + (image * ROWS + (h0 * SW + q0) * STRIDE) * XS
         h, q = (rh * STRIDE)[:, None] + a[None, :], (rq * STRIDE)[:, None] + b[None, :]
         rhs = load_taps(source, h0 * STRIDE, q0 * STRIDE, h, q, c, bottom, right, SW, XS)
         acc = _product(lhs.T, rhs, acc, PRECISION, INTERPRET)
     base = (split * G + g).to(tl.int64) * (O * COLUMNS)
-    tl.store(part_ptr + base + offs_o[:, None] * COLUMNS + offs_j[None, :], acc, mask=(offs_o < O)[:, None] & (offs_j < COLUMNS)[None, :])
+    tl.store(
+        part_ptr + base + offs_o[:, None] * COLUMNS + offs_j[None, :],
+        acc,
+        mask=(offs_o < O)[:, None] & (offs_j < COLUMNS)[None, :],
+    )

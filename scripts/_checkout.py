@@ -1,4 +1,6 @@
-"""Puts this checkout first where Python looks for packages, so that scripts run installed or not, from any folder."""
+"""Puts this checkout first where Python looks for packages, so that scripts run installed or not, from any
+folder.
+"""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,6 @@
-"""On a machine with a GPU: parity tests and every bench, written to bench/results/: python scripts/gpu_suite.py --help"""
+"""On a machine with a GPU: parity tests and every bench, written to bench/results/: python
+scripts/gpu_suite.py --help
+"""
 
 import sys
 

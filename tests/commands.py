@@ -6,7 +6,10 @@ import pytest
 
 from fastcyclegan import cli
 
-TINY = "--load_size 16 --crop_size 16 --netG resnet_0blocks --netD pixel --ngf 2 --ndf 2 --device cpu --num_threads 0".split()
+TINY = (
+    "--load_size 16 --crop_size 16 --netG resnet_0blocks --netD pixel --ngf 2 --ndf 2 --device cpu"
+    " --num_threads 0".split()
+)
 
 
 def fails(capsys: pytest.CaptureFixture[str], *args: str) -> str:

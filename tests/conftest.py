@@ -1,4 +1,6 @@
-"""Shared by all tests: small pictures on disk, a cache folder of their own, and the skip of tests that need a GPU."""
+"""Shared by all tests: small pictures on disk, a cache folder of their own, and the skip of tests that need a
+GPU.
+"""
 
 from __future__ import annotations
 
@@ -26,10 +28,12 @@ from fastcyclegan.data.image_file import Fit
 from fastcyclegan.data.loader import Source
 from fastcyclegan.data.scan import check_files
 
-# Torch 2.13 finds a compiled graph again by its operators, and not by the vectors that its code was made for: a run with another
-# ATEN_CPU_CAPABILITY would read wrong numbers with it.
+# Torch 2.13 finds a compiled graph again by its operators, and not by the vectors that its code was made for:
+# a run with another ATEN_CPU_CAPABILITY would read wrong numbers with it.
 _CAPABILITY = torch.backends.cpu.get_cpu_capability().lower()
-os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{tempfile.gettempdir()}/torchinductor_{getpass.getuser()}_{_CAPABILITY}")
+os.environ.setdefault(
+    "TORCHINDUCTOR_CACHE_DIR", f"{tempfile.gettempdir()}/torchinductor_{getpass.getuser()}_{_CAPABILITY}"
+)
 
 # A package for the tests of official checkouts, with modules called test_*.py of its own.
 collect_ignore = ["official/checkout"]
@@ -45,11 +49,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_overflow_checks() -> None:
-    """The interpreter checks each integer sum for an overflow, which no picture this small has: a third of the kernels' tests' time."""
+    """The interpreter checks each integer sum for an overflow, which no picture this small has: a third of
+    the kernels' tests' time.
+    """
     if not torch.cuda.is_available() and importlib.util.find_spec("triton"):
         from triton.runtime.interpreter import interpreter_builder
 
-        interpreter_builder.options = dataclasses.replace(interpreter_builder.options, sanitize_overflow=False)
+        interpreter_builder.options = dataclasses.replace(
+            interpreter_builder.options, sanitize_overflow=False
+        )
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +67,9 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 
 @pytest.fixture(autouse=True)
 def _poisoned_memory(request: pytest.FixtureRequest) -> Iterator[None]:
-    """In the kernels' tests every empty tensor is full of NaN (a side of torch's deterministic mode): what is not written is seen."""
+    """In the kernels' tests every empty tensor is full of NaN (a side of torch's deterministic mode): what is
+    not written is seen.
+    """
     if request.path.parent.name != "kernels":
         yield
         return
@@ -74,7 +84,9 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def write_pictures(folder: Path, count: int, size: tuple[int, int] = (24, 20), seed: int = 0, suffix: str = ".png") -> list[Path]:
+def write_pictures(
+    folder: Path, count: int, size: tuple[int, int] = (24, 20), seed: int = 0, suffix: str = ".png"
+) -> list[Path]:
     """Write ``count`` noise pictures of ``size`` (width, height) and return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
@@ -85,7 +97,9 @@ def write_pictures(folder: Path, count: int, size: tuple[int, int] = (24, 20), s
 
 
 def scene(rng: np.random.Generator, size: tuple[int, int]) -> Image.Image:
-    """Return a picture with what photographs have: slopes, sharp edges up to black and white, and a little noise."""
+    """Return a picture with what photographs have: slopes, sharp edges up to black and white, and a little
+    noise.
+    """
     width, height = size
     y, x = np.mgrid[0:height, 0:width]
     pixels = np.stack([127 + 90 * np.sin(x / (5 + 9 * c) + y / (17 - 4 * c)) for c in range(3)], -1)
@@ -98,7 +112,9 @@ def source(paths: list[Path], fit: Fit) -> Source:
     return Source(paths, fit, dict(zip(paths, check_files(paths), strict=True)))
 
 
-def unpaired(root: Path, channels: tuple[int, int] = (3, 3), mode: Preprocess = "resize_and_crop") -> tuple[Source, Source]:
+def unpaired(
+    root: Path, channels: tuple[int, int] = (3, 3), mode: Preprocess = "resize_and_crop"
+) -> tuple[Source, Source]:
     """Write 5 pictures of A and 3 of B and return them as sources with loads of 24 and crops of 16 pixels."""
     a, b = write_pictures(root / "A", 5, seed=1), write_pictures(root / "B", 3, seed=2)
     return source(a, Fit(mode, 24, 16, channels[0])), source(b, Fit(mode, 24, 16, channels[1]))

@@ -28,7 +28,11 @@ TINY: dict[str, Any] = {
 
 def same(one: CycleGAN, other: CycleGAN) -> bool:
     pairs = zip(one.networks.values(), other.networks.values(), strict=True)
-    return all(torch.equal(a, b) for x, y in pairs for a, b in zip(x.state_dict().values(), y.state_dict().values(), strict=True))
+    return all(
+        torch.equal(a, b)
+        for x, y in pairs
+        for a, b in zip(x.state_dict().values(), y.state_dict().values(), strict=True)
+    )
 
 
 def tensors(count: int, seed: int = 0) -> Tensor:

@@ -13,8 +13,12 @@ import pytest
 import triton
 from triton.runtime.errors import OutOfResources, PTXASError
 
-# The launchers' modules enter the kernels.
-from fastcyclegan.kernels import _failures, _fallback, _launch, _products, instance_norm_launch, zero_conv_launch  # noqa: F401
+from fastcyclegan.kernels import (
+    _failures,
+    _fallback,
+    _launch,
+    every_kernel,  # noqa: F401
+)
 
 SOURCE = "def kernel(x_ptr):\n    x = tl.load(x_ptr)\n"
 # As Triton 3.6 and 3.7 raise them, what is named of each, and whether there was a program yet.
@@ -25,15 +29,31 @@ ERRORS: list[tuple[Callable[[], Exception], str, str]] = [
         "CompilationError: a tensor of no",
     ),
     (lambda: RuntimeError("PassManager::run failed"), "compile", "RuntimeError: PassManager::run failed"),
-    (lambda: PTXASError("Internal Triton PTX codegen error\nmore"), "compile", "PTXASError: Internal Triton PTX codegen error"),
+    (
+        lambda: PTXASError("Internal Triton PTX codegen error\nmore"),
+        "compile",
+        "PTXASError: Internal Triton PTX codegen error",
+    ),
     (
         lambda: RuntimeError("Failed to find C compiler. Please specify via CC environment variable."),
         "compile",
         "Failed to find C compiler",
     ),
-    (lambda: subprocess.CalledProcessError(1, ["gcc"]), "compile", "CalledProcessError: Command .* returned non-zero exit status 1"),
-    (lambda: OutOfResources(300000, 232448, "shared memory"), "launch", "OutOfResources: out of resource: shared memory, Required: 300000"),
-    (lambda: RuntimeError("Triton Error [CUDA]: invalid argument"), "launch", r"RuntimeError: Triton Error \[CUDA\]: invalid argument"),
+    (
+        lambda: subprocess.CalledProcessError(1, ["gcc"]),
+        "compile",
+        "CalledProcessError: Command .* returned non-zero exit status 1",
+    ),
+    (
+        lambda: OutOfResources(300000, 232448, "shared memory"),
+        "launch",
+        "OutOfResources: out of resource: shared memory, Required: 300000",
+    ),
+    (
+        lambda: RuntimeError("Triton Error [CUDA]: invalid argument"),
+        "launch",
+        r"RuntimeError: Triton Error \[CUDA\]: invalid argument",
+    ),
     (lambda: OSError("libcuda.so.1: cannot open shared object file"), "launch", "OSError: libcuda.so.1"),
 ]
 
@@ -59,7 +79,9 @@ class Failing:
         return launch
 
 
-def plant(patch: pytest.MonkeyPatch, kernel: str, error: Callable[[], BaseException] = ERRORS[0][0], first: int = 1) -> Failing:
+def plant(
+    patch: pytest.MonkeyPatch, kernel: str, error: Callable[[], BaseException] = ERRORS[0][0], first: int = 1
+) -> Failing:
     failing = Failing(_launch.REGISTRY[kernel], error, first)
     patch.setitem(_launch.REGISTRY, kernel, failing)
     return failing
@@ -80,4 +102,6 @@ class Ear:
 
 def heard(caught: list[warnings.WarningMessage]) -> list[str]:
     """Return the warnings that tell how to see a failure again."""
-    return [str(w.message) for w in caught if w.category is RuntimeWarning and "show_failure" in str(w.message)]
+    return [
+        str(w.message) for w in caught if w.category is RuntimeWarning and "show_failure" in str(w.message)
+    ]

@@ -1,4 +1,6 @@
-"""CycleGAN as an object: what it trains is what the command line trains, it goes on exactly, and leaves nothing behind."""
+"""CycleGAN as an object: what it trains is what the command line trains, it goes on exactly, and leaves
+nothing behind.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,12 @@ def test_nothing_is_written_set_or_printed(
     monkeypatch.chdir(tmp_path / "here")
     torch.manual_seed(11)
     random.seed(11)
-    before = torch.get_rng_state(), random.getstate(), signal.getsignal(signal.SIGINT), torch.backends.cudnn.benchmark
+    before = (
+        torch.get_rng_state(),
+        random.getstate(),
+        signal.getsignal(signal.SIGINT),
+        torch.backends.cudnn.benchmark,
+    )
     CycleGAN(**TINY, max_iters=2).fit(str(dataset))
     assert torch.equal(before[0], torch.get_rng_state())
     assert before[1:] == (random.getstate(), signal.getsignal(signal.SIGINT), torch.backends.cudnn.benchmark)
@@ -55,7 +62,12 @@ def test_networks_depend_on_the_seed_alone() -> None:
     torch.manual_seed(1)
     one = CycleGAN(**TINY)
     assert set(one.networks) == {"G_AB", "G_BA", "D_B", "D_A"}
-    assert tuple(one.networks[name] for name in ("G_AB", "G_BA", "D_A", "D_B")) == (one.G_AB, one.G_BA, one.D_A, one.D_B)
+    assert tuple(one.networks[name] for name in ("G_AB", "G_BA", "D_A", "D_B")) == (
+        one.G_AB,
+        one.G_BA,
+        one.D_A,
+        one.D_B,
+    )
     torch.manual_seed(2)
     assert same(one, CycleGAN(**TINY))
     assert not same(one, CycleGAN(**TINY, seed=1))
@@ -86,7 +98,9 @@ class BreaksError(Exception):
 
 @pytest.mark.parametrize("at", [1, 3])
 def test_an_error_in_a_loader_loses_no_iteration(at: int) -> None:
-    """No tick has come when it is raised: what was trained is counted all the same, and goes on exactly at the next epoch."""
+    """No tick has come when it is raised: what was trained is counted all the same, and goes on exactly at
+    the next epoch.
+    """
     batches = [(tensors(1, i), tensors(1, 10 + i)) for i in range(at)]
 
     def breaking() -> Any:
@@ -106,7 +120,8 @@ def test_an_error_in_a_loader_loses_no_iteration(at: int) -> None:
 @pytest.fixture
 def _interruptible() -> Iterator[None]:
     """SIGINT as in a terminal, also where the tests were started with it ignored."""
-    before, mask = signal.signal(signal.SIGINT, signal.default_int_handler), signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     yield
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     signal.signal(signal.SIGINT, before)
@@ -114,10 +129,14 @@ def _interruptible() -> Iterator[None]:
 
 @pytest.mark.usefixtures("_interruptible")
 def test_an_interrupt_ends_after_its_iteration(dataset: Path) -> None:
-    """It comes between the updates of an iteration; what is trained when it ends is what whole iterations make."""
+    """It comes between the updates of an iteration; what is trained when it ends is what whole iterations
+    make.
+    """
     model, whole, calls = CycleGAN(**TINY), CycleGAN(**TINY), itertools.count(1)
     # D_B judges once for the generators and twice for itself, when they have made their step.
-    model.D_B.register_forward_hook(lambda *_: signal.raise_signal(signal.SIGINT) if next(calls) == 6 else None)
+    model.D_B.register_forward_hook(
+        lambda *_: signal.raise_signal(signal.SIGINT) if next(calls) == 6 else None
+    )
     whole.D_B.register_forward_hook(lambda *_: None)
     with pytest.raises(KeyboardInterrupt):
         model.fit(dataset)
@@ -130,18 +149,26 @@ def test_an_interrupt_ends_after_its_iteration(dataset: Path) -> None:
 
 def test_networks_made_in_threads_are_the_seeds() -> None:
     with ThreadPoolExecutor(4) as pool:
-        models = list(pool.map(lambda _: CycleGAN(**TINY, seed=1).networks and CycleGAN(**TINY, seed=1), range(6)))
+        models = list(
+            pool.map(lambda _: CycleGAN(**TINY, seed=1).networks and CycleGAN(**TINY, seed=1), range(6))
+        )
         list(pool.map(lambda model: model.networks, models))
     assert all(same(model, CycleGAN(**TINY, seed=1)) for model in models)
 
 
-@pytest.mark.parametrize("change", [lambda s: [1], lambda s: {**s, "iteration": -5}, lambda s: {**s, "nets": {}}, lambda s: {"version": 1}])
+@pytest.mark.parametrize(
+    "change",
+    [lambda s: [1], lambda s: {**s, "iteration": -5}, lambda s: {**s, "nets": {}}, lambda s: {"version": 1}],
+)
 def test_a_state_that_is_none(change: Any, dataset: Path, tmp_path: Path) -> None:
     model = CycleGAN(**TINY)
     model.fit(dataset, max_iters=1)
     model.save(tmp_path, overwrite=True)
     torch.save(change(to_cpu(load_tensors(tmp_path / "state.pt"))), tmp_path / "state.pt")
-    with pytest.raises(UserError, match=r"state.pt: (not a state that this version can continue|its networks are not the four)"):
+    with pytest.raises(
+        UserError,
+        match=r"state.pt: (not a state that this version can continue|its networks are not the four)",
+    ):
         CycleGAN.load(tmp_path)
 
 
@@ -168,7 +195,10 @@ def test_what_is_saved_is_a_run_for_the_command_line(dataset: Path, tmp_path: Pa
     write_pictures(tmp_path / "in", 1)
     out = ["--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--device", "cpu"]
     assert cli.translate(["--weights", str(tmp_path / "runs" / "r"), *out]) == 0
-    assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "000.png")), np.asarray(model.translate(tmp_path / "in" / "000.png")))
+    assert np.array_equal(
+        np.asarray(Image.open(tmp_path / "out" / "000.png")),
+        np.asarray(model.translate(tmp_path / "in" / "000.png")),
+    )
     run = ["--name", "r", "--checkpoints_dir", str(tmp_path / "runs"), "--continue_train", "--max_iters", "4"]
     assert cli.train(run) == 0
     model.fit(max_iters=4)
@@ -207,7 +237,10 @@ def test_official_files_alone(tmp_path: Path) -> None:
     again = CycleGAN.load(tmp_path, epoch="5")
     assert same(model, again)
     assert (again.config.model.ngf, again.config.model.affine, again.config.model.n_layers_D) == (2, True, 1)
-    for where, message in ((tmp_path / "none", "not a folder"), (tmp_path / "5_net_G_A.pth", "load_generator loads a generator")):
+    for where, message in (
+        (tmp_path / "none", "not a folder"),
+        (tmp_path / "5_net_G_A.pth", "load_generator loads a generator"),
+    ):
         with pytest.raises(UserError, match=message):
             CycleGAN.load(where)
     with pytest.raises(UserError, match=r"latest_net_G_A.pth: no such file"):
@@ -215,11 +248,15 @@ def test_official_files_alone(tmp_path: Path) -> None:
 
 
 def test_settings_are_checked() -> None:
-    with pytest.raises(TypeError, match="CycleGAN has no setting 'lamda_identity'; did you mean lambda_identity"):
+    with pytest.raises(
+        TypeError, match="CycleGAN has no setting 'lamda_identity'; did you mean lambda_identity"
+    ):
         CycleGAN(lamda_identity=0)
     with pytest.raises(UserError, match="batch_size must be at least 1"):
         CycleGAN(batch_size=0)
-    with pytest.raises(UserError, match=r"the networks are made, so ngf cannot change: give it to CycleGAN\(\.\.\.\)"):
+    with pytest.raises(
+        UserError, match=r"the networks are made, so ngf cannot change: give it to CycleGAN\(\.\.\.\)"
+    ):
         CycleGAN(**TINY).fit([(tensors(1), tensors(1))], ngf=4)
 
 

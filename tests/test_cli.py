@@ -1,4 +1,6 @@
-"""The command line from outside: flags in both spellings, what is printed, one line and exit code 2 for a mistake."""
+"""The command line from outside: flags in both spellings, what is printed, one line and exit code 2 for a
+mistake.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +24,15 @@ from tests.commands import TINY, fails
 
 
 def test_official_flags_in_both_spellings() -> None:
-    given = """--dataroot x --name n --direction BtoA --batch_size 2 --load_size 300 --crop_size 128 --preprocess scale_width_and_crop
-        --no_flip --ngf 32 --ndf 16 --netG resnet_6blocks --netD n_layers --n_layers_D 4 --norm batch --init_type xavier --init_gain 0.1
-        --no_dropout --input_nc 1 --output_nc 3 --gan_mode vanilla --pool_size 10 --lambda_A 5 --lambda_B 6 --lambda_identity 0 --lr 0.001
-        --beta1 0.9 --lr_policy step --lr_decay_iters 20 --n_epochs 3 --n_epochs_decay 4 --epoch_count 2 --continue_train --epoch 7
-        --max_dataset_size 9 --checkpoints_dir c --save_epoch_freq 2 --print_freq 10 --display_freq 20 --num_threads 1 --serial_batches
-        --save_latest_freq 30 --save_by_iter --model cycle_gan --dataset_mode unaligned --gpu_ids -1""".split()
+    given = """--dataroot x --name n --direction BtoA --batch_size 2 --load_size 300 --crop_size 128
+        --preprocess scale_width_and_crop --no_flip --ngf 32 --ndf 16 --netG resnet_6blocks --netD
+        n_layers --n_layers_D 4 --norm batch --init_type xavier --init_gain 0.1 --no_dropout
+        --input_nc 1 --output_nc 3 --gan_mode vanilla --pool_size 10 --lambda_A 5 --lambda_B 6
+        --lambda_identity 0 --lr 0.001 --beta1 0.9 --lr_policy step --lr_decay_iters 20 --n_epochs
+        3 --n_epochs_decay 4 --epoch_count 2 --continue_train --epoch 7 --max_dataset_size 9
+        --checkpoints_dir c --save_epoch_freq 2 --print_freq 10 --display_freq 20 --num_threads 1
+        --serial_batches --save_latest_freq 30 --save_by_iter --model cycle_gan --dataset_mode
+        unaligned --gpu_ids -1""".split()
     config = parse_train(given)
     assert config == parse_train([arg.replace("_", "-") if arg.startswith("--") else arg for arg in given])
     flat = {name: value for group in vars(config).values() for name, value in vars(group).items()}
@@ -37,8 +42,15 @@ def test_official_flags_in_both_spellings() -> None:
     assert (flat["gpu_ids"], flat["epoch"], flat["dataroot"]) == ("-1", "7", Path("x"))
     switches = {"no_flip", "no_dropout", "continue_train", "serial_batches", "save_by_iter"}
     for name, value in flat.items():  # each flag arrived: nothing that was given is at its default
-        if name in {arg[2:] for arg in given if arg.startswith("--")} - switches - {"model", "dataset_mode", "output_nc"}:
-            assert value != {k: v for group in vars(TrainConfig()).values() for k, v in vars(group).items()}[name], name
+        if name in {arg[2:] for arg in given if arg.startswith("--")} - switches - {
+            "model",
+            "dataset_mode",
+            "output_nc",
+        }:
+            assert (
+                value
+                != {k: v for group in vars(TrainConfig()).values() for k, v in vars(group).items()}[name]
+            ), name
 
 
 def test_builtin_preset_gives_way_to_flags() -> None:
@@ -48,7 +60,9 @@ def test_builtin_preset_gives_way_to_flags() -> None:
     assert parse_train(["--data-A", "x", "--data-B", "y"]).data.load_size == 286
 
 
-def test_dry_run_prints_the_resolved_configuration_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dry_run_prints_the_resolved_configuration_and_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.train(["--dry_run", "--checkpoints_dir", str(tmp_path / "runs"), "--lr", "0.5"]) == 0
     output = capsys.readouterr().out
     assert "resnet_2blocks" in output
@@ -82,7 +96,9 @@ def test_mistakes(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "--netD basic needs at least 24 pixels" in fails(capsys, "--netD", "basic", *runs)
     assert "crop_size 16 is larger than load_size 8" in fails(capsys, "--load_size", "8", *runs)
     assert "--continue_train needs --name" in fails(capsys, "--continue_train", *runs)
-    assert "no run to continue" in fails(capsys, "--continue_train", "--name", "x", "--dataroot", str(dataset), *runs)
+    assert "no run to continue" in fails(
+        capsys, "--continue_train", "--name", "x", "--dataroot", str(dataset), *runs
+    )
     if not torch.cuda.is_available():
         assert "sees no CUDA GPU" in fails(capsys, "--device", "cuda", *runs)
     assert not (tmp_path / "runs").exists()  # a run that could not start leaves nothing
@@ -91,14 +107,27 @@ def test_mistakes(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_kernels_that_cannot_serve_are_refused_before_anything_is_written(
     dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fastcyclegan.kernels.dispatch.why_not_triton", lambda *device: "needs an NVIDIA GPU, got cpu")
+    monkeypatch.setattr(
+        "fastcyclegan.kernels.dispatch.why_not_triton", lambda *device: "needs an NVIDIA GPU, got cpu"
+    )
     message = "impl='triton' needs an NVIDIA GPU, got cpu; use impl='auto' or impl='reference'"
     for more in ((), ("--dry_run",)):
-        assert message in fails(capsys, "--impl", "triton", "--dataroot", str(dataset), "--checkpoints_dir", str(tmp_path / "runs"), *more)
+        assert message in fails(
+            capsys,
+            "--impl",
+            "triton",
+            "--dataroot",
+            str(dataset),
+            "--checkpoints_dir",
+            str(tmp_path / "runs"),
+            *more,
+        )
     assert not (tmp_path / "runs").exists()
 
 
-def test_trains_and_translates_on_the_kernels(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_trains_and_translates_on_the_kernels(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """--impl triton from end to end; without a GPU the kernels are interpreted here."""
     args = "--impl triton --load_size 8 --crop_size 8 --max_iters 1 --name r --checkpoints_dir".split()
     assert cli.train([*TINY, "--dataroot", str(dataset), *args, str(tmp_path)]) == 0
@@ -106,7 +135,16 @@ def test_trains_and_translates_on_the_kernels(dataset: Path, tmp_path: Path, cap
     options = ["--resize", "8", "--device", "cpu", "--output"]
     for impl in ("triton", "reference"):
         folder = str(tmp_path / impl)
-        command = ["--weights", str(tmp_path / "r"), "--input", str(dataset / "testA"), *options, folder, "--impl", impl]
+        command = [
+            "--weights",
+            str(tmp_path / "r"),
+            "--input",
+            str(dataset / "testA"),
+            *options,
+            folder,
+            "--impl",
+            impl,
+        ]
         assert cli.translate(command) == 0
     pictures = [sorted((tmp_path / impl).rglob("*.png")) for impl in ("triton", "reference")]
     assert len(pictures[0]) == 2
@@ -122,13 +160,20 @@ def test_empty_values(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "error: --output: the value is empty\n"
 
 
-def test_continuing_what_does_not_say_its_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_continuing_what_does_not_say_its_pictures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / "latest_net_G_A.pth").touch()
     where = ("--checkpoints_dir", str(tmp_path), "--name", "theirs", "--continue_train")
     assert "does not say what it was trained on: give --dataroot" in fails(capsys, *where)
     assert [path.name for path in (tmp_path / "theirs").iterdir()] == ["latest_net_G_A.pth"]
-    for text in ("{}", "[]", "not json", '{"data": {}, "model": {"ngf": 4.5}, "loss": {}, "optim": {}, "run": {}}'):
+    for text in (
+        "{}",
+        "[]",
+        "not json",
+        '{"data": {}, "model": {"ngf": 4.5}, "loss": {}, "optim": {}, "run": {}}',
+    ):
         (tmp_path / "theirs" / "config.json").write_text(text)
         assert "config.json: not a configuration of a run" in fails(capsys, *where)
 
@@ -170,11 +215,18 @@ def test_translate_from_outside(tmp_path: Path, dataset: Path) -> None:
     assert (done.returncode, done.stderr) == (2, "error: nothing.pth: no such file or folder\n")
 
 
-def test_what_kernels_warn_of_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_kernels_warn_of_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Without the place in their code; what others warn of is theirs to word."""
 
     def work(*_: object) -> None:
-        warnings.warn_explicit("kernel _k does not compile", RuntimeWarning, "/site-packages/fastcyclegan/kernels/_operator.py", 31)
+        warnings.warn_explicit(
+            "kernel _k does not compile",
+            RuntimeWarning,
+            "/site-packages/fastcyclegan/kernels/_operator.py",
+            31,
+        )
         warnings.warn_explicit("something else", RuntimeWarning, "/site-packages/other/module.py", 1)
 
     shown: list[str] = []

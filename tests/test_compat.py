@@ -1,4 +1,6 @@
-"""The official constructors: signatures, keys, counts, results; and what projects do with networks around ours."""
+"""The official constructors: signatures, keys, counts, results; and what projects do with networks around
+ours.
+"""
 
 from __future__ import annotations
 
@@ -25,11 +27,17 @@ _FORMATS = (torch.contiguous_format, torch.channels_last)
 INSTANCE = functools.partial(nn.InstanceNorm2d, affine=False, track_running_stats=False)
 
 OFFICIAL = {
-    "ResnetGenerator": "input_nc, output_nc, ngf=64, norm_layer=BatchNorm2d, use_dropout=False, n_blocks=6, padding_type=reflect",
+    "ResnetGenerator": (
+        "input_nc, output_nc, ngf=64, norm_layer=BatchNorm2d, use_dropout=False, n_blocks=6,"
+        " padding_type=reflect"
+    ),
     "UnetGenerator": "input_nc, output_nc, num_downs, ngf=64, norm_layer=BatchNorm2d, use_dropout=False",
     "NLayerDiscriminator": "input_nc, ndf=64, n_layers=3, norm_layer=BatchNorm2d",
     "PixelDiscriminator": "input_nc, ndf=64, norm_layer=BatchNorm2d",
-    "define_G": "input_nc, output_nc, ngf, netG, norm=batch, use_dropout=False, init_type=normal, init_gain=0.02, gpu_ids=()",
+    "define_G": (
+        "input_nc, output_nc, ngf, netG, norm=batch, use_dropout=False, init_type=normal, init_gain=0.02,"
+        " gpu_ids=()"
+    ),
     "define_D": "input_nc, ndf, netD, n_layers_D=3, norm=batch, init_type=normal, init_gain=0.02, gpu_ids=()",
     "GANLoss": "gan_mode, target_real_label=1.0, target_fake_label=0.0",
     "ImagePool": "pool_size",
@@ -40,7 +48,11 @@ OFFICIAL = {
 def test_signatures_are_the_official_ones(name: str) -> None:
     def shown(parameter: inspect.Parameter) -> str:
         default = parameter.default
-        return parameter.name if default is parameter.empty else f"{parameter.name}={getattr(default, '__name__', default)}"
+        return (
+            parameter.name
+            if default is parameter.empty
+            else f"{parameter.name}={getattr(default, '__name__', default)}"
+        )
 
     parameters = inspect.signature(getattr(compat, name)).parameters.values()
     assert ", ".join(shown(p) for p in parameters if p.kind is not p.KEYWORD_ONLY) == OFFICIAL[name]
@@ -52,7 +64,13 @@ def test_signatures_are_the_official_ones(name: str) -> None:
         (lambda: compat.ResnetGenerator(3, 3, norm_layer=INSTANCE, n_blocks=9), 48, 11_378_179),
         (lambda: compat.ResnetGenerator(3, 3, norm_layer=nn.InstanceNorm2d), 36, 7_837_699),
         (lambda: compat.ResnetGenerator(3, 3, n_blocks=9), 140, 11_383_427),
-        (lambda: compat.ResnetGenerator(3, 3, norm_layer=functools.partial(nn.InstanceNorm2d, affine=True), n_blocks=9), 94, 11_388_675),
+        (
+            lambda: compat.ResnetGenerator(
+                3, 3, norm_layer=functools.partial(nn.InstanceNorm2d, affine=True), n_blocks=9
+            ),
+            94,
+            11_388_675,
+        ),
         (lambda: compat.UnetGenerator(3, 3, 8, norm_layer=INSTANCE), 32, 54_409_603),
         (lambda: compat.NLayerDiscriminator(3, norm_layer=INSTANCE), 10, 2_764_737),
         (lambda: compat.PixelDiscriminator(3, norm_layer=INSTANCE), 6, 8_705),
@@ -70,10 +88,17 @@ def _identity(channels: int) -> nn.Module:
 
 @pytest.mark.parametrize(
     ("norm_layer", "bias"),
-    [(nn.InstanceNorm2d, True), (INSTANCE, True), (nn.BatchNorm2d, False), (functools.partial(nn.GroupNorm, 1), False), (_identity, False)],
+    [
+        (nn.InstanceNorm2d, True),
+        (INSTANCE, True),
+        (nn.BatchNorm2d, False),
+        (functools.partial(nn.GroupNorm, 1), False),
+        (_identity, False),
+    ],
 )
 def test_convolutions_have_a_bias_before_instance_norm_alone(norm_layer: Any, bias: bool) -> None:
-    G, D = compat.ResnetGenerator(3, 3, 2, norm_layer, n_blocks=1), compat.NLayerDiscriminator(3, 2, 1, norm_layer)
+    G = compat.ResnetGenerator(3, 3, 2, norm_layer, n_blocks=1)
+    D = compat.NLayerDiscriminator(3, 2, 1, norm_layer)
     assert [(net.model[i].bias is not None) for net, i in ((G, 1), (G, 4), (D, 2))] == [bias] * 3
     assert G.model[-2].bias is not None
     assert D.model[0].bias is not None
@@ -82,7 +107,9 @@ def test_convolutions_have_a_bias_before_instance_norm_alone(norm_layer: Any, bi
 @pytest.mark.parametrize("padding_type", ["reflect", "replicate", "zero"])
 def test_blocks_pad_as_they_are_told(padding_type: str) -> None:
     """By hand: torch's own padded convolution and norm, twice."""
-    net = compat.ResnetGenerator(3, 3, 2, nn.InstanceNorm2d, n_blocks=1, padding_type=padding_type, impl="reference").double()
+    net = compat.ResnetGenerator(
+        3, 3, 2, nn.InstanceNorm2d, n_blocks=1, padding_type=padding_type, impl="reference"
+    ).double()
     block, x = net.model[10], torch.randn(2, 8, 6, 5, dtype=torch.float64)
     convs = [layer for layer in block.conv_block if isinstance(layer, nn.Conv2d)]
     y = x
@@ -97,13 +124,17 @@ def test_blocks_pad_as_they_are_told(padding_type: str) -> None:
     assert names == [f"model.10.conv_block.{first}.weight", f"model.10.conv_block.{second}.weight"]
 
 
-@pytest.mark.parametrize("norm_layer", [lambda c: nn.InstanceNorm2d(c), lambda c: nn.InstanceNorm2d(c, affine=True)])
+@pytest.mark.parametrize(
+    "norm_layer", [lambda c: nn.InstanceNorm2d(c), lambda c: nn.InstanceNorm2d(c, affine=True)]
+)
 def test_norms_of_a_function_have_the_right_gradient_too(norm_layer: Any) -> None:
     """One picture in channels_last, where torch's own backward on the CPU is wrong."""
     net = compat.ResnetGenerator(3, 3, 2, norm_layer, n_blocks=1, impl="reference").double()
     x = torch.randn(1, 3, 8, 8, dtype=torch.float64)
     dy = torch.randn(1, 3, 8, 8, dtype=torch.float64)
-    plain, last = (torch.autograd.grad(net(x.to(memory_format=f)), net.model[4].weight, dy)[0] for f in _FORMATS)
+    plain, last = (
+        torch.autograd.grad(net(x.to(memory_format=f)), net.model[4].weight, dy)[0] for f in _FORMATS
+    )
     torch.testing.assert_close(last, plain)
 
 
@@ -118,12 +149,16 @@ def test_half_networks_follow_each_other() -> None:
 
 def test_define_functions_give_what_the_official_names_mean() -> None:
     torch.manual_seed(3)
-    G, D = compat.define_G(3, 1, 4, "resnet_6blocks", "instance", True), compat.define_D(3, 4, "basic", norm="instance")
+    G = compat.define_G(3, 1, 4, "resnet_6blocks", "instance", True)
+    D = compat.define_D(3, 4, "basic", norm="instance")
     torch.manual_seed(3)
     plain_G = reference.init_weights(reference.Generator(3, 1, 4, 6, "instance", use_dropout=True))
     plain_D = reference.init_weights(reference.Discriminator(3, 4, 3, "instance"))
     for ours, theirs in ((G, plain_G), (D, plain_D)):
-        assert all(torch.equal(a, b) for a, b in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True))
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True)
+        )
         assert list(ours.state_dict()) == list(theirs.state_dict())
     assert isinstance(compat.define_G(3, 3, 2, "unet_128"), compat.UnetGenerator)
     assert isinstance(compat.define_D(3, 2, "pixel"), compat.PixelDiscriminator)
@@ -133,9 +168,15 @@ def test_define_functions_give_what_the_official_names_mean() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (lambda: compat.define_G(3, 3, 4, "resnet_5blocks"), "netG must be one of resnet_9blocks, resnet_6blocks, unet_128, unet_256"),
+        (
+            lambda: compat.define_G(3, 3, 4, "resnet_5blocks"),
+            "netG must be one of resnet_9blocks, resnet_6blocks, unet_128, unet_256",
+        ),
         (lambda: compat.define_D(3, 4, "patch"), "netD must be one of basic, n_layers, pixel, got 'patch'"),
-        (lambda: compat.define_G(3, 3, 4, "unet_128", "layer"), "norm must be one of batch, syncbatch, instance, none, got 'layer'"),
+        (
+            lambda: compat.define_G(3, 3, 4, "unet_128", "layer"),
+            "norm must be one of batch, syncbatch, instance, none, got 'layer'",
+        ),
         (lambda: compat.define_D(3, 4, "pixel", init_type="zeros"), "init_type must be one of normal"),
         (lambda: compat.GANLoss("hinge"), "gan_mode must be one of lsgan"),
     ],
@@ -150,17 +191,25 @@ def test_gan_loss(mode: str) -> None:
     logits, loss = torch.randn(2, 1, 3, 3, requires_grad=True), compat.GANLoss(mode)
     for real in (True, False):
         assert torch.equal(loss(logits, real), reference.gan_loss(logits, real, mode))
-    assert torch.isfinite(compat.GANLoss("lsgan")(torch.full((1, 1, 2, 2), 300.0).half(), True)) or mode != "lsgan"
+    assert (
+        torch.isfinite(compat.GANLoss("lsgan")(torch.full((1, 1, 2, 2), 300.0).half(), True))
+        or mode != "lsgan"
+    )
     soft = compat.GANLoss("lsgan", 0.9, 0.1)(logits, True)
     torch.testing.assert_close(soft, (logits - 0.9).square().mean())
     assert set(loss.state_dict()) == {"real_label", "fake_label"}
 
 
 def test_image_pool_draws_as_the_official_one() -> None:
-    """The rule by hand, with Python's random: nothing is drawn while the pool fills, then a coin, then a place."""
+    """The rule by hand, with Python's random: nothing is drawn while the pool fills, then a coin, then a
+    place.
+    """
     pool, held = compat.ImagePool(3), []
     random.seed(5)
-    mine = [pool.query(torch.full((2, 1, 1, 1), float(n)) + torch.tensor([0.0, 0.5]).view(2, 1, 1, 1)) for n in range(20)]
+    mine = [
+        pool.query(torch.full((2, 1, 1, 1), float(n)) + torch.tensor([0.0, 0.5]).view(2, 1, 1, 1))
+        for n in range(20)
+    ]
     random.seed(5)
     for n, shown in enumerate(mine):
         for i in range(2):
@@ -178,15 +227,19 @@ def test_image_pool_draws_as_the_official_one() -> None:
     assert compat.ImagePool(0).query(x) is x
 
 
-# --- What projects do with networks -------------------------------------------------------------------------------------------------
+# --- What projects do with networks -------------------------------------------------------------------------
 
 
 def small(kind: str, impl: str) -> tuple[nn.Module, Tensor]:
     torch.manual_seed(0)
     if kind == "G":
         net: nn.Module = compat.ResnetGenerator(3, 3, 2, INSTANCE, n_blocks=1, impl=impl)
-        return net.to(DEVICE), torch.randn(2, 3, 16, 16, device=DEVICE)  # a norm of 2 x 2 makes a rounding error large by chance
-    return compat.NLayerDiscriminator(3, 2, 1, INSTANCE, impl=impl).to(DEVICE), torch.randn(2, 3, 16, 16, device=DEVICE)
+        return net.to(DEVICE), torch.randn(
+            2, 3, 16, 16, device=DEVICE
+        )  # a norm of 2 x 2 makes a rounding error large by chance
+    return compat.NLayerDiscriminator(3, 2, 1, INSTANCE, impl=impl).to(DEVICE), torch.randn(
+        2, 3, 16, 16, device=DEVICE
+    )
 
 
 def gradients(net: nn.Module, loss: Tensor) -> list[Tensor]:
@@ -195,7 +248,9 @@ def gradients(net: nn.Module, loss: Tensor) -> list[Tensor]:
 
 @pytest.mark.parametrize("kind", ["G", "D"])
 def test_transforms_of_torch_func(kind: str) -> None:
-    """auto leaves them to PyTorch's operators: per-picture gradients, vmap and forward mode. In float64: rounding is 1e-16."""
+    """auto leaves them to PyTorch's operators: per-picture gradients, vmap and forward mode. In float64:
+    rounding is 1e-16.
+    """
     net, x = (value.double() for value in small(kind, "auto"))
     weights = dict(net.named_parameters())
 
@@ -215,10 +270,17 @@ def test_transforms_of_torch_func(kind: str) -> None:
     torch.testing.assert_close(slope, secant, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("transform", [lambda net, x: grad(lambda x: net(x).sum())(x), lambda net, x: jvp(net, (x,), (x,))])
-def test_kernels_that_were_asked_for_refuse_transforms(transform: Callable[[nn.Module, Tensor], object]) -> None:
+@pytest.mark.parametrize(
+    "transform", [lambda net, x: grad(lambda x: net(x).sum())(x), lambda net, x: jvp(net, (x,), (x,))]
+)
+def test_kernels_that_were_asked_for_refuse_transforms(
+    transform: Callable[[nn.Module, Tensor], object],
+) -> None:
     net, x = small("G", "triton")
-    with pytest.raises(ValueError, match=r"does not go through torch.func's transforms or forward-mode differentiation; use impl='auto'"):
+    with pytest.raises(
+        ValueError,
+        match=r"does not go through torch.func's transforms or forward-mode differentiation; use impl='auto'",
+    ):
         transform(net, x)
 
 
@@ -226,7 +288,9 @@ def test_kernels_that_were_asked_for_refuse_transforms(transform: Callable[[nn.M
 def test_distributed_data_parallel(kind: str, impl: str, tmp_path: Path) -> None:
     net, x = small(kind, impl)
     wanted = gradients(net, net(x).square().mean())
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'meet'}", rank=0, world_size=1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path / 'meet'}", rank=0, world_size=1
+    )
     try:
         parallel = nn.parallel.DistributedDataParallel(net)
         for _ in range(2):
@@ -241,7 +305,8 @@ def test_distributed_data_parallel(kind: str, impl: str, tmp_path: Path) -> None
 @pytest.mark.parametrize(("kind", "impl"), [("G", "reference"), ("D", "triton")])
 def test_a_scaler_and_autocast(kind: str, impl: str) -> None:
     net, x = small(kind, impl)
-    optimizer, scaler = torch.optim.SGD(net.parameters(), lr=0.1), torch.amp.GradScaler(DEVICE, init_scale=8.0)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler(DEVICE, init_scale=8.0)
     before = [p.detach().clone() for p in net.parameters()]
     with torch.autocast(DEVICE, torch.bfloat16):
         loss = net(x).square().mean()
@@ -252,7 +317,9 @@ def test_a_scaler_and_autocast(kind: str, impl: str) -> None:
     scaler.step(optimizer)
     scaler.update()
     for p, old, gradient in zip(net.parameters(), before, wanted, strict=True):
-        torch.testing.assert_close(p.detach(), old - 0.1 * gradient)  # the scale is a power of two: no other rounding
+        torch.testing.assert_close(
+            p.detach(), old - 0.1 * gradient
+        )  # the scale is a power of two: no other rounding
 
 
 class Around(nn.Module):
@@ -310,4 +377,7 @@ def test_the_engine_takes_them_as_ours() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x) * x.shape[0]
 
-    assert why_not_batched("G", Own(3, 3, 2, INSTANCE, n_blocks=1)) == "G is a Own, which may look at all pictures of a batch"
+    assert (
+        why_not_batched("G", Own(3, 3, 2, INSTANCE, n_blocks=1))
+        == "G is a Own, which may look at all pictures of a batch"
+    )

@@ -61,10 +61,19 @@ BAD: list[tuple[str, Callable[[], object]]] = [
     ("the same thing", lambda: RunConfig(gpu_ids="0", device="cpu")),
     ("epoch must be latest", lambda: RunConfig(epoch="best", continue_train=True)),
     ("crop_size 254 is not a multiple of 4", lambda: TrainConfig(data=DataConfig(crop_size=254))),
-    ("crop_size 260 is not a multiple of 256", lambda: TrainConfig(data=DataConfig(crop_size=260), model=ModelConfig(netG="unet_256"))),
-    ("crop_size 20 is too small: --netD basic needs at least 24", lambda: TrainConfig(data=DataConfig(crop_size=20))),
+    (
+        "crop_size 260 is not a multiple of 256",
+        lambda: TrainConfig(data=DataConfig(crop_size=260), model=ModelConfig(netG="unet_256")),
+    ),
+    (
+        "crop_size 20 is too small: --netD basic needs at least 24",
+        lambda: TrainConfig(data=DataConfig(crop_size=20)),
+    ),
     ("identity loss needs equal channels", lambda: TrainConfig(model=ModelConfig(input_nc=1))),
-    ("wgangp mixes", lambda: TrainConfig(data=DataConfig(preprocess="none"), loss=LossConfig(gan_mode="wgangp"))),
+    (
+        "wgangp mixes",
+        lambda: TrainConfig(data=DataConfig(preprocess="none"), loss=LossConfig(gan_mode="wgangp")),
+    ),
 ]
 
 
@@ -76,11 +85,34 @@ def test_bad_settings_are_named(message: str, build: Callable[[], object]) -> No
 
 def test_official_defaults() -> None:
     c = TrainConfig()
-    assert (c.data.load_size, c.data.crop_size, c.data.batch_size, c.data.preprocess) == (286, 256, 1, "resize_and_crop")
-    assert (c.model.netG, c.model.netD, c.model.ngf, c.model.ndf, c.model.norm) == ("resnet_9blocks", "basic", 64, 64, "instance")
+    assert (c.data.load_size, c.data.crop_size, c.data.batch_size, c.data.preprocess) == (
+        286,
+        256,
+        1,
+        "resize_and_crop",
+    )
+    assert (c.model.netG, c.model.netD, c.model.ngf, c.model.ndf, c.model.norm) == (
+        "resnet_9blocks",
+        "basic",
+        64,
+        64,
+        "instance",
+    )
     assert (c.model.init_type, c.model.init_gain, c.model.use_dropout) == ("normal", 0.02, False)
-    assert (c.loss.gan_mode, c.loss.lambda_A, c.loss.lambda_B, c.loss.lambda_identity, c.loss.pool_size) == ("lsgan", 10, 10, 0.5, 50)
-    assert (c.optim.lr, c.optim.beta1, c.optim.n_epochs, c.optim.n_epochs_decay, c.optim.lr_policy) == (2e-4, 0.5, 100, 100, "linear")
+    assert (c.loss.gan_mode, c.loss.lambda_A, c.loss.lambda_B, c.loss.lambda_identity, c.loss.pool_size) == (
+        "lsgan",
+        10,
+        10,
+        0.5,
+        50,
+    )
+    assert (c.optim.lr, c.optim.beta1, c.optim.n_epochs, c.optim.n_epochs_decay, c.optim.lr_policy) == (
+        2e-4,
+        0.5,
+        100,
+        100,
+        "linear",
+    )
     assert (c.optim.lr_decay_iters, c.run.save_epoch_freq, c.run.epoch) == (50, 5, "latest")
 
 
@@ -94,7 +126,8 @@ def test_choices_are_the_reference_s() -> None:
 
 def test_json_and_back() -> None:
     config = with_changes(
-        TrainConfig(), {"data": {"data_A": Path("x"), "data_B": Path("y")}, "run": {"name": "n"}, "loss": {"lambda_A": 5.0}}
+        TrainConfig(),
+        {"data": {"data_A": Path("x"), "data_B": Path("y")}, "run": {"name": "n"}, "loss": {"lambda_A": 5.0}},
     )
     assert from_dict(to_dict(config)) == config
     older = to_dict(config)

@@ -1,4 +1,6 @@
-"""The rooms of the package: what each may use, that nothing goes in circles, and where the tests of each module are."""
+"""The rooms of the package: what each may use, that nothing goes in circles, and where the tests of each
+module are.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "fastcyclegan"
 
-# The rooms (folders) and the public modules beside them, in order: each may use itself and those of the rows above it.
+# The rooms (folders) and the public modules beside them, in order: each may use itself and those of the rows
+# above it.
 ROWS = (
     ("errors", "console", "reference", "kernels"),
     ("config", "tensor_files"),
@@ -46,7 +49,11 @@ def name_of(file: Path) -> str:
 def modules() -> dict[str, Path]:
     """Return the file of each module of the package, by its dotted name without the package's own."""
     files = [file for file in PACKAGE.rglob("*.py") if not file.is_relative_to(PACKAGE / "kernels")]
-    return {name_of(file): file for file in [*files, *(ROOT / "kernels").glob("*.py")] if file != PACKAGE / "__init__.py"}
+    return {
+        name_of(file): file
+        for file in [*files, *(ROOT / "kernels").glob("*.py")]
+        if file != PACKAGE / "__init__.py"
+    }
 
 
 def imported(file: Path) -> Iterator[str]:
@@ -63,7 +70,11 @@ def imported(file: Path) -> Iterator[str]:
 
 def used_by(module: str) -> set[str]:
     """Return the modules of the package that ``module`` imports."""
-    inner = {name.removeprefix("fastcyclegan.") for name in imported(modules()[module]) if name.startswith("fastcyclegan.")}
+    inner = {
+        name.removeprefix("fastcyclegan.")
+        for name in imported(modules()[module])
+        if name.startswith("fastcyclegan.")
+    }
     found = {name for name in inner if name in modules()}
     # ``from fastcyclegan.nn import chains`` is about chains, and not about the room's own names.
     return {name for name in found if not any(other.startswith(f"{name}.") for other in found)} - {module}
@@ -100,26 +111,45 @@ def test_what_the_arrows_are_read_from() -> None:
     assert "fusion" not in used_by("fusion.accelerate")
 
 
-@pytest.mark.parametrize("folder", sorted({name for row in ROWS for name in row if (PACKAGE / name).is_dir()} - {"kernels"}))
+@pytest.mark.parametrize(
+    "folder", sorted({name for row in ROWS for name in row if (PACKAGE / name).is_dir()} - {"kernels"})
+)
 def test_a_room_says_what_belongs_there(folder: str) -> None:
     text = ast.get_docstring(ast.parse((PACKAGE / folder / "__init__.py").read_text())) or ""
     uses = re.search(r"^Uses (.*)", text, re.MULTILINE | re.DOTALL)
     assert len(text.splitlines()) >= 4
     assert uses is not None, f"{folder}: its docstring does not say which rooms it uses"
     told = set(re.findall(r"``(\w+)``", uses[1]))
-    used = {room(name) for module in modules() if room(module) == folder for name in used_by(module)} - {folder, "errors", "console"}
-    assert told == used, f"{folder}/__init__.py says that it uses {sorted(told)}, its modules use {sorted(used)}"
+    used = {room(name) for module in modules() if room(module) == folder for name in used_by(module)} - {
+        folder,
+        "errors",
+        "console",
+    }
+    assert told == used, (
+        f"{folder}/__init__.py says that it uses {sorted(told)}, its modules use {sorted(used)}"
+    )
 
 
 def test_files_that_texts_name_are_there() -> None:
     """A docstring or a page that sends its reader to a file which has moved is worse than none."""
-    files = [path for folder in ("fastcyclegan", "kernels", "bench", "tests", "scripts") for path in (ROOT / folder).rglob("*.py")]
+    files = [
+        path
+        for folder in ("fastcyclegan", "kernels", "bench", "tests", "scripts")
+        for path in (ROOT / folder).rglob("*.py")
+    ]
     there = {f"/{path.relative_to(ROOT).as_posix()}" for path in files}
-    texts = [*modules().values(), *(ROOT / "bench").glob("*.py"), ROOT / "README.md", ROOT / "kernels" / "README.md"]
+    texts = [
+        *modules().values(),
+        *(ROOT / "bench").glob("*.py"),
+        ROOT / "README.md",
+        ROOT / "kernels" / "README.md",
+    ]
     named = {(text, name) for text in texts for name in re.findall(r"`([\w/]+\.py)`", text.read_text())}
     assert len(named) > 40
     assert not [
-        f"{text.relative_to(ROOT)} names {name}" for text, name in sorted(named) if not any(path.endswith(f"/{name}") for path in there)
+        f"{text.relative_to(ROOT)} names {name}"
+        for text, name in sorted(named)
+        if not any(path.endswith(f"/{name}") for path in there)
     ]
 
 
@@ -128,7 +158,7 @@ def test_the_reference_imports_torch_alone() -> None:
     assert outer <= {"torch", "__future__", "collections", "dataclasses"}
 
 
-# --- Tests and benches --------------------------------------------------------------------------------------------------------------
+# --- Tests and benches --------------------------------------------------------------------------------------
 
 # Modules whose tests are in a file of another name.
 ELSEWHERE = {
@@ -140,6 +170,7 @@ ELSEWHERE = {
     "kernels._cache": "kernels/test_records.py",
     "kernels._checks": "kernels/test_reflect_conv.py",
     "kernels.descriptor_triton": "kernels/test_descriptor_launch.py",
+    "kernels.every_kernel": "devtools/test_compile_worker.py",
     "kernels.instance_norm_triton": "kernels/test_instance_norm.py",
     "kernels._launch": "devtools/test_dry_run.py",
     "kernels._layout": "kernels/test_reflect_conv.py",
@@ -160,10 +191,14 @@ def tests_of(module: str) -> Path:
     return ROOT.joinpath("tests", *folders, f"test_{stem.strip('_')}.py")
 
 
-@pytest.mark.parametrize("module", [module for module, file in modules().items() if file.name != "__init__.py"])
+@pytest.mark.parametrize(
+    "module", [module for module, file in modules().items() if file.name != "__init__.py"]
+)
 def test_every_module_has_tests(module: str) -> None:
     if module in ELSEWHERE:
-        assert not tests_of(module).exists(), f"{module} has a test file of its own: ELSEWHERE must not name it"
+        assert not tests_of(module).exists(), (
+            f"{module} has a test file of its own: ELSEWHERE must not name it"
+        )
         assert (ROOT / "tests" / ELSEWHERE[module]).exists()
     else:
         assert tests_of(module).exists()
@@ -177,7 +212,11 @@ def test_only_modules_that_exist_are_tested_elsewhere() -> None:
 def test_no_module_edits_the_path(folder: str) -> None:
     """Both are packages, imported from the root. The fake checkout stands for code of others."""
     checkout = ROOT / "tests" / "official" / "checkout"
-    files = [file for file in (ROOT / folder).rglob("*.py") if not file.is_relative_to(checkout) and file != Path(__file__)]
+    files = [
+        file
+        for file in (ROOT / folder).rglob("*.py")
+        if not file.is_relative_to(checkout) and file != Path(__file__)
+    ]
     assert len(files) > 20
     assert not [file for file in files if re.search(r"sys\.path\b", file.read_text())]
 

@@ -1,4 +1,6 @@
-"""The package as it ships: what its import brings, the kernels folder under every kind of install, markers and pins, lint and types."""
+"""The package as it ships: what its import brings, the kernels folder under every kind of install, markers
+and pins, lint and types.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ def test_what_a_bare_machine_runs_needs_no_libraries_of_the_command_line() -> No
     """Networks, engine and bench import on a GPU machine that has torch, numpy and Pillow alone."""
     blocked = "".join(f"sys.modules[{name!r}] = None; " for name in sorted(HEAVY))
     needed = ", ".join(
-        f"fastcyclegan.{name}" for name in ("engine", "testing", "data.choose_loader", "kernel_gate.command", "official.__main__")
+        f"fastcyclegan.{name}"
+        for name in ("engine", "testing", "data.choose_loader", "kernel_gate.command", "official.__main__")
     )
     code = f"import sys; {blocked}import {needed}"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
@@ -40,7 +43,9 @@ def test_kernels_is_reached_by_the_link_and_guards_its_name() -> None:
     assert link.is_symlink()
     assert link.readlink() == Path("../kernels")
     subprocess.run([sys.executable, "-c", "import fastcyclegan.kernels"], check=True, cwd=ROOT)
-    done = subprocess.run([sys.executable, "-c", "import kernels"], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", "import kernels"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode != 0
     assert "this folder is the package fastcyclegan.kernels, not 'kernels'" in done.stderr
 
@@ -55,13 +60,21 @@ def test_the_wheel_has_the_kernels_inside_the_package_and_works_alone(tmp_path: 
         archive.extractall(tmp_path / "site")
     # The checkout's own kernels are reached through a link.
     files = {path.relative_to(ROOT).as_posix() for path in PACKAGE.rglob("*.py")}
-    files |= {f"fastcyclegan/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "kernels").rglob("*.py")}
+    files |= {
+        f"fastcyclegan/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "kernels").rglob("*.py")
+    }
     assert {name for name in names if name.endswith(".py")} == files
     assert "fastcyclegan/kernels/README.md" in names
     assert "fastcyclegan/py.typed" in names
     assert not any(name.startswith("kernels/") for name in names)
     modules = sorted(name.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for name in files)
-    done = subprocess.run([sys.executable, "-c", IMPORTS, *modules], cwd=tmp_path / "site", check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTS, *modules],
+        cwd=tmp_path / "site",
+        check=True,
+        capture_output=True,
+        text=True,
+    )
     places = json.loads(done.stdout)
     assert len(places) == len(modules) > 100
     assert all(Path(place).is_relative_to(tmp_path / "site") for place in places)
@@ -84,7 +97,9 @@ def copy_of_tree(tmp_path: Path) -> Path:
     import shutil
 
     tree = tmp_path / "tree"
-    shutil.copytree(PACKAGE, tree / "fastcyclegan", symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        PACKAGE, tree / "fastcyclegan", symlinks=True, ignore=shutil.ignore_patterns("__pycache__")
+    )
     shutil.copytree(ROOT / "kernels", tree / "kernels", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tree / name)
@@ -101,9 +116,15 @@ def test_pins_and_markers() -> None:
     assert not any("dali" in line for line in project["dependencies"])
 
 
-@pytest.mark.parametrize("command", [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"], ["mypy", "bench"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "command",
+    [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"], ["mypy", "bench"]],
+    ids=" ".join,
+)
 def test_lint_and_types(command: list[str]) -> None:
-    done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 

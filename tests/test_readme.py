@@ -1,4 +1,6 @@
-"""The README's Python runs as it stands there, in its order, in one folder; but for sizes, which are made small."""
+"""The README's Python runs as it stands there, in its order, in one folder; but for sizes, which are made
+small.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +18,18 @@ README = (Path(__file__).parents[1] / "README.md").read_text()
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 # What makes an example long; each must be there, or it would run at its full size.
 SMALLER = {
-    'netG="resnet_6blocks", load_size=143, crop_size=128': 'netG="resnet_1blocks", ngf=2, ndf=2, load_size=26, crop_size=24, num_threads=0',
+    'netG="resnet_6blocks", load_size=143, crop_size=128': (
+        'netG="resnet_1blocks", ngf=2, ndf=2, load_size=26, crop_size=24, num_threads=0'
+    ),
     "n_epochs=50, n_epochs_decay=50": "n_epochs=1, n_epochs_decay=0",
     "n_epochs_decay=60": "n_epochs_decay=1",
     "torch.rand(1, 3, 256, 256)": "torch.rand(1, 3, 64, 64)",
 }
 
 
-def test_all_of_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_of_it_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert len(BLOCKS) >= 8
     monkeypatch.chdir(tmp_path)
     for seed, name in enumerate(("photos", "paintings")):

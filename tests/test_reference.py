@@ -1,4 +1,6 @@
-"""The reference against things that are not it: formulas worked out in numpy, torch's own modules, numbers by hand, the official step."""
+"""The reference against things that are not it: formulas worked out in numpy, torch's own modules, numbers by
+hand, the official step.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,12 @@ def size(net: nn.Module) -> int:
 COUNTS: list[tuple[str, Callable[[], nn.Module], int, int]] = [
     ("the default", lambda: ref.Generator(), 48, 11_378_179),
     ("for 128x128", lambda: ref.Generator(n_blocks=6), 36, 7_837_699),
-    ("batch norm: statistics in the file, no biases before it", lambda: ref.Generator(norm="batch"), 140, 11_383_427),
+    (
+        "batch norm: statistics in the file, no biases before it",
+        lambda: ref.Generator(norm="batch"),
+        140,
+        11_383_427,
+    ),
     ("affine instance norm is found in the wild", lambda: ref.Generator(affine=True), 94, 11_388_675),
     ("70x70 PatchGAN", lambda: ref.Discriminator(), 10, 2_764_737),
     ("1x1 PatchGAN", lambda: ref.PixelDiscriminator(), 6, 8_705),
@@ -39,7 +46,9 @@ COUNTS: list[tuple[str, Callable[[], nn.Module], int, int]] = [
 
 
 @pytest.mark.parametrize(("why", "build", "tensors", "parameters"), COUNTS, ids=[row[0] for row in COUNTS])
-def test_counts_are_the_official_ones(why: str, build: Callable[[], nn.Module], tensors: int, parameters: int) -> None:
+def test_counts_are_the_official_ones(
+    why: str, build: Callable[[], nn.Module], tensors: int, parameters: int
+) -> None:
     net = build()
     assert len(net.state_dict()) == tensors
     assert size(net) == parameters
@@ -50,7 +59,9 @@ def test_keys_of_the_resnet_generator() -> None:
     expected = {"model.1": (64, 3, 7, 7), "model.4": (128, 64, 3, 3), "model.7": (256, 128, 3, 3)}
     expected |= {f"model.{n}.conv_block.{k}": (256, 256, 3, 3) for n in range(10, 19) for k in (1, 5)}
     expected |= {"model.19": (256, 128, 3, 3), "model.22": (128, 64, 3, 3), "model.26": (3, 64, 7, 7)}
-    assert {name: shape for name, shape in found.items() if name.endswith("weight")} == {f"{n}.weight": s for n, s in expected.items()}
+    assert {name: shape for name, shape in found.items() if name.endswith("weight")} == {
+        f"{n}.weight": s for n, s in expected.items()
+    }
     assert {name for name in found if name.endswith("bias")} == {f"{n}.bias" for n in expected}
 
 
@@ -68,17 +79,17 @@ def test_keys_of_the_other_networks() -> None:
 
 @pytest.mark.parametrize("norm", ["instance", "batch", "none"])
 def test_biases_by_norm(norm: str) -> None:
-    """With instance norm every convolution has a bias; else G's last alone, D's first and last, the pixel D's first."""
+    """With instance norm every convolution has a bias; else G's last alone, D's first and last, the pixel D's
+    first.
+    """
 
     def biased(net: nn.Module) -> list[bool]:
         return [m.bias is not None for m in net.modules() if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))]
 
     every = norm == "instance"
-    g, d, p = (
-        biased(ref.Generator(ngf=4, n_blocks=1, norm=norm)),
-        biased(ref.Discriminator(ndf=4, norm=norm)),
-        biased(ref.PixelDiscriminator(norm=norm)),
-    )
+    g = biased(ref.Generator(ngf=4, n_blocks=1, norm=norm))
+    d = biased(ref.Discriminator(ndf=4, norm=norm))
+    p = biased(ref.PixelDiscriminator(norm=norm))
     assert g == [every] * (len(g) - 1) + [True]
     assert d == [True, *[every] * (len(d) - 2), True]
     assert p == [True, every, every]
@@ -88,11 +99,13 @@ def test_biases_by_norm(norm: str) -> None:
 
 def test_discriminator_sees_30_by_30_patches_and_caps_its_width() -> None:
     assert ref.Discriminator(ndf=2)(torch.rand(1, 3, 256, 256)).shape == (1, 1, 30, 30)
-    widths = [m.out_channels for m in ref.Discriminator(ndf=4, n_layers=6).modules() if isinstance(m, nn.Conv2d)]
+    widths = [
+        m.out_channels for m in ref.Discriminator(ndf=4, n_layers=6).modules() if isinstance(m, nn.Conv2d)
+    ]
     assert widths == [4, 8, 16, 32, 32, 32, 32, 1]
 
 
-# --- The networks again, in numpy ---------------------------------------------------------------------------------------------
+# --- The networks again, in numpy ---------------------------------------------------------------------------
 
 
 def conv(x: Array, weight: Array, bias: Array | None, stride: int = 1, pad: int = 0) -> Array:
@@ -103,7 +116,9 @@ def conv(x: Array, weight: Array, bias: Array | None, stride: int = 1, pad: int 
 
 
 def transposed(x: Array, weight: Array, bias: Array | None, kernel: int, out_pad: int) -> Array:
-    """Zeros between the pixels, then the flipped kernel: the definition of a stride-2, padding-1 transposed convolution."""
+    """Zeros between the pixels, then the flipped kernel: the definition of a stride-2, padding-1 transposed
+    convolution.
+    """
     n, c, h, w = x.shape
     spread = np.zeros((n, c, 2 * h - 1, 2 * w - 1))
     spread[:, :, ::2, ::2] = x
@@ -148,13 +163,21 @@ def numpy_unet(state: dict[str, Array], x: Array, downs: int) -> Array:
     def level(x: Array, prefix: str, depth: int) -> Array:
         outermost, innermost = depth == 0, depth == downs - 1
         down = 0 if outermost else 1
-        y = conv(x if outermost else relu(x, 0.2), state[f"{prefix}.{down}.weight"], state[f"{prefix}.{down}.bias"], stride=2, pad=1)
+        y = conv(
+            x if outermost else relu(x, 0.2),
+            state[f"{prefix}.{down}.weight"],
+            state[f"{prefix}.{down}.bias"],
+            stride=2,
+            pad=1,
+        )
         if not outermost and not innermost:
             y = instance_norm(y)
         if not innermost:
             y = level(y, f"{prefix}.{1 if outermost else 3}.model", depth + 1)
         up = 3 if outermost or innermost else 5
-        y = transposed(relu(y), state[f"{prefix}.{up}.weight"], state[f"{prefix}.{up}.bias"], kernel=4, out_pad=0)
+        y = transposed(
+            relu(y), state[f"{prefix}.{up}.weight"], state[f"{prefix}.{up}.bias"], kernel=4, out_pad=0
+        )
         return np.tanh(y) if outermost else np.concatenate([x, instance_norm(y)], axis=1)
 
     return level(x, "model.model", 0)
@@ -171,7 +194,9 @@ def numpy_discriminator(state: dict[str, Array], x: Array) -> Array:
 
 
 def randomised(net: nn.Module) -> tuple[nn.Module, dict[str, Array]]:
-    """Give ``net`` random float64 weights and biases (zeros and ones would hide a wrong index) and return them as arrays too."""
+    """Give ``net`` random float64 weights and biases (zeros and ones would hide a wrong index) and return
+    them as arrays too.
+    """
     torch.manual_seed(7)
     net = net.double()
     for p in net.parameters():
@@ -180,14 +205,24 @@ def randomised(net: nn.Module) -> tuple[nn.Module, dict[str, Array]]:
 
 
 CASES: list[tuple[str, nn.Module, Callable[[dict[str, Array], Array], Array], tuple[int, ...]]] = [
-    ("resnet, H != W", ref.Generator(3, 2, ngf=4, n_blocks=2), lambda s, x: numpy_generator(s, x, 2, "transpose"), (2, 3, 12, 20)),
+    (
+        "resnet, H != W",
+        ref.Generator(3, 2, ngf=4, n_blocks=2),
+        lambda s, x: numpy_generator(s, x, 2, "transpose"),
+        (2, 3, 12, 20),
+    ),
     (
         "resize upsampling",
         ref.Generator(1, 3, ngf=4, n_blocks=1, upsample="resize"),
         lambda s, x: numpy_generator(s, x, 1, "resize"),
         (1, 1, 8, 8),
     ),
-    ("U-Net with one of each level", ref.UnetGenerator(3, 3, 6, ngf=2), lambda s, x: numpy_unet(s, x, 6), (1, 3, 64, 64)),
+    (
+        "U-Net with one of each level",
+        ref.UnetGenerator(3, 3, 6, ngf=2),
+        lambda s, x: numpy_unet(s, x, 6),
+        (1, 3, 64, 64),
+    ),
     ("PatchGAN", ref.Discriminator(3, ndf=4), numpy_discriminator, (2, 3, 40, 32)),
 ]
 
@@ -200,7 +235,8 @@ def test_networks_against_numpy(
     x = torch.randn(shape, dtype=torch.float64)
     with torch.no_grad():
         ours = net(x)
-    # Both are float64 and differ in the order of sums: 1e-11 is some 1e4 units in the last place over 20 layers.
+    # Both are float64 and differ in the order of sums: 1e-11 is some 1e4 units in the last place over 20
+    # layers.
     assert relative_error(ours, torch.from_numpy(formula(state, x.numpy()))) < 1e-11
 
 
@@ -210,13 +246,15 @@ def test_generator_gradient_against_finite_differences() -> None:
     assert torch.autograd.gradcheck(net, (x,), eps=1e-6, atol=1e-6, fast_mode=True)
 
 
-# --- Instance norm ------------------------------------------------------------------------------------------------------------
+# --- Instance norm ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("batch", [1, 2])
 def test_instance_norm_gradient_in_any_layout(batch: int, layout: torch.memory_format) -> None:
-    """torch's own is wrong on the CPU for one picture and a channels_last gradient: this fails with nn.InstanceNorm2d in its place."""
+    """torch's own is wrong on the CPU for one picture and a channels_last gradient: this fails with
+    nn.InstanceNorm2d in its place.
+    """
     torch.manual_seed(0)
     x, grad = torch.randn(2, batch, 6, 5, 7, dtype=torch.float64)
     truth = x.clone().requires_grad_()
@@ -234,7 +272,7 @@ def test_one_pixel_raises_as_torch_does() -> None:
         ref.InstanceNorm2d(3)(torch.rand(1, 3, 1, 1))
 
 
-# --- Initialisation -----------------------------------------------------------------------------------------------------------
+# --- Initialisation -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -260,7 +298,7 @@ def test_orthogonal_initialisation_and_batch_norm() -> None:
     assert scale.std().item() == pytest.approx(0.5, rel=0.1)
 
 
-# --- Losses -------------------------------------------------------------------------------------------------------------------
+# --- Losses -------------------------------------------------------------------------------------------------
 
 
 def test_gan_losses_by_hand() -> None:
@@ -326,8 +364,15 @@ def test_generator_losses_by_hand() -> None:
     assert fake_B.unique().item() == 1.0
     assert fake_A.unique().item() == -0.125
     # D_B(fake_B) = 3, D_A(fake_A) = -0.125; rec_A = 0.25, rec_B = -0.25; G_AB(b) = -1, G_BA(a) = 0.125.
-    assert found == pytest.approx({"G_AB": 4.0, "G_BA": 1.265625, "cycle_A": 2.5, "cycle_B": 5.0, "idt_B": 5.0, "idt_A": 1.875})
-    assert set(ref.generator_losses(nets, a, b, ref.LossWeights(lambda_identity=0))[0]) == {"G_AB", "G_BA", "cycle_A", "cycle_B"}
+    assert found == pytest.approx(
+        {"G_AB": 4.0, "G_BA": 1.265625, "cycle_A": 2.5, "cycle_B": 5.0, "idt_B": 5.0, "idt_A": 1.875}
+    )
+    assert set(ref.generator_losses(nets, a, b, ref.LossWeights(lambda_identity=0))[0]) == {
+        "G_AB",
+        "G_BA",
+        "cycle_A",
+        "cycle_B",
+    }
 
 
 def test_discriminator_loss_by_hand() -> None:
@@ -352,7 +397,7 @@ def test_unknown_words_are_named(call: Callable[[], object]) -> None:
         call()
 
 
-# --- The pool -----------------------------------------------------------------------------------------------------------------
+# --- The pool -----------------------------------------------------------------------------------------------
 
 
 def numbered(*values: float) -> Tensor:
@@ -361,9 +406,14 @@ def numbered(*values: float) -> Tensor:
 
 def test_pool_rule_by_hand() -> None:
     pool = ref.ReplayPool(2)
-    assert pool.query(numbered(1, 2), [(0.0, 0.0)] * 2).flatten().tolist() == [1, 2]  # filling: stored and returned
+    assert pool.query(numbered(1, 2), [(0.0, 0.0)] * 2).flatten().tolist() == [
+        1,
+        2,
+    ]  # filling: stored and returned
     assert pool.query(numbered(3), [(0.7, 0.0)]).flatten().tolist() == [3]  # kept out
-    assert pool.query(numbered(4), [(0.2, 0.9)]).flatten().tolist() == [2]  # slot 1 given away, 4 stored there
+    assert pool.query(numbered(4), [(0.2, 0.9)]).flatten().tolist() == [
+        2
+    ]  # slot 1 given away, 4 stored there
     # In one query, 5 goes to slot 0 and 6 then draws slot 0: it gets 5, stored a moment before.
     assert pool.query(numbered(5, 6), [(0.1, 0.0), (0.1, 0.4)]).flatten().tolist() == [1, 5]
     assert [image.item() for image in pool.images] == [6, 4]
@@ -375,7 +425,9 @@ def test_pool_of_nothing_passes_through() -> None:
 
 
 def test_pool_statistics() -> None:
-    """Once full, half of the queries return the newest; an old one returned is on average as old as a slot survives."""
+    """Once full, half of the queries return the newest; an old one returned is on average as old as a slot
+    survives.
+    """
     rng = np.random.default_rng(0)
     pool, ages, n = ref.ReplayPool(50), [], 20_000
     for time in range(n):

@@ -1,4 +1,6 @@
-"""Files are read without trust: damaged, hostile and huge ones are refused in one line, quickly, without code or much memory."""
+"""Files are read without trust: damaged, hostile and huge ones are refused in one line, quickly, without code
+or much memory.
+"""
 
 from __future__ import annotations
 
@@ -44,17 +46,21 @@ def test_files_that_are_no_weights(tmp_path: Path) -> None:
     cases = {
         r"no.pth: no such file": tmp_path / "no.pth",
         r"a folder, not a file of weights": tmp_path,
-        r"code.pth: cannot be loaded: it holds objects other than tensors \(posix.system\), which could": file("code.pth", {"m": Evil()}),
+        r"code.pth: cannot be loaded: it holds objects other than tensors \(posix.system\), which could": (
+            file("code.pth", {"m": Evil()})
+        ),
         r"pickled.pth: cannot be loaded: it holds objects other than tensors \(posix.system\)": pickled,
-        r"module.pth: cannot be loaded: it holds objects other than tensors \(torch.nn.modules.linear.Linear\)": file(
-            "module.pth", nn.Linear(1, 1)
+        r"module.pth: cannot be loaded: it holds objects other than tensors \(torch.nn.modules.linear": (
+            file("module.pth", nn.Linear(1, 1))
         ),
         r"script.pth: cannot be loaded: it is a TorchScript": script,
         r"strings.pth: not a state_dict: it holds no tensors": file("strings.pth", {"a": "b"}),
         r"list.pth: not a state_dict: it holds no tensors, but a list": file("list.pth", [torch.ones(1)]),
         r"empty.pth: not a state_dict: it holds nothing": file("empty.pth", {}),
         r"text.pth: cannot be loaded: it is damaged, or not a PyTorch file": text,
-        r"d.pth: not a generator, but a discriminator basic \(ndf 2, 3 ch": file("d.pth", Discriminator(3, 2).state_dict()),
+        r"d.pth: not a generator, but a discriminator basic \(ndf 2, 3 ch": file(
+            "d.pth", Discriminator(3, 2).state_dict()
+        ),
     }
     for message, path in cases.items():
         with pytest.raises(UserError, match=message):
@@ -72,7 +78,9 @@ def test_truncated_files(tmp_path: Path, share: float, zipped: bool) -> None:
         load_tensors(file)
 
 
-def rezipped(file: Path, change: Callable[[str, bytes], bytes], compression: int = zipfile.ZIP_STORED) -> None:
+def rezipped(
+    file: Path, change: Callable[[str, bytes], bytes], compression: int = zipfile.ZIP_STORED
+) -> None:
     """Write the archive ``file`` anew with its parts changed, its checksums right."""
     with zipfile.ZipFile(file) as archive:
         parts = {name: archive.read(name) for name in archive.namelist()}
@@ -85,7 +93,9 @@ def test_a_zip_bomb(tmp_path: Path) -> None:
     file = tmp_path / "bomb.pth"
     torch.save({"model.1.weight": torch.zeros(4)}, file)
     rezipped(file, lambda name, data: bytes(2**28) if name.endswith("data/0") else data, zipfile.ZIP_DEFLATED)
-    with pytest.raises(UserError, match=r"bomb.pth: cannot be loaded: its parts are compressed, which PyTorch's never are"):
+    with pytest.raises(
+        UserError, match=r"bomb.pth: cannot be loaded: its parts are compressed, which PyTorch's never are"
+    ):
         load_generator(file)
 
 
@@ -124,16 +134,20 @@ def generator() -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 def test_a_thousand_mutations(tmp_path: Path, generator: dict[str, Tensor], zipped: bool) -> None:
-    """Bits flipped, bytes changed, cut out, doubled: each is refused in one line, or changes nothing that is read.
+    """Bits flipped, bytes changed, cut out, doubled: each is refused in one line, or changes nothing that is
+    read.
 
-    The pickles before 1.6 have no checksums: there a number of the weights may be another, and nothing can see it.
+    The pickles before 1.6 have no checksums: there a number of the weights may be another, and nothing can
+    see it.
     """
     buffer = io.BytesIO()
     torch.save(generator, buffer, _use_new_zipfile_serialization=zipped)
     whole, file, chance, refused = buffer.getvalue(), tmp_path / "m.pth", random.Random(0), 0
     for _ in range(1000):
         data = bytearray(whole)
-        place = chance.randrange(len(data)) if chance.random() < 0.5 else chance.randrange(min(4096, len(data)))
+        place = (
+            chance.randrange(len(data)) if chance.random() < 0.5 else chance.randrange(min(4096, len(data)))
+        )
         match chance.randrange(5):
             case 0:
                 data[place] ^= 1 << chance.randrange(8)
@@ -154,7 +168,9 @@ def test_a_thousand_mutations(tmp_path: Path, generator: dict[str, Tensor], zipp
             said = str(error)
             assert said.startswith(str(file)) and "\n" not in said  # noqa: PT018
         else:
-            assert {key: value.shape for key, value in found.items()} == {key: value.shape for key, value in generator.items()}
+            assert {key: value.shape for key, value in found.items()} == {
+                key: value.shape for key, value in generator.items()
+            }
             if zipped:
                 assert all(torch.equal(value, generator[key]) for key, value in found.items())
         assert time.monotonic() - started < ONE_LINE_IN_TIME
@@ -162,12 +178,20 @@ def test_a_thousand_mutations(tmp_path: Path, generator: dict[str, Tensor], zipp
 
 
 def test_hostile_files_take_little_memory(tmp_path: Path) -> None:
-    """In a process that may have 1 GiB more than torch takes: claims of terabytes, keys without end, the same tensor again and again."""
+    """In a process that may have 1 GiB more than torch takes: claims of terabytes, keys without end, the same
+    tensor again and again.
+    """
     huge = torch.empty(1).as_strided((64, 3, 7, 7), (0, 0, 0, 0))
     shared = torch.zeros(2_000_000)
     cases: dict[str, object] = {
-        "wide": {"model.1.weight": torch.empty(1).as_strided((10**9, 3, 7, 7), (0, 0, 0, 0)), "model.4.weight": huge},
-        "keys": {f"model.{i}.conv_block.1.weight": torch.zeros(()) for i in range(30_000)} | {"model.1.weight": huge.clone()},
+        "wide": {
+            "model.1.weight": torch.empty(1).as_strided((10**9, 3, 7, 7), (0, 0, 0, 0)),
+            "model.4.weight": huge,
+        },
+        "keys": (
+            {f"model.{i}.conv_block.1.weight": torch.zeros(()) for i in range(30_000)}
+            | {"model.1.weight": huge.clone()}
+        ),
         "shared": OrderedDict({f"model.{i}.weight": shared for i in range(30_000)}),
         "levels": {
             "model.model.0.weight": torch.zeros(1, 1, 1, 1),
@@ -178,7 +202,9 @@ def test_hostile_files_take_little_memory(tmp_path: Path) -> None:
     for name, value in cases.items():
         torch.save(value, tmp_path / f"{name}.pth")
     legacy = pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2) + pickle.dumps({}, 2)
-    (tmp_path / "legacy.pth").write_bytes(legacy + b"\x80\x02X\xff\xff\xff\x7f")  # a string of 2 GB, of which nothing is there
+    (tmp_path / "legacy.pth").write_bytes(
+        legacy + b"\x80\x02X\xff\xff\xff\x7f"
+    )  # a string of 2 GB, of which nothing is there
     code = """
 import resource, sys, time
 from pathlib import Path
@@ -194,8 +220,12 @@ for file in sorted(Path(sys.argv[1]).glob("*.pth")):
         assert "\\n" not in str(error) and len(str(error)) < 1000, error
         print(file.stem, time.monotonic() - started < 2, time.monotonic() - started, str(error)[:150])
 """
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
-    assert [line.split()[:2] for line in done.stdout.splitlines()] == [[name, "True"] for name in sorted([*cases, "legacy"])], done
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert [line.split()[:2] for line in done.stdout.splitlines()] == [
+        [name, "True"] for name in sorted([*cases, "legacy"])
+    ], done
 
 
 def test_safetensors(tmp_path: Path, generator: dict[str, Tensor]) -> None:
@@ -206,7 +236,9 @@ def test_safetensors(tmp_path: Path, generator: dict[str, Tensor]) -> None:
     whole = file.read_bytes()
     for damaged in (whole[:100], whole[:-1], b"\xff" * 8 + whole[8:], whole.replace(b'"F32"', b'"X32"')):
         file.write_bytes(damaged)
-        with pytest.raises(UserError, match=r"g.safetensors: cannot be loaded: it is damaged, or not a safetensors file"):
+        with pytest.raises(
+            UserError, match=r"g.safetensors: cannot be loaded: it is damaged, or not a safetensors file"
+        ):
             read_networks(file)
 
 
@@ -224,7 +256,9 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     assert file.read_text() == "old"
 
 
-def test_the_new_file_is_on_the_disk_before_it_gets_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_new_file_is_on_the_disk_before_it_gets_the_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls: list[str] = []
     fsync, replace = os.fsync, Path.replace
     monkeypatch.setattr(os, "fsync", lambda fd: (calls.append("fsync"), fsync(fd)))

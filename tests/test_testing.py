@@ -1,4 +1,6 @@
-"""What tests compare by: which biases cancel, in every structure that the tests use, and what a failure tells."""
+"""What tests compare by: which biases cancel, in every structure that the tests use, and what a failure
+tells.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,13 @@ from torch import nn
 from fastcyclegan import InstanceNormAct, accelerate, reference
 from fastcyclegan.fusion.fused_modules import FusedInstanceNorm2d
 from fastcyclegan.nn import networks
-from fastcyclegan.testing import assert_parity, assert_same_bits, is_cancelled_bias, parameters_that_count, tf32
+from fastcyclegan.testing import (
+    assert_parity,
+    assert_same_bits,
+    is_cancelled_bias,
+    parameters_that_count,
+    tf32,
+)
 
 
 def conv(**options: bool) -> nn.Conv2d:
@@ -29,28 +37,70 @@ def accelerated() -> nn.Module:
 
 # (why, network, biases that cancel)
 STRUCTURES: list[tuple[str, Callable[[], nn.Module], int]] = [
-    ("the generator: 5 convolutions and 2 of each block; not the last", lambda: networks.Generator(ngf=2, n_blocks=2, impl="reference"), 9),
-    ("blocks without a padding layer", lambda: reference.Generator(ngf=2, n_blocks=1, padding_type="zero"), 7),
-    ("convolutions that resize, norms with weights", lambda: reference.Generator(ngf=2, n_blocks=1, affine=True, upsample="resize"), 7),
+    (
+        "the generator: 5 convolutions and 2 of each block; not the last",
+        lambda: networks.Generator(ngf=2, n_blocks=2, impl="reference"),
+        9,
+    ),
+    (
+        "blocks without a padding layer",
+        lambda: reference.Generator(ngf=2, n_blocks=1, padding_type="zero"),
+        7,
+    ),
+    (
+        "convolutions that resize, norms with weights",
+        lambda: reference.Generator(ngf=2, n_blocks=1, affine=True, upsample="resize"),
+        7,
+    ),
     ("blocks with a dropout", lambda: reference.Generator(ngf=2, n_blocks=1, use_dropout=True), 7),
     ("no norm, so every bias counts", lambda: reference.Generator(ngf=2, n_blocks=1, norm="none"), 0),
-    ("a U-Net's levels, but the innermost way down", lambda: networks.UnetGenerator(ngf=1, num_downs=5, impl="reference"), 7),
-    ("the PatchGAN: not the first and the last", lambda: networks.Discriminator(ndf=2, n_layers=2, impl="reference"), 2),
+    (
+        "a U-Net's levels, but the innermost way down",
+        lambda: networks.UnetGenerator(ngf=1, num_downs=5, impl="reference"),
+        7,
+    ),
+    (
+        "the PatchGAN: not the first and the last",
+        lambda: networks.Discriminator(ndf=2, n_layers=2, impl="reference"),
+        2,
+    ),
     ("pixels", lambda: reference.PixelDiscriminator(ndf=2), 1),
     ("inside a wrapper", lambda: nn.DataParallel(reference.Discriminator(ndf=2, n_layers=1)), 1),
-    ("inside a compiled module", lambda: torch.compile(reference.Discriminator(ndf=2, n_layers=1), backend="eager"), 1),
+    (
+        "inside a compiled module",
+        lambda: torch.compile(reference.Discriminator(ndf=2, n_layers=1), backend="eager"),
+        1,
+    ),
     ("the norm with its activation", lambda: nn.Sequential(conv(), InstanceNormAct(3, act="relu")), 1),
     ("layers that became fused ones", accelerated, 1),
-    ("a Sequential with names", lambda: nn.Sequential(OrderedDict(c=conv(), n=nn.InstanceNorm2d(3, affine=True))), 1),
+    (
+        "a Sequential with names",
+        lambda: nn.Sequential(OrderedDict(c=conv(), n=nn.InstanceNorm2d(3, affine=True))),
+        1,
+    ),
     ("nothing in between", lambda: nn.Sequential(conv(), nn.Identity(), nn.InstanceNorm2d(3)), 1),
-    ("two norms: the first has weights of its own", lambda: nn.Sequential(nn.InstanceNorm2d(3, affine=True), nn.InstanceNorm2d(3)), 0),
-    ("running statistics in training", lambda: nn.Sequential(conv(), nn.InstanceNorm2d(3, track_running_stats=True)), 1),
-    ("and in evaluation", lambda: nn.Sequential(conv(), nn.InstanceNorm2d(3, track_running_stats=True)).eval(), 0),
+    (
+        "two norms: the first has weights of its own",
+        lambda: nn.Sequential(nn.InstanceNorm2d(3, affine=True), nn.InstanceNorm2d(3)),
+        0,
+    ),
+    (
+        "running statistics in training",
+        lambda: nn.Sequential(conv(), nn.InstanceNorm2d(3, track_running_stats=True)),
+        1,
+    ),
+    (
+        "and in evaluation",
+        lambda: nn.Sequential(conv(), nn.InstanceNorm2d(3, track_running_stats=True)).eval(),
+        0,
+    ),
 ]
 
 
 @pytest.mark.parametrize(("why", "build", "count"), STRUCTURES, ids=[row[0] for row in STRUCTURES])
-def test_biases_that_cancel_are_those_that_change_nothing(why: str, build: Callable[[], nn.Module], count: int) -> None:
+def test_biases_that_cancel_are_those_that_change_nothing(
+    why: str, build: Callable[[], nn.Module], count: int
+) -> None:
     """A bias of another value moves the output in float64, or it cancels and moves it by rounding alone."""
     torch.manual_seed(0)
     net = build().double()
@@ -59,7 +109,9 @@ def test_biases_that_cancel_are_those_that_change_nothing(why: str, build: Calla
     x = torch.randn(1, 3, 32, 32, dtype=torch.float64)
     found = set()
     for name, p in net.named_parameters():
-        if not name.endswith("bias") or isinstance(net.get_submodule(name.rpartition(".")[0]), nn.modules.instancenorm._InstanceNorm):
+        if not name.endswith("bias") or isinstance(
+            net.get_submodule(name.rpartition(".")[0]), nn.modules.instancenorm._InstanceNorm
+        ):
             continue
         other, seed = copy.deepcopy(net), torch.get_rng_state()
         with torch.no_grad():
@@ -77,7 +129,9 @@ def test_biases_that_cancel_are_those_that_change_nothing(why: str, build: Calla
 
 
 def test_a_wrong_result_tells_where() -> None:
-    """Enough to mend it on another machine: both errors, the layout, how many numbers are wrong, the first and the worst."""
+    """Enough to mend it on another machine: both errors, the layout, how many numbers are wrong, the first
+    and the worst.
+    """
     torch.manual_seed(0)
     truth = torch.randn(1, 2, 3, 4, dtype=torch.float64)
     theirs, ours = truth.float(), truth.float().contiguous(memory_format=torch.channels_last)
@@ -89,12 +143,17 @@ def test_a_wrong_result_tells_where() -> None:
     message = str(failed.value)
     assert "y: relative error 1." in message
     assert "PyTorch's own " in message
-    assert "float32 [1, 2, 3, 4] strides [24, 1, 8, 2]; 2 of 24 numbers are wrong, first at [0, 1, 0, 0]:" in message
+    assert (
+        "float32 [1, 2, 3, 4] strides [24, 1, 8, 2]; 2 of 24 numbers are wrong, first at [0, 1, 0, 0]:"
+        in message
+    )
     assert "worst at [0, 1, 2, 3]:" in message
     with pytest.raises(AssertionError, match="PyTorch's own result is not finite, which can be no yardstick"):
         assert_parity("y", ours, theirs / 0, truth, torch.float32)
     ours[0, 0, 0, 1] = float("nan")
-    with pytest.raises(AssertionError, match=r"relative error inf .* 3 of 24 numbers are wrong, first at \[0, 0, 0, 1\]: nan"):
+    with pytest.raises(
+        AssertionError, match=r"relative error inf .* 3 of 24 numbers are wrong, first at \[0, 0, 0, 1\]: nan"
+    ):
         assert_parity("y", ours, theirs, truth, torch.float32)
 
 
@@ -103,14 +162,21 @@ def test_bits_that_differ_are_named() -> None:
     assert_same_bits("x", one, one.clone())
     other = one.clone()
     other[1, 0] += 1
-    with pytest.raises(AssertionError, match=r"x: float32 .* strides \[3, 1\]; 1 of 6 numbers differ, first at \[1, 0\]: 3.0 and 4.0"):
+    with pytest.raises(
+        AssertionError,
+        match=r"x: float32 .* strides \[3, 1\]; 1 of 6 numbers differ, first at \[1, 0\]: 3.0 and 4.0",
+    ):
         assert_same_bits("x", one, other)
-    with pytest.raises(AssertionError, match=r"x: shapes or dtypes differ: torch.float32 \[2, 3\] and torch.float32 \[3\]"):
+    with pytest.raises(
+        AssertionError, match=r"x: shapes or dtypes differ: torch.float32 \[2, 3\] and torch.float32 \[3\]"
+    ):
         assert_same_bits("x", one, other[0])
 
 
 def test_choosing_tf32_leaves_cudnn_on() -> None:
-    """Without it PyTorch's own convolutions are others, and need 26 GB for a 7x7 layer of a large image in float64."""
+    """Without it PyTorch's own convolutions are others, and need 26 GB for a 7x7 layer of a large image in
+    float64.
+    """
     before = torch.backends.cudnn.enabled, torch.backends.cudnn.allow_tf32
     for allowed in (True, False):
         with tf32(allowed):

@@ -1,8 +1,10 @@
-"""What network a state_dict belongs to, read off its keys and shapes: any of the official ones, in the spellings that files have.
+"""What network a state_dict belongs to, read off its keys and shapes: any of the official ones, in the
+spellings that files have.
 
-Files in the wild nest weights under other keys, prefix them (``module.``, ``_orig_mod.``, an attribute's name), call residual blocks
-``block``, or hold running statistics that instance norm kept before PyTorch 0.4. All that is taken away first, and noted. Then a network is
-proposed, built without memory, and must fit to the last key and shape: nothing is guessed.
+Files in the wild nest weights under other keys, prefix them (``module.``, ``_orig_mod.``, an attribute's
+name), call residual blocks ``block``, or hold running statistics that instance norm kept before PyTorch 0.4.
+All that is taken away first, and noted. Then a network is proposed, built without memory, and must fit to the
+last key and shape: nothing is guessed.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ _MOST_BLOCKS, _MOST_LEVELS, _MOST_LAYERS, _MOST_TENSORS, _DEEPEST = 256, 12, 12,
 
 
 class UnknownArchitectureError(ValueError):
-    """A state_dict that belongs to no network that is known here; the message says which is nearest, and what is strange."""
+    """A state_dict that belongs to no network that is known here; the message says which is nearest, and what
+    is strange.
+    """
 
 
 @dataclass(frozen=True)
@@ -73,11 +77,17 @@ class Architecture:
         return self.kind(**self.arguments, impl=impl)
 
     def settings(self) -> dict[str, Any]:
-        """Return the settings of a training configuration that build it. Raises ValueError where there are none."""
+        """Return the settings of a training configuration that build it. Raises ValueError where there are
+        none.
+        """
         a = self.arguments
         common = {"norm": a["norm"], "affine": a["affine"]}
         if not self.is_generator:
-            named = {"netD": "pixel"} if self.kind is PixelDiscriminator else {"netD": "n_layers", "n_layers_D": a["n_layers"]}
+            named = (
+                {"netD": "pixel"}
+                if self.kind is PixelDiscriminator
+                else {"netD": "n_layers", "n_layers_D": a["n_layers"]}
+            )
             return {**common, **({"netD": "basic"} if self.name == "basic" else named), "ndf": a["ndf"]}
         common |= {"netG": self.name, "input_nc": a["input_nc"], "output_nc": a["output_nc"], "ngf": a["ngf"]}
         if self.kind is UnetGenerator:
@@ -91,18 +101,23 @@ class Architecture:
 
 @dataclass(frozen=True)
 class Network:
-    """One network of a file: where in the file it is ("" for all of it), what it is, and its weights by our keys."""
+    """One network of a file: where in the file it is ("" for all of it), what it is, and its weights by our
+    keys.
+    """
 
     place: str
     architecture: Architecture
     weights: dict[str, Tensor]
 
 
-# --- What is in a file --------------------------------------------------------------------------------------------------------------
+# --- What is in a file --------------------------------------------------------------------------------------
 
 
-def state_dicts(found: Any, place: str = "", around: tuple[int, ...] = ()) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Yield each group of tensors in nested mappings, with its path of keys. ``around``: the mappings that it is in.
+def state_dicts(
+    found: Any, place: str = "", around: tuple[int, ...] = ()
+) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Yield each group of tensors in nested mappings, with its path of keys. ``around``: the mappings that it
+    is in.
 
     Raises UnknownArchitectureError for a group that is too large to be a network's.
     """
@@ -110,7 +125,9 @@ def state_dicts(found: Any, place: str = "", around: tuple[int, ...] = ()) -> It
         return
     own = {str(key): value for key, value in found.items() if isinstance(value, Tensor)}
     if len(own) > _MOST_TENSORS:
-        raise UnknownArchitectureError(f"{f'{place}: ' if place else ''}{len(own):,} tensors, which no network that is known here has")
+        raise UnknownArchitectureError(
+            f"{f'{place}: ' if place else ''}{len(own):,} tensors, which no network that is known here has"
+        )
     if own:
         yield place, own
     for key, value in found.items():
@@ -118,11 +135,20 @@ def state_dicts(found: Any, place: str = "", around: tuple[int, ...] = ()) -> It
 
 
 def _prefixes(keys: Mapping[str, Any]) -> list[str]:
-    """Return what stands before the first layers of networks among ``keys``: "" or names with a dot at the end, outermost ones alone."""
-    found = {key.removesuffix(layer) for key in keys for layer in _FIRST_LAYERS if key == layer or key.endswith(f".{layer}")}
+    """Return what stands before the first layers of networks among ``keys``: "" or names with a dot at the
+    end, outermost ones alone.
+    """
+    found = {
+        key.removesuffix(layer)
+        for key in keys
+        for layer in _FIRST_LAYERS
+        if key == layer or key.endswith(f".{layer}")
+    }
 
     def is_inside(inner: str, outer: str) -> bool:
-        return inner != outer and inner.startswith(outer) and inner[len(outer) :].startswith(("model.", "net."))
+        return (
+            inner != outer and inner.startswith(outer) and inner[len(outer) :].startswith(("model.", "net."))
+        )
 
     return sorted(p for p in found if not any(is_inside(p, other) for other in found))
 
@@ -132,16 +158,23 @@ def _normalised(weights: Weights) -> tuple[dict[str, Tensor], list[str]]:
     notes, renamed = [], dict(weights)
     if any(re.match(r"model\.\d+\.block\.", key) for key in weights):
         notes.append("residual blocks were called block")
-        renamed = {re.sub(r"^(model\.\d+)\.block\.", r"\1.conv_block.", key): value for key, value in weights.items()}
+        renamed = {
+            re.sub(r"^(model\.\d+)\.block\.", r"\1.conv_block.", key): value for key, value in weights.items()
+        }
     plain = {key for key in renamed if key.rpartition(".")[2] in _STATISTICS}
     stale = [key for key in plain if _is_stale(key, renamed)]
     if stale:
-        notes.append(f"{len(stale)} running statistics of instance norms were dropped (they kept some before PyTorch 0.4)")
+        notes.append(
+            f"{len(stale)} running statistics of instance norms were dropped (they kept some before PyTorch"
+            " 0.4)"
+        )
     return {key: value for key, value in renamed.items() if key not in stale}, notes
 
 
 def _is_stale(key: str, weights: Weights) -> bool:
-    """Whether the statistics belong to an instance norm without scale and shift: then the convolution before it has a bias."""
+    """Whether the statistics belong to an instance norm without scale and shift: then the convolution before
+    it has a bias.
+    """
     norm = key.rpartition(".")[0]
     owner, _, index = norm.rpartition(".")
     before = f"{owner}.{int(index) - 1}.bias" if index.isdigit() else ""
@@ -151,7 +184,8 @@ def _is_stale(key: str, weights: Weights) -> bool:
 def find_networks(found: Any) -> list[Network]:
     """Return the networks in what a file held: a state_dict, or mappings around some.
 
-    Raises UnknownArchitectureError where there are none; the message names what is nearest, and what is strange in it.
+    Raises UnknownArchitectureError where there are none; the message names what is nearest, and what is
+    strange in it.
     """
     networks: list[Network] = []
     problems: list[tuple[str, UnknownArchitectureError]] = []
@@ -161,7 +195,11 @@ def find_networks(found: Any) -> list[Network]:
         prefixes = _prefixes(stripped)
         for prefix in prefixes:
             others = tuple(p for p in prefixes if p != prefix and p.startswith(prefix))
-            mine = {key.removeprefix(prefix): stripped[key] for key in stripped if key.startswith(prefix) and not key.startswith(others)}
+            mine = {
+                key.removeprefix(prefix): stripped[key]
+                for key in stripped
+                if key.startswith(prefix) and not key.startswith(others)
+            }
             where = ".".join(filter(None, (place, prefix.rstrip("."))))
             try:
                 networks.append(_network(where, mine, [*wrappers, prefix]))
@@ -173,10 +211,14 @@ def find_networks(found: Any) -> list[Network]:
 
 
 def _network(where: str, weights: Weights, prefixes: list[str]) -> Network:
-    """Return the network of ``weights``. It may be the attribute "model" of something: then its keys look like a U-Net's from outside."""
+    """Return the network of ``weights``. It may be the attribute "model" of something: then its keys look
+    like a U-Net's from outside.
+    """
     problem = UnknownArchitectureError("")
     inner = (
-        {key.removeprefix("model."): value for key, value in weights.items()} if all(key.startswith("model.") for key in weights) else {}
+        {key.removeprefix("model."): value for key, value in weights.items()}
+        if all(key.startswith("model.") for key in weights)
+        else {}
     )
     for tried, taken_off in ((weights, prefixes), (inner, [*prefixes, "model."])):
         if tried:
@@ -195,23 +237,33 @@ def _nearest(found: Any, problems: list[tuple[str, UnknownArchitectureError]]) -
         return UnknownArchitectureError(f"{f'{where}: ' if where else ''}{error}")
     keys = [key for _, tensors in state_dicts(found) for key in tensors]
     if not keys:
-        what = "nothing" if isinstance(found, Mapping) and not found else f"no tensors, but a {type(found).__name__}"
+        what = (
+            "nothing"
+            if isinstance(found, Mapping) and not found
+            else f"no tensors, but a {type(found).__name__}"
+        )
         return UnknownArchitectureError(f"not a state_dict: it holds {what}")
-    return UnknownArchitectureError(f"no network that is known here, and none is near: its keys are {_listed(keys)}")
+    return UnknownArchitectureError(
+        f"no network that is known here, and none is near: its keys are {_listed(keys)}"
+    )
 
 
 def of_arguments(kind: str, arguments: Mapping[str, Any], weights: Weights) -> Architecture | None:
-    """Return the architecture that a file of ours says it has, where it is one of the generators and fits ``weights``, else None."""
+    """Return the architecture that a file of ours says it has, where it is one of the generators and fits
+    ``weights``, else None.
+    """
     known = {Generator.__name__: Generator, UnetGenerator.__name__: UnetGenerator}
     if kind not in known:
         return None
     read = recognise(weights).arguments
     told = {name: value for name, value in read.items() if name not in ("use_dropout", "padding_type")}
-    fits = all(arguments.get(name) == value for name, value in told.items()) and not _differences(known[kind], dict(arguments), weights)
+    fits = all(arguments.get(name) == value for name, value in told.items()) and not _differences(
+        known[kind], dict(arguments), weights
+    )
     return Architecture(known[kind], dict(arguments)) if fits else None
 
 
-# --- Which network it is ------------------------------------------------------------------------------------------------------------
+# --- Which network it is ------------------------------------------------------------------------------------
 
 
 def recognise(weights: Weights, notes: tuple[str, ...] = ()) -> Architecture:
@@ -220,13 +272,22 @@ def recognise(weights: Weights, notes: tuple[str, ...] = ()) -> Architecture:
     Raises UnknownArchitectureError where none fits to the last key and shape.
     """
     _refuse_odd_tensors(weights)
-    proposals = [made for propose in (_resnet, _unet, _pixel, _patch) if (made := propose(weights)) is not None]
+    proposals = [
+        made for propose in (_resnet, _unet, _pixel, _patch) if (made := propose(weights)) is not None
+    ]
     if not proposals:
-        raise UnknownArchitectureError(f"no network that is known here, and none is near: its keys are {_listed(list(weights))}")
-    tried = [(_differences(kind, arguments, weights), Architecture(kind, arguments, notes)) for kind, arguments in proposals]
+        raise UnknownArchitectureError(
+            f"no network that is known here, and none is near: its keys are {_listed(list(weights))}"
+        )
+    tried = [
+        (_differences(kind, arguments, weights), Architecture(kind, arguments, notes))
+        for kind, arguments in proposals
+    ]
     differences, best = min(tried, key=lambda pair: len(pair[0]))
     if differences:
-        raise UnknownArchitectureError(f"no network that is known here; nearest is the {best}, but {_listed(differences, 'differences')}")
+        raise UnknownArchitectureError(
+            f"no network that is known here; nearest is the {best}, but {_listed(differences, 'differences')}"
+        )
     return best
 
 
@@ -234,15 +295,23 @@ def _refuse_odd_tensors(weights: Weights) -> None:
     """Refuse tensors that a file of weights does not have: they may claim more memory than the file holds."""
     for key, value in weights.items():
         if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized:
-            raise UnknownArchitectureError(f"{key} is no plain tensor: it is sparse, quantized, or without data")
-    held = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in weights.values()}
+            raise UnknownArchitectureError(
+                f"{key} is no plain tensor: it is sparse, quantized, or without data"
+            )
+    held = {
+        value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in weights.values()
+    }
     if sum(value.numel() * value.element_size() for value in weights.values()) > sum(held.values()):
         raise UnknownArchitectureError("its tensors claim more than the file holds")
     for key, value in weights.items():
         if not value.is_floating_point() and not key.endswith(_STATISTICS[-1]):
-            raise UnknownArchitectureError(f"{key} holds {str(value.dtype).removeprefix('torch.')}, and weights are floating point")
+            raise UnknownArchitectureError(
+                f"{key} holds {str(value.dtype).removeprefix('torch.')}, and weights are floating point"
+            )
         if value.is_floating_point() and not value.float().isfinite().all():
-            raise UnknownArchitectureError(f"{key} holds numbers that are not finite: the file is damaged, or its training failed")
+            raise UnknownArchitectureError(
+                f"{key} holds numbers that are not finite: the file is damaged, or its training failed"
+            )
 
 
 def _listed(words: list[str], what: str = "keys") -> str:
@@ -259,7 +328,11 @@ def _differences(kind: type[nn.Module], arguments: dict[str, Any], weights: Weig
     found = {key: list(value.shape) for key, value in weights.items()}
     strange = [f"{key} is strange" for key in found if key not in expected]
     missing = [f"{key} is missing" for key in expected if key not in found]
-    other = [f"{key} is {found[key]} and not {expected[key]}" for key in expected if key in found and found[key] != expected[key]]
+    other = [
+        f"{key} is {found[key]} and not {expected[key]}"
+        for key in expected
+        if key in found and found[key] != expected[key]
+    ]
     return strange + missing + other
 
 
@@ -276,9 +349,15 @@ def _norm(weights: Weights, conv: str, norm: str) -> dict[str, Any]:
 
 
 def _resnet(weights: Weights) -> tuple[type[nn.Module], dict[str, Any]] | None:
-    found = [match for key in weights if (match := re.fullmatch(r"model\.(\d+)\.conv_block\.(\d+)\.weight", key))]
+    found = [
+        match for key in weights if (match := re.fullmatch(r"model\.(\d+)\.conv_block\.(\d+)\.weight", key))
+    ]
     blocks = {int(match[1]) for match in found}
-    if _dims(weights, "model.1.weight") != 4 or (not blocks and _dims(weights, "model.4.weight") != 4) or len(blocks) > _MOST_BLOCKS:
+    if (
+        _dims(weights, "model.1.weight") != 4
+        or (not blocks and _dims(weights, "model.4.weight") != 4)
+        or len(blocks) > _MOST_BLOCKS
+    ):
         return None
     convs = {int(match[2]) for match in found if weights[match[0]].dim() == 4}
     up, last = f"model.{10 + len(blocks)}.weight", f"model.{17 + len(blocks)}.weight"
@@ -329,4 +408,8 @@ def _pixel(weights: Weights) -> tuple[type[nn.Module], dict[str, Any]] | None:
     if _dims(weights, "net.0.weight") != 4:
         return None
     first = weights["net.0.weight"]
-    return PixelDiscriminator, {"input_nc": first.shape[1], "ndf": first.shape[0], **_norm(weights, "net.2", "net.3")}
+    return PixelDiscriminator, {
+        "input_nc": first.shape[1],
+        "ndf": first.shape[0],
+        **_norm(weights, "net.2", "net.3"),
+    }

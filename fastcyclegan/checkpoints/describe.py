@@ -1,4 +1,6 @@
-"""What is in a file of weights, or in the files of a folder: networks, what was done to read them, and what else lies there."""
+"""What is in a file of weights, or in the files of a folder: networks, what was done to read them, and what
+else lies there.
+"""
 
 from __future__ import annotations
 
@@ -26,9 +28,11 @@ class InspectConfig:
 
 
 def describe(path: Path) -> Iterator[str]:
-    """Yield lines on ``path``, a file or a folder. Raises UserError where a file cannot be read or holds no network that is known here.
+    """Yield lines on ``path``, a file or a folder. Raises UserError where a file cannot be read or holds no
+    network that is known here.
 
-    In a folder such files have that said of them, and the others are described; UserError where it has no files of weights.
+    In a folder such files have that said of them, and the others are described; UserError where it has no
+    files of weights.
     """
     if not path.is_dir():
         yield from _describe_file(path)
@@ -52,7 +56,9 @@ def _describe_file(file: Path) -> Iterator[str]:
     yield f"{file}: {file.stat().st_size / 1e6:,.1f} MB"
     for network in networks:
         yield from _describe_network(network)
-    others = [f"{key} ({_kind(value)})" for key, value in found.items() if not _holds(str(key), value, networks)]
+    others = [
+        f"{key} ({_kind(value)})" for key, value in found.items() if not _holds(str(key), value, networks)
+    ]
     if others:
         yield f"  beside them: {', '.join(others[:12])}{', ...' if len(others) > 12 else ''}"
 
@@ -71,4 +77,8 @@ def _holds(key: str, value: Any, networks: list[Network]) -> bool:
 
 
 def _kind(value: Any) -> str:
-    return f"{len(value)} entries" if isinstance(value, (Mapping, list, tuple)) else f"{type(value).__name__} {str(value)[:40]}"
+    return (
+        f"{len(value)} entries"
+        if isinstance(value, (Mapping, list, tuple))
+        else f"{type(value).__name__} {str(value)[:40]}"
+    )

@@ -1,4 +1,6 @@
-"""Networks from files: official ones of any age, other projects' with the same networks, runs', and what ``save_pretrained`` wrote."""
+"""Networks from files: official ones of any age, other projects' with the same networks, runs', and what
+``save_pretrained`` wrote.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastcyclegan.checkpoints.architecture import Architecture, Network, UnknownArchitectureError, find_networks, of_arguments
+from fastcyclegan.checkpoints.architecture import (
+    Architecture,
+    Network,
+    UnknownArchitectureError,
+    find_networks,
+    of_arguments,
+)
 from fastcyclegan.checkpoints.run_files import OFFICIAL, read_config, saved_epochs, weights_file
 from fastcyclegan.config import Direction
 from fastcyclegan.errors import UserError
@@ -19,7 +27,9 @@ PRETRAINED = "model.safetensors"
 
 
 def read_networks(file: Path) -> list[Network]:
-    """Return the networks in ``file``. Raises UserError where it is damaged, holds code, or no network that is known here."""
+    """Return the networks in ``file``. Raises UserError where it is damaged, holds code, or no network that
+    is known here.
+    """
     found = load_tensors(file)
     about = arguments_in(file)
     try:
@@ -50,13 +60,16 @@ def choose(networks: Sequence[Network], file: Path, generator: bool, key: str | 
 
 
 def find_weights(weights: Path, direction: Direction | None, epoch: str, ema: bool = False) -> Path:
-    """Return the generator's file in a folder (a run's, official results, or of ``save_pretrained``), or ``weights`` itself, a file.
+    """Return the generator's file in a folder (a run's, official results, or of ``save_pretrained``), or
+    ``weights`` itself, a file.
 
     Raises UserError where there is none.
     """
     if not weights.exists():
         raise UserError(f"{weights}: no such file or folder")
-    single = weights if not weights.is_dir() else weights / PRETRAINED if (weights / PRETRAINED).exists() else None
+    single = (
+        weights if not weights.is_dir() else weights / PRETRAINED if (weights / PRETRAINED).exists() else None
+    )
     if single is not None:
         if direction is not None or epoch != "latest" or ema:
             chosen = "direction, epoch and ema have nothing to choose"
@@ -74,7 +87,9 @@ def find_weights(weights: Path, direction: Direction | None, epoch: str, ema: bo
         raise UserError(f"{file}: no such file: {weights} was not trained with ema")
     if not file.exists():
         there = ", ".join(saved_epochs(weights)) or "none"
-        raise UserError(f"{file}: no such file; weights of a generator ({OFFICIAL[name]}) in {weights}: {there}")
+        raise UserError(
+            f"{file}: no such file; weights of a generator ({OFFICIAL[name]}) in {weights}: {there}"
+        )
     return file
 
 
@@ -89,13 +104,15 @@ def load_generator(
     ema: bool = False,
     key: str | None = None,
 ) -> nn.Module:
-    """Return the generator in ``source``, in eval mode, on ``device`` in ``dtype``; its architecture is read off keys and shapes.
+    """Return the generator in ``source``, in eval mode, on ``device`` in ``dtype``; its architecture is read
+    off keys and shapes.
 
-    ``source``: a file of weights (official ``*_net_G_A.pth`` of any age, ``netG_A2B.pth``, nested checkpoints, safetensors), or a folder
-    (a run, official checkpoints, what ``save_pretrained`` wrote). In a folder ``direction`` ("AtoB" or "BtoA", by the training folders),
-    ``epoch`` and ``ema`` choose the file; in a file with several generators ``key`` does. No code of the file is run.
-    ``impl`` is as in ``Generator``. Raises UserError, with one clear line, for what cannot be read or is no generator that is known here,
-    and ValueError for an unknown impl.
+    ``source``: a file of weights (official ``*_net_G_A.pth`` of any age, ``netG_A2B.pth``, nested
+    checkpoints, safetensors), or a folder (a run, official checkpoints, what ``save_pretrained`` wrote). In a
+    folder ``direction`` ("AtoB" or "BtoA", by the training folders), ``epoch`` and ``ema`` choose the file;
+    in a file with several generators ``key`` does. No code of the file is run. ``impl`` is as in
+    ``Generator``. Raises UserError, with one clear line, for what cannot be read or is no generator that is
+    known here, and ValueError for an unknown impl.
     """
     file = find_weights(Path(source), direction, epoch, ema)
     network = choose(read_networks(file), file, generator=True, key=key)
@@ -106,7 +123,8 @@ def load_generator(
 
 
 def settings_of(folder: Path, epoch: str) -> dict[str, Any]:
-    """Return the settings of the model whose official files of ``epoch`` are in ``folder``, by their names in a configuration.
+    """Return the settings of the model whose official files of ``epoch`` are in ``folder``, by their names in
+    a configuration.
 
     Raises UserError for networks that cannot be trained here.
     """
@@ -114,7 +132,9 @@ def settings_of(folder: Path, epoch: str) -> dict[str, Any]:
     for name in ("D_A", "G_AB"):
         file = weights_file(folder, epoch, name)
         if file.exists():
-            architecture: Architecture = choose(read_networks(file), file, generator=name == "G_AB").architecture
+            architecture: Architecture = choose(
+                read_networks(file), file, generator=name == "G_AB"
+            ).architecture
             try:
                 settings |= architecture.settings()
             except ValueError as error:

@@ -23,12 +23,16 @@ STATE = "state.pt"
 
 
 def weights_file(run: Path, epoch: str, name: str, *, ema: bool = False) -> Path:
-    """Return the official file of network ``name`` (ours): ``{epoch}_net_{G_A,G_B,D_A,D_B}.pth``; ``ema``: of its running average."""
+    """Return the official file of network ``name`` (ours): ``{epoch}_net_{G_A,G_B,D_A,D_B}.pth``; ``ema``: of
+    its running average.
+    """
     return run / f"{epoch}_net_{OFFICIAL[name]}{'_ema' * ema}.pth"
 
 
 def read_config(run: Path) -> TrainConfig | None:
-    """Return the configuration that ``run`` was started with, from config.json or else from its state; None where it has neither."""
+    """Return the configuration that ``run`` was started with, from config.json or else from its state; None
+    where it has neither.
+    """
     file = run / CONFIG
     if not file.exists():
         state = load_tensors(run / STATE) if (run / STATE).exists() else None
@@ -53,7 +57,9 @@ def remove_partials(run: Path) -> None:
 
 
 def fit_weights(net: nn.Module, weights: Mapping[str, Tensor], source: Path | str, architecture: str) -> None:
-    """Load ``weights`` into ``net``. Raises UserError that says what was expected and what was found, and loads nothing then."""
+    """Load ``weights`` into ``net``. Raises UserError that says what was expected and what was found, and
+    loads nothing then.
+    """
     expected = {name: list(value.shape) for name, value in net.state_dict().items()}
     found = {name: list(value.shape) for name, value in weights.items()}
     different = [name for name in expected if name in found and found[name] != expected[name]]
@@ -67,11 +73,19 @@ def fit_weights(net: nn.Module, weights: Mapping[str, Tensor], source: Path | st
 
 
 def save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
-    """Write a state_dict as the official code does, plain contiguous tensors by name. Raises OSError where the disk refuses."""
+    """Write a state_dict as the official code does, plain contiguous tensors by name. Raises OSError where
+    the disk refuses.
+    """
     save_tensors(path, {name: value.contiguous() for name, value in weights.items()})
 
 
 def saved_epochs(run: Path) -> list[str]:
     """Return the labels (latest, 5, iter_1000 ...) for which ``run`` has weights of a generator."""
-    labels = {match[1] for file in run.glob("*_net_G*.pth") if (match := re.fullmatch(r"(\w+)_net_G(?:_[AB])?\.pth", file.name))}
-    return sorted(labels, key=lambda label: (not label.isdigit(), label.zfill(12) if label.isdigit() else label))
+    labels = {
+        match[1]
+        for file in run.glob("*_net_G*.pth")
+        if (match := re.fullmatch(r"(\w+)_net_G(?:_[AB])?\.pth", file.name))
+    }
+    return sorted(
+        labels, key=lambda label: (not label.isdigit(), label.zfill(12) if label.isdigit() else label)
+    )

@@ -13,7 +13,8 @@ T = TypeVar("T")
 
 @contextlib.contextmanager
 def in_background(items: Generator[T], depth: int) -> Generator[Iterator[T]]:
-    """Give what ``items`` gives, made by a thread up to ``depth`` items ahead. Its exceptions are raised where the items are taken.
+    """Give what ``items`` gives, made by a thread up to ``depth`` items ahead. Its exceptions are raised
+    where the items are taken.
 
     Leaving the block ends the thread, after the item that it is at, and closes ``items`` in it.
     """

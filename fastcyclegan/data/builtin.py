@@ -1,9 +1,10 @@
 """The built-in dataset: plain shapes (A) and striped shapes (B), drawn by formula from a seed.
 
-Every scene is a few discs, squares and diamonds on one ground. A paints them in one colour, B in horizontal stripes of two others with
-a period of four rows. The palette is fixed, so a translation is determined: plain shape to striped shape in the same place, ground to
-ground. Training pictures of A and B show different scenes; a held-out picture of A and the one of B by the same name show the same
-scene, which is what a perfect translation would give.
+Every scene is a few discs, squares and diamonds on one ground. A paints them in one colour, B in horizontal
+stripes of two others with a period of four rows. The palette is fixed, so a translation is determined: plain
+shape to striped shape in the same place, ground to ground. Training pictures of A and B show different
+scenes; a held-out picture of A and the one of B by the same name show the same scene, which is what a perfect
+translation would give.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ Pixels = NDArray[np.uint8]
 
 
 def _shapes(u: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Return the mask [SIZE, SIZE] of a scene; ``u`` holds its 13 numbers in [0, 1): how many shapes, then kind, x, y, radius of each."""
+    """Return the mask [SIZE, SIZE] of a scene; ``u`` holds its 13 numbers in [0, 1): how many shapes, then
+    kind, x, y, radius of each.
+    """
     y, x = np.mgrid[0:SIZE, 0:SIZE].astype(np.float64)
     mask = np.zeros((SIZE, SIZE), dtype=bool)
     for kind, cx, cy, r in u[1:].reshape(3, 4)[: 1 + int(u[0] * 3)]:
@@ -37,7 +40,9 @@ def _shapes(u: NDArray[np.float64]) -> NDArray[np.bool_]:
 
 
 def draw(domain: str, seed: int, split: str, index: int) -> Pixels:
-    """Return picture ``index`` of ``domain`` "A" or "B", [SIZE, SIZE, 3] uint8. Test pictures of both domains share their scenes."""
+    """Return picture ``index`` of ``domain`` "A" or "B", [SIZE, SIZE, 3] uint8. Test pictures of both domains
+    share their scenes.
+    """
     stream = {"train": 1 + "AB".index(domain), "test": 0}[split]
     mask = _shapes(uniforms(13, seed, stream, index))
     picture = np.empty((SIZE, SIZE, 3), dtype=np.uint8)
@@ -51,7 +56,8 @@ def draw(domain: str, seed: int, split: str, index: int) -> Pixels:
 
 
 def write(root: Path, seed: int) -> None:
-    """Draw the dataset into ``root``/{train,test}{A,B}; pictures that are there already are left as they are."""
+    """Draw the dataset into ``root``/{train,test}{A,B}; pictures that are there already are left as they
+    are."""
     for split, count in COUNTS.items():
         for domain in "AB":
             folder = root / f"{split}{domain}"
@@ -63,13 +69,16 @@ def write(root: Path, seed: int) -> None:
 
 
 def stripes(pictures: NDArray[np.uint8]) -> float:
-    """The fixed statistic of [N, H, W, 3]: mean absolute difference of rows half a period apart. Stripes have it."""
+    """The fixed statistic of [N, H, W, 3]: mean absolute difference of rows half a period apart. Stripes have
+    it.
+    """
     values = pictures.astype(np.float64)
     return float(np.abs(values[:, PERIOD // 2 :] - values[:, : -PERIOD // 2]).mean())
 
 
 def gap_closed(source: Pixels, translated: Pixels, target: Pixels) -> float:
-    """Return 1 where the translated pictures have the target domain's statistic, 0 where they are no nearer to it than the source's.
+    """Return 1 where the translated pictures have the target domain's statistic, 0 where they are no nearer
+    to it than the source's.
 
     Overshooting counts as missing: 1 - |s(translated) - s(target)| / |s(source) - s(target)|.
     """
@@ -77,7 +86,9 @@ def gap_closed(source: Pixels, translated: Pixels, target: Pixels) -> float:
 
 
 def distance_ratio(source: Pixels, translated: Pixels, target: Pixels) -> float:
-    """Return the mean L1 distance of the translations to their true counterparts, over that of the untranslated pictures: 0 is perfect."""
+    """Return the mean L1 distance of the translations to their true counterparts, over that of the
+    untranslated pictures: 0 is perfect.
+    """
 
     def distance(pictures: Pixels) -> float:
         return float(np.abs(pictures.astype(np.float64) - target.astype(np.float64)).mean())

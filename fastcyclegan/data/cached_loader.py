@@ -1,4 +1,6 @@
-"""Every picture decoded and resized once, and kept in memory: an epoch then reads no file. Crop and flip come from the plan as ever."""
+"""Every picture decoded and resized once, and kept in memory: an epoch then reads no file. Crop and flip come
+from the plan as ever.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ from fastcyclegan.errors import UserError
 
 @dataclass(frozen=True)
 class Held:
-    """The resized pictures of a source, [H, W, C] uint8, in ``rows``; they lie one behind the other in one piece of memory."""
+    """The resized pictures of a source, [H, W, C] uint8, in ``rows``; they lie one behind the other in one
+    piece of memory.
+    """
 
     rows: list[Row]
     bytes: int
@@ -39,26 +43,33 @@ def free_memory(device: torch.device) -> int:
 
 
 def bytes_needed(source: Source) -> int:
-    """Return what the resized pictures of ``source`` take, from the sizes that its files were checked to have."""
+    """Return what the resized pictures of ``source`` take, from the sizes that its files were checked to
+    have.
+    """
     known = [source.checked[path] for path in source.paths]
     sizes = [source.fit.resized((one.width, one.height)) for one in known]
     return sum(width * height for width, height in sizes) * source.fit.channels
 
 
-def hold(sources: Sequence[Source], readers: Sequence[Reader], device: torch.device, free: int | None = None) -> list[Held]:
+def hold(
+    sources: Sequence[Source], readers: Sequence[Reader], device: torch.device, free: int | None = None
+) -> list[Held]:
     """Read all pictures of ``sources``, each by its reader, into the memory of ``device``.
 
-    Raises UserError, before anything is read, where they take more than half of the memory that is ``free``. A file that cannot be read
-    any more is held as its error.
+    Raises UserError, before anything is read, where they take more than half of the memory that is ``free``.
+    A file that cannot be read any more is held as its error.
     """
     needed = [bytes_needed(source) for source in sources]
     free = free_memory(device) if free is None else free
     if sum(needed) > free // 2:
         raise UserError(
-            f"--cache {'gpu' if device.type == 'cuda' else 'ram'}: the pictures take {sum(needed) / 2**20:,.0f} MiB, "
-            f"more than half of the {free / 2**20:,.0f} MiB free"
+            f"--cache {'gpu' if device.type == 'cuda' else 'ram'}: the pictures take"
+            f" {sum(needed) / 2**20:,.0f} MiB, more than half of the {free / 2**20:,.0f} MiB free"
         )
-    return [_hold(source, reader, device, size) for source, reader, size in zip(sources, readers, needed, strict=True)]
+    return [
+        _hold(source, reader, device, size)
+        for source, reader, size in zip(sources, readers, needed, strict=True)
+    ]
 
 
 def _hold(source: Source, reader: Reader, device: torch.device, size: int) -> Held:
@@ -76,7 +87,9 @@ def _hold(source: Source, reader: Reader, device: torch.device, size: int) -> He
 
 
 def view_of(pixels: Tensor, fit: Fit, view: View, device: torch.device) -> Tensor:
-    """Return what ``view`` shows of resized ``pixels`` [H, W, C] on ``device``. Only the crop travels; it is mirrored there."""
+    """Return what ``view`` shows of resized ``pixels`` [H, W, C] on ``device``. Only the crop travels; it is
+    mirrored there.
+    """
     left, top, width, height = fit.box((pixels.shape[1], pixels.shape[0]), view)
     crop = pixels[top : top + height, left : left + width]
     if pixels.device.type == "cpu" and device.type == "cuda":

@@ -1,4 +1,6 @@
-"""Which loader reads: DALI where it is installed and serves the device, else Pillow; and loaders and readers made of that choice."""
+"""Which loader reads: DALI where it is installed and serves the device, else Pillow; and loaders and readers
+made of that choice.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ def cores() -> int:
 
 
 def choose(loader: str, device: torch.device, num_threads: int | None = None) -> Choice:
-    """Return what ``loader`` ("auto", "dali" or "folder") means on ``device``. Raises UserError for "dali" where it does not work."""
+    """Return what ``loader`` ("auto", "dali" or "folder") means on ``device``. Raises UserError for "dali"
+    where it does not work.
+    """
     problem = why_not_dali(device) if loader in ("auto", "dali") else ""
     if loader == "dali" and problem:
         raise UserError(f"--loader dali: {problem}")
@@ -53,15 +57,24 @@ def choose(loader: str, device: torch.device, num_threads: int | None = None) ->
 def check_cache(cache: str, device: torch.device) -> None:
     """Raise UserError for a cache on a GPU that the run is not on."""
     if cache == "gpu" and device.type != "cuda":
-        raise UserError(f"--cache gpu keeps pictures on a CUDA GPU, and this run is on the device {device.type}; use --cache ram")
+        raise UserError(
+            f"--cache gpu keeps pictures on a CUDA GPU, and this run is on the device {device.type}; use"
+            " --cache ram"
+        )
 
 
 def make_reader(choice: Choice, fit: Fit, device: torch.device, say: Say) -> Reader:
     """Return what reads single pictures: on ``device`` where DALI does, else on the host."""
-    return DaliReader(fit, device, choice.threads, say) if choice.kind == "dali" else PillowReader(fit, choice.threads)
+    return (
+        DaliReader(fit, device, choice.threads, say)
+        if choice.kind == "dali"
+        else PillowReader(fit, choice.threads)
+    )
 
 
-def make_loader(choice: Choice, a: Source, b: Source, plan: Plan, device: torch.device, config: DataConfig, say: Say) -> Loader:
+def make_loader(
+    choice: Choice, a: Source, b: Source, plan: Plan, device: torch.device, config: DataConfig, say: Say
+) -> Loader:
     """Return the loader of ``choice``; with a cache, that which it filled.
 
     Raises UserError where the pictures do not fit the cache, or there is no such memory.

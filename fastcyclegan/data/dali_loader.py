@@ -1,13 +1,15 @@
-"""The DALI loader: files go in as bytes, in blocks; decoded, resized, cropped and mirrored pictures come out, in the plan's order.
+"""The DALI loader: files go in as bytes, in blocks; decoded, resized, cropped and mirrored pictures come out,
+in the plan's order.
 
-Who does what, by measurement: on a GPU, DALI does all of it there. On a CPU, DALI decodes (1.6 times as fast as Pillow, and to the same
-pixels) and torch resizes: its antialiased cubic filter for 8-bit pictures computes as Pillow's does, rounded between two passes, and so is
-within 2 levels of it if the passes have the same order, in a seventh of the time. DALI's own filter does not round there and repeats the
-border: it is up to 11 levels off, and hardly faster than Pillow's.
+Who does what, by measurement: on a GPU, DALI does all of it there. On a CPU, DALI decodes (1.6 times as fast
+as Pillow, and to the same pixels) and torch resizes: its antialiased cubic filter for 8-bit pictures computes
+as Pillow's does, rounded between two passes, and so is within 2 levels of it if the passes have the same
+order, in a seventh of the time. DALI's own filter does not round there and repeats the border: it is up to 11
+levels off, and hardly faster than Pillow's.
 
-Blocks, because DALI has a cost a run: at one picture a run it is slower than Pillow. Files that decoders read in different ways (see
-``picture.read_header``), and files that changed since they were checked, go through Pillow in the same stream of pictures; so does one
-that DALI fails on, and that is said.
+Blocks, because DALI has a cost a run: at one picture a run it is slower than Pillow. Files that decoders read
+in different ways (see ``picture.read_header``), and files that changed since they were checked, go through
+Pillow in the same stream of pictures; so does one that DALI fails on, and that is said.
 """
 
 from __future__ import annotations
@@ -46,7 +48,8 @@ AHEAD = 2
 
 
 def why_not_dali(device: torch.device) -> str:
-    """Return "" where DALI serves ``device``, else one line saying why not: found out by building a pipeline."""
+    """Return "" where DALI serves ``device``, else one line saying why not: found out by building a
+    pipeline."""
     if find_spec("nvidia") is None or find_spec("nvidia.dali") is None:
         return "DALI is not installed (the extra dali, or dali-cu12 for a torch with CUDA 12)"
     if device.type not in ("cpu", "cuda"):
@@ -58,7 +61,10 @@ def why_not_dali(device: torch.device) -> str:
         theirs, ours = str(__cuda_version__)[:2], str(torch.version.cuda).split(".")[0]
         if device.type == "cuda" and theirs != ours:
             wanted = "dali-cu12" if ours == "12" else "dali"
-            return f"DALI {__version__} is built for CUDA {theirs} and torch for CUDA {ours}: install the extra {wanted}"
+            return (
+                f"DALI {__version__} is built for CUDA {theirs} and torch for CUDA {ours}: install the extra"
+                f" {wanted}"
+            )
         parses(b"", (0, 0))
         DaliReader(Fit(), device, 1).probe()
     # Whatever the import or the driver raises is a reason not to take DALI; it is reported.
@@ -78,10 +84,13 @@ def shaped(pixels: Pixels, fit: Fit, view: View | None) -> Pixels:
     if fit.channels == 1:
         # torch has its fast filter for three channels alone.
         gray = Image.fromarray(pixels).convert("L")
-        pixels = np.asarray(gray if size == gray.size else gray.resize(size, Image.Resampling.BICUBIC))[:, :, None]
+        pixels = np.asarray(gray if size == gray.size else gray.resize(size, Image.Resampling.BICUBIC))[
+            :, :, None
+        ]
     elif size != (width, height):
         planes = torch.from_numpy(pixels).permute(2, 0, 1)[None]
-        # Horizontal first, as Pillow was for years (13 chooses by the sizes, by a rule of its own; so does torch in one call).
+        # Horizontal first, as Pillow was for years (13 chooses by the sizes, by a rule of its own; so does
+        # torch in one call).
         for sides in ((height, size[0]), (size[1], size[0])):
             if sides != tuple(planes.shape[2:]):
                 planes = functional.interpolate(planes, size=sides, mode="bicubic", antialias=True)
@@ -92,8 +101,8 @@ def shaped(pixels: Pixels, fit: Fit, view: View | None) -> Pixels:
 def parses(data: bytes, size: Size) -> bool:
     """Whether DALI's parser finds a picture of ``size`` in ``data``.
 
-    What it does not must never reach a pipeline: a parser that fails there leaves other threads at work on memory that is gone, which
-    has crashed the process (DALI 2.4; a decoder that fails is harmless).
+    What it does not must never reach a pipeline: a parser that fails there leaves other threads at work on
+    memory that is gone, which has crashed the process (DALI 2.4; a decoder that fails is harmless).
     """
     from nvidia import nvimgcodec
 
@@ -106,7 +115,9 @@ def parses(data: bytes, size: Size) -> bool:
 
 @dataclass
 class _File:
-    """A job with its file's bytes. ``plain`` ones are for DALI; ``refused`` ones would be, but it does not take them."""
+    """A job with its file's bytes. ``plain`` ones are for DALI; ``refused`` ones would be, but it does not
+    take them.
+    """
 
     job: Job
     size: Size
@@ -133,11 +144,19 @@ class _Block:
 class DaliReader:
     """Reads pictures of one ``fit`` in order, by blocks, ahead of its consumer.
 
-    On a GPU rows come on the consumer's current stream, made on a stream of the reader's own. ``whole`` has DALI do everything, as it
-    does on a GPU; on a CPU that is for tests.
+    On a GPU rows come on the consumer's current stream, made on a stream of the reader's own. ``whole`` has
+    DALI do everything, as it does on a GPU; on a CPU that is for tests.
     """
 
-    def __init__(self, fit: Fit, device: torch.device, threads: int, say: Say = lambda text: None, *, whole: bool | None = None) -> None:
+    def __init__(
+        self,
+        fit: Fit,
+        device: torch.device,
+        threads: int,
+        say: Say = lambda text: None,
+        *,
+        whole: bool | None = None,
+    ) -> None:
         self.fit, self.device, self.threads, self.say = fit, device, max(threads, 1), say
         self.on_gpu = device.type == "cuda"
         self.whole = self.on_gpu if whole is None else whole
@@ -219,8 +238,11 @@ class DaliReader:
             return _File(job, size, refused=True)
         return _File(job, size, np.frombuffer(data, np.uint8), plain=True)
 
-    def _finished(self, block: _Block, outputs: list[Any], pool: ThreadPoolExecutor, stream: torch.cuda.Stream | None) -> _Block:
-        """Return ``block`` with its rows, from what DALI made of its plain files, and Pillow of the others."""
+    def _finished(
+        self, block: _Block, outputs: list[Any], pool: ThreadPoolExecutor, stream: torch.cuda.Stream | None
+    ) -> _Block:
+        """Return ``block`` with its rows, from what DALI made of its plain files, and Pillow of the
+        others."""
         decoded = iter(outputs)
         waiting: list[Future[Row] | Tensor] = []
         for file in block.files:
@@ -250,14 +272,27 @@ class DaliReader:
         return torch.from_numpy(shaped(pixels, self.fit, view))
 
     def _build(self) -> Any:
-        """Return a pipeline from encoded files, and, where DALI does everything, their sizes and places, to pixels [H, W, C]."""
+        """Return a pipeline from encoded files, and, where DALI does everything, their sizes and places, to
+        pixels [H, W, C].
+        """
         from nvidia.dali import Pipeline, fn, types
 
-        device_id = (self.device.index if self.device.index is not None else torch.cuda.current_device()) if self.on_gpu else None
-        pipe = Pipeline(batch_size=BLOCK, num_threads=self.threads, device_id=device_id, prefetch_queue_depth=1, exec_dynamic=True)
+        device_id = (
+            (self.device.index if self.device.index is not None else torch.cuda.current_device())
+            if self.on_gpu
+            else None
+        )
+        pipe = Pipeline(
+            batch_size=BLOCK,
+            num_threads=self.threads,
+            device_id=device_id,
+            prefetch_queue_depth=1,
+            exec_dynamic=True,
+        )
         with pipe:
-            # The hardware's decoder and the CUDA one differ by a level; sharing a block between them would make a picture depend on its
-            # place in it, and a resumed run differ. Chroma is interpolated as libjpeg, and so Pillow, does.
+            # The hardware's decoder and the CUDA one differ by a level; sharing a block between them would
+            # make a picture depend on its place in it, and a resumed run differ. Chroma is interpolated as
+            # libjpeg, and so Pillow, does.
             pixels = fn.decoders.image(
                 fn.external_source(name="files", dtype=types.UINT8, ndim=1),
                 device="mixed" if self.on_gpu else "cpu",
@@ -269,9 +304,17 @@ class DaliReader:
             if self.whole:
                 if self.fit.channels == 1:
                     pixels = _luma(pixels)
-                size, anchor, shape = (fn.external_source(name=name, dtype=types.INT32, ndim=1) for name in ("size", "anchor", "shape"))
+                size, anchor, shape = (
+                    fn.external_source(name=name, dtype=types.INT32, ndim=1)
+                    for name in ("size", "anchor", "shape")
+                )
                 mirrored = fn.external_source(name="mirrored", dtype=types.INT32, ndim=0)
-                pixels = fn.resize(pixels, size=fn.cast(size, dtype=types.FLOAT), interp_type=types.INTERP_CUBIC, antialias=True)
+                pixels = fn.resize(
+                    pixels,
+                    size=fn.cast(size, dtype=types.FLOAT),
+                    interp_type=types.INTERP_CUBIC,
+                    antialias=True,
+                )
                 pixels = fn.slice(pixels, start=anchor, shape=shape, axes=[0, 1])
                 pixels = fn.flip(pixels, horizontal=mirrored)
             pipe.set_outputs(pixels)
@@ -310,7 +353,8 @@ class _Running:
         self.pipe.schedule_run()
 
     def collect(self, block: _Block) -> list[Any]:
-        """Return what was made of the plain files of ``block``: tensors, or, where torch resizes, arrays of decoded pixels.
+        """Return what was made of the plain files of ``block``: tensors, or, where torch resizes, arrays of
+        decoded pixels.
 
         A file that DALI fails on is found by trying each alone; it is no plain one from now on.
         """
@@ -322,7 +366,9 @@ class _Running:
             self.close()
             culprits = [file for file in block.plain if not self._decodes(file)]
             if not culprits:
-                raise UserError(f"DALI failed: {_one_line(error)}; --loader folder reads with Pillow") from None
+                raise UserError(
+                    f"DALI failed: {_one_line(error)}; --loader folder reads with Pillow"
+                ) from None
             for file in culprits:
                 file.plain, file.refused = False, True
                 self.reader._refused.add(file.job.path)
@@ -342,7 +388,8 @@ class _Running:
         on_gpu = self.reader.on_gpu
         (pixels,) = self.pipe.share_outputs(torch.cuda.current_stream() if on_gpu else None)
         if on_gpu:
-            # Copies, in torch's memory: it knows which streams they are used on, and DALI's may be used again.
+            # Copies, in torch's memory: it knows which streams they are used on, and DALI's may be used
+            # again.
             if pixels.is_dense_tensor():
                 rows = list(torch.from_dlpack(pixels.as_tensor()).clone())
             else:
@@ -356,7 +403,9 @@ class _Running:
 
 
 def _places(files: list[_File], fit: Fit) -> dict[str, NDArray[np.int32]]:
-    """Return for each file its size after the resize, the place and the shape of its crop, all as (height, width), and the mirror."""
+    """Return for each file its size after the resize, the place and the shape of its crop, all as (height,
+    width), and the mirror.
+    """
     sizes = [fit.resized(file.size) for file in files]
     boxes = [fit.box(size, file.job.view) for size, file in zip(sizes, files, strict=True)]
     values = {
@@ -392,7 +441,10 @@ class DaliLoader(Loader):
         for epoch, numbers in self.plan.batches(start, stop):
             for i in numbers:
                 sample = self.plan.sample(epoch, i)
-                wanted = {"A": (self.a, sample.index_A, sample.view_A), "B": (self.b, sample.index_B, sample.view_B)}
+                wanted = {
+                    "A": (self.a, sample.index_A, sample.view_A),
+                    "B": (self.b, sample.index_B, sample.view_B),
+                }
                 for source, index, view in (wanted[side] for side in sides):
                     path = source.paths[index]
                     yield Job(path, view, source.checked.get(path), sample)

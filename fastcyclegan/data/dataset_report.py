@@ -1,4 +1,6 @@
-"""A look at a dataset before it is trained on: counts, sizes, modes, files that are broken, small or twice there, and mean pictures."""
+"""A look at a dataset before it is trained on: counts, sizes, modes, files that are broken, small or twice
+there, and mean pictures.
+"""
 
 from __future__ import annotations
 
@@ -43,9 +45,13 @@ class ReportConfig:
     data_B: Path | None = None
     """The folder of B."""
     output: Path | None = None
-    """The page. Default: NAME_report.html in the current folder, by the name of the dataset (of a single folder also its parent's)."""
+    """The page. Default: NAME_report.html in the current folder, by the name of the dataset (of a single
+    folder also its parent's).
+    """
     crop_size: int = DataConfig.crop_size
-    """Pictures with a side below this are listed as small: training would enlarge them, or refuse to crop them."""
+    """Pictures with a side below this are listed as small: training would enlarge them, or refuse to crop
+    them.
+    """
 
     def __post_init__(self) -> None:
         if (self.dir is None) == (self.data_A is None and self.data_B is None):
@@ -58,7 +64,9 @@ class ReportConfig:
 
 @dataclass
 class FolderReport:
-    """What is in one folder. ``mean`` is [MEAN_SIDE, MEAN_SIDE, 3], in levels; None where no picture could be read."""
+    """What is in one folder. ``mean`` is [MEAN_SIDE, MEAN_SIDE, 3], in levels; None where no picture could be
+    read.
+    """
 
     name: str
     folder: Path
@@ -86,7 +94,12 @@ def folders_of(config: ReportConfig) -> dict[str, Path]:
             return {"pictures": config.dir}
     data = DataConfig(dataroot=config.dir, data_A=config.data_A, data_B=config.data_B)
     found = find_folders(data)
-    named = {"train A": found.train_A, "train B": found.train_B, "test A": found.test_A, "test B": found.test_B}
+    named = {
+        "train A": found.train_A,
+        "train B": found.train_B,
+        "test A": found.test_A,
+        "test B": found.test_B,
+    }
     return {name: folder for name, folder in named.items() if folder is not None}
 
 
@@ -106,10 +119,14 @@ def look_at(name: str, folder: Path, crop_size: int, progress: Callable[[int, in
     """Read every picture of ``folder`` and return what there is. Raises UserError where it holds none."""
     paths = [path.absolute() for path in list_pictures(folder)]
     if not paths:
-        raise UserError(f"{folder}: no pictures in it (looked for {', '.join(sorted(s[1:] for s in SUFFIXES))})")
+        raise UserError(
+            f"{folder}: no pictures in it (looked for {', '.join(sorted(s[1:] for s in SUFFIXES))})"
+        )
     report = FolderReport(name, folder, check_files(paths))
     report.small = [file for file in report.good if min(file.width, file.height) < crop_size]
-    shown = set(paths[:: max(1, len(paths) // THUMBS)][:THUMBS]) | {Path(file.path) for file in report.small[:THUMBS]}
+    shown = set(paths[:: max(1, len(paths) // THUMBS)][:THUMBS]) | {
+        Path(file.path) for file in report.small[:THUMBS]
+    }
     total, squares, count = np.zeros((MEAN_SIDE, MEAN_SIDE, 3)), 0.0, 0
     cpu = torch.device("cpu")
     reader = make_reader(choose("auto", cpu), Fit(), cpu, lambda text: None)
@@ -118,7 +135,9 @@ def look_at(name: str, folder: Path, crop_size: int, progress: Callable[[int, in
         if isinstance(row, BadPictureError):  # it broke since it was checked, a moment ago
             raise UserError(f"{row}: changed while it was looked at")
         pixels = row.numpy()
-        report.hashes[str(job.path)] = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
+        report.hashes[str(job.path)] = hashlib.sha256(
+            repr(pixels.shape).encode() + pixels.tobytes()
+        ).hexdigest()
         square = _square(row)
         total += square
         squares += float((square**2).mean())
@@ -133,12 +152,15 @@ def look_at(name: str, folder: Path, crop_size: int, progress: Callable[[int, in
 
 
 def _square(pixels: Tensor) -> NDArray[np.float64]:
-    image = Image.fromarray(pixels.numpy()).resize((MEAN_SIDE, MEAN_SIDE), Image.Resampling.BICUBIC, reducing_gap=3.0)
+    image = Image.fromarray(pixels.numpy()).resize(
+        (MEAN_SIDE, MEAN_SIDE), Image.Resampling.BICUBIC, reducing_gap=3.0
+    )
     return np.asarray(image, dtype=np.float64)
 
 
 def duplicates(reports: Sequence[FolderReport]) -> list[list[tuple[str, str]]]:
-    """Return the groups of (folder's name, path) whose pixels are the same, those that cross folders first."""
+    """Return the groups of (folder's name, path) whose pixels are the same, those that cross folders
+    first."""
     groups: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
     for report in reports:
         for path, digest in report.hashes.items():
@@ -150,31 +172,47 @@ def duplicates(reports: Sequence[FolderReport]) -> list[list[tuple[str, str]]]:
 def summary(report: FolderReport, crop_size: int) -> dict[str, str]:
     """Return what is said of a folder, by its label."""
     good = report.good
-    lines = {"pictures": f"{len(report.files):,}, {sum(file.bytes for file in report.files) / 2**20:,.1f} MiB"}
+    lines = {
+        "pictures": f"{len(report.files):,}, {sum(file.bytes for file in report.files) / 2**20:,.1f} MiB"
+    }
     if good:
         sizes = Counter((file.width, file.height) for file in good)
         common = ", ".join(f"{w}x{h} ({n:,})" for (w, h), n in sizes.most_common(3))
         areas = sorted((file.width * file.height, file.width, file.height) for file in good)
         smallest, largest = (f"{areas[at][1]}x{areas[at][2]}" for at in (0, -1))
-        lines["sizes"] = f"{common}{f' and {len(sizes) - 3} more' if len(sizes) > 3 else ''}; smallest {smallest}, largest {largest}"
-        lines["modes"] = ", ".join(f"{mode} {n:,}" for mode, n in Counter(file.mode for file in good).most_common())
+        lines["sizes"] = (
+            f"{common}{f' and {len(sizes) - 3} more' if len(sizes) > 3 else ''}; smallest {smallest}, largest"
+            f" {largest}"
+        )
+        lines["modes"] = ", ".join(
+            f"{mode} {n:,}" for mode, n in Counter(file.mode for file in good).most_common()
+        )
         kinds = Counter(Path(file.path).suffix.lower() for file in report.files)
         lines["files"] = ", ".join(f"{suffix} {n:,}" for suffix, n in kinds.most_common())
     if odd := sum(not file.plain for file in good):
         lines["odd"] = f"{odd:,} are no plain 8-bit JPEG or PNG: read by Pillow, which is slower"
     if report.mean is not None:
         red, green, blue = report.mean.mean((0, 1))
-        lines["mean"] = f"red {red:.0f}, green {green:.0f}, blue {blue:.0f} of 255, standard deviation {report.deviation:.0f}"
+        lines["mean"] = (
+            f"red {red:.0f}, green {green:.0f}, blue {blue:.0f} of 255, standard deviation"
+            f" {report.deviation:.0f}"
+        )
     lines["small"] = f"{len(report.small):,} with a side below {crop_size}"
     lines["broken"] = f"{len(report.broken):,}"
     return lines
 
 
 def _listed(lines: list[str]) -> list[str]:
-    return lines if len(lines) <= LISTED else [*lines[:LISTED], f"and {len(lines) - LISTED:,} more, see the page"]
+    return (
+        lines
+        if len(lines) <= LISTED
+        else [*lines[:LISTED], f"and {len(lines) - LISTED:,} more, see the page"]
+    )
 
 
-def _say(reports: list[FolderReport], twice: list[list[tuple[str, str]]], crop_size: int, console: Console) -> None:
+def _say(
+    reports: list[FolderReport], twice: list[list[tuple[str, str]]], crop_size: int, console: Console
+) -> None:
     for report in reports:
         console.table(f"{report.name}: {report.folder}", summary(report, crop_size))
         for line in _listed([f"    broken: {file.path}: {file.error}" for file in report.broken]):
@@ -200,36 +238,53 @@ figcaption{font-size:12px;max-width:160px;overflow-wrap:anywhere}
 
 def _image(data: bytes, title: str) -> str:
     encoded = base64.b64encode(data).decode()
-    return f'<img src="data:image/jpeg;base64,{encoded}" title="{html.escape(title)}" alt="{html.escape(Path(title).name)}">'
+    return (
+        f'<img src="data:image/jpeg;base64,{encoded}" title="{html.escape(title)}"'
+        f' alt="{html.escape(Path(title).name)}">'
+    )
 
 
 def page(title: str, reports: list[FolderReport], twice: list[list[tuple[str, str]]], crop_size: int) -> str:
     """Return the report as one HTML page that needs no other file."""
-    parts = [f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>']
+    parts = [
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+    ]
     parts.append(f"<style>{_STYLE}</style></head><body><h1>{html.escape(title)}</h1>\n<h2>Mean pictures</h2>")
     for report in reports:
         if report.mean is not None:
-            picture = _image(_encoded(report.mean.round().clip(0, 255).astype(np.uint8)), f"mean of {report.name}")
+            picture = _image(
+                _encoded(report.mean.round().clip(0, 255).astype(np.uint8)), f"mean of {report.name}"
+            )
             parts.append(f"<figure>{picture}<figcaption>{html.escape(report.name)}</figcaption></figure>")
     thumbs = {path: data for report in reports for path, data in report.thumbs.items()}
     if twice:
         parts.append(f'<h2 class="bad">The same pixels more than once ({len(twice):,})</h2><ul>')
         for group in twice:
-            parts.append("<li>" + " = ".join(f"{html.escape(path)} ({html.escape(name)})" for name, path in group) + "</li>")
+            parts.append(
+                "<li>"
+                + " = ".join(f"{html.escape(path)} ({html.escape(name)})" for name, path in group)
+                + "</li>"
+            )
         parts.append("</ul>")
     for report in reports:
         parts.append(f"<h2>{html.escape(report.name)}: {html.escape(str(report.folder))}</h2><table>")
-        parts += [f"<tr><td>{label}</td><td>{html.escape(text)}</td></tr>" for label, text in summary(report, crop_size).items()]
+        parts += [
+            f"<tr><td>{label}</td><td>{html.escape(text)}</td></tr>"
+            for label, text in summary(report, crop_size).items()
+        ]
         parts.append("</table>")
         if report.broken:
             parts.append('<h3 class="bad">Broken</h3><ul>')
-            parts += [f"<li>{html.escape(file.path)}: {html.escape(file.error)}</li>" for file in report.broken]
+            parts += [
+                f"<li>{html.escape(file.path)}: {html.escape(file.error)}</li>" for file in report.broken
+            ]
             parts.append("</ul>")
         if report.small:
             parts.append(f'<h3>Small ({len(report.small):,})</h3><div class="thumbs">')
             for file in report.small[:THUMBS]:
                 caption = f"{html.escape(Path(file.path).name)} {file.width}x{file.height}"
-                parts.append(f"<figure>{_image(thumbs[file.path], file.path)}<figcaption>{caption}</figcaption></figure>")
+                image = _image(thumbs[file.path], file.path)
+                parts.append(f"<figure>{image}<figcaption>{caption}</figcaption></figure>")
             parts.append("</div>")
         small = {file.path for file in report.small}
         others = [_image(data, path) for path, data in report.thumbs.items() if path not in small]
@@ -239,7 +294,9 @@ def page(title: str, reports: list[FolderReport], twice: list[list[tuple[str, st
 
 
 def report_dataset(config: ReportConfig, console: Console) -> bool:
-    """Print the report of a dataset and write its page; return whether training could begin as it is, with no broken file."""
+    """Print the report of a dataset and write its page; return whether training could begin as it is, with no
+    broken file.
+    """
     folders = folders_of(config)
     reports = []
     with console:
@@ -253,7 +310,9 @@ def report_dataset(config: ReportConfig, console: Console) -> bool:
         title = " ".join(config.dir.resolve().parts[-2:])  # the trainA of this dataset is not that of another
     else:
         title = config.dir.resolve().name
-    output = config.output or Path(f"{title.replace(' and ', '2').replace(' ', '_').replace('/', '')}_report.html")
+    output = config.output or Path(
+        f"{title.replace(' and ', '2').replace(' ', '_').replace('/', '')}_report.html"
+    )
     output.parent.mkdir(parents=True, exist_ok=True)
     text = page(title, reports, twice, config.crop_size)
     write_atomically(output, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))

@@ -1,4 +1,6 @@
-"""The authors' datasets: fetched from their server in as many goes as it takes, unpacked with care, every picture opened."""
+"""The authors' datasets: fetched from their server in as many goes as it takes, unpacked with care, every
+picture opened.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ TRIES, TIMEOUT, PIECE = 5, 30, 2**18
 
 @dataclass(frozen=True)
 class Dataset:
-    """What the authors offer under a name: from what to what, MiB to fetch, and pictures in trainA, trainB, testA, testB."""
+    """What the authors offer under a name: from what to what, MiB to fetch, and pictures in trainA, trainB,
+    testA, testB.
+    """
 
     what: str
     mib: int | None = None
@@ -65,9 +69,11 @@ def download(
     progress: Progress = lambda done, total: None,
     wait: Callable[[float], None] = time.sleep,
 ) -> list[Checked]:
-    """Put dataset ``name`` into ``output``/``name`` and return its bad pictures. With ``archive``, a zip that was fetched by other means.
+    """Put dataset ``name`` into ``output``/``name`` and return its bad pictures. With ``archive``, a zip that
+    was fetched by other means.
 
-    What a broken connection left is kept and gone on from. Raises UserError for what the user can put right; then nothing is unpacked.
+    What a broken connection left is kept and gone on from. Raises UserError for what the user can put right;
+    then nothing is unpacked.
     """
     if name in ELSEWHERE:
         raise UserError(f"{name}: {ELSEWHERE[name]}")
@@ -75,9 +81,13 @@ def download(
         raise UserError(f"{name}: not one of the authors' datasets ({', '.join(DATASETS)})")
     target = output / name
     if target.exists():
-        raise UserError(f"{target} exists; remove it to download it again, or look at it with check_dataset.py")
+        raise UserError(
+            f"{target} exists; remove it to download it again, or look at it with check_dataset.py"
+        )
     output.mkdir(parents=True, exist_ok=True)
-    fetched = archive or fetch(f"{server}/{urllib.parse.quote(name)}.zip", output / f"{name}.zip", say, progress, wait)
+    fetched = archive or fetch(
+        f"{server}/{urllib.parse.quote(name)}.zip", output / f"{name}.zip", say, progress, wait
+    )
     unpack(fetched, target)
     if archive is None and not keep_archive:
         fetched.unlink()
@@ -99,7 +109,13 @@ def fetch(url: str, file: Path, say: Say, progress: Progress, wait: Callable[[fl
             if error.code < 500:
                 raise UserError(f"{url}: the server says {error.code} {error.reason}") from None
             reason = f"the server says {error.code} {error.reason}"
-        except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError) as error:
+        except (
+            urllib.error.URLError,
+            http.client.HTTPException,
+            ConnectionError,
+            TimeoutError,
+            ssl.SSLError,
+        ) as error:
             reason = str(getattr(error, "reason", error)) or type(error).__name__
         got = part.stat().st_size if part.exists() else 0
         failures = 0 if got > before else failures + 1
@@ -116,8 +132,8 @@ def _unreachable(url: str, reason: str, got: int, name: str) -> str:
     host = urllib.parse.urlsplit(url).hostname
     kept = f"; {got / 2**20:.1f} MiB are kept, and the same command goes on from there" if got else ""
     return (
-        f"cannot fetch from {host}: {reason}{kept}. Behind a proxy, set http_proxy and https_proxy; or fetch {url} by other means "
-        f"and give it as --archive {name}"
+        f"cannot fetch from {host}: {reason}{kept}. Behind a proxy, set http_proxy and https_proxy; or fetch"
+        f" {url} by other means and give it as --archive {name}"
     )
 
 
@@ -126,14 +142,19 @@ def _notes(part: Path) -> Path:
 
 
 def _fetch_once(url: str, part: Path, progress: Progress) -> None:
-    """Fetch what ``part`` lacks of ``url``. Raises what the network raises; what came until then is in ``part``."""
+    """Fetch what ``part`` lacks of ``url``. Raises what the network raises; what came until then is in
+    ``part``.
+    """
     known: dict[str, Any] = {}
     with contextlib.suppress(OSError, ValueError):
         known = json.loads(_notes(part).read_text())
     start = part.stat().st_size if part.exists() and known.get("url") == url and known.get("version") else 0
-    request = urllib.request.Request(url, headers={"User-Agent": "fastcyclegan", "Accept-Encoding": "identity"})
+    request = urllib.request.Request(
+        url, headers={"User-Agent": "fastcyclegan", "Accept-Encoding": "identity"}
+    )
     if start:
-        # With If-Range the server sends the rest of the same file, or all of another that has taken its place.
+        # With If-Range the server sends the rest of the same file, or all of another that has taken its
+        # place.
         request.add_header("Range", f"bytes={start}-")
         request.add_header("If-Range", known["version"])
     try:
@@ -171,7 +192,9 @@ def _is_inside(info: zipfile.ZipInfo) -> bool:
 
 
 def unpack(archive: Path, target: Path) -> None:
-    """Unpack a dataset's zip as the folder ``target``, whole or not at all. Raises UserError for an archive that is damaged or hostile."""
+    """Unpack a dataset's zip as the folder ``target``, whole or not at all. Raises UserError for an archive
+    that is damaged or hostile.
+    """
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -179,24 +202,31 @@ def unpack(archive: Path, target: Path) -> None:
             members = [info for info in packed.infolist() if not info.filename.startswith("__MACOSX/")]
             for info in members:
                 if not _is_inside(info):
-                    raise UserError(f"{archive}: refused, as its member {info.filename!r} leads out of the folder")
+                    raise UserError(
+                        f"{archive}: refused, as its member {info.filename!r} leads out of the folder"
+                    )
             size, free = sum(info.file_size for info in members), shutil.disk_usage(target.parent).free
             if size > free:
                 raise UserError(
-                    f"{archive}: takes {size / 2**20:,.0f} MiB unpacked, and {free / 2**20:,.0f} MiB are free in {target.parent}"
+                    f"{archive}: takes {size / 2**20:,.0f} MiB unpacked, and {free / 2**20:,.0f} MiB are free"
+                    f" in {target.parent}"
                 )
             packed.extractall(partial, members)
         _root(partial, target.name, archive).rename(target)
     except FileNotFoundError:
         raise UserError(f"{archive}: no such file") from None
     except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, NotImplementedError, RuntimeError) as error:
-        raise UserError(f"{archive}: not a whole zip archive ({error}); delete it and fetch it again") from None
+        raise UserError(
+            f"{archive}: not a whole zip archive ({error}); delete it and fetch it again"
+        ) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
 def _root(unpacked: Path, name: str, archive: Path) -> Path:
-    """Return the folder that holds trainA and so on: the one of the dataset's name, the only one, or all of it."""
+    """Return the folder that holds trainA and so on: the one of the dataset's name, the only one, or all of
+    it.
+    """
     inside = [path for path in unpacked.iterdir() if path.is_dir()]
     for folder in (unpacked / name, *(inside if len(inside) == 1 else []), unpacked):
         if any((folder / part).is_dir() for part in FOLDERS):
@@ -213,8 +243,15 @@ def _report(name: str, target: Path, say: Say) -> list[Checked]:
             continue
         checked = check_files(list_pictures(target / part))
         broken = [one for one in checked if one.error]
-        differs = f" (the authors' has {expected[n]:,})" if expected is not None and expected[n] != len(checked) else ""
-        say(f"{target / part}: {len(checked):,} pictures{differs}" + (f", {len(broken)} broken" if broken else ""))
+        differs = (
+            f" (the authors' has {expected[n]:,})"
+            if expected is not None and expected[n] != len(checked)
+            else ""
+        )
+        say(
+            f"{target / part}: {len(checked):,} pictures{differs}"
+            + (f", {len(broken)} broken" if broken else "")
+        )
         bad += broken
     for one in bad:
         say(f"bad picture {one.path}: {one.error}")

@@ -1,7 +1,8 @@
 """One picture file to pixels: upright, in 8 bits, with the network's channels, resized, cropped and mirrored.
 
-Differences from the official code, each on purpose: EXIF rotation is honoured; 16-bit pictures are scaled to 8 bits (Pillow's own
-conversion clips them to white); transparent pixels show a white ground (dropping alpha shows what happens to lie under it).
+Differences from the official code, each on purpose: EXIF rotation is honoured; 16-bit pictures are scaled to
+8 bits (Pillow's own conversion clips them to white); transparent pixels show a white ground (dropping alpha
+shows what happens to lie under it).
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ Size = tuple[int, int]
 
 ORIENTATION = 0x0112
 JPEG_END, PNG_END = b"\xff\xd9", b"\0\0\0\0IEND\xaeB`\x82"
-# Chunks by which Pillow turns a PNG or chooses among its pictures; it finds them behind the pixels too, and so does this search.
+# Chunks by which Pillow turns a PNG or chooses among its pictures; it finds them behind the pixels too, and
+# so does this search.
 PNG_ODD = (b"eXIf", b"acTL", b"XML:com.adobe.xmp", b"tRNS")
 
 
@@ -43,7 +45,8 @@ class BadPictureError(UserError):
 
 
 def _sixteen_bits(image: Image.Image) -> Image.Image:
-    """Return a gray 8-bit picture for one of Pillow's integer modes, which hold 16-bit files (and 32-bit ones, which are refused).
+    """Return a gray 8-bit picture for one of Pillow's integer modes, which hold 16-bit files (and 32-bit
+    ones, which are refused).
 
     The value that a PNG declares transparent becomes white.
     """
@@ -68,7 +71,9 @@ def _eight_bits(image: Image.Image, channels: int) -> Image.Image:
 
 
 def upright(image: Image.Image, channels: int = 3) -> Image.Image:
-    """Return ``image`` turned as its EXIF data says, in mode RGB (3 channels) or L (1). Raises BadPictureError where that cannot be."""
+    """Return ``image`` turned as its EXIF data says, in mode RGB (3 channels) or L (1). Raises
+    BadPictureError where that cannot be.
+    """
     try:
         return _eight_bits(ImageOps.exif_transpose(image), channels)
     except (ValueError, OSError) as error:
@@ -76,7 +81,9 @@ def upright(image: Image.Image, channels: int = 3) -> Image.Image:
 
 
 def open_picture(path: Path | str, channels: int = 3) -> Image.Image:
-    """Return the decoded picture, upright, in mode RGB (3 channels) or L (1). Raises BadPictureError for whatever goes wrong."""
+    """Return the decoded picture, upright, in mode RGB (3 channels) or L (1). Raises BadPictureError for
+    whatever goes wrong.
+    """
     try:
         if not stat.S_ISREG(Path(path).stat().st_mode):  # reading a pipe would wait for ever
             raise ValueError("not a regular file")
@@ -89,15 +96,18 @@ def open_picture(path: Path | str, channels: int = 3) -> Image.Image:
         raise BadPictureError(path, "not a picture that Pillow can read") from None
     except MemoryError:
         raise BadPictureError(path, "too large for the memory") from None
-    # Pillow's decoders raise nearly anything on a broken file (OSError, SyntaxError, struct.error, EOFError, its bomb error).
+    # Pillow's decoders raise nearly anything on a broken file (OSError, SyntaxError, struct.error, EOFError,
+    # its bomb error).
     except Exception as error:
         raise BadPictureError(path, " ".join(str(error).split()) or type(error).__name__) from None
 
 
 def read_header(data: bytes) -> tuple[Size, bool]:
-    """Return the size of an encoded picture, as it is stored, and whether it is plain: every decoder reads it as ``open_picture`` does.
+    """Return the size of an encoded picture, as it is stored, and whether it is plain: every decoder reads it
+    as ``open_picture`` does.
 
-    Plain is a whole JPEG or PNG of 8-bit colour or gray, upright and opaque. Pixels are not decoded; what is no picture has size (0, 0).
+    Plain is a whole JPEG or PNG of 8-bit colour or gray, upright and opaque. Pixels are not decoded; what is
+    no picture has size (0, 0).
     """
     try:
         with Image.open(BytesIO(data)) as image:
@@ -113,20 +123,28 @@ def _is_plain(image: ImageFile.ImageFile, data: bytes) -> bool:
         return upright and image.info.get("adobe_transform", 1) != 0 and data.endswith(JPEG_END)
     if image.format == "PNG":
         raw_modes = [tile[3] for tile in image.tile]  # of 16-bit and 4-bit files these are not the mode
-        return raw_modes == [image.mode] and data.endswith(PNG_END) and not any(chunk in data for chunk in PNG_ODD)
+        return (
+            raw_modes == [image.mode]
+            and data.endswith(PNG_END)
+            and not any(chunk in data for chunk in PNG_ODD)
+        )
     return False
 
 
 def _nearest_multiple(side: int, multiple: int) -> int:
-    """Round to the nearest multiple, half to even as the official code does, and never below what a network can take."""
+    """Round to the nearest multiple, half to even as the official code does, and never below what a network
+    can take.
+    """
     return max(round(side / multiple) * multiple, multiple, 8)
 
 
 @dataclass(frozen=True)
 class Fit:
-    """What the pictures of one domain become: a size by the preprocess mode, a square crop or none, 1 or 3 channels.
+    """What the pictures of one domain become: a size by the preprocess mode, a square crop or none, 1 or 3
+    channels.
 
-    Two modes are not the command line's: "keep" (as it is, and the default) and "square" (to ``load_size`` squared).
+    Two modes are not the command line's: "keep" (as it is, and the default) and "square" (to ``load_size``
+    squared).
     """
 
     preprocess: Preprocess | Literal["keep", "square"] = "keep"
@@ -163,7 +181,9 @@ class Fit:
         return self.crop_size if self.preprocess.endswith("crop") else None
 
     def box(self, size: Size, view: View | None) -> tuple[int, int, int, int]:
-        """Return (left, top, width, height) of what ``view`` shows of a resized picture of ``size``; no view shows all of it."""
+        """Return (left, top, width, height) of what ``view`` shows of a resized picture of ``size``; no view
+        shows all of it.
+        """
         width, height = size
         if view is None or self.side is None:
             return 0, 0, width, height
@@ -178,7 +198,9 @@ class Fit:
 
 
 def load_pixels(path: Path | str, fit: Fit) -> Pixels:
-    """Return the decoded, resized picture as [H, W, C] uint8, before its crop and flip. Raises BadPictureError."""
+    """Return the decoded, resized picture as [H, W, C] uint8, before its crop and flip. Raises
+    BadPictureError.
+    """
     image = open_picture(path, fit.channels)
     if reason := fit.too_small(image.size):
         raise BadPictureError(path, reason)
@@ -190,7 +212,8 @@ def load_pixels(path: Path | str, fit: Fit) -> Pixels:
 
 
 def take_view(pixels: Pixels, fit: Fit, view: View | None) -> Pixels:
-    """Return what ``view`` shows of resized ``pixels`` [H, W, C], cropped and mirrored; a numpy view of them."""
+    """Return what ``view`` shows of resized ``pixels`` [H, W, C], cropped and mirrored; a numpy view of
+    them."""
     left, top, width, height = fit.box((pixels.shape[1], pixels.shape[0]), view)
     pixels = pixels[top : top + height, left : left + width]
     return pixels[:, ::-1] if view is not None and view.flip else pixels

@@ -24,18 +24,22 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Source:
-    """The pictures of one domain, and what they become. ``checked`` is what is known of the files, by path."""
+    """The pictures of one domain, and what they become. ``checked`` is what is known of the files, by
+    path."""
 
     paths: Sequence[Path]
     fit: Fit
     checked: dict[Path, Checked]
 
     def view(self, index: int, view: View) -> Pixels:
-        """Return what ``view`` shows of picture ``index``, read by Pillow, an array of its own. Raises BadPictureError."""
+        """Return what ``view`` shows of picture ``index``, read by Pillow, an array of its own. Raises
+        BadPictureError.
+        """
         return take_view(load_pixels(self.paths[index], self.fit), self.fit, view).copy()
 
     def view_of_next_good(self, index: int, view: View) -> tuple[Pixels, int, list[BadPictureError]]:
-        """Return ``view`` of picture ``index``, or, if it cannot be read, of the first after it that can; its number; and the bad ones.
+        """Return ``view`` of picture ``index``, or, if it cannot be read, of the first after it that can; its
+        number; and the bad ones.
 
         Raises UserError where there is none left.
         """
@@ -50,7 +54,9 @@ class Source:
 
 @dataclass(frozen=True)
 class Job:
-    """One picture to read: all of it, or what ``view`` shows. ``checked`` is what was known of the file; ``tag`` is the asker's."""
+    """One picture to read: all of it, or what ``view`` shows. ``checked`` is what was known of the file;
+    ``tag`` is the asker's.
+    """
 
     path: Path
     view: View | None = None
@@ -63,7 +69,9 @@ Row = Tensor | BadPictureError
 
 
 class Reader(Protocol):
-    """Reads many pictures fast, in order. A bad file is part of what it gives; a consumer that stops early closes the generator."""
+    """Reads many pictures fast, in order. A bad file is part of what it gives; a consumer that stops early
+    closes the generator.
+    """
 
     def read(self, jobs: Iterable[Job]) -> Generator[tuple[Job, Row]]: ...
 
@@ -71,12 +79,19 @@ class Reader(Protocol):
 class Loader(ABC):
     """Batches of ``plan`` from two sources.
 
-    A file that cannot be read any more ends the run with its name, or with ``skip_bad_images`` is said once and the next picture takes
-    its place.
+    A file that cannot be read any more ends the run with its name, or with ``skip_bad_images`` is said once
+    and the next picture takes its place.
     """
 
     def __init__(
-        self, a: Source, b: Source, plan: Plan, device: torch.device, *, skip_bad_images: bool = False, say: Say = lambda text: None
+        self,
+        a: Source,
+        b: Source,
+        plan: Plan,
+        device: torch.device,
+        *,
+        skip_bad_images: bool = False,
+        say: Say = lambda text: None,
     ) -> None:
         self.a, self.b, self.plan, self.device = a, b, plan, device
         self.skip_bad_images, self.say = skip_bad_images, say
@@ -84,7 +99,9 @@ class Loader(ABC):
 
     @abstractmethod
     def batches(self, start: int, stop: int) -> Generator[Batch]:
-        """Yield the batches of the iterations [start, stop). Raises UserError for a file that broke, or what reads them died."""
+        """Yield the batches of the iterations [start, stop). Raises UserError for a file that broke, or what
+        reads them died.
+        """
 
     def _leave_out(self, bad: Iterable[BadPictureError]) -> None:
         for error in bad:
@@ -95,7 +112,8 @@ class Loader(ABC):
                 self.say(f"left out {error}; the next picture takes its place")
 
     def _rescued(self, source: Source, index: int, view: View, row: Row) -> tuple[Tensor, int]:
-        """Return ``row`` and ``index``, or where it is a bad picture those of the one that takes its place."""
+        """Return ``row`` and ``index``, or where it is a bad picture those of the one that takes its
+        place."""
         if isinstance(row, Tensor):
             return row, index
         self._leave_out([row])
@@ -112,12 +130,24 @@ class Loader(ABC):
         """Return the batch of uint8 pixels [N, H, W, C]."""
         paths_A = [str(self.a.paths[sample.index_A]) for sample in samples]
         paths_B = [str(self.b.paths[sample.index_B]) for sample in samples]
-        return Batch(to_unit_range(pixels_A, self.device), to_unit_range(pixels_B, self.device), paths_A, paths_B, samples)
+        return Batch(
+            to_unit_range(pixels_A, self.device),
+            to_unit_range(pixels_B, self.device),
+            paths_A,
+            paths_B,
+            samples,
+        )
 
     def _batch_of_rows(self, rows: Sequence[tuple[Tensor, Tensor, Sample]]) -> Batch:
-        """Return the batch of rows [H, W, C]; an empty one (of a rank that gets no sample) has the size of the crop."""
+        """Return the batch of rows [H, W, C]; an empty one (of a rank that gets no sample) has the size of
+        the crop.
+        """
         samples = [sample for _, _, sample in rows]
-        return self._batch(_stacked([a for a, _, _ in rows], self.a.fit), _stacked([b for _, b, _ in rows], self.b.fit), samples)
+        return self._batch(
+            _stacked([a for a, _, _ in rows], self.a.fit),
+            _stacked([b for _, b, _ in rows], self.b.fit),
+            samples,
+        )
 
 
 def _stacked(rows: list[Tensor], fit: Fit) -> Tensor:
@@ -126,4 +156,8 @@ def _stacked(rows: list[Tensor], fit: Fit) -> Tensor:
         return torch.empty(0, side, side, fit.channels, dtype=torch.uint8)
     if len(rows) == 1:
         return rows[0][None]
-    return torch.from_numpy(np.stack([row.numpy() for row in rows])) if rows[0].device.type == "cpu" else torch.stack(rows)
+    return (
+        torch.from_numpy(np.stack([row.numpy() for row in rows]))
+        if rows[0].device.type == "cpu"
+        else torch.stack(rows)
+    )

@@ -1,4 +1,6 @@
-"""The Pillow loader: batches of an unpaired dataset in the order of its plan, read by worker processes; and Pillow's plain reader."""
+"""The Pillow loader: batches of an unpaired dataset in the order of its plan, read by worker processes; and
+Pillow's plain reader.
+"""
 
 from __future__ import annotations
 
@@ -31,11 +33,15 @@ _Items = tuple[Tensor, Tensor, list[Sample], list[BadPictureError]]
 
 
 class _Unpaired(Dataset[object]):
-    """One sample by (epoch, i): both views, the sample as it was read and what was left out, or the error that stood in the way."""
+    """One sample by (epoch, i): both views, the sample as it was read and what was left out, or the error
+    that stood in the way.
+    """
 
     def __init__(self, a: Source, b: Source, plan: Plan) -> None:
         # What was known of the files stays behind: each worker would get a copy of it.
-        self.a, self.b, self.plan = dataclasses.replace(a, checked={}), dataclasses.replace(b, checked={}), plan
+        self.a = dataclasses.replace(a, checked={})
+        self.b = dataclasses.replace(b, checked={})
+        self.plan = plan
 
     def __getitem__(self, key: tuple[int, int]) -> _Item | UserError:
         sample = self.plan.sample(*key)
@@ -61,7 +67,9 @@ def _collate(items: list[_Item | UserError]) -> _Items | UserError | None:
 
 
 def _quiet_worker(_: int) -> None:
-    """The main process decides what a signal to the whole group means; a worker ends when it is told to, or when its parent is gone."""
+    """The main process decides what a signal to the whole group means; a worker ends when it is told to, or
+    when its parent is gone.
+    """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
 
@@ -71,7 +79,9 @@ _workers: weakref.WeakSet[Any] = weakref.WeakSet()
 
 @atexit.register
 def _end_workers() -> None:
-    """End workers that are left, before Python does: it sends them SIGTERM, which they ignore, and waits for them without end."""
+    """End workers that are left, before Python does: it sends them SIGTERM, which they ignore, and waits for
+    them without end.
+    """
     left = [worker for worker in list(_workers) if worker.is_alive()]
     if left:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise at the first death
@@ -81,12 +91,16 @@ def _end_workers() -> None:
 
 @contextlib.contextmanager
 def naming_dead_workers() -> Iterator[None]:
-    """Turn what torch raises, wherever the main process happens to be, when a loader process was killed, into a UserError."""
+    """Turn what torch raises, wherever the main process happens to be, when a loader process was killed, into
+    a UserError.
+    """
     try:
         yield
     except RuntimeError as error:
         if "DataLoader worker" in str(error):
-            raise UserError(f"a loader process died ({str(error).splitlines()[0]}); fewer --num_threads need less memory") from None
+            raise UserError(
+                f"a loader process died ({str(error).splitlines()[0]}); fewer --num_threads need less memory"
+            ) from None
         raise
 
 
@@ -121,7 +135,8 @@ class FolderLoader(Loader):
                 collate_fn=_collate,
                 worker_init_fn=_quiet_worker,
                 pin_memory=self.device.type == "cuda",
-                # The loader draws a seed that nothing here uses: not from the generator that dropout and a resume depend on.
+                # The loader draws a seed that nothing here uses: not from the generator that dropout and a
+                # resume depend on.
                 generator=torch.Generator(),
             )
             before = set(multiprocessing.active_children())

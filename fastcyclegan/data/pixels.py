@@ -18,7 +18,9 @@ _LABEL, _GAP = 18, 4
 
 
 def to_pixels(images: Tensor) -> NDArray[np.uint8]:
-    """Return [N, C, H, W] in [-1, 1] as [N, H, W, C] uint8, rounded and clamped (the official code truncates)."""
+    """Return [N, C, H, W] in [-1, 1] as [N, H, W, C] uint8, rounded and clamped (the official code
+    truncates).
+    """
     scaled = images.detach().float().add(1).mul(127.5).round().clamp(0, 255)
     return scaled.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
@@ -29,12 +31,16 @@ def to_image(pixels: NDArray[np.uint8]) -> Image.Image:
 
 
 def draw_grid(columns: Mapping[str, Sequence[NDArray[np.uint8]]]) -> Image.Image:
-    """Return a grid with one labelled column an entry and one row a picture, [H, W, C] uint8; pictures of a row may differ in size."""
+    """Return a grid with one labelled column an entry and one row a picture, [H, W, C] uint8; pictures of a
+    row may differ in size.
+    """
     rows = list(zip(*columns.values(), strict=True))
     widths = [max(p.shape[1] for p in pictures) for pictures in columns.values()]
     heights = [max(p.shape[0] for p in row) for row in rows]
     font = ImageFont.load_default(12)
-    widths = [max(width, math.ceil(font.getlength(label)) + 2) for width, label in zip(widths, columns, strict=True)]
+    widths = [
+        max(width, math.ceil(font.getlength(label)) + 2) for width, label in zip(widths, columns, strict=True)
+    ]
     size = (sum(widths) + _GAP * (len(widths) + 1), _LABEL + sum(heights) + _GAP * (len(rows) + 1))
     grid = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(grid)
@@ -55,10 +61,13 @@ def save_image(image: Image.Image, path: Path) -> None:
 
 
 def to_unit_range(pixels: Tensor, device: torch.device) -> Tensor:
-    """Return uint8 pixels [N, H, W, C] as floats in [-1, 1] on ``device``, [N, C, H, W] in channels_last memory."""
+    """Return uint8 pixels [N, H, W, C] as floats in [-1, 1] on ``device``, [N, C, H, W] in channels_last
+    memory.
+    """
     if device.type == "cpu":
-        # By numpy, like all that loaders do to pixels on the host: in this thread alone. torch's threads spin while they wait for one
-        # another, on cores that the loader's threads and processes need; on two cores that was a third of all work.
+        # By numpy, like all that loaders do to pixels on the host: in this thread alone. torch's threads spin
+        # while they wait for one another, on cores that the loader's threads and processes need; on two cores
+        # that was a third of all work.
         values = pixels.numpy().astype(np.float32)
         values /= np.float32(127.5)
         values -= np.float32(1)

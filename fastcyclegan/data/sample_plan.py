@@ -1,10 +1,11 @@
 """What sample i of an epoch is, decided from (seed, epoch, i) alone.
 
-A sample is a picture of A and one of B, where each is cropped and whether it is mirrored, and what chance decides for the replay pools
-and the gradient penalty. No loader, worker or device draws anything itself. So every loader sees the same samples, and the place of a
-run is one integer, the number of iterations done.
+A sample is a picture of A and one of B, where each is cropped and whether it is mirrored, and what chance
+decides for the replay pools and the gradient penalty. No loader, worker or device draws anything itself. So
+every loader sees the same samples, and the place of a run is one integer, the number of iterations done.
 
-Random numbers are raw Philox words of numpy, whose bit streams are stable across numpy versions (its distributions are not).
+Random numbers are raw Philox words of numpy, whose bit streams are stable across numpy versions (its
+distributions are not).
 """
 
 from __future__ import annotations
@@ -20,14 +21,18 @@ _ORDER, _SAMPLE = 0, 1
 
 
 def uniforms(count: int, *key: int) -> NDArray[np.float64]:
-    """Return ``count`` numbers in [0, 1) that depend on the non-negative integers of ``key`` and nothing else."""
+    """Return ``count`` numbers in [0, 1) that depend on the non-negative integers of ``key`` and nothing
+    else.
+    """
     words = np.random.Philox(np.random.SeedSequence(key)).random_raw(count)
     return np.asarray((words >> np.uint64(11)) * 2.0**-53, dtype=np.float64)
 
 
 @dataclass(frozen=True)
 class View:
-    """How one picture is seen: the crop's place, as a share of the room there is in x and y, in [0, 1), and whether it is mirrored."""
+    """How one picture is seen: the crop's place, as a share of the room there is in x and y, in [0, 1), and
+    whether it is mirrored.
+    """
 
     x: float
     y: float
@@ -36,7 +41,9 @@ class View:
 
 @dataclass(frozen=True)
 class Sample:
-    """One unpaired sample. ``draw_A`` and ``draw_B`` are (swap, place) for the pools of fake A and fake B; ``mix`` is wgangp's."""
+    """One unpaired sample. ``draw_A`` and ``draw_B`` are (swap, place) for the pools of fake A and fake B;
+    ``mix`` is wgangp's.
+    """
 
     index_A: int
     index_B: int
@@ -50,11 +57,13 @@ class Sample:
 
 @dataclass(frozen=True)
 class Plan:
-    """The samples of every epoch, for ``count_A`` and ``count_B`` pictures. An epoch shows max(count_A, count_B) samples.
+    """The samples of every epoch, for ``count_A`` and ``count_B`` pictures. An epoch shows max(count_A,
+    count_B) samples.
 
-    Shuffled: sample i takes A[order[i] mod count_A] and a uniformly random B. Serial: A[i mod count_A] and B[i mod count_B].
-    Of ``ranks`` processes each gets every ranks-th sample, from its ``rank`` on: together they see what one would with batches
-    ``ranks`` times as large. In the last, partial batch of an epoch some ranks may get one sample fewer than others, or none.
+    Shuffled: sample i takes A[order[i] mod count_A] and a uniformly random B. Serial: A[i mod count_A] and
+    B[i mod count_B]. Of ``ranks`` processes each gets every ranks-th sample, from its ``rank`` on: together
+    they see what one would with batches ``ranks`` times as large. In the last, partial batch of an epoch some
+    ranks may get one sample fewer than others, or none.
     """
 
     seed: int
@@ -87,11 +96,13 @@ class Plan:
         u = uniforms(13, self.seed, epoch, _SAMPLE, i).tolist()
         item = i if self.serial else int(_order(len(self), self.seed, epoch)[i])
         index_B = i % self.count_B if self.serial else int(u[0] * self.count_B)
-        view_A, view_B = View(u[1], u[2], self.flip and u[3] < 0.5), View(u[4], u[5], self.flip and u[6] < 0.5)
+        view_A = View(u[1], u[2], self.flip and u[3] < 0.5)
+        view_B = View(u[4], u[5], self.flip and u[6] < 0.5)
         return Sample(item % self.count_A, index_B, view_A, view_B, (u[7], u[8]), (u[9], u[10]), u[11], u[12])
 
     def batch(self, iteration: int) -> tuple[int, range]:
-        """Return the epoch (from 1) and the rank's sample numbers of ``iteration`` (from 0, over all epochs)."""
+        """Return the epoch (from 1) and the rank's sample numbers of ``iteration`` (from 0, over all
+        epochs)."""
         epoch, index = divmod(iteration, self.iterations_per_epoch)
         together = self.batch_size * self.ranks
         stop = min((index + 1) * together, len(self))

@@ -1,7 +1,8 @@
 """Find the pictures of a dataset, and check every file once before training starts.
 
-A check decodes the whole file, since a header does not tell that the rest is missing. Its result is kept under the user's cache folder
-by path, size and time of change, so that the next run over the same files takes a stat a file.
+A check decodes the whole file, since a header does not tell that the rest is missing. Its result is kept
+under the user's cache folder by path, size and time of change, so that the next run over the same files takes
+a stat a file.
 """
 
 from __future__ import annotations
@@ -19,7 +20,14 @@ from pathlib import Path
 from PIL import Image
 
 from fastcyclegan.config import DataConfig
-from fastcyclegan.data.image_file import ORIENTATION, SUFFIXES, BadPictureError, Fit, open_picture, read_header
+from fastcyclegan.data.image_file import (
+    ORIENTATION,
+    SUFFIXES,
+    BadPictureError,
+    Fit,
+    open_picture,
+    read_header,
+)
 from fastcyclegan.errors import UserError
 
 CACHE_VERSION = 2
@@ -46,7 +54,8 @@ class Needs:
 
 @dataclass(frozen=True)
 class Checked:
-    """One file: its identity on disk, its upright size in pixels and Pillow's mode, and why it cannot be used, if so.
+    """One file: its identity on disk, its upright size in pixels and Pillow's mode, and why it cannot be
+    used, if so.
 
     ``plain`` files are those that every decoder reads alike, see ``picture.read_header``.
     """
@@ -95,13 +104,20 @@ def _need_folder(path: Path) -> None:
 def _inside(root: Path) -> Folders:
     _need_folder(root)
     for pattern in ("{}{}", "{}/{}"):
-        paths = {(split, side): root / pattern.format(split, side) for split in ("train", "test") for side in "AB"}
+        paths = {
+            (split, side): root / pattern.format(split, side) for split in ("train", "test") for side in "AB"
+        }
         if paths["train", "A"].is_dir() or paths["train", "B"].is_dir():
             _need_folder(paths["train", "A"])
             _need_folder(paths["train", "B"])
-            test_A, test_B = (path if path.is_dir() else None for path in (paths["test", "A"], paths["test", "B"]))
+            test_A, test_B = (
+                path if path.is_dir() else None for path in (paths["test", "A"], paths["test", "B"])
+            )
             return Folders(paths["train", "A"], paths["train", "B"], test_A, test_B)
-    raise UserError(f"{root}: has neither trainA and trainB nor train/A and train/B; for two folders use --data_A and --data_B")
+    raise UserError(
+        f"{root}: has neither trainA and trainB nor train/A and train/B; for two folders use --data_A and"
+        " --data_B"
+    )
 
 
 def list_pictures(folder: Path, limit: int | None = None) -> list[Path]:
@@ -117,14 +133,22 @@ def list_pictures(folder: Path, limit: int | None = None) -> list[Path]:
             continue
         seen.add(identity)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [Path(parent, name) for name in names if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES]
+        found += [
+            Path(parent, name)
+            for name in names
+            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES
+        ]
     return sorted(found, key=lambda path: path.relative_to(folder).as_posix())[:limit]
 
 
-def split_holdout(paths: Sequence[Path], folder: Path, share: float, seed: int) -> tuple[list[Path], list[Path]]:
-    """Return (training, held-out) pictures. A picture's part depends on the seed and its name alone; a hash picks ``share`` of them.
+def split_holdout(
+    paths: Sequence[Path], folder: Path, share: float, seed: int
+) -> tuple[list[Path], list[Path]]:
+    """Return (training, held-out) pictures. A picture's part depends on the seed and its name alone; a hash
+    picks ``share`` of them.
 
-    At least one is held out where ``share`` > 0 and there are two or more, and at least one is left for training.
+    At least one is held out where ``share`` > 0 and there are two or more, and at least one is left for
+    training.
     """
     if share <= 0 or len(paths) < 2:
         return list(paths), []
@@ -185,7 +209,9 @@ def _write_cache(file: Path, records: Iterable[Checked]) -> None:
 
 
 def check_files(paths: Sequence[Path], progress: Callable[[int, int], None] | None = None) -> list[Checked]:
-    """Return what each of ``paths`` is, in order, from the cache where the file has not changed; ``progress`` is told (done, total)."""
+    """Return what each of ``paths`` is, in order, from the cache where the file has not changed; ``progress``
+    is told (done, total).
+    """
     cache_file = _cache_file()
     cache = _read_cache(cache_file)
 
@@ -209,14 +235,23 @@ def too_small(checked: Checked, fit: Fit, needs: Needs) -> str:
     """Return why a readable picture cannot be cropped, or is below what the networks take; else ""."""
     size = checked.width, checked.height
     if not (reason := fit.too_small(size)) and min(fit.resized(size)) < needs.least:
-        return f"{checked.width}x{checked.height} is smaller than the {needs.least} pixels a side that the networks need"
+        return (
+            f"{checked.width}x{checked.height} is smaller than the {needs.least} pixels a side that the"
+            " networks need"
+        )
     return reason
 
 
 def usable(
-    paths: Sequence[Path], config: DataConfig, needs: Needs, say: Callable[[str], None], progress: Callable[[int, int], None] | None = None
+    paths: Sequence[Path],
+    config: DataConfig,
+    needs: Needs,
+    say: Callable[[str], None],
+    progress: Callable[[int, int], None] | None = None,
 ) -> dict[Path, Checked]:
-    """Return those of ``paths`` that can be used. Bad ones are named: in a UserError, or with skip_bad_images by ``say``."""
+    """Return those of ``paths`` that can be used. Bad ones are named: in a UserError, or with skip_bad_images
+    by ``say``.
+    """
     bad = []
     good = {}
     fit = Fit.of(config, multiple=needs.multiple)
@@ -228,7 +263,9 @@ def usable(
             good[path] = checked
     if bad and not config.skip_bad_images:
         more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
-        raise UserError(f"bad picture {bad[0]}{more}; --skip_bad_images leaves such pictures out and lists them")
+        raise UserError(
+            f"bad picture {bad[0]}{more}; --skip_bad_images leaves such pictures out and lists them"
+        )
     for line in bad:
         say(f"left out {line}")
     return good
@@ -236,7 +273,9 @@ def usable(
 
 @dataclass(frozen=True)
 class Pictures:
-    """The usable pictures of a dataset as the model's A and B; the test lists may be empty. ``checked`` says what each file is."""
+    """The usable pictures of a dataset as the model's A and B; the test lists may be empty. ``checked`` says
+    what each file is.
+    """
 
     train_A: list[Path]
     train_B: list[Path]
@@ -252,13 +291,17 @@ def find_pictures(
     progress: Callable[[int, int], None] | None = None,
     needs: Needs = Needs(),
 ) -> Pictures:
-    """Find and check all pictures that ``config`` names. Raises UserError for a folder that is missing, empty, or holds a bad picture."""
+    """Find and check all pictures that ``config`` names. Raises UserError for a folder that is missing,
+    empty, or holds a bad picture.
+    """
     folders = find_folders(config)
     lists: list[list[Path]] = []
     for folder in (folders.train_A, folders.train_B):
         paths = list_pictures(folder)
         if not paths:
-            raise UserError(f"{folder}: no pictures in it (looked for {', '.join(sorted(s[1:] for s in SUFFIXES))})")
+            raise UserError(
+                f"{folder}: no pictures in it (looked for {', '.join(sorted(s[1:] for s in SUFFIXES))})"
+            )
         train, held = split_holdout(paths, folder, folders.holdout, seed)
         lists += [train[: config.max_dataset_size], held[: config.max_dataset_size]]
     for slot, test in ((1, folders.test_A), (3, folders.test_B)):
@@ -273,5 +316,6 @@ def find_pictures(
 
 
 def fingerprint(paths: Sequence[Path]) -> str:
-    """Return a short hash of the names, in order, by which a resumed run sees that its pictures are others."""
+    """Return a short hash of the names, in order, by which a resumed run sees that its pictures are
+    others."""
     return hashlib.sha256("\n".join(path.name for path in paths).encode()).hexdigest()[:16]

@@ -1,4 +1,6 @@
-"""Batches from loaders of the caller's own: tensors, paired or in two domains, with what their samples decide."""
+"""Batches from loaders of the caller's own: tensors, paired or in two domains, with what their samples
+decide.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ from fastcyclegan.errors import UserError
 
 @dataclass(frozen=True)
 class Wants:
-    """What pictures must be: channels of A and of B, sides that are multiples of ``multiple`` and at least ``least``."""
+    """What pictures must be: channels of A and of B, sides that are multiples of ``multiple`` and at least
+    ``least``.
+    """
 
     channels: tuple[int, int]
     multiple: int
@@ -25,7 +29,9 @@ class Wants:
 
 
 def _picture_of(item: Any, side: str) -> Any:
-    """Return one domain's pictures of what its loader gave: a tensor, the first of a tuple (a label may follow), or the entry ``side``."""
+    """Return one domain's pictures of what its loader gave: a tensor, the first of a tuple (a label may
+    follow), or the entry ``side``.
+    """
     if isinstance(item, Mapping):
         return item.get(side)
     return item[0] if isinstance(item, (tuple, list)) and item else item
@@ -38,7 +44,8 @@ def _pair_of(item: Any) -> tuple[Any, Any]:
     if isinstance(item, (tuple, list)) and len(item) >= 2:
         return item[0], item[1]
     raise UserError(
-        f'a loader by itself must give {{"A": ..., "B": ...}} or pairs of tensors, got {type(item).__name__}; or give two loaders'
+        f'a loader by itself must give {{"A": ..., "B": ...}} or pairs of tensors, got {type(item).__name__};'
+        " or give two loaders"
     )
 
 
@@ -55,11 +62,12 @@ def _length(loader: Iterable[Any], given: int | None) -> int:
 
 
 class TensorLoader:
-    """Batches of ``A`` and ``B``, two loaders (the shorter begins anew where it ends), or of ``A`` alone, which gives both domains.
+    """Batches of ``A`` and ``B``, two loaders (the shorter begins anew where it ends), or of ``A`` alone,
+    which gives both domains.
 
-    Loaders give float tensors [N, C, H, W] in [-1, 1], or uint8 ones, in the caller's order: nothing is cropped or mirrored. Of batches of
-    A and B that differ in N the surplus is left out. ``plan`` decides for the replay pools, by the seed and the place alone. Raises
-    UserError for what cannot be trained on.
+    Loaders give float tensors [N, C, H, W] in [-1, 1], or uint8 ones, in the caller's order: nothing is
+    cropped or mirrored. Of batches of A and B that differ in N the surplus is left out. ``plan`` decides for
+    the replay pools, by the seed and the place alone. Raises UserError for what cannot be trained on.
     """
 
     def __init__(
@@ -102,12 +110,18 @@ class TensorLoader:
                 yield self._batch(iteration, *self._read(pair))
                 iteration += 1
             if iteration < end:
-                raise UserError(f"a loader ended after {iteration - start} batches and gives no more: it must be one that begins anew")
+                raise UserError(
+                    f"a loader ended after {iteration - start} batches and gives no more: it must be one that"
+                    " begins anew"
+                )
 
     def _batch(self, iteration: int, a: Tensor, b: Tensor) -> Batch:
-        epoch, place = iteration // self.plan.iterations_per_epoch + 1, iteration % self.plan.iterations_per_epoch
+        epoch = iteration // self.plan.iterations_per_epoch + 1
+        place = iteration % self.plan.iterations_per_epoch
         # Of pictures beyond the first batch's number each has a number of its own too.
-        samples = [self.plan.sample(epoch, place + n * self.plan.iterations_per_epoch) for n in range(a.shape[0])]
+        samples = [
+            self.plan.sample(epoch, place + n * self.plan.iterations_per_epoch) for n in range(a.shape[0])
+        ]
         return Batch(a, b, [""] * len(samples), [""] * len(samples), samples)
 
     def _read(self, pair: tuple[Any, Any], checked: bool = False) -> tuple[Tensor, Tensor]:
@@ -118,19 +132,27 @@ class TensorLoader:
     def _pictures(self, images: Any, side: str, checked: bool) -> Tensor:
         """Return ``images`` of domain ``side`` as the engine takes them."""
         wants, channels = self.wants, self.wants.channels["AB".index(side)]
-        if not isinstance(images, Tensor) or images.dim() != 4 or images.shape[1] != channels or not images.shape[0]:
+        if (
+            not isinstance(images, Tensor)
+            or images.dim() != 4
+            or images.shape[1] != channels
+            or not images.shape[0]
+        ):
             got = f"shape {list(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
             raise UserError(f"pictures of {side} must be tensors [N, {channels}, H, W], got {got}")
         if any(s % wants.multiple or s < wants.least for s in images.shape[2:]):
             size = f"{images.shape[3]}x{images.shape[2]}"
             raise UserError(
-                f"pictures of {side} are {size}: the networks take sides that are multiples of {wants.multiple}, from {wants.least} on"
+                f"pictures of {side} are {size}: the networks take sides that are multiples of"
+                f" {wants.multiple}, from {wants.least} on"
             )
         images = images.to(self.device, non_blocking=True)
         if images.dtype == torch.uint8:
             images = images.float().div_(127.5).sub_(1.0)
         elif not images.is_floating_point():
-            raise UserError(f"pictures of {side} must be floating point in [-1, 1] or uint8, got {images.dtype}")
+            raise UserError(
+                f"pictures of {side} must be floating point in [-1, 1] or uint8, got {images.dtype}"
+            )
         elif checked and images.abs().amax() > 1.001:
             low, high = images.amin().item(), images.amax().item()
             raise UserError(f"pictures of {side} must be in [-1, 1], got values from {low:g} to {high:g}")

@@ -1,4 +1,6 @@
-"""Kernels compiled before the launch that needs them, in as many processes as there are cores, into Triton's cache on disk."""
+"""Kernels compiled before the launch that needs them, in as many processes as there are cores, into Triton's
+cache on disk.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ from typing import IO, Any
 from fastcyclegan.devtools.jobs import Job, is_compiled
 from fastcyclegan.kernels._cache import cache_folder
 
-# Counted on one core of an AMD EPYC (Zen 4) with Triton 3.7.1: 188 kernels of a training step in 52 s, 2 s to import torch and Triton.
+# Counted on one core of an AMD EPYC (Zen 4) with Triton 3.7.1: 188 kernels of a training step in 52 s, 2 s to
+# import torch and Triton.
 SECONDS_A_KERNEL, SECONDS_TO_START = 0.28, 2.0
 # With fewer to compile than this the launches do it: it takes less time than the processes take to start.
 FEWEST = 8
@@ -33,7 +36,8 @@ def lock_file() -> Path:
 
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
-    """Let no other process of this user compile ahead inside the block, so that several that start together do not compile the same.
+    """Let no other process of this user compile ahead inside the block, so that several that start together
+    do not compile the same.
 
     Where files cannot be locked nobody is waited for. The lock of a process that died is free.
     """
@@ -47,7 +51,9 @@ def alone() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of the jobs: how many were compiled, in how many processes and seconds, and what failed, by kernel."""
+    """What became of the jobs: how many were compiled, in how many processes and seconds, and what failed, by
+    kernel.
+    """
 
     compiled: int
     processes: int
@@ -70,10 +76,13 @@ def predicted_seconds(jobs: int, processes: int) -> float:
     return SECONDS_TO_START + SECONDS_A_KERNEL * -(-jobs // processes)
 
 
-def compile_ahead(jobs: Sequence[Job], progress: Progress = lambda done, total: None, processes: int | None = None) -> Outcome:
+def compile_ahead(
+    jobs: Sequence[Job], progress: Progress = lambda done, total: None, processes: int | None = None
+) -> Outcome:
     """Compile ``jobs`` and tell ``progress`` of each that is done.
 
-    A job that fails to compile is among the outcome's failures, and so is, under "", a worker that ended early.
+    A job that fails to compile is among the outcome's failures, and so is, under "", a worker that ended
+    early.
     """
     if not jobs:
         return Outcome(0, 0, 0.0)
@@ -104,10 +113,15 @@ def compile_ahead(jobs: Sequence[Job], progress: Progress = lambda done, total: 
 
 @contextlib.contextmanager
 def _worker(processes: int, given: IO[str], complaints: IO[str]) -> Iterator[IO[str]]:
-    """Start the program that compiles and yield the lines that it prints; leaving the block ends it and all its processes."""
+    """Start the program that compiles and yield the lines that it prints; leaving the block ends it and all
+    its processes.
+    """
     command = [sys.executable, "-m", f"{__package__}.compile_worker", str(processes), str(os.getpid())]
     # What this process imports from, the worker does too.
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(str(Path(path).absolute()) for path in sys.path)}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(str(Path(path).absolute()) for path in sys.path),
+    }
     # In a session of its own: Ctrl-C in the terminal is this process's business.
     pipes: dict[str, Any] = {"stdin": given, "stdout": subprocess.PIPE, "stderr": complaints}
     worker = subprocess.Popen(command, env=environment, text=True, start_new_session=True, **pipes)

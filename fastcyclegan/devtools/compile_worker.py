@@ -1,9 +1,10 @@
 """Compiles kernels in processes of its own: python -m fastcyclegan.devtools.compile_worker PROCESSES
 
-Reads jobs from standard input, a JSON list of [kernel, capability, data], and prints a line of JSON for each that is done: its number, the
-seconds it took, and what went wrong or "". It is a program of its own because processes that were forked from one that trains would share
-CUDA and threads with it, and processes that were spawned from it would run the user's script again. Here one process imports everything and
-forks before there is a thread. All end with the process that started them.
+Reads jobs from standard input, a JSON list of [kernel, capability, data], and prints a line of JSON for each
+that is done: its number, the seconds it took, and what went wrong or "". It is a program of its own because
+processes that were forked from one that trains would share CUDA and threads with it, and processes that were
+spawned from it would run the user's script again. Here one process imports everything and forks before there
+is a thread. All end with the process that started them.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ import sys
 import time
 
 from fastcyclegan.devtools.jobs import Job, build_launcher, compile_job
-
-# The kernels register themselves.
-from fastcyclegan.kernels import border_triton, descriptor_triton, instance_norm_triton, reflect_conv_triton, zero_conv_triton  # noqa: F401
+from fastcyclegan.kernels import every_kernel  # noqa: F401
 
 
 def die_with(parent: int) -> None:
-    """Have the system end this process when ``parent`` ends, however it does (Linux), and leave Ctrl-C to that one."""
+    """Have the system end this process when ``parent`` ends, however it does (Linux), and leave Ctrl-C to
+    that one.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     PR_SET_PDEATHSIG = 1
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,7 +1,8 @@
-"""Exact counts without a GPU: Triton launches, ATen calls and the bytes kept for the backward, of one forward and backward.
+"""Exact counts without a GPU: Triton launches, ATen calls and the bytes kept for the backward, of one forward
+and backward.
 
-A dry run: kernels are heard of and not made, convolutions give empty tensors of the right shape and layout, all else runs on the CPU. So
-the real sizes take a second, and the results mean nothing.
+A dry run: kernels are heard of and not made, convolutions give empty tensors of the right shape and layout,
+all else runs on the CPU. So the real sizes take a second, and the results mean nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +23,15 @@ from fastcyclegan.kernels import _launch
 from fastcyclegan.kernels._operator import BODIES
 from fastcyclegan.nn.networks import Discriminator, Generator, UnetGenerator
 
-_ALLOCATIONS = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach", "lift_fresh"}
+_ALLOCATIONS = {
+    "empty",
+    "empty_like",
+    "empty_strided",
+    "new_empty",
+    "new_empty_strided",
+    "detach",
+    "lift_fresh",
+}
 _CONVOLUTIONS = {"aten::convolution", "aten::convolution_backward"}
 
 
@@ -30,8 +39,8 @@ _CONVOLUTIONS = {"aten::convolution", "aten::convolution_backward"}
 class Counts:
     """What one forward and backward did.
 
-    ``launches`` by kernel, ``aten`` calls by operator (no views, no allocations), both together by named part of an iteration ("" outside
-    of all), ``saved_bytes`` by storage.
+    ``launches`` by kernel, ``aten`` calls by operator (no views, no allocations), both together by named part
+    of an iteration ("" outside of all), ``saved_bytes`` by storage.
     """
 
     launches: Counter[str] = field(default_factory=Counter)
@@ -41,7 +50,8 @@ class Counts:
 
 
 class DryRun(TorchDispatchMode):
-    """Counts what happens inside the block and tells ``on_launch`` of each launch; see ``DryObserver`` for the other options.
+    """Counts what happens inside the block and tells ``on_launch`` of each launch; see ``DryObserver`` for
+    the other options.
 
     ``choices``: how many configurations of each choice would be timed on ``chip``.
     """
@@ -54,7 +64,11 @@ class DryRun(TorchDispatchMode):
         all_forms: bool = False,
     ) -> None:
         super().__init__()
-        self.counts, self.on_launch, self.all_configs, self.all_forms, self.chip = Counts(), on_launch, all_configs, all_forms, chip
+        self.counts = Counts()
+        self.on_launch = on_launch
+        self.all_configs = all_configs
+        self.all_forms = all_forms
+        self.chip = chip
         self.choices: dict[str, int] = {}
         self._inside: list[str] = []
 
@@ -93,10 +107,18 @@ class DryRun(TorchDispatchMode):
 
 def _convolution(func: Any, args: Any) -> Any:
     """Return what ``func`` returns, unwritten, in the layout of its input as cuDNN and oneDNN give it."""
-    layout = torch.channels_last if args[0].is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+    layout = (
+        torch.channels_last
+        if args[0].is_contiguous(memory_format=torch.channels_last)
+        else torch.contiguous_format
+    )
     shapes = func(*tree_map_only(Tensor, lambda t: t.to("meta"), args))
     return tree_map_only(
-        Tensor, lambda t: torch.empty(t.shape, dtype=t.dtype, memory_format=layout if t.dim() == 4 else torch.contiguous_format), shapes
+        Tensor,
+        lambda t: torch.empty(
+            t.shape, dtype=t.dtype, memory_format=layout if t.dim() == 4 else torch.contiguous_format
+        ),
+        shapes,
     )
 
 
@@ -110,7 +132,9 @@ def dry_run(**options: Any) -> Iterator[DryRun]:
 
 @contextlib.contextmanager
 def counted(parameters: Iterable[Tensor]) -> Iterator[Counts]:
-    """Run the block dry and count it; the bytes kept are those of all storages but the ``parameters``', and known after the block."""
+    """Run the block dry and count it; the bytes kept are those of all storages but the ``parameters``', and
+    known after the block.
+    """
     weights = {p.untyped_storage().data_ptr() for p in parameters}
     saved: dict[int, tuple[int, Any]] = {}
 
@@ -127,7 +151,9 @@ def counted(parameters: Iterable[Tensor]) -> Iterator[Counts]:
 
 
 def count(net: nn.Module, x: Tensor) -> Counts:
-    """Return the counts of a forward of ``net`` on ``x`` and the backward of its output, gradients of parameters and of x included."""
+    """Return the counts of a forward of ``net`` on ``x`` and the backward of its output, gradients of
+    parameters and of x included.
+    """
     x = x.detach().requires_grad_()
     with counted(net.parameters()) as counts:
         y = net(x)
@@ -148,18 +174,33 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def main() -> None:
-    """Print Triton launches, ATen calls and bytes kept for the backward of each network, for PyTorch and for the kernels."""
+    """Print Triton launches, ATen calls and bytes kept for the backward of each network, for PyTorch and for
+    the kernels.
+    """
     parser = argparse.ArgumentParser(description=(main.__doc__ or "").splitlines()[0])
-    parser.add_argument("size", type=int, nargs="?", default=256, help="side of the picture, a multiple of 256 (the U-Net needs 256)")
+    parser.add_argument(
+        "size",
+        type=int,
+        nargs="?",
+        default=256,
+        help="side of the picture, a multiple of 256 (the U-Net needs 256)",
+    )
     size = parser.parse_args().size
     if size < 256 or size % 256:
         parser.error(f"size must be a multiple of 256 (the U-Net needs 256), got {size}")
-    print(f"One forward and backward at {size} x {size}, batch 1. MiB: kept for the backward, by storage, weights not counted.")
+    print(
+        f"One forward and backward at {size} x {size}, batch 1. MiB: kept for the backward, by storage,"
+        " weights not counted."
+    )
     print(f"{'':50}{'launches':>9}{'ATen calls':>12}{'MiB':>8}")
     for name, build in NETWORKS.items():
         for dtype in (torch.float32, torch.bfloat16):
             for variant, options in VARIANTS.items():
                 net = build(**options).to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
-                counts = count(net, torch.zeros(1, 3, size, size, dtype=dtype).contiguous(memory_format=torch.channels_last))
+                counts = count(
+                    net,
+                    torch.zeros(1, 3, size, size, dtype=dtype).contiguous(memory_format=torch.channels_last),
+                )
                 label = f"{name}, {str(dtype).removeprefix('torch.')}, {variant}"
-                print(f"{label:50}{counts.launches.total():9}{counts.aten.total():12}{counts.saved_bytes / 2**20:8.1f}")
+                mebibytes = counts.saved_bytes / 2**20
+                print(f"{label:50}{counts.launches.total():9}{counts.aten.total():12}{mebibytes:8.1f}")

@@ -1,7 +1,9 @@
-"""Kernels as Triton's JIT specialises them: recorded without compiling, compiled without launching, found in its cache.
+"""Kernels as Triton's JIT specialises them: recorded without compiling, compiled without launching, found in
+its cache.
 
-A launch is handed to the JIT itself, with a stand-in for the driver and a hook that hears what it would compile; nothing here decides what
-a specialisation is, so what is compiled ahead of time is found by the launch that needs it. Needs Triton, and no GPU.
+A launch is handed to the JIT itself, with a stand-in for the driver and a hook that hears what it would
+compile; nothing here decides what a specialisation is, so what is compiled ahead of time is found by the
+launch that needs it. Needs Triton, and no GPU.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ from fastcyclegan.kernels._launch import REGISTRY, Launch
 
 @dataclass(frozen=True)
 class Job:
-    """One specialisation of a kernel for chips of ``capability`` (as 90). ``data``: Triton's own record of it, as JSON."""
+    """One specialisation of a kernel for chips of ``capability`` (as 90). ``data``: Triton's own record of
+    it, as JSON.
+    """
 
     kernel: str
     capability: int
@@ -37,7 +41,9 @@ class Job:
 
     @property
     def types(self) -> dict[str, str]:
-        """The types of the arguments that are no constants, by name: "*bf16", "i32", "tensordesc<bf16[64, 64]>"."""
+        """The types of the arguments that are no constants, by name: "*bf16", "i32", "tensordesc<bf16[64,
+        64]>".
+        """
         return {name: kind for name, kind in self.record["signature"].items() if kind != "constexpr"}
 
     @property
@@ -53,10 +59,14 @@ class Job:
 
 
 class _StandIn:
-    """A driver for a chip that need not be there. Other threads, and who asks for anything else, get the driver that was active before."""
+    """A driver for a chip that need not be there. Other threads, and who asks for anything else, get the
+    driver that was active before.
+    """
 
     def __init__(self, capability: int, before: Any) -> None:
-        self._target, self._before, self._thread = GPUTarget("cuda", capability, 32), before, threading.get_ident()
+        self._target = GPUTarget("cuda", capability, 32)
+        self._before = before
+        self._thread = threading.get_ident()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(driver.default if self._before is None else self._before, name)
@@ -69,7 +79,11 @@ class _StandIn:
 
     def get_current_device(self) -> Any:
         # Its own: the JIT keeps what it knows of a device by this.
-        return f"stand-in for sm_{self._target.arch}" if self._is_asked_for() else self.__getattr__("get_current_device")()
+        return (
+            f"stand-in for sm_{self._target.arch}"
+            if self._is_asked_for()
+            else self.__getattr__("get_current_device")()
+        )
 
     def get_current_stream(self, device: Any) -> Any:
         return 0 if self._is_asked_for() else self.__getattr__("get_current_stream")(device)
@@ -109,20 +123,32 @@ def job_of(launch: Launch, capability: int) -> Job:
 def _source(job: Job, kind: type[ASTSource]) -> ASTSource:
     """Return what Triton compiles for ``job``; as ``JITFunction.preload`` reads such a record."""
     record = job.record
-    constants = {tuple(path): value for path, value in zip(record["constant_keys"], record["constant_vals"], strict=True)}
-    attributes = {tuple(path): value for path, value in zip(record["attrs_keys"], record["attrs_vals"], strict=True)}
+    constants = {
+        tuple(path): value
+        for path, value in zip(record["constant_keys"], record["constant_vals"], strict=True)
+    }
+    attributes = {
+        tuple(path): value for path, value in zip(record["attrs_keys"], record["attrs_vals"], strict=True)
+    }
     return kind(REGISTRY[job.kernel], record["signature"], constants, attributes)
 
 
 def compile_job(job: Job, kind: type[ASTSource] = ASTSource) -> Any:
     """Return Triton's compiled kernel, from its cache if it is there."""
     target = GPUTarget("cuda", job.capability, 32)
-    options = {name: tuple(value) if isinstance(value, list) else value for name, value in job.record["options"].items()}
-    return triton.compile(_source(job, kind), target=target, options=make_backend(target).parse_options(options).__dict__)
+    options = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in job.record["options"].items()
+    }
+    return triton.compile(
+        _source(job, kind), target=target, options=make_backend(target).parse_options(options).__dict__
+    )
 
 
 def build_launcher(kernel: Any) -> None:
-    """Build what starts ``kernel``, where Triton (up to 3.6) has the C compiler make it for each signature and the driver is there."""
+    """Build what starts ``kernel``, where Triton (up to 3.6) has the C compiler make it for each signature
+    and the driver is there.
+    """
     from triton.backends.nvidia import driver as backend
 
     if not hasattr(backend, "make_launcher"):
@@ -130,7 +156,8 @@ def build_launcher(kernel: Any) -> None:
     try:
         backend.library_dirs()
     except AssertionError:
-        return  # a machine without a driver, where a cache is filled for others: their first launches build it
+        # A machine without a driver, where a cache is filled for others: their first launches build it.
+        return
     backend.CudaLauncher(kernel.src, kernel.metadata)
 
 

@@ -17,7 +17,9 @@ from fastcyclegan.kernels._operator import BODIES
 
 
 def _memory(t: Tensor) -> int:
-    """Return what stands for the memory of ``t`` as long as something holds it: its address may change when it is resized."""
+    """Return what stands for the memory of ``t`` as long as something holds it: its address may change when
+    it is resized.
+    """
     return t.untyped_storage()._cdata
 
 
@@ -27,7 +29,9 @@ def _plain(x: Any) -> Any:
         return dataclasses.replace(x, base=_plain(x.base))
     if not isinstance(x, Tensor):
         return x
-    return torch.empty(0, dtype=x.dtype, device=x.device).set_(x.untyped_storage(), x.storage_offset(), x.size(), x.stride())
+    return torch.empty(0, dtype=x.dtype, device=x.device).set_(
+        x.untyped_storage(), x.storage_offset(), x.size(), x.stride()
+    )
 
 
 def _bytes(t: Tensor) -> Tensor:
@@ -40,14 +44,17 @@ def _tensors(found: Any) -> list[Tensor]:
 
 
 class RecordedGraph(TorchDispatchMode):
-    """What a CUDA graph is, on the CPU: the operators and kernel launches of one call, on the very memory that they were given.
+    """What a CUDA graph is, on the CPU: the operators and kernel launches of one call, on the very memory
+    that they were given.
 
-    It is a ``Capture``: after it nothing has happened (what the recording changed is put back), and each replay runs the same on the same
-    memory. So a number of the host's that got into an iteration stays what it was, and shows.
+    It is a ``Capture``: after it nothing has happened (what the recording changed is put back), and each
+    replay runs the same on the same memory. So a number of the host's that got into an iteration stays what
+    it was, and shows.
 
-    A replay knows memory and no history, as a graph does: it works on plain tensors, taken when each operator was recorded. The recorded
-    tensors themselves are no good for it: autograd objects to a view whose base a replay has written (in PyTorch's own threads too, so
-    whether it does depends on the processor), and an in-place transposition would happen again.
+    A replay knows memory and no history, as a graph does: it works on plain tensors, taken when each operator
+    was recorded. The recorded tensors themselves are no good for it: autograd objects to a view whose base a
+    replay has written (in PyTorch's own threads too, so whether it does depends on the processor), and an
+    in-place transposition would happen again.
     """
 
     def __init__(self) -> None:
@@ -73,7 +80,9 @@ class RecordedGraph(TorchDispatchMode):
         return replay, losses
 
     def _is_given(self, t: Tensor) -> None:
-        """Remember what lies in memory that is older than the recording: not every schema says what its operator changes."""
+        """Remember what lies in memory that is older than the recording: not every schema says what its
+        operator changes.
+        """
         if _memory(t) not in self._made and _memory(t) not in self._before:
             self._before[_memory(t)] = (_bytes(t), _bytes(t).clone())
 
@@ -82,7 +91,9 @@ class RecordedGraph(TorchDispatchMode):
             plain = tuple(_plain(x) for x in launch.args)
             for t in _tensors([x.base if isinstance(x, TensorDescriptor) else x for x in plain]):
                 self._is_given(t)
-        self._calls.append(lambda: _launch.launch(launch.kernel, launch.grid, plain, launch.constants, launch.config))
+        self._calls.append(
+            lambda: _launch.launch(launch.kernel, launch.grid, plain, launch.constants, launch.config)
+        )
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -103,7 +114,8 @@ class RecordedGraph(TorchDispatchMode):
         def again() -> None:
             for target, value in zip(targets, _tensors(func(*plain_args, **plain_kwargs)), strict=True):
                 if _memory(value) != _memory(target):
-                    # All bytes: the elements of a result may share memory, and so may results. The target may have grown since.
+                    # All bytes: the elements of a result may share memory, and so may results. The target may
+                    # have grown since.
                     _bytes(target)[: value.untyped_storage().nbytes()].copy_(_bytes(value))
 
         self._calls.append(again)

@@ -2,9 +2,10 @@
 
     python -m fastcyclegan.devtools.show_failure FILE
 
-FILE is named by the warning or the error of the failure. With the same GPU the launch is made on zeros of the recorded shapes, layouts and
-alignments; without it the kernel is compiled for the recorded compute capability. Nothing is taken from the compiler's cache. Exit code 0:
-it works now. 1: it fails again. 2: FILE is missing or holds no launch, or the compiler's files cannot be written.
+FILE is named by the warning or the error of the failure. With the same GPU the launch is made on zeros of the
+recorded shapes, layouts and alignments; without it the kernel is compiled for the recorded compute
+capability. Nothing is taken from the compiler's cache. Exit code 0: it works now. 1: it fails again. 2: FILE
+is missing or holds no launch, or the compiler's files cannot be written.
 """
 
 from __future__ import annotations
@@ -22,12 +23,25 @@ from torch import Tensor
 
 from fastcyclegan.kernels._records import FORMAT, readable
 
-_KEYS = {"kernel", "grid", "arguments", "constants", "configuration", "gpu", "capability", "triton", "torch", "error"}
+_KEYS = {
+    "kernel",
+    "grid",
+    "arguments",
+    "constants",
+    "configuration",
+    "gpu",
+    "capability",
+    "triton",
+    "torch",
+    "error",
+}
 _OPTIONS = ("num_warps", "num_stages")
 
 
 def read(file: Path) -> dict[str, Any]:
-    """Return the record in ``file``. Raises ValueError, with one line, for a file that is missing or no record."""
+    """Return the record in ``file``. Raises ValueError, with one line, for a file that is missing or no
+    record.
+    """
     try:
         record = json.loads(file.read_text())
     except OSError as error:
@@ -74,14 +88,13 @@ def _is_launch(record: dict[str, Any]) -> bool:
 
 def _registry() -> dict[str, Any]:
     """Return every kernel by name."""
-    # The modules enter their kernels.
-    from fastcyclegan.kernels import border_triton, descriptor_triton, instance_norm_triton, reflect_conv_triton, zero_conv_triton  # noqa: F401
+    from fastcyclegan.kernels import every_kernel  # noqa: F401
     from fastcyclegan.kernels._launch import REGISTRY
 
     return REGISTRY
 
 
-# --- On the GPU that it failed on ---------------------------------------------------------------------------------------------------
+# --- On the GPU that it failed on ---------------------------------------------------------------------------
 
 
 def _tensor(argument: dict[str, Any], device: torch.device) -> Tensor:
@@ -104,7 +117,9 @@ def _value(argument: Any, tensor: Callable[[dict[str, Any]], Any]) -> Any:
 
 
 def _launch_again(record: dict[str, Any], device: torch.device) -> str:
-    args = [_value(argument, lambda described: _tensor(described, device)) for argument in record["arguments"]]
+    args = [
+        _value(argument, lambda described: _tensor(described, device)) for argument in record["arguments"]
+    ]
     kernel = _registry()[record["kernel"]][(record["grid"],)]
     with torch.cuda.device(device):
         kernel(*args, **record["constants"], **record["configuration"], enable_fp_fusion=True)
@@ -112,11 +127,13 @@ def _launch_again(record: dict[str, Any], device: torch.device) -> str:
     return f"It compiles and runs now, on zeros, on {record['gpu']}."
 
 
-# --- Elsewhere ----------------------------------------------------------------------------------------------------------------------
+# --- Elsewhere ----------------------------------------------------------------------------------------------
 
 
 class _Address:
-    """What Triton asks of a tensor before it compiles: its dtype and where it lies. It takes no memory, however large the tensor was."""
+    """What Triton asks of a tensor before it compiles: its dtype and where it lies. It takes no memory,
+    however large the tensor was.
+    """
 
     def __init__(self, argument: dict[str, Any]) -> None:
         self.dtype, self._address = getattr(torch, argument["dtype"]), argument["aligned"]
@@ -134,17 +151,28 @@ def _compile_again(record: dict[str, Any]) -> str:
     args = tuple(_value(argument, _Address) for argument in record["arguments"])
     tile = tuple((name, value) for name, value in record["configuration"].items() if name not in _OPTIONS)
     config = Config(tile, *(record["configuration"][name] for name in _OPTIONS))
-    kernel = compile_job(job_of(Launch(record["kernel"], record["grid"], args, record["constants"], config), record["capability"]))
+    kernel = compile_job(
+        job_of(
+            Launch(record["kernel"], record["grid"], args, record["constants"], config), record["capability"]
+        )
+    )
     memory = f"{kernel.metadata.shared} bytes of shared memory"
-    return f"It compiles now for sm_{record['capability']} ({memory}). It was not launched: {record['gpu']} is not here."
+    return (
+        f"It compiles now for sm_{record['capability']} ({memory}). It was not launched: {record['gpu']} is"
+        " not here."
+    )
 
 
-# --- The command --------------------------------------------------------------------------------------------------------------------
+# --- The command --------------------------------------------------------------------------------------------
 
 
 def _device(record: dict[str, Any]) -> torch.device | None:
     """Return a GPU here of the name that the launch failed on, None where there is none."""
-    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    names = (
+        [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        if torch.cuda.is_available()
+        else []
+    )
     return torch.device("cuda", names.index(record["gpu"])) if record["gpu"] in names else None
 
 
@@ -162,7 +190,10 @@ def show(record: dict[str, Any]) -> int:
     print(f"{record['kernel']}, {record['grid']} programs, {record['configuration']}")
     print("\n".join(f"  {readable(argument)}" for argument in record["arguments"]))
     print(f"  {record['constants']}")
-    versions = f"Triton {record['triton']} and torch {record['torch']}, here {triton.__version__} and {torch.__version__}"
+    versions = (
+        f"Triton {record['triton']} and torch {record['torch']}, here {triton.__version__} and"
+        f" {torch.__version__}"
+    )
     print(f"It failed on {record['gpu']} with {versions}: {record['error']}")
     triton.knobs.compilation.always_compile = True
     device = _device(record)
@@ -180,8 +211,13 @@ def show(record: dict[str, Any]) -> int:
 def main(arguments: list[str] | None = None) -> int:
     """The command line."""
     lines = (__doc__ or "").splitlines()
-    codes = "Exit code 0: it works now. 1: it fails again. 2: FILE is missing or no record, or the compiler's files cannot be written."
-    parser = argparse.ArgumentParser(prog="python -m fastcyclegan.devtools.show_failure", description=lines[0], epilog=codes)
+    codes = (
+        "Exit code 0: it works now. 1: it fails again. 2: FILE is missing or no record, or the compiler's"
+        " files cannot be written."
+    )
+    parser = argparse.ArgumentParser(
+        prog="python -m fastcyclegan.devtools.show_failure", description=lines[0], epilog=codes
+    )
     parser.add_argument("file", type=Path, metavar="FILE", help="the record that the failure's message names")
     file: Path = parser.parse_args(arguments).file
     try:

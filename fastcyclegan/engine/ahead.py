@@ -1,4 +1,6 @@
-"""Kernels compiled before an iteration needs them: a dry run of a copy on the CPU tells which, all cores compile what is missing."""
+"""Kernels compiled before an iteration needs them: a dry run of a copy on the CPU tells which, all cores
+compile what is missing.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ from fastcyclegan.nn.networks import is_ours
 if TYPE_CHECKING:
     from fastcyclegan.kernels._launch import Chip
 
-# Kinds of work (sizes of batch, networks that translate) that are looked at beforehand: a dataset of many sizes has no end of them.
+# Kinds of work (sizes of batch, networks that translate) that are looked at beforehand: a dataset of many
+# sizes has no end of them.
 MOST_KINDS = 8
 Say = Callable[[str], object]
 Progress = Callable[[int, int, str], object]
@@ -45,13 +48,17 @@ def copy_on_cpu(net: nn.Module) -> nn.Module:
 
 @contextlib.contextmanager
 def apart() -> Iterator[None]:
-    """Inside the block "auto" means the kernels on the CPU too, and no random number of the caller's is used up."""
+    """Inside the block "auto" means the kernels on the CPU too, and no random number of the caller's is used
+    up.
+    """
     with torch.random.fork_rng(devices=[]), as_on_gpu():
         yield
 
 
 def dry_translation(net: nn.Module, images: Tensor, dtype: torch.dtype) -> None:
-    """Run a copy of ``net`` on the CPU on images like ``images``, under autocast to ``dtype`` where that is no float32; in a dry run."""
+    """Run a copy of ``net`` on the CPU on images like ``images``, under autocast to ``dtype`` where that is
+    no float32; in a dry run.
+    """
     half = dtype != torch.float32
     with torch.inference_mode(False):
         other = copy_on_cpu(net).eval()
@@ -60,18 +67,24 @@ def dry_translation(net: nn.Module, images: Tensor, dtype: torch.dtype) -> None:
 
 
 class Ahead:
-    """Compiles what a kind of work launches on ``device`` before it runs for the first time; ``progress`` hears how far it is.
+    """Compiles what a kind of work launches on ``device`` before it runs for the first time; ``progress``
+    hears how far it is.
 
     Nothing depends on it: what is not compiled ahead is compiled by the launch that needs it.
     """
 
-    def __init__(self, device: torch.device, say: Say = lambda text: None, progress: Progress | None = None) -> None:
+    def __init__(
+        self, device: torch.device, say: Say = lambda text: None, progress: Progress | None = None
+    ) -> None:
         self.device, self.say = device, say
-        self.progress = progress if progress is not None else lambda done, total, text: say(text) if not done else None
+        self.progress = (
+            progress if progress is not None else lambda done, total, text: say(text) if not done else None
+        )
         self._known: set[Hashable] = set()
 
     def prepare(self, kind: Hashable, nets: dict[str, nn.Module], run: Callable[[], None]) -> None:
-        """Compile the kernels of ``run``, a dry run of work of this ``kind`` with ``nets``, unless that was done before.
+        """Compile the kernels of ``run``, a dry run of work of this ``kind`` with ``nets``, unless that was
+        done before.
 
         Networks that are not this package's are not run one more time than their owner knows of.
         """
@@ -85,7 +98,9 @@ class Ahead:
         # Whatever a copy or a compiler does: the launches will do without.
         except Exception as error:
             reason = str(error).strip().partition("\n")[0]
-            self.say(f"kernels are compiled as they are launched, not ahead: {type(error).__name__}: {reason}")
+            self.say(
+                f"kernels are compiled as they are launched, not ahead: {type(error).__name__}: {reason}"
+            )
 
     def _compile(self, run: Callable[[], None]) -> None:
         # Imported late: they need Triton.
@@ -106,7 +121,10 @@ class Ahead:
             outcome = compile_ahead.compile_ahead(jobs, lambda done, total: self.progress(done, total, text))
         if outcome.failures:
             kernel, error = outcome.failures[0]
-            self.say(f"{len(outcome.failures)} kernels do not compile ahead, the first is {kernel or 'unknown'}: {error}")
+            self.say(
+                f"{len(outcome.failures)} kernels do not compile ahead, the first is {kernel or 'unknown'}:"
+                f" {error}"
+            )
 
     @staticmethod
     def _announcement(kernels: int, gpu: str, tiles: int) -> str:
@@ -115,8 +133,13 @@ class Ahead:
 
         processes = compile_ahead.processes_for(kernels)
         seconds = compile_ahead.predicted_seconds(kernels, processes)
-        timing = f"; then timing {tiles} tiles, about {tiles * SECONDS_A_MEASUREMENT:.0f} s, once" if tiles else ""
-        return f"compiling {kernels} kernels for {gpu} in {processes} processes, about {seconds:.0f} s, once{timing}"
+        timing = (
+            f"; then timing {tiles} tiles, about {tiles * SECONDS_A_MEASUREMENT:.0f} s, once" if tiles else ""
+        )
+        return (
+            f"compiling {kernels} kernels for {gpu} in {processes} processes, about {seconds:.0f} s,"
+            f" once{timing}"
+        )
 
 
 def chip_of(device: torch.device) -> Chip:

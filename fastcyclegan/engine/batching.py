@@ -1,9 +1,10 @@
-"""How several pictures go through several networks: in one pass each, and through two networks at once, where that changes nothing.
+"""How several pictures go through several networks: in one pass each, and through two networks at once, where
+that changes nothing.
 
-*Batching*: instance norm looks at one picture at a time, so that a network makes of [a, b] what it makes of a and of b. *Pairing*: two
-networks of one architecture run as one, pictures of the one after pictures of the other, each layer with a list of two weights. Both are
-exact. Where they are not, or where somebody looks at single networks (hooks, members of their own), calls are made one by one, and why is
-said once.
+*Batching*: instance norm looks at one picture at a time, so that a network makes of [a, b] what it makes of a
+and of b. *Pairing*: two networks of one architecture run as one, pictures of the one after pictures of the
+other, each layer with a list of two weights. Both are exact. Where they are not, or where somebody looks at
+single networks (hooks, members of their own), calls are made one by one, and why is said once.
 """
 
 from __future__ import annotations
@@ -23,19 +24,39 @@ from fastcyclegan.nn.networks import OURS, PixelDiscriminator, UnetGenerator, co
 _NORMS = (nn.InstanceNorm2d, reference.InstanceNorm2d)
 _SINGLE = (
     *(*OURS, Chain, ResidualBlock, UnetBlock, *_NORMS, FloatTanh, nn.Tanh, nn.Sequential, nn.Identity),
-    *(nn.Conv2d, nn.ConvTranspose2d, reference.ResizeConv2d, nn.ReflectionPad2d, nn.ReLU, nn.LeakyReLU, nn.Dropout),
+    *(
+        nn.Conv2d,
+        nn.ConvTranspose2d,
+        reference.ResizeConv2d,
+        nn.ReflectionPad2d,
+        nn.ReLU,
+        nn.LeakyReLU,
+        nn.Dropout,
+    ),
     *(reference.Generator, reference.UnetGenerator, reference.Discriminator, reference.PixelDiscriminator),
     *(reference.ResidualBlock, reference.UnetBlock, nn.ReplicationPad2d),
 )
 """Modules that are known to treat every picture by itself."""
 _SETTINGS = (
-    *("kernel_size", "stride", "padding", "dilation", "output_padding", "groups", "padding_mode", "in_channels", "out_channels"),
+    *(
+        "kernel_size",
+        "stride",
+        "padding",
+        "dilation",
+        "output_padding",
+        "groups",
+        "padding_mode",
+        "in_channels",
+        "out_channels",
+    ),
     *("eps", "affine", "negative_slope", "p", "inplace", "outermost", "impl", "recompute", "training"),
 )
 
 
 def why_not_batched(name: str, net: nn.Module) -> str:
-    """Return "" where ``net`` makes the same of pictures together as of each by itself and nobody listens, else why not."""
+    """Return "" where ``net`` makes the same of pictures together as of each by itself and nobody listens,
+    else why not.
+    """
     for path, module in net.named_modules():
         where = ".".join(filter(None, (name, path)))
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -62,7 +83,10 @@ def why_not_paired(nets: Mapping[str, nn.Module]) -> str:
     for _, module in modules[names[0]]:
         if isinstance(module, _NORMS) and module.affine:
             return "their norms have weights"
-    parameters = [[(p.shape, p.dtype, p.device, p.stride(), p.requires_grad) for p in net.parameters()] for net in nets.values()]
+    parameters = [
+        [(p.shape, p.dtype, p.device, p.stride(), p.requires_grad) for p in net.parameters()]
+        for net in nets.values()
+    ]
     if any(mine != parameters[0] for mine in parameters[1:]):
         return f"{' and '.join(names)} have weights of different shapes or layouts, or others that are frozen"
     return ""
@@ -73,7 +97,9 @@ def _settings(module: nn.Module) -> tuple[Any, ...]:
 
 
 def run_paired(nets: Sequence[nn.Module], x: Tensor, impl: Literal["triton", "reference"]) -> Tensor:
-    """Return what P networks that can go together make of x [N, C, H, W], N / P pictures for each, in their order."""
+    """Return what P networks that can go together make of x [N, C, H, W], N / P pictures for each, in their
+    order.
+    """
     if isinstance(nets[0], UnetGenerator):
         return run_levels(tuple(net.model for net in nets), x, None, False, impl)
     chain = "net" if isinstance(nets[0], PixelDiscriminator) else "model"
@@ -91,10 +117,12 @@ def _columns(inputs: Mapping[str, Sequence[Tensor]], y: Tensor) -> dict[str, lis
 
 
 class Passes:
-    """The networks of a recipe, and how they are called. ``runs``: what to call for each by itself (it may be compiled).
+    """The networks of a recipe, and how they are called. ``runs``: what to call for each by itself (it may be
+    compiled).
 
-    ``batching`` and ``pairing`` allow what they name; ``singly`` has networks that look at one picture at a time called with one picture at
-    a time. ``say`` hears, once, why something does not happen where it was to.
+    ``batching`` and ``pairing`` allow what they name; ``singly`` has networks that look at one picture at a
+    time called with one picture at a time. ``say`` hears, once, why something does not happen where it was
+    to.
     """
 
     def __init__(
@@ -116,7 +144,9 @@ class Passes:
         return self.runs[name]
 
     def __call__(self, inputs: Mapping[str, Sequence[Tensor]]) -> dict[str, list[Tensor]]:
-        """Return what each network, by name, makes of each of its pictures [N, C, H, W]: as many for each network."""
+        """Return what each network, by name, makes of each of its pictures [N, C, H, W]: as many for each
+        network.
+        """
         together = {name: self._batches(name, given) for name, given in inputs.items()}
         pair = self._pair(inputs) if self.pairing and len(inputs) > 1 else None
         if pair is not None and all(together.values()):
@@ -140,7 +170,9 @@ class Passes:
         return y
 
     def in_any_order(self, names: Sequence[str]) -> bool:
-        """Whether it does not matter in what order and company pictures go through these networks; why it does is said once."""
+        """Whether it does not matter in what order and company pictures go through these networks; why it
+        does is said once.
+        """
         reason = next(filter(None, (why_not_batched(name, self.nets[name]) for name in names)), "")
         if reason and (self.batching or self.pairing):
             self._say_once(f"neither batched nor paired: {reason}")
@@ -162,7 +194,9 @@ class Passes:
         nets = {name: self.nets[name] for name in inputs}
         reasons = (*(why_not_batched(name, net) for name, net in nets.items()), why_not_paired(nets))
         reason = next(filter(None, reasons), "")
-        if not reason and any(x.shape != xs[0].shape for xs in zip(*inputs.values(), strict=True) for x in xs[1:]):
+        if not reason and any(
+            x.shape != xs[0].shape for xs in zip(*inputs.values(), strict=True) for x in xs[1:]
+        ):
             reason = f"{' and '.join(inputs)} get pictures of different sizes"
         if reason:
             self._say_once(f"not paired: {reason}")

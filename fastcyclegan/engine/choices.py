@@ -1,4 +1,6 @@
-"""How an iteration is to be run, decided once when an engine is made: the engine does what stands here, and the summary tells it."""
+"""How an iteration is to be run, decided once when an engine is made: the engine does what stands here, and
+the summary tells it.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from fastcyclegan.nn.networks import computed_by
 
 @dataclass(frozen=True)
 class Choices:
-    """Where and how an engine runs its iterations. ``options`` are what was asked for: they tell a choice from a necessity."""
+    """Where and how an engine runs its iterations. ``options`` are what was asked for: they tell a choice
+    from a necessity.
+    """
 
     device: torch.device
     precision: str
@@ -30,7 +34,9 @@ class Choices:
     graph: bool
     """Whether iterations are captured, once they are warm."""
     weight_stream: bool
-    """Whether weight gradients have a stream of their own, beside the one that every iteration on a GPU runs on."""
+    """Whether weight gradients have a stream of their own, beside the one that every iteration on a GPU runs
+    on.
+    """
     phase_stream: bool
     """Whether the second phase has."""
     compile_ahead: bool
@@ -38,12 +44,18 @@ class Choices:
 
 
 def choose(
-    nets: Mapping[str, nn.Module], device: torch.device, precision: str, compiled: bool, options: EngineConfig, can_capture: bool
+    nets: Mapping[str, nn.Module],
+    device: torch.device,
+    precision: str,
+    compiled: bool,
+    options: EngineConfig,
+    can_capture: bool,
 ) -> Choices:
     """Return what an engine over ``nets``, which are on ``device``, does of what ``options`` ask for."""
     on_gpu = device.type == "cuda"
     kernels = frozenset(name for name, net in nets.items() if computed_by(net) == "triton")
-    # Of two images at once PyTorch's compiler for processors makes gradients that are not numbers (9 blocks, bf16, torch 2.13).
+    # Of two images at once PyTorch's compiler for processors makes gradients that are not numbers (9 blocks,
+    # bf16, torch 2.13).
     singly = compiled and device.type == "cpu" and not kernels
     graph = can_capture and (options.graph == "on" or (options.graph == "auto" and compiled))
     weights_beside = options.overlap in ("wgrad", "phases") or (options.overlap == "auto" and graph)

@@ -1,7 +1,9 @@
-"""Captures iterations into CUDA graphs; where a capture fails, PyTorch's allocator, random generators and streams are as before it.
+"""Captures iterations into CUDA graphs; where a capture fails, PyTorch's allocator, random generators and
+streams are as before it.
 
-PyTorch does not see to that. An error inside a capture makes ``capture_end`` raise before it ends the allocation into the graph's pool,
-before the random generator leaves its capturing mode (of torch before 2.13), and before ``torch.cuda.graph`` puts the current stream back.
+PyTorch does not see to that. An error inside a capture makes ``capture_end`` raise before it ends the
+allocation into the graph's pool, before the random generator leaves its capturing mode (of torch before
+2.13), and before ``torch.cuda.graph`` puts the current stream back.
 """
 
 from __future__ import annotations
@@ -17,8 +19,8 @@ from torch import Tensor
 
 from fastcyclegan.errors import UserError
 
-# Graphs whose capture failed, kept for good: PyTorch's allocator of pinned memory goes on asking them, by address, whether a stream is
-# theirs, and nothing in Python ends that. They hold next to nothing.
+# Graphs whose capture failed, kept for good: PyTorch's allocator of pinned memory goes on asking them, by
+# address, whether a stream is theirs, and nothing in Python ends that. They hold next to nothing.
 _half_made: list[torch.cuda.CUDAGraph] = []
 
 
@@ -29,8 +31,8 @@ class NotRestoredError(UserError):
 class CudaCapture:
     """Captures on ``stream`` into CUDA graphs that share one memory pool: they run one after the other.
 
-    Where a capture fails it raises what ``step`` raised, or else what ended the capture, once all is as before; NotRestoredError where
-    it is not.
+    Where a capture fails it raises what ``step`` raised, or else what ended the capture, once all is as
+    before; NotRestoredError where it is not.
     """
 
     def __init__(self, stream: torch.cuda.Stream) -> None:
@@ -40,7 +42,8 @@ class CudaCapture:
 
     def __call__(self, step: Callable[[], Tensor]) -> tuple[Callable[[], Any], Tensor]:
         before = _Before(self.stream)
-        # A pool that all graphs have left may still have memory in use, and PyTorch lets no graph into it again.
+        # A pool that all graphs have left may still have memory in use, and PyTorch lets no graph into it
+        # again.
         if self._pool is None or not self._graphs:
             self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
@@ -48,14 +51,16 @@ class CudaCapture:
         if isinstance(losses, Tensor):
             self._graphs.add(graph)
             return graph.replay, losses
-        # Into this pool none can be captured again: the allocator of pinned memory still takes it for one that is being recorded.
+        # Into this pool none can be captured again: the allocator of pinned memory still takes it for one
+        # that is being recorded.
         self._pool = None
         _forget_frames(losses)
         before.restore(losses)
         try:
             raise losses
         finally:
-            # Its traceback holds this frame: together they would keep what the step left until Python collects garbage.
+            # Its traceback holds this frame: together they would keep what the step left until Python
+            # collects garbage.
             del losses
 
 
@@ -73,8 +78,9 @@ class _Before:
         torch.set_rng_state(self.host_numbers)
         try:
             spare = _number_on(self.stream.device)
-            # A capture that succeeds takes the generator's state out of its capturing mode, and leaves it the object that earlier graphs
-            # draw from. Before a capture PyTorch also gives back the memory that nobody uses.
+            # A capture that succeeds takes the generator's state out of its capturing mode, and leaves it the
+            # object that earlier graphs draw from. Before a capture PyTorch also gives back the memory that
+            # nobody uses.
             again = _record(torch.cuda.CUDAGraph(), spare.zero_, torch.cuda.graph_pool_handle(), self.stream)
             torch.cuda.set_stream(self.here)
             if not isinstance(again, Tensor):
@@ -86,14 +92,20 @@ class _Before:
 
 
 def _number_on(device: torch.device) -> Tensor:
-    """Return a number on ``device``, and end an error there that a library met and nobody asked for: the next launch would be blamed."""
+    """Return a number on ``device``, and end an error there that a library met and nobody asked for: the next
+    launch would be blamed.
+    """
     with contextlib.suppress(RuntimeError):
         return torch.zeros(1, device=device).add_(1)
     return torch.zeros(1, device=device)
 
 
-def _record(graph: torch.cuda.CUDAGraph, step: Callable[[], Tensor], pool: Any, stream: torch.cuda.Stream) -> Tensor | BaseException:
-    """Capture ``step`` into ``graph`` and return its result, or why that failed: then nothing is allocated into ``pool`` any more."""
+def _record(
+    graph: torch.cuda.CUDAGraph, step: Callable[[], Tensor], pool: Any, stream: torch.cuda.Stream
+) -> Tensor | BaseException:
+    """Capture ``step`` into ``graph`` and return its result, or why that failed: then nothing is allocated
+    into ``pool`` any more.
+    """
     begun = False
     failure: BaseException | None = None
     try:
@@ -107,15 +119,20 @@ def _record(graph: torch.cuda.CUDAGraph, step: Callable[[], Tensor], pool: Any, 
                 raise
         return result
     except BaseException as error:
-        # The end of a capture that broke is an error too, which does not tell why it broke. An interrupt is the user's word.
+        # The end of a capture that broke is an error too, which does not tell why it broke. An interrupt is
+        # the user's word.
         if failure is None or not isinstance(error, Exception):
             failure = error
     _undo(graph, begun, pool, stream, failure)
     return failure
 
 
-def _undo(graph: torch.cuda.CUDAGraph, begun: bool, pool: Any, stream: torch.cuda.Stream, why: BaseException) -> None:
-    """End the capture, if it is still on, and what is allocated for it; leave the pool to the graphs that were there before."""
+def _undo(
+    graph: torch.cuda.CUDAGraph, begun: bool, pool: Any, stream: torch.cuda.Stream, why: BaseException
+) -> None:
+    """End the capture, if it is still on, and what is allocated for it; leave the pool to the graphs that
+    were there before.
+    """
     torch.cuda.set_stream(stream)
     if torch.cuda.is_current_stream_capturing():
         # Where the step left another stream current, the capture was not ended at all.
@@ -155,4 +172,7 @@ def _forget_frames(error: BaseException | None) -> None:
 
 
 def _not_restored(error: BaseException) -> NotRestoredError:
-    return NotRestoredError(f"a CUDA graph capture failed and cannot be undone ({type(error).__name__}: {error}): train with --graph off")
+    return NotRestoredError(
+        f"a CUDA graph capture failed and cannot be undone ({type(error).__name__}: {error}): train with"
+        " --graph off"
+    )

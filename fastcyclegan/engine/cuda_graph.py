@@ -1,4 +1,6 @@
-"""Iterations as one CUDA graph for each size of batch: warmed up by real iterations, captured once, then replayed."""
+"""Iterations as one CUDA graph for each size of batch: warmed up by real iterations, captured once, then
+replayed.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +15,16 @@ from fastcyclegan.errors import UserError
 from fastcyclegan.recipes.recipe import Inputs
 
 Step = Callable[[Inputs], Tensor]
-# Iterations before the capture: the first makes the moments and tunes the kernels, the second finds everything in place.
+# Iterations before the capture: the first makes the moments and tunes the kernels, the second finds
+# everything in place.
 WARM_UP = 3
 # Graphs that are kept, one a size of batch: each holds its launches (a few MB), they share their memory.
 MOST_GRAPHS = 8
 
 
 class Capture(Protocol):
-    """Records what ``step`` launches, without running it; returns what runs it again, and the tensor that each run writes.
+    """Records what ``step`` launches, without running it; returns what runs it again, and the tensor that
+    each run writes.
 
     Where it raises, the device's memory, streams and random generators are as before.
     """
@@ -37,10 +41,23 @@ class _Graph:
 
 
 class Graphs:
-    """Runs ``step`` as a graph once it is warm. ``required``: a capture that fails ends the run; else it is reported, and none is used."""
+    """Runs ``step`` as a graph once it is warm. ``required``: a capture that fails ends the run; else it is
+    reported, and none is used.
+    """
 
-    def __init__(self, step: Step, capture: Capture, on_failure: Callable[[], None], say: Callable[[str], None], required: bool) -> None:
-        self._step, self._capture, self._on_failure, self._say, self._required = step, capture, on_failure, say, required
+    def __init__(
+        self,
+        step: Step,
+        capture: Capture,
+        on_failure: Callable[[], None],
+        say: Callable[[str], None],
+        required: bool,
+    ) -> None:
+        self._step = step
+        self._capture = capture
+        self._on_failure = on_failure
+        self._say = say
+        self._required = required
         self._graphs: dict[Hashable, _Graph] = {}
         self._said: set[str] = set()
         self.off = ""
@@ -55,13 +72,17 @@ class Graphs:
         self._graphs.clear()
 
     def run(self, key: Hashable, inputs: Inputs, steady: bool) -> Tensor:
-        """Run an iteration and return its losses. Not ``steady``: the host has a say in it, so no graph can hold it."""
+        """Run an iteration and return its losses. Not ``steady``: the host has a say in it, so no graph can
+        hold it.
+        """
         if self.off or not steady:
             if not steady and self._graphs:
                 self._say_once("no CUDA graph while the replay pools hold pictures of several sizes")
             return self._step(inputs)
         if key not in self._graphs and len(self._graphs) >= MOST_GRAPHS:
-            self._say_once(f"more than {MOST_GRAPHS} sizes of batch: those that come later run without a CUDA graph")
+            self._say_once(
+                f"more than {MOST_GRAPHS} sizes of batch: those that come later run without a CUDA graph"
+            )
             return self._step(inputs)
         graph = self._graphs.setdefault(key, _Graph())
         graph.seen += 1
@@ -72,8 +93,11 @@ class Graphs:
         return (graph.replay or self._step)(inputs)
 
     def _captured(self, inputs: Inputs) -> Step | None:
-        """Return what replays an iteration of this size, None where it cannot be captured. Raises UserError there if it must."""
-        # The numbers lie in the same place for every batch of this size; pictures are copied to where the graph reads them.
+        """Return what replays an iteration of this size, None where it cannot be captured. Raises UserError
+        there if it must.
+        """
+        # The numbers lie in the same place for every batch of this size; pictures are copied to where the
+        # graph reads them.
         own = replace(inputs, A=inputs.A.clone(), B=inputs.B.clone())
         try:
             replay, losses = self._capture(lambda: self._step(own))
@@ -88,7 +112,9 @@ class Graphs:
             self.off = f"{type(error).__name__}: {lines[0] if lines else ''}"
             if self._required:
                 raise UserError(f"--graph on: an iteration cannot be captured: {self.off}") from error
-            self._say(f"no CUDA graph: an iteration cannot be captured ({self.off}); training goes on without")
+            self._say(
+                f"no CUDA graph: an iteration cannot be captured ({self.off}); training goes on without"
+            )
             return None
 
         def run(inputs: Inputs) -> Tensor:

@@ -10,7 +10,8 @@ from fastcyclegan.nn.networks import check_impl
 
 
 def resolve_device(config: RunConfig) -> torch.device:
-    """Return the device that ``config`` asks for. Raises UserError for one that this machine does not have."""
+    """Return the device that ``config`` asks for. Raises UserError for one that this machine does not
+    have."""
     name = config.device
     if config.gpu_ids is not None:
         name = "cpu" if config.gpu_ids == "-1" else f"cuda:{config.gpu_ids}"
@@ -20,7 +21,9 @@ def resolve_device(config: RunConfig) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device {name}: torch {torch.__version__} sees no CUDA GPU on this machine")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"device {name}: this machine has {torch.cuda.device_count()} CUDA GPU(s), numbered from 0")
+        raise UserError(
+            f"device {name}: this machine has {torch.cuda.device_count()} CUDA GPU(s), numbered from 0"
+        )
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UserError(f"device mps: torch {torch.__version__} sees no Apple GPU on this machine")
     return device
@@ -30,7 +33,9 @@ def _has_bf16(device: torch.device) -> bool:
     """Whether the device multiplies bf16 in hardware."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return device.type == "cpu" and bool(
+        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    )
 
 
 def resolve_precision(precision: str, device: torch.device, compiled: bool) -> str:
@@ -38,7 +43,9 @@ def resolve_precision(precision: str, device: torch.device, compiled: bool) -> s
     if precision == "auto":
         return "bf16" if _has_bf16(device) and (compiled or device.type == "cuda") else "fp32"
     if precision == "bf16" and device.type == "cuda" and not _has_bf16(device):
-        raise UserError(f"precision bf16: {torch.cuda.get_device_name(device)} has no bf16; use --precision fp32")
+        raise UserError(
+            f"precision bf16: {torch.cuda.get_device_name(device)} has no bf16; use --precision fp32"
+        )
     return precision
 
 
@@ -51,7 +58,9 @@ def require_impl(impl: str, device: torch.device) -> None:
 
 
 def why_not_compiled(device: torch.device) -> str:
-    """Return "" where torch.compile works for ``device``, else one line saying why not: found out by compiling something tiny."""
+    """Return "" where torch.compile works for ``device``, else one line saying why not: found out by
+    compiling something tiny.
+    """
     from torch._inductor import cpp_builder, exc
 
     if device.type == "mps":
@@ -63,7 +72,8 @@ def why_not_compiled(device: torch.device) -> str:
             return "no C++ compiler found (on Debian or Ubuntu: apt-get install g++)"
     try:
         torch.compile(lambda x: torch.cos(x) + 1)(torch.zeros(64, device=device))
-    # Whatever the compiler, its headers or its linker raise: the reason is reported and training goes on uncompiled.
+    # Whatever the compiler, its headers or its linker raise: the reason is reported and training goes on
+    # uncompiled.
     except Exception as error:
         return " ".join(str(error).split())[:200] or type(error).__name__
     return ""

@@ -32,14 +32,17 @@ from fastcyclegan.recipes.recipe import Inputs, Phase
 class Engine:
     """Runs iterations of a recipe on a device.
 
-    ``nets`` are the recipe's networks as ordinary modules, moved to the device in channels_last. ``compiled`` compiles what the kernels do
-    not compute, and on a GPU captures the iteration in a CUDA graph (``options.graph``); the caller has asked ``why_not_compiled`` before.
-    Members of the networks may be frozen and listened to at any time; they are replaced before an engine is made, not after.
-    ``say`` hears what was chosen otherwise than asked for, and why. ``capture`` replaces the CUDA graph (for tests). On a GPU kernels are
-    compiled ahead, before the first iteration with a size of batch; ``progress`` hears (done, total, text) of it, ``say`` without one.
+    ``nets`` are the recipe's networks as ordinary modules, moved to the device in channels_last. ``compiled``
+    compiles what the kernels do not compute, and on a GPU captures the iteration in a CUDA graph
+    (``options.graph``); the caller has asked ``why_not_compiled`` before. Members of the networks may be
+    frozen and listened to at any time; they are replaced before an engine is made, not after. ``say`` hears
+    what was chosen otherwise than asked for, and why. ``capture`` replaces the CUDA graph (for tests). On a
+    GPU kernels are compiled ahead, before the first iteration with a size of batch; ``progress`` hears (done,
+    total, text) of it, ``say`` without one.
 
-    Raises ValueError for a precision other than fp32 and bf16, for ``options.graph`` "on" without a GPU, for ``options.micro_batch`` where
-    a network looks at all pictures of a batch, and in ``step`` where parameters were replaced.
+    Raises ValueError for a precision other than fp32 and bf16, for ``options.graph`` "on" without a GPU, for
+    ``options.micro_batch`` where a network looks at all pictures of a batch, and in ``step`` where parameters
+    were replaced.
     """
 
     # What layers compute in, by the name of the precision.
@@ -62,7 +65,11 @@ class Engine:
     ) -> None:
         can_capture = device.type == "cuda" or capture is not None
         _check(nets, precision, options, can_capture, self.dtypes)
-        self.recipe, self.device, self.precision, self.compiled, self.options = recipe, device, precision, compiled, options
+        self.recipe = recipe
+        self.device = device
+        self.precision = precision
+        self.compiled = compiled
+        self.options = options
         self.optim, self.dtype = optim, self.dtypes[precision]
         self.fixed_sizes = fixed_sizes
         if device.type == "cuda":
@@ -73,16 +80,25 @@ class Engine:
         self.choices = choices = choose(self.nets, device, precision, compiled, options, can_capture)
         self._fuse_losses()
         runs = {name: self._compile(name, net) for name, net in self.nets.items()}
-        self.passes = Passes(self.nets, runs, batching=choices.batching, pairing=choices.pairing, singly=choices.singly, say=say)
+        self.passes = Passes(
+            self.nets,
+            runs,
+            batching=choices.batching,
+            pairing=choices.pairing,
+            singly=choices.singly,
+            say=say,
+        )
         self.numbers = Numbers(device)
         self.trained = {phase.name: self._trained(phase, optim) for phase in recipe.phases}
         self.copies = self._working_copies()
-        self.average = Average({name: self.nets[name] for name in recipe.averaged}, optim.ema) if optim.ema else None
+        self.average = (
+            Average({name: self.nets[name] for name in recipe.averaged}, optim.ema) if optim.ema else None
+        )
         self._parameters = [id(p) for net in self.nets.values() for p in net.parameters()]
         self._streams(capture, say)
         self.ahead = Ahead(device, say, progress) if choices.compile_ahead else None
 
-    # --- Set-up -----------------------------------------------------------------------------------------------------------------
+    # --- Set-up ---------------------------------------------------------------------------------------------
 
     def _compile(self, name: str, net: nn.Module) -> Any:
         if not self.compiled or name in self.recipe.twice_differentiated or name in self.choices.kernels:
@@ -93,51 +109,72 @@ class Engine:
     def _fuse_losses(self) -> None:
         """Where the kernels compute the networks, the compiler is left with the losses."""
         if self.compiled and self.choices.kernels:
-            self.recipe.fuse(lambda function: torch.compile(function, dynamic=False if self.fixed_sizes else None))
+            self.recipe.fuse(
+                lambda function: torch.compile(function, dynamic=False if self.fixed_sizes else None)
+            )
 
     def _trained(self, phase: Phase, optim: OptimConfig) -> Trained:
         in_place = set(phase.trains) <= self.choices.kernels
         return Trained([self.nets[name] for name in phase.trains], optim, self.numbers.lr, in_place=in_place)
 
     def _working_copies(self) -> list[WorkingCopies]:
-        """Return copies of what the kernels read, stacked for pairs: weights rounded, biases as they are; none where none are needed."""
+        """Return copies of what the kernels read, stacked for pairs: weights rounded, biases as they are;
+        none where none are needed.
+        """
         if self.dtype == torch.float32 and not self.choices.pairing:
             return []
         places = [
-            place for phase in self.recipe.phases if set(phase.trains) <= self.choices.kernels for place in self.trained[phase.name].places
+            place
+            for phase in self.recipe.phases
+            if set(phase.trains) <= self.choices.kernels
+            for place in self.trained[phase.name].places
         ]
         weights, biases = ([place for place in places if place[0].dim() == dims] for dims in (4, 1))
-        return [WorkingCopies(some, kind) for some, kind in ((weights, self.dtype), (biases, torch.float32)) if some]
+        return [
+            WorkingCopies(some, kind)
+            for some, kind in ((weights, self.dtype), (biases, torch.float32))
+            if some
+        ]
 
     def _streams(self, capture: Capture | None, say: Callable[[str], None]) -> None:
         """Make the streams of the device, and the graphs where they are wanted."""
-        # All iterations run on one stream, the captured ones and those before: autograd remembers where gradients were first added.
+        # All iterations run on one stream, the captured ones and those before: autograd remembers where
+        # gradients were first added.
         self.stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         if capture is None and self.stream is not None:
             capture = CudaCapture(self.stream)
         self.graphs: Graphs | None = None
         if self.choices.graph:
             assert capture is not None
-            self.graphs = Graphs(self._iterate, capture, self._after_failed_capture, say, self.options.graph == "on")
+            self.graphs = Graphs(
+                self._iterate, capture, self._after_failed_capture, say, self.options.graph == "on"
+            )
         self.weight_stream = torch.cuda.Stream(self.device) if self.choices.weight_stream else None
         self.phase_stream = torch.cuda.Stream(self.device) if self.choices.phase_stream else None
 
-    # --- One iteration ----------------------------------------------------------------------------------------------------------
+    # --- One iteration --------------------------------------------------------------------------------------
 
     def step(self, batch: Batch, lr: float) -> Tensor:
-        """Run one iteration and return its losses, [len(recipe.loss_names)] on the device, without waiting for them."""
+        """Run one iteration and return its losses, [len(recipe.loss_names)] on the device, without waiting
+        for them.
+        """
         if [id(p) for net in self.nets.values() for p in net.parameters()] != self._parameters:
-            raise ValueError("Engine: the networks have other parameters than when the engine was made: make a new one")
+            raise ValueError(
+                "Engine: the networks have other parameters than when the engine was made: make a new one"
+            )
         if self.ahead is not None:
             self.ahead.prepare((batch.A.shape, batch.B.shape), self.nets, lambda: self.dry_step(batch))
         numbers = self.recipe.decide(batch)
         with self._on_own_stream(), self._named("iteration"):
-            # Views of one memory: what is sent later must not overtake what is read, so all goes through one stream.
+            # Views of one memory: what is sent later must not overtake what is read, so all goes through one
+            # stream.
             inputs = Inputs(batch.A, batch.B, self.numbers.send(lr, numbers))
             if self.graphs is None:
                 losses = self._iterate(inputs)
             else:
-                losses = self.graphs.run(key_of(inputs, self._watched()), inputs, self.recipe.is_steady(batch))
+                losses = self.graphs.run(
+                    key_of(inputs, self._watched()), inputs, self.recipe.is_steady(batch)
+                )
             for copies in self.copies:
                 copies.forget()
         if self.stream is not None:
@@ -146,11 +183,15 @@ class Engine:
         return losses
 
     def dry_step(self, batch: Batch) -> None:
-        """Run an iteration of a copy of this engine on the CPU, for a batch like ``batch``; to be called in a dry run."""
+        """Run an iteration of a copy of this engine on the CPU, for a batch like ``batch``; to be called in a
+        dry run.
+        """
         options = dataclasses.replace(self.options, graph="off")
         nets = {name: copy_on_cpu(net) for name, net in self.nets.items()}
         with apart():
-            other = type(self)(self.recipe.anew(), nets, self.optim, torch.device("cpu"), self.precision, False, options)
+            other = type(self)(
+                self.recipe.anew(), nets, self.optim, torch.device("cpu"), self.precision, False, options
+            )
             A, B = (torch.zeros_like(images, device="cpu") for images in (batch.A, batch.B))
             other.step(dataclasses.replace(batch, A=A, B=B), 0.0)
 
@@ -184,7 +225,9 @@ class Engine:
         return self.options.overlap == "phases" and small
 
     def _interleaved(self, inputs: Inputs) -> list[Tensor]:
-        """The second phase between forward and backward of the first, on a stream of its own: both need the weights from before alone."""
+        """The second phase between forward and backward of the first, on a stream of its own: both need the
+        weights from before alone.
+        """
         first, second = self.recipe.phases
         with self.trained[first.name].gradients_ready(), self.trained[second.name].gradients_ready():
             values = self._forward(first, first.begin(inputs), 1.0)
@@ -230,7 +273,7 @@ class Engine:
         with self._named(f"{phase.name} Adam"):
             trained.step()
 
-    # --- Where and how ----------------------------------------------------------------------------------------------------------
+    # --- Where and how --------------------------------------------------------------------------------------
 
     def _autocast(self) -> torch.autocast:
         half = self.dtype != torch.float32
@@ -258,7 +301,8 @@ class Engine:
 
     @contextlib.contextmanager
     def _named(self, name: str) -> Iterator[None]:
-        """Name what is launched inside the block in profiles (torch.profiler's, and with ``nvtx`` Nsight's)."""
+        """Name what is launched inside the block in profiles (torch.profiler's, and with ``nvtx``
+        Nsight's)."""
         nvtx: AbstractContextManager[Any] = contextlib.nullcontext()
         if self.options.nvtx and self.device.type == "cuda":
             nvtx = torch.cuda.nvtx.range(name)
@@ -266,9 +310,14 @@ class Engine:
             yield
 
     def _watched(self) -> tuple[bool, ...]:
-        """What a captured iteration must not outlive: which parameters are trained, where they lie, whether somebody listens."""
+        """What a captured iteration must not outlive: which parameters are trained, where they lie, whether
+        somebody listens.
+        """
         modules = itertools.chain.from_iterable(net.modules() for net in self.nets.values())
-        hooked = any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks for m in modules)
+        hooked = any(
+            m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks
+            for m in modules
+        )
         return hooked, *(p.requires_grad for net in self.nets.values() for p in net.parameters())
 
     def _after_failed_capture(self) -> None:
@@ -278,7 +327,9 @@ class Engine:
             copies.forget()
 
     def uploading(self, batches: Generator[Batch]) -> Generator[Batch]:
-        """Yield ``batches``, whose way to the device goes on a stream of its own: beside the iteration that runs."""
+        """Yield ``batches``, whose way to the device goes on a stream of its own: beside the iteration that
+        runs.
+        """
         if self.stream is None:
             yield from batches
             return
@@ -295,13 +346,17 @@ class Engine:
                     t.record_stream(here)
                 yield batch
 
-    # --- Using and keeping ------------------------------------------------------------------------------------------------------
+    # --- Using and keeping ----------------------------------------------------------------------------------
 
     def translate(self, name: str, images: Tensor) -> Tensor:
-        """Return what generator ``name`` makes of ``images`` [N, C, H, W], with dropout off and running statistics."""
+        """Return what generator ``name`` makes of ``images`` [N, C, H, W], with dropout off and running
+        statistics.
+        """
         net = self.nets[name]
         if self.ahead is not None:
-            self.ahead.prepare((name, images.shape), {name: net}, lambda: dry_translation(net, images, self.dtype))
+            self.ahead.prepare(
+                (name, images.shape), {name: net}, lambda: dry_translation(net, images, self.dtype)
+            )
         training = net.training
         net.eval()
         with torch.inference_mode(), self._autocast():
@@ -319,7 +374,9 @@ class Engine:
         return describe(self.choices, self.recipe, self.nets, self.optim.ema)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything that the next iteration depends on but the plan. The tensors are live: copy them before the next step."""
+        """Return everything that the next iteration depends on but the plan. The tensors are live: copy them
+        before the next step.
+        """
         cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
         return {
             "nets": {name: net.state_dict() for name, net in self.nets.items()},
@@ -347,7 +404,13 @@ class Engine:
             self.graphs.forget()
 
 
-def _check(nets: dict[str, nn.Module], precision: str, options: EngineConfig, can_capture: bool, precisions: Iterable[str]) -> None:
+def _check(
+    nets: dict[str, nn.Module],
+    precision: str,
+    options: EngineConfig,
+    can_capture: bool,
+    precisions: Iterable[str],
+) -> None:
     """Raise ValueError for what an engine cannot do."""
     if precision not in precisions:
         raise ValueError(f"Engine: precision must be {' or '.join(precisions)}, got {precision!r}")
@@ -361,8 +424,9 @@ def _check(nets: dict[str, nn.Module], precision: str, options: EngineConfig, ca
 def _guard_freezing() -> None:
     """Let torch's compiler ask again whether parameters are frozen.
 
-    torch 2.11 does not where a module's dicts are the same objects (pytorch issue 139476): a network that the user freezes or thaws between
-    iterations would go on with the graph from before, and train what is frozen, or not what is thawed.
+    torch 2.11 does not where a module's dicts are the same objects (pytorch issue 139476): a network that the
+    user freezes or thaws between iterations would go on with the graph from before, and train what is frozen,
+    or not what is thawed.
     """
     from torch._dynamo import config
 
@@ -371,7 +435,8 @@ def _guard_freezing() -> None:
 
 @contextlib.contextmanager
 def _frozen(parameters: list[nn.Parameter]) -> Iterator[None]:
-    """Take ``parameters`` out of the graph inside the block; those that the user froze stay frozen after it."""
+    """Take ``parameters`` out of the graph inside the block; those that the user froze stay frozen after
+    it."""
     thawed = [p for p in parameters if p.requires_grad]
     for p in thawed:
         p.requires_grad_(False)

@@ -1,4 +1,6 @@
-"""The numbers that travel to the device with each batch: learning rate, pool indices and the like, in one copy."""
+"""The numbers that travel to the device with each batch: learning rate, pool indices and the like, in one
+copy.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +27,15 @@ class Numbers:
     def send(self, lr: float, numbers: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Put ``lr`` and ``numbers`` (on the host) on the device in one copy; return where they lie there.
 
-        For ``numbers`` of the same shapes that is always the same place. Raises ValueError where they do not fit.
+        For ``numbers`` of the same shapes that is always the same place. Raises ValueError where they do not
+        fit.
         """
         pieces = [torch.tensor([lr], dtype=self.lr.dtype), *numbers.values()]
         sizes = [-(-piece.numel() * piece.element_size() // 8) * 8 for piece in pieces]
         if sum(sizes) > self.memory.numel():
-            raise ValueError(f"a batch needs {sum(sizes)} bytes of numbers, there is room for {self.memory.numel()}")
+            raise ValueError(
+                f"a batch needs {sum(sizes)} bytes of numbers, there is room for {self.memory.numel()}"
+            )
         host = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=self.device.type == "cuda")
         rows = host.numpy()
         placed, start = [], 0

@@ -13,12 +13,20 @@ from fastcyclegan.config import OptimConfig
 
 
 def _like(nets: Sequence[nn.Module]) -> list[list[nn.Parameter]]:
-    """Return the parameters of ``nets`` by place, those of all networks at a place together where they are alike."""
+    """Return the parameters of ``nets`` by place, those of all networks at a place together where they are
+    alike.
+    """
     columns = [list(net.parameters()) for net in nets]
     same = all(len(c) == len(columns[0]) for c in columns) and all(
-        p.shape == place[0].shape and p.dtype == place[0].dtype for place in zip(*columns, strict=False) for p in place
+        p.shape == place[0].shape and p.dtype == place[0].dtype
+        for place in zip(*columns, strict=False)
+        for p in place
     )
-    return [list(place) for place in zip(*columns, strict=True)] if same else [[p] for column in columns for p in column]
+    return (
+        [list(place) for place in zip(*columns, strict=True)]
+        if same
+        else [[p] for column in columns for p in column]
+    )
 
 
 def _is_dense(p: Tensor) -> bool:
@@ -28,9 +36,10 @@ def _is_dense(p: Tensor) -> bool:
 class Trained:
     """The parameters of a phase's networks and their Adam.
 
-    ``in_place``: gradients are added up in memory of our own, zeroed in one pass, where the kernels add what each use of a weight gives;
-    weights of networks that run as a pair lie side by side there, so that their gradients are summed in one launch. Else they are
-    autograd's. ``lr`` is a tensor that Adam reads at each step.
+    ``in_place``: gradients are added up in memory of our own, zeroed in one pass, where the kernels add what
+    each use of a weight gives; weights of networks that run as a pair lie side by side there, so that their
+    gradients are summed in one launch. Else they are autograd's. ``lr`` is a tensor that Adam reads at each
+    step.
     """
 
     def __init__(self, nets: Sequence[nn.Module], optim: OptimConfig, lr: Tensor, *, in_place: bool) -> None:
@@ -40,7 +49,9 @@ class Trained:
         fused = device.type in ("cuda", "cpu")
         options: dict[str, Any] = {"fused": True, "capturable": device.type == "cuda"} if fused else {}
         self.lr = lr
-        self.optimizer = torch.optim.Adam(parameters, lr if fused else optim.lr, (optim.beta1, 0.999), **options)
+        self.optimizer = torch.optim.Adam(
+            parameters, lr if fused else optim.lr, (optim.beta1, 0.999), **options
+        )
         # Weights first, so that the two convolutions of a block lie one after the other.
         ordered = sorted((p for place in self.places for p in place), key=lambda p: p.dim() != 4)
         self.gradients: list[tuple[nn.Parameter, Tensor]] = []
@@ -77,9 +88,14 @@ class Trained:
         return {**state, "param_groups": groups}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what ``state_dict`` gave: steps and moments. Adam's settings, and how it is run, stay as they are."""
+        """Restore what ``state_dict`` gave: steps and moments. Adam's settings, and how it is run, stay as
+        they are.
+        """
         (own,) = self.optimizer.param_groups
         how = {name: value for name, value in own.items() if name != "params"}
-        saved = [{**group, "fused": how["fused"], "capturable": how["capturable"]} for group in state["param_groups"]]
+        saved = [
+            {**group, "fused": how["fused"], "capturable": how["capturable"]}
+            for group in state["param_groups"]
+        ]
         self.optimizer.load_state_dict({**state, "param_groups": saved})
         self.optimizer.param_groups[0].update(how)

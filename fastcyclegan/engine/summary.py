@@ -18,25 +18,36 @@ Nets = Mapping[str, nn.Module]
 
 
 def describe(choices: Choices, recipe: CycleGAN, nets: Nets, average: float) -> dict[str, str]:
-    """Return each of ``choices`` by its name, for the networks of ``recipe``; where something is not done, why.
+    """Return each of ``choices`` by its name, for the networks of ``recipe``; where something is not done,
+    why.
 
     ``average``: the decay of the generators' running averages, 0 for none.
     """
     device, options = choices.device, choices.options
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    name = (
+        torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    )
     return {
         "device": f"{device} ({name})",
         "precision": choices.precision,
         "layout": "channels_last",
         "impl": _impl(recipe, nets),
         "convolutions": _convolutions(choices),
-        **({"kernels": "compiled before the first iteration, where Triton's cache lacks them"} if choices.compile_ahead else {}),
+        **(
+            {"kernels": "compiled before the first iteration, where Triton's cache lacks them"}
+            if choices.compile_ahead
+            else {}
+        ),
         "batching": _batching(choices, nets),
         "pairing": _pairing(choices, recipe, nets),
         "overlap": _overlap(choices),
         "compiled": _compiled(choices, recipe, nets),
         "graph": _graph(choices),
-        **({"micro batch": f"at most {options.micro_batch} of a batch at a time"} if options.micro_batch is not None else {}),
+        **(
+            {"micro batch": f"at most {options.micro_batch} of a batch at a time"}
+            if options.micro_batch is not None
+            else {}
+        ),
         **({"average": f"of the generators' weights, decay {average}"} if average else {}),
     }
 
@@ -54,11 +65,16 @@ def _convolutions(choices: Choices) -> str:
     if not choices.kernels:
         return f"all {library}"
     others = f"Triton in pairs, {library} where networks run apart" if choices.pairing else library
-    return f"reflected ones {describe_backends(choices.device)}; strided, transposed and 4x4 ones {others}{_loads(choices.device)}"
+    return (
+        f"reflected ones {describe_backends(choices.device)}; strided, transposed and 4x4 ones"
+        f" {others}{_loads(choices.device)}"
+    )
 
 
 def _loads(device: torch.device) -> str:
-    """Return how kernels load where that is not as they were meant to: the driver is asked, as at the first launch."""
+    """Return how kernels load where that is not as they were meant to: the driver is asked, as at the first
+    launch.
+    """
     if device.type != "cuda":
         return ""
     # Imported late: it needs Triton.
@@ -69,7 +85,10 @@ def _loads(device: torch.device) -> str:
 
 def _batching(choices: Choices, nets: Nets) -> str:
     if choices.singly:
-        return "no, pictures one by one: PyTorch's compiler for processors goes wrong with more (seen in torch 2.13)"
+        return (
+            "no, pictures one by one: PyTorch's compiler for processors goes wrong with more (seen in torch"
+            " 2.13)"
+        )
     if not choices.batching:
         return "off (--batching off)"
     reasons = {name: reason for name, net in nets.items() if (reason := why_not_batched(name, net))}
@@ -81,7 +100,11 @@ def _batching(choices: Choices, nets: Nets) -> str:
 
 def _pairing(choices: Choices, recipe: CycleGAN, nets: Nets) -> str:
     if not choices.pairing:
-        return "off (--pairing off)" if choices.options.pairing == "off" else f"no: {'PyTorch computes' if not choices.kernels else 'off'}"
+        return (
+            "off (--pairing off)"
+            if choices.options.pairing == "off"
+            else f"no: {'PyTorch computes' if not choices.kernels else 'off'}"
+        )
     found = []
     for phase in recipe.phases:
         pair = {name: nets[name] for name in phase.trains}
@@ -93,9 +116,19 @@ def _pairing(choices: Choices, recipe: CycleGAN, nets: Nets) -> str:
 
 def _overlap(choices: Choices) -> str:
     if choices.device.type != "cuda":
-        return "no: one stream here" if choices.options.overlap != "phases" else "phases in another order, on one stream"
-    parts = ["weight gradients"] * choices.weight_stream + ["the discriminators' phase"] * choices.phase_stream
-    off = "off (--overlap off)" if choices.options.overlap == "off" else "no: without a graph there is nothing to fill"
+        return (
+            "no: one stream here"
+            if choices.options.overlap != "phases"
+            else "phases in another order, on one stream"
+        )
+    parts = ["weight gradients"] * choices.weight_stream + [
+        "the discriminators' phase"
+    ] * choices.phase_stream
+    off = (
+        "off (--overlap off)"
+        if choices.options.overlap == "off"
+        else "no: without a graph there is nothing to fill"
+    )
     return f"{' and '.join(parts)} on streams of their own" if parts else off
 
 
@@ -115,4 +148,6 @@ def _graph(choices: Choices) -> str:
         return f"one for each size of batch, at most {MOST_GRAPHS}, captured after {WARM_UP} iterations"
     if graph == "off":
         return "off (--graph off)"
-    return "no: needs a CUDA GPU" if choices.device.type != "cuda" else "no: --compile or --graph on asks for it"
+    return (
+        "no: needs a CUDA GPU" if choices.device.type != "cuda" else "no: --compile or --graph on asks for it"
+    )

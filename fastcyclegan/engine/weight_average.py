@@ -9,19 +9,26 @@ from torch import Tensor, nn
 
 
 class Average:
-    """Running averages of the weights of networks: after each step, average + (1 - decay) (weight - average); it begins at the weights.
+    """Running averages of the weights of networks: after each step, average + (1 - decay) (weight - average);
+    it begins at the weights.
 
-    Buffers (batch norm's statistics) are copied. Source: Yazici et al., "The Unusual Effectiveness of Averaging in GAN Training", 2019.
+    Buffers (batch norm's statistics) are copied. Source: Yazici et al., "The Unusual Effectiveness of
+    Averaging in GAN Training", 2019.
     """
 
     def __init__(self, nets: Mapping[str, nn.Module], decay: float) -> None:
         self.nets, self.decay = nets, decay
-        self.weights = {name: {key: value.clone() for key, value in net.state_dict().items()} for name, net in nets.items()}
+        self.weights = {
+            name: {key: value.clone() for key, value in net.state_dict().items()}
+            for name, net in nets.items()
+        }
 
     def update(self) -> None:
         averaged, copied = self._pairs()
         if averaged:
-            torch._foreach_lerp_([mine for mine, _ in averaged], [theirs for _, theirs in averaged], 1 - self.decay)
+            torch._foreach_lerp_(
+                [mine for mine, _ in averaged], [theirs for _, theirs in averaged], 1 - self.decay
+            )
         for mine, theirs in copied:
             mine.copy_(theirs)
 

@@ -1,9 +1,11 @@
-"""``accelerate(module)``: any network's instance norms and reflection-padded convolutions by the kernels, in place, and back by ``undo()``.
+"""``accelerate(module)``: any network's instance norms and reflection-padded convolutions by the kernels, in
+place, and back by ``undo()``.
 
-Replaced are InstanceNorm1d, 2d and 3d, with the ReLU or LeakyReLU that follows, and ReflectionPad2d with the Conv2d that follows (or
-padding_mode="reflect"). Two modules become one only where every call of either, anywhere in the network, is one after the other with
-nobody else between: ``call_sites`` finds the calls, ``fusable`` decides. Then the activation or the pad becomes the identity, of a
-subclass of what it was. It is a module's class that changes, and nothing else: parameters, keys, hooks and whoever holds the module stay.
+Replaced are InstanceNorm1d, 2d and 3d, with the ReLU or LeakyReLU that follows, and ReflectionPad2d with the
+Conv2d that follows (or padding_mode="reflect"). Two modules become one only where every call of either,
+anywhere in the network, is one after the other with nobody else between: ``call_sites`` finds the calls,
+``fusable`` decides. Then the activation or the pad becomes the identity, of a subclass of what it was. It is
+a module's class that changes, and nothing else: parameters, keys, hooks and whoever holds the module stay.
 """
 
 from __future__ import annotations
@@ -32,12 +34,14 @@ from fastcyclegan.fusion.fused_modules import ReflectConv2d
 from fastcyclegan.kernels.dispatch import check_impl
 from fastcyclegan.nn.layer_checks import activation
 
-# --- The report -----------------------------------------------------------------------------------------------------------------------
+# --- The report ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A module by its ``path`` ("" is the network itself), ``what`` it was, and ``why`` it was left, or replaced alone."""
+    """A module by its ``path`` ("" is the network itself), ``what`` it was, and ``why`` it was left, or
+    replaced alone.
+    """
 
     path: str
     what: str
@@ -55,25 +59,34 @@ class _Change:
 
 @dataclass(frozen=True)
 class Accelerated:
-    """What ``accelerate`` did: ``replaced`` and ``left``, in the network's order. ``str()`` is a table; ``undo()`` takes it back."""
+    """What ``accelerate`` did: ``replaced`` and ``left``, in the network's order. ``str()`` is a table;
+    ``undo()`` takes it back.
+    """
 
     replaced: tuple[Entry, ...]
     left: tuple[Entry, ...]
     _changes: list[_Change] = field(default_factory=list, repr=False, compare=False)
 
     def __str__(self) -> str:
-        head = f"accelerate: {len(self.replaced) or 'nothing'} replaced, {len(self.left) or 'nothing'} left as it is"
+        head = (
+            f"accelerate: {len(self.replaced) or 'nothing'} replaced, {len(self.left) or 'nothing'} left as"
+            " it is"
+        )
         return "\n".join([head, *_lines("replaced", self.replaced), *_lines("left", self.left)])
 
     def undo(self) -> None:
-        """Make the modules what they were, with parameters and modes as they are now. A second call does nothing.
+        """Make the modules what they were, with parameters and modes as they are now. A second call does
+        nothing.
 
-        Raises RuntimeError, and changes nothing, where a module's class is no longer what ``accelerate`` made it (by a parametrization).
+        Raises RuntimeError, and changes nothing, where a module's class is no longer what ``accelerate`` made
+        it (by a parametrization).
         """
         for change in self._changes:
             if type(change.module) is not change.fused:
                 now = type(change.module).__name__
-                raise RuntimeError(f"undo: {change.path or 'the module'} was made {change.fused.__name__} and is {now} now")
+                raise RuntimeError(
+                    f"undo: {change.path or 'the module'} was made {change.fused.__name__} and is {now} now"
+                )
         for change in self._changes:
             change.module.__class__ = change.plain
             for name in change.added:
@@ -88,24 +101,29 @@ def _lines(title: str, entries: tuple[Entry, ...]) -> Iterator[str]:
         alike[entry.what, entry.why].append(entry.path or "the module itself")
     for (what, why), paths in alike.items():
         shown = ", ".join(paths[:3]) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
-        yield f"  {title:<8}{len(paths):>4}  {what}: {shown}" + (f" ({'alone: ' * (title == 'replaced')}{why})" if why else "")
+        yield f"  {title:<8}{len(paths):>4}  {what}: {shown}" + (
+            f" ({'alone: ' * (title == 'replaced')}{why})" if why else ""
+        )
 
 
-# --- The public function --------------------------------------------------------------------------------------------------------------
+# --- The public function ------------------------------------------------------------------------------------
 
 
 def accelerate(module: nn.Module, impl: str = "auto") -> Accelerated:
-    """Replace, in place, what the kernels can compute inside ``module``, itself included, and return what was replaced and what not.
+    """Replace, in place, what the kernels can compute inside ``module``, itself included, and return what was
+    replaced and what not.
 
-    It stays the same function with the same state_dict, parameters and modes, and may be trained, saved, copied, compiled, cast and moved.
-    ``impl``: "triton", "reference" (torch's own operators), or "auto": Triton on an NVIDIA GPU for fp32, bf16 and fp16, elsewhere torch's
-    own, to the bit what was computed before. By the kernels less is kept for the backward, and two things are other: a norm returns the
-    layout of its input (torch's returns NCHW memory), and there is no double backward.
+    It stays the same function with the same state_dict, parameters and modes, and may be trained, saved,
+    copied, compiled, cast and moved. ``impl``: "triton", "reference" (torch's own operators), or "auto":
+    Triton on an NVIDIA GPU for fp32, bf16 and fp16, elsewhere torch's own, to the bit what was computed
+    before. By the kernels less is kept for the backward, and two things are other: a norm returns the layout
+    of its input (torch's returns NCHW memory), and there is no double backward.
 
-    An activation or a pad is fused where the forwards inside ``module``, with all that they decide by in all combinations, show that nobody
-    else sees what comes between. Assumed is that nobody calls its layers from outside (``net.m[:4](x)``); before hooks are registered or
-    layers changed, call ``undo()``. What has hooks, a parametrization, running statistics or a class of its own stays, and so does a
-    convolution with a stride, a dilation, groups or an even kernel.
+    An activation or a pad is fused where the forwards inside ``module``, with all that they decide by in all
+    combinations, show that nobody else sees what comes between. Assumed is that nobody calls its layers from
+    outside (``net.m[:4](x)``); before hooks are registered or layers changed, call ``undo()``. What has
+    hooks, a parametrization, running statistics or a class of its own stays, and so does a convolution with a
+    stride, a dilation, groups or an even kernel.
 
     Raises TypeError for what is not a module and ValueError for an unknown ``impl``.
     """
@@ -115,10 +133,15 @@ def accelerate(module: nn.Module, impl: str = "auto") -> Accelerated:
     work = _Work({inner: path for path, inner in module.named_modules()}, impl)
     acting = [m for m in work.names if not isinstance(m, tuple(FUSED_AWAY.values()))]
     norms: Reasons = {m: why_not_norm(m) for m in work.names if isinstance(m, _InstanceNorm)}
-    activations: Reasons = {m: why_not_plain(m, nn.ReLU, nn.LeakyReLU) for m in acting if isinstance(m, (nn.ReLU, nn.LeakyReLU))}
+    activations: Reasons = {
+        m: why_not_plain(m, nn.ReLU, nn.LeakyReLU) for m in acting if isinstance(m, (nn.ReLU, nn.LeakyReLU))
+    }
     pads: Reasons = {m: why_not_pad(m) for m in acting if isinstance(m, nn.ReflectionPad2d)}
     convs: Reasons = {m: why_not_bare_conv(m) for m in work.names if isinstance(m, nn.Conv2d)}
-    sites = call_sites(module, [*norms, *activations] * bool(norms) + [*pads, *convs] * (bool(pads) or any(map(_reflects, convs))))
+    sites = call_sites(
+        module,
+        [*norms, *activations] * bool(norms) + [*pads, *convs] * (bool(pads) or any(map(_reflects, convs))),
+    )
     alone = why_alone(sites, norms, activations) | why_alone(sites, pads, convs)
     partner = {call.module: call.after if call.module in norms else call.before for call in sites.calls}
     for inner in work.names:
@@ -158,7 +181,9 @@ class _Work:
         """Replace a norm, with the activation that follows or ``alone``, for that reason."""
         what, act, inplace = type(norm).__name__, ("none", 0.0), False
         if following is not None:
-            what, act, inplace = f"{what} + {type(following).__name__}", activation(following) or act, following.inplace
+            what = f"{what} + {type(following).__name__}"
+            act = activation(following) or act
+            inplace = following.inplace
             self._change(following, FUSED_AWAY[type(following)])
         self._change(norm, NORMS[type(norm)], act=act[0], slope=act[1], impl=self._impl, inplace=inplace)
         self._replaced.append(Entry(self.names[norm], what, alone))

@@ -1,7 +1,9 @@
-"""What a forward decides by: its switches and its structure, or more, in which case no trace tells what it will do.
+"""What a forward decides by: its switches and its structure, or more, in which case no trace tells what it
+will do.
 
-Switches are own bool attributes, optional arguments, and plain attributes that are asked only for truth or for None. Structure is the
-module's own layers, their number and order. Found in the source of all functions that ran while the forward was traced.
+Switches are own bool attributes, optional arguments, and plain attributes that are asked only for truth or
+for None. Structure is the module's own layers, their number and order. Found in the source of all functions
+that ran while the forward was traced.
 """
 
 from __future__ import annotations
@@ -38,14 +40,23 @@ def states(decisions_of: dict[str, set[str]], module: nn.Module, defaults: dict[
         both = [True, False] if isinstance(now, bool) else [None, GIVEN]
         # What is asked both ways may be false and not None.
         more = [now, *([] if len(asked) == 1 else [None, GIVEN, False, True])]
-        values.append([v for n, v in enumerate([*both, *more]) if not any(v is u for u in [*both, *more][:n])])
+        values.append(
+            [v for n, v in enumerate([*both, *more]) if not any(v is u for u in [*both, *more][:n])]
+        )
     if len(values) > 6 or functools.reduce(lambda a, b: a * len(b), values, 1) > 128:
         raise fx.proxy.TraceError(f"it decides by too many switches: {', '.join(decisions_of)}")
-    return [dict(zip(decisions_of, state, strict=True)) for state in itertools.product(*values)] if values else []
+    return (
+        [dict(zip(decisions_of, state, strict=True)) for state in itertools.product(*values)]
+        if values
+        else []
+    )
 
 
-def decisions(module: nn.Module, frames: dict[CodeType, str], defaults: dict[str, Any]) -> dict[str, set[str]]:
-    """Return the switches that the functions in ``frames`` decide by, each with how it is asked: "truth", "none".
+def decisions(
+    module: nn.Module, frames: dict[CodeType, str], defaults: dict[str, Any]
+) -> dict[str, set[str]]:
+    """Return the switches that the functions in ``frames`` decide by, each with how it is asked: "truth",
+    "none".
 
     Raises TraceError where one decides by anything else but structure, or where its source is not known.
     """
@@ -59,7 +70,9 @@ def decisions(module: nn.Module, frames: dict[CodeType, str], defaults: dict[str
         function = _Function(_tree(code), module, me, defaults if forward else {}, found)
         function.check()
         written |= {
-            f"self.{node.attr}" for node in function.nodes if isinstance(node, ast.Attribute) and not isinstance(node.ctx, ast.Load)
+            f"self.{node.attr}"
+            for node in function.nodes
+            if isinstance(node, ast.Attribute) and not isinstance(node.ctx, ast.Load)
         }
     for name in written & found.keys():
         raise _undecided(name)
@@ -86,15 +99,24 @@ REFUSED = ("setattr", "delattr", "eval", "exec", "vars", "locals", "globals", "f
 
 
 class _Function:
-    """The source of a function and what it decides by. ``me``: its name for ``module``; ``optional``: the arguments that are switches."""
+    """The source of a function and what it decides by. ``me``: its name for ``module``; ``optional``: the
+    arguments that are switches.
+    """
 
-    def __init__(self, tree: ast.AST, module: nn.Module, me: str, optional: dict[str, Any], found: dict[str, set[str]]) -> None:
+    def __init__(
+        self, tree: ast.AST, module: nn.Module, me: str, optional: dict[str, Any], found: dict[str, set[str]]
+    ) -> None:
         self.nodes, self.module, self.found = list(ast.walk(tree)), module, found
-        self.stored = {node.id for node in self.nodes if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)}
+        self.stored = {
+            node.id
+            for node in self.nodes
+            if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)
+        }
         self.parameters = {node.arg for node in self.nodes if isinstance(node, ast.arg)}
         self.me = "" if me in self.stored else me
         self.optional = {name: value for name, value in optional.items() if name not in self.stored}
-        # Names that are bound to structure, and to lists made here: all that are stored, less those that are bound to anything else.
+        # Names that are bound to structure, and to lists made here: all that are stored, less those that are
+        # bound to anything else.
         self.structure = self.stored - self.parameters
         self.lists = self.stored - self.parameters
         size = -1
@@ -108,7 +130,9 @@ class _Function:
             if isinstance(node, (ast.For, ast.comprehension)):
                 structure = self._is_structure(node.iter)
                 good.update({id(n): (structure, False) for n in ast.walk(node.target)})
-            elif isinstance(node, ast.Assign) and all(isinstance(target, ast.Name) for target in node.targets):
+            elif isinstance(node, ast.Assign) and all(
+                isinstance(target, ast.Name) for target in node.targets
+            ):
                 kinds = self._is_structure(node.value), self._is_list(node.value)
                 good.update({id(target): kinds for target in node.targets})
         for node in self.nodes:
@@ -116,11 +140,20 @@ class _Function:
                 structure, is_list = good.get(id(node), (False, False))
                 self.structure -= set() if structure else {node.id}
                 self.lists -= set() if is_list else {node.id}
-            elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.attr not in ("append", "reverse"):
+            elif (
+                isinstance(node, ast.Attribute)
+                and isinstance(node.value, ast.Name)
+                and node.attr not in ("append", "reverse")
+            ):
                 self.lists -= {node.value.id}
 
     def _is_mine(self, node: ast.AST) -> bool:
-        return bool(self.me) and isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == self.me
+        return (
+            bool(self.me)
+            and isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id == self.me
+        )
 
     def _is_module(self, node: ast.AST) -> bool:
         """Whether ``node`` is self.a.b, a module, or the None in the place of one."""
@@ -145,7 +178,18 @@ class _Function:
             return node.id in self.structure
         if isinstance(node, ast.Call):
             return self._is_structural_call(node)
-        parts = (ast.Subscript, ast.Slice, ast.Tuple, ast.List, ast.Set, ast.BinOp, ast.UnaryOp, ast.Compare, ast.BoolOp, ast.JoinedStr)
+        parts = (
+            ast.Subscript,
+            ast.Slice,
+            ast.Tuple,
+            ast.List,
+            ast.Set,
+            ast.BinOp,
+            ast.UnaryOp,
+            ast.Compare,
+            ast.BoolOp,
+            ast.JoinedStr,
+        )
         if not isinstance(node, (*parts, ast.FormattedValue)):
             return False
         below = [n for n in ast.iter_child_nodes(node) if isinstance(n, ast.expr)]
@@ -167,8 +211,17 @@ class _Function:
         if isinstance(node, (ast.List, ast.Tuple)):
             return not any(isinstance(element, ast.Starred) for element in node.elts)
         if isinstance(node, ast.Subscript):
-            return isinstance(node.slice, ast.Slice) and self._is_list(node.value) and self._is_structure(node.slice)
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in COUNTS and node.func.id != "range":
+            return (
+                isinstance(node.slice, ast.Slice)
+                and self._is_list(node.value)
+                and self._is_structure(node.slice)
+            )
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Name)
+            and node.func.id in COUNTS
+            and node.func.id != "range"
+        ):
             return all(self._is_list(argument) or self._is_structure(argument) for argument in node.args)
         return isinstance(node, ast.ListComp) or (isinstance(node, ast.Name) and node.id in self.lists)
 
@@ -198,13 +251,19 @@ class _Function:
             return node.attr != "__dict__"
         if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Load):
             index = node.slice
-            of_tensor = isinstance(index, ast.Tuple) and any(isinstance(n, ast.Slice) or _is_ellipsis(n) for n in index.elts)
+            of_tensor = isinstance(index, ast.Tuple) and any(
+                isinstance(n, ast.Slice) or _is_ellipsis(n) for n in index.elts
+            )
             return of_tensor or self._is_structure(index)
         if isinstance(node, ast.Call):
             arguments = [*node.args, *(keyword.value for keyword in node.keywords)]
             if isinstance(node.func, ast.Name):
-                return node.func.id not in REFUSED and (node.func.id != "getattr" or self._is_structure(node.args[1]))
-            return not (isinstance(node.func, ast.Attribute) and node.func.attr in PICKS) or all(map(self._is_structure, arguments))
+                return node.func.id not in REFUSED and (
+                    node.func.id != "getattr" or self._is_structure(node.args[1])
+                )
+            return not (isinstance(node.func, ast.Attribute) and node.func.attr in PICKS) or all(
+                map(self._is_structure, arguments)
+            )
         return True
 
     def _test(self, test: ast.expr) -> None:
@@ -214,7 +273,11 @@ class _Function:
         elif isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
             self._test(test.operand)
         elif not self._is_structure(test):
-            if isinstance(test, ast.Compare) and isinstance(test.ops[0], (ast.Is, ast.IsNot)) and _is_none(test.comparators):
+            if (
+                isinstance(test, ast.Compare)
+                and isinstance(test.ops[0], (ast.Is, ast.IsNot))
+                and _is_none(test.comparators)
+            ):
                 self._switch(test.left, "none", test)
             else:
                 self._switch(test, "truth", test)

@@ -34,11 +34,12 @@ Reasons = dict[nn.Module, str]
 """Modules, each with why it does not fit, or "" if it does."""
 
 
-# --- One by one -----------------------------------------------------------------------------------------------------------------------
+# --- One by one ---------------------------------------------------------------------------------------------
 
 
 def why_not_plain(module: nn.Module, *kinds: type[nn.Module]) -> str:
-    """Return "" for a module that is exactly one of ``kinds`` and that nobody listens to, else why it is not."""
+    """Return "" for a module that is exactly one of ``kinds`` and that nobody listens to, else why it is
+    not."""
     if isinstance(module, (*NORMS.values(), ReflectConv2d)):
         return "accelerated already"
     if untouched(module, *kinds):
@@ -46,7 +47,11 @@ def why_not_plain(module: nn.Module, *kinds: type[nn.Module]) -> str:
     if is_parametrized(module):
         return "it has a parametrization"
     if type(module) not in kinds:
-        return "it is lazy: run the network once before" if "Lazy" in type(module).__name__ else "it is a subclass of torch's"
+        return (
+            "it is lazy: run the network once before"
+            if "Lazy" in type(module).__name__
+            else "it is a subclass of torch's"
+        )
     return "it has a forward of its own" if "forward" in module.__dict__ else "it has hooks"
 
 
@@ -57,7 +62,11 @@ def why_not_norm(norm: Any) -> str:
 def why_not_pad(pad: Any) -> str:
     if why := why_not_plain(pad, nn.ReflectionPad2d):
         return why
-    return "" if len(set(pad.padding)) == 1 and pad.padding[0] > 0 else f"its padding is not the same on all sides: {pad.padding}"
+    return (
+        ""
+        if len(set(pad.padding)) == 1 and pad.padding[0] > 0
+        else f"its padding is not the same on all sides: {pad.padding}"
+    )
 
 
 def _why_not_conv(conv: Any) -> str:
@@ -81,21 +90,26 @@ def why_not_bare_conv(conv: Any) -> str:
 def why_not_reflecting(conv: Any) -> str:
     """Return why the kernels do not compute ``conv``, which reflects by itself."""
     sides = set(conv._reversed_padding_repeated_twice)
-    return _why_not_conv(conv) or ("" if len(sides) == 1 else f"its padding is not the same on all sides: {conv.padding}")
+    return _why_not_conv(conv) or (
+        "" if len(sides) == 1 else f"its padding is not the same on all sides: {conv.padding}"
+    )
 
 
-# --- Two as one -----------------------------------------------------------------------------------------------------------------------
+# --- Two as one ---------------------------------------------------------------------------------------------
 
 
 def _likeness(module: nn.Module | None) -> object:
-    """Return what a pair's operator takes from ``module``: one operator serves all calls, so there it must be the same."""
+    """Return what a pair's operator takes from ``module``: one operator serves all calls, so there it must be
+    the same.
+    """
     if isinstance(module, nn.ReflectionPad2d):
         return module.padding
     return (activation(module), module.inplace) if isinstance(module, (nn.ReLU, nn.LeakyReLU)) else None
 
 
 def why_alone(sites: CallSites, firsts: Reasons, seconds: Reasons) -> Reasons:
-    """Return why each module is no half of a pair: "" where in all calls of it, and of its partners, a second comes right after a first.
+    """Return why each module is no half of a pair: "" where in all calls of it, and of its partners, a second
+    comes right after a first.
 
     ``firsts`` and ``seconds``: all there are, with the reasons that each has by itself.
     """
@@ -117,7 +131,9 @@ def why_alone(sites: CallSites, firsts: Reasons, seconds: Reasons) -> Reasons:
         side, others = ("after", seconds) if module in firsts else ("before", firsts)
         for partner in partners[module]:
             if partner is None or partner not in others:
-                why[module] = f"{'something else' if partner is None else type(partner).__name__} comes {side} it"
+                why[module] = (
+                    f"{'something else' if partner is None else type(partner).__name__} comes {side} it"
+                )
             elif why[partner]:
                 why[module] = f"the {type(partner).__name__} {side} it stays: {why[partner]}"
         if len({_likeness(partner) for partner in partners[module]}) > 1:

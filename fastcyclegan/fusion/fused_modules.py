@@ -1,8 +1,10 @@
-"""The modules that ``accelerate`` puts in the place of torch's: the same parameters, the same function, one operator where there were two.
+"""The modules that ``accelerate`` puts in the place of torch's: the same parameters, the same function, one
+operator where there were two.
 
-They are classes for modules that exist: ``accelerate`` changes a module's class and adds what is to be fused, so everything that is
-registered, shared or hooked stays as it is. Where the kernels do not serve (a CPU, float64, a wrong input), torch's own operators
-compute, to the bit what they computed before, with torch's own errors.
+They are classes for modules that exist: ``accelerate`` changes a module's class and adds what is to be fused,
+so everything that is registered, shared or hooked stays as it is. Where the kernels do not serve (a CPU,
+float64, a wrong input), torch's own operators compute, to the bit what they computed before, with torch's own
+errors.
 """
 
 from __future__ import annotations
@@ -25,8 +27,8 @@ STRIDE_1: ConvArgs = ([1, 1], [0, 0], [1, 1], False, [0, 0], 1)
 class _FusedInstanceNorm(InstanceNormAct):
     """``InstanceNormAct`` with the checks of torch's norm of so many dimensions, pictures without N included.
 
-    The kernels return the layout of the input, torch's operator NCHW memory. ``inplace``: whether the activation was in place, which
-    is what torch's keeps for the backward.
+    The kernels return the layout of the input, torch's operator NCHW memory. ``inplace``: whether the
+    activation was in place, which is what torch's keeps for the backward.
     """
 
     inplace = False
@@ -38,10 +40,14 @@ class _FusedInstanceNorm(InstanceNormAct):
 
     def _apply_instance_norm(self, input: Tensor) -> Tensor:
         if resolve_impl("InstanceNorm", self.impl, input) == "triton":
-            return instance_norm(input, self.weight, self.bias, eps=self.eps, act=self.act, slope=self.slope, impl=self.impl)
+            return instance_norm(
+                input, self.weight, self.bias, eps=self.eps, act=self.act, slope=self.slope, impl=self.impl
+            )
         if input.dim() > 2 and input.shape[0] == 0:
             # Torch 2.13's fails without a picture.
-            return instance_norm(input, self.weight, self.bias, eps=self.eps, act=self.act, slope=self.slope, impl="reference")
+            return instance_norm(
+                input, self.weight, self.bias, eps=self.eps, act=self.act, slope=self.slope, impl="reference"
+            )
         y = _guarded(super()._apply_instance_norm(input))
         if self.act == "none":
             return y
@@ -49,7 +55,8 @@ class _FusedInstanceNorm(InstanceNormAct):
 
 
 def _guarded(y: Tensor) -> Tensor:
-    """Return y, whose gradient will arrive in NCHW memory: of one picture, torch's backward on the CPU misreads any other.
+    """Return y, whose gradient will arrive in NCHW memory: of one picture, torch's backward on the CPU
+    misreads any other.
 
     See ``reference.InstanceNorm2d``, whose own way gives a view that nobody may change in place.
     """
@@ -80,10 +87,12 @@ class FusedInstanceNorm3d(_FusedInstanceNorm, nn.InstanceNorm3d):
 
 
 class ReflectConv2d(nn.Conv2d):
-    """``border`` reflected pixels on each side and the convolution, of stride 1 and an odd square kernel. [N, C, H, W] or [C, H, W].
+    """``border`` reflected pixels on each side and the convolution, of stride 1 and an odd square kernel. [N,
+    C, H, W] or [C, H, W].
 
-    Only the input is kept for the backward, not the bordered one. The layout of the result is torch's: channels_last if the input or the
-    weight is. The kernels work in channels_last, any other memory is copied for them and back.
+    Only the input is kept for the backward, not the bordered one. The layout of the result is torch's:
+    channels_last if the input or the weight is. The kernels work in channels_last, any other memory is copied
+    for them and back.
     """
 
     border: int
@@ -101,11 +110,20 @@ class ReflectConv2d(nn.Conv2d):
             out = reflect_conv2d(x, self.weight, self.bias, padding=self.border, impl=self.impl)
         else:
             x = x.contiguous(memory_format=torch.channels_last)
-            out = norm_conv(x, self.weight, self.bias, STRIDE_1, norm=False, border=self.border, required=self.impl == "triton")
+            out = norm_conv(
+                x,
+                self.weight,
+                self.bias,
+                STRIDE_1,
+                norm=False,
+                border=self.border,
+                required=self.impl == "triton",
+            )
         return out if _is_channels_last(input) or _is_channels_last(self.weight) else out.contiguous()
 
     def _served(self, x: Tensor) -> bool:
-        """Whether the kernels compute it. What torch refuses is left to torch, so that the error is torch's."""
+        """Whether the kernels compute it. What torch refuses is left to torch, so that the error is
+        torch's."""
         if x.dim() not in (3, 4) or x.shape[-3] != self.in_channels or x.device != self.weight.device:
             return False
         sides, weight = min(x.shape[-2:]), self.weight
@@ -122,7 +140,7 @@ def _is_channels_last(t: Tensor) -> bool:
     return t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous()
 
 
-# --- What is left of the other of two that became one -----------------------------------------------------------------------------------
+# --- What is left of the other of two that became one -------------------------------------------------------
 
 
 class _FusedAway(nn.Module):

@@ -29,7 +29,8 @@ from fastcyclegan.inference.translator import Translator
 
 GRID_NAME = "before_after.png"
 GRID_ROWS = 8
-# Pixels that a batch may hold together (a 9-block generator needs about 1.5 KB a pixel): large pictures go one by one.
+# Pixels that a batch may hold together (a 9-block generator needs about 1.5 KB a pixel): large pictures go
+# one by one.
 BATCH_PIXELS = 2**20
 # Below this many pictures --loader auto takes Pillow: loading DALI takes longer than reading them.
 MANY = 64
@@ -46,7 +47,9 @@ class TranslateConfig:
     output: Path
     """Folder for the translations: the same names, as PNG."""
     direction: Direction | None = None
-    """With a run's folder: which way, by the training folders. Default: the way that the run was trained in (--direction there)."""
+    """With a run's folder: which way, by the training folders. Default: the way that the run was trained in
+    (--direction there).
+    """
     epoch: str = "latest"
     """With a run's folder: which weights (latest, 5, iter_1000 ...)."""
     key: str | None = None
@@ -62,7 +65,9 @@ class TranslateConfig:
     skip_bad_images: bool = False
     """Leave out pictures that cannot be read, and list them."""
     loader: Literal["auto", "dali", "folder"] = "auto"
-    """What reads pictures: dali (on a GPU where there is one), or folder (Pillow). auto takes dali where it is installed and works."""
+    """What reads pictures: dali (on a GPU where there is one), or folder (Pillow). auto takes dali where it
+    is installed and works.
+    """
     num_threads: int | None = None
     """Threads that read and write pictures. Default: one a core, at most 16."""
     device: str = "auto"
@@ -73,7 +78,9 @@ class TranslateConfig:
     """What computes the network."""
 
     def __post_init__(self) -> None:
-        RunConfig(epoch=self.epoch, continue_train=True, device=self.device, precision=self.precision)  # the same checks
+        RunConfig(
+            epoch=self.epoch, continue_train=True, device=self.device, precision=self.precision
+        )  # the same checks
         if self.batch_size < 1:
             raise UserError(f"batch_size must be at least 1, got {self.batch_size}")
         if self.resize is not None and self.resize < 1:
@@ -89,15 +96,21 @@ class _Job:
 
 
 def plan_outputs(config: TranslateConfig) -> list[_Job]:
-    """Return what is to be read and written. Two pictures that differ in their suffix alone keep it (a.jpg.png, a.tif.png)."""
+    """Return what is to be read and written. Two pictures that differ in their suffix alone keep it
+    (a.jpg.png, a.tif.png).
+    """
     if not config.input.exists():
         raise UserError(f"{config.input}: no such file or folder")
     root = config.input if config.input.is_dir() else config.input.parent
     if config.output.exists() and not config.output.is_dir():
         raise UserError(f"{config.output}: a file, not a folder to write to")
     sources = list_pictures(config.input) if config.input.is_dir() else [config.input]
-    if config.output.resolve() != root.resolve():  # translations inside the input folder are not translated again
-        sources = [source for source in sources if not source.resolve().is_relative_to(config.output.resolve())]
+    if (
+        config.output.resolve() != root.resolve()
+    ):  # translations inside the input folder are not translated again
+        sources = [
+            source for source in sources if not source.resolve().is_relative_to(config.output.resolve())
+        ]
     if not sources:
         raise UserError(f"{config.input}: no pictures in it")
     names = [source.relative_to(root) for source in sources]
@@ -106,7 +119,11 @@ def plan_outputs(config: TranslateConfig) -> list[_Job]:
         taken[Path(GRID_NAME)] += 1
 
     def target_name(name: Path) -> Path:
-        return name.with_suffix(".png") if taken[name.with_suffix(".png")] == 1 else name.with_name(name.name + ".png")
+        return (
+            name.with_suffix(".png")
+            if taken[name.with_suffix(".png")] == 1
+            else name.with_name(name.name + ".png")
+        )
 
     targets = [config.output / target_name(name) for name in names]
     inputs = {source.resolve() for source in sources}
@@ -119,7 +136,9 @@ def plan_outputs(config: TranslateConfig) -> list[_Job]:
 def _batches(
     rows: Iterable[tuple[Job, Row]], translator: Translator, batch_size: int, bad: list[BadPictureError]
 ) -> Iterator[list[tuple[_Job, Tensor]]]:
-    """Yield batches of pictures that are equal in size once padded. Few pictures are held at a time, however many there are."""
+    """Yield batches of pictures that are equal in size once padded. Few pictures are held at a time, however
+    many there are.
+    """
     buckets: dict[tuple[int, ...], list[tuple[_Job, Tensor]]] = {}
     for job, pixels in rows:
         if isinstance(pixels, BadPictureError):
@@ -142,7 +161,9 @@ def _save(pixels: NDArray[np.uint8], target: Path) -> None:
 
 
 class _Writer:
-    """Saves pictures in threads, a few at a time; what goes wrong there is raised at the next picture, or at the end."""
+    """Saves pictures in threads, a few at a time; what goes wrong there is raised at the next picture, or at
+    the end.
+    """
 
     def __init__(self, threads: int) -> None:
         self.pool, self.most = ThreadPoolExecutor(threads), 2 * threads
@@ -162,18 +183,31 @@ class _Writer:
 
 
 def translate(config: TranslateConfig, console: Console) -> int:
-    """Translate what ``config`` names and return the number of pictures written. Raises UserError for what the user can put right."""
+    """Translate what ``config`` names and return the number of pictures written. Raises UserError for what
+    the user can put right.
+    """
     device = resolve_device(RunConfig(device=config.device))
     precision = resolve_precision(config.precision, device, compiled=False)
     require_impl(config.impl, device)
     file = find_weights(config.weights, config.direction, config.epoch, config.ema)
-    translator = Translator(load_generator(file, impl=config.impl, key=config.key), device, precision, console.say)
+    translator = Translator(
+        load_generator(file, impl=config.impl, key=config.key), device, precision, console.say
+    )
     jobs = plan_outputs(config)
     threads = config.num_threads or min(cores(), MOST_THREADS)
-    choice = choose("folder" if config.loader == "auto" and len(jobs) < MANY else config.loader, device, threads)
-    fit = Fit(channels=translator.channels) if config.resize is None else Fit("square", config.resize, channels=translator.channels)
+    choice = choose(
+        "folder" if config.loader == "auto" and len(jobs) < MANY else config.loader, device, threads
+    )
+    fit = (
+        Fit(channels=translator.channels)
+        if config.resize is None
+        else Fit("square", config.resize, channels=translator.channels)
+    )
     reader = make_reader(choice, fit, device, console.say)
-    console.say(f"translating {len(jobs)} picture{'s' * (len(jobs) != 1)} with {file} on {device} in {precision}, read by {choice.kind}")
+    console.say(
+        f"translating {len(jobs)} picture{'s' * (len(jobs) != 1)} with {file} on {device} in {precision},"
+        f" read by {choice.kind}"
+    )
     started = last_said = time.monotonic()
     written, bad = 0, []  # type: int, list[BadPictureError]
     rows: dict[Path, tuple[NDArray[np.uint8], NDArray[np.uint8]]] = {}
@@ -194,12 +228,17 @@ def translate(config: TranslateConfig, console: Console) -> int:
                 console.progress(written, len(jobs), f"{written}/{len(jobs)} pictures, {rate:.2f} images/s")
     if bad and not config.skip_bad_images:
         more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
-        raise UserError(f"bad picture {bad[0]}{more}; {written} pictures were written; --skip_bad_images leaves such pictures out")
+        raise UserError(
+            f"bad picture {bad[0]}{more}; {written} pictures were written; --skip_bad_images leaves such"
+            " pictures out"
+        )
     for reason in bad:
         console.say(f"left out {reason}")
     if rows:
         ordered = [rows[source] for source in sorted(rows)]
-        grid = draw_grid({"input": [before for before, _ in ordered], "translation": [after for _, after in ordered]})
+        grid = draw_grid(
+            {"input": [before for before, _ in ordered], "translation": [after for _, after in ordered]}
+        )
         save_image(grid, config.output / GRID_NAME)
     seconds = time.monotonic() - started
     console.say(f"wrote {written} picture{'s' * (written != 1)} to {config.output} in {seconds:.1f} s")

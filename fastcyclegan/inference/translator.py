@@ -32,9 +32,17 @@ def pad_to_multiple(pixels: Tensor, multiple: int, axes: tuple[int, int] = (0, 1
 
 
 class Translator:
-    """Applies a generator to images of any size, on the host or on its device. ``say`` hears of kernels that are compiled beforehand."""
+    """Applies a generator to images of any size, on the host or on its device. ``say`` hears of kernels that
+    are compiled beforehand.
+    """
 
-    def __init__(self, net: nn.Module, device: torch.device, precision: str, say: Callable[[str], object] = lambda text: None) -> None:
+    def __init__(
+        self,
+        net: nn.Module,
+        device: torch.device,
+        precision: str,
+        say: Callable[[str], object] = lambda text: None,
+    ) -> None:
         self.net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.device, self.dtype = device, torch.bfloat16 if precision == "bf16" else torch.float32
         self.ahead = Ahead(device, say) if device.type == "cuda" and computed_by(net) == "triton" else None
@@ -43,10 +51,14 @@ class Translator:
 
     @torch.inference_mode()
     def __call__(self, pictures: list[Tensor]) -> list[NDArray[np.uint8]]:
-        """Translate uint8 pictures [H, W, C] that are equal in size once padded; each comes back in its own size."""
+        """Translate uint8 pictures [H, W, C] that are equal in size once padded; each comes back in its own
+        size.
+        """
         padded = torch.stack([pad_to_multiple(picture, self.multiple) for picture in pictures])
         result = to_pixels(self._apply(to_unit_range(padded, self.device)))
-        return [out[: picture.shape[0], : picture.shape[1]] for out, picture in zip(result, pictures, strict=True)]
+        return [
+            out[: picture.shape[0], : picture.shape[1]] for out, picture in zip(result, pictures, strict=True)
+        ]
 
     @torch.no_grad()
     def tensors(self, images: Tensor) -> Tensor:
@@ -57,19 +69,27 @@ class Translator:
 
     def _apply(self, images: Tensor) -> Tensor:
         if self.ahead is not None:
-            self.ahead.prepare(images.shape, {"net": self.net}, lambda: dry_translation(self.net, images, self.dtype))
+            self.ahead.prepare(
+                images.shape, {"net": self.net}, lambda: dry_translation(self.net, images, self.dtype)
+            )
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             result: Tensor = self.net(images)
         return result
 
 
 def translate_pictures(
-    net: nn.Module, images: Picture | Sequence[Picture], device: torch.device, precision: str = "fp32", batch_size: int = 8
+    net: nn.Module,
+    images: Picture | Sequence[Picture],
+    device: torch.device,
+    precision: str = "fp32",
+    batch_size: int = 8,
 ) -> Any:
-    """Return what generator ``net`` makes of a picture, or of a list of them, each as what it was given as; paths give PIL images.
+    """Return what generator ``net`` makes of a picture, or of a list of them, each as what it was given as;
+    paths give PIL images.
 
-    PIL images and paths: any mode, turned upright. Arrays: uint8 [H, W, C] or [H, W]. Tensors: floats [C, H, W] or [N, C, H, W] in [-1, 1].
-    Raises BadPictureError for a file that cannot be read, ValueError or TypeError for what is no such picture.
+    PIL images and paths: any mode, turned upright. Arrays: uint8 [H, W, C] or [H, W]. Tensors: floats [C, H,
+    W] or [N, C, H, W] in [-1, 1]. Raises BadPictureError for a file that cannot be read, ValueError or
+    TypeError for what is no such picture.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -108,7 +128,9 @@ def _pixels(picture: Any, channels: int) -> NDArray[np.uint8]:
         array = picture[:, :, None] if picture.ndim == 2 else picture
         if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != channels or not array.size:
             wanted = f"uint8 [H, W, {channels}]{' or [H, W]' if channels == 1 else ''}"
-            raise ValueError(f"translate: an array must be {wanted}, got {picture.dtype} {list(picture.shape)}")
+            raise ValueError(
+                f"translate: an array must be {wanted}, got {picture.dtype} {list(picture.shape)}"
+            )
         return np.array(array)
     if isinstance(picture, (str, Path)):
         image = open_picture(picture, channels)
@@ -117,7 +139,10 @@ def _pixels(picture: Any, channels: int) -> NDArray[np.uint8]:
             raise ValueError(f"translate: a picture without pixels, {picture.width}x{picture.height}")
         image = upright(picture, channels)
     else:
-        raise TypeError(f"translate: a picture must be a PIL image, an array, a tensor or a path, got {type(picture).__name__}")
+        raise TypeError(
+            "translate: a picture must be a PIL image, an array, a tensor or a path, got"
+            f" {type(picture).__name__}"
+        )
     pixels = np.array(image)
     return pixels[:, :, None] if channels == 1 else pixels
 
@@ -129,7 +154,11 @@ def _tensor(picture: Tensor, translator: Translator) -> Tensor:
         wanted = f"floats [{translator.channels}, H, W] or [N, {translator.channels}, H, W] in [-1, 1]"
         raise ValueError(f"translate: a tensor must be {wanted}, got {picture.dtype} {list(picture.shape)}")
     if not images.numel() or not images.abs().amax() <= 1.001:  # NaN is not
-        held = f"values from {images.amin().item():g} to {images.amax().item():g}" if images.numel() else f"shape {list(picture.shape)}"
+        held = (
+            f"values from {images.amin().item():g} to {images.amax().item():g}"
+            if images.numel()
+            else f"shape {list(picture.shape)}"
+        )
         raise ValueError(f"translate: a tensor must be in [-1, 1], got {held}")
     result = translator.tensors(images)
     return result[0] if picture.dim() == 3 else result

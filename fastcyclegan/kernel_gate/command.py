@@ -1,4 +1,5 @@
-"""Compile every kernel that runs on a GPU, and fail on what must not ship; or (--warm) fill a machine's cache ahead of a training run.
+"""Compile every kernel that runs on a GPU, and fail on what must not ship; or (--warm) fill a machine's cache
+ahead of a training run.
 
 The command compile_kernels.
 """
@@ -24,24 +25,44 @@ from fastcyclegan.errors import UserError
 from fastcyclegan.kernel_gate.shipped import DTYPES, Configs, shipped_jobs
 from fastcyclegan.kernels import _launch
 
-# --- What runs ------------------------------------------------------------------------------------------------------------------------
+# --- What runs ----------------------------------------------------------------------------------------------
 
 
-# --- The command ----------------------------------------------------------------------------------------------------------------------
+# --- The command --------------------------------------------------------------------------------------------
 
 
 def _parser() -> argparse.ArgumentParser:
     lines = (__doc__ or "").splitlines()
     parser = argparse.ArgumentParser(prog="compile_kernels", description=lines[0], allow_abbrev=False)
-    parser.add_argument("--arch", nargs="+", choices=list(ARCHS), help="chips (default: all, sm_100 reported only; with --warm this GPU)")
-    parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)), help="compilers at a time (default: one a core)")
+    parser.add_argument(
+        "--arch",
+        nargs="+",
+        choices=list(ARCHS),
+        help="chips (default: all, sm_100 reported only; with --warm this GPU)",
+    )
+    parser.add_argument(
+        "--processes",
+        type=int,
+        default=len(os.sched_getaffinity(0)),
+        help="compilers at a time (default: one a core)",
+    )
     warm = parser.add_argument_group("filling the cache")
-    text = "compile what a training run will launch, and its translations, into Triton's cache (TRITON_CACHE_DIR): RUN is its folder; "
-    text += "flags of train.py (--netG, --batch_size, --crop_size, --precision ...) describe a run or change RUN's"
+    text = (
+        "compile what a training run will launch, and its translations, into Triton's cache"
+        " (TRITON_CACHE_DIR): RUN is its folder; "
+    )
+    text += (
+        "flags of train.py (--netG, --batch_size, --crop_size, --precision ...) describe a run or change"
+        " RUN's"
+    )
     warm.add_argument("--warm", nargs="?", const="", metavar="RUN", help=text)
     gate = parser.add_argument_group("the gate (without --warm)")
     gate.add_argument("--dtype", nargs="+", choices=list(DTYPES), help="dtypes of the tensors (default: all)")
-    gate.add_argument("--configs", choices=get_args(Configs), help="configurations (default: all); telling: all of the default iteration")
+    gate.add_argument(
+        "--configs",
+        choices=get_args(Configs),
+        help="configurations (default: all); telling: all of the default iteration",
+    )
     gate.add_argument("--json", type=Path, metavar="FILE", help="write the full reports here")
     gate.add_argument("--out", type=Path, metavar="DIR", help="write the cubins here")
     return parser
@@ -70,20 +91,30 @@ def main(args: Sequence[str] | None = None) -> int:
 def _check(parser: argparse.ArgumentParser, options: argparse.Namespace, rest: list[str]) -> int:
     """Compile all that runs and report on it."""
     if rest:
-        parser.error(f"unrecognized arguments: {' '.join(rest)} (a run's folder and the flags of train.py come with --warm)")
+        parser.error(
+            f"unrecognized arguments: {' '.join(rest)} (a run's folder and the flags of train.py come with"
+            " --warm)"
+        )
     if options.json is not None:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.open("a").close()  # now, not after twenty minutes
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
     names = options.arch or list(ARCHS)
-    jobs = {name: shipped_jobs(options.dtype or DTYPES, ARCHS[name], options.configs or "all") for name in names}
+    jobs = {
+        name: shipped_jobs(options.dtype or DTYPES, ARCHS[name], options.configs or "all") for name in names
+    }
     counts = ", ".join(f"{len(mine)} for {name}" for name, mine in jobs.items())
-    print(f"Triton {triton.__version__}, specialisations of {len(_launch.REGISTRY)} kernels: {counts}", flush=True)
+    print(
+        f"Triton {triton.__version__}, specialisations of {len(_launch.REGISTRY)} kernels: {counts}",
+        flush=True,
+    )
     found = reports(jobs, options.out, options.processes)
     print("\n".join([*table(found), *waves()]))
     if options.json is not None:
-        options.json.write_text(json.dumps({"triton": triton.__version__, "kernels": [asdict(r) for r in found]}, indent=1))
+        options.json.write_text(
+            json.dumps({"triton": triton.__version__, "kernels": [asdict(r) for r in found]}, indent=1)
+        )
     failed = sum(bool(r.faults) for r in found if ARCHS[r.arch].gated)
     print(f"{failed} of {len(found)} fail" if failed else f"all {len(found)} pass")
     return 1 if failed else 0
@@ -95,9 +126,14 @@ def _warm(parser: argparse.ArgumentParser, options: argparse.Namespace, rest: li
     from fastcyclegan.console import Console
     from fastcyclegan.kernel_gate.warm import config_of, warm
 
-    useless = [f"--{name}" for name in ("dtype", "configs", "json", "out") if getattr(options, name) is not None]
+    useless = [
+        f"--{name}" for name in ("dtype", "configs", "json", "out") if getattr(options, name) is not None
+    ]
     if useless:
-        parser.error(f"{useless[0]} is the gate's and says nothing with --warm (--precision is train.py's flag for what is computed in)")
+        parser.error(
+            f"{useless[0]} is the gate's and says nothing with --warm (--precision is train.py's flag for"
+            " what is computed in)"
+        )
     if options.arch is None and not torch.cuda.is_available():
         parser.error(f"--warm: this machine has no GPU: name the chip with --arch ({', '.join(ARCHS)})")
     config, console = config_of(options.warm, rest), Console()

@@ -1,7 +1,8 @@
 """Which kernels the product launches, in which specialisations: the list that the gate compiles and checks.
 
-Found by dry runs at the real sizes: iterations of an engine with each option that changes kernels, translations, and what other projects
-use of the operators. A kernel of the registry that none of this launches is an error.
+Found by dry runs at the real sizes: iterations of an engine with each option that changes kernels,
+translations, and what other projects use of the operators. A kernel of the registry that none of this
+launches is an error.
 """
 
 from __future__ import annotations
@@ -41,38 +42,63 @@ OTHERS = (
 Case = Callable[[], object]
 
 
-def _step(model: ModelConfig, precision: str, batch: int, identity: bool = True, pairing: str = "auto") -> None:
+def _step(
+    model: ModelConfig, precision: str, batch: int, identity: bool = True, pairing: str = "auto"
+) -> None:
     """Run an iteration as it is on a GPU."""
     loss = LossConfig() if identity else LossConfig(lambda_identity=0.0)
     options = EngineConfig(pairing=pairing)  # type: ignore[arg-type]
     with as_on_gpu():
-        engine = Engine(CycleGAN(loss), build_networks(model), OptimConfig(), torch.device("cpu"), precision, options=options)
+        engine = Engine(
+            CycleGAN(loss),
+            build_networks(model),
+            OptimConfig(),
+            torch.device("cpu"),
+            precision,
+            options=options,
+        )
         engine.step(random_batch(SIZE, Plan(0, 100, 100, batch), 0, (model.input_nc, model.output_nc)), 2e-4)
 
 
 def _translate(model: ModelConfig, precision: str, batch: int) -> None:
     net = build_networks(model)["G_AB"]
-    dry_translation(net, torch.zeros(batch, model.input_nc, SIZE, SIZE).to(memory_format=torch.channels_last), DTYPES[precision])
+    dry_translation(
+        net,
+        torch.zeros(batch, model.input_nc, SIZE, SIZE).to(memory_format=torch.channels_last),
+        DTYPES[precision],
+    )
 
 
 def _keeping_inputs(dtype: torch.dtype) -> None:
     """A generator that computes nothing again in the backward pass."""
-    net = Generator(n_blocks=1, impl="triton", recompute=False).to(dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    x = torch.zeros(1, 3, SIZE, SIZE, dtype=dtype).contiguous(memory_format=torch.channels_last).requires_grad_()
+    net = Generator(n_blocks=1, impl="triton", recompute=False).to(dtype)
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    x = (
+        torch.zeros(1, 3, SIZE, SIZE, dtype=dtype)
+        .contiguous(memory_format=torch.channels_last)
+        .requires_grad_()
+    )
     y = net(x)
     y.backward(torch.empty_like(y))
 
 
 def _operators(dtype: torch.dtype) -> None:
-    """The modes that no network uses: planes, affine norms, a convolution alone with its bias, a gradient added to another."""
+    """The modes that no network uses: planes, affine norms, a convolution alone with its bias, a gradient
+    added to another.
+    """
     for shape in ((1, 64, 256, 256), (1, 256, 32, 32)):
         x, residual = (torch.zeros(shape, dtype=dtype, requires_grad=True) for _ in range(2))
         weight, bias = (torch.zeros(shape[1], requires_grad=True) for _ in range(2))
         y = instance_norm(x, weight, bias, act="leaky_relu", residual=residual, impl="triton")
         y.backward(torch.empty_like(y))
     for channels in ((256, 256), (64, 3)):
-        weight, bias = torch.zeros(channels[1], channels[0], 3, 3, requires_grad=True), torch.zeros(channels[1], requires_grad=True)
-        x = torch.zeros(1, channels[0], 64, 64, dtype=dtype).contiguous(memory_format=torch.channels_last).requires_grad_()
+        weight = torch.zeros(channels[1], channels[0], 3, 3, requires_grad=True)
+        bias = torch.zeros(channels[1], requires_grad=True)
+        x = (
+            torch.zeros(1, channels[0], 64, 64, dtype=dtype)
+            .contiguous(memory_format=torch.channels_last)
+            .requires_grad_()
+        )
         for _ in range(2):
             y = reflect_conv2d(x, weight, bias, padding=1, impl="triton")
             with accumulating():
@@ -103,9 +129,9 @@ def in_fp16(job: Job) -> Job:
 def shipped_jobs(dtypes: Iterable[str], arch: Arch, configs: Configs = "all") -> list[Job]:
     """Return every specialisation that runs on a chip in ``dtypes``.
 
-    ``configs``: in all configurations; in the first; or "telling": in all for the default iteration, in the first for what else there is.
-    Only "all" has batches of several samples, which launch the same specialisations as long as nobody changes that.
-    Raises RuntimeError for a kernel that nothing launches.
+    ``configs``: in all configurations; in the first; or "telling": in all for the default iteration, in the
+    first for what else there is. Only "all" has batches of several samples, which launch the same
+    specialisations as long as nobody changes that. Raises RuntimeError for a kernel that nothing launches.
     """
     chip, jobs, batches = arch.chip, {}, (1, 2, 4) if configs == "all" else (1,)
 
@@ -125,5 +151,7 @@ def shipped_jobs(dtypes: Iterable[str], arch: Arch, configs: Configs = "all") ->
     unasked = set() if chip.capability >= 90 else {"_descriptor_copy_kernel"}
     forgotten = sorted(set(_launch.REGISTRY) - {job.kernel for job in jobs} - unasked)
     if forgotten:
-        raise RuntimeError(f"nothing here launches {', '.join(forgotten)}: add a case to fastcyclegan/kernel_gate/shipped.py")
+        raise RuntimeError(
+            f"nothing here launches {', '.join(forgotten)}: add a case to fastcyclegan/kernel_gate/shipped.py"
+        )
     return list(jobs)

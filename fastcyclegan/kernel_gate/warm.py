@@ -1,4 +1,6 @@
-"""Triton's cache filled ahead of time: all that a training run of a configuration launches, and its translations."""
+"""Triton's cache filled ahead of time: all that a training run of a configuration launches, and its
+translations.
+"""
 
 from __future__ import annotations
 
@@ -25,16 +27,24 @@ from fastcyclegan.testing import random_batch
 
 
 def config_of(run: str, flags: Sequence[str]) -> TrainConfig:
-    """Return the configuration of the run in folder ``run``, "" for none, changed by ``flags`` of train.py. Raises UserError."""
+    """Return the configuration of the run in folder ``run``, "" for none, changed by ``flags`` of train.py.
+    Raises UserError.
+    """
     if not run:
         return parse_train(flags)
     folder = Path(run).resolve()
     if not (folder / "config.json").is_file():
         raise UserError(f"--warm: {run} is no folder of a run: it has no config.json")
-    named = [flag for flag in flags if flag.partition("=")[0].replace("-", "_") in ("__name", "__checkpoints_dir", "__continue_train")]
+    named = [
+        flag
+        for flag in flags
+        if flag.partition("=")[0].replace("-", "_") in ("__name", "__checkpoints_dir", "__continue_train")
+    ]
     if named:
         raise UserError(f"--warm: {named[0]} names a run, and so does {run}: give one of them")
-    return parse_train(["--continue_train", "--name", folder.name, "--checkpoints_dir", str(folder.parent), *flags])
+    return parse_train(
+        ["--continue_train", "--name", folder.name, "--checkpoints_dir", str(folder.parent), *flags]
+    )
 
 
 def warm(
@@ -44,18 +54,24 @@ def warm(
     processes: int | None = None,
     progress: Progress = lambda done, total, text: None,
 ) -> bool:
-    """Compile what a run of ``config`` launches on ``chip`` into Triton's cache, as far as the cache lacks it; whether all compiled.
+    """Compile what a run of ``config`` launches on ``chip`` into Triton's cache, as far as the cache lacks
+    it; whether all compiled.
 
-    Batches are taken as full and images as large as they are cropped. ``say`` hears what was done, ``progress`` how far it is. Raises
-    UserError for a configuration whose networks are not computed by the kernels.
+    Batches are taken as full and images as large as they are cropped. ``say`` hears what was done,
+    ``progress`` how far it is. Raises UserError for a configuration whose networks are not computed by the
+    kernels.
     """
     started, model, precision = time.monotonic(), config.model, _precision(config)
     networks = (
-        f"{model.netG} and {model.netD}, batch {config.data.batch_size}, {config.data.crop_size}x{config.data.crop_size}, {precision}"
+        f"{model.netG} and {model.netD}, batch {config.data.batch_size},"
+        f" {config.data.crop_size}x{config.data.crop_size}, {precision}"
     )
     found = jobs_of(lambda: _run(config, precision), chip)
     if not found.jobs:
-        raise UserError(f"--warm: there are no kernels to compile: PyTorch computes {networks}, norm {model.norm}, impl {model.impl}")
+        raise UserError(
+            f"--warm: there are no kernels to compile: PyTorch computes {networks}, norm {model.norm}, impl"
+            f" {model.impl}"
+        )
     here = f"{networks}: {len(found.jobs)} kernels for sm_{chip.capability}"
     with compile_ahead.alone():
         jobs = compile_ahead.missing(found.jobs)
@@ -64,9 +80,14 @@ def warm(
             return True
         count = processes or compile_ahead.processes_for(len(jobs))
         seconds = compile_ahead.predicted_seconds(len(jobs), count)
-        say(f"{here}, compiling {len(jobs)} that Triton's cache lacks in {count} processes, about {seconds:.0f} s")
+        say(
+            f"{here}, compiling {len(jobs)} that Triton's cache lacks in {count} processes, about"
+            f" {seconds:.0f} s"
+        )
         outcome = compile_ahead.compile_ahead(
-            jobs, lambda done, total: progress(done, total, f"{done} of {total} kernels") if done else None, count
+            jobs,
+            lambda done, total: progress(done, total, f"{done} of {total} kernels") if done else None,
+            count,
         )
     for kernel, error in outcome.failures:
         say(f"{kernel or 'the compiler'} failed: {error}")
@@ -82,7 +103,10 @@ def _precision(config: TrainConfig) -> str:
 def timings(choices: dict[str, int]) -> str:
     """Return what the first iteration still has to time."""
     tiles = sum(choices.values())
-    return f"tiles to be timed by the first iteration: {tiles} for {len(choices)} choices, about {tiles * SECONDS_A_MEASUREMENT:.0f} s"
+    return (
+        f"tiles to be timed by the first iteration: {tiles} for {len(choices)} choices, about"
+        f" {tiles * SECONDS_A_MEASUREMENT:.0f} s"
+    )
 
 
 def _run(config: TrainConfig, precision: str) -> None:

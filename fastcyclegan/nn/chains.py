@@ -1,11 +1,14 @@
-"""The pieces that the networks here are built from: chains of layers that run in fewer passes than there are layers.
+"""The pieces that the networks here are built from: chains of layers that run in fewer passes than there are
+layers.
 
-A ``Chain`` holds the layers of the official networks, one child each, so that names, keys and repr are theirs, and runs them in fewer
-passes: norm + activation, the reflected border and the convolution after them become one operator, and a convolution's bias that the next
-norm takes out again is not computed (its gradient is zero, which is what it is). On a device that the kernels do not serve, the layers run
-one by one. A layer with hooks, or of another class than the official one, is called as the module that it is.
+A ``Chain`` holds the layers of the official networks, one child each, so that names, keys and repr are
+theirs, and runs them in fewer passes: norm + activation, the reflected border and the convolution after them
+become one operator, and a convolution's bias that the next norm takes out again is not computed (its gradient
+is zero, which is what it is). On a device that the kernels do not serve, the layers run one by one. A layer
+with hooks, or of another class than the official one, is called as the module that it is.
 
-Every walk goes over the chains of P networks at once, P being 1 for a network by itself; ``deferred.py`` has what runs through them.
+Every walk goes over the chains of P networks at once, P being 1 for a network by itself; ``deferred.py`` has
+what runs through them.
 """
 
 from __future__ import annotations
@@ -27,10 +30,11 @@ from fastcyclegan.nn.layers import FloatTanh
 
 
 class Chain(nn.Sequential):
-    """An ``nn.Sequential`` of the official layers that the kernels run in fewer passes; same function, same state_dict.
+    """An ``nn.Sequential`` of the official layers that the kernels run in fewer passes; same function, same
+    state_dict.
 
-    ``forward(x)``: as the layers one after the other. ``residual`` is added to the result. ``recompute``: keep the convolutions' outputs
-    for the backward and compute their normalised inputs again, else keep both.
+    ``forward(x)``: as the layers one after the other. ``residual`` is added to the result. ``recompute``:
+    keep the convolutions' outputs for the backward and compute their normalised inputs again, else keep both.
     """
 
     impl = "auto"
@@ -63,9 +67,11 @@ def run_chains(
     start: int = 0,
     impl: Literal["triton", "reference"] = "triton",
 ) -> Tensor:
-    """Run ``chains`` of P networks that are alike, from layer ``start`` on, on x [N, C, H, W]: N / P pictures for each, in their order.
+    """Run ``chains`` of P networks that are alike, from layer ``start`` on, on x [N, C, H, W]: N / P pictures
+    for each, in their order.
 
-    ``cancelled`` is for chains within chains: the list that gathers the biases which the outermost chain gives their zero gradient.
+    ``cancelled`` is for chains within chains: the list that gathers the biases which the outermost chain
+    gives their zero gradient.
     """
     x = x.contiguous(memory_format=torch.channels_last)
     flow = Flow(x, [] if cancelled is None else cancelled, impl, required=chains[0].impl == "triton")
@@ -73,7 +79,9 @@ def run_chains(
     for layers, following in _places(chains, start):
         if layers[0] is flow.done:
             continue
-        if cancelled is None and (following is None or (following[0] is last and isinstance(last, FloatTanh))):
+        if cancelled is None and (
+            following is None or (following[0] is last and isinstance(last, FloatTanh))
+        ):
             # Before the last layer, so that the result is that layer's own and may be changed in place.
             flow.give_zeros()
         _step(flow, layers, following, chains[0].recompute)
@@ -112,8 +120,8 @@ def _step(flow: Flow, layers: Layers, following: Layers | None, recompute: bool)
 
 
 def _descend(flow: Flow, blocks: Layers, following: Layers | None) -> None:
-    """Run the next level of a U-Net. Its first LeakyReLU joins the norm before it, and its skip carries the activated value:
-    the ReLU after every skip makes that the same function, with the same gradient."""
+    """Run the next level of a U-Net. Its first LeakyReLU joins the norm before it, and its skip carries the
+    activated value: the ReLU after every skip makes that the same function, with the same gradient."""
     block = blocks[0]
     act = None if block.outermost or not untouched(block.model, Chain) else activation(block.model[0])
     if act is None or act[1] < 0 or following is None or not untouched(following[0], nn.ReLU):
@@ -139,14 +147,18 @@ class ResidualBlock(reference.ResidualBlock):
         return _run_blocks((self,), x, None)
 
 
-def _run_blocks(blocks: Layers, x: Tensor, cancelled: list[Tensor] | None, impl: Literal["triton", "reference"] = "triton") -> Tensor:
+def _run_blocks(
+    blocks: Layers, x: Tensor, cancelled: list[Tensor] | None, impl: Literal["triton", "reference"] = "triton"
+) -> Tensor:
     """Run residual blocks of P networks on x [N, C, H, W]; ``cancelled`` as for ``Chain``."""
     if not untouched(blocks[0].conv_block, Chain):
         return x + blocks[0].conv_block(x)
     convs = _plain_block(blocks, x)
     if convs is None:
         return run_chains([block.conv_block for block in blocks], x, x, cancelled, impl=impl)
-    flow = Flow(x, [] if cancelled is None else cancelled, impl, required=blocks[0].conv_block.impl == "triton")
+    flow = Flow(
+        x, [] if cancelled is None else cancelled, impl, required=blocks[0].conv_block.impl == "triton"
+    )
     flow.cancelled += [conv.bias for pair in convs for conv in pair if conv.bias is not None]
     if cancelled is None:
         flow.give_zeros()
@@ -155,7 +167,9 @@ def _run_blocks(blocks: Layers, x: Tensor, cancelled: list[Tensor] | None, impl:
 
 
 def _plain_block(blocks: Layers, x: Tensor) -> tuple[Layers, Layers] | None:
-    """Return the first and the second convolutions if the blocks are plain ones, a single operator on ``x``, else None."""
+    """Return the first and the second convolutions if the blocks are plain ones, a single operator on ``x``,
+    else None.
+    """
     chain: Any = blocks[0].conv_block
     if len(chain) != 7:
         return None
@@ -165,7 +179,9 @@ def _plain_block(blocks: Layers, x: Tensor) -> tuple[Layers, Layers] | None:
         (border_of(pad1, conv1), border_of(pad2, conv2)) == (1, 1)
         and all(is_norm(norm) and norm.weight is None and norm.eps == norm1.eps for norm in (norm1, norm2))
         and activation(relu) == ("relu", 0.0)
-        and all(list(conv.weight.shape) == shape and conv.weight.dtype == weight.dtype for conv in (conv1, conv2))
+        and all(
+            list(conv.weight.shape) == shape and conv.weight.dtype == weight.dtype for conv in (conv1, conv2)
+        )
         and all(conv.stride == conv.dilation == (1, 1) and conv.padding == (0, 0) for conv in (conv1, conv2))
         and compute_dtype(x, weight) == x.dtype
         and backend_of("residual_block", x, x.dtype, len(blocks), shape[0], 3) == "triton"
@@ -177,13 +193,20 @@ class UnetBlock(reference.UnetBlock):
     """``reference.UnetBlock`` as a chain."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if untouched(self.model, Chain) and x.dim() == 4 and resolve_impl("UnetBlock", self.model.impl, x) == "triton":  # type: ignore[arg-type]
+        chain: Any = self.model
+        if untouched(chain, Chain) and x.dim() == 4 and resolve_impl("UnetBlock", chain.impl, x) == "triton":
             return run_levels((self,), x, None, False, "triton")
-        y: Tensor = self.model(x)
+        y: Tensor = chain(x)
         return y if self.outermost else torch.cat([x, y], dim=1)
 
 
-def run_levels(blocks: Layers, x: Tensor, cancelled: list[Tensor] | None, activated: bool, impl: Literal["triton", "reference"]) -> Tensor:
+def run_levels(
+    blocks: Layers,
+    x: Tensor,
+    cancelled: list[Tensor] | None,
+    activated: bool,
+    impl: Literal["triton", "reference"],
+) -> Tensor:
     """Run a level of P U-Nets on x. ``activated``: x has gone through the level's first LeakyReLU already."""
     if not untouched(blocks[0].model, Chain):
         y: Tensor = blocks[0].model(x)
@@ -200,7 +223,9 @@ _CHAINED: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def chained(net: nn.Module, impl: str, recompute: bool) -> None:
-    """Make the official layers inside ``net`` run as chains, in place: the modules keep their children, names and parameters."""
+    """Make the official layers inside ``net`` run as chains, in place: the modules keep their children, names
+    and parameters.
+    """
     for module in net.modules():
         if type(module) in _CHAINED:
             # The structure is the reference's and is built there; only the way that it runs is another.

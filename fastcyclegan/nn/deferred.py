@@ -1,7 +1,9 @@
-"""What runs through chains of layers: a tensor, and what is still to be done to it before the next convolution can take it.
+"""What runs through chains of layers: a tensor, and what is still to be done to it before the next
+convolution can take it.
 
-P networks of one architecture may run as one: then x holds the pictures of all, N / P of each in the order of the networks, and a place of
-a chain is the tuple of their layers there. ``chains.py`` walks over chains; ``engine/batching.py`` says which networks may go together.
+P networks of one architecture may run as one: then x holds the pictures of all, N / P of each in the order of
+the networks, and a place of a chain is the tuple of their layers there. ``chains.py`` walks over chains;
+``engine/batching.py`` says which networks may go together.
 """
 
 from __future__ import annotations
@@ -44,13 +46,22 @@ class _ZeroGradient(torch.autograd.Function):
             # Zeros are to be added to what is there.
             return grad, *(None for _ in biases)
         zeros = grad.new_zeros(sum(b.numel() for b in biases), dtype=biases[0].dtype)
-        return grad, *(z.view(b.shape) for z, b in zip(zeros.split([b.numel() for b in biases]), biases, strict=True))
+        return grad, *(
+            z.view(b.shape) for z, b in zip(zeros.split([b.numel() for b in biases]), biases, strict=True)
+        )
 
 
 def _reflects(conv: Any, x: Tensor, dtype: torch.dtype, count: int) -> bool:
-    """Whether our kernels compute ``conv`` in ``dtype``: stride 1 on the bordered x alone, odd and square, one weight for all channels."""
+    """Whether our kernels compute ``conv`` in ``dtype``: stride 1 on the bordered x alone, odd and square,
+    one weight for all channels.
+    """
     k = conv.weight.shape[2]
-    plain = isinstance(conv, nn.Conv2d) and conv.padding == (0, 0) and conv.stride == conv.dilation == (1, 1) and conv.groups == 1
+    plain = (
+        isinstance(conv, nn.Conv2d)
+        and conv.padding == (0, 0)
+        and conv.stride == conv.dilation == (1, 1)
+        and conv.groups == 1
+    )
     plain = plain and conv.kernel_size == (k, k) and k % 2 == 1
     return plain and backend_of("reflect_conv", x, dtype, count, conv.weight.shape[0], k) == "triton"
 
@@ -66,7 +77,8 @@ def _plain_conv(x: Tensor, conv: Any, bias: Tensor | None) -> Tensor:
 class Flow:
     """x, and what is still to be done to it, in this order.
 
-    ``impl``: what does it. ``required``: a kernel that fails raises KernelError, else PyTorch computes that operator.
+    ``impl``: what does it. ``required``: a kernel that fails raises KernelError, else PyTorch computes that
+    operator.
     """
 
     x: Tensor
@@ -88,9 +100,15 @@ class Flow:
         """Do what is still to be done, add ``residual``, and return x."""
         if self.norm is not None:
             norm, self.norm = self.norm, None
-            options: dict[str, Any] = {"eps": norm.eps, "act": self.act, "slope": self.slope, "impl": self.asked}
+            options: dict[str, Any] = {
+                "eps": norm.eps,
+                "act": self.act,
+                "slope": self.slope,
+                "impl": self.asked,
+            }
             fits = residual is None or residual.dtype == self.x.dtype
-            self.x = instance_norm(self.x, norm.weight, norm.bias, residual=residual if fits else None, **options)  # type: ignore[arg-type]
+            affine: Any = (norm.weight, norm.bias)
+            self.x = instance_norm(self.x, *affine, residual=residual if fits else None, **options)
             self.act, residual = "none", None if fits else residual
         if self.border:
             self.x, self.border = F.pad(self.x, (self.border,) * 4, mode="reflect"), 0
@@ -99,7 +117,9 @@ class Flow:
         return self.x
 
     def apply(self, layers: Layers) -> None:
-        """Replace x by what ``layers`` make of it, each called as the module that it is, once all that was open is done."""
+        """Replace x by what ``layers`` make of it, each called as the module that it is, once all that was
+        open is done.
+        """
         x = self.settle()
         one = len(layers) == 1 or not any(True for _ in layers[0].parameters())
         self.x = layers[0](x) if one else torch.cat([layer(part) for part, layer in each_weight(x, layers)])
@@ -112,7 +132,9 @@ class Flow:
             self.x = _ZeroGradient.apply(self.x, *biases)
 
     def convolve(self, convs: Layers, following: Layers | None, recompute: bool) -> None:
-        """Replace x by its convolution, in one operator with what is still to be done before it, and with a tanh that follows."""
+        """Replace x by its convolution, in one operator with what is still to be done before it, and with a
+        tanh that follows.
+        """
         conv, biases = convs[0], [conv.bias for conv in convs if conv.bias is not None]
         if following is not None and is_norm(following[0]):
             self.cancelled += biases
@@ -131,32 +153,56 @@ class Flow:
             self._zero_pad(convs, biases, recompute)
             return
         # A picture's three channels are not worth a pass of their own: PyTorch pads them.
-        if self.impl == "reference" or self.x.dtype != dtype or (self.norm is None and (self.border == 0 or self.x.shape[1] < 8)):
+        if (
+            self.impl == "reference"
+            or self.x.dtype != dtype
+            or (self.norm is None and (self.border == 0 or self.x.shape[1] < 8))
+        ):
             self.settle()
         x = self.x.contiguous(memory_format=torch.channels_last)
         if len(convs) == 1:
             self.x = self._by_library(x, conv, biases[0] if biases else None, recompute)
         else:
             parts = each_weight(x, convs, biases or [None] * len(convs))
-            self.x = torch.cat([self._by_library(part, layer, bias, recompute) for part, layer, bias in parts])
+            self.x = torch.cat(
+                [self._by_library(part, layer, bias, recompute) for part, layer, bias in parts]
+            )
         self.norm, self.act, self.border = None, "none", 0
 
     def _by_library(self, x: Tensor, conv: Any, bias: Tensor | None, recompute: bool) -> Tensor:
         """Return one network's convolution of x by PyTorch, with what is still to be done before it."""
         if self.norm is None and self.border == 0:
             return _plain_conv(x, conv, bias)
-        sizes = (conv.stride, conv.padding, conv.dilation, isinstance(conv, nn.ConvTranspose2d), conv.output_padding, conv.groups)
-        options: dict[str, Any] = {"border": self.border, "recompute": recompute, "required": self.required, **self._norm_options()}
+        sizes = (
+            conv.stride,
+            conv.padding,
+            conv.dilation,
+            isinstance(conv, nn.ConvTranspose2d),
+            conv.output_padding,
+            conv.groups,
+        )
+        options: dict[str, Any] = {
+            "border": self.border,
+            "recompute": recompute,
+            "required": self.required,
+            **self._norm_options(),
+        }
         return norm_conv(x, conv.weight, bias, sizes, **options)
 
     def _zero_pads(self, convs: Layers, dtype: torch.dtype) -> bool:
         """Whether our kernels compute zero-padded ``convs`` in ``dtype``, with the norm that is open.
 
-        For one network PyTorch's library does, until it is measured to be slower; for several, one launch instead of as many and a copy.
+        For one network PyTorch's library does, until it is measured to be slower; for several, one launch
+        instead of as many and a copy.
         """
         conv, transposed = convs[0], isinstance(convs[0], nn.ConvTranspose2d)
         square = all(len(set(sizes)) == 1 for sizes in (conv.stride, conv.padding, conv.output_padding))
-        plain = square and conv.dilation == (1, 1) and conv.groups == 1 and (self.norm is None or self.norm.weight is None)
+        plain = (
+            square
+            and conv.dilation == (1, 1)
+            and conv.groups == 1
+            and (self.norm is None or self.norm.weight is None)
+        )
         sizes = (conv.stride[0], conv.padding[0], transposed, conv.output_padding[0])
         if not plain or not serves(self.x.shape[1], conv.weight.shape, *sizes):
             return False
@@ -166,18 +212,35 @@ class Flow:
     def _zero_pad(self, convs: Layers, biases: list[Tensor], recompute: bool) -> None:
         """Replace x by its convolution in our kernels, with the norm before it."""
         conv, norm = convs[0], self.norm
-        options: dict[str, Any] = {"stride": conv.stride[0], "padding": conv.padding[0], "recompute": recompute, "required": self.required}
-        options |= {"transposed": isinstance(conv, nn.ConvTranspose2d), "output_padding": conv.output_padding[0]}
+        options: dict[str, Any] = {
+            "stride": conv.stride[0],
+            "padding": conv.padding[0],
+            "recompute": recompute,
+            "required": self.required,
+        }
+        options |= {
+            "transposed": isinstance(conv, nn.ConvTranspose2d),
+            "output_padding": conv.output_padding[0],
+        }
         if norm is not None:
             options |= {"norm": True, "eps": norm.eps, "act": self.act, "slope": self.slope}
         self.x = zero_conv(self.x, [conv.weight for conv in convs], biases, **options)
         self.norm, self.act = None, "none"
 
-    def _reflect(self, convs: Layers, biases: list[Tensor], following: Layers | None, recompute: bool) -> None:
+    def _reflect(
+        self, convs: Layers, biases: list[Tensor], following: Layers | None, recompute: bool
+    ) -> None:
         """Replace x by its convolution in our kernels, with the norm, the border and the tanh around it."""
         tanh = following is not None and untouched(following[0], FloatTanh)
-        options: dict[str, Any] = {"padding": self.border, "tanh": tanh, "recompute": recompute, **self._norm_options()}
-        self.x = reflect_conv(self.x, [conv.weight for conv in convs], biases, required=self.required, **options)
+        options: dict[str, Any] = {
+            "padding": self.border,
+            "tanh": tanh,
+            "recompute": recompute,
+            **self._norm_options(),
+        }
+        self.x = reflect_conv(
+            self.x, [conv.weight for conv in convs], biases, required=self.required, **options
+        )
         if tanh and not torch.is_autocast_enabled(self.x.device.type):
             self.x = self.x.to(convs[0].weight.dtype)
         self.norm, self.act, self.border = None, "none", 0

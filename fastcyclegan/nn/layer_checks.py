@@ -1,4 +1,6 @@
-"""What a layer is, and whether something else may compute it: exactly of a class, with its own forward, listened to by nobody."""
+"""What a layer is, and whether something else may compute it: exactly of a class, with its own forward,
+listened to by nobody.
+"""
 
 from __future__ import annotations
 

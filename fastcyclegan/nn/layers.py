@@ -1,4 +1,6 @@
-"""Layers for any network: instance norm with its activation in one operator, and a tanh that computes in fp32."""
+"""Layers for any network: instance norm with its activation in one operator, and a tanh that computes in
+fp32.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ from fastcyclegan.kernels.instance_norm import ACTS
 
 
 class FloatTanh(nn.Tanh):
-    """tanh that computes 16-bit input in fp32, and under autocast returns fp32: near +-1 a bf16 step is a whole step of 8 bits."""
+    """tanh that computes 16-bit input in fp32, and under autocast returns fp32: near +-1 a bf16 step is a
+    whole step of 8 bits.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dtype not in (torch.bfloat16, torch.float16):
@@ -25,12 +29,14 @@ class FloatTanh(nn.Tanh):
 
 
 class InstanceNormAct(nn.modules.instancenorm._InstanceNorm):
-    """``nn.InstanceNorm1d``, ``2d`` or ``3d`` with the activation that follows it, in one operator; a residual may be added after both.
+    """``nn.InstanceNorm1d``, ``2d`` or ``3d`` with the activation that follows it, in one operator; a
+    residual may be added after both.
 
-    Input [N, C, L], [N, C, H, W] or [N, C, D, H, W] (with the dimension N), output the same. State_dict and arguments are torch's
-    (``options``: those that newer versions of torch add, as ``bias``); ``act`` is "none", "relu" or "leaky_relu" (negative ``slope``),
-    ``impl`` as in ``fastcyclegan.kernels.instance_norm``. With ``track_running_stats`` it computes as torch does, and impl="triton" is
-    refused: the kernels keep no running statistics.
+    Input [N, C, L], [N, C, H, W] or [N, C, D, H, W] (with the dimension N), output the same. State_dict and
+    arguments are torch's (``options``: those that newer versions of torch add, as ``bias``); ``act`` is
+    "none", "relu" or "leaky_relu" (negative ``slope``), ``impl`` as in
+    ``fastcyclegan.kernels.instance_norm``. With ``track_running_stats`` it computes as torch does, and
+    impl="triton" is refused: the kernels keep no running statistics.
     """
 
     def __init__(
@@ -52,8 +58,13 @@ class InstanceNormAct(nn.modules.instancenorm._InstanceNorm):
         if act not in ACTS:
             raise ValueError(f"InstanceNormAct: act must be one of {', '.join(ACTS)}, got {act!r}")
         if track_running_stats and impl == "triton":
-            raise ValueError("InstanceNormAct: impl='triton' keeps no running statistics; use impl='auto' or track_running_stats=False")
-        super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype, **options)
+            raise ValueError(
+                "InstanceNormAct: impl='triton' keeps no running statistics; use impl='auto' or"
+                " track_running_stats=False"
+            )
+        super().__init__(
+            num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype, **options
+        )
         self.act, self.slope, self.impl = act, slope, impl
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -61,15 +72,29 @@ class InstanceNormAct(nn.modules.instancenorm._InstanceNorm):
             wanted = "[N, C, L], [N, C, H, W] or [N, C, D, H, W]"
             raise ValueError(f"InstanceNormAct: input must be {wanted}, got shape {tuple(input.shape)}")
         if input.shape[1] != self.num_features:
-            raise ValueError(f"InstanceNormAct: input must have {self.num_features} channels, got shape {tuple(input.shape)}")
+            raise ValueError(
+                f"InstanceNormAct: input must have {self.num_features} channels, got shape"
+                f" {tuple(input.shape)}"
+            )
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         self._check_input_dim(input)
         if not self.track_running_stats:
-            options: dict[str, Any] = {"eps": self.eps, "act": self.act, "slope": self.slope, "impl": self.impl}
+            options: dict[str, Any] = {
+                "eps": self.eps,
+                "act": self.act,
+                "slope": self.slope,
+                "impl": self.impl,
+            }
             return instance_norm(input, self.weight, self.bias, residual=residual, **options)
         y = reference.contiguous_gradient(self._apply_instance_norm(input))
-        y = F.relu(y) if self.act == "relu" else F.leaky_relu(y, self.slope) if self.act == "leaky_relu" else y
+        y = (
+            F.relu(y)
+            if self.act == "relu"
+            else F.leaky_relu(y, self.slope)
+            if self.act == "leaky_relu"
+            else y
+        )
         return y if residual is None else y + residual
 
     def extra_repr(self) -> str:

@@ -1,4 +1,6 @@
-"""The networks that users build: the reference's, with the choice of what computes them, and registries by the official names."""
+"""The networks that users build: the reference's, with the choice of what computes them, and registries by
+the official names.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ def set_impl(net: nn.Module, impl: str) -> None:
 
 
 def computed_by(net: nn.Module) -> str:
-    """Return what computes ``net`` where its parameters are now: "triton", "reference", or that ``impl`` cannot serve them."""
+    """Return what computes ``net`` where its parameters are now: "triton", "reference", or that ``impl``
+    cannot serve them.
+    """
     impl, parameter = getattr(net, "impl", "reference"), next(net.parameters(), None)
     if parameter is None:
         return "nothing to compute"
@@ -42,7 +46,9 @@ def _choose(net: nn.Module, impl: str, recompute: bool) -> None:
     net.impl = impl  # type: ignore[assignment]
     _float_output(net)
     for module in net.modules():
-        if type(module) is nn.InstanceNorm2d:  # of a norm given as a function: the same, right in every memory layout
+        if (
+            type(module) is nn.InstanceNorm2d
+        ):  # of a norm given as a function: the same, right in every memory layout
             module.__class__ = reference.InstanceNorm2d
     chained(net, impl, recompute)
 
@@ -55,15 +61,17 @@ def _float_output(net: nn.Module) -> None:
 
 
 class Generator(reference.Generator, Pretrained):
-    """The ResNet generator of CycleGAN, a drop-in for the official ``ResnetGenerator`` (same state_dict keys).
+    """The ResNet generator of CycleGAN, a drop-in for the official ``ResnetGenerator`` (same state_dict
+    keys).
 
-    [N, input_nc, H, W] in [-1, 1] to [N, output_nc, H, W] in [-1, 1]; H and W multiples of 4, at least 8. The output is fp32 under
-    autocast too, and of the weights' dtype without. ``impl`` says what computes it: "reference" is PyTorch's own operators, "triton" our
-    kernels, "auto" the kernels where they serve. ``recompute``: keep the convolutions' outputs for the backward and compute their
-    normalised inputs again there (half the memory, one more write of each), else keep both, but in residual blocks, which always do the
-    former.
-    ``norm`` is "instance", "batch" or "none", or what makes a norm of a number of channels, such as nn.BatchNorm2d. Raises ValueError for
-    an unknown norm, upsample, padding_type or impl, and in a call with impl="triton" on a device that the kernels do not serve.
+    [N, input_nc, H, W] in [-1, 1] to [N, output_nc, H, W] in [-1, 1]; H and W multiples of 4, at least 8. The
+    output is fp32 under autocast too, and of the weights' dtype without. ``impl`` says what computes it:
+    "reference" is PyTorch's own operators, "triton" our kernels, "auto" the kernels where they serve.
+    ``recompute``: keep the convolutions' outputs for the backward and compute their normalised inputs again
+    there (half the memory, one more write of each), else keep both, but in residual blocks, which always do
+    the former. ``norm`` is "instance", "batch" or "none", or what makes a norm of a number of channels, such
+    as nn.BatchNorm2d. Raises ValueError for an unknown norm, upsample, padding_type or impl, and in a call
+    with impl="triton" on a device that the kernels do not serve.
     """
 
     keeps_arguments = True
@@ -82,9 +90,18 @@ class Generator(reference.Generator, Pretrained):
         recompute: bool = True,
         padding_type: str = "reflect",
     ) -> None:
-        super().__init__(input_nc, output_nc, ngf, n_blocks, norm, affine, use_dropout, upsample, padding_type)
+        super().__init__(
+            input_nc, output_nc, ngf, n_blocks, norm, affine, use_dropout, upsample, padding_type
+        )
         _choose(self, impl, recompute)
-        self.arguments = {"input_nc": input_nc, "output_nc": output_nc, "ngf": ngf, "n_blocks": n_blocks, "norm": norm, "affine": affine}
+        self.arguments = {
+            "input_nc": input_nc,
+            "output_nc": output_nc,
+            "ngf": ngf,
+            "n_blocks": n_blocks,
+            "norm": norm,
+            "affine": affine,
+        }
         self.arguments |= {"use_dropout": use_dropout, "upsample": upsample, "padding_type": padding_type}
 
     def extra_repr(self) -> str:
@@ -92,7 +109,9 @@ class Generator(reference.Generator, Pretrained):
 
 
 class UnetGenerator(reference.UnetGenerator, Pretrained):
-    """The pix2pix U-Net, a drop-in for the official ``UnetGenerator``; see ``reference.UnetGenerator`` and ``Generator`` for ``impl``."""
+    """The pix2pix U-Net, a drop-in for the official ``UnetGenerator``; see ``reference.UnetGenerator`` and
+    ``Generator`` for ``impl``.
+    """
 
     keeps_arguments = True
 
@@ -110,7 +129,13 @@ class UnetGenerator(reference.UnetGenerator, Pretrained):
     ) -> None:
         super().__init__(input_nc, output_nc, num_downs, ngf, norm, use_dropout, affine)
         _choose(self, impl, recompute)
-        self.arguments = {"input_nc": input_nc, "output_nc": output_nc, "num_downs": num_downs, "ngf": ngf, "norm": norm}
+        self.arguments = {
+            "input_nc": input_nc,
+            "output_nc": output_nc,
+            "num_downs": num_downs,
+            "ngf": ngf,
+            "norm": norm,
+        }
         self.arguments |= {"use_dropout": use_dropout, "affine": affine}
 
     def extra_repr(self) -> str:
@@ -118,7 +143,9 @@ class UnetGenerator(reference.UnetGenerator, Pretrained):
 
 
 class Discriminator(reference.Discriminator):
-    """The PatchGAN, a drop-in for the official ``NLayerDiscriminator``; see ``reference.Discriminator`` and ``Generator`` for ``impl``."""
+    """The PatchGAN, a drop-in for the official ``NLayerDiscriminator``; see ``reference.Discriminator`` and
+    ``Generator`` for ``impl``.
+    """
 
     def __init__(
         self,
@@ -157,8 +184,12 @@ class PixelDiscriminator(reference.PixelDiscriminator):
 
 
 def build_generator(config: ModelConfig, input_nc: int, output_nc: int) -> nn.Module:
-    """Return the generator ``config.netG`` names, from ``input_nc`` to ``output_nc`` channels, not yet initialised."""
-    common: dict[str, Any] = {name: getattr(config, name) for name in ("ngf", "norm", "affine", "use_dropout", "impl")}
+    """Return the generator ``config.netG`` names, from ``input_nc`` to ``output_nc`` channels, not yet
+    initialised.
+    """
+    common: dict[str, Any] = {
+        name: getattr(config, name) for name in ("ngf", "norm", "affine", "use_dropout", "impl")
+    }
     if config.netG.startswith("unet"):
         num_downs = {"unet_256": 8, "unet_128": 7}[config.netG]
         return UnetGenerator(input_nc, output_nc, num_downs=num_downs, **common)
@@ -167,7 +198,9 @@ def build_generator(config: ModelConfig, input_nc: int, output_nc: int) -> nn.Mo
 
 
 def build_discriminator(config: ModelConfig, input_nc: int) -> nn.Module:
-    """Return the discriminator ``config.netD`` names, for pictures of ``input_nc`` channels, not yet initialised."""
+    """Return the discriminator ``config.netD`` names, for pictures of ``input_nc`` channels, not yet
+    initialised.
+    """
     if config.netD == "pixel":
         return PixelDiscriminator(input_nc, config.ndf, config.norm, config.impl, affine=config.affine)
     n_layers = config.n_layers_D if config.netD == "n_layers" else 3

@@ -1,7 +1,9 @@
-"""Generators as safetensors files and on the hub: huggingface_hub's mixin, made when it is first used, over our own reading of files.
+"""Generators as safetensors files and on the hub: huggingface_hub's mixin, made when it is first used, over
+our own reading of files.
 
-A folder of ``save_pretrained`` has model.safetensors (the architecture in its metadata), config.json (the arguments of the class) and a
-model card, README.md. The packages come with ``pip install 'fastcyclegan[hub]'``.
+A folder of ``save_pretrained`` has model.safetensors (the architecture in its metadata), config.json (the
+arguments of the class) and a model card, README.md. The packages come with ``pip install
+'fastcyclegan[hub]'``.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ G = {{ kind }}.from_pretrained("{{ repo_id }}")
 fake = G(images)  # float [N, {{ input_nc }}, H, W] in [-1, 1]
 ```
 
-Its keys are those of the official PyTorch code: `torch.save(G.state_dict(), "latest_net_G.pth")` makes a file that its `test.py` loads.
+Its keys are those of the official PyTorch code: `torch.save(G.state_dict(), "latest_net_G.pth")`
+makes a file that its `test.py` loads.
 {% if training %}
 ## Training
 
@@ -53,7 +56,8 @@ def _require() -> None:
 
 
 def training_of(config: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Return what a model card says of a run: its images by the names of their folders alone, and what it was trained with.
+    """Return what a model card says of a run: its images by the names of their folders alone, and what it was
+    trained with.
 
     ``config``: the groups of its config.json. Raises KeyError for a setting that is missing.
     """
@@ -65,8 +69,13 @@ def training_of(config: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     return {
         "pictures": f"{' and '.join(folders) or 'built-in'}, {data['direction']}",
         "samples": f"{data['preprocess']}, load_size {data['load_size']}, crop_size {data['crop_size']}",
-        "length": f"{optim['n_epochs']} epochs and {optim['n_epochs_decay']} of decay{most}, batch {data['batch_size']}",
-        "losses": f"{loss['gan_mode']}, {cycle}, identity {loss['lambda_identity']:g}, pool {loss['pool_size']}",
+        "length": (
+            f"{optim['n_epochs']} epochs and {optim['n_epochs_decay']} of decay{most}, batch"
+            f" {data['batch_size']}"
+        ),
+        "losses": (
+            f"{loss['gan_mode']}, {cycle}, identity {loss['lambda_identity']:g}, pool {loss['pool_size']}"
+        ),
         "Adam": f"lr {optim['lr']:g} ({optim['lr_policy']}), beta1 {optim['beta1']:g}{average}",
         "seed": str(config["run"]["seed"]),
     }
@@ -81,7 +90,9 @@ def _training_in(run: Path) -> dict[str, str]:
     if file is None:
         raise UserError(f"{run}: not a run's folder with a configuration")
     try:
-        return training_of(json.loads(file.read_text()) if file.suffix == ".json" else load_tensors(file)["config"])
+        return training_of(
+            json.loads(file.read_text()) if file.suffix == ".json" else load_tensors(file)["config"]
+        )
     except KeyError as error:
         raise UserError(f"{file}: not a configuration of a run: it has no {error.args[0]}") from None
     except (OSError, ValueError, TypeError, AttributeError) as error:
@@ -89,17 +100,21 @@ def _training_in(run: Path) -> dict[str, str]:
 
 
 class Pretrained:
-    """``save_pretrained``, ``from_pretrained`` and ``push_to_hub`` for a network class that keeps its ``arguments``."""
+    """``save_pretrained``, ``from_pretrained`` and ``push_to_hub`` for a network class that keeps its
+    ``arguments``.
+    """
 
     arguments: dict[str, Any]
     """What the network was made with, but for what computes it."""
 
     @classmethod
     def from_pretrained(cls, source: str | Path, **options: Any) -> Self:
-        """Return the network that ``save_pretrained`` wrote to the folder ``source``, or of that name on the hub, in eval mode.
+        """Return the network that ``save_pretrained`` wrote to the folder ``source``, or of that name on the
+        hub, in eval mode.
 
-        ``options``: those of ``huggingface_hub.ModelHubMixin.from_pretrained`` (revision, token, cache_dir ...), and arguments of the
-        class, such as ``impl``. Raises UserError for a folder that has something else, ImportError without the extra ``hub``.
+        ``options``: those of ``huggingface_hub.ModelHubMixin.from_pretrained`` (revision, token, cache_dir
+        ...), and arguments of the class, such as ``impl``. Raises UserError for a folder that has something
+        else, ImportError without the extra ``hub``.
         """
         _require()
         if Path(source).is_file():
@@ -111,22 +126,31 @@ class Pretrained:
         del net._hub_mixin_config
         return net
 
-    def save_pretrained(self, folder: str | Path, *, run: str | Path | None = None, title: str = "", **options: Any) -> None:
-        """Write weights, arguments and a model card to ``folder``. ``run``: the run's folder whose configuration the card is to show.
+    def save_pretrained(
+        self, folder: str | Path, *, run: str | Path | None = None, title: str = "", **options: Any
+    ) -> None:
+        """Write weights, arguments and a model card to ``folder``. ``run``: the run's folder whose
+        configuration the card is to show.
 
-        ``options``: those of ``huggingface_hub.ModelHubMixin.save_pretrained``, as push_to_hub and repo_id. Raises ValueError for a network
-        that its arguments do not make, UserError for a ``run`` that is none, ImportError without the extra ``hub``.
+        ``options``: those of ``huggingface_hub.ModelHubMixin.save_pretrained``, as push_to_hub and repo_id.
+        Raises ValueError for a network that its arguments do not make, UserError for a ``run`` that is none,
+        ImportError without the extra ``hub``.
         """
         name = title or Path(folder).resolve().name
         mixed = self._as_mixed(run, name, name)
         mixed.save_pretrained(str(folder), config=self.arguments, **options)
 
     def push_to_hub(self, repo_id: str, *, run: str | Path | None = None, **options: Any) -> Any:
-        """Upload what ``save_pretrained`` writes, and return the address. ``options``: those of ``ModelHubMixin.push_to_hub``."""
-        return self._as_mixed(run, repo_id.rpartition("/")[2], repo_id).push_to_hub(repo_id, config=self.arguments, **options)
+        """Upload what ``save_pretrained`` writes, and return the address. ``options``: those of
+        ``ModelHubMixin.push_to_hub``.
+        """
+        return self._as_mixed(run, repo_id.rpartition("/")[2], repo_id).push_to_hub(
+            repo_id, config=self.arguments, **options
+        )
 
     def _as_mixed(self, run: str | Path | None, title: str, repo_id: str) -> Any:
-        """Return a view of this network, with the same parameters, of the class that the hub's mixin knows."""
+        """Return a view of this network, with the same parameters, of the class that the hub's mixin
+        knows."""
         _require()
         _check_arguments(self)
         training = _training_in(Path(run)) if run is not None else {}
@@ -137,7 +161,9 @@ class Pretrained:
 
 
 def _owner(cls: type) -> type:
-    """Return the class that ``arguments`` are for: ``cls``, or what it was derived from with a signature of its own."""
+    """Return the class that ``arguments`` are for: ``cls``, or what it was derived from with a signature of
+    its own.
+    """
     return next(kind for kind in cls.__mro__ if kind.__dict__.get("keeps_arguments"))
 
 
@@ -150,30 +176,43 @@ def _check_folder(folder: Path) -> None:
     except (OSError, ValueError) as error:
         raise UserError(f"{folder / 'config.json'}: cannot be read: {str(error).splitlines()[0]}") from None
     if not isinstance(config, dict):
-        raise UserError(f"{folder / 'config.json'}: not the arguments of a network, but a {type(config).__name__}")
+        raise UserError(
+            f"{folder / 'config.json'}: not the arguments of a network, but a {type(config).__name__}"
+        )
 
 
 def _check_arguments(net: Any) -> None:
     strange = [name for name, value in net.arguments.items() if callable(value)]
     if strange:
-        raise ValueError(f"{type(net).__name__}: {strange[0]} was given as a function, which no file can keep; give its name")
+        raise ValueError(
+            f"{type(net).__name__}: {strange[0]} was given as a function, which no file can keep; give its"
+            " name"
+        )
     with torch.device("meta"):
         made = _owner(type(net))(**net.arguments).state_dict()
-    if {key: value.shape for key, value in made.items()} != {key: value.shape for key, value in net.state_dict().items()}:
-        raise ValueError(f"{type(net).__name__}: its layers were changed, so that its arguments do not make it any more")
+    if {key: value.shape for key, value in made.items()} != {
+        key: value.shape for key, value in net.state_dict().items()
+    }:
+        raise ValueError(
+            f"{type(net).__name__}: its layers were changed, so that its arguments do not make it any more"
+        )
     _check_function(net)
 
 
 @torch.no_grad()
 def _check_function(net: Any) -> None:
-    """Raise ValueError unless ``net`` computes what its arguments make: layers without weights may have been changed too."""
+    """Raise ValueError unless ``net`` computes what its arguments make: layers without weights may have been
+    changed too.
+    """
     parameter, training = next(net.parameters()), net.training
     with torch.device("meta"):
         made = _owner(type(net))(**net.arguments, impl=net.impl)
     made = made.to_empty(device=parameter.device).to(parameter.dtype).eval()
     made.load_state_dict(net.state_dict())
     side = max(32, int(getattr(net, "size_multiple", 4)))
-    x = torch.randn(1, net.arguments["input_nc"], side, side, generator=torch.Generator().manual_seed(0)).to(parameter)
+    x = torch.randn(1, net.arguments["input_nc"], side, side, generator=torch.Generator().manual_seed(0)).to(
+        parameter
+    )
     try:
         wanted, found = made(x).double(), net.eval()(x).double()
     finally:
@@ -181,7 +220,9 @@ def _check_function(net: Any) -> None:
     # Far above what two runs of one function differ by, TF32 included.
     allowed = 0.01 if parameter.dtype in (torch.float32, torch.float64) else 0.1
     if found.shape != wanted.shape or not (found - wanted).norm() <= allowed * wanted.norm():
-        raise ValueError(f"{type(net).__name__}: its layers were changed, so that its arguments make another function")
+        raise ValueError(
+            f"{type(net).__name__}: its layers were changed, so that its arguments make another function"
+        )
 
 
 @functools.cache
@@ -212,27 +253,41 @@ def _mixed(kind: type) -> Any:
             save_file(weights, save_directory / WEIGHTS, metadata=about)
 
         @classmethod
-        def _from_pretrained(cls, *, model_id: str, map_location: str = "cpu", strict: bool = True, **options: Any) -> Any:
-            download = {name: options.pop(name) for name in ("revision", "cache_dir", "force_download", "local_files_only", "token")}
+        def _from_pretrained(
+            cls, *, model_id: str, map_location: str = "cpu", strict: bool = True, **options: Any
+        ) -> Any:
+            download = {
+                name: options.pop(name)
+                for name in ("revision", "cache_dir", "force_download", "local_files_only", "token")
+            }
             folder = Path(model_id)
-            file = folder / WEIGHTS if folder.is_dir() else Path(hf_hub_download(model_id, WEIGHTS, **download))
+            file = (
+                folder / WEIGHTS if folder.is_dir() else Path(hf_hub_download(model_id, WEIGHTS, **download))
+            )
             try:
                 net = cls(**options)
             except (TypeError, ValueError, AttributeError) as error:
-                raise UserError(f"{folder / 'config.json'}: no arguments of {kind.__name__}: {str(error).splitlines()[0]}") from None
+                raise UserError(
+                    f"{folder / 'config.json'}: no arguments of {kind.__name__}: {str(error).splitlines()[0]}"
+                ) from None
             try:
                 net.load_state_dict(load_tensors(file), strict=strict)
             except RuntimeError as error:
-                raise UserError(f"{file}: does not fit its config.json: {str(error).splitlines()[-1].strip()}") from None
+                raise UserError(
+                    f"{file}: does not fit its config.json: {str(error).splitlines()[-1].strip()}"
+                ) from None
             return net.to(map_location).eval()
 
         def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
             info, a = self._hub_mixin_info, self.arguments
             shown = ", ".join(f"{name} {value}" for name, value in a.items() if value not in (False, None))
-            count, repo_id = sum(p.numel() for p in self.parameters()), kwargs.pop("repo_id", None) or self.card["repo_id"]
+            count = sum(p.numel() for p in self.parameters())
+            repo_id = kwargs.pop("repo_id", None) or self.card["repo_id"]
             facts = {"kind": kind.__name__, "architecture": shown, "input_nc": a["input_nc"]}
             facts |= {"parameters": f"{count:,}", "repo_id": repo_id}
-            return ModelCard.from_template(card_data=info.model_card_data, template_str=_CARD, **{**self.card, **facts})
+            return ModelCard.from_template(
+                card_data=info.model_card_data, template_str=_CARD, **{**self.card, **facts}
+            )
 
     Mixed.__name__ = Mixed.__qualname__ = kind.__name__
     return Mixed

@@ -1,15 +1,18 @@
-"""An official checkout's train.py or test.py (pytorch-CycleGAN-and-pix2pix) with our networks, and for cycle_gan our training step.
+"""An official checkout's train.py or test.py (pytorch-CycleGAN-and-pix2pix) with our networks, and for
+cycle_gan our training step.
 
-    python -m fastcyclegan.official [--precision auto|fp32|bf16] [--compile] [--impl auto|triton|reference] CHECKOUT/train.py ...
+    python -m fastcyclegan.official [--precision auto|fp32|bf16] [--compile] [--impl auto|triton|reference]
+    CHECKOUT/train.py ...
 
-What follows the script is the checkout's, untouched. The script runs as ``python CHECKOUT/train.py ...`` would, in the same folder, with
-the same files; the checkout on disk is not changed, not even by byte code. What is replaced is replaced in memory, where it was found to be
-the same function in float64, and said: networks of other shapes, steps with other losses, several GPUs and wgangp stay the checkout's own.
-So do steps whose source has what the public one has not. What the step depends on is looked at before every iteration: from a change on,
-the checkout's own step goes on, and that is said.
+What follows the script is the checkout's, untouched. The script runs as ``python CHECKOUT/train.py ...``
+would, in the same folder, with the same files; the checkout on disk is not changed, not even by byte code.
+What is replaced is replaced in memory, where it was found to be the same function in float64, and said:
+networks of other shapes, steps with other losses, several GPUs and wgangp stay the checkout's own. So do
+steps whose source has what the public one has not. What the step depends on is looked at before every
+iteration: from a change on, the checkout's own step goes on, and that is said.
 
-Different from the checkout by itself: pictures shown during training are made after the iteration, not within; on a GPU the
-step computes in bf16 unless --precision fp32 is given.
+Different from the checkout by itself: pictures shown during training are made after the iteration, not
+within; on a GPU the step computes in bf16 unless --precision fp32 is given.
 """
 
 from __future__ import annotations
@@ -38,16 +41,33 @@ PROGRAM = "python -m fastcyclegan.official"
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (usage: {PROGRAM} [--precision P] [--compile] [--impl I] CHECKOUT/train.py ...)")
+        raise UserError(
+            f"{message} (usage: {PROGRAM} [--precision P] [--compile] [--impl I] CHECKOUT/train.py ...)"
+        )
 
 
 def parse(args: Sequence[str]) -> tuple[Options, Path, list[str]]:
-    """Return our options, the script, and what is the script's. Raises UserError for what cannot be served."""
+    """Return our options, the script, and what is the script's. Raises UserError for what cannot be
+    served."""
     description, *_ = (__doc__ or "").split("\n", 1)
     parser = _Parser(PROGRAM, description=description, allow_abbrev=False)
-    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default=RunConfig.precision, help="of the step of cycle_gan")
-    parser.add_argument("--compile", action="store_true", help="compile the step of cycle_gan; on a GPU capture it in a CUDA graph")
-    parser.add_argument("--impl", choices=("auto", "triton", "reference"), default=ModelConfig.impl, help="what computes the networks")
+    parser.add_argument(
+        "--precision",
+        choices=("auto", "fp32", "bf16"),
+        default=RunConfig.precision,
+        help="of the step of cycle_gan",
+    )
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile the step of cycle_gan; on a GPU capture it in a CUDA graph",
+    )
+    parser.add_argument(
+        "--impl",
+        choices=("auto", "triton", "reference"),
+        default=ModelConfig.impl,
+        help="what computes the networks",
+    )
     parser.add_argument("script", help="CHECKOUT/train.py or CHECKOUT/test.py")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="the script's own")
     given = parser.parse_args(args)
@@ -59,7 +79,9 @@ def parse(args: Sequence[str]) -> tuple[Options, Path, list[str]]:
 def _check_checkout(script: Path) -> None:
     """Raise UserError where ``script`` is not one of an official checkout."""
     if not script.is_file():
-        raise UserError(f"{script}: no such file; what is needed is the train.py or test.py of an official checkout")
+        raise UserError(
+            f"{script}: no such file; what is needed is the train.py or test.py of an official checkout"
+        )
     networks = script.resolve().parent / "models" / "networks.py"
     if not networks.is_file():
         raise UserError(f"{script} is no script of an official checkout: {networks} does not exist")
@@ -73,7 +95,9 @@ class Patches(MetaPathFinder):
     def __init__(self, folder: Path, patches: dict[str, Patch]) -> None:
         self.folder, self.patches = folder, patches
 
-    def find_spec(self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         spec = PathFinder.find_spec(name, path, target) if name in self.patches else None
         if spec is None or spec.loader is None or not Path(spec.origin or "").is_relative_to(self.folder):
             return None
@@ -98,7 +122,9 @@ def patches(options: Options, folder: Path, say: Callable[[str], None]) -> Patch
 
 
 def run(options: Options, script: Path, arguments: Sequence[str], say: Callable[[str], None]) -> None:
-    """Run ``script`` as the main program with ``arguments``, with what is ours in the place of what is its own."""
+    """Run ``script`` as the main program with ``arguments``, with what is ours in the place of what is its
+    own.
+    """
     folder = script.resolve().parent
     # The same for processes that the script starts.
     sys.dont_write_bytecode, os.environ["PYTHONDONTWRITEBYTECODE"] = True, "1"

@@ -1,7 +1,9 @@
-"""What a checkout's step depends on, read again before every iteration of ours; and the way back to its own step where that changed.
+"""What a checkout's step depends on, read again before every iteration of ours; and the way back to its own
+step where that changed.
 
-Our step was made, and proved to be the checkout's, for the weights of the losses, the criterions, networks and optimizers of that moment.
-A train.py may change any of them later. All that is read lies on the host: no look at it waits for a GPU.
+Our step was made, and proved to be the checkout's, for the weights of the losses, the criterions, networks
+and optimizers of that moment. A train.py may change any of them later. All that is read lies on the host: no
+look at it waits for a GPU.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ _POOLS = {"fake_A_pool": "A", "fake_B_pool": "B"}
 
 @dataclass(frozen=True, eq=False)
 class _Same:
-    """An object that is to stay the same one, and, for a tensor, unchanged. It is kept, so that its place in memory is not another's."""
+    """An object that is to stay the same one, and, for a tensor, unchanged. It is kept, so that its place in
+    memory is not another's.
+    """
 
     value: Any
     version: int = 0
@@ -50,7 +54,9 @@ def _plain(value: Any) -> Any:
 
 
 class Watch:
-    """What ``model`` is made of where our step ``step`` takes its place. ``changed`` says what differs from then."""
+    """What ``model`` is made of where our step ``step`` takes its place. ``changed`` says what differs from
+    then.
+    """
 
     def __init__(self, model: Any, step: Step) -> None:
         self.step = step
@@ -70,7 +76,9 @@ class Watch:
         self.states = self._states(model)
 
     def changed(self, model: Any) -> str:
-        """Return "" where our step is still that of ``model``, else what changed, in the middle of a sentence."""
+        """Return "" where our step is still that of ``model``, else what changed, in the middle of a
+        sentence.
+        """
         try:
             learning_rate(model)
             now = self._read(model)
@@ -93,13 +101,18 @@ class Watch:
             seen[name] = _same(criterion)
             settings = getattr(criterion, "__dict__", {})
             buffers = {**settings, **settings.get("_buffers", {})} if name == "criterionGAN" else {}
-            kept = {key: _plain(buffers[key]) for key in ("gan_mode", "real_label", "fake_label") if key in buffers}
+            kept = {
+                key: _plain(buffers[key])
+                for key in ("gan_mode", "real_label", "fake_label")
+                if key in buffers
+            }
             seen[f"settings of {name}"] = (kept, settings.get("reduction"), settings.get("training"))
         for name in (*NETS, *_OPTIMIZERS, *_POOLS):
             seen[name] = _same(getattr(model, name, None))
         for name, pool in ((name, getattr(model, name, None)) for name in _POOLS):
             seen[f"size of {name}"] = getattr(pool, "pool_size", None)
-        # A function bound to a class is the class's attribute itself: the same object as long as nobody puts another there.
+        # A function bound to a class is the class's attribute itself: the same object as long as nobody puts
+        # another there.
         for name in METHODS[1:]:
             seen[f"method {name}"] = (_same(getattr(type(model), name, None)), name in vars(model))
         self._read_nets(model, seen)
@@ -114,7 +127,11 @@ class Watch:
             seen[f"requires_grad of the parameters of {name}"] = [p.requires_grad for p in parameters]
             seen[f"mode (training or evaluation) of {name}"] = [module.training for module in modules]
             seen[f"hooks of {name}"] = sum(
-                len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) + len(m._backward_pre_hooks) for m in modules
+                len(m._forward_hooks)
+                + len(m._forward_pre_hooks)
+                + len(m._backward_hooks)
+                + len(m._backward_pre_hooks)
+                for m in modules
             )
 
     @staticmethod
@@ -122,17 +139,27 @@ class Watch:
         for name in _OPTIMIZERS:
             optimizer = getattr(model, name)
             group, *others = optimizer.param_groups
-            settings = {key: _plain(value) for key, value in group.items() if key not in ("params", "lr", "initial_lr")}
+            settings = {
+                key: _plain(value)
+                for key, value in group.items()
+                if key not in ("params", "lr", "initial_lr")
+            }
             seen[f"settings of {name}"] = settings
             seen[f"parameters of {name}"] = [[id(p) for p in one["params"]] for one in (group, *others)]
             seen[f"state of {name}"] = _same(optimizer.state)
             seen[f"step of {name}"] = _same(vars(optimizer).get("step"))
-            seen[f"hooks of {name}"] = len(optimizer._optimizer_step_pre_hooks) + len(optimizer._optimizer_step_post_hooks)
+            seen[f"hooks of {name}"] = len(optimizer._optimizer_step_pre_hooks) + len(
+                optimizer._optimizer_step_post_hooks
+            )
 
 
 def _difference(name: str, then: Any, now: Any) -> str:
     if isinstance(then, _Same) and isinstance(now, _Same):
-        return f"{name} is another ({now}, was {then})" if then.value is not now.value else f"{name} was written to"
+        return (
+            f"{name} is another ({now}, was {then})"
+            if then.value is not now.value
+            else f"{name} was written to"
+        )
     if isinstance(then, (int, float, str, type(None))):
         return f"{name} is {now}, was {then}"
     if isinstance(then, dict) and isinstance(now, dict):
@@ -142,20 +169,26 @@ def _difference(name: str, then: Any, now: Any) -> str:
 
 
 def hand_over(model: Any, step: Step) -> str:
-    """Give ``model`` what its own step needs to go on where ours stopped; return how exact that is, in the middle of a sentence."""
+    """Give ``model`` what its own step needs to go on where ours stopped; return how exact that is, in the
+    middle of a sentence.
+    """
     engine = step.engine
     for name, phase in _OPTIMIZERS.items():
         _give_moments(getattr(model, name, None), engine.optimizers[phase])
     pools = {name: (getattr(model, name, None), engine.recipe.pools[side]) for name, side in _POOLS.items()}
     anew = [name for name, (theirs, ours) in pools.items() if not _give_pictures(theirs, ours, model.real_A)]
-    what = "it goes on with our weights and moments" + (f", but {' and '.join(anew)} cannot take our pictures" if anew else " and pools")
+    what = "it goes on with our weights and moments" + (
+        f", but {' and '.join(anew)} cannot take our pictures" if anew else " and pools"
+    )
     if engine.precision == "bf16":
         what += ", in fp32 instead of bf16"
     return f"{what}, no longer compiled" if engine.compiled else what
 
 
 def _give_moments(optimizer: Any, ours: torch.optim.Adam) -> None:
-    """Make Adam's state, which the two share, one of ``optimizer`` alone, with steps where its own Adam counts them."""
+    """Make Adam's state, which the two share, one of ``optimizer`` alone, with steps where its own Adam
+    counts them.
+    """
     if optimizer is None or optimizer.state is not ours.state:
         return
     groups = {p: group for group in optimizer.param_groups for p in group["params"]}
@@ -163,7 +196,9 @@ def _give_moments(optimizer: Any, ours: torch.optim.Adam) -> None:
     for p, values in ours.state.items():
         on_device = any(groups.get(p, {}).get(key) for key in ("capturable", "fused"))
         # Copies: ours may lie in the memory of a captured iteration.
-        state[p] = {key: value.clone() if isinstance(value, Tensor) else value for key, value in values.items()}
+        state[p] = {
+            key: value.clone() if isinstance(value, Tensor) else value for key, value in values.items()
+        }
         if "step" in state[p] and not on_device:
             state[p]["step"] = torch.as_tensor(state[p]["step"]).cpu()
     optimizer.state = state

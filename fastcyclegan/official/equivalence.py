@@ -1,8 +1,10 @@
-"""Before the first iteration: a checkout's own step and ours, side by side on float64 copies, must make the same updates.
+"""Before the first iteration: a checkout's own step and ours, side by side on float64 copies, must make the
+same updates.
 
-A checkout may have another loss, another optimizer, clipping, or a step of its own altogether. So both run two iterations on small
-pictures made of the first batch's, from the same weights and the same random state, with replay pools so small that they swap. What is
-compared is what an iteration does: every network's update, its running statistics, the losses, and how much of Python's ``random`` it used.
+A checkout may have another loss, another optimizer, clipping, or a step of its own altogether. So both run
+two iterations on small pictures made of the first batch's, from the same weights and the same random state,
+with replay pools so small that they swap. What is compared is what an iteration does: every network's update,
+its running statistics, the losses, and how much of Python's ``random`` it used.
 """
 
 from __future__ import annotations
@@ -26,17 +28,19 @@ from fastcyclegan.official.step import LOSSES, NETS, NotServedError, Settings, S
 ITERATIONS, PICTURES, CAPACITY = 2, 2, 2
 # Not the model's own, which may be 0: nothing would move.
 RATE = 2e-4
-# Float64 leaves 1e-14, and 1e-8 with biases that an instance norm takes out again: their gradient is noise of 1e-16, which Adam divides by
-# its eps of 1e-8. On a GPU the learning rate is a float32: 3e-8.
+# Float64 leaves 1e-14, and 1e-8 with biases that an instance norm takes out again: their gradient is noise of
+# 1e-16, which Adam divides by its eps of 1e-8. On a GPU the learning rate is a float32: 3e-8.
 TOLERANCE = 1e-6
 
 State = dict[str, Tensor]
 
 
 def prove(model: Any, optimize: Callable[[Any], Any], given: Settings) -> float:
-    """Compare ``optimize``, the checkout's own step, with ours on copies of what ``model`` is; return the largest relative difference.
+    """Compare ``optimize``, the checkout's own step, with ours on copies of what ``model`` is; return the
+    largest relative difference.
 
-    Changes neither the model nor any random state. Raises NotServedError where they differ, or where the comparison cannot be made.
+    Changes neither the model nor any random state. Raises NotServedError where they differ, or where the
+    comparison cannot be made.
     """
     with _kept_chance(given.device):
         try:
@@ -45,10 +49,13 @@ def prove(model: Any, optimize: Callable[[Any], Any], given: Settings) -> float:
             theirs, ours = _run_theirs(twin, optimize, batches), _run_ours(mine, batches)
         except NotServedError:
             raise
-        # Whatever the step of a checkout that somebody changed may raise on copies of its model: said, and it runs by itself.
+        # Whatever the step of a checkout that somebody changed may raise on copies of its model: said, and it
+        # runs by itself.
         except Exception as error:
             reason = next(iter(str(error).splitlines()), "")
-            raise NotServedError(f"it cannot be compared with ours: {type(error).__name__}: {reason}") from error
+            raise NotServedError(
+                f"it cannot be compared with ours: {type(error).__name__}: {reason}"
+            ) from error
     return _largest_difference(theirs, ours)
 
 
@@ -65,12 +72,20 @@ def _kept_chance(device: torch.device) -> Iterator[None]:
 
 
 def _twins(model: Any, given: Settings) -> tuple[Any, Settings]:
-    """Return a copy of ``model`` in float64, computed by PyTorch's operators, and the settings of our step over copies of the same."""
+    """Return a copy of ``model`` in float64, computed by PyTorch's operators, and the settings of our step
+    over copies of the same.
+    """
     memo: dict[int, Any] = {}
     nets = {name: copy.deepcopy(net, memo) for name, net in given.nets.items()}
     twin = object.__new__(type(model))
     # The optimizers' parameters are found in the memo: they train the copies.
-    vars(twin).update({key: copy.deepcopy(value, memo) for key, value in vars(model).items() if key not in (*nets, "schedulers")})
+    vars(twin).update(
+        {
+            key: copy.deepcopy(value, memo)
+            for key, value in vars(model).items()
+            if key not in (*nets, "schedulers")
+        }
+    )
     vars(twin).update(nets)
     for value in vars(twin).values():
         if isinstance(value, nn.Module):
@@ -85,7 +100,9 @@ def _twins(model: Any, given: Settings) -> tuple[Any, Settings]:
     for pool in (twin.fake_A_pool, twin.fake_B_pool):
         pool.pool_size = min(pool.pool_size, CAPACITY)
     loss = dataclasses.replace(given.loss, pool_size=min(given.loss.pool_size, CAPACITY))
-    return twin, dataclasses.replace(given, nets={name: without_chance(net) for name, net in nets.items()}, loss=loss)
+    return twin, dataclasses.replace(
+        given, nets={name: without_chance(net) for name, net in nets.items()}, loss=loss
+    )
 
 
 def _side(nets: dict[str, nn.Module]) -> int:
@@ -101,14 +118,16 @@ def _side(nets: dict[str, nn.Module]) -> int:
 
 
 def _pictures(model: Any, side: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Return two pictures a side, [2, C, side, side] in float64, made of the first ones of ``model`` and noise, which keeps them from
-    being flat."""
+    """Return two pictures a side, [2, C, side, side] in float64, made of the first ones of ``model`` and
+    noise, which keeps them from being flat."""
     generator = torch.Generator().manual_seed(seed)
 
     def of(images: Tensor) -> Tensor:
         small = F.interpolate(images[:PICTURES].detach().double(), (side, side), mode="bilinear")
         small = torch.cat([small, small.flip(-1)])[:PICTURES]
-        return small + 0.2 * torch.randn(small.shape, dtype=torch.float64, generator=generator).to(small.device)
+        return small + 0.2 * torch.randn(small.shape, dtype=torch.float64, generator=generator).to(
+            small.device
+        )
 
     return of(model.real_A), of(model.real_B)
 
@@ -128,7 +147,9 @@ def _results(nets: dict[str, nn.Module], before: State, losses: list[State]) -> 
     after = _state(nets)
     changes = {name: after[name] - before[name] for name in after}
     kept = {
-        f"loss {name} of iteration {n + 1}": torch.as_tensor(loss).double() for n, row in enumerate(losses) for name, loss in row.items()
+        f"loss {name} of iteration {n + 1}": torch.as_tensor(loss).double()
+        for n, row in enumerate(losses)
+        for name, loss in row.items()
     }
     return {**changes, **kept, "Python's random numbers": torch.tensor(random.random(), dtype=torch.float64)}
 
@@ -140,7 +161,12 @@ def _run_theirs(twin: Any, optimize: Callable[[Any], Any], batches: list[tuple[T
     for a, b in batches:
         twin.real_A, twin.real_B = a, b
         optimize(twin)
-        losses.append({name: torch.as_tensor(getattr(twin, f"loss_{name}")).detach().clone() for name in LOSSES.values()})
+        losses.append(
+            {
+                name: torch.as_tensor(getattr(twin, f"loss_{name}")).detach().clone()
+                for name in LOSSES.values()
+            }
+        )
     return _results(nets, before, losses)
 
 
@@ -154,12 +180,17 @@ def _run_ours(mine: Settings, batches: list[tuple[Tensor, Tensor]]) -> State:
 
 
 def _largest_difference(theirs: State, ours: State) -> float:
-    """Return the largest |ours - theirs| / |theirs|. Raises NotServedError where one is not within the tolerance, or not a number."""
+    """Return the largest |ours - theirs| / |theirs|. Raises NotServedError where one is not within the
+    tolerance, or not a number.
+    """
     largest = 0.0
     for name, value in theirs.items():
         mine = ours[name].to(value.device)
         difference = ((mine - value).norm() / value.norm().clamp(min=1e-6)).item()
         if not difference <= TOLERANCE:
-            raise NotServedError(f"it is not the public one: {name} differ by {difference:.1e} (relative, in float64) from our step's")
+            raise NotServedError(
+                f"it is not the public one: {name} differ by {difference:.1e} (relative, in float64) from our"
+                " step's"
+            )
         largest = max(largest, difference)
     return largest

@@ -1,4 +1,6 @@
-"""Our step in the place of an official CycleGANModel's ``optimize_parameters``, and what its owner sees of it: losses, pictures, files."""
+"""Our step in the place of an official CycleGANModel's ``optimize_parameters``, and what its owner sees of
+it: losses, pictures, files.
+"""
 
 from __future__ import annotations
 
@@ -36,17 +38,24 @@ class Options:
 
 
 def replace_step(module: ModuleType, options: Options, say: Say) -> None:
-    """Have ``CycleGANModel`` of ``module`` (a checkout's models/cycle_gan_model.py) run our iteration where that is the same.
+    """Have ``CycleGANModel`` of ``module`` (a checkout's models/cycle_gan_model.py) run our iteration where
+    that is the same.
 
-    The first call of ``optimize_parameters`` decides, and every later one looks whether what the step depends on is what it was: where
-    it is not, the checkout's own step goes on from there. Losses become scalars on the device. Pictures such as ``fake_B`` are made when
-    they are asked for, of the current batch by the weights of that moment, so after the update. ``save_networks`` is the checkout's own
-    on copies of the networks: it moves them to the host, and a captured iteration needs them where they are.
+    The first call of ``optimize_parameters`` decides, and every later one looks whether what the step depends
+    on is what it was: where it is not, the checkout's own step goes on from there. Losses become scalars on
+    the device. Pictures such as ``fake_B`` are made when they are asked for, of the current batch by the
+    weights of that moment, so after the update. ``save_networks`` is the checkout's own on copies of the
+    networks: it moves them to the host, and a captured iteration needs them where they are.
     """
     cls = getattr(module, "CycleGANModel", None)
-    lacking = [name for name in ("optimize_parameters", "save_networks", "set_input") if not hasattr(cls, name)]
+    lacking = [
+        name for name in ("optimize_parameters", "save_networks", "set_input") if not hasattr(cls, name)
+    ]
     if cls is None or lacking:
-        say(f"step: the checkout's own: {module.__file__} has no {f'CycleGANModel.{lacking[0]}' if cls else 'CycleGANModel'}")
+        say(
+            f"step: the checkout's own: {module.__file__} has no"
+            f" {f'CycleGANModel.{lacking[0]}' if cls else 'CycleGANModel'}"
+        )
         return
     theirs, save = cls.optimize_parameters, cls.save_networks
 
@@ -71,7 +80,9 @@ def replace_step(module: ModuleType, options: Options, say: Say) -> None:
     cls.__getattr__ = _attribute(getattr(cls, "__getattr__", None))
 
 
-def _decide(model: Any, cls: type, theirs: Callable[[Any], Any], options: Options, say: Say, with_arguments: bool) -> Step | None:
+def _decide(
+    model: Any, cls: type, theirs: Callable[[Any], Any], options: Options, say: Say, with_arguments: bool
+) -> Step | None:
     """Return our step over the networks of ``model``, or None where its own is to run; say which."""
     try:
         if with_arguments:
@@ -82,11 +93,21 @@ def _decide(model: Any, cls: type, theirs: Callable[[Any], Any], options: Option
         other = why_not_public(model, theirs)
         if other:
             raise NotServedError(other)
-        say("comparing the step with ours in float64, once (on a processor this takes as long as some iterations)")
+        say(
+            "comparing the step with ours in float64, once (on a processor this takes as long as some"
+            " iterations)"
+        )
         difference = prove(model, theirs, given)
     except NotServedError as error:
-        ignored = [flag for flag, on in (("--compile", options.compile), ("--precision", options.precision == "bf16")) if on]
-        say(f"step: the checkout's own: {error}{f' (without effect on it: {chr(32).join(ignored)})' if ignored else ''}")
+        ignored = [
+            flag
+            for flag, on in (("--compile", options.compile), ("--precision", options.precision == "bf16"))
+            if on
+        ]
+        say(
+            "step: the checkout's own:"
+            f" {error}{f' (without effect on it: {chr(32).join(ignored)})' if ignored else ''}"
+        )
         return None
     step = _made(given, options, say)
     for name, phase in (("optimizer_G", "G"), ("optimizer_D", "D")):
@@ -96,8 +117,8 @@ def _decide(model: Any, cls: type, theirs: Callable[[Any], Any], options: Option
     engine = step.engine
     impls = " and ".join(sorted({computed_by(net) for net in engine.nets.values()}))
     say(
-        f"step: ours, on {engine.device} in {engine.precision}{', compiled' * engine.compiled}, networks by {impls}; "
-        f"{ITERATIONS} iterations in float64 differed by {difference:.0e} from the checkout's own"
+        f"step: ours, on {engine.device} in {engine.precision}{', compiled' * engine.compiled}, networks by"
+        f" {impls}; {ITERATIONS} iterations in float64 differed by {difference:.0e} from the checkout's own"
     )
     return step
 
@@ -155,21 +176,26 @@ def _save_copies(model: Any, save: Callable[..., Any], *args: Any, **kwargs: Any
     """Call ``save`` while the networks of ``model`` are copies in torch's usual memory layout."""
     nets = {f"net{name}": getattr(model, f"net{name}") for name in model.model_names}
     try:
-        vars(model).update({name: copy.deepcopy(net).to(memory_format=torch.contiguous_format) for name, net in nets.items()})
+        vars(model).update(
+            {name: copy.deepcopy(net).to(memory_format=torch.contiguous_format) for name, net in nets.items()}
+        )
         return save(model, *args, **kwargs)
     finally:
         vars(model).update(nets)
 
 
 def check_setup(module: ModuleType, options: Options, say: Say) -> None:
-    """Have ``BaseModel.setup`` of ``module`` (a checkout's models/base_model.py) refuse what cannot be served, before anything runs.
+    """Have ``BaseModel.setup`` of ``module`` (a checkout's models/base_model.py) refuse what cannot be
+    served, before anything runs.
 
     On a GPU it then puts our networks into channels_last, the layout that the kernels read.
     """
     cls = getattr(module, "BaseModel", None)
     theirs = getattr(cls, "setup", None)
     if cls is None or theirs is None:
-        say(f"{module.__file__} has no BaseModel.setup: what our flags ask for is not checked before training")
+        say(
+            f"{module.__file__} has no BaseModel.setup: what our flags ask for is not checked before training"
+        )
         return
 
     @functools.wraps(theirs)
@@ -190,9 +216,16 @@ def _refuse(model: Any, options: Options) -> None:
     """Raise UserError for flags of ours that ``model`` cannot obey."""
     device = torch.device(getattr(model, "device", "cpu"))
     require_impl(options.impl, device)
-    has_step = getattr(model, "isTrain", False) and hasattr(type(model), "optimize_parameters") and type(model).__name__ == "CycleGANModel"
+    has_step = (
+        getattr(model, "isTrain", False)
+        and hasattr(type(model), "optimize_parameters")
+        and type(model).__name__ == "CycleGANModel"
+    )
     for flag, given in (("--precision bf16", options.precision == "bf16"), ("--compile", options.compile)):
         if given and not has_step:
-            raise UserError(f"{flag} belongs to the training step of --model cycle_gan; here the networks alone are replaced")
+            raise UserError(
+                f"{flag} belongs to the training step of --model cycle_gan; here the networks alone are"
+                " replaced"
+            )
     if has_step:
         resolve_precision(options.precision, device, options.compile)

@@ -1,7 +1,9 @@
-"""Our networks in the place of an official checkout's: wherever one of its four classes is built with arguments for which ours is the same.
+"""Our networks in the place of an official checkout's: wherever one of its four classes is built with
+arguments for which ours is the same.
 
-Checkouts are edited, so nothing is taken on trust: the checkout's own network is built as well, its weights are given to ours, and both
-must make the same of the same pictures in float64. Where they do not, theirs stays, and why is said.
+Checkouts are edited, so nothing is taken on trust: the checkout's own network is built as well, its weights
+are given to ours, and both must make the same of the same pictures in float64. Where they do not, theirs
+stays, and why is said.
 """
 
 from __future__ import annotations
@@ -26,15 +28,18 @@ OURS: dict[str, type[nn.Module]] = {
     "NLayerDiscriminator": compat.NLayerDiscriminator,
     "PixelDiscriminator": compat.PixelDiscriminator,
 }
-# What two float64 evaluations of one function may differ by, relative to the result: sums of some thousand terms in another order.
+# What two float64 evaluations of one function may differ by, relative to the result: sums of some thousand
+# terms in another order.
 TOLERANCE = 1e-9
 
 
 def replace_networks(module: ModuleType, impl: str, say: Say) -> None:
-    """Have the network classes of ``module`` (a checkout's models/networks.py) give ours, computed by ``impl``.
+    """Have the network classes of ``module`` (a checkout's models/networks.py) give ours, computed by
+    ``impl``.
 
-    The classes themselves stay, and with them all that names them: what is replaced is their ``__new__``. Classes derived from them
-    are left alone. A network of ours has the weights that theirs drew, so that a seed gives what it gave.
+    The classes themselves stay, and with them all that names them: what is replaced is their ``__new__``.
+    Classes derived from them are left alone. A network of ours has the weights that theirs drew, so that a
+    seed gives what it gave.
     """
     found = {name: getattr(module, name) for name in OURS if isinstance(getattr(module, name, None), type)}
     for name, theirs in found.items():
@@ -61,7 +66,10 @@ def _builder(theirs: Any, ours: type[nn.Module], impl: str, say: Say) -> Callabl
         after = torch.get_rng_state()
         net, why_not = (None, known) if known else _stand_in(original, ours, given, compared=known == "")
         if why_not not in verdicts.values():
-            say(f"{ours.__name__}: {f'kept as it is: {why_not}' if why_not else 'ours, the same function in float64'}")
+            say(
+                f"{ours.__name__}:"
+                f" {f'kept as it is: {why_not}' if why_not else 'ours, the same function in float64'}"
+            )
         verdicts[repr(given)] = why_not
         if net is None:
             # Python initialises what this returns: with the same weights.
@@ -74,21 +82,31 @@ def _builder(theirs: Any, ours: type[nn.Module], impl: str, say: Say) -> Callabl
     return new
 
 
-def _arguments(theirs: Any, ours: type[nn.Module], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return those of the arguments that ours has too, by name. That the others change nothing is for the comparison to find."""
+def _arguments(
+    theirs: Any, ours: type[nn.Module], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """Return those of the arguments that ours has too, by name. That the others change nothing is for the
+    comparison to find.
+    """
     bound = inspect.signature(theirs.__init__).bind(None, *args, **kwargs)
     bound.apply_defaults()
     accepted = inspect.signature(ours).parameters.keys() - {"impl", "recompute"}
     return {name: value for name, value in bound.arguments.items() if name in accepted}
 
 
-def _stand_in(original: nn.Module, ours: type[nn.Module], given: dict[str, Any], compared: bool) -> tuple[nn.Module | None, str]:
-    """Return ours with the weights of ``original`` and "", or None and why there is none. ``compared``: such a pair was before."""
+def _stand_in(
+    original: nn.Module, ours: type[nn.Module], given: dict[str, Any], compared: bool
+) -> tuple[nn.Module | None, str]:
+    """Return ours with the weights of ``original`` and "", or None and why there is none. ``compared``: such
+    a pair was before.
+    """
     try:
         net = ours(**given, impl="reference")
     except (TypeError, ValueError, NotImplementedError) as error:
         return None, str(error)
-    mine, theirs = ({name: tuple(value.shape) for name, value in some.state_dict().items()} for some in (net, original))
+    mine, theirs = (
+        {name: tuple(value.shape) for name, value in some.state_dict().items()} for some in (net, original)
+    )
     if mine != theirs:
         name = next(name for name in [*theirs, *mine] if mine.get(name) != theirs.get(name))
         return None, f"{name} is {theirs.get(name, 'missing')}, in ours {mine.get(name, 'missing')}"
@@ -102,9 +120,16 @@ def _stand_in(original: nn.Module, ours: type[nn.Module], given: dict[str, Any],
         difference = _difference(original, net, _side(given))
     # Whatever a network that somebody changed may raise: the reason is said, and it is used as it is.
     except Exception as error:
-        return None, f"it cannot be compared: {type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+        return (
+            None,
+            f"it cannot be compared: {type(error).__name__}: {next(iter(str(error).splitlines()), '')}",
+        )
     same = difference <= TOLERANCE
-    return (net, "") if same else (None, f"its pictures differ from those of ours by {difference:.1e} (relative, float64)")
+    return (
+        (net, "")
+        if same
+        else (None, f"its pictures differ from those of ours by {difference:.1e} (relative, float64)")
+    )
 
 
 def without_chance(net: nn.Module) -> nn.Module:

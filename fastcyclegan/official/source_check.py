@@ -1,9 +1,11 @@
-"""Whether the source of a checkout's step uses only what the public one of 2017-25 does, so that what it did once it does always.
+"""Whether the source of a checkout's step uses only what the public one of 2017-25 does, so that what it did
+once it does always.
 
-Two iterations beside ours show what a step does, not what it will do after a thousand, and not what it does beside training: print, count,
-keep averages. So everything in it must have one of the few shapes below, of which none depends on time: calls of networks, criterions,
-pools and optimizers, sums and products of their results and of the weights in ``opt``, and one condition, on the identity loss. What these
-shapes add up to is left to the comparison. ``set_input`` runs as it is, whatever it does, and so do all methods outside the step.
+Two iterations beside ours show what a step does, not what it will do after a thousand, and not what it does
+beside training: print, count, keep averages. So everything in it must have one of the few shapes below, of
+which none depends on time: calls of networks, criterions, pools and optimizers, sums and products of their
+results and of the weights in ``opt``, and one condition, on the identity loss. What these shapes add up to is
+left to the comparison. ``set_input`` runs as it is, whatever it does, and so do all methods outside the step.
 """
 
 from __future__ import annotations
@@ -14,7 +16,15 @@ import textwrap
 from collections.abc import Callable, Iterable
 from typing import Any
 
-METHODS = ("optimize_parameters", "forward", "backward_G", "backward_D_basic", "backward_D_A", "backward_D_B", "set_requires_grad")
+METHODS = (
+    "optimize_parameters",
+    "forward",
+    "backward_G",
+    "backward_D_basic",
+    "backward_D_A",
+    "backward_D_B",
+    "set_requires_grad",
+)
 _SIDES = ("A", "B")
 _WRITTEN = {f"{kind}_{side}" for kind in ("fake", "rec", "idt") for side in _SIDES}
 _WRITTEN |= {f"loss_{kind}_{side}" for kind in ("D", "G", "cycle", "idt") for side in _SIDES} | {"loss_G"}
@@ -22,7 +32,11 @@ _CALLED = {"netG_A", "netG_B", "netD_A", "netD_B", "criterionGAN", "criterionCyc
 _POOLS, _OPTIMIZERS = {"fake_A_pool", "fake_B_pool"}, {"optimizer_G", "optimizer_D"}
 _READ = _WRITTEN | _CALLED | {"real_A", "real_B", "opt"}
 _WEIGHTS = {"lambda_A", "lambda_B", "lambda_identity"}
-_IDENTITY = {f"{name} > {zero}" for name in ("lambda_idt", "opt.lambda_identity", "self.opt.lambda_identity") for zero in ("0", "0.0")}
+_IDENTITY = {
+    f"{name} > {zero}"
+    for name in ("lambda_idt", "opt.lambda_identity", "self.opt.lambda_identity")
+    for zero in ("0", "0.0")
+}
 # What the condition on the identity loss reads must be that.
 _MEANT = {"opt": {"self.opt"}, "lambda_idt": {"opt.lambda_identity", "self.opt.lambda_identity"}}
 _FREEZING = {"not isinstance(nets, list)", "net is not None"}
@@ -33,7 +47,9 @@ class _OtherError(Exception):
 
 
 def why_not_public(model: Any, optimize: Callable[..., Any]) -> str:
-    """Return "" where the step of ``model``, ``optimize`` and what it calls, is made of the public step's shapes, else why not."""
+    """Return "" where the step of ``model``, ``optimize`` and what it calls, is made of the public step's
+    shapes, else why not.
+    """
     for name in METHODS:
         function = optimize if name == "optimize_parameters" else getattr(type(model), name, None)
         if name in vars(model):
@@ -111,7 +127,9 @@ class _Method:
                 case ast.AnnAssign(target=target, value=ast.expr() as value):
                     self.value(value)
                     self.target(target, node)
-                case ast.If(test=test, body=body, orelse=otherwise) if ast.unparse(test) in (_FREEZING if self.freezes else _IDENTITY):
+                case ast.If(test=test, body=body, orelse=otherwise) if ast.unparse(test) in (
+                    _FREEZING if self.freezes else _IDENTITY
+                ):
                     self.statements([*body, *otherwise])
                 case ast.For(target=ast.Name(name), iter=over, body=body, orelse=[]) if self.freezes:
                     self.value(over)
@@ -122,7 +140,9 @@ class _Method:
 
     def target(self, node: ast.expr, statement: ast.stmt) -> None:
         match node:
-            case ast.Name(name) if name != "self" and (name not in _MEANT or _value_of(statement) in _MEANT[name]):
+            case ast.Name(name) if name != "self" and (
+                name not in _MEANT or _value_of(statement) in _MEANT[name]
+            ):
                 self.locals.add(name)
             case ast.Attribute(value=ast.Name("self"), attr=name) if name in _WRITTEN and not self.freezes:
                 pass
@@ -142,7 +162,9 @@ class _Method:
                 pass
             case ast.Attribute(value=ast.Name("self"), attr=name) if name in _READ:
                 pass
-            case ast.Attribute(value=ast.Name() | ast.Attribute() as owner, attr=name) if name in _WEIGHTS | {"data"}:
+            case ast.Attribute(value=ast.Name() | ast.Attribute() as owner, attr=name) if name in _WEIGHTS | {
+                "data"
+            }:
                 self.value(owner)
             case ast.BinOp(left=left, op=ast.Add() | ast.Mult(), right=right):
                 self.value(left)
@@ -167,7 +189,9 @@ class _Method:
                 return name in ("float", "Variable") or (name == "netD" and name in self.locals)
             case ast.Attribute(value=ast.Name("self"), attr=name):
                 return name in _CALLED or name in METHODS[1:]
-            case ast.Attribute(value=ast.Attribute(value=ast.Name("self"), attr=owner), attr=name) if owner in _POOLS | _OPTIMIZERS:
+            case ast.Attribute(value=ast.Attribute(value=ast.Name("self"), attr=owner), attr=name) if (
+                owner in _POOLS | _OPTIMIZERS
+            ):
                 return name in (("query",) if owner in _POOLS else ("zero_grad", "step"))
             case ast.Attribute(value=ast.Attribute(value=ast.Name("self"), attr=owner), attr="forward"):
                 return owner in _CALLED

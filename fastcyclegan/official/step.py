@@ -1,4 +1,6 @@
-"""Our iteration with the official model's names: what is read off the model, what the pools' chance becomes, what the losses are called."""
+"""Our iteration with the official model's names: what is read off the model, what the pools' chance becomes,
+what the losses are called.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ class NotServedError(Exception):
 
 @dataclass(frozen=True)
 class Settings:
-    """What a model's step is made of: its networks, unwrapped, by the official names, its losses, its Adam, and the pictures' sizes."""
+    """What a model's step is made of: its networks, unwrapped, by the official names, its losses, its Adam,
+    and the pictures' sizes.
+    """
 
     nets: dict[str, nn.Module]
     loss: LossConfig
@@ -44,12 +48,17 @@ class Settings:
 
 
 def unwrapped(name: str, net: Any) -> nn.Module:
-    """Return network ``name`` without a DataParallel of one device. Raises NotServedError for several, and for what is not ours."""
+    """Return network ``name`` without a DataParallel of one device. Raises NotServedError for several, and
+    for what is not ours.
+    """
     if isinstance(net, nn.parallel.DistributedDataParallel):
         raise NotServedError("training runs in several processes (DistributedDataParallel)")
     if isinstance(net, nn.DataParallel):
         if len(net.device_ids) > 1:
-            raise NotServedError(f"training runs on {len(net.device_ids)} GPUs (DataParallel); with one of them it would be ours")
+            raise NotServedError(
+                f"training runs on {len(net.device_ids)} GPUs (DataParallel); with one of them it would be"
+                " ours"
+            )
         net = net.module
     if not isinstance(net, nn.Module) or not is_ours(net):
         raise NotServedError(f"{name} is a {type(net).__name__} of the checkout")
@@ -58,14 +67,20 @@ def unwrapped(name: str, net: Any) -> nn.Module:
 
 def settings(model: Any) -> Settings:
     """Read off ``model`` what its step is made of. Raises NotServedError for what our step does not do."""
-    lacking = [name for name in (*NETS, "opt", "optimizer_G", "optimizer_D", "fake_A_pool", "fake_B_pool") if name not in vars(model)]
+    lacking = [
+        name
+        for name in (*NETS, "opt", "optimizer_G", "optimizer_D", "fake_A_pool", "fake_B_pool")
+        if name not in vars(model)
+    ]
     if lacking:
         raise NotServedError(f"the model has no {', '.join(lacking)}")
     nets = {name: unwrapped(name, getattr(model, name)) for name in NETS}
     devices = {p.device for net in nets.values() for p in net.parameters()}
     if len(devices) > 1:
         raise NotServedError(f"its networks are on {len(devices)} devices")
-    unknown = [name for name in getattr(model, "loss_names", []) if name not in LOSSES.values() and name != "G"]
+    unknown = [
+        name for name in getattr(model, "loss_names", []) if name not in LOSSES.values() and name != "G"
+    ]
     if unknown:
         raise NotServedError(f"it reports a loss that the public step does not have: {', '.join(unknown)}")
     optim = _optim(model, nets)
@@ -78,7 +93,9 @@ def _loss(model: Any) -> LossConfig:
     # Before gan_mode there was no_lsgan, whose other loss was another.
     mode: Any = getattr(opt, "gan_mode", None if getattr(opt, "no_lsgan", True) else "lsgan")
     if mode == "wgangp":
-        raise NotServedError("with gan_mode wgangp the official step has no gradient penalty, and ours has one")
+        raise NotServedError(
+            "with gan_mode wgangp the official step has no gradient penalty, and ours has one"
+        )
     pools = {getattr(pool, "pool_size", None) for pool in (model.fake_A_pool, model.fake_B_pool)}
     if pools != {getattr(opt, "pool_size", None)} or getattr(model.fake_A_pool, "num_imgs", 0) > 0:
         raise NotServedError("its replay pools are not those of the public code")
@@ -94,13 +111,17 @@ def _optim(model: Any, nets: Mapping[str, nn.Module]) -> OptimConfig:
         optimizer = getattr(model, name)
         if type(optimizer) is not torch.optim.Adam:
             raise NotServedError(f"{name} is {type(optimizer).__name__}, not Adam")
-        if len(optimizer.param_groups) != 1 or any(optimizer.param_groups[0].get(key, value) != value for key, value in _ADAM.items()):
+        if len(optimizer.param_groups) != 1 or any(
+            optimizer.param_groups[0].get(key, value) != value for key, value in _ADAM.items()
+        ):
             raise NotServedError(f"{name} has settings of its own")
         if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
             raise NotServedError(f"{name} has hooks")
         if optimizer.state:
             raise NotServedError(f"{name} has made steps already")
-        if [id(p) for p in optimizer.param_groups[0]["params"]] != [id(p) for net in pair for p in nets[net].parameters()]:
+        if [id(p) for p in optimizer.param_groups[0]["params"]] != [
+            id(p) for net in pair for p in nets[net].parameters()
+        ]:
             raise NotServedError(f"{name} does not train {' and '.join(pair)} alone")
         betas.add(tuple(optimizer.param_groups[0]["betas"]))
     lr = learning_rate(model)
@@ -111,7 +132,9 @@ def _optim(model: Any, nets: Mapping[str, nn.Module]) -> OptimConfig:
 
 
 def learning_rate(model: Any) -> float:
-    """Return the rate that the checkout's schedulers have set. Raises NotServedError for one that is not the same for all networks."""
+    """Return the rate that the checkout's schedulers have set. Raises NotServedError for one that is not the
+    same for all networks.
+    """
     rates = {float(optimizer.param_groups[0]["lr"]) for optimizer in (model.optimizer_G, model.optimizer_D)}
     if len(rates) > 1:
         raise NotServedError("generators and discriminators have learning rates of their own")
@@ -119,7 +142,9 @@ def learning_rate(model: Any) -> float:
 
 
 def draws(pool: ImagePool, count: int) -> Iterator[tuple[float, float]]:
-    """Yield what ``pool`` is to do with the next ``count`` pictures, drawn from Python's ``random`` as the official pool draws it."""
+    """Yield what ``pool`` is to do with the next ``count`` pictures, drawn from Python's ``random`` as the
+    official pool draws it.
+    """
     for filled in range(pool.filled, pool.filled + count):
         if filled < pool.capacity or not pool.capacity or random.uniform(0, 1) <= 0.5:
             yield 1.0, 0.0
@@ -130,22 +155,38 @@ def draws(pool: ImagePool, count: int) -> Iterator[tuple[float, float]]:
 class Step:
     """Our iteration over the four networks of ``given``. Arguments are those of ``Engine``."""
 
-    def __init__(self, given: Settings, precision: str = "fp32", compiled: bool = False, say: Callable[[str], None] = lambda text: None):
+    def __init__(
+        self,
+        given: Settings,
+        precision: str = "fp32",
+        compiled: bool = False,
+        say: Callable[[str], None] = lambda text: None,
+    ):
         nets = {NETS[name]: net for name, net in given.nets.items()}
         recipe, fixed = CycleGAN(given.loss), given.fixed_sizes
-        self.engine = Engine(recipe, nets, given.optim, given.device, precision, compiled, say=say, fixed_sizes=fixed)
+        self.engine = Engine(
+            recipe, nets, given.optim, given.device, precision, compiled, say=say, fixed_sizes=fixed
+        )
         self.losses: dict[str, Tensor] = {}
 
     def __call__(self, a: Tensor, b: Tensor, lr: float) -> dict[str, Tensor]:
-        """Run one iteration on pictures a, b [N, C, H, W] and return its losses, scalars on the device, by their official names."""
+        """Run one iteration on pictures a, b [N, C, H, W] and return its losses, scalars on the device, by
+        their official names.
+        """
         pools, view = self.engine.recipe.pools, View(0.0, 0.0, False)
         # The official step asks the pool of fake B for all its pictures first.
         drawn_B = list(draws(pools["B"], a.shape[0]))
         drawn_A = list(draws(pools["A"], b.shape[0]))
-        samples = [Sample(0, 0, view, view, draw_A, draw_B, 0.0, 0.0) for draw_A, draw_B in zip(drawn_A, drawn_B, strict=True)]
+        samples = [
+            Sample(0, 0, view, view, draw_A, draw_B, 0.0, 0.0)
+            for draw_A, draw_B in zip(drawn_A, drawn_B, strict=True)
+        ]
         a, b = (images.contiguous(memory_format=torch.channels_last) for images in (a, b))
         losses = self.engine.step(Batch(a, b, [""] * len(samples), [""] * len(samples), samples), lr)
-        self.losses = {LOSSES[name]: loss for name, loss in zip(self.engine.recipe.loss_names, losses.unbind(), strict=True)}
+        self.losses = {
+            LOSSES[name]: loss
+            for name, loss in zip(self.engine.recipe.loss_names, losses.unbind(), strict=True)
+        }
         return self.losses
 
     def generator_loss(self) -> Tensor:
@@ -154,12 +195,17 @@ class Step:
 
     @torch.no_grad()
     def pictures(self, a: Tensor, b: Tensor) -> dict[str, Tensor]:
-        """Return what the generators make of a and b now, by the official names. Running statistics and random states stay as they are."""
+        """Return what the generators make of a and b now, by the official names. Running statistics and
+        random states stay as they are.
+        """
         engine = self.engine
         G_A, G_B = engine.nets["G_AB"], engine.nets["G_BA"]
         kept = [(buffer, buffer.clone()) for net in (G_A, G_B) for buffer in net.buffers()]
         devices = [engine.device] if engine.device.type == "cuda" else []
-        with torch.random.fork_rng(devices), torch.autocast(engine.device.type, torch.bfloat16, enabled=engine.precision == "bf16"):
+        with (
+            torch.random.fork_rng(devices),
+            torch.autocast(engine.device.type, torch.bfloat16, enabled=engine.precision == "bf16"),
+        ):
             fake_B, fake_A = G_A(a), G_B(b)
             found = {"fake_B": fake_B, "rec_A": G_B(fake_B), "fake_A": fake_A, "rec_B": G_A(fake_A)}
             if engine.recipe.loss.lambda_identity > 0:

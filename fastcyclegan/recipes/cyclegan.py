@@ -21,7 +21,9 @@ GENERATORS, DISCRIMINATORS = ("G_AB", "G_BA"), ("D_A", "D_B")
 
 
 def build_networks(config: ModelConfig) -> dict[str, nn.Module]:
-    """Return the four networks, initialised, created in the official order (G_AB, G_BA, D_B, D_A), which fixes what a seed gives."""
+    """Return the four networks, initialised, created in the official order (G_AB, G_BA, D_B, D_A), which
+    fixes what a seed gives.
+    """
 
     def initialised(net: nn.Module) -> nn.Module:
         return init_weights(net, config.init_type, config.init_gain)
@@ -38,8 +40,9 @@ def build_networks(config: ModelConfig) -> dict[str, nn.Module]:
 class CycleGAN:
     """The recipe: ``phases`` in order, and the pools that carry fakes from one iteration to later ones.
 
-    Every network is called once a stage: the generators with pictures of both domains (a fake and, with identity loss, a picture that
-    should stay), then with the fakes of the other; the discriminators with the fakes, and in their own phase with real and pooled ones.
+    Every network is called once a stage: the generators with pictures of both domains (a fake and, with
+    identity loss, a picture that should stay), then with the fakes of the other; the discriminators with the
+    fakes, and in their own phase with real and pooled ones.
     """
 
     loss: LossConfig
@@ -83,21 +86,34 @@ class CycleGAN:
         return ("D_A", "D_B") if self.loss.gan_mode == "wgangp" else ()
 
     def decide(self, batch: Batch) -> dict[str, Tensor]:
-        """Settle on the host all that chance decides for ``batch``: what the pools show and keep, and where wgangp mixes.
+        """Settle on the host all that chance decides for ``batch``: what the pools show and keep, and where
+        wgangp mixes.
 
-        The pool of fake B is asked first. Every entry has one column a sample. Called once for each iteration, in their order.
+        The pool of fake B is asked first. Every entry has one column a sample. Called once for each
+        iteration, in their order.
         """
-        draws = {"B": [sample.draw_B for sample in batch.samples], "A": [sample.draw_A for sample in batch.samples]}
-        numbers = {f"pool_{side}": torch.tensor(self.pools[side].plan(drawn), dtype=torch.int64) for side, drawn in draws.items()}
+        draws = {
+            "B": [sample.draw_B for sample in batch.samples],
+            "A": [sample.draw_A for sample in batch.samples],
+        }
+        numbers = {
+            f"pool_{side}": torch.tensor(self.pools[side].plan(drawn), dtype=torch.int64)
+            for side, drawn in draws.items()
+        }
         if self.loss.gan_mode == "wgangp":
             numbers["mix_B"] = torch.tensor([sample.mix_B for sample in batch.samples])
             numbers["mix_A"] = torch.tensor([sample.mix_A for sample in batch.samples])
         return numbers
 
     def is_steady(self, batch: Batch) -> bool:
-        """Whether an iteration with ``batch`` needs no decision of the host: all pictures that the pools hold are of its size."""
+        """Whether an iteration with ``batch`` needs no decision of the host: all pictures that the pools hold
+        are of its size.
+        """
         # The fake of B is made from a picture of A, and has its size.
-        sizes = {"A": (*batch.A.shape[1:2], *batch.B.shape[2:]), "B": (*batch.B.shape[1:2], *batch.A.shape[2:])}
+        sizes = {
+            "A": (*batch.A.shape[1:2], *batch.B.shape[2:]),
+            "B": (*batch.B.shape[1:2], *batch.A.shape[2:]),
+        }
         return all(pool.holds(sizes[side]) for side, pool in self.pools.items())
 
     def fuse(self, compiler: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
@@ -119,20 +135,31 @@ class CycleGAN:
         self.fakes["A"].append(fake_A.detach())
         self.fakes["B"].append(fake_B.detach())
         logits = [judged["D_B"][0], judged["D_A"][0]]
-        weights = [w.lambda_A, w.lambda_B] + [w.lambda_identity * w.lambda_B, w.lambda_identity * w.lambda_A] * (len(same) > 0)
+        weights = [w.lambda_A, w.lambda_B] + [
+            w.lambda_identity * w.lambda_B,
+            w.lambda_identity * w.lambda_A,
+        ] * (len(same) > 0)
         targets = [a, b, b, a][: len(weights)]
         adversarial = self._gan_losses(logits, self._constant([1.0, 1.0], logits[0]), w.gan_mode)
         distances = self._l1_losses([rec_A, rec_B, *same], targets, self._constant(weights, rec_A))
         return torch.cat([adversarial, distances])
 
-    def _translations(self, run: Forward, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
+    def _translations(
+        self, run: Forward, a: Tensor, b: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
         """Return fake_A, fake_B, rec_A, rec_B, and with identity losses (idt_B, idt_A)."""
         identity = self.weights.lambda_identity > 0
         if run.in_any_order(GENERATORS):
             first = run({"G_AB": [a, b], "G_BA": [b, a]} if identity else {"G_AB": [a], "G_BA": [b]})
             fake_B, fake_A = first["G_AB"][0], first["G_BA"][0]
             second = run({"G_AB": [fake_A], "G_BA": [fake_B]})
-            return fake_A, fake_B, second["G_BA"][0], second["G_AB"][0], [first["G_AB"][1], first["G_BA"][1]] if identity else []
+            return (
+                fake_A,
+                fake_B,
+                second["G_BA"][0],
+                second["G_AB"][0],
+                [first["G_AB"][1], first["G_BA"][1]] if identity else [],
+            )
         # The official order: batch norm's running statistics, for one, depend on it.
         G_AB, G_BA = run["G_AB"], run["G_BA"]
         fake_B = G_AB(a)
@@ -142,7 +169,9 @@ class CycleGAN:
         return fake_A, fake_B, rec_A, rec_B, [G_AB(b), G_BA(a)] if identity else []
 
     def _pooled(self, inputs: Inputs) -> Inputs:
-        """Show the pools the fakes that the generators made before their update, and add what the pools return."""
+        """Show the pools the fakes that the generators made before their update, and add what the pools
+        return.
+        """
         pooled = {}
         for side in "BA":
             parts, self.fakes[side] = self.fakes[side], []
@@ -154,9 +183,16 @@ class CycleGAN:
         w, real = self.weights, {"A": inputs.A, "B": inputs.B}
         judged = run({f"D_{side}": [real[side], inputs.pooled[side]] for side in "AB"})
         logits = [*judged["D_B"], *judged["D_A"]]
-        losses: Tensor = self._gan_losses(logits, self._constant([1.0, 0.0, 1.0, 0.0], logits[0]), w.gan_mode).view(2, 2).sum(1)
+        losses: Tensor = (
+            self._gan_losses(logits, self._constant([1.0, 0.0, 1.0, 0.0], logits[0]), w.gan_mode)
+            .view(2, 2)
+            .sum(1)
+        )
         if w.gan_mode == "wgangp":
-            of_side = [(run[f"D_{side}"], real[side], inputs.pooled[side], inputs.numbers[f"mix_{side}"]) for side in "BA"]
+            of_side = [
+                (run[f"D_{side}"], real[side], inputs.pooled[side], inputs.numbers[f"mix_{side}"])
+                for side in "BA"
+            ]
             losses = losses + torch.stack([gradient_penalty(*given, w.lambda_gp) for given in of_side])
         return 0.5 * losses
 

@@ -1,9 +1,10 @@
 """The replay history as tensors on the device, driven by decisions drawn beforehand.
 
-The rule is ``reference.ReplayPool``'s (Shrivastava et al. 2017, as CycleGAN uses it). Nothing in it depends on what the pictures show, so
-``plan`` settles on the host which picture is shown and which slot is written, from the numbers that the sample carries; ``take`` then only
-gathers and scatters, by indices that may come as a tensor: work of one shape whatever they are, so that a CUDA graph can hold it. The same
-decisions give the same pictures on every device, and a resumed run needs no random state.
+The rule is ``reference.ReplayPool``'s (Shrivastava et al. 2017, as CycleGAN uses it). Nothing in it depends
+on what the pictures show, so ``plan`` settles on the host which picture is shown and which slot is written,
+from the numbers that the sample carries; ``take`` then only gathers and scatters, by indices that may come as
+a tensor: work of one shape whatever they are, so that a CUDA graph can hold it. The same decisions give the
+same pictures on every device, and a resumed run needs no random state.
 """
 
 from __future__ import annotations
@@ -15,14 +16,16 @@ import torch
 from torch import Tensor
 
 Indices = list[list[int]]
-"""What a query does with its N pictures, three rows of N: picture n shown is number ``own[n]`` of the query, or, where that is -1, slot
-``stored[n]`` as it was before it; afterwards slot ``written[n]`` holds picture n of the query (the capacity: no slot does)."""
+"""What a query does with its N pictures, three rows of N: picture n shown is number ``own[n]`` of the query,
+or, where that is -1, slot ``stored[n]`` as it was before it; afterwards slot ``written[n]`` holds picture n
+of the query (the capacity: no slot does)."""
 
 
 class ImagePool:
     """``capacity`` slots for pictures of one domain; 0 passes pictures through.
 
-    The slots are one tensor while all pictures have one size, and a list of tensors from the first other size on.
+    The slots are one tensor while all pictures have one size, and a list of tensors from the first other size
+    on.
     """
 
     def __init__(self, capacity: int = 50) -> None:
@@ -39,7 +42,9 @@ class ImagePool:
         return self._memory[: self.capacity] if self._memory is not None else None
 
     def plan(self, draws: Sequence[tuple[float, float]]) -> Indices:
-        """Decide a query of ``len(draws)`` pictures from their (swap, place) in [0, 1), and count the slots it fills."""
+        """Decide a query of ``len(draws)`` pictures from their (swap, place) in [0, 1), and count the slots
+        it fills.
+        """
         own, stored = [], []
         writer: dict[int, int] = {}
         for n, (swap, place) in enumerate(draws):
@@ -58,11 +63,15 @@ class ImagePool:
         return [own, stored, [slot_of.get(n, self.capacity) for n in range(len(own))]]
 
     def query(self, images: Tensor, draws: Sequence[tuple[float, float]]) -> Tensor:
-        """Return what the discriminator is shown for ``images`` [N, C, H, W] (detached), and store what is to be stored."""
+        """Return what the discriminator is shown for ``images`` [N, C, H, W] (detached), and store what is to
+        be stored.
+        """
         return self.take(images, self.plan(draws))
 
     def holds(self, size: tuple[int, ...]) -> bool:
-        """Whether pictures of ``size`` (C, H, W) are all that is in here, so that a query needs no decision of the host."""
+        """Whether pictures of ``size`` (C, H, W) are all that is in here, so that a query needs no decision
+        of the host.
+        """
         return self.capacity == 0 or (isinstance(self._memory, Tensor) and self._memory.shape[1:] == size)
 
     def _make_room(self, images: Tensor) -> None:
@@ -73,7 +82,9 @@ class ImagePool:
             self._memory = [slot.clone() for slot in self._memory]
 
     def take(self, images: Tensor, indices: Indices | Tensor) -> Tensor:
-        """``query`` by the ``indices`` of a plan, or the same as a tensor [3, N] of int64 on the device of ``images``."""
+        """``query`` by the ``indices`` of a plan, or the same as a tensor [3, N] of int64 on the device of
+        ``images``.
+        """
         images = images.detach()
         if self.capacity == 0:
             return images
@@ -82,7 +93,11 @@ class ImagePool:
             rows = indices.tolist() if isinstance(indices, Tensor) else indices
             return self._take_from_list(images, rows, self._memory)
         assert self._memory is not None
-        table = indices if isinstance(indices, Tensor) else torch.tensor(indices, dtype=torch.int64, device=images.device).view(3, -1)
+        table = (
+            indices
+            if isinstance(indices, Tensor)
+            else torch.tensor(indices, dtype=torch.int64, device=images.device).view(3, -1)
+        )
         own, stored, written = table.unbind(0)
         # As rows in memory: selecting pictures would leave channels_last.
         slots, new = self._memory.permute(0, 2, 3, 1), images.permute(0, 2, 3, 1)
@@ -100,11 +115,14 @@ class ImagePool:
         return torch.stack(shown)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the pool as plain values and tensors. They are the pool's own: copy them before the next query."""
+        """Return the pool as plain values and tensors. They are the pool's own: copy them before the next
+        query.
+        """
         return {"capacity": self.capacity, "filled": self.filled, "slots": self.slots}
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
-        """Restore what ``state_dict`` gave, on ``device``. Raises ValueError where the capacity is another."""
+        """Restore what ``state_dict`` gave, on ``device``. Raises ValueError where the capacity is
+        another."""
         if state["capacity"] != self.capacity:
             raise ValueError(f"pool_size was {state['capacity']}, is {self.capacity}")
         slots = state["slots"]

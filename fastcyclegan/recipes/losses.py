@@ -1,4 +1,6 @@
-"""The losses of several pictures in one go: what ``reference.gan_loss`` and ``l1_loss`` give one by one, in a few launches for all."""
+"""The losses of several pictures in one go: what ``reference.gan_loss`` and ``l1_loss`` give one by one, in a
+few launches for all.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +16,17 @@ def _stacked(xs: Sequence[Tensor]) -> Tensor | None:
     if any(x.shape != xs[0].shape for x in xs[1:]):
         return None
     together = torch.cat(list(xs))  # not stack: which would leave channels_last
-    return (together.float() if together.dtype in (torch.bfloat16, torch.float16) else together).unflatten(0, (len(xs), -1))
+    return (together.float() if together.dtype in (torch.bfloat16, torch.float16) else together).unflatten(
+        0, (len(xs), -1)
+    )
 
 
 def gan_losses(judged: Sequence[Tensor], real: Tensor, mode: str) -> Tensor:
-    """Return the adversarial loss of each of k logits [N, 1, H, W], [k]; ``real`` [k] holds 1 for those that are to be judged real, else 0.
+    """Return the adversarial loss of each of k logits [N, 1, H, W], [k]; ``real`` [k] holds 1 for those that
+    are to be judged real, else 0.
 
-    ``mode``: lsgan (Mao et al. 2017), vanilla (cross entropy) or wgangp (without its penalty), as ``reference.gan_loss`` has them.
+    ``mode``: lsgan (Mao et al. 2017), vanilla (cross entropy) or wgangp (without its penalty), as
+    ``reference.gan_loss`` has them.
     """
     logits = _stacked(judged)
     if logits is None:

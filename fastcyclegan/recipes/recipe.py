@@ -24,8 +24,9 @@ class Forward(Protocol):
 
 @dataclass(frozen=True)
 class Inputs:
-    """What an iteration, or a part of one, works on: pictures of both domains [N, C, H, W], the numbers that ``decide`` gave, on their
-    device, and, in the discriminators' phase, the fakes that the pools show, by domain."""
+    """What an iteration, or a part of one, works on: pictures of both domains [N, C, H, W], the numbers that
+    ``decide`` gave, on their device, and, in the discriminators' phase, the fakes that the pools show, by
+    domain."""
 
     A: Tensor
     B: Tensor
@@ -41,7 +42,8 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Phase:
-    """One update: the networks it trains, the ones it freezes meanwhile, and its losses [k], whose sum is minimised.
+    """One update: the networks it trains, the ones it freezes meanwhile, and its losses [k], whose sum is
+    minimised.
 
     ``begin`` does what the samples of a batch have to do together before they may go in parts.
     """

@@ -6,7 +6,9 @@ import time
 
 
 class Every:
-    """When something is due: every ``images`` pictures if given, else every ``seconds``, and then never more than ``share`` of the time."""
+    """When something is due: every ``images`` pictures if given, else every ``seconds``, and then never more
+    than ``share`` of the time.
+    """
 
     def __init__(self, images: int | None, seconds: float, share: float = 1.0) -> None:
         self.images, self.seconds, self.share = images, seconds, share

@@ -1,8 +1,9 @@
 """The learning rate of an epoch.
 
-Epochs are numbered from 1. A schedule stepped at the end of an epoch trains epoch n with the factor f(n - 1), one stepped at the start
-with f(n), where f(e) is the factor after e steps. The linear rule is the official one: 1 - max(0, e + 1 - n_epochs) / (n_epochs_decay + 1).
-Every rule but plateau depends on the number of the epoch alone, so that a resumed run needs nothing but that number.
+Epochs are numbered from 1. A schedule stepped at the end of an epoch trains epoch n with the factor f(n - 1),
+one stepped at the start with f(n), where f(e) is the factor after e steps. The linear rule is the official
+one: 1 - max(0, e + 1 - n_epochs) / (n_epochs_decay + 1). Every rule but plateau depends on the number of the
+epoch alone, so that a resumed run needs nothing but that number.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ def _rule(config: OptimConfig) -> Factor:
 
 
 class Schedule:
-    """Learning rate by epoch. ``policy``, a function from steps taken (from 0) to a factor, takes the place of the configured one."""
+    """Learning rate by epoch. ``policy``, a function from steps taken (from 0) to a factor, takes the place
+    of the configured one.
+    """
 
     def __init__(self, config: OptimConfig, policy: Factor | None = None) -> None:
         self.base, self.steps_ahead = config.lr, {"end": -1, "start": 0}[config.lr_phase]
@@ -48,7 +51,8 @@ class Schedule:
 
 
 class PlateauSchedule(Schedule):
-    """A fifth of the rate once the metric has not fallen by 1 % of its best for more than 5 epochs, as torch's ReduceLROnPlateau has it.
+    """A fifth of the rate once the metric has not fallen by 1 % of its best for more than 5 epochs, as
+    torch's ReduceLROnPlateau has it.
 
     The rate changes after an epoch's metric is known, so ``lr_phase`` makes no difference here.
     """
@@ -76,4 +80,8 @@ class PlateauSchedule(Schedule):
 
 def make_schedule(config: OptimConfig, policy: Factor | None = None) -> Schedule:
     """Return the schedule of ``config``, or one that follows ``policy``."""
-    return PlateauSchedule(config) if policy is None and config.lr_policy == "plateau" else Schedule(config, policy)
+    return (
+        PlateauSchedule(config)
+        if policy is None and config.lr_policy == "plateau"
+        else Schedule(config, policy)
+    )

@@ -13,7 +13,8 @@ from fastcyclegan.recipes.cyclegan import GENERATORS
 from fastcyclegan.tensor_files import load_tensors, to_cpu
 from fastcyclegan.training.run import STATE_VERSION, TENSORS, Run
 
-# Settings that a state was made with and cannot be continued without: they fix the samples, their order and the pools.
+# Settings that a state was made with and cannot be continued without: they fix the samples, their order and
+# the pools.
 FIXED = (
     *(("data", name) for name in ("direction", "batch_size", "serial_batches")),
     ("loss", "pool_size"),
@@ -35,7 +36,8 @@ def take_up(run: Run, state: Any, source: Path | str, say: Say) -> None:
 
 
 def resume(run: Run, say: Say) -> None:
-    """Put ``run`` where it stopped: from its state, else from official files, whose weights alone are known."""
+    """Put ``run`` where it stopped: from its state, else from official files, whose weights alone are
+    known."""
     config, folder = run.config, run.folder
     assert folder is not None
     state_file = folder / run_files.STATE
@@ -54,19 +56,34 @@ def resume(run: Run, say: Say) -> None:
     if run.engine.average is not None:
         run.engine.average.restart()
     say(
-        f"starting from the weights {folder}/{config.run.epoch}_net_*.pth with fresh optimizers, pools and epoch "
-        f"{config.optim.epoch_count}: such files hold nothing else"
+        f"starting from the weights {folder}/{config.run.epoch}_net_*.pth with fresh optimizers, pools and"
+        f" epoch {config.optim.epoch_count}: such files hold nothing else"
     )
 
 
 def read_state(file: Path) -> dict[str, Any]:
     """Return the state in ``file``. Raises UserError where it is none that this version can continue."""
     state = load_tensors(file)
-    parts = {"nets": dict, "optimizers": dict, "recipe": dict, "rng": dict, "config": dict, "extra": dict, "iteration": int, "first": int}
+    parts = {
+        "nets": dict,
+        "optimizers": dict,
+        "recipe": dict,
+        "rng": dict,
+        "config": dict,
+        "extra": dict,
+        "iteration": int,
+        "first": int,
+    }
     whole = isinstance(state, dict) and state.get("version") == STATE_VERSION
-    if not whole or any(not isinstance(state.get(name), kind) for name, kind in parts.items()) or state["iteration"] < 0:
+    if (
+        not whole
+        or any(not isinstance(state.get(name), kind) for name, kind in parts.items())
+        or state["iteration"] < 0
+    ):
         raise UserError(f"{file}: not a state that this version can continue")
-    if set(state["nets"]) != {"G_AB", "G_BA", "D_A", "D_B"} or not all(isinstance(net, dict) for net in state["nets"].values()):
+    if set(state["nets"]) != {"G_AB", "G_BA", "D_A", "D_B"} or not all(
+        isinstance(net, dict) for net in state["nets"].values()
+    ):
         raise UserError(f"{file}: its networks are not the four of a CycleGAN")
     # Out of the file, which somebody may write to while this is in use.
     copied: dict[str, Any] = to_cpu(state)
@@ -74,14 +91,22 @@ def read_state(file: Path) -> dict[str, Any]:
 
 
 def _check_state(state: Any, run: Run, file: Path | str, say: Say) -> None:
-    """Raise UserError where ``state`` is not of this version or not of this configuration; say where its pictures were others."""
+    """Raise UserError where ``state`` is not of this version or not of this configuration; say where its
+    pictures were others.
+    """
     ours = to_dict(run.config)
     for group, name in FIXED:
         was, now = state["config"][group][name], ours[group][name]
         if was != now:
             raise UserError(f"{file}: {name} was {was} and cannot become {now} in the middle of a run")
     if state["pictures"] != run.fingerprints():
-        say("the training pictures are not the ones that this run began with: it goes on with those that are there now")
+        say(
+            "the training pictures are not the ones that this run began with: it goes on with those that are"
+            " there now"
+        )
     kind = run.choice.kind if run.choice is not None else TENSORS
     if state.get("loader", kind) != kind:
-        say(f"pictures were read by {state['loader']} and are now by {kind}, whose resizing differs by a level here and there")
+        say(
+            f"pictures were read by {state['loader']} and are now by {kind}, whose resizing differs by a"
+            " level here and there"
+        )

@@ -74,13 +74,21 @@ class Run:
 
     def fingerprints(self) -> list[str] | None:
         """Return what tells the training pictures from others."""
-        return None if self.pictures is None else [fingerprint(self.pictures.train_A), fingerprint(self.pictures.train_B)]
+        return (
+            None
+            if self.pictures is None
+            else [fingerprint(self.pictures.train_A), fingerprint(self.pictures.train_B)]
+        )
 
     def pictures_to_show(self, most: int) -> list[tuple[str, str, Tensor]]:
-        """Return (own side, other side, picture [1, C, H, W]) of up to ``most`` pictures a side: held-out ones, else training ones."""
+        """Return (own side, other side, picture [1, C, H, W]) of up to ``most`` pictures a side: held-out
+        ones, else training ones.
+        """
         if isinstance(self.loader, TensorLoader):
             return [
-                (here, there, x) for here, there, images in zip("AB", "BA", self.loader.first, strict=True) for x in images[:most].split(1)
+                (here, there, x)
+                for here, there, images in zip("AB", "BA", self.loader.first, strict=True)
+                for x in images[:most].split(1)
             ]
         assert self.pictures is not None
         sides = (
@@ -93,7 +101,9 @@ class Run:
             fit = Fit.of(self.data, channels, self.config.model.size_multiple)
             for path in paths[:rows]:
                 pixels = take_view(load_pixels(path, fit), fit, View(0.5, 0.5, False))
-                shown.append((here, there, to_unit_range(torch.from_numpy(pixels.copy())[None], self.engine.device)))
+                shown.append(
+                    (here, there, to_unit_range(torch.from_numpy(pixels.copy())[None], self.engine.device))
+                )
         return shown
 
 

@@ -33,7 +33,11 @@ def _default_name(config: TrainConfig) -> str:
 
 
 def is_run(folder: Path) -> bool:
-    return (folder / CONFIG).exists() or (folder / run_files.STATE).exists() or bool(run_files.saved_epochs(folder))
+    return (
+        (folder / CONFIG).exists()
+        or (folder / run_files.STATE).exists()
+        or bool(run_files.saved_epochs(folder))
+    )
 
 
 def _remove_run(folder: Path) -> None:
@@ -47,11 +51,15 @@ def _remove_run(folder: Path) -> None:
 
 
 def choose_folder(config: TrainConfig) -> tuple[Path, TrainConfig]:
-    """Return the run's folder and ``config`` with its name; changes nothing. Raises UserError for a name that is taken or missing."""
+    """Return the run's folder and ``config`` with its name; changes nothing. Raises UserError for a name that
+    is taken or missing.
+    """
     run = config.run
     if run.continue_train and run.name is None:
         runs = [path.name for path in sorted(run.checkpoints_dir.glob("*")) if is_run(path)]
-        raise UserError(f"--continue_train needs --name; runs in {run.checkpoints_dir}: {', '.join(runs) or 'none'}")
+        raise UserError(
+            f"--continue_train needs --name; runs in {run.checkpoints_dir}: {', '.join(runs) or 'none'}"
+        )
     name = run.name or _default_name(config)
     folder = run.checkpoints_dir / name
     if run.continue_train and not (folder.is_dir() and is_run(folder)):
@@ -62,12 +70,16 @@ def choose_folder(config: TrainConfig) -> tuple[Path, TrainConfig]:
         if not run.overwrite:
             raise UserError(f"{folder} exists: use --continue_train, --overwrite or another --name")
         if not folder.is_dir() or not is_run(folder):
-            raise UserError(f"{folder} is not a run's folder, so --overwrite leaves it alone; use another --name")
+            raise UserError(
+                f"{folder} is not a run's folder, so --overwrite leaves it alone; use another --name"
+            )
     return folder, dataclasses.replace(config, run=dataclasses.replace(run, name=name))
 
 
 def open_folder(folder: Path, overwrite: bool) -> None:
-    """Make the run's folder, or with ``overwrite`` empty it of its old run. Raises UserError where it cannot be written."""
+    """Make the run's folder, or with ``overwrite`` empty it of its old run. Raises UserError where it cannot
+    be written.
+    """
     try:
         if overwrite and folder.exists():
             _remove_run(folder)

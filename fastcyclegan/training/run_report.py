@@ -1,4 +1,6 @@
-"""What a run shows: sample grids and loss curves as PNG, a page that opens offline, stats.jsonl and tensorboard events."""
+"""What a run shows: sample grids and loss curves as PNG, a page that opens offline, stats.jsonl and
+tensorboard events.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ CURVES = "losses.png"
 
 
 def read_stats(run: Path) -> list[dict[str, Any]]:
-    """Return the records of stats.jsonl, without lines that are none: a killed process may leave its last one unfinished."""
+    """Return the records of stats.jsonl, without lines that are none: a killed process may leave its last one
+    unfinished.
+    """
     file = run / STATS
     records = []
     for line in file.read_text(errors="replace").splitlines() if file.exists() else ():
@@ -35,7 +39,9 @@ def read_stats(run: Path) -> list[dict[str, Any]]:
 
 
 def draw_curves(records: Sequence[Mapping[str, Any]], names: Sequence[str], path: Path) -> None:
-    """Draw each loss by iteration, two panels: adversarial losses, and cycle and identity losses. Needs matplotlib."""
+    """Draw each loss by iteration, two panels: adversarial losses, and cycle and identity losses. Needs
+    matplotlib.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -43,7 +49,9 @@ def draw_curves(records: Sequence[Mapping[str, Any]], names: Sequence[str], path
     FigureCanvasAgg(figure)
     groups = ([n for n in names if n[0] in "GD"], [n for n in names if n[0] not in "GD"])
     x = [record["iteration"] for record in records]
-    for axes, group, title in zip(figure.subplots(1, 2), groups, ("adversarial", "cycle and identity"), strict=True):
+    for axes, group, title in zip(
+        figure.subplots(1, 2), groups, ("adversarial", "cycle and identity"), strict=True
+    ):
         for name in group:
             axes.plot(x, [record[name] for record in records], label=name, linewidth=1)
         axes.set(title=title, xlabel="iteration")
@@ -71,10 +79,18 @@ pre{{background:#f4f4f4;padding:1em;overflow:auto}}
 class Report:
     """The files by which a run is watched, under its folder. ``iteration`` everywhere counts from 1.
 
-    ``resume_at`` drops the records and pictures of iterations after it: those that a killed process logged but did not save.
+    ``resume_at`` drops the records and pictures of iterations after it: those that a killed process logged
+    but did not save.
     """
 
-    def __init__(self, run: Path, name: str, config: Mapping[str, Any], losses: Sequence[str], resume_at: int | None = None) -> None:
+    def __init__(
+        self,
+        run: Path,
+        name: str,
+        config: Mapping[str, Any],
+        losses: Sequence[str],
+        resume_at: int | None = None,
+    ) -> None:
         self.run, self.losses = run, tuple(losses)
         self.samples = run / "samples"
         self.samples.mkdir(exist_ok=True)
@@ -84,8 +100,14 @@ class Report:
         if resume_at is not None:
             self._drop_after(resume_at)
         if not (run / PAGE).exists():
-            curves = f'<p><img src="{CURVES}" alt="loss curves" style="image-rendering:auto"></p>' if self.can_draw else ""
-            text = _HEAD.format(name=html.escape(name), curves=curves, config=html.escape(json.dumps(config, indent=2)))
+            curves = (
+                f'<p><img src="{CURVES}" alt="loss curves" style="image-rendering:auto"></p>'
+                if self.can_draw
+                else ""
+            )
+            text = _HEAD.format(
+                name=html.escape(name), curves=curves, config=html.escape(json.dumps(config, indent=2))
+            )
             (run / PAGE).write_text(text, encoding="utf-8")
 
     def _has(self, module: str) -> bool:
@@ -101,7 +123,9 @@ class Report:
             return None
         from torch.utils.tensorboard import SummaryWriter
 
-        return SummaryWriter(str(self.run / "tensorboard"), purge_step=None if resume_at is None else resume_at + 1)
+        return SummaryWriter(
+            str(self.run / "tensorboard"), purge_step=None if resume_at is None else resume_at + 1
+        )
 
     def _drop_after(self, iteration: int) -> None:
         kept = [record for record in read_stats(self.run) if record["iteration"] <= iteration]
@@ -120,7 +144,9 @@ class Report:
             file.write(json.dumps(record) + "\n")
         if self.tensorboard is not None:
             for name in (*self.losses, "lr", "it/s"):
-                self.tensorboard.add_scalar(name if name in ("lr", "it/s") else f"loss/{name}", record[name], record["iteration"])
+                self.tensorboard.add_scalar(
+                    name if name in ("lr", "it/s") else f"loss/{name}", record[name], record["iteration"]
+                )
 
     def add_samples(self, iteration: int, grid: Image.Image) -> Path:
         """Write a sample grid, append it to the page, and draw the curves anew; return the grid's path."""

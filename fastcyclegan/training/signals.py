@@ -11,11 +11,15 @@ from types import FrameType
 
 
 def on_signals(stop: Callable[[int], object]) -> Callable[[], None]:
-    """Have the first SIGINT, SIGTERM or SIGHUP call ``stop`` with its number, a second one kill; return what restores the handlers."""
+    """Have the first SIGINT, SIGTERM or SIGHUP call ``stop`` with its number, a second one kill; return what
+    restores the handlers.
+    """
     if threading.current_thread() is not threading.main_thread():
         return lambda: None  # Python lets the main thread alone handle signals
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: handler for number in numbers if (handler := signal.getsignal(number)) is not signal.SIG_IGN}  # nohup stays nohup
+    before = {
+        number: handler for number in numbers if (handler := signal.getsignal(number)) is not signal.SIG_IGN
+    }  # nohup stays nohup
 
     def restore() -> None:
         for number, handler in before.items():
@@ -26,7 +30,8 @@ def on_signals(stop: Callable[[int], object]) -> Callable[[], None]:
         restore()
         # Not print: the signal may have come in the middle of one, and the terminal may be gone.
         with contextlib.suppress(OSError):
-            os.write(2, f"\n{signal.Signals(number).name}: saving after this iteration (once more to stop at once)\n".encode())
+            name = signal.Signals(number).name
+            os.write(2, f"\n{name}: saving after this iteration (once more to stop at once)\n".encode())
 
     for number in before:
         signal.signal(number, ask)
@@ -34,7 +39,9 @@ def on_signals(stop: Callable[[int], object]) -> Callable[[], None]:
 
 
 def on_interrupt(stop: Callable[[int], object]) -> Callable[[], None]:
-    """Have the first SIGINT call ``stop`` with its number, a second one interrupt at once; return what restores the handler."""
+    """Have the first SIGINT call ``stop`` with its number, a second one interrupt at once; return what
+    restores the handler.
+    """
     before = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or before is not signal.default_int_handler:
         return lambda: None  # the caller has an own way with it

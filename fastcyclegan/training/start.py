@@ -1,4 +1,5 @@
-"""How a run begins: its folder, its images, its engine, and, when it is resumed, the place where it stopped."""
+"""How a run begins: its folder, its images, its engine, and, when it is resumed, the place where it
+stopped."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ from fastcyclegan.training.run_folder import DATASET, choose_folder, open_folder
 
 @dataclass(frozen=True)
 class Given:
-    """What the caller of ``start`` has already: networks that are initialised, loaders of its own, a state to go on from.
+    """What the caller of ``start`` has already: networks that are initialised, loaders of its own, a state to
+    go on from.
 
     ``files``: whether the run keeps files, in the folder that its configuration names.
     """
@@ -50,9 +52,11 @@ def start(
     given: Given = Given(),
     compiling: Progress | None = None,
 ) -> Run:
-    """Set up the run that ``config`` describes. Raises UserError for whatever the user can put right, before anything is changed.
+    """Set up the run that ``config`` describes. Raises UserError for whatever the user can put right, before
+    anything is changed.
 
-    ``progress`` hears of files that are checked, ``compiling`` of kernels that the first iteration has compiled beforehand.
+    ``progress`` hears of files that are checked, ``compiling`` of kernels that the first iteration has
+    compiled beforehand.
     """
     device = resolve_device(config.run)
     require_impl(config.model.impl, device)
@@ -70,7 +74,18 @@ def start(
     nets = given.nets or networks_that_fit(config)
     fixed = given.loaders is None and config.data.preprocess in FIXED_SIZE
     recipe = CycleGAN.from_config(config)
-    engine = Engine(recipe, nets, config.optim, device, precision, compiled, config.engine, say=say, fixed_sizes=fixed, progress=compiling)
+    engine = Engine(
+        recipe,
+        nets,
+        config.optim,
+        device,
+        precision,
+        compiled,
+        config.engine,
+        say=say,
+        fixed_sizes=fixed,
+        progress=compiling,
+    )
     pictures: Pictures | None = None
     loader: Loader | TensorLoader
     if choice is None:
@@ -93,14 +108,22 @@ def start(
     return run
 
 
-def _say_what_differs(config: TrainConfig, data: DataConfig, plan: Plan, reason: str, compiled: bool, say: Say) -> None:
+def _say_what_differs(
+    config: TrainConfig, data: DataConfig, plan: Plan, reason: str, compiled: bool, say: Say
+) -> None:
     """Say what is otherwise than asked for, and what will take long."""
     if data.batch_size > len(plan):
-        say(f"batch_size {data.batch_size} is more than the {len(plan)} pictures there are, so every batch holds {len(plan)}")
+        say(
+            f"batch_size {data.batch_size} is more than the {len(plan)} pictures there are, so every batch"
+            f" holds {len(plan)}"
+        )
     if reason:
         say(f"--compile: {reason}; training goes on uncompiled")
     if compiled:
-        say("--compile: the first iteration compiles, which takes minutes on a processor; later starts take it from the cache")
+        say(
+            "--compile: the first iteration compiles, which takes minutes on a processor; later starts take"
+            " it from the cache"
+        )
 
 
 def _table(run: Run) -> dict[str, str]:
@@ -111,8 +134,13 @@ def _table(run: Run) -> dict[str, str]:
     else:
         held_out = f"{len(pictures.test_A)} and {len(pictures.test_B)} held out"
         samples = {
-            "pictures": f"{len(pictures.train_A)} of A and {len(pictures.train_B)} of B to train with, {held_out}",
-            "samples": f"{data.preprocess}, {_size(data)}, batch {data.batch_size}, {run.plan.iterations_per_epoch} iterations an epoch",
+            "pictures": (
+                f"{len(pictures.train_A)} of A and {len(pictures.train_B)} of B to train with, {held_out}"
+            ),
+            "samples": (
+                f"{data.preprocess}, {_size(data)}, batch {data.batch_size}, {run.plan.iterations_per_epoch}"
+                " iterations an epoch"
+            ),
             "loader": str(run.choice),
         }
     return {
@@ -147,14 +175,18 @@ def _load(
     say: Say,
     progress: Callable[[int, int], None] | None,
 ) -> tuple[Pictures, Loader, DataConfig]:
-    """Find and check the pictures, make their loader, and open the run's folder, where the built-in ones are drawn."""
+    """Find and check the pictures, make their loader, and open the run's folder, where the built-in ones are
+    drawn.
+    """
     data = config.data
     if data.is_builtin:
         assert folder is not None, "the built-in pictures are drawn into the run's folder"
         open_folder(folder, config.run.overwrite)
         builtin.write(folder / DATASET, config.run.seed)
         data, progress = dataclasses.replace(data, dataroot=folder / DATASET), None
-    pictures = find_pictures(data, config.run.seed, say, progress, Needs(config.model.size_multiple, config.model.least_side))
+    pictures = find_pictures(
+        data, config.run.seed, say, progress, Needs(config.model.size_multiple, config.model.least_side)
+    )
     a, b = _sources(data, config, pictures)
     if folder is not None:
         inside = [path for path in (*a.paths, *b.paths) if path.resolve().is_relative_to(folder.resolve())]
@@ -173,23 +205,35 @@ def networks_that_fit(config: TrainConfig) -> dict[str, nn.Module]:
     except (RuntimeError, MemoryError) as error:
         model = config.model
         reason = str(error).splitlines()[0] if str(error) else "out of memory"
-        raise UserError(f"{model.netG} with ngf {model.ngf} and {model.netD} with ndf {model.ndf} cannot be made: {reason}") from None
+        raise UserError(
+            f"{model.netG} with ngf {model.ngf} and {model.netD} with ndf {model.ndf} cannot be made:"
+            f" {reason}"
+        ) from None
 
 
 def _size(data: DataConfig) -> str:
-    sizes = {"resize_and_crop": f"{data.load_size} to {data.crop_size} pixels", "crop": f"{data.crop_size} pixels"}
+    sizes = {
+        "resize_and_crop": f"{data.load_size} to {data.crop_size} pixels",
+        "crop": f"{data.crop_size} pixels",
+    }
     return sizes.get(data.preprocess, f"width {data.load_size}" if "width" in data.preprocess else "own size")
 
 
 def _check_engine(config: TrainConfig, device: torch.device) -> None:
     """Raise UserError for what ``device`` or the networks cannot do, and is asked for by name."""
     options = config.engine
-    for flag, value in (("graph", options.graph == "on"), ("nvtx", options.nvtx), ("overlap", options.overlap in ("wgrad", "phases"))):
+    for flag, value in (
+        ("graph", options.graph == "on"),
+        ("nvtx", options.nvtx),
+        ("overlap", options.overlap in ("wgrad", "phases")),
+    ):
         if value and device.type != "cuda":
             given = "" if flag == "nvtx" else f" {getattr(options, flag)}"
             raise UserError(f"--{flag}{given} needs a CUDA GPU, got --device {device.type}")
     if options.micro_batch is not None and config.model.norm == "batch":
-        raise UserError("--micro_batch would change what batch norm computes: it looks at all pictures of a batch")
+        raise UserError(
+            "--micro_batch would change what batch norm computes: it looks at all pictures of a batch"
+        )
 
 
 def _learning_rate(config: TrainConfig, batch: int) -> str:
@@ -201,15 +245,29 @@ def _learning_rate(config: TrainConfig, batch: int) -> str:
 def _networks(config: TrainConfig, engine: Engine) -> str:
     count = {name: sum(p.numel() for p in net.parameters()) for name, net in engine.nets.items()}
     model = config.model
-    return f"{model.netG} ngf {model.ngf} ({count['G_AB']:,} weights each), {model.netD} ndf {model.ndf} ({count['D_A']:,} each)"
+    return (
+        f"{model.netG} ngf {model.ngf} ({count['G_AB']:,} weights each), {model.netD} ndf {model.ndf}"
+        f" ({count['D_A']:,} each)"
+    )
 
 
 def _plan(config: TrainConfig, pictures: Pictures) -> Plan:
     data = config.data
-    return Plan(config.run.seed, len(pictures.train_A), len(pictures.train_B), data.batch_size, data.serial_batches, not data.no_flip)
+    return Plan(
+        config.run.seed,
+        len(pictures.train_A),
+        len(pictures.train_B),
+        data.batch_size,
+        data.serial_batches,
+        not data.no_flip,
+    )
 
 
 def _sources(data: DataConfig, config: TrainConfig, pictures: Pictures) -> tuple[Source, Source]:
     model = config.model
-    fit_A, fit_B = (Fit.of(data, channels, model.size_multiple) for channels in (model.input_nc, model.output_nc))
-    return Source(pictures.train_A, fit_A, pictures.checked), Source(pictures.train_B, fit_B, pictures.checked)
+    fit_A, fit_B = (
+        Fit.of(data, channels, model.size_multiple) for channels in (model.input_nc, model.output_nc)
+    )
+    return Source(pictures.train_A, fit_A, pictures.checked), Source(
+        pictures.train_B, fit_B, pictures.checked
+    )

@@ -16,7 +16,8 @@ from fastcyclegan.tensor_files import save_tensors, tensors_in
 class StateWriter:
     """Writes snapshots in a thread of its own, one at a time, so that training does not wait for the disk.
 
-    A snapshot that holds a weight or optimizer value that is not finite is not written: the last good state stays.
+    A snapshot that holds a weight or optimizer value that is not finite is not written: the last good state
+    stays.
     """
 
     def __init__(self, run: Path) -> None:
@@ -30,12 +31,15 @@ class StateWriter:
         return self.thread is not None and self.thread.is_alive()
 
     def write(self, state: dict[str, Any], labels: tuple[str, ...], with_state: bool = True) -> None:
-        """Start writing ``state`` (a copy on the CPU) as state.pt, and its networks as official files under each of ``labels``.
+        """Start writing ``state`` (a copy on the CPU) as state.pt, and its networks as official files under
+        each of ``labels``.
 
         Running averages of networks, if it has some, are written beside them.
         """
         self.wait()
-        self.thread = threading.Thread(target=self._write, args=(state, labels, with_state), name="state-writer", daemon=True)
+        self.thread = threading.Thread(
+            target=self._write, args=(state, labels, with_state), name="state-writer", daemon=True
+        )
         self.thread.start()
 
     def _write(self, state: dict[str, Any], labels: tuple[str, ...], with_state: bool) -> None:
@@ -55,7 +59,10 @@ class StateWriter:
         except UserError as error:
             self.error = error
         except OSError as error:
-            self.error = UserError(f"{self.run}: saving failed at iteration {iteration}: {error.strerror or error}; {self._last_good()}")
+            self.error = UserError(
+                f"{self.run}: saving failed at iteration {iteration}: {error.strerror or error};"
+                f" {self._last_good()}"
+            )
         # A bug of ours must end the run too, not this thread alone.
         except Exception as error:
             self.error = error

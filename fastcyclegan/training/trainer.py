@@ -51,14 +51,18 @@ class _NoReport:
 class Trainer:
     """Trains one run to its end, or until ``stop`` is set (to the signal that asked for it, 0 for none).
 
-    ``policy``, a function from steps taken to a factor, replaces the configured learning rate policy. ``on_tick`` hears what each line of
-    the log says: iteration, epoch, every loss, lr, it/s and images/s.
+    ``policy``, a function from steps taken to a factor, replaces the configured learning rate policy.
+    ``on_tick`` hears what each line of the log says: iteration, epoch, every loss, lr, it/s and images/s.
     """
 
-    def __init__(self, run: Run, console: Console, policy: Factor | None = None, on_tick: Tick = lambda record: None) -> None:
+    def __init__(
+        self, run: Run, console: Console, policy: Factor | None = None, on_tick: Tick = lambda record: None
+    ) -> None:
         self.run, self.console, self.on_tick = run, console, on_tick
         self.names = run.engine.recipe.loss_names
-        self.schedule = make_schedule(dataclasses.replace(run.config.optim, lr=run.config.scaled_lr(run.batch)), policy)
+        self.schedule = make_schedule(
+            dataclasses.replace(run.config.optim, lr=run.config.scaled_lr(run.batch)), policy
+        )
         self.schedule.load_state_dict(run.extra.get("schedule") or self.schedule.state_dict())
         self.epoch_loss: float = run.extra.get("epoch_loss", 0.0)
         self.pending: list[Tensor] = []
@@ -82,7 +86,10 @@ class Trainer:
         if run.folder is not None:
             self.report = Report(run.folder, str(options.name), to_dict(run.config), self.names, resume_at)
         if self.report.missing:
-            console.say(f"{' and '.join(self.report.missing)} not installed, so there are no curves or events of it: pip install '.[log]'")
+            console.say(
+                f"{' and '.join(self.report.missing)} not installed, so there are no curves or events of it:"
+                " pip install '.[log]'"
+            )
 
     def stop_after(self, number: int) -> None:
         """End the loop after its iteration, because of signal ``number`` (0 for none)."""
@@ -105,7 +112,9 @@ class Trainer:
             self._finish()
 
     def _batches(self) -> Generator[Batch]:
-        """Yield the loader's batches. Where it fails (a file broke, a process died), the state is saved before the error goes on."""
+        """Yield the loader's batches. Where it fails (a file broke, a process died), the state is saved
+        before the error goes on.
+        """
         batches = self.run.engine.uploading(self.run.loader.batches(self.run.iteration, self.run.last))
         with contextlib.closing(batches):
             try:
@@ -117,7 +126,10 @@ class Trainer:
                     raise
                 if self.writer is None:
                     raise
-                raise UserError(f"{error} (saved after iteration {self.run.iteration}; --continue_train goes on from there)") from None
+                raise UserError(
+                    f"{error} (saved after iteration {self.run.iteration}; --continue_train goes on from"
+                    " there)"
+                ) from None
 
     def _after_step(self, epoch: int, images: int) -> None:
         run = self.run
@@ -137,7 +149,9 @@ class Trainer:
         self.writer.check()
 
     def _flush(self) -> None:
-        """Bring the losses of the iterations since the last time to the host, and stop at the first that is not finite."""
+        """Bring the losses of the iterations since the last time to the host, and stop at the first that is
+        not finite.
+        """
         if not self.pending:
             return
         values = torch.stack(self.pending).cpu().double()
@@ -146,8 +160,14 @@ class Trainer:
             row, column = (~values.isfinite()).nonzero()[0].tolist()
             iteration = self.run.iteration - len(values) + row + 1
             saved = None if self.writer is None else self.writer.saved_iteration
-            kept = "no state was saved yet" if saved is None else f"the state of iteration {saved} is kept in {self.run.folder}"
-            raise UserError(f"loss {self.names[column]} is {values[row, column].item()} at iteration {iteration}; {kept}")
+            kept = (
+                "no state was saved yet"
+                if saved is None
+                else f"the state of iteration {saved} is kept in {self.run.folder}"
+            )
+            raise UserError(
+                f"loss {self.names[column]} is {values[row, column].item()} at iteration {iteration}; {kept}"
+            )
         generator = [i for i, name in enumerate(self.names) if not name.startswith("D_")]
         for row in values:
             self.epoch_loss += row[generator].sum().item()
@@ -162,7 +182,13 @@ class Trainer:
         means = dict(zip(self.names, torch.stack(self.since_log).mean(0).tolist(), strict=True))
         seconds = max(now - self.log_started, 1e-9)
         rate = count / seconds
-        record: dict[str, Any] = {"iteration": run.iteration, "epoch": epoch, **means, "lr": self.schedule.lr(epoch), "it/s": rate}
+        record: dict[str, Any] = {
+            "iteration": run.iteration,
+            "epoch": epoch,
+            **means,
+            "lr": self.schedule.lr(epoch),
+            "it/s": rate,
+        }
         record["images/s"] = self.images_since_log / seconds
         self.since_log, self.images_since_log, self.log_started = [], 0, now
         self.report.add_stats(record)
@@ -184,10 +210,14 @@ class Trainer:
         if self.writer is not None and every and epoch % every == 0:
             state = self.run.engine.state_dict()
             kept = to_cpu({name: state[name] for name in ("nets", "ema") if name in state})
-            self.writer.write({"iteration": self.run.iteration, "optimizers": {}, **kept}, (str(epoch),), with_state=False)
+            self.writer.write(
+                {"iteration": self.run.iteration, "optimizers": {}, **kept}, (str(epoch),), with_state=False
+            )
 
     def _save(self, wait: bool = False) -> None:
-        """Snapshot the state and have it written; a loss that is not finite ends the run before it can be saved."""
+        """Snapshot the state and have it written; a loss that is not finite ends the run before it can be
+        saved.
+        """
         assert self.writer is not None
         started = time.monotonic()
         state = self.state()
@@ -198,12 +228,16 @@ class Trainer:
         self.state_due.done(time.monotonic() - started)
 
     def state(self) -> dict[str, Any]:
-        """Return a copy of everything that the next iteration depends on. Raises UserError where a loss is not finite."""
+        """Return a copy of everything that the next iteration depends on. Raises UserError where a loss is
+        not finite.
+        """
         self._flush()
         return self.run.state({"schedule": self.schedule.state_dict(), "epoch_loss": self.epoch_loss})
 
     def _samples(self) -> None:
-        """Translate the same held-out pictures (training ones where there are none) both ways and back, and add them to the report."""
+        """Translate the same held-out pictures (training ones where there are none) both ways and back, and
+        add them to the report.
+        """
         started = time.monotonic()
         self.report.add_samples(self.run.iteration, draw_grid(self._sample_columns()))
         self.sampled_at = self.run.iteration
@@ -219,7 +253,9 @@ class Trainer:
         return columns
 
     def _finish(self) -> None:
-        """Log what is left, save under the name latest, and draw a last grid; nothing where nothing was trained."""
+        """Log what is left, save under the name latest, and draw a last grid; nothing where nothing was
+        trained.
+        """
         run = self.run
         if run.iteration == self.started_at:
             return
@@ -251,10 +287,12 @@ def train(
     on_tick: Callable[[Trainer, dict[str, Any]], object] = lambda trainer, record: None,
     signals: bool = True,
 ) -> Trainer:
-    """Train the run that ``config`` describes and return its trainer. Raises UserError for what the user can put right.
+    """Train the run that ``config`` describes and return its trainer. Raises UserError for what the user can
+    put right.
 
-    ``on_start`` gets the trainer before its first iteration. ``signals``: whether SIGINT, SIGTERM and SIGHUP end it after their iteration,
-    with its files saved; else SIGINT is a KeyboardInterrupt after its iteration, so that none is left half done.
+    ``on_start`` gets the trainer before its first iteration. ``signals``: whether SIGINT, SIGTERM and SIGHUP
+    end it after their iteration, with its files saved; else SIGINT is a KeyboardInterrupt after its
+    iteration, so that none is left half done.
     """
 
     def checking(done: int, total: int) -> None:

@@ -1,4 +1,6 @@
-"""The benches themselves, as a user starts them: at the smallest sizes, out of time, and with a wrong result planted."""
+"""The benches themselves, as a user starts them: at the smallest sizes, out of time, and with a wrong result
+planted.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,11 @@ def test_all_providers_of_a_group_have_the_same_rounds(quick: tuple[str, Results
 def test_the_most_telling_come_first(quick: tuple[str, Results]) -> None:
     order = list(dict.fromkeys(row.file for row in quick[1].rows))
     assert order[0] == "bench_train_step.py"
-    assert order.index("bench_generator.py") < order.index("bench_residual_block.py") < order.index("bench_start_up.py")
+    assert (
+        order.index("bench_generator.py")
+        < order.index("bench_residual_block.py")
+        < order.index("bench_start_up.py")
+    )
 
 
 def test_nothing_begins_when_time_is_up() -> None:
@@ -66,7 +72,10 @@ def test_nothing_begins_when_time_is_up() -> None:
 
 def test_a_planted_wrong_result_has_no_figure(tmp_path: Path) -> None:
     file = tmp_path / "faulty.json"
-    files = [f"bench/bench_{name}.py" for name in ("train_step", "generator", "instance_norm", "reflect_conv", "residual_block")]
+    files = [
+        f"bench/bench_{name}.py"
+        for name in ("train_step", "generator", "instance_norm", "reflect_conv", "residual_block")
+    ]
     done = benches(*files, *UNCOMPILED, "--plant-fault", f"--benchmark-json={file}")
     assert done.returncode == 1
     rows = read_results(file).rows
@@ -74,7 +83,9 @@ def test_a_planted_wrong_result_has_no_figure(tmp_path: Path) -> None:
     assert "ours" not in {row.provider for row in rows}
     failed = [line for line in done.stdout.splitlines() if line.startswith("FAILED")]
     assert len(failed) == sum("ours" in line for line in failed) == len({row.group for row in rows})
-    assert len(re.findall(r"\nE +AssertionError: ours: .*relative error .* against float64, allowed", done.stdout)) == len(failed)
+    assert len(
+        re.findall(r"\nE +AssertionError: ours: .*relative error .* against float64, allowed", done.stdout)
+    ) == len(failed)
 
 
 def test_a_result_carries_its_machine() -> None:

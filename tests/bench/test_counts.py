@@ -1,4 +1,6 @@
-"""Exact counts of a step: the same twice, without a launch in the official order, and growing by what a block costs."""
+"""Exact counts of a step: the same twice, without a launch in the official order, and growing by what a block
+costs.
+"""
 
 from __future__ import annotations
 
@@ -21,16 +23,20 @@ def test_a_block_costs_its_twelve_launches_in_each_of_two_stages() -> None:
 
 
 def test_identity_passes_cost_no_launch() -> None:
-    with_identity, without = (step_counts("ours", 32, 1, blocks=1, identity=on, precision="fp32") for on in (True, False))
+    with_identity, without = (
+        step_counts("ours", 32, 1, blocks=1, identity=on, precision="fp32") for on in (True, False)
+    )
     assert with_identity.launches == without.launches
 
 
 def test_launches_of_an_iteration_by_part() -> None:
-    """At 256x256 in bf16, with everything that PyTorch calls: 520 at most, of which the kernels' are these."""
+    """At 256x256 in bf16, with everything that PyTorch calls: 520 at most, of which the kernels' are
+    these."""
     found = step_counts("ours", 256, 1)
     total = found.launches.total() + found.aten.total()
     assert sum(found.parts.values()) == total <= 520
-    # Two stages of 36 in the blocks and 14 to 20 around them, the discriminators', the losses and the weights' forms.
+    # Two stages of 36 in the blocks and 14 to 20 around them, the discriminators', the losses and the
+    # weights' forms.
     assert found.parts["G forward"] <= 2 * 56 + 30
     # Two stages of 72 in the blocks and 40 around them; the discriminators' and the losses'.
     assert found.parts["G backward"] <= 2 * 112 + 30

@@ -1,4 +1,6 @@
-"""The GPU suite's own logic without a GPU: what a part that fails, hangs, crashes or is killed leaves behind, and what is shown of it."""
+"""The GPU suite's own logic without a GPU: what a part that fails, hangs, crashes or is killed leaves behind,
+and what is shown of it.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,13 @@ from bench.processes import Ended
 from fastcyclegan.kernels import backend_table
 
 ROOT = Path(__file__).parents[2]
-ABOUT = {"hardware": "Test/GPU", "device": "cuda", "torch": "2.13", "triton": "3.7", "stage": "1: correctness"}
+ABOUT = {
+    "hardware": "Test/GPU",
+    "device": "cuda",
+    "torch": "2.13",
+    "triton": "3.7",
+    "stage": "1: correctness",
+}
 
 
 @pytest.fixture
@@ -45,19 +53,28 @@ def stand_in(path: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", str(path))
 
 
-# --- Tests --------------------------------------------------------------------------------------------------------------------------
+# --- Tests --------------------------------------------------------------------------------------------------
 
 
-def test_a_pytest_that_is_killed_has_told_what_it_knew(around: Surroundings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that is too slow, with one failure behind it and one test in its hands, and processes that would outlive it."""
+def test_a_pytest_that_is_killed_has_told_what_it_knew(
+    around: Surroundings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that is too slow, with one failure behind it and one test in its hands, and processes that would
+    outlive it.
+    """
     events = [
         {"event": "started", "test": "a"}, {"event": "passed", "test": "a", "text": "", "launches": []},
-        {"event": "started", "test": "b"}, {"event": "failed", "test": "b", "text": "E  far off", "launches": [{"kernel": "k"}]},
+        {"event": "started", "test": "b"},
+        {"event": "failed", "test": "b", "text": "E  far off", "launches": [{"kernel": "k"}]},
         {"event": "started", "test": "c"},
     ]  # fmt: skip
     record = around.work / "slow.1.jsonl"
     (tmp_path / "lines").write_text("".join(json.dumps(event) + "\n" for event in events) + '{"event": "pas')
-    stand_in(tmp_path / "python", f"trap '' INT\ncp {tmp_path}/lines {record}\necho so far\nsleep 77 &\nsleep 77", monkeypatch)
+    stand_in(
+        tmp_path / "python",
+        f"trap '' INT\ncp {tmp_path}/lines {record}\necho so far\nsleep 77 &\nsleep 77",
+        monkeypatch,
+    )
     monkeypatch.setattr(processes, "GRACE", 0.2)
     outcome = Tests("slow", ("tests/kernels/test_tune.py",), 9).run(around, 1)
     assert not outcome.holds
@@ -95,7 +112,8 @@ def test_later(n):
 
 
 def test_a_fault_of_the_device_ends_its_process_alone(around: Surroundings, tmp_path: Path) -> None:
-    """The others go on in a new process; the one is run again alone, and the last launch before it is known."""
+    """The others go on in a new process; the one is run again alone, and the last launch before it is
+    known."""
     file = tmp_path / "test_crashing.py"
     file.write_text(CRASHING)
     outcome = Tests("crash", (str(file),), 100, workers=2).run(around, 100)
@@ -108,7 +126,10 @@ def test_a_fault_of_the_device_ends_its_process_alone(around: Surroundings, tmp_
     assert '"kernel": "_instance_norm_small_fwd_kernel"' in illegal.again
     # Enough to mend it elsewhere: both errors, layout, the first wrong number, what was launched and how.
     assert "relative error" in wrong.text
-    assert "float32 [1, 4, 5, 3] strides [60, 15, 3, 1]; 20 of 60 numbers are wrong, first at [0, 0, 0, 1]:" in wrong.text
+    assert (
+        "float32 [1, 4, 5, 3] strides [60, 15, 3, 1]; 20 of 60 numbers are wrong, first at [0, 0, 0, 1]:"
+        in wrong.text
+    )
     (launch,) = wrong.launches
     assert launch["configuration"]["BLOCK_S"] == 16
     assert launch["arguments"][0].startswith("float32[1, 4, 5, 3] strides [60, 15, 3, 1] aligned")
@@ -128,7 +149,9 @@ def test_large(n):
 """
 
 
-def test_what_finds_no_memory_beside_others_is_run_alone(around: Surroundings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_what_finds_no_memory_beside_others_is_run_alone(
+    around: Surroundings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(gpu_tasks, "ROOT", tmp_path)
     monkeypatch.setattr(processes, "ROOT", tmp_path)
     (tmp_path / "pyproject.toml").write_text("[tool.pytest.ini_options]\n")
@@ -168,8 +191,13 @@ def test_every_part_names_tests_that_are_there() -> None:
     """A word that no test for a GPU has would make a part that asks nothing."""
     for part in [part for parts in STAGES.values() for part in parts if isinstance(part, Tests)]:
         for file in part.files:
-            names = re.findall(r"@pytest\.mark\.gpu\n(?:@.*\n|    .*\n|\)\n)*def (\w+)", (ROOT / file).read_text())
-            assert not part.words or any(word in name for word in part.words for name in names), (part.name, file)
+            names = re.findall(
+                r"@pytest\.mark\.gpu\n(?:@.*\n|    .*\n|\)\n)*def (\w+)", (ROOT / file).read_text()
+            )
+            assert not part.words or any(word in name for word in part.words for name in names), (
+                part.name,
+                file,
+            )
     for part in [part for part in STAGES[3] if isinstance(part, Benches)]:
         assert (ROOT / "bench" / part.file).exists()
     for part in [part for part in STAGES[2] if isinstance(part, Command)]:
@@ -179,7 +207,9 @@ def test_every_part_names_tests_that_are_there() -> None:
 
 
 def test_words_that_no_test_has_are_an_error(around: Surroundings) -> None:
-    outcome = Tests("none", ("tests/kernels/test_tune.py",), 60, words=("two_to_the_99",), workers=1).run(around, 60)
+    outcome = Tests("none", ("tests/kernels/test_tune.py",), 60, words=("two_to_the_99",), workers=1).run(
+        around, 60
+    )
     assert outcome.why == "exit code 4"
     assert "no test is called two_to_the_99" in outcome.failures[0].text
 
@@ -192,16 +222,23 @@ def test_a_file_that_cannot_be_imported_is_told(around: Surroundings, tmp_path: 
     assert "No module named 'no_such_package'" in outcome.failures[0].text
 
 
-# --- Options and benches ------------------------------------------------------------------------------------------------------------
+# --- Options and benches ------------------------------------------------------------------------------------
 
 
-def test_options_go_on_behind_a_fault(around: Surroundings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Case b breaks the device, c ends its process by a signal; both are run again alone, and d runs in a process of its own."""
+def test_options_go_on_behind_a_fault(
+    around: Surroundings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Case b breaks the device, c ends its process by a signal; both are run again alone, and d runs in a
+    process of its own.
+    """
     record = around.work / "options.jsonl"
     script = f"""
-say() {{ printf '{{"event": "%s", "case": "%s", "text": "illegal memory access", "line": "%s took 1 ms"}}\\n' $1 $2 $2 >> {record}; }}
+line='{{"event": "%s", "case": "%s", "text": "illegal memory access", "line": "%s took 1 ms"}}'
+say() {{ printf "$line\\n" $1 $2 $2 >> {record}; }}
 case "$*" in
-*--only*) for last; do case "$last" in --launch-log=*) echo '{{"kernel": "k"}}' > "${{last#*=}}";; esac; done; exit 70;;
+*--only*) for last; do
+    case "$last" in --launch-log=*) echo '{{"kernel": "k"}}' > "${{last#*=}}";; esac
+  done; exit 70;;
 esac
 if [ ! -e {record} ]; then say began a; say held a; say began b; say broken b; exit 70; fi
 if ! grep -q '"c"' {record}; then say began c; echo '{{"event": "hel' >> {record}; kill -9 $$; fi
@@ -213,20 +250,32 @@ say began d; say held d
     assert outcome.shown == ["a took 1 ms", "d took 1 ms"]
     assert [failure.where for failure in outcome.failures] == ["b", "c"]
     for failure in outcome.failures:
-        assert failure.again == 'alone, with CUDA_LAUNCH_BLOCKING=1: exit code 70; last launch {"kernel": "k"}'
+        assert (
+            failure.again == 'alone, with CUDA_LAUNCH_BLOCKING=1: exit code 70; last launch {"kernel": "k"}'
+        )
 
 
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        (lambda engine: list(engine.nets["D_A"].parameters())[-1].data.add_(0.5), "losses of iteration 1: relative error"),
+        (
+            lambda engine: list(engine.nets["D_A"].parameters())[-1].data.add_(0.5),
+            "losses of iteration 1: relative error",
+        ),
         (lambda engine: setattr(engine, "graphs", None), "0 graphs were captured, 1 expected"),
-        (lambda engine: [setattr(trained, "step", list) for trained in engine.trained.values()], "has not moved in 20 iterations"),
+        (
+            lambda engine: [setattr(trained, "step", list) for trained in engine.trained.values()],
+            "has not moved in 20 iterations",
+        ),
     ],
     ids=["wrong", "not captured", "not trained"],
 )
 def test_an_option_that_is_wrong_does_not_hold(
-    fault: Any, message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    fault: Any,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     case, make = gpu_options.CASES[0], gpu_options.engine_of
 
@@ -246,7 +295,10 @@ def test_an_option_that_is_wrong_does_not_hold(
 
 def test_every_option_has_a_case_that_holds(capsys: pytest.CaptureFixture[str]) -> None:
     """The plain ones here; all of them in the rehearsal."""
-    for name in ("the default: bf16, graph, pairs, weight gradients beside", "--batch_size 4, the last batch smaller"):
+    for name in (
+        "the default: bf16, graph, pairs, weight gradients beside",
+        "--batch_size 4, the last batch smaller",
+    ):
         assert gpu_options.main(["--tiny", "--only", name]) == 0
         assert name in capsys.readouterr().out
 
@@ -256,13 +308,26 @@ def bench(group: str, provider: str, median: float, **info: Any) -> Row:
 
 
 def test_the_backend_of_a_shape_is_the_faster_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """From the rows of the benches to what a convolution asks; a shape of which one was measured alone stays unmeasured."""
+    """From the rows of the benches to what a convolution asks; a shape of which one was measured alone stays
+    unmeasured.
+    """
     x = torch.zeros(3, 8, 5, 5)
-    keys = {out: backend_table.backend_key("reflect_conv", x.dtype, 3, 1, 25, 8, out, 3) for out in (8, 16, 32)}
-    rows = [("triton", 8, 2.0, 1), ("cudnn", 8, 6.0, 4), ("triton", 16, 1.0, 1), ("cudnn", 16, 2.0, 1), ("cudnn", 32, 1.0, 1)]
+    keys = {
+        out: backend_table.backend_key("reflect_conv", x.dtype, 3, 1, 25, 8, out, 3) for out in (8, 16, 32)
+    }
+    rows = [
+        ("triton", 8, 2.0, 1),
+        ("cudnn", 8, 6.0, 4),
+        ("triton", 16, 1.0, 1),
+        ("cudnn", 16, 2.0, 1),
+        ("cudnn", 32, 1.0, 1),
+    ]
     benches = [bench("g", "p", s, backend=b, backend_key=keys[out], operations=n) for b, out, s, n in rows]
     table = gpu_suite.backends([*benches, bench("step", "ours", 1.0)])
-    assert table == {keys[8]: {"triton": 2000.0, "cudnn": 1500.0}, keys[16]: {"triton": 1000.0, "cudnn": 2000.0}}
+    assert table == {
+        keys[8]: {"triton": 2000.0, "cudnn": 1500.0},
+        keys[16]: {"triton": 1000.0, "cudnn": 2000.0},
+    }
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Test/GPU")
     monkeypatch.setattr(backend_table, "SHIPPED", tmp_path)
     backend_table._table.cache_clear()
@@ -282,7 +347,7 @@ def test_the_backend_of_a_shape_is_the_faster_one(monkeypatch: pytest.MonkeyPatc
     backend_table._table.cache_clear()
 
 
-# --- A stage ------------------------------------------------------------------------------------------------------------------------
+# --- A stage ------------------------------------------------------------------------------------------------
 
 
 class Part:
@@ -300,8 +365,12 @@ class Part:
         return self.outcome
 
 
-def suite_of(around: Surroundings, monkeypatch: pytest.MonkeyPatch, stage: int = 1, seconds: float = 100.0) -> gpu_suite.Suite:
-    monkeypatch.setattr(gpu_suite, "machine", lambda: {name: value for name, value in ABOUT.items() if name != "stage"})
+def suite_of(
+    around: Surroundings, monkeypatch: pytest.MonkeyPatch, stage: int = 1, seconds: float = 100.0
+) -> gpu_suite.Suite:
+    monkeypatch.setattr(
+        gpu_suite, "machine", lambda: {name: value for name, value in ABOUT.items() if name != "stage"}
+    )
     return gpu_suite.Suite(stage, around, seconds, Printer())
 
 
@@ -328,7 +397,9 @@ def test_what_is_known_is_written_as_it_comes(around: Surroundings, monkeypatch:
     assert "all of it" in (around.results / "stage1.log").read_text()
 
 
-def test_a_part_without_time_is_not_run_and_does_not_hold(around: Surroundings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_without_time_is_not_run_and_does_not_hold(
+    around: Surroundings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     suite = suite_of(around, monkeypatch, seconds=gpu_suite.ENDING + gpu_suite.LEAST - 1)
     assert suite.run([Part(Outcome("a", counts={"passed": 2}))]) == 1  # type: ignore[list-item]
     assert suite.outcomes[0].why.startswith("not run: ")
@@ -340,19 +411,35 @@ def test_rows_of_all_benches_become_one_file(around: Surroundings, monkeypatch: 
     parts = [part for part in STAGES[3] if isinstance(part, Benches)][:2]
     for part, backend in zip(parts, ("triton", "cudnn"), strict=True):
         info = {"provider": "ours", "backend": backend, "backend_key": "k"}
-        row = {"group": "g", "fullname": f"bench/{part.file}::b", "name": "b", "stats": {"data": [0.5, 1.0]}, "extra_info": info}
-        part.rows_of(around).write_text(json.dumps({"machine_info": {"fastcyclegan": ABOUT}, "benchmarks": [row]}))
-    earlier = {"parts": [{"name": "kernels", "why": "", "holds": False, "counts": {"passed": 3, "failed": 1}}]}
+        row = {
+            "group": "g",
+            "fullname": f"bench/{part.file}::b",
+            "name": "b",
+            "stats": {"data": [0.5, 1.0]},
+            "extra_info": info,
+        }
+        part.rows_of(around).write_text(
+            json.dumps({"machine_info": {"fastcyclegan": ABOUT}, "benchmarks": [row]})
+        )
+    earlier = {
+        "parts": [{"name": "kernels", "why": "", "holds": False, "counts": {"passed": 3, "failed": 1}}]
+    }
     (around.results / "stage1.json").write_text(json.dumps(earlier))
     suite.write()
     file = around.results / "Test-GPU-torch-2.13-triton-3.7.json"
     assert [row.file for row in read_results(file).rows] == [part.file for part in parts]
     assert "Tests, kernels: done; 3 passed, 1 failed" in file.with_suffix(".md").read_text()
-    assert json.loads((around.results / "backends" / "Test_GPU.json").read_text()) == {"k": {"triton": 750.0, "cudnn": 750.0}}
+    assert json.loads((around.results / "backends" / "Test_GPU.json").read_text()) == {
+        "k": {"triton": 750.0, "cudnn": 750.0}
+    }
 
 
-def test_a_stage_goes_on_whatever_cannot_be_written(around: Surroundings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half a file of rows, as a killed pytest leaves it, and results that are gone: the parts are run, the summary is printed."""
+def test_a_stage_goes_on_whatever_cannot_be_written(
+    around: Surroundings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a file of rows, as a killed pytest leaves it, and results that are gone: the parts are run, the
+    summary is printed.
+    """
     suite = suite_of(around, monkeypatch, stage=3)
     benches = [part for part in STAGES[3] if isinstance(part, Benches)]
     benches[0].rows_of(around).write_text('{"machine_info": {')
@@ -380,7 +467,10 @@ def test_an_unfinished_stage_says_so(around: Surroundings, monkeypatch: pytest.M
 
     with pytest.raises(KeyboardInterrupt):
         suite.run([Part(Outcome("a", counts={"passed": 2})), Killed(Outcome("b"))])  # type: ignore[list-item]
-    assert "UNFINISHED, 1 of 2 parts are known; of these all 1 parts hold" in (around.results / "stage1.md").read_text()
+    assert (
+        "UNFINISHED, 1 of 2 parts are known; of these all 1 parts hold"
+        in (around.results / "stage1.md").read_text()
+    )
     assert not json.loads((around.results / "stage1.json").read_text())["finished"]
 
 
@@ -400,23 +490,41 @@ def test_different_errors_are_told_before_the_same_again() -> None:
     assert "too many registers" in told
 
 
-def test_failing_benches_tell_what_failed(around: Surroundings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    line = "FAILED bench/bench_x.py::bench_x[3-D U-Net, 1 of 4-ours] - AssertionError: ours: relative error 2.5e-01 against float64"
+def test_failing_benches_tell_what_failed(
+    around: Surroundings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = (
+        "FAILED bench/bench_x.py::bench_x[3-D U-Net, 1 of 4-ours] - AssertionError: ours: relative error"
+        " 2.5e-01 against float64"
+    )
     stand_in(tmp_path / "python", f"echo '{line}'\nexit 1", monkeypatch)
     outcome = Benches("x", "bench_x.py", 20).run(around, 20)
-    assert [(failure.where, failure.text) for failure in outcome.failures] == [tuple(line.removeprefix("FAILED ").split(" - "))]
+    assert [(failure.where, failure.text) for failure in outcome.failures] == [
+        tuple(line.removeprefix("FAILED ").split(" - "))
+    ]
 
 
 def test_a_summary_fits_into_what_comes_back() -> None:
     """However much fails: the first of each part before the second of any, and how many more there are."""
     arguments = ["bfloat16[1, 256, 64, 64]" * 9] * 12
-    launch: dict[str, Any] = {"kernel": "_k", "grid": 7, "arguments": arguments, "configuration": {"BLOCK_M": 128}}
+    launch: dict[str, Any] = {
+        "kernel": "_k",
+        "grid": 7,
+        "arguments": arguments,
+        "configuration": {"BLOCK_M": 128},
+    }
     text, again = "E  " + "far off " * 99, "alone: " + "x" * 999
 
     def failures(part: int) -> list[Failure]:
-        return [Failure(f"tests/kernels/test_{part}.py::test_y[{n}]", text, [launch] * 12, again) for n in range(50)]
+        return [
+            Failure(f"tests/kernels/test_{part}.py::test_y[{n}]", text, [launch] * 12, again)
+            for n in range(50)
+        ]
 
-    outcomes = [Outcome(f"part {n}", "", 9, {"passed": 1, "failed": 50}, failures(n), ["a figure " * 30] * 99) for n in range(12)]
+    outcomes = [
+        Outcome(f"part {n}", "", 9, {"passed": 1, "failed": 50}, failures(n), ["a figure " * 30] * 99)
+        for n in range(12)
+    ]
     outcomes += [Outcome(f"good {n}", "", 9, {"passed": 1}, [], ["a figure " * 30] * 99) for n in range(3)]
     lines = summary(ABOUT, outcomes, 15, 99, ["file" * 99] * 9)
     assert len("\n".join(lines)) < 8000
@@ -474,7 +582,7 @@ def test_compiled_kernels_travel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert "are not used: " in gpu_suite.told_of_compiled(results)
 
 
-# --- The command line ---------------------------------------------------------------------------------------------------------------
+# --- The command line ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -483,13 +591,18 @@ def test_compiled_kernels_travel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     [
         ([], "sees no CUDA GPU on this machine; --rehearse runs a stage without one"),
         (["--rehearse"], "bench/results is for what a GPU gave"),
-        (["--rehearse", "--results", str(ROOT / "bench" / "results" / "mine")], "bench/results is for what a GPU gave"),
+        (
+            ["--rehearse", "--results", str(ROOT / "bench" / "results" / "mine")],
+            "bench/results is for what a GPU gave",
+        ),
         (["--stage", "4"], "invalid choice: 4"),
         (["--seconds", "5"], "--seconds must be more than 20, got 5"),
         (["--compiled", "nowhere"], "--compiled nowhere holds no triton-cache.tgz"),
     ],
 )
-def test_bad_arguments_are_named(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_arguments_are_named(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as ended:
         gpu_suite.main(arguments)
     assert ended.value.code == 2
@@ -506,7 +619,9 @@ from bench import processes
 print("begun", flush=True)
 processes.run_process(["sleep", "79.5"], 60, {{"PATH": "/usr/bin:/bin"}}, Path({str(tmp_path / "log")!r}))
 """
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    ) as process:
         assert process.stdout is not None
         process.stdout.readline()
         deadline = time.monotonic() + 20
@@ -524,7 +639,9 @@ def _running(command: str) -> bool:
 
 
 def test_ended_from_outside_it_ends_what_it_started(tmp_path: Path) -> None:
-    """SIGTERM in the middle of a part: exit code 130, the part's processes are gone, and the temporary folder too."""
+    """SIGTERM in the middle of a part: exit code 130, the part's processes are gone, and the temporary folder
+    too.
+    """
     script = f"""
 import sys
 from bench import gpu_suite, processes
@@ -536,7 +653,9 @@ class Sleeping:
 gpu_suite.STAGES[1] = [Sleeping()]
 sys.exit(gpu_suite.main(["--stage", "1", "--in-rehearsal", "--results", {str(tmp_path / "results")!r}]))
 """
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    ) as process:
         assert process.stdout is not None
         line = next(line for line in process.stdout if line.startswith("begun"))
         time.sleep(0.5)

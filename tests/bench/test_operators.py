@@ -1,4 +1,6 @@
-"""The products that bench_reflect_conv.py times on a GPU, through the interpreter; and that what is timed is what is checked."""
+"""The products that bench_reflect_conv.py times on a GPU, through the interpreter; and that what is timed is
+what is checked.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ def test_products_of_the_block(direction: str, device: str) -> None:
         case.check("in_the_block", [results[0], (results[1][0] * 1.01,)])
 
 
-@pytest.mark.parametrize("layer", [zero.Layer(4, 8, 8, 4, 2), zero.Layer(8, 4, 4, 3, 2, True)], ids=["strided", "transposed"])
+@pytest.mark.parametrize(
+    "layer", [zero.Layer(4, 8, 8, 4, 2), zero.Layer(8, 4, 4, 3, 2, True)], ids=["strided", "transposed"]
+)
 def test_two_networks_in_one_launch(layer: zero.Layer, device: str) -> None:
     """What bench_zero_conv.py times on a GPU."""
     given = [tuple(t.to(device) for t in tensors) for tensors in zero.inputs(layer, 2, 2)[:1]]

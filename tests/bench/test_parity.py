@@ -1,4 +1,6 @@
-"""The judge of training steps: the official order and ours pass, in both precisions; a step that computes something else does not."""
+"""The judge of training steps: the official order and ours pass, in both precisions; a step that computes
+something else does not.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,13 @@ UNCOMPILED = [name for name, provider in PROVIDERS.items() if provider.mode is N
 
 @pytest.fixture(scope="module")
 def judge() -> Judge:
-    return Judge(plain_networks(SMALL), [random_batch(32, Plan(0, 9, 9), n) for n in range(2)], "cpu", LossConfig(), SMALL)
+    return Judge(
+        plain_networks(SMALL),
+        [random_batch(32, Plan(0, 9, 9), n) for n in range(2)],
+        "cpu",
+        LossConfig(),
+        SMALL,
+    )
 
 
 def step_of(name: str, judge: Judge, fault: bool = False) -> TrainStep:
@@ -74,7 +82,9 @@ def test_losses_may_be_as_far_as_the_images_that_they_are_means_of() -> None:
     """The official order's may be right by chance, as eight numbers are."""
 
     def trace(of_losses: float, of_images: float) -> Trace:
-        return Trace({FORWARD[0]: torch.ones(8) * (1 + of_losses), FORWARD[1]: torch.ones(99) * (1 + of_images)})
+        return Trace(
+            {FORWARD[0]: torch.ones(8) * (1 + of_losses), FORWARD[1]: torch.ones(99) * (1 + of_images)}
+        )
 
     official, truth = trace(0.0, 0.03), trace(0.0, 0.0)
     for error, holds in ((0.025, True), (0.035, False)):
@@ -107,8 +117,13 @@ def test_in_float64_the_rate_may_be_kept_in_fp32(judge: Judge, monkeypatch: pyte
 
 
 def flat_in_the_corner(domain: str, size: int) -> list[torch.Tensor]:
-    """Return two images of the built-in dataset, fp32 [1, 3, size, size], whose first 32x32 pixels are all ground."""
-    drawn = (torch.from_numpy(builtin.draw(domain, 1, "train", n)).permute(2, 0, 1)[None].float() / 127.5 - 1 for n in range(40))
+    """Return two images of the built-in dataset, fp32 [1, 3, size, size], whose first 32x32 pixels are all
+    ground.
+    """
+    drawn = (
+        torch.from_numpy(builtin.draw(domain, 1, "train", n)).permute(2, 0, 1)[None].float() / 127.5 - 1
+        for n in range(40)
+    )
     images = (F.interpolate(pixels, (size, size), mode="nearest-exact") for pixels in drawn)
     return list(itertools.islice((image for image in images if is_flat(image[0, :, :32, :32])), 2))
 
@@ -149,7 +164,9 @@ FAULTS: dict[str, tuple[LossConfig, Callable[[TrainStep], None]]] = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_in_float64_subtle_faults_are_seen_on_built_in_images(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_float64_subtle_faults_are_seen_on_built_in_images(
+    fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     loss, plant = FAULTS[fault]
 
     def faulty(name: str, nets: Any, device: str, right: LossConfig, *rest: Any) -> TrainStep:
@@ -168,7 +185,9 @@ def test_in_float64_ours_is_the_official_order_on_built_in_images(size: int) -> 
 
 
 def test_in_float64_two_iterations_are_compared(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of however many are judged: rounding grows from one to the next, and 1e-9 is asked of full networks on a GPU, which has four."""
+    """Of however many are judged: rounding grows from one to the next, and 1e-9 is asked of full networks on
+    a GPU, which has four.
+    """
     seen: list[int] = []
 
     def counted(step: TrainStep, batches: Sequence[Batch]) -> Trace:
@@ -214,7 +233,10 @@ def test_a_flat_image_is_refused_by_name(judge: Judge) -> None:
     """Of any colour: not only grey ones are flat."""
     flat = torch.tensor([0.1, -0.7, 0.9]).view(1, 3, 1, 1).expand(1, 3, 32, 32)
     first, second = judge.batches
-    batches = [replace(first, paths_A=["a.png"], paths_B=["b.png"]), replace(second, B=flat, paths_A=["c.png"], paths_B=["d.png"])]
+    batches = [
+        replace(first, paths_A=["a.png"], paths_B=["b.png"]),
+        replace(second, B=flat, paths_A=["c.png"], paths_B=["d.png"]),
+    ]
     assert flat_images(batches) == ["d.png"]
     with pytest.raises(Undecided, match=r"^d\.png: of one colour"):
         replace(judge, batches=batches).mathematics()
@@ -227,7 +249,10 @@ def test_a_dtype_that_leaves_nothing_to_judge_is_no_verdict(judge: Judge) -> Non
     batches = [replace(batch, A=dot, B=dot, paths_A=["a.png"], paths_B=["b.png"]) for batch in judge.batches]
     faint = replace(judge, batches=batches, _traces={})
     found = faint.judge("official_bf16", step_of("official_bf16", faint))
-    with pytest.raises(Undecided, match=r"pictures of iteration 1: rounding alone takes .* \d+% from float64, on a.png, b.png"):
+    with pytest.raises(
+        Undecided,
+        match=r"pictures of iteration 1: rounding alone takes .* \d+% from float64, on a.png, b.png",
+    ):
         require_telling(found, faint.batches)
     require_telling(judge.judge("official_bf16", step_of("official_bf16", judge)), judge.batches)
 
@@ -255,7 +280,9 @@ def with_another_rate(optimizer: torch.optim.Optimizer, step: Callable[[], Any],
 
 
 def test_a_later_iteration_in_16_bits_is_judged_from_the_weights_that_it_began_at(judge: Judge) -> None:
-    """Whatever an update did before it: here the whole second iteration runs in other weights, and float64 follows."""
+    """Whatever an update did before it: here the whole second iteration runs in other weights, and float64
+    follows.
+    """
     step = train_step("official", judge.nets, "cpu", judge.loss, torch.float64, SMALL)
     run, runs = step.run, iter(range(9))
 
@@ -279,7 +306,10 @@ def test_a_later_iteration_in_16_bits_is_judged_from_the_weights_that_it_began_a
     again = train_step("official", judge.nets, "cpu", judge.loss, torch.float64, SMALL)
     for name, net in again.nets.items():
         net.load_state_dict(trace.starts[0][name])
-    exact = Trace({**trace.found, names[0]: again.run(judge.batches[1])[None].double(), names[1]: again.fakes(1)}, trace.starts)
+    exact = Trace(
+        {**trace.found, names[0]: again.run(judge.batches[1])[None].double(), names[1]: again.fakes(1)},
+        trace.starts,
+    )
     assert all(judge._with_own_truth(exact, "bf16").error_of(name, judge.truth) < 1e-12 for name in names)
     # In fp32 runs do not part: there the truth is one.
     assert not judge._with_own_truth(Trace(trace.found, trace.starts), "fp32").own
@@ -289,7 +319,10 @@ def test_the_plain_networks_are_nothing_of_ours_with_the_same_weights() -> None:
     plain, ours = plain_networks(SMALL, seed=3), seeded_networks(SMALL, seed=3)
     assert all(type(net).__module__ == "fastcyclegan.reference" for net in plain.values())
     for name, net in ours.items():
-        assert all(torch.equal(a, b) for a, b in zip(plain[name].state_dict().values(), net.state_dict().values(), strict=True))
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(plain[name].state_dict().values(), net.state_dict().values(), strict=True)
+        )
 
 
 def test_generators_of_all_providers_give_the_same_picture() -> None:

@@ -1,4 +1,5 @@
-"""Profiles: a step of the processor's, and a GPU's trace made by hand, with every part and a kernel of each."""
+"""Profiles: a step of the processor's, and a GPU's trace made by hand, with every part and a kernel of
+each."""
 
 from __future__ import annotations
 
@@ -17,10 +18,19 @@ def event(name: str, kind: str, start: float, length: float, thread: int = 1, **
     return {"ph": "X", "name": name, "cat": kind, "ts": start, "dur": length, "tid": thread, "args": args}
 
 
-def launched(number: int, at: float, thread: int, name: str, length: float, **operator: Any) -> list[dict[str, Any]]:
+def launched(
+    number: int, at: float, thread: int, name: str, length: float, **operator: Any
+) -> list[dict[str, Any]]:
     """Return an operator, its launch, and the kernel, which runs much later."""
     return [
-        event(operator.get("op", "aten::op"), "cpu_op", at, 4, thread, **{"External id": number, "Input Dims": operator.get("shapes", [])}),
+        event(
+            operator.get("op", "aten::op"),
+            "cpu_op",
+            at,
+            4,
+            thread,
+            **{"External id": number, "Input Dims": operator.get("shapes", [])},
+        ),
         event("cudaLaunchKernel", "cuda_runtime", at + 1, 2, thread, correlation=number),
         event(name, "kernel", 1000 + 10 * at, length, 7, correlation=number, **{"External id": number}),
     ]
@@ -29,7 +39,9 @@ def launched(number: int, at: float, thread: int, name: str, length: float, **op
 GPU = {
     "traceEvents": [
         event(STEP, "user_annotation", 0, 200),
-        *launched(1, 10, 1, "gemm", 30, op="aten::conv", shapes=[[1, 3, 8, 8], [[4, 3, 3, 3], [4, 3, 3, 3]], []]),
+        *launched(
+            1, 10, 1, "gemm", 30, op="aten::conv", shapes=[[1, 3, 8, 8], [[4, 3, 3, 3], [4, 3, 3, 3]], []]
+        ),
         # The backward runs in a thread of its own.
         event("autograd::engine::evaluate_function: ConvBackward", "cpu_op", 50, 20, 2),
         *launched(2, 55, 2, "gemm", 50, op="aten::conv_backward"),
@@ -52,7 +64,11 @@ def test_a_gpus_trace() -> None:
     assert list(found.kernels) == ["gemm", "adam", "copy"]
     assert found.kernels["gemm"] == (pytest.approx(90e-6), 3)
     first = next(entry for entry in found.operators if entry["name"] == "aten::conv")
-    assert (first["shapes"], first["backward"], first["calls"]) == ([[1, 3, 8, 8], [4, 3, 3, 3], [4, 3, 3, 3]], False, 1)
+    assert (first["shapes"], first["backward"], first["calls"]) == (
+        [[1, 3, 8, 8], [4, 3, 3, 3], [4, 3, 3, 3]],
+        False,
+        1,
+    )
     assert next(entry for entry in found.operators if entry["name"] == "aten::conv_backward")["backward"]
     # From the step's first moment to the end of its last kernel.
     assert found.step == pytest.approx((1000 + 1350 + 3) * 1e-6)
@@ -65,7 +81,16 @@ def test_a_trace_without_a_step_is_refused() -> None:
 
 @pytest.mark.parametrize("provider", ["official", "ours"])
 def test_a_step_of_this_machine(provider: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--provider", provider, "--size", "32", "--blocks", "1", "--output", str(tmp_path / "profile")]
+    arguments = [
+        "--provider",
+        provider,
+        "--size",
+        "32",
+        "--blocks",
+        "1",
+        "--output",
+        str(tmp_path / "profile"),
+    ]
     assert profile_step.main(arguments) == 0
     said = capsys.readouterr().out
     assert all(f"\n{part}" in said for part in PARTS)
@@ -77,7 +102,11 @@ def test_a_step_of_this_machine(provider: str, tmp_path: Path, capsys: pytest.Ca
     assert 0.5 * found.step < sum(found.seconds.values()) <= found.step
     assert roofline.main(["--profile", str(tmp_path / "profile" / "profile.json"), "--launches", "1"]) == 0
     table = capsys.readouterr().out
-    for layer in ("residual conv 3x3, 256 to 256, 8x8", "conv 7x7, 3 to 64, 32x32", "transposed conv 3x3, 128 to 64, 32x32"):
+    for layer in (
+        "residual conv 3x3, 256 to 256, 8x8",
+        "conv 7x7, 3 to 64, 32x32",
+        "transposed conv 3x3, 128 to 64, 32x32",
+    ):
         rows = [line for line in table.splitlines() if line.startswith(layer)]
         assert rows
         assert all(" ms " in line and line.endswith("x") for line in rows), rows
@@ -91,7 +120,9 @@ def test_a_step_of_this_machine(provider: str, tmp_path: Path, capsys: pytest.Ca
     ],
 )
 @pytest.mark.skipif(profile_step.DEVICE == "cuda", reason="a GPU has every provider")
-def test_bad_input_is_named(arguments: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_is_named(
+    arguments: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as ended:
         profile_step.main([*arguments.split(), "--output", str(tmp_path)])
     assert ended.value.code == 2

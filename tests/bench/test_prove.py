@@ -36,17 +36,28 @@ def test_it_holds_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert run("--no_compile", folder=tmp_path) == 0
     said = capsys.readouterr().out
     assert "training at 32x32 (as asked), batch 1, resnet_1blocks, identity on; 200 and 200 pictures" in said
-    for what in ("losses of iteration 1", "pictures of iteration 1", "gradients of G_AB", "way of the weights of D_A"):
+    for what in (
+        "losses of iteration 1",
+        "pictures of iteration 1",
+        "gradients of G_AB",
+        "way of the weights of D_A",
+    ):
         assert what in said
     assert "FAILS" not in said
-    rates = {line[:18].strip(): line[18:].split() for line in said.splitlines() if line[:18].strip() in ("iterations/s", "images/s")}
+    rates = {
+        line[:18].strip(): line[18:].split()
+        for line in said.splitlines()
+        if line[:18].strip() in ("iterations/s", "images/s")
+    }
     assert float(rates["images/s"][0]) == pytest.approx(2 * float(rates["iterations/s"][0]), rel=0.02)
     with Image.open(tmp_path / "proof.png") as picture:
         assert picture.size[0] > 6 * 128
         assert np.asarray(picture).std() > 10
 
 
-def test_a_wrong_result_fails_and_no_speed_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_result_fails_and_no_speed_is_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run("--no_compile", "--plant-fault", folder=tmp_path) == 1
     said = capsys.readouterr().out
     assert "PARITY FAILS" in said
@@ -65,9 +76,17 @@ def built_in(size: int, seed: int) -> list[Batch]:
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("size", prove.SIZES)
 def test_parity_is_judged_right_on_the_built_in_images_of_every_size(size: int, seed: int) -> None:
-    judge = Judge(plain_networks(prove.NETWORKS), built_in(size, seed)[: prove.STEPS["cpu"]], "cpu", LossConfig(), prove.NETWORKS)
+    judge = Judge(
+        plain_networks(prove.NETWORKS),
+        built_in(size, seed)[: prove.STEPS["cpu"]],
+        "cpu",
+        LossConfig(),
+        prove.NETWORKS,
+    )
     assert judge.mathematics() <= EXACT
-    right, wrong = (train_step("ours", judge.nets, "cpu", config=prove.NETWORKS, fault=fault) for fault in (False, True))
+    right, wrong = (
+        train_step("ours", judge.nets, "cpu", config=prove.NETWORKS, fault=fault) for fault in (False, True)
+    )
     require("ours", judge.judge("ours", right))
     assert not any(d.holds for d in judge.judge("ours", wrong) if d.what in FORWARD)
 
@@ -106,14 +125,25 @@ def test_flat_images_cannot_decide(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "iterations/s" not in printed.out
 
 
-def test_flat_images_among_others_are_passed_by_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_flat_images_among_others_are_passed_by_and_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     def mostly_flat(n: int) -> Any:
         return grey(n) if n % 2 else noise(n)
 
-    folders = ["--data_A", folder_of(tmp_path / "A", noise), "--data_B", folder_of(tmp_path / "B", mostly_flat)]
+    folders = [
+        "--data_A",
+        folder_of(tmp_path / "A", noise),
+        "--data_B",
+        folder_of(tmp_path / "B", mostly_flat),
+    ]
     assert run("--no_compile", *folders, folder=tmp_path) == 0
     said = capsys.readouterr().out
-    (line,) = (line for line in said.splitlines() if line.startswith("passed by, because an image of one colour all over decides nothing"))
+    (line,) = (
+        line
+        for line in said.splitlines()
+        if line.startswith("passed by, because an image of one colour all over decides nothing")
+    )
     assert set(re.findall(r"\w/\d.png", line)) <= {"B/1.png", "B/3.png", "B/5.png"}
 
 
@@ -146,12 +176,21 @@ def test_it_runs_uninstalled_and_without_the_command_lines_libraries(tmp_path: P
     code = f"SCRIPT = {str(script)!r}\n" + BLOCKED
     # As it is for a script that is started by its path.
     environment = {**os.environ, "PYTHONPATH": str(script.parent)}
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert "--data_A" in done.stdout
 
 
-def test_your_own_pictures(tmp_path: Path, dataset: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_your_own_pictures(
+    tmp_path: Path, dataset: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And a machine without a compiler, which is said and no fault."""
 
     def no_compiler(self: Provider, device: str) -> None:
@@ -163,7 +202,9 @@ def test_your_own_pictures(tmp_path: Path, dataset: Path, capsys: pytest.Capture
     said = capsys.readouterr().out
     # Some are held out, as in training.
     assert re.search(
-        rf"; [345] and [34] pictures \(without those that training holds out\), {dataset / 'trainA'} and {dataset / 'trainB'}", said
+        rf"; [345] and [34] pictures \(without those that training holds out\), {dataset / 'trainA'} and"
+        rf" {dataset / 'trainB'}",
+        said,
     )
     assert "not compiled: no C++ compiler found" in said
 
@@ -178,7 +219,9 @@ def test_your_own_pictures(tmp_path: Path, dataset: Path, capsys: pytest.Capture
         ("--output proof.jpg", "--output must be a .png"),
     ],
 )
-def test_bad_arguments_are_named(arguments: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_arguments_are_named(
+    arguments: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as ended:
         prove.main(arguments.format(tmp_path).split())
     assert ended.value.code == 2

@@ -1,4 +1,6 @@
-"""The rehearsal: a Python with the GPU machine's packages alone, marks that nobody can miss, and what scripts do there."""
+"""The rehearsal: a Python with the GPU machine's packages alone, marks that nobody can miss, and what scripts
+do there.
+"""
 
 from __future__ import annotations
 
@@ -35,11 +37,29 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(python: Path, *arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([str(python), *arguments], cwd=folder, env=environment(folder), capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [str(python), *arguments],
+        cwd=folder,
+        env=environment(folder),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def test_the_bare_python_has_what_the_gpu_machine_has_and_no_more(bare: Path, tmp_path: Path) -> None:
-    present = ("torch", "triton", "numpy", "PIL", "rich", "matplotlib", "safetensors", "pytest", "pytest_benchmark", "xdist")
+    present = (
+        "torch",
+        "triton",
+        "numpy",
+        "PIL",
+        "rich",
+        "matplotlib",
+        "safetensors",
+        "pytest",
+        "pytest_benchmark",
+        "xdist",
+    )
     absent = ("fastcyclegan", "tyro", "nvidia.dali", "ruff", "mypy")
     found = run(
         bare,
@@ -50,7 +70,9 @@ def test_the_bare_python_has_what_the_gpu_machine_has_and_no_more(bare: Path, tm
     assert found.stdout.strip() == str([True] * len(present) + [False] * len(absent)), found.stderr
 
 
-@pytest.mark.parametrize("name", ["train", "translate", "inspect_checkpoint", "download_dataset", "check_dataset"])
+@pytest.mark.parametrize(
+    "name", ["train", "translate", "inspect_checkpoint", "download_dataset", "check_dataset"]
+)
 def test_the_command_line_without_tyro_is_one_line(bare: Path, tmp_path: Path, name: str) -> None:
     """From another folder, with nothing installed: not the traceback of an import."""
     done = run(bare, str(ROOT / "scripts" / f"{name}.py"), "--help", folder=tmp_path)
@@ -58,7 +80,9 @@ def test_the_command_line_without_tyro_is_one_line(bare: Path, tmp_path: Path, n
     assert done.stderr == "error: this needs the package tyro: python -m pip install tyro\n"
 
 
-@pytest.mark.parametrize("name", ["compile_kernels", "count_operations", "gpu_suite", "profile_step", "prove"])
+@pytest.mark.parametrize(
+    "name", ["compile_kernels", "count_operations", "gpu_suite", "profile_step", "prove"]
+)
 def test_scripts_need_no_installed_project(bare: Path, tmp_path: Path, name: str) -> None:
     """From another folder and without PYTHONPATH, which ``environment`` leaves out."""
     done = run(bare, str(ROOT / "scripts" / f"{name}.py"), "--help", folder=tmp_path)
@@ -123,10 +147,23 @@ def test_a_package_that_is_missing_here_is_named(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2, 3])
 @pytest.mark.parametrize("fault", ["", "kernel"])
-def test_a_stage_is_rehearsed(stage: int, fault: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """All of it, 2 to 5 minutes each on two cores: holds as it is, and with a fault in the kernels says so and fails."""
+def test_a_stage_is_rehearsed(
+    stage: int, fault: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """All of it, 2 to 5 minutes each on two cores: holds as it is, and with a fault in the kernels says so
+    and fails.
+    """
     with pytest.raises(SystemExit) as ended:
-        gpu_suite.main(["--stage", str(stage), "--rehearse", "--results", str(tmp_path), *([f"--plant-fault={fault}"] if fault else [])])
+        gpu_suite.main(
+            [
+                "--stage",
+                str(stage),
+                "--rehearse",
+                "--results",
+                str(tmp_path),
+                *([f"--plant-fault={fault}"] if fault else []),
+            ]
+        )
     output = capfd.readouterr().out
     assert ended.value.code == (1 if fault else 0), output
     assert ("DO NOT HOLD" in output) == bool(fault)

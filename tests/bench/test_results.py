@@ -1,4 +1,6 @@
-"""From results to figures: ratios of rounds, tables, spreadsheet, pictures, the README's section, and the check against older results."""
+"""From results to figures: ratios of rounds, tables, spreadsheet, pictures, the README's section, and the
+check against older results.
+"""
 
 from __future__ import annotations
 
@@ -47,11 +49,24 @@ def entries(slower: float = 1.0, launches: int = 900) -> list[dict[str, Any]]:
         "blocks": 9,
         "peak_bytes": 2**30,
     }
-    counts = {"aten_calls": 10, "saved_bytes": 2**20, "step_flops": 5e9, "least_bytes": 1e9, "counts_only": True}
+    counts = {
+        "aten_calls": 10,
+        "saved_bytes": 2**20,
+        "step_flops": 5e9,
+        "least_bytes": 1e9,
+        "counts_only": True,
+    }
     image: dict[str, Any] = {"size": 64, "peak_bytes": 2**27, "precision": "fp32"}
     made = [
         entry("bench_train_step.py", "step", "official", [4.0, 4.4, 3.6], precision="fp32", **step),
-        entry("bench_train_step.py", "step", "ours_compiled", [2.0 * slower, 2.0 * slower, 2.0 * slower], precision="bf16", **step),
+        entry(
+            "bench_train_step.py",
+            "step",
+            "ours_compiled",
+            [2.0 * slower, 2.0 * slower, 2.0 * slower],
+            precision="bf16",
+            **step,
+        ),
         entry("bench_x.py", "norm", "copy", [1e-3], bytes=4e6, operations=2),
         entry("bench_x.py", "norm", "eager", [4e-3], bytes=4e6, operations=2),
         entry("bench_x.py", "norm", "ours", [2e-3], bytes=4e6, operations=2),
@@ -62,8 +77,22 @@ def entries(slower: float = 1.0, launches: int = 900) -> list[dict[str, Any]]:
         entry("bench_ceilings.py", "ceilings", "launch", [1e-3], operations=1000),
     ]
     for n in (1, 4):
-        made.append(entry("bench_generator.py", f"generator, {n}", "official", [n / 10] * 19 + [n / 5], pictures=n, batch=n, **image))
-        made.append(entry("bench_generator.py", f"generator, {n}", "ours", [n / 20] * 20, pictures=n, batch=n, **image))
+        made.append(
+            entry(
+                "bench_generator.py",
+                f"generator, {n}",
+                "official",
+                [n / 10] * 19 + [n / 5],
+                pictures=n,
+                batch=n,
+                **image,
+            )
+        )
+        made.append(
+            entry(
+                "bench_generator.py", f"generator, {n}", "ours", [n / 20] * 20, pictures=n, batch=n, **image
+            )
+        )
     return made
 
 
@@ -88,7 +117,10 @@ def test_a_ratio_is_of_the_same_round() -> None:
 
 def test_lines_name_rate_ratio_and_rounds(file: Path) -> None:
     lines = "\n".join(lines_of(read_results(file).rows))
-    assert re.search(r"ours_compiled +2 \(2 to 2\) s  1 images/s  1,024 MiB  2.00 \(1.80 to 2.20\)x of official  n=3", lines)
+    assert re.search(
+        r"ours_compiled +2 \(2 to 2\) s  1 images/s  1,024 MiB  2.00 \(1.80 to 2.20\)x of official  n=3",
+        lines,
+    )
     assert "900 Triton launches" in lines
 
 
@@ -96,12 +128,20 @@ def test_everything_is_written(file: Path, tmp_path: Path, capsys: pytest.Captur
     folder = tmp_path / "report"
     assert report.main([str(file), "--output", str(folder)]) == 0
     names = {path.name for path in folder.iterdir()}
-    drawn = {f"{name}.{suffix}" for name in ("step_time", "images_by_batch", "memory_by_size", "roofline") for suffix in ("png", "svg")}
+    drawn = {
+        f"{name}.{suffix}"
+        for name in ("step_time", "images_by_batch", "memory_by_size", "roofline")
+        for suffix in ("png", "svg")
+    }
     assert names == {"report.md", "results.csv", *drawn}
     assert all((folder / name).stat().st_size > 5000 for name in drawn)
     text = (folder / "report.md").read_text()
-    assert text.startswith("# Test chip, 2 threads, torch 2.13, triton 3.7, python 3.11, commit abc, date 2026-01-02")
-    assert "| ours_compiled | bf16 | 2 (2 to 2) s | 3 | 1 images/s | 1,024 MiB | 2.00 (1.80 to 2.20) |" in text
+    assert text.startswith(
+        "# Test chip, 2 threads, torch 2.13, triton 3.7, python 3.11, commit abc, date 2026-01-02"
+    )
+    assert (
+        "| ours_compiled | bf16 | 2 (2 to 2) s | 3 | 1 images/s | 1,024 MiB | 2.00 (1.80 to 2.20) |" in text
+    )
     assert "| ours | 1.0 ms | 1 | 2 GB/s | 50 % | 2.00 |" in text
     assert "| launch | 1.0 us | 1 |  |" in text
     assert "| provider | precision | time (median, 95th percentile) | rounds |" in text
@@ -111,7 +151,12 @@ def test_everything_is_written(file: Path, tmp_path: Path, capsys: pytest.Captur
     with (folder / "results.csv").open() as table:
         rows = {(row["group"], row["provider"]): row for row in csv.DictReader(table)}
     ours = rows["step", "ours_compiled"]
-    assert (ours["hardware"], ours["n"], float(ours["median_s"]), float(ours["speed_up_max"])) == ("Test chip, 2 threads", "3", 2.0, 2.2)
+    assert (ours["hardware"], ours["n"], float(ours["median_s"]), float(ours["speed_up_max"])) == (
+        "Test chip, 2 threads",
+        "3",
+        2.0,
+        2.2,
+    )
     assert rows["counts", "ours"]["launches"] == "900"
     assert rows["counts", "ours"]["median_s"] == ""
 
@@ -119,16 +164,29 @@ def test_everything_is_written(file: Path, tmp_path: Path, capsys: pytest.Captur
 @pytest.mark.parametrize(
     ("slower", "launches", "hardware", "status", "said"),
     [
-        pytest.param(1.2, 900, "", 1, "worse: step, ours_compiled: time, beside official", id="a fifth slower"),
+        pytest.param(
+            1.2, 900, "", 1, "worse: step, ours_compiled: time, beside official", id="a fifth slower"
+        ),
         pytest.param(1.04, 900, "", 0, "0 worse by more than 5 %", id="within the bound"),
         pytest.param(1.0, 950, "", 1, "launches 900 -> 950 (+5.6 %)", id="more launches"),
-        pytest.param(1.2, 900, "Another chip", 1, "worse: step, ours_compiled", id="ratios hold across machines"),
+        pytest.param(
+            1.2, 900, "Another chip", 1, "worse: step, ours_compiled", id="ratios hold across machines"
+        ),
     ],
 )
 def test_what_became_worse_is_found(
-    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], slower: float, launches: int, hardware: str, status: int, said: str
+    file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    slower: float,
+    launches: int,
+    hardware: str,
+    status: int,
+    said: str,
 ) -> None:
-    new = results(tmp_path / "later.json", entries(slower, launches), **({"hardware": hardware} if hardware else {}))
+    new = results(
+        tmp_path / "later.json", entries(slower, launches), **({"hardware": hardware} if hardware else {})
+    )
     assert report.main([str(new), "--against", str(file), "--fail-over", "5%"]) == status
     assert said in capsys.readouterr().out
 
@@ -168,7 +226,9 @@ def test_what_is_gone_is_named(file: Path, tmp_path: Path, capsys: pytest.Captur
         ("{new} --against {quick}", "they cannot be compared"),
     ],
 )
-def test_bad_input_is_named(arguments: str, message: str, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_is_named(
+    arguments: str, message: str, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "odd.json").write_text("[1, 2]")
     results(tmp_path / "else.json", [entry("bench_y.py", "other", "ours", [1.0])])
     quick = results(tmp_path / "quick.json", entries(), sizes="for tests")
@@ -180,7 +240,8 @@ def test_bad_input_is_named(arguments: str, message: str, file: Path, tmp_path: 
 
 
 def test_the_readme_shows_a_committed_result(tmp_path: Path) -> None:
-    """Its section is what the report writes from the file that it names, so no figure in it is typed by hand."""
+    """Its section is what the report writes from the file that it names, so no figure in it is typed by
+    hand."""
     text = (ROOT / "README.md").read_text()
     name = re.search(re.escape(report.BEGIN).replace(r"\{\}", "(.+?)"), text)
     assert name is not None

@@ -1,4 +1,6 @@
-"""The floor: the official counts of operations, a layer by hand, and that a profile's events find their layers."""
+"""The floor: the official counts of operations, a layer by hand, and that a profile's events find their
+layers.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,12 @@ def flops(work: list[Work]) -> float:
 
 
 def test_the_known_counts() -> None:
-    """49.55 GMAC a generator and 3.15 a discriminator at 256x256; 1.88 TFLOP a step, 1.29 without identity."""
-    G, D = (sum(layer.flops for layer in layers_of(net, (256, 256), 1)) for net in (reference.Generator(), reference.Discriminator()))
+    """49.55 GMAC a generator and 3.15 a discriminator at 256x256; 1.88 TFLOP a step, 1.29 without
+    identity."""
+    G, D = (
+        sum(layer.flops for layer in layers_of(net, (256, 256), 1))
+        for net in (reference.Generator(), reference.Discriminator())
+    )
     assert pytest.approx(49.55e9, rel=1e-3) == G / 2
     assert pytest.approx(3.15e9, rel=2e-3) == D / 2
     assert flops(step_work(256, 1)) == pytest.approx(1.88e12, rel=2e-3)
@@ -29,7 +35,9 @@ def test_the_known_counts() -> None:
     assert flops(step_work(128, 1)) == pytest.approx(flops(step_work(256, 1)) / 4, rel=0.01)
 
 
-@pytest.mark.parametrize(("layer", "macs"), [("model.1", 49 * 3 * 8 * 16 * 12), ("model.10.conv_block.1", 9 * 32 * 32 * 4 * 3)])
+@pytest.mark.parametrize(
+    ("layer", "macs"), [("model.1", 49 * 3 * 8 * 16 * 12), ("model.10.conv_block.1", 9 * 32 * 32 * 4 * 3)]
+)
 def test_a_layer_by_hand(layer: str, macs: int) -> None:
     net = reference.Generator(ngf=8, n_blocks=1)
     found = {each.name: each for each in layers_of(net, (16, 12), 1)}
@@ -62,8 +70,20 @@ def test_a_profiles_events_find_their_layers() -> None:
         Work("Adam", "update", 1, 0.0, 1.0),
     ]
     events = [
-        {"name": "aten::convolution", "shapes": [list(x), list(w), []], "backward": False, "seconds": 0.5, "calls": 2},
-        {"name": "aten::convolution_backward", "shapes": [[1, 8, 16, 16], list(x), list(w)], "backward": True, "seconds": 0.9, "calls": 2},
+        {
+            "name": "aten::convolution",
+            "shapes": [list(x), list(w), []],
+            "backward": False,
+            "seconds": 0.5,
+            "calls": 2,
+        },
+        {
+            "name": "aten::convolution_backward",
+            "shapes": [[1, 8, 16, 16], list(x), list(w)],
+            "backward": True,
+            "seconds": 0.9,
+            "calls": 2,
+        },
         {"name": "aten::add", "shapes": [list(x), list(x)], "backward": True, "seconds": 7.0, "calls": 2},
     ]
     found = measured_by_layer(work, events)
@@ -94,7 +114,9 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
         ("--profile {odd}", "not a profile of scripts/profile_step.py"),
     ],
 )
-def test_bad_input_is_named(arguments: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_is_named(
+    arguments: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "odd.json").write_text(json.dumps([1]))
     with pytest.raises(SystemExit) as ended:
         roofline.main(arguments.format(odd=tmp_path / "odd.json").split())

@@ -20,7 +20,9 @@ def sleeping(seconds: float) -> Callable[[], Entrant]:
 
 
 def test_a_planted_slowdown_of_a_fifth_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a clock of its own, on a machine that is up to a tenth slower or faster from one round to the next, and now and then busy."""
+    """On a clock of its own, on a machine that is up to a tenth slower or faster from one round to the next,
+    and now and then busy.
+    """
     now, chance = [0.0], random.Random(0)
     monkeypatch.setattr(timing, "synchronised", lambda: now[0])
 
@@ -63,11 +65,15 @@ def unserved() -> Entrant:
         pytest.param(broken, "broken", "", id="cannot be built"),
         pytest.param(lambda: Entrant(broken), "broken", "", id="cannot run"),
         pytest.param(lambda: Entrant(lambda: None, before=broken), "broken", "", id="breaks later"),
-        pytest.param(lambda: Entrant(lambda: None, check=wrong), "wrong result", "", id="computes something else"),
+        pytest.param(
+            lambda: Entrant(lambda: None, check=wrong), "wrong result", "", id="computes something else"
+        ),
         pytest.param(unserved, None, "no such chip", id="is not for this machine"),
     ],
 )
-def test_what_fails_has_no_time_and_the_others_have(build: Callable[[], Entrant], error: str | None, why_not: str) -> None:
+def test_what_fails_has_no_time_and_the_others_have(
+    build: Callable[[], Entrant], error: str | None, why_not: str
+) -> None:
     outcomes = race({"other": sleeping(0.001), "failing": build, "last": sleeping(0.001)}, rounds=4)
     failing = outcomes["failing"]
     assert (failing.intervals, failing.why_not) == ([], why_not)

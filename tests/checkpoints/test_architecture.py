@@ -1,4 +1,6 @@
-"""State_dicts as they are found: every official network in every spelling is read right, all else is refused with what is strange."""
+"""State_dicts as they are found: every official network in every spelling is read right, all else is refused
+with what is strange.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastcyclegan.checkpoints.architecture import Architecture, UnknownArchitectureError, find_networks, recognise
+from fastcyclegan.checkpoints.architecture import (
+    Architecture,
+    UnknownArchitectureError,
+    find_networks,
+    recognise,
+)
 from fastcyclegan.config import ModelConfig
 from fastcyclegan.nn.networks import (
     Discriminator,
@@ -37,11 +44,21 @@ NETWORKS: list[tuple[type[nn.Module], dict[str, Any]]] = [
 ]
 NETWORKS += [
     (UnetGenerator, {"input_nc": 3, "output_nc": 1, "num_downs": n, "ngf": 2, "norm": norm, "affine": affine})
-    for n, norm, affine in [(8, "instance", False), (7, "batch", False), (5, "none", False), (7, "instance", True)]
+    for n, norm, affine in [
+        (8, "instance", False),
+        (7, "batch", False),
+        (5, "none", False),
+        (7, "instance", True),
+    ]
 ]
 NETWORKS += [
     (Discriminator, {"input_nc": 3, "ndf": 4, "n_layers": n, "norm": norm, "affine": affine})
-    for n, norm, affine in [(3, "instance", False), (1, "batch", False), (5, "instance", True), (2, "none", False)]
+    for n, norm, affine in [
+        (3, "instance", False),
+        (1, "batch", False),
+        (5, "instance", True),
+        (2, "none", False),
+    ]
 ]
 NETWORKS += [
     (PixelDiscriminator, {"input_nc": 1, "ndf": 4, "norm": norm, "affine": affine})
@@ -50,7 +67,9 @@ NETWORKS += [
 
 
 @pytest.mark.parametrize(("kind", "arguments"), NETWORKS)
-def test_every_network_is_read_off_its_keys_and_shapes(kind: type[nn.Module], arguments: dict[str, Any]) -> None:
+def test_every_network_is_read_off_its_keys_and_shapes(
+    kind: type[nn.Module], arguments: dict[str, Any]
+) -> None:
     found = recognise(kind(**arguments).state_dict())
     assert (found.kind, found.arguments) == (kind, arguments)
     assert list(found.build().state_dict()) == list(kind(**arguments).state_dict())
@@ -69,7 +88,9 @@ def test_settings_build_the_same(kind: type[nn.Module], arguments: dict[str, Any
         built = build_generator(config, arguments["input_nc"], arguments["output_nc"])
     else:
         built = build_discriminator(config, arguments["input_nc"])
-    assert {k: v.shape for k, v in built.state_dict().items()} == {k: v.shape for k, v in kind(**arguments).state_dict().items()}
+    assert {k: v.shape for k, v in built.state_dict().items()} == {
+        k: v.shape for k, v in kind(**arguments).state_dict().items()
+    }
 
 
 def generator(**arguments: Any) -> dict[str, Tensor]:
@@ -89,9 +110,15 @@ def renamed(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
         (lambda w: renamed(w, "netG."), ["netG"]),
         (lambda w: renamed(w, "model."), ["model"]),
         (lambda w: {"state_dict": renamed(w, "module."), "epoch": 3}, ["state_dict"]),
-        (lambda w: {"a": {"b": {"model_state": w}}, "optimizer": {"state": {}, "param_groups": [1]}}, ["a.b.model_state"]),
+        (
+            lambda w: {"a": {"b": {"model_state": w}}, "optimizer": {"state": {}, "param_groups": [1]}},
+            ["a.b.model_state"],
+        ),
         (lambda w: {"G_A2B": w, "G_B2A": w}, ["G_A2B", "G_B2A"]),
-        (lambda w: {"state_dict": {**renamed(w, "G_AB."), **renamed(w, "G_BA.")}}, ["state_dict.G_AB", "state_dict.G_BA"]),
+        (
+            lambda w: {"state_dict": {**renamed(w, "G_AB."), **renamed(w, "G_BA.")}},
+            ["state_dict.G_AB", "state_dict.G_BA"],
+        ),
         (lambda w: {**w, **renamed(w, "ema.")}, ["", "ema"]),
         (lambda w: {key.replace("conv_block", "block"): value for key, value in w.items()}, [""]),
     ],
@@ -102,7 +129,9 @@ def test_spellings_of_the_wild(wrap: Any, places: list[str]) -> None:
     assert sorted(network.place for network in networks) == places
     for network in networks:
         assert network.architecture.name == "resnet_2blocks"
-        assert {k: v.data_ptr() for k, v in network.weights.items()} == {k: v.data_ptr() for k, v in weights.items()}
+        assert {k: v.data_ptr() for k, v in network.weights.items()} == {
+            k: v.data_ptr() for k, v in weights.items()
+        }
 
 
 def test_a_discriminator_that_is_the_attribute_model_looks_like_a_u_net() -> None:
@@ -112,7 +141,10 @@ def test_a_discriminator_that_is_the_attribute_model_looks_like_a_u_net() -> Non
 
 def test_what_was_done_is_noted() -> None:
     weights = {f"module.{key.replace('conv_block', 'block')}": value for key, value in generator().items()}
-    assert find_networks(weights)[0].architecture.notes == ("the prefix module. was taken off", "residual blocks were called block")
+    assert find_networks(weights)[0].architecture.notes == (
+        "the prefix module. was taken off",
+        "residual blocks were called block",
+    )
 
 
 def test_running_statistics_of_old_instance_norms_are_dropped() -> None:
@@ -131,9 +163,17 @@ def test_batch_norms_keep_theirs() -> None:
 
 
 def test_a_norm_that_could_be_two_is_not_guessed() -> None:
-    """Batch norm after a convolution with a bias, or affine instance norm with statistics: the same keys, other functions."""
-    weights = generator(affine=True) | {"model.2.running_mean": torch.zeros(2), "model.2.running_var": torch.ones(2)}
-    with pytest.raises(UnknownArchitectureError, match=r"nearest is the generator resnet_2blocks .*model.2.running_mean is strange"):
+    """Batch norm after a convolution with a bias, or affine instance norm with statistics: the same keys,
+    other functions.
+    """
+    weights = generator(affine=True) | {
+        "model.2.running_mean": torch.zeros(2),
+        "model.2.running_var": torch.ones(2),
+    }
+    with pytest.raises(
+        UnknownArchitectureError,
+        match=r"nearest is the generator resnet_2blocks .*model.2.running_mean is strange",
+    ):
         find_networks(weights)
 
 
@@ -150,16 +190,41 @@ def without(key: str) -> dict[str, Tensor]:
         ([torch.ones(1)], "not a state_dict: it holds no tensors, but a list"),
         ({"epoch": 3}, "not a state_dict: it holds no tensors"),
         ({"fc.weight": torch.ones(2, 2)}, "none is near: its keys are fc.weight"),
-        (without("model.4.weight"), r"nearest is the generator resnet_2blocks \(ngf 2, .*, but model.4.weight is missing"),
-        (generator() | {"model.4.weight": torch.ones(3, 2, 3, 3)}, r"model.4.weight is \[3, 2, 3, 3\] and not \[4, 2, 3, 3\]"),
+        (
+            without("model.4.weight"),
+            r"nearest is the generator resnet_2blocks \(ngf 2, .*, but model.4.weight is missing",
+        ),
+        (
+            generator() | {"model.4.weight": torch.ones(3, 2, 3, 3)},
+            r"model.4.weight is \[3, 2, 3, 3\] and not \[4, 2, 3, 3\]",
+        ),
         (generator() | {"model.30.weight": torch.ones(1)}, "model.30.weight is strange"),
-        # Nearest-neighbour resize and a zero-padded convolution of its own, as in another well-known repository.
-        ({k.replace("model.12.", "model.13."): v for k, v in generator().items()}, "model.13.weight is strange"),
-        (generator() | {"model.1.bias": torch.tensor([1.0, float("nan")])}, "model.1.bias holds numbers that are not finite"),
-        (generator() | {"model.1.weight": torch.ones(1).expand(2, 3, 7, 7)}, "its tensors claim more than the file holds"),
-        (generator() | {"model.1.bias": torch.ones(2, dtype=torch.int8)}, "model.1.bias holds int8, and weights are floating point"),
-        (generator() | {"model.1.bias": torch.ones(2, dtype=torch.complex64)}, "model.1.bias holds complex64"),
-        (generator() | {"model.1.bias": torch.full((2,), 1e300, dtype=torch.float64)}, "model.1.bias holds numbers that are not finite"),
+        # Nearest-neighbour resize and a zero-padded convolution of its own, as in another well-known
+        # repository.
+        (
+            {k.replace("model.12.", "model.13."): v for k, v in generator().items()},
+            "model.13.weight is strange",
+        ),
+        (
+            generator() | {"model.1.bias": torch.tensor([1.0, float("nan")])},
+            "model.1.bias holds numbers that are not finite",
+        ),
+        (
+            generator() | {"model.1.weight": torch.ones(1).expand(2, 3, 7, 7)},
+            "its tensors claim more than the file holds",
+        ),
+        (
+            generator() | {"model.1.bias": torch.ones(2, dtype=torch.int8)},
+            "model.1.bias holds int8, and weights are floating point",
+        ),
+        (
+            generator() | {"model.1.bias": torch.ones(2, dtype=torch.complex64)},
+            "model.1.bias holds complex64",
+        ),
+        (
+            generator() | {"model.1.bias": torch.full((2,), 1e300, dtype=torch.float64)},
+            "model.1.bias holds numbers that are not finite",
+        ),
         (generator() | {"model.1.bias": torch.ones(2).to_sparse()}, "model.1.bias is no plain tensor"),
         (generator() | {"model.1.bias": torch.ones(2, device="meta")}, "model.1.bias is no plain tensor"),
     ],

@@ -13,7 +13,11 @@ from fastcyclegan.nn.networks import Generator
 
 def test_inspect_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     net = Generator(ngf=2, n_blocks=1, affine=True)
-    nested = {"G_A2B": {f"module.{k}": v.half() for k, v in net.state_dict().items()}, "epoch": 12, "optimizer": {"state": {}}}
+    nested = {
+        "G_A2B": {f"module.{k}": v.half() for k, v in net.state_dict().items()},
+        "epoch": 12,
+        "optimizer": {"state": {}},
+    }
     torch.save(nested, tmp_path / "a.ckpt")
     assert cli.inspect_checkpoint([str(tmp_path / "a.ckpt")]) == 0
     head, what, note, rest = capsys.readouterr().out.splitlines()
@@ -29,5 +33,8 @@ def test_inspect_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert cli.inspect_checkpoint([str(tmp_path)]) == 0
     assert f"{tmp_path / 'b.pth'}: cannot be loaded: it is damaged" in capsys.readouterr().out
     assert cli.inspect_checkpoint([str(tmp_path / "b.pth")]) == 2
-    assert capsys.readouterr().err == f"error: {tmp_path / 'b.pth'}: cannot be loaded: it is damaged, or not a PyTorch file\n"
+    assert (
+        capsys.readouterr().err
+        == f"error: {tmp_path / 'b.pth'}: cannot be loaded: it is damaged, or not a PyTorch file\n"
+    )
     assert cli.inspect_checkpoint([str(tmp_path / "none")]) == 2

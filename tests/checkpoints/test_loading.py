@@ -34,11 +34,21 @@ def test_a_run_gives_the_side_by_direction(tmp_path: Path) -> None:
     def name(direction: object) -> str:
         return find_weights(tmp_path, direction, "latest").name
 
-    assert [name(d) for d in (None, "AtoB", "BtoA")] == ["latest_net_G_A.pth", "latest_net_G_A.pth", "latest_net_G_B.pth"]
+    assert [name(d) for d in (None, "AtoB", "BtoA")] == [
+        "latest_net_G_A.pth",
+        "latest_net_G_A.pth",
+        "latest_net_G_B.pth",
+    ]
     config = with_changes(TrainConfig(), {"data": {"direction": "BtoA"}})
     (tmp_path / "config.json").write_text(json.dumps(to_dict(config)))
-    assert [name(d) for d in (None, "AtoB", "BtoA")] == ["latest_net_G_A.pth", "latest_net_G_B.pth", "latest_net_G_A.pth"]
-    with pytest.raises(UserError, match=r"5_net_G_A.pth: no such file; weights of a generator \(G_A\) in .*: latest"):
+    assert [name(d) for d in (None, "AtoB", "BtoA")] == [
+        "latest_net_G_A.pth",
+        "latest_net_G_B.pth",
+        "latest_net_G_A.pth",
+    ]
+    with pytest.raises(
+        UserError, match=r"5_net_G_A.pth: no such file; weights of a generator \(G_A\) in .*: latest"
+    ):
         find_weights(tmp_path, None, "5")
     with pytest.raises(UserError, match="have nothing to choose"):
         find_weights(tmp_path / "latest_net_G_A.pth", "AtoB", "latest")
@@ -46,18 +56,27 @@ def test_a_run_gives_the_side_by_direction(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "net",
-    [Generator(ngf=2, n_blocks=2, affine=True), Generator(1, 3, 2, 0, "batch"), UnetGenerator(ngf=1, num_downs=5)],
+    [
+        Generator(ngf=2, n_blocks=2, affine=True),
+        Generator(1, 3, 2, 0, "batch"),
+        UnetGenerator(ngf=1, num_downs=5),
+    ],
     ids=["affine", "batch", "unet"],
 )
 def test_a_generator_comes_back_as_it_was(net: nn.Module, tmp_path: Path) -> None:
     net.eval()
-    torch.save({"epoch": 7, "netG_A2B": {f"module.{k}": v for k, v in net.state_dict().items()}}, tmp_path / "netG_A2B.pth")
+    torch.save(
+        {"epoch": 7, "netG_A2B": {f"module.{k}": v for k, v in net.state_dict().items()}},
+        tmp_path / "netG_A2B.pth",
+    )
     again = load_generator(str(tmp_path / "netG_A2B.pth"))
     x = torch.randn(1, next(net.parameters()).shape[1], 32, 32)
     with torch.no_grad():
         assert torch.equal(again(x), net(x))
     assert not again.training
-    half = load_generator(tmp_path / "netG_A2B.pth", dtype=torch.bfloat16, impl="reference", device=torch.device("cpu"))
+    half = load_generator(
+        tmp_path / "netG_A2B.pth", dtype=torch.bfloat16, impl="reference", device=torch.device("cpu")
+    )
     assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
     assert half.impl == "reference"
 
@@ -73,8 +92,13 @@ def test_the_reference_loads_what_was_read(tmp_path: Path) -> None:
 
 def test_a_file_with_several_generators_asks_which(tmp_path: Path) -> None:
     one, other = Generator(ngf=2, n_blocks=1).state_dict(), Generator(ngf=4, n_blocks=1).state_dict()
-    torch.save({"nets": {"G_AB": one, "G_BA": other, "D_A": Discriminator(ndf=2).state_dict()}}, tmp_path / "state.pt")
-    with pytest.raises(UserError, match=r"state.pt: holds 2 generators, so key must say which: nets.G_AB, nets.G_BA"):
+    torch.save(
+        {"nets": {"G_AB": one, "G_BA": other, "D_A": Discriminator(ndf=2).state_dict()}},
+        tmp_path / "state.pt",
+    )
+    with pytest.raises(
+        UserError, match=r"state.pt: holds 2 generators, so key must say which: nets.G_AB, nets.G_BA"
+    ):
         load_generator(tmp_path / "state.pt")
     assert load_generator(tmp_path / "state.pt", key="nets.G_BA").model[1].out_channels == 4
     with pytest.raises(UserError, match=r"no generator at 'G_A'; there is nets.G_AB, nets.G_BA"):
@@ -84,7 +108,9 @@ def test_a_file_with_several_generators_asks_which(tmp_path: Path) -> None:
 def test_the_official_test_of_one_direction(tmp_path: Path) -> None:
     save_weights(tmp_path / "latest_net_G.pth", Generator(ngf=2, n_blocks=1).state_dict())
     assert load_generator(tmp_path).model[1].out_channels == 2
-    with pytest.raises(UserError, match=r"latest_net_G_B.pth: no such file; weights of a generator \(G_B\) in .*: latest"):
+    with pytest.raises(
+        UserError, match=r"latest_net_G_B.pth: no such file; weights of a generator \(G_B\) in .*: latest"
+    ):
         load_generator(tmp_path, direction="BtoA")
 
 
@@ -95,43 +121,71 @@ def test_unknown_impl_and_damaged_weights(tmp_path: Path) -> None:
     state = Generator(ngf=2, n_blocks=1).state_dict()
     del state["model.4.weight"]
     save_weights(tmp_path / "less.pth", state)
-    with pytest.raises(UserError, match=r"less.pth: no network that is known here; nearest is .*, but model.4.weight is missing"):
+    with pytest.raises(
+        UserError,
+        match=r"less.pth: no network that is known here; nearest is .*, but model.4.weight is missing",
+    ):
         load_generator(tmp_path / "less.pth")
 
 
-# --- The commands -------------------------------------------------------------------------------------------------------------------
+# --- The commands -------------------------------------------------------------------------------------------
 
 
 def foreign(folder: Path, **arguments: Any) -> None:
     """Four official files, as a DataParallel writes them, of networks that no default has."""
     folder.mkdir(parents=True)
     torch.manual_seed(0)
-    nets = {"G_A": Generator(**arguments), "G_B": Generator(**arguments), "D_A": Discriminator(ndf=2, n_layers=1, affine=True)}
+    nets = {
+        "G_A": Generator(**arguments),
+        "G_B": Generator(**arguments),
+        "D_A": Discriminator(ndf=2, n_layers=1, affine=True),
+    }
     for name, net in {**nets, "D_B": nets["D_A"]}.items():
-        torch.save({f"module.{key}": value for key, value in net.state_dict().items()}, folder / f"latest_net_{name}.pth")
+        torch.save(
+            {f"module.{key}": value for key, value in net.state_dict().items()},
+            folder / f"latest_net_{name}.pth",
+        )
 
 
 def test_training_goes_on_from_files_without_flags_of_their_networks(dataset: Path, tmp_path: Path) -> None:
     foreign(tmp_path / "theirs", ngf=2, n_blocks=1, affine=True, upsample="resize")
-    where = ["--dataroot", str(dataset), "--checkpoints_dir", str(tmp_path), "--name", "theirs", "--continue_train"]
-    config = parse_train([*where, "--max_iters", "1", "--load_size", "20", "--crop_size", "16", "--device", "cpu"])
+    where = [
+        "--dataroot",
+        str(dataset),
+        "--checkpoints_dir",
+        str(tmp_path),
+        "--name",
+        "theirs",
+        "--continue_train",
+    ]
+    config = parse_train(
+        [*where, "--max_iters", "1", "--load_size", "20", "--crop_size", "16", "--device", "cpu"]
+    )
     model = config.model
     assert (model.netG, model.ngf, model.affine, model.upsample) == ("resnet_1blocks", 2, True, "resize")
     assert (model.netD, model.n_layers_D, model.ndf) == ("n_layers", 1, 2)
     assert train(config, Console()).run.iteration == 1
-    assert parse_train([*where, "--ngf", "4"]).model.ngf == 4  # what is given wins, and training says what does not fit
+    assert (
+        parse_train([*where, "--ngf", "4"]).model.ngf == 4
+    )  # what is given wins, and training says what does not fit
 
 
 def test_networks_that_cannot_be_trained_here(tmp_path: Path) -> None:
     foreign(tmp_path / "theirs", ngf=2, n_blocks=1, padding_type="zero")
-    with pytest.raises(UserError, match=r"latest_net_G_A.pth: generator .*zero-padded blocks\): only reflection-padded blocks can be"):
+    with pytest.raises(
+        UserError,
+        match=r"latest_net_G_A.pth: generator .*zero-padded blocks\): only reflection-padded blocks can be",
+    ):
         settings_of(tmp_path / "theirs", "latest")
 
 
 def test_translating_by_the_key_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_pictures(tmp_path / "in", 1, size=(8, 8))
     net = Generator(ngf=2, n_blocks=1)
-    torch.save({"G_A2B": net.state_dict(), "G_B2A": Generator(ngf=2, n_blocks=0).state_dict()}, tmp_path / "both.ckpt")
+    torch.save(
+        {"G_A2B": net.state_dict(), "G_B2A": Generator(ngf=2, n_blocks=0).state_dict()},
+        tmp_path / "both.ckpt",
+    )
     flags = [
         "--weights",
         str(tmp_path / "both.ckpt"),

@@ -1,4 +1,6 @@
-"""A run's files: their names, and weights that fit a network or are refused with what was expected and what was found."""
+"""A run's files: their names, and weights that fit a network or are refused with what was expected and what
+was found.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,12 @@ def test_weights_come_back_and_are_official(tmp_path: Path) -> None:
 def test_another_architecture_is_refused_and_nothing_is_loaded() -> None:
     net = Generator(ngf=2, n_blocks=1)
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    with pytest.raises(UserError, match=r"f.pth: another architecture than small: model.11.weight is \[2, 2, 3, 3\] where \[8, 4, 3, 3\]"):
+    with pytest.raises(
+        UserError,
+        match=(
+            r"f.pth: another architecture than small: model.11.weight is \[2, 2, 3, 3\] where \[8, 4, 3, 3\]"
+        ),
+    ):
         fit_weights(net, net.state_dict() | {"model.11.weight": torch.ones(2, 2, 3, 3)}, "f.pth", "small")
     missing = dict(net.state_dict())
     del missing["model.1.bias"]
@@ -44,6 +51,14 @@ def test_another_architecture_is_refused_and_nothing_is_loaded() -> None:
 
 
 def test_saved_epochs(tmp_path: Path) -> None:
-    for name in ("10_net_G_A", "5_net_G_A", "latest_net_G_B", "iter_100_net_G_A", "5_net_D_A", "x", "best_net_G"):
+    for name in (
+        "10_net_G_A",
+        "5_net_G_A",
+        "latest_net_G_B",
+        "iter_100_net_G_A",
+        "5_net_D_A",
+        "x",
+        "best_net_G",
+    ):
         (tmp_path / f"{name}.pth").touch()
     assert saved_epochs(tmp_path) == ["5", "10", "best", "iter_100", "latest"]

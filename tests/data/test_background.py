@@ -1,4 +1,6 @@
-"""Work in the background: in order, ahead but no further than asked, with its errors, and closed when it is left."""
+"""Work in the background: in order, ahead but no further than asked, with its errors, and closed when it is
+left.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The built-in dataset: what it draws, and that its two measures cannot be fooled by doing nothing or the wrong thing."""
+"""The built-in dataset: what it draws, and that its two measures cannot be fooled by doing nothing or the
+wrong thing.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,11 @@ def test_test_pictures_share_their_scenes_and_training_pictures_do_not() -> None
     a, b = pictures("A"), pictures("B")
     assert np.array_equal((a == builtin.GROUND).all(-1), (b == builtin.GROUND).all(-1))
     train_a, train_b = pictures("A", "train"), pictures("B", "train")
-    same = [((x == builtin.GROUND).all(-1) == (y == builtin.GROUND).all(-1)).all() for x in train_a for y in train_b]
+    same = [
+        ((x == builtin.GROUND).all(-1) == (y == builtin.GROUND).all(-1)).all()
+        for x in train_a
+        for y in train_b
+    ]
     assert not any(same)
     assert not np.array_equal(pictures("A", seed=1), a)
     colours = {tuple(c) for c in b.reshape(-1, 3)}
@@ -44,7 +50,12 @@ def test_measures() -> None:
 
 def test_written_once(tmp_path: Path) -> None:
     builtin.write(tmp_path, 3)
-    assert {path.name: len(list(path.iterdir())) for path in tmp_path.iterdir()} == {"trainA": 200, "trainB": 200, "testA": 32, "testB": 32}
+    assert {path.name: len(list(path.iterdir())) for path in tmp_path.iterdir()} == {
+        "trainA": 200,
+        "trainB": 200,
+        "testA": 32,
+        "testB": 32,
+    }
     file = tmp_path / "trainA" / "007.png"
     stamp = file.stat().st_mtime_ns
     builtin.write(tmp_path, 3)

@@ -1,4 +1,6 @@
-"""Pictures held in memory: the same batches, no file read again, refused before anything is read where they do not fit."""
+"""Pictures held in memory: the same batches, no file read again, refused before anything is read where they
+do not fit.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ def test_what_does_not_fit_is_refused_before_it_is_read(tmp_path: Path) -> None:
     assert bytes_needed(a) == 5 * 24 * 24 * 3
     for path in (*a.paths, *b.paths):
         path.unlink()
-    with pytest.raises(UserError, match=r"--cache ram: the pictures take 0 MiB, more than half of the 0 MiB free"):
+    with pytest.raises(
+        UserError, match=r"--cache ram: the pictures take 0 MiB, more than half of the 0 MiB free"
+    ):
         hold((a, b), [PillowReader(a.fit, 1)] * 2, CPU, free=2 * 8 * 24 * 24 * 3 - 1)
     assert free_memory(CPU) > 2**20
 
@@ -59,7 +63,10 @@ def test_what_is_held_is_said_and_a_gpu_is_asked_for(tmp_path: Path) -> None:
     choice = choose("folder", CPU, 0)
     make_loader(choice, a, b, Plan(3, 5, 3), CPU, DataConfig(cache="ram"), said.append)
     assert said == ["--cache ram: 8 pictures held in 0.0 MiB"]
-    with pytest.raises(UserError, match="--cache gpu keeps pictures on a CUDA GPU, and this run is on the device cpu; use --cache ram"):
+    with pytest.raises(
+        UserError,
+        match="--cache gpu keeps pictures on a CUDA GPU, and this run is on the device cpu; use --cache ram",
+    ):
         make_loader(choice, a, b, Plan(3, 5, 3), CPU, DataConfig(cache="gpu"), said.append)
 
 

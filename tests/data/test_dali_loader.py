@@ -1,4 +1,6 @@
-"""DALI against Pillow, sample for sample: every mode, odd sizes, odd files; blocks; and what is left when it stops."""
+"""DALI against Pillow, sample for sample: every mode, odd sizes, odd files; blocks; and what is left when it
+stops.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +66,9 @@ def levels(one: torch.Tensor, other: torch.Tensor) -> tuple[float, float]:
 
 
 def horizontally_first(image: Image.Image, size: tuple[int, int], filter_: Image.Resampling) -> Image.Image:
-    """Resize with Pillow in two steps. In one it is free to go vertically first, and from version 13 on does so at some sizes."""
+    """Resize with Pillow in two steps. In one it is free to go vertically first, and from version 13 on does
+    so at some sizes.
+    """
     return RESIZE(RESIZE(image, (size[0], image.height), filter_), size, filter_)
 
 
@@ -73,14 +77,22 @@ RESIZE = Image.Image.resize
 
 @pytest.mark.parametrize("channels", [(3, 3), (1, 3), (1, 1)], ids=["colour", "gray to colour", "gray"])
 @pytest.mark.parametrize("mode", MODES)
-def test_two_epochs_equal_pillow_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: Preprocess, channels: tuple[int, int]) -> None:
-    """The same files, crops and flips. Where nothing is resized the same pixels; else the mean within a quarter of a level, which is what
-    one rounding costs, and no pixel more than 4 levels off Pillow's of the same order of passes: the order alone moves pixels at the
-    corners of black and white by 10 levels and more."""
+def test_two_epochs_equal_pillow_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: Preprocess, channels: tuple[int, int]
+) -> None:
+    """The same files, crops and flips. Where nothing is resized the same pixels; else the mean within a
+    quarter of a level, which is what one rounding costs, and no pixel more than 4 levels off Pillow's of the
+    same order of passes: the order alone moves pixels at the corners of black and white by 10 levels and
+    more."""
     a, b = (source(varied(tmp_path / side, n), Fit(mode, 72, 64, channels[n])) for n, side in enumerate("AB"))
-    plan = Plan(3, len(a.paths), len(b.paths), 3 if mode in ("resize_and_crop", "scale_width_and_crop", "crop") else 1)
+    plan = Plan(
+        3, len(a.paths), len(b.paths), 3 if mode in ("resize_and_crop", "scale_width_and_crop", "crop") else 1
+    )
     stop = 2 * plan.iterations_per_epoch
-    ours, pillow = (list(loader.batches(0, stop)) for loader in (DaliLoader(a, b, plan, CPU, threads=2), FolderLoader(a, b, plan, CPU)))
+    ours, pillow = (
+        list(loader.batches(0, stop))
+        for loader in (DaliLoader(a, b, plan, CPU, threads=2), FolderLoader(a, b, plan, CPU))
+    )
     assert {path for batch in ours for path in batch.paths_A} == set(map(str, a.paths))
     for x, y in zip(ours, pillow, strict=True):
         assert (x.paths_A, x.paths_B, x.samples) == (y.paths_A, y.paths_B, y.samples)
@@ -102,8 +114,11 @@ def cubic(x: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(x < 1, near, np.where(x < 2, far, 0.0))
 
 
-def exact_resize(pixels: NDArray[np.uint8], size: tuple[int, int], repeat_border: bool) -> NDArray[np.float64]:
-    """Antialiased cubic resize of [H, W, C] to (width, height) in float64, not rounded: what both libraries approximate.
+def exact_resize(
+    pixels: NDArray[np.uint8], size: tuple[int, int], repeat_border: bool
+) -> NDArray[np.float64]:
+    """Antialiased cubic resize of [H, W, C] to (width, height) in float64, not rounded: what both libraries
+    approximate.
 
     At the border Pillow (and torch) leave out what lies outside; DALI repeats the border's pixels there.
     """
@@ -126,22 +141,27 @@ def exact_resize(pixels: NDArray[np.uint8], size: tuple[int, int], repeat_border
 @pytest.mark.parametrize("whole", [False, True], ids=["torch resizes", "DALI resizes, as on a GPU"])
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
 def test_resizing_is_as_right_as_pillow_s(tmp_path: Path, size: tuple[int, int], whole: bool) -> None:
-    """Against float64, by the rule of all parity here: at most twice the error of the yardstick, Pillow, plus one unit: a level for the
-    largest error, and for the mean the quarter of a level that rounding the result costs on average."""
+    """Against float64, by the rule of all parity here: at most twice the error of the yardstick, Pillow, plus
+    one unit: a level for the largest error, and for the mean the quarter of a level that rounding the result
+    costs on average."""
     path, fit = tmp_path / "x.png", Fit("square", 72)
     scene(np.random.default_rng(4), size).save(path)
     ((_, row),) = DaliReader(fit, CPU, 1, whole=whole).read([Job(path)])
     assert isinstance(row, torch.Tensor)
     before = np.asarray(open_picture(path))
     ours = np.abs(row.numpy().astype(np.float64) - exact_resize(before, (72, 72), repeat_border=whole))
-    pillow = np.abs(load_pixels(path, fit).astype(np.float64) - exact_resize(before, (72, 72), repeat_border=False))
+    pillow = np.abs(
+        load_pixels(path, fit).astype(np.float64) - exact_resize(before, (72, 72), repeat_border=False)
+    )
     assert ours.max() <= 2 * pillow.max() + 1
     assert ours.mean() <= 2 * pillow.mean() + 0.25
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("mode", MODES)
-def test_what_a_gpu_runs_crops_and_mirrors_as_pillow_does(tmp_path: Path, mode: Preprocess, channels: int) -> None:
+def test_what_a_gpu_runs_crops_and_mirrors_as_pillow_does(
+    tmp_path: Path, mode: Preprocess, channels: int
+) -> None:
     """DALI's whole graph on its CPU backend: a crop one pixel off, or not mirrored, is tens of levels off."""
     a, b = (source(varied(tmp_path / side, n), Fit(mode, 72, 64, channels)) for n, side in enumerate("AB"))
     plan = Plan(3, len(a.paths), len(b.paths))
@@ -153,7 +173,9 @@ def test_what_a_gpu_runs_crops_and_mirrors_as_pillow_does(tmp_path: Path, mode: 
             assert (mean, largest) == (0, 0) if mode == "crop" else mean <= 0.5
 
 
-def test_blocks_are_many_pictures_and_large_pictures_make_small_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_are_many_pictures_and_large_pictures_make_small_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     a, b = unpaired(tmp_path)
     launched: list[int] = []
     launch = dali_loader._Running.launch
@@ -199,14 +221,21 @@ def test_a_file_that_dali_fails_on_is_found_among_the_others(tmp_path: Path) -> 
     damaged[len(damaged) // 2] ^= 255
     passed_off_as_checked(a, a.paths[2], bytes(damaged))
     said: list[str] = []
-    with pytest.raises(UserError, match=r"^bad picture \S*/A/002.png: broken data stream when reading image file; --skip_bad_images"):
+    with pytest.raises(
+        UserError,
+        match=r"^bad picture \S*/A/002.png: broken data stream when reading image file; --skip_bad_images",
+    ):
         list(DaliLoader(a, b, Plan(11, 5, 3), CPU, threads=2).batches(0, 60))
-    found = list(DaliLoader(a, b, Plan(11, 5, 3), CPU, threads=2, say=said.append, skip_bad_images=True).batches(0, 60))
+    found = list(
+        DaliLoader(a, b, Plan(11, 5, 3), CPU, threads=2, say=said.append, skip_bad_images=True).batches(0, 60)
+    )
     assert len(found) == 60
     assert [line.split(":")[0] for line in said] == [f"left out {a.paths[2]}"]
 
 
-def test_a_file_that_dali_alone_fails_on_is_left_to_pillow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_dali_alone_fails_on_is_left_to_pillow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     a, b = unpaired(tmp_path)
     outputs, launch, refused = dali_loader._Running._outputs, dali_loader._Running.launch, a.paths[2]
     running: list[Path] = []
@@ -248,7 +277,9 @@ def test_a_failure_of_no_file_is_an_error(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_single_mode_reads_a_folder_of_anything(tmp_path: Path) -> None:
-    """No file was checked before: headers are looked at while reading, broken files come as what is wrong with them."""
+    """No file was checked before: headers are looked at while reading, broken files come as what is wrong
+    with them.
+    """
     paths = varied(tmp_path / "in", 5)
     paths[3].write_bytes(paths[3].read_bytes()[:200])
     paths.insert(5, tmp_path / "gone.png")
@@ -310,7 +341,9 @@ def test_memory_is_flat_over_epochs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("ours", "extra"), [("12.8", "dali-cu12"), ("14.0", "dali")])
-def test_dali_for_another_cuda_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch, ours: str, extra: str) -> None:
+def test_dali_for_another_cuda_is_named_with_its_remedy(
+    monkeypatch: pytest.MonkeyPatch, ours: str, extra: str
+) -> None:
     monkeypatch.setattr(torch.version, "cuda", ours)
     reason = dali_loader.why_not_dali(torch.device("cuda"))
     assert f"is built for CUDA 13 and torch for CUDA {ours[:2]}: install the extra {extra}" in reason
@@ -325,11 +358,13 @@ GPU = torch.device("cuda")
 @pytest.mark.gpu
 @pytest.mark.parametrize("mode", MODES)
 def test_on_a_gpu_the_samples_are_pillow_s(tmp_path: Path, mode: Preprocess) -> None:
-    """What two decoders may differ by, from the standards: each colour component's inverse transform is within 1 level of exact (IEEE
-    1180), so within 2 of one another; through the matrix to RGB that is at most 2 + 1.772 * 2 for blue, plus 1 for roundings: 7 levels. Its
-    mean square error is at most 0.02 a decoder, so a mean of sqrt(2 * 0.02 * (1 + 1.772**2)) + 0.25 < 0.7 with the rounding. A cubic filter
-    amplifies by the sum of its weights' magnitudes, at most 1.25 a pass: 1.5625 twice. To that comes what resizing itself differs by on a
-    CPU (the mean bound of the test above). Files without loss are bound by the resizing alone."""
+    """What two decoders may differ by, from the standards: each colour component's inverse transform is
+    within 1 level of exact (IEEE 1180), so within 2 of one another; through the matrix to RGB that is at most
+    2 + 1.772 * 2 for blue, plus 1 for roundings: 7 levels. Its mean square error is at most 0.02 a decoder,
+    so a mean of sqrt(2 * 0.02 * (1 + 1.772**2)) + 0.25 < 0.7 with the rounding. A cubic filter amplifies by
+    the sum of its weights' magnitudes, at most 1.25 a pass: 1.5625 twice. To that comes what resizing itself
+    differs by on a CPU (the mean bound of the test above). Files without loss are bound by the resizing
+    alone."""
     a, b = (source(varied(tmp_path / side, n), Fit(mode, 72, 64)) for n, side in enumerate("AB"))
     plan = Plan(3, len(a.paths), len(b.paths))
     ours, pillow = DaliLoader(a, b, plan, GPU, threads=4), FolderLoader(a, b, plan, GPU)
@@ -358,7 +393,9 @@ def test_on_a_gpu_a_picture_does_not_depend_on_its_block(tmp_path: Path) -> None
 
 @pytest.mark.gpu
 def test_on_a_gpu_a_busy_consumer_on_a_stream_of_its_own_sees_whole_pictures(tmp_path: Path) -> None:
-    """The consumer's stream lags behind; nothing it has not read yet may be overwritten, and nothing be read before it is there."""
+    """The consumer's stream lags behind; nothing it has not read yet may be overwritten, and nothing be read
+    before it is there.
+    """
     a, b = (source(varied(tmp_path / side, n), Fit("resize_and_crop", 72, 64)) for n, side in enumerate("AB"))
     plan = Plan(3, len(a.paths), len(b.paths), 4)
 
@@ -381,4 +418,7 @@ def test_sources_without_checks_are_looked_at(tmp_path: Path) -> None:
     a, b = unpaired(tmp_path)
     bare_A, bare_B = (Source(s.paths, s.fit, {}) for s in (a, b))
     expected = list(DaliLoader(a, b, Plan(11, 5, 3), CPU).batches(0, 10))
-    assert all(same_batch(x, y) for x, y in zip(expected, DaliLoader(bare_A, bare_B, Plan(11, 5, 3), CPU).batches(0, 10), strict=True))
+    assert all(
+        same_batch(x, y)
+        for x, y in zip(expected, DaliLoader(bare_A, bare_B, Plan(11, 5, 3), CPU).batches(0, 10), strict=True)
+    )

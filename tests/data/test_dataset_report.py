@@ -37,7 +37,10 @@ def test_what_is_found_is_said_and_drawn(dataset: Path, capsys: pytest.CaptureFi
         r"broken: \S*/trainA/<b>.png: image file is truncated",
         r"small: \S*/trainA/000.png: 24x20",
         r"the same pixels more than once: 2 pictures",
-        r"/trainA/001.png \(train A\) = \S*/testA/again.png \(test A\)\n +\S*/002.png \(train B\) = \S*/same_pixels.bmp \(train B\)",
+        (
+            r"/trainA/001.png \(train A\) = \S*/testA/again.png \(test A\)\n +\S*/002.png \(train B\) ="
+            r" \S*/same_pixels.bmp \(train B\)"
+        ),
         r"page: \S*page.html",
     ):
         assert re.search(line, said), line
@@ -53,7 +56,9 @@ def test_a_good_dataset(dataset: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert capsys.readouterr().out.count("broken    0") == 4
 
 
-def test_two_folders_and_one(dataset: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_folders_and_one(
+    dataset: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(dataset)
     assert check_dataset(["--data_A", "trainA", "--data_B", "trainB"]) == 0
     assert (dataset / "trainA2trainB_report.html").exists()

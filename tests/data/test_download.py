@@ -1,4 +1,6 @@
-"""Fetching a dataset from a server on this machine that breaks off, changes its file, refuses; and archives that must not be unpacked."""
+"""Fetching a dataset from a server on this machine that breaks off, changes its file, refuses; and archives
+that must not be unpacked.
+"""
 
 from __future__ import annotations
 
@@ -108,7 +110,9 @@ def test_fetched_unpacked_and_counted(server: Server, tmp_path: Path) -> None:
     said = run(server, tmp_path / "datasets")
     assert counts(tmp_path / "datasets" / "toys") == WHOLE
     assert f"{tmp_path / 'datasets' / 'toys' / 'trainB'}: 4 pictures" in said
-    assert [path.name for path in (tmp_path / "datasets").iterdir()] == ["toys"]  # no archive, no notes, nothing partial
+    assert [path.name for path in (tmp_path / "datasets").iterdir()] == [
+        "toys"
+    ]  # no archive, no notes, nothing partial
     with pytest.raises(UserError, match=r"toys exists; remove it to download it again"):
         run(server, tmp_path / "datasets")
 
@@ -124,7 +128,10 @@ def test_a_server_that_breaks_off_is_gone_on_from(server: Server, tmp_path: Path
 
 def test_giving_up_keeps_what_came_and_the_next_start_goes_on(server: Server, tmp_path: Path) -> None:
     server.breaks = [1000] + [0] * TRIES
-    with pytest.raises(UserError, match=r"cannot fetch from 127.0.0.1: .*0.0 MiB are kept.*Behind a proxy.*--archive toys.zip"):
+    with pytest.raises(
+        UserError,
+        match=r"cannot fetch from 127.0.0.1: .*0.0 MiB are kept.*Behind a proxy.*--archive toys.zip",
+    ):
         run(server, tmp_path)
     assert not (tmp_path / "toys").exists()
     server.asked.clear()
@@ -142,8 +149,12 @@ def test_a_file_that_changed_on_the_server_is_fetched_anew(server: Server, tmp_p
     assert (tmp_path / "toys.zip").read_bytes() == server.content
 
 
-@pytest.mark.parametrize("change", [{"ranges": False}, {"version": None}], ids=["no ranges", "no version to go on with"])
-def test_servers_that_cannot_go_on_begin_anew(server: Server, tmp_path: Path, change: dict[str, object]) -> None:
+@pytest.mark.parametrize(
+    "change", [{"ranges": False}, {"version": None}], ids=["no ranges", "no version to go on with"]
+)
+def test_servers_that_cannot_go_on_begin_anew(
+    server: Server, tmp_path: Path, change: dict[str, object]
+) -> None:
     for name, value in change.items():
         setattr(server, name, value)
     server.breaks = [1000, 2000]
@@ -181,11 +192,17 @@ def test_refusals_are_named_at_once(server: Server, tmp_path: Path) -> None:
 
 def test_no_server_at_all(tmp_path: Path, server: Server) -> None:
     server.url = "http://127.0.0.1:9"
-    with pytest.raises(UserError, match=r"cannot fetch from 127.0.0.1: .*refused.*Behind a proxy, set http_proxy and https_proxy"):
+    with pytest.raises(
+        UserError,
+        match=r"cannot fetch from 127.0.0.1: .*refused.*Behind a proxy, set http_proxy and https_proxy",
+    ):
         run(server, tmp_path)
 
 
-@pytest.mark.parametrize("name", ["../out.png", "/etc/out.png", "toys/../../out.png", "C:\\out.png", "..\\out.png", "\\\\host\\out.png"])
+@pytest.mark.parametrize(
+    "name",
+    ["../out.png", "/etc/out.png", "toys/../../out.png", "C:\\out.png", "..\\out.png", "\\\\host\\out.png"],
+)
 def test_members_that_climb_out_are_refused(tmp_path: Path, name: str) -> None:
     archive = tmp_path / "in" / "a.zip"
     archive.parent.mkdir()
@@ -223,7 +240,9 @@ def test_other_layouts_inside_the_archive(tmp_path: Path) -> None:
     with zipfile.ZipFile(io.BytesIO(packed())) as whole:
         files = {name.removeprefix("toys/"): whole.read(name) for name in whole.namelist()}
     for n, prefix in enumerate(["", "another_name/", "__MACOSX/"]):
-        (tmp_path / "a.zip").write_bytes(packed({**{f"{prefix}{name}": data for name, data in files.items()}, **(files if n == 2 else {})}))
+        (tmp_path / "a.zip").write_bytes(
+            packed({**{f"{prefix}{name}": data for name, data in files.items()}, **(files if n == 2 else {})})
+        )
         download("toys", tmp_path / str(n), archive=tmp_path / "a.zip", say=lambda text: None)
         assert counts(tmp_path / str(n) / "toys") == WHOLE
 
@@ -234,7 +253,10 @@ def test_the_command(server: Server, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert f"train on it: python scripts/train.py --compile --dataroot {tmp_path / 'toys'}" in out
     with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
         archive.writestr("horse2zebra/trainA/0.png", b"broken")
-    assert download_dataset(["horse2zebra", "--output", str(tmp_path), "--archive", str(tmp_path / "b.zip")]) == 1
+    assert (
+        download_dataset(["horse2zebra", "--output", str(tmp_path), "--archive", str(tmp_path / "b.zip")])
+        == 1
+    )
     out = capsys.readouterr().out
     assert "horse2zebra/trainA: 1 pictures (the authors' has 1,067), 1 broken" in out
     assert "0.png: not a picture that Pillow can read" in out
@@ -243,7 +265,10 @@ def test_the_command(server: Server, tmp_path: Path, capsys: pytest.CaptureFixtu
         ([], "which dataset"),
         (["zebra2horse"], "not one of the authors' datasets"),
         (["cityscapes"], "its licence"),
-        (["horse2zebra", "--output", str(tmp_path / "new"), "--archive", str(tmp_path / "none.zip")], "none.zip: no such file"),
+        (
+            ["horse2zebra", "--output", str(tmp_path / "new"), "--archive", str(tmp_path / "none.zip")],
+            "none.zip: no such file",
+        ),
     ):
         assert download_dataset(args) == 2
         assert message in capsys.readouterr().err

@@ -9,7 +9,14 @@ import pytest
 from PIL import Image
 
 from fastcyclegan.config import DataConfig, Preprocess
-from fastcyclegan.data.image_file import BadPictureError, Fit, load_pixels, open_picture, read_header, take_view
+from fastcyclegan.data.image_file import (
+    BadPictureError,
+    Fit,
+    load_pixels,
+    open_picture,
+    read_header,
+    take_view,
+)
 from fastcyclegan.data.sample_plan import View
 
 
@@ -62,7 +69,8 @@ def test_transparency_shows_white(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "colour", "expected"), [("1", 1, [255] * 3), ("L", 77, [77] * 3), ("CMYK", (0, 255, 255, 0), [255, 0, 0])]
+    ("mode", "colour", "expected"),
+    [("1", 1, [255] * 3), ("L", 77, [77] * 3), ("CMYK", (0, 255, 255, 0), [255, 0, 0])],
 )
 def test_modes_become_rgb(tmp_path: Path, mode: str, colour: object, expected: list[int]) -> None:
     path = saved(tmp_path, Image.new(mode, (8, 8), colour), "m.tif")
@@ -113,8 +121,12 @@ SIZES: list[tuple[str, Preprocess, int, int, tuple[int, int], tuple[int, int]]] 
 ]
 
 
-@pytest.mark.parametrize(("why", "mode", "load", "crop", "before", "after"), SIZES, ids=[row[0] for row in SIZES])
-def test_sizes_by_mode(why: str, mode: Preprocess, load: int, crop: int, before: tuple[int, int], after: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    ("why", "mode", "load", "crop", "before", "after"), SIZES, ids=[row[0] for row in SIZES]
+)
+def test_sizes_by_mode(
+    why: str, mode: Preprocess, load: int, crop: int, before: tuple[int, int], after: tuple[int, int]
+) -> None:
     assert Fit.of(DataConfig(preprocess=mode, load_size=load, crop_size=crop)).resized(before) == after
 
 
@@ -136,7 +148,9 @@ def test_resize_is_pillow_s_bicubic_and_crops_are_exact(tmp_path: Path) -> None:
 
 def test_every_crop_place_is_equally_likely(tmp_path: Path) -> None:
     pixels = np.arange(11, dtype=np.uint8).reshape(1, 11, 1).repeat(8, axis=0)
-    lefts = [int(take_view(pixels, Fit("crop", 0, 8), View(u / 400, 0.0, False))[0, 0, 0]) for u in range(400)]
+    lefts = [
+        int(take_view(pixels, Fit("crop", 0, 8), View(u / 400, 0.0, False))[0, 0, 0]) for u in range(400)
+    ]
     assert np.bincount(lefts).tolist() == [100, 100, 100, 100]
 
 

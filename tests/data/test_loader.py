@@ -1,4 +1,6 @@
-"""What loaders share: the same batches from any start and in shards, and files that break under way, in every loader."""
+"""What loaders share: the same batches from any start and in shards, and files that break under way, in every
+loader.
+"""
 
 from __future__ import annotations
 
@@ -22,15 +24,25 @@ from tests.conftest import same_batch, unpaired
 CPU = torch.device("cpu")
 LOADERS = pytest.mark.parametrize(
     ("loader", "threads", "cache"),
-    [("folder", 0, "none"), ("folder", 2, "none"), ("dali", 2, "none"), ("dali", 1, "ram"), ("folder", 1, "ram")],
+    [
+        ("folder", 0, "none"),
+        ("folder", 2, "none"),
+        ("dali", 2, "none"),
+        ("dali", 1, "ram"),
+        ("folder", 1, "ram"),
+    ],
 )
 
 
-def make(root: Path, loader: str, threads: int, cache: str, said: list[str] | None = None, **options: Any) -> Loader:
+def make(
+    root: Path, loader: str, threads: int, cache: str, said: list[str] | None = None, **options: Any
+) -> Loader:
     a, b = unpaired(root)
     config = DataConfig(load_size=24, crop_size=16, cache=cache, **options)
     say = [].append if said is None else said.append
-    return make_loader(choose(loader, CPU, threads), a, b, Plan(11, 5, 3, config.batch_size), CPU, config, say)
+    return make_loader(
+        choose(loader, CPU, threads), a, b, Plan(11, 5, 3, config.batch_size), CPU, config, say
+    )
 
 
 @LOADERS
@@ -44,7 +56,9 @@ def test_every_start_gives_the_same_batches(tmp_path: Path, loader: str, threads
 
 @LOADERS
 def test_two_shards_make_exactly_one_epoch(tmp_path: Path, loader: str, threads: int, cache: str) -> None:
-    """Five samples over two ranks: in the third iteration the second rank has none, and says so with an empty batch."""
+    """Five samples over two ranks: in the third iteration the second rank has none, and says so with an empty
+    batch.
+    """
     parts = []
     for rank in range(2):
         of_rank = make(tmp_path, loader, threads, cache)
@@ -58,16 +72,24 @@ def test_two_shards_make_exactly_one_epoch(tmp_path: Path, loader: str, threads:
 
 @LOADERS
 @pytest.mark.parametrize("way", ["broken", "vanished", "pipe"])
-def test_a_file_that_breaks_under_way_is_named(tmp_path: Path, loader: str, threads: int, cache: str, way: str) -> None:
+def test_a_file_that_breaks_under_way_is_named(
+    tmp_path: Path, loader: str, threads: int, cache: str, way: str
+) -> None:
     a, b = unpaired(tmp_path)
     path = b.paths[1]
     path.write_bytes(b"broken") if way == "broken" else path.unlink()
     if way == "pipe":
         os.mkfifo(path)  # reading it would wait for ever
     config = DataConfig(load_size=24, crop_size=16, cache=cache)
-    reason = {"broken": "not a picture that Pillow can read", "vanished": "no such file", "pipe": "not a regular file"}[way]
+    reason = {
+        "broken": "not a picture that Pillow can read",
+        "vanished": "no such file",
+        "pipe": "not a regular file",
+    }[way]
     found = make_loader(choose(loader, CPU, threads), a, b, Plan(11, 5, 3), CPU, config, print)
-    with pytest.raises(UserError, match=rf"^bad picture \S*/B/001.png: {reason}; --skip_bad_images leaves such pictures out$"):
+    with pytest.raises(
+        UserError, match=rf"^bad picture \S*/B/001.png: {reason}; --skip_bad_images leaves such pictures out$"
+    ):
         list(found.batches(0, 30))
 
 
@@ -78,15 +100,24 @@ def test_a_file_that_breaks_can_be_left_out(tmp_path: Path, loader: str, threads
     whole = list(FolderLoader(a, b, Plan(11, 5, 3), CPU).batches(0, 30))
     b.paths[1].unlink()
     config, said = DataConfig(load_size=24, crop_size=16, cache=cache, skip_bad_images=True), []
-    found = list(make_loader(choose(loader, CPU, threads), a, b, Plan(11, 5, 3), CPU, config, said.append).batches(0, 30))
+    found = list(
+        make_loader(choose(loader, CPU, threads), a, b, Plan(11, 5, 3), CPU, config, said.append).batches(
+            0, 30
+        )
+    )
     assert len(found) == 30
     for expected, batch in zip(whole, found, strict=True):
         replaced = expected.paths_B == [str(b.paths[1])]
         assert batch.paths_B == ([str(b.paths[2])] if replaced else expected.paths_B)
-        assert (batch.samples[0].view_B, batch.samples[0].draw_A) == (expected.samples[0].view_B, expected.samples[0].draw_A)
+        assert (batch.samples[0].view_B, batch.samples[0].draw_A) == (
+            expected.samples[0].view_B,
+            expected.samples[0].draw_A,
+        )
         assert (batch.A - expected.A).abs().max() <= 4 / 127.5
     left_out = [line for line in said if line.startswith("left out")]
-    assert left_out == [f"left out {b.paths[1]}: no such file; the next picture takes its place"] * len(left_out)
+    assert left_out == [f"left out {b.paths[1]}: no such file; the next picture takes its place"] * len(
+        left_out
+    )
     assert len(left_out) == 1
 
 
@@ -101,8 +132,12 @@ def test_nothing_left_to_read(tmp_path: Path, loader: str, threads: int, cache: 
     for path in b.paths:
         path.unlink()
     config = DataConfig(load_size=24, crop_size=16, cache=cache, skip_bad_images=True)
-    with pytest.raises(UserError, match=r"none of the 3 pictures can be read any more; the first: .*no such file"):
-        list(make_loader(choose(loader, CPU, threads), a, b, Plan(11, 5, 3), CPU, config, print).batches(0, 30))
+    with pytest.raises(
+        UserError, match=r"none of the 3 pictures can be read any more; the first: .*no such file"
+    ):
+        list(
+            make_loader(choose(loader, CPU, threads), a, b, Plan(11, 5, 3), CPU, config, print).batches(0, 30)
+        )
 
 
 @pytest.mark.parametrize(("loader", "threads"), [("folder", 0), ("dali", 2)])
@@ -112,5 +147,7 @@ def test_a_file_that_was_replaced_is_read_as_it_is_now(tmp_path: Path, loader: s
     for path in a.paths:
         Image.fromarray(np.full((40, 50, 3), 200, dtype=np.uint8)).save(path)
     config = DataConfig(load_size=24, crop_size=16)
-    batch = next(make_loader(choose(loader, CPU, threads), a, b, Plan(11, 5, 3), CPU, config, print).batches(0, 4))
+    batch = next(
+        make_loader(choose(loader, CPU, threads), a, b, Plan(11, 5, 3), CPU, config, print).batches(0, 4)
+    )
     assert ((batch.A + 1) * 127.5).round().unique().tolist() == [200]

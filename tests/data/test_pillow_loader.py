@@ -1,4 +1,6 @@
-"""The Pillow loader: the plan's samples, whatever the workers; memory; files that break under way; Pillow's plain reader."""
+"""The Pillow loader: the plan's samples, whatever the workers; memory; files that break under way; Pillow's
+plain reader.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ from tests.conftest import same_batch, unpaired, write_pictures
 CPU = torch.device("cpu")
 
 
-def make(tmp_path: Path, workers: int = 0, batch: int = 2, channels: tuple[int, int] = (3, 3), **options: object) -> FolderLoader:
+def make(
+    tmp_path: Path, workers: int = 0, batch: int = 2, channels: tuple[int, int] = (3, 3), **options: object
+) -> FolderLoader:
     a, b = unpaired(tmp_path, channels=channels)
     return FolderLoader(a, b, Plan(11, 5, 3, batch), CPU, workers=workers, **options)
 
@@ -38,7 +42,9 @@ def test_batches_are_the_plan_s_samples(tmp_path: Path) -> None:
         for row, i in enumerate(numbers):
             sample = loader.plan.sample(epoch, i)
             path = loader.a.paths[sample.index_A]
-            pixels = take_view(load_pixels(path, loader.a.fit), loader.a.fit, sample.view_A).astype(np.float64)
+            pixels = take_view(load_pixels(path, loader.a.fit), loader.a.fit, sample.view_A).astype(
+                np.float64
+            )
             assert batch.paths_A[row] == str(path)
             np.testing.assert_allclose(batch.A[row].permute(1, 2, 0).numpy(), pixels / 127.5 - 1, atol=2e-7)
 
@@ -77,21 +83,30 @@ def test_python_ends_with_workers_still_at_work(tmp_path: Path) -> None:
     """They ignore the signal that Python sends them at its end, and waits after."""
     make(tmp_path)
     code = (
-        "import sys, torch; from pathlib import Path; from tests.conftest import unpaired\n"
-        "from fastcyclegan.data.pillow_loader import FolderLoader; from fastcyclegan.data.sample_plan import Plan\n"
-        "a, b = unpaired(Path(sys.argv[1]))\n"
-        "batches = FolderLoader(a, b, Plan(1, 5, 3), torch.device('cpu'), workers=2).batches(0, 1000); next(batches)\n"
-        "sys.modules['keeps'] = batches; print('end')"
+        "import sys, torch; from pathlib import Path; from tests.conftest import unpaired\nfrom"
+        " fastcyclegan.data.pillow_loader import FolderLoader; from fastcyclegan.data.sample_plan import"
+        " Plan\na, b = unpaired(Path(sys.argv[1]))\nbatches = FolderLoader(a, b, Plan(1, 5, 3),"
+        " torch.device('cpu'), workers=2).batches(0, 1000); next(batches)\nsys.modules['keeps'] = batches;"
+        " print('end')"
     )
     root = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], timeout=60, check=True, capture_output=True, text=True, cwd=root)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        timeout=60,
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=root,
+    )
     assert done.stdout == "end\n"
 
 
 def test_the_plain_reader_keeps_the_order_and_gives_bad_files_as_such(tmp_path: Path) -> None:
     paths = write_pictures(tmp_path, 20)
     paths[3].write_bytes(b"no")
-    read = PillowReader(Fit("square", 8, channels=1), threads=3).read(Job(path, tag=n) for n, path in enumerate(paths))
+    read = PillowReader(Fit("square", 8, channels=1), threads=3).read(
+        Job(path, tag=n) for n, path in enumerate(paths)
+    )
     rows = list(read)
     assert [job.tag for job, _ in rows] == list(range(20))
     assert isinstance(rows[3][1], BadPictureError)

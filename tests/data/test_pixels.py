@@ -10,14 +10,24 @@ from fastcyclegan.data.pixels import draw_grid, to_pixels
 
 def test_pixels_are_rounded_and_clamped() -> None:
     values = torch.tensor([-1.5, -1.0, -1 + 0.9 / 127.5, 0.0, 1.0, 7.0]).view(1, 1, 1, -1)
-    assert to_pixels(values).flatten().tolist() == [0, 0, 1, 128, 255, 255]  # the official code truncates the third to 0
+    assert to_pixels(values).flatten().tolist() == [
+        0,
+        0,
+        1,
+        128,
+        255,
+        255,
+    ]  # the official code truncates the third to 0
     every = torch.arange(256).view(1, 1, 16, 16) / 127.5 - 1
     assert np.array_equal(to_pixels(every).reshape(-1), np.arange(256))
 
 
 def test_grid_shows_every_picture_where_it_belongs() -> None:
     colours = np.random.default_rng(0).integers(0, 256, (2, 2, 3), dtype=np.uint8)
-    pictures = [[np.broadcast_to(colours[row, column], (10 + 5 * row, 12, 3)) for row in range(2)] for column in range(2)]
+    pictures = [
+        [np.broadcast_to(colours[row, column], (10 + 5 * row, 12, 3)) for row in range(2)]
+        for column in range(2)
+    ]
     gray = [np.full((8, 8, 1), 77, dtype=np.uint8)] * 2
     grid = np.asarray(draw_grid({"first": pictures[0], "a much longer label": pictures[1], "gray": gray}))
     seen = {tuple(c) for c in grid.reshape(-1, 3)}

@@ -1,4 +1,6 @@
-"""What the plan promises: the same sample for the same (seed, epoch, i), each picture once an epoch, uniform chance."""
+"""What the plan promises: the same sample for the same (seed, epoch, i), each picture once an epoch, uniform
+chance.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,12 @@ def test_serial_pairs_by_position() -> None:
 def test_batches_cover_epochs_and_keep_the_partial_one() -> None:
     plan = Plan(seed=0, count_A=5, count_B=2, batch_size=2)
     assert plan.iterations_per_epoch == 3
-    assert list(plan.batches(1, 5)) == [(1, range(2, 4)), (1, range(4, 5)), (2, range(0, 2)), (2, range(2, 4))]
+    assert list(plan.batches(1, 5)) == [
+        (1, range(2, 4)),
+        (1, range(4, 5)),
+        (2, range(0, 2)),
+        (2, range(2, 4)),
+    ]
 
 
 def test_chance_is_uniform_and_flips_can_be_off() -> None:
@@ -57,17 +64,26 @@ def test_chance_is_uniform_and_flips_can_be_off() -> None:
         assert np.mean(values) == pytest.approx(0.5, abs=5 * 0.5 / math.sqrt(n))
     counts = np.bincount([s.index_B for s in samples], minlength=10)
     assert ((counts - n / 10) ** 2 / (n / 10)).sum() < 33.7  # chi-square, 9 degrees of freedom, 1 in 10,000
-    assert not any(Plan(seed=3, count_A=99, count_B=9, flip=False).sample(1, i).view_A.flip for i in range(99))
+    assert not any(
+        Plan(seed=3, count_A=99, count_B=9, flip=False).sample(1, i).view_A.flip for i in range(99)
+    )
 
 
 def test_streams_do_not_repeat_each_other() -> None:
     plan = Plan(seed=3, count_A=50, count_B=50)
-    places = [v for epoch in (1, 2) for i in range(50) for v in (plan.sample(epoch, i).view_A.x, plan.sample(epoch, i).view_B.x)]
+    places = [
+        v
+        for epoch in (1, 2)
+        for i in range(50)
+        for v in (plan.sample(epoch, i).view_A.x, plan.sample(epoch, i).view_B.x)
+    ]
     places += [Plan(seed=4, count_A=50, count_B=50).sample(1, i).view_A.x for i in range(50)]
     assert len(set(places)) == len(places)
 
 
-@pytest.mark.parametrize(("count", "batch", "ranks"), [(12, 2, 3), (7, 1, 2), (10, 3, 4)], ids=["even", "odd", "a rank with none"])
+@pytest.mark.parametrize(
+    ("count", "batch", "ranks"), [(12, 2, 3), (7, 1, 2), (10, 3, 4)], ids=["even", "odd", "a rank with none"]
+)
 def test_shards_make_exactly_one_epoch(count: int, batch: int, ranks: int) -> None:
     """And iteration by iteration they make the batches of one process with ``ranks`` times the batch size."""
     plan = Plan(seed=5, count_A=count, count_B=4, batch_size=batch)

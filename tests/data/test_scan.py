@@ -20,7 +20,12 @@ def found(config: DataConfig, seed: int = 0) -> scan.Pictures:
 
 def test_official_layout_and_direction(dataset: Path) -> None:
     pictures = found(DataConfig(dataroot=dataset))
-    assert [len(side) for side in (pictures.train_A, pictures.train_B, pictures.test_A, pictures.test_B)] == [5, 4, 2, 2]
+    assert [len(side) for side in (pictures.train_A, pictures.train_B, pictures.test_A, pictures.test_B)] == [
+        5,
+        4,
+        2,
+        2,
+    ]
     swapped = found(DataConfig(dataroot=dataset, direction="BtoA"))
     assert (swapped.train_A, swapped.test_B) == (pictures.train_B, pictures.test_A)
 
@@ -95,7 +100,9 @@ def test_bad_pictures_are_named_or_left_out(dataset: Path, capsys: pytest.Captur
     broken = dataset / "trainA" / "001.png"
     broken.write_bytes(broken.read_bytes()[:-200])
     (dataset / "testB" / "zero.jpg").write_bytes(b"")
-    with pytest.raises(UserError, match=r"bad picture .*trainA/001.png: .* \(and 1 more\); --skip_bad_images"):
+    with pytest.raises(
+        UserError, match=r"bad picture .*trainA/001.png: .* \(and 1 more\); --skip_bad_images"
+    ):
         found(DataConfig(dataroot=dataset))
     pictures = found(DataConfig(dataroot=dataset, skip_bad_images=True))
     assert broken not in pictures.train_A

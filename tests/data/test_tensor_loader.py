@@ -1,4 +1,6 @@
-"""Loaders of the caller's own: every kind that is taken, trained on as files are, and what cannot be trained on."""
+"""Loaders of the caller's own: every kind that is taken, trained on as files are, and what cannot be trained
+on.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,13 @@ class Paired:
     ("loaders", "per_epoch"),
     [
         # Labels are left out, B begins anew, and of the last batch of one the surplus of B is left out.
-        ((DataLoader(TensorDataset(tensors(5), torch.arange(5)), batch_size=2), DataLoader(tensors(2, 1), batch_size=2)), 3),
+        (
+            (
+                DataLoader(TensorDataset(tensors(5), torch.arange(5)), batch_size=2),
+                DataLoader(tensors(2, 1), batch_size=2),
+            ),
+            3,
+        ),
         ((Paired(),), 4),
         ((DataLoader(TensorDataset(tensors(4), tensors(4, 1)), batch_size=2),), 2),
         (([tensors(2)], [((tensors(2, 1) + 1) * 127.5).to(torch.uint8)] * 3), 3),
@@ -48,7 +56,10 @@ def test_pictures_of_loaders_are_those_that_are_trained_on(dataset: Path, tmp_pa
     files = CycleGAN(**settings)
     files.fit(dataset)
     config = CycleGAN(**settings, dataroot=dataset).config
-    batches = [(batch.A, batch.B) for batch in start(config, lambda text: None, given=Given(files=False)).loader.batches(0, 4)]
+    batches = [
+        (batch.A, batch.B)
+        for batch in start(config, lambda text: None, given=Given(files=False)).loader.batches(0, 4)
+    ]
     given = CycleGAN(**settings)
     given.fit(batches)
     assert same(files, given)
@@ -57,13 +68,33 @@ def test_pictures_of_loaders_are_those_that_are_trained_on(dataset: Path, tmp_pa
 @pytest.mark.parametrize(
     ("A", "B", "message"),
     [
-        (iter([tensors(1)]), iter([tensors(1)]), "a loader without a length, or an empty one: give iterations_per_epoch"),
+        (
+            iter([tensors(1)]),
+            iter([tensors(1)]),
+            "a loader without a length, or an empty one: give iterations_per_epoch",
+        ),
         ([tensors(1)], None, "a loader by itself must give .* or pairs of tensors, got Tensor"),
         ([{"A": tensors(1)}], None, r"pictures of B must be tensors \[N, 3, H, W\], got NoneType"),
-        ([tensors(1)[:, :1]], [tensors(1)], r"pictures of A must be tensors \[N, 3, H, W\], got shape \[1, 1, 16, 16\]"),
-        ([tensors(1)[:, :, :15]], [tensors(1)], "pictures of A are 16x15: the networks take sides that are multiples of 4, from 8 on"),
-        ([tensors(1)], [tensors(1) * 128 + 127], r"pictures of B must be in \[-1, 1\], got values from .* to 25"),
-        ([tensors(1).long()], [tensors(1)], r"pictures of A must be floating point in \[-1, 1\] or uint8, got torch.int64"),
+        (
+            [tensors(1)[:, :1]],
+            [tensors(1)],
+            r"pictures of A must be tensors \[N, 3, H, W\], got shape \[1, 1, 16, 16\]",
+        ),
+        (
+            [tensors(1)[:, :, :15]],
+            [tensors(1)],
+            "pictures of A are 16x15: the networks take sides that are multiples of 4, from 8 on",
+        ),
+        (
+            [tensors(1)],
+            [tensors(1) * 128 + 127],
+            r"pictures of B must be in \[-1, 1\], got values from .* to 25",
+        ),
+        (
+            [tensors(1).long()],
+            [tensors(1)],
+            r"pictures of A must be floating point in \[-1, 1\] or uint8, got torch.int64",
+        ),
         ("folder", [tensors(1)], "A and B must both be folders or both be loaders"),
         (None, None, "no pictures: give a dataset's folder, a folder a domain, or loaders"),
     ],
@@ -77,5 +108,7 @@ def test_a_loader_without_a_length() -> None:
     model = CycleGAN(**TINY)
     model.fit(iter([(tensors(1), tensors(1))] * 4), iterations_per_epoch=2)
     assert model.iteration == 4
-    with pytest.raises(UserError, match="a loader ended after 3 batches and gives no more: it must be one that begins anew"):
+    with pytest.raises(
+        UserError, match="a loader ended after 3 batches and gives no more: it must be one that begins anew"
+    ):
         CycleGAN(**TINY).fit(iter([(tensors(1), tensors(1))] * 3), iterations_per_epoch=2)

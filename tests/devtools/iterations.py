@@ -1,4 +1,6 @@
-"""The launches of a training iteration and the jobs made of them, in a process of its own in which Triton compiles."""
+"""The launches of a training iteration and the jobs made of them, in a process of its own in which Triton
+compiles.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,8 @@ from typing import Any
 
 from tests.devtools.compiling import ROOT
 
-# The launches of an iteration, and of one whose networks run apart, with the jobs that were made of them, in a list called found; and a
-# driver that is no business of the product's, for an H100 that is not there.
+# The launches of an iteration, and of one whose networks run apart, with the jobs that were made of them, in
+# a list called found; and a driver that is no business of the product's, for an H100 that is not there.
 ITERATIONS = """
 import dataclasses, json, sys
 import torch, triton
@@ -39,7 +41,9 @@ def iteration(dtype, pairing, **options):
 
 def run(code: str, cache: Path) -> Any:
     """Run ``code`` where Triton compiles, with a cache of its own, and return what it prints."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | {"TRITON_CACHE_DIR": str(cache)}
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | {
+        "TRITON_CACHE_DIR": str(cache)
+    }
     command = [sys.executable, "-c", ITERATIONS + code]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -1,4 +1,6 @@
-"""Kernels compiled ahead are found by the launch that needs them; where no file can be locked, nobody is waited for."""
+"""Kernels compiled ahead are found by the launch that needs them; where no file can be locked, nobody is
+waited for.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ def test_what_is_compiled_ahead_is_found_by_the_jit(tmp_path: Path) -> None:
     assert hits == [True] * 3
 
 
-def test_where_nothing_can_be_locked_nobody_is_waited_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_where_nothing_can_be_locked_nobody_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     (tmp_path / "fastcyclegan").write_text("a file where the folder should be")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with _ahead.alone():

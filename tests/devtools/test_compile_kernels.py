@@ -47,7 +47,8 @@ def taps(x_ptr, y_ptr, W, XS: tl.constexpr, BLOCK: tl.constexpr):
 
 def job(capability, kernel, dtype, c, warps=4, **constants):
     x, y = (torch.zeros(4096, dtype=dtype) for _ in range(2))
-    return _jobs.job_of(_launch.Launch(kernel, 1, (x, y, c), constants, _launch.Config((), warps)), capability)
+    launch = _launch.Launch(kernel, 1, (x, y, c), constants, _launch.Config((), warps))
+    return _jobs.job_of(launch, capability)
 
 def jobs(capability):
     return [
@@ -75,7 +76,9 @@ def test_each_fault_is_found(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     reports, starved = map(json.loads, done.stdout.splitlines())
     for arch, instruction in (("sm_80", "HMMA"), ("sm_90", "HGMMA")):
-        good, narrow, spilled, product, tf32, ieee, wide_taps, narrow_taps = (r for r in reports if r["arch"] == arch)
+        good, narrow, spilled, product, tf32, ieee, wide_taps, narrow_taps = (
+            r for r in reports if r["arch"] == arch
+        )
         assert good["faults"] == []
         assert good["instructions"]["loads16"] == 2
         assert re.fullmatch(r"\d+ tile loads or stores of less than 16 bytes", *narrow["faults"])

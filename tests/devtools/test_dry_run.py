@@ -1,4 +1,6 @@
-"""What a forward and backward costs, counted: a change that adds a launch, a pass or a saved tensor shows here."""
+"""What a forward and backward costs, counted: a change that adds a launch, a pass or a saved tensor shows
+here.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ def counts(build: type[nn.Module], dtype: torch.dtype = torch.float32, **options
 
 @pytest.mark.parametrize(("dtype", "plain", "ours"), [(torch.float32, 343, 165), (torch.bfloat16, 172, 83)])
 def test_bytes_that_the_generator_keeps(dtype: torch.dtype, plain: int, ours: int) -> None:
-    """Two convolution outputs and the input of each block, one tensor of each other layer: under half of what plain PyTorch keeps."""
+    """Two convolution outputs and the input of each block, one tensor of each other layer: under half of what
+    plain PyTorch keeps.
+    """
     assert counts(Generator, dtype, impl="reference").saved_bytes // MIB == plain
     found = counts(Generator, dtype, impl="triton").saved_bytes
     assert found // MIB == ours
@@ -39,7 +43,9 @@ def test_bytes_that_the_generator_keeps(dtype: torch.dtype, plain: int, ours: in
 
 
 def test_launches_of_the_generator() -> None:
-    """Of each of the 9 blocks 4 forward and 8 backward; 5 norms more, whose pictures are large; the first and the last convolution."""
+    """Of each of the 9 blocks 4 forward and 8 backward; 5 norms more, whose pictures are large; the first and
+    the last convolution.
+    """
     found = counts(Generator, impl="triton")
     blocks = {
         "_reflect_conv_kernel": 2 + 2,
@@ -51,13 +57,30 @@ def test_launches_of_the_generator() -> None:
     }
     norms = tuple(f"_instance_norm_{name}_kernel" for name in ("stats", "apply", "bwd_sums", "bwd_apply"))
     # The picture and its gradient are put into borders; so is the picture again for the weight's gradient.
-    first = ("_embed_kernel", "_reflect_conv_kernel", "_embed_kernel", "_reflect_conv_contract_kernel", "_fold_kernel", "_embed_kernel")
+    first = (
+        "_embed_kernel",
+        "_reflect_conv_kernel",
+        "_embed_kernel",
+        "_reflect_conv_contract_kernel",
+        "_fold_kernel",
+        "_embed_kernel",
+    )
     last = ("_reflect_conv_contract_kernel", "_embed_kernel", "_reflect_conv_kernel", "_fold_border_kernel")
     wgrad = ("_reflect_conv_wgrad_kernel", "_reflect_conv_wgrad_sum_kernel")
-    wanted = Counter({name: 9 * count for name, count in blocks.items()}) + Counter(5 * norms + first + last + 2 * wgrad)
+    wanted = Counter({name: 9 * count for name, count in blocks.items()}) + Counter(
+        5 * norms + first + last + 2 * wgrad
+    )
     assert found.launches == wanted
-    # Twice a stride-2 and a transposed convolution; three weights of the picture's layers in the kernels' form; a bias's gradient.
-    assert found.aten == {"convolution": 4, "convolution_backward": 7, "new_zeros": 5, "copy_": 5, "flip": 2, "sum": 1}
+    # Twice a stride-2 and a transposed convolution; three weights of the picture's layers in the kernels'
+    # form; a bias's gradient.
+    assert found.aten == {
+        "convolution": 4,
+        "convolution_backward": 7,
+        "new_zeros": 5,
+        "copy_": 5,
+        "flip": 2,
+        "sum": 1,
+    }
 
 
 def test_the_backward_of_a_discriminator_is_two_launches_a_norm_or_one() -> None:

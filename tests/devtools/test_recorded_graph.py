@@ -1,4 +1,6 @@
-"""The stand-in for CUDA graphs on made-up sequences of operators: each kind of memory that a recording must tell apart."""
+"""The stand-in for CUDA graphs on made-up sequences of operators: each kind of memory that a recording must
+tell apart.
+"""
 
 from __future__ import annotations
 
@@ -155,7 +157,10 @@ def trained(state: Tensor, x: Tensor) -> Tensor:
 
 STEPS: list[tuple[str, Step]] = [
     ("a view of new memory is changed, and its neighbour with it", split_then_change_the_other),
-    ("a piece with a gradient, read by an operator's own threads after its base was written again", split_read_in_threads),
+    (
+        "a piece with a gradient, read by an operator's own threads after its base was written again",
+        split_read_in_threads,
+    ),
     ("views of views", chunk_and_unbind),
     ("views that the schema calls new", unsafe_split),
     ("several results, each of its own memory", several_results_of_one_operator),
@@ -191,7 +196,9 @@ def test_a_replay_is_the_step(why: str, step: Step) -> None:
 
 
 def test_what_is_frozen_into_a_recording_shows() -> None:
-    """The reason for the stand-in: a number that the host decides stays what it was, and a value that is read back too."""
+    """The reason for the stand-in: a number that the host decides stays what it was, and a value that is read
+    back too.
+    """
     count, total = [0], torch.zeros(())
 
     def step() -> Tensor:

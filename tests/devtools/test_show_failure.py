@@ -1,4 +1,6 @@
-"""The record of a launch that failed, and the command that makes it again. Compiled for a GPU that is not here, in a process of its own."""
+"""The record of a launch that failed, and the command that makes it again. Compiled for a GPU that is not
+here, in a process of its own.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,14 @@ print([show_failure.main([file]) for file in sys.argv[1:]])
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    return subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
 
 
 def test_tensors_come_back_as_they_were() -> None:
@@ -40,9 +49,13 @@ def test_tensors_come_back_as_they_were() -> None:
     again = show_failure._tensor(described, torch.device("cpu"))
     assert _records.described(again) == described
     descriptor = _records.described(TensorDescriptor(memory, [20, 48], [48, 1], [16, 32]))
-    value = show_failure._value(descriptor, lambda described: show_failure._tensor(described, torch.device("cpu")))
+    value = show_failure._value(
+        descriptor, lambda described: show_failure._tensor(described, torch.device("cpu"))
+    )
     assert (value.shape, value.strides, value.block_shape) == ([20, 48], [48, 1], [16, 32])
-    assert _records.readable(descriptor).startswith("descriptor [20, 48] strides [48, 1] box [16, 32] of float32[1000] strides [1] aligned")
+    assert _records.readable(descriptor).startswith(
+        "descriptor [20, 48] strides [48, 1] box [16, 32] of float32[1000] strides [1] aligned"
+    )
 
 
 def test_a_launch_on_the_same_gpu_is_made_again(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
@@ -50,10 +63,17 @@ def test_a_launch_on_the_same_gpu_is_made_again(monkeypatch: pytest.MonkeyPatch,
     record = json.loads(record_of_a_failure(monkeypatch).read_text())
     made: list[torch.Tensor] = []
     tensor = show_failure._tensor
-    monkeypatch.setattr(show_failure, "_tensor", lambda *a: made.append(tensor(*a).fill_(torch.nan if len(made) else 0)) or made[-1])
+    monkeypatch.setattr(
+        show_failure,
+        "_tensor",
+        lambda *a: made.append(tensor(*a).fill_(torch.nan if len(made) else 0)) or made[-1],
+    )
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    assert show_failure._launch_again(record, torch.device(device)) == "It compiles and runs now, on zeros, on cpu, interpreted."
+    assert (
+        show_failure._launch_again(record, torch.device(device))
+        == "It compiles and runs now, on zeros, on cpu, interpreted."
+    )
     assert not made[1].any()
 
 
@@ -72,7 +92,9 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert "  float32[2, 5, 4, 4] strides [80, 16, 4, 1] aligned" in found.stdout
 
 
-def test_what_is_no_record(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_record(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     good = json.loads(record_of_a_failure(monkeypatch).read_text())
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     missing, text, other = tmp_path / "missing.json", tmp_path / "text.json", tmp_path / "other.json"
@@ -88,8 +110,10 @@ def test_what_is_no_record(tmp_path: Path, capsys: pytest.CaptureFixture[str], m
     ]
     tensor = good["arguments"][0]
     damaged = [
-        {"kernel": ["a"]}, {"arguments": 3}, {"arguments": [{"shape": [1]}]}, {"arguments": [{**tensor, "dtype": "flot99"}]},
-        {"arguments": [{**tensor, "box": 3, "base": 3}]}, {"configuration": {}}, {"configuration": 3}, {"constants": 3},
+        {"kernel": ["a"]}, {"arguments": 3}, {"arguments": [{"shape": [1]}]},
+        {"arguments": [{**tensor, "dtype": "flot99"}]},
+        {"arguments": [{**tensor, "box": 3, "base": 3}]}, {"configuration": {}}, {"configuration": 3},
+        {"constants": 3},
         {"capability": "x"},
     ]  # fmt: skip
     for number, wrong in enumerate(damaged):
@@ -107,7 +131,8 @@ def test_what_is_no_record(tmp_path: Path, capsys: pytest.CaptureFixture[str], m
 
 def test_help_imports_no_triton() -> None:
     script = (
-        "import runpy, sys; sys.argv[1:] = ['--help']\ntry: runpy.run_module('fastcyclegan.devtools.show_failure', run_name='__main__')\n"
+        "import runpy, sys; sys.argv[1:] = ['--help']\ntry:"
+        " runpy.run_module('fastcyclegan.devtools.show_failure', run_name='__main__')\n"
     )
     found = run("-c", script + "except SystemExit as end: print(end.code, 'triton' in sys.modules)")
     assert found.stdout.splitlines()[-1] == "0 False", found.stdout + found.stderr

@@ -1,7 +1,9 @@
-"""A stand-in for what PyTorch keeps of CUDA graph captures, from its source: who allocates where, who draws, which stream is current.
+"""A stand-in for what PyTorch keeps of CUDA graph captures, from its source: who allocates where, who draws,
+which stream is current.
 
-``torch.cuda.graph`` itself runs as it is. ``old``: torch before 2.13, where a random generator's state is in capturing mode or not; since
-then it keeps a state for each capture. Kernels, memory and numbers are not here: they are counted.
+``torch.cuda.graph`` itself runs as it is. ``old``: torch before 2.13, where a random generator's state is in
+capturing mode or not; since then it keeps a state for each capture. Kernels, memory and numbers are not here:
+they are counted.
 """
 
 from __future__ import annotations
@@ -71,7 +73,9 @@ class Graph:
     def __init__(self, cuda: FakeCuda) -> None:
         self.cuda, self.ended, self.drawn = cuda, False, 0
 
-    def capture_begin(self, pool: Pool = (0, 0), capture_error_mode: str = "global", check_input_liveness: bool = False) -> None:
+    def capture_begin(
+        self, pool: Pool = (0, 0), capture_error_mode: str = "global", check_input_liveness: bool = False
+    ) -> None:
         self.state = self.cuda.generator.state
         self.state.capturing = True
         self.cuda.fail("before the pool")
@@ -116,7 +120,9 @@ class Graph:
 
 
 class FakeCuda:
-    """The device: allocators that note which pools they allocate into and how many graphs use each, a generator, the current stream."""
+    """The device: allocators that note which pools they allocate into and how many graphs use each, a
+    generator, the current stream.
+    """
 
     def __init__(self, patch: pytest.MonkeyPatch, old: bool) -> None:
         self.old = old

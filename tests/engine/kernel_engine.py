@@ -20,4 +20,11 @@ CPU = torch.device("cpu")
 def engine(model: ModelConfig = SMALL, loss: LossConfig = LossConfig(), **options: Any) -> Engine:
     """Return an engine as it would be on a GPU."""
     with as_on_gpu(), dry_run():
-        return Engine(CycleGAN(loss), seeded_networks(model), OptimConfig(), CPU, "bf16", options=EngineConfig(**options))
+        return Engine(
+            CycleGAN(loss),
+            seeded_networks(model),
+            OptimConfig(),
+            CPU,
+            "bf16",
+            options=EngineConfig(**options),
+        )

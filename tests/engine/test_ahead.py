@@ -1,4 +1,6 @@
-"""Compiling ahead: the dry run of an engine's copy launches what the engine does and leaves no trace; what becomes of the kernels."""
+"""Compiling ahead: the dry run of an engine's copy launches what the engine does and leaves no trace; what
+becomes of the kernels.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +69,9 @@ CASES = [
 
 
 @pytest.mark.parametrize(("why", "model", "loss", "options"), CASES, ids=[case[0] for case in CASES])
-def test_the_copy_launches_what_the_engine_does(why: str, model: ModelConfig, loss: LossConfig, options: dict[str, Any]) -> None:
+def test_the_copy_launches_what_the_engine_does(
+    why: str, model: ModelConfig, loss: LossConfig, options: dict[str, Any]
+) -> None:
     one = engine(model, loss, **options)
     copied = launches(lambda: one.dry_step(batch(2)))
     with as_on_gpu():
@@ -135,7 +139,9 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     monkeypatch.setattr(_launch, "interpreted", lambda: False)
     monkeypatch.setattr(ahead, "chip_of", lambda device: Chip(90, 132, "Test"))
     monkeypatch.setattr(
-        compile_kernels, "jobs_of", lambda run, chip: (run(), compile_kernels.Found(tuple("abcdefghijklmnopqrst"), CHOICES))[1]
+        compile_kernels,
+        "jobs_of",
+        lambda run, chip: (run(), compile_kernels.Found(tuple("abcdefghijklmnopqrst"), CHOICES))[1],
     )
     monkeypatch.setattr(_ahead, "missing", list)
     monkeypatch.setattr(_ahead, "compile_ahead", compile_ahead)
@@ -152,7 +158,8 @@ def test_each_kind_of_work_is_looked_at_once(compiled: list[int]) -> None:
     cores = len(os.sched_getaffinity(0))
     seconds = 2 + 0.28 * math.ceil(20 / min(cores, 20))
     line = (
-        f"compiling 20 kernels for Test in {min(cores, 20)} processes, about {seconds:.0f} s, once; then timing 100 tiles, about 1 s, once"
+        f"compiling 20 kernels for Test in {min(cores, 20)} processes, about {seconds:.0f} s, once; then"
+        " timing 100 tiles, about 1 s, once"
     )
     assert said == [line] * ahead.MOST_KINDS
 
@@ -177,7 +184,9 @@ def test_interpreted_kernels_are_not_compiled(compiled: list[int], monkeypatch: 
     assert compiled == []
 
 
-def test_processes_that_start_together_compile_once(compiled: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_that_start_together_compile_once(
+    compiled: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One waits for the other, and finds in the cache what that one compiled."""
     answers = [list("abcdefghijklmnopqrst"), ["a"]]
 
@@ -199,14 +208,18 @@ def test_foreign_networks_are_not_run_once_more(compiled: list[int]) -> None:
     assert compiled == []
 
 
-def test_what_goes_wrong_is_said_and_ends_nothing(compiled: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_goes_wrong_is_said_and_ends_nothing(
+    compiled: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     said: list[str] = []
 
     def fail() -> None:
         raise RuntimeError("a lock cannot be copied\nmore")
 
     Ahead(CPU, said.append).prepare(1, {}, fail)
-    assert said == ["kernels are compiled as they are launched, not ahead: RuntimeError: a lock cannot be copied"]
+    assert said == [
+        "kernels are compiled as they are launched, not ahead: RuntimeError: a lock cannot be copied"
+    ]
     said.clear()
     failed = _ahead.Outcome(18, 2, 1.0, (("_fold_kernel", "PTXASError: no"), ("", "killed")))
     monkeypatch.setattr(_ahead, "compile_ahead", lambda jobs, progress: failed)
@@ -244,7 +257,8 @@ from fastcyclegan.testing import make_engine, random_batch, seeded_networks
 import dataclasses
 
 said = []
-engine = make_engine(seeded_networks(ModelConfig(netG="resnet_1blocks")), device="cuda", precision="bf16", say=said.append)
+nets = seeded_networks(ModelConfig(netG="resnet_1blocks"))
+engine = make_engine(nets, device="cuda", precision="bf16", say=said.append)
 batch = random_batch(64, Plan(0, 100, 100, 1), 0)
 batch = dataclasses.replace(batch, A=batch.A.cuda(), B=batch.B.cuda())
 engine.ahead.prepare((batch.A.shape, batch.B.shape), engine.nets, lambda: engine.dry_step(batch))
@@ -260,10 +274,17 @@ print(json.dumps([said, compiled, bool(losses.isfinite().all())]))
 
 @pytest.mark.gpu
 def test_the_first_iteration_compiles_nothing_more(tmp_path: Path) -> None:
-    """With an empty cache and no table of choices: each kernel that is timed or launched was compiled ahead."""
-    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path / "triton"), "XDG_CACHE_HOME": str(tmp_path / "xdg")}
+    """With an empty cache and no table of choices: each kernel that is timed or launched was compiled
+    ahead."""
+    environment = {
+        **os.environ,
+        "TRITON_CACHE_DIR": str(tmp_path / "triton"),
+        "XDG_CACHE_HOME": str(tmp_path / "xdg"),
+    }
     command = [sys.executable, "-c", FIRST_ITERATION]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=Path(__file__).parents[2])
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=environment, cwd=Path(__file__).parents[2]
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     said, compiled, finite = json.loads(done.stdout.splitlines()[-1])
     assert compiled == []

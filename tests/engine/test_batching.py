@@ -1,4 +1,6 @@
-"""Networks that run as one against networks that run one by one: outputs and every gradient; and when they must not."""
+"""Networks that run as one against networks that run one by one: outputs and every gradient; and when they
+must not.
+"""
 
 from __future__ import annotations
 
@@ -19,15 +21,22 @@ from fastcyclegan.testing import assert_parity, relative_error, tf32
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def two(build: Callable[..., nn.Module], dtype: torch.dtype = torch.float64, **arguments: Any) -> dict[str, nn.Module]:
+def two(
+    build: Callable[..., nn.Module], dtype: torch.dtype = torch.float64, **arguments: Any
+) -> dict[str, nn.Module]:
     torch.manual_seed(0)
     nets = {name: reference.init_weights(build(**arguments), gain=0.2).to(dtype) for name in ("one", "other")}
     return {name: net.to(memory_format=torch.channels_last) for name, net in nets.items()}
 
 
-def pictures(side: int, count: int = 1, channels: int = 3, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+def pictures(
+    side: int, count: int = 1, channels: int = 3, dtype: torch.dtype = torch.float64
+) -> list[Tensor]:
     generator = torch.Generator().manual_seed(1)
-    return [torch.randn(count, channels, side, side, generator=generator, dtype=dtype).requires_grad_() for _ in range(4)]
+    return [
+        torch.randn(count, channels, side, side, generator=generator, dtype=dtype).requires_grad_()
+        for _ in range(4)
+    ]
 
 
 def results(run: Passes, xs: list[Tensor]) -> list[Tensor]:
@@ -35,14 +44,21 @@ def results(run: Passes, xs: list[Tensor]) -> list[Tensor]:
     ys = run({"one": xs[:2], "other": xs[2:]})
     outputs = [y for of_net in ys.values() for y in of_net]
     weights = torch.Generator().manual_seed(2)
-    loss = sum((y * torch.randn(y.shape, generator=weights, dtype=torch.float64).to(y)).sum() for y in outputs)
+    loss = sum(
+        (y * torch.randn(y.shape, generator=weights, dtype=torch.float64).to(y)).sum() for y in outputs
+    )
     parameters = [p for net in run.nets.values() for p in net.parameters() if p.requires_grad]
     return [*outputs, *torch.autograd.grad(loss, [*xs, *parameters])]
 
 
 NETWORKS: list[tuple[str, Callable[..., nn.Module], dict[str, Any], int]] = [
     ("generator", Generator, {"ngf": 2, "n_blocks": 2}, 12),
-    ("resized and without norms: biases that count", Generator, {"ngf": 2, "n_blocks": 1, "upsample": "resize", "norm": "none"}, 8),
+    (
+        "resized and without norms: biases that count",
+        Generator,
+        {"ngf": 2, "n_blocks": 1, "upsample": "resize", "norm": "none"},
+        8,
+    ),
     ("PatchGAN: strides, 4x4, one channel out", Discriminator, {"ndf": 2, "n_layers": 2}, 16),
     ("PatchGAN of 1x1", PixelDiscriminator, {"ndf": 2}, 6),
     ("U-Net: chains in chains, skips", UnetGenerator, {"ngf": 2, "num_downs": 5}, 64),
@@ -50,7 +66,9 @@ NETWORKS: list[tuple[str, Callable[..., nn.Module], dict[str, Any], int]] = [
 
 
 @pytest.mark.parametrize(("why", "build", "arguments", "side"), NETWORKS, ids=[row[0] for row in NETWORKS])
-def test_together_as_apart_in_float64(why: str, build: Callable[..., nn.Module], arguments: dict[str, Any], side: int) -> None:
+def test_together_as_apart_in_float64(
+    why: str, build: Callable[..., nn.Module], arguments: dict[str, Any], side: int
+) -> None:
     nets, xs, said = two(build, **arguments), pictures(side, 2), []
     apart = results(Passes(nets), xs)
     for options in ({"batching": True}, {"pairing": True, "batching": True}, {"pairing": True}):
@@ -64,9 +82,12 @@ def test_together_as_apart_in_float64(why: str, build: Callable[..., nn.Module],
 
 
 @pytest.mark.parametrize(
-    ("build", "arguments", "side"), [(Generator, {"ngf": 2, "n_blocks": 1}, 16), (Discriminator, {"ndf": 2, "n_layers": 1}, 16)]
+    ("build", "arguments", "side"),
+    [(Generator, {"ngf": 2, "n_blocks": 1}, 16), (Discriminator, {"ndf": 2, "n_layers": 1}, 16)],
 )
-def test_together_on_the_kernels_by_the_parity_rule(build: Callable[..., nn.Module], arguments: dict[str, Any], side: int) -> None:
+def test_together_on_the_kernels_by_the_parity_rule(
+    build: Callable[..., nn.Module], arguments: dict[str, Any], side: int
+) -> None:
     exact = two(build, **arguments)
     ours = {name: copy.deepcopy(net).to(DEVICE, torch.float32) for name, net in exact.items()}
     theirs = {name: copy.deepcopy(net).to(DEVICE) for name, net in ours.items()}
@@ -77,7 +98,8 @@ def test_together_on_the_kernels_by_the_parity_rule(build: Callable[..., nn.Modu
     xs = [x.detach().float().to(DEVICE).requires_grad_() for x in pictures(side)]
     with tf32(False):
         found, yardstick = results(Passes(ours, batching=True, pairing=True), xs), results(Passes(theirs), xs)
-    # Both networks' results at a place go together, and no norm is of 2 x 2: one picture's error alone is a matter of luck.
+    # Both networks' results at a place go together, and no norm is of 2 x 2: one picture's error alone is a
+    # matter of luck.
     half = (len(truth) - 8) // 2
     places = [range(4), range(4, 8), *((n, n + half) for n in range(8, 8 + half))]
     names = ["outputs", "pictures", *(name for name, _ in exact["one"].named_parameters())]
@@ -130,17 +152,34 @@ def _nothing(nets: dict[str, nn.Module]) -> None:
 # (why, networks, what is done to them, what is said)
 APART: list[tuple[str, dict[str, Any], Callable[..., None], str]] = [
     ("a hook", {}, _hook, "not batched: other.model.1 has a hook, or a forward of its own"),
-    ("a member that is not known", {}, _replace, "not batched: other.model.3 is a GELU, which may look at all pictures of a batch"),
-    ("a frozen member", {}, _freeze, "not paired: one and other have weights of different shapes or layouts, or others that are frozen"),
+    (
+        "a member that is not known",
+        {},
+        _replace,
+        "not batched: other.model.3 is a GELU, which may look at all pictures of a batch",
+    ),
+    (
+        "a frozen member",
+        {},
+        _freeze,
+        "not paired: one and other have weights of different shapes or layouts, or others that are frozen",
+    ),
     ("one in eval mode", {}, _eval, "not paired: one and other differ in themselves (Generator)"),
     ("another architecture", {}, _swap, "not paired: one and other are of different architectures"),
-    ("batch norm", {"norm": "batch"}, _nothing, "not batched: one.model.2 is a batch norm, which looks at all pictures of a batch"),
+    (
+        "batch norm",
+        {"norm": "batch"},
+        _nothing,
+        "not batched: one.model.2 is a batch norm, which looks at all pictures of a batch",
+    ),
     ("norms with weights", {"affine": True}, _nothing, "not paired: their norms have weights"),
 ]
 
 
 @pytest.mark.parametrize(("why", "arguments", "change", "said"), APART, ids=[row[0] for row in APART])
-def test_pairs_fall_apart_once_said(why: str, arguments: dict[str, Any], change: Callable[..., None], said: str) -> None:
+def test_pairs_fall_apart_once_said(
+    why: str, arguments: dict[str, Any], change: Callable[..., None], said: str
+) -> None:
     nets, xs, heard = two(Generator, ngf=2, n_blocks=1, **arguments), pictures(8), []
     change(nets)
     run = Passes(nets, batching=True, pairing=True, say=heard.append)
@@ -166,12 +205,16 @@ def test_pictures_of_different_sizes_go_one_by_one() -> None:
     assert "not paired: one and other get pictures of different sizes" in heard
 
 
-def test_pairs_without_batches_take_a_picture_of_each_network_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pairs_without_batches_take_a_picture_of_each_network_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from fastcyclegan.engine import batching
 
     nets, xs, calls = two(Generator, ngf=2, n_blocks=0), pictures(8), []
     plain = batching.run_paired
-    monkeypatch.setattr(batching, "run_paired", lambda nets, x, impl: calls.append(len(x)) or plain(nets, x, impl))
+    monkeypatch.setattr(
+        batching, "run_paired", lambda nets, x, impl: calls.append(len(x)) or plain(nets, x, impl)
+    )
     ys = Passes(nets, pairing=True)({"one": xs[:2], "other": xs[2:]})
     assert calls == [2, 2]
     for y, x in zip([*ys["one"], *ys["other"]], xs, strict=True):

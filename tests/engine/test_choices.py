@@ -20,7 +20,9 @@ def nets(impl: str) -> dict[str, nn.Module]:
     return seeded_networks(ModelConfig(netG="resnet_1blocks", ngf=2, ndf=2, impl=impl))  # type: ignore[arg-type]
 
 
-def chosen(impl: str, device: torch.device, compiled: bool = False, can_capture: bool | None = None, **options: Any) -> Choices:
+def chosen(
+    impl: str, device: torch.device, compiled: bool = False, can_capture: bool | None = None, **options: Any
+) -> Choices:
     """Return what is chosen; no device is asked for anything."""
     able = device == GPU if can_capture is None else can_capture
     return choose(nets(impl), device, "bf16", compiled, EngineConfig(**options), able)
@@ -36,14 +38,29 @@ CASES = [
     ("PyTorch on a processor batches alone", ("reference", CPU), {}, {"batching"}),
     ("its compiler goes wrong with several images", ("reference", CPU, True), {}, {"singly"}),
     ("kernels pair", ("triton", GPU), {}, ON_A_GPU),
-    ("a compiled run is captured, and its weight gradients go beside", ("triton", GPU, True), {}, {*ON_A_GPU, "graph", "weight_stream"}),
+    (
+        "a compiled run is captured, and its weight gradients go beside",
+        ("triton", GPU, True),
+        {},
+        {*ON_A_GPU, "graph", "weight_stream"},
+    ),
     ("a graph by request", ("triton", GPU), {"graph": "on"}, {*ON_A_GPU, "graph", "weight_stream"}),
     ("no graph by request", ("triton", GPU, True), {"graph": "off"}, ON_A_GPU),
     ("nothing captures", ("triton", GPU, True, False), {}, ON_A_GPU),
-    ("a stream by request needs no graph", ("triton", GPU), {"overlap": "wgrad"}, {*ON_A_GPU, "weight_stream"}),
+    (
+        "a stream by request needs no graph",
+        ("triton", GPU),
+        {"overlap": "wgrad"},
+        {*ON_A_GPU, "weight_stream"},
+    ),
     ("both streams", ("triton", GPU), {"overlap": "phases"}, {*ON_A_GPU, "weight_stream", "phase_stream"}),
     ("no streams, with a graph", ("triton", GPU, True), {"overlap": "off"}, {*ON_A_GPU, "graph"}),
-    ("PyTorch's weight gradients stay where they are", ("reference", GPU), {"overlap": "phases"}, {"batching", "phase_stream"}),
+    (
+        "PyTorch's weight gradients stay where they are",
+        ("reference", GPU),
+        {"overlap": "phases"},
+        {"batching", "phase_stream"},
+    ),
     ("no streams on a processor", ("triton", CPU), {"overlap": "phases"}, {"batching", "pairing"}),
     ("pairs by request", ("reference", CPU), {"pairing": "on"}, {"batching", "pairing"}),
     ("neither", ("triton", GPU), {"pairing": "off", "batching": "off"}, {"compile_ahead"}),
@@ -58,7 +75,12 @@ def test_what_is_on(why: str, given: tuple[Any, ...], options: dict[str, str], o
 def test_what_was_asked_for_stays_in_it() -> None:
     options = EngineConfig(micro_batch=2)
     choices = choose(nets("triton"), GPU, "bf16", True, options, True)
-    assert (choices.device, choices.precision, choices.compiled, choices.options) == (GPU, "bf16", True, options)
+    assert (choices.device, choices.precision, choices.compiled, choices.options) == (
+        GPU,
+        "bf16",
+        True,
+        options,
+    )
     assert choices.kernels == {"G_AB", "G_BA", "D_A", "D_B"}
 
 

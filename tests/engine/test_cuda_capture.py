@@ -1,4 +1,6 @@
-"""Captures that fail, wherever they do: all is as before, and the first reason is raised. CUDA is a stand-in (fake_cuda.py)."""
+"""Captures that fail, wherever they do: all is as before, and the first reason is raised. CUDA is a stand-in
+(fake_cuda.py).
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ def astray(cuda: FakeCuda) -> Tensor:
 
 
 def drawn_outside(cuda: FakeCuda) -> Tensor:
-    """Draw on a stream that is no part of the capture: since torch 2.13 that moves the generator on, before it is an error."""
+    """Draw on a stream that is no part of the capture: since torch 2.13 that moves the generator on, before
+    it is an error.
+    """
     with contextlib.suppress(RuntimeError), cuda.on(Stream()):
         cuda.generator.draw()
     return broken(cuda, RuntimeError(ITEM))
@@ -63,23 +67,58 @@ def fine_but(error: BaseException) -> Callable[[FakeCuda], Tensor]:
 
 # (where it fails, what is planted, the step, what is raised)
 FAILURES: list[tuple[str, dict[str, Exception], Callable[[FakeCuda], Tensor], BaseException]] = [
-    ("before the capture", {"synchronize": RuntimeError("an error from before")}, drawing, RuntimeError("an error from before")),
+    (
+        "before the capture",
+        {"synchronize": RuntimeError("an error from before")},
+        drawing,
+        RuntimeError("an error from before"),
+    ),
     (
         "as it begins, before it allocates",
         {"before the pool": RuntimeError("the default stream")},
         drawing,
         RuntimeError("the default stream"),
     ),
-    ("as it begins, when it allocates", {"begin": RuntimeError("already capturing")}, drawing, RuntimeError("already capturing")),
-    ("in a step, the capture is still good", {}, fine_but(ValueError("the step's own")), ValueError("the step's own")),
-    ("in a step, the capture is broken", {}, lambda cuda: broken(cuda, RuntimeError(ITEM)), RuntimeError(ITEM)),
+    (
+        "as it begins, when it allocates",
+        {"begin": RuntimeError("already capturing")},
+        drawing,
+        RuntimeError("already capturing"),
+    ),
+    (
+        "in a step, the capture is still good",
+        {},
+        fine_but(ValueError("the step's own")),
+        ValueError("the step's own"),
+    ),
+    (
+        "in a step, the capture is broken",
+        {},
+        lambda cuda: broken(cuda, RuntimeError(ITEM)),
+        RuntimeError(ITEM),
+    ),
     ("in a step that leaves another stream current", {}, astray, ValueError("on another stream")),
     ("in a step that draws outside the capture", {}, drawn_outside, RuntimeError(ITEM)),
     ("as it ends: work that was not joined", {}, unjoined, RuntimeError(PREVIOUS)),
-    ("as it ends, after the allocation", {"no graph": RuntimeError("Invalid capture.")}, drawing, RuntimeError("Invalid capture.")),
-    ("as the graph is made", {"instantiate": RuntimeError("out of memory")}, drawing, RuntimeError("out of memory")),
+    (
+        "as it ends, after the allocation",
+        {"no graph": RuntimeError("Invalid capture.")},
+        drawing,
+        RuntimeError("Invalid capture."),
+    ),
+    (
+        "as the graph is made",
+        {"instantiate": RuntimeError("out of memory")},
+        drawing,
+        RuntimeError("out of memory"),
+    ),
     ("interrupted", {}, fine_but(KeyboardInterrupt()), KeyboardInterrupt()),
-    ("interrupted, the capture is broken", {}, lambda cuda: broken(cuda, KeyboardInterrupt()), KeyboardInterrupt()),
+    (
+        "interrupted, the capture is broken",
+        {},
+        lambda cuda: broken(cuda, KeyboardInterrupt()),
+        KeyboardInterrupt(),
+    ),
 ]
 WHERE = [row[0] for row in FAILURES]
 
@@ -87,7 +126,12 @@ WHERE = [row[0] for row in FAILURES]
 @pytest.mark.parametrize("earlier", [False, True], ids=["the first graph", "after another"])
 @pytest.mark.parametrize(("where", "planted", "step", "raised"), FAILURES, ids=WHERE)
 def test_a_capture_that_fails_leaves_no_trace(
-    cuda: FakeCuda, where: str, planted: dict[str, Exception], step: Callable[[FakeCuda], Tensor], raised: BaseException, earlier: bool
+    cuda: FakeCuda,
+    where: str,
+    planted: dict[str, Exception],
+    step: Callable[[FakeCuda], Tensor],
+    raised: BaseException,
+    earlier: bool,
 ) -> None:
     capture = CudaCapture(cuda.stream)
     replay = capture(lambda: drawing(cuda))[0] if earlier else None
@@ -145,7 +189,9 @@ def test_numbers_can_be_drawn_even_where_no_capture_succeeds(cuda: FakeCuda) -> 
 
 def test_what_cannot_be_undone_is_an_error_of_its_own(cuda: FakeCuda) -> None:
     cuda.fails["end of the allocation"] = RuntimeError("something new")
-    with pytest.raises(NotRestoredError, match="cannot be undone \\(RuntimeError: something new\\): train with --graph off") as caught:
+    with pytest.raises(
+        NotRestoredError, match="cannot be undone \\(RuntimeError: something new\\): train with --graph off"
+    ) as caught:
         CudaCapture(cuda.stream)(lambda: broken(cuda, RuntimeError(ITEM)))
     assert str(caught.value.__cause__) == ITEM
 

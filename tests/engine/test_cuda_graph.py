@@ -1,4 +1,6 @@
-"""Captured iterations against plain ones, bit for bit: on the CPU through a stand-in for CUDA graphs, on a GPU through the real ones."""
+"""Captured iterations against plain ones, bit for bit: on the CPU through a stand-in for CUDA graphs, on a
+GPU through the real ones.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ def state(engine: Engine) -> list[Tensor]:
     saved = engine.state_dict()
     return [
         t
-        for t in torch.utils._pytree.tree_leaves([saved["nets"], saved["optimizers"], saved["recipe"], saved.get("ema")])
+        for t in torch.utils._pytree.tree_leaves(
+            [saved["nets"], saved["optimizers"], saved["recipe"], saved.get("ema")]
+        )
         if isinstance(t, Tensor)
     ]
 
@@ -52,35 +56,59 @@ def assert_same_bits(one: Engine, other: Engine) -> None:
         testing.assert_same_bits(f"tensor {number} of the state", *pair)
 
 
-def recorded(options: EngineConfig = GRAPH, loss: LossConfig = LossConfig(pool_size=4), **more: Any) -> tuple[Engine, RecordedGraph]:
+def recorded(
+    options: EngineConfig = GRAPH, loss: LossConfig = LossConfig(pool_size=4), **more: Any
+) -> tuple[Engine, RecordedGraph]:
     capture = RecordedGraph()
     start = seeded_networks(more.pop("model", SMALL), dtype=more.pop("dtype", torch.float64))
     return make_engine(start, loss, options=options, capture=capture, **more), capture
 
 
-# (why, batch, losses, options, iterations that no graph runs: the pool is empty at first, each size warms up for 3)
+# (why, batch, losses, options, iterations that no graph runs: the pool is empty at first, each size warms up
+# for 3)
 RUNS = [
-    ("the default: pool indices and rates must not be those of the capture", 1, LossConfig(pool_size=4), GRAPH, 4),
+    (
+        "the default: pool indices and rates must not be those of the capture",
+        1,
+        LossConfig(pool_size=4),
+        GRAPH,
+        4,
+    ),
     ("batch 3 with a partial last batch: two sizes, two graphs", 3, LossConfig(pool_size=4), GRAPH, 7),
     ("no pool, no identity", 1, LossConfig(pool_size=0, lambda_identity=0, gan_mode="vanilla"), GRAPH, 3),
     ("gradient penalty: its mixing is random", 1, LossConfig(gan_mode="wgangp", pool_size=4), GRAPH, 4),
     ("parts of a batch, added up", 3, LossConfig(pool_size=4), dataclasses.replace(GRAPH, micro_batch=2), 7),
-    ("as pairs, the phases in another order", 1, LossConfig(pool_size=4), dataclasses.replace(GRAPH, pairing="on", overlap="phases"), 4),
+    (
+        "as pairs, the phases in another order",
+        1,
+        LossConfig(pool_size=4),
+        dataclasses.replace(GRAPH, pairing="on", overlap="phases"),
+        4,
+    ),
 ]
 
 
 @pytest.mark.parametrize(("why", "batch", "loss", "options", "plainly"), RUNS, ids=[row[0] for row in RUNS])
-def test_replayed_training_is_plain_training(why: str, batch: int, loss: LossConfig, options: EngineConfig, plainly: int) -> None:
+def test_replayed_training_is_plain_training(
+    why: str, batch: int, loss: LossConfig, options: EngineConfig, plainly: int
+) -> None:
     given, optim = batches(24, batch), OptimConfig(ema=0.9)
     engine, capture = recorded(options, loss, optim=optim)
-    plain = make_engine(seeded_networks(SMALL, dtype=torch.float64), loss, optim, options=dataclasses.replace(options, graph="off"))
+    plain = make_engine(
+        seeded_networks(SMALL, dtype=torch.float64),
+        loss,
+        optim,
+        options=dataclasses.replace(options, graph="off"),
+    )
     assert torch.equal(train(engine, given), train(plain, given))
     assert_same_bits(engine, plain)
     assert capture.replays == 24 - plainly
 
 
 class Discriminators(CycleGAN):
-    """The discriminators' phase alone, with each other's pictures for fakes: interpreted generators take half a minute an iteration."""
+    """The discriminators' phase alone, with each other's pictures for fakes: interpreted generators take half
+    a minute an iteration.
+    """
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -89,7 +117,9 @@ class Discriminators(CycleGAN):
 
 
 def test_the_kernels_iteration_is_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Working copies and their forms, gradients in place and paired launches: nothing of them is decided by the host in an iteration."""
+    """Working copies and their forms, gradients in place and paired launches: nothing of them is decided by
+    the host in an iteration.
+    """
     monkeypatch.setattr(cuda_graph, "WARM_UP", 1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     given, capture = batches(4, size=16, dtype=torch.float32), RecordedGraph()
@@ -98,7 +128,11 @@ def test_the_kernels_iteration_is_replayed(monkeypatch: pytest.MonkeyPatch) -> N
     for options in (GRAPH, PLAIN):
         nets = seeded_networks(dataclasses.replace(SMALL, impl="triton"))
         more = {"capture": capture} if device.type == "cpu" else {}
-        engines.append(Engine(Discriminators(LossConfig(pool_size=0)), nets, OptimConfig(), device, options=options, **more))
+        engines.append(
+            Engine(
+                Discriminators(LossConfig(pool_size=0)), nets, OptimConfig(), device, options=options, **more
+            )
+        )
     found = [train(engine, given) for engine in engines]
     assert torch.equal(*found)
     assert_same_bits(*engines)
@@ -116,7 +150,14 @@ class _HostReads(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func._schema.name
-        if name in ("aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero", "aten::equal", "aten::masked_select", "aten::unique"):
+        if name in (
+            "aten::_local_scalar_dense",
+            "aten::nonzero",
+            "aten::is_nonzero",
+            "aten::equal",
+            "aten::masked_select",
+            "aten::unique",
+        ):
             self.found.append(name)
         return func(*args, **(kwargs or {}))
 
@@ -185,7 +226,8 @@ def test_pictures_of_several_sizes_in_a_pool_are_the_hosts_business() -> None:
 
 
 def test_what_a_graph_must_not_outlive() -> None:
-    """A member that is frozen, or listened to, after the capture: the next iteration is not the captured one."""
+    """A member that is frozen, or listened to, after the capture: the next iteration is not the captured
+    one."""
     engine, _ = recorded()
     plain, _ = recorded(PLAIN)
     given = batches(10)
@@ -205,7 +247,9 @@ def test_a_state_that_is_loaded_is_where_graphs_look_for_it() -> None:
     given = batches(14)
     engine, _ = recorded()
     train(engine, given[:6])
-    saved = torch.utils._pytree.tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, engine.state_dict())
+    saved = torch.utils._pytree.tree_map(
+        lambda x: x.clone() if isinstance(x, Tensor) else x, engine.state_dict()
+    )
     expected = train(engine, given[6:])
     other, capture = recorded()
     train(other, given[:7])
@@ -224,11 +268,17 @@ def test_a_cuda_graph_trains_as_plain_launches_do(precision: str, overlap: str) 
     try:
         start = seeded_networks(dataclasses.replace(SMALL, ngf=16, ndf=16))
         engines = [
-            make_engine(start, device="cuda", precision=precision, options=EngineConfig(graph=g, overlap=overlap)) for g in ("on", "off")
+            make_engine(
+                start, device="cuda", precision=precision, options=EngineConfig(graph=g, overlap=overlap)
+            )
+            for g in ("on", "off")
         ]
         for n in range(200):
             batch = random_batch(32, Plan(3, 7, 7), n)
-            losses = [engine.step(dataclasses.replace(batch, A=batch.A.cuda(), B=batch.B.cuda()), 2e-4) for engine in engines]
+            losses = [
+                engine.step(dataclasses.replace(batch, A=batch.A.cuda(), B=batch.B.cuda()), 2e-4)
+                for engine in engines
+            ]
             testing.assert_same_bits(f"losses of iteration {n + 1}", *losses)
         assert_same_bits(*engines)
         assert engines[0].graphs.captured == 1
@@ -237,10 +287,14 @@ def test_a_cuda_graph_trains_as_plain_launches_do(precision: str, overlap: str) 
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("options", [EngineConfig(graph="on"), EngineConfig(graph="off")], ids=["captured", "plain"])
+@pytest.mark.parametrize(
+    "options", [EngineConfig(graph="on"), EngineConfig(graph="off")], ids=["captured", "plain"]
+)
 def test_no_iteration_waits_for_the_gpu(options: EngineConfig) -> None:
     engine = make_engine(seeded_networks(SMALL), device="cuda", precision="bf16", options=options)
-    given = [dataclasses.replace(b, A=b.A.cuda(), B=b.B.cuda()) for b in batches(12, size=32, dtype=torch.float32)]
+    given = [
+        dataclasses.replace(b, A=b.A.cuda(), B=b.B.cuda()) for b in batches(12, size=32, dtype=torch.float32)
+    ]
     train(engine, given[:8])
     torch.cuda.set_sync_debug_mode("error")
     try:

@@ -44,11 +44,14 @@ class Decided:
         return int(self.place * (b + 1))
 
 
-def run_official(nets: dict[str, torch.nn.Module], batches: Sequence[Any], loss: LossConfig) -> list[dict[str, float]]:
+def run_official(
+    nets: dict[str, torch.nn.Module], batches: Sequence[Any], loss: LossConfig
+) -> list[dict[str, float]]:
     chance = {"A": Decided(), "B": Decided()}
     model = OfficialCycleGAN(
         *(nets[name] for name in ("G_AB", "G_BA", "D_B", "D_A")),
-        gan_mode=loss.gan_mode, lambda_A=loss.lambda_A, lambda_B=loss.lambda_B, lambda_identity=loss.lambda_identity,
+        gan_mode=loss.gan_mode, lambda_A=loss.lambda_A, lambda_B=loss.lambda_B,
+        lambda_identity=loss.lambda_identity,
         pool_size=loss.pool_size, lr=LR, chance_A=chance["A"], chance_B=chance["B"],
     )  # fmt: skip
     history, seen = [], 0
@@ -64,24 +67,33 @@ def run_official(nets: dict[str, torch.nn.Module], batches: Sequence[Any], loss:
     return history
 
 
-def run_reference(nets: dict[str, torch.nn.Module], batches: Sequence[Any], loss: LossConfig) -> list[dict[str, float]]:
+def run_reference(
+    nets: dict[str, torch.nn.Module], batches: Sequence[Any], loss: LossConfig
+) -> list[dict[str, float]]:
     optimizers = {
         "G": torch.optim.Adam([*nets["G_AB"].parameters(), *nets["G_BA"].parameters()], LR, (0.5, 0.999)),
         "D": torch.optim.Adam([*nets["D_A"].parameters(), *nets["D_B"].parameters()], LR, (0.5, 0.999)),
     }
     pools = {side: ref.ReplayPool(loss.pool_size) for side in "AB"}
-    weights = ref.LossWeights(loss.gan_mode, loss.lambda_A, loss.lambda_B, loss.lambda_identity, loss.lambda_gp)
+    weights = ref.LossWeights(
+        loss.gan_mode, loss.lambda_A, loss.lambda_B, loss.lambda_identity, loss.lambda_gp
+    )
     history = []
     for batch in batches:
         draws = {"A": [s.draw_A for s in batch.samples], "B": [s.draw_B for s in batch.samples]}
-        mix = {"A": torch.tensor([s.mix_A for s in batch.samples]), "B": torch.tensor([s.mix_B for s in batch.samples])}
+        mix = {
+            "A": torch.tensor([s.mix_A for s in batch.samples]),
+            "B": torch.tensor([s.mix_B for s in batch.samples]),
+        }
         losses = ref.train_step(nets, optimizers, pools, batch.A, batch.B, draws, weights, mix)
         history.append({name: value.item() for name, value in losses.items()})
     return history
 
 
 def run_engine(engine: Engine, batches: Sequence[Any]) -> list[dict[str, float]]:
-    return [dict(zip(engine.recipe.loss_names, engine.step(batch, LR).tolist(), strict=True)) for batch in batches]
+    return [
+        dict(zip(engine.recipe.loss_names, engine.step(batch, LR).tolist(), strict=True)) for batch in batches
+    ]
 
 
 def assert_same_weights(ours: Any, theirs: Any, limit: float) -> None:
@@ -95,9 +107,27 @@ PLAIN, PAIRED = EngineConfig(batching="off", pairing="off"), EngineConfig(pairin
 PHASES = EngineConfig(pairing="on", overlap="phases")
 # (why, losses, networks, batch, engines): 20 iterations in float64, with pools of 4 that fill on the way.
 STEPS: list[tuple[str, LossConfig, dict[str, Any], int, list[EngineConfig]]] = [
-    ("the default: pass by pass, batched, paired", LossConfig(pool_size=4), {}, 1, [PLAIN, EngineConfig(), PAIRED]),
-    ("batch 3, pool of 4: draws what its own query stored; a partial last batch", LossConfig(pool_size=4), {}, 3, [EngineConfig(), PAIRED]),
-    ("no identity passes: stages of one picture each", LossConfig(pool_size=4, lambda_identity=0), {}, 1, [PAIRED]),
+    (
+        "the default: pass by pass, batched, paired",
+        LossConfig(pool_size=4),
+        {},
+        1,
+        [PLAIN, EngineConfig(), PAIRED],
+    ),
+    (
+        "batch 3, pool of 4: draws what its own query stored; a partial last batch",
+        LossConfig(pool_size=4),
+        {},
+        3,
+        [EngineConfig(), PAIRED],
+    ),
+    (
+        "no identity passes: stages of one picture each",
+        LossConfig(pool_size=4, lambda_identity=0),
+        {},
+        1,
+        [PAIRED],
+    ),
     ("no identity passes, batch 3", LossConfig(pool_size=4, lambda_identity=0), {}, 3, [PAIRED]),
     (
         "unequal weights would hide swapped sides if equal",
@@ -107,13 +137,55 @@ STEPS: list[tuple[str, LossConfig, dict[str, Any], int, list[EngineConfig]]] = [
         [PAIRED],
     ),
     ("cross entropy, a pool that is never full", LossConfig(gan_mode="vanilla"), {}, 3, [PAIRED]),
-    ("cross entropy, no identity, batch 1", LossConfig(gan_mode="vanilla", pool_size=4, lambda_identity=0), {}, 1, [PAIRED]),
-    ("the official wgangp: no penalty", LossConfig(gan_mode="wgangp", pool_size=4, lambda_gp=0), {}, 1, [PAIRED]),
-    ("the same, batch 3, no identity", LossConfig(gan_mode="wgangp", pool_size=4, lambda_gp=0, lambda_identity=0), {}, 3, [PAIRED]),
-    ("batch norm couples the pictures of a batch: official order", LossConfig(pool_size=4), {"norm": "batch"}, 2, [PAIRED]),
-    ("channels differ, no identity: pairs fall apart", LossConfig(pool_size=4, lambda_identity=0), {"input_nc": 1}, 1, [PAIRED]),
-    ("pixel discriminator, resize upsampling", LossConfig(pool_size=4), {"netD": "pixel", "upsample": "resize"}, 1, [PAIRED]),
-    ("parts of 2 of a batch of 3, the phases in another order", LossConfig(pool_size=4), {}, 3, [EngineConfig(micro_batch=2), PHASES]),
+    (
+        "cross entropy, no identity, batch 1",
+        LossConfig(gan_mode="vanilla", pool_size=4, lambda_identity=0),
+        {},
+        1,
+        [PAIRED],
+    ),
+    (
+        "the official wgangp: no penalty",
+        LossConfig(gan_mode="wgangp", pool_size=4, lambda_gp=0),
+        {},
+        1,
+        [PAIRED],
+    ),
+    (
+        "the same, batch 3, no identity",
+        LossConfig(gan_mode="wgangp", pool_size=4, lambda_gp=0, lambda_identity=0),
+        {},
+        3,
+        [PAIRED],
+    ),
+    (
+        "batch norm couples the pictures of a batch: official order",
+        LossConfig(pool_size=4),
+        {"norm": "batch"},
+        2,
+        [PAIRED],
+    ),
+    (
+        "channels differ, no identity: pairs fall apart",
+        LossConfig(pool_size=4, lambda_identity=0),
+        {"input_nc": 1},
+        1,
+        [PAIRED],
+    ),
+    (
+        "pixel discriminator, resize upsampling",
+        LossConfig(pool_size=4),
+        {"netD": "pixel", "upsample": "resize"},
+        1,
+        [PAIRED],
+    ),
+    (
+        "parts of 2 of a batch of 3, the phases in another order",
+        LossConfig(pool_size=4),
+        {},
+        3,
+        [EngineConfig(micro_batch=2), PHASES],
+    ),
 ]
 
 
@@ -134,7 +206,8 @@ def test_engine_equals_reference_equals_official(
     for history, nets in found:
         for n in range(len(batches)):
             for name, value in expected[n].items():
-                # float64 reordered: rounding grows over 20 iterations, and stays below 1e-9 (the project's promise).
+                # float64 reordered: rounding grows over 20 iterations, and stays below 1e-9 (the project's
+                # promise).
                 assert history[n].get(name, 0.0) == pytest.approx(value, rel=1e-9, abs=1e-12), (n, name)
         assert_same_weights(nets, official, 1e-9)
     pictures = batches[-1].A
@@ -164,10 +237,14 @@ def test_bf16_losses_by_the_parity_rule(compiled: bool) -> None:
     engine = make_engine(start, loss, precision="bf16", compiled=compiled)
     with torch.autocast("cpu", torch.bfloat16):
         yardstick = run_reference(copy_of(start), batches, loss)
-    truth = run_reference(copy_of(start, torch.float64), [random_batch(32, Plan(0, 9, 9), 0, dtype=torch.float64)], loss)
+    truth = run_reference(
+        copy_of(start, torch.float64), [random_batch(32, Plan(0, 9, 9), 0, dtype=torch.float64)], loss
+    )
     ours = run_engine(engine, batches)
     for name in engine.recipe.loss_names:
-        values = (torch.tensor([history[0][name]], dtype=torch.float64) for history in (ours, yardstick, truth))
+        values = (
+            torch.tensor([history[0][name]], dtype=torch.float64) for history in (ours, yardstick, truth)
+        )
         assert_parity(name, *values, dtype=torch.bfloat16)
 
 
@@ -177,7 +254,9 @@ def gradients(engine: Engine, batch: Any) -> dict[tuple[str, str], torch.Tensor]
     found: dict[tuple[str, str], torch.Tensor] = {}
 
     def keep(optimizer: torch.optim.Optimizer, *_: object) -> None:
-        found.update({names[id(p)]: p.grad.clone() for group in optimizer.param_groups for p in group["params"]})
+        found.update(
+            {names[id(p)]: p.grad.clone() for group in optimizer.param_groups for p in group["params"]}
+        )
 
     for optimizer in engine.optimizers.values():
         optimizer.register_step_pre_hook(keep)
@@ -187,9 +266,11 @@ def gradients(engine: Engine, batch: Any) -> dict[tuple[str, str], torch.Tensor]
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_every_gradient_of_the_compiled_step_by_the_parity_rule(precision: str) -> None:
-    """Compiled against uncompiled in the same precision, both against float64 (where the uncompiled step equals the official one).
+    """Compiled against uncompiled in the same precision, both against float64 (where the uncompiled step
+    equals the official one).
 
-    The weights and biases of a layer in both networks of a side are held as one vector: a bias of 3 numbers by itself is a matter of luck.
+    The weights and biases of a layer in both networks of a side are held as one vector: a bias of 3 numbers
+    by itself is a matter of luck.
     """
     if reason := why_not_compiled(torch.device("cpu")):
         pytest.skip(reason)
@@ -202,7 +283,9 @@ def test_every_gradient_of_the_compiled_step_by_the_parity_rule(precision: str) 
     ours = dict(gradients(engine, batch))  # what it found first: it goes on looking
     compiled = counters["stats"]["unique_graphs"]
     run_engine(engine, [random_batch(32, plan, n) for n in range(1, 4)])
-    assert counters["stats"]["unique_graphs"] == compiled > 0  # nothing is compiled again after the first iteration
+    assert (
+        counters["stats"]["unique_graphs"] == compiled > 0
+    )  # nothing is compiled again after the first iteration
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     layers: dict[str, list[tuple[str, str]]] = {}
     for net, key in truth:
@@ -210,16 +293,22 @@ def test_every_gradient_of_the_compiled_step_by_the_parity_rule(precision: str) 
             layers.setdefault(f"{net[0]}.{key.rpartition('.')[0]}", []).append((net, key))
     assert len(layers) > 10
     for layer, keys in layers.items():
-        assert_parity(layer, *(torch.cat([of[key].flatten() for key in keys]) for of in (ours, yardstick, truth)), dtype)
+        assert_parity(
+            layer, *(torch.cat([of[key].flatten() for key in keys]) for of in (ours, yardstick, truth)), dtype
+        )
 
 
 def test_what_is_compiled_for_a_processor_sees_one_picture_at_a_time() -> None:
-    """Of two at once torch 2.13 makes gradients that are not numbers, in bf16 and from 3 blocks on: minutes of compiling to see."""
+    """Of two at once torch 2.13 makes gradients that are not numbers, in bf16 and from 3 blocks on: minutes
+    of compiling to see.
+    """
     seen: list[int] = []
     start = seeded_networks(SMALL, dtype=torch.float64)
     engine, plain = make_engine(start, compiled=True), make_engine(start)
     for name, net in engine.nets.items():
-        engine.passes.runs[name] = lambda x, net=net: seen.append(len(x)) or net(x)  # the network itself, and no compiler
+        engine.passes.runs[name] = lambda x, net=net: (
+            seen.append(len(x)) or net(x)
+        )  # the network itself, and no compiler
     batch = random_batch(16, Plan(0, 9, 9, 3), 0, dtype=torch.float64)
     assert relative_error(engine.step(batch, LR), plain.step(batch, LR)) < 1e-9
     assert set(seen) == {1}
@@ -228,17 +317,23 @@ def test_what_is_compiled_for_a_processor_sees_one_picture_at_a_time() -> None:
 
 
 def test_compiled_wgangp_trains() -> None:
-    """torch.compile cannot differentiate twice, so the discriminators stay uncompiled, and the table says so."""
+    """torch.compile cannot differentiate twice, so the discriminators stay uncompiled, and the table says
+    so."""
     if reason := why_not_compiled(torch.device("cpu")):
         pytest.skip(reason)
     # Generators without blocks: what is compiled here is compiled whole elsewhere.
     start = seeded_networks(dataclasses.replace(SMALL, netG="resnet_0blocks"))
     loss, plan = LossConfig(gan_mode="wgangp", lambda_identity=0), Plan(0, 9, 9)
     engine = make_engine(start, loss, compiled=True)
-    truth = run_reference(copy_of(start, torch.float64), [random_batch(16, plan, 0, dtype=torch.float64)], loss)[0]
+    truth = run_reference(
+        copy_of(start, torch.float64), [random_batch(16, plan, 0, dtype=torch.float64)], loss
+    )[0]
     yardstick = run_reference(copy_of(start), [random_batch(16, plan, 0)], loss)[0]
     ours = run_engine(engine, [random_batch(16, plan, 0)])[0]
-    values = (torch.tensor([losses[name] for name in engine.recipe.loss_names]) for losses in (ours, yardstick, truth))
+    values = (
+        torch.tensor([losses[name] for name in engine.recipe.loss_names])
+        for losses in (ours, yardstick, truth)
+    )
     assert_parity("losses", *values, dtype=torch.float32)
     assert "D_A D_B" in engine.describe()["compiled"]
 
@@ -257,7 +352,9 @@ def test_step_leaves_no_gradients_and_thaws_the_discriminators() -> None:
 
 @pytest.mark.parametrize("options", [EngineConfig(), PHASES])
 @pytest.mark.parametrize("sides", [("G_AB", "G_BA"), ("D_A", "D_B")])
-def test_a_phase_whose_networks_are_all_frozen_trains_nothing(sides: tuple[str, str], options: EngineConfig) -> None:
+def test_a_phase_whose_networks_are_all_frozen_trains_nothing(
+    sides: tuple[str, str], options: EngineConfig
+) -> None:
     engine = make_engine(seeded_networks(SMALL), options=options)
     for name in sides:
         engine.nets[name].requires_grad_(False)
@@ -265,7 +362,9 @@ def test_a_phase_whose_networks_are_all_frozen_trains_nothing(sides: tuple[str, 
     losses = engine.step(random_batch(16, Plan(0, 9, 9), 0), LR)
     assert losses.isfinite().all()
     for name, net in engine.nets.items():
-        same = all(torch.equal(a, b) for a, b in zip(net.parameters(), before[name].parameters(), strict=True))
+        same = all(
+            torch.equal(a, b) for a, b in zip(net.parameters(), before[name].parameters(), strict=True)
+        )
         assert same == (name in sides)
 
 
@@ -276,7 +375,9 @@ def test_what_an_engine_cannot_do_is_an_error() -> None:
     with pytest.raises(ValueError, match="graph='on' needs a CUDA GPU"):
         make_engine(nets, options=EngineConfig(graph="on"))
     batch_norm = seeded_networks(dataclasses.replace(SMALL, norm="batch"))
-    with pytest.raises(ValueError, match=r"micro_batch would change the result: G_AB.model.2 is a batch norm"):
+    with pytest.raises(
+        ValueError, match=r"micro_batch would change the result: G_AB.model.2 is a batch norm"
+    ):
         make_engine(batch_norm, options=EngineConfig(micro_batch=1))
     engine = make_engine(nets)
     engine.nets["G_AB"].model[4] = torch.nn.Conv2d(4, 8, 3, stride=2, padding=1)
@@ -299,7 +400,9 @@ def test_state_continues_bit_for_bit() -> None:
     torch.manual_seed(1)
     engine = make_engine(seeded_networks(model), LossConfig(pool_size=3))
     run_engine(engine, batches[:4])
-    state = torch.utils._pytree.tree_map(lambda x: x.clone() if isinstance(x, torch.Tensor) else x, engine.state_dict())
+    state = torch.utils._pytree.tree_map(
+        lambda x: x.clone() if isinstance(x, torch.Tensor) else x, engine.state_dict()
+    )
     expected = run_engine(engine, batches[4:])
     other = make_engine(seeded_networks(model, seed=9), LossConfig(pool_size=3))
     other.load_state_dict(state)
@@ -311,7 +414,9 @@ def test_state_continues_bit_for_bit() -> None:
 @pytest.mark.gpu
 def test_bf16_on_the_gpu_by_the_parity_rule() -> None:
     start, loss = seeded_networks(ModelConfig()), LossConfig()
-    batch, exact = (random_batch(256, Plan(0, 9, 9), 0, dtype=dtype) for dtype in (torch.float32, torch.float64))
+    batch, exact = (
+        random_batch(256, Plan(0, 9, 9), 0, dtype=dtype) for dtype in (torch.float32, torch.float64)
+    )
     on_gpu = type(batch)(batch.A.cuda(), batch.B.cuda(), batch.paths_A, batch.paths_B, batch.samples)
     with torch.autocast("cuda", torch.bfloat16):
         yardstick = run_reference({name: net.cuda() for name, net in copy_of(start).items()}, [on_gpu], loss)
@@ -320,17 +425,25 @@ def test_bf16_on_the_gpu_by_the_parity_rule() -> None:
         engine = make_engine(start, loss, device="cuda", precision="bf16", compiled=compiled)
         ours = run_engine(engine, [on_gpu])
         for name in engine.recipe.loss_names:
-            values = (torch.tensor([history[0][name]], dtype=torch.float64) for history in (ours, yardstick, truth))
+            values = (
+                torch.tensor([history[0][name]], dtype=torch.float64) for history in (ours, yardstick, truth)
+            )
             assert_parity(name, *values, dtype=torch.bfloat16)
 
 
 @pytest.mark.parametrize("gan_mode", ["lsgan", "wgangp"])
 def test_an_iteration_on_the_kernels(gan_mode: Any) -> None:
-    """The losses of an iteration as with the reference; a gradient penalty is differentiated twice, so its networks stay with PyTorch."""
+    """The losses of an iteration as with the reference; a gradient penalty is differentiated twice, so its
+    networks stay with PyTorch.
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     plan, loss = Plan(seed=0, count_A=3, count_B=3), LossConfig(gan_mode=gan_mode)
     found, engines = [], {}
-    for impl, dtype in (("triton", torch.float32), ("reference", torch.float32), ("reference", torch.float64)):
+    for impl, dtype in (
+        ("triton", torch.float32),
+        ("reference", torch.float32),
+        ("reference", torch.float64),
+    ):
         config = dataclasses.replace(SMALL, netG="resnet_0blocks", ngf=2, ndf=2, netD="pixel", impl=impl)
         engines[impl] = make_engine(copy_of(seeded_networks(config), dtype), loss, device=device)
         batch = random_batch(16, plan, 0)

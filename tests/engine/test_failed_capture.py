@@ -1,4 +1,5 @@
-"""Training where a capture fails: it goes on as if nothing had been tried, and the reason is reported once."""
+"""Training where a capture fails: it goes on as if nothing had been tried, and the reason is reported
+once."""
 
 from __future__ import annotations
 
@@ -23,7 +24,9 @@ __all__ = ["cuda"]  # a fixture
 
 
 class Failing:
-    """A capture by ``CudaCapture`` of an iteration that is recorded, so that nothing of it is done, and then fails."""
+    """A capture by ``CudaCapture`` of an iteration that is recorded, so that nothing of it is done, and then
+    fails.
+    """
 
     def __init__(self, cuda: FakeCuda, error: BaseException) -> None:
         self.cuda, self.error, self.attempts = cuda, error, 0
@@ -46,7 +49,9 @@ def failing(cuda: FakeCuda, error: BaseException, required: bool) -> tuple[Engin
     said: list[str] = []
     capture = Failing(cuda, error)
     nets = seeded_networks(SMALL, dtype=torch.float64)
-    capture.engine = make_engine(nets, LossConfig(gan_mode="wgangp", pool_size=4), options=GRAPH, capture=capture, say=said.append)
+    capture.engine = make_engine(
+        nets, LossConfig(gan_mode="wgangp", pool_size=4), options=GRAPH, capture=capture, say=said.append
+    )
     assert capture.engine.graphs is not None
     capture.engine.graphs._required = required
     return capture.engine, capture, said
@@ -54,14 +59,18 @@ def failing(cuda: FakeCuda, error: BaseException, required: bool) -> tuple[Engin
 
 def test_training_goes_on_as_if_nothing_had_been_tried(cuda: FakeCuda) -> None:
     engine, capture, said = failing(cuda, RuntimeError(f"{ITEM}\nmore"), required=False)
-    plain = make_engine(seeded_networks(SMALL, dtype=torch.float64), LossConfig(gan_mode="wgangp", pool_size=4), options=PLAIN)
+    plain = make_engine(
+        seeded_networks(SMALL, dtype=torch.float64), LossConfig(gan_mode="wgangp", pool_size=4), options=PLAIN
+    )
     given = batches(10, batch=3)
     torch.manual_seed(1)
     losses = train(engine, given)
     torch.manual_seed(1)
     assert torch.equal(losses, train(plain, given))
     assert_same_bits(engine, plain)
-    assert said == [f"no CUDA graph: an iteration cannot be captured (RuntimeError: {ITEM}); training goes on without"]
+    assert said == [
+        f"no CUDA graph: an iteration cannot be captured (RuntimeError: {ITEM}); training goes on without"
+    ]
     assert capture.attempts == 1
     assert cuda.generator.draw() == (7, 44)
 
@@ -100,7 +109,9 @@ def test_graphs_from_before_a_failure_are_let_go() -> None:
     ],
     ids=["an error", "an interrupt"],
 )
-def test_a_capture_that_must_succeed_ends_the_run(cuda: FakeCuda, error: BaseException, raised: type[BaseException], text: str) -> None:
+def test_a_capture_that_must_succeed_ends_the_run(
+    cuda: FakeCuda, error: BaseException, raised: type[BaseException], text: str
+) -> None:
     engine, _, said = failing(cuda, error, required=True)
     with pytest.raises(raised) as caught:
         train(engine, batches(10))

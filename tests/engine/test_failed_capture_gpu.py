@@ -1,4 +1,6 @@
-"""Real captures that fail, on a GPU: what is allocated and drawn after them, and training, are as without the attempt."""
+"""Real captures that fail, on a GPU: what is allocated and drawn after them, and training, are as without the
+attempt.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +61,9 @@ PLANTS = [
 
 
 def plant(engine: Engine, what: Callable[[Engine], None]) -> None:
-    """Let each phase's update do it inside a capture: weight gradients are under way on their own stream then."""
+    """Let each phase's update do it inside a capture: weight gradients are under way on their own stream
+    then.
+    """
     update = engine._update
 
     def planted(*args: Any) -> None:
@@ -80,22 +84,32 @@ def private_pools() -> set[tuple[int, int]]:
 def pool_of(tensor: Tensor) -> tuple[int, int]:
     address = tensor.data_ptr()
     segments = torch.cuda.memory_snapshot()
-    return next(tuple(s["segment_pool_id"]) for s in segments if s["address"] <= address < s["address"] + s["total_size"])
+    return next(
+        tuple(s["segment_pool_id"])
+        for s in segments
+        if s["address"] <= address < s["address"] + s["total_size"]
+    )
 
 
 @pytest.mark.gpu
 @pytest.mark.usefixtures("deterministic")
 @pytest.mark.parametrize("overlap", ["off", "wgrad", "phases"])
 @pytest.mark.parametrize(("what", "reason"), PLANTS, ids=[row[0].__name__ for row in PLANTS])
-def test_training_goes_on_after_a_real_failure(what: Callable[[Engine], None], reason: str, overlap: str) -> None:
+def test_training_goes_on_after_a_real_failure(
+    what: Callable[[Engine], None], reason: str, overlap: str
+) -> None:
     """Dropout draws from the device's generator in every iteration."""
     start = seeded_networks(dataclasses.replace(SMALL, ngf=16, ndf=16, use_dropout=True))
     options = EngineConfig(graph="on", overlap=overlap)
-    given = [dataclasses.replace(b, A=b.A.cuda(), B=b.B.cuda()) for b in batches(10, size=32, dtype=torch.float32)]
+    given = [
+        dataclasses.replace(b, A=b.A.cuda(), B=b.B.cuda()) for b in batches(10, size=32, dtype=torch.float32)
+    ]
     said: list[str] = []
 
     def engine_of(options: EngineConfig, **more: Any) -> Engine:
-        return make_engine(start, LossConfig(pool_size=4), device="cuda", precision="bf16", options=options, **more)
+        return make_engine(
+            start, LossConfig(pool_size=4), device="cuda", precision="bf16", options=options, **more
+        )
 
     def run(engine: Engine) -> tuple[Tensor, Tensor]:
         torch.manual_seed(5)
@@ -109,11 +123,16 @@ def test_training_goes_on_after_a_real_failure(what: Callable[[Engine], None], r
     plain = engine_of(dataclasses.replace(options, graph="off"))
     found, expected = run(engine), run(plain)
     assert torch.equal(found[0], expected[0])
-    assert torch.equal(found[1], expected[1]), "later random numbers are not those of a run without the attempt"
+    assert torch.equal(found[1], expected[1]), (
+        "later random numbers are not those of a run without the attempt"
+    )
     assert_same_bits(engine, plain)
     (report,) = [line for line in said if line.startswith("no CUDA graph")]
     assert reason in report
-    assert pool_of(torch.empty(2**24, device="cuda")) == (0, 0), "memory is still allocated for the graph that failed"
+    assert pool_of(torch.empty(2**24, device="cuda")) == (
+        0,
+        0,
+    ), "memory is still allocated for the graph that failed"
     assert private_pools() <= before, "memory of the graph that failed is not given back"
     another = engine_of(options)
     assert torch.equal(run(another)[0], expected[0])
@@ -125,8 +144,15 @@ def test_training_goes_on_after_a_real_failure(what: Callable[[Engine], None], r
 def test_a_graph_required_on_a_gpu_names_the_reason() -> None:
     engine = make_engine(seeded_networks(SMALL), device="cuda", precision="bf16", options=GRAPH)
     plant(engine, reads_back)
-    given = [dataclasses.replace(b, A=b.A.cuda(), B=b.B.cuda()) for b in batches(8, size=32, dtype=torch.float32)]
-    with pytest.raises(UserError, match=r"--graph on: an iteration cannot be captured: .*operation not permitted when stream is capturing"):
+    given = [
+        dataclasses.replace(b, A=b.A.cuda(), B=b.B.cuda()) for b in batches(8, size=32, dtype=torch.float32)
+    ]
+    with pytest.raises(
+        UserError,
+        match=(
+            r"--graph on: an iteration cannot be captured: .*operation not permitted when stream is capturing"
+        ),
+    ):
         train(engine, given)
     assert torch.rand(4, device="cuda").shape == (4,)
 

@@ -1,4 +1,6 @@
-"""Training whose kernels fail, or whose driver refuses tensor descriptors: it trains on, tells so once, and computes the same."""
+"""Training whose kernels fail, or whose driver refuses tensor descriptors: it trains on, tells so once, and
+computes the same.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,14 @@ from fastcyclegan.kernels import descriptor_launch as descriptors
 from fastcyclegan.kernels._failures import KernelError
 from fastcyclegan.kernels.dispatch import as_on_gpu
 from fastcyclegan.recipes.cyclegan import CycleGAN
-from fastcyclegan.testing import assert_parity, copy_of, is_cancelled_bias, random_batch, seeded_networks, tf32
+from fastcyclegan.testing import (
+    assert_parity,
+    copy_of,
+    is_cancelled_bias,
+    random_batch,
+    seeded_networks,
+    tf32,
+)
 from tests.engine.test_cuda_graph import Discriminators
 from tests.planted import ERRORS, Failing, forget, heard
 
@@ -51,8 +60,12 @@ def engine_of(nets: Mapping[str, nn.Module], impl: str, recipe: Callable[[LossCo
     return Engine(recipe(LOSS), nets, OptimConfig(), CPU, options=OPTIONS)
 
 
-def trained(engine: Engine, dtype: torch.dtype, iterations: int = 2) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """Train, and return the losses of each iteration and the gradients of the first, those of a layer in a side's networks as one."""
+def trained(
+    engine: Engine, dtype: torch.dtype, iterations: int = 2
+) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """Train, and return the losses of each iteration and the gradients of the first, those of a layer in a
+    side's networks as one.
+    """
     names = {id(p): (net, key) for net, module in engine.nets.items() for key, p in module.named_parameters()}
     found: dict[str, list[Tensor]] = {}
 
@@ -71,13 +84,18 @@ def trained(engine: Engine, dtype: torch.dtype, iterations: int = 2) -> tuple[li
     return losses, {name: torch.cat(parts) for name, parts in found.items()}
 
 
-def assert_trains_alike(model: ModelConfig, recipe: Callable[[LossConfig], CycleGAN], iterations: int = 2) -> None:
-    """Train by the kernels as they are, by the reference and in float64; hold what was trained by the rule."""
+def assert_trains_alike(
+    model: ModelConfig, recipe: Callable[[LossConfig], CycleGAN], iterations: int = 2
+) -> None:
+    """Train by the kernels as they are, by the reference and in float64; hold what was trained by the
+    rule."""
     nets = seeded_networks(model)
     kernels = engine_of(nets, "auto", recipe)
     assert kernels.choices.kernels
     assert any(trained.gradients for trained in kernels.trained.values())
-    ours, theirs = (trained(engine, FP32, iterations) for engine in (kernels, engine_of(nets, "reference", recipe)))
+    ours, theirs = (
+        trained(engine, FP32, iterations) for engine in (kernels, engine_of(nets, "reference", recipe))
+    )
     exact = {name: net.double() for name, net in copy_of(nets).items()}
     truth = trained(engine_of(exact, "reference", recipe), FP64, iterations)
     assert len(ours[1]) >= 4
@@ -87,15 +105,21 @@ def assert_trains_alike(model: ModelConfig, recipe: Callable[[LossConfig], Cycle
         assert_parity("losses", *losses, FP32)
 
 
-def failing_kernels(monkeypatch: pytest.MonkeyPatch, error: Callable[[], BaseException]) -> dict[str, Failing]:
+def failing_kernels(
+    monkeypatch: pytest.MonkeyPatch, error: Callable[[], BaseException]
+) -> dict[str, Failing]:
     kernels = {name: Failing(kernel, error) for name, kernel in _launch.REGISTRY.items()}
     monkeypatch.setattr(_launch, "REGISTRY", kernels)
     return kernels
 
 
 @pytest.mark.parametrize("error", [ERRORS[0][0], ERRORS[6][0]], ids=["none compiles", "none launches"])
-def test_training_without_a_kernel_that_works(error: Callable[[], BaseException], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Generators, pairs, gradients in place, working copies: all of it by PyTorch. Each kernel is named once, and not tried again."""
+def test_training_without_a_kernel_that_works(
+    error: Callable[[], BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Generators, pairs, gradients in place, working copies: all of it by PyTorch. Each kernel is named once,
+    and not tried again.
+    """
     kernels = failing_kernels(monkeypatch, error)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -109,12 +133,21 @@ def test_training_without_a_kernel_that_works(error: Callable[[], BaseException]
 
 
 def test_a_fallback_is_captured_and_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The failures come before the capture, in the iterations that warm up: the graph holds PyTorch's operators, with the same bits."""
+    """The failures come before the capture, in the iterations that warm up: the graph holds PyTorch's
+    operators, with the same bits.
+    """
     failing_kernels(monkeypatch, ERRORS[6][0])
     capture, nets = RecordedGraph(), seeded_networks(SMALL)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*show_failure", RuntimeWarning)
-        captured = Engine(CycleGAN(LOSS), copy_of(nets), OptimConfig(), CPU, options=EngineConfig(graph="on"), capture=capture)
+        captured = Engine(
+            CycleGAN(LOSS),
+            copy_of(nets),
+            OptimConfig(),
+            CPU,
+            options=EngineConfig(graph="on"),
+            capture=capture,
+        )
         plain = Engine(CycleGAN(LOSS), copy_of(nets), OptimConfig(), CPU, options=OPTIONS)
         assert captured.choices.kernels
         for one, other in zip(*(trained(engine, FP32, 6)[0] for engine in (captured, plain)), strict=True):
@@ -124,15 +157,21 @@ def test_a_fallback_is_captured_and_replayed(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_training_that_requires_the_kernels_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     failing_kernels(monkeypatch, ERRORS[0][0])
-    with pytest.raises(KernelError, match=r"kernel \w+ does not compile on cpu, interpreted .*show_failure /"):
+    with pytest.raises(
+        KernelError, match=r"kernel \w+ does not compile on cpu, interpreted .*show_failure /"
+    ):
         trained(engine_of(seeded_networks(SMALL), "triton", CycleGAN), FP32)
 
 
 def test_training_with_one_kernel_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The others go on, on what PyTorch hands them. It is the sum of weight gradients, which are added up in place."""
+    """The others go on, on what PyTorch hands them. It is the sum of weight gradients, which are added up in
+    place.
+    """
     broken = Failing(_launch.REGISTRY["_reflect_conv_wgrad_sum_kernel"], ERRORS[5][0], first=2)
     monkeypatch.setitem(_launch.REGISTRY, "_reflect_conv_wgrad_sum_kernel", broken)
-    with pytest.warns(RuntimeWarning, match="^zero_conv: kernel _reflect_conv_wgrad_sum_kernel does not launch") as caught:
+    with pytest.warns(
+        RuntimeWarning, match="^zero_conv: kernel _reflect_conv_wgrad_sum_kernel does not launch"
+    ) as caught:
         assert_trains_alike(SMALL, Discriminators, 1)
     assert len(heard(list(caught))) == 1
     assert broken.launches >= 2

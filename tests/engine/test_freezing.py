@@ -24,9 +24,15 @@ def weights(engine: Engine, name: str) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in engine.nets[name].parameters()]).clone()
 
 
-@pytest.mark.parametrize(("first", "then"), [(0, 3), (2, 4)], ids=["frozen from the start, thawed later", "frozen in between"])
-def test_a_compiled_network_that_is_frozen_and_thawed(first: int, then: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In float64, so that nothing is left to rounding. torch 2.11's compiler does not ask by itself whether a parameter is frozen."""
+@pytest.mark.parametrize(
+    ("first", "then"), [(0, 3), (2, 4)], ids=["frozen from the start, thawed later", "frozen in between"]
+)
+def test_a_compiled_network_that_is_frozen_and_thawed(
+    first: int, then: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float64, so that nothing is left to rounding. torch 2.11's compiler does not ask by itself whether a
+    parameter is frozen.
+    """
     torch._dynamo.reset()
     # What its graphs are is asked here, not how fast they are: Inductor would take minutes.
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))

@@ -21,7 +21,10 @@ def test_values_arrive_where_they_were_before() -> None:
             "pool_B": torch.arange(6).view(3, 2) + n,
         }
         found = numbers.send(0.1 * (n + 1), sent)
-        assert all(torch.equal(found[name].cpu(), value) and found[name].dtype == value.dtype for name, value in sent.items())
+        assert all(
+            torch.equal(found[name].cpu(), value) and found[name].dtype == value.dtype
+            for name, value in sent.items()
+        )
         assert numbers.lr.item() == pytest.approx(0.1 * (n + 1), rel=1e-7)
         places.append([value.data_ptr() for value in found.values()])
     assert places[0] == places[1] == places[2]

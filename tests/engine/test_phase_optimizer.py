@@ -19,7 +19,9 @@ OPTIM = OptimConfig()
 
 def pair(dtype: torch.dtype = torch.float32) -> list[nn.Module]:
     torch.manual_seed(0)
-    return [Discriminator(ndf=2, n_layers=1).to(dtype=dtype, memory_format=torch.channels_last) for _ in range(2)]
+    return [
+        Discriminator(ndf=2, n_layers=1).to(dtype=dtype, memory_format=torch.channels_last) for _ in range(2)
+    ]
 
 
 def backward(nets: list[nn.Module], seed: int) -> None:
@@ -31,9 +33,11 @@ def backward(nets: list[nn.Module], seed: int) -> None:
 
 @pytest.mark.parametrize("in_place", [False, True])
 def test_steps_are_adams(in_place: bool) -> None:
-    """Rates change from step to step, by the tensor alone; a frozen parameter stays, also one that was moving before.
+    """Rates change from step to step, by the tensor alone; a frozen parameter stays, also one that was moving
+    before.
 
-    In float64, where 1e-16 of rounding stays far below 1e-9 in 4 steps; but the biases that cancel, whose gradients are rounding alone.
+    In float64, where 1e-16 of rounding stays far below 1e-9 in 4 steps; but the biases that cancel, whose
+    gradients are rounding alone.
     """
     ours, theirs = pair(torch.float64), pair(torch.float64)
     lr = torch.zeros((), dtype=torch.float64)
@@ -88,7 +92,12 @@ def test_state_holds_the_rate_as_a_number_and_leaves_how_adam_runs_alone() -> No
     state = trained.state_dict()
     assert state["param_groups"][0]["lr"] == 5e-4
     assert not isinstance(state["param_groups"][0]["lr"], Tensor)
-    other.load_state_dict({**state, "param_groups": [{**state["param_groups"][0], "lr": 0.1, "fused": None, "betas": [0.9, 0.9]}]})
+    other.load_state_dict(
+        {
+            **state,
+            "param_groups": [{**state["param_groups"][0], "lr": 0.1, "fused": None, "betas": [0.9, 0.9]}],
+        }
+    )
     (group,) = other.optimizer.param_groups
     assert group["lr"] is lr
     assert group["fused"] is True

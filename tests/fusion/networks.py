@@ -1,6 +1,8 @@
-"""What the tests of fusion share: how two networks are compared, and small networks whose own code decides what may be fused.
+"""What the tests of fusion share: how two networks are compared, and small networks whose own code decides
+what may be fused.
 
-What runs in torch's own operators is held to the bit: two modules that became one wrongly show there, whatever the tolerance.
+What runs in torch's own operators is held to the bit: two modules that became one wrongly show there,
+whatever the tolerance.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ from fastcyclegan.testing import assert_parity
 
 
 def randomised(net: nn.Module) -> nn.Module:
-    """Give one-dimensional parameters random values: with weight 1 and bias 0 a wrong channel would not be seen."""
+    """Give one-dimensional parameters random values: with weight 1 and bias 0 a wrong channel would not be
+    seen.
+    """
     for p in net.parameters():
         if p.dim() == 1:
             nn.init.normal_(p, 0.5)
@@ -25,7 +29,9 @@ def randomised(net: nn.Module) -> nn.Module:
 
 
 def gradients(net: nn.Module, x: Tensor, dy: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the output, and the gradients of the input ("input") and of every parameter that has one, for ``dy`` or random numbers."""
+    """Return the output, and the gradients of the input ("input") and of every parameter that has one, for
+    ``dy`` or random numbers.
+    """
     x = x.clone().requires_grad_()
     net.zero_grad()
     y = net(x)
@@ -36,7 +42,9 @@ def gradients(net: nn.Module, x: Tensor, dy: Tensor | None = None) -> tuple[Tens
 
 
 def same(net: nn.Module, plain: nn.Module, x: Tensor) -> None:
-    """Raise AssertionError unless both have the same outputs and gradients, bit for bit, in training and in evaluation."""
+    """Raise AssertionError unless both have the same outputs and gradients, bit for bit, in training and in
+    evaluation.
+    """
     for training in (True, False):
         (ours, d_ours), (theirs, d_theirs) = (gradients(n.train(training), x) for n in (net, plain))
         assert torch.equal(ours, theirs)
@@ -45,9 +53,13 @@ def same(net: nn.Module, plain: nn.Module, x: Tensor) -> None:
 
 
 def held(nets: tuple[nn.Module, nn.Module], x: Tensor, dtype: torch.dtype = torch.float32) -> None:
-    """Hold the first of ``nets`` by the rule to the second in the same dtype, and to it in float64: output and every gradient."""
+    """Hold the first of ``nets`` by the rule to the second in the same dtype, and to it in float64: output
+    and every gradient.
+    """
     exact = copy.deepcopy(nets[1]).double()
-    (y, d), (y_plain, d_plain), (y_exact, d_exact) = (gradients(n, t) for n, t in zip((*nets, exact), (x, x, x.double()), strict=True))
+    (y, d), (y_plain, d_plain), (y_exact, d_exact) = (
+        gradients(n, t) for n, t in zip((*nets, exact), (x, x, x.double()), strict=True)
+    )
     assert_parity("output", y, y_plain, y_exact, dtype)
     assert d.keys() == d_plain.keys() == d_exact.keys()
     for name in d:

@@ -24,14 +24,18 @@ from tests.fusion.networks import (
     whys,
 )
 
-# --- Three networks of other fields ---------------------------------------------------------------------------------------------------
+# --- Three networks of other fields -------------------------------------------------------------------------
 
 REPLACED = {
     "3-D U-Net": {"InstanceNorm3d + LeakyReLU": 6},
     # Two convolutions have a stride, and a block ends in a norm alone.
     "style transfer": {"ReflectionPad2d + Conv2d": 6, "InstanceNorm2d + ReLU": 6, "InstanceNorm2d": 1},
     # Two norms end a Sequential, one has a PReLU after it.
-    "super-resolution": {'Conv2d(padding_mode="reflect")': 6, "InstanceNorm2d + LeakyReLU": 1, "InstanceNorm2d": 3},
+    "super-resolution": {
+        'Conv2d(padding_mode="reflect")': 6,
+        "InstanceNorm2d + LeakyReLU": 1,
+        "InstanceNorm2d": 3,
+    },
 }
 
 
@@ -44,23 +48,31 @@ def test_parity_of_networks(name: str, device: str) -> None:
     ours, exact = copy.deepcopy(plain), copy.deepcopy(plain).double()
     whole = whats(accelerate(ours, impl="triton"))
     assert {what: list(whole.values()).count(what) for what in set(whole.values())} == REPLACED[name]
-    (y, d_ours), (y_plain, d_plain), (y_exact, d_exact) = (gradients(n, t) for n, t in ((ours, x), (plain, x), (exact, x.double())))
+    (y, d_ours), (y_plain, d_plain), (y_exact, d_exact) = (
+        gradients(n, t) for n, t in ((ours, x), (plain, x), (exact, x.double()))
+    )
     assert_parity("output", y, y_plain, y_exact, torch.float32)
     assert d_ours.keys() == d_plain.keys() == d_exact.keys()
     for key in d_exact:
-        # The bias before a norm has no gradient but rounding noise: so both gradients of a convolution are held as one vector.
+        # The bias before a norm has no gradient but rounding noise: so both gradients of a convolution are
+        # held as one vector.
         weight = key.removesuffix("bias") + "weight"
         both = [key, weight] if key.endswith("bias") and d_exact[weight].dim() > 1 else [key]
-        assert_parity(key, *(torch.cat([d[k].flatten() for k in both]) for d in (d_ours, d_plain, d_exact)), torch.float32)
+        assert_parity(
+            key,
+            *(torch.cat([d[k].flatten() for k in both]) for d in (d_ours, d_plain, d_exact)),
+            torch.float32,
+        )
 
 
 @pytest.mark.parametrize("name", SMALL_NETS)
 def test_parity_of_networks_in_bf16(name: str, device: str) -> None:
-    """Outputs. Through a whole network in 16 bits gradients are chance, theirs as ours: which side of a ReLU's zero a unit is on. They are
-    held layer by layer, below."""
+    """Outputs. Through a whole network in 16 bits gradients are chance, theirs as ours: which side of a
+    ReLU's zero a unit is on. They are held layer by layer, below."""
     torch.manual_seed(0)
     build, shape = SMALL_NETS[name]
-    plain, x = randomised(build()).to(device, torch.bfloat16), torch.randn(shape, device=device, dtype=torch.bfloat16)
+    plain = randomised(build()).to(device, torch.bfloat16)
+    x = torch.randn(shape, device=device, dtype=torch.bfloat16)
     ours, exact = copy.deepcopy(plain), copy.deepcopy(plain).double()
     accelerate(ours, impl="triton")
     with torch.no_grad():
@@ -69,7 +81,9 @@ def test_parity_of_networks_in_bf16(name: str, device: str) -> None:
 
 @pytest.mark.parametrize("name", SMALL_NETS)
 def test_state_and_undo_of_networks(name: str) -> None:
-    """The same parameters under the same keys in the same order, to the bit the same function on a CPU; and all of it back."""
+    """The same parameters under the same keys in the same order, to the bit the same function on a CPU; and
+    all of it back.
+    """
     torch.manual_seed(0)
     build, shape = SMALL_NETS[name]
     net, x = randomised(build()), torch.randn(shape)
@@ -95,7 +109,9 @@ def test_state_and_undo_of_networks(name: str) -> None:
 
 
 def test_less_is_kept_for_the_backward() -> None:
-    """Exact bytes. The U-Net's LeakyReLU works in place: what it would keep is what the next convolution keeps, so there is no less."""
+    """Exact bytes. The U-Net's LeakyReLU works in place: what it would keep is what the next convolution
+    keeps, so there is no less.
+    """
     kept = {}
     for name, (build, shape) in NETS.items():
         net, x = build(), torch.zeros(*shape[:2], *(side // 4 for side in shape[2:]))
@@ -120,7 +136,7 @@ def test_auto_takes_the_kernels_on_a_gpu(layout: torch.memory_format) -> None:
     assert any("fastcyclegan::" in event.key for event in profile.key_averages())
 
 
-# --- The report -----------------------------------------------------------------------------------------------------------------------
+# --- The report ---------------------------------------------------------------------------------------------
 
 
 def test_undo_has_the_parameters_and_the_mode_of_now() -> None:
@@ -146,7 +162,9 @@ def test_undo_is_whole_or_not_at_all() -> None:
     report, x = accelerate(net), torch.randn(1, 3, 4, 4)
     parametrizations.weight_norm(net[1])
     y = net(x)
-    with pytest.raises(RuntimeError, match="undo: 1 was made ReflectConv2d and is ParametrizedReflectConv2d now"):
+    with pytest.raises(
+        RuntimeError, match="undo: 1 was made ReflectConv2d and is ParametrizedReflectConv2d now"
+    ):
         report.undo()
     assert torch.equal(net(x), y)
     nn.utils.parametrize.remove_parametrizations(net[1], "weight")
@@ -168,8 +186,8 @@ def test_the_report_is_a_table_of_few_lines() -> None:
     assert lines[0] == "accelerate: 13 replaced, 2 left as it is"
     assert "  replaced   6  InstanceNorm2d + ReLU: in1, in2, in3 and 3 more" in lines
     assert (
-        "  left       2  ReflectionPad2d: conv2.reflection_pad, conv3.reflection_pad (the Conv2d after it stays: its stride is (2, 2))"
-        in lines
+        "  left       2  ReflectionPad2d: conv2.reflection_pad, conv3.reflection_pad (the Conv2d after it"
+        " stays: its stride is (2, 2))" in lines
     )
     assert len(lines) == 5
 

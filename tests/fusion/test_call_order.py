@@ -1,4 +1,6 @@
-"""Two modules become one only where every call allows it: networks in which that is so, and those in which it only seems so."""
+"""Two modules become one only where every call allows it: networks in which that is so, and those in which it
+only seems so.
+"""
 
 from __future__ import annotations
 
@@ -44,18 +46,28 @@ from tests.fusion.networks import (
     whys,
 )
 
-FUSED = [OneReluForTwoNorms, ASliceOfASequential, ASequentialIterated, AStructureThatIsOptional, OnePadForTwoConvolutions]
+FUSED = [
+    OneReluForTwoNorms,
+    ASliceOfASequential,
+    ASequentialIterated,
+    AStructureThatIsOptional,
+    OnePadForTwoConvolutions,
+]
 TRAPS = [
-    AReluThatAlsoFollowsAConvolution, AReluThatAlsoFollowsATappedNorm, ATappedNorm, ATappedSequential, AGrandchildCalledFromAbove,
-    ASumBetween, AFunctionalActivation, OtherActivationsOfOneNorm, DecidesByData, DecidesByTraining, DecidesByASwitch, DecidesByAnArgument,
-    DecidesByAnOptionalTensor, DecidesByChance, DecidesByTorchsChance, CallsAForward, InPlaceBetweenPadAndConvolution, ATappedPad,
+    AReluThatAlsoFollowsAConvolution, AReluThatAlsoFollowsATappedNorm, ATappedNorm, ATappedSequential,
+    AGrandchildCalledFromAbove,
+    ASumBetween, AFunctionalActivation, OtherActivationsOfOneNorm, DecidesByData, DecidesByTraining,
+    DecidesByASwitch, DecidesByAnArgument,
+    DecidesByAnOptionalTensor, DecidesByChance, DecidesByTorchsChance, CallsAForward,
+    InPlaceBetweenPadAndConvolution, ATappedPad,
     AConvolutionWithoutItsPad, APadForAStrideToo, PadsOfTwoSizes,
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", [*FUSED, *TRAPS], ids=lambda kind: kind.__name__)
 def test_fuses_what_every_call_allows(kind: type[Norms]) -> None:
-    """The same function to the bit, in both modes and with the switch turned, and as many fusions as can be."""
+    """The same function to the bit, in both modes and with the switch turned, and as many fusions as can
+    be."""
     torch.manual_seed(0)
     net = randomised(kind())
     plain, state, dice = copy.deepcopy(net), torch.get_rng_state(), random.getstate()
@@ -76,7 +88,9 @@ def test_fuses_what_every_call_allows(kind: type[Norms]) -> None:
             assert torch.equal(net(x, **keywords), plain(x, **keywords))
 
 
-@pytest.mark.parametrize("kind", [ATappedSequential, AGrandchildCalledFromAbove, DecidesByData], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(
+    "kind", [ATappedSequential, AGrandchildCalledFromAbove, DecidesByData], ids=lambda kind: kind.__name__
+)
 def test_a_sequential_that_somebody_looks_into_stays(kind: type[Norms]) -> None:
     assert whats(accelerate(kind()))["layers.1"] == "InstanceNorm2d"
 
@@ -155,9 +169,13 @@ def test_who_cannot_be_followed_may_reach_into_its_children(by_name: bool) -> No
 
 def test_who_cannot_be_followed_is_named() -> None:
     report = accelerate(DecidesByData())
-    assert whys(report)["norm"].startswith("DecidesByData.forward cannot be followed (symbolically traced variables cannot be used")
+    assert whys(report)["norm"].startswith(
+        "DecidesByData.forward cannot be followed (symbolically traced variables cannot be used"
+    )
     report = accelerate(nn.Sequential(DecidesByChance()))
-    assert whys(report)["0.norm"] == "DecidesByChance.forward of 0 cannot be followed (it draws random numbers)"
+    assert (
+        whys(report)["0.norm"] == "DecidesByChance.forward of 0 cannot be followed (it draws random numbers)"
+    )
     net = OneReluForTwoNorms()
     net.forward = lambda x: net.norm(x)  # type: ignore[method-assign]
     assert "it is an attribute of the instance" in whys(accelerate(net))["norm"]

@@ -127,12 +127,24 @@ DECISIONS: list[tuple[type[Norms], Run, str]] = [
     (ByAList, lambda net, x: net(x, [1], True), "decides by more than its switches: len(layers) > 0"),
     (ByAnInt, having(mode=2), "decides by more than its switches: self.mode == 2"),
     (ByACounter, having(steps=5), "decides by more than its switches: self.steps > 1"),
-    (ByAConfiguration, having(options={"taps": True}), "decides by more than its switches: self.options['taps']"),
+    (
+        ByAConfiguration,
+        having(options={"taps": True}),
+        "decides by more than its switches: self.options['taps']",
+    ),
     (ByAText, lambda net, x: net(x, "features"), "decides by more than its switches: mode == 'features'"),
     (ByTwoArguments, lambda net, x: net(x, True, True), "its result leaves ByTwoArguments.forward"),
     (ByGradients, torch.no_grad()(having()), "decides by more than its switches: torch.is_grad_enabled()"),
-    (ByAnAttributeThatMayBeNone, having(extra=1.0), "its result goes to add in ByAnAttributeThatMayBeNone.forward"),
-    (ByAnIndex, having(mode=0), "decides by more than its switches: [found[1], self.act(found[1])][self.mode]"),
+    (
+        ByAnAttributeThatMayBeNone,
+        having(extra=1.0),
+        "its result goes to add in ByAnAttributeThatMayBeNone.forward",
+    ),
+    (
+        ByAnIndex,
+        having(mode=0),
+        "decides by more than its switches: [found[1], self.act(found[1])][self.mode]",
+    ),
     (ByAMethodsArgument, having(mode=2), "decides by more than its switches: bare"),
     (ByKeywords, lambda net, x: net(x, taps=True), "ByKeywords.forward cannot be followed"),
     (ByASwitchThatItSets, having(mode=2), "decides by more than its switches: self.other"),
@@ -152,7 +164,9 @@ def test_states_that_a_trace_does_not_show(kind: type[Norms], run: Run, why: str
 
 
 def test_dali_in_the_process_decides_nothing() -> None:
-    """It puts a function of its own in the place of what Python asks whether something is iterable, and torch's tracing asks that."""
+    """It puts a function of its own in the place of what Python asks whether something is iterable, and
+    torch's tracing asks that.
+    """
     pytest.importorskip("nvidia.dali.fn")
     assert "decides by more than its switches: len(layers) > 0" in whys(accelerate(ByAList()))["norm"]
 
@@ -175,7 +189,10 @@ class AsksForTheClass(Norms):
 
 def test_who_asks_for_a_layers_class_finds_it() -> None:
     torch.manual_seed(0)
-    for kind, replaced in ((AsksForReLUs, {"InstanceNorm2d + ReLU", "InstanceNorm2d"}), (AsksForTheClass, set())):
+    for kind, replaced in (
+        (AsksForReLUs, {"InstanceNorm2d + ReLU", "InstanceNorm2d"}),
+        (AsksForTheClass, set()),
+    ):
         net = randomised(kind())
         plain = copy.deepcopy(net)
         report = accelerate(net)

@@ -39,33 +39,55 @@ def conv(**options: object) -> nn.Conv2d:
 
 
 LEFT: list[tuple[Callable[[], list[nn.Module]], dict[str, str]]] = [
-    (lambda: [nn.InstanceNorm2d(4, track_running_stats=True), nn.ReLU()], {"0": "it keeps running statistics"}),
+    (
+        lambda: [nn.InstanceNorm2d(4, track_running_stats=True), nn.ReLU()],
+        {"0": "it keeps running statistics"},
+    ),
     (lambda: [MyNorm(4), nn.ReLU()], {"0": "it is a subclass of torch's"}),
     (lambda: [hooked(nn.InstanceNorm2d(4)), nn.ReLU()], {"0": "it has hooks"}),
     (lambda: [own_forward(nn.InstanceNorm2d(4)), nn.ReLU()], {"0": "it has a forward of its own"}),
-    (lambda: [nn.InstanceNorm2d(4), MyRelu()], {"0": "the MyRelu after it stays: it is a subclass of torch's"}),
+    (
+        lambda: [nn.InstanceNorm2d(4), MyRelu()],
+        {"0": "the MyRelu after it stays: it is a subclass of torch's"},
+    ),
     (lambda: [nn.InstanceNorm2d(4), hooked(nn.ReLU())], {"0": "the ReLU after it stays: it has hooks"}),
     (lambda: [nn.InstanceNorm2d(4), nn.PReLU()], {"0": "PReLU comes after it"}),
     (lambda: [nn.InstanceNorm2d(4)], {"0": "its result leaves the Sequential"}),
     (lambda: [PAD(1), conv(stride=2)], {"0": "the Conv2d after it stays: its stride is (2, 2)"}),
     (lambda: [PAD(1), conv(dilation=2)], {"0": "the Conv2d after it stays: its dilation is (2, 2)"}),
     (lambda: [PAD(1), conv(groups=2)], {"0": "the Conv2d after it stays: its groups is 2"}),
-    (lambda: [PAD(1), conv(kernel_size=2)], {"0": "the Conv2d after it stays: its kernel_size is even: (2, 2)"}),
-    (lambda: [PAD(1), conv(kernel_size=(3, 1))], {"0": "the Conv2d after it stays: its kernel_size is (3, 1)"}),
+    (
+        lambda: [PAD(1), conv(kernel_size=2)],
+        {"0": "the Conv2d after it stays: its kernel_size is even: (2, 2)"},
+    ),
+    (
+        lambda: [PAD(1), conv(kernel_size=(3, 1))],
+        {"0": "the Conv2d after it stays: its kernel_size is (3, 1)"},
+    ),
     (lambda: [PAD(1), conv(padding=1)], {"0": "the Conv2d after it stays: it pads itself, by (1, 1)"}),
     (lambda: [PAD((1, 1, 1, 2)), conv()], {"0": "its padding is not the same on all sides: (1, 1, 1, 2)"}),
     (lambda: [hooked(PAD(1)), conv()], {"0": "it has hooks"}),
     (lambda: [PAD(1), hooked(conv())], {"0": "the Conv2d after it stays: it has hooks"}),
     (lambda: [PAD(1), spectral_norm(conv())], {"0": "the Conv2d after it stays: it has hooks"}),
-    (lambda: [PAD(1), parametrizations.weight_norm(conv())], {"0": "the ParametrizedConv2d after it stays: it has a parametrization"}),
+    (
+        lambda: [PAD(1), parametrizations.weight_norm(conv())],
+        {"0": "the ParametrizedConv2d after it stays: it has a parametrization"},
+    ),
     (lambda: [PAD(1), nn.ReLU(), conv()], {"0": "ReLU comes after it"}),
     (lambda: [conv(padding=1, padding_mode="reflect", stride=2)], {"0": "its stride is (2, 2)"}),
-    (lambda: [conv(padding=(1, 0), padding_mode="reflect")], {"0": "its padding is not the same on all sides: (1, 0)"}),
+    (
+        lambda: [conv(padding=(1, 0), padding_mode="reflect")],
+        {"0": "its padding is not the same on all sides: (1, 0)"},
+    ),
     (lambda: [conv(padding=1, padding_mode="circular")], {}),
 ]
 
 
-@pytest.mark.parametrize(("build", "reasons"), LEFT, ids=lambda value: next(iter(value.values()), "") if isinstance(value, dict) else "")
+@pytest.mark.parametrize(
+    ("build", "reasons"),
+    LEFT,
+    ids=lambda value: next(iter(value.values()), "") if isinstance(value, dict) else "",
+)
 def test_what_is_left_and_why(build: Callable[[], list[nn.Module]], reasons: dict[str, str]) -> None:
     """By one reason each, and still the same function to the bit."""
     torch.manual_seed(0)

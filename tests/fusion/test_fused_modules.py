@@ -1,4 +1,6 @@
-"""The modules that take the place of torch's: the same results, gradients, errors and warnings, copied, pickled and compiled."""
+"""The modules that take the place of torch's: the same results, gradients, errors and warnings, copied,
+pickled and compiled.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +19,20 @@ from tests.fusion.networks import PAD, gradients, held, randomised, small, whats
 @pytest.mark.parametrize("impl", ["triton", "reference"])
 @pytest.mark.parametrize(
     ("kind", "shape"),
-    [(nn.InstanceNorm1d, (2, 3, 8)), (nn.InstanceNorm1d, (3, 8)), (nn.InstanceNorm2d, (3, 4, 4)), (nn.InstanceNorm3d, (2, 3, 2, 3, 2))],
+    [
+        (nn.InstanceNorm1d, (2, 3, 8)),
+        (nn.InstanceNorm1d, (3, 8)),
+        (nn.InstanceNorm2d, (3, 4, 4)),
+        (nn.InstanceNorm3d, (2, 3, 2, 3, 2)),
+    ],
     ids=str,
 )
-def test_norms_of_all_dimensions(kind: type[nn.Module], shape: tuple[int, ...], impl: str, device: str) -> None:
-    """Pictures without the dimension N too; a negative slope is not invertible, so the kernels must not need it to be."""
+def test_norms_of_all_dimensions(
+    kind: type[nn.Module], shape: tuple[int, ...], impl: str, device: str
+) -> None:
+    """Pictures without the dimension N too; a negative slope is not invertible, so the kernels must not need
+    it to be.
+    """
     torch.manual_seed(0)
     plain = nn.Sequential(randomised(kind(3, affine=True, eps=1e-3)), nn.LeakyReLU(-0.5)).to(device)
     net = copy.deepcopy(plain)
@@ -32,7 +43,13 @@ def test_norms_of_all_dimensions(kind: type[nn.Module], shape: tuple[int, ...], 
 @pytest.mark.parametrize("impl", ["triton", "reference"])
 def test_wrong_inputs_have_torchs_errors(impl: str, device: str) -> None:
     net, plain = (n.to(device) for n in small(impl))
-    wrong = [torch.zeros(3, 4), torch.zeros(1, 3, 4, 4, 4), torch.zeros(1, 2, 4, 4), torch.zeros(1, 3, 1, 1), torch.zeros(1, 3, 1, 4)]
+    wrong = [
+        torch.zeros(3, 4),
+        torch.zeros(1, 3, 4, 4, 4),
+        torch.zeros(1, 2, 4, 4),
+        torch.zeros(1, 3, 1, 1),
+        torch.zeros(1, 3, 1, 4),
+    ]
     wrong += [torch.zeros(1, 4, 1, 1), torch.zeros(1, 3, 4, 4, dtype=torch.float16)]
     for part in (slice(0, 2), slice(2, 4)):
         for x in wrong:
@@ -65,7 +82,9 @@ def test_no_picture_at_all(impl: str, device: str) -> None:
 
 @pytest.mark.parametrize("shape", [(1, 3, 4, 4), (3, 4, 4), (1, 3, 1, 4), (2, 3, 4, 4)], ids=str)
 def test_any_layout_has_the_same_gradient(shape: tuple[int, ...]) -> None:
-    """Torch's backward on the CPU misreads the channels_last gradient of one picture (2.13): not ours. Results may be changed in place."""
+    """Torch's backward on the CPU misreads the channels_last gradient of one picture (2.13): not ours.
+    Results may be changed in place.
+    """
     torch.manual_seed(0)
     net = nn.Sequential(nn.InstanceNorm2d(3))
     accelerate(net)
@@ -117,7 +136,8 @@ def test_compiles_in_one_graph(impl: str, device: str) -> None:
     net = small(impl)[0].to(device)
     x = torch.randn(1, 3, 6, 6, device=device)
     # What is asked is whether it can be traced whole; a backend that makes code would take ten times as long.
-    (y, d), (compiled, d_compiled) = gradients(net, x), gradients(torch.compile(net, fullgraph=True, backend="aot_eager"), x)
+    (y, d) = gradients(net, x)
+    (compiled, d_compiled) = gradients(torch.compile(net, fullgraph=True, backend="aot_eager"), x)
     torch.testing.assert_close(compiled, y)
     for name in d:
         torch.testing.assert_close(d_compiled[name if name == "input" else f"_orig_mod.{name}"], d[name])
@@ -146,7 +166,9 @@ def test_layouts_are_torchs(padding: int | str, device: str) -> None:
     assert net.to(memory_format=torch.channels_last)(x).is_contiguous(memory_format=torch.channels_last)
 
 
-def test_where_cudnn_is_faster_the_kernels_write_its_border(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+def test_where_cudnn_is_faster_the_kernels_write_its_border(
+    monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
     monkeypatch.setattr("fastcyclegan.fusion.fused_modules.backend_of", lambda *a: "cudnn")
     net, plain = (n.to(device) for n in small("triton"))
     held((net, plain), torch.randn(1, 3, 6, 6, device=device))

@@ -50,8 +50,19 @@ def test_names_are_kept_and_never_collide(weights: Path, tmp_path: Path) -> None
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8, 8)).save(folder / name)
     run(weights, folder, tmp_path / "out", grid=True)
-    names = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    assert names == {"a.jpg.png", "a.png.png", "b.png", "deep/c.png", "before_after.bmp.png", "before_after.png"}
+    names = {
+        path.relative_to(tmp_path / "out").as_posix()
+        for path in (tmp_path / "out").rglob("*")
+        if path.is_file()
+    }
+    assert names == {
+        "a.jpg.png",
+        "a.png.png",
+        "b.png",
+        "deep/c.png",
+        "before_after.bmp.png",
+        "before_after.png",
+    }
     run(weights, folder / "b.tif", tmp_path / "single")
     assert [path.name for path in (tmp_path / "single").iterdir()] == ["b.png"]
 
@@ -100,7 +111,9 @@ def test_bad_pictures(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "left out" in capsys.readouterr().out
 
 
-def test_few_pictures_are_not_worth_loading_dali(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_few_pictures_are_not_worth_loading_dali(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_pictures(tmp_path / "few", 2)
     run(weights, tmp_path / "few", tmp_path / "out")
     assert "read by folder" in capsys.readouterr().out
@@ -109,7 +122,9 @@ def test_few_pictures_are_not_worth_loading_dali(weights: Path, tmp_path: Path, 
     assert "read by dali" in capsys.readouterr().out
 
 
-def test_a_picture_that_cannot_be_written_is_an_error(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_picture_that_cannot_be_written_is_an_error(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Pictures are written by threads, whose errors must not be lost."""
     write_pictures(tmp_path / "in", 2)
 
@@ -121,7 +136,9 @@ def test_a_picture_that_cannot_be_written_is_an_error(weights: Path, tmp_path: P
         run(weights, tmp_path / "in", tmp_path / "out")
 
 
-@pytest.mark.parametrize("change", [{"batch_size": 0}, {"resize": 0}, {"num_threads": 0}, {"device": "tpu"}, {"epoch": "best"}])
+@pytest.mark.parametrize(
+    "change", [{"batch_size": 0}, {"resize": 0}, {"num_threads": 0}, {"device": "tpu"}, {"epoch": "best"}]
+)
 def test_settings_are_checked(change: dict[str, object]) -> None:
     with pytest.raises(UserError, match=next(iter(change))):
         TranslateConfig(Path("w"), Path("i"), Path("o"), **change)

@@ -1,4 +1,6 @@
-"""Pictures through a generator: padding, equal to the network itself, back as the kind they were given as, and what is no picture."""
+"""Pictures through a generator: padding, equal to the network itself, back as the kind they were given as,
+and what is no picture.
+"""
 
 from __future__ import annotations
 
@@ -39,20 +41,36 @@ def test_a_multiple_of_four_is_translated_as_it_is(weights: Path) -> None:
         expected = net(torch.from_numpy(pixels)[None].permute(0, 3, 1, 2).float() / 127.5 - 1)
     expected = ((expected + 1) * 127.5).round().clamp(0, 255)[0].permute(1, 2, 0).numpy()
     (found,) = Translator(net, CPU, "fp32")([torch.from_numpy(pixels)])
-    assert np.abs(found.astype(float) - expected).max() <= 1  # a value at .5 may round either way in another layout
+    assert (
+        np.abs(found.astype(float) - expected).max() <= 1
+    )  # a value at .5 may round either way in another layout
 
 
 def test_pictures_come_back_as_what_they_were(tmp_path: Path) -> None:
     model, rng = CycleGAN(**TINY), np.random.default_rng(0)
     array = rng.integers(0, 256, (9, 14, 3), dtype=np.uint8)
     Image.fromarray(array).save(tmp_path / "x.png")
-    images = [Image.fromarray(array), array, tmp_path / "x.png", str(tmp_path / "x.png"), Image.fromarray(array[:, :, 0])]
+    images = [
+        Image.fromarray(array),
+        array,
+        tmp_path / "x.png",
+        str(tmp_path / "x.png"),
+        Image.fromarray(array[:, :, 0]),
+    ]
     results = model.translate(images)
-    assert [type(result) for result in results] == [Image.Image, np.ndarray, Image.Image, Image.Image, Image.Image]
+    assert [type(result) for result in results] == [
+        Image.Image,
+        np.ndarray,
+        Image.Image,
+        Image.Image,
+        Image.Image,
+    ]
     assert results[1].shape == (9, 14, 3)
     single = model.translate(Image.fromarray(array))
     # A value at .5 may round either way at another place of a batch.
-    assert all(np.abs(np.asarray(result).astype(float) - results[1]).max() <= 1 for result in (*results[:4], single))
+    assert all(
+        np.abs(np.asarray(result).astype(float) - results[1]).max() <= 1 for result in (*results[:4], single)
+    )
     tensor = torch.from_numpy(array).permute(2, 0, 1).float() / 127.5 - 1
     out = model.translate(tensor)
     assert out.shape == (3, 9, 14)
@@ -60,7 +78,13 @@ def test_pictures_come_back_as_what_they_were(tmp_path: Path) -> None:
     assert np.abs(found - results[1]).max() <= 1
     part = tensor[:, :8, :12]  # of a size that nothing is added to
     exact = copy.deepcopy(model.networks["G_AB"]).double()(part[None].double())[0]
-    assert_parity("the second of two", model.translate(part[None].repeat(2, 1, 1, 1))[1], model.translate(part), exact, torch.float32)
+    assert_parity(
+        "the second of two",
+        model.translate(part[None].repeat(2, 1, 1, 1))[1],
+        model.translate(part),
+        exact,
+        torch.float32,
+    )
     assert model.translate(tensor.double()).dtype == torch.float64
     (out * torch.ones(1, requires_grad=True)).sum().backward()  # a plain tensor, for whatever comes next
     assert model.networks["G_AB"].training
@@ -71,9 +95,21 @@ def test_pictures_come_back_as_what_they_were(tmp_path: Path) -> None:
     [
         (np.zeros((4, 4, 3)), ValueError, r"an array must be uint8 \[H, W, 3\], got float64 \[4, 4, 3\]"),
         (np.zeros((4, 4), np.uint8), ValueError, r"an array must be uint8 \[H, W, 3\], got uint8 \[4, 4\]"),
-        (torch.zeros(1, 4, 4), ValueError, r"a tensor must be floats \[3, H, W\] .* got torch.float32 \[1, 4, 4\]"),
-        (torch.full((3, 4, 4), 128.0), ValueError, r"a tensor must be in \[-1, 1\], got values from 128 to 128"),
-        (torch.full((3, 4, 4), float("nan")), ValueError, r"a tensor must be in \[-1, 1\], got values from nan"),
+        (
+            torch.zeros(1, 4, 4),
+            ValueError,
+            r"a tensor must be floats \[3, H, W\] .* got torch.float32 \[1, 4, 4\]",
+        ),
+        (
+            torch.full((3, 4, 4), 128.0),
+            ValueError,
+            r"a tensor must be in \[-1, 1\], got values from 128 to 128",
+        ),
+        (
+            torch.full((3, 4, 4), float("nan")),
+            ValueError,
+            r"a tensor must be in \[-1, 1\], got values from nan",
+        ),
         (Image.new("RGB", (0, 5)), ValueError, "a picture without pixels, 0x5"),
         (3, TypeError, "a picture must be a PIL image, an array, a tensor or a path, got int"),
         ("none.png", UserError, "none.png: no such file"),

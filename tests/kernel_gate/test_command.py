@@ -1,4 +1,6 @@
-"""The command compile_kernels as it is called: what it refuses, prints and writes. All that ships is compiled by a call of it, not here."""
+"""The command compile_kernels as it is called: what it refuses, prints and writes. All that ships is compiled
+by a call of it, not here.
+"""
 
 from __future__ import annotations
 
@@ -18,15 +20,22 @@ pytest.importorskip("triton")
 def test_interpreted_kernels_are_refused(tmp_path: Path) -> None:
     script = ROOT / "scripts" / "compile_kernels.py"
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False, env=environment)
+    done = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, check=False, env=environment
+    )
     assert done.returncode == 2
     assert "TRITON_INTERPRET is set" in done.stderr
 
 
 def test_the_command_writes_what_it_is_asked_for(tmp_path: Path) -> None:
-    """One architecture and one dtype of one kernel's worth: --json and --out, and every kernel of the registry in the table."""
+    """One architecture and one dtype of one kernel's worth: --json and --out, and every kernel of the
+    registry in the table.
+    """
     code = "import sys; from fastcyclegan.kernel_gate import command as gate\n"
-    code += "full = gate.shipped_jobs; gate.shipped_jobs = lambda *a: list({j.kernel: j for j in full(*a)}.values())\n"
+    code += (
+        "full = gate.shipped_jobs; gate.shipped_jobs = lambda *a: list({j.kernel: j for j in"
+        " full(*a)}.values())\n"
+    )
     code += "if __name__ == '__main__': sys.exit(gate.main())"
     script = tmp_path / "short.py"
     script.write_text(code)

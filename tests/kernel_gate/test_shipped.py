@@ -1,4 +1,6 @@
-"""The list of what ships: a kernel that it lacks is an error, and fp16 is left out of the dry runs for a reason that holds."""
+"""The list of what ships: a kernel that it lacks is an error, and fp16 is left out of the dry runs for a
+reason that holds.
+"""
 
 from __future__ import annotations
 

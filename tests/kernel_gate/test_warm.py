@@ -1,4 +1,6 @@
-"""compile_kernels --warm: Triton's cache filled for a run, said in a line or two, and found full the second time."""
+"""compile_kernels --warm: Triton's cache filled for a run, said in a line or two, and found full the second
+time.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ from tests.devtools.compiling import run
 
 pytest.importorskip("triton")
 
-# The command with each list of arguments, one after the other: what it returns and prints. Of what there is to compile three are.
+# The command with each list of arguments, one after the other: what it returns and prints. Of what there is
+# to compile three are.
 COMMANDS = """
 import contextlib, dataclasses, io, json, sys
 from fastcyclegan.kernel_gate import command as kernel_gate
@@ -46,22 +49,32 @@ def test_filling_the_cache_says_what_it_did(tmp_path: Path, monkeypatch: pytest.
     folder.mkdir()
     write_config(folder, TrainConfig(model=ModelConfig(netG="resnet_1blocks", impl="reference")))
     (tmp_path / "file").write_text("")
-    flags = "--netG resnet_1blocks --ngf 8 --ndf 8 --netD pixel --crop_size 32 --load_size 32 --lambda_identity 0".split()
+    networks = "--netG resnet_1blocks --ngf 8 --ndf 8 --netD pixel"
+    flags = f"{networks} --crop_size 32 --load_size 32 --lambda_identity 0".split()
     here = ["--arch", "sm_90"]
     wrong = {
         "--warm: this machine has no GPU: name the chip with --arch": ["--warm"],
         "--warm: nowhere is no folder of a run: it has no config.json": ["--warm", "nowhere", *here],
-        "--warm: there are no kernels to compile: PyTorch computes resnet_1blocks": ["--warm", str(folder), *here],
+        "--warm: there are no kernels to compile: PyTorch computes resnet_1blocks": [
+            "--warm",
+            str(folder),
+            *here,
+        ],
         "--warm: --name names a run, and so does": ["--warm", str(folder), *here, "--name", "other"],
         "--json is the gate's and says nothing with --warm": ["--warm", *here, "--json", "x.json"],
         "netG": ["--warm", *here, "--netG", "resnet_none"],
-        "unrecognized arguments: run (a run's folder and the flags of train.py come with --warm)": ["run", *here],
+        "unrecognized arguments: run (a run's folder and the flags of train.py come with --warm)": [
+            "run",
+            *here,
+        ],
         f"{tmp_path}: Is a directory": [*here, "--json", str(tmp_path)],
         f"{tmp_path / 'file'}: File exists": [*here, "--out", str(tmp_path / "file")],
     }
     script = tmp_path / "commands.py"
     script.write_text(COMMANDS)
-    done = run([str(script), json.dumps([*wrong.values(), ["--warm", *here, *flags], ["--warm", *here, *flags]])])
+    done = run(
+        [str(script), json.dumps([*wrong.values(), ["--warm", *here, *flags], ["--warm", *here, *flags]])]
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     *refused, first, second = json.loads(done.stdout)
     for message, (code, _, error) in zip(wrong, refused, strict=True):
@@ -69,8 +82,12 @@ def test_filling_the_cache_says_what_it_did(tmp_path: Path, monkeypatch: pytest.
         assert message in error
     here_are = "resnet_1blocks and pixel, batch 1, 32x32, bf16: 3 kernels for sm_90"
     assert (first[0], second[0]) == (0, 0), first[2] + second[2]
-    assert re.match(rf"{here_are}, compiling 3 that Triton's cache lacks in [12] processes, about [34] s\n", first[1])
+    assert re.match(
+        rf"{here_are}, compiling 3 that Triton's cache lacks in [12] processes, about [34] s\n", first[1]
+    )
     assert re.search(
-        r"compiled 3 in [\d.]+ s; tiles to be timed by the first iteration: [1-9]\d+ for [1-9]\d+ choices, about \d s\n$", first[1]
+        r"compiled 3 in [\d.]+ s; tiles to be timed by the first iteration: [1-9]\d+ for [1-9]\d+ choices,"
+        r" about \d s\n$",
+        first[1],
     )
     assert second[1] == f"{here_are}, all are in Triton's cache\n"

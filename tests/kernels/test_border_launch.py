@@ -1,4 +1,6 @@
-"""The reflected border, written into a picture's own buffer or folded back: against PyTorch's padding and its gradient."""
+"""The reflected border, written into a picture's own buffer or folded back: against PyTorch's padding and its
+gradient.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,8 @@ import torch.nn.functional as F
 from fastcyclegan.kernels import border_launch
 from tests.kernels.arguments import channels_last
 
-# Borders over half a small picture; two rows; lines that receive from both sides, in different tiles; several tiles.
+# Borders over half a small picture; two rows; lines that receive from both sides, in different tiles; several
+# tiles.
 BORDERS = [
     ((2, 5, 2, 2), 1),
     ((1, 3, 3, 40), 1),
@@ -34,7 +37,9 @@ def test_reflected_border_and_its_adjoint(shape: tuple[int, ...], border: int, d
     torch.testing.assert_close(folded, x.grad)
 
 
-@pytest.mark.parametrize(("shape", "padding"), [((1, 5, 2, 3), 1), ((2, 3, 3, 4), 2), ((1, 16, 8, 9), 3), ((1, 20, 13, 3), 1)])
+@pytest.mark.parametrize(
+    ("shape", "padding"), [((1, 5, 2, 3), 1), ((2, 3, 3, 4), 2), ((1, 16, 8, 9), 3), ((1, 20, 13, 3), 1)]
+)
 def test_fold_is_the_adjoint_of_reflection(shape: tuple[int, ...], padding: int, device: str) -> None:
     torch.manual_seed(0)
     x = torch.randn(shape, device=device).contiguous(memory_format=torch.channels_last).requires_grad_()

@@ -1,4 +1,6 @@
-"""Tensor descriptors: what may be described, what a training step describes, and what happens where the driver refuses."""
+"""Tensor descriptors: what may be described, what a training step describes, and what happens where the
+driver refuses.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +19,27 @@ from fastcyclegan.config import ModelConfig
 from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.devtools.dry_run import dry_run
 from fastcyclegan.engine import Engine, summary
-from fastcyclegan.kernels import _launch, _tiles, reflect_conv2d, reflect_conv2d_ref, residual_block, residual_block_ref
+from fastcyclegan.kernels import (
+    _launch,
+    _tiles,
+    reflect_conv2d,
+    reflect_conv2d_ref,
+    residual_block,
+    residual_block_ref,
+)
 from fastcyclegan.kernels import _products as host
 from fastcyclegan.kernels import descriptor_launch as descriptors
 from fastcyclegan.kernels.border_launch import Pixels
 from fastcyclegan.kernels.descriptor_launch import Rows
-from fastcyclegan.testing import assert_parity, assert_same_bits, make_engine, random_batch, relative_error, seeded_networks, tf32
+from fastcyclegan.testing import (
+    assert_parity,
+    assert_same_bits,
+    make_engine,
+    random_batch,
+    relative_error,
+    seeded_networks,
+    tf32,
+)
 from tests.planted import plant
 
 FP32, BF16 = torch.float32, torch.bfloat16
@@ -54,7 +71,7 @@ def _asked_by_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(descriptors, "_refused", set())
 
 
-# --- What may be described ----------------------------------------------------------------------------------------------------------
+# --- What may be described ----------------------------------------------------------------------------------
 
 T = torch.zeros(64, 64)
 FAULTS = [
@@ -118,7 +135,9 @@ def forms_of(found: list[TensorDescriptor], most: int) -> list[Form]:
 @pytest.mark.parametrize("batch", [1, 8])
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 def test_every_descriptor_of_a_training_step_is_documented(precision: str, batch: int) -> None:
-    """By the numbers that reach Triton. What cuTensorMapEncodeTiled's documentation asks, and no row past its memory."""
+    """By the numbers that reach Triton. What cuTensorMapEncodeTiled's documentation asks, and no row past its
+    memory.
+    """
     found = descriptors_of_a_step(precision, batch)
     assert len(found) > 20
     for d in found:
@@ -153,7 +172,7 @@ def test_every_form_of_a_step_loads_what_lies_there(precision: str, device: str)
         check_loads(form, device)
 
 
-# --- Products, with and without -----------------------------------------------------------------------------------------------------
+# --- Products, with and without -----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -186,7 +205,9 @@ def operands(case: Case, device: str, dtype: torch.dtype) -> tuple[Tensor, Tenso
     return x, torch.randn(case.out, C, case.kernel, case.kernel, device=device, dtype=dtype), dy
 
 
-def convolve(x: Tensor, w: Tensor, dy: Tensor, op: Callable[..., Tensor] = reflect_conv2d, **options: Any) -> dict[str, Tensor]:
+def convolve(
+    x: Tensor, w: Tensor, dy: Tensor, op: Callable[..., Tensor] = reflect_conv2d, **options: Any
+) -> dict[str, Tensor]:
     x, w = (t.detach().requires_grad_() for t in (x, w))
     y = op(x, w, padding=w.shape[2] // 2, **options)
     y.backward(dy)
@@ -195,7 +216,9 @@ def convolve(x: Tensor, w: Tensor, dy: Tensor, op: Callable[..., Tensor] = refle
     return {"y": y.detach(), "dx": x.grad, "dweight": w.grad}
 
 
-def block(x: Tensor, w: Tensor, dy: Tensor, op: Callable[..., Tensor] = residual_block, **options: Any) -> dict[str, Tensor]:
+def block(
+    x: Tensor, w: Tensor, dy: Tensor, op: Callable[..., Tensor] = residual_block, **options: Any
+) -> dict[str, Tensor]:
     leaves = [t.detach().requires_grad_() for t in (x, w, w.flip(0))]
     y = op(*leaves, **options)
     y.backward(dy)
@@ -228,7 +251,9 @@ def test_pointers_and_descriptors_give_the_same(case: Case, device: str) -> None
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.why)
-def test_without_descriptors_all_products_hold(case: Case, monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+def test_without_descriptors_all_products_hold(
+    case: Case, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
     """The driver refuses: parity as ever, no launch has a descriptor, one warning."""
     monkeypatch.setattr(descriptors, "ask_driver", lambda device: DRIVER.partition("\n")[0])
     ear, (x, w, dy) = Ear(), operands(case, device, FP32)
@@ -244,16 +269,24 @@ def test_without_descriptors_all_products_hold(case: Case, monkeypatch: pytest.M
     assert ear.forms() == {False}
     assert not any(isinstance(a, TensorDescriptor) for launch in ear.heard for a in launch.args)
     (warning,) = (str(w.message) for w in caught if "descriptor" in str(w.message))
-    assert warning.endswith(f"no tensor descriptors, kernels load by pointers: {DRIVER.partition(chr(10))[0]}")
+    assert warning.endswith(
+        f"no tensor descriptors, kernels load by pointers: {DRIVER.partition(chr(10))[0]}"
+    )
 
 
 def test_windows_of_pixels_are_never_described() -> None:
-    """Their rows overlap: forward from few channels, input gradient to few, and one operand of both weight gradients."""
+    """Their rows overlap: forward from few channels, input gradient to few, and one operand of both weight
+    gradients.
+    """
     found: list[_launch.Launch] = []
     with dry_run(on_launch=found.append):
         for case in REAL[1:]:
             convolve(*operands(case, "cpu", BF16), impl="triton")
-    windows = [launch for launch in found if "DESC" in launch.constants and launch.constants.get("XS", 64) < launch.constants["C"]]
+    windows = [
+        launch
+        for launch in found
+        if "DESC" in launch.constants and launch.constants.get("XS", 64) < launch.constants["C"]
+    ]
     assert {(launch.kernel, launch.constants["DESC"]) for launch in windows} == {
         ("_reflect_conv_kernel", False),
         ("_reflect_conv_wgrad_kernel", False),
@@ -264,7 +297,7 @@ def test_windows_of_pixels_are_never_described() -> None:
             assert isinstance(launch.args[1], Tensor)
 
 
-# --- One descriptor that is refused -------------------------------------------------------------------------------------------------
+# --- One descriptor that is refused -------------------------------------------------------------------------
 
 
 def a_product(device: str) -> Tensor:
@@ -289,7 +322,12 @@ def failing(message: str, monkeypatch: pytest.MonkeyPatch, error: type[Exception
 def test_a_refused_descriptor_is_a_pointer_from_then_on(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
     wanted, ear = a_product(device), Ear()
     failing(DRIVER, monkeypatch)
-    with _launch.observe(ear), pytest.warns(RuntimeWarning, match=r"_reflect_conv_kernel loads tiles .* by pointers: .*invalid argument$"):
+    with (
+        _launch.observe(ear),
+        pytest.warns(
+            RuntimeWarning, match=r"_reflect_conv_kernel loads tiles .* by pointers: .*invalid argument$"
+        ),
+    ):
         found = a_product(device)
     assert relative_error(found, wanted) < 1e-6
     with warnings.catch_warnings():
@@ -299,8 +337,12 @@ def test_a_refused_descriptor_is_a_pointer_from_then_on(monkeypatch: pytest.Monk
 
 
 @on_descriptors
-@pytest.mark.parametrize("message", ["CUDA error: an illegal memory access", "Triton Error [CUDA]: out of memory"])
-def test_other_errors_of_a_launch_are_raised(message: str, monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+@pytest.mark.parametrize(
+    "message", ["CUDA error: an illegal memory access", "Triton Error [CUDA]: out of memory"]
+)
+def test_other_errors_of_a_launch_are_raised(
+    message: str, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
     failing(message, monkeypatch)
     with pytest.raises(RuntimeError, match=message.replace("[", r"\[")):
         a_product(device)
@@ -311,7 +353,9 @@ def test_rows_that_overlap_are_an_error_and_no_fallback(device: str) -> None:
     """A mistake of ours must not hide behind the pointers."""
     x = torch.zeros(64, 64, device=device)
     with pytest.raises(ValueError, match="rows overlap"):
-        descriptors.launch_operands("_reflect_conv_kernel", 1, [Rows(x, 10, 64, 8, (16, 64))], (), {}, _launch.Config((), 4), True)
+        descriptors.launch_operands(
+            "_reflect_conv_kernel", 1, [Rows(x, 10, 64, 8, (16, 64))], (), {}, _launch.Config((), 4), True
+        )
 
 
 def test_a_tensor_of_the_callers_that_is_not_aligned_is_a_pointer(device: str) -> None:
@@ -328,10 +372,15 @@ def test_a_tensor_of_the_callers_that_is_not_aligned_is_a_pointer(device: str) -
 
 def test_no_images_describe_nothing(device: str) -> None:
     x = torch.zeros(0, 64, 4, 8, device=device).contiguous(memory_format=torch.channels_last)
-    assert host.product(Pixels.of(x), torch.zeros(1, 64, 1, 1, 64, device=device), (4, 8)).shape == (0, 64, 4, 8)
+    assert host.product(Pixels.of(x), torch.zeros(1, 64, 1, 1, 64, device=device), (4, 8)).shape == (
+        0,
+        64,
+        4,
+        8,
+    )
 
 
-# --- Asking the driver --------------------------------------------------------------------------------------------------------------
+# --- Asking the driver --------------------------------------------------------------------------------------
 @on_descriptors
 def test_the_driver_says_yes(device: str) -> None:
     """On a CPU Triton's interpreter answers."""
@@ -340,7 +389,9 @@ def test_the_driver_says_yes(device: str) -> None:
 
 def test_a_wrong_tile_and_an_error_are_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
-    monkeypatch.setattr(descriptors, "copy_tile", lambda rows, row, column: torch.zeros(rows.box, dtype=rows.data.dtype))
+    monkeypatch.setattr(
+        descriptors, "copy_tile", lambda rows, row, column: torch.zeros(rows.box, dtype=rows.data.dtype)
+    )
     assert descriptors.ask_driver(cpu) == "a tile of torch.bfloat16 came back wrong"
 
     def fail(error: Exception) -> Callable[..., Tensor]:
@@ -351,8 +402,17 @@ def test_a_wrong_tile_and_an_error_are_refusals(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(descriptors, "copy_tile", fail(RuntimeError(DRIVER)))
     assert descriptors.ask_driver(cpu) == DRIVER.partition("\n")[0]
-    dead, full = (RuntimeError(f"Triton Error [CUDA]: {text}") for text in ("an illegal memory access was encountered", "out of memory"))
-    for error in (torch.OutOfMemoryError("full"), torch.AcceleratorError("broken"), KeyError("a mistake"), dead, full):
+    dead, full = (
+        RuntimeError(f"Triton Error [CUDA]: {text}")
+        for text in ("an illegal memory access was encountered", "out of memory")
+    )
+    for error in (
+        torch.OutOfMemoryError("full"),
+        torch.AcceleratorError("broken"),
+        KeyError("a mistake"),
+        dead,
+        full,
+    ):
         monkeypatch.setattr(descriptors, "copy_tile", fail(error))
         with pytest.raises(type(error)):
             descriptors.ask_driver(cpu)
@@ -361,7 +421,10 @@ def test_a_wrong_tile_and_an_error_are_refusals(monkeypatch: pytest.MonkeyPatch)
 def test_a_kernel_that_cannot_ask_is_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
     """What loads one tile does not compile: products by pointers may."""
     plant(monkeypatch, "_descriptor_copy_kernel")
-    told = r"^cpu: no tensor descriptors, kernels load by pointers: kernel _descriptor_copy_kernel does not compile .*show_failure /"
+    told = (
+        r"^cpu: no tensor descriptors, kernels load by pointers: kernel _descriptor_copy_kernel does not"
+        r" compile .*show_failure /"
+    )
     with pytest.warns(RuntimeWarning, match=told):
         assert not descriptors.served(torch.device("cpu"))
 
@@ -407,7 +470,9 @@ def test_an_older_chip_is_not_asked(asked: list[torch.device], monkeypatch: pyte
     assert asked == []
 
 
-def test_a_capture_asks_nobody_and_a_later_launch_does(asked: list[torch.device], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_capture_asks_nobody_and_a_later_launch_does(
+    asked: list[torch.device], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     assert not descriptors.served(GPU)
     assert asked == []
@@ -425,12 +490,18 @@ def test_the_gate_compiles_both_forms_and_a_step_lists_one() -> None:
         found: list[_launch.Launch] = []
         with dry_run(on_launch=found.append, **options):
             convolve(x, w, torch.zeros_like(x), impl="triton")
-        return [(launch.config, launch.constants["DESC"]) for launch in found if launch.kernel == "_reflect_conv_wgrad_kernel"]
+        return [
+            (launch.config, launch.constants["DESC"])
+            for launch in found
+            if launch.kernel == "_reflect_conv_wgrad_kernel"
+        ]
 
     assert {form for _, form in forms(all_configs=True)} == {True}
     configs = {config for config, _ in forms(all_configs=True)}
     assert len(configs) > 1
-    assert set(forms(all_configs=True, all_forms=True)) == {(config, form) for config in configs for form in (True, False)}
+    assert set(forms(all_configs=True, all_forms=True)) == {
+        (config, form) for config in configs for form in (True, False)
+    }
     assert [form for _, form in forms()] == [True]
     assert not any(form for _, form in forms(all_configs=True, chip=_launch.Chip(80)))
 
@@ -441,7 +512,7 @@ def test_the_table_names_a_refusal(monkeypatch: pytest.MonkeyPatch, asked: list[
     assert summary._loads(GPU) == "; tensor descriptors refused (invalid argument): pointers"
 
 
-# --- On a GPU -----------------------------------------------------------------------------------------------------------------------
+# --- On a GPU -----------------------------------------------------------------------------------------------
 
 
 @on_descriptors
@@ -455,8 +526,14 @@ def test_the_driver_takes_every_descriptor_of_a_training_step(precision: str) ->
 
 @on_descriptors
 @pytest.mark.gpu
-@pytest.mark.parametrize(("case", "dtype"), [*((case, BF16) for case in REAL), (REAL[1], FP32)], ids=lambda v: getattr(v, "why", str(v)))
-def test_pointers_and_descriptors_give_the_same_bits(case: Case, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("case", "dtype"),
+    [*((case, BF16) for case in REAL), (REAL[1], FP32)],
+    ids=lambda v: getattr(v, "why", str(v)),
+)
+def test_pointers_and_descriptors_give_the_same_bits(
+    case: Case, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # The first of each list: what is measured is another question, and takes longer.
     monkeypatch.setattr(_tiles, "choose", lambda name, key, configs, device, run: configs[0])
     for one, other in by_both(case, "cuda", dtype):

@@ -1,4 +1,5 @@
-"""What serves a tensor: the reference where there is no GPU, and an error where the kernels were asked for."""
+"""What serves a tensor: the reference where there is no GPU, and an error where the kernels were asked
+for."""
 
 from __future__ import annotations
 
@@ -14,7 +15,9 @@ from fastcyclegan.kernels import instance_norm, instance_norm_ref
 def test_a_cpu_tensor_is_refused_where_nothing_interprets() -> None:
     code = "import torch, fastcyclegan.kernels as k; k.instance_norm(torch.zeros(1, 3, 4, 4), impl='triton')"
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False
+    )
     assert "ValueError: instance_norm: impl='triton' needs an NVIDIA GPU, got cpu" in done.stderr
 
 

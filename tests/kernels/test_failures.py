@@ -16,18 +16,26 @@ pytestmark = pytest.mark.usefixtures("auto_is_triton")
 
 
 @pytest.mark.parametrize(("error", "verb", "cause"), ERRORS, ids=[row[2][:30] for row in ERRORS])
-def test_what_a_user_reads(error: Callable[[], Exception], verb: str, cause: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_user_reads(
+    error: Callable[[], Exception], verb: str, cause: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plant(monkeypatch, "_instance_norm_small_fwd_kernel", error)
     sentence = rf"kernel _instance_norm_small_fwd_kernel does not {verb} on cpu, interpreted \(.*{cause}.*\)"
-    again = r"To see it again: python -m fastcyclegan.devtools.show_failure /.*/failures/instance_norm_small_fwd_kernel-\w+\.json$"
-    with pytest.warns(RuntimeWarning, match=f"^instance_norm: {sentence}; PyTorch computes the layers that need it from here on. {again}"):
+    again = (
+        r"To see it again: python -m fastcyclegan.devtools.show_failure"
+        r" /.*/failures/instance_norm_small_fwd_kernel-\w+\.json$"
+    )
+    with pytest.warns(
+        RuntimeWarning,
+        match=f"^instance_norm: {sentence}; PyTorch computes the layers that need it from here on. {again}",
+    ):
         instance_norm(torch.randn(1, 3, 4, 4))
     with pytest.raises(KernelError, match=rf"^{sentence}\. {again}") as caught:
         instance_norm(torch.randn(1, 3, 4, 4), impl="triton")
     assert type(caught.value.__cause__) is type(error())
 
 
-# --- What is no failure of a kernel -------------------------------------------------------------------------------------------------
+# --- What is no failure of a kernel -------------------------------------------------------------------------
 
 FAULTS: list[BaseException] = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
@@ -43,7 +51,9 @@ FAULTS: list[BaseException] = [
 
 @pytest.mark.parametrize("required", [True, False])
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: f"{type(fault).__name__} {fault}"[:50])
-def test_a_full_or_a_dead_device_is_raised(fault: BaseException, required: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_or_a_dead_device_is_raised(
+    fault: BaseException, required: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plant(monkeypatch, "_instance_norm_small_fwd_kernel", lambda: fault)
     with pytest.raises(type(fault)) as caught:
         instance_norm(torch.randn(1, 3, 4, 4), impl=impl(required))
@@ -53,7 +63,8 @@ def test_a_full_or_a_dead_device_is_raised(fault: BaseException, required: bool,
 
 def test_the_device_is_asked_unless_it_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
     """A launch that was refused because of what ran before it: those results are suspect."""
-    dead, refused = torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), RuntimeError("invalid argument")
+    dead = torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+    refused = RuntimeError("invalid argument")
 
     def synchronize(device: torch.device) -> None:
         raise dead

@@ -1,4 +1,6 @@
-"""What happens where a kernel fails, planted in each of each operator: PyTorch computes it and that is reported once, or an error."""
+"""What happens where a kernel fails, planted in each of each operator: PyTorch computes it and that is
+reported once, or an error.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,15 @@ from bench.launches import forbid_fallback
 from fastcyclegan import accelerate
 from fastcyclegan.devtools.dry_run import dry_run
 from fastcyclegan.engine.batching import run_paired
-from fastcyclegan.kernels import _fallback, _launch, _operator, _tiles, instance_norm, instance_norm_ref, reflect_conv2d
+from fastcyclegan.kernels import (
+    _fallback,
+    _launch,
+    _operator,
+    _tiles,
+    instance_norm,
+    instance_norm_ref,
+    reflect_conv2d,
+)
 from fastcyclegan.kernels import residual_block as residual
 from fastcyclegan.kernels._failures import KernelError
 from fastcyclegan.kernels.norm_conv import norm_conv
@@ -37,7 +47,7 @@ FP32 = torch.float32
 pytestmark = pytest.mark.usefixtures("auto_is_triton")
 
 
-# --- Layers: what computes one by the kernels, required or not, and what it is measured by ------------------------------------------
+# --- Layers: what computes one by the kernels, required or not, and what it is measured by ------------------
 
 
 @dataclass(frozen=True)
@@ -54,16 +64,21 @@ class Layer:
 
 def a_norm(shape: tuple[int, ...]) -> Layer:
     x, residual, dy = (norms.in_layout(torch.randn(shape), False) for _ in range(3))
-    tensors, options = [x, torch.randn(shape[1]), torch.randn(shape[1]), residual, dy], {"eps": 1e-5, "act": "leaky_relu", "slope": 0.1}
+    tensors = [x, torch.randn(shape[1]), torch.randn(shape[1]), residual, dy]
+    options = {"eps": 1e-5, "act": "leaky_relu", "slope": 0.1}
     return Layer(
-        lambda required: dict(norms.gradients(lambda *a, **k: instance_norm(*a, impl=impl(required), **k), *tensors, **options)),
+        lambda required: dict(
+            norms.gradients(lambda *a, **k: instance_norm(*a, impl=impl(required), **k), *tensors, **options)
+        ),
         lambda: dict(norms.gradients(norms.torch_instance_norm, *tensors, **options)),
         lambda: dict(norms.gradients(instance_norm_ref, *(t.double() for t in tensors), **options)),
     )
 
 
 def a_layer(module: Any, tensors: Any, ours: Callable[[bool], Any], theirs: Any) -> Layer:
-    """A layer of what a kernel's own tests make of ``tensors``: x, lists of weights, and an upstream gradient."""
+    """A layer of what a kernel's own tests make of ``tensors``: x, lists of weights, and an upstream
+    gradient.
+    """
     exact = [[t.double() for t in ts] if isinstance(ts, list) else ts.double() for ts in tensors]
     return Layer(
         lambda required: module.results(ours(required), *tensors),
@@ -84,7 +99,9 @@ def a_reflected(case: Any) -> Layer:
 
 def a_last_layer() -> Layer:
     """With the norm before it and the tanh after it."""
-    x, weights, biases, dy = reflect_convs.operands(reflect_convs.Case("", (1, 12, 3, 4), 3, bias=True), "cpu")
+    x, weights, biases, dy = reflect_convs.operands(
+        reflect_convs.Case("", (1, 12, 3, 4), 3, bias=True), "cpu"
+    )
     weights = [0.1 * w for w in weights]
     options: dict[str, Any] = {"padding": 1, "norm": True, "act": "relu", "tanh": True}
 
@@ -93,7 +110,10 @@ def a_last_layer() -> Layer:
         return torch.tanh(reflect_convs.reflect_conv2d_ref(y, weights, biases, padding=1))
 
     return a_layer(
-        reflect_convs, (x, weights, biases, dy), lambda r: lambda x, w, b: reflect_conv(x, w, b or [], required=r, **options), theirs
+        reflect_convs,
+        (x, weights, biases, dy),
+        lambda r: lambda x, w, b: reflect_conv(x, w, b or [], required=r, **options),
+        theirs,
     )
 
 
@@ -120,14 +140,18 @@ def a_norm_conv(case: Any) -> Layer:
     options: dict[str, Any] = {"norm": case.norm, "act": case.act, "slope": 0.2, "border": case.border}
 
     def ours(required: bool) -> Any:
-        return lambda x, w, b, nw, nb: norm_conv(x, w, b, case.conv, norm_weight=nw, norm_bias=nb, required=required, **options)
+        return lambda x, w, b, nw, nb: norm_conv(
+            x, w, b, case.conv, norm_weight=nw, norm_bias=nb, required=required, **options
+        )
 
     def results(run: Any, wide: bool = False) -> dict[str, Tensor]:
         given = [t.double() if wide and t is not None else t for t in tensors]
         return {str(i): t for i, t in enumerate(norm_convs.results(run, given, dy.double() if wide else dy))}
 
     plain = lambda *t: norm_convs.plain(*t, case)  # noqa: E731
-    return Layer(lambda required: results(ours(required)), lambda: results(plain), lambda: results(plain, True))
+    return Layer(
+        lambda required: results(ours(required)), lambda: results(plain), lambda: results(plain, True)
+    )
 
 
 LAYERS: dict[str, Callable[[], Layer]] = {
@@ -148,7 +172,9 @@ LAYERS: dict[str, Callable[[], Layer]] = {
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_each_kernel_that_fails_leaves_the_results_right(name: str) -> None:
-    """Each in turn, with one of the errors: parity of all results, one warning, no second attempt; and an error where it is required."""
+    """Each in turn, with one of the errors: parity of all results, one warning, no second attempt; and an
+    error where it is required.
+    """
     layer, ear = LAYERS[name](), Ear()
     with _launch.observe(ear):
         layer.ours(True)
@@ -170,7 +196,11 @@ def test_each_kernel_that_fails_leaves_the_results_right(name: str) -> None:
             assert f": kernel {kernel} does not " in warning
             if n in (0, len(kernels) - 1):
                 with pytest.raises(
-                    KernelError, match=rf"^kernel {kernel} does not .* \(.*{cause}.*To see it again: python -m .*show_failure"
+                    KernelError,
+                    match=(
+                        rf"^kernel {kernel} does not .* \(.*{cause}.*To see it again: python -m"
+                        r" .*show_failure"
+                    ),
                 ):
                     layer.ours(True)
 
@@ -197,7 +227,7 @@ def test_tests_and_benches_do_not_fall_back(monkeypatch: pytest.MonkeyPatch) -> 
         instance_norm(torch.randn(1, 3, 4, 4))
 
 
-# --- Who asks -----------------------------------------------------------------------------------------------------------------------
+# --- Who asks -----------------------------------------------------------------------------------------------
 
 
 def test_a_compiled_caller_falls_back_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,7 +252,11 @@ def test_networks_and_modules_pass_on_what_was_asked_for(name: str, monkeypatch:
     monkeypatch.setattr(_operator, "or_plain", note)
     monkeypatch.setattr(_fallback, "or_plain", note)
     module = nn.Sequential(nn.ReflectionPad2d(1), nn.Conv2d(3, 8, 3), nn.InstanceNorm2d(8), nn.ReLU())
-    nets = [Generator(ngf=8, n_blocks=1, impl=name), UnetGenerator(ngf=4, num_downs=5, impl=name), Discriminator(ndf=8, impl=name)]
+    nets = [
+        Generator(ngf=8, n_blocks=1, impl=name),
+        UnetGenerator(ngf=4, num_downs=5, impl=name),
+        Discriminator(ndf=8, impl=name),
+    ]
     pair = [Discriminator(ndf=8, impl=name) for _ in range(2)]
     accelerate(module, name)
     runs: list[Any] = [module, *nets, lambda x: run_paired(pair, x, "triton")]

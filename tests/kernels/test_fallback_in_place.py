@@ -25,7 +25,8 @@ pytestmark = pytest.mark.usefixtures("auto_is_triton")
 
 @dataclass(frozen=True)
 class Added:
-    """A layer of three weights (or pairs), each with a ``.grad`` of its own: the sums take several launches."""
+    """A layer of three weights (or pairs), each with a ``.grad`` of its own: the sums take several
+    launches."""
 
     run: Callable[[Tensor, list[Tensor]], Tensor]
     shape: tuple[int, ...]
@@ -47,7 +48,9 @@ def added(name: str) -> Added:
 
 
 def gradients(layer: Added, frozen: int | None = None, together: bool = False) -> list[Tensor]:
-    """Return the gradients of the weights after a backward that adds to ones; ``together``: they lie side by side."""
+    """Return the gradients of the weights after a backward that adds to ones; ``together``: they lie side by
+    side.
+    """
     torch.manual_seed(0)
     x = torch.randn(layer.shape).contiguous(memory_format=torch.channels_last)
     leaves = [w.detach().requires_grad_(i != frozen) for i, w in enumerate(layer.weights)]
@@ -61,19 +64,30 @@ def gradients(layer: Added, frozen: int | None = None, together: bool = False) -
 
 
 OPERATORS = ["reflect_conv", "zero_conv", "residual_block"]
-# The first sum fails; one after another that succeeded; of two runs of weights; the product of the second run.
+# The first sum fails; one after another that succeeded; of two runs of weights; the product of the second
+# run.
 PLANTS = [("sum", 1, None), ("sum", 2, None), ("sum", 2, 1), ("wgrad", 2, 1)]
 
 
 @pytest.mark.parametrize(
     ("name", "kernel", "first", "frozen"),
-    [(name, *case) for name in OPERATORS for case in PLANTS if name != "residual_block" or case == ("sum", 2, 1)],
+    [
+        (name, *case)
+        for name in OPERATORS
+        for case in PLANTS
+        if name != "residual_block" or case == ("sum", 2, 1)
+    ],
 )
-def test_gradients_in_place_are_added_once(name: str, kernel: str, first: int, frozen: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradients_in_place_are_added_once(
+    name: str, kernel: str, first: int, frozen: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A gradient that is missing, or added twice, is off by a half."""
     layer = added(name)
     wanted = gradients(layer, frozen)
-    full = {"sum": "_reflect_conv_wgrad_sum_kernel", "wgrad": f"_{'zero_conv' if name == 'zero_conv' else 'reflect_conv'}_wgrad_kernel"}
+    full = {
+        "sum": "_reflect_conv_wgrad_sum_kernel",
+        "wgrad": f"_{'zero_conv' if name == 'zero_conv' else 'reflect_conv'}_wgrad_kernel",
+    }
     failing = plant(monkeypatch, full[kernel], first=first)
     with pytest.warns(RuntimeWarning, match=f"^{name}: kernel {full[kernel]} does not compile"):
         found = gradients(layer, frozen)
@@ -87,7 +101,9 @@ def test_gradients_in_place_are_added_once(name: str, kernel: str, first: int, f
 def test_norm_convs_gradient_in_place_is_added_once(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(1, 8, 6, 5).contiguous(memory_format=torch.channels_last)
     layer = Added(
-        lambda x, ws: norm_conv(x, ws[0], None, norm_convs.STRIDE_1, border=1, required=False), x.shape, [torch.randn(6, 8, 3, 3)]
+        lambda x, ws: norm_conv(x, ws[0], None, norm_convs.STRIDE_1, border=1, required=False),
+        x.shape,
+        [torch.randn(6, 8, 3, 3)],
     )
     wanted = gradients(layer)
     plant(monkeypatch, "_instance_norm_bwd_apply_kernel")

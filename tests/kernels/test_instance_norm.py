@@ -1,7 +1,9 @@
-"""instance_norm against float64, forward and every gradient, by the rule in fastcyclegan.testing; and what PyTorch expects of an operator.
+"""instance_norm against float64, forward and every gradient, by the rule in fastcyclegan.testing; and what
+PyTorch expects of an operator.
 
-On a machine without a GPU the kernels run through Triton's interpreter, at sizes that meet several tiles of several blocks there: blocks of
-32 pixels and 16 channels, at most 4 tiles, and the one-launch kernels up to 64 pixels (128 of a plane).
+On a machine without a GPU the kernels run through Triton's interpreter, at sizes that meet several tiles of
+several blocks there: blocks of 32 pixels and 16 channels, at most 4 tiles, and the one-launch kernels up to
+64 pixels (128 of a plane).
 """
 
 from __future__ import annotations
@@ -33,11 +35,19 @@ class Case:
     dtypes: tuple[torch.dtype, ...] = (FP32,)
 
 
-# Interior points are pruned: each case stands for one path or one edge. Sizes are those of the interpreter's tiles.
+# Interior points are pruned: each case stands for one path or one edge. Sizes are those of the interpreter's
+# tiles.
 CASES = [
     Case("one launch, channels no power of two", (2, 5, 4, 4), dtypes=(FP32, FP16, BF16)),
     Case("one launch, its largest picture, channels past a block", (1, 17, 8, 8), "leaky_relu", "both", True),
-    Case("one pixel past the one-launch kernels", (1, 16, 13, 5), "leaky_relu", "both", True, dtypes=(FP32, FP16, BF16)),
+    Case(
+        "one pixel past the one-launch kernels",
+        (1, 16, 13, 5),
+        "leaky_relu",
+        "both",
+        True,
+        dtypes=(FP32, FP16, BF16),
+    ),
     Case("blocks and tiles that end evenly", (1, 16, 16, 8), "none"),
     Case("one pixel and one channel past a block", (1, 17, 1, 129), "relu", "weight"),
     Case("several tiles of several blocks, several images", (3, 20, 13, 11), "leaky_relu", "bias", True),
@@ -59,19 +69,35 @@ def in_layout(x: Tensor, planes: bool) -> Tensor:
 def torch_instance_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, **options: Any) -> Tensor:
     """PyTorch's own operators in the dtype of x: what the rule measures us against."""
     y = reference.ContiguousGradient.apply(F.instance_norm(x, weight=weight, bias=bias, eps=options["eps"]))
-    y = {"none": lambda y: y, "relu": F.relu, "leaky_relu": lambda y: F.leaky_relu(y, options["slope"])}[options["act"]](y)
+    y = {"none": lambda y: y, "relu": F.relu, "leaky_relu": lambda y: F.leaky_relu(y, options["slope"])}[
+        options["act"]
+    ](y)
     return y if options["residual"] is None else y + options["residual"]
 
 
-def gradients(run: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, dy: Tensor, **options: Any) -> list:
+def gradients(
+    run: Any,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    dy: Tensor,
+    **options: Any,
+) -> list:
     """Return y and the gradients of what is not None, by ``run``."""
     leaves = [t if t is None else t.detach().requires_grad_() for t in (x, weight, bias, residual)]
     y = run(leaves[0], leaves[1], leaves[2], residual=leaves[3], **options)
     y.backward(dy)
-    return [(name, t) for name, t in zip(NAMES, [y, *(t.grad if t is not None else None for t in leaves)], strict=True) if t is not None]
+    return [
+        (name, t)
+        for name, t in zip(NAMES, [y, *(t.grad if t is not None else None for t in leaves)], strict=True)
+        if t is not None
+    ]
 
 
-def check(x: Tensor, weight: Any = None, bias: Any = None, residual: Any = None, dy: Any = None, **options: Any) -> None:
+def check(
+    x: Tensor, weight: Any = None, bias: Any = None, residual: Any = None, dy: Any = None, **options: Any
+) -> None:
     """Assert parity of y and every gradient for the given tensors."""
     options = {"eps": 1e-5, "slope": 0.2, "act": "none", **options}
     tensors = [x, weight, bias, residual, torch.randn_like(x) if dy is None else dy]
@@ -84,11 +110,15 @@ def check(x: Tensor, weight: Any = None, bias: Any = None, residual: Any = None,
     assert ours[0][1].dtype == x.dtype
 
 
-@pytest.mark.parametrize(("case", "dtype"), [pytest.param(c, d, id=f"{c.why}-{d}") for c in CASES for d in c.dtypes])
+@pytest.mark.parametrize(
+    ("case", "dtype"), [pytest.param(c, d, id=f"{c.why}-{d}") for c in CASES for d in c.dtypes]
+)
 def test_equals_float64(case: Case, dtype: torch.dtype, device: str) -> None:
     torch.manual_seed(0)
     x = in_layout(torch.randn(case.shape, device=device) * 2 + 3, case.planes).to(dtype)
-    residual = in_layout(torch.randn(case.shape, device=device), case.planes).to(dtype) if case.residual else None
+    residual = (
+        in_layout(torch.randn(case.shape, device=device), case.planes).to(dtype) if case.residual else None
+    )
     weight = torch.randn(case.shape[1], device=device) if case.affine in ("weight", "both") else None
     bias = torch.randn(case.shape[1], device=device) if case.affine in ("bias", "both") else None
     check(x, weight, bias, residual, act=case.act, slope=0.1)
@@ -136,11 +166,16 @@ def test_upstream_gradient_in_any_layout(kind: str, device: str) -> None:
     torch.manual_seed(0)
     x = in_layout(torch.randn(1, 5, 9, 11, device=device), False)
     dy = {
-        "expanded": torch.randn(1, 5, 1, 1, device=device).expand(1, 5, 9, 11) * torch.ones((), device=device),
+        "expanded": torch.randn(1, 5, 1, 1, device=device).expand(1, 5, 9, 11)
+        * torch.ones((), device=device),
         "planes": torch.randn(1, 5, 9, 11, device=device),
         "cut out": torch.randn(2, 7, 12, 15, device=device)[:1, 1:6, 2:11, 3:14],
     }[kind]
-    check(x, act="relu", dy=dy if kind != "expanded" else torch.randn(1, 5, 1, 1, device=device).expand(1, 5, 9, 11))
+    check(
+        x,
+        act="relu",
+        dy=dy if kind != "expanded" else torch.randn(1, 5, 1, 1, device=device).expand(1, 5, 9, 11),
+    )
 
 
 def test_input_and_residual_in_any_layout(device: str) -> None:
@@ -159,7 +194,12 @@ def test_same_bits_twice_and_alone(shape: tuple[int, ...], device: str) -> None:
     x, dy = (in_layout(torch.randn(shape, device=device), False) for _ in range(2))
 
     def run(x: Tensor, dy: Tensor) -> list[Tensor]:
-        return [t for _, t in gradients(lambda *a, **k: instance_norm(*a, impl="triton", **k), x, None, None, None, dy, act="relu")]
+        return [
+            t
+            for _, t in gradients(
+                lambda *a, **k: instance_norm(*a, impl="triton", **k), x, None, None, None, dy, act="relu"
+            )
+        ]
 
     for first, second, alone in zip(run(x, dy), run(x, dy), run(x[1:2], dy[1:2]), strict=True):
         assert torch.equal(first, second)
@@ -185,7 +225,7 @@ def test_only_what_is_asked_for_gets_a_gradient(device: str) -> None:
         assert not instance_norm(x, weight, impl="triton").requires_grad
 
 
-# --- What PyTorch expects of an operator -------------------------------------------------------------------------------------------
+# --- What PyTorch expects of an operator --------------------------------------------------------------------
 
 
 def _operands(device: str, planes: bool = False) -> tuple[Tensor, ...]:
@@ -198,8 +238,15 @@ def _operands(device: str, planes: bool = False) -> tuple[Tensor, ...]:
 @pytest.mark.parametrize("plain", [False, True])
 def test_opcheck(planes: bool, plain: bool, device: str) -> None:
     x, weight, bias, residual = _operands(device, planes)
-    optional = (None, None, None) if plain else (weight.requires_grad_(), bias.requires_grad_(), residual.requires_grad_())
-    torch.library.opcheck(torch.ops.fastcyclegan.instance_norm_fwd, (x.requires_grad_(), *optional, 1e-5, "leaky_relu", 0.2, True))
+    optional = (
+        (None, None, None)
+        if plain
+        else (weight.requires_grad_(), bias.requires_grad_(), residual.requires_grad_())
+    )
+    torch.library.opcheck(
+        torch.ops.fastcyclegan.instance_norm_fwd,
+        (x.requires_grad_(), *optional, 1e-5, "leaky_relu", 0.2, True),
+    )
     mean, rstd = torch.randn(2, 5, device=device), torch.rand(2, 5, device=device)
     affine = (None, None) if plain else (weight.detach(), bias.detach())
     arguments = (residual.detach(), x.detach(), *affine, mean, rstd, "leaky_relu", 0.2, True)
@@ -232,7 +279,9 @@ def test_one_graph_serves_all_sizes(device: str) -> None:
         graphs.append(graph)
         return graph.forward
 
-    f = torch.compile(lambda x: instance_norm(x, act="relu", impl="triton"), fullgraph=True, dynamic=True, backend=count)
+    f = torch.compile(
+        lambda x: instance_norm(x, act="relu", impl="triton"), fullgraph=True, dynamic=True, backend=count
+    )
     for height, width in ((9, 11), (8, 30), (21, 5)):
         x = in_layout(torch.randn(2, 5, height, width, device=device), False)
         torch.testing.assert_close(f(x), instance_norm_ref(x, act="relu"))
@@ -250,7 +299,9 @@ def test_fake_tensors(device: str) -> None:
 
 
 def test_autocast_leaves_the_dtype_of_the_input(device: str) -> None:
-    """As torch's instance norm does: a convolution's bf16 output stays bf16 with fp32 parameters, and fp32 stays fp32."""
+    """As torch's instance norm does: a convolution's bf16 output stays bf16 with fp32 parameters, and fp32
+    stays fp32.
+    """
     x, weight, bias, _ = _operands(device)
     with torch.autocast(device, BF16):
         assert instance_norm(x, weight, bias, impl="triton").dtype == FP32
@@ -263,35 +314,75 @@ def test_autocast_leaves_the_dtype_of_the_input(device: str) -> None:
 def test_double_backward_is_refused_and_names_the_reference(device: str) -> None:
     x = torch.randn(2, 5, 4, 4, device=device, requires_grad=True)
     (grad,) = torch.autograd.grad(instance_norm(x, impl="triton").square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match=r"instance_norm: the Triton kernels have no double backward .* use impl='reference'"):
+    with pytest.raises(
+        RuntimeError,
+        match=r"instance_norm: the Triton kernels have no double backward .* use impl='reference'",
+    ):
         grad.sum().backward()
     (grad,) = torch.autograd.grad(instance_norm(x, impl="reference").square().sum(), x, create_graph=True)
     grad.square().sum().backward()
 
 
-# --- Bad input ----------------------------------------------------------------------------------------------------------------------
+# --- Bad input ----------------------------------------------------------------------------------------------
 
 X = torch.zeros(2, 3, 4, 4)
 WRONG = [
-    ((torch.zeros(3, 256),), {}, ValueError, r"instance_norm: x must be \[N, C, L\], \[N, C, H, W\] or .*, got shape \(3, 256\)"),
-    ((torch.zeros(2, 3, 4, 4, dtype=torch.int64),), {}, TypeError, "x must be floating point, got torch.int64"),
+    (
+        (torch.zeros(3, 256),),
+        {},
+        ValueError,
+        r"instance_norm: x must be \[N, C, L\], \[N, C, H, W\] or .*, got shape \(3, 256\)",
+    ),
+    (
+        (torch.zeros(2, 3, 4, 4, dtype=torch.int64),),
+        {},
+        TypeError,
+        "x must be floating point, got torch.int64",
+    ),
     ((X,), {"act": "gelu"}, ValueError, "act must be one of none, relu, leaky_relu, got 'gelu'"),
     ((X,), {"impl": "cuda"}, ValueError, "impl must be auto, triton or reference, got 'cuda'"),
     ((X, torch.zeros(4)), {}, ValueError, r"weight must be \[3\], a number for each channel of x, got \[4\]"),
     ((X, None, torch.zeros(3, dtype=FP16)), {}, TypeError, "bias must be torch.float32 .* got torch.float16"),
     ((X, torch.zeros(3, device="meta")), {}, ValueError, "weight must be on the device of x, cpu, got meta"),
-    ((X,), {"residual": X[:1]}, ValueError, r"residual must have the shape of x, \(2, 3, 4, 4\), got \(1, 3, 4, 4\)"),
-    ((X,), {"residual": X.half()}, TypeError, "residual must have the dtype of x, torch.float32, got torch.float16"),
+    (
+        (X,),
+        {"residual": X[:1]},
+        ValueError,
+        r"residual must have the shape of x, \(2, 3, 4, 4\), got \(1, 3, 4, 4\)",
+    ),
+    (
+        (X,),
+        {"residual": X.half()},
+        TypeError,
+        "residual must have the dtype of x, torch.float32, got torch.float16",
+    ),
     ((X,), {"residual": X.to("meta")}, ValueError, "residual must be on the device of x, cpu, got meta"),
-    ((X.double(),), {"impl": "triton"}, TypeError, "takes float32, bfloat16 or float16, got torch.float64; use impl='reference'"),
+    (
+        (X.double(),),
+        {"impl": "triton"},
+        TypeError,
+        "takes float32, bfloat16 or float16, got torch.float64; use impl='reference'",
+    ),
     ((X.to("meta"),), {"impl": "triton"}, ValueError, "impl='triton' needs an NVIDIA GPU, got meta"),
-    ((torch.zeros(2, 0, 4, 4),), {}, ValueError, r"x must have channels and pixels, got shape \(2, 0, 4, 4\)"),
-    ((torch.zeros(2, 3, 0, 4),), {}, ValueError, r"x must have channels and pixels, got shape \(2, 3, 0, 4\)"),
+    (
+        (torch.zeros(2, 0, 4, 4),),
+        {},
+        ValueError,
+        r"x must have channels and pixels, got shape \(2, 0, 4, 4\)",
+    ),
+    (
+        (torch.zeros(2, 3, 0, 4),),
+        {},
+        ValueError,
+        r"x must have channels and pixels, got shape \(2, 3, 0, 4\)",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("arguments", "options", "error", "message"), WRONG, ids=[w[3][:40] for w in WRONG])
-def test_bad_input_is_named(arguments: tuple[Any, ...], options: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_bad_input_is_named(
+    arguments: tuple[Any, ...], options: dict[str, Any], error: type[Exception], message: str
+) -> None:
     if error is TypeError and options.get("impl") == "triton" and torch.cuda.is_available():
         # On a GPU the kernels take nothing from the CPU, whatever its dtype.
         arguments = tuple(t.cuda() for t in arguments)
@@ -309,7 +400,7 @@ def test_a_single_pixel_raises_as_in_torch(impl: str) -> None:
     assert str(ours.value) == str(theirs.value)
 
 
-# --- On a GPU -----------------------------------------------------------------------------------------------------------------------
+# --- On a GPU -----------------------------------------------------------------------------------------------
 
 REAL = [(1, 64, 256, 256), (4, 256, 64, 64), (2, 512, 31, 31), (16, 128, 128, 128), (1, 32, 96, 96, 96)]
 

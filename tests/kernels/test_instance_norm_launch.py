@@ -1,4 +1,6 @@
-"""The norm's backward pass with what a convolution wants besides: a border around what it reads and writes, margins around the gradient."""
+"""The norm's backward pass with what a convolution wants besides: a border around what it reads and writes,
+margins around the gradient.
+"""
 
 from __future__ import annotations
 

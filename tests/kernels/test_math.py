@@ -16,7 +16,9 @@ def _round_kernel(x_ptr, y_ptr, SIZE: tl.constexpr):
 
 
 def test_rounding_to_tf32(device: str) -> None:
-    """To the nearest of 10 bits, halves away from zero; infinities and NaN, also the one that a GPU makes, stay what they are."""
+    """To the nearest of 10 bits, halves away from zero; infinities and NaN, also the one that a GPU makes,
+    stay what they are.
+    """
     ulp = 2.0**-10
     x = [
         1.0,
@@ -32,7 +34,20 @@ def test_rounding_to_tf32(device: str) -> None:
         -float("inf"),
         2 - ulp / 8,
     ]
-    wanted = [1.0, 1 + ulp, 1.0, 1 + ulp, -1 - ulp, 1 + ulp, 3e-39, 0.0, -0.0, float("inf"), -float("inf"), 2.0]
+    wanted = [
+        1.0,
+        1 + ulp,
+        1.0,
+        1 + ulp,
+        -1 - ulp,
+        1 + ulp,
+        3e-39,
+        0.0,
+        -0.0,
+        float("inf"),
+        -float("inf"),
+        2.0,
+    ]
     given = torch.tensor([*x, float("nan"), 0, 0, 0], device=device)
     given.view(torch.int32)[-1] = 0x7FFFFFFF
     found = torch.empty_like(given)

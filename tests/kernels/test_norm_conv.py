@@ -1,4 +1,6 @@
-"""norm_conv against plain PyTorch in float64: every gradient, what it keeps, and what PyTorch expects of an operator."""
+"""norm_conv against plain PyTorch in float64: every gradient, what it keeps, and what PyTorch expects of an
+operator.
+"""
 
 from __future__ import annotations
 
@@ -37,9 +39,18 @@ class Case:
 
 
 CASES = [
-    Case("a residual block's second convolution", (1, 9, 9, 8), STRIDE_1, border=1, dtypes=(FP32, FP16, BF16)),
+    Case(
+        "a residual block's second convolution", (1, 9, 9, 8), STRIDE_1, border=1, dtypes=(FP32, FP16, BF16)
+    ),
     Case("its first: no norm before it", (2, 9, 6, 7), STRIDE_1, border=1, norm=False, act="none"),
-    Case("the last layer: seven by seven, few channels out, a bias", (1, 8, 8, 12), STRIDE_1, 7, border=3, bias=True),
+    Case(
+        "the last layer: seven by seven, few channels out, a bias",
+        (1, 8, 8, 12),
+        STRIDE_1,
+        7,
+        border=3,
+        bias=True,
+    ),
     Case("down, one launch, an affine norm", (2, 8, 8, 8), STRIDE_2, act="leaky_relu", affine=True),
     Case("down, odd size, several tiles", (1, 8, 9, 11), STRIDE_2, act="leaky_relu", bias=True),
     Case("up", (1, 8, 5, 13), TRANSPOSED, bias=True),
@@ -69,7 +80,9 @@ def operands(case: Case, device: str, dtype: torch.dtype = FP32) -> tuple[list[T
     torch.manual_seed(0)
     x = channels_last(*case.shape, device=device).to(dtype)
     C = case.shape[1]
-    shape = (C, 6, case.kernel, case.kernel) if case.conv[3] else (6, C // case.conv[5], case.kernel, case.kernel)
+    shape = (
+        (C, 6, case.kernel, case.kernel) if case.conv[3] else (6, C // case.conv[5], case.kernel, case.kernel)
+    )
     weight = channels_last(*shape, device=device).to(dtype)
     bias = torch.randn(6, device=device).to(dtype) if case.bias else None
     nw, nb = (torch.randn(C, device=device) if case.affine else None for _ in range(2))
@@ -79,19 +92,30 @@ def operands(case: Case, device: str, dtype: torch.dtype = FP32) -> tuple[list[T
 
 def ours(case: Case, recompute: bool = True) -> Any:
     def run(x: Tensor, weight: Tensor, bias: Any, nw: Any, nb: Any) -> Tensor:
-        options = {"norm": case.norm, "norm_weight": nw, "norm_bias": nb, "act": case.act, "slope": 0.2, "border": case.border}
+        options = {
+            "norm": case.norm,
+            "norm_weight": nw,
+            "norm_bias": nb,
+            "act": case.act,
+            "slope": 0.2,
+            "border": case.border,
+        }
         return norm_conv(x, weight, bias, case.conv, recompute=recompute, **options)
 
     return run
 
 
 @pytest.mark.parametrize("recompute", [True, False])
-@pytest.mark.parametrize(("case", "dtype"), [pytest.param(c, d, id=f"{c.why}-{d}") for c in CASES for d in c.dtypes])
+@pytest.mark.parametrize(
+    ("case", "dtype"), [pytest.param(c, d, id=f"{c.why}-{d}") for c in CASES for d in c.dtypes]
+)
 def test_equals_float64(case: Case, dtype: torch.dtype, recompute: bool, device: str) -> None:
     tensors, dy = operands(case, device, dtype)
     got = results(ours(case, recompute), tensors, dy)
     theirs = results(lambda *t: plain(*t, case), tensors, dy)
-    truth = results(lambda *t: plain(*t, case), [t if t is None else t.double() for t in tensors], dy.double())
+    truth = results(
+        lambda *t: plain(*t, case), [t if t is None else t.double() for t in tensors], dy.double()
+    )
     for i, (a, b, c) in enumerate(zip(got, theirs, truth, strict=True)):
         assert_parity(str(i), a, b, c, dtype)
     assert got[0].is_contiguous(memory_format=torch.channels_last)
@@ -99,9 +123,21 @@ def test_equals_float64(case: Case, dtype: torch.dtype, recompute: bool, device:
 
 @pytest.mark.parametrize("frozen", [(1,), (0,), (1, 2)])
 @pytest.mark.parametrize("norm", [True, False])
-def test_frozen_members_change_nothing_for_the_others(frozen: tuple[int, ...], norm: bool, device: str) -> None:
-    """A frozen weight skips its gradient and the recomputation; x without a gradient skips that of the input."""
-    case = Case("", (1, 8, 9, 8), STRIDE_1, border=1, norm=norm, bias=True, affine=norm, act="relu" if norm else "none")
+def test_frozen_members_change_nothing_for_the_others(
+    frozen: tuple[int, ...], norm: bool, device: str
+) -> None:
+    """A frozen weight skips its gradient and the recomputation; x without a gradient skips that of the
+    input."""
+    case = Case(
+        "",
+        (1, 8, 9, 8),
+        STRIDE_1,
+        border=1,
+        norm=norm,
+        bias=True,
+        affine=norm,
+        act="relu" if norm else "none",
+    )
     tensors, dy = operands(case, device)
     got = results(ours(case), tensors, dy, frozen)
     wanted = results(lambda *t: plain(*t, case), tensors, dy, frozen)
@@ -116,7 +152,13 @@ def test_what_is_kept(recompute: bool, device: str) -> None:
     saved: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
         ours(case, recompute)(tensors[0].requires_grad_(), tensors[1].requires_grad_(), None, None, None)
-    kept = {"x": 8 * 9 * 8, "weight": tensors[1].numel(), "mean": 8, "rstd": 8, "y": 0 if recompute else 8 * 11 * 10}
+    kept = {
+        "x": 8 * 9 * 8,
+        "weight": tensors[1].numel(),
+        "mean": 8,
+        "rstd": 8,
+        "y": 0 if recompute else 8 * 11 * 10,
+    }
     assert sorted(t.numel() for t in saved) == sorted(kept.values())
 
 
@@ -131,7 +173,9 @@ def test_opcheck(case: Case, recompute: bool, device: str) -> None:
         _, mean, rstd, y = torch.ops.fastcyclegan.norm_conv_fwd(*leaves, *norm, recompute, *case.conv, True)
     inputs = [t if t is None else t.detach() for t in (dy, x, nw, nb, mean, rstd, weight, y)]
     needs = [True, True, bias is not None]
-    torch.library.opcheck(torch.ops.fastcyclegan.norm_conv_bwd, (*inputs, case.act, 0.2, case.border, needs, *case.conv, True))
+    torch.library.opcheck(
+        torch.ops.fastcyclegan.norm_conv_bwd, (*inputs, case.act, 0.2, case.border, needs, *case.conv, True)
+    )
 
 
 def test_compiles_whole_and_keeps_strides(device: str) -> None:
@@ -155,7 +199,9 @@ def test_double_backward_is_refused(device: str) -> None:
 def test_a_border_that_no_reflection_has(device: str) -> None:
     case = Case("", (1, 8, 3, 8), STRIDE_1, border=3)
     tensors, _ = operands(Case("", (1, 8, 3, 8), STRIDE_1, border=1), device)
-    with pytest.raises(ValueError, match=r"border must be less than the sides of x, got 3 for shape \(1, 8, 3, 8\)"):
+    with pytest.raises(
+        ValueError, match=r"border must be less than the sides of x, got 3 for shape \(1, 8, 3, 8\)"
+    ):
         ours(case)(*tensors)
 
 

@@ -1,4 +1,6 @@
-"""What the side stream reads is held until the stream that owns it waits, and within a bound: stand-ins note who waits for whom."""
+"""What the side stream reads is held until the stream that owns it waits, and within a bound: stand-ins note
+who waits for whom.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ class Event:
 
 
 class Stream:
-    """Stands in for torch.cuda.Stream: counts its launches, and notes the launches of others that it waits for.
+    """Stands in for torch.cuda.Stream: counts its launches, and notes the launches of others that it waits
+    for.
 
     ``acts`` counts waits too: what has waited after it was joined must be joined again before a capture ends.
     """
@@ -77,7 +80,9 @@ class World:
         self.alive += mib
         self.most = max(self.most, self.alive)
         with _overlap.beside(tensor):
-            assert self.current.seen[owner] == owner.seen[owner], "the side stream reads before it was written"
+            assert self.current.seen[owner] == owner.seen[owner], (
+                "the side stream reads before it was written"
+            )
             number = self.current.launch()
         weakref.finalize(tensor, self._died, owner, number, mib)
 
@@ -98,7 +103,9 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
 def assert_in_order(world: World, count: int) -> None:
     assert len(world.deaths) == count
     assert world.alive == 0
-    assert all(waited >= number for waited, number in world.deaths), "memory was given away before the side stream had read it"
+    assert all(waited >= number for waited, number in world.deaths), (
+        "memory was given away before the side stream had read it"
+    )
 
 
 def assert_joined(world: World, *streams: Stream) -> None:
@@ -134,7 +141,9 @@ def test_work_that_reads_more_than_the_bound_still_runs_beside(world: World) -> 
 
 
 def test_each_stream_waits_for_its_own_memory(world: World) -> None:
-    """Phases on two streams, as the engine runs them: the second's ends first, and its memory is held into the first's."""
+    """Phases on two streams, as the engine runs them: the second's ends first, and its memory is held into
+    the first's.
+    """
     phase = Stream()
     with overlapping(world.side):
         phase.wait_stream(world.main)
@@ -162,7 +171,10 @@ def test_memory_of_a_stream_that_is_done_is_waited_for_at_the_end(world: World) 
 
 def test_views_of_one_memory_count_once(world: World) -> None:
     memory = torch.empty(2 * MIB, dtype=torch.uint8)
-    with overlapping(world.side), _overlap.beside(memory[: MIB // 2], memory[MIB:], torch.empty(MIB, dtype=torch.uint8)):
+    with (
+        overlapping(world.side),
+        _overlap.beside(memory[: MIB // 2], memory[MIB:], torch.empty(MIB, dtype=torch.uint8)),
+    ):
         pass
     assert _overlap.most_held() == 3 * MIB
 

@@ -1,6 +1,8 @@
-"""The operators' twins by themselves: what the kernels' own tests ask of each operator, asked while PyTorch computes all of them.
+"""The operators' twins by themselves: what the kernels' own tests ask of each operator, asked while PyTorch
+computes all of them.
 
-So every mode is held to float64 by the rule, in the dtypes of the cases there, and results lie in memory as the fakes promise (opcheck).
+So every mode is held to float64 by the rule, in the dtypes of the cases there, and results lie in memory as
+the fakes promise (opcheck).
 """
 
 from __future__ import annotations
@@ -45,7 +47,12 @@ def test_every_operator_has_a_twin_of_the_same_arguments() -> None:
         assert list(inspect.signature(twin).parameters) == list(inspect.signature(body).parameters)
 
 
-MODULES = {"instance_norm": norms, "reflect_conv": reflect_convs, "residual_block": blocks, "zero_conv": zero_convs}
+MODULES = {
+    "instance_norm": norms,
+    "reflect_conv": reflect_convs,
+    "residual_block": blocks,
+    "zero_conv": zero_convs,
+}
 CASES = [
     pytest.param(module, case, dtype, id=f"{name}: {case.why}-{dtype}")
     for name, module in MODULES.items()
@@ -60,7 +67,9 @@ def test_equals_float64(module: Any, case: Any, dtype: torch.dtype, device: str)
 
 
 @pytest.mark.parametrize("recompute", [True, False])
-@pytest.mark.parametrize(("case", "dtype"), [pytest.param(c, d, id=f"{c.why}-{d}") for c in norm_convs.CASES for d in c.dtypes])
+@pytest.mark.parametrize(
+    ("case", "dtype"), [pytest.param(c, d, id=f"{c.why}-{d}") for c in norm_convs.CASES for d in c.dtypes]
+)
 def test_norm_conv_equals_float64(case: Any, dtype: torch.dtype, recompute: bool, device: str) -> None:
     norm_convs.test_equals_float64(case, dtype, recompute, device)
 

@@ -12,7 +12,9 @@ FP32 = torch.float32
 
 
 def test_statistics_of_a_mean_of_a_thousand_deviations(device: str) -> None:
-    """The epilogue's, whose tiles begin between lines: a convolution that only adds what is far away. E[x^2] - E[x]^2 fails here."""
+    """The epilogue's, whose tiles begin between lines: a convolution that only adds what is far away. E[x^2]
+    - E[x]^2 fails here.
+    """
     from fastcyclegan.kernels._products import product_and_moments
     from fastcyclegan.kernels._tiles import empty_bordered
     from fastcyclegan.kernels.border_launch import Pixels, reflect_pad
@@ -32,9 +34,15 @@ def test_statistics_of_a_mean_of_a_thousand_deviations(device: str) -> None:
 
 
 def test_split_k() -> None:
-    """Enough shares to fill the chip, no more than there are steps, fewer where partial sums would cost more than they save."""
+    """Enough shares to fill the chip, no more than there are steps, fewer where partial sums would cost more
+    than they save.
+    """
     one, tile = 18, 4 * 128 * 256
     assert products.split_k(one, 66, tile, 132) == 6
     assert products.split_k(132, 66, tile, 132) == 1
     assert products.split_k(1, 2, tile, 132) <= 2
-    assert all(1 <= products.split_k(blocks, chunks, tile, 132) <= chunks for blocks in (1, 7, 500) for chunks in (1, 3, 1000))
+    assert all(
+        1 <= products.split_k(blocks, chunks, tile, 132) <= chunks
+        for blocks in (1, 7, 500)
+        for chunks in (1, 3, 1000)
+    )

@@ -19,9 +19,19 @@ from tests.kernels.records import record_of_a_failure
 def test_what_is_written_down(monkeypatch: pytest.MonkeyPatch) -> None:
     file = record_of_a_failure(monkeypatch)
     record = json.loads(file.read_text())
-    assert (record["kernel"], record["gpu"], record["capability"]) == ("_instance_norm_small_fwd_kernel", "cpu, interpreted", 90)
+    assert (record["kernel"], record["gpu"], record["capability"]) == (
+        "_instance_norm_small_fwd_kernel",
+        "cpu, interpreted",
+        90,
+    )
     assert "CompilationError: at 1:0" in record["error"]
-    assert record["arguments"][0] == {"dtype": "float32", "shape": [2, 5, 4, 4], "strides": [80, 16, 4, 1], "aligned": 16, "room": 160}
+    assert record["arguments"][0] == {
+        "dtype": "float32",
+        "shape": [2, 5, 4, 4],
+        "strides": [80, 16, 4, 1],
+        "aligned": 16,
+        "room": 160,
+    }
     assert record["arguments"][1:4] == [None] * 3
     assert record["constants"]["RESIDUAL"] is False
     assert record["configuration"].keys() >= {"BLOCK_S", "BLOCK_C", "num_warps", "num_stages"}
@@ -40,5 +50,7 @@ def test_a_folder_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_pa
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(_cache.tempfile, "gettempdir", lambda: str(tmp_path / "file"))
     assert _records.write_record(launch, "cpu", 90, RuntimeError("planted")) == ""
-    error: Any = KernelError("_a_kernel", "kernel _a_kernel does not compile on cpu (RuntimeError: planted)", "")
+    error: Any = KernelError(
+        "_a_kernel", "kernel _a_kernel does not compile on cpu (RuntimeError: planted)", ""
+    )
     assert str(error) == "kernel _a_kernel does not compile on cpu (RuntimeError: planted)"

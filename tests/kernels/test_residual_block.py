@@ -1,4 +1,6 @@
-"""residual_block against plain PyTorch in float64, what it keeps and launches, and what PyTorch expects of an operator."""
+"""residual_block against plain PyTorch in float64, what it keeps and launches, and what PyTorch expects of an
+operator.
+"""
 
 from __future__ import annotations
 
@@ -40,11 +42,18 @@ CASES = [
 SMALL = CASES[1]
 
 
-def operands(case: Case, device: str, dtype: torch.dtype = FP32) -> tuple[Tensor, list[Tensor], list[Tensor], Tensor]:
+def operands(
+    case: Case, device: str, dtype: torch.dtype = FP32
+) -> tuple[Tensor, list[Tensor], list[Tensor], Tensor]:
     torch.manual_seed(0)
     C = case.shape[1]
-    x, dy = (torch.randn(case.shape, device=device).contiguous(memory_format=torch.channels_last).to(dtype) for _ in range(2))
-    lists = ([(torch.randn(C, C, 3, 3, device=device) / 10).to(dtype) for _ in range(case.P)] for _ in range(2))
+    x, dy = (
+        torch.randn(case.shape, device=device).contiguous(memory_format=torch.channels_last).to(dtype)
+        for _ in range(2)
+    )
+    lists = (
+        [(torch.randn(C, C, 3, 3, device=device) / 10).to(dtype) for _ in range(case.P)] for _ in range(2)
+    )
     return x, *lists, dy
 
 
@@ -65,7 +74,9 @@ def torchs_own(x: Tensor, weights1: Any, weights2: Any) -> Tensor:
     return torch.cat([one(*share) for share in zip(x.chunk(len(weights1)), weights1, weights2, strict=True)])
 
 
-def results(run: Any, x: Tensor, weights1: Sequence[Tensor], weights2: Sequence[Tensor], dy: Tensor) -> dict[str, Tensor]:
+def results(
+    run: Any, x: Tensor, weights1: Sequence[Tensor], weights2: Sequence[Tensor], dy: Tensor
+) -> dict[str, Tensor]:
     x = x.detach().requires_grad_()
     lists = [[w.detach().requires_grad_() for w in ws] for ws in (weights1, weights2)]
     y = run(x, *lists)
@@ -77,13 +88,20 @@ def results(run: Any, x: Tensor, weights1: Sequence[Tensor], weights2: Sequence[
 def check(case: Case, device: str, dtype: torch.dtype) -> None:
     x, weights1, weights2, dy = operands(case, device, dtype)
     found, other = (results(f, x, weights1, weights2, dy) for f in (ours, torchs_own))
-    truth = results(residual_block_ref, x.double(), *([w.double() for w in ws] for ws in (weights1, weights2)), dy.double())
+    truth = results(
+        residual_block_ref,
+        x.double(),
+        *([w.double() for w in ws] for ws in (weights1, weights2)),
+        dy.double(),
+    )
     for name, result in found.items():
         assert_parity(name, result, other[name], truth[name], dtype)
     assert found["y"].stride() == found["dx"].stride() == x.stride()
 
 
-@pytest.mark.parametrize(("case", "dtype"), [pytest.param(c, d, id=f"{c.why}-{d}") for c in CASES for d in c.dtypes])
+@pytest.mark.parametrize(
+    ("case", "dtype"), [pytest.param(c, d, id=f"{c.why}-{d}") for c in CASES for d in c.dtypes]
+)
 def test_equals_float64(case: Case, dtype: torch.dtype, device: str) -> None:
     check(case, device, dtype)
 
@@ -96,25 +114,31 @@ def test_reference_is_the_official_block() -> None:
 
 
 def test_flat_pictures_and_a_large_offset(device: str) -> None:
-    """Statistics come from what is stored: a flat convolution output normalises to 0 exactly, in 16 bits too."""
+    """Statistics come from what is stored: a flat convolution output normalises to 0 exactly, in 16 bits
+    too."""
     for dtype in (FP32, FP16):
-        x = torch.full((1, 16, 7, 6), 3.7, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
+        x = torch.full((1, 16, 7, 6), 3.7, device=device, dtype=dtype).contiguous(
+            memory_format=torch.channels_last
+        )
         weight = torch.randn(16, 16, 3, 3, device=device).to(dtype)
         assert torch.equal(residual_block(x, weight, weight, impl="triton"), x)
     torch.manual_seed(0)
     x, weights1, weights2, dy = operands(CASES[2], device)
     x = x + 300
     found, other = (results(f, x, weights1, weights2, dy) for f in (ours, torchs_own))
-    truth = results(residual_block_ref, x.double(), [weights1[0].double()], [weights2[0].double()], dy.double())
+    truth = results(
+        residual_block_ref, x.double(), [weights1[0].double()], [weights2[0].double()], dy.double()
+    )
     for name in found:
         assert_parity(name, found[name], other[name], truth[name], FP32)
 
 
-# --- What it costs ------------------------------------------------------------------------------------------------------------------
+# --- What it costs ------------------------------------------------------------------------------------------
 
 
 def test_launches_and_what_is_kept(device: str) -> None:
-    """4 forward and 8 backward: of the 9 that separate weight gradients take, the two are one product here."""
+    """4 forward and 8 backward: of the 9 that separate weight gradients take, the two are one product
+    here."""
     x, weights1, weights2, dy = operands(SMALL, device)
     leaves = [w.requires_grad_() for w in (*weights1, *weights2)]
     saved: list[Tensor] = []
@@ -164,18 +188,21 @@ def test_gradients_arrive_without_a_copy_and_a_second_adds_in_place(device: str)
             torch.testing.assert_close(w.grad, 2 * once[f"dweight{n}[{i}]"])
 
 
-# --- What PyTorch expects of an operator -------------------------------------------------------------------------------------------
+# --- What PyTorch expects of an operator --------------------------------------------------------------------
 
 
 def test_opcheck(device: str) -> None:
     x, weights1, weights2, dy = operands(Case("", (2, 9, 2, 3), 2), device)
     leaves = [[w.requires_grad_() for w in ws] for ws in (weights1, weights2)]
-    torch.library.opcheck(torch.ops.fastcyclegan.residual_block_fwd, (x.requires_grad_(), *leaves, 1e-5, True))
+    torch.library.opcheck(
+        torch.ops.fastcyclegan.residual_block_fwd, (x.requires_grad_(), *leaves, 1e-5, True)
+    )
     with torch.no_grad():
         _, *saved = torch.ops.fastcyclegan.residual_block_fwd(x, *leaves, 1e-5, True)
     plain = [[w.detach() for w in ws] for ws in leaves]
     torch.library.opcheck(
-        torch.ops.fastcyclegan.residual_block_bwd, (dy, x.detach(), *saved, *plain, [True, True, False, True, True], True)
+        torch.ops.fastcyclegan.residual_block_bwd,
+        (dy, x.detach(), *saved, *plain, [True, True, False, True, True], True),
     )
 
 
@@ -243,7 +270,8 @@ def test_under_a_checkpoint(reentrant: bool, device: str) -> None:
 
 
 def test_no_images(device: str) -> None:
-    x, weight = torch.zeros(0, 9, 4, 4, device=device, requires_grad=True), torch.ones(9, 9, 3, 3, device=device, requires_grad=True)
+    x = torch.zeros(0, 9, 4, 4, device=device, requires_grad=True)
+    weight = torch.ones(9, 9, 3, 3, device=device, requires_grad=True)
     residual_block(x, weight, weight.detach(), impl="triton").sum().backward()
     assert x.grad.shape == x.shape
     assert not weight.grad.any()
@@ -253,25 +281,58 @@ def test_double_backward_is_refused(device: str) -> None:
     x, weights1, weights2, _ = operands(CASES[0], device)
     y = residual_block(x.requires_grad_(), weights1, weights2, impl="triton")
     (grad,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match=r"residual_block: the Triton kernels have no double backward .* use impl='reference'"):
+    with pytest.raises(
+        RuntimeError,
+        match=r"residual_block: the Triton kernels have no double backward .* use impl='reference'",
+    ):
         grad.sum().backward()
 
 
-# --- Bad input ----------------------------------------------------------------------------------------------------------------------
+# --- Bad input ----------------------------------------------------------------------------------------------
 
 X, W = torch.zeros(2, 3, 4, 4), torch.zeros(3, 3, 3, 3)
 WRONG = [
     ((X.numpy(), W, W), {}, TypeError, "residual_block: x must be a tensor, got ndarray"),
     ((X, W, [None]), {}, TypeError, "weight2 must be a tensor or a list of tensors, got NoneType"),
     ((X, W, W), {"eps": "a"}, TypeError, "residual_block: eps must be a number, got str"),
-    ((torch.zeros(3, 4, 4), W, W), {}, ValueError, r"residual_block: x must be \[N, C, H, W\], got shape \(3, 4, 4\)"),
-    ((X[..., :1], W, W), {}, ValueError, r"padding must be at least 0 and less than the sides of x, got 1 for shape \(2, 3, 4, 1\)"),
-    ((X, torch.zeros(5, 3, 3, 3), W), {}, ValueError, r"weight1 must be \[3, 3, 3, 3\] for x of 3 channels, got \[5, 3, 3, 3\]"),
-    ((X, W, torch.zeros(3, 3, 5, 5)), {}, ValueError, r"weight2 must be \[3, 3, 3, 3\] for x of 3 channels, got \[3, 3, 5, 5\]"),
-    ((X, W, torch.zeros(3, 4, 3, 3)), {}, ValueError, r"weight2 must be \[O, 3, k, k\] for x of 3 channels, got \[3, 4, 3, 3\]"),
+    (
+        (torch.zeros(3, 4, 4), W, W),
+        {},
+        ValueError,
+        r"residual_block: x must be \[N, C, H, W\], got shape \(3, 4, 4\)",
+    ),
+    (
+        (X[..., :1], W, W),
+        {},
+        ValueError,
+        r"padding must be at least 0 and less than the sides of x, got 1 for shape \(2, 3, 4, 1\)",
+    ),
+    (
+        (X, torch.zeros(5, 3, 3, 3), W),
+        {},
+        ValueError,
+        r"weight1 must be \[3, 3, 3, 3\] for x of 3 channels, got \[5, 3, 3, 3\]",
+    ),
+    (
+        (X, W, torch.zeros(3, 3, 5, 5)),
+        {},
+        ValueError,
+        r"weight2 must be \[3, 3, 3, 3\] for x of 3 channels, got \[3, 3, 5, 5\]",
+    ),
+    (
+        (X, W, torch.zeros(3, 4, 3, 3)),
+        {},
+        ValueError,
+        r"weight2 must be \[O, 3, k, k\] for x of 3 channels, got \[3, 4, 3, 3\]",
+    ),
     ((X, [W, W], [W]), {}, ValueError, "weight1 and weight2 must be as many, got 2 and 1"),
     ((X, [W, W, W], [W, W, W]), {}, ValueError, "a list of 3 weights needs a multiple of 3 images, got 2"),
-    ((X.half(), W, W.half()), {}, TypeError, "weight1 and weight2 must have one dtype, got torch.float32 and torch.float16"),
+    (
+        (X.half(), W, W.half()),
+        {},
+        TypeError,
+        "weight1 and weight2 must have one dtype, got torch.float32 and torch.float16",
+    ),
     ((X, W.half(), W), {}, TypeError, "weight1 must be torch.float32 .* got torch.float16"),
     ((X, W, W.to("meta")), {}, ValueError, "weight2 must be on the device of x, cpu, got meta"),
     ((X, W, W), {"impl": "cuda"}, ValueError, "impl must be auto, triton or reference, got 'cuda'"),
@@ -279,12 +340,14 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("arguments", "options", "error", "message"), WRONG, ids=[w[3][:40] for w in WRONG])
-def test_bad_input_is_named(arguments: tuple[Any, ...], options: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_bad_input_is_named(
+    arguments: tuple[Any, ...], options: dict[str, Any], error: type[Exception], message: str
+) -> None:
     with pytest.raises(error, match=message):
         residual_block(*arguments, **options)
 
 
-# --- On a GPU -----------------------------------------------------------------------------------------------------------------------
+# --- On a GPU -----------------------------------------------------------------------------------------------
 
 REAL = [Case(f"{n} of 256 x 256 pictures", (n, 256, 64, 64), p) for n, p in ((1, 1), (2, 2), (4, 2), (16, 1))]
 REAL += [Case("1024 x 1024 pictures", (1, 256, 256, 256)), Case("an odd size", (1, 256, 61, 53))]

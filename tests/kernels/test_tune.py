@@ -80,7 +80,9 @@ def test_a_damaged_or_outdated_table_is_measured_again(measured: list[Config], k
     assert json.loads(file.read_text())["apply bf16 1 64"]["BLOCK_S"] == 128
 
 
-def test_nothing_is_measured_inside_a_capture(measured: list[Config], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_measured_inside_a_capture(
+    measured: list[Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     assert choose(measured) == SLOW
     assert measured == []
@@ -93,7 +95,9 @@ def test_a_disk_that_cannot_be_written_costs_nothing_else(measured: list[Config]
     assert choose(measured) == FAST
 
 
-def test_a_full_gpu_runs_the_first_and_remembers_nothing(measured: list[Config], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_gpu_runs_the_first_and_remembers_nothing(
+    measured: list[Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(run: Callable[[], None]) -> float:
         raise torch.cuda.OutOfMemoryError("no room for the flush of the cache")
 
@@ -104,7 +108,9 @@ def test_a_full_gpu_runs_the_first_and_remembers_nothing(measured: list[Config],
 
 
 def test_a_dry_run_lists_what_the_gpu_would_run(measured: list[Config]) -> None:
-    """All configurations where they are to be timed there, and how many they are; the choice alone where a table has it."""
+    """All configurations where they are to be timed there, and how many they are; the choice alone where a
+    table has it.
+    """
     found: list[int] = []
 
     def dry(name: str, **options: bool) -> dict[str, int]:
@@ -127,19 +133,26 @@ def failing(*kept: Config) -> Callable[[Config], None]:
 
     def run(config: Config) -> None:
         if config not in kept:
-            raise KernelError("_k", f"kernel _k does not launch on Test GPU ({config.num_warps} warps)", "To see it again: show it")
+            raise KernelError(
+                "_k",
+                f"kernel _k does not launch on Test GPU ({config.num_warps} warps)",
+                "To see it again: show it",
+            )
 
     return run
 
 
-def test_a_configuration_that_fails_is_left_out(measured: list[Config], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_configuration_that_fails_is_left_out(
+    measured: list[Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(_tune, "measure", lambda run: run() or 1.0)
     configs = [SLOW, FAST, Config((("BLOCK_S", 256),), 16)]
     with pytest.warns(RuntimeWarning) as caught:
         assert _tune.choose("apply", "key", configs, GPU, failing(FAST)) == FAST
     assert [str(w.message) for w in caught] == [
-        f"measuring apply: kernel _k does not launch on Test GPU ({c.num_warps} warps); its configuration "
-        f"{{'BLOCK_S': {c.constants['BLOCK_S']}, 'num_warps': {c.num_warps}, 'num_stages': 1}} is left out. To see it again: show it"
+        f"measuring apply: kernel _k does not launch on Test GPU ({c.num_warps} warps); its configuration"
+        f" {{'BLOCK_S': {c.constants['BLOCK_S']}, 'num_warps': {c.num_warps}, 'num_stages': 1}} is left out."
+        " To see it again: show it"
         for c in (configs[0], configs[2])
     ]
     assert json.loads(_tune.cache_file("Test GPU").read_text())["apply key"]["BLOCK_S"] == 128
@@ -149,7 +162,9 @@ def test_a_configuration_that_fails_is_left_out(measured: list[Config], monkeypa
         assert _tune.choose("apply", "another", configs, GPU, failing(FAST)) == FAST
 
 
-def test_where_none_works_the_first_error_is_raised(measured: list[Config], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_none_works_the_first_error_is_raised(
+    measured: list[Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Who asked falls back and reports it; nothing is kept, and nothing else is reported."""
     monkeypatch.setattr(_tune, "measure", lambda run: run() or 1.0)
     warnings.simplefilter("error")  # pytest takes it back

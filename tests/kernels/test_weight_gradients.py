@@ -26,10 +26,14 @@ def test_hooks_and_odd_gradients_are_left_to_autograd(device: str) -> None:
 
 
 def test_only_what_a_backward_is_called_for_is_added_to(device: str) -> None:
-    """backward(inputs=) and autograd.grad inside the block leave the other gradients alone, and give their own."""
+    """backward(inputs=) and autograd.grad inside the block leave the other gradients alone, and give their
+    own.
+    """
     case = Case("", (1, 9, 2, 3), 9)
     x, weights, _, dy = operands(case, device)
-    x, weight, other = x.requires_grad_(), weights[0].requires_grad_(), torch.randn_like(weights[0]).requires_grad_()
+    x = x.requires_grad_()
+    weight = weights[0].requires_grad_()
+    other = torch.randn_like(weights[0]).requires_grad_()
 
     def run() -> Tensor:
         y = reflect_conv2d(x, weight, padding=1, impl="triton")

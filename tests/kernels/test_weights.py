@@ -1,4 +1,6 @@
-"""Weights in the forms that the products read: runs of those that need a gradient, stacks that are not copied."""
+"""Weights in the forms that the products read: runs of those that need a gradient, stacks that are not
+copied.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,13 @@ def test_weights_that_lie_together_are_not_copied(device: str) -> None:
     assert host.stacked(list(stack), FP32).data_ptr() == stack.data_ptr()
     assert host.stacked([stack[1]], FP32).data_ptr() == stack[1].data_ptr()
     other = torch.randn_like(stack[0])
-    for weights in ([stack[0], stack[2]], [stack[1], stack[0]], [stack[0], stack[0]], list(stack.contiguous()), [stack[0], other]):
+    for weights in (
+        [stack[0], stack[2]],
+        [stack[1], stack[0]],
+        [stack[0], stack[0]],
+        list(stack.contiguous()),
+        [stack[0], other],
+    ):
         copied = host.stacked(weights, FP32)
         assert torch.equal(copied, torch.stack(weights).permute(0, 1, 3, 4, 2))
         assert copied.untyped_storage().data_ptr() != stack.untyped_storage().data_ptr()

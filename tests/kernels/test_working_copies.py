@@ -85,5 +85,8 @@ def test_an_operator_gives_the_same_with_them() -> None:
 
 def test_groups_are_checked() -> None:
     for groups in ([], [[]], [[torch.zeros(1, 1, 1, 1), torch.zeros(2, 1, 1, 1)]]):
-        with pytest.raises(ValueError, match="WorkingCopies: groups must be lists of at least one weight, all of a list of one shape"):
+        with pytest.raises(
+            ValueError,
+            match="WorkingCopies: groups must be lists of at least one weight, all of a list of one shape",
+        ):
             WorkingCopies(groups, BF16)

@@ -11,6 +11,8 @@ from fastcyclegan.testing import tf32
 
 @pytest.fixture
 def no_tf32() -> Iterator[None]:
-    """Functions are compared here, not TF32's roundings, which PyTorch's convolutions and ours have of their own."""
+    """Functions are compared here, not TF32's roundings, which PyTorch's convolutions and ours have of their
+    own.
+    """
     with tf32(False):
         yield

@@ -1,4 +1,6 @@
-"""InstanceNormAct as torch's modules, and chains: what falls apart when somebody listens, replaces or freezes a member."""
+"""InstanceNormAct as torch's modules, and chains: what falls apart when somebody listens, replaces or freezes
+a member.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,10 @@ def test_slices_of_a_chain_are_chains() -> None:
     """Feature extractors run the first layers alone."""
     nets = three("Generator", ngf=4, n_blocks=1)
     part = nets[0].model[:4]
-    hold("the first layers", outputs([part, *(net.model[:4] for net in nets[1:])], torch.randn(1, 3, 16, 16, device=DEVICE)))
+    hold(
+        "the first layers",
+        outputs([part, *(net.model[:4] for net in nets[1:])], torch.randn(1, 3, 16, 16, device=DEVICE)),
+    )
     assert type(part) is Chain
     assert (part.impl, Generator(ngf=4, recompute=False).model[:4].recompute) == ("triton", False)
 
@@ -64,7 +69,9 @@ def test_a_picture_without_the_dimension_of_the_batch() -> None:
 
 
 def listened_to(nets: list[nn.Module], x: Tensor, name: str) -> list[tuple[Tensor, ...]]:
-    """Run all nets and return what hooks on module ``name`` saw: what went in, in each net, and what came out."""
+    """Run all nets and return what hooks on module ``name`` saw: what went in, in each net, and what came
+    out.
+    """
     given: list[Tensor] = []
     made: list[Tensor] = []
     for net in nets:
@@ -76,20 +83,30 @@ def listened_to(nets: list[nn.Module], x: Tensor, name: str) -> list[tuple[Tenso
 
 @pytest.mark.parametrize("name", ["model.10.conv_block", "model.10", "model"])
 def test_containers_show_their_own_values(name: str) -> None:
-    """The residual's sum is not part of what conv_block returns, though the kernels add it in conv_block's last pass."""
-    for seen in listened_to(three("Generator", ngf=4, n_blocks=1), torch.randn(1, 3, 16, 16, device=DEVICE), name):
+    """The residual's sum is not part of what conv_block returns, though the kernels add it in conv_block's
+    last pass.
+    """
+    for seen in listened_to(
+        three("Generator", ngf=4, n_blocks=1), torch.randn(1, 3, 16, 16, device=DEVICE), name
+    ):
         hold(name, seen)
 
 
-@pytest.mark.parametrize("name", ["model.model.2", "model.model.1.model.4", "model.model.1.model", "model.model.1.model.3.model"])
+@pytest.mark.parametrize(
+    "name", ["model.model.2", "model.model.1.model.4", "model.model.1.model", "model.model.1.model.3.model"]
+)
 def test_a_u_nets_skips_show_their_own_values(name: str) -> None:
     """Skips carry activated values only where nobody can see them."""
-    for seen in listened_to(three("UnetGenerator", ngf=2, num_downs=5), torch.randn(1, 3, 64, 64, device=DEVICE), name):
+    for seen in listened_to(
+        three("UnetGenerator", ngf=2, num_downs=5), torch.randn(1, 3, 64, 64, device=DEVICE), name
+    ):
         hold(name, seen)
 
 
 def test_surgery_on_blocks_keeps_its_meaning() -> None:
-    """A conv_block of one's own, another activation after a skip, a forward of one's own, a norm of other channels."""
+    """A conv_block of one's own, another activation after a skip, a forward of one's own, a norm of other
+    channels.
+    """
     torch.manual_seed(1)
     x = torch.randn(1, 3, 64, 64, device=DEVICE)
     nets = three("Generator", ngf=4, n_blocks=1)

@@ -1,4 +1,5 @@
-"""What is still to be done to a tensor: into which operator it goes, by which backend, and what that keeps."""
+"""What is still to be done to a tensor: into which operator it goes, by which backend, and what that
+keeps."""
 
 from __future__ import annotations
 
@@ -27,7 +28,9 @@ def test_autocast_keeps_no_copies_of_weights() -> None:
         net(torch.zeros(1, 3, 64, 64))
     shapes = {p.shape for p in net.parameters() if p.dim() == 4 and p.shape[1] > 3}
     # The first layer up has no norm before it: PyTorch's own operator, and autocast's own cache.
-    assert [t.shape for t in saved if t.shape in shapes and t.data_ptr() not in weights] == [net.model[12].weight.shape]
+    assert [t.shape for t in saved if t.shape in shapes and t.data_ptr() not in weights] == [
+        net.model[12].weight.shape
+    ]
 
 
 def test_frozen_biases_get_nothing() -> None:
@@ -39,7 +42,9 @@ def test_frozen_biases_get_nothing() -> None:
 
 
 def test_fewer_launches_where_nobody_listens() -> None:
-    """Two for each norm that is not small; four for a block; one for the last convolution, and for the first its picture's border too."""
+    """Two for each norm that is not small; four for a block; one for the last convolution, and for the first
+    its picture's border too.
+    """
     net, x = Generator(ngf=8, n_blocks=2, impl="triton"), torch.randn(1, 3, 128, 128)
     # Norms at 128 and 64 pixels; of 32 x 32 a program holds all, but where a border is written.
     first, down, blocks, up, last = 2, 2 + 2 + 1, 2 * 4, 2 + 2, 1
@@ -69,5 +74,7 @@ def test_where_cudnn_is_faster_the_norms_write_its_border(monkeypatch: pytest.Mo
 def test_a_picture_of_another_dtype_is_an_error_as_in_torch() -> None:
     x = torch.zeros(1, 3, 8, 8, device=DEVICE)
     for impl in ("triton", "reference"):
-        with pytest.raises(RuntimeError, match=r"should be the same|expected scalar type"):  # with oneDNN, without
+        with pytest.raises(
+            RuntimeError, match=r"should be the same|expected scalar type"
+        ):  # with oneDNN, without
             Generator(ngf=2, n_blocks=0, impl=impl).to(DEVICE, torch.bfloat16)(x)

@@ -16,7 +16,9 @@ pytestmark = pytest.mark.usefixtures("no_tf32")
 
 @pytest.mark.parametrize("index", ["1", "2", "3", "4", "10", "10.conv_block.1", "10.conv_block.2"])
 def test_hooks_fire_and_the_function_stays(index: str) -> None:
-    """A layer that somebody listens to is called as a module, with the values that it has in the official network."""
+    """A layer that somebody listens to is called as a module, with the values that it has in the official
+    network.
+    """
     nets = three("Generator", ngf=4, n_blocks=1)
     seen: list[Tensor] = []
     for net in nets:

@@ -18,7 +18,8 @@ pytestmark = pytest.mark.usefixtures("no_tf32")
 
 @pytest.mark.parametrize("impl", ["reference", "triton"])
 @pytest.mark.parametrize(
-    ("module", "shape"), [(nn.InstanceNorm1d, (2, 5, 9)), (nn.InstanceNorm2d, (2, 5, 4, 3)), (nn.InstanceNorm3d, (1, 5, 2, 3, 2))]
+    ("module", "shape"),
+    [(nn.InstanceNorm1d, (2, 5, 9)), (nn.InstanceNorm2d, (2, 5, 4, 3)), (nn.InstanceNorm3d, (1, 5, 2, 3, 2))],
 )
 def test_replaces_torchs_modules(module: type[nn.Module], shape: tuple[int, ...], impl: str) -> None:
     torch.manual_seed(0)
@@ -33,14 +34,18 @@ def test_replaces_torchs_modules(module: type[nn.Module], shape: tuple[int, ...]
 
 
 def test_repr_and_defaults() -> None:
-    assert repr(InstanceNormAct(5)) == f"InstanceNormAct({nn.InstanceNorm2d(5).extra_repr()}, act=none, impl=auto)"
+    assert (
+        repr(InstanceNormAct(5))
+        == f"InstanceNormAct({nn.InstanceNorm2d(5).extra_repr()}, act=none, impl=auto)"
+    )
     assert "act=leaky_relu, slope=0.01" in repr(InstanceNormAct(5, act="leaky_relu", slope=0.01))
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_running_statistics_are_torchs(training: bool) -> None:
     torch.manual_seed(0)
-    theirs, ours = nn.InstanceNorm2d(3, track_running_stats=True), InstanceNormAct(3, track_running_stats=True, act="relu")
+    theirs = nn.InstanceNorm2d(3, track_running_stats=True)
+    ours = InstanceNormAct(3, track_running_stats=True, act="relu")
     x = torch.randn(2, 3, 4, 4)
     for module in (theirs, ours):
         module(x)

@@ -1,4 +1,5 @@
-"""The drop-in networks: the reference's function and keys, the choice of impl, and shapes read off weights."""
+"""The drop-in networks: the reference's function and keys, the choice of impl, and shapes read off
+weights."""
 
 from __future__ import annotations
 
@@ -37,11 +38,18 @@ PAIRS: list[tuple[type[nn.Module], type[nn.Module], dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("ours", "theirs", "arguments"), PAIRS)
-def test_without_kernels_the_same_bits_as_the_reference(ours: type[nn.Module], theirs: type[nn.Module], arguments: dict[str, Any]) -> None:
+def test_without_kernels_the_same_bits_as_the_reference(
+    ours: type[nn.Module], theirs: type[nn.Module], arguments: dict[str, Any]
+) -> None:
     torch.manual_seed(0)
     a, b = ours(**arguments).double(), theirs(**arguments).double()
     b.load_state_dict(a.state_dict())
-    x, y = (torch.randn(2, 3, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_() for _ in range(2))
+    x, y = (
+        torch.randn(
+            2, 3, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+        ).requires_grad_()
+        for _ in range(2)
+    )
     out_a, out_b = a(x), b(y)
     grad = torch.randn_like(out_a)
     out_a.backward(grad)
@@ -54,8 +62,22 @@ def test_without_kernels_the_same_bits_as_the_reference(ours: type[nn.Module], t
 
 KERNELS: list[tuple[str, type[nn.Module], type[nn.Module], int, dict[str, Any], dict[str, Any]]] = [
     ("all that a generator has", Generator, ref.Generator, 16, {"ngf": 4, "n_blocks": 2}, {}),
-    ("inputs kept, affine, resized", Generator, ref.Generator, 16, {"ngf": 4, "n_blocks": 1, "affine": True, "upsample": "resize"}, KEEP),
-    ("batch norm: no kernel but the border's", Generator, ref.Generator, 8, {"ngf": 4, "n_blocks": 1, "norm": "batch"}, {}),
+    (
+        "inputs kept, affine, resized",
+        Generator,
+        ref.Generator,
+        16,
+        {"ngf": 4, "n_blocks": 1, "affine": True, "upsample": "resize"},
+        KEEP,
+    ),
+    (
+        "batch norm: no kernel but the border's",
+        Generator,
+        ref.Generator,
+        8,
+        {"ngf": 4, "n_blocks": 1, "norm": "batch"},
+        {},
+    ),
     ("no norm at all", Generator, ref.Generator, 8, {"ngf": 4, "n_blocks": 1, "norm": "none"}, {}),
     ("skips", UnetGenerator, ref.UnetGenerator, 64, {"ngf": 2, "num_downs": 5}, {}),
     ("patches", Discriminator, ref.Discriminator, 32, {"ndf": 4}, {}),
@@ -64,11 +86,19 @@ KERNELS: list[tuple[str, type[nn.Module], type[nn.Module], int, dict[str, Any], 
 ]
 
 
-@pytest.mark.parametrize(("why", "ours", "theirs", "size", "arguments", "options"), KERNELS, ids=[k[0] for k in KERNELS])
+@pytest.mark.parametrize(
+    ("why", "ours", "theirs", "size", "arguments", "options"), KERNELS, ids=[k[0] for k in KERNELS]
+)
 def test_kernels_equal_the_reference(
-    why: str, ours: type[nn.Module], theirs: type[nn.Module], size: int, arguments: dict[str, Any], options: dict[str, Any]
+    why: str,
+    ours: type[nn.Module],
+    theirs: type[nn.Module],
+    size: int,
+    arguments: dict[str, Any],
+    options: dict[str, Any],
 ) -> None:
-    """Output and every gradient in fp32 against float64; a cancelled bias gets a gradient of zeros, not none."""
+    """Output and every gradient in fp32 against float64; a cancelled bias gets a gradient of zeros, not
+    none."""
     torch.manual_seed(0)
     a, b = ours(**arguments, **options, impl="triton"), theirs(**arguments)
     for p in a.parameters():
@@ -92,9 +122,14 @@ def test_kernels_equal_the_reference(
 
 
 def test_dropout_is_where_it_belongs() -> None:
-    """Between the block's two convolutions: with a dropout that halves instead of drawing, the results are equal."""
+    """Between the block's two convolutions: with a dropout that halves instead of drawing, the results are
+    equal.
+    """
     torch.manual_seed(0)
-    nets = [Generator(ngf=2, n_blocks=1, use_dropout=True, impl="triton"), ref.Generator(ngf=2, n_blocks=1, use_dropout=True)]
+    nets = [
+        Generator(ngf=2, n_blocks=1, use_dropout=True, impl="triton"),
+        ref.Generator(ngf=2, n_blocks=1, use_dropout=True),
+    ]
     nets[1].load_state_dict(nets[0].state_dict())
     nets.append(copy.deepcopy(nets[1]).double())
     for net in nets:
@@ -110,7 +145,10 @@ def test_dropout_is_where_it_belongs() -> None:
 def test_output_is_fp32_under_autocast_and_tanh_is_computed_in_fp32(impl: str) -> None:
     """A bf16 tanh has steps of a whole gray level near 1."""
     torch.manual_seed(0)
-    for net, size in ((Generator(ngf=4, n_blocks=1, impl=impl), 12), (UnetGenerator(ngf=2, num_downs=5, impl=impl), 32)):
+    for net, size in (
+        (Generator(ngf=4, n_blocks=1, impl=impl), 12),
+        (UnetGenerator(ngf=2, num_downs=5, impl=impl), 32),
+    ):
         with torch.autocast(DEVICE, torch.bfloat16):
             out = net.to(DEVICE)(torch.randn(1, 3, size, size, device=DEVICE))
         assert out.dtype == torch.float32
@@ -145,9 +183,13 @@ def test_impl_is_shown_and_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "impl=auto (reference)" in repr(net)
     set_impl(net, "triton")
     assert "impl=triton (triton)" in repr(net)
-    monkeypatch.setattr("fastcyclegan.kernels.dispatch.why_not_triton", lambda *device: "needs an NVIDIA GPU, got cpu")
+    monkeypatch.setattr(
+        "fastcyclegan.kernels.dispatch.why_not_triton", lambda *device: "needs an NVIDIA GPU, got cpu"
+    )
     assert "impl=triton (cannot serve float32 on cpu)" in repr(net)
-    with pytest.raises(ValueError, match="impl='triton' needs an NVIDIA GPU, got cpu; use impl='auto' or impl='reference'"):
+    with pytest.raises(
+        ValueError, match="impl='triton' needs an NVIDIA GPU, got cpu; use impl='auto' or impl='reference'"
+    ):
         net(torch.zeros(1, 3, 8, 8))
 
 
@@ -155,7 +197,10 @@ def test_auto_follows_the_device_of_the_call(monkeypatch: pytest.MonkeyPatch) ->
     """A model that is built on the CPU and moved later is not left behind."""
     net = Generator(ngf=4, n_blocks=0)
     asked: list[str] = []
-    monkeypatch.setattr("fastcyclegan.nn.chains.resolve_impl", lambda op, impl, x: asked.append(f"{impl} {x.device.type}") or "reference")
+    monkeypatch.setattr(
+        "fastcyclegan.nn.chains.resolve_impl",
+        lambda op, impl, x: asked.append(f"{impl} {x.device.type}") or "reference",
+    )
     net(torch.zeros(1, 3, 8, 8))
     net.to("meta")(torch.zeros(1, 3, 8, 8, device="meta"))
     assert asked == ["auto cpu", "auto meta"]

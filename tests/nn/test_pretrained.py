@@ -1,4 +1,6 @@
-"""Generators to safetensors folders and back, with a card that says how they were trained; nothing is reached but local folders."""
+"""Generators to safetensors folders and back, with a card that says how they were trained; nothing is reached
+but local folders.
+"""
 
 from __future__ import annotations
 
@@ -28,13 +30,20 @@ def same(one: nn.Module, other: nn.Module) -> bool:
     [
         (Generator(1, 3, 2, 1, affine=True, use_dropout=True, upsample="resize"), Generator),
         (UnetGenerator(ngf=1, num_downs=5, norm="batch"), UnetGenerator),
-        (compat.define_G(3, 3, 2, "resnet_6blocks", "instance"), Generator),  # of its own signature: it comes back as what it is made of
+        (
+            compat.define_G(3, 3, 2, "resnet_6blocks", "instance"),
+            Generator,
+        ),  # of its own signature: it comes back as what it is made of
     ],
     ids=["resnet", "unet", "compat"],
 )
 def test_there_and_back(net: Any, kind: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     net.to(memory_format=torch.channels_last).save_pretrained(tmp_path / "g")
-    assert {path.name for path in (tmp_path / "g").iterdir()} == {"model.safetensors", "config.json", "README.md"}
+    assert {path.name for path in (tmp_path / "g").iterdir()} == {
+        "model.safetensors",
+        "config.json",
+        "README.md",
+    }
     again = type(net).from_pretrained(tmp_path / "g", impl="reference")
     assert type(again) is kind
     assert same(net, again)
@@ -59,7 +68,15 @@ def test_the_architecture_is_in_the_metadata_and_in_the_configuration(tmp_path: 
 
 
 def test_the_card_tells_how_it_was_trained(dataset: Path, tmp_path: Path) -> None:
-    tiny = {"netG": "resnet_1blocks", "ngf": 2, "ndf": 2, "netD": "n_layers", "n_layers_D": 1, "load_size": 20, "crop_size": 16}
+    tiny = {
+        "netG": "resnet_1blocks",
+        "ngf": 2,
+        "ndf": 2,
+        "netD": "n_layers",
+        "n_layers_D": 1,
+        "load_size": 20,
+        "crop_size": 16,
+    }
     model = CycleGAN(**tiny, lambda_identity=0.25, device="cpu", loader="folder", num_threads=0)
     model.fit(dataset, max_iters=1)
     model.save(tmp_path / "run")
@@ -78,11 +95,15 @@ def test_the_card_tells_how_it_was_trained(dataset: Path, tmp_path: Path) -> Non
     ):
         assert line in card
     assert str(tmp_path) not in card  # a folder's name, not where it lies
-    assert same(load_generator(tmp_path / "run"), Generator.from_pretrained(tmp_path / "hub" / "photos2noise"))
+    assert same(
+        load_generator(tmp_path / "run"), Generator.from_pretrained(tmp_path / "hub" / "photos2noise")
+    )
 
 
 def test_back_to_a_file_of_the_official_code(tmp_path: Path) -> None:
-    """The official test.py reads a plain state_dict by these keys (their order and number are held in test_reference)."""
+    """The official test.py reads a plain state_dict by these keys (their order and number are held in
+    test_reference).
+    """
     net = Generator(ngf=2, n_blocks=1)
     net.save_pretrained(tmp_path / "g")
     torch.save(Generator.from_pretrained(tmp_path / "g").state_dict(), tmp_path / "latest_net_G.pth")
@@ -92,7 +113,9 @@ def test_back_to_a_file_of_the_official_code(tmp_path: Path) -> None:
 
 
 def test_what_goes_up_is_what_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The mixin's own upload, with the hub in the place of the network: it makes the repository, and sends the folder's files."""
+    """The mixin's own upload, with the hub in the place of the network: it makes the repository, and sends
+    the folder's files.
+    """
     sent: dict[str, Any] = {}
 
     class Api:
@@ -123,7 +146,10 @@ def test_what_keys_do_not_tell_comes_back(tmp_path: Path) -> None:
     U.save_pretrained(tmp_path / "u")
     for again in (Generator.from_pretrained(tmp_path / "g"), load_generator(tmp_path / "g")):
         torch.testing.assert_close(again(x), G(x))
-    for unet in (UnetGenerator.from_pretrained(tmp_path / "u"), load_generator(tmp_path / "u" / "model.safetensors")):
+    for unet in (
+        UnetGenerator.from_pretrained(tmp_path / "u"),
+        load_generator(tmp_path / "u" / "model.safetensors"),
+    ):
         assert sum(isinstance(module, nn.Dropout) for module in unet.modules()) == 1
 
 
@@ -131,7 +157,9 @@ def test_what_keys_do_not_tell_comes_back(tmp_path: Path) -> None:
 def test_layers_without_weights_that_were_changed(layer: int, tmp_path: Path) -> None:
     net = Generator(ngf=2, n_blocks=1)
     net.model[layer] = {3: nn.SiLU(), 0: nn.ZeroPad2d(3)}[layer]
-    with pytest.raises(ValueError, match="its layers were changed, so that its arguments make another function"):
+    with pytest.raises(
+        ValueError, match="its layers were changed, so that its arguments make another function"
+    ):
         net.save_pretrained(tmp_path / "x")
     assert not (tmp_path / "x").exists()
 
@@ -154,16 +182,24 @@ def test_a_broken_configuration(text: str, message: str, tmp_path: Path) -> None
 
 
 def test_what_cannot_be_kept_or_found(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="norm was given as a function, which no file can keep; give its name"):
-        Generator(ngf=2, n_blocks=1, norm=lambda channels: nn.GroupNorm(1, channels)).save_pretrained(tmp_path / "x")
+    with pytest.raises(
+        ValueError, match="norm was given as a function, which no file can keep; give its name"
+    ):
+        Generator(ngf=2, n_blocks=1, norm=lambda channels: nn.GroupNorm(1, channels)).save_pretrained(
+            tmp_path / "x"
+        )
     changed = Generator(ngf=2, n_blocks=1)
     changed.model[1] = nn.Conv2d(3, 4, 7)
-    with pytest.raises(ValueError, match="its layers were changed, so that its arguments do not make it any more"):
+    with pytest.raises(
+        ValueError, match="its layers were changed, so that its arguments do not make it any more"
+    ):
         changed.save_pretrained(tmp_path / "x")
     with pytest.raises(UserError, match="none: not a run's folder with a configuration"):
         Generator(ngf=2, n_blocks=1).save_pretrained(tmp_path / "x", run=tmp_path / "none")
     assert not (tmp_path / "x").exists()
-    with pytest.raises(UserError, match=r"no model.safetensors in it; load_generator takes runs and official files"):
+    with pytest.raises(
+        UserError, match=r"no model.safetensors in it; load_generator takes runs and official files"
+    ):
         Generator.from_pretrained(tmp_path)
     Generator(ngf=2, n_blocks=1).save_pretrained(tmp_path / "g")
     (tmp_path / "g" / "config.json").write_text('{"ngf": 3, "n_blocks": 1}')
@@ -180,4 +216,7 @@ def test_without_the_extra_it_says_what_to_install() -> None:
         "Generator(ngf=2, n_blocks=1).save_pretrained('x')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.stderr.splitlines()[-1] == "ImportError: this needs huggingface_hub: pip install 'fastcyclegan[hub]'"
+    assert (
+        done.stderr.splitlines()[-1]
+        == "ImportError: this needs huggingface_hub: pip install 'fastcyclegan[hub]'"
+    )

@@ -1,4 +1,6 @@
-"""Checkouts that somebody changed: the comparison before the first iteration finds another step, which then stays, and why is said."""
+"""Checkouts that somebody changed: the comparison before the first iteration finds another step, which then
+stays, and why is said.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +9,55 @@ from pathlib import Path
 import pytest
 
 from fastcyclegan.official.patch_model import Options
-from tests.official.training import ADAM_D, ADVERSARIAL, CYCLE, MODEL, NETWORKS, STEP_D, STEP_G, assert_same, checkout, train
+from tests.official.training import (
+    ADAM_D,
+    ADVERSARIAL,
+    CYCLE,
+    MODEL,
+    NETWORKS,
+    STEP_D,
+    STEP_G,
+    assert_same,
+    checkout,
+    train,
+)
 
 CLIPPED = f"torch.nn.utils.clip_grad_norm_(self.netG_A.parameters(), 1e-9); {STEP_G}"
 FORKS: dict[str, tuple[str, str, str, str]] = {
-    "an extra loss": (MODEL, ADVERSARIAL, f"{ADVERSARIAL} + 0.01 * self.fake_B.mean()", "its backward_G has `self.fake_B.mean()`, which"),
-    "a loss that counts twice": (MODEL, ADVERSARIAL, f"{ADVERSARIAL} + self.loss_G_A", "it is not the public one: netG_A's weights"),
-    "a loss with a name": (MODEL, '["D_A",', 'self.__dict__.setdefault("loss_x", 1) and ["x",', "that the public step does not have: x"),
-    "clipping": (MODEL, STEP_G, CLIPPED, "its optimize_parameters has `torch.nn.utils.clip_grad_norm_(self.netG_A.parameters(), 1e-09)`"),
+    "an extra loss": (
+        MODEL,
+        ADVERSARIAL,
+        f"{ADVERSARIAL} + 0.01 * self.fake_B.mean()",
+        "its backward_G has `self.fake_B.mean()`, which",
+    ),
+    "a loss that counts twice": (
+        MODEL,
+        ADVERSARIAL,
+        f"{ADVERSARIAL} + self.loss_G_A",
+        "it is not the public one: netG_A's weights",
+    ),
+    "a loss with a name": (
+        MODEL,
+        '["D_A",',
+        'self.__dict__.setdefault("loss_x", 1) and ["x",',
+        "that the public step does not have: x",
+    ),
+    "clipping": (
+        MODEL,
+        STEP_G,
+        CLIPPED,
+        "its optimize_parameters has `torch.nn.utils.clip_grad_norm_(self.netG_A.parameters(), 1e-09)`",
+    ),
     "soft labels": (NETWORKS, "torch.tensor(1.0)", "torch.tensor(0.9)", "it is not the public one"),
     "two updates": (MODEL, STEP_D, f"{STEP_D}; {STEP_D}", "it is not the public one: netG_A's weights"),
     "no pool of A": (MODEL, "self.fake_A_pool.query(self.fake_A)", "self.fake_A", "it is not the public one"),
     "a pool that draws otherwise": ("util/image_pool.py", "> 0.5", "< 0.5", "it is not the public one"),
-    "another optimizer": (MODEL, f"torch.optim.{ADAM_D}", "torch.optim.AdamW(both_D, lr=opt.lr", "optimizer_D is AdamW, not Adam"),
+    "another optimizer": (
+        MODEL,
+        f"torch.optim.{ADAM_D}",
+        "torch.optim.AdamW(both_D, lr=opt.lr",
+        "optimizer_D is AdamW, not Adam",
+    ),
     "weight decay": (MODEL, ADAM_D, f"{ADAM_D}, weight_decay=0.1", "optimizer_D has settings of its own"),
     "two rates": (MODEL, ADAM_D, ADAM_D.replace("opt.lr,", "4 * opt.lr,"), "learning rates of their own"),
     "no copies": (

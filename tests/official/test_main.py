@@ -1,4 +1,6 @@
-"""An official command with our networks and step, on a package of the official structure, against what that does alone."""
+"""An official command with our networks and step, on a package of the official structure, against what that
+does alone.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,11 @@ ROOT = Path(__file__).parents[2]
 
 
 def tree(folder: Path) -> dict[str, str]:
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 OURS = ["-m", "fastcyclegan.official"]
@@ -31,33 +37,61 @@ def command(*args: object, cwd: Path, word: str) -> tuple[str, list[Any]]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     line = [sys.executable, *map(str, args)]
-    text = subprocess.run(line, cwd=cwd, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
-    return text, [json.loads(line.removeprefix(word).replace("'", '"')) for line in text.splitlines() if line.startswith(f"{word} ")]
+    text = subprocess.run(
+        line, cwd=cwd, check=True, stdout=subprocess.PIPE, text=True, env=environment
+    ).stdout
+    return text, [
+        json.loads(line.removeprefix(word).replace("'", '"'))
+        for line in text.splitlines()
+        if line.startswith(f"{word} ")
+    ]
 
 
 def test_the_command_end_to_end(tmp_path: Path, pictures: Path) -> None:
-    """Losses to fp32, the same files, each side's files used by the other, and a checkout that nothing was written into."""
+    """Losses to fp32, the same files, each side's files used by the other, and a checkout that nothing was
+    written into.
+    """
     theirs, ours = checkout(tmp_path / "theirs"), checkout(tmp_path / "ours")
     before = tree(ours)
     often = "--n_epochs 2 --n_epochs_decay 2 --print_freq 1 --display_freq 7 --save_latest_freq 6"
     flags = f"--dataroot {pictures} {SMALL} --lr 0.0002 {often}".split()
     _, alone = command("train.py", *flags, cwd=theirs, word="losses")
     # From elsewhere, so that ./checkpoints is not in the checkout.
-    text, together = command(*OURS, "--precision", "fp32", ours / "train.py", *flags, cwd=tmp_path, word="losses")
+    text, together = command(
+        *OURS, "--precision", "fp32", ours / "train.py", *flags, cwd=tmp_path, word="losses"
+    )
     assert len(alone) == len(together) == 20
     # 3e-7 for a dozen iterations; then rounding grows, as it does between any two orders of sums.
     for n, (mine, other) in enumerate(zip(together, alone, strict=True)):
         assert mine == pytest.approx(other, rel=1e-5 if n < 10 else 0.01), n
     said = [line.split(":")[1].strip() for line in text.splitlines() if line.startswith("fastcyclegan: ")]
-    assert said == ["replaced where it is the same", "ResnetGenerator", "NLayerDiscriminator", said[3], "step"]
+    assert said == [
+        "replaced where it is the same",
+        "ResnetGenerator",
+        "NLayerDiscriminator",
+        said[3],
+        "step",
+    ]
     assert said[3].startswith("comparing the step with ours in float64")
-    assert text.count("visuals {'real_A': [1, 3, 32, 32], 'fake_B': [1, 3, 32, 32], 'rec_A': [1, 3, 32, 32], 'idt_B'") == 2
+    assert (
+        text.count(
+            "visuals {'real_A': [1, 3, 32, 32], 'fake_B': [1, 3, 32, 32], 'rec_A': [1, 3, 32, 32], 'idt_B'"
+        )
+        == 2
+    )
     folders = [where / "checkpoints" for where in (tmp_path, theirs)]
-    mine_saved, other_saved = ({path.name: torch.load(path) for path in sorted(folder.rglob("*.pth"))} for folder in folders)
-    assert {name: [*weights] for name, weights in mine_saved.items()} == {name: [*weights] for name, weights in other_saved.items()}
+    mine_saved, other_saved = (
+        {path.name: torch.load(path) for path in sorted(folder.rglob("*.pth"))} for folder in folders
+    )
+    assert {name: [*weights] for name, weights in mine_saved.items()} == {
+        name: [*weights] for name, weights in other_saved.items()
+    }
     assert all(value.is_contiguous() for weights in mine_saved.values() for value in weights.values())
     for folder in folders:
-        use = f"--dataroot {pictures} --ngf 4 --netG resnet_1blocks --model test --no_dropout --checkpoints_dir {folder}".split()
+        use = (
+            f"--dataroot {pictures} --ngf 4 --netG resnet_1blocks --model test --no_dropout --checkpoints_dir"
+            f" {folder}".split()
+        )
         text, mine = command(*OURS, ours / "test.py", *use, cwd=tmp_path, word="sums")
         _, other = command(theirs / "test.py", *use, cwd=tmp_path, word="sums")
         assert "ResnetGenerator: ours" in text
@@ -69,9 +103,18 @@ def test_the_command_end_to_end(tmp_path: Path, pictures: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["train.py"], "train.py: no such file; what is needed is the train.py or test.py of an official checkout"),
-        (["{here}/conftest.py"], "is no script of an official checkout: {here}/models/networks.py does not exist"),
-        (["{other}/train.py"], "is no script of an official checkout: {other}/models/networks.py has no define_G"),
+        (
+            ["train.py"],
+            "train.py: no such file; what is needed is the train.py or test.py of an official checkout",
+        ),
+        (
+            ["{here}/conftest.py"],
+            "is no script of an official checkout: {here}/models/networks.py does not exist",
+        ),
+        (
+            ["{other}/train.py"],
+            "is no script of an official checkout: {other}/models/networks.py has no define_G",
+        ),
         (["--batch", "{good}/train.py"], "unrecognized arguments: --batch"),
         (["--precision", "fp16", "{good}/train.py"], "argument --precision: invalid choice: 'fp16'"),
         ([], "the following arguments are required: script"),
@@ -92,17 +135,40 @@ def test_what_cannot_be_served_is_refused_before_the_script(
 @pytest.mark.parametrize(
     ("flags", "script", "message"),
     [
-        ("--compile", "test.py", "--compile belongs to the training step of --model cycle_gan; here the networks alone are replaced"),
+        (
+            "--compile",
+            "test.py",
+            (
+                "--compile belongs to the training step of --model cycle_gan; here the networks alone are"
+                " replaced"
+            ),
+        ),
         ("--impl triton", "train.py", "impl='triton' needs an NVIDIA GPU, got cpu"),
     ],
 )
 def test_what_the_model_cannot_do_is_refused_before_it_runs(
     tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch, flags: str, script: str, message: str
 ) -> None:
-    line = [sys.executable, "-m", "fastcyclegan.official", *flags.split(), str(checkout(tmp_path) / script), "--dataroot", str(pictures)]
-    environment = {**{name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}, "PYTHONPATH": str(ROOT)}
+    line = [
+        sys.executable,
+        "-m",
+        "fastcyclegan.official",
+        *flags.split(),
+        str(checkout(tmp_path) / script),
+        "--dataroot",
+        str(pictures),
+    ]
+    environment = {
+        **{name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"},
+        "PYTHONPATH": str(ROOT),
+    }
     done = subprocess.run(
-        [*line, *SMALL.split()[:2], *SMALL.split()[4:6]], cwd=tmp_path, capture_output=True, text=True, env=environment, check=False
+        [*line, *SMALL.split()[:2], *SMALL.split()[4:6]],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
     )
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith(f"error: {message}")
@@ -110,7 +176,17 @@ def test_what_the_model_cannot_do_is_refused_before_it_runs(
 
 
 def test_errors_of_the_script_are_its_own(tmp_path: Path) -> None:
-    line = [sys.executable, "-m", "fastcyclegan.official", str(checkout(tmp_path) / "train.py"), "--dataroot", "x", "--pool", "3", "--what"]
+    line = [
+        sys.executable,
+        "-m",
+        "fastcyclegan.official",
+        str(checkout(tmp_path) / "train.py"),
+        "--dataroot",
+        "x",
+        "--pool",
+        "3",
+        "--what",
+    ]
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "train.py: error: unrecognized arguments: --what" in done.stderr

@@ -1,4 +1,6 @@
-"""Our step in the place of a checkout's: the same weights, losses and files in float64, and pictures that are made on demand."""
+"""Our step in the place of a checkout's: the same weights, losses and files in float64, and pictures that are
+made on demand.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,17 @@ import torch
 
 from fastcyclegan.official.patch_model import Options
 from tests.conftest import write_pictures
-from tests.official.training import BASE, MODEL, NETWORKS, STEP, Edits, assert_ours, assert_same, checkout, train
+from tests.official.training import (
+    BASE,
+    MODEL,
+    NETWORKS,
+    STEP,
+    Edits,
+    assert_ours,
+    assert_same,
+    checkout,
+    train,
+)
 
 
 @pytest.mark.parametrize(
@@ -25,7 +37,9 @@ from tests.official.training import BASE, MODEL, NETWORKS, STEP, Edits, assert_o
         pytest.param("--preprocess none", id="sizes"),
         # The order of passes counts, and so do running statistics.
         pytest.param("--norm batch --batch_size 3 --gan_mode vanilla", id="batch norm"),
-        pytest.param("--netG unet_32 --netD pixel --lambda_identity 0 --pool_size 0", id="U-Net, no identity, no pool"),
+        pytest.param(
+            "--netG unet_32 --netD pixel --lambda_identity 0 --pool_size 0", id="U-Net, no identity, no pool"
+        ),
     ],
 )
 # Schedulers must see that the optimizers' steps are made.
@@ -42,10 +56,22 @@ def test_a_seeded_run_is_the_checkouts(tmp_path: Path, pictures: Path, flags: st
 VARIANTS: dict[str, Edits] = {
     # 2017-19: a sigmoid to choose, and no gan_mode.
     "old": [
-        (NETWORKS, "n_layers=3, norm_layer=nn.BatchNorm2d):", "n_layers=3, norm_layer=nn.BatchNorm2d, use_sigmoid=False):"),
-        (NETWORKS, "norm_layer=norm_layer)\n    return init", "norm_layer=norm_layer, use_sigmoid=False)\n    return init"),
+        (
+            NETWORKS,
+            "n_layers=3, norm_layer=nn.BatchNorm2d):",
+            "n_layers=3, norm_layer=nn.BatchNorm2d, use_sigmoid=False):",
+        ),
+        (
+            NETWORKS,
+            "norm_layer=norm_layer)\n    return init",
+            "norm_layer=norm_layer, use_sigmoid=False)\n    return init",
+        ),
         (MODEL, "networks.GANLoss(opt.gan_mode)", "networks.GANLoss('lsgan')"),
-        (MODEL, "self.loss_names = [", "del opt.gan_mode\n        opt.no_lsgan = False\n        self.loss_names = ["),
+        (
+            MODEL,
+            "self.loss_names = [",
+            "del opt.gan_mode\n        opt.no_lsgan = False\n        self.loss_names = [",
+        ),
     ],
     # 2025: setup() initialises the networks; there is a device instead of gpu_ids.
     "new": [
@@ -53,11 +79,20 @@ VARIANTS: dict[str, Edits] = {
         (
             BASE,
             "def setup(self, opt):",
-            "def setup(self, opt):\n        for n in self.model_names: networks.init_net(getattr(self, 'net' + n))",
+            (
+                "def setup(self, opt):\n        for n in self.model_names: networks.init_net(getattr(self,"
+                " 'net' + n))"
+            ),
         ),
     ],
     # What init_net does with one GPU.
-    "wrapped": [(NETWORKS, "init_weights(net, init_type, init_gain)", "net = nn.DataParallel(net)\n    init_weights(net)")],
+    "wrapped": [
+        (
+            NETWORKS,
+            "init_weights(net, init_type, init_gain)",
+            "net = nn.DataParallel(net)\n    init_weights(net)",
+        )
+    ],
 }
 
 
@@ -71,17 +106,30 @@ def test_checkouts_of_other_years(tmp_path: Path, pictures: Path, variant: str) 
     saved = []
     for model, _, _ in (ours, theirs):
         model.save_networks("7")
-        saved.append({path.name: torch.load(path) for path in sorted(Path(model.save_dir).glob("7_net_*.pth"))})
-    assert [list(weights) for weights in saved[0].values()] == [list(weights) for weights in saved[1].values()]
-    assert saved[0].keys() == saved[1].keys() == {f"7_net_{name}.pth" for name in ("G_A", "G_B", "D_A", "D_B")}
+        saved.append(
+            {path.name: torch.load(path) for path in sorted(Path(model.save_dir).glob("7_net_*.pth"))}
+        )
+    assert [list(weights) for weights in saved[0].values()] == [
+        list(weights) for weights in saved[1].values()
+    ]
+    assert (
+        saved[0].keys() == saved[1].keys() == {f"7_net_{name}.pth" for name in ("G_A", "G_B", "D_A", "D_B")}
+    )
 
 
-def test_the_proof_leaves_no_trace_and_pictures_are_made_on_demand(tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_proof_leaves_no_trace_and_pictures_are_made_on_demand(
+    tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from fastcyclegan.official import patch_model
 
     def states() -> list[Any]:
         weights = [value.clone() for value in [*G.state_dict().values()]] if G is not None else []
-        return [random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist(), [w.tolist() for w in weights]]
+        return [
+            random.getstate(),
+            np.random.get_state()[1].tolist(),
+            torch.get_rng_state().tolist(),
+            [w.tolist() for w in weights],
+        ]
 
     G: Any = None
     seen: list[bool] = []
@@ -103,7 +151,9 @@ def test_the_proof_leaves_no_trace_and_pictures_are_made_on_demand(tmp_path: Pat
     assert list(visuals) == ["real_A", "fake_B", "rec_A", "idt_B", "real_B", "fake_A", "rec_B", "idt_A"]
     assert states() == before
     assert torch.equal(visuals["rec_A"], model.netG_B(model.netG_A(model.real_A)).detach())
-    assert float(model.loss_G) == pytest.approx(sum(loss for name, loss in model.get_current_losses().items() if name[:2] != "D_"))
+    assert float(model.loss_G) == pytest.approx(
+        sum(loss for name, loss in model.get_current_losses().items() if name[:2] != "D_")
+    )
     # What a fork may save.
     assert model.optimizer_G.state_dict()["state"][0]["exp_avg"].any()
     with pytest.raises(AttributeError, match="no attribute 'fake_C'"):
@@ -112,7 +162,9 @@ def test_the_proof_leaves_no_trace_and_pictures_are_made_on_demand(tmp_path: Pat
 
 @pytest.mark.gpu
 def test_our_step_on_a_gpu(tmp_path: Path, pictures: Path) -> None:
-    """The kernels, in fp32: as the checkout until Adam has turned the rounding of gradients near 0 into steps; then bf16 and a graph."""
+    """The kernels, in fp32: as the checkout until Adam has turned the rounding of gradients near 0 into
+    steps; then bf16 and a graph.
+    """
     folder = checkout(tmp_path)
     given: dict[str, Any] = {"flags": "--lr 0.0002 --gpu_ids 0", "dtype": torch.float32}
     _, ours, said = train(folder, pictures, ours=Options("fp32"), **given)
@@ -134,6 +186,8 @@ def test_training_goes_on_from_the_checkouts_files(tmp_path: Path, pictures: Pat
     folder = checkout(tmp_path)
     model, _, _ = train(folder, pictures, "", None, epochs=1)
     model.save_networks("latest")
-    ours, theirs = (train(folder, pictures, "--continue_train", options, epochs=1) for options in (Options(), None))
+    ours, theirs = (
+        train(folder, pictures, "--continue_train", options, epochs=1) for options in (Options(), None)
+    )
     assert any(line.startswith(STEP) for line in ours[2])
     assert_same(ours, theirs)

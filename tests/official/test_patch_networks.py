@@ -14,8 +14,13 @@ from tests.official.training import MODEL, NETWORKS, STEP, checkout, importable,
 
 
 def test_dropout_and_derived_networks(tmp_path: Path, pictures: Path) -> None:
-    """Dropout draws in another order in our step, so the proof is made without; a class made of theirs is theirs."""
-    derived = "\n\nclass Mine(ResnetGenerator):\n    def __init__(self, width):\n        ResnetGenerator.__init__(self, 3, 3, width)\n"
+    """Dropout draws in another order in our step, so the proof is made without; a class made of theirs is
+    theirs.
+    """
+    derived = (
+        "\n\nclass Mine(ResnetGenerator):\n    def __init__(self, width):\n       "
+        " ResnetGenerator.__init__(self, 3, 3, width)\n"
+    )
     edits = [
         (MODEL, "parser.set_defaults(no_dropout=True)", "pass"),
         (NETWORKS, "\n\nclass ResnetBlock", f"{derived}\n\nclass ResnetBlock"),

@@ -12,14 +12,33 @@ from fastcyclegan.official.step import NotServedError, unwrapped
 from tests.official.training import NETWORKS, checkout, train
 
 
-def test_wgangp_keeps_its_step_and_a_network_of_another_shape_its_place(tmp_path: Path, pictures: Path) -> None:
-    folder = checkout(tmp_path, [(NETWORKS, "nn.Conv2d(ngf, output_nc, 7), nn.Tanh()", "nn.Conv2d(ngf, output_nc, 7), nn.Hardtanh()")])
+def test_wgangp_keeps_its_step_and_a_network_of_another_shape_its_place(
+    tmp_path: Path, pictures: Path
+) -> None:
+    folder = checkout(
+        tmp_path,
+        [
+            (
+                NETWORKS,
+                "nn.Conv2d(ngf, output_nc, 7), nn.Tanh()",
+                "nn.Conv2d(ngf, output_nc, 7), nn.Hardtanh()",
+            )
+        ],
+    )
     _, _, said = train(folder, pictures, "--gan_mode wgangp", Options(precision="bf16"), epochs=1)
     assert said[1].startswith("ResnetGenerator: kept as it is: its pictures differ from those of ours by ")
     assert said[2:] == ["NLayerDiscriminator: ours, the same function in float64", said[3]]
-    assert said[3] == "step: the checkout's own: netG_A is a ResnetGenerator of the checkout (without effect on it: --precision)"
+    assert (
+        said[3]
+        == "step: the checkout's own: netG_A is a ResnetGenerator of the checkout (without effect on it:"
+        " --precision)"
+    )
     _, _, said = train(checkout(tmp_path / "other"), pictures, "--gan_mode wgangp", Options(), epochs=1)
-    assert said[-1] == "step: the checkout's own: with gan_mode wgangp the official step has no gradient penalty, and ours has one"
+    assert (
+        said[-1]
+        == "step: the checkout's own: with gan_mode wgangp the official step has no gradient penalty, and"
+        " ours has one"
+    )
 
 
 def test_several_gpus_are_not_served() -> None:

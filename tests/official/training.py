@@ -1,4 +1,6 @@
-"""Training with the fake checkout, its texts edited or not, by its own step or by ours: what the tests of this room share."""
+"""Training with the fake checkout, its texts edited or not, by its own step or by ours: what the tests of
+this room share.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ from fastcyclegan.official.patch_model import Options
 from fastcyclegan.testing import is_cancelled_bias, relative_error
 
 SMALL = "--ngf 4 --ndf 4 --netG resnet_1blocks --netD n_layers --n_layers_D 2 --pool_size 3 --lr 0.002"
-# 20 iterations in four epochs: the pools are full after three, and the learning rate falls in the last two epochs.
+# 20 iterations in four epochs: the pools are full after three, and the learning rate falls in the last two
+# epochs.
 EPOCHS = 4
 MODEL, NETWORKS, BASE = "models/cycle_gan_model.py", "models/networks.py", "models/base_model.py"
 Edits = list[tuple[str, str, str]]
@@ -38,10 +41,14 @@ def checkout(tmp_path: Path, edits: Edits = []) -> Path:  # noqa: B006
 
 @contextlib.contextmanager
 def importable(folder: Path, ours: Options | None, said: list[str]) -> Iterator[None]:
-    """Let the modules of ``folder`` be imported inside the block, with ours in their place if options are given."""
+    """Let the modules of ``folder`` be imported inside the block, with ours in their place if options are
+    given.
+    """
 
     def forget() -> None:
-        for name in [name for name in sys.modules if name.split(".")[0] in ("models", "options", "data", "util")]:
+        for name in [
+            name for name in sys.modules if name.split(".")[0] in ("models", "options", "data", "util")
+        ]:
             del sys.modules[name]
 
     finder = official.patches(ours or Options(), folder, said.append)
@@ -66,9 +73,13 @@ def train(
     dtype: torch.dtype = torch.float64,
     after: Callable[[Any, int], object] = lambda model, iteration: None,
 ) -> Any:
-    """Train as train.py does, in float64, calling ``after`` every iteration; return the model, all losses, and what was said."""
+    """Train as train.py does, in float64, calling ``after`` every iteration; return the model, all losses,
+    and what was said.
+    """
     said: list[str] = []
-    arguments = f"{SMALL} --checkpoints_dir {folder.parent / 'runs'} --n_epochs 2 --n_epochs_decay 2 {flags}".split()
+    arguments = (
+        f"{SMALL} --checkpoints_dir {folder.parent / 'runs'} --n_epochs 2 --n_epochs_decay 2 {flags}".split()
+    )
     sys.argv = ["train.py", "--dataroot", str(photos), *arguments]
     with importable(folder, ours, said):
         import data as official_data
@@ -86,7 +97,9 @@ def train(
         losses = []
         for _ in range(epochs):
             for batch in dataset:
-                model.set_input({name: value.to(dtype) if name in "AB" else value for name, value in batch.items()})
+                model.set_input(
+                    {name: value.to(dtype) if name in "AB" else value for name, value in batch.items()}
+                )
                 model.optimize_parameters()
                 losses.append(model.get_current_losses())
                 after(model, len(losses))
@@ -95,7 +108,9 @@ def train(
 
 
 def assert_same(ours: Any, theirs: Any, bound: float = 1e-9) -> None:
-    """Hold two runs in float64 to ``bound``, relative: weights, running statistics, losses. 1e-16 grows with every iteration."""
+    """Hold two runs in float64 to ``bound``, relative: weights, running statistics, losses. 1e-16 grows with
+    every iteration.
+    """
     (mine, my_losses, _), (other, their_losses, _) = ours, theirs
     assert len(my_losses) == len(their_losses) > 0
     for row, other_row in zip(my_losses, their_losses, strict=True):
@@ -118,6 +133,8 @@ def assert_ours(said: list[str]) -> None:
     assert [line.startswith(STEP) for line in said if line.startswith("step: ")] == [True], said
 
 
-ADAM_D, STEP_G, STEP_D = "Adam(both_D, lr=opt.lr, betas=(opt.beta1, 0.999)", "self.optimizer_G.step()", "self.optimizer_D.step()"
+ADAM_D = "Adam(both_D, lr=opt.lr, betas=(opt.beta1, 0.999)"
+STEP_G = "self.optimizer_G.step()"
+STEP_D = "self.optimizer_D.step()"
 ADVERSARIAL, CYCLE = "adversarial = self.loss_G_A + self.loss_G_B", "self.criterionCycle, self"
 OPTIMIZE, SET_INPUT = "    def optimize_parameters(self):\n", "    def set_input("

@@ -18,7 +18,9 @@ def test_phases() -> None:
 
 
 def test_a_seed_gives_the_official_weights() -> None:
-    """Created in the official order G_A, G_B, D_A, D_B, each initialised before the next is built; channels by domain."""
+    """Created in the official order G_A, G_B, D_A, D_B, each initialised before the next is built; channels
+    by domain.
+    """
     config = ModelConfig(netG="resnet_1blocks", ngf=2, ndf=2, input_nc=1)
     torch.manual_seed(5)
     builders = {
@@ -31,4 +33,6 @@ def test_a_seed_gives_the_official_weights() -> None:
     torch.manual_seed(5)
     nets = build_networks(config)
     for name, net in expected.items():
-        assert all(torch.equal(a, b) for a, b in zip(nets[name].parameters(), net.parameters(), strict=True)), name
+        assert all(
+            torch.equal(a, b) for a, b in zip(nets[name].parameters(), net.parameters(), strict=True)
+        ), name

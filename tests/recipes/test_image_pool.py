@@ -51,7 +51,8 @@ def test_state_continues(sizes: int) -> None:
         pool.query(image(n), [tuple(rng.random(2).tolist())])
     other = ImagePool(4)
     other.load_state_dict(
-        pool.state_dict() | {"slots": [s.clone() for s in pool.slots] if sizes > 1 else pool.slots.clone()}, torch.device("cpu")
+        pool.state_dict() | {"slots": [s.clone() for s in pool.slots] if sizes > 1 else pool.slots.clone()},
+        torch.device("cpu"),
     )
     for n in range(9, 30):
         draws = [tuple(rng.random(2).tolist())]

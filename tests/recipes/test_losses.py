@@ -1,4 +1,5 @@
-"""Losses of several pictures at once against the reference's, one by one: values and gradients, in float64."""
+"""Losses of several pictures at once against the reference's, one by one: values and gradients, in
+float64."""
 
 from __future__ import annotations
 
@@ -28,7 +29,11 @@ def assert_same(found: Tensor, expected: Tensor, inputs: list[Tensor]) -> None:
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("shapes", [[(2, 1, 4, 4)] * 3, [(1, 1, 4, 4), (1, 1, 2, 6), (1, 1, 4, 4)]], ids=["alike", "of different sizes"])
+@pytest.mark.parametrize(
+    "shapes",
+    [[(2, 1, 4, 4)] * 3, [(1, 1, 4, 4), (1, 1, 2, 6), (1, 1, 4, 4)]],
+    ids=["alike", "of different sizes"],
+)
 @pytest.mark.parametrize("mode", GAN_MODES)
 def test_adversarial_losses(mode: str, shapes: list[tuple[int, ...]], compiled: bool) -> None:
     logits, real = values(shapes), torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64)
@@ -39,13 +44,19 @@ def test_adversarial_losses(mode: str, shapes: list[tuple[int, ...]], compiled: 
     assert_same(run(logits, real, mode), expected, logits)
 
 
-@pytest.mark.parametrize("shapes", [[(2, 3, 4, 4)] * 3, [(1, 3, 4, 4), (1, 3, 2, 6), (1, 1, 4, 4)]], ids=["alike", "of different sizes"])
+@pytest.mark.parametrize(
+    "shapes",
+    [[(2, 3, 4, 4)] * 3, [(1, 3, 4, 4), (1, 3, 2, 6), (1, 1, 4, 4)]],
+    ids=["alike", "of different sizes"],
+)
 def test_distances(shapes: list[tuple[int, ...]]) -> None:
     results = values(shapes)
     targets = [torch.randn_like(x) for x in results]
     weights = torch.tensor([10.0, 0.5, 3.0], dtype=torch.float64)
     for run in (l1_losses, torch.compile(l1_losses, backend="aot_eager", fullgraph=True)):
-        expected = torch.stack([w * F.l1_loss(x, y) for w, x, y in zip(weights, results, targets, strict=True)])
+        expected = torch.stack(
+            [w * F.l1_loss(x, y) for w, x, y in zip(weights, results, targets, strict=True)]
+        )
         assert_same(run(results, targets, weights), expected, results)
 
 

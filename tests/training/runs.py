@@ -84,10 +84,11 @@ def assert_same_state(one: Path, two: Path) -> None:
         compare(a.get(key), b.get(key), key)
 
 
-# --- In a process of its own --------------------------------------------------------------------------------------------------------
+# --- In a process of its own --------------------------------------------------------------------------------
 
 
-# What a process inherits, whoever starts the tests: nohup, a terminal, or a script in the background, which ignores SIGINT.
+# What a process inherits, whoever starts the tests: nohup, a terminal, or a script in the background, which
+# ignores SIGINT.
 LAUNCHER = """
 import os, signal, sys
 ignored = sys.argv[1].split(",")
@@ -99,10 +100,19 @@ os.execv(sys.argv[2], sys.argv[2:])
 
 
 def start_process(args: list[str], ignored: Iterable[signal.Signals] = ()) -> subprocess.Popen[str]:
-    """Start a training in a session of its own, with the signals ``ignored`` and no others ignored from the start."""
+    """Start a training in a session of its own, with the signals ``ignored`` and no others ignored from the
+    start.
+    """
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-c", LAUNCHER, ",".join(number.name for number in ignored), *TRAIN, *args]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True)
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    )
 
 
 def iterations_done(folder: Path) -> int:

@@ -41,18 +41,28 @@ def torch_rates(scheduler: str, epochs: int, phase: str, **options: float) -> li
 @pytest.mark.parametrize("phase", ["end", "start"])
 def test_step_and_cosine_against_torch(phase: str) -> None:
     step = make_schedule(OptimConfig(lr=1.0, lr_policy="step", lr_decay_iters=7, lr_phase=phase))
-    assert [step.lr(n) for n in range(1, 31)] == pytest.approx(torch_rates("StepLR", 30, phase, step_size=7, gamma=0.1))
-    cosine = make_schedule(OptimConfig(lr=1.0, lr_policy="cosine", n_epochs=10, n_epochs_decay=20, lr_phase=phase))
+    assert [step.lr(n) for n in range(1, 31)] == pytest.approx(
+        torch_rates("StepLR", 30, phase, step_size=7, gamma=0.1)
+    )
+    cosine = make_schedule(
+        OptimConfig(lr=1.0, lr_policy="cosine", n_epochs=10, n_epochs_decay=20, lr_phase=phase)
+    )
     # Over both halves, unlike the official code, whose cosine ends with the first.
-    assert [cosine.lr(n) for n in range(1, 31)] == pytest.approx(torch_rates("CosineAnnealingLR", 30, phase, T_max=30), abs=1e-12)
+    assert [cosine.lr(n) for n in range(1, 31)] == pytest.approx(
+        torch_rates("CosineAnnealingLR", 30, phase, T_max=30), abs=1e-12
+    )
 
 
 def test_plateau_against_torch() -> None:
-    """On a metric that falls, stalls and jitters at the threshold, for longer than the patience several times over."""
+    """On a metric that falls, stalls and jitters at the threshold, for longer than the patience several times
+    over.
+    """
     rng = random.Random(0)
     metrics = [10 / (1 + n) if n < 8 else 1.25 + 0.02 * rng.uniform(-1, 1) for n in range(60)]
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, mode="min", factor=0.2, threshold=0.01, patience=5, eps=0.0)
+    theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        optimizer, mode="min", factor=0.2, threshold=0.01, patience=5, eps=0.0
+    )
     ours = make_schedule(OptimConfig(lr=1.0, lr_policy="plateau"))
     for epoch, metric in enumerate(metrics, start=1):
         assert ours.lr(epoch) == pytest.approx(optimizer.param_groups[0]["lr"])

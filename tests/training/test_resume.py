@@ -1,4 +1,6 @@
-"""Taking a run up where it stopped: bit for bit after any interruption and kill, from official files, and what does not fit."""
+"""Taking a run up where it stopped: bit for bit after any interruption and kill, from official files, and
+what does not fit.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +24,17 @@ from tests.training.runs import arguments, assert_same_state, iterations_done, r
 @pytest.mark.parametrize("more", [
     pytest.param((), id="the default"),
     pytest.param(
-        ("--batch_size", "2", "--use_dropout", "--lr_policy", "plateau", "--norm", "batch", "--num_threads", "2"),
+        "--batch_size 2 --use_dropout --lr_policy plateau --norm batch --num_threads 2".split(),
         id="everything with a memory of its own",
     ),
-    pytest.param(("--preprocess", "none", "--gan_mode", "vanilla", "--cache", "ram"), id="pictures of several sizes, cached"),
-    pytest.param(("--gan_mode", "wgangp", "--epoch_count", "3", "--serial_batches"), id="penalty, a later first epoch"),
     pytest.param(
-        ("--batch_size", "3", "--micro_batch", "2", "--ema", "0.9", "--lr_scaling", "sqrt", "--pairing", "on"),
+        "--preprocess none --gan_mode vanilla --cache ram".split(), id="pictures of several sizes, cached"
+    ),
+    pytest.param(
+        "--gan_mode wgangp --epoch_count 3 --serial_batches".split(), id="penalty, a later first epoch"
+    ),
+    pytest.param(
+        "--batch_size 3 --micro_batch 2 --ema 0.9 --lr_scaling sqrt --pairing on".split(),
         id="parts of a batch, running averages, pairs",
     ),
 ])  # fmt: skip
@@ -43,12 +49,19 @@ def test_a_resumed_run_equals_the_unbroken_one(dataset: Path, tmp_path: Path, mo
     resumed = run(dataset, tmp_path, "broken", "--continue_train", "--max_iters", "13")
     assert resumed.run.iteration == whole.run.iteration == 13 + whole.run.first
     assert_same_state(tmp_path / "whole", tmp_path / "broken")
-    curves = [[{k: v for k, v in r.items() if "/s" not in k} for r in read_stats(tmp_path / name)] for name in ("whole", "broken")]
+    curves = [
+        [{k: v for k, v in r.items() if "/s" not in k} for r in read_stats(tmp_path / name)]
+        for name in ("whole", "broken")
+    ]
     assert curves[0] == curves[1]
-    assert [record["iteration"] for record in curves[0]] == list(range(1 + whole.run.first, 14 + whole.run.first))
+    assert [record["iteration"] for record in curves[0]] == list(
+        range(1 + whole.run.first, 14 + whole.run.first)
+    )
 
 
-def test_stopping_and_going_on_from_official_files_alone(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_stopping_and_going_on_from_official_files_alone(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run(dataset, tmp_path, "first", "--max_iters", "3")
     theirs = tmp_path / "theirs"
     theirs.mkdir()
@@ -67,7 +80,11 @@ def test_continuing_with_what_does_not_fit(dataset: Path, tmp_path: Path) -> Non
     run(dataset, tmp_path, "r", "--max_iters", "2")
     before = (tmp_path / "r" / "state.pt").read_bytes()
     with pytest.raises(
-        UserError, match=r"another architecture than resnet_1blocks \(ngf 4, .*: model.1.weight is \[2, 3, 7, 7\] where \[4, 3, 7, 7\]"
+        UserError,
+        match=(
+            r"another architecture than resnet_1blocks \(ngf 4, .*: model.1.weight is \[2, 3, 7, 7\] where"
+            r" \[4, 3, 7, 7\]"
+        ),
     ):
         run(dataset, tmp_path, "r", "--continue_train", "--ngf", "4")
     with pytest.raises(UserError, match="pool_size was 3 and cannot become 5 in the middle of a run"):
@@ -77,7 +94,9 @@ def test_continuing_with_what_does_not_fit(dataset: Path, tmp_path: Path) -> Non
     # One bit of one weight: torch.load would not notice.
     weight = load_tensors(tmp_path / "r" / "state.pt")["nets"]["G_AB"]["model.18.bias"]
     place = before.index(weight.numpy().tobytes())
-    (tmp_path / "r" / "state.pt").write_bytes(before[:place] + bytes([before[place] ^ 1]) + before[place + 1 :])
+    (tmp_path / "r" / "state.pt").write_bytes(
+        before[:place] + bytes([before[place] ^ 1]) + before[place + 1 :]
+    )
     with pytest.raises(UserError, match=r"state.pt: cannot be loaded: it is damaged"):
         run(dataset, tmp_path, "r", "--continue_train")
     (tmp_path / "r" / "state.pt").write_bytes(before[: len(before) // 2])
@@ -92,7 +111,9 @@ def test_other_pictures_are_said(dataset: Path, tmp_path: Path, capsys: pytest.C
     assert "not the ones that this run began with" in capsys.readouterr().out
 
 
-def test_another_loader_on_continuing_is_said(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_loader_on_continuing_is_said(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run(dataset, tmp_path, "r", "--max_iters", "2")
     assert re.search(r"loader +dali, 1 thread \(decodes on the CPU\)", capsys.readouterr().out)
     run(dataset, tmp_path, "r", "--continue_train", "--max_iters", "3", "--loader", "folder")
@@ -100,14 +121,24 @@ def test_another_loader_on_continuing_is_said(dataset: Path, tmp_path: Path, cap
 
 
 def test_killed_at_random_moments(dataset: Path, tmp_path: Path, unbroken: Path) -> None:
-    """SIGKILL, again and again, with a state being written nearly all the time; then the same bits as the run that nobody killed."""
+    """SIGKILL, again and again, with a state being written nearly all the time; then the same bits as the run
+    that nobody killed.
+    """
     rng, kills = random.Random(0), 0
     wanted = int(os.environ.get("FASTCYCLEGAN_KILLS", "3"))
-    args = arguments(dataset, tmp_path, "r", "--max_iters", "150", "--print_freq", "1", "--save_latest_freq", "2")
+    args = arguments(
+        dataset, tmp_path, "r", "--max_iters", "150", "--print_freq", "1", "--save_latest_freq", "2"
+    )
     while kills < wanted:
-        process = start_process([*args, "--continue_train"] if (tmp_path / "r" / "state.pt").exists() else [*args, "--overwrite"])
+        process = start_process(
+            [*args, "--continue_train"] if (tmp_path / "r" / "state.pt").exists() else [*args, "--overwrite"]
+        )
         before, deadline = iterations_done(tmp_path / "r"), time.monotonic() + 120
-        while process.poll() is None and iterations_done(tmp_path / "r") <= before and time.monotonic() < deadline:
+        while (
+            process.poll() is None
+            and iterations_done(tmp_path / "r") <= before
+            and time.monotonic() < deadline
+        ):
             time.sleep(0.01)
         time.sleep(rng.uniform(0, 0.25))
         process.kill()
@@ -121,7 +152,11 @@ def test_killed_at_random_moments(dataset: Path, tmp_path: Path, unbroken: Path)
         dataset,
         tmp_path,
         "r",
-        *(("--continue_train",) if (tmp_path / "r" / "state.pt").exists() else ("--overwrite", "--max_iters", "150")),
+        *(
+            ("--continue_train",)
+            if (tmp_path / "r" / "state.pt").exists()
+            else ("--overwrite", "--max_iters", "150")
+        ),
     )
     assert_same_state(unbroken, tmp_path / "r")
     stats = [record["iteration"] for record in read_stats(tmp_path / "r")]

@@ -1,4 +1,5 @@
-"""The folder of a run: names that are taken, names that are numbered, and a place that cannot be written to."""
+"""The folder of a run: names that are taken, names that are numbered, and a place that cannot be written
+to."""
 
 from __future__ import annotations
 
@@ -24,19 +25,28 @@ def test_a_name_that_exists(dataset: Path, tmp_path: Path, capsys: pytest.Captur
     (tmp_path / "q").mkdir()
     (tmp_path / "q" / "photo.png").touch()
     capsys.readouterr()
-    assert "is not a run's folder, so --overwrite leaves it alone" in fails(capsys, *args, "--name", "q", "--overwrite")
+    assert "is not a run's folder, so --overwrite leaves it alone" in fails(
+        capsys, *args, "--name", "q", "--overwrite"
+    )
 
 
 def test_numbered_default_names(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for _ in range(2):
-        assert cli.train([*TINY, "--dataroot", str(dataset), "--checkpoints_dir", str(tmp_path), "--max_iters", "1"]) == 0
+        assert (
+            cli.train(
+                [*TINY, "--dataroot", str(dataset), "--checkpoints_dir", str(tmp_path), "--max_iters", "1"]
+            )
+            == 0
+        )
     assert {path.name for path in tmp_path.iterdir()} >= {"photos_1", "photos_2"}
     output = capsys.readouterr().out
     assert f"pictures: {tmp_path}/photos_2/samples and {tmp_path}/photos_2/index.html" in output
     assert json.loads((tmp_path / "photos_2" / "config.json").read_text())["run"]["name"] == "photos_2"
 
 
-def test_unwritable_folder(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unwritable_folder(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("")
     error = fails(capsys, "--dataroot", str(dataset), "--checkpoints_dir", str(tmp_path / "file"))
     assert "cannot write there: Not a directory" in error

@@ -1,4 +1,6 @@
-"""What a run shows: what is written and opens, what a resumed run drops, damaged files, and what is missing without the log extra."""
+"""What a run shows: what is written and opens, what a resumed run drops, damaged files, and what is missing
+without the log extra.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,16 @@ LOSSES = ("G_AB", "cycle_A", "D_A")
 
 
 def record(iteration: int) -> dict[str, Any]:
-    return {"iteration": iteration, "epoch": 1, "G_AB": 0.5, "cycle_A": 2.0, "D_A": 0.25, "lr": 1e-4, "it/s": 3.0, "images/s": 3.0}
+    return {
+        "iteration": iteration,
+        "epoch": 1,
+        "G_AB": 0.5,
+        "cycle_A": 2.0,
+        "D_A": 0.25,
+        "lr": 1e-4,
+        "it/s": 3.0,
+        "images/s": 3.0,
+    }
 
 
 def test_everything_is_written_and_opens(tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
-"""A run, its weights and a model card that were saved before modules had rooms: they load, and training goes on from their very bits."""
+"""A run, its weights and a model card that were saved before modules had rooms: they load, and training goes
+on from their very bits.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ from fastcyclegan.tensor_files import load_tensors
 from fastcyclegan.training.start import start
 from fastcyclegan.training.trainer import Trainer, train
 
-# Three iterations of the built-in dataset: resnet_1blocks with ngf 1, D of one layer with ndf 1, 16 pixels, pools of 2, averages of 0.9.
+# Three iterations of the built-in dataset: resnet_1blocks with ngf 1, D of one layer with ndf 1, 16 pixels,
+# pools of 2, averages of 0.9.
 SAVED = Path(__file__).parent / "saved_run.tar.xz"
 
 
@@ -43,12 +46,24 @@ def resumed(folder: Path, last: int) -> TrainConfig:
 def differences(ours: Any, theirs: Any, where: str = "") -> list[str]:
     """Return where two nested states differ, by the bits of their tensors."""
     if isinstance(ours, Tensor) and isinstance(theirs, Tensor):
-        return [] if ours.dtype == theirs.dtype and ours.shape == theirs.shape and torch.equal(ours, theirs) else [where]
+        return (
+            []
+            if ours.dtype == theirs.dtype and ours.shape == theirs.shape and torch.equal(ours, theirs)
+            else [where]
+        )
     if isinstance(ours, dict) and isinstance(theirs, dict):
         keys = [*ours, *(key for key in theirs if key not in ours)]
-        return [found for key in keys for found in differences(ours.get(key, "nothing"), theirs.get(key, "nothing"), f"{where}/{key}")]
+        return [
+            found
+            for key in keys
+            for found in differences(ours.get(key, "nothing"), theirs.get(key, "nothing"), f"{where}/{key}")
+        ]
     if isinstance(ours, (list, tuple)) and isinstance(theirs, (list, tuple)) and len(ours) == len(theirs):
-        return [found for n, pair in enumerate(zip(ours, theirs, strict=True)) for found in differences(*pair, f"{where}/{n}")]
+        return [
+            found
+            for n, pair in enumerate(zip(ours, theirs, strict=True))
+            for found in differences(*pair, f"{where}/{n}")
+        ]
     return [] if ours == theirs else [where]
 
 
@@ -72,7 +87,11 @@ def test_its_state_is_taken_up_bit_for_bit(saved: Path) -> None:
     # The rate is the schedule's, which gives it to Adam with the next batch.
     rates = [f"/optimizers/{phase}/param_groups/0/lr" for phase in ("G", "D")]
     assert differences({**again, "config": 0}, {**state, "config": 0}) == rates
-    assert differences(again["config"], state["config"]) == ["/optim/max_iters", "/run/checkpoints_dir", "/run/continue_train"]
+    assert differences(again["config"], state["config"]) == [
+        "/optim/max_iters",
+        "/run/checkpoints_dir",
+        "/run/continue_train",
+    ]
 
 
 def test_it_goes_on(saved: Path) -> None:
@@ -82,7 +101,11 @@ def test_it_goes_on(saved: Path) -> None:
 
 
 def test_its_weights_and_its_card_are_one_network(saved: Path) -> None:
-    nets = [load_generator(saved / "saved"), load_generator(saved / "card"), Generator.from_pretrained(saved / "card")]
+    nets = [
+        load_generator(saved / "saved"),
+        load_generator(saved / "card"),
+        Generator.from_pretrained(saved / "card"),
+    ]
     weights = [net.state_dict() for net in nets]
     assert differences(weights[0], weights[1]) == differences(weights[0], weights[2]) == []
     x = torch.rand(1, 3, 16, 16)

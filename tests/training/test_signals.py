@@ -1,4 +1,6 @@
-"""Signals to a training process: it ends with its files saved, and those that were ignored at its start stay ignored."""
+"""Signals to a training process: it ends with its files saved, and those that were ignored at its start stay
+ignored.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +23,14 @@ def wait_for(process: subprocess.Popen[str], folder: Path, iteration: int) -> No
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_saves_and_ends(dataset: Path, tmp_path: Path, unbroken: Path, number: signal.Signals) -> None:
+def test_a_signal_saves_and_ends(
+    dataset: Path, tmp_path: Path, unbroken: Path, number: signal.Signals
+) -> None:
     args = arguments(dataset, tmp_path, "r", "--max_iters", "150", "--print_freq", "1", "--num_threads", "2")
     process = start_process(args)
     wait_for(process, tmp_path / "r", 10)
-    # To the whole group, as a terminal, timeout and a job queue do: the loader's processes must not fall over it.
+    # To the whole group, as a terminal, timeout and a job queue do: the loader's processes must not fall over
+    # it.
     os.killpg(process.pid, number)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 128 + number, output
@@ -38,10 +43,19 @@ def test_a_signal_saves_and_ends(dataset: Path, tmp_path: Path, unbroken: Path, 
     assert_same_state(unbroken, tmp_path / "r")
 
 
-@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT], ids=["nohup", "in the background of a script"])
-def test_a_signal_that_was_ignored_at_the_start_stays_ignored(dataset: Path, tmp_path: Path, number: signal.Signals) -> None:
-    """Whoever starts a run so wants it to outlive the terminal, or what is typed into it; SIGTERM ends it all the same."""
-    process = start_process(arguments(dataset, tmp_path, "r", "--n_epochs", "1000000", "--print_freq", "1", "--num_threads", "2"), [number])
+@pytest.mark.parametrize(
+    "number", [signal.SIGHUP, signal.SIGINT], ids=["nohup", "in the background of a script"]
+)
+def test_a_signal_that_was_ignored_at_the_start_stays_ignored(
+    dataset: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    """Whoever starts a run so wants it to outlive the terminal, or what is typed into it; SIGTERM ends it all
+    the same.
+    """
+    process = start_process(
+        arguments(dataset, tmp_path, "r", "--n_epochs", "1000000", "--print_freq", "1", "--num_threads", "2"),
+        [number],
+    )
     wait_for(process, tmp_path / "r", 10)
     os.killpg(process.pid, number)
     later = iterations_done(tmp_path / "r") + 10

@@ -1,4 +1,6 @@
-"""How a run begins: all that can fail comes before anything is made, replaced or deleted, and what cannot be done here is said."""
+"""How a run begins: all that can fail comes before anything is made, replaced or deleted, and what cannot be
+done here is said.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ def test_what_the_engine_cannot_do_here_is_refused(dataset: Path, tmp_path: Path
         assert not (tmp_path / "r").exists()
 
 
-def test_overwrite_replaces_nothing_that_could_not_be_replaced(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_overwrite_replaces_nothing_that_could_not_be_replaced(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     args = ("--dataroot", str(dataset), "--checkpoints_dir", str(tmp_path), "--name", "r", "--max_iters", "1")
     assert cli.train([*TINY, *args]) == 0
     before = {path: path.read_bytes() for path in (tmp_path / "r").glob("*.p*")}
@@ -38,7 +42,9 @@ def test_overwrite_replaces_nothing_that_could_not_be_replaced(dataset: Path, tm
     assert {path: path.read_bytes() for path in (tmp_path / "r").glob("*.p*")} == before
 
 
-def test_overwrite_does_not_delete_its_own_pictures(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_overwrite_does_not_delete_its_own_pictures(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     args = ("--checkpoints_dir", str(tmp_path), "--name", "r", "--max_iters", "1")
     assert cli.train([*TINY, "--dataroot", str(dataset), *args]) == 0
     before = sorted(path for path in (tmp_path / "r").rglob("*"))
@@ -49,7 +55,9 @@ def test_overwrite_does_not_delete_its_own_pictures(dataset: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("flag", ["--ngf", "--ndf"])
-def test_networks_larger_than_the_memory(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flag: str) -> None:
+def test_networks_larger_than_the_memory(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flag: str
+) -> None:
     error = fails(
         capsys,
         "--dataroot",
@@ -67,14 +75,33 @@ def test_networks_larger_than_the_memory(dataset: Path, tmp_path: Path, capsys: 
     assert not (tmp_path / "runs").exists()
 
 
-def test_no_compiler(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_compiler(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from torch._inductor import cpp_builder, exc
 
     def none() -> str:
         raise exc.InvalidCxxCompiler
 
     monkeypatch.setattr(cpp_builder, "get_cpp_compiler", none)
-    assert cli.train([*TINY, "--dataroot", str(dataset), "--checkpoints_dir", str(tmp_path), "--compile", "--max_iters", "1"]) == 0
+    assert (
+        cli.train(
+            [
+                *TINY,
+                "--dataroot",
+                str(dataset),
+                "--checkpoints_dir",
+                str(tmp_path),
+                "--compile",
+                "--max_iters",
+                "1",
+            ]
+        )
+        == 0
+    )
     output = capsys.readouterr().out
-    assert "--compile: no C++ compiler found (on Debian or Ubuntu: apt-get install g++); training goes on uncompiled" in output
+    assert (
+        "--compile: no C++ compiler found (on Debian or Ubuntu: apt-get install g++); training goes on"
+        " uncompiled" in output
+    )
     assert "compiled       no" in output

@@ -1,4 +1,6 @@
-"""What is not written: weights that are not finite, and halves of files on a full disk; the state of before stays."""
+"""What is not written: weights that are not finite, and halves of files on a full disk; the state of before
+stays.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,12 @@ from fastcyclegan.tensor_files import load_tensors
 from tests.training.runs import run
 
 
-def test_weights_that_are_not_finite_are_not_saved(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The loss is taken before the update, so the last update may have ruined what a finite loss would let through."""
+def test_weights_that_are_not_finite_are_not_saved(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss is taken before the update, so the last update may have ruined what a finite loss would let
+    through.
+    """
     from fastcyclegan.engine import Engine
 
     step = Engine.step
@@ -30,13 +36,17 @@ def test_weights_that_are_not_finite_are_not_saved(dataset: Path, tmp_path: Path
     run(dataset, tmp_path, "r", "--max_iters", "1")
     before = (tmp_path / "r" / "state.pt").read_bytes()
     monkeypatch.setattr(Engine, "step", ruin)
-    with pytest.raises(UserError, match="weights are not finite after iteration 2; the last good state is of iteration 1"):
+    with pytest.raises(
+        UserError, match="weights are not finite after iteration 2; the last good state is of iteration 1"
+    ):
         run(dataset, tmp_path, "r", "--continue_train", "--max_iters", "2")
     assert (tmp_path / "r" / "state.pt").read_bytes() == before
 
 
 @pytest.mark.parametrize("full", ["state", "weights"])
-def test_a_full_disk_keeps_the_old_state(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: str) -> None:
+def test_a_full_disk_keeps_the_old_state(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: str
+) -> None:
     run(dataset, tmp_path, "r", "--max_iters", "2")
     files = {path: path.read_bytes() for path in (tmp_path / "r").glob("*.pt*")}
     save = torch.save
@@ -52,7 +62,12 @@ def test_a_full_disk_keeps_the_old_state(dataset: Path, tmp_path: Path, monkeypa
             raise RuntimeError("[enforce fail at inline_container.cc]") from None
 
     monkeypatch.setattr(torch, "save", refuse)
-    with pytest.raises(UserError, match=r"saving failed at iteration 3: No space left on device; the last good state is of iteration [23]"):
+    with pytest.raises(
+        UserError,
+        match=(
+            r"saving failed at iteration 3: No space left on device; the last good state is of iteration [23]"
+        ),
+    ):
         run(dataset, tmp_path, "r", "--continue_train", "--max_iters", "3")
     left = {path: path.read_bytes() for path in (tmp_path / "r").glob("*.pt*")}
     if full == "state":

@@ -41,8 +41,20 @@ def test_files_of_a_run(dataset: Path, tmp_path: Path) -> None:
     folder = tmp_path / "r"
     assert trainer.run.iteration == trainer.run.last == 15
     names = {path.name for path in folder.iterdir()}
-    expected = {f"{label}_net_{net}.pth" for label in ("2", "latest", "iter_4", "iter_12") for net in ("G_A", "G_B", "D_A", "D_B")}
-    expected |= {"config.json", "stats.jsonl", "state.pt", "index.html", "losses.png", "samples", "tensorboard"}
+    expected = {
+        f"{label}_net_{net}.pth"
+        for label in ("2", "latest", "iter_4", "iter_12")
+        for net in ("G_A", "G_B", "D_A", "D_B")
+    }
+    expected |= {
+        "config.json",
+        "stats.jsonl",
+        "state.pt",
+        "index.html",
+        "losses.png",
+        "samples",
+        "tensorboard",
+    }
     assert expected <= names
     record = read_stats(folder)[-1]
     losses = ["G_AB", "G_BA", "D_A", "D_B", "cycle_A", "cycle_B", "idt_A", "idt_B"]
@@ -54,7 +66,10 @@ def test_files_of_a_run(dataset: Path, tmp_path: Path) -> None:
         weights = torch.load(folder / f"latest_net_{theirs}.pth", weights_only=True)
         assert all(torch.equal(weights[key], value) for key, value in state["nets"][ours].items())
     page = (folder / "index.html").read_text()
-    assert all((folder / "samples" / name.name).exists() and name.name in page for name in (folder / "samples").iterdir())
+    assert all(
+        (folder / "samples" / name.name).exists() and name.name in page
+        for name in (folder / "samples").iterdir()
+    )
     assert any(path.name.startswith("events") for path in (folder / "tensorboard").iterdir())
     assert not list(folder.glob(".*partial"))
 
@@ -63,7 +78,19 @@ def test_running_averages_are_kept_and_translate(dataset: Path, tmp_path: Path) 
     """One iteration with decay 0.75: a quarter of the way from the first weights to the next."""
     from fastcyclegan.checkpoints.loading import find_weights, load_generator
 
-    trainer = run(dataset, tmp_path, "r", "--ema", "0.75", "--max_iters", "1", "--save_epoch_freq", "1", "--batch_size", "8")
+    trainer = run(
+        dataset,
+        tmp_path,
+        "r",
+        "--ema",
+        "0.75",
+        "--max_iters",
+        "1",
+        "--save_epoch_freq",
+        "1",
+        "--batch_size",
+        "8",
+    )
     folder = tmp_path / "r"
     names = {path.name for path in folder.glob("*_ema.pth")}
     assert names == {f"{label}_net_{net}_ema.pth" for label in ("latest", "1") for net in ("G_A", "G_B")}
@@ -76,7 +103,9 @@ def test_running_averages_are_kept_and_translate(dataset: Path, tmp_path: Path) 
         torch.testing.assert_close(value, torch.lerp(first[name], last[name], 0.25))
     assert load_generator(folder / "latest_net_G_B_ema.pth")
     run(dataset, tmp_path, "without", "--max_iters", "1")
-    with pytest.raises(UserError, match=r"latest_net_G_A_ema.pth: no such file: .*without was not trained with ema"):
+    with pytest.raises(
+        UserError, match=r"latest_net_G_A_ema.pth: no such file: .*without was not trained with ema"
+    ):
         find_weights(tmp_path / "without", None, "latest", ema=True)
     with pytest.raises(UserError, match="so direction, epoch and ema have nothing to choose"):
         find_weights(folder / "latest_net_G_A.pth", None, "latest", ema=True)
@@ -86,13 +115,42 @@ def test_running_averages_are_kept_and_translate(dataset: Path, tmp_path: Path) 
     assert (tmp_path / "without" / "latest_net_G_A_ema.pth").exists()
 
 
-def test_the_rate_goes_with_the_root_of_the_batch_if_asked(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    trainer = run(dataset, tmp_path, "r", "--batch_size", "4", "--lr", "1e-3", "--lr_scaling", "sqrt", "--max_iters", "1")
+def test_the_rate_goes_with_the_root_of_the_batch_if_asked(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer = run(
+        dataset,
+        tmp_path,
+        "r",
+        "--batch_size",
+        "4",
+        "--lr",
+        "1e-3",
+        "--lr_scaling",
+        "sqrt",
+        "--max_iters",
+        "1",
+    )
     assert trainer.schedule.lr(1) == pytest.approx(2e-3)
     assert "0.002 = 0.001 x sqrt(4) (--lr_scaling sqrt), linear" in capsys.readouterr().out
-    assert run(dataset, tmp_path, "s", "--batch_size", "4", "--lr", "1e-3", "--max_iters", "1").schedule.lr(1) == 1e-3
+    assert (
+        run(dataset, tmp_path, "s", "--batch_size", "4", "--lr", "1e-3", "--max_iters", "1").schedule.lr(1)
+        == 1e-3
+    )
     # Batches of the 5 pictures that there are.
-    fewer = run(dataset, tmp_path, "t", "--batch_size", "100", "--lr", "1e-3", "--lr_scaling", "sqrt", "--max_iters", "1")
+    fewer = run(
+        dataset,
+        tmp_path,
+        "t",
+        "--batch_size",
+        "100",
+        "--lr",
+        "1e-3",
+        "--lr_scaling",
+        "sqrt",
+        "--max_iters",
+        "1",
+    )
     assert fewer.schedule.lr(1) == pytest.approx(1e-3 * 5**0.5)
     assert "0.001 x sqrt(5)" in capsys.readouterr().out
 
@@ -107,7 +165,9 @@ def test_a_run_that_is_done_is_left_alone(dataset: Path, tmp_path: Path) -> None
 def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_state(dataset: Path, tmp_path: Path) -> None:
     run(dataset, tmp_path, "r", "--max_iters", "2")
     before = (tmp_path / "r" / "state.pt").read_bytes()
-    with pytest.raises(UserError, match=r"loss \w+ is (nan|inf) at iteration [34]; the state of iteration 2 is kept in"):
+    with pytest.raises(
+        UserError, match=r"loss \w+ is (nan|inf) at iteration [34]; the state of iteration 2 is kept in"
+    ):
         run(dataset, tmp_path, "r", "--continue_train", "--lr", "1e30", "--max_iters", "9")
     assert (tmp_path / "r" / "state.pt").read_bytes() == before
     with pytest.raises(UserError, match="no state was saved yet"):
@@ -126,8 +186,12 @@ def test_a_closed_pipe_does_not_end_the_training(dataset: Path, tmp_path: Path) 
     assert load_tensors(tmp_path / "r" / "state.pt")["iteration"] == 30
 
 
-def test_the_end_is_reported_where_a_save_came_first(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A periodic save of the last iteration may be on the disk before the loop ends: the last line, grid and names come too."""
+def test_the_end_is_reported_where_a_save_came_first(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A periodic save of the last iteration may be on the disk before the loop ends: the last line, grid and
+    names come too.
+    """
     write = StateWriter.write
 
     def at_once(self: StateWriter, *args: Any, **kwargs: Any) -> None:
@@ -135,24 +199,44 @@ def test_the_end_is_reported_where_a_save_came_first(dataset: Path, tmp_path: Pa
         self.close()
 
     monkeypatch.setattr(StateWriter, "write", at_once)
-    run(dataset, tmp_path, "r", "--max_iters", "4", "--save_latest_freq", "4", "--save_by_iter", "--save_epoch_freq", "0")
+    run(
+        dataset,
+        tmp_path,
+        "r",
+        "--max_iters",
+        "4",
+        "--save_latest_freq",
+        "4",
+        "--save_by_iter",
+        "--save_epoch_freq",
+        "0",
+    )
     folder = tmp_path / "r"
     assert read_stats(folder)[-1]["iteration"] == 4
     assert {"iter_4_net_G_A.pth", "latest_net_G_A.pth"} <= {path.name for path in folder.iterdir()}
     assert [path.name for path in (folder / "samples").iterdir()] == ["0000004.png"]
 
 
-def test_images_are_counted_in_a_partial_batch(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_are_counted_in_a_partial_batch(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run(dataset, tmp_path, "r", "--batch_size", "50", "--max_iters", "2", "--print_freq", "1")
-    assert "batch_size 50 is more than the 5 pictures there are, so every batch holds 5" in capsys.readouterr().out
-    assert all(record["images/s"] == pytest.approx(5 * record["it/s"]) for record in read_stats(tmp_path / "r"))
+    assert (
+        "batch_size 50 is more than the 5 pictures there are, so every batch holds 5"
+        in capsys.readouterr().out
+    )
+    assert all(
+        record["images/s"] == pytest.approx(5 * record["it/s"]) for record in read_stats(tmp_path / "r")
+    )
 
 
 @pytest.mark.parametrize("loader", ["folder", "dali"])
 def test_a_picture_that_vanishes_ends_the_run_without_losing_it(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loader: str
 ) -> None:
-    """It is named, the state is saved, and the run goes on when the file is back, to the bits of the unbroken one."""
+    """It is named, the state is saved, and the run goes on when the file is back, to the bits of the unbroken
+    one.
+    """
     picture = dataset / "trainA" / "002.png"
     content, stat = picture.read_bytes(), picture.stat()
     after_step = Trainer._after_step

@@ -1,0 +1,11 @@
+"""Registers every kernel on import, for what lists, compiles or launches kernels by name."""
+
+from . import border_triton, descriptor_triton, instance_norm_triton, reflect_conv_triton, zero_conv_triton
+
+__all__ = [
+    "border_triton",
+    "descriptor_triton",
+    "instance_norm_triton",
+    "reflect_conv_triton",
+    "zero_conv_triton",
+]
