@@ -16,11 +16,11 @@ from fastcyclegan.checkpoints import run_files
 from fastcyclegan.config import FIXED_SIZE, DataConfig, TrainConfig
 from fastcyclegan.data import builtin
 from fastcyclegan.data.choose_loader import Choice, check_cache, choose, make_loader
-from fastcyclegan.data.image_file import Fit
+from fastcyclegan.data.image_file import Fit, ImageRequirements
 from fastcyclegan.data.loader import Loader, Say, Source
 from fastcyclegan.data.sample_plan import Plan
-from fastcyclegan.data.scan import Needs, Pictures, find_pictures
-from fastcyclegan.data.tensor_loader import TensorLoader, Wants
+from fastcyclegan.data.scan import Pictures, find_pictures
+from fastcyclegan.data.tensor_loader import TensorLoader
 from fastcyclegan.engine import Engine, require_impl, resolve_device, resolve_precision, why_not_compiled
 from fastcyclegan.engine.ahead import Progress
 from fastcyclegan.errors import UserError
@@ -161,9 +161,8 @@ def _write_config(folder: Path, config: TrainConfig) -> None:
 def _load_tensors(config: TrainConfig, device: torch.device, given: Given) -> tuple[TensorLoader, DataConfig]:
     """Make the loader of the caller's loaders, and say in the configuration what they hold."""
     assert given.loaders is not None
-    model = config.model
-    wants = Wants((model.input_nc, model.output_nc), model.size_multiple, model.least_side)
-    loader = TensorLoader(*given.loaders, wants, device, config.run.seed, given.iterations_per_epoch)
+    required = ImageRequirements.of(config.model)
+    loader = TensorLoader(*given.loaders, required, device, config.run.seed, given.iterations_per_epoch)
     return loader, dataclasses.replace(config.data, batch_size=loader.batch_size, preprocess="crop")
 
 
@@ -184,9 +183,8 @@ def _load(
         open_folder(folder, config.run.overwrite)
         builtin.write(folder / DATASET, config.run.seed)
         data, progress = dataclasses.replace(data, dataroot=folder / DATASET), None
-    pictures = find_pictures(
-        data, config.run.seed, say, progress, Needs(config.model.size_multiple, config.model.least_side)
-    )
+    required = ImageRequirements.of(config.model)
+    pictures = find_pictures(data, config.run.seed, say, progress, required)
     a, b = _sources(data, config, pictures)
     if folder is not None:
         inside = [path for path in (*a.paths, *b.paths) if path.resolve().is_relative_to(folder.resolve())]
