@@ -30,8 +30,7 @@ from fastcyclegan.data.image_file import open_picture
 from fastcyclegan.data.pixels import to_pixels, to_unit_range
 from fastcyclegan.engine import require_impl, resolve_device
 from fastcyclegan.errors import UserError
-from fastcyclegan.inference.translate_folder import TranslateConfig
-from fastcyclegan.inference.translate_folder import translate as translate_pictures
+from fastcyclegan.inference.translate_folder import TranslateConfig, translate_folder
 from fastcyclegan.training.run_report import PAGE
 from fastcyclegan.training.trainer import Trainer
 
@@ -246,7 +245,7 @@ def _translate(args: Sequence[str] | None) -> int:
     )
     console = Console()
     with _kernel_warnings_as_lines(console):
-        translate_pictures(config, console)
+        translate_folder(config, console)
     return 0
 
 
