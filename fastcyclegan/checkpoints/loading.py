@@ -11,12 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastcyclegan.checkpoints.architecture import (
-    Network,
-    UnknownArchitectureError,
-    find_networks,
-    of_arguments,
-)
+from fastcyclegan.checkpoints.architecture import UnknownArchitectureError, of_arguments
+from fastcyclegan.checkpoints.find_networks import Network, find_networks
 from fastcyclegan.checkpoints.run_files import OFFICIAL, read_config, saved_epochs, weights_file
 from fastcyclegan.config import Direction, TrainConfig
 from fastcyclegan.errors import UserError
