@@ -42,22 +42,26 @@ def to_pixels(images: Tensor) -> NDArray[np.uint8]:
 
 def to_image(pixels: NDArray[np.uint8]) -> Image.Image:
     """Return [H, W, C] uint8 with 1 or 3 channels as a picture."""
-    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+    if pixels.shape[2] == 1:
+        pixels = pixels[:, :, 0]
+    return Image.fromarray(pixels)
 
 
 def draw_grid(columns: Mapping[str, Sequence[NDArray[np.uint8]]]) -> Image.Image:
     """Return a grid with one labelled column an entry and one row a picture, [H, W, C] uint8; pictures of a
     row may differ in size.
     """
-    rows = list(zip(*columns.values(), strict=True))
-    widths = [max(p.shape[1] for p in pictures) for pictures in columns.values()]
-    heights = [max(p.shape[0] for p in row) for row in rows]
     font = ImageFont.load_default(12)
-    widths = [
-        max(width, math.ceil(font.getlength(label)) + 2) for width, label in zip(widths, columns, strict=True)
-    ]
-    size = (sum(widths) + _GAP * (len(widths) + 1), _LABEL + sum(heights) + _GAP * (len(rows) + 1))
-    grid = Image.new("RGB", size, "white")
+    widths = []
+    for label, pictures in columns.items():
+        widest = max(picture.shape[1] for picture in pictures)
+        widths.append(max(widest, math.ceil(font.getlength(label)) + 2))
+    heights = []
+    for row in zip(*columns.values(), strict=True):
+        heights.append(max(picture.shape[0] for picture in row))
+    width = sum(widths) + _GAP * (len(widths) + 1)
+    height = _LABEL + sum(heights) + _GAP * (len(heights) + 1)
+    grid = Image.new("RGB", (width, height), "white")
     pen = ImageDraw.Draw(grid)
     left = _GAP
     for label, width, pictures in zip(columns, widths, columns.values(), strict=True):
