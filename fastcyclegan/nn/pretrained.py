@@ -38,7 +38,7 @@ G = {{ kind }}.from_pretrained("{{ repo_id }}")
 fake = G(images)  # float [N, {{ input_nc }}, H, W] in [-1, 1]
 ```
 
-Its keys are those of the official PyTorch code: `torch.save(G.state_dict(), "latest_net_G.pth")`
+Its keys are those of the official PyTorch code: `torch.save(G.state_dict(), "latest_net_G.pth")` \
 makes a file that its `test.py` loads.
 {% if training %}
 ## Training
