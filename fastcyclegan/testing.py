@@ -23,7 +23,7 @@ from fastcyclegan.config import EngineConfig, LossConfig, ModelConfig, OptimConf
 from fastcyclegan.data.batch import Batch
 from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.engine import Engine
-from fastcyclegan.recipes.cyclegan import CycleGAN, build_networks
+from fastcyclegan.recipes.cyclegan import CycleGANRecipe, build_networks
 
 # fp32 sums of a whole network run in another order; in 16 bits, where sums are kept in fp32, as many ulp
 # would hide an error of 6 %.
@@ -196,7 +196,7 @@ def make_engine(
 ) -> Engine:
     """Return an engine over a copy of ``nets``."""
     return Engine(
-        CycleGAN(loss), copy_of(nets), optim, torch.device(device), precision, compiled, options, **more
+        CycleGANRecipe(loss), copy_of(nets), optim, torch.device(device), precision, compiled, options, **more
     )
 
 

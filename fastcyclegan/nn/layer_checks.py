@@ -13,10 +13,20 @@ from fastcyclegan import reference
 
 def untouched(layer: nn.Module | None, *kinds: type[nn.Module]) -> bool:
     """Whether ``layer`` is exactly one of ``kinds``, with its own forward, and nobody listens to it."""
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     if layer is None or type(layer) not in kinds or "forward" in layer.__dict__:
         return False
-    return not (any(getattr(layer, name) for name in hooks) or _has_any_global_hook())
+    return not has_hooks(layer) and not _has_any_global_hook()
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether somebody listens to ``module`` itself."""
+    hooks = (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    )
+    return any(hooks)
 
 
 def is_norm(layer: nn.Module | None) -> bool:

@@ -306,7 +306,7 @@ def test_what_is_compiled_for_a_processor_sees_one_picture_at_a_time() -> None:
     start = seeded_networks(SMALL, dtype=torch.float64)
     engine, plain = make_engine(start, compiled=True), make_engine(start)
     for name, net in engine.nets.items():
-        engine.passes.runs[name] = lambda x, net=net: (
+        engine.calls.called[name] = lambda x, net=net: (
             seen.append(len(x)) or net(x)
         )  # the network itself, and no compiler
     batch = random_batch(16, Plan(0, 9, 9, 3), 0, dtype=torch.float64)
