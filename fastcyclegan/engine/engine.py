@@ -71,33 +71,36 @@ class Engine:
         self.choices = choose(recipe, self.nets, device, precision, compiled, options, can_capture)
         self.phases = recipe.phases(loss_compiler(self.choices, fixed_sizes))
         self.calls = network_calls(self.choices, self.nets, fixed_sizes, say)
-        self.host_inputs = HostInputs(device)
-        self.phase_optimizers = {phase.name: self._optimizer(phase) for phase in self.phases}
-        self.working_copies = working_copies(self.choices, self.phases, self.phase_optimizers)
-        self.average = self._average()
-        self.streams = Streams(self.choices)
-        self.graphs = self._graphs(capture, say)
+        self._set_up_training()
+        self._set_up_streams(capture, say)
         self.ahead = Ahead(device, say, progress) if self.choices.compile_ahead else None
+
+    def _set_up_training(self) -> None:
+        """Make what changes the weights, and what follows them: optimizers, working copies, averages."""
+        self.host_inputs = HostInputs(self.device)
+        self.phase_optimizers: dict[str, PhaseOptimizer] = {}
+        for phase in self.phases:
+            nets = [self.nets[name] for name in phase.trains]
+            in_place = self.choices.kernels.issuperset(phase.trains)
+            optimizer = PhaseOptimizer(nets, self.optim, self.host_inputs.lr, in_place=in_place)
+            self.phase_optimizers[phase.name] = optimizer
+        self.working_copies = working_copies(self.choices, self.phases, self.phase_optimizers)
+        self.average: WeightAverage | None = None
+        if self.optim.ema:
+            averaged = {name: self.nets[name] for name in self.recipe.generators}
+            self.average = WeightAverage(averaged, self.optim.ema)
         self._parameters = parameter_ids(self.nets.values())
 
-    def _optimizer(self, phase: Phase) -> PhaseOptimizer:
-        nets = [self.nets[name] for name in phase.trains]
-        in_place = self.choices.kernels.issuperset(phase.trains)
-        return PhaseOptimizer(nets, self.optim, self.host_inputs.lr, in_place=in_place)
-
-    def _average(self) -> WeightAverage | None:
-        if not self.optim.ema:
-            return None
-        return WeightAverage({name: self.nets[name] for name in self.recipe.generators}, self.optim.ema)
-
-    def _graphs(self, capture: Capture | None, say: Callable[[str], None]) -> Graphs | None:
-        if not self.choices.graph:
-            return None
-        if capture is None:
-            assert self.streams.iteration is not None
-            capture = CudaCapture(self.streams.iteration)
-        required = self.choices.options.graph == "on"
-        return Graphs(self._iterate, capture, self._forget_working_copies, say, required)
+    def _set_up_streams(self, capture: Capture | None, say: Callable[[str], None]) -> None:
+        """Make the streams of the device, and the graphs where they are wanted."""
+        self.streams = Streams(self.choices)
+        self.graphs: Graphs | None = None
+        if self.choices.graph:
+            if capture is None:
+                assert self.streams.iteration is not None
+                capture = CudaCapture(self.streams.iteration)
+            required = self.choices.options.graph == "on"
+            self.graphs = Graphs(self._iterate, capture, self._forget_working_copies, say, required)
 
     # --- One iteration --------------------------------------------------------------------------------------
 

@@ -18,9 +18,9 @@ def _stacked(xs: Sequence[Tensor]) -> Tensor | None:
     if any(x.shape != xs[0].shape for x in xs[1:]):
         return None
     together = torch.cat(list(xs))  # not stack: which would leave channels_last
-    return (together.float() if together.dtype in (torch.bfloat16, torch.float16) else together).unflatten(
-        0, (len(xs), -1)
-    )
+    if together.dtype in (torch.bfloat16, torch.float16):
+        together = together.float()
+    return together.unflatten(0, (len(xs), -1))
 
 
 def gan_losses(judged: Sequence[Tensor], real: Tensor, mode: str) -> Tensor:
