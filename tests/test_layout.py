@@ -181,7 +181,6 @@ ELSEWHERE = {
     "kernels.reflect_conv_triton": "kernels/test_reflect_conv.py",
     "kernels._tiles": "kernels/test_instance_norm.py",
     "kernels.zero_conv_triton": "kernels/test_zero_conv.py",
-    "engine.preparation": "engine/test_engine.py",
     "engine.streams": "engine/test_failed_capture_gpu.py",
     "recipes.recipe": "recipes/test_cyclegan.py",
     "recipes.registry": "recipes/test_cyclegan.py",
