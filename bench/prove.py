@@ -52,12 +52,12 @@ from bench.timing import Entrant, Unserved, race
 from fastcyclegan.config import DataConfig, LossConfig, ModelConfig
 from fastcyclegan.data import builtin
 from fastcyclegan.data.batch import Batch
-from fastcyclegan.data.image_file import Fit
+from fastcyclegan.data.image_file import Fit, ImageRequirements
 from fastcyclegan.data.loader import Loader, Source
 from fastcyclegan.data.pillow_loader import FolderLoader
 from fastcyclegan.data.pixels import draw_grid, save_image, to_pixels
 from fastcyclegan.data.sample_plan import Plan
-from fastcyclegan.data.scan import Needs, find_pictures
+from fastcyclegan.data.scan import find_pictures
 from fastcyclegan.errors import UserError
 
 # Parity after so many iterations; so many samples go round; so many are shown.
@@ -104,9 +104,8 @@ def batches_of(options: argparse.Namespace, size: int, say: Callable[[str], None
             builtin.write(Path(folder), options.seed)
             data = dataclasses.replace(data, dataroot=Path(folder), data_A=None, data_B=None)
             where = "the built-in shapes"
-        found = find_pictures(
-            data, options.seed, say, None, Needs(NETWORKS.size_multiple, NETWORKS.least_side)
-        )
+        required = ImageRequirements.of(NETWORKS)
+        found = find_pictures(data, options.seed, say, None, required)
         fit = Fit.of(data)
         a, b = (Source(paths, fit, found.checked) for paths in (found.train_A, found.train_B))
         plan = Plan(options.seed, len(found.train_A), len(found.train_B))

@@ -30,7 +30,7 @@ from fastcyclegan.config import Direction, TrainConfig, with_changes
 from fastcyclegan.console import Console, QuietConsole
 from fastcyclegan.engine import resolve_device, resolve_precision
 from fastcyclegan.errors import UserError
-from fastcyclegan.inference.translator import Picture, translate_pictures
+from fastcyclegan.inference.translator import Picture, translate_images
 from fastcyclegan.recipes.registry import make_recipe
 from fastcyclegan.tensor_files import save_tensors, to_cpu
 from fastcyclegan.training.resume import read_state
@@ -283,7 +283,7 @@ class CycleGAN:
         precision = resolve_precision(self.config.run.precision, device, compiled=False)
         training = net.training
         try:
-            return translate_pictures(net.eval(), images, device, precision, batch_size)
+            return translate_images(net.eval(), images, device, precision, batch_size)
         finally:
             net.train(training)
 

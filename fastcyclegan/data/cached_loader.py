@@ -20,7 +20,7 @@ from fastcyclegan.errors import UserError
 
 
 @dataclass(frozen=True)
-class Held:
+class CachedImages:
     """The resized pictures of a source, [H, W, C] uint8, in ``rows``; they lie one behind the other in one
     piece of memory.
     """
@@ -53,7 +53,7 @@ def bytes_needed(source: Source) -> int:
 
 def hold(
     sources: Sequence[Source], readers: Sequence[Reader], device: torch.device, free: int | None = None
-) -> list[Held]:
+) -> list[CachedImages]:
     """Read all pictures of ``sources``, each by its reader, into the memory of ``device``.
 
     Raises UserError, before anything is read, where they take more than half of the memory that is ``free``.
@@ -72,7 +72,7 @@ def hold(
     ]
 
 
-def _hold(source: Source, reader: Reader, device: torch.device, size: int) -> Held:
+def _hold(source: Source, reader: Reader, device: torch.device, size: int) -> CachedImages:
     memory = torch.empty(size, dtype=torch.uint8, device=device)
     rows: list[Row] = []
     used = 0
@@ -83,7 +83,7 @@ def _hold(source: Source, reader: Reader, device: torch.device, size: int) -> He
             used += row.numel()
             row = place
         rows.append(row)  # a file that grew since it was checked keeps memory of its own
-    return Held(rows, size)
+    return CachedImages(rows, size)
 
 
 def view_of(pixels: Tensor, fit: Fit, view: View, device: torch.device) -> Tensor:
@@ -107,8 +107,8 @@ class CachedLoader(Loader):
         b: Source,
         plan: Plan,
         device: torch.device,
-        held_A: Held,
-        held_B: Held,
+        held_A: CachedImages,
+        held_B: CachedImages,
         *,
         skip_bad_images: bool = False,
         say: Say = lambda text: None,
@@ -127,7 +127,7 @@ class CachedLoader(Loader):
             )
             yield self._batch_of_rows([self._rescued_pair(sample, a, b) for sample, a, b in rows])
 
-    def _views(self, held: Held, fit: Fit, wanted: Sequence[tuple[int, View]]) -> Iterator[Row]:
+    def _views(self, held: CachedImages, fit: Fit, wanted: Sequence[tuple[int, View]]) -> Iterator[Row]:
         for index, view in wanted:
             row = held.rows[index]
             yield row if isinstance(row, BadPictureError) else view_of(row, fit, view, self.device)

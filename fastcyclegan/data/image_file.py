@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps
 
-from fastcyclegan.config import DataConfig, Preprocess
+from fastcyclegan.config import DataConfig, ModelConfig, Preprocess
 from fastcyclegan.data.sample_plan import View
 from fastcyclegan.errors import UserError
 
@@ -136,6 +136,22 @@ def _nearest_multiple(side: int, multiple: int) -> int:
     can take.
     """
     return max(round(side / multiple) * multiple, multiple, 8)
+
+
+@dataclass(frozen=True)
+class ImageRequirements:
+    """What the networks ask of images: sides that are multiples of ``size_multiple`` and at least
+    ``least_side`` pixels, and ``channels`` of A and of B.
+    """
+
+    size_multiple: int = 4
+    least_side: int = 8
+    channels: tuple[int, int] = (3, 3)
+
+    @classmethod
+    def of(cls, config: ModelConfig) -> ImageRequirements:
+        """Return what the networks of ``config`` ask for."""
+        return cls(config.size_multiple, config.least_side, (config.input_nc, config.output_nc))
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,21 @@ from fastcyclegan.tensor_files import write_atomically
 _LABEL, _GAP = 18, 4
 
 
+def to_unit_range(pixels: Tensor, device: torch.device) -> Tensor:
+    """Return uint8 pixels [N, H, W, C] as floats in [-1, 1] on ``device``, [N, C, H, W] in channels_last
+    memory.
+    """
+    if device.type == "cpu":
+        # By numpy, like all that loaders do to pixels on the host: in this thread alone. torch's threads spin
+        # while they wait for one another, on cores that the loader's threads and processes need; on two cores
+        # that was a third of all work.
+        values = pixels.numpy().astype(np.float32)
+        values /= np.float32(127.5)
+        values -= np.float32(1)
+        return torch.from_numpy(values).permute(0, 3, 1, 2)
+    return pixels.to(device, non_blocking=True).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
+
+
 def to_pixels(images: Tensor) -> NDArray[np.uint8]:
     """Return [N, C, H, W] in [-1, 1] as [N, H, W, C] uint8, rounded and clamped (the official code
     truncates).
@@ -58,18 +73,3 @@ def draw_grid(columns: Mapping[str, Sequence[NDArray[np.uint8]]]) -> Image.Image
 def save_image(image: Image.Image, path: Path) -> None:
     """Write ``image`` as PNG, whole or not at all."""
     write_atomically(path, lambda partial: image.save(partial, format="PNG"))
-
-
-def to_unit_range(pixels: Tensor, device: torch.device) -> Tensor:
-    """Return uint8 pixels [N, H, W, C] as floats in [-1, 1] on ``device``, [N, C, H, W] in channels_last
-    memory.
-    """
-    if device.type == "cpu":
-        # By numpy, like all that loaders do to pixels on the host: in this thread alone. torch's threads spin
-        # while they wait for one another, on cores that the loader's threads and processes need; on two cores
-        # that was a third of all work.
-        values = pixels.numpy().astype(np.float32)
-        values /= np.float32(127.5)
-        values -= np.float32(1)
-        return torch.from_numpy(values).permute(0, 3, 1, 2)
-    return pixels.to(device, non_blocking=True).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)

@@ -25,6 +25,7 @@ from fastcyclegan.data.image_file import (
     SUFFIXES,
     BadPictureError,
     Fit,
+    ImageRequirements,
     open_picture,
     read_header,
 )
@@ -42,14 +43,6 @@ class Folders:
     test_A: Path | None = None
     test_B: Path | None = None
     holdout: float = 0.0
-
-
-@dataclass(frozen=True)
-class Needs:
-    """What the networks ask of a picture's sides, in pixels."""
-
-    multiple: int = 4
-    least: int = 8
 
 
 @dataclass(frozen=True)
@@ -231,21 +224,22 @@ def check_files(paths: Sequence[Path], progress: Callable[[int, int], None] | No
     return results
 
 
-def too_small(checked: Checked, fit: Fit, needs: Needs) -> str:
+def too_small(checked: Checked, fit: Fit, required: ImageRequirements) -> str:
     """Return why a readable picture cannot be cropped, or is below what the networks take; else ""."""
     size = checked.width, checked.height
-    if not (reason := fit.too_small(size)) and min(fit.resized(size)) < needs.least:
-        return (
-            f"{checked.width}x{checked.height} is smaller than the {needs.least} pixels a side that the"
-            " networks need"
-        )
-    return reason
+    reason = fit.too_small(size)
+    if reason:
+        return reason
+    if min(fit.resized(size)) < required.least_side:
+        least = f"the {required.least_side} pixels a side that the networks need"
+        return f"{checked.width}x{checked.height} is smaller than {least}"
+    return ""
 
 
 def usable(
     paths: Sequence[Path],
     config: DataConfig,
-    needs: Needs,
+    required: ImageRequirements,
     say: Callable[[str], None],
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[Path, Checked]:
@@ -254,9 +248,9 @@ def usable(
     """
     bad = []
     good = {}
-    fit = Fit.of(config, multiple=needs.multiple)
+    fit = Fit.of(config, multiple=required.size_multiple)
     for path, checked in zip(paths, check_files(paths, progress), strict=True):
-        reason = checked.error or too_small(checked, fit, needs)
+        reason = checked.error or too_small(checked, fit, required)
         if reason:
             bad.append(f"{path}: {reason}")
         else:
@@ -289,7 +283,7 @@ def find_pictures(
     seed: int,
     say: Callable[[str], None],
     progress: Callable[[int, int], None] | None = None,
-    needs: Needs = Needs(),
+    required: ImageRequirements = ImageRequirements(),
 ) -> Pictures:
     """Find and check all pictures that ``config`` names. Raises UserError for a folder that is missing,
     empty, or holds a bad picture.
@@ -307,7 +301,7 @@ def find_pictures(
     for slot, test in ((1, folders.test_A), (3, folders.test_B)):
         if test is not None:
             lists[slot] = list_pictures(test, config.max_dataset_size)
-    kept = usable([path for paths in lists for path in paths], config, needs, say, progress)
+    kept = usable([path for paths in lists for path in paths], config, required, say, progress)
     train_A, test_A, train_B, test_B = ([path for path in paths if path in kept] for paths in lists)
     for folder, train in ((folders.train_A, train_A), (folders.train_B, train_B)):
         if not train:

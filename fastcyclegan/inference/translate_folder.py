@@ -182,7 +182,7 @@ class _Writer:
             self.pool.shutdown(cancel_futures=True)
 
 
-def translate(config: TranslateConfig, console: Console) -> int:
+def translate_folder(config: TranslateConfig, console: Console) -> int:
     """Translate what ``config`` names and return the number of pictures written. Raises UserError for what
     the user can put right.
     """

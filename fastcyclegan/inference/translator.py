@@ -77,7 +77,7 @@ class Translator:
         return result
 
 
-def translate_pictures(
+def translate_images(
     net: nn.Module,
     images: Picture | Sequence[Picture],
     device: torch.device,

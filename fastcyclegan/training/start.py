@@ -16,11 +16,11 @@ from fastcyclegan.checkpoints import run_files
 from fastcyclegan.config import FIXED_SIZE, DataConfig, ModelConfig, TrainConfig
 from fastcyclegan.data import builtin
 from fastcyclegan.data.choose_loader import Choice, check_cache, choose, make_loader
-from fastcyclegan.data.image_file import Fit
+from fastcyclegan.data.image_file import Fit, ImageRequirements
 from fastcyclegan.data.loader import Loader, Say, Source
 from fastcyclegan.data.sample_plan import Plan
-from fastcyclegan.data.scan import Needs, Pictures, find_pictures
-from fastcyclegan.data.tensor_loader import TensorLoader, Wants
+from fastcyclegan.data.scan import Pictures, find_pictures
+from fastcyclegan.data.tensor_loader import TensorLoader
 from fastcyclegan.engine import Engine, require_impl, resolve_device, resolve_precision, why_not_compiled
 from fastcyclegan.engine.ahead import Progress
 from fastcyclegan.errors import UserError, system_reason
@@ -148,9 +148,8 @@ def _load_tensors(
 ) -> tuple[TensorLoader, DataConfig]:
     """Make the loader of the caller's loaders, and say in the configuration what they hold."""
     assert overrides.loaders is not None
-    model, seed = config.model, config.run.seed
-    wants = Wants((model.input_nc, model.output_nc), model.size_multiple, model.least_side)
-    loader = TensorLoader(*overrides.loaders, wants, device, seed, overrides.iterations_per_epoch)
+    required, seed = ImageRequirements.of(config.model), config.run.seed
+    loader = TensorLoader(*overrides.loaders, required, device, seed, overrides.iterations_per_epoch)
     return loader, dataclasses.replace(config.data, batch_size=loader.batch_size, preprocess="crop")
 
 
@@ -171,8 +170,8 @@ def _load(
         open_folder(folder, config.run.overwrite)
         builtin.write(folder / DATASET, config.run.seed)
         data, progress = dataclasses.replace(data, dataroot=folder / DATASET), None
-    needs = Needs(model.size_multiple, model.least_side)
-    pictures = find_pictures(data, config.run.seed, say, progress, needs)
+    required = ImageRequirements.of(model)
+    pictures = find_pictures(data, config.run.seed, say, progress, required)
     a = _source(data, model, pictures.train_A, model.input_nc, pictures)
     b = _source(data, model, pictures.train_B, model.output_nc, pictures)
     if folder is not None and config.run.overwrite and not config.data.is_builtin:
