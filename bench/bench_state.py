@@ -16,11 +16,11 @@ import torch
 
 from bench.machine import DEVICE, held_bytes
 from bench.timing import Entrant, Race, clock
-from fastcyclegan.checkpoints.run_files import OFFICIAL
 from fastcyclegan.config import ModelConfig
 from fastcyclegan.data.batch import Batch
 from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.engine import Engine
+from fastcyclegan.recipes.cyclegan import CycleGANRecipe
 from fastcyclegan.tensor_files import load_tensors, save_tensors, to_cpu
 from fastcyclegan.testing import make_engine, random_batch, seeded_networks
 
@@ -44,7 +44,10 @@ def contest(doing: str, folder: Path, config: ModelConfig) -> dict[str, Callable
     kept = to_cpu(engine.state_dict())
 
     def official() -> Entrant:
-        files = {name: folder / f"latest_net_{official}.pth" for name, official in OFFICIAL.items()}
+        files = {
+            name: folder / f"latest_net_{official}.pth"
+            for name, official in CycleGANRecipe.official_names.items()
+        }
 
         def save() -> None:
             for name, file in files.items():

@@ -303,11 +303,12 @@ class CycleGAN:
             raise UserError(f"{folder} exists: choose another, or overwrite=True")
         folder.mkdir(parents=True, exist_ok=True)
         state = self._last_state()
+        names = make_recipe(self.config).official_names
         for name, net in self.networks.items():
-            save_weights(weights_file(folder, "latest", name), to_cpu(net.state_dict()))
+            save_weights(weights_file(folder, "latest", names[name]), to_cpu(net.state_dict()))
         averages = {} if state is None else state.get("ema", {})
         for name, average in averages.items():
-            save_weights(weights_file(folder, "latest", name, ema=True), average)
+            save_weights(weights_file(folder, "latest", names[name], ema=True), average)
         run = {**_ONE_START, "name": folder.resolve().name, "checkpoints_dir": folder.resolve().parent}
         config = with_absolute_paths(with_changes(self.config, {"run": run}))
         write_config(folder, config)
@@ -344,7 +345,7 @@ class CycleGAN:
             if model._state is not None:
                 source, weights = state_file, model._state["nets"][name]
             else:
-                source = weights_file(folder, epoch, name)
+                source = weights_file(folder, epoch, recipe.official_names[name])
                 networks = read_networks(source)
                 weights = choose(networks, source, generator=name in recipe.generators).weights
             run_files.fit_weights(net, weights, f"{source} ({name})", architecture)

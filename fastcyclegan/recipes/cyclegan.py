@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -46,6 +47,8 @@ class CycleGANRecipe:
 
     networks: tuple[str, ...] = (*GENERATORS, *DISCRIMINATORS)
     networks_title = "the four of a CycleGAN"
+    # The official G_A translates A to B, and the official D_A judges images of B.
+    official_names: Mapping[str, str] = {"G_AB": "G_A", "G_BA": "G_B", "D_B": "D_A", "D_A": "D_B"}
     generators: tuple[str, ...] = GENERATORS
 
     def __init__(self, loss: LossConfig) -> None:

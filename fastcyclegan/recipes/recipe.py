@@ -98,6 +98,8 @@ class Recipe(Protocol):
     """The names of the networks."""
     networks_title: str
     """How a message calls them, such as "the four of a CycleGAN"."""
+    official_names: Mapping[str, str]
+    """What the official code calls each of them in its files."""
     generators: tuple[str, ...]
     """Those of them that make images: what users keep, and what running averages are worth having of."""
     loss_names: tuple[str, ...]

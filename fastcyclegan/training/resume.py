@@ -48,7 +48,9 @@ def resume(run: Run, say: Say) -> None:
         say(f"continuing {folder} after iteration {run.iteration}")
         return
     recipe, nets = run.engine.recipe, run.engine.nets
-    files = {name: run_files.weights_file(folder, config.run.epoch, name) for name in nets}
+    files = {}
+    for name in nets:
+        files[name] = run_files.weights_file(folder, config.run.epoch, recipe.official_names[name])
     for file in files.values():
         if not file.exists():
             epochs = run_files.saved_epochs(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,8 @@ class StateWriter:
     stays.
     """
 
-    def __init__(self, run: Path) -> None:
-        self.run = run
+    def __init__(self, run: Path, official_names: Mapping[str, str]) -> None:
+        self.run, self.names = run, official_names
         self.thread: threading.Thread | None = None
         self.error: Exception | None = None
         self.saved_iteration: int | None = None
@@ -58,9 +59,9 @@ class StateWriter:
                 self.saved_iteration = iteration
             for label in labels:
                 for name, weights in state["nets"].items():
-                    save_weights(weights_file(self.run, label, name), weights)
+                    save_weights(weights_file(self.run, label, self.names[name]), weights)
                 for name, average in state.get("ema", {}).items():
-                    save_weights(weights_file(self.run, label, name, ema=True), average)
+                    save_weights(weights_file(self.run, label, self.names[name], ema=True), average)
         except UserError as error:
             self.error = error
         except OSError as error:

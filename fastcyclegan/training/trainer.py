@@ -87,7 +87,7 @@ class Trainer:
     def _open_files(self, folder: Path) -> None:
         """Begin to write the run's files, or go on with them."""
         run, options = self.run, self.run.config.run
-        self.writer = StateWriter(folder)
+        self.writer = StateWriter(folder, run.engine.recipe.official_names)
         if "epoch_loss" in run.extra and options.continue_train:
             self.writer.saved_iteration = run.iteration
         resume_at = run.iteration if options.continue_train else None
