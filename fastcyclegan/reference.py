@@ -527,7 +527,7 @@ def train_step(
     optimizers["D"].zero_grad()
     pooled_B = pools["B"].query(fake_B, draws["B"])
     pooled_A = pools["A"].query(fake_A, draws["A"])
-    mix = mix or {}
+    mix = {} if mix is None else mix
     losses["D_B"] = discriminator_loss(nets["D_B"], b, pooled_B, weights, mix.get("B"))
     losses["D_A"] = discriminator_loss(nets["D_A"], a, pooled_A, weights, mix.get("A"))
     losses["D_B"].backward()
