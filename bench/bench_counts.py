@@ -12,7 +12,7 @@ from collections.abc import Callable
 import pytest
 
 from bench.counts import step_counts
-from bench.roofline import step_work
+from bench.step_work import step_work
 from bench.timing import Entrant, Race, clock
 
 # The counts of a larger batch are the same, and its bytes are in proportion.

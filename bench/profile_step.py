@@ -25,7 +25,8 @@ import torch
 
 from bench.machine import DEVICE, machine
 from bench.providers import PROVIDERS, plain_networks, train_step
-from bench.roofline import measured_chip, step_work, total
+from bench.roofline import measured_chip
+from bench.step_work import step_work, total
 from bench.timing import Unserved
 from fastcyclegan.config import EngineConfig, LossConfig, ModelConfig
 from fastcyclegan.data.batch import Batch

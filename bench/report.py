@@ -111,7 +111,7 @@ def readme_section(results: Results, name: str) -> Iterator[str]:
 
 def _floor() -> Iterator[str]:
     """Yield what the step must take on an H200 at least: arithmetic, and said to be it."""
-    from bench.roofline import Chip, step_work, total
+    from bench.step_work import Chip, step_work, total
 
     chip = Chip(790e12, 4.3e12, 1.1e-6, "typed in")
     work = step_work(256, 1)
