@@ -35,7 +35,7 @@ from bench.gpu_tasks import Benches, Outcome, Part, Surroundings
 from bench.launches import FAULTS
 from bench.machine import ROOT, machine
 from bench.rehearsal import MARK, PREFIX, CannotRehearse, rehearse
-from bench.tables import markdown
+from bench.result_tables import markdown
 from fastcyclegan.kernels import _tune, backend_table
 
 # For what is written at the end: the compiled kernels above all.

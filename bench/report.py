@@ -25,7 +25,7 @@ from typing import Any
 from bench.figures import COUNTS, Results, Row, anchor_of, is_ceiling, read_results, speed_up
 from bench.plots import draw
 from bench.regressions import regressions
-from bench.tables import counts_table, markdown, ratios, table
+from bench.result_tables import counts_table, markdown, ratios, table
 
 BEGIN, END = "<!-- performance: written by bench/report.py from {} -->", "<!-- end of performance -->"
 
