@@ -96,7 +96,11 @@ PROVIDERS = {
 }
 # Not to be timed: the layout alone makes PyTorch's convolutions add in another order.
 OFFICIAL_CHANNELS_LAST = Provider("official order, channels_last", channels_last=True)
-
+# What PyTorch has in each precision: nobody need be nearer to float64 than the one that is furthest from it.
+YARDSTICKS: dict[str, tuple[str | Provider, ...]] = {
+    "fp32": ("official", OFFICIAL_CHANNELS_LAST),
+    "bf16": ("official_bf16",),
+}
 
 # In which order providers are made ready: where time runs out, the last ones are missing.
 TELLING = (

@@ -7,8 +7,9 @@ from __future__ import annotations
 import gc
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -79,6 +80,11 @@ class Entrant:
 
 
 Builders = dict[str, Callable[[], Entrant]]
+
+
+def builders_of(providers: Iterable[str], build: Callable[[str], Entrant]) -> Builders:
+    """Return what builds each of ``providers``: ``build`` of its name."""
+    return {name: partial(build, name) for name in providers}
 
 
 @dataclass
