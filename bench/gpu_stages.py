@@ -8,7 +8,8 @@ telling first.
 
 from __future__ import annotations
 
-from bench.gpu_tasks import Benches, Command, Options, Part, Tests
+from bench.gpu_tasks import Benches, Command, Options, Part
+from bench.gpu_test_task import Tests
 
 # Each ends by itself before a call of 10 minutes would end it; the first leaves time for mending.
 SECONDS = {1: 230.0, 2: 480.0, 3: 560.0}
