@@ -1,9 +1,9 @@
 """What a half hour on a GPU machine is spent on: three stages, each of parts in the order of what they tell.
 
-1. What must hold before anything else: kernels at real sizes, then the networks,
-then the rest. 2. The engine: captured iterations against
-plain ones, every option, the official order beside ours, the costliest kernels. 3. The benches, the most
-telling first.
+1. What must hold before anything else: kernels at real sizes, then the networks, then the rest.
+2. The engine: captured iterations against plain ones, every option, the official order beside ours, the
+   costliest kernels.
+3. The benches, the most telling first.
 """
 
 from __future__ import annotations
