@@ -27,18 +27,9 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from bench.figures import Row, Spread, anchor_of, duration, speed_up
+from bench.flat_images import Undecided, deviation, flat_images, listed
 from bench.machine import DEVICE, PeakMemory, machine
-from bench.parity import (
-    EXACT,
-    EXACT_STEPS,
-    Difference,
-    Judge,
-    Undecided,
-    deviation,
-    flat_images,
-    listed,
-    require_telling,
-)
+from bench.parity import EXACT, EXACT_STEPS, Difference, Judge, require_telling
 from bench.providers import (
     PROVIDERS,
     TrainStep,

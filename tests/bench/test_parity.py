@@ -16,20 +16,8 @@ import torch
 import torch.nn.functional as F
 
 from bench import parity, providers
-from bench.parity import (
-    EXACT,
-    FORWARD,
-    Difference,
-    Judge,
-    Trace,
-    Undecided,
-    differences,
-    flat_images,
-    is_flat,
-    liveliest_crop,
-    require,
-    require_telling,
-)
+from bench.flat_images import Undecided, flat_images, is_flat, liveliest_crop
+from bench.parity import EXACT, FORWARD, Difference, Judge, Trace, differences, require, require_telling
 from bench.providers import PROVIDERS, TrainStep, Unserved, generator, plain_networks, train_step
 from fastcyclegan.config import LossConfig, ModelConfig
 from fastcyclegan.data import builtin
