@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -45,18 +46,9 @@ def contest(doing: str, folder: Path, config: ModelConfig) -> Builders:
 
     def official() -> Entrant:
         files = {name: folder / f"latest_net_{official}.pth" for name, official in OFFICIAL.items()}
-
-        def save() -> None:
-            for name, file in files.items():
-                weights = engine.nets[name].state_dict()
-                torch.save({key: value.cpu() for key, value in weights.items()}, file)
-
-        def load() -> None:
-            for name, file in files.items():
-                engine.nets[name].load_state_dict(torch.load(file, map_location=DEVICE, weights_only=True))
-
-        save()
-        return entrant(sum(file.stat().st_size for file in files.values()), save, load)
+        save_official(engine, files)
+        size = sum(file.stat().st_size for file in files.values())
+        return entrant(size, partial(save_official, engine, files), partial(load_official, engine, files))
 
     def whole() -> Entrant:
         file = folder / "state.pt"
@@ -78,6 +70,17 @@ def contest(doing: str, folder: Path, config: ModelConfig) -> Builders:
     if doing == "save":
         builders["ours, snapshot"] = snapshot
     return builders
+
+
+def save_official(engine: Engine, files: dict[str, Path]) -> None:
+    for name, file in files.items():
+        weights = engine.nets[name].state_dict()
+        torch.save({key: value.cpu() for key, value in weights.items()}, file)
+
+
+def load_official(engine: Engine, files: dict[str, Path]) -> None:
+    for name, file in files.items():
+        engine.nets[name].load_state_dict(torch.load(file, map_location=DEVICE, weights_only=True))
 
 
 def held(engine: Engine, kept: object) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Hashable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -154,14 +155,6 @@ def _nothing(_: str) -> float:
 def _race(request: pytest.FixtureRequest, benchmark: BenchmarkFixture, quick: bool) -> Race:
     config, name = request.config, request.node.callspec.params[PROVIDER]
 
-    def affordable(build: Callable[[], Entrant], cost: float) -> Callable[[], Entrant]:
-        def checked() -> Entrant:
-            if why := _too_late(config, cost):
-                raise Unserved(why)
-            return build()
-
-        return checked
-
     def run(
         group: str,
         builders: Builders,
@@ -173,13 +166,10 @@ def _race(request: pytest.FixtureRequest, benchmark: BenchmarkFixture, quick: bo
         if contest not in races:
             if quick:
                 rounds, costs = min(rounds, 2), _nothing
-            same = [item for item in request.session.items if _contest(item) == contest]
-            selected = {item.callspec.params[PROVIDER] for item in same}  # type: ignore[attr-defined]
             torch._dynamo.reset()
-            chosen = {}
-            for n, build in builders.items():
-                if n in selected:
-                    chosen[n] = affordable(build, costs(n))
+            chosen: Builders = {}
+            for n in _selected(request.session, contest, builders):
+                chosen[n] = partial(_affordable, config, costs(n), builders[n])
             races[contest] = race(chosen, rounds, seconds)
         outcome = races[contest][name]
         if outcome.error is not None:
@@ -193,6 +183,21 @@ def _race(request: pytest.FixtureRequest, benchmark: BenchmarkFixture, quick: bo
         _keep(config)
 
     return run
+
+
+def _selected(session: pytest.Session, contest: Hashable, builders: Builders) -> list[str]:
+    """Return the providers of ``contest`` that pytest was asked for."""
+    asked_for = set()
+    for item in session.items:
+        if _contest(item) == contest:
+            asked_for.add(item.callspec.params[PROVIDER])  # type: ignore[attr-defined]
+    return [name for name in builders if name in asked_for]
+
+
+def _affordable(config: pytest.Config, cost: float, build: Callable[[], Entrant]) -> Entrant:
+    if why := _too_late(config, cost):
+        raise Unserved(why)
+    return build()
 
 
 def _keep(config: pytest.Config) -> None:

@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -290,10 +290,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     _check(options, parser)
     if options.rehearse:
-        try:
-            sys.exit(rehearse(_of_the_rehearsal(options), options.results))
-        except CannotRehearse as reason:
-            parser.error(str(reason))
+        _rehearse(options, parser)
     return options
 
 
@@ -310,10 +307,13 @@ def _check(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None
         parser.error("--compiled is for a GPU: a rehearsal compiles nothing")
 
 
-def _of_the_rehearsal(options: argparse.Namespace) -> list[str]:
-    """Return the arguments that a rehearsal hands on."""
+def _rehearse(options: argparse.Namespace, parser: argparse.ArgumentParser) -> NoReturn:
     given = {"stage": options.stage, "seconds": options.seconds, "plant-fault": options.plant_fault}
-    return [f"--{name}={value}" for name, value in given.items() if value is not None]
+    arguments = [f"--{name}={value}" for name, value in given.items() if value is not None]
+    try:
+        sys.exit(rehearse(arguments, options.results))
+    except CannotRehearse as reason:
+        parser.error(str(reason))
 
 
 def surroundings(options: argparse.Namespace, work: Path) -> Surroundings:

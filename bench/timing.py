@@ -155,11 +155,7 @@ def race(
             break
         for name in draw.sample(list(entrants), len(entrants)):
             try:
-                entrants[name].before()
-                start = synchronised()
-                entrants[name].run()
-                outcomes[name].intervals.append((start, synchronised()))
-                entrants[name].after()
+                outcomes[name].intervals.append(_timed(entrants[name]))
             except Exception as error:
                 failed(name, error)
     now = conditions()
@@ -173,6 +169,16 @@ def race(
         if entrant.history:
             outcomes[name].info["first_s"] = entrant.history[0]
     return outcomes
+
+
+def _timed(entrant: Entrant) -> tuple[float, float]:
+    """Run one round and return when it began and ended."""
+    entrant.before()
+    start = synchronised()
+    entrant.run()
+    end = synchronised()
+    entrant.after()
+    return start, end
 
 
 class Race(Protocol):
