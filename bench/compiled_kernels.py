@@ -69,13 +69,11 @@ def told_of_compiled(folder: Path) -> str:
     """Unpack compiled kernels, and return a line on what came of it: without them everything is compiled
     again.
     """
+    unused = f"compiled kernels in {folder} are not used"
     try:
         count = load_compiled(folder)
     except (OSError, EOFError, tarfile.TarError) as error:
-        return f"compiled kernels in {folder} are not used: {type(error).__name__}: {error}"
+        return f"{unused}: {type(error).__name__}: {error}"
     if not count:
-        return (
-            f"compiled kernels in {folder} are not used: they were made in another folder than"
-            f" {compiled_kernels()} (TRITON_CACHE_DIR)"
-        )
+        return f"{unused}: they were made in another folder than {compiled_kernels()} (TRITON_CACHE_DIR)"
     return f"{count} kernels need no compiling"

@@ -175,9 +175,8 @@ def run(case: Case) -> str:
         assert torch.isfinite(each).all(), f"losses of iteration {n + 1} are not finite: {each.tolist()}"
     for name, net in engine.nets.items():
         pairs = zip(before[name], net.parameters(), strict=True)
-        assert not all(torch.equal(a, b) for a, b in pairs), (
-            f"{name} has not moved in {case.iterations} iterations"
-        )
+        same = all(torch.equal(a, b) for a, b in pairs)
+        assert not same, f"{name} has not moved in {case.iterations} iterations"
     captured, why = 0, ""
     if engine.graphs is not None:
         captured, why = engine.graphs.captured, engine.graphs.off

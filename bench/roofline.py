@@ -60,35 +60,28 @@ def lines(
     """Yield the table: the costliest first. ``measured``: seconds by layer and pass, where there is a
     profile.
     """
-    yield (
-        f"Ceilings ({chip.source}): {chip.matrix / 1e12:.3g} TFLOP/s, {chip.bandwidth / 1e9:.4g} GB/s,"
-        f" {chip.launch * 1e6:.3g} us a launch"
-    )
+    rates = f"{chip.matrix / 1e12:.3g} TFLOP/s, {chip.bandwidth / 1e9:.4g} GB/s"
+    yield f"Ceilings ({chip.source}): {rates}, {chip.launch * 1e6:.3g} us a launch"
     heads = f"{'layer':<52}{'pass':<22}{'calls':>6}{'GFLOP':>10}{'MB':>10}{'floor ms':>10}  {'bound':<11}"
     if measured is not None:
         heads += f"{'measured':>10}{'over floor':>12}"
     yield heads
-    flops = moved = floor = 0.0
+    all_flops = all_bytes = all_floors = 0.0
     for work in sorted(works, key=lambda w: -w.floor(chip)):
-        work_flops, work_moved, work_floor = (
-            work.calls * work.flops,
-            work.calls * work.bytes,
-            work.floor(chip),
-        )
-        cells = f"{work.layer:<52}{work.phase:<22}{work.calls:>6}"
-        cells += f"{work_flops / 1e9:>10.1f}{work_moved / 1e6:>10.1f}"
-        cells += f"{work_floor * 1e3:>10.4g}  {work.bound(chip):<11}"
+        flops, moved, floor = work.calls * work.flops, work.calls * work.bytes, work.floor(chip)
+        cells = f"{work.layer:<52}{work.phase:<22}{work.calls:>6}{flops / 1e9:>10.1f}{moved / 1e6:>10.1f}"
+        cells += f"{floor * 1e3:>10.4g}  {work.bound(chip):<11}"
         if measured is not None:
-            cells += _beside_the_floor(measured.get(key_of(work), 0.0), work_floor)
+            cells += _beside_the_floor(measured.get(key_of(work), 0.0), floor)
         yield cells
-        flops, moved, floor = flops + work_flops, moved + work_moved, floor + work_floor
-    arithmetic, moving, launching = flops / chip.matrix, moved / chip.bandwidth, launches * chip.launch
-    yield (
-        f"in all: {flops / 1e12:.3f} TFLOP ({arithmetic * 1e3:.4g} ms), {moved / 1e9:.3f} GB"
-        f" ({moving * 1e3:.4g} ms)"
-    )
-    both = f"one after the other {(floor + launching) * 1e3:.4g} ms"
-    yield f"floor: {floor * 1e3:.4g} ms by layers; {launches} launches {launching * 1e3:.4g} ms; {both}"
+        all_flops += flops
+        all_bytes += moved
+        all_floors += floor
+    arithmetic = f"{all_flops / 1e12:.3f} TFLOP ({all_flops / chip.matrix * 1e3:.4g} ms)"
+    yield f"in all: {arithmetic}, {all_bytes / 1e9:.3f} GB ({all_bytes / chip.bandwidth * 1e3:.4g} ms)"
+    launching = launches * chip.launch
+    both = f"one after the other {(all_floors + launching) * 1e3:.4g} ms"
+    yield f"floor: {all_floors * 1e3:.4g} ms by layers; {launches} launches {launching * 1e3:.4g} ms; {both}"
     if measured is not None:
         yield (
             "measured: a convolution's backward is one call; both gradients, and equal layers of other"
