@@ -30,7 +30,9 @@ def step_counts(
     ``precision`` is for ours; the official order has the one that its name says.
     """
     config = ModelConfig(netG=f"resnet_{blocks}blocks", impl="triton")
-    loss = LossConfig() if identity else LossConfig(lambda_identity=0.0)
+    loss = LossConfig()
+    if not identity:
+        loss = LossConfig(lambda_identity=0.0)
     pictures = random_batch(size, Plan(0, 100, 100, batch), 0)
     if provider == "ours":
         networks = build_networks(config)
