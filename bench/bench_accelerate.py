@@ -9,8 +9,8 @@ to float64, the gradients as one vector.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from typing import Any
 
 import pytest
@@ -21,13 +21,15 @@ from bench.machine import DEVICE, PeakMemory
 from bench.operators import FAULT, ROUNDS
 from bench.parity import least_allowed
 from bench.plain_nets import NETS, SMALL_NETS
-from bench.timing import Entrant, Race, Steps, clock
+from bench.timing import Entrant, Race, Steps, builders_of, clock
 from fastcyclegan.devtools.dry_run import count
 from fastcyclegan.fusion.accelerate import accelerate
 from fastcyclegan.testing import PARITY_ULPS, assert_parity, relative_error
 
 PROVIDERS = ["plain", "accelerated"]
 INPUTS = 2
+# By the number of an image's dimensions.
+LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 pytestmark = [pytest.mark.benchmark(timer=clock, warmup=False), pytest.mark.cost(cpu=10, cuda=20)]
 
@@ -56,20 +58,21 @@ def counted(build: Callable[[], nn.Module], shape: tuple[int, ...], provider: st
 @pytest.mark.parametrize("provider", PROVIDERS)
 @pytest.mark.parametrize("name", NETS)
 def bench_accelerate_memory(race: Race, quick: bool, name: str, provider: str) -> None:
-    build, shape = (SMALL_NETS if quick else NETS)[name]
+    nets = SMALL_NETS if quick else NETS
+    build, shape = nets[name]
     group = f"counts of a step of a plain network, {name}, {sizes(shape)}, fp32"
-    race(group, {p: lambda p=p: counted(build, shape, p) for p in PROVIDERS}, rounds=1)  # type: ignore[misc]
+    race(group, builders_of(PROVIDERS, lambda p: counted(build, shape, p)), rounds=1)
 
 
 # --- Time ---------------------------------------------------------------------------------------------------
 
 
-class Trained:
+class TrainedNetwork:
     """A network with its inputs and the gradients of its outputs: what is timed, and what it must give."""
 
     def __init__(self, build: Callable[[], nn.Module], shape: tuple[int, ...], dtype: torch.dtype) -> None:
         torch.manual_seed(0)
-        self.layout = torch.channels_last if len(shape) == 4 else torch.channels_last_3d
+        self.layout = LAYOUTS[len(shape)]
         self.net = build().to(DEVICE, dtype, memory_format=self.layout)  # type: ignore[call-overload]
         self.dtype = dtype
         self.images = [torch.randn(shape, device=DEVICE, dtype=dtype) for _ in range(INPUTS)]
@@ -84,21 +87,23 @@ class Trained:
             y = net(x) * factor
             return y.detach(), *torch.autograd.grad(y, [x, *net.parameters()], dy.to(kind))
 
-        return [lambda x=x, dy=dy: one(x, dy) for x, dy in zip(self.images, self.gradients, strict=True)]  # type: ignore[misc]
+        pairs = zip(self.images, self.gradients, strict=True)
+        return [partial(one, x, dy) for x, dy in pairs]
 
     @cached_property
-    def expected(self) -> list[list[tuple[Tensor, ...]]]:
+    def expected(self) -> tuple[list[tuple[Tensor, ...]], list[tuple[Tensor, ...]]]:
         """What plain torch gives in the dtype, and in float64."""
-        return [[step() for step in self.steps(net)] for net in (self.net, copy.deepcopy(self.net).double())]
+        of_the_dtype = [step() for step in self.steps(self.net)]
+        exact = copy.deepcopy(self.net).double()
+        return of_the_dtype, [step() for step in self.steps(exact)]
 
     def check(self, provider: str, results: list[tuple[Tensor, ...]]) -> None:
         """Raise AssertionError unless every step of a round is as near to float64 as the rule asks."""
         for n, (ours, theirs, exact) in enumerate(zip(results, *self.expected, strict=True)):
             assert_parity(f"{provider}: output {n}", ours[0], theirs[0], exact[0], self.dtype)
-            a, b, c = (
-                torch.cat([t.double().flatten() for t in result[1:]]) for result in (ours, theirs, exact)
-            )
-            found, of_the_dtype = relative_error(a, c), relative_error(b, c)
+            truth = _vector(exact[1:])
+            found = relative_error(_vector(ours[1:]), truth)
+            of_the_dtype = relative_error(_vector(theirs[1:]), truth)
             by_rule = 2 * of_the_dtype + PARITY_ULPS[self.dtype] * torch.finfo(self.dtype).eps
             allowed = max(by_rule, least_allowed("gradients", self.dtype))
             assert found <= allowed, (
@@ -106,10 +111,12 @@ class Trained:
             )
 
     def entrant(self, provider: str, fault: bool) -> Entrant:
-        memory, net = PeakMemory(), copy.deepcopy(self.net)
+        memory, net, factor = PeakMemory(), copy.deepcopy(self.net), 1.0
         if provider == "accelerated":
             accelerate(net)
-        todo = self.steps(net, FAULT if fault and provider == "accelerated" else 1.0)
+            if fault:
+                factor = FAULT
+        todo = self.steps(net, factor)
         todo[0]()
         with memory:
             todo[0]()
@@ -118,12 +125,13 @@ class Trained:
             "operations": INPUTS,
             "pictures": INPUTS * len(self.images[0]),
             "peak_bytes": memory.bytes,
+            "dtype": str(self.dtype).removeprefix("torch."),
         }
-        return Entrant(
-            steps,
-            lambda: self.check(provider, steps.results),
-            info | {"dtype": str(self.dtype).removeprefix("torch.")},
-        )
+        return Entrant(steps, lambda: self.check(provider, steps.results), info)
+
+
+def _vector(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([t.double().flatten() for t in tensors])
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
@@ -131,8 +139,11 @@ class Trained:
 def bench_accelerate_time(race: Race, quick: bool, fault: bool, name: str, provider: str) -> None:
     if DEVICE == "cpu" and not quick:
         pytest.skip("a CPU runs the same operators in both")
-    build, shape = (SMALL_NETS if quick else NETS)[name]
-    # In 16 bits a small network's gradients are chance, see parity.py.
-    trained = Trained(build, shape, torch.float32 if quick else torch.bfloat16)
+    nets, dtype = NETS, torch.bfloat16
+    if quick:
+        # In 16 bits a small network's gradients are chance, see parity.py.
+        nets, dtype = SMALL_NETS, torch.float32
+    build, shape = nets[name]
+    trained = TrainedNetwork(build, shape, dtype)
     group = f"step of a plain network, {name}, {sizes(shape)}, {DEVICE}"
-    race(group, {p: lambda p=p: trained.entrant(p, fault) for p in PROVIDERS}, ROUNDS[DEVICE], seconds=10)  # type: ignore[misc]
+    race(group, builders_of(PROVIDERS, lambda p: trained.entrant(p, fault)), ROUNDS[DEVICE], seconds=10)

@@ -7,31 +7,33 @@ as on a GPU at 256x256.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 
 from bench.counts import step_counts
-from bench.roofline import step_work
-from bench.timing import Entrant, Race, clock
+from bench.step_work import step_work
+from bench.timing import Builders, Entrant, Race, builders_of, clock
 
 # The counts of a larger batch are the same, and its bytes are in proportion.
 SETTINGS = [
     pytest.param(True, marks=pytest.mark.telling(3)),
     pytest.param(False, marks=pytest.mark.telling(8)),
 ]
-PROVIDERS = ["official", "official_bf16", "ours, fp32", "ours, bf16"]
+# Whose step it is, and its precision.
+PROVIDERS = {
+    "official": ("official", "fp32"),
+    "official_bf16": ("official_bf16", "bf16"),
+    "ours, fp32": ("ours", "fp32"),
+    "ours, bf16": ("ours", "bf16"),
+}
 
 pytestmark = [pytest.mark.benchmark(timer=clock, warmup=False), pytest.mark.cost(cpu=15, cuda=15)]
 
 
-def contest(size: int, identity: bool, blocks: int) -> dict[str, Callable[[], Entrant]]:
+def contest(size: int, identity: bool, blocks: int) -> Builders:
     def build(provider: str) -> Entrant:
-        name, _, precision = provider.partition(", ")
-        counts = step_counts(name, size, 1, blocks, identity, precision or "fp32")
-        work = step_work(
-            size, 1, blocks, identity, precision or ("bf16" if name.endswith("bf16") else "fp32")
-        )
+        name, precision = PROVIDERS[provider]
+        counts = step_counts(name, size, 1, blocks, identity, precision)
+        work = step_work(size, 1, blocks, identity, precision)
         info = {
             "launches": counts.launches.total(),
             "aten_calls": counts.aten.total(),
@@ -43,15 +45,17 @@ def contest(size: int, identity: bool, blocks: int) -> dict[str, Callable[[], En
         }
         return Entrant(lambda: None, info=info, cold=True)
 
-    return {name: lambda name=name: build(name) for name in PROVIDERS}  # type: ignore[misc]
+    return builders_of(PROVIDERS, build)
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
 @pytest.mark.parametrize("identity", SETTINGS)
 def bench_counts(race: Race, quick: bool, identity: bool, provider: str) -> None:
-    size, blocks = (32, 1) if quick else (256, 9)
-    group = (
-        f"counts of a training iteration, {size}x{size}, batch 1, identity {'on' if identity else 'off'},"
-        f" {blocks} blocks, ngf 64"
-    )
+    size, blocks, loss = 256, 9, "off"
+    if quick:
+        size, blocks = 32, 1
+    if identity:
+        loss = "on"
+    networks = f"{blocks} blocks, ngf 64"
+    group = f"counts of a training iteration, {size}x{size}, batch 1, identity {loss}, {networks}"
     race(group, contest(size, identity, blocks), rounds=1)

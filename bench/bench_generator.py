@@ -9,7 +9,6 @@ float64.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -19,16 +18,16 @@ from torch import Tensor, nn
 
 from bench.machine import DEVICE, PeakMemory
 from bench.providers import (
-    OFFICIAL_CHANNELS_LAST,
     PROVIDERS,
     TELLING,
+    YARDSTICKS,
     code_of,
     generator,
     plain_networks,
     remember_compiled,
     seconds_to_compile,
 )
-from bench.timing import Entrant, Race, clock
+from bench.timing import Builders, Entrant, Race, builders_of, clock
 from fastcyclegan.config import ModelConfig
 from fastcyclegan.testing import PARITY_ULPS, relative_error
 
@@ -48,6 +47,7 @@ SETTINGS = {
     ],
     "cpu": [(256, 1, 2), (256, 4, 8)],
 }
+ROUNDS = {"cpu": 15, "cuda": 200}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 pytestmark = pytest.mark.benchmark(timer=clock, warmup=False)
@@ -79,9 +79,11 @@ class Truth:
         """Return how far the official order in ``precision`` is from float64, in that of its layouts that is
         further.
         """
-        yardsticks = ("official_bf16",) if precision == "bf16" else ("official", OFFICIAL_CHANNELS_LAST)
-        runs = [generator(provider, self.net, DEVICE)[0] for provider in yardsticks]
-        return max(relative_error(run(self.images[number]), self.exact(number)) for run in runs)
+        errors = []
+        for provider in YARDSTICKS[precision]:
+            run, _ = generator(provider, self.net, DEVICE)
+            errors.append(relative_error(run(self.images[number]), self.exact(number)))
+        return max(errors)
 
     def require(self, provider: str, number: int, y: Tensor, precision: str) -> None:
         """Raise AssertionError where ``y``, of picture ``number``, is further from float64 than the rule
@@ -95,7 +97,7 @@ class Truth:
             )
 
 
-def contest(size: int, batch: int, config: ModelConfig, fault: bool) -> dict[str, Callable[[], Entrant]]:
+def contest(size: int, batch: int, config: ModelConfig, fault: bool) -> Builders:
     torch.manual_seed(0)
     net = plain_networks(config)["G_AB"]
     images = [torch.rand(batch, 3, size, size, device=DEVICE) * 2 - 1 for _ in range(INPUTS)]
@@ -119,24 +121,28 @@ def contest(size: int, batch: int, config: ModelConfig, fault: bool) -> dict[str
             number = next(numbers) % INPUTS
             last.update(number=number, y=run(images[number]))
 
-        held = sum(p.numel() * p.element_size() for p in net.parameters()) if DEVICE == "cpu" else 0
-        info = {"pictures": batch, "size": size, "batch": batch, "precision": precision}
-        info["peak_bytes"] = None if memory.bytes is None else held + memory.bytes
+        peak = memory.bytes
+        if peak is not None and DEVICE == "cpu":
+            # There the network was there before; on a GPU it is in the measured memory.
+            peak += sum(p.numel() * p.element_size() for p in net.parameters())
+        info = {"pictures": batch, "size": size, "batch": batch, "precision": precision, "peak_bytes": peak}
         return Entrant(once, lambda: truth.require(name, last["number"], last["y"], precision), info)
 
-    return {name: lambda name=name: build(name) for name in TELLING}  # type: ignore[misc]
+    return builders_of(TELLING, build)
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
 @pytest.mark.parametrize(("size", "batch"), [setting(*each) for each in SETTINGS[DEVICE]])
 def bench_generator(race: Race, quick: bool, fault: bool, size: int, batch: int, provider: str) -> None:
-    config = ModelConfig(netG="resnet_1blocks", ngf=8) if quick else ModelConfig()
-    size = 32 if quick else size
+    config = ModelConfig()
+    if quick:
+        size, config = 32, ModelConfig(netG="resnet_1blocks", ngf=8)
     group = f"generator, {batch} of {size}x{size}, {config.netG} ngf {config.ngf}, {DEVICE}"
+    what = code_of("generator", size, batch, config)
     race(
         group,
         contest(size, batch, config, fault),
-        rounds=15 if DEVICE == "cpu" else 200,
+        rounds=ROUNDS[DEVICE],
         seconds=15,
-        costs=lambda name: seconds_to_compile(name, code_of("generator", size, batch, config), DEVICE) / 3,
+        costs=lambda name: seconds_to_compile(name, what, DEVICE) / 3,
     )

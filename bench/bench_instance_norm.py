@@ -12,14 +12,16 @@ Bytes are those that must move: forward x twice and y once, backward dy and x tw
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from bench.machine import DEVICE
-from bench.operators import ROUNDS, Case, channels_last, compiled, copies
-from bench.timing import Entrant, Race, clock, rotations
+from bench.operators import ROUNDS, Case, Operator, channels_last, compiled, copies
+from bench.timing import Entrant, Race, builders_of, clock, rotations
 from fastcyclegan.kernels import instance_norm, instance_norm_ref
 from fastcyclegan.reference import ContiguousGradient
 
@@ -35,6 +37,8 @@ SHAPES = {
 }  # fmt: skip
 DTYPE = {"cuda": torch.bfloat16, "cpu": torch.float32}
 PROVIDERS = ["copy", "eager", "compiled", "ours"]
+# How often as many bytes as a picture has must move.
+PASSES = {"forward": 3, "backward": 5}
 
 pytestmark = [pytest.mark.benchmark(timer=clock, warmup=False), pytest.mark.cost(cpu=15, cuda=8)]
 
@@ -47,15 +51,16 @@ def entrant(provider: str, case: Case, moved: int, fault: bool) -> Entrant:
     count = len(case.given)
     if provider == "copy":
         return copies(moved, count)
+    f: Operator = eager
     if provider == "compiled":
         f = compiled(lambda x: instance_norm_ref(x, act="relu"))
-    else:
-        f = eager if provider == "eager" else lambda x: instance_norm(x, act="relu")
+    elif provider == "ours":
+        f = partial(instance_norm, act="relu")
     return case.entrant(provider, f, fault and provider == "ours", bytes=moved * count)
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
-@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize("direction", PASSES)
 @pytest.mark.parametrize("shape", SHAPES[DEVICE], ids=lambda s: "x".join(map(str, s)))
 def bench_instance_norm(
     race: Race, fault: bool, shape: tuple[int, ...], direction: str, provider: str
@@ -63,15 +68,11 @@ def bench_instance_norm(
     dtype = DTYPE[DEVICE]
     torch.manual_seed(0)
     size = torch.Size(shape).numel() * dtype.itemsize
-    given = [
-        tuple(channels_last(*shape, dtype=dtype) for _ in range(2))
-        for _ in range(rotations(2 * size, DEVICE))
-    ]
-    case = Case(eager, given, direction)
-    moved = (3 if direction == "forward" else 5) * size
-    name = (
-        f"instance norm + ReLU, {direction}, {'x'.join(map(str, shape))} {str(dtype).removeprefix('torch.')},"
-        f" {DEVICE}"
-    )
-    builders = {p: lambda p=p: entrant(p, case, moved, fault) for p in PROVIDERS}
-    race(name, builders, ROUNDS[DEVICE], seconds=5)  # type: ignore[arg-type]
+    given: list[tuple[Tensor, ...]] = []
+    for _ in range(rotations(2 * size, DEVICE)):
+        x, dy = channels_last(*shape, dtype=dtype), channels_last(*shape, dtype=dtype)
+        given.append((x, dy))
+    case, moved = Case(eager, given, direction), PASSES[direction] * size
+    images = f"{'x'.join(map(str, shape))} {str(dtype).removeprefix('torch.')}"
+    builders = builders_of(PROVIDERS, lambda p: entrant(p, case, moved, fault))
+    race(f"instance norm + ReLU, {direction}, {images}, {DEVICE}", builders, ROUNDS[DEVICE], seconds=5)

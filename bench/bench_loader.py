@@ -9,8 +9,9 @@ samples, and pixels as near as its resizing allows (the bounds are those of test
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -20,7 +21,7 @@ from PIL import Image
 
 from bench.machine import DEVICE
 from bench.providers import LR
-from bench.timing import Builders, Entrant, Race, Unserved, clock
+from bench.timing import Builders, Entrant, Race, Unserved, builders_of, clock
 from fastcyclegan.config import DataConfig, ModelConfig
 from fastcyclegan.data.batch import Batch
 from fastcyclegan.data.choose_loader import MOST_THREADS, Choice, cores, make_loader
@@ -40,7 +41,7 @@ PICTURES, CHECKED = 32, 16
 # worker.
 ITERATIONS = {"folder": 48, "dali": 160, "cache": 512}
 MORE_ON_A_GPU_MACHINE = 8
-CPU = torch.device("cpu")
+FED_BY = ["synthetic", "dali"]
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,8 @@ def photograph(side: int, seed: int) -> Image.Image:
         wave = np.outer(np.cos(b), np.sin(a)) + np.outer(np.sin(b), np.cos(a))
         pixels += rng.uniform(5, 25, 3) * wave[..., None]
     for _ in range(20):
-        left, top, width, height = rng.integers(0, side, 2).tolist() + rng.integers(8, side // 3, 2).tolist()
+        left, top = rng.integers(0, side, 2).tolist()
+        width, height = rng.integers(8, side // 3, 2).tolist()
         pixels[top : top + height, left : left + width] += rng.normal(0, 40, 3)
     return Image.fromarray((127 + pixels + rng.normal(0, 5, pixels.shape)).clip(0, 255).astype(np.uint8))
 
@@ -88,28 +90,32 @@ def sources(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[int, Source, Source]:
     """Return the side of the files, and the sources of both domains."""
-    root, found = tmp_path_factory.mktemp("pictures"), []
-    for side in "AB":
-        paths = [root / f"{side}{n:02d}.jpg" for n in range(PICTURES)]
-        for n, path in enumerate(paths):
-            photograph(request.param, n + 1000 * (side == "B")).save(path, quality=90)
-        found.append(Source(paths, Fit.of(DataConfig()), dict(zip(paths, check_files(paths), strict=True))))
-    return request.param, found[0], found[1]
+    root = tmp_path_factory.mktemp("pictures")
+    return request.param, source(root, "A", request.param, 0), source(root, "B", request.param, 1000)
+
+
+def source(root: Path, domain: str, side: int, seed: int) -> Source:
+    """Return pictures that are drawn from ``seed`` on, as files in ``root``."""
+    paths = [root / f"{domain}{n:02d}.jpg" for n in range(PICTURES)]
+    for n, path in enumerate(paths):
+        photograph(side, seed + n).save(path, quality=90)
+    return Source(paths, Fit.of(DataConfig()), dict(zip(paths, check_files(paths), strict=True)))
 
 
 def held_to_pillow(loader: Loader, on_gpu: bool) -> None:
+    bound = 0.25
+    if on_gpu:
+        bound = 0.7 * 1.5625 + 0.5
     reference = FolderLoader(loader.a, loader.b, loader.plan, loader.device)
     for ours, pillow in zip(loader.batches(0, CHECKED), reference.batches(0, CHECKED), strict=True):
         assert (ours.paths_A, ours.paths_B, ours.samples) == (pillow.paths_A, pillow.paths_B, pillow.samples)
         for one, other in ((ours.A, pillow.A), (ours.B, pillow.B)):
-            assert (one - other).abs().mean() * 127.5 <= (0.7 * 1.5625 + 0.5 if on_gpu else 0.25)
+            assert (one - other).abs().mean() * 127.5 <= bound
 
 
 def loader_of(provider: Provider, a: Source, b: Source, device: torch.device) -> Loader:
-    choice = Choice(provider.kind, provider.threads, "bench")
-    return make_loader(
-        choice, a, b, Plan(0, PICTURES, PICTURES), device, DataConfig(cache=provider.cache), lambda text: None
-    )
+    choice, plan = Choice(provider.kind, provider.threads, "bench"), Plan(0, PICTURES, PICTURES)
+    return make_loader(choice, a, b, plan, device, DataConfig(cache=provider.cache), lambda text: None)
 
 
 def taken(batches: Iterator[Batch], count: int) -> None:
@@ -125,15 +131,16 @@ def entrant(provider: Provider, a: Source, b: Source, quick: bool) -> Entrant:
         raise Unserved("needs an NVIDIA GPU")
     if provider.threads > max(2, cores()) and provider.kind == "folder":
         raise Unserved(f"more processes than the {cores()} cores")
-    where = CPU if provider.device == "cpu" else torch.device(DEVICE)
+    where = torch.device(DEVICE)
+    if provider.device == "cpu":
+        where = torch.device("cpu")
     if provider.kind == "dali" and (reason := why_not_dali(where)):
         raise Unserved(reason)
     loader = loader_of(provider, a, b, where)
     held_to_pillow(loader, on_gpu=provider.kind == "dali" and where.type == "cuda")
-    count = ITERATIONS["cache" if provider.cache != "none" else provider.kind] * (
-        MORE_ON_A_GPU_MACHINE if DEVICE == "cuda" else 1
-    )
-    count = 4 if quick else count
+    count = iterations_of(provider)
+    if quick:
+        count = 4
     reading: list[Iterator[Batch]] = []
 
     def before() -> None:
@@ -152,11 +159,20 @@ def entrant(provider: Provider, a: Source, b: Source, quick: bool) -> Entrant:
     )
 
 
+def iterations_of(provider: Provider) -> int:
+    count = ITERATIONS["cache"]
+    if provider.cache == "none":
+        count = ITERATIONS[provider.kind]
+    if DEVICE == "cuda":
+        count *= MORE_ON_A_GPU_MACHINE
+    return count
+
+
 @pytest.mark.parametrize("provider", [provider.name for provider in PROVIDERS])
 def bench_loader(race: Race, quick: bool, sources: tuple[int, Source, Source], provider: str) -> None:
     side, a, b = sources
     group = f"loader alone, batch 1, {side}x{side} JPEG to 256x256, {cores()} cores, {DEVICE}"
-    builders: Builders = {p.name: lambda p=p: entrant(p, a, b, quick) for p in PROVIDERS}  # type: ignore[misc]
+    builders: Builders = {p.name: partial(entrant, p, a, b, quick) for p in PROVIDERS}
     race(group, builders, rounds=1 if quick else 3)
 
 
@@ -170,15 +186,12 @@ def fed_by(provider: str, a: Source, b: Source) -> Entrant:
         precision=resolve_precision("auto", gpu, True),
         compiled=True,
     )
-    loader = (
-        loader_of(Provider("dali", "dali", min(cores(), MOST_THREADS)), a, b, gpu)
-        if provider == "dali"
-        else None
-    )
-    if loader is not None:
+    loader = None
+    if provider == "dali":
+        loader = loader_of(Provider("dali", "dali", min(cores(), MOST_THREADS)), a, b, gpu)
         held_to_pillow(loader, on_gpu=True)
-    fixed = random_batch(256, Plan(0, PICTURES, PICTURES), 0)
-    fixed = Batch(fixed.A.to(gpu), fixed.B.to(gpu), fixed.paths_A, fixed.paths_B, fixed.samples)
+    made = random_batch(256, Plan(0, PICTURES, PICTURES), 0)
+    fixed = replace(made, A=made.A.to(gpu), B=made.B.to(gpu))
     reading: list[Iterator[Batch]] = []
 
     def steps(count: int) -> None:
@@ -186,7 +199,10 @@ def fed_by(provider: str, a: Source, b: Source) -> Entrant:
             engine.step(next(reading[0]), LR)
 
     def before() -> None:
-        reading.append((fixed for _ in range(10**9)) if loader is None else loader.batches(0, 10**9))
+        if loader is None:
+            reading.append(fixed for _ in range(10**9))
+        else:
+            reading.append(loader.batches(0, 10**9))
         steps(20)
 
     def after() -> None:
@@ -201,11 +217,11 @@ def fed_by(provider: str, a: Source, b: Source) -> Entrant:
     DEVICE != "cuda",
     reason="on a CPU a step takes a hundred times as long as its pictures: there is nothing to see",
 )
-@pytest.mark.parametrize("provider", ["synthetic", "dali"])
+@pytest.mark.parametrize("provider", FED_BY)
 def bench_step_fed_by(race: Race, sources: tuple[int, Source, Source], provider: str) -> None:
     """What loading costs the training step: nothing that matters, if the loader keeps ahead.
     bench_train_step.py holds the step itself.
     """
     side, a, b = sources
     group = f"training iteration, 256x256, batch 1, --compile, fed by, files of {side}x{side}, {DEVICE}"
-    race(group, {name: lambda name=name: fed_by(name, a, b) for name in ("synthetic", "dali")}, rounds=8)  # type: ignore[misc]
+    race(group, builders_of(FED_BY, lambda name: fed_by(name, a, b)), rounds=8)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from bench.machine import DEVICE
 from bench.operators import ROUNDS, Case, Operator, channels_last, compiled, products
-from bench.timing import Entrant, Race, Steps, Unserved, clock, rotations
+from bench.timing import Entrant, Race, Steps, Unserved, builders_of, clock, rotations
 from fastcyclegan.kernels import reflect_conv2d
 from fastcyclegan.kernels.backend_table import backend_key
 from fastcyclegan.kernels.norm_conv import norm_conv
@@ -43,18 +43,33 @@ COMPILED = [SHAPES["cuda"][i] for i in (0, 1, 3, 5)] + SHAPES["cpu"]
 DTYPE = {"cuda": torch.bfloat16, "cpu": torch.float32}
 # What is timed, and of which argument the gradient is wanted.
 PASSES = {"all": (), "forward": (), "dgrad": (0,), "wgrad": (1,)}
-PROVIDERS = (
-    ["matmul", "eager", "compiled", "ours"]
-    if DEVICE == "cpu"
-    else ["matmul", "eager", "compiled", "cudnn", "cudnn_padded", "ours"]
-)
+PROVIDERS = {
+    "cuda": ["matmul", "eager", "compiled", "cudnn", "cudnn_padded", "ours"],
+    "cpu": ["matmul", "eager", "compiled", "ours"],
+}
+# What ours is, and whose times go into the table of backends.
+IMPL = {"cuda": "triton", "cpu": "auto"}
+BACKENDS = {"ours": "triton", "cudnn_padded": "cudnn"}
 STRIDE_1: Any = ([1, 1], [0, 0], [1, 1], False, [0, 0], 1)
 
 pytestmark = [pytest.mark.benchmark(timer=clock, warmup=False), pytest.mark.cost(cpu=15, cuda=40)]
 
 
 def eager(x: Tensor, weight: Tensor) -> Tensor:
-    return F.conv2d(F.pad(x, (weight.shape[2] // 2,) * 4, mode="reflect"), weight)
+    return F.conv2d(padded(x, weight), weight)
+
+
+def padded(x: Tensor, weight: Tensor) -> Tensor:
+    return F.pad(x, (weight.shape[2] // 2,) * 4, mode="reflect")
+
+
+def padded_by_us(x: Tensor, weight: Tensor) -> Tensor:
+    """cuDNN's convolution behind our padding."""
+    return norm_conv(x, weight, None, STRIDE_1, norm=False, border=weight.shape[2] // 2)
+
+
+def ours(x: Tensor, weight: Tensor) -> Tensor:
+    return reflect_conv2d(x, weight, padding=weight.shape[2] // 2, impl=IMPL[DEVICE])
 
 
 def function(provider: str, shape: tuple[int, ...]) -> Operator:
@@ -65,10 +80,8 @@ def function(provider: str, shape: tuple[int, ...]) -> Operator:
     functions: dict[str, Operator] = {
         "eager": eager,
         "cudnn": F.conv2d,
-        "cudnn_padded": lambda x, w: norm_conv(x, w, None, STRIDE_1, norm=False, border=w.shape[2] // 2),
-        "ours": lambda x, w: reflect_conv2d(
-            x, w, padding=w.shape[2] // 2, impl="triton" if DEVICE == "cuda" else "auto"
-        ),
+        "cudnn_padded": padded_by_us,
+        "ours": ours,
     }
     return functions[provider]
 
@@ -87,7 +100,9 @@ def inputs(shape: tuple[int, ...]) -> list[tuple[Tensor, ...]]:
 
 
 def direction_of(name: str) -> str:
-    return name if name in ("all", "forward") else "backward"
+    if name in ("all", "forward"):
+        return name
+    return "backward"
 
 
 def entrant(provider: str, case: Case, shape: tuple[int, ...], flops: int, fault: bool) -> Entrant:
@@ -96,18 +111,17 @@ def entrant(provider: str, case: Case, shape: tuple[int, ...], flops: int, fault
         return products(DTYPE[DEVICE])
     info: dict[str, Any] = {"flops": flops * len(case.given)}
     if provider == "cudnn":
-        padded = [
-            (F.pad(x, (k // 2,) * 4, mode="reflect").contiguous(memory_format=torch.channels_last), *r)
-            for x, *r in case.given
-        ]
-        case = Case(F.conv2d, padded, case.direction, case.wanted)
-    if case.direction == "all" and provider in ("ours", "cudnn_padded"):
-        key = backend_key("reflect_conv", DTYPE[DEVICE], N, 1, H * W, C, O, k)
-        info |= {"backend_key": key, "backend": "triton" if provider == "ours" else "cudnn"}
+        given: list[tuple[Tensor, ...]] = []
+        for x, weight, dy in case.given:
+            given.append((padded(x, weight).contiguous(memory_format=torch.channels_last), weight, dy))
+        case = Case(F.conv2d, given, case.direction, case.wanted)
+    if case.direction == "all" and provider in BACKENDS:
+        info["backend_key"] = backend_key("reflect_conv", DTYPE[DEVICE], N, 1, H * W, C, O, k)
+        info["backend"] = BACKENDS[provider]
     return case.entrant(provider, function(provider, shape), fault and provider == "ours", **info)
 
 
-@pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize("provider", PROVIDERS[DEVICE])
 @pytest.mark.parametrize("direction", PASSES if DEVICE == "cuda" else ["all"])
 @pytest.mark.parametrize("shape", SHAPES[DEVICE], ids=lambda s: "x".join(map(str, s)))
 def bench_reflect_conv(
@@ -115,11 +129,13 @@ def bench_reflect_conv(
 ) -> None:
     N, C, H, W, O, k = shape
     case = Case(eager, inputs(shape), direction_of(direction), PASSES[direction])
-    flops = 2 * N * H * W * C * O * k * k * (3 if direction == "all" else 1)
+    flops = 2 * N * H * W * C * O * k * k
+    if direction == "all":
+        flops *= 3
     dtype = str(DTYPE[DEVICE]).removeprefix("torch.")
     group = f"reflect_conv2d {k}x{k} {C} to {O}, {N} of {H}x{W}, {direction}, {dtype}, {DEVICE}"
-    builders = {p: lambda p=p: entrant(p, case, shape, flops, fault) for p in PROVIDERS}
-    race(group, builders, ROUNDS[DEVICE], seconds=5)  # type: ignore[arg-type]
+    builders = builders_of(PROVIDERS[DEVICE], lambda p: entrant(p, case, shape, flops, fault))
+    race(group, builders, ROUNDS[DEVICE], seconds=5)
 
 
 # --- The products of the block ------------------------------------------------------------------------------
@@ -145,21 +161,27 @@ def in_the_block(
         layers = [w.permute(0, 3, 1, 2) for w in stack]
         into = list(empty_gradients(layers, [True]))
 
-        def weights() -> tuple[Tensor, ...]:
+        def forward() -> tuple[Tensor, ...]:
+            reflecting = host.Options(host.REFLECT, 1, (H, W))
+            y, *_ = host.product_and_moments(Pixels.of(x), stack, (H, W), reflecting)
+            return (y,)
+
+        def forward_bordered() -> tuple[Tensor, ...]:
+            y, *_ = host.product_and_moments(bordered, stack, (H, W))
+            return (y,)
+
+        def dgrad() -> tuple[Tensor, ...]:
+            return (host.product(packed, stack, (H, W), host.Options(host.FOLDED, transposed=True)),)
+
+        def wgrad() -> tuple[Tensor, ...]:
             weight_gradients(packed, bordered, H, layers, [True], into, False)
             return (into[0],)
 
         passes: dict[str, Callable[[], tuple[Tensor, ...]]] = {
-            "forward": lambda: (
-                host.product_and_moments(Pixels.of(x), stack, (H, W), host.Options(host.REFLECT, 1, (H, W)))[
-                    0
-                ],
-            ),
-            "forward, bordered": lambda: (host.product_and_moments(bordered, stack, (H, W))[0],),
-            "dgrad": lambda: (
-                host.product(packed, stack, (H, W), host.Options(host.FOLDED, transposed=True)),
-            ),
-            "wgrad": weights,
+            "forward": forward,
+            "forward, bordered": forward_bordered,
+            "dgrad": dgrad,
+            "wgrad": wgrad,
         }
         return passes[name]
 
@@ -177,20 +199,13 @@ def bench_products_of_the_block(race: Race, images: int, direction: str, provide
 
     def product() -> Entrant:
         steps = Steps(in_the_block(direction, case.given), DEVICE)
-        return Entrant(
-            steps,
-            lambda: case.check("in_the_block", steps.results),
-            {"flops": flops, "operations": len(case.given)},
-        )
+        info = {"flops": flops, "operations": len(case.given)}
+        return Entrant(steps, lambda: case.check("in_the_block", steps.results), info)
 
     builders = {
         "matmul": lambda: products(DTYPE[DEVICE]),
         "eager": lambda: case.entrant("eager", eager, flops=flops),
         "in_the_block": product,
     }
-    race(
-        f"product of the residual block, {images} of {side}x{side}x{C}, {direction}, bfloat16, cuda",
-        builders,
-        ROUNDS[DEVICE],
-        seconds=5,
-    )
+    group = f"product of the residual block, {images} of {side}x{side}x{C}, {direction}, bfloat16, cuda"
+    race(group, builders, ROUNDS[DEVICE], seconds=5)

@@ -11,7 +11,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,7 @@ import torch
 from bench.machine import DEVICE, ROOT
 from bench.parity import Judge
 from bench.providers import plain_networks
-from bench.timing import Entrant, Race, clock
+from bench.timing import Builders, Entrant, Race, builders_of, clock
 from fastcyclegan.config import LossConfig, ModelConfig
 from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.testing import random_batch
@@ -58,9 +57,9 @@ print(json.dumps([step.precision, step.run(random_batch(size, Plan(0, 9, 9), 0))
 
 def process(code: str, *arguments: str, cache: Path | None = None) -> str:
     """Run ``code`` in a process of its own and return what it prints."""
-    environment = dict(os.environ) | (
-        {"TORCHINDUCTOR_CACHE_DIR": str(cache), "TRITON_CACHE_DIR": str(cache / "triton")} if cache else {}
-    )
+    environment = dict(os.environ)
+    if cache is not None:
+        environment |= {"TORCHINDUCTOR_CACHE_DIR": str(cache), "TRITON_CACHE_DIR": str(cache / "triton")}
     command = [sys.executable, "-c", code, *arguments]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -68,10 +67,9 @@ def process(code: str, *arguments: str, cache: Path | None = None) -> str:
     return done.stdout
 
 
-def contest(folder: Path, config: ModelConfig, size: int) -> dict[str, Callable[[], Entrant]]:
-    judge = Judge(
-        plain_networks(config), [random_batch(size, Plan(0, 9, 9), 0)], DEVICE, LossConfig(), config
-    )
+def contest(folder: Path, config: ModelConfig, size: int) -> Builders:
+    batch = random_batch(size, Plan(0, 9, 9), 0)
+    judge = Judge(plain_networks(config), [batch], DEVICE, LossConfig(), config)
     arguments = (DEVICE, str(size), json.dumps({"netG": config.netG, "ngf": config.ngf, "ndf": config.ndf}))
 
     def build(provider: str) -> Entrant:
@@ -82,16 +80,18 @@ def contest(folder: Path, config: ModelConfig, size: int) -> dict[str, Callable[
         numbers = iter(range(10**6))
 
         def run() -> None:
-            where = folder / (f"cold{next(numbers)}" if cache == "cold" else "warm") if cache else None
+            where = None
+            if cache == "warm":
+                where = folder / "warm"
+            elif cache == "cold":
+                where = folder / f"cold{next(numbers)}"
             said.append(process(ITERATION, name, *arguments, cache=where))
 
         def check() -> None:
             precision, losses = json.loads(said[-1].splitlines()[-1])
             verdict = judge.judge_losses(torch.tensor(losses, dtype=torch.float64), precision)
-            assert verdict.holds, (
-                f"{provider}: losses: relative error {verdict.found:.3e} against float64, allowed"
-                f" {verdict.allowed:.3e}"
-            )
+            error = f"relative error {verdict.found:.3e} against float64, allowed {verdict.allowed:.3e}"
+            assert verdict.holds, f"{provider}: losses: {error}"
 
         def before() -> None:
             if cache == "warm" and not (folder / "warm").exists():
@@ -100,15 +100,16 @@ def contest(folder: Path, config: ModelConfig, size: int) -> dict[str, Callable[
         # A process starts from nothing each time: only the cache may be warm.
         return Entrant(run, check, cold=True, before=before)
 
-    return {name: lambda name=name: build(name) for name in PROVIDERS}  # type: ignore[misc]
+    return builders_of(PROVIDERS, build)
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
 def bench_start_up(race: Race, quick: bool, tmp_path_factory: pytest.TempPathFactory, provider: str) -> None:
-    config = SMALL if DEVICE == "cpu" or quick else ModelConfig()
-    size = SIZE["cpu"] if quick else SIZE[DEVICE]
-    group = (
-        f"start of a process to the end of its first iteration, {size}x{size}, {config.netG} ngf"
-        f" {config.ngf}, {DEVICE}"
-    )
-    race(group, contest(tmp_path_factory.mktemp("caches"), config, size), rounds=2 if DEVICE == "cuda" else 1)
+    config, size, rounds = SMALL, SIZE["cpu"], 1
+    if DEVICE == "cuda":
+        rounds = 2
+        if not quick:
+            config, size = ModelConfig(), SIZE["cuda"]
+    what = f"{size}x{size}, {config.netG} ngf {config.ngf}, {DEVICE}"
+    group = f"start of a process to the end of its first iteration, {what}"
+    race(group, contest(tmp_path_factory.mktemp("caches"), config, size), rounds)

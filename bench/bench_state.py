@@ -9,24 +9,23 @@ loaded must be what was saved, bit for bit.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 from bench.machine import DEVICE, held_bytes
-from bench.timing import Entrant, Race, clock
-from fastcyclegan.checkpoints.run_files import OFFICIAL
+from bench.timing import Builders, Entrant, Race, clock
 from fastcyclegan.config import ModelConfig
-from fastcyclegan.data.batch import Batch
 from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.engine import Engine
-from fastcyclegan.tensor_files import load_tensors, save_tensors, to_cpu
+from fastcyclegan.recipes.cyclegan import CycleGANRecipe
+from fastcyclegan.tensor_files import load_tensors, save_tensors, tensors_in, to_cpu
 from fastcyclegan.testing import make_engine, random_batch, seeded_networks
 
 LR = 2e-4
-
-PROVIDERS = ["official, weights", "ours, snapshot", "ours, whole state"]
 
 pytestmark = [
     pytest.mark.benchmark(timer=clock, warmup=False),
@@ -35,28 +34,22 @@ pytestmark = [
 ]
 
 
-def contest(doing: str, folder: Path, config: ModelConfig) -> dict[str, Callable[[], Entrant]]:
+def contest(doing: str, folder: Path, config: ModelConfig) -> Builders:
     engine = make_engine(seeded_networks(config), device=DEVICE)
     batch = random_batch(64, Plan(0, 9, 9), 0)
-    engine.step(
-        Batch(batch.A.to(DEVICE), batch.B.to(DEVICE), batch.paths_A, batch.paths_B, batch.samples), LR
-    )
+    engine.step(replace(batch, A=batch.A.to(DEVICE), B=batch.B.to(DEVICE)), LR)
     kept = to_cpu(engine.state_dict())
 
+    def entrant(size: int, save: Callable[[], None], load: Callable[[], None]) -> Entrant:
+        run = {"save": save, "load": load}[doing]
+        return Entrant(run, lambda: held(engine, kept), {"bytes": size})
+
     def official() -> Entrant:
-        files = {name: folder / f"latest_net_{official}.pth" for name, official in OFFICIAL.items()}
-
-        def save() -> None:
-            for name, file in files.items():
-                torch.save({key: value.cpu() for key, value in engine.nets[name].state_dict().items()}, file)
-
-        def load() -> None:
-            for name, file in files.items():
-                engine.nets[name].load_state_dict(torch.load(file, map_location=DEVICE, weights_only=True))
-
-        save()
-        info = {"bytes": sum(file.stat().st_size for file in files.values())}
-        return Entrant(save if doing == "save" else load, lambda: held(engine, kept), info)
+        names = CycleGANRecipe.official_names
+        files = {name: folder / f"latest_net_{official}.pth" for name, official in names.items()}
+        save_official(engine, files)
+        size = sum(file.stat().st_size for file in files.values())
+        return entrant(size, partial(save_official, engine, files), partial(load_official, engine, files))
 
     def whole() -> Entrant:
         file = folder / "state.pt"
@@ -68,39 +61,50 @@ def contest(doing: str, folder: Path, config: ModelConfig) -> dict[str, Callable
             engine.load_state_dict(load_tensors(file))
 
         save()
-        return Entrant(
-            save if doing == "save" else load, lambda: held(engine, kept), {"bytes": file.stat().st_size}
-        )
+        return entrant(file.stat().st_size, save, load)
 
     def snapshot() -> Entrant:
-        return Entrant(
-            lambda: to_cpu(engine.state_dict()), lambda: held(engine, kept), {"bytes": held_bytes(kept)}
-        )
+        info = {"bytes": held_bytes(kept)}
+        return Entrant(lambda: to_cpu(engine.state_dict()), lambda: held(engine, kept), info)
 
-    found = {"official, weights": official, "ours, whole state": whole}
-    return {**found, "ours, snapshot": snapshot} if doing == "save" else found
+    builders = {"official, weights": official, "ours, whole state": whole}
+    if doing == "save":
+        builders["ours, snapshot"] = snapshot
+    return builders
+
+
+def save_official(engine: Engine, files: dict[str, Path]) -> None:
+    for name, file in files.items():
+        weights = engine.nets[name].state_dict()
+        torch.save({key: value.cpu() for key, value in weights.items()}, file)
+
+
+def load_official(engine: Engine, files: dict[str, Path]) -> None:
+    for name, file in files.items():
+        engine.nets[name].load_state_dict(torch.load(file, map_location=DEVICE, weights_only=True))
 
 
 def held(engine: Engine, kept: object) -> None:
     """Raise AssertionError unless the state is bit for bit what it was."""
-    pairs = zip(tensors(engine.state_dict()), tensors(kept), strict=True)
+    pairs = zip(tensors_in(engine.state_dict()), tensors_in(kept), strict=True)
     assert all(torch.equal(a.cpu(), b) for a, b in pairs), "what was loaded is not what was saved"
-
-
-def tensors(value: object) -> list[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        return [value]
-    items = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
-    return [t for item in items for t in tensors(item)]
 
 
 @pytest.mark.parametrize(
     ("doing", "provider"),
-    [("save", p) for p in PROVIDERS] + [("load", p) for p in PROVIDERS if "snapshot" not in p],
+    [
+        ("save", "official, weights"),
+        ("save", "ours, snapshot"),
+        ("save", "ours, whole state"),
+        ("load", "official, weights"),
+        ("load", "ours, whole state"),
+    ],
 )
 def bench_state(
     race: Race, quick: bool, tmp_path_factory: pytest.TempPathFactory, doing: str, provider: str
 ) -> None:
-    config = ModelConfig(netG="resnet_1blocks", ngf=8, ndf=8) if quick else ModelConfig()
+    config = ModelConfig()
+    if quick:
+        config = ModelConfig(netG="resnet_1blocks", ngf=8, ndf=8)
     group = f"{doing} the state of a run, {config.netG}, {DEVICE}"
     race(group, contest(doing, tmp_path_factory.mktemp("state"), config), rounds=5, seconds=20)

@@ -8,7 +8,7 @@ in float64 (parity.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -25,14 +25,14 @@ from bench.providers import (
     seconds_to_compile,
     train_step,
 )
-from bench.timing import Entrant, Race, clock
+from bench.timing import Builders, Entrant, Race, builders_of, clock
 from fastcyclegan.config import LossConfig, ModelConfig
 from fastcyclegan.data.batch import Batch
 from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.testing import random_batch
 
 PARITY_STEPS, INPUTS = 2, 4
-SIZE = {"cpu": 128, "cuda": 256}
+SIZE, ROUNDS = {"cpu": 128, "cuda": 256}, {"cpu": 4, "cuda": 20}
 # Iterations between two looks at the clock: a GPU's queue is not drained after each.
 STRIDE = {"cpu": 1, "cuda": 10}
 # Batch, identity; the first is what everybody trains with.
@@ -46,13 +46,13 @@ SETTINGS = [
 pytestmark = [pytest.mark.benchmark(timer=clock, warmup=False), pytest.mark.cost(cpu=60, cuda=40)]
 
 
-def contest(
-    size: int, batch: int, identity: bool, config: ModelConfig, fault: bool
-) -> dict[str, Callable[[], Entrant]]:
+def contest(size: int, batch: int, identity: bool, config: ModelConfig, fault: bool) -> Builders:
     """Return what builds each provider for ``size`` squared."""
     what = code_of("step", size, batch, config, identity)
     plan = Plan(seed=0, count_A=1000, count_B=1000, batch_size=batch)
-    loss = LossConfig() if identity else LossConfig(lambda_identity=0.0)
+    loss = LossConfig()
+    if not identity:
+        loss = LossConfig(lambda_identity=0.0)
     nets = plain_networks(config)
     batches = [moved(random_batch(size, plan, n)) for n in range(max(INPUTS, PARITY_STEPS))]
     judge = Judge(nets, batches[:PARITY_STEPS], DEVICE, loss, config)
@@ -74,37 +74,41 @@ def contest(
             "pictures": 2 * batch * STRIDE[DEVICE],
             "size": size,
             "batch": batch,
+            "ngf": config.ngf,
+            "blocks": int(config.netG.removeprefix("resnet_").removesuffix("blocks")),
+            "identity": identity,
+            "precision": step.precision,
+            "peak_bytes": first.peak_bytes,
         }
-        info |= {"ngf": config.ngf, "blocks": int(config.netG.removeprefix("resnet_").removesuffix("blocks"))}
-        info |= {"identity": identity, "precision": step.precision, "peak_bytes": first.peak_bytes}
-        # These iterations are part of warming up, but on a GPU a run is more than one.
-        return Entrant(run, info=info, history=first.seconds if STRIDE[DEVICE] == 1 else [])
+        entrant = Entrant(run, info=info)
+        if STRIDE[DEVICE] == 1:
+            # These iterations are part of warming up; on a GPU a run is more than one.
+            entrant.history = first.seconds
+        return entrant
 
-    return {name: lambda name=name: build(name) for name in TELLING}  # type: ignore[misc]
+    return builders_of(TELLING, build)
 
 
 def moved(batch: Batch) -> Batch:
-    a, b = (x.to(DEVICE) for x in (batch.A, batch.B))
-    return Batch(a, b, batch.paths_A, batch.paths_B, batch.samples)
+    return replace(batch, A=batch.A.to(DEVICE), B=batch.B.to(DEVICE))
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
 @pytest.mark.parametrize("setting", SETTINGS if DEVICE == "cuda" else SETTINGS[:1])
 def bench_train_step(race: Race, quick: bool, fault: bool, setting: tuple[int, bool], provider: str) -> None:
     batch, identity = setting
-    size, config = (
-        (32, ModelConfig(netG="resnet_1blocks", ngf=8, ndf=8)) if quick else (SIZE[DEVICE], ModelConfig())
-    )
+    size, config, loss = SIZE[DEVICE], ModelConfig(), "off"
+    if quick:
+        size, config = 32, ModelConfig(netG="resnet_1blocks", ngf=8, ndf=8)
+    if identity:
+        loss = "on"
     networks = f"{config.netG} ngf {config.ngf}"
-    group = (
-        f"training iteration, {size}x{size}, batch {batch}, identity {'on' if identity else 'off'},"
-        f" {networks}, {DEVICE}"
-    )
+    group = f"training iteration, {size}x{size}, batch {batch}, identity {loss}, {networks}, {DEVICE}"
     torch.manual_seed(0)
     what = code_of("step", size, batch, config, identity)
     race(
         group,
         contest(size, batch, identity, config, fault),
-        rounds=4 if DEVICE == "cpu" else 20,
+        rounds=ROUNDS[DEVICE],
         costs=lambda name: seconds_to_compile(name, what, DEVICE),
     )

@@ -10,7 +10,6 @@ reduced shape of the library's.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pytest
@@ -21,7 +20,7 @@ from torch import Tensor
 from bench.bench_reflect_conv import DTYPE
 from bench.machine import DEVICE
 from bench.operators import ROUNDS, Case, Operator, channels_last, products
-from bench.timing import Entrant, Race, Unserved, clock, rotations
+from bench.timing import Builders, Entrant, Race, Unserved, builders_of, clock, rotations
 from fastcyclegan.kernels.backend_table import backend_key
 from fastcyclegan.kernels.zero_conv import zero_conv
 
@@ -39,7 +38,9 @@ class Layer(NamedTuple):
 
     @property
     def out_side(self) -> int:
-        return 2 * self.side if self.transposed else (self.side + 2 - self.k) // self.stride + 1
+        if self.transposed:
+            return 2 * self.side
+        return (self.side + 2 - self.k) // self.stride + 1
 
     @property
     def flops(self) -> int:
@@ -48,12 +49,24 @@ class Layer(NamedTuple):
 
 
 # The generators' and the discriminators' layers at 256x256; the costliest first.
-LAYERS = [Layer(32, 64, 32, 3, 2)] if DEVICE == "cpu" else [
-    Layer(128, 256, 128, 3, 2), Layer(256, 128, 64, 3, 2, True), Layer(64, 128, 256, 3, 2),
-    Layer(128, 64, 128, 3, 2, True),
-    Layer(256, 512, 32, 4, 1), Layer(128, 256, 64, 4, 2), Layer(64, 128, 128, 4, 2), Layer(3, 64, 256, 4, 2),
-    Layer(512, 1, 31, 4, 1),
-]  # fmt: skip
+LAYERS = {
+    "cuda": [
+        Layer(128, 256, 128, 3, 2),
+        Layer(256, 128, 64, 3, 2, transposed=True),
+        Layer(64, 128, 256, 3, 2),
+        Layer(128, 64, 128, 3, 2, transposed=True),
+        Layer(256, 512, 32, 4, 1),
+        Layer(128, 256, 64, 4, 2),
+        Layer(64, 128, 128, 4, 2),
+        Layer(3, 64, 256, 4, 2),
+        Layer(512, 1, 31, 4, 1),
+    ],
+    "cpu": [Layer(32, 64, 32, 3, 2)],
+}
+DIRECTIONS = {"cuda": ["all", "forward"], "cpu": ["all"]}
+NETWORKS = {"cuda": [2, 1], "cpu": [2]}
+# Whose times go into the table of backends.
+BACKENDS = {"ours": "triton", "library": "cudnn"}
 PROVIDERS = ["matmul", "library", "ours"]
 
 pytestmark = [pytest.mark.benchmark(timer=clock, warmup=False), pytest.mark.cost(cpu=5, cuda=20)]
@@ -68,7 +81,9 @@ def functions(layer: Layer) -> dict[str, Operator]:
             results = [F.conv_transpose2d(part, w, None, 2, 1, 1) for part, w in parts]
         else:
             results = [F.conv2d(part, w, None, layer.stride, 1) for part, w in parts]
-        return results[0] if len(results) == 1 else torch.cat(results)
+        if len(results) == 1:
+            return results[0]
+        return torch.cat(results)
 
     def ours(x: Tensor, *weights: Tensor) -> Tensor:
         up = layer.transposed
@@ -83,57 +98,58 @@ def inputs(layer: Layer, images: int, networks: int) -> list[tuple[Tensor, ...]]
     """Return pictures, a weight a network and the output's gradient, as often as it takes to be past the L2
     cache.
     """
-    dtype, k, shape = DTYPE[DEVICE], layer.k, (layer.C, layer.O) if layer.transposed else (layer.O, layer.C)
+    dtype, k, side, out_side = DTYPE[DEVICE], layer.k, layer.side, layer.out_side
+    shape = (layer.O, layer.C, k, k)
+    if layer.transposed:
+        shape = (layer.C, layer.O, k, k)
+    deviation = (layer.C * k * k) ** 0.5
     torch.manual_seed(0)
 
     def one() -> tuple[Tensor, ...]:
-        weights = [
-            channels_last(*shape, k, k, dtype=dtype) / (layer.C * k * k) ** 0.5 for _ in range(networks)
-        ]
-        x, dy = (
-            channels_last(images, c, s, s, dtype=dtype)
-            for c, s in ((layer.C, layer.side), (layer.O, layer.out_side))
-        )
+        weights = [channels_last(*shape, dtype=dtype) / deviation for _ in range(networks)]
+        x = channels_last(images, layer.C, side, side, dtype=dtype)
+        dy = channels_last(images, layer.O, out_side, out_side, dtype=dtype)
         return x, *weights, dy
 
-    size = images * (layer.C * layer.side**2 + layer.O * layer.out_side**2) * dtype.itemsize
+    size = images * (layer.C * side**2 + layer.O * out_side**2) * dtype.itemsize
     return [one() for _ in range(rotations(size, DEVICE))]
 
 
-def contest(
-    layer: Layer, images: int, networks: int, direction: str, fault: bool
-) -> dict[str, Callable[[], Entrant]]:
+def contest(layer: Layer, images: int, networks: int, direction: str, fault: bool) -> Builders:
     """Return what builds each provider."""
-    case = Case(functions(layer)["library"], inputs(layer, images, networks), direction)
-    run = functions(layer)
-    flops = images * layer.flops * (3 if direction == "all" else 1) * len(case.given)
+    run, dtype = functions(layer), DTYPE[DEVICE]
+    case = Case(run["library"], inputs(layer, images, networks), direction)
+    flops = images * layer.flops * len(case.given)
+    if direction == "all":
+        flops *= 3
 
     def entrant(provider: str) -> Entrant:
+        if provider == "matmul":
+            return products(dtype)
         if provider == "ours" and DEVICE != "cuda":
             raise Unserved("the kernels run on an NVIDIA GPU")
         info: dict[str, Any] = {"flops": flops}
         if direction == "all":
-            key = backend_key(
-                "zero_conv", DTYPE[DEVICE], images, networks, layer.side**2, layer.C, layer.O, layer.k
-            )
-            info |= {"backend_key": key, "backend": "triton" if provider == "ours" else "cudnn"}
+            places, C, O, k = layer.side**2, layer.C, layer.O, layer.k
+            info["backend_key"] = backend_key("zero_conv", dtype, images, networks, places, C, O, k)
+            info["backend"] = BACKENDS[provider]
         return case.entrant(provider, run[provider], fault and provider == "ours", **info)
 
-    return {"matmul": lambda: products(DTYPE[DEVICE]), **{p: lambda p=p: entrant(p) for p in run}}  # type: ignore[misc]
+    return builders_of(PROVIDERS, entrant)
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
-@pytest.mark.parametrize("direction", ["all", "forward"] if DEVICE == "cuda" else ["all"])
-@pytest.mark.parametrize("networks", [2, 1] if DEVICE == "cuda" else [2])
-@pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: "-".join(map(str, layer)))
+@pytest.mark.parametrize("direction", DIRECTIONS[DEVICE])
+@pytest.mark.parametrize("networks", NETWORKS[DEVICE])
+@pytest.mark.parametrize("layer", LAYERS[DEVICE], ids=lambda layer: "-".join(map(str, layer)))
 def bench_zero_conv(
     race: Race, fault: bool, layer: Layer, networks: int, direction: str, provider: str
 ) -> None:
     images = 2 * networks
-    kind = "transposed" if layer.transposed else f"stride {layer.stride}"
+    kind = f"stride {layer.stride}"
+    if layer.transposed:
+        kind = "transposed"
+    layer_name = f"{layer.k}x{layer.k} {kind}, {layer.C} to {layer.O}"
     size, dtype = f"{images} of {layer.side}x{layer.side}", str(DTYPE[DEVICE]).removeprefix("torch.")
-    group = (
-        f"zero_conv {layer.k}x{layer.k} {kind}, {layer.C} to {layer.O}, {networks} networks, {size},"
-        f" {direction}, {dtype}, {DEVICE}"
-    )
+    group = f"zero_conv {layer_name}, {networks} networks, {size}, {direction}, {dtype}, {DEVICE}"
     race(group, contest(layer, images, networks, direction, fault), ROUNDS[DEVICE], seconds=5)

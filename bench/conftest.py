@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Hashable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from pytest_benchmark.utils import safe_dumps
 from bench.figures import lines_of, row_of
 from bench.machine import DEVICE, conditions, machine
 from bench.timing import Builders, Entrant, Outcome, Race, Unserved, clock, race
+from fastcyclegan.tensor_files import write_atomically
 
 # Beyond this no bench begins, so that all end in 5 minutes on two cores and in 8 on a GPU.
 BUDGET = {"cpu": 270.0, "cuda": 440.0}
@@ -52,9 +54,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[STARTED] = time.monotonic()
     config.stash[RACES] = {}
-    config.stash[ABOUT] = machine() | (
-        {"sizes": "for tests, no figure means anything"} if config.getoption("--bench-quick") else {}
-    )
+    config.stash[ABOUT] = machine()
+    if config.getoption("--bench-quick"):
+        config.stash[ABOUT]["sizes"] = "for tests, no figure means anything"
     # Its table is of whole rounds, which for some providers are several operations; ours, of single ones, is
     # printed.
     config.option.benchmark_quiet = True
@@ -64,16 +66,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
     about = config.stash[ABOUT]
-    names = ", ".join(
-        f"{key} {about[key]}" for key in ("driver", "torch", "triton", "python", "commit") if key in about
-    )
-    sizes = "" if DEVICE == "cuda" else "; no GPU: sizes are reduced, each group names its own"
+    names = []
+    for key in ("driver", "torch", "triton", "python", "commit"):
+        if key in about:
+            names.append(f"{key} {about[key]}")
+    budget = f"{config.getoption('--bench-budget'):.0f} s for all"
     if config.getoption("--bench-quick"):
-        sizes = "; --bench-quick: sizes for tests, no figure here means anything"
-    return [
-        f"bench: {about['hardware']}; {names}",
-        f"bench: {config.getoption('--bench-budget'):.0f} s for all{sizes}",
-    ]
+        budget += "; --bench-quick: sizes for tests, no figure here means anything"
+    elif DEVICE == "cpu":
+        budget += "; no GPU: sizes are reduced, each group names its own"
+    return [f"bench: {about['hardware']}; {', '.join(names)}", f"bench: {budget}"]
 
 
 @pytest.fixture
@@ -96,7 +98,9 @@ def fault(request: pytest.FixtureRequest) -> bool:
 
 def _rank(item: pytest.Item) -> int:
     marker = item.get_closest_marker("telling")
-    return int(marker.args[0]) if marker else 5
+    if marker is None:
+        return 5
+    return int(marker.args[0])
 
 
 @pytest.hookimpl(trylast=True)
@@ -106,17 +110,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def _contest(item: pytest.Item) -> Hashable:
     """Return what the items of one race have in common: all but the provider."""
+    others = []
     callspec = getattr(item, "callspec", None)
-    others = tuple((k, str(v)) for k, v in callspec.params.items() if k != PROVIDER) if callspec else ()
-    return item.path, getattr(item, "originalname", item.name), others
+    if callspec is not None:
+        for name, value in callspec.params.items():
+            if name != PROVIDER:
+                others.append((name, str(value)))
+    return item.path, getattr(item, "originalname", item.name), tuple(others)
 
 
 @pytest.fixture(autouse=True)
 def _budget(request: pytest.FixtureRequest) -> None:
     if _contest(request.node) in request.config.stash[RACES]:
         return
+    cost = 0
     marker = request.node.get_closest_marker("cost")
-    cost = marker.kwargs.get(DEVICE, 0) if marker and not request.config.getoption("--bench-quick") else 0
+    if marker is not None and not request.config.getoption("--bench-quick"):
+        cost = marker.kwargs.get(DEVICE, 0)
     if why := _too_late(request.config, cost):
         pytest.skip(why)
 
@@ -127,45 +137,40 @@ def _too_late(config: pytest.Config, cost: float) -> str:
     left = budget - (time.monotonic() - config.stash[STARTED])
     if left > cost:
         return ""
-    return (
-        f"{max(left, 0):.0f} s are left of the budget of {budget:.0f} s"
-        + f", this takes up to {cost:.0f} s" * bool(cost)
-    )
+    why = f"{max(left, 0):.0f} s are left of the budget of {budget:.0f} s"
+    if cost:
+        why += f", this takes up to {cost:.0f} s"
+    return why
 
 
 # --- The race -----------------------------------------------------------------------------------------------
+
+
+def _nothing(_: str) -> float:
+    """What all providers cost where nothing is left out for its cost."""
+    return 0.0
 
 
 @pytest.fixture(name="race")
 def _race(request: pytest.FixtureRequest, benchmark: BenchmarkFixture, quick: bool) -> Race:
     config, name = request.config, request.node.callspec.params[PROVIDER]
 
-    def affordable(build: Callable[[], Entrant], cost: float) -> Callable[[], Entrant]:
-        def checked() -> Entrant:
-            if why := _too_late(config, cost):
-                raise Unserved(why)
-            return build()
-
-        return checked
-
     def run(
         group: str,
         builders: Builders,
         rounds: int,
         seconds: float = 60.0,
-        costs: Callable[[str], float] = lambda name: 0.0,
+        costs: Callable[[str], float] = _nothing,
     ) -> None:
         races, contest = config.stash[RACES], _contest(request.node)
         if contest not in races:
-            same = [item for item in request.session.items if _contest(item) == contest]
-            selected = {item.callspec.params[PROVIDER] for item in same}  # type: ignore[attr-defined]
+            if quick:
+                rounds, costs = min(rounds, 2), _nothing
             torch._dynamo.reset()
-            chosen = {
-                n: affordable(build, 0 if quick else costs(n))
-                for n, build in builders.items()
-                if n in selected
-            }
-            races[contest] = race(chosen, min(rounds, 2) if quick else rounds, seconds)
+            chosen: Builders = {}
+            for n in _selected(request.session, contest, builders):
+                chosen[n] = partial(_affordable, config, costs(n), builders[n])
+            races[contest] = race(chosen, rounds, seconds)
         outcome = races[contest][name]
         if outcome.error is not None:
             raise outcome.error
@@ -180,6 +185,21 @@ def _race(request: pytest.FixtureRequest, benchmark: BenchmarkFixture, quick: bo
     return run
 
 
+def _selected(session: pytest.Session, contest: Hashable, builders: Builders) -> list[str]:
+    """Return the providers of ``contest`` that pytest was asked for."""
+    asked_for = set()
+    for item in session.items:
+        if _contest(item) == contest:
+            asked_for.add(item.callspec.params[PROVIDER])  # type: ignore[attr-defined]
+    return [name for name in builders if name in asked_for]
+
+
+def _affordable(config: pytest.Config, cost: float, build: Callable[[], Entrant]) -> Entrant:
+    if why := _too_late(config, cost):
+        raise Unserved(why)
+    return build()
+
+
 def _keep(config: pytest.Config) -> None:
     """Write what has been measured so far where --benchmark-json will write it all at the end: a run that is
     killed loses nothing.
@@ -189,9 +209,7 @@ def _keep(config: pytest.Config) -> None:
         return
     found = [bench.as_dict(include_data=True) for bench in session.benchmarks if bench.stats.data]
     text = safe_dumps({"machine_info": {"fastcyclegan": config.stash[ABOUT]}, "benchmarks": found}, indent=1)
-    partial = Path(f"{session.json}.partial")
-    partial.write_text(text)
-    partial.replace(session.json)
+    write_atomically(Path(session.json), lambda partial: partial.write_text(text))
 
 
 # --- What is said of it -------------------------------------------------------------------------------------
@@ -205,10 +223,8 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Say each group's rates and ratios, beside the first provider of the group."""
     session = getattr(terminalreporter.config, "_benchmarksession", None)
-    rows = (
-        [row_of(bench.as_dict(include_data=True)) for bench in session.benchmarks]
-        if session is not None
-        else []
-    )
+    if session is None:
+        return
+    rows = [row_of(bench.as_dict(include_data=True)) for bench in session.benchmarks]
     for line in lines_of(rows):
         terminalreporter.write_line(line)

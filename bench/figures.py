@@ -79,14 +79,12 @@ class Row:
 def row_of(bench: dict[str, Any]) -> Row:
     """Return what is kept of one entry of pytest-benchmark's JSON."""
     info = dict(bench["extra_info"])
-    name = info.pop("provider", bench["name"])
-    return Row(
-        bench["fullname"].partition("::")[0].rpartition("/")[2],
-        bench["group"] or "",
-        name,
-        list(bench["stats"]["data"]),
-        info,
-    )
+    provider = info.pop("provider", bench["name"])
+    file = bench["fullname"].partition("::")[0].rpartition("/")[2]
+    group = bench["group"]
+    if group is None:
+        group = ""
+    return Row(file, group, provider, list(bench["stats"]["data"]), info)
 
 
 @dataclass
@@ -112,12 +110,11 @@ class Results:
     @property
     def title(self) -> str:
         """The hardware, versions, commit and date in one line."""
-        kept = {
-            key: value
-            for key, value in self.machine.items()
-            if key not in ("conditions", "device", "hardware")
-        }
-        return ", ".join([str(self.machine["hardware"]), *(f"{key} {value}" for key, value in kept.items())])
+        told = [str(self.machine["hardware"])]
+        for key, value in self.machine.items():
+            if key not in ("conditions", "device", "hardware"):
+                told.append(f"{key} {value}")
+        return ", ".join(told)
 
 
 def read_results(path: Path) -> Results:
@@ -139,11 +136,17 @@ def read_results(path: Path) -> Results:
 
 def anchor_of(rows: Sequence[Row]) -> Row:
     """Return the provider that the others of a group are compared with: the first that is no ceiling."""
-    return next((row for row in rows if not is_ceiling(row)), rows[0])
+    for row in rows:
+        if not is_ceiling(row):
+            return row
+    return rows[0]
 
 
 def ceiling_of(rows: Sequence[Row]) -> Row | None:
-    return next((row for row in rows if is_ceiling(row)), None)
+    for row in rows:
+        if is_ceiling(row):
+            return row
+    return None
 
 
 def is_ceiling(row: Row) -> bool:
@@ -156,17 +159,17 @@ def speed_up(row: Row, anchor: Row) -> Spread:
     after the other.
     """
     ours, theirs = row.info.get("operations", 1), anchor.info.get("operations", 1)
-    return Spread.of([(b / theirs) / (a / ours) for a, b in zip(row.seconds, anchor.seconds, strict=False)])
+    pairs = zip(row.seconds, anchor.seconds, strict=False)
+    return Spread.of([(b / theirs) / (a / ours) for a, b in pairs])
 
 
 def duration(spread: Spread) -> str:
     """Return a time in the unit that suits it."""
-    unit, factor = next(
-        (u, f)
-        for u, f, most in (("us", 1e6, 1e-3), ("ms", 1e3, 1.0), ("s", 1.0, float("inf")))
-        if spread.median < most
-    )
-    return f"{spread.scaled(factor):.3g} {unit}" if unit == "s" else f"{spread.scaled(factor):,.1f} {unit}"
+    if spread.median < 1e-3:
+        return f"{spread.scaled(1e6):,.1f} us"
+    if spread.median < 1:
+        return f"{spread.scaled(1e3):,.1f} ms"
+    return f"{spread:.3g} s"
 
 
 def lines_of(rows: Iterable[Row]) -> Iterator[str]:
@@ -177,20 +180,28 @@ def lines_of(rows: Iterable[Row]) -> Iterator[str]:
         anchor = anchor_of(members)
         for row in members:
             if row.info.get("counts_only"):
-                counts = (
-                    f"{row.info[key] / scale:,.6g} {name}"
-                    for key, (name, scale) in COUNTS.items()
-                    if key in row.info
-                )
-                yield f"  {row.provider:<24}" + "  ".join(counts)
-                continue
-            cells = [f"  {row.provider:<24}", duration(row.each)]
-            if row.rate is not None:
-                rate, unit = row.rate
-                cells.append(
-                    f"{rate.median:,.3g} {unit}" if rate.median < 100 else f"{rate.median:,.0f} {unit}"
-                )
-            cells += [f"{row.info[key] / 2**20:,.0f} MiB" for key in ("peak_bytes",) if row.info.get(key)]
-            if row is not anchor and not is_ceiling(row) and not is_ceiling(anchor):
-                cells.append(f"{speed_up(row, anchor):.2f}x of {anchor.provider}")
-            yield "  ".join(cells) + f"  n={len(row.seconds)}"
+                yield f"  {row.provider:<24}" + "  ".join(_counts(row))
+            else:
+                cells = [f"  {row.provider:<24}", *_timed(row, anchor)]
+                yield "  ".join(cells) + f"  n={len(row.seconds)}"
+
+
+def _counts(row: Row) -> Iterator[str]:
+    for key, (name, scale) in COUNTS.items():
+        if key in row.info:
+            yield f"{row.info[key] / scale:,.6g} {name}"
+
+
+def _timed(row: Row, anchor: Row) -> Iterator[str]:
+    """Yield the time of ``row``, its rate, its memory and its ratio to ``anchor``, as far as it has them."""
+    yield duration(row.each)
+    if row.rate is not None:
+        rate, unit = row.rate
+        if rate.median < 100:
+            yield f"{rate.median:,.3g} {unit}"
+        else:
+            yield f"{rate.median:,.0f} {unit}"
+    if row.info.get("peak_bytes"):
+        yield f"{row.info['peak_bytes'] / 2**20:,.0f} MiB"
+    if row is not anchor and not is_ceiling(row) and not is_ceiling(anchor):
+        yield f"{speed_up(row, anchor):.2f}x of {anchor.provider}"

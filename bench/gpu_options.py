@@ -98,13 +98,15 @@ def tiny(case: Case) -> Case:
     """Return ``case`` as a machine without a GPU can run it in a second or two; the first one with
     interpreted kernels.
     """
-    model = {"ngf": 2, "ndf": 2, **case.model}
-    if not str(model.get("netG", "")).startswith("unet"):
-        return replace(
-            case, model={**model, "netG": "resnet_1blocks"}, size=48 if model.get("n_layers_D") == 4 else 24
-        )
-    # A U-Net's side is a multiple of what its name says.
-    return replace(case, model={**model, "netG": "unet_128"}, size=128)
+    model, size = {"ngf": 2, "ndf": 2, **case.model}, 24
+    if str(model.get("netG", "")).startswith("unet"):
+        # Its side is a multiple of what its name says.
+        model["netG"], size = "unet_128", 128
+    else:
+        model["netG"] = "resnet_1blocks"
+        if model.get("n_layers_D") == 4:
+            size = 48
+    return replace(case, model=model, size=size)
 
 
 INTERPRETED = Case(
@@ -115,8 +117,12 @@ INTERPRETED = Case(
 
 
 def moved(batch: Batch, dtype: torch.dtype = torch.float32) -> Batch:
-    a, b = (t.to(DEVICE, dtype, memory_format=torch.channels_last) for t in (batch.A, batch.B))
-    return replace(batch, A=a, B=b)
+    layout = torch.channels_last
+    return replace(
+        batch,
+        A=batch.A.to(DEVICE, dtype, memory_format=layout),
+        B=batch.B.to(DEVICE, dtype, memory_format=layout),
+    )
 
 
 def engine_of(case: Case, nets: dict[str, nn.Module], **more: Any) -> Engine:
@@ -140,9 +146,8 @@ def check_first_losses(case: Case, nets: dict[str, nn.Module], batch: Batch, los
         with_reference = copy_of(nets, dtype)
         for net in with_reference.values():
             set_impl(net, "reference")
-        return make_engine(with_reference, loss, device=DEVICE, precision=precision, options=plain).step(
-            moved(batch, dtype), LR
-        )
+        engine = make_engine(with_reference, loss, device=DEVICE, precision=precision, options=plain)
+        return engine.step(moved(batch, dtype), LR)
 
     theirs, truth = of(case.precision, torch.float32), of("fp32", torch.float64)
     assert_parity("losses of iteration 1", losses, theirs, truth, DTYPES[case.precision])
@@ -154,9 +159,9 @@ def run(case: Case) -> str:
     """
     nets = seeded_networks(ModelConfig(**case.model))
     engine = engine_of(case, nets)
-    before = {name: [p.detach().clone() for p in net.parameters()] for name, net in engine.nets.items()}
+    before = {name: _copied(net) for name, net in engine.nets.items()}
     plan = Plan(0, 4 * case.batch + 2, 4 * case.batch + 2, case.batch)
-    channels = _channels(case)
+    channels = (case.model.get("input_nc", 3), case.model.get("output_nc", 3))
     given = [random_batch(case.size, plan, n, channels) for n in range(case.iterations)]
     if DEVICE == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -169,33 +174,35 @@ def run(case: Case) -> str:
     for n, each in enumerate(losses):
         assert torch.isfinite(each).all(), f"losses of iteration {n + 1} are not finite: {each.tolist()}"
     for name, net in engine.nets.items():
-        same = all(torch.equal(a, b) for a, b in zip(before[name], net.parameters(), strict=True))
+        pairs = zip(before[name], net.parameters(), strict=True)
+        same = all(torch.equal(a, b) for a, b in pairs)
         assert not same, f"{name} has not moved in {case.iterations} iterations"
-    captured = engine.graphs.captured if engine.graphs is not None else 0
-    why = engine.graphs.off if engine.graphs is not None else ""
+    captured, why = 0, ""
+    if engine.graphs is not None:
+        captured, why = engine.graphs.captured, engine.graphs.off
     assert captured == case.graphs, f"{captured} graphs were captured, {case.graphs} expected. {why}"
     if not case.random:
         check_first_losses(case, nets, given[0], losses[0])
     return _line(case.name, marks)
 
 
-def _channels(case: Case) -> tuple[int, int]:
-    return case.model.get("input_nc", 3), case.model.get("output_nc", 3)
+def _copied(net: nn.Module) -> list[Tensor]:
+    return [p.detach().clone() for p in net.parameters()]
 
 
 def _line(name: str, marks: Sequence[float]) -> str:
     seconds = [after - before for before, after in pairwise(marks)]
     later = sorted(seconds[len(seconds) // 2 :])
-    memory = f"{torch.cuda.max_memory_allocated() / 2**30:6.2f} GiB" if DEVICE == "cuda" else ""
+    memory = ""
+    if DEVICE == "cuda":
+        memory = f"{torch.cuda.max_memory_allocated() / 2**30:6.2f} GiB"
     # Each waits for the device: for a figure without that, the benches.
     return f"{name:<58}{seconds[0]:7.1f} s first {1e3 * later[len(later) // 2]:9.2f} ms later {memory}"
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the cases that ``--record`` does not know. Returns 1 where one failed, BROKEN after a fault of the
-    device.
-    """
-    parser = argparse.ArgumentParser(prog="bench.gpu_options", description=(__doc__ or "").splitlines()[0])
+def parse(arguments: list[str] | None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
+    """Return what was asked for, and the parser, which ends the process for what turns out to be wrong."""
+    parser = argparse.ArgumentParser(prog="bench.gpu_options", description=str(__doc__).split("\n\n")[0])
     parser.add_argument(
         "--record", type=Path, metavar="FILE", help="a line of JSON a case; those in it are left out"
     )
@@ -205,14 +212,25 @@ def main(arguments: list[str] | None = None) -> int:
         "--launch-log", type=Path, metavar="FILE", help="every launch, written before it is made"
     )
     parser.add_argument("--plant-fault", choices=FAULTS, help="let kernels compute something else, or crash")
-    options = parser.parse_args(arguments)
+    return parser, parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the cases that ``--record`` does not know. Returns 1 where one failed, BROKEN after a fault of the
+    device.
+    """
+    parser, options = parse(arguments)
     log = LaunchLog(options.launch_log)
     log.start()
     forbid_fallback()
     if options.plant_fault:
         plant_fault(options.plant_fault)
-    cases = [INTERPRETED, *(tiny(case) for case in CASES if not case.compiled)] if options.tiny else CASES
-    known = {event["case"] for event in read_events(options.record)} if options.record is not None else set()
+    cases = CASES
+    if options.tiny:
+        cases = [INTERPRETED, *(tiny(case) for case in CASES if not case.compiled)]
+    known = set()
+    if options.record is not None:
+        known = {event["case"] for event in read_events(options.record)}
 
     def write(**event: Any) -> None:
         if options.record is not None:
@@ -237,21 +255,18 @@ def _run_all(cases: Sequence[Case], log: LaunchLog, write: Callable[..., None]) 
             broken = breaks_the_device(error)
             text = "".join(traceback.format_exception(error))
             print(f"{case.name}: FAILED\n{text}", flush=True)
-            write(
-                event="broken" if broken else "failed",
-                case=case.name,
-                text=text[-6000:],
-                launches=list(log.last),
-            )
+            told = {"case": case.name, "text": text[-6000:], "launches": list(log.last)}
             if broken:
+                write(event="broken", **told)
                 return BROKEN
+            write(event="failed", **told)
             failed += 1
         else:
             print(line, flush=True)
             write(event="held", case=case.name, line=line)
         if DEVICE == "cuda":
             torch.cuda.empty_cache()
-    return 1 if failed else 0
+    return int(failed > 0)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
 """What a half hour on a GPU machine is spent on: three stages, each of parts in the order of what they tell.
 
-1. What must hold before anything else: kernels at real sizes, then the networks,
-then the rest. 2. The engine: captured iterations against
-plain ones, every option, the official order beside ours, the costliest kernels. 3. The benches, the most
-telling first.
+1. What must hold before anything else: kernels at real sizes, then the networks, then the rest.
+2. The engine: captured iterations against plain ones, every option, the official order beside ours, the
+   costliest kernels.
+3. The benches, the most telling first.
 """
 
 from __future__ import annotations
 
-from bench.gpu_tasks import Benches, Command, Options, Part, Tests
+from bench.gpu_tasks import Benches, Command, Options, Part
+from bench.gpu_test_task import Tests
 
 # Each ends by itself before a call of 10 minutes would end it; the first leaves time for mending.
 SECONDS = {1: 230.0, 2: 480.0, 3: 560.0}

@@ -17,26 +17,28 @@ import re
 import shutil
 import signal
 import sys
-import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
+from bench.compiled_kernels import compiled_kernels, save_compiled, told_of_compiled
 from bench.figures import Row, read_results
+from bench.gpu_outcome import Outcome, Surroundings
 from bench.gpu_stages import SECONDS, STAGES, TITLES
 from bench.gpu_summary import MOST_OF_A_SUMMARY, Printer, summary
-from bench.gpu_tasks import Benches, Outcome, Part, Surroundings
+from bench.gpu_tasks import Benches, Part
 from bench.launches import FAULTS
 from bench.machine import ROOT, machine
 from bench.rehearsal import MARK, PREFIX, CannotRehearse, rehearse
-from bench.report import markdown
+from bench.result_tables import markdown
 from fastcyclegan.kernels import _tune, backend_table
+from fastcyclegan.tensor_files import write_atomically
 
 # For what is written at the end: the compiled kernels above all.
 ENDING = 12.0
@@ -44,8 +46,6 @@ ENDING = 12.0
 REHEARSAL = 280.0
 # A part that has less does not begin.
 LEAST = 8.0
-# So many files, and none larger, come back from a machine elsewhere.
-MOST_FILES, PIECE, MOST_PIECES = 8, 15 << 20, 3
 LONGEST_LOG, MOST_FAILURES = 12 << 20, 100
 # Kept from call to call where the machine is; elsewhere a user's own caches serve.
 CACHES = {"TRITON_CACHE_DIR": "/opt/tc", "XDG_CACHE_HOME": "/opt/xc"}
@@ -78,16 +78,11 @@ class Suite:
         for number, part in enumerate(parts, 1):
             outcome = self._run(part)
             self.outcomes.append(outcome)
-            tally = ", ".join(f"{count} {word}" for word, count in outcome.counts.items() if count)
-            verdict = outcome.note or ("holds" if outcome.holds else f"DOES NOT HOLD {outcome.why}".rstrip())
-            self.printer.line(
-                f"[{number}/{len(parts)}] {outcome.name}: {', '.join(filter(None, (verdict, tally)))};"
-                f" {outcome.seconds:.0f} s"
-            )
+            self.printer.line(f"[{number}/{len(parts)}] {_line(outcome)}")
             self.write()
         self._try(lambda: save_compiled(self.around.results))
         self.printer.summary(self.summary(self.printer.most))
-        return 0 if all(outcome.holds for outcome in self.outcomes) else 1
+        return int(not all(outcome.holds for outcome in self.outcomes))
 
     def _run(self, part: Part) -> Outcome:
         seconds = min(part.seconds, self.left - ENDING)
@@ -100,9 +95,8 @@ class Suite:
             return Outcome(part.name, f"its result cannot be read: {type(error).__name__}: {error}")
 
     def summary(self, most: int = MOST_OF_A_SUMMARY) -> list[str]:
-        return summary(
-            self.about, self.outcomes, self.planned, time.monotonic() - self.began, self.files(), most
-        )
+        seconds = time.monotonic() - self.began
+        return summary(self.about, self.outcomes, self.planned, seconds, self.files(), most)
 
     def _try(self, write: Callable[[], Any]) -> None:
         """Write something. Where that fails it is printed, and the stage goes on: its time is worth more than
@@ -114,12 +108,13 @@ class Suite:
             self.printer.line(f"not written: {type(error).__name__}: {error}")
 
     def files(self) -> list[str]:
-        prefix = PREFIX if self.around.rehearsed else ""
-        return sorted(
-            prefix + str(path.relative_to(self.around.results))
-            for path in self.around.results.rglob("*")
-            if path.is_file()
-        )
+        names = []
+        for path in self.around.results.rglob("*"):
+            if path.is_file():
+                names.append(str(path.relative_to(self.around.results)))
+        if self.around.rehearsed:
+            names = [PREFIX + name for name in names]
+        return sorted(names)
 
     def write(self) -> None:
         """Write all that is known into the results: outcomes as JSON, the summary, the whole output, rows of
@@ -131,42 +126,37 @@ class Suite:
 
     def _write_outcomes(self) -> None:
         results, stem = self.around.results, f"stage{self.stage}"
-        kept = [{**asdict(outcome), "output": None, "holds": outcome.holds} for outcome in self.outcomes]
-        for part in kept:
-            part["failures"] = part["failures"][:MOST_FAILURES]
-        finished = len(kept) == self.planned
-        _replace(
-            results / f"{stem}.json",
-            json.dumps({"machine": self.about, "finished": finished, "parts": kept}, indent=1) + "\n",
-        )
+        parts, log = [], []
+        for outcome in self.outcomes:
+            kept = {**asdict(outcome), "output": None, "holds": outcome.holds}
+            kept["failures"] = kept["failures"][:MOST_FAILURES]
+            parts.append(kept)
+            log.append(f"===== {outcome.name}\n{outcome.output}")
+        finished = len(parts) == self.planned
+        _replace_json(results / f"{stem}.json", {"machine": self.about, "finished": finished, "parts": parts})
         _replace(results / f"{stem}.md", "\n".join(self.summary()) + "\n")
-        log = "\n".join(f"===== {outcome.name}\n{outcome.output}" for outcome in self.outcomes)
-        _replace(results / f"{stem}.log", log[-LONGEST_LOG:])
+        _replace(results / f"{stem}.log", "\n".join(log)[-LONGEST_LOG:])
 
     def _write_rows(self) -> None:
         found = []
-        for part in [part for part in STAGES[self.stage] if isinstance(part, Benches)]:
-            # A process that was killed may have left half a file.
-            with contextlib.suppress(OSError, ValueError):
-                found.append(json.loads(part.rows_of(self.around).read_text()))
+        for part in STAGES[self.stage]:
+            if isinstance(part, Benches):
+                # A process that was killed may have left half a file.
+                with contextlib.suppress(OSError, ValueError):
+                    found.append(json.loads(part.rows_of(self.around).read_text()))
         if not found:
             return
-        merged = {
-            **found[0],
-            "benchmarks": [bench for each in found for bench in each["benchmarks"]],
-            "tests": self.tests(),
-        }
+        benchmarks = []
+        for each in found:
+            benchmarks += each["benchmarks"]
         file = self.around.results / f"{name_of(self.about)}.json"
-        _replace(file, json.dumps(merged, indent=1) + "\n")
+        _replace_json(file, {**found[0], "benchmarks": benchmarks, "tests": self.tests()})
         results = read_results(file)
         _replace(file.with_suffix(".md"), "\n".join(markdown(results)) + "\n")
         if table := backends(results.rows):
             folder = self.around.results / "backends"
             folder.mkdir(exist_ok=True)
-            _replace(
-                folder / backend_table.table_file(self.about["hardware"]).name,
-                json.dumps(table, indent=1) + "\n",
-            )
+            _replace_json(folder / backend_table.table_file(self.about["hardware"]).name, table)
 
     def tests(self) -> dict[str, Any]:
         """Return what the stages that left their files here said of their tests, for the report of the
@@ -175,27 +165,42 @@ class Suite:
         found = {}
         for stage in (1, 2):
             file = self.around.results / f"stage{stage}.json"
-            if file.exists():
-                for part in json.loads(file.read_text())["parts"]:
-                    tally = ", ".join(f"{count} {word}" for word, count in part["counts"].items())
-                    found[part["name"]] = {
-                        "status": int(not part["holds"]),
-                        "summary": f"{part['why'] or 'done'}; {tally}",
-                    }
+            if not file.exists():
+                continue
+            for part in json.loads(file.read_text())["parts"]:
+                how = part["why"]
+                if not how:
+                    how = "done"
+                tally = ", ".join(f"{count} {word}" for word, count in part["counts"].items())
+                found[part["name"]] = {"status": int(not part["holds"]), "summary": f"{how}; {tally}"}
         return found
 
 
+def _line(outcome: Outcome) -> str:
+    """Return what is printed of a part as it ends."""
+    said = outcome.note
+    if not said:
+        said = "holds"
+        if not outcome.holds:
+            said = f"DOES NOT HOLD {outcome.why}".rstrip()
+    if outcome.tally:
+        said += f", {outcome.tally}"
+    return f"{outcome.name}: {said}; {outcome.seconds:.0f} s"
+
+
 def name_of(about: dict[str, str]) -> str:
-    return re.sub(
-        r"[^A-Za-z0-9.]+", "-", f"{about['hardware']} torch {about['torch']} triton {about['triton']}"
-    )
+    name = f"{about['hardware']} torch {about['torch']} triton {about['triton']}"
+    return re.sub(r"[^A-Za-z0-9.]+", "-", name)
 
 
 def packages() -> dict[str, str]:
     """Return what a stage would use and can do without, as far as it is missing, and where compiled kernels
     are kept.
     """
-    missing = [name for name, module in (("DALI", "nvidia.dali"), ("tyro", "tyro")) if not _is_there(module)]
+    missing = []
+    for name, module in (("DALI", "nvidia.dali"), ("tyro", "tyro")):
+        if not _is_there(module):
+            missing.append(name)
     notes = {"compiled kernels": str(compiled_kernels())}
     if missing:
         notes["not installed"] = f"{' and '.join(missing)}: no stage needs them; rows that do are left out"
@@ -213,98 +218,41 @@ def backends(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
     """Return the milliseconds of each backend for every shape that both were measured for: the table that
     kernels/backends keeps.
     """
-    table: dict[str, dict[str, float]] = {}
+    measured: dict[str, dict[str, float]] = {}
     for row in rows:
         if "backend_key" in row.info:
-            table.setdefault(row.info["backend_key"], {})[row.info["backend"]] = 1e3 * row.each.median
-    return {key: times for key, times in sorted(table.items()) if {"triton", "cudnn"} <= set(times)}
+            times = measured.setdefault(row.info["backend_key"], {})
+            times[row.info["backend"]] = 1e3 * row.each.median
+    table = {}
+    for key in sorted(measured):
+        if {"triton", "cudnn"} <= measured[key].keys():
+            table[key] = measured[key]
+    return table
 
 
 def _keep_tuned(results: Path) -> None:
     """Copy the tiles that were chosen by measurement: they may ship as kernels/tuned/*.json."""
-    if torch.cuda.is_available() and (tuned := _tune.cache_file(torch.cuda.get_device_name())).exists():
+    if not torch.cuda.is_available():
+        return
+    tuned = _tune.cache_file(torch.cuda.get_device_name())
+    if tuned.exists():
         shutil.copy(tuned, results / f"tuned-{tuned.name}")
 
 
 def _replace(file: Path, text: str) -> None:
     """Write ``text`` so that a reader, and whoever ends this process, finds the old or the new one."""
-    partial = file.with_name(f"{file.name}.partial")
-    partial.write_text(text)
-    partial.replace(file)
+    write_atomically(file, lambda partial: partial.write_text(text))
 
 
-# --- Compiled kernels ---------------------------------------------------------------------------------------
-
-
-def save_compiled(results: Path) -> None:
-    """Pack what Triton compiled into pieces that travel, the newest kernels first; those that do not fit are
-    compiled again.
-    """
-    cache = compiled_kernels()
-    for old in results.glob("triton-cache.tgz.*"):
-        old.unlink()
-    if not cache.is_dir() or not any(cache.iterdir()):
-        return
-    others = sum(1 for path in results.rglob("*") if path.is_file())
-    pieces = max(1, min(MOST_PIECES, MOST_FILES - others))
-    folders = sorted(
-        (path for path in cache.iterdir() if path.is_dir()), key=lambda path: -path.stat().st_mtime
-    )
-    with tempfile.TemporaryFile() as packed:
-        with tarfile.open(fileobj=packed, mode="w:gz", compresslevel=6) as tar:
-            for folder in folders:
-                # Triton's files name each other by whole paths, so they serve there alone.
-                tar.add(folder, arcname=str(folder).lstrip("/"))
-                # The next one, and what gzip has not written yet, must fit too.
-                if packed.tell() > 0.75 * pieces * PIECE:
-                    break
-        packed.seek(0)
-        for number in range(pieces):
-            if piece := packed.read(PIECE):
-                (results / f"triton-cache.tgz.{number}").write_bytes(piece)
-
-
-def compiled_kernels() -> Path:
-    """Return where Triton keeps what it compiled."""
-    return Path(os.environ.get("TRITON_CACHE_DIR") or Path.home() / ".triton" / "cache")
-
-
-def load_compiled(folder: Path) -> int:
-    """Unpack the pieces that ``save_compiled`` left in ``folder`` to where they were made; return how many
-    kernels.
-    """
-    with tempfile.TemporaryFile() as packed:
-        for piece in sorted(folder.glob("triton-cache.tgz.*")):
-            packed.write(piece.read_bytes())
-        packed.seek(0)
-        with tarfile.open(fileobj=packed, mode="r:gz") as tar:
-            cache = str(compiled_kernels()).strip("/")
-            members = [member for member in tar.getmembers() if member.name.startswith(f"{cache}/")]
-            tar.extractall("/", members, filter="data")
-    return len({member.name.removeprefix(f"{cache}/").partition("/")[0] for member in members})
-
-
-def told_of_compiled(folder: Path) -> str:
-    """Unpack compiled kernels, and return a line on what came of it: without them everything is compiled
-    again.
-    """
-    try:
-        count = load_compiled(folder)
-    except (OSError, EOFError, tarfile.TarError) as error:
-        return f"compiled kernels in {folder} are not used: {type(error).__name__}: {error}"
-    if not count:
-        return (
-            f"compiled kernels in {folder} are not used: they were made in another folder than"
-            f" {compiled_kernels()} (TRITON_CACHE_DIR)"
-        )
-    return f"{count} kernels need no compiling"
+def _replace_json(file: Path, content: Any) -> None:
+    _replace(file, json.dumps(content, indent=1) + "\n")
 
 
 # --- The command line ---------------------------------------------------------------------------------------
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="gpu_suite.py", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="gpu_suite.py", description=str(__doc__).split("\n\n")[0])
     parser.add_argument(
         "--stage",
         type=int,
@@ -340,6 +288,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--in-rehearsal", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
+    _check(options, parser)
+    if options.rehearse:
+        _rehearse(options, parser)
+    return options
+
+
+def _check(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     if options.seconds is not None and not options.seconds > LEAST + ENDING:
         parser.error(f"--seconds must be more than {LEAST + ENDING:.0f}, got {options.seconds:g}")
     if options.compiled is not None and not any(options.compiled.glob("triton-cache.tgz.*")):
@@ -350,18 +305,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         )
     if options.rehearse and options.compiled is not None:
         parser.error("--compiled is for a GPU: a rehearsal compiles nothing")
-    if options.rehearse:
-        try:
-            given = {"stage": options.stage, "seconds": options.seconds, "plant-fault": options.plant_fault}
-            sys.exit(
-                rehearse(
-                    [f"--{name}={value}" for name, value in given.items() if value is not None],
-                    options.results,
-                )
-            )
-        except CannotRehearse as reason:
-            parser.error(str(reason))
-    return options
+
+
+def _rehearse(options: argparse.Namespace, parser: argparse.ArgumentParser) -> NoReturn:
+    given = {"stage": options.stage, "seconds": options.seconds, "plant-fault": options.plant_fault}
+    arguments = [f"--{name}={value}" for name, value in given.items() if value is not None]
+    try:
+        sys.exit(rehearse(arguments, options.results))
+    except CannotRehearse as reason:
+        parser.error(str(reason))
 
 
 def surroundings(options: argparse.Namespace, work: Path) -> Surroundings:
@@ -386,19 +338,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     with tempfile.TemporaryDirectory(prefix="fastcyclegan-suite-") as work:
         around = surroundings(options, Path(work))
-        stages = [options.stage] if options.stage else list(STAGES)
-        printer = Printer(len(stages))
+        stages = list(STAGES)
+        if options.stage is not None:
+            stages = [options.stage]
+        printer, status = Printer(len(stages)), 0
         if options.compiled is not None:
             printer.line(told_of_compiled(options.compiled))
-        limits = {
-            stage: options.seconds or (REHEARSAL if options.in_rehearsal else SECONDS[stage])
-            for stage in stages
-        }
         try:
-            return max([Suite(stage, around, limits[stage], printer).run(STAGES[stage]) for stage in stages])
+            for stage in stages:
+                suite = Suite(stage, around, _limit(stage, options), printer)
+                status = max(status, suite.run(STAGES[stage]))
         except KeyboardInterrupt:
             print(f"\nended from outside; what was known is in {options.results}", flush=True)
             return 130
+    return status
+
+
+def _limit(stage: int, options: argparse.Namespace) -> float:
+    """Return the seconds after which ``stage`` ends by itself."""
+    if options.seconds is not None:
+        return float(options.seconds)
+    if options.in_rehearsal:
+        return REHEARSAL
+    return SECONDS[stage]
 
 
 if __name__ == "__main__":

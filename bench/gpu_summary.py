@@ -5,11 +5,12 @@ machine elsewhere.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import re
 from collections.abc import Sequence
 
-from bench.gpu_tasks import Failure, Outcome
+from bench.gpu_outcome import Failure, Outcome
 
 # A summary stays below this, and all that is printed below MOST: longer output loses its beginning.
 MOST_OF_A_SUMMARY, MOST, PROGRESS = 7_800, 19_500, 2_500
@@ -50,33 +51,41 @@ def summary(
     characters.
     """
     bad = [outcome for outcome in outcomes if not outcome.holds]
-    verdict = f"{len(bad)} of {len(outcomes)} parts DO NOT HOLD" if bad else f"all {len(outcomes)} parts hold"
-    if len(outcomes) < planned:
-        verdict = f"UNFINISHED, {len(outcomes)} of {planned} parts are known; of these {verdict}"
-    head = [
-        f"# stage {about['stage']}: {verdict}, {seconds:.0f} s",
-        *(f"{key}: {value}" for key, value in about.items() if key != "stage"),
-    ]
-    head.append("")
+    lines = [f"# stage {about['stage']}: {_verdict(len(bad), len(outcomes), planned)}, {seconds:.0f} s"]
+    for key, value in about.items():
+        if key != "stage":
+            lines.append(f"{key}: {value}")
+    lines.append("")
     for outcome in outcomes:
-        holds = "holds" if outcome.holds else "FAILS"
-        line = f"{holds:<6}{outcome.name:<46}{_tally(outcome):<36}{outcome.seconds:5.0f} s  "
-        head.append((line + (outcome.why or outcome.note))[:WIDTH])
+        lines.append(_line(outcome))
     tail = ["", f"files: {', '.join(files)}"[:600]]
-    lines = [*head, *_failures(bad, most - _size(head) - _size(tail) - 200)]
+    lines += _failures(bad, most - _size(lines) - _size(tail) - 200)
     # Figures come in the room that failures leave.
-    shown = [
-        line for outcome in outcomes if outcome.shown for line in ("", f"## {outcome.name}", *outcome.shown)
-    ]
-    return [
-        *lines,
-        *_fitting([line[:WIDTH] for line in shown], most - _size(lines) - _size(tail) - 100),
-        *tail,
-    ]
+    shown = []
+    for outcome in outcomes:
+        if outcome.shown:
+            shown += ["", f"## {outcome.name}", *outcome.shown]
+    lines += _fitting([line[:WIDTH] for line in shown], most - _size(lines) - _size(tail) - 100)
+    return lines + tail
 
 
-def _tally(outcome: Outcome) -> str:
-    return ", ".join(f"{count} {word}" for word, count in outcome.counts.items() if count)
+def _verdict(bad: int, known: int, planned: int) -> str:
+    verdict = f"all {known} parts hold"
+    if bad:
+        verdict = f"{bad} of {known} parts DO NOT HOLD"
+    if known < planned:
+        verdict = f"UNFINISHED, {known} of {planned} parts are known; of these {verdict}"
+    return verdict
+
+
+def _line(outcome: Outcome) -> str:
+    holds = "FAILS"
+    if outcome.holds:
+        holds = "holds"
+    why = outcome.why
+    if not why:
+        why = outcome.note
+    return f"{holds:<6}{outcome.name:<46}{outcome.tally:<36}{outcome.seconds:5.0f} s  {why}"[:WIDTH]
 
 
 def _size(lines: Sequence[str]) -> int:
@@ -96,12 +105,21 @@ def _failures(bad: Sequence[Outcome], room: int) -> list[str]:
     """Return failures in turns of the parts, those whose error was not told yet before others, each in its
     share of ``room``.
     """
-    longest = max((len(outcome.failures) for outcome in bad), default=0)
-    turns = [outcome.failures[n] for n in range(longest) for outcome in bad if n < len(outcome.failures)]
-    # Two parts may have run one test.
-    different = list({failure.where: failure for failure in turns}.values())
-    fresh = {_kind(failure): failure for failure in reversed(different)}
-    ordered = sorted(different, key=lambda failure: fresh[_kind(failure)] is not failure)
+    different: dict[str, Failure] = {}
+    for turn in itertools.zip_longest(*(outcome.failures for outcome in bad)):
+        for failure in turn:
+            if failure is not None:
+                # Two parts may have run one test.
+                different[failure.where] = failure
+    fresh, again, kinds = [], [], set()
+    for failure in different.values():
+        kind = _kind(failure)
+        if kind in kinds:
+            again.append(failure)
+        else:
+            fresh.append(failure)
+            kinds.add(kind)
+    ordered = fresh + again
     lines: list[str] = []
     for number, failure in enumerate(ordered):
         told = told_of(failure, max(420, room // min(len(ordered), 8)))
@@ -121,11 +139,11 @@ def _errors(failure: Failure) -> list[str]:
     at the end.
     """
     said = failure.text.splitlines()
-    errors = (
-        [line for line in said if line.startswith("E ")]
-        or [line for line in said if re.match(r"[\w.]*Error\b", line)]
-        or said[-2:]
-    )
+    errors = [line for line in said if line.startswith("E ")]
+    if not errors:
+        errors = [line for line in said if re.match(r"[\w.]*Error\b", line)]
+    if not errors:
+        errors = said[-2:]
     return errors[:1] + errors[1:][-1:]
 
 
@@ -133,15 +151,13 @@ def told_of(failure: Failure, most: int) -> list[str]:
     """Return a failure in at most ``most`` characters: where, its error line, the last launch before it, what
     running it alone said.
     """
-    lines = ["", f"FAILED {failure.where}", *(f"  {line.strip()}" for line in _errors(failure))]
+    where = f"FAILED {failure.where}"
+    lines = [line.strip() for line in _errors(failure)]
     if failure.launches:
         last = failure.launches[-1]
-        arguments = ", ".join(map(str, last["arguments"]))
-        lines.append(
-            f"  last launch: {last['kernel']} grid {last['grid']} {json.dumps(last['configuration'])}"
-            f" {arguments}"
-        )
+        arguments, configuration = ", ".join(map(str, last["arguments"])), json.dumps(last["configuration"])
+        lines.append(f"last launch: {last['kernel']} grid {last['grid']} {configuration} {arguments}")
     if failure.again:
-        lines.append(f"  {failure.again}")
-    share = max(80, (most - len(lines[1])) // max(1, len(lines) - 2))
-    return [lines[0], lines[1][:WIDTH], *(line[:share] for line in lines[2:])]
+        lines.append(failure.again)
+    share = max(80, (most - len(where)) // max(1, len(lines)))
+    return ["", where[:WIDTH], *(f"  {line}"[:share] for line in lines)]

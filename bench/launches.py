@@ -42,7 +42,9 @@ class LaunchLog:
 
     def __init__(self, file: Path | None = None) -> None:
         self.last: deque[dict[str, Any]] = deque(maxlen=KEPT)
-        self._file: TextIO | None = file.open("a") if file is not None else None
+        self._file: TextIO | None = None
+        if file is not None:
+            self._file = file.open("a")
 
     def launched(self, launch: Any) -> None:
         from fastcyclegan.kernels._records import line_of, readable

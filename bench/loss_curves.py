@@ -16,6 +16,7 @@ import argparse
 import itertools
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,19 +30,22 @@ from fastcyclegan.config import LossConfig, ModelConfig
 from fastcyclegan.data import builtin
 from fastcyclegan.data.batch import Batch
 from fastcyclegan.data.sample_plan import Plan
-from fastcyclegan.recipes.cyclegan import CycleGAN
+from fastcyclegan.recipes.cyclegan import CycleGANRecipe
 
 CONFIG = ModelConfig(netG="resnet_2blocks", ngf=16, ndf=32)
 SMOOTHED = 20
-NAMES = CycleGAN(LossConfig()).loss_names
+NAMES = CycleGANRecipe(LossConfig()).loss_names
 Curves = NDArray[np.float64]
 
 
 def pictures(count: int = 100) -> tuple[torch.Tensor, torch.Tensor]:
     """Return built-in training pictures of both domains, [count, 3, 64, 64] in [-1, 1]."""
-    both = (np.stack([builtin.draw(domain, 0, "train", n) for n in range(count)]) for domain in "AB")
-    a, b = (torch.from_numpy(p / 127.5 - 1).float().permute(0, 3, 1, 2).to(DEVICE) for p in both)
-    return a, b
+    return _drawn("A", count), _drawn("B", count)
+
+
+def _drawn(domain: str, count: int) -> torch.Tensor:
+    pixels = np.stack([builtin.draw(domain, 0, "train", n) for n in range(count)])
+    return torch.from_numpy(pixels / 127.5 - 1).float().permute(0, 3, 1, 2).to(DEVICE)
 
 
 def curves(provider: str, seed: int, iterations: int) -> Curves:
@@ -71,12 +75,17 @@ def apart(official: list[Curves], ours: list[Curves]) -> list[tuple[str, float, 
     """
     rows = []
     for column, name in enumerate(NAMES):
-        theirs, mine = ([smoothed(run)[:, column] for run in runs] for runs in (official, ours))
-        size = np.mean(theirs)
-        paths = np.mean([np.abs(m - t).mean() for m, t in zip(mine, theirs, strict=True)]) / size
-        seeds = np.mean([np.abs(s - t).mean() for s, t in itertools.combinations(theirs, 2)]) / size
-        rows.append((name, float(paths), float(seeds)))
+        theirs = [smoothed(run)[:, column] for run in official]
+        mine = [smoothed(run)[:, column] for run in ours]
+        size = float(np.mean(theirs))
+        paths = _distance(zip(mine, theirs, strict=True)) / size
+        seeds = _distance(itertools.combinations(theirs, 2)) / size
+        rows.append((name, paths, seeds))
     return rows
+
+
+def _distance(pairs: Iterable[tuple[Curves, Curves]]) -> float:
+    return float(np.mean([np.abs(a - b).mean() for a, b in pairs]))
 
 
 def draw(official: list[Curves], ours: list[Curves], file: Path) -> None:
@@ -91,10 +100,9 @@ def draw(official: list[Curves], ours: list[Curves], file: Path) -> None:
     for column, (name, axes) in enumerate(zip(NAMES, panels.flat, strict=True)):
         for seed, (theirs, mine) in enumerate(zip(official, ours, strict=True)):
             for run, style in ((theirs, "--"), (mine, "-")):
-                values = smoothed(run)[:, column]
-                axes.plot(
-                    np.arange(SMOOTHED, SMOOTHED + len(values)), values, style, color=f"C{seed}", linewidth=1
-                )
+                y = smoothed(run)[:, column]
+                x = np.arange(SMOOTHED, SMOOTHED + len(y))
+                axes.plot(x, y, style, color=f"C{seed}", linewidth=1)
         axes.set_title(name)
     figure.suptitle(
         f"Losses, mean over {SMOOTHED} iterations. Colour: seed. Dashed: official order; solid: ours."
@@ -105,7 +113,7 @@ def draw(official: list[Curves], ours: list[Curves], file: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run, write and judge."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).split("\n\n")[0])
     parser.add_argument("--iterations", type=int, default=300)
     parser.add_argument("--seeds", type=int, default=3, help="at least 2 (default: %(default)s)")
     parser.add_argument(
@@ -119,20 +127,14 @@ def main(arguments: list[str] | None = None) -> int:
     if options.iterations <= SMOOTHED or options.seeds < 2:
         parser.error(f"--iterations must be more than {SMOOTHED}, --seeds at least 2")
     options.output.mkdir(parents=True, exist_ok=True)
-    official, ours = (
-        [curves(name, seed, options.iterations) for seed in range(options.seeds)]
-        for name in ("official", options.provider)
-    )
+    official = [curves("official", seed, options.iterations) for seed in range(options.seeds)]
+    ours = [curves(options.provider, seed, options.iterations) for seed in range(options.seeds)]
     rows = apart(official, ours)
-    print(
-        f"{machine()['hardware']}, {options.iterations} iterations, {options.seeds} seeds: mean distance of"
-        " smoothed losses, relative"
-    )
+    run = f"{machine()['hardware']}, {options.iterations} iterations, {options.seeds} seeds"
+    print(f"{run}: mean distance of smoothed losses, relative")
     for name, paths, seeds in rows:
-        print(
-            f"{name:8} ours from the official order of the same seed {paths:.4f}, two seeds of the official"
-            f" order {seeds:.4f}"
-        )
+        same_seed = f"ours from the official order of the same seed {paths:.4f}"
+        print(f"{name:8} {same_seed}, two seeds of the official order {seeds:.4f}")
     draw(official, ours, options.output / "loss_curves.png")
     about = {
         "machine": machine(),
@@ -142,7 +144,8 @@ def main(arguments: list[str] | None = None) -> int:
         "apart": rows,
     }
     (options.output / "loss_curves.json").write_text(json.dumps(about, indent=1) + "\n")
-    return 0 if all(paths < seeds for _, paths, seeds in rows) else 1
+    near = all(paths < seeds for _, paths, seeds in rows)
+    return int(not near)
 
 
 if __name__ == "__main__":

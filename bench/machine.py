@@ -14,6 +14,7 @@ import os
 import platform
 import subprocess
 import time
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -29,23 +30,36 @@ def said_by(*command: str) -> str:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"
-    return done.stdout.strip() if done.returncode == 0 and done.stdout.strip() else "unknown"
+    said = done.stdout.strip()
+    if done.returncode != 0 or not said:
+        return "unknown"
+    return said
+
+
+def _from_cpuinfo(field: str) -> list[str]:
+    """Return a field of every core where the system shows it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists():
+        return []
+    lines = cpuinfo.read_text().splitlines()
+    return [line.partition(":")[2].strip() for line in lines if line.startswith(field)]
 
 
 def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return (models[0] if models else "") or platform.processor() or platform.machine()
+    models = _from_cpuinfo("model name")
+    if models and models[0]:
+        return models[0]
+    processor = platform.processor()
+    if processor:
+        return processor
+    return platform.machine()
 
 
 def hardware() -> str:
     """Return the GPU, or the processor and its threads, that a figure belongs to."""
-    return (
-        torch.cuda.get_device_name()
-        if DEVICE == "cuda"
-        else f"{_processor()}, {torch.get_num_threads()} threads"
-    )
+    if DEVICE == "cuda":
+        return torch.cuda.get_device_name()
+    return f"{_processor()}, {torch.get_num_threads()} threads"
 
 
 def source_digest() -> str:
@@ -61,33 +75,37 @@ def source_digest() -> str:
 
 def machine() -> dict[str, str]:
     """Return what every result carries."""
-    triton = importlib.util.find_spec("triton") is not None
-    dirty = said_by("git", "status", "--porcelain", "--untracked-files=no")
-    commit = said_by("git", "rev-parse", "--short", "HEAD")
     about = {
         "hardware": hardware(),
         "device": DEVICE,
         "torch": torch.__version__,
-        "triton": _version("triton") if triton else "none",
+        "triton": _version_of_triton(),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
-        "commit": commit + (" with changes" if dirty != "unknown" else ""),
+        "commit": _commit(),
         "source": source_digest(),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
     }
     if DEVICE == "cuda":
-        about["driver"] = said_by(
-            "nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"
-        ).splitlines()[0]
+        driver = said_by("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+        about["driver"] = driver.splitlines()[0]
         about["cuda"] = str(torch.version.cuda)
     return about
 
 
-def _version(package: str) -> str:
-    from importlib.metadata import PackageNotFoundError, version
+def _commit() -> str:
+    commit = said_by("git", "rev-parse", "--short", "HEAD")
+    # Nothing is printed of a clean checkout.
+    if said_by("git", "status", "--porcelain", "--untracked-files=no") != "unknown":
+        commit += " with changes"
+    return commit
 
+
+def _version_of_triton() -> str:
+    if importlib.util.find_spec("triton") is None:
+        return "none"
     try:
-        return version(package)
+        return version("triton")
     except PackageNotFoundError:
         return "unknown"
 
@@ -95,20 +113,9 @@ def _version(package: str) -> str:
 def conditions() -> dict[str, str]:
     """Return the clocks, temperatures and load of this moment, as far as the machine shows them."""
     if DEVICE == "cuda":
-        fields = "clocks.sm,clocks.mem,temperature.gpu,power.draw,clocks_throttle_reasons.active"
-        said = (
-            said_by("nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader")
-            .splitlines()[0]
-            .split(", ")
-        )
-        return dict(zip(fields.split(","), said, strict=False)) if len(said) > 1 else {}
+        return _conditions_of_the_gpu()
     found: dict[str, str] = {}
-    cpuinfo = Path("/proc/cpuinfo")
-    clocks = (
-        [line.partition(":")[2] for line in cpuinfo.read_text().splitlines() if line.startswith("cpu MHz")]
-        if cpuinfo.exists()
-        else []
-    )
+    clocks = _from_cpuinfo("cpu MHz")
     if clocks:
         found["MHz"] = f"{max(map(float, clocks)):.0f}"
     with contextlib.suppress(OSError, ValueError):
@@ -118,6 +125,15 @@ def conditions() -> dict[str, str]:
     with contextlib.suppress(OSError):
         found["load"] = f"{os.getloadavg()[0]:.1f}"
     return found
+
+
+def _conditions_of_the_gpu() -> dict[str, str]:
+    fields = "clocks.sm,clocks.mem,temperature.gpu,power.draw,clocks_throttle_reasons.active"
+    said = said_by("nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader")
+    values = said.splitlines()[0].split(", ")
+    if len(values) <= 1:
+        return {}
+    return dict(zip(fields.split(","), values, strict=False))
 
 
 class PeakMemory:

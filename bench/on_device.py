@@ -75,8 +75,12 @@ def wanted(items: list[pytest.Item], words: list[str], rest: list[str]) -> list[
     ``rest`` names.
     """
     if words:
-        return [item for item in items if _for_a_gpu(item) and any(word in item.name for word in words)]
-    return [item for item in items if not any(word in item.name for word in rest)]
+        return [item for item in items if _for_a_gpu(item) and _named_by(words, item)]
+    return [item for item in items if not _named_by(rest, item)]
+
+
+def _named_by(words: list[str], item: pytest.Item) -> bool:
+    return any(word in item.name for word in words)
 
 
 def first_of_each_file(items: list[pytest.Item], count: int) -> list[pytest.Item]:
@@ -97,15 +101,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     rehearsed = config.getoption("--rehearse")
     chosen = wanted(items, words, rest)
     if not chosen:
-        raise pytest.UsageError(
-            f"no test is called {' or '.join(words) or 'otherwise'}:"
-            f" {', '.join({str(item.path) for item in items})}"
-        )
+        name = "otherwise"
+        if words:
+            name = " or ".join(words)
+        files = {str(item.path) for item in items}
+        raise pytest.UsageError(f"no test is called {name}: {', '.join(files)}")
     if rehearsed is not None:
         # Parity first: what needs a GPU is the same check at real sizes.
-        chosen = first_of_each_file(
-            sorted(items, key=lambda item: "equals" not in item.name and "parity" not in item.name), rehearsed
-        )
+        parity_first = sorted(items, key=lambda item: not _named_by(["equals", "parity"], item))
+        chosen = first_of_each_file(parity_first, rehearsed)
     config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
     items[:] = chosen
 
@@ -160,7 +164,9 @@ class _Recorder:
     ) -> Generator[None, Any, Any]:
         report = yield
         if report.failed and call.excinfo is not None:
-            launches = list(self._log.last) if self._log is not None else []
+            launches = []
+            if self._log is not None:
+                launches = list(self._log.last)
             report.user_properties.append(("launches", launches))
             if breaks_the_device(call.excinfo.value) or _is_broken():
                 self._write(event="broken", test=item.nodeid, text=_text(report), launches=launches)
@@ -170,9 +176,8 @@ class _Recorder:
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         # A file that cannot be imported has no test that could fail.
         if report.failed and not self._is_worker:
-            self._write(
-                event="failed", test=report.nodeid, text=report.longreprtext[-MOST_TEXT:], launches=[]
-            )
+            text = report.longreprtext[-MOST_TEXT:]
+            self._write(event="failed", test=report.nodeid, text=text, launches=[])
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         if not self._is_worker:
@@ -181,23 +186,33 @@ class _Recorder:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if self._is_worker or (report.when != "call" and report.outcome == "passed"):
             return
-        launches = dict(report.user_properties).get("launches", [])
-        text = _text(report) if report.outcome != "passed" else ""
+        text = ""
+        if report.outcome != "passed":
+            text = _text(report)
         self._write(
-            event=report.outcome, test=report.nodeid, seconds=report.duration, text=text, launches=launches
+            event=report.outcome,
+            test=report.nodeid,
+            seconds=report.duration,
+            text=text,
+            launches=dict(report.user_properties).get("launches", []),
         )
 
 
 def _text(report: pytest.TestReport) -> str:
     """Return what a report says: the traceback's end, and what compilers wrote to standard error."""
+    text = report.longreprtext[-MOST_TEXT:]
     printed = report.capstderr[-MOST_PRINTED:].strip()
-    return report.longreprtext[-MOST_TEXT:] + (f"\nstandard error:\n{printed}" if printed else "")
+    if printed:
+        text += f"\nstandard error:\n{printed}"
+    return text
 
 
 def _torch_on_a_gpu() -> Any:
     """Return torch where it is at work on a GPU, else None."""
     torch = sys.modules.get("torch")
-    return torch if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized() else None
+    if torch is None or not torch.cuda.is_available() or not torch.cuda.is_initialized():
+        return None
+    return torch
 
 
 def _wait_for_the_device() -> None:
@@ -216,19 +231,20 @@ def _is_broken() -> bool:
 
 def read_record(record: Path) -> list[dict[str, Any]]:
     """Return the events of all processes of a run."""
-    return [
-        event
-        for file in sorted(record.parent.glob(f"{record.stem}.*{record.suffix}"))
-        for event in read_events(file)
-    ]
+    events = []
+    for file in sorted(record.parent.glob(f"{record.stem}.*{record.suffix}")):
+        events += read_events(file)
+    return events
 
 
 def read_events(file: Path) -> list[dict[str, Any]]:
     """Return the lines of JSON in ``file``, none where there is no such file; a line that a killed process
     cut off is left out.
     """
-    events = []
-    for line in file.read_text().splitlines() if file.exists() else []:
+    events: list[dict[str, Any]] = []
+    if not file.exists():
+        return events
+    for line in file.read_text().splitlines():
         with contextlib.suppress(ValueError):
             events.append(json.loads(line))
     return events

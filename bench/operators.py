@@ -42,35 +42,40 @@ class Case:
 
     @property
     def _wanted(self) -> tuple[int, ...]:
-        return self.wanted or tuple(range(len(self.given[0]) - 1))
+        if self.wanted:
+            return self.wanted
+        return tuple(range(len(self.given[0]) - 1))
 
     def _leaves(self, arguments: Sequence[Tensor]) -> list[Tensor]:
-        needs = self._wanted if self.direction != "forward" else ()
-        return [t.detach().requires_grad_(i in needs) for i, t in enumerate(arguments)]
+        leaves = [t.detach() for t in arguments]
+        if self.direction != "forward":
+            for i in self._wanted:
+                leaves[i].requires_grad_()
+        return leaves
 
-    def steps(
-        self, f: Operator, given: list[tuple[Tensor, ...]] | None = None
-    ) -> list[Callable[[], tuple[Tensor, ...]]]:
+    def _step(self, f: Operator, arguments: Sequence[Tensor]) -> Callable[[], tuple[Tensor, ...]]:
+        """Return what is timed of ``f`` on ``arguments`` and its output's gradient."""
+        ts, dy = self._leaves(arguments[:-1]), arguments[-1]
+        wanted = [ts[i] for i in self._wanted]
+        if self.direction == "forward":
+            return lambda: (f(*ts),)
+        if self.direction == "all":
+            return lambda: torch.autograd.grad(f(*ts), wanted, dy)
+        y = f(*ts)
+        return lambda: torch.autograd.grad(y, wanted, dy, retain_graph=True)
+
+    def steps(self, f: Operator) -> list[Callable[[], tuple[Tensor, ...]]]:
         """Return what is timed, one function for each input; each returns what is to be checked."""
-
-        def one(*arguments: Tensor) -> Callable[[], tuple[Tensor, ...]]:
-            ts, dy = self._leaves(arguments[:-1]), arguments[-1]
-            wanted = [ts[i] for i in self._wanted]
-            if self.direction == "forward":
-                return lambda: (f(*ts),)
-            if self.direction == "all":
-                return lambda: torch.autograd.grad(f(*ts), wanted, dy)
-            y = f(*ts)
-            return lambda: torch.autograd.grad(y, wanted, dy, retain_graph=True)
-
-        return [one(*tensors) for tensors in (given or self.given)]
+        return [self._step(f, tensors) for tensors in self.given]
 
     @cached_property
     def _expected(self) -> list[tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]:
-        exact = [tuple(t.double() for t in tensors) for tensors in self.given]
-        return [
-            (a(), b()) for a, b in zip(self.steps(self.eager), self.steps(self.eager, exact), strict=True)
-        ]
+        """What PyTorch's own gives in the dtype of the inputs, and in float64."""
+        expected = []
+        for tensors in self.given:
+            exact = [t.double() for t in tensors]
+            expected.append((self._step(self.eager, tensors)(), self._step(self.eager, exact)()))
+        return expected
 
     def check(self, provider: str, results: list[tuple[Tensor, ...]]) -> None:
         """Raise AssertionError unless every result of a round is as near to float64 as the rule of
@@ -80,14 +85,18 @@ class Case:
         assert len(results) == len(self._expected)
         for n, (ours, (theirs, truth)) in enumerate(zip(results, self._expected, strict=True)):
             for i, (a, b, c) in enumerate(zip(ours, theirs, truth, strict=True)):
-                what = "output" if self.direction == "forward" else f"gradient of argument {self._wanted[i]}"
+                what = "output"
+                if self.direction != "forward":
+                    what = f"gradient of argument {self._wanted[i]}"
                 assert_parity(f"{provider}: {what}, input {n} of {len(results)}", a, b, c, dtype)
 
     def entrant(self, provider: str, f: Operator, fault: bool = False, **info: Any) -> Entrant:
         """Return ``f`` ready to be timed on these inputs, and checked on what it wrote in its last round."""
-        g: Operator = (lambda *ts: f(*ts) * FAULT) if fault else f
+        timed = f
+        if fault:
+            timed = _faulty(f)
         with kept_buffers():
-            steps = Steps(lambda: self.steps(g), DEVICE)
+            steps = Steps(lambda: self.steps(timed), DEVICE)
             steps()
 
         def run() -> None:
@@ -98,6 +107,10 @@ class Case:
         return Entrant(
             run, lambda: self.check(provider, steps.results), {"operations": len(self.given), **info}
         )
+
+
+def _faulty(f: Operator) -> Operator:
+    return lambda *ts: f(*ts) * FAULT
 
 
 @contextlib.contextmanager
@@ -121,7 +134,9 @@ def compiled(f: Operator) -> Operator:
     """
     if reason := why_not_compiled(torch.device(DEVICE)):
         raise Unserved(reason)
-    mode = "max-autotune-no-cudagraphs" if DEVICE == "cuda" else "default"
+    mode = "default"
+    if DEVICE == "cuda":
+        mode = "max-autotune-no-cudagraphs"
     return torch.compile(f, dynamic=False, fullgraph=True, mode=mode)
 
 
@@ -129,11 +144,10 @@ def copies(bytes_each: int, count: int) -> Entrant:
     """Return a copy that moves ``bytes_each`` in all, read and written, from and to ``count`` places in turn:
     the rate to compare with.
     """
-    buffers = [
-        torch.empty(2, max(bytes_each // 8, 1), dtype=torch.float32, device=DEVICE) for _ in range(count)
-    ]
+    size = max(bytes_each // 8, 1)
+    buffers = [torch.empty(2, size, dtype=torch.float32, device=DEVICE) for _ in range(count)]
     steps = Steps(lambda: [partial(b[1].copy_, b[0]) for b in buffers], DEVICE)
-    return Entrant(steps, info={"operations": count, "bytes": count * 8 * buffers[0].shape[1]})
+    return Entrant(steps, info={"operations": count, "bytes": count * 8 * size})
 
 
 def products(dtype: torch.dtype) -> Entrant:

@@ -35,26 +35,24 @@ their colours, is as much chance as the losses. So in 16 bits the losses and ima
 are held to what float64 makes of the weights that this very iteration began at; what the updates added is
 judged by itself.
 
-An image of one colour decides nothing. Instance norm takes a constant away and divides the rounding noise
-that is left by sqrt(1e-5): up to 300 times larger after each norm, after a few it is all there is, in float64
-too. So flat images are refused, by name. Faint ones are judged as long as the rounding of the dtype leaves
-something to judge: see ``require_telling``.
+Images that decide nothing are refused, by name: those of one colour (bench/flat_images.py), and those so
+faint that the rounding of the dtype leaves nothing to judge: see ``require_telling``.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bench.flat_images import Undecided, flat_images, listed, liveliest_crops
 from bench.machine import DEVICE, PeakMemory, held_bytes
-from bench.providers import OFFICIAL_CHANNELS_LAST, Provider, TrainStep, train_step
+from bench.providers import YARDSTICKS, Provider, TrainStep, train_step
 from bench.timing import synchronised
 from fastcyclegan.config import LossConfig, ModelConfig
 from fastcyclegan.data.batch import Batch
@@ -76,30 +74,41 @@ def _vector(net: nn.Module, value: Callable[[nn.Parameter], Tensor]) -> Tensor:
     """Return ``value`` of the parameters of ``net`` in one float64 vector on the CPU, without those biases
     that no output depends on.
     """
-    kept = [
-        value(p).detach().double().cpu().flatten()
-        for name, p in net.named_parameters()
-        if not is_cancelled_bias(net, name)
-    ]
+    kept = []
+    for name, p in net.named_parameters():
+        if not is_cancelled_bias(net, name):
+            kept.append(value(p).detach().double().cpu().flatten())
     return torch.cat(kept)
+
+
+def _weights_of(step: TrainStep) -> dict[str, Tensor]:
+    return {name: _vector(net, lambda p: p) for name, net in step.nets.items()}
 
 
 def gradients_of(step: TrainStep) -> dict[str, Tensor]:
     """Return Adam's first moments by network: after one iteration the gradients, but for a factor."""
-    moments: dict[Any, Any] = {
-        p: state["exp_avg"] for optimizer in step.optimizers for p, state in optimizer.state.items()
-    }
+    moments: dict[Any, Tensor] = {}
+    for optimizer in step.optimizers:
+        for p, state in optimizer.state.items():
+            moments[p] = state["exp_avg"]
     return {name: _vector(net, lambda p: moments[p]) for name, net in step.nets.items()}
 
 
 def later(count: int) -> tuple[str, str]:
     """Return what losses and pictures of all of ``count`` iterations but the first are called."""
-    when = f"of iterations 2 to {count}" if count > 2 else "of iteration 2"
+    when = "of iteration 2"
+    if count > 2:
+        when = f"of iterations 2 to {count}"
     return f"{LOSSES} {when}", f"{PICTURES} {when}"
 
 
 def _on_the_host(net: nn.Module) -> dict[str, Tensor]:
     return {name: t.detach().to("cpu", copy=True) for name, t in net.state_dict().items()}
+
+
+def at_once(run: Callable[[], Any]) -> Any:
+    """What calls an iteration and does nothing else."""
+    return run()
 
 
 @dataclass
@@ -115,29 +124,27 @@ class Trace:
     own: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def of(
-        cls, step: TrainStep, batches: Sequence[Batch], each: Callable[[Any], Any] = lambda f: f()
-    ) -> Trace:
+    def of(cls, step: TrainStep, batches: Sequence[Batch], each: Callable[[Any], Any] = at_once) -> Trace:
         """Run one iteration a batch. ``each`` is what calls them, as to time them."""
-        start = {name: _vector(net, lambda p: p) for name, net in step.nets.items()}
+        start = _weights_of(step)
         losses: list[Tensor] = []
         gradients: dict[str, Tensor] = {}
         starts = []
         for n, batch in enumerate(batches):
             if n > 0:
                 starts.append({name: _on_the_host(net) for name, net in step.nets.items()})
-            losses.append(each(lambda batch=batch: step.run(batch)).double().cpu())
-            gradients = gradients or gradients_of(step)
+            losses.append(each(partial(step.run, batch)).double().cpu())
+            if n == 0:
+                gradients = gradients_of(step)
         fakes = step.fakes(sum(len(batch.A) for batch in batches)).detach().double().cpu()
-        found = dict(zip(FORWARD, (losses[0], fakes[:, : len(batches[0].A)]), strict=True))
-        found |= {f"gradients of {name}": gradients[name] for name in gradients}
+        first = len(batches[0].A)
+        found = dict(zip(FORWARD, (losses[0], fakes[:, :first]), strict=True))
+        for name, gradient in gradients.items():
+            found[f"gradients of {name}"] = gradient
         if len(batches) > 1:
-            found |= dict(
-                zip(
-                    later(len(batches)), (torch.stack(losses[1:]), fakes[:, len(batches[0].A) :]), strict=True
-                )
-            )
-        found |= {f"{WAY}{name}": _vector(net, lambda p: p) - start[name] for name, net in step.nets.items()}
+            found |= zip(later(len(batches)), (torch.stack(losses[1:]), fakes[:, first:]), strict=True)
+        for name, weights in _weights_of(step).items():
+            found[f"{WAY}{name}"] = weights - start[name]
         return cls(found, starts)
 
     def difference(self, what: str, truth: Trace) -> Tensor:
@@ -184,9 +191,8 @@ def require(name: str, found: Sequence[Difference]) -> None:
     """Raise AssertionError where the rule does not hold."""
     for d in found:
         if not d.holds:
-            raise AssertionError(
-                f"{name}: {d.what}: relative error {d.found:.3e} against float64, allowed {d.allowed:.3e}"
-            )
+            error = f"relative error {d.found:.3e} against float64, allowed {d.allowed:.3e}"
+            raise AssertionError(f"{name}: {d.what}: {error}")
 
 
 def differences(ours: Trace, theirs: Sequence[Trace], truth: Trace, dtype: torch.dtype) -> list[Difference]:
@@ -195,18 +201,27 @@ def differences(ours: Trace, theirs: Sequence[Trace], truth: Trace, dtype: torch
     """
 
     def furthest(what: str) -> tuple[float, Trace]:
-        return max(((trace.error_of(what, truth), trace) for trace in theirs), key=lambda pair: pair[0])
+        errors = [trace.error_of(what, truth) for trace in theirs]
+        most = max(errors)
+        return most, theirs[errors.index(most)]
 
     found = []
     for what in ours.found:
         of_the_dtype, trace = furthest(what)
-        allowed = max(
-            2 * of_the_dtype + PARITY_ULPS[dtype] * torch.finfo(dtype).eps, least_allowed(what, dtype)
-        )
+        by_rule = 2 * of_the_dtype + PARITY_ULPS[dtype] * torch.finfo(dtype).eps
+        allowed = max(by_rule, least_allowed(what, dtype))
         if what.startswith(LOSSES):
-            allowed = max(allowed, furthest(what.replace(LOSSES, PICTURES))[0])
-        largest = (_largest(each.difference(what, truth)) for each in (ours, trace))
-        found.append(Difference(what, ours.error_of(what, truth), of_the_dtype, allowed, *largest))
+            of_the_pictures, _ = furthest(what.replace(LOSSES, PICTURES))
+            allowed = max(allowed, of_the_pictures)
+        difference = Difference(
+            what,
+            ours.error_of(what, truth),
+            of_the_dtype,
+            allowed,
+            _largest(ours.difference(what, truth)),
+            _largest(trace.difference(what, truth)),
+        )
+        found.append(difference)
     return found
 
 
@@ -216,7 +231,9 @@ def least_allowed(what: str, dtype: torch.dtype) -> float:
     """
     if dtype != torch.float32 or what in FORWARD:
         return 0.0
-    return MOVED if what.startswith(WAY) else DIFFERENTIATED
+    if what.startswith(WAY):
+        return MOVED
+    return DIFFERENTIATED
 
 
 @dataclass
@@ -230,83 +247,17 @@ class First:
     peak_bytes: int | None
 
 
-class Undecided(Exception):  # noqa: N818 - not a fault of what is judged
-    """What was given cannot tell right from wrong; the message names it."""
-
-
-def is_flat(image: Tensor) -> bool:
-    """Whether ``image`` [C, H, W] is of one colour all over."""
-    return bool((image.amax((1, 2)) == image.amin((1, 2))).all())
-
-
-def flat_images(batches: Sequence[Batch]) -> list[str]:
-    """Return the paths of the images of ``batches`` that are flat."""
-    pairs = [
-        (path, image)
-        for batch in batches
-        for side in "AB"
-        for path, image in zip(*_side(batch, side), strict=True)
-    ]
-    return [path for path, image in pairs if is_flat(image)]
-
-
-def deviation(image: Tensor) -> float:
-    """Return by how much the pixels of ``image`` [C, H, W] deviate from its mean colour, as a root mean
-    square.
-    """
-    return image.double().var((1, 2), correction=0).mean().sqrt().item()
-
-
 def require_telling(found: Sequence[Difference], batches: Sequence[Batch]) -> None:
     """Raise Undecided where the dtype leaves nothing to judge: an error of 1 is what zeros have, and where it
     is allowed, all passes.
     """
     for d in found:
         if d.what in FORWARD and not d.allowed < 1:
-            images = listed([path for batch in batches for side in "AB" for path in _side(batch, side)[0]])
-            raise Undecided(
-                f"{d.what}: rounding alone takes the official order {d.of_the_dtype:.0%} from float64, on"
-                f" {images}"
-            )
-
-
-def _side(batch: Batch, side: str) -> tuple[list[str], Tensor]:
-    return (batch.paths_A, batch.A) if side == "A" else (batch.paths_B, batch.B)
-
-
-def listed(names: Sequence[str], shown: int = 4) -> str:
-    """Return the different ones of ``names`` in a line, the first few and how many more."""
-    different = list(dict.fromkeys(names))
-    more = f" and {len(different) - shown} more" if len(different) > shown else ""
-    return ", ".join(different[:shown]) + more
-
-
-def liveliest_crop(image: Tensor, size: int) -> Tensor:
-    """Return the crop of ``image`` [C, H, W] that varies most, at most ``size`` squared, in float64 with its
-    contrast stretched to [-1, 1].
-
-    Every place is looked at, so all but a flat image has a crop that varies, while a shrunken image may be
-    flat where its pixels are not. Channels are centred, and stretched by one factor. Then n pixels of the one
-    that varies most deviate by sqrt(2 / n) or more, so that at 32x32 no more than 5 bits drown in the mean
-    that the first instance norm takes away, however faint the image is.
-    """
-    pixels = image.detach().double().cpu()
-    height, width = (min(size, side) for side in pixels.shape[1:])
-    around = pixels - pixels.mean((1, 2), keepdim=True)
-    mean, power = (F.avg_pool2d(values, (height, width), 1) for values in (around, around.square()))
-    varying = (power - mean.square()).sum(0)
-    top, left = divmod(int(varying.argmax()), varying.shape[1])
-    crop = pixels[:, top : top + height, left : left + width]
-    least, most = crop.amin((1, 2), keepdim=True), crop.amax((1, 2), keepdim=True)
-    return (2 * crop - least - most) / (most - least).max()
-
-
-def _crops_of(batch: Batch, size: int) -> Batch:
-    A, B = (
-        torch.stack([liveliest_crop(image, size) for image in images]).to(images.device)
-        for images in (batch.A, batch.B)
-    )
-    return replace(batch, A=A, B=B)
+            paths = []
+            for batch in batches:
+                paths += [*batch.paths_A, *batch.paths_B]
+            rounding = f"rounding alone takes the official order {d.of_the_dtype:.0%} from float64"
+            raise Undecided(f"{d.what}: {rounding}, on {listed(paths)}")
 
 
 @dataclass
@@ -351,21 +302,15 @@ class Judge:
         return trace
 
     def _yardsticks(self, precision: str) -> list[Trace]:
-        return [
-            self._trace(p)
-            for p in (("official_bf16",) if precision == "bf16" else ("official", OFFICIAL_CHANNELS_LAST))
-        ]
+        return [self._trace(provider) for provider in YARDSTICKS[precision]]
 
     def judge_losses(self, losses: Tensor, precision: str) -> Difference:
         """Return the verdict on the losses of the first iteration alone."""
-        name = FORWARD[0]
-        return differences(Trace({name: losses}), self._yardsticks(precision), self.truth, DTYPES[precision])[
-            0
-        ]
+        trace = Trace({FORWARD[0]: losses})
+        (found,) = differences(trace, self._yardsticks(precision), self.truth, DTYPES[precision])
+        return found
 
-    def judge(
-        self, name: str, step: TrainStep, each: Callable[[Any], Any] = lambda f: f()
-    ) -> list[Difference]:
+    def judge(self, name: str, step: TrainStep, each: Callable[[Any], Any] = at_once) -> list[Difference]:
         """Run the first iterations of ``step`` and return the verdicts on them."""
         trace = self._with_own_truth(Trace.of(step, self.batches, each), step.precision)
         if name in ("official", "official_bf16"):
@@ -386,10 +331,12 @@ class Judge:
             return result
 
         found = self.judge(name, step, timed)
-        # On a CPU the networks were there before the measured iteration; on a GPU they are in the measured
-        # memory.
-        held = held_bytes(step.state()) if DEVICE == "cpu" else 0
-        return First(found, seconds, None if memory.bytes is None else memory.bytes + held)
+        peak = memory.bytes
+        if peak is not None and DEVICE == "cpu":
+            # There the networks were there before the measured iteration; on a GPU they are in the measured
+            # memory.
+            peak += held_bytes(step.state())
+        return First(found, seconds, peak)
 
     def mathematics(self, size: int = 32) -> float:
         """Return how far ours is from the official order where both are in float64, uncompiled, on crops of
@@ -403,10 +350,10 @@ class Judge:
             raise Undecided(
                 f"{listed(flat)}: of one colour all over, and instance norm makes rounding noise of that"
             )
-        crops = [_crops_of(batch, size) for batch in batches]
-        steps = (
-            train_step(name, self.nets, self.device, self.loss, torch.float64, self.config)
-            for name in ("ours", "official")
-        )
-        ours, official = (Trace.of(step, crops) for step in steps)
+        crops = [liveliest_crops(batch, size) for batch in batches]
+        traces = []
+        for name in ("ours", "official"):
+            step = train_step(name, self.nets, self.device, self.loss, torch.float64, self.config)
+            traces.append(Trace.of(step, crops))
+        ours, official = traces
         return max(ours.error_of(what, official) for what in official.found)

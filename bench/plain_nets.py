@@ -7,6 +7,7 @@ switches in a forward.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -61,7 +62,9 @@ class Decoder(nn.Module):
             x = self.stages[s](torch.cat((self.transpconvs[s](x), skips[-(s + 2)]), 1))
             if self.deep_supervision or s == len(self.stages) - 1:
                 found.append(self.seg_layers[s](x))
-        return found[::-1] if self.deep_supervision else found[0]
+        if self.deep_supervision:
+            return found[::-1]
+        return found[0]
 
 
 class UNet3d(nn.Module):
@@ -71,8 +74,10 @@ class UNet3d(nn.Module):
         self, features: Sequence[int] = (32, 64, 128, 256), channels: int = 1, classes: int = 3
     ) -> None:
         super().__init__()
-        sizes = zip((channels, *features), features, strict=False)
-        self.stages = nn.Sequential(*(StackedConvs(i, o, 2 if n else 1) for n, (i, o) in enumerate(sizes)))
+        stages = [StackedConvs(channels, features[0], 1)]
+        for inputs, outputs in itertools.pairwise(features):
+            stages.append(StackedConvs(inputs, outputs, 2))
+        self.stages = nn.Sequential(*stages)
         self.decoder = Decoder(features, classes)
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:

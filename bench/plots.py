@@ -4,11 +4,14 @@ Needs matplotlib.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench.figures import Results, Row, speed_up
+
+if TYPE_CHECKING:
+    from bench.step_work import Chip
 
 
 def draw(results: Results, folder: Path, stem: str) -> list[Path]:
@@ -42,48 +45,47 @@ def _rows_of(results: Results, file: str) -> list[Row]:
 
 def _draw_step_time(axes: Any, results: Results) -> bool:
     """Bars of the first training step's group, with least and most."""
-    groups = [rows for rows in results.groups.values() if rows[0].file == "bench_train_step.py"]
-    if not groups:
+    steps = _rows_of(results, "bench_train_step.py")
+    if not steps:
         return False
-    rows = groups[0][::-1]
-    spreads = [row.each.scaled(1e3) for row in rows]
-    errors = [[s.median - s.least for s in spreads], [s.most - s.median for s in spreads]]
-    axes.barh(
-        [row.provider for row in rows],
-        [s.median for s in spreads],
-        xerr=errors,
-        color=[_color(row) for row in rows],
-        capsize=3,
-    )
-    for y, (row, spread) in enumerate(zip(rows, spreads, strict=True)):
-        axes.text(spread.most, y, f"  {speed_up(row, groups[0][0]).median:.2f}x", va="center", fontsize=8)
-    axes.set(xlabel="ms an iteration (bar: median, line: least to most)", title=groups[0][0].group)
-    axes.set_xlim(right=1.12 * max(s.most for s in spreads))
+    first = steps[0]
+    rows = results.groups[first.group][::-1]
+    medians, below, above, most = [], [], [], []
+    for row in rows:
+        spread = row.each.scaled(1e3)
+        medians.append(spread.median)
+        below.append(spread.median - spread.least)
+        above.append(spread.most - spread.median)
+        most.append(spread.most)
+    names, colors = [row.provider for row in rows], [_color(row) for row in rows]
+    axes.barh(names, medians, xerr=[below, above], color=colors, capsize=3)
+    for y, (row, right) in enumerate(zip(rows, most, strict=True)):
+        axes.text(right, y, f"  {speed_up(row, first).median:.2f}x", va="center", fontsize=8)
+    axes.set(xlabel="ms an iteration (bar: median, line: least to most)", title=first.group)
+    axes.set_xlim(right=1.12 * max(most))
     return True
 
 
 def _draw_images_by_batch(axes: Any, results: Results) -> bool:
     """Images a second of the generator by the number of pictures, a line for each provider and size."""
-    rows = [row for row in _rows_of(results, "bench_generator.py") if row.rate is not None]
-    lines: dict[tuple[str, int], list[Row]] = {}
-    for row in rows:
-        lines.setdefault((row.provider, row.info["size"]), []).append(row)
-    styles = dict(zip(sorted({size for _, size in lines}), ("-", "--", ":", "-."), strict=False))
-    for (provider, size), found in lines.items():
-        found.sort(key=lambda row: row.info["batch"])
-        batches = [row.info["batch"] for row in found]
-        rates = [row.rate[0].median for row in found if row.rate]
-        axes.plot(
-            batches,
-            rates,
-            styles.get(size, "-"),
-            marker="o",
-            color=_color(found[0]),
-            label=f"{provider}, {size}x{size}",
-        )
+    lines: dict[tuple[str, int], list[tuple[int, float]]] = {}
+    colors = {}
+    for row in _rows_of(results, "bench_generator.py"):
+        if row.rate is not None:
+            point = row.info["batch"], row.rate[0].median
+            lines.setdefault((row.provider, row.info["size"]), []).append(point)
+            colors[row.provider] = _color(row)
+    sizes = sorted({size for _, size in lines})
+    styles = dict(zip(sizes, ("-", "--", ":", "-."), strict=False))
+    batches: set[int] = set()
+    for (provider, size), points in lines.items():
+        x, y = zip(*sorted(points, key=lambda point: point[0]), strict=True)
+        label, style = f"{provider}, {size}x{size}", styles.get(size, "-")
+        axes.plot(x, y, style, marker="o", color=colors[provider], label=label)
+        batches.update(x)
     axes.set(xlabel="pictures in a batch", ylabel="images/s", title="generator")
     axes.set_ylim(bottom=0)
-    axes.set_xticks(sorted({row.info["batch"] for row in rows}))
+    axes.set_xticks(sorted(batches))
     axes.grid(alpha=0.3)
     if lines:
         axes.legend(fontsize=6, ncols=2)
@@ -92,34 +94,26 @@ def _draw_images_by_batch(axes: Any, results: Results) -> bool:
 
 def _draw_memory_by_size(axes: Any, results: Results) -> bool:
     """Peak memory of the generator's and the training step's rows by the number of pixels in a batch."""
-    rows = [
-        row
-        for row in results.rows
-        if row.info.get("peak_bytes") and row.file in ("bench_generator.py", "bench_train_step.py")
-    ]
+    kinds = {
+        "bench_generator.py": ("translating", "o"),
+        "bench_train_step.py": ("training", "s"),
+    }
     lines: dict[tuple[str, str], list[Row]] = {}
-    for row in rows:
-        kind = "training" if row.file == "bench_train_step.py" else "translating"
-        if row.info.get("identity", True):
-            lines.setdefault((row.provider, kind), []).append(row)
-    for (provider, kind), found in lines.items():
-        found.sort(key=_pixels)
-        x, y = [_pixels(row) / 1e6 for row in found], [row.info["peak_bytes"] / 2**20 for row in found]
-        axes.plot(
-            x,
-            y,
-            marker="s" if kind == "training" else "o",
-            color=_color(found[0]),
-            label=f"{provider}, {kind}",
-        )
-    axes.set(
-        xlabel="megapixels in a batch",
-        ylabel="peak memory, MiB",
-        title="memory by size",
-        xscale="log",
-        yscale="log",
-    )
-    axes.set_xticks(ticks := sorted({_pixels(row) / 1e6 for row in rows}), [f"{x:.3g}" for x in ticks])
+    sizes = set()
+    for row in results.rows:
+        if row.file in kinds and row.info.get("peak_bytes"):
+            sizes.add(_megapixels(row))
+            if row.info.get("identity", True):
+                lines.setdefault((row.provider, row.file), []).append(row)
+    for (provider, file), found in lines.items():
+        found.sort(key=_megapixels)
+        kind, marker = kinds[file]
+        x, y = [_megapixels(row) for row in found], [row.info["peak_bytes"] / 2**20 for row in found]
+        axes.plot(x, y, marker=marker, color=_color(found[0]), label=f"{provider}, {kind}")
+    axes.set(xlabel="megapixels in a batch", ylabel="peak memory, MiB", title="memory by size")
+    axes.set(xscale="log", yscale="log")
+    ticks = sorted(sizes)
+    axes.set_xticks(ticks, [f"{x:.3g}" for x in ticks])
     axes.minorticks_off()
     axes.grid(alpha=0.3)
     if lines:
@@ -127,59 +121,60 @@ def _draw_memory_by_size(axes: Any, results: Results) -> bool:
     return bool(lines)
 
 
-def _pixels(row: Row) -> int:
-    return int(row.info["batch"] * row.info["size"] ** 2)
+def _megapixels(row: Row) -> float:
+    return float(row.info["batch"] * row.info["size"] ** 2 / 1e6)
 
 
 def _draw_roofline(axes: Any, results: Results) -> bool:
     """The ceilings that were measured, where each layer of a training step lies under them, and the step as
     it was timed.
     """
-    from bench.roofline import step_work
-
     chips = chips_of(results)
-    # The floor is that of networks of the default width.
-    steps = [
-        row
-        for row in _rows_of(results, "bench_train_step.py")
-        if row.info.get("precision") in chips and row.info.get("ngf") == 64
-    ]
+    steps = []
+    for row in _rows_of(results, "bench_train_step.py"):
+        # The floor is that of networks of the default width.
+        if row.info.get("precision") in chips and row.info.get("ngf") == 64:
+            steps.append(row)
     if not chips or not steps:
         return False
     best = min(steps, key=lambda row: row.each.median / row.info["batch"])
     intensities = [2.0**n for n in range(-4, 14)]
     for (precision, chip), style in zip(chips.items(), ("-", "--"), strict=False):
-        rates = [min(chip.matrix, n * chip.bandwidth) / 1e12 for n in intensities]
+        rates = _ceilings(chip, intensities)
         axes.plot(intensities, rates, style, color="black", label=f"ceilings, {precision}")
-    for row in (row for row in steps if row.group == best.group):
-        work = step_work(
-            row.info["size"],
-            row.info["batch"],
-            row.info["blocks"],
-            row.info["identity"],
-            row.info["precision"],
-        )
-        flops, moved = (sum(w.calls * getattr(w, name) for w in work) for name in ("flops", "bytes"))
-        label = f"{row.provider}, the whole step in {row.info['precision']}"
-        axes.plot(flops / moved, flops / row.each.median / 1e12, "s", color=_color(row), label=label)
-        if row is best:
-            chip = chips[row.info["precision"]]
-            layers = [each.flops / each.bytes for each in work if each.flops]
-            rates = [min(chip.matrix, x * chip.bandwidth) / 1e12 for x in layers]
-            axes.plot(layers, rates, ".", color="black", markersize=5)
+    for row in steps:
+        if row.group == best.group:
+            _draw_step_under_the_roof(axes, row, chips[row.info["precision"]], row is best)
     axes.set(xscale="log", yscale="log", xlabel="FLOP a byte that must move", ylabel="TFLOP/s")
-    axes.set_title(
-        f"roofline of a training step, {best.info['size']}x{best.info['size']} (dots: layers at their"
-        " ceiling)"
-    )
+    size = f"{best.info['size']}x{best.info['size']}"
+    axes.set_title(f"roofline of a training step, {size} (dots: layers at their ceiling)")
     axes.legend(fontsize=6)
     axes.grid(alpha=0.3)
     return True
 
 
-def chips_of(results: Results) -> dict[str, Any]:
+def _ceilings(chip: Chip, intensities: Sequence[float]) -> list[float]:
+    """Return the most TFLOP/s at each of ``intensities``, FLOP a byte."""
+    return [min(chip.matrix, x * chip.bandwidth) / 1e12 for x in intensities]
+
+
+def _draw_step_under_the_roof(axes: Any, row: Row, chip: Chip, with_layers: bool) -> None:
+    from bench.step_work import step_work
+
+    info = row.info
+    work = step_work(info["size"], info["batch"], info["blocks"], info["identity"], info["precision"])
+    flops = sum(each.calls * each.flops for each in work)
+    moved = sum(each.calls * each.bytes for each in work)
+    label = f"{row.provider}, the whole step in {info['precision']}"
+    axes.plot(flops / moved, flops / row.each.median / 1e12, "s", color=_color(row), label=label)
+    if with_layers:
+        layers = [each.flops / each.bytes for each in work if each.flops]
+        axes.plot(layers, _ceilings(chip, layers), ".", color="black", markersize=5)
+
+
+def chips_of(results: Results) -> dict[str, Chip]:
     """Return the ceilings that the run itself has measured, by precision."""
-    from bench.roofline import Chip
+    from bench.step_work import Chip
 
     rows = {row.provider: row for row in _rows_of(results, "bench_ceilings.py")}
     if not {"copy", "launch"} <= rows.keys():

@@ -21,7 +21,9 @@ GRACE = 4.0
 LONGEST_OUTPUT = 400_000
 PR_SET_PDEATHSIG = 1
 # Loaded beforehand: between fork and exec as little as possible may happen.
-_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+_LIBC = None
+if sys.platform == "linux":
+    _LIBC = ctypes.CDLL(None)
 
 
 @dataclass
@@ -73,7 +75,9 @@ def run_process(command: Sequence[str], seconds: float, environment: dict[str, s
         end = file.seek(0, os.SEEK_END)
         file.seek(max(start, end - LONGEST_OUTPUT))
         output = file.read().decode(errors="replace")
-    status = -signal.SIGKILL if process.returncode is None else process.returncode
+    status = process.returncode
+    if status is None:
+        status = -signal.SIGKILL
     return Ended(status, time.monotonic() - began, timed_out, output)
 
 
@@ -96,4 +100,6 @@ def ending_of(ended: Ended, seconds: float) -> str:
         return f"ended at its limit of {seconds:.0f} s"
     if ended.status < 0:
         return f"killed by {signal.Signals(-ended.status).name}"
-    return f"exit code {ended.status}" if ended.status else ""
+    if ended.status:
+        return f"exit code {ended.status}"
+    return ""

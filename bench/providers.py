@@ -28,7 +28,7 @@ from fastcyclegan.config import EngineConfig, LossConfig, ModelConfig, OptimConf
 from fastcyclegan.data.batch import Batch
 from fastcyclegan.engine import Engine, resolve_precision, why_not_compiled
 from fastcyclegan.nn.networks import Generator
-from fastcyclegan.recipes.cyclegan import CycleGAN, build_networks
+from fastcyclegan.recipes.cyclegan import CycleGANRecipe, build_networks
 from fastcyclegan.testing import copy_of, seeded_networks
 
 # As fp32 holds it: on a GPU fused Adam reads its rate in fp32, also of float64 weights, and 2e-4 itself would
@@ -61,7 +61,15 @@ class Provider:
         """Return "fp32" or "bf16"; ours takes what ``--precision auto`` means."""
         if self.ours:
             return resolve_precision("auto", torch.device(device), self.mode is not None)
-        return resolve_precision("auto", torch.device(device), compiled=True) if self.reduced else "fp32"
+        if self.reduced:
+            return resolve_precision("auto", torch.device(device), compiled=True)
+        return "fp32"
+
+    @property
+    def layout(self) -> torch.memory_format:
+        if self.ours or self.reduced or self.channels_last:
+            return torch.channels_last
+        return torch.contiguous_format
 
     def require(self, device: str) -> None:
         """Raise Unserved where ``device`` has no use for this provider."""
@@ -88,7 +96,11 @@ PROVIDERS = {
 }
 # Not to be timed: the layout alone makes PyTorch's convolutions add in another order.
 OFFICIAL_CHANNELS_LAST = Provider("official order, channels_last", channels_last=True)
-
+# What PyTorch has in each precision: nobody need be nearer to float64 than the one that is furthest from it.
+YARDSTICKS: dict[str, tuple[str | Provider, ...]] = {
+    "fp32": ("official", OFFICIAL_CHANNELS_LAST),
+    "bf16": ("official_bf16",),
+}
 
 # In which order providers are made ready: where time runs out, the last ones are missing.
 TELLING = (
@@ -106,7 +118,10 @@ COMPILING = {"cpu": (150.0, 45.0), "cuda": (120.0, 40.0)}
 def code_of(kind: str, size: int, batch: int, config: ModelConfig, identity: bool = True) -> str:
     """Return what tells apart the programs that torch's compiler makes for ``kind``, "step" or
     "generator"."""
-    return f"{kind} {size} {batch} {'identity' if identity else ''} {config.netG} {config.ngf}"
+    loss = ""
+    if identity:
+        loss = "identity"
+    return f"{kind} {size} {batch} {loss} {config.netG} {config.ngf}"
 
 
 def compiled_before(name: str, what: str) -> Path:
@@ -125,10 +140,12 @@ def seconds_to_compile(name: str, what: str, device: str) -> float:
     """
     if PROVIDERS[name].mode is None:
         return 0.0
-    cold, warm = COMPILING[device]
-    return (warm if compiled_before(name, what).exists() else cold) * (
-        2 if PROVIDERS[name].mode == "max-autotune" else 1
-    )
+    seconds, warm = COMPILING[device]
+    if compiled_before(name, what).exists():
+        seconds = warm
+    if PROVIDERS[name].mode == "max-autotune":
+        seconds *= 2
+    return seconds
 
 
 def remember_compiled(name: str, what: str) -> None:
@@ -142,7 +159,8 @@ def planted(nets: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
     faulty = copy_of(nets)
     with torch.no_grad():
         for net in faulty.values():
-            [p for p in net.parameters() if p.dim() == 4][-1].mul_(FAULT)
+            kernels = [p for p in net.parameters() if p.dim() == 4]
+            kernels[-1].mul_(FAULT)
     return faulty
 
 
@@ -181,14 +199,29 @@ def train_step(
     ``options`` are those of our engine. ``dtype`` float64 makes the official order the truth that others are
     held to; without autocast in both. Raises Unserved.
     """
-    provider = PROVIDERS[provider] if isinstance(provider, str) else provider
+    if isinstance(provider, str):
+        provider = PROVIDERS[provider]
     provider.require(device)
-    given = planted(nets) if fault else nets
-    return (
-        _ours(provider, given, device, loss, dtype, config, options)
-        if provider.ours
-        else _official(provider, given, device, loss, dtype)
+    if fault:
+        nets = planted(nets)
+    if provider.ours:
+        return _ours(provider, nets, device, loss, dtype, config, options)
+    official = _Official(provider, nets, device, loss, dtype)
+    return TrainStep(
+        official.step,
+        official.nets,
+        official.precision,
+        official.state,
+        official.optimizers,
+        official.mark,
+        official.fakes,
     )
+
+
+def _precision(provider: Provider, device: str, dtype: torch.dtype) -> str:
+    if dtype == torch.float64:
+        return "fp32"
+    return provider.precision(device)
 
 
 def _ours(
@@ -200,12 +233,13 @@ def _ours(
     config: ModelConfig,
     options: EngineConfig,
 ) -> TrainStep:
-    precision = "fp32" if dtype == torch.float64 else provider.precision(device)
+    precision = _precision(provider, device, dtype)
     own = {name: net.to(dtype) for name, net in build_networks(config).items()}
     for name, net in own.items():
         net.load_state_dict(nets[name].state_dict())
+    recipe = CycleGANRecipe(loss)
     engine = Engine(
-        CycleGAN(loss),
+        recipe,
         own,
         OptimConfig(),
         torch.device(device),
@@ -215,11 +249,11 @@ def _ours(
     )
 
     def fakes(count: int) -> Tensor:
-        return torch.stack([torch.stack(list(engine.recipe.pools[side].slots[:count])) for side in "BA"])  # type: ignore[index]
+        return torch.stack([torch.stack(list(recipe.pools[side].slots[:count])) for side in "BA"])  # type: ignore[index]
 
     def mark(wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-        generators, discriminators = engine.recipe.phases
-        engine.recipe.phases = (generators, replace(discriminators, losses=wrap(discriminators.losses)))
+        generators, discriminators = engine.phases
+        engine.phases = (generators, replace(discriminators, run=wrap(discriminators.run)))
 
     optimizers: list[torch.optim.Optimizer] = list(engine.optimizers.values())
     return TrainStep(
@@ -244,63 +278,73 @@ class _Compiled(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.net(x)
-        return y.clone() if self.keep else y
+        if self.keep:
+            return y.clone()
+        return y
 
 
-def _official(
-    provider: Provider, nets: Mapping[str, nn.Module], device: str, loss: LossConfig, dtype: torch.dtype
-) -> TrainStep:
-    layout: Any = {
-        "memory_format": torch.channels_last
-        if provider.reduced or provider.channels_last
-        else torch.contiguous_format
-    }
-    own: dict[str, nn.Module] = {
-        n: net.to(device=device, **layout) for n, net in copy_of(nets, dtype).items()
-    }
-    run = own if provider.mode is None else {n: _Compiled(net, provider.mode) for n, net in own.items()}
-    official = ("G_AB", "G_BA", "D_B", "D_A")
-    weights: Any = {
-        "lambda_A": loss.lambda_A,
-        "lambda_B": loss.lambda_B,
-        "lambda_identity": loss.lambda_identity,
-    }
-    model = OfficialCycleGAN(
-        *(run[n] for n in official), gan_mode=loss.gan_mode, pool_size=loss.pool_size, lr=LR, **weights
-    )
-    precision = "fp32" if dtype == torch.float64 else provider.precision(device)
+class _Official:
+    """The official order with weights of its own, iteration by iteration: what a TrainStep is made of."""
 
-    def step(batch: Batch) -> Tensor:
-        if provider.mode == "max-autotune":
+    def __init__(
+        self,
+        provider: Provider,
+        nets: Mapping[str, nn.Module],
+        device: str,
+        loss: LossConfig,
+        dtype: torch.dtype,
+    ) -> None:
+        self.provider, self.device, self.dtype, self.loss = provider, device, dtype, loss
+        self.precision = _precision(provider, device, dtype)
+        self.nets: dict[str, nn.Module] = {}
+        run: dict[str, nn.Module] = {}
+        for name, net in copy_of(nets, dtype).items():
+            own = net.to(device=device, memory_format=provider.layout)  # type: ignore[call-overload]
+            self.nets[name] = run[name] = own
+            if provider.mode is not None:
+                run[name] = _Compiled(own, provider.mode)
+        self.model = OfficialCycleGAN(
+            run["G_AB"],
+            run["G_BA"],
+            run["D_B"],
+            run["D_A"],
+            gan_mode=loss.gan_mode,
+            pool_size=loss.pool_size,
+            lr=LR,
+            lambda_A=loss.lambda_A,
+            lambda_B=loss.lambda_B,
+            lambda_identity=loss.lambda_identity,
+        )
+        self.optimizers: list[torch.optim.Optimizer] = [self.model.optimizer_G, self.model.optimizer_D]
+
+    def _placed(self, images: Tensor) -> Tensor:
+        return images.to(self.device, self.dtype).contiguous(memory_format=self.provider.layout)
+
+    def step(self, batch: Batch) -> Tensor:
+        """Run one iteration and return its losses in our order."""
+        if self.provider.mode == "max-autotune":
             torch.compiler.cudagraph_mark_step_begin()
-        model.set_input(*(x.to(device, dtype).contiguous(**layout) for x in (batch.A, batch.B)))
-        with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"), tf32(not provider.strict):
-            model.optimize_parameters()
-        losses = (
-            model.losses()
-            if loss.lambda_identity > 0
-            else {n: v for n, v in model.losses().items() if not n.startswith("idt")}
-        )
-        return torch.stack([torch.as_tensor(value) for value in losses.values()]).detach()
+        self.model.set_input(self._placed(batch.A), self._placed(batch.B))
+        autocast = torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bf16")
+        with autocast, tf32(not self.provider.strict):
+            self.model.optimize_parameters()
+        losses = []
+        for name, value in self.model.losses().items():
+            if self.loss.lambda_identity > 0 or not name.startswith("idt"):
+                losses.append(torch.as_tensor(value))
+        return torch.stack(losses).detach()
 
-    def state() -> Any:
-        moments = [optimizer.state_dict()["state"] for optimizer in (model.optimizer_G, model.optimizer_D)]
-        return [
-            [list(net.parameters()) for net in own.values()],
-            moments,
-            model.fake_A_pool.images,
-            model.fake_B_pool.images,
-        ]
+    def state(self) -> Any:
+        weights = [list(net.parameters()) for net in self.nets.values()]
+        moments = [optimizer.state_dict()["state"] for optimizer in self.optimizers]
+        return [weights, moments, self.model.fake_A_pool.images, self.model.fake_B_pool.images]
 
-    def fakes(count: int) -> Tensor:
-        return torch.stack(
-            [torch.cat(pool.images[:count]) for pool in (model.fake_B_pool, model.fake_A_pool)]
-        )
+    def fakes(self, count: int) -> Tensor:
+        pools = (self.model.fake_B_pool, self.model.fake_A_pool)
+        return torch.stack([torch.cat(pool.images[:count]) for pool in pools])
 
-    def mark(wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-        model.backward_D_basic = wrap(model.backward_D_basic)  # type: ignore[method-assign]
-
-    return TrainStep(step, own, precision, state, [model.optimizer_G, model.optimizer_D], mark, fakes)
+    def mark(self, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+        self.model.backward_D_basic = wrap(self.model.backward_D_basic)  # type: ignore[method-assign]
 
 
 def tf32(allowed: bool) -> AbstractContextManager[Any]:
@@ -318,9 +362,10 @@ def generator(
     """Return a function from pictures to pictures, and its precision. ``net`` is a reference generator made
     with ``arguments``.
     """
-    provider = PROVIDERS[provider] if isinstance(provider, str) else provider
+    if isinstance(provider, str):
+        provider = PROVIDERS[provider]
     provider.require(device)
-    precision = provider.precision(device)
+    precision, layout = provider.precision(device), provider.layout
     if provider.ours:
         own: nn.Module = Generator(**arguments)
         own.load_state_dict(net.state_dict())
@@ -328,11 +373,6 @@ def generator(
         own = copy.deepcopy(net)
     if fault:
         own = planted({"G": own})["G"]
-    layout: Any = (
-        torch.channels_last
-        if provider.ours or provider.reduced or provider.channels_last
-        else torch.contiguous_format
-    )
     own = own.eval().to(device=device, memory_format=layout)  # type: ignore[call-overload]
     run: Any = own
     if provider.mode is not None:
@@ -341,11 +381,8 @@ def generator(
     def translate(x: Tensor) -> Tensor:
         if provider.mode == "max-autotune":
             torch.compiler.cudagraph_mark_step_begin()
-        with (
-            torch.inference_mode(),
-            torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"),
-            tf32(not provider.strict),
-        ):
+        autocast = torch.autocast(device, torch.bfloat16, enabled=precision == "bf16")
+        with torch.inference_mode(), autocast, tf32(not provider.strict):
             return run(x.contiguous(memory_format=layout)).float()
 
     return translate, precision
@@ -359,11 +396,9 @@ def plain_networks(config: ModelConfig = ModelConfig(), seed: int = 0) -> dict[s
     n_blocks = int(config.netG.removeprefix("resnet_").removesuffix("blocks"))
     plain: dict[str, nn.Module] = {}
     for name, net in ours.items():
-        generator = name.startswith("G")
-        plain[name] = (
-            reference.Generator(ngf=config.ngf, n_blocks=n_blocks)
-            if generator
-            else reference.Discriminator(ndf=config.ndf)
-        )
+        if name.startswith("G"):
+            plain[name] = reference.Generator(ngf=config.ngf, n_blocks=n_blocks)
+        else:
+            plain[name] = reference.Discriminator(ndf=config.ndf)
         plain[name].load_state_dict(net.state_dict())
     return plain

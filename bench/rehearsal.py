@@ -45,7 +45,9 @@ def _name(requirement: str) -> str | None:
     from packaging.requirements import Requirement
 
     parsed = Requirement(requirement)
-    return parsed.name if parsed.marker is None or parsed.marker.evaluate({"extra": ""}) else None
+    if parsed.marker is None or parsed.marker.evaluate({"extra": ""}):
+        return parsed.name
+    return None
 
 
 def needed(packages: Sequence[str]) -> Iterator[Distribution]:
@@ -70,7 +72,11 @@ def needed(packages: Sequence[str]) -> Iterator[Distribution]:
                 ) from None
             continue
         yield found
-        todo += [other for requirement in found.requires or () if (other := _name(requirement))]
+        if found.requires is not None:
+            for requirement in found.requires:
+                other = _name(requirement)
+                if other is not None:
+                    todo.append(other)
 
 
 def bare_python(folder: Path, packages: Sequence[str] = PACKAGES) -> Path:
@@ -80,11 +86,18 @@ def bare_python(folder: Path, packages: Sequence[str] = PACKAGES) -> Path:
     venv.create(folder, symlinks=True)
     (site,) = folder.glob("lib/python*/site-packages")
     for found in needed(packages):
-        for top in {file.parts[0] for file in found.files or ()} - {"..", "__pycache__"}:
+        for top in _top_folders(found):
             target = site / top
             if not target.exists():
                 target.symlink_to(Path(str(found.locate_file(top))).resolve())
     return folder / "bin" / "python"
+
+
+def _top_folders(package: Distribution) -> set[str]:
+    """Return what ``package`` has at the top of its site-packages."""
+    if package.files is None:
+        return set()
+    return {file.parts[0] for file in package.files} - {"..", "__pycache__"}
 
 
 def _listed(*options: str) -> list[str]:
@@ -95,7 +108,9 @@ def _listed(*options: str) -> list[str]:
         )
     except OSError:
         return []
-    return [name for name in done.stdout.split("\0") if name] if done.returncode == 0 else []
+    if done.returncode != 0:
+        return []
+    return [name for name in done.stdout.split("\0") if name]
 
 
 def tracked_copy(folder: Path) -> None:
@@ -118,21 +133,15 @@ def tracked_copy(folder: Path) -> None:
 
 def environment(folder: Path) -> dict[str, str]:
     """Return an environment with nothing of this one's Python, no GPU, and caches of its own."""
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("PYTHON", "PYTEST_", "TRITON_", "TORCH"))
-    }
-    # Few processors and tiny work: threads would wait for each other.
-    own = {
+    others = ("PYTHON", "PYTEST_", "TRITON_", "TORCH")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(others)}
+    return {
+        **kept,
         "CUDA_VISIBLE_DEVICES": "",
+        # Few processors and tiny work: threads would wait for each other.
         "OMP_NUM_THREADS": "1",
         "HOME": str(folder),
         "TMPDIR": str(folder / "tmp"),
-    }
-    return {
-        **kept,
-        **own,
         "XDG_CACHE_HOME": str(folder / "cache"),
         "TRITON_CACHE_DIR": str(folder / "triton"),
     }
@@ -145,7 +154,9 @@ def mark(file: Path) -> Path:
     """Write into ``file`` that it is of a rehearsal, call it so, and return where it is now. What holds no
     text is called so alone.
     """
-    kind = "".join(file.suffixes[-2:]) if file.suffix == ".gz" else file.suffix
+    kind = file.suffix
+    if kind == ".gz":
+        kind = "".join(file.suffixes[-2:])
     if kind in (".md", ".log", ".txt"):
         file.write_text(f"{MARK}\n\n{file.read_text(errors='replace')}")
     elif kind == ".json":
@@ -204,29 +215,24 @@ def rehearse(arguments: Sequence[str], results: Path) -> int:
         tracked_copy(copy)
         python = bare_python(folder / "venv")
         print(f"{MARK}: files copied and a bare Python made in {time.monotonic() - began:.0f} s", flush=True)
-        command = [
-            str(python),
-            str(copy / "scripts" / "gpu_suite.py"),
-            "--in-rehearsal",
-            *arguments,
-            "--results",
-            str(own),
-        ]
-        with subprocess.Popen(
-            command, cwd=folder, env=environment(folder), stdin=subprocess.DEVNULL
-        ) as process:
-            try:
-                status = process.wait()
-            except KeyboardInterrupt:
-                # It ends its parts, by the same Ctrl-C or else by a signal of its own; what it knew is
-                # written.
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(HEARD)
-                process.terminate()
-                status = process.wait(ENDING)
-            finally:
-                process.kill()
+        suite = [str(copy / "scripts" / "gpu_suite.py"), "--in-rehearsal", *arguments, "--results", str(own)]
+        status = _run([str(python), *suite], folder)
         for file in sorted(path for path in own.rglob("*") if path.is_file()):
             shutil.move(mark(file), results / (PREFIX + file.name))
     print(f"{MARK}: {time.monotonic() - began:.0f} s in all; files in {results}")
     return status
+
+
+def _run(command: Sequence[str], folder: Path) -> int:
+    """Run ``command`` until it ends, or until this process is told to end. Returns its exit status."""
+    with subprocess.Popen(command, cwd=folder, env=environment(folder), stdin=subprocess.DEVNULL) as process:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            # It ends its parts, by the same Ctrl-C or else by a signal of its own; what it knew is written.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(HEARD)
+            process.terminate()
+            return process.wait(ENDING)
+        finally:
+            process.kill()

@@ -22,175 +22,54 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.figures import (
-    COUNTS,
-    Results,
-    Row,
-    Spread,
-    anchor_of,
-    ceiling_of,
-    duration,
-    is_ceiling,
-    read_results,
-    speed_up,
-)
+from bench.figures import COUNTS, Results, Row, anchor_of, is_ceiling, read_results, speed_up
 from bench.plots import draw
+from bench.regressions import regressions
+from bench.result_tables import counts_table, markdown, ratios, table
 
-# Rounds from which on a 95th percentile is more than the largest.
-ENOUGH = 20
-# What must not grow: exact counts, and memory.
-GROWTH = ("launches", "aten_calls", "saved_bytes", "peak_bytes")
 BEGIN, END = "<!-- performance: written by bench/report.py from {} -->", "<!-- end of performance -->"
 
-
-# --- Tables -------------------------------------------------------------------------------------------------
-
-
-def table(rows: Sequence[Row]) -> Iterator[str]:
-    """Yield a group's Markdown table."""
-    if rows[0].info.get("counts_only"):
-        yield from counts_table(rows)
-        return
-    # Of a group of ceilings alone there is nothing to compare.
-    alone = all(is_ceiling(row) for row in rows)
-    anchor, ceiling = anchor_of(rows), None if alone else ceiling_of(rows)
-    ceiling = ceiling if ceiling is not None and ceiling.rate is not None else None
-    rates = any(row.rate for row in rows)
-    memory = any(row.info.get("peak_bytes") for row in rows)
-    percentiles = rows[0].file == "bench_generator.py" and len(rows[0].seconds) >= ENOUGH
-    precise = any("precision" in row.info or "dtype" in row.info for row in rows)
-    head = [
-        "provider",
-        *(["precision"] * precise),
-        f"time ({'median, 95th percentile' if percentiles else 'median, least to most'})",
-        "rounds",
-    ]
-    head += (
-        ["rate"] * rates
-        + ["of the ceiling"] * (ceiling is not None)
-        + ["peak memory"] * memory
-        + [f"times {anchor.provider}"] * (not alone)
-    )
-    yield "| " + " | ".join(head) + " |"
-    yield "|" + "---|" * len(head)
-    for row in rows:
-        median = Spread(row.each.median, 0, 0, 1)
-        time = f"{duration(median)}, {duration(_percentile(row, 95))}" if percentiles else duration(row.each)
-        cells = [
-            row.provider,
-            *([str(row.info.get("precision", row.info.get("dtype", "")))] * precise),
-            time,
-            str(len(row.seconds)),
-        ]
-        if rates:
-            cells.append("" if row.rate is None else f"{_digits(row.rate[0].median)} {row.rate[1]}")
-        if ceiling is not None:
-            cells.append(_share(row, ceiling))
-        if memory:
-            peak = row.info.get("peak_bytes")
-            cells.append("" if not peak else f"{peak / 2**20:,.0f} MiB")
-        if not alone:
-            cells.append("" if is_ceiling(row) else "1" if row is anchor else f"{speed_up(row, anchor):.2f}")
-        yield "| " + " | ".join(cells) + " |"
+# The columns of the spreadsheet: what the machine says of itself, what was timed, and what a bench tells.
+ABOUT = ("hardware", "driver", "torch", "triton", "python", "commit", "date")
+TIMES = ("n", "median_s", "min_s", "max_s")
+RATES = ("rate", "unit")
+SPEED_UPS = ("speed_up", "speed_up_min", "speed_up_max", "anchor")
+TOLD = ("precision", "size", "batch", "identity", "peak_bytes", *COUNTS)
 
 
-def counts_table(rows: Sequence[Row]) -> Iterator[str]:
-    counted = {key: count for key, count in COUNTS.items() if all(key in row.info for row in rows)}
-    yield "| provider | " + " | ".join(name for name, _ in counted.values()) + " |"
-    yield "|---|" + "---|" * len(counted)
-    for row in rows:
-        values = (row.info[key] / scale for key, (_, scale) in counted.items())
-        yield f"| {row.provider} | " + " | ".join(_digits(value) for value in values) + " |"
-
-
-def _digits(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"
-
-
-def _percentile(row: Row, percent: float) -> Spread:
-    """Return the smallest time that so many percent of the rounds did not exceed."""
-    ordered = sorted(row.seconds)
-    value = ordered[min(len(ordered) - 1, -(-len(ordered) * int(percent) // 100) - 1)] / row.info.get(
-        "operations", 1
-    )
-    return Spread(value, value, value, 1)
-
-
-def _share(row: Row, ceiling: Row) -> str:
-    if row.rate is None or ceiling.rate is None or row.rate[1] != ceiling.rate[1]:
-        return ""
-    return f"{100 * row.rate[0].median / ceiling.rate[0].median:.0f} %"
-
-
-def markdown(results: Results) -> Iterator[str]:
-    """Yield one machine's tables, every group."""
-    yield f"# {results.title}"
-    for name, tests in results.tests.items():
-        yield f"\nTests, {name}: {tests['summary']}"
-    if conditions := results.rows[0].info.get("conditions") if results.rows else None:
-        yield "\nWhile the first group was measured: " + ", ".join(
-            f"{name} {value}" for name, value in conditions.items()
-        )
-    for group, rows in results.groups.items():
-        yield f"\n## {group}\n"
-        yield from table(rows)
-        yield from ratios(rows)
-
-
-def ratios(rows: Sequence[Row]) -> Iterator[str]:
-    """Yield how many times as fast each of ours is as each of the others, where there are several."""
-    ours = [row for row in rows if row.provider.startswith("ours")]
-    others = [row for row in rows if row not in ours and not is_ceiling(row)]
-    if not ours or len(others) < 2 or rows[0].info.get("counts_only"):
-        return
-    yield "\n| times as fast as | " + " | ".join(row.provider for row in others) + " |"
-    yield "|---|" + "---|" * len(others)
-    for row in ours:
-        yield f"| {row.provider} | " + " | ".join(f"{speed_up(row, other):.2f}" for other in others) + " |"
+# --- The spreadsheet ----------------------------------------------------------------------------------------
 
 
 def write_csv(all_results: Sequence[Results], path: Path) -> None:
     """Write one line a provider and group, seconds of one call or iteration."""
-    about = ("hardware", "driver", "torch", "triton", "python", "commit", "date")
-    timed = (
-        "n",
-        "median_s",
-        "min_s",
-        "max_s",
-        "rate",
-        "unit",
-        "speed_up",
-        "speed_up_min",
-        "speed_up_max",
-        "anchor",
-    )
-    told = ("precision", "size", "batch", "identity", "peak_bytes", *COUNTS)
+    columns = (*ABOUT, "file", "group", "provider", *TIMES, *RATES, *SPEED_UPS, *TOLD)
     with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow((*about, "file", "group", "provider", *timed, *told))
+        writer = csv.DictWriter(file, columns, restval="")
+        writer.writeheader()
         for results in all_results:
             for rows in results.groups.values():
+                anchor = anchor_of(rows)
                 for row in rows:
-                    first = [results.machine.get(name, "") for name in about] + [
-                        row.file,
-                        row.group,
-                        row.provider,
-                    ]
-                    writer.writerow(
-                        [*first, *_timed(row, anchor_of(rows)), *(row.info.get(name, "") for name in told)]
-                    )
+                    writer.writerow(_cells(results, row, anchor))
 
 
-def _timed(row: Row, anchor: Row) -> list[Any]:
+def _cells(results: Results, row: Row, anchor: Row) -> dict[str, Any]:
+    """Return what the spreadsheet has of ``row``, by column."""
+    cells: dict[str, Any] = {"file": row.file, "group": row.group, "provider": row.provider}
+    for name in ABOUT:
+        cells[name] = results.machine.get(name, "")
+    for name in TOLD:
+        cells[name] = row.info.get(name, "")
     if row.info.get("counts_only"):
-        return [""] * 10
+        return cells
     each, rate = row.each, row.rate
-    ratio = None if is_ceiling(row) or is_ceiling(anchor) else speed_up(row, anchor)
-    found: list[Any] = [each.n, each.median, each.least, each.most]
-    found += ["", ""] if rate is None else [rate[0].median, rate[1]]
-    return found + (
-        ["", "", "", ""] if ratio is None else [ratio.median, ratio.least, ratio.most, anchor.provider]
-    )
+    cells |= zip(TIMES, (each.n, each.median, each.least, each.most), strict=True)
+    if rate is not None:
+        cells |= zip(RATES, (rate[0].median, rate[1]), strict=True)
+    if not is_ceiling(row) and not is_ceiling(anchor):
+        ratio = speed_up(row, anchor)
+        cells |= zip(SPEED_UPS, (ratio.median, ratio.least, ratio.most, anchor.provider), strict=True)
+    return cells
 
 
 # --- The README ---------------------------------------------------------------------------------------------
@@ -216,15 +95,15 @@ def readme_section(results: Results, name: str) -> Iterator[str]:
                 yield from table(rows)
                 yield from ratios(rows)
     yield ""
-    yield from (
-        f"- `{name}`: {provider.title}"
-        for name, provider in PROVIDERS.items()
-        if any(r.provider == name for r in results.rows)
-    )
-    counted = [(group, rows) for group, rows in results.groups.items() if rows[0].info.get("counts_only")]
-    for group, rows in counted[:1]:
-        yield f"\nExact {group} (no GPU is needed to count):\n"
-        yield from counts_table(rows)
+    providers = {row.provider for row in results.rows}
+    for provider_name, provider in PROVIDERS.items():
+        if provider_name in providers:
+            yield f"- `{provider_name}`: {provider.title}"
+    for group, rows in results.groups.items():
+        if rows[0].info.get("counts_only"):
+            yield f"\nExact {group} (no GPU is needed to count):\n"
+            yield from counts_table(rows)
+            break
     if results.machine.get("device") != "cuda":
         yield from _floor()
     yield END
@@ -232,7 +111,7 @@ def readme_section(results: Results, name: str) -> Iterator[str]:
 
 def _floor() -> Iterator[str]:
     """Yield what the step must take on an H200 at least: arithmetic, and said to be it."""
-    from bench.roofline import Chip, step_work, total
+    from bench.step_work import Chip, step_work, total
 
     chip = Chip(790e12, 4.3e12, 1.1e-6, "typed in")
     work = step_work(256, 1)
@@ -251,7 +130,8 @@ def _floor() -> Iterator[str]:
 def write_readme(section: Sequence[str], readme: Path) -> None:
     """Put ``section`` between its marks in ``readme``. Raises ValueError where there are none."""
     text = readme.read_text()
-    found = re.search(re.escape(BEGIN.split("{}")[0]) + ".*?" + re.escape(END), text, re.DOTALL)
+    begin = re.escape(BEGIN.split("{}")[0])
+    found = re.search(f"{begin}.*?{re.escape(END)}", text, re.DOTALL)
     if not found:
         raise ValueError(
             f"{readme}: has no section that begins with {BEGIN.format('FILE')} and ends with {END}"
@@ -259,50 +139,7 @@ def write_readme(section: Sequence[str], readme: Path) -> None:
     readme.write_text(text[: found.start()] + "\n".join(section) + text[found.end() :])
 
 
-# --- The regression check -----------------------------------------------------------------------------------
-
-
-def regressions(new: Results, old: Results, over: float) -> tuple[list[str], list[str], int]:
-    """Compare two results: what became worse by more than ``over`` (0.05 is 5 %), what is gone, and how many
-    figures were compared.
-
-    A time is compared as a ratio to its group's first provider, both of one run, so that a busier machine is
-    no regression; where there is none (the first itself, or a ceiling), only on the same hardware. Counts and
-    memory are compared as they are.
-    """
-    worse, compared = [], 0
-    olds = {(row.group, row.provider): (row, rows) for rows in old.groups.values() for row in rows}
-    news = {(row.group, row.provider): (row, rows) for rows in new.groups.values() for row in rows}
-    same_hardware = new.machine["hardware"] == old.machine["hardware"]
-    for key, (row, rows) in news.items():
-        if key not in olds:
-            continue
-        before, rows_before = olds[key]
-        name = f"{row.group}, {row.provider}"
-        for field in GROWTH:
-            a, b = before.info.get(field), row.info.get(field)
-            if a and b is not None and (field != "peak_bytes" or same_hardware):
-                compared += 1
-                if b > a * (1 + over):
-                    worse.append(f"{name}: {field} {a:,} -> {b:,} (+{100 * (b / a - 1):.1f} %)")
-        if row.info.get("counts_only") or is_ceiling(row):
-            continue
-        a = _comparable(before, rows_before)
-        b = _comparable(row, rows)
-        how = "beside " + anchor_of(rows).provider
-        if row is anchor_of(rows) or anchor_of(rows).provider != anchor_of(rows_before).provider:
-            if not same_hardware:
-                continue
-            a, b, how = before.each.median, row.each.median, "seconds"
-        compared += 1
-        if b > a * (1 + over):
-            worse.append(f"{name}: time, {how}, {a:.4g} -> {b:.4g} (+{100 * (b / a - 1):.1f} %)")
-    return worse, [f"{group}, {provider}" for group, provider in olds.keys() - news.keys()], compared
-
-
-def _comparable(row: Row, rows: Sequence[Row]) -> float:
-    """Return the time of ``row`` over that of its group's first provider."""
-    return 1 / speed_up(row, anchor_of(rows)).median
+# --- The command line ---------------------------------------------------------------------------------------
 
 
 def _percent(text: str) -> float:
@@ -315,9 +152,9 @@ def _percent(text: str) -> float:
     return value / 100
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command line; see the module. Returns 1 where something became worse."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+def parse(arguments: list[str] | None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
+    """Return what was asked for, and the parser, which ends the process for what turns out to be wrong."""
+    parser = argparse.ArgumentParser(description=str(__doc__).split("\n\n")[0])
     parser.add_argument(
         "results",
         nargs="+",
@@ -341,17 +178,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--fail-over", type=_percent, default=0.05, metavar="PERCENT", help="what may be worse (default: 5%%)"
     )
-    options = parser.parse_args(arguments)
+    return parser, parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; see the module. Returns 1 where something became worse."""
+    parser, options = parse(arguments)
     try:
         found = [read_results(path) for path in options.results]
-        old = read_results(options.against) if options.against else None
-        if options.readme and found[0].quick:
-            raise ValueError(f"{options.results[0]}: sizes for tests (--bench-quick): not for a README")
-        if old is not None and found[0].quick != old.quick:
-            raise ValueError(
-                f"{options.against}: one of the two has sizes for tests (--bench-quick): they cannot be"
-                " compared"
-            )
+        old = _read_older(options, found[0])
         if options.readme:
             write_readme(list(readme_section(found[0], options.results[0].name)), options.readme)
             print(f"{options.readme}: written from {options.results[0]}")
@@ -361,9 +196,27 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"{error.filename}: {error.strerror}")
     if old is not None:
         return _compared(parser, found[0], old, options.fail_over)
-    if options.output or not options.readme:
-        _write(parser, found, options.output or Path("report"))
+    if options.output:
+        _write(parser, found, options.output)
+    elif not options.readme:
+        _write(parser, found, Path("report"))
     return 0
+
+
+def _read_older(options: argparse.Namespace, new: Results) -> Results | None:
+    """Return the results that ``new`` is compared with, if any. Raises ValueError where sizes for tests would
+    get into a README or a comparison.
+    """
+    old = None
+    if options.against:
+        old = read_results(options.against)
+    if options.readme and new.quick:
+        raise ValueError(f"{options.results[0]}: sizes for tests (--bench-quick): not for a README")
+    if old is not None and new.quick != old.quick:
+        raise ValueError(
+            f"{options.against}: one of the two has sizes for tests (--bench-quick): they cannot be compared"
+        )
+    return old
 
 
 def _compared(parser: argparse.ArgumentParser, new: Results, old: Results, over: float) -> int:
@@ -379,7 +232,7 @@ def _compared(parser: argparse.ArgumentParser, new: Results, old: Results, over:
         f"{compared} figures compared, {len(worse)} worse by more than {100 * over:g} %, {len(gone)} not"
         " measured now"
     )
-    return 1 if worse else 0
+    return int(bool(worse))
 
 
 def _write(parser: argparse.ArgumentParser, found: Sequence[Results], folder: Path) -> None:
@@ -393,8 +246,11 @@ def _write(parser: argparse.ArgumentParser, found: Sequence[Results], folder: Pa
     print(text)
     written = [folder / "report.md", folder / "results.csv"]
     try:
-        for n, results in enumerate(found):
-            written += draw(results, folder, f"{n + 1}_" if len(found) > 1 else "")
+        if len(found) == 1:
+            written += draw(found[0], folder, "")
+        else:
+            for number, results in enumerate(found, 1):
+                written += draw(results, folder, f"{number}_")
     except ImportError as error:
         print(f"no pictures: {error.name} is not installed (python -m pip install matplotlib)")
     print(f"\nwritten to {folder}: {', '.join(path.name for path in written)}")

@@ -5,10 +5,8 @@ layer by layer.
     python -m bench.roofline --matrix_tflops 790 --bandwidth_gbs 4300 --launch_us 1.1  # another chip
     python -m bench.roofline --profile profile/profile.json            # measured time over floor by layer
 
-FLOPs are those of the convolutions' multiplications and additions. Bytes are the least that must move with
-everything between two convolutions fused into one pass: each pass reads what it needs once and writes its
-result once, statistics come with the write before. A layer's floor is the larger of its arithmetic and its
-traffic; the step's is their sum and the launches.
+A layer's floor is the larger of its arithmetic and its traffic (bench/step_work.py); the step's is their sum
+and the launches.
 """
 
 from __future__ import annotations
@@ -18,161 +16,10 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor, nn
-
-from fastcyclegan import reference
-from fastcyclegan.testing import is_cancelled_bias
-
-ITEM = {"bf16": 2, "fp32": 4}
-ADAM_BYTES = 28  # a parameter's weight, gradient and two moments read, all but the gradient written, in fp32
-
-
-@dataclass(frozen=True)
-class Chip:
-    """A chip's ceilings: matrix products in FLOP/s, memory in byte/s, seconds of one launch; ``source`` says
-    who says so.
-    """
-
-    matrix: float
-    bandwidth: float
-    launch: float
-    source: str
-
-
-@dataclass(frozen=True)
-class Work:
-    """What one kind of layer does in one pass of a step: ``calls`` times ``flops`` and ``bytes``."""
-
-    layer: str
-    phase: str
-    calls: int
-    flops: float
-    bytes: float
-    shapes: tuple[tuple[int, ...], ...] = ()
-    """Input (batch 1 first) and weight of a convolution: how a profile's events are known to be its."""
-
-    def floor(self, chip: Chip) -> float:
-        """Seconds that all its calls take at least."""
-        return self.calls * max(self.flops / chip.matrix, self.bytes / chip.bandwidth)
-
-    def bound(self, chip: Chip) -> str:
-        return "arithmetic" if self.flops / chip.matrix >= self.bytes / chip.bandwidth else "memory"
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A convolution as it is called: shapes of its input, weight and output, and whether a norm follows
-    it."""
-
-    name: str
-    x: tuple[int, ...]
-    weight: tuple[int, ...]
-    y: tuple[int, ...]
-    normed: bool
-    residual: bool
-
-    @property
-    def flops(self) -> float:
-        """Of one picture batch, forward; each of the two backward passes has as many."""
-        N, C, H, W = self.x
-        O, OH, OW = self.y[1:]
-        transposed = self.weight[0] == C and self.weight[1] == O and OH > H
-        places = H * W if transposed else OH * OW
-        return 2.0 * N * places * C * O * self.weight[2] * self.weight[3]
-
-
-def layers_of(net: nn.Module, size: tuple[int, int], batch: int, channels: int = 3) -> list[Layer]:
-    """Return the convolutions of ``net`` for pictures of ``size`` (height, width), as they run, from a dry
-    run without memory.
-    """
-    found: list[Layer] = []
-    names = {module: name for name, module in net.named_modules()}
-
-    def heard(module: nn.Module, inputs: tuple[Tensor, ...], y: Tensor) -> None:
-        name, (x,) = names[module], inputs
-        shapes = (tuple(x.shape), tuple(module.weight.shape), tuple(y.shape))  # type: ignore[arg-type]
-        found.append(
-            Layer(name, *shapes, normed=is_cancelled_bias(net, f"{name}.bias"), residual="conv_block" in name)
-        )
-
-    kinds = (nn.Conv2d, nn.ConvTranspose2d)
-    hooks = [module.register_forward_hook(heard) for module in net.modules() if isinstance(module, kinds)]
-    try:
-        net.to("meta")(torch.empty(batch, channels, *size, device="meta"))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return found
-
-
-def _numel(shape: tuple[int, ...]) -> int:
-    return torch.Size(shape).numel()
-
-
-def _label(layer: Layer) -> str:
-    O, side = layer.y[1], f"{layer.y[2]}x{layer.y[3]}"
-    kind = (
-        "residual "
-        if layer.residual
-        else "transposed "
-        if layer.y[2] > layer.x[2] and layer.weight[2] == 3
-        else ""
-    )
-    return f"{kind}conv {layer.weight[2]}x{layer.weight[3]}, {layer.x[1]} to {O}, {side}"
-
-
-def passes(layer: Layer, item: int, forward: int, dgrad: int, wgrad: int, phase: str) -> Iterator[Work]:
-    """Yield the work of a convolution and of the norm after it, for so many calls of each pass."""
-    x, w, y = (_numel(shape) * item for shape in (layer.x, layer.weight, layer.y))
-    label, shapes = _label(layer), (layer.x, layer.weight)
-    convolution = (("forward", forward, x + w + y), ("dgrad", dgrad, y + w + x), ("wgrad", wgrad, x + y + w))
-    for name, calls, moved in convolution:
-        if calls:
-            yield Work(label, f"{phase}, {name}", calls, layer.flops, moved, shapes)
-    if layer.normed:
-        skip = y if layer.residual and layer.name.endswith((".5", ".6")) else 0
-        # Forward: read the convolution's output (and the skip), write the next input. Backward: two
-        # reductions, then the gradient, and the next input again for the weight gradient.
-        if forward:
-            yield Work(f"norm after {label}", f"{phase}, forward", forward, 0.0, 2 * y + skip)
-        if dgrad or wgrad:
-            yield Work(f"norm after {label}", f"{phase}, backward", max(dgrad, wgrad), 0.0, 5 * y)
-
-
-def step_work(
-    size: int, batch: int, blocks: int = 9, identity: bool = True, precision: str = "bf16"
-) -> list[Work]:
-    """Return the work of one training iteration with default widths, equal kinds together."""
-    G, D = reference.Generator(n_blocks=blocks), reference.Discriminator()
-    parameters = 2 * sum(p.numel() for net in (G, D) for p in net.parameters())
-    item = ITEM[precision]
-    found: list[Work] = []
-    # Of each generator: a pass over real pictures, one over the other's fakes, and one for identity.
-    first_passes, all_passes = (2 if identity else 1), (3 if identity else 2)
-    for n, layer in enumerate(layers_of(G, (size, size), batch)):
-        # The first layer's input needs a gradient only where it is a fake.
-        dgrad = all_passes if n else all_passes - first_passes
-        found += passes(layer, item, 2 * all_passes, 2 * dgrad, 2 * all_passes, "G")
-    for n, layer in enumerate(layers_of(D, (size, size), batch)):
-        # Through D for G's loss (its weights frozen), then over real and pooled pictures.
-        found += passes(layer, item, 2, 2, 0, "G through D")
-        found += passes(layer, item, 4, 4 if n else 0, 4, "D")
-    found.append(Work("Adam", "update", 1, 0.0, float(parameters * ADAM_BYTES)))
-    return merged(found)
-
-
-def merged(works: list[Work]) -> list[Work]:
-    """Return ``works`` with equal layers and passes added up."""
-    kinds: dict[Work, int] = {}
-    for work in works:
-        kind = replace(work, calls=1)
-        kinds[kind] = kinds.get(kind, 0) + work.calls
-    return [replace(kind, calls=calls) for kind, calls in kinds.items()]
+from bench.step_work import ITEM, Chip, Work, step_work
 
 
 def count_launches(size: int, batch: int, blocks: int, identity: bool, precision: str) -> int:
@@ -189,22 +36,19 @@ def measured_chip(precision: str) -> Chip:
     from bench.machine import hardware
     from bench.timing import race
 
-    outcomes = race(
-        {
-            name: build
-            for name, build in contest().items()
-            if name in ("copy", "launch", f"matmul {precision}")
-        },
-        10,
-        5,
-    )
+    entrants = contest()
+    names = ("copy", "launch", f"matmul {precision}")
+    outcomes = race({name: entrants[name] for name in entrants if name in names}, 10, 5)
     for outcome in outcomes.values():
         if outcome.error is not None:
             raise outcome.error
-    best = {name.partition(" ")[0]: min(outcome.seconds) for name, outcome in outcomes.items()}
-    info = {name.partition(" ")[0]: outcome.info for name, outcome in outcomes.items()}
-    rates = info["matmul"]["flops"] / best["matmul"], info["copy"]["bytes"] / best["copy"]
-    return Chip(*rates, best["launch"] / info["launch"]["operations"], f"measured on {hardware()}")
+    copy, launch, matmul = (outcomes[name] for name in names)
+    return Chip(
+        matmul.info["flops"] / min(matmul.seconds),
+        copy.info["bytes"] / min(copy.seconds),
+        min(launch.seconds) / launch.info["operations"],
+        f"measured on {hardware()}",
+    )
 
 
 # --- The table ----------------------------------------------------------------------------------------------
@@ -216,29 +60,28 @@ def lines(
     """Yield the table: the costliest first. ``measured``: seconds by layer and pass, where there is a
     profile.
     """
-    yield (
-        f"Ceilings ({chip.source}): {chip.matrix / 1e12:.3g} TFLOP/s, {chip.bandwidth / 1e9:.4g} GB/s,"
-        f" {chip.launch * 1e6:.3g} us a launch"
-    )
-    yield f"{'layer':<52}{'pass':<22}{'calls':>6}{'GFLOP':>10}{'MB':>10}{'floor ms':>10}  {'bound':<11}" + (
-        f"{'measured':>10}{'over floor':>12}" if measured is not None else ""
-    )
+    rates = f"{chip.matrix / 1e12:.3g} TFLOP/s, {chip.bandwidth / 1e9:.4g} GB/s"
+    yield f"Ceilings ({chip.source}): {rates}, {chip.launch * 1e6:.3g} us a launch"
+    heads = f"{'layer':<52}{'pass':<22}{'calls':>6}{'GFLOP':>10}{'MB':>10}{'floor ms':>10}  {'bound':<11}"
+    if measured is not None:
+        heads += f"{'measured':>10}{'over floor':>12}"
+    yield heads
+    all_flops = all_bytes = all_floors = 0.0
     for work in sorted(works, key=lambda w: -w.floor(chip)):
-        flops, moved = work.calls * work.flops / 1e9, work.calls * work.bytes / 1e6
-        cells = f"{work.layer:<52}{work.phase:<22}{work.calls:>6}{flops:>10.1f}{moved:>10.1f}"
-        cells += f"{work.floor(chip) * 1e3:>10.4g}  {work.bound(chip):<11}"
-        seconds = (measured or {}).get(key_of(work))
-        yield cells + (f"{seconds * 1e3:>8.4g} ms{seconds / work.floor(chip):>11.2f}x" if seconds else "")
-    flops, moved = (sum(w.calls * getattr(w, name) for w in works) for name in ("flops", "bytes"))
-    floor = sum(w.floor(chip) for w in works)
-    arithmetic = flops / chip.matrix
-    yield (
-        f"in all: {flops / 1e12:.3f} TFLOP ({arithmetic * 1e3:.4g} ms), {moved / 1e9:.3f} GB"
-        f" ({moved / chip.bandwidth * 1e3:.4g} ms)"
-    )
+        flops, moved, floor = work.calls * work.flops, work.calls * work.bytes, work.floor(chip)
+        cells = f"{work.layer:<52}{work.phase:<22}{work.calls:>6}{flops / 1e9:>10.1f}{moved / 1e6:>10.1f}"
+        cells += f"{floor * 1e3:>10.4g}  {work.bound(chip):<11}"
+        if measured is not None:
+            cells += _beside_the_floor(measured.get(key_of(work), 0.0), floor)
+        yield cells
+        all_flops += flops
+        all_bytes += moved
+        all_floors += floor
+    arithmetic = f"{all_flops / 1e12:.3f} TFLOP ({all_flops / chip.matrix * 1e3:.4g} ms)"
+    yield f"in all: {arithmetic}, {all_bytes / 1e9:.3f} GB ({all_bytes / chip.bandwidth * 1e3:.4g} ms)"
     launching = launches * chip.launch
-    both = f"one after the other {(floor + launching) * 1e3:.4g} ms"
-    yield f"floor: {floor * 1e3:.4g} ms by layers; {launches} launches {launching * 1e3:.4g} ms; {both}"
+    both = f"one after the other {(all_floors + launching) * 1e3:.4g} ms"
+    yield f"floor: {all_floors * 1e3:.4g} ms by layers; {launches} launches {launching * 1e3:.4g} ms; {both}"
     if measured is not None:
         yield (
             "measured: a convolution's backward is one call; both gradients, and equal layers of other"
@@ -246,9 +89,10 @@ def lines(
         )
 
 
-def total(works: list[Work], chip: Chip, launches: int) -> float:
-    """Return the floor of a step in seconds."""
-    return sum(work.floor(chip) for work in works) + launches * chip.launch
+def _beside_the_floor(seconds: float, floor: float) -> str:
+    if not seconds:
+        return ""
+    return f"{seconds * 1e3:>8.4g} ms{seconds / floor:>11.2f}x"
 
 
 def key_of(work: Work) -> str:
@@ -263,25 +107,43 @@ def measured_by_layer(works: list[Work], events: list[dict[str, Any]]) -> dict[s
     """
     found: Counter[str] = Counter()
     for event in events:
-        shapes = {
-            tuple(shape)
-            for shape in event["shapes"]
-            if isinstance(shape, list) and all(isinstance(n, int) for n in shape)
-        }
-        kinds = [
-            w
-            for w in works
-            if w.shapes and set(w.shapes) <= shapes and (w.phase.endswith("forward") != event["backward"])
-        ]
-        calls = sum(w.calls for w in kinds)
+        kinds = _works_of(event, works)
+        calls = sum(work.calls for work in kinds)
         for work in kinds:
             found[key_of(work)] += event["seconds"] * work.calls / calls
     return dict(found)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command line; see the module."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+def _works_of(event: dict[str, Any], works: list[Work]) -> list[Work]:
+    """Return those of ``works`` that an event of a profile may be."""
+    shapes = set()
+    for shape in event["shapes"]:
+        if isinstance(shape, list) and all(isinstance(n, int) for n in shape):
+            shapes.add(tuple(shape))
+    kinds = []
+    for work in works:
+        is_backward = not work.phase.endswith("forward")
+        if work.shapes and set(work.shapes) <= shapes and is_backward == event["backward"]:
+            kinds.append(work)
+    return kinds
+
+
+# --- The command line ---------------------------------------------------------------------------------------
+
+
+class Settings(NamedTuple):
+    """What a training step is of."""
+
+    size: int = 256
+    batch: int = 1
+    blocks: int = 9
+    identity: bool = True
+    precision: str = "bf16"
+
+
+def parse(arguments: list[str] | None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
+    """Return what was asked for, and the parser, which ends the process for what turns out to be wrong."""
+    parser = argparse.ArgumentParser(description=str(__doc__).split("\n\n")[0])
     parser.add_argument("--size", type=int, help="side of the pictures, a multiple of 4 (default: 256)")
     parser.add_argument("--batch", type=int, help="default: 1")
     parser.add_argument("--blocks", type=int, help="residual blocks of a generator (default: 9)")
@@ -302,44 +164,71 @@ def main(arguments: list[str] | None = None) -> int:
         type=Path,
         help="profile.json of scripts/profile_step.py, which knows the size and the rest",
     )
-    options = parser.parse_args(arguments)
+    return parser, parser.parse_args(arguments)
+
+
+def _typed_chip(options: argparse.Namespace, parser: argparse.ArgumentParser) -> Chip | None:
     typed = (options.matrix_tflops, options.bandwidth_gbs, options.launch_us)
-    if any(value is not None for value in typed) and not all(
-        value is not None and value > 0 for value in typed
-    ):
+    given = [value for value in typed if value is not None]
+    if not given:
+        return None
+    if len(given) < len(typed) or not all(value > 0 for value in given):
         parser.error("--matrix_tflops, --bandwidth_gbs and --launch_us belong together, and are more than 0")
-    given = (options.size, options.batch, options.blocks, options.no_identity or None, options.precision)
-    if options.profile and any(value is not None for value in given):
+    matrix, bandwidth, launch = given
+    return Chip(matrix * 1e12, bandwidth * 1e9, launch * 1e-6, "typed in")
+
+
+def _settings(options: argparse.Namespace, parser: argparse.ArgumentParser) -> Settings:
+    given: dict[str, Any] = {}
+    for name in ("size", "batch", "blocks", "precision"):
+        value = getattr(options, name)
+        if value is not None:
+            given[name] = value
+    if options.no_identity:
+        given["identity"] = False
+    if options.profile and given:
         parser.error("--profile knows its own size, batch, blocks, identity and precision: leave them out")
-    size, batch, blocks = (
-        default if value is None else value for value, default in zip(given, (256, 1, 9), strict=False)
-    )
-    if size < 24 or size % 4 or min(batch, blocks) < 1:
+    settings = Settings(**given)
+    if settings.size < 24 or settings.size % 4 or min(settings.batch, settings.blocks) < 1:
         parser.error("--size must be a multiple of 4, at least 24, --batch and --blocks at least 1")
-    what: tuple[Any, ...] = (size, batch, blocks, not options.no_identity, options.precision or "bf16")
-    events = None
+    return settings
+
+
+def _profile(file: Path, parser: argparse.ArgumentParser) -> tuple[Settings, list[dict[str, Any]]]:
+    """Return what step was profiled, and its operators."""
+    try:
+        profile = json.loads(file.read_text())
+        return Settings(*(profile[name] for name in Settings._fields)), profile["operators"]
+    except OSError as error:
+        parser.error(f"{file}: {error.strerror}")
+    except (ValueError, KeyError, TypeError):
+        parser.error(f"{file}: not a profile of scripts/profile_step.py")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; see the module."""
+    parser, options = parse(arguments)
+    chip = _typed_chip(options, parser)
+    settings, events = _settings(options, parser), None
     if options.profile:
-        try:
-            profile = json.loads(options.profile.read_text())
-            what = tuple(profile[name] for name in ("size", "batch", "blocks", "identity", "precision"))
-            events = profile["operators"]
-        except OSError as error:
-            parser.error(f"{options.profile}: {error.strerror}")
-        except (ValueError, KeyError, TypeError):
-            parser.error(f"{options.profile}: not a profile of scripts/profile_step.py")
-    works = step_work(*what)
-    launches = options.launches if options.launches is not None else count_launches(*what)
-    if typed[0] is None:
-        chip = measured_chip(what[4])
-    else:
-        chip = Chip(typed[0] * 1e12, typed[1] * 1e9, typed[2] * 1e-6, "typed in")
-    size, batch, blocks, identity, precision = what
+        settings, events = _profile(options.profile, parser)
+    works = step_work(*settings)
+    launches = options.launches
+    if launches is None:
+        launches = count_launches(*settings)
+    if chip is None:
+        chip = measured_chip(settings.precision)
+    measured = None
+    if events is not None:
+        measured = measured_by_layer(works, events)
+    size, batch, blocks, identity, precision = settings
+    loss = "off"
+    if identity:
+        loss = "on"
     print(
-        f"One training step, {batch} of {size}x{size}, {blocks} blocks, identity"
-        f" {'on' if identity else 'off'}, {precision}"
-    )
-    print(
-        "\n".join(lines(works, chip, launches, None if events is None else measured_by_layer(works, events)))
+        f"One training step, {batch} of {size}x{size}, {blocks} blocks, identity {loss}, {precision}",
+        *lines(works, chip, launches, measured),
+        sep="\n",
     )
     return 0
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 import gc
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -38,10 +39,15 @@ class Clock:
         self.readings: list[float] = []
 
     def play(self, intervals: list[tuple[float, float]]) -> None:
-        self.readings = [reading for interval in reversed(intervals) for reading in reversed(interval)]
+        self.readings = []
+        # The last reading of all is popped last.
+        for start, end in reversed(intervals):
+            self.readings += [end, start]
 
     def __call__(self) -> float:
-        return self.readings.pop() if self.readings else synchronised()
+        if self.readings:
+            return self.readings.pop()
+        return synchronised()
 
 
 clock = Clock()
@@ -76,6 +82,11 @@ class Entrant:
 Builders = dict[str, Callable[[], Entrant]]
 
 
+def builders_of(providers: Iterable[str], build: Callable[[str], Entrant]) -> Builders:
+    """Return what builds each of ``providers``: ``build`` of its name."""
+    return {name: partial(build, name) for name in providers}
+
+
 @dataclass
 class Outcome:
     """What came of one provider: intervals on the clock, one a round; or why there are none."""
@@ -90,15 +101,18 @@ class Outcome:
         return [end - start for start, end in self.intervals]
 
 
-def warmed_up(run: Callable[[], Any], history: list[float] | None = None) -> list[float]:
+def warmed_up(run: Callable[[], Any], history: Sequence[float] = ()) -> list[float]:
     """Run until it gets no faster, and return the seconds of each run, after those of ``history``."""
-    seconds = list(history or [])
+    seconds = list(history)
 
     def faster_still() -> bool:
-        # The first run of all, which compiles and allocates, is no run to compare with.
-        known = seconds[1:] if len(seconds) > 2 else seconds
-        enough = len(seconds) >= MOST_WARM_UPS or sum(seconds[1:]) > MOST_WARM_UP_SECONDS
-        return not enough and known[-1] < STILL_FASTER * min(known[:-1])
+        if len(seconds) >= MOST_WARM_UPS or sum(seconds[1:]) > MOST_WARM_UP_SECONDS:
+            return False
+        known = seconds
+        if len(seconds) > 2:
+            # The first run of all, which compiles and allocates, is no run to compare with.
+            known = seconds[1:]
+        return known[-1] < STILL_FASTER * min(known[:-1])
 
     while len(seconds) < 2 or faster_still():
         start = synchronised()
@@ -121,7 +135,10 @@ def race(
 
     def failed(name: str, error: Exception) -> None:
         entrants.pop(name, None)
-        outcomes[name] = Outcome(why_not=str(error)) if isinstance(error, Unserved) else Outcome(error=error)
+        if isinstance(error, Unserved):
+            outcomes[name] = Outcome(why_not=str(error))
+        else:
+            outcomes[name] = Outcome(error=error)
 
     for name, build in builders.items():
         try:
@@ -138,11 +155,7 @@ def race(
             break
         for name in draw.sample(list(entrants), len(entrants)):
             try:
-                entrants[name].before()
-                start = synchronised()
-                entrants[name].run()
-                outcomes[name].intervals.append((start, synchronised()))
-                entrants[name].after()
+                outcomes[name].intervals.append(_timed(entrants[name]))
             except Exception as error:
                 failed(name, error)
     now = conditions()
@@ -156,6 +169,16 @@ def race(
         if entrant.history:
             outcomes[name].info["first_s"] = entrant.history[0]
     return outcomes
+
+
+def _timed(entrant: Entrant) -> tuple[float, float]:
+    """Run one round and return when it began and ended."""
+    entrant.before()
+    start = synchronised()
+    entrant.run()
+    end = synchronised()
+    entrant.after()
+    return start, end
 
 
 class Race(Protocol):
@@ -180,7 +203,9 @@ def rotations(bytes_each: int, device: str) -> int:
     """Return how many inputs of so many bytes it takes to be past the L2 cache when the first one's turn
     comes again.
     """
-    return max(2, -(-BYTES_PAST_L2 // bytes_each)) if device == "cuda" else 2
+    if device != "cuda":
+        return 2
+    return max(2, -(-BYTES_PAST_L2 // bytes_each))
 
 
 class Steps:
@@ -190,7 +215,7 @@ class Steps:
 
     def __init__(self, make: Callable[[], list[Callable[[], Any]]], device: str) -> None:
         self.results: list[Any] = []
-        self._replay: Callable[[], None] | None = None
+        self._run: Callable[[], None] = self._once
         if device != "cuda":
             self._todo = make()
             return
@@ -205,10 +230,10 @@ class Steps:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=stream):
             self._once()
-        self._replay = graph.replay
+        self._run = graph.replay
 
     def _once(self) -> None:
         self.results = [step() for step in self._todo]
 
     def __call__(self) -> None:
-        (self._replay or self._once)()
+        self._run()

@@ -13,10 +13,11 @@ from torch import nn
 
 from fastcyclegan.checkpoints.architecture import UnknownArchitectureError, of_arguments
 from fastcyclegan.checkpoints.find_networks import Network, find_networks
-from fastcyclegan.checkpoints.run_files import OFFICIAL, read_config, saved_epochs, weights_file
+from fastcyclegan.checkpoints.run_files import read_config, saved_epochs, weights_file
 from fastcyclegan.config import Direction, TrainConfig
 from fastcyclegan.errors import UserError
 from fastcyclegan.nn.pretrained import WEIGHTS_FILE
+from fastcyclegan.recipes.registry import make_recipe
 from fastcyclegan.tensor_files import arguments_in, load_tensors
 
 
@@ -95,7 +96,7 @@ def find_weights(weights: Path, direction: Direction | None, epoch: str, ema: bo
     there = ", ".join(saved_epochs(weights))
     if not there:
         there = "none"
-    raise UserError(f"{file}: no such file; weights of a generator ({OFFICIAL[name]}) in {weights}: {there}")
+    raise UserError(f"{file}: no such file; weights of a generator ({name}) in {weights}: {there}")
 
 
 def _only_file(weights: Path) -> Path | None:
@@ -109,13 +110,14 @@ def _only_file(weights: Path) -> Path | None:
 
 
 def _generator_for(direction: Direction | None, config: TrainConfig | None) -> str:
-    """Return which generator of a run translates in ``direction``: by default the one it was trained in."""
-    trained: Direction = "AtoB"
-    if config is not None:
-        trained = config.data.direction
-    if direction in (None, trained):
-        return "G_AB"
-    return "G_BA"
+    """Return the official name of a run's generator that translates in ``direction``: by default the one it
+    was trained in.
+    """
+    if config is None:
+        config = TrainConfig()
+    target = "B" if direction in (None, config.data.direction) else "A"
+    recipe = make_recipe(config)
+    return recipe.official_names[recipe.generator(target)]
 
 
 def load_generator(
@@ -154,11 +156,13 @@ def settings_of(folder: Path, epoch: str) -> dict[str, Any]:
     Raises UserError for networks that cannot be trained here.
     """
     settings: dict[str, Any] = {}
-    for name in ("D_A", "G_AB"):
-        file = weights_file(folder, epoch, name)
+    recipe = make_recipe(TrainConfig())
+    others = [name for name in recipe.networks if name not in recipe.generators]
+    for name in (others[0], recipe.generators[0]):
+        file = weights_file(folder, epoch, recipe.official_names[name])
         if not file.exists():
             continue
-        network = choose(read_networks(file), file, generator=name == "G_AB")
+        network = choose(read_networks(file), file, generator=name in recipe.generators)
         try:
             settings |= network.architecture.settings()
         except ValueError as error:

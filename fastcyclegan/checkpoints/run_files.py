@@ -1,6 +1,7 @@
 """The names of a run's files, its configuration, and its weights as official files.
 
-The official code's names appear in this file alone. Its G_A translates A to B, its D_A judges pictures of B.
+Files have the official code's names, which a recipe tells: its G_A translates A to B, its D_A judges images
+of B.
 """
 
 from __future__ import annotations
@@ -17,16 +18,15 @@ from fastcyclegan.config import TrainConfig, from_dict, to_dict
 from fastcyclegan.errors import UserError
 from fastcyclegan.tensor_files import load_tensors, save_tensors, write_atomically
 
-OFFICIAL = {"G_AB": "G_A", "G_BA": "G_B", "D_B": "D_A", "D_A": "D_B"}
 CONFIG = "config.json"
 STATE = "state.pt"
 
 
-def weights_file(run: Path, epoch: str, name: str, *, ema: bool = False) -> Path:
-    """Return the official file of network ``name`` (ours): ``{epoch}_net_{G_A,G_B,D_A,D_B}.pth``; ``ema``: of
+def weights_file(run: Path, epoch: str, official_name: str, *, ema: bool = False) -> Path:
+    """Return the file of a network by its official name: ``{epoch}_net_{G_A,G_B,D_A,D_B}.pth``; ``ema``: of
     its running average.
     """
-    stem = f"{epoch}_net_{OFFICIAL[name]}"
+    stem = f"{epoch}_net_{official_name}"
     if ema:
         stem += "_ema"
     return run / f"{stem}.pth"

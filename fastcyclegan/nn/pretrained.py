@@ -8,7 +8,6 @@ arguments of the class) and a model card, README.md. The packages come with ``pi
 
 from __future__ import annotations
 
-import copy
 import functools
 import importlib.util
 import json
@@ -134,9 +133,9 @@ class Pretrained:
             raise UserError(f"{source}: a file; load_generator takes files")
         if Path(source).is_dir():
             _check_folder(Path(source))
-        net = _mixed(_owner(cls)).from_pretrained(str(source), **options)
-        net.__class__ = _owner(cls)
-        del net._hub_mixin_config
+        net: Self = _mixed(_owner(cls)).from_pretrained(str(source), **options)
+        # What the hub notes on networks that are of its own class.
+        vars(net).pop("_hub_mixin_config", None)
         return net
 
     def save_pretrained(
@@ -170,9 +169,10 @@ class Pretrained:
         training: dict[str, str] = {}
         if run is not None:
             training = _training_in(Path(run))
-        view = copy.copy(self)
-        view.__class__ = _mixed(_owner(type(self)))
-        view.card = {"title": title, "repo_id": repo_id, "training": training}  # type: ignore[attr-defined]
+        kind = _mixed(_owner(type(self)))
+        view = object.__new__(kind)
+        vars(view).update(vars(self))
+        view.card = {"title": title, "repo_id": repo_id, "training": training}
         return view
 
 
@@ -317,7 +317,7 @@ def _mixed(kind: type) -> Any:
         def _from_pretrained(
             cls, *, model_id: str, map_location: str = "cpu", strict: bool = True, **options: Any
         ) -> Any:
-            return _read_network(cls, model_id, strict, options).to(map_location).eval()
+            return _read_network(kind, model_id, strict, options).to(map_location).eval()
 
         def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
             values = {**self.card, **_facts(self, kind)}

@@ -175,14 +175,14 @@ def hand_over(model: Any, step: Step) -> str:
     engine = step.engine
     for name, phase in _OPTIMIZERS.items():
         _give_moments(getattr(model, name, None), engine.optimizers[phase])
-    pools = {name: (getattr(model, name, None), engine.recipe.pools[side]) for name, side in _POOLS.items()}
+    pools = {name: (getattr(model, name, None), step.recipe.pools[side]) for name, side in _POOLS.items()}
     anew = [name for name, (theirs, ours) in pools.items() if not _give_pictures(theirs, ours, model.real_A)]
     what = "it goes on with our weights and moments" + (
         f", but {' and '.join(anew)} cannot take our pictures" if anew else " and pools"
     )
-    if engine.precision == "bf16":
+    if engine.choices.precision == "bf16":
         what += ", in fp32 instead of bf16"
-    return f"{what}, no longer compiled" if engine.compiled else what
+    return f"{what}, no longer compiled" if engine.choices.compiled else what
 
 
 def _give_moments(optimizer: Any, ours: torch.optim.Adam) -> None:

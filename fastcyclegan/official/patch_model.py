@@ -116,9 +116,12 @@ def _decide(
     vars(model)[_WATCH] = Watch(model, step)
     engine = step.engine
     impls = " and ".join(sorted({computed_by(net) for net in engine.nets.values()}))
+    how = engine.choices.precision
+    if engine.choices.compiled:
+        how += ", compiled"
     say(
-        f"step: ours, on {engine.device} in {engine.precision}{', compiled' * engine.compiled}, networks by"
-        f" {impls}; {ITERATIONS} iterations in float64 differed by {difference:.0e} from the checkout's own"
+        f"step: ours, on {engine.device} in {how}, networks by {impls}; {ITERATIONS} iterations in float64"
+        f" differed by {difference:.0e} from the checkout's own"
     )
     return step
 

@@ -10,55 +10,22 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from bench import parity, providers
-from bench.parity import (
-    EXACT,
-    FORWARD,
-    Difference,
-    Judge,
-    Trace,
-    Undecided,
-    differences,
-    flat_images,
-    is_flat,
-    liveliest_crop,
-    require,
-    require_telling,
-)
-from bench.providers import PROVIDERS, TrainStep, Unserved, generator, plain_networks, train_step
-from fastcyclegan.config import LossConfig, ModelConfig
+from bench.flat_images import is_flat
+from bench.parity import EXACT, FORWARD, Difference, Judge, Trace, differences, require
+from bench.providers import TrainStep, plain_networks, train_step
+from fastcyclegan.config import LossConfig
 from fastcyclegan.data import builtin
 from fastcyclegan.data.batch import Batch
 from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.engine import engine
-from fastcyclegan.engine.host_inputs import Numbers
-from fastcyclegan.testing import random_batch, relative_error, seeded_networks
-
-SMALL = ModelConfig(netG="resnet_1blocks", ngf=8, ndf=8)
-UNCOMPILED = [name for name, provider in PROVIDERS.items() if provider.mode is None and not provider.strict]
-
-
-@pytest.fixture(scope="module")
-def judge() -> Judge:
-    return Judge(
-        plain_networks(SMALL),
-        [random_batch(32, Plan(0, 9, 9), n) for n in range(2)],
-        "cpu",
-        LossConfig(),
-        SMALL,
-    )
-
-
-def step_of(name: str, judge: Judge, fault: bool = False) -> TrainStep:
-    try:
-        return train_step(name, judge.nets, "cpu", judge.loss, config=SMALL, fault=fault)
-    except Unserved as reason:
-        pytest.skip(str(reason))
+from fastcyclegan.engine.host_inputs import HostInputs
+from fastcyclegan.testing import random_batch
+from tests.bench.small_steps import SMALL, UNCOMPILED, step_of
 
 
 @pytest.mark.parametrize("name", UNCOMPILED)
@@ -101,7 +68,7 @@ def test_in_float64_ours_is_the_official_order(judge: Judge) -> None:
     assert judge.mathematics(size=24) < EXACT
 
 
-class RateInFp32(Numbers):
+class RateInFp32(HostInputs):
     """As on a GPU, whose fused Adam reads fp32."""
 
     def __init__(self, device: torch.device) -> None:
@@ -110,7 +77,7 @@ class RateInFp32(Numbers):
 
 
 def test_in_float64_the_rate_may_be_kept_in_fp32(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "Numbers", RateInFp32)
+    monkeypatch.setattr(engine, "HostInputs", RateInFp32)
     assert judge.mathematics(size=24) < EXACT
     monkeypatch.setattr(providers, "LR", 2e-4)
     assert judge.mathematics(size=24) > 10 * EXACT
@@ -200,63 +167,6 @@ def test_in_float64_two_iterations_are_compared(judge: Judge, monkeypatch: pytes
     assert seen == [2, 2]
 
 
-def test_the_liveliest_crop_is_where_an_image_varies_and_its_contrast_is_stretched() -> None:
-    """Also where channels lie far apart and one of them hardly varies."""
-    image = torch.tensor([0.25, 0.75, -1.0]).view(3, 1, 1).repeat(1, 70, 90)
-    image[1, 69, 89] += 1e-6
-    crop = liveliest_crop(image, 32)
-    assert crop.shape == (3, 32, 32)
-    assert crop.dtype == torch.float64
-    assert crop[1, -1, -1] == 1
-    assert (crop[1] == -1).sum() == 32 * 32 - 1
-    assert not crop[[0, 2]].any()
-    assert liveliest_crop(image[:, -20:], 32).shape == (3, 20, 32)
-    noise = torch.rand(3, 40, 40)
-    noise[:, :32, :32] *= 0.1
-    noise[:, 8:, 8:] *= 10
-    assert liveliest_crop(noise, 32).equal(liveliest_crop(noise[:, 8:, 8:], 32))
-    assert liveliest_crop(noise, 32).amax() == 1
-
-
-@pytest.mark.parametrize("faint", [1, 8], ids=["one pixel by one of 255 levels", "noise of 8 levels"])
-def test_in_float64_an_image_may_be_as_faint_as_8_bits_allow(judge: Judge, faint: int) -> None:
-    images = torch.full((1, 3, 32, 32), 0.6)
-    if faint == 1:
-        images[:, :, 10, 11] += 2 / 255
-    else:
-        images += torch.from_numpy(np.random.default_rng(0).integers(0, faint, images.shape)) * 2 / 255
-    batches = [replace(batch, A=images, B=images.flip(3)) for batch in judge.batches]
-    assert replace(judge, batches=batches).mathematics() < EXACT
-
-
-def test_a_flat_image_is_refused_by_name(judge: Judge) -> None:
-    """Of any colour: not only grey ones are flat."""
-    flat = torch.tensor([0.1, -0.7, 0.9]).view(1, 3, 1, 1).expand(1, 3, 32, 32)
-    first, second = judge.batches
-    batches = [
-        replace(first, paths_A=["a.png"], paths_B=["b.png"]),
-        replace(second, B=flat, paths_A=["c.png"], paths_B=["d.png"]),
-    ]
-    assert flat_images(batches) == ["d.png"]
-    with pytest.raises(Undecided, match=r"^d\.png: of one colour"):
-        replace(judge, batches=batches).mathematics()
-
-
-def test_a_dtype_that_leaves_nothing_to_judge_is_no_verdict(judge: Judge) -> None:
-    """In bf16 a dot of one level is lost in the mean: what is allowed would pass an image of zeros."""
-    dot = torch.full((1, 3, 32, 32), 0.6)
-    dot[:, :, 10, 11] += 2 / 255
-    batches = [replace(batch, A=dot, B=dot, paths_A=["a.png"], paths_B=["b.png"]) for batch in judge.batches]
-    faint = replace(judge, batches=batches, _traces={})
-    found = faint.judge("official_bf16", step_of("official_bf16", faint))
-    with pytest.raises(
-        Undecided,
-        match=r"pictures of iteration 1: rounding alone takes .* \d+% from float64, on a.png, b.png",
-    ):
-        require_telling(found, faint.batches)
-    require_telling(judge.judge("official_bf16", step_of("official_bf16", judge)), judge.batches)
-
-
 @pytest.mark.parametrize("name", ["ours", "official_bf16"])
 @pytest.mark.parametrize("factor", [2.0, 0.0])
 def test_a_wrong_learning_rate_is_seen_in_the_weights(judge: Judge, name: str, factor: float) -> None:
@@ -313,28 +223,3 @@ def test_a_later_iteration_in_16_bits_is_judged_from_the_weights_that_it_began_a
     assert all(judge._with_own_truth(exact, "bf16").error_of(name, judge.truth) < 1e-12 for name in names)
     # In fp32 runs do not part: there the truth is one.
     assert not judge._with_own_truth(Trace(trace.found, trace.starts), "fp32").own
-
-
-def test_the_plain_networks_are_nothing_of_ours_with_the_same_weights() -> None:
-    plain, ours = plain_networks(SMALL, seed=3), seeded_networks(SMALL, seed=3)
-    assert all(type(net).__module__ == "fastcyclegan.reference" for net in plain.values())
-    for name, net in ours.items():
-        assert all(
-            torch.equal(a, b)
-            for a, b in zip(plain[name].state_dict().values(), net.state_dict().values(), strict=True)
-        )
-
-
-def test_generators_of_all_providers_give_the_same_picture() -> None:
-    net, x = plain_networks(SMALL)["G_AB"], torch.rand(1, 3, 32, 32) * 2 - 1
-    with torch.inference_mode():
-        truth = net.double()(x.double())
-    net.float()
-    for name in UNCOMPILED:
-        try:
-            run, precision = generator(name, net, "cpu", ngf=8, n_blocks=1)
-        except Unserved:
-            continue
-        assert relative_error(run(x), truth) < (1e-5 if precision == "fp32" else 0.1)
-        faulty, _ = generator(name, net, "cpu", fault=True, ngf=8, n_blocks=1)
-        assert relative_error(faulty(x), truth) > 0.1

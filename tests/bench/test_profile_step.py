@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from bench import profile_step, roofline
-from bench.profile_step import PARTS, PHASE, STEP, analysed
+from bench.chrome_trace import PARTS, PHASE, STEP, analysed
 
 
 def event(name: str, kind: str, start: float, length: float, thread: int = 1, **args: Any) -> dict[str, Any]:

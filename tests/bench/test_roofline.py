@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from bench import roofline
-from bench.roofline import Chip, Work, key_of, layers_of, measured_by_layer, passes, step_work, total
+from bench.roofline import key_of, measured_by_layer
+from bench.step_work import Chip, Work, layers_of, passes, step_work, total
 from fastcyclegan import reference
 
 CHIP = Chip(1e12, 1e11, 1e-6, "typed in")

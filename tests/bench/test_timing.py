@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import pytest
@@ -90,7 +90,7 @@ def test_warming_up_goes_on_while_it_helps_and_ends(monkeypatch: pytest.MonkeyPa
     now = [0.0]
     monkeypatch.setattr(timing, "synchronised", lambda: now[0])
 
-    def runs(times: Iterable[float], history: list[float] | None = None) -> int:
+    def runs(times: Iterable[float], history: Sequence[float] = ()) -> int:
         """Return how many runs there were, each of which took the next of ``times``."""
         each = iter(times)
         return len(warmed_up(lambda: now.__setitem__(0, now[0] + next(each)), history))

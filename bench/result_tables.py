@@ -1,0 +1,159 @@
+"""Results as Markdown: a table for each group of rows, its ratios, and one machine's whole page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from bench.figures import (
+    COUNTS,
+    Results,
+    Row,
+    Spread,
+    anchor_of,
+    ceiling_of,
+    duration,
+    is_ceiling,
+    speed_up,
+)
+
+# Rounds from which on a 95th percentile is more than the largest.
+ENOUGH = 20
+
+
+def markdown(results: Results) -> Iterator[str]:
+    """Yield one machine's tables, every group."""
+    yield f"# {results.title}"
+    for name, tests in results.tests.items():
+        yield f"\nTests, {name}: {tests['summary']}"
+    conditions = None
+    if results.rows:
+        conditions = results.rows[0].info.get("conditions")
+    if conditions:
+        told = ", ".join(f"{name} {value}" for name, value in conditions.items())
+        yield f"\nWhile the first group was measured: {told}"
+    for group, rows in results.groups.items():
+        yield f"\n## {group}\n"
+        yield from table(rows)
+        yield from ratios(rows)
+
+
+def table(rows: Sequence[Row]) -> Iterator[str]:
+    """Yield a group's Markdown table."""
+    if rows[0].info.get("counts_only"):
+        yield from counts_table(rows)
+        return
+    columns = _columns(rows)
+    yield _line(list(columns))
+    yield _rule(len(columns))
+    for row in rows:
+        yield _line([cell(row) for cell in columns.values()])
+
+
+def _columns(rows: Sequence[Row]) -> dict[str, Callable[[Row], str]]:
+    """Return the columns that a group has figures for, by their heads: what makes a row's cell."""
+    columns: dict[str, Callable[[Row], str]] = {"provider": lambda row: row.provider}
+    if any("precision" in row.info or "dtype" in row.info for row in rows):
+        columns["precision"] = _precision
+    if rows[0].file == "bench_generator.py" and len(rows[0].seconds) >= ENOUGH:
+        columns["time (median, 95th percentile)"] = _median_and_percentile
+    else:
+        columns["time (median, least to most)"] = lambda row: duration(row.each)
+    columns["rounds"] = lambda row: str(len(row.seconds))
+    if any(row.rate for row in rows):
+        columns["rate"] = _rate
+    # Of a group of ceilings alone there is nothing to compare.
+    alone = all(is_ceiling(row) for row in rows)
+    ceiling = ceiling_of(rows)
+    if not alone and ceiling is not None and ceiling.rate is not None:
+        columns["of the ceiling"] = lambda row: _share(row, ceiling)
+    if any(row.info.get("peak_bytes") for row in rows):
+        columns["peak memory"] = _peak
+    if not alone:
+        anchor = anchor_of(rows)
+        columns[f"times {anchor.provider}"] = lambda row: _ratio(row, anchor)
+    return columns
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _rule(columns: int) -> str:
+    return "|" + "---|" * columns
+
+
+def _precision(row: Row) -> str:
+    return str(row.info.get("precision", row.info.get("dtype", "")))
+
+
+def _median_and_percentile(row: Row) -> str:
+    median = Spread(row.each.median, 0, 0, 1)
+    return f"{duration(median)}, {duration(_percentile(row, 95))}"
+
+
+def _percentile(row: Row, percent: int) -> Spread:
+    """Return the smallest time that so many percent of the rounds did not exceed."""
+    ordered = sorted(row.seconds)
+    rank = -(-len(ordered) * percent // 100)
+    value = ordered[min(len(ordered), rank) - 1] / row.info.get("operations", 1)
+    return Spread(value, value, value, 1)
+
+
+def _rate(row: Row) -> str:
+    if row.rate is None:
+        return ""
+    rate, unit = row.rate
+    return f"{_digits(rate.median)} {unit}"
+
+
+def _share(row: Row, ceiling: Row) -> str:
+    if row.rate is None or ceiling.rate is None or row.rate[1] != ceiling.rate[1]:
+        return ""
+    return f"{100 * row.rate[0].median / ceiling.rate[0].median:.0f} %"
+
+
+def _peak(row: Row) -> str:
+    peak = row.info.get("peak_bytes")
+    if not peak:
+        return ""
+    return f"{peak / 2**20:,.0f} MiB"
+
+
+def _ratio(row: Row, anchor: Row) -> str:
+    if is_ceiling(row):
+        return ""
+    if row is anchor:
+        return "1"
+    return f"{speed_up(row, anchor):.2f}"
+
+
+def counts_table(rows: Sequence[Row]) -> Iterator[str]:
+    counted = {}
+    for key, count in COUNTS.items():
+        if all(key in row.info for row in rows):
+            counted[key] = count
+    yield _line(["provider", *(name for name, _ in counted.values())])
+    yield _rule(1 + len(counted))
+    for row in rows:
+        cells = [row.provider]
+        for key, (_, scale) in counted.items():
+            cells.append(_digits(row.info[key] / scale))
+        yield _line(cells)
+
+
+def _digits(value: float) -> str:
+    if value >= 100 or value == int(value):
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
+
+
+def ratios(rows: Sequence[Row]) -> Iterator[str]:
+    """Yield how many times as fast each of ours is as each of the others, where there are several."""
+    ours = [row for row in rows if row.provider.startswith("ours")]
+    others = [row for row in rows if row not in ours and not is_ceiling(row)]
+    if not ours or len(others) < 2 or rows[0].info.get("counts_only"):
+        return
+    yield "\n" + _line(["times as fast as", *(row.provider for row in others)])
+    yield _rule(1 + len(others))
+    for row in ours:
+        yield _line([row.provider, *(f"{speed_up(row, other):.2f}" for other in others)])

@@ -1,0 +1,37 @@
+"""What holds for every test of this room."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from bench.gpu_outcome import Surroundings
+from bench.parity import Judge
+from bench.providers import plain_networks
+from fastcyclegan.config import LossConfig
+from fastcyclegan.data.sample_plan import Plan
+from fastcyclegan.testing import random_batch
+from tests.bench.parts import ROOT
+from tests.bench.small_steps import SMALL
+
+
+@pytest.fixture
+def around(tmp_path: Path) -> Surroundings:
+    for name in ("work", "results"):
+        (tmp_path / name).mkdir()
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    environment = {**inherited, "PYTHONPATH": f"{ROOT}:{ROOT / 'bench'}", "TRITON_INTERPRET": "1"}
+    return Surroundings(tmp_path / "work", tmp_path / "results", environment)
+
+
+@pytest.fixture(scope="module")
+def judge() -> Judge:
+    return Judge(
+        plain_networks(SMALL),
+        [random_batch(32, Plan(0, 9, 9), n) for n in range(2)],
+        "cpu",
+        LossConfig(),
+        SMALL,
+    )

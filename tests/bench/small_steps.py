@@ -1,0 +1,19 @@
+"""Training steps of small networks, which a CPU runs in a moment."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench.parity import Judge
+from bench.providers import PROVIDERS, TrainStep, Unserved, train_step
+from fastcyclegan.config import ModelConfig
+
+SMALL = ModelConfig(netG="resnet_1blocks", ngf=8, ndf=8)
+UNCOMPILED = [name for name, provider in PROVIDERS.items() if provider.mode is None and not provider.strict]
+
+
+def step_of(name: str, judge: Judge, fault: bool = False) -> TrainStep:
+    try:
+        return train_step(name, judge.nets, "cpu", judge.loss, config=SMALL, fault=fault)
+    except Unserved as reason:
+        pytest.skip(str(reason))

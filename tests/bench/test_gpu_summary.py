@@ -1,0 +1,69 @@
+"""What the GPU suite prints fits into what comes back from a machine elsewhere, and tells the most of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from bench.gpu_outcome import Failure, Outcome
+from bench.gpu_summary import MOST, MOST_OF_A_SUMMARY, Printer, summary
+from tests.bench.parts import ABOUT
+
+
+def test_different_errors_are_told_before_the_same_again() -> None:
+    texts = [
+        "E   AssertionError: y: relative error 2.5e-01",
+        "E   AssertionError: y: relative error 7.5e-03",
+        "E   TypeError: no",
+        "E   KeyError: 3",
+    ]
+    failures = [Failure(f"t::{n}", text) for n, text in enumerate(texts)]
+    lines = summary(ABOUT, [Outcome("a", failures=failures)], 1, 9, [])
+    assert [line for line in lines if line.startswith("FAILED")] == [f"FAILED t::{n}" for n in (0, 2, 3, 1)]
+    compiler = Failure("t::x", "E   CompilationError: at 1:0:\nE   def _k(x):\nE   ^\nE   too many registers")
+    told = "\n".join(summary(ABOUT, [Outcome("a", failures=[compiler])], 1, 9, []))
+    assert "CompilationError: at 1:0:" in told
+    assert "too many registers" in told
+
+
+def test_a_summary_fits_into_what_comes_back() -> None:
+    """However much fails: the first of each part before the second of any, and how many more there are."""
+    arguments = ["bfloat16[1, 256, 64, 64]" * 9] * 12
+    launch: dict[str, Any] = {
+        "kernel": "_k",
+        "grid": 7,
+        "arguments": arguments,
+        "configuration": {"BLOCK_M": 128},
+    }
+    text, again = "E  " + "far off " * 99, "alone: " + "x" * 999
+
+    def failures(part: int) -> list[Failure]:
+        return [
+            Failure(f"tests/kernels/test_{part}.py::test_y[{n}]", text, [launch] * 12, again)
+            for n in range(50)
+        ]
+
+    outcomes = [
+        Outcome(f"part {n}", "", 9, {"passed": 1, "failed": 50}, failures(n), ["a figure " * 30] * 99)
+        for n in range(12)
+    ]
+    outcomes += [Outcome(f"good {n}", "", 9, {"passed": 1}, [], ["a figure " * 30] * 99) for n in range(3)]
+    lines = summary(ABOUT, outcomes, 15, 99, ["file" * 99] * 9)
+    assert len("\n".join(lines)) < 8000
+    told = [line for line in lines if line.startswith("FAILED")]
+    assert len(told) >= 5
+    assert any("more failures are in the files" in line for line in lines)
+    assert any("last launch: _k grid 7" in line for line in lines)
+    good = summary(ABOUT, outcomes[12:], 3, 99, [])
+    assert "all 3 parts hold" in good[0]
+    assert any(line.startswith("a figure") for line in good)
+    assert len("\n".join(good)) < 8000
+
+
+def test_all_output_fits_too(capsys: pytest.CaptureFixture[str]) -> None:
+    printer = Printer()
+    for _ in range(1000):
+        printer.line("x" * 400)
+    printer.summary(["y" * (MOST_OF_A_SUMMARY - 1)])
+    assert MOST_OF_A_SUMMARY < len(capsys.readouterr().out) <= MOST < 20_000

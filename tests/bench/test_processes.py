@@ -1,0 +1,33 @@
+"""A process with a limit leaves nothing behind, however it ends."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tests.bench.parts import ROOT, running
+
+
+def test_what_it_started_does_not_outlive_it(tmp_path: Path) -> None:
+    """Killed outright, as at the end of a call: nothing may hold the GPU after it."""
+    script = f"""
+from pathlib import Path
+from bench import processes
+print("begun", flush=True)
+processes.run_process(["sleep", "79.5"], 60, {{"PATH": "/usr/bin:/bin"}}, Path({str(tmp_path / "log")!r}))
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        deadline = time.monotonic() + 20
+        while not running("sleep 79.5") and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.kill()
+    deadline = time.monotonic() + 5
+    while running("sleep 79.5") and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not running("sleep 79.5")
