@@ -32,7 +32,9 @@ class Choice:
     why: str
 
     def __str__(self) -> str:
-        one, many = ("thread", "threads") if self.kind == "dali" else ("process", "processes")
+        one, many = "process", "processes"
+        if self.kind == "dali":
+            one, many = "thread", "threads"
         workers = one if self.threads == 1 else many
         return f"{self.kind}, {self.threads} {workers} ({self.why})"
 
@@ -42,7 +44,9 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     count = os.cpu_count()
-    return 1 if count is None else count
+    if count is None:
+        return 1
+    return count
 
 
 def default_threads() -> int:
@@ -61,15 +65,18 @@ def choose(loader: str, device: torch.device, num_threads: int | None = None) ->
         raise UserError(f"--loader dali: {problem}")
     if problem:
         return _folder(num_threads, problem)
-    threads = default_threads() if num_threads is None else max(num_threads, 1)
+    if num_threads is None:
+        num_threads = default_threads()
     why = "decodes and resizes on the GPU" if device.type == "cuda" else "decodes on the CPU"
     if loader == "dali":
         why = f"asked for, {why}"
-    return Choice("dali", threads, why)
+    return Choice("dali", max(num_threads, 1), why)
 
 
 def _folder(num_threads: int | None, why: str) -> Choice:
-    return Choice("folder", WORKERS if num_threads is None else num_threads, why)
+    if num_threads is None:
+        num_threads = WORKERS
+    return Choice("folder", num_threads, why)
 
 
 def check_cache(cache: str, device: torch.device) -> None:

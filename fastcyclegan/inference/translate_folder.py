@@ -184,8 +184,8 @@ def translate_folder(config: TranslateConfig, console: Console) -> int:
     translator, how = _load(config, console)
     jobs = plan_outputs(config)
     threads = default_threads() if config.num_threads is None else config.num_threads
-    loader = "folder" if config.loader == "auto" and len(jobs) < MANY else config.loader
-    choice = choose(loader, translator.device, threads)
+    few = config.loader == "auto" and len(jobs) < MANY
+    choice = choose("folder" if few else config.loader, translator.device, threads)
     reader = make_reader(choice, _fit(config, translator), translator.device, console.say)
     console.say(f"translating {_pictures(len(jobs))} {how}, read by {choice.kind}")
     started = last_said = time.monotonic()
