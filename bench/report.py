@@ -1,8 +1,7 @@
 """Results of the benches as a table, a spreadsheet and pictures; the README's section; and the check that
 nothing became slower.
 
-    python -m bench.report RESULTS.json ...   # report/report.md, results.csv, figures
-    *.png and *.svg under report/
+    python -m bench.report RESULTS.json ...   # report/: report.md, results.csv, *.png and *.svg
     python -m bench.report NEW.json --against OLD.json --fail-over 5%   # exit code 1: something became slower
     python -m bench.report bench/results/NAME.json --readme README.md   # write the README's section anew
 

@@ -41,18 +41,18 @@ class DownloadConfig:
     gone on from.
     """
 
+    #: Its name, such as horse2zebra; --list shows them all.
     name: Annotated[str | None, tyro.conf.Positional] = None
-    """Its name, such as horse2zebra; --list shows them all."""
+    #: List the names and leave.
     list: bool = False
-    """List the names and leave."""
+    #: Folder that gets NAME/trainA, NAME/trainB and so on.
     output: Path = Path("datasets")
-    """Folder that gets NAME/trainA, NAME/trainB and so on."""
+    #: A zip of it that was fetched by other means: unpacked instead of fetching, and kept.
     archive: Path | None = None
-    """A zip of it that was fetched by other means: unpacked instead of fetching, and kept."""
+    #: Where NAME.zip is; a mirror of yours may have it too.
     server: str = SERVER
-    """Where NAME.zip is; a mirror of yours may have it too."""
+    #: Keep the fetched zip.
     keep_archive: bool = False
-    """Keep the fetched zip."""
 
 
 _MARKERS = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff)
@@ -71,6 +71,11 @@ Flags are those of the official code, with _ or -. Ctrl-C saves and ends; --cont
 goes on from there.
 
 The built-in dataset has defaults of its own: """ + ", ".join(_builtin_defaults())
+
+
+def _description(kind: type) -> str:
+    """Return the docstring of ``kind`` as one paragraph."""
+    return " ".join(str(kind.__doc__).split())
 
 
 def _parse(
@@ -279,7 +284,7 @@ def _list_datasets(console: Console) -> None:
 def _download(args: Sequence[str] | None) -> int:
     args = _arguments(args)
     console = Console()
-    config = _parse(DownloadConfig, args, str(DownloadConfig.__doc__))
+    config = _parse(DownloadConfig, args, _description(DownloadConfig))
     if config.list:
         _list_datasets(console)
         return 0
@@ -308,13 +313,13 @@ def _download(args: Sequence[str] | None) -> int:
 
 
 def _check_dataset(args: Sequence[str] | None) -> int:
-    config = _parse(ReportConfig, _arguments(args), str(ReportConfig.__doc__))
+    config = _parse(ReportConfig, _arguments(args), _description(ReportConfig))
     good = report_dataset(config, Console())
     return 0 if good else 1
 
 
 def _inspect(args: Sequence[str] | None) -> int:
-    config = _parse(InspectConfig, _arguments(args), str(InspectConfig.__doc__))
+    config = _parse(InspectConfig, _arguments(args), _description(InspectConfig))
     console = Console()
     for line in describe(config.file):
         console.say(line)

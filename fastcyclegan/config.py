@@ -56,59 +56,50 @@ def _check_least(config: Any, least: float, *names: str) -> None:
 class DataConfig:
     """Pictures: where they are and how they become samples."""
 
+    #: Folder with trainA/ trainB/ (and testA/ testB/), or train/A train/B (test/A test/B). Nothing given: the
+    #: built-in dataset.
     dataroot: Path | None = None
-    """Folder with trainA/ trainB/ (and testA/ testB/), or train/A train/B (test/A test/B). Nothing given: the
-    built-in dataset.
-    """
+    #: Folder of pictures of A; with --data_B, instead of --dataroot. A part of both is held out for the
+    #: samples, see --holdout.
     data_A: Path | None = None
-    """Folder of pictures of A; with --data_B, instead of --dataroot. A part of both is held out for the
-    samples, see --holdout.
-    """
+    #: Folder of pictures of B.
     data_B: Path | None = None
-    """Folder of pictures of B."""
+    #: Share of --data_A and --data_B that is held out of training, chosen by a hash of the seed and the file
+    #: name.
     holdout: float = 0.05
-    """Share of --data_A and --data_B that is held out of training, chosen by a hash of the seed and the file
-    name.
-    """
+    #: BtoA: folder B is the model's A, so that G_A translates B to A.
     direction: Direction = "AtoB"
-    """BtoA: folder B is the model's A, so that G_A translates B to A."""
+    #: resize_and_crop: to load_size squared, then a random crop. scale_width: width to load_size, height in
+    #: proportion. none: as it is, sides rounded to a multiple of 4.
     preprocess: Preprocess = "resize_and_crop"
-    """resize_and_crop: to load_size squared, then a random crop. scale_width: width to load_size, height in
-    proportion. none: as it is, sides rounded to a multiple of 4."""
+    #: Side (or width) in pixels that pictures are resized to before the crop. Resizing is bicubic and
+    #: antialiased.
     load_size: int = 286
-    """Side (or width) in pixels that pictures are resized to before the crop. Resizing is bicubic and
-    antialiased.
-    """
+    #: Side in pixels of the random crop, a multiple of 4 (of 256 for unet_256). load_size above it is the
+    #: jitter against overfitting.
     crop_size: int = 256
-    """Side in pixels of the random crop, a multiple of 4 (of 256 for unet_256). load_size above it is the
-    jitter against overfitting.
-    """
+    #: Do not mirror pictures at random.
     no_flip: bool = False
-    """Do not mirror pictures at random."""
+    #: Pictures of each domain in an iteration.
     batch_size: int = 1
-    """Pictures of each domain in an iteration."""
+    #: Take pictures in the order of their names, B[i] with A[i], instead of shuffled and at random.
     serial_batches: bool = False
-    """Take pictures in the order of their names, B[i] with A[i], instead of shuffled and at random."""
+    #: At most this many pictures of each domain: the first by name.
     max_dataset_size: int | None = None
-    """At most this many pictures of each domain: the first by name."""
+    #: Loader threads of dali (default: one a core, at most 16), or loader processes of folder (default 4; 0
+    #: loads in the main one).
     num_threads: int | None = None
-    """Loader threads of dali (default: one a core, at most 16), or loader processes of folder (default 4; 0
-    loads in the main one).
-    """
+    #: What reads pictures: dali (on a GPU where there is one), or folder (Pillow). auto takes dali where it
+    #: is installed and works.
     loader: Literal["auto", "dali", "folder"] = "auto"
-    """What reads pictures: dali (on a GPU where there is one), or folder (Pillow). auto takes dali where it
-    is installed and works.
-    """
+    #: ram, gpu: keep every decoded, resized picture in memory there (refused where they take more than half
+    #: of what is free).
     cache: Literal["none", "ram", "gpu"] = "none"
-    """ram, gpu: keep every decoded, resized picture in memory there (refused where they take more than half
-    of what is free).
-    """
+    #: Leave out pictures that cannot be read, or are smaller than the crop, and list them; without this they
+    #: end the run.
     skip_bad_images: bool = False
-    """Leave out pictures that cannot be read, or are smaller than the crop, and list them; without this they
-    end the run.
-    """
+    #: Official flag; only unaligned exists.
     dataset_mode: Literal["unaligned"] = "unaligned"
-    """Official flag; only unaligned exists."""
 
     def __post_init__(self) -> None:
         _check_types(self)
@@ -141,38 +132,38 @@ class DataConfig:
 class ModelConfig:
     """Networks."""
 
+    #: Official flag; only cycle_gan exists.
     model: Literal["cycle_gan"] = "cycle_gan"
-    """Official flag; only cycle_gan exists."""
+    #: Channels of A: 3 is colour, 1 is gray.
     input_nc: int = 3
-    """Channels of A: 3 is colour, 1 is gray."""
+    #: Channels of B.
     output_nc: int = 3
-    """Channels of B."""
+    #: Generator: resnet_9blocks, resnet_6blocks (any resnet_Nblocks), unet_256 or unet_128.
     netG: str = "resnet_9blocks"
-    """Generator: resnet_9blocks, resnet_6blocks (any resnet_Nblocks), unet_256 or unet_128."""
+    #: Discriminator: basic is the 70x70 PatchGAN, n_layers takes --n_layers_D, pixel judges single pixels.
     netD: Literal["basic", "n_layers", "pixel"] = "basic"
-    """Discriminator: basic is the 70x70 PatchGAN, n_layers takes --n_layers_D, pixel judges single pixels."""
+    #: Layers of --netD n_layers.
     n_layers_D: int = 3
-    """Layers of --netD n_layers."""
+    #: Channels of the generators' first layer.
     ngf: int = 64
-    """Channels of the generators' first layer."""
+    #: Channels of the discriminators' first layer.
     ndf: int = 64
-    """Channels of the discriminators' first layer."""
+    #: Normalisation of generators and discriminators.
     norm: Literal["instance", "batch", "none"] = "instance"
-    """Normalisation of generators and discriminators."""
+    #: Give instance norm a scale and a shift a channel, which are trained.
     affine: bool = False
-    """Give instance norm a scale and a shift a channel, which are trained."""
+    #: How a ResNet generator grows: transposed convolution, or resize and convolution (no checkerboards).
     upsample: Literal["transpose", "resize"] = "transpose"
-    """How a ResNet generator grows: transposed convolution, or resize and convolution (no checkerboards)."""
+    #: Dropout 1/2 in the generators.
     use_dropout: bool = False
-    """Dropout 1/2 in the generators."""
+    #: Official flag: no dropout, which is the default here as there.
     no_dropout: bool = False
-    """Official flag: no dropout, which is the default here as there."""
+    #: Initial weights of the convolutions.
     init_type: Literal["normal", "xavier", "kaiming", "orthogonal"] = "normal"
-    """Initial weights of the convolutions."""
+    #: Scale of normal, xavier and orthogonal.
     init_gain: float = 0.02
-    """Scale of normal, xavier and orthogonal."""
+    #: What computes the networks. auto takes our kernels on an NVIDIA GPU, PyTorch's operators elsewhere.
     impl: Literal["auto", "triton", "reference"] = "auto"
-    """What computes the networks. auto takes our kernels on an NVIDIA GPU, PyTorch's operators elsewhere."""
 
     def __post_init__(self) -> None:
         _check_types(self)
@@ -217,18 +208,18 @@ class ModelConfig:
 class LossConfig:
     """Losses and the replay pool."""
 
+    #: Adversarial loss: least squares, cross entropy, or Wasserstein with gradient penalty.
     gan_mode: Literal["lsgan", "vanilla", "wgangp"] = "lsgan"
-    """Adversarial loss: least squares, cross entropy, or Wasserstein with gradient penalty."""
+    #: Weight of the cycle A to B to A.
     lambda_A: float = 10.0
-    """Weight of the cycle A to B to A."""
+    #: Weight of the cycle B to A to B.
     lambda_B: float = 10.0
-    """Weight of the cycle B to A to B."""
+    #: Weight of the identity loss, relative to lambda_A and lambda_B; 0 saves its passes.
     lambda_identity: float = 0.5
-    """Weight of the identity loss, relative to lambda_A and lambda_B; 0 saves its passes."""
+    #: Weight of the gradient penalty of wgangp.
     lambda_gp: float = 10.0
-    """Weight of the gradient penalty of wgangp."""
+    #: Slots of each replay pool; 0 shows the discriminators the newest pictures alone.
     pool_size: int = 50
-    """Slots of each replay pool; 0 shows the discriminators the newest pictures alone."""
 
     def __post_init__(self) -> None:
         _check_types(self)
@@ -241,35 +232,32 @@ class LossConfig:
 class OptimConfig:
     """Length of training, Adam and its learning rate."""
 
+    #: Epochs at the full learning rate.
     n_epochs: int = 100
-    """Epochs at the full learning rate."""
+    #: Epochs after those, over which the learning rate falls to 0.
     n_epochs_decay: int = 100
-    """Epochs after those, over which the learning rate falls to 0."""
+    #: Number of the first epoch (a run that is continued from its state ignores it).
     epoch_count: int = 1
-    """Number of the first epoch (a run that is continued from its state ignores it)."""
+    #: Stop after this many iterations in all, counted from the first start of the run.
     max_iters: int | None = None
-    """Stop after this many iterations in all, counted from the first start of the run."""
+    #: Learning rate of Adam.
     lr: float = 2e-4
-    """Learning rate of Adam."""
+    #: First moment's decay of Adam; the second is 0.999.
     beta1: float = 0.5
-    """First moment's decay of Adam; the second is 0.999."""
+    #: linear: constant, then down to 0 over n_epochs_decay. step: a tenth every lr_decay_iters epochs.
+    #: plateau: a fifth when the epoch's mean generator loss stops falling. cosine: over all epochs.
     lr_policy: Literal["linear", "step", "plateau", "cosine", "constant"] = "linear"
-    """linear: constant, then down to 0 over n_epochs_decay. step: a tenth every lr_decay_iters epochs.
-    plateau: a fifth when the epoch's mean generator loss stops falling. cosine: over all epochs."""
+    #: Epochs between the steps of --lr_policy step.
     lr_decay_iters: int = 50
-    """Epochs between the steps of --lr_policy step."""
+    #: sqrt: multiply lr by the square root of batch_size, the rule for Adam (Malladi et al. 2022). none: lr
+    #: is what is given.
     lr_scaling: Literal["none", "sqrt"] = "none"
-    """sqrt: multiply lr by the square root of batch_size, the rule for Adam (Malladi et al. 2022). none: lr
-    is what is given.
-    """
+    #: Keep running averages of the generators' weights with this decay, such as 0.999, and save them
+    #: beside (*_net_G_A_ema.pth).
     ema: float = 0.0
-    """Keep running averages of the generators' weights with this decay, such as 0.999, and save them beside
-    (*_net_G_A_ema.pth).
-    """
+    #: Step the schedule at the end of an epoch (official code before 2020 and since 2025) or at its
+    #: start (2020-24).
     lr_phase: Literal["end", "start"] = "end"
-    """Step the schedule at the end of an epoch (official code before 2020 and since 2025) or at its start
-    (2020-24).
-    """
 
     def __post_init__(self) -> None:
         _check_types(self)
@@ -293,28 +281,23 @@ class OptimConfig:
 class EngineConfig:
     """How an iteration is run. Every choice computes the same."""
 
+    #: auto: each network sees all its pictures of a stage in one pass, where that changes nothing (not with
+    #: batch norm).
     batching: Literal["auto", "off"] = "auto"
-    """auto: each network sees all its pictures of a stage in one pass, where that changes nothing (not with
-    batch norm).
-    """
+    #: Run both generators as one, and both discriminators. auto: where our kernels compute them; on:
+    #: elsewhere too (for debugging).
     pairing: Literal["auto", "on", "off"] = "auto"
-    """Run both generators as one, and both discriminators. auto: where our kernels compute them; on:
-    elsewhere too (for debugging).
-    """
+    #: On a GPU, work beside other work. wgrad: weight gradients; phases: the discriminators' phase too. auto:
+    #: wgrad in a CUDA graph.
     overlap: Literal["auto", "wgrad", "phases", "off"] = "auto"
-    """On a GPU, work beside other work. wgrad: weight gradients; phases: the discriminators' phase too. auto:
-    wgrad in a CUDA graph.
-    """
+    #: Replay an iteration as one CUDA graph. auto: with --compile on a GPU, unless it cannot be captured; on:
+    #: end the run if it cannot.
     graph: Literal["auto", "on", "off"] = "auto"
-    """Replay an iteration as one CUDA graph. auto: with --compile on a GPU, unless it cannot be captured; on:
-    end the run if it cannot.
-    """
+    #: Run a batch in parts of this many pictures, their gradients added: the result of the whole batch in the
+    #: memory of a part.
     micro_batch: int | None = None
-    """Run a batch in parts of this many pictures, their gradients added: the result of the whole batch in the
-    memory of a part.
-    """
+    #: Name the parts of an iteration for Nsight (on a GPU).
     nvtx: bool = False
-    """Name the parts of an iteration for Nsight (on a GPU)."""
 
     def __post_init__(self) -> None:
         _check_types(self)
@@ -325,45 +308,41 @@ class EngineConfig:
 class RunConfig:
     """The run: its name, its files, and what it runs on."""
 
+    #: Name of the run's folder under --checkpoints_dir. Default: the dataset's name and a number.
     name: str | None = None
-    """Name of the run's folder under --checkpoints_dir. Default: the dataset's name and a number."""
+    #: Where runs are kept.
     checkpoints_dir: Path = Path("runs")
-    """Where runs are kept."""
+    #: Take up the run --name where it stopped, with its own settings; flags given now win over them.
     continue_train: bool = False
-    """Take up the run --name where it stopped, with its own settings; flags given now win over them."""
+    #: Replace the run --name if it exists.
     overwrite: bool = False
-    """Replace the run --name if it exists."""
+    #: With --continue_train: which *_net_*.pth to start from where there is no state.pt, or, if not latest,
+    #: instead of it.
     epoch: str = "latest"
-    """With --continue_train: which *_net_*.pth to start from where there is no state.pt, or, if not latest,
-    instead of it.
-    """
+    #: Compile the networks with torch.compile.
     compile: bool = False
-    """Compile the networks with torch.compile."""
+    #: auto (cuda, else mps, else cpu), cpu, cuda, cuda:N or mps.
     device: str = "auto"
-    """auto (cuda, else mps, else cpu), cpu, cuda, cuda:N or mps."""
+    #: Official flag: 0 is --device cuda:0, -1 is --device cpu.
     gpu_ids: str | None = None
-    """Official flag: 0 is --device cuda:0, -1 is --device cpu."""
+    #: auto: bf16 on a GPU that has it, and with --compile on a processor that has it; else fp32. Weights and
+    #: losses are fp32 always.
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto: bf16 on a GPU that has it, and with --compile on a processor that has it; else fp32. Weights and
-    losses are fp32 always.
-    """
+    #: Seed of weights, samples and pools.
     seed: int = 0
-    """Seed of weights, samples and pools."""
+    #: Pictures between log lines. Default: every second in a terminal, every ten elsewhere.
     print_freq: int | None = None
-    """Pictures between log lines. Default: every second in a terminal, every ten elsewhere."""
+    #: Pictures between sample grids. Default: every 30 seconds, and never more than a twentieth of the time.
     display_freq: int | None = None
-    """Pictures between sample grids. Default: every 30 seconds, and never more than a twentieth of the time.
-    """
+    #: Pictures between saves of the state. Default: every 5 minutes, and never more than a hundredth of the
+    #: time.
     save_latest_freq: int | None = None
-    """Pictures between saves of the state. Default: every 5 minutes, and never more than a hundredth of the
-    time.
-    """
+    #: Name the weights of those saves iter_N instead of latest.
     save_by_iter: bool = False
-    """Name the weights of those saves iter_N instead of latest."""
+    #: Epochs between the copies of the weights that are kept (5_net_G_A.pth and so on); 0 keeps none.
     save_epoch_freq: int = 5
-    """Epochs between the copies of the weights that are kept (5_net_G_A.pth and so on); 0 keeps none."""
+    #: Print the resolved configuration and exit.
     dry_run: bool = False
-    """Print the resolved configuration and exit."""
 
     def __post_init__(self) -> None:
         _check_types(self)

@@ -4,6 +4,9 @@ mistake.
 
 from __future__ import annotations
 
+import ast
+import importlib
+import itertools
 import re
 import subprocess
 import sys
@@ -235,3 +238,21 @@ def test_what_kernels_warn_of_is_one_line(
     assert cli.translate("--weights w --input i --output o".split()) == 0
     assert capsys.readouterr().out == "warning: kernel _k does not compile\n"
     assert shown == ["something else"]
+
+
+@pytest.mark.parametrize(
+    "module", ["config", "cli", "inference.translate_folder", "checkpoints.describe", "data.dataset_report"]
+)
+def test_help_texts_stay_paragraphs(module: str) -> None:
+    """tyro joins the lines of a comment above a field, but for those that begin with no letter; of a string
+    below it, it joins none.
+    """
+    text = Path(str(importlib.import_module(f"fastcyclegan.{module}").__file__)).read_text()
+    lines = [line.strip() for line in text.splitlines()]
+    for line, following in itertools.pairwise(lines):
+        if line.startswith("#: ") and following.startswith("#: "):
+            assert following[3].isalpha(), following
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ClassDef) and node.name.endswith("Config"):
+            strings = [part for part in node.body[1:] if isinstance(part, ast.Expr)]
+            assert not strings, f"{node.name}: line {strings[0].lineno}"

@@ -25,8 +25,8 @@ MOST_SHOWN = 12
 class InspectConfig:
     """Say which networks a file of weights holds, read off its keys and shapes. No code in it is run."""
 
+    #: The file, or a folder with such files (a run, official checkpoints).
     file: Annotated[Path, tyro.conf.Positional]
-    """The file, or a folder with such files (a run, official checkpoints)."""
 
 
 def describe(path: Path) -> Iterator[str]:

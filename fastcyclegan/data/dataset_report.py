@@ -37,20 +37,18 @@ MEAN_SIDE, THUMB_SIDE, THUMBS, LISTED = 128, 112, 36, 20
 class ReportConfig:
     """Look at a dataset before training: as text, and as a page with pictures."""
 
+    #: The dataset: trainA/ trainB/ (testA/ testB/), or train/A train/B; or any one folder of pictures.
     dir: Annotated[Path | None, tyro.conf.Positional] = None
-    """The dataset: trainA/ trainB/ (testA/ testB/), or train/A train/B; or any one folder of pictures."""
+    #: Instead of it, with --data_B: the folder of A.
     data_A: Path | None = None
-    """Instead of it, with --data_B: the folder of A."""
+    #: The folder of B.
     data_B: Path | None = None
-    """The folder of B."""
+    #: The page. Default: NAME_report.html in the current folder, by the name of the dataset (of a single
+    #: folder also its parent's).
     output: Path | None = None
-    """The page. Default: NAME_report.html in the current folder, by the name of the dataset (of a single
-    folder also its parent's).
-    """
+    #: Pictures with a side below this are listed as small: training would enlarge them, or refuse to crop
+    #: them.
     crop_size: int = DataConfig.crop_size
-    """Pictures with a side below this are listed as small: training would enlarge them, or refuse to crop
-    them.
-    """
 
     def __post_init__(self) -> None:
         if (self.dir is None) == (self.data_A is None and self.data_B is None):

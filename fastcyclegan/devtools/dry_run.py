@@ -177,7 +177,7 @@ def main() -> None:
     """Print Triton launches, ATen calls and bytes kept for the backward of each network, for PyTorch and for
     the kernels.
     """
-    parser = argparse.ArgumentParser(description=(main.__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(main.__doc__).partition("\n\n")[0])
     parser.add_argument(
         "size",
         type=int,

@@ -210,13 +210,13 @@ def show(record: dict[str, Any]) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line."""
-    lines = (__doc__ or "").splitlines()
+    description = str(__doc__).partition("\n\n")[0]
     codes = (
         "Exit code 0: it works now. 1: it fails again. 2: FILE is missing or no record, or the compiler's"
         " files cannot be written."
     )
     parser = argparse.ArgumentParser(
-        prog="python -m fastcyclegan.devtools.show_failure", description=lines[0], epilog=codes
+        prog="python -m fastcyclegan.devtools.show_failure", description=description, epilog=codes
     )
     parser.add_argument("file", type=Path, metavar="FILE", help="the record that the failure's message names")
     file: Path = parser.parse_args(arguments).file

@@ -40,42 +40,40 @@ MANY = 64
 class TranslateConfig:
     """Translate a picture, or a folder of them, with a trained generator."""
 
+    #: A run's folder, or one generator's weights (such as latest_net_G_A.pth).
     weights: Path
-    """A run's folder, or one generator's weights (such as latest_net_G_A.pth)."""
+    #: A picture, or a folder of pictures (and the folders in it).
     input: Path
-    """A picture, or a folder of pictures (and the folders in it)."""
+    #: Folder for the translations: the same names, as PNG.
     output: Path
-    """Folder for the translations: the same names, as PNG."""
+    #: With a run's folder: which way, by the training folders. Default: the way that the run was trained
+    #: in (--direction there).
     direction: Direction | None = None
-    """With a run's folder: which way, by the training folders. Default: the way that the run was trained in
-    (--direction there).
-    """
+    #: With a run's folder: which weights (latest, 5, iter_1000 ...).
     epoch: str = "latest"
-    """With a run's folder: which weights (latest, 5, iter_1000 ...)."""
+    #: In a file that holds several generators: which (scripts/inspect_checkpoint.py shows them).
     key: str | None = None
-    """In a file that holds several generators: which (scripts/inspect_checkpoint.py shows them)."""
+    #: With a run's folder: take the running average of the weights, which training with --ema keeps.
     ema: bool = False
-    """With a run's folder: take the running average of the weights, which training with --ema keeps."""
+    #: Resize every picture to this side squared first, as the official test does. Default: keep its size.
     resize: int | None = None
-    """Resize every picture to this side squared first, as the official test does. Default: keep its size."""
+    #: At most this many pictures of equal size at once; fewer where they are large.
     batch_size: int = 8
-    """At most this many pictures of equal size at once; fewer where they are large."""
+    #: Also write before_after.png, a grid of the first pictures and their translations.
     grid: bool = False
-    """Also write before_after.png, a grid of the first pictures and their translations."""
+    #: Leave out pictures that cannot be read, and list them.
     skip_bad_images: bool = False
-    """Leave out pictures that cannot be read, and list them."""
+    #: What reads pictures: dali (on a GPU where there is one), or folder (Pillow). auto takes dali where it
+    #: is installed and works.
     loader: Literal["auto", "dali", "folder"] = "auto"
-    """What reads pictures: dali (on a GPU where there is one), or folder (Pillow). auto takes dali where it
-    is installed and works.
-    """
+    #: Threads that read and write pictures. Default: one a core, at most 16.
     num_threads: int | None = None
-    """Threads that read and write pictures. Default: one a core, at most 16."""
+    #: auto (cuda, else mps, else cpu), cpu, cuda, cuda:N or mps.
     device: str = "auto"
-    """auto (cuda, else mps, else cpu), cpu, cuda, cuda:N or mps."""
+    #: auto: bf16 on a GPU that has it, else fp32.
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto: bf16 on a GPU that has it, else fp32."""
+    #: What computes the network.
     impl: Literal["auto", "triton", "reference"] = "auto"
-    """What computes the network."""
 
     def __post_init__(self) -> None:
         # The same checks.

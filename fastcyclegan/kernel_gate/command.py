@@ -32,8 +32,8 @@ from fastcyclegan.kernels import _launch
 
 
 def _parser() -> argparse.ArgumentParser:
-    lines = (__doc__ or "").splitlines()
-    parser = argparse.ArgumentParser(prog="compile_kernels", description=lines[0], allow_abbrev=False)
+    description = str(__doc__).partition("\n\n")[0]
+    parser = argparse.ArgumentParser(prog="compile_kernels", description=description, allow_abbrev=False)
     parser.add_argument(
         "--arch",
         nargs="+",

@@ -1,8 +1,8 @@
 """An official checkout's train.py or test.py (pytorch-CycleGAN-and-pix2pix) with our networks, and for
 cycle_gan our training step.
 
-    python -m fastcyclegan.official [--precision auto|fp32|bf16] [--compile] [--impl auto|triton|reference]
-    CHECKOUT/train.py ...
+    python -m fastcyclegan.official [--precision auto|fp32|bf16] [--compile] [--impl auto|triton|reference] \\
+        CHECKOUT/train.py ...
 
 What follows the script is the checkout's, untouched. The script runs as ``python CHECKOUT/train.py ...``
 would, in the same folder, with the same files; the checkout on disk is not changed, not even by byte code.
