@@ -41,6 +41,13 @@ def empty_channels_last(x: Tensor, shape: Sequence[int], dtype: torch.dtype | No
     return torch.empty(shape, dtype=dtype, device=x.device, memory_format=torch.channels_last)
 
 
+def in_dtype(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """Return ``t`` in ``dtype``, None where there is none."""
+    if t is None:
+        return None
+    return t.to(dtype)
+
+
 def empty_result(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Return what stands for an operator's result that is not there."""
     return x.new_empty(0, dtype=dtype)

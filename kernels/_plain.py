@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ._convolution import AtenConvolution, Convolution
-from ._layout import channels_last, empty_result, like
+from ._layout import channels_last, empty_result, in_dtype, like
 from ._norm import Norm, empty_statistics
 from ._plain_parts import (
     convolution,
@@ -58,9 +58,9 @@ def instance_norm_bwd(
     return norm_backward(dy, x, Norm(weight, bias, act=act, slope=slope), mean, rstd)
 
 
-def _before(x: Tensor, norm: Norm | None) -> Three:
+def _before(x: Tensor, normed: bool, norm: Norm) -> Three:
     """Return what a convolution reads of x, and mean and rstd: x itself and empty ones without a norm."""
-    if norm is None:
+    if not normed:
         return x, *empty_statistics(x, False)
     return norm_forward(x, norm)
 
@@ -79,7 +79,7 @@ def reflect_conv_fwd(
     tanh: bool,
     recompute: bool,
 ) -> Four:
-    y, mean, rstd = _before(x, Norm(norm_weight, norm_bias, eps, act, slope) if norm else None)
+    y, mean, rstd = _before(x, norm, Norm(norm_weight, norm_bias, eps, act, slope))
     y = reflected(y, padding)
     out = convolution(y, weight, bias)
     if tanh:
@@ -136,7 +136,7 @@ def zero_conv_fwd(
     slope: float,
     recompute: bool,
 ) -> Four:
-    y, mean, rstd = _before(x, Norm(None, None, eps, act, slope) if norm else None)
+    y, mean, rstd = _before(x, norm, Norm(None, None, eps, act, slope))
     out = convolution(y, weight, bias, Convolution(stride, padding, transposed, output_padding))
     kept = y if norm and not recompute else empty_result(x)
     return out, mean, rstd, kept
@@ -188,11 +188,9 @@ def norm_conv_fwd(
     recompute: bool,
     *conv: Any,
 ) -> Four:
-    y, mean, rstd = _before(x, Norm(norm_weight, norm_bias, eps, act, slope) if norm else None)
+    y, mean, rstd = _before(x, norm, Norm(norm_weight, norm_bias, eps, act, slope))
     y = reflected(y, border)
-    if bias is not None:
-        bias = bias.to(x.dtype)
-    out = torch.ops.aten.convolution(y, weight.to(x.dtype), bias, *conv)
+    out = torch.ops.aten.convolution(y, weight.to(x.dtype), in_dtype(bias, x.dtype), *conv)
     if recompute:
         y = empty_result(x)
     elif y is x:

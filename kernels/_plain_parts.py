@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ._convolution import Convolution
-from ._layout import channels_last, like
+from ._layout import channels_last, in_dtype, like
 from ._norm import Norm, empty_statistics
 from ._weight_gradients import each_weight
 
@@ -132,8 +132,8 @@ def convolution(
     biases = bias if bias else [None] * len(weight)
     parts = []
     for part, w, b in each_weight(y, weight, biases):
-        b = None if b is None else b.to(y.dtype)
-        parts.append(torch.ops.aten.convolution(part, w.to(y.dtype), b, *conv.aten.flat()))
+        narrow, bias_of_part = w.to(y.dtype), in_dtype(b, y.dtype)
+        parts.append(torch.ops.aten.convolution(part, narrow, bias_of_part, *conv.aten.flat()))
     return channels_last(torch.cat(parts)[: y.shape[0]])
 
 

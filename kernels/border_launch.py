@@ -47,8 +47,9 @@ class Pixels:
         return cls(data, math.prod(counts), rows, pitch, rows, C)
 
 
-def _wide(channels: int, *tensors: Tensor) -> bool:
-    return all(channels * t.element_size() % 16 == 0 for t in tensors)
+def _wide(channels: int, *tensors: Tensor | None) -> bool:
+    """Return whether a pixel is made of 16-byte pieces in each tensor that is given."""
+    return all(channels * t.element_size() % 16 == 0 for t in tensors if t is not None)
 
 
 @dataclass(frozen=True)
@@ -84,9 +85,7 @@ def embed(
     rows = frame.lines * frame.pitch + frame.slack
     y = torch.empty((view.N, rows, step), dtype=dtype, device=x.device) if out is None else out
     target = View(view.N, rows, step, step, False, view.H, view.W)
-    wide = _wide(view.C, x, y)
-    if tanh is not None:
-        wide = wide and _wide(view.C, tanh)
+    wide = _wide(view.C, x, y, tanh)
 
     def run(config: Config) -> None:
         c_blocks = c_blocks_of(target, config)
@@ -137,7 +136,8 @@ def fold_border_(dy: Tensor, border: int) -> Tensor:
     N, C, H, W = dy.shape[0], dy.shape[1], dy.shape[2] - 2 * border, dy.shape[3] - 2 * border
     block_c = min(64, triton.next_power_of_2(C))
     block_s = 32 if scale() is INTERPRETER else 16
-    config = Config((("BLOCK_S", block_s), ("BLOCK_C", block_c)), 4 if block_c >= 32 else 1)
+    warps = 4 if block_c >= 32 else 1
+    config = Config((("BLOCK_S", block_s), ("BLOCK_C", block_c)), warps)
     tiles = triton.cdiv(2 * border * (W + H), block_s)
     grid = N * triton.cdiv(C, block_c) * tiles
     launch("_fold_border_kernel", grid, (dy, tiles, H, W, C), {"BORDER": border}, config)

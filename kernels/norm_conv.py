@@ -23,7 +23,7 @@ from torch import Tensor
 from ._calls import NormConvCall, NormConvSaved
 from ._checks import check_pixels, check_vectors
 from ._convolution import AtenConvolution
-from ._layout import channels_last, empty_channels_last, empty_result, like
+from ._layout import channels_last, empty_channels_last, empty_result, in_dtype, like
 from ._norm import Norm, empty_statistics
 from ._operator import operator, refuse_double_backward
 from ._overlap import beside
@@ -66,16 +66,16 @@ def forward(given: NormConvCall) -> Four:
     from . import border_launch
     from . import instance_norm_launch as host
 
-    x, bias = given.x, given.bias
+    x, bias = given.x, in_dtype(given.bias, given.x.dtype)
     mean, rstd = empty_statistics(x, False)
     if given.normed:
         y, mean, rstd = host.forward(x, given.norm, border=given.border)
     else:
         y = border_launch.reflect_pad(x, given.border)
-    if bias is not None:
-        bias = bias.to(x.dtype)
     out = torch.ops.aten.convolution(y, given.weight.to(x.dtype), bias, *given.conv.flat())
-    return channels_last(out), mean, rstd, empty_result(x) if given.recompute else y
+    if given.recompute:
+        y = empty_result(x)
+    return channels_last(out), mean, rstd, y
 
 
 @norm_conv_fwd.register_fake
@@ -85,8 +85,9 @@ def _(*flat: Any) -> Four:
     x, (N, C, H, W) = given.x, given.x.shape
     y = empty_channels_last(x, (N, C, H + 2 * given.border, W + 2 * given.border))
     out = torch.ops.aten.convolution(y, given.weight.to(x.dtype), None, *given.conv.flat())
-    kept = empty_result(x) if given.recompute else y
-    return empty_channels_last(out, out.shape), *empty_statistics(x, given.normed), kept
+    if given.recompute:
+        y = empty_result(x)
+    return empty_channels_last(out, out.shape), *empty_statistics(x, given.normed), y
 
 
 @operator(
@@ -199,13 +200,11 @@ def _backward(ctx: Any, g: Tensor | None, *_: None) -> tuple[Tensor | None, ...]
     dx, dweight, dbias, total = norm_conv_bwd(g, *saved.flat(), ctx.required)
     if needs_w and _added_in_place(dweight, saved.weight):
         needs_w = False
-    return (
-        dx if needs_x else None,
-        *affine_gradients(total, saved.norm, (needs_nw, needs_nb)),
-        dweight if needs_w else None,
-        dbias if needs_b else None,
-        *(None,) * 13,
-    )
+    d_norm = affine_gradients(total, saved.norm, (needs_nw, needs_nb))
+    found: list[Tensor | None] = []
+    for gradient, need in ((dx, needs_x), (dweight, needs_w), (dbias, needs_b)):
+        found.append(gradient if need else None)
+    return (found[0], *d_norm, *found[1:], *(None,) * 13)
 
 
 def _added_in_place(dweight: Tensor, weight: Tensor) -> bool:

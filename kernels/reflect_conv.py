@@ -35,7 +35,7 @@ from ._checks import (
     under_autocast,
 )
 from ._fallback import backward_in_place
-from ._layout import channels_last, empty_channels_last, empty_result
+from ._layout import channels_last, empty_channels_last, empty_result, in_dtype
 from ._norm import Norm, empty_statistics
 from ._operator import operator, refuse_double_backward
 from ._overlap import beside
@@ -57,7 +57,7 @@ def reflect_conv2d_ref(
     y = F.pad(x, (padding,) * 4, mode="reflect") if padding else x
     parts = []
     for share, w, b in each_weight(y, weights, biases):
-        parts.append(F.conv2d(share, w.to(x.dtype), None if b is None else b.to(x.dtype)))
+        parts.append(F.conv2d(share, w.to(x.dtype), in_dtype(b, x.dtype)))
     return torch.cat(parts)
 
 
@@ -111,8 +111,11 @@ def forward(given: ReflectConvCall) -> Four:
         out = passes.forward_bordered(bordered, stack, bias, given.tanh, route)
     else:
         out = passes.forward(x, stack, bias, padding, route)
-        out = torch.tanh(out.float()) if given.tanh else out
-    return out, mean, rstd, y if given.keeps_y else empty_result(x)
+        if given.tanh:
+            out = torch.tanh(out.float())
+    if not given.keeps_y:
+        y = empty_result(x)
+    return out, mean, rstd, y
 
 
 @reflect_conv_fwd.register_fake

@@ -16,6 +16,7 @@ upstream gradient; both weight gradients in one product, and the sum of its part
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -140,16 +141,15 @@ def _norm_gradients(g: Tensor, saved: ResidualBlockSaved, dc: Tensor, inputs: Te
     from .instance_norm_launch import Extras
     from .instance_norm_launch import backward as norm_backward
 
-    x, first, second, border = saved.x, None, None, 0
+    first, second = Extras(margins=True, dx=dc[0]), Extras(margins=True, dx=dc[1])
     if inputs is not None:
-        first, second, border = inputs[0], inputs[1], 1
-    extras = Extras(y_border=border, margins=True, copy=None if first is None else x, y=first, dx=dc[1])
+        first = dataclasses.replace(first, y_border=1, y=inputs[1])
+        second = dataclasses.replace(second, y_border=1, y=inputs[0], copy=saved.x)
     norm = Norm(act="none", slope=0.0)
-    norm_backward(g, saved.c2, norm, saved.mean2, saved.rstd2, extras)
-    dy = _input_gradient(dc[1:], saved.weight2, x)
-    extras = Extras(y_border=border, margins=True, y=second, dx=dc[0])
+    norm_backward(g, saved.c2, norm, saved.mean2, saved.rstd2, second)
+    dy = _input_gradient(dc[1:], saved.weight2, saved.x)
     norm = Norm(act="relu", slope=0.0)
-    norm_backward(dy, saved.c1, norm, saved.mean1, saved.rstd1, extras)
+    norm_backward(dy, saved.c1, norm, saved.mean1, saved.rstd1, first)
 
 
 def _input_gradient(

@@ -36,7 +36,7 @@ from ._calls import ZeroConvCall, ZeroConvSaved
 from ._checks import check_alike, check_pixels, check_tensor
 from ._convolution import Convolution
 from ._fallback import backward_in_place
-from ._layout import channels_last, empty_channels_last, empty_result
+from ._layout import channels_last, empty_channels_last, empty_result, in_dtype
 from ._norm import Norm, empty_statistics
 from ._operator import operator, refuse_double_backward
 from ._overlap import beside
@@ -64,7 +64,7 @@ def zero_conv_ref(
     biases = list(bias) if bias else [None] * len(weight)
     parts = []
     for share, w, b in each_weight(y, weight, biases):
-        w, b = w.to(x.dtype), None if b is None else b.to(x.dtype)
+        w, b = w.to(x.dtype), in_dtype(b, x.dtype)
         if transposed:
             parts.append(F.conv_transpose2d(share, w, b, stride, padding, output_padding))
         else:
@@ -127,7 +127,9 @@ def forward(given: ZeroConvCall) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         y, mean, rstd = instance_norm_launch.forward(x, given.norm)
     form, (_, _, H, W) = host.Form.of(weight[0], conv), conv.out_shape(x, weight[0])
     out = host.forward(y, stacked(weight, x.dtype), given.bias, form, (H, W))
-    return out, mean, rstd, y if given.keeps_y else empty_result(x)
+    if not given.keeps_y:
+        y = empty_result(x)
+    return out, mean, rstd, y
 
 
 @zero_conv_fwd.register_fake
@@ -193,9 +195,11 @@ def backward(
     if needs[0]:
         dx = host.input_gradient(g, fine, stacked(weight, x.dtype), (x.shape[2], x.shape[3]), form)
         if saved.normed:
-            written = torch.empty_like(x) if recompute else None
-            dx, _ = norm_backward(dx, x, saved.norm, saved.mean, saved.rstd, Extras(y=written))
-            y = y if written is None else written
+            extras = Extras()
+            if recompute:
+                y = torch.empty_like(x)
+                extras = Extras(y=y)
+            dx, _ = norm_backward(dx, x, saved.norm, saved.mean, saved.rstd, extras)
     elif recompute:
         y, _, _ = norm_forward(x, saved.norm)
     if any(needs[2:]):
