@@ -15,8 +15,13 @@ from bench.gpu_test_task import Tests
 SECONDS = {1: 230.0, 2: 480.0, 3: 560.0}
 TITLES = {1: "correctness", 2: "the engine", 3: "the benches"}
 KERNELS = ("instance_norm", "reflect_conv", "residual_block", "zero_conv", "norm_conv", "working_copies")
-# What operators share: asked after them.
-SHARED = ("border_launch", "instance_norm_launch", "math", "products", "weights", "weight_gradients")
+# What PyTorch expects of operators, what they launch, and what they share: asked after them.
+SHARED = (
+    "instance_norm_operator", "reflect_conv_operator", "zero_conv_operator", "checks", "convolution",
+    "reflect_conv_passes", "zero_conv_launch", "border_launch", "instance_norm_launch", "math", "products",
+    "weights", "weight_gradients",
+)  # fmt: skip
+DESCRIPTORS = ("descriptor_launch", "descriptor_forms", "descriptor_driver")
 NETWORKS = (
     *(f"tests/nn/test_{name}.py" for name in ("layers", "layer_checks", "deferred", "chains", "networks")),
     "tests/test_compat.py",
@@ -45,7 +50,7 @@ def _kernel_tests(*names: str) -> tuple[str, ...]:
 STAGES: dict[int, list[Part]] = {
     1: [
         Tests(
-            "descriptors", _kernel_tests("descriptor_launch"), 45, words=("driver", "descriptor"), workers=4
+            "descriptors", _kernel_tests(*DESCRIPTORS), 45, words=("driver", "descriptor"), workers=4
         ),
         *(
             Tests(f"{name} at real sizes", _kernel_tests(name), 60, words=AT_REAL_SIZES)

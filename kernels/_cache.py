@@ -17,8 +17,9 @@ def cache_folder(name: str) -> Path:
     """Return the folder ``name`` in ``$XDG_CACHE_HOME/fastcyclegan`` (default ~/.cache), which need not exist
     yet.
     """
+    configured = os.environ.get("XDG_CACHE_HOME")
     try:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        base = Path(configured) if configured else Path.home() / ".cache"
     except RuntimeError:
         # A user without a home, as containers have them.
         return temporary_folder(name)

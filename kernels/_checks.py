@@ -30,10 +30,11 @@ def check_vectors(op: str, x: Tensor, weight: Tensor | None, bias: Tensor | None
             )
         if vector.dtype not in (x.dtype, torch.float32):
             raise TypeError(f"{op}: {name} must be {x.dtype} (as x) or torch.float32, got {vector.dtype}")
-        _check_device(op, name, vector, x)
+        check_device(op, name, vector, x)
 
 
-def _check_device(op: str, name: str, t: Tensor, x: Tensor) -> None:
+def check_device(op: str, name: str, t: Tensor, x: Tensor) -> None:
+    """Raise ValueError unless ``t`` is on the device of x."""
     if t.device != x.device:
         raise ValueError(f"{op}: {name} must be on the device of x, {x.device}, got {t.device}")
 
@@ -68,13 +69,44 @@ def check_weights(op: str, name: str, x: Tensor, weights: Sequence[Tensor]) -> N
             raise TypeError(
                 f"{op}: {name} must be {x.dtype} (as x) or torch.float32, all alike, got {weight.dtype}"
             )
-        if weight.device != x.device:
-            raise ValueError(f"{op}: {name} must be on the device of x, {x.device}, got {weight.device}")
+        check_device(op, name, weight, x)
     if x.shape[0] % len(weights):
         raise ValueError(
             f"{op}: a list of {len(weights)} weights needs a multiple of {len(weights)} images, got"
             f" {x.shape[0]}"
         )
+
+
+def check_alike(op: str, name: str, x: Tensor, tensors: Sequence[Tensor]) -> None:
+    """Raise ValueError or TypeError unless ``tensors`` have one shape and dtype, that of x or fp32, on the
+    device of x.
+    """
+    for t in tensors:
+        if t.shape != tensors[0].shape:
+            raise ValueError(
+                f"{op}: the tensors in {name} must have one shape, got {list(tensors[0].shape)} and"
+                f" {list(t.shape)}"
+            )
+        if t.dtype not in (x.dtype, torch.float32) or t.dtype != tensors[0].dtype:
+            raise TypeError(
+                f"{op}: {name} must be {x.dtype} (as x) or torch.float32, all alike, got {t.dtype}"
+            )
+        check_device(op, name, t, x)
+
+
+def check_biases(op: str, x: Tensor, biases: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
+    """Raise ValueError or TypeError unless ``biases`` are none, or one for each of ``weights`` [O, ...]."""
+    if biases and len(biases) != len(weights):
+        raise ValueError(f"{op}: bias must have as many tensors as weight, {len(weights)}, got {len(biases)}")
+    channels = weights[0].shape[0]
+    for bias in biases:
+        if bias.shape != (channels,):
+            raise ValueError(
+                f"{op}: bias must be [{channels}], a number for each output channel, got {list(bias.shape)}"
+            )
+        if bias.dtype not in (x.dtype, torch.float32):
+            raise TypeError(f"{op}: bias must be {x.dtype} (as x) or torch.float32, got {bias.dtype}")
+        check_device(op, "bias", bias, x)
 
 
 def check_padding(op: str, x: Tensor, padding: int, kernel: int) -> None:
@@ -113,6 +145,19 @@ def tensors_of(op: str, name: str, given: Any) -> list[Tensor]:
     return found
 
 
+def biases_of(op: str, bias: Any, count: int) -> list[Tensor]:
+    """Return ``bias`` as a list for ``count`` weights: a tensor that all share, one for each, or none."""
+    if bias is None:
+        return []
+    if isinstance(bias, Tensor):
+        return [bias] * count
+    if isinstance(bias, Iterable):
+        bias = list(bias)
+        if all(b is None for b in bias):
+            return []
+    return tensors_of(op, "bias", bias)
+
+
 def under_autocast(x: Tensor, *lists: list[Tensor]) -> tuple[Any, ...]:
     """Return x in the dtype that autocast asks for, if it is on, as PyTorch's convolutions take it, and what
     is with it.
@@ -123,7 +168,10 @@ def under_autocast(x: Tensor, *lists: list[Tensor]) -> tuple[Any, ...]:
     if not torch.is_autocast_enabled(kind) or x.dtype == torch.float64:
         return (x, *lists)
     dtype = torch.get_autocast_dtype(kind)
-    return (
-        x.to(dtype),
-        *([t if t.dtype in (dtype, torch.float32) else t.to(dtype) for t in ts] for ts in lists),
-    )
+    return (x.to(dtype), *([_in_autocast(t, dtype) for t in tensors] for tensors in lists))
+
+
+def _in_autocast(t: Tensor, dtype: torch.dtype) -> Tensor:
+    if t.dtype in (dtype, torch.float32):
+        return t
+    return t.to(dtype)

@@ -45,21 +45,23 @@ def breaks_the_device(error: BaseException | str) -> bool:
     """Return whether ``error`` is a fault of the device after which its process is of no more use."""
     if isinstance(error, str):
         return bool(_BROKEN.search(error))
-    chain: list[BaseException] = []
+    seen: list[BaseException] = []
     each: BaseException | None = error
-    while each is not None and each not in chain:
-        chain.append(each)
-        each = each.__cause__ or each.__context__
-    return any(_BROKEN.search(str(each)) for each in chain)
+    while each is not None and each not in seen:
+        if _BROKEN.search(str(each)):
+            return True
+        seen.append(each)
+        each = each.__context__ if each.__cause__ is None else each.__cause__
+    return False
 
 
 def is_no_kernels_fault(error: BaseException) -> bool:
     """Return whether ``error`` is of the device or of its memory, which PyTorch's operators would meet too:
     it must be raised.
     """
-    if isinstance(
-        error, (torch.OutOfMemoryError, torch.AcceleratorError, MemoryError)
-    ) or "out of memory" in str(error):
+    if isinstance(error, (torch.OutOfMemoryError, torch.AcceleratorError, MemoryError)):
+        return True
+    if "out of memory" in str(error):
         return True
     return breaks_the_device(error)
 
@@ -80,27 +82,36 @@ def cause_of(error: BaseException) -> str:
     """Return the line that tells what is wrong: of a compiler's message, which begins with source code, its
     own words.
     """
-    words = str(getattr(error, "error_message", None) or error).strip()
-    if (
-        not getattr(error, "error_message", None)
-        and type(error).__name__ == "CompilationError"
-        and error.__cause__ is not None
-    ):
+    kind = type(error).__name__
+    message = getattr(error, "error_message", None)
+    if not message and kind == "CompilationError" and error.__cause__ is not None:
         return cause_of(error.__cause__)
-    line = next((line.strip() for line in words.splitlines() if line.strip()), "")
-    return f"{type(error).__name__}: {line}" if line else type(error).__name__
+    words = str(message if message else error)
+    for line in words.splitlines():
+        if line.strip():
+            return f"{kind}: {line.strip()}"
+    return kind
+
+
+def _is_compilers(error: BaseException) -> bool:
+    """Return whether ``error`` came before there was a program to launch."""
+    for kind in type(error).__mro__:
+        if kind.__name__ in _COMPILING:
+            return True
+    return _COMPILING_TEXT.search(str(error)) is not None
 
 
 def kernel_error(launch: Any, device: torch.device, capability: int, error: BaseException) -> KernelError:
     """Return what to raise for a ``launch`` that failed with ``error``, and write the launch down."""
-    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}, interpreted"
-    compiling = any(kind.__name__ in _COMPILING for kind in type(error).__mro__) or _COMPILING_TEXT.search(
-        str(error)
-    )
-    verb = "compile" if compiling else "launch"
-    command = write_record(launch, gpu, capability, error)
+    gpu = f"{device.type}, interpreted"
+    if device.type == "cuda":
+        gpu = torch.cuda.get_device_name(device)
+    verb = "compile" if _is_compilers(error) else "launch"
     reason = f"kernel {launch.kernel} does not {verb} on {gpu} ({cause_of(error)})"
-    return KernelError(launch.kernel, reason, f"To see it again: {command}" if command else "")
+    again = write_record(launch, gpu, capability, error)
+    if again:
+        again = f"To see it again: {again}"
+    return KernelError(launch.kernel, reason, again)
 
 
 # What was reported.

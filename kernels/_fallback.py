@@ -27,7 +27,9 @@ def _kind(value: Any) -> Any:
     """Return what of an argument decides what is launched, as part of a key."""
     if isinstance(value, Tensor):
         return value.dtype, value.device, tuple(value.shape), value.stride()
-    return tuple(map(_kind, value)) if isinstance(value, (list, tuple)) else value
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_kind, value))
+    return value
 
 
 def or_plain(
@@ -66,20 +68,20 @@ def twin(op: str) -> Callable[..., Any]:
 
 def backward_in_place(
     op: str,
-    backward: Callable[..., tuple[Tensor, ...]],
-    saved: tuple[Any, ...],
+    backward: Callable[[], tuple[Tensor, ...]],
+    args: tuple[Any, ...],
     into: Sequence[Tensor],
     required: bool,
 ) -> tuple[Tensor, ...]:
-    """Return what operator ``op`` does of ``saved`` but its weight gradients [R, ...], which are added to
+    """Return what operator ``op`` does of ``args`` but its weight gradients [R, ...], which are added to
     ``into``: R tensors, in place.
 
-    By ``backward(*saved, into, True)``, else by the twin, whose gradients are added where and when the
-    kernels would have added theirs.
+    By ``backward()``, else by the twin, whose gradients are added where and when the kernels would have added
+    theirs.
     """
 
-    def run(*args: Any) -> tuple[Tensor, ...]:
-        return backward(*args, into, True)
+    def run(*_: Any) -> tuple[Tensor, ...]:
+        return backward()
 
     def plain(*args: Any) -> tuple[Tensor, ...]:
         dx, dweight, *others = twin(op)(*args)
@@ -88,5 +90,5 @@ def backward_in_place(
                 target.add_(gradient)
         return (dx, *others)
 
-    found: tuple[Tensor, ...] = or_plain(op, run, plain, saved, required)
+    found: tuple[Tensor, ...] = or_plain(op, run, plain, args, required)
     return found

@@ -130,6 +130,11 @@ def dry() -> bool:
     return bool(_local.dry)
 
 
+def interpreting() -> bool:
+    """Whether launches of this thread are interpreted: not where they are only heard of."""
+    return interpreted() and not dry()
+
+
 def listing() -> bool:
     """Whether somebody wants to hear of every configuration of every launch."""
     return any(observer.all_configs for observer in _local.dry)

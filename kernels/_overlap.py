@@ -107,39 +107,42 @@ def overlapping(stream: torch.cuda.Stream | None) -> Iterator[None]:
     process.
     """
     global _side, _last
-    before, side = _side, _Side(stream) if stream is not None else None
-    if side is not None:
-        # Also where nothing will run there: a graph that is captured cannot wait for a stream that is not
-        # part of it.
-        side.stream.wait_stream(torch.cuda.current_stream(side.stream.device))
-        _last = side
-    _side = side
+    before = _side
+    if stream is None:
+        _side = None
+        try:
+            yield
+        finally:
+            _side = before
+        return
+    side = _Side(stream)
+    # Also where nothing will run there: a graph that is captured cannot wait for a stream that is not part of
+    # it.
+    stream.wait_stream(torch.cuda.current_stream(stream.device))
+    _side = _last = side
     try:
         yield
     except BaseException:
-        if side is not None:
-            # In a capture that broke this raises too, and would hide why it broke.
-            with contextlib.suppress(RuntimeError):
-                side.join()
+        # In a capture that broke this raises too, and would hide why it broke.
+        with contextlib.suppress(RuntimeError):
+            side.join()
         raise
     else:
-        if side is not None:
-            side.join()
+        side.join()
     finally:
         _side = before
-        if side is not None:
-            side.drop()
+        side.drop()
 
 
 @contextlib.contextmanager
-def beside(*read: Tensor) -> Iterator[None]:
-    """Run the block on the side stream, if there is one; it reads ``read`` and writes nothing that others
-    read before they wait.
+def beside(*read: Tensor, when: bool = True) -> Iterator[None]:
+    """Run the block on the side stream, if there is one and ``when`` says so; it reads ``read`` and writes
+    nothing that others read before they wait.
 
     ``read`` is memory of the current stream, or is kept elsewhere until the block of ``overlapping`` ends.
     """
     side = _side
-    if side is None:
+    if side is None or not when:
         yield
         return
     owner = torch.cuda.current_stream(side.stream.device)
@@ -155,10 +158,15 @@ def beside(*read: Tensor) -> Iterator[None]:
 
 def most_held() -> int:
     """Return the most bytes that were held at a time in the last block of ``overlapping`` with a stream."""
-    return 0 if _last is None else _last.most
+    if _last is None:
+        return 0
+    return _last.most
 
 
 def _bytes(tensors: Sequence[Tensor]) -> int:
     """Return the bytes of the memory that ``tensors`` keep: views of one memory keep all of it, once."""
-    storages = {storage.data_ptr(): storage.nbytes() for storage in (t.untyped_storage() for t in tensors)}
-    return sum(storages.values())
+    sizes = {}
+    for t in tensors:
+        storage = t.untyped_storage()
+        sizes[storage.data_ptr()] = storage.nbytes()
+    return sum(sizes.values())

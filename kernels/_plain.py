@@ -13,21 +13,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._layout import channels_last, like
+from ._convolution import AtenConvolution, Convolution
+from ._layout import channels_last, empty_result, in_dtype, like
+from ._norm import Norm, empty_statistics
 from ._plain_parts import (
     convolution,
     convolution_backward,
-    empty,
     inside,
+    norm_again,
     norm_backward,
-    normalised,
+    norm_forward,
     output_padding_of,
     reflected,
-    statistics,
     sums,
 )
 from ._weights import empty_gradients
 
+Three = tuple[Tensor, Tensor, Tensor]
 Four = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
@@ -39,10 +41,8 @@ def instance_norm_fwd(
     eps: float,
     act: str,
     slope: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    mean, rstd = statistics(x, eps)
-    y = normalised(x, mean, rstd, weight, bias, act, slope)
-    return like(y if residual is None else y + residual.float(), x), mean, rstd
+) -> Three:
+    return norm_forward(x, Norm(weight, bias, eps, act, slope), residual)
 
 
 def instance_norm_bwd(
@@ -55,7 +55,14 @@ def instance_norm_bwd(
     act: str,
     slope: float,
 ) -> tuple[Tensor, Tensor]:
-    return norm_backward(dy, x, weight, bias, mean, rstd, act, slope)
+    return norm_backward(dy, x, Norm(weight, bias, act=act, slope=slope), mean, rstd)
+
+
+def _before(x: Tensor, normed: bool, norm: Norm) -> Three:
+    """Return what a convolution reads of x, and mean and rstd: x itself and empty ones without a norm."""
+    if not normed:
+        return x, *empty_statistics(x, False)
+    return norm_forward(x, norm)
 
 
 def reflect_conv_fwd(
@@ -72,13 +79,13 @@ def reflect_conv_fwd(
     tanh: bool,
     recompute: bool,
 ) -> Four:
-    y, mean, rstd = x, empty(x, torch.float32), empty(x, torch.float32)
-    if norm:
-        y, mean, rstd = instance_norm_fwd(x, norm_weight, norm_bias, None, eps, act, slope)
+    y, mean, rstd = _before(x, norm, Norm(norm_weight, norm_bias, eps, act, slope))
     y = reflected(y, padding)
     out = convolution(y, weight, bias)
-    out = torch.tanh(out.float()) if tanh else out
-    return out, mean, rstd, y if norm and not recompute else empty(x)
+    if tanh:
+        out = torch.tanh(out.float())
+    kept = y if norm and not recompute else empty_result(x)
+    return out, mean, rstd, kept
 
 
 def reflect_conv_bwd(
@@ -96,19 +103,23 @@ def reflect_conv_bwd(
     padding: int,
     needs: list[bool],
 ) -> Four:
-    norm, dx, total = mean.dim() == 2, empty(x), empty(x, torch.float32)
-    g = (g.float() * (1 - out.float().square()) if out.dim() == 4 else g).to(x.dtype)
+    normed, norm = mean.dim() == 2, Norm(norm_weight, norm_bias, act=act, slope=slope)
+    dx, dbias, total = empty_result(x), empty_result(x, torch.float32), empty_result(x, torch.float32)
+    if out.dim() == 4:
+        g = g.float() * (1 - out.float().square())
+    g = g.to(x.dtype)
     if y.dim() == 1:
-        y = reflected(
-            like(normalised(x, mean, rstd, norm_weight, norm_bias, act, slope), x) if norm else x, padding
-        )
+        y = reflected(norm_again(x, norm, mean, rstd), padding)
     dweight = empty_gradients(weight, needs[2:])
-    dy = convolution_backward(channels_last(g), y, weight, norm or needs[0], needs[2:], dweight)
+    need_input = normed or needs[0]
+    dy = convolution_backward(channels_last(g), y, weight, need_input, needs[2:], dweight)
     if dy is not None:
         dx = inside(dy, padding)
-    if norm:
-        dx, total = norm_backward(dx, x, norm_weight, norm_bias, mean, rstd, act, slope)
-    return dx, dweight, sums(g, len(weight)) if needs[1] else empty(x, torch.float32), total
+    if normed:
+        dx, total = norm_backward(dx, x, norm, mean, rstd)
+    if needs[1]:
+        dbias = sums(g, len(weight))
+    return dx, dweight, dbias, total
 
 
 def zero_conv_fwd(
@@ -125,11 +136,10 @@ def zero_conv_fwd(
     slope: float,
     recompute: bool,
 ) -> Four:
-    y, mean, rstd = x, empty(x, torch.float32), empty(x, torch.float32)
-    if norm:
-        y, mean, rstd = instance_norm_fwd(x, None, None, None, eps, act, slope)
-    out = convolution(y, weight, bias, stride, padding, transposed, output_padding)
-    return out, mean, rstd, y if norm and not recompute else empty(x)
+    y, mean, rstd = _before(x, norm, Norm(None, None, eps, act, slope))
+    out = convolution(y, weight, bias, Convolution(stride, padding, transposed, output_padding))
+    kept = y if norm and not recompute else empty_result(x)
+    return out, mean, rstd, kept
 
 
 def zero_conv_bwd(
@@ -146,21 +156,22 @@ def zero_conv_bwd(
     act: str,
     slope: float,
     needs: list[bool],
-) -> tuple[Tensor, Tensor, Tensor]:
-    norm, dx = mean.dim() == 2, empty(x)
+) -> Three:
+    norm = Norm(None, None, eps, act, slope)
+    dx, dbias = empty_result(x), empty_result(x, torch.float32)
     if y.dim() == 1:
-        y = like(normalised(x, mean, rstd, None, None, act, slope), x) if norm else x
+        y = norm_again(x, norm, mean, rstd)
     dweight = empty_gradients(weight, needs[2:])
-    conv = (
-        stride,
-        padding,
-        transposed,
-        output_padding_of(g, x, weight[0], stride, padding) if transposed else 0,
-    )
-    dy = convolution_backward(channels_last(g), y, weight, needs[0], needs[2:], dweight, *conv)
+    output_padding = output_padding_of(g, x, weight[0], stride, padding) if transposed else 0
+    conv = Convolution(stride, padding, transposed, output_padding)
+    dy = convolution_backward(channels_last(g), y, weight, needs[0], needs[2:], dweight, conv)
     if dy is not None:
-        dx = norm_backward(dy, x, None, None, mean, rstd, act, slope)[0] if norm else dy
-    return dx, dweight, sums(g, len(weight)) if needs[1] else empty(x, torch.float32)
+        dx = dy
+        if mean.dim() == 2:
+            dx, _ = norm_backward(dy, x, norm, mean, rstd)
+    if needs[1]:
+        dbias = sums(g, len(weight))
+    return dx, dweight, dbias
 
 
 def norm_conv_fwd(
@@ -177,13 +188,15 @@ def norm_conv_fwd(
     recompute: bool,
     *conv: Any,
 ) -> Four:
-    y, mean, rstd = x, empty(x, torch.float32), empty(x, torch.float32)
-    if norm:
-        y, mean, rstd = instance_norm_fwd(x, norm_weight, norm_bias, None, eps, act, slope)
+    y, mean, rstd = _before(x, norm, Norm(norm_weight, norm_bias, eps, act, slope))
     y = reflected(y, border)
-    out = torch.ops.aten.convolution(y, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), *conv)
-    # No operator may return x itself.
-    return channels_last(out), mean, rstd, empty(x) if recompute else y.clone() if y is x else y
+    out = torch.ops.aten.convolution(y, weight.to(x.dtype), in_dtype(bias, x.dtype), *conv)
+    if recompute:
+        y = empty_result(x)
+    elif y is x:
+        # No operator may return x itself.
+        y = y.clone()
+    return channels_last(out), mean, rstd, y
 
 
 def norm_conv_bwd(
@@ -201,32 +214,34 @@ def norm_conv_bwd(
     needs: list[bool],
     *conv: Any,
 ) -> Four:
-    norm, dx, total = mean.dim() == 2, empty(x), empty(x, torch.float32)
+    normed, norm = mean.dim() == 2, Norm(norm_weight, norm_bias, act=act, slope=slope)
+    dx, dweight, dbias = empty_result(x), empty_result(x), empty_result(x)
+    total = empty_result(x, torch.float32)
     if y.dim() == 1:
-        y = reflected(
-            like(normalised(x, mean, rstd, norm_weight, norm_bias, act, slope), x) if norm else x, border
-        )
-    _, _, _, transposed, _, groups = conv
-    channels = weight.shape[1] * groups if transposed else weight.shape[0]
-    mask = [norm or needs[0], *needs[1:]]
+        y = reflected(norm_again(x, norm, mean, rstd), border)
+    bias_sizes = [AtenConvolution(*conv).out_channels(weight)]
+    mask = [normed or needs[0], *needs[1:]]
     found = torch.ops.aten.convolution_backward(
-        channels_last(g), y, weight.to(x.dtype), [channels], *conv, mask
+        channels_last(g), y, weight.to(x.dtype), bias_sizes, *conv, mask
     )
     if mask[0]:
         dx = inside(found[0], border)
-    if norm:
-        dx, total = norm_backward(dx, x, norm_weight, norm_bias, mean, rstd, act, slope)
-    dweight = like(found[1], weight) if needs[1] else empty(x)
-    return dx, dweight, found[2].to(weight.dtype) if needs[2] else empty(x), total
+    if normed:
+        dx, total = norm_backward(dx, x, norm, mean, rstd)
+    if needs[1]:
+        dweight = like(found[1], weight)
+    if needs[2]:
+        dbias = found[2].to(weight.dtype)
+    return dx, dweight, dbias, total
 
 
 def residual_block_fwd(
     x: Tensor, weight1: list[Tensor], weight2: list[Tensor], eps: float
 ) -> tuple[Tensor, ...]:
     c1 = convolution(reflected(x, 1), weight1, [])
-    y, mean1, rstd1 = instance_norm_fwd(c1, None, None, None, eps, "relu", 0.0)
+    y, mean1, rstd1 = norm_forward(c1, Norm(eps=eps, act="relu", slope=0.0))
     c2 = convolution(reflected(y, 1), weight2, [])
-    out, mean2, rstd2 = instance_norm_fwd(c2, None, None, x, eps, "none", 0.0)
+    out, mean2, rstd2 = norm_forward(c2, Norm(eps=eps, act="none", slope=0.0), residual=x)
     return out, c1, c2, mean1, rstd1, mean2, rstd2
 
 
@@ -246,10 +261,13 @@ def residual_block_bwd(
     g = channels_last(g.to(x.dtype))
     needs1, needs2 = needs[1 : 1 + len(weight1)], needs[1 + len(weight1) :]
     dweight = empty_gradients([*weight1, *weight2], needs[1:])
-    dc2, _ = norm_backward(g, c2, None, None, mean2, rstd2, "none", 0.0)
-    y = like(normalised(c1, mean1, rstd1, None, None, "relu", 0.0), c1)
+    first, second = Norm(act="relu", slope=0.0), Norm(act="none", slope=0.0)
+    dc2, _ = norm_backward(g, c2, second, mean2, rstd2)
+    y = norm_again(c1, first, mean1, rstd1)
     dy = convolution_backward(dc2, reflected(y, 1), weight2, True, needs2, dweight[sum(needs1) :])
     assert dy is not None
-    dc1, _ = norm_backward(inside(dy, 1), c1, None, None, mean1, rstd1, "relu", 0.0)
+    dc1, _ = norm_backward(inside(dy, 1), c1, first, mean1, rstd1)
     dx = convolution_backward(dc1, reflected(x, 1), weight1, needs[0], needs1, dweight)
-    return empty(x) if dx is None else like(inside(dx, 1).float() + g.float(), x), dweight
+    if dx is None:
+        return empty_result(x), dweight
+    return like(inside(dx, 1).float() + g.float(), x), dweight

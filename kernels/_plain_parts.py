@@ -7,21 +7,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ._layout import channels_last, like
+from ._convolution import Convolution
+from ._layout import channels_last, in_dtype, like
+from ._norm import Norm, empty_statistics
 from ._weight_gradients import each_weight
-
-
-def empty(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Return what stands for a result that is not there."""
-    return x.new_empty(0, dtype=dtype)
-
 
 # --- Instance norm ------------------------------------------------------------------------------------------
 
 
 def _spread(vector: Tensor, x: Tensor) -> Tensor:
     """Return [N, C] or [C] in fp32, to be multiplied with x."""
-    shape = (*vector.shape, *(1 for _ in x.shape[2:]))
+    shape = (*vector.shape, *[1] * (x.dim() - 2))
     return vector.float().view(shape)
 
 
@@ -29,50 +25,66 @@ def statistics(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Return mean and 1 / sigma [N, C] of x in fp32."""
     if not x.shape[0]:
         # Of no image PyTorch warns.
-        return x.new_empty(x.shape[:2], dtype=torch.float32), x.new_empty(x.shape[:2], dtype=torch.float32)
+        return empty_statistics(x)
     var, mean = torch.var_mean(x.float(), dim=list(range(2, x.dim())), correction=0)
     return mean, torch.rsqrt(var + eps)
 
 
-def _affine(
-    x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None, bias: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def _affine(x: Tensor, norm: Norm, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
     """Return x-hat and z in fp32."""
     x_hat = (x.float() - _spread(mean, x)) * _spread(rstd, x)
-    z = x_hat if weight is None else x_hat * _spread(weight, x)
-    return x_hat, z if bias is None else z + _spread(bias, x)
+    z = x_hat
+    if norm.weight is not None:
+        z = z * _spread(norm.weight, x)
+    if norm.bias is not None:
+        z = z + _spread(norm.bias, x)
+    return x_hat, z
 
 
-def normalised(
-    x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None, bias: Tensor | None, act: str, slope: float
-) -> Tensor:
+def _activated(values: Tensor, z: Tensor, norm: Norm) -> Tensor:
+    """Return ``values`` where z > 0, times the slope elsewhere: the activation of z, or its gradient."""
+    if norm.act == "none":
+        return values
+    slope = 0.0 if norm.act == "relu" else norm.slope
+    return torch.where(z > 0, values, values * slope)
+
+
+def normalised(x: Tensor, norm: Norm, mean: Tensor, rstd: Tensor) -> Tensor:
     """Return act(IN(x) * weight + bias) in fp32."""
-    _, z = _affine(x, mean, rstd, weight, bias)
-    return z if act == "none" else torch.where(z > 0, z, z * (0.0 if act == "relu" else slope))
+    _, z = _affine(x, norm, mean, rstd)
+    return _activated(z, z, norm)
 
 
-def norm_backward(
-    dy: Tensor,
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    mean: Tensor,
-    rstd: Tensor,
-    act: str,
-    slope: float,
-) -> tuple[Tensor, Tensor]:
+def norm_forward(x: Tensor, norm: Norm, residual: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Return act(IN(x) * weight + bias) + residual, like x, and mean and rstd [N, C]."""
+    mean, rstd = statistics(x, norm.eps)
+    y = normalised(x, norm, mean, rstd)
+    if residual is not None:
+        y = y + residual.float()
+    return like(y, x), mean, rstd
+
+
+def norm_again(x: Tensor, norm: Norm, mean: Tensor, rstd: Tensor) -> Tensor:
+    """Return act(IN(x) * weight + bias), like x, as the forward had it; x itself where mean is empty."""
+    if mean.dim() != 2:
+        return x
+    return like(normalised(x, norm, mean, rstd), x)
+
+
+def norm_backward(dy: Tensor, x: Tensor, norm: Norm, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
     """Return dx, like x, and total [2, N, C]: the sums over each image of dz and of dz * x-hat. README.md has
     the formula.
     """
-    x_hat, z = _affine(x, mean, rstd, weight, bias)
-    dz = dy.float()
-    dz = dz if act == "none" else torch.where(z > 0, dz, dz * (0.0 if act == "relu" else slope))
+    x_hat, z = _affine(x, norm, mean, rstd)
+    dz = _activated(dy.float(), z, norm)
     pixels = list(range(2, x.dim()))
     total = torch.stack([dz.sum(pixels), (dz * x_hat).sum(pixels)])
     count = x[0, 0].numel() if x.shape[0] else 1
-    one, two = (_spread(t / count, x) for t in total)
-    scale = _spread(rstd, x) if weight is None else _spread(rstd, x) * _spread(weight, x)
-    return like(scale * (dz - one - x_hat * two), x), total
+    mean_dz, mean_dzx = _spread(total[0] / count, x), _spread(total[1] / count, x)
+    scale = _spread(rstd, x)
+    if norm.weight is not None:
+        scale = scale * _spread(norm.weight, x)
+    return like(scale * (dz - mean_dz - x_hat * mean_dzx), x), total
 
 
 # --- Borders ------------------------------------------------------------------------------------------------
@@ -82,7 +94,9 @@ def reflected(x: Tensor, border: int) -> Tensor:
     """Return x [N, C, H, W] with ``border`` reflected pixels on each side in channels_last, x itself without
     border.
     """
-    return channels_last(torch.ops.aten.reflection_pad2d(x, [border] * 4)) if border else x
+    if not border:
+        return x
+    return channels_last(torch.ops.aten.reflection_pad2d(x, [border] * 4))
 
 
 def inside(dy: Tensor, border: int) -> Tensor:
@@ -112,20 +126,14 @@ def output_padding_of(g: Tensor, x: Tensor, weight: Tensor, stride: int, padding
 
 
 def convolution(
-    y: Tensor,
-    weight: Sequence[Tensor],
-    bias: Sequence[Tensor],
-    stride: int = 1,
-    padding: int = 0,
-    transposed: bool = False,
-    output_padding: int = 0,
+    y: Tensor, weight: Sequence[Tensor], bias: Sequence[Tensor], conv: Convolution = Convolution()
 ) -> Tensor:
     """Return the convolution of y [N, C, H, W] in its dtype, in channels_last."""
-    conv = ([stride] * 2, [padding] * 2, [1, 1], transposed, [output_padding] * 2, 1)
-    parts = [
-        torch.ops.aten.convolution(part, w.to(y.dtype), None if b is None else b.to(y.dtype), *conv)
-        for part, w, b in each_weight(y, weight, list(bias) or [None] * len(weight))
-    ]
+    biases = bias if bias else [None] * len(weight)
+    parts = []
+    for part, w, b in each_weight(y, weight, biases):
+        narrow, bias_of_part = w.to(y.dtype), in_dtype(b, y.dtype)
+        parts.append(torch.ops.aten.convolution(part, narrow, bias_of_part, *conv.aten.flat()))
     return channels_last(torch.cat(parts)[: y.shape[0]])
 
 
@@ -136,27 +144,25 @@ def convolution_backward(
     need_input: bool,
     needs: Sequence[bool],
     dweight: Tensor,
-    stride: int = 1,
-    padding: int = 0,
-    transposed: bool = False,
-    output_padding: int = 0,
+    conv: Convolution = Convolution(),
 ) -> Tensor | None:
     """Return the gradient of y in channels_last, None if not wanted; write those of weights that ``needs``
     names to ``dweight`` in turn.
     """
-    conv = ([stride] * 2, [padding] * 2, [1, 1], transposed, [output_padding] * 2, 1)
+    count = len(weight)
+    gradients = g.chunk(count) if g.shape[0] else [g] * count
     targets, inputs = iter(dweight), []
-    for (part, w, need), mine in zip(
-        each_weight(y, weight, needs), g.chunk(len(weight)) if g.shape[0] else [g] * len(weight), strict=True
-    ):
-        if need_input or need:
-            found = torch.ops.aten.convolution_backward(
-                mine, part, w.to(y.dtype), None, *conv, [need_input, need, False]
-            )
-            inputs.append(found[0])
-            if need:
-                next(targets).copy_(found[1])
-    return channels_last(torch.cat(inputs)[: y.shape[0]]) if need_input else None
+    for part, w, need, mine in each_weight(y, weight, needs, gradients):
+        if not need_input and not need:
+            continue
+        narrow, mask = w.to(y.dtype), [need_input, need, False]
+        found = torch.ops.aten.convolution_backward(mine, part, narrow, None, *conv.aten.flat(), mask)
+        inputs.append(found[0])
+        if need:
+            next(targets).copy_(found[1])
+    if not need_input:
+        return None
+    return channels_last(torch.cat(inputs)[: y.shape[0]])
 
 
 def sums(g: Tensor, count: int) -> Tensor:

@@ -11,7 +11,7 @@ from ._math import round_to_tf32
 
 
 @triton.jit
-def _load_weight(
+def load_weight(
     w, p, tap, c0, n0, C: tl.constexpr, O: tl.constexpr, TAPS: tl.constexpr, TRANSPOSED: tl.constexpr,
     DESC: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -36,7 +36,7 @@ def _load_weight(
 
 
 @triton.jit
-def _product(a, b, acc, PRECISION: tl.constexpr, INTERPRET: tl.constexpr):
+def product(a, b, acc, PRECISION: tl.constexpr, INTERPRET: tl.constexpr):
     """acc + a @ b in fp32. The interpreter multiplies the raw bits of bf16, so there both are widened first,
     which is exact.
     """

@@ -40,7 +40,9 @@ def described(value: Any) -> Any:
     if hasattr(value, "block_shape"):
         sizes = {"shape": list(value.shape), "strides": list(value.strides), "box": list(value.block_shape)}
         return {**sizes, "base": described(value.base)}
-    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return str(value)
 
 
 def readable(argument: Any) -> str:
@@ -97,13 +99,9 @@ def write_record(launch: Any, gpu: str, capability: int, error: BaseException) -
     text = json.dumps({**line, "gpu": gpu, "capability": capability}, sort_keys=True)
     name = f"{launch.kernel.strip('_')}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"
     versions = {"triton": triton.__version__, "torch": torch.__version__}
-    record = {
-        "format": FORMAT,
-        **line,
-        "gpu": gpu,
-        "capability": capability,
-        **versions,
-        "error": f"{type(error).__name__}: {error}",
-    }
+    where = {"gpu": gpu, "capability": capability, **versions}
+    record = {"format": FORMAT, **line, **where, "error": f"{type(error).__name__}: {error}"}
     file = _written(name, json.dumps(record, indent=1) + "\n")
-    return "" if file is None else f"python -m fastcyclegan.devtools.show_failure {shlex.quote(str(file))}"
+    if file is None:
+        return ""
+    return f"python -m fastcyclegan.devtools.show_failure {shlex.quote(str(file))}"

@@ -13,7 +13,8 @@ import torch
 import triton
 from torch import Tensor
 
-from ._launch import Config, dry, interpreted
+from ._launch import Config, interpreting
+from ._layout import empty_channels_last
 from ._tune import choose
 
 
@@ -34,7 +35,7 @@ INTERPRETER = Scale(programs=8, max_tiles=4, small_rows=64, small_plane=128)
 
 
 def scale() -> Scale:
-    return INTERPRETER if interpreted() and not dry() else GPU
+    return INTERPRETER if interpreting() else GPU
 
 
 @dataclass(frozen=True)
@@ -56,34 +57,38 @@ class View:
         N, C, S = x.shape[0], x.shape[1], math.prod(x.shape[2:])
         planar = not x.movedim(1, -1).is_contiguous()
         H, W = (x.shape[2], x.shape[3]) if x.dim() == 4 else (S, 1)
-        return cls(N * C, S, 1, C, True, H, W) if planar else cls(N, S, C, C, False, H, W)
+        if planar:
+            return cls(N * C, S, 1, C, True, H, W)
+        return cls(N, S, C, C, False, H, W)
 
     def lines(self, *borders: int) -> tuple[int, int]:
         """Return the height and width that a kernel walks by; one long column where no border makes it need
         the true ones.
         """
-        return (self.H, self.W) if any(borders) else (self.S, 1)
+        if any(borders):
+            return self.H, self.W
+        return self.S, 1
+
+    def channel_block(self, most: int) -> int:
+        """Return how many channels a tile has: up to ``most``, one of a plane."""
+        return 1 if self.planar else min(most, triton.next_power_of_2(self.C))
 
 
 def tile_configs(view: View, per_thread: int) -> list[Config]:
     """The short list for kernels that walk over rows, ``per_thread`` elements of a tensor in each thread's
     registers at a time.
 
-    1. 32 channels: 64 bytes of a row, whole sectors,
-    and many programs where there are few channels. 2. 64 channels: whole cache lines;
-    half as much in each thread, because the partial results of 64 channels take registers too. 3. as 1 with
-    twice the warps: larger tiles. A plane has one channel, so its tiles are long rows.
+    1. 32 channels: 64 bytes of a row, whole sectors, and many programs where there are few channels. 2. 64
+    channels: whole cache lines; half as much in each thread, because the partial results of 64 channels take
+    registers too. 3. as 1 with twice the warps: larger tiles. A plane has one channel, so its tiles are long
+    rows.
     """
-    if interpreted() and not dry():
-        block_c = 1 if view.planar else min(16, triton.next_power_of_2(view.C))
-        return [Config((("BLOCK_S", 32), ("BLOCK_C", block_c)), 1)]
+    if interpreting():
+        return [Config((("BLOCK_S", 32), ("BLOCK_C", view.channel_block(16))), 1)]
     configs = []
-    for block_c, warps, elements in (
-        (32, 4, per_thread),
-        (64, 8, max(8, per_thread // 2)),
-        (32, 8, per_thread),
-    ):
-        block_c = 1 if view.planar else min(block_c, triton.next_power_of_2(view.C))
+    half = max(8, per_thread // 2)
+    for most, warps, elements in ((32, 4, per_thread), (64, 8, half), (32, 8, per_thread)):
+        block_c = view.channel_block(most)
         config = Config((("BLOCK_S", 32 * warps * elements // block_c), ("BLOCK_C", block_c)), warps)
         if config not in configs:
             configs.append(config)
@@ -112,9 +117,10 @@ def small_config(view: View) -> Config | None:
     that rows are 128 bytes.
     """
     block_s = triton.next_power_of_2(view.S)
-    if block_s > (scale().small_plane if view.planar else scale().small_rows):
+    largest = scale().small_plane if view.planar else scale().small_rows
+    if block_s > largest:
         return None
-    block_c = 1 if view.planar else min(triton.next_power_of_2(view.C), 64, max(16, 4096 // block_s))
+    block_c = view.channel_block(min(64, max(16, 4096 // block_s)))
     warps = min(8, max(1, block_s * block_c // 1024))
     return Config((("BLOCK_S", block_s), ("BLOCK_C", block_c)), warps)
 
@@ -123,12 +129,9 @@ def key_of(view: View, x: Tensor, *flags: Any) -> str:
     """What a choice goes by. Not the batch: an image's bits do not depend on it. Sizes by powers of two: it
     is made seldom.
     """
+    dtype = str(x.dtype).removeprefix("torch.")
     layout = "planes" if view.planar else "channels_last"
-    return " ".join(
-        map(
-            str, (str(x.dtype).removeprefix("torch."), layout, triton.next_power_of_2(view.S), view.C, *flags)
-        )
-    )
+    return " ".join(map(str, (dtype, layout, triton.next_power_of_2(view.S), view.C, *flags)))
 
 
 def tuned(name: str, key: str, configs: list[Config], x: Tensor, run: Callable[[Config], Any]) -> Any:
@@ -142,6 +145,4 @@ def bordered_shape(x: Tensor, border: int) -> tuple[int, int, int, int]:
 def empty_bordered(x: Tensor, border: int) -> Tensor:
     if border == 0:
         return torch.empty_like(x)
-    return torch.empty(
-        bordered_shape(x, border), dtype=x.dtype, device=x.device, memory_format=torch.channels_last
-    )
+    return empty_channels_last(x, bordered_shape(x, border))

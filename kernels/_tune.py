@@ -109,8 +109,11 @@ def _kept(gpu: str, name: str, configs: Sequence[Config]) -> Config | None:
     """
     by_table = {json.dumps(_plain(c), sort_keys=True): c for c in configs}
     tables = (SHIPPED / _file_name(gpu), cache_file(gpu))
-    found = (by_table.get(json.dumps(_table(path).get(name), sort_keys=True)) for path in tables)
-    return next(filter(None, found), None)
+    for path in tables:
+        kept = by_table.get(json.dumps(_table(path).get(name), sort_keys=True))
+        if kept is not None:
+            return kept
+    return None
 
 
 def _chosen_dry(

@@ -15,7 +15,8 @@ from torch import Tensor
 def each_weight(x: Tensor, *lists: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
     """Yield each weight's share of the images of x, and its entry of each list."""
     count = len(lists[0])
-    yield from zip(x.chunk(count) if x.shape[0] else [x] * count, *lists, strict=True)
+    shares = x.chunk(count) if x.shape[0] else [x] * count
+    yield from zip(shares, *lists, strict=True)
 
 
 _accumulating = False
@@ -55,18 +56,14 @@ def gradients_to_add_to(weights: Sequence[Tensor], needs: Sequence[bool]) -> lis
     for weight, need in zip(weights, needs, strict=True):
         if not need:
             continue
-        hooked = weight._backward_hooks or weight._post_accumulate_grad_hooks
-        if (
-            not weight.is_leaf
-            or hooked
-            or weight.grad is None
-            or weight.grad.requires_grad
-            or weight.grad.stride() != weight.stride()
-        ):
+        if not weight.is_leaf or weight._backward_hooks or weight._post_accumulate_grad_hooks:
+            return None
+        grad = weight.grad
+        if grad is None or grad.requires_grad or grad.stride() != weight.stride():
             return None
         if not _to_be_filled(weight):
             return None
-        found.append(weight.grad)
+        found.append(grad)
     return found
 
 
@@ -86,7 +83,10 @@ def spread(dweight: Tensor, needs: Sequence[bool]) -> list[Tensor | None]:
     """Return a gradient for each weight, views of ``dweight`` [R, ...] in order, None where none is
     needed."""
     gradients = iter(dweight.unbind(0))
-    return [next(gradients) if need else None for need in needs]
+    found: list[Tensor | None] = []
+    for need in needs:
+        found.append(next(gradients) if need else None)
+    return found
 
 
 def spread_bias(dbias: Tensor, biases: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor | None]:
@@ -95,11 +95,13 @@ def spread_bias(dbias: Tensor, biases: Sequence[Tensor], needs: Sequence[bool]) 
     """
     from ._weights import stride_between
 
-    into = gradients_to_add_to(biases, needs) if biases and all(needs) else None
-    if into is not None and (step := stride_between(into)) is not None:
-        into[0].as_strided(dbias.shape, (step, 1)).add_(dbias)
-        return [None] * len(biases)
-    return [
-        dbias[p].to(bias.dtype) if need else None
-        for p, (bias, need) in enumerate(zip(biases, needs, strict=True))
-    ]
+    if biases and all(needs):
+        into = gradients_to_add_to(biases, needs)
+        step = None if into is None else stride_between(into)
+        if into is not None and step is not None:
+            into[0].as_strided(dbias.shape, (step, 1)).add_(dbias)
+            return [None] * len(biases)
+    found: list[Tensor | None] = []
+    for p, (bias, need) in enumerate(zip(biases, needs, strict=True)):
+        found.append(dbias[p].to(bias.dtype) if need else None)
+    return found

@@ -21,7 +21,9 @@ def stride_between(tensors: Sequence[Tensor]) -> int | None:
     else None.
     """
     first = tensors[0]
-    step = int(tensors[1].storage_offset() - first.storage_offset()) if len(tensors) > 1 else first.numel()
+    step = first.numel()
+    if len(tensors) > 1:
+        step = int(tensors[1].storage_offset() - first.storage_offset())
     for i, t in enumerate(tensors):
         same = (
             t.dtype == first.dtype
@@ -41,11 +43,8 @@ def stacked(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
         return kept
     first = weights[0].detach()
     rows = first.permute(0, 2, 3, 1)
-    if (
-        first.dtype == dtype
-        and rows.is_contiguous()
-        and stride_between([w.detach() for w in weights]) == first.numel()
-    ):
+    whole = first.dtype == dtype and rows.is_contiguous()
+    if whole and stride_between([w.detach() for w in weights]) == first.numel():
         return rows.as_strided((len(weights), *rows.shape), (first.numel(), *rows.stride()))
     stack = torch.empty((len(weights), *rows.shape), dtype=dtype, device=first.device)
     for target, weight in zip(stack, weights, strict=True):
@@ -62,7 +61,8 @@ def _padded(source: Tensor, out: Tensor | None, *sizes: int) -> Tensor:
     """Return ``source`` with its last two dimensions padded by zeros to ``sizes``, in ``out`` if it was made
     so before.
     """
-    out = source.new_zeros((*source.shape[:-2], *sizes)) if out is None else out
+    if out is None:
+        out = source.new_zeros((*source.shape[:-2], *sizes))
     out[..., : source.shape[-2], : source.shape[-1]].copy_(source)
     return out
 
@@ -87,10 +87,9 @@ def contract_weight(w: Tensor, *, turned: bool = False) -> Tensor:
 
     def make(w: Tensor, out: Tensor | None) -> Tensor:
         w = transposed(w) if turned else w
-        columns = triton.next_power_of_2(w.shape[3])
-        return _padded(
-            w.permute(0, 2, 4, 3, 1), out, columns, max(triton.next_power_of_2(w.shape[1]), 16 // columns)
-        )
+        taps = triton.next_power_of_2(w.shape[3])
+        channels = max(triton.next_power_of_2(w.shape[1]), 16 // taps)
+        return _padded(w.permute(0, 2, 4, 3, 1), out, taps, channels)
 
     return form_of(w, f"contract {turned}", make)
 
@@ -107,17 +106,18 @@ def stack_bias(bias: Sequence[Tensor]) -> Tensor | None:
     if not bias:
         return None
     kept = working_copy(bias, bias[0].dtype)
-    if kept is not None or len(bias) == 1:
-        return bias[0].detach()[None] if kept is None else kept
+    if kept is not None:
+        return kept
+    if len(bias) == 1:
+        return bias[0].detach()[None]
     return torch.stack([b.detach() for b in bias])
 
 
 def images_of(x: Pixels, first: int, count: int) -> Pixels:
     """Return ``count`` images of x from number ``first`` on."""
     size = x.rows * x.step
-    data = x.data.as_strided(
-        (count, x.rows, x.step), (size, x.step, 1), x.data.storage_offset() + first * size
-    )
+    start = x.data.storage_offset() + first * size
+    data = x.data.as_strided((count, x.rows, x.step), (size, x.step, 1), start)
     return dataclasses.replace(x, data=data, N=count)
 
 

@@ -31,32 +31,44 @@ class _Group:
         _stacks.update((one.data_ptr(), self) for one in stack)
 
 
+def _alike(group: Sequence[Tensor]) -> bool:
+    """Return whether a group has weights, all of one shape."""
+    return len(group) > 0 and all(w.shape == group[0].shape for w in group)
+
+
+def _stack_in(memory: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    """Return the stack of ``weights``, unwritten, at the beginning of ``memory``."""
+    A, *rest = weights[0].shape
+    used = memory[: len(weights) * weights[0].numel()]
+    return used.view(len(weights), A, *rest[1:], *rest[:1])
+
+
 class WorkingCopies:
     """Copies in ``dtype`` of ``groups`` of weights [A, B, KH, KW] (or vectors), each a list of P alike, one
     for each of P networks.
     """
 
     def __init__(self, groups: Sequence[Sequence[Tensor]], dtype: torch.dtype) -> None:
-        if not groups or any(not group or any(w.shape != group[0].shape for w in group) for group in groups):
+        if not groups or not all(map(_alike, groups)):
             raise ValueError(
                 "WorkingCopies: groups must be lists of at least one weight, all of a list of one shape"
             )
-        first, whole = groups[0][0], 16 // dtype.itemsize
+        whole = 16 // dtype.itemsize
         # Kernels load 16 bytes at a time from where that is a multiple of 16.
         sizes = [-(-len(weights) * weights[0].numel() // whole) * whole for weights in groups]
-        memory = torch.empty(sum(sizes), dtype=dtype, device=first.device)
-        self.groups = []
+        memory = torch.empty(sum(sizes), dtype=dtype, device=groups[0][0].device)
+        self.groups: list[_Group] = []
+        self._sources: list[Tensor] = []
+        self._targets: list[Tensor] = []
         for weights, part in zip(groups, memory.split(sizes), strict=True):
-            A, *rest = weights[0].shape
-            stack = part[: len(weights) * weights[0].numel()].view(len(weights), A, *rest[1:], *rest[:1])
-            group = _Group(weights, stack)
+            group = _Group(weights, _stack_in(part, weights))
             self.groups.append(group)
             for address in group.addresses:
                 _places[address, dtype] = group
-        self._sources = [w.detach() for group in groups for w in group]
-        self._targets = [
-            one.permute(0, 3, 1, 2) if one.dim() == 4 else one for group in self.groups for one in group.stack
-        ]
+            self._sources.extend(w.detach() for w in weights)
+            # As the weights lie: [A, B, KH, KW], or vectors as they are.
+            stack = group.stack.permute(0, 1, 4, 2, 3) if group.stack.dim() == 5 else group.stack
+            self._targets.extend(stack)
 
     def refresh(self) -> None:
         """Make the copies anew."""
@@ -85,10 +97,13 @@ def working_copy(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor | None
         return None
     start = group.addresses.index(first)
     mine = slice(start, start + len(weights))
-    same = group.addresses[mine] == [w.data_ptr() for w in weights] and group.versions[mine] == [
-        w._version for w in weights
-    ]
-    return group.stack[mine] if same and weights[0].shape == group.weights[0].shape else None
+    if weights[0].shape != group.weights[0].shape:
+        return None
+    if group.addresses[mine] != [w.data_ptr() for w in weights]:
+        return None
+    if group.versions[mine] != [w._version for w in weights]:
+        return None
+    return group.stack[mine]
 
 
 def form_of(stack: Tensor, name: str, make: Callable[[Tensor, Tensor | None], Tensor]) -> Tensor:
@@ -97,12 +112,9 @@ def form_of(stack: Tensor, name: str, make: Callable[[Tensor, Tensor | None], Te
     Then ``make`` is handed what it returned the last time, to write it again.
     """
     group = _stacks.get(stack.data_ptr())
-    if (
-        group is None
-        or group.versions is None
-        or stack.dtype != group.stack.dtype
-        or stack.shape[1:] != group.stack.shape[1:]
-    ):
+    if group is None or group.versions is None:
+        return make(stack, None)
+    if stack.dtype != group.stack.dtype or stack.shape[1:] != group.stack.shape[1:]:
         return make(stack, None)
     key = (name, stack.data_ptr(), stack.shape[0])
     if key not in group.fresh:

@@ -47,7 +47,9 @@ def table_file(gpu: str) -> Path:
 def _table(device_index: int | None) -> dict[str, dict[str, float]]:
     """Return the times that ship for a GPU, {shape: {backend: milliseconds}}."""
     path = table_file(torch.cuda.get_device_name(device_index))
-    found: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.exists() else {}
+    if not path.exists():
+        return {}
+    found: dict[str, dict[str, float]] = json.loads(path.read_text())
     return found
 
 
@@ -68,7 +70,9 @@ def backend_of(op: str, x: Tensor, dtype: torch.dtype, weights: int, out_channel
     where nobody measured.
     """
     times = measured(op, x, dtype, weights, out_channels, k)
-    return "cudnn" if times and times["cudnn"] < times["triton"] else "triton"
+    if times and times["cudnn"] < times["triton"]:
+        return "cudnn"
+    return "triton"
 
 
 def describe_backends(device: torch.device) -> str:

@@ -3,6 +3,7 @@ nothing."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 # The kernels register themselves.
 from . import border_triton as _device_code  # noqa: F401
 from ._launch import Config, launch
+from ._layout import empty_channels_last
 from ._tiles import INTERPRETER, View, c_blocks_of, empty_bordered, key_of, scale, split, tile_configs, tuned
 
 
@@ -38,9 +40,16 @@ class Pixels:
         N, C, H, W = x.shape
         return cls(x, N, H * W, W, H * W, C)
 
+    @classmethod
+    def in_lines(cls, data: Tensor, pitch: int) -> Pixels:
+        """See ``data`` [..., rows, C], a picture in each [rows, C], in lines of ``pitch``."""
+        *counts, rows, C = data.shape
+        return cls(data, math.prod(counts), rows, pitch, rows, C)
 
-def _wide(channels: int, *tensors: Tensor) -> bool:
-    return all(channels * t.element_size() % 16 == 0 for t in tensors)
+
+def _wide(channels: int, *tensors: Tensor | None) -> bool:
+    """Return whether a pixel is made of 16-byte pieces in each tensor that is given."""
+    return all(channels * t.element_size() % 16 == 0 for t in tensors if t is not None)
 
 
 @dataclass(frozen=True)
@@ -76,7 +85,7 @@ def embed(
     rows = frame.lines * frame.pitch + frame.slack
     y = torch.empty((view.N, rows, step), dtype=dtype, device=x.device) if out is None else out
     target = View(view.N, rows, step, step, False, view.H, view.W)
-    wide = _wide(view.C, x, y) and (tanh is None or _wide(view.C, tanh))
+    wide = _wide(view.C, x, y, tanh)
 
     def run(config: Config) -> None:
         c_blocks = c_blocks_of(target, config)
@@ -85,16 +94,10 @@ def embed(
         constants = {"STEP": step, "REFLECT": reflect, "TANH": tanh is not None, "WIDE": wide}
         launch("_embed_kernel", view.N * c_blocks * tiles, (x, tanh, y, *sizes), constants, config)
 
-    tuned(
-        "embed",
-        key_of(target, y, reflect, tanh is not None),
-        tile_configs(target, 32 if tanh is None else 16),
-        y,
-        run,
-    )
-    return Pixels(
-        y, view.N, rows, frame.pitch, frame.lines * frame.pitch, step, frame.top * frame.pitch + frame.left
-    )
+    key = key_of(target, y, reflect, tanh is not None)
+    tuned("embed", key, tile_configs(target, 32 if tanh is None else 16), y, run)
+    limit, first = frame.lines * frame.pitch, frame.top * frame.pitch + frame.left
+    return Pixels(y, view.N, rows, frame.pitch, limit, step, first)
 
 
 def reflect_pad(x: Tensor, border: int) -> Tensor:
@@ -110,21 +113,16 @@ def fold(dy: Tensor, border: int) -> Tensor:
     2b] (both channels_last).
     """
     shape = (dy.shape[0], dy.shape[1], dy.shape[2] - 2 * border, dy.shape[3] - 2 * border)
-    x = torch.empty(shape, dtype=dy.dtype, device=dy.device, memory_format=torch.channels_last)
+    x = empty_channels_last(dy, shape)
     view = View(shape[0], shape[2] * shape[3], shape[1], shape[1], False, shape[2], shape[3])
     wide = _wide(view.C, dy)
 
     def run(config: Config) -> None:
         c_blocks = c_blocks_of(view, config)
         tiles, iters = split(view.S, config, c_blocks, 1 << 30)
+        args = (dy, x, iters, tiles, view.H, view.W, view.C)
         constants = {"BORDER": border, "WIDE": wide}
-        launch(
-            "_fold_kernel",
-            view.N * c_blocks * tiles,
-            (dy, x, iters, tiles, view.H, view.W, view.C),
-            constants,
-            config,
-        )
+        launch("_fold_kernel", view.N * c_blocks * tiles, args, constants, config)
 
     # Single channels in pieces of 2 bytes: 8 a thread spill (sm_90 with Triton 3.6).
     tuned("fold", key_of(view, x, border), tile_configs(view, 8 if wide else 4), x, run)
@@ -138,7 +136,8 @@ def fold_border_(dy: Tensor, border: int) -> Tensor:
     N, C, H, W = dy.shape[0], dy.shape[1], dy.shape[2] - 2 * border, dy.shape[3] - 2 * border
     block_c = min(64, triton.next_power_of_2(C))
     block_s = 32 if scale() is INTERPRETER else 16
-    config = Config((("BLOCK_S", block_s), ("BLOCK_C", block_c)), 4 if block_c >= 32 else 1)
+    warps = 4 if block_c >= 32 else 1
+    config = Config((("BLOCK_S", block_s), ("BLOCK_C", block_c)), warps)
     tiles = triton.cdiv(2 * border * (W + H), block_s)
     grid = N * triton.cdiv(C, block_c) * tiles
     launch("_fold_border_kernel", grid, (dy, tiles, H, W, C), {"BORDER": border}, config)

@@ -56,7 +56,9 @@ def fault_of(rows: Rows) -> str:
         return f"the bytes from row to row must be a multiple of 16 below 2**40, got {stride}"
     if not all(0 < side <= 256 for side in rows.box):
         return f"the sides of a tile must be 1 to 256, got {list(rows.box)}"
-    return f"a row of a tile must have a multiple of 16 bytes, got {inner}" if inner % 16 else ""
+    if inner % 16:
+        return f"a row of a tile must have a multiple of 16 bytes, got {inner}"
+    return ""
 
 
 def describe(rows: Rows) -> TensorDescriptor:
@@ -96,11 +98,8 @@ def tiles(device: torch.device) -> Iterator[tuple[torch.dtype, Tensor, Tensor]]:
         inside = block_r // 2
         wanted = torch.zeros((block_r, block_c), dtype=dtype, device=device)
         wanted[:inside] = x[-inside:, -block_c:]
-        yield (
-            dtype,
-            copy_tile(Rows(x, 1024, 256, 256, (block_r, block_c)), 1024 - inside, 256 - block_c),
-            wanted,
-        )
+        rows = Rows(x, 1024, 256, 256, (block_r, block_c))
+        yield dtype, copy_tile(rows, 1024 - inside, 256 - block_c), wanted
 
 
 def ask_driver(device: torch.device) -> str:
@@ -115,16 +114,14 @@ def ask_driver(device: torch.device) -> str:
         if is_no_kernels_fault(error):
             # No answer: a full GPU, or one that has failed.
             raise
-        return str(error).strip().partition("\n")[0]
+        return _first_line(error)
     return ""
 
 
 def _numbered(device: torch.device) -> torch.device:
-    return (
-        torch.device("cuda", torch.cuda.current_device())
-        if device.type == "cuda" and device.index is None
-        else device
-    )
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
 
 
 def refusal(device: torch.device) -> str:
@@ -140,11 +137,8 @@ def refusal(device: torch.device) -> str:
     if device not in _answers and not dry():
         _answers[device] = reason = ask_driver(device)
         if reason:
-            warnings.warn(
-                f"{device}: no tensor descriptors, kernels load by pointers: {reason}",
-                RuntimeWarning,
-                stacklevel=2,
-            )
+            told = f"{device}: no tensor descriptors, kernels load by pointers: {reason}"
+            warnings.warn(told, RuntimeWarning, stacklevel=2)
     return _answers.get(device, "")
 
 
@@ -169,6 +163,10 @@ def served(device: torch.device) -> bool:
 # --- Launches -----------------------------------------------------------------------------------------------
 
 
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
 def _launched(
     name: str,
     grid: int,
@@ -181,10 +179,13 @@ def _launched(
     raised.
     """
     rows = [operand for operand in operands if isinstance(operand, Rows)]
-    form = (name, rows[0].data.device, *((r.data.dtype, r.columns, r.stride, r.box) for r in rows))
+    forms = [(r.data.dtype, r.columns, r.stride, r.box) for r in rows]
+    form = (name, rows[0].data.device, *forms)
     if form in _refused:
         return False
-    described = (describe(operand) if isinstance(operand, Rows) else operand for operand in operands)
+    described: list[Tensor | TensorDescriptor] = []
+    for operand in operands:
+        described.append(describe(operand) if isinstance(operand, Rows) else operand)
     try:
         launch(name, grid, (*described, *args), {**constants, "DESC": True}, config)
     except RuntimeError as error:
@@ -192,11 +193,8 @@ def _launched(
             raise
         _refused.add(form)
         tiles = ", ".join(f"tiles {list(r.box)} of {list(r.data.shape)}" for r in rows)
-        warnings.warn(
-            f"{name} loads {tiles} by pointers: {str(error).strip().partition(chr(10))[0]}",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+        told = f"{name} loads {tiles} by pointers: {_first_line(error)}"
+        warnings.warn(told, RuntimeWarning, stacklevel=2)
         return False
     return True
 
@@ -218,14 +216,15 @@ def launch_operands(
     """
     if grid == 0:
         return
-    tensors = [operand.data if isinstance(operand, Rows) else operand for operand in operands]
-    aligned = all(operand.aligned for operand in operands if isinstance(operand, Rows))
-    if (
-        whole
-        and aligned
-        and served(tensors[0].device)
-        and _launched(name, grid, operands, args, constants, config)
-        and not listing_forms()
-    ):
-        return
+    tensors = []
+    for operand in operands:
+        if isinstance(operand, Rows):
+            whole = whole and operand.aligned
+            tensors.append(operand.data)
+        else:
+            tensors.append(operand)
+    if whole and served(tensors[0].device):
+        done = _launched(name, grid, operands, args, constants, config)
+        if done and not listing_forms():
+            return
     launch(name, grid, (*tensors, *args), {**constants, "DESC": False}, config)

@@ -41,12 +41,16 @@ def check_impl(impl: str, device: torch.device | None = None) -> None:
     """
     if impl not in IMPLS:
         raise ValueError(f"impl must be auto, triton or reference, got {impl!r}")
-    if impl == "triton" and not _has_triton():
+    if impl != "triton":
+        return
+    if not _has_triton():
         raise ValueError(
             "impl='triton' needs the package triton, which is not installed (it exists for Linux); use"
             " impl='auto'"
         )
-    reason = why_not_triton(device.type, device.index) if impl == "triton" and device is not None else ""
+    if device is None:
+        return
+    reason = why_not_triton(device.type, device.index)
     if reason:
         raise ValueError(f"impl='triton' {reason}; use impl='auto' or impl='reference'")
 
@@ -108,8 +112,10 @@ def resolve_impl(op: str, impl: str, x: Tensor) -> Literal["triton", "reference"
             )
         return "reference"
     if impl == "auto":
-        served = ((x.device.type == "cuda" and torch.version.hip is None) or _as_on_gpu) and x.dtype in DTYPES
-        return "triton" if served and not why_not_triton(x.device.type, x.device.index) else "reference"
+        nvidia = x.device.type == "cuda" and torch.version.hip is None
+        if not (nvidia or _as_on_gpu) or x.dtype not in DTYPES:
+            return "reference"
+        return "reference" if why_not_triton(x.device.type, x.device.index) else "triton"
     if impl == "reference":
         return "reference"
     reason = why_not_triton(x.device.type, x.device.index)

@@ -13,14 +13,16 @@ launches in instance_norm_launch.py.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._checks import _check_device, check_pixels, check_vectors
+from ._checks import check_device, check_pixels, check_vectors
 from ._layout import dense, like
+from ._norm import Norm, empty_statistics
 from ._operator import operator, refuse_double_backward
 from .dispatch import resolve_impl
 
@@ -41,11 +43,18 @@ def instance_norm_ref(
     wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
     var, mean = torch.var_mean(wide, dim=list(range(2, x.dim())), correction=0, keepdim=True)
     per_channel = [1, -1] + [1] * (x.dim() - 2)
-    z = (wide - mean) * torch.rsqrt(var + eps)
-    z = z if weight is None else z * weight.view(per_channel)
-    z = z if bias is None else z + bias.view(per_channel)
-    y = F.relu(z) if act == "relu" else F.leaky_relu(z, slope) if act == "leaky_relu" else z
-    return (y if residual is None else y + residual).to(x.dtype)
+    y = (wide - mean) * torch.rsqrt(var + eps)
+    if weight is not None:
+        y = y * weight.view(per_channel)
+    if bias is not None:
+        y = y + bias.view(per_channel)
+    if act == "relu":
+        y = F.relu(y)
+    elif act == "leaky_relu":
+        y = F.leaky_relu(y, slope)
+    if residual is not None:
+        y = y + residual
+    return y.to(x.dtype)
 
 
 # --- Operators ----------------------------------------------------------------------------------------------
@@ -68,13 +77,12 @@ def instance_norm_fwd(
 
     if residual is not None:
         residual = like(residual, x)
-    return instance_norm_launch.forward(x, weight, bias, residual, eps, act, slope)
+    return instance_norm_launch.forward(x, Norm(weight, bias, eps, act, slope), residual)
 
 
 @instance_norm_fwd.register_fake
 def _(x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
-    mean, rstd = (x.new_empty(x.shape[:2], dtype=torch.float32) for _ in range(2))
-    return torch.empty_like(x), mean, rstd
+    return torch.empty_like(x), *empty_statistics(x)
 
 
 @operator(
@@ -94,7 +102,8 @@ def instance_norm_bwd(
     """Return dx and total [2, N, C]: the sums over each image of dz = dy * act'(z), and of dz * x-hat."""
     from . import instance_norm_launch
 
-    return instance_norm_launch.backward(like(dy, x), x, weight, bias, mean, rstd, act, slope)
+    norm = Norm(weight, bias, act=act, slope=slope)
+    return instance_norm_launch.backward(like(dy, x), x, norm, mean, rstd)
 
 
 @instance_norm_bwd.register_fake
@@ -111,12 +120,16 @@ def _setup_fwd(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) ->
     ctx.act, ctx.slope, ctx.has_residual = act, slope, residual is not None
 
 
-def affine_gradients(
-    total: Tensor, weight: Tensor | None, bias: Tensor | None
-) -> tuple[Tensor | None, Tensor | None]:
-    """Return the gradients of weight and bias from ``total`` [2, N, C]."""
-    dweight = None if weight is None else total[1].sum(0).to(weight.dtype)
-    return dweight, None if bias is None else total[0].sum(0).to(bias.dtype)
+def affine_gradients(total: Tensor, norm: Norm, needs: Sequence[bool]) -> tuple[Tensor | None, Tensor | None]:
+    """Return the gradients of the norm's weight and bias from ``total`` [2, N, C], of those that ``needs``
+    names.
+    """
+    dweight = dbias = None
+    if norm.weight is not None and needs[0]:
+        dweight = total[1].sum(0).to(norm.weight.dtype)
+    if norm.bias is not None and needs[1]:
+        dbias = total[0].sum(0).to(norm.bias.dtype)
+    return dweight, dbias
 
 
 def _backward(ctx: Any, dy: Tensor | None, _mean: None, _rstd: None) -> tuple[Tensor | None, ...]:
@@ -127,8 +140,9 @@ def _backward(ctx: Any, dy: Tensor | None, _mean: None, _rstd: None) -> tuple[Te
     dx = dweight = dbias = None
     if any(needs[:3]):
         dx, total = instance_norm_bwd(dy, x, weight, bias, mean, rstd, ctx.act, ctx.slope, ctx.required)
-        dweight, dbias = affine_gradients(total, weight if needs[1] else None, bias if needs[2] else None)
-    return dx, dweight, dbias, dy if ctx.has_residual else None, *(None,) * 4
+        dweight, dbias = affine_gradients(total, Norm(weight, bias), needs[1:3])
+    dresidual = dy if ctx.has_residual else None
+    return dx, dweight, dbias, dresidual, *(None,) * 4
 
 
 instance_norm_fwd.register_autograd(_backward, setup_context=_setup_fwd)
@@ -154,16 +168,17 @@ def _check(x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tens
         raise ValueError(f"instance_norm: x must have channels and pixels, got shape {tuple(x.shape)}")
     check_vectors("instance_norm", x, weight, bias)
     if residual is not None:
-        if residual.shape != x.shape:
-            raise ValueError(
-                f"instance_norm: residual must have the shape of x, {tuple(x.shape)}, got"
-                f" {tuple(residual.shape)}"
-            )
-        if residual.dtype != x.dtype:
-            raise TypeError(
-                f"instance_norm: residual must have the dtype of x, {x.dtype}, got {residual.dtype}"
-            )
-        _check_device("instance_norm", "residual", residual, x)
+        _check_residual(residual, x)
+
+
+def _check_residual(residual: Tensor, x: Tensor) -> None:
+    if residual.shape != x.shape:
+        raise ValueError(
+            f"instance_norm: residual must have the shape of x, {tuple(x.shape)}, got {tuple(residual.shape)}"
+        )
+    if residual.dtype != x.dtype:
+        raise TypeError(f"instance_norm: residual must have the dtype of x, {x.dtype}, got {residual.dtype}")
+    check_device("instance_norm", "residual", residual, x)
 
 
 def instance_norm(

@@ -14,6 +14,7 @@ from torch import Tensor
 # The kernels register themselves.
 from . import instance_norm_triton as _device_code  # noqa: F401
 from ._launch import Config, chip, launch
+from ._norm import Norm, empty_statistics
 from ._tiles import View, c_blocks_of, empty_bordered, key_of, scale, small_config, split, tile_configs, tuned
 
 ACTIVATION = {"none": 0, "relu": 1, "leaky_relu": 2}
@@ -24,8 +25,12 @@ def packed_shape(x: Tensor) -> tuple[int, int, int]:
     return x.shape[0], (x.shape[2] + 2) * (x.shape[3] + 4), x.shape[1]
 
 
-def _affine(weight: Tensor | None, bias: Tensor | None) -> dict[str, bool]:
-    return {"HAS_WEIGHT": weight is not None, "HAS_BIAS": bias is not None}
+def _flags(norm: Norm) -> dict[str, Any]:
+    return {
+        "ACT": ACTIVATION[norm.act],
+        "HAS_WEIGHT": norm.weight is not None,
+        "HAS_BIAS": norm.bias is not None,
+    }
 
 
 def _roomy(configs: list[Config], affine: bool) -> list[Config]:
@@ -34,7 +39,10 @@ def _roomy(configs: list[Config], affine: bool) -> list[Config]:
 
     By 8 bytes: sm_80 with Triton 3.7, sm_90 with 3.6 and 3.9.
     """
-    return [config for config in configs if config.num_warps > 4 or not affine] or configs
+    if not affine:
+        return configs
+    larger = [config for config in configs if config.num_warps > 4]
+    return larger if larger else configs
 
 
 @dataclass(frozen=True)
@@ -60,40 +68,31 @@ def moments(x: Tensor) -> Moments:
         launch("_instance_norm_stats_kernel", view.N * c_blocks * tiles, args, {}, config)
         return Moments(part, iters * config.constants["BLOCK_S"])
 
-    # Of planes in fp32 Triton 3.9 spills 8 bytes of a larger tile on Blackwell's consumer chips.
-    crowded = view.planar and chip(x.device).capability >= 120
-    found: Moments = tuned("stats", key_of(view, x), tile_configs(view, 8 if crowded else 32), x, run)
+    per_thread = 32
+    if view.planar and chip(x.device).capability >= 120:
+        # Of planes in fp32 Triton 3.9 spills 8 bytes of a larger tile on Blackwell's consumer chips.
+        per_thread = 8
+    found: Moments = tuned("stats", key_of(view, x), tile_configs(view, per_thread), x, run)
     return found
 
 
 def forward(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    eps: float,
-    act: str,
-    slope: float,
-    border: int = 0,
+    x: Tensor, norm: Norm, residual: Tensor | None = None, border: int = 0
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return y [N, C, H + 2 border, W + 2 border] (any rank without border), and mean and rstd [N, C] in
     fp32.
     """
     view = View.of(x)
     y = empty_bordered(x, border)
-    mean, rstd = (x.new_empty(x.shape[:2], dtype=torch.float32) for _ in range(2))
-    flags = {
-        "ACT": ACTIVATION[act],
-        **_affine(weight, bias),
-        "RESIDUAL": residual is not None,
-        "PLANAR": view.planar,
-    }
+    mean, rstd = empty_statistics(x)
     small = small_config(view) if border == 0 else None
-    if small is not None:
-        args = (x, weight, bias, residual, y, mean, rstd, view.S, view.C, view.channels, eps, slope)
-        launch("_instance_norm_small_fwd_kernel", view.N * c_blocks_of(view, small), args, flags, small)
+    if small is None:
+        apply(x, moments(x), (y, mean, rstd), norm, residual, border)
         return y, mean, rstd
-    apply(x, moments(x), (y, mean, rstd), weight, bias, residual, eps, act, slope, border)
+    flags = {**_flags(norm), "RESIDUAL": residual is not None, "PLANAR": view.planar}
+    inputs = (x, norm.weight, norm.bias, residual)
+    args = (*inputs, y, mean, rstd, view.S, view.C, view.channels, norm.eps, norm.slope)
+    launch("_instance_norm_small_fwd_kernel", view.N * c_blocks_of(view, small), args, flags, small)
     return y, mean, rstd
 
 
@@ -101,136 +100,104 @@ def apply(
     x: Tensor,
     moments: Moments,
     outputs: tuple[Tensor, Tensor, Tensor],
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    eps: float,
-    act: str,
-    slope: float,
-    border: int,
+    norm: Norm,
+    residual: Tensor | None = None,
+    border: int = 0,
 ) -> None:
     """Write y, mean and rstd to ``outputs`` from the partial ``moments`` of x."""
     view, part = View.of(x), moments.part
-    flags = {
-        "ACT": ACTIVATION[act],
-        **_affine(weight, bias),
-        "RESIDUAL": residual is not None,
-        "PLANAR": view.planar,
-    }
+    flags = {**_flags(norm), "RESIDUAL": residual is not None, "PLANAR": view.planar}
     H, W = view.lines(border, moments.pitch)
-    pitch = moments.pitch or W
+    pitch = moments.pitch if moments.pitch else W
 
     def run(config: Config) -> None:
         c_blocks = c_blocks_of(view, config)
         tiles, iters = split((H + 2 * border) * (W + 2 * border), config, c_blocks, 1 << 30)
-        sizes = (iters, tiles, part.shape[2], moments.rows, pitch, H, W, view.C, view.channels, eps, slope)
-        args = (x, part, weight, bias, residual, *outputs, *sizes)
+        sizes = (iters, tiles, part.shape[2], moments.rows, pitch, H, W, view.C, view.channels)
+        args = (x, part, norm.weight, norm.bias, residual, *outputs, *sizes, norm.eps, norm.slope)
         constants = {**flags, "BORDER": border, "BLOCK_T": triton.next_power_of_2(part.shape[2])}
         launch("_instance_norm_apply_kernel", view.N * c_blocks * tiles, args, constants, config)
 
-    configs = _roomy(tile_configs(view, 16), weight is not None)
-    tuned("apply", key_of(view, x, act, residual is not None, border), configs, x, run)
+    configs = _roomy(tile_configs(view, 16), norm.weight is not None)
+    tuned("apply", key_of(view, x, norm.act, residual is not None, border), configs, x, run)
 
 
 @dataclass(frozen=True)
 class Extras:
-    """What the backward can do besides: read dy inside a (folded) border, write y again inside one, write dx
-    with its margins.
+    """What the backward can do besides: read dy inside a (folded) border, write act(IN(x)) to ``y`` again
+    inside one, write dx with its margins.
 
-    ``copy``: write another picture, like x, in the place of y.
+    ``copy``: write another picture, like x, in the place of act(IN(x)). ``dx``: the memory for it, new if not
+    given.
     """
 
     dy_border: int = 0
     y_border: int = 0
     margins: bool = False
     copy: Tensor | None = None
+    y: Tensor | None = None
+    dx: Tensor | None = None
 
     @property
     def key(self) -> tuple[Any, ...]:
         return self.dy_border, self.y_border, self.margins, self.copy is not None
 
 
-def backward(
-    dy: Tensor,
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    mean: Tensor,
-    rstd: Tensor,
-    act: str,
-    slope: float,
-    extras: Extras = Extras(),
-    y: Tensor | None = None,
-    dx: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Return dx, and total [2, N, C]: the sums of dz and of dz * x-hat of each image and channel. Writes
-    act(IN(x)) to ``y`` if given.
+# dy, x, weight, bias, mean and rstd.
+Inputs = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor, Tensor]
 
-    ``dx``: the memory for it, new if not given.
-    """
+
+def backward(
+    dy: Tensor, x: Tensor, norm: Norm, mean: Tensor, rstd: Tensor, extras: Extras = Extras()
+) -> tuple[Tensor, Tensor]:
+    """Return dx, and total [2, N, C]: the sums of dz and of dz * x-hat of each image and channel."""
     view = View.of(x)
+    dx = extras.dx
     if dx is None:
         dx = x.new_empty(packed_shape(x)) if extras.margins else torch.empty_like(x)
     total = x.new_empty((2, *x.shape[:2]), dtype=torch.float32)
-    flags = {"ACT": ACTIVATION[act], **_affine(weight, bias), "PLANAR": view.planar}
-    small = small_config(view) if not any(extras.key) and y is None else None
-    if small is not None:
-        args = (
-            dy,
-            x,
-            weight,
-            bias,
-            mean,
-            rstd,
-            dx,
-            total,
-            mean.numel(),
-            view.S,
-            view.C,
-            view.channels,
-            slope,
-        )
-        launch("_instance_norm_small_bwd_kernel", view.N * c_blocks_of(view, small), args, flags, small)
+    inputs = (dy, x, norm.weight, norm.bias, mean, rstd)
+    small = small_config(view) if extras.y is None and not any(extras.key) else None
+    if small is None:
+        sums = _bwd_sums(inputs, view, norm, extras)
+        _bwd_apply(inputs, sums, (dx, extras.y, total), view, norm, extras)
         return dx, total
-    inputs = (dy, x, weight, bias, mean, rstd)
-    sums = _bwd_sums(inputs, view, flags, slope, extras)
-    _bwd_apply(inputs, sums, (dx, y, total), view, flags, slope, extras)
+    flags = {**_flags(norm), "PLANAR": view.planar}
+    args = (*inputs, dx, total, mean.numel(), view.S, view.C, view.channels, norm.slope)
+    launch("_instance_norm_small_bwd_kernel", view.N * c_blocks_of(view, small), args, flags, small)
     return dx, total
 
 
-def _bwd_sums(
-    inputs: tuple[Tensor | None, ...], view: View, flags: dict[str, Any], slope: float, extras: Extras
-) -> Tensor:
+def _bwd_sums(inputs: Inputs, view: View, norm: Norm, extras: Extras) -> Tensor:
     x = inputs[1]
-    assert x is not None
+    flags = {**_flags(norm), "PLANAR": view.planar}
     H, W = view.lines(extras.dy_border)
 
     def run(config: Config) -> Tensor:
         c_blocks = c_blocks_of(view, config)
         tiles, iters = split(view.S, config, c_blocks, scale().max_tiles)
         sums = x.new_empty((view.N, 2, tiles, view.C), dtype=torch.float32)
-        args = (*inputs, sums, iters, tiles, H, W, view.C, view.channels, slope)
+        args = (*inputs, sums, iters, tiles, H, W, view.C, view.channels, norm.slope)
         constants = {**flags, "DY_BORDER": extras.dy_border}
         launch("_instance_norm_bwd_sums_kernel", view.N * c_blocks * tiles, args, constants, config)
         return sums
 
+    key = key_of(view, x, *flags.values(), extras.dy_border)
     # It reads two tensors and adds up two: few elements a thread, many threads.
-    return tuned(
-        "bwd_sums", key_of(view, x, *flags.values(), extras.dy_border), tile_configs(view, 8), x, run
-    )
+    sums: Tensor = tuned("bwd_sums", key, tile_configs(view, 8), x, run)
+    return sums
 
 
 def _bwd_apply(
-    inputs: tuple[Tensor | None, ...],
+    inputs: Inputs,
     sums: Tensor,
     outputs: tuple[Tensor, Tensor | None, Tensor],
     view: View,
-    flags: dict[str, Any],
-    slope: float,
+    norm: Norm,
     extras: Extras,
 ) -> None:
-    x = inputs[1]
-    assert x is not None
+    x, recompute = inputs[1], extras.y is not None
+    flags = {**_flags(norm), "PLANAR": view.planar}
     H, W = view.lines(extras.dy_border, extras.y_border, extras.margins)
     tiles_in = sums.shape[2]
 
@@ -239,12 +206,12 @@ def _bwd_apply(
         main, iters = split((H + 2 * extras.y_border) * (W + 2 * extras.y_border), config, c_blocks, 1 << 30)
         margin = 2 * H + 2 * (W + 2) + 2 * (H + 2) if extras.margins else 0
         tiles = main + triton.cdiv(margin, iters * config.constants["BLOCK_S"])
-        sizes = (view.N * view.C, iters, main, tiles, tiles_in, H, W, view.C, view.channels, slope)
+        sizes = (view.N * view.C, iters, main, tiles, tiles_in, H, W, view.C, view.channels, norm.slope)
         constants = {
             **flags,
             "DY_BORDER": extras.dy_border,
             "Y_BORDER": extras.y_border,
-            "RECOMPUTE": outputs[1] is not None,
+            "RECOMPUTE": recompute,
             "COPY": extras.copy is not None,
             "MARGINS": extras.margins,
             "BLOCK_T": triton.next_power_of_2(tiles_in),
@@ -252,5 +219,5 @@ def _bwd_apply(
         args = (*inputs, sums, extras.copy, *outputs, *sizes)
         launch("_instance_norm_bwd_apply_kernel", view.N * c_blocks * tiles, args, constants, config)
 
-    configs = _roomy(tile_configs(view, 16), flags["HAS_WEIGHT"] and outputs[1] is not None)
-    tuned("bwd_apply", key_of(view, x, *flags.values(), outputs[1] is not None, *extras.key), configs, x, run)
+    configs = _roomy(tile_configs(view, 16), flags["HAS_WEIGHT"] and recompute)
+    tuned("bwd_apply", key_of(view, x, *flags.values(), recompute, *extras.key), configs, x, run)

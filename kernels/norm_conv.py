@@ -20,21 +20,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._calls import NormConvCall, NormConvSaved
 from ._checks import check_pixels, check_vectors
-from ._layout import channels_last, like
+from ._convolution import AtenConvolution
+from ._layout import channels_last, empty_channels_last, empty_result, in_dtype, like
+from ._norm import Norm, empty_statistics
 from ._operator import operator, refuse_double_backward
 from ._overlap import beside
 from ._weight_gradients import gradients_to_add_to
 from .instance_norm import affine_gradients
 
 _CONV = "int[] stride, int[] padding, int[] dilation, bool transposed, int[] output_padding, int groups"
-_NORM = "bool norm, float eps, str act, float slope, int border"
 ConvArgs = tuple[list[int], list[int], list[int], bool, list[int], int]
+Four = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 @operator(
-    f"(Tensor x, Tensor? norm_weight, Tensor? norm_bias, Tensor weight, Tensor? bias, {_NORM}, bool"
-    f" recompute, {_CONV}, bool required) -> (Tensor, Tensor, Tensor, Tensor)"
+    "(Tensor x, Tensor? norm_weight, Tensor? norm_bias, Tensor weight, Tensor? bias, bool norm, float eps,"
+    f" str act, float slope, int border, bool recompute, {_CONV}, bool required)"
+    " -> (Tensor, Tensor, Tensor, Tensor)"
 )
 def norm_conv_fwd(
     x: Tensor,
@@ -49,40 +53,47 @@ def norm_conv_fwd(
     border: int,
     recompute: bool,
     *conv: Any,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> Four:
     """Return the convolution's output, mean and rstd [N, C] (empty without norm), and y (empty where the
     backward recomputes it).
     """
+    before = Norm(norm_weight, norm_bias, eps, act, slope)
+    return forward(NormConvCall(x, norm, before, weight, bias, border, recompute, AtenConvolution(*conv)))
+
+
+def forward(given: NormConvCall) -> Four:
+    """The forward pass; see ``norm_conv_fwd``."""
     from . import border_launch
     from . import instance_norm_launch as host
 
-    mean, rstd = (x.new_empty(0, dtype=torch.float32) for _ in range(2))
-    if norm:
-        y, mean, rstd = host.forward(x, norm_weight, norm_bias, None, eps, act, slope, border)
+    x, bias = given.x, in_dtype(given.bias, given.x.dtype)
+    mean, rstd = empty_statistics(x, False)
+    if given.normed:
+        y, mean, rstd = host.forward(x, given.norm, border=given.border)
     else:
-        y = border_launch.reflect_pad(x, border)
-    out = torch.ops.aten.convolution(y, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), *conv)
-    return channels_last(out), mean, rstd, x.new_empty(0) if recompute else y
+        y = border_launch.reflect_pad(x, given.border)
+    out = torch.ops.aten.convolution(y, given.weight.to(x.dtype), bias, *given.conv.flat())
+    if given.recompute:
+        y = empty_result(x)
+    return channels_last(out), mean, rstd, y
 
 
 @norm_conv_fwd.register_fake
-def _(
-    x: Tensor, norm_weight: Any, norm_bias: Any, weight: Tensor, bias: Any, norm: bool, *rest: Any
-) -> tuple[Tensor, ...]:
-    _, _, _, border, recompute, *conv, _ = rest
-    shape = (x.shape[0], x.shape[1], x.shape[2] + 2 * border, x.shape[3] + 2 * border)
-    y = x.new_empty(shape).contiguous(memory_format=torch.channels_last)
-    out = torch.ops.aten.convolution(y, weight.to(x.dtype), None, *conv)
-    mean, rstd = (x.new_empty(x.shape[:2] if norm else (0,), dtype=torch.float32) for _ in range(2))
-    out = torch.empty(out.shape, dtype=out.dtype, device=out.device, memory_format=torch.channels_last)
-    kept = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-    return out, mean, rstd, x.new_empty(0) if recompute else kept
+def _(*flat: Any) -> Four:
+    *rest, _ = flat
+    given = NormConvCall.of(*rest)
+    x, (N, C, H, W) = given.x, given.x.shape
+    y = empty_channels_last(x, (N, C, H + 2 * given.border, W + 2 * given.border))
+    out = torch.ops.aten.convolution(y, given.weight.to(x.dtype), None, *given.conv.flat())
+    if given.recompute:
+        y = empty_result(x)
+    return empty_channels_last(out, out.shape), *empty_statistics(x, given.normed), y
 
 
 @operator(
     "(Tensor g, Tensor x, Tensor? norm_weight, Tensor? norm_bias, Tensor mean, Tensor rstd, Tensor weight,"
-    f" Tensor y, str act, float slope, int border, bool[] needs, {_CONV}, bool required) -> (Tensor, Tensor,"
-    " Tensor, Tensor)"
+    f" Tensor y, str act, float slope, int border, bool[] needs, {_CONV}, bool required)"
+    " -> (Tensor, Tensor, Tensor, Tensor)"
 )
 def norm_conv_bwd(
     g: Tensor,
@@ -98,101 +109,114 @@ def norm_conv_bwd(
     border: int,
     needs: list[bool],
     *conv: Any,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> Four:
     """Return dx, dweight, dbias and the norm's total [2, N, C]; ``needs`` says of input, weight and bias
     whether they want a gradient.
 
     What is not wanted is empty. Without norm (mean is empty) total is empty too; with it dx and total are
     always made.
     """
-    from . import border_launch
-    from . import instance_norm_launch as host
-    from ._tiles import empty_bordered
+    norm = Norm(norm_weight, norm_bias, act=act, slope=slope)
+    saved = NormConvSaved(x, norm, mean, rstd, weight, y, border, needs, AtenConvolution(*conv))
+    return backward(g, saved)
 
-    norm, recompute = mean.dim() == 2, y.dim() == 1
+
+def backward(g: Tensor, saved: NormConvSaved) -> Four:
+    """The backward pass; see ``norm_conv_bwd``."""
+    from ._tiles import empty_bordered
+    from .border_launch import reflect_pad
+
+    x, y, weight, needs, conv = saved.x, saved.y, saved.weight, saved.needs, saved.conv
+    recompute = y.dim() == 1
     if recompute:
         # Not read before it is written: the gradient of the input needs its shape alone.
-        y = empty_bordered(x, border)
+        y = empty_bordered(x, saved.border)
     g, narrow = channels_last(g), weight.to(x.dtype)
-    (dx, dweight, dbias), total = (x.new_empty(0) for _ in range(3)), x.new_empty(0, dtype=torch.float32)
-    if norm or needs[0]:
-        dy = channels_last(
-            torch.ops.aten.convolution_backward(g, y, narrow, None, *conv, [True, False, False])[0]
-        )
-        if border:
-            border_launch.fold_border_(dy, border)
-        if norm:
-            written = y if recompute and needs[1] else None
-            extras = host.Extras(dy_border=border, y_border=border if written is not None else 0)
-            dx, total = host.backward(dy, x, norm_weight, norm_bias, mean, rstd, act, slope, extras, written)
-        else:
-            dx = channels_last(dy[:, :, border : border + x.shape[2], border : border + x.shape[3]])
-    if recompute and needs[1] and not norm:
-        y = border_launch.reflect_pad(x, border)
+    dx, dweight, dbias = empty_result(x), empty_result(x), empty_result(x)
+    total = empty_result(x, torch.float32)
+    if saved.normed or needs[0]:
+        mask = [True, False, False]
+        dy, _, _ = torch.ops.aten.convolution_backward(g, y, narrow, None, *conv.flat(), mask)
+        written = y if recompute and needs[1] else None
+        dx, total = _before_the_convolution(channels_last(dy), saved, written)
+    if recompute and needs[1] and not saved.normed:
+        y = reflect_pad(x, saved.border)
     if needs[1] or needs[2]:
-        wanted = torch.ops.aten.convolution_backward(
-            g, y, narrow, [_out_channels(weight, conv)], *conv, [False, *needs[1:]]
-        )
-        dweight = like(wanted[1], weight) if needs[1] else dweight
-        dbias = wanted[2].to(weight.dtype) if needs[2] else dbias
+        bias_sizes, mask = [conv.out_channels(weight)], [False, *needs[1:]]
+        found = torch.ops.aten.convolution_backward(g, y, narrow, bias_sizes, *conv.flat(), mask)
+        if needs[1]:
+            dweight = like(found[1], weight)
+        if needs[2]:
+            dbias = found[2].to(weight.dtype)
     return dx, dweight, dbias, total
 
 
-def _out_channels(weight: Tensor, conv: Any) -> int:
-    _, _, _, transposed, _, groups = conv
-    return weight.shape[1] * groups if transposed else weight.shape[0]
+def _before_the_convolution(dy: Tensor, saved: NormConvSaved, y: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return dx and total from ``dy``, the gradient of what the convolution read; a norm's result is written
+    to ``y`` again if given.
+    """
+    from . import border_launch
+    from . import instance_norm_launch as host
+
+    x, border = saved.x, saved.border
+    if border:
+        border_launch.fold_border_(dy, border)
+    if not saved.normed:
+        inside = dy[:, :, border : border + x.shape[2], border : border + x.shape[3]]
+        return channels_last(inside), empty_result(x, torch.float32)
+    extras = host.Extras(dy_border=border, y_border=0 if y is None else border, y=y)
+    return host.backward(dy, x, saved.norm, saved.mean, saved.rstd, extras)
 
 
 @norm_conv_bwd.register_fake
-def _(
-    g: Tensor,
-    x: Tensor,
-    norm_weight: Any,
-    norm_bias: Any,
-    mean: Tensor,
-    rstd: Tensor,
-    weight: Tensor,
-    *rest: Any,
-) -> tuple[Tensor, ...]:
-    _, _, _, _, needs, *conv, _ = rest
-    norm = mean.dim() == 2
-    return (
-        torch.empty_like(x) if norm or needs[0] else x.new_empty(0),
-        torch.empty_like(weight) if needs[1] else x.new_empty(0),
-        weight.new_empty(_out_channels(weight, conv)) if needs[2] else x.new_empty(0),
-        x.new_empty((2, *x.shape[:2]) if norm else (0,), dtype=torch.float32),
-    )
+def _(g: Tensor, *flat: Any) -> Four:
+    *rest, _ = flat
+    saved = NormConvSaved.of(*rest)
+    x, weight, needs = saved.x, saved.weight, saved.needs
+    dx = torch.empty_like(x) if saved.normed or needs[0] else empty_result(x)
+    dweight = torch.empty_like(weight) if needs[1] else empty_result(x)
+    dbias = weight.new_empty(saved.conv.out_channels(weight)) if needs[2] else empty_result(x)
+    total = (2, *x.shape[:2]) if saved.normed else (0,)
+    return dx, dweight, dbias, x.new_empty(total, dtype=torch.float32)
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, norm_weight, norm_bias, weight, _, _, _, ctx.act, ctx.slope, ctx.border, _, *ctx.conv, ctx.required = (
-        inputs
-    )
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Four) -> None:
+    *flat, ctx.required = inputs
+    given = NormConvCall.of(*flat)
     _, mean, rstd, y = output
     ctx.mark_non_differentiable(mean, rstd, y)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(x, norm_weight, norm_bias, mean, rstd, weight, y)
+    norm, ctx.conv = given.norm, given.conv
+    ctx.options = (norm.act, norm.slope, given.border)
+    ctx.save_for_backward(given.x, norm.weight, norm.bias, mean, rstd, given.weight, y)
 
 
 def _backward(ctx: Any, g: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-    x, norm_weight, norm_bias, mean, rstd, weight, y = ctx.saved_tensors
-    needs_x, needs_nw, needs_nb, *needs_conv = ctx.needs_input_grad[:5]
     if g is None:
         return (None,) * 18
-    needs = [needs_x, *needs_conv]
-    saved = (x, norm_weight, norm_bias, mean, rstd, weight, y)
-    dx, dweight, dbias, total = norm_conv_bwd(
-        g, *saved, ctx.act, ctx.slope, ctx.border, needs, *ctx.conv, ctx.required
-    )
-    if (into := gradients_to_add_to([weight], [needs[1]])) and dweight.dtype == into[0].dtype:
-        # In the order of all that is added to this gradient: other uses of the weight may be kernels beside
-        # the backward pass.
-        with beside(dweight):
-            into[0].add_(dweight)
-        needs = [needs[0], False, needs[2]]
-    d_norm = affine_gradients(total, norm_weight if needs_nw else None, norm_bias if needs_nb else None)
-    wanted = [d if need else None for d, need in zip((dx, dweight, dbias), needs, strict=True)]
-    return (wanted[0], *d_norm, *wanted[1:], *(None,) * 13)
+    needs_x, needs_nw, needs_nb, needs_w, needs_b = ctx.needs_input_grad[:5]
+    needs = [needs_x, needs_w, needs_b]
+    saved = NormConvSaved.of(*ctx.saved_tensors, *ctx.options, needs, *ctx.conv.flat())
+    dx, dweight, dbias, total = norm_conv_bwd(g, *saved.flat(), ctx.required)
+    if needs_w and _added_in_place(dweight, saved.weight):
+        needs_w = False
+    d_norm = affine_gradients(total, saved.norm, (needs_nw, needs_nb))
+    found: list[Tensor | None] = []
+    for gradient, need in ((dx, needs_x), (dweight, needs_w), (dbias, needs_b)):
+        found.append(gradient if need else None)
+    return (found[0], *d_norm, *found[1:], *(None,) * 13)
+
+
+def _added_in_place(dweight: Tensor, weight: Tensor) -> bool:
+    """Add ``dweight`` to the ``.grad`` of ``weight`` if it may be added to; return whether it was."""
+    into = gradients_to_add_to([weight], [True])
+    if into is None or dweight.dtype != into[0].dtype:
+        return False
+    # In the order of all that is added to this gradient: other uses of the weight may be kernels beside the
+    # backward pass.
+    with beside(dweight):
+        into[0].add_(dweight)
+    return True
 
 
 norm_conv_fwd.register_autograd(_backward, setup_context=_setup)
@@ -231,19 +255,6 @@ def norm_conv(
         raise ValueError(
             f"norm_conv: border must be less than the sides of x, got {border} for shape {tuple(x.shape)}"
         )
-    arguments = (
-        x,
-        norm_weight,
-        norm_bias,
-        weight,
-        bias,
-        norm,
-        eps,
-        act,
-        slope,
-        border,
-        recompute,
-        *conv,
-        required,
-    )
-    return torch.ops.fastcyclegan.norm_conv_fwd(*arguments)[0]
+    tensors = (x, norm_weight, norm_bias, weight, bias)
+    options = (norm, eps, act, slope, border, recompute)
+    return torch.ops.fastcyclegan.norm_conv_fwd(*tensors, *options, *conv, required)[0]

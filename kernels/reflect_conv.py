@@ -14,15 +14,18 @@ in the forms that those read in _weights.py, and reflect_conv_passes.py puts the
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Sequence
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ._calls import ReflectConvCall, ReflectConvSaved
 from ._checks import (
+    biases_of,
+    check_biases,
     check_padding,
     check_pixels,
     check_tensor,
@@ -32,7 +35,8 @@ from ._checks import (
     under_autocast,
 )
 from ._fallback import backward_in_place
-from ._layout import channels_last
+from ._layout import channels_last, empty_channels_last, empty_result, in_dtype
+from ._norm import Norm, empty_statistics
 from ._operator import operator, refuse_double_backward
 from ._overlap import beside
 from ._weight_gradients import each_weight, gradients_to_add_to, spread, spread_bias
@@ -51,22 +55,21 @@ def reflect_conv2d_ref(
     weights = [weight] if isinstance(weight, Tensor) else list(weight)
     biases = [bias] * len(weights) if bias is None or isinstance(bias, Tensor) else list(bias)
     y = F.pad(x, (padding,) * 4, mode="reflect") if padding else x
-    return torch.cat(
-        [
-            F.conv2d(y, w.to(x.dtype), b if b is None else b.to(x.dtype))
-            for y, w, b in each_weight(y, weights, biases)
-        ]
-    )
+    parts = []
+    for share, w, b in each_weight(y, weights, biases):
+        parts.append(F.conv2d(share, w.to(x.dtype), in_dtype(b, x.dtype)))
+    return torch.cat(parts)
 
 
 # --- Operators ----------------------------------------------------------------------------------------------
 
-_NORM = "bool norm, float eps, str act, float slope"
+Four = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 @operator(
-    f"(Tensor x, Tensor? norm_weight, Tensor? norm_bias, Tensor[] weight, Tensor[] bias, {_NORM}, int"
-    " padding, bool tanh, bool recompute, bool required) -> (Tensor, Tensor, Tensor, Tensor)"
+    "(Tensor x, Tensor? norm_weight, Tensor? norm_bias, Tensor[] weight, Tensor[] bias, bool norm, float eps,"
+    " str act, float slope, int padding, bool tanh, bool recompute, bool required)"
+    " -> (Tensor, Tensor, Tensor, Tensor)"
 )
 def reflect_conv_fwd(
     x: Tensor,
@@ -81,59 +84,58 @@ def reflect_conv_fwd(
     padding: int,
     tanh: bool,
     recompute: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> Four:
     """Return the convolution's output, mean and rstd [N, C] (empty without norm), and y (empty where there is
     none or it is recomputed).
     """
+    before = Norm(norm_weight, norm_bias, eps, act, slope)
+    return forward(ReflectConvCall(x, norm, before, weight, bias, padding, tanh, recompute))
+
+
+def forward(given: ReflectConvCall) -> Four:
+    """The forward pass; see ``reflect_conv_fwd``."""
     from . import border_launch, instance_norm_launch
     from . import reflect_conv_passes as passes
     from ._weights import stacked
-    from .reflect_conv_passes import route_of
 
-    route = route_of(x.shape[1], weight[0].shape[0], norm)
-    mean, rstd, y = x.new_empty(0, dtype=torch.float32), x.new_empty(0, dtype=torch.float32), x.new_empty(0)
-    stack = stacked(weight, x.dtype)
-    if norm:
-        y, mean, rstd = instance_norm_launch.forward(
-            x, norm_weight, norm_bias, None, eps, act, slope, padding
-        )
-        out = passes.forward_bordered(y, stack, bias, tanh, route)
+    x, bias, padding = given.x, given.bias, given.padding
+    route = passes.route_of(x.shape[1], given.weight[0].shape[0], given.normed)
+    mean, rstd = empty_statistics(x, False)
+    y = empty_result(x)
+    stack = stacked(given.weight, x.dtype)
+    if given.normed:
+        y, mean, rstd = instance_norm_launch.forward(x, given.norm, border=padding)
+        out = passes.forward_bordered(y, stack, bias, given.tanh, route)
     elif route == "contract":
-        out = passes.forward_bordered(border_launch.reflect_pad(x, padding), stack, bias, tanh, route)
+        bordered = border_launch.reflect_pad(x, padding)
+        out = passes.forward_bordered(bordered, stack, bias, given.tanh, route)
     else:
         out = passes.forward(x, stack, bias, padding, route)
-        out = torch.tanh(out.float()) if tanh else out
-    return out, mean, rstd, y if norm and not recompute else x.new_empty(0)
-
-
-def _out_shape(x: Tensor, weight: Sequence[Tensor], padding: int) -> tuple[Any, ...]:
-    k = weight[0].shape[2]
-    return x.shape[0], weight[0].shape[0], x.shape[2] + 2 * padding - k + 1, x.shape[3] + 2 * padding - k + 1
+        if given.tanh:
+            out = torch.tanh(out.float())
+    if not given.keeps_y:
+        y = empty_result(x)
+    return out, mean, rstd, y
 
 
 @reflect_conv_fwd.register_fake
-def _(
-    x: Tensor, nw: Any, nb: Any, weight: list[Tensor], bias: Any, norm: bool, *rest: Any
-) -> tuple[Tensor, ...]:
-    *_, padding, tanh, recompute, _ = rest
-    dtype = torch.float32 if tanh else x.dtype
-    out = torch.empty(
-        _out_shape(x, weight, padding), dtype=dtype, device=x.device, memory_format=torch.channels_last
-    )
-    mean, rstd = (x.new_empty(x.shape[:2] if norm else (0,), dtype=torch.float32) for _ in range(2))
-    bordered = (x.shape[0], x.shape[1], x.shape[2] + 2 * padding, x.shape[3] + 2 * padding)
-    y = (
-        torch.empty(bordered, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-        if norm and not recompute
-        else x.new_empty(0)
-    )
-    return out, mean, rstd, y
+def _(*flat: Any) -> Four:
+    *rest, _ = flat
+    given = ReflectConvCall.of(*rest)
+    x, weight = given.x, given.weight[0]
+    N, C, H, W = x.shape
+    H, W = H + 2 * given.padding, W + 2 * given.padding
+    k = weight.shape[2]
+    dtype = torch.float32 if given.tanh else x.dtype
+    out = empty_channels_last(x, (N, weight.shape[0], H - k + 1, W - k + 1), dtype)
+    y = empty_channels_last(x, (N, C, H, W)) if given.keeps_y else empty_result(x)
+    return out, *empty_statistics(x, given.normed), y
 
 
 @operator(
     "(Tensor g, Tensor x, Tensor? norm_weight, Tensor? norm_bias, Tensor mean, Tensor rstd, Tensor[] weight,"
-    " Tensor out, Tensor y, str act, float slope, int padding, bool[] needs, bool required) -> (Tensor,"
-    " Tensor, Tensor, Tensor)"
+    " Tensor out, Tensor y, str act, float slope, int padding, bool[] needs, bool required)"
+    " -> (Tensor, Tensor, Tensor, Tensor)"
 )
 def reflect_conv_bwd(
     g: Tensor,
@@ -149,7 +151,7 @@ def reflect_conv_bwd(
     slope: float,
     padding: int,
     needs: list[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> Four:
     """Return dx, dweight [R, O, C, k, k] of those R weights that need one, dbias [P, O], and the norm's total
     [2, N, C].
 
@@ -158,112 +160,92 @@ def reflect_conv_bwd(
     """
     from ._weights import empty_gradients
 
+    norm = Norm(norm_weight, norm_bias, act=act, slope=slope)
+    saved = ReflectConvSaved(x, norm, mean, rstd, weight, out, y, padding)
     dweight = empty_gradients(weight, needs[2:])
-    found = backward(
-        g,
-        x,
-        norm_weight,
-        norm_bias,
-        mean,
-        rstd,
-        weight,
-        out,
-        y,
-        act,
-        slope,
-        padding,
-        needs,
-        list(dweight),
-        False,
-    )
-    return found[0], dweight, found[1].contiguous(), found[2]
+    dx, dbias, total = backward(g, saved, needs, list(dweight), False)
+    return dx, dweight, dbias.contiguous(), total
 
 
 def backward(
-    g: Tensor,
-    x: Tensor,
-    norm_weight: Tensor | None,
-    norm_bias: Tensor | None,
-    mean: Tensor,
-    rstd: Tensor,
-    weight: Sequence[Tensor],
-    out: Tensor,
-    y: Tensor,
-    act: str,
-    slope: float,
-    padding: int,
-    needs: Sequence[bool],
-    into: Sequence[Tensor],
-    accumulate: bool,
+    g: Tensor, saved: ReflectConvSaved, needs: Sequence[bool], into: Sequence[Tensor], accumulate: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The backward pass, weight gradients written (or added) to ``into``; see ``reflect_conv_bwd``. Returns
     dx, dbias and total.
     """
-    from . import border_launch, instance_norm_launch
+    from . import border_launch
     from . import reflect_conv_passes as passes
     from ._tiles import empty_bordered
     from ._weights import stacked
-    from .reflect_conv_passes import route_of
 
-    norm, tanh = mean.dim() == 2, out.dim() == 4
-    total, dx, stack = x.new_empty(0, dtype=torch.float32), x.new_empty(0), stacked(weight, x.dtype)
-    g, route, k = channels_last(g), route_of(x.shape[1], weight[0].shape[0], norm), weight[0].shape[2]
-    dy = passes.embedded_gradient(g, k, x.dtype, out if tanh else None, route)
-    recompute = norm and y.dim() == 1 and any(needs[2:])
+    x, y, weight, padding = saved.x, saved.y, saved.weight, saved.padding
+    O, C, k, _ = weight[0].shape
+    route = passes.route_of(C, O, saved.normed)
+    stack, g = stacked(weight, x.dtype), channels_last(g)
+    tanh = saved.out if saved.out.dim() == 4 else None
+    dy = passes.embedded_gradient(g, k, x.dtype, tanh, route)
+    recompute = saved.normed and y.dim() == 1 and any(needs[2:])
     if recompute:
         y = empty_bordered(x, padding)
-    if norm or needs[0]:
+    dx, total = empty_result(x), empty_result(x, torch.float32)
+    if saved.normed or needs[0]:
         size = (x.shape[2] + 2 * padding, x.shape[3] + 2 * padding)
         dx = passes.input_gradient(dy, stack, size, route)
-        if norm:
-            if padding:
-                border_launch.fold_border_(dx, padding)
-            extras = instance_norm_launch.Extras(dy_border=padding, y_border=padding if recompute else 0)
-            written = y if recompute else None
-            dx, total = instance_norm_launch.backward(
-                dx, x, norm_weight, norm_bias, mean, rstd, act, slope, extras, written
-            )
+        if saved.normed:
+            dx, total = _through_the_norm(dx, saved, y if recompute else None)
         elif padding:
             dx = border_launch.fold(dx, padding)
     if any(needs[2:]):
-        if norm:
-            source = border_launch.Pixels.of(y)
-        elif route == "expand":
-            source = passes.bordered_picture(x, padding, k)
-        else:
-            source = border_launch.Pixels.of(border_launch.reflect_pad(x, padding))
-        with beside(dy.data, source.data) if accumulate else contextlib.nullcontext():
+        source = border_launch.Pixels.of(y) if saved.normed else passes.bordered(x, padding, k, route)
+        with beside(dy.data, source.data, when=accumulate):
             passes.weight_gradients(dy, source, g.shape[2], weight, needs[2:], into, accumulate, route)
-    dbias = passes.bias_gradient(dy, len(weight), weight[0].shape[0]) if needs[1] else total.new_empty(0)
+    dbias = passes.bias_gradient(dy, len(weight), O) if needs[1] else empty_result(total)
     return dx, dbias, total
 
 
+def _through_the_norm(dy: Tensor, saved: ReflectConvSaved, y: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return dx and total from ``dy``, the gradient of the norm's bordered result, which is written to ``y``
+    again if given.
+    """
+    from .border_launch import fold_border_
+    from .instance_norm_launch import Extras
+    from .instance_norm_launch import backward as norm_backward
+
+    padding = saved.padding
+    if padding:
+        fold_border_(dy, padding)
+    extras = Extras(dy_border=padding, y_border=0 if y is None else padding, y=y)
+    return norm_backward(dy, saved.x, saved.norm, saved.mean, saved.rstd, extras)
+
+
 @reflect_conv_bwd.register_fake
-def _(
-    g: Tensor, x: Tensor, nw: Any, nb: Any, mean: Tensor, rstd: Tensor, weight: list[Tensor], *rest: Any
-) -> tuple[Tensor, ...]:
+def _(g: Tensor, *flat: Any) -> Four:
     from ._weights import empty_gradients
 
-    needs, norm = rest[-2], mean.dim() == 2
+    *rest, needs, _ = flat
+    saved = ReflectConvSaved.of(*rest)
+    x, weight = saved.x, saved.weight
+    dx = torch.empty_like(x) if saved.normed or needs[0] else empty_result(x)
+    bias = (len(weight), weight[0].shape[0]) if needs[1] else (0,)
+    total = (2, *x.shape[:2]) if saved.normed else (0,)
     return (
-        torch.empty_like(x) if norm or needs[0] else x.new_empty(0),
+        dx,
         empty_gradients(weight, needs[2:]),
-        x.new_empty((len(weight), weight[0].shape[0]) if needs[1] else (0,), dtype=torch.float32),
-        x.new_empty((2, *x.shape[:2]) if norm else (0,), dtype=torch.float32),
+        x.new_empty(bias, dtype=torch.float32),
+        x.new_empty(total, dtype=torch.float32),
     )
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, norm_weight, norm_bias, weight, bias, _, _, ctx.act, ctx.slope, ctx.padding, tanh, _, ctx.required = (
-        inputs
-    )
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Four) -> None:
+    *flat, ctx.required = inputs
+    given = ReflectConvCall.of(*flat)
     out, mean, rstd, y = output
     ctx.mark_non_differentiable(mean, rstd, y)
     ctx.set_materialize_grads(False)
-    ctx.count = len(weight)
-    ctx.save_for_backward(
-        x, norm_weight, norm_bias, mean, rstd, out if tanh else x.new_empty(0), y, *weight, *bias
-    )
+    norm, ctx.count = given.norm, len(given.weight)
+    ctx.options = (norm.act, norm.slope, given.padding)
+    made = (mean, rstd, out if given.tanh else empty_result(given.x), y)
+    ctx.save_for_backward(given.x, norm.weight, norm.bias, *made, *given.weight, *given.bias)
 
 
 def _backward(ctx: Any, g: Tensor | None, *_: None) -> tuple[Any, ...]:
@@ -271,16 +253,19 @@ def _backward(ctx: Any, g: Tensor | None, *_: None) -> tuple[Any, ...]:
         return (None,) * 13
     x, norm_weight, norm_bias, mean, rstd, out, y, *weight = ctx.saved_tensors
     weight, bias = weight[: ctx.count], weight[ctx.count :]
+    saved = ReflectConvSaved.of(x, norm_weight, norm_bias, mean, rstd, weight, out, y, *ctx.options)
     needs_x, needs_nw, needs_nb, needs_w, needs_b = ctx.needs_input_grad[:5]
     needs = [needs_x, any(needs_b), *needs_w]
-    saved = (g, x, norm_weight, norm_bias, mean, rstd, weight, out, y, ctx.act, ctx.slope, ctx.padding, needs)
-    if (into := gradients_to_add_to(weight, needs_w)) is not None:
-        dx, dbias, total = backward_in_place("reflect_conv_bwd", backward, saved, into, ctx.required)
-        dweights: list[Tensor | None] = [None] * len(weight)
-    else:
-        dx, dweight, dbias, total = torch.ops.fastcyclegan.reflect_conv_bwd(*saved, ctx.required)
+    flat = (g, *saved.flat(), needs)
+    into = gradients_to_add_to(weight, needs_w)
+    if into is None:
+        dx, dweight, dbias, total = torch.ops.fastcyclegan.reflect_conv_bwd(*flat, ctx.required)
         dweights = spread(dweight, needs_w)
-    d_norm = affine_gradients(total, norm_weight if needs_nw else None, norm_bias if needs_nb else None)
+    else:
+        run = functools.partial(backward, g, saved, needs, into, True)
+        dx, dbias, total = backward_in_place("reflect_conv_bwd", run, flat, into, ctx.required)
+        dweights = [None] * len(weight)
+    d_norm = affine_gradients(total, saved.norm, (needs_nw, needs_nb))
     return (dx if needs_x else None, *d_norm, dweights, spread_bias(dbias, bias, needs_b), *(None,) * 8)
 
 
@@ -289,23 +274,6 @@ reflect_conv_bwd.register_autograd(refuse_double_backward("reflect_conv2d"))
 
 
 # --- The public function ------------------------------------------------------------------------------------
-
-
-def _check_bias(x: Tensor, bias: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
-    if bias and len(bias) != len(weights):
-        raise ValueError(
-            f"reflect_conv2d: bias must have as many tensors as weight, {len(weights)}, got {len(bias)}"
-        )
-    for b in bias:
-        if b.shape != (weights[0].shape[0],):
-            raise ValueError(
-                f"reflect_conv2d: bias must be [{weights[0].shape[0]}], a number for each output channel, got"
-                f" {list(b.shape)}"
-            )
-        if b.dtype not in (x.dtype, torch.float32):
-            raise TypeError(f"reflect_conv2d: bias must be {x.dtype} (as x) or torch.float32, got {b.dtype}")
-        if b.device != x.device:
-            raise ValueError(f"reflect_conv2d: bias must be on the device of x, {x.device}, got {b.device}")
 
 
 def reflect_conv2d(
@@ -334,20 +302,13 @@ def reflect_conv2d(
     """
     check_tensor("reflect_conv2d", x)
     weights = tensors_of("reflect_conv2d", "weight", weight)
-    if bias is None or (
-        not isinstance(bias, Tensor) and isinstance(bias, Iterable) and all(b is None for b in bias)
-    ):
-        biases = []
-    else:
-        biases = (
-            [bias] * len(weights) if isinstance(bias, Tensor) else tensors_of("reflect_conv2d", "bias", bias)
-        )
+    biases = biases_of("reflect_conv2d", bias, len(weights))
     x, weights, biases = under_autocast(x, weights, biases)
     check_weights("reflect_conv2d", "weight", x, weights)
     check_padding("reflect_conv2d", x, padding, weights[0].shape[2])
-    _check_bias(x, biases, weights)
+    check_biases("reflect_conv2d", x, biases, weights)
     if resolve_impl("reflect_conv2d", impl, x) == "reference":
-        return reflect_conv2d_ref(x, weights, biases or None, padding=padding)
+        return reflect_conv2d_ref(x, weights, biases if biases else None, padding=padding)
     return reflect_conv(x, weights, biases, padding=padding, required=impl == "triton")
 
 

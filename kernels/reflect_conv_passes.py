@@ -21,7 +21,7 @@ from ._weights import (
     window,
     window_weight,
 )
-from .border_launch import Frame, Pixels, embed
+from .border_launch import Frame, Pixels, embed, reflect_pad
 
 Route = Literal["wide", "expand", "contract"]
 
@@ -47,6 +47,13 @@ def bordered_picture(x: Tensor, padding: int, kernel: int) -> Pixels:
     """
     frame = Frame(padding, padding, x.shape[2] + 2 * padding, x.shape[3] + 2 * padding, window(kernel))
     return embed(x, frame, reflect=True, dtype=x.dtype, step=PICTURE)
+
+
+def bordered(x: Tensor, padding: int, kernel: int, route: Route) -> Pixels:
+    """Return x [N, C, H, W] with its reflected border, as the weight gradient of ``route`` reads it."""
+    if route == "expand":
+        return bordered_picture(x, padding, kernel)
+    return Pixels.of(reflect_pad(x, padding))
 
 
 def forward(x: Tensor, w: Tensor, bias: Sequence[Tensor], padding: int, route: Route) -> Tensor:
@@ -77,9 +84,11 @@ def embedded_gradient(g: Tensor, k: int, dtype: torch.dtype, tanh: Tensor | None
 
     A line's zeros to the right are those to the left of the next.
     """
-    few = route == "contract"
-    frame = Frame(k - 1, k - 1, g.shape[2] + 2 * (k - 1), g.shape[3] + k - 1, window(k) if few else 0)
-    return embed(g, frame, reflect=False, dtype=dtype, step=PICTURE if few else g.shape[1], tanh=tanh)
+    slack, step = 0, g.shape[1]
+    if route == "contract":
+        slack, step = window(k), PICTURE
+    frame = Frame(k - 1, k - 1, g.shape[2] + 2 * (k - 1), g.shape[3] + k - 1, slack)
+    return embed(g, frame, reflect=False, dtype=dtype, step=step, tanh=tanh)
 
 
 def input_gradient(dy: Pixels, w: Tensor, size: tuple[int, int], route: Route) -> Tensor:
@@ -109,9 +118,8 @@ def weight_gradient(
         # the other way.
         part = wgrad(y, dy, (C, row, k, 1), groups, 0, y.limit)
         return Gradient(part, (k - 1) * (row + PICTURE), (1, -row, -PICTURE, k * row))
-    return Gradient(
-        wgrad(dy, y, (O, C, k, k), groups, dy.first, height * dy.pitch), 0, (k * k * C, k * C, C, 1)
-    )
+    part = wgrad(dy, y, (O, C, k, k), groups, dy.first, height * dy.pitch)
+    return Gradient(part, 0, (k * k * C, k * C, C, 1))
 
 
 def bias_gradient(dy: Pixels, P: int, O: int) -> Tensor:
@@ -139,9 +147,8 @@ def weight_gradients(
     per, gradients = dy.N // len(weights), []
     for first, count in runs_of(needs):
         images = (first * per, count * per)
-        gradients.append(
-            weight_gradient(images_of(dy, *images), images_of(y, *images), (O, C, k), count, height, route)
-        )
+        dy_part, y_part = images_of(dy, *images), images_of(y, *images)
+        gradients.append(weight_gradient(dy_part, y_part, (O, C, k), count, height, route))
     sum_all(gradients, into, accumulate)
 
 
@@ -162,13 +169,8 @@ def sum_all(gradients: Sequence[Gradient], into: Sequence[Tensor], accumulate: b
             sums.append((gradient, targets[0], step))
             continue
         for g, target in enumerate(targets):
-            sums.append(
-                (
-                    Gradient(gradient.part[:, g : g + 1], gradient.start, gradient.strides),
-                    target,
-                    target.numel(),
-                )
-            )
+            one = Gradient(gradient.part[:, g : g + 1], gradient.start, gradient.strides)
+            sums.append((one, target, target.numel()))
     if not accumulate or len(sums) <= 1:
         for gradient, target, step in sums:
             sum_splits(gradient, target, step, accumulate=accumulate)

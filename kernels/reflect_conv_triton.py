@@ -14,7 +14,7 @@ import triton.language as tl
 
 from ._launch import kernel
 from ._math import load_operand, load_tile, locate, masked_moments, reflect, store_tile
-from ._product_triton import _load_weight, _product
+from ._product_triton import load_weight, product
 
 # One compiled kernel serves all picture sizes. Sizes that are multiples of 16 in one picture and not in
 # another are not worth two.
@@ -108,8 +108,8 @@ def _reflect_conv_kernel(
             a = load_operand(
                 x + n * ROWS * XS, rows, mask, XS, c0 + tl.arange(0, BLOCK_K), C, C % BLOCK_K == 0
             )
-        b = _load_weight(w, p, tap, c0, n0, C, O, KH * KW, TRANSPOSED, DESC, BLOCK_N, BLOCK_K)
-        acc = _product(a, b, acc, PRECISION, INTERPRET)
+        b = load_weight(w, p, tap, c0, n0, C, O, KH * KW, TRANSPOSED, DESC, BLOCK_N, BLOCK_K)
+        acc = product(a, b, acc, PRECISION, INTERPRET)
 
     if HAS_BIAS:
         acc += tl.load(bias_ptr + p * O + offs_n, mask=mask_n, other=0.0).to(tl.float32)[None, :]
@@ -175,7 +175,7 @@ def _reflect_conv_contract_kernel(
             a = load_operand(x + n * ROWS * C, rows, rows < LIMIT, C, offs_k, C, C % BLOCK_K == 0)
         offs_w = ((p * KH + kh) * C + offs_k)[:, None] * COLUMNS + offs_j[None, :]
         b = tl.load(w + offs_w, mask=(offs_k < C)[:, None], other=0.0)
-        acc = _product(a, b, acc, PRECISION, INTERPRET)
+        acc = product(a, b, acc, PRECISION, INTERPRET)
 
     r = tl.arange(0, BLOCK_M)
     shifted = tl.minimum(r[:, None] + (offs_j // O_P)[None, :], BLOCK_M - 1)
@@ -233,7 +233,7 @@ def _reflect_conv_wgrad_kernel(
             base = tl.full([1], image, tl.int64)
             mask = (DESC | (m < LIMIT)) & (m + shift < X_LIMIT)
             b = load_operand(x + base * ROWS * XS, m + shift, mask, XS, offs_c, C, C % BLOCK_N == 0)
-        acc = _product(a.T, b, acc, PRECISION, INTERPRET)
+        acc = product(a.T, b, acc, PRECISION, INTERPRET)
     base = (split * G + g).to(tl.int64) * (O * KH * KW * C)
     offs = (offs_o[:, None] * (KH * KW) + tap) * C + offs_c[None, :]
     tl.store(part_ptr + base + offs, acc, mask=(offs_o < O)[:, None] & (offs_c < C)[None, :])

@@ -16,16 +16,19 @@ upstream gradient; both weight gradients in one product, and the sum of its part
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ._calls import ResidualBlockSaved
 from ._checks import check_padding, check_pixels, check_tensor, check_weights, tensors_of, under_autocast
 from ._fallback import backward_in_place
-from ._layout import channels_last
+from ._layout import channels_last, empty_result
+from ._norm import Norm, empty_statistics
 from ._operator import operator, refuse_double_backward
 from ._overlap import beside
 from ._weight_gradients import gradients_to_add_to, spread
@@ -57,21 +60,21 @@ def residual_block_fwd(
     from .instance_norm_launch import apply
 
     size = (x.shape[2], x.shape[3])
-    mean1, rstd1, mean2, rstd2 = (x.new_empty(x.shape[:2], dtype=torch.float32) for _ in range(4))
+    mean1, rstd1 = empty_statistics(x)
+    mean2, rstd2 = empty_statistics(x)
     y, out = empty_bordered(x, 1), torch.empty_like(x)
-    c1, moments = product_and_moments(
-        Pixels.of(x), stacked(weight1, x.dtype), size, Options(REFLECT, 1, size)
-    )
-    apply(c1, moments, (y, mean1, rstd1), None, None, None, eps, "relu", 0.0, 1)
+    reflected = Options(REFLECT, 1, size)
+    c1, moments = product_and_moments(Pixels.of(x), stacked(weight1, x.dtype), size, reflected)
+    apply(c1, moments, (y, mean1, rstd1), Norm(eps=eps, act="relu", slope=0.0), border=1)
     c2, moments = product_and_moments(Pixels.of(y), stacked(weight2, x.dtype), size)
-    apply(c2, moments, (out, mean2, rstd2), None, None, x, eps, "none", 0.0, 0)
+    apply(c2, moments, (out, mean2, rstd2), Norm(eps=eps, act="none", slope=0.0), residual=x)
     return out, c1, c2, mean1, rstd1, mean2, rstd2
 
 
 @residual_block_fwd.register_fake
 def _(x: Tensor, *_: Any) -> tuple[Tensor, ...]:
-    vectors = (x.new_empty(x.shape[:2], dtype=torch.float32) for _ in range(4))
-    return (*(torch.empty_like(x) for _ in range(3)), *vectors)
+    pictures = (torch.empty_like(x), torch.empty_like(x), torch.empty_like(x))
+    return (*pictures, *empty_statistics(x), *empty_statistics(x))
 
 
 @operator(
@@ -98,82 +101,80 @@ def residual_block_bwd(
     """
     from ._weights import empty_gradients
 
+    saved = ResidualBlockSaved(x, c1, c2, mean1, rstd1, mean2, rstd2, weight1, weight2)
     dweight = empty_gradients([*weight1, *weight2], needs[1:])
-    saved = (x, c1, c2, mean1, rstd1, mean2, rstd2)
-    return *backward(g, *saved, weight1, weight2, needs, list(dweight), False), dweight
+    (dx,) = backward(g, saved, needs, list(dweight), False)
+    return dx, dweight
 
 
 def backward(
-    g: Tensor,
-    x: Tensor,
-    c1: Tensor,
-    c2: Tensor,
-    mean1: Tensor,
-    rstd1: Tensor,
-    mean2: Tensor,
-    rstd2: Tensor,
-    weight1: Sequence[Tensor],
-    weight2: Sequence[Tensor],
-    needs: Sequence[bool],
-    into: Sequence[Tensor],
-    accumulate: bool,
+    g: Tensor, saved: ResidualBlockSaved, needs: Sequence[bool], into: Sequence[Tensor], accumulate: bool
 ) -> tuple[Tensor]:
     """The backward pass, weight gradients written (or added) to ``into``; see ``residual_block_bwd``. Returns
     dx.
     """
-    from ._products import FOLDED, Options, product
-    from ._weights import stacked
     from .border_launch import Pixels
-    from .instance_norm_launch import Extras, packed_shape
-    from .instance_norm_launch import backward as norm_backward
+    from .instance_norm_launch import packed_shape
     from .reflect_conv_passes import weight_gradients
 
+    x, wanted = saved.x, any(needs[1:])
     N, C, H, W = x.shape
-    weights = [*weight1, *weight2]
-    g, size, wanted = channels_last(g.to(x.dtype)), (H, W), any(needs[1:])
+    g = channels_last(g.to(x.dtype))
     # Both convolutions' gradients and inputs lie one after the other, so that their weight gradients are one
     # product.
     dc = x.new_empty((2, *packed_shape(x)))
     inputs = x.new_empty((2, N, (H + 2) * (W + 2), C) if wanted else (2, 0))
-
-    def packed(i: int, count: int) -> Pixels:
-        rows = dc.shape[2]
-        return Pixels(dc[i : i + count], count * N, rows, W + 2, rows, C)
-
-    def gradient(i: int, residual: Tensor | None = None) -> Tensor:
-        weight = stacked((weight1, weight2)[i], x.dtype)
-        return product(packed(i, 1), weight, size, Options(FOLDED, transposed=True, residual=residual))
-
-    border = int(wanted)
-    extras = Extras(y_border=border, margins=True, copy=x if wanted else None)
-    norm_backward(g, c2, None, None, mean2, rstd2, "none", 0.0, extras, inputs[0] if wanted else None, dc[1])
-    dy = gradient(1)
-    extras = Extras(y_border=border, margins=True)
-    norm_backward(dy, c1, None, None, mean1, rstd1, "relu", 0.0, extras, inputs[1] if wanted else None, dc[0])
-    dx = gradient(0, residual=g) if needs[0] else x.new_empty(0)
+    _norm_gradients(g, saved, dc, inputs if wanted else None)
+    dx = _input_gradient(dc[:1], saved.weight1, x, residual=g) if needs[0] else empty_result(x)
     if wanted:
-        rows = (H + 2) * (W + 2)
-        with beside(dc, inputs) if accumulate else contextlib.nullcontext():
-            weight_gradients(
-                packed(0, 2),
-                Pixels(inputs, 2 * N, rows, W + 2, rows, C),
-                H,
-                weights,
-                needs[1:],
-                into,
-                accumulate,
-            )
+        weights = [*saved.weight1, *saved.weight2]
+        packed, bordered = Pixels.in_lines(dc, W + 2), Pixels.in_lines(inputs, W + 2)
+        with beside(dc, inputs, when=accumulate):
+            weight_gradients(packed, bordered, H, weights, needs[1:], into, accumulate)
     return (dx,)
 
 
+def _norm_gradients(g: Tensor, saved: ResidualBlockSaved, dc: Tensor, inputs: Tensor | None) -> None:
+    """Write the gradients of c1 and c2 with their margins to ``dc``, and what the convolutions read with its
+    border to ``inputs`` if given.
+    """
+    from .instance_norm_launch import Extras
+    from .instance_norm_launch import backward as norm_backward
+
+    first, second = Extras(margins=True, dx=dc[0]), Extras(margins=True, dx=dc[1])
+    if inputs is not None:
+        first = dataclasses.replace(first, y_border=1, y=inputs[1])
+        second = dataclasses.replace(second, y_border=1, y=inputs[0], copy=saved.x)
+    norm = Norm(act="none", slope=0.0)
+    norm_backward(g, saved.c2, norm, saved.mean2, saved.rstd2, second)
+    dy = _input_gradient(dc[1:], saved.weight2, saved.x)
+    norm = Norm(act="relu", slope=0.0)
+    norm_backward(dy, saved.c1, norm, saved.mean1, saved.rstd1, first)
+
+
+def _input_gradient(
+    dc: Tensor, weight: Sequence[Tensor], x: Tensor, residual: Tensor | None = None
+) -> Tensor:
+    """Return the gradient, like x, of what the convolution by ``weight`` read, + ``residual``, from the
+    output's dc [1, N, rows, C], which has its margins.
+    """
+    from ._products import FOLDED, Options, product
+    from ._weights import stacked
+    from .border_launch import Pixels
+
+    _, _, H, W = x.shape
+    options = Options(FOLDED, transposed=True, residual=residual)
+    return product(Pixels.in_lines(dc, W + 2), stacked(weight, x.dtype), (H, W), options)
+
+
 @residual_block_bwd.register_fake
-def _(g: Tensor, x: Tensor, *rest: Any) -> Any:
+def _(g: Tensor, *flat: Any) -> tuple[Tensor, Tensor]:
     from ._weights import empty_gradients
 
-    *_, weight1, weight2, needs, _ = rest
-    return torch.empty_like(x) if needs[0] else x.new_empty(0), empty_gradients(
-        [*weight1, *weight2], needs[1:]
-    )
+    *rest, needs, _ = flat
+    saved = ResidualBlockSaved.of(*rest)
+    dx = torch.empty_like(saved.x) if needs[0] else empty_result(saved.x)
+    return dx, empty_gradients([*saved.weight1, *saved.weight2], needs[1:])
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -189,21 +190,44 @@ def _backward(ctx: Any, g: Tensor | None, *_: None) -> tuple[Any, ...]:
         return (None,) * 5
     # Once: a checkpoint allows no second time.
     tensors = ctx.saved_tensors
-    weights = tensors[7:]
+    made, weights = tensors[:7], list(tensors[7:])
+    saved = ResidualBlockSaved.of(*made, weights[: ctx.count], weights[ctx.count :])
     needs_x, needs_1, needs_2 = ctx.needs_input_grad[:3]
     needs = [needs_x, *needs_1, *needs_2]
-    saved = (g, *tensors[:7], list(weights[: ctx.count]), list(weights[ctx.count :]), needs)
-    if (into := gradients_to_add_to(weights, needs[1:])) is not None:
-        (dx,) = backward_in_place("residual_block_bwd", backward, saved, into, ctx.required)
-        dweights: list[Tensor | None] = [None] * len(weights)
-    else:
-        dx, dweight = torch.ops.fastcyclegan.residual_block_bwd(*saved, ctx.required)
+    flat = (g, *saved.flat(), needs)
+    into = gradients_to_add_to(weights, needs[1:])
+    if into is None:
+        dx, dweight = torch.ops.fastcyclegan.residual_block_bwd(*flat, ctx.required)
         dweights = spread(dweight, needs[1:])
+    else:
+        run = functools.partial(backward, g, saved, needs, into, True)
+        (dx,) = backward_in_place("residual_block_bwd", run, flat, into, ctx.required)
+        dweights = [None] * len(weights)
     return dx if needs_x else None, dweights[: ctx.count], dweights[ctx.count :], None, None
 
 
 residual_block_fwd.register_autograd(_backward, setup_context=_setup)
 residual_block_bwd.register_autograd(refuse_double_backward("residual_block"))
+
+
+def _check_weights(x: Tensor, first: Sequence[Tensor], second: Sequence[Tensor]) -> None:
+    for name, weights in (("weight1", first), ("weight2", second)):
+        check_weights("residual_block", name, x, weights)
+        C = x.shape[1]
+        if weights[0].shape != (C, C, 3, 3):
+            raise ValueError(
+                f"residual_block: {name} must be {[C, C, 3, 3]} for x of {C} channels, got"
+                f" {list(weights[0].shape)}"
+            )
+    if len(first) != len(second):
+        raise ValueError(
+            f"residual_block: weight1 and weight2 must be as many, got {len(first)} and {len(second)}"
+        )
+    if first[0].dtype != second[0].dtype:
+        raise TypeError(
+            f"residual_block: weight1 and weight2 must have one dtype, got {first[0].dtype} and"
+            f" {second[0].dtype}"
+        )
 
 
 def residual_block(
@@ -235,30 +259,13 @@ def residual_block(
     check_tensor("residual_block", x)
     if not isinstance(eps, (int, float)):
         raise TypeError(f"residual_block: eps must be a number, got {type(eps).__name__}")
-    lists = [
-        tensors_of("residual_block", name, given)
-        for name, given in (("weight1", weight1), ("weight2", weight2))
-    ]
-    x, *lists = under_autocast(x, *lists)
-    for name, weights in zip(("weight1", "weight2"), lists, strict=True):
-        check_weights("residual_block", name, x, weights)
-        wanted = [x.shape[1], x.shape[1], 3, 3]
-        if list(weights[0].shape) != wanted:
-            raise ValueError(
-                f"residual_block: {name} must be {wanted} for x of {x.shape[1]} channels, got"
-                f" {list(weights[0].shape)}"
-            )
-    if len(lists[0]) != len(lists[1]):
-        raise ValueError(
-            f"residual_block: weight1 and weight2 must be as many, got {len(lists[0])} and {len(lists[1])}"
-        )
-    if lists[0][0].dtype != lists[1][0].dtype:
-        raise TypeError(
-            f"residual_block: weight1 and weight2 must have one dtype, got {lists[0][0].dtype} and"
-            f" {lists[1][0].dtype}"
-        )
+    first = tensors_of("residual_block", "weight1", weight1)
+    second = tensors_of("residual_block", "weight2", weight2)
+    x, first, second = under_autocast(x, first, second)
+    _check_weights(x, first, second)
     check_padding("residual_block", x, 1, 3)
     check_pixels(x)
     if resolve_impl("residual_block", impl, x) == "reference":
-        return residual_block_ref(x, *lists, eps=eps)
-    return torch.ops.fastcyclegan.residual_block_fwd(channels_last(x), *lists, eps, impl == "triton")[0]
+        return residual_block_ref(x, first, second, eps=eps)
+    required = impl == "triton"
+    return torch.ops.fastcyclegan.residual_block_fwd(channels_last(x), first, second, eps, required)[0]

@@ -24,7 +24,7 @@ package.
 
 from __future__ import annotations
 
-import contextlib
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,9 +32,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._checks import check_pixels, check_tensor
+from ._calls import ZeroConvCall, ZeroConvSaved
+from ._checks import check_alike, check_pixels, check_tensor
+from ._convolution import Convolution
 from ._fallback import backward_in_place
-from ._layout import channels_last
+from ._layout import channels_last, empty_channels_last, empty_result, in_dtype
+from ._norm import Norm, empty_statistics
 from ._operator import operator, refuse_double_backward
 from ._overlap import beside
 from ._weight_gradients import each_weight, gradients_to_add_to, spread, spread_bias
@@ -58,16 +61,15 @@ def zero_conv_ref(
 ) -> Tensor:
     """The specification, in plain PyTorch."""
     y = instance_norm_ref(x, eps=eps, act=act, slope=slope) if norm else x
-
-    def conv(y: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-        w, b = w.to(x.dtype), b if b is None else b.to(x.dtype)
-        return (
-            F.conv_transpose2d(y, w, b, stride, padding, output_padding)
-            if transposed
-            else F.conv2d(y, w, b, stride, padding)
-        )
-
-    return torch.cat([conv(*one) for one in each_weight(y, weight, list(bias) or [None] * len(weight))])
+    biases = list(bias) if bias else [None] * len(weight)
+    parts = []
+    for share, w, b in each_weight(y, weight, biases):
+        w, b = w.to(x.dtype), in_dtype(b, x.dtype)
+        if transposed:
+            parts.append(F.conv_transpose2d(share, w, b, stride, padding, output_padding))
+        else:
+            parts.append(F.conv2d(share, w, b, stride, padding))
+    return torch.cat(parts)
 
 
 def serves(
@@ -80,37 +82,17 @@ def serves(
 ) -> bool:
     """Return whether the kernels have this convolution, of a weight [O, C, k, k] (transposed: [C, O, k,
     k])."""
-    if len(weight_shape) != 4 or weight_shape[2] != weight_shape[3] or min(weight_shape) < 1:
-        return False
-    fits = 1 <= weight_shape[2] <= 7 and stride in (1, 2) and 0 <= padding < weight_shape[2]
-    return (
-        fits
-        and weight_shape[0 if transposed else 1] == x_channels
-        and 0 <= output_padding < (stride if transposed else 1)
-    )
-
-
-def _out_shape(
-    x: Tensor, weight: Sequence[Tensor], stride: int, padding: int, transposed: bool, output_padding: int
-) -> tuple[int, int, int, int]:
-    first, (N, _, *sides) = weight[0], x.shape
-    k = first.shape[2]
-    if transposed:
-        h, w = ((side - 1) * stride - 2 * padding + k + output_padding for side in sides)
-        return N, first.shape[1], h, w
-    h, w = ((side + 2 * padding - k) // stride + 1 for side in sides)
-    return N, first.shape[0], h, w
+    return Convolution(stride, padding, transposed, output_padding).fits(x_channels, weight_shape)
 
 
 # --- Operators ----------------------------------------------------------------------------------------------
 
 _CONV = "int stride, int padding, bool transposed"
-_NORM = "bool norm, float eps, str act, float slope"
 
 
 @operator(
-    f"(Tensor x, Tensor[] weight, Tensor[] bias, {_CONV}, int output_padding, {_NORM}, bool recompute, bool"
-    " required) -> (Tensor, Tensor, Tensor, Tensor)"
+    f"(Tensor x, Tensor[] weight, Tensor[] bias, {_CONV}, int output_padding, bool norm, float eps, str act,"
+    " float slope, bool recompute, bool required) -> (Tensor, Tensor, Tensor, Tensor)"
 )
 def zero_conv_fwd(
     x: Tensor,
@@ -129,35 +111,35 @@ def zero_conv_fwd(
     """Return the convolution's output, mean and rstd [N, C] (empty without norm), and y (empty where there is
     none or it is recomputed).
     """
+    conv, before = Convolution(stride, padding, transposed, output_padding), Norm(None, None, eps, act, slope)
+    return forward(ZeroConvCall(x, weight, bias, conv, norm, before, recompute))
+
+
+def forward(given: ZeroConvCall) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The forward pass; see ``zero_conv_fwd``."""
     from . import instance_norm_launch
     from . import zero_conv_launch as host
     from ._weights import stacked
 
-    y, mean, rstd = x, x.new_empty(0, dtype=torch.float32), x.new_empty(0, dtype=torch.float32)
-    if norm:
-        y, mean, rstd = instance_norm_launch.forward(x, None, None, None, eps, act, slope)
-    form = host.Form.of(weight[0], stride, padding, transposed)
-    size = _out_shape(x, weight, stride, padding, transposed, output_padding)[2:]
-    out = host.forward(y, stacked(weight, x.dtype), bias, form, size)
-    return out, mean, rstd, y if norm and not recompute else x.new_empty(0)
+    x, weight, conv = given.x, given.weight, given.conv
+    y, (mean, rstd) = x, empty_statistics(x, False)
+    if given.normed:
+        y, mean, rstd = instance_norm_launch.forward(x, given.norm)
+    form, (_, _, H, W) = host.Form.of(weight[0], conv), conv.out_shape(x, weight[0])
+    out = host.forward(y, stacked(weight, x.dtype), given.bias, form, (H, W))
+    if not given.keeps_y:
+        y = empty_result(x)
+    return out, mean, rstd, y
 
 
 @zero_conv_fwd.register_fake
-def _(
-    x: Tensor,
-    weight: list[Tensor],
-    bias: Any,
-    stride: int,
-    padding: int,
-    transposed: bool,
-    output_padding: int,
-    norm: bool,
-    *rest: Any,
-) -> tuple[Tensor, ...]:
-    shape = _out_shape(x, weight, stride, padding, transposed, output_padding)
-    out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-    mean, rstd = (x.new_empty(x.shape[:2] if norm else (0,), dtype=torch.float32) for _ in range(2))
-    return out, mean, rstd, torch.empty_like(x) if norm and not rest[-2] else x.new_empty(0)
+def _(*flat: Any) -> tuple[Tensor, ...]:
+    *rest, _ = flat
+    given = ZeroConvCall.of(*rest)
+    x = given.x
+    out = empty_channels_last(x, given.conv.out_shape(x, given.weight[0]))
+    y = torch.empty_like(x) if given.keeps_y else empty_result(x)
+    return out, *empty_statistics(x, given.normed), y
 
 
 @operator(
@@ -186,75 +168,70 @@ def zero_conv_bwd(
     """
     from ._weights import empty_gradients
 
+    conv, norm = Convolution(stride, padding, transposed), Norm(None, None, eps, act, slope)
+    saved = ZeroConvSaved(x, mean, rstd, weight, y, conv, norm)
     dweight = empty_gradients(weight, needs[2:])
-    dx, dbias = backward(
-        g, x, mean, rstd, weight, y, stride, padding, transposed, eps, act, slope, needs, list(dweight), False
-    )
+    dx, dbias = backward(g, saved, needs, list(dweight), False)
     return dx, dweight, dbias
 
 
 def backward(
-    g: Tensor,
-    x: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    weight: Sequence[Tensor],
-    y: Tensor,
-    stride: int,
-    padding: int,
-    transposed: bool,
-    eps: float,
-    act: str,
-    slope: float,
-    needs: Sequence[bool],
-    into: Sequence[Tensor],
-    accumulate: bool,
+    g: Tensor, saved: ZeroConvSaved, needs: Sequence[bool], into: Sequence[Tensor], accumulate: bool
 ) -> tuple[Tensor, Tensor]:
     """The backward pass, weight gradients written (or added) to ``into``; see ``zero_conv_bwd``. Returns dx
     and dbias.
     """
-    from . import instance_norm_launch
     from . import zero_conv_launch as host
     from ._weights import stacked
+    from .instance_norm_launch import Extras
+    from .instance_norm_launch import backward as norm_backward
+    from .instance_norm_launch import forward as norm_forward
 
-    norm, g = mean.dim() == 2, channels_last(g)
-    recompute = norm and y.dim() == 1 and any(needs[2:])
-    dx, form = x.new_empty(0), host.Form.of(weight[0], stride, padding, transposed)
+    x, y, weight = saved.x, saved.y, saved.weight
+    g, form = channels_last(g), host.Form.of(weight[0], saved.conv)
+    recompute = saved.normed and y.dim() == 1 and any(needs[2:])
     fine = host.fine_gradient(g, form) if needs[0] or any(needs[2:]) else None
+    dx = empty_result(x)
     if needs[0]:
         dx = host.input_gradient(g, fine, stacked(weight, x.dtype), (x.shape[2], x.shape[3]), form)
-        if norm:
-            y = torch.empty_like(x) if recompute else y
-            written = y if recompute else None
-            dx, _ = instance_norm_launch.backward(dx, x, None, None, mean, rstd, act, slope, y=written)
+        if saved.normed:
+            extras = Extras()
+            if recompute:
+                y = torch.empty_like(x)
+                extras = Extras(y=y)
+            dx, _ = norm_backward(dx, x, saved.norm, saved.mean, saved.rstd, extras)
     elif recompute:
-        y = instance_norm_launch.forward(x, None, None, None, eps, act, slope)[0]
+        y, _, _ = norm_forward(x, saved.norm)
     if any(needs[2:]):
-        source = y if norm else x
+        source = y if saved.normed else x
         read = (g, source) if fine is None else (g, source, fine.pixels.data)
-        with beside(*read) if accumulate else contextlib.nullcontext():
-            host.weight_gradients(g, fine, source, form, weight, needs[2:], into, accumulate)
-    return dx, host.bias_gradient(g, len(weight)) if needs[1] else x.new_empty(0, dtype=torch.float32)
+        with beside(*read, when=accumulate):
+            pictures = host.pictures_of(g, fine, source, form)
+            host.weight_gradients(*pictures, form, weight, needs[2:], into, accumulate)
+    dbias = host.bias_gradient(g, len(weight)) if needs[1] else empty_result(x, torch.float32)
+    return dx, dbias
 
 
 @zero_conv_bwd.register_fake
-def _(
-    g: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: list[Tensor], *rest: Any
-) -> tuple[Tensor, ...]:
+def _(g: Tensor, *flat: Any) -> tuple[Tensor, ...]:
     from ._weights import empty_gradients
 
-    needs = rest[-2]
-    dbias = x.new_empty((len(weight), g.shape[1]) if needs[1] else (0,), dtype=torch.float32)
-    return torch.empty_like(x) if needs[0] else x.new_empty(0), empty_gradients(weight, needs[2:]), dbias
+    *rest, needs, _ = flat
+    saved = ZeroConvSaved.of(*rest)
+    x, weight = saved.x, saved.weight
+    dx = torch.empty_like(x) if needs[0] else empty_result(x)
+    bias = (len(weight), g.shape[1]) if needs[1] else (0,)
+    return dx, empty_gradients(weight, needs[2:]), x.new_empty(bias, dtype=torch.float32)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, weight, bias, stride, padding, transposed, _, _, eps, act, slope, _, ctx.required = inputs
+    *flat, ctx.required = inputs
+    given = ZeroConvCall.of(*flat)
     _, mean, rstd, y = output
     ctx.mark_non_differentiable(mean, rstd, y)
     ctx.set_materialize_grads(False)
-    ctx.options, ctx.count = (stride, padding, transposed, eps, act, slope), len(weight)
-    ctx.save_for_backward(x, mean, rstd, y, *weight, *bias)
+    ctx.conv, ctx.norm, ctx.count = given.conv, given.norm, len(given.weight)
+    ctx.save_for_backward(given.x, mean, rstd, y, *given.weight, *given.bias)
 
 
 def _backward(ctx: Any, g: Tensor | None, *_: None) -> tuple[Any, ...]:
@@ -262,16 +239,18 @@ def _backward(ctx: Any, g: Tensor | None, *_: None) -> tuple[Any, ...]:
         return (None,) * 13
     x, mean, rstd, y, *weight = ctx.saved_tensors
     weight, bias = weight[: ctx.count], weight[ctx.count :]
+    saved = ZeroConvSaved(x, mean, rstd, weight, y, ctx.conv, ctx.norm)
     needs_x, needs_w, needs_b = ctx.needs_input_grad[:3]
     needs = [needs_x, any(needs_b), *needs_w]
-    stride, padding, transposed, eps, act, slope = ctx.options
-    saved = (g, x, mean, rstd, weight, y, stride, padding, transposed, eps, act, slope, needs)
-    if (into := gradients_to_add_to(weight, needs_w)) is not None:
-        dx, dbias = backward_in_place("zero_conv_bwd", backward, saved, into, ctx.required)
-        dweights: list[Tensor | None] = [None] * len(weight)
-    else:
-        dx, dweight, dbias = torch.ops.fastcyclegan.zero_conv_bwd(*saved, ctx.required)
+    flat = (g, *saved.flat(), needs)
+    into = gradients_to_add_to(weight, needs_w)
+    if into is None:
+        dx, dweight, dbias = torch.ops.fastcyclegan.zero_conv_bwd(*flat, ctx.required)
         dweights = spread(dweight, needs_w)
+    else:
+        run = functools.partial(backward, g, saved, needs, into, True)
+        dx, dbias = backward_in_place("zero_conv_bwd", run, flat, into, ctx.required)
+        dweights = [None] * len(weight)
     return (dx if needs_x else None, dweights, spread_bias(dbias, bias, needs_b), *(None,) * 10)
 
 
@@ -282,30 +261,14 @@ zero_conv_bwd.register_autograd(refuse_double_backward("zero_conv"))
 # --- The function -------------------------------------------------------------------------------------------
 
 
-def _check_alike(name: str, x: Tensor, tensors: Sequence[Tensor]) -> None:
-    for t in tensors:
-        if t.shape != tensors[0].shape:
-            raise ValueError(
-                f"zero_conv: the tensors in {name} must have one shape, got {list(tensors[0].shape)} and"
-                f" {list(t.shape)}"
-            )
-        if t.dtype not in (x.dtype, torch.float32) or t.dtype != tensors[0].dtype:
-            raise TypeError(
-                f"zero_conv: {name} must be {x.dtype} (as x) or torch.float32, all alike, got {t.dtype}"
-            )
-        if t.device != x.device:
-            raise ValueError(f"zero_conv: {name} must be on the device of x, {x.device}, got {t.device}")
-
-
 def _check(
     x: Tensor,
     weight: Sequence[Tensor],
     bias: Sequence[Tensor],
     norm: bool,
     act: str,
-    conv: tuple[int, int, bool, int],
+    conv: Convolution,
 ) -> None:
-    stride, padding, transposed, output_padding = conv
     check_tensor("zero_conv", x)
     if x.dtype not in DTYPES:
         raise TypeError(f"zero_conv: x must be float32, bfloat16 or float16, got {x.dtype}")
@@ -316,16 +279,18 @@ def _check(
             f"zero_conv: x must have a multiple of as many images as there are weights, got {x.shape[0]} for"
             f" {len(weight)}"
         )
-    _check_alike("weight", x, weight)
-    _check_alike("bias", x, bias)
-    if not serves(x.shape[1], weight[0].shape, *conv):
-        wanted = f"[{x.shape[1]}, O, k, k]" if transposed else f"[O, {x.shape[1]}, k, k]"
+    check_alike("zero_conv", "weight", x, weight)
+    check_alike("zero_conv", "bias", x, bias)
+    if not conv.fits(x.shape[1], weight[0].shape):
+        wanted = f"[O, {x.shape[1]}, k, k]"
+        if conv.transposed:
+            wanted = f"[{x.shape[1]}, O, k, k]"
         raise ValueError(
             f"zero_conv: weight must be {wanted}, k at most 7, with a stride of 1 or 2, a padding below k and"
-            f" an output_padding below the stride, got {list(weight[0].shape)}, {stride}, {padding} and"
-            f" {output_padding}"
+            f" an output_padding below the stride, got {list(weight[0].shape)}, {conv.stride}, {conv.padding}"
+            f" and {conv.output_padding}"
         )
-    shape = _out_shape(x, weight, *conv)
+    shape = conv.out_shape(x, weight[0])
     if min(shape[2:]) < 1:
         raise ValueError(
             f"zero_conv: x must be no smaller than the kernel, got shape {tuple(x.shape)}, which gives"
@@ -366,20 +331,10 @@ def zero_conv(
     ``required``: a kernel that fails raises KernelError, else PyTorch computes it. Raises ValueError for a
     shape or option that does not fit and TypeError for a dtype, by name.
     """
-    conv = (stride, padding, transposed, output_padding)
-    _check(x, weight, bias, norm, act, conv)
+    _check(x, weight, bias, norm, act, Convolution(stride, padding, transposed, output_padding))
     if norm:
         check_pixels(x)
-    arguments = (
-        channels_last(x),
-        list(weight),
-        list(bias),
-        *conv,
-        norm,
-        eps,
-        act,
-        slope,
-        recompute,
-        required,
-    )
-    return torch.ops.fastcyclegan.zero_conv_fwd(*arguments)[0]
+    tensors = (channels_last(x), list(weight), list(bias))
+    conv = (stride, padding, transposed, output_padding)
+    options = (norm, eps, act, slope, recompute, required)
+    return torch.ops.fastcyclegan.zero_conv_fwd(*tensors, *conv, *options)[0]

@@ -4,9 +4,9 @@ Checks nothing.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import triton
@@ -14,21 +14,19 @@ from torch import Tensor
 
 # The kernels register themselves.
 from . import zero_conv_triton as _device_code  # noqa: F401
-from ._launch import Config, chip, dry, interpreted, launch
-from ._products import (
+from ._convolution import Convolution
+from ._launch import Config, interpreting, launch
+from ._layout import empty_channels_last
+from ._product_tiles import (
     CONV_TILES,
     TRANSPOSED_FP32_TILES,
     WGRAD_TILES,
-    Gradient,
     Tile,
-    _configs,
-    _key,
-    _octave,
-    contract,
-    precision_of,
-    product,
-    split_k,
+    octave,
+    product_configs,
+    product_key,
 )
+from ._products import Gradient, contract, precision_of, product, shares_of
 from ._tiles import tuned
 from ._weights import PICTURE, contract_weight, images_of, runs_of, stack_bias, window, window_weight
 from .border_launch import Frame, Pixels, embed
@@ -63,8 +61,9 @@ class Form:
     transposed: bool
 
     @classmethod
-    def of(cls, weight: Tensor, stride: int, padding: int, transposed: bool) -> Form:
-        return cls(weight.shape[0], weight.shape[1], weight.shape[2], stride, padding, transposed)
+    def of(cls, weight: Tensor, conv: Convolution) -> Form:
+        coarse, fine, kernel, _ = weight.shape
+        return cls(coarse, fine, kernel, conv.stride, conv.padding, conv.transposed)
 
     @property
     def contracts(self) -> bool:
@@ -102,44 +101,30 @@ class Fine:
 # --- The products -------------------------------------------------------------------------------------------
 
 
-def _flags(x: Tensor) -> dict[str, Any]:
-    return {"PRECISION": precision_of(x), "INTERPRET": interpreted() and not dry()}
-
-
 def gather(x: Fine, w: Tensor, size: tuple[int, int], stride: int, bias: Tensor | None = None) -> Tensor:
     """Return the coarse picture [N, O, *size] in channels_last from the fine x and w [P, O, k, k, C]."""
     w = window_weight(w) if x.few else w
     P, O, KH, KW, C = w.shape
     H, W = size
     data, N = x.pixels.data, x.pixels.N
-    y = torch.empty((N, O, H, W), dtype=data.dtype, device=data.device, memory_format=torch.channels_last)
+    y = empty_channels_last(data, (N, O, H, W))
+    precision = precision_of(data)
     constants = {
-        "C": C,
-        "O": O,
-        "XS": x.pixels.step,
-        "KH": KH,
-        "KW": KW,
-        "STRIDE": stride,
-        "PAD": x.pad,
-        "HAS_BIAS": bias is not None,
-    }
-    flags = _flags(data)
+        "C": C, "O": O, "XS": x.pixels.step, "KH": KH, "KW": KW, "STRIDE": stride, "PAD": x.pad,
+        "HAS_BIAS": bias is not None, "PRECISION": precision, "INTERPRET": interpreting(),
+    }  # fmt: skip
 
     def run(config: Config) -> None:
         block_m, block_n, _ = config.constants.values()
         tiles = triton.cdiv(H * W, block_m)
         args = (data, w, bias, y, KH * KW, tiles, max(1, N // P), H, W, *x.size, x.pixels.rows)
-        launch(
-            "_zero_conv_gather_kernel",
-            N * tiles * triton.cdiv(O, block_n),
-            args,
-            {**constants, **flags},
-            config,
-        )
+        grid = N * tiles * triton.cdiv(O, block_n)
+        launch("_zero_conv_gather_kernel", grid, args, constants, config)
 
-    key = _key(data, _octave(N), _octave(H * W), C, O, KH, KW, stride, flags["PRECISION"])
-    tiles = TILES if H * W > 16 else TINY_TILES
-    tuned("zero_gather", key, _configs(tiles, data, flags["PRECISION"], H * W, O, C), y, run)
+    lists = TILES if H * W > 16 else TINY_TILES
+    configs = product_configs(lists, data, precision, H * W, O, C)
+    key = product_key(data, octave(N), octave(H * W), C, O, KH, KW, stride, precision)
+    tuned("zero_gather", key, configs, y, run)
     return y
 
 
@@ -149,30 +134,25 @@ def scatter(x: Tensor, w: Tensor, size: tuple[int, int], form: Form, bias: Tenso
     """
     P, C, k, _, O = w.shape
     (H, W), N, S = size, x.shape[0], form.stride
-    y = torch.empty((N, O, H, W), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-    flags = _flags(x)
+    y = empty_channels_last(x, (N, O, H, W))
+    precision = precision_of(x)
     constants = {
-        "C": C,
-        "O": O,
-        "K": k,
-        "STRIDE": S,
-        "PAD": form.padding,
-        "HAS_BIAS": bias is not None,
-        **flags,
-    }
+        "C": C, "O": O, "K": k, "STRIDE": S, "PAD": form.padding, "HAS_BIAS": bias is not None,
+        "PRECISION": precision, "INTERPRET": interpreting(),
+    }  # fmt: skip
     pixels = triton.cdiv(H, S) * triton.cdiv(W, S)
 
     def run(config: Config) -> None:
         block_m, block_n, _ = config.constants.values()
         tiles = triton.cdiv(pixels, block_m)
         args = (x, w, bias, y, N, tiles, max(1, N // P), H, W, x.shape[2], x.shape[3])
-        launch(
-            "_zero_conv_scatter_kernel", S * S * N * tiles * triton.cdiv(O, block_n), args, constants, config
-        )
+        grid = S * S * N * tiles * triton.cdiv(O, block_n)
+        launch("_zero_conv_scatter_kernel", grid, args, constants, config)
 
-    tiles = SCATTER_FP32_TILES if x.dtype == torch.float32 else TILES
-    key = _key(x, _octave(N), _octave(H * W), C, O, k, S, flags["PRECISION"])
-    tuned("zero_scatter", key, _configs(tiles, x, flags["PRECISION"], pixels, O, C), y, run)
+    lists = SCATTER_FP32_TILES if x.dtype == torch.float32 else TILES
+    configs = product_configs(lists, x, precision, pixels, O, C)
+    key = product_key(x, octave(N), octave(H * W), C, O, k, S, precision)
+    tuned("zero_scatter", key, configs, y, run)
     return y
 
 
@@ -195,56 +175,44 @@ def wgrad(
     """
     O, C, KH, KW = shape
     H, W = size
-    data, per, columns, flags = x.pixels.data, y.N // groups, KH * KW * C, _flags(y.data)
+    data, per, columns = x.pixels.data, y.N // groups, KH * KW * C
     if per == 0:
         return data.new_zeros((1, groups, O, columns), dtype=torch.float32)
-    constants = {
-        "O": O,
-        "C": C,
-        "XS": x.pixels.step,
-        "KH": KH,
-        "KW": KW,
-        "STRIDE": stride,
-        "PAD": x.pad,
-        **flags,
-    }
-
-    def run(config: Config) -> Tensor:
-        block_m, block_n, block_k = config.constants.values()
-        line = line_of(size, block_k)
-        across = triton.cdiv(W, line)
-        chunks = across * triton.cdiv(H, block_k // line)
-        blocks = groups * triton.cdiv(O, block_m) * triton.cdiv(columns, block_n)
-        sms = chip(data.device).multiprocessors * (2 if block_m * block_n <= 128 * 128 else 1)
-        splits = (
-            2 if interpreted() and not dry() else split_k(blocks, per * chunks, 4 * block_m * block_n, sms)
-        )
-        steps = triton.cdiv(per * chunks, splits)
-        part = data.new_empty((triton.cdiv(per * chunks, steps), groups, O, columns), dtype=torch.float32)
-        args = (
-            y.data,
-            data,
-            part,
-            part.shape[0],
-            steps,
-            across,
-            chunks,
-            per,
-            groups,
-            H,
-            W,
-            *x.size,
-            x.pixels.rows,
-        )
-        launch("_zero_conv_wgrad_kernel", blocks * part.shape[0], args, {**constants, "LINE": line}, config)
-        return part
-
-    key = _key(data, _octave(per), groups, _octave(H * W), O, C, KH, KW, stride, flags["PRECISION"])
-    tiles = WGRAD_TILES if min(O, columns) > 64 else NARROW_WGRAD_TILES
-    found: Tensor = tuned(
-        "zero_wgrad", key, _configs(tiles, data, flags["PRECISION"], O, columns, H * W), data, run
-    )
+    precision = precision_of(y.data)
+    lists = WGRAD_TILES if min(O, columns) > 64 else NARROW_WGRAD_TILES
+    configs = product_configs(lists, data, precision, O, columns, H * W)
+    key = product_key(data, octave(per), groups, octave(H * W), O, C, KH, KW, stride, precision)
+    run = functools.partial(_launch_wgrad, y, x, size, shape, groups, stride)
+    found: Tensor = tuned("zero_wgrad", key, configs, data, run)
     return found
+
+
+def _launch_wgrad(
+    y: Pixels,
+    x: Fine,
+    size: tuple[int, int],
+    shape: tuple[int, int, int, int],
+    groups: int,
+    stride: int,
+    config: Config,
+) -> Tensor:
+    O, C, KH, KW = shape
+    H, W = size
+    data, per, columns = x.pixels.data, y.N // groups, KH * KW * C
+    block_m, block_n, block_k = config.constants.values()
+    line = line_of(size, block_k)
+    across = triton.cdiv(W, line)
+    chunks = across * triton.cdiv(H, block_k // line)
+    blocks = groups * triton.cdiv(O, block_m) * triton.cdiv(columns, block_n)
+    shares, steps = shares_of(data.device, blocks, per * chunks, (block_m, block_n))
+    part = data.new_empty((shares, groups, O, columns), dtype=torch.float32)
+    args = (y.data, data, part, shares, steps, across, chunks, per, groups, H, W, *x.size, x.pixels.rows)
+    constants = {
+        "O": O, "C": C, "XS": x.pixels.step, "KH": KH, "KW": KW, "STRIDE": stride, "PAD": x.pad,
+        "PRECISION": precision_of(y.data), "INTERPRET": interpreting(), "LINE": line,
+    }  # fmt: skip
+    launch("_zero_conv_wgrad_kernel", blocks * shares, args, constants, config)
+    return part
 
 
 # --- The passes ---------------------------------------------------------------------------------------------
@@ -292,10 +260,18 @@ def input_gradient(g: Tensor, fine: Fine | None, w: Tensor, size: tuple[int, int
     return product(fine.pixels, window_weight(w, turned=True), size)
 
 
+def pictures_of(g: Tensor, fine: Fine | None, y: Tensor, form: Form) -> tuple[Tensor, Fine]:
+    """Return the coarse and the fine picture of a weight gradient: the output's g, which ``fine`` has in
+    another form (``fine_gradient``), and the input y.
+    """
+    if fine is None:
+        return g, Fine.of(y, form)
+    return y, fine
+
+
 def weight_gradients(
-    g: Tensor,
-    fine: Fine | None,
-    y: Tensor,
+    coarse: Tensor,
+    fine: Fine,
     form: Form,
     weights: Sequence[Tensor],
     needs: Sequence[bool],
@@ -303,29 +279,27 @@ def weight_gradients(
     accumulate: bool,
 ) -> None:
     """Write (or add) the gradients of the ``weights`` that ``needs`` names to ``into``, a tensor each, from
-    the output's g and the input y.
+    both pictures (``pictures_of``).
 
     A frozen weight costs nothing: each run of neighbours that need a gradient is one product, and one sum
     where they lie in equal steps.
     """
-    coarse, fine = (g, Fine.of(y, form)) if fine is None else (y, fine)
     O, C, k = coarse.shape[1], weights[0].shape[1], form.kernel
     row = window(k) * PICTURE
-    shape = (O, row, k, 1) if fine.few else (O, C, k, k)
-    strides = (k * row, row, PICTURE, 1) if fine.few else (k * k * C, k * C, C, 1)
-    # The few channels are those of the gradient: the input's are the rows of the product, and the taps run
-    # the other way.
-    start, strides = (
-        ((k - 1) * (row + PICTURE), (1, -row, -PICTURE, k * row)) if form.contracts else (0, strides)
-    )
+    shape, start, strides = (O, C, k, k), 0, (k * k * C, k * C, C, 1)
+    if fine.few:
+        shape, strides = (O, row, k, 1), (k * row, row, PICTURE, 1)
+    if form.contracts:
+        # The few channels are those of the gradient: the input's are the rows of the product, and the taps
+        # run the other way.
+        start, strides = (k - 1) * (row + PICTURE), (1, -row, -PICTURE, k * row)
     per, pixels = coarse.shape[0] // len(weights), Pixels.of(coarse)
+    size = (coarse.shape[2], coarse.shape[3])
     gradients = []
     for first, count in runs_of(needs):
         images = (first * per, count * per)
         mine = Fine(images_of(fine.pixels, *images), fine.pad, fine.few)
-        part = wgrad(
-            images_of(pixels, *images), mine, (coarse.shape[2], coarse.shape[3]), shape, count, form.stride
-        )
+        part = wgrad(images_of(pixels, *images), mine, size, shape, count, form.stride)
         gradients.append(Gradient(part, start, strides))
     sum_all(gradients, into, accumulate)
 

@@ -14,7 +14,7 @@ import triton.language as tl
 
 from ._launch import kernel
 from ._math import load_operand, locate, store_tile
-from ._product_triton import _load_weight, _product
+from ._product_triton import load_weight, product
 
 # One compiled kernel serves all picture sizes.
 COUNTS = [
@@ -73,8 +73,8 @@ def _zero_conv_gather_kernel(
         h, q = top + tap // KW, left + tap % KW
         mask = (h >= 0) & (h < SH) & (q >= 0) & (q < SW)
         a = load_operand(x, h * SW + q, mask, XS, c0 + tl.arange(0, BLOCK_K), C, C % BLOCK_K == 0)
-        b = _load_weight(w, p, tap, c0, n0, C, O, KH * KW, False, False, BLOCK_N, BLOCK_K)
-        acc = _product(a, b, acc, PRECISION, INTERPRET)
+        b = load_weight(w, p, tap, c0, n0, C, O, KH * KW, False, False, BLOCK_N, BLOCK_K)
+        acc = product(a, b, acc, PRECISION, INTERPRET)
 
     if HAS_BIAS:
         acc += tl.load(bias_ptr + p * O + offs_n, mask=mask_n, other=0.0).to(tl.float32)[None, :]
@@ -124,8 +124,8 @@ def _zero_conv_scatter_kernel(
         a = load_operand(x, h * SW + q, mask, C, c0 + tl.arange(0, BLOCK_K), C, C % BLOCK_K == 0)
         # The loader counts taps from the last.
         tap = K * K - 1 - (a0 + STRIDE * ja) * K - b0 - STRIDE * jb
-        b = _load_weight(w, p, tap, c0, n0, C, O, K * K, True, False, BLOCK_N, BLOCK_K)
-        acc = _product(a, b, acc, PRECISION, INTERPRET)
+        b = load_weight(w, p, tap, c0, n0, C, O, K * K, True, False, BLOCK_N, BLOCK_K)
+        acc = product(a, b, acc, PRECISION, INTERPRET)
 
     if HAS_BIAS:
         acc += tl.load(bias_ptr + p * O + offs_n, mask=mask_n, other=0.0).to(tl.float32)[None, :]
@@ -189,7 +189,7 @@ def _zero_conv_wgrad_kernel(
         source = x + (image * ROWS + (h0 * SW + q0) * STRIDE) * XS
         h, q = (rh * STRIDE)[:, None] + a[None, :], (rq * STRIDE)[:, None] + b[None, :]
         rhs = load_taps(source, h0 * STRIDE, q0 * STRIDE, h, q, c, bottom, right, SW, XS)
-        acc = _product(lhs.T, rhs, acc, PRECISION, INTERPRET)
+        acc = product(lhs.T, rhs, acc, PRECISION, INTERPRET)
     base = (split * G + g).to(tl.int64) * (O * COLUMNS)
     tl.store(
         part_ptr + base + offs_o[:, None] * COLUMNS + offs_j[None, :],

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from fastcyclegan.kernels import descriptor_launch
 from fastcyclegan.kernels.dispatch import as_on_gpu
 from fastcyclegan.testing import tf32
 from tests.planted import forget
@@ -24,3 +25,10 @@ def auto_is_triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     forget(monkeypatch)
     with as_on_gpu(), tf32(False):
         yield
+
+
+@pytest.fixture
+def asked_by_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a new process knows of tensor descriptors."""
+    monkeypatch.setattr(descriptor_launch, "_answers", {})
+    monkeypatch.setattr(descriptor_launch, "_refused", set())

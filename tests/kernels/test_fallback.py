@@ -33,11 +33,9 @@ from fastcyclegan.kernels.reflect_conv import reflect_conv
 from fastcyclegan.kernels.zero_conv import zero_conv
 from fastcyclegan.nn.networks import Discriminator, Generator, UnetGenerator
 from fastcyclegan.testing import assert_parity
-from tests.kernels import test_instance_norm as norms
+from tests.kernels import norms, reflect_convs, zero_convs
 from tests.kernels import test_norm_conv as norm_convs
-from tests.kernels import test_reflect_conv as reflect_convs
 from tests.kernels import test_residual_block as blocks
-from tests.kernels import test_zero_conv as zero_convs
 from tests.kernels.arguments import impl
 from tests.planted import ERRORS, Ear, forget, heard, plant
 

@@ -14,10 +14,9 @@ from fastcyclegan.kernels import residual_block as residual
 from fastcyclegan.kernels.norm_conv import norm_conv
 from fastcyclegan.kernels.zero_conv import zero_conv
 from fastcyclegan.testing import relative_error
+from tests.kernels import reflect_convs, zero_convs
 from tests.kernels import test_norm_conv as norm_convs
-from tests.kernels import test_reflect_conv as reflect_convs
 from tests.kernels import test_residual_block as blocks
-from tests.kernels import test_zero_conv as zero_convs
 from tests.planted import plant
 
 pytestmark = pytest.mark.usefixtures("auto_is_triton")

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from fastcyclegan.kernels import instance_norm_launch as host
+from fastcyclegan.kernels._norm import Norm
 from fastcyclegan.kernels._tiles import bordered_shape, empty_bordered
 from fastcyclegan.kernels.instance_norm import instance_norm_ref
 from fastcyclegan.testing import packed_gradient
@@ -23,13 +24,14 @@ def test_gradient_with_its_margins(shape: tuple[int, ...], dtype: torch.dtype, d
     """In one pass: dy read inside a border, dx with margins, and y written again with its border."""
     torch.manual_seed(0)
     x = channels_last(*shape, device=device).to(dtype)
-    _, mean, rstd = host.forward(x, None, None, None, 1e-5, "relu", 0.0)
+    norm = Norm(act="relu", slope=0.0)
+    _, mean, rstd = host.forward(x, norm)
     bordered = channels_last(*bordered_shape(x, 1), device=device).to(dtype)
     inner = bordered[:, :, 1:-1, 1:-1].contiguous(memory_format=torch.channels_last)
-    plain, total = host.backward(inner, x, None, None, mean, rstd, "relu", 0.0)
+    plain, total = host.backward(inner, x, norm, mean, rstd)
     y = empty_bordered(x, 1)
-    extras = host.Extras(dy_border=1, y_border=1, margins=True)
-    packed, same_total = host.backward(bordered, x, None, None, mean, rstd, "relu", 0.0, extras, y)
+    extras = host.Extras(dy_border=1, y_border=1, margins=True, y=y)
+    packed, same_total = host.backward(bordered, x, norm, mean, rstd, extras)
     # What is added up is what was stored; the sum is rounded once.
     torch.testing.assert_close(packed, packed_gradient(plain.float()).to(dtype))
     torch.testing.assert_close(total, same_total)

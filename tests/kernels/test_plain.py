@@ -16,11 +16,17 @@ import torch
 
 from fastcyclegan.kernels import _fallback, _launch, _operator, _plain
 from fastcyclegan.testing import tf32
-from tests.kernels import test_instance_norm as norms
+from tests.kernels import (
+    test_instance_norm,
+    test_instance_norm_operator,
+    test_reflect_conv,
+    test_reflect_conv_operator,
+    test_zero_conv,
+    test_zero_conv_operator,
+    zero_convs,
+)
 from tests.kernels import test_norm_conv as norm_convs
-from tests.kernels import test_reflect_conv as reflect_convs
 from tests.kernels import test_residual_block as blocks
-from tests.kernels import test_zero_conv as zero_convs
 
 FP32, BF16 = torch.float32, torch.bfloat16
 
@@ -48,10 +54,10 @@ def test_every_operator_has_a_twin_of_the_same_arguments() -> None:
 
 
 MODULES = {
-    "instance_norm": norms,
-    "reflect_conv": reflect_convs,
+    "instance_norm": test_instance_norm,
+    "reflect_conv": test_reflect_conv,
     "residual_block": blocks,
-    "zero_conv": zero_convs,
+    "zero_conv": test_zero_conv,
 }
 CASES = [
     pytest.param(module, case, dtype, id=f"{name}: {case.why}-{dtype}")
@@ -80,12 +86,12 @@ def test_norm_conv_equals_float64(case: Any, dtype: torch.dtype, recompute: bool
 def test_norm_before_and_tanh_after(
     channels: int, out: int, kernel: int, tanh: bool, dtype: torch.dtype, recompute: bool, device: str
 ) -> None:
-    reflect_convs.test_norm_before_and_tanh_after(channels, out, kernel, tanh, dtype, recompute, device)
+    test_reflect_conv.test_norm_before_and_tanh_after(channels, out, kernel, tanh, dtype, recompute, device)
 
 
 @pytest.mark.parametrize("case", [zero_convs.UP, zero_convs.LAST], ids=lambda c: c.why)
 def test_y_may_be_kept(case: Any, device: str) -> None:
-    zero_convs.test_y_may_be_kept(case, device)
+    test_zero_conv.test_y_may_be_kept(case, device)
 
 
 def test_frozen_members(device: str) -> None:
@@ -104,24 +110,24 @@ def test_frozen_members(device: str) -> None:
 def test_flat_images_and_a_large_offset(device: str) -> None:
     """A mean that is off by a rounding would be scaled by 316: the same as the kernels are held to."""
     for planes in (True, False):
-        norms.test_flat_pictures_become_exactly_zero(planes, torch.float16, device)
-    norms.test_mean_of_a_thousand_deviations(13, device)
+        test_instance_norm.test_flat_pictures_become_exactly_zero(planes, torch.float16, device)
+    test_instance_norm.test_mean_of_a_thousand_deviations(13, device)
     blocks.test_flat_pictures_and_a_large_offset(device)
 
 
 def test_no_images(device: str) -> None:
-    norms.test_no_images(13, device)
-    reflect_convs.test_no_images(device)
+    test_instance_norm.test_no_images(13, device)
+    test_reflect_conv.test_no_images(device)
     blocks.test_no_images(device)
     for case in zero_convs.ROUTES:
-        zero_convs.test_no_images(case, device)
+        test_zero_conv.test_no_images(case, device)
 
 
 @pytest.mark.parametrize("recompute", [True, False])
 def test_autocast_changes_no_dtype(recompute: bool, device: str) -> None:
     """PyTorch's operators would each choose one of their own."""
-    norms.test_autocast_leaves_the_dtype_of_the_input(device)
-    reflect_convs.test_autocast_casts_as_convolutions_do(device)
+    test_instance_norm_operator.test_autocast_leaves_the_dtype_of_the_input(device)
+    test_reflect_conv_operator.test_autocast_casts_as_convolutions_do(device)
     blocks.test_any_layout_and_autocast(device)
     case = norm_convs.Case("", (1, 9, 6, 7), norm_convs.STRIDE_1, border=1)
     (x, weight, *_), _ = norm_convs.operands(case, device, torch.float16)
@@ -135,12 +141,12 @@ def test_autocast_changes_no_dtype(recompute: bool, device: str) -> None:
 
 
 def test_opcheck(device: str) -> None:
-    norms.test_opcheck(True, False, device)
-    reflect_convs.test_opcheck_with_norm_and_tanh(False, device)
+    test_instance_norm_operator.test_opcheck(True, False, device)
+    test_reflect_conv_operator.test_opcheck_with_norm_and_tanh(False, device)
     blocks.test_opcheck(device)
-    zero_convs.test_opcheck(zero_convs.LAST, True, device)
+    test_zero_conv_operator.test_opcheck(zero_convs.LAST, True, device)
     norm_convs.test_opcheck(norm_convs.CASES[3], False, device)
 
 
 def test_the_same_bits_twice_and_alone(device: str) -> None:
-    norms.test_same_bits_twice_and_alone((3, 20, 13, 11), device)
+    test_instance_norm.test_same_bits_twice_and_alone((3, 20, 13, 11), device)

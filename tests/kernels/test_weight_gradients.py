@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fastcyclegan.kernels import accumulating, reflect_conv2d
-from tests.kernels.test_reflect_conv import CASES, Case, operands, ours, results
+from tests.kernels.reflect_convs import CASES, Case, operands, ours, results
 
 pytestmark = pytest.mark.usefixtures("no_tf32")
 

@@ -1,0 +1,202 @@
+"""What each operator around a convolution is given, and what its forward leaves for its backward, as one
+value each. Imports torch alone.
+
+PyTorch knows the operators by flat arguments. ``of`` reads them in the order of the schema: of a forward all
+but ``required``, of a backward all between g and ``needs`` (of norm_conv's, between g and ``required``).
+``flat`` returns them so. Where there is no norm ``norm`` is not read, and mean and rstd are empty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ._convolution import AtenConvolution, Convolution
+from ._norm import Norm
+
+
+@dataclass(frozen=True)
+class ReflectConvCall:
+    """The arguments of ``reflect_conv_fwd``."""
+
+    x: Tensor
+    normed: bool
+    norm: Norm
+    weight: Sequence[Tensor]
+    bias: Sequence[Tensor]
+    padding: int
+    tanh: bool
+    recompute: bool
+
+    @classmethod
+    def of(cls, *flat: Any) -> ReflectConvCall:
+        x, norm_weight, norm_bias, weight, bias, normed, eps, act, slope, padding, tanh, recompute = flat
+        norm = Norm(norm_weight, norm_bias, eps, act, slope)
+        return cls(x, normed, norm, weight, bias, padding, tanh, recompute)
+
+    @property
+    def keeps_y(self) -> bool:
+        return self.normed and not self.recompute
+
+
+@dataclass(frozen=True)
+class ReflectConvSaved:
+    """What ``reflect_conv_bwd`` reads. ``out`` is the output if it was a tanh, else empty; y is empty where
+    there is none or it is to be recomputed.
+    """
+
+    x: Tensor
+    norm: Norm
+    mean: Tensor
+    rstd: Tensor
+    weight: Sequence[Tensor]
+    out: Tensor
+    y: Tensor
+    padding: int
+
+    @classmethod
+    def of(cls, *flat: Any) -> ReflectConvSaved:
+        x, norm_weight, norm_bias, mean, rstd, weight, out, y, act, slope, padding = flat
+        norm = Norm(norm_weight, norm_bias, act=act, slope=slope)
+        return cls(x, norm, mean, rstd, weight, out, y, padding)
+
+    def flat(self) -> tuple[Any, ...]:
+        norm, made = self.norm, (self.mean, self.rstd, self.weight, self.out, self.y)
+        return (self.x, norm.weight, norm.bias, *made, norm.act, norm.slope, self.padding)
+
+    @property
+    def normed(self) -> bool:
+        return self.mean.dim() == 2
+
+
+@dataclass(frozen=True)
+class ZeroConvCall:
+    """The arguments of ``zero_conv_fwd``."""
+
+    x: Tensor
+    weight: Sequence[Tensor]
+    bias: Sequence[Tensor]
+    conv: Convolution
+    normed: bool
+    norm: Norm
+    recompute: bool
+
+    @classmethod
+    def of(cls, *flat: Any) -> ZeroConvCall:
+        x, weight, bias, stride, padding, transposed, output_padding, normed, eps, act, slope, recompute = (
+            flat
+        )
+        conv = Convolution(stride, padding, transposed, output_padding)
+        return cls(x, weight, bias, conv, normed, Norm(None, None, eps, act, slope), recompute)
+
+    @property
+    def keeps_y(self) -> bool:
+        return self.normed and not self.recompute
+
+
+@dataclass(frozen=True)
+class ZeroConvSaved:
+    """What ``zero_conv_bwd`` reads. y is empty where there is none or it is to be recomputed; ``conv`` is
+    without its output_padding, which no gradient asks for.
+    """
+
+    x: Tensor
+    mean: Tensor
+    rstd: Tensor
+    weight: Sequence[Tensor]
+    y: Tensor
+    conv: Convolution
+    norm: Norm
+
+    @classmethod
+    def of(cls, *flat: Any) -> ZeroConvSaved:
+        x, mean, rstd, weight, y, stride, padding, transposed, eps, act, slope = flat
+        conv = Convolution(stride, padding, transposed)
+        return cls(x, mean, rstd, weight, y, conv, Norm(None, None, eps, act, slope))
+
+    def flat(self) -> tuple[Any, ...]:
+        conv, norm = self.conv, self.norm
+        options = (conv.stride, conv.padding, conv.transposed, norm.eps, norm.act, norm.slope)
+        return (self.x, self.mean, self.rstd, self.weight, self.y, *options)
+
+    @property
+    def normed(self) -> bool:
+        return self.mean.dim() == 2
+
+
+@dataclass(frozen=True)
+class NormConvCall:
+    """The arguments of ``norm_conv_fwd``."""
+
+    x: Tensor
+    normed: bool
+    norm: Norm
+    weight: Tensor
+    bias: Tensor | None
+    border: int
+    recompute: bool
+    conv: AtenConvolution
+
+    @classmethod
+    def of(cls, *flat: Any) -> NormConvCall:
+        x, norm_weight, norm_bias, weight, bias, normed, eps, act, slope, border, recompute, *conv = flat
+        norm = Norm(norm_weight, norm_bias, eps, act, slope)
+        return cls(x, normed, norm, weight, bias, border, recompute, AtenConvolution(*conv))
+
+
+@dataclass(frozen=True)
+class NormConvSaved:
+    """What ``norm_conv_bwd`` reads. y is empty where it is to be recomputed; ``needs`` says of x, weight and
+    bias whether they want a gradient.
+    """
+
+    x: Tensor
+    norm: Norm
+    mean: Tensor
+    rstd: Tensor
+    weight: Tensor
+    y: Tensor
+    border: int
+    needs: list[bool]
+    conv: AtenConvolution
+
+    @classmethod
+    def of(cls, *flat: Any) -> NormConvSaved:
+        x, norm_weight, norm_bias, mean, rstd, weight, y, act, slope, border, needs, *conv = flat
+        norm = Norm(norm_weight, norm_bias, act=act, slope=slope)
+        return cls(x, norm, mean, rstd, weight, y, border, needs, AtenConvolution(*conv))
+
+    def flat(self) -> tuple[Any, ...]:
+        norm, made = self.norm, (self.mean, self.rstd, self.weight, self.y)
+        options = (norm.act, norm.slope, self.border, self.needs)
+        return (self.x, norm.weight, norm.bias, *made, *options, *self.conv.flat())
+
+    @property
+    def normed(self) -> bool:
+        return self.mean.dim() == 2
+
+
+@dataclass(frozen=True)
+class ResidualBlockSaved:
+    """What ``residual_block_bwd`` reads."""
+
+    x: Tensor
+    c1: Tensor
+    c2: Tensor
+    mean1: Tensor
+    rstd1: Tensor
+    mean2: Tensor
+    rstd2: Tensor
+    weight1: Sequence[Tensor]
+    weight2: Sequence[Tensor]
+
+    @classmethod
+    def of(cls, *flat: Any) -> ResidualBlockSaved:
+        return cls(*flat)
+
+    def flat(self) -> tuple[Any, ...]:
+        statistics = (self.mean1, self.rstd1, self.mean2, self.rstd2)
+        return (self.x, self.c1, self.c2, *statistics, self.weight1, self.weight2)

@@ -1,0 +1,73 @@
+"""The arguments of convolutions: those of ``torch.ops.aten.convolution``, and those of ``zero_conv``. Imports
+torch alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class AtenConvolution:
+    """What ``torch.ops.aten.convolution`` takes after x, weight and bias."""
+
+    stride: list[int]
+    padding: list[int]
+    dilation: list[int]
+    transposed: bool
+    output_padding: list[int]
+    groups: int
+
+    def flat(self) -> tuple[Any, ...]:
+        """Return them in the order in which PyTorch takes them."""
+        sides = (self.stride, self.padding, self.dilation)
+        return (*sides, self.transposed, self.output_padding, self.groups)
+
+    def out_channels(self, weight: Tensor) -> int:
+        """Return how many channels the convolution by ``weight`` gives."""
+        if self.transposed:
+            return weight.shape[1] * self.groups
+        return weight.shape[0]
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """A zero-padded convolution by weights [O, C, k, k], or a transposed one by weights [C, O, k, k]."""
+
+    stride: int = 1
+    padding: int = 0
+    transposed: bool = False
+    output_padding: int = 0
+
+    @property
+    def aten(self) -> AtenConvolution:
+        """The same as PyTorch takes it."""
+        sides = ([self.stride] * 2, [self.padding] * 2, [1, 1])
+        return AtenConvolution(*sides, self.transposed, [self.output_padding] * 2, 1)
+
+    def fits(self, channels: int, weight_shape: Sequence[int]) -> bool:
+        """Return whether the kernels have this convolution of ``channels`` by weights of ``weight_shape``."""
+        if len(weight_shape) != 4 or weight_shape[2] != weight_shape[3] or min(weight_shape) < 1:
+            return False
+        k = weight_shape[2]
+        if k > 7 or self.stride not in (1, 2) or not 0 <= self.padding < k:
+            return False
+        if self.transposed:
+            return weight_shape[0] == channels and 0 <= self.output_padding < self.stride
+        return weight_shape[1] == channels and self.output_padding == 0
+
+    def out_shape(self, x: Tensor, weight: Tensor) -> tuple[int, int, int, int]:
+        """Return the shape of the convolution of x by ``weight``."""
+        N, _, H, W = x.shape
+        channels = weight.shape[1] if self.transposed else weight.shape[0]
+        k = weight.shape[2]
+        return N, channels, self._out_side(H, k), self._out_side(W, k)
+
+    def _out_side(self, side: int, k: int) -> int:
+        if self.transposed:
+            return (side - 1) * self.stride - 2 * self.padding + k + self.output_padding
+        return (side + 2 * self.padding - k) // self.stride + 1

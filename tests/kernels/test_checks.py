@@ -1,0 +1,245 @@
+"""What operators refuse, and how they name it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fastcyclegan.kernels import instance_norm, reflect_conv2d
+from fastcyclegan.kernels.zero_conv import zero_conv
+
+FP16 = torch.float16
+X, W = torch.zeros(2, 3, 4, 4), torch.zeros(5, 3, 3, 3)
+
+
+# --- instance_norm ------------------------------------------------------------------------------------------
+
+OF_NORMS = [
+    (
+        (torch.zeros(3, 256),),
+        {},
+        ValueError,
+        r"instance_norm: x must be \[N, C, L\], \[N, C, H, W\] or .*, got shape \(3, 256\)",
+    ),
+    (
+        (torch.zeros(2, 3, 4, 4, dtype=torch.int64),),
+        {},
+        TypeError,
+        "x must be floating point, got torch.int64",
+    ),
+    ((X,), {"act": "gelu"}, ValueError, "act must be one of none, relu, leaky_relu, got 'gelu'"),
+    ((X,), {"impl": "cuda"}, ValueError, "impl must be auto, triton or reference, got 'cuda'"),
+    ((X, torch.zeros(4)), {}, ValueError, r"weight must be \[3\], a number for each channel of x, got \[4\]"),
+    ((X, None, torch.zeros(3, dtype=FP16)), {}, TypeError, "bias must be torch.float32 .* got torch.float16"),
+    ((X, torch.zeros(3, device="meta")), {}, ValueError, "weight must be on the device of x, cpu, got meta"),
+    (
+        (X,),
+        {"residual": X[:1]},
+        ValueError,
+        r"residual must have the shape of x, \(2, 3, 4, 4\), got \(1, 3, 4, 4\)",
+    ),
+    (
+        (X,),
+        {"residual": X.half()},
+        TypeError,
+        "residual must have the dtype of x, torch.float32, got torch.float16",
+    ),
+    ((X,), {"residual": X.to("meta")}, ValueError, "residual must be on the device of x, cpu, got meta"),
+    (
+        (X.double(),),
+        {"impl": "triton"},
+        TypeError,
+        "takes float32, bfloat16 or float16, got torch.float64; use impl='reference'",
+    ),
+    ((X.to("meta"),), {"impl": "triton"}, ValueError, "impl='triton' needs an NVIDIA GPU, got meta"),
+    (
+        (torch.zeros(2, 0, 4, 4),),
+        {},
+        ValueError,
+        r"x must have channels and pixels, got shape \(2, 0, 4, 4\)",
+    ),
+    (
+        (torch.zeros(2, 3, 0, 4),),
+        {},
+        ValueError,
+        r"x must have channels and pixels, got shape \(2, 3, 0, 4\)",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "message"), OF_NORMS, ids=[w[3][:40] for w in OF_NORMS]
+)
+def test_instance_norm_names_bad_input(
+    arguments: tuple[Any, ...], options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    if error is TypeError and options.get("impl") == "triton" and torch.cuda.is_available():
+        # On a GPU the kernels take nothing from the CPU, whatever its dtype.
+        arguments = tuple(t.cuda() for t in arguments)
+    with pytest.raises(error, match=message):
+        instance_norm(*arguments, **options)
+
+
+@pytest.mark.parametrize("impl", ["triton", "reference"])
+def test_a_single_pixel_raises_as_in_torch(impl: str) -> None:
+    x = torch.zeros(1, 3, 1, 1)
+    with pytest.raises(ValueError) as theirs:
+        F.instance_norm(x)
+    with pytest.raises(ValueError) as ours:
+        instance_norm(x, impl=impl)
+    assert str(ours.value) == str(theirs.value)
+
+
+# --- reflect_conv2d -----------------------------------------------------------------------------------------
+
+OF_REFLECTED = [
+    (("x", W), {}, TypeError, "reflect_conv2d: x must be a tensor, got str"),
+    ((X.int(), W.int()), {}, TypeError, "x must be floating point, got torch.int32"),
+    ((X, None), {}, TypeError, "weight must be a tensor or a list of tensors, got NoneType"),
+    ((X, [W, None]), {}, TypeError, "weight must be a tensor or a list of tensors, got NoneType"),
+    ((X, W, 0.0), {}, TypeError, "bias must be a tensor or a list of tensors, got float"),
+    (
+        (X, [W, W], [torch.zeros(5), None]),
+        {},
+        TypeError,
+        "bias must be a tensor or a list of tensors, got NoneType",
+    ),
+    ((X, W), {"padding": 1.0}, TypeError, "padding must be an integer, got float"),
+    ((X, W), {"padding": (1, 1)}, TypeError, "padding must be an integer, got tuple"),
+    ((X, W[:0]), {}, ValueError, r"weight must have output channels, got \[0, 3, 3, 3\]"),
+    (
+        (torch.zeros(3, 4, 4), W),
+        {},
+        ValueError,
+        r"reflect_conv2d: x must be \[N, C, H, W\], got shape \(3, 4, 4\)",
+    ),
+    (
+        (X, W),
+        {"padding": 4},
+        ValueError,
+        r"padding must be at least 0 and less than the sides of x, got 4 for shape \(2, 3, 4, 4\)",
+    ),
+    ((X, W), {"padding": -1}, ValueError, "padding must be at least 0 and less than the sides of x, got -1"),
+    (
+        (X, torch.zeros(5, 3, 7, 7)),
+        {},
+        ValueError,
+        "x with its padding must be no smaller than the kernel, got 4 [+] 2 x 1 for 7",
+    ),
+    ((X, torch.zeros(5, 3, 4, 4)), {}, ValueError, "weight must have an odd square kernel, got 4 x 4"),
+    ((X, torch.zeros(5, 3, 3, 5)), {}, ValueError, "weight must have an odd square kernel, got 3 x 5"),
+    (
+        (X, torch.zeros(5, 4, 3, 3)),
+        {},
+        ValueError,
+        r"weight must be \[O, 3, k, k\] for x of 3 channels, got \[5, 4, 3, 3\]",
+    ),
+    ((X, []), {}, ValueError, "weight must be a weight or a list of at least one, got an empty list"),
+    ((X, [W, W, W]), {}, ValueError, "a list of 3 weights needs a multiple of 3 images, got 2"),
+    ((X, [W, torch.zeros(6, 3, 3, 3)]), {}, ValueError, r"one shape, got \[5, 3, 3, 3\] and \[6, 3, 3, 3\]"),
+    ((X, W.half()), {}, TypeError, "weight must be torch.float32 .* got torch.float16"),
+    ((X.half(), [W, W.half()]), {}, TypeError, "weight must be torch.float16 .*all alike, got torch.float16"),
+    ((X, W.to("meta")), {}, ValueError, "weight must be on the device of x, cpu, got meta"),
+    (
+        (X, W, torch.zeros(4)),
+        {},
+        ValueError,
+        r"bias must be \[5\], a number for each output channel, got \[4\]",
+    ),
+    ((X, [W, W], [torch.zeros(5)]), {}, ValueError, "bias must have as many tensors as weight, 2, got 1"),
+    ((X, W, torch.zeros(5, dtype=FP16)), {}, TypeError, "bias must be torch.float32 .* got torch.float16"),
+    ((X, W, torch.zeros(5, device="meta")), {}, ValueError, "bias must be on the device of x, cpu, got meta"),
+    ((X, W), {"impl": "cuda"}, ValueError, "impl must be auto, triton or reference, got 'cuda'"),
+    (
+        (X.double(), W.double()),
+        {"impl": "triton"},
+        TypeError,
+        "takes float32, bfloat16 or float16, got torch.float64",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "message"), OF_REFLECTED, ids=[w[3][:40] for w in OF_REFLECTED]
+)
+def test_reflect_conv2d_names_bad_input(
+    arguments: tuple[Any, ...], options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    if error is TypeError and options.get("impl") == "triton" and torch.cuda.is_available():
+        # On a GPU the kernels take nothing from the CPU, whatever its dtype.
+        arguments = tuple(t.cuda() for t in arguments)
+    with pytest.raises(error, match=message):
+        reflect_conv2d(*arguments, **{"padding": 1, **options})
+
+
+# --- zero_conv ----------------------------------------------------------------------------------------------
+
+OF_ZERO_PADDED = [
+    (("x", [W]), {}, TypeError, "zero_conv: x must be a tensor, got str"),
+    ((X.int(), [W.int()]), {}, TypeError, "zero_conv: x must be floating point, got torch.int32"),
+    ((X.double(), [W.double()]), {}, TypeError, "x must be float32, bfloat16 or float16, got torch.float64"),
+    ((X[0], [W]), {}, ValueError, r"x must be \[N, C, H, W\], got shape \(3, 4, 4\)"),
+    ((X, []), {}, ValueError, "as many images as there are weights, got 2 for 0"),
+    ((X, [W] * 3), {}, ValueError, "as many images as there are weights, got 2 for 3"),
+    (
+        (X, [W, W[:4]]),
+        {},
+        ValueError,
+        r"the tensors in weight must have one shape, got \[5, 3, 3, 3\] and \[4, 3, 3, 3\]",
+    ),
+    ((X, [W.half()]), {}, TypeError, "weight must be torch.float32 .* all alike, got torch.float16"),
+    (
+        (X.half(), [W, W.half()]),
+        {},
+        TypeError,
+        "weight must be torch.float16 .* all alike, got torch.float16",
+    ),
+    ((X, [W.to("meta")]), {}, ValueError, "weight must be on the device of x, cpu, got meta"),
+    ((X, [W[:, :2]]), {}, ValueError, r"weight must be \[O, 3, k, k\], .* got \[5, 2, 3, 3\], 2, 1 and 0"),
+    ((X, [W]), {"transposed": True}, ValueError, r"weight must be \[3, O, k, k\], .* got \[5, 3, 3, 3\]"),
+    ((X, [torch.zeros(5, 3, 8, 8)]), {}, ValueError, r"k at most 7, .* got \[5, 3, 8, 8\]"),
+    ((X, [W]), {"stride": 3}, ValueError, r"a stride of 1 or 2, .* got .*, 3, 1 and 0"),
+    ((X, [W]), {"padding": 3}, ValueError, r"a padding below k .* got .*, 2, 3 and 0"),
+    ((X, [W]), {"output_padding": 1}, ValueError, r"an output_padding below the stride, got .*, 2, 1 and 1"),
+    (
+        (X, [torch.zeros(5, 3, 7, 7)]),
+        {},
+        ValueError,
+        r"x must be no smaller than the kernel, got shape \(2, 3, 4, 4\)",
+    ),
+    ((X, [W], [torch.zeros(4)]), {}, ValueError, r"bias must be 1 tensors \[5\] or none, got 1 of \[4\]"),
+    ((X, [W, W], [torch.zeros(5)]), {}, ValueError, r"bias must be 2 tensors \[5\] or none, got 1 of \[5\]"),
+    (
+        (X, [W], [torch.zeros(5, dtype=FP16)]),
+        {},
+        TypeError,
+        "bias must be torch.float32 .* got torch.float16",
+    ),
+    (
+        (X, [W]),
+        {"norm": True, "act": "gelu"},
+        ValueError,
+        "act must be one of none, relu, leaky_relu, and none without norm, got 'gelu'",
+    ),
+    ((X, [W]), {"act": "relu"}, ValueError, "act must be one of .* and none without norm, got 'relu'"),
+    (
+        (X[:, :, :1, :1], [W]),
+        {"norm": True},
+        ValueError,
+        "Expected more than 1 spatial element when training",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "message"), OF_ZERO_PADDED, ids=[w[3][:40] for w in OF_ZERO_PADDED]
+)
+def test_zero_conv_names_bad_input(
+    arguments: tuple[Any, ...], options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    given = arguments if len(arguments) == 3 else (*arguments, [])
+    with pytest.raises(error, match=message):
+        zero_conv(*given, **{"stride": 2, "padding": 1, **options})
