@@ -57,32 +57,28 @@ class DataConfig:
     """Pictures: where they are and how they become samples."""
 
     dataroot: Path | None = None
-    """Folder with trainA/ trainB/ (and testA/ testB/), or train/A train/B (test/A test/B). Nothing given: the
-    built-in dataset.
-    """
+    """Folder with trainA/ trainB/ (and testA/ testB/), or train/A train/B (test/A test/B).
+    Nothing given: the built-in dataset."""
     data_A: Path | None = None
-    """Folder of pictures of A; with --data_B, instead of --dataroot. A part of both is held out for the
-    samples, see --holdout.
-    """
+    """Folder of pictures of A; with --data_B, instead of --dataroot.
+    A part of both is held out for the samples, see --holdout."""
     data_B: Path | None = None
     """Folder of pictures of B."""
     holdout: float = 0.05
-    """Share of --data_A and --data_B that is held out of training, chosen by a hash of the seed and the file
-    name.
-    """
+    """Share of --data_A and --data_B that is held out of training,
+    chosen by a hash of the seed and the file name."""
     direction: Direction = "AtoB"
     """BtoA: folder B is the model's A, so that G_A translates B to A."""
     preprocess: Preprocess = "resize_and_crop"
-    """resize_and_crop: to load_size squared, then a random crop. scale_width: width to load_size, height in
-    proportion. none: as it is, sides rounded to a multiple of 4."""
+    """resize_and_crop: to load_size squared, then a random crop.
+    scale_width: width to load_size, height in proportion.
+    none: as it is, sides rounded to a multiple of 4."""
     load_size: int = 286
-    """Side (or width) in pixels that pictures are resized to before the crop. Resizing is bicubic and
-    antialiased.
-    """
+    """Side (or width) in pixels that pictures are resized to before the crop.
+    Resizing is bicubic and antialiased."""
     crop_size: int = 256
-    """Side in pixels of the random crop, a multiple of 4 (of 256 for unet_256). load_size above it is the
-    jitter against overfitting.
-    """
+    """Side in pixels of the random crop, a multiple of 4 (of 256 for unet_256).
+    load_size above it is the jitter against overfitting."""
     no_flip: bool = False
     """Do not mirror pictures at random."""
     batch_size: int = 1
@@ -92,21 +88,17 @@ class DataConfig:
     max_dataset_size: int | None = None
     """At most this many pictures of each domain: the first by name."""
     num_threads: int | None = None
-    """Loader threads of dali (default: one a core, at most 16), or loader processes of folder (default 4; 0
-    loads in the main one).
-    """
+    """Loader threads of dali (default: one a core, at most 16),
+    or loader processes of folder (default 4; 0 loads in the main one)."""
     loader: Literal["auto", "dali", "folder"] = "auto"
-    """What reads pictures: dali (on a GPU where there is one), or folder (Pillow). auto takes dali where it
-    is installed and works.
-    """
+    """What reads pictures: dali (on a GPU where there is one), or folder (Pillow).
+    auto takes dali where it is installed and works."""
     cache: Literal["none", "ram", "gpu"] = "none"
-    """ram, gpu: keep every decoded, resized picture in memory there (refused where they take more than half
-    of what is free).
-    """
+    """ram, gpu: keep every decoded, resized picture in memory there
+    (refused where they take more than half of what is free)."""
     skip_bad_images: bool = False
-    """Leave out pictures that cannot be read, or are smaller than the crop, and list them; without this they
-    end the run.
-    """
+    """Leave out pictures that cannot be read, or are smaller than the crop, and list them;
+    without this they end the run."""
     dataset_mode: Literal["unaligned"] = "unaligned"
     """Official flag; only unaligned exists."""
 
@@ -259,17 +251,14 @@ class OptimConfig:
     lr_decay_iters: int = 50
     """Epochs between the steps of --lr_policy step."""
     lr_scaling: Literal["none", "sqrt"] = "none"
-    """sqrt: multiply lr by the square root of batch_size, the rule for Adam (Malladi et al. 2022). none: lr
-    is what is given.
-    """
+    """sqrt: multiply lr by the square root of batch_size, the rule for Adam (Malladi et al. 2022).
+    none: lr is what is given."""
     ema: float = 0.0
-    """Keep running averages of the generators' weights with this decay, such as 0.999, and save them beside
-    (*_net_G_A_ema.pth).
-    """
+    """Keep running averages of the generators' weights with this decay, such as 0.999,
+    and save them beside (*_net_G_A_ema.pth)."""
     lr_phase: Literal["end", "start"] = "end"
-    """Step the schedule at the end of an epoch (official code before 2020 and since 2025) or at its start
-    (2020-24).
-    """
+    """Step the schedule at the end of an epoch (official code before 2020 and since 2025)
+    or at its start (2020-24)."""
 
     def __post_init__(self) -> None:
         _check_types(self)
@@ -294,25 +283,20 @@ class EngineConfig:
     """How an iteration is run. Every choice computes the same."""
 
     batching: Literal["auto", "off"] = "auto"
-    """auto: each network sees all its pictures of a stage in one pass, where that changes nothing (not with
-    batch norm).
-    """
+    """auto: each network sees all its pictures of a stage in one pass,
+    where that changes nothing (not with batch norm)."""
     pairing: Literal["auto", "on", "off"] = "auto"
-    """Run both generators as one, and both discriminators. auto: where our kernels compute them; on:
-    elsewhere too (for debugging).
-    """
+    """Run both generators as one, and both discriminators.
+    auto: where our kernels compute them; on: elsewhere too (for debugging)."""
     overlap: Literal["auto", "wgrad", "phases", "off"] = "auto"
-    """On a GPU, work beside other work. wgrad: weight gradients; phases: the discriminators' phase too. auto:
-    wgrad in a CUDA graph.
-    """
+    """On a GPU, work beside other work. wgrad: weight gradients; phases: the discriminators' phase too.
+    auto: wgrad in a CUDA graph."""
     graph: Literal["auto", "on", "off"] = "auto"
-    """Replay an iteration as one CUDA graph. auto: with --compile on a GPU, unless it cannot be captured; on:
-    end the run if it cannot.
-    """
+    """Replay an iteration as one CUDA graph.
+    auto: with --compile on a GPU, unless it cannot be captured; on: end the run if it cannot."""
     micro_batch: int | None = None
-    """Run a batch in parts of this many pictures, their gradients added: the result of the whole batch in the
-    memory of a part.
-    """
+    """Run a batch in parts of this many pictures, their gradients added:
+    the result of the whole batch in the memory of a part."""
     nvtx: bool = False
     """Name the parts of an iteration for Nsight (on a GPU)."""
 
@@ -334,9 +318,8 @@ class RunConfig:
     overwrite: bool = False
     """Replace the run --name if it exists."""
     epoch: str = "latest"
-    """With --continue_train: which *_net_*.pth to start from where there is no state.pt, or, if not latest,
-    instead of it.
-    """
+    """With --continue_train: which *_net_*.pth to start from where there is no state.pt,
+    or, if not latest, instead of it."""
     compile: bool = False
     """Compile the networks with torch.compile."""
     device: str = "auto"
@@ -344,20 +327,18 @@ class RunConfig:
     gpu_ids: str | None = None
     """Official flag: 0 is --device cuda:0, -1 is --device cpu."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto: bf16 on a GPU that has it, and with --compile on a processor that has it; else fp32. Weights and
-    losses are fp32 always.
-    """
+    """auto: bf16 on a GPU that has it, and with --compile on a processor that has it; else fp32.
+    Weights and losses are fp32 always."""
     seed: int = 0
     """Seed of weights, samples and pools."""
     print_freq: int | None = None
     """Pictures between log lines. Default: every second in a terminal, every ten elsewhere."""
     display_freq: int | None = None
-    """Pictures between sample grids. Default: every 30 seconds, and never more than a twentieth of the time.
-    """
+    """Pictures between sample grids.
+    Default: every 30 seconds, and never more than a twentieth of the time."""
     save_latest_freq: int | None = None
-    """Pictures between saves of the state. Default: every 5 minutes, and never more than a hundredth of the
-    time.
-    """
+    """Pictures between saves of the state.
+    Default: every 5 minutes, and never more than a hundredth of the time."""
     save_by_iter: bool = False
     """Name the weights of those saves iter_N instead of latest."""
     save_epoch_freq: int = 5

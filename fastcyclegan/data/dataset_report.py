@@ -44,13 +44,11 @@ class ReportConfig:
     data_B: Path | None = None
     """The folder of B."""
     output: Path | None = None
-    """The page. Default: NAME_report.html in the current folder, by the name of the dataset (of a single
-    folder also its parent's).
-    """
+    """The page. Default: NAME_report.html in the current folder,
+    by the name of the dataset (of a single folder also its parent's)."""
     crop_size: int = DataConfig.crop_size
-    """Pictures with a side below this are listed as small: training would enlarge them, or refuse to crop
-    them.
-    """
+    """Pictures with a side below this are listed as small:
+    training would enlarge them, or refuse to crop them."""
 
     def __post_init__(self) -> None:
         if (self.dir is None) == (self.data_A is None and self.data_B is None):

@@ -47,9 +47,8 @@ class TranslateConfig:
     output: Path
     """Folder for the translations: the same names, as PNG."""
     direction: Direction | None = None
-    """With a run's folder: which way, by the training folders. Default: the way that the run was trained in
-    (--direction there).
-    """
+    """With a run's folder: which way, by the training folders.
+    Default: the way that the run was trained in (--direction there)."""
     epoch: str = "latest"
     """With a run's folder: which weights (latest, 5, iter_1000 ...)."""
     key: str | None = None
@@ -65,9 +64,8 @@ class TranslateConfig:
     skip_bad_images: bool = False
     """Leave out pictures that cannot be read, and list them."""
     loader: Literal["auto", "dali", "folder"] = "auto"
-    """What reads pictures: dali (on a GPU where there is one), or folder (Pillow). auto takes dali where it
-    is installed and works.
-    """
+    """What reads pictures: dali (on a GPU where there is one), or folder (Pillow).
+    auto takes dali where it is installed and works."""
     num_threads: int | None = None
     """Threads that read and write pictures. Default: one a core, at most 16."""
     device: str = "auto"
