@@ -279,7 +279,8 @@ def _list_datasets(console: Console) -> None:
 def _download(args: Sequence[str] | None) -> int:
     args = _arguments(args)
     console = Console()
-    config = _parse(DownloadConfig, args, str(DownloadConfig.__doc__))
+    description = " ".join(str(DownloadConfig.__doc__).split())
+    config = _parse(DownloadConfig, args, description)
     if config.list:
         _list_datasets(console)
         return 0
