@@ -11,7 +11,7 @@ a module's class that changes, and nothing else: parameters, keys, hooks and who
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,10 +68,8 @@ class Accelerated:
     _changes: list[_Change] = field(default_factory=list, repr=False, compare=False)
 
     def __str__(self) -> str:
-        head = (
-            f"accelerate: {len(self.replaced) or 'nothing'} replaced, {len(self.left) or 'nothing'} left as"
-            " it is"
-        )
+        replaced, left = _count(self.replaced), _count(self.left)
+        head = f"accelerate: {replaced} replaced, {left} left as it is"
         return "\n".join([head, *_lines("replaced", self.replaced), *_lines("left", self.left)])
 
     def undo(self) -> None:
@@ -83,10 +81,10 @@ class Accelerated:
         """
         for change in self._changes:
             if type(change.module) is not change.fused:
-                now = type(change.module).__name__
-                raise RuntimeError(
-                    f"undo: {change.path or 'the module'} was made {change.fused.__name__} and is {now} now"
-                )
+                path, now = change.path, type(change.module).__name__
+                if not path:
+                    path = "the module"
+                raise RuntimeError(f"undo: {path} was made {change.fused.__name__} and is {now} now")
         for change in self._changes:
             change.module.__class__ = change.plain
             for name in change.added:
@@ -94,16 +92,29 @@ class Accelerated:
         self._changes.clear()
 
 
+def _count(entries: tuple[Entry, ...]) -> str:
+    if not entries:
+        return "nothing"
+    return str(len(entries))
+
+
 def _lines(title: str, entries: tuple[Entry, ...]) -> Iterator[str]:
     """Yield a line for all entries of one kind and reason: how many, which and why."""
     alike: dict[tuple[str, str], list[str]] = defaultdict(list)
     for entry in entries:
-        alike[entry.what, entry.why].append(entry.path or "the module itself")
+        path = entry.path
+        if not path:
+            path = "the module itself"
+        alike[entry.what, entry.why].append(path)
     for (what, why), paths in alike.items():
-        shown = ", ".join(paths[:3]) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
-        yield f"  {title:<8}{len(paths):>4}  {what}: {shown}" + (
-            f" ({'alone: ' * (title == 'replaced')}{why})" if why else ""
-        )
+        line = f"  {title:<8}{len(paths):>4}  {what}: {', '.join(paths[:3])}"
+        if len(paths) > 3:
+            line += f" and {len(paths) - 3} more"
+        if why and title == "replaced":
+            line += f" (alone: {why})"
+        elif why:
+            line += f" ({why})"
+        yield line
 
 
 # --- The public function ------------------------------------------------------------------------------------
@@ -131,19 +142,17 @@ def accelerate(module: nn.Module, impl: str = "auto") -> Accelerated:
         raise TypeError(f"accelerate: module must be a torch.nn.Module, got {type(module).__name__}")
     check_impl(impl)
     work = _Work({inner: path for path, inner in module.named_modules()}, impl)
-    acting = [m for m in work.names if not isinstance(m, tuple(FUSED_AWAY.values()))]
-    norms: Reasons = {m: why_not_norm(m) for m in work.names if isinstance(m, _InstanceNorm)}
-    activations: Reasons = {
-        m: why_not_plain(m, nn.ReLU, nn.LeakyReLU) for m in acting if isinstance(m, (nn.ReLU, nn.LeakyReLU))
-    }
-    pads: Reasons = {m: why_not_pad(m) for m in acting if isinstance(m, nn.ReflectionPad2d)}
-    convs: Reasons = {m: why_not_bare_conv(m) for m in work.names if isinstance(m, nn.Conv2d)}
-    sites = call_sites(
-        module,
-        [*norms, *activations] * bool(norms) + [*pads, *convs] * (bool(pads) or any(map(_reflects, convs))),
-    )
+    norms, activations, pads, convs = _kinds(work.names)
+    asked_for: list[nn.Module] = []
+    if norms:
+        asked_for += [*norms, *activations]
+    if pads or any(map(_reflects, convs)):
+        asked_for += [*pads, *convs]
+    sites = call_sites(module, asked_for)
     alone = why_alone(sites, norms, activations) | why_alone(sites, pads, convs)
-    partner = {call.module: call.after if call.module in norms else call.before for call in sites.calls}
+    partner = {}
+    for call in sites.calls:
+        partner[call.module] = call.after if call.module in norms else call.before
     for inner in work.names:
         if norms.get(inner):
             work.leave(inner, norms[inner])
@@ -156,6 +165,26 @@ def accelerate(module: nn.Module, impl: str = "auto") -> Accelerated:
         elif inner in convs:
             work.conv(inner, None if alone[inner] else partner[inner])
     return work.done()
+
+
+def _kinds(modules: Iterable[nn.Module]) -> tuple[Reasons, Reasons, Reasons, Reasons]:
+    """Return the norms, activations, pads and convolutions of ``modules``, each with why it does not fit."""
+    norms: Reasons = {}
+    activations: Reasons = {}
+    pads: Reasons = {}
+    convs: Reasons = {}
+    for module in modules:
+        if isinstance(module, tuple(FUSED_AWAY.values())):
+            continue
+        if isinstance(module, _InstanceNorm):
+            norms[module] = why_not_norm(module)
+        elif isinstance(module, (nn.ReLU, nn.LeakyReLU)):
+            activations[module] = why_not_plain(module, nn.ReLU, nn.LeakyReLU)
+        elif isinstance(module, nn.ReflectionPad2d):
+            pads[module] = why_not_pad(module)
+        elif isinstance(module, nn.Conv2d):
+            convs[module] = why_not_bare_conv(module)
+    return norms, activations, pads, convs
 
 
 def _reflects(conv: nn.Module) -> bool:
@@ -182,7 +211,9 @@ class _Work:
         what, act, inplace = type(norm).__name__, ("none", 0.0), False
         if following is not None:
             what = f"{what} + {type(following).__name__}"
-            act = activation(following) or act
+            found = activation(following)
+            if found is not None:
+                act = found
             inplace = following.inplace
             self._change(following, FUSED_AWAY[type(following)])
         self._change(norm, NORMS[type(norm)], act=act[0], slope=act[1], impl=self._impl, inplace=inplace)
@@ -190,11 +221,12 @@ class _Work:
 
     def conv(self, conv: Any, pad: Any) -> None:
         """Replace a convolution with the pad before it, or one that reflects by itself."""
-        what, border = "ReflectionPad2d + Conv2d", 0 if pad is None else pad.padding[0]
+        what, border = "ReflectionPad2d + Conv2d", 0
         if isinstance(conv, ReflectConv2d):
             self.leave(conv, why_not_reflecting(conv))
             return
         if pad is not None:
+            border = pad.padding[0]
             self._change(pad, FUSED_AWAY[type(pad)])
         elif conv.padding_mode == "reflect" and any(conv._reversed_padding_repeated_twice):
             what, border = 'Conv2d(padding_mode="reflect")', conv._reversed_padding_repeated_twice[0]

@@ -47,26 +47,28 @@ def why_not_plain(module: nn.Module, *kinds: type[nn.Module]) -> str:
     if is_parametrized(module):
         return "it has a parametrization"
     if type(module) not in kinds:
-        return (
-            "it is lazy: run the network once before"
-            if "Lazy" in type(module).__name__
-            else "it is a subclass of torch's"
-        )
-    return "it has a forward of its own" if "forward" in module.__dict__ else "it has hooks"
+        if "Lazy" in type(module).__name__:
+            return "it is lazy: run the network once before"
+        return "it is a subclass of torch's"
+    if "forward" in module.__dict__:
+        return "it has a forward of its own"
+    return "it has hooks"
 
 
 def why_not_norm(norm: Any) -> str:
-    return why_not_plain(norm, *NORMS) or ("it keeps running statistics" if norm.track_running_stats else "")
+    if why := why_not_plain(norm, *NORMS):
+        return why
+    if norm.track_running_stats:
+        return "it keeps running statistics"
+    return ""
 
 
 def why_not_pad(pad: Any) -> str:
     if why := why_not_plain(pad, nn.ReflectionPad2d):
         return why
-    return (
-        ""
-        if len(set(pad.padding)) == 1 and pad.padding[0] > 0
-        else f"its padding is not the same on all sides: {pad.padding}"
-    )
+    if len(set(pad.padding)) > 1 or pad.padding[0] <= 0:
+        return f"its padding is not the same on all sides: {pad.padding}"
+    return ""
 
 
 def _why_not_conv(conv: Any) -> str:
@@ -77,22 +79,27 @@ def _why_not_conv(conv: Any) -> str:
     for name, value in {"stride": (1, 1), "dilation": (1, 1), "groups": 1, "kernel_size": (k, k)}.items():
         if getattr(conv, name) != value:
             return f"its {name} is {getattr(conv, name)}"
-    return "" if k % 2 else f"its kernel_size is even: {conv.kernel_size}"
+    if k % 2 == 0:
+        return f"its kernel_size is even: {conv.kernel_size}"
+    return ""
 
 
 def why_not_bare_conv(conv: Any) -> str:
     """Return why the kernels do not compute ``conv`` on what a pad has bordered."""
     if why := _why_not_conv(conv):
         return why
-    return "" if conv.padding in ((0, 0), "valid") else f"it pads itself, by {conv.padding}"
+    if conv.padding not in ((0, 0), "valid"):
+        return f"it pads itself, by {conv.padding}"
+    return ""
 
 
 def why_not_reflecting(conv: Any) -> str:
     """Return why the kernels do not compute ``conv``, which reflects by itself."""
-    sides = set(conv._reversed_padding_repeated_twice)
-    return _why_not_conv(conv) or (
-        "" if len(sides) == 1 else f"its padding is not the same on all sides: {conv.padding}"
-    )
+    if why := _why_not_conv(conv):
+        return why
+    if len(set(conv._reversed_padding_repeated_twice)) != 1:
+        return f"its padding is not the same on all sides: {conv.padding}"
+    return ""
 
 
 # --- Two as one ---------------------------------------------------------------------------------------------
@@ -104,7 +111,9 @@ def _likeness(module: nn.Module | None) -> object:
     """
     if isinstance(module, nn.ReflectionPad2d):
         return module.padding
-    return (activation(module), module.inplace) if isinstance(module, (nn.ReLU, nn.LeakyReLU)) else None
+    if isinstance(module, (nn.ReLU, nn.LeakyReLU)):
+        return activation(module), module.inplace
+    return None
 
 
 def why_alone(sites: CallSites, firsts: Reasons, seconds: Reasons) -> Reasons:
@@ -115,32 +124,50 @@ def why_alone(sites: CallSites, firsts: Reasons, seconds: Reasons) -> Reasons:
     """
     why, partners = firsts | seconds, defaultdict(list)
     for call in sites.calls:
-        if call.module in why:
-            partners[call.module].append(call.after if call.module in firsts else call.before)
-            if call.module in firsts and call.after is None:
-                why[call.module] = why[call.module] or call.fate
-    for module in why:
-        why[module] = (
-            why[module]
-            or sites.untouchable.get(module, "")
-            or sites.unseen.get(module, "")
-            or ("" if partners[module] else "it is never called")
-        )
+        if call.module in firsts:
+            partners[call.module].append(call.after)
+            if call.after is None and not why[call.module]:
+                why[call.module] = call.fate
+        elif call.module in seconds:
+            partners[call.module].append(call.before)
+    for module, reason in why.items():
+        if not reason:
+            why[module] = _why_unknown(module, sites, bool(partners[module]))
 
-    def dropped(module: nn.Module) -> bool:
+    def drops_out(module: nn.Module) -> str:
         side, others = ("after", seconds) if module in firsts else ("before", firsts)
+        reason = ""
         for partner in partners[module]:
-            if partner is None or partner not in others:
-                why[module] = (
-                    f"{'something else' if partner is None else type(partner).__name__} comes {side} it"
-                )
+            if partner is None:
+                reason = f"something else comes {side} it"
+            elif partner not in others:
+                reason = f"{type(partner).__name__} comes {side} it"
             elif why[partner]:
-                why[module] = f"the {type(partner).__name__} {side} it stays: {why[partner]}"
-        if len({_likeness(partner) for partner in partners[module]}) > 1:
-            why[module] = why[module] or f"what comes {side} it differs from call to call"
-        return bool(why[module])
+                reason = f"the {type(partner).__name__} {side} it stays: {why[partner]}"
+        if not reason and len({_likeness(partner) for partner in partners[module]}) > 1:
+            reason = f"what comes {side} it differs from call to call"
+        return reason
+
+    def one_drops_out() -> bool:
+        for module, reason in why.items():
+            if not reason:
+                why[module] = drops_out(module)
+                if why[module]:
+                    return True
+        return False
 
     # One that drops out may take its partners with it.
-    while any(dropped(module) for module in why if not why[module]):
+    while one_drops_out():
         pass
     return why
+
+
+def _why_unknown(module: nn.Module, sites: CallSites, is_called: bool) -> str:
+    """Return why nothing is known of the calls of ``module``, "" where all are."""
+    if why := sites.untouchable.get(module, ""):
+        return why
+    if why := sites.unseen.get(module, ""):
+        return why
+    if not is_called:
+        return "it is never called"
+    return ""

@@ -36,7 +36,9 @@ class _FusedInstanceNorm(InstanceNormAct):
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         # Torch's own: checks, and N where there is none, around _apply_instance_norm.
         y: Tensor = super(InstanceNormAct, self).forward(input)
-        return y if residual is None else y + residual
+        if residual is None:
+            return y
+        return y + residual
 
     def _apply_instance_norm(self, input: Tensor) -> Tensor:
         if resolve_impl("InstanceNorm", self.impl, input) == "triton":
@@ -49,9 +51,11 @@ class _FusedInstanceNorm(InstanceNormAct):
                 input, self.weight, self.bias, eps=self.eps, act=self.act, slope=self.slope, impl="reference"
             )
         y = _guarded(super()._apply_instance_norm(input))
-        if self.act == "none":
-            return y
-        return F.relu(y, self.inplace) if self.act == "relu" else F.leaky_relu(y, self.slope, self.inplace)
+        if self.act == "relu":
+            return F.relu(y, self.inplace)
+        if self.act == "leaky_relu":
+            return F.leaky_relu(y, self.slope, self.inplace)
+        return y
 
 
 def _guarded(y: Tensor) -> Tensor:
@@ -119,7 +123,9 @@ class ReflectConv2d(nn.Conv2d):
                 border=self.border,
                 required=self.impl == "triton",
             )
-        return out if _is_channels_last(input) or _is_channels_last(self.weight) else out.contiguous()
+        if _is_channels_last(input) or _is_channels_last(self.weight):
+            return out
+        return out.contiguous()
 
     def _served(self, x: Tensor) -> bool:
         """Whether the kernels compute it. What torch refuses is left to torch, so that the error is
@@ -129,8 +135,9 @@ class ReflectConv2d(nn.Conv2d):
         sides, weight = min(x.shape[-2:]), self.weight
         if self.border >= sides or sides + 2 * self.border < self.kernel_size[0]:
             return False
-        fits = x.dtype == weight.dtype or torch.is_autocast_enabled(x.device.type)
-        return fits and resolve_impl("ReflectConv2d", self.impl, x) == "triton"
+        if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+            return False
+        return resolve_impl("ReflectConv2d", self.impl, x) == "triton"
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, border={self.border}, impl={self.impl}"
@@ -150,7 +157,10 @@ class _FusedAway(nn.Module):
         return input
 
     def extra_repr(self) -> str:
-        return ", ".join([*filter(None, [super().extra_repr()]), "fused"])
+        plain = super().extra_repr()
+        if not plain:
+            return "fused"
+        return f"{plain}, fused"
 
 
 class FusedReLU(_FusedAway, nn.ReLU):

@@ -49,7 +49,7 @@ class _Parser(argparse.ArgumentParser):
 def parse(args: Sequence[str]) -> tuple[Options, Path, list[str]]:
     """Return our options, the script, and what is the script's. Raises UserError for what cannot be
     served."""
-    description, *_ = (__doc__ or "").split("\n", 1)
+    description = str(__doc__).split("\n\n")[0]
     parser = _Parser(PROGRAM, description=description, allow_abbrev=False)
     parser.add_argument(
         "--precision",
@@ -98,8 +98,12 @@ class Patches(MetaPathFinder):
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        spec = PathFinder.find_spec(name, path, target) if name in self.patches else None
-        if spec is None or spec.loader is None or not Path(spec.origin or "").is_relative_to(self.folder):
+        if name not in self.patches:
+            return None
+        spec = PathFinder.find_spec(name, path, target)
+        if spec is None or spec.loader is None or spec.origin is None:
+            return None
+        if not Path(spec.origin).is_relative_to(self.folder):
             return None
         loader: Any = spec.loader
         loader.exec_module = functools.partial(_execute, loader.exec_module, self.patches[name])
@@ -137,8 +141,10 @@ def run(options: Options, script: Path, arguments: Sequence[str], say: Callable[
 
 def main(args: Sequence[str] | None = None) -> int:
     """The command; returns its exit code. Errors of the script itself stay its own."""
+    if args is None:
+        args = sys.argv[1:]
     try:
-        options, script, arguments = parse(sys.argv[1:] if args is None else args)
+        options, script, arguments = parse(args)
         run(options, script, arguments, lambda text: print(f"fastcyclegan: {text}", flush=True))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -40,20 +40,26 @@ class _Same:
     __hash__ = None  # type: ignore[assignment]
 
     def __str__(self) -> str:
-        return f"a {type(self.value).__name__}" if self.value is not None else "None"
+        if self.value is None:
+            return "None"
+        return f"a {type(self.value).__name__}"
 
 
 def _same(value: Any) -> Any:
-    return _Same(value, value._version if isinstance(value, Tensor) else 0)
+    if isinstance(value, Tensor):
+        return _Same(value, value._version)
+    return _Same(value)
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(_plain(part) for part in value)
-    return value if isinstance(value, (int, float, str, bool, type(None))) else _same(value)
+    if isinstance(value, (int, float, str, bool, type(None))):
+        return value
+    return _same(value)
 
 
-class Watch:
+class ChangeGuard:
     """What ``model`` is made of where our step ``step`` takes its place. ``changed`` says what differs from
     then.
     """
@@ -65,7 +71,12 @@ class Watch:
 
     @staticmethod
     def _nets(model: Any) -> dict[str, nn.Module]:
-        return {name: net for name in NETS if isinstance(net := getattr(model, name, None), nn.Module)}
+        nets = {}
+        for name in NETS:
+            net = getattr(model, name, None)
+            if isinstance(net, nn.Module):
+                nets[name] = net
+        return nets
 
     @staticmethod
     def _states(model: Any) -> list[int]:
@@ -94,22 +105,17 @@ class Watch:
         return ""
 
     def _read(self, model: Any) -> dict[str, Any]:
-        opt = model.opt
-        seen: dict[str, Any] = {f"opt.{name}": _plain(getattr(opt, name, None)) for name in _OPTIONS}
+        seen: dict[str, Any] = {}
+        for name in _OPTIONS:
+            seen[f"opt.{name}"] = _plain(getattr(model.opt, name, None))
         for name in _CRITERIONS:
             criterion = getattr(model, name, None)
             seen[name] = _same(criterion)
-            settings = getattr(criterion, "__dict__", {})
-            buffers = {**settings, **settings.get("_buffers", {})} if name == "criterionGAN" else {}
-            kept = {
-                key: _plain(buffers[key])
-                for key in ("gan_mode", "real_label", "fake_label")
-                if key in buffers
-            }
-            seen[f"settings of {name}"] = (kept, settings.get("reduction"), settings.get("training"))
+            seen[f"settings of {name}"] = _settings_of(name, criterion)
         for name in (*NETS, *_OPTIMIZERS, *_POOLS):
             seen[name] = _same(getattr(model, name, None))
-        for name, pool in ((name, getattr(model, name, None)) for name in _POOLS):
+        for name in _POOLS:
+            pool = getattr(model, name, None)
             seen[f"size of {name}"] = getattr(pool, "pool_size", None)
         # A function bound to a class is the class's attribute itself: the same object as long as nobody puts
         # another there.
@@ -126,40 +132,48 @@ class Watch:
             seen[f"parameters of {name}"] = [id(p) for p in parameters]
             seen[f"requires_grad of the parameters of {name}"] = [p.requires_grad for p in parameters]
             seen[f"mode (training or evaluation) of {name}"] = [module.training for module in modules]
-            seen[f"hooks of {name}"] = sum(
-                len(m._forward_hooks)
-                + len(m._forward_pre_hooks)
-                + len(m._backward_hooks)
-                + len(m._backward_pre_hooks)
-                for m in modules
-            )
+            hooks = 0
+            for module in modules:
+                hooks += len(module._forward_hooks) + len(module._forward_pre_hooks)
+                hooks += len(module._backward_hooks) + len(module._backward_pre_hooks)
+            seen[f"hooks of {name}"] = hooks
 
     @staticmethod
     def _read_optimizers(model: Any, seen: dict[str, Any]) -> None:
         for name in _OPTIMIZERS:
             optimizer = getattr(model, name)
-            group, *others = optimizer.param_groups
-            settings = {
-                key: _plain(value)
-                for key, value in group.items()
-                if key not in ("params", "lr", "initial_lr")
-            }
+            first, *_ = optimizer.param_groups
+            settings = {}
+            for key, value in first.items():
+                if key not in ("params", "lr", "initial_lr"):
+                    settings[key] = _plain(value)
+            parameters = []
+            for group in optimizer.param_groups:
+                parameters.append([id(p) for p in group["params"]])
             seen[f"settings of {name}"] = settings
-            seen[f"parameters of {name}"] = [[id(p) for p in one["params"]] for one in (group, *others)]
+            seen[f"parameters of {name}"] = parameters
             seen[f"state of {name}"] = _same(optimizer.state)
             seen[f"step of {name}"] = _same(vars(optimizer).get("step"))
-            seen[f"hooks of {name}"] = len(optimizer._optimizer_step_pre_hooks) + len(
-                optimizer._optimizer_step_post_hooks
-            )
+            hooks = (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks)
+            seen[f"hooks of {name}"] = len(hooks[0]) + len(hooks[1])
+
+
+def _settings_of(name: str, criterion: Any) -> tuple[dict[str, Any], Any, Any]:
+    settings = getattr(criterion, "__dict__", {})
+    kept = {}
+    if name == "criterionGAN":
+        all_settings = {**settings, **settings.get("_buffers", {})}
+        for key in ("gan_mode", "real_label", "fake_label"):
+            if key in all_settings:
+                kept[key] = _plain(all_settings[key])
+    return kept, settings.get("reduction"), settings.get("training")
 
 
 def _difference(name: str, then: Any, now: Any) -> str:
     if isinstance(then, _Same) and isinstance(now, _Same):
-        return (
-            f"{name} is another ({now}, was {then})"
-            if then.value is not now.value
-            else f"{name} was written to"
-        )
+        if then.value is now.value:
+            return f"{name} was written to"
+        return f"{name} is another ({now}, was {then})"
     if isinstance(then, (int, float, str, type(None))):
         return f"{name} is {now}, was {then}"
     if isinstance(then, dict) and isinstance(now, dict):
@@ -175,14 +189,20 @@ def hand_over(model: Any, step: Step) -> str:
     engine = step.engine
     for name, phase in _OPTIMIZERS.items():
         _give_moments(getattr(model, name, None), engine.optimizers[phase])
-    pools = {name: (getattr(model, name, None), step.recipe.pools[side]) for name, side in _POOLS.items()}
-    anew = [name for name, (theirs, ours) in pools.items() if not _give_pictures(theirs, ours, model.real_A)]
-    what = "it goes on with our weights and moments" + (
-        f", but {' and '.join(anew)} cannot take our pictures" if anew else " and pools"
-    )
+    anew = []
+    for name, side in _POOLS.items():
+        if not _give_pictures(getattr(model, name, None), step.recipe.pools[side], model.real_A):
+            anew.append(name)
+    what = "it goes on with our weights and moments"
+    if anew:
+        what += f", but {' and '.join(anew)} cannot take our pictures"
+    else:
+        what += " and pools"
     if engine.choices.precision == "bf16":
         what += ", in fp32 instead of bf16"
-    return f"{what}, no longer compiled" if engine.choices.compiled else what
+    if engine.choices.compiled:
+        what += ", no longer compiled"
+    return what
 
 
 def _give_moments(optimizer: Any, ours: torch.optim.Adam) -> None:
@@ -191,16 +211,22 @@ def _give_moments(optimizer: Any, ours: torch.optim.Adam) -> None:
     """
     if optimizer is None or optimizer.state is not ours.state:
         return
-    groups = {p: group for group in optimizer.param_groups for p in group["params"]}
+    groups = {}
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            groups[p] = group
     state: dict[Any, dict[str, Any]] = defaultdict(dict)
     for p, values in ours.state.items():
-        on_device = any(groups.get(p, {}).get(key) for key in ("capturable", "fused"))
-        # Copies: ours may lie in the memory of a captured iteration.
-        state[p] = {
-            key: value.clone() if isinstance(value, Tensor) else value for key, value in values.items()
-        }
-        if "step" in state[p] and not on_device:
-            state[p]["step"] = torch.as_tensor(state[p]["step"]).cpu()
+        own = dict(values)
+        for key, value in own.items():
+            if isinstance(value, Tensor):
+                # A copy: ours may lie in the memory of a captured iteration.
+                own[key] = value.clone()
+        settings = groups.get(p, {})
+        on_device = any(settings.get(key) for key in ("capturable", "fused"))
+        if "step" in own and not on_device:
+            own["step"] = torch.as_tensor(own["step"]).cpu()
+        state[p] = own
     optimizer.state = state
 
 
@@ -210,8 +236,10 @@ def _give_pictures(theirs: Any, ours: ImagePool, like: Tensor) -> bool:
         return True
     if not isinstance(getattr(theirs, "__dict__", {}).get("images"), list) or "num_imgs" not in vars(theirs):
         return False
-    slots = ours.slots
-    held = list(slots[: ours.filled]) if slots is not None else []
-    theirs.images = [slot[None].to(like.dtype).clone(memory_format=torch.contiguous_format) for slot in held]
-    theirs.num_imgs = len(held)
+    theirs.images = []
+    if ours.slots is not None:
+        for slot in ours.slots[: ours.filled]:
+            picture = slot[None].to(like.dtype)
+            theirs.images.append(picture.clone(memory_format=torch.contiguous_format))
+    theirs.num_imgs = len(theirs.images)
     return True

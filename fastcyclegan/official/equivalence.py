@@ -45,7 +45,8 @@ def prove(model: Any, optimize: Callable[[Any], Any], given: Settings) -> float:
     with _kept_chance(given.device):
         try:
             twin, mine = _twins(model, given)
-            batches = [_pictures(model, _side(given.nets), seed) for seed in range(ITERATIONS)]
+            side = _side(given.nets)
+            batches = [_pictures(model, side, seed) for seed in range(ITERATIONS)]
             theirs, ours = _run_theirs(twin, optimize, batches), _run_ours(mine, batches)
         except NotServedError:
             raise
@@ -63,8 +64,11 @@ def prove(model: Any, optimize: Callable[[Any], Any], given: Settings) -> float:
 def _kept_chance(device: torch.device) -> Iterator[None]:
     """Put all random states back as they were."""
     python, numbers = random.getstate(), np.random.get_state()
+    devices = []
+    if device.type == "cuda":
+        devices.append(device)
     try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with torch.random.fork_rng(devices):
             yield
     finally:
         random.setstate(python)
@@ -79,13 +83,9 @@ def _twins(model: Any, given: Settings) -> tuple[Any, Settings]:
     nets = {name: copy.deepcopy(net, memo) for name, net in given.nets.items()}
     twin = object.__new__(type(model))
     # The optimizers' parameters are found in the memo: they train the copies.
-    vars(twin).update(
-        {
-            key: copy.deepcopy(value, memo)
-            for key, value in vars(model).items()
-            if key not in (*nets, "schedulers")
-        }
-    )
+    for key, value in vars(model).items():
+        if key not in (*nets, "schedulers"):
+            vars(twin)[key] = copy.deepcopy(value, memo)
     vars(twin).update(nets)
     for value in vars(twin).values():
         if isinstance(value, nn.Module):
@@ -100,9 +100,8 @@ def _twins(model: Any, given: Settings) -> tuple[Any, Settings]:
     for pool in (twin.fake_A_pool, twin.fake_B_pool):
         pool.pool_size = min(pool.pool_size, CAPACITY)
     loss = dataclasses.replace(given.loss, pool_size=min(given.loss.pool_size, CAPACITY))
-    return twin, dataclasses.replace(
-        given, nets={name: without_chance(net) for name, net in nets.items()}, loss=loss
-    )
+    mine = {name: without_chance(net) for name, net in nets.items()}
+    return twin, dataclasses.replace(given, nets=mine, loss=loss)
 
 
 def _side(nets: dict[str, nn.Module]) -> int:
@@ -125,9 +124,8 @@ def _pictures(model: Any, side: int, seed: int) -> tuple[Tensor, Tensor]:
     def of(images: Tensor) -> Tensor:
         small = F.interpolate(images[:PICTURES].detach().double(), (side, side), mode="bilinear")
         small = torch.cat([small, small.flip(-1)])[:PICTURES]
-        return small + 0.2 * torch.randn(small.shape, dtype=torch.float64, generator=generator).to(
-            small.device
-        )
+        noise = torch.randn(small.shape, dtype=torch.float64, generator=generator)
+        return small + 0.2 * noise.to(small.device)
 
     return of(model.real_A), of(model.real_B)
 
@@ -136,22 +134,24 @@ def _state(nets: dict[str, nn.Module]) -> State:
     """Return the weights of each network in one vector, and its running statistics in another."""
     state = {}
     for name, net in nets.items():
-        buffers = [value for value in net.buffers() if value.is_floating_point()]
-        for what, values in (("weights", [p.detach() for p in net.parameters()]), ("statistics", buffers)):
-            if values:
-                state[f"{name}'s {what}"] = torch.cat([value.flatten() for value in values]).clone()
+        weights = [p.detach().flatten() for p in net.parameters()]
+        statistics = [buffer.flatten() for buffer in net.buffers() if buffer.is_floating_point()]
+        if weights:
+            state[f"{name}'s weights"] = torch.cat(weights).clone()
+        if statistics:
+            state[f"{name}'s statistics"] = torch.cat(statistics).clone()
     return state
 
 
 def _results(nets: dict[str, nn.Module], before: State, losses: list[State]) -> State:
-    after = _state(nets)
-    changes = {name: after[name] - before[name] for name in after}
-    kept = {
-        f"loss {name} of iteration {n + 1}": torch.as_tensor(loss).double()
-        for n, row in enumerate(losses)
-        for name, loss in row.items()
-    }
-    return {**changes, **kept, "Python's random numbers": torch.tensor(random.random(), dtype=torch.float64)}
+    results = {}
+    for name, value in _state(nets).items():
+        results[name] = value - before[name]
+    for n, row in enumerate(losses, 1):
+        for name, loss in row.items():
+            results[f"loss {name} of iteration {n}"] = torch.as_tensor(loss).double()
+    results["Python's random numbers"] = torch.tensor(random.random(), dtype=torch.float64)
+    return results
 
 
 def _run_theirs(twin: Any, optimize: Callable[[Any], Any], batches: list[tuple[Tensor, Tensor]]) -> State:
@@ -161,12 +161,10 @@ def _run_theirs(twin: Any, optimize: Callable[[Any], Any], batches: list[tuple[T
     for a, b in batches:
         twin.real_A, twin.real_B = a, b
         optimize(twin)
-        losses.append(
-            {
-                name: torch.as_tensor(getattr(twin, f"loss_{name}")).detach().clone()
-                for name in LOSSES.values()
-            }
-        )
+        row = {}
+        for name in LOSSES.values():
+            row[name] = torch.as_tensor(getattr(twin, f"loss_{name}")).detach().clone()
+        losses.append(row)
     return _results(nets, before, losses)
 
 
@@ -175,7 +173,9 @@ def _run_ours(mine: Settings, batches: list[tuple[Tensor, Tensor]]) -> State:
     before, losses = _state(mine.nets), []
     random.seed(0)
     for a, b in batches:
-        losses.append({**dict.fromkeys(LOSSES.values(), torch.zeros(())), **step(a, b, RATE)})
+        row = dict.fromkeys(LOSSES.values(), torch.zeros(()))
+        row.update(step(a, b, RATE))
+        losses.append(row)
     return _results(mine.nets, before, losses)
 
 
@@ -188,9 +188,7 @@ def _largest_difference(theirs: State, ours: State) -> float:
         mine = ours[name].to(value.device)
         difference = ((mine - value).norm() / value.norm().clamp(min=1e-6)).item()
         if not difference <= TOLERANCE:
-            raise NotServedError(
-                f"it is not the public one: {name} differ by {difference:.1e} (relative, in float64) from our"
-                " step's"
-            )
+            far = f"{difference:.1e} (relative, in float64)"
+            raise NotServedError(f"it is not the public one: {name} differ by {far} from our step's")
         largest = max(largest, difference)
     return largest

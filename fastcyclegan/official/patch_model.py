@@ -17,7 +17,7 @@ from torch import nn
 from fastcyclegan.engine import require_impl, resolve_precision, why_not_compiled
 from fastcyclegan.errors import UserError
 from fastcyclegan.nn.networks import computed_by, is_ours
-from fastcyclegan.official.change_guard import Watch, hand_over
+from fastcyclegan.official.change_guard import ChangeGuard, hand_over
 from fastcyclegan.official.equivalence import ITERATIONS, prove
 from fastcyclegan.official.patch_networks import Say
 from fastcyclegan.official.source_check import why_not_public
@@ -25,7 +25,8 @@ from fastcyclegan.official.step import NotServedError, Settings, Step, learning_
 
 # Made when they are asked for: an iteration of ours keeps no pictures.
 PICTURES = ("fake_B", "rec_A", "fake_A", "rec_B", "idt_A", "idt_B")
-_STEP, _WATCH = "_fastcyclegan_step", "_fastcyclegan_watch"
+_STEP, _GUARD = "_fastcyclegan_step", "_fastcyclegan_guard"
+_NO_STEP = "{} belongs to the training step of --model cycle_gan; here the networks alone are replaced"
 
 
 @dataclass(frozen=True)
@@ -48,14 +49,9 @@ def replace_step(module: ModuleType, options: Options, say: Say) -> None:
     networks: it moves them to the host, and a captured iteration needs them where they are.
     """
     cls = getattr(module, "CycleGANModel", None)
-    lacking = [
-        name for name in ("optimize_parameters", "save_networks", "set_input") if not hasattr(cls, name)
-    ]
+    lacking = _lacking(cls)
     if cls is None or lacking:
-        say(
-            f"step: the checkout's own: {module.__file__} has no"
-            f" {f'CycleGANModel.{lacking[0]}' if cls else 'CycleGANModel'}"
-        )
+        say(f"step: the checkout's own: {module.__file__} has no {lacking}")
         return
     theirs, save = cls.optimize_parameters, cls.save_networks
 
@@ -73,11 +69,22 @@ def replace_step(module: ModuleType, options: Options, say: Say) -> None:
 
     @functools.wraps(save)
     def save_networks(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with_step = vars(self).get(_STEP) is not None
-        return _save_copies(self, save, *args, **kwargs) if with_step else save(self, *args, **kwargs)
+        if vars(self).get(_STEP) is None:
+            return save(self, *args, **kwargs)
+        return _save_copies(self, save, *args, **kwargs)
 
     cls.optimize_parameters, cls.save_networks = optimize_parameters, save_networks
     cls.__getattr__ = _attribute(getattr(cls, "__getattr__", None))
+
+
+def _lacking(cls: type | None) -> str:
+    """Return what a checkout's model has not that is to be replaced, "" where all is there."""
+    if cls is None:
+        return "CycleGANModel"
+    for name in ("optimize_parameters", "save_networks", "set_input"):
+        if not hasattr(cls, name):
+            return f"CycleGANModel.{name}"
+    return ""
 
 
 def _decide(
@@ -99,22 +106,17 @@ def _decide(
         )
         difference = prove(model, theirs, given)
     except NotServedError as error:
-        ignored = [
-            flag
-            for flag, on in (("--compile", options.compile), ("--precision", options.precision == "bf16"))
-            if on
-        ]
-        say(
-            "step: the checkout's own:"
-            f" {error}{f' (without effect on it: {chr(32).join(ignored)})' if ignored else ''}"
-        )
+        say(f"step: the checkout's own: {error}{_without_effect(options)}")
         return None
     step = _made(given, options, say)
     for name, phase in (("optimizer_G", "G"), ("optimizer_D", "D")):
         # Who looks at the checkout's optimizers, to save them for one, finds the moments that are in use.
         getattr(model, name).state = step.engine.optimizers[phase].state
-    vars(model)[_WATCH] = Watch(model, step)
+    vars(model)[_GUARD] = ChangeGuard(model, step)
     engine = step.engine
+    how = engine.choices.precision
+    if engine.choices.compiled:
+        how += ", compiled"
     impls = " and ".join(sorted({computed_by(net) for net in engine.nets.values()}))
     how = engine.choices.precision
     if engine.choices.compiled:
@@ -126,21 +128,37 @@ def _decide(
     return step
 
 
+def _without_effect(options: Options) -> str:
+    """Return which of our flags the checkout's own step does not know, "" where none was given."""
+    ignored = []
+    if options.compile:
+        ignored.append("--compile")
+    if options.precision == "bf16":
+        ignored.append("--precision")
+    if not ignored:
+        return ""
+    return f" (without effect on it: {' '.join(ignored)})"
+
+
 def _made(given: Settings, options: Options, say: Say) -> Step:
-    reason = why_not_compiled(given.device) if options.compile else ""
-    if reason:
-        say(f"not compiled: {reason}")
-    compiled = options.compile and not reason
+    compiled = options.compile
+    if compiled:
+        reason = why_not_compiled(given.device)
+        if reason:
+            say(f"not compiled: {reason}")
+            compiled = False
     return Step(given, resolve_precision(options.precision, given.device, compiled), compiled, say)
 
 
 def _look(model: Any, say: Say, with_arguments: bool) -> None:
     """Hand over to the checkout's own step where what ours was made for has changed, and say what."""
     own = vars(model)
-    changed = own[_WATCH].changed(model) or with_arguments * "it takes arguments"
+    changed = own[_GUARD].changed(model)
+    if not changed and with_arguments:
+        changed = "it takes arguments"
     if changed:
         how = hand_over(model, own[_STEP])
-        own[_STEP] = own[_WATCH] = None
+        own[_STEP] = own[_GUARD] = None
         say(f"step: the checkout's own from here on: {changed}; {how}")
 
 
@@ -149,11 +167,14 @@ def _iterate(model: Any, step: Step) -> None:
     own = vars(model)
     for name in (*PICTURES, "loss_G"):
         own.pop(name, None)
-    own.update({"loss_idt_A": 0, "loss_idt_B": 0} | {f"loss_{name}": loss for name, loss in losses.items()})
+    # Without the identity loss.
+    own["loss_idt_A"] = own["loss_idt_B"] = 0
+    for name, loss in losses.items():
+        own[f"loss_{name}"] = loss
     for optimizer in (model.optimizer_G, model.optimizer_D):
         # Schedulers warn of optimizers that made no step before theirs; ours made it.
         optimizer._opt_called = True
-    own[_WATCH].stepped(model)
+    own[_GUARD].stepped(model)
 
 
 def _attribute(otherwise: Callable[[Any, str], Any] | None) -> Callable[[Any, str], Any]:
@@ -179,9 +200,8 @@ def _save_copies(model: Any, save: Callable[..., Any], *args: Any, **kwargs: Any
     """Call ``save`` while the networks of ``model`` are copies in torch's usual memory layout."""
     nets = {f"net{name}": getattr(model, f"net{name}") for name in model.model_names}
     try:
-        vars(model).update(
-            {name: copy.deepcopy(net).to(memory_format=torch.contiguous_format) for name, net in nets.items()}
-        )
+        for name, net in nets.items():
+            vars(model)[name] = copy.deepcopy(net).to(memory_format=torch.contiguous_format)
         return save(model, *args, **kwargs)
     finally:
         vars(model).update(nets)
@@ -207,7 +227,8 @@ def check_setup(module: ModuleType, options: Options, say: Say) -> None:
         result = theirs(self, *args, **kwargs)
         for name in self.model_names:
             net = getattr(self, f"net{name}")
-            net = net.module if isinstance(net, nn.DataParallel) else net
+            if isinstance(net, nn.DataParallel):
+                net = net.module
             if is_ours(net) and next(net.parameters()).is_cuda:
                 net.to(memory_format=torch.channels_last)
         return result
@@ -219,16 +240,16 @@ def _refuse(model: Any, options: Options) -> None:
     """Raise UserError for flags of ours that ``model`` cannot obey."""
     device = torch.device(getattr(model, "device", "cpu"))
     require_impl(options.impl, device)
-    has_step = (
-        getattr(model, "isTrain", False)
-        and hasattr(type(model), "optimize_parameters")
-        and type(model).__name__ == "CycleGANModel"
-    )
-    for flag, given in (("--precision bf16", options.precision == "bf16"), ("--compile", options.compile)):
-        if given and not has_step:
-            raise UserError(
-                f"{flag} belongs to the training step of --model cycle_gan; here the networks alone are"
-                " replaced"
-            )
-    if has_step:
+    if _has_step(model):
         resolve_precision(options.precision, device, options.compile)
+    elif options.precision == "bf16":
+        raise UserError(_NO_STEP.format("--precision bf16"))
+    elif options.compile:
+        raise UserError(_NO_STEP.format("--compile"))
+
+
+def _has_step(model: Any) -> bool:
+    """Return whether ``model`` is to be trained by a step that ours can replace."""
+    if not getattr(model, "isTrain", False):
+        return False
+    return hasattr(type(model), "optimize_parameters") and type(model).__name__ == "CycleGANModel"

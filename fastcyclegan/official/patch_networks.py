@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -41,11 +42,18 @@ def replace_networks(module: ModuleType, impl: str, say: Say) -> None:
     Classes derived from them are left alone. A network of ours has the weights that theirs drew, so that a
     seed gives what it gave.
     """
-    found = {name: getattr(module, name) for name in OURS if isinstance(getattr(module, name, None), type)}
-    for name, theirs in found.items():
-        theirs.__new__ = _builder(theirs, OURS[name], impl, say)
-    lacking = [name for name in OURS if name not in found]
-    say(f"replaced where it is the same: {', '.join(found) or 'no network'} of {module.__file__}")
+    found, lacking = [], []
+    for name, ours in OURS.items():
+        theirs = getattr(module, name, None)
+        if isinstance(theirs, type):
+            theirs.__new__ = _builder(theirs, ours, impl, say)  # type: ignore[method-assign]
+            found.append(name)
+        else:
+            lacking.append(name)
+    names = "no network"
+    if found:
+        names = ", ".join(found)
+    say(f"replaced where it is the same: {names} of {module.__file__}")
     if lacking:
         say(f"not in that file, so not replaced: {', '.join(lacking)}")
 
@@ -64,12 +72,12 @@ def _builder(theirs: Any, ours: type[nn.Module], impl: str, say: Say) -> Callabl
         original = object.__new__(cls)
         original.__init__(*args, **kwargs)
         after = torch.get_rng_state()
-        net, why_not = (None, known) if known else _stand_in(original, ours, given, compared=known == "")
+        if known:
+            net, why_not = None, known
+        else:
+            net, why_not = _stand_in(original, ours, given, compared=known == "")
         if why_not not in verdicts.values():
-            say(
-                f"{ours.__name__}:"
-                f" {f'kept as it is: {why_not}' if why_not else 'ours, the same function in float64'}"
-            )
+            say(f"{ours.__name__}: {_verdict(why_not)}")
         verdicts[repr(given)] = why_not
         if net is None:
             # Python initialises what this returns: with the same weights.
@@ -80,6 +88,12 @@ def _builder(theirs: Any, ours: type[nn.Module], impl: str, say: Say) -> Callabl
         return net
 
     return new
+
+
+def _verdict(why_not: str) -> str:
+    if why_not:
+        return f"kept as it is: {why_not}"
+    return "ours, the same function in float64"
 
 
 def _arguments(
@@ -104,9 +118,7 @@ def _stand_in(
         net = ours(**given, impl="reference")
     except (TypeError, ValueError, NotImplementedError) as error:
         return None, str(error)
-    mine, theirs = (
-        {name: tuple(value.shape) for name, value in some.state_dict().items()} for some in (net, original)
-    )
+    mine, theirs = _shapes(net), _shapes(original)
     if mine != theirs:
         name = next(name for name in [*theirs, *mine] if mine.get(name) != theirs.get(name))
         return None, f"{name} is {theirs.get(name, 'missing')}, in ours {mine.get(name, 'missing')}"
@@ -120,16 +132,15 @@ def _stand_in(
         difference = _difference(original, net, _side(given))
     # Whatever a network that somebody changed may raise: the reason is said, and it is used as it is.
     except Exception as error:
-        return (
-            None,
-            f"it cannot be compared: {type(error).__name__}: {next(iter(str(error).splitlines()), '')}",
-        )
-    same = difference <= TOLERANCE
-    return (
-        (net, "")
-        if same
-        else (None, f"its pictures differ from those of ours by {difference:.1e} (relative, float64)")
-    )
+        reason = next(iter(str(error).splitlines()), "")
+        return None, f"it cannot be compared: {type(error).__name__}: {reason}"
+    if difference > TOLERANCE:
+        return None, f"its pictures differ from those of ours by {difference:.1e} (relative, float64)"
+    return net, ""
+
+
+def _shapes(net: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in net.state_dict().items()}
 
 
 def without_chance(net: nn.Module) -> nn.Module:
@@ -157,8 +168,10 @@ def _difference(original: nn.Module, net: nn.Module, side: int) -> float:
     channels = next(module.in_channels for module in original.modules() if isinstance(module, nn.Conv2d))
     x = torch.randn(2, channels, side, side, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        theirs, mine = (without_chance(some).train()(x) for some in (original, net))
+        theirs, mine = without_chance(original).train()(x), without_chance(net).train()(x)
     if theirs.shape != mine.shape:
         return float("inf")
     difference = ((mine - theirs).norm() / theirs.norm()).item()
-    return float("inf") if difference != difference else difference
+    if math.isnan(difference):
+        return float("inf")
+    return difference

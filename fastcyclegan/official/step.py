@@ -54,11 +54,10 @@ def unwrapped(name: str, net: Any) -> nn.Module:
     if isinstance(net, nn.parallel.DistributedDataParallel):
         raise NotServedError("training runs in several processes (DistributedDataParallel)")
     if isinstance(net, nn.DataParallel):
-        if len(net.device_ids) > 1:
-            raise NotServedError(
-                f"training runs on {len(net.device_ids)} GPUs (DataParallel); with one of them it would be"
-                " ours"
-            )
+        count = len(net.device_ids)
+        if count > 1:
+            gpus = f"{count} GPUs (DataParallel)"
+            raise NotServedError(f"training runs on {gpus}; with one of them it would be ours")
         net = net.module
     if not isinstance(net, nn.Module) or not is_ours(net):
         raise NotServedError(f"{name} is a {type(net).__name__} of the checkout")
@@ -67,20 +66,18 @@ def unwrapped(name: str, net: Any) -> nn.Module:
 
 def settings(model: Any) -> Settings:
     """Read off ``model`` what its step is made of. Raises NotServedError for what our step does not do."""
-    lacking = [
-        name
-        for name in (*NETS, "opt", "optimizer_G", "optimizer_D", "fake_A_pool", "fake_B_pool")
-        if name not in vars(model)
-    ]
+    needed = (*NETS, "opt", "optimizer_G", "optimizer_D", "fake_A_pool", "fake_B_pool")
+    lacking = [name for name in needed if name not in vars(model)]
     if lacking:
         raise NotServedError(f"the model has no {', '.join(lacking)}")
     nets = {name: unwrapped(name, getattr(model, name)) for name in NETS}
-    devices = {p.device for net in nets.values() for p in net.parameters()}
+    devices: set[torch.device] = set()
+    for net in nets.values():
+        devices.update(p.device for p in net.parameters())
     if len(devices) > 1:
         raise NotServedError(f"its networks are on {len(devices)} devices")
-    unknown = [
-        name for name in getattr(model, "loss_names", []) if name not in LOSSES.values() and name != "G"
-    ]
+    known = {*LOSSES.values(), "G"}
+    unknown = [name for name in getattr(model, "loss_names", []) if name not in known]
     if unknown:
         raise NotServedError(f"it reports a loss that the public step does not have: {', '.join(unknown)}")
     optim = _optim(model, nets)
@@ -91,7 +88,10 @@ def settings(model: Any) -> Settings:
 def _loss(model: Any) -> LossConfig:
     opt = model.opt
     # Before gan_mode there was no_lsgan, whose other loss was another.
-    mode: Any = getattr(opt, "gan_mode", None if getattr(opt, "no_lsgan", True) else "lsgan")
+    mode: Any = None
+    if not getattr(opt, "no_lsgan", True):
+        mode = "lsgan"
+    mode = getattr(opt, "gan_mode", mode)
     if mode == "wgangp":
         raise NotServedError(
             "with gan_mode wgangp the official step has no gradient penalty, and ours has one"
@@ -111,19 +111,19 @@ def _optim(model: Any, nets: Mapping[str, nn.Module]) -> OptimConfig:
         optimizer = getattr(model, name)
         if type(optimizer) is not torch.optim.Adam:
             raise NotServedError(f"{name} is {type(optimizer).__name__}, not Adam")
-        if len(optimizer.param_groups) != 1 or any(
-            optimizer.param_groups[0].get(key, value) != value for key, value in _ADAM.items()
-        ):
+        if len(optimizer.param_groups) != 1:
+            raise NotServedError(f"{name} has settings of its own")
+        (group,) = optimizer.param_groups
+        if any(group.get(key, value) != value for key, value in _ADAM.items()):
             raise NotServedError(f"{name} has settings of its own")
         if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
             raise NotServedError(f"{name} has hooks")
         if optimizer.state:
             raise NotServedError(f"{name} has made steps already")
-        if [id(p) for p in optimizer.param_groups[0]["params"]] != [
-            id(p) for net in pair for p in nets[net].parameters()
-        ]:
+        weights = [id(p) for p in (*nets[pair[0]].parameters(), *nets[pair[1]].parameters())]
+        if [id(p) for p in group["params"]] != weights:
             raise NotServedError(f"{name} does not train {' and '.join(pair)} alone")
-        betas.add(tuple(optimizer.param_groups[0]["betas"]))
+        betas.add(tuple(group["betas"]))
     lr = learning_rate(model)
     beta1, beta2 = betas.pop()
     if betas or beta2 != 0.999:
@@ -184,20 +184,21 @@ class Step:
         # The official step asks the pool of fake B for all its pictures first.
         drawn_B = list(draws(pools["B"], a.shape[0]))
         drawn_A = list(draws(pools["A"], b.shape[0]))
-        samples = [
-            Sample(0, 0, view, view, draw_A, draw_B, 0.0, 0.0)
-            for draw_A, draw_B in zip(drawn_A, drawn_B, strict=True)
-        ]
-        a, b = (images.contiguous(memory_format=torch.channels_last) for images in (a, b))
+        samples = []
+        for draw_A, draw_B in zip(drawn_A, drawn_B, strict=True):
+            samples.append(Sample(0, 0, view, view, draw_A, draw_B, 0.0, 0.0))
+        a = a.contiguous(memory_format=torch.channels_last)
+        b = b.contiguous(memory_format=torch.channels_last)
         losses = self.engine.step(Batch(a, b, [""] * len(samples), [""] * len(samples), samples), lr)
-        self.losses = {
-            LOSSES[name]: loss for name, loss in zip(self.recipe.loss_names, losses.unbind(), strict=True)
-        }
+        self.losses = {}
+        for name, loss in zip(self.recipe.loss_names, losses.unbind(), strict=True):
+            self.losses[LOSSES[name]] = loss
         return self.losses
 
     def generator_loss(self) -> Tensor:
         """Return the sum that the generators minimised last."""
-        return torch.stack([loss for name, loss in self.losses.items() if not name.startswith("D_")]).sum()
+        losses = [loss for name, loss in self.losses.items() if not name.startswith("D_")]
+        return torch.stack(losses).sum()
 
     @torch.no_grad()
     def pictures(self, a: Tensor, b: Tensor) -> dict[str, Tensor]:
@@ -206,12 +207,14 @@ class Step:
         """
         engine = self.engine
         G_A, G_B = engine.nets["G_AB"], engine.nets["G_BA"]
-        kept = [(buffer, buffer.clone()) for net in (G_A, G_B) for buffer in net.buffers()]
-        devices = [engine.device] if engine.device.type == "cuda" else []
-        with (
-            torch.random.fork_rng(devices),
-            torch.autocast(engine.device.type, torch.bfloat16, enabled=engine.choices.precision == "bf16"),
-        ):
+        kept = [(buffer, buffer.clone()) for buffer in (*G_A.buffers(), *G_B.buffers())]
+        devices = []
+        if engine.device.type == "cuda":
+            devices.append(engine.device)
+        autocast = torch.autocast(
+            engine.device.type, torch.bfloat16, enabled=engine.choices.precision == "bf16"
+        )
+        with torch.random.fork_rng(devices), autocast:
             fake_B, fake_A = G_A(a), G_B(b)
             found = {"fake_B": fake_B, "rec_A": G_B(fake_B), "fake_A": fake_A, "rec_B": G_A(fake_A)}
             if self.recipe.has_identity:
