@@ -24,13 +24,13 @@ from bench.providers import LR
 from bench.timing import Builders, Entrant, Race, Unserved, builders_of, clock
 from fastcyclegan.config import DataConfig, ModelConfig
 from fastcyclegan.data.batch import Batch
+from fastcyclegan.data.checked_files import check_files
 from fastcyclegan.data.choose_loader import MOST_THREADS, Choice, cores, make_loader
 from fastcyclegan.data.dali_pipeline import why_not_dali
 from fastcyclegan.data.image_file import Fit
 from fastcyclegan.data.loader import Loader, Source
 from fastcyclegan.data.pillow_loader import FolderLoader
 from fastcyclegan.data.sample_plan import Plan
-from fastcyclegan.data.scan import check_files
 from fastcyclegan.engine import resolve_precision
 from fastcyclegan.testing import make_engine, random_batch, seeded_networks
 

@@ -24,9 +24,9 @@ from PIL import Image
 
 from fastcyclegan.config import Preprocess
 from fastcyclegan.data.batch import Batch
+from fastcyclegan.data.checked_files import check_files
 from fastcyclegan.data.image_file import Fit
 from fastcyclegan.data.loader import Source
-from fastcyclegan.data.scan import check_files
 
 # Torch 2.13 finds a compiled graph again by its operators, and not by the vectors that its code was made for:
 # a run with another ATEN_CPU_CAPABILITY would read wrong numbers with it.

@@ -164,6 +164,7 @@ def test_the_reference_imports_torch_alone() -> None:
 # Modules whose tests are in a file of another name.
 ELSEWHERE = {
     "data.batch": "data/test_loader.py",
+    "data.dataset_page": "data/test_dataset_report.py",
     "devtools.tile_occupancy": "kernel_gate/test_command.py",
     "errors": "test_cli.py",
     "kernels.backend_table": "bench/test_gpu_suite.py",

@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from fastcyclegan.data.scan import Checked, check_files, list_pictures
+from fastcyclegan.data.checked_files import Checked, check_files
+from fastcyclegan.data.scan import list_pictures
 from fastcyclegan.errors import UserError
 
 SERVER = "http://efrosgans.eecs.berkeley.edu/cyclegan/datasets"

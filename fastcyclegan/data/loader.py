@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from fastcyclegan.data.batch import Batch
+from fastcyclegan.data.checked_files import Checked
 from fastcyclegan.data.image_file import BadPictureError, Fit, Pixels, load_pixels, take_view
 from fastcyclegan.data.pixels import to_unit_range
 from fastcyclegan.data.sample_plan import Plan, Sample, View
-from fastcyclegan.data.scan import Checked
 from fastcyclegan.errors import UserError
 
 Say = Callable[[str], None]

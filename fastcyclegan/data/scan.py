@@ -1,37 +1,17 @@
-"""Find the pictures of a dataset, and check every file once before training starts.
-
-A check decodes the whole file, since a header does not tell that the rest is missing. Its result is kept
-under the user's cache folder by path, size and time of change, so that the next run over the same files takes
-a stat a file.
-"""
+"""Find the pictures of a dataset: its folders, what is held out of training, and which files are usable."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import json
 import os
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-
 from fastcyclegan.config import DataConfig
-from fastcyclegan.data.image_file import (
-    ORIENTATION,
-    SUFFIXES,
-    BadPictureError,
-    Fit,
-    ImageRequirements,
-    open_picture,
-    read_header,
-)
-from fastcyclegan.errors import UserError, system_reason
-from fastcyclegan.tensor_files import write_atomically
-
-CACHE_VERSION = 2
+from fastcyclegan.data.checked_files import Checked, check_files
+from fastcyclegan.data.image_file import SUFFIXES, Fit, ImageRequirements
+from fastcyclegan.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -43,32 +23,6 @@ class Folders:
     test_A: Path | None = None
     test_B: Path | None = None
     holdout: float = 0.0
-
-
-@dataclass(frozen=True)
-class Checked:
-    """One file: its identity on disk, its upright size in pixels and Pillow's mode, and why it cannot be
-    used, if so.
-
-    ``plain`` files are those that every decoder reads alike, see ``picture.read_header``.
-    """
-
-    path: str
-    bytes: int
-    mtime_ns: int
-    width: int = 0
-    height: int = 0
-    mode: str = ""
-    error: str = ""
-    plain: bool = False
-
-    def is_unchanged(self) -> bool:
-        """Whether the file is still the one that was checked."""
-        try:
-            stat = Path(self.path).stat()
-        except OSError:
-            return False
-        return (stat.st_size, stat.st_mtime_ns) == (self.bytes, self.mtime_ns)
 
 
 def find_folders(config: DataConfig) -> Folders:
@@ -170,81 +124,6 @@ def split_holdout(
         else:
             train.append(path)
     return train, held
-
-
-def check_file(path: Path) -> Checked:
-    """Decode ``path`` wholly and say what it is."""
-    try:
-        stat = path.stat()
-    except OSError as error:
-        return Checked(str(path), -1, -1, error=system_reason(error))
-    identity = (str(path), stat.st_size, stat.st_mtime_ns)
-    if not path.is_file():  # reading a pipe would wait for ever
-        return Checked(*identity, error="not a regular file")
-    try:
-        open_picture(path)
-        _, plain = read_header(path.read_bytes())
-        with Image.open(path) as header:
-            width, height = header.size
-            if header.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8):  # lies on its side
-                width, height = height, width
-            return Checked(*identity, width, height, header.mode, plain=plain)
-    except BadPictureError as bad:
-        return Checked(*identity, error=bad.reason)
-
-
-def _cache_file() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME")
-    folder = Path(base) if base else Path.home() / ".cache"
-    return folder / "fastcyclegan" / "checked_pictures.json"
-
-
-def _read_cache(file: Path) -> dict[str, Checked]:
-    try:
-        saved = json.loads(file.read_text())
-        if saved["version"] != CACHE_VERSION:
-            return {}
-        return {record["path"]: Checked(**record) for record in saved["files"]}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}  # no cache, or a damaged one: every file is checked again
-
-
-def _write_cache(file: Path, records: Iterable[Checked]) -> None:
-    text = json.dumps({"version": CACHE_VERSION, "files": [asdict(record) for record in records]})
-    # A cache that cannot be written costs the next run a few seconds, nothing else.
-    with contextlib.suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, lambda partial: partial.write_text(text))
-
-
-def _threads() -> int:
-    count = os.cpu_count()
-    return 1 if count is None else min(8, count)
-
-
-def check_files(paths: Sequence[Path], progress: Callable[[int, int], None] | None = None) -> list[Checked]:
-    """Return what each of ``paths`` is, in order, from the cache where the file has not changed; ``progress``
-    is told (done, total).
-    """
-    cache_file = _cache_file()
-    cache = _read_cache(cache_file)
-
-    def check(path: Path) -> Checked:
-        known = cache.get(str(path.absolute()))
-        if known is not None and known.is_unchanged():
-            return known
-        return check_file(path.absolute())
-
-    results = []
-    with ThreadPoolExecutor(_threads()) as pool:
-        for result in pool.map(check, paths):
-            results.append(result)
-            if progress is not None:
-                progress(len(results), len(paths))
-    fresh = {result.path: result for result in results if result.bytes >= 0}
-    if any(cache.get(path) != result for path, result in fresh.items()):
-        _write_cache(cache_file, {**cache, **fresh}.values())
-    return results
 
 
 def too_small(checked: Checked, fit: Fit, required: ImageRequirements) -> str:

@@ -6,12 +6,10 @@ import re
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
 from fastcyclegan.cli import check_dataset
-from fastcyclegan.data.dataset_report import duplicates, look_at
 from tests.conftest import write_pictures
 
 
@@ -65,26 +63,6 @@ def test_two_folders_and_one(
     assert check_dataset(["testA"]) == 0
     assert (dataset / f"{dataset.name}_testA_report.html").exists()
     assert "pictures: testA" in capsys.readouterr().out
-
-
-def test_means_are_means(tmp_path: Path) -> None:
-    for n, level in enumerate((40, 60, 200)):
-        Image.new("RGB", (50 + n, 70), (level, 0, 255)).save(tmp_path / f"{n}.png")
-    found = look_at("x", tmp_path, 16, lambda done, total: None)
-    assert found.mean is not None
-    assert np.allclose(found.mean, (100, 0, 255))
-    values = np.array([[level, 0, 255] for level in (40, 60, 200)], dtype=float)
-    assert found.deviation == pytest.approx(values.std())
-
-
-def test_pixels_count_not_bytes_and_shapes_do(tmp_path: Path) -> None:
-    """The same values in another shape are another picture."""
-    (tmp_path / "a").mkdir()
-    Image.new("RGB", (8, 2)).save(tmp_path / "a" / "wide.png")
-    Image.new("RGB", (2, 8)).save(tmp_path / "a" / "tall.png")
-    Image.new("RGB", (2, 8)).save(tmp_path / "a" / "tall.ppm")
-    groups = duplicates([look_at("a", tmp_path / "a", 1, lambda done, total: None)])
-    assert [[Path(path).name for _, path in group] for group in groups] == [["tall.png", "tall.ppm"]]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Finding and checking pictures: layouts, order, held-out parts, bad files by name, the cache."""
+"""Finding and checking pictures: layouts, order, held-out parts, bad files by name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from fastcyclegan.config import DataConfig
 from fastcyclegan.data import scan
 from fastcyclegan.data.image_file import ImageRequirements
-from fastcyclegan.data.scan import check_files, find_pictures, list_pictures, split_holdout
+from fastcyclegan.data.scan import find_pictures, list_pictures, split_holdout
 from fastcyclegan.errors import UserError
 from tests.conftest import write_pictures
 
@@ -141,26 +141,3 @@ def test_nothing_left_after_leaving_out(dataset: Path) -> None:
         path.write_bytes(b"no")
     with pytest.raises(UserError, match="trainA: no usable pictures left"):
         found(DataConfig(dataroot=dataset, skip_bad_images=True))
-
-
-def test_a_file_is_decoded_once_until_it_changes(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    decoded: list[str] = []
-    check = scan.check_file
-
-    def counted(path: Path) -> scan.Checked:
-        decoded.append(path.name)
-        return check(path)
-
-    monkeypatch.setattr(scan, "check_file", counted)
-    paths = list_pictures(dataset / "trainA")
-    first = check_files(paths)
-    assert check_files(paths) == first
-    assert len(decoded) == 5
-    assert (first[0].width, first[0].height, first[0].mode, first[0].plain) == (24, 20, "RGB", True)
-    assert first[0].is_unchanged()
-    write_pictures(dataset / "trainA", 1, size=(30, 20))
-    assert not first[0].is_unchanged()
-    assert check_files(paths)[0].width == 30
-    assert len(decoded) == 6
-    scan._cache_file().write_text('{"version": 2, "files": [{"path"')  # a damaged cache
-    assert check_files(paths)[1] == first[1]

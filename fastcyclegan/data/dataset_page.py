@@ -1,0 +1,82 @@
+"""The report of a dataset as one HTML page, with its pictures in it."""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from fastcyclegan.data.folder_report import THUMBS, FolderReport, Group, encode_jpeg, equal_files, summary
+
+_STYLE = """
+body{font:14px sans-serif;margin:2em;max-width:1300px}
+table{border-collapse:collapse}
+td{padding:2px 1em 2px 0;vertical-align:top}
+figure{margin:0 1em 0 0;display:inline-block}
+figcaption{font-size:12px;max-width:160px;overflow-wrap:anywhere}
+.thumbs{display:flex;flex-wrap:wrap;gap:4px}
+.thumbs img{height:112px}
+.bad{color:#b00}
+"""
+
+
+def _image(data: bytes, title: str) -> str:
+    encoded = base64.b64encode(data).decode()
+    name = html.escape(Path(title).name)
+    return f'<img src="data:image/jpeg;base64,{encoded}" title="{html.escape(title)}" alt="{name}">'
+
+
+def _figure(image: str, caption: str) -> str:
+    return f"<figure>{image}<figcaption>{html.escape(caption)}</figcaption></figure>"
+
+
+def page(title: str, reports: list[FolderReport], twice: list[Group], crop_size: int) -> str:
+    """Return the report as one HTML page that needs no other file."""
+    named = html.escape(title)
+    parts = [
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{named}</title>',
+        f"<style>{_STYLE}</style></head><body><h1>{named}</h1>\n<h2>Mean pictures</h2>",
+    ]
+    for report in reports:
+        if report.mean is not None:
+            pixels = report.mean.round().clip(0, 255).astype(np.uint8)
+            image = _image(encode_jpeg(pixels), f"mean of {report.name}")
+            parts.append(_figure(image, report.name))
+    if twice:
+        parts.append(f'<h2 class="bad">The same pixels more than once ({len(twice):,})</h2><ul>')
+        for group in twice:
+            parts.append(f"<li>{html.escape(equal_files(group))}</li>")
+        parts.append("</ul>")
+    for report in reports:
+        parts += _section(report, crop_size)
+    return "\n".join(parts) + "\n</body></html>\n"
+
+
+def _section(report: FolderReport, crop_size: int) -> Iterator[str]:
+    """Yield what the page has of one folder."""
+    yield f"<h2>{html.escape(report.name)}: {html.escape(str(report.folder))}</h2><table>"
+    for label, text in summary(report, crop_size).items():
+        yield f"<tr><td>{label}</td><td>{html.escape(text)}</td></tr>"
+    yield "</table>"
+    if report.broken:
+        yield '<h3 class="bad">Broken</h3><ul>'
+        for file in report.broken:
+            yield f"<li>{html.escape(file.path)}: {html.escape(file.error)}</li>"
+        yield "</ul>"
+    if report.small:
+        yield f'<h3>Small ({len(report.small):,})</h3><div class="thumbs">'
+        for file in report.small[:THUMBS]:
+            caption = f"{Path(file.path).name} {file.width}x{file.height}"
+            yield _figure(_image(report.thumbs[file.path], file.path), caption)
+        yield "</div>"
+    others = dict(report.thumbs)
+    for file in report.small:
+        others.pop(file.path, None)
+    if others:
+        yield '<h3>Some of them</h3><div class="thumbs">'
+        for path, data in others.items():
+            yield _image(data, path)
+        yield "</div>"

@@ -1,0 +1,169 @@
+"""What is in one folder of a dataset: counts, sizes, modes, files that are broken, small or twice there, and
+the mean picture.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from fastcyclegan.data.checked_files import Checked, check_files
+from fastcyclegan.data.choose_loader import choose, make_reader
+from fastcyclegan.data.image_file import BadPictureError, Fit
+from fastcyclegan.data.loader import Job
+from fastcyclegan.data.scan import list_pictures, no_pictures
+from fastcyclegan.errors import UserError
+
+MEAN_SIDE, THUMB_SIDE, THUMBS = 128, 112, 36
+
+
+@dataclass
+class FolderReport:
+    """What is in one folder. ``mean`` is [MEAN_SIDE, MEAN_SIDE, 3], in levels; None where no picture could be
+    read.
+    """
+
+    name: str
+    folder: Path
+    files: list[Checked]
+    small: list[Checked] = field(default_factory=list)
+    mean: NDArray[np.float64] | None = None
+    deviation: float = 0.0
+    thumbs: dict[str, bytes] = field(default_factory=dict)
+    hashes: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def broken(self) -> list[Checked]:
+        return [file for file in self.files if file.error]
+
+    @property
+    def good(self) -> list[Checked]:
+        return [file for file in self.files if not file.error]
+
+
+def encode_jpeg(pixels: NDArray[np.uint8]) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, format="JPEG", quality=85)
+    return out.getvalue()
+
+
+def _thumb(pixels: NDArray[np.uint8]) -> bytes:
+    image = Image.fromarray(pixels)
+    image.thumbnail((THUMB_SIDE, THUMB_SIDE))
+    return encode_jpeg(np.asarray(image))
+
+
+def look_at(name: str, folder: Path, crop_size: int, progress: Callable[[int, int], None]) -> FolderReport:
+    """Read every picture of ``folder`` and return what there is. Raises UserError where it holds none."""
+    paths = [path.absolute() for path in list_pictures(folder)]
+    if not paths:
+        raise no_pictures(folder)
+    report = FolderReport(name, folder, check_files(paths))
+    report.small = [file for file in report.good if min(file.width, file.height) < crop_size]
+    every = max(1, len(paths) // THUMBS)
+    shown = {str(path) for path in paths[::every][:THUMBS]}
+    for file in report.small[:THUMBS]:
+        shown.add(file.path)
+    total, squares, count = np.zeros((MEAN_SIDE, MEAN_SIDE, 3)), 0.0, 0
+    for path, pixels in _pixels_of(report.good):
+        report.hashes[path] = _hash(pixels)
+        if path in shown:
+            report.thumbs[path] = _thumb(pixels)
+        square = _square(pixels)
+        total += square
+        squares += float((square**2).mean())
+        count += 1
+        progress(count, len(paths))
+    if count:
+        report.mean = total / count
+        report.deviation = float(np.sqrt(max(squares / count - (report.mean.mean()) ** 2, 0.0)))
+    return report
+
+
+def _pixels_of(files: Sequence[Checked]) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    """Yield the path and the pixels of each of ``files``."""
+    cpu = torch.device("cpu")
+    reader = make_reader(choose("auto", cpu), Fit(), cpu, lambda text: None)
+    for job, row in reader.read(Job(Path(file.path), None, file) for file in files):
+        if isinstance(row, BadPictureError):  # it broke since it was checked, a moment ago
+            raise UserError(f"{row}: changed while it was looked at")
+        yield str(job.path), row.numpy()
+
+
+def _hash(pixels: NDArray[np.uint8]) -> str:
+    return hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
+
+
+def _square(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
+    sides = (MEAN_SIDE, MEAN_SIDE)
+    image = Image.fromarray(pixels).resize(sides, Image.Resampling.BICUBIC, reducing_gap=3.0)
+    return np.asarray(image, dtype=np.float64)
+
+
+Group = list[tuple[str, str]]
+"""Files by (folder's name, path)."""
+
+
+def duplicates(reports: Sequence[FolderReport]) -> list[Group]:
+    """Return the groups of files whose pixels are the same, those that cross folders first."""
+    groups: defaultdict[str, Group] = defaultdict(list)
+    for report in reports:
+        for path, digest in report.hashes.items():
+            groups[digest].append((report.name, path))
+    within, across = [], []
+    for group in groups.values():
+        names = {name for name, _ in group}
+        if len(names) > 1:
+            across.append(group)
+        elif len(group) > 1:
+            within.append(group)
+    return sorted(across) + sorted(within)
+
+
+def summary(report: FolderReport, crop_size: int) -> dict[str, str]:
+    """Return what is said of a folder, by its label."""
+    good = report.good
+    mebibytes = sum(file.bytes for file in report.files) / 2**20
+    lines = {"pictures": f"{len(report.files):,}, {mebibytes:,.1f} MiB"}
+    if good:
+        lines["sizes"] = _sizes(good)
+        lines["modes"] = _counted(file.mode for file in good)
+        lines["files"] = _counted(Path(file.path).suffix.lower() for file in report.files)
+    odd = sum(not file.plain for file in good)
+    if odd:
+        lines["odd"] = f"{odd:,} are no plain 8-bit JPEG or PNG: read by Pillow, which is slower"
+    if report.mean is not None:
+        red, green, blue = report.mean.mean((0, 1))
+        colour = f"red {red:.0f}, green {green:.0f}, blue {blue:.0f} of 255"
+        lines["mean"] = f"{colour}, standard deviation {report.deviation:.0f}"
+    lines["small"] = f"{len(report.small):,} with a side below {crop_size}"
+    lines["broken"] = f"{len(report.broken):,}"
+    return lines
+
+
+def _sizes(files: Sequence[Checked]) -> str:
+    """Return the most common sizes of ``files``, the smallest and the largest."""
+    sizes = Counter((file.width, file.height) for file in files)
+    common = ", ".join(f"{width}x{height} ({count:,})" for (width, height), count in sizes.most_common(3))
+    if len(sizes) > 3:
+        common += f" and {len(sizes) - 3} more"
+    by_area = sorted(sizes, key=lambda size: (size[0] * size[1], size))
+    smallest, largest = by_area[0], by_area[-1]
+    return f"{common}; smallest {smallest[0]}x{smallest[1]}, largest {largest[0]}x{largest[1]}"
+
+
+def _counted(words: Iterable[str]) -> str:
+    return ", ".join(f"{word} {count:,}" for word, count in Counter(words).most_common())
+
+
+def equal_files(group: Group) -> str:
+    return " = ".join(f"{path} ({name})" for name, path in group)
