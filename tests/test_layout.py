@@ -163,6 +163,7 @@ def test_the_reference_imports_torch_alone() -> None:
 # Modules whose tests are in a file of another name.
 ELSEWHERE = {
     "data.batch": "data/test_loader.py",
+    "devtools.read_kernel": "devtools/test_compile_kernels.py",
     "devtools.tile_occupancy": "kernel_gate/test_command.py",
     "errors": "test_cli.py",
     "kernels.backend_table": "bench/test_gpu_suite.py",
