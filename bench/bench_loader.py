@@ -25,7 +25,7 @@ from bench.timing import Builders, Entrant, Race, Unserved, builders_of, clock
 from fastcyclegan.config import DataConfig, ModelConfig
 from fastcyclegan.data.batch import Batch
 from fastcyclegan.data.choose_loader import MOST_THREADS, Choice, cores, make_loader
-from fastcyclegan.data.dali_loader import why_not_dali
+from fastcyclegan.data.dali_pipeline import why_not_dali
 from fastcyclegan.data.image_file import Fit
 from fastcyclegan.data.loader import Loader, Source
 from fastcyclegan.data.pillow_loader import FolderLoader

@@ -18,10 +18,10 @@ import torch
 
 from bench.machine import DEVICE, held_bytes
 from bench.timing import Builders, Entrant, Race, clock
-from fastcyclegan.checkpoints.run_files import OFFICIAL
 from fastcyclegan.config import ModelConfig
 from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.engine import Engine
+from fastcyclegan.recipes.cyclegan import CycleGANRecipe
 from fastcyclegan.tensor_files import load_tensors, save_tensors, tensors_in, to_cpu
 from fastcyclegan.testing import make_engine, random_batch, seeded_networks
 
@@ -45,7 +45,8 @@ def contest(doing: str, folder: Path, config: ModelConfig) -> Builders:
         return Entrant(run, lambda: held(engine, kept), {"bytes": size})
 
     def official() -> Entrant:
-        files = {name: folder / f"latest_net_{official}.pth" for name, official in OFFICIAL.items()}
+        names = CycleGANRecipe.official_names
+        files = {name: folder / f"latest_net_{official}.pth" for name, official in names.items()}
         save_official(engine, files)
         size = sum(file.stat().st_size for file in files.values())
         return entrant(size, partial(save_official, engine, files), partial(load_official, engine, files))

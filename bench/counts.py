@@ -17,7 +17,7 @@ from fastcyclegan.config import LossConfig, ModelConfig, OptimConfig
 from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.devtools.dry_run import Counts, counted, dry_run
 from fastcyclegan.engine import Engine
-from fastcyclegan.recipes.cyclegan import CycleGAN, build_networks
+from fastcyclegan.recipes.cyclegan import CycleGANRecipe, build_networks
 from fastcyclegan.testing import random_batch
 
 
@@ -37,7 +37,7 @@ def step_counts(
     if provider == "ours":
         networks = build_networks(config)
         with dry_run():  # in which the kernels serve the CPU
-            engine = Engine(CycleGAN(loss), networks, OptimConfig(), torch.device("cpu"), precision)
+            engine = Engine(CycleGANRecipe(loss), networks, OptimConfig(), torch.device("cpu"), precision)
         weights = [p for net in engine.nets.values() for p in net.parameters()]
 
         def step() -> Any:

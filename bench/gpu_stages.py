@@ -20,6 +20,7 @@ SHARED = ("border_launch", "instance_norm_launch", "math", "products", "weights"
 NETWORKS = (
     *(f"tests/nn/test_{name}.py" for name in ("layers", "layer_checks", "deferred", "chains", "networks")),
     "tests/test_compat.py",
+    "tests/test_compat_in_projects.py",
 )
 OTHERS = (
     "tests/official/test_patch_model.py",

@@ -30,11 +30,11 @@ from fastcyclegan.config import LossConfig, ModelConfig
 from fastcyclegan.data import builtin
 from fastcyclegan.data.batch import Batch
 from fastcyclegan.data.sample_plan import Plan
-from fastcyclegan.recipes.cyclegan import CycleGAN
+from fastcyclegan.recipes.cyclegan import CycleGANRecipe
 
 CONFIG = ModelConfig(netG="resnet_2blocks", ngf=16, ndf=32)
 SMOOTHED = 20
-NAMES = CycleGAN(LossConfig()).loss_names
+NAMES = CycleGANRecipe(LossConfig()).loss_names
 Curves = NDArray[np.float64]
 
 

@@ -41,12 +41,12 @@ from bench.timing import Entrant, Unserved, builders_of, race
 from fastcyclegan.config import DataConfig, LossConfig, ModelConfig
 from fastcyclegan.data import builtin
 from fastcyclegan.data.batch import Batch
-from fastcyclegan.data.image_file import Fit
+from fastcyclegan.data.image_file import Fit, ImageRequirements
 from fastcyclegan.data.loader import Loader, Source
 from fastcyclegan.data.pillow_loader import FolderLoader
 from fastcyclegan.data.pixels import save_image
 from fastcyclegan.data.sample_plan import Plan
-from fastcyclegan.data.scan import Needs, find_pictures
+from fastcyclegan.data.scan import find_pictures
 from fastcyclegan.errors import UserError, system_reason
 
 # Parity after so many iterations; so many samples go round.
@@ -78,8 +78,8 @@ def batches_of(options: argparse.Namespace, size: int, say: Callable[[str], None
             builtin.write(Path(folder), options.seed)
             data = dataclasses.replace(data, dataroot=Path(folder), data_A=None, data_B=None)
             where = "the built-in shapes"
-        needs = Needs(NETWORKS.size_multiple, NETWORKS.least_side)
-        found, fit = find_pictures(data, options.seed, say, None, needs), Fit.of(data)
+        required = ImageRequirements.of(NETWORKS)
+        found, fit = find_pictures(data, options.seed, say, None, required), Fit.of(data)
         a, b = Source(found.train_A, fit, found.checked), Source(found.train_B, fit, found.checked)
         plan = Plan(options.seed, len(found.train_A), len(found.train_B))
         loader = FolderLoader(a, b, plan, torch.device("cpu"))

@@ -28,7 +28,7 @@ from fastcyclegan.config import EngineConfig, LossConfig, ModelConfig, OptimConf
 from fastcyclegan.data.batch import Batch
 from fastcyclegan.engine import Engine, resolve_precision, why_not_compiled
 from fastcyclegan.nn.networks import Generator
-from fastcyclegan.recipes.cyclegan import CycleGAN, build_networks
+from fastcyclegan.recipes.cyclegan import CycleGANRecipe, build_networks
 from fastcyclegan.testing import copy_of, seeded_networks
 
 # As fp32 holds it: on a GPU fused Adam reads its rate in fp32, also of float64 weights, and 2e-4 itself would
@@ -237,8 +237,9 @@ def _ours(
     own = {name: net.to(dtype) for name, net in build_networks(config).items()}
     for name, net in own.items():
         net.load_state_dict(nets[name].state_dict())
+    recipe = CycleGANRecipe(loss)
     engine = Engine(
-        CycleGAN(loss),
+        recipe,
         own,
         OptimConfig(),
         torch.device(device),
@@ -248,11 +249,11 @@ def _ours(
     )
 
     def fakes(count: int) -> Tensor:
-        return torch.stack([torch.stack(list(engine.recipe.pools[side].slots[:count])) for side in "BA"])  # type: ignore[index]
+        return torch.stack([torch.stack(list(recipe.pools[side].slots[:count])) for side in "BA"])  # type: ignore[index]
 
     def mark(wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-        generators, discriminators = engine.recipe.phases
-        engine.recipe.phases = (generators, replace(discriminators, losses=wrap(discriminators.losses)))
+        generators, discriminators = engine.phases
+        engine.phases = (generators, replace(discriminators, run=wrap(discriminators.run)))
 
     optimizers: list[torch.optim.Optimizer] = list(engine.optimizers.values())
     return TrainStep(

@@ -12,7 +12,7 @@ import difflib
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import nn
@@ -30,12 +30,12 @@ from fastcyclegan.config import Direction, TrainConfig, with_changes
 from fastcyclegan.console import Console, QuietConsole
 from fastcyclegan.engine import resolve_device, resolve_precision
 from fastcyclegan.errors import UserError
-from fastcyclegan.inference.translator import Picture, translate_pictures
-from fastcyclegan.recipes.cyclegan import GENERATORS
+from fastcyclegan.inference.translator import Picture, translate_images
+from fastcyclegan.recipes.registry import make_recipe
 from fastcyclegan.tensor_files import save_tensors, to_cpu
 from fastcyclegan.training.resume import read_state
 from fastcyclegan.training.run import with_absolute_paths
-from fastcyclegan.training.start import Given, networks_that_fit
+from fastcyclegan.training.start import Overrides, networks_that_fit
 from fastcyclegan.training.trainer import Trainer, train
 
 Record = dict[str, Any]
@@ -50,24 +50,30 @@ def _group_of(name: str) -> str:
     names, for an unknown one.
     """
     defaults = TrainConfig()
-    fields = {
-        group.name: dataclasses.fields(getattr(defaults, group.name))
-        for group in dataclasses.fields(defaults)
-    }
-    groups = {field.name: group for group, members in fields.items() for field in members}
+    groups = {}
+    for group in dataclasses.fields(defaults):
+        for setting in dataclasses.fields(getattr(defaults, group.name)):
+            groups[setting.name] = group.name
     if name not in groups:
+        message = f"CycleGAN has no setting {name!r}"
         near = difflib.get_close_matches(name, groups, n=3)
-        meant = f"; did you mean {', '.join(near)}?" if near else ""
-        raise TypeError(f"CycleGAN has no setting {name!r}{meant}")
+        if near:
+            message += f"; did you mean {', '.join(near)}?"
+        raise TypeError(message)
     return groups[name]
 
 
 def _changed(config: TrainConfig, settings: Mapping[str, Any]) -> TrainConfig:
     changes: dict[str, dict[str, Any]] = {}
     for name, value in settings.items():
-        path = isinstance(value, str) and name in ("dataroot", "data_A", "data_B", "checkpoints_dir")
-        changes.setdefault(_group_of(name), {})[name] = Path(value) if path else value
+        if isinstance(value, str) and name in ("dataroot", "data_A", "data_B", "checkpoints_dir"):
+            value = Path(value)
+        changes.setdefault(_group_of(name), {})[name] = value
     return with_changes(config, changes)
+
+
+def _is_path(x: object) -> TypeGuard[str | Path]:
+    return isinstance(x, (str, Path))
 
 
 @contextlib.contextmanager
@@ -83,6 +89,23 @@ def _kept_globals() -> Iterator[None]:
         torch.backends.cudnn.benchmark = benchmark
 
 
+def _data_settings(A: Any, B: Any) -> dict[str, Any]:
+    """Return what ``fit``'s domains change of the configuration: something where they are folders. Raises
+    TypeError for what is neither a folder nor a loader, and UserError for one of each.
+    """
+    for x in (A, B):
+        if x is not None and not isinstance(x, (str, Path, Iterable)):
+            raise TypeError(f"fit: a domain is a folder or a loader, got {type(x).__name__}")
+    differ = A is not None and B is not None and _is_path(A) != _is_path(B)
+    if differ or (A is None and B is not None):
+        raise UserError("fit: A and B must both be folders or both be loaders")
+    if not _is_path(A):
+        return {}
+    if B is None:
+        return {"dataroot": Path(A), "data_A": None, "data_B": None}
+    return {"dataroot": None, "data_A": Path(A), "data_B": Path(B)}
+
+
 class CycleGAN:
     """Four networks, and how they are trained and used.
 
@@ -93,7 +116,7 @@ class CycleGAN:
     """
 
     def __init__(self, config: TrainConfig | None = None, **settings: Any) -> None:
-        self.config = _changed(config or TrainConfig(), settings)
+        self.config = _changed(TrainConfig() if config is None else config, settings)
         self.folder: Path | None = None
         """Where the last ``fit``, ``save`` or ``load`` has its files."""
         self.history: list[Record] = []
@@ -178,11 +201,9 @@ class CycleGAN:
         what cannot be trained on, and TypeError for what is neither a folder nor a loader.
         """
         config = self._config_for(A, B, folder, settings)
-        loaders = (
-            None
-            if A is None or isinstance(A, (str, Path))
-            else (A, None if isinstance(B, (str, Path)) else B)
-        )
+        loaders: Any = None
+        if A is not None and not _is_path(A):
+            loaders = (A, None if _is_path(B) else B)
         if loaders is None and config.data.is_builtin:
             raise UserError("fit: no pictures: give a dataset's folder, a folder a domain, or loaders")
         records: list[Record] = []
@@ -190,7 +211,8 @@ class CycleGAN:
         def begin(trainer: Trainer) -> None:
             # From here on it is this run that goes on, however it ends.
             self._trainer, self.config, self._state = trainer, config, None
-            self.folder = trainer.run.folder or self.folder
+            if trainer.run.folder is not None:
+                self.folder = trainer.run.folder
 
         def tick(trainer: Trainer, record: Record) -> None:
             records.append(record)
@@ -198,10 +220,12 @@ class CycleGAN:
             for callback in callbacks:
                 callback(self, record)
 
-        given = Given(self.networks, loaders, iterations_per_epoch, self._last_state(), folder is not None)
+        overrides = Overrides(
+            self.networks, loaders, iterations_per_epoch, self._last_state(), files=folder is not None
+        )
         console = Console() if verbose else QuietConsole()
         with _kept_globals():
-            train(config, console, given=given, on_start=begin, on_tick=tick, signals=False)
+            train(config, console, overrides=overrides, on_start=begin, on_tick=tick, signals=False)
         return records
 
     def _config_for(
@@ -213,20 +237,8 @@ class CycleGAN:
                 raise UserError(
                     f"fit: the networks are made, so {name} cannot change: give it to CycleGAN(...)"
                 )
-        for x in (A, B):
-            if x is not None and not isinstance(x, (str, Path, Iterable)):
-                raise TypeError(f"fit: a domain is a folder or a loader, got {type(x).__name__}")
         config = _changed(self.config, {**settings, **_ONE_START})
-        paths = [isinstance(x, (str, Path)) for x in (A, B) if x is not None]
-        if len(set(paths)) > 1 or (A is None and B is not None):
-            raise UserError("fit: A and B must both be folders or both be loaders")
-        if all(paths) and A is not None:
-            named = (
-                {"dataroot": None, "data_A": Path(A), "data_B": Path(B)}
-                if B is not None
-                else {"dataroot": Path(A)}
-            )
-            config = with_changes(config, {"data": {"data_A": None, "data_B": None, **named}})
+        config = with_changes(config, {"data": _data_settings(A, B)})
         if folder is not None:
             folder = Path(folder)
             again = self.folder is not None and self.folder.resolve() == folder.resolve()
@@ -248,7 +260,9 @@ class CycleGAN:
         return self._trainer
 
     def _last_state(self) -> dict[str, Any] | None:
-        return self._trainer.state() if self._trainer is not None else self._state
+        if self._trainer is not None:
+            return self._trainer.state()
+        return self._state
 
     # --- Using ----------------------------------------------------------------------------------------------
 
@@ -264,12 +278,12 @@ class CycleGAN:
         """
         if direction not in ("AtoB", "BtoA"):
             raise UserError(f"direction must be AtoB or BtoA, got {direction!r}")
-        net = self.networks["G_AB" if direction == self.config.data.direction else "G_BA"]
-        device = self.device
+        target = "B" if direction == self.config.data.direction else "A"
+        net, device = self.networks[make_recipe(self.config).generator(target)], self.device
         precision = resolve_precision(self.config.run.precision, device, compiled=False)
         training = net.training
         try:
-            return translate_pictures(net.eval(), images, device, precision, batch_size)
+            return translate_images(net.eval(), images, device, precision, batch_size)
         finally:
             net.train(training)
 
@@ -289,10 +303,12 @@ class CycleGAN:
             raise UserError(f"{folder} exists: choose another, or overwrite=True")
         folder.mkdir(parents=True, exist_ok=True)
         state = self._last_state()
+        names = make_recipe(self.config).official_names
         for name, net in self.networks.items():
-            save_weights(weights_file(folder, "latest", name), to_cpu(net.state_dict()))
-        for name, average in (state or {}).get("ema", {}).items():
-            save_weights(weights_file(folder, "latest", name, ema=True), average)
+            save_weights(weights_file(folder, "latest", names[name]), to_cpu(net.state_dict()))
+        averages = {} if state is None else state.get("ema", {})
+        for name, average in averages.items():
+            save_weights(weights_file(folder, "latest", names[name], ema=True), average)
         run = {**_ONE_START, "name": folder.resolve().name, "checkpoints_dir": folder.resolve().parent}
         config = with_absolute_paths(with_changes(self.config, {"run": run}))
         write_config(folder, config)
@@ -316,19 +332,21 @@ class CycleGAN:
         config = read_config(folder)
         if config is None and not saved_epochs(folder):
             raise UserError(f"{folder}: neither a run nor *_net_*.pth files")
-        config = config or with_changes(TrainConfig(), {"model": settings_of(folder, epoch)})
+        if config is None:
+            config = with_changes(TrainConfig(), {"model": settings_of(folder, epoch)})
         model = cls(with_changes(config, {"run": _ONE_START}), **settings)
         model.folder = folder
-        if epoch == "latest" and (folder / run_files.STATE).exists():
-            model._state = read_state(folder / run_files.STATE)
+        recipe = make_recipe(model.config)
+        architecture = f"{config.model.netG} and {config.model.netD} of {folder}"
+        state_file = folder / run_files.STATE
+        if epoch == "latest" and state_file.exists():
+            model._state = read_state(state_file, recipe)
         for name, net in model.networks.items():
-            source = folder / run_files.STATE if model._state else weights_file(folder, epoch, name)
-            weights = model._state["nets"][name] if model._state else _weights_of(source, name)
-            run_files.fit_weights(
-                net, weights, f"{source} ({name})", f"{config.model.netG} and {config.model.netD} of {folder}"
-            )
+            if model._state is not None:
+                source, weights = state_file, model._state["nets"][name]
+            else:
+                source = weights_file(folder, epoch, recipe.official_names[name])
+                networks = read_networks(source)
+                weights = choose(networks, source, generator=name in recipe.generators).weights
+            run_files.fit_weights(net, weights, f"{source} ({name})", architecture)
         return model
-
-
-def _weights_of(file: Path, name: str) -> Mapping[str, torch.Tensor]:
-    return choose(read_networks(file), file, generator=name in GENERATORS).weights

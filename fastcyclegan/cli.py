@@ -5,6 +5,7 @@ error and exit code 2.
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +14,6 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-import numpy as np
 import torch
 import tyro
 
@@ -23,15 +23,12 @@ from fastcyclegan.checkpoints.loading import settings_of
 from fastcyclegan.checkpoints.run_files import read_config
 from fastcyclegan.config import BUILTIN, RunConfig, TrainConfig, to_dict, with_changes
 from fastcyclegan.console import Console
-from fastcyclegan.data.builtin import distance_ratio, gap_closed
+from fastcyclegan.data import builtin
 from fastcyclegan.data.dataset_report import ReportConfig, report_dataset
 from fastcyclegan.data.download import DATASETS, ELSEWHERE, SERVER, download
-from fastcyclegan.data.image_file import open_picture
-from fastcyclegan.data.pixels import to_pixels, to_unit_range
 from fastcyclegan.engine import require_impl, resolve_device
-from fastcyclegan.errors import UserError
-from fastcyclegan.inference.translate_folder import TranslateConfig
-from fastcyclegan.inference.translate_folder import translate as translate_pictures
+from fastcyclegan.errors import UserError, system_reason
+from fastcyclegan.inference.translate_folder import TranslateConfig, translate_folder
 from fastcyclegan.training.run_report import PAGE
 from fastcyclegan.training.trainer import Trainer
 
@@ -60,21 +57,28 @@ class DownloadConfig:
 
 _MARKERS = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff)
 
+
+def _builtin_defaults() -> Iterator[str]:
+    for group in BUILTIN.values():
+        for name, value in group.items():
+            yield f"{name} {value}"
+
+
 TRAIN_HELP = """Train CycleGAN on two folders of pictures. Without any, on a small built-in dataset, \
 in a few minutes.
 
 Flags are those of the official code, with _ or -. Ctrl-C saves and ends; --continue_train --name NAME \
 goes on from there.
 
-The built-in dataset has defaults of its own: """ + ", ".join(
-    f"{name} {value}" for group in BUILTIN.values() for name, value in group.items()
-)
+The built-in dataset has defaults of its own: """ + ", ".join(_builtin_defaults())
 
 
 def _parse(
     kind: type[Config], args: Sequence[str] | None, description: str, default: Config | None = None
 ) -> Config:
-    given: dict[str, Any] = {} if default is None else {"default": default}
+    given: dict[str, Any] = {}
+    if default is not None:
+        given["default"] = default
     return tyro.cli(kind, args=args, description=description, config=_MARKERS, use_underscores=True, **given)
 
 
@@ -84,26 +88,34 @@ def parse_train(args: Sequence[str] | None = None) -> TrainConfig:
     What is not given comes from the run that is continued, else from the built-in dataset's preset where no
     pictures are named, else from the defaults.
     """
-    args = sys.argv[1:] if args is None else args
-    _refuse_empty(args)
+    args = _arguments(args)
     base = _base(_given(args))
     # A switch that is on by default would be shown, and taken, as its opposite: so all are off to the parser,
     # and set again after it.
-    on = {
-        group: {name: True for name, value in fields.items() if value is True}
-        for group, fields in to_dict(base).items()
-    }
-    off = {group: dict.fromkeys(names, False) for group, names in on.items()}
-    return with_changes(_parse(TrainConfig, args, TRAIN_HELP, with_changes(base, off)), on)
+    on: dict[str, dict[str, bool]] = {}
+    off: dict[str, dict[str, bool]] = {}
+    for group, fields in to_dict(base).items():
+        switches = [name for name, value in fields.items() if value is True]
+        on[group] = dict.fromkeys(switches, True)
+        off[group] = dict.fromkeys(switches, False)
+    parsed = _parse(TrainConfig, args, TRAIN_HELP, with_changes(base, off))
+    return with_changes(parsed, on)
 
 
-def _refuse_empty(args: Sequence[str]) -> None:
-    """Raise UserError for an empty value, such as an unset shell variable gives: as a path it would mean the
+def _arguments(args: Sequence[str] | None) -> Sequence[str]:
+    """Return ``args``, by default those of the process.
+
+    Raises UserError for an empty value, such as an unset shell variable gives: as a path it would mean the
     current folder.
     """
+    if args is None:
+        args = sys.argv[1:]
     for flag, value in zip(["", *args], args, strict=False):
-        if value == "" or (value.startswith("--") and value.endswith("=")):
-            raise UserError(f"{flag if value == '' else value[:-1]}: the value is empty")
+        if value == "":
+            raise UserError(f"{flag}: the value is empty")
+        if value.startswith("--") and value.endswith("="):
+            raise UserError(f"{value[:-1]}: the value is empty")
+    return args
 
 
 def _given(args: Sequence[str]) -> dict[str, str]:
@@ -112,29 +124,36 @@ def _given(args: Sequence[str]) -> dict[str, str]:
     for arg, following in zip_longest(args, args[1:], fillvalue=""):
         if arg.startswith("--"):
             name, equals, value = arg[2:].partition("=")
-            flags[name.replace("-", "_")] = value if equals else following
+            if not equals:
+                value = following
+            flags[name.replace("-", "_")] = value
     return flags
 
 
 def _base(given: dict[str, str]) -> TrainConfig:
     """Return the configuration that the flags given change."""
     if "continue_train" in given and "name" in given:
-        folder = Path(given.get("checkpoints_dir", RunConfig.checkpoints_dir), given["name"])
-        base = read_config(folder)
-        if base is not None:
-            # What belongs to one start is not continued; and a run that was moved is where it was found.
-            start = {"continue_train": False, "overwrite": False, "dry_run": False, "epoch": RunConfig.epoch}
-            return with_changes(base, {"run": {**start, "checkpoints_dir": folder.parent}})
-        if folder.is_dir() and not {"dataroot", "data_A"} & given.keys():
-            raise UserError(
-                f"{folder} does not say what it was trained on: give --dataroot, or --data_A and --data_B"
-            )
-        # Official files alone: the networks are those that the files hold.
-        return with_changes(
-            TrainConfig(), {"model": settings_of(folder, given.get("epoch", RunConfig.epoch))}
+        return _continued(given)
+    if {"dataroot", "data_A", "data_B", "help"} & given.keys():
+        return TrainConfig()
+    return with_changes(TrainConfig(), BUILTIN)
+
+
+def _continued(given: dict[str, str]) -> TrainConfig:
+    """Return the configuration of the run that is continued, or that of the official files in its folder."""
+    folder = Path(given.get("checkpoints_dir", RunConfig.checkpoints_dir), given["name"])
+    saved = read_config(folder)
+    if saved is not None:
+        # What belongs to one start is not continued; and a run that was moved is where it was found.
+        start = {"continue_train": False, "overwrite": False, "dry_run": False, "epoch": RunConfig.epoch}
+        return with_changes(saved, {"run": {**start, "checkpoints_dir": folder.parent}})
+    if folder.is_dir() and not {"dataroot", "data_A"} & given.keys():
+        raise UserError(
+            f"{folder} does not say what it was trained on: give --dataroot, or --data_A and --data_B"
         )
-    builtin = not {"dataroot", "data_A", "data_B", "help"} & given.keys()
-    return with_changes(TrainConfig(), BUILTIN) if builtin else TrainConfig()
+    # Official files alone: the networks are those that the files hold.
+    epoch = given.get("epoch", RunConfig.epoch)
+    return with_changes(TrainConfig(), {"model": settings_of(folder, epoch)})
 
 
 def _run(main: Callable[[], int]) -> int:
@@ -144,22 +163,26 @@ def _run(main: Callable[[], int]) -> int:
         print(f"error: {error}", file=sys.stderr)
     except OSError as error:
         # A disk that is full, a folder that may not be written: what the system says of the file.
-        print(f"error: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
+        file = error.filename
+        if not file:
+            file = "input or output"
+        print(f"error: {file}: {system_reason(error)}", file=sys.stderr)
     except (MemoryError, RuntimeError) as error:
-        # Out of memory: torch has a class of its own for a GPU, none for the CPU.
-        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "allocate memory" not in str(
-            error
-        ):
+        if not _is_out_of_memory(error):
             raise
-        print(
-            "error: out of memory:"
-            f" {str(error).splitlines()[0] if str(error) else 'the system gives no more'}",
-            file=sys.stderr,
-        )
+        reason = "the system gives no more"
+        if str(error):
+            reason = str(error).splitlines()[0]
+        print(f"error: out of memory: {reason}", file=sys.stderr)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
     return 2
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out: torch has a class of its own for a GPU, none for the CPU."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)
 
 
 @contextlib.contextmanager
@@ -190,25 +213,19 @@ def _print_config(config: TrainConfig, console: Console) -> None:
         console.table(f"{group}:", values)
 
 
-def _score_builtin(trainer: Trainer, console: Console) -> None:
+def _print_score(trainer: Trainer, console: Console) -> None:
     """Print how well the held-out pictures of the built-in dataset were translated."""
-    run = trainer.run
-    assert run.pictures is not None
-    held_out = {"A": run.pictures.test_A, "B": run.pictures.test_B}
-    real = {
-        side: np.stack([np.asarray(open_picture(path)) for path in paths]) for side, paths in held_out.items()
-    }
-    console.say(
-        f"built-in dataset, {len(real['A'])} held-out pictures a side, small networks made for it alone:"
-    )
+    engine, pictures = trainer.run.engine, trainer.run.pictures
+    assert pictures is not None
+    held_out = {"A": pictures.test_A, "B": pictures.test_B}
+    count = len(held_out["A"])
+    console.say(f"built-in dataset, {count} held-out pictures a side, small networks made for it alone:")
     for here, there in ("AB", "BA"):
-        images = to_unit_range(torch.from_numpy(real[here]), run.engine.device)
-        fake = to_pixels(run.engine.translate(f"G_{here}{there}", images))
-        closed = gap_closed(real[here], fake, real[there])
-        ratio = distance_ratio(real[here], fake, real[there])
+        translate = functools.partial(engine.translate, f"G_{here}{there}")
+        found = builtin.score(translate, held_out[here], held_out[there], engine.device)
         console.say(
-            f"  {here} to {there}: {closed:.2f} of the domains' gap in stripes closed (1 is all); "
-            f"distance to the true counterpart {ratio:.2f} of doing nothing (0 is perfect)"
+            f"  {here} to {there}: {found.gap_closed:.2f} of the domains' gap in stripes closed (1 is all); "
+            f"distance to the true counterpart {found.distance_ratio:.2f} of doing nothing (0 is perfect)"
         )
 
 
@@ -223,12 +240,13 @@ def _train(args: Sequence[str] | None) -> int:
     run = trainer.run
     if trainer.stop is not None:
         where = run.config.run.checkpoints_dir
-        elsewhere = "" if where == RunConfig.checkpoints_dir else f" --checkpoints_dir {where}"
-        again = f"--continue_train --name {run.config.run.name}{elsewhere}"
+        again = f"--continue_train --name {run.config.run.name}"
+        if where != RunConfig.checkpoints_dir:
+            again += f" --checkpoints_dir {where}"
         console.say(f"saved after iteration {run.iteration} of {run.last}; go on with {again}")
         return 128 + trainer.stop
     if run.config.data.is_builtin:
-        _score_builtin(trainer, console)
+        _print_score(trainer, console)
     if run.iteration == trainer.started_at:
         console.say(f"nothing left to train: iteration {run.iteration} is done, and the end is {run.last}")
     else:
@@ -239,28 +257,31 @@ def _train(args: Sequence[str] | None) -> int:
 
 
 def _translate(args: Sequence[str] | None) -> int:
-    args = sys.argv[1:] if args is None else args
-    _refuse_empty(args)
-    config = _parse(
-        TranslateConfig, args, "Translate a picture, or a folder of them, with a trained generator."
-    )
+    description = "Translate a picture, or a folder of them, with a trained generator."
+    config = _parse(TranslateConfig, _arguments(args), description)
     console = Console()
     with _kernel_warnings_as_lines(console):
-        translate_pictures(config, console)
+        translate_folder(config, console)
     return 0
 
 
+def _list_datasets(console: Console) -> None:
+    rows = {}
+    for name, dataset in DATASETS.items():
+        rows[name] = dataset.what
+        if dataset.mib is not None:
+            rows[name] += f", {dataset.mib:,} MiB"
+    for name, why in ELSEWHERE.items():
+        rows[name] = f"not there: {why}"
+    console.table(f"the authors' datasets, at {SERVER}:", rows)
+
+
 def _download(args: Sequence[str] | None) -> int:
-    args = sys.argv[1:] if args is None else args
-    _refuse_empty(args)
+    args = _arguments(args)
     console = Console()
     config = _parse(DownloadConfig, args, str(DownloadConfig.__doc__))
     if config.list:
-        rows = {name: f"{of.what}{f', {of.mib:,} MiB' if of.mib else ''}" for name, of in DATASETS.items()}
-        console.table(
-            f"the authors' datasets, at {SERVER}:",
-            {**rows, **{name: f"not there: {why}" for name, why in ELSEWHERE.items()}},
-        )
+        _list_datasets(console)
         return 0
     if config.name is None:
         raise UserError("which dataset? Give its name, such as horse2zebra; --list shows them all")
@@ -279,23 +300,22 @@ def _download(args: Sequence[str] | None) -> int:
             say=console.say,
             progress=progress,
         )
-    skip = " --skip_bad_images" if bad else ""
-    console.say(
-        f"train on it: python scripts/train.py --compile --dataroot {config.output / config.name}{skip}"
-    )
+    command = f"python scripts/train.py --compile --dataroot {config.output / config.name}"
+    if bad:
+        command += " --skip_bad_images"
+    console.say(f"train on it: {command}")
     return 1 if bad else 0
 
 
 def _check_dataset(args: Sequence[str] | None) -> int:
-    args = sys.argv[1:] if args is None else args
-    _refuse_empty(args)
-    return 0 if report_dataset(_parse(ReportConfig, args, str(ReportConfig.__doc__)), Console()) else 1
+    config = _parse(ReportConfig, _arguments(args), str(ReportConfig.__doc__))
+    good = report_dataset(config, Console())
+    return 0 if good else 1
 
 
 def _inspect(args: Sequence[str] | None) -> int:
-    args = sys.argv[1:] if args is None else args
-    _refuse_empty(args)
-    config, console = _parse(InspectConfig, args, str(InspectConfig.__doc__)), Console()
+    config = _parse(InspectConfig, _arguments(args), str(InspectConfig.__doc__))
+    console = Console()
     for line in describe(config.file):
         console.say(line)
     return 0

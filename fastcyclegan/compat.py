@@ -28,15 +28,21 @@ def _ours(norm_layer: NormLayer) -> tuple[reference.Norm, bool]:
     """Return ``norm_layer`` as our networks take it, by name where it has one, and whether it is an affine
     instance norm.
     """
-    is_partial = isinstance(norm_layer, functools.partial)
     kind = getattr(norm_layer, "func", norm_layer)
-    options: dict[str, Any] = dict(norm_layer.keywords) if isinstance(norm_layer, functools.partial) else {}
-    plain = options.keys() <= {"affine", "track_running_stats"} and not (is_partial and norm_layer.args)  # type: ignore[attr-defined]
-    if kind is nn.InstanceNorm2d and plain and not options.get("track_running_stats"):
+    options: dict[str, Any] = {}
+    has_other_options = False
+    if isinstance(norm_layer, functools.partial):
+        options = dict(norm_layer.keywords)
+        has_other_options = bool(norm_layer.args) or not options.keys() <= {"affine", "track_running_stats"}
+    if norm_layer is _identity:
+        return "none", False
+    if has_other_options:
+        return norm_layer, False
+    if kind is nn.InstanceNorm2d and not options.get("track_running_stats"):
         return "instance", bool(options.get("affine"))
-    if kind is nn.BatchNorm2d and plain and all(options.values()):
+    if kind is nn.BatchNorm2d and all(options.values()):
         return "batch", False
-    return ("none" if norm_layer is _identity else norm_layer), False
+    return norm_layer, False
 
 
 def _identity(channels: int) -> nn.Module:
@@ -214,9 +220,8 @@ def define_D(
     if netD == "pixel":
         net = PixelDiscriminator(input_nc, ndf, norm_layer, impl=impl)
     else:
-        net = NLayerDiscriminator(
-            input_nc, ndf, n_layers_D if netD == "n_layers" else 3, norm_layer, impl=impl
-        )
+        n_layers = n_layers_D if netD == "n_layers" else 3
+        net = NLayerDiscriminator(input_nc, ndf, n_layers, norm_layer, impl=impl)
     return _started(net, init_type, init_gain, gpu_ids)
 
 
@@ -240,18 +245,17 @@ class GANLoss(nn.Module):
 
     def get_target_tensor(self, prediction: Tensor, target_is_real: bool) -> Tensor:
         """Return the label, as large as ``prediction``."""
-        return (self.real_label if target_is_real else self.fake_label).expand_as(prediction)
+        label = self.real_label if target_is_real else self.fake_label
+        return label.expand_as(prediction)
 
     def forward(self, prediction: Tensor, target_is_real: bool) -> Tensor:
         if self.gan_mode == "wgangp":
-            return -prediction.mean() if target_is_real else prediction.mean()
+            mean = prediction.mean()
+            return -mean if target_is_real else mean
         target = self.get_target_tensor(prediction, target_is_real)
-        lsgan = self.gan_mode == "lsgan"
-        return (
-            F.mse_loss(prediction, target)
-            if lsgan
-            else F.binary_cross_entropy_with_logits(prediction, target)
-        )
+        if self.gan_mode == "lsgan":
+            return F.mse_loss(prediction, target)
+        return F.binary_cross_entropy_with_logits(prediction, target)
 
 
 class ImagePool:
@@ -278,7 +282,10 @@ class ImagePool:
         """
         if self.pool_size == 0:
             return images
-        return torch.cat([self._pool.query(image[None], [self._draw()]) for image in images])
+        shown = []
+        for image in images:
+            shown.append(self._pool.query(image[None], [self._draw()]))
+        return torch.cat(shown)
 
     def _draw(self) -> tuple[float, float]:
         """Draw as the official code does, nothing while the pool is filling, and return it as (swap,

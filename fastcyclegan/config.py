@@ -32,10 +32,15 @@ def _check_types(config: Any) -> None:
             if value not in get_args(hint):
                 raise UserError(f"{name} must be one of {', '.join(get_args(hint))}, got {value!r}")
             continue
-        kinds = get_args(hint) or (hint,)
-        wanted = (*kinds, int) if float in kinds else kinds
+        kinds = get_args(hint)
+        if not kinds:
+            kinds = (hint,)
+        wanted = kinds
+        if float in kinds:
+            wanted = (*kinds, int)
         if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in kinds):
-            raise UserError(f"{name} must be {' or '.join(kind.__name__ for kind in kinds)}, got {value!r}")
+            names = " or ".join(kind.__name__ for kind in kinds)
+            raise UserError(f"{name} must be {names}, got {value!r}")
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{name} must be finite, got {value}")
 
@@ -193,7 +198,9 @@ class ModelConfig:
     @property
     def size_multiple(self) -> int:
         """What the sides of a picture must be multiples of."""
-        return int(self.netG.removeprefix("unet_")) if self.netG.startswith("unet") else 4
+        if self.netG.startswith("unet"):
+            return int(self.netG.removeprefix("unet_"))
+        return 4
 
     @property
     def least_side(self) -> int:
@@ -202,7 +209,8 @@ class ModelConfig:
         """
         if self.netD == "pixel":
             return 8
-        return max(8, 3 * 2 ** (self.n_layers_D if self.netD == "n_layers" else 3))
+        layers = self.n_layers_D if self.netD == "n_layers" else 3
+        return max(8, 3 * 2**layers)
 
 
 @dataclass(frozen=True)
@@ -363,10 +371,10 @@ class RunConfig:
         if self.seed >= 2**63:
             raise UserError(f"seed must be below 2**63, got {self.seed}")
         _check_least(self, 1, "print_freq", "display_freq", "save_latest_freq")
-        if self.name is not None and (
-            self.name.startswith(".") or Path(self.name).name != self.name or not self.name.isprintable()
-        ):
-            raise UserError(f"name must be a plain folder name, got {self.name!r}")
+        if self.name is not None:
+            is_one_part = Path(self.name).name == self.name
+            if self.name.startswith(".") or not is_one_part or not self.name.isprintable():
+                raise UserError(f"name must be a plain folder name, got {self.name!r}")
         if self.continue_train and self.overwrite:
             raise UserError("--continue_train and --overwrite contradict each other")
         if self.epoch != "latest" and not self.continue_train:
@@ -398,15 +406,16 @@ class TrainConfig:
         """Return the learning rate at the start with batches of ``batch``: ``lr``, scaled as ``lr_scaling``
         says.
         """
-        return self.optim.lr * (math.sqrt(batch) if self.optim.lr_scaling == "sqrt" else 1.0)
+        scale = 1.0
+        if self.optim.lr_scaling == "sqrt":
+            scale = math.sqrt(batch)
+        return self.optim.lr * scale
 
     def __post_init__(self) -> None:
         multiple, crop = self.model.size_multiple, self.data.crop_size
         if self.data.preprocess in FIXED_SIZE and crop % multiple:
-            raise UserError(
-                f"crop_size {crop} is not a multiple of {multiple}: {self.model.netG} would return another"
-                " size"
-            )
+            why = f"{self.model.netG} would return another size"
+            raise UserError(f"crop_size {crop} is not a multiple of {multiple}: {why}")
         least = self.model.least_side
         if self.data.preprocess in FIXED_SIZE and crop < least:
             raise UserError(
@@ -436,9 +445,9 @@ BUILTIN: Mapping[str, Mapping[str, Any]] = {
 
 def with_changes(config: TrainConfig, changes: Mapping[str, Mapping[str, Any]]) -> TrainConfig:
     """Return ``config`` with ``changes`` (group to field to value) made."""
-    groups = {
-        group: dataclasses.replace(getattr(config, group), **fields) for group, fields in changes.items()
-    }
+    groups = {}
+    for group, fields in changes.items():
+        groups[group] = dataclasses.replace(getattr(config, group), **fields)
     return dataclasses.replace(config, **groups)
 
 
@@ -462,7 +471,8 @@ def from_dict(saved: Mapping[str, Mapping[str, Any]]) -> TrainConfig:
     saved = {LATER: {}, **saved}
     groups: dict[str, Any] = {}
     for group in dataclasses.fields(TrainConfig):
-        hints = get_type_hints(cls := type(getattr(TrainConfig(), group.name)))
+        kind = type(getattr(TrainConfig(), group.name))
+        hints = get_type_hints(kind)
         values = dict(saved[group.name])
         unknown = sorted(set(values) - set(hints))
         if unknown:
@@ -470,5 +480,5 @@ def from_dict(saved: Mapping[str, Mapping[str, Any]]) -> TrainConfig:
         for name, value in values.items():
             if isinstance(value, str) and Path in (hints[name], *get_args(hints[name])):
                 values[name] = Path(value)
-        groups[group.name] = cls(**values)
+        groups[group.name] = kind(**values)
     return TrainConfig(**groups)

@@ -45,14 +45,19 @@ class Console:
 
     @property
     def seconds_between_lines(self) -> float:
-        return 1.0 if self.is_terminal else 10.0
+        if self.is_terminal:
+            return 1.0
+        return 10.0
 
     def say(self, line: str) -> None:
         """Print one line (above the live one)."""
         try:
             self._rich.print(line)
         except OSError as error:  # the terminal is gone
-            self._rich.give_up(error.strerror or "standard output failed")
+            reason = error.strerror
+            if not reason:
+                reason = "standard output failed"
+            self._rich.give_up(reason)
 
     def table(self, title: str, rows: Mapping[str, object]) -> None:
         """Print ``rows`` as aligned names and values under ``title``."""
@@ -67,7 +72,8 @@ class Console:
             self.say(text)
             return
         room = self._rich.width - _BAR - len(" 100% ") - 1
-        text = text if len(text) <= room else text[: room - 1] + "…"  # one line, in a narrow terminal too
+        if len(text) > room:  # one line, in a narrow terminal too
+            text = text[: room - 1] + "…"
         if self._progress is None:
             columns = (
                 BarColumn(bar_width=_BAR),

@@ -1,7 +1,9 @@
 """CycleGAN in plain PyTorch: networks, losses, the replay pool and one training step.
 
 This file is the specification. Everything else in the package is a faster way to compute what stands here,
-and is tested against it. It imports torch alone and does nothing clever; read it first.
+and is tested against it. It imports torch alone and does nothing clever; read it first. Classes that networks
+are built of (which Sequential, which block, which tanh) are attributes, so that a faster network of the same
+structure is a subclass.
 
 Source: Zhu, Park, Isola, Efros, "Unpaired Image-to-Image Translation using Cycle-Consistent Adversarial
 Networks", ICCV 2017 (sections 3 and 4, appendix 7); the state_dict keys and defaults are those of the
@@ -126,6 +128,8 @@ class ResidualBlock(nn.Module):
     W].
     """
 
+    sequential: type[nn.Sequential] = nn.Sequential
+
     def __init__(
         self, channels: int, norm: Norm, affine: bool, use_dropout: bool, padding_type: str = "reflect"
     ) -> None:
@@ -143,7 +147,7 @@ class ResidualBlock(nn.Module):
             return [pad, nn.Conv2d(channels, channels, 3, bias=bias), norm_layer(norm, channels, affine)]
 
         dropout = [nn.Dropout(0.5)] if use_dropout else []
-        self.conv_block = nn.Sequential(*padded(), nn.ReLU(), *dropout, *padded())
+        self.conv_block = self.sequential(*padded(), nn.ReLU(), *dropout, *padded())
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.conv_block(x)
@@ -159,6 +163,9 @@ class Generator(nn.Module):
     """
 
     size_multiple = 4
+    sequential: type[nn.Sequential] = nn.Sequential
+    residual_block: type[ResidualBlock] = ResidualBlock
+    tanh: type[nn.Tanh] = nn.Tanh
 
     def __init__(
         self,
@@ -194,11 +201,12 @@ class Generator(nn.Module):
         layers = [nn.ReflectionPad2d(3), *normed(nn.Conv2d(input_nc, ngf, 7, bias=use_bias), ngf)]
         for width in (2 * ngf, 4 * ngf):
             layers += normed(nn.Conv2d(width // 2, width, 3, stride=2, padding=1, bias=use_bias), width)
-        layers += [ResidualBlock(4 * ngf, norm, affine, use_dropout, padding_type) for _ in range(n_blocks)]
+        for _ in range(n_blocks):
+            layers.append(self.residual_block(4 * ngf, norm, affine, use_dropout, padding_type))
         for width in (4 * ngf, 2 * ngf):
             layers += normed(up(width), width // 2)
-        layers += [nn.ReflectionPad2d(3), nn.Conv2d(ngf, output_nc, 7), nn.Tanh()]
-        self.model = nn.Sequential(*layers)
+        layers += [nn.ReflectionPad2d(3), nn.Conv2d(ngf, output_nc, 7), self.tanh()]
+        self.model = self.sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.model(x)
@@ -211,6 +219,9 @@ class UnetBlock(nn.Module):
     The official code applies the first LeakyReLU in place, so that its skip carries LeakyReLU(x); the ReLU
     that follows every skip makes the two the same function with the same gradient.
     """
+
+    sequential: type[nn.Sequential] = nn.Sequential
+    tanh: type[nn.Tanh] = nn.Tanh
 
     def __init__(
         self,
@@ -233,7 +244,7 @@ class UnetBlock(nn.Module):
         up = nn.ConvTranspose2d(up_in, outer, 4, stride=2, padding=1, bias=use_bias or self.outermost)
         if self.outermost:
             assert below is not None
-            layers = [down, below, nn.ReLU(), up, nn.Tanh()]
+            layers = [down, below, nn.ReLU(), up, self.tanh()]
         elif below is None:
             layers = [nn.LeakyReLU(0.2), down, nn.ReLU(), up, norm_layer(norm, outer, affine)]
         else:
@@ -247,7 +258,7 @@ class UnetBlock(nn.Module):
                 norm_layer(norm, outer, affine),
             ]
             layers += [nn.Dropout(0.5)] if dropout else []
-        self.model = nn.Sequential(*layers)
+        self.model = self.sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.model(x) if self.outermost else torch.cat([x, self.model(x)], dim=1)
@@ -260,6 +271,8 @@ class UnetGenerator(nn.Module):
     The state_dict keys are those of the official ``UnetGenerator``. Raises ValueError for an unknown ``norm``
     or ``num_downs`` below 5.
     """
+
+    unet_block: type[UnetBlock] = UnetBlock
 
     def __init__(
         self,
@@ -275,12 +288,12 @@ class UnetGenerator(nn.Module):
         if num_downs < 5:
             raise ValueError(f"UnetGenerator: num_downs must be at least 5, got {num_downs}")
         self.size_multiple = 2**num_downs
-        block = UnetBlock(8 * ngf, 8 * ngf, None, norm, affine)
+        block = self.unet_block(8 * ngf, 8 * ngf, None, norm, affine)
         for _ in range(num_downs - 5):
-            block = UnetBlock(8 * ngf, 8 * ngf, block, norm, affine, dropout=use_dropout)
+            block = self.unet_block(8 * ngf, 8 * ngf, block, norm, affine, dropout=use_dropout)
         for width in (4 * ngf, 2 * ngf, ngf):
-            block = UnetBlock(width, 2 * width, block, norm, affine)
-        self.model = UnetBlock(output_nc, ngf, block, norm, affine, input_nc=input_nc)
+            block = self.unet_block(width, 2 * width, block, norm, affine)
+        self.model = self.unet_block(output_nc, ngf, block, norm, affine, input_nc=input_nc)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.model(x)
@@ -293,6 +306,8 @@ class Discriminator(nn.Module):
     The state_dict keys are those of the official ``NLayerDiscriminator``. Raises ValueError for an unknown
     ``norm`` or a count below 1.
     """
+
+    sequential: type[nn.Sequential] = nn.Sequential
 
     def __init__(
         self,
@@ -314,7 +329,7 @@ class Discriminator(nn.Module):
             previous, width = width, ndf * min(2**n, 8)
             conv = nn.Conv2d(previous, width, 4, stride=2 if n < n_layers else 1, padding=1, bias=use_bias)
             layers += [conv, norm_layer(norm, width, affine), nn.LeakyReLU(0.2)]
-        self.model = nn.Sequential(*layers, nn.Conv2d(width, 1, 4, stride=1, padding=1))
+        self.model = self.sequential(*layers, nn.Conv2d(width, 1, 4, stride=1, padding=1))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.model(x)
@@ -324,12 +339,14 @@ class PixelDiscriminator(nn.Module):
     """The 1x1 PatchGAN, which judges each pixel by itself: [N, input_nc, H, W] in, [N, 1, H, W] logits
     out."""
 
+    sequential: type[nn.Sequential] = nn.Sequential
+
     def __init__(
         self, input_nc: int = 3, ndf: int = 64, norm: Norm = "instance", affine: bool = False
     ) -> None:
         super().__init__()
         use_bias = has_bias(norm)
-        self.net = nn.Sequential(
+        self.net = self.sequential(
             nn.Conv2d(input_nc, ndf, 1),
             nn.LeakyReLU(0.2),
             nn.Conv2d(ndf, 2 * ndf, 1, bias=use_bias),
@@ -510,7 +527,7 @@ def train_step(
     optimizers["D"].zero_grad()
     pooled_B = pools["B"].query(fake_B, draws["B"])
     pooled_A = pools["A"].query(fake_A, draws["A"])
-    mix = mix or {}
+    mix = {} if mix is None else mix
     losses["D_B"] = discriminator_loss(nets["D_B"], b, pooled_B, weights, mix.get("B"))
     losses["D_A"] = discriminator_loss(nets["D_A"], a, pooled_A, weights, mix.get("A"))
     losses["D_B"].backward()

@@ -73,10 +73,10 @@ def _reason(message: str) -> str:
         return _DAMAGED
     # The name alone if it is one: a damaged file has any bytes there.
     named = re.search(r"(?:GLOBAL|Unsupported class) ([A-Za-z_][\w.]{0,80})", message)
-    return (
-        f"it holds objects other than tensors{f' ({named[1]})' if named else ''}, which could run code; save"
-        " the state_dict() alone"
-    )
+    objects = "objects other than tensors"
+    if named:
+        objects += f" ({named[1]})"
+    return f"it holds {objects}, which could run code; save the state_dict() alone"
 
 
 def _load_safetensors(path: Path) -> dict[str, torch.Tensor]:
@@ -101,10 +101,15 @@ def arguments_in(path: Path) -> dict[str, Any]:
 
     try:
         with safe_open(path, "pt") as file:
-            about = json.loads((file.metadata() or {}).get("fastcyclegan", "{}"))
+            metadata = file.metadata()
+        if not metadata or "fastcyclegan" not in metadata:
+            return {}
+        about = json.loads(metadata["fastcyclegan"])
     except (SafetensorError, OSError, ValueError):
         return {}
-    return about if isinstance(about, dict) else {}
+    if not isinstance(about, dict):
+        return {}
+    return about
 
 
 def _refuse_bombs(path: Path) -> None:
@@ -113,15 +118,19 @@ def _refuse_bombs(path: Path) -> None:
     """
     with zipfile.ZipFile(path) as archive:
         parts = archive.infolist()
-        index = sum(part.file_size for part in parts if part.filename.endswith(".pkl"))
-        if len(parts) > _MOST_PARTS or index > _MOST_PARTS * 100:
-            raise UserError(f"{path}: cannot be loaded: it lists more tensors than any network has")
-        if any(part.filename.endswith("/constants.pkl") for part in parts):
-            raise UserError(f"{path}: cannot be loaded: {_reason('TorchScript')}")
-        if any(part.compress_type != zipfile.ZIP_STORED for part in parts):
-            raise UserError(f"{path}: cannot be loaded: its parts are compressed, which PyTorch's never are")
-        if sum(part.file_size for part in parts) > path.stat().st_size:
-            raise UserError(f"{path}: cannot be loaded: its parts claim more bytes than it has")
+    claimed = index = 0
+    for part in parts:
+        claimed += part.file_size
+        if part.filename.endswith(".pkl"):
+            index += part.file_size
+    if len(parts) > _MOST_PARTS or index > _MOST_PARTS * 100:
+        raise UserError(f"{path}: cannot be loaded: it lists more tensors than any network has")
+    if any(part.filename.endswith("/constants.pkl") for part in parts):
+        raise UserError(f"{path}: cannot be loaded: {_reason('TorchScript')}")
+    if any(part.compress_type != zipfile.ZIP_STORED for part in parts):
+        raise UserError(f"{path}: cannot be loaded: its parts are compressed, which PyTorch's never are")
+    if claimed > path.stat().st_size:
+        raise UserError(f"{path}: cannot be loaded: its parts claim more bytes than it has")
 
 
 def check_sums(path: Path) -> None:
@@ -165,7 +174,9 @@ def to_cpu(value: Any) -> Any:
     on).
     """
     if isinstance(value, Tensor):
-        return value.detach().clone() if value.device.type == "cpu" else value.detach().cpu()
+        if value.device.type == "cpu":
+            return value.detach().clone()
+        return value.detach().cpu()
     if isinstance(value, Mapping):
         return {key: to_cpu(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -174,12 +185,16 @@ def to_cpu(value: Any) -> Any:
 
 
 def tensors_in(value: Any) -> list[Tensor]:
+    """Return the tensors in nested dicts and lists."""
     if isinstance(value, Tensor):
         return [value]
-    items = (
-        value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
-    )
-    return [tensor for item in items for tensor in tensors_in(item)]
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    tensors: list[Tensor] = []
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            tensors += tensors_in(item)
+    return tensors
 
 
 def save_tensors(path: Path, value: object) -> None:
@@ -191,6 +206,8 @@ def save_tensors(path: Path, value: object) -> None:
             with partial.open("wb") as file:
                 torch.save(value, file)
         except RuntimeError as error:
-            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
     write_atomically(path, write)

@@ -8,6 +8,7 @@ and scales with it; nothing is tuned to pass.
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -23,7 +24,7 @@ from fastcyclegan.config import EngineConfig, LossConfig, ModelConfig, OptimConf
 from fastcyclegan.data.batch import Batch
 from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.engine import Engine
-from fastcyclegan.recipes.cyclegan import CycleGAN, build_networks
+from fastcyclegan.recipes.cyclegan import CycleGANRecipe, build_networks
 
 # fp32 sums of a whole network run in another order; in 16 bits, where sums are kept in fp32, as many ulp
 # would hide an error of 6 %.
@@ -100,7 +101,9 @@ def assert_same_bits(name: str, ours: Tensor, theirs: Tensor) -> None:
         return
     a, b = ours.detach().cpu(), theirs.detach().cpu()
     different = (a != b).flatten().nonzero().flatten()
-    index = tuple(int(i) for i in torch.unravel_index(different[0], a.shape)) if len(different) else ()
+    index: tuple[int, ...] = ()
+    if len(different):
+        index = tuple(int(i) for i in torch.unravel_index(different[0], a.shape))
     layout = f"{str(ours.dtype).removeprefix('torch.')} {list(ours.shape)} strides {list(ours.stride())}"
     first = f"first at {list(index)}: {a[index].item()!r} and {b[index].item()!r}"
     raise AssertionError(f"{name}: {layout}; {len(different)} of {a.numel()} numbers differ, {first}")
@@ -125,14 +128,13 @@ def packed_gradient(dx: Tensor) -> Tensor:
     def folded(t: Tensor, dim: int) -> list[Tensor]:
         size = t.shape[dim]
         first, last = t.narrow(dim, 0, 1), t.narrow(dim, size - 1, 1)
-        return [
-            first + t.narrow(dim, 2, 1) if size > 2 else first,
-            last + t.narrow(dim, size - 3, 1) if size > 2 else last,
-        ]
+        if size > 2:
+            first, last = first + t.narrow(dim, 2, 1), last + t.narrow(dim, size - 3, 1)
+        return [first, last]
 
     rows = torch.cat([dx, *folded(dx, 2)], dim=2)
-    main = F.pad(rows, (0, 2))
-    return torch.cat([t.permute(0, 2, 3, 1).flatten(1, 2) for t in (main, *folded(rows, 3))], dim=1)
+    parts = [F.pad(rows, (0, 2)), *folded(rows, 3)]
+    return torch.cat([part.permute(0, 2, 3, 1).flatten(1, 2) for part in parts], dim=1)
 
 
 def captured_graph(step: Callable[[], tuple[Tensor, ...]]) -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...]]:
@@ -163,12 +165,14 @@ def random_batch(
     epoch, numbers = plan.batch(iteration)
     samples = [plan.sample(epoch, i) for i in numbers]
     generator = torch.Generator().manual_seed(1 + iteration)
-    a, b = (
-        torch.rand(len(samples), c, size, size, generator=generator, dtype=torch.float64) * 2 - 1
-        for c in channels
-    )
-    a, b = (images.to(dtype, memory_format=torch.channels_last) for images in (a, b))
-    return Batch(a, b, [""] * len(samples), [""] * len(samples), samples)
+
+    def noise(channels: int) -> Tensor:
+        shape = (len(samples), channels, size, size)
+        images = torch.rand(shape, generator=generator, dtype=torch.float64) * 2 - 1
+        return images.to(dtype, memory_format=torch.channels_last)
+
+    paths = [""] * len(samples)
+    return Batch(noise(channels[0]), noise(channels[1]), paths, paths, samples)
 
 
 def seeded_networks(
@@ -196,7 +200,7 @@ def make_engine(
 ) -> Engine:
     """Return an engine over a copy of ``nets``."""
     return Engine(
-        CycleGAN(loss), copy_of(nets), optim, torch.device(device), precision, compiled, options, **more
+        CycleGANRecipe(loss), copy_of(nets), optim, torch.device(device), precision, compiled, options, **more
     )
 
 
@@ -213,10 +217,12 @@ def is_cancelled_bias(net: nn.Module, name: str) -> bool:
     parent = net.get_submodule(owner.rpartition(".")[0])
     if leaf != "bias" or not isinstance(parent, nn.Sequential):
         return False
+    conv, norm = net.get_submodule(owner), None
     layers = [layer for layer in parent if not isinstance(layer, nn.Identity)]
-    place = next(n for n, layer in enumerate(layers) if layer is net.get_submodule(owner))
-    norm = layers[place + 1] if place + 1 < len(layers) else None
-    if not isinstance(layers[place], _ConvNd) or not isinstance(norm, _InstanceNorm):
+    for layer, following in itertools.pairwise(layers):
+        if layer is conv:
+            norm = following
+    if not isinstance(conv, _ConvNd) or not isinstance(norm, _InstanceNorm):
         return False
     return norm.training or not norm.track_running_stats
 

@@ -231,7 +231,7 @@ def test_what_kernels_warn_of_is_one_line(
 
     shown: list[str] = []
     monkeypatch.setattr(warnings, "showwarning", lambda message, *_: shown.append(str(message)))
-    monkeypatch.setattr(cli, "translate_pictures", work)
+    monkeypatch.setattr(cli, "translate_folder", work)
     assert cli.translate("--weights w --input i --output o".split()) == 0
     assert capsys.readouterr().out == "warning: kernel _k does not compile\n"
     assert shown == ["something else"]

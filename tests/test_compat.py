@@ -1,28 +1,19 @@
-"""The official constructors: signatures, keys, counts, results; and what projects do with networks around
-ours.
-"""
+"""The official constructors: signatures, keys, counts, results."""
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
-import io
 import random
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call, grad, jvp, vmap
+from torch import nn
 
 from fastcyclegan import compat, reference
-from fastcyclegan.engine.batching import why_not_batched, why_not_paired
-from fastcyclegan.testing import assert_parity, parameters_that_count, relative_error
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 _FORMATS = (torch.contiguous_format, torch.channels_last)
 INSTANCE = functools.partial(nn.InstanceNorm2d, affine=False, track_running_stats=False)
 
@@ -138,15 +129,6 @@ def test_norms_of_a_function_have_the_right_gradient_too(norm_layer: Any) -> Non
     torch.testing.assert_close(last, plain)
 
 
-def test_half_networks_follow_each_other() -> None:
-    for impl in ("reference", "triton"):
-        (G, x), (D, _) = small("G", impl), small("D", impl)
-        for dtype in (torch.bfloat16, torch.float16):
-            with torch.no_grad():
-                y = copy.deepcopy(D).to(dtype)(copy.deepcopy(G).to(dtype)(x.repeat(1, 1, 2, 2).to(dtype)))
-            assert y.dtype == dtype
-
-
 def test_define_functions_give_what_the_official_names_mean() -> None:
     torch.manual_seed(3)
     G = compat.define_G(3, 1, 4, "resnet_6blocks", "instance", True)
@@ -225,159 +207,3 @@ def test_image_pool_draws_as_the_official_one() -> None:
     assert pool.num_imgs == 3
     x = torch.randn(1, 1, 2, 2)
     assert compat.ImagePool(0).query(x) is x
-
-
-# --- What projects do with networks -------------------------------------------------------------------------
-
-
-def small(kind: str, impl: str) -> tuple[nn.Module, Tensor]:
-    torch.manual_seed(0)
-    if kind == "G":
-        net: nn.Module = compat.ResnetGenerator(3, 3, 2, INSTANCE, n_blocks=1, impl=impl)
-        return net.to(DEVICE), torch.randn(
-            2, 3, 16, 16, device=DEVICE
-        )  # a norm of 2 x 2 makes a rounding error large by chance
-    return compat.NLayerDiscriminator(3, 2, 1, INSTANCE, impl=impl).to(DEVICE), torch.randn(
-        2, 3, 16, 16, device=DEVICE
-    )
-
-
-def gradients(net: nn.Module, loss: Tensor) -> list[Tensor]:
-    return list(torch.autograd.grad(loss, list(net.parameters())))
-
-
-@pytest.mark.parametrize("kind", ["G", "D"])
-def test_transforms_of_torch_func(kind: str) -> None:
-    """auto leaves them to PyTorch's operators: per-picture gradients, vmap and forward mode. In float64:
-    rounding is 1e-16.
-    """
-    net, x = (value.double() for value in small(kind, "auto"))
-    weights = dict(net.named_parameters())
-
-    def loss(given: dict[str, Tensor], image: Tensor) -> Tensor:
-        y: Tensor = functional_call(net, given, (image[None],))
-        return y.square().mean()
-
-    each = vmap(grad(loss), in_dims=(None, 0))(weights, x)
-    for n, image in enumerate(x):
-        wanted = dict(zip(weights, gradients(net, net(image[None]).square().mean()), strict=True))
-        for name in parameters_that_count(net):
-            assert relative_error(each[name][n], wanted[name]) < 1e-12, name
-    assert relative_error(vmap(lambda image: net(image[None])[0])(x), net(x)) < 1e-12
-    tangent, step = torch.randn_like(x), 1e-7  # 1e-16 of rounding over it
-    slope = jvp(net, (x,), (tangent,))[1]
-    secant = (net(x + step * tangent) - net(x - step * tangent)) / (2 * step)
-    torch.testing.assert_close(slope, secant, rtol=1e-6, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    "transform", [lambda net, x: grad(lambda x: net(x).sum())(x), lambda net, x: jvp(net, (x,), (x,))]
-)
-def test_kernels_that_were_asked_for_refuse_transforms(
-    transform: Callable[[nn.Module, Tensor], object],
-) -> None:
-    net, x = small("G", "triton")
-    with pytest.raises(
-        ValueError,
-        match=r"does not go through torch.func's transforms or forward-mode differentiation; use impl='auto'",
-    ):
-        transform(net, x)
-
-
-@pytest.mark.parametrize(("kind", "impl"), [("G", "reference"), ("D", "reference"), ("D", "triton")])
-def test_distributed_data_parallel(kind: str, impl: str, tmp_path: Path) -> None:
-    net, x = small(kind, impl)
-    wanted = gradients(net, net(x).square().mean())
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{tmp_path / 'meet'}", rank=0, world_size=1
-    )
-    try:
-        parallel = nn.parallel.DistributedDataParallel(net)
-        for _ in range(2):
-            net.zero_grad()
-            parallel(x).square().mean().backward()
-    finally:
-        torch.distributed.destroy_process_group()
-    for p, gradient in zip(net.parameters(), wanted, strict=True):
-        torch.testing.assert_close(p.grad, gradient)
-
-
-@pytest.mark.parametrize(("kind", "impl"), [("G", "reference"), ("D", "triton")])
-def test_a_scaler_and_autocast(kind: str, impl: str) -> None:
-    net, x = small(kind, impl)
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    scaler = torch.amp.GradScaler(DEVICE, init_scale=8.0)
-    before = [p.detach().clone() for p in net.parameters()]
-    with torch.autocast(DEVICE, torch.bfloat16):
-        loss = net(x).square().mean()
-    wanted = gradients(net, loss)
-    with torch.autocast(DEVICE, torch.bfloat16):
-        loss = net(x).square().mean()
-    scaler.scale(loss).backward()
-    scaler.step(optimizer)
-    scaler.update()
-    for p, old, gradient in zip(net.parameters(), before, wanted, strict=True):
-        torch.testing.assert_close(
-            p.detach(), old - 0.1 * gradient
-        )  # the scale is a power of two: no other rounding
-
-
-class Around(nn.Module):
-    """A project's own model around two of our networks."""
-
-    def __init__(self, impl: str) -> None:
-        super().__init__()
-        self.G, self.D = small("G", impl)[0], small("D", impl)[0]
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.D(self.G(x)).mean() + (self.G(x) - x).abs().mean()
-        return y
-
-
-def test_compiling_the_outer_model() -> None:
-    """Gradients in another order: by the parity rule, but for the biases that cancel."""
-    net, x = Around("auto"), torch.randn(1, 3, 16, 16, device=DEVICE)
-    exact, compiled = copy.deepcopy(net).double(), torch.compile(net, backend="aot_eager", fullgraph=True)
-    losses = [run(x.to(next(run.parameters()).dtype)) for run in (compiled, net, exact)]
-    assert_parity("loss", *losses, torch.float32)
-    found = [
-        dict(zip(dict(net.named_parameters()), gradients(of, loss), strict=True))
-        for of, loss in zip((net, net, exact), losses, strict=True)
-    ]
-    for name in parameters_that_count(net):
-        assert_parity(name, *(of[name] for of in found), torch.float32)
-
-
-@pytest.mark.parametrize(("kind", "impl"), [("G", "reference"), ("D", "triton")])
-def test_copies_files_halves_and_layouts(kind: str, impl: str) -> None:
-    net, x = small(kind, impl)
-    net = net.eval().requires_grad_(False)
-    wanted, file = net(x), io.BytesIO()
-    torch.save(net, file)
-    file.seek(0)
-    for other in (copy.deepcopy(net), torch.load(file, weights_only=False)):
-        assert torch.equal(other(x), wanted)
-    plain = small(kind, "reference")[0].eval().requires_grad_(False)
-    exact = copy.deepcopy(plain).double()(x.double())
-    last = copy.deepcopy(net).to(memory_format=torch.channels_last)
-    for y in (net(x.to(memory_format=torch.channels_last)), last(x)):
-        assert_parity(f"{kind} in channels_last", y, plain(x), exact, torch.float32)
-    for dtype in (torch.float16, torch.bfloat16):
-        y = copy.deepcopy(net).to(dtype)(x.to(dtype))
-        assert y.dtype == dtype
-        assert_parity(f"{kind} in {dtype}", y, copy.deepcopy(plain).to(dtype)(x.to(dtype)), exact, dtype)
-
-
-def test_the_engine_takes_them_as_ours() -> None:
-    G, D = small("G", "auto")[0], small("D", "auto")[0]
-    assert (why_not_batched("G", G), why_not_batched("D", D)) == ("", "")
-    assert why_not_paired({"G_AB": G, "G_BA": small("G", "auto")[0]}) == ""
-
-    class Own(compat.ResnetGenerator):
-        def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x) * x.shape[0]
-
-    assert (
-        why_not_batched("G", Own(3, 3, 2, INSTANCE, n_blocks=1))
-        == "G is a Own, which may look at all pictures of a batch"
-    )

@@ -26,7 +26,8 @@ ROWS = (
     ("config", "tensor_files"),
     ("nn",),
     ("data",),
-    ("recipes", "checkpoints"),
+    ("recipes",),
+    ("checkpoints",),
     ("fusion", "compat"),
     ("devtools",),
     ("engine",),
@@ -104,7 +105,7 @@ def test_nothing_imports_in_circles() -> None:
 
 def test_what_the_arrows_are_read_from() -> None:
     """They are seen however an import is written, so that a test that passes says something."""
-    assert {"nn.networks", "data.batch", "kernels", "engine.choices"} <= used_by("engine.engine")
+    assert {"recipes.recipe", "data.batch", "kernels", "engine.choices"} <= used_by("engine.engine")
     assert "kernels._launch" in used_by("kernels._tune")  # by a dot
     assert "devtools.compile_kernels" in used_by("engine.ahead")  # in a function
     assert "kernels._launch" in used_by("engine.ahead")  # for types
@@ -182,7 +183,10 @@ ELSEWHERE = {
     "kernels.reflect_conv_triton": "kernels/test_reflect_conv.py",
     "kernels._tiles": "kernels/test_instance_norm.py",
     "kernels.zero_conv_triton": "kernels/test_zero_conv.py",
+    "engine.streams": "engine/test_failed_capture_gpu.py",
     "recipes.recipe": "recipes/test_cyclegan.py",
+    "recipes.registry": "recipes/test_cyclegan.py",
+    "training.run_table": "training/test_start.py",
 }
 
 

@@ -21,7 +21,7 @@ SMALLER = {
     'netG="resnet_6blocks", load_size=143, crop_size=128': (
         'netG="resnet_1blocks", ngf=2, ndf=2, load_size=26, crop_size=24, num_threads=0'
     ),
-    "n_epochs=50, n_epochs_decay=50": "n_epochs=1, n_epochs_decay=0",
+    "n_epochs=50,\n    n_epochs_decay=50": "n_epochs=1,\n    n_epochs_decay=0",
     "n_epochs_decay=60": "n_epochs_decay=1",
     "torch.rand(1, 3, 256, 256)": "torch.rand(1, 3, 64, 64)",
 }

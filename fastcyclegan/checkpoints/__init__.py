@@ -2,6 +2,7 @@
 files.
 
 A checkpoint format, an architecture that is read off its keys, or what is said of a file belongs here. When a
-run saves, what its state holds, and how it resumes is in ``training/``. Uses ``nn``, ``config`` and
-``tensor_files``.
+run saves, what its state holds, and how it resumes is in ``training/``.
+
+Uses ``nn``, ``recipes``, ``config`` and ``tensor_files``.
 """

@@ -12,11 +12,13 @@ from typing import Annotated, Any
 import tyro
 from torch import Tensor
 
-from fastcyclegan.checkpoints.architecture import Network, UnknownArchitectureError, find_networks
+from fastcyclegan.checkpoints.architecture import UnknownArchitectureError
+from fastcyclegan.checkpoints.find_networks import Network, find_networks
 from fastcyclegan.errors import UserError
 from fastcyclegan.tensor_files import load_tensors
 
 SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors")
+MOST_SHOWN = 12
 
 
 @dataclass(frozen=True)
@@ -56,29 +58,43 @@ def _describe_file(file: Path) -> Iterator[str]:
     yield f"{file}: {file.stat().st_size / 1e6:,.1f} MB"
     for network in networks:
         yield from _describe_network(network)
-    others = [
-        f"{key} ({_kind(value)})" for key, value in found.items() if not _holds(str(key), value, networks)
-    ]
+    others = []
+    for key, value in found.items():
+        if not _holds(str(key), value, networks):
+            others.append(f"{key} ({_kind(value)})")
     if others:
-        yield f"  beside them: {', '.join(others[:12])}{', ...' if len(others) > 12 else ''}"
+        shown = ", ".join(others[:MOST_SHOWN])
+        if len(others) > MOST_SHOWN:
+            shown += ", ..."
+        yield f"  beside them: {shown}"
 
 
 def _describe_network(network: Network) -> Iterator[str]:
     tensors = network.weights.values()
-    kinds = sorted({str(t.dtype).removeprefix("torch.") for t in tensors if t.is_floating_point()})
-    size = f"{len(tensors)} tensors, {sum(t.numel() for t in tensors):,} numbers, {' and '.join(kinds)}"
-    yield f"  {f'{network.place}: ' if network.place else ''}{network.architecture}: {size}"
-    yield from (f"    {note}" for note in network.architecture.notes)
+    kinds: set[str] = set()
+    numbers = 0
+    for tensor in tensors:
+        numbers += tensor.numel()
+        if tensor.is_floating_point():
+            kinds.add(str(tensor.dtype).removeprefix("torch."))
+    line = (
+        f"{network.architecture}: {len(tensors)} tensors, {numbers:,} numbers, {' and '.join(sorted(kinds))}"
+    )
+    if network.place:
+        line = f"{network.place}: {line}"
+    yield f"  {line}"
+    for note in network.architecture.notes:
+        yield f"    {note}"
 
 
 def _holds(key: str, value: Any, networks: list[Network]) -> bool:
     """Whether a network lies at the outermost ``key`` or is made of it."""
-    return any(isinstance(value, Tensor) or f"{network.place}.".startswith(f"{key}.") for network in networks)
+    if isinstance(value, Tensor):
+        return True
+    return any(f"{network.place}.".startswith(f"{key}.") for network in networks)
 
 
 def _kind(value: Any) -> str:
-    return (
-        f"{len(value)} entries"
-        if isinstance(value, (Mapping, list, tuple))
-        else f"{type(value).__name__} {str(value)[:40]}"
-    )
+    if isinstance(value, (Mapping, list, tuple)):
+        return f"{len(value)} entries"
+    return f"{type(value).__name__} {str(value)[:40]}"

@@ -11,19 +11,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastcyclegan.checkpoints.architecture import (
-    Architecture,
-    Network,
-    UnknownArchitectureError,
-    find_networks,
-    of_arguments,
-)
-from fastcyclegan.checkpoints.run_files import OFFICIAL, read_config, saved_epochs, weights_file
-from fastcyclegan.config import Direction
+from fastcyclegan.checkpoints.architecture import UnknownArchitectureError, of_arguments
+from fastcyclegan.checkpoints.find_networks import Network, find_networks
+from fastcyclegan.checkpoints.run_files import read_config, saved_epochs, weights_file
+from fastcyclegan.config import Direction, TrainConfig
 from fastcyclegan.errors import UserError
+from fastcyclegan.nn.pretrained import WEIGHTS_FILE
+from fastcyclegan.recipes.registry import make_recipe
 from fastcyclegan.tensor_files import arguments_in, load_tensors
-
-PRETRAINED = "model.safetensors"
 
 
 def read_networks(file: Path) -> list[Network]:
@@ -33,9 +28,12 @@ def read_networks(file: Path) -> list[Network]:
     found = load_tensors(file)
     about = arguments_in(file)
     try:
-        # What keys and shapes do not tell: how blocks are padded, a U-Net's dropout.
-        known = of_arguments(about.pop("class"), about, found) if "class" in about else None
-        return find_networks(found) if known is None else [Network("", known, dict(found))]
+        if "class" in about:
+            # What keys and shapes do not tell: how blocks are padded, a U-Net's dropout.
+            known = of_arguments(about.pop("class"), about, found)
+            if known is not None:
+                return [Network("", known, dict(found))]
+        return find_networks(found)
     except UnknownArchitectureError as error:
         raise UserError(f"{file}: {error}") from None
 
@@ -47,16 +45,28 @@ def choose(networks: Sequence[Network], file: Path, generator: bool, key: str | 
     """
     what = "generator" if generator else "discriminator"
     fitting = [network for network in networks if network.architecture.is_generator == generator]
-    places = ", ".join(network.place or "the whole file" for network in fitting)
+    places = _places(fitting)
     if key is not None:
         fitting = [network for network in fitting if network.place == key]
         if not fitting:
-            raise UserError(f"{file}: no {what} at {key!r}; there is {places or 'none'}")
+            raise UserError(f"{file}: no {what} at {key!r}; there is {places}")
     if not fitting:
         raise UserError(f"{file}: not a {what}, but a {networks[0].architecture}")
     if len(fitting) > 1:
         raise UserError(f"{file}: holds {len(fitting)} {what}s, so key must say which: {places}")
     return fitting[0]
+
+
+def _places(networks: Sequence[Network]) -> str:
+    if not networks:
+        return "none"
+    places = []
+    for network in networks:
+        if network.place:
+            places.append(network.place)
+        else:
+            places.append("the whole file")
+    return ", ".join(places)
 
 
 def find_weights(weights: Path, direction: Direction | None, epoch: str, ema: bool = False) -> Path:
@@ -67,30 +77,47 @@ def find_weights(weights: Path, direction: Direction | None, epoch: str, ema: bo
     """
     if not weights.exists():
         raise UserError(f"{weights}: no such file or folder")
-    single = (
-        weights if not weights.is_dir() else weights / PRETRAINED if (weights / PRETRAINED).exists() else None
-    )
+    single = _only_file(weights)
     if single is not None:
         if direction is not None or epoch != "latest" or ema:
             chosen = "direction, epoch and ema have nothing to choose"
             raise UserError(f"{single} is one generator's file, so {chosen}; give a run's folder")
         return single
-    config = read_config(weights)
-    trained: Direction = config.data.direction if config is not None else "AtoB"
-    name = "G_AB" if direction in (None, trained) else "G_BA"
+    name = _generator_for(direction, read_config(weights))
     file = weights_file(weights, epoch, name, ema=ema)
+    if file.exists():
+        return file
     # The official test of one direction has a file of this name.
-    only = weights / f"{epoch}_net_G.pth"
-    if not file.exists() and direction is None and not ema and only.exists():
-        return only
-    if ema and not file.exists() and weights_file(weights, epoch, name).exists():
+    undirected = weights / f"{epoch}_net_G.pth"
+    if direction is None and not ema and undirected.exists():
+        return undirected
+    if ema and weights_file(weights, epoch, name).exists():
         raise UserError(f"{file}: no such file: {weights} was not trained with ema")
-    if not file.exists():
-        there = ", ".join(saved_epochs(weights)) or "none"
-        raise UserError(
-            f"{file}: no such file; weights of a generator ({OFFICIAL[name]}) in {weights}: {there}"
-        )
-    return file
+    there = ", ".join(saved_epochs(weights))
+    if not there:
+        there = "none"
+    raise UserError(f"{file}: no such file; weights of a generator ({name}) in {weights}: {there}")
+
+
+def _only_file(weights: Path) -> Path | None:
+    """Return ``weights``, or what ``save_pretrained`` wrote there; None for a folder of several files."""
+    if not weights.is_dir():
+        return weights
+    pretrained = weights / WEIGHTS_FILE
+    if pretrained.exists():
+        return pretrained
+    return None
+
+
+def _generator_for(direction: Direction | None, config: TrainConfig | None) -> str:
+    """Return the official name of a run's generator that translates in ``direction``: by default the one it
+    was trained in.
+    """
+    if config is None:
+        config = TrainConfig()
+    target = "B" if direction in (None, config.data.direction) else "A"
+    recipe = make_recipe(config)
+    return recipe.official_names[recipe.generator(target)]
 
 
 def load_generator(
@@ -129,14 +156,15 @@ def settings_of(folder: Path, epoch: str) -> dict[str, Any]:
     Raises UserError for networks that cannot be trained here.
     """
     settings: dict[str, Any] = {}
-    for name in ("D_A", "G_AB"):
-        file = weights_file(folder, epoch, name)
-        if file.exists():
-            architecture: Architecture = choose(
-                read_networks(file), file, generator=name == "G_AB"
-            ).architecture
-            try:
-                settings |= architecture.settings()
-            except ValueError as error:
-                raise UserError(f"{file}: {error}") from None
+    recipe = make_recipe(TrainConfig())
+    others = [name for name in recipe.networks if name not in recipe.generators]
+    for name in (others[0], recipe.generators[0]):
+        file = weights_file(folder, epoch, recipe.official_names[name])
+        if not file.exists():
+            continue
+        network = choose(read_networks(file), file, generator=name in recipe.generators)
+        try:
+            settings |= network.architecture.settings()
+        except ValueError as error:
+            raise UserError(f"{file}: {error}") from None
     return settings

@@ -1,6 +1,7 @@
 """The names of a run's files, its configuration, and its weights as official files.
 
-The official code's names appear in this file alone. Its G_A translates A to B, its D_A judges pictures of B.
+Files have the official code's names, which a recipe tells: its G_A translates A to B, its D_A judges images
+of B.
 """
 
 from __future__ import annotations
@@ -17,16 +18,18 @@ from fastcyclegan.config import TrainConfig, from_dict, to_dict
 from fastcyclegan.errors import UserError
 from fastcyclegan.tensor_files import load_tensors, save_tensors, write_atomically
 
-OFFICIAL = {"G_AB": "G_A", "G_BA": "G_B", "D_B": "D_A", "D_A": "D_B"}
 CONFIG = "config.json"
 STATE = "state.pt"
 
 
-def weights_file(run: Path, epoch: str, name: str, *, ema: bool = False) -> Path:
-    """Return the official file of network ``name`` (ours): ``{epoch}_net_{G_A,G_B,D_A,D_B}.pth``; ``ema``: of
+def weights_file(run: Path, epoch: str, official_name: str, *, ema: bool = False) -> Path:
+    """Return the file of a network by its official name: ``{epoch}_net_{G_A,G_B,D_A,D_B}.pth``; ``ema``: of
     its running average.
     """
-    return run / f"{epoch}_net_{OFFICIAL[name]}{'_ema' * ema}.pth"
+    stem = f"{epoch}_net_{official_name}"
+    if ema:
+        stem += "_ema"
+    return run / f"{stem}.pth"
 
 
 def read_config(run: Path) -> TrainConfig | None:
@@ -35,12 +38,20 @@ def read_config(run: Path) -> TrainConfig | None:
     """
     file = run / CONFIG
     if not file.exists():
-        state = load_tensors(run / STATE) if (run / STATE).exists() else None
-        return from_dict(state["config"]) if isinstance(state, dict) and "config" in state else None
+        return _config_of_state(run / STATE)
     try:
         return from_dict(json.loads(file.read_text()))
     except (UserError, OSError, ValueError) as error:
         raise UserError(f"{file}: not a configuration of a run: {error}") from None
+
+
+def _config_of_state(file: Path) -> TrainConfig | None:
+    if not file.exists():
+        return None
+    state = load_tensors(file)
+    if isinstance(state, dict) and "config" in state:
+        return from_dict(state["config"])
+    return None
 
 
 def write_config(run: Path, config: TrainConfig) -> None:
@@ -60,16 +71,23 @@ def fit_weights(net: nn.Module, weights: Mapping[str, Tensor], source: Path | st
     """Load ``weights`` into ``net``. Raises UserError that says what was expected and what was found, and
     loads nothing then.
     """
-    expected = {name: list(value.shape) for name, value in net.state_dict().items()}
-    found = {name: list(value.shape) for name, value in weights.items()}
-    different = [name for name in expected if name in found and found[name] != expected[name]]
-    missing, extra = [n for n in expected if n not in found], [n for n in found if n not in expected]
-    problems = [f"{name} is {found[name]} where {expected[name]} is expected" for name in different]
-    problems += [f"{name} is missing" for name in missing] + [f"{name} is not expected" for name in extra]
+    problems = _differences(net.state_dict(), weights)
     if problems:
-        more = f" (and {len(problems) - 1} more differences)" if len(problems) > 1 else ""
-        raise UserError(f"{source}: another architecture than {architecture}: {problems[0]}{more}")
+        problem = problems[0]
+        if len(problems) > 1:
+            problem += f" (and {len(problems) - 1} more differences)"
+        raise UserError(f"{source}: another architecture than {architecture}: {problem}")
     net.load_state_dict(dict(weights))
+
+
+def _differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
+    reshaped = []
+    for name, value in expected.items():
+        if name in found and found[name].shape != value.shape:
+            reshaped.append(f"{name} is {list(found[name].shape)} where {list(value.shape)} is expected")
+    missing = [f"{name} is missing" for name in expected if name not in found]
+    extra = [f"{name} is not expected" for name in found if name not in expected]
+    return reshaped + missing + extra
 
 
 def save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
@@ -81,11 +99,15 @@ def save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
 
 def saved_epochs(run: Path) -> list[str]:
     """Return the labels (latest, 5, iter_1000 ...) for which ``run`` has weights of a generator."""
-    labels = {
-        match[1]
-        for file in run.glob("*_net_G*.pth")
-        if (match := re.fullmatch(r"(\w+)_net_G(?:_[AB])?\.pth", file.name))
-    }
-    return sorted(
-        labels, key=lambda label: (not label.isdigit(), label.zfill(12) if label.isdigit() else label)
-    )
+    numbers: set[str] = set()
+    words: set[str] = set()
+    for file in run.glob("*_net_G*.pth"):
+        match = re.fullmatch(r"(\w+)_net_G(?:_[AB])?\.pth", file.name)
+        if match is None:
+            continue
+        label = match[1]
+        if label.isdigit():
+            numbers.add(label)
+        else:
+            words.add(label)
+    return [*sorted(numbers, key=lambda label: label.zfill(12)), *sorted(words)]

@@ -2,5 +2,7 @@
 images.
 
 A loader, a file format, an augmentation, a dataset to download or a check of one belongs here. What a network
-does with a batch does not: this room runs without networks and kernels. Uses ``config`` and ``tensor_files``.
+does with a batch does not: this room runs without networks and kernels.
+
+Uses ``config`` and ``tensor_files``.
 """

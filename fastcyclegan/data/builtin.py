@@ -9,12 +9,18 @@ translation would give.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
+from fastcyclegan.data.image_file import open_picture
+from fastcyclegan.data.pixels import to_pixels, to_unit_range
 from fastcyclegan.data.sample_plan import uniforms
 
 SIZE = 64
@@ -94,3 +100,31 @@ def distance_ratio(source: Pixels, translated: Pixels, target: Pixels) -> float:
         return float(np.abs(pictures.astype(np.float64) - target.astype(np.float64)).mean())
 
     return distance(translated) / distance(source)
+
+
+@dataclass(frozen=True)
+class Score:
+    """How well held-out pictures were translated; see the functions of these names."""
+
+    gap_closed: float
+    distance_ratio: float
+
+
+def score(
+    translate: Callable[[Tensor], Tensor],
+    sources: Sequence[Path],
+    targets: Sequence[Path],
+    device: torch.device,
+) -> Score:
+    """Return how well ``translate`` makes the pictures ``targets`` of the pictures ``sources``, in order.
+
+    ``translate``: from [N, 3, H, W] in [-1, 1] on ``device`` to the same.
+    """
+    source, target = _read(sources), _read(targets)
+    images = to_unit_range(torch.from_numpy(source), device)
+    translated = to_pixels(translate(images))
+    return Score(gap_closed(source, translated, target), distance_ratio(source, translated, target))
+
+
+def _read(paths: Sequence[Path]) -> Pixels:
+    return np.stack([np.asarray(open_picture(path)) for path in paths])

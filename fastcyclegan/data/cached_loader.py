@@ -5,7 +5,7 @@ from the plan as ever.
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from fastcyclegan.errors import UserError
 
 
 @dataclass(frozen=True)
-class Held:
+class CachedImages:
     """The resized pictures of a source, [H, W, C] uint8, in ``rows``; they lie one behind the other in one
     piece of memory.
     """
@@ -46,44 +46,48 @@ def bytes_needed(source: Source) -> int:
     """Return what the resized pictures of ``source`` take, from the sizes that its files were checked to
     have.
     """
-    known = [source.checked[path] for path in source.paths]
-    sizes = [source.fit.resized((one.width, one.height)) for one in known]
-    return sum(width * height for width, height in sizes) * source.fit.channels
+    pixels = 0
+    for path in source.paths:
+        checked = source.checked[path]
+        width, height = source.fit.resized((checked.width, checked.height))
+        pixels += width * height
+    return pixels * source.fit.channels
 
 
 def hold(
     sources: Sequence[Source], readers: Sequence[Reader], device: torch.device, free: int | None = None
-) -> list[Held]:
+) -> list[CachedImages]:
     """Read all pictures of ``sources``, each by its reader, into the memory of ``device``.
 
     Raises UserError, before anything is read, where they take more than half of the memory that is ``free``.
     A file that cannot be read any more is held as its error.
     """
-    needed = [bytes_needed(source) for source in sources]
-    free = free_memory(device) if free is None else free
-    if sum(needed) > free // 2:
+    needed = sum(bytes_needed(source) for source in sources)
+    if free is None:
+        free = free_memory(device)
+    if needed > free // 2:
+        cache = "gpu" if device.type == "cuda" else "ram"
         raise UserError(
-            f"--cache {'gpu' if device.type == 'cuda' else 'ram'}: the pictures take"
-            f" {sum(needed) / 2**20:,.0f} MiB, more than half of the {free / 2**20:,.0f} MiB free"
+            f"--cache {cache}: the pictures take {needed / 2**20:,.0f} MiB, more than half of the"
+            f" {free / 2**20:,.0f} MiB free"
         )
-    return [
-        _hold(source, reader, device, size)
-        for source, reader, size in zip(sources, readers, needed, strict=True)
-    ]
+    return [_hold(source, reader, device) for source, reader in zip(sources, readers, strict=True)]
 
 
-def _hold(source: Source, reader: Reader, device: torch.device, size: int) -> Held:
+def _hold(source: Source, reader: Reader, device: torch.device) -> CachedImages:
+    size = bytes_needed(source)
     memory = torch.empty(size, dtype=torch.uint8, device=device)
     rows: list[Row] = []
     used = 0
-    for _, row in reader.read(Job(path, None, source.checked.get(path)) for path in source.paths):
+    jobs = (Job(path, None, source.checked.get(path)) for path in source.paths)
+    for _, row in reader.read(jobs):
         if isinstance(row, Tensor) and used + row.numel() <= size:
             place = memory[used : used + row.numel()].view(row.shape)
             place.copy_(row)
             used += row.numel()
             row = place
         rows.append(row)  # a file that grew since it was checked keeps memory of its own
-    return Held(rows, size)
+    return CachedImages(rows, size)
 
 
 def view_of(pixels: Tensor, fit: Fit, view: View, device: torch.device) -> Tensor:
@@ -95,7 +99,9 @@ def view_of(pixels: Tensor, fit: Fit, view: View, device: torch.device) -> Tenso
     if pixels.device.type == "cpu" and device.type == "cuda":
         crop = crop.contiguous().pin_memory()
     crop = crop.to(device, non_blocking=True)
-    return crop.flip(1) if view.flip else crop
+    if view.flip:
+        return crop.flip(1)
+    return crop
 
 
 class CachedLoader(Loader):
@@ -107,8 +113,8 @@ class CachedLoader(Loader):
         b: Source,
         plan: Plan,
         device: torch.device,
-        held_A: Held,
-        held_B: Held,
+        held_A: CachedImages,
+        held_B: CachedImages,
         *,
         skip_bad_images: bool = False,
         say: Say = lambda text: None,
@@ -118,16 +124,16 @@ class CachedLoader(Loader):
 
     def batches(self, start: int, stop: int) -> Generator[Batch]:
         for epoch, numbers in self.plan.batches(start, stop):
-            samples = [self.plan.sample(epoch, i) for i in numbers]
-            rows = zip(
-                samples,
-                self._views(self.held_A, self.a.fit, [(s.index_A, s.view_A) for s in samples]),
-                self._views(self.held_B, self.b.fit, [(s.index_B, s.view_B) for s in samples]),
-                strict=True,
-            )
-            yield self._batch_of_rows([self._rescued_pair(sample, a, b) for sample, a, b in rows])
+            rows = []
+            for i in numbers:
+                sample = self.plan.sample(epoch, i)
+                a = self._view(self.held_A, self.a.fit, sample.index_A, sample.view_A)
+                b = self._view(self.held_B, self.b.fit, sample.index_B, sample.view_B)
+                rows.append(self._rescued_pair(sample, a, b))
+            yield self._batch_of_rows(rows)
 
-    def _views(self, held: Held, fit: Fit, wanted: Sequence[tuple[int, View]]) -> Iterator[Row]:
-        for index, view in wanted:
-            row = held.rows[index]
-            yield row if isinstance(row, BadPictureError) else view_of(row, fit, view, self.device)
+    def _view(self, held: CachedImages, fit: Fit, index: int, view: View) -> Row:
+        row = held.rows[index]
+        if isinstance(row, BadPictureError):
+            return row
+        return view_of(row, fit, view, self.device)

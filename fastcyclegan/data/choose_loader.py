@@ -12,7 +12,8 @@ import torch
 
 from fastcyclegan.config import DataConfig
 from fastcyclegan.data.cached_loader import CachedLoader, hold
-from fastcyclegan.data.dali_loader import DaliLoader, DaliReader, why_not_dali
+from fastcyclegan.data.dali_loader import DaliLoader, DaliReader
+from fastcyclegan.data.dali_pipeline import why_not_dali
 from fastcyclegan.data.image_file import Fit
 from fastcyclegan.data.loader import Loader, Reader, Say, Source
 from fastcyclegan.data.pillow_loader import WORKERS, FolderLoader, PillowReader
@@ -31,27 +32,51 @@ class Choice:
     why: str
 
     def __str__(self) -> str:
-        one, many = ("thread", "threads") if self.kind == "dali" else ("process", "processes")
-        return f"{self.kind}, {self.threads} {one if self.threads == 1 else many} ({self.why})"
+        one, many = "process", "processes"
+        if self.kind == "dali":
+            one, many = "thread", "threads"
+        workers = one if self.threads == 1 else many
+        return f"{self.kind}, {self.threads} {workers} ({self.why})"
 
 
 def cores() -> int:
     """Return the processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    count = os.cpu_count()
+    if count is None:
+        return 1
+    return count
+
+
+def default_threads() -> int:
+    """Return how many threads read where nothing is said of it."""
+    return min(cores(), MOST_THREADS)
 
 
 def choose(loader: str, device: torch.device, num_threads: int | None = None) -> Choice:
     """Return what ``loader`` ("auto", "dali" or "folder") means on ``device``. Raises UserError for "dali"
     where it does not work.
     """
-    problem = why_not_dali(device) if loader in ("auto", "dali") else ""
+    if loader == "folder":
+        return _folder(num_threads, "asked for")
+    problem = why_not_dali(device)
     if loader == "dali" and problem:
         raise UserError(f"--loader dali: {problem}")
-    if loader == "folder" or problem:
-        return Choice("folder", WORKERS if num_threads is None else num_threads, problem or "asked for")
-    threads = min(cores(), MOST_THREADS) if num_threads is None else max(num_threads, 1)
-    where = "decodes and resizes on the GPU" if device.type == "cuda" else "decodes on the CPU"
-    return Choice("dali", threads, where if loader == "auto" else f"asked for, {where}")
+    if problem:
+        return _folder(num_threads, problem)
+    if num_threads is None:
+        num_threads = default_threads()
+    why = "decodes and resizes on the GPU" if device.type == "cuda" else "decodes on the CPU"
+    if loader == "dali":
+        why = f"asked for, {why}"
+    return Choice("dali", max(num_threads, 1), why)
+
+
+def _folder(num_threads: int | None, why: str) -> Choice:
+    if num_threads is None:
+        num_threads = WORKERS
+    return Choice("folder", num_threads, why)
 
 
 def check_cache(cache: str, device: torch.device) -> None:
@@ -65,11 +90,9 @@ def check_cache(cache: str, device: torch.device) -> None:
 
 def make_reader(choice: Choice, fit: Fit, device: torch.device, say: Say) -> Reader:
     """Return what reads single pictures: on ``device`` where DALI does, else on the host."""
-    return (
-        DaliReader(fit, device, choice.threads, say)
-        if choice.kind == "dali"
-        else PillowReader(fit, choice.threads)
-    )
+    if choice.kind == "dali":
+        return DaliReader(fit, device, choice.threads, say)
+    return PillowReader(fit, choice.threads)
 
 
 def make_loader(

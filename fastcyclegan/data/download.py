@@ -15,7 +15,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -26,6 +26,14 @@ from fastcyclegan.errors import UserError
 SERVER = "http://efrosgans.eecs.berkeley.edu/cyclegan/datasets"
 FOLDERS = ("trainA", "trainB", "testA", "testB")
 TRIES, TIMEOUT, PIECE = 5, 30, 2**18
+# What is raised where a connection breaks or cannot be made.
+_BROKEN = (
+    urllib.error.URLError,
+    http.client.HTTPException,
+    ConnectionError,
+    TimeoutError,
+    ssl.SSLError,
+)
 
 
 @dataclass(frozen=True)
@@ -85,12 +93,14 @@ def download(
             f"{target} exists; remove it to download it again, or look at it with check_dataset.py"
         )
     output.mkdir(parents=True, exist_ok=True)
-    fetched = archive or fetch(
-        f"{server}/{urllib.parse.quote(name)}.zip", output / f"{name}.zip", say, progress, wait
-    )
-    unpack(fetched, target)
-    if archive is None and not keep_archive:
-        fetched.unlink()
+    if archive is not None:
+        unpack(archive, target)
+    else:
+        url = f"{server}/{urllib.parse.quote(name)}.zip"
+        fetched = fetch(url, output / f"{name}.zip", say, progress, wait)
+        unpack(fetched, target)
+        if not keep_archive:
+            fetched.unlink()
     return _report(name, target, say)
 
 
@@ -101,24 +111,16 @@ def fetch(url: str, file: Path, say: Say, progress: Progress, wait: Callable[[fl
         return file
     failures = 0
     while True:
-        before = part.stat().st_size if part.exists() else 0
+        before = _size(part)
         try:
             _fetch_once(url, part, progress)
             break
-        except urllib.error.HTTPError as error:
-            if error.code < 500:
-                raise UserError(f"{url}: the server says {error.code} {error.reason}") from None
-            reason = f"the server says {error.code} {error.reason}"
-        except (
-            urllib.error.URLError,
-            http.client.HTTPException,
-            ConnectionError,
-            TimeoutError,
-            ssl.SSLError,
-        ) as error:
-            reason = str(getattr(error, "reason", error)) or type(error).__name__
-        got = part.stat().st_size if part.exists() else 0
-        failures = 0 if got > before else failures + 1
+        except _BROKEN as error:
+            reason = _why_broken(url, error)
+        got = _size(part)
+        failures += 1
+        if got > before:
+            failures = 0
         if failures == TRIES:
             raise UserError(_unreachable(url, reason, got, file.name))
         say(f"connection broken after {got / 2**20:.1f} MiB ({reason}); going on")
@@ -128,13 +130,33 @@ def fetch(url: str, file: Path, say: Say, progress: Progress, wait: Callable[[fl
     return file
 
 
+def _why_broken(url: str, error: Exception) -> str:
+    """Return why a connection broke. Raises UserError for an answer that another try would not change."""
+    if isinstance(error, urllib.error.HTTPError):
+        answer = f"the server says {error.code} {error.reason}"
+        if error.code < 500:
+            raise UserError(f"{url}: {answer}") from None
+        return answer
+    reason = str(getattr(error, "reason", error))
+    if not reason:
+        return type(error).__name__
+    return reason
+
+
 def _unreachable(url: str, reason: str, got: int, name: str) -> str:
     host = urllib.parse.urlsplit(url).hostname
-    kept = f"; {got / 2**20:.1f} MiB are kept, and the same command goes on from there" if got else ""
+    if got:
+        reason += f"; {got / 2**20:.1f} MiB are kept, and the same command goes on from there"
     return (
-        f"cannot fetch from {host}: {reason}{kept}. Behind a proxy, set http_proxy and https_proxy; or fetch"
+        f"cannot fetch from {host}: {reason}. Behind a proxy, set http_proxy and https_proxy; or fetch"
         f" {url} by other means and give it as --archive {name}"
     )
+
+
+def _size(part: Path) -> int:
+    if not part.exists():
+        return 0
+    return part.stat().st_size
 
 
 def _notes(part: Path) -> Path:
@@ -148,15 +170,15 @@ def _fetch_once(url: str, part: Path, progress: Progress) -> None:
     known: dict[str, Any] = {}
     with contextlib.suppress(OSError, ValueError):
         known = json.loads(_notes(part).read_text())
-    start = part.stat().st_size if part.exists() and known.get("url") == url and known.get("version") else 0
-    request = urllib.request.Request(
-        url, headers={"User-Agent": "fastcyclegan", "Accept-Encoding": "identity"}
-    )
+    start = 0
+    if known.get("url") == url and known.get("version"):
+        start = _size(part)
+    headers = {"User-Agent": "fastcyclegan", "Accept-Encoding": "identity"}
     if start:
         # With If-Range the server sends the rest of the same file, or all of another that has taken its
         # place.
-        request.add_header("Range", f"bytes={start}-")
-        request.add_header("If-Range", known["version"])
+        headers |= {"Range": f"bytes={start}-", "If-Range": known["version"]}
+    request = urllib.request.Request(url, headers=headers)
     try:
         response = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
@@ -169,26 +191,36 @@ def _fetch_once(url: str, part: Path, progress: Progress) -> None:
     with response:
         if response.status != 206 or not str(response.headers["Content-Range"]).startswith(f"bytes {start}-"):
             start = 0
-        length = response.headers["Content-Length"]
-        total = start + int(length) if length else None
-        etag = response.headers["ETag"]
-        version = etag if etag and not etag.startswith("W/") else response.headers["Last-Modified"]
+        total = None
+        if response.headers["Content-Length"]:
+            total = start + int(response.headers["Content-Length"])
+        version = _version(response.headers)
         _notes(part).write_text(json.dumps({"url": url, "version": version, "total": total}))
         with part.open("ab" if start else "wb") as out:
             done = start
             while piece := response.read(PIECE):
                 out.write(piece)
                 done += len(piece)
-                progress(done, total or done)
+                progress(done, done if total is None else total)
     if total is not None and done < total:
         raise ConnectionError(f"{done} of {total} bytes came")
 
 
+def _version(headers: http.client.HTTPMessage) -> str | None:
+    """Return what tells one version of a file from others: an ETag that is not weak, else its date."""
+    etag = headers["ETag"]
+    if etag and not etag.startswith("W/"):
+        return etag
+    return headers["Last-Modified"]
+
+
 def _is_inside(info: zipfile.ZipInfo) -> bool:
     """Whether a member stays in the folder that it is unpacked to, on any system; links do not."""
-    windows, parts = PureWindowsPath(info.filename), PurePosixPath(info.filename.replace("\\", "/")).parts
     is_link = stat.S_ISLNK(info.external_attr >> 16)
-    return not (is_link or windows.drive or windows.root or ".." in parts)
+    windows = PureWindowsPath(info.filename)
+    if is_link or windows.drive or windows.root:
+        return False
+    return ".." not in PurePosixPath(info.filename.replace("\\", "/")).parts
 
 
 def unpack(archive: Path, target: Path) -> None:
@@ -200,17 +232,7 @@ def unpack(archive: Path, target: Path) -> None:
     try:
         with zipfile.ZipFile(archive) as packed:
             members = [info for info in packed.infolist() if not info.filename.startswith("__MACOSX/")]
-            for info in members:
-                if not _is_inside(info):
-                    raise UserError(
-                        f"{archive}: refused, as its member {info.filename!r} leads out of the folder"
-                    )
-            size, free = sum(info.file_size for info in members), shutil.disk_usage(target.parent).free
-            if size > free:
-                raise UserError(
-                    f"{archive}: takes {size / 2**20:,.0f} MiB unpacked, and {free / 2**20:,.0f} MiB are free"
-                    f" in {target.parent}"
-                )
+            _check_members(archive, members, target.parent)
             packed.extractall(partial, members)
         _root(partial, target.name, archive).rename(target)
     except FileNotFoundError:
@@ -223,12 +245,30 @@ def unpack(archive: Path, target: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def _check_members(archive: Path, members: Sequence[zipfile.ZipInfo], folder: Path) -> None:
+    """Raise UserError where ``members`` would lie outside of their folder, or do not fit into ``folder``."""
+    size = 0
+    for info in members:
+        if not _is_inside(info):
+            raise UserError(f"{archive}: refused, as its member {info.filename!r} leads out of the folder")
+        size += info.file_size
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise UserError(
+            f"{archive}: takes {size / 2**20:,.0f} MiB unpacked, and {free / 2**20:,.0f} MiB are free"
+            f" in {folder}"
+        )
+
+
 def _root(unpacked: Path, name: str, archive: Path) -> Path:
     """Return the folder that holds trainA and so on: the one of the dataset's name, the only one, or all of
     it.
     """
+    candidates = [unpacked / name]
     inside = [path for path in unpacked.iterdir() if path.is_dir()]
-    for folder in (unpacked / name, *(inside if len(inside) == 1 else []), unpacked):
+    if len(inside) == 1:
+        candidates += inside
+    for folder in (*candidates, unpacked):
         if any((folder / part).is_dir() for part in FOLDERS):
             return folder
     raise UserError(f"{archive}: no dataset, as it has none of {', '.join(FOLDERS)}")
@@ -237,22 +277,23 @@ def _root(unpacked: Path, name: str, archive: Path) -> Path:
 def _report(name: str, target: Path, say: Say) -> list[Checked]:
     """Open every picture, say how many there are and what is wrong with them, and return the bad ones."""
     bad: list[Checked] = []
-    expected = DATASETS[name].counts if name in DATASETS else None
-    for n, part in enumerate(FOLDERS):
-        if not (target / part).is_dir():
+    expected: dict[str, int] = {}
+    dataset = DATASETS.get(name)
+    if dataset is not None and dataset.counts is not None:
+        expected = dict(zip(FOLDERS, dataset.counts, strict=True))
+    for part in FOLDERS:
+        folder = target / part
+        if not folder.is_dir():
             continue
-        checked = check_files(list_pictures(target / part))
-        broken = [one for one in checked if one.error]
-        differs = (
-            f" (the authors' has {expected[n]:,})"
-            if expected is not None and expected[n] != len(checked)
-            else ""
-        )
-        say(
-            f"{target / part}: {len(checked):,} pictures{differs}"
-            + (f", {len(broken)} broken" if broken else "")
-        )
+        checked = check_files(list_pictures(folder))
+        broken = [file for file in checked if file.error]
+        line = f"{folder}: {len(checked):,} pictures"
+        if part in expected and expected[part] != len(checked):
+            line += f" (the authors' has {expected[part]:,})"
+        if broken:
+            line += f", {len(broken)} broken"
+        say(line)
         bad += broken
-    for one in bad:
-        say(f"bad picture {one.path}: {one.error}")
+    for file in bad:
+        say(f"bad picture {file.path}: {file.error}")
     return bad

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps
 
-from fastcyclegan.config import DataConfig, Preprocess
+from fastcyclegan.config import DataConfig, ModelConfig, Preprocess
 from fastcyclegan.data.sample_plan import View
 from fastcyclegan.errors import UserError
 
@@ -51,7 +51,8 @@ def _sixteen_bits(image: Image.Image) -> Image.Image:
     The value that a PNG declares transparent becomes white.
     """
     values = np.asarray(image).astype(np.int64)
-    if isinstance(transparent := image.info.get("transparency"), int):
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
         values = np.where(values == transparent, 65535, values)
     if ((values < 0) | (values > 65535)).any():
         raise ValueError("32-bit values; convert it to 8 or 16 bits a channel")
@@ -99,7 +100,10 @@ def open_picture(path: Path | str, channels: int = 3) -> Image.Image:
     # Pillow's decoders raise nearly anything on a broken file (OSError, SyntaxError, struct.error, EOFError,
     # its bomb error).
     except Exception as error:
-        raise BadPictureError(path, " ".join(str(error).split()) or type(error).__name__) from None
+        reason = " ".join(str(error).split())
+        if not reason:
+            reason = type(error).__name__
+        raise BadPictureError(path, reason) from None
 
 
 def read_header(data: bytes) -> tuple[Size, bool]:
@@ -111,7 +115,8 @@ def read_header(data: bytes) -> tuple[Size, bool]:
     """
     try:
         with Image.open(BytesIO(data)) as image:
-            return image.size, image.mode in ("RGB", "L") and _is_plain(image, data)
+            plain = image.mode in ("RGB", "L") and _is_plain(image, data)
+            return image.size, plain
     except Exception:  # whatever Pillow raises on a broken file: whoever opens it next will name it
         return (0, 0), False
 
@@ -119,15 +124,14 @@ def read_header(data: bytes) -> tuple[Size, bool]:
 def _is_plain(image: ImageFile.ImageFile, data: bytes) -> bool:
     if image.format in ("JPEG", "MPO"):
         # Adobe's RGB files have no luma to decode; some decoders look for it all the same.
-        upright = image.getexif().get(ORIENTATION, 1) == 1
-        return upright and image.info.get("adobe_transform", 1) != 0 and data.endswith(JPEG_END)
+        if image.getexif().get(ORIENTATION, 1) != 1 or image.info.get("adobe_transform", 1) == 0:
+            return False
+        return data.endswith(JPEG_END)
     if image.format == "PNG":
         raw_modes = [tile[3] for tile in image.tile]  # of 16-bit and 4-bit files these are not the mode
-        return (
-            raw_modes == [image.mode]
-            and data.endswith(PNG_END)
-            and not any(chunk in data for chunk in PNG_ODD)
-        )
+        if raw_modes != [image.mode] or any(chunk in data for chunk in PNG_ODD):
+            return False
+        return data.endswith(PNG_END)
     return False
 
 
@@ -136,6 +140,22 @@ def _nearest_multiple(side: int, multiple: int) -> int:
     can take.
     """
     return max(round(side / multiple) * multiple, multiple, 8)
+
+
+@dataclass(frozen=True)
+class ImageRequirements:
+    """What the networks ask of images: sides that are multiples of ``size_multiple`` and at least
+    ``least_side`` pixels, and ``channels`` of A and of B.
+    """
+
+    size_multiple: int = 4
+    least_side: int = 8
+    channels: tuple[int, int] = (3, 3)
+
+    @classmethod
+    def of(cls, config: ModelConfig) -> ImageRequirements:
+        """Return what the networks of ``config`` ask for."""
+        return cls(config.size_multiple, config.least_side, (config.input_nc, config.output_nc))
 
 
 @dataclass(frozen=True)
@@ -178,7 +198,9 @@ class Fit:
     @property
     def side(self) -> int | None:
         """The side of the random crop; None where there is none."""
-        return self.crop_size if self.preprocess.endswith("crop") else None
+        if self.preprocess.endswith("crop"):
+            return self.crop_size
+        return None
 
     def box(self, size: Size, view: View | None) -> tuple[int, int, int, int]:
         """Return (left, top, width, height) of what ``view`` shows of a resized picture of ``size``; no view
@@ -202,13 +224,16 @@ def load_pixels(path: Path | str, fit: Fit) -> Pixels:
     BadPictureError.
     """
     image = open_picture(path, fit.channels)
-    if reason := fit.too_small(image.size):
+    reason = fit.too_small(image.size)
+    if reason:
         raise BadPictureError(path, reason)
     size = fit.resized(image.size)
     if size != image.size:
         image = image.resize(size, Image.Resampling.BICUBIC)
     pixels = np.asarray(image)
-    return pixels[:, :, None] if fit.channels == 1 else pixels
+    if fit.channels == 1:
+        return pixels[:, :, None]
+    return pixels
 
 
 def take_view(pixels: Pixels, fit: Fit, view: View | None) -> Pixels:
@@ -216,4 +241,6 @@ def take_view(pixels: Pixels, fit: Fit, view: View | None) -> Pixels:
     them."""
     left, top, width, height = fit.box((pixels.shape[1], pixels.shape[0]), view)
     pixels = pixels[top : top + height, left : left + width]
-    return pixels[:, ::-1] if view is not None and view.flip else pixels
+    if view is not None and view.flip:
+        return pixels[:, ::-1]
+    return pixels

@@ -130,34 +130,27 @@ class Loader(ABC):
         """Return the batch of uint8 pixels [N, H, W, C]."""
         paths_A = [str(self.a.paths[sample.index_A]) for sample in samples]
         paths_B = [str(self.b.paths[sample.index_B]) for sample in samples]
-        return Batch(
-            to_unit_range(pixels_A, self.device),
-            to_unit_range(pixels_B, self.device),
-            paths_A,
-            paths_B,
-            samples,
-        )
+        A, B = to_unit_range(pixels_A, self.device), to_unit_range(pixels_B, self.device)
+        return Batch(A, B, paths_A, paths_B, samples)
 
     def _batch_of_rows(self, rows: Sequence[tuple[Tensor, Tensor, Sample]]) -> Batch:
         """Return the batch of rows [H, W, C]; an empty one (of a rank that gets no sample) has the size of
         the crop.
         """
-        samples = [sample for _, _, sample in rows]
-        return self._batch(
-            _stacked([a for a, _, _ in rows], self.a.fit),
-            _stacked([b for _, b, _ in rows], self.b.fit),
-            samples,
-        )
+        rows_A, rows_B, samples = [], [], []
+        for a, b, sample in rows:
+            rows_A.append(a)
+            rows_B.append(b)
+            samples.append(sample)
+        return self._batch(_stacked(rows_A, self.a.fit), _stacked(rows_B, self.b.fit), samples)
 
 
 def _stacked(rows: list[Tensor], fit: Fit) -> Tensor:
     if not rows:
-        side = fit.side or 8
+        side = 8 if fit.side is None else fit.side
         return torch.empty(0, side, side, fit.channels, dtype=torch.uint8)
     if len(rows) == 1:
         return rows[0][None]
-    return (
-        torch.from_numpy(np.stack([row.numpy() for row in rows]))
-        if rows[0].device.type == "cpu"
-        else torch.stack(rows)
-    )
+    if rows[0].device.type == "cpu":
+        return torch.from_numpy(np.stack([row.numpy() for row in rows]))
+    return torch.stack(rows)

@@ -17,6 +17,21 @@ from fastcyclegan.tensor_files import write_atomically
 _LABEL, _GAP = 18, 4
 
 
+def to_unit_range(pixels: Tensor, device: torch.device) -> Tensor:
+    """Return uint8 pixels [N, H, W, C] as floats in [-1, 1] on ``device``, [N, C, H, W] in channels_last
+    memory.
+    """
+    if device.type == "cpu":
+        # By numpy, like all that loaders do to pixels on the host: in this thread alone. torch's threads spin
+        # while they wait for one another, on cores that the loader's threads and processes need; on two cores
+        # that was a third of all work.
+        values = pixels.numpy().astype(np.float32)
+        values /= np.float32(127.5)
+        values -= np.float32(1)
+        return torch.from_numpy(values).permute(0, 3, 1, 2)
+    return pixels.to(device, non_blocking=True).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
+
+
 def to_pixels(images: Tensor) -> NDArray[np.uint8]:
     """Return [N, C, H, W] in [-1, 1] as [N, H, W, C] uint8, rounded and clamped (the official code
     truncates).
@@ -27,22 +42,26 @@ def to_pixels(images: Tensor) -> NDArray[np.uint8]:
 
 def to_image(pixels: NDArray[np.uint8]) -> Image.Image:
     """Return [H, W, C] uint8 with 1 or 3 channels as a picture."""
-    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+    if pixels.shape[2] == 1:
+        pixels = pixels[:, :, 0]
+    return Image.fromarray(pixels)
 
 
 def draw_grid(columns: Mapping[str, Sequence[NDArray[np.uint8]]]) -> Image.Image:
     """Return a grid with one labelled column an entry and one row a picture, [H, W, C] uint8; pictures of a
     row may differ in size.
     """
-    rows = list(zip(*columns.values(), strict=True))
-    widths = [max(p.shape[1] for p in pictures) for pictures in columns.values()]
-    heights = [max(p.shape[0] for p in row) for row in rows]
     font = ImageFont.load_default(12)
-    widths = [
-        max(width, math.ceil(font.getlength(label)) + 2) for width, label in zip(widths, columns, strict=True)
-    ]
-    size = (sum(widths) + _GAP * (len(widths) + 1), _LABEL + sum(heights) + _GAP * (len(rows) + 1))
-    grid = Image.new("RGB", size, "white")
+    widths = []
+    for label, pictures in columns.items():
+        widest = max(picture.shape[1] for picture in pictures)
+        widths.append(max(widest, math.ceil(font.getlength(label)) + 2))
+    heights = []
+    for row in zip(*columns.values(), strict=True):
+        heights.append(max(picture.shape[0] for picture in row))
+    width = sum(widths) + _GAP * (len(widths) + 1)
+    height = _LABEL + sum(heights) + _GAP * (len(heights) + 1)
+    grid = Image.new("RGB", (width, height), "white")
     pen = ImageDraw.Draw(grid)
     left = _GAP
     for label, width, pictures in zip(columns, widths, columns.values(), strict=True):
@@ -58,18 +77,3 @@ def draw_grid(columns: Mapping[str, Sequence[NDArray[np.uint8]]]) -> Image.Image
 def save_image(image: Image.Image, path: Path) -> None:
     """Write ``image`` as PNG, whole or not at all."""
     write_atomically(path, lambda partial: image.save(partial, format="PNG"))
-
-
-def to_unit_range(pixels: Tensor, device: torch.device) -> Tensor:
-    """Return uint8 pixels [N, H, W, C] as floats in [-1, 1] on ``device``, [N, C, H, W] in channels_last
-    memory.
-    """
-    if device.type == "cpu":
-        # By numpy, like all that loaders do to pixels on the host: in this thread alone. torch's threads spin
-        # while they wait for one another, on cores that the loader's threads and processes need; on two cores
-        # that was a third of all work.
-        values = pixels.numpy().astype(np.float32)
-        values /= np.float32(127.5)
-        values -= np.float32(1)
-        return torch.from_numpy(values).permute(0, 3, 1, 2)
-    return pixels.to(device, non_blocking=True).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)

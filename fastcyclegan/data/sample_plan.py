@@ -94,11 +94,15 @@ class Plan:
     def sample(self, epoch: int, i: int) -> Sample:
         """Return sample ``i`` (from 0) of ``epoch`` (from 1)."""
         u = uniforms(13, self.seed, epoch, _SAMPLE, i).tolist()
-        item = i if self.serial else int(_order(len(self), self.seed, epoch)[i])
-        index_B = i % self.count_B if self.serial else int(u[0] * self.count_B)
+        if self.serial:
+            index_A, index_B = i % self.count_A, i % self.count_B
+        else:
+            index_A = int(_order(len(self), self.seed, epoch)[i]) % self.count_A
+            index_B = int(u[0] * self.count_B)
         view_A = View(u[1], u[2], self.flip and u[3] < 0.5)
         view_B = View(u[4], u[5], self.flip and u[6] < 0.5)
-        return Sample(item % self.count_A, index_B, view_A, view_B, (u[7], u[8]), (u[9], u[10]), u[11], u[12])
+        draw_A, draw_B = (u[7], u[8]), (u[9], u[10])
+        return Sample(index_A, index_B, view_A, view_B, draw_A, draw_B, mix_A=u[11], mix_B=u[12])
 
     def batch(self, iteration: int) -> tuple[int, range]:
         """Return the epoch (from 1) and the rank's sample numbers of ``iteration`` (from 0, over all

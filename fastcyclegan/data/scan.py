@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -25,10 +24,12 @@ from fastcyclegan.data.image_file import (
     SUFFIXES,
     BadPictureError,
     Fit,
+    ImageRequirements,
     open_picture,
     read_header,
 )
-from fastcyclegan.errors import UserError
+from fastcyclegan.errors import UserError, system_reason
+from fastcyclegan.tensor_files import write_atomically
 
 CACHE_VERSION = 2
 
@@ -42,14 +43,6 @@ class Folders:
     test_A: Path | None = None
     test_B: Path | None = None
     holdout: float = 0.0
-
-
-@dataclass(frozen=True)
-class Needs:
-    """What the networks ask of a picture's sides, in pixels."""
-
-    multiple: int = 4
-    least: int = 8
 
 
 @dataclass(frozen=True)
@@ -103,21 +96,24 @@ def _need_folder(path: Path) -> None:
 
 def _inside(root: Path) -> Folders:
     _need_folder(root)
-    for pattern in ("{}{}", "{}/{}"):
-        paths = {
-            (split, side): root / pattern.format(split, side) for split in ("train", "test") for side in "AB"
-        }
-        if paths["train", "A"].is_dir() or paths["train", "B"].is_dir():
-            _need_folder(paths["train", "A"])
-            _need_folder(paths["train", "B"])
-            test_A, test_B = (
-                path if path.is_dir() else None for path in (paths["test", "A"], paths["test", "B"])
-            )
-            return Folders(paths["train", "A"], paths["train", "B"], test_A, test_B)
+    for separator in ("", "/"):
+        train_A, train_B = root / f"train{separator}A", root / f"train{separator}B"
+        if train_A.is_dir() or train_B.is_dir():
+            _need_folder(train_A)
+            _need_folder(train_B)
+            test_A = _if_there(root / f"test{separator}A")
+            test_B = _if_there(root / f"test{separator}B")
+            return Folders(train_A, train_B, test_A, test_B)
     raise UserError(
         f"{root}: has neither trainA and trainB nor train/A and train/B; for two folders use --data_A and"
         " --data_B"
     )
+
+
+def _if_there(folder: Path) -> Path | None:
+    if folder.is_dir():
+        return folder
+    return None
 
 
 def list_pictures(folder: Path, limit: int | None = None) -> list[Path]:
@@ -125,7 +121,8 @@ def list_pictures(folder: Path, limit: int | None = None) -> list[Path]:
 
     Symbolic links are followed, each folder once; names that begin with a dot are passed over.
     """
-    found, seen = [], set()
+    found: list[Path] = []
+    seen: set[Path] = set()
     for parent, folders, names in os.walk(folder, followlinks=True):
         identity = Path(parent).resolve()
         if identity in seen:
@@ -133,12 +130,17 @@ def list_pictures(folder: Path, limit: int | None = None) -> list[Path]:
             continue
         seen.add(identity)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [
-            Path(parent, name)
-            for name in names
-            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES
-        ]
-    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())[:limit]
+        for name in names:
+            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
+                found.append(Path(parent, name))
+    found.sort(key=lambda path: path.relative_to(folder).as_posix())
+    return found[:limit]
+
+
+def no_pictures(folder: Path) -> UserError:
+    """Return what is to be raised where ``list_pictures`` finds none in ``folder``."""
+    suffixes = sorted(suffix.removeprefix(".") for suffix in SUFFIXES)
+    return UserError(f"{folder}: no pictures in it (looked for {', '.join(suffixes)})")
 
 
 def split_holdout(
@@ -158,9 +160,16 @@ def split_holdout(
         return int.from_bytes(digest[:8], "big") / 2**64
 
     ranked = sorted(paths, key=place)
-    count = min(max(1, sum(place(path) < share for path in paths)), len(paths) - 1)
-    held = set(ranked[:count])
-    return [path for path in paths if path not in held], [path for path in paths if path in held]
+    below = sum(place(path) < share for path in paths)
+    count = min(max(1, below), len(paths) - 1)
+    chosen = set(ranked[:count])
+    train, held = [], []
+    for path in paths:
+        if path in chosen:
+            held.append(path)
+        else:
+            train.append(path)
+    return train, held
 
 
 def check_file(path: Path) -> Checked:
@@ -168,7 +177,7 @@ def check_file(path: Path) -> Checked:
     try:
         stat = path.stat()
     except OSError as error:
-        return Checked(str(path), -1, -1, error=error.strerror or str(error))
+        return Checked(str(path), -1, -1, error=system_reason(error))
     identity = (str(path), stat.st_size, stat.st_mtime_ns)
     if not path.is_file():  # reading a pipe would wait for ever
         return Checked(*identity, error="not a regular file")
@@ -176,16 +185,18 @@ def check_file(path: Path) -> Checked:
         open_picture(path)
         _, plain = read_header(path.read_bytes())
         with Image.open(path) as header:
-            turned = header.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
-            width, height = header.size[::-1] if turned else header.size
+            width, height = header.size
+            if header.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8):  # lies on its side
+                width, height = height, width
             return Checked(*identity, width, height, header.mode, plain=plain)
     except BadPictureError as bad:
         return Checked(*identity, error=bad.reason)
 
 
 def _cache_file() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base, "fastcyclegan", "checked_pictures.json")
+    base = os.environ.get("XDG_CACHE_HOME")
+    folder = Path(base) if base else Path.home() / ".cache"
+    return folder / "fastcyclegan" / "checked_pictures.json"
 
 
 def _read_cache(file: Path) -> dict[str, Checked]:
@@ -203,9 +214,12 @@ def _write_cache(file: Path, records: Iterable[Checked]) -> None:
     # A cache that cannot be written costs the next run a few seconds, nothing else.
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as out:
-            out.write(text)
-        Path(out.name).replace(file)
+        write_atomically(file, lambda partial: partial.write_text(text))
+
+
+def _threads() -> int:
+    count = os.cpu_count()
+    return 1 if count is None else min(8, count)
 
 
 def check_files(paths: Sequence[Path], progress: Callable[[int, int], None] | None = None) -> list[Checked]:
@@ -217,10 +231,12 @@ def check_files(paths: Sequence[Path], progress: Callable[[int, int], None] | No
 
     def check(path: Path) -> Checked:
         known = cache.get(str(path.absolute()))
-        return known if known is not None and known.is_unchanged() else check_file(path.absolute())
+        if known is not None and known.is_unchanged():
+            return known
+        return check_file(path.absolute())
 
     results = []
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(_threads()) as pool:
         for result in pool.map(check, paths):
             results.append(result)
             if progress is not None:
@@ -231,21 +247,22 @@ def check_files(paths: Sequence[Path], progress: Callable[[int, int], None] | No
     return results
 
 
-def too_small(checked: Checked, fit: Fit, needs: Needs) -> str:
+def too_small(checked: Checked, fit: Fit, required: ImageRequirements) -> str:
     """Return why a readable picture cannot be cropped, or is below what the networks take; else ""."""
     size = checked.width, checked.height
-    if not (reason := fit.too_small(size)) and min(fit.resized(size)) < needs.least:
-        return (
-            f"{checked.width}x{checked.height} is smaller than the {needs.least} pixels a side that the"
-            " networks need"
-        )
-    return reason
+    reason = fit.too_small(size)
+    if reason:
+        return reason
+    if min(fit.resized(size)) < required.least_side:
+        least = f"the {required.least_side} pixels a side that the networks need"
+        return f"{checked.width}x{checked.height} is smaller than {least}"
+    return ""
 
 
 def usable(
     paths: Sequence[Path],
     config: DataConfig,
-    needs: Needs,
+    required: ImageRequirements,
     say: Callable[[str], None],
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[Path, Checked]:
@@ -254,18 +271,20 @@ def usable(
     """
     bad = []
     good = {}
-    fit = Fit.of(config, multiple=needs.multiple)
+    fit = Fit.of(config, multiple=required.size_multiple)
     for path, checked in zip(paths, check_files(paths, progress), strict=True):
-        reason = checked.error or too_small(checked, fit, needs)
+        reason = checked.error
+        if not reason:
+            reason = too_small(checked, fit, required)
         if reason:
             bad.append(f"{path}: {reason}")
         else:
             good[path] = checked
     if bad and not config.skip_bad_images:
-        more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
-        raise UserError(
-            f"bad picture {bad[0]}{more}; --skip_bad_images leaves such pictures out and lists them"
-        )
+        which = bad[0]
+        if len(bad) > 1:
+            which += f" (and {len(bad) - 1} more)"
+        raise UserError(f"bad picture {which}; --skip_bad_images leaves such pictures out and lists them")
     for line in bad:
         say(f"left out {line}")
     return good
@@ -289,30 +308,42 @@ def find_pictures(
     seed: int,
     say: Callable[[str], None],
     progress: Callable[[int, int], None] | None = None,
-    needs: Needs = Needs(),
+    required: ImageRequirements = ImageRequirements(),
 ) -> Pictures:
     """Find and check all pictures that ``config`` names. Raises UserError for a folder that is missing,
     empty, or holds a bad picture.
     """
     folders = find_folders(config)
-    lists: list[list[Path]] = []
-    for folder in (folders.train_A, folders.train_B):
-        paths = list_pictures(folder)
-        if not paths:
-            raise UserError(
-                f"{folder}: no pictures in it (looked for {', '.join(sorted(s[1:] for s in SUFFIXES))})"
-            )
-        train, held = split_holdout(paths, folder, folders.holdout, seed)
-        lists += [train[: config.max_dataset_size], held[: config.max_dataset_size]]
-    for slot, test in ((1, folders.test_A), (3, folders.test_B)):
-        if test is not None:
-            lists[slot] = list_pictures(test, config.max_dataset_size)
-    kept = usable([path for paths in lists for path in paths], config, needs, say, progress)
-    train_A, test_A, train_B, test_B = ([path for path in paths if path in kept] for paths in lists)
-    for folder, train in ((folders.train_A, train_A), (folders.train_B, train_B)):
-        if not train:
+    most = config.max_dataset_size
+    train_A, test_A = _training_pictures(folders.train_A, folders.holdout, seed, most)
+    train_B, test_B = _training_pictures(folders.train_B, folders.holdout, seed, most)
+    if folders.test_A is not None:
+        test_A = list_pictures(folders.test_A, most)
+    if folders.test_B is not None:
+        test_B = list_pictures(folders.test_B, most)
+    good = usable([*train_A, *test_A, *train_B, *test_B], config, required, say, progress)
+    found = Pictures(
+        train_A=[path for path in train_A if path in good],
+        train_B=[path for path in train_B if path in good],
+        test_A=[path for path in test_A if path in good],
+        test_B=[path for path in test_B if path in good],
+        checked=good,
+    )
+    for folder, left in ((folders.train_A, found.train_A), (folders.train_B, found.train_B)):
+        if not left:
             raise UserError(f"{folder}: no usable pictures left in it")
-    return Pictures(train_A, train_B, test_A, test_B, kept)
+    return found
+
+
+def _training_pictures(
+    folder: Path, holdout: float, seed: int, most: int | None
+) -> tuple[list[Path], list[Path]]:
+    """Return the pictures of a training folder, and those that are held out of it."""
+    paths = list_pictures(folder)
+    if not paths:
+        raise no_pictures(folder)
+    train, held = split_holdout(paths, folder, holdout, seed)
+    return train[:most], held[:most]
 
 
 def fingerprint(paths: Sequence[Path]) -> str:

@@ -4,28 +4,18 @@ decide.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sized
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastcyclegan.data.batch import Batch
+from fastcyclegan.data.image_file import ImageRequirements
 from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.errors import UserError
-
-
-@dataclass(frozen=True)
-class Wants:
-    """What pictures must be: channels of A and of B, sides that are multiples of ``multiple`` and at least
-    ``least``.
-    """
-
-    channels: tuple[int, int]
-    multiple: int
-    least: int
 
 
 def _picture_of(item: Any, side: str) -> Any:
@@ -34,7 +24,9 @@ def _picture_of(item: Any, side: str) -> Any:
     """
     if isinstance(item, Mapping):
         return item.get(side)
-    return item[0] if isinstance(item, (tuple, list)) and item else item
+    if isinstance(item, (tuple, list)) and item:
+        return item[0]
+    return item
 
 
 def _pair_of(item: Any) -> tuple[Any, Any]:
@@ -52,10 +44,11 @@ def _pair_of(item: Any) -> tuple[Any, Any]:
 def _length(loader: Iterable[Any], given: int | None) -> int:
     if given is not None:
         return given
-    try:
-        count = len(loader) if isinstance(loader, Sized) else 0
-    except TypeError:  # a DataLoader of an iterable dataset
-        count = 0
+    count = 0
+    # len() of a DataLoader of an iterable dataset raises TypeError.
+    with contextlib.suppress(TypeError):
+        if isinstance(loader, Sized):
+            count = len(loader)
     if not count:
         raise UserError("a loader without a length, or an empty one: give iterations_per_epoch")
     return count
@@ -74,14 +67,16 @@ class TensorLoader:
         self,
         A: Iterable[Any],
         B: Iterable[Any] | None,
-        wants: Wants,
+        required: ImageRequirements,
         device: torch.device,
         seed: int,
         iterations_per_epoch: int | None = None,
     ) -> None:
-        self.wants, self.device = wants, device
-        lengths = [_length(loader, iterations_per_epoch) for loader in (A, B) if loader is not None]
+        self.required, self.device = required, device
         self.B: Iterable[Any] | None = None
+        batches = _length(A, iterations_per_epoch)
+        if B is not None:
+            batches = max(batches, _length(B, iterations_per_epoch))
         first, self.A = _looked_into(A)
         if B is None:
             pair = _pair_of(first)
@@ -90,13 +85,14 @@ class TensorLoader:
             pair = _picture_of(first, "A"), _picture_of(other, "B")
         self.first = self._read(pair, checked=True)
         self.batch_size = self.first[0].shape[0]
-        count = max(lengths) * self.batch_size
+        count = batches * self.batch_size
         self.plan = Plan(seed, count, count, self.batch_size, serial=True, flip=False)
 
     def _pairs(self) -> Iterator[tuple[Any, Any]]:
         """Yield the pictures of both domains for ever."""
         if self.B is None:
-            yield from (_pair_of(item) for item in _endless(self.A))
+            for item in _endless(self.A):
+                yield _pair_of(item)
             return
         for item_A, item_B in zip(_endless(self.A), _endless(self.B), strict=False):
             yield _picture_of(item_A, "A"), _picture_of(item_B, "B")
@@ -116,36 +112,23 @@ class TensorLoader:
                 )
 
     def _batch(self, iteration: int, a: Tensor, b: Tensor) -> Batch:
-        epoch = iteration // self.plan.iterations_per_epoch + 1
-        place = iteration % self.plan.iterations_per_epoch
+        per_epoch = self.plan.iterations_per_epoch
+        passed, place = divmod(iteration, per_epoch)
         # Of pictures beyond the first batch's number each has a number of its own too.
-        samples = [
-            self.plan.sample(epoch, place + n * self.plan.iterations_per_epoch) for n in range(a.shape[0])
-        ]
-        return Batch(a, b, [""] * len(samples), [""] * len(samples), samples)
+        samples = [self.plan.sample(passed + 1, place + n * per_epoch) for n in range(a.shape[0])]
+        no_paths = [""] * len(samples)
+        return Batch(a, b, no_paths, list(no_paths), samples)
 
     def _read(self, pair: tuple[Any, Any], checked: bool = False) -> tuple[Tensor, Tensor]:
-        a, b = (self._pictures(images, side, checked) for images, side in zip(pair, "AB", strict=True))
+        images_A, images_B = pair
+        a = self._pictures(images_A, "A", checked)
+        b = self._pictures(images_B, "B", checked)
         count = min(a.shape[0], b.shape[0])
         return a[:count], b[:count]
 
     def _pictures(self, images: Any, side: str, checked: bool) -> Tensor:
         """Return ``images`` of domain ``side`` as the engine takes them."""
-        wants, channels = self.wants, self.wants.channels["AB".index(side)]
-        if (
-            not isinstance(images, Tensor)
-            or images.dim() != 4
-            or images.shape[1] != channels
-            or not images.shape[0]
-        ):
-            got = f"shape {list(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
-            raise UserError(f"pictures of {side} must be tensors [N, {channels}, H, W], got {got}")
-        if any(s % wants.multiple or s < wants.least for s in images.shape[2:]):
-            size = f"{images.shape[3]}x{images.shape[2]}"
-            raise UserError(
-                f"pictures of {side} are {size}: the networks take sides that are multiples of"
-                f" {wants.multiple}, from {wants.least} on"
-            )
+        self._check_shape(images, side)
         images = images.to(self.device, non_blocking=True)
         if images.dtype == torch.uint8:
             images = images.float().div_(127.5).sub_(1.0)
@@ -158,6 +141,22 @@ class TensorLoader:
             raise UserError(f"pictures of {side} must be in [-1, 1], got values from {low:g} to {high:g}")
         return images.to(torch.float32).contiguous(memory_format=torch.channels_last)
 
+    def _check_shape(self, images: Any, side: str) -> None:
+        required = self.required
+        channels = required.channels["AB".index(side)]
+        wanted = f"pictures of {side} must be tensors [N, {channels}, H, W]"
+        if not isinstance(images, Tensor):
+            raise UserError(f"{wanted}, got {type(images).__name__}")
+        if images.dim() != 4 or images.shape[1] != channels or not images.shape[0]:
+            raise UserError(f"{wanted}, got shape {list(images.shape)}")
+        height, width = images.shape[2:]
+        for length in (height, width):
+            if length % required.size_multiple or length < required.least_side:
+                raise UserError(
+                    f"pictures of {side} are {width}x{height}: the networks take sides that are multiples of"
+                    f" {required.size_multiple}, from {required.least_side} on"
+                )
+
 
 def _looked_into(loader: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
     """Return the first thing that ``loader`` gives, and ``loader`` with it still to be given."""
@@ -166,7 +165,9 @@ def _looked_into(loader: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
         first = next(items)
     except StopIteration:
         raise UserError("a loader gave no batches") from None
-    return first, itertools.chain([first], items) if items is loader else loader
+    if items is loader:
+        return first, itertools.chain([first], items)
+    return first, loader
 
 
 def _endless(loader: Iterable[Any]) -> Iterator[Any]:

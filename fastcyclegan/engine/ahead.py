@@ -55,14 +55,20 @@ def apart() -> Iterator[None]:
         yield
 
 
+def autocast(device_type: str, dtype: torch.dtype) -> torch.autocast:
+    """Return autocast to ``dtype``, switched off for float32."""
+    if dtype == torch.float32:
+        return torch.autocast(device_type, enabled=False)
+    return torch.autocast(device_type, dtype)
+
+
 def dry_translation(net: nn.Module, images: Tensor, dtype: torch.dtype) -> None:
     """Run a copy of ``net`` on the CPU on images like ``images``, under autocast to ``dtype`` where that is
     no float32; in a dry run.
     """
-    half = dtype != torch.float32
     with torch.inference_mode(False):
         other = copy_on_cpu(net).eval()
-    with apart(), torch.inference_mode(), torch.autocast("cpu", dtype if half else None, enabled=half):
+    with apart(), torch.inference_mode(), autocast("cpu", dtype):
         other(torch.zeros_like(images, device="cpu"))
 
 
@@ -77,10 +83,12 @@ class Ahead:
         self, device: torch.device, say: Say = lambda text: None, progress: Progress | None = None
     ) -> None:
         self.device, self.say = device, say
-        self.progress = (
-            progress if progress is not None else lambda done, total, text: say(text) if not done else None
-        )
+        self.progress = self._announce if progress is None else progress
         self._known: set[Hashable] = set()
+
+    def _announce(self, done: int, total: int, text: str) -> None:
+        if done == 0:
+            self.say(text)
 
     def prepare(self, kind: Hashable, nets: dict[str, nn.Module], run: Callable[[], None]) -> None:
         """Compile the kernels of ``run``, a dry run of work of this ``kind`` with ``nets``, unless that was
@@ -121,10 +129,8 @@ class Ahead:
             outcome = compile_ahead.compile_ahead(jobs, lambda done, total: self.progress(done, total, text))
         if outcome.failures:
             kernel, error = outcome.failures[0]
-            self.say(
-                f"{len(outcome.failures)} kernels do not compile ahead, the first is {kernel or 'unknown'}:"
-                f" {error}"
-            )
+            first = kernel if kernel else "unknown"
+            self.say(f"{len(outcome.failures)} kernels do not compile ahead, the first is {first}: {error}")
 
     @staticmethod
     def _announcement(kernels: int, gpu: str, tiles: int) -> str:
@@ -133,13 +139,10 @@ class Ahead:
 
         processes = compile_ahead.processes_for(kernels)
         seconds = compile_ahead.predicted_seconds(kernels, processes)
-        timing = (
-            f"; then timing {tiles} tiles, about {tiles * SECONDS_A_MEASUREMENT:.0f} s, once" if tiles else ""
-        )
-        return (
-            f"compiling {kernels} kernels for {gpu} in {processes} processes, about {seconds:.0f} s,"
-            f" once{timing}"
-        )
+        text = f"compiling {kernels} kernels for {gpu} in {processes} processes, about {seconds:.0f} s, once"
+        if tiles:
+            text += f"; then timing {tiles} tiles, about {tiles * SECONDS_A_MEASUREMENT:.0f} s, once"
+        return text
 
 
 def chip_of(device: torch.device) -> Chip:

@@ -9,7 +9,9 @@ single networks (hooks, members of their own), calls are made one by one, and wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -22,35 +24,20 @@ from fastcyclegan.nn.layers import FloatTanh
 from fastcyclegan.nn.networks import OURS, PixelDiscriminator, UnetGenerator, computed_by, is_ours
 
 _NORMS = (nn.InstanceNorm2d, reference.InstanceNorm2d)
-_SINGLE = (
-    *(*OURS, Chain, ResidualBlock, UnetBlock, *_NORMS, FloatTanh, nn.Tanh, nn.Sequential, nn.Identity),
-    *(
-        nn.Conv2d,
-        nn.ConvTranspose2d,
-        reference.ResizeConv2d,
-        nn.ReflectionPad2d,
-        nn.ReLU,
-        nn.LeakyReLU,
-        nn.Dropout,
-    ),
+_LAYERS: tuple[type[nn.Module], ...] = (
+    *(nn.Conv2d, nn.ConvTranspose2d, reference.ResizeConv2d, nn.ReflectionPad2d, nn.ReplicationPad2d),
+    *(*_NORMS, nn.ReLU, nn.LeakyReLU, nn.Tanh, FloatTanh, nn.Dropout, nn.Identity),
+)
+_BLOCKS: tuple[type[nn.Module], ...] = (
+    *(nn.Sequential, Chain, ResidualBlock, UnetBlock, reference.ResidualBlock, reference.UnetBlock),
     *(reference.Generator, reference.UnetGenerator, reference.Discriminator, reference.PixelDiscriminator),
-    *(reference.ResidualBlock, reference.UnetBlock, nn.ReplicationPad2d),
 )
+_SINGLE = (*OURS, *_BLOCKS, *_LAYERS)
 """Modules that are known to treat every picture by itself."""
-_SETTINGS = (
-    *(
-        "kernel_size",
-        "stride",
-        "padding",
-        "dilation",
-        "output_padding",
-        "groups",
-        "padding_mode",
-        "in_channels",
-        "out_channels",
-    ),
-    *("eps", "affine", "negative_slope", "p", "inplace", "outermost", "impl", "recompute", "training"),
-)
+_SIZES = "kernel_size stride padding dilation output_padding groups padding_mode in_channels out_channels"
+_OPTIONS = "eps affine negative_slope p inplace outermost impl recompute training"
+_SETTINGS = (*_SIZES.split(), *_OPTIONS.split())
+"""Attributes of modules in which networks that run as one must agree."""
 
 
 def why_not_batched(name: str, net: nn.Module) -> str:
@@ -58,67 +45,126 @@ def why_not_batched(name: str, net: nn.Module) -> str:
     else why not.
     """
     for path, module in net.named_modules():
-        where = ".".join(filter(None, (name, path)))
+        where = f"{name}.{path}" if path else name
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             return f"{where} is a batch norm, which looks at all pictures of a batch"
         if not untouched(module, type(module)):
             return f"{where} has a hook, or a forward of its own"
-        if not (type(module) in _SINGLE or is_ours(module)) or getattr(module, "track_running_stats", False):
+        known = type(module) in _SINGLE or is_ours(module)
+        if not known or getattr(module, "track_running_stats", False):
             return f"{where} is a {type(module).__name__}, which may look at all pictures of a batch"
     return ""
 
 
 def why_not_paired(nets: Mapping[str, nn.Module]) -> str:
     """Return "" where ``nets`` can run as one, else why not. What may be batched is asked elsewhere."""
-    names, first = list(nets), next(iter(nets.values()))
-    if not is_ours(first):
-        return f"{names[0]} is a {type(first).__name__}"
-    modules = {name: list(net.named_modules()) for name, net in nets.items()}
-    for name in names[1:]:
-        if len(modules[name]) != len(modules[names[0]]):
-            return f"{names[0]} and {name} are of different architectures"
-        for (path, one), (_, other) in zip(modules[names[0]], modules[name], strict=True):
-            if type(one) is not type(other) or _settings(one) != _settings(other):
-                return f"{names[0]} and {name} differ in {path or 'themselves'} ({type(other).__name__})"
-    for _, module in modules[names[0]]:
+    (name, net), *others = nets.items()
+    if not is_ours(net):
+        return f"{name} is a {type(net).__name__}"
+    for other_name, other in others:
+        difference = _difference(net, other)
+        if difference:
+            return f"{name} and {other_name} {difference}"
+    for module in net.modules():
         if isinstance(module, _NORMS) and module.affine:
             return "their norms have weights"
-    parameters = [
-        [(p.shape, p.dtype, p.device, p.stride(), p.requires_grad) for p in net.parameters()]
-        for net in nets.values()
-    ]
-    if any(mine != parameters[0] for mine in parameters[1:]):
-        return f"{' and '.join(names)} have weights of different shapes or layouts, or others that are frozen"
+    if any(_laid_out(other) != _laid_out(net) for _, other in others):
+        return f"{' and '.join(nets)} have weights of different shapes or layouts, or others that are frozen"
     return ""
 
 
-def _settings(module: nn.Module) -> tuple[Any, ...]:
-    return tuple(getattr(module, setting, None) for setting in _SETTINGS)
+def _difference(net: nn.Module, other: nn.Module) -> str:
+    """Return in what two networks differ but their weights, "" where in nothing."""
+    modules, others = list(net.named_modules()), list(other.named_modules())
+    if len(modules) != len(others):
+        return "are of different architectures"
+    for (path, one), (_, two) in zip(modules, others, strict=True):
+        if type(one) is not type(two) or _settings(one) != _settings(two):
+            place = path if path else "themselves"
+            return f"differ in {place} ({type(two).__name__})"
+    return ""
 
 
-def run_paired(nets: Sequence[nn.Module], x: Tensor, impl: Literal["triton", "reference"]) -> Tensor:
+def _settings(module: nn.Module) -> list[Any]:
+    return [getattr(module, setting, None) for setting in _SETTINGS]
+
+
+def _laid_out(net: nn.Module) -> list[Any]:
+    """Return what must be alike of the weights of networks that run as one."""
+    return [(p.shape, p.dtype, p.device, p.stride(), p.requires_grad) for p in net.parameters()]
+
+
+def why_not_together(nets: Mapping[str, nn.Module]) -> str:
+    """Return "" where ``nets`` can run as one and each of their pictures by itself, else why not."""
+    alone = first_reason(why_not_batched(name, net) for name, net in nets.items())
+    if alone:
+        return alone
+    return why_not_paired(nets)
+
+
+def first_reason(reasons: Iterable[str]) -> str:
+    """Return the first of ``reasons`` that is one, "" where none is."""
+    for reason in reasons:
+        if reason:
+            return reason
+    return ""
+
+
+# --- Running them -------------------------------------------------------------------------------------------
+
+Impl = Literal["triton", "reference"]
+Run = Callable[[Tensor], Tensor]
+
+
+def _impl(net: nn.Module) -> Impl:
+    if computed_by(net) == "triton":
+        return "triton"
+    return "reference"
+
+
+def run_paired(nets: Sequence[nn.Module], x: Tensor, impl: Impl) -> Tensor:
     """Return what P networks that can go together make of x [N, C, H, W], N / P pictures for each, in their
     order.
     """
     if isinstance(nets[0], UnetGenerator):
         return run_levels(tuple(net.model for net in nets), x, None, False, impl)
-    chain = "net" if isinstance(nets[0], PixelDiscriminator) else "model"
-    return run_chains([getattr(net, chain) for net in nets], x, impl=impl)
+    if isinstance(nets[0], PixelDiscriminator):
+        chains: list[Any] = [net.net for net in nets]
+    else:
+        chains = [net.model for net in nets]
+    return run_chains(chains, x, impl=impl)
 
 
 def _joined(xs: Sequence[Tensor]) -> Tensor:
-    return xs[0] if len(xs) == 1 else torch.cat(list(xs))
+    if len(xs) == 1:
+        return xs[0]
+    return torch.cat(list(xs))
 
 
-def _columns(inputs: Mapping[str, Sequence[Tensor]], y: Tensor) -> dict[str, list[Tensor]]:
-    """Return each network's pictures of y, which holds those of all in the order of ``inputs``."""
-    parts = iter(y.chunk(sum(map(len, inputs.values()))))
-    return {name: [next(parts) for _ in given] for name, given in inputs.items()}
+def _of_one_size(images: Sequence[Tensor]) -> bool:
+    return all(x.shape == images[0].shape for x in images)
 
 
-class Passes:
-    """The networks of a recipe, and how they are called. ``runs``: what to call for each by itself (it may be
-    compiled).
+def _all_at_once(inputs: Mapping[str, Sequence[Tensor]], run_pair: Run) -> dict[str, list[Tensor]]:
+    """Run all pictures of all networks, those of one network after those of the other."""
+    x = _joined(list(itertools.chain.from_iterable(inputs.values())))
+    count = sum(map(len, inputs.values()))
+    results = iter(run_pair(x).chunk(count))
+    return {name: list(itertools.islice(results, len(images))) for name, images in inputs.items()}
+
+
+def _one_after_the_other(inputs: Mapping[str, Sequence[Tensor]], run_pair: Run) -> dict[str, list[Tensor]]:
+    """Run each network's first picture, then each one's second."""
+    results: dict[str, list[Tensor]] = {name: [] for name in inputs}
+    for images in zip(*inputs.values(), strict=True):
+        for name, y in zip(inputs, run_pair(_joined(images)).chunk(len(images)), strict=True):
+            results[name].append(y)
+    return results
+
+
+class NetworkCalls:
+    """The networks of a recipe, and how they are called. ``called``: what to call for each by itself (it may
+    be compiled).
 
     ``batching`` and ``pairing`` allow what they name; ``singly`` has networks that look at one picture at a
     time called with one picture at a time. ``say`` hears, once, why something does not happen where it was
@@ -128,81 +174,81 @@ class Passes:
     def __init__(
         self,
         nets: Mapping[str, nn.Module],
-        runs: Mapping[str, nn.Module] | None = None,
+        called: Mapping[str, nn.Module] | None = None,
         *,
         batching: bool = False,
         pairing: bool = False,
         singly: bool = False,
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self.nets, self.runs = nets, nets if runs is None else runs
-        self.batching, self.pairing, self.singly, self.say = batching, pairing, singly, say
+        self.nets, self.called, self.say = nets, nets if called is None else called, say
+        self.batching, self.pairing, self.singly = batching, pairing, singly
         self._said: set[str] = set()
 
     def __getitem__(self, name: str) -> nn.Module:
         """Return network ``name``, to be called by itself."""
-        return self.runs[name]
+        return self.called[name]
 
     def __call__(self, inputs: Mapping[str, Sequence[Tensor]]) -> dict[str, list[Tensor]]:
         """Return what each network, by name, makes of each of its pictures [N, C, H, W]: as many for each
         network.
         """
-        together = {name: self._batches(name, given) for name, given in inputs.items()}
-        pair = self._pair(inputs) if self.pairing and len(inputs) > 1 else None
-        if pair is not None and all(together.values()):
-            return _columns(inputs, pair(_joined([x for given in inputs.values() for x in given])))
-        if pair is not None:
-            # Not all pictures at once, but each network's first, then each one's second.
-            rows = [pair(_joined(xs)).chunk(len(xs)) for xs in zip(*inputs.values(), strict=True)]
-            return {name: [row[n] for row in rows] for n, name in enumerate(inputs)}
-        return {name: self._single(name, given, together[name]) for name, given in inputs.items()}
+        together = {name: self._batches(name, images) for name, images in inputs.items()}
+        run_pair = None
+        if self.pairing and len(inputs) > 1:
+            run_pair = self._pair(inputs)
+        if run_pair is None:
+            return {name: self._single(name, images, together[name]) for name, images in inputs.items()}
+        if all(together.values()):
+            return _all_at_once(inputs, run_pair)
+        return _one_after_the_other(inputs, run_pair)
 
-    def _single(self, name: str, given: Sequence[Tensor], together: bool) -> list[Tensor]:
+    def _single(self, name: str, images: Sequence[Tensor], together: bool) -> list[Tensor]:
         if together:
-            return list(self.call(name, _joined(given)).chunk(len(given)))
-        return [self.call(name, x) for x in given]
+            return list(self.call(name, _joined(images)).chunk(len(images)))
+        return [self.call(name, x) for x in images]
 
     def call(self, name: str, x: Tensor) -> Tensor:
         """Return what network ``name`` makes of x [N, C, H, W], by itself."""
+        net = self.called[name]
         if self.singly and x.shape[0] > 1 and not why_not_batched(name, self.nets[name]):
-            return torch.cat([self.runs[name](one) for one in x.split(1)])
-        y: Tensor = self.runs[name](x)
+            return torch.cat([net(image) for image in x.split(1)])
+        y: Tensor = net(x)
         return y
 
     def in_any_order(self, names: Sequence[str]) -> bool:
         """Whether it does not matter in what order and company pictures go through these networks; why it
         does is said once.
         """
-        reason = next(filter(None, (why_not_batched(name, self.nets[name]) for name in names)), "")
+        reason = first_reason(why_not_batched(name, self.nets[name]) for name in names)
         if reason and (self.batching or self.pairing):
             self._say_once(f"neither batched nor paired: {reason}")
         return not reason
 
-    def _batches(self, name: str, given: Sequence[Tensor]) -> bool:
+    def _batches(self, name: str, images: Sequence[Tensor]) -> bool:
         """Whether one network's pictures go together."""
-        if len(given) == 1 or not self.batching:
-            return len(given) == 1
+        if len(images) == 1:
+            return True
+        if not self.batching:
+            return False
         reason = why_not_batched(name, self.nets[name])
-        if not reason and any(x.shape != given[0].shape for x in given[1:]):
+        if not reason and not _of_one_size(images):
             reason = f"{name} gets pictures of different sizes"
         if reason:
             self._say_once(f"not batched: {reason}")
         return not reason
 
-    def _pair(self, inputs: Mapping[str, Sequence[Tensor]]) -> Callable[[Tensor], Tensor] | None:
+    def _pair(self, inputs: Mapping[str, Sequence[Tensor]]) -> Run | None:
         """Return what runs the networks as one if they may go together, else None."""
         nets = {name: self.nets[name] for name in inputs}
-        reasons = (*(why_not_batched(name, net) for name, net in nets.items()), why_not_paired(nets))
-        reason = next(filter(None, reasons), "")
-        if not reason and any(
-            x.shape != xs[0].shape for xs in zip(*inputs.values(), strict=True) for x in xs[1:]
-        ):
+        reason = why_not_together(nets)
+        if not reason and not all(map(_of_one_size, zip(*inputs.values(), strict=True))):
             reason = f"{' and '.join(inputs)} get pictures of different sizes"
         if reason:
             self._say_once(f"not paired: {reason}")
             return None
-        impl: Any = "triton" if computed_by(next(iter(nets.values()))) == "triton" else "reference"
-        return lambda x: run_paired(list(nets.values()), x, impl)
+        pair = list(nets.values())
+        return functools.partial(run_paired, pair, impl=_impl(pair[0]))
 
     def _say_once(self, reason: str) -> None:
         if reason not in self._said:

@@ -4,14 +4,15 @@ replayed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastcyclegan.engine.cuda_capture import NotRestoredError
 from fastcyclegan.errors import UserError
+from fastcyclegan.nn.layer_checks import has_hooks
 from fastcyclegan.recipes.recipe import Inputs
 
 Step = Callable[[Inputs], Tensor]
@@ -38,6 +39,13 @@ class _Graph:
 
     seen: int = 0
     replay: Step | None = None
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    if not lines:
+        return ""
+    return lines[0]
 
 
 class Graphs:
@@ -75,9 +83,9 @@ class Graphs:
         """Run an iteration and return its losses. Not ``steady``: the host has a say in it, so no graph can
         hold it.
         """
+        if not steady and self._graphs:
+            self._say_once("no CUDA graph while the replay pools hold pictures of several sizes")
         if self.off or not steady:
-            if not steady and self._graphs:
-                self._say_once("no CUDA graph while the replay pools hold pictures of several sizes")
             return self._step(inputs)
         if key not in self._graphs and len(self._graphs) >= MOST_GRAPHS:
             self._say_once(
@@ -90,7 +98,9 @@ class Graphs:
             return self._step(inputs)
         if graph.replay is None:
             graph.replay = self._captured(inputs)
-        return (graph.replay or self._step)(inputs)
+        if graph.replay is None:
+            return self._step(inputs)
+        return graph.replay(inputs)
 
     def _captured(self, inputs: Inputs) -> Step | None:
         """Return what replays an iteration of this size, None where it cannot be captured. Raises UserError
@@ -108,8 +118,7 @@ class Graphs:
             self._graphs.clear()
             if isinstance(error, NotRestoredError) or not isinstance(error, Exception):
                 raise
-            lines = str(error).strip().splitlines()
-            self.off = f"{type(error).__name__}: {lines[0] if lines else ''}"
+            self.off = f"{type(error).__name__}: {_first_line(error)}"
             if self._required:
                 raise UserError(f"--graph on: an iteration cannot be captured: {self.off}") from error
             self._say(
@@ -131,11 +140,17 @@ class Graphs:
             self._say(text)
 
 
-def key_of(inputs: Inputs, state: Hashable) -> Hashable:
-    """Return what one graph is good for: sizes and dtypes of what it reads, and ``state``."""
+def key_of(inputs: Inputs, nets: Iterable[nn.Module]) -> Hashable:
+    """Return what one graph is good for: sizes and dtypes of what it reads, which parameters of ``nets`` are
+    trained, and whether somebody listens to them.
+    """
 
     def kind(t: Tensor) -> Hashable:
         return tuple(t.shape), t.dtype
 
-    numbers: Mapping[str, Tensor] = inputs.numbers
-    return kind(inputs.A), kind(inputs.B), tuple((name, kind(t)) for name, t in numbers.items()), state
+    numbers = tuple((name, kind(t)) for name, t in inputs.numbers.items())
+    hooked, trained = False, []
+    for net in nets:
+        trained += [p.requires_grad for p in net.parameters()]
+        hooked = hooked or any(map(has_hooks, net.modules()))
+    return kind(inputs.A), kind(inputs.B), numbers, hooked, tuple(trained)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from fastcyclegan.config import RunConfig
-from fastcyclegan.errors import UserError
+from fastcyclegan.errors import UserError, one_line
 from fastcyclegan.nn.networks import check_impl
 
 
@@ -16,17 +16,26 @@ def resolve_device(config: RunConfig) -> torch.device:
     if config.gpu_ids is not None:
         name = "cpu" if config.gpu_ids == "-1" else f"cuda:{config.gpu_ids}"
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = _best_device()
     device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device {name}: torch {torch.__version__} sees no CUDA GPU on this machine")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    index = 0 if device.index is None else device.index
+    if device.type == "cuda" and index >= torch.cuda.device_count():
         raise UserError(
             f"device {name}: this machine has {torch.cuda.device_count()} CUDA GPU(s), numbered from 0"
         )
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UserError(f"device mps: torch {torch.__version__} sees no Apple GPU on this machine")
     return device
+
+
+def _best_device() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    if torch.backends.mps.is_available():
+        return "mps"
+    return "cpu"
 
 
 def _has_bf16(device: torch.device) -> bool:
@@ -41,7 +50,8 @@ def _has_bf16(device: torch.device) -> bool:
 def resolve_precision(precision: str, device: torch.device, compiled: bool) -> str:
     """Return "fp32" or "bf16". Raises UserError for bf16 on a GPU without it."""
     if precision == "auto":
-        return "bf16" if _has_bf16(device) and (compiled or device.type == "cuda") else "fp32"
+        worth_it = compiled or device.type == "cuda"
+        return "bf16" if worth_it and _has_bf16(device) else "fp32"
     if precision == "bf16" and device.type == "cuda" and not _has_bf16(device):
         raise UserError(
             f"precision bf16: {torch.cuda.get_device_name(device)} has no bf16; use --precision fp32"
@@ -75,5 +85,5 @@ def why_not_compiled(device: torch.device) -> str:
     # Whatever the compiler, its headers or its linker raise: the reason is reported and training goes on
     # uncompiled.
     except Exception as error:
-        return " ".join(str(error).split())[:200] or type(error).__name__
+        return one_line(error)
     return ""

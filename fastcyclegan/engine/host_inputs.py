@@ -14,7 +14,7 @@ from torch import Tensor
 ROOM = 1 << 20
 
 
-class Numbers:
+class HostInputs:
     """Memory on the device whose head is the learning rate, and what comes with each batch after it."""
 
     def __init__(self, device: torch.device) -> None:

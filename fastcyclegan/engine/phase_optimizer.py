@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,28 +13,35 @@ from torch import Tensor, nn
 from fastcyclegan.config import OptimConfig
 
 
-def _like(nets: Sequence[nn.Module]) -> list[list[nn.Parameter]]:
-    """Return the parameters of ``nets`` by place, those of all networks at a place together where they are
-    alike.
+def _kinds(net: nn.Module) -> list[tuple[torch.Size, torch.dtype]]:
+    return [(p.shape, p.dtype) for p in net.parameters()]
+
+
+def _by_place(nets: Sequence[nn.Module]) -> list[list[nn.Parameter]]:
+    """Return the parameters of ``nets`` by place: those of all networks at a place together where the
+    networks are alike, else each by itself.
     """
     columns = [list(net.parameters()) for net in nets]
-    same = all(len(c) == len(columns[0]) for c in columns) and all(
-        p.shape == place[0].shape and p.dtype == place[0].dtype
-        for place in zip(*columns, strict=False)
-        for p in place
-    )
-    return (
-        [list(place) for place in zip(*columns, strict=True)]
-        if same
-        else [[p] for column in columns for p in column]
-    )
+    alike = all(_kinds(net) == _kinds(nets[0]) for net in nets)
+    if alike:
+        return [list(place) for place in zip(*columns, strict=True)]
+    return [[p] for p in itertools.chain.from_iterable(columns)]
 
 
 def _is_dense(p: Tensor) -> bool:
     return p.is_contiguous() or p.is_contiguous(memory_format=torch.channels_last)
 
 
-class Trained:
+def _adam(nets: Sequence[nn.Module], optim: OptimConfig, lr: Tensor) -> torch.optim.Adam:
+    """Return Adam over ``nets``, which reads its rate from ``lr`` where it is fused."""
+    parameters = list(itertools.chain.from_iterable(net.parameters() for net in nets))
+    kind, betas = parameters[0].device.type, (optim.beta1, 0.999)
+    if kind not in ("cuda", "cpu"):
+        return torch.optim.Adam(parameters, optim.lr, betas)
+    return torch.optim.Adam(parameters, lr, betas, fused=True, capturable=kind == "cuda")
+
+
+class PhaseOptimizer:
     """The parameters of a phase's networks and their Adam.
 
     ``in_place``: gradients are added up in memory of our own, zeroed in one pass, where the kernels add what
@@ -43,25 +51,24 @@ class Trained:
     """
 
     def __init__(self, nets: Sequence[nn.Module], optim: OptimConfig, lr: Tensor, *, in_place: bool) -> None:
-        self.places = _like(nets)
-        parameters = [p for net in nets for p in net.parameters()]
-        device = parameters[0].device
-        fused = device.type in ("cuda", "cpu")
-        options: dict[str, Any] = {"fused": True, "capturable": device.type == "cuda"} if fused else {}
-        self.lr = lr
-        self.optimizer = torch.optim.Adam(
-            parameters, lr if fused else optim.lr, (optim.beta1, 0.999), **options
-        )
+        self.lr, self.adam = lr, _adam(nets, optim, lr)
+        self.places = _by_place(nets)
         # Weights first, so that the two convolutions of a block lie one after the other.
-        ordered = sorted((p for place in self.places for p in place), key=lambda p: p.dim() != 4)
+        ordered = sorted(itertools.chain.from_iterable(self.places), key=lambda p: p.dim() != 4)
         self.gradients: list[tuple[nn.Parameter, Tensor]] = []
-        self.memory = None
+        self.memory: Tensor | None = None
         if in_place and all(_is_dense(p) and p.dtype == ordered[0].dtype for p in ordered):
-            self.memory = torch.zeros(sum(p.numel() for p in ordered), dtype=ordered[0].dtype, device=device)
-            start = 0
-            for p in ordered:
-                self.gradients.append((p, self.memory.as_strided(p.shape, p.stride(), start)))
-                start += p.numel()
+            self._lay_out_gradients(ordered)
+
+    def _lay_out_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Make the memory in which the gradients of ``parameters`` lie one after the other."""
+        first = parameters[0]
+        size = sum(p.numel() for p in parameters)
+        self.memory = memory = torch.zeros(size, dtype=first.dtype, device=first.device)
+        start = 0
+        for p in parameters:
+            self.gradients.append((p, memory.as_strided(p.shape, p.stride(), start)))
+            start += p.numel()
 
     @contextlib.contextmanager
     def gradients_ready(self) -> Iterator[None]:
@@ -73,17 +80,17 @@ class Trained:
                     p.grad = gradient if p.requires_grad else None
             yield
         finally:
-            self.optimizer.zero_grad(set_to_none=True)
+            self.adam.zero_grad(set_to_none=True)
 
     def step(self) -> None:
         """Let Adam make its step, at the rate that ``lr`` holds."""
-        if not isinstance(self.optimizer.param_groups[0]["lr"], Tensor):
-            self.optimizer.param_groups[0]["lr"] = self.lr.item()
-        self.optimizer.step()
+        if not isinstance(self.adam.param_groups[0]["lr"], Tensor):
+            self.adam.param_groups[0]["lr"] = self.lr.item()
+        self.adam.step()
 
     def state_dict(self) -> dict[str, Any]:
         """Return Adam's state with the learning rate as a plain number; its tensors are live."""
-        state = self.optimizer.state_dict()
+        state = self.adam.state_dict()
         groups = [{**group, "lr": float(group["lr"]), "capturable": False} for group in state["param_groups"]]
         return {**state, "param_groups": groups}
 
@@ -91,11 +98,9 @@ class Trained:
         """Restore what ``state_dict`` gave: steps and moments. Adam's settings, and how it is run, stay as
         they are.
         """
-        (own,) = self.optimizer.param_groups
+        (own,) = self.adam.param_groups
         how = {name: value for name, value in own.items() if name != "params"}
-        saved = [
-            {**group, "fused": how["fused"], "capturable": how["capturable"]}
-            for group in state["param_groups"]
-        ]
-        self.optimizer.load_state_dict({**state, "param_groups": saved})
-        self.optimizer.param_groups[0].update(how)
+        run_as = {"fused": how["fused"], "capturable": how["capturable"]}
+        saved = [{**group, **run_as} for group in state["param_groups"]]
+        self.adam.load_state_dict({**state, "param_groups": saved})
+        self.adam.param_groups[0].update(how)

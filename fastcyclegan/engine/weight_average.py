@@ -8,7 +8,11 @@ import torch
 from torch import Tensor, nn
 
 
-class Average:
+def _cloned(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value.clone() for key, value in weights.items()}
+
+
+class WeightAverage:
     """Running averages of the weights of networks: after each step, average + (1 - decay) (weight - average);
     it begins at the weights.
 
@@ -18,35 +22,28 @@ class Average:
 
     def __init__(self, nets: Mapping[str, nn.Module], decay: float) -> None:
         self.nets, self.decay = nets, decay
-        self.weights = {
-            name: {key: value.clone() for key, value in net.state_dict().items()}
-            for name, net in nets.items()
-        }
+        self.weights = {name: _cloned(net.state_dict()) for name, net in nets.items()}
 
     def update(self) -> None:
-        averaged, copied = self._pairs()
-        if averaged:
-            torch._foreach_lerp_(
-                [mine for mine, _ in averaged], [theirs for _, theirs in averaged], 1 - self.decay
-            )
-        for mine, theirs in copied:
-            mine.copy_(theirs)
+        averages: list[Tensor] = []
+        weights: list[Tensor] = []
+        for name, net in self.nets.items():
+            parameters = {key for key, _ in net.named_parameters()}
+            for key, value in net.state_dict().items():
+                average = self.weights[name][key]
+                if key in parameters:
+                    averages.append(average)
+                    weights.append(value)
+                else:
+                    average.copy_(value)
+        if averages:
+            torch._foreach_lerp_(averages, weights, 1 - self.decay)
 
     def restart(self) -> None:
         """Begin again at the weights."""
-        for pairs in self._pairs():
-            for mine, theirs in pairs:
-                mine.copy_(theirs)
-
-    def _pairs(self) -> tuple[list[tuple[Tensor, Tensor]], list[tuple[Tensor, Tensor]]]:
-        """Return (average, weight) of all parameters and of all buffers."""
-        averaged: list[tuple[Tensor, Tensor]] = []
-        copied: list[tuple[Tensor, Tensor]] = []
         for name, net in self.nets.items():
-            trained = {key for key, _ in net.named_parameters()}
             for key, value in net.state_dict().items():
-                (averaged if key in trained else copied).append((self.weights[name][key], value))
-        return averaged, copied
+                self.weights[name][key].copy_(value)
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Restore the averages, in place."""

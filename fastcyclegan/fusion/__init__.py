@@ -2,5 +2,7 @@
 same.
 
 What may be fused, how that is found out, and the modules that take the place belong here. Networks of our own
-are in ``nn/``. Uses ``reference``, ``kernels`` and ``nn``.
+are in ``nn/``.
+
+Uses ``reference``, ``kernels`` and ``nn``.
 """

@@ -18,7 +18,7 @@ from torch import Tensor
 from fastcyclegan.checkpoints.loading import find_weights, load_generator
 from fastcyclegan.config import Direction, RunConfig
 from fastcyclegan.console import Console
-from fastcyclegan.data.choose_loader import MOST_THREADS, choose, cores, make_reader
+from fastcyclegan.data.choose_loader import choose, default_threads, make_reader
 from fastcyclegan.data.image_file import BadPictureError, Fit
 from fastcyclegan.data.loader import Job, Row
 from fastcyclegan.data.pixels import draw_grid, save_image, to_image
@@ -78,9 +78,8 @@ class TranslateConfig:
     """What computes the network."""
 
     def __post_init__(self) -> None:
-        RunConfig(
-            epoch=self.epoch, continue_train=True, device=self.device, precision=self.precision
-        )  # the same checks
+        # The same checks.
+        RunConfig(epoch=self.epoch, continue_train=True, device=self.device, precision=self.precision)
         if self.batch_size < 1:
             raise UserError(f"batch_size must be at least 1, got {self.batch_size}")
         if self.resize is not None and self.resize < 1:
@@ -101,36 +100,32 @@ def plan_outputs(config: TranslateConfig) -> list[_Job]:
     """
     if not config.input.exists():
         raise UserError(f"{config.input}: no such file or folder")
-    root = config.input if config.input.is_dir() else config.input.parent
     if config.output.exists() and not config.output.is_dir():
         raise UserError(f"{config.output}: a file, not a folder to write to")
-    sources = list_pictures(config.input) if config.input.is_dir() else [config.input]
-    if (
-        config.output.resolve() != root.resolve()
-    ):  # translations inside the input folder are not translated again
-        sources = [
-            source for source in sources if not source.resolve().is_relative_to(config.output.resolve())
-        ]
+    root, sources = config.input.parent, [config.input]
+    if config.input.is_dir():
+        root, sources = config.input, list_pictures(config.input)
+    output = config.output.resolve()
+    if output != root.resolve():
+        # Translations inside the input folder are not translated again.
+        sources = [source for source in sources if not source.resolve().is_relative_to(output)]
     if not sources:
         raise UserError(f"{config.input}: no pictures in it")
     names = [source.relative_to(root) for source in sources]
     taken = Counter(name.with_suffix(".png") for name in names)
     if config.grid:
         taken[Path(GRID_NAME)] += 1
-
-    def target_name(name: Path) -> Path:
-        return (
-            name.with_suffix(".png")
-            if taken[name.with_suffix(".png")] == 1
-            else name.with_name(name.name + ".png")
-        )
-
-    targets = [config.output / target_name(name) for name in names]
     inputs = {source.resolve() for source in sources}
-    for target in targets:
+    jobs = []
+    for source, name in zip(sources, names, strict=True):
+        target = name.with_suffix(".png")
+        if taken[target] > 1:
+            target = name.with_name(f"{name.name}.png")
+        target = config.output / target
         if target.resolve() in inputs:
             raise UserError(f"{target} is one of the input pictures: choose another --output")
-    return [_Job(source, target) for source, target in zip(sources, targets, strict=True)]
+        jobs.append(_Job(source, target))
+    return jobs
 
 
 def _batches(
@@ -182,64 +177,79 @@ class _Writer:
             self.pool.shutdown(cancel_futures=True)
 
 
-def translate(config: TranslateConfig, console: Console) -> int:
+def translate_folder(config: TranslateConfig, console: Console) -> int:
     """Translate what ``config`` names and return the number of pictures written. Raises UserError for what
     the user can put right.
     """
-    device = resolve_device(RunConfig(device=config.device))
-    precision = resolve_precision(config.precision, device, compiled=False)
-    require_impl(config.impl, device)
-    file = find_weights(config.weights, config.direction, config.epoch, config.ema)
-    translator = Translator(
-        load_generator(file, impl=config.impl, key=config.key), device, precision, console.say
-    )
+    translator, how = _load(config, console)
     jobs = plan_outputs(config)
-    threads = config.num_threads or min(cores(), MOST_THREADS)
-    choice = choose(
-        "folder" if config.loader == "auto" and len(jobs) < MANY else config.loader, device, threads
-    )
-    fit = (
-        Fit(channels=translator.channels)
-        if config.resize is None
-        else Fit("square", config.resize, channels=translator.channels)
-    )
-    reader = make_reader(choice, fit, device, console.say)
-    console.say(
-        f"translating {len(jobs)} picture{'s' * (len(jobs) != 1)} with {file} on {device} in {precision},"
-        f" read by {choice.kind}"
-    )
+    threads = default_threads() if config.num_threads is None else config.num_threads
+    few = config.loader == "auto" and len(jobs) < MANY
+    choice = choose("folder" if few else config.loader, translator.device, threads)
+    reader = make_reader(choice, _fit(config, translator), translator.device, console.say)
+    console.say(f"translating {_pictures(len(jobs))} {how}, read by {choice.kind}")
     started = last_said = time.monotonic()
-    written, bad = 0, []  # type: int, list[BadPictureError]
+    written = 0
+    bad: list[BadPictureError] = []
     rows: dict[Path, tuple[NDArray[np.uint8], NDArray[np.uint8]]] = {}
-    shown = {job.source for job in jobs[:GRID_ROWS]} if config.grid else set()
+    shown = {job.source for job in jobs[:GRID_ROWS]}
     reading = reader.read(Job(job.source, tag=job) for job in jobs)
     with console, closing(reading), closing(_Writer(threads)) as writer:
         for batch in _batches(reading, translator, config.batch_size, bad):
             if bad and not config.skip_bad_images:
                 break
-            for (job, before), after in zip(batch, translator([pixels for _, pixels in batch]), strict=True):
+            translations = translator([pixels for _, pixels in batch])
+            for (job, before), after in zip(batch, translations, strict=True):
                 writer.save(after, job.target)
                 written += 1
-                if job.source in shown:
+                if config.grid and job.source in shown:
                     rows[job.source] = before.cpu().numpy(), after
             if console.is_terminal or time.monotonic() - last_said > 10:
                 last_said = time.monotonic()
                 rate = written / (last_said - started)
                 console.progress(written, len(jobs), f"{written}/{len(jobs)} pictures, {rate:.2f} images/s")
+    _report_bad(bad, written, config, console)
+    if rows:
+        in_order = [rows[source] for source in sorted(rows)]
+        columns = {"input": [row[0] for row in in_order], "translation": [row[1] for row in in_order]}
+        save_image(draw_grid(columns), config.output / GRID_NAME)
+    seconds = time.monotonic() - started
+    console.say(f"wrote {_pictures(written)} to {config.output} in {seconds:.1f} s")
+    return written
+
+
+def _load(config: TranslateConfig, console: Console) -> tuple[Translator, str]:
+    """Return what translates, and what is to be printed of it."""
+    device = resolve_device(RunConfig(device=config.device))
+    precision = resolve_precision(config.precision, device, compiled=False)
+    require_impl(config.impl, device)
+    file = find_weights(config.weights, config.direction, config.epoch, config.ema)
+    net = load_generator(file, impl=config.impl, key=config.key)
+    translator = Translator(net, device, precision, console.say)
+    return translator, f"with {file} on {device} in {precision}"
+
+
+def _fit(config: TranslateConfig, translator: Translator) -> Fit:
+    if config.resize is None:
+        return Fit(channels=translator.channels)
+    return Fit("square", config.resize, channels=translator.channels)
+
+
+def _pictures(count: int) -> str:
+    if count == 1:
+        return "1 picture"
+    return f"{count} pictures"
+
+
+def _report_bad(bad: list[BadPictureError], written: int, config: TranslateConfig, console: Console) -> None:
+    """Print the pictures that were left out. Raises UserError where none may be."""
     if bad and not config.skip_bad_images:
-        more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
+        which = str(bad[0])
+        if len(bad) > 1:
+            which += f" (and {len(bad) - 1} more)"
         raise UserError(
-            f"bad picture {bad[0]}{more}; {written} pictures were written; --skip_bad_images leaves such"
-            " pictures out"
+            f"bad picture {which}; {written} pictures were written; --skip_bad_images leaves such pictures"
+            " out"
         )
     for reason in bad:
         console.say(f"left out {reason}")
-    if rows:
-        ordered = [rows[source] for source in sorted(rows)]
-        grid = draw_grid(
-            {"input": [before for before, _ in ordered], "translation": [after for _, after in ordered]}
-        )
-        save_image(grid, config.output / GRID_NAME)
-    seconds = time.monotonic() - started
-    console.say(f"wrote {written} picture{'s' * (written != 1)} to {config.output} in {seconds:.1f} s")
-    return written

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,8 +45,11 @@ class Translator:
         say: Callable[[str], object] = lambda text: None,
     ) -> None:
         self.net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.device, self.dtype = device, torch.bfloat16 if precision == "bf16" else torch.float32
-        self.ahead = Ahead(device, say) if device.type == "cuda" and computed_by(net) == "triton" else None
+        self.device = device
+        self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        self.ahead: Ahead | None = None
+        if device.type == "cuda" and computed_by(net) == "triton":
+            self.ahead = Ahead(device, say)
         first = next(p for p in net.parameters() if p.dim() == 4)
         self.channels, self.multiple = first.shape[1], int(getattr(net, "size_multiple", 4))
 
@@ -56,9 +60,11 @@ class Translator:
         """
         padded = torch.stack([pad_to_multiple(picture, self.multiple) for picture in pictures])
         result = to_pixels(self._apply(to_unit_range(padded, self.device)))
-        return [
-            out[: picture.shape[0], : picture.shape[1]] for out, picture in zip(result, pictures, strict=True)
-        ]
+        translations = []
+        for picture, pixels in zip(pictures, result, strict=True):
+            height, width = picture.shape[:2]
+            translations.append(pixels[:height, :width])
+        return translations
 
     @torch.no_grad()
     def tensors(self, images: Tensor) -> Tensor:
@@ -69,15 +75,14 @@ class Translator:
 
     def _apply(self, images: Tensor) -> Tensor:
         if self.ahead is not None:
-            self.ahead.prepare(
-                images.shape, {"net": self.net}, lambda: dry_translation(self.net, images, self.dtype)
-            )
+            launches = functools.partial(dry_translation, self.net, images, self.dtype)
+            self.ahead.prepare(images.shape, {"net": self.net}, launches)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             result: Tensor = self.net(images)
         return result
 
 
-def translate_pictures(
+def translate_images(
     net: nn.Module,
     images: Picture | Sequence[Picture],
     device: torch.device,
@@ -105,18 +110,20 @@ def _translate(pictures: Sequence[Any], translator: Translator, batch_size: int)
     waiting: dict[tuple[int, ...], list[tuple[int, Tensor]]] = {}
 
     def flush(batch: list[tuple[int, Tensor]]) -> None:
-        for (place, _), pixels in zip(batch, translator([pixels for _, pixels in batch]), strict=True):
-            results[place] = _as_given(pixels, pictures[place])
+        translations = translator([pixels for _, pixels in batch])
+        for (place, _), translation in zip(batch, translations, strict=True):
+            results[place] = _as_given(translation, pictures[place])
 
     for place, picture in enumerate(pictures):
         if isinstance(picture, Tensor):
             results[place] = _tensor(picture, translator)
             continue
         pixels = torch.from_numpy(_pixels(picture, translator.channels))
-        batch = waiting.setdefault(tuple(pixels.shape), [])
+        shape = tuple(pixels.shape)
+        batch = waiting.setdefault(shape, [])
         batch.append((place, pixels))
         if len(batch) == batch_size:
-            flush(waiting.pop(tuple(pixels.shape)))
+            flush(waiting.pop(shape))
     for batch in waiting.values():
         flush(batch)
     return results
@@ -125,13 +132,7 @@ def _translate(pictures: Sequence[Any], translator: Translator, batch_size: int)
 def _pixels(picture: Any, channels: int) -> NDArray[np.uint8]:
     """Return [H, W, C] uint8 for a path, a PIL image or an array."""
     if isinstance(picture, np.ndarray):
-        array = picture[:, :, None] if picture.ndim == 2 else picture
-        if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != channels or not array.size:
-            wanted = f"uint8 [H, W, {channels}]{' or [H, W]' if channels == 1 else ''}"
-            raise ValueError(
-                f"translate: an array must be {wanted}, got {picture.dtype} {list(picture.shape)}"
-            )
-        return np.array(array)
+        return _pixels_of_array(picture, channels)
     if isinstance(picture, (str, Path)):
         image = open_picture(picture, channels)
     elif isinstance(picture, Image.Image):
@@ -144,27 +145,45 @@ def _pixels(picture: Any, channels: int) -> NDArray[np.uint8]:
             f" {type(picture).__name__}"
         )
     pixels = np.array(image)
-    return pixels[:, :, None] if channels == 1 else pixels
+    if channels == 1:
+        return pixels[:, :, None]
+    return pixels
+
+
+def _pixels_of_array(picture: NDArray[Any], channels: int) -> NDArray[np.uint8]:
+    """Return a copy of uint8 [H, W, C] or [H, W] as [H, W, C]. Raises ValueError for other arrays."""
+    array = picture
+    if picture.ndim == 2:
+        array = picture[:, :, None]
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != channels or not array.size:
+        wanted = f"uint8 [H, W, {channels}]"
+        if channels == 1:
+            wanted += " or [H, W]"
+        raise ValueError(f"translate: an array must be {wanted}, got {picture.dtype} {list(picture.shape)}")
+    return np.array(array)
 
 
 def _tensor(picture: Tensor, translator: Translator) -> Tensor:
     """Translate a tensor [C, H, W] or [N, C, H, W]."""
-    images = picture[None] if picture.dim() == 3 else picture
+    is_single = picture.dim() == 3
+    images = picture[None] if is_single else picture
     if not images.is_floating_point() or images.dim() != 4 or images.shape[1] != translator.channels:
         wanted = f"floats [{translator.channels}, H, W] or [N, {translator.channels}, H, W] in [-1, 1]"
         raise ValueError(f"translate: a tensor must be {wanted}, got {picture.dtype} {list(picture.shape)}")
-    if not images.numel() or not images.abs().amax() <= 1.001:  # NaN is not
-        held = (
-            f"values from {images.amin().item():g} to {images.amax().item():g}"
-            if images.numel()
-            else f"shape {list(picture.shape)}"
-        )
-        raise ValueError(f"translate: a tensor must be in [-1, 1], got {held}")
+    if not images.numel():
+        raise ValueError(f"translate: a tensor must be in [-1, 1], got shape {list(picture.shape)}")
+    if not images.abs().amax() <= 1.001:  # NaN is not
+        low, high = images.amin().item(), images.amax().item()
+        raise ValueError(f"translate: a tensor must be in [-1, 1], got values from {low:g} to {high:g}")
     result = translator.tensors(images)
-    return result[0] if picture.dim() == 3 else result
+    if is_single:
+        return result[0]
+    return result
 
 
 def _as_given(pixels: NDArray[np.uint8], picture: Any) -> Any:
-    if isinstance(picture, np.ndarray):
-        return pixels[:, :, 0] if picture.ndim == 2 else pixels
-    return to_image(pixels)
+    if not isinstance(picture, np.ndarray):
+        return to_image(pixels)
+    if picture.ndim == 2:
+        return pixels[:, :, 0]
+    return pixels

@@ -25,7 +25,7 @@ from fastcyclegan.engine.ahead import dry_translation
 from fastcyclegan.kernels import _launch, accumulating, descriptor_launch, instance_norm, reflect_conv2d
 from fastcyclegan.kernels.dispatch import as_on_gpu
 from fastcyclegan.nn.networks import Generator
-from fastcyclegan.recipes.cyclegan import CycleGAN, build_networks
+from fastcyclegan.recipes.cyclegan import CycleGANRecipe, build_networks
 from fastcyclegan.testing import random_batch
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -50,7 +50,7 @@ def _step(
     options = EngineConfig(pairing=pairing)  # type: ignore[arg-type]
     with as_on_gpu():
         engine = Engine(
-            CycleGAN(loss),
+            CycleGANRecipe(loss),
             build_networks(model),
             OptimConfig(),
             torch.device("cpu"),

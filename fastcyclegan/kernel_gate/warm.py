@@ -22,7 +22,7 @@ from fastcyclegan.errors import UserError
 from fastcyclegan.kernels._launch import Chip
 from fastcyclegan.kernels._tune import SECONDS_A_MEASUREMENT
 from fastcyclegan.kernels.dispatch import as_on_gpu
-from fastcyclegan.recipes.cyclegan import CycleGAN, build_networks
+from fastcyclegan.recipes.registry import make_recipe
 from fastcyclegan.testing import random_batch
 
 
@@ -113,12 +113,13 @@ def _run(config: TrainConfig, precision: str) -> None:
     """Run what a training run does, dry."""
     model, size = config.model, config.data.crop_size
     with as_on_gpu():
-        nets = build_networks(model)
+        recipe, cpu = make_recipe(config), torch.device("cpu")
+        nets = recipe.build_networks(model)
         options = dataclasses.replace(config.engine, graph="off")
-        recipe, cpu = CycleGAN.from_config(config), torch.device("cpu")
         engine = Engine(recipe, nets, config.optim, cpu, precision, options=options)
     sides = (model.input_nc, model.output_nc)
     engine.dry_step(random_batch(size, Plan(0, 10**6, 10**6, config.data.batch_size), 0, sides))
-    for name, channels in zip(("G_AB", "G_BA"), sides, strict=True):
+    for target, channels in zip(("B", "A"), sides, strict=True):
+        name = recipe.generator(target)
         image = torch.zeros(1, channels, size, size).to(memory_format=torch.channels_last)
-        dry_translation(engine.nets[name], image, engine.dtype)
+        dry_translation(engine.nets[name], image, engine.choices.dtype)

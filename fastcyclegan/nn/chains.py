@@ -24,7 +24,7 @@ from fastcyclegan import reference
 from fastcyclegan.kernels.backend_table import backend_of
 from fastcyclegan.kernels.dispatch import resolve_impl
 from fastcyclegan.kernels.residual_block import residual_block
-from fastcyclegan.nn.deferred import Flow, Layers
+from fastcyclegan.nn.deferred import Deferred, Layers
 from fastcyclegan.nn.layer_checks import activation, border_of, compute_dtype, is_conv, is_norm, untouched
 from fastcyclegan.nn.layers import FloatTanh
 
@@ -74,21 +74,26 @@ def run_chains(
     gives their zero gradient.
     """
     x = x.contiguous(memory_format=torch.channels_last)
-    flow = Flow(x, [] if cancelled is None else cancelled, impl, required=chains[0].impl == "triton")
-    last = chains[0][-1]
+    deferred = _begin(chains[0], x, cancelled, impl)
+    tanh = chains[0][-1] if isinstance(chains[0][-1], FloatTanh) else None
     for layers, following in _places(chains, start):
-        if layers[0] is flow.done:
+        if layers[0] is deferred.done:
             continue
-        if cancelled is None and (
-            following is None or (following[0] is last and isinstance(last, FloatTanh))
-        ):
+        if cancelled is None and (following is None or following[0] is tanh):
             # Before the last layer, so that the result is that layer's own and may be changed in place.
-            flow.give_zeros()
-        _step(flow, layers, following, chains[0].recompute)
-    flow.settle(residual)
+            deferred.give_zeros()
+        _step(deferred, layers, following, chains[0].recompute)
+    deferred.settle(residual)
     if cancelled is None:
-        flow.give_zeros()
-    return flow.x
+        deferred.give_zeros()
+    return deferred.x
+
+
+def _begin(
+    chain: Chain, x: Tensor, cancelled: list[Tensor] | None, impl: Literal["triton", "reference"]
+) -> Deferred:
+    """Return x with nothing to be done to it; see ``run_chains`` for ``cancelled``."""
+    return Deferred(x, [] if cancelled is None else cancelled, impl, required=chain.impl == "triton")
 
 
 def _places(chains: Sequence[Chain], start: int) -> Iterator[tuple[Layers, Layers | None]]:
@@ -97,46 +102,57 @@ def _places(chains: Sequence[Chain], start: int) -> Iterator[tuple[Layers, Layer
     yield from zip(places, [*places[1:], None], strict=True)
 
 
-def _step(flow: Flow, layers: Layers, following: Layers | None, recompute: bool) -> None:
-    layer = layers[0]
-    act, after = activation(layer), None if following is None else following[0]
-    if border_of(layer, after):
-        flow.border = border_of(layer, after)
+def _step(deferred: Deferred, layers: Layers, following: Layers | None, recompute: bool) -> None:
+    layer, act = layers[0], activation(layers[0])
+    border = 0 if following is None else border_of(layer, following[0])
+    if border:
+        deferred.border = border
     elif is_conv(layer):
         if isinstance(layer, reference.ResizeConv2d):
-            flow.x, flow.border = F.interpolate(flow.settle(), scale_factor=2, mode="nearest"), 1
-        flow.convolve(layers, following, recompute)
+            deferred.x = F.interpolate(deferred.settle(), scale_factor=2, mode="nearest")
+            deferred.border = 1
+        deferred.convolve(layers, following, recompute)
     elif is_norm(layer):
-        flow.settle()
-        flow.norm = layer
-    elif act is not None and flow.norm is not None and flow.act == "none":
-        flow.act, flow.slope = act
+        deferred.settle()
+        deferred.norm = layer
+    elif act is not None and deferred.norm is not None and deferred.act == "none":
+        deferred.act, deferred.slope = act
     elif untouched(layer, ResidualBlock):
-        flow.x = _run_blocks(layers, flow.settle(), flow.cancelled, flow.impl)
+        deferred.x = _run_blocks(layers, deferred.settle(), deferred.cancelled, deferred.impl)
     elif untouched(layer, UnetBlock):
-        _descend(flow, layers, following)
+        _descend(deferred, layers, following)
     else:
-        flow.apply(layers)
+        deferred.apply(layers)
 
 
-def _descend(flow: Flow, blocks: Layers, following: Layers | None) -> None:
+def _descend(deferred: Deferred, blocks: Layers, following: Layers | None) -> None:
     """Run the next level of a U-Net. Its first LeakyReLU joins the norm before it, and its skip carries the
     activated value: the ReLU after every skip makes that the same function, with the same gradient."""
-    block = blocks[0]
-    act = None if block.outermost or not untouched(block.model, Chain) else activation(block.model[0])
-    if act is None or act[1] < 0 or following is None or not untouched(following[0], nn.ReLU):
-        flow.x = run_levels(blocks, flow.settle(), flow.cancelled, False, flow.impl)
+    act = _first_activation(blocks[0])
+    before_relu = following is not None and untouched(following[0], nn.ReLU)
+    if act is None or act[1] < 0 or not before_relu:
+        deferred.x = run_levels(blocks, deferred.settle(), deferred.cancelled, False, deferred.impl)
         return
-    if flow.norm is not None and flow.act == "none":
-        flow.act, flow.slope = act
-        x = flow.settle()
+    if deferred.norm is not None and deferred.act == "none":
+        deferred.act, deferred.slope = act
+        x = deferred.settle()
     else:
-        x = F.leaky_relu(flow.settle(), act[1])
-    flow.x = run_levels(blocks, x, flow.cancelled, True, flow.impl)
+        x = F.leaky_relu(deferred.settle(), act[1])
+    deferred.x = run_levels(blocks, x, deferred.cancelled, True, deferred.impl)
+
+
+def _first_activation(block: UnetBlock) -> tuple[str, float] | None:
+    """Return the activation that a level of a U-Net begins with, None where it has none or is no chain."""
+    chain: Any = block.model
+    if block.outermost or not untouched(chain, Chain):
+        return None
+    return activation(chain[0])
 
 
 class ResidualBlock(reference.ResidualBlock):
     """``reference.ResidualBlock`` as a chain: the sum is part of the last norm's pass."""
+
+    sequential = Chain
 
     def forward(self, x: Tensor) -> Tensor:
         chain = self.conv_block
@@ -156,14 +172,17 @@ def _run_blocks(
     convs = _plain_block(blocks, x)
     if convs is None:
         return run_chains([block.conv_block for block in blocks], x, x, cancelled, impl=impl)
-    flow = Flow(
-        x, [] if cancelled is None else cancelled, impl, required=blocks[0].conv_block.impl == "triton"
-    )
-    flow.cancelled += [conv.bias for pair in convs for conv in pair if conv.bias is not None]
+    deferred = _begin(blocks[0].conv_block, x, cancelled, impl)
+    weights: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for place, layers in enumerate(convs):
+        for conv in layers:
+            weights[place].append(conv.weight)
+            if conv.bias is not None:
+                deferred.cancelled.append(conv.bias)
     if cancelled is None:
-        flow.give_zeros()
-    first, second = ([conv.weight for conv in pair] for pair in convs)
-    return residual_block(flow.x, first, second, eps=blocks[0].conv_block[2].eps, impl=flow.asked)
+        deferred.give_zeros()
+    eps = blocks[0].conv_block[2].eps
+    return residual_block(deferred.x, *weights, eps=eps, impl=deferred.asked)
 
 
 def _plain_block(blocks: Layers, x: Tensor) -> tuple[Layers, Layers] | None:
@@ -174,23 +193,33 @@ def _plain_block(blocks: Layers, x: Tensor) -> tuple[Layers, Layers] | None:
     if len(chain) != 7:
         return None
     pad1, conv1, norm1, relu, pad2, conv2, norm2 = chain
-    weight, shape = conv1.weight, [x.shape[1], x.shape[1], 3, 3]
-    plain = (
-        (border_of(pad1, conv1), border_of(pad2, conv2)) == (1, 1)
-        and all(is_norm(norm) and norm.weight is None and norm.eps == norm1.eps for norm in (norm1, norm2))
-        and activation(relu) == ("relu", 0.0)
-        and all(
-            list(conv.weight.shape) == shape and conv.weight.dtype == weight.dtype for conv in (conv1, conv2)
-        )
-        and all(conv.stride == conv.dilation == (1, 1) and conv.padding == (0, 0) for conv in (conv1, conv2))
-        and compute_dtype(x, weight) == x.dtype
-        and backend_of("residual_block", x, x.dtype, len(blocks), shape[0], 3) == "triton"
-    )
-    return (tuple(b.conv_block[1] for b in blocks), tuple(b.conv_block[5] for b in blocks)) if plain else None
+    if border_of(pad1, conv1) != 1 or border_of(pad2, conv2) != 1 or activation(relu) != ("relu", 0.0):
+        return None
+    if not _is_plain_norm(norm1) or not _is_plain_norm(norm2) or norm1.eps != norm2.eps:
+        return None
+    channels, dtype = x.shape[1], conv1.weight.dtype
+    for conv in (conv1, conv2):
+        if list(conv.weight.shape) != [channels, channels, 3, 3] or conv.weight.dtype != dtype:
+            return None
+        if (conv.stride, conv.dilation, conv.padding) != ((1, 1), (1, 1), (0, 0)):
+            return None
+    if compute_dtype(x, conv1.weight) != x.dtype:
+        return None
+    if backend_of("residual_block", x, x.dtype, len(blocks), channels, 3) != "triton":
+        return None
+    return tuple(block.conv_block[1] for block in blocks), tuple(block.conv_block[5] for block in blocks)
+
+
+def _is_plain_norm(layer: nn.Module) -> bool:
+    """Whether ``layer`` is an instance norm without weights."""
+    return is_norm(layer) and layer.weight is None
 
 
 class UnetBlock(reference.UnetBlock):
     """``reference.UnetBlock`` as a chain."""
+
+    sequential = Chain
+    tanh = FloatTanh
 
     def forward(self, x: Tensor) -> Tensor:
         chain: Any = self.model
@@ -211,24 +240,6 @@ def run_levels(
     if not untouched(blocks[0].model, Chain):
         y: Tensor = blocks[0].model(x)
     else:
-        y = run_chains([block.model for block in blocks], x, None, cancelled, 1 if activated else 0, impl)
+        start = 1 if activated else 0
+        y = run_chains([block.model for block in blocks], x, None, cancelled, start, impl)
     return y if blocks[0].outermost else torch.cat([x, y], dim=1)
-
-
-_CHAINED: dict[type[nn.Module], type[nn.Module]] = {
-    nn.Sequential: Chain,
-    reference.ResidualBlock: ResidualBlock,
-    reference.UnetBlock: UnetBlock,
-}
-
-
-def chained(net: nn.Module, impl: str, recompute: bool) -> None:
-    """Make the official layers inside ``net`` run as chains, in place: the modules keep their children, names
-    and parameters.
-    """
-    for module in net.modules():
-        if type(module) in _CHAINED:
-            # The structure is the reference's and is built there; only the way that it runs is another.
-            module.__class__ = _CHAINED[type(module)]
-        if isinstance(module, Chain):
-            module.impl, module.recompute = impl, recompute

@@ -45,10 +45,9 @@ class _ZeroGradient(torch.autograd.Function):
         if is_accumulating() and all(b.is_leaf and b.grad is not None for b in biases):
             # Zeros are to be added to what is there.
             return grad, *(None for _ in biases)
-        zeros = grad.new_zeros(sum(b.numel() for b in biases), dtype=biases[0].dtype)
-        return grad, *(
-            z.view(b.shape) for z, b in zip(zeros.split([b.numel() for b in biases]), biases, strict=True)
-        )
+        sizes = [b.numel() for b in biases]
+        zeros = grad.new_zeros(sum(sizes), dtype=biases[0].dtype).split(sizes)
+        return grad, *(z.view(b.shape) for z, b in zip(zeros, biases, strict=True))
 
 
 def _reflects(conv: Any, x: Tensor, dtype: torch.dtype, count: int) -> bool:
@@ -56,14 +55,11 @@ def _reflects(conv: Any, x: Tensor, dtype: torch.dtype, count: int) -> bool:
     one weight for all channels.
     """
     k = conv.weight.shape[2]
-    plain = (
-        isinstance(conv, nn.Conv2d)
-        and conv.padding == (0, 0)
-        and conv.stride == conv.dilation == (1, 1)
-        and conv.groups == 1
-    )
-    plain = plain and conv.kernel_size == (k, k) and k % 2 == 1
-    return plain and backend_of("reflect_conv", x, dtype, count, conv.weight.shape[0], k) == "triton"
+    if not isinstance(conv, nn.Conv2d) or conv.kernel_size != (k, k) or k % 2 == 0 or conv.groups != 1:
+        return False
+    if (conv.stride, conv.dilation, conv.padding) != ((1, 1), (1, 1), (0, 0)):
+        return False
+    return backend_of("reflect_conv", x, dtype, count, conv.weight.shape[0], k) == "triton"
 
 
 def _plain_conv(x: Tensor, conv: Any, bias: Tensor | None) -> Tensor:
@@ -74,7 +70,7 @@ def _plain_conv(x: Tensor, conv: Any, bias: Tensor | None) -> Tensor:
 
 
 @dataclass
-class Flow:
+class Deferred:
     """x, and what is still to be done to it, in this order.
 
     ``impl``: what does it. ``required``: a kernel that fails raises KernelError, else PyTorch computes that
@@ -94,35 +90,42 @@ class Flow:
     @property
     def asked(self) -> str:
         """``impl`` as public operators take it."""
-        return "auto" if self.impl == "triton" and not self.required else self.impl
+        if self.impl == "triton" and not self.required:
+            return "auto"
+        return self.impl
 
     def settle(self, residual: Tensor | None = None) -> Tensor:
         """Do what is still to be done, add ``residual``, and return x."""
-        if self.norm is not None:
-            norm, self.norm = self.norm, None
-            options: dict[str, Any] = {
-                "eps": norm.eps,
-                "act": self.act,
-                "slope": self.slope,
-                "impl": self.asked,
-            }
-            fits = residual is None or residual.dtype == self.x.dtype
-            affine: Any = (norm.weight, norm.bias)
-            self.x = instance_norm(self.x, *affine, residual=residual if fits else None, **options)
-            self.act, residual = "none", None if fits else residual
+        if self.norm is not None and (residual is None or residual.dtype == self.x.dtype):
+            self._normalise(self.norm, residual)
+            residual = None
+        elif self.norm is not None:
+            self._normalise(self.norm, None)
         if self.border:
             self.x, self.border = F.pad(self.x, (self.border,) * 4, mode="reflect"), 0
         if residual is not None:
             self.x = residual + self.x
         return self.x
 
+    def _normalise(self, norm: Any, residual: Tensor | None) -> None:
+        options: dict[str, Any] = {"eps": norm.eps, "act": self.act, "slope": self.slope, "impl": self.asked}
+        self.x = instance_norm(self.x, norm.weight, norm.bias, residual=residual, **options)
+        self._done()
+
+    def _done(self) -> None:
+        """Note that the norm, the activation and, unless it is still to be padded, the border are in x."""
+        self.norm, self.act = None, "none"
+
     def apply(self, layers: Layers) -> None:
         """Replace x by what ``layers`` make of it, each called as the module that it is, once all that was
         open is done.
         """
         x = self.settle()
-        one = len(layers) == 1 or not any(True for _ in layers[0].parameters())
-        self.x = layers[0](x) if one else torch.cat([layer(part) for part, layer in each_weight(x, layers)])
+        has_parameters = next(layers[0].parameters(), None) is not None
+        if len(layers) > 1 and has_parameters:
+            self.x = torch.cat([layer(part) for part, layer in each_weight(x, layers)])
+        else:
+            self.x = layers[0](x)
 
     def give_zeros(self) -> None:
         """Let x carry the gradient of zeros to the biases that were left out so far."""
@@ -130,6 +133,8 @@ class Flow:
         self.cancelled.clear()
         if biases and torch.is_grad_enabled():
             self.x = _ZeroGradient.apply(self.x, *biases)
+
+    # --- Convolutions ---------------------------------------------------------------------------------------
 
     def convolve(self, convs: Layers, following: Layers | None, recompute: bool) -> None:
         """Replace x by its convolution, in one operator with what is still to be done before it, and with a
@@ -142,52 +147,48 @@ class Flow:
         dtype = compute_dtype(self.x, conv.weight)
         # Without autocast a picture of another dtype is an error, as it is in PyTorch.
         fits = self.x.dtype == dtype or torch.is_autocast_enabled(self.x.device.type)
-        if self.impl == "triton" and self.border and fits and _reflects(conv, self.x, dtype, len(convs)):
-            if self.x.dtype != dtype:
-                border, self.border = self.border, 0
-                self.x, self.border = self.settle().to(dtype), border
+        by_kernels = self.impl == "triton" and fits
+        if by_kernels and self.border and _reflects(conv, self.x, dtype, len(convs)):
+            self._cast(dtype)
             self._reflect(convs, biases, following, recompute)
-            return
-        if self.impl == "triton" and self.border == 0 and fits and self._zero_pads(convs, dtype):
-            self.x = self.settle().to(dtype) if self.x.dtype != dtype else self.x
+        elif by_kernels and self.border == 0 and self._zero_pads(convs, dtype):
+            self._cast(dtype)
             self._zero_pad(convs, biases, recompute)
+        else:
+            self._by_library(convs, biases, dtype, recompute)
+
+    def _cast(self, dtype: torch.dtype) -> None:
+        """Bring x to ``dtype``, normalised before, with its border still to be padded."""
+        if self.x.dtype == dtype:
             return
+        border, self.border = self.border, 0
+        self.x = self.settle().to(dtype)
+        self.border = border
+
+    def _by_library(self, convs: Layers, biases: list[Tensor], dtype: torch.dtype, recompute: bool) -> None:
+        """Replace x by its convolution by PyTorch, with what is still to be done before it."""
         # A picture's three channels are not worth a pass of their own: PyTorch pads them.
-        if (
-            self.impl == "reference"
-            or self.x.dtype != dtype
-            or (self.norm is None and (self.border == 0 or self.x.shape[1] < 8))
-        ):
+        cheap = self.norm is None and (self.border == 0 or self.x.shape[1] < 8)
+        if self.impl == "reference" or self.x.dtype != dtype or cheap:
             self.settle()
         x = self.x.contiguous(memory_format=torch.channels_last)
+        each_bias = biases if biases else [None] * len(convs)
         if len(convs) == 1:
-            self.x = self._by_library(x, conv, biases[0] if biases else None, recompute)
+            self.x = self._convolved(x, convs[0], each_bias[0], recompute)
         else:
-            parts = each_weight(x, convs, biases or [None] * len(convs))
-            self.x = torch.cat(
-                [self._by_library(part, layer, bias, recompute) for part, layer, bias in parts]
-            )
-        self.norm, self.act, self.border = None, "none", 0
+            parts = each_weight(x, convs, each_bias)
+            self.x = torch.cat([self._convolved(y, conv, bias, recompute) for y, conv, bias in parts])
+        self._done()
+        self.border = 0
 
-    def _by_library(self, x: Tensor, conv: Any, bias: Tensor | None, recompute: bool) -> Tensor:
+    def _convolved(self, x: Tensor, conv: Any, bias: Tensor | None, recompute: bool) -> Tensor:
         """Return one network's convolution of x by PyTorch, with what is still to be done before it."""
         if self.norm is None and self.border == 0:
             return _plain_conv(x, conv, bias)
-        sizes = (
-            conv.stride,
-            conv.padding,
-            conv.dilation,
-            isinstance(conv, nn.ConvTranspose2d),
-            conv.output_padding,
-            conv.groups,
-        )
-        options: dict[str, Any] = {
-            "border": self.border,
-            "recompute": recompute,
-            "required": self.required,
-            **self._norm_options(),
-        }
-        return norm_conv(x, conv.weight, bias, sizes, **options)
+        transposed = isinstance(conv, nn.ConvTranspose2d)
+        sizes = (conv.stride, conv.padding, conv.dilation, transposed, conv.output_padding, conv.groups)
+        options: dict[str, Any] = {"recompute": recompute, "required": self.required, **self._norm_options()}
+        return norm_conv(x, conv.weight, bias, sizes, border=self.border, **options)
 
     def _zero_pads(self, convs: Layers, dtype: torch.dtype) -> bool:
         """Whether our kernels compute zero-padded ``convs`` in ``dtype``, with the norm that is open.
@@ -197,57 +198,48 @@ class Flow:
         """
         conv, transposed = convs[0], isinstance(convs[0], nn.ConvTranspose2d)
         square = all(len(set(sizes)) == 1 for sizes in (conv.stride, conv.padding, conv.output_padding))
-        plain = (
-            square
-            and conv.dilation == (1, 1)
-            and conv.groups == 1
-            and (self.norm is None or self.norm.weight is None)
-        )
-        sizes = (conv.stride[0], conv.padding[0], transposed, conv.output_padding[0])
-        if not plain or not serves(self.x.shape[1], conv.weight.shape, *sizes):
+        if not square or conv.dilation != (1, 1) or conv.groups != 1:
             return False
-        times = measured("zero_conv", self.x, dtype, len(convs), conv.out_channels, conv.kernel_size[0])
-        return times["triton"] < times["cudnn"] if len(convs) == 1 and times else len(convs) > 1
+        if self.norm is not None and self.norm.weight is not None:
+            return False
+        sizes = (conv.stride[0], conv.padding[0], transposed, conv.output_padding[0])
+        if not serves(self.x.shape[1], conv.weight.shape, *sizes):
+            return False
+        if len(convs) > 1:
+            return True
+        times = measured("zero_conv", self.x, dtype, 1, conv.out_channels, conv.kernel_size[0])
+        return bool(times) and times["triton"] < times["cudnn"]
 
     def _zero_pad(self, convs: Layers, biases: list[Tensor], recompute: bool) -> None:
         """Replace x by its convolution in our kernels, with the norm before it."""
         conv, norm = convs[0], self.norm
-        options: dict[str, Any] = {
-            "stride": conv.stride[0],
-            "padding": conv.padding[0],
-            "recompute": recompute,
-            "required": self.required,
-        }
-        options |= {
-            "transposed": isinstance(conv, nn.ConvTranspose2d),
-            "output_padding": conv.output_padding[0],
-        }
+        options: dict[str, Any] = {"recompute": recompute, "required": self.required}
+        options |= {"stride": conv.stride[0], "padding": conv.padding[0]}
+        if isinstance(conv, nn.ConvTranspose2d):
+            options |= {"transposed": True, "output_padding": conv.output_padding[0]}
         if norm is not None:
             options |= {"norm": True, "eps": norm.eps, "act": self.act, "slope": self.slope}
         self.x = zero_conv(self.x, [conv.weight for conv in convs], biases, **options)
-        self.norm, self.act = None, "none"
+        self._done()
 
     def _reflect(
         self, convs: Layers, biases: list[Tensor], following: Layers | None, recompute: bool
     ) -> None:
         """Replace x by its convolution in our kernels, with the norm, the border and the tanh around it."""
-        tanh = following is not None and untouched(following[0], FloatTanh)
-        options: dict[str, Any] = {
-            "padding": self.border,
-            "tanh": tanh,
-            "recompute": recompute,
-            **self._norm_options(),
-        }
-        self.x = reflect_conv(
-            self.x, [conv.weight for conv in convs], biases, required=self.required, **options
-        )
-        if tanh and not torch.is_autocast_enabled(self.x.device.type):
+        tanh = None
+        if following is not None and untouched(following[0], FloatTanh):
+            tanh = following[0]
+        weights = [conv.weight for conv in convs]
+        options: dict[str, Any] = {"recompute": recompute, "required": self.required, **self._norm_options()}
+        self.x = reflect_conv(self.x, weights, biases, padding=self.border, tanh=tanh is not None, **options)
+        if tanh is not None and not torch.is_autocast_enabled(self.x.device.type):
             self.x = self.x.to(convs[0].weight.dtype)
-        self.norm, self.act, self.border = None, "none", 0
-        self.done = following[0] if tanh and following is not None else None
+        self._done()
+        self.border, self.done = 0, tanh
 
     def _norm_options(self) -> dict[str, Any]:
-        if (norm := self.norm) is None:
+        norm = self.norm
+        if norm is None:
             return {"norm": False}
         affine = {"norm_weight": norm.weight, "norm_bias": norm.bias}
         return {"norm": True, **affine, "eps": norm.eps, "act": self.act, "slope": self.slope}

@@ -4,6 +4,8 @@ listened to by nobody.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
@@ -13,35 +15,53 @@ from fastcyclegan import reference
 
 def untouched(layer: nn.Module | None, *kinds: type[nn.Module]) -> bool:
     """Whether ``layer`` is exactly one of ``kinds``, with its own forward, and nobody listens to it."""
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     if layer is None or type(layer) not in kinds or "forward" in layer.__dict__:
         return False
-    return not (any(getattr(layer, name) for name in hooks) or _has_any_global_hook())
+    return not has_hooks(layer) and not _has_any_global_hook()
 
 
-def is_norm(layer: nn.Module | None) -> bool:
-    return untouched(layer, nn.InstanceNorm2d, reference.InstanceNorm2d) and not layer.track_running_stats  # type: ignore[union-attr]
+def has_hooks(module: nn.Module) -> bool:
+    """Whether somebody listens to ``module`` itself."""
+    hooks = (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    )
+    return any(hooks)
 
 
-def is_conv(layer: nn.Module | None) -> bool:
-    plain = untouched(layer, nn.Conv2d, nn.ConvTranspose2d, reference.ResizeConv2d)
-    return plain and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)  # type: ignore[union-attr]
+def is_norm(layer: Any) -> bool:
+    if not untouched(layer, nn.InstanceNorm2d, reference.InstanceNorm2d):
+        return False
+    return not layer.track_running_stats
 
 
-def activation(layer: nn.Module) -> tuple[str, float] | None:
+def is_conv(layer: Any) -> bool:
+    if not untouched(layer, nn.Conv2d, nn.ConvTranspose2d, reference.ResizeConv2d):
+        return False
+    return layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+
+
+def activation(layer: Any) -> tuple[str, float] | None:
     if untouched(layer, nn.ReLU):
         return "relu", 0.0
-    return ("leaky_relu", layer.negative_slope) if untouched(layer, nn.LeakyReLU) else None  # type: ignore[return-value]
+    if untouched(layer, nn.LeakyReLU):
+        return "leaky_relu", layer.negative_slope
+    return None
 
 
-def border_of(layer: nn.Module, following: nn.Module | None) -> int:
+def border_of(layer: Any, following: nn.Module | None) -> int:
     """Return the border of a reflection pad that the convolution after it can take over, else 0."""
-    if not (untouched(layer, nn.ReflectionPad2d) and is_conv(following)):
+    if not untouched(layer, nn.ReflectionPad2d) or not is_conv(following) or len(set(layer.padding)) > 1:
         return 0
-    return layer.padding[0] if len(set(layer.padding)) == 1 else 0  # type: ignore[arg-type, index, return-value]
+    border: int = layer.padding[0]
+    return border
 
 
 def compute_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
     """Return the dtype that a convolution of ``x`` computes in here."""
     kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+    if torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return weight.dtype

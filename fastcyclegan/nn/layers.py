@@ -88,15 +88,14 @@ class InstanceNormAct(nn.modules.instancenorm._InstanceNorm):
             }
             return instance_norm(input, self.weight, self.bias, residual=residual, **options)
         y = reference.contiguous_gradient(self._apply_instance_norm(input))
-        y = (
-            F.relu(y)
-            if self.act == "relu"
-            else F.leaky_relu(y, self.slope)
-            if self.act == "leaky_relu"
-            else y
-        )
+        if self.act == "relu":
+            y = F.relu(y)
+        elif self.act == "leaky_relu":
+            y = F.leaky_relu(y, self.slope)
         return y if residual is None else y + residual
 
     def extra_repr(self) -> str:
-        slope = f", slope={self.slope}" if self.act == "leaky_relu" else ""
-        return f"{super().extra_repr()}, act={self.act}{slope}, impl={self.impl}"
+        act = self.act
+        if act == "leaky_relu":
+            act += f", slope={self.slope}"
+        return f"{super().extra_repr()}, act={act}, impl={self.impl}"

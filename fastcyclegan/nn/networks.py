@@ -4,6 +4,8 @@ the official names.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any, Literal
 
 from torch import nn
@@ -11,7 +13,7 @@ from torch import nn
 from fastcyclegan import reference
 from fastcyclegan.config import ModelConfig
 from fastcyclegan.kernels.dispatch import check_impl, resolve_impl
-from fastcyclegan.nn.chains import Chain, chained
+from fastcyclegan.nn.chains import Chain, ResidualBlock, UnetBlock
 from fastcyclegan.nn.layers import FloatTanh
 from fastcyclegan.nn.pretrained import Pretrained
 from fastcyclegan.reference import Norm
@@ -23,9 +25,18 @@ def set_impl(net: nn.Module, impl: str) -> None:
     """Let ``net`` be computed by ``impl`` from now on. Raises ValueError for one that is unknown."""
     check_impl(impl)
     net.impl = impl  # type: ignore[assignment]
-    for module in net.modules():
-        if isinstance(module, Chain):
-            module.impl = impl
+    for chain in _chains(net):
+        chain.impl = impl
+
+
+def _chains(net: nn.Module) -> list[Chain]:
+    return [module for module in net.modules() if isinstance(module, Chain)]
+
+
+def _set_up(net: nn.Module, impl: str, recompute: bool) -> None:
+    set_impl(net, impl)
+    for chain in _chains(net):
+        chain.recompute = recompute
 
 
 def computed_by(net: nn.Module) -> str:
@@ -41,23 +52,26 @@ def computed_by(net: nn.Module) -> str:
         return f"cannot serve {str(parameter.dtype).removeprefix('torch.')} on {parameter.device}"
 
 
-def _choose(net: nn.Module, impl: str, recompute: bool) -> None:
-    check_impl(impl)
-    net.impl = impl  # type: ignore[assignment]
-    _float_output(net)
-    for module in net.modules():
-        if (
-            type(module) is nn.InstanceNorm2d
-        ):  # of a norm given as a function: the same, right in every memory layout
-            module.__class__ = reference.InstanceNorm2d
-    chained(net, impl, recompute)
+def _in_any_layout(norm: Norm, affine: bool) -> Norm:
+    """Return ``norm`` with the reference's InstanceNorm2d, right in every memory layout, in place of
+    torch's."""
+    if isinstance(norm, str) or affine:
+        return norm
+    if norm is nn.InstanceNorm2d:
+        return reference.InstanceNorm2d
+    if isinstance(norm, functools.partial) and norm.func is nn.InstanceNorm2d:
+        return functools.partial(reference.InstanceNorm2d, *norm.args, **norm.keywords)
+    return functools.partial(_made_in_any_layout, norm)
 
 
-def _float_output(net: nn.Module) -> None:
-    for parent in list(net.modules()):
-        for name, child in list(parent.named_children()):
-            if type(child) is nn.Tanh:
-                setattr(parent, name, FloatTanh())
+def _made_in_any_layout(norm: Callable[[int], nn.Module], channels: int) -> nn.Module:
+    made = norm(channels)
+    if type(made) is not nn.InstanceNorm2d:
+        return made
+    options = (made.num_features, made.eps, made.momentum, made.affine, made.track_running_stats)
+    found = reference.InstanceNorm2d(*options)  # type: ignore[arg-type]
+    found.load_state_dict(made.state_dict())
+    return found
 
 
 class Generator(reference.Generator, Pretrained):
@@ -75,6 +89,9 @@ class Generator(reference.Generator, Pretrained):
     """
 
     keeps_arguments = True
+    sequential = Chain
+    residual_block = ResidualBlock
+    tanh = FloatTanh
 
     def __init__(
         self,
@@ -90,19 +107,12 @@ class Generator(reference.Generator, Pretrained):
         recompute: bool = True,
         padding_type: str = "reflect",
     ) -> None:
-        super().__init__(
-            input_nc, output_nc, ngf, n_blocks, norm, affine, use_dropout, upsample, padding_type
-        )
-        _choose(self, impl, recompute)
-        self.arguments = {
-            "input_nc": input_nc,
-            "output_nc": output_nc,
-            "ngf": ngf,
-            "n_blocks": n_blocks,
-            "norm": norm,
-            "affine": affine,
-        }
-        self.arguments |= {"use_dropout": use_dropout, "upsample": upsample, "padding_type": padding_type}
+        made_norm = _in_any_layout(norm, affine)
+        options = {"use_dropout": use_dropout, "upsample": upsample, "padding_type": padding_type}
+        super().__init__(input_nc, output_nc, ngf, n_blocks, made_norm, affine, **options)  # type: ignore[arg-type]
+        _set_up(self, impl, recompute)
+        sizes = {"input_nc": input_nc, "output_nc": output_nc, "ngf": ngf, "n_blocks": n_blocks}
+        self.arguments = {**sizes, "norm": norm, "affine": affine, **options}
 
     def extra_repr(self) -> str:
         return f"impl={self.impl} ({computed_by(self)})"
@@ -114,6 +124,7 @@ class UnetGenerator(reference.UnetGenerator, Pretrained):
     """
 
     keeps_arguments = True
+    unet_block = UnetBlock
 
     def __init__(
         self,
@@ -127,16 +138,11 @@ class UnetGenerator(reference.UnetGenerator, Pretrained):
         recompute: bool = True,
         affine: bool = False,
     ) -> None:
-        super().__init__(input_nc, output_nc, num_downs, ngf, norm, use_dropout, affine)
-        _choose(self, impl, recompute)
-        self.arguments = {
-            "input_nc": input_nc,
-            "output_nc": output_nc,
-            "num_downs": num_downs,
-            "ngf": ngf,
-            "norm": norm,
-        }
-        self.arguments |= {"use_dropout": use_dropout, "affine": affine}
+        made_norm = _in_any_layout(norm, affine)
+        super().__init__(input_nc, output_nc, num_downs, ngf, made_norm, use_dropout, affine)
+        _set_up(self, impl, recompute)
+        sizes = {"input_nc": input_nc, "output_nc": output_nc, "num_downs": num_downs, "ngf": ngf}
+        self.arguments = {**sizes, "norm": norm, "use_dropout": use_dropout, "affine": affine}
 
     def extra_repr(self) -> str:
         return f"impl={self.impl} ({computed_by(self)})"
@@ -146,6 +152,8 @@ class Discriminator(reference.Discriminator):
     """The PatchGAN, a drop-in for the official ``NLayerDiscriminator``; see ``reference.Discriminator`` and
     ``Generator`` for ``impl``.
     """
+
+    sequential = Chain
 
     def __init__(
         self,
@@ -157,8 +165,8 @@ class Discriminator(reference.Discriminator):
         recompute: bool = True,
         affine: bool = False,
     ) -> None:
-        super().__init__(input_nc, ndf, n_layers, norm, affine)
-        _choose(self, impl, recompute)
+        super().__init__(input_nc, ndf, n_layers, _in_any_layout(norm, affine), affine)
+        _set_up(self, impl, recompute)
 
     def extra_repr(self) -> str:
         return f"impl={self.impl} ({computed_by(self)})"
@@ -166,6 +174,8 @@ class Discriminator(reference.Discriminator):
 
 class PixelDiscriminator(reference.PixelDiscriminator):
     """The 1x1 PatchGAN, a drop-in for the official ``PixelDiscriminator``."""
+
+    sequential = Chain
 
     def __init__(
         self,
@@ -176,8 +186,8 @@ class PixelDiscriminator(reference.PixelDiscriminator):
         recompute: bool = True,
         affine: bool = False,
     ) -> None:
-        super().__init__(input_nc, ndf, norm, affine)
-        _choose(self, impl, recompute)
+        super().__init__(input_nc, ndf, _in_any_layout(norm, affine), affine)
+        _set_up(self, impl, recompute)
 
     def extra_repr(self) -> str:
         return f"impl={self.impl} ({computed_by(self)})"
@@ -187,9 +197,8 @@ def build_generator(config: ModelConfig, input_nc: int, output_nc: int) -> nn.Mo
     """Return the generator ``config.netG`` names, from ``input_nc`` to ``output_nc`` channels, not yet
     initialised.
     """
-    common: dict[str, Any] = {
-        name: getattr(config, name) for name in ("ngf", "norm", "affine", "use_dropout", "impl")
-    }
+    common: dict[str, Any] = {"ngf": config.ngf, "norm": config.norm, "affine": config.affine}
+    common |= {"use_dropout": config.use_dropout, "impl": config.impl}
     if config.netG.startswith("unet"):
         num_downs = {"unet_256": 8, "unet_128": 7}[config.netG]
         return UnetGenerator(input_nc, output_nc, num_downs=num_downs, **common)

@@ -8,7 +8,6 @@ arguments of the class) and a model card, README.md. The packages come with ``pi
 
 from __future__ import annotations
 
-import copy
 import functools
 import importlib.util
 import json
@@ -17,11 +16,16 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+from torch import nn
 
 from fastcyclegan.errors import UserError
 from fastcyclegan.tensor_files import load_tensors
 
-WEIGHTS = "model.safetensors"
+# The files of a folder of ``save_pretrained``.
+WEIGHTS_FILE = "model.safetensors"
+ARGUMENTS_FILE = "config.json"
+# The options of huggingface_hub's mixin that say how a file is fetched.
+_DOWNLOAD_OPTIONS = ("revision", "cache_dir", "force_download", "local_files_only", "token")
 
 _CARD = """---
 {{ card_data }}
@@ -38,7 +42,7 @@ G = {{ kind }}.from_pretrained("{{ repo_id }}")
 fake = G(images)  # float [N, {{ input_nc }}, H, W] in [-1, 1]
 ```
 
-Its keys are those of the official PyTorch code: `torch.save(G.state_dict(), "latest_net_G.pth")`
+Its keys are those of the official PyTorch code: `torch.save(G.state_dict(), "latest_net_G.pth")` \
 makes a file that its `test.py` loads.
 {% if training %}
 ## Training
@@ -61,22 +65,25 @@ def training_of(config: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
 
     ``config``: the groups of its config.json. Raises KeyError for a setting that is missing.
     """
-    data, loss, optim = (config[group] for group in ("data", "loss", "optim"))
+    data, loss, optim = config["data"], config["loss"], config["optim"]
     folders = [Path(data[name]).name for name in ("dataroot", "data_A", "data_B") if data[name] is not None]
-    most = f", at most {optim['max_iters']:,} iterations" if optim["max_iters"] else ""
-    average = f", average of weights {optim['ema']:g}" if optim.get("ema") else ""
+    source = "built-in"
+    if folders:
+        source = " and ".join(folders)
+    length = f"{optim['n_epochs']} epochs and {optim['n_epochs_decay']} of decay"
+    if optim["max_iters"]:
+        length += f", at most {optim['max_iters']:,} iterations"
     cycle = f"cycle {loss['lambda_A']:g} and {loss['lambda_B']:g}"
+    identity = f"identity {loss['lambda_identity']:g}"
+    adam = f"lr {optim['lr']:g} ({optim['lr_policy']}), beta1 {optim['beta1']:g}"
+    if optim.get("ema"):
+        adam += f", average of weights {optim['ema']:g}"
     return {
-        "pictures": f"{' and '.join(folders) or 'built-in'}, {data['direction']}",
+        "pictures": f"{source}, {data['direction']}",
         "samples": f"{data['preprocess']}, load_size {data['load_size']}, crop_size {data['crop_size']}",
-        "length": (
-            f"{optim['n_epochs']} epochs and {optim['n_epochs_decay']} of decay{most}, batch"
-            f" {data['batch_size']}"
-        ),
-        "losses": (
-            f"{loss['gan_mode']}, {cycle}, identity {loss['lambda_identity']:g}, pool {loss['pool_size']}"
-        ),
-        "Adam": f"lr {optim['lr']:g} ({optim['lr_policy']}), beta1 {optim['beta1']:g}{average}",
+        "length": f"{length}, batch {data['batch_size']}",
+        "losses": f"{loss['gan_mode']}, {cycle}, {identity}, pool {loss['pool_size']}",
+        "Adam": adam,
         "seed": str(config["run"]["seed"]),
     }
 
@@ -86,13 +93,18 @@ def _training_in(run: Path) -> dict[str, str]:
 
     Of config.json, else of its state, as plain values: nothing here knows what settings there are.
     """
-    file = next((run / name for name in ("config.json", "state.pt") if (run / name).is_file()), None)
-    if file is None:
+    # As checkpoints/ names them.
+    config_file, state_file = run / "config.json", run / "state.pt"
+    if config_file.is_file():
+        file = config_file
+    elif state_file.is_file():
+        file = state_file
+    else:
         raise UserError(f"{run}: not a run's folder with a configuration")
     try:
-        return training_of(
-            json.loads(file.read_text()) if file.suffix == ".json" else load_tensors(file)["config"]
-        )
+        if file == config_file:
+            return training_of(json.loads(file.read_text()))
+        return training_of(load_tensors(file)["config"])
     except KeyError as error:
         raise UserError(f"{file}: not a configuration of a run: it has no {error.args[0]}") from None
     except (OSError, ValueError, TypeError, AttributeError) as error:
@@ -121,9 +133,9 @@ class Pretrained:
             raise UserError(f"{source}: a file; load_generator takes files")
         if Path(source).is_dir():
             _check_folder(Path(source))
-        net = _mixed(_owner(cls)).from_pretrained(str(source), **options)
-        net.__class__ = _owner(cls)
-        del net._hub_mixin_config
+        net: Self = _mixed(_owner(cls)).from_pretrained(str(source), **options)
+        # What the hub notes on networks that are of its own class.
+        vars(net).pop("_hub_mixin_config", None)
         return net
 
     def save_pretrained(
@@ -136,27 +148,31 @@ class Pretrained:
         Raises ValueError for a network that its arguments do not make, UserError for a ``run`` that is none,
         ImportError without the extra ``hub``.
         """
-        name = title or Path(folder).resolve().name
-        mixed = self._as_mixed(run, name, name)
+        if not title:
+            title = Path(folder).resolve().name
+        mixed = self._as_mixed(run, title, title)
         mixed.save_pretrained(str(folder), config=self.arguments, **options)
 
     def push_to_hub(self, repo_id: str, *, run: str | Path | None = None, **options: Any) -> Any:
         """Upload what ``save_pretrained`` writes, and return the address. ``options``: those of
         ``ModelHubMixin.push_to_hub``.
         """
-        return self._as_mixed(run, repo_id.rpartition("/")[2], repo_id).push_to_hub(
-            repo_id, config=self.arguments, **options
-        )
+        title = repo_id.rpartition("/")[2]
+        mixed = self._as_mixed(run, title, repo_id)
+        return mixed.push_to_hub(repo_id, config=self.arguments, **options)
 
     def _as_mixed(self, run: str | Path | None, title: str, repo_id: str) -> Any:
         """Return a view of this network, with the same parameters, of the class that the hub's mixin
         knows."""
         _require()
         _check_arguments(self)
-        training = _training_in(Path(run)) if run is not None else {}
-        view = copy.copy(self)
-        view.__class__ = _mixed(_owner(type(self)))
-        view.card = {"title": title, "repo_id": repo_id, "training": training}  # type: ignore[attr-defined]
+        training: dict[str, str] = {}
+        if run is not None:
+            training = _training_in(Path(run))
+        kind = _mixed(_owner(type(self)))
+        view = object.__new__(kind)
+        vars(view).update(vars(self))
+        view.card = {"title": title, "repo_id": repo_id, "training": training}
         return view
 
 
@@ -169,30 +185,29 @@ def _owner(cls: type) -> type:
 
 def _check_folder(folder: Path) -> None:
     """Raise UserError where ``folder`` is not one of ``save_pretrained``."""
-    if not (folder / WEIGHTS).exists():
-        raise UserError(f"{folder}: no {WEIGHTS} in it; load_generator takes runs and official files")
+    if not (folder / WEIGHTS_FILE).exists():
+        raise UserError(f"{folder}: no {WEIGHTS_FILE} in it; load_generator takes runs and official files")
+    file = folder / ARGUMENTS_FILE
     try:
-        config = json.loads((folder / "config.json").read_text())
+        arguments = json.loads(file.read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder / 'config.json'}: cannot be read: {str(error).splitlines()[0]}") from None
-    if not isinstance(config, dict):
-        raise UserError(
-            f"{folder / 'config.json'}: not the arguments of a network, but a {type(config).__name__}"
-        )
+        raise UserError(f"{file}: cannot be read: {str(error).splitlines()[0]}") from None
+    if not isinstance(arguments, dict):
+        raise UserError(f"{file}: not the arguments of a network, but a {type(arguments).__name__}")
+
+
+def _shapes(net: nn.Module) -> dict[str, torch.Size]:
+    return {key: value.shape for key, value in net.state_dict().items()}
 
 
 def _check_arguments(net: Any) -> None:
     strange = [name for name, value in net.arguments.items() if callable(value)]
     if strange:
-        raise ValueError(
-            f"{type(net).__name__}: {strange[0]} was given as a function, which no file can keep; give its"
-            " name"
-        )
+        what = f"{strange[0]} was given as a function, which no file can keep; give its name"
+        raise ValueError(f"{type(net).__name__}: {what}")
     with torch.device("meta"):
-        made = _owner(type(net))(**net.arguments).state_dict()
-    if {key: value.shape for key, value in made.items()} != {
-        key: value.shape for key, value in net.state_dict().items()
-    }:
+        made = _owner(type(net))(**net.arguments)
+    if _shapes(made) != _shapes(net):
         raise ValueError(
             f"{type(net).__name__}: its layers were changed, so that its arguments do not make it any more"
         )
@@ -210,9 +225,8 @@ def _check_function(net: Any) -> None:
     made = made.to_empty(device=parameter.device).to(parameter.dtype).eval()
     made.load_state_dict(net.state_dict())
     side = max(32, int(getattr(net, "size_multiple", 4)))
-    x = torch.randn(1, net.arguments["input_nc"], side, side, generator=torch.Generator().manual_seed(0)).to(
-        parameter
-    )
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, net.arguments["input_nc"], side, side, generator=generator).to(parameter)
     try:
         wanted, found = made(x).double(), net.eval()(x).double()
     finally:
@@ -225,10 +239,61 @@ def _check_function(net: Any) -> None:
         )
 
 
+def _write_weights(net: Any, kind: type, folder: Path) -> None:
+    """Write the weights of ``net``, and in their metadata the class ``kind`` and its arguments."""
+    from safetensors.torch import save_file
+
+    weights = {key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}
+    about = json.dumps({"class": kind.__name__, **net.arguments})
+    save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt", "fastcyclegan": about})
+
+
+def _weights_file(source: str, download: dict[str, Any]) -> Path:
+    """Return the file of weights in the folder ``source``, or, fetched, of that name on the hub."""
+    from huggingface_hub import hf_hub_download
+
+    if Path(source).is_dir():
+        return Path(source) / WEIGHTS_FILE
+    return Path(hf_hub_download(source, WEIGHTS_FILE, **download))
+
+
+def _read_network(kind: Any, source: str, strict: bool, options: dict[str, Any]) -> Any:
+    """Return the network of class ``kind`` in ``source``. ``options``: how it is fetched, and its arguments.
+
+    Raises UserError for arguments that are none of the class, and for weights of another network.
+    """
+    download = {name: options.pop(name) for name in _DOWNLOAD_OPTIONS}
+    file = _weights_file(source, download)
+    try:
+        net = kind(**options)
+    except (TypeError, ValueError, AttributeError) as error:
+        arguments = Path(source) / ARGUMENTS_FILE
+        why = str(error).splitlines()[0]
+        raise UserError(f"{arguments}: no arguments of {kind.__name__}: {why}") from None
+    try:
+        net.load_state_dict(load_tensors(file), strict=strict)
+    except RuntimeError as error:
+        why = str(error).splitlines()[-1].strip()
+        raise UserError(f"{file}: does not fit its {ARGUMENTS_FILE}: {why}") from None
+    return net
+
+
+def _facts(net: Any, kind: type) -> dict[str, Any]:
+    """Return what a model card says of ``net``."""
+    shown = [f"{name} {value}" for name, value in net.arguments.items() if value not in (False, None)]
+    count = sum(parameter.numel() for parameter in net.parameters())
+    return {
+        "kind": kind.__name__,
+        "architecture": ", ".join(shown),
+        "input_nc": net.arguments["input_nc"],
+        "parameters": f"{count:,}",
+    }
+
+
 @functools.cache
 def _mixed(kind: type) -> Any:
     """Return ``kind`` with huggingface_hub's mixin, reading and writing files by our own rules."""
-    from huggingface_hub import ModelCard, ModelHubMixin, PyTorchModelHubMixin, hf_hub_download
+    from huggingface_hub import ModelCard, ModelHubMixin, PyTorchModelHubMixin
 
     options: dict[str, Any] = {
         "library_name": "fastcyclegan",
@@ -246,48 +311,21 @@ def _mixed(kind: type) -> Any:
         card: Mapping[str, Any]
 
         def _save_pretrained(self, save_directory: Path) -> None:
-            from safetensors.torch import save_file
-
-            weights = {key: value.detach().cpu().contiguous() for key, value in self.state_dict().items()}
-            about = {"format": "pt", "fastcyclegan": json.dumps({"class": kind.__name__, **self.arguments})}
-            save_file(weights, save_directory / WEIGHTS, metadata=about)
+            _write_weights(self, kind, save_directory)
 
         @classmethod
         def _from_pretrained(
             cls, *, model_id: str, map_location: str = "cpu", strict: bool = True, **options: Any
         ) -> Any:
-            download = {
-                name: options.pop(name)
-                for name in ("revision", "cache_dir", "force_download", "local_files_only", "token")
-            }
-            folder = Path(model_id)
-            file = (
-                folder / WEIGHTS if folder.is_dir() else Path(hf_hub_download(model_id, WEIGHTS, **download))
-            )
-            try:
-                net = cls(**options)
-            except (TypeError, ValueError, AttributeError) as error:
-                raise UserError(
-                    f"{folder / 'config.json'}: no arguments of {kind.__name__}: {str(error).splitlines()[0]}"
-                ) from None
-            try:
-                net.load_state_dict(load_tensors(file), strict=strict)
-            except RuntimeError as error:
-                raise UserError(
-                    f"{file}: does not fit its config.json: {str(error).splitlines()[-1].strip()}"
-                ) from None
-            return net.to(map_location).eval()
+            return _read_network(kind, model_id, strict, options).to(map_location).eval()
 
         def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
-            info, a = self._hub_mixin_info, self.arguments
-            shown = ", ".join(f"{name} {value}" for name, value in a.items() if value not in (False, None))
-            count = sum(p.numel() for p in self.parameters())
-            repo_id = kwargs.pop("repo_id", None) or self.card["repo_id"]
-            facts = {"kind": kind.__name__, "architecture": shown, "input_nc": a["input_nc"]}
-            facts |= {"parameters": f"{count:,}", "repo_id": repo_id}
-            return ModelCard.from_template(
-                card_data=info.model_card_data, template_str=_CARD, **{**self.card, **facts}
-            )
+            values = {**self.card, **_facts(self, kind)}
+            repo_id = kwargs.pop("repo_id", None)
+            if repo_id:
+                values["repo_id"] = repo_id
+            card_data = self._hub_mixin_info.model_card_data
+            return ModelCard.from_template(card_data=card_data, template_str=_CARD, **values)
 
     Mixed.__name__ = Mixed.__qualname__ = kind.__name__
     return Mixed

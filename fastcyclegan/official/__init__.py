@@ -2,6 +2,7 @@
 training step.
 
 What is replaced in a checkout, how it is shown to be the same, and how a later change is noticed belong here.
-The official files of weights are in ``checkpoints/``, networks for other code in ``compat.py``. Uses
-``engine``, ``recipes``, ``data``, ``compat``, ``nn`` and ``config``.
+The official files of weights are in ``checkpoints/``, networks for other code in ``compat.py``.
+
+Uses ``engine``, ``recipes``, ``data``, ``compat``, ``nn`` and ``config``.
 """

@@ -191,16 +191,16 @@ def hand_over(model: Any, step: Step) -> str:
         _give_moments(getattr(model, name, None), engine.optimizers[phase])
     anew = []
     for name, side in _POOLS.items():
-        if not _give_pictures(getattr(model, name, None), engine.recipe.pools[side], model.real_A):
+        if not _give_pictures(getattr(model, name, None), step.recipe.pools[side], model.real_A):
             anew.append(name)
     what = "it goes on with our weights and moments"
     if anew:
         what += f", but {' and '.join(anew)} cannot take our pictures"
     else:
         what += " and pools"
-    if engine.precision == "bf16":
+    if engine.choices.precision == "bf16":
         what += ", in fp32 instead of bf16"
-    if engine.compiled:
+    if engine.choices.compiled:
         what += ", no longer compiled"
     return what
 

@@ -18,7 +18,7 @@ from fastcyclegan.data.sample_plan import Sample, View
 from fastcyclegan.engine import Engine
 from fastcyclegan.errors import UserError
 from fastcyclegan.nn.networks import is_ours
-from fastcyclegan.recipes.cyclegan import CycleGAN
+from fastcyclegan.recipes.cyclegan import CycleGANRecipe
 from fastcyclegan.recipes.image_pool import ImagePool
 
 # The official discriminators are named after the generator whose pictures they judge, ours after the domain.
@@ -163,9 +163,16 @@ class Step:
         say: Callable[[str], None] = lambda text: None,
     ):
         nets = {NETS[name]: net for name, net in given.nets.items()}
-        recipe, fixed = CycleGAN(given.loss), given.fixed_sizes
+        self.recipe = CycleGANRecipe(given.loss)
         self.engine = Engine(
-            recipe, nets, given.optim, given.device, precision, compiled, say=say, fixed_sizes=fixed
+            self.recipe,
+            nets,
+            given.optim,
+            given.device,
+            precision,
+            compiled,
+            say=say,
+            fixed_sizes=given.fixed_sizes,
         )
         self.losses: dict[str, Tensor] = {}
 
@@ -173,7 +180,7 @@ class Step:
         """Run one iteration on pictures a, b [N, C, H, W] and return its losses, scalars on the device, by
         their official names.
         """
-        pools, view = self.engine.recipe.pools, View(0.0, 0.0, False)
+        pools, view = self.recipe.pools, View(0.0, 0.0, False)
         # The official step asks the pool of fake B for all its pictures first.
         drawn_B = list(draws(pools["B"], a.shape[0]))
         drawn_A = list(draws(pools["A"], b.shape[0]))
@@ -184,7 +191,7 @@ class Step:
         b = b.contiguous(memory_format=torch.channels_last)
         losses = self.engine.step(Batch(a, b, [""] * len(samples), [""] * len(samples), samples), lr)
         self.losses = {}
-        for name, loss in zip(self.engine.recipe.loss_names, losses.unbind(), strict=True):
+        for name, loss in zip(self.recipe.loss_names, losses.unbind(), strict=True):
             self.losses[LOSSES[name]] = loss
         return self.losses
 
@@ -204,11 +211,13 @@ class Step:
         devices = []
         if engine.device.type == "cuda":
             devices.append(engine.device)
-        autocast = torch.autocast(engine.device.type, torch.bfloat16, enabled=engine.precision == "bf16")
+        autocast = torch.autocast(
+            engine.device.type, torch.bfloat16, enabled=engine.choices.precision == "bf16"
+        )
         with torch.random.fork_rng(devices), autocast:
             fake_B, fake_A = G_A(a), G_B(b)
             found = {"fake_B": fake_B, "rec_A": G_B(fake_B), "fake_A": fake_A, "rec_B": G_A(fake_A)}
-            if engine.recipe.loss.lambda_identity > 0:
+            if self.recipe.has_identity:
                 found |= {"idt_A": G_A(b), "idt_B": G_B(a)}
         for buffer, value in kept:
             buffer.copy_(value)

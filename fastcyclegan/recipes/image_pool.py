@@ -39,7 +39,9 @@ class ImagePool:
     @property
     def slots(self) -> Tensor | list[Tensor] | None:
         """The slots [capacity, C, H, W], or a list of tensors [C, H, W]; None before the first query."""
-        return self._memory[: self.capacity] if self._memory is not None else None
+        if self._memory is None:
+            return None
+        return self._memory[: self.capacity]
 
     def plan(self, draws: Sequence[tuple[float, float]]) -> Indices:
         """Decide a query of ``len(draws)`` pictures from their (swap, place) in [0, 1), and count the slots
@@ -59,8 +61,10 @@ class ImagePool:
                 writer[slot] = n
             own.append(shown)
             stored.append(slot)
-        slot_of = {n: slot for slot, n in writer.items()}
-        return [own, stored, [slot_of.get(n, self.capacity) for n in range(len(own))]]
+        written = [self.capacity] * len(own)
+        for slot, n in writer.items():
+            written[n] = slot
+        return [own, stored, written]
 
     def query(self, images: Tensor, draws: Sequence[tuple[float, float]]) -> Tensor:
         """Return what the discriminator is shown for ``images`` [N, C, H, W] (detached), and store what is to
@@ -72,7 +76,9 @@ class ImagePool:
         """Whether pictures of ``size`` (C, H, W) are all that is in here, so that a query needs no decision
         of the host.
         """
-        return self.capacity == 0 or (isinstance(self._memory, Tensor) and self._memory.shape[1:] == size)
+        if self.capacity == 0:
+            return True
+        return isinstance(self._memory, Tensor) and self._memory.shape[1:] == size
 
     def _make_room(self, images: Tensor) -> None:
         if self._memory is None:
@@ -89,26 +95,30 @@ class ImagePool:
         if self.capacity == 0:
             return images
         self._make_room(images)
+        assert self._memory is not None
         if isinstance(self._memory, list):
             rows = indices.tolist() if isinstance(indices, Tensor) else indices
             return self._take_from_list(images, rows, self._memory)
-        assert self._memory is not None
-        table = (
-            indices
-            if isinstance(indices, Tensor)
-            else torch.tensor(indices, dtype=torch.int64, device=images.device).view(3, -1)
-        )
-        own, stored, written = table.unbind(0)
+        if not isinstance(indices, Tensor):
+            indices = torch.tensor(indices, dtype=torch.int64, device=images.device).view(3, -1)
+        return self._take_from_tensor(images, indices, self._memory)
+
+    def _take_from_tensor(self, images: Tensor, indices: Tensor, memory: Tensor) -> Tensor:
+        own, stored, written = indices.unbind(0)
         # As rows in memory: selecting pictures would leave channels_last.
-        slots, new = self._memory.permute(0, 2, 3, 1), images.permute(0, 2, 3, 1)
-        mine = new if new.shape[0] == 1 else new.index_select(0, own.clamp(min=0))
-        shown = torch.where((own < 0).view(-1, 1, 1, 1), slots.index_select(0, stored), mine)
-        slots.index_copy_(0, written, new)
+        slots, images = memory.permute(0, 2, 3, 1), images.permute(0, 2, 3, 1)
+        chosen = images
+        if images.shape[0] > 1:
+            chosen = images.index_select(0, own.clamp(min=0))
+        shown = torch.where((own < 0).view(-1, 1, 1, 1), slots.index_select(0, stored), chosen)
+        slots.index_copy_(0, written, images)
         return shown.permute(0, 3, 1, 2)
 
     def _take_from_list(self, images: Tensor, indices: Indices, slots: list[Tensor]) -> Tensor:
         own, stored, written = indices
-        shown = [slots[slot] if n < 0 else images[n] for n, slot in zip(own, stored, strict=True)]
+        shown = []
+        for n, slot in zip(own, stored, strict=True):
+            shown.append(slots[slot] if n < 0 else images[n])
         for n, slot in enumerate(written):
             if slot < self.capacity:
                 slots[slot] = images[n].clone()

@@ -4,11 +4,13 @@ few launches for all.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from fastcyclegan.recipes.recipe import Compile, uncompiled
 
 
 def _stacked(xs: Sequence[Tensor]) -> Tensor | None:
@@ -16,9 +18,9 @@ def _stacked(xs: Sequence[Tensor]) -> Tensor | None:
     if any(x.shape != xs[0].shape for x in xs[1:]):
         return None
     together = torch.cat(list(xs))  # not stack: which would leave channels_last
-    return (together.float() if together.dtype in (torch.bfloat16, torch.float16) else together).unflatten(
-        0, (len(xs), -1)
-    )
+    if together.dtype in (torch.bfloat16, torch.float16):
+        together = together.float()
+    return together.unflatten(0, (len(xs), -1))
 
 
 def gan_losses(judged: Sequence[Tensor], real: Tensor, mode: str) -> Tensor:
@@ -47,3 +49,34 @@ def l1_losses(results: Sequence[Tensor], targets: Sequence[Tensor], weights: Ten
     if stacked is None or wanted is None:
         return torch.stack([F.l1_loss(x, y) for x, y in zip(results, targets, strict=True)]) * weights
     return (stacked - wanted).abs().mean(tuple(range(1, stacked.dim()))) * weights.to(stacked)
+
+
+class BatchedLosses:
+    """Both losses by Python numbers. ``compiled`` makes one function of the arithmetic of each.
+
+    The numbers lie on the device of the images, put there once: a CUDA graph cannot wait for the host.
+    """
+
+    def __init__(self, mode: str, compiled: Compile = uncompiled) -> None:
+        self.mode = mode
+        self._gan_losses, self._l1_losses = compiled(gan_losses), compiled(l1_losses)
+        self._constants: dict[Hashable, Tensor] = {}
+
+    def adversarial(self, judged: Sequence[Tensor], real: Sequence[bool]) -> Tensor:
+        """Return the adversarial loss of each of k logits [N, 1, H, W], [k]; ``real``: which are to be judged
+        real.
+        """
+        return self._gan_losses(judged, self._constant(real, judged[0]), self.mode)
+
+    def distances(
+        self, results: Sequence[Tensor], targets: Sequence[Tensor], weights: Sequence[float]
+    ) -> Tensor:
+        """Return the weighted mean distance of each of k images [N, C, H, W] from its target, [k]."""
+        return self._l1_losses(results, targets, self._constant(weights, results[0]))
+
+    def _constant(self, values: Sequence[float], like: Tensor) -> Tensor:
+        dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+        key = (tuple(values), like.device, dtype)
+        if key not in self._constants:
+            self._constants[key] = torch.tensor(values, dtype=dtype, device=like.device)
+        return self._constants[key]

@@ -1,12 +1,32 @@
-"""What the engine needs of a recipe: the phases of an iteration, and what they work on."""
+"""The interface between a recipe, which says what is trained and by which losses, and all that runs it.
+
+A recipe is asked for its networks and their names, and for the phases of an iteration. A phase is a function
+from images to losses and to what later phases want of it; nothing of an iteration stays in the recipe but its
+image pools.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
+import torch
 from torch import Tensor, nn
+
+from fastcyclegan.config import ModelConfig
+from fastcyclegan.data.batch import Batch
+
+F = TypeVar("F", bound=Callable[..., Tensor])
+Compile = Callable[[F], F]
+"""Makes a faster function of one that computes losses, such as torch.compile."""
+Translate = Callable[[str, Tensor], Tensor]
+"""Runs the generator of a name on images [N, C, H, W]."""
+
+
+def uncompiled(function: F) -> F:
+    """Return ``function`` as it is."""
+    return function
 
 
 class Forward(Protocol):
@@ -24,32 +44,95 @@ class Forward(Protocol):
 
 @dataclass(frozen=True)
 class Inputs:
-    """What an iteration, or a part of one, works on: pictures of both domains [N, C, H, W], the numbers that
-    ``decide`` gave, on their device, and, in the discriminators' phase, the fakes that the pools show, by
-    domain."""
+    """What a phase works on: images of both domains [N, C, H, W], the numbers that ``decide`` gave, on their
+    device, and images of earlier phases by name: those that the phase wants, as its ``prepare`` returns them.
+    """
 
     A: Tensor
     B: Tensor
     numbers: dict[str, Tensor]
-    pooled: dict[str, Tensor] = field(default_factory=dict)
+    earlier: dict[str, Tensor] = field(default_factory=dict)
 
     def part(self, start: int, stop: int) -> Inputs:
         """Return the samples [start, stop)."""
         numbers = {name: values[..., start:stop] for name, values in self.numbers.items()}
-        pooled = {side: images[start:stop] for side, images in self.pooled.items()}
-        return Inputs(self.A[start:stop], self.B[start:stop], numbers, pooled)
+        earlier = {name: images[start:stop] for name, images in self.earlier.items()}
+        return Inputs(self.A[start:stop], self.B[start:stop], numbers, earlier)
+
+
+@dataclass(frozen=True)
+class PhaseResult:
+    """The losses of a phase [k], whose sum is minimised, and images [N, C, H, W] for later phases by name,
+    detached.
+    """
+
+    losses: Tensor
+    outputs: dict[str, Tensor] = field(default_factory=dict)
+
+
+def unprepared(inputs: Inputs) -> Inputs:
+    """Return ``inputs`` as they are."""
+    return inputs
 
 
 @dataclass(frozen=True)
 class Phase:
-    """One update: the networks it trains, the ones it freezes meanwhile, and its losses [k], whose sum is
-    minimised.
+    """One update: the networks it trains, those it freezes meanwhile, and the function that computes it.
 
-    ``begin`` does what the samples of a batch have to do together before they may go in parts.
+    ``wants`` names the outputs of earlier phases that it gets. ``prepare`` does what the samples of a batch
+    have to do together before they may go in parts; ``run`` is called for each part.
     """
 
     name: str
     trains: tuple[str, ...]
     freezes: tuple[str, ...]
-    losses: Callable[[Forward, Inputs], Tensor]
-    begin: Callable[[Inputs], Inputs] = lambda inputs: inputs
+    run: Callable[[Forward, Inputs], PhaseResult]
+    wants: tuple[str, ...] = ()
+    prepare: Callable[[Inputs], Inputs] = unprepared
+
+
+class Recipe(Protocol):
+    """What is trained, and how: see ``CycleGANRecipe`` for one."""
+
+    networks: tuple[str, ...]
+    """The names of the networks."""
+    networks_title: str
+    """How a message calls them, such as "the four of a CycleGAN"."""
+    official_names: Mapping[str, str]
+    """What the official code calls each of them in its files."""
+    generators: tuple[str, ...]
+    """Those of them that make images: what users keep, and what running averages are worth having of."""
+    loss_names: tuple[str, ...]
+    """The names of the losses, in the order in which the phases return them."""
+    twice_differentiated: tuple[str, ...]
+    """Networks whose gradient is differentiated again, which torch.compile and the kernels do not support."""
+
+    def build_networks(self, config: ModelConfig) -> dict[str, nn.Module]:
+        """Return the networks by name, initialised, in the order of creation that fixes what a seed gives."""
+
+    def phases(self, compiled: Compile = uncompiled) -> tuple[Phase, ...]:
+        """Return the phases of an iteration, in order; ``compiled`` makes their losses' arithmetic faster."""
+
+    def anew(self) -> Recipe:
+        """Return a recipe with the same settings, before its first iteration."""
+
+    def decide(self, batch: Batch) -> dict[str, Tensor]:
+        """Settle on the host all that chance decides for ``batch``; every entry has one column a sample.
+
+        Called once for each iteration, in their order.
+        """
+
+    def is_steady(self, batch: Batch) -> bool:
+        """Whether an iteration with ``batch`` needs no decision of the host, so that a graph can hold it."""
+
+    def generator(self, target: str) -> str:
+        """Return the name of the generator that makes images of domain ``target``, "A" or "B"."""
+
+    def samples(self, translate: Translate, A: Tensor, B: Tensor) -> dict[str, Tensor]:
+        """Return a row of the grid of samples by its columns' names, from one image of each domain."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what later iterations depend on besides networks and optimizers; its tensors are live."""
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """Restore what ``state_dict`` gave, on ``device``."""

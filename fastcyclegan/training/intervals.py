@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 
-class Every:
+class Interval:
     """When something is due: every ``images`` pictures if given, else every ``seconds``, and then never more
     than ``share`` of the time.
     """
@@ -23,5 +23,8 @@ class Every:
 
     def done(self, cost: float = 0.0) -> None:
         """It was done, and took ``cost`` seconds."""
-        self.seen = self.seen % self.images if self.images is not None else 0
+        if self.images is not None:
+            self.seen %= self.images
+        else:
+            self.seen = 0
         self.since, self.cost = time.monotonic(), cost

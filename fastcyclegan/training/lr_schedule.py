@@ -34,7 +34,7 @@ class Schedule:
 
     def __init__(self, config: OptimConfig, policy: Factor | None = None) -> None:
         self.base, self.steps_ahead = config.lr, {"end": -1, "start": 0}[config.lr_phase]
-        self.rule = policy or _rule(config)
+        self.rule = _rule(config) if policy is None else policy
 
     def lr(self, epoch: int) -> float:
         """Return the learning rate that epoch ``epoch`` (from 1) trains with."""
@@ -80,8 +80,6 @@ class PlateauSchedule(Schedule):
 
 def make_schedule(config: OptimConfig, policy: Factor | None = None) -> Schedule:
     """Return the schedule of ``config``, or one that follows ``policy``."""
-    return (
-        PlateauSchedule(config)
-        if policy is None and config.lr_policy == "plateau"
-        else Schedule(config, policy)
-    )
+    if policy is None and config.lr_policy == "plateau":
+        return PlateauSchedule(config)
+    return Schedule(config, policy)

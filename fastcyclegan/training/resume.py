@@ -9,9 +9,9 @@ from fastcyclegan.checkpoints import loading, run_files
 from fastcyclegan.config import TrainConfig, to_dict
 from fastcyclegan.data.loader import Say
 from fastcyclegan.errors import UserError
-from fastcyclegan.recipes.cyclegan import GENERATORS
+from fastcyclegan.recipes.recipe import Recipe
 from fastcyclegan.tensor_files import load_tensors, to_cpu
-from fastcyclegan.training.run import STATE_VERSION, TENSORS, Run
+from fastcyclegan.training.run import STATE_VERSION, Run
 
 # Settings that a state was made with and cannot be continued without: they fix the samples, their order and
 # the pools.
@@ -20,6 +20,8 @@ FIXED = (
     ("loss", "pool_size"),
     ("run", "seed"),
 )
+# The parts of a state that are dicts.
+_DICTS = ("nets", "optimizers", "recipe", "rng", "config", "extra")
 
 
 def _architecture(config: TrainConfig) -> str:
@@ -42,17 +44,22 @@ def resume(run: Run, say: Say) -> None:
     assert folder is not None
     state_file = folder / run_files.STATE
     if state_file.exists() and config.run.epoch == "latest":
-        take_up(run, read_state(state_file), state_file, say)
+        take_up(run, read_state(state_file, run.engine.recipe), state_file, say)
         say(f"continuing {folder} after iteration {run.iteration}")
         return
-    files = {name: run_files.weights_file(folder, config.run.epoch, name) for name in run.engine.nets}
-    lacking = [str(file) for file in files.values() if not file.exists()]
-    if lacking:
-        there = ", ".join(run_files.saved_epochs(folder)) or "none"
-        raise UserError(f"{lacking[0]}: no such file; weights in {folder}: {there}")
+    recipe, nets = run.engine.recipe, run.engine.nets
+    files = {}
+    for name in nets:
+        files[name] = run_files.weights_file(folder, config.run.epoch, recipe.official_names[name])
+    for file in files.values():
+        if not file.exists():
+            epochs = run_files.saved_epochs(folder)
+            there = ", ".join(epochs) if epochs else "none"
+            raise UserError(f"{file}: no such file; weights in {folder}: {there}")
     for name, file in files.items():
-        network = loading.choose(loading.read_networks(file), file, generator=name in GENERATORS)
-        run_files.fit_weights(run.engine.nets[name], network.weights, file, _architecture(config))
+        networks = loading.read_networks(file)
+        network = loading.choose(networks, file, generator=name in recipe.generators)
+        run_files.fit_weights(nets[name], network.weights, file, _architecture(config))
     if run.engine.average is not None:
         run.engine.average.restart()
     say(
@@ -61,33 +68,30 @@ def resume(run: Run, say: Say) -> None:
     )
 
 
-def read_state(file: Path) -> dict[str, Any]:
-    """Return the state in ``file``. Raises UserError where it is none that this version can continue."""
+def read_state(file: Path, recipe: Recipe) -> dict[str, Any]:
+    """Return the state in ``file``. Raises UserError where it is none that this version can continue, or of
+    another recipe.
+    """
     state = load_tensors(file)
-    parts = {
-        "nets": dict,
-        "optimizers": dict,
-        "recipe": dict,
-        "rng": dict,
-        "config": dict,
-        "extra": dict,
-        "iteration": int,
-        "first": int,
-    }
-    whole = isinstance(state, dict) and state.get("version") == STATE_VERSION
-    if (
-        not whole
-        or any(not isinstance(state.get(name), kind) for name, kind in parts.items())
-        or state["iteration"] < 0
-    ):
+    if not _is_state(state):
         raise UserError(f"{file}: not a state that this version can continue")
-    if set(state["nets"]) != {"G_AB", "G_BA", "D_A", "D_B"} or not all(
-        isinstance(net, dict) for net in state["nets"].values()
-    ):
-        raise UserError(f"{file}: its networks are not the four of a CycleGAN")
+    nets = state["nets"]
+    if set(nets) != set(recipe.networks) or not all(isinstance(net, dict) for net in nets.values()):
+        raise UserError(f"{file}: its networks are not {recipe.networks_title}")
     # Out of the file, which somebody may write to while this is in use.
     copied: dict[str, Any] = to_cpu(state)
     return copied
+
+
+def _is_state(state: Any) -> bool:
+    """Whether ``state`` has all parts of a state, of this version."""
+    if not isinstance(state, dict) or state.get("version") != STATE_VERSION:
+        return False
+    if not all(isinstance(state.get(name), dict) for name in _DICTS):
+        return False
+    if not all(isinstance(state.get(name), int) for name in ("iteration", "first")):
+        return False
+    return bool(state["iteration"] >= 0)
 
 
 def _check_state(state: Any, run: Run, file: Path | str, say: Say) -> None:
@@ -104,9 +108,8 @@ def _check_state(state: Any, run: Run, file: Path | str, say: Say) -> None:
             "the training pictures are not the ones that this run began with: it goes on with those that are"
             " there now"
         )
-    kind = run.choice.kind if run.choice is not None else TENSORS
-    if state.get("loader", kind) != kind:
+    if state.get("loader", run.reader) != run.reader:
         say(
-            f"pictures were read by {state['loader']} and are now by {kind}, whose resizing differs by a"
-            " level here and there"
+            f"pictures were read by {state['loader']} and are now by {run.reader}, whose resizing differs by"
+            " a level here and there"
         )

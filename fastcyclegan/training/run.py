@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,16 @@ class Run:
         """Iteration after which training is complete."""
         stop = self.config.optim.last_epoch * self.plan.iterations_per_epoch
         limit = self.config.optim.max_iters
-        return stop if limit is None else min(stop, self.first + limit)
+        if limit is None:
+            return stop
+        return min(stop, self.first + limit)
+
+    @property
+    def reader(self) -> str:
+        """What reads the images."""
+        if self.choice is None:
+            return TENSORS
+        return self.choice.kind
 
     def state(self, extra: dict[str, Any]) -> dict[str, Any]:
         """Return a copy of everything that the next iteration depends on."""
@@ -67,44 +77,44 @@ class Run:
             "iteration": self.iteration,
             "first": self.first,
             "pictures": self.fingerprints(),
-            "loader": self.choice.kind if self.choice is not None else TENSORS,
+            "loader": self.reader,
             "config": to_dict(with_absolute_paths(self.config)),
         }
         return {**place, "extra": extra, **to_cpu(self.engine.state_dict())}
 
     def fingerprints(self) -> list[str] | None:
         """Return what tells the training pictures from others."""
-        return (
-            None
-            if self.pictures is None
-            else [fingerprint(self.pictures.train_A), fingerprint(self.pictures.train_B)]
-        )
+        if self.pictures is None:
+            return None
+        return [fingerprint(self.pictures.train_A), fingerprint(self.pictures.train_B)]
 
-    def pictures_to_show(self, most: int) -> list[tuple[str, str, Tensor]]:
-        """Return (own side, other side, picture [1, C, H, W]) of up to ``most`` pictures a side: held-out
-        ones, else training ones.
+    def images_to_show(self, most: int) -> list[tuple[Tensor, Tensor]]:
+        """Return up to ``most`` pairs of an image of A and one of B, [1, C, H, W] each: held-out ones, else
+        training ones.
         """
         if isinstance(self.loader, TensorLoader):
-            return [
-                (here, there, x)
-                for here, there, images in zip("AB", "BA", self.loader.first, strict=True)
-                for x in images[:most].split(1)
-            ]
+            first_A, first_B = self.loader.first
+            return list(zip(first_A[:most].split(1), first_B[:most].split(1), strict=True))
         assert self.pictures is not None
-        sides = (
-            ("A", "B", self.pictures.test_A or self.pictures.train_A, self.config.model.input_nc),
-            ("B", "A", self.pictures.test_B or self.pictures.train_B, self.config.model.output_nc),
-        )
-        rows = min(most, *(len(paths) for _, _, paths, _ in sides))
-        shown = []
-        for here, there, paths, channels in sides:
-            fit = Fit.of(self.data, channels, self.config.model.size_multiple)
-            for path in paths[:rows]:
-                pixels = take_view(load_pixels(path, fit), fit, View(0.5, 0.5, False))
-                shown.append(
-                    (here, there, to_unit_range(torch.from_numpy(pixels.copy())[None], self.engine.device))
-                )
-        return shown
+        paths_A = _held_out(self.pictures.test_A, self.pictures.train_A)[:most]
+        paths_B = _held_out(self.pictures.test_B, self.pictures.train_B)[:most]
+        model, pairs = self.config.model, []
+        for path_A, path_B in zip(paths_A, paths_B, strict=False):
+            pairs.append((self._image(path_A, model.input_nc), self._image(path_B, model.output_nc)))
+        return pairs
+
+    def _image(self, path: Path, channels: int) -> Tensor:
+        """Return the middle of the image at ``path``, [1, channels, H, W] on the device."""
+        fit = Fit.of(self.data, channels, self.config.model.size_multiple)
+        pixels = take_view(load_pixels(path, fit), fit, View(0.5, 0.5, False))
+        return to_unit_range(torch.from_numpy(pixels.copy())[None], self.engine.device)
+
+
+def _held_out(test: Sequence[Path], train: Sequence[Path]) -> Sequence[Path]:
+    """Return ``test``, or ``train`` where nothing was held out."""
+    if test:
+        return test
+    return train
 
 
 def with_absolute_paths(config: TrainConfig) -> TrainConfig:

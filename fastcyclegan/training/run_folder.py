@@ -9,7 +9,7 @@ from pathlib import Path
 from fastcyclegan.checkpoints import run_files
 from fastcyclegan.checkpoints.run_files import CONFIG
 from fastcyclegan.config import TrainConfig
-from fastcyclegan.errors import UserError
+from fastcyclegan.errors import UserError, system_reason
 from fastcyclegan.training.run_report import CURVES, PAGE, STATS
 
 DATASET = "dataset"
@@ -24,20 +24,16 @@ def _default_name(config: TrainConfig) -> str:
         stem = data.dataroot.resolve().name
     else:
         stem = "2".join(folder.resolve().name for folder in (data.data_A, data.data_B) if folder is not None)
-    folder = config.run.checkpoints_dir
-    taken = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    number = 1
-    while f"{stem}_{number}" in taken:
+    folder, number = config.run.checkpoints_dir, 1
+    # A link to nothing takes a name too.
+    while (folder / f"{stem}_{number}").exists() or (folder / f"{stem}_{number}").is_symlink():
         number += 1
     return f"{stem}_{number}"
 
 
 def is_run(folder: Path) -> bool:
-    return (
-        (folder / CONFIG).exists()
-        or (folder / run_files.STATE).exists()
-        or bool(run_files.saved_epochs(folder))
-    )
+    has_files = (folder / CONFIG).exists() or (folder / run_files.STATE).exists()
+    return has_files or len(run_files.saved_epochs(folder)) > 0
 
 
 def _remove_run(folder: Path) -> None:
@@ -57,10 +53,9 @@ def choose_folder(config: TrainConfig) -> tuple[Path, TrainConfig]:
     run = config.run
     if run.continue_train and run.name is None:
         runs = [path.name for path in sorted(run.checkpoints_dir.glob("*")) if is_run(path)]
-        raise UserError(
-            f"--continue_train needs --name; runs in {run.checkpoints_dir}: {', '.join(runs) or 'none'}"
-        )
-    name = run.name or _default_name(config)
+        there = ", ".join(runs) if runs else "none"
+        raise UserError(f"--continue_train needs --name; runs in {run.checkpoints_dir}: {there}")
+    name = run.name if run.name else _default_name(config)
     folder = run.checkpoints_dir / name
     if run.continue_train and not (folder.is_dir() and is_run(folder)):
         raise UserError(f"{folder}: no run to continue (neither {run_files.STATE} nor *_net_*.pth)")
@@ -89,4 +84,4 @@ def open_folder(folder: Path, overwrite: bool) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise UserError(f"{folder}: cannot write there: {error.strerror or error}") from None
+        raise UserError(f"{folder}: cannot write there: {system_reason(error)}") from None

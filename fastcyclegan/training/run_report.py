@@ -26,9 +26,10 @@ def read_stats(run: Path) -> list[dict[str, Any]]:
     """Return the records of stats.jsonl, without lines that are none: a killed process may leave its last one
     unfinished.
     """
-    file = run / STATS
-    records = []
-    for line in file.read_text(errors="replace").splitlines() if file.exists() else ():
+    file, records = run / STATS, []
+    if not file.exists():
+        return []
+    for line in file.read_text(errors="replace").splitlines():
         try:
             record = json.loads(line)
         except ValueError:
@@ -36,6 +37,19 @@ def read_stats(run: Path) -> list[dict[str, Any]]:
         if isinstance(record, dict) and isinstance(record.get("iteration"), int):
             records.append(record)
     return records
+
+
+def _draw_panel(axes: Any, title: str, records: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
+    iterations, positive = [record["iteration"] for record in records], True
+    for name in names:
+        values = [record[name] for record in records]
+        axes.plot(iterations, values, label=name, linewidth=1)
+        positive = positive and all(value >= 0 for value in values)
+    axes.set(title=title, xlabel="iteration")
+    if positive:
+        axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, loc="upper right")
 
 
 def draw_curves(records: Sequence[Mapping[str, Any]], names: Sequence[str], path: Path) -> None:
@@ -47,17 +61,9 @@ def draw_curves(records: Sequence[Mapping[str, Any]], names: Sequence[str], path
 
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
-    groups = ([n for n in names if n[0] in "GD"], [n for n in names if n[0] not in "GD"])
-    x = [record["iteration"] for record in records]
-    for axes, group, title in zip(
-        figure.subplots(1, 2), groups, ("adversarial", "cycle and identity"), strict=True
-    ):
-        for name in group:
-            axes.plot(x, [record[name] for record in records], label=name, linewidth=1)
-        axes.set(title=title, xlabel="iteration")
-        axes.set_ylim(bottom=0 if all(record[n] >= 0 for record in records for n in group) else None)
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=8, loc="upper right")
+    left, right = figure.subplots(1, 2)
+    _draw_panel(left, "adversarial", records, [name for name in names if name[0] in "GD"])
+    _draw_panel(right, "cycle and identity", records, [name for name in names if name[0] not in "GD"])
     write_atomically(path, lambda partial: figure.savefig(partial, format="png", dpi=100))
 
 
@@ -100,15 +106,14 @@ class Report:
         if resume_at is not None:
             self._drop_after(resume_at)
         if not (run / PAGE).exists():
-            curves = (
-                f'<p><img src="{CURVES}" alt="loss curves" style="image-rendering:auto"></p>'
-                if self.can_draw
-                else ""
-            )
-            text = _HEAD.format(
-                name=html.escape(name), curves=curves, config=html.escape(json.dumps(config, indent=2))
-            )
-            (run / PAGE).write_text(text, encoding="utf-8")
+            self._begin_page(name, config)
+
+    def _begin_page(self, name: str, config: Mapping[str, Any]) -> None:
+        curves, settings = "", html.escape(json.dumps(config, indent=2))
+        if self.can_draw:
+            curves = f'<p><img src="{CURVES}" alt="loss curves" style="image-rendering:auto"></p>'
+        text = _HEAD.format(name=html.escape(name), curves=curves, config=settings)
+        (self.run / PAGE).write_text(text, encoding="utf-8")
 
     def _has(self, module: str) -> bool:
         try:
@@ -123,30 +128,32 @@ class Report:
             return None
         from torch.utils.tensorboard import SummaryWriter
 
-        return SummaryWriter(
-            str(self.run / "tensorboard"), purge_step=None if resume_at is None else resume_at + 1
-        )
+        purge_step = None if resume_at is None else resume_at + 1
+        return SummaryWriter(str(self.run / "tensorboard"), purge_step=purge_step)
 
     def _drop_after(self, iteration: int) -> None:
         kept = [record for record in read_stats(self.run) if record["iteration"] <= iteration]
         text = "".join(json.dumps(record) + "\n" for record in kept)
         write_atomically(self.run / STATS, lambda partial: partial.write_text(text))
         page = self.run / PAGE
-        if page.exists():
-            lines = page.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-            entry = re.compile(r"<!--(\d+)-->")
-            lines = [line for line in lines if not (found := entry.match(line)) or int(found[1]) <= iteration]
-            write_atomically(page, lambda partial: partial.write_text("".join(lines), encoding="utf-8"))
+        if not page.exists():
+            return
+        lines = []
+        for line in page.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+            entry = re.match(r"<!--(\d+)-->", line)
+            if entry is None or int(entry[1]) <= iteration:
+                lines.append(line)
+        write_atomically(page, lambda partial: partial.write_text("".join(lines), encoding="utf-8"))
 
     def add_stats(self, record: Mapping[str, Any]) -> None:
         """Append one record (iteration, epoch, each loss, lr, it/s) to stats.jsonl and to tensorboard."""
         with (self.run / STATS).open("a") as file:
             file.write(json.dumps(record) + "\n")
-        if self.tensorboard is not None:
-            for name in (*self.losses, "lr", "it/s"):
-                self.tensorboard.add_scalar(
-                    name if name in ("lr", "it/s") else f"loss/{name}", record[name], record["iteration"]
-                )
+        if self.tensorboard is None:
+            return
+        scalars = {f"loss/{name}": record[name] for name in self.losses}
+        for name, value in {**scalars, "lr": record["lr"], "it/s": record["it/s"]}.items():
+            self.tensorboard.add_scalar(name, value, record["iteration"])
 
     def add_samples(self, iteration: int, grid: Image.Image) -> Path:
         """Write a sample grid, append it to the page, and draw the curves anew; return the grid's path."""

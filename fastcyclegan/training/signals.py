@@ -16,10 +16,10 @@ def on_signals(stop: Callable[[int], object]) -> Callable[[], None]:
     """
     if threading.current_thread() is not threading.main_thread():
         return lambda: None  # Python lets the main thread alone handle signals
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {
-        number: handler for number in numbers if (handler := signal.getsignal(number)) is not signal.SIG_IGN
-    }  # nohup stays nohup
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    for number in list(before):
+        if before[number] is signal.SIG_IGN:  # nohup stays nohup
+            del before[number]
 
     def restore() -> None:
         for number, handler in before.items():
@@ -46,9 +46,12 @@ def on_interrupt(stop: Callable[[int], object]) -> Callable[[], None]:
     if threading.current_thread() is not threading.main_thread() or before is not signal.default_int_handler:
         return lambda: None  # the caller has an own way with it
 
-    def ask(number: int, _: FrameType | None) -> None:
-        stop(number)
+    def restore() -> None:
         signal.signal(signal.SIGINT, before)
 
+    def ask(number: int, _: FrameType | None) -> None:
+        stop(number)
+        restore()
+
     signal.signal(signal.SIGINT, ask)
-    return lambda: (signal.signal(signal.SIGINT, before), None)[1]
+    return restore

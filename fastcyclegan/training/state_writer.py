@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from fastcyclegan.checkpoints.run_files import OFFICIAL, STATE, save_weights, weights_file
-from fastcyclegan.errors import UserError
+from fastcyclegan.checkpoints.run_files import STATE, save_weights, weights_file
+from fastcyclegan.errors import UserError, system_reason
 from fastcyclegan.tensor_files import save_tensors, tensors_in
+
+
+def _is_finite(state: dict[str, Any]) -> bool:
+    """Whether every weight and optimizer value of ``state`` is finite."""
+    for t in tensors_in([state["nets"], state["optimizers"], state.get("ema")]):
+        if t.is_floating_point() and not t.isfinite().all():
+            return False
+    return True
 
 
 class StateWriter:
@@ -20,8 +27,8 @@ class StateWriter:
     stays.
     """
 
-    def __init__(self, run: Path) -> None:
-        self.run = run
+    def __init__(self, run: Path, official_names: Mapping[str, str]) -> None:
+        self.run, self.names = run, official_names
         self.thread: threading.Thread | None = None
         self.error: Exception | None = None
         self.saved_iteration: int | None = None
@@ -45,23 +52,22 @@ class StateWriter:
     def _write(self, state: dict[str, Any], labels: tuple[str, ...], with_state: bool) -> None:
         iteration = state["iteration"]
         try:
-            kept = tensors_in([state["nets"], state["optimizers"], state.get("ema")])
-            if not all(torch.isfinite(t).all() for t in kept if t.is_floating_point()):
+            if not _is_finite(state):
                 raise UserError(f"weights are not finite after iteration {iteration}; {self._last_good()}")
             if with_state:
                 save_tensors(self.run / STATE, state)
                 self.saved_iteration = iteration
             for label in labels:
-                for name in OFFICIAL:
-                    save_weights(weights_file(self.run, label, name), state["nets"][name])
+                for name, weights in state["nets"].items():
+                    save_weights(weights_file(self.run, label, self.names[name]), weights)
                 for name, average in state.get("ema", {}).items():
-                    save_weights(weights_file(self.run, label, name, ema=True), average)
+                    save_weights(weights_file(self.run, label, self.names[name], ema=True), average)
         except UserError as error:
             self.error = error
         except OSError as error:
+            reason = system_reason(error)
             self.error = UserError(
-                f"{self.run}: saving failed at iteration {iteration}: {error.strerror or error};"
-                f" {self._last_good()}"
+                f"{self.run}: saving failed at iteration {iteration}: {reason}; {self._last_good()}"
             )
         # A bug of ours must end the run too, not this thread alone.
         except Exception as error:

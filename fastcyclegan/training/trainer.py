@@ -8,6 +8,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Generator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,12 +21,12 @@ from fastcyclegan.data.pillow_loader import naming_dead_workers
 from fastcyclegan.data.pixels import draw_grid, to_pixels
 from fastcyclegan.errors import UserError
 from fastcyclegan.tensor_files import to_cpu
-from fastcyclegan.training.intervals import Every
+from fastcyclegan.training.intervals import Interval
 from fastcyclegan.training.lr_schedule import Factor, make_schedule
 from fastcyclegan.training.run import Run
 from fastcyclegan.training.run_report import Report
 from fastcyclegan.training.signals import on_interrupt, on_signals
-from fastcyclegan.training.start import Given, start
+from fastcyclegan.training.start import Overrides, start
 from fastcyclegan.training.state_writer import StateWriter
 
 SAMPLE_ROWS = 4
@@ -60,10 +61,10 @@ class Trainer:
     ) -> None:
         self.run, self.console, self.on_tick = run, console, on_tick
         self.names = run.engine.recipe.loss_names
-        self.schedule = make_schedule(
-            dataclasses.replace(run.config.optim, lr=run.config.scaled_lr(run.batch)), policy
-        )
-        self.schedule.load_state_dict(run.extra.get("schedule") or self.schedule.state_dict())
+        optim = dataclasses.replace(run.config.optim, lr=run.config.scaled_lr(run.batch))
+        self.schedule = make_schedule(optim, policy)
+        if run.extra.get("schedule"):
+            self.schedule.load_state_dict(run.extra["schedule"])
         self.epoch_loss: float = run.extra.get("epoch_loss", 0.0)
         self.pending: list[Tensor] = []
         self.since_log: list[Tensor] = []
@@ -72,21 +73,27 @@ class Trainer:
         self.started_at = run.iteration
         self.sampled_at: int | None = None
         # Read once, so that no later loss of files matters.
-        self.shown = [] if run.folder is None else run.pictures_to_show(SAMPLE_ROWS)
+        self.shown = [] if run.folder is None else run.images_to_show(SAMPLE_ROWS)
         self.images_since_log = 0
         options = run.config.run
-        self.log_due = Every(options.print_freq, console.seconds_between_lines)
-        self.samples_due = Every(options.display_freq, 30.0, share=0.05)
-        self.state_due = Every(options.save_latest_freq, 300.0, share=0.01)
-        self.writer = StateWriter(run.folder) if run.folder is not None else None
-        if self.writer is not None and "epoch_loss" in run.extra and options.continue_train:
-            self.writer.saved_iteration = run.iteration
-        resume_at = run.iteration if options.continue_train else None
+        self.log_due = Interval(options.print_freq, console.seconds_between_lines)
+        self.samples_due = Interval(options.display_freq, 30.0, share=0.05)
+        self.state_due = Interval(options.save_latest_freq, 300.0, share=0.01)
+        self.writer: StateWriter | None = None
         self.report: Report | _NoReport = _NoReport()
         if run.folder is not None:
-            self.report = Report(run.folder, str(options.name), to_dict(run.config), self.names, resume_at)
+            self._open_files(run.folder)
+
+    def _open_files(self, folder: Path) -> None:
+        """Begin to write the run's files, or go on with them."""
+        run, options = self.run, self.run.config.run
+        self.writer = StateWriter(folder, run.engine.recipe.official_names)
+        if "epoch_loss" in run.extra and options.continue_train:
+            self.writer.saved_iteration = run.iteration
+        resume_at = run.iteration if options.continue_train else None
+        self.report = Report(folder, str(options.name), to_dict(run.config), self.names, resume_at)
         if self.report.missing:
-            console.say(
+            self.console.say(
                 f"{' and '.join(self.report.missing)} not installed, so there are no curves or events of it:"
                 " pip install '.[log]'"
             )
@@ -122,9 +129,7 @@ class Trainer:
                     yield from batches
             except UserError as error:
                 self._finish()
-                if self.run.iteration == self.started_at:
-                    raise
-                if self.writer is None:
+                if self.run.iteration == self.started_at or self.writer is None:
                     raise
                 raise UserError(
                     f"{error} (saved after iteration {self.run.iteration}; --continue_train goes on from"
@@ -156,22 +161,24 @@ class Trainer:
             return
         values = torch.stack(self.pending).cpu().double()
         self.pending.clear()
-        if not values.isfinite().all():
-            row, column = (~values.isfinite()).nonzero()[0].tolist()
-            iteration = self.run.iteration - len(values) + row + 1
-            saved = None if self.writer is None else self.writer.saved_iteration
-            kept = (
-                "no state was saved yet"
-                if saved is None
-                else f"the state of iteration {saved} is kept in {self.run.folder}"
-            )
-            raise UserError(
-                f"loss {self.names[column]} is {values[row, column].item()} at iteration {iteration}; {kept}"
-            )
+        self._require_finite(values)
         generator = [i for i, name in enumerate(self.names) if not name.startswith("D_")]
         for row in values:
             self.epoch_loss += row[generator].sum().item()
         self.since_log += list(values)
+
+    def _require_finite(self, values: Tensor) -> None:
+        """Raise UserError for the first of ``values`` [iterations, losses], the last ones, that is not
+        finite."""
+        if values.isfinite().all():
+            return
+        row, column = (~values.isfinite()).nonzero()[0].tolist()
+        iteration = self.run.iteration - len(values) + row + 1
+        kept = "no state was saved yet"
+        if self.writer is not None and self.writer.saved_iteration is not None:
+            kept = f"the state of iteration {self.writer.saved_iteration} is kept in {self.run.folder}"
+        loss = f"loss {self.names[column]} is {values[row, column].item()}"
+        raise UserError(f"{loss} at iteration {iteration}; {kept}")
 
     def _log(self, epoch: int) -> None:
         self._flush()
@@ -182,14 +189,8 @@ class Trainer:
         means = dict(zip(self.names, torch.stack(self.since_log).mean(0).tolist(), strict=True))
         seconds = max(now - self.log_started, 1e-9)
         rate = count / seconds
-        record: dict[str, Any] = {
-            "iteration": run.iteration,
-            "epoch": epoch,
-            **means,
-            "lr": self.schedule.lr(epoch),
-            "it/s": rate,
-        }
-        record["images/s"] = self.images_since_log / seconds
+        record: dict[str, Any] = {"iteration": run.iteration, "epoch": epoch, **means}
+        record |= {"lr": self.schedule.lr(epoch), "it/s": rate, "images/s": self.images_since_log / seconds}
         self.since_log, self.images_since_log, self.log_started = [], 0, now
         self.report.add_stats(record)
         losses = " ".join(f"{name} {value:.3f}" for name, value in means.items())
@@ -209,10 +210,10 @@ class Trainer:
         every = self.run.config.run.save_epoch_freq
         if self.writer is not None and every and epoch % every == 0:
             state = self.run.engine.state_dict()
-            kept = to_cpu({name: state[name] for name in ("nets", "ema") if name in state})
-            self.writer.write(
-                {"iteration": self.run.iteration, "optimizers": {}, **kept}, (str(epoch),), with_state=False
-            )
+            kept = {"iteration": self.run.iteration, "optimizers": {}, "nets": to_cpu(state["nets"])}
+            if "ema" in state:
+                kept["ema"] = to_cpu(state["ema"])
+            self.writer.write(kept, (str(epoch),), with_state=False)
 
     def _save(self, wait: bool = False) -> None:
         """Snapshot the state and have it written; a loss that is not finite ends the run before it can be
@@ -244,12 +245,11 @@ class Trainer:
         self.samples_due.done(time.monotonic() - started)
 
     def _sample_columns(self) -> dict[str, list[Any]]:
+        engine = self.run.engine
         columns: dict[str, list[Any]] = {}
-        for here, there, real in self.shown:
-            fake = self.run.engine.translate(f"G_{here}{there}", real)
-            back = self.run.engine.translate(f"G_{there}{here}", fake)
-            for name, picture in ((f"real_{here}", real), (f"fake_{there}", fake), (f"rec_{here}", back)):
-                columns.setdefault(name, []).append(to_pixels(picture)[0])
+        for A, B in self.shown:
+            for name, image in engine.recipe.samples(engine.translate, A, B).items():
+                columns.setdefault(name, []).append(to_pixels(image)[0])
         return columns
 
     def _finish(self) -> None:
@@ -282,7 +282,7 @@ def train(
     console: Console,
     policy: Factor | None = None,
     *,
-    given: Given = Given(),
+    overrides: Overrides = Overrides(),
     on_start: Callable[[Trainer], object] = lambda trainer: None,
     on_tick: Callable[[Trainer, dict[str, Any]], object] = lambda trainer, record: None,
     signals: bool = True,
@@ -299,8 +299,9 @@ def train(
         if done % 500 == 0 and done:
             console.say(f"checked {done} of {total} pictures")
 
-    run = start(config, console.say, checking, given, console.once)
-    console.table(f"run {run.folder or 'without files'}", run.table)
+    run = start(config, console.say, checking, overrides, console.once)
+    place = "without files" if run.folder is None else run.folder
+    console.table(f"run {place}", run.table)
     trainer = Trainer(run, console, policy, lambda record: on_tick(trainer, record))
     on_start(trainer)
     restore = on_signals(trainer.stop_after) if signals else on_interrupt(trainer.stop_after)

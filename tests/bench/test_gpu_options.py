@@ -20,7 +20,7 @@ from bench import gpu_options
         ),
         (lambda engine: setattr(engine, "graphs", None), "0 graphs were captured, 1 expected"),
         (
-            lambda engine: [setattr(trained, "step", list) for trained in engine.trained.values()],
+            lambda engine: [setattr(trained, "step", list) for trained in engine.phase_optimizers.values()],
             "has not moved in 20 iterations",
         ),
     ],

@@ -23,7 +23,7 @@ from fastcyclegan.data import builtin
 from fastcyclegan.data.batch import Batch
 from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.engine import engine
-from fastcyclegan.engine.host_inputs import Numbers
+from fastcyclegan.engine.host_inputs import HostInputs
 from fastcyclegan.testing import random_batch
 from tests.bench.small_steps import SMALL, UNCOMPILED, step_of
 
@@ -68,7 +68,7 @@ def test_in_float64_ours_is_the_official_order(judge: Judge) -> None:
     assert judge.mathematics(size=24) < EXACT
 
 
-class RateInFp32(Numbers):
+class RateInFp32(HostInputs):
     """As on a GPU, whose fused Adam reads fp32."""
 
     def __init__(self, device: torch.device) -> None:
@@ -77,7 +77,7 @@ class RateInFp32(Numbers):
 
 
 def test_in_float64_the_rate_may_be_kept_in_fp32(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "Numbers", RateInFp32)
+    monkeypatch.setattr(engine, "HostInputs", RateInFp32)
     assert judge.mathematics(size=24) < EXACT
     monkeypatch.setattr(providers, "LR", 2e-4)
     assert judge.mathematics(size=24) > 10 * EXACT

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from fastcyclegan.data import builtin
 
@@ -31,7 +32,7 @@ def test_test_pictures_share_their_scenes_and_training_pictures_do_not() -> None
     assert colours == {builtin.GROUND, *builtin.STRIPES}
 
 
-def test_measures() -> None:
+def test_measures(tmp_path: Path) -> None:
     a, b = pictures("A"), pictures("B")
     assert builtin.gap_closed(a, b, b) == pytest.approx(1.0)
     assert builtin.gap_closed(a, a, b) == pytest.approx(0.0)
@@ -46,6 +47,13 @@ def test_measures() -> None:
     rows = (np.arange(builtin.SIZE) % builtin.PERIOD < builtin.PERIOD // 2)[None, :, None, None]
     everywhere = np.where(rows, np.uint8(0), np.uint8(255)) * np.ones_like(b)
     assert builtin.gap_closed(a, everywhere, b) < 0
+    # Both of files, by what translates: doing nothing, and giving the true counterparts.
+    builtin.write(tmp_path, 0)
+    sources, targets = (sorted((tmp_path / name).iterdir()) for name in ("testA", "testB"))
+    true = torch.from_numpy(pictures("B", count=32)).permute(0, 3, 1, 2) / 127.5 - 1
+    cpu = torch.device("cpu")
+    assert builtin.score(lambda images: images, sources, targets, cpu) == builtin.Score(0.0, 1.0)
+    assert builtin.score(lambda images: true, sources, targets, cpu) == builtin.Score(1.0, 0.0)
 
 
 def test_written_once(tmp_path: Path) -> None:

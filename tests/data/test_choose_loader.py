@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fastcyclegan.data import choose_loader, dali_loader
+from fastcyclegan.data import choose_loader, dali_pipeline
 from fastcyclegan.data.choose_loader import choose, cores
 from fastcyclegan.errors import UserError
 
@@ -27,7 +27,7 @@ def test_folder_can_be_asked_for() -> None:
 
 
 def test_without_dali_auto_takes_pillow_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dali_loader, "find_spec", lambda name: None)
+    monkeypatch.setattr(dali_pipeline, "find_spec", lambda name: None)
     choice = choose("auto", CPU)
     assert choice.kind == "folder"
     assert "DALI is not installed (the extra dali, or dali-cu12" in choice.why
@@ -39,6 +39,6 @@ def test_what_else_stands_in_the_way_is_one_line(monkeypatch: pytest.MonkeyPatch
     def broken(self: object) -> None:
         raise RuntimeError("driver\n  too old")
 
-    monkeypatch.setattr(dali_loader.DaliReader, "probe", broken)
+    monkeypatch.setattr(dali_pipeline.DaliPipeline, "build", broken)
     assert choose_loader.choose("auto", CPU).why == "DALI does not work here: driver too old"
-    assert dali_loader.why_not_dali(torch.device("mps")) == "DALI does not serve the device mps"
+    assert dali_pipeline.why_not_dali(torch.device("mps")) == "DALI does not serve the device mps"

@@ -1,13 +1,8 @@
-"""DALI against Pillow, sample for sample: every mode, odd sizes, odd files; blocks; and what is left when it
-stops.
-"""
+"""DALI against Pillow, sample for sample: every mode, odd sizes, odd files, on a CPU and on a GPU."""
 
 from __future__ import annotations
 
-import gc
 import os
-import threading
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,52 +12,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fastcyclegan.config import Preprocess
-from fastcyclegan.data import dali_loader
 from fastcyclegan.data.batch import Batch
 from fastcyclegan.data.dali_loader import DaliLoader, DaliReader
 from fastcyclegan.data.image_file import BadPictureError, Fit, load_pixels, open_picture
 from fastcyclegan.data.loader import Job, Source
 from fastcyclegan.data.pillow_loader import FolderLoader, PillowReader
 from fastcyclegan.data.sample_plan import Plan
-from fastcyclegan.errors import UserError
 from tests.conftest import same_batch, scene, source, unpaired
+from tests.data.dali_files import MODES, SIZES, levels, varied
 
 CPU = torch.device("cpu")
-MODES: list[Preprocess] = ["resize_and_crop", "crop", "scale_width", "scale_width_and_crop", "none"]
-# Odd, tall, wide, larger and smaller than what they are resized to.
-SIZES = [(97, 64), (64, 64), (65, 131), (300, 70), (256, 256), (71, 66)]
-
-
-def varied(folder: Path, seed: int) -> list[Path]:
-    """Write pictures of all sizes as JPEG and PNG, colour and gray, and one of each kind of odd file."""
-    folder.mkdir(parents=True)
-    rng = np.random.default_rng(seed)
-    for n, size in enumerate(SIZES):
-        image = scene(rng, size)
-        image.save(folder / f"{n}.jpg", quality=92, subsampling=n % 3, progressive=n % 2 == 1)
-        image.save(folder / f"{n}.png")
-        image.convert("L").save(folder / f"{n}_gray.jpg")
-        image.convert("L").save(folder / f"{n}_gray.png")
-    odd, exif = scene(rng, (90, 120)), Image.Exif()
-    exif[0x0112] = 6
-    odd.save(folder / "turned.jpg", exif=exif)
-    odd.convert("CMYK").save(folder / "cmyk.jpg")
-    odd.save(folder / "rgb.jpg", keep_rgb=True)
-    odd.convert("P").save(folder / "palette.png")
-    transparent = odd.convert("RGBA")
-    transparent.putalpha(odd.convert("L"))
-    transparent.save(folder / "alpha.png")
-    Image.fromarray(np.asarray(odd.convert("L")).astype(np.uint16) * 257).save(folder / "deep.png")
-    odd.save(folder / "a.webp")
-    odd.save(folder / "a.tif")
-    odd.save(folder / "a.bmp")
-    return sorted(folder.iterdir())
-
-
-def levels(one: torch.Tensor, other: torch.Tensor) -> tuple[float, float]:
-    """Return the mean and the largest difference in levels of 8 bits."""
-    difference = (one - other).abs() * 127.5
-    return difference.mean().item(), difference.max().item()
 
 
 def horizontally_first(image: Image.Image, size: tuple[int, int], filter_: Image.Resampling) -> Image.Image:
@@ -173,109 +132,6 @@ def test_what_a_gpu_runs_crops_and_mirrors_as_pillow_does(
             assert (mean, largest) == (0, 0) if mode == "crop" else mean <= 0.5
 
 
-def test_blocks_are_many_pictures_and_large_pictures_make_small_ones(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    a, b = unpaired(tmp_path)
-    launched: list[int] = []
-    launch = dali_loader._Running.launch
-
-    def counted(self: dali_loader._Running, files: list[dali_loader._File]) -> None:
-        launched.append(len(files))
-        launch(self, files)
-
-    monkeypatch.setattr(dali_loader._Running, "launch", counted)
-    expected = list(DaliLoader(a, b, Plan(11, 5, 3), CPU).batches(0, 100))
-    assert launched == [64, 64, 64, 8]
-    launched.clear()
-    monkeypatch.setattr(dali_loader, "BLOCK_BYTES", 10 * 24 * 20 * 3)
-    found = list(DaliLoader(a, b, Plan(11, 5, 3), CPU).batches(0, 100))
-    assert launched == [10] * 20
-    assert all(same_batch(x, y) for x, y in zip(expected, found, strict=True))
-
-
-def passed_off_as_checked(a: Source, path: Path, content: bytes) -> None:
-    path.write_bytes(content)
-    stat = path.stat()
-    a.checked[path] = replace(a.checked[path], bytes=stat.st_size, mtime_ns=stat.st_mtime_ns)
-
-
-def test_a_file_that_dali_cannot_parse_is_left_to_pillow_and_said(tmp_path: Path) -> None:
-    """Pillow does not need the end of a PNG, DALI does; it must not get the file, as it may crash on it."""
-    a, b = unpaired(tmp_path)
-    expected = list(FolderLoader(a, b, Plan(11, 5, 3), CPU).batches(0, 60))
-    passed_off_as_checked(a, a.paths[2], a.paths[2].read_bytes()[:-12])
-    for _ in range(5):
-        said: list[str] = []
-        found = list(DaliLoader(a, b, Plan(11, 5, 3), CPU, threads=2, say=said.append).batches(0, 60))
-        assert said == [f"DALI cannot decode {a.paths[2]}, so Pillow reads it"]
-    for x, y in zip(expected, found, strict=True):
-        assert x.samples == y.samples
-        assert levels(x.A, y.A)[1] <= 4
-
-
-def test_a_file_that_dali_fails_on_is_found_among_the_others(tmp_path: Path) -> None:
-    """Its pixels are damaged: DALI's error does not tell which file it was, Pillow's does."""
-    a, b = unpaired(tmp_path)
-    damaged = bytearray(a.paths[2].read_bytes())
-    damaged[len(damaged) // 2] ^= 255
-    passed_off_as_checked(a, a.paths[2], bytes(damaged))
-    said: list[str] = []
-    with pytest.raises(
-        UserError,
-        match=r"^bad picture \S*/A/002.png: broken data stream when reading image file; --skip_bad_images",
-    ):
-        list(DaliLoader(a, b, Plan(11, 5, 3), CPU, threads=2).batches(0, 60))
-    found = list(
-        DaliLoader(a, b, Plan(11, 5, 3), CPU, threads=2, say=said.append, skip_bad_images=True).batches(0, 60)
-    )
-    assert len(found) == 60
-    assert [line.split(":")[0] for line in said] == [f"left out {a.paths[2]}"]
-
-
-def test_a_file_that_dali_alone_fails_on_is_left_to_pillow(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    a, b = unpaired(tmp_path)
-    outputs, launch, refused = dali_loader._Running._outputs, dali_loader._Running.launch, a.paths[2]
-    running: list[Path] = []
-
-    def launched(self: dali_loader._Running, files: list[dali_loader._File]) -> None:
-        running[:] = [file.job.path for file in files]
-        launch(self, files)
-
-    def failing(self: dali_loader._Running) -> list[object]:
-        rows = outputs(self)
-        if refused in running:
-            raise RuntimeError("cannot")
-        return rows
-
-    monkeypatch.setattr(dali_loader._Running, "launch", launched)
-    monkeypatch.setattr(dali_loader._Running, "_outputs", failing)
-    said: list[str] = []
-    expected = list(FolderLoader(a, b, Plan(11, 5, 3), CPU).batches(0, 100))
-    found = list(DaliLoader(a, b, Plan(11, 5, 3), CPU, threads=2, say=said.append).batches(0, 100))
-    assert said == [f"DALI cannot decode {refused}, so Pillow reads it"]
-    for x, y in zip(expected, found, strict=True):
-        assert x.samples == y.samples
-        assert max(levels(x.A, y.A)[1], levels(x.B, y.B)[1]) <= 4
-
-
-def test_a_failure_of_no_file_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    a, b = unpaired(tmp_path)
-    outputs, failed = dali_loader._Running._outputs, []
-
-    def fails_once(self: dali_loader._Running) -> list[object]:
-        if not failed:
-            failed.append(True)
-            raise RuntimeError("out of\nmemory")
-        return outputs(self)
-
-    monkeypatch.setattr(dali_loader._Running, "_outputs", fails_once)
-    with pytest.raises(UserError, match="DALI failed: out of memory; --loader folder reads with Pillow"):
-        list(DaliLoader(a, b, Plan(11, 5, 3), CPU).batches(0, 4))
-
-
 def test_single_mode_reads_a_folder_of_anything(tmp_path: Path) -> None:
     """No file was checked before: headers are looked at while reading, broken files come as what is wrong
     with them.
@@ -299,55 +155,14 @@ def test_single_mode_reads_a_folder_of_anything(tmp_path: Path) -> None:
                 assert (row.int() - other.int()).abs().max() <= (0 if fit.preprocess == "keep" else 4)
 
 
-def native_threads() -> int:
-    return sum(1 for _ in Path("/proc/self/task").iterdir())
-
-
-def resident() -> int:
-    """Return the bytes of anonymous memory."""
-    with open("/proc/self/status") as status:  # noqa: PTH123
-        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("RssAnon"))
-
-
-def test_nothing_is_left_when_it_stops(tmp_path: Path) -> None:
-    """Neither threads, DALI's own among them, nor memory: stopped in the middle of a block, or at the end."""
+def test_sources_without_checks_are_looked_at(tmp_path: Path) -> None:
     a, b = unpaired(tmp_path)
-
-    def use(stop_after: int) -> None:
-        batches = DaliLoader(a, b, Plan(11, 5, 3), CPU, threads=2).batches(0, 200)
-        for _ in range(stop_after):
-            next(batches)
-        batches.close()
-
-    use(200)
-    gc.collect()
-    threads, memory = native_threads(), resident()
-    for n in range(12):
-        use(n * 7)
-    gc.collect()
-    assert native_threads() <= threads
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("fastcyclegan")]
-    assert resident() - memory < 30 * 2**20
-
-
-def test_memory_is_flat_over_epochs(tmp_path: Path) -> None:
-    a, b = (source(varied(tmp_path / side, n), Fit("resize_and_crop", 72, 64)) for n, side in enumerate("AB"))
-    plan = Plan(3, len(a.paths), len(b.paths))
-    seen = []
-    for n, _ in enumerate(DaliLoader(a, b, plan, CPU, threads=2).batches(0, 12 * len(plan)), 1):
-        if n % (3 * len(plan)) == 0:
-            seen.append(resident())
-    assert max(seen[1:]) - seen[0] < 10 * 2**20, seen
-
-
-@pytest.mark.parametrize(("ours", "extra"), [("12.8", "dali-cu12"), ("14.0", "dali")])
-def test_dali_for_another_cuda_is_named_with_its_remedy(
-    monkeypatch: pytest.MonkeyPatch, ours: str, extra: str
-) -> None:
-    monkeypatch.setattr(torch.version, "cuda", ours)
-    reason = dali_loader.why_not_dali(torch.device("cuda"))
-    assert f"is built for CUDA 13 and torch for CUDA {ours[:2]}: install the extra {extra}" in reason
-    assert dali_loader.why_not_dali(CPU) == ""  # pictures for a CPU need no CUDA
+    bare_A, bare_B = (Source(s.paths, s.fit, {}) for s in (a, b))
+    expected = list(DaliLoader(a, b, Plan(11, 5, 3), CPU).batches(0, 10))
+    assert all(
+        same_batch(x, y)
+        for x, y in zip(expected, DaliLoader(bare_A, bare_B, Plan(11, 5, 3), CPU).batches(0, 10), strict=True)
+    )
 
 
 # On a GPU.
@@ -412,13 +227,3 @@ def test_on_a_gpu_a_busy_consumer_on_a_stream_of_its_own_sees_whole_pictures(tmp
             found.append(sums([batch]))
         torch.cuda.current_stream().synchronize()
     assert torch.equal(torch.cat(expected), torch.cat(found).cpu())
-
-
-def test_sources_without_checks_are_looked_at(tmp_path: Path) -> None:
-    a, b = unpaired(tmp_path)
-    bare_A, bare_B = (Source(s.paths, s.fit, {}) for s in (a, b))
-    expected = list(DaliLoader(a, b, Plan(11, 5, 3), CPU).batches(0, 10))
-    assert all(
-        same_batch(x, y)
-        for x, y in zip(expected, DaliLoader(bare_A, bare_B, Plan(11, 5, 3), CPU).batches(0, 10), strict=True)
-    )

@@ -9,6 +9,7 @@ import pytest
 
 from fastcyclegan.config import DataConfig
 from fastcyclegan.data import scan
+from fastcyclegan.data.image_file import ImageRequirements
 from fastcyclegan.data.scan import check_files, find_pictures, list_pictures, split_holdout
 from fastcyclegan.errors import UserError
 from tests.conftest import write_pictures
@@ -124,8 +125,8 @@ def test_pictures_smaller_than_the_crop_are_bad(dataset: Path) -> None:
 def test_pictures_smaller_than_the_networks_take_are_bad(dataset: Path) -> None:
     config = DataConfig(dataroot=dataset, preprocess="none")
     with pytest.raises(UserError, match="24x20 is smaller than the 24 pixels a side that the networks need"):
-        find_pictures(config, 0, print, needs=scan.Needs(least=24))
-    assert len(find_pictures(config, 0, print, needs=scan.Needs(least=20)).train_A) == 5
+        find_pictures(config, 0, print, required=ImageRequirements(least_side=24))
+    assert len(find_pictures(config, 0, print, required=ImageRequirements(least_side=20)).train_A) == 5
 
 
 def test_a_pipe_is_no_picture(dataset: Path) -> None:

@@ -50,7 +50,7 @@ def test_loaders(loaders: tuple[Any, ...], per_epoch: int) -> None:
 
 def test_pictures_of_loaders_are_those_that_are_trained_on(dataset: Path, tmp_path: Path) -> None:
     """The samples of files, as tensors of the caller's in the same order, without pools: the same weights."""
-    from fastcyclegan.training.start import Given, start
+    from fastcyclegan.training.start import Overrides, start
 
     settings = {**TINY, "pool_size": 0, "n_epochs_decay": 0, "lr_policy": "constant", "max_iters": 4}
     files = CycleGAN(**settings)
@@ -58,7 +58,7 @@ def test_pictures_of_loaders_are_those_that_are_trained_on(dataset: Path, tmp_pa
     config = CycleGAN(**settings, dataroot=dataset).config
     batches = [
         (batch.A, batch.B)
-        for batch in start(config, lambda text: None, given=Given(files=False)).loader.batches(0, 4)
+        for batch in start(config, lambda text: None, overrides=Overrides(files=False)).loader.batches(0, 4)
     ]
     given = CycleGAN(**settings)
     given.fit(batches)

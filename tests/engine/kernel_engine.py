@@ -10,7 +10,7 @@ from fastcyclegan.config import EngineConfig, LossConfig, ModelConfig, OptimConf
 from fastcyclegan.devtools.dry_run import dry_run
 from fastcyclegan.engine import Engine
 from fastcyclegan.kernels.dispatch import as_on_gpu
-from fastcyclegan.recipes.cyclegan import CycleGAN
+from fastcyclegan.recipes.cyclegan import CycleGANRecipe
 from fastcyclegan.testing import seeded_networks
 
 SMALL = ModelConfig(netG="resnet_1blocks", ngf=8, ndf=8, use_dropout=True)
@@ -21,7 +21,7 @@ def engine(model: ModelConfig = SMALL, loss: LossConfig = LossConfig(), **option
     """Return an engine as it would be on a GPU."""
     with as_on_gpu(), dry_run():
         return Engine(
-            CycleGAN(loss),
+            CycleGANRecipe(loss),
             seeded_networks(model),
             OptimConfig(),
             CPU,

@@ -31,7 +31,7 @@ from fastcyclegan.engine.ahead import Ahead, copy_on_cpu, dry_translation
 from fastcyclegan.kernels import _launch
 from fastcyclegan.kernels._launch import Chip, Launch
 from fastcyclegan.kernels.dispatch import as_on_gpu
-from fastcyclegan.recipes.cyclegan import CycleGAN
+from fastcyclegan.recipes.cyclegan import CycleGANRecipe
 from fastcyclegan.testing import random_batch, seeded_networks
 from tests.engine.kernel_engine import CPU, SMALL, engine
 
@@ -106,7 +106,7 @@ def test_it_leaves_no_trace() -> None:
     assert torch.equal(torch.rand(2), expected)
     assert all(map(torch.equal, before, (p for net in one.nets.values() for p in net.parameters())))
     assert not any(optimizer.state for optimizer in one.optimizers.values())
-    assert one.recipe.state_dict() == CycleGAN(LossConfig()).state_dict()
+    assert one.recipe.state_dict() == CycleGANRecipe(LossConfig()).state_dict()
     assert all(net.training for net in one.nets.values())
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fastcyclegan import reference
 from fastcyclegan.devtools.dry_run import dry_run
-from fastcyclegan.engine.batching import Passes, why_not_batched, why_not_paired
+from fastcyclegan.engine.batching import NetworkCalls, why_not_batched, why_not_paired
 from fastcyclegan.nn.networks import Discriminator, Generator, PixelDiscriminator, UnetGenerator, set_impl
 from fastcyclegan.testing import assert_parity, relative_error, tf32
 
@@ -39,7 +39,7 @@ def pictures(
     ]
 
 
-def results(run: Passes, xs: list[Tensor]) -> list[Tensor]:
+def results(run: NetworkCalls, xs: list[Tensor]) -> list[Tensor]:
     """Return outputs, and gradients of pictures and parameters, for two pictures through each network."""
     ys = run({"one": xs[:2], "other": xs[2:]})
     outputs = [y for of_net in ys.values() for y in of_net]
@@ -70,9 +70,9 @@ def test_together_as_apart_in_float64(
     why: str, build: Callable[..., nn.Module], arguments: dict[str, Any], side: int
 ) -> None:
     nets, xs, said = two(build, **arguments), pictures(side, 2), []
-    apart = results(Passes(nets), xs)
+    apart = results(NetworkCalls(nets), xs)
     for options in ({"batching": True}, {"pairing": True, "batching": True}, {"pairing": True}):
-        together = results(Passes(nets, say=said.append, **options), xs)
+        together = results(NetworkCalls(nets, say=said.append, **options), xs)
         for found, expected in zip(together, apart, strict=True):
             assert (found - expected).norm() <= 1e-11 * (1 + expected.norm())
     assert said == []
@@ -94,10 +94,13 @@ def test_together_on_the_kernels_by_the_parity_rule(
     for nets, impl in ((ours, "triton"), (theirs, "reference")):
         for net in nets.values():
             set_impl(net, impl)
-    truth = results(Passes(exact), pictures(side))
+    truth = results(NetworkCalls(exact), pictures(side))
     xs = [x.detach().float().to(DEVICE).requires_grad_() for x in pictures(side)]
     with tf32(False):
-        found, yardstick = results(Passes(ours, batching=True, pairing=True), xs), results(Passes(theirs), xs)
+        found, yardstick = (
+            results(NetworkCalls(ours, batching=True, pairing=True), xs),
+            results(NetworkCalls(theirs), xs),
+        )
     # Both networks' results at a place go together, and no norm is of 2 x 2: one picture's error alone is a
     # matter of luck.
     half = (len(truth) - 8) // 2
@@ -115,7 +118,7 @@ def test_two_networks_take_the_launches_of_one() -> None:
     counts = []
     for pairing in (True, False):
         with dry_run() as dry:
-            Passes(nets, batching=True, pairing=pairing)({"one": xs[:2], "other": xs[2:]})
+            NetworkCalls(nets, batching=True, pairing=pairing)({"one": xs[:2], "other": xs[2:]})
         counts.append(dry.counts)
     paired, apart = counts
     for kernel in ("_reflect_conv_kernel", "_reflect_conv_contract_kernel", "_instance_norm_apply_kernel"):
@@ -182,8 +185,8 @@ def test_pairs_fall_apart_once_said(
 ) -> None:
     nets, xs, heard = two(Generator, ngf=2, n_blocks=1, **arguments), pictures(8), []
     change(nets)
-    run = Passes(nets, batching=True, pairing=True, say=heard.append)
-    expected = results(Passes(copy.deepcopy(nets)), xs)
+    run = NetworkCalls(nets, batching=True, pairing=True, say=heard.append)
+    expected = results(NetworkCalls(copy.deepcopy(nets)), xs)
     for found, value in zip(results(run, xs), expected, strict=True):
         assert (found - value).norm() <= 1e-11 * (1 + value.norm())
     run({"one": xs[:2], "other": xs[2:]})
@@ -194,7 +197,7 @@ def test_pairs_fall_apart_once_said(
 def test_pictures_of_different_sizes_go_one_by_one() -> None:
     nets, heard = two(Generator, ngf=2, n_blocks=0), []
     small, large = pictures(8)[0], pictures(12)[0]
-    run = Passes(nets, batching=True, pairing=True, say=heard.append)
+    run = NetworkCalls(nets, batching=True, pairing=True, say=heard.append)
     ys = run({"one": [small, large], "other": [large, small]})
     for name, xs in (("one", (small, large)), ("other", (large, small))):
         for y, x in zip(ys[name], xs, strict=True):
@@ -215,7 +218,7 @@ def test_pairs_without_batches_take_a_picture_of_each_network_at_a_time(
     monkeypatch.setattr(
         batching, "run_paired", lambda nets, x, impl: calls.append(len(x)) or plain(nets, x, impl)
     )
-    ys = Passes(nets, pairing=True)({"one": xs[:2], "other": xs[2:]})
+    ys = NetworkCalls(nets, pairing=True)({"one": xs[:2], "other": xs[2:]})
     assert calls == [2, 2]
     for y, x in zip([*ys["one"], *ys["other"]], xs, strict=True):
         assert y.shape == x.shape

@@ -10,9 +10,11 @@ import torch
 from torch import nn
 
 from fastcyclegan.config import EngineConfig, LossConfig, ModelConfig
-from fastcyclegan.engine.choices import Choices, choose
+from fastcyclegan.engine.choices import EngineChoices, choose
+from fastcyclegan.recipes.cyclegan import CycleGANRecipe
 from fastcyclegan.testing import make_engine, seeded_networks
 
+RECIPE = CycleGANRecipe(LossConfig())
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
 
@@ -22,13 +24,13 @@ def nets(impl: str) -> dict[str, nn.Module]:
 
 def chosen(
     impl: str, device: torch.device, compiled: bool = False, can_capture: bool | None = None, **options: Any
-) -> Choices:
+) -> EngineChoices:
     """Return what is chosen; no device is asked for anything."""
     able = device == GPU if can_capture is None else can_capture
-    return choose(nets(impl), device, "bf16", compiled, EngineConfig(**options), able)
+    return choose(RECIPE, nets(impl), device, "bf16", compiled, EngineConfig(**options), able)
 
 
-def what(choices: Choices) -> set[str]:
+def what(choices: EngineChoices) -> set[str]:
     """Return the names of what is on."""
     return {name for name, value in dataclasses.asdict(choices).items() if value is True} - {"compiled"}
 
@@ -74,7 +76,7 @@ def test_what_is_on(why: str, given: tuple[Any, ...], options: dict[str, str], o
 
 def test_what_was_asked_for_stays_in_it() -> None:
     options = EngineConfig(micro_batch=2)
-    choices = choose(nets("triton"), GPU, "bf16", True, options, True)
+    choices = choose(RECIPE, nets("triton"), GPU, "bf16", True, options, True)
     assert (choices.device, choices.precision, choices.compiled, choices.options) == (
         GPU,
         "bf16",
@@ -88,4 +90,4 @@ def test_networks_that_are_differentiated_twice_are_not_on_kernels() -> None:
     """The engine hands them to PyTorch before it chooses."""
     engine = make_engine(nets("triton"), LossConfig(gan_mode="wgangp"))
     assert engine.choices.kernels == {"G_AB", "G_BA"}
-    assert engine.choices == choose(engine.nets, CPU, "fp32", False, EngineConfig(), False)
+    assert engine.choices == choose(engine.recipe, engine.nets, CPU, "fp32", False, EngineConfig(), False)

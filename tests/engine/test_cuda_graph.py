@@ -20,7 +20,8 @@ from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.devtools.recorded_graph import RecordedGraph
 from fastcyclegan.engine import Engine, cuda_graph
 from fastcyclegan.errors import UserError
-from fastcyclegan.recipes.cyclegan import CycleGAN
+from fastcyclegan.recipes.cyclegan import CycleGANRecipe
+from fastcyclegan.recipes.recipe import Compile, Inputs, Phase, uncompiled
 from fastcyclegan.testing import make_engine, random_batch, seeded_networks
 
 SMALL = ModelConfig(netG="resnet_1blocks", ngf=4, ndf=4, netD="n_layers", n_layers_D=2)
@@ -105,15 +106,17 @@ def test_replayed_training_is_plain_training(
     assert capture.replays == 24 - plainly
 
 
-class Discriminators(CycleGAN):
+class Discriminators(CycleGANRecipe):
     """The discriminators' phase alone, with each other's pictures for fakes: interpreted generators take half
     a minute an iteration.
     """
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        swapped = lambda inputs: dataclasses.replace(inputs, pooled={"A": inputs.B, "B": inputs.A})  # noqa: E731
-        self.phases = (dataclasses.replace(self.phases[1], begin=swapped),)
+    def phases(self, compiled: Compile = uncompiled) -> tuple[Phase, ...]:
+        def swapped(inputs: Inputs) -> Inputs:
+            return dataclasses.replace(inputs, earlier={"fake_A": inputs.B, "fake_B": inputs.A})
+
+        _, phase = super().phases(compiled)
+        return (dataclasses.replace(phase, wants=(), prepare=swapped),)
 
 
 def test_the_kernels_iteration_is_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,8 +140,8 @@ def test_the_kernels_iteration_is_replayed(monkeypatch: pytest.MonkeyPatch) -> N
     assert torch.equal(*found)
     assert_same_bits(*engines)
     assert engines[0].graphs.captured == 1
-    assert engines[0].copies
-    assert engines[0].trained["D"].gradients
+    assert engines[0].working_copies
+    assert engines[0].phase_optimizers["D"].gradients
 
 
 class _HostReads(TorchDispatchMode):
@@ -186,7 +189,6 @@ def test_a_capture_that_fails_is_said_and_training_goes_on() -> None:
     class Failing(RecordedGraph):
         def __call__(self, step: Callable[[], Tensor]) -> Any:
             super().__call__(step)  # which leaves everything as it was
-            engine.recipe.fakes["A"].append(given[0].A)
             raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
     engine = make_engine(start, compiled=False, options=GRAPH, capture=Failing(), say=said.append)

@@ -3,105 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
-from torch._dynamo.utils import counters
 
-from bench.official_order import OfficialCycleGAN
-from fastcyclegan import reference as ref
 from fastcyclegan.config import EngineConfig, LossConfig, ModelConfig
 from fastcyclegan.data.sample_plan import Plan
-from fastcyclegan.engine import Engine, why_not_compiled
+from fastcyclegan.engine import why_not_compiled
 from fastcyclegan.testing import (
     assert_parity,
     copy_of,
-    is_cancelled_bias,
     make_engine,
     random_batch,
     relative_error,
     seeded_networks,
 )
-
-SMALL = ModelConfig(netG="resnet_1blocks", ngf=4, ndf=4, netD="n_layers", n_layers_D=2)
-LR = 2e-4
-
-
-class Decided:
-    """Python's ``random`` for the official pool, answering with what the plan drew."""
-
-    def __init__(self) -> None:
-        self.draws: list[tuple[float, float]] = []
-        self.place = 0.0
-
-    def uniform(self, a: float, b: float) -> float:
-        swap, self.place = self.draws.pop(0)
-        return 1 - swap  # the official code swaps above one half, the plan below it
-
-    def randint(self, a: int, b: int) -> int:
-        return int(self.place * (b + 1))
-
-
-def run_official(
-    nets: dict[str, torch.nn.Module], batches: Sequence[Any], loss: LossConfig
-) -> list[dict[str, float]]:
-    chance = {"A": Decided(), "B": Decided()}
-    model = OfficialCycleGAN(
-        *(nets[name] for name in ("G_AB", "G_BA", "D_B", "D_A")),
-        gan_mode=loss.gan_mode, lambda_A=loss.lambda_A, lambda_B=loss.lambda_B,
-        lambda_identity=loss.lambda_identity,
-        pool_size=loss.pool_size, lr=LR, chance_A=chance["A"], chance_B=chance["B"],
-    )  # fmt: skip
-    history, seen = [], 0
-    for batch in batches:
-        # The official pool asks chance only once it is full.
-        asked = [n for n in range(len(batch.samples)) if seen + n >= loss.pool_size]
-        chance["A"].draws = [batch.samples[n].draw_A for n in asked]
-        chance["B"].draws = [batch.samples[n].draw_B for n in asked]
-        model.set_input(batch.A.contiguous(), batch.B.contiguous())
-        model.optimize_parameters()
-        seen += len(batch.samples)
-        history.append({name: torch.as_tensor(value).item() for name, value in model.losses().items()})
-    return history
-
-
-def run_reference(
-    nets: dict[str, torch.nn.Module], batches: Sequence[Any], loss: LossConfig
-) -> list[dict[str, float]]:
-    optimizers = {
-        "G": torch.optim.Adam([*nets["G_AB"].parameters(), *nets["G_BA"].parameters()], LR, (0.5, 0.999)),
-        "D": torch.optim.Adam([*nets["D_A"].parameters(), *nets["D_B"].parameters()], LR, (0.5, 0.999)),
-    }
-    pools = {side: ref.ReplayPool(loss.pool_size) for side in "AB"}
-    weights = ref.LossWeights(
-        loss.gan_mode, loss.lambda_A, loss.lambda_B, loss.lambda_identity, loss.lambda_gp
-    )
-    history = []
-    for batch in batches:
-        draws = {"A": [s.draw_A for s in batch.samples], "B": [s.draw_B for s in batch.samples]}
-        mix = {
-            "A": torch.tensor([s.mix_A for s in batch.samples]),
-            "B": torch.tensor([s.mix_B for s in batch.samples]),
-        }
-        losses = ref.train_step(nets, optimizers, pools, batch.A, batch.B, draws, weights, mix)
-        history.append({name: value.item() for name, value in losses.items()})
-    return history
-
-
-def run_engine(engine: Engine, batches: Sequence[Any]) -> list[dict[str, float]]:
-    return [
-        dict(zip(engine.recipe.loss_names, engine.step(batch, LR).tolist(), strict=True)) for batch in batches
-    ]
-
-
-def assert_same_weights(ours: Any, theirs: Any, limit: float) -> None:
-    for name, net in theirs.items():
-        for key, value in net.state_dict().items():
-            if not is_cancelled_bias(net, key):
-                assert relative_error(ours[name].state_dict()[key], value) < limit, (name, key)
-
+from tests.engine.orders import LR, SMALL, assert_same_weights, run_engine, run_official, run_reference
 
 PLAIN, PAIRED = EngineConfig(batching="off", pairing="off"), EngineConfig(pairing="on")
 PHASES = EngineConfig(pairing="on", overlap="phases")
@@ -246,96 +164,6 @@ def test_bf16_losses_by_the_parity_rule(compiled: bool) -> None:
             torch.tensor([history[0][name]], dtype=torch.float64) for history in (ours, yardstick, truth)
         )
         assert_parity(name, *values, dtype=torch.bfloat16)
-
-
-def gradients(engine: Engine, batch: Any) -> dict[tuple[str, str], torch.Tensor]:
-    """Run one iteration and return the gradient that each optimizer was given for each parameter."""
-    names = {id(p): (net, key) for net, module in engine.nets.items() for key, p in module.named_parameters()}
-    found: dict[tuple[str, str], torch.Tensor] = {}
-
-    def keep(optimizer: torch.optim.Optimizer, *_: object) -> None:
-        found.update(
-            {names[id(p)]: p.grad.clone() for group in optimizer.param_groups for p in group["params"]}
-        )
-
-    for optimizer in engine.optimizers.values():
-        optimizer.register_step_pre_hook(keep)
-    engine.step(batch, LR)
-    return found
-
-
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_every_gradient_of_the_compiled_step_by_the_parity_rule(precision: str) -> None:
-    """Compiled against uncompiled in the same precision, both against float64 (where the uncompiled step
-    equals the official one).
-
-    The weights and biases of a layer in both networks of a side are held as one vector: a bias of 3 numbers
-    by itself is a matter of luck.
-    """
-    if reason := why_not_compiled(torch.device("cpu")):
-        pytest.skip(reason)
-    start, plan = seeded_networks(SMALL), Plan(0, 9, 9)
-    loss = LossConfig()
-    batch, exact = (random_batch(32, plan, 0, dtype=dtype) for dtype in (torch.float32, torch.float64))
-    truth = gradients(make_engine(copy_of(start, torch.float64), loss), exact)
-    yardstick = gradients(make_engine(start, loss, precision=precision), batch)
-    engine = make_engine(start, loss, precision=precision, compiled=True)
-    ours = dict(gradients(engine, batch))  # what it found first: it goes on looking
-    compiled = counters["stats"]["unique_graphs"]
-    run_engine(engine, [random_batch(32, plan, n) for n in range(1, 4)])
-    assert (
-        counters["stats"]["unique_graphs"] == compiled > 0
-    )  # nothing is compiled again after the first iteration
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-    layers: dict[str, list[tuple[str, str]]] = {}
-    for net, key in truth:
-        if not is_cancelled_bias(start[net], key):
-            layers.setdefault(f"{net[0]}.{key.rpartition('.')[0]}", []).append((net, key))
-    assert len(layers) > 10
-    for layer, keys in layers.items():
-        assert_parity(
-            layer, *(torch.cat([of[key].flatten() for key in keys]) for of in (ours, yardstick, truth)), dtype
-        )
-
-
-def test_what_is_compiled_for_a_processor_sees_one_picture_at_a_time() -> None:
-    """Of two at once torch 2.13 makes gradients that are not numbers, in bf16 and from 3 blocks on: minutes
-    of compiling to see.
-    """
-    seen: list[int] = []
-    start = seeded_networks(SMALL, dtype=torch.float64)
-    engine, plain = make_engine(start, compiled=True), make_engine(start)
-    for name, net in engine.nets.items():
-        engine.passes.runs[name] = lambda x, net=net: (
-            seen.append(len(x)) or net(x)
-        )  # the network itself, and no compiler
-    batch = random_batch(16, Plan(0, 9, 9, 3), 0, dtype=torch.float64)
-    assert relative_error(engine.step(batch, LR), plain.step(batch, LR)) < 1e-9
-    assert set(seen) == {1}
-    assert len(seen) == 3 * (3 * 2 + 2 + 4)
-    assert "one by one" in engine.describe()["batching"]
-
-
-def test_compiled_wgangp_trains() -> None:
-    """torch.compile cannot differentiate twice, so the discriminators stay uncompiled, and the table says
-    so."""
-    if reason := why_not_compiled(torch.device("cpu")):
-        pytest.skip(reason)
-    # Generators without blocks: what is compiled here is compiled whole elsewhere.
-    start = seeded_networks(dataclasses.replace(SMALL, netG="resnet_0blocks"))
-    loss, plan = LossConfig(gan_mode="wgangp", lambda_identity=0), Plan(0, 9, 9)
-    engine = make_engine(start, loss, compiled=True)
-    truth = run_reference(
-        copy_of(start, torch.float64), [random_batch(16, plan, 0, dtype=torch.float64)], loss
-    )[0]
-    yardstick = run_reference(copy_of(start), [random_batch(16, plan, 0)], loss)[0]
-    ours = run_engine(engine, [random_batch(16, plan, 0)])[0]
-    values = (
-        torch.tensor([losses[name] for name in engine.recipe.loss_names])
-        for losses in (ours, yardstick, truth)
-    )
-    assert_parity("losses", *values, dtype=torch.float32)
-    assert "D_A D_B" in engine.describe()["compiled"]
 
 
 def test_step_leaves_no_gradients_and_thaws_the_discriminators() -> None:

@@ -29,7 +29,7 @@ def deterministic() -> Iterator[None]:
 
 
 def reads_back(engine: Engine) -> None:
-    engine.numbers.lr.item()
+    engine.host_inputs.lr.item()
 
 
 def waits(engine: Engine) -> None:
@@ -43,12 +43,13 @@ def raises(engine: Engine) -> None:
 
 def does_not_join(engine: Engine) -> None:
     """Only the end of the capture tells."""
-    taken = (engine.stream, engine.weight_stream, engine.phase_stream)
+    streams = engine.streams
+    taken = (streams.iteration, streams.weights, streams.phase)
     # PyTorch hands out 32 streams in turn.
     stray = next(stream for stream in (torch.cuda.Stream() for _ in range(32)) if stream not in taken)
     stray.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stray):
-        engine.numbers.lr + 1
+        engine.host_inputs.lr + 1
 
 
 # (what the update of a phase does inside a capture, what is reported of it)

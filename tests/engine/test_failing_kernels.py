@@ -21,7 +21,7 @@ from fastcyclegan.kernels import _launch
 from fastcyclegan.kernels import descriptor_launch as descriptors
 from fastcyclegan.kernels._failures import KernelError
 from fastcyclegan.kernels.dispatch import as_on_gpu
-from fastcyclegan.recipes.cyclegan import CycleGAN
+from fastcyclegan.recipes.cyclegan import CycleGANRecipe
 from fastcyclegan.testing import (
     assert_parity,
     copy_of,
@@ -51,7 +51,9 @@ def _as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def engine_of(nets: Mapping[str, nn.Module], impl: str, recipe: Callable[[LossConfig], CycleGAN]) -> Engine:
+def engine_of(
+    nets: Mapping[str, nn.Module], impl: str, recipe: Callable[[LossConfig], CycleGANRecipe]
+) -> Engine:
     nets = copy_of(nets)
     for net in nets.values():
         for module in net.modules():
@@ -85,14 +87,14 @@ def trained(
 
 
 def assert_trains_alike(
-    model: ModelConfig, recipe: Callable[[LossConfig], CycleGAN], iterations: int = 2
+    model: ModelConfig, recipe: Callable[[LossConfig], CycleGANRecipe], iterations: int = 2
 ) -> None:
     """Train by the kernels as they are, by the reference and in float64; hold what was trained by the
     rule."""
     nets = seeded_networks(model)
     kernels = engine_of(nets, "auto", recipe)
     assert kernels.choices.kernels
-    assert any(trained.gradients for trained in kernels.trained.values())
+    assert any(one.gradients for one in kernels.phase_optimizers.values())
     ours, theirs = (
         trained(engine, FP32, iterations) for engine in (kernels, engine_of(nets, "reference", recipe))
     )
@@ -123,11 +125,11 @@ def test_training_without_a_kernel_that_works(
     kernels = failing_kernels(monkeypatch, error)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        assert_trains_alike(SMALL, CycleGAN)
+        assert_trains_alike(SMALL, CycleGANRecipe)
         told, tried = heard(caught), {name: kernel.launches for name, kernel in kernels.items()}
         assert sum(tried.values()) > 0
         # Another engine in the same process knows.
-        trained(engine_of(seeded_networks(SMALL), "auto", CycleGAN), FP32)
+        trained(engine_of(seeded_networks(SMALL), "auto", CycleGANRecipe), FP32)
     assert len(told) == len(set(told)) == sum(count > 0 for count in tried.values()) == len(heard(caught))
     assert {name: kernel.launches for name, kernel in kernels.items()} == tried
 
@@ -141,14 +143,14 @@ def test_a_fallback_is_captured_and_replayed(monkeypatch: pytest.MonkeyPatch) ->
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*show_failure", RuntimeWarning)
         captured = Engine(
-            CycleGAN(LOSS),
+            CycleGANRecipe(LOSS),
             copy_of(nets),
             OptimConfig(),
             CPU,
             options=EngineConfig(graph="on"),
             capture=capture,
         )
-        plain = Engine(CycleGAN(LOSS), copy_of(nets), OptimConfig(), CPU, options=OPTIONS)
+        plain = Engine(CycleGANRecipe(LOSS), copy_of(nets), OptimConfig(), CPU, options=OPTIONS)
         assert captured.choices.kernels
         for one, other in zip(*(trained(engine, FP32, 6)[0] for engine in (captured, plain)), strict=True):
             assert torch.equal(one, other)
@@ -160,7 +162,7 @@ def test_training_that_requires_the_kernels_ends(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(
         KernelError, match=r"kernel \w+ does not compile on cpu, interpreted .*show_failure /"
     ):
-        trained(engine_of(seeded_networks(SMALL), "triton", CycleGAN), FP32)
+        trained(engine_of(seeded_networks(SMALL), "triton", CycleGANRecipe), FP32)
 
 
 def test_training_with_one_kernel_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:

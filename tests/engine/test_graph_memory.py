@@ -43,7 +43,8 @@ def captured(overlap: Any) -> tuple[int, int, int]:
     most = torch.cuda.memory_stats()["requested_bytes.all.peak"] - before
     assert engine.graphs is not None
     assert engine.graphs.captured == 1
-    side = engine.weight_stream.cuda_stream if engine.weight_stream is not None else None
+    weights = engine.streams.weights
+    side = weights.cuda_stream if weights is not None else None
     segments = [
         s
         for s in torch.cuda.memory_snapshot()

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from fastcyclegan.devtools.dry_run import dry_run
-from fastcyclegan.engine.host_inputs import ROOM, Numbers
+from fastcyclegan.engine.host_inputs import ROOM, HostInputs
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def test_values_arrive_where_they_were_before() -> None:
-    numbers = Numbers(DEVICE)
+    numbers = HostInputs(DEVICE)
     places = []
     for n in range(3):
         sent = {
@@ -31,7 +31,7 @@ def test_values_arrive_where_they_were_before() -> None:
 
 
 def test_one_copy_takes_all() -> None:
-    numbers = Numbers(torch.device("cpu"))
+    numbers = HostInputs(torch.device("cpu"))
     sent = {"pool_A": torch.zeros(3, 5, dtype=torch.int64), "mix_A": torch.zeros(5)}
     with dry_run() as dry:
         numbers.send(1e-4, sent)
@@ -40,4 +40,4 @@ def test_one_copy_takes_all() -> None:
 
 def test_too_many_are_named() -> None:
     with pytest.raises(ValueError, match=f"there is room for {ROOM}"):
-        Numbers(torch.device("cpu")).send(0.1, {"pool_A": torch.zeros(ROOM, dtype=torch.int64)})
+        HostInputs(torch.device("cpu")).send(0.1, {"pool_A": torch.zeros(ROOM, dtype=torch.int64)})

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastcyclegan.config import OptimConfig
-from fastcyclegan.engine.phase_optimizer import Trained
+from fastcyclegan.engine.phase_optimizer import PhaseOptimizer
 from fastcyclegan.kernels import accumulating
 from fastcyclegan.nn.networks import Discriminator
 from fastcyclegan.testing import parameters_that_count, relative_error
@@ -41,7 +41,7 @@ def test_steps_are_adams(in_place: bool) -> None:
     """
     ours, theirs = pair(torch.float64), pair(torch.float64)
     lr = torch.zeros((), dtype=torch.float64)
-    trained = Trained(ours, OPTIM, lr, in_place=in_place)
+    trained = PhaseOptimizer(ours, OPTIM, lr, in_place=in_place)
     adam = torch.optim.Adam([p for net in theirs for p in net.parameters()], 0.0, (0.5, 0.999))
     for n in range(4):
         if n == 2:
@@ -64,7 +64,7 @@ def test_steps_are_adams(in_place: bool) -> None:
 def test_gradients_of_a_pair_lie_side_by_side() -> None:
     """What one launch writes: two networks' weights at equal steps, in the strides of the weights."""
     nets = pair()
-    trained = Trained(nets, OPTIM, torch.zeros(()), in_place=True)
+    trained = PhaseOptimizer(nets, OPTIM, torch.zeros(()), in_place=True)
     with trained.gradients_ready():
         first, other = (net.model[0].weight for net in nets)
         assert other.grad.data_ptr() - first.grad.data_ptr() == 4 * first.numel()
@@ -75,7 +75,7 @@ def test_gradients_of_a_pair_lie_side_by_side() -> None:
 
 def test_networks_that_differ_are_trained_too() -> None:
     nets = [Discriminator(ndf=2, n_layers=1), Discriminator(ndf=3, n_layers=1)]
-    trained = Trained(nets, OPTIM, torch.tensor(1e-3, dtype=torch.float64), in_place=True)
+    trained = PhaseOptimizer(nets, OPTIM, torch.tensor(1e-3, dtype=torch.float64), in_place=True)
     before = copy.deepcopy(nets[1].state_dict())
     with trained.gradients_ready():
         backward(nets, 0)
@@ -86,7 +86,7 @@ def test_networks_that_differ_are_trained_too() -> None:
 
 def test_state_holds_the_rate_as_a_number_and_leaves_how_adam_runs_alone() -> None:
     lr = torch.tensor(5e-4, dtype=torch.float64)
-    trained, other = (Trained(pair(), OPTIM, lr, in_place=False) for _ in range(2))
+    trained, other = (PhaseOptimizer(pair(), OPTIM, lr, in_place=False) for _ in range(2))
     with trained.gradients_ready():
         backward(pair(), 0)
     state = trained.state_dict()
@@ -98,7 +98,7 @@ def test_state_holds_the_rate_as_a_number_and_leaves_how_adam_runs_alone() -> No
             "param_groups": [{**state["param_groups"][0], "lr": 0.1, "fused": None, "betas": [0.9, 0.9]}],
         }
     )
-    (group,) = other.optimizer.param_groups
+    (group,) = other.adam.param_groups
     assert group["lr"] is lr
     assert group["fused"] is True
     assert group["betas"] == (0.5, 0.999)  # what is asked for now, not what was when the state was saved

@@ -7,12 +7,12 @@ import copy
 import torch
 from torch import nn
 
-from fastcyclegan.engine.weight_average import Average
+from fastcyclegan.engine.weight_average import WeightAverage
 
 
 def test_averages_follow_weights_and_copy_statistics() -> None:
     net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))
-    average = Average({"G": net}, 0.75)
+    average = WeightAverage({"G": net}, 0.75)
     expected = net[0].weight.detach().clone()
     for n in range(3):
         with torch.no_grad():

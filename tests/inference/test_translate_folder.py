@@ -11,13 +11,13 @@ from PIL import Image
 from fastcyclegan.checkpoints.run_files import save_weights
 from fastcyclegan.console import Console
 from fastcyclegan.errors import UserError
-from fastcyclegan.inference.translate_folder import TranslateConfig, plan_outputs, translate
+from fastcyclegan.inference.translate_folder import TranslateConfig, plan_outputs, translate_folder
 from fastcyclegan.nn.networks import Generator, UnetGenerator
 from tests.conftest import write_pictures
 
 
 def run(weights: Path, source: Path, output: Path, **options: object) -> int:
-    return translate(TranslateConfig(weights, source, output, device="cpu", **options), Console())
+    return translate_folder(TranslateConfig(weights, source, output, device="cpu", **options), Console())
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 50), (17, 9), (64, 64), (101, 7)])

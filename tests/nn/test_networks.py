@@ -4,6 +4,7 @@ weights."""
 from __future__ import annotations
 
 import copy
+import functools
 from typing import Any
 
 import pytest
@@ -218,3 +219,22 @@ def test_builders_by_the_official_names() -> None:
         for c in (ModelConfig(n_layers_D=5), ModelConfig(netD="n_layers", n_layers_D=5))
     ]
     assert layers == [5, 7]  # basic has its three layers whatever n_layers_D says
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        pytest.param(nn.InstanceNorm2d, id="a class"),
+        pytest.param(functools.partial(nn.InstanceNorm2d, affine=True), id="a partial of one"),
+        pytest.param(lambda channels: nn.InstanceNorm2d(channels, eps=1e-3, affine=True), id="a function"),
+    ],
+)
+def test_torchs_norms_become_those_that_are_right_in_every_layout(norm: Any) -> None:
+    """With the same settings, weights and biases before them as the reference's networks have."""
+    net, plain = (kind(ngf=2, n_blocks=1, norm=norm) for kind in (Generator, ref.Generator))
+    norms = [module for module in net.modules() if isinstance(module, nn.InstanceNorm2d)]
+    assert {type(module) for module in norms} == {ref.InstanceNorm2d}
+    assert {module.eps for module in norms} == {getattr(m, "eps", norms[0].eps) for m in plain.modules()}
+    assert {key: value.shape for key, value in net.state_dict().items()} == {
+        key: value.shape for key, value in plain.state_dict().items()
+    }

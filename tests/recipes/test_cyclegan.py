@@ -6,12 +6,12 @@ import torch
 
 from fastcyclegan.config import LossConfig, ModelConfig
 from fastcyclegan.nn.networks import build_discriminator, build_generator
-from fastcyclegan.recipes.cyclegan import CycleGAN, build_networks
+from fastcyclegan.recipes.cyclegan import CycleGANRecipe, build_networks
 from fastcyclegan.reference import init_weights
 
 
 def test_phases() -> None:
-    phases = {phase.name: phase for phase in CycleGAN(LossConfig()).phases}
+    phases = {phase.name: phase for phase in CycleGANRecipe(LossConfig()).phases()}
     assert list(phases) == ["G", "D"]
     assert (phases["G"].trains, phases["G"].freezes) == (("G_AB", "G_BA"), ("D_A", "D_B"))
     assert (phases["D"].trains, phases["D"].freezes) == (("D_A", "D_B"), ())

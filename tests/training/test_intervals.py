@@ -6,13 +6,13 @@ import time
 
 import pytest
 
-from fastcyclegan.training.intervals import Every
+from fastcyclegan.training.intervals import Interval
 
 
 def test_every_follows_the_clock_or_the_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
-    by_count, by_clock = Every(10, 5.0), Every(None, 5.0, share=0.1)
+    by_count, by_clock = Interval(10, 5.0), Interval(None, 5.0, share=0.1)
     assert [by_count.due(4) for _ in range(3)] == [False, False, True]
     by_count.done()
     assert by_count.seen == 2  # what was over counts for the next time

@@ -15,10 +15,4 @@ if __name__ == "__main__":
     for data in dataset:
         model.set_input(data)
         model.test()
-        print(
-            "sums",
-            {
-                name: round(image.double().sum().item(), 2)
-                for name, image in model.get_current_visuals().items()
-            },
-        )
+        print("sums", {name: round(image.double().sum().item(), 2) for name, image in model.get_current_visuals().items()})

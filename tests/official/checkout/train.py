@@ -23,10 +23,7 @@ if __name__ == "__main__":
             model.optimize_parameters()
             if total_iters % opt.display_freq == 0:
                 model.compute_visuals()
-                print(
-                    "visuals",
-                    {name: list(image.shape) for name, image in model.get_current_visuals().items()},
-                )
+                print("visuals", {name: list(image.shape) for name, image in model.get_current_visuals().items()})
             if total_iters % opt.print_freq == 0:
                 print("losses", json.dumps(model.get_current_losses()))
             if total_iters % opt.save_latest_freq == 0:

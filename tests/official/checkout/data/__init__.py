@@ -7,9 +7,7 @@ from PIL import Image
 
 
 class UnalignedDataset(torch.utils.data.Dataset):
-    """Whole pictures of trainA and trainB, or testA and testB; a random B for each A, drawn from ``random``
-    as the pools' numbers are.
-    """
+    """Whole pictures of trainA and trainB, or testA and testB; a random B for each A, drawn from ``random`` as the pools' numbers are."""
 
     def __init__(self, opt):
         phase = "train" if opt.isTrain else "test"
@@ -30,6 +28,4 @@ def picture(path):
 
 
 def create_dataset(opt):
-    return torch.utils.data.DataLoader(
-        UnalignedDataset(opt), batch_size=opt.batch_size, shuffle=not opt.serial_batches
-    )
+    return torch.utils.data.DataLoader(UnalignedDataset(opt), batch_size=opt.batch_size, shuffle=not opt.serial_batches)

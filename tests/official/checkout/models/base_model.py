@@ -11,11 +11,7 @@ class BaseModel:
         self.opt, self.gpu_ids, self.isTrain = opt, opt.gpu_ids, opt.isTrain
         self.device = torch.device(f"cuda:{self.gpu_ids[0]}") if self.gpu_ids else torch.device("cpu")
         self.save_dir = os.path.join(opt.checkpoints_dir, opt.name)  # noqa: PTH118
-        self.loss_names = []
-        self.model_names = []
-        self.visual_names = []
-        self.optimizers = []
-        self.image_paths = []
+        self.loss_names, self.model_names, self.visual_names, self.optimizers, self.image_paths = [], [], [], [], []
 
     @staticmethod
     def modify_commandline_options(parser, is_train):

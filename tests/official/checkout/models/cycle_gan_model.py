@@ -20,16 +20,7 @@ class CycleGANModel(BaseModel):
         BaseModel.__init__(self, opt)
         self.loss_names = ["D_A", "G_A", "cycle_A", "idt_A", "D_B", "G_B", "cycle_B", "idt_B"]
         same = self.isTrain and opt.lambda_identity > 0.0
-        self.visual_names = [
-            "real_A",
-            "fake_B",
-            "rec_A",
-            *["idt_B"] * same,
-            "real_B",
-            "fake_A",
-            "rec_B",
-            *["idt_A"] * same,
-        ]
+        self.visual_names = ["real_A", "fake_B", "rec_A", *["idt_B"] * same, "real_B", "fake_A", "rec_B", *["idt_A"] * same]
         self.model_names = ["G_A", "G_B", "D_A", "D_B"] if self.isTrain else ["G_A", "G_B"]
         common = (opt.norm, not opt.no_dropout, opt.init_type, opt.init_gain, self.gpu_ids)
         self.netG_A = networks.define_G(opt.input_nc, opt.output_nc, opt.ngf, opt.netG, *common)

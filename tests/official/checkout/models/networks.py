@@ -46,23 +46,11 @@ def init_net(net, init_type="normal", init_gain=0.02, gpu_ids=()):
     return net
 
 
-def define_G(
-    input_nc,
-    output_nc,
-    ngf,
-    netG,
-    norm="batch",
-    use_dropout=False,
-    init_type="normal",
-    init_gain=0.02,
-    gpu_ids=(),
-):
+def define_G(input_nc, output_nc, ngf, netG, norm="batch", use_dropout=False, init_type="normal", init_gain=0.02, gpu_ids=()):
     norm_layer = get_norm_layer(norm)
     if netG.startswith("resnet"):
         n_blocks = int(netG.removeprefix("resnet_").removesuffix("blocks"))
-        net = ResnetGenerator(
-            input_nc, output_nc, ngf, norm_layer=norm_layer, use_dropout=use_dropout, n_blocks=n_blocks
-        )
+        net = ResnetGenerator(input_nc, output_nc, ngf, norm_layer=norm_layer, use_dropout=use_dropout, n_blocks=n_blocks)
     else:
         downs = {"unet_32": 5, "unet_128": 7, "unet_256": 8}[netG]
         net = UnetGenerator(input_nc, output_nc, downs, ngf, norm_layer=norm_layer, use_dropout=use_dropout)
@@ -74,9 +62,7 @@ def define_D(input_nc, ndf, netD, n_layers_D=3, norm="batch", init_type="normal"
     if netD == "pixel":
         net = PixelDiscriminator(input_nc, ndf, norm_layer=norm_layer)
     else:
-        net = NLayerDiscriminator(
-            input_nc, ndf, n_layers=n_layers_D if netD == "n_layers" else 3, norm_layer=norm_layer
-        )
+        net = NLayerDiscriminator(input_nc, ndf, n_layers=n_layers_D if netD == "n_layers" else 3, norm_layer=norm_layer)
     return init_net(net, init_type, init_gain, gpu_ids)
 
 
@@ -99,34 +85,16 @@ def has_bias(norm_layer):
 
 
 class ResnetGenerator(nn.Module):
-    def __init__(
-        self,
-        input_nc,
-        output_nc,
-        ngf=64,
-        norm_layer=nn.BatchNorm2d,
-        use_dropout=False,
-        n_blocks=6,
-        padding_type="reflect",
-    ):
+    def __init__(self, input_nc, output_nc, ngf=64, norm_layer=nn.BatchNorm2d, use_dropout=False, n_blocks=6, padding_type="reflect"):
         # As the official code writes it: by the module's own name for the class.
         super(ResnetGenerator, self).__init__()  # noqa: UP008
         bias = has_bias(norm_layer)
-        layers = [
-            nn.ReflectionPad2d(3),
-            nn.Conv2d(input_nc, ngf, 7, bias=bias),
-            norm_layer(ngf),
-            nn.ReLU(True),
-        ]
+        layers = [nn.ReflectionPad2d(3), nn.Conv2d(input_nc, ngf, 7, bias=bias), norm_layer(ngf), nn.ReLU(True)]
         for width in (2 * ngf, 4 * ngf):
             layers += [nn.Conv2d(width // 2, width, 3, 2, 1, bias=bias), norm_layer(width), nn.ReLU(True)]
         layers += [ResnetBlock(4 * ngf, norm_layer, use_dropout, bias) for _ in range(n_blocks)]
         for width in (2 * ngf, ngf):
-            layers += [
-                nn.ConvTranspose2d(2 * width, width, 3, 2, 1, 1, bias=bias),
-                norm_layer(width),
-                nn.ReLU(True),
-            ]
+            layers += [nn.ConvTranspose2d(2 * width, width, 3, 2, 1, 1, bias=bias), norm_layer(width), nn.ReLU(True)]
         self.model = nn.Sequential(*layers, nn.ReflectionPad2d(3), nn.Conv2d(ngf, output_nc, 7), nn.Tanh())
 
     def forward(self, x):
@@ -159,21 +127,11 @@ class UnetGenerator(nn.Module):
 
 
 class UnetLevel(nn.Module):
-    def __init__(
-        self, width, below, input_nc, level, norm_layer, inner=False, outer=False, use_dropout=False
-    ):
+    def __init__(self, width, below, input_nc, level, norm_layer, inner=False, outer=False, use_dropout=False):
         super().__init__()
         bias, self.outermost = has_bias(norm_layer), outer
-        down = [
-            nn.LeakyReLU(0.2, True),
-            nn.Conv2d(input_nc or width, below, 4, 2, 1, bias=bias),
-            norm_layer(below),
-        ]
-        up = [
-            nn.ReLU(True),
-            nn.ConvTranspose2d(below * (1 if inner else 2), width, 4, 2, 1, bias=bias or outer),
-            norm_layer(width),
-        ]
+        down = [nn.LeakyReLU(0.2, True), nn.Conv2d(input_nc or width, below, 4, 2, 1, bias=bias), norm_layer(below)]
+        up = [nn.ReLU(True), nn.ConvTranspose2d(below * (1 if inner else 2), width, 4, 2, 1, bias=bias or outer), norm_layer(width)]
         if outer:
             down, up = down[1:2], [*up[:2], nn.Tanh()]
         elif inner:
@@ -191,11 +149,7 @@ class NLayerDiscriminator(nn.Module):
         for n in range(1, n_layers + 1):
             width = ndf * min(2**n, 8)
             stride = 2 if n < n_layers else 1
-            layers += [
-                nn.Conv2d(last, width, 4, stride, 1, bias=has_bias(norm_layer)),
-                norm_layer(width),
-                nn.LeakyReLU(0.2, True),
-            ]
+            layers += [nn.Conv2d(last, width, 4, stride, 1, bias=has_bias(norm_layer)), norm_layer(width), nn.LeakyReLU(0.2, True)]
             last = width
         self.model = nn.Sequential(*layers, nn.Conv2d(last, 1, 4, 1, 1))
 
@@ -208,9 +162,7 @@ class PixelDiscriminator(nn.Module):
         super(PixelDiscriminator, self).__init__()  # noqa: UP008
         bias = has_bias(norm_layer)
         middle = [nn.Conv2d(ndf, 2 * ndf, 1, bias=bias), norm_layer(2 * ndf), nn.LeakyReLU(0.2, True)]
-        self.net = nn.Sequential(
-            nn.Conv2d(input_nc, ndf, 1), nn.LeakyReLU(0.2, True), *middle, nn.Conv2d(2 * ndf, 1, 1, bias=bias)
-        )
+        self.net = nn.Sequential(nn.Conv2d(input_nc, ndf, 1), nn.LeakyReLU(0.2, True), *middle, nn.Conv2d(2 * ndf, 1, 1, bias=bias))
 
     def forward(self, x):
         return self.net(x)

@@ -3,32 +3,11 @@ import argparse
 import models
 
 TEXT = {
-    **{
-        "dataroot": None,
-        "name": "experiment_name",
-        "gpu_ids": "-1",
-        "checkpoints_dir": "./checkpoints",
-        "model": "cycle_gan",
-    },
-    **{
-        "netD": "basic",
-        "netG": "resnet_9blocks",
-        "norm": "instance",
-        "init_type": "normal",
-        "dataset_mode": "unaligned",
-    },
+    **{"dataroot": None, "name": "experiment_name", "gpu_ids": "-1", "checkpoints_dir": "./checkpoints", "model": "cycle_gan"},
+    **{"netD": "basic", "netG": "resnet_9blocks", "norm": "instance", "init_type": "normal", "dataset_mode": "unaligned"},
     **{"direction": "AtoB", "preprocess": "resize_and_crop", "epoch": "latest"},
 }
-NUMBERS = {
-    "input_nc": 3,
-    "output_nc": 3,
-    "ngf": 64,
-    "ndf": 64,
-    "n_layers_D": 3,
-    "init_gain": 0.02,
-    "batch_size": 1,
-    "crop_size": 256,
-}
+NUMBERS = {"input_nc": 3, "output_nc": 3, "ngf": 64, "ndf": 64, "n_layers_D": 3, "init_gain": 0.02, "batch_size": 1, "crop_size": 256}
 SWITCHES = ("no_dropout", "serial_batches", "verbose")
 
 

@@ -1,0 +1,60 @@
+"""What a run trains on, with and how, in words: the table at its start."""
+
+from __future__ import annotations
+
+from fastcyclegan.config import DataConfig, TrainConfig
+from fastcyclegan.engine import Engine
+from fastcyclegan.training.run import Run
+
+
+def describe_run(run: Run) -> dict[str, str]:
+    """Return the rows of the table, by their names."""
+    return {
+        **_samples(run),
+        "networks": _networks(run.config, run.engine),
+        "learning rate": _learning_rate(run.config, run.batch),
+        **run.engine.describe(),
+    }
+
+
+def _samples(run: Run) -> dict[str, str]:
+    data, pictures, per_epoch = run.data, run.pictures, run.plan.iterations_per_epoch
+    if pictures is None:
+        counts = f"batches of {run.plan.batch_size}, {per_epoch} iterations an epoch"
+        return {"samples": f"from the caller's loaders, {counts}"}
+    train = f"{len(pictures.train_A)} of A and {len(pictures.train_B)} of B to train with"
+    held_out = f"{len(pictures.test_A)} and {len(pictures.test_B)} held out"
+    batches = f"batch {data.batch_size}, {per_epoch} iterations an epoch"
+    return {
+        "pictures": f"{train}, {held_out}",
+        "samples": f"{data.preprocess}, {_size(data)}, {batches}",
+        "loader": str(run.choice),
+    }
+
+
+def _size(data: DataConfig) -> str:
+    if data.preprocess == "resize_and_crop":
+        return f"{data.load_size} to {data.crop_size} pixels"
+    if data.preprocess == "crop":
+        return f"{data.crop_size} pixels"
+    if "width" in data.preprocess:
+        return f"width {data.load_size}"
+    return "own size"
+
+
+def _networks(config: TrainConfig, engine: Engine) -> str:
+    model, recipe = config.model, engine.recipe
+    others = [name for name in recipe.networks if name not in recipe.generators]
+    G, D = (_weights(engine, name) for name in (recipe.generators[0], others[0]))
+    return f"{model.netG} ngf {model.ngf} ({G:,} weights each), {model.netD} ndf {model.ndf} ({D:,} each)"
+
+
+def _weights(engine: Engine, name: str) -> int:
+    return sum(p.numel() for p in engine.nets[name].parameters())
+
+
+def _learning_rate(config: TrainConfig, batch: int) -> str:
+    optim, lr = config.optim, f"{config.scaled_lr(batch):g}"
+    if optim.lr_scaling == "sqrt":
+        lr += f" = {optim.lr:g} x sqrt({batch}) (--lr_scaling sqrt)"
+    return f"{lr}, {optim.lr_policy}"

@@ -1,0 +1,168 @@
+"""DALI's blocks: how large they are, which file is to blame when one fails, what is left when it stops."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastcyclegan.data import dali_loader
+from fastcyclegan.data.dali_loader import DaliLoader
+from fastcyclegan.data.dali_pipeline import DaliPipeline, EncodedFile
+from fastcyclegan.data.image_file import Fit
+from fastcyclegan.data.loader import Source
+from fastcyclegan.data.pillow_loader import FolderLoader
+from fastcyclegan.data.sample_plan import Plan
+from fastcyclegan.errors import UserError
+from tests.conftest import same_batch, source, unpaired
+from tests.data.dali_files import levels, varied
+
+CPU = torch.device("cpu")
+
+
+def test_blocks_are_many_pictures_and_large_pictures_make_small_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = unpaired(tmp_path)
+    launched: list[int] = []
+    launch = DaliPipeline.launch
+
+    def counted(self: DaliPipeline, files: list[EncodedFile]) -> None:
+        launched.append(len(files))
+        launch(self, files)
+
+    monkeypatch.setattr(DaliPipeline, "launch", counted)
+    expected = list(DaliLoader(a, b, Plan(11, 5, 3), CPU).batches(0, 100))
+    assert launched == [64, 64, 64, 8]
+    launched.clear()
+    monkeypatch.setattr(dali_loader, "BLOCK_BYTES", 10 * 24 * 20 * 3)
+    found = list(DaliLoader(a, b, Plan(11, 5, 3), CPU).batches(0, 100))
+    assert launched == [10] * 20
+    assert all(same_batch(x, y) for x, y in zip(expected, found, strict=True))
+
+
+def passed_off_as_checked(a: Source, path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    stat = path.stat()
+    a.checked[path] = replace(a.checked[path], bytes=stat.st_size, mtime_ns=stat.st_mtime_ns)
+
+
+def test_a_file_that_dali_cannot_parse_is_left_to_pillow_and_said(tmp_path: Path) -> None:
+    """Pillow does not need the end of a PNG, DALI does; it must not get the file, as it may crash on it."""
+    a, b = unpaired(tmp_path)
+    expected = list(FolderLoader(a, b, Plan(11, 5, 3), CPU).batches(0, 60))
+    passed_off_as_checked(a, a.paths[2], a.paths[2].read_bytes()[:-12])
+    for _ in range(5):
+        said: list[str] = []
+        found = list(DaliLoader(a, b, Plan(11, 5, 3), CPU, threads=2, say=said.append).batches(0, 60))
+        assert said == [f"DALI cannot decode {a.paths[2]}, so Pillow reads it"]
+    for x, y in zip(expected, found, strict=True):
+        assert x.samples == y.samples
+        assert levels(x.A, y.A)[1] <= 4
+
+
+def test_a_file_that_dali_fails_on_is_found_among_the_others(tmp_path: Path) -> None:
+    """Its pixels are damaged: DALI's error does not tell which file it was, Pillow's does."""
+    a, b = unpaired(tmp_path)
+    damaged = bytearray(a.paths[2].read_bytes())
+    damaged[len(damaged) // 2] ^= 255
+    passed_off_as_checked(a, a.paths[2], bytes(damaged))
+    said: list[str] = []
+    with pytest.raises(
+        UserError,
+        match=r"^bad picture \S*/A/002.png: broken data stream when reading image file; --skip_bad_images",
+    ):
+        list(DaliLoader(a, b, Plan(11, 5, 3), CPU, threads=2).batches(0, 60))
+    found = list(
+        DaliLoader(a, b, Plan(11, 5, 3), CPU, threads=2, say=said.append, skip_bad_images=True).batches(0, 60)
+    )
+    assert len(found) == 60
+    assert [line.split(":")[0] for line in said] == [f"left out {a.paths[2]}"]
+
+
+def test_a_file_that_dali_alone_fails_on_is_left_to_pillow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = unpaired(tmp_path)
+    outputs, launch, refused = DaliPipeline._outputs, DaliPipeline.launch, a.paths[2]
+    running: list[Path] = []
+
+    def launched(self: DaliPipeline, files: list[EncodedFile]) -> None:
+        running[:] = [file.job.path for file in files]
+        launch(self, files)
+
+    def failing(self: DaliPipeline) -> list[object]:
+        rows = outputs(self)
+        if refused in running:
+            raise RuntimeError("cannot")
+        return rows
+
+    monkeypatch.setattr(DaliPipeline, "launch", launched)
+    monkeypatch.setattr(DaliPipeline, "_outputs", failing)
+    said: list[str] = []
+    expected = list(FolderLoader(a, b, Plan(11, 5, 3), CPU).batches(0, 100))
+    found = list(DaliLoader(a, b, Plan(11, 5, 3), CPU, threads=2, say=said.append).batches(0, 100))
+    assert said == [f"DALI cannot decode {refused}, so Pillow reads it"]
+    for x, y in zip(expected, found, strict=True):
+        assert x.samples == y.samples
+        assert max(levels(x.A, y.A)[1], levels(x.B, y.B)[1]) <= 4
+
+
+def test_a_failure_of_no_file_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = unpaired(tmp_path)
+    outputs, failed = DaliPipeline._outputs, []
+
+    def fails_once(self: DaliPipeline) -> list[object]:
+        if not failed:
+            failed.append(True)
+            raise RuntimeError("out of\nmemory")
+        return outputs(self)
+
+    monkeypatch.setattr(DaliPipeline, "_outputs", fails_once)
+    with pytest.raises(UserError, match="DALI failed: out of memory; --loader folder reads with Pillow"):
+        list(DaliLoader(a, b, Plan(11, 5, 3), CPU).batches(0, 4))
+
+
+def native_threads() -> int:
+    return sum(1 for _ in Path("/proc/self/task").iterdir())
+
+
+def resident() -> int:
+    """Return the bytes of anonymous memory."""
+    with open("/proc/self/status") as status:  # noqa: PTH123
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("RssAnon"))
+
+
+def test_nothing_is_left_when_it_stops(tmp_path: Path) -> None:
+    """Neither threads, DALI's own among them, nor memory: stopped in the middle of a block, or at the end."""
+    a, b = unpaired(tmp_path)
+
+    def use(stop_after: int) -> None:
+        batches = DaliLoader(a, b, Plan(11, 5, 3), CPU, threads=2).batches(0, 200)
+        for _ in range(stop_after):
+            next(batches)
+        batches.close()
+
+    use(200)
+    gc.collect()
+    threads, memory = native_threads(), resident()
+    for n in range(12):
+        use(n * 7)
+    gc.collect()
+    assert native_threads() <= threads
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("fastcyclegan")]
+    assert resident() - memory < 30 * 2**20
+
+
+def test_memory_is_flat_over_epochs(tmp_path: Path) -> None:
+    a, b = (source(varied(tmp_path / side, n), Fit("resize_and_crop", 72, 64)) for n, side in enumerate("AB"))
+    plan = Plan(3, len(a.paths), len(b.paths))
+    seen = []
+    for n, _ in enumerate(DaliLoader(a, b, plan, CPU, threads=2).batches(0, 12 * len(plan)), 1):
+        if n % (3 * len(plan)) == 0:
+            seen.append(resident())
+    assert max(seen[1:]) - seen[0] < 10 * 2**20, seen

@@ -1,0 +1,114 @@
+"""What PyTorch's compiler makes of an iteration: the same gradients, one image at a time on a processor."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from fastcyclegan.config import LossConfig
+from fastcyclegan.data.sample_plan import Plan
+from fastcyclegan.engine import Engine, why_not_compiled
+from fastcyclegan.testing import (
+    assert_parity,
+    copy_of,
+    is_cancelled_bias,
+    make_engine,
+    random_batch,
+    relative_error,
+    seeded_networks,
+)
+from tests.engine.orders import LR, SMALL, run_engine, run_reference
+
+
+def gradients(engine: Engine, batch: Any) -> dict[tuple[str, str], torch.Tensor]:
+    """Run one iteration and return the gradient that each optimizer was given for each parameter."""
+    names = {id(p): (net, key) for net, module in engine.nets.items() for key, p in module.named_parameters()}
+    found: dict[tuple[str, str], torch.Tensor] = {}
+
+    def keep(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        found.update(
+            {names[id(p)]: p.grad.clone() for group in optimizer.param_groups for p in group["params"]}
+        )
+
+    for optimizer in engine.optimizers.values():
+        optimizer.register_step_pre_hook(keep)
+    engine.step(batch, LR)
+    return found
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_every_gradient_of_the_compiled_step_by_the_parity_rule(precision: str) -> None:
+    """Compiled against uncompiled in the same precision, both against float64 (where the uncompiled step
+    equals the official one).
+
+    The weights and biases of a layer in both networks of a side are held as one vector: a bias of 3 numbers
+    by itself is a matter of luck.
+    """
+    if reason := why_not_compiled(torch.device("cpu")):
+        pytest.skip(reason)
+    start, plan = seeded_networks(SMALL), Plan(0, 9, 9)
+    loss = LossConfig()
+    batch, exact = (random_batch(32, plan, 0, dtype=dtype) for dtype in (torch.float32, torch.float64))
+    truth = gradients(make_engine(copy_of(start, torch.float64), loss), exact)
+    yardstick = gradients(make_engine(start, loss, precision=precision), batch)
+    engine = make_engine(start, loss, precision=precision, compiled=True)
+    ours = dict(gradients(engine, batch))  # what it found first: it goes on looking
+    compiled = counters["stats"]["unique_graphs"]
+    run_engine(engine, [random_batch(32, plan, n) for n in range(1, 4)])
+    assert (
+        counters["stats"]["unique_graphs"] == compiled > 0
+    )  # nothing is compiled again after the first iteration
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    layers: dict[str, list[tuple[str, str]]] = {}
+    for net, key in truth:
+        if not is_cancelled_bias(start[net], key):
+            layers.setdefault(f"{net[0]}.{key.rpartition('.')[0]}", []).append((net, key))
+    assert len(layers) > 10
+    for layer, keys in layers.items():
+        assert_parity(
+            layer, *(torch.cat([of[key].flatten() for key in keys]) for of in (ours, yardstick, truth)), dtype
+        )
+
+
+def test_what_is_compiled_for_a_processor_sees_one_picture_at_a_time() -> None:
+    """Of two at once torch 2.13 makes gradients that are not numbers, in bf16 and from 3 blocks on: minutes
+    of compiling to see.
+    """
+    seen: list[int] = []
+    start = seeded_networks(SMALL, dtype=torch.float64)
+    engine, plain = make_engine(start, compiled=True), make_engine(start)
+    for name, net in engine.nets.items():
+        engine.calls.called[name] = lambda x, net=net: (
+            seen.append(len(x)) or net(x)
+        )  # the network itself, and no compiler
+    batch = random_batch(16, Plan(0, 9, 9, 3), 0, dtype=torch.float64)
+    assert relative_error(engine.step(batch, LR), plain.step(batch, LR)) < 1e-9
+    assert set(seen) == {1}
+    assert len(seen) == 3 * (3 * 2 + 2 + 4)
+    assert "one by one" in engine.describe()["batching"]
+
+
+def test_compiled_wgangp_trains() -> None:
+    """torch.compile cannot differentiate twice, so the discriminators stay uncompiled, and the table says
+    so."""
+    if reason := why_not_compiled(torch.device("cpu")):
+        pytest.skip(reason)
+    # Generators without blocks: what is compiled here is compiled whole elsewhere.
+    start = seeded_networks(dataclasses.replace(SMALL, netG="resnet_0blocks"))
+    loss, plan = LossConfig(gan_mode="wgangp", lambda_identity=0), Plan(0, 9, 9)
+    engine = make_engine(start, loss, compiled=True)
+    truth = run_reference(
+        copy_of(start, torch.float64), [random_batch(16, plan, 0, dtype=torch.float64)], loss
+    )[0]
+    yardstick = run_reference(copy_of(start), [random_batch(16, plan, 0)], loss)[0]
+    ours = run_engine(engine, [random_batch(16, plan, 0)])[0]
+    values = (
+        torch.tensor([losses[name] for name in engine.recipe.loss_names])
+        for losses in (ours, yardstick, truth)
+    )
+    assert_parity("losses", *values, dtype=torch.float32)
+    assert "D_A D_B" in engine.describe()["compiled"]
