@@ -114,8 +114,8 @@ def _decide(
         getattr(model, name).state = step.engine.optimizers[phase].state
     vars(model)[_GUARD] = ChangeGuard(model, step)
     engine = step.engine
-    how = engine.precision
-    if engine.compiled:
+    how = engine.choices.precision
+    if engine.choices.compiled:
         how += ", compiled"
     impls = " and ".join(sorted({computed_by(net) for net in engine.nets.values()}))
     how = engine.choices.precision

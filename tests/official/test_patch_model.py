@@ -63,8 +63,8 @@ VARIANTS: dict[str, Edits] = {
         ),
         (
             NETWORKS,
-            "norm_layer=norm_layer\n        )\n    return init",
-            "norm_layer=norm_layer, use_sigmoid=False\n        )\n    return init",
+            "norm_layer=norm_layer)\n    return init",
+            "norm_layer=norm_layer, use_sigmoid=False)\n    return init",
         ),
         (MODEL, "networks.GANLoss(opt.gan_mode)", "networks.GANLoss('lsgan')"),
         (
