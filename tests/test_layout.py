@@ -165,6 +165,7 @@ def test_the_reference_imports_torch_alone() -> None:
 ELSEWHERE = {
     "data.batch": "data/test_loader.py",
     "data.dataset_page": "data/test_dataset_report.py",
+    "devtools.read_kernel": "devtools/test_compile_kernels.py",
     "devtools.tile_occupancy": "kernel_gate/test_command.py",
     "errors": "test_cli.py",
     "kernels.backend_table": "bench/test_gpu_suite.py",

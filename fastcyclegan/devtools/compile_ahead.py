@@ -86,13 +86,14 @@ def compile_ahead(
     """
     if not jobs:
         return Outcome(0, 0, 0.0)
-    count = processes or processes_for(len(jobs))
+    if processes is None:
+        processes = processes_for(len(jobs))
     started, failures, done = time.perf_counter(), [], 0
     # Files, so that no pipe fills up while nobody reads it.
     with tempfile.TemporaryFile("w+") as given, tempfile.TemporaryFile("w+") as complaints:
         json.dump([[job.kernel, job.capability, job.data] for job in jobs], given)
         given.seek(0)
-        with _worker(count, given, complaints) as lines:
+        with _worker(processes, given, complaints) as lines:
             progress(0, len(jobs))
             for line in lines:
                 try:
@@ -105,10 +106,13 @@ def compile_ahead(
                 progress(done, len(jobs))
         complaints.seek(0)
         said = complaints.read().strip().splitlines()
-    failed = len(failures)
+    good = done - len(failures)
     if done < len(jobs):
-        failures.append(("", said[-1] if said else "its processes were ended"))
-    return Outcome(done - failed, count, time.perf_counter() - started, tuple(failures))
+        reason = "its processes were ended"
+        if said:
+            reason = said[-1]
+        failures.append(("", reason))
+    return Outcome(good, processes, time.perf_counter() - started, tuple(failures))
 
 
 @contextlib.contextmanager
@@ -118,10 +122,8 @@ def _worker(processes: int, given: IO[str], complaints: IO[str]) -> Iterator[IO[
     """
     command = [sys.executable, "-m", f"{__package__}.compile_worker", str(processes), str(os.getpid())]
     # What this process imports from, the worker does too.
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(str(Path(path).absolute()) for path in sys.path),
-    }
+    folders = [str(Path(path).absolute()) for path in sys.path]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders)}
     # In a session of its own: Ctrl-C in the terminal is this process's business.
     pipes: dict[str, Any] = {"stdin": given, "stdout": subprocess.PIPE, "stderr": complaints}
     worker = subprocess.Popen(command, env=environment, text=True, start_new_session=True, **pipes)

@@ -76,7 +76,9 @@ class DryRun(TorchDispatchMode):
         self.choices[choice] = configs
 
     def _part(self) -> str:
-        return self._inside[-1].removeprefix("fastcyclegan: ") if self._inside else ""
+        if not self._inside:
+            return ""
+        return self._inside[-1].removeprefix("fastcyclegan: ")
 
     def launched(self, launch: _launch.Launch) -> None:
         self.counts.launches[launch.kernel] += 1
@@ -84,7 +86,9 @@ class DryRun(TorchDispatchMode):
         self.on_launch(launch)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name, kwargs = func._schema.name, kwargs or {}
+        name = func._schema.name
+        if kwargs is None:
+            kwargs = {}
         if name in BODIES:
             # The mode is off inside its own handler: on again, so that it sees what the operator is made of.
             with self:
@@ -107,19 +111,16 @@ class DryRun(TorchDispatchMode):
 
 def _convolution(func: Any, args: Any) -> Any:
     """Return what ``func`` returns, unwritten, in the layout of its input as cuDNN and oneDNN give it."""
-    layout = (
-        torch.channels_last
-        if args[0].is_contiguous(memory_format=torch.channels_last)
-        else torch.contiguous_format
-    )
+    in_channels_last = args[0].is_contiguous(memory_format=torch.channels_last)
+
+    def unwritten(t: Tensor) -> Tensor:
+        layout = torch.contiguous_format
+        if in_channels_last and t.dim() == 4:
+            layout = torch.channels_last
+        return torch.empty(t.shape, dtype=t.dtype, memory_format=layout)
+
     shapes = func(*tree_map_only(Tensor, lambda t: t.to("meta"), args))
-    return tree_map_only(
-        Tensor,
-        lambda t: torch.empty(
-            t.shape, dtype=t.dtype, memory_format=layout if t.dim() == 4 else torch.contiguous_format
-        ),
-        shapes,
-    )
+    return tree_map_only(Tensor, unwritten, shapes)
 
 
 @contextlib.contextmanager
@@ -193,14 +194,13 @@ def main() -> None:
         " weights not counted."
     )
     print(f"{'':50}{'launches':>9}{'ATen calls':>12}{'MiB':>8}")
+    layout = torch.channels_last
     for name, build in NETWORKS.items():
         for dtype in (torch.float32, torch.bfloat16):
             for variant, options in VARIANTS.items():
-                net = build(**options).to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
-                counts = count(
-                    net,
-                    torch.zeros(1, 3, size, size, dtype=dtype).contiguous(memory_format=torch.channels_last),
-                )
+                net = build(**options).to(dtype=dtype, memory_format=layout)  # type: ignore[call-overload]
+                image = torch.zeros(1, 3, size, size, dtype=dtype).contiguous(memory_format=layout)
+                counts = count(net, image)
                 label = f"{name}, {str(dtype).removeprefix('torch.')}, {variant}"
                 mebibytes = counts.saved_bytes / 2**20
                 print(f"{label:50}{counts.launches.total():9}{counts.aten.total():12}{mebibytes:8.1f}")

@@ -68,25 +68,33 @@ class _StandIn:
         self._before = before
         self._thread = threading.get_ident()
 
+    @property
+    def _other(self) -> Any:
+        if self._before is None:
+            return driver.default
+        return self._before
+
     def __getattr__(self, name: str) -> Any:
-        return getattr(driver.default if self._before is None else self._before, name)
+        return getattr(self._other, name)
 
     def _is_asked_for(self) -> bool:
         return threading.get_ident() == self._thread
 
     def get_current_target(self) -> Any:
-        return self._target if self._is_asked_for() else self.__getattr__("get_current_target")()
+        if not self._is_asked_for():
+            return self._other.get_current_target()
+        return self._target
 
     def get_current_device(self) -> Any:
+        if not self._is_asked_for():
+            return self._other.get_current_device()
         # Its own: the JIT keeps what it knows of a device by this.
-        return (
-            f"stand-in for sm_{self._target.arch}"
-            if self._is_asked_for()
-            else self.__getattr__("get_current_device")()
-        )
+        return f"stand-in for sm_{self._target.arch}"
 
     def get_current_stream(self, device: Any) -> Any:
-        return 0 if self._is_asked_for() else self.__getattr__("get_current_stream")(device)
+        if not self._is_asked_for():
+            return self._other.get_current_stream(device)
+        return 0
 
 
 @contextlib.contextmanager
@@ -106,10 +114,12 @@ def job_of(launch: Launch, capability: int) -> Job:
     before = triton.knobs.runtime.jit_cache_hook
 
     def hear(**found: Any) -> bool | None:
-        if threading.get_ident() != thread:
-            return None if before is None else before(**found)
-        heard.append(found["compile"]["specialization_data"])
-        return True  # compile nothing
+        if threading.get_ident() == thread:
+            heard.append(found["compile"]["specialization_data"])
+            return True  # compile nothing
+        if before is None:
+            return None
+        return before(**found)
 
     triton.knobs.runtime.jit_cache_hook = hear
     try:
@@ -123,26 +133,24 @@ def job_of(launch: Launch, capability: int) -> Job:
 def _source(job: Job, kind: type[ASTSource]) -> ASTSource:
     """Return what Triton compiles for ``job``; as ``JITFunction.preload`` reads such a record."""
     record = job.record
-    constants = {
-        tuple(path): value
-        for path, value in zip(record["constant_keys"], record["constant_vals"], strict=True)
-    }
-    attributes = {
-        tuple(path): value for path, value in zip(record["attrs_keys"], record["attrs_vals"], strict=True)
-    }
+    constants = _by_path(record["constant_keys"], record["constant_vals"])
+    attributes = _by_path(record["attrs_keys"], record["attrs_vals"])
     return kind(REGISTRY[job.kernel], record["signature"], constants, attributes)
+
+
+def _by_path(paths: list[list[int]], values: list[Any]) -> dict[tuple[int, ...], Any]:
+    return dict(zip(map(tuple, paths), values, strict=True))
 
 
 def compile_job(job: Job, kind: type[ASTSource] = ASTSource) -> Any:
     """Return Triton's compiled kernel, from its cache if it is there."""
     target = GPUTarget("cuda", job.capability, 32)
-    options = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in job.record["options"].items()
-    }
-    return triton.compile(
-        _source(job, kind), target=target, options=make_backend(target).parse_options(options).__dict__
-    )
+    given = dict(job.record["options"])
+    for name, value in given.items():
+        if isinstance(value, list):
+            given[name] = tuple(value)
+    options = make_backend(target).parse_options(given).__dict__
+    return triton.compile(_source(job, kind), target=target, options=options)
 
 
 def build_launcher(kernel: Any) -> None:

@@ -89,14 +89,17 @@ class RecordedGraph(TorchDispatchMode):
     def launched(self, launch: _launch.Launch) -> None:
         with _disable_current_modes():
             plain = tuple(_plain(x) for x in launch.args)
-            for t in _tensors([x.base if isinstance(x, TensorDescriptor) else x for x in plain]):
-                self._is_given(t)
+            for x in plain:
+                given = x.base if isinstance(x, TensorDescriptor) else x
+                for t in _tensors(given):
+                    self._is_given(t)
         self._calls.append(
             lambda: _launch.launch(launch.kernel, launch.grid, plain, launch.constants, launch.config)
         )
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        if kwargs is None:
+            kwargs = {}
         if _launch.inside():
             return func(*args, **kwargs)
         if func._schema.name in BODIES:
@@ -109,10 +112,13 @@ class RecordedGraph(TorchDispatchMode):
         result = func(*args, **kwargs)
         old = {_memory(t) for t in given}
         targets = [_plain(t) for t in _tensors(result)]
-        self._made.update({_memory(t): t for t in targets if _memory(t) not in old})
+        for t in targets:
+            if _memory(t) not in old:
+                self._made[_memory(t)] = t
 
         def again() -> None:
-            for target, value in zip(targets, _tensors(func(*plain_args, **plain_kwargs)), strict=True):
+            values = _tensors(func(*plain_args, **plain_kwargs))
+            for target, value in zip(targets, values, strict=True):
                 if _memory(value) != _memory(target):
                     # All bytes: the elements of a result may share memory, and so may results. The target may
                     # have grown since.

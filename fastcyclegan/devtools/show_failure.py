@@ -11,16 +11,18 @@ is missing or holds no launch, or the compiler's files cannot be written.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastcyclegan.errors import system_reason
 from fastcyclegan.kernels._records import FORMAT, readable
 
 _KEYS = {
@@ -54,13 +56,16 @@ def read(file: Path) -> dict[str, Any]:
 
 
 def _is_tensor(argument: Any) -> bool:
+    if not isinstance(getattr(torch, str(argument.get("dtype")), None), torch.dtype):
+        return False
+    if not _are((argument.get("aligned"), argument.get("room")), int):
+        return False
     sizes = (argument.get("shape"), argument.get("strides"))
-    numbers = (argument.get("aligned"), argument.get("room"))
-    return (
-        isinstance(getattr(torch, str(argument.get("dtype")), None), torch.dtype)
-        and all(isinstance(size, list) and all(isinstance(side, int) for side in size) for size in sizes)
-        and all(isinstance(number, int) for number in numbers)
-    )
+    return _are(sizes, list) and _are(itertools.chain(*sizes), int)
+
+
+def _are(values: Iterable[Any], kind: type) -> bool:
+    return all(isinstance(value, kind) for value in values)
 
 
 def _is_argument(argument: Any) -> bool:
@@ -69,21 +74,23 @@ def _is_argument(argument: Any) -> bool:
     if "box" not in argument:
         return _is_tensor(argument)
     base = argument.get("base")
-    sizes = (argument["box"], argument.get("shape"), argument.get("strides"))
-    return isinstance(base, dict) and _is_tensor(base) and all(isinstance(size, list) for size in sizes)
+    if not isinstance(base, dict) or not _is_tensor(base):
+        return False
+    return _are((argument["box"], argument.get("shape"), argument.get("strides")), list)
 
 
 def _is_launch(record: dict[str, Any]) -> bool:
     """Whether ``record`` describes a launch, as ``write_record`` does."""
     arguments, configuration = record["arguments"], record["configuration"]
-    return (
-        isinstance(record["kernel"], str)
-        and all(isinstance(record[name], int) for name in ("grid", "capability"))
-        and all(isinstance(record[name], dict) for name in ("constants", "configuration"))
-        and all(isinstance(configuration.get(name), int) for name in _OPTIONS)
-        and isinstance(arguments, list)
-        and all(map(_is_argument, arguments))
-    )
+    if not isinstance(record["kernel"], str) or not isinstance(arguments, list):
+        return False
+    if not _are((record["grid"], record["capability"]), int):
+        return False
+    if not _are((record["constants"], configuration), dict):
+        return False
+    if not _are((configuration.get(name) for name in _OPTIONS), int):
+        return False
+    return all(map(_is_argument, arguments))
 
 
 def _registry() -> dict[str, Any]:
@@ -100,8 +107,10 @@ def _registry() -> dict[str, Any]:
 def _tensor(argument: dict[str, Any], device: torch.device) -> Tensor:
     """Return zeros as ``argument`` describes them, with the room that it has behind it."""
     dtype = getattr(torch, argument["dtype"])
-    # Fresh memory begins at a multiple of 16 bytes at least.
-    first = argument["aligned"] // dtype.itemsize if argument["aligned"] < 16 else 0
+    first = 0
+    if argument["aligned"] < 16:
+        # Fresh memory begins at a multiple of 16 bytes at least.
+        first = argument["aligned"] // dtype.itemsize
     memory = torch.zeros(first + max(1, argument["room"]), dtype=dtype, device=device)
     return memory.as_strided(argument["shape"], argument["strides"], first)
 
@@ -117,9 +126,10 @@ def _value(argument: Any, tensor: Callable[[dict[str, Any]], Any]) -> Any:
 
 
 def _launch_again(record: dict[str, Any], device: torch.device) -> str:
-    args = [
-        _value(argument, lambda described: _tensor(described, device)) for argument in record["arguments"]
-    ]
+    def zeros(described: dict[str, Any]) -> Tensor:
+        return _tensor(described, device)
+
+    args = [_value(argument, zeros) for argument in record["arguments"]]
     kernel = _registry()[record["kernel"]][(record["grid"],)]
     with torch.cuda.device(device):
         kernel(*args, **record["constants"], **record["configuration"], enable_fp_fusion=True)
@@ -148,18 +158,16 @@ def _compile_again(record: dict[str, Any]) -> str:
     from fastcyclegan.devtools.jobs import compile_job, job_of
     from fastcyclegan.kernels._launch import Config, Launch
 
+    capability = record["capability"]
     args = tuple(_value(argument, _Address) for argument in record["arguments"])
-    tile = tuple((name, value) for name, value in record["configuration"].items() if name not in _OPTIONS)
-    config = Config(tile, *(record["configuration"][name] for name in _OPTIONS))
-    kernel = compile_job(
-        job_of(
-            Launch(record["kernel"], record["grid"], args, record["constants"], config), record["capability"]
-        )
-    )
+    tile = dict(record["configuration"])
+    options = [tile.pop(name) for name in _OPTIONS]
+    config = Config(tuple(tile.items()), *options)
+    launch = Launch(record["kernel"], record["grid"], args, record["constants"], config)
+    kernel = compile_job(job_of(launch, capability))
     memory = f"{kernel.metadata.shared} bytes of shared memory"
     return (
-        f"It compiles now for sm_{record['capability']} ({memory}). It was not launched: {record['gpu']} is"
-        " not here."
+        f"It compiles now for sm_{capability} ({memory}). It was not launched: {record['gpu']} is not here."
     )
 
 
@@ -168,19 +176,23 @@ def _compile_again(record: dict[str, Any]) -> str:
 
 def _device(record: dict[str, Any]) -> torch.device | None:
     """Return a GPU here of the name that the launch failed on, None where there is none."""
-    names = (
-        [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-        if torch.cuda.is_available()
-        else []
-    )
-    return torch.device("cuda", names.index(record["gpu"])) if record["gpu"] in names else None
+    if not torch.cuda.is_available():
+        return None
+    for index in range(torch.cuda.device_count()):
+        if torch.cuda.get_device_name(index) == record["gpu"]:
+            return torch.device("cuda", index)
+    return None
 
 
 def _chain(error: BaseException) -> str:
     """Return the full text of ``error`` and of what caused it."""
     text = f"{type(error).__name__}: {error}"
-    cause = error.__cause__ or error.__context__
-    return text if cause is None else f"{text}\ncaused by {_chain(cause)}"
+    cause = error.__cause__
+    if cause is None:
+        cause = error.__context__
+    if cause is None:
+        return text
+    return f"{text}\ncaused by {_chain(cause)}"
 
 
 def show(record: dict[str, Any]) -> int:
@@ -190,17 +202,21 @@ def show(record: dict[str, Any]) -> int:
     print(f"{record['kernel']}, {record['grid']} programs, {record['configuration']}")
     print("\n".join(f"  {readable(argument)}" for argument in record["arguments"]))
     print(f"  {record['constants']}")
-    versions = (
-        f"Triton {record['triton']} and torch {record['torch']}, here {triton.__version__} and"
-        f" {torch.__version__}"
-    )
-    print(f"It failed on {record['gpu']} with {versions}: {record['error']}")
+    versions = f"Triton {record['triton']} and torch {record['torch']}"
+    here = f"here {triton.__version__} and {torch.__version__}"
+    print(f"It failed on {record['gpu']} with {versions}, {here}: {record['error']}")
     triton.knobs.compilation.always_compile = True
     device = _device(record)
     try:
-        print(_compile_again(record) if device is None else _launch_again(record, device))
+        if device is None:
+            print(_compile_again(record))
+        else:
+            print(_launch_again(record, device))
     except OSError as error:
-        print(f"show_failure: {error.filename or 'the compiler'}: {error.strerror or error}", file=sys.stderr)
+        where = error.filename
+        if not where:
+            where = "the compiler"
+        print(f"show_failure: {where}: {system_reason(error)}", file=sys.stderr)
         return 2
     except Exception as error:
         print(f"It fails again:\n{_chain(error)}")
@@ -210,13 +226,14 @@ def show(record: dict[str, Any]) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line."""
-    description = str(__doc__).partition("\n\n")[0]
     codes = (
         "Exit code 0: it works now. 1: it fails again. 2: FILE is missing or no record, or the compiler's"
         " files cannot be written."
     )
     parser = argparse.ArgumentParser(
-        prog="python -m fastcyclegan.devtools.show_failure", description=description, epilog=codes
+        prog="python -m fastcyclegan.devtools.show_failure",
+        description=str(__doc__).split("\n\n")[0],
+        epilog=codes,
     )
     parser.add_argument("file", type=Path, metavar="FILE", help="the record that the failure's message names")
     file: Path = parser.parse_args(arguments).file

@@ -19,20 +19,16 @@ import torch
 import triton
 
 from fastcyclegan.devtools.compile_kernels import ARCHS, reports, table
+from fastcyclegan.devtools.jobs import Job
 from fastcyclegan.devtools.tile_occupancy import waves
 from fastcyclegan.engine.ahead import chip_of
 from fastcyclegan.errors import UserError
 from fastcyclegan.kernel_gate.shipped import DTYPES, Configs, shipped_jobs
 from fastcyclegan.kernels import _launch
 
-# --- What runs ----------------------------------------------------------------------------------------------
-
-
-# --- The command --------------------------------------------------------------------------------------------
-
 
 def _parser() -> argparse.ArgumentParser:
-    description = str(__doc__).partition("\n\n")[0]
+    description = str(__doc__).split("\n\n")[0]
     parser = argparse.ArgumentParser(prog="compile_kernels", description=description, allow_abbrev=False)
     parser.add_argument(
         "--arch",
@@ -49,11 +45,8 @@ def _parser() -> argparse.ArgumentParser:
     warm = parser.add_argument_group("filling the cache")
     text = (
         "compile what a training run will launch, and its translations, into Triton's cache"
-        " (TRITON_CACHE_DIR): RUN is its folder; "
-    )
-    text += (
-        "flags of train.py (--netG, --batch_size, --crop_size, --precision ...) describe a run or change"
-        " RUN's"
+        " (TRITON_CACHE_DIR): RUN is its folder; flags of train.py (--netG, --batch_size, --crop_size,"
+        " --precision ...) describe a run or change RUN's"
     )
     warm.add_argument("--warm", nargs="?", const="", metavar="RUN", help=text)
     gate = parser.add_argument_group("the gate (without --warm)")
@@ -77,11 +70,15 @@ def main(args: Sequence[str] | None = None) -> int:
     if options.processes < 1:
         parser.error(f"--processes must be at least 1, got {options.processes}")
     try:
-        return _check(parser, options, rest) if options.warm is None else _warm(parser, options, rest)
+        if options.warm is None:
+            return _check(parser, options, rest)
+        return _warm(parser, options, rest)
     except UserError as error:
         parser.error(str(error))
     except OSError as error:
-        where = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        where = str(error)
+        if error.filename:
+            where = f"{error.filename}: {error.strerror}"
         parser.error(f"{where} (Triton's cache is where TRITON_CACHE_DIR says, by default ~/.triton/cache)")
     except KeyboardInterrupt:
         print("\nstopped: what is compiled is kept, and the same command goes on from there", file=sys.stderr)
@@ -100,24 +97,33 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace, rest: l
         options.json.open("a").close()  # now, not after twenty minutes
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
-    names = options.arch or list(ARCHS)
-    jobs = {
-        name: shipped_jobs(options.dtype or DTYPES, ARCHS[name], options.configs or "all") for name in names
-    }
+    jobs = _shipped(options)
     counts = ", ".join(f"{len(mine)} for {name}" for name, mine in jobs.items())
-    print(
-        f"Triton {triton.__version__}, specialisations of {len(_launch.REGISTRY)} kernels: {counts}",
-        flush=True,
-    )
+    specialisations = f"specialisations of {len(_launch.REGISTRY)} kernels"
+    print(f"Triton {triton.__version__}, {specialisations}: {counts}", flush=True)
     found = reports(jobs, options.out, options.processes)
     print("\n".join([*table(found), *waves()]))
     if options.json is not None:
-        options.json.write_text(
-            json.dumps({"triton": triton.__version__, "kernels": [asdict(r) for r in found]}, indent=1)
-        )
+        kernels = [asdict(r) for r in found]
+        options.json.write_text(json.dumps({"triton": triton.__version__, "kernels": kernels}, indent=1))
     failed = sum(bool(r.faults) for r in found if ARCHS[r.arch].gated)
-    print(f"{failed} of {len(found)} fail" if failed else f"all {len(found)} pass")
-    return 1 if failed else 0
+    if failed:
+        print(f"{failed} of {len(found)} fail")
+        return 1
+    print(f"all {len(found)} pass")
+    return 0
+
+
+def _shipped(options: argparse.Namespace) -> dict[str, list[Job]]:
+    """Return what runs on each chip that was asked for; all of it where nothing else was asked for."""
+    archs, dtypes, configs = list(ARCHS), list(DTYPES), options.configs
+    if options.arch is not None:
+        archs = options.arch
+    if options.dtype is not None:
+        dtypes = options.dtype
+    if configs is None:
+        configs = "all"
+    return {name: shipped_jobs(dtypes, ARCHS[name], configs) for name in archs}
 
 
 def _warm(parser: argparse.ArgumentParser, options: argparse.Namespace, rest: list[str]) -> int:
@@ -126,21 +132,20 @@ def _warm(parser: argparse.ArgumentParser, options: argparse.Namespace, rest: li
     from fastcyclegan.console import Console
     from fastcyclegan.kernel_gate.warm import config_of, warm
 
-    useless = [
-        f"--{name}" for name in ("dtype", "configs", "json", "out") if getattr(options, name) is not None
-    ]
-    if useless:
-        parser.error(
-            f"{useless[0]} is the gate's and says nothing with --warm (--precision is train.py's flag for"
-            " what is computed in)"
-        )
+    for name in ("dtype", "configs", "json", "out"):
+        if getattr(options, name) is not None:
+            precision = "--precision is train.py's flag for what is computed in"
+            parser.error(f"--{name} is the gate's and says nothing with --warm ({precision})")
     if options.arch is None and not torch.cuda.is_available():
         parser.error(f"--warm: this machine has no GPU: name the chip with --arch ({', '.join(ARCHS)})")
     config, console = config_of(options.warm, rest), Console()
-    chips = [ARCHS[name].chip for name in dict.fromkeys(options.arch)] if options.arch else [this_chip()]
+    if options.arch is None:
+        chips = [this_chip()]
+    else:
+        chips = [ARCHS[name].chip for name in dict.fromkeys(options.arch)]
     with console:
         warmed = [warm(config, chip, console.say, options.processes, console.once) for chip in chips]
-    return 0 if all(warmed) else 1
+    return int(not all(warmed))
 
 
 def this_chip() -> _launch.Chip:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from fastcyclegan.config import EngineConfig, LossConfig, ModelConfig, OptimConfig
 from fastcyclegan.data.sample_plan import Plan
@@ -46,7 +47,9 @@ def _step(
     model: ModelConfig, precision: str, batch: int, identity: bool = True, pairing: str = "auto"
 ) -> None:
     """Run an iteration as it is on a GPU."""
-    loss = LossConfig() if identity else LossConfig(lambda_identity=0.0)
+    loss = LossConfig()
+    if not identity:
+        loss = LossConfig(lambda_identity=0.0)
     options = EngineConfig(pairing=pairing)  # type: ignore[arg-type]
     with as_on_gpu():
         engine = Engine(
@@ -62,24 +65,21 @@ def _step(
 
 def _translate(model: ModelConfig, precision: str, batch: int) -> None:
     net = build_networks(model)["G_AB"]
-    dry_translation(
-        net,
-        torch.zeros(batch, model.input_nc, SIZE, SIZE).to(memory_format=torch.channels_last),
-        DTYPES[precision],
-    )
+    images = torch.zeros(batch, model.input_nc, SIZE, SIZE).to(memory_format=torch.channels_last)
+    dry_translation(net, images, DTYPES[precision])
 
 
 def _keeping_inputs(dtype: torch.dtype) -> None:
     """A generator that computes nothing again in the backward pass."""
     net = Generator(n_blocks=1, impl="triton", recompute=False).to(dtype)
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    x = (
-        torch.zeros(1, 3, SIZE, SIZE, dtype=dtype)
-        .contiguous(memory_format=torch.channels_last)
-        .requires_grad_()
-    )
-    y = net(x)
+    y = net(_image(3, SIZE, dtype))
     y.backward(torch.empty_like(y))
+
+
+def _image(channels: int, side: int, dtype: torch.dtype) -> Tensor:
+    image = torch.zeros(1, channels, side, side, dtype=dtype)
+    return image.contiguous(memory_format=torch.channels_last).requires_grad_()
 
 
 def _operators(dtype: torch.dtype) -> None:
@@ -87,18 +87,16 @@ def _operators(dtype: torch.dtype) -> None:
     added to another.
     """
     for shape in ((1, 64, 256, 256), (1, 256, 32, 32)):
-        x, residual = (torch.zeros(shape, dtype=dtype, requires_grad=True) for _ in range(2))
-        weight, bias = (torch.zeros(shape[1], requires_grad=True) for _ in range(2))
+        x = torch.zeros(shape, dtype=dtype, requires_grad=True)
+        residual = torch.zeros(shape, dtype=dtype, requires_grad=True)
+        weight = torch.zeros(shape[1], requires_grad=True)
+        bias = torch.zeros(shape[1], requires_grad=True)
         y = instance_norm(x, weight, bias, act="leaky_relu", residual=residual, impl="triton")
         y.backward(torch.empty_like(y))
-    for channels in ((256, 256), (64, 3)):
-        weight = torch.zeros(channels[1], channels[0], 3, 3, requires_grad=True)
-        bias = torch.zeros(channels[1], requires_grad=True)
-        x = (
-            torch.zeros(1, channels[0], 64, 64, dtype=dtype)
-            .contiguous(memory_format=torch.channels_last)
-            .requires_grad_()
-        )
+    for inputs, outputs in ((256, 256), (64, 3)):
+        weight = torch.zeros(outputs, inputs, 3, 3, requires_grad=True)
+        bias = torch.zeros(outputs, requires_grad=True)
+        x = _image(inputs, 64, dtype)
         for _ in range(2):
             y = reflect_conv2d(x, weight, bias, padding=1, impl="triton")
             with accumulating():
@@ -133,25 +131,34 @@ def shipped_jobs(dtypes: Iterable[str], arch: Arch, configs: Configs = "all") ->
     first for what else there is. Only "all" has batches of several samples, which launch the same
     specialisations as long as nobody changes that. Raises RuntimeError for a kernel that nothing launches.
     """
-    chip, jobs, batches = arch.chip, {}, (1, 2, 4) if configs == "all" else (1,)
-
-    def note(run: Case, dtype: str, every: bool) -> None:
-        found = jobs_of(run, chip, every, all_forms=every).jobs
-        jobs.update(dict.fromkeys(map(in_fp16, found) if dtype == "fp16" else found))
-
+    batches: Sequence[int] = (1,)
+    if configs == "all":
+        batches = (1, 2, 4)
+    jobs: dict[Job, None] = {}
     for dtype in dtypes:
-        for tf32 in (True, False) if dtype == "fp32" else (True,):
+        precision, allow_tf32 = dtype, [True]
+        if dtype == "fp32":
+            allow_tf32.append(False)
+        elif dtype == "fp16":
+            # It launches what bf16 does (a test holds it to that); its dry runs take minutes on a CPU.
+            precision = "bf16"
+        for tf32 in allow_tf32:
             with torch.backends.cudnn.flags(enabled=True, allow_tf32=tf32):
-                # fp16 launches what bf16 does (a test holds it to that); its dry runs take minutes on a CPU.
-                for number, case in enumerate(_cases("bf16" if dtype == "fp16" else dtype, batches)):
-                    note(case, dtype, configs == "all" or (configs == "telling" and number == 0))
-    if chip.capability >= 90:
-        note(lambda: list(descriptor_launch.tiles(torch.device("cpu"))), "fp32", False)
-    # A chip that has no tensor descriptors is not asked about them.
-    unasked = set() if chip.capability >= 90 else {"_descriptor_copy_kernel"}
-    forgotten = sorted(set(_launch.REGISTRY) - {job.kernel for job in jobs} - unasked)
+                for number, case in enumerate(_cases(precision, batches)):
+                    every = configs == "all" or (configs == "telling" and number == 0)
+                    for job in jobs_of(case, arch.chip, every, all_forms=every).jobs:
+                        jobs[in_fp16(job) if dtype == "fp16" else job] = None
+    expected = set(_launch.REGISTRY)
+    if arch.chip.capability >= 90:
+        tiles = jobs_of(lambda: list(descriptor_launch.tiles(torch.device("cpu"))), arch.chip, False)
+        jobs.update(dict.fromkeys(tiles.jobs))
+    else:
+        # A chip that has no tensor descriptors is not asked about them.
+        expected.discard("_descriptor_copy_kernel")
+    forgotten = sorted(expected - {job.kernel for job in jobs})
     if forgotten:
+        names = ", ".join(forgotten)
         raise RuntimeError(
-            f"nothing here launches {', '.join(forgotten)}: add a case to fastcyclegan/kernel_gate/shipped.py"
+            f"nothing here launches {names}: add a case to fastcyclegan/kernel_gate/shipped.py"
         )
     return list(jobs)

@@ -35,16 +35,12 @@ def config_of(run: str, flags: Sequence[str]) -> TrainConfig:
     folder = Path(run).resolve()
     if not (folder / "config.json").is_file():
         raise UserError(f"--warm: {run} is no folder of a run: it has no config.json")
-    named = [
-        flag
-        for flag in flags
-        if flag.partition("=")[0].replace("-", "_") in ("__name", "__checkpoints_dir", "__continue_train")
-    ]
-    if named:
-        raise UserError(f"--warm: {named[0]} names a run, and so does {run}: give one of them")
-    return parse_train(
-        ["--continue_train", "--name", folder.name, "--checkpoints_dir", str(folder.parent), *flags]
-    )
+    for flag in flags:
+        name = flag.partition("=")[0].replace("-", "_")
+        if name in ("__name", "__checkpoints_dir", "__continue_train"):
+            raise UserError(f"--warm: {flag} names a run, and so does {run}: give one of them")
+    same_run = ["--continue_train", "--name", folder.name, "--checkpoints_dir", str(folder.parent)]
+    return parse_train([*same_run, *flags])
 
 
 def warm(
@@ -61,52 +57,57 @@ def warm(
     ``progress`` how far it is. Raises UserError for a configuration whose networks are not computed by the
     kernels.
     """
-    started, model, precision = time.monotonic(), config.model, _precision(config)
-    networks = (
-        f"{model.netG} and {model.netD}, batch {config.data.batch_size},"
-        f" {config.data.crop_size}x{config.data.crop_size}, {precision}"
+    started, model, precision, size = (
+        time.monotonic(),
+        config.model,
+        _precision(config),
+        config.data.crop_size,
     )
+    batch = f"batch {config.data.batch_size}, {size}x{size}, {precision}"
+    networks = f"{model.netG} and {model.netD}, {batch}"
     found = jobs_of(lambda: _run(config, precision), chip)
     if not found.jobs:
-        raise UserError(
-            f"--warm: there are no kernels to compile: PyTorch computes {networks}, norm {model.norm}, impl"
-            f" {model.impl}"
-        )
+        how = f"{networks}, norm {model.norm}, impl {model.impl}"
+        raise UserError(f"--warm: there are no kernels to compile: PyTorch computes {how}")
     here = f"{networks}: {len(found.jobs)} kernels for sm_{chip.capability}"
     with compile_ahead.alone():
         jobs = compile_ahead.missing(found.jobs)
         if not jobs:
             say(f"{here}, all are in Triton's cache")
             return True
-        count = processes or compile_ahead.processes_for(len(jobs))
-        seconds = compile_ahead.predicted_seconds(len(jobs), count)
-        say(
-            f"{here}, compiling {len(jobs)} that Triton's cache lacks in {count} processes, about"
-            f" {seconds:.0f} s"
-        )
-        outcome = compile_ahead.compile_ahead(
-            jobs,
-            lambda done, total: progress(done, total, f"{done} of {total} kernels") if done else None,
-            count,
-        )
+        if processes is None:
+            processes = compile_ahead.processes_for(len(jobs))
+        seconds = compile_ahead.predicted_seconds(len(jobs), processes)
+        lacking = f"{len(jobs)} that Triton's cache lacks"
+        say(f"{here}, compiling {lacking} in {processes} processes, about {seconds:.0f} s")
+
+        def tell(done: int, total: int) -> None:
+            if done > 0:
+                progress(done, total, f"{done} of {total} kernels")
+
+        outcome = compile_ahead.compile_ahead(jobs, tell, processes)
     for kernel, error in outcome.failures:
-        say(f"{kernel or 'the compiler'} failed: {error}")
+        if kernel:
+            say(f"{kernel} failed: {error}")
+        else:
+            say(f"the compiler failed: {error}")
     say(f"compiled {outcome.compiled} in {time.monotonic() - started:.1f} s; {timings(found.choices)}")
     return not outcome.failures
 
 
 def _precision(config: TrainConfig) -> str:
     """Return what a run of ``config`` computes in on a GPU that has kernels."""
-    return "fp32" if config.run.precision == "fp32" else "bf16"
+    if config.run.precision == "fp32":
+        return "fp32"
+    return "bf16"
 
 
 def timings(choices: dict[str, int]) -> str:
     """Return what the first iteration still has to time."""
     tiles = sum(choices.values())
-    return (
-        f"tiles to be timed by the first iteration: {tiles} for {len(choices)} choices, about"
-        f" {tiles * SECONDS_A_MEASUREMENT:.0f} s"
-    )
+    seconds = tiles * SECONDS_A_MEASUREMENT
+    count = f"{tiles} for {len(choices)} choices"
+    return f"tiles to be timed by the first iteration: {count}, about {seconds:.0f} s"
 
 
 def _run(config: TrainConfig, precision: str) -> None:

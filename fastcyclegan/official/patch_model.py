@@ -118,9 +118,6 @@ def _decide(
     if engine.choices.compiled:
         how += ", compiled"
     impls = " and ".join(sorted({computed_by(net) for net in engine.nets.values()}))
-    how = engine.choices.precision
-    if engine.choices.compiled:
-        how += ", compiled"
     say(
         f"step: ours, on {engine.device} in {how}, networks by {impls}; {ITERATIONS} iterations in float64"
         f" differed by {difference:.0e} from the checkout's own"

@@ -1,0 +1,162 @@
+"""What is read off one compiled kernel. Needs no GPU.
+
+Registers, stack and shared memory are read from the cubin, instructions from its SASS, the width of tile
+loads and stores from the PTX, line by line.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import re
+import struct
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import triton
+
+from fastcyclegan.devtools.jobs import Job, compile_job
+
+# The kernels register themselves, in this process and in those that compile.
+from fastcyclegan.kernels import (
+    _math,
+    every_kernel,  # noqa: F401
+    zero_conv_triton,
+)
+
+# What matrix products read, by the names of the kernels' arguments.
+OPERANDS = ("x", "w", "dy", "y")
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What is read off one compiled kernel."""
+
+    hash: str
+    cubin: bytes
+    registers: int
+    stack: int
+    smem: int
+    narrow: int
+    multiplies: bool
+
+
+def compiled(job: Job) -> Compiled:
+    """Compile ``job`` and read what came of it."""
+    kernel = compile_job(job)
+    cubin = kernel.asm["cubin"]
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        Path(file.name).write_bytes(cubin)
+        usage = _tool("cuobjdump", "-res-usage", file.name)
+    of_fp32 = any(job.types.get(key) == "*fp32" for key in OPERANDS)
+    return Compiled(
+        kernel.hash,
+        cubin,
+        _number(usage, "REG"),
+        _number(usage, "STACK"),
+        kernel.metadata.shared,
+        narrow_accesses(kernel.asm["ptx"], operands=not of_fp32),
+        _multiplies(kernel.asm["ttir"]),
+    )
+
+
+def _tool(name: str, *arguments: str) -> str:
+    path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+    return subprocess.run([path, *arguments], check=True, capture_output=True, text=True).stdout
+
+
+def _number(usage: str, key: str) -> int:
+    found = re.search(rf"{key}:(\d+)", usage)
+    assert found is not None
+    return int(found[1])
+
+
+# --- The PTX ------------------------------------------------------------------------------------------------
+
+
+def _tile_lines(operands: bool) -> dict[str, set[int]]:
+    """Return, by file, the lines in which tiles are loaded and stored, those of a product's operands too if
+    asked for.
+    """
+    functions = [_math.load_tile, _math.store_tile]
+    if operands:
+        functions += [_math.load_operand, zero_conv_triton.load_taps]
+    lines: dict[str, set[int]] = {}
+    for fn in functions:
+        source, first = inspect.getsourcelines(fn.fn)
+        file = Path(fn.fn.__code__.co_filename).name
+        lines.setdefault(file, set()).update(range(first, first + len(source)))
+    return lines
+
+
+def narrow_accesses(ptx: str, operands: bool = True) -> int:
+    """Return how many instructions load or store less than 16 bytes of a tile: found by the source line they
+    came from.
+
+    ``operands``: those of matrix products count too. An operand in fp32 that must be turned round comes in
+    single values, by the compiler.
+    """
+    tiles = _tile_lines(operands)
+    lines_of: dict[str, set[int]] = {}
+    for number, file in re.findall(r'^\s*\.file\s+(\d+)\s+"([^"]+)"', ptx, re.MULTILINE):
+        lines_of[number] = tiles.get(Path(file).name, set())
+    narrow, inside = 0, False
+    for line in ptx.splitlines():
+        if loc := re.match(r"\s*\.loc\s+(\d+)\s+(\d+)", line):
+            inside = int(loc[2]) in lines_of.get(loc[1], ())
+        elif inside and _is_narrow(line):
+            narrow += 1
+    return narrow
+
+
+def _is_narrow(line: str) -> bool:
+    """Whether a line of PTX loads, stores or copies less than 16 bytes at once."""
+    access = re.search(r"\b(?:ld|st)\.global\S*?(?:\.v(\d))?\.[busf](\d+)\b", line)
+    if access is not None:
+        values, bits = access.groups(default="1")
+        return int(values) * int(bits) < 128
+    copy = re.search(r"\bcp\.async\.c[ag]\.shared\.global\b.*\],\s*(0x[0-9a-f]+|\d+)\s*[,;]", line)
+    return copy is not None and int(copy[1], 0) < 16
+
+
+def _multiplies(ttir: str) -> bool:
+    """Whether the kernel has a matrix product that tensor cores do: any but one of fp32 in IEEE
+    arithmetic."""
+    for line in ttir.splitlines():
+        if re.search(r"\btt\.dot\b", line) and ("inputPrecision = tf32" in line or "xf32" not in line):
+            return True
+    return False
+
+
+# --- The cubin ----------------------------------------------------------------------------------------------
+
+
+def _text(cubin: bytes) -> bytes:
+    """Return the machine code of the one kernel in ``cubin`` (ELF64: the section called .text.NAME)."""
+    (offset,) = struct.unpack_from("<Q", cubin, 0x28)
+    size, count, strings = struct.unpack_from("<HHH", cubin, 0x3A)
+    sections = [struct.unpack_from("<IIQQQQIIQQ", cubin, offset + i * size) for i in range(count)]
+    names = sections[strings][4]
+    (code,) = (s for s in sections if cubin[names + s[0] :].startswith(b".text."))
+    return cubin[code[4] : code[4] + code[5]]
+
+
+def disassemble(cubins: list[bytes], name: str) -> list[str]:
+    """Return the SASS of each cubin. All go through the disassembler at once: its start takes longer than a
+    kernel.
+    """
+    texts = [_text(cubin) for cubin in cubins]
+    with tempfile.NamedTemporaryFile(suffix=".bin") as file:
+        Path(file.name).write_bytes(b"".join(texts))
+        listing = _tool("nvdisasm", "-b", name.upper().replace("_", ""), file.name)
+    # An instruction has 16 bytes; its address stands before it.
+    lines = {}
+    for found in re.finditer(r"^\s*/\*([0-9a-f]+)\*/.*$", listing, re.MULTILINE):
+        lines[int(found[1], 16)] = found[0]
+    listings = []
+    starts = [0, *itertools.accumulate(map(len, texts))]
+    for a, b in itertools.pairwise(starts):
+        listings.append("\n".join(lines[at] for at in range(a, b, 16) if at in lines))
+    return listings
