@@ -197,7 +197,7 @@ def _in_chain(module: nn.Module, path: str) -> list[Call]:
     # All entries: children() would leave out a module that comes twice.
     layers: list[Any] = list(module._modules.values())
     ends = [None, *layers, None]
-    fate = f"its result leaves {path or 'the Sequential'}"
+    fate = f"its result leaves {path if path else 'the Sequential'}"
     return [
         Call(layer, ends[n], ends[n + 2], "" if n + 1 < len(layers) else fate)
         for n, layer in enumerate(layers)
@@ -255,7 +255,7 @@ class _NothingDecided(TorchDispatchMode):
             raise fx.proxy.TraceError("it decides by the content of a tensor")
         if torch.Tag.nondeterministic_seeded in func.tags or func._schema.is_mutable:
             raise fx.proxy.TraceError(f"it calls {func._schema.name} on a tensor of its own")
-        return func(*args, **(kwargs or {}))
+        return func(*args, **({} if kwargs is None else kwargs))
 
 
 @contextlib.contextmanager

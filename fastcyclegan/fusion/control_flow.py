@@ -62,7 +62,9 @@ def decisions(
     """
     found: dict[str, set[str]] = {}
     written: set[str] = set()
-    inner = {nested for code in frames for nested in nested_in(code) if nested is not code}
+    inner: set[CodeType] = set()
+    for code in frames:
+        inner |= {nested for nested in nested_in(code) if nested is not code}
     for code, me in frames.items():
         if code in inner:
             continue
