@@ -16,17 +16,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bench.compile_costs import code_of, remember_compiled, seconds_to_compile
 from bench.machine import DEVICE, PeakMemory
-from bench.providers import (
-    PROVIDERS,
-    TELLING,
-    YARDSTICKS,
-    code_of,
-    generator,
-    plain_networks,
-    remember_compiled,
-    seconds_to_compile,
-)
+from bench.providers import PROVIDERS, TELLING, YARDSTICKS, generator, plain_networks
 from bench.timing import Builders, Entrant, Race, builders_of, clock
 from fastcyclegan.config import ModelConfig
 from fastcyclegan.testing import PARITY_ULPS, relative_error

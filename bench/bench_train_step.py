@@ -14,17 +14,10 @@ from typing import Any
 import pytest
 import torch
 
+from bench.compile_costs import code_of, remember_compiled, seconds_to_compile
 from bench.machine import DEVICE, PeakMemory
 from bench.parity import Judge, require
-from bench.providers import (
-    PROVIDERS,
-    TELLING,
-    code_of,
-    plain_networks,
-    remember_compiled,
-    seconds_to_compile,
-    train_step,
-)
+from bench.providers import PROVIDERS, TELLING, plain_networks, train_step
 from bench.timing import Builders, Entrant, Race, builders_of, clock
 from fastcyclegan.config import LossConfig, ModelConfig
 from fastcyclegan.data.batch import Batch

@@ -23,20 +23,13 @@ from typing import Any
 
 import torch
 
+from bench.compile_costs import code_of, remember_compiled, seconds_to_compile
 from bench.figures import Row
 from bench.flat_images import Undecided, deviation, flat_images, listed
 from bench.machine import DEVICE, PeakMemory, machine
 from bench.parity import EXACT, Judge, require_telling
 from bench.proof import Proof, differences_table, draw, header_of, speed_table
-from bench.providers import (
-    PROVIDERS,
-    TrainStep,
-    code_of,
-    plain_networks,
-    remember_compiled,
-    seconds_to_compile,
-    train_step,
-)
+from bench.providers import PROVIDERS, TrainStep, plain_networks, train_step
 from bench.timing import Entrant, Unserved, builders_of, race
 from fastcyclegan.config import DataConfig, LossConfig, ModelConfig
 from fastcyclegan.data import builtin
