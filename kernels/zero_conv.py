@@ -111,7 +111,8 @@ def zero_conv_fwd(
     """Return the convolution's output, mean and rstd [N, C] (empty without norm), and y (empty where there is
     none or it is recomputed).
     """
-    conv, before = Convolution(stride, padding, transposed, output_padding), Norm(None, None, eps, act, slope)
+    conv = Convolution(stride, padding, transposed, output_padding)
+    before = Norm(None, None, eps, act, slope)
     return forward(ZeroConvCall(x, weight, bias, conv, norm, before, recompute))
 
 
@@ -122,10 +123,12 @@ def forward(given: ZeroConvCall) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     from ._weights import stacked
 
     x, weight, conv = given.x, given.weight, given.conv
-    y, (mean, rstd) = x, empty_statistics(x, False)
+    y = x
+    mean, rstd = empty_statistics(x, False)
     if given.normed:
         y, mean, rstd = instance_norm_launch.forward(x, given.norm)
-    form, (_, _, H, W) = host.Form.of(weight[0], conv), conv.out_shape(x, weight[0])
+    _, _, H, W = conv.out_shape(x, weight[0])
+    form = host.Form.of(weight[0], conv)
     out = host.forward(y, stacked(weight, x.dtype), given.bias, form, (H, W))
     if not given.keeps_y:
         y = empty_result(x)
@@ -168,7 +171,8 @@ def zero_conv_bwd(
     """
     from ._weights import empty_gradients
 
-    conv, norm = Convolution(stride, padding, transposed), Norm(None, None, eps, act, slope)
+    conv = Convolution(stride, padding, transposed)
+    norm = Norm(None, None, eps, act, slope)
     saved = ZeroConvSaved(x, mean, rstd, weight, y, conv, norm)
     dweight = empty_gradients(weight, needs[2:])
     dx, dbias = backward(g, saved, needs, list(dweight), False)
