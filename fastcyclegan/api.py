@@ -203,7 +203,7 @@ class CycleGAN:
         config = self._config_for(A, B, folder, settings)
         loaders: Any = None
         if A is not None and not _is_path(A):
-            loaders = (A, None if _is_path(B) else B)
+            loaders = (A, B)
         if loaders is None and config.data.is_builtin:
             raise UserError("fit: no pictures: give a dataset's folder, a folder a domain, or loaders")
         records: list[Record] = []
@@ -249,7 +249,7 @@ class CycleGAN:
     def stop(self) -> None:
         """End ``fit`` after the iteration that is running; for callbacks."""
         if self._trainer is not None:
-            self._trainer.stop = 0
+            self._trainer.stop_after(0)
 
     def train(self, console: Console) -> Trainer:
         """Train as the configuration says, with all that a run keeps and prints, and return its trainer: what

@@ -10,6 +10,10 @@ backward saves x (and two vectors [N, C] of the norm, and the output if it is a 
 were given: weights in fp32 for x in 16 bits are rounded for each use. README.md beside this file derives the
 passes and their forms. The kernels are in reflect_conv_triton.py, tiles and launches in _products.py, weights
 in the forms that those read in _weights.py, and reflect_conv_passes.py puts them together.
+
+A generator's residual blocks are not computed here but in residual_block.py, as one node each. Where the
+engine runs an iteration, weights may have working copies (_working_copies.py), weight gradients may be added
+to ``.grad`` in place (_weight_gradients.py) and run on a stream beside (_overlap.py).
 """
 
 from __future__ import annotations
@@ -77,7 +81,7 @@ def reflect_conv_fwd(
     norm_bias: Tensor | None,
     weight: list[Tensor],
     bias: list[Tensor],
-    norm: bool,
+    normed: bool,
     eps: float,
     act: str,
     slope: float,
@@ -88,8 +92,8 @@ def reflect_conv_fwd(
     """Return the convolution's output, mean and rstd [N, C] (empty without norm), and y (empty where there is
     none or it is recomputed).
     """
-    before = Norm(norm_weight, norm_bias, eps, act, slope)
-    return forward(ReflectConvCall(x, norm, before, weight, bias, padding, tanh, recompute))
+    norm = Norm(norm_weight, norm_bias, eps, act, slope)
+    return forward(ReflectConvCall(x, normed, norm, weight, bias, padding, tanh, recompute))
 
 
 def forward(given: ReflectConvCall) -> Four:
@@ -183,28 +187,29 @@ def backward(
     route = passes.route_of(C, O, saved.normed)
     stack, g = stacked(weight, x.dtype), channels_last(g)
     tanh = saved.out if saved.out.dim() == 4 else None
-    dy = passes.embedded_gradient(g, k, x.dtype, tanh, route)
-    recompute = saved.normed and y.dim() == 1 and any(needs[2:])
-    if recompute:
+    d_out = passes.embedded_gradient(g, k, x.dtype, tanh, route)
+    writes_y = saved.normed and y.dim() == 1 and any(needs[2:])
+    if writes_y:
+        # The norm's backward, which reads x anyway, fills it for the weights' gradients.
         y = empty_bordered(x, padding)
     dx, total = empty_result(x), empty_result(x, torch.float32)
     if saved.normed or needs[0]:
         size = (x.shape[2] + 2 * padding, x.shape[3] + 2 * padding)
-        dx = passes.input_gradient(dy, stack, size, route)
+        d_y = passes.input_gradient(d_out, stack, size, route)
         if saved.normed:
-            dx, total = _through_the_norm(dx, saved, y if recompute else None)
-        elif padding:
-            dx = border_launch.fold(dx, padding)
+            dx, total = _through_the_norm(d_y, saved, y if writes_y else None)
+        else:
+            dx = border_launch.fold(d_y, padding) if padding else d_y
     if any(needs[2:]):
         source = border_launch.Pixels.of(y) if saved.normed else passes.bordered(x, padding, k, route)
-        with beside(dy.data, source.data, when=accumulate):
-            passes.weight_gradients(dy, source, g.shape[2], weight, needs[2:], into, accumulate, route)
-    dbias = passes.bias_gradient(dy, len(weight), O) if needs[1] else empty_result(total)
+        with beside(d_out.data, source.data, when=accumulate):
+            passes.weight_gradients(d_out, source, g.shape[2], weight, needs[2:], into, accumulate, route)
+    dbias = passes.bias_gradient(d_out, len(weight), O) if needs[1] else empty_result(total)
     return dx, dbias, total
 
 
-def _through_the_norm(dy: Tensor, saved: ReflectConvSaved, y: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return dx and total from ``dy``, the gradient of the norm's bordered result, which is written to ``y``
+def _through_the_norm(d_y: Tensor, saved: ReflectConvSaved, y: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return dx and total from ``d_y``, the gradient of the norm's bordered result, which is written to ``y``
     again if given.
     """
     from .border_launch import fold_border_
@@ -213,9 +218,9 @@ def _through_the_norm(dy: Tensor, saved: ReflectConvSaved, y: Tensor | None) -> 
 
     padding = saved.padding
     if padding:
-        fold_border_(dy, padding)
+        fold_border_(d_y, padding)
     extras = Extras(dy_border=padding, y_border=0 if y is None else padding, y=y)
-    return norm_backward(dy, saved.x, saved.norm, saved.mean, saved.rstd, extras)
+    return norm_backward(d_y, saved.x, saved.norm, saved.mean, saved.rstd, extras)
 
 
 @reflect_conv_bwd.register_fake

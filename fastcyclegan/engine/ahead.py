@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from fastcyclegan.engine.devices import autocast
 from fastcyclegan.kernels.dispatch import as_on_gpu
 from fastcyclegan.nn.networks import is_ours
 
@@ -53,13 +54,6 @@ def apart() -> Iterator[None]:
     """
     with torch.random.fork_rng(devices=[]), as_on_gpu():
         yield
-
-
-def autocast(device_type: str, dtype: torch.dtype) -> torch.autocast:
-    """Return autocast to ``dtype``, switched off for float32."""
-    if dtype == torch.float32:
-        return torch.autocast(device_type, enabled=False)
-    return torch.autocast(device_type, dtype)
 
 
 def dry_translation(net: nn.Module, images: Tensor, dtype: torch.dtype) -> None:

@@ -30,9 +30,9 @@ class EngineChoices:
     compiled: bool
     """Whether PyTorch's compiler does what the kernels do not."""
     options: EngineConfig
-    kernels: frozenset[str]
+    kernel_networks: frozenset[str]
     """The networks that the kernels compute, by name."""
-    eager: tuple[str, ...]
+    eager_networks: tuple[str, ...]
     """The networks that nothing but PyTorch computes, because they are differentiated twice."""
     batching: bool
     pairing: bool
@@ -43,8 +43,10 @@ class EngineChoices:
     weight_stream: bool
     """Whether weight gradients have a stream of their own, beside the one that every iteration on a GPU runs
     on."""
+    overlap_phases: bool
+    """Whether the second phase runs between forward and backward of the first."""
     phase_stream: bool
-    """Whether the second phase has."""
+    """Whether it has a stream of its own."""
     compile_ahead: bool
     """Whether kernels are compiled before the first iteration that launches them."""
 
@@ -55,12 +57,12 @@ class EngineChoices:
 
     def compiles(self, name: str) -> bool:
         """Whether PyTorch's compiler makes network ``name`` faster."""
-        return self.compiled and name not in self.kernels and name not in self.eager
+        return self.compiled and name not in self.kernel_networks and name not in self.eager_networks
 
     @property
     def compiles_losses(self) -> bool:
         """Whether it is left with the losses, because the kernels compute the networks."""
-        return self.compiled and bool(self.kernels)
+        return self.compiled and bool(self.kernel_networks)
 
 
 def require_possible(
@@ -97,19 +99,21 @@ def choose(
     singly = compiled and device.type == "cpu" and not has_kernels
     asked_for_graph = options.graph == "on" or (options.graph == "auto" and compiled)
     graph = can_capture and asked_for_graph
+    overlap_phases = overlap == "phases" and recipe.phases_may_overlap
     weights_beside = overlap in ("wgrad", "phases") or (overlap == "auto" and graph)
     return EngineChoices(
         device=device,
         precision=precision,
         compiled=compiled,
         options=options,
-        kernels=kernels,
-        eager=recipe.twice_differentiated,
+        kernel_networks=kernels,
+        eager_networks=recipe.twice_differentiated,
         batching=options.batching == "auto" and not singly,
         pairing=options.pairing == "on" or (options.pairing == "auto" and has_kernels),
         singly=singly,
         graph=graph,
         weight_stream=on_gpu and weights_beside and has_kernels,
-        phase_stream=on_gpu and overlap == "phases",
+        overlap_phases=overlap_phases,
+        phase_stream=on_gpu and overlap_phases,
         compile_ahead=on_gpu and has_kernels,
     )

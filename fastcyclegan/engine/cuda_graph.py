@@ -97,12 +97,12 @@ class Graphs:
         if graph.seen <= WARM_UP:
             return self._step(inputs)
         if graph.replay is None:
-            graph.replay = self._captured(inputs)
+            graph.replay = self._captured_iteration(inputs)
         if graph.replay is None:
             return self._step(inputs)
         return graph.replay(inputs)
 
-    def _captured(self, inputs: Inputs) -> Step | None:
+    def _captured_iteration(self, inputs: Inputs) -> Step | None:
         """Return what replays an iteration of this size, None where it cannot be captured. Raises UserError
         there if it must.
         """

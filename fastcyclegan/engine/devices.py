@@ -59,6 +59,13 @@ def resolve_precision(precision: str, device: torch.device, compiled: bool) -> s
     return precision
 
 
+def autocast(device_type: str, dtype: torch.dtype) -> torch.autocast:
+    """Return autocast to ``dtype``, switched off for float32."""
+    if dtype == torch.float32:
+        return torch.autocast(device_type, enabled=False)
+    return torch.autocast(device_type, dtype)
+
+
 def require_impl(impl: str, device: torch.device) -> None:
     """Raise UserError for an ``impl`` that cannot serve ``device``."""
     try:

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from fastcyclegan.config import EngineConfig, OptimConfig
 from fastcyclegan.data.batch import Batch
-from fastcyclegan.engine.ahead import Ahead, Progress, apart, autocast, copy_on_cpu, dry_translation
+from fastcyclegan.engine.ahead import Ahead, Progress, apart, copy_on_cpu, dry_translation
 from fastcyclegan.engine.choices import choose, require_possible
 from fastcyclegan.engine.cuda_capture import CudaCapture
 from fastcyclegan.engine.cuda_graph import Capture, Graphs, key_of
+from fastcyclegan.engine.devices import autocast
 from fastcyclegan.engine.host_inputs import HostInputs
 from fastcyclegan.engine.phase_optimizer import PhaseOptimizer
 from fastcyclegan.engine.preparation import (
@@ -81,7 +82,7 @@ class Engine:
         self.phase_optimizers: dict[str, PhaseOptimizer] = {}
         for phase in self.phases:
             nets = [self.nets[name] for name in phase.trains]
-            in_place = self.choices.kernels.issuperset(phase.trains)
+            in_place = self.choices.kernel_networks.issuperset(phase.trains)
             optimizer = PhaseOptimizer(nets, self.optim, self.host_inputs.lr, in_place=in_place)
             self.phase_optimizers[phase.name] = optimizer
         self.working_copies = working_copies(self.choices, self.phases, self.phase_optimizers)
@@ -133,7 +134,7 @@ class Engine:
         """What a graph holds: every launch of an iteration, and no decision of the host."""
         for copies in self.working_copies:
             copies.refresh()
-        with overlapping(self.streams.weights):
+        with overlapping(self.streams.weight_gradients):
             if self._overlaps_phases(inputs):
                 losses = self._overlapping_phases(inputs)
             else:
@@ -171,13 +172,13 @@ class Engine:
         return _joined(results)
 
     def _overlaps_phases(self, inputs: Inputs) -> bool:
-        options = self.choices.options
-        in_parts = options.micro_batch is not None and inputs.A.shape[0] > options.micro_batch
-        return options.overlap == "phases" and not in_parts
+        most = self.choices.options.micro_batch
+        in_parts = most is not None and inputs.A.shape[0] > most
+        return self.choices.overlap_phases and not in_parts
 
     def _overlapping_phases(self, inputs: Inputs) -> list[Tensor]:
         """The second phase between forward and backward of the first, on a stream of its own: both need the
-        weights from before alone.
+        weights from before alone (``recipe.phases_may_overlap``).
         """
         first, second = self.phases
         with self._gradients_ready(first), self._gradients_ready(second):
@@ -208,7 +209,7 @@ class Engine:
                 losses.sum().backward()
 
     def _update(self, phase: Phase) -> None:
-        self.streams.join_weights()
+        self.streams.join_weight_gradients()
         with self._named(f"{phase.name} Adam"):
             self.phase_optimizers[phase.name].step()
 

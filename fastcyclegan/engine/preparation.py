@@ -77,7 +77,7 @@ def working_copies(
         return []
     weights, biases = [], []
     for phase in phases:
-        if not choices.kernels.issuperset(phase.trains):
+        if not choices.kernel_networks.issuperset(phase.trains):
             continue
         for place in optimizers[phase.name].places:
             if place[0].dim() == 4:

@@ -15,13 +15,13 @@ from fastcyclegan.engine.choices import EngineChoices
 
 class Streams:
     """``iteration``: all iterations, the captured ones and those before: autograd remembers where gradients
-    were first added. ``weights``: weight gradients. ``phase``: the second phase.
+    were first added. ``weight_gradients``. ``phase``: the second phase.
     """
 
     def __init__(self, choices: EngineChoices) -> None:
         self.device = choices.device
         self.iteration = self._stream(self.device.type == "cuda")
-        self.weights = self._stream(choices.weight_stream)
+        self.weight_gradients = self._stream(choices.weight_stream)
         self.phase = self._stream(choices.phase_stream)
 
     def _stream(self, wanted: bool) -> torch.cuda.Stream | None:
@@ -56,10 +56,10 @@ class Streams:
         if self.phase is not None:
             torch.cuda.current_stream(self.device).wait_stream(self.phase)
 
-    def join_weights(self) -> None:
+    def join_weight_gradients(self) -> None:
         """Have what follows wait for the weight gradients."""
-        if self.weights is not None:
-            torch.cuda.current_stream(self.device).wait_stream(self.weights)
+        if self.weight_gradients is not None:
+            torch.cuda.current_stream(self.device).wait_stream(self.weight_gradients)
 
     def keep(self, batch: Batch) -> None:
         """Leave the memory of ``batch`` alone until the iterations launched so far are done with it."""

@@ -58,14 +58,14 @@ def _impl(choices: EngineChoices, nets: Nets) -> str:
     different = set(used.values())
     if len(different) == 1:
         return different.pop()
-    for name in choices.eager:
+    for name in choices.eager_networks:
         used[name] += " (differentiated twice by wgangp)"
     return ", ".join(f"{name} {impl}" for name, impl in used.items())
 
 
 def _convolutions(choices: EngineChoices) -> str:
     library = {"cuda": "cuDNN", "cpu": "oneDNN"}.get(choices.device.type, "PyTorch")
-    if not choices.kernels:
+    if not choices.kernel_networks:
         return f"all {library}"
     backends = describe_backends(choices.device)
     others = f"Triton in pairs, {library} where networks run apart" if choices.pairing else library
@@ -109,9 +109,11 @@ def _pairing(choices: EngineChoices, phases: Sequence[Phase], nets: Nets) -> str
     if choices.options.pairing == "off":
         return "off (--pairing off)"
     if not choices.pairing:
-        return "no: off" if choices.kernels else "no: PyTorch computes"
+        return "no: off" if choices.kernel_networks else "no: PyTorch computes"
     pairs = []
     for phase in phases:
+        if len(phase.trains) == 1:
+            continue
         reason = why_not_together({name: nets[name] for name in phase.trains})
         how = f"apart: {reason}" if reason else "as one"
         pairs.append(f"{' and '.join(phase.trains)} {how}")
@@ -121,7 +123,7 @@ def _pairing(choices: EngineChoices, phases: Sequence[Phase], nets: Nets) -> str
 def _overlap(choices: EngineChoices) -> str:
     asked = choices.options.overlap
     if choices.device.type != "cuda":
-        return "phases in another order, on one stream" if asked == "phases" else "no: one stream here"
+        return "phases in another order, on one stream" if choices.overlap_phases else "no: one stream here"
     parts = []
     if choices.weight_stream:
         parts.append("weight gradients")
@@ -135,11 +137,11 @@ def _overlap(choices: EngineChoices) -> str:
 def _compiled(choices: EngineChoices, nets: Nets) -> str:
     if not choices.compiled:
         return "no"
-    if choices.kernels:
+    if choices.kernel_networks:
         others = [name for name in nets if choices.compiles(name)]
         return f"{' '.join(others)} and the losses" if others else "the losses (the networks are kernels)"
-    if choices.eager:
-        return f"all but {' '.join(choices.eager)} (wgangp differentiates them twice)"
+    if choices.eager_networks:
+        return f"all but {' '.join(choices.eager_networks)} (wgangp differentiates them twice)"
     return "yes"
 
 

@@ -77,7 +77,7 @@ def run_chains(
     deferred = _begin(chains[0], x, cancelled, impl)
     tanh = chains[0][-1] if isinstance(chains[0][-1], FloatTanh) else None
     for layers, following in _places(chains, start):
-        if layers[0] is deferred.done:
+        if layers[0] is deferred.covered:
             continue
         if cancelled is None and (following is None or following[0] is tanh):
             # Before the last layer, so that the result is that layer's own and may be changed in place.
@@ -182,7 +182,7 @@ def _run_blocks(
     if cancelled is None:
         deferred.give_zeros()
     eps = blocks[0].conv_block[2].eps
-    return residual_block(deferred.x, *weights, eps=eps, impl=deferred.asked)
+    return residual_block(deferred.x, *weights, eps=eps, impl=deferred.public_impl)
 
 
 def _plain_block(blocks: Layers, x: Tensor) -> tuple[Layers, Layers] | None:

@@ -50,7 +50,7 @@ class _ZeroGradient(torch.autograd.Function):
         return grad, *(z.view(b.shape) for z, b in zip(zeros, biases, strict=True))
 
 
-def _reflects(conv: Any, x: Tensor, dtype: torch.dtype, count: int) -> bool:
+def _can_reflect(conv: Any, x: Tensor, dtype: torch.dtype, count: int) -> bool:
     """Whether our kernels compute ``conv`` in ``dtype``: stride 1 on the bordered x alone, odd and square,
     one weight for all channels.
     """
@@ -84,11 +84,11 @@ class Deferred:
     act: str = "none"
     slope: float = 0.0
     border: int = 0
-    done: nn.Module | None = None  # a layer that was computed with the one before it
+    covered: nn.Module | None = None  # a layer that was computed with the one before it
     required: bool = False
 
     @property
-    def asked(self) -> str:
+    def public_impl(self) -> str:
         """``impl`` as public operators take it."""
         if self.impl == "triton" and not self.required:
             return "auto"
@@ -108,12 +108,17 @@ class Deferred:
         return self.x
 
     def _normalise(self, norm: Any, residual: Tensor | None) -> None:
-        options: dict[str, Any] = {"eps": norm.eps, "act": self.act, "slope": self.slope, "impl": self.asked}
+        options: dict[str, Any] = {
+            "eps": norm.eps,
+            "act": self.act,
+            "slope": self.slope,
+            "impl": self.public_impl,
+        }
         self.x = instance_norm(self.x, norm.weight, norm.bias, residual=residual, **options)
-        self._done()
+        self._norm_is_in()
 
-    def _done(self) -> None:
-        """Note that the norm, the activation and, unless it is still to be padded, the border are in x."""
+    def _norm_is_in(self) -> None:
+        """Note that x has gone through the norm and the activation."""
         self.norm, self.act = None, "none"
 
     def apply(self, layers: Layers) -> None:
@@ -148,10 +153,10 @@ class Deferred:
         # Without autocast a picture of another dtype is an error, as it is in PyTorch.
         fits = self.x.dtype == dtype or torch.is_autocast_enabled(self.x.device.type)
         by_kernels = self.impl == "triton" and fits
-        if by_kernels and self.border and _reflects(conv, self.x, dtype, len(convs)):
+        if by_kernels and self.border and _can_reflect(conv, self.x, dtype, len(convs)):
             self._cast(dtype)
             self._reflect(convs, biases, following, recompute)
-        elif by_kernels and self.border == 0 and self._zero_pads(convs, dtype):
+        elif by_kernels and self.border == 0 and self._can_zero_pad(convs, dtype):
             self._cast(dtype)
             self._zero_pad(convs, biases, recompute)
         else:
@@ -178,7 +183,7 @@ class Deferred:
         else:
             parts = each_weight(x, convs, each_bias)
             self.x = torch.cat([self._convolved(y, conv, bias, recompute) for y, conv, bias in parts])
-        self._done()
+        self._norm_is_in()
         self.border = 0
 
     def _convolved(self, x: Tensor, conv: Any, bias: Tensor | None, recompute: bool) -> Tensor:
@@ -190,7 +195,7 @@ class Deferred:
         options: dict[str, Any] = {"recompute": recompute, "required": self.required, **self._norm_options()}
         return norm_conv(x, conv.weight, bias, sizes, border=self.border, **options)
 
-    def _zero_pads(self, convs: Layers, dtype: torch.dtype) -> bool:
+    def _can_zero_pad(self, convs: Layers, dtype: torch.dtype) -> bool:
         """Whether our kernels compute zero-padded ``convs`` in ``dtype``, with the norm that is open.
 
         For one network PyTorch's library does, until it is measured to be slower; for several, one launch
@@ -220,7 +225,7 @@ class Deferred:
         if norm is not None:
             options |= {"norm": True, "eps": norm.eps, "act": self.act, "slope": self.slope}
         self.x = zero_conv(self.x, [conv.weight for conv in convs], biases, **options)
-        self._done()
+        self._norm_is_in()
 
     def _reflect(
         self, convs: Layers, biases: list[Tensor], following: Layers | None, recompute: bool
@@ -234,8 +239,8 @@ class Deferred:
         self.x = reflect_conv(self.x, weights, biases, padding=self.border, tanh=tanh is not None, **options)
         if tanh is not None and not torch.is_autocast_enabled(self.x.device.type):
             self.x = self.x.to(convs[0].weight.dtype)
-        self._done()
-        self.border, self.done = 0, tanh
+        self._norm_is_in()
+        self.border, self.covered = 0, tanh
 
     def _norm_options(self) -> dict[str, Any]:
         norm = self.norm

@@ -50,13 +50,22 @@ class CycleGANRecipe:
     # The official G_A translates A to B, and the official D_A judges images of B.
     official_names: Mapping[str, str] = {"G_AB": "G_A", "G_BA": "G_B", "D_B": "D_A", "D_A": "D_B"}
     generators: tuple[str, ...] = GENERATORS
+    # The discriminators' phase judges fakes from before the generators' update.
+    phases_may_overlap = True
 
     def __init__(self, loss: LossConfig) -> None:
         self.loss = loss
         self.pools = {"A": ImagePool(loss.pool_size), "B": ImagePool(loss.pool_size)}
         self.has_identity, self.has_penalty = loss.lambda_identity > 0, loss.gan_mode == "wgangp"
         identity = ("idt_B", "idt_A") if self.has_identity else ()
-        self.loss_names: tuple[str, ...] = ("G_AB", "G_BA", "cycle_A", "cycle_B", *identity, "D_B", "D_A")
+        distances = ("cycle_A", "cycle_B", *identity)
+        # In the order of the phases' results: B before A, but for cycles.
+        self.generator_losses: tuple[str, ...] = ("G_AB", "G_BA", *distances)
+        self.loss_names: tuple[str, ...] = (*self.generator_losses, "D_B", "D_A")
+        self.loss_panels: Mapping[str, tuple[str, ...]] = {
+            "adversarial": ("G_AB", "G_BA", "D_B", "D_A"),
+            "cycle and identity": distances,
+        }
         self.twice_differentiated: tuple[str, ...] = DISCRIMINATORS if self.has_penalty else ()
 
     def anew(self) -> CycleGANRecipe:
@@ -68,8 +77,8 @@ class CycleGANRecipe:
     def generator(self, target: str) -> str:
         return {"A": "G_BA", "B": "G_AB"}[target]
 
-    def phases(self, compiled: Compile = uncompiled) -> tuple[Phase, ...]:
-        losses = BatchedLosses(self.loss.gan_mode, compiled)
+    def phases(self, compile_loss: Compile = uncompiled) -> tuple[Phase, ...]:
+        losses = BatchedLosses(self.loss.gan_mode, compile_loss)
         return (
             Phase("G", GENERATORS, DISCRIMINATORS, functools.partial(self._generators, losses)),
             Phase(
@@ -92,7 +101,7 @@ class CycleGANRecipe:
         }
         numbers = {}
         for side, drawn in draws.items():
-            numbers[f"pool_{side}"] = torch.tensor(self.pools[side].plan(drawn), dtype=torch.int64)
+            numbers[f"pool_{side}"] = torch.tensor(self.pools[side].decide(drawn), dtype=torch.int64)
         if self.has_penalty:
             numbers["mix_B"] = torch.tensor([sample.mix_B for sample in batch.samples])
             numbers["mix_A"] = torch.tensor([sample.mix_A for sample in batch.samples])
@@ -107,40 +116,40 @@ class CycleGANRecipe:
 
     # --- The generators' phase ------------------------------------------------------------------------------
 
-    def _generators(self, losses: BatchedLosses, run: Forward, inputs: Inputs) -> PhaseResult:
-        a, b, c = inputs.A, inputs.B, self.loss
-        if run.in_any_order(GENERATORS):
-            fake_A, fake_B, rec_A, rec_B, same = self._translated_together(run, a, b)
+    def _generators(self, losses: BatchedLosses, forward: Forward, inputs: Inputs) -> PhaseResult:
+        a, b, loss = inputs.A, inputs.B, self.loss
+        if forward.in_any_order(GENERATORS):
+            fake_A, fake_B, rec_A, rec_B, same = self._translated_together(forward, a, b)
         else:
-            fake_A, fake_B, rec_A, rec_B, same = self._translated_in_order(run, a, b)
-        judged = run({"D_A": [fake_A], "D_B": [fake_B]})
+            fake_A, fake_B, rec_A, rec_B, same = self._translated_in_order(forward, a, b)
+        judged = forward({"D_A": [fake_A], "D_B": [fake_B]})
         adversarial = losses.adversarial([judged["D_B"][0], judged["D_A"][0]], [True, True])
-        weights, targets = [c.lambda_A, c.lambda_B], [a, b]
+        weights, targets = [loss.lambda_A, loss.lambda_B], [a, b]
         if same:
-            weights += [c.lambda_identity * c.lambda_B, c.lambda_identity * c.lambda_A]
+            weights += [loss.lambda_identity * loss.lambda_B, loss.lambda_identity * loss.lambda_A]
             targets += [b, a]
         distances = losses.distances([rec_A, rec_B, *same], targets, weights)
         fakes = {"fake_A": fake_A.detach(), "fake_B": fake_B.detach()}
         return PhaseResult(torch.cat([adversarial, distances]), fakes)
 
     def _translated_together(
-        self, run: Forward, a: Tensor, b: Tensor
+        self, forward: Forward, a: Tensor, b: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
         """Return fake_A, fake_B, rec_A, rec_B, and with identity losses [idt_B, idt_A]."""
         if self.has_identity:
-            first = run({"G_AB": [a, b], "G_BA": [b, a]})
+            first = forward({"G_AB": [a, b], "G_BA": [b, a]})
         else:
-            first = run({"G_AB": [a], "G_BA": [b]})
+            first = forward({"G_AB": [a], "G_BA": [b]})
         fake_B, *idt_B = first["G_AB"]
         fake_A, *idt_A = first["G_BA"]
-        second = run({"G_AB": [fake_A], "G_BA": [fake_B]})
+        second = forward({"G_AB": [fake_A], "G_BA": [fake_B]})
         return fake_A, fake_B, second["G_BA"][0], second["G_AB"][0], [*idt_B, *idt_A]
 
     def _translated_in_order(
-        self, run: Forward, a: Tensor, b: Tensor
+        self, forward: Forward, a: Tensor, b: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
         """The same in the official order: batch norm's running statistics, for one, depend on it."""
-        G_AB, G_BA = run["G_AB"], run["G_BA"]
+        G_AB, G_BA = forward["G_AB"], forward["G_BA"]
         fake_B = G_AB(a)
         rec_A = G_BA(fake_B)
         fake_A = G_BA(b)
@@ -154,22 +163,22 @@ class CycleGANRecipe:
         """Show the pools the fakes that the generators made before their update, and pass on what they
         return.
         """
-        pooled = {}
+        shown = {}
         for side in ("B", "A"):
             fakes = inputs.earlier[f"fake_{side}"]
-            pooled[f"fake_{side}"] = self.pools[side].take(fakes, inputs.numbers[f"pool_{side}"])
-        return replace(inputs, earlier=pooled)
+            shown[f"shown_{side}"] = self.pools[side].take(fakes, inputs.numbers[f"pool_{side}"])
+        return replace(inputs, earlier=shown)
 
-    def _discriminators(self, losses: BatchedLosses, run: Forward, inputs: Inputs) -> PhaseResult:
+    def _discriminators(self, losses: BatchedLosses, forward: Forward, inputs: Inputs) -> PhaseResult:
         real_A, real_B = inputs.A, inputs.B
-        fake_A, fake_B = inputs.earlier["fake_A"], inputs.earlier["fake_B"]
-        judged = run({"D_A": [real_A, fake_A], "D_B": [real_B, fake_B]})
+        fake_A, fake_B = inputs.earlier["shown_A"], inputs.earlier["shown_B"]
+        judged = forward({"D_A": [real_A, fake_A], "D_B": [real_B, fake_B]})
         logits = [*judged["D_B"], *judged["D_A"]]
         total = losses.adversarial(logits, [True, False, True, False]).view(2, 2).sum(1)
         if self.has_penalty:
             weight = self.loss.lambda_gp
-            penalty_B = gradient_penalty(run["D_B"], real_B, fake_B, inputs.numbers["mix_B"], weight)
-            penalty_A = gradient_penalty(run["D_A"], real_A, fake_A, inputs.numbers["mix_A"], weight)
+            penalty_B = gradient_penalty(forward["D_B"], real_B, fake_B, inputs.numbers["mix_B"], weight)
+            penalty_A = gradient_penalty(forward["D_A"], real_A, fake_A, inputs.numbers["mix_A"], weight)
             total = total + torch.stack([penalty_B, penalty_A])
         return PhaseResult(0.5 * total)
 

@@ -1,7 +1,7 @@
 """The replay history as tensors on the device, driven by decisions drawn beforehand.
 
 The rule is ``reference.ReplayPool``'s (Shrivastava et al. 2017, as CycleGAN uses it). Nothing in it depends
-on what the pictures show, so ``plan`` settles on the host which picture is shown and which slot is written,
+on what the pictures show, so ``decide`` settles on the host which picture is shown and which slot is written,
 from the numbers that the sample carries; ``take`` then only gathers and scatters, by indices that may come as
 a tensor: work of one shape whatever they are, so that a CUDA graph can hold it. The same decisions give the
 same pictures on every device, and a resumed run needs no random state.
@@ -43,7 +43,7 @@ class ImagePool:
             return None
         return self._memory[: self.capacity]
 
-    def plan(self, draws: Sequence[tuple[float, float]]) -> Indices:
+    def decide(self, draws: Sequence[tuple[float, float]]) -> Indices:
         """Decide a query of ``len(draws)`` pictures from their (swap, place) in [0, 1), and count the slots
         it fills.
         """
@@ -70,7 +70,7 @@ class ImagePool:
         """Return what the discriminator is shown for ``images`` [N, C, H, W] (detached), and store what is to
         be stored.
         """
-        return self.take(images, self.plan(draws))
+        return self.take(images, self.decide(draws))
 
     def holds(self, size: tuple[int, ...]) -> bool:
         """Whether pictures of ``size`` (C, H, W) are all that is in here, so that a query needs no decision

@@ -52,14 +52,14 @@ def l1_losses(results: Sequence[Tensor], targets: Sequence[Tensor], weights: Ten
 
 
 class BatchedLosses:
-    """Both losses by Python numbers. ``compiled`` makes one function of the arithmetic of each.
+    """Both losses by Python numbers. ``compile_loss`` makes one function of the arithmetic of each.
 
     The numbers lie on the device of the images, put there once: a CUDA graph cannot wait for the host.
     """
 
-    def __init__(self, mode: str, compiled: Compile = uncompiled) -> None:
+    def __init__(self, mode: str, compile_loss: Compile = uncompiled) -> None:
         self.mode = mode
-        self._gan_losses, self._l1_losses = compiled(gan_losses), compiled(l1_losses)
+        self._gan_losses, self._l1_losses = compile_loss(gan_losses), compile_loss(l1_losses)
         self._constants: dict[Hashable, Tensor] = {}
 
     def adversarial(self, judged: Sequence[Tensor], real: Sequence[bool]) -> Tensor:

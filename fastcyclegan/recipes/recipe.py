@@ -77,10 +77,11 @@ def unprepared(inputs: Inputs) -> Inputs:
 
 @dataclass(frozen=True)
 class Phase:
-    """One update: the networks it trains, those it freezes meanwhile, and the function that computes it.
+    """One update: the networks it trains, those it freezes in its forward, and the function that computes it.
 
-    ``wants`` names the outputs of earlier phases that it gets. ``prepare`` does what the samples of a batch
-    have to do together before they may go in parts; ``run`` is called for each part.
+    It may call networks that it neither trains nor freezes. ``wants`` names the outputs of earlier phases
+    that it gets. ``prepare`` does what the samples of a batch have to do together before they may go in
+    parts; ``run`` is called for each part.
     """
 
     name: str
@@ -104,14 +105,25 @@ class Recipe(Protocol):
     """Those of them that make images: what users keep, and what running averages are worth having of."""
     loss_names: tuple[str, ...]
     """The names of the losses, in the order in which the phases return them."""
+    generator_losses: tuple[str, ...]
+    """Those of them that train generators: a plateau of their sum lowers the learning rate."""
+    loss_panels: Mapping[str, tuple[str, ...]]
+    """The losses that are drawn together, by the titles of their panels."""
     twice_differentiated: tuple[str, ...]
     """Networks whose gradient is differentiated again, which torch.compile and the kernels do not support."""
 
     def build_networks(self, config: ModelConfig) -> dict[str, nn.Module]:
         """Return the networks by name, initialised, in the order of creation that fixes what a seed gives."""
 
-    def phases(self, compiled: Compile = uncompiled) -> tuple[Phase, ...]:
-        """Return the phases of an iteration, in order; ``compiled`` makes their losses' arithmetic faster."""
+    phases_may_overlap: bool
+    """Whether there are two phases, of which the second needs nothing of the first but its outputs: not the
+    weights after its update.
+    """
+
+    def phases(self, compile_loss: Compile = uncompiled) -> tuple[Phase, ...]:
+        """Return the phases of an iteration, in order, each of another name. ``compile_loss`` makes their
+        losses' arithmetic faster. May be called more than once.
+        """
 
     def anew(self) -> Recipe:
         """Return a recipe with the same settings, before its first iteration."""

@@ -14,9 +14,13 @@ class Interval:
         self.images, self.seconds, self.share = images, seconds, share
         self.seen, self.since, self.cost = 0, time.monotonic(), 0.0
 
-    def due(self, images: int) -> bool:
-        """Count ``images`` more pictures and say whether it is time."""
+    def count(self, images: int) -> None:
+        """Count ``images`` more pictures."""
         self.seen += images
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time."""
         if self.images is not None:
             return self.seen >= self.images
         return time.monotonic() - self.since >= max(self.seconds, self.cost / self.share)

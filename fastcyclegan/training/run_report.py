@@ -5,6 +5,7 @@ tensorboard events.
 from __future__ import annotations
 
 import html
+import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -52,18 +53,18 @@ def _draw_panel(axes: Any, title: str, records: Sequence[Mapping[str, Any]], nam
     axes.legend(fontsize=8, loc="upper right")
 
 
-def draw_curves(records: Sequence[Mapping[str, Any]], names: Sequence[str], path: Path) -> None:
-    """Draw each loss by iteration, two panels: adversarial losses, and cycle and identity losses. Needs
-    matplotlib.
-    """
+def draw_curves(
+    records: Sequence[Mapping[str, Any]], panels: Mapping[str, Sequence[str]], path: Path
+) -> None:
+    """Draw each loss by iteration, those of a panel together under its title. Needs matplotlib."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2)
-    _draw_panel(left, "adversarial", records, [name for name in names if name[0] in "GD"])
-    _draw_panel(right, "cycle and identity", records, [name for name in names if name[0] not in "GD"])
+    axes = figure.subplots(1, len(panels), squeeze=False)
+    for place, (title, names) in zip(axes.flat, panels.items(), strict=True):
+        _draw_panel(place, title, records, names)
     write_atomically(path, lambda partial: figure.savefig(partial, format="png", dpi=100))
 
 
@@ -94,10 +95,11 @@ class Report:
         run: Path,
         name: str,
         config: Mapping[str, Any],
-        losses: Sequence[str],
+        panels: Mapping[str, Sequence[str]],
         resume_at: int | None = None,
     ) -> None:
-        self.run, self.losses = run, tuple(losses)
+        self.run, self.panels = run, panels
+        self.losses = tuple(itertools.chain.from_iterable(panels.values()))
         self.samples = run / "samples"
         self.samples.mkdir(exist_ok=True)
         self.missing: list[str] = []
@@ -165,7 +167,7 @@ class Report:
             file.write(entry)
         records = [record for record in read_stats(self.run) if set(self.losses) <= record.keys()]
         if self.can_draw and records:
-            draw_curves(records, self.losses, self.run / CURVES)
+            draw_curves(records, self.panels, self.run / CURVES)
         if self.tensorboard is not None:
             self.tensorboard.add_image("samples", np.asarray(grid), iteration, dataformats="HWC")
         return path

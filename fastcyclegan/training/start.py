@@ -83,7 +83,20 @@ def start(
         pictures, loader, data = _load(config, folder, choice, device, say, progress)
     _say_what_differs(config, data, loader.plan, problem, say)
     first = (config.optim.epoch_count - 1) * loader.plan.iterations_per_epoch
-    run = Run(config, folder, pictures, data, loader.plan, loader, choice, engine, first, first, {}, {})
+    run = Run(
+        config=config,
+        folder=folder,
+        pictures=pictures,
+        data=data,
+        plan=loader.plan,
+        loader=loader,
+        choice=choice,
+        engine=engine,
+        first=first,
+        iteration=first,
+        extra={},
+        table={},
+    )
     run.table = describe_run(run)
     if overrides.state is not None:
         take_up(run, overrides.state, "the state before", say)

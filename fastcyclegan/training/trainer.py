@@ -75,10 +75,11 @@ class Trainer:
         # Read once, so that no later loss of files matters.
         self.shown = [] if run.folder is None else run.images_to_show(SAMPLE_ROWS)
         self.images_since_log = 0
+        self.log_started = time.monotonic()
         options = run.config.run
-        self.log_due = Interval(options.print_freq, console.seconds_between_lines)
-        self.samples_due = Interval(options.display_freq, 30.0, share=0.05)
-        self.state_due = Interval(options.save_latest_freq, 300.0, share=0.01)
+        self.log_interval = Interval(options.print_freq, console.seconds_between_lines)
+        self.samples_interval = Interval(options.display_freq, 30.0, share=0.05)
+        self.state_interval = Interval(options.save_latest_freq, 300.0, share=0.01)
         self.writer: StateWriter | None = None
         self.report: Report | _NoReport = _NoReport()
         if run.folder is not None:
@@ -91,7 +92,8 @@ class Trainer:
         if "epoch_loss" in run.extra and options.continue_train:
             self.writer.saved_iteration = run.iteration
         resume_at = run.iteration if options.continue_train else None
-        self.report = Report(folder, str(options.name), to_dict(run.config), self.names, resume_at)
+        panels = run.engine.recipe.loss_panels
+        self.report = Report(folder, str(options.name), to_dict(run.config), panels, resume_at)
         if self.report.missing:
             self.console.say(
                 f"{' and '.join(self.report.missing)} not installed, so there are no curves or events of it:"
@@ -139,17 +141,19 @@ class Trainer:
     def _after_step(self, epoch: int, images: int) -> None:
         run = self.run
         self.images_since_log += images
-        if self.log_due.due(images) or len(self.pending) >= MAX_PENDING:
+        for interval in (self.log_interval, self.samples_interval, self.state_interval):
+            interval.count(images)
+        if self.log_interval.due or len(self.pending) >= MAX_PENDING:
             self._flush()
-        if self.log_due.due(0):
+        if self.log_interval.due:
             self._log(epoch)
         if run.iteration % run.plan.iterations_per_epoch == 0:
             self._end_epoch(epoch)
         if self.writer is None:
             return
-        if self.samples_due.due(images):
+        if self.samples_interval.due:
             self._samples()
-        if self.state_due.due(images) and not self.writer.busy:
+        if self.state_interval.due and not self.writer.busy:
             self._save()
         self.writer.check()
 
@@ -162,7 +166,7 @@ class Trainer:
         values = torch.stack(self.pending).cpu().double()
         self.pending.clear()
         self._require_finite(values)
-        generator = [i for i, name in enumerate(self.names) if not name.startswith("D_")]
+        generator = [self.names.index(name) for name in self.run.engine.recipe.generator_losses]
         for row in values:
             self.epoch_loss += row[generator].sum().item()
         self.since_log += list(values)
@@ -200,7 +204,7 @@ class Trainer:
             speed += f", {_clock((run.last - run.iteration) / rate)} left"
         self.warm = True
         self.console.progress(run.iteration - run.first, run.last - run.first, f"{head}  {speed}  {losses}")
-        self.log_due.done()
+        self.log_interval.done()
         self.on_tick(record)
 
     def _end_epoch(self, epoch: int) -> None:
@@ -226,7 +230,7 @@ class Trainer:
         self.writer.write(state, (label,))
         if wait:
             self.writer.wait()
-        self.state_due.done(time.monotonic() - started)
+        self.state_interval.done(time.monotonic() - started)
 
     def state(self) -> dict[str, Any]:
         """Return a copy of everything that the next iteration depends on. Raises UserError where a loss is
@@ -242,7 +246,7 @@ class Trainer:
         started = time.monotonic()
         self.report.add_samples(self.run.iteration, draw_grid(self._sample_columns()))
         self.sampled_at = self.run.iteration
-        self.samples_due.done(time.monotonic() - started)
+        self.samples_interval.done(time.monotonic() - started)
 
     def _sample_columns(self) -> dict[str, list[Any]]:
         engine = self.run.engine

@@ -35,7 +35,8 @@ def what(choices: EngineChoices) -> set[str]:
     return {name for name, value in dataclasses.asdict(choices).items() if value is True} - {"compiled"}
 
 
-ON_A_GPU = {"batching", "pairing", "compile_ahead"}
+PAIRED = {"batching", "pairing"}
+ON_A_GPU = {*PAIRED, "compile_ahead"}
 CASES = [
     ("PyTorch on a processor batches alone", ("reference", CPU), {}, {"batching"}),
     ("its compiler goes wrong with several images", ("reference", CPU, True), {}, {"singly"}),
@@ -55,16 +56,21 @@ CASES = [
         {"overlap": "wgrad"},
         {*ON_A_GPU, "weight_stream"},
     ),
-    ("both streams", ("triton", GPU), {"overlap": "phases"}, {*ON_A_GPU, "weight_stream", "phase_stream"}),
+    (
+        "both streams",
+        ("triton", GPU),
+        {"overlap": "phases"},
+        {*ON_A_GPU, "weight_stream", "overlap_phases", "phase_stream"},
+    ),
     ("no streams, with a graph", ("triton", GPU, True), {"overlap": "off"}, {*ON_A_GPU, "graph"}),
     (
         "PyTorch's weight gradients stay where they are",
         ("reference", GPU),
         {"overlap": "phases"},
-        {"batching", "phase_stream"},
+        {"batching", "overlap_phases", "phase_stream"},
     ),
-    ("no streams on a processor", ("triton", CPU), {"overlap": "phases"}, {"batching", "pairing"}),
-    ("pairs by request", ("reference", CPU), {"pairing": "on"}, {"batching", "pairing"}),
+    ("no streams on a processor", ("triton", CPU), {"overlap": "phases"}, {*PAIRED, "overlap_phases"}),
+    ("pairs by request", ("reference", CPU), {"pairing": "on"}, PAIRED),
     ("neither", ("triton", GPU), {"pairing": "off", "batching": "off"}, {"compile_ahead"}),
 ]
 
@@ -83,11 +89,11 @@ def test_what_was_asked_for_stays_in_it() -> None:
         True,
         options,
     )
-    assert choices.kernels == {"G_AB", "G_BA", "D_A", "D_B"}
+    assert choices.kernel_networks == {"G_AB", "G_BA", "D_A", "D_B"}
 
 
 def test_networks_that_are_differentiated_twice_are_not_on_kernels() -> None:
     """The engine hands them to PyTorch before it chooses."""
     engine = make_engine(nets("triton"), LossConfig(gan_mode="wgangp"))
-    assert engine.choices.kernels == {"G_AB", "G_BA"}
+    assert engine.choices.kernel_networks == {"G_AB", "G_BA"}
     assert engine.choices == choose(engine.recipe, engine.nets, CPU, "fp32", False, EngineConfig(), False)

@@ -111,11 +111,11 @@ class Discriminators(CycleGANRecipe):
     a minute an iteration.
     """
 
-    def phases(self, compiled: Compile = uncompiled) -> tuple[Phase, ...]:
+    def phases(self, compile_loss: Compile = uncompiled) -> tuple[Phase, ...]:
         def swapped(inputs: Inputs) -> Inputs:
-            return dataclasses.replace(inputs, earlier={"fake_A": inputs.B, "fake_B": inputs.A})
+            return dataclasses.replace(inputs, earlier={"shown_A": inputs.B, "shown_B": inputs.A})
 
-        _, phase = super().phases(compiled)
+        _, phase = super().phases(compile_loss)
         return (dataclasses.replace(phase, wants=(), prepare=swapped),)
 
 

@@ -44,7 +44,7 @@ def raises(engine: Engine) -> None:
 def does_not_join(engine: Engine) -> None:
     """Only the end of the capture tells."""
     streams = engine.streams
-    taken = (streams.iteration, streams.weights, streams.phase)
+    taken = (streams.iteration, streams.weight_gradients, streams.phase)
     # PyTorch hands out 32 streams in turn.
     stray = next(stream for stream in (torch.cuda.Stream() for _ in range(32)) if stream not in taken)
     stray.wait_stream(torch.cuda.current_stream())

@@ -93,7 +93,7 @@ def assert_trains_alike(
     rule."""
     nets = seeded_networks(model)
     kernels = engine_of(nets, "auto", recipe)
-    assert kernels.choices.kernels
+    assert kernels.choices.kernel_networks
     assert any(one.gradients for one in kernels.phase_optimizers.values())
     ours, theirs = (
         trained(engine, FP32, iterations) for engine in (kernels, engine_of(nets, "reference", recipe))
@@ -151,7 +151,7 @@ def test_a_fallback_is_captured_and_replayed(monkeypatch: pytest.MonkeyPatch) ->
             capture=capture,
         )
         plain = Engine(CycleGANRecipe(LOSS), copy_of(nets), OptimConfig(), CPU, options=OPTIONS)
-        assert captured.choices.kernels
+        assert captured.choices.kernel_networks
         for one, other in zip(*(trained(engine, FP32, 6)[0] for engine in (captured, plain)), strict=True):
             assert torch.equal(one, other)
     assert capture.replays > 1

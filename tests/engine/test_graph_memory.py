@@ -43,7 +43,7 @@ def captured(overlap: Any) -> tuple[int, int, int]:
     most = torch.cuda.memory_stats()["requested_bytes.all.peak"] - before
     assert engine.graphs is not None
     assert engine.graphs.captured == 1
-    weights = engine.streams.weights
+    weights = engine.streams.weight_gradients
     side = weights.cuda_stream if weights is not None else None
     segments = [
         s
