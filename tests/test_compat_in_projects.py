@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -81,6 +82,16 @@ def test_kernels_that_were_asked_for_refuse_transforms(
         transform(net, x)
 
 
+def _run_in_parallel(net: nn.Module, x: Tensor) -> None:
+    """The wrapper goes before the process group does: were the group freed by it, that would wait for threads
+    of the group, which wait for the interpreter.
+    """
+    parallel = nn.parallel.DistributedDataParallel(net)
+    for _ in range(2):
+        net.zero_grad()
+        parallel(x).square().mean().backward()
+
+
 @pytest.mark.parametrize(("kind", "impl"), [("G", "reference"), ("D", "reference"), ("D", "triton")])
 def test_distributed_data_parallel(kind: str, impl: str, tmp_path: Path) -> None:
     net, x = small(kind, impl)
@@ -89,10 +100,8 @@ def test_distributed_data_parallel(kind: str, impl: str, tmp_path: Path) -> None
         "gloo", init_method=f"file://{tmp_path / 'meet'}", rank=0, world_size=1
     )
     try:
-        parallel = nn.parallel.DistributedDataParallel(net)
-        for _ in range(2):
-            net.zero_grad()
-            parallel(x).square().mean().backward()
+        _run_in_parallel(net, x)
+        gc.collect()
     finally:
         torch.distributed.destroy_process_group()
     for p, gradient in zip(net.parameters(), wanted, strict=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +45,9 @@ class Run:
     """Iteration (from 0, counted from epoch 1) at which the run was first started: epoch_count decides it."""
     iteration: int
     """Iterations done, counted from epoch 1."""
-    extra: dict[str, Any]
+    extra: dict[str, Any] = field(default_factory=dict)
     """What the loop itself saved in the state; {} at a first start."""
-    table: dict[str, str]
+    table: dict[str, str] = field(default_factory=dict)
 
     @property
     def batch(self) -> int:

@@ -30,6 +30,9 @@ from fastcyclegan.training.run import Run, with_absolute_paths
 from fastcyclegan.training.run_folder import DATASET, choose_folder, open_folder
 from fastcyclegan.training.run_table import describe_run
 
+Loaded = tuple[Pictures | None, Loader | TensorLoader, DataConfig]
+"""The images, None where the caller gives tensors, what loads them, and what was asked of them."""
+
 
 @dataclass(frozen=True)
 class Overrides:
@@ -73,14 +76,11 @@ def start(
     torch.manual_seed(config.run.seed)
     _check_engine(config, device)
     engine = _make_engine(config, device, not problem, overrides, say, compiling)
-    pictures: Pictures | None = None
-    loader: Loader | TensorLoader
     if choice is None:
-        loader, data = _load_tensors(config, device, overrides)
-        if folder is not None:
-            open_folder(folder, config.run.overwrite)
+        found = _load_tensors(config, folder, device, overrides)
     else:
-        pictures, loader, data = _load(config, folder, choice, device, say, progress)
+        found = _load(config, folder, choice, device, say, progress)
+    pictures, loader, data = found
     _say_what_differs(config, data, loader.plan, problem, say)
     first = (config.optim.epoch_count - 1) * loader.plan.iterations_per_epoch
     run = Run(
@@ -94,8 +94,6 @@ def start(
         engine=engine,
         first=first,
         iteration=first,
-        extra={},
-        table={},
     )
     run.table = describe_run(run)
     if overrides.state is not None:
@@ -157,13 +155,17 @@ def _write_config(folder: Path, config: TrainConfig) -> None:
 
 
 def _load_tensors(
-    config: TrainConfig, device: torch.device, overrides: Overrides
-) -> tuple[TensorLoader, DataConfig]:
-    """Make the loader of the caller's loaders, and say in the configuration what they hold."""
+    config: TrainConfig, folder: Path | None, device: torch.device, overrides: Overrides
+) -> Loaded:
+    """Make the loader of the caller's loaders, say in the configuration what they hold, and open the run's
+    folder.
+    """
     assert overrides.loaders is not None
     required, seed = ImageRequirements.of(config.model), config.run.seed
     loader = TensorLoader(*overrides.loaders, required, device, seed, overrides.iterations_per_epoch)
-    return loader, dataclasses.replace(config.data, batch_size=loader.batch_size, preprocess="crop")
+    if folder is not None:
+        open_folder(folder, config.run.overwrite)
+    return None, loader, dataclasses.replace(config.data, batch_size=loader.batch_size, preprocess="crop")
 
 
 def _load(
@@ -173,7 +175,7 @@ def _load(
     device: torch.device,
     say: Say,
     progress: Callable[[int, int], None] | None,
-) -> tuple[Pictures, Loader, DataConfig]:
+) -> Loaded:
     """Find and check the pictures, make their loader, and open the run's folder, where the built-in ones are
     drawn.
     """
