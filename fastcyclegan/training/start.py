@@ -96,13 +96,18 @@ def start(
         iteration=first,
     )
     run.table = describe_run(run)
-    if overrides.state is not None:
-        take_up(run, overrides.state, "the state before", say)
-    elif config.run.continue_train:
-        resume(run, say)
+    _bring_up(run, overrides, say)
     if run.iteration < run.last and folder is not None:
         _write_config(folder, config)
     return run
+
+
+def _bring_up(run: Run, overrides: Overrides, say: Say) -> None:
+    """Put ``run`` where it stopped, if it did."""
+    if overrides.state is not None:
+        take_up(run, overrides.state, "the state before", say)
+    elif run.config.run.continue_train:
+        resume(run, say)
 
 
 def _make_engine(
