@@ -21,6 +21,7 @@ from fastcyclegan.engine.devices import autocast
 from fastcyclegan.engine.host_inputs import HostInputs
 from fastcyclegan.engine.phase_optimizer import PhaseOptimizer
 from fastcyclegan.engine.preparation import (
+    check_phases,
     loss_compiler,
     network_calls,
     parameter_ids,
@@ -71,6 +72,7 @@ class Engine:
         self.nets = prepare_networks(recipe, nets, device)
         self.choices = choose(recipe, self.nets, device, precision, compiled, options, can_capture)
         self.phases = recipe.phases(loss_compiler(self.choices, fixed_sizes))
+        check_phases(self.phases, self.nets, self.choices.overlap_phases)
         self.calls = network_calls(self.choices, self.nets, fixed_sizes, say)
         self._set_up_training()
         self._set_up_streams(capture, say)

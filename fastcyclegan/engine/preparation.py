@@ -33,6 +33,21 @@ def prepare_networks(
     return prepared
 
 
+def check_phases(phases: Sequence[Phase], nets: Mapping[str, nn.Module], overlapping: bool) -> None:
+    """Raise ValueError for phases that an engine over ``nets`` cannot run, naming the first."""
+    names = [phase.name for phase in phases]
+    if len(set(names)) < len(names):
+        raise ValueError(f"Engine: phases must have names of their own, got {', '.join(names)}")
+    if overlapping and len(phases) != 2:
+        raise ValueError(f"Engine: two phases may overlap, got {len(phases)}")
+    for phase in phases:
+        if not phase.trains:
+            raise ValueError(f"Engine: phase {phase.name} trains no network")
+        for name in (*phase.trains, *phase.freezes):
+            if name not in nets:
+                raise ValueError(f"Engine: phase {phase.name} has no network {name} among {', '.join(nets)}")
+
+
 def network_calls(
     choices: EngineChoices,
     nets: Mapping[str, nn.Module],

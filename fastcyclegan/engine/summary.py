@@ -117,11 +117,15 @@ def _pairing(choices: EngineChoices, phases: Sequence[Phase], nets: Nets) -> str
         reason = why_not_together({name: nets[name] for name in phase.trains})
         how = f"apart: {reason}" if reason else "as one"
         pairs.append(f"{' and '.join(phase.trains)} {how}")
+    if not pairs:
+        return "no: each phase trains one network"
     return ", ".join(pairs)
 
 
 def _overlap(choices: EngineChoices) -> str:
     asked = choices.options.overlap
+    if asked == "phases" and not choices.overlap_phases:
+        return "no: a phase needs the weights after the update of the one before"
     if choices.device.type != "cuda":
         return "phases in another order, on one stream" if choices.overlap_phases else "no: one stream here"
     parts = []

@@ -64,6 +64,8 @@ class Inputs:
 class PhaseResult:
     """The losses of a phase [k], whose sum is minimised, and images [N, C, H, W] for later phases by name,
     detached.
+
+    Each loss is a mean over the samples: of a batch in parts the losses are weighted by the parts' sizes.
     """
 
     losses: Tensor
@@ -79,9 +81,10 @@ def unprepared(inputs: Inputs) -> Inputs:
 class Phase:
     """One update: the networks it trains, those it freezes in its forward, and the function that computes it.
 
-    It may call networks that it neither trains nor freezes. ``wants`` names the outputs of earlier phases
-    that it gets. ``prepare`` does what the samples of a batch have to do together before they may go in
-    parts; ``run`` is called for each part.
+    A network that it calls and does not train it must freeze, or detach what that makes: another phase would
+    take those gradients for its own. ``wants`` names the outputs of earlier phases that it gets. ``prepare``
+    does what the samples of a batch have to do together before they may go in parts; ``run`` is called for
+    each part.
     """
 
     name: str
@@ -93,32 +96,53 @@ class Phase:
 
 
 class Recipe(Protocol):
-    """What is trained, and how: see ``CycleGANRecipe`` for one."""
+    """What is trained, and how: see ``CycleGANRecipe`` for one.
 
-    networks: tuple[str, ...]
-    """The names of the networks."""
-    networks_title: str
-    """How a message calls them, such as "the four of a CycleGAN"."""
-    official_names: Mapping[str, str]
-    """What the official code calls each of them in its files."""
-    generators: tuple[str, ...]
-    """Those of them that make images: what users keep, and what running averages are worth having of."""
-    loss_names: tuple[str, ...]
-    """The names of the losses, in the order in which the phases return them."""
-    generator_losses: tuple[str, ...]
-    """Those of them that train generators: a plateau of their sum lowers the learning rate."""
-    loss_panels: Mapping[str, tuple[str, ...]]
-    """The losses that are drawn together, by the titles of their panels."""
-    twice_differentiated: tuple[str, ...]
-    """Networks whose gradient is differentiated again, which torch.compile and the kernels do not support."""
+    The engine asks for phases, decisions, state and who generates; runs and files for names, panels, samples
+    and new networks. ``registry.make_recipe`` says which recipe a configuration means.
+    """
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """The names of the networks."""
+
+    @property
+    def networks_title(self) -> str:
+        """How a message calls them, such as "the four of a CycleGAN"."""
+
+    @property
+    def official_names(self) -> Mapping[str, str]:
+        """What the official code calls each of them in its files."""
+
+    @property
+    def generators(self) -> tuple[str, ...]:
+        """Those of them that make images: what users keep, and what running averages are worth having of."""
+
+    @property
+    def loss_names(self) -> tuple[str, ...]:
+        """The names of the losses, in the order in which the phases return them."""
+
+    @property
+    def generator_losses(self) -> tuple[str, ...]:
+        """Those of them that train generators: a plateau of their sum lowers the learning rate."""
+
+    @property
+    def loss_panels(self) -> Mapping[str, tuple[str, ...]]:
+        """The losses that are drawn together, by the titles of their panels."""
+
+    @property
+    def twice_differentiated(self) -> tuple[str, ...]:
+        """Networks whose gradient is differentiated again, which torch.compile and the kernels do not
+        support."""
+
+    @property
+    def phases_may_overlap(self) -> bool:
+        """Whether there are two phases, of which the second needs nothing of the first but its outputs: not
+        the weights after its update.
+        """
 
     def build_networks(self, config: ModelConfig) -> dict[str, nn.Module]:
         """Return the networks by name, initialised, in the order of creation that fixes what a seed gives."""
-
-    phases_may_overlap: bool
-    """Whether there are two phases, of which the second needs nothing of the first but its outputs: not the
-    weights after its update.
-    """
 
     def phases(self, compile_loss: Compile = uncompiled) -> tuple[Phase, ...]:
         """Return the phases of an iteration, in order, each of another name. ``compile_loss`` makes their
@@ -138,7 +162,9 @@ class Recipe(Protocol):
         """Whether an iteration with ``batch`` needs no decision of the host, so that a graph can hold it."""
 
     def generator(self, target: str) -> str:
-        """Return the name of the generator that makes images of domain ``target``, "A" or "B"."""
+        """Return the name of the generator that makes images of domain ``target``, "A" or "B". Raises
+        UserError where there is none.
+        """
 
     def samples(self, translate: Translate, A: Tensor, B: Tensor) -> dict[str, Tensor]:
         """Return a row of the grid of samples by its columns' names, from one image of each domain."""

@@ -1,4 +1,4 @@
-"""What PyTorch's compiler makes of an iteration: the same gradients, one image at a time on a processor."""
+"""What is made ready for an iteration: what PyTorch's compiler makes of it, and phases that cannot run."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from fastcyclegan.config import LossConfig
+from fastcyclegan.config import EngineConfig, LossConfig, OptimConfig
 from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.engine import Engine, why_not_compiled
+from fastcyclegan.recipes.cyclegan import CycleGANRecipe
+from fastcyclegan.recipes.recipe import Compile, Phase, uncompiled
 from fastcyclegan.testing import (
     assert_parity,
     copy_of,
@@ -112,3 +114,36 @@ def test_compiled_wgangp_trains() -> None:
     )
     assert_parity("losses", *values, dtype=torch.float32)
     assert "D_A D_B" in engine.describe()["compiled"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": "D"}, "phases must have names of their own, got D, D"),
+        ({"trains": ()}, "phase G trains no network"),
+        ({"trains": ("G",)}, "phase G has no network G among G_AB, G_BA, D_B, D_A"),
+        ({"freezes": ("D",)}, "phase G has no network D among"),
+    ],
+    ids=["one name twice", "nothing to train", "not there to train", "not there to freeze"],
+)
+def test_phases_that_cannot_run_are_named(change: dict[str, Any], message: str) -> None:
+    class Wrong(CycleGANRecipe):
+        def phases(self, compile_loss: Compile = uncompiled) -> tuple[Phase, ...]:
+            first, second = super().phases(compile_loss)
+            return dataclasses.replace(first, **change), second
+
+    with pytest.raises(ValueError, match=message):
+        Engine(Wrong(LossConfig()), seeded_networks(SMALL), OptimConfig(), torch.device("cpu"))
+
+
+def test_phases_that_must_not_overlap_run_in_order() -> None:
+    class InOrder(CycleGANRecipe):
+        phases_may_overlap = False
+
+    options = EngineConfig(overlap="phases")
+    nets = seeded_networks(SMALL)
+    engine = Engine(InOrder(LossConfig()), copy_of(nets), OptimConfig(), torch.device("cpu"), options=options)
+    plain = make_engine(nets)
+    batch = random_batch(16, Plan(0, 9, 9), 0)
+    assert torch.equal(engine.step(batch, LR), plain.step(batch, LR))
+    assert engine.describe()["overlap"] == "no: a phase needs the weights after the update of the one before"

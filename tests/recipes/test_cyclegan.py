@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import torch
 
-from fastcyclegan.config import LossConfig, ModelConfig
+from fastcyclegan.config import LossConfig, ModelConfig, OptimConfig, TrainConfig
+from fastcyclegan.data.sample_plan import Plan
+from fastcyclegan.engine import Engine
 from fastcyclegan.nn.networks import build_discriminator, build_generator
 from fastcyclegan.recipes.cyclegan import CycleGANRecipe, build_networks
+from fastcyclegan.recipes.registry import make_recipe
 from fastcyclegan.reference import init_weights
+from fastcyclegan.testing import random_batch, seeded_networks
+
+SMALL = ModelConfig(netG="resnet_0blocks", netD="pixel", ngf=2, ndf=2)
 
 
 def test_phases() -> None:
@@ -36,3 +42,23 @@ def test_a_seed_gives_the_official_weights() -> None:
         assert all(
             torch.equal(a, b) for a, b in zip(nets[name].parameters(), net.parameters(), strict=True)
         ), name
+
+
+def test_the_configuration_names_the_recipe() -> None:
+    recipe = make_recipe(TrainConfig())
+    assert isinstance(recipe, CycleGANRecipe)
+    nets = recipe.build_networks(SMALL)
+    assert set(nets) == set(recipe.networks) == set(recipe.official_names)
+    assert [recipe.generator(target) for target in "BA"] == list(recipe.generators)
+    drawn = [name for names in recipe.loss_panels.values() for name in names]
+    assert sorted(drawn) == sorted(recipe.loss_names)
+    assert recipe.loss_names[: len(recipe.generator_losses)] == recipe.generator_losses
+
+
+def test_an_iteration_leaves_nothing_in_the_recipe_but_its_pools() -> None:
+    recipe = CycleGANRecipe(LossConfig(pool_size=2))
+    before = set(vars(recipe))
+    engine = Engine(recipe, seeded_networks(SMALL), OptimConfig(), torch.device("cpu"))
+    engine.step(random_batch(16, Plan(0, 9, 9), 0), 2e-4)
+    assert set(vars(recipe)) == before
+    assert [pool.filled for pool in recipe.pools.values()] == [1, 1]
