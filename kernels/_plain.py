@@ -71,7 +71,7 @@ def reflect_conv_fwd(
     norm_bias: Tensor | None,
     weight: list[Tensor],
     bias: list[Tensor],
-    norm: bool,
+    normed: bool,
     eps: float,
     act: str,
     slope: float,
@@ -79,12 +79,12 @@ def reflect_conv_fwd(
     tanh: bool,
     recompute: bool,
 ) -> Four:
-    y, mean, rstd = _before(x, norm, Norm(norm_weight, norm_bias, eps, act, slope))
+    y, mean, rstd = _before(x, normed, Norm(norm_weight, norm_bias, eps, act, slope))
     y = reflected(y, padding)
     out = convolution(y, weight, bias)
     if tanh:
         out = torch.tanh(out.float())
-    kept = y if norm and not recompute else empty_result(x)
+    kept = y if normed and not recompute else empty_result(x)
     return out, mean, rstd, kept
 
 
@@ -130,15 +130,15 @@ def zero_conv_fwd(
     padding: int,
     transposed: bool,
     output_padding: int,
-    norm: bool,
+    normed: bool,
     eps: float,
     act: str,
     slope: float,
     recompute: bool,
 ) -> Four:
-    y, mean, rstd = _before(x, norm, Norm(None, None, eps, act, slope))
+    y, mean, rstd = _before(x, normed, Norm(None, None, eps, act, slope))
     out = convolution(y, weight, bias, Convolution(stride, padding, transposed, output_padding))
-    kept = y if norm and not recompute else empty_result(x)
+    kept = y if normed and not recompute else empty_result(x)
     return out, mean, rstd, kept
 
 
@@ -180,7 +180,7 @@ def norm_conv_fwd(
     norm_bias: Tensor | None,
     weight: Tensor,
     bias: Tensor | None,
-    norm: bool,
+    normed: bool,
     eps: float,
     act: str,
     slope: float,
@@ -188,7 +188,7 @@ def norm_conv_fwd(
     recompute: bool,
     *conv: Any,
 ) -> Four:
-    y, mean, rstd = _before(x, norm, Norm(norm_weight, norm_bias, eps, act, slope))
+    y, mean, rstd = _before(x, normed, Norm(norm_weight, norm_bias, eps, act, slope))
     y = reflected(y, border)
     out = torch.ops.aten.convolution(y, weight.to(x.dtype), in_dtype(bias, x.dtype), *conv)
     if recompute:

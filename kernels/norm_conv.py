@@ -46,7 +46,7 @@ def norm_conv_fwd(
     norm_bias: Tensor | None,
     weight: Tensor,
     bias: Tensor | None,
-    norm: bool,
+    normed: bool,
     eps: float,
     act: str,
     slope: float,
@@ -57,8 +57,8 @@ def norm_conv_fwd(
     """Return the convolution's output, mean and rstd [N, C] (empty without norm), and y (empty where the
     backward recomputes it).
     """
-    before = Norm(norm_weight, norm_bias, eps, act, slope)
-    return forward(NormConvCall(x, norm, before, weight, bias, border, recompute, AtenConvolution(*conv)))
+    norm = Norm(norm_weight, norm_bias, eps, act, slope)
+    return forward(NormConvCall(x, normed, norm, weight, bias, border, recompute, AtenConvolution(*conv)))
 
 
 def forward(given: NormConvCall) -> Four:

@@ -102,7 +102,7 @@ def zero_conv_fwd(
     padding: int,
     transposed: bool,
     output_padding: int,
-    norm: bool,
+    normed: bool,
     eps: float,
     act: str,
     slope: float,
@@ -112,8 +112,8 @@ def zero_conv_fwd(
     none or it is recomputed).
     """
     conv = Convolution(stride, padding, transposed, output_padding)
-    before = Norm(None, None, eps, act, slope)
-    return forward(ZeroConvCall(x, weight, bias, conv, norm, before, recompute))
+    norm = Norm(None, None, eps, act, slope)
+    return forward(ZeroConvCall(x, weight, bias, conv, normed, norm, recompute))
 
 
 def forward(given: ZeroConvCall) -> tuple[Tensor, Tensor, Tensor, Tensor]:
