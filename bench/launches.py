@@ -60,7 +60,7 @@ class LaunchLog:
         """Install it for the rest of the process."""
         from fastcyclegan.kernels import _launch
 
-        _launch._observers.append(self)
+        _launch.observe_always(self)
 
 
 def forbid_fallback() -> None:

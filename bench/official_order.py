@@ -100,8 +100,8 @@ class OfficialCycleGAN:
         self.netG_A, self.netG_B, self.netD_A, self.netD_B = netG_A, netG_B, netD_A, netD_B
         self.lambda_A, self.lambda_B, self.lambda_idt = lambda_A, lambda_B, lambda_identity
         own = random.Random(0)
-        self.fake_A_pool = ImagePool(pool_size, chance_A or own)
-        self.fake_B_pool = ImagePool(pool_size, chance_B or own)
+        self.fake_A_pool = ImagePool(pool_size, own if chance_A is None else chance_A)
+        self.fake_B_pool = ImagePool(pool_size, own if chance_B is None else chance_B)
         self.criterionGAN = GANLoss(gan_mode).to(next(netG_A.parameters()).device)
         self.criterionCycle = nn.L1Loss()
         self.criterionIdt = nn.L1Loss()

@@ -152,10 +152,15 @@ def report_choice(name: str, configs: int) -> None:
             observer.measured(name, configs)
 
 
+def observe_always(observer: Observer) -> None:
+    """Let ``observer`` hear every launch for the rest of the process."""
+    _observers.append(observer)
+
+
 @contextlib.contextmanager
 def observe(observer: Observer) -> Iterator[None]:
     """Tell ``observer`` of every launch inside the block."""
-    _observers.append(observer)
+    observe_always(observer)
     try:
         yield
     finally:
