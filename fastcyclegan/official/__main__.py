@@ -8,8 +8,8 @@ What follows the script is the checkout's, untouched. The script runs as ``pytho
 would, in the same folder, with the same files; the checkout on disk is not changed, not even by byte code.
 What is replaced is replaced in memory, where it was found to be the same function in float64, and said:
 networks of other shapes, steps with other losses, several GPUs and wgangp stay the checkout's own. So do
-steps whose source has what the public one has not. What the step depends on is looked at before every
-iteration: from a change on, the checkout's own step goes on, and that is said.
+steps with a method that is no known version of the public code's. What the step depends on is compared before
+every iteration: from a change on, the checkout's own step goes on, and that is said.
 
 Different from the checkout by itself: pictures shown during training are made after the iteration, not
 within; on a GPU the step computes in bf16 unless --precision fp32 is given.

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastcyclegan.official.source_check import METHODS
+from fastcyclegan.official.source_check import KNOWN
 from fastcyclegan.official.step import NETS, NotServedError, Step, learning_rate
 from fastcyclegan.recipes.image_pool import ImagePool
 
@@ -119,7 +119,7 @@ class ChangeGuard:
             seen[f"size of {name}"] = getattr(pool, "pool_size", None)
         # A function bound to a class is the class's attribute itself: the same object as long as nobody puts
         # another there.
-        for name in METHODS[1:]:
+        for name in [path for path in KNOWN if "." not in path and path != "optimize_parameters"]:
             seen[f"method {name}"] = (_same(getattr(type(model), name, None)), name in vars(model))
         self._read_nets(model, seen)
         self._read_optimizers(model, seen)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -104,8 +105,10 @@ def test_weights_that_fall_with_the_epochs(tmp_path: Path, pictures: Path) -> No
 
 
 def test_pools_that_cannot_take_our_pictures_are_named(tmp_path: Path, pictures: Path) -> None:
-    folder = checkout(tmp_path, [("util/image_pool.py", "self.images", "self.held")])
-    _, _, said = train(folder, pictures, "", Options(), epochs=1, after=_at(2, _set("lambda_A", 1.0)))
+    other = SimpleNamespace(pool_size=3, query=lambda images: images)
+    after = _at(2, _set("fake_A_pool", other))
+    _, _, said = train(checkout(tmp_path), pictures, "", Options(), epochs=1, after=after)
+    assert said[-1].startswith("step: the checkout's own from here on: fake_A_pool is another")
     assert said[-1].endswith(
-        "it goes on with our weights and moments, but fake_A_pool and fake_B_pool cannot take our pictures"
+        "it goes on with our weights and moments, but fake_A_pool cannot take our pictures"
     )

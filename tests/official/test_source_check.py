@@ -1,20 +1,27 @@
-"""Steps whose source has what the public one has not: they keep their place, though two iterations show no
-difference.
+"""Steps of which a method is no version that is known: they keep their place, though two iterations show no
+difference. What the hash of a method is made of, and the table of known ones.
 """
 
 from __future__ import annotations
 
+import ast
+import re
 from pathlib import Path
 
 import pytest
 
 from fastcyclegan.official.patch_model import Options
+from fastcyclegan.official.source_check import KNOWN, hash_of
 from tests.official.training import (
     ADVERSARIAL,
+    BASE,
     MODEL,
+    NETWORKS,
     OPTIMIZE,
+    POOL,
     SET_INPUT,
     STEP_D,
+    Edits,
     assert_ours,
     assert_same,
     checkout,
@@ -22,89 +29,196 @@ from tests.official.training import (
 )
 
 BACKWARD = "self.backward_G()\n        self.optimizer_G"
+CRITERIONS = "self.criterionCycle, self.criterionIdt = torch.nn.L1Loss(), torch.nn.L1Loss()"
+LABEL = "        label = (self.real_label"
+COUNT, QUERY = "        self.n = getattr(self, 'n', 0) + 1\n", "    def query(self, images):\n"
+WRAPPED = """
+
+def counted(method):
+    @functools.wraps(method)
+    def inner(self, *args):
+        self.n += 1
+        return method(self, *args) if self.n % 4 else None
+    return inner
+
+
+CycleGANModel.backward_G = counted(CycleGANModel.backward_G)
+"""
+UNKNOWN = "is of no version that is known here (hash "
 # What two iterations beside ours cannot show: what comes later, and what is done beside training.
-LATER: dict[str, tuple[str, str, str]] = {
+LATER: dict[str, tuple[str, str, str, str]] = {
     "a skipped update": (
+        MODEL,
         STEP_D,
         f"self.n += 1\n        if self.n % 3: {STEP_D}",
-        "optimize_parameters has `self.n += 1`",
+        f"optimize_parameters {UNKNOWN}",
     ),
     "another skipped update": (
+        MODEL,
         STEP_D,
         f"if self.seen % 3: {STEP_D}",
-        "optimize_parameters has `if self.seen % 3`",
+        f"optimize_parameters {UNKNOWN}",
     ),
     "an early return": (
+        MODEL,
         OPTIMIZE,
         f"{OPTIMIZE}        if self.seen % 4 == 0: return\n",
-        "optimize_parameters has `if self.seen % 4 == 0`",
+        f"optimize_parameters {UNKNOWN}",
     ),
     "an extra loss": (
+        MODEL,
         ADVERSARIAL,
         f"{ADVERSARIAL} + (self.loss_G_A if self.seen > 3 else 0)",
-        "backward_G has `self.loss_G_A if self.seen > 3 else 0`",
+        f"backward_G {UNKNOWN}",
     ),
     "a weight that moves": (
+        MODEL,
         "self.real_A) * opt.lambda_A\n",
         "self.real_A) * self.seen\n",
-        "backward_G has `self.seen`",
+        f"backward_G {UNKNOWN}",
     ),
     "a condition on a loss": (
+        MODEL,
         ADVERSARIAL,
         f"lambda_idt = self.loss_G_A\n        {ADVERSARIAL}",
-        "backward_G has `lambda_idt = self.loss_G_A`",
+        f"backward_G {UNKNOWN}",
     ),
-    "a print": (STEP_D, f"{STEP_D}\n        print('D')", "optimize_parameters has `print('D')`"),
+    "a print": (MODEL, STEP_D, f"{STEP_D}\n        print('D')", f"optimize_parameters {UNKNOWN}"),
     "an average": (
+        MODEL,
         STEP_D,
         f"{STEP_D}\n        self.ema.update(self.n)",
-        "optimize_parameters has `self.ema.update(self.n)`",
+        f"optimize_parameters {UNKNOWN}",
     ),
     "a changed option": (
+        MODEL,
         STEP_D,
         f"{STEP_D}\n        self.opt.lambda_A = 1.0",
-        "optimize_parameters has `self.opt.lambda_A = 1.0`",
+        f"optimize_parameters {UNKNOWN}",
     ),
     "a loop": (
+        MODEL,
         STEP_D,
         f"for _ in range(self.n): {STEP_D}",
-        "optimize_parameters has `for _ in range(self.n)`",
+        f"optimize_parameters {UNKNOWN}",
     ),
     "a decorator": (
+        MODEL,
         OPTIMIZE,
         f"    @torch.enable_grad()\n{OPTIMIZE}",
-        "optimize_parameters has `@torch.enable_grad()`",
+        f"optimize_parameters {UNKNOWN}",
     ),
     "a method of its own": (
+        MODEL,
         BACKWARD,
         BACKWARD.replace("_G()", "_all()"),
-        "optimize_parameters has `self.backward_all()`",
+        f"optimize_parameters {UNKNOWN}",
+    ),
+    # functools.wraps names the method that is known as the source.
+    "a wrapper": (MODEL, "# The end.", WRAPPED, f"backward_G {UNKNOWN}"),
+    "a method of the instance": (
+        MODEL,
+        CRITERIONS,
+        f"{CRITERIONS}; self.forward = functools.partial(CycleGANModel.forward, self)",
+        "forward is no function of its class",
+    ),
+    # Another order of the same sum: an unknown version is not ours to judge.
+    "the same in other words": (
+        MODEL,
+        ADVERSARIAL,
+        ADVERSARIAL.replace("self.loss_G_A + self.loss_G_B", "self.loss_G_B + self.loss_G_A"),
+        f"backward_G {UNKNOWN}",
+    ),
+    # The comparison calls it twelve times.
+    "a criterion that counts": (
+        NETWORKS,
+        LABEL,
+        COUNT + f"        prediction = prediction * (1 + self.n // 15)\n{LABEL}",
+        f"criterionGAN.forward {UNKNOWN}",
+    ),
+    # The comparison asks it twice, each of the two.
+    "a pool that counts": (
+        POOL,
+        QUERY,
+        f"{QUERY}{COUNT}        if self.n > 3: return images\n",
+        f"fake_A_pool.query {UNKNOWN}",
+    ),
+    "a pool's helper": (POOL, "return image\n", "return image + 0\n", f"fake_A_pool.one {UNKNOWN}"),
+    "a distance of its own": (
+        MODEL,
+        CRITERIONS,
+        CRITERIONS.replace("= torch.nn.L1Loss()", "= Distance()"),
+        "criterionCycle, a Distance, is no plain torch.nn.L1Loss",
+    ),
+    "a distance with a hook": (
+        MODEL,
+        CRITERIONS,
+        f"{CRITERIONS}; self.criterionIdt.register_forward_hook(functools.partial(double, 5))",
+        "criterionIdt, a L1Loss, is no plain torch.nn.L1Loss",
+    ),
+    "a criterion with a hook": (
+        MODEL,
+        CRITERIONS,
+        f"{CRITERIONS}; self.criterionGAN.register_forward_hook(functools.partial(double, 13))",
+        "criterionGAN, a GANLoss, has hooks or is no torch.nn.Module",
+    ),
+    "a loss of the criterion": (
+        NETWORKS,
+        "self.gan_mode = gan_mode",
+        "self.gan_mode, self.loss = gan_mode, nn.HuberLoss()",
+        "criterionGAN.loss, a HuberLoss, is no plain MSELoss or BCEWithLogitsLoss",
     ),
 }
+HEAD = """import functools
+calls = []
+
+
+def double(start, module, given, made):
+    calls.append(0)
+    return made * (1 + (len(calls) >= start))
+
+
+class Distance(torch.nn.L1Loss):
+    n = 0
+
+    def forward(self, x, y):
+        self.n += 1
+        return super().forward(x, y) * (1 + self.n // 6)
+
+
+class Average:
+    def update(self, n): print('D')
+
+
+class CycleGANModel(BaseModel):
+    n, seen, ema = 1, 0, Average()
+
+"""
+METHODS = f"""    def backward_all(self):
+        self.backward_G()
+
+{SET_INPUT}self, input):
+        self.seen += 1
+"""
 
 
 @pytest.mark.parametrize("change", LATER)
 def test_a_step_that_may_do_other_things_later_keeps_its_place(
     tmp_path: Path, pictures: Path, change: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    old, new, construct = LATER[change]
-    head = (
-        "class Average:\n    def update(self, n): print('D')\n\n\nclass CycleGANModel(BaseModel):\n    n,"
-        " seen, ema = 1, 0, Average()\n\n"
-    )
-    method = (
-        f"    def backward_all(self):\n        self.backward_G()\n\n{SET_INPUT}self, input):\n       "
-        " self.seen += 1\n"
-    )
-    edits = [
-        (MODEL, old, new),
-        (MODEL, "class CycleGANModel(BaseModel):\n", head),
-        (MODEL, f"{SET_INPUT}self, input):\n", method),
+    *edit, reason = LATER[change]
+    edits: Edits = [
+        (MODEL, "class CycleGANModel(BaseModel):\n", HEAD),
+        (MODEL, f"{SET_INPUT}self, input):\n", METHODS),
+        (MODEL, "        self.optimizer_D.step()\n", "        self.optimizer_D.step()\n# The end."),
+        tuple(edit),  # type: ignore[list-item]
     ]
     folder = checkout(tmp_path, edits)
     ours = train(folder, pictures, "", Options(), epochs=1)
     printed = capsys.readouterr().out
-    assert ours[2][-1] == f"step: the checkout's own: its {construct}, which the public one has not"
+    lines = [line for line in ours[2] if line.startswith("step: ")]
+    assert len(lines) == 1
+    assert re.sub("hash [0-9a-f]{16}[)]$", "hash ", lines[0]) == f"step: the checkout's own: its {reason}"
     assert_same(ours, train(folder, pictures, "", None, epochs=1))
     # As often as the checkout alone.
     assert printed.count("D\n") == capsys.readouterr().out.count("D\n")
@@ -120,12 +234,91 @@ def test_a_step_without_source_keeps_its_place_and_comments_and_methods_outside_
         )
     _, _, said = train(folder, pictures, "", Options(), epochs=1)
     assert said[-1] == "step: the checkout's own: the source of its backward_D_A cannot be read"
-    annotated = (
-        f'{OPTIMIZE.replace("):", ") -> None:")}        """Update."""  # all\n        kind: str = "x"\n'
-    )
+    annotated = f'{OPTIMIZE.replace("):", ") -> None:")}        """Update."""  # all\n'
     edits = [
         (MODEL, OPTIMIZE, annotated),
         (MODEL, f"{SET_INPUT}self, input):\n", f"{SET_INPUT}self, input):\n        print(input)\n"),
     ]
     _, _, said = train(checkout(tmp_path, edits), pictures, "", Options(), epochs=1)
     assert_ours(said)
+
+
+PLAIN = """
+    def query(self, images, size=50):
+        if self.size == 0 and not images:
+            return {'a': (images, size), 'b': [1, 2]}['a']
+        loss = self.one(images, other=True) * 2.0
+        return loss
+"""
+SAME = {
+    "comments and blank lines": PLAIN.replace("== 0", "== 0")
+    .replace(":\n", ":  # why\n\n        # because\n")
+    .replace("loss = ", "\n        # so\n        loss = "),
+    "a docstring": PLAIN.replace("=50):\n", '=50):\n        """Asks.\n\n        Twice.\n        """\n'),
+    "annotations": PLAIN.replace(
+        "images, size=50)", "images: 'Tensor', size: int=50) -> dict[str, int]"
+    ).replace("loss =", "loss: float ="),
+    "quotes and commas": PLAIN.replace("'", '"').replace("2]}", "2,],}").replace("True)", "True,)"),
+    "lines and parentheses": PLAIN.replace(
+        "self.size == 0 and not images",
+        "(\n            self.size == 0\n            and (not images)\n        )",
+    ).replace(
+        "(images, other=True) * 2.0", "(\n            images,\n            other=True,\n        ) * (2.0)"
+    ),
+    "indentation": PLAIN.replace("        ", "          ").replace(
+        "          return loss", "          return loss"
+    ),
+}
+OTHER = {
+    "a number": PLAIN.replace("2.0", "2.5"),
+    "its type": PLAIN.replace("2.0", "2"),
+    "a default": PLAIN.replace("50", "49"),
+    "a name": PLAIN.replace("images", "image"),
+    "its own name": PLAIN.replace("query", "ask"),
+    "an attribute": PLAIN.replace("self.one", "self.two"),
+    "a keyword": PLAIN.replace("other=True", "True"),
+    "an operator": PLAIN.replace("* 2.0", "/ 2.0"),
+    "a condition": PLAIN.replace(" and not images", ""),
+    "an order": PLAIN.replace("[1, 2]", "[2, 1]"),
+    "a comma that makes a tuple": PLAIN.replace("return loss", "return loss,"),
+    "parentheses that count": PLAIN.replace("== 0 and not images", "== (0 and not images)"),
+    "a statement": PLAIN.replace("        return loss", "        self.n += 1\n        return loss"),
+    "a text that is no docstring": PLAIN.replace("'a'", "'A'"),
+    "a decorator": PLAIN.replace("    def", "    @torch.no_grad()\n    def"),
+    "async": PLAIN.replace("def", "async def"),
+}
+
+
+@pytest.mark.parametrize("change", SAME)
+def test_a_hash_is_not_that_of_the_layout(change: str) -> None:
+    assert SAME[change] != PLAIN
+    assert hash_of(SAME[change]) == hash_of(PLAIN)
+
+
+@pytest.mark.parametrize("change", OTHER)
+def test_a_hash_is_that_of_everything_else(change: str) -> None:
+    assert hash_of(OTHER[change]) != hash_of(PLAIN)
+
+
+def test_the_table_holds_what_the_tests_package_has() -> None:
+    """Whoever edits one of its methods finds the hash for the table here."""
+    owners = {
+        (MODEL, "CycleGANModel"): [""],
+        (BASE, "BaseModel"): [""],
+        (NETWORKS, "GANLoss"): ["criterionGAN."],
+        (POOL, "ImagePool"): ["fake_A_pool.", "fake_B_pool."],
+    }
+    found = set()
+    for (file, name), prefixes in owners.items():
+        text = (Path(__file__).parent / "checkout" / file).read_text()
+        (cls,) = [node for node in ast.parse(text).body if getattr(node, "name", None) == name]
+        for method in [node for node in cls.body if isinstance(node, ast.FunctionDef)]:
+            source = ast.get_source_segment(text, method, padded=True)
+            found |= {(f"{prefix}{method.name}", hash_of(source)) for prefix in prefixes}
+    listed = {
+        (path, known)
+        for path, versions in KNOWN.items()
+        for known, where in versions.items()
+        if "tests" in where
+    }
+    assert listed == {(path, known) for path, known in found if path in KNOWN}

@@ -25,6 +25,7 @@ SMALL = "--ngf 4 --ndf 4 --netG resnet_1blocks --netD n_layers --n_layers_D 2 --
 # epochs.
 EPOCHS = 4
 MODEL, NETWORKS, BASE = "models/cycle_gan_model.py", "models/networks.py", "models/base_model.py"
+POOL = "util/image_pool.py"
 Edits = list[tuple[str, str, str]]
 
 
