@@ -112,7 +112,7 @@ def _decide(
     for name, phase in (("optimizer_G", "G"), ("optimizer_D", "D")):
         # Who looks at the checkout's optimizers, to save them for one, finds the moments that are in use.
         getattr(model, name).state = step.engine.optimizers[phase].state
-    vars(model)[_GUARD] = ChangeGuard(model, step)
+    vars(model)[_GUARD] = ChangeGuard(model)
     engine = step.engine
     how = engine.choices.precision
     if engine.choices.compiled:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +11,9 @@ from typing import Any
 
 import pytest
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from fastcyclegan.official.change_guard import ChangeGuard
 from fastcyclegan.official.patch_model import Options
 from tests.official.training import MODEL, SET_INPUT, STEP, assert_same, checkout, train
 
@@ -24,53 +27,78 @@ def _at(iteration: int, change: Callable[[Any], object]) -> Callable[[Any, int],
     return lambda model, n: change(model) if n == iteration else None
 
 
-def _set(name: str, value: object) -> Callable[[Any], object]:
-    return lambda model: setattr(model.opt if name.startswith("lambda") else model, name, value)
+def _set(path: str, value: object) -> Callable[[Any], object]:
+    """Set what lies at ``path``, such as opt.lambda_A."""
+    *owners, name = path.split(".")
+    return lambda model: setattr(functools.reduce(getattr, owners, model), name, value)
 
 
 def _scale(module: Any, given: Any, made: Any) -> Any:
     return 0.9 * made
 
 
+def _squared(self: Any, prediction: Any, target_is_real: bool) -> Any:
+    return (prediction - float(target_is_real)).square().mean()
+
+
 # The pools of 3 are full after 5, so that what they hold is shown later.
 CHANGES: dict[str, tuple[Callable[[Any, int], object], str]] = {
-    "lambda_A": (_at(5, _set("lambda_A", 50.0)), "opt.lambda_A is 50.0, was 10.0"),
-    "no identity": (_at(5, _set("lambda_identity", 0.0)), "opt.lambda_identity is 0.0, was 0.5"),
-    "a filling pool": (_at(2, _set("lambda_B", 5.0)), "opt.lambda_B is 5.0, was 10.0"),
+    "lambda_A": (_at(5, _set("opt.lambda_A", 50.0)), "opt.lambda_A is 50.0, was 10.0"),
+    "no identity": (_at(5, _set("opt.lambda_identity", 0.0)), "opt.lambda_identity is 0.0, was 0.5"),
+    "a filling pool": (_at(2, _set("opt.lambda_B", 5.0)), "opt.lambda_B is 5.0, was 10.0"),
+    "gan_mode": (_at(5, _set("opt.gan_mode", "vanilla")), "opt.gan_mode is vanilla, was lsgan"),
+    "gan_mode of the criterion": (
+        _at(5, _set("criterionGAN.gan_mode", "vanilla")),
+        "criterionGAN.gan_mode is vanilla, was lsgan",
+    ),
     "criterion": (
         _at(5, _set("criterionCycle", nn.MSELoss())),
-        "criterionCycle is another (a MSELoss, was a L1Loss)",
+        "criterionCycle changed",
     ),
     "labels": (
         _at(5, lambda model: model.criterionGAN.real_label.fill_(0.9)),
-        "settings of criterionGAN changed",
+        "criterionGAN.real_label changed",
     ),
     "rates": (_halve_rate, "generators and discriminators have learning rates of their own"),
     "betas": (
         _at(5, lambda model: model.optimizer_G.param_groups[0].update(betas=(0.9, 0.9))),
-        "settings of optimizer_G: betas is (0.9, 0.9)",
+        "optimizer_G.betas changed",
     ),
     "a frozen layer": (
         _at(5, lambda model: model.netG_A.model[1].requires_grad_(False)),
-        "requires_grad of the parameters of netG_A changed",
+        "netG_A.model.1.weight.requires_grad is False, was True",
     ),
-    "evaluation": (_at(5, lambda model: model.eval()), "mode (training or evaluation) of netG_A changed"),
+    "evaluation": (_at(5, lambda model: model.eval()), "netG_A.training is False, was True"),
     "a network": (
         _at(5, lambda model: setattr(model, "netD_A", copy.deepcopy(model.netD_A))),
-        "netD_A is another",
+        "netD_A changed",
     ),
     "moments": (_at(5, lambda model: model.optimizer_G.state.clear()), "an optimizer has lost its moments"),
     "loaded moments": (
         _at(5, lambda model: model.optimizer_G.load_state_dict(model.optimizer_G.state_dict())),
-        "state of optimizer_G is another",
+        "optimizer_G.state changed",
     ),
     "a hook": (
         _at(5, lambda model: model.netG_A.register_forward_hook(_scale)),
-        "hooks of netG_A is 1, was 0",
+        "hooks of netG_A changed",
     ),
+    "a layer": (
+        _at(5, lambda model: model.netG_A.model.append(nn.Identity())),
+        "netG_A.model.20 changed",
+    ),
+    "a layer fewer": (_at(5, lambda model: model.netD_A.model.pop(-1)), "netD_A.model.8 is gone"),
+    "an optimizer's step": (_at(5, _set("optimizer_D.step", lambda: None)), "optimizer_D.step changed"),
     "a method": (
         _at(5, lambda model: setattr(model, "backward_D_A", model.forward)),
-        "method backward_D_A changed",
+        "backward_D_A changed",
+    ),
+    "a method of the criterion": (
+        _at(5, lambda model: setattr(type(model.criterionGAN), "forward", _squared)),
+        "criterionGAN.forward changed",
+    ),
+    "a method of a pool": (
+        _at(5, _set("fake_A_pool.query", lambda images: images)),
+        "fake_A_pool.query changed",
     ),
 }
 
@@ -108,7 +136,22 @@ def test_pools_that_cannot_take_our_pictures_are_named(tmp_path: Path, pictures:
     other = SimpleNamespace(pool_size=3, query=lambda images: images)
     after = _at(2, _set("fake_A_pool", other))
     _, _, said = train(checkout(tmp_path), pictures, "", Options(), epochs=1, after=after)
-    assert said[-1].startswith("step: the checkout's own from here on: fake_A_pool is another")
-    assert said[-1].endswith(
-        "it goes on with our weights and moments, but fake_A_pool cannot take our pictures"
+    assert said[-1] == (
+        "step: the checkout's own from here on: fake_A_pool changed; it goes on with our weights and moments,"
+        " but fake_A_pool cannot take our pictures"
     )
+
+
+class _NoOperator(TorchDispatchMode):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise AssertionError(f"{func} was called")
+
+
+def test_a_look_calls_no_operator(tmp_path: Path, pictures: Path) -> None:
+    """So it waits for no GPU."""
+    model, _, _ = train(checkout(tmp_path), pictures, "--norm batch", Options(), epochs=1)
+    guard = ChangeGuard(model)
+    with _NoOperator():
+        assert guard.changed(model) == ""
+        model.criterionGAN.real_label = model.criterionGAN.fake_label
+        assert guard.changed(model) == "criterionGAN.real_label changed"
