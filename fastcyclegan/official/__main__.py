@@ -7,8 +7,8 @@ cycle_gan our training step.
 What follows the script is the checkout's, untouched. The script runs as ``python CHECKOUT/train.py ...``
 would, in the same folder, with the same files; the checkout on disk is not changed, not even by byte code.
 What is replaced is replaced in memory, where it was found to be the same function in float64, and said:
-networks of other shapes, steps with other losses, several GPUs and wgangp stay the checkout's own. So do
-steps with a method that is no known version of the public code's. What the step depends on is compared before
+networks of other shapes, steps with other losses, several GPUs and wgangp stay the checkout's own. So does a
+step with a method that is no known version of the public code. What the step depends on is compared before
 every iteration: from a change on, the checkout's own step goes on, and that is said.
 
 Different from the checkout by itself: pictures shown during training are made after the iteration, not
