@@ -9,12 +9,12 @@ look at it waits for a GPU.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from fastcyclegan.nn.layer_checks import has_hooks
 from fastcyclegan.official.source_check import methods_of
 from fastcyclegan.official.step import NETS, NotServedError, Step, learning_rate
 from fastcyclegan.recipes.image_pool import ImagePool
@@ -24,15 +24,15 @@ _CRITERIONS = ("criterionGAN", "criterionCycle", "criterionIdt")
 _OPTIMIZERS = {"optimizer_G": "G", "optimizer_D": "D"}
 _POOLS = {"fake_A_pool": "A", "fake_B_pool": "B"}
 _SCALARS = (bool, int, float, str)
-Parts = Iterator[tuple[str, Any]]
 
 
 class ChangeGuard:
     """Notes what the step of ``model`` is made of. ``changed`` returns what differs from then."""
 
     def __init__(self, model: Any) -> None:
-        # The objects themselves, so that no other can take the place of one in memory.
-        self.seen = dict(_parts(model))
+        # The objects that ``seen`` knows by their ids: no other can take the place of one in memory.
+        self.kept: list[Any] = []
+        self.seen = _snapshot(model, self.kept)
         self.stepped(model)
 
     def stepped(self, model: Any) -> None:
@@ -47,84 +47,66 @@ class ChangeGuard:
             learning_rate(model)
             if _moments(model) != self.moments:
                 return "an optimizer has lost its moments"
-            left = dict(self.seen)
-            # One at a time: an object that was replaced is named before it is looked into.
-            for name, now in _parts(model):
-                then = left.pop(name, None)
-                if _is_same(then, now):
-                    continue
-                if isinstance(then, _SCALARS) and isinstance(now, _SCALARS):
-                    return f"{name} is {now}, was {then}"
-                return f"{name} changed"
-            if left:
-                return f"{next(iter(left))} is gone"
+            now = _snapshot(model, [])
         except NotServedError as error:
             return str(error)
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             return f"the model is not what it was ({error})"
+        for name, then in self.seen.items():
+            if now.get(name) != then:
+                if isinstance(then, _SCALARS) and isinstance(now.get(name), _SCALARS):
+                    return f"{name} is {now[name]}, was {then}"
+                return f"{name} changed"
         return ""
 
 
-def _parts(model: Any) -> Parts:
-    """Yield what the step of ``model`` is made of, by name: objects that must stay the same ones, and values
-    that must stay equal.
+def _snapshot(model: Any, kept: list[Any]) -> dict[str, Any]:
+    """Return what the step of ``model`` is made of, by name: numbers and texts, and ids of objects, which are
+    added to ``kept``. Nothing that lies on a GPU is read.
     """
-    for name in _OPTIONS:
-        yield f"opt.{name}", getattr(model.opt, name, None)
-    for name in (*NETS, *_CRITERIONS):
-        yield from _parts_of_module(name, getattr(model, name))
+    seen = {f"opt.{name}": getattr(model.opt, name, None) for name in _OPTIONS}
+
+    def note(name: str, *objects: Any) -> None:
+        kept.extend(objects)
+        seen[name] = [value if isinstance(value, _SCALARS) else id(value) for value in objects]
+
+    for name in (*NETS, *_CRITERIONS, *_OPTIMIZERS, *_POOLS):
+        note(name, getattr(model, name))
+    for path, method in methods_of(model).items():
+        note(path, method)
     for name in _POOLS:
-        yield name, getattr(model, name)
-        yield f"{name}.pool_size", getattr(model, name).pool_size
-    yield from methods_of(model).items()
+        seen[f"{name}.pool_size"] = getattr(model, name).pool_size
+    for name in NETS:
+        modules, parameters = list(getattr(model, name).modules()), list(getattr(model, name).parameters())
+        note(f"layers of {name}", *modules)
+        note(f"parameters of {name}", *parameters)
+        seen[f"requires_grad of the parameters of {name}"] = [p.requires_grad for p in parameters]
+        seen[f"mode (training or evaluation) of {name}"] = [module.training for module in modules]
+        seen[f"hooks of {name}"] = [has_hooks(module) for module in modules]
+    for name in _CRITERIONS:
+        for module in getattr(model, name).modules():
+            for key, value in {**vars(module), **module._buffers}.items():
+                # Such as gan_mode, and real_label.
+                if isinstance(value, _SCALARS):
+                    seen[f"{name}.{key}"] = value
+                elif isinstance(value, Tensor):
+                    note(f"{name}.{key}", value, value._version)
+            note(f"hooks of {name}", *module._forward_hooks, *module._forward_pre_hooks)
     for name in _OPTIMIZERS:
-        yield name, getattr(model, name)
-        yield from _parts_of_optimizer(name, getattr(model, name))
-
-
-def _parts_of_module(name: str, whole: nn.Module) -> Parts:
-    if not isinstance(whole, nn.Module):
-        yield name, whole
-        return
-    for path, module in whole.named_modules(prefix=name):
-        yield path, module
-        forward_hooks = (*module._forward_hooks, *module._forward_pre_hooks)
-        yield f"hooks of {path}", (*forward_hooks, *module._backward_hooks, *module._backward_pre_hooks)
-        for key, p in module._parameters.items():
-            yield f"{path}.{key}", p
-            yield f"{path}.{key}.requires_grad", p is not None and p.requires_grad
-        if name not in _CRITERIONS:
-            yield f"{path}.training", module.training
-            continue
-        # Such as gan_mode and real_label.
-        for key, value in {**vars(module), **module._buffers}.items():
-            if isinstance(value, _SCALARS):
-                yield f"{path}.{key}", value
-            elif isinstance(value, Tensor):
-                yield f"{path}.{key}", (value, value._version)
-
-
-def _parts_of_optimizer(name: str, optimizer: torch.optim.Optimizer) -> Parts:
-    hooks = (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks)
-    yield f"hooks of {name}", (*hooks[0], *hooks[1])
-    yield f"{name}.state", optimizer.state
-    yield f"{name}.step", vars(optimizer).get("step")
-    for group in optimizer.param_groups:
-        yield f"{name}.params", tuple(group["params"])
-        for key, value in group.items():
-            if key not in ("params", "lr", "initial_lr"):
-                yield f"{name}.{key}", value
+        optimizer = getattr(model, name)
+        note(f"hooks of {name}", *optimizer._optimizer_step_pre_hooks, *optimizer._optimizer_step_post_hooks)
+        note(f"{name}.state", optimizer.state)
+        note(f"{name}.step", vars(optimizer).get("step"))
+        for group in optimizer.param_groups:
+            note(f"{name}.params", *group["params"])
+            for key in group.keys() - {"params", "lr", "initial_lr"}:
+                value = group[key]
+                note(f"{name}.{key}", *(value if isinstance(value, tuple) else [value]))
+    return seen
 
 
 def _moments(model: Any) -> list[int]:
     return [len(getattr(model, name).state) for name in _OPTIMIZERS]
-
-
-def _is_same(then: Any, now: Any) -> bool:
-    """Whether ``now`` is ``then`` or equal to it. Tensors are not compared, which would wait for a GPU."""
-    if isinstance(then, tuple) and isinstance(now, tuple):
-        return len(then) == len(now) and all(map(_is_same, then, now))
-    return then is now or (isinstance(then, _SCALARS) and isinstance(now, _SCALARS) and then == now)
 
 
 def hand_over(model: Any, step: Step) -> str:
