@@ -168,6 +168,7 @@ ELSEWHERE = {
     "devtools.read_kernel": "devtools/test_compile_kernels.py",
     "devtools.tile_occupancy": "kernel_gate/test_command.py",
     "errors": "test_cli.py",
+    "fusion.class_code": "fusion/test_odd_networks.py",
     "kernels.backend_table": "bench/test_gpu_suite.py",
     "kernels.border_triton": "kernels/test_border_launch.py",
     "kernels._cache": "kernels/test_records.py",

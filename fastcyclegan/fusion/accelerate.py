@@ -4,8 +4,8 @@ place, and back by ``undo()``.
 Replaced are InstanceNorm1d, 2d and 3d, with the ReLU or LeakyReLU that follows, and ReflectionPad2d with the
 Conv2d that follows (or padding_mode="reflect"). Two modules become one only where every call of either,
 anywhere in the network, is one after the other with nobody else between: ``call_sites`` finds the calls,
-``fusable`` decides. Then the activation or the pad becomes the identity, of a subclass of what it was. It is
-a module's class that changes, and nothing else: parameters, keys, hooks and whoever holds the module stay.
+``why_alone`` decides. Then the activation or the pad becomes the identity, of a subclass of what it was. It
+is a module's class that changes, and nothing else: parameters, keys, hooks and whoever holds the module stay.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 
@@ -31,7 +32,7 @@ from fastcyclegan.fusion.eligibility import (
     why_not_reflecting,
 )
 from fastcyclegan.fusion.fused_modules import ReflectConv2d
-from fastcyclegan.kernels.dispatch import check_impl
+from fastcyclegan.kernels.dispatch import check_impl, resolve_impl
 from fastcyclegan.nn.layer_checks import activation
 
 # --- The report ---------------------------------------------------------------------------------------------
@@ -59,18 +60,22 @@ class _Change:
 
 @dataclass(frozen=True)
 class Accelerated:
-    """What ``accelerate`` did: ``replaced`` and ``left``, in the network's order. ``str()`` is a table;
-    ``undo()`` takes it back.
+    """What ``accelerate`` did: ``replaced`` and ``left``, in the network's order, and a ``note`` where no
+    kernel serves it. ``str()`` is a table; ``undo()`` takes it back.
     """
 
     replaced: tuple[Entry, ...]
     left: tuple[Entry, ...]
+    note: str = ""
     _changes: list[_Change] = field(default_factory=list, repr=False, compare=False)
 
     def __str__(self) -> str:
         replaced, left = _count(self.replaced), _count(self.left)
         head = f"accelerate: {replaced} replaced, {left} left as it is"
-        return "\n".join([head, *_lines("replaced", self.replaced), *_lines("left", self.left)])
+        lines = [head, *_lines("replaced", self.replaced), *_lines("left", self.left)]
+        if self.note:
+            lines.append(f"  {self.note}")
+        return "\n".join(lines)
 
     def undo(self) -> None:
         """Make the modules what they were, with parameters and modes as they are now. A second call does
@@ -130,17 +135,22 @@ def accelerate(module: nn.Module, impl: str = "auto") -> Accelerated:
     before. By the kernels less is kept for the backward, and two things are other: a norm returns the layout
     of its input (torch's returns NCHW memory), and there is no double backward.
 
-    An activation or a pad is fused where the forwards inside ``module``, with all that they decide by in all
-    combinations, show that nobody else sees what comes between. Assumed is that nobody calls its layers from
-    outside (``net.m[:4](x)``); before hooks are registered or layers changed, call ``undo()``. What has
-    hooks, a parametrization, running statistics or a class of its own stays, and so does a convolution with a
-    stride, a dilation, groups or an even kernel.
+    An activation or a pad is fused where traces of the forwards inside ``module`` show that nobody else sees
+    what comes between. The layers of a forward that branches are not fused with each other; an ``if`` on a
+    plain attribute is no obstacle, both its ways are traced. Assumed is that nobody calls layers from outside
+    (``net.m[:4](x)``); before hooks are registered or layers changed, call ``undo()``. What has hooks, a
+    parametrization, running statistics or a class of its own stays, and so does a convolution with a stride,
+    a dilation, groups or an even kernel.
 
     Raises TypeError for what is not a module and ValueError for an unknown ``impl``.
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"accelerate: module must be a torch.nn.Module, got {type(module).__name__}")
     check_impl(impl)
+    return _accelerated(module, impl)
+
+
+def _accelerated(module: nn.Module, impl: str) -> Accelerated:
     work = _Work({inner: path for path, inner in module.named_modules()}, impl)
     norms, activations, pads, convs = _kinds(work.names)
     asked_for: list[nn.Module] = []
@@ -150,21 +160,30 @@ def accelerate(module: nn.Module, impl: str = "auto") -> Accelerated:
         asked_for += [*pads, *convs]
     sites = call_sites(module, asked_for)
     alone = why_alone(sites, norms, activations) | why_alone(sites, pads, convs)
-    partner = {}
+    partners: dict[nn.Module, list[Any]] = defaultdict(list)
     for call in sites.calls:
-        partner[call.module] = call.after if call.module in norms else call.before
+        partners[call.module].append(call.after if call.module in norms else call.before)
     for inner in work.names:
         if norms.get(inner):
             work.leave(inner, norms[inner])
         elif inner in sites.untouchable and (inner in norms or inner in pads or _reflects(inner)):
             work.leave(inner, sites.untouchable[inner])
         elif inner in norms:
-            work.norm(inner, None if alone[inner] else partner[inner], alone[inner])
+            work.norm(inner, [] if alone[inner] else partners[inner], alone[inner])
         elif inner in pads and alone[inner]:
             work.leave(inner, alone[inner])
         elif inner in convs:
-            work.conv(inner, None if alone[inner] else partner[inner])
+            work.conv(inner, [] if alone[inner] else partners[inner])
+    for scripted in _scripted(module):
+        work.leave(scripted, "it is scripted")
     return work.done()
+
+
+def _scripted(module: nn.Module) -> list[nn.Module]:
+    """Return the scripted modules inside ``module``, itself included, but none that is in another."""
+    found = [inner for inner in module.modules() if isinstance(inner, torch.jit.ScriptModule)]
+    inside = {inner for scripted in found for inner in set(scripted.modules()) - {scripted}}
+    return [scripted for scripted in found if scripted not in inside]
 
 
 def _kinds(modules: Iterable[nn.Module]) -> tuple[Reasons, Reasons, Reasons, Reasons]:
@@ -206,11 +225,11 @@ class _Work:
     def leave(self, module: nn.Module, why: str) -> None:
         self._left.append(Entry(self.names[module], type(module).__name__, why))
 
-    def norm(self, norm: nn.Module, following: Any, alone: str) -> None:
-        """Replace a norm, with the activation that follows or ``alone``, for that reason."""
+    def norm(self, norm: nn.Module, activations: list[Any], alone: str) -> None:
+        """Replace a norm, with the like ``activations`` that follow it, or ``alone``, for that reason."""
         what, act, inplace = type(norm).__name__, ("none", 0.0), False
-        if following is not None:
-            what = f"{what} + {type(following).__name__}"
+        for following in activations:
+            what = f"{type(norm).__name__} + {type(following).__name__}"
             found = activation(following)
             if found is not None:
                 act = found
@@ -219,16 +238,16 @@ class _Work:
         self._change(norm, NORMS[type(norm)], act=act[0], slope=act[1], impl=self._impl, inplace=inplace)
         self._replaced.append(Entry(self.names[norm], what, alone))
 
-    def conv(self, conv: Any, pad: Any) -> None:
-        """Replace a convolution with the pad before it, or one that reflects by itself."""
+    def conv(self, conv: Any, pads: list[Any]) -> None:
+        """Replace a convolution with the like ``pads`` before it, or one that reflects by itself."""
         what, border = "ReflectionPad2d + Conv2d", 0
         if isinstance(conv, ReflectConv2d):
             self.leave(conv, why_not_reflecting(conv))
             return
-        if pad is not None:
+        for pad in pads:
             border = pad.padding[0]
             self._change(pad, FUSED_AWAY[type(pad)])
-        elif conv.padding_mode == "reflect" and any(conv._reversed_padding_repeated_twice):
+        if not pads and conv.padding_mode == "reflect" and any(conv._reversed_padding_repeated_twice):
             what, border = 'Conv2d(padding_mode="reflect")', conv._reversed_padding_repeated_twice[0]
             if why := why_not_reflecting(conv):
                 self.leave(conv, why)
@@ -242,4 +261,19 @@ class _Work:
         for change in self._changes.values():
             change.module.__dict__.update(change.added)
             change.module.__class__ = change.fused
-        return Accelerated(tuple(self._replaced), tuple(self._left), list(self._changes.values()))
+        note = ""
+        if self._replaced and self._impl == "auto":
+            note = _not_served(self.names)
+        return Accelerated(tuple(self._replaced), tuple(self._left), note, list(self._changes.values()))
+
+
+def _not_served(modules: Iterable[nn.Module]) -> str:
+    """Return "" where kernels serve the parameters of ``modules``, else which they do not, as a sentence."""
+    found = set()
+    for module in modules:
+        for p in module.parameters(recurse=False):
+            if resolve_impl("accelerate", "auto", p) == "reference":
+                found.add(f"{p.device.type} in {str(p.dtype).removeprefix('torch.')}")
+    if not found:
+        return ""
+    return f"no kernel serves {' and '.join(sorted(found))}: torch's own operators compute there, as before"

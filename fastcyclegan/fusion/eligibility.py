@@ -55,9 +55,15 @@ def why_not_plain(module: nn.Module, *kinds: type[nn.Module]) -> str:
     return "it has hooks"
 
 
+def _attributes(module: nn.Module) -> set[str]:
+    return {*vars(module), *module._modules, *module._parameters, *module._buffers}
+
+
 def why_not_norm(norm: Any) -> str:
     if why := why_not_plain(norm, *NORMS):
         return why
+    if taken := {"act", "slope", "impl", "inplace"} & _attributes(norm):
+        return f"it has an attribute {min(taken)} of its own"
     if norm.track_running_stats:
         return "it keeps running statistics"
     return ""
@@ -66,7 +72,8 @@ def why_not_norm(norm: Any) -> str:
 def why_not_pad(pad: Any) -> str:
     if why := why_not_plain(pad, nn.ReflectionPad2d):
         return why
-    if len(set(pad.padding)) > 1 or pad.padding[0] <= 0:
+    sides = pad.padding
+    if not isinstance(sides, tuple) or len(sides) != 4 or len(set(sides)) > 1 or sides[0] <= 0:
         return f"its padding is not the same on all sides: {pad.padding}"
     return ""
 
@@ -75,6 +82,8 @@ def _why_not_conv(conv: Any) -> str:
     """Return why the kernels do not compute ``conv``, its padding aside."""
     if why := why_not_plain(conv, nn.Conv2d):
         return why
+    if taken := {"border", "impl"} & _attributes(conv):
+        return f"it has an attribute {min(taken)} of its own"
     k = conv.kernel_size[0]
     for name, value in {"stride": (1, 1), "dilation": (1, 1), "groups": 1, "kernel_size": (k, k)}.items():
         if getattr(conv, name) != value:

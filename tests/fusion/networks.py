@@ -116,16 +116,42 @@ class ASequentialIterated(Norms):
         return x
 
 
-class AStructureThatIsOptional(Norms):
-    """The switch cannot be turned: nothing is there that it would call."""
+class ABranchOverOtherThings(Norms):
+    """Both its ways call the pair."""
 
     fused = ("norm",)
 
-    def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
-        if not self.switch:
-            x = self.attention(x)
-        x = self.act(self.norm(x))
-        return x if skip is None else x + skip
+    def forward(self, x: Tensor) -> Tensor:
+        if self.switch and not self.training:
+            x = self.conv2(x)
+        return self.act(self.norm(x)) * self.steps
+
+
+class AForwardInPieces(Norms):
+    """Of private methods, which nobody calls from outside, and of a class above."""
+
+    fused = ("norm",)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self._normed(x))
+
+    def _normed(self, x: Tensor) -> Tensor:
+        y: Tensor = self.norm(x)
+        return y
+
+
+class ASequentialWithASkip(nn.Sequential):
+    """Its forward is torch's, and some more."""
+
+    fused = ("1",)
+    switch = True
+
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(3, 3, 1), nn.InstanceNorm2d(3, affine=True), nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = super().forward(x)
+        return x + y
 
 
 class OnePadForTwoConvolutions(Norms):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from bench.plain_nets import NETS, SMALL_NETS, UNet3d
@@ -136,6 +137,93 @@ def test_auto_takes_the_kernels_on_a_gpu(layout: torch.memory_format) -> None:
     assert any("fastcyclegan::" in event.key for event in profile.key_averages())
 
 
+# --- Every kind of layer, as others use it ------------------------------------------------------------------
+
+KINDS: dict[str, tuple[Callable[[], list[nn.Module]], tuple[int, ...]]] = {
+    "1d": (lambda: [nn.InstanceNorm1d(3, affine=True), nn.ReLU()], (2, 3, 5)),
+    "2d": (lambda: [nn.InstanceNorm2d(3), nn.LeakyReLU(0.1)], (2, 3, 5, 6)),
+    "3d": (lambda: [nn.InstanceNorm3d(3, affine=True), nn.ReLU()], (2, 3, 2, 5, 6)),
+    "in place": (lambda: [nn.InstanceNorm2d(3, affine=True), nn.ReLU(inplace=True)], (2, 3, 5, 6)),
+    "pad": (lambda: [PAD(1), nn.Conv2d(3, 3, 3)], (2, 3, 5, 6)),
+    "reflect": (lambda: [nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect")], (2, 3, 5, 6)),
+    "alone": (lambda: [nn.InstanceNorm2d(3), nn.Tanh()], (2, 3, 5, 6)),
+}
+
+
+def _hooked(net: nn.Sequential) -> nn.Module:
+    net[0].register_forward_hook(lambda module, args, result: 2 * result)
+    net[-1].register_forward_pre_hook(lambda module, args: (args[0] + 1,))
+    return net
+
+
+def _heard(net: nn.Sequential) -> nn.Module:
+    outer = nn.Sequential(net, nn.Identity())
+    net.register_forward_hook(lambda module, args, result: 2 * result)
+    return outer
+
+
+class Shares(nn.Module):
+    """The same layers twice, and the last one by itself."""
+
+    def __init__(self, layers: nn.Sequential) -> None:
+        super().__init__()
+        self.layers = layers
+        self.again = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layers(x) + 1
+        y: Tensor = self.again[-1](self.again(x) + 1)
+        return y
+
+
+SITUATIONS: dict[str, Callable[[nn.Sequential], nn.Module]] = {
+    "plain": lambda net: net,
+    "hooked": _hooked,
+    "heard": _heard,
+    "shared": Shares,
+    "data parallel": nn.DataParallel,
+    "compiled": lambda net: torch.compile(net, backend="eager"),  # type: ignore[dict-item, return-value]
+    "frozen": lambda net: net.requires_grad_(False),
+}
+
+
+@pytest.mark.parametrize("situation", SITUATIONS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_use_of_a_layer_changes_its_result(kind: str, situation: str) -> None:
+    """To the bit, outputs and every gradient, in training and in evaluation."""
+    build, shape = KINDS[kind]
+    torch.manual_seed(0)
+    if situation == "shared" and kind in ("pad", "reflect"):
+        shape = (2, 3, 9, 9)
+    layers = randomised(nn.Sequential(*build()))
+    net, plain = (SITUATIONS[situation](copy.deepcopy(layers)) for _ in range(2))  # type: ignore[arg-type]
+    report = accelerate(net)
+    # The convolution is called without its pad too.
+    assert bool(report.replaced) == (situation != "hooked" and (kind, situation) != ("pad", "shared"))
+    same(net, plain, torch.randn(shape))
+    # Of code that many networks share, torch compiles a few versions only.
+    torch.compiler.reset()
+
+
+def test_a_scripted_module_is_left_and_said_to_be() -> None:
+    class HasOne(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = torch.jit.script(nn.Sequential(nn.InstanceNorm2d(3), nn.ReLU()))
+            self.outer = nn.Sequential(nn.InstanceNorm2d(3), nn.ReLU())
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.outer(self.inner(x))
+            return y
+
+    net, plain = HasOne(), HasOne()
+    report = accelerate(net)
+    assert whys(report) == {"inner": "it is scripted", "outer.0": ""}
+    same(net, plain, torch.randn(2, 3, 4, 4))
+    report = accelerate(torch.jit.script(plain))
+    assert whys(report) == {"": "it is scripted"}
+
+
 # --- The report ---------------------------------------------------------------------------------------------
 
 
@@ -189,7 +277,8 @@ def test_the_report_is_a_table_of_few_lines() -> None:
         "  left       2  ReflectionPad2d: conv2.reflection_pad, conv3.reflection_pad (the Conv2d after it"
         " stays: its stride is (2, 2))" in lines
     )
-    assert len(lines) == 5
+    assert lines[5] == "  no kernel serves cpu in float32: torch's own operators compute there, as before"
+    assert len(lines) == 6
 
 
 def test_a_module_by_itself() -> None:

@@ -5,7 +5,11 @@ only seems so.
 from __future__ import annotations
 
 import copy
+import functools
 import random
+import weakref
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -13,15 +17,17 @@ from torch import Tensor, nn
 
 from fastcyclegan.fusion.accelerate import accelerate
 from tests.fusion.networks import (
+    ABranchOverOtherThings,
     AConvolutionWithoutItsPad,
+    AForwardInPieces,
     AFunctionalActivation,
     AGrandchildCalledFromAbove,
     APadForAStrideToo,
     AReluThatAlsoFollowsAConvolution,
     AReluThatAlsoFollowsATappedNorm,
     ASequentialIterated,
+    ASequentialWithASkip,
     ASliceOfASequential,
-    AStructureThatIsOptional,
     ASumBetween,
     ATappedNorm,
     ATappedPad,
@@ -50,7 +56,9 @@ FUSED = [
     OneReluForTwoNorms,
     ASliceOfASequential,
     ASequentialIterated,
-    AStructureThatIsOptional,
+    ABranchOverOtherThings,
+    AForwardInPieces,
+    ASequentialWithASkip,
     OnePadForTwoConvolutions,
 ]
 TRAPS = [
@@ -80,9 +88,8 @@ def test_fuses_what_every_call_allows(kind: type[Norms]) -> None:
     assert used <= pairs <= used | {"layers.1"}
     x = torch.randn(1, 3, 6, 6)
     same(net, plain, x)
-    if not isinstance(net, AStructureThatIsOptional):
-        net.switch = plain.switch = False
-        same(net, plain, x)
+    net.switch = plain.switch = False
+    same(net, plain, x)
     for keywords in ({"features": True}, {"skip": x}):
         if next(iter(keywords)) in type(net).forward.__code__.co_varnames:
             assert torch.equal(net(x, **keywords), plain(x, **keywords))
@@ -96,7 +103,7 @@ def test_a_sequential_that_somebody_looks_into_stays(kind: type[Norms]) -> None:
 
 
 def test_what_tracing_finds_it_leaves_as_it_was() -> None:
-    """A forward that writes to itself: no trace of a trace."""
+    """A forward that writes to itself is not traced."""
 
     class Writes(Norms):
         def __init__(self) -> None:
@@ -112,36 +119,158 @@ def test_what_tracing_finds_it_leaves_as_it_was() -> None:
             return self.act(self.norm(x))
 
     net = Writes()
-    assert whats(accelerate(net))["norm"] == "InstanceNorm2d + ReLU"
+    assert whys(accelerate(net))["norm"] == "Writes.forward may branch on `self.steps`"
     assert (net.steps, net.seen, net.calls.item(), hasattr(net, "last")) == (0, [], 0, False)
     net(torch.randn(1, 3, 4, 4))
     assert (net.steps, net.calls.item()) == (1, 1)
 
 
-def test_a_module_of_somewhere_else_in_the_network() -> None:
-    """Called through a list that is no registration: it is a call all the same."""
+class Holder:
+    def __init__(self, held: nn.Module) -> None:
+        self.held = held
 
-    class Borrows(nn.Module):
-        def __init__(self, borrowed: nn.Module) -> None:
-            super().__init__()
-            self.norm, self.borrowed = nn.InstanceNorm2d(3), [borrowed]
+    def run(self, x: Tensor) -> Tensor:
+        y: Tensor = self.held(x)
+        return y
 
-        def forward(self, x: Tensor) -> Tensor:
-            return self.borrowed[0](x + self.norm(x))
 
-    class Lends(Norms):
-        def __init__(self) -> None:
-            super().__init__()
-            self.borrower = Borrows(self.act)
+HIDDEN: dict[str, Callable[[nn.Module], object]] = {
+    "list": lambda layer: [layer],
+    "dict": lambda layer: {"layers": (layer,)},
+    "closure": lambda layer: lambda x: layer(x),
+    "method": lambda layer: Holder(layer).run,
+    "partial": lambda layer: functools.partial(nn.Module.__call__, layer),
+    "reference": lambda layer: weakref.ref(layer),
+}
 
-        def forward(self, x: Tensor) -> Tensor:
-            return self.borrower(self.act(self.norm(x)))
 
+class Borrows(nn.Module):
+    """Calls a layer that is not registered with it."""
+
+    def __init__(self, hidden: object) -> None:
+        super().__init__()
+        self.norm, self.hidden = nn.InstanceNorm2d(3), hidden
+
+    def forward(self, x: Tensor) -> Tensor:
+        layer: Any = self.hidden
+        x = x + self.norm(x)
+        if isinstance(layer, weakref.ref):
+            layer = layer()
+        while not callable(layer):
+            layer = layer["layers"] if isinstance(layer, dict) else layer[0]
+        y: Tensor = layer(x)
+        return y
+
+
+class Lends(Norms):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.borrower(self.act(self.norm(x)))  # type: ignore[operator, no-any-return]
+
+
+@pytest.mark.parametrize("how", HIDDEN)
+def test_a_module_of_somewhere_else_in_the_network(how: str) -> None:
+    """Called through what is no registration: it is a call all the same."""
     torch.manual_seed(0)
-    net = Lends()
-    plain = copy.deepcopy(net)
-    assert whats(accelerate(net))["norm"] == "InstanceNorm2d"
+    net, plain = Lends(), Lends()
+    for lender in (net, plain):
+        lender.borrower = Borrows(HIDDEN[how](lender.act))
+    report = accelerate(net)
+    assert whats(report)["norm"] == "InstanceNorm2d"
+    assert "Borrows.forward of borrower may branch on" in whys(report)["norm"]
     same(net, plain, torch.randn(1, 3, 4, 4))
+
+
+RELU = nn.ReLU()
+
+
+class OneGlobalRelu(Norms):
+    """Registered here, and called by a name in the class below."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.act = RELU
+        self.inner = CallsTheGlobalRelu()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.inner(self.act(self.norm(x)))
+        return y
+
+
+class CallsTheGlobalRelu(Norms):
+    def forward(self, x: Tensor) -> Tensor:
+        return RELU(self.norm(x) + 1)
+
+
+class HandsALayerOn(Norms):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = TakesALayer()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.inner(self.act(self.norm(x)), self.act)
+        return y
+
+
+class TakesALayer(Norms):
+    def forward(self, x: Tensor, layer: nn.Module, other: Callable[[Tensor], Tensor] = RELU) -> Tensor:
+        return layer(self.norm(x) + 1) + other(-x)
+
+
+class Delegates(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = OneReluForTwoNorms()
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "inner":
+            return super().__getattr__(name)
+        return getattr(self.inner, name)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.act(-self.inner(x))
+        return y
+
+
+class AChainWithAMethod(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.InstanceNorm2d(3), nn.ReLU())
+
+    def features(self, x: Tensor) -> Tensor:
+        y: Tensor = self[0](x)
+        return y
+
+
+class InitialisesItsLayers(Norms):
+    """A method that goes through all layers and calls none."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.norm(x))
+
+    def init_weights(self) -> None:
+        for layer in self.modules():
+            if isinstance(layer, nn.InstanceNorm2d) and layer.affine:
+                nn.init.normal_(layer.weight)
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "fused"),
+    [
+        (OneGlobalRelu, "norm", False),
+        (HandsALayerOn, "norm", False),
+        (Delegates, "inner.norm", False),
+        (AChainWithAMethod, "0", False),
+        (InitialisesItsLayers, "norm", True),
+    ],
+)
+def test_who_else_may_call_a_layer(kind: type[nn.Module], path: str, fused: bool) -> None:
+    torch.manual_seed(0)
+    net = randomised(kind())
+    plain = copy.deepcopy(net)
+    assert whats(accelerate(net))[path] == ("InstanceNorm2d + ReLU" if fused else "InstanceNorm2d")
+    same(net, plain, torch.randn(1, 3, 4, 4))
+    if isinstance(net, AChainWithAMethod):
+        x = torch.randn(1, 3, 4, 4)
+        assert torch.equal(net.features(x), plain.features(x))
 
 
 class ReachesIn(nn.Module):
@@ -163,20 +292,18 @@ class ReachesIn(nn.Module):
 def test_who_cannot_be_followed_may_reach_into_its_children(by_name: bool) -> None:
     net = ReachesIn(by_name)
     report = accelerate(net)
-    assert "ReachesIn.forward cannot be followed" in whys(report)["inner.norm"]
+    assert "the ReLU after it stays: ReachesIn.forward may branch on" in whys(report)["inner.norm"]
     assert isinstance(net.inner.act, nn.ReLU | nn.LeakyReLU)
 
 
 def test_who_cannot_be_followed_is_named() -> None:
     report = accelerate(DecidesByData())
-    assert whys(report)["norm"].startswith(
-        "DecidesByData.forward cannot be followed (symbolically traced variables cannot be used"
-    )
+    assert whys(report)["norm"] == "DecidesByData.forward branches on data (`gt`)"
     report = accelerate(nn.Sequential(DecidesByChance()))
-    assert (
-        whys(report)["0.norm"] == "DecidesByChance.forward of 0 cannot be followed (it draws random numbers)"
-    )
+    assert whys(report)["0.norm"] == "DecidesByChance.forward of 0 may branch on `random.random`"
+    report = accelerate(DecidesByTorchsChance())
+    assert whys(report)["norm"] == "DecidesByTorchsChance.forward may branch on `torch.rand`"
     net = OneReluForTwoNorms()
     net.forward = lambda x: net.norm(x)  # type: ignore[method-assign]
-    assert "it is an attribute of the instance" in whys(accelerate(net))["norm"]
+    assert whys(accelerate(net))["norm"] == "OneReluForTwoNorms.forward is an attribute of the instance"
     assert whys(accelerate(nn.ModuleList([nn.InstanceNorm2d(3), nn.ReLU()])))["0"] == "it is never called"
