@@ -4,5 +4,5 @@ same.
 What may be fused, how that is found out, and the modules that take the place belong here. Networks of our own
 are in ``nn/``.
 
-Uses ``reference``, ``kernels`` and ``nn``.
+Uses ``reference``, ``kernels``, ``nn`` and ``testing``.
 """

@@ -10,6 +10,7 @@ is a module's class that changes, and nothing else: parameters, keys, hooks and 
 
 from __future__ import annotations
 
+import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ from fastcyclegan.fusion.eligibility import (
     why_not_plain,
     why_not_reflecting,
 )
+from fastcyclegan.fusion.example_check import copy_that_runs, difference
 from fastcyclegan.fusion.fused_modules import ReflectConv2d
 from fastcyclegan.kernels.dispatch import check_impl, resolve_impl
 from fastcyclegan.nn.layer_checks import activation
@@ -125,7 +127,7 @@ def _lines(title: str, entries: tuple[Entry, ...]) -> Iterator[str]:
 # --- The public function ------------------------------------------------------------------------------------
 
 
-def accelerate(module: nn.Module, impl: str = "auto") -> Accelerated:
+def accelerate(module: nn.Module, impl: str = "auto", example: Any = None) -> Accelerated:
     """Replace, in place, what the kernels can compute inside ``module``, itself included, and return what was
     replaced and what not.
 
@@ -142,12 +144,26 @@ def accelerate(module: nn.Module, impl: str = "auto") -> Accelerated:
     parametrization, running statistics or a class of its own stays, and so does a convolution with a stride,
     a dilation, groups or an even kernel.
 
-    Raises TypeError for what is not a module and ValueError for an unknown ``impl``.
+    ``example``, an input (or a tuple of arguments, or a dict of them), is run before and after, on copies: if
+    the outputs differ by more than rounding, all is undone, with a warning.
+
+    Raises TypeError for what is not a module, and ValueError for an unknown ``impl`` or an example that the
+    module cannot run.
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"accelerate: module must be a torch.nn.Module, got {type(module).__name__}")
     check_impl(impl)
-    return _accelerated(module, impl)
+    if example is None:
+        return _accelerated(module, impl)
+    plain = copy_that_runs(module, example)
+    report = _accelerated(module, impl)
+    wrong = difference(module, plain, example)
+    if not wrong:
+        return report
+    warnings.warn(f"accelerate: undone: {wrong}", stacklevel=2)
+    report.undo()
+    undone = [Entry(entry.path, entry.what, f"undone: {wrong}") for entry in report.replaced]
+    return Accelerated((), (*undone, *report.left), report.note)
 
 
 def _accelerated(module: nn.Module, impl: str) -> Accelerated:

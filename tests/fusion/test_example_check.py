@@ -1,0 +1,104 @@
+"""``accelerate(net, example=x)``: both are run, and where they differ nothing is changed."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fastcyclegan.fusion.accelerate import accelerate
+from fastcyclegan.fusion.fused_modules import FusedInstanceNorm2d
+from tests.fusion.networks import Norms, randomised, same, small, whats, whys
+
+
+class Several(Norms):
+    """Three outputs from two inputs, one of them no number, by chance and with counters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batch, self.drop = nn.BatchNorm2d(3), nn.Dropout(0.5)
+
+    def forward(self, x: Tensor, y: Tensor, names: list[str] | None = None) -> dict[str, Any]:
+        x = self.act(self.norm(x))
+        return {"sum": self.drop(self.batch(x)) + y, "parts": (x, x > 0), "names": names}
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_an_example_leaves_no_trace(training: bool, device: str) -> None:
+    torch.manual_seed(0)
+    net = randomised(Several()).to(device).train(training)
+    net.requires_grad_(not training)
+    plain, x = copy.deepcopy(net), torch.randn(2, 3, 6, 6, device=device)
+    state = torch.get_rng_state()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for example in ((x, x), {"x": x, "y": x, "names": ["a"]}):
+            report = accelerate(net, "triton", example=example)
+            assert whats(report)["norm"] == "InstanceNorm2d + ReLU"
+            report.undo()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert net.training == training
+    for name, value in plain.state_dict().items():
+        assert torch.equal(net.state_dict()[name], value), name
+    assert all(p.grad is None for p in net.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_an_example_in_other_precisions(dtype: torch.dtype, device: str) -> None:
+    net = nn.Sequential(nn.InstanceNorm2d(3), nn.ReLU(), nn.Conv2d(3, 3, 1)).to(device, dtype)
+    x = torch.randn(2, 3, 6, 6, device=device, dtype=dtype)
+    assert len(accelerate(net, example=x).replaced) == 1
+
+
+def test_what_differs_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In evaluation alone too."""
+    for when in (True, False):
+
+        def wrong(self: Any, input: Tensor, when: bool = when) -> Tensor:
+            y: Tensor = nn.InstanceNorm2d._apply_instance_norm(self, input).relu()
+            return y * 1.001 if self.training == when else y
+
+        monkeypatch.setattr(FusedInstanceNorm2d, "_apply_instance_norm", wrong)
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.InstanceNorm2d(3), nn.ReLU())
+        plain, text = copy.deepcopy(net), repr(net)
+        with pytest.warns(UserWarning, match="accelerate: undone: output 0 for the example: relative error"):
+            report = accelerate(net, example=torch.randn(2, 3, 6, 6))
+        assert not report.replaced
+        assert whys(report)["0"].startswith("undone: output 0 for the example: relative error 1.0")
+        assert repr(net) == text
+        same(net, plain, torch.randn(2, 3, 6, 6))
+
+
+def test_another_number_of_outputs_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FusedInstanceNorm2d, "forward", lambda self, x: [x, x])
+    net = nn.Sequential(nn.InstanceNorm2d(3))
+    with pytest.warns(UserWarning, match="undone: 2 outputs for the example instead of 1"):
+        accelerate(net, example=torch.randn(2, 3, 6, 6))
+    assert type(net[0]) is nn.InstanceNorm2d
+
+
+def test_impl_triton_where_no_kernel_serves_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "fastcyclegan.kernels.dispatch.why_not_triton", lambda *device: "needs an NVIDIA GPU, got cpu"
+    )
+    net, plain = nn.Sequential(nn.InstanceNorm2d(3)), nn.Sequential(nn.InstanceNorm2d(3))
+    x = torch.randn(2, 3, 6, 6)
+    with pytest.warns(UserWarning, match="undone: InstanceNorm: impl='triton' needs an NVIDIA GPU, got cpu"):
+        accelerate(net, "triton", example=x)
+    same(net, plain, x)
+
+
+def test_an_example_that_cannot_be_run_is_refused_before_anything_is_changed() -> None:
+    net, _ = small()
+    text = repr(net)
+    with pytest.raises(ValueError, match="cannot run its example: expected input's size at dim=1"):
+        accelerate(net, example=torch.randn(1, 2, 6, 6))
+    net[0].frames = (n for n in ())
+    with pytest.raises(ValueError, match="cannot run its example: cannot pickle 'generator' object"):
+        accelerate(net, example=torch.randn(1, 3, 6, 6))
+    assert repr(net) == text
