@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import fx, nn
 
+from fastcyclegan.errors import one_line
 from fastcyclegan.fusion.class_code import (
     NOT_THEIRS,
     calls_anything,
@@ -97,7 +98,7 @@ def _add_forward(found: CallSites, module: nn.Module, names: Mapping[nn.Module, 
         return f"{caller} {error}"
     # Whatever a forward raises where it is traced.
     except Exception as error:
-        return f"{caller} cannot be traced ({str(error).split('. ')[0][:80]})"
+        return f"{caller} cannot be traced ({one_line(error, 80)})"
     return ""
 
 
@@ -178,5 +179,7 @@ def _fate(node: fx.Node, caller: str) -> str:
     (user,) = users
     if user.op == "output":
         return f"its result leaves {caller}"
+    if user.op == "call_module":
+        return f"something is done between it and {user.target} in {caller}"
     what = getattr(user.target, "__name__", str(user.target))
     return f"its result goes to {what} in {caller}"

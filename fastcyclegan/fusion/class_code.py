@@ -132,7 +132,10 @@ def reachable(values: list[Any]) -> tuple[list[nn.Module], list[FunctionType]]:
     functions: list[FunctionType] = []
     seen = set[int]()
     for value in values:
-        if isinstance(value, nn.Module):
+        if type(value) in weakref.ProxyTypes and isinstance(value, nn.Module):
+            # What a method of a proxy is bound to is the module itself.
+            values.append(value.modules.__self__)  # type: ignore[attr-defined]
+        elif isinstance(value, nn.Module):
             modules.append(value)
         elif id(value) not in seen and len(seen) < MOST_REFERENCES and not isinstance(value, _OPAQUE):
             seen.add(id(value))
@@ -141,7 +144,7 @@ def reachable(values: list[Any]) -> tuple[list[nn.Module], list[FunctionType]]:
                 values.append(value())
             elif isinstance(value, FunctionType) and is_theirs:
                 functions.append(value)
-                values += [value.__closure__, value.__defaults__, value.__kwdefaults__]
+                values += [value.__closure__, value.__defaults__, value.__kwdefaults__, vars(value)]
                 values += [value.__globals__.get(word) for word in words_of(value)]
             elif isinstance(value, type) and is_theirs and not issubclass(value, nn.Module):
                 values += vars(value).values()

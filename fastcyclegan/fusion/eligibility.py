@@ -73,7 +73,9 @@ def why_not_pad(pad: Any) -> str:
     if why := why_not_plain(pad, nn.ReflectionPad2d):
         return why
     sides = pad.padding
-    if not isinstance(sides, tuple) or len(sides) != 4 or len(set(sides)) > 1 or sides[0] <= 0:
+    if isinstance(sides, tuple) and set(sides) <= {0}:
+        return "it pads nothing"
+    if not isinstance(sides, tuple) or len(sides) != 4 or len(set(sides)) > 1 or sides[0] < 0:
         return f"its padding is not the same on all sides: {pad.padding}"
     return ""
 

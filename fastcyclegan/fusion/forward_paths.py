@@ -201,7 +201,11 @@ class _Tracer(fx.Tracer):
     def to_bool(self, obj: fx.Proxy) -> bool:
         asked = str(obj.node.target)
         if obj.node.op != "placeholder":
-            raise BranchesError(f"branches on data (`{getattr(obj.node.target, '__name__', asked)}`)")
+            of = [f"`{node.target}`" for node in obj.node.all_input_nodes if node.op == "placeholder"]
+            on = "data"
+            if of and of[0].startswith("`self."):
+                on = of[0]
+            raise BranchesError(f"branches on {on} (by `{getattr(obj.node.target, '__name__', asked)}`)")
         if not asked.startswith("self."):
             raise BranchesError(f"branches on its argument `{asked}`")
         return self.answers.setdefault(asked, True)
@@ -223,7 +227,7 @@ def paths(module: nn.Module, names: Mapping[nn.Module, str]) -> list[fx.Graph]:
     """
     if "forward" in vars(module):
         raise BranchesError("is an attribute of the instance")
-    if any(type(inner).__call__ is not nn.Module.__call__ for inner in module.modules()):
+    if any("__call__" in methods_of(type(inner)) for inner in module.modules()):
         raise BranchesError("calls a layer that has a `__call__` of its own")
     if "__getattribute__" in methods_of(type(module)):
         raise BranchesError("may branch on `__getattribute__`")

@@ -33,6 +33,10 @@ class _FusedInstanceNorm(InstanceNormAct):
 
     inplace = False
 
+    def _get_name(self) -> str:
+        # Torch's, for who knows a layer by its text.
+        return type(self).__name__.removeprefix("Fused")
+
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         # Torch's own: checks, and N where there is none, around _apply_instance_norm.
         y: Tensor = super(InstanceNormAct, self).forward(input)
@@ -102,6 +106,9 @@ class ReflectConv2d(nn.Conv2d):
     border: int
     impl: str
 
+    def _get_name(self) -> str:
+        return "Conv2d"
+
     def forward(self, input: Tensor) -> Tensor:
         if not self._served(input):
             return F.conv2d(F.pad(input, (self.border,) * 4, mode="reflect"), self.weight, self.bias)
@@ -152,6 +159,9 @@ def _is_channels_last(t: Tensor) -> bool:
 
 class _FusedAway(nn.Module):
     """Still of torch's class for who asks, and now the identity: its neighbour does its work."""
+
+    def _get_name(self) -> str:
+        return type(self).__name__.removeprefix("Fused")
 
     def forward(self, input: Tensor) -> Tensor:
         return input

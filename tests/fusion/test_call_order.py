@@ -298,7 +298,7 @@ def test_who_cannot_be_followed_may_reach_into_its_children(by_name: bool) -> No
 
 def test_who_cannot_be_followed_is_named() -> None:
     report = accelerate(DecidesByData())
-    assert whys(report)["norm"] == "DecidesByData.forward branches on data (`gt`)"
+    assert whys(report)["norm"] == "DecidesByData.forward branches on data (by `gt`)"
     report = accelerate(nn.Sequential(DecidesByChance()))
     assert whys(report)["0.norm"] == "DecidesByChance.forward of 0 may branch on `random.random`"
     report = accelerate(DecidesByTorchsChance())

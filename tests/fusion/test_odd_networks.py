@@ -431,6 +431,36 @@ def kind_of(layer: nn.Module) -> str:
     return type(layer).__name__
 
 
+class AsksByText(Layers):
+    def features(self, x: Tensor) -> Any:
+        return x * sum(f"{layer}".startswith("InstanceNorm2d") for layer in self.children())
+
+
+class Handles(nn.Module):
+    """Holds a layer by a proxy, and one as an attribute of a function."""
+
+    def __init__(self, norm: nn.Module, act: nn.Module) -> None:
+        super().__init__()
+
+        def run(x: Tensor) -> Any:
+            return run.layer(x)  # type: ignore[attr-defined]
+
+        run.layer = act  # type: ignore[attr-defined]
+        self.run, self.proxies = run, (weakref.proxy(norm),)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.run(self.proxies[0](x) - 1)
+
+
+class HeldByHandles(Layers):
+    def __init__(self) -> None:
+        super().__init__()
+        self.handles = Handles(self.norm, self.act)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.act(self.norm(x)) + self.handles(x)
+
+
 class AsksByAFunction(Layers):
     def features(self, x: Tensor) -> Any:
         return x * sum(kind_of(layer) == "InstanceNorm2d" for layer in self.children())
@@ -445,7 +475,7 @@ ODD: list[tuple[Callable[[], nn.Module], Drive]] = [
     (Hooked, features), (Cached, features), (OfTheInstance, features), (Rewired, features),
     (TurnedOff, features), (Deep, features), (HandsALayerToASibling, features), (HiddenBlock, features),
     (ByAChildsAttribute, features),
-    (Delegating, features), (AsksByAFunction, features),
+    (Delegating, features), (AsksByAFunction, features), (AsksByText, features), (HeldByHandles, forward),
     (BySet, flagged), (ByText, flagged), (ByAChildsMethod, features), (ByGetattribute, globally),
     (ByDtype, lambda net, x: net.double()(x.double())),
 ]  # fmt: skip
@@ -543,13 +573,14 @@ def test_settings_that_torch_does_not_make_are_left() -> None:
     """Attributes of the same names as ours stay their owner's, and odd paddings stay torch's."""
     norm, conv = nn.InstanceNorm2d(3), nn.Conv2d(3, 3, 3)
     norm.act, conv.border = "mine", "theirs"  # type: ignore[assignment]
-    pads = [PAD(1), PAD(1)]
+    pads = [PAD(1), PAD(1), PAD(0)]
     pads[0].padding, pads[1].padding = [1, 1, 1, 1], 1  # type: ignore[assignment]
-    report = accelerate(nn.ModuleList([nn.Sequential(pads[0], conv, norm, nn.ReLU()), pads[1]]))
+    report = accelerate(nn.ModuleList([nn.Sequential(pads[0], conv, norm, nn.ReLU()), *pads[1:]]))
     assert not report.replaced
     assert {entry.why for entry in report.left} == {
         "its padding is not the same on all sides: [1, 1, 1, 1]",
         "it has an attribute act of its own",
         "its padding is not the same on all sides: 1",
+        "it pads nothing",
     }
     assert (norm.act, conv.border) == ("mine", "theirs")
