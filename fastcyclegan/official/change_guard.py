@@ -8,7 +8,9 @@ look at it waits for a GPU.
 
 from __future__ import annotations
 
+import sys
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -75,14 +77,10 @@ def _snapshot(model: Any, kept: list[Any]) -> dict[str, Any]:
     for path, method in methods_of(model).items():
         note(path, method)
     for name in _POOLS:
-        seen[f"{name}.pool_size"] = getattr(model, name).pool_size
-    for name in NETS:
-        modules, parameters = list(getattr(model, name).modules()), list(getattr(model, name).parameters())
-        note(f"layers of {name}", *modules)
-        note(f"parameters of {name}", *parameters)
-        seen[f"requires_grad of the parameters of {name}"] = [p.requires_grad for p in parameters]
-        seen[f"mode (training or evaluation) of {name}"] = [module.training for module in modules]
-        seen[f"hooks of {name}"] = [has_hooks(module) for module in modules]
+        pool = getattr(model, name)
+        note(f"{name}.pool_size", pool.pool_size, getattr(pool, "num_imgs", None))
+        note(f"random for {name}", getattr(sys.modules.get(type(pool).__module__), "random", None))
+    _note_networks(model, note)
     for name in _CRITERIONS:
         for module in getattr(model, name).modules():
             for key, value in {**vars(module), **module._buffers}.items():
@@ -96,13 +94,25 @@ def _snapshot(model: Any, kept: list[Any]) -> dict[str, Any]:
         optimizer = getattr(model, name)
         note(f"hooks of {name}", *optimizer._optimizer_step_pre_hooks, *optimizer._optimizer_step_post_hooks)
         note(f"{name}.state", optimizer.state)
-        note(f"{name}.step", vars(optimizer).get("step"))
+        note(f"{name}.step", vars(optimizer).get("step"), type(optimizer).step)
         for group in optimizer.param_groups:
             note(f"{name}.params", *group["params"])
             for key in group.keys() - {"params", "lr", "initial_lr"}:
                 value = group[key]
                 note(f"{name}.{key}", *(value if isinstance(value, tuple) else [value]))
     return seen
+
+
+def _note_networks(model: Any, note: Callable[..., None]) -> None:
+    for name in NETS:
+        modules = list(getattr(model, name).modules())
+        parameters = [p for module in modules for p in module._parameters.values()]
+        note(f"layers of {name}", *modules)
+        note(f"parameters of {name}", *parameters)
+        trained = [getattr(p, "requires_grad", False) for p in parameters]
+        note(f"requires_grad of the parameters of {name}", *trained)
+        note(f"mode (training or evaluation) of {name}", *(module.training for module in modules))
+        note(f"hooks of {name}", *map(has_hooks, modules))
 
 
 def _moments(model: Any) -> list[int]:

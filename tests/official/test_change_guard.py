@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import functools
+import random
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -88,6 +90,10 @@ CHANGES: dict[str, tuple[Callable[[Any, int], object], str]] = {
     ),
     "a layer fewer": (_at(5, lambda model: model.netD_A.model.pop(-1)), "layers of netD_A changed"),
     "an optimizer's step": (_at(5, _set("optimizer_D.step", lambda: None)), "optimizer_D.step changed"),
+    "what a pool draws from": (
+        _at(5, lambda model: setattr(sys.modules["util.image_pool"], "random", random.Random(1))),
+        "random for fake_A_pool changed",
+    ),
     "a method": (
         _at(5, lambda model: setattr(model, "backward_D_A", model.forward)),
         "backward_D_A changed",
