@@ -1,7 +1,7 @@
-"""Translating pictures with the default generator: latency (median and 95th percentile) and images a second,
+"""Translating images with the default generator: latency (median and 95th percentile) and images a second,
 by size and batch.
 
-On a GPU at 256, 512 and 1024 squared and 1, 8 and 32 pictures; on a CPU at 256x256, 1 and 4. A round is one
+On a GPU at 256, 512 and 1024 squared and 1, 8 and 32 images; on a CPU at 256x256, 1 and 4. A round is one
 call and waits for its result, as somebody does who translates one batch. What the last round wrote is held to
 float64.
 """
@@ -24,7 +24,7 @@ from fastcyclegan.config import ModelConfig
 from fastcyclegan.testing import PARITY_ULPS, relative_error
 
 INPUTS = 4
-# Side and number of pictures, and how telling.
+# Side and number of images, and how telling.
 SETTINGS = {
     "cuda": [
         (256, 1, 2),
@@ -52,14 +52,14 @@ def setting(size: int, batch: int, rank: int) -> Any:
 
 
 class Truth:
-    """What the official order gives for the timed pictures: in float64, and in the precision that a provider
+    """What the official order gives for the timed images: in float64, and in the precision that a provider
     has.
     """
 
     def __init__(self, net: nn.Module, images: list[Tensor]) -> None:
         self.net, self.images = net, images
 
-    @cache  # noqa: B019 - as many as there are pictures, for one contest
+    @cache  # noqa: B019 - as many as there are images, for one contest
     def exact(self, number: int) -> Tensor:
         net = copy.deepcopy(self.net).double().to(DEVICE).eval()
         # One by one, which is the same: a batch of large ones in float64 may be more than the memory.
@@ -78,7 +78,7 @@ class Truth:
         return max(errors)
 
     def require(self, provider: str, number: int, y: Tensor, precision: str) -> None:
-        """Raise AssertionError where ``y``, of picture ``number``, is further from float64 than the rule
+        """Raise AssertionError where ``y``, of image ``number``, is further from float64 than the rule
         allows.
         """
         dtype, found = DTYPES[precision], relative_error(y, self.exact(number))

@@ -37,7 +37,7 @@ SHAPES = {
 }  # fmt: skip
 DTYPE = {"cuda": torch.bfloat16, "cpu": torch.float32}
 PROVIDERS = ["copy", "eager", "compiled", "ours"]
-# How often as many bytes as a picture has must move.
+# How often as many bytes as an image has must move.
 PASSES = {"forward": 3, "backward": 5}
 
 pytestmark = [pytest.mark.benchmark(timer=clock, warmup=False), pytest.mark.cost(cpu=15, cuda=8)]

@@ -1,7 +1,7 @@
-"""The loaders without a model, in pictures a second: Pillow in 0, 2 and 8 processes, DALI, and the caches;
+"""The loaders without a model, in images a second: Pillow in 0, 2 and 8 processes, DALI, and the caches;
 and a step fed by them.
 
-Pictures are drawn: slopes, edges and grain, 600x600 and 256x256, as JPEG of quality 90; they become random
+Images are drawn: slopes, edges and grain, 600x600 and 256x256, as JPEG of quality 90; they become random
 256x256 crops of 286x286. Before a loader is timed, its first batches are held against Pillow's: the same
 samples, and pixels as near as its resizing allows (the bounds are those of tests/data/test_dali_loader.py).
 """
@@ -36,7 +36,7 @@ from fastcyclegan.testing import make_engine, random_batch, seeded_networks
 
 # Of the files, the usual size first; on a CPU it alone.
 SIDES = [600, 256] if DEVICE == "cuda" else [600]
-PICTURES, CHECKED = 32, 16
+IMAGES, CHECKED = 32, 16
 # A round must be long beside what a loader has ready when it begins: four blocks of DALI's, two batches a
 # worker.
 ITERATIONS = {"folder": 48, "dali": 160, "cache": 512}
@@ -90,13 +90,13 @@ def sources(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[int, Source, Source]:
     """Return the side of the files, and the sources of both domains."""
-    root = tmp_path_factory.mktemp("pictures")
+    root = tmp_path_factory.mktemp("images")
     return request.param, source(root, "A", request.param, 0), source(root, "B", request.param, 1000)
 
 
 def source(root: Path, domain: str, side: int, seed: int) -> Source:
-    """Return pictures that are drawn from ``seed`` on, as files in ``root``."""
-    paths = [root / f"{domain}{n:02d}.jpg" for n in range(PICTURES)]
+    """Return images that are drawn from ``seed`` on, as files in ``root``."""
+    paths = [root / f"{domain}{n:02d}.jpg" for n in range(IMAGES)]
     for n, path in enumerate(paths):
         photograph(side, seed + n).save(path, quality=90)
     return Source(paths, Fit.of(DataConfig()), dict(zip(paths, check_files(paths), strict=True)))
@@ -114,7 +114,7 @@ def held_to_pillow(loader: Loader, on_gpu: bool) -> None:
 
 
 def loader_of(provider: Provider, a: Source, b: Source, device: torch.device) -> Loader:
-    choice, plan = Choice(provider.kind, provider.threads, "bench"), Plan(0, PICTURES, PICTURES)
+    choice, plan = Choice(provider.kind, provider.threads, "bench"), Plan(0, IMAGES, IMAGES)
     return make_loader(choice, a, b, plan, device, DataConfig(cache=provider.cache), lambda text: None)
 
 
@@ -190,7 +190,7 @@ def fed_by(provider: str, a: Source, b: Source) -> Entrant:
     if provider == "dali":
         loader = loader_of(Provider("dali", "dali", min(cores(), MOST_THREADS)), a, b, gpu)
         held_to_pillow(loader, on_gpu=True)
-    made = random_batch(256, Plan(0, PICTURES, PICTURES), 0)
+    made = random_batch(256, Plan(0, IMAGES, IMAGES), 0)
     fixed = replace(made, A=made.A.to(gpu), B=made.B.to(gpu))
     reading: list[Iterator[Batch]] = []
 
@@ -215,7 +215,7 @@ def fed_by(provider: str, a: Source, b: Source) -> Entrant:
 
 @pytest.mark.skipif(
     DEVICE != "cuda",
-    reason="on a CPU a step takes a hundred times as long as its pictures: there is nothing to see",
+    reason="on a CPU a step takes a hundred times as long as its images: there is nothing to see",
 )
 @pytest.mark.parametrize("provider", FED_BY)
 def bench_step_fed_by(race: Race, sources: tuple[int, Source, Source], provider: str) -> None:

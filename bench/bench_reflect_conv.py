@@ -1,9 +1,9 @@
 """Reflection-padded convolutions, pass by pass: PyTorch eager and compiled, cuDNN alone, cuDNN behind our
 padding, and the kernels.
 
-On a GPU in bf16 at the generator's shapes and 1 to 16 pictures, in TFLOP/s, beside a matrix product measured
+On a GPU in bf16 at the generator's shapes and 1 to 16 images, in TFLOP/s, beside a matrix product measured
 in the same group; on a CPU one reduced shape in fp32, where ours is what impl="auto" takes. "cudnn" is given
-the padded picture and returns the padded gradient, so it does less than the others; "cudnn_padded" is the
+the padded image and returns the padded gradient, so it does less than the others; "cudnn_padded" is the
 backend that our networks can take instead of the kernels; "in_the_block" is the products as a residual block
 launches them, on buffers such as its norms write. What the timed rounds wrote is held to float64.
 
@@ -29,7 +29,7 @@ from fastcyclegan.kernels.backend_table import backend_key
 from fastcyclegan.kernels.norm_conv import norm_conv
 from fastcyclegan.testing import packed_gradient
 
-# N, C, H, W, O, k: the residual convolution at 4 pictures and 2 first, then the first and the last layer.
+# N, C, H, W, O, k: the residual convolution at 4 images and 2 first, then the first and the last layer.
 SHAPES = {
     "cuda": [
         (4, 256, 64, 64, 256, 3), (2, 256, 64, 64, 256, 3), (1, 256, 64, 64, 256, 3), (1, 64, 256, 256, 3, 7),
@@ -75,7 +75,7 @@ def ours(x: Tensor, weight: Tensor) -> Tensor:
 def function(provider: str, shape: tuple[int, ...]) -> Operator:
     if provider == "compiled":
         if shape not in COMPILED:
-            raise Unserved("compiled is timed at fewer pictures")
+            raise Unserved("compiled is timed at fewer images")
         return compiled(eager)
     functions: dict[str, Operator] = {
         "eager": eager,
@@ -155,8 +155,8 @@ def in_the_block(
     def one(x: Tensor, weight: Tensor, dy: Tensor) -> Callable[[], tuple[Tensor, ...]]:
         N, C, H, W = x.shape
         stack = weight.permute(0, 2, 3, 1).contiguous()[None]
-        picture, inside, rows = reflect_pad(x, 1).permute(0, 2, 3, 1), (H + 2) * (W + 2), (H + 2) * (W + 4)
-        bordered = Pixels(picture.reshape(N, inside, C), N, inside, W + 2, inside, C)
+        image, inside, rows = reflect_pad(x, 1).permute(0, 2, 3, 1), (H + 2) * (W + 2), (H + 2) * (W + 4)
+        bordered = Pixels(image.reshape(N, inside, C), N, inside, W + 2, inside, C)
         packed = Pixels(packed_gradient(dy).contiguous(), N, rows, W + 2, rows, C)
         layers = [w.permute(0, 3, 1, 2) for w in stack]
         into = list(empty_gradients(layers, [True]))

@@ -1,7 +1,7 @@
 """The residual block, forward and backward: PyTorch eager and compiled, our norms around cuDNN's
 convolutions, and the one operator.
 
-On a GPU in bf16 at 64 x 64 x 256 and 1 to 16 pictures; on a CPU a reduced block in fp32, where ours is what
+On a GPU in bf16 at 64 x 64 x 256 and 1 to 16 images; on a CPU a reduced block in fp32, where ours is what
 impl="auto" takes. What the timed rounds wrote is held to float64. Rows of forward and backward together say
 which backend is the faster one for a shape.
 """

@@ -76,7 +76,7 @@ def contest(folder: Path, config: ModelConfig, size: int) -> Builders:
         if provider.startswith("import"):
             return Entrant(lambda: process(provider), cold=True)
         name, _, cache = provider.partition(", ")
-        said: list[str] = []
+        logged: list[str] = []
         numbers = iter(range(10**6))
 
         def run() -> None:
@@ -85,10 +85,10 @@ def contest(folder: Path, config: ModelConfig, size: int) -> Builders:
                 where = folder / "warm"
             elif cache == "cold":
                 where = folder / f"cold{next(numbers)}"
-            said.append(process(ITERATION, name, *arguments, cache=where))
+            logged.append(process(ITERATION, name, *arguments, cache=where))
 
         def check() -> None:
-            precision, losses = json.loads(said[-1].splitlines()[-1])
+            precision, losses = json.loads(logged[-1].splitlines()[-1])
             verdict = judge.judge_losses(torch.tensor(losses, dtype=torch.float64), precision)
             error = f"relative error {verdict.found:.3e} against float64, allowed {verdict.allowed:.3e}"
             assert verdict.holds, f"{provider}: losses: {error}"

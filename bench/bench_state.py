@@ -2,7 +2,7 @@
 on exactly.
 
 The networks are the default ones after an iteration at 64x64, with their optimizers' moments and a pool of 50
-pictures a side. "snapshot" is what the training loop waits for; the file is written by a thread. What is
+images a side. "snapshot" is what the training loop waits for; the file is written by a thread. What is
 loaded must be what was saved, bit for bit.
 """
 

@@ -44,7 +44,7 @@ class Layer(NamedTuple):
 
     @property
     def flops(self) -> int:
-        """Of a picture's forward: a product for each tap and channel of the coarser grid."""
+        """Of an image's forward: a product for each tap and channel of the coarser grid."""
         return 2 * min(self.side, self.out_side) ** 2 * self.C * self.O * self.k**2
 
 
@@ -73,7 +73,7 @@ pytestmark = [pytest.mark.benchmark(timer=clock, warmup=False), pytest.mark.cost
 
 
 def functions(layer: Layer) -> dict[str, Operator]:
-    """Return the layer as each provider computes it, of pictures and any number of weights."""
+    """Return the layer as each provider computes it, of images and any number of weights."""
 
     def library(x: Tensor, *weights: Tensor) -> Tensor:
         parts = zip(x.chunk(len(weights)), weights, strict=True)
@@ -95,7 +95,7 @@ def functions(layer: Layer) -> dict[str, Operator]:
 
 
 def inputs(layer: Layer, images: int, networks: int) -> list[tuple[Tensor, ...]]:
-    """Return pictures, a weight a network and the output's gradient, as often as it takes to be past the L2
+    """Return images, a weight a network and the output's gradient, as often as it takes to be past the L2
     cache.
     """
     dtype, k, side, out_side = DTYPE[DEVICE], layer.k, layer.side, layer.out_side

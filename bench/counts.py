@@ -33,7 +33,7 @@ def step_counts(
     loss = LossConfig()
     if not identity:
         loss = LossConfig(lambda_identity=0.0)
-    pictures = random_batch(size, Plan(0, 100, 100, batch), 0)
+    images = random_batch(size, Plan(0, 100, 100, batch), 0)
     if provider == "ours":
         networks = build_networks(config)
         with dry_run():  # in which the kernels serve the CPU
@@ -41,13 +41,13 @@ def step_counts(
         weights = [p for net in engine.nets.values() for p in net.parameters()]
 
         def step() -> Any:
-            return engine.step(pictures, LR)
+            return engine.step(images, LR)
     else:
         official = train_step(provider, plain_networks(config), "cpu", loss, config=config)
         weights = [p for net in official.nets.values() for p in net.parameters()]
 
         def step() -> Any:
-            return official.run(pictures)
+            return official.run(images)
 
     with dry_run():
         step()  # makes the optimizers' moments

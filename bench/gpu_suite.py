@@ -178,14 +178,14 @@ class Suite:
 
 def _line(outcome: Outcome) -> str:
     """Return what is printed of a part as it ends."""
-    said = outcome.note
-    if not said:
-        said = "holds"
+    logged = outcome.note
+    if not logged:
+        logged = "holds"
         if not outcome.holds:
-            said = f"DOES NOT HOLD {outcome.why}".rstrip()
+            logged = f"DOES NOT HOLD {outcome.why}".rstrip()
     if outcome.tally:
-        said += f", {outcome.tally}"
-    return f"{outcome.name}: {said}; {outcome.seconds:.0f} s"
+        logged += f", {outcome.tally}"
+    return f"{outcome.name}: {logged}; {outcome.seconds:.0f} s"
 
 
 def name_of(about: dict[str, str]) -> str:

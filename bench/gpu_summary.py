@@ -138,12 +138,12 @@ def _errors(failure: Failure) -> list[str]:
     """Return the line that names the error, and the last one where there are more: compilers tell the cause
     at the end.
     """
-    said = failure.text.splitlines()
-    errors = [line for line in said if line.startswith("E ")]
+    logged = failure.text.splitlines()
+    errors = [line for line in logged if line.startswith("E ")]
     if not errors:
-        errors = [line for line in said if re.match(r"[\w.]*Error\b", line)]
+        errors = [line for line in logged if re.match(r"[\w.]*Error\b", line)]
     if not errors:
-        errors = said[-2:]
+        errors = logged[-2:]
     return errors[:1] + errors[1:][-1:]
 
 

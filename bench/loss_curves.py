@@ -1,4 +1,4 @@
-"""Losses of the fast path beside those of the official order: 300 iterations on the built-in pictures, for
+"""Losses of the fast path beside those of the official order: 300 iterations on the built-in images, for
 three seeds.
 
     python -m bench.loss_curves --output bench/results
@@ -6,7 +6,7 @@ three seeds.
 The official order runs as people run it, ours as ``train.py --compile`` does, both from the same weights on
 the same samples (the official pool draws by itself). Rounding makes two runs part, so the yardstick is the
 spread of the seeds: at the same iteration the two paths of a seed must lie nearer to each other than two
-seeds of the official order do, on average over iterations, for every loss. Writes the curves as a picture
+seeds of the official order do, on average over iterations, for every loss. Writes the curves as an image
 (needs matplotlib) and as numbers; exit code 1 where a loss lies farther.
 """
 
@@ -38,8 +38,8 @@ NAMES = CycleGANRecipe(LossConfig()).loss_names
 Curves = NDArray[np.float64]
 
 
-def pictures(count: int = 100) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return built-in training pictures of both domains, [count, 3, 64, 64] in [-1, 1]."""
+def images(count: int = 100) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return built-in training images of both domains, [count, 3, 64, 64] in [-1, 1]."""
     return _drawn("A", count), _drawn("B", count)
 
 
@@ -52,7 +52,7 @@ def curves(provider: str, seed: int, iterations: int) -> Curves:
     """Return the losses [iterations, 8] of a run of ``provider``."""
     torch.manual_seed(seed)
     step = train_step(provider, plain_networks(CONFIG, seed), DEVICE, config=CONFIG)
-    a, b = pictures()
+    a, b = images()
     plan = Plan(seed, len(a), len(b))
     losses = []
     for n in range(iterations):

@@ -24,16 +24,16 @@ ROOT = Path(__file__).resolve().parents[1]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def said_by(*command: str) -> str:
+def logged_by(*command: str) -> str:
     """Return what ``command`` prints, "unknown" where it does not exist or fails."""
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"
-    said = done.stdout.strip()
-    if done.returncode != 0 or not said:
+    logged = done.stdout.strip()
+    if done.returncode != 0 or not logged:
         return "unknown"
-    return said
+    return logged
 
 
 def _from_cpuinfo(field: str) -> list[str]:
@@ -87,16 +87,16 @@ def machine() -> dict[str, str]:
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
     }
     if DEVICE == "cuda":
-        driver = said_by("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+        driver = logged_by("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
         about["driver"] = driver.splitlines()[0]
         about["cuda"] = str(torch.version.cuda)
     return about
 
 
 def _commit() -> str:
-    commit = said_by("git", "rev-parse", "--short", "HEAD")
+    commit = logged_by("git", "rev-parse", "--short", "HEAD")
     # Nothing is printed of a clean checkout.
-    if said_by("git", "status", "--porcelain", "--untracked-files=no") != "unknown":
+    if logged_by("git", "status", "--porcelain", "--untracked-files=no") != "unknown":
         commit += " with changes"
     return commit
 
@@ -129,8 +129,8 @@ def conditions() -> dict[str, str]:
 
 def _conditions_of_the_gpu() -> dict[str, str]:
     fields = "clocks.sm,clocks.mem,temperature.gpu,power.draw,clocks_throttle_reasons.active"
-    said = said_by("nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader")
-    values = said.splitlines()[0].split(", ")
+    logged = logged_by("nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader")
+    values = logged.splitlines()[0].split(", ")
     if len(values) <= 1:
         return {}
     return dict(zip(fields.split(","), values, strict=False))

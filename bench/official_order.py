@@ -1,9 +1,9 @@
 """The anchor of every ratio: one CycleGAN iteration as the official code runs it, kept as it is.
 
-Frozen on purpose. Separate passes of each picture through each network, NCHW, torch's own defaults (TF32
+Frozen on purpose. Separate passes of each image through each network, NCHW, torch's own defaults (TF32
 convolutions where the GPU has them, cudnn.benchmark on as the official training script sets it), two unfused
 Adams, the pool as a Python list that draws by itself. Names are the official ones: netG_A translates A to B,
-netD_A judges pictures of B. Nothing here is ours but the four networks handed in, which are the plain
+netD_A judges images of B. Nothing here is ours but the four networks handed in, which are the plain
 reference modules. Do not make it faster.
 """
 

@@ -1,7 +1,7 @@
 """Is what is timed the same mathematics? The first iterations of the very step that is timed, held to the
 official order in float64.
 
-What an iteration gives is its losses, the pictures that its generators made, its gradients (Adam's first
+What an iteration gives is its losses, the images that its generators made, its gradients (Adam's first
 moments after it), and the way that the weights went. Each may be as far from float64 as the rule of
 ``fastcyclegan.testing`` allows: twice as far as the official order is in the same precision, plus a few units
 in the last place. So the difference that the dtype alone explains is measured, in the same run, and not
@@ -9,7 +9,7 @@ chosen.
 
 In fp32 that rule is too sharp for what has been differentiated. A ReLU whose input is nearer to zero than the
 rounding error may come out on the other side, and its gradient is then wrong altogether: of inputs of
-deviation 1 a share of about the error (3e-6) a layer, of which there are 50 between a picture and the last
+deviation 1 a share of about the error (3e-6) a layer, of which there are 50 between an image and the last
 loss. So few are chance: one run has two, the next has none. A share s of such units makes a relative error of
 sqrt(s); KINKED is far more than there are, and far less than any mistake makes. Adam divides by the
 gradient's size, so where such an error is larger than the gradient itself, which is for 2.4 % of normal ones
@@ -66,8 +66,8 @@ DIFFERENTIATED, MOVED = KINKED**0.5, 2 * 0.024**0.5
 # after two (256x256, five seeds), 3e-10 after four.
 EXACT, EXACT_STEPS = 1e-9, 2
 WAY = "way of the weights of "
-LOSSES, PICTURES = "losses", "pictures"
-FORWARD = (f"{LOSSES} of iteration 1", f"{PICTURES} of iteration 1")
+LOSSES, IMAGES = "losses", "images"
+FORWARD = (f"{LOSSES} of iteration 1", f"{IMAGES} of iteration 1")
 
 
 def _vector(net: nn.Module, value: Callable[[nn.Parameter], Tensor]) -> Tensor:
@@ -95,11 +95,11 @@ def gradients_of(step: TrainStep) -> dict[str, Tensor]:
 
 
 def later(count: int) -> tuple[str, str]:
-    """Return what losses and pictures of all of ``count`` iterations but the first are called."""
+    """Return what losses and images of all of ``count`` iterations but the first are called."""
     when = "of iteration 2"
     if count > 2:
         when = f"of iterations 2 to {count}"
-    return f"{LOSSES} {when}", f"{PICTURES} {when}"
+    return f"{LOSSES} {when}", f"{IMAGES} {when}"
 
 
 def _on_the_host(net: nn.Module) -> dict[str, Tensor]:
@@ -211,8 +211,8 @@ def differences(ours: Trace, theirs: Sequence[Trace], truth: Trace, dtype: torch
         by_rule = 2 * of_the_dtype + PARITY_ULPS[dtype] * torch.finfo(dtype).eps
         allowed = max(by_rule, least_allowed(what, dtype))
         if what.startswith(LOSSES):
-            of_the_pictures, _ = furthest(what.replace(LOSSES, PICTURES))
-            allowed = max(allowed, of_the_pictures)
+            of_the_images, _ = furthest(what.replace(LOSSES, IMAGES))
+            allowed = max(allowed, of_the_images)
         difference = Difference(
             what,
             ours.error_of(what, truth),

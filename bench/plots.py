@@ -1,4 +1,4 @@
-"""Results as pictures: step time by provider, images a second by batch, memory by size, and the roofline.
+"""Results as images: step time by provider, images a second by batch, memory by size, and the roofline.
 Needs matplotlib.
 """
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def draw(results: Results, folder: Path, stem: str) -> list[Path]:
     """Draw what the results have rows for, each as PNG and SVG, and return the files. Needs matplotlib."""
-    pictures: dict[str, Callable[[Any, Results], bool]] = {
+    images: dict[str, Callable[[Any, Results], bool]] = {
         "step_time": _draw_step_time,
         "images_by_batch": _draw_images_by_batch,
         "memory_by_size": _draw_memory_by_size,
@@ -26,7 +26,7 @@ def draw(results: Results, folder: Path, stem: str) -> list[Path]:
     from matplotlib.figure import Figure
 
     written = []
-    for name, fill in pictures.items():
+    for name, fill in images.items():
         figure = Figure(figsize=(8, 4))
         FigureCanvasAgg(figure)
         if not fill(figure.subplots(), results):
@@ -67,7 +67,7 @@ def _draw_step_time(axes: Any, results: Results) -> bool:
 
 
 def _draw_images_by_batch(axes: Any, results: Results) -> bool:
-    """Images a second of the generator by the number of pictures, a line for each provider and size."""
+    """Images a second of the generator by the number of images, a line for each provider and size."""
     lines: dict[tuple[str, int], list[tuple[int, float]]] = {}
     colors = {}
     for row in _rows_of(results, "bench_generator.py"):
@@ -83,7 +83,7 @@ def _draw_images_by_batch(axes: Any, results: Results) -> bool:
         label, style = f"{provider}, {size}x{size}", styles.get(size, "-")
         axes.plot(x, y, style, marker="o", color=colors[provider], label=label)
         batches.update(x)
-    axes.set(xlabel="pictures in a batch", ylabel="images/s", title="generator")
+    axes.set(xlabel="images in a batch", ylabel="images/s", title="generator")
     axes.set_ylim(bottom=0)
     axes.set_xticks(sorted(batches))
     axes.grid(alpha=0.3)

@@ -103,7 +103,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="profile_step.py", description=str(__doc__).split("\n\n")[0])
     parser.add_argument("--provider", choices=PROVIDERS, default="ours_compiled")
     parser.add_argument(
-        "--size", type=int, default=SIZE[DEVICE], help="side of the pictures (default: %(default)s)"
+        "--size", type=int, default=SIZE[DEVICE], help="side of the images (default: %(default)s)"
     )
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument(

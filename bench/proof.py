@@ -1,4 +1,4 @@
-"""What a proof has found, and how it is shown: two tables, of differences and of speed, and a picture."""
+"""What a proof has found, and how it is shown: two tables, of differences and of speed, and an image."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def _rates(row: Row, count: float) -> Spread:
 
 @torch.inference_mode()
 def draw(proof: Proof, batches: Sequence[Batch], header: Sequence[str]) -> Image.Image:
-    """Return the pictures and what both networks make of them, under the ``header``."""
+    """Return the images and what both networks make of them, under the ``header``."""
     columns: dict[str, list[Any]] = {}
     for side, other, name in (("A", "B", "G_AB"), ("B", "A", "G_BA")):
         shown = torch.cat([getattr(batch, side) for batch in batches])[:SHOWN]
@@ -147,7 +147,7 @@ def draw(proof: Proof, batches: Sequence[Batch], header: Sequence[str]) -> Image
 
 
 def _enlarged(pixels: Any) -> list[Any]:
-    """Return pictures [N, H, W, C] each pixel so many times that a side has at least SIDE."""
+    """Return images [N, H, W, C] each pixel so many times that a side has at least SIDE."""
     times = -(-SIDE // pixels.shape[1])
     return list(np.repeat(np.repeat(pixels, times, 1), times, 2))
 
@@ -158,7 +158,7 @@ def _translated(step: TrainStep, name: str, images: Tensor) -> Tensor:
 
 
 def header_of(proof: Proof, size: int, steps: int) -> list[str]:
-    """Return what the picture says above its grid."""
+    """Return what the image says above its grid."""
     about = machine()
     official, ours = proof.rows
     worst = max(proof.differences[ours.provider], key=lambda d: d.found / d.allowed)

@@ -1,4 +1,4 @@
-"""The proof of speed and parity on your own machine and pictures: python scripts/prove.py --data_A photos
+"""The proof of speed and parity on your own machine and images: python scripts/prove.py --data_A photos
 --data_B paintings
 
 The official order, as people run it, and ours, as ``scripts/train.py --compile`` runs it, train from the same
@@ -39,7 +39,7 @@ from fastcyclegan.data.loader import Loader, Source
 from fastcyclegan.data.pillow_loader import FolderLoader
 from fastcyclegan.data.pixels import save_image
 from fastcyclegan.data.sample_plan import Plan
-from fastcyclegan.data.scan import find_pictures
+from fastcyclegan.data.scan import find_images
 from fastcyclegan.errors import UserError, system_reason
 
 # Parity after so many iterations; so many samples go round.
@@ -51,12 +51,12 @@ LEAST_SIZE = 32
 LOOKED = 256
 ROUNDS, STRIDE = {"cpu": 20, "cuda": 15}, {"cpu": 1, "cuda": 10}
 NETWORKS = ModelConfig()
-# On a CPU, the side of the pictures by the seconds that an iteration of the official order takes at 64x64: so
+# On a CPU, the side of the images by the seconds that an iteration of the official order takes at 64x64: so
 # that it all takes a minute.
 SIZES = {128: 0.6, 96: 1.4, 64: math.inf}
 
 
-def batches_of(options: argparse.Namespace, size: int, say: Callable[[str], None]) -> tuple[list[Batch], str]:
+def batches_of(options: argparse.Namespace, size: int, log: Callable[[str], None]) -> tuple[list[Batch], str]:
     """Return the samples that both train on, and where they are from. Raises UserError."""
     with tempfile.TemporaryDirectory() as folder:
         data = DataConfig(
@@ -72,7 +72,7 @@ def batches_of(options: argparse.Namespace, size: int, say: Callable[[str], None
             data = dataclasses.replace(data, dataroot=Path(folder), data_A=None, data_B=None)
             where = "the built-in shapes"
         required = ImageRequirements.of(NETWORKS)
-        found, fit = find_pictures(data, options.seed, say, None, required), Fit.of(data)
+        found, fit = find_images(data, options.seed, log, None, required), Fit.of(data)
         a, b = Source(found.train_A, fit, found.checked), Source(found.train_B, fit, found.checked)
         plan = Plan(options.seed, len(found.train_A), len(found.train_B))
         loader = FolderLoader(a, b, plan, torch.device("cpu"))
@@ -83,9 +83,9 @@ def batches_of(options: argparse.Namespace, size: int, say: Callable[[str], None
             f" {listed(flat)}"
         )
     if flat:
-        say(f"passed by, because an image of one colour all over decides nothing: {listed(flat)}")
+        log(f"passed by, because an image of one colour all over decides nothing: {listed(flat)}")
     moved = [dataclasses.replace(batch, A=batch.A.to(DEVICE), B=batch.B.to(DEVICE)) for batch in lively]
-    count = f"{len(found.train_A)} and {len(found.train_B)} pictures"
+    count = f"{len(found.train_A)} and {len(found.train_B)} images"
     return moved, f"{count} (without those that training holds out), {where}"
 
 
@@ -115,7 +115,7 @@ def _least_deviation(batch: Batch) -> float:
 
 
 def suitable_size() -> tuple[int, str]:
-    """Return the side of the pictures that makes this take a minute, and why."""
+    """Return the side of the images that makes this take a minute, and why."""
     if DEVICE == "cuda":
         return 256, "the default size"
     step = train_step("official", plain_networks(NETWORKS), DEVICE, config=NETWORKS)
@@ -131,7 +131,7 @@ def suitable_size() -> tuple[int, str]:
     return size, f"because {slow}; --size asks for another"
 
 
-def prove(batches: Sequence[Batch], ours: str, end: float, fault: bool, say: Callable[[str], None]) -> Proof:
+def prove(batches: Sequence[Batch], ours: str, end: float, fault: bool, log: Callable[[str], None]) -> Proof:
     """Hold both to float64, then time them in turns until the clock says ``end``. Without parity there are no
     rows. Raises Undecided.
     """
@@ -142,7 +142,7 @@ def prove(batches: Sequence[Batch], ours: str, end: float, fault: bool, say: Cal
     entrants = {}
     for name in ("official", ours):
         memory = PeakMemory()
-        say(f"{PROVIDERS[name].title}: {STEPS[DEVICE]} iterations, held to the official order in float64")
+        log(f"{PROVIDERS[name].title}: {STEPS[DEVICE]} iterations, held to the official order in float64")
         step = train_step(name, nets, DEVICE, config=NETWORKS, fault=fault and PROVIDERS[name].ours)
         first = judge.first_iterations(name, step, memory)
         remember_compiled(name, code_of("step", size, 1, NETWORKS))
@@ -152,7 +152,7 @@ def prove(batches: Sequence[Batch], ours: str, end: float, fault: bool, say: Cal
     if proof.exact <= EXACT:
         require_telling(proof.differences[ours], judge.batches)
     if proof.holds:
-        say("parity holds; timing both in turns")
+        log("parity holds; timing both in turns")
         # Compiling is not counted: the next time it is not there.
         left = end + entrants[ours].info["first_s"] - time.monotonic()
         outcomes = race(builders_of(entrants, lambda name: entrants[name]), ROUNDS[DEVICE], left)
@@ -164,7 +164,7 @@ def prove(batches: Sequence[Batch], ours: str, end: float, fault: bool, say: Cal
 
 
 def _entrant(step: TrainStep, batches: Sequence[Batch], info: dict[str, Any]) -> Entrant:
-    """Return a step that is warm by its first iterations: both run as many, so that their pictures can be
+    """Return a step that is warm by its first iterations: both run as many, so that their images can be
     compared.
     """
     stride, numbers = STRIDE[DEVICE], iter(range(STEPS[DEVICE], 10**9))
@@ -183,11 +183,11 @@ def _entrant(step: TrainStep, batches: Sequence[Batch], info: dict[str, Any]) ->
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="prove.py", description=str(__doc__).split("\n\n")[0])
     parser.add_argument(
-        "--data_A", "--data-A", type=Path, metavar="DIR", help="pictures of A (default: built-in shapes)"
+        "--data_A", "--data-A", type=Path, metavar="DIR", help="images of A (default: built-in shapes)"
     )
-    parser.add_argument("--data_B", "--data-B", type=Path, metavar="DIR", help="pictures of B")
+    parser.add_argument("--data_B", "--data-B", type=Path, metavar="DIR", help="images of B")
     parser.add_argument(
-        "--size", type=int, help="side of the pictures (default: 256 on a GPU, 64 to 128 without one)"
+        "--size", type=int, help="side of the images (default: 256 on a GPU, 64 to 128 without one)"
     )
     parser.add_argument(
         "--seconds",
@@ -233,17 +233,17 @@ def _check(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None
         parser.error(f"--output {options.output}: cannot write there")
 
 
-def _compiled(options: argparse.Namespace, size: int, say: Callable[[str], None]) -> str:
+def _compiled(options: argparse.Namespace, size: int, log: Callable[[str], None]) -> str:
     """Return the provider that is ours, and say what compiling will take, or why there is none."""
     if options.no_compile:
         return "ours"
     try:
         PROVIDERS["ours_compiled"].require(DEVICE)
     except Unserved as reason:
-        say(f"not compiled: {reason}")
+        log(f"not compiled: {reason}")
         return "ours"
     if seconds_to_compile("ours_compiled", code_of("step", size, 1, NETWORKS), DEVICE) > 60:
-        say(
+        log(
             "ours is compiled first, which may take two minutes; the next time it is taken from the"
             " compiler's cache"
         )
@@ -256,11 +256,11 @@ def main(arguments: list[str] | None = None) -> int:
     """
     options = parse(arguments)
 
-    def say(line: str) -> None:
+    def log(line: str) -> None:
         print(line, flush=True)
 
     try:
-        return _main(options, say)
+        return _main(options, log)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -269,10 +269,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
 
 
-def _main(options: argparse.Namespace, say: Callable[[str], None]) -> int:
+def _main(options: argparse.Namespace, log: Callable[[str], None]) -> int:
     began = time.monotonic()
     about = machine()
-    say(
+    log(
         f"{about['hardware']}; torch {about['torch']}, Triton {about['triton']}, Python {about['python']},"
         f" commit {about['commit']}"
     )
@@ -280,25 +280,25 @@ def _main(options: argparse.Namespace, say: Callable[[str], None]) -> int:
         size, why = options.size, "as asked"
     else:
         size, why = suitable_size()
-    batches, where = batches_of(options, size, say)
-    say(f"training at {size}x{size} ({why}), batch 1, {NETWORKS.netG}, identity on; {where}")
-    ours = _compiled(options, size, say)
-    proof = prove(batches, ours, began + options.seconds, options.plant_fault, say)
-    say("")
+    batches, where = batches_of(options, size, log)
+    log(f"training at {size}x{size} ({why}), batch 1, {NETWORKS.netG}, identity on; {where}")
+    ours = _compiled(options, size, log)
+    proof = prove(batches, ours, began + options.seconds, options.plant_fault, log)
+    log("")
     for line in differences_table(proof, ours, STEPS[DEVICE]):
-        say(line)
+        log(line)
     if not proof.holds:
-        say("\nPARITY FAILS: what was computed is not the official mathematics, so no speed is shown")
+        log("\nPARITY FAILS: what was computed is not the official mathematics, so no speed is shown")
         return 1
-    say("")
+    log("")
     for line in speed_table(proof):
-        say(line)
+        log(line)
     iterations = STEPS[DEVICE] + len(proof.rows[0].seconds) * STRIDE[DEVICE]
     try:
         save_image(draw(proof, batches, header_of(proof, size, iterations)), options.output)
     except OSError as error:
         raise UserError(f"{options.output}: cannot write there: {system_reason(error)}") from None
-    say(f"\n{options.output}: pictures by both; all of it took {time.monotonic() - began:.0f} s")
+    log(f"\n{options.output}: images by both; all of it took {time.monotonic() - began:.0f} s")
     return 0
 
 

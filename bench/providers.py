@@ -226,7 +226,7 @@ def _ours(
 
 
 class _Compiled(nn.Module):
-    """A compiled network whose outputs stay when its CUDA graphs run again: the official pool keeps pictures
+    """A compiled network whose outputs stay when its CUDA graphs run again: the official pool keeps images
     for later iterations.
     """
 
@@ -317,7 +317,7 @@ def tf32(allowed: bool) -> AbstractContextManager[Any]:
 def generator(
     provider: str | Provider, net: nn.Module, device: str, fault: bool = False, **arguments: Any
 ) -> tuple[Callable[[Tensor], Tensor], str]:
-    """Return a function from pictures to pictures, and its precision. ``net`` is a reference generator made
+    """Return a function from images to images, and its precision. ``net`` is a reference generator made
     with ``arguments``.
     """
     if isinstance(provider, str):

@@ -1,4 +1,4 @@
-"""Results of the benches as a table, a spreadsheet and pictures; the README's section; and the check that
+"""Results of the benches as a table, a spreadsheet and images; the README's section; and the check that
 nothing became slower.
 
     python -m bench.report RESULTS.json ...   # report/: report.md, results.csv, *.png and *.svg
@@ -165,7 +165,7 @@ def parse(arguments: list[str] | None) -> tuple[argparse.ArgumentParser, argpars
         "--output",
         type=Path,
         metavar="DIR",
-        help="where report.md, results.csv and the pictures go (default: report)",
+        help="where report.md, results.csv and the images go (default: report)",
     )
     parser.add_argument(
         "--readme",
@@ -251,7 +251,7 @@ def _write(parser: argparse.ArgumentParser, found: Sequence[Results], folder: Pa
             for number, results in enumerate(found, 1):
                 written += draw(results, folder, f"{number}_")
     except ImportError as error:
-        print(f"no pictures: {error.name} is not installed (python -m pip install matplotlib)")
+        print(f"no images: {error.name} is not installed (python -m pip install matplotlib)")
     print(f"\nwritten to {folder}: {', '.join(path.name for path in written)}")
 
 

@@ -144,7 +144,7 @@ class Settings(NamedTuple):
 def parse(arguments: list[str] | None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     """Return what was asked for, and the parser, which ends the process for what turns out to be wrong."""
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n\n")[0])
-    parser.add_argument("--size", type=int, help="side of the pictures, a multiple of 4 (default: 256)")
+    parser.add_argument("--size", type=int, help="side of the images, a multiple of 4 (default: 256)")
     parser.add_argument("--batch", type=int, help="default: 1")
     parser.add_argument("--blocks", type=int, help="residual blocks of a generator (default: 9)")
     parser.add_argument("--no_identity", action="store_true", help="without the identity loss")

@@ -69,7 +69,7 @@ class Layer:
 
     @property
     def flops(self) -> float:
-        """Of one picture batch, forward; each of the two backward passes has as many."""
+        """Of one image batch, forward; each of the two backward passes has as many."""
         N, C, H, W = self.x
         O, OH, OW = self.y[1:]
         transposed = self.weight[0] == C and self.weight[1] == O and OH > H
@@ -80,7 +80,7 @@ class Layer:
 
 
 def layers_of(net: nn.Module, size: tuple[int, int], batch: int, channels: int = 3) -> list[Layer]:
-    """Return the convolutions of ``net`` for pictures of ``size`` (height, width), as they run, from a dry
+    """Return the convolutions of ``net`` for images of ``size`` (height, width), as they run, from a dry
     run without memory.
     """
     found: list[Layer] = []
@@ -144,7 +144,7 @@ def step_work(
     parameters = 2 * sum(p.numel() for p in (*G.parameters(), *D.parameters()))
     item = ITEM[precision]
     found: list[Work] = []
-    # Of each generator: a pass over real pictures, one over the other's fakes, and one for identity.
+    # Of each generator: a pass over real images, one over the other's fakes, and one for identity.
     all_passes = 2
     if identity:
         all_passes = 3
@@ -153,7 +153,7 @@ def step_work(
     for layer in layers_of(G, (size, size), batch):
         found += passes(layer, item, 2 * all_passes, 2 * dgrad, 2 * all_passes, "G")
         dgrad = all_passes
-    # Through D for G's loss (its weights frozen), then over real and pooled pictures, of which nothing needs
+    # Through D for G's loss (its weights frozen), then over real and pooled images, of which nothing needs
     # the gradient.
     dgrad = 0
     for layer in layers_of(D, (size, size), batch):

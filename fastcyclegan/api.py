@@ -30,7 +30,7 @@ from fastcyclegan.config import Direction, TrainConfig, with_changes
 from fastcyclegan.console import Console, QuietConsole
 from fastcyclegan.engine import resolve_device, resolve_precision
 from fastcyclegan.errors import UserError
-from fastcyclegan.inference.translator import Picture, translate_images
+from fastcyclegan.inference.translator import ImageLike, translate_images
 from fastcyclegan.recipes.registry import make_recipe
 from fastcyclegan.tensor_files import save_tensors, to_cpu
 from fastcyclegan.training.resume import read_state
@@ -184,13 +184,13 @@ class CycleGAN:
         iterations_per_epoch: int | None = None,
         **settings: Any,
     ) -> list[Record]:
-        """Train, and return what was logged: a record a tick (a second, or ``print_freq`` pictures) with
+        """Train, and return what was logged: a record a tick (a second, or ``print_freq`` images) with
         iteration, losses, lr, speed.
 
-        ``A``: a dataset's folder (trainA, trainB), or with ``B`` a folder of pictures each; or a loader of
+        ``A``: a dataset's folder (trainA, trainB), or with ``B`` a folder of images each; or a loader of
         both domains, which gives {"A": ..., "B": ...} or pairs of tensors; or with ``B`` a loader each.
         Loaders give float tensors [N, C, H, W] in [-1, 1], or uint8, cropped and mirrored as the caller
-        likes; ``iterations_per_epoch`` is needed where they have no length. Without both, the pictures of the
+        likes; ``iterations_per_epoch`` is needed where they have no length. Without both, the images of the
         configuration.
 
         ``folder``: keep the run's files there, as the command line does; else nothing is written.
@@ -205,7 +205,7 @@ class CycleGAN:
         if A is not None and not _is_path(A):
             loaders = (A, B)
         if loaders is None and config.data.is_builtin:
-            raise UserError("fit: no pictures: give a dataset's folder, a folder a domain, or loaders")
+            raise UserError("fit: no images: give a dataset's folder, a folder a domain, or loaders")
         records: list[Record] = []
 
         def begin(trainer: Trainer) -> None:
@@ -267,14 +267,14 @@ class CycleGAN:
     # --- Using ----------------------------------------------------------------------------------------------
 
     def translate(
-        self, images: Picture | Sequence[Picture], direction: Direction = "AtoB", batch_size: int = 8
+        self, images: ImageLike | Sequence[ImageLike], direction: Direction = "AtoB", batch_size: int = 8
     ) -> Any:
-        """Return the translation of a picture, or of a list of them, as what it was given as.
+        """Return the translation of an image, or of a list of them, as what it was given as.
 
-        A picture is a PIL image (any mode), an array of uint8 [H, W, C] (or [H, W] where C is 1), a float
+        An image is a PIL image (any mode), an array of uint8 [H, W, C] (or [H, W] where C is 1), a float
         tensor [C, H, W] or [N, C, H, W] in [-1, 1], or a path (which gives a PIL image). Any size, which it
-        keeps. ``direction`` speaks of the training folders. Raises UserError for a picture that cannot be
-        read, ValueError for a wrong shape, dtype or range, and TypeError for what is no picture.
+        keeps. ``direction`` speaks of the training folders. Raises UserError for an image that cannot be
+        read, ValueError for a wrong shape, dtype or range, and TypeError for what is no image.
         """
         if direction not in ("AtoB", "BtoA"):
             raise UserError(f"direction must be AtoB or BtoA, got {direction!r}")

@@ -37,7 +37,7 @@ Config = TypeVar("Config")
 
 @dataclass(frozen=True)
 class DownloadConfig:
-    """Fetch one of the authors' datasets, unpack it and open every picture. What a broken connection left is
+    """Fetch one of the authors' datasets, unpack it and open every image. What a broken connection left is
     gone on from.
     """
 
@@ -64,7 +64,7 @@ def _builtin_defaults() -> Iterator[str]:
             yield f"{name} {value}"
 
 
-TRAIN_HELP = """Train CycleGAN on two folders of pictures. Without any, on a small built-in dataset, \
+TRAIN_HELP = """Train CycleGAN on two folders of images. Without any, on a small built-in dataset, \
 in a few minutes.
 
 Flags are those of the official code, with _ or -. Ctrl-C saves and ends; --continue_train --name NAME \
@@ -91,7 +91,7 @@ def parse_train(args: Sequence[str] | None = None) -> TrainConfig:
     """Return the configuration that ``args`` ask for.
 
     What is not given comes from the run that is continued, else from the built-in dataset's preset where no
-    pictures are named, else from the defaults.
+    images are named, else from the defaults.
     """
     args = _arguments(args)
     base = _base(_given(args))
@@ -199,7 +199,7 @@ def _kernel_warnings_as_lines(console: Console) -> Iterator[None]:
 
     def show(message: Warning | str, category: type[Warning], filename: str, *rest: Any) -> None:
         if Path(filename).parent.name == "kernels":
-            console.say(f"warning: {message}")
+            console.log(f"warning: {message}")
         else:
             before(message, category, filename, *rest)
 
@@ -213,22 +213,22 @@ def _kernel_warnings_as_lines(console: Console) -> Iterator[None]:
 def _print_config(config: TrainConfig, console: Console) -> None:
     device = resolve_device(config.run)
     require_impl(config.model.impl, device)
-    console.say(f"device {device}, torch {torch.__version__}")
+    console.log(f"device {device}, torch {torch.__version__}")
     for group, values in to_dict(config).items():
         console.table(f"{group}:", values)
 
 
 def _print_score(trainer: Trainer, console: Console) -> None:
-    """Print how well the held-out pictures of the built-in dataset were translated."""
-    engine, pictures = trainer.run.engine, trainer.run.pictures
-    assert pictures is not None
-    held_out = {"A": pictures.test_A, "B": pictures.test_B}
+    """Print how well the held-out images of the built-in dataset were translated."""
+    engine, images = trainer.run.engine, trainer.run.images
+    assert images is not None
+    held_out = {"A": images.test_A, "B": images.test_B}
     count = len(held_out["A"])
-    console.say(f"built-in dataset, {count} held-out pictures a side, small networks made for it alone:")
+    console.log(f"built-in dataset, {count} held-out images a side, small networks made for it alone:")
     for here, there in ("AB", "BA"):
         translate = functools.partial(engine.translate, f"G_{here}{there}")
         found = builtin.score(translate, held_out[here], held_out[there], engine.device)
-        console.say(
+        console.log(
             f"  {here} to {there}: {found.gap_closed:.2f} of the domains' gap in stripes closed (1 is all); "
             f"distance to the true counterpart {found.distance_ratio:.2f} of doing nothing (0 is perfect)"
         )
@@ -248,21 +248,21 @@ def _train(args: Sequence[str] | None) -> int:
         again = f"--continue_train --name {run.config.run.name}"
         if where != RunConfig.checkpoints_dir:
             again += f" --checkpoints_dir {where}"
-        console.say(f"saved after iteration {run.iteration} of {run.last}; go on with {again}")
+        console.log(f"saved after iteration {run.iteration} of {run.last}; go on with {again}")
         return 128 + trainer.stop
     if run.config.data.is_builtin:
         _print_score(trainer, console)
     if run.iteration == trainer.started_at:
-        console.say(f"nothing left to train: iteration {run.iteration} is done, and the end is {run.last}")
+        console.log(f"nothing left to train: iteration {run.iteration} is done, and the end is {run.last}")
     else:
-        console.say(f"done: iteration {run.iteration} of {run.last}")
+        console.log(f"done: iteration {run.iteration} of {run.last}")
     if run.folder is not None:
-        console.say(f"pictures: {run.folder / 'samples'} and {run.folder / PAGE}")
+        console.log(f"images: {run.folder / 'samples'} and {run.folder / PAGE}")
     return 0
 
 
 def _translate(args: Sequence[str] | None) -> int:
-    description = "Translate a picture, or a folder of them, with a trained generator."
+    description = "Translate an image, or a folder of them, with a trained generator."
     config = _parse(TranslateConfig, _arguments(args), description)
     console = Console()
     with _kernel_warnings_as_lines(console):
@@ -302,13 +302,13 @@ def _download(args: Sequence[str] | None) -> int:
             server=config.server,
             archive=config.archive,
             keep_archive=config.keep_archive,
-            say=console.say,
+            log=console.log,
             progress=progress,
         )
     command = f"python scripts/train.py --compile --dataroot {config.output / config.name}"
     if bad:
         command += " --skip_bad_images"
-    console.say(f"train on it: {command}")
+    console.log(f"train on it: {command}")
     return 1 if bad else 0
 
 
@@ -322,7 +322,7 @@ def _inspect(args: Sequence[str] | None) -> int:
     config = _parse(InspectConfig, _arguments(args), _description(InspectConfig))
     console = Console()
     for line in describe(config.file):
-        console.say(line)
+        console.log(line)
     return 0
 
 
@@ -337,12 +337,12 @@ def translate(args: Sequence[str] | None = None) -> int:
 
 
 def download_dataset(args: Sequence[str] | None = None) -> int:
-    """The command ``download_dataset.py``; returns its exit code: 1 where some pictures are broken."""
+    """The command ``download_dataset.py``; returns its exit code: 1 where some images are broken."""
     return _run(lambda: _download(args))
 
 
 def check_dataset(args: Sequence[str] | None = None) -> int:
-    """The command ``check_dataset.py``; returns its exit code: 1 where some pictures are broken."""
+    """The command ``check_dataset.py``; returns its exit code: 1 where some images are broken."""
     return _run(lambda: _check_dataset(args))
 
 

@@ -259,7 +259,7 @@ class GANLoss(nn.Module):
 
 
 class ImagePool:
-    """The official ``ImagePool``: the replay history of ``pool_size`` pictures. Chance comes from Python's
+    """The official ``ImagePool``: the replay history of ``pool_size`` images. Chance comes from Python's
     ``random``, as there.
     """
 
@@ -269,7 +269,7 @@ class ImagePool:
 
     @property
     def images(self) -> list[Tensor]:
-        """The pictures that are held, [1, C, H, W] each."""
+        """The images that are held, [1, C, H, W] each."""
         return [image[None] for image in self._pool.images]
 
     @property
@@ -277,7 +277,7 @@ class ImagePool:
         return len(self._pool.images)
 
     def query(self, images: Tensor) -> Tensor:
-        """Return pictures [N, C, H, W] for ``images`` [N, C, H, W]: new ones, or stored ones whose place they
+        """Return images [N, C, H, W] for ``images`` [N, C, H, W]: new ones, or stored ones whose place they
         take. Detached.
         """
         if self.pool_size == 0:

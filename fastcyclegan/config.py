@@ -54,15 +54,15 @@ def _check_least(config: Any, least: float, *names: str) -> None:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Pictures: where they are and how they become samples."""
+    """Images: where they are and how they become samples."""
 
     #: Folder with trainA/ trainB/ (and testA/ testB/), or train/A train/B (test/A test/B). Nothing given: the
     #: built-in dataset.
     dataroot: Path | None = None
-    #: Folder of pictures of A; with --data_B, instead of --dataroot. A part of both is held out for the
+    #: Folder of images of A; with --data_B, instead of --dataroot. A part of both is held out for the
     #: samples, see --holdout.
     data_A: Path | None = None
-    #: Folder of pictures of B.
+    #: Folder of images of B.
     data_B: Path | None = None
     #: Share of --data_A and --data_B that is held out of training, chosen by a hash of the seed and the file
     #: name.
@@ -72,30 +72,30 @@ class DataConfig:
     #: resize_and_crop: to load_size squared, then a random crop. scale_width: width to load_size, height in
     #: proportion. none: as it is, sides rounded to a multiple of 4.
     preprocess: Preprocess = "resize_and_crop"
-    #: Side (or width) in pixels that pictures are resized to before the crop. Resizing is bicubic and
+    #: Side (or width) in pixels that images are resized to before the crop. Resizing is bicubic and
     #: antialiased.
     load_size: int = 286
     #: Side in pixels of the random crop, a multiple of 4 (of 256 for unet_256). load_size above it is the
     #: jitter against overfitting.
     crop_size: int = 256
-    #: Do not mirror pictures at random.
+    #: Do not mirror images at random.
     no_flip: bool = False
-    #: Pictures of each domain in an iteration.
+    #: Images of each domain in an iteration.
     batch_size: int = 1
-    #: Take pictures in the order of their names, B[i] with A[i], instead of shuffled and at random.
+    #: Take images in the order of their names, B[i] with A[i], instead of shuffled and at random.
     serial_batches: bool = False
-    #: At most this many pictures of each domain: the first by name.
+    #: At most this many images of each domain: the first by name.
     max_dataset_size: int | None = None
     #: Loader threads of dali (default: one a core, at most 16), or loader processes of folder (default 4; 0
     #: loads in the main one).
     num_threads: int | None = None
-    #: What reads pictures: dali (on a GPU where there is one), or folder (Pillow). auto takes dali where it
+    #: What reads images: dali (on a GPU where there is one), or folder (Pillow). auto takes dali where it
     #: is installed and works.
     loader: Literal["auto", "dali", "folder"] = "auto"
-    #: ram, gpu: keep every decoded, resized picture in memory there (refused where they take more than half
+    #: ram, gpu: keep every decoded, resized image in memory there (refused where they take more than half
     #: of what is free).
     cache: Literal["none", "ram", "gpu"] = "none"
-    #: Leave out pictures that cannot be read, or are smaller than the crop, and list them; without this they
+    #: Leave out images that cannot be read, or are smaller than the crop, and list them; without this they
     #: end the run.
     skip_bad_images: bool = False
     #: Official flag; only unaligned exists.
@@ -118,13 +118,13 @@ class DataConfig:
             raise UserError(f"crop_size {self.crop_size} is larger than load_size {self.load_size}")
         if self.batch_size > 1 and self.preprocess not in FIXED_SIZE:
             raise UserError(
-                f"batch_size {self.batch_size} needs pictures of one size; --preprocess {self.preprocess}"
+                f"batch_size {self.batch_size} needs images of one size; --preprocess {self.preprocess}"
                 " keeps their own"
             )
 
     @property
     def is_builtin(self) -> bool:
-        """Whether no pictures were named, so that the built-in dataset is drawn."""
+        """Whether no images were named, so that the built-in dataset is drawn."""
         return self.dataroot is None and self.data_A is None
 
 
@@ -188,7 +188,7 @@ class ModelConfig:
 
     @property
     def size_multiple(self) -> int:
-        """What the sides of a picture must be multiples of."""
+        """What the sides of an image must be multiples of."""
         if self.netG.startswith("unet"):
             return int(self.netG.removeprefix("unet_"))
         return 4
@@ -218,7 +218,7 @@ class LossConfig:
     lambda_identity: float = 0.5
     #: Weight of the gradient penalty of wgangp.
     lambda_gp: float = 10.0
-    #: Slots of each replay pool; 0 shows the discriminators the newest pictures alone.
+    #: Slots of each replay pool; 0 shows the discriminators the newest images alone.
     pool_size: int = 50
 
     def __post_init__(self) -> None:
@@ -281,7 +281,7 @@ class OptimConfig:
 class EngineConfig:
     """How an iteration is run. Every choice computes the same."""
 
-    #: auto: each network sees all its pictures of a stage in one pass, where that changes nothing (not with
+    #: auto: each network sees all its images of a stage in one pass, where that changes nothing (not with
     #: batch norm).
     batching: Literal["auto", "off"] = "auto"
     #: Run both generators as one, and both discriminators. auto: where our kernels compute them; on:
@@ -293,7 +293,7 @@ class EngineConfig:
     #: Replay an iteration as one CUDA graph. auto: with --compile on a GPU, unless it cannot be captured; on:
     #: end the run if it cannot.
     graph: Literal["auto", "on", "off"] = "auto"
-    #: Run a batch in parts of this many pictures, their gradients added: the result of the whole batch in the
+    #: Run a batch in parts of this many images, their gradients added: the result of the whole batch in the
     #: memory of a part.
     micro_batch: int | None = None
     #: Name the parts of an iteration for Nsight (on a GPU).
@@ -330,11 +330,11 @@ class RunConfig:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     #: Seed of weights, samples and pools.
     seed: int = 0
-    #: Pictures between log lines. Default: every second in a terminal, every ten elsewhere.
+    #: Images between log lines. Default: every second in a terminal, every ten elsewhere.
     print_freq: int | None = None
-    #: Pictures between sample grids. Default: every 30 seconds, and never more than a twentieth of the time.
+    #: Images between sample grids. Default: every 30 seconds, and never more than a twentieth of the time.
     display_freq: int | None = None
-    #: Pictures between saves of the state. Default: every 5 minutes, and never more than a hundredth of the
+    #: Images between saves of the state. Default: every 5 minutes, and never more than a hundredth of the
     #: time.
     save_latest_freq: int | None = None
     #: Name the weights of those saves iter_N instead of latest.
@@ -407,12 +407,12 @@ class TrainConfig:
             )
         if self.loss.gan_mode == "wgangp" and self.data.preprocess not in FIXED_SIZE:
             raise UserError(
-                "wgangp mixes real and fake pictures, so they must be of one size; --preprocess"
+                "wgangp mixes real and fake images, so they must be of one size; --preprocess"
                 f" {self.data.preprocess} is not"
             )
 
 
-# What differs from the defaults when the built-in dataset is trained: small pictures and networks, a few
+# What differs from the defaults when the built-in dataset is trained: small images and networks, a few
 # minutes on two cores.
 BUILTIN: Mapping[str, Mapping[str, Any]] = {
     "data": {"load_size": 64, "crop_size": 64, "num_threads": 0},

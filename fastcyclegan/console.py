@@ -49,7 +49,7 @@ class Console:
             return 1.0
         return 10.0
 
-    def say(self, line: str) -> None:
+    def log(self, line: str) -> None:
         """Print one line (above the live one)."""
         try:
             self._rich.print(line)
@@ -62,14 +62,14 @@ class Console:
     def table(self, title: str, rows: Mapping[str, object]) -> None:
         """Print ``rows`` as aligned names and values under ``title``."""
         width = max(map(len, rows))
-        self.say(title)
+        self.log(title)
         for name, value in rows.items():
-            self.say(f"  {name:<{width}}  {value}")
+            self.log(f"  {name:<{width}}  {value}")
 
     def progress(self, done: int, total: int, text: str) -> None:
         """Show how far the work is: the live line in a terminal, else a plain one."""
         if not self.is_terminal or self._rich.quiet:
-            self.say(text)
+            self.log(text)
             return
         room = self._rich.width - _BAR - len(" 100% ") - 1
         if len(text) > room:  # one line, in a narrow terminal too
@@ -113,7 +113,7 @@ class QuietConsole(Console):
 
     seconds_between_lines = 1.0
 
-    def say(self, line: str) -> None:
+    def log(self, line: str) -> None:
         pass
 
     def progress(self, done: int, total: int, text: str) -> None:

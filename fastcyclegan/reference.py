@@ -9,8 +9,8 @@ Source: Zhu, Park, Isola, Efros, "Unpaired Image-to-Image Translation using Cycl
 Networks", ICCV 2017 (sections 3 and 4, appendix 7); the state_dict keys and defaults are those of the
 authors' PyTorch implementation.
 
-Domains and names: ``G_AB`` translates A to B, ``G_BA`` translates B to A, ``D_A`` judges pictures of A,
-``D_B`` pictures of B. Pictures are float tensors [N, C, H, W] in [-1, 1].
+Domains and names: ``G_AB`` translates A to B, ``G_BA`` translates B to A, ``D_A`` judges images of A,
+``D_B`` images of B. Images are float tensors [N, C, H, W] in [-1, 1].
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def contiguous_gradient(x: Tensor) -> Tensor:
 class InstanceNorm2d(nn.InstanceNorm2d):
     """torch's InstanceNorm2d, right for a channels_last gradient too.
 
-    torch's own backward on the CPU (seen in 2.13) returns a wrong gradient for one picture whose upstream
+    torch's own backward on the CPU (seen in 2.13) returns a wrong gradient for one image whose upstream
     gradient is channels_last: it reads that memory as NCHW. The result does not depend on layout here.
     """
 
@@ -405,7 +405,7 @@ def gradient_penalty(
     """WGAN-GP (Gulrajani et al. 2017, eq. 3): weight * E[(|grad D(x)| - norm)^2] at x = mix * real + (1 -
     mix) * fake.
 
-    ``mix`` holds one number in [0, 1) a picture, [N]. The result is differentiable, so D needs a double
+    ``mix`` holds one number in [0, 1) an image, [N]. The result is differentiable, so D needs a double
     backward.
     """
     share = mix.to(real).view(-1, 1, 1, 1)
@@ -421,7 +421,7 @@ def gradient_penalty(
 class ReplayPool:
     """The replay history (Shrivastava et al. 2017) as a plain list; ``query`` is told what chance decided.
 
-    While the pool is not full a picture is stored and returned. Then, with ``swap`` < 1/2, a stored picture
+    While the pool is not full an image is stored and returned. Then, with ``swap`` < 1/2, a stored image
     is returned and the new one takes its place (slot = floor(place * capacity)); else the new one is returned
     and not stored. Capacity 0 passes through.
     """
@@ -432,7 +432,7 @@ class ReplayPool:
 
     def query(self, images: Tensor, draws: Iterable[tuple[float, float]]) -> Tensor:
         """Return [N, C, H, W] for ``images`` [N, C, H, W]; ``draws`` holds (swap, place) in [0, 1) for each
-        picture, in order.
+        image, in order.
         """
         if self.capacity == 0:
             return images
@@ -512,7 +512,7 @@ def train_step(
     """One iteration in the official order; returns the detached loss terms by name.
 
     ``optimizers`` has "G" (over both generators) and "D" (over both discriminators); ``pools`` and ``draws``
-    have "A" and "B", for fake pictures of that domain. ``mix`` ("A", "B": [N]) is needed by wgangp alone.
+    have "A" and "B", for fake images of that domain. ``mix`` ("A", "B": [N]) is needed by wgangp alone.
     """
     discriminators = [*nets["D_A"].parameters(), *nets["D_B"].parameters()]
     for p in discriminators:

@@ -159,7 +159,7 @@ def random_batch(
     channels: tuple[int, int] = (3, 3),
     dtype: torch.dtype = torch.float32,
 ) -> Batch:
-    """Return fresh noise pictures of ``size`` squared for ``iteration`` of ``plan``: the same for the same
+    """Return fresh noise images of ``size`` squared for ``iteration`` of ``plan``: the same for the same
     arguments.
     """
     epoch, numbers = plan.batch(iteration)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def check_pixels(x: Tensor) -> None:
-    """Raise ValueError for pictures of one pixel, which have no variance, in torch's words."""
+    """Raise ValueError for images of one pixel, which have no variance, in torch's words."""
     # Not by math.prod: sides may be symbols, where torch.compile has seen several sizes.
     if all(side == 1 for side in x.shape[2:]):
         raise ValueError(f"Expected more than 1 spatial element when training, got input size {x.shape}")

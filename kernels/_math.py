@@ -39,7 +39,7 @@ def store_tile(ptr, rows, mask_s, offs_c, mask_c, C, tile):
 
 @triton.jit
 def load_pixels(ptr, rows, mask_s, offs_c, mask_c, C, WIDE: tl.constexpr):
-    """``load_tile`` where rows are made of 16-byte pieces (WIDE); a picture's three channels are not."""
+    """``load_tile`` where rows are made of 16-byte pieces (WIDE); an image's three channels are not."""
     if WIDE:
         return load_tile(ptr, rows, mask_s, offs_c, mask_c, C)
     else:
@@ -98,7 +98,7 @@ def combine_lanes(count, mean, m2, first):
     """Chan's combination over axis 0 of groups (count [L, 1], mean and M2 [L, C]); ``first`` [C] is the mean
     of a group that is not empty.
 
-    Means are summed as differences from ``first``: exact for a flat picture, and as sharp as the values for a
+    Means are summed as differences from ``first``: exact for a flat image, and as sharp as the values for a
     large mean. Returns mean, M2.
     """
     total = tl.sum(count, 0)
@@ -132,7 +132,7 @@ def masked_moments(x, mask_s):
 
 @triton.jit
 def pixels_before(i, H, W, PITCH):
-    """Return how many of the first ``i`` places of lines of PITCH are pixels of a picture H x W."""
+    """Return how many of the first ``i`` places of lines of PITCH are pixels of an image H x W."""
     i = tl.minimum(i, H * PITCH)
     return i // PITCH * W + tl.minimum(i % PITCH, W)
 

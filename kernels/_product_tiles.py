@@ -32,7 +32,7 @@ def _arch(device: torch.device) -> str:
 
 # "ieee": no matrix instruction multiplies in IEEE fp32, so small tiles, all of it in registers.
 CONV_TILES: dict[str, list[Tile]] = {
-    # A whole wave of an H200 for 1. four pictures of 64 x 64 with 256 channels, 2. two of them, 3. one.
+    # A whole wave of an H200 for 1. four images of 64 x 64 with 256 channels, 2. two of them, 3. one.
     "hopper": [(128, 256, 64, 8, 3), (128, 128, 64, 8, 4), (64, 128, 64, 4, 4)],
     # mma.sync reads operands from registers: less depth in flight.
     "ampere": [(128, 128, 32, 8, 4), (128, 256, 32, 8, 3), (128, 64, 32, 4, 4)],

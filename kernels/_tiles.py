@@ -110,10 +110,10 @@ def c_blocks_of(view: View, config: Config) -> int:
 
 
 def small_config(view: View) -> Config | None:
-    """Return the tile of the one-launch kernels, None for a picture that is too large for them. 64 elements a
+    """Return the tile of the one-launch kernels, None for an image that is too large for them. 64 elements a
     thread at most.
 
-    There is one: all pixels of 16 channels (a sector of 16-bit values), more channels for small pictures, so
+    There is one: all pixels of 16 channels (a sector of 16-bit values), more channels for small images, so
     that rows are 128 bytes.
     """
     block_s = triton.next_power_of_2(view.S)

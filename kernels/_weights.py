@@ -12,8 +12,8 @@ from torch import Tensor
 from ._working_copies import form_of, working_copy
 from .border_launch import Pixels
 
-# A picture's channels are padded to this many: 16 bytes of 16-bit values.
-PICTURE = 8
+# An image's channels are padded to this many: 16 bytes of 16-bit values.
+IMAGE = 8
 
 
 def stride_between(tensors: Sequence[Tensor]) -> int | None:
@@ -74,7 +74,7 @@ def window_weight(w: Tensor, *, turned: bool = False) -> Tensor:
 
     def make(w: Tensor, out: Tensor | None) -> Tensor:
         w = transposed(w) if turned else w
-        return _padded(w, out, window(w.shape[3]), PICTURE)
+        return _padded(w, out, window(w.shape[3]), IMAGE)
 
     padded = form_of(w, f"window {turned}", make)
     return padded.flatten(3)[:, :, :, None]

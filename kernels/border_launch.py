@@ -1,4 +1,4 @@
-"""Host side of the border kernels: pictures in larger buffers, and the adjoint of reflection. Checks
+"""Host side of the border kernels: images in larger buffers, and the adjoint of reflection. Checks
 nothing."""
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from ._tiles import INTERPRETER, View, c_blocks_of, empty_bordered, key_of, scal
 
 @dataclass(frozen=True)
 class Pixels:
-    """N pictures as convolutions read them: pixel i of image n is at element (n ``rows`` + i) ``step`` of
+    """N images as convolutions read them: pixel i of image n is at element (n ``rows`` + i) ``step`` of
     ``data``, lines ``pitch`` apart.
 
-    Pixels from ``limit`` on are zeros that may be read, never started from. ``first``: where the picture
+    Pixels from ``limit`` on are zeros that may be read, never started from. ``first``: where the image
     itself begins.
     """
 
@@ -42,7 +42,7 @@ class Pixels:
 
     @classmethod
     def in_lines(cls, data: Tensor, pitch: int) -> Pixels:
-        """See ``data`` [..., rows, C], a picture in each [rows, C], in lines of ``pitch``."""
+        """See ``data`` [..., rows, C], an image in each [rows, C], in lines of ``pitch``."""
         *counts, rows, C = data.shape
         return cls(data, math.prod(counts), rows, pitch, rows, C)
 
@@ -54,7 +54,7 @@ def _wide(channels: int, *tensors: Tensor | None) -> bool:
 
 @dataclass(frozen=True)
 class Frame:
-    """Where a picture lies in its buffer: from pixel (top, left) of ``lines`` lines of ``pitch``; ``slack``
+    """Where an image lies in its buffer: from pixel (top, left) of ``lines`` lines of ``pitch``; ``slack``
     zero pixels after them.
     """
 
@@ -109,7 +109,7 @@ def reflect_pad(x: Tensor, border: int) -> Tensor:
 
 
 def fold(dy: Tensor, border: int) -> Tensor:
-    """Return the gradient of a picture [N, C, H, W] from that of its reflected border dy [N, C, H + 2b, W +
+    """Return the gradient of an image [N, C, H, W] from that of its reflected border dy [N, C, H + 2b, W +
     2b] (both channels_last).
     """
     shape = (dy.shape[0], dy.shape[1], dy.shape[2] - 2 * border, dy.shape[3] - 2 * border)

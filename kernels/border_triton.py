@@ -1,4 +1,4 @@
-"""Triton kernels for the border of a picture: put pictures into larger buffers, reflected or among zeros, and
+"""Triton kernels for the border of an image: put images into larger buffers, reflected or among zeros, and
 the adjoint of reflection.
 
 Memory is [N, S, C] (channels_last). README.md has the adjoint, with a worked example.
@@ -106,7 +106,7 @@ def _fold_border_kernel(
     line = tl.where(in_rows, k // W, k_col % (2 * BORDER))
     size = tl.where(in_rows, H, W)
     line = tl.where(line < BORDER, line + 1, size - 2 - (line - BORDER))
-    # On a small picture both sides receive in the same line; and a column's pixel may lie in a row that
+    # On a small image both sides receive in the same line; and a column's pixel may lie in a row that
     # receives: each once.
     far = tl.where(in_rows, k // W, k_col % (2 * BORDER)) >= BORDER
     once = ~(far & (line <= BORDER) & (line >= 1))

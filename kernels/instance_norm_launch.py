@@ -127,7 +127,7 @@ class Extras:
     """What the backward can do besides: read dy inside a (folded) border, write act(IN(x)) to ``y`` again
     inside one, write dx with its margins.
 
-    ``copy``: write another picture, like x, in the place of act(IN(x)). ``dx``: the memory for it, new if not
+    ``copy``: write another image, like x, in the place of act(IN(x)). ``dx``: the memory for it, new if not
     given.
     """
 

@@ -1,7 +1,7 @@
 """Triton kernels of instance norm: the device code. instance_norm.py beside this file has the contract, the
 operators and the checks.
 
-Memory is [N, S, C]: a picture's S pixels one after the other, channels innermost (channels_last). A tensor
+Memory is [N, S, C]: an image's S pixels one after the other, channels innermost (channels_last). A tensor
 with planes ([N, C, S] in memory) is the same thing with N * C images of one channel (PLANAR: C is 1, CHANNELS
 the number of channels). README.md derives the passes.
 """
@@ -26,7 +26,7 @@ from ._math import (
     tile_moments,
 )
 
-# Counts of tiles and the like: one compiled kernel serves them all, so that pictures of a new size compile
+# Counts of tiles and the like: one compiled kernel serves them all, so that images of a new size compile
 # nothing.
 COUNTS = ["ITERS", "TILES", "T", "ROWS", "PITCH", "MAIN", "NC", "CHANNELS"]
 
@@ -104,7 +104,7 @@ def _instance_norm_small_fwd_kernel(
     PLANAR: tl.constexpr,
     BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """The whole forward in one launch, for pictures of which a program holds all S <= BLOCK_S pixels in
+    """The whole forward in one launch, for images of which a program holds all S <= BLOCK_S pixels in
     registers.
     """
     n, _, offs_c, mask_c = locate(1, C, BLOCK_C)
@@ -140,7 +140,7 @@ def _load_moments(mean_ptr, rstd_ptr, n, C, offs_c, mask_c):
 
 @triton.jit
 def _inside(rows, W, BORDER: tl.constexpr):
-    """Return the row of pixel ``rows`` in a picture that has BORDER more pixels on each side."""
+    """Return the row of pixel ``rows`` in an image that has BORDER more pixels on each side."""
     if BORDER > 0:
         rows = (rows // W + BORDER) * (W + 2 * BORDER) + rows % W + BORDER
     return rows
@@ -220,7 +220,7 @@ def _instance_norm_bwd_apply_kernel(
     """dx, if MARGINS in the packed layout that convolution backwards read; if RECOMPUTE also y = act(IN(x))
     with Y_BORDER around it.
 
-    COPY: y is what stands at copy_ptr (a picture like x) instead, so that its border needs no launch of its
+    COPY: y is what stands at copy_ptr (an image like x) instead, so that its border needs no launch of its
     own. Tiles from MAIN on write the margins. total [2, N, C] gets the sums of dz and of dz * x-hat over each
     image.
     """
@@ -283,7 +283,7 @@ def _instance_norm_small_bwd_kernel(
     ACT: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, PLANAR: tl.constexpr,
     BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """The whole backward in one launch, for pictures of which a program holds all S <= BLOCK_S pixels in
+    """The whole backward in one launch, for images of which a program holds all S <= BLOCK_S pixels in
     registers.
     """
     n, _, offs_c, mask_c = locate(1, C, BLOCK_C)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ._products import REFLECT, Gradient, Options, contract, product, sum_splits, wgrad
 from ._weights import (
-    PICTURE,
+    IMAGE,
     contract_weight,
     images_of,
     runs_of,
@@ -27,12 +27,12 @@ Route = Literal["wide", "expand", "contract"]
 
 
 def route_of(in_channels: int, out_channels: int, bordered: bool) -> Route:
-    """Return the form of a convolution: from a picture's few channels, to few, or between many. ``bordered``:
+    """Return the form of a convolution: from an image's few channels, to few, or between many. ``bordered``:
     a norm wrote the input.
     """
-    if in_channels <= PICTURE and not bordered:
+    if in_channels <= IMAGE and not bordered:
         return "expand"
-    return "contract" if out_channels <= PICTURE else "wide"
+    return "contract" if out_channels <= IMAGE else "wide"
 
 
 def _size(x: Tensor, w: Tensor, padding: int) -> tuple[int, int]:
@@ -41,34 +41,34 @@ def _size(x: Tensor, w: Tensor, padding: int) -> tuple[int, int]:
     return x.shape[2] + 2 * padding - KH + 1, x.shape[3] + 2 * padding - KW + 1
 
 
-def bordered_picture(x: Tensor, padding: int, kernel: int) -> Pixels:
-    """Return a picture of few channels with its reflected border, PICTURE channels a pixel, as windows read
+def bordered_image(x: Tensor, padding: int, kernel: int) -> Pixels:
+    """Return an image of few channels with its reflected border, PICTURE channels a pixel, as windows read
     it.
     """
     frame = Frame(padding, padding, x.shape[2] + 2 * padding, x.shape[3] + 2 * padding, window(kernel))
-    return embed(x, frame, reflect=True, dtype=x.dtype, step=PICTURE)
+    return embed(x, frame, reflect=True, dtype=x.dtype, step=IMAGE)
 
 
 def bordered(x: Tensor, padding: int, kernel: int, route: Route) -> Pixels:
     """Return x [N, C, H, W] with its reflected border, as the weight gradient of ``route`` reads it."""
     if route == "expand":
-        return bordered_picture(x, padding, kernel)
+        return bordered_image(x, padding, kernel)
     return Pixels.of(reflect_pad(x, padding))
 
 
 def forward(x: Tensor, w: Tensor, bias: Sequence[Tensor], padding: int, route: Route) -> Tensor:
-    """Return the convolution of x [N, C, H, W] by w [P, O, KH, KW, C], between many channels or from a
-    picture's few.
+    """Return the convolution of x [N, C, H, W] by w [P, O, KH, KW, C], between many channels or from an
+    image's few.
     """
     size, stack = _size(x, w, padding), stack_bias(bias)
     if route == "expand":
-        picture = bordered_picture(x, padding, w.shape[2])
-        return product(picture, window_weight(w), size, Options(bias=stack))
+        image = bordered_image(x, padding, w.shape[2])
+        return product(image, window_weight(w), size, Options(bias=stack))
     return product(Pixels.of(x), w, size, Options(REFLECT, padding, (x.shape[2], x.shape[3]), bias=stack))
 
 
 def forward_bordered(y: Tensor, w: Tensor, bias: Sequence[Tensor], tanh: bool, route: Route) -> Tensor:
-    """Return the convolution (and its tanh, in fp32) of y, a picture with its border, to many channels or to
+    """Return the convolution (and its tanh, in fp32) of y, an image with its border, to many channels or to
     few.
     """
     size, stack = _size(y, w, 0), stack_bias(bias)
@@ -86,7 +86,7 @@ def embedded_gradient(g: Tensor, k: int, dtype: torch.dtype, tanh: Tensor | None
     """
     slack, step = 0, g.shape[1]
     if route == "contract":
-        slack, step = window(k), PICTURE
+        slack, step = window(k), IMAGE
     frame = Frame(k - 1, k - 1, g.shape[2] + 2 * (k - 1), g.shape[3] + k - 1, slack)
     return embed(g, frame, reflect=False, dtype=dtype, step=step, tanh=tanh)
 
@@ -109,15 +109,15 @@ def weight_gradient(
     dy has zeros where its lines have no pixel: the embedded gradient, or the packed one.
     """
     O, C, k = shape
-    row = window(k) * PICTURE
+    row = window(k) * IMAGE
     if route == "expand":
         part = wgrad(dy, y, (O, row, k, 1), groups, dy.first, height * dy.pitch)
-        return Gradient(part, 0, (k * row, row, PICTURE, 1))
+        return Gradient(part, 0, (k * row, row, IMAGE, 1))
     if route == "contract":
         # The few channels are the windows again, so those of y are the rows of the product, and the taps run
         # the other way.
         part = wgrad(y, dy, (C, row, k, 1), groups, 0, y.limit)
-        return Gradient(part, (k - 1) * (row + PICTURE), (1, -row, -PICTURE, k * row))
+        return Gradient(part, (k - 1) * (row + IMAGE), (1, -row, -IMAGE, k * row))
     part = wgrad(dy, y, (O, C, k, k), groups, dy.first, height * dy.pitch)
     return Gradient(part, 0, (k * k * C, k * C, C, 1))
 

@@ -16,7 +16,7 @@ from ._launch import kernel
 from ._math import load_operand, load_tile, locate, masked_moments, reflect, store_tile
 from ._product_triton import load_weight, product
 
-# One compiled kernel serves all picture sizes. Sizes that are multiples of 16 in one picture and not in
+# One compiled kernel serves all image sizes. Sizes that are multiples of 16 in one image and not in
 # another are not worth two.
 COUNTS = [
     "TILES",
@@ -38,10 +38,10 @@ COUNTS = [
 COUNTS += ["DY_ROWS"]
 
 # How the pixel that a tap reads is found from an output pixel.
-REFLECT = tl.constexpr(0)  # in a plain picture, by reflected indices
+REFLECT = tl.constexpr(0)  # in a plain image, by reflected indices
 LINEAR = tl.constexpr(
     1
-)  # in a picture with its border written out: one shift of the linear index for each tap
+)  # in an image with its border written out: one shift of the linear index for each tap
 FOLDED = tl.constexpr(2)  # in a gradient with its margins (3x3): the adjoint of REFLECT
 
 

@@ -73,8 +73,8 @@ def residual_block_fwd(
 
 @residual_block_fwd.register_fake
 def _(x: Tensor, *_: Any) -> tuple[Tensor, ...]:
-    pictures = (torch.empty_like(x), torch.empty_like(x), torch.empty_like(x))
-    return (*pictures, *empty_statistics(x), *empty_statistics(x))
+    images = (torch.empty_like(x), torch.empty_like(x), torch.empty_like(x))
+    return (*images, *empty_statistics(x), *empty_statistics(x))
 
 
 @operator(

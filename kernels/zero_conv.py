@@ -210,8 +210,8 @@ def backward(
         source = y if saved.normed else x
         read = (g, source) if fine is None else (g, source, fine.pixels.data)
         with beside(*read, when=accumulate):
-            pictures = host.pictures_of(g, fine, source, form)
-            host.weight_gradients(*pictures, form, weight, needs[2:], into, accumulate)
+            images = host.coarse_and_fine(g, fine, source, form)
+            host.weight_gradients(*images, form, weight, needs[2:], into, accumulate)
     dbias = host.bias_gradient(g, len(weight)) if needs[1] else empty_result(x, torch.float32)
     return dx, dbias
 

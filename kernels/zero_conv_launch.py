@@ -28,7 +28,7 @@ from ._product_tiles import (
 )
 from ._products import Gradient, contract, precision_of, product, shares_of
 from ._tiles import tuned
-from ._weights import PICTURE, contract_weight, images_of, runs_of, stack_bias, window, window_weight
+from ._weights import IMAGE, contract_weight, images_of, runs_of, stack_bias, window, window_weight
 from .border_launch import Frame, Pixels, embed
 from .reflect_conv_passes import sum_all
 
@@ -67,16 +67,16 @@ class Form:
 
     @property
     def contracts(self) -> bool:
-        """Whether it goes from many channels to a picture's few at stride 1."""
-        return not self.transposed and self.stride == 1 and self.coarse <= PICTURE < self.fine
+        """Whether it goes from many channels to an image's few at stride 1."""
+        return not self.transposed and self.stride == 1 and self.coarse <= IMAGE < self.fine
 
 
 @dataclass(frozen=True)
 class Fine:
-    """A fine picture as taps read it: in lines of its pitch, ``pad`` zero pixels around it that are not in
+    """A fine image as taps read it: in lines of its pitch, ``pad`` zero pixels around it that are not in
     memory.
 
-    ``few``: a picture of few channels, among its zeros, PICTURE channels a pixel; a row of taps is one window
+    ``few``: an image of few channels, among its zeros, PICTURE channels a pixel; a row of taps is one window
     of pixels.
     """
 
@@ -92,17 +92,17 @@ class Fine:
     def of(cls, x: Tensor, form: Form) -> Fine:
         """See x [N, C, H, W] (channels_last); one of few channels is copied."""
         p = form.padding
-        if x.shape[1] > PICTURE:
+        if x.shape[1] > IMAGE:
             return cls(Pixels.of(x), p)
         frame = Frame(p, p, x.shape[2] + 2 * p, x.shape[3] + 2 * p, window(form.kernel))
-        return cls(embed(x, frame, reflect=False, dtype=x.dtype, step=PICTURE), 0, True)
+        return cls(embed(x, frame, reflect=False, dtype=x.dtype, step=IMAGE), 0, True)
 
 
 # --- The products -------------------------------------------------------------------------------------------
 
 
 def gather(x: Fine, w: Tensor, size: tuple[int, int], stride: int, bias: Tensor | None = None) -> Tensor:
-    """Return the coarse picture [N, O, *size] in channels_last from the fine x and w [P, O, k, k, C]."""
+    """Return the coarse image [N, O, *size] in channels_last from the fine x and w [P, O, k, k, C]."""
     w = window_weight(w) if x.few else w
     P, O, KH, KW, C = w.shape
     H, W = size
@@ -129,7 +129,7 @@ def gather(x: Fine, w: Tensor, size: tuple[int, int], stride: int, bias: Tensor 
 
 
 def scatter(x: Tensor, w: Tensor, size: tuple[int, int], form: Form, bias: Tensor | None = None) -> Tensor:
-    """Return the fine picture [N, O, *size] in channels_last from the coarse x [N, C, SH, SW] and w [P, C, k,
+    """Return the fine image [N, O, *size] in channels_last from the coarse x [N, C, SH, SW] and w [P, C, k,
     k, O].
     """
     P, C, k, _, O = w.shape
@@ -158,7 +158,7 @@ def scatter(x: Tensor, w: Tensor, size: tuple[int, int], form: Form, bias: Tenso
 
 def line_of(size: tuple[int, int], block: int) -> int:
     """Return how many of a step's ``block`` pixels lie side by side: a power of two, with the fewest steps
-    for a picture of ``size``.
+    for an image of ``size``.
     """
     lines = [block >> i for i in range(block.bit_length())]
     return min(lines, key=lambda line: triton.cdiv(size[0], block // line) * triton.cdiv(size[1], line))
@@ -237,11 +237,11 @@ def embedded_gradient(g: Tensor, form: Form) -> Fine:
     """
     k, margin = form.kernel, form.kernel - 1 - form.padding
     frame = Frame(margin, margin, g.shape[2] + 2 * margin, g.shape[3] + 2 * margin, window(k))
-    return Fine(embed(g, frame, reflect=False, dtype=g.dtype, step=PICTURE), 0, True)
+    return Fine(embed(g, frame, reflect=False, dtype=g.dtype, step=IMAGE), 0, True)
 
 
 def fine_gradient(g: Tensor, form: Form) -> Fine | None:
-    """Return the output's gradient as both other gradients read it, where it is the fine picture or of few
+    """Return the output's gradient as both other gradients read it, where it is the fine image or of few
     channels at stride 1.
     """
     if form.contracts:
@@ -260,8 +260,8 @@ def input_gradient(g: Tensor, fine: Fine | None, w: Tensor, size: tuple[int, int
     return product(fine.pixels, window_weight(w, turned=True), size)
 
 
-def pictures_of(g: Tensor, fine: Fine | None, y: Tensor, form: Form) -> tuple[Tensor, Fine]:
-    """Return the coarse and the fine picture of a weight gradient: the output's g, which ``fine`` has in
+def coarse_and_fine(g: Tensor, fine: Fine | None, y: Tensor, form: Form) -> tuple[Tensor, Fine]:
+    """Return the coarse and the fine image of a weight gradient: the output's g, which ``fine`` has in
     another form (``fine_gradient``), and the input y.
     """
     if fine is None:
@@ -279,20 +279,20 @@ def weight_gradients(
     accumulate: bool,
 ) -> None:
     """Write (or add) the gradients of the ``weights`` that ``needs`` names to ``into``, a tensor each, from
-    both pictures (``pictures_of``).
+    both images (``coarse_and_fine``).
 
     A frozen weight costs nothing: each run of neighbours that need a gradient is one product, and one sum
     where they lie in equal steps.
     """
     O, C, k = coarse.shape[1], weights[0].shape[1], form.kernel
-    row = window(k) * PICTURE
+    row = window(k) * IMAGE
     shape, start, strides = (O, C, k, k), 0, (k * k * C, k * C, C, 1)
     if fine.few:
-        shape, strides = (O, row, k, 1), (k * row, row, PICTURE, 1)
+        shape, strides = (O, row, k, 1), (k * row, row, IMAGE, 1)
     if form.contracts:
         # The few channels are those of the gradient: the input's are the rows of the product, and the taps
         # run the other way.
-        start, strides = (k - 1) * (row + PICTURE), (1, -row, -PICTURE, k * row)
+        start, strides = (k - 1) * (row + IMAGE), (1, -row, -IMAGE, k * row)
     per, pixels = coarse.shape[0] // len(weights), Pixels.of(coarse)
     size = (coarse.shape[2], coarse.shape[3])
     gradients = []

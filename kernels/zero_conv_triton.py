@@ -1,7 +1,7 @@
 """Triton kernels of the zero-padded convolution, strided or transposed: the device code. zero_conv.py beside
 this file has the contract.
 
-The larger of its two pictures is called fine, the other coarse; tap (a, b) ties coarse pixel (h, w) to fine
+The larger of its two images is called fine, the other coarse; tap (a, b) ties coarse pixel (h, w) to fine
 (S h + a - p, S w + b - p). The weight is [P, coarse channels, K, K, fine channels] for both kinds of
 convolution, which are each other's adjoints. So there are three products, each an implicit matrix product
 over channels_last memory; README.md derives them.
@@ -16,7 +16,7 @@ from ._launch import kernel
 from ._math import load_operand, locate, store_tile
 from ._product_triton import load_weight, product
 
-# One compiled kernel serves all picture sizes.
+# One compiled kernel serves all image sizes.
 COUNTS = [
     "N",
     "TAPS",
@@ -37,7 +37,7 @@ COUNTS = [
 
 @triton.jit
 def _store(ptr, rows, mask_m, offs_n, mask_n, O: tl.constexpr, tile):
-    """``store_tile``; a picture's few channels are stored one by one."""
+    """``store_tile``; an image's few channels are stored one by one."""
     if O % 8 == 0:
         store_tile(ptr, rows, mask_m, offs_n, mask_n, O, tile)
     else:
@@ -135,7 +135,7 @@ def _zero_conv_scatter_kernel(
 
 @triton.jit
 def load_taps(x, h0, q0, h, q, c, bottom, right, SW, XS: tl.constexpr):
-    """Return a tile of a fine picture: channels c of pixels (h0 + h, q0 + q), zeros before 0 and from each
+    """Return a tile of a fine image: channels c of pixels (h0 + h, q0 + q), zeros before 0 and from each
     tap's (bottom, right) on.
 
     x points to pixel (h0, q0); h and q are [pixels, taps], and lines have SW pixels.
@@ -172,7 +172,7 @@ def _zero_conv_wgrad_kernel(
     rest = pid // (j_blocks * o_blocks)
     g, split = rest % G, rest // G
     a, b, c = offs_j // C // KW - PAD, offs_j // C % KW - PAD, offs_j % C
-    # A tap's pixels end with the fine picture, and where the coarse one ends; where there is no column there
+    # A tap's pixels end with the fine image, and where the coarse one ends; where there is no column there
     # is none.
     bottom = tl.where(offs_j < COLUMNS, tl.maximum(tl.minimum(SH, H * STRIDE + a), 0), 0)
     right = tl.maximum(tl.minimum(SW, W * STRIDE + b), 0)

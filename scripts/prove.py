@@ -1,4 +1,4 @@
-"""Speed and parity on your own machine and pictures, in a minute: python scripts/prove.py --help"""
+"""Speed and parity on your own machine and images, in a minute: python scripts/prove.py --help"""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Translate pictures with a trained generator: python scripts/translate.py --help"""
+"""Translate images with a trained generator: python scripts/translate.py --help"""
 
 import sys
 

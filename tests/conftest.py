@@ -1,4 +1,4 @@
-"""Shared by all tests: small pictures on disk, a cache folder of their own, and the skip of tests that need a
+"""Shared by all tests: small images on disk, a cache folder of their own, and the skip of tests that need a
 GPU.
 """
 
@@ -49,7 +49,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_overflow_checks() -> None:
-    """The interpreter checks each integer sum for an overflow, which no picture this small has: a third of
+    """The interpreter checks each integer sum for an overflow, which no image this small has: a third of
     the kernels' tests' time.
     """
     if not torch.cuda.is_available() and importlib.util.find_spec("triton"):
@@ -84,10 +84,10 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def write_pictures(
+def write_images(
     folder: Path, count: int, size: tuple[int, int] = (24, 20), seed: int = 0, suffix: str = ".png"
 ) -> list[Path]:
-    """Write ``count`` noise pictures of ``size`` (width, height) and return their paths."""
+    """Write ``count`` noise images of ``size`` (width, height) and return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     paths = [folder / f"{n:03d}{suffix}" for n in range(count)]
@@ -97,7 +97,7 @@ def write_pictures(
 
 
 def scene(rng: np.random.Generator, size: tuple[int, int]) -> Image.Image:
-    """Return a picture with what photographs have: slopes, sharp edges up to black and white, and a little
+    """Return an image with what photographs have: slopes, sharp edges up to black and white, and a little
     noise.
     """
     width, height = size
@@ -115,8 +115,8 @@ def source(paths: list[Path], fit: Fit) -> Source:
 def unpaired(
     root: Path, channels: tuple[int, int] = (3, 3), mode: Preprocess = "resize_and_crop"
 ) -> tuple[Source, Source]:
-    """Write 5 pictures of A and 3 of B and return them as sources with loads of 24 and crops of 16 pixels."""
-    a, b = write_pictures(root / "A", 5, seed=1), write_pictures(root / "B", 3, seed=2)
+    """Write 5 images of A and 3 of B and return them as sources with loads of 24 and crops of 16 pixels."""
+    a, b = write_images(root / "A", 5, seed=1), write_images(root / "B", 3, seed=2)
     return source(a, Fit(mode, 24, 16, channels[0])), source(b, Fit(mode, 24, 16, channels[1]))
 
 
@@ -127,8 +127,8 @@ def same_batch(x: Batch, y: Batch) -> bool:
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
-    """trainA (5), trainB (4), testA and testB (2) with small noise pictures."""
+    """trainA (5), trainB (4), testA and testB (2) with small noise images."""
     root = tmp_path / "photos"
     for seed, (name, count) in enumerate({"trainA": 5, "trainB": 4, "testA": 2, "testB": 2}.items()):
-        write_pictures(root / name, count, seed=seed)
+        write_images(root / name, count, seed=seed)
     return root

@@ -20,7 +20,7 @@ from PIL import Image
 from fastcyclegan import CycleGAN, cli
 from fastcyclegan.errors import UserError
 from fastcyclegan.tensor_files import load_tensors, to_cpu
-from tests.conftest import write_pictures
+from tests.conftest import write_images
 from tests.models import TINY, same, tensors
 
 
@@ -142,7 +142,7 @@ def test_an_interrupt_ends_after_its_iteration(dataset: Path) -> None:
         model.fit(dataset)
     assert model.iteration == 2
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    model.fit()  # its pictures are known by now
+    model.fit()  # its images are known by now
     whole.fit(dataset)
     assert same(model, whole)
 
@@ -182,7 +182,7 @@ def test_in_pieces_saved_and_loaded_it_is_the_same_run(dataset: Path, tmp_path: 
     again = CycleGAN.load(tmp_path / "kept")
     assert same(pieces, again)
     assert again.iteration == 5
-    again.fit(max_iters=None)  # it knows its pictures
+    again.fit(max_iters=None)  # it knows its images
     assert same(whole, again)
     assert again.fit() == []  # nothing is left to train
 
@@ -192,7 +192,7 @@ def test_what_is_saved_is_a_run_for_the_command_line(dataset: Path, tmp_path: Pa
     model.fit(dataset, max_iters=2, ema=0.5)
     model.save(tmp_path / "runs" / "r")
     assert (tmp_path / "runs" / "r" / "latest_net_G_A_ema.pth").exists()
-    write_pictures(tmp_path / "in", 1)
+    write_images(tmp_path / "in", 1)
     out = ["--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--device", "cpu"]
     assert cli.translate(["--weights", str(tmp_path / "runs" / "r"), *out]) == 0
     assert np.array_equal(

@@ -149,9 +149,9 @@ def test_trains_and_translates_on_the_kernels(
             impl,
         ]
         assert cli.translate(command) == 0
-    pictures = [sorted((tmp_path / impl).rglob("*.png")) for impl in ("triton", "reference")]
-    assert len(pictures[0]) == 2
-    for ours, theirs in zip(*pictures, strict=True):
+    images = [sorted((tmp_path / impl).rglob("*.png")) for impl in ("triton", "reference")]
+    assert len(images[0]) == 2
+    for ours, theirs in zip(*images, strict=True):
         difference = np.asarray(Image.open(ours), np.int16) - np.asarray(Image.open(theirs), np.int16)
         assert abs(difference).max() <= 1
 
@@ -163,9 +163,7 @@ def test_empty_values(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "error: --output: the value is empty\n"
 
 
-def test_continuing_what_does_not_say_its_pictures(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_continuing_what_does_not_log_its_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / "latest_net_G_A.pth").touch()
     where = ("--checkpoints_dir", str(tmp_path), "--name", "theirs", "--continue_train")
@@ -184,7 +182,7 @@ def test_continuing_what_does_not_say_its_pictures(
 def test_builtin_dataset_is_scored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.train(["--checkpoints_dir", str(tmp_path), "--max_iters", "2", "--device", "cpu"]) == 0
     output = capsys.readouterr().out
-    assert "built-in dataset, 32 held-out pictures a side, small networks made for it alone" in output
+    assert "built-in dataset, 32 held-out images a side, small networks made for it alone" in output
     for direction in ("A to B", "B to A"):
         assert f"{direction}: " in output
     assert (tmp_path / "shapes_1" / "dataset" / "trainA" / "000.png").exists()
@@ -212,7 +210,7 @@ def test_translate_from_outside(tmp_path: Path, dataset: Path) -> None:
 
     done = command("latest_net_G.pth", "--grid")
     assert done.returncode == 0, done.stderr
-    assert "wrote 2 pictures to out" in done.stdout
+    assert "wrote 2 images to out" in done.stdout
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"000.png", "001.png", "before_after.png"}
     done = command("nothing.pth")
     assert (done.returncode, done.stderr) == (2, "error: nothing.pth: no such file or folder\n")

@@ -119,7 +119,7 @@ def test_blocks_pad_as_they_are_told(padding_type: str) -> None:
     "norm_layer", [lambda c: nn.InstanceNorm2d(c), lambda c: nn.InstanceNorm2d(c, affine=True)]
 )
 def test_norms_of_a_function_have_the_right_gradient_too(norm_layer: Any) -> None:
-    """One picture in channels_last, where torch's own backward on the CPU is wrong."""
+    """One image in channels_last, where torch's own backward on the CPU is wrong."""
     net = compat.ResnetGenerator(3, 3, 2, norm_layer, n_blocks=1, impl="reference").double()
     x = torch.randn(1, 3, 8, 8, dtype=torch.float64)
     dy = torch.randn(1, 3, 8, 8, dtype=torch.float64)

@@ -46,7 +46,7 @@ def test_half_networks_follow_each_other() -> None:
 
 @pytest.mark.parametrize("kind", ["G", "D"])
 def test_transforms_of_torch_func(kind: str) -> None:
-    """auto leaves them to PyTorch's operators: per-picture gradients, vmap and forward mode. In float64:
+    """auto leaves them to PyTorch's operators: per-image gradients, vmap and forward mode. In float64:
     rounding is 1e-16.
     """
     net, x = (value.double() for value in small(kind, "auto"))
@@ -184,5 +184,5 @@ def test_the_engine_takes_them_as_ours() -> None:
 
     assert (
         why_not_batched("G", Own(3, 3, 2, INSTANCE, n_blocks=1))
-        == "G is a Own, which may look at all pictures of a batch"
+        == "G is a Own, which may look at all images of a batch"
     )

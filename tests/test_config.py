@@ -27,7 +27,7 @@ BAD: list[tuple[str, Callable[[], object]]] = [
     ("crop_size 300 is larger than load_size 286", lambda: DataConfig(crop_size=300)),
     ("go together", lambda: DataConfig(data_A=Path("a"))),
     ("not both", lambda: DataConfig(dataroot=Path("r"), data_A=Path("a"), data_B=Path("b"))),
-    ("batch_size 2 needs pictures of one size", lambda: DataConfig(batch_size=2, preprocess="none")),
+    ("batch_size 2 needs images of one size", lambda: DataConfig(batch_size=2, preprocess="none")),
     ("preprocess must be one of", lambda: DataConfig(preprocess="squash")),
     (r"holdout must be in \[0, 1\)", lambda: DataConfig(data_A=Path("a"), data_B=Path("b"), holdout=1.0)),
     ("batch_size must be at least 1, got 0", lambda: DataConfig(batch_size=0)),

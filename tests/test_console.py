@@ -9,7 +9,7 @@ from fastcyclegan.console import Console
 
 def test_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
     with Console() as console:
-        console.say("[bold]/a/very/long/path" + "x" * 200)
+        console.log("[bold]/a/very/long/path" + "x" * 200)
         console.table("title", {"a": 1, "long name": "[x]"})
         console.progress(1, 2, "half [way]")
     assert capsys.readouterr().out.splitlines() == [
@@ -29,7 +29,7 @@ def test_live_line_in_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert console.is_terminal
     with console:
         console.progress(1, 4, "iteration [1]")
-        console.say("a line above")
+        console.log("a line above")
     output = capsys.readouterr().out
     assert "25%" in output
     assert "iteration [1]" in output

@@ -12,7 +12,7 @@ import torch
 
 from fastcyclegan import Generator
 from fastcyclegan.checkpoints.run_files import save_weights
-from tests.conftest import write_pictures
+from tests.conftest import write_images
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
@@ -33,8 +33,8 @@ def test_all_of_it_runs(
     assert len(BLOCKS) >= 8
     monkeypatch.chdir(tmp_path)
     for seed, name in enumerate(("photos", "paintings")):
-        write_pictures(tmp_path / name, 4, size=(30, 30), seed=seed)
-    (file,) = write_pictures(tmp_path / "x", 1, suffix=".jpg")
+        write_images(tmp_path / name, 4, size=(30, 30), seed=seed)
+    (file,) = write_images(tmp_path / "x", 1, suffix=".jpg")
     file.rename(tmp_path / "holiday.jpg")
     save_weights(tmp_path / "latest_net_G_A.pth", Generator(ngf=2, n_blocks=1).state_dict())
     for long in SMALLER:

@@ -21,7 +21,7 @@ from fastcyclegan.testing import relative_error
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("batch", [1, 2])
 def test_instance_norm_gradient_in_any_layout(batch: int, layout: torch.memory_format) -> None:
-    """torch's own is wrong on the CPU for one picture and a channels_last gradient: this fails with
+    """torch's own is wrong on the CPU for one image and a channels_last gradient: this fails with
     nn.InstanceNorm2d in its place.
     """
     torch.manual_seed(0)

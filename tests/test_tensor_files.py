@@ -165,8 +165,8 @@ def test_a_thousand_mutations(tmp_path: Path, generator: dict[str, Tensor], zipp
             found = load_generator(file).state_dict()
         except UserError as error:
             refused += 1
-            said = str(error)
-            assert said.startswith(str(file)) and "\n" not in said  # noqa: PT018
+            logged = str(error)
+            assert logged.startswith(str(file)) and "\n" not in logged  # noqa: PT018
         else:
             assert {key: value.shape for key, value in found.items()} == {
                 key: value.shape for key, value in generator.items()

@@ -11,7 +11,7 @@ from fastcyclegan.data.sample_plan import Sample
 
 @dataclass(frozen=True)
 class Batch:
-    """Pictures of both domains, [N, C, H, W] in channels_last memory, in [-1, 1], on the device, and what
+    """Images of both domains, [N, C, H, W] in channels_last memory, in [-1, 1], on the device, and what
     their samples decided.
     """
 

@@ -2,8 +2,8 @@
 
 Every scene is a few discs, squares and diamonds on one ground. A paints them in one colour, B in horizontal
 stripes of two others with a period of four rows. The palette is fixed, so a translation is determined: plain
-shape to striped shape in the same place, ground to ground. Training pictures of A and B show different
-scenes; a held-out picture of A and the one of B by the same name show the same scene, which is what a perfect
+shape to striped shape in the same place, ground to ground. Training images of A and B show different
+scenes; a held-out image of A and the one of B by the same name show the same scene, which is what a perfect
 translation would give.
 """
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from fastcyclegan.data.image_file import open_picture
+from fastcyclegan.data.image_file import open_image
 from fastcyclegan.data.pixels import to_pixels, to_unit_range
 from fastcyclegan.data.sample_plan import uniforms
 
@@ -46,23 +46,23 @@ def _shapes(u: NDArray[np.float64]) -> NDArray[np.bool_]:
 
 
 def draw(domain: str, seed: int, split: str, index: int) -> Pixels:
-    """Return picture ``index`` of ``domain`` "A" or "B", [SIZE, SIZE, 3] uint8. Test pictures of both domains
+    """Return image ``index`` of ``domain`` "A" or "B", [SIZE, SIZE, 3] uint8. Test images of both domains
     share their scenes.
     """
     stream = {"train": 1 + "AB".index(domain), "test": 0}[split]
     mask = _shapes(uniforms(13, seed, stream, index))
-    picture = np.empty((SIZE, SIZE, 3), dtype=np.uint8)
-    picture[:] = GROUND
+    image = np.empty((SIZE, SIZE, 3), dtype=np.uint8)
+    image[:] = GROUND
     if domain == "A":
-        picture[mask] = PLAIN
+        image[mask] = PLAIN
     else:
         dark = (np.arange(SIZE) % PERIOD < PERIOD // 2)[:, None]
-        picture[mask & dark], picture[mask & ~dark] = STRIPES
-    return picture
+        image[mask & dark], image[mask & ~dark] = STRIPES
+    return image
 
 
 def write(root: Path, seed: int) -> None:
-    """Draw the dataset into ``root``/{train,test}{A,B}; pictures that are there already are left as they
+    """Draw the dataset into ``root``/{train,test}{A,B}; images that are there already are left as they
     are."""
     for split, count in COUNTS.items():
         for domain in "AB":
@@ -74,16 +74,16 @@ def write(root: Path, seed: int) -> None:
                     Image.fromarray(draw(domain, seed, split, index)).save(file)
 
 
-def stripes(pictures: NDArray[np.uint8]) -> float:
+def stripes(images: NDArray[np.uint8]) -> float:
     """The fixed statistic of [N, H, W, 3]: mean absolute difference of rows half a period apart. Stripes have
     it.
     """
-    values = pictures.astype(np.float64)
+    values = images.astype(np.float64)
     return float(np.abs(values[:, PERIOD // 2 :] - values[:, : -PERIOD // 2]).mean())
 
 
 def gap_closed(source: Pixels, translated: Pixels, target: Pixels) -> float:
-    """Return 1 where the translated pictures have the target domain's statistic, 0 where they are no nearer
+    """Return 1 where the translated images have the target domain's statistic, 0 where they are no nearer
     to it than the source's.
 
     Overshooting counts as missing: 1 - |s(translated) - s(target)| / |s(source) - s(target)|.
@@ -93,18 +93,18 @@ def gap_closed(source: Pixels, translated: Pixels, target: Pixels) -> float:
 
 def distance_ratio(source: Pixels, translated: Pixels, target: Pixels) -> float:
     """Return the mean L1 distance of the translations to their true counterparts, over that of the
-    untranslated pictures: 0 is perfect.
+    untranslated images: 0 is perfect.
     """
 
-    def distance(pictures: Pixels) -> float:
-        return float(np.abs(pictures.astype(np.float64) - target.astype(np.float64)).mean())
+    def distance(images: Pixels) -> float:
+        return float(np.abs(images.astype(np.float64) - target.astype(np.float64)).mean())
 
     return distance(translated) / distance(source)
 
 
 @dataclass(frozen=True)
 class Score:
-    """How well held-out pictures were translated; see the functions of these names."""
+    """How well held-out images were translated; see the functions of these names."""
 
     gap_closed: float
     distance_ratio: float
@@ -116,7 +116,7 @@ def score(
     targets: Sequence[Path],
     device: torch.device,
 ) -> Score:
-    """Return how well ``translate`` makes the pictures ``targets`` of the pictures ``sources``, in order.
+    """Return how well ``translate`` makes the images ``targets`` of the images ``sources``, in order.
 
     ``translate``: from [N, 3, H, W] in [-1, 1] on ``device`` to the same.
     """
@@ -127,4 +127,4 @@ def score(
 
 
 def _read(paths: Sequence[Path]) -> Pixels:
-    return np.stack([np.asarray(open_picture(path)) for path in paths])
+    return np.stack([np.asarray(open_image(path)) for path in paths])

@@ -1,4 +1,4 @@
-"""Every picture decoded and resized once, and kept in memory: an epoch then reads no file. Crop and flip come
+"""Every image decoded and resized once, and kept in memory: an epoch then reads no file. Crop and flip come
 from the plan as ever.
 """
 
@@ -13,15 +13,15 @@ import torch
 from torch import Tensor
 
 from fastcyclegan.data.batch import Batch
-from fastcyclegan.data.image_file import BadPictureError, Fit
-from fastcyclegan.data.loader import Job, Loader, Reader, Row, Say, Source
+from fastcyclegan.data.image_file import BadImageError, Fit
+from fastcyclegan.data.loader import Job, Loader, Log, Reader, Row, Source
 from fastcyclegan.data.sample_plan import Plan, View
 from fastcyclegan.errors import UserError
 
 
 @dataclass(frozen=True)
 class CachedImages:
-    """The resized pictures of a source, [H, W, C] uint8, in ``rows``; they lie one behind the other in one
+    """The resized images of a source, [H, W, C] uint8, in ``rows``; they lie one behind the other in one
     piece of memory.
     """
 
@@ -43,7 +43,7 @@ def free_memory(device: torch.device) -> int:
 
 
 def bytes_needed(source: Source) -> int:
-    """Return what the resized pictures of ``source`` take, from the sizes that its files were checked to
+    """Return what the resized images of ``source`` take, from the sizes that its files were checked to
     have.
     """
     pixels = 0
@@ -57,7 +57,7 @@ def bytes_needed(source: Source) -> int:
 def hold(
     sources: Sequence[Source], readers: Sequence[Reader], device: torch.device, free: int | None = None
 ) -> list[CachedImages]:
-    """Read all pictures of ``sources``, each by its reader, into the memory of ``device``.
+    """Read all images of ``sources``, each by its reader, into the memory of ``device``.
 
     Raises UserError, before anything is read, where they take more than half of the memory that is ``free``.
     A file that cannot be read any more is held as its error.
@@ -68,7 +68,7 @@ def hold(
     if needed > free // 2:
         cache = "gpu" if device.type == "cuda" else "ram"
         raise UserError(
-            f"--cache {cache}: the pictures take {needed / 2**20:,.0f} MiB, more than half of the"
+            f"--cache {cache}: the images take {needed / 2**20:,.0f} MiB, more than half of the"
             f" {free / 2**20:,.0f} MiB free"
         )
     return [_hold(source, reader, device) for source, reader in zip(sources, readers, strict=True)]
@@ -105,7 +105,7 @@ def view_of(pixels: Tensor, fit: Fit, view: View, device: torch.device) -> Tenso
 
 
 class CachedLoader(Loader):
-    """Takes its pictures from memory: of the device, or of the host."""
+    """Takes its images from memory: of the device, or of the host."""
 
     def __init__(
         self,
@@ -117,9 +117,9 @@ class CachedLoader(Loader):
         held_B: CachedImages,
         *,
         skip_bad_images: bool = False,
-        say: Say = lambda text: None,
+        log: Log = lambda text: None,
     ) -> None:
-        super().__init__(a, b, plan, device, skip_bad_images=skip_bad_images, say=say)
+        super().__init__(a, b, plan, device, skip_bad_images=skip_bad_images, log=log)
         self.held_A, self.held_B = held_A, held_B
 
     def batches(self, start: int, stop: int) -> Generator[Batch]:
@@ -134,6 +134,6 @@ class CachedLoader(Loader):
 
     def _view(self, held: CachedImages, fit: Fit, index: int, view: View) -> Row:
         row = held.rows[index]
-        if isinstance(row, BadPictureError):
+        if isinstance(row, BadImageError):
             return row
         return view_of(row, fit, view, self.device)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from fastcyclegan.data.image_file import ORIENTATION, BadPictureError, open_picture, read_header
+from fastcyclegan.data.image_file import ORIENTATION, BadImageError, open_image, read_header
 from fastcyclegan.errors import system_reason
 from fastcyclegan.tensor_files import write_atomically
 
@@ -60,21 +60,21 @@ def check_file(path: Path) -> Checked:
     if not path.is_file():  # reading a pipe would wait for ever
         return Checked(*identity, error="not a regular file")
     try:
-        open_picture(path)
+        open_image(path)
         _, plain = read_header(path.read_bytes())
         with Image.open(path) as header:
             width, height = header.size
             if header.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8):  # lies on its side
                 width, height = height, width
             return Checked(*identity, width, height, header.mode, plain=plain)
-    except BadPictureError as bad:
+    except BadImageError as bad:
         return Checked(*identity, error=bad.reason)
 
 
 def _cache_file() -> Path:
     base = os.environ.get("XDG_CACHE_HOME")
     folder = Path(base) if base else Path.home() / ".cache"
-    return folder / "fastcyclegan" / "checked_pictures.json"
+    return folder / "fastcyclegan" / "checked_images.json"
 
 
 def _read_cache(file: Path) -> dict[str, Checked]:

@@ -15,7 +15,7 @@ from fastcyclegan.data.cached_loader import CachedLoader, hold
 from fastcyclegan.data.dali_loader import DaliLoader, DaliReader
 from fastcyclegan.data.dali_pipeline import why_not_dali
 from fastcyclegan.data.image_file import Fit
-from fastcyclegan.data.loader import Loader, Reader, Say, Source
+from fastcyclegan.data.loader import Loader, Log, Reader, Source
 from fastcyclegan.data.pillow_loader import WORKERS, FolderLoader, PillowReader
 from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.errors import UserError
@@ -83,34 +83,34 @@ def check_cache(cache: str, device: torch.device) -> None:
     """Raise UserError for a cache on a GPU that the run is not on."""
     if cache == "gpu" and device.type != "cuda":
         raise UserError(
-            f"--cache gpu keeps pictures on a CUDA GPU, and this run is on the device {device.type}; use"
+            f"--cache gpu keeps images on a CUDA GPU, and this run is on the device {device.type}; use"
             " --cache ram"
         )
 
 
-def make_reader(choice: Choice, fit: Fit, device: torch.device, say: Say) -> Reader:
-    """Return what reads single pictures: on ``device`` where DALI does, else on the host."""
+def make_reader(choice: Choice, fit: Fit, device: torch.device, log: Log) -> Reader:
+    """Return what reads single images: on ``device`` where DALI does, else on the host."""
     if choice.kind == "dali":
-        return DaliReader(fit, device, choice.threads, say)
+        return DaliReader(fit, device, choice.threads, log)
     return PillowReader(fit, choice.threads)
 
 
 def make_loader(
-    choice: Choice, a: Source, b: Source, plan: Plan, device: torch.device, config: DataConfig, say: Say
+    choice: Choice, a: Source, b: Source, plan: Plan, device: torch.device, config: DataConfig, log: Log
 ) -> Loader:
     """Return the loader of ``choice``; with a cache, that which it filled.
 
-    Raises UserError where the pictures do not fit the cache, or there is no such memory.
+    Raises UserError where the images do not fit the cache, or there is no such memory.
     """
     skip = config.skip_bad_images
     if config.cache != "none":
         check_cache(config.cache, device)
         where = device if config.cache == "gpu" else torch.device("cpu")
-        readers = [make_reader(choice, source.fit, device, say) for source in (a, b)]
+        readers = [make_reader(choice, source.fit, device, log) for source in (a, b)]
         held_A, held_B = hold((a, b), readers, where)
         total = (held_A.bytes + held_B.bytes) / 2**20
-        say(f"--cache {config.cache}: {len(a.paths) + len(b.paths)} pictures held in {total:,.1f} MiB")
-        return CachedLoader(a, b, plan, device, held_A, held_B, skip_bad_images=skip, say=say)
+        log(f"--cache {config.cache}: {len(a.paths) + len(b.paths)} images held in {total:,.1f} MiB")
+        return CachedLoader(a, b, plan, device, held_A, held_B, skip_bad_images=skip, log=log)
     if choice.kind == "dali":
-        return DaliLoader(a, b, plan, device, threads=choice.threads, skip_bad_images=skip, say=say)
-    return FolderLoader(a, b, plan, device, workers=choice.threads, skip_bad_images=skip, say=say)
+        return DaliLoader(a, b, plan, device, threads=choice.threads, skip_bad_images=skip, log=log)
+    return FolderLoader(a, b, plan, device, workers=choice.threads, skip_bad_images=skip, log=log)

@@ -1,15 +1,15 @@
-"""The DALI loader: files go in as bytes, in blocks; decoded, resized, cropped and mirrored pictures come out,
+"""The DALI loader: files go in as bytes, in blocks; decoded, resized, cropped and mirrored images come out,
 in the plan's order.
 
 Who does what, by measurement: on a GPU, DALI does all of it there. On a CPU, DALI decodes (1.6 times as fast
-as Pillow, and to the same pixels) and torch resizes: its antialiased cubic filter for 8-bit pictures computes
+as Pillow, and to the same pixels) and torch resizes: its antialiased cubic filter for 8-bit images computes
 as Pillow's does, rounded between two passes, and so is within 2 levels of it if the passes have the same
 order, in a seventh of the time. DALI's own filter does not round there and repeats the border: it is up to 11
 levels off, and hardly faster than Pillow's.
 
-Blocks, because DALI has a cost a run: at one picture a run it is slower than Pillow. Files that decoders read
+Blocks, because DALI has a cost a run: at one image a run it is slower than Pillow. Files that decoders read
 in different ways (see ``image_file.read_header``), and files that changed since they were checked, go through
-Pillow in the same stream of pictures; so does one that DALI fails on, and that is said.
+Pillow in the same stream of images; so does one that DALI fails on, and that is said.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from fastcyclegan.data.background import in_background
 from fastcyclegan.data.batch import Batch
 from fastcyclegan.data.dali_pipeline import BLOCK, DaliPipeline, EncodedFile, parses
 from fastcyclegan.data.image_file import Fit, Pixels, Size, read_header, take_view
-from fastcyclegan.data.loader import Job, Loader, Row, Say, Source
+from fastcyclegan.data.loader import Job, Loader, Log, Row, Source
 from fastcyclegan.data.pillow_loader import read_with_pillow
 from fastcyclegan.data.sample_plan import Plan, Sample, View
 
 BLOCK_BYTES = 2**28
-"""Decoded bytes that a block may hold; large pictures make smaller blocks."""
+"""Decoded bytes that a block may hold; large images make smaller blocks."""
 AHEAD = 2
 """Finished blocks that wait for the consumer, while another is resized and another decoded."""
 
@@ -84,7 +84,7 @@ class _Block:
 
 
 class DaliReader:
-    """Reads pictures of one ``fit`` in order, by blocks, ahead of its consumer.
+    """Reads images of one ``fit`` in order, by blocks, ahead of its consumer.
 
     On a GPU rows come on the consumer's current stream, made on a stream of the reader's own. ``whole`` is as
     in ``DaliPipeline``.
@@ -95,11 +95,11 @@ class DaliReader:
         fit: Fit,
         device: torch.device,
         threads: int,
-        say: Say = lambda text: None,
+        log: Log = lambda text: None,
         *,
         whole: bool | None = None,
     ) -> None:
-        self.fit, self.device, self.threads, self.say = fit, device, max(threads, 1), say
+        self.fit, self.device, self.threads, self.log = fit, device, max(threads, 1), log
         self.whole = whole
         self._refused: set[Path] = set()
         self._noted: set[Path] = set()
@@ -109,7 +109,7 @@ class DaliReader:
         with in_background(self._blocks(iter(jobs)), AHEAD) as blocks:
             for block in blocks:
                 for note in block.notes:
-                    self.say(note)
+                    self.log(note)
                 for file, row in zip(block.files, block.rows, strict=True):
                     if block.ready is not None and isinstance(row, Tensor):
                         stream = torch.cuda.current_stream(self.device)
@@ -248,14 +248,14 @@ class DaliLoader(Loader):
         *,
         threads: int = 1,
         skip_bad_images: bool = False,
-        say: Say = lambda text: None,
+        log: Log = lambda text: None,
         whole: bool | None = None,
     ) -> None:
-        super().__init__(a, b, plan, device, skip_bad_images=skip_bad_images, say=say)
-        # Pictures of one fit go through one pipeline, A and B in turn.
+        super().__init__(a, b, plan, device, skip_bad_images=skip_bad_images, log=log)
+        # Images of one fit go through one pipeline, A and B in turn.
         fits = {"AB": a.fit} if a.fit == b.fit else {"A": a.fit, "B": b.fit}
         self.readers = {
-            sides: DaliReader(fit, device, threads, say, whole=whole) for sides, fit in fits.items()
+            sides: DaliReader(fit, device, threads, log, whole=whole) for sides, fit in fits.items()
         }
 
     def batches(self, start: int, stop: int) -> Generator[Batch]:
@@ -273,7 +273,7 @@ class DaliLoader(Loader):
                 yield self._batch_of_rows(rows)
 
     def _jobs(self, start: int, stop: int, sides: str) -> Iterator[Job]:
-        """Yield the pictures of ``sides`` ("A", "B" or "AB") in the order of the samples."""
+        """Yield the images of ``sides`` ("A", "B" or "AB") in the order of the samples."""
         for epoch, numbers in self.plan.batches(start, stop):
             for i in numbers:
                 sample = self.plan.sample(epoch, i)

@@ -19,7 +19,7 @@ from fastcyclegan.data.loader import Job
 from fastcyclegan.errors import UserError, one_line
 
 BLOCK = 64
-"""Pictures a run: 32 samples of both domains."""
+"""Images a run: 32 samples of both domains."""
 
 
 def why_not_dali(device: torch.device) -> str:
@@ -56,7 +56,7 @@ def _why_not_this_cuda() -> str:
 
 
 def parses(data: bytes, size: Size) -> bool:
-    """Whether DALI's parser finds a picture of ``size`` in ``data``.
+    """Whether DALI's parser finds an image of ``size`` in ``data``.
 
     What it does not must never reach a pipeline: a parser that fails there leaves other threads at work on
     memory that is gone, which has crashed the process (DALI 2.4; a decoder that fails is harmless).
@@ -113,7 +113,7 @@ class DaliPipeline:
         )
         with pipe:
             # The hardware's decoder and the CUDA one differ by a level; sharing a block between them would
-            # make a picture depend on its place in it, and a resumed run differ. Chroma is interpolated as
+            # make an image depend on its place in it, and a resumed run differ. Chroma is interpolated as
             # libjpeg, and so Pillow, does.
             pixels = fn.decoders.image(
                 fn.external_source(name="files", dtype=types.UINT8, ndim=1),

@@ -1,4 +1,4 @@
-"""The report of a dataset as one HTML page, with its pictures in it."""
+"""The report of a dataset as one HTML page, with its images in it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def page(title: str, reports: list[FolderReport], twice: list[Group], crop_size:
     named = html.escape(title)
     parts = [
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{named}</title>',
-        f"<style>{_STYLE}</style></head><body><h1>{named}</h1>\n<h2>Mean pictures</h2>",
+        f"<style>{_STYLE}</style></head><body><h1>{named}</h1>\n<h2>Mean images</h2>",
     ]
     for report in reports:
         if report.mean is not None:

@@ -1,5 +1,5 @@
 """A look at a dataset before it is trained on: counts, sizes, modes, files that are broken, small or twice
-there, and mean pictures.
+there, and mean images.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ LISTED = 20
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """Look at a dataset before training: as text, and as a page with pictures."""
+    """Look at a dataset before training: as text, and as a page with images."""
 
-    #: The dataset: trainA/ trainB/ (testA/ testB/), or train/A train/B; or any one folder of pictures.
+    #: The dataset: trainA/ trainB/ (testA/ testB/), or train/A train/B; or any one folder of images.
     dir: Annotated[Path | None, tyro.conf.Positional] = None
     #: Instead of it, with --data_B: the folder of A.
     data_A: Path | None = None
@@ -36,7 +36,7 @@ class ReportConfig:
     #: The page. Default: NAME_report.html in the current folder, by the name of the dataset (of a single
     #: folder also its parent's).
     output: Path | None = None
-    #: Pictures with a side below this are listed as small: training would enlarge them, or refuse to crop
+    #: Images with a side below this are listed as small: training would enlarge them, or refuse to crop
     #: them.
     crop_size: int = DataConfig.crop_size
 
@@ -54,7 +54,7 @@ def folders_of(config: ReportConfig) -> dict[str, Path]:
     if config.dir is not None and config.dir.is_dir():
         parts = ("trainA", "trainB", "train/A", "train/B")
         if not any((config.dir / part).is_dir() for part in parts):
-            return {"pictures": config.dir}
+            return {"images": config.dir}
     data = DataConfig(dataroot=config.dir, data_A=config.data_A, data_B=config.data_B)
     found = find_folders(data)
     folders = {"train A": found.train_A, "train B": found.train_B}
@@ -65,21 +65,21 @@ def folders_of(config: ReportConfig) -> dict[str, Path]:
     return folders
 
 
-def _say(reports: list[FolderReport], twice: list[Group], crop_size: int, console: Console) -> None:
+def _log(reports: list[FolderReport], twice: list[Group], crop_size: int, console: Console) -> None:
     for report in reports:
         console.table(f"{report.name}: {report.folder}", summary(report, crop_size))
-        _say_first([f"broken: {file.path}: {file.error}" for file in report.broken], console)
-        _say_first([f"small: {file.path}: {file.width}x{file.height}" for file in report.small], console)
-    pictures = "picture" if len(twice) == 1 else "pictures"
-    console.say(f"the same pixels more than once: {len(twice):,} {pictures}")
-    _say_first([equal_files(group) for group in twice], console)
+        _log_first([f"broken: {file.path}: {file.error}" for file in report.broken], console)
+        _log_first([f"small: {file.path}: {file.width}x{file.height}" for file in report.small], console)
+    images = "image" if len(twice) == 1 else "images"
+    console.log(f"the same pixels more than once: {len(twice):,} {images}")
+    _log_first([equal_files(group) for group in twice], console)
 
 
-def _say_first(lines: list[str], console: Console) -> None:
+def _log_first(lines: list[str], console: Console) -> None:
     for line in lines[:LISTED]:
-        console.say(f"    {line}")
+        console.log(f"    {line}")
     if len(lines) > LISTED:
-        console.say(f"and {len(lines) - LISTED:,} more, see the page")
+        console.log(f"and {len(lines) - LISTED:,} more, see the page")
 
 
 def report_dataset(config: ReportConfig, console: Console) -> bool:
@@ -92,7 +92,7 @@ def report_dataset(config: ReportConfig, console: Console) -> bool:
         for name, folder in folders.items():
             reports.append(look_at(name, folder, config.crop_size, partial(_progress, console, name)))
     twice = duplicates(reports)
-    _say(reports, twice, config.crop_size, console)
+    _log(reports, twice, config.crop_size, console)
     title = _title(config.dir, folders)
     output = config.output
     if output is None:
@@ -101,18 +101,18 @@ def report_dataset(config: ReportConfig, console: Console) -> bool:
     output.parent.mkdir(parents=True, exist_ok=True)
     text = page(title, reports, twice, config.crop_size)
     write_atomically(output, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
-    console.say(f"page: {output}")
+    console.log(f"page: {output}")
     return not any(report.broken for report in reports)
 
 
 def _title(root: Path | None, folders: Mapping[str, Path]) -> str:
     if root is None:
         return " and ".join(folder.resolve().name for folder in folders.values())
-    if list(folders) == ["pictures"]:
+    if list(folders) == ["images"]:
         return " ".join(root.resolve().parts[-2:])  # the trainA of this dataset is not that of another
     return root.resolve().name
 
 
 def _progress(console: Console, name: str, done: int, total: int) -> None:
     if console.is_terminal or done % 1000 == 0:
-        console.progress(done, total, f"{name}: {done:,} of {total:,} pictures")
+        console.progress(done, total, f"{name}: {done:,} of {total:,} images")

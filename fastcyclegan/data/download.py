@@ -1,5 +1,5 @@
 """The authors' datasets: fetched from their server in as many goes as it takes, unpacked with care, every
-picture opened.
+image opened.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from fastcyclegan.data.checked_files import Checked, check_files
-from fastcyclegan.data.scan import list_pictures
+from fastcyclegan.data.scan import list_images
 from fastcyclegan.errors import UserError
 
 SERVER = "http://efrosgans.eecs.berkeley.edu/cyclegan/datasets"
@@ -39,7 +39,7 @@ _BROKEN = (
 
 @dataclass(frozen=True)
 class Dataset:
-    """What the authors offer under a name: from what to what, MiB to fetch, and pictures in trainA, trainB,
+    """What the authors offer under a name: from what to what, MiB to fetch, and images in trainA, trainB,
     testA, testB.
     """
 
@@ -63,7 +63,7 @@ DATASETS = {
 }
 ELSEWHERE = {"cityscapes": "its licence forbids passing it on; get it from cityscapes-dataset.com"}
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 Progress = Callable[[int, int], None]
 
 
@@ -74,11 +74,11 @@ def download(
     server: str = SERVER,
     archive: Path | None = None,
     keep_archive: bool = False,
-    say: Say = print,
+    log: Log = print,
     progress: Progress = lambda done, total: None,
     wait: Callable[[float], None] = time.sleep,
 ) -> list[Checked]:
-    """Put dataset ``name`` into ``output``/``name`` and return its bad pictures. With ``archive``, a zip that
+    """Put dataset ``name`` into ``output``/``name`` and return its bad images. With ``archive``, a zip that
     was fetched by other means.
 
     What a broken connection left is kept and gone on from. Raises UserError for what the user can put right;
@@ -98,14 +98,14 @@ def download(
         unpack(archive, target)
     else:
         url = f"{server}/{urllib.parse.quote(name)}.zip"
-        fetched = fetch(url, output / f"{name}.zip", say, progress, wait)
+        fetched = fetch(url, output / f"{name}.zip", log, progress, wait)
         unpack(fetched, target)
         if not keep_archive:
             fetched.unlink()
-    return _report(name, target, say)
+    return _report(name, target, log)
 
 
-def fetch(url: str, file: Path, say: Say, progress: Progress, wait: Callable[[float], None]) -> Path:
+def fetch(url: str, file: Path, log: Log, progress: Progress, wait: Callable[[float], None]) -> Path:
     """Fetch ``url`` into ``file``, going on from ``file``.part if it is there, and return ``file``."""
     part = file.with_name(file.name + ".part")
     if file.exists():
@@ -124,7 +124,7 @@ def fetch(url: str, file: Path, say: Say, progress: Progress, wait: Callable[[fl
             failures = 0
         if failures == TRIES:
             raise UserError(_unreachable(url, reason, got, file.name))
-        say(f"connection broken after {got / 2**20:.1f} MiB ({reason}); going on")
+        log(f"connection broken after {got / 2**20:.1f} MiB ({reason}); going on")
         wait(min(2.0**failures, 30))
     part.rename(file)
     _notes(part).unlink(missing_ok=True)
@@ -275,8 +275,8 @@ def _root(unpacked: Path, name: str, archive: Path) -> Path:
     raise UserError(f"{archive}: no dataset, as it has none of {', '.join(FOLDERS)}")
 
 
-def _report(name: str, target: Path, say: Say) -> list[Checked]:
-    """Open every picture, say how many there are and what is wrong with them, and return the bad ones."""
+def _report(name: str, target: Path, log: Log) -> list[Checked]:
+    """Open every image, say how many there are and what is wrong with them, and return the bad ones."""
     bad: list[Checked] = []
     expected: dict[str, int] = {}
     dataset = DATASETS.get(name)
@@ -286,15 +286,15 @@ def _report(name: str, target: Path, say: Say) -> list[Checked]:
         folder = target / part
         if not folder.is_dir():
             continue
-        checked = check_files(list_pictures(folder))
+        checked = check_files(list_images(folder))
         broken = [file for file in checked if file.error]
-        line = f"{folder}: {len(checked):,} pictures"
+        line = f"{folder}: {len(checked):,} images"
         if part in expected and expected[part] != len(checked):
             line += f" (the authors' has {expected[part]:,})"
         if broken:
             line += f", {len(broken)} broken"
-        say(line)
+        log(line)
         bad += broken
     for file in bad:
-        say(f"bad picture {file.path}: {file.error}")
+        log(f"bad image {file.path}: {file.error}")
     return bad

@@ -1,5 +1,5 @@
 """What is in one folder of a dataset: counts, sizes, modes, files that are broken, small or twice there, and
-the mean picture.
+the mean image.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from PIL import Image
 
 from fastcyclegan.data.checked_files import Checked, check_files
 from fastcyclegan.data.choose_loader import choose, make_reader
-from fastcyclegan.data.image_file import BadPictureError, Fit
+from fastcyclegan.data.image_file import BadImageError, Fit
 from fastcyclegan.data.loader import Job
-from fastcyclegan.data.scan import list_pictures, no_pictures
+from fastcyclegan.data.scan import list_images, no_images
 from fastcyclegan.errors import UserError
 
 MEAN_SIDE, THUMB_SIDE, THUMBS = 128, 112, 36
@@ -28,7 +28,7 @@ MEAN_SIDE, THUMB_SIDE, THUMBS = 128, 112, 36
 
 @dataclass
 class FolderReport:
-    """What is in one folder. ``mean`` is [MEAN_SIDE, MEAN_SIDE, 3], in levels; None where no picture could be
+    """What is in one folder. ``mean`` is [MEAN_SIDE, MEAN_SIDE, 3], in levels; None where no image could be
     read.
     """
 
@@ -63,10 +63,10 @@ def _thumb(pixels: NDArray[np.uint8]) -> bytes:
 
 
 def look_at(name: str, folder: Path, crop_size: int, progress: Callable[[int, int], None]) -> FolderReport:
-    """Read every picture of ``folder`` and return what there is. Raises UserError where it holds none."""
-    paths = [path.absolute() for path in list_pictures(folder)]
+    """Read every image of ``folder`` and return what there is. Raises UserError where it holds none."""
+    paths = [path.absolute() for path in list_images(folder)]
     if not paths:
-        raise no_pictures(folder)
+        raise no_images(folder)
     report = FolderReport(name, folder, check_files(paths))
     report.small = [file for file in report.good if min(file.width, file.height) < crop_size]
     every = max(1, len(paths) // THUMBS)
@@ -94,7 +94,7 @@ def _pixels_of(files: Sequence[Checked]) -> Iterator[tuple[str, NDArray[np.uint8
     cpu = torch.device("cpu")
     reader = make_reader(choose("auto", cpu), Fit(), cpu, lambda text: None)
     for job, row in reader.read(Job(Path(file.path), None, file) for file in files):
-        if isinstance(row, BadPictureError):  # it broke since it was checked, a moment ago
+        if isinstance(row, BadImageError):  # it broke since it was checked, a moment ago
             raise UserError(f"{row}: changed while it was looked at")
         yield str(job.path), row.numpy()
 
@@ -133,7 +133,7 @@ def summary(report: FolderReport, crop_size: int) -> dict[str, str]:
     """Return what is said of a folder, by its label."""
     good = report.good
     mebibytes = sum(file.bytes for file in report.files) / 2**20
-    lines = {"pictures": f"{len(report.files):,}, {mebibytes:,.1f} MiB"}
+    lines = {"images": f"{len(report.files):,}, {mebibytes:,.1f} MiB"}
     if good:
         lines["sizes"] = _sizes(good)
         lines["modes"] = _counted(file.mode for file in good)

@@ -1,6 +1,6 @@
-"""One picture file to pixels: upright, in 8 bits, with the network's channels, resized, cropped and mirrored.
+"""One image file to pixels: upright, in 8 bits, with the network's channels, resized, cropped and mirrored.
 
-Differences from the official code, each on purpose: EXIF rotation is honoured; 16-bit pictures are scaled to
+Differences from the official code, each on purpose: EXIF rotation is honoured; 16-bit images are scaled to
 8 bits (Pillow's own conversion clips them to white); transparent pixels show a white ground (dropping alpha
 shows what happens to lie under it).
 """
@@ -28,24 +28,24 @@ Size = tuple[int, int]
 
 ORIENTATION = 0x0112
 JPEG_END, PNG_END = b"\xff\xd9", b"\0\0\0\0IEND\xaeB`\x82"
-# Chunks by which Pillow turns a PNG or chooses among its pictures; it finds them behind the pixels too, and
+# Chunks by which Pillow turns a PNG or chooses among its images; it finds them behind the pixels too, and
 # so does this search.
 PNG_ODD = (b"eXIf", b"acTL", b"XML:com.adobe.xmp", b"tRNS")
 
 
-class BadPictureError(UserError):
-    """A picture that cannot be used; the message names the file and what is wrong with it."""
+class BadImageError(UserError):
+    """An image that cannot be used; the message names the file and what is wrong with it."""
 
     def __init__(self, path: Path | str, reason: str) -> None:
         super().__init__(f"{path}: {reason}")
         self.path, self.reason = str(path), reason
 
-    def __reduce__(self) -> tuple[type[BadPictureError], tuple[str, str]]:
+    def __reduce__(self) -> tuple[type[BadImageError], tuple[str, str]]:
         return type(self), (self.path, self.reason)
 
 
 def _sixteen_bits(image: Image.Image) -> Image.Image:
-    """Return a gray 8-bit picture for one of Pillow's integer modes, which hold 16-bit files (and 32-bit
+    """Return a gray 8-bit image for one of Pillow's integer modes, which hold 16-bit files (and 32-bit
     ones, which are refused).
 
     The value that a PNG declares transparent becomes white.
@@ -73,16 +73,16 @@ def _eight_bits(image: Image.Image, channels: int) -> Image.Image:
 
 def upright(image: Image.Image, channels: int = 3) -> Image.Image:
     """Return ``image`` turned as its EXIF data says, in mode RGB (3 channels) or L (1). Raises
-    BadPictureError where that cannot be.
+    BadImageError where that cannot be.
     """
     try:
         return _eight_bits(ImageOps.exif_transpose(image), channels)
     except (ValueError, OSError) as error:
-        raise BadPictureError("the picture", " ".join(str(error).split())) from None
+        raise BadImageError("the image", " ".join(str(error).split())) from None
 
 
-def open_picture(path: Path | str, channels: int = 3) -> Image.Image:
-    """Return the decoded picture, upright, in mode RGB (3 channels) or L (1). Raises BadPictureError for
+def open_image(path: Path | str, channels: int = 3) -> Image.Image:
+    """Return the decoded image, upright, in mode RGB (3 channels) or L (1). Raises BadImageError for
     whatever goes wrong.
     """
     try:
@@ -92,26 +92,26 @@ def open_picture(path: Path | str, channels: int = 3) -> Image.Image:
             image.load()
             return _eight_bits(ImageOps.exif_transpose(image), channels)
     except FileNotFoundError:
-        raise BadPictureError(path, "no such file") from None
+        raise BadImageError(path, "no such file") from None
     except Image.UnidentifiedImageError:
-        raise BadPictureError(path, "not a picture that Pillow can read") from None
+        raise BadImageError(path, "not an image that Pillow can read") from None
     except MemoryError:
-        raise BadPictureError(path, "too large for the memory") from None
+        raise BadImageError(path, "too large for the memory") from None
     # Pillow's decoders raise nearly anything on a broken file (OSError, SyntaxError, struct.error, EOFError,
     # its bomb error).
     except Exception as error:
         reason = " ".join(str(error).split())
         if not reason:
             reason = type(error).__name__
-        raise BadPictureError(path, reason) from None
+        raise BadImageError(path, reason) from None
 
 
 def read_header(data: bytes) -> tuple[Size, bool]:
-    """Return the size of an encoded picture, as it is stored, and whether it is plain: every decoder reads it
-    as ``open_picture`` does.
+    """Return the size of an encoded image, as it is stored, and whether it is plain: every decoder reads it
+    as ``open_image`` does.
 
     Plain is a whole JPEG or PNG of 8-bit colour or gray, upright and opaque. Pixels are not decoded; what is
-    no picture has size (0, 0).
+    no image has size (0, 0).
     """
     try:
         with Image.open(BytesIO(data)) as image:
@@ -160,7 +160,7 @@ class ImageRequirements:
 
 @dataclass(frozen=True)
 class Fit:
-    """What the pictures of one domain become: a size by the preprocess mode, a square crop or none, 1 or 3
+    """What the images of one domain become: a size by the preprocess mode, a square crop or none, 1 or 3
     channels.
 
     Two modes are not the command line's: "keep" (as it is, and the default) and "square" (to ``load_size``
@@ -179,7 +179,7 @@ class Fit:
         return cls(config.preprocess, config.load_size, config.crop_size, channels, multiple)
 
     def resized(self, size: Size) -> Size:
-        """Return the (width, height) that a picture of ``size`` has after the resize, before the crop."""
+        """Return the (width, height) that an image of ``size`` has after the resize, before the crop."""
         width, height = size
         load, crop = self.load_size, self.crop_size
         match self.preprocess:
@@ -203,7 +203,7 @@ class Fit:
         return None
 
     def box(self, size: Size, view: View | None) -> tuple[int, int, int, int]:
-        """Return (left, top, width, height) of what ``view`` shows of a resized picture of ``size``; no view
+        """Return (left, top, width, height) of what ``view`` shows of a resized image of ``size``; no view
         shows all of it.
         """
         width, height = size
@@ -213,20 +213,20 @@ class Fit:
         return int(view.x * (width - side + 1)), int(view.y * (height - side + 1)), side, side
 
     def too_small(self, size: Size) -> str:
-        """Return why a picture of ``size`` cannot be cropped; "" where it can."""
+        """Return why an image of ``size`` cannot be cropped; "" where it can."""
         if self.side is not None and min(self.resized(size)) < self.side:
             return f"{size[0]}x{size[1]} is smaller than the crop of {self.side}"
         return ""
 
 
 def load_pixels(path: Path | str, fit: Fit) -> Pixels:
-    """Return the decoded, resized picture as [H, W, C] uint8, before its crop and flip. Raises
-    BadPictureError.
+    """Return the decoded, resized image as [H, W, C] uint8, before its crop and flip. Raises
+    BadImageError.
     """
-    image = open_picture(path, fit.channels)
+    image = open_image(path, fit.channels)
     reason = fit.too_small(image.size)
     if reason:
-        raise BadPictureError(path, reason)
+        raise BadImageError(path, reason)
     size = fit.resized(image.size)
     if size != image.size:
         image = image.resize(size, Image.Resampling.BICUBIC)

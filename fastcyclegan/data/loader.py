@@ -1,4 +1,4 @@
-"""What every loader shares: the pictures of a domain, and what is done about a file that broke."""
+"""What every loader shares: the images of a domain, and what is done about a file that broke."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from torch import Tensor
 
 from fastcyclegan.data.batch import Batch
 from fastcyclegan.data.checked_files import Checked
-from fastcyclegan.data.image_file import BadPictureError, Fit, Pixels, load_pixels, take_view
+from fastcyclegan.data.image_file import BadImageError, Fit, Pixels, load_pixels, take_view
 from fastcyclegan.data.pixels import to_unit_range
 from fastcyclegan.data.sample_plan import Plan, Sample, View
 from fastcyclegan.errors import UserError
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Source:
-    """The pictures of one domain, and what they become. ``checked`` is what is known of the files, by
+    """The images of one domain, and what they become. ``checked`` is what is known of the files, by
     path."""
 
     paths: Sequence[Path]
@@ -32,29 +32,29 @@ class Source:
     checked: dict[Path, Checked]
 
     def view(self, index: int, view: View) -> Pixels:
-        """Return what ``view`` shows of picture ``index``, read by Pillow, an array of its own. Raises
-        BadPictureError.
+        """Return what ``view`` shows of image ``index``, read by Pillow, an array of its own. Raises
+        BadImageError.
         """
         return take_view(load_pixels(self.paths[index], self.fit), self.fit, view).copy()
 
-    def view_of_next_good(self, index: int, view: View) -> tuple[Pixels, int, list[BadPictureError]]:
-        """Return ``view`` of picture ``index``, or, if it cannot be read, of the first after it that can; its
+    def view_of_next_good(self, index: int, view: View) -> tuple[Pixels, int, list[BadImageError]]:
+        """Return ``view`` of image ``index``, or, if it cannot be read, of the first after it that can; its
         number; and the bad ones.
 
         Raises UserError where there is none left.
         """
-        bad: list[BadPictureError] = []
+        bad: list[BadImageError] = []
         for at in (*range(index, len(self.paths)), *range(index)):
             try:
                 return self.view(at, view), at, bad
-            except BadPictureError as error:
+            except BadImageError as error:
                 bad.append(error)
-        raise UserError(f"none of the {len(self.paths)} pictures can be read any more; the first: {bad[0]}")
+        raise UserError(f"none of the {len(self.paths)} images can be read any more; the first: {bad[0]}")
 
 
 @dataclass(frozen=True)
 class Job:
-    """One picture to read: all of it, or what ``view`` shows. ``checked`` is what was known of the file;
+    """One image to read: all of it, or what ``view`` shows. ``checked`` is what was known of the file;
     ``tag`` is the asker's.
     """
 
@@ -64,12 +64,12 @@ class Job:
     tag: Any = None
 
 
-Row = Tensor | BadPictureError
-"""One picture read: [H, W, C] uint8 on the reader's device, or what was wrong with the file."""
+Row = Tensor | BadImageError
+"""One image read: [H, W, C] uint8 on the reader's device, or what was wrong with the file."""
 
 
 class Reader(Protocol):
-    """Reads many pictures fast, in order. A bad file is part of what it gives; a consumer that stops early
+    """Reads many images fast, in order. A bad file is part of what it gives; a consumer that stops early
     closes the generator.
     """
 
@@ -80,7 +80,7 @@ class Loader(ABC):
     """Batches of ``plan`` from two sources.
 
     A file that cannot be read any more ends the run with its name, or with ``skip_bad_images`` is said once
-    and the next picture takes its place.
+    and the next image takes its place.
     """
 
     def __init__(
@@ -91,11 +91,11 @@ class Loader(ABC):
         device: torch.device,
         *,
         skip_bad_images: bool = False,
-        say: Say = lambda text: None,
+        log: Log = lambda text: None,
     ) -> None:
         self.a, self.b, self.plan, self.device = a, b, plan, device
-        self.skip_bad_images, self.say = skip_bad_images, say
-        self._said: set[str] = set()
+        self.skip_bad_images, self.log = skip_bad_images, log
+        self._logged: set[str] = set()
 
     @abstractmethod
     def batches(self, start: int, stop: int) -> Generator[Batch]:
@@ -103,16 +103,16 @@ class Loader(ABC):
         reads them died.
         """
 
-    def _leave_out(self, bad: Iterable[BadPictureError]) -> None:
+    def _leave_out(self, bad: Iterable[BadImageError]) -> None:
         for error in bad:
             if not self.skip_bad_images:
-                raise UserError(f"bad picture {error}; --skip_bad_images leaves such pictures out") from None
-            if error.path not in self._said:
-                self._said.add(error.path)
-                self.say(f"left out {error}; the next picture takes its place")
+                raise UserError(f"bad image {error}; --skip_bad_images leaves such images out") from None
+            if error.path not in self._logged:
+                self._logged.add(error.path)
+                self.log(f"left out {error}; the next image takes its place")
 
     def _rescued(self, source: Source, index: int, view: View, row: Row) -> tuple[Tensor, int]:
-        """Return ``row`` and ``index``, or where it is a bad picture those of the one that takes its
+        """Return ``row`` and ``index``, or where it is a bad image those of the one that takes its
         place."""
         if isinstance(row, Tensor):
             return row, index

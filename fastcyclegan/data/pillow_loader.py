@@ -22,14 +22,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from fastcyclegan.data.batch import Batch
-from fastcyclegan.data.image_file import BadPictureError, Fit, load_pixels, take_view
-from fastcyclegan.data.loader import Job, Loader, Row, Say, Source
+from fastcyclegan.data.image_file import BadImageError, Fit, load_pixels, take_view
+from fastcyclegan.data.loader import Job, Loader, Log, Row, Source
 from fastcyclegan.data.sample_plan import Plan, Sample
 from fastcyclegan.errors import UserError
 
 WORKERS = 4
-_Item = tuple[Tensor, Tensor, Sample, list[BadPictureError]]
-_Items = tuple[Tensor, Tensor, list[Sample], list[BadPictureError]]
+_Item = tuple[Tensor, Tensor, Sample, list[BadImageError]]
+_Items = tuple[Tensor, Tensor, list[Sample], list[BadImageError]]
 
 
 class _Unpaired(Dataset[object]):
@@ -116,9 +116,9 @@ class FolderLoader(Loader):
         *,
         workers: int = 0,
         skip_bad_images: bool = False,
-        say: Say = lambda text: None,
+        log: Log = lambda text: None,
     ) -> None:
-        super().__init__(a, b, plan, device, skip_bad_images=skip_bad_images, say=say)
+        super().__init__(a, b, plan, device, skip_bad_images=skip_bad_images, log=log)
         self.workers = workers
 
     def batches(self, start: int, stop: int) -> Generator[Batch]:
@@ -161,7 +161,7 @@ class FolderLoader(Loader):
 
 
 class PillowReader:
-    """Reads single pictures with Pillow in ``threads`` threads, a few ahead of its consumer."""
+    """Reads single images with Pillow in ``threads`` threads, a few ahead of its consumer."""
 
     def __init__(self, fit: Fit, threads: int) -> None:
         self.fit, self.threads = fit, max(threads, 1)
@@ -188,5 +188,5 @@ def read_with_pillow(job: Job, fit: Fit) -> Row:
     """Return the job's pixels, or what is wrong with its file."""
     try:
         return torch.from_numpy(take_view(load_pixels(job.path, fit), fit, job.view).copy())
-    except BadPictureError as bad:
+    except BadImageError as bad:
         return bad

@@ -41,34 +41,34 @@ def to_pixels(images: Tensor) -> NDArray[np.uint8]:
 
 
 def to_image(pixels: NDArray[np.uint8]) -> Image.Image:
-    """Return [H, W, C] uint8 with 1 or 3 channels as a picture."""
+    """Return [H, W, C] uint8 with 1 or 3 channels as an image."""
     if pixels.shape[2] == 1:
         pixels = pixels[:, :, 0]
     return Image.fromarray(pixels)
 
 
 def draw_grid(columns: Mapping[str, Sequence[NDArray[np.uint8]]]) -> Image.Image:
-    """Return a grid with one labelled column an entry and one row a picture, [H, W, C] uint8; pictures of a
+    """Return a grid with one labelled column an entry and one row an image, [H, W, C] uint8; images of a
     row may differ in size.
     """
     font = ImageFont.load_default(12)
     widths = []
-    for label, pictures in columns.items():
-        widest = max(picture.shape[1] for picture in pictures)
+    for label, images in columns.items():
+        widest = max(image.shape[1] for image in images)
         widths.append(max(widest, math.ceil(font.getlength(label)) + 2))
     heights = []
     for row in zip(*columns.values(), strict=True):
-        heights.append(max(picture.shape[0] for picture in row))
+        heights.append(max(image.shape[0] for image in row))
     width = sum(widths) + _GAP * (len(widths) + 1)
     height = _LABEL + sum(heights) + _GAP * (len(heights) + 1)
     grid = Image.new("RGB", (width, height), "white")
     pen = ImageDraw.Draw(grid)
     left = _GAP
-    for label, width, pictures in zip(columns, widths, columns.values(), strict=True):
+    for label, width, images in zip(columns, widths, columns.values(), strict=True):
         pen.text((left, 2), label, fill="black", font=font)
         top = _LABEL + _GAP
-        for picture, height in zip(pictures, heights, strict=True):
-            grid.paste(to_image(picture).convert("RGB"), (left, top))
+        for image, height in zip(images, heights, strict=True):
+            grid.paste(to_image(image).convert("RGB"), (left, top))
             top += height + _GAP
         left += width + _GAP
     return grid

@@ -1,6 +1,6 @@
 """What sample i of an epoch is, decided from (seed, epoch, i) alone.
 
-A sample is a picture of A and one of B, where each is cropped and whether it is mirrored, and what chance
+A sample is an image of A and one of B, where each is cropped and whether it is mirrored, and what chance
 decides for the replay pools and the gradient penalty. No loader, worker or device draws anything itself. So
 every loader sees the same samples, and the place of a run is one integer, the number of iterations done.
 
@@ -30,7 +30,7 @@ def uniforms(count: int, *key: int) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class View:
-    """How one picture is seen: the crop's place, as a share of the room there is in x and y, in [0, 1), and
+    """How one image is seen: the crop's place, as a share of the room there is in x and y, in [0, 1), and
     whether it is mirrored.
     """
 
@@ -57,7 +57,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Plan:
-    """The samples of every epoch, for ``count_A`` and ``count_B`` pictures. An epoch shows max(count_A,
+    """The samples of every epoch, for ``count_A`` and ``count_B`` images. An epoch shows max(count_A,
     count_B) samples.
 
     Shuffled: sample i takes A[order[i] mod count_A] and a uniformly random B. Serial: A[i mod count_A] and

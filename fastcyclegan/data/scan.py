@@ -1,4 +1,4 @@
-"""Find the pictures of a dataset: its folders, what is held out of training, and which files are usable."""
+"""Find the images of a dataset: its folders, what is held out of training, and which files are usable."""
 
 from __future__ import annotations
 
@@ -70,8 +70,8 @@ def _if_there(folder: Path) -> Path | None:
     return None
 
 
-def list_pictures(folder: Path, limit: int | None = None) -> list[Path]:
-    """Return the pictures of ``folder`` and the folders in it, by name; with ``limit``, the first so many.
+def list_images(folder: Path, limit: int | None = None) -> list[Path]:
+    """Return the images of ``folder`` and the folders in it, by name; with ``limit``, the first so many.
 
     Symbolic links are followed, each folder once; names that begin with a dot are passed over.
     """
@@ -91,16 +91,16 @@ def list_pictures(folder: Path, limit: int | None = None) -> list[Path]:
     return found[:limit]
 
 
-def no_pictures(folder: Path) -> UserError:
-    """Return what is to be raised where ``list_pictures`` finds none in ``folder``."""
+def no_images(folder: Path) -> UserError:
+    """Return what is to be raised where ``list_images`` finds none in ``folder``."""
     suffixes = sorted(suffix.removeprefix(".") for suffix in SUFFIXES)
-    return UserError(f"{folder}: no pictures in it (looked for {', '.join(suffixes)})")
+    return UserError(f"{folder}: no images in it (looked for {', '.join(suffixes)})")
 
 
 def split_holdout(
     paths: Sequence[Path], folder: Path, share: float, seed: int
 ) -> tuple[list[Path], list[Path]]:
-    """Return (training, held-out) pictures. A picture's part depends on the seed and its name alone; a hash
+    """Return (training, held-out) images. An image's part depends on the seed and its name alone; a hash
     picks ``share`` of them.
 
     At least one is held out where ``share`` > 0 and there are two or more, and at least one is left for
@@ -127,7 +127,7 @@ def split_holdout(
 
 
 def too_small(checked: Checked, fit: Fit, required: ImageRequirements) -> str:
-    """Return why a readable picture cannot be cropped, or is below what the networks take; else ""."""
+    """Return why a readable image cannot be cropped, or is below what the networks take; else ""."""
     size = checked.width, checked.height
     reason = fit.too_small(size)
     if reason:
@@ -142,7 +142,7 @@ def usable(
     paths: Sequence[Path],
     config: DataConfig,
     required: ImageRequirements,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[Path, Checked]:
     """Return those of ``paths`` that can be used. Bad ones are named: in a UserError, or with skip_bad_images
@@ -163,15 +163,15 @@ def usable(
         which = bad[0]
         if len(bad) > 1:
             which += f" (and {len(bad) - 1} more)"
-        raise UserError(f"bad picture {which}; --skip_bad_images leaves such pictures out and lists them")
+        raise UserError(f"bad image {which}; --skip_bad_images leaves such images out and lists them")
     for line in bad:
-        say(f"left out {line}")
+        log(f"left out {line}")
     return good
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """The usable pictures of a dataset as the model's A and B; the test lists may be empty. ``checked`` says
+class Images:
+    """The usable images of a dataset as the model's A and B; the test lists may be empty. ``checked`` says
     what each file is.
     """
 
@@ -182,26 +182,26 @@ class Pictures:
     checked: dict[Path, Checked]
 
 
-def find_pictures(
+def find_images(
     config: DataConfig,
     seed: int,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
     progress: Callable[[int, int], None] | None = None,
     required: ImageRequirements = ImageRequirements(),
-) -> Pictures:
-    """Find and check all pictures that ``config`` names. Raises UserError for a folder that is missing,
-    empty, or holds a bad picture.
+) -> Images:
+    """Find and check all images that ``config`` names. Raises UserError for a folder that is missing,
+    empty, or holds a bad image.
     """
     folders = find_folders(config)
     most = config.max_dataset_size
-    train_A, test_A = _training_pictures(folders.train_A, folders.holdout, seed, most)
-    train_B, test_B = _training_pictures(folders.train_B, folders.holdout, seed, most)
+    train_A, test_A = _training_images(folders.train_A, folders.holdout, seed, most)
+    train_B, test_B = _training_images(folders.train_B, folders.holdout, seed, most)
     if folders.test_A is not None:
-        test_A = list_pictures(folders.test_A, most)
+        test_A = list_images(folders.test_A, most)
     if folders.test_B is not None:
-        test_B = list_pictures(folders.test_B, most)
-    good = usable([*train_A, *test_A, *train_B, *test_B], config, required, say, progress)
-    found = Pictures(
+        test_B = list_images(folders.test_B, most)
+    good = usable([*train_A, *test_A, *train_B, *test_B], config, required, log, progress)
+    found = Images(
         train_A=[path for path in train_A if path in good],
         train_B=[path for path in train_B if path in good],
         test_A=[path for path in test_A if path in good],
@@ -210,22 +210,22 @@ def find_pictures(
     )
     for folder, left in ((folders.train_A, found.train_A), (folders.train_B, found.train_B)):
         if not left:
-            raise UserError(f"{folder}: no usable pictures left in it")
+            raise UserError(f"{folder}: no usable images left in it")
     return found
 
 
-def _training_pictures(
+def _training_images(
     folder: Path, holdout: float, seed: int, most: int | None
 ) -> tuple[list[Path], list[Path]]:
-    """Return the pictures of a training folder, and those that are held out of it."""
-    paths = list_pictures(folder)
+    """Return the images of a training folder, and those that are held out of it."""
+    paths = list_images(folder)
     if not paths:
-        raise no_pictures(folder)
+        raise no_images(folder)
     train, held = split_holdout(paths, folder, holdout, seed)
     return train[:most], held[:most]
 
 
 def fingerprint(paths: Sequence[Path]) -> str:
-    """Return a short hash of the names, in order, by which a resumed run sees that its pictures are
+    """Return a short hash of the names, in order, by which a resumed run sees that its images are
     others."""
     return hashlib.sha256("\n".join(path.name for path in paths).encode()).hexdigest()[:16]

@@ -18,8 +18,8 @@ from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.errors import UserError
 
 
-def _picture_of(item: Any, side: str) -> Any:
-    """Return one domain's pictures of what its loader gave: a tensor, the first of a tuple (a label may
+def _image_of(item: Any, side: str) -> Any:
+    """Return one domain's images of what its loader gave: a tensor, the first of a tuple (a label may
     follow), or the entry ``side``.
     """
     if isinstance(item, Mapping):
@@ -30,7 +30,7 @@ def _picture_of(item: Any, side: str) -> Any:
 
 
 def _pair_of(item: Any) -> tuple[Any, Any]:
-    """Return the pictures of A and B of what one loader gave: {"A": ..., "B": ...} or a pair."""
+    """Return the images of A and B of what one loader gave: {"A": ..., "B": ...} or a pair."""
     if isinstance(item, Mapping):
         return item.get("A"), item.get("B")
     if isinstance(item, (tuple, list)) and len(item) >= 2:
@@ -82,20 +82,20 @@ class TensorLoader:
             pair = _pair_of(first)
         else:
             other, self.B = _looked_into(B)
-            pair = _picture_of(first, "A"), _picture_of(other, "B")
+            pair = _image_of(first, "A"), _image_of(other, "B")
         self.first = self._read(pair, checked=True)
         self.batch_size = self.first[0].shape[0]
         count = batches * self.batch_size
         self.plan = Plan(seed, count, count, self.batch_size, serial=True, flip=False)
 
     def _pairs(self) -> Iterator[tuple[Any, Any]]:
-        """Yield the pictures of both domains for ever."""
+        """Yield the images of both domains for ever."""
         if self.B is None:
             for item in _endless(self.A):
                 yield _pair_of(item)
             return
         for item_A, item_B in zip(_endless(self.A), _endless(self.B), strict=False):
-            yield _picture_of(item_A, "A"), _picture_of(item_B, "B")
+            yield _image_of(item_A, "A"), _image_of(item_B, "B")
 
     def batches(self, start: int, stop: int) -> Generator[Batch]:
         """Yield the batches of the iterations [start, stop), each epoch from the beginning of the loaders."""
@@ -114,19 +114,19 @@ class TensorLoader:
     def _batch(self, iteration: int, a: Tensor, b: Tensor) -> Batch:
         per_epoch = self.plan.iterations_per_epoch
         passed, place = divmod(iteration, per_epoch)
-        # Of pictures beyond the first batch's number each has a number of its own too.
+        # Of images beyond the first batch's number each has a number of its own too.
         samples = [self.plan.sample(passed + 1, place + n * per_epoch) for n in range(a.shape[0])]
         no_paths = [""] * len(samples)
         return Batch(a, b, no_paths, list(no_paths), samples)
 
     def _read(self, pair: tuple[Any, Any], checked: bool = False) -> tuple[Tensor, Tensor]:
         images_A, images_B = pair
-        a = self._pictures(images_A, "A", checked)
-        b = self._pictures(images_B, "B", checked)
+        a = self._images(images_A, "A", checked)
+        b = self._images(images_B, "B", checked)
         count = min(a.shape[0], b.shape[0])
         return a[:count], b[:count]
 
-    def _pictures(self, images: Any, side: str, checked: bool) -> Tensor:
+    def _images(self, images: Any, side: str, checked: bool) -> Tensor:
         """Return ``images`` of domain ``side`` as the engine takes them."""
         self._check_shape(images, side)
         images = images.to(self.device, non_blocking=True)
@@ -134,17 +134,17 @@ class TensorLoader:
             images = images.float().div_(127.5).sub_(1.0)
         elif not images.is_floating_point():
             raise UserError(
-                f"pictures of {side} must be floating point in [-1, 1] or uint8, got {images.dtype}"
+                f"images of {side} must be floating point in [-1, 1] or uint8, got {images.dtype}"
             )
         elif checked and images.abs().amax() > 1.001:
             low, high = images.amin().item(), images.amax().item()
-            raise UserError(f"pictures of {side} must be in [-1, 1], got values from {low:g} to {high:g}")
+            raise UserError(f"images of {side} must be in [-1, 1], got values from {low:g} to {high:g}")
         return images.to(torch.float32).contiguous(memory_format=torch.channels_last)
 
     def _check_shape(self, images: Any, side: str) -> None:
         required = self.required
         channels = required.channels["AB".index(side)]
-        wanted = f"pictures of {side} must be tensors [N, {channels}, H, W]"
+        wanted = f"images of {side} must be tensors [N, {channels}, H, W]"
         if not isinstance(images, Tensor):
             raise UserError(f"{wanted}, got {type(images).__name__}")
         if images.dim() != 4 or images.shape[1] != channels or not images.shape[0]:
@@ -153,7 +153,7 @@ class TensorLoader:
         for length in (height, width):
             if length % required.size_multiple or length < required.least_side:
                 raise UserError(
-                    f"pictures of {side} are {width}x{height}: the networks take sides that are multiples of"
+                    f"images of {side} are {width}x{height}: the networks take sides that are multiples of"
                     f" {required.size_multiple}, from {required.least_side} on"
                 )
 

@@ -105,12 +105,12 @@ def compile_ahead(
                     failures.append((jobs[number].kernel, error))
                 progress(done, len(jobs))
         complaints.seek(0)
-        said = complaints.read().strip().splitlines()
+        logged = complaints.read().strip().splitlines()
     good = done - len(failures)
     if done < len(jobs):
         reason = "its processes were ended"
-        if said:
-            reason = said[-1]
+        if logged:
+            reason = logged[-1]
         failures.append(("", reason))
     return Outcome(good, processes, time.perf_counter() - started, tuple(failures))
 

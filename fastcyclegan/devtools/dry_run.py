@@ -184,7 +184,7 @@ def main() -> None:
         type=int,
         nargs="?",
         default=256,
-        help="side of the picture, a multiple of 256 (the U-Net needs 256)",
+        help="side of the image, a multiple of 256 (the U-Net needs 256)",
     )
     size = parser.parse_args().size
     if size < 256 or size % 256:

@@ -12,7 +12,7 @@ from torch import Tensor
 from fastcyclegan.devtools.dry_run import dry_run
 from fastcyclegan.kernels import _launch, reflect_conv2d, residual_block
 
-BLOCK = (256, 64, 64)  # channels, height, width in the residual blocks for pictures of 256 x 256
+BLOCK = (256, 64, 64)  # channels, height, width in the residual blocks for images of 256 x 256
 COLUMNS = {"pass": 20, "channels": 12, "kernel": 8, "tile": 13, "warps": 7}
 IMAGES = (1, 2, 4)
 PRODUCTS = ("_reflect_conv_kernel", "_reflect_conv_contract_kernel", "_reflect_conv_wgrad_kernel")
@@ -62,7 +62,7 @@ def _run(images: int) -> None:
 
 def waves(chip: _launch.Chip = _launch.Chip()) -> Iterator[str]:
     """Yield a table: each product of a residual block and of the 7x7 layers with each of its tiles, at 1, 2
-    and 4 pictures of 256 x 256.
+    and 4 images of 256 x 256.
     """
     in_one = "(weight gradients: of both convolutions, in one grid)"
     yield f"Blocks of {chip.multiprocessors} multiprocessors' waves, x steps of each, in bf16 {in_one}:"

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # Kinds of work (sizes of batch, networks that translate) that are looked at beforehand: a dataset of many
 # sizes has no end of them.
 MOST_KINDS = 8
-Say = Callable[[str], object]
+Log = Callable[[str], object]
 Progress = Callable[[int, int, str], object]
 
 
@@ -74,15 +74,15 @@ class Ahead:
     """
 
     def __init__(
-        self, device: torch.device, say: Say = lambda text: None, progress: Progress | None = None
+        self, device: torch.device, log: Log = lambda text: None, progress: Progress | None = None
     ) -> None:
-        self.device, self.say = device, say
+        self.device, self.log = device, log
         self.progress = self._announce if progress is None else progress
         self._known: set[Hashable] = set()
 
     def _announce(self, done: int, total: int, text: str) -> None:
         if done == 0:
-            self.say(text)
+            self.log(text)
 
     def prepare(self, kind: Hashable, nets: dict[str, nn.Module], run: Callable[[], None]) -> None:
         """Compile the kernels of ``run``, a dry run of work of this ``kind`` with ``nets``, unless that was
@@ -100,7 +100,7 @@ class Ahead:
         # Whatever a copy or a compiler does: the launches will do without.
         except Exception as error:
             reason = str(error).strip().partition("\n")[0]
-            self.say(
+            self.log(
                 f"kernels are compiled as they are launched, not ahead: {type(error).__name__}: {reason}"
             )
 
@@ -124,7 +124,7 @@ class Ahead:
         if outcome.failures:
             kernel, error = outcome.failures[0]
             first = kernel if kernel else "unknown"
-            self.say(f"{len(outcome.failures)} kernels do not compile ahead, the first is {first}: {error}")
+            self.log(f"{len(outcome.failures)} kernels do not compile ahead, the first is {first}: {error}")
 
     @staticmethod
     def _announcement(kernels: int, gpu: str, tiles: int) -> str:

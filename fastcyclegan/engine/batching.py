@@ -1,8 +1,8 @@
-"""How several pictures go through several networks: in one pass each, and through two networks at once, where
+"""How several images go through several networks: in one pass each, and through two networks at once, where
 that changes nothing.
 
-*Batching*: instance norm looks at one picture at a time, so that a network makes of [a, b] what it makes of a
-and of b. *Pairing*: two networks of one architecture run as one, pictures of the one after pictures of the
+*Batching*: instance norm looks at one image at a time, so that a network makes of [a, b] what it makes of a
+and of b. *Pairing*: two networks of one architecture run as one, images of the one after images of the
 other, each layer with a list of two weights. Both are exact. Where they are not, or where somebody looks at
 single networks (hooks, members of their own), calls are made one by one, and why is said once.
 """
@@ -33,7 +33,7 @@ _BLOCKS: tuple[type[nn.Module], ...] = (
     *(reference.Generator, reference.UnetGenerator, reference.Discriminator, reference.PixelDiscriminator),
 )
 _SINGLE = (*OURS, *_BLOCKS, *_LAYERS)
-"""Modules that are known to treat every picture by itself."""
+"""Modules that are known to treat every image by itself."""
 _SIZES = "kernel_size stride padding dilation output_padding groups padding_mode in_channels out_channels"
 _OPTIONS = "eps affine negative_slope p inplace outermost impl recompute training"
 _SETTINGS = (*_SIZES.split(), *_OPTIONS.split())
@@ -41,18 +41,18 @@ _SETTINGS = (*_SIZES.split(), *_OPTIONS.split())
 
 
 def why_not_batched(name: str, net: nn.Module) -> str:
-    """Return "" where ``net`` makes the same of pictures together as of each by itself and nobody listens,
+    """Return "" where ``net`` makes the same of images together as of each by itself and nobody listens,
     else why not.
     """
     for path, module in net.named_modules():
         where = f"{name}.{path}" if path else name
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            return f"{where} is a batch norm, which looks at all pictures of a batch"
+            return f"{where} is a batch norm, which looks at all images of a batch"
         if not untouched(module, type(module)):
             return f"{where} has a hook, or a forward of its own"
         known = type(module) in _SINGLE or is_ours(module)
         if not known or getattr(module, "track_running_stats", False):
-            return f"{where} is a {type(module).__name__}, which may look at all pictures of a batch"
+            return f"{where} is a {type(module).__name__}, which may look at all images of a batch"
     return ""
 
 
@@ -95,7 +95,7 @@ def _laid_out(net: nn.Module) -> list[Any]:
 
 
 def why_not_together(nets: Mapping[str, nn.Module]) -> str:
-    """Return "" where ``nets`` can run as one and each of their pictures by itself, else why not."""
+    """Return "" where ``nets`` can run as one and each of their images by itself, else why not."""
     alone = first_reason(why_not_batched(name, net) for name, net in nets.items())
     if alone:
         return alone
@@ -123,7 +123,7 @@ def _impl(net: nn.Module) -> Impl:
 
 
 def run_paired(nets: Sequence[nn.Module], x: Tensor, impl: Impl) -> Tensor:
-    """Return what P networks that can go together make of x [N, C, H, W], N / P pictures for each, in their
+    """Return what P networks that can go together make of x [N, C, H, W], N / P images for each, in their
     order.
     """
     if isinstance(nets[0], UnetGenerator):
@@ -146,7 +146,7 @@ def _of_one_size(images: Sequence[Tensor]) -> bool:
 
 
 def _all_at_once(inputs: Mapping[str, Sequence[Tensor]], run_pair: Run) -> dict[str, list[Tensor]]:
-    """Run all pictures of all networks, those of one network after those of the other."""
+    """Run all images of all networks, those of one network after those of the other."""
     x = _joined(list(itertools.chain.from_iterable(inputs.values())))
     count = sum(map(len, inputs.values()))
     results = iter(run_pair(x).chunk(count))
@@ -154,7 +154,7 @@ def _all_at_once(inputs: Mapping[str, Sequence[Tensor]], run_pair: Run) -> dict[
 
 
 def _one_after_the_other(inputs: Mapping[str, Sequence[Tensor]], run_pair: Run) -> dict[str, list[Tensor]]:
-    """Run each network's first picture, then each one's second."""
+    """Run each network's first image, then each one's second."""
     results: dict[str, list[Tensor]] = {name: [] for name in inputs}
     for images in zip(*inputs.values(), strict=True):
         for name, y in zip(inputs, run_pair(_joined(images)).chunk(len(images)), strict=True):
@@ -166,8 +166,8 @@ class NetworkCalls:
     """The networks of a recipe, and how they are called. ``called``: what to call for each by itself (it may
     be compiled).
 
-    ``batching`` and ``pairing`` allow what they name; ``singly`` has networks that look at one picture at a
-    time called with one picture at a time. ``say`` hears, once, why something does not happen where it was
+    ``batching`` and ``pairing`` allow what they name; ``singly`` has networks that look at one image at a
+    time called with one image at a time. ``say`` hears, once, why something does not happen where it was
     to.
     """
 
@@ -179,18 +179,18 @@ class NetworkCalls:
         batching: bool = False,
         pairing: bool = False,
         singly: bool = False,
-        say: Callable[[str], None] = lambda text: None,
+        log: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self.nets, self.called, self.say = nets, nets if called is None else called, say
+        self.nets, self.called, self.log = nets, nets if called is None else called, log
         self.batching, self.pairing, self.singly = batching, pairing, singly
-        self._said: set[str] = set()
+        self._logged: set[str] = set()
 
     def __getitem__(self, name: str) -> nn.Module:
         """Return network ``name``, to be called by itself."""
         return self.called[name]
 
     def __call__(self, inputs: Mapping[str, Sequence[Tensor]]) -> dict[str, list[Tensor]]:
-        """Return what each network, by name, makes of each of its pictures [N, C, H, W]: as many for each
+        """Return what each network, by name, makes of each of its images [N, C, H, W]: as many for each
         network.
         """
         together = {name: self._batches(name, images) for name, images in inputs.items()}
@@ -217,25 +217,25 @@ class NetworkCalls:
         return y
 
     def in_any_order(self, names: Sequence[str]) -> bool:
-        """Whether it does not matter in what order and company pictures go through these networks; why it
+        """Whether it does not matter in what order and company images go through these networks; why it
         does is said once.
         """
         reason = first_reason(why_not_batched(name, self.nets[name]) for name in names)
         if reason and (self.batching or self.pairing):
-            self._say_once(f"neither batched nor paired: {reason}")
+            self._log_once(f"neither batched nor paired: {reason}")
         return not reason
 
     def _batches(self, name: str, images: Sequence[Tensor]) -> bool:
-        """Whether one network's pictures go together."""
+        """Whether one network's images go together."""
         if len(images) == 1:
             return True
         if not self.batching:
             return False
         reason = why_not_batched(name, self.nets[name])
         if not reason and not _of_one_size(images):
-            reason = f"{name} gets pictures of different sizes"
+            reason = f"{name} gets images of different sizes"
         if reason:
-            self._say_once(f"not batched: {reason}")
+            self._log_once(f"not batched: {reason}")
         return not reason
 
     def _pair(self, inputs: Mapping[str, Sequence[Tensor]]) -> Run | None:
@@ -243,14 +243,14 @@ class NetworkCalls:
         nets = {name: self.nets[name] for name in inputs}
         reason = why_not_together(nets)
         if not reason and not all(map(_of_one_size, zip(*inputs.values(), strict=True))):
-            reason = f"{' and '.join(inputs)} get pictures of different sizes"
+            reason = f"{' and '.join(inputs)} get images of different sizes"
         if reason:
-            self._say_once(f"not paired: {reason}")
+            self._log_once(f"not paired: {reason}")
             return None
         pair = list(nets.values())
         return functools.partial(run_paired, pair, impl=_impl(pair[0]))
 
-    def _say_once(self, reason: str) -> None:
-        if reason not in self._said:
-            self._said.add(reason)
-            self.say(reason)
+    def _log_once(self, reason: str) -> None:
+        if reason not in self._logged:
+            self._logged.add(reason)
+            self.log(reason)

@@ -58,16 +58,16 @@ class Graphs:
         step: Step,
         capture: Capture,
         on_failure: Callable[[], None],
-        say: Callable[[str], None],
+        log: Callable[[str], None],
         required: bool,
     ) -> None:
         self._step = step
         self._capture = capture
         self._on_failure = on_failure
-        self._say = say
+        self._log = log
         self._required = required
         self._graphs: dict[Hashable, _Graph] = {}
-        self._said: set[str] = set()
+        self._logged: set[str] = set()
         self.off = ""
 
     @property
@@ -84,11 +84,11 @@ class Graphs:
         hold it.
         """
         if not steady and self._graphs:
-            self._say_once("no CUDA graph while the replay pools hold pictures of several sizes")
+            self._log_once("no CUDA graph while the replay pools hold images of several sizes")
         if self.off or not steady:
             return self._step(inputs)
         if key not in self._graphs and len(self._graphs) >= MOST_GRAPHS:
-            self._say_once(
+            self._log_once(
                 f"more than {MOST_GRAPHS} sizes of batch: those that come later run without a CUDA graph"
             )
             return self._step(inputs)
@@ -106,7 +106,7 @@ class Graphs:
         """Return what replays an iteration of this size, None where it cannot be captured. Raises UserError
         there if it must.
         """
-        # The numbers lie in the same place for every batch of this size; pictures are copied to where the
+        # The numbers lie in the same place for every batch of this size; images are copied to where the
         # graph reads them.
         own = replace(inputs, A=inputs.A.clone(), B=inputs.B.clone())
         try:
@@ -121,7 +121,7 @@ class Graphs:
             self.off = f"{type(error).__name__}: {_first_line(error)}"
             if self._required:
                 raise UserError(f"--graph on: an iteration cannot be captured: {self.off}") from error
-            self._say(
+            self._log(
                 f"no CUDA graph: an iteration cannot be captured ({self.off}); training goes on without"
             )
             return None
@@ -134,10 +134,10 @@ class Graphs:
 
         return run
 
-    def _say_once(self, text: str) -> None:
-        if text not in self._said:
-            self._said.add(text)
-            self._say(text)
+    def _log_once(self, text: str) -> None:
+        if text not in self._logged:
+            self._logged.add(text)
+            self._log(text)
 
 
 def key_of(inputs: Inputs, nets: Iterable[nn.Module]) -> Hashable:

@@ -47,7 +47,7 @@ class Engine:
     total, text) of it, ``say`` without one.
 
     Raises ValueError for a precision other than fp32 and bf16, for ``options.graph`` "on" without a GPU, for
-    ``options.micro_batch`` where a network looks at all pictures of a batch, and in ``step`` where parameters
+    ``options.micro_batch`` where a network looks at all images of a batch, and in ``step`` where parameters
     were replaced.
     """
 
@@ -61,7 +61,7 @@ class Engine:
         compiled: bool = False,
         options: EngineConfig = EngineConfig(),
         *,
-        say: Callable[[str], None] = lambda text: None,
+        log: Callable[[str], None] = lambda text: None,
         capture: Capture | None = None,
         fixed_sizes: bool = True,
         progress: Progress | None = None,
@@ -73,10 +73,10 @@ class Engine:
         self.choices = choose(recipe, self.nets, device, precision, compiled, options, can_capture)
         self.phases = recipe.phases(loss_compiler(self.choices, fixed_sizes))
         check_phases(self.phases, self.nets, self.choices.overlap_phases)
-        self.calls = network_calls(self.choices, self.nets, fixed_sizes, say)
+        self.calls = network_calls(self.choices, self.nets, fixed_sizes, log)
         self._set_up_training()
-        self._set_up_streams(capture, say)
-        self.ahead = Ahead(device, say, progress) if self.choices.compile_ahead else None
+        self._set_up_streams(capture, log)
+        self.ahead = Ahead(device, log, progress) if self.choices.compile_ahead else None
 
     def _set_up_training(self) -> None:
         """Make what changes the weights, and what follows them: optimizers, working copies, averages."""
@@ -94,7 +94,7 @@ class Engine:
             self.average = WeightAverage(averaged, self.optim.ema)
         self._parameters = parameter_ids(self.nets.values())
 
-    def _set_up_streams(self, capture: Capture | None, say: Callable[[str], None]) -> None:
+    def _set_up_streams(self, capture: Capture | None, log: Callable[[str], None]) -> None:
         """Make the streams of the device, and the graphs where they are wanted."""
         self.streams = Streams(self.choices)
         self.graphs: Graphs | None = None
@@ -103,7 +103,7 @@ class Engine:
                 assert self.streams.iteration is not None
                 capture = CudaCapture(self.streams.iteration)
             required = self.choices.options.graph == "on"
-            self.graphs = Graphs(self._iterate, capture, self._forget_working_copies, say, required)
+            self.graphs = Graphs(self._iterate, capture, self._forget_working_copies, log, required)
 
     # --- One iteration --------------------------------------------------------------------------------------
 

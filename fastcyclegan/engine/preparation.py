@@ -52,7 +52,7 @@ def network_calls(
     choices: EngineChoices,
     nets: Mapping[str, nn.Module],
     fixed_sizes: bool,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> NetworkCalls:
     """Return how ``nets`` are called: each itself, or what PyTorch's compiler makes of it."""
     called: dict[str, Any] = dict(nets)
@@ -61,7 +61,7 @@ def network_calls(
             _guard_freezing()
             called[name] = torch.compile(net, dynamic=_dynamic(fixed_sizes))
     allowed = {"batching": choices.batching, "pairing": choices.pairing, "singly": choices.singly}
-    return NetworkCalls(nets, called, **allowed, say=say)
+    return NetworkCalls(nets, called, **allowed, log=log)
 
 
 def loss_compiler(choices: EngineChoices, fixed_sizes: bool) -> Compile:

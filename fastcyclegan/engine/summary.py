@@ -90,10 +90,10 @@ def _loads(device: torch.device) -> str:
 def _batching(choices: EngineChoices, nets: Nets) -> str:
     if choices.singly:
         wrong = "PyTorch's compiler for processors goes wrong with more (seen in torch 2.13)"
-        return f"no, pictures one by one: {wrong}"
+        return f"no, images one by one: {wrong}"
     if not choices.batching:
         return "off (--batching off)"
-    text, together = "each network once a stage, its pictures of one size together", False
+    text, together = "each network once a stage, its images of one size together", False
     reasons = {name: why_not_batched(name, net) for name, net in nets.items()}
     for name, reason in reasons.items():
         if reason:

@@ -25,7 +25,7 @@ STRIDE_1: ConvArgs = ([1, 1], [0, 0], [1, 1], False, [0, 0], 1)
 
 
 class _FusedInstanceNorm(InstanceNormAct):
-    """``InstanceNormAct`` with the checks of torch's norm of so many dimensions, pictures without N included.
+    """``InstanceNormAct`` with the checks of torch's norm of so many dimensions, images without N included.
 
     The kernels return the layout of the input, torch's operator NCHW memory. ``inplace``: whether the
     activation was in place, which is what torch's keeps for the backward.
@@ -50,7 +50,7 @@ class _FusedInstanceNorm(InstanceNormAct):
                 input, self.weight, self.bias, eps=self.eps, act=self.act, slope=self.slope, impl=self.impl
             )
         if input.dim() > 2 and input.shape[0] == 0:
-            # Torch 2.13's fails without a picture.
+            # Torch 2.13's fails without an image.
             return instance_norm(
                 input, self.weight, self.bias, eps=self.eps, act=self.act, slope=self.slope, impl="reference"
             )
@@ -63,7 +63,7 @@ class _FusedInstanceNorm(InstanceNormAct):
 
 
 def _guarded(y: Tensor) -> Tensor:
-    """Return y, whose gradient will arrive in NCHW memory: of one picture, torch's backward on the CPU
+    """Return y, whose gradient will arrive in NCHW memory: of one image, torch's backward on the CPU
     misreads any other.
 
     See ``reference.InstanceNorm2d``, whose own way gives a view that nobody may change in place.

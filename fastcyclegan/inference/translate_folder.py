@@ -1,4 +1,4 @@
-"""Translate pictures of any size with a trained generator."""
+"""Translate images of any size with a trained generator."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ from fastcyclegan.checkpoints.loading import find_weights, load_generator
 from fastcyclegan.config import Direction, RunConfig
 from fastcyclegan.console import Console
 from fastcyclegan.data.choose_loader import choose, default_threads, make_reader
-from fastcyclegan.data.image_file import BadPictureError, Fit
+from fastcyclegan.data.image_file import BadImageError, Fit
 from fastcyclegan.data.loader import Job, Row
 from fastcyclegan.data.pixels import draw_grid, save_image, to_image
-from fastcyclegan.data.scan import list_pictures
+from fastcyclegan.data.scan import list_images
 from fastcyclegan.engine import require_impl, resolve_device, resolve_precision
 from fastcyclegan.errors import UserError
 from fastcyclegan.inference.translator import Translator
 
 GRID_NAME = "before_after.png"
 GRID_ROWS = 8
-# Pixels that a batch may hold together (a 9-block generator needs about 1.5 KB a pixel): large pictures go
+# Pixels that a batch may hold together (a 9-block generator needs about 1.5 KB a pixel): large images go
 # one by one.
 BATCH_PIXELS = 2**20
-# Below this many pictures --loader auto takes Pillow: loading DALI takes longer than reading them.
+# Below this many images --loader auto takes Pillow: loading DALI takes longer than reading them.
 MANY = 64
 
 
 @dataclass(frozen=True)
 class TranslateConfig:
-    """Translate a picture, or a folder of them, with a trained generator."""
+    """Translate an image, or a folder of them, with a trained generator."""
 
     #: A run's folder, or one generator's weights (such as latest_net_G_A.pth).
     weights: Path
-    #: A picture, or a folder of pictures (and the folders in it).
+    #: An image, or a folder of images (and the folders in it).
     input: Path
     #: Folder for the translations: the same names, as PNG.
     output: Path
@@ -55,18 +55,18 @@ class TranslateConfig:
     key: str | None = None
     #: With a run's folder: take the running average of the weights, which training with --ema keeps.
     ema: bool = False
-    #: Resize every picture to this side squared first, as the official test does. Default: keep its size.
+    #: Resize every image to this side squared first, as the official test does. Default: keep its size.
     resize: int | None = None
-    #: At most this many pictures of equal size at once; fewer where they are large.
+    #: At most this many images of equal size at once; fewer where they are large.
     batch_size: int = 8
-    #: Also write before_after.png, a grid of the first pictures and their translations.
+    #: Also write before_after.png, a grid of the first images and their translations.
     grid: bool = False
-    #: Leave out pictures that cannot be read, and list them.
+    #: Leave out images that cannot be read, and list them.
     skip_bad_images: bool = False
-    #: What reads pictures: dali (on a GPU where there is one), or folder (Pillow). auto takes dali where it
+    #: What reads images: dali (on a GPU where there is one), or folder (Pillow). auto takes dali where it
     #: is installed and works.
     loader: Literal["auto", "dali", "folder"] = "auto"
-    #: Threads that read and write pictures. Default: one a core, at most 16.
+    #: Threads that read and write images. Default: one a core, at most 16.
     num_threads: int | None = None
     #: auto (cuda, else mps, else cpu), cpu, cuda, cuda:N or mps.
     device: str = "auto"
@@ -93,7 +93,7 @@ class _Job:
 
 
 def plan_outputs(config: TranslateConfig) -> list[_Job]:
-    """Return what is to be read and written. Two pictures that differ in their suffix alone keep it
+    """Return what is to be read and written. Two images that differ in their suffix alone keep it
     (a.jpg.png, a.tif.png).
     """
     if not config.input.exists():
@@ -102,13 +102,13 @@ def plan_outputs(config: TranslateConfig) -> list[_Job]:
         raise UserError(f"{config.output}: a file, not a folder to write to")
     root, sources = config.input.parent, [config.input]
     if config.input.is_dir():
-        root, sources = config.input, list_pictures(config.input)
+        root, sources = config.input, list_images(config.input)
     output = config.output.resolve()
     if output != root.resolve():
         # Translations inside the input folder are not translated again.
         sources = [source for source in sources if not source.resolve().is_relative_to(output)]
     if not sources:
-        raise UserError(f"{config.input}: no pictures in it")
+        raise UserError(f"{config.input}: no images in it")
     names = [source.relative_to(root) for source in sources]
     taken = Counter(name.with_suffix(".png") for name in names)
     if config.grid:
@@ -121,20 +121,20 @@ def plan_outputs(config: TranslateConfig) -> list[_Job]:
             target = name.with_name(f"{name.name}.png")
         target = config.output / target
         if target.resolve() in inputs:
-            raise UserError(f"{target} is one of the input pictures: choose another --output")
+            raise UserError(f"{target} is one of the input images: choose another --output")
         jobs.append(_Job(source, target))
     return jobs
 
 
 def _batches(
-    rows: Iterable[tuple[Job, Row]], translator: Translator, batch_size: int, bad: list[BadPictureError]
+    rows: Iterable[tuple[Job, Row]], translator: Translator, batch_size: int, bad: list[BadImageError]
 ) -> Iterator[list[tuple[_Job, Tensor]]]:
-    """Yield batches of pictures that are equal in size once padded. Few pictures are held at a time, however
+    """Yield batches of images that are equal in size once padded. Few images are held at a time, however
     many there are.
     """
     buckets: dict[tuple[int, ...], list[tuple[_Job, Tensor]]] = {}
     for job, pixels in rows:
-        if isinstance(pixels, BadPictureError):
+        if isinstance(pixels, BadImageError):
             bad.append(pixels)
             continue
         size = tuple(-(-side // translator.multiple) for side in pixels.shape[:2])
@@ -154,7 +154,7 @@ def _save(pixels: NDArray[np.uint8], target: Path) -> None:
 
 
 class _Writer:
-    """Saves pictures in threads, a few at a time; what goes wrong there is raised at the next picture, or at
+    """Saves images in threads, a few at a time; what goes wrong there is raised at the next image, or at
     the end.
     """
 
@@ -176,7 +176,7 @@ class _Writer:
 
 
 def translate_folder(config: TranslateConfig, console: Console) -> int:
-    """Translate what ``config`` names and return the number of pictures written. Raises UserError for what
+    """Translate what ``config`` names and return the number of images written. Raises UserError for what
     the user can put right.
     """
     translator, how = _load(config, console)
@@ -184,11 +184,11 @@ def translate_folder(config: TranslateConfig, console: Console) -> int:
     threads = default_threads() if config.num_threads is None else config.num_threads
     few = config.loader == "auto" and len(jobs) < MANY
     choice = choose("folder" if few else config.loader, translator.device, threads)
-    reader = make_reader(choice, _fit(config, translator), translator.device, console.say)
-    console.say(f"translating {_pictures(len(jobs))} {how}, read by {choice.kind}")
-    started = last_said = time.monotonic()
+    reader = make_reader(choice, _fit(config, translator), translator.device, console.log)
+    console.log(f"translating {_images(len(jobs))} {how}, read by {choice.kind}")
+    started = last_logged = time.monotonic()
     written = 0
-    bad: list[BadPictureError] = []
+    bad: list[BadImageError] = []
     rows: dict[Path, tuple[NDArray[np.uint8], NDArray[np.uint8]]] = {}
     shown = {job.source for job in jobs[:GRID_ROWS]}
     reading = reader.read(Job(job.source, tag=job) for job in jobs)
@@ -202,17 +202,17 @@ def translate_folder(config: TranslateConfig, console: Console) -> int:
                 written += 1
                 if config.grid and job.source in shown:
                     rows[job.source] = before.cpu().numpy(), after
-            if console.is_terminal or time.monotonic() - last_said > 10:
-                last_said = time.monotonic()
-                rate = written / (last_said - started)
-                console.progress(written, len(jobs), f"{written}/{len(jobs)} pictures, {rate:.2f} images/s")
+            if console.is_terminal or time.monotonic() - last_logged > 10:
+                last_logged = time.monotonic()
+                rate = written / (last_logged - started)
+                console.progress(written, len(jobs), f"{written}/{len(jobs)} images, {rate:.2f} images/s")
     _report_bad(bad, written, config, console)
     if rows:
         in_order = [rows[source] for source in sorted(rows)]
         columns = {"input": [row[0] for row in in_order], "translation": [row[1] for row in in_order]}
         save_image(draw_grid(columns), config.output / GRID_NAME)
     seconds = time.monotonic() - started
-    console.say(f"wrote {_pictures(written)} to {config.output} in {seconds:.1f} s")
+    console.log(f"wrote {_images(written)} to {config.output} in {seconds:.1f} s")
     return written
 
 
@@ -223,7 +223,7 @@ def _load(config: TranslateConfig, console: Console) -> tuple[Translator, str]:
     require_impl(config.impl, device)
     file = find_weights(config.weights, config.direction, config.epoch, config.ema)
     net = load_generator(file, impl=config.impl, key=config.key)
-    translator = Translator(net, device, precision, console.say)
+    translator = Translator(net, device, precision, console.log)
     return translator, f"with {file} on {device} in {precision}"
 
 
@@ -233,21 +233,20 @@ def _fit(config: TranslateConfig, translator: Translator) -> Fit:
     return Fit("square", config.resize, channels=translator.channels)
 
 
-def _pictures(count: int) -> str:
+def _images(count: int) -> str:
     if count == 1:
-        return "1 picture"
-    return f"{count} pictures"
+        return "1 image"
+    return f"{count} images"
 
 
-def _report_bad(bad: list[BadPictureError], written: int, config: TranslateConfig, console: Console) -> None:
-    """Print the pictures that were left out. Raises UserError where none may be."""
+def _report_bad(bad: list[BadImageError], written: int, config: TranslateConfig, console: Console) -> None:
+    """Print the images that were left out. Raises UserError where none may be."""
     if bad and not config.skip_bad_images:
         which = str(bad[0])
         if len(bad) > 1:
             which += f" (and {len(bad) - 1} more)"
         raise UserError(
-            f"bad picture {which}; {written} pictures were written; --skip_bad_images leaves such pictures"
-            " out"
+            f"bad image {which}; {written} images were written; --skip_bad_images leaves such images out"
         )
     for reason in bad:
-        console.say(f"left out {reason}")
+        console.log(f"left out {reason}")

@@ -1,4 +1,4 @@
-"""Pictures of any kind through a generator: PIL images, arrays, tensors and paths in, the same kinds out."""
+"""Images of any kind through a generator: PIL images, arrays, tensors and paths in, the same kinds out."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from fastcyclegan.data.image_file import open_picture, upright
+from fastcyclegan.data.image_file import open_image, upright
 from fastcyclegan.data.pixels import to_image, to_pixels, to_unit_range
 from fastcyclegan.engine.ahead import Ahead, dry_translation
 from fastcyclegan.nn.networks import computed_by
 
-Picture = Image.Image | NDArray[Any] | Tensor | str | Path
+ImageLike = Image.Image | NDArray[Any] | Tensor | str | Path
 
 
 def pad_to_multiple(pixels: Tensor, multiple: int, axes: tuple[int, int] = (0, 1)) -> Tensor:
@@ -42,33 +42,33 @@ class Translator:
         net: nn.Module,
         device: torch.device,
         precision: str,
-        say: Callable[[str], object] = lambda text: None,
+        log: Callable[[str], object] = lambda text: None,
     ) -> None:
         self.net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.device = device
         self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self.ahead: Ahead | None = None
         if device.type == "cuda" and computed_by(net) == "triton":
-            self.ahead = Ahead(device, say)
+            self.ahead = Ahead(device, log)
         first = next(p for p in net.parameters() if p.dim() == 4)
         self.channels, self.multiple = first.shape[1], int(getattr(net, "size_multiple", 4))
 
     @torch.inference_mode()
-    def __call__(self, pictures: list[Tensor]) -> list[NDArray[np.uint8]]:
-        """Translate uint8 pictures [H, W, C] that are equal in size once padded; each comes back in its own
+    def __call__(self, images: list[Tensor]) -> list[NDArray[np.uint8]]:
+        """Translate uint8 images [H, W, C] that are equal in size once padded; each comes back in its own
         size.
         """
-        padded = torch.stack([pad_to_multiple(picture, self.multiple) for picture in pictures])
+        padded = torch.stack([pad_to_multiple(image, self.multiple) for image in images])
         result = to_pixels(self._apply(to_unit_range(padded, self.device)))
         translations = []
-        for picture, pixels in zip(pictures, result, strict=True):
-            height, width = picture.shape[:2]
+        for image, pixels in zip(images, result, strict=True):
+            height, width = image.shape[:2]
             translations.append(pixels[:height, :width])
         return translations
 
     @torch.no_grad()
     def tensors(self, images: Tensor) -> Tensor:
-        """Translate float pictures [N, C, H, W] in [-1, 1]; the result has their dtype and device."""
+        """Translate float images [N, C, H, W] in [-1, 1]; the result has their dtype and device."""
         padded = pad_to_multiple(images.to(self.device, torch.float32), self.multiple, (2, 3))
         result = self._apply(padded.contiguous(memory_format=torch.channels_last))
         return result[:, :, : images.shape[2], : images.shape[3]].to(images)
@@ -84,17 +84,17 @@ class Translator:
 
 def translate_images(
     net: nn.Module,
-    images: Picture | Sequence[Picture],
+    images: ImageLike | Sequence[ImageLike],
     device: torch.device,
     precision: str = "fp32",
     batch_size: int = 8,
 ) -> Any:
-    """Return what generator ``net`` makes of a picture, or of a list of them, each as what it was given as;
+    """Return what generator ``net`` makes of an image, or of a list of them, each as what it was given as;
     paths give PIL images.
 
     PIL images and paths: any mode, turned upright. Arrays: uint8 [H, W, C] or [H, W]. Tensors: floats [C, H,
-    W] or [N, C, H, W] in [-1, 1]. Raises BadPictureError for a file that cannot be read, ValueError or
-    TypeError for what is no such picture.
+    W] or [N, C, H, W] in [-1, 1]. Raises BadImageError for a file that cannot be read, ValueError or
+    TypeError for what is no such image.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -104,21 +104,21 @@ def translate_images(
     return _translate(images, translator, batch_size)
 
 
-def _translate(pictures: Sequence[Any], translator: Translator, batch_size: int) -> list[Any]:
-    """Translate ``pictures``, those of uint8 and of equal size together."""
-    results: list[Any] = [None] * len(pictures)
+def _translate(images: Sequence[Any], translator: Translator, batch_size: int) -> list[Any]:
+    """Translate ``images``, those of uint8 and of equal size together."""
+    results: list[Any] = [None] * len(images)
     waiting: dict[tuple[int, ...], list[tuple[int, Tensor]]] = {}
 
     def flush(batch: list[tuple[int, Tensor]]) -> None:
         translations = translator([pixels for _, pixels in batch])
         for (place, _), translation in zip(batch, translations, strict=True):
-            results[place] = _as_given(translation, pictures[place])
+            results[place] = _as_given(translation, images[place])
 
-    for place, picture in enumerate(pictures):
-        if isinstance(picture, Tensor):
-            results[place] = _tensor(picture, translator)
+    for place, image in enumerate(images):
+        if isinstance(image, Tensor):
+            results[place] = _tensor(image, translator)
             continue
-        pixels = torch.from_numpy(_pixels(picture, translator.channels))
+        pixels = torch.from_numpy(_pixels(image, translator.channels))
         shape = tuple(pixels.shape)
         batch = waiting.setdefault(shape, [])
         batch.append((place, pixels))
@@ -129,61 +129,61 @@ def _translate(pictures: Sequence[Any], translator: Translator, batch_size: int)
     return results
 
 
-def _pixels(picture: Any, channels: int) -> NDArray[np.uint8]:
+def _pixels(image: Any, channels: int) -> NDArray[np.uint8]:
     """Return [H, W, C] uint8 for a path, a PIL image or an array."""
-    if isinstance(picture, np.ndarray):
-        return _pixels_of_array(picture, channels)
-    if isinstance(picture, (str, Path)):
-        image = open_picture(picture, channels)
-    elif isinstance(picture, Image.Image):
-        if not picture.width or not picture.height:
-            raise ValueError(f"translate: a picture without pixels, {picture.width}x{picture.height}")
-        image = upright(picture, channels)
+    if isinstance(image, np.ndarray):
+        return _pixels_of_array(image, channels)
+    if isinstance(image, (str, Path)):
+        opened = open_image(image, channels)
+    elif isinstance(image, Image.Image):
+        if not image.width or not image.height:
+            raise ValueError(f"translate: an image without pixels, {image.width}x{image.height}")
+        opened = upright(image, channels)
     else:
         raise TypeError(
-            "translate: a picture must be a PIL image, an array, a tensor or a path, got"
-            f" {type(picture).__name__}"
+            "translate: an image must be a PIL image, an array, a tensor or a path, got"
+            f" {type(image).__name__}"
         )
-    pixels = np.array(image)
+    pixels = np.array(opened)
     if channels == 1:
         return pixels[:, :, None]
     return pixels
 
 
-def _pixels_of_array(picture: NDArray[Any], channels: int) -> NDArray[np.uint8]:
+def _pixels_of_array(image: NDArray[Any], channels: int) -> NDArray[np.uint8]:
     """Return a copy of uint8 [H, W, C] or [H, W] as [H, W, C]. Raises ValueError for other arrays."""
-    array = picture
-    if picture.ndim == 2:
-        array = picture[:, :, None]
+    array = image
+    if image.ndim == 2:
+        array = image[:, :, None]
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != channels or not array.size:
         wanted = f"uint8 [H, W, {channels}]"
         if channels == 1:
             wanted += " or [H, W]"
-        raise ValueError(f"translate: an array must be {wanted}, got {picture.dtype} {list(picture.shape)}")
+        raise ValueError(f"translate: an array must be {wanted}, got {image.dtype} {list(image.shape)}")
     return np.array(array)
 
 
-def _tensor(picture: Tensor, translator: Translator) -> Tensor:
+def _tensor(image: Tensor, translator: Translator) -> Tensor:
     """Translate a tensor [C, H, W] or [N, C, H, W]."""
-    is_single = picture.dim() == 3
-    images = picture[None] if is_single else picture
-    if not images.is_floating_point() or images.dim() != 4 or images.shape[1] != translator.channels:
+    is_single = image.dim() == 3
+    batch = image[None] if is_single else image
+    if not batch.is_floating_point() or batch.dim() != 4 or batch.shape[1] != translator.channels:
         wanted = f"floats [{translator.channels}, H, W] or [N, {translator.channels}, H, W] in [-1, 1]"
-        raise ValueError(f"translate: a tensor must be {wanted}, got {picture.dtype} {list(picture.shape)}")
-    if not images.numel():
-        raise ValueError(f"translate: a tensor must be in [-1, 1], got shape {list(picture.shape)}")
-    if not images.abs().amax() <= 1.001:  # NaN is not
-        low, high = images.amin().item(), images.amax().item()
+        raise ValueError(f"translate: a tensor must be {wanted}, got {image.dtype} {list(image.shape)}")
+    if not batch.numel():
+        raise ValueError(f"translate: a tensor must be in [-1, 1], got shape {list(image.shape)}")
+    if not batch.abs().amax() <= 1.001:  # NaN is not
+        low, high = batch.amin().item(), batch.amax().item()
         raise ValueError(f"translate: a tensor must be in [-1, 1], got values from {low:g} to {high:g}")
-    result = translator.tensors(images)
+    result = translator.tensors(batch)
     if is_single:
         return result[0]
     return result
 
 
-def _as_given(pixels: NDArray[np.uint8], picture: Any) -> Any:
-    if not isinstance(picture, np.ndarray):
+def _as_given(pixels: NDArray[np.uint8], image: Any) -> Any:
+    if not isinstance(image, np.ndarray):
         return to_image(pixels)
-    if picture.ndim == 2:
+    if image.ndim == 2:
         return pixels[:, :, 0]
     return pixels

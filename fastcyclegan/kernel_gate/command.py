@@ -144,7 +144,7 @@ def _warm(parser: argparse.ArgumentParser, options: argparse.Namespace, rest: li
     else:
         chips = [ARCHS[name].chip for name in dict.fromkeys(options.arch)]
     with console:
-        warmed = [warm(config, chip, console.say, options.processes, console.once) for chip in chips]
+        warmed = [warm(config, chip, console.log, options.processes, console.once) for chip in chips]
     return int(not all(warmed))
 
 

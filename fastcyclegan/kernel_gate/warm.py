@@ -46,7 +46,7 @@ def config_of(run: str, flags: Sequence[str]) -> TrainConfig:
 def warm(
     config: TrainConfig,
     chip: Chip,
-    say: Callable[[str], object] = print,
+    log: Callable[[str], object] = print,
     processes: int | None = None,
     progress: Progress = lambda done, total, text: None,
 ) -> bool:
@@ -73,13 +73,13 @@ def warm(
     with compile_ahead.alone():
         jobs = compile_ahead.missing(found.jobs)
         if not jobs:
-            say(f"{here}, all are in Triton's cache")
+            log(f"{here}, all are in Triton's cache")
             return True
         if processes is None:
             processes = compile_ahead.processes_for(len(jobs))
         seconds = compile_ahead.predicted_seconds(len(jobs), processes)
         lacking = f"{len(jobs)} that Triton's cache lacks"
-        say(f"{here}, compiling {lacking} in {processes} processes, about {seconds:.0f} s")
+        log(f"{here}, compiling {lacking} in {processes} processes, about {seconds:.0f} s")
 
         def tell(done: int, total: int) -> None:
             if done > 0:
@@ -88,10 +88,10 @@ def warm(
         outcome = compile_ahead.compile_ahead(jobs, tell, processes)
     for kernel, error in outcome.failures:
         if kernel:
-            say(f"{kernel} failed: {error}")
+            log(f"{kernel} failed: {error}")
         else:
-            say(f"the compiler failed: {error}")
-    say(f"compiled {outcome.compiled} in {time.monotonic() - started:.1f} s; {timings(found.choices)}")
+            log(f"the compiler failed: {error}")
+    log(f"compiled {outcome.compiled} in {time.monotonic() - started:.1f} s; {timings(found.choices)}")
     return not outcome.failures
 
 

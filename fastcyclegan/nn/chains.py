@@ -46,7 +46,7 @@ class Chain(nn.Sequential):
                 x = layer(x)
             return x if residual is None else residual + x
         if x.dim() == 3:
-            # One picture without the dimension N, as torch's layers take it.
+            # One image without the dimension N, as torch's layers take it.
             return self(x[None], None if residual is None else residual[None])[0]
         if x.dim() != 4:
             raise ValueError(f"Chain: x must be [N, C, H, W] or [C, H, W], got shape {tuple(x.shape)}")
@@ -67,7 +67,7 @@ def run_chains(
     start: int = 0,
     impl: Literal["triton", "reference"] = "triton",
 ) -> Tensor:
-    """Run ``chains`` of P networks that are alike, from layer ``start`` on, on x [N, C, H, W]: N / P pictures
+    """Run ``chains`` of P networks that are alike, from layer ``start`` on, on x [N, C, H, W]: N / P images
     for each, in their order.
 
     ``cancelled`` is for chains within chains: the list that gathers the biases which the outermost chain

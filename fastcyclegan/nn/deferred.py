@@ -1,7 +1,7 @@
 """What runs through chains of layers: a tensor, and what is still to be done to it before the next
 convolution can take it.
 
-P networks of one architecture may run as one: then x holds the pictures of all, N / P of each in the order of
+P networks of one architecture may run as one: then x holds the images of all, N / P of each in the order of
 the networks, and a place of a chain is the tuple of their layers there. ``chains.py`` walks over chains;
 ``engine/batching.py`` says which networks may go together.
 """
@@ -150,7 +150,7 @@ class Deferred:
             self.cancelled += biases
             biases = []
         dtype = compute_dtype(self.x, conv.weight)
-        # Without autocast a picture of another dtype is an error, as it is in PyTorch.
+        # Without autocast an image of another dtype is an error, as it is in PyTorch.
         fits = self.x.dtype == dtype or torch.is_autocast_enabled(self.x.device.type)
         by_kernels = self.impl == "triton" and fits
         if by_kernels and self.border and _can_reflect(conv, self.x, dtype, len(convs)):
@@ -172,7 +172,7 @@ class Deferred:
 
     def _by_library(self, convs: Layers, biases: list[Tensor], dtype: torch.dtype, recompute: bool) -> None:
         """Replace x by its convolution by PyTorch, with what is still to be done before it."""
-        # A picture's three channels are not worth a pass of their own: PyTorch pads them.
+        # An image's three channels are not worth a pass of their own: PyTorch pads them.
         cheap = self.norm is None and (self.border == 0 or self.x.shape[1] < 8)
         if self.impl == "reference" or self.x.dtype != dtype or cheap:
             self.settle()

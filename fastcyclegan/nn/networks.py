@@ -207,7 +207,7 @@ def build_generator(config: ModelConfig, input_nc: int, output_nc: int) -> nn.Mo
 
 
 def build_discriminator(config: ModelConfig, input_nc: int) -> nn.Module:
-    """Return the discriminator ``config.netD`` names, for pictures of ``input_nc`` channels, not yet
+    """Return the discriminator ``config.netD`` names, for images of ``input_nc`` channels, not yet
     initialised.
     """
     if config.netD == "pixel":

@@ -79,7 +79,7 @@ def training_of(config: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     if optim.get("ema"):
         adam += f", average of weights {optim['ema']:g}"
     return {
-        "pictures": f"{source}, {data['direction']}",
+        "images": f"{source}, {data['direction']}",
         "samples": f"{data['preprocess']}, load_size {data['load_size']}, crop_size {data['crop_size']}",
         "length": f"{length}, batch {data['batch_size']}",
         "losses": f"{loss['gan_mode']}, {cycle}, {identity}, pool {loss['pool_size']}",

@@ -11,7 +11,7 @@ networks of other shapes, steps with other losses, several GPUs and wgangp stay 
 step with a method that is no known version of the public code. What the step depends on is compared before
 every iteration: from a change on, the checkout's own step goes on, and that is said.
 
-Different from the checkout by itself: pictures shown during training are made after the iteration, not
+Different from the checkout by itself: images shown during training are made after the iteration, not
 within; on a GPU the step computes in bf16 unless --precision fp32 is given.
 """
 
@@ -115,17 +115,17 @@ def _execute(execute: Patch, patch: Patch, module: ModuleType) -> None:
     patch(module)
 
 
-def patches(options: Options, folder: Path, say: Callable[[str], None]) -> Patches:
+def patches(options: Options, folder: Path, log: Callable[[str], None]) -> Patches:
     """Return what puts ours in the place of what the checkout in ``folder`` imports."""
     of_module: dict[str, Patch] = {
-        "models.networks": lambda module: replace_networks(module, options.impl, say),
-        "models.base_model": lambda module: check_setup(module, options, say),
-        "models.cycle_gan_model": lambda module: replace_step(module, options, say),
+        "models.networks": lambda module: replace_networks(module, options.impl, log),
+        "models.base_model": lambda module: check_setup(module, options, log),
+        "models.cycle_gan_model": lambda module: replace_step(module, options, log),
     }
     return Patches(folder, of_module)
 
 
-def run(options: Options, script: Path, arguments: Sequence[str], say: Callable[[str], None]) -> None:
+def run(options: Options, script: Path, arguments: Sequence[str], log: Callable[[str], None]) -> None:
     """Run ``script`` as the main program with ``arguments``, with what is ours in the place of what is its
     own.
     """
@@ -135,7 +135,7 @@ def run(options: Options, script: Path, arguments: Sequence[str], say: Callable[
     sys.argv = [str(script), *arguments]
     # Python puts the script's folder there; with -m it was the current one.
     sys.path[0] = str(folder)
-    sys.meta_path.insert(0, patches(options, folder, say))
+    sys.meta_path.insert(0, patches(options, folder, log))
     runpy.run_path(str(script), run_name="__main__")
 
 

@@ -128,11 +128,11 @@ def hand_over(model: Any, step: Step) -> str:
         _give_moments(getattr(model, name, None), engine.optimizers[phase])
     anew = []
     for name, side in _POOLS.items():
-        if not _give_pictures(getattr(model, name, None), step.recipe.pools[side], model.real_A):
+        if not _give_images(getattr(model, name, None), step.recipe.pools[side], model.real_A):
             anew.append(name)
     what = "it goes on with our weights and moments"
     if anew:
-        what += f", but {' and '.join(anew)} cannot take our pictures"
+        what += f", but {' and '.join(anew)} cannot take our images"
     else:
         what += " and pools"
     if engine.choices.precision == "bf16":
@@ -167,8 +167,8 @@ def _give_moments(optimizer: Any, ours: torch.optim.Adam) -> None:
     optimizer.state = state
 
 
-def _give_pictures(theirs: Any, ours: ImagePool, like: Tensor) -> bool:
-    """Put the pictures of our pool, [1, C, H, W] each, into the checkout's; return whether it takes them."""
+def _give_images(theirs: Any, ours: ImagePool, like: Tensor) -> bool:
+    """Put the images of our pool, [1, C, H, W] each, into the checkout's; return whether it takes them."""
     if not ours.filled:
         return True
     if not isinstance(getattr(theirs, "__dict__", {}).get("images"), list) or "num_imgs" not in vars(theirs):
@@ -176,7 +176,7 @@ def _give_pictures(theirs: Any, ours: ImagePool, like: Tensor) -> bool:
     theirs.images = []
     if ours.slots is not None:
         for slot in ours.slots[: ours.filled]:
-            picture = slot[None].to(like.dtype)
-            theirs.images.append(picture.clone(memory_format=torch.contiguous_format))
+            image = slot[None].to(like.dtype)
+            theirs.images.append(image.clone(memory_format=torch.contiguous_format))
     theirs.num_imgs = len(theirs.images)
     return True

@@ -2,7 +2,7 @@
 same updates.
 
 A checkout may have another loss, another optimizer, clipping, or a step of its own altogether. So both run
-two iterations on small pictures made of the first batch's, from the same weights and the same random state,
+two iterations on small images made of the first batch's, from the same weights and the same random state,
 with replay pools so small that they swap. What is compared is what an iteration does: every network's update,
 its running statistics, the losses, and how much of Python's ``random`` it used.
 """
@@ -25,7 +25,7 @@ from fastcyclegan.nn.networks import Discriminator, UnetGenerator, set_impl
 from fastcyclegan.official.patch_networks import without_chance
 from fastcyclegan.official.step import LOSSES, NETS, NotServedError, Settings, Step
 
-ITERATIONS, PICTURES, CAPACITY = 2, 2, 2
+ITERATIONS, IMAGES, CAPACITY = 2, 2, 2
 # Not the model's own, which may be 0: nothing would move.
 RATE = 2e-4
 # Float64 leaves 1e-14, and 1e-8 with biases that an instance norm takes out again: their gradient is noise of
@@ -46,7 +46,7 @@ def prove(model: Any, optimize: Callable[[Any], Any], given: Settings) -> float:
         try:
             twin, mine = _twins(model, given)
             side = _side(given.nets)
-            batches = [_pictures(model, side, seed) for seed in range(ITERATIONS)]
+            batches = [_images(model, side, seed) for seed in range(ITERATIONS)]
             theirs, ours = _run_theirs(twin, optimize, batches), _run_ours(mine, batches)
         except NotServedError:
             raise
@@ -105,7 +105,7 @@ def _twins(model: Any, given: Settings) -> tuple[Any, Settings]:
 
 
 def _side(nets: dict[str, nn.Module]) -> int:
-    """Return the smallest side of pictures that ``nets`` take."""
+    """Return the smallest side of images that ``nets`` take."""
     multiple, least = 4, 16
     for net in nets.values():
         strided = sum(isinstance(module, nn.Conv2d) and module.stride == (2, 2) for module in net.modules())
@@ -116,14 +116,14 @@ def _side(nets: dict[str, nn.Module]) -> int:
     return -(-least // multiple) * multiple
 
 
-def _pictures(model: Any, side: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Return two pictures a side, [2, C, side, side] in float64, made of the first ones of ``model`` and
+def _images(model: Any, side: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Return two images a side, [2, C, side, side] in float64, made of the first ones of ``model`` and
     noise, which keeps them from being flat."""
     generator = torch.Generator().manual_seed(seed)
 
     def of(images: Tensor) -> Tensor:
-        small = F.interpolate(images[:PICTURES].detach().double(), (side, side), mode="bilinear")
-        small = torch.cat([small, small.flip(-1)])[:PICTURES]
+        small = F.interpolate(images[:IMAGES].detach().double(), (side, side), mode="bilinear")
+        small = torch.cat([small, small.flip(-1)])[:IMAGES]
         noise = torch.randn(small.shape, dtype=torch.float64, generator=generator)
         return small + 0.2 * noise.to(small.device)
 

@@ -1,5 +1,5 @@
 """Our step in the place of an official CycleGANModel's ``optimize_parameters``, and what its owner sees of
-it: losses, pictures, files.
+it: losses, images, files.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from fastcyclegan.errors import UserError
 from fastcyclegan.nn.networks import computed_by, is_ours
 from fastcyclegan.official.change_guard import ChangeGuard, hand_over
 from fastcyclegan.official.equivalence import ITERATIONS, prove
-from fastcyclegan.official.patch_networks import Say
+from fastcyclegan.official.patch_networks import Log
 from fastcyclegan.official.source_check import why_not_public
 from fastcyclegan.official.step import NotServedError, Settings, Step, learning_rate, settings
 
-# Made when they are asked for: an iteration of ours keeps no pictures.
-PICTURES = ("fake_B", "rec_A", "fake_A", "rec_B", "idt_A", "idt_B")
+# Made when they are asked for: an iteration of ours keeps no images.
+IMAGES = ("fake_B", "rec_A", "fake_A", "rec_B", "idt_A", "idt_B")
 _STEP, _GUARD = "_fastcyclegan_step", "_fastcyclegan_guard"
 _NO_STEP = "{} belongs to the training step of --model cycle_gan; here the networks alone are replaced"
 
@@ -38,29 +38,29 @@ class Options:
     impl: str = "auto"
 
 
-def replace_step(module: ModuleType, options: Options, say: Say) -> None:
+def replace_step(module: ModuleType, options: Options, log: Log) -> None:
     """Have ``CycleGANModel`` of ``module`` (a checkout's models/cycle_gan_model.py) run our iteration where
     that is the same.
 
     The first call of ``optimize_parameters`` decides, and every later one looks whether what the step depends
     on is what it was: where it is not, the checkout's own step goes on from there. Losses become scalars on
-    the device. Pictures such as ``fake_B`` are made when they are asked for, of the current batch by the
+    the device. Images such as ``fake_B`` are made when they are asked for, of the current batch by the
     weights of that moment, so after the update. ``save_networks`` is the checkout's own on copies of the
     networks: it moves them to the host, and a captured iteration needs them where they are.
     """
     cls = getattr(module, "CycleGANModel", None)
     lacking = _lacking(cls)
     if cls is None or lacking:
-        say(f"step: the checkout's own: {module.__file__} has no {lacking}")
+        log(f"step: the checkout's own: {module.__file__} has no {lacking}")
         return
     theirs, save = cls.optimize_parameters, cls.save_networks
 
     @functools.wraps(theirs)
     def optimize_parameters(self: Any, *args: Any, **kwargs: Any) -> None:
         if _STEP not in vars(self):
-            vars(self)[_STEP] = _decide(self, cls, theirs, options, say, bool(args or kwargs))
+            vars(self)[_STEP] = _decide(self, cls, theirs, options, log, bool(args or kwargs))
         if vars(self)[_STEP] is not None:
-            _look(self, say, bool(args or kwargs))
+            _look(self, log, bool(args or kwargs))
         step = vars(self)[_STEP]
         if step is None:
             theirs(self, *args, **kwargs)
@@ -88,7 +88,7 @@ def _lacking(cls: type | None) -> str:
 
 
 def _decide(
-    model: Any, cls: type, theirs: Callable[[Any], Any], options: Options, say: Say, with_arguments: bool
+    model: Any, cls: type, theirs: Callable[[Any], Any], options: Options, log: Log, with_arguments: bool
 ) -> Step | None:
     """Return our step over the networks of ``model``, or None where its own is to run; say which."""
     try:
@@ -100,15 +100,15 @@ def _decide(
         other = why_not_public(model, theirs)
         if other:
             raise NotServedError(other)
-        say(
+        log(
             "comparing the step with ours in float64, once (on a processor this takes as long as some"
             " iterations)"
         )
         difference = prove(model, theirs, given)
     except NotServedError as error:
-        say(f"step: the checkout's own: {error}{_without_effect(options)}")
+        log(f"step: the checkout's own: {error}{_without_effect(options)}")
         return None
-    step = _made(given, options, say)
+    step = _made(given, options, log)
     for name, phase in (("optimizer_G", "G"), ("optimizer_D", "D")):
         # Who looks at the checkout's optimizers, to save them for one, finds the moments that are in use.
         getattr(model, name).state = step.engine.optimizers[phase].state
@@ -118,7 +118,7 @@ def _decide(
     if engine.choices.compiled:
         how += ", compiled"
     impls = " and ".join(sorted({computed_by(net) for net in engine.nets.values()}))
-    say(
+    log(
         f"step: ours, on {engine.device} in {how}, networks by {impls}; {ITERATIONS} iterations in float64"
         f" differed by {difference:.0e} from the checkout's own"
     )
@@ -137,17 +137,17 @@ def _without_effect(options: Options) -> str:
     return f" (without effect on it: {' '.join(ignored)})"
 
 
-def _made(given: Settings, options: Options, say: Say) -> Step:
+def _made(given: Settings, options: Options, log: Log) -> Step:
     compiled = options.compile
     if compiled:
         reason = why_not_compiled(given.device)
         if reason:
-            say(f"not compiled: {reason}")
+            log(f"not compiled: {reason}")
             compiled = False
-    return Step(given, resolve_precision(options.precision, given.device, compiled), compiled, say)
+    return Step(given, resolve_precision(options.precision, given.device, compiled), compiled, log)
 
 
-def _look(model: Any, say: Say, with_arguments: bool) -> None:
+def _look(model: Any, log: Log, with_arguments: bool) -> None:
     """Hand over to the checkout's own step where what ours was made for has changed, and say what."""
     own = vars(model)
     changed = own[_GUARD].changed(model)
@@ -156,13 +156,13 @@ def _look(model: Any, say: Say, with_arguments: bool) -> None:
     if changed:
         how = hand_over(model, own[_STEP])
         own[_STEP] = own[_GUARD] = None
-        say(f"step: the checkout's own from here on: {changed}; {how}")
+        log(f"step: the checkout's own from here on: {changed}; {how}")
 
 
 def _iterate(model: Any, step: Step) -> None:
     losses = step(model.real_A, model.real_B, learning_rate(model))
     own = vars(model)
-    for name in (*PICTURES, "loss_G"):
+    for name in (*IMAGES, "loss_G"):
         own.pop(name, None)
     # Without the identity loss.
     own["loss_idt_A"] = own["loss_idt_B"] = 0
@@ -181,8 +181,8 @@ def _attribute(otherwise: Callable[[Any, str], Any] | None) -> Callable[[Any, st
         step = vars(self).get(_STEP)
         if step is not None and name == "loss_G" and step.losses:
             return step.generator_loss()
-        if step is not None and name in PICTURES:
-            made = step.pictures(self.real_A, self.real_B)
+        if step is not None and name in IMAGES:
+            made = step.images(self.real_A, self.real_B)
             if name in made:
                 vars(self).update(made)
                 return made[name]
@@ -204,7 +204,7 @@ def _save_copies(model: Any, save: Callable[..., Any], *args: Any, **kwargs: Any
         vars(model).update(nets)
 
 
-def check_setup(module: ModuleType, options: Options, say: Say) -> None:
+def check_setup(module: ModuleType, options: Options, log: Log) -> None:
     """Have ``BaseModel.setup`` of ``module`` (a checkout's models/base_model.py) refuse what cannot be
     served, before anything runs.
 
@@ -213,7 +213,7 @@ def check_setup(module: ModuleType, options: Options, say: Say) -> None:
     cls = getattr(module, "BaseModel", None)
     theirs = getattr(cls, "setup", None)
     if cls is None or theirs is None:
-        say(
+        log(
             f"{module.__file__} has no BaseModel.setup: what our flags ask for is not checked before training"
         )
         return

@@ -2,7 +2,7 @@
 arguments for which ours is the same.
 
 Checkouts are edited, so nothing is taken on trust: the checkout's own network is built as well, its weights
-are given to ours, and both must make the same of the same pictures in float64. Where they do not, theirs
+are given to ours, and both must make the same of the same images in float64. Where they do not, theirs
 stays, and why is said.
 """
 
@@ -21,7 +21,7 @@ from torch import nn
 from fastcyclegan import compat
 from fastcyclegan.nn.networks import set_impl
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 OURS: dict[str, type[nn.Module]] = {
     "ResnetGenerator": compat.ResnetGenerator,
@@ -34,7 +34,7 @@ OURS: dict[str, type[nn.Module]] = {
 TOLERANCE = 1e-9
 
 
-def replace_networks(module: ModuleType, impl: str, say: Say) -> None:
+def replace_networks(module: ModuleType, impl: str, log: Log) -> None:
     """Have the network classes of ``module`` (a checkout's models/networks.py) give ours, computed by
     ``impl``.
 
@@ -46,19 +46,19 @@ def replace_networks(module: ModuleType, impl: str, say: Say) -> None:
     for name, ours in OURS.items():
         theirs = getattr(module, name, None)
         if isinstance(theirs, type):
-            theirs.__new__ = _builder(theirs, ours, impl, say)  # type: ignore[method-assign]
+            theirs.__new__ = _builder(theirs, ours, impl, log)  # type: ignore[method-assign]
             found.append(name)
         else:
             lacking.append(name)
     names = "no network"
     if found:
         names = ", ".join(found)
-    say(f"replaced where it is the same: {names} of {module.__file__}")
+    log(f"replaced where it is the same: {names} of {module.__file__}")
     if lacking:
-        say(f"not in that file, so not replaced: {', '.join(lacking)}")
+        log(f"not in that file, so not replaced: {', '.join(lacking)}")
 
 
-def _builder(theirs: Any, ours: type[nn.Module], impl: str, say: Say) -> Callable[..., Any]:
+def _builder(theirs: Any, ours: type[nn.Module], impl: str, log: Log) -> Callable[..., Any]:
     """Return a ``__new__`` for ``theirs`` that gives ``ours`` where both are the same."""
     verdicts: dict[str, str] = {}
 
@@ -77,7 +77,7 @@ def _builder(theirs: Any, ours: type[nn.Module], impl: str, say: Say) -> Callabl
         else:
             net, why_not = _stand_in(original, ours, given, compared=known == "")
         if why_not not in verdicts.values():
-            say(f"{ours.__name__}: {_verdict(why_not)}")
+            log(f"{ours.__name__}: {_verdict(why_not)}")
         verdicts[repr(given)] = why_not
         if net is None:
             # Python initialises what this returns: with the same weights.
@@ -135,7 +135,7 @@ def _stand_in(
         reason = next(iter(str(error).splitlines()), "")
         return None, f"it cannot be compared: {type(error).__name__}: {reason}"
     if difference > TOLERANCE:
-        return None, f"its pictures differ from those of ours by {difference:.1e} (relative, float64)"
+        return None, f"its images differ from those of ours by {difference:.1e} (relative, float64)"
     return net, ""
 
 
@@ -164,7 +164,7 @@ def _side(given: dict[str, Any]) -> int:
 
 
 def _difference(original: nn.Module, net: nn.Module, side: int) -> float:
-    """Return |ours - theirs| / |theirs| on two random pictures in training mode, as batch norm needs."""
+    """Return |ours - theirs| / |theirs| on two random images in training mode, as batch norm needs."""
     channels = next(module.in_channels for module in original.modules() if isinstance(module, nn.Conv2d))
     x = torch.randn(2, channels, side, side, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

@@ -21,7 +21,7 @@ from fastcyclegan.nn.networks import is_ours
 from fastcyclegan.recipes.cyclegan import CycleGANRecipe
 from fastcyclegan.recipes.image_pool import ImagePool
 
-# The official discriminators are named after the generator whose pictures they judge, ours after the domain.
+# The official discriminators are named after the generator whose images they judge, ours after the domain.
 NETS = {"netG_A": "G_AB", "netG_B": "G_BA", "netD_A": "D_B", "netD_B": "D_A"}
 LOSSES = {
     **{"G_AB": "G_A", "G_BA": "G_B", "cycle_A": "cycle_A", "cycle_B": "cycle_B"},
@@ -37,7 +37,7 @@ class NotServedError(Exception):
 @dataclass(frozen=True)
 class Settings:
     """What a model's step is made of: its networks, unwrapped, by the official names, its losses, its Adam,
-    and the pictures' sizes.
+    and the images' sizes.
     """
 
     nets: dict[str, nn.Module]
@@ -142,7 +142,7 @@ def learning_rate(model: Any) -> float:
 
 
 def draws(pool: ImagePool, count: int) -> Iterator[tuple[float, float]]:
-    """Yield what ``pool`` is to do with the next ``count`` pictures, drawn from Python's ``random`` as the
+    """Yield what ``pool`` is to do with the next ``count`` images, drawn from Python's ``random`` as the
     official pool draws it.
     """
     for filled in range(pool.filled, pool.filled + count):
@@ -160,7 +160,7 @@ class Step:
         given: Settings,
         precision: str = "fp32",
         compiled: bool = False,
-        say: Callable[[str], None] = lambda text: None,
+        log: Callable[[str], None] = lambda text: None,
     ):
         nets = {NETS[name]: net for name, net in given.nets.items()}
         self.recipe = CycleGANRecipe(given.loss)
@@ -171,17 +171,17 @@ class Step:
             given.device,
             precision,
             compiled,
-            say=say,
+            log=log,
             fixed_sizes=given.fixed_sizes,
         )
         self.losses: dict[str, Tensor] = {}
 
     def __call__(self, a: Tensor, b: Tensor, lr: float) -> dict[str, Tensor]:
-        """Run one iteration on pictures a, b [N, C, H, W] and return its losses, scalars on the device, by
+        """Run one iteration on images a, b [N, C, H, W] and return its losses, scalars on the device, by
         their official names.
         """
         pools, view = self.recipe.pools, View(0.0, 0.0, False)
-        # The official step asks the pool of fake B for all its pictures first.
+        # The official step asks the pool of fake B for all its images first.
         drawn_B = list(draws(pools["B"], a.shape[0]))
         drawn_A = list(draws(pools["A"], b.shape[0]))
         samples = []
@@ -201,7 +201,7 @@ class Step:
         return torch.stack(losses).sum()
 
     @torch.no_grad()
-    def pictures(self, a: Tensor, b: Tensor) -> dict[str, Tensor]:
+    def images(self, a: Tensor, b: Tensor) -> dict[str, Tensor]:
         """Return what the generators make of a and b now, by the official names. Running statistics and
         random states stay as they are.
         """

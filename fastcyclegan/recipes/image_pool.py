@@ -1,10 +1,10 @@
 """The replay history as tensors on the device, driven by decisions drawn beforehand.
 
 The rule is ``reference.ReplayPool``'s (Shrivastava et al. 2017, as CycleGAN uses it). Nothing in it depends
-on what the pictures show, so ``decide`` settles on the host which picture is shown and which slot is written,
+on what the images show, so ``decide`` settles on the host which image is shown and which slot is written,
 from the numbers that the sample carries; ``take`` then only gathers and scatters, by indices that may come as
 a tensor: work of one shape whatever they are, so that a CUDA graph can hold it. The same decisions give the
-same pictures on every device, and a resumed run needs no random state.
+same images on every device, and a resumed run needs no random state.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ import torch
 from torch import Tensor
 
 Indices = list[list[int]]
-"""What a query does with its N pictures, three rows of N: picture n shown is number ``own[n]`` of the query,
-or, where that is -1, slot ``stored[n]`` as it was before it; afterwards slot ``written[n]`` holds picture n
+"""What a query does with its N images, three rows of N: image n shown is number ``own[n]`` of the query,
+or, where that is -1, slot ``stored[n]`` as it was before it; afterwards slot ``written[n]`` holds image n
 of the query (the capacity: no slot does)."""
 
 
 class ImagePool:
-    """``capacity`` slots for pictures of one domain; 0 passes pictures through.
+    """``capacity`` slots for images of one domain; 0 passes images through.
 
-    The slots are one tensor while all pictures have one size, and a list of tensors from the first other size
+    The slots are one tensor while all images have one size, and a list of tensors from the first other size
     on.
     """
 
@@ -44,7 +44,7 @@ class ImagePool:
         return self._memory[: self.capacity]
 
     def decide(self, draws: Sequence[tuple[float, float]]) -> Indices:
-        """Decide a query of ``len(draws)`` pictures from their (swap, place) in [0, 1), and count the slots
+        """Decide a query of ``len(draws)`` images from their (swap, place) in [0, 1), and count the slots
         it fills.
         """
         own, stored = [], []
@@ -56,7 +56,7 @@ class ImagePool:
                 self.filled += 1
             elif self.capacity and swap < 0.5:
                 slot = int(place * self.capacity)
-                # A slot that this same query wrote holds one of the query's own pictures.
+                # A slot that this same query wrote holds one of the query's own images.
                 shown = writer.get(slot, -1)
                 writer[slot] = n
             own.append(shown)
@@ -73,7 +73,7 @@ class ImagePool:
         return self.take(images, self.decide(draws))
 
     def holds(self, size: tuple[int, ...]) -> bool:
-        """Whether pictures of ``size`` (C, H, W) are all that is in here, so that a query needs no decision
+        """Whether images of ``size`` (C, H, W) are all that is in here, so that a query needs no decision
         of the host.
         """
         if self.capacity == 0:
@@ -105,7 +105,7 @@ class ImagePool:
 
     def _take_from_tensor(self, images: Tensor, indices: Tensor, memory: Tensor) -> Tensor:
         own, stored, written = indices.unbind(0)
-        # As rows in memory: selecting pictures would leave channels_last.
+        # As rows in memory: selecting images would leave channels_last.
         slots, images = memory.permute(0, 2, 3, 1), images.permute(0, 2, 3, 1)
         chosen = images
         if images.shape[0] > 1:

@@ -1,4 +1,4 @@
-"""The losses of several pictures in one go: what ``reference.gan_loss`` and ``l1_loss`` give one by one, in a
+"""The losses of several images in one go: what ``reference.gan_loss`` and ``l1_loss`` give one by one, in a
 few launches for all.
 """
 
@@ -44,7 +44,7 @@ def gan_losses(judged: Sequence[Tensor], real: Tensor, mode: str) -> Tensor:
 
 
 def l1_losses(results: Sequence[Tensor], targets: Sequence[Tensor], weights: Tensor) -> Tensor:
-    """Return weights [k] times the mean distance of each of k pictures [N, C, H, W] from its target, [k]."""
+    """Return weights [k] times the mean distance of each of k images [N, C, H, W] from its target, [k]."""
     stacked, wanted = _stacked(results), _stacked(targets)
     if stacked is None or wanted is None:
         return torch.stack([F.l1_loss(x, y) for x, y in zip(results, targets, strict=True)]) * weights

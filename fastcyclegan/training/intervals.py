@@ -6,7 +6,7 @@ import time
 
 
 class Interval:
-    """When something is due: every ``images`` pictures if given, else every ``seconds``, and then never more
+    """When something is due: every ``images`` images if given, else every ``seconds``, and then never more
     than ``share`` of the time.
     """
 
@@ -15,7 +15,7 @@ class Interval:
         self.seen, self.since, self.cost = 0, time.monotonic(), 0.0
 
     def count(self, images: int) -> None:
-        """Count ``images`` more pictures."""
+        """Count ``images`` more images."""
         self.seen += images
 
     @property

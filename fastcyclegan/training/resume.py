@@ -7,7 +7,7 @@ from typing import Any
 
 from fastcyclegan.checkpoints import loading, run_files
 from fastcyclegan.config import TrainConfig, to_dict
-from fastcyclegan.data.loader import Say
+from fastcyclegan.data.loader import Log
 from fastcyclegan.errors import UserError
 from fastcyclegan.recipes.recipe import Recipe
 from fastcyclegan.tensor_files import load_tensors, to_cpu
@@ -28,24 +28,24 @@ def _architecture(config: TrainConfig) -> str:
     return f"{config.model.netG} (ngf {config.model.ngf}, {config.model.norm} norm) of this run"
 
 
-def take_up(run: Run, state: Any, source: Path | str, say: Say) -> None:
+def take_up(run: Run, state: Any, source: Path | str, log: Log) -> None:
     """Put ``run`` where ``state`` was taken."""
-    _check_state(state, run, source, say)
+    _check_state(state, run, source, log)
     for name, net in run.engine.nets.items():
         run_files.fit_weights(net, state["nets"][name], f"{source} ({name})", _architecture(run.config))
     run.engine.load_state_dict(state)
     run.iteration, run.first, run.extra = state["iteration"], state["first"], state["extra"]
 
 
-def resume(run: Run, say: Say) -> None:
+def resume(run: Run, log: Log) -> None:
     """Put ``run`` where it stopped: from its state, else from official files, whose weights alone are
     known."""
     config, folder = run.config, run.folder
     assert folder is not None
     state_file = folder / run_files.STATE
     if state_file.exists() and config.run.epoch == "latest":
-        take_up(run, read_state(state_file, run.engine.recipe), state_file, say)
-        say(f"continuing {folder} after iteration {run.iteration}")
+        take_up(run, read_state(state_file, run.engine.recipe), state_file, log)
+        log(f"continuing {folder} after iteration {run.iteration}")
         return
     recipe, nets = run.engine.recipe, run.engine.nets
     files = {}
@@ -62,7 +62,7 @@ def resume(run: Run, say: Say) -> None:
         run_files.fit_weights(nets[name], network.weights, file, _architecture(config))
     if run.engine.average is not None:
         run.engine.average.restart()
-    say(
+    log(
         f"starting from the weights {folder}/{config.run.epoch}_net_*.pth with fresh optimizers, pools and"
         f" epoch {config.optim.epoch_count}: such files hold nothing else"
     )
@@ -94,9 +94,9 @@ def _is_state(state: Any) -> bool:
     return bool(state["iteration"] >= 0)
 
 
-def _check_state(state: Any, run: Run, file: Path | str, say: Say) -> None:
+def _check_state(state: Any, run: Run, file: Path | str, log: Log) -> None:
     """Raise UserError where ``state`` is not of this version or not of this configuration; say where its
-    pictures were others.
+    images were others.
     """
     ours = to_dict(run.config)
     for group, name in FIXED:
@@ -104,12 +104,12 @@ def _check_state(state: Any, run: Run, file: Path | str, say: Say) -> None:
         if was != now:
             raise UserError(f"{file}: {name} was {was} and cannot become {now} in the middle of a run")
     if state["pictures"] != run.fingerprints():
-        say(
-            "the training pictures are not the ones that this run began with: it goes on with those that are"
+        log(
+            "the training images are not the ones that this run began with: it goes on with those that are"
             " there now"
         )
     if state.get("loader", run.reader) != run.reader:
-        say(
-            f"pictures were read by {state['loader']} and are now by {run.reader}, whose resizing differs by"
+        log(
+            f"images were read by {state['loader']} and are now by {run.reader}, whose resizing differs by"
             " a level here and there"
         )

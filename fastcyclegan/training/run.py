@@ -17,14 +17,14 @@ from fastcyclegan.data.image_file import Fit, load_pixels, take_view
 from fastcyclegan.data.loader import Loader
 from fastcyclegan.data.pixels import to_unit_range
 from fastcyclegan.data.sample_plan import Plan, View
-from fastcyclegan.data.scan import Pictures, fingerprint
+from fastcyclegan.data.scan import Images, fingerprint
 from fastcyclegan.data.tensor_loader import TensorLoader
 from fastcyclegan.engine import Engine
 from fastcyclegan.tensor_files import to_cpu
 
 STATE_VERSION = 1
 TENSORS = "the caller"
-"""What reads pictures where tensors are given."""
+"""What reads images where tensors are given."""
 
 
 @dataclass
@@ -34,7 +34,7 @@ class Run:
     config: TrainConfig
     folder: Path | None
     """Where its files are kept; None keeps none."""
-    pictures: Pictures | None
+    images: Images | None
     """None where the caller gives tensors."""
     data: DataConfig
     plan: Plan
@@ -51,7 +51,7 @@ class Run:
 
     @property
     def batch(self) -> int:
-        """Samples in a whole batch: fewer than asked for where there are fewer pictures."""
+        """Samples in a whole batch: fewer than asked for where there are fewer images."""
         return min(self.plan.batch_size, len(self.plan))
 
     @property
@@ -83,10 +83,10 @@ class Run:
         return {**place, "extra": extra, **to_cpu(self.engine.state_dict())}
 
     def fingerprints(self) -> list[str] | None:
-        """Return what tells the training pictures from others."""
-        if self.pictures is None:
+        """Return what tells the training images from others."""
+        if self.images is None:
             return None
-        return [fingerprint(self.pictures.train_A), fingerprint(self.pictures.train_B)]
+        return [fingerprint(self.images.train_A), fingerprint(self.images.train_B)]
 
     def images_to_show(self, most: int) -> list[tuple[Tensor, Tensor]]:
         """Return up to ``most`` pairs of an image of A and one of B, [1, C, H, W] each: held-out ones, else
@@ -95,9 +95,9 @@ class Run:
         if isinstance(self.loader, TensorLoader):
             first_A, first_B = self.loader.first
             return list(zip(first_A[:most].split(1), first_B[:most].split(1), strict=True))
-        assert self.pictures is not None
-        paths_A = _held_out(self.pictures.test_A, self.pictures.train_A)[:most]
-        paths_B = _held_out(self.pictures.test_B, self.pictures.train_B)[:most]
+        assert self.images is not None
+        paths_A = _held_out(self.images.test_A, self.images.train_A)[:most]
+        paths_B = _held_out(self.images.test_B, self.images.train_B)[:most]
         model, pairs = self.config.model, []
         for path_A, path_B in zip(paths_A, paths_B, strict=False):
             pairs.append((self._image(path_A, model.input_nc), self._image(path_B, model.output_nc)))
@@ -118,7 +118,7 @@ def _held_out(test: Sequence[Path], train: Sequence[Path]) -> Sequence[Path]:
 
 
 def with_absolute_paths(config: TrainConfig) -> TrainConfig:
-    """Return ``config`` with its pictures' folders as they are found from anywhere."""
+    """Return ``config`` with its images' folders as they are found from anywhere."""
     data = config.data
     folders = {name: getattr(data, name) for name in ("dataroot", "data_A", "data_B")}
     changes = {name: folder.absolute() for name, folder in folders.items() if folder is not None}

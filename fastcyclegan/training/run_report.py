@@ -86,7 +86,7 @@ pre{{background:#f4f4f4;padding:1em;overflow:auto}}
 class Report:
     """The files by which a run is watched, under its folder. ``iteration`` everywhere counts from 1.
 
-    ``resume_at`` drops the records and pictures of iterations after it: those that a killed process logged
+    ``resume_at`` drops the records and images of iterations after it: those that a killed process logged
     but did not save.
     """
 
@@ -161,8 +161,8 @@ class Report:
         """Write a sample grid, append it to the page, and draw the curves anew; return the grid's path."""
         path = self.samples / f"{iteration:07d}.png"
         save_image(grid, path)
-        picture = f'<img src="samples/{path.name}" alt="samples" loading="lazy">'
-        entry = f"<!--{iteration}--><section><h3>iteration {iteration}</h3>{picture}</section>\n"
+        image = f'<img src="samples/{path.name}" alt="samples" loading="lazy">'
+        entry = f"<!--{iteration}--><section><h3>iteration {iteration}</h3>{image}</section>\n"
         with (self.run / PAGE).open("a", encoding="utf-8") as file:
             file.write(entry)
         records = [record for record in read_stats(self.run) if set(self.losses) <= record.keys()]

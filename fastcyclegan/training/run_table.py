@@ -18,15 +18,15 @@ def describe_run(run: Run) -> dict[str, str]:
 
 
 def _samples(run: Run) -> dict[str, str]:
-    data, pictures, per_epoch = run.data, run.pictures, run.plan.iterations_per_epoch
-    if pictures is None:
+    data, images, per_epoch = run.data, run.images, run.plan.iterations_per_epoch
+    if images is None:
         counts = f"batches of {run.plan.batch_size}, {per_epoch} iterations an epoch"
         return {"samples": f"from the caller's loaders, {counts}"}
-    train = f"{len(pictures.train_A)} of A and {len(pictures.train_B)} of B to train with"
-    held_out = f"{len(pictures.test_A)} and {len(pictures.test_B)} held out"
+    train = f"{len(images.train_A)} of A and {len(images.train_B)} of B to train with"
+    held_out = f"{len(images.test_A)} and {len(images.test_B)} held out"
     batches = f"batch {data.batch_size}, {per_epoch} iterations an epoch"
     return {
-        "pictures": f"{train}, {held_out}",
+        "images": f"{train}, {held_out}",
         "samples": f"{data.preprocess}, {_size(data)}, {batches}",
         "loader": str(run.choice),
     }

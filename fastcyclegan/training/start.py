@@ -17,9 +17,9 @@ from fastcyclegan.config import FIXED_SIZE, DataConfig, ModelConfig, TrainConfig
 from fastcyclegan.data import builtin
 from fastcyclegan.data.choose_loader import Choice, check_cache, choose, make_loader
 from fastcyclegan.data.image_file import Fit, ImageRequirements
-from fastcyclegan.data.loader import Loader, Say, Source
+from fastcyclegan.data.loader import Loader, Log, Source
 from fastcyclegan.data.sample_plan import Plan
-from fastcyclegan.data.scan import Pictures, find_pictures
+from fastcyclegan.data.scan import Images, find_images
 from fastcyclegan.data.tensor_loader import TensorLoader
 from fastcyclegan.engine import Engine, require_impl, resolve_device, resolve_precision, why_not_compiled
 from fastcyclegan.engine.ahead import Progress
@@ -30,7 +30,7 @@ from fastcyclegan.training.run import Run, with_absolute_paths
 from fastcyclegan.training.run_folder import DATASET, choose_folder, open_folder
 from fastcyclegan.training.run_table import describe_run
 
-Loaded = tuple[Pictures | None, Loader | TensorLoader, DataConfig]
+Loaded = tuple[Images | None, Loader | TensorLoader, DataConfig]
 """The images, None where the caller gives tensors, what loads them, and what was asked of them."""
 
 
@@ -51,7 +51,7 @@ class Overrides:
 
 def start(
     config: TrainConfig,
-    say: Say,
+    log: Log,
     progress: Callable[[int, int], None] | None = None,
     overrides: Overrides = Overrides(),
     compiling: Progress | None = None,
@@ -75,18 +75,18 @@ def start(
     check_cache(config.data.cache, device)
     torch.manual_seed(config.run.seed)
     _check_engine(config, device)
-    engine = _make_engine(config, device, not problem, overrides, say, compiling)
+    engine = _make_engine(config, device, not problem, overrides, log, compiling)
     if choice is None:
         found = _load_tensors(config, folder, device, overrides)
     else:
-        found = _load(config, folder, choice, device, say, progress)
-    pictures, loader, data = found
-    _say_what_differs(config, data, loader.plan, problem, say)
+        found = _load(config, folder, choice, device, log, progress)
+    images, loader, data = found
+    _log_what_differs(config, data, loader.plan, problem, log)
     first = (config.optim.epoch_count - 1) * loader.plan.iterations_per_epoch
     run = Run(
         config=config,
         folder=folder,
-        pictures=pictures,
+        images=images,
         data=data,
         plan=loader.plan,
         loader=loader,
@@ -96,18 +96,18 @@ def start(
         iteration=first,
     )
     run.table = describe_run(run)
-    _bring_up(run, overrides, say)
+    _bring_up(run, overrides, log)
     if run.iteration < run.last and folder is not None:
         _write_config(folder, config)
     return run
 
 
-def _bring_up(run: Run, overrides: Overrides, say: Say) -> None:
+def _bring_up(run: Run, overrides: Overrides, log: Log) -> None:
     """Put ``run`` where it stopped, if it did."""
     if overrides.state is not None:
-        take_up(run, overrides.state, "the state before", say)
+        take_up(run, overrides.state, "the state before", log)
     elif run.config.run.continue_train:
-        resume(run, say)
+        resume(run, log)
 
 
 def _make_engine(
@@ -115,7 +115,7 @@ def _make_engine(
     device: torch.device,
     compiler_works: bool,
     overrides: Overrides,
-    say: Say,
+    log: Log,
     compiling: Progress | None,
 ) -> Engine:
     compiled = config.run.compile and compiler_works
@@ -130,23 +130,23 @@ def _make_engine(
         resolve_precision(config.run.precision, device, compiled),
         compiled,
         config.engine,
-        say=say,
+        log=log,
         fixed_sizes=overrides.loaders is None and config.data.preprocess in FIXED_SIZE,
         progress=compiling,
     )
 
 
-def _say_what_differs(config: TrainConfig, data: DataConfig, plan: Plan, problem: str, say: Say) -> None:
+def _log_what_differs(config: TrainConfig, data: DataConfig, plan: Plan, problem: str, log: Log) -> None:
     """Say what is otherwise than asked for, and what will take long. ``problem``: why nothing is compiled."""
     if data.batch_size > len(plan):
-        say(
-            f"batch_size {data.batch_size} is more than the {len(plan)} pictures there are, so every batch"
+        log(
+            f"batch_size {data.batch_size} is more than the {len(plan)} images there are, so every batch"
             f" holds {len(plan)}"
         )
     if problem:
-        say(f"--compile: {problem}; training goes on uncompiled")
+        log(f"--compile: {problem}; training goes on uncompiled")
     elif config.run.compile:
-        say(
+        log(
             "--compile: the first iteration compiles, which takes minutes on a processor; later starts take"
             " it from the cache"
         )
@@ -178,28 +178,28 @@ def _load(
     folder: Path | None,
     choice: Choice,
     device: torch.device,
-    say: Say,
+    log: Log,
     progress: Callable[[int, int], None] | None,
 ) -> Loaded:
-    """Find and check the pictures, make their loader, and open the run's folder, where the built-in ones are
+    """Find and check the images, make their loader, and open the run's folder, where the built-in ones are
     drawn.
     """
     data, model = config.data, config.model
     if data.is_builtin:
-        assert folder is not None, "the built-in pictures are drawn into the run's folder"
+        assert folder is not None, "the built-in images are drawn into the run's folder"
         open_folder(folder, config.run.overwrite)
         builtin.write(folder / DATASET, config.run.seed)
         data, progress = dataclasses.replace(data, dataroot=folder / DATASET), None
     required = ImageRequirements.of(model)
-    pictures = find_pictures(data, config.run.seed, say, progress, required)
-    a = _source(data, model, pictures.train_A, model.input_nc, pictures)
-    b = _source(data, model, pictures.train_B, model.output_nc, pictures)
+    images = find_images(data, config.run.seed, log, progress, required)
+    a = _source(data, model, images.train_A, model.input_nc, images)
+    b = _source(data, model, images.train_B, model.output_nc, images)
     if folder is not None and config.run.overwrite and not config.data.is_builtin:
         _refuse_own_images(folder, (*a.paths, *b.paths))
-    loader = make_loader(choice, a, b, _plan(config, pictures), device, data, say)
+    loader = make_loader(choice, a, b, _plan(config, images), device, data, log)
     if folder is not None and not config.data.is_builtin:
         open_folder(folder, config.run.overwrite)
-    return pictures, loader, data
+    return images, loader, data
 
 
 def networks_that_fit(config: TrainConfig) -> dict[str, nn.Module]:
@@ -226,16 +226,16 @@ def _check_engine(config: TrainConfig, device: torch.device) -> None:
             raise UserError(f"{flag} needs a CUDA GPU, got --device {device.type}")
     if options.micro_batch is not None and config.model.norm == "batch":
         raise UserError(
-            "--micro_batch would change what batch norm computes: it looks at all pictures of a batch"
+            "--micro_batch would change what batch norm computes: it looks at all images of a batch"
         )
 
 
-def _plan(config: TrainConfig, pictures: Pictures) -> Plan:
+def _plan(config: TrainConfig, images: Images) -> Plan:
     data = config.data
     return Plan(
         config.run.seed,
-        len(pictures.train_A),
-        len(pictures.train_B),
+        len(images.train_A),
+        len(images.train_B),
         data.batch_size,
         data.serial_batches,
         not data.no_flip,
@@ -243,13 +243,13 @@ def _plan(config: TrainConfig, pictures: Pictures) -> Plan:
 
 
 def _source(
-    data: DataConfig, model: ModelConfig, paths: Sequence[Path], channels: int, pictures: Pictures
+    data: DataConfig, model: ModelConfig, paths: Sequence[Path], channels: int, images: Images
 ) -> Source:
-    return Source(paths, Fit.of(data, channels, model.size_multiple), pictures.checked)
+    return Source(paths, Fit.of(data, channels, model.size_multiple), images.checked)
 
 
 def _refuse_own_images(folder: Path, paths: Iterable[Path]) -> None:
     """Raise UserError where --overwrite would delete the images that are to be trained on."""
     for path in paths:
         if path.resolve().is_relative_to(folder.resolve()):
-            raise UserError(f"--overwrite would delete its own pictures: {path} lies in {folder}")
+            raise UserError(f"--overwrite would delete its own images: {path} lies in {folder}")

@@ -95,7 +95,7 @@ class Trainer:
         panels = run.engine.recipe.loss_panels
         self.report = Report(folder, str(options.name), to_dict(run.config), panels, resume_at)
         if self.report.missing:
-            self.console.say(
+            self.console.log(
                 f"{' and '.join(self.report.missing)} not installed, so there are no curves or events of it:"
                 " pip install '.[log]'"
             )
@@ -105,7 +105,7 @@ class Trainer:
         self.stop = number
 
     def train(self) -> None:
-        """Run the loop. Raises UserError where a loss is not finite, a picture broke or the disk refuses."""
+        """Run the loop. Raises UserError where a loss is not finite, an image broke or the disk refuses."""
         run = self.run
         self.log_started = time.monotonic()
         batches = self._batches()
@@ -240,7 +240,7 @@ class Trainer:
         return self.run.state({"schedule": self.schedule.state_dict(), "epoch_loss": self.epoch_loss})
 
     def _samples(self) -> None:
-        """Translate the same held-out pictures (training ones where there are none) both ways and back, and
+        """Translate the same held-out images (training ones where there are none) both ways and back, and
         add them to the report.
         """
         started = time.monotonic()
@@ -301,9 +301,9 @@ def train(
 
     def checking(done: int, total: int) -> None:
         if done % 500 == 0 and done:
-            console.say(f"checked {done} of {total} pictures")
+            console.log(f"checked {done} of {total} images")
 
-    run = start(config, console.say, checking, overrides, console.once)
+    run = start(config, console.log, checking, overrides, console.once)
     place = "without files" if run.folder is None else run.folder
     console.table(f"run {place}", run.table)
     trainer = Trainer(run, console, policy, lambda record: on_tick(trainer, record))

@@ -64,7 +64,7 @@ def test_a_dtype_that_leaves_nothing_to_judge_is_no_verdict(judge: Judge) -> Non
     found = faint.judge("official_bf16", step_of("official_bf16", faint))
     with pytest.raises(
         Undecided,
-        match=r"pictures of iteration 1: rounding alone takes .* \d+% from float64, on a.png, b.png",
+        match=r"images of iteration 1: rounding alone takes .* \d+% from float64, on a.png, b.png",
     ):
         require_telling(found, faint.batches)
     require_telling(judge.judge("official_bf16", step_of("official_bf16", judge)), judge.batches)

@@ -35,12 +35,12 @@ def test_what_is_right_passes(judge: Judge, name: str) -> None:
 
 @pytest.mark.parametrize("name", UNCOMPILED)
 def test_a_planted_fault_does_not(judge: Judge, name: str) -> None:
-    """In bf16 too, where the bounds are wide: the losses and pictures of the first iteration say it."""
+    """In bf16 too, where the bounds are wide: the losses and images of the first iteration say it."""
     step = step_of(name, judge, fault=True)
     # Under another name, or the official order's faulty run would become its own yardstick.
     verdicts = {d.what: d.holds for d in judge.judge("faulty", step)}
     assert not verdicts["losses of iteration 1"]
-    assert not verdicts["pictures of iteration 1"]
+    assert not verdicts["images of iteration 1"]
     with pytest.raises(AssertionError, match=r"relative error .* against float64, allowed"):
         require("faulty", judge.judge("faulty", step_of(name, judge, fault=True)))
 
@@ -206,7 +206,7 @@ def test_a_later_iteration_in_16_bits_is_judged_from_the_weights_that_it_began_a
     torch.manual_seed(0)
     step.run = parted
     trace = Trace.of(step, judge.batches)
-    names = ("losses of iteration 2", "pictures of iteration 2")
+    names = ("losses of iteration 2", "images of iteration 2")
     assert all(trace.error_of(name, judge.truth) < 1e-9 for name in FORWARD)
     assert all(trace.error_of(name, judge.truth) > 1e-3 for name in names)
     # The weights are noted before the iteration, so what changes them inside it is a fault, and is seen.

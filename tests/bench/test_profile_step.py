@@ -92,8 +92,8 @@ def test_a_step_of_this_machine(provider: str, tmp_path: Path, capsys: pytest.Ca
         str(tmp_path / "profile"),
     ]
     assert profile_step.main(arguments) == 0
-    said = capsys.readouterr().out
-    assert all(f"\n{part}" in said for part in PARTS)
+    logged = capsys.readouterr().out
+    assert all(f"\n{part}" in logged for part in PARTS)
     with gzip.open(tmp_path / "profile" / "trace.json.gz", "rt") as file:
         trace = json.load(file)
     found = analysed(trace)

@@ -34,34 +34,34 @@ def run(*arguments: str, folder: Path) -> int:
 
 def test_it_holds_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--no_compile", folder=tmp_path) == 0
-    said = capsys.readouterr().out
-    assert "training at 32x32 (as asked), batch 1, resnet_1blocks, identity on; 200 and 200 pictures" in said
+    logged = capsys.readouterr().out
+    assert "training at 32x32 (as asked), batch 1, resnet_1blocks, identity on; 200 and 200 images" in logged
     for what in (
         "losses of iteration 1",
-        "pictures of iteration 1",
+        "images of iteration 1",
         "gradients of G_AB",
         "way of the weights of D_A",
     ):
-        assert what in said
-    assert "FAILS" not in said
+        assert what in logged
+    assert "FAILS" not in logged
     rates = {
         line[:18].strip(): line[18:].split()
-        for line in said.splitlines()
+        for line in logged.splitlines()
         if line[:18].strip() in ("iterations/s", "images/s")
     }
     assert float(rates["images/s"][0]) == pytest.approx(2 * float(rates["iterations/s"][0]), rel=0.02)
-    with Image.open(tmp_path / "proof.png") as picture:
-        assert picture.size[0] > 6 * 128
-        assert np.asarray(picture).std() > 10
+    with Image.open(tmp_path / "proof.png") as image:
+        assert image.size[0] > 6 * 128
+        assert np.asarray(image).std() > 10
 
 
 def test_a_wrong_result_fails_and_no_speed_is_shown(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("--no_compile", "--plant-fault", folder=tmp_path) == 1
-    said = capsys.readouterr().out
-    assert "PARITY FAILS" in said
-    assert "iterations/s" not in said
+    logged = capsys.readouterr().out
+    assert "PARITY FAILS" in logged
+    assert "iterations/s" not in logged
     assert not (tmp_path / "proof.png").exists()
 
 
@@ -138,10 +138,10 @@ def test_flat_images_among_others_are_passed_by_and_named(
         folder_of(tmp_path / "B", mostly_flat),
     ]
     assert run("--no_compile", *folders, folder=tmp_path) == 0
-    said = capsys.readouterr().out
+    logged = capsys.readouterr().out
     (line,) = (
         line
-        for line in said.splitlines()
+        for line in logged.splitlines()
         if line.startswith("passed by, because an image of one colour all over decides nothing")
     )
     assert set(re.findall(r"\w/\d.png", line)) <= {"B/1.png", "B/3.png", "B/5.png"}
@@ -188,7 +188,7 @@ def test_it_runs_uninstalled_and_without_the_command_lines_libraries(tmp_path: P
     assert "--data_A" in done.stdout
 
 
-def test_your_own_pictures(
+def test_your_own_images(
     tmp_path: Path, dataset: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And a machine without a compiler, which is said and no fault."""
@@ -199,14 +199,14 @@ def test_your_own_pictures(
 
     monkeypatch.setattr(Provider, "require", no_compiler)
     assert run("--data_A", str(dataset / "trainA"), "--data_B", str(dataset / "trainB"), folder=tmp_path) == 0
-    said = capsys.readouterr().out
+    logged = capsys.readouterr().out
     # Some are held out, as in training.
     assert re.search(
-        rf"; [345] and [34] pictures \(without those that training holds out\), {dataset / 'trainA'} and"
+        rf"; [345] and [34] images \(without those that training holds out\), {dataset / 'trainA'} and"
         rf" {dataset / 'trainB'}",
-        said,
+        logged,
     )
-    assert "not compiled: no C++ compiler found" in said
+    assert "not compiled: no C++ compiler found" in logged
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ def test_bad_arguments_are_named(
     assert message in capsys.readouterr().err
 
 
-def test_pictures_that_are_not_there_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_that_are_not_there_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
     folders = ["--data_A", str(tmp_path / "empty"), "--data_B", str(tmp_path / "missing")]
     assert run(*folders, folder=tmp_path) == 2

@@ -1,4 +1,4 @@
-"""What the providers are made of: networks that are nothing of ours, and pictures that all agree on."""
+"""What the providers are made of: networks that are nothing of ours, and images that all agree on."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_the_plain_networks_are_nothing_of_ours_with_the_same_weights() -> None:
         )
 
 
-def test_generators_of_all_providers_give_the_same_picture() -> None:
+def test_generators_of_all_providers_give_the_same_image() -> None:
     net, x = plain_networks(SMALL)["G_AB"], torch.rand(1, 3, 32, 32) * 2 - 1
     with torch.inference_mode():
         truth = net.double()(x.double())

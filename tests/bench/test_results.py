@@ -1,4 +1,4 @@
-"""From results to figures: ratios of rounds, tables, spreadsheet, pictures, the README's section, and the
+"""From results to figures: ratios of rounds, tables, spreadsheet, images, the README's section, and the
 check against older results.
 """
 
@@ -83,15 +83,13 @@ def entries(slower: float = 1.0, launches: int = 900) -> list[dict[str, Any]]:
                 f"generator, {n}",
                 "official",
                 [n / 10] * 19 + [n / 5],
-                pictures=n,
+                images=n,
                 batch=n,
                 **image,
             )
         )
         made.append(
-            entry(
-                "bench_generator.py", f"generator, {n}", "ours", [n / 20] * 20, pictures=n, batch=n, **image
-            )
+            entry("bench_generator.py", f"generator, {n}", "ours", [n / 20] * 20, images=n, batch=n, **image)
         )
     return made
 
@@ -182,13 +180,13 @@ def test_what_became_worse_is_found(
     launches: int,
     hardware: str,
     status: int,
-    said: str,
+    logged: str,
 ) -> None:
     new = results(
         tmp_path / "later.json", entries(slower, launches), **({"hardware": hardware} if hardware else {})
     )
     assert report.main([str(new), "--against", str(file), "--fail-over", "5%"]) == status
-    assert said in capsys.readouterr().out
+    assert logged in capsys.readouterr().out
 
 
 def test_a_busier_machine_is_no_regression_of_ours_but_of_the_anchor(

@@ -49,7 +49,7 @@ def test_a_layer_by_hand(layer: str, macs: int) -> None:
     made = {(w.layer, w.phase): w for w in passes(found[layer], 2, 6, 2, 6, "G")}
     label = "conv 7x7, 3 to 8, 16x12"
     assert [made[label, f"G, {p}"].calls for p in ("forward", "dgrad", "wgrad")] == [6, 2, 6]
-    # The picture arrives with its border: 22 x 18.
+    # The image arrives with its border: 22 x 18.
     assert made[label, "G, forward"].bytes == 2 * (3 * 22 * 18 + w + y)
     assert made[f"norm after {label}", "G, forward"].bytes == 2 * 2 * y
     assert made[f"norm after {label}", "G, backward"].bytes == 2 * 5 * y
@@ -94,9 +94,9 @@ def test_a_profiles_events_find_their_layers() -> None:
 def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     typed = "--size 32 --blocks 1 --matrix_tflops 790 --bandwidth_gbs 4300 --launch_us 1.5".split()
     assert roofline.main([*typed, "--launches", "100"]) == 0
-    said = capsys.readouterr().out
-    assert "Ceilings (typed in): 790 TFLOP/s, 4300 GB/s, 1.5 us a launch" in said
-    assert "100 launches 0.15 ms" in said
+    logged = capsys.readouterr().out
+    assert "Ceilings (typed in): 790 TFLOP/s, 4300 GB/s, 1.5 us a launch" in logged
+    assert "100 launches 0.15 ms" in logged
     # Without a number those of our own step are counted.
     assert roofline.main(typed) == 0
     launches = int(capsys.readouterr().out.partition("by layers; ")[2].split()[0])

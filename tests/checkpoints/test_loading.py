@@ -21,7 +21,7 @@ from fastcyclegan.console import Console
 from fastcyclegan.errors import UserError
 from fastcyclegan.nn.networks import Discriminator, Generator, UnetGenerator
 from fastcyclegan.training.trainer import train
-from tests.conftest import write_pictures
+from tests.conftest import write_images
 
 
 def test_a_run_gives_the_side_by_direction(tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def test_networks_that_cannot_be_trained_here(tmp_path: Path) -> None:
 
 
 def test_translating_by_the_key_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_pictures(tmp_path / "in", 1, size=(8, 8))
+    write_images(tmp_path / "in", 1, size=(8, 8))
     net = Generator(ngf=2, n_blocks=1)
     torch.save(
         {"G_A2B": net.state_dict(), "G_B2A": Generator(ngf=2, n_blocks=0).state_dict()},

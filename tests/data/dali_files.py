@@ -1,4 +1,4 @@
-"""Pictures that tests of DALI read, and how far two readings of them differ."""
+"""Images that tests of DALI read, and how far two readings of them differ."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SIZES = [(97, 64), (64, 64), (65, 131), (300, 70), (256, 256), (71, 66)]
 
 
 def varied(folder: Path, seed: int) -> list[Path]:
-    """Write pictures of all sizes as JPEG and PNG, colour and gray, and one of each kind of odd file."""
+    """Write images of all sizes as JPEG and PNG, colour and gray, and one of each kind of odd file."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(seed)
     for n, size in enumerate(SIZES):

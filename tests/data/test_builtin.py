@@ -13,27 +13,27 @@ import torch
 from fastcyclegan.data import builtin
 
 
-def pictures(domain: str, split: str = "test", count: int = 16, seed: int = 0) -> np.ndarray:
+def images(domain: str, split: str = "test", count: int = 16, seed: int = 0) -> np.ndarray:
     return np.stack([builtin.draw(domain, seed, split, n) for n in range(count)])
 
 
-def test_test_pictures_share_their_scenes_and_training_pictures_do_not() -> None:
-    a, b = pictures("A"), pictures("B")
+def test_test_images_share_their_scenes_and_training_images_do_not() -> None:
+    a, b = images("A"), images("B")
     assert np.array_equal((a == builtin.GROUND).all(-1), (b == builtin.GROUND).all(-1))
-    train_a, train_b = pictures("A", "train"), pictures("B", "train")
+    train_a, train_b = images("A", "train"), images("B", "train")
     same = [
         ((x == builtin.GROUND).all(-1) == (y == builtin.GROUND).all(-1)).all()
         for x in train_a
         for y in train_b
     ]
     assert not any(same)
-    assert not np.array_equal(pictures("A", seed=1), a)
+    assert not np.array_equal(images("A", seed=1), a)
     colours = {tuple(c) for c in b.reshape(-1, 3)}
     assert colours == {builtin.GROUND, *builtin.STRIPES}
 
 
 def test_measures(tmp_path: Path) -> None:
-    a, b = pictures("A"), pictures("B")
+    a, b = images("A"), images("B")
     assert builtin.gap_closed(a, b, b) == pytest.approx(1.0)
     assert builtin.gap_closed(a, a, b) == pytest.approx(0.0)
     assert builtin.gap_closed(b, a, a) == pytest.approx(1.0)
@@ -50,7 +50,7 @@ def test_measures(tmp_path: Path) -> None:
     # Both of files, by what translates: doing nothing, and giving the true counterparts.
     builtin.write(tmp_path, 0)
     sources, targets = (sorted((tmp_path / name).iterdir()) for name in ("testA", "testB"))
-    true = torch.from_numpy(pictures("B", count=32)).permute(0, 3, 1, 2) / 127.5 - 1
+    true = torch.from_numpy(images("B", count=32)).permute(0, 3, 1, 2) / 127.5 - 1
     cpu = torch.device("cpu")
     assert builtin.score(lambda images: images, sources, targets, cpu) == builtin.Score(0.0, 1.0)
     assert builtin.score(lambda images: true, sources, targets, cpu) == builtin.Score(1.0, 0.0)

@@ -1,4 +1,4 @@
-"""Pictures held in memory: the same batches, no file read again, refused before anything is read where they
+"""Images held in memory: the same batches, no file read again, refused before anything is read where they
 do not fit.
 """
 
@@ -16,7 +16,7 @@ from fastcyclegan.data.dali_loader import DaliLoader, DaliReader
 from fastcyclegan.data.pillow_loader import FolderLoader, PillowReader
 from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.errors import UserError
-from tests.conftest import same_batch, unpaired, write_pictures
+from tests.conftest import same_batch, unpaired, write_images
 
 CPU = torch.device("cpu")
 
@@ -43,7 +43,7 @@ def test_what_does_not_fit_is_refused_before_it_is_read(tmp_path: Path) -> None:
     for path in (*a.paths, *b.paths):
         path.unlink()
     with pytest.raises(
-        UserError, match=r"--cache ram: the pictures take 0 MiB, more than half of the 0 MiB free"
+        UserError, match=r"--cache ram: the images take 0 MiB, more than half of the 0 MiB free"
     ):
         hold((a, b), [PillowReader(a.fit, 1)] * 2, CPU, free=2 * 8 * 24 * 24 * 3 - 1)
     assert free_memory(CPU) > 2**20
@@ -51,7 +51,7 @@ def test_what_does_not_fit_is_refused_before_it_is_read(tmp_path: Path) -> None:
 
 def test_a_file_that_grew_since_it_was_checked(tmp_path: Path) -> None:
     a, b = unpaired(tmp_path, mode="crop")
-    write_pictures(tmp_path / "A", 5, size=(64, 64))
+    write_images(tmp_path / "A", 5, size=(64, 64))
     held = hold((a, b), [PillowReader(a.fit, 1)] * 2, CPU)
     batch = next(CachedLoader(a, b, Plan(3, 5, 3), CPU, *held).batches(0, 1))
     assert batch.A.shape == (1, 3, 16, 16)
@@ -59,15 +59,15 @@ def test_a_file_that_grew_since_it_was_checked(tmp_path: Path) -> None:
 
 def test_what_is_held_is_said_and_a_gpu_is_asked_for(tmp_path: Path) -> None:
     a, b = unpaired(tmp_path)
-    said: list[str] = []
+    logged: list[str] = []
     choice = choose("folder", CPU, 0)
-    make_loader(choice, a, b, Plan(3, 5, 3), CPU, DataConfig(cache="ram"), said.append)
-    assert said == ["--cache ram: 8 pictures held in 0.0 MiB"]
+    make_loader(choice, a, b, Plan(3, 5, 3), CPU, DataConfig(cache="ram"), logged.append)
+    assert logged == ["--cache ram: 8 images held in 0.0 MiB"]
     with pytest.raises(
         UserError,
-        match="--cache gpu keeps pictures on a CUDA GPU, and this run is on the device cpu; use --cache ram",
+        match="--cache gpu keeps images on a CUDA GPU, and this run is on the device cpu; use --cache ram",
     ):
-        make_loader(choice, a, b, Plan(3, 5, 3), CPU, DataConfig(cache="gpu"), said.append)
+        make_loader(choice, a, b, Plan(3, 5, 3), CPU, DataConfig(cache="gpu"), logged.append)
 
 
 @pytest.mark.gpu

@@ -8,8 +8,8 @@ import pytest
 
 from fastcyclegan.data import checked_files
 from fastcyclegan.data.checked_files import check_files
-from fastcyclegan.data.scan import list_pictures
-from tests.conftest import write_pictures
+from fastcyclegan.data.scan import list_images
+from tests.conftest import write_images
 
 
 def test_a_file_is_decoded_once_until_it_changes(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,13 +21,13 @@ def test_a_file_is_decoded_once_until_it_changes(dataset: Path, monkeypatch: pyt
         return check(path)
 
     monkeypatch.setattr(checked_files, "check_file", counted)
-    paths = list_pictures(dataset / "trainA")
+    paths = list_images(dataset / "trainA")
     first = check_files(paths)
     assert check_files(paths) == first
     assert len(decoded) == 5
     assert (first[0].width, first[0].height, first[0].mode, first[0].plain) == (24, 20, "RGB", True)
     assert first[0].is_unchanged()
-    write_pictures(dataset / "trainA", 1, size=(30, 20))
+    write_images(dataset / "trainA", 1, size=(30, 20))
     assert not first[0].is_unchanged()
     assert check_files(paths)[0].width == 30
     assert len(decoded) == 6

@@ -24,7 +24,7 @@ from tests.data.dali_files import levels, varied
 CPU = torch.device("cpu")
 
 
-def test_blocks_are_many_pictures_and_large_pictures_make_small_ones(
+def test_blocks_are_many_images_and_large_images_make_small_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a, b = unpaired(tmp_path)
@@ -57,9 +57,9 @@ def test_a_file_that_dali_cannot_parse_is_left_to_pillow_and_said(tmp_path: Path
     expected = list(FolderLoader(a, b, Plan(11, 5, 3), CPU).batches(0, 60))
     passed_off_as_checked(a, a.paths[2], a.paths[2].read_bytes()[:-12])
     for _ in range(5):
-        said: list[str] = []
-        found = list(DaliLoader(a, b, Plan(11, 5, 3), CPU, threads=2, say=said.append).batches(0, 60))
-        assert said == [f"DALI cannot decode {a.paths[2]}, so Pillow reads it"]
+        logged: list[str] = []
+        found = list(DaliLoader(a, b, Plan(11, 5, 3), CPU, threads=2, log=logged.append).batches(0, 60))
+        assert logged == [f"DALI cannot decode {a.paths[2]}, so Pillow reads it"]
     for x, y in zip(expected, found, strict=True):
         assert x.samples == y.samples
         assert levels(x.A, y.A)[1] <= 4
@@ -71,17 +71,19 @@ def test_a_file_that_dali_fails_on_is_found_among_the_others(tmp_path: Path) -> 
     damaged = bytearray(a.paths[2].read_bytes())
     damaged[len(damaged) // 2] ^= 255
     passed_off_as_checked(a, a.paths[2], bytes(damaged))
-    said: list[str] = []
+    logged: list[str] = []
     with pytest.raises(
         UserError,
-        match=r"^bad picture \S*/A/002.png: broken data stream when reading image file; --skip_bad_images",
+        match=r"^bad image \S*/A/002.png: broken data stream when reading image file; --skip_bad_images",
     ):
         list(DaliLoader(a, b, Plan(11, 5, 3), CPU, threads=2).batches(0, 60))
     found = list(
-        DaliLoader(a, b, Plan(11, 5, 3), CPU, threads=2, say=said.append, skip_bad_images=True).batches(0, 60)
+        DaliLoader(a, b, Plan(11, 5, 3), CPU, threads=2, log=logged.append, skip_bad_images=True).batches(
+            0, 60
+        )
     )
     assert len(found) == 60
-    assert [line.split(":")[0] for line in said] == [f"left out {a.paths[2]}"]
+    assert [line.split(":")[0] for line in logged] == [f"left out {a.paths[2]}"]
 
 
 def test_a_file_that_dali_alone_fails_on_is_left_to_pillow(
@@ -103,10 +105,10 @@ def test_a_file_that_dali_alone_fails_on_is_left_to_pillow(
 
     monkeypatch.setattr(DaliPipeline, "launch", launched)
     monkeypatch.setattr(DaliPipeline, "_outputs", failing)
-    said: list[str] = []
+    logged: list[str] = []
     expected = list(FolderLoader(a, b, Plan(11, 5, 3), CPU).batches(0, 100))
-    found = list(DaliLoader(a, b, Plan(11, 5, 3), CPU, threads=2, say=said.append).batches(0, 100))
-    assert said == [f"DALI cannot decode {refused}, so Pillow reads it"]
+    found = list(DaliLoader(a, b, Plan(11, 5, 3), CPU, threads=2, log=logged.append).batches(0, 100))
+    assert logged == [f"DALI cannot decode {refused}, so Pillow reads it"]
     for x, y in zip(expected, found, strict=True):
         assert x.samples == y.samples
         assert max(levels(x.A, y.A)[1], levels(x.B, y.B)[1]) <= 4

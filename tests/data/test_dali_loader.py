@@ -14,7 +14,7 @@ from PIL import Image
 from fastcyclegan.config import Preprocess
 from fastcyclegan.data.batch import Batch
 from fastcyclegan.data.dali_loader import DaliLoader, DaliReader
-from fastcyclegan.data.image_file import BadPictureError, Fit, load_pixels, open_picture
+from fastcyclegan.data.image_file import BadImageError, Fit, load_pixels, open_image
 from fastcyclegan.data.loader import Job, Source
 from fastcyclegan.data.pillow_loader import FolderLoader, PillowReader
 from fastcyclegan.data.sample_plan import Plan
@@ -107,7 +107,7 @@ def test_resizing_is_as_right_as_pillow_s(tmp_path: Path, size: tuple[int, int],
     scene(np.random.default_rng(4), size).save(path)
     ((_, row),) = DaliReader(fit, CPU, 1, whole=whole).read([Job(path)])
     assert isinstance(row, torch.Tensor)
-    before = np.asarray(open_picture(path))
+    before = np.asarray(open_image(path))
     ours = np.abs(row.numpy().astype(np.float64) - exact_resize(before, (72, 72), repeat_border=whole))
     pillow = np.abs(
         load_pixels(path, fit).astype(np.float64) - exact_resize(before, (72, 72), repeat_border=False)
@@ -147,7 +147,7 @@ def test_single_mode_reads_a_folder_of_anything(tmp_path: Path) -> None:
         assert [job.tag for job, _ in ours] == list(range(len(paths)))
         for (job, row), (_, other) in zip(ours, pillow, strict=True):
             if job.tag in (3, 5, 7):
-                assert isinstance(row, BadPictureError)
+                assert isinstance(row, BadImageError)
                 assert str(row) == str(other)
             else:
                 assert isinstance(row, torch.Tensor)
@@ -196,7 +196,7 @@ def test_on_a_gpu_the_samples_are_pillow_s(tmp_path: Path, mode: Preprocess) -> 
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_a_picture_does_not_depend_on_its_block(tmp_path: Path) -> None:
+def test_on_a_gpu_a_image_does_not_depend_on_its_block(tmp_path: Path) -> None:
     """A resumed run cuts its blocks elsewhere."""
     a, b = (source(varied(tmp_path / side, n), Fit("resize_and_crop", 72, 64)) for n, side in enumerate("AB"))
     plan = Plan(3, len(a.paths), len(b.paths), 2)
@@ -207,7 +207,7 @@ def test_on_a_gpu_a_picture_does_not_depend_on_its_block(tmp_path: Path) -> None
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_a_busy_consumer_on_a_stream_of_its_own_sees_whole_pictures(tmp_path: Path) -> None:
+def test_on_a_gpu_a_busy_consumer_on_a_stream_of_its_own_sees_whole_images(tmp_path: Path) -> None:
     """The consumer's stream lags behind; nothing it has not read yet may be overwritten, and nothing be read
     before it is there.
     """

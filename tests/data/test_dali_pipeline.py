@@ -15,4 +15,4 @@ def test_dali_for_another_cuda_is_named_with_its_remedy(
     monkeypatch.setattr(torch.version, "cuda", ours)
     reason = why_not_dali(torch.device("cuda"))
     assert f"is built for CUDA 13 and torch for CUDA {ours[:2]}: install the extra {extra}" in reason
-    assert why_not_dali(torch.device("cpu")) == ""  # pictures for a CPU need no CUDA
+    assert why_not_dali(torch.device("cpu")) == ""  # images for a CPU need no CUDA

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from fastcyclegan.cli import check_dataset
-from tests.conftest import write_pictures
+from tests.conftest import write_images
 
 
 def report(folder: Path, *args: str) -> int:
@@ -24,9 +24,9 @@ def test_what_is_found_is_said_and_drawn(dataset: Path, capsys: pytest.CaptureFi
     Image.open(dataset / "trainB" / "002.png").save(dataset / "trainB" / "same_pixels.bmp")
     Image.new("CMYK", (300, 301), (0, 255, 255, 0)).save(dataset / "trainB" / "large.jpg")
     assert report(dataset, "--crop_size", "22") == 1  # a broken file would stop training
-    said = capsys.readouterr().out
+    logged = capsys.readouterr().out
     for line in (
-        r"train A: \S*/trainA\n  pictures +6, ",
+        r"train A: \S*/trainA\n  images +6, ",
         r"sizes +24x20 \(5\); smallest 24x20, largest 24x20",
         r"modes +RGB 5, CMYK 1",
         r"files +.png 4, .jpg 1, .bmp 1",
@@ -34,14 +34,14 @@ def test_what_is_found_is_said_and_drawn(dataset: Path, capsys: pytest.CaptureFi
         r"small +5 with a side below 22\n",
         r"broken: \S*/trainA/<b>.png: image file is truncated",
         r"small: \S*/trainA/000.png: 24x20",
-        r"the same pixels more than once: 2 pictures",
+        r"the same pixels more than once: 2 images",
         (
             r"/trainA/001.png \(train A\) = \S*/testA/again.png \(test A\)\n +\S*/002.png \(train B\) ="
             r" \S*/same_pixels.bmp \(train B\)"
         ),
         r"page: \S*page.html",
     ):
-        assert re.search(line, said), line
+        assert re.search(line, logged), line
     page = (dataset.parent / "page.html").read_text()
     assert "&lt;b&gt;.png: image file is truncated" in page
     assert page.count('title="mean of ') == 4
@@ -62,7 +62,7 @@ def test_two_folders_and_one(
     assert (dataset / "trainA2trainB_report.html").exists()
     assert check_dataset(["testA"]) == 0
     assert (dataset / f"{dataset.name}_testA_report.html").exists()
-    assert "pictures: testA" in capsys.readouterr().out
+    assert "images: testA" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -82,10 +82,10 @@ def test_mistakes_are_one_line(args: list[str], message: str, capsys: pytest.Cap
 
 def test_an_empty_folder_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert check_dataset([str(tmp_path)]) == 2
-    assert "no pictures in it" in capsys.readouterr().err
+    assert "no images in it" in capsys.readouterr().err
 
 
 def test_many_findings_are_cut_short_in_the_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_pictures(tmp_path / "in", 30)
+    write_images(tmp_path / "in", 30)
     assert report(tmp_path / "in") == 0
     assert "and 10 more, see the page" in capsys.readouterr().out

@@ -93,10 +93,10 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     listening.server_close()
 
 
-def run(server: Server, output: Path, said: list[str] | None = None, **options: object) -> list[str]:
-    said = [] if said is None else said
-    download("toys", output, server=server.url, say=said.append, wait=lambda seconds: None, **options)
-    return said
+def run(server: Server, output: Path, logged: list[str] | None = None, **options: object) -> list[str]:
+    logged = [] if logged is None else logged
+    download("toys", output, server=server.url, log=logged.append, wait=lambda seconds: None, **options)
+    return logged
 
 
 def counts(folder: Path) -> dict[str, int]:
@@ -107,9 +107,9 @@ WHOLE = {"testA": 1, "testB": 1, "trainA": 3, "trainB": 4}
 
 
 def test_fetched_unpacked_and_counted(server: Server, tmp_path: Path) -> None:
-    said = run(server, tmp_path / "datasets")
+    logged = run(server, tmp_path / "datasets")
     assert counts(tmp_path / "datasets" / "toys") == WHOLE
-    assert f"{tmp_path / 'datasets' / 'toys' / 'trainB'}: 4 pictures" in said
+    assert f"{tmp_path / 'datasets' / 'toys' / 'trainB'}: 4 images" in logged
     assert [path.name for path in (tmp_path / "datasets").iterdir()] == [
         "toys"
     ]  # no archive, no notes, nothing partial
@@ -119,10 +119,10 @@ def test_fetched_unpacked_and_counted(server: Server, tmp_path: Path) -> None:
 
 def test_a_server_that_breaks_off_is_gone_on_from(server: Server, tmp_path: Path) -> None:
     server.breaks = [1000, 0, 0, 5000]
-    said = run(server, tmp_path, keep_archive=True)
+    logged = run(server, tmp_path, keep_archive=True)
     assert server.asked == [None, "bytes=1000-", "bytes=1000-", "bytes=1000-", "bytes=6000-"]
     assert (tmp_path / "toys.zip").read_bytes() == server.content
-    assert sum("connection broken" in line for line in said) == 4
+    assert sum("connection broken" in line for line in logged) == 4
     assert counts(tmp_path / "toys") == WHOLE
 
 
@@ -243,7 +243,7 @@ def test_other_layouts_inside_the_archive(tmp_path: Path) -> None:
         (tmp_path / "a.zip").write_bytes(
             packed({**{f"{prefix}{name}": data for name, data in files.items()}, **(files if n == 2 else {})})
         )
-        download("toys", tmp_path / str(n), archive=tmp_path / "a.zip", say=lambda text: None)
+        download("toys", tmp_path / str(n), archive=tmp_path / "a.zip", log=lambda text: None)
         assert counts(tmp_path / str(n) / "toys") == WHOLE
 
 
@@ -258,8 +258,8 @@ def test_the_command(server: Server, tmp_path: Path, capsys: pytest.CaptureFixtu
         == 1
     )
     out = capsys.readouterr().out
-    assert "horse2zebra/trainA: 1 pictures (the authors' has 1,067), 1 broken" in out
-    assert "0.png: not a picture that Pillow can read" in out
+    assert "horse2zebra/trainA: 1 images (the authors' has 1,067), 1 broken" in out
+    assert "0.png: not an image that Pillow can read" in out
     assert (tmp_path / "b.zip").exists()
     for args, message in (
         ([], "which dataset"),

@@ -1,4 +1,4 @@
-"""What is found in a folder: means, and pictures that are there twice."""
+"""What is found in a folder: means, and images that are there twice."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_means_are_means(tmp_path: Path) -> None:
 
 
 def test_pixels_count_not_bytes_and_shapes_do(tmp_path: Path) -> None:
-    """The same values in another shape are another picture."""
+    """The same values in another shape are another image."""
     (tmp_path / "a").mkdir()
     Image.new("RGB", (8, 2)).save(tmp_path / "a" / "wide.png")
     Image.new("RGB", (2, 8)).save(tmp_path / "a" / "tall.png")

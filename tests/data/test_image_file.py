@@ -10,10 +10,10 @@ from PIL import Image
 
 from fastcyclegan.config import DataConfig, Preprocess
 from fastcyclegan.data.image_file import (
-    BadPictureError,
+    BadImageError,
     Fit,
     load_pixels,
-    open_picture,
+    open_image,
     read_header,
     take_view,
 )
@@ -33,39 +33,39 @@ RAMP = (np.arange(256, dtype=np.uint16) * 257).reshape(16, 16)
 def test_sixteen_bit_gray_is_scaled_not_clipped(tmp_path: Path, suffix: str) -> None:
     """Pillow's own conversion turns every value above 255 white."""
     path = saved(tmp_path, Image.fromarray(RAMP), "deep" + suffix)
-    assert np.array_equal(np.asarray(open_picture(path, 1)), np.arange(256).reshape(16, 16))
-    assert np.array_equal(np.asarray(open_picture(path, 3))[:, :, 1], np.arange(256).reshape(16, 16))
+    assert np.array_equal(np.asarray(open_image(path, 1)), np.arange(256).reshape(16, 16))
+    assert np.array_equal(np.asarray(open_image(path, 3))[:, :, 1], np.arange(256).reshape(16, 16))
 
 
 def test_sixteen_bit_transparency_shows_white(tmp_path: Path) -> None:
     path = saved(tmp_path, Image.fromarray(RAMP), "t.png", transparency=257 * 9)
-    found = np.asarray(open_picture(path, 1)).reshape(-1)
+    found = np.asarray(open_image(path, 1)).reshape(-1)
     assert found[[8, 9, 10]].tolist() == [8, 255, 10]
 
 
 def test_values_that_no_8_bits_can_hold_are_refused(tmp_path: Path) -> None:
     path = saved(tmp_path, Image.fromarray(np.full((4, 4), 70000, dtype=np.int32)), "deep.tif")
-    with pytest.raises(BadPictureError, match=r"deep.tif: 32-bit values"):
-        open_picture(path)
+    with pytest.raises(BadImageError, match=r"deep.tif: 32-bit values"):
+        open_image(path)
     path = saved(tmp_path, Image.fromarray(np.full((4, 4), 0.5, dtype=np.float32)), "float.tif")
-    with pytest.raises(BadPictureError, match=r"float.tif: floating-point values"):
-        open_picture(path)
+    with pytest.raises(BadImageError, match=r"float.tif: floating-point values"):
+        open_image(path)
 
 
 def test_transparency_shows_white(tmp_path: Path) -> None:
     """Under full transparency lies red; dropping alpha would show it."""
     rgba = np.zeros((2, 2, 4), dtype=np.uint8)
     rgba[0], rgba[1] = (255, 0, 0, 0), (0, 0, 255, 255)
-    found = np.asarray(open_picture(saved(tmp_path, Image.fromarray(rgba), "a.png")))
+    found = np.asarray(open_image(saved(tmp_path, Image.fromarray(rgba), "a.png")))
     assert found[0, 0].tolist() == [255, 255, 255]
     assert found[1, 0].tolist() == [0, 0, 255]
     palette = Image.new("P", (2, 1))
     palette.putpalette([10, 20, 30, 200, 100, 50])
     palette.putpixel((1, 0), 1)
-    found = np.asarray(open_picture(saved(tmp_path, palette, "p.png", transparency=0)))
+    found = np.asarray(open_image(saved(tmp_path, palette, "p.png", transparency=0)))
     assert found[0].tolist() == [[255, 255, 255], [200, 100, 50]]
     gray_alpha = Image.merge("LA", [Image.new("L", (1, 1), 0), Image.new("L", (1, 1), 128)])
-    assert np.asarray(open_picture(saved(tmp_path, gray_alpha, "la.png"), 1))[0, 0] == 127
+    assert np.asarray(open_image(saved(tmp_path, gray_alpha, "la.png"), 1))[0, 0] == 127
 
 
 @pytest.mark.parametrize(
@@ -74,22 +74,22 @@ def test_transparency_shows_white(tmp_path: Path) -> None:
 )
 def test_modes_become_rgb(tmp_path: Path, mode: str, colour: object, expected: list[int]) -> None:
     path = saved(tmp_path, Image.new(mode, (8, 8), colour), "m.tif")
-    assert np.asarray(open_picture(path))[4, 4].tolist() == expected
+    assert np.asarray(open_image(path))[4, 4].tolist() == expected
 
 
 def test_exif_rotation_is_honoured(tmp_path: Path) -> None:
     image = Image.new("RGB", (30, 20))
     exif = Image.Exif()
     exif[0x0112] = 6
-    assert open_picture(saved(tmp_path, image, "turned.jpg", exif=exif)).size == (20, 30)
+    assert open_image(saved(tmp_path, image, "turned.jpg", exif=exif)).size == (20, 30)
 
 
-@pytest.mark.parametrize("content", [b"", b"not a picture", b"\x89PNG\r\n\x1a\n" + b"\0" * 40])
-def test_files_that_are_no_pictures_are_named(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize("content", [b"", b"not an image", b"\x89PNG\r\n\x1a\n" + b"\0" * 40])
+def test_files_that_are_no_images_are_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "x.png"
     path.write_bytes(content)
-    with pytest.raises(BadPictureError, match=r"x\.png: ."):
-        open_picture(path)
+    with pytest.raises(BadImageError, match=r"x\.png: ."):
+        open_image(path)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tif", ".bmp", ".ppm"])
@@ -99,13 +99,13 @@ def test_truncated_files_are_named_at_every_cut(tmp_path: Path, suffix: str) -> 
     for share in (0.05, 0.3, 0.6, 0.9):
         path = tmp_path / f"cut{suffix}"
         path.write_bytes(whole[: int(len(whole) * share)])
-        with pytest.raises(BadPictureError, match="cut"):
-            open_picture(path)
+        with pytest.raises(BadImageError, match="cut"):
+            open_image(path)
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(BadPictureError, match=r"gone.png: no such file"):
-        open_picture(tmp_path / "gone.png")
+    with pytest.raises(BadImageError, match=r"gone.png: no such file"):
+        open_image(tmp_path / "gone.png")
 
 
 # (why, mode, load, crop, size before, size after): by the official rules.
@@ -154,9 +154,9 @@ def test_every_crop_place_is_equally_likely(tmp_path: Path) -> None:
     assert np.bincount(lefts).tolist() == [100, 100, 100, 100]
 
 
-def test_picture_smaller_than_the_crop(tmp_path: Path) -> None:
+def test_image_smaller_than_the_crop(tmp_path: Path) -> None:
     path = saved(tmp_path, Image.new("RGB", (100, 30)), "small.png")
-    with pytest.raises(BadPictureError, match=r"small.png: 100x30 is smaller than the crop of 64"):
+    with pytest.raises(BadImageError, match=r"small.png: 100x30 is smaller than the crop of 64"):
         load_pixels(path, Fit("crop", 0, 64))
 
 

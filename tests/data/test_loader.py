@@ -35,13 +35,13 @@ LOADERS = pytest.mark.parametrize(
 
 
 def make(
-    root: Path, loader: str, threads: int, cache: str, said: list[str] | None = None, **options: Any
+    root: Path, loader: str, threads: int, cache: str, logged: list[str] | None = None, **options: Any
 ) -> Loader:
     a, b = unpaired(root)
     config = DataConfig(load_size=24, crop_size=16, cache=cache, **options)
-    say = [].append if said is None else said.append
+    log = [].append if logged is None else logged.append
     return make_loader(
-        choose(loader, CPU, threads), a, b, Plan(11, 5, 3, config.batch_size), CPU, config, say
+        choose(loader, CPU, threads), a, b, Plan(11, 5, 3, config.batch_size), CPU, config, log
     )
 
 
@@ -82,26 +82,26 @@ def test_a_file_that_breaks_under_way_is_named(
         os.mkfifo(path)  # reading it would wait for ever
     config = DataConfig(load_size=24, crop_size=16, cache=cache)
     reason = {
-        "broken": "not a picture that Pillow can read",
+        "broken": "not an image that Pillow can read",
         "vanished": "no such file",
         "pipe": "not a regular file",
     }[way]
     found = make_loader(choose(loader, CPU, threads), a, b, Plan(11, 5, 3), CPU, config, print)
     with pytest.raises(
-        UserError, match=rf"^bad picture \S*/B/001.png: {reason}; --skip_bad_images leaves such pictures out$"
+        UserError, match=rf"^bad image \S*/B/001.png: {reason}; --skip_bad_images leaves such images out$"
     ):
         list(found.batches(0, 30))
 
 
 @LOADERS
 def test_a_file_that_breaks_can_be_left_out(tmp_path: Path, loader: str, threads: int, cache: str) -> None:
-    """The next picture takes its place, the samples' numbers, crops and draws stay; it is said once."""
+    """The next image takes its place, the samples' numbers, crops and draws stay; it is said once."""
     a, b = unpaired(tmp_path)
     whole = list(FolderLoader(a, b, Plan(11, 5, 3), CPU).batches(0, 30))
     b.paths[1].unlink()
-    config, said = DataConfig(load_size=24, crop_size=16, cache=cache, skip_bad_images=True), []
+    config, logged = DataConfig(load_size=24, crop_size=16, cache=cache, skip_bad_images=True), []
     found = list(
-        make_loader(choose(loader, CPU, threads), a, b, Plan(11, 5, 3), CPU, config, said.append).batches(
+        make_loader(choose(loader, CPU, threads), a, b, Plan(11, 5, 3), CPU, config, logged.append).batches(
             0, 30
         )
     )
@@ -114,8 +114,8 @@ def test_a_file_that_breaks_can_be_left_out(tmp_path: Path, loader: str, threads
             expected.samples[0].draw_A,
         )
         assert (batch.A - expected.A).abs().max() <= 4 / 127.5
-    left_out = [line for line in said if line.startswith("left out")]
-    assert left_out == [f"left out {b.paths[1]}: no such file; the next picture takes its place"] * len(
+    left_out = [line for line in logged if line.startswith("left out")]
+    assert left_out == [f"left out {b.paths[1]}: no such file; the next image takes its place"] * len(
         left_out
     )
     assert len(left_out) == 1
@@ -133,7 +133,7 @@ def test_nothing_left_to_read(tmp_path: Path, loader: str, threads: int, cache: 
         path.unlink()
     config = DataConfig(load_size=24, crop_size=16, cache=cache, skip_bad_images=True)
     with pytest.raises(
-        UserError, match=r"none of the 3 pictures can be read any more; the first: .*no such file"
+        UserError, match=r"none of the 3 images can be read any more; the first: .*no such file"
     ):
         list(
             make_loader(choose(loader, CPU, threads), a, b, Plan(11, 5, 3), CPU, config, print).batches(0, 30)

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import torch
 
-from fastcyclegan.data.image_file import BadPictureError, Fit, load_pixels, take_view
+from fastcyclegan.data.image_file import BadImageError, Fit, load_pixels, take_view
 from fastcyclegan.data.loader import Job, Source
 from fastcyclegan.data.pillow_loader import FolderLoader, PillowReader
 from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.errors import UserError
-from tests.conftest import same_batch, unpaired, write_pictures
+from tests.conftest import same_batch, unpaired, write_images
 
 CPU = torch.device("cpu")
 
@@ -102,12 +102,12 @@ def test_python_ends_with_workers_still_at_work(tmp_path: Path) -> None:
 
 
 def test_the_plain_reader_keeps_the_order_and_gives_bad_files_as_such(tmp_path: Path) -> None:
-    paths = write_pictures(tmp_path, 20)
+    paths = write_images(tmp_path, 20)
     paths[3].write_bytes(b"no")
     read = PillowReader(Fit("square", 8, channels=1), threads=3).read(
         Job(path, tag=n) for n, path in enumerate(paths)
     )
     rows = list(read)
     assert [job.tag for job, _ in rows] == list(range(20))
-    assert isinstance(rows[3][1], BadPictureError)
+    assert isinstance(rows[3][1], BadImageError)
     assert all(row.shape == (8, 8, 1) for n, (_, row) in enumerate(rows) if n != 3)

@@ -1,4 +1,4 @@
-"""Pixels and grids of them: rounding, and every picture where it belongs."""
+"""Pixels and grids of them: rounding, and every image where it belongs."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def test_pixels_are_rounded_and_clamped() -> None:
     assert np.array_equal(to_pixels(every).reshape(-1), np.arange(256))
 
 
-def test_grid_shows_every_picture_where_it_belongs() -> None:
+def test_grid_shows_every_image_where_it_belongs() -> None:
     colours = np.random.default_rng(0).integers(0, 256, (2, 2, 3), dtype=np.uint8)
-    pictures = [
+    images = [
         [np.broadcast_to(colours[row, column], (10 + 5 * row, 12, 3)) for row in range(2)]
         for column in range(2)
     ]
     gray = [np.full((8, 8, 1), 77, dtype=np.uint8)] * 2
-    grid = np.asarray(draw_grid({"first": pictures[0], "a much longer label": pictures[1], "gray": gray}))
+    grid = np.asarray(draw_grid({"first": images[0], "a much longer label": images[1], "gray": gray}))
     seen = {tuple(c) for c in grid.reshape(-1, 3)}
     assert {tuple(c) for c in colours.reshape(-1, 3)} | {(77, 77, 77)} <= seen
     for row in range(2):

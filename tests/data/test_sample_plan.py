@@ -1,4 +1,4 @@
-"""What the plan promises: the same sample for the same (seed, epoch, i), each picture once an epoch, uniform
+"""What the plan promises: the same sample for the same (seed, epoch, i), each image once an epoch, uniform
 chance.
 """
 
@@ -23,7 +23,7 @@ def test_golden_values() -> None:
     assert (sample.index_A, sample.index_B, sample.view_A.flip, sample.view_B.flip) == GOLDEN_SAMPLE
 
 
-def test_an_epoch_shows_every_picture_of_the_larger_side_once() -> None:
+def test_an_epoch_shows_every_image_of_the_larger_side_once() -> None:
     plan = Plan(seed=1, count_A=17, count_B=5)
     for epoch in (1, 2):
         shown = [plan.sample(epoch, i).index_A for i in range(len(plan))]

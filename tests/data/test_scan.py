@@ -1,4 +1,4 @@
-"""Finding and checking pictures: layouts, order, held-out parts, bad files by name."""
+"""Finding and checking images: layouts, order, held-out parts, bad files by name."""
 
 from __future__ import annotations
 
@@ -10,53 +10,53 @@ import pytest
 from fastcyclegan.config import DataConfig
 from fastcyclegan.data import scan
 from fastcyclegan.data.image_file import ImageRequirements
-from fastcyclegan.data.scan import find_pictures, list_pictures, split_holdout
+from fastcyclegan.data.scan import find_images, list_images, split_holdout
 from fastcyclegan.errors import UserError
-from tests.conftest import write_pictures
+from tests.conftest import write_images
 
 
-def found(config: DataConfig, seed: int = 0) -> scan.Pictures:
-    return find_pictures(config, seed, print)
+def found(config: DataConfig, seed: int = 0) -> scan.Images:
+    return find_images(config, seed, print)
 
 
 def test_official_layout_and_direction(dataset: Path) -> None:
-    pictures = found(DataConfig(dataroot=dataset))
-    assert [len(side) for side in (pictures.train_A, pictures.train_B, pictures.test_A, pictures.test_B)] == [
+    images = found(DataConfig(dataroot=dataset))
+    assert [len(side) for side in (images.train_A, images.train_B, images.test_A, images.test_B)] == [
         5,
         4,
         2,
         2,
     ]
     swapped = found(DataConfig(dataroot=dataset, direction="BtoA"))
-    assert (swapped.train_A, swapped.test_B) == (pictures.train_B, pictures.test_A)
+    assert (swapped.train_A, swapped.test_B) == (images.train_B, images.test_A)
 
 
 def test_folders_inside_folders_layout_without_test(tmp_path: Path) -> None:
-    write_pictures(tmp_path / "train" / "A", 2)
-    write_pictures(tmp_path / "train" / "B", 3)
-    pictures = found(DataConfig(dataroot=tmp_path))
-    assert (len(pictures.train_A), len(pictures.train_B), pictures.test_A, pictures.test_B) == (2, 3, [], [])
+    write_images(tmp_path / "train" / "A", 2)
+    write_images(tmp_path / "train" / "B", 3)
+    images = found(DataConfig(dataroot=tmp_path))
+    assert (len(images.train_A), len(images.train_B), images.test_A, images.test_B) == (2, 3, [], [])
 
 
 def test_two_folders_hold_some_out_by_name_and_seed(tmp_path: Path) -> None:
     a, b = tmp_path / "photos", tmp_path / "paintings"
-    write_pictures(a, 40)
-    write_pictures(b, 3)
-    pictures = found(DataConfig(data_A=a, data_B=b, holdout=0.25))
-    assert len(pictures.train_A) + len(pictures.test_A) == 40
-    assert 3 <= len(pictures.test_A) <= 20
-    assert len(pictures.test_B) >= 1
-    assert not set(pictures.train_A) & set(pictures.test_A)
-    assert found(DataConfig(data_A=a, data_B=b, holdout=0.25)) == pictures
-    assert found(DataConfig(data_A=a, data_B=b, holdout=0.25), seed=1).test_A != pictures.test_A
-    write_pictures(a / "more", 5)  # a picture keeps its part when others come
+    write_images(a, 40)
+    write_images(b, 3)
+    images = found(DataConfig(data_A=a, data_B=b, holdout=0.25))
+    assert len(images.train_A) + len(images.test_A) == 40
+    assert 3 <= len(images.test_A) <= 20
+    assert len(images.test_B) >= 1
+    assert not set(images.train_A) & set(images.test_A)
+    assert found(DataConfig(data_A=a, data_B=b, holdout=0.25)) == images
+    assert found(DataConfig(data_A=a, data_B=b, holdout=0.25), seed=1).test_A != images.test_A
+    write_images(a / "more", 5)  # an image keeps its part when others come
     later = found(DataConfig(data_A=a, data_B=b, holdout=0.25))
-    assert set(pictures.test_A) <= set(later.test_A)
+    assert set(images.test_A) <= set(later.test_A)
     assert found(DataConfig(data_A=a, data_B=b, holdout=0)).test_A == []
 
 
 def test_split_always_leaves_something_to_train_with(tmp_path: Path) -> None:
-    paths = write_pictures(tmp_path, 3)
+    paths = write_images(tmp_path, 3)
     for share in (0.001, 0.999):
         train, held = split_holdout(paths, tmp_path, share, 0)
         assert train
@@ -69,14 +69,14 @@ def test_listing_sorts_before_it_cuts_and_passes_over_hidden_files(tmp_path: Pat
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")
     (tmp_path / "c" / "loop").symlink_to(tmp_path)
-    names = [path.relative_to(tmp_path).as_posix() for path in list_pictures(tmp_path)]
+    names = [path.relative_to(tmp_path).as_posix() for path in list_images(tmp_path)]
     assert names == ["a.jpeg", "b.PNG", "c/z.tif", "d.webp"]
-    assert len(list_pictures(tmp_path, 2)) == 2
+    assert len(list_images(tmp_path, 2)) == 2
 
 
 def test_max_dataset_size(dataset: Path) -> None:
-    pictures = found(DataConfig(dataroot=dataset, max_dataset_size=3))
-    assert [path.name for path in pictures.train_A] == ["000.png", "001.png", "002.png"]
+    images = found(DataConfig(dataroot=dataset, max_dataset_size=3))
+    assert [path.name for path in images.train_A] == ["000.png", "001.png", "002.png"]
 
 
 def test_missing_and_empty_folders_are_named(tmp_path: Path, dataset: Path) -> None:
@@ -90,46 +90,44 @@ def test_missing_and_empty_folders_are_named(tmp_path: Path, dataset: Path) -> N
         found(DataConfig(data_A=dataset / "trainA" / "000.png", data_B=dataset))
     for path in (dataset / "trainB").iterdir():
         path.unlink()
-    with pytest.raises(UserError, match=r"trainB: no pictures in it"):
+    with pytest.raises(UserError, match=r"trainB: no images in it"):
         found(DataConfig(dataroot=dataset))
     (dataset / "trainB").rmdir()
     with pytest.raises(UserError, match=r"trainB: no such folder"):
         found(DataConfig(dataroot=dataset))
 
 
-def test_bad_pictures_are_named_or_left_out(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_images_are_named_or_left_out(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     broken = dataset / "trainA" / "001.png"
     broken.write_bytes(broken.read_bytes()[:-200])
     (dataset / "testB" / "zero.jpg").write_bytes(b"")
-    with pytest.raises(
-        UserError, match=r"bad picture .*trainA/001.png: .* \(and 1 more\); --skip_bad_images"
-    ):
+    with pytest.raises(UserError, match=r"bad image .*trainA/001.png: .* \(and 1 more\); --skip_bad_images"):
         found(DataConfig(dataroot=dataset))
-    pictures = found(DataConfig(dataroot=dataset, skip_bad_images=True))
-    assert broken not in pictures.train_A
-    assert len(pictures.train_A) == 4
-    said = capsys.readouterr().out
-    assert "left out" in said
-    assert "001.png" in said
-    assert "zero.jpg" in said
+    images = found(DataConfig(dataroot=dataset, skip_bad_images=True))
+    assert broken not in images.train_A
+    assert len(images.train_A) == 4
+    logged = capsys.readouterr().out
+    assert "left out" in logged
+    assert "001.png" in logged
+    assert "zero.jpg" in logged
 
 
-def test_pictures_smaller_than_the_crop_are_bad(dataset: Path) -> None:
-    write_pictures(dataset / "trainB" / "small", 1, size=(40, 11))
+def test_images_smaller_than_the_crop_are_bad(dataset: Path) -> None:
+    write_images(dataset / "trainB" / "small", 1, size=(40, 11))
     config = DataConfig(dataroot=dataset, preprocess="crop", crop_size=16)
     with pytest.raises(UserError, match=r"small/000.png: 40x11 is smaller than the crop of 16"):
         found(config)
     found(DataConfig(dataroot=dataset, load_size=32, crop_size=16))  # resized first: fine
 
 
-def test_pictures_smaller_than_the_networks_take_are_bad(dataset: Path) -> None:
+def test_images_smaller_than_the_networks_take_are_bad(dataset: Path) -> None:
     config = DataConfig(dataroot=dataset, preprocess="none")
     with pytest.raises(UserError, match="24x20 is smaller than the 24 pixels a side that the networks need"):
-        find_pictures(config, 0, print, required=ImageRequirements(least_side=24))
-    assert len(find_pictures(config, 0, print, required=ImageRequirements(least_side=20)).train_A) == 5
+        find_images(config, 0, print, required=ImageRequirements(least_side=24))
+    assert len(find_images(config, 0, print, required=ImageRequirements(least_side=20)).train_A) == 5
 
 
-def test_a_pipe_is_no_picture(dataset: Path) -> None:
+def test_a_pipe_is_no_image(dataset: Path) -> None:
     """Reading it would wait for ever."""
     os.mkfifo(dataset / "trainA" / "pipe.png")
     with pytest.raises(UserError, match=r"pipe.png: not a regular file"):
@@ -139,5 +137,5 @@ def test_a_pipe_is_no_picture(dataset: Path) -> None:
 def test_nothing_left_after_leaving_out(dataset: Path) -> None:
     for path in (dataset / "trainA").iterdir():
         path.write_bytes(b"no")
-    with pytest.raises(UserError, match="trainA: no usable pictures left"):
+    with pytest.raises(UserError, match="trainA: no usable images left"):
         found(DataConfig(dataroot=dataset, skip_bad_images=True))

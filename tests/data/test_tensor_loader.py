@@ -48,7 +48,7 @@ def test_loaders(loaders: tuple[Any, ...], per_epoch: int) -> None:
     assert not same(model, CycleGAN(**TINY))
 
 
-def test_pictures_of_loaders_are_those_that_are_trained_on(dataset: Path, tmp_path: Path) -> None:
+def test_images_of_loaders_are_those_that_are_trained_on(dataset: Path, tmp_path: Path) -> None:
     """The samples of files, as tensors of the caller's in the same order, without pools: the same weights."""
     from fastcyclegan.training.start import Overrides, start
 
@@ -74,29 +74,29 @@ def test_pictures_of_loaders_are_those_that_are_trained_on(dataset: Path, tmp_pa
             "a loader without a length, or an empty one: give iterations_per_epoch",
         ),
         ([tensors(1)], None, "a loader by itself must give .* or pairs of tensors, got Tensor"),
-        ([{"A": tensors(1)}], None, r"pictures of B must be tensors \[N, 3, H, W\], got NoneType"),
+        ([{"A": tensors(1)}], None, r"images of B must be tensors \[N, 3, H, W\], got NoneType"),
         (
             [tensors(1)[:, :1]],
             [tensors(1)],
-            r"pictures of A must be tensors \[N, 3, H, W\], got shape \[1, 1, 16, 16\]",
+            r"images of A must be tensors \[N, 3, H, W\], got shape \[1, 1, 16, 16\]",
         ),
         (
             [tensors(1)[:, :, :15]],
             [tensors(1)],
-            "pictures of A are 16x15: the networks take sides that are multiples of 4, from 8 on",
+            "images of A are 16x15: the networks take sides that are multiples of 4, from 8 on",
         ),
         (
             [tensors(1)],
             [tensors(1) * 128 + 127],
-            r"pictures of B must be in \[-1, 1\], got values from .* to 25",
+            r"images of B must be in \[-1, 1\], got values from .* to 25",
         ),
         (
             [tensors(1).long()],
             [tensors(1)],
-            r"pictures of A must be floating point in \[-1, 1\] or uint8, got torch.int64",
+            r"images of A must be floating point in \[-1, 1\] or uint8, got torch.int64",
         ),
         ("folder", [tensors(1)], "A and B must both be folders or both be loaders"),
-        (None, None, "no pictures: give a dataset's folder, a folder a domain, or loaders"),
+        (None, None, "no images: give a dataset's folder, a folder a domain, or loaders"),
     ],
 )
 def test_what_cannot_be_fitted(A: Any, B: Any, message: str) -> None:

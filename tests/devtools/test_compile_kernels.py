@@ -88,7 +88,7 @@ def test_each_fault_is_found(tmp_path: Path) -> None:
         # An fp32 product in IEEE arithmetic has no matrix instruction, and none is asked for.
         assert ieee["faults"] == []
         assert ieee["instructions"][instruction] == 0
-        # What a weight gradient reads of a strided picture has a loader of its own.
+        # What a weight gradient reads of a strided image has a loader of its own.
         assert wide_taps["faults"] == []
         assert re.fullmatch(r"\d+ tile loads or stores of less than 16 bytes", *narrow_taps["faults"])
     assert "bytes of shared memory, the chip has 1000" in starved[0]["faults"][0]

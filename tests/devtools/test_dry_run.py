@@ -43,7 +43,7 @@ def test_bytes_that_the_generator_keeps(dtype: torch.dtype, plain: int, ours: in
 
 
 def test_launches_of_the_generator() -> None:
-    """Of each of the 9 blocks 4 forward and 8 backward; 5 norms more, whose pictures are large; the first and
+    """Of each of the 9 blocks 4 forward and 8 backward; 5 norms more, whose images are large; the first and
     the last convolution.
     """
     found = counts(Generator, impl="triton")
@@ -56,7 +56,7 @@ def test_launches_of_the_generator() -> None:
         "_reflect_conv_wgrad_sum_kernel": 1,
     }
     norms = tuple(f"_instance_norm_{name}_kernel" for name in ("stats", "apply", "bwd_sums", "bwd_apply"))
-    # The picture and its gradient are put into borders; so is the picture again for the weight's gradient.
+    # The image and its gradient are put into borders; so is the image again for the weight's gradient.
     first = (
         "_embed_kernel",
         "_reflect_conv_kernel",
@@ -71,7 +71,7 @@ def test_launches_of_the_generator() -> None:
         5 * norms + first + last + 2 * wgrad
     )
     assert found.launches == wanted
-    # Twice a stride-2 and a transposed convolution; three weights of the picture's layers in the kernels'
+    # Twice a stride-2 and a transposed convolution; three weights of the image's layers in the kernels'
     # form; a bias's gradient.
     assert found.aten == {
         "convolution": 4,

@@ -150,8 +150,8 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_each_kind_of_work_is_looked_at_once(compiled: list[int]) -> None:
     runs: list[int] = []
-    said: list[str] = []
-    one = Ahead(CPU, said.append)
+    logged: list[str] = []
+    one = Ahead(CPU, logged.append)
     for kind in (1, 1, 2, 1, *range(3, 100)):
         one.prepare(kind, {}, lambda: runs.append(1))
     assert len(runs) == len(compiled) == ahead.MOST_KINDS
@@ -161,15 +161,15 @@ def test_each_kind_of_work_is_looked_at_once(compiled: list[int]) -> None:
         f"compiling 20 kernels for Test in {min(cores, 20)} processes, about {seconds:.0f} s, once; then"
         " timing 100 tiles, about 1 s, once"
     )
-    assert said == [line] * ahead.MOST_KINDS
+    assert logged == [line] * ahead.MOST_KINDS
 
 
 def test_progress_is_heard_of_in_the_place_of_a_line(compiled: list[int]) -> None:
     told: list[tuple[int, int, str]] = []
-    said: list[str] = []
-    Ahead(CPU, said.append, lambda *progress: told.append(progress)).prepare(1, {}, lambda: None)
+    logged: list[str] = []
+    Ahead(CPU, logged.append, lambda *progress: told.append(progress)).prepare(1, {}, lambda: None)
     assert [progress[:2] for progress in told] == [(0, 20), (20, 20)]
-    assert said == []
+    assert logged == []
 
 
 def test_few_kernels_are_left_to_their_launches(compiled: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,20 +211,20 @@ def test_foreign_networks_are_not_run_once_more(compiled: list[int]) -> None:
 def test_what_goes_wrong_is_said_and_ends_nothing(
     compiled: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said: list[str] = []
+    logged: list[str] = []
 
     def fail() -> None:
         raise RuntimeError("a lock cannot be copied\nmore")
 
-    Ahead(CPU, said.append).prepare(1, {}, fail)
-    assert said == [
+    Ahead(CPU, logged.append).prepare(1, {}, fail)
+    assert logged == [
         "kernels are compiled as they are launched, not ahead: RuntimeError: a lock cannot be copied"
     ]
-    said.clear()
+    logged.clear()
     failed = _ahead.Outcome(18, 2, 1.0, (("_fold_kernel", "PTXASError: no"), ("", "killed")))
     monkeypatch.setattr(_ahead, "compile_ahead", lambda jobs, progress: failed)
-    Ahead(CPU, said.append).prepare(1, {}, lambda: None)
-    assert said == ["2 kernels do not compile ahead, the first is _fold_kernel: PTXASError: no"]
+    Ahead(CPU, logged.append).prepare(1, {}, lambda: None)
+    assert logged == ["2 kernels do not compile ahead, the first is _fold_kernel: PTXASError: no"]
 
 
 def test_an_engine_prepares_each_size_before_its_first_iteration(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,7 +286,7 @@ def test_the_first_iteration_compiles_nothing_more(tmp_path: Path) -> None:
         command, capture_output=True, text=True, check=False, env=environment, cwd=Path(__file__).parents[2]
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    said, compiled, finite = json.loads(done.stdout.splitlines()[-1])
+    logged, compiled, finite = json.loads(done.stdout.splitlines()[-1])
     assert compiled == []
-    assert said[0].startswith("compiling ")
+    assert logged[0].startswith("compiling ")
     assert finite

@@ -29,9 +29,7 @@ def two(
     return {name: net.to(memory_format=torch.channels_last) for name, net in nets.items()}
 
 
-def pictures(
-    side: int, count: int = 1, channels: int = 3, dtype: torch.dtype = torch.float64
-) -> list[Tensor]:
+def images(side: int, count: int = 1, channels: int = 3, dtype: torch.dtype = torch.float64) -> list[Tensor]:
     generator = torch.Generator().manual_seed(1)
     return [
         torch.randn(count, channels, side, side, generator=generator, dtype=dtype).requires_grad_()
@@ -40,7 +38,7 @@ def pictures(
 
 
 def results(run: NetworkCalls, xs: list[Tensor]) -> list[Tensor]:
-    """Return outputs, and gradients of pictures and parameters, for two pictures through each network."""
+    """Return outputs, and gradients of images and parameters, for two images through each network."""
     ys = run({"one": xs[:2], "other": xs[2:]})
     outputs = [y for of_net in ys.values() for y in of_net]
     weights = torch.Generator().manual_seed(2)
@@ -69,13 +67,13 @@ NETWORKS: list[tuple[str, Callable[..., nn.Module], dict[str, Any], int]] = [
 def test_together_as_apart_in_float64(
     why: str, build: Callable[..., nn.Module], arguments: dict[str, Any], side: int
 ) -> None:
-    nets, xs, said = two(build, **arguments), pictures(side, 2), []
+    nets, xs, logged = two(build, **arguments), images(side, 2), []
     apart = results(NetworkCalls(nets), xs)
     for options in ({"batching": True}, {"pairing": True, "batching": True}, {"pairing": True}):
-        together = results(NetworkCalls(nets, say=said.append, **options), xs)
+        together = results(NetworkCalls(nets, log=logged.append, **options), xs)
         for found, expected in zip(together, apart, strict=True):
             assert (found - expected).norm() <= 1e-11 * (1 + expected.norm())
-    assert said == []
+    assert logged == []
     for net in nets.values():
         net.impl = "mine"  # what is asked of one network does not count for two
     assert why_not_paired(nets) == ""
@@ -94,18 +92,18 @@ def test_together_on_the_kernels_by_the_parity_rule(
     for nets, impl in ((ours, "triton"), (theirs, "reference")):
         for net in nets.values():
             set_impl(net, impl)
-    truth = results(NetworkCalls(exact), pictures(side))
-    xs = [x.detach().float().to(DEVICE).requires_grad_() for x in pictures(side)]
+    truth = results(NetworkCalls(exact), images(side))
+    xs = [x.detach().float().to(DEVICE).requires_grad_() for x in images(side)]
     with tf32(False):
         found, yardstick = (
             results(NetworkCalls(ours, batching=True, pairing=True), xs),
             results(NetworkCalls(theirs), xs),
         )
-    # Both networks' results at a place go together, and no norm is of 2 x 2: one picture's error alone is a
+    # Both networks' results at a place go together, and no norm is of 2 x 2: one image's error alone is a
     # matter of luck.
     half = (len(truth) - 8) // 2
     places = [range(4), range(4, 8), *((n, n + half) for n in range(8, 8 + half))]
-    names = ["outputs", "pictures", *(name for name, _ in exact["one"].named_parameters())]
+    names = ["outputs", "images", *(name for name, _ in exact["one"].named_parameters())]
     for name, place in zip(names, places, strict=True):
         a, b, c = (torch.cat([values[n].flatten() for n in place]) for values in (found, yardstick, truth))
         if c.norm() > 1e-9:  # biases that cancel have no gradient
@@ -114,7 +112,7 @@ def test_together_on_the_kernels_by_the_parity_rule(
 
 def test_two_networks_take_the_launches_of_one() -> None:
     nets = {name: Generator(ngf=8, n_blocks=1, impl="triton") for name in ("one", "other")}
-    xs = [x.detach().float() for x in pictures(16)]
+    xs = [x.detach().float() for x in images(16)]
     counts = []
     for pairing in (True, False):
         with dry_run() as dry:
@@ -159,7 +157,7 @@ APART: list[tuple[str, dict[str, Any], Callable[..., None], str]] = [
         "a member that is not known",
         {},
         _replace,
-        "not batched: other.model.3 is a GELU, which may look at all pictures of a batch",
+        "not batched: other.model.3 is a GELU, which may look at all images of a batch",
     ),
     (
         "a frozen member",
@@ -173,7 +171,7 @@ APART: list[tuple[str, dict[str, Any], Callable[..., None], str]] = [
         "batch norm",
         {"norm": "batch"},
         _nothing,
-        "not batched: one.model.2 is a batch norm, which looks at all pictures of a batch",
+        "not batched: one.model.2 is a batch norm, which looks at all images of a batch",
     ),
     ("norms with weights", {"affine": True}, _nothing, "not paired: their norms have weights"),
 ]
@@ -181,39 +179,39 @@ APART: list[tuple[str, dict[str, Any], Callable[..., None], str]] = [
 
 @pytest.mark.parametrize(("why", "arguments", "change", "said"), APART, ids=[row[0] for row in APART])
 def test_pairs_fall_apart_once_said(
-    why: str, arguments: dict[str, Any], change: Callable[..., None], said: str
+    why: str, arguments: dict[str, Any], change: Callable[..., None], logged: str
 ) -> None:
-    nets, xs, heard = two(Generator, ngf=2, n_blocks=1, **arguments), pictures(8), []
+    nets, xs, heard = two(Generator, ngf=2, n_blocks=1, **arguments), images(8), []
     change(nets)
-    run = NetworkCalls(nets, batching=True, pairing=True, say=heard.append)
+    run = NetworkCalls(nets, batching=True, pairing=True, log=heard.append)
     expected = results(NetworkCalls(copy.deepcopy(nets)), xs)
     for found, value in zip(results(run, xs), expected, strict=True):
         assert (found - value).norm() <= 1e-11 * (1 + value.norm())
     run({"one": xs[:2], "other": xs[2:]})
-    assert heard.count(said) == 1
+    assert heard.count(logged) == 1
     assert len(heard) == len(set(heard))
 
 
-def test_pictures_of_different_sizes_go_one_by_one() -> None:
+def test_images_of_different_sizes_go_one_by_one() -> None:
     nets, heard = two(Generator, ngf=2, n_blocks=0), []
-    small, large = pictures(8)[0], pictures(12)[0]
-    run = NetworkCalls(nets, batching=True, pairing=True, say=heard.append)
+    small, large = images(8)[0], images(12)[0]
+    run = NetworkCalls(nets, batching=True, pairing=True, log=heard.append)
     ys = run({"one": [small, large], "other": [large, small]})
     for name, xs in (("one", (small, large)), ("other", (large, small))):
         for y, x in zip(ys[name], xs, strict=True):
             assert relative_error(y, nets[name](x)) < 1e-12
-    assert "not batched: one gets pictures of different sizes" in heard
+    assert "not batched: one gets images of different sizes" in heard
     # Sizes that differ between the networks alone.
     run({"one": [small, small], "other": [large, large]})
-    assert "not paired: one and other get pictures of different sizes" in heard
+    assert "not paired: one and other get images of different sizes" in heard
 
 
-def test_pairs_without_batches_take_a_picture_of_each_network_at_a_time(
+def test_pairs_without_batches_take_a_image_of_each_network_at_a_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from fastcyclegan.engine import batching
 
-    nets, xs, calls = two(Generator, ngf=2, n_blocks=0), pictures(8), []
+    nets, xs, calls = two(Generator, ngf=2, n_blocks=0), images(8), []
     plain = batching.run_paired
     monkeypatch.setattr(
         batching, "run_paired", lambda nets, x, impl: calls.append(len(x)) or plain(nets, x, impl)
@@ -224,9 +222,9 @@ def test_pairs_without_batches_take_a_picture_of_each_network_at_a_time(
         assert y.shape == x.shape
 
 
-def test_what_looks_at_all_pictures_of_a_batch() -> None:
+def test_what_looks_at_all_images_of_a_batch() -> None:
     assert why_not_batched("G", two(Generator, ngf=2, n_blocks=1)["one"]) == ""
     assert why_not_batched("D", nn.Sequential(nn.InstanceNorm2d(3, track_running_stats=True))) == (
-        "D.0 is a InstanceNorm2d, which may look at all pictures of a batch"
+        "D.0 is a InstanceNorm2d, which may look at all images of a batch"
     )
     assert why_not_batched("D", reference.Discriminator(norm="none")) == ""

@@ -29,7 +29,7 @@ GRAPH, PLAIN = EngineConfig(graph="on"), EngineConfig(graph="off")
 
 
 def batches(count: int, batch: int = 1, size: int = 16, dtype: torch.dtype = torch.float64) -> list[Batch]:
-    """Pictures of ``count`` iterations; of an epoch of 7 samples, so that batches of 3 have a partial one."""
+    """Images of ``count`` iterations; of an epoch of 7 samples, so that batches of 3 have a partial one."""
     return [random_batch(size, Plan(3, 7, 7, batch), n, dtype=dtype) for n in range(count)]
 
 
@@ -107,7 +107,7 @@ def test_replayed_training_is_plain_training(
 
 
 class Discriminators(CycleGANRecipe):
-    """The discriminators' phase alone, with each other's pictures for fakes: interpreted generators take half
+    """The discriminators' phase alone, with each other's images for fakes: interpreted generators take half
     a minute an iteration.
     """
 
@@ -183,7 +183,7 @@ def _refusing(step: Callable[[], Tensor]) -> Any:
 
 
 def test_a_capture_that_fails_is_said_and_training_goes_on() -> None:
-    said: list[str] = []
+    logged: list[str] = []
     start, given = seeded_networks(SMALL), batches(8, dtype=torch.float32)
 
     class Failing(RecordedGraph):
@@ -191,13 +191,13 @@ def test_a_capture_that_fails_is_said_and_training_goes_on() -> None:
             super().__call__(step)  # which leaves everything as it was
             raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
-    engine = make_engine(start, compiled=False, options=GRAPH, capture=Failing(), say=said.append)
+    engine = make_engine(start, compiled=False, options=GRAPH, capture=Failing(), log=logged.append)
     engine.graphs._required = False
     plain = make_engine(start, options=PLAIN)
     assert torch.equal(train(engine, given), train(plain, given))
     assert_same_bits(engine, plain)
     reason = "RuntimeError: operation not permitted when stream is capturing"
-    assert said == [f"no CUDA graph: an iteration cannot be captured ({reason}); training goes on without"]
+    assert logged == [f"no CUDA graph: an iteration cannot be captured ({reason}); training goes on without"]
     required = make_engine(start, options=GRAPH, capture=_refusing)
     with pytest.raises(UserError, match=f"--graph on: an iteration cannot be captured: {reason}"):
         train(required, given)
@@ -205,25 +205,25 @@ def test_a_capture_that_fails_is_said_and_training_goes_on() -> None:
 
 def test_sizes_beyond_the_cap_run_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_graph, "MOST_GRAPHS", 1)
-    said: list[str] = []
-    engine, capture = recorded(say=said.append)
+    logged: list[str] = []
+    engine, capture = recorded(log=logged.append)
     plain, _ = recorded(PLAIN)
     given = batches(14, batch=3)
     assert torch.equal(train(engine, given), train(plain, given))
-    assert said == ["more than 1 sizes of batch: those that come later run without a CUDA graph"]
+    assert logged == ["more than 1 sizes of batch: those that come later run without a CUDA graph"]
     assert engine.graphs.captured == 1
     assert capture.replays > 0
 
 
-def test_pictures_of_several_sizes_in_a_pool_are_the_hosts_business() -> None:
-    said: list[str] = []
-    engine, capture = recorded(say=said.append)
+def test_images_of_several_sizes_in_a_pool_are_the_hosts_business() -> None:
+    logged: list[str] = []
+    engine, capture = recorded(log=logged.append)
     plain, _ = recorded(PLAIN)
     given = [random_batch(16 if n < 6 else 20, Plan(3, 7, 7), n, dtype=torch.float64) for n in range(12)]
     assert torch.equal(train(engine, given), train(plain, given))
-    assert "no CUDA graph while the replay pools hold pictures of several sizes" in said
-    assert "not batched: D_B gets pictures of different sizes" in said
-    assert len(said) == len(set(said))
+    assert "no CUDA graph while the replay pools hold images of several sizes" in logged
+    assert "not batched: D_B gets images of different sizes" in logged
+    assert len(logged) == len(set(logged))
     assert capture.replays == 2
 
 

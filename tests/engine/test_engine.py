@@ -40,7 +40,7 @@ STEPS: list[tuple[str, LossConfig, dict[str, Any], int, list[EngineConfig]]] = [
         [EngineConfig(), PAIRED],
     ),
     (
-        "no identity passes: stages of one picture each",
+        "no identity passes: stages of one image each",
         LossConfig(pool_size=4, lambda_identity=0),
         {},
         1,
@@ -77,7 +77,7 @@ STEPS: list[tuple[str, LossConfig, dict[str, Any], int, list[EngineConfig]]] = [
         [PAIRED],
     ),
     (
-        "batch norm couples the pictures of a batch: official order",
+        "batch norm couples the images of a batch: official order",
         LossConfig(pool_size=4),
         {"norm": "batch"},
         2,
@@ -128,10 +128,10 @@ def test_engine_equals_reference_equals_official(
                 # promise).
                 assert history[n].get(name, 0.0) == pytest.approx(value, rel=1e-9, abs=1e-12), (n, name)
         assert_same_weights(nets, official, 1e-9)
-    pictures = batches[-1].A
+    images = batches[-1].A
     with torch.no_grad():
         for _, nets in found:
-            assert relative_error(nets["G_AB"](pictures), official["G_AB"](pictures)) < 1e-9
+            assert relative_error(nets["G_AB"](images), official["G_AB"](images)) < 1e-9
 
 
 @pytest.mark.parametrize(("batch", "identity"), [(1, 0.5), (3, 0.0)])

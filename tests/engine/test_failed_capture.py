@@ -43,19 +43,19 @@ class Failing:
 
 
 def failing(cuda: FakeCuda, error: BaseException, required: bool) -> tuple[Engine, Failing, list[str]]:
-    said: list[str] = []
+    logged: list[str] = []
     capture = Failing(cuda, error)
     nets = seeded_networks(SMALL, dtype=torch.float64)
     engine = make_engine(
-        nets, LossConfig(gan_mode="wgangp", pool_size=4), options=GRAPH, capture=capture, say=said.append
+        nets, LossConfig(gan_mode="wgangp", pool_size=4), options=GRAPH, capture=capture, log=logged.append
     )
     assert engine.graphs is not None
     engine.graphs._required = required
-    return engine, capture, said
+    return engine, capture, logged
 
 
 def test_training_goes_on_as_if_nothing_had_been_tried(cuda: FakeCuda) -> None:
-    engine, capture, said = failing(cuda, RuntimeError(f"{ITEM}\nmore"), required=False)
+    engine, capture, logged = failing(cuda, RuntimeError(f"{ITEM}\nmore"), required=False)
     plain = make_engine(
         seeded_networks(SMALL, dtype=torch.float64), LossConfig(gan_mode="wgangp", pool_size=4), options=PLAIN
     )
@@ -65,7 +65,7 @@ def test_training_goes_on_as_if_nothing_had_been_tried(cuda: FakeCuda) -> None:
     torch.manual_seed(1)
     assert torch.equal(losses, train(plain, given))
     assert_same_bits(engine, plain)
-    assert said == [
+    assert logged == [
         f"no CUDA graph: an iteration cannot be captured (RuntimeError: {ITEM}); training goes on without"
     ]
     assert capture.attempts == 1
@@ -86,16 +86,16 @@ class SecondFails(RecordedGraph):
 
 
 def test_graphs_from_before_a_failure_are_let_go() -> None:
-    said: list[str] = []
+    logged: list[str] = []
     start, capture = seeded_networks(SMALL, dtype=torch.float64), SecondFails()
-    engine = make_engine(start, options=GRAPH, capture=capture, say=said.append)
+    engine = make_engine(start, options=GRAPH, capture=capture, log=logged.append)
     assert engine.graphs is not None
     engine.graphs._required = False
     given = batches(14, batch=3)
     assert torch.equal(train(engine, given), train(make_engine(start, options=PLAIN), given))
     assert capture.replays > 0
     assert engine.graphs.captured == 0
-    assert len(said) == 1
+    assert len(logged) == 1
 
 
 @pytest.mark.parametrize(
@@ -109,17 +109,17 @@ def test_graphs_from_before_a_failure_are_let_go() -> None:
 def test_a_capture_that_must_succeed_ends_the_run(
     cuda: FakeCuda, error: BaseException, raised: type[BaseException], text: str
 ) -> None:
-    engine, _, said = failing(cuda, error, required=True)
+    engine, _, logged = failing(cuda, error, required=True)
     with pytest.raises(raised) as caught:
         train(engine, batches(10))
     assert str(caught.value) == text
-    assert said == []
+    assert logged == []
     assert cuda.generator.draw() == (7, 44)
 
 
 def test_what_was_not_undone_ends_the_run_too(cuda: FakeCuda) -> None:
-    engine, _, said = failing(cuda, RuntimeError(ITEM), required=False)
+    engine, _, logged = failing(cuda, RuntimeError(ITEM), required=False)
     cuda.fails["end of the allocation"] = RuntimeError("something new")
     with pytest.raises(NotRestoredError, match="something new"):
         train(engine, batches(10))
-    assert said == []
+    assert logged == []

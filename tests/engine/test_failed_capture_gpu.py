@@ -105,7 +105,7 @@ def test_training_goes_on_after_a_real_failure(
     given = [
         dataclasses.replace(b, A=b.A.cuda(), B=b.B.cuda()) for b in batches(10, size=32, dtype=torch.float32)
     ]
-    said: list[str] = []
+    logged: list[str] = []
 
     def engine_of(options: EngineConfig, **more: Any) -> Engine:
         return make_engine(
@@ -117,7 +117,7 @@ def test_training_goes_on_after_a_real_failure(
         return train(engine, given), torch.rand(4, device="cuda")
 
     before = private_pools()
-    engine = engine_of(options, say=said.append)
+    engine = engine_of(options, log=logged.append)
     plant(engine, what)
     assert engine.graphs is not None
     engine.graphs._required = False
@@ -128,7 +128,7 @@ def test_training_goes_on_after_a_real_failure(
         "later random numbers are not those of a run without the attempt"
     )
     assert_same_bits(engine, plain)
-    (report,) = [line for line in said if line.startswith("no CUDA graph")]
+    (report,) = [line for line in logged if line.startswith("no CUDA graph")]
     assert reason in report
     assert pool_of(torch.empty(2**24, device="cuda")) == (
         0,

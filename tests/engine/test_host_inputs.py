@@ -1,4 +1,4 @@
-"""What travels beside the pictures: unharmed, always to the same place, in one copy."""
+"""What travels beside the images: unharmed, always to the same place, in one copy."""
 
 from __future__ import annotations
 

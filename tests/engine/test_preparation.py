@@ -76,7 +76,7 @@ def test_every_gradient_of_the_compiled_step_by_the_parity_rule(precision: str) 
         )
 
 
-def test_what_is_compiled_for_a_processor_sees_one_picture_at_a_time() -> None:
+def test_what_is_compiled_for_a_processor_sees_one_image_at_a_time() -> None:
     """Of two at once torch 2.13 makes gradients that are not numbers, in bf16 and from 3 blocks on: minutes
     of compiling to see.
     """

@@ -30,7 +30,7 @@ from tests.fusion.networks import PAD, gradients, held, randomised, small, whats
 def test_norms_of_all_dimensions(
     kind: type[nn.Module], shape: tuple[int, ...], impl: str, device: str
 ) -> None:
-    """Pictures without the dimension N too; a negative slope is not invertible, so the kernels must not need
+    """Images without the dimension N too; a negative slope is not invertible, so the kernels must not need
     it to be.
     """
     torch.manual_seed(0)
@@ -71,7 +71,7 @@ def test_an_unaffine_norm_of_other_channels_warns_as_torchs() -> None:
 
 
 @pytest.mark.parametrize("impl", ["triton", "reference"])
-def test_no_picture_at_all(impl: str, device: str) -> None:
+def test_no_image_at_all(impl: str, device: str) -> None:
     net = small(impl)[0].to(device)
     x = torch.zeros(0, 3, 4, 4, device=device, requires_grad=True)
     net(x).sum().backward()
@@ -82,7 +82,7 @@ def test_no_picture_at_all(impl: str, device: str) -> None:
 
 @pytest.mark.parametrize("shape", [(1, 3, 4, 4), (3, 4, 4), (1, 3, 1, 4), (2, 3, 4, 4)], ids=str)
 def test_any_layout_has_the_same_gradient(shape: tuple[int, ...]) -> None:
-    """Torch's backward on the CPU misreads the channels_last gradient of one picture (2.13): not ours.
+    """Torch's backward on the CPU misreads the channels_last gradient of one image (2.13): not ours.
     Results may be changed in place.
     """
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Translating pictures of any size: what is written where, the same in any batch, and what is refused."""
+"""Translating images of any size: what is written where, the same in any batch, and what is refused."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fastcyclegan.console import Console
 from fastcyclegan.errors import UserError
 from fastcyclegan.inference.translate_folder import TranslateConfig, plan_outputs, translate_folder
 from fastcyclegan.nn.networks import Generator, UnetGenerator
-from tests.conftest import write_pictures
+from tests.conftest import write_images
 
 
 def run(weights: Path, source: Path, output: Path, **options: object) -> int:
@@ -22,7 +22,7 @@ def run(weights: Path, source: Path, output: Path, **options: object) -> int:
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 50), (17, 9), (64, 64), (101, 7)])
 def test_any_size_comes_back_in_its_own(weights: Path, tmp_path: Path, size: tuple[int, int]) -> None:
-    write_pictures(tmp_path / "in", 1, size=size)
+    write_images(tmp_path / "in", 1, size=size)
     run(weights, tmp_path / "in", tmp_path / "out")
     with Image.open(tmp_path / "out" / "000.png") as image:
         assert image.size == size
@@ -33,7 +33,7 @@ def test_batches_and_loaders_change_nothing(weights: Path, tmp_path: Path, loade
     """Nothing is resized, so both loaders give the same pixels."""
     folder = tmp_path / "in"
     for n, size in enumerate([(16, 16), (20, 12), (13, 13), (24, 24)]):
-        write_pictures(folder / str(n), 3, size=size, seed=n, suffix=".jpg" if n % 2 else ".png")
+        write_images(folder / str(n), 3, size=size, seed=n, suffix=".jpg" if n % 2 else ".png")
     assert run(weights, folder, tmp_path / "one", batch_size=1, loader="folder") == 12
     assert run(weights, folder, tmp_path / "many", batch_size=5, loader=loader) == 12
     ones = sorted((tmp_path / "one").rglob("*.png"))
@@ -68,13 +68,13 @@ def test_names_are_kept_and_never_collide(weights: Path, tmp_path: Path) -> None
 
 
 def test_an_input_is_never_overwritten(weights: Path, tmp_path: Path) -> None:
-    write_pictures(tmp_path / "in", 2)
-    with pytest.raises(UserError, match="is one of the input pictures: choose another --output"):
+    write_images(tmp_path / "in", 2)
+    with pytest.raises(UserError, match="is one of the input images: choose another --output"):
         plan_outputs(TranslateConfig(weights, tmp_path / "in", tmp_path / "in"))
 
 
 def test_translations_inside_the_input_folder_are_not_translated_again(weights: Path, tmp_path: Path) -> None:
-    write_pictures(tmp_path / "in", 2)
+    write_images(tmp_path / "in", 2)
     for _ in range(2):
         assert run(weights, tmp_path / "in", tmp_path / "in" / "out") == 2
     with pytest.raises(UserError, match=r"000.png: a file, not a folder to write to"):
@@ -82,51 +82,51 @@ def test_translations_inside_the_input_folder_are_not_translated_again(weights: 
 
 
 def test_resize_as_the_official_test_does(weights: Path, tmp_path: Path) -> None:
-    write_pictures(tmp_path / "in", 2, size=(50, 30))
+    write_images(tmp_path / "in", 2, size=(50, 30))
     run(weights, tmp_path / "in", tmp_path / "out", resize=16)
     assert Image.open(tmp_path / "out" / "000.png").size == (16, 16)
 
 
-def test_gray_networks_write_gray_pictures(tmp_path: Path) -> None:
+def test_gray_networks_write_gray_images(tmp_path: Path) -> None:
     save_weights(tmp_path / "g.pth", Generator(1, 1, ngf=2, n_blocks=0).state_dict())
-    write_pictures(tmp_path / "in", 1)
+    write_images(tmp_path / "in", 1)
     run(tmp_path / "g.pth", tmp_path / "in", tmp_path / "out")
     assert Image.open(tmp_path / "out" / "000.png").mode == "L"
 
 
 def test_a_unet_pads_to_its_own_multiple(tmp_path: Path) -> None:
     save_weights(tmp_path / "u.pth", UnetGenerator(ngf=1, num_downs=5).state_dict())
-    write_pictures(tmp_path / "in", 1, size=(70, 33))
+    write_images(tmp_path / "in", 1, size=(70, 33))
     run(tmp_path / "u.pth", tmp_path / "in", tmp_path / "out")
     assert Image.open(tmp_path / "out" / "000.png").size == (70, 33)
 
 
 @pytest.mark.parametrize("loader", ["folder", "dali"])
-def test_bad_pictures(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], loader: str) -> None:
-    paths = write_pictures(tmp_path / "in", 4)
+def test_bad_images(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], loader: str) -> None:
+    paths = write_images(tmp_path / "in", 4)
     paths[1].write_bytes(paths[1].read_bytes()[:300])
-    with pytest.raises(UserError, match=r"bad picture .*001.png: .*--skip_bad_images"):
+    with pytest.raises(UserError, match=r"bad image .*001.png: .*--skip_bad_images"):
         run(weights, tmp_path / "in", tmp_path / "out", loader=loader)
     assert run(weights, tmp_path / "in", tmp_path / "out", skip_bad_images=True, loader=loader) == 3
     assert "left out" in capsys.readouterr().out
 
 
-def test_few_pictures_are_not_worth_loading_dali(
+def test_few_images_are_not_worth_loading_dali(
     weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_pictures(tmp_path / "few", 2)
+    write_images(tmp_path / "few", 2)
     run(weights, tmp_path / "few", tmp_path / "out")
     assert "read by folder" in capsys.readouterr().out
-    write_pictures(tmp_path / "many", 64, size=(8, 8))
+    write_images(tmp_path / "many", 64, size=(8, 8))
     run(weights, tmp_path / "many", tmp_path / "out2")
     assert "read by dali" in capsys.readouterr().out
 
 
-def test_a_picture_that_cannot_be_written_is_an_error(
+def test_a_image_that_cannot_be_written_is_an_error(
     weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Pictures are written by threads, whose errors must not be lost."""
-    write_pictures(tmp_path / "in", 2)
+    """Images are written by threads, whose errors must not be lost."""
+    write_images(tmp_path / "in", 2)
 
     def full(image: object, target: Path) -> None:
         raise OSError(28, "No space left on device", str(target))

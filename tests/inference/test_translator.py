@@ -1,5 +1,5 @@
-"""Pictures through a generator: padding, equal to the network itself, back as the kind they were given as,
-and what is no picture.
+"""Images through a generator: padding, equal to the network itself, back as the kind they were given as,
+and what is no image.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def test_a_multiple_of_four_is_translated_as_it_is(weights: Path) -> None:
     )  # a value at .5 may round either way in another layout
 
 
-def test_pictures_come_back_as_what_they_were(tmp_path: Path) -> None:
+def test_images_come_back_as_what_they_were(tmp_path: Path) -> None:
     model, rng = CycleGAN(**TINY), np.random.default_rng(0)
     array = rng.integers(0, 256, (9, 14, 3), dtype=np.uint8)
     Image.fromarray(array).save(tmp_path / "x.png")
@@ -91,7 +91,7 @@ def test_pictures_come_back_as_what_they_were(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("picture", "error", "message"),
+    ("image", "error", "message"),
     [
         (np.zeros((4, 4, 3)), ValueError, r"an array must be uint8 \[H, W, 3\], got float64 \[4, 4, 3\]"),
         (np.zeros((4, 4), np.uint8), ValueError, r"an array must be uint8 \[H, W, 3\], got uint8 \[4, 4\]"),
@@ -110,14 +110,14 @@ def test_pictures_come_back_as_what_they_were(tmp_path: Path) -> None:
             ValueError,
             r"a tensor must be in \[-1, 1\], got values from nan",
         ),
-        (Image.new("RGB", (0, 5)), ValueError, "a picture without pixels, 0x5"),
-        (3, TypeError, "a picture must be a PIL image, an array, a tensor or a path, got int"),
+        (Image.new("RGB", (0, 5)), ValueError, "an image without pixels, 0x5"),
+        (3, TypeError, "an image must be a PIL image, an array, a tensor or a path, got int"),
         ("none.png", UserError, "none.png: no such file"),
-        (Image.new("F", (4, 4)), UserError, "the picture: floating-point values"),
+        (Image.new("F", (4, 4)), UserError, "the image: floating-point values"),
     ],
 )
-def test_what_is_no_picture(picture: Any, error: type[Exception], message: str) -> None:
+def test_what_is_no_image(image: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        CycleGAN(**TINY).translate(picture)
+        CycleGAN(**TINY).translate(image)
     with pytest.raises(UserError, match="direction must be AtoB or BtoA, got 'A2B'"):
-        CycleGAN(**TINY).translate(picture, "A2B")
+        CycleGAN(**TINY).translate(image, "A2B")

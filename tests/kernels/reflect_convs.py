@@ -43,7 +43,7 @@ CASES = [
     Case("one by one", (1, 12, 4, 3), 12, kernel=1, padding=0),
     Case("five by five, smaller than the kernel before it is padded", (1, 10, 4, 3), 12, kernel=5, padding=2),
     Case(
-        "from a picture: seven by seven",
+        "from an image: seven by seven",
         (1, 3, 9, 6),
         64,
         kernel=7,
@@ -51,9 +51,9 @@ CASES = [
         bias=True,
         dtypes=(FP32, FP16, BF16),
     ),
-    Case("from pictures, two weights", (2, 3, 4, 5), 9, P=2, bias=True),
+    Case("from images, two weights", (2, 3, 4, 5), 9, P=2, bias=True),
     Case(
-        "to a picture: seven by seven",
+        "to an image: seven by seven",
         (1, 64, 6, 9),
         3,
         kernel=7,
@@ -61,18 +61,18 @@ CASES = [
         bias=True,
         dtypes=(FP32, FP16, BF16),
     ),
-    Case("to pictures, two weights", (2, 20, 5, 4), 3, P=2, bias=True),
+    Case("to images, two weights", (2, 20, 5, 4), 3, P=2, bias=True),
     Case("to one channel, one by one", (1, 12, 4, 4), 1, kernel=1, padding=0),
-    Case("from a picture to a picture", (1, 3, 5, 4), 4, bias=True),
+    Case("from an image to an image", (1, 3, 5, 4), 4, bias=True),
     Case("nine by nine windows, to several tiles", (1, 4, 7, 13), 12, kernel=9, padding=4),
 ]
 
 
 # For what does not depend on sizes.
 SMALL = Case("two weights", (2, 9, 3, 4), 9, P=2, bias=True)
-SMALL_PICTURES = [
-    Case("from pictures", (2, 3, 3, 4), 9, P=2, bias=True),
-    Case("to pictures", (2, 9, 3, 4), 3, P=2, bias=True),
+SMALL_IMAGES = [
+    Case("from images", (2, 3, 3, 4), 9, P=2, bias=True),
+    Case("to images", (2, 9, 3, 4), 3, P=2, bias=True),
 ]
 
 

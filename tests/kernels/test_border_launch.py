@@ -1,4 +1,4 @@
-"""The reflected border, written into a picture's own buffer or folded back: against PyTorch's padding and its
+"""The reflected border, written into an image's own buffer or folded back: against PyTorch's padding and its
 gradient.
 """
 
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from fastcyclegan.kernels import border_launch
 from tests.kernels.arguments import channels_last
 
-# Borders over half a small picture; two rows; lines that receive from both sides, in different tiles; several
+# Borders over half a small image; two rows; lines that receive from both sides, in different tiles; several
 # tiles.
 BORDERS = [
     ((2, 5, 2, 2), 1),

@@ -35,7 +35,7 @@ class Case:
 # tiles.
 CASES = [
     Case("one launch, channels no power of two", (2, 5, 4, 4), dtypes=(FP32, FP16, BF16)),
-    Case("one launch, its largest picture, channels past a block", (1, 17, 8, 8), "leaky_relu", "both", True),
+    Case("one launch, its largest image, channels past a block", (1, 17, 8, 8), "leaky_relu", "both", True),
     Case(
         "one pixel past the one-launch kernels",
         (1, 16, 13, 5),
@@ -86,7 +86,7 @@ def test_no_images(size: int, device: str) -> None:
 @pytest.mark.filterwarnings("ignore:overflow encountered in cast")
 @pytest.mark.parametrize("planes", [False, True])
 @pytest.mark.parametrize("dtype", [FP32, FP16])
-def test_flat_pictures_become_exactly_zero(planes: bool, dtype: torch.dtype, device: str) -> None:
+def test_flat_images_become_exactly_zero(planes: bool, dtype: torch.dtype, device: str) -> None:
     """Variance 0. A mean that is off by a rounding would be scaled by 1 / sqrt(eps) = 316."""
     for size in (7, 13):
         x = in_layout(torch.full((1, 3, size, size), 1000.3, device=device), planes).to(dtype)

@@ -55,7 +55,7 @@ CASES = [
     Case("down, odd size, several tiles", (1, 8, 9, 11), STRIDE_2, act="leaky_relu", bias=True),
     Case("up", (1, 8, 5, 13), TRANSPOSED, bias=True),
     Case("groups, as other projects have them", (1, 8, 4, 4), GROUPS),
-    Case("the smallest picture that can be reflected", (1, 4, 2, 2), STRIDE_1, border=1),
+    Case("the smallest image that can be reflected", (1, 4, 2, 2), STRIDE_1, border=1),
 ]
 
 

@@ -110,9 +110,9 @@ def test_frozen_members(device: str) -> None:
 def test_flat_images_and_a_large_offset(device: str) -> None:
     """A mean that is off by a rounding would be scaled by 316: the same as the kernels are held to."""
     for planes in (True, False):
-        test_instance_norm.test_flat_pictures_become_exactly_zero(planes, torch.float16, device)
+        test_instance_norm.test_flat_images_become_exactly_zero(planes, torch.float16, device)
     test_instance_norm.test_mean_of_a_thousand_deviations(13, device)
-    blocks.test_flat_pictures_and_a_large_offset(device)
+    blocks.test_flat_images_and_a_large_offset(device)
 
 
 def test_no_images(device: str) -> None:

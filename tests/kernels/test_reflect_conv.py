@@ -157,10 +157,10 @@ REAL = [
     Case("residual, two", (2, 256, 64, 64), 256, P=2),
     Case("residual, four", (4, 256, 64, 64), 256),
     Case("residual, sixteen", (16, 256, 64, 64), 256),
-    Case("residual of 1024 x 1024 pictures", (1, 256, 256, 256), 256),
+    Case("residual of 1024 x 1024 images", (1, 256, 256, 256), 256),
     Case("first", (2, 3, 256, 256), 64, 7, 3, bias=True),
     Case("last", (2, 64, 256, 256), 3, 7, 3, bias=True),
-    Case("first and last of 1024 x 1024 pictures", (1, 64, 1024, 1024), 3, 7, 3, bias=True),
+    Case("first and last of 1024 x 1024 images", (1, 64, 1024, 1024), 3, 7, 3, bias=True),
     Case("an odd size", (1, 256, 61, 53), 256, bias=True),
 ]
 
@@ -200,7 +200,7 @@ def test_graph_replayed_twice_with_new_data(case: Case) -> None:
 
 @pytest.mark.gpu
 def test_more_than_two_to_the_31_elements() -> None:
-    """Offsets past 32 bits: the last lines of a picture that large equal those lines alone, but for the
+    """Offsets past 32 bits: the last lines of an image that large equal those lines alone, but for the
     border that they get.
     """
     torch.manual_seed(0)

@@ -12,7 +12,7 @@ from tests.kernels.reflect_convs import (
     CASES,
     FP32,
     SMALL,
-    SMALL_PICTURES,
+    SMALL_IMAGES,
     Case,
     operands,
     ours,
@@ -22,7 +22,7 @@ from tests.kernels.reflect_convs import (
 pytestmark = pytest.mark.usefixtures("no_tf32")
 
 
-@pytest.mark.parametrize("case", [SMALL, *SMALL_PICTURES], ids=lambda c: c.why)
+@pytest.mark.parametrize("case", [SMALL, *SMALL_IMAGES], ids=lambda c: c.why)
 def test_opcheck(case: Case, device: str) -> None:
     x, weights, biases, dy = operands(case, device)
     leaves = [[t.requires_grad_() for t in ts] for ts in (weights, biases)]

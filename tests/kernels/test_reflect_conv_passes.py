@@ -13,7 +13,7 @@ import torch
 from fastcyclegan.devtools.dry_run import dry_run
 from fastcyclegan.kernels import accumulating, reflect_conv2d
 from fastcyclegan.testing import relative_error, tf32
-from tests.kernels.reflect_convs import CASES, SMALL_PICTURES, Case, operands, ours, results
+from tests.kernels.reflect_convs import CASES, SMALL_IMAGES, Case, operands, ours, results
 
 pytestmark = pytest.mark.usefixtures("no_tf32")
 
@@ -56,7 +56,7 @@ def test_what_is_frozen_costs_nothing(device: str) -> None:
     assert "_reflect_conv_wgrad_kernel" not in launches([False] * 3)
 
 
-@pytest.mark.parametrize("case", [CASES[4], SMALL_PICTURES[1]], ids=lambda c: c.why)
+@pytest.mark.parametrize("case", [CASES[4], SMALL_IMAGES[1]], ids=lambda c: c.why)
 def test_a_second_backward_adds_in_place(case: Case, device: str) -> None:
     """Where it is asked to; as autograd's own addition, and without one."""
     x, weights, biases, dy = operands(case, device)

@@ -36,7 +36,7 @@ CASES = [
     Case("the smallest map: every pixel is a corner", (1, 16, 2, 2)),
     Case("three lines: one folds twice", (2, 12, 3, 5), 2, (FP32, FP16)),
     Case("several tiles, their first rows between lines", (1, 20, 9, 7), 1, (FP32, FP16, BF16)),
-    Case("a picture that other kernels hold whole, lines that fill tiles", (1, 16, 8, 8)),
+    Case("an image that other kernels hold whole, lines that fill tiles", (1, 16, 8, 8)),
     Case("three pairs of weights", (3, 9, 4, 3), 3),
 ]
 SMALL = CASES[1]
@@ -113,7 +113,7 @@ def test_reference_is_the_official_block() -> None:
     torch.testing.assert_close(residual_block(x, *weights, impl="reference"), block(x))
 
 
-def test_flat_pictures_and_a_large_offset(device: str) -> None:
+def test_flat_images_and_a_large_offset(device: str) -> None:
     """Statistics come from what is stored: a flat convolution output normalises to 0 exactly, in 16 bits
     too."""
     for dtype in (FP32, FP16):
@@ -252,7 +252,7 @@ def test_same_bits_twice_and_alone(device: str) -> None:
     found = results(ours, x, weights1, weights2, dy)
     for name in ("y", "dx"):
         assert torch.equal(found[name][1:], first[name][1:])
-    # Nor does one weight's gradient hold anything of another's pictures.
+    # Nor does one weight's gradient hold anything of another's images.
     assert torch.equal(found["dweight2[1]"], first["dweight2[1]"])
 
 
@@ -349,8 +349,8 @@ def test_bad_input_is_named(
 
 # --- On a GPU -----------------------------------------------------------------------------------------------
 
-REAL = [Case(f"{n} of 256 x 256 pictures", (n, 256, 64, 64), p) for n, p in ((1, 1), (2, 2), (4, 2), (16, 1))]
-REAL += [Case("1024 x 1024 pictures", (1, 256, 256, 256)), Case("an odd size", (1, 256, 61, 53))]
+REAL = [Case(f"{n} of 256 x 256 images", (n, 256, 64, 64), p) for n, p in ((1, 1), (2, 2), (4, 2), (16, 1))]
+REAL += [Case("1024 x 1024 images", (1, 256, 256, 256)), Case("an odd size", (1, 256, 61, 53))]
 
 
 @pytest.mark.gpu

@@ -106,7 +106,7 @@ def test_same_bits_twice_and_alone(case: Case, device: str) -> None:
 
 
 def test_pixels_that_no_tap_reaches_are_not_read(device: str) -> None:
-    """Stride 2 leaves out the last line and column of even sides; a step's pixels past the picture would read
+    """Stride 2 leaves out the last line and column of even sides; a step's pixels past the image would read
     them.
     """
     case = next(case for case in CASES if case.why.startswith("stride 2, unpadded"))
@@ -179,7 +179,7 @@ def test_graph_replayed_twice_with_new_data(case: Case) -> None:
 
 @pytest.mark.gpu
 def test_more_than_two_to_the_31_elements() -> None:
-    """Offsets past 32 bits: the last lines of a picture that large equal those lines alone, but for the
+    """Offsets past 32 bits: the last lines of an image that large equal those lines alone, but for the
     border that they get.
     """
     torch.manual_seed(0)

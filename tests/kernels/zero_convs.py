@@ -45,12 +45,12 @@ CASES = [
     Case("down, two weights, two images each", (4, 12, 6, 8), 20, P=2, bias=True, dtypes=(FP32, FP16)),
     Case("down, with the norm, odd sides", (2, 20, 7, 9), 12, P=2, act="relu", dtypes=(FP32, FP16)),
     Case("down, several tiles each way, the last of each in part", (1, 70, 13, 19), 40, bias=True),
-    Case("down, a wide picture: steps of a weight gradient side by side", (2, 9, 3, 150), 10),
+    Case("down, a wide image: steps of a weight gradient side by side", (2, 9, 3, 150), 10),
     Case("up, two weights, with the norm", (2, 20, 4, 5), 12, up=1, P=2, act="relu", dtypes=(FP32, FP16)),
     Case("up, two weights, two images each", (4, 12, 3, 4), 9, up=1, P=2, bias=True),
     Case("up, no output_padding: the phases differ in size", (1, 40, 9, 10), 70, up=0),
     Case(
-        "PatchGAN's first: from pictures of three channels",
+        "PatchGAN's first: from images of three channels",
         (2, 3, 10, 8),
         16,
         4,
@@ -80,11 +80,11 @@ CASES = [
         "the narrowest generator: four channels up to eight, after a norm", (2, 4, 8, 6), 8, P=2, act="relu"
     ),
     Case("the narrowest generator: eight channels down to four, up", (2, 8, 3, 4), 4, up=1, P=2, act="relu"),
-    Case("nine channels: past what a picture may have", (1, 9, 6, 6), 8),
+    Case("nine channels: past what an image may have", (1, 9, 6, 6), 8),
     Case("to one channel at stride 2: no short cut", (1, 12, 6, 6), 1, bias=True),
     Case("to three channels, no padding: nothing to embed", (1, 12, 5, 6), 3, 3, 1, 0),
     Case("to three channels, padding = kernel - 1: the gradient has no margin", (1, 12, 5, 4), 3, 4, 1, 3),
-    Case("from a picture to a picture", (1, 3, 5, 4), 4, 3, 1),
+    Case("from an image to an image", (1, 3, 5, 4), 4, 3, 1),
     Case("one by one: phases without a tap", (1, 12, 5, 4), 9, 1, 2, 0, bias=True),
     Case("one by one up, one column: a phase without a pixel", (1, 12, 3, 1), 9, 1, 2, 0, up=0, bias=True),
     Case("seven by seven, padding 6, more taps than pixels", (1, 9, 3, 4), 10, 7, 2, 6),
@@ -94,8 +94,8 @@ CASES = [
 # For what does not depend on sizes: each route once.
 DOWN = Case("down", (2, 9, 4, 5), 10, P=2, bias=True)
 UP = Case("up, with the norm", (2, 10, 3, 2), 9, up=1, P=2, act="relu")
-FIRST = Case("from pictures", (2, 3, 4, 5), 9, 4, P=2, bias=True)
-LAST = Case("to pictures, with the norm", (2, 9, 4, 3), 1, 4, 1, P=2, bias=True, act="leaky_relu")
+FIRST = Case("from images", (2, 3, 4, 5), 9, 4, P=2, bias=True)
+LAST = Case("to images, with the norm", (2, 9, 4, 3), 1, 4, 1, P=2, bias=True, act="leaky_relu")
 ROUTES = [DOWN, UP, FIRST, LAST]
 
 

@@ -62,7 +62,7 @@ def test_slices_of_a_chain_are_chains() -> None:
     assert (part.impl, Generator(ngf=4, recompute=False).model[:4].recompute) == ("triton", False)
 
 
-def test_a_picture_without_the_dimension_of_the_batch() -> None:
+def test_a_image_without_the_dimension_of_the_batch() -> None:
     net = Generator(ngf=4, n_blocks=1, impl="triton").to(DEVICE)
     x = torch.randn(3, 8, 8, device=DEVICE)
     assert torch.equal(net(x), net(x[None])[0])

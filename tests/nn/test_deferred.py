@@ -43,7 +43,7 @@ def test_frozen_biases_get_nothing() -> None:
 
 def test_fewer_launches_where_nobody_listens() -> None:
     """Two for each norm that is not small; four for a block; one for the last convolution, and for the first
-    its picture's border too.
+    its image's border too.
     """
     net, x = Generator(ngf=8, n_blocks=2, impl="triton"), torch.randn(1, 3, 128, 128)
     # Norms at 128 and 64 pixels; of 32 x 32 a program holds all, but where a border is written.
@@ -71,7 +71,7 @@ def test_where_cudnn_is_faster_the_norms_write_its_border(monkeypatch: pytest.Mo
     assert not any("reflect_conv" in name for name in dry.counts.launches)
 
 
-def test_a_picture_of_another_dtype_is_an_error_as_in_torch() -> None:
+def test_a_image_of_another_dtype_is_an_error_as_in_torch() -> None:
     x = torch.zeros(1, 3, 8, 8, device=DEVICE)
     for impl in ("triton", "reference"):
         with pytest.raises(

@@ -88,7 +88,7 @@ def test_the_card_tells_how_it_was_trained(dataset: Path, tmp_path: Path) -> Non
         "pipeline_tag: image-to-image",
         "# photos2noise",
         'G = Generator.from_pretrained("photos2noise")',
-        "| pictures | photos, AtoB |",
+        "| images | photos, AtoB |",
         "| length | 100 epochs and 100 of decay, at most 1 iterations, batch 1 |",
         "| losses | lsgan, cycle 10 and 10, identity 0.25, pool 50 |",
         "n_blocks 1, norm instance",

@@ -1,4 +1,4 @@
-"""Shared by the tests of official checkouts: small pictures in the official folders."""
+"""Shared by the tests of official checkouts: small images in the official folders."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import write_pictures
+from tests.conftest import write_images
 
 # So that a failure in it says as much as in a test.
 pytest.register_assert_rewrite("tests.official.training")
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
+def images(tmp_path: Path) -> Path:
     for seed, (name, count) in enumerate({"trainA": 5, "trainB": 4, "testA": 2, "testB": 2}.items()):
-        write_pictures(tmp_path / "photos" / name, count, size=(32, 32), seed=seed)
+        write_images(tmp_path / "photos" / name, count, size=(32, 32), seed=seed)
     return tmp_path / "photos"

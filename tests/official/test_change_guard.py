@@ -111,12 +111,12 @@ CHANGES: dict[str, tuple[Callable[[Any, int], object], str]] = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_changes_later_hands_over_to_the_checkouts_own_step(
-    tmp_path: Path, pictures: Path, change: str
+    tmp_path: Path, images: Path, change: str
 ) -> None:
     after, reason = CHANGES[change]
     folder = checkout(tmp_path)
     ours, theirs = (
-        train(folder, pictures, "--norm batch", options, after=after) for options in (Options(), None)
+        train(folder, images, "--norm batch", options, after=after) for options in (Options(), None)
     )
     assert any(line.startswith(STEP) for line in ours[2]), ours[2]
     assert ours[2][-1].startswith(f"step: the checkout's own from here on: {reason}")
@@ -124,27 +124,27 @@ def test_what_changes_later_hands_over_to_the_checkouts_own_step(
     assert_same(ours, theirs)
 
 
-def test_weights_that_fall_with_the_epochs(tmp_path: Path, pictures: Path) -> None:
+def test_weights_that_fall_with_the_epochs(tmp_path: Path, images: Path) -> None:
     """A method outside the step may do what it likes: what it changes is seen."""
     own = (
         "    def update_learning_rate(self):\n        BaseModel.update_learning_rate(self)\n       "
         " self.opt.lambda_A *= 0.1\n\n"
     )
     folder = checkout(tmp_path, [(MODEL, SET_INPUT, f"{own}{SET_INPUT}")])
-    ours = train(folder, pictures, "", Options())
+    ours = train(folder, images, "", Options())
     assert ours[2][-1].startswith(
         "step: the checkout's own from here on: opt.lambda_A is 1.0, was 10.0; it goes on"
     )
-    assert_same(ours, train(folder, pictures, "", None))
+    assert_same(ours, train(folder, images, "", None))
 
 
-def test_pools_that_cannot_take_our_pictures_are_named(tmp_path: Path, pictures: Path) -> None:
+def test_pools_that_cannot_take_our_images_are_named(tmp_path: Path, images: Path) -> None:
     other = SimpleNamespace(pool_size=3, query=lambda images: images)
     after = _at(2, _set("fake_A_pool", other))
-    _, _, said = train(checkout(tmp_path), pictures, "", Options(), epochs=1, after=after)
-    assert said[-1] == (
+    _, _, logged = train(checkout(tmp_path), images, "", Options(), epochs=1, after=after)
+    assert logged[-1] == (
         "step: the checkout's own from here on: fake_A_pool changed; it goes on with our weights and moments,"
-        " but fake_A_pool cannot take our pictures"
+        " but fake_A_pool cannot take our images"
     )
 
 
@@ -153,9 +153,9 @@ class _NoOperator(TorchDispatchMode):
         raise AssertionError(f"{func} was called")
 
 
-def test_a_look_calls_no_operator(tmp_path: Path, pictures: Path) -> None:
+def test_a_look_calls_no_operator(tmp_path: Path, images: Path) -> None:
     """So it waits for no GPU."""
-    model, _, _ = train(checkout(tmp_path), pictures, "--norm batch", Options(), epochs=1)
+    model, _, _ = train(checkout(tmp_path), images, "--norm batch", Options(), epochs=1)
     guard = ChangeGuard(model)
     with _NoOperator():
         assert guard.changed(model) == ""

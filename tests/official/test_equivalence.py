@@ -96,19 +96,19 @@ FORKS: dict[str, tuple[str, str, str, str]] = {
 
 
 @pytest.mark.parametrize("fork", FORKS)
-def test_a_fork_keeps_what_is_its_own_and_that_is_said(tmp_path: Path, pictures: Path, fork: str) -> None:
+def test_a_fork_keeps_what_is_its_own_and_that_is_said(tmp_path: Path, images: Path, fork: str) -> None:
     *edit, reason = FORKS[fork]
     folder = checkout(tmp_path, [tuple(edit)])  # type: ignore[list-item]
-    ours = train(folder, pictures, "--norm batch", Options(), epochs=1)
+    ours = train(folder, images, "--norm batch", Options(), epochs=1)
     lines = [line for line in ours[2] if line.startswith("step: ")]
     assert len(lines) == 1
     assert lines[0].startswith("step: the checkout's own: ")
     assert reason in lines[0]
-    assert_same(ours, train(folder, pictures, "--norm batch", None, epochs=1))
+    assert_same(ours, train(folder, images, "--norm batch", None, epochs=1))
 
 
-def test_a_rate_of_zero_hides_nothing(tmp_path: Path, pictures: Path) -> None:
+def test_a_rate_of_zero_hides_nothing(tmp_path: Path, images: Path) -> None:
     """Where nothing moves, all steps are the same: the proof has a rate of its own."""
     folder = checkout(tmp_path, [(NETWORKS, "torch.tensor(1.0)", "torch.tensor(0.9)")])
-    _, _, said = train(folder, pictures, "--lr 0", Options(), epochs=1)
-    assert WEIGHTS in said[-1]
+    _, _, logged = train(folder, images, "--lr 0", Options(), epochs=1)
+    assert WEIGHTS in logged[-1]

@@ -47,14 +47,14 @@ def command(*args: object, cwd: Path, word: str) -> tuple[str, list[Any]]:
     ]
 
 
-def test_the_command_end_to_end(tmp_path: Path, pictures: Path) -> None:
+def test_the_command_end_to_end(tmp_path: Path, images: Path) -> None:
     """Losses to fp32, the same files, each side's files used by the other, and a checkout that nothing was
     written into.
     """
     theirs, ours = checkout(tmp_path / "theirs"), checkout(tmp_path / "ours")
     before = tree(ours)
     often = "--n_epochs 2 --n_epochs_decay 2 --print_freq 1 --display_freq 7 --save_latest_freq 6"
-    flags = f"--dataroot {pictures} {SMALL} --lr 0.0002 {often}".split()
+    flags = f"--dataroot {images} {SMALL} --lr 0.0002 {often}".split()
     _, alone = command("train.py", *flags, cwd=theirs, word="losses")
     # From elsewhere, so that ./checkpoints is not in the checkout.
     text, together = command(
@@ -64,15 +64,15 @@ def test_the_command_end_to_end(tmp_path: Path, pictures: Path) -> None:
     # 3e-7 for a dozen iterations; then rounding grows, as it does between any two orders of sums.
     for n, (mine, other) in enumerate(zip(together, alone, strict=True)):
         assert mine == pytest.approx(other, rel=1e-5 if n < 10 else 0.01), n
-    said = [line.split(":")[1].strip() for line in text.splitlines() if line.startswith("fastcyclegan: ")]
-    assert said == [
+    logged = [line.split(":")[1].strip() for line in text.splitlines() if line.startswith("fastcyclegan: ")]
+    assert logged == [
         "replaced where it is the same",
         "ResnetGenerator",
         "NLayerDiscriminator",
-        said[3],
+        logged[3],
         "step",
     ]
-    assert said[3].startswith("comparing the step with ours in float64")
+    assert logged[3].startswith("comparing the step with ours in float64")
     assert (
         text.count(
             "visuals {'real_A': [1, 3, 32, 32], 'fake_B': [1, 3, 32, 32], 'rec_A': [1, 3, 32, 32], 'idt_B'"
@@ -89,7 +89,7 @@ def test_the_command_end_to_end(tmp_path: Path, pictures: Path) -> None:
     assert all(value.is_contiguous() for weights in mine_saved.values() for value in weights.values())
     for folder in folders:
         use = (
-            f"--dataroot {pictures} --ngf 4 --netG resnet_1blocks --model test --no_dropout --checkpoints_dir"
+            f"--dataroot {images} --ngf 4 --netG resnet_1blocks --model test --no_dropout --checkpoints_dir"
             f" {folder}".split()
         )
         text, mine = command(*OURS, ours / "test.py", *use, cwd=tmp_path, word="sums")
@@ -147,7 +147,7 @@ def test_what_cannot_be_served_is_refused_before_the_script(
     ],
 )
 def test_what_the_model_cannot_do_is_refused_before_it_runs(
-    tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch, flags: str, script: str, message: str
+    tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch, flags: str, script: str, message: str
 ) -> None:
     line = [
         sys.executable,
@@ -156,7 +156,7 @@ def test_what_the_model_cannot_do_is_refused_before_it_runs(
         *flags.split(),
         str(checkout(tmp_path) / script),
         "--dataroot",
-        str(pictures),
+        str(images),
     ]
     environment = {
         **{name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"},

@@ -1,4 +1,4 @@
-"""Our step in the place of a checkout's: the same weights, losses and files in float64, and pictures that are
+"""Our step in the place of a checkout's: the same weights, losses and files in float64, and images that are
 made on demand.
 """
 
@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from fastcyclegan.official.patch_model import Options
-from tests.conftest import write_pictures
+from tests.conftest import write_images
 from tests.official.training import (
     BASE,
     MODEL,
@@ -31,9 +31,9 @@ from tests.official.training import (
     "flags",
     [
         pytest.param("", id="defaults"),
-        # Batches of 2 of 5 pictures: the last is a part; the pool is full in the middle of the second.
+        # Batches of 2 of 5 images: the last is a part; the pool is full in the middle of the second.
         pytest.param("--batch_size 2 --direction BtoA", id="batches"),
-        # Pictures of several sizes, in one pool.
+        # Images of several sizes, in one pool.
         pytest.param("--preprocess none", id="sizes"),
         # The order of passes counts, and so do running statistics.
         pytest.param("--norm batch --batch_size 3 --gan_mode vanilla", id="batch norm"),
@@ -44,13 +44,13 @@ from tests.official.training import (
 )
 # Schedulers must see that the optimizers' steps are made.
 @pytest.mark.filterwarnings("error:Detected call of")
-def test_a_seeded_run_is_the_checkouts(tmp_path: Path, pictures: Path, flags: str) -> None:
+def test_a_seeded_run_is_the_checkouts(tmp_path: Path, images: Path, flags: str) -> None:
     folder = checkout(tmp_path)
     if "none" in flags:
-        write_pictures(pictures / "trainA", 2, size=(40, 24), seed=9)
-    ours = train(folder, pictures, flags, Options())
+        write_images(images / "trainA", 2, size=(40, 24), seed=9)
+    ours = train(folder, images, flags, Options())
     assert_ours(ours[2])
-    assert_same(ours, train(folder, pictures, flags, None))
+    assert_same(ours, train(folder, images, flags, None))
 
 
 VARIANTS: dict[str, Edits] = {
@@ -97,11 +97,11 @@ VARIANTS: dict[str, Edits] = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_checkouts_of_other_years(tmp_path: Path, pictures: Path, variant: str) -> None:
+def test_checkouts_of_other_years(tmp_path: Path, images: Path, variant: str) -> None:
     folder = checkout(tmp_path, VARIANTS[variant])
-    ours = train(folder, pictures, "", Options(), epochs=2)
+    ours = train(folder, images, "", Options(), epochs=2)
     assert_ours(ours[2])
-    theirs = train(folder, pictures, "", None, epochs=2)
+    theirs = train(folder, images, "", None, epochs=2)
     assert_same(ours, theirs)
     saved = []
     for model, _, _ in (ours, theirs):
@@ -117,8 +117,8 @@ def test_checkouts_of_other_years(tmp_path: Path, pictures: Path, variant: str) 
     )
 
 
-def test_the_proof_leaves_no_trace_and_pictures_are_made_on_demand(
-    tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_proof_leaves_no_trace_and_images_are_made_on_demand(
+    tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from fastcyclegan.official import patch_model
 
@@ -144,7 +144,7 @@ def test_the_proof_leaves_no_trace_and_pictures_are_made_on_demand(
 
     prove = patch_model.prove
     monkeypatch.setattr(patch_model, "prove", watched)
-    model, _, _ = train(checkout(tmp_path), pictures, "--norm batch", Options(), epochs=1)
+    model, _, _ = train(checkout(tmp_path), images, "--norm batch", Options(), epochs=1)
     assert seen == [True]
     before = states()
     visuals = model.get_current_visuals()
@@ -161,19 +161,21 @@ def test_the_proof_leaves_no_trace_and_pictures_are_made_on_demand(
 
 
 @pytest.mark.gpu
-def test_our_step_on_a_gpu(tmp_path: Path, pictures: Path) -> None:
+def test_our_step_on_a_gpu(tmp_path: Path, images: Path) -> None:
     """The kernels, in fp32: as the checkout until Adam has turned the rounding of gradients near 0 into
     steps; then bf16 and a graph.
     """
     folder = checkout(tmp_path)
     given: dict[str, Any] = {"flags": "--lr 0.0002 --gpu_ids 0", "dtype": torch.float32}
-    _, ours, said = train(folder, pictures, ours=Options("fp32"), **given)
-    assert any(line.startswith("step: ours, on cuda:0 in fp32, networks by triton") for line in said), said
-    _, theirs, _ = train(folder, pictures, ours=None, **given)
+    _, ours, logged = train(folder, images, ours=Options("fp32"), **given)
+    assert any(line.startswith("step: ours, on cuda:0 in fp32, networks by triton") for line in logged), (
+        logged
+    )
+    _, theirs, _ = train(folder, images, ours=None, **given)
     for mine, other in zip(ours[:3], theirs[:3], strict=True):
         assert mine == pytest.approx(other, rel=0.01)
-    model, ours, said = train(folder, pictures, ours=Options(compile=True), **given)
-    assert any("in bf16, compiled, networks by triton" in line for line in said), said
+    model, ours, logged = train(folder, images, ours=Options(compile=True), **given)
+    assert any("in bf16, compiled, networks by triton" in line for line in logged), logged
     before = [p.data_ptr() for p in model.netG_A.parameters()]
     model.save_networks("1")
     assert [p.data_ptr() for p in model.netG_A.parameters()] == before
@@ -182,12 +184,12 @@ def test_our_step_on_a_gpu(tmp_path: Path, pictures: Path) -> None:
     assert next(model.netG_A.parameters()).is_cuda
 
 
-def test_training_goes_on_from_the_checkouts_files(tmp_path: Path, pictures: Path) -> None:
+def test_training_goes_on_from_the_checkouts_files(tmp_path: Path, images: Path) -> None:
     folder = checkout(tmp_path)
-    model, _, _ = train(folder, pictures, "", None, epochs=1)
+    model, _, _ = train(folder, images, "", None, epochs=1)
     model.save_networks("latest")
     ours, theirs = (
-        train(folder, pictures, "--continue_train", options, epochs=1) for options in (Options(), None)
+        train(folder, images, "--continue_train", options, epochs=1) for options in (Options(), None)
     )
     assert any(line.startswith(STEP) for line in ours[2])
     assert_same(ours, theirs)

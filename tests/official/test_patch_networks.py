@@ -13,7 +13,7 @@ from fastcyclegan.testing import relative_error
 from tests.official.training import MODEL, NETWORKS, STEP, checkout, importable, train
 
 
-def test_dropout_and_derived_networks(tmp_path: Path, pictures: Path) -> None:
+def test_dropout_and_derived_networks(tmp_path: Path, images: Path) -> None:
     """Dropout draws in another order in our step, so the proof is made without; a class made of theirs is
     theirs.
     """
@@ -26,8 +26,8 @@ def test_dropout_and_derived_networks(tmp_path: Path, pictures: Path) -> None:
         (NETWORKS, "\n\nclass ResnetBlock", f"{derived}\n\nclass ResnetBlock"),
     ]
     folder = checkout(tmp_path, edits)
-    model, _, said = train(folder, pictures, "", Options(), epochs=1)
-    assert any(line.startswith(STEP) for line in said), said
+    model, _, logged = train(folder, images, "", Options(), epochs=1)
+    assert any(line.startswith(STEP) for line in logged), logged
     assert any(isinstance(module, nn.Dropout) and module.p == 0.5 for module in model.netG_A.modules())
     with importable(folder, Options(), []):
         from models.networks import Mine, ResnetGenerator  # type: ignore[import-not-found]

@@ -204,7 +204,7 @@ METHODS = f"""    def backward_all(self):
 
 @pytest.mark.parametrize("change", LATER)
 def test_a_step_that_may_do_other_things_later_keeps_its_place(
-    tmp_path: Path, pictures: Path, change: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, images: Path, change: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     *edit, reason = LATER[change]
     edits: Edits = [
@@ -214,33 +214,33 @@ def test_a_step_that_may_do_other_things_later_keeps_its_place(
         tuple(edit),  # type: ignore[list-item]
     ]
     folder = checkout(tmp_path, edits)
-    ours = train(folder, pictures, "", Options(), epochs=1)
+    ours = train(folder, images, "", Options(), epochs=1)
     printed = capsys.readouterr().out
     lines = [line for line in ours[2] if line.startswith("step: ")]
     assert len(lines) == 1
     assert re.sub("hash [0-9a-f]{16}[)]$", "hash ", lines[0]) == f"step: the checkout's own: its {reason}"
-    assert_same(ours, train(folder, pictures, "", None, epochs=1))
+    assert_same(ours, train(folder, images, "", None, epochs=1))
     # As often as the checkout alone.
     assert printed.count("D\n") == capsys.readouterr().out.count("D\n")
 
 
 def test_a_step_without_source_keeps_its_place_and_comments_and_methods_outside_the_step_count_for_nothing(
-    tmp_path: Path, pictures: Path
+    tmp_path: Path, images: Path
 ) -> None:
     folder = checkout(tmp_path / "unreadable")
     with (folder / MODEL).open("a") as file:
         file.write(
             "\n\nexec('def made(self, netD, real, fake): return 0')\nCycleGANModel.backward_D_A = made\n"
         )
-    _, _, said = train(folder, pictures, "", Options(), epochs=1)
-    assert said[-1] == "step: the checkout's own: the source of its backward_D_A cannot be read"
+    _, _, logged = train(folder, images, "", Options(), epochs=1)
+    assert logged[-1] == "step: the checkout's own: the source of its backward_D_A cannot be read"
     annotated = f'{OPTIMIZE.replace("):", ") -> None:")}        """Update."""  # all\n'
     edits = [
         (MODEL, OPTIMIZE, annotated),
         (MODEL, f"{SET_INPUT}self, input):\n", f"{SET_INPUT}self, input):\n        print(input)\n"),
     ]
-    _, _, said = train(checkout(tmp_path, edits), pictures, "", Options(), epochs=1)
-    assert_ours(said)
+    _, _, logged = train(checkout(tmp_path, edits), images, "", Options(), epochs=1)
+    assert_ours(logged)
 
 
 PLAIN = """

@@ -12,9 +12,7 @@ from fastcyclegan.official.step import NotServedError, unwrapped
 from tests.official.training import NETWORKS, checkout, train
 
 
-def test_wgangp_keeps_its_step_and_a_network_of_another_shape_its_place(
-    tmp_path: Path, pictures: Path
-) -> None:
+def test_wgangp_keeps_its_step_and_a_network_of_another_shape_its_place(tmp_path: Path, images: Path) -> None:
     folder = checkout(
         tmp_path,
         [
@@ -25,17 +23,17 @@ def test_wgangp_keeps_its_step_and_a_network_of_another_shape_its_place(
             )
         ],
     )
-    _, _, said = train(folder, pictures, "--gan_mode wgangp", Options(precision="bf16"), epochs=1)
-    assert said[1].startswith("ResnetGenerator: kept as it is: its pictures differ from those of ours by ")
-    assert said[2:] == ["NLayerDiscriminator: ours, the same function in float64", said[3]]
+    _, _, logged = train(folder, images, "--gan_mode wgangp", Options(precision="bf16"), epochs=1)
+    assert logged[1].startswith("ResnetGenerator: kept as it is: its images differ from those of ours by ")
+    assert logged[2:] == ["NLayerDiscriminator: ours, the same function in float64", logged[3]]
     assert (
-        said[3]
+        logged[3]
         == "step: the checkout's own: netG_A is a ResnetGenerator of the checkout (without effect on it:"
         " --precision)"
     )
-    _, _, said = train(checkout(tmp_path / "other"), pictures, "--gan_mode wgangp", Options(), epochs=1)
+    _, _, logged = train(checkout(tmp_path / "other"), images, "--gan_mode wgangp", Options(), epochs=1)
     assert (
-        said[-1]
+        logged[-1]
         == "step: the checkout's own: with gan_mode wgangp the official step has no gradient penalty, and"
         " ours has one"
     )

@@ -41,7 +41,7 @@ def checkout(tmp_path: Path, edits: Edits = []) -> Path:  # noqa: B006
 
 
 @contextlib.contextmanager
-def importable(folder: Path, ours: Options | None, said: list[str]) -> Iterator[None]:
+def importable(folder: Path, ours: Options | None, logged: list[str]) -> Iterator[None]:
     """Let the modules of ``folder`` be imported inside the block, with ours in their place if options are
     given.
     """
@@ -52,7 +52,7 @@ def importable(folder: Path, ours: Options | None, said: list[str]) -> Iterator[
         ]:
             del sys.modules[name]
 
-    finder = official.patches(ours or Options(), folder, said.append)
+    finder = official.patches(ours or Options(), folder, logged.append)
     forget()
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
@@ -77,12 +77,12 @@ def train(
     """Train as train.py does, in float64, calling ``after`` every iteration; return the model, all losses,
     and what was said.
     """
-    said: list[str] = []
+    logged: list[str] = []
     arguments = (
         f"{SMALL} --checkpoints_dir {folder.parent / 'runs'} --n_epochs 2 --n_epochs_decay 2 {flags}".split()
     )
     sys.argv = ["train.py", "--dataroot", str(photos), *arguments]
-    with importable(folder, ours, said):
+    with importable(folder, ours, logged):
         import data as official_data
         import models
         from options.train_options import TrainOptions  # type: ignore[import-not-found]
@@ -105,7 +105,7 @@ def train(
                 losses.append(model.get_current_losses())
                 after(model, len(losses))
             model.update_learning_rate()
-    return model, losses, said
+    return model, losses, logged
 
 
 def assert_same(ours: Any, theirs: Any, bound: float = 1e-9) -> None:
@@ -129,9 +129,9 @@ def assert_same(ours: Any, theirs: Any, bound: float = 1e-9) -> None:
 STEP = "step: ours, on cpu in fp32, networks by reference; 2 iterations in float64 differed by"
 
 
-def assert_ours(said: list[str]) -> None:
+def assert_ours(logged: list[str]) -> None:
     """Hold what was said to our step, which was not handed over later."""
-    assert [line.startswith(STEP) for line in said if line.startswith("step: ")] == [True], said
+    assert [line.startswith(STEP) for line in logged if line.startswith("step: ")] == [True], logged
 
 
 ADAM_D = "Adam(both_D, lr=opt.lr, betas=(opt.beta1, 0.999)"

@@ -20,7 +20,7 @@ POOLS = [
 
 
 @pytest.mark.parametrize(("why", "capacity", "batch"), POOLS, ids=[row[0] for row in POOLS])
-def test_same_pictures_as_the_reference(why: str, capacity: int, batch: int) -> None:
+def test_same_images_as_the_reference(why: str, capacity: int, batch: int) -> None:
     rng = np.random.default_rng(capacity + batch)
     ours, theirs = ImagePool(capacity), ReplayPool(capacity)
     for _ in range(60):
@@ -30,7 +30,7 @@ def test_same_pictures_as_the_reference(why: str, capacity: int, batch: int) -> 
     assert ours.filled == min(capacity, 60 * batch)
 
 
-def test_pictures_of_several_sizes() -> None:
+def test_images_of_several_sizes() -> None:
     rng = np.random.default_rng(0)
     ours, theirs = ImagePool(3), ReplayPool(3)
     for n in range(40):
@@ -59,7 +59,7 @@ def test_state_continues(sizes: int) -> None:
         assert torch.equal(pool.query(image(n), draws), other.query(image(n), draws))
 
 
-def test_stored_pictures_carry_no_graph() -> None:
+def test_stored_images_carry_no_graph() -> None:
     pool = ImagePool(2)
     shown = pool.query(torch.ones(1, 1, 2, 2, requires_grad=True) * 2, [(0.0, 0.0)])
     assert not shown.requires_grad

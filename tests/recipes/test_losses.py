@@ -1,4 +1,4 @@
-"""Losses of several pictures at once against the reference's, one by one: values and gradients, in
+"""Losses of several images at once against the reference's, one by one: values and gradients, in
 float64."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""When something is due: by the number of pictures, and by the clock within a share of the time."""
+"""When something is due: by the number of images, and by the clock within a share of the time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from fastcyclegan.training.intervals import Interval
 
 
-def test_every_follows_the_clock_or_the_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_follows_the_clock_or_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     by_count, by_clock = Interval(10, 5.0), Interval(None, 5.0, share=0.1)

@@ -28,7 +28,7 @@ from tests.training.runs import arguments, assert_same_state, iterations_done, r
         id="everything with a memory of its own",
     ),
     pytest.param(
-        "--preprocess none --gan_mode vanilla --cache ram".split(), id="pictures of several sizes, cached"
+        "--preprocess none --gan_mode vanilla --cache ram".split(), id="images of several sizes, cached"
     ),
     pytest.param(
         "--gan_mode wgangp --epoch_count 3 --serial_batches".split(), id="penalty, a later first epoch"
@@ -40,9 +40,9 @@ from tests.training.runs import arguments, assert_same_state, iterations_done, r
 ])  # fmt: skip
 def test_a_resumed_run_equals_the_unbroken_one(dataset: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
     if "none" in more:
-        from tests.conftest import write_pictures
+        from tests.conftest import write_images
 
-        write_pictures(dataset / "trainA" / "wide", 3, size=(40, 12))
+        write_images(dataset / "trainA" / "wide", 3, size=(40, 12))
     whole = run(dataset, tmp_path, "whole", *more, "--max_iters", "13", "--print_freq", "1")
     run(dataset, tmp_path, "broken", *more, "--max_iters", "5", "--print_freq", "1")
     run(dataset, tmp_path, "broken", "--continue_train", "--max_iters", "6")  # in its own configuration
@@ -104,7 +104,7 @@ def test_continuing_with_what_does_not_fit(dataset: Path, tmp_path: Path) -> Non
         run(dataset, tmp_path, "r", "--continue_train")
 
 
-def test_other_pictures_are_said(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_images_are_logged(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(dataset, tmp_path, "r", "--max_iters", "2")
     (dataset / "trainA" / "000.png").unlink()
     run(dataset, tmp_path, "r", "--continue_train", "--max_iters", "3")
@@ -117,7 +117,7 @@ def test_another_loader_on_continuing_is_said(
     run(dataset, tmp_path, "r", "--max_iters", "2")
     assert re.search(r"loader +dali, 1 thread \(decodes on the CPU\)", capsys.readouterr().out)
     run(dataset, tmp_path, "r", "--continue_train", "--max_iters", "3", "--loader", "folder")
-    assert "pictures were read by dali and are now by folder" in capsys.readouterr().out
+    assert "images were read by dali and are now by folder" in capsys.readouterr().out
 
 
 def test_killed_at_random_moments(dataset: Path, tmp_path: Path, unbroken: Path) -> None:

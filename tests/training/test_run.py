@@ -1,4 +1,4 @@
-"""What a run saves of itself is enough to go on with: its configuration is in its state, and its pictures are
+"""What a run saves of itself is enough to go on with: its configuration is in its state, and its images are
 found from anywhere.
 """
 
@@ -27,7 +27,7 @@ def test_the_state_knows_the_configuration(dataset: Path, tmp_path: Path) -> Non
 def test_a_run_goes_on_from_another_folder(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its pictures were given relative to where it was started, and the run itself was moved since."""
+    """Its images were given relative to where it was started, and the run itself was moved since."""
     monkeypatch.chdir(dataset.parent)
     train(
         parse_train(

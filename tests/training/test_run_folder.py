@@ -40,7 +40,7 @@ def test_numbered_default_names(dataset: Path, tmp_path: Path, capsys: pytest.Ca
         )
     assert {path.name for path in tmp_path.iterdir()} >= {"photos_1", "photos_2"}
     output = capsys.readouterr().out
-    assert f"pictures: {tmp_path}/photos_2/samples and {tmp_path}/photos_2/index.html" in output
+    assert f"images: {tmp_path}/photos_2/samples and {tmp_path}/photos_2/index.html" in output
     assert json.loads((tmp_path / "photos_2" / "config.json").read_text())["run"]["name"] == "photos_2"
 
 

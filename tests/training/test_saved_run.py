@@ -79,9 +79,9 @@ def test_its_configuration_is_read_whole(saved: Path) -> None:
 
 def test_its_state_is_taken_up_bit_for_bit(saved: Path) -> None:
     state = load_tensors(saved / "saved" / "state.pt")
-    said: list[str] = []
-    run = start(resumed(saved, 6), said.append)
-    assert said == [f"continuing {saved / 'saved'} after iteration 3"]
+    logged: list[str] = []
+    run = start(resumed(saved, 6), logged.append)
+    assert logged == [f"continuing {saved / 'saved'} after iteration 3"]
     again = Trainer(run, Console()).state()
     # What was asked for has changed: where the run lies, that it is continued, and its end.
     # The rate is the schedule's, which gives it to Adam with the next batch.

@@ -15,7 +15,7 @@ from tests.training.runs import run
 
 
 def test_what_the_engine_cannot_do_here_is_refused(dataset: Path, tmp_path: Path) -> None:
-    for flags, said in (
+    for flags, logged in (
         (("--graph", "on"), "--graph on needs a CUDA GPU, got --device cpu"),
         (("--nvtx",), "--nvtx needs a CUDA GPU, got --device cpu"),
         (("--overlap", "phases"), "--overlap phases needs a CUDA GPU, got --device cpu"),
@@ -23,7 +23,7 @@ def test_what_the_engine_cannot_do_here_is_refused(dataset: Path, tmp_path: Path
         (("--micro_batch", "0"), "micro_batch must be at least 1, got 0"),
         (("--ema", "1"), r"ema must be in \[0, 1\), got 1.0"),
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=logged):
             run(dataset, tmp_path, "r", *flags, "--max_iters", "1")
         assert not (tmp_path / "r").exists()
 
@@ -42,7 +42,7 @@ def test_overwrite_replaces_nothing_that_could_not_be_replaced(
     assert {path: path.read_bytes() for path in (tmp_path / "r").glob("*.p*")} == before
 
 
-def test_overwrite_does_not_delete_its_own_pictures(
+def test_overwrite_does_not_delete_its_own_images(
     dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     args = ("--checkpoints_dir", str(tmp_path), "--name", "r", "--max_iters", "1")
@@ -50,7 +50,7 @@ def test_overwrite_does_not_delete_its_own_pictures(
     before = sorted(path for path in (tmp_path / "r").rglob("*"))
     capsys.readouterr()
     own = ("--data_A", str(tmp_path / "r" / "samples"), "--data_B", str(dataset / "trainB"))
-    assert "--overwrite would delete its own pictures" in fails(capsys, *args, *own, "--overwrite")
+    assert "--overwrite would delete its own images" in fails(capsys, *args, *own, "--overwrite")
     assert sorted(path for path in (tmp_path / "r").rglob("*")) == before
 
 

@@ -60,7 +60,7 @@ def test_files_of_a_run(dataset: Path, tmp_path: Path) -> None:
     losses = ["G_AB", "G_BA", "D_A", "D_B", "cycle_A", "cycle_B", "idt_A", "idt_B"]
     assert set(record) == {"iteration", "epoch", *losses, "lr", "it/s", "images/s"}
     assert record["lr"] == pytest.approx(2e-4 / 2)  # the last of 2 + 1 epochs
-    # The official names: G_A translates A to B, D_A judges pictures of B.
+    # The official names: G_A translates A to B, D_A judges images of B.
     state = load_tensors(folder / "state.pt")
     for ours, theirs in {"G_AB": "G_A", "G_BA": "G_B", "D_B": "D_A", "D_A": "D_B"}.items():
         weights = torch.load(folder / f"latest_net_{theirs}.pth", weights_only=True)
@@ -137,7 +137,7 @@ def test_the_rate_goes_with_the_root_of_the_batch_if_asked(
         run(dataset, tmp_path, "s", "--batch_size", "4", "--lr", "1e-3", "--max_iters", "1").schedule.lr(1)
         == 1e-3
     )
-    # Batches of the 5 pictures that there are.
+    # Batches of the 5 images that there are.
     fewer = run(
         dataset,
         tmp_path,
@@ -222,8 +222,7 @@ def test_images_are_counted_in_a_partial_batch(
 ) -> None:
     run(dataset, tmp_path, "r", "--batch_size", "50", "--max_iters", "2", "--print_freq", "1")
     assert (
-        "batch_size 50 is more than the 5 pictures there are, so every batch holds 5"
-        in capsys.readouterr().out
+        "batch_size 50 is more than the 5 images there are, so every batch holds 5" in capsys.readouterr().out
     )
     assert all(
         record["images/s"] == pytest.approx(5 * record["it/s"]) for record in read_stats(tmp_path / "r")
@@ -231,19 +230,19 @@ def test_images_are_counted_in_a_partial_batch(
 
 
 @pytest.mark.parametrize("loader", ["folder", "dali"])
-def test_a_picture_that_vanishes_ends_the_run_without_losing_it(
+def test_a_image_that_vanishes_ends_the_run_without_losing_it(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loader: str
 ) -> None:
     """It is named, the state is saved, and the run goes on when the file is back, to the bits of the unbroken
     one.
     """
-    picture = dataset / "trainA" / "002.png"
-    content, stat = picture.read_bytes(), picture.stat()
+    image = dataset / "trainA" / "002.png"
+    content, stat = image.read_bytes(), image.stat()
     after_step = Trainer._after_step
 
     def vanishing(self: Trainer, epoch: int, images: int) -> None:
         after_step(self, epoch, images)
-        picture.unlink(missing_ok=True)
+        image.unlink(missing_ok=True)
 
     monkeypatch.setattr(dali_loader, "BLOCK", 4)  # or all would be read before the file vanishes
     more = ("--loader", loader, "--max_iters", "60")
@@ -254,28 +253,28 @@ def test_a_picture_that_vanishes_ends_the_run_without_losing_it(
             run(dataset, tmp_path, "broken", *more)
     saved = load_tensors(tmp_path / "broken" / run_files.STATE)["iteration"]
     assert str(caught.value) == (
-        f"bad picture {picture}: no such file; --skip_bad_images leaves such pictures out "
+        f"bad image {image}: no such file; --skip_bad_images leaves such images out "
         f"(saved after iteration {saved}; --continue_train goes on from there)"
     )
-    picture.write_bytes(content)
-    os.utime(picture, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    image.write_bytes(content)
+    os.utime(image, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     run(dataset, tmp_path, "broken", "--continue_train", *more)
     assert whole.run.iteration == 60
     assert_same_state(tmp_path / "whole", tmp_path / "broken")
 
 
-def test_a_picture_that_vanishes_can_be_left_out(
+def test_a_image_that_vanishes_can_be_left_out(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Held-out pictures too: they are read once, at the start."""
+    """Held-out images too: they are read once, at the start."""
     after_step = Trainer._after_step
 
     def vanishing(self: Trainer, epoch: int, images: int) -> None:
         after_step(self, epoch, images)
-        for picture in (dataset / "trainA" / "002.png", dataset / "testA" / "000.png"):
-            picture.unlink(missing_ok=True)
+        for image in (dataset / "trainA" / "002.png", dataset / "testA" / "000.png"):
+            image.unlink(missing_ok=True)
 
     monkeypatch.setattr(Trainer, "_after_step", vanishing)
     monkeypatch.setattr(dali_loader, "BLOCK", 4)
     assert run(dataset, tmp_path, "r", "--max_iters", "60", "--skip_bad_images").run.iteration == 60
-    assert capsys.readouterr().out.count("002.png: no such file; the next picture takes its place") == 1
+    assert capsys.readouterr().out.count("002.png: no such file; the next image takes its place") == 1
