@@ -1,4 +1,4 @@
-"""Dataclasses for the arguments of the convolution operators, and for what a forward saves for its backward.
+"""The arguments of the convolution operators, and the values that a forward saves for its backward.
 
 Imports only torch.
 

@@ -235,11 +235,11 @@ def wgrad(
     other.
     """
     O, C, KH, KW = shape
-    per, precision = x.N // groups, precision_of(x.data)
-    if per == 0:
+    per_group, precision = x.N // groups, precision_of(x.data)
+    if per_group == 0:
         return x.data.new_zeros((1, groups, O, KH * KW, C), dtype=torch.float32)
     configs = product_configs(WGRAD_TILES, x.data, precision, O, C, limit)
-    images = (octave(per), groups, octave(limit))
+    images = (octave(per_group), groups, octave(limit))
     key = product_key(x.data, *images, O, C, KH, KW, limit % 64 == 0, precision)
     run = functools.partial(_launch_wgrad, dy, x, shape, groups, first, limit)
     part: Tensor = tuned("wgrad", key, configs, x.data, run)
@@ -257,16 +257,16 @@ def _launch_wgrad(
 ) -> Tensor:
     O, C, KH, KW = shape
     block_m, block_n, block_k = config.constants.values()
-    per, chunks = x.N // groups, triton.cdiv(limit, block_k)
+    per_group, chunks = x.N // groups, triton.cdiv(limit, block_k)
     blocks = groups * KH * KW * triton.cdiv(O, block_m) * triton.cdiv(C, block_n)
-    shares, steps = shares_of(x.data.device, blocks, per * chunks, (block_m, block_n))
+    shares, steps = shares_of(x.data.device, blocks, per_group * chunks, (block_m, block_n))
     part = x.data.new_empty((shares, groups, O, KH * KW, C), dtype=torch.float32)
     pixels: Tensor | Rows = x.data
     # A window of pixels is a row that overlaps the next one, which no descriptor can express.
     if x.step >= C:
         pixels = Rows(x.data, x.N * x.rows, C, x.step, (block_k, block_n))
     operands = (Rows(dy.data, dy.N * dy.rows, O, O, (block_k, block_m)), pixels)
-    counts = (shares, steps, chunks, per, groups, limit, first)
+    counts = (shares, steps, chunks, per_group, groups, limit, first)
     args = (part, *counts, dy.rows, x.rows, x.limit, x.pitch)
     flags = {
         "O": O, "C": C, "XS": x.step, "KH": KH, "KW": KW,

@@ -81,8 +81,8 @@ def measure(run: Callable[[], None]) -> float:
     """Return the median time of ``run`` in milliseconds, by the GPU's clock and with a cold L2 cache."""
     import triton.testing
 
-    # A run takes a tenth of a millisecond together with clearing the cache before it. That allows about sixty
-    # runs, whose median is enough to choose by. Before an iteration can begin, 256 configurations have to be
+    # A run and clearing the cache before it take a tenth of a millisecond. That allows about sixty runs,
+    # whose median is enough to choose by. Before an iteration can begin, 256 configurations have to be
     # timed.
     return triton.testing.do_bench(run, warmup=1, rep=6, return_mode="median")
 

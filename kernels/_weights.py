@@ -45,8 +45,8 @@ def stacked(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
         return copy
     first = weights[0].detach()
     rows = first.permute(0, 2, 3, 1)
-    whole = first.dtype == dtype and rows.is_contiguous()
-    if whole and stride_between([w.detach() for w in weights]) == first.numel():
+    same_form = first.dtype == dtype and rows.is_contiguous()
+    if same_form and stride_between([w.detach() for w in weights]) == first.numel():
         return rows.as_strided((len(weights), *rows.shape), (first.numel(), *rows.stride()))
     stack = torch.empty((len(weights), *rows.shape), dtype=dtype, device=first.device)
     for target, weight in zip(stack, weights, strict=True):

@@ -41,9 +41,9 @@ def _alike(group: Sequence[Tensor]) -> bool:
 
 def _stack_in(memory: Tensor, weights: Sequence[Tensor]) -> Tensor:
     """Return an unwritten stack for ``weights`` at the beginning of ``memory``."""
-    A, *other = weights[0].shape
+    A, *trailing = weights[0].shape
     used = memory[: len(weights) * weights[0].numel()]
-    return used.view(len(weights), A, *other[1:], *other[:1])
+    return used.view(len(weights), A, *trailing[1:], *trailing[:1])
 
 
 class WorkingCopies:
@@ -58,9 +58,9 @@ class WorkingCopies:
             raise ValueError(
                 "WorkingCopies: groups must be non-empty lists of weights, with one shape per list"
             )
-        whole = 16 // dtype.itemsize
+        alignment = 16 // dtype.itemsize
         # Kernels load 16 bytes at a time from addresses that are multiples of 16.
-        sizes = [-(-len(weights) * weights[0].numel() // whole) * whole for weights in groups]
+        sizes = [-(-len(weights) * weights[0].numel() // alignment) * alignment for weights in groups]
         memory = torch.empty(sum(sizes), dtype=dtype, device=groups[0][0].device)
         self.groups: list[_Group] = []
         self._sources: list[Tensor] = []

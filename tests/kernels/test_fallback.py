@@ -75,9 +75,9 @@ def norm_layer(shape: tuple[int, ...]) -> Layer:
 
 
 def layer_from(module: Any, tensors: Any, ours: Callable[[bool], Any], reference: Any) -> Layer:
-    """Return a layer whose results are computed by ``module``, the tests of a kernel, from ``tensors``.
+    """Return a layer that uses the ``results`` function of ``module``, the tests of a kernel.
 
-    These are x, lists of weights, and an upstream gradient.
+    ``tensors``: x, lists of weights, and an upstream gradient.
     """
     exact = [[t.double() for t in ts] if isinstance(ts, list) else ts.double() for ts in tensors]
     return Layer(

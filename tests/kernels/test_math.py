@@ -35,7 +35,7 @@ def test_rounding_to_tf32(device: str) -> None:
         -float("inf"),
         2 - ulp / 8,
     ]
-    wanted = [
+    expected = [
         1.0,
         1 + ulp,
         1.0,
@@ -53,5 +53,5 @@ def test_rounding_to_tf32(device: str) -> None:
     inputs.view(torch.int32)[-1] = 0x7FFFFFFF
     rounded = torch.empty_like(inputs)
     _round_kernel[(1,)](inputs, rounded, 16)
-    torch.testing.assert_close(rounded[:12].cpu(), torch.tensor(wanted), rtol=0, atol=6e-42)
+    torch.testing.assert_close(rounded[:12].cpu(), torch.tensor(expected), rtol=0, atol=6e-42)
     assert rounded[[12, 15]].isnan().all()

@@ -89,11 +89,11 @@ def test_norm_before_and_tanh_after(
 
 
 @pytest.mark.parametrize("case", [zero_convs.UP, zero_convs.LAST], ids=lambda c: c.why)
-def test_y_may_be_kept(case: Any, device: str) -> None:
+def test_y_can_be_saved(case: Any, device: str) -> None:
     test_zero_conv.test_y_may_be_kept(case, device)
 
 
-def test_frozen_members(device: str) -> None:
+def test_frozen_weights_change_nothing_for_the_others(device: str) -> None:
     case = zero_convs.Case("", (3, 9, 4, 5), 10, P=3)
     x, weights, _, dy = zero_convs.operands(case, device)
     whole = zero_convs.results(zero_convs.theirs(case), x, weights, [], dy)
@@ -114,7 +114,7 @@ def test_flat_images_and_a_large_offset(device: str) -> None:
     blocks.test_flat_images_and_a_large_offset(device)
 
 
-def test_no_images(device: str) -> None:
+def test_empty_batches(device: str) -> None:
     test_instance_norm.test_no_images(13, device)
     test_reflect_conv.test_no_images(device)
     blocks.test_no_images(device)

@@ -40,8 +40,8 @@ def test_split_k_fills_the_chip() -> None:
 
     There are fewer if the partial sums would cost more than they save.
     """
-    one, tile = 18, 4 * 128 * 256
-    assert products.split_k(one, 66, tile, 132) == 6
+    weight_blocks, tile = 18, 4 * 128 * 256
+    assert products.split_k(weight_blocks, 66, tile, 132) == 6
     assert products.split_k(132, 66, tile, 132) == 1
     assert products.split_k(1, 2, tile, 132) <= 2
     assert all(

@@ -26,7 +26,7 @@ def test_weights_with_hooks_are_left_to_autograd(device: str) -> None:
 
 
 def test_only_the_inputs_of_a_backward_are_added_to(device: str) -> None:
-    """Inside the block, backward(inputs=) and autograd.grad compute their gradients and no others."""
+    """Inside the block, backward(inputs=) and autograd.grad stay right and change no other gradients."""
     case = Case("", (1, 9, 2, 3), 9)
     x, weights, _, dy = operands(case, device)
     x = x.requires_grad_()
