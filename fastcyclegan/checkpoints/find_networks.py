@@ -20,7 +20,7 @@ from fastcyclegan.checkpoints.architecture import (
     Architecture,
     UnknownArchitectureError,
     Weights,
-    nothing_near,
+    no_close_match,
     recognise,
 )
 
@@ -70,7 +70,7 @@ def _no_network(contents: Any) -> UnknownArchitectureError:
     for _, tensors in state_dicts(contents):
         keys += tensors
     if keys:
-        return nothing_near(keys)
+        return no_close_match(keys)
     if isinstance(contents, Mapping) and not contents:
         return UnknownArchitectureError("not a state_dict: it is empty")
     return UnknownArchitectureError(

@@ -133,7 +133,7 @@ class CachedLoader(Loader):
                 sample = self.plan.sample(epoch, i)
                 a = self._view(self.cached_A, self.a.fit, sample.index_A, sample.view_A)
                 b = self._view(self.cached_B, self.b.fit, sample.index_B, sample.view_B)
-                rows.append(self._rescued_pair(sample, a, b))
+                rows.append(self._good_pair(sample, a, b))
             yield self._batch_of_rows(rows)
 
     def _view(self, cached: CachedImages, fit: Fit, index: int, view: View) -> Row:

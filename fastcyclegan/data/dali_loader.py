@@ -268,7 +268,7 @@ class DaliLoader(Loader):
                 rows = []
                 for _ in numbers:
                     (job, row_A), (_, row_B) = next(in_A), next(in_B)
-                    rows.append(self._rescued_pair(job.tag, row_A, row_B))
+                    rows.append(self._good_pair(job.tag, row_A, row_B))
                 yield self._batch_of_rows(rows)
 
     def _jobs(self, start: int, stop: int, sides: str) -> Iterator[Job]:

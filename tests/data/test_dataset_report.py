@@ -51,7 +51,7 @@ def test_prints_and_draws_its_findings(dataset: Path, capsys: pytest.CaptureFixt
 
 def test_a_good_dataset(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert report(dataset) == 0
-    assert capsys.readouterr().out.count("broken    0") == 4
+    assert capsys.readouterr().out.count("broken  0") == 4
 
 
 def test_two_folders_or_a_single_one(
