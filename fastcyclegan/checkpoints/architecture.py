@@ -20,12 +20,12 @@ STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 _UNETS = {7: "unet_128", 8: "unet_256"}
 _NORMS = {"instance": "instance norm", "batch": "batch norm", "none": "no norm"}
 _IN_BLOCK = re.compile(r"model\.(\d+)\.conv_block\.(\d+)\.weight")
-# No network has more. A file with more was crafted to take up time and memory.
+# No real network has more. A file that does was crafted to take up time and memory.
 _MOST_BLOCKS, _MOST_LEVELS, _MOST_LAYERS = 256, 12, 12
 
 
 class UnknownArchitectureError(ValueError):
-    """A state_dict of no known network; the message names the closest one and the differences."""
+    """A state_dict that matches no known network; the message names the closest one and how it differs."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ def no_close_match(keys: Sequence[str]) -> UnknownArchitectureError:
 
 
 def listed(items: Sequence[str], noun: str) -> str:
-    """Join the first few of ``items``, each cut if it is long, and add their number if there are more."""
+    """Join the first three ``items``, cutting long ones, and append the total number if there are more."""
     shown = []
     for item in items[:3]:
         if len(item) > 80:
@@ -199,7 +199,7 @@ def _differences(architecture: Architecture, weights: Weights) -> list[str]:
         with torch.device("meta"):
             state = architecture.kind(**architecture.arguments).state_dict()
     except (ValueError, TypeError, RuntimeError, ZeroDivisionError, OverflowError) as error:
-        # More differences than any network that can be built has.
+        # More differences than for any network that can be built.
         return [f"it cannot be built: {str(error).splitlines()[0]}"] * (len(weights) + 1)
     unexpected = [f"{key} is unexpected" for key in weights if key not in state]
     missing = [f"{key} is missing" for key in state if key not in weights]

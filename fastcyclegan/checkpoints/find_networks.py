@@ -27,7 +27,7 @@ from fastcyclegan.checkpoints.architecture import (
 _WRAPPER = re.compile(r"(?:(?<=\.)|^)(?:module|_orig_mod)\.")
 _BLOCK = re.compile(r"^(model\.\d+)\.block\.")
 _FIRST_LAYERS = ("model.1.weight", "model.model.0.weight", "model.0.weight", "net.0.weight", "model.7.weight")
-# No file of a network has more. A file with more was crafted to take up time and memory.
+# No real file has more. A file that does was crafted to take up time and memory.
 _MOST_TENSORS, _DEEPEST = 20_000, 8
 
 
@@ -172,7 +172,7 @@ def _is_part_of_another(prefix: str, prefixes: set[str]) -> bool:
 def _network(candidate: _Candidate) -> Network:
     """Return the network of ``candidate``.
 
-    It may be the attribute "model" of something. Its keys then look like a U-Net's from outside.
+    If it was the attribute "model" of another module, its keys look like those of a U-Net at first.
     """
     try:
         return _recognised(candidate)

@@ -158,7 +158,7 @@ def load_generator(
 def settings_of(folder: Path, epoch: str) -> dict[str, Any]:
     """Return the settings of the model whose official files of ``epoch`` are in ``folder``.
 
-    They have the names that a configuration uses. Raises UserError for networks that cannot be trained here.
+    They have the same names as in a configuration. Raises UserError for networks that cannot be trained here.
     """
     settings: dict[str, Any] = {}
     recipe = make_recipe(TrainConfig())

@@ -1,7 +1,7 @@
 """File names of a run, its configuration, and its weights as official files.
 
-Files have the official code's names, which a recipe provides: its G_A translates A to B, its D_A judges
-images of B.
+Weights are named as in the official code, and a recipe provides the names: its G_A translates A to B, its D_A
+judges images of B.
 """
 
 from __future__ import annotations

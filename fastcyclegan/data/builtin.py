@@ -86,11 +86,11 @@ def stripes(images: NDArray[np.uint8]) -> float:
 
 
 def gap_closed(source: Pixels, translated: Pixels, target: Pixels) -> float:
-    """Return how far the translation moves the stripe statistic from the source's to the target's.
+    """Return how much of the stripe-statistic gap between source and target the translation closes.
 
     1 means that the translated images have the target domain's statistic, and 0 that they are no closer to it
-    than the source images. Overshooting lowers the score: 1 - |s(translated) - s(target)| / |s(source) -
-    s(target)|.
+    than the source images. Overshooting counts as missing: the result is 1 - |s(translated) - s(target)| /
+    |s(source) - s(target)|.
     """
     return 1 - abs(stripes(translated) - stripes(target)) / abs(stripes(source) - stripes(target))
 

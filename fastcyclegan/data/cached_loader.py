@@ -47,7 +47,7 @@ def free_memory(device: torch.device) -> int:
 def bytes_needed(source: Source) -> int:
     """Return the bytes that the resized images of ``source`` need.
 
-    They follow from the image sizes found when the files were checked.
+    They are computed from the image sizes found when the files were checked.
     """
     pixels = 0
     for path in source.paths:
@@ -94,7 +94,7 @@ def _cache_source(source: Source, reader: Reader, device: torch.device) -> Cache
 
 
 def view_of(pixels: Tensor, fit: Fit, view: View, device: torch.device) -> Tensor:
-    """Crop and flip resized ``pixels`` [H, W, C] as ``view`` says, and return them on ``device``.
+    """Crop and flip resized ``pixels`` [H, W, C] according to ``view``, and return them on ``device``.
 
     Only the crop is copied to the device, and it is flipped there.
     """

@@ -1,7 +1,7 @@
 """Check every file once before training starts.
 
-A check decodes the whole file, because a header does not show that the rest is missing. Results are kept in
-the user's cache folder by path, size and modification time, so the next run over the same files takes one
+A check decodes the whole file, because the header does not show whether the rest is there. Results are kept
+in the user's cache folder by path, size and modification time, so the next run over the same files takes one
 stat call per file.
 """
 

@@ -102,7 +102,8 @@ def make_loader(
 ) -> Loader:
     """Return the loader of ``choice``; with a cache, fill the cache and return a loader that reads from it.
 
-    Raises UserError if the images do not fit into the cache, or if the run has no such memory.
+    Raises UserError if the images do not fit into the cache, or if the cache is on a GPU that the run does
+    not use.
     """
     skip = config.skip_bad_images
     if config.cache != "none":

@@ -1,8 +1,8 @@
 """Read images with DALI in blocks, and yield them resized, cropped and flipped in the plan's order.
 
-Measurements decided what does which part of the work. On a GPU, DALI does all of it there. On a CPU, DALI
-decodes (1.6 times as fast as Pillow, and to the same pixels) and torch resizes. For 8-bit images, torch's
-antialiased cubic filter computes as Pillow's does and rounds between its two passes. It is therefore within 2
+The division of work follows measurements. On a GPU, DALI does all of it there. On a CPU, DALI decodes (1.6
+times as fast as Pillow, and to the same pixels) and torch resizes. For 8-bit images, torch's antialiased
+cubic filter computes the same as Pillow's and also rounds between the two passes. It is therefore within 2
 levels of Pillow's if the passes have the same order, and it takes a seventh of the time. DALI's own filter
 does not round there and repeats the border: it is up to 11 levels off, and hardly faster than Pillow's.
 

@@ -25,7 +25,7 @@ BLOCK = 64
 def why_not_dali(device: torch.device) -> str:
     """Return why DALI cannot be used on ``device``, in one line, or "" if it can.
 
-    It tries to build a pipeline.
+    A pipeline is built to find out.
     """
     if find_spec("nvidia") is None or find_spec("nvidia.dali") is None:
         return "DALI is not installed: install the extra dali, or dali-cu12 for a torch with CUDA 12"
@@ -93,8 +93,8 @@ class EncodedFile:
 class DaliPipeline:
     """A DALI pipeline that processes one block at a time: the block is launched, then collected.
 
-    The pipeline is rebuilt after a file broke it. If ``whole`` is set, DALI does everything, as it does on a
-    GPU; on a CPU that is for tests.
+    The pipeline is rebuilt after a file made it fail. If ``whole`` is set, DALI does everything, as it does
+    on a GPU; on a CPU that is for tests.
     """
 
     def __init__(self, fit: Fit, device: torch.device, threads: int, whole: bool | None = None) -> None:
@@ -118,9 +118,9 @@ class DaliPipeline:
             exec_dynamic=True,
         )
         with pipe:
-            # The hardware decoder and the CUDA decoder differ by one level. If both worked on a block, an
-            # image would depend on its place in the block, and a resumed run would differ. Chroma is
-            # interpolated as in libjpeg, and so as in Pillow.
+            # The hardware decoder and the CUDA decoder differ by one level. If they shared a block, an image
+            # would depend on its place in the block, and a resumed run would differ. Chroma is interpolated
+            # as in libjpeg, and so as in Pillow.
             pixels = fn.decoders.image(
                 fn.external_source(name="files", dtype=types.UINT8, ndim=1),
                 device="mixed" if self.on_gpu else "cpu",

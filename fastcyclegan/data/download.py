@@ -39,8 +39,8 @@ _BROKEN = (
 class Dataset:
     """One of the authors' datasets.
 
-    ``what`` describes its two domains and ``mib`` is the size of the download. ``counts`` are the images in
-    trainA, trainB, testA and testB.
+    ``what`` describes its two domains and ``mib`` is the size of the download. ``counts`` are the numbers of
+    images in trainA, trainB, testA and testB.
     """
 
     what: str
@@ -133,7 +133,7 @@ def fetch_file(url: str, file: Path, log: Log, progress: Progress, wait: Callabl
 def _why_broken(url: str, error: Exception) -> str:
     """Return why a connection broke.
 
-    Raises UserError for an answer of the server that another attempt would not change.
+    Raises UserError for a response of the server that another attempt would not change.
     """
     if isinstance(error, urllib.error.HTTPError):
         answer = f"the server answered {error.code} {error.reason}"
@@ -220,7 +220,7 @@ def _version(headers: http.client.HTTPMessage) -> str | None:
 def _is_inside(info: zipfile.ZipInfo) -> bool:
     """Return whether a member stays inside the folder that it is unpacked into, on any system.
 
-    Links do not.
+    A link never counts as inside.
     """
     is_link = stat.S_ISLNK(info.external_attr >> 16)
     windows = PureWindowsPath(info.filename)

@@ -47,8 +47,8 @@ class BadImageError(UserError):
 def _sixteen_bits(image: Image.Image) -> Image.Image:
     """Convert an image in one of Pillow's integer modes to 8-bit gray.
 
-    These modes hold 16-bit files, and 32-bit ones, for which this raises ValueError. The value that a PNG
-    declares transparent becomes white.
+    These modes hold files of 16 bits, and of 32 bits, which raise ValueError. The value that a PNG declares
+    transparent becomes white.
     """
     values = np.asarray(image).astype(np.int64)
     transparent = image.info.get("transparency")
@@ -113,9 +113,9 @@ def open_image(path: Path | str, channels: int = 3) -> Image.Image:
 def read_header(data: bytes) -> tuple[Size, bool]:
     """Return the stored size of an encoded image, and whether the image is plain.
 
-    Every decoder reads a plain image exactly as ``open_image`` does. It is a complete JPEG or PNG of 8-bit
-    colour or gray, upright and opaque. Pixels are not decoded. Data that is not an image gives the size (0,
-    0).
+    A plain image is one that every decoder reads exactly as ``open_image`` does: a complete JPEG or PNG of
+    8-bit colour or gray, upright and opaque. Pixels are not decoded. For data that is not an image, the size
+    is (0, 0).
     """
     try:
         with Image.open(BytesIO(data)) as image:
@@ -246,7 +246,7 @@ def load_pixels(path: Path | str, fit: Fit) -> Pixels:
 
 
 def take_view(pixels: Pixels, fit: Fit, view: View | None) -> Pixels:
-    """Crop and flip resized ``pixels`` [H, W, C] as ``view`` says; the result is a numpy view of them."""
+    """Crop and flip resized ``pixels`` [H, W, C] according to ``view``; the result is a numpy view."""
     left, top, width, height = fit.box((pixels.shape[1], pixels.shape[0]), view)
     pixels = pixels[top : top + height, left : left + width]
     if view is not None and view.flip:

@@ -26,7 +26,7 @@ Log = Callable[[str], None]
 class Source:
     """The images of one domain and how to fit them.
 
-    ``checked`` maps the paths of the files to what is known about them.
+    ``checked`` maps the paths of the files to the results of their checks.
     """
 
     paths: Sequence[Path]
@@ -34,7 +34,7 @@ class Source:
     checked: dict[Path, Checked]
 
     def view(self, index: int, view: View) -> Pixels:
-        """Read image ``index`` with Pillow, crop and flip it as ``view`` says, and return a new array.
+        """Read image ``index`` with Pillow, crop and flip it according to ``view``, and return a new array.
 
         Raises BadImageError.
         """
@@ -59,9 +59,10 @@ class Source:
 
 @dataclass(frozen=True)
 class Job:
-    """One image to read, either whole or as ``view`` crops and flips it.
+    """One image to read, either whole or cropped and flipped according to ``view``.
 
-    ``checked`` is what was known about the file. ``tag`` is for the caller's own use.
+    ``checked`` is the result of an earlier check of the file, if there is one. ``tag`` is for the caller's
+    own use.
     """
 
     path: Path

@@ -38,7 +38,7 @@ class _Unpaired(Dataset[object]):
     """
 
     def __init__(self, a: Source, b: Source, plan: Plan) -> None:
-        # Workers do without what is known about the files, as each would get a copy of it.
+        # The results of the checks are left behind, because every worker would get a copy of them.
         self.a = dataclasses.replace(a, checked={})
         self.b = dataclasses.replace(b, checked={})
         self.plan = plan
@@ -67,7 +67,7 @@ def _collate(items: list[_Item | UserError]) -> _Items | UserError | None:
 
 
 def _quiet_worker(_: int) -> None:
-    """Ignore signals in a worker: the main process decides what a signal to the whole process group means.
+    """Ignore signals in a worker: the main process decides how to handle those to the whole process group.
 
     A worker ends when the main process tells it to, or when its parent is gone.
     """

@@ -2,7 +2,7 @@
 
 A sample is one image of A and one of B, where each is cropped, whether each is flipped, and the random
 numbers for the replay pools and the gradient penalty. Loaders, workers and devices draw no random numbers
-themselves. Every loader therefore sees the same samples, and the position of a run is a single integer: the
+themselves. Every loader therefore sees the same samples, and the position in a run is a single integer: the
 number of completed iterations.
 
 The random numbers are raw Philox words from numpy. Their bit streams are stable across numpy versions, unlike
