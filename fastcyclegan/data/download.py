@@ -75,7 +75,7 @@ def download(
     archive: Path | None = None,
     keep_archive: bool = False,
     log: Log = print,
-    progress: Progress = lambda done, total: None,
+    progress: Progress = lambda received, total: None,
     wait: Callable[[float], None] = time.sleep,
 ) -> list[Checked]:
     """Download dataset ``name`` into ``output``/``name`` and return its bad images.

@@ -141,7 +141,10 @@ def resident() -> int:
 
 
 def test_leaves_no_threads_or_memory_behind(tmp_path: Path) -> None:
-    """No threads remain, DALI's own included, and no memory. It stops within a block, or at the end."""
+    """Neither threads, DALI's own included, nor memory remain.
+
+    The loader is stopped in the middle of a block, or at the end.
+    """
     a, b = unpaired(tmp_path)
 
     def use(stop_after: int) -> None:

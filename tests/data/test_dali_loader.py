@@ -42,9 +42,9 @@ def test_two_epochs_match_pillow(
 ) -> None:
     """Both loaders yield the same files, crops and flips.
 
-    Without a resize the pixels are equal. With one, their mean is within a quarter of a level, the cost of
-    one rounding, and no pixel is more than 4 levels off Pillow's with the same order of passes. The order
-    alone moves pixels at corners of black and white by 10 levels and more.
+    Without a resize the pixels are equal. With one, the mean difference is at most a quarter of a level, the
+    cost of one rounding, and no pixel is more than 4 levels off Pillow's with the same order of passes. The
+    order alone moves pixels at corners of black and white by 10 levels and more.
     """
     a, b = (source(varied(tmp_path / side, n), Fit(mode, 72, 64, channels[n])) for n, side in enumerate("AB"))
     plan = Plan(
@@ -103,7 +103,7 @@ def exact_resize(
 @pytest.mark.parametrize("whole", [False, True], ids=["torch resizes", "DALI resizes, as on a GPU"])
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
 def test_resizes_as_accurately_as_pillow(tmp_path: Path, size: tuple[int, int], whole: bool) -> None:
-    """Compare with float64 by the parity rule that applies everywhere here.
+    """Compare with float64, by the rule of all parity tests of this project.
 
     The error is at most twice that of Pillow, the yardstick, plus one unit. For the largest error the unit is
     a level; for the mean it is the quarter of a level that rounding the result costs on average.
@@ -183,7 +183,7 @@ GPU = torch.device("cuda")
 @pytest.mark.gpu
 @pytest.mark.parametrize("mode", MODES)
 def test_samples_match_pillow_on_a_gpu(tmp_path: Path, mode: Preprocess) -> None:
-    """Two decoders may differ by bounds that follow from the standards.
+    """The bounds on the difference of two decoders follow from the standards.
 
     Each colour component's inverse transform is within 1 level of exact (IEEE 1180), so two decoders are
     within 2 levels of each other. Through the matrix to RGB that is at most 2 + 1.772 * 2 for blue, plus 1
@@ -209,7 +209,7 @@ def test_samples_match_pillow_on_a_gpu(tmp_path: Path, mode: Preprocess) -> None
 
 @pytest.mark.gpu
 def test_image_does_not_depend_on_its_block_on_a_gpu(tmp_path: Path) -> None:
-    """A resumed run has other blocks."""
+    """A resumed run divides its samples into different blocks."""
     a, b = (source(varied(tmp_path / side, n), Fit("resize_and_crop", 72, 64)) for n, side in enumerate("AB"))
     plan = Plan(3, len(a.paths), len(b.paths), 2)
     whole = list(DaliLoader(a, b, plan, GPU, threads=4).batches(0, 80))

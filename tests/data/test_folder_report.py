@@ -14,7 +14,7 @@ from fastcyclegan.data.folder_report import duplicates, examine_folder
 def test_mean_and_standard_deviation(tmp_path: Path) -> None:
     for n, level in enumerate((40, 60, 200)):
         Image.new("RGB", (50 + n, 70), (level, 0, 255)).save(tmp_path / f"{n}.png")
-    report = examine_folder("x", tmp_path, 16, lambda done, total: None)
+    report = examine_folder("x", tmp_path, 16, lambda count, total: None)
     assert report.mean is not None
     assert np.allclose(report.mean, (100, 0, 255))
     values = np.array([[level, 0, 255] for level in (40, 60, 200)], dtype=float)
@@ -27,5 +27,5 @@ def test_duplicates_have_equal_pixels_and_shapes(tmp_path: Path) -> None:
     Image.new("RGB", (8, 2)).save(tmp_path / "a" / "wide.png")
     Image.new("RGB", (2, 8)).save(tmp_path / "a" / "tall.png")
     Image.new("RGB", (2, 8)).save(tmp_path / "a" / "tall.ppm")
-    groups = duplicates([examine_folder("a", tmp_path / "a", 1, lambda done, total: None)])
+    groups = duplicates([examine_folder("a", tmp_path / "a", 1, lambda count, total: None)])
     assert [[Path(path).name for _, path in group] for group in groups] == [["tall.png", "tall.ppm"]]

@@ -58,9 +58,9 @@ def test_holds_out_images_by_name_and_seed(tmp_path: Path) -> None:
 def test_split_always_leaves_training_images(tmp_path: Path) -> None:
     paths = write_images(tmp_path, 3)
     for share in (0.001, 0.999):
-        train, held = split_holdout(paths, tmp_path, share, 0)
+        train, held_out = split_holdout(paths, tmp_path, share, 0)
         assert train
-        assert held
+        assert held_out
     assert split_holdout(paths[:1], tmp_path, 0.5, 0) == (paths[:1], [])
 
 

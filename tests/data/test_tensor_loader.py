@@ -28,7 +28,8 @@ class Paired:
 @pytest.mark.parametrize(
     ("loaders", "per_epoch"),
     [
-        # Labels are ignored, B starts again, and the surplus of B in the last, smaller batch of A is dropped.
+        # Labels are ignored, B starts again, and the surplus of B is dropped where the last batch of A is
+        # smaller.
         (
             (
                 DataLoader(TensorDataset(tensors(5), torch.arange(5)), batch_size=2),
