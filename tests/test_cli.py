@@ -95,7 +95,7 @@ def test_unknown_words(capsys: pytest.CaptureFixture[str]) -> None:
 def test_mistakes(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = ("--checkpoints_dir", str(tmp_path / "runs"))
     assert "no such folder" in fails(capsys, "--dataroot", str(tmp_path / "none"), *runs)
-    assert "has neither trainA and trainB" in fails(capsys, "--dataroot", str(tmp_path), *runs)
+    assert "contains neither trainA and trainB" in fails(capsys, "--dataroot", str(tmp_path), *runs)
     assert "--netD basic needs at least 24 pixels" in fails(capsys, "--netD", "basic", *runs)
     assert "crop_size 16 is larger than load_size 8" in fails(capsys, "--load_size", "8", *runs)
     assert "--continue_train needs --name" in fails(capsys, "--continue_train", *runs)

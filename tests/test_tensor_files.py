@@ -54,11 +54,11 @@ def test_files_that_are_no_weights(tmp_path: Path) -> None:
             file("module.pth", nn.Linear(1, 1))
         ),
         r"script.pth: cannot be loaded: it is a TorchScript": script,
-        r"strings.pth: not a state_dict: it holds no tensors": file("strings.pth", {"a": "b"}),
-        r"list.pth: not a state_dict: it holds no tensors, but a list": file("list.pth", [torch.ones(1)]),
-        r"empty.pth: not a state_dict: it holds nothing": file("empty.pth", {}),
+        r"strings.pth: not a state_dict: it is a dict without named tensors": file("strings.pth", {"a": "b"}),
+        r"list.pth: not a state_dict: it is a list without named tensors": file("list.pth", [torch.ones(1)]),
+        r"empty.pth: not a state_dict: it is empty": file("empty.pth", {}),
         r"text.pth: cannot be loaded: it is damaged, or not a PyTorch file": text,
-        r"d.pth: not a generator, but a discriminator basic \(ndf 2, 3 ch": file(
+        r"d.pth: expected a generator, got a discriminator basic \(ndf 2, 3 ch": file(
             "d.pth", Discriminator(3, 2).state_dict()
         ),
     }

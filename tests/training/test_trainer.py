@@ -107,7 +107,7 @@ def test_running_averages_are_kept_and_translate(dataset: Path, tmp_path: Path) 
         UserError, match=r"latest_net_G_A_ema.pth: no such file: .*without was not trained with ema"
     ):
         find_weights(tmp_path / "without", None, "latest", ema=True)
-    with pytest.raises(UserError, match="so direction, epoch and ema have nothing to choose"):
+    with pytest.raises(UserError, match="so direction, epoch and ema do not apply"):
         find_weights(folder / "latest_net_G_A.pth", None, "latest", ema=True)
     # Averages begin where a run without them is continued.
     go_on = run(dataset, tmp_path, "without", "--continue_train", "--ema", "0.9", "--max_iters", "2")
@@ -253,7 +253,7 @@ def test_a_image_that_vanishes_ends_the_run_without_losing_it(
             run(dataset, tmp_path, "broken", *more)
     saved = load_tensors(tmp_path / "broken" / run_files.STATE)["iteration"]
     assert str(caught.value) == (
-        f"bad image {image}: no such file; --skip_bad_images leaves such images out "
+        f"bad image {image}: no such file; pass --skip_bad_images to leave out such images "
         f"(saved after iteration {saved}; --continue_train goes on from there)"
     )
     image.write_bytes(content)
