@@ -1,7 +1,7 @@
-"""``fastcyclegan.accelerate``: replace layers of any network with fused layers that compute the same.
+"""``fastcyclegan.accelerate``: replace layers of any network with fused layers of the same function.
 
-This room decides which layers can be fused, and defines the modules that replace them. Our own networks are
-in ``nn/``.
+This package decides which layers can be fused, and defines the modules that replace them. Our own networks
+are in ``nn/``.
 
 Uses ``reference``, ``kernels``, ``nn`` and ``testing``.
 """

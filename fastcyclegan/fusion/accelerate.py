@@ -1,12 +1,12 @@
-"""``accelerate(module)``: run the instance norms and reflection-padded convolutions of any network faster.
+"""``accelerate(module)``: let our kernels compute instance norms and reflection-padded convolutions.
 
-It lets our kernels compute them, in place, and ``undo()`` reverts that. InstanceNorm1d, 2d and 3d are
-replaced together with the ReLU or LeakyReLU that follows, and ReflectionPad2d together with the Conv2d that
-follows (or a Conv2d with padding_mode="reflect"). Two modules are fused only if every call of either one,
-anywhere in the network, is directly next to a call of the other, and nothing else uses the value in between:
-``call_sites`` finds the calls, and ``why_unfused`` decides. The activation or the pad then becomes the
-identity, as a subclass of its former class. Only the classes of modules change: parameters, keys, hooks and
-references to the modules stay.
+It changes any network in place, and ``undo()`` reverts that. InstanceNorm1d, 2d and 3d are replaced together
+with the ReLU or LeakyReLU that follows, and ReflectionPad2d together with the Conv2d that follows (or a
+Conv2d with padding_mode="reflect"). Two modules are fused only if every call of either one, anywhere in the
+network, is directly next to a call of the other, and nothing else uses the value in between: ``call_sites``
+finds the calls, and ``why_unfused`` decides. The activation or the pad then becomes the identity, in a
+subclass of its former class. Only the classes of modules change: parameters, keys, hooks and references to
+the modules stay.
 """
 
 from __future__ import annotations
@@ -45,8 +45,9 @@ from fastcyclegan.nn.layer_checks import activation
 class Entry:
     """One module in the report of ``accelerate``.
 
-    ``path`` is its name in the network ("" for the network itself), ``kind`` its former class, with that of
-    its partner, and ``reason`` why it was skipped or replaced without a partner.
+    ``path`` is its name in the network ("" for the network itself). ``kind`` is its former class, or both
+    classes of a fused pair ("InstanceNorm2d + ReLU"). ``reason`` tells why it was skipped, or replaced
+    without a partner.
     """
 
     path: str
@@ -67,7 +68,7 @@ class _Change:
 class Accelerated:
     """The report of ``accelerate``: the modules ``replaced`` and ``skipped``, in the network's order.
 
-    ``note`` tells which devices and dtypes of the network no kernel supports. ``str()`` gives a table;
+    ``note`` names the dtypes and devices in the network that no kernel supports. ``str()`` gives a table, and
     ``undo()`` reverts the changes.
     """
 
@@ -136,15 +137,15 @@ def accelerate(module: nn.Module, impl: str = "auto", example: Any = None) -> Ac
 
     ``module`` itself may be such a layer. It stays the same function with the same state_dict, parameters and
     modes, and can be trained, saved, copied, compiled, cast and moved. ``impl`` is "triton", "reference"
-    (torch's own operators) or "auto", which uses Triton on an NVIDIA GPU for fp32, bf16 and fp16, and torch's
-    own operators everywhere else; those give the same results as before, bit for bit. The kernels keep less
-    for the backward, and differ in two ways: a norm returns the memory layout of its input (torch's returns
-    NCHW memory), and there is no double backward.
+    (torch's own operators) or "auto": Triton on an NVIDIA GPU for fp32, bf16 and fp16, and torch's own
+    operators everywhere else. With torch's own operators, the results are the same as before, bit for bit.
+    The kernels keep less for the backward, and differ in two ways: a norm returns the memory layout of its
+    input (torch's returns NCHW memory), and there is no double backward.
 
-    An activation or a pad is fused if traces of the forwards inside ``module`` show that nothing else uses
-    the value in between. The layers of a forward that branches are not fused with each other. An ``if`` on a
-    plain attribute is allowed, because both branches are traced. Layers must not be called from outside
-    (``net.m[:4](x)``); call ``undo()`` before you register hooks or change layers. Modules with hooks, a
+    An activation or a pad is fused only if traces of the forwards inside ``module`` show that nothing else
+    uses the value in between. The layers of a forward that branches are not fused with each other. An ``if``
+    on a plain attribute is allowed, because both branches are traced. Layers must not be called from outside
+    (``net.m[:4](x)``). Call ``undo()`` before registering hooks or changing layers. Modules with hooks, a
     parametrization, running statistics or a custom class are skipped, and so are convolutions with a stride,
     a dilation, groups or an even kernel size.
 
@@ -164,7 +165,9 @@ def accelerate(module: nn.Module, impl: str = "auto", example: Any = None) -> Ac
     problem = difference(module, plain, example)
     if not problem:
         return report
-    warnings.warn(f"accelerate: the example failed, so all changes were undone: {problem}", stacklevel=2)
+    warnings.warn(
+        f"accelerate: the check with the example failed, so all changes were undone: {problem}", stacklevel=2
+    )
     report.undo()
     undone = [Entry(entry.path, entry.kind, f"undone: {problem}") for entry in report.replaced]
     return Accelerated((), (*undone, *report.skipped), report.note)
@@ -200,14 +203,17 @@ def _accelerated(module: nn.Module, impl: str) -> Accelerated:
 
 
 def _scripted(module: nn.Module) -> list[nn.Module]:
-    """Return the outermost scripted modules inside ``module``, which may be scripted itself."""
+    """Return the outermost scripted modules of ``module``, which may be ``module`` itself."""
     all_scripted = [inner for inner in module.modules() if isinstance(inner, torch.jit.ScriptModule)]
     nested = {inner for scripted in all_scripted for inner in set(scripted.modules()) - {scripted}}
     return [scripted for scripted in all_scripted if scripted not in nested]
 
 
 def _candidates(modules: Iterable[nn.Module]) -> tuple[Reasons, Reasons, Reasons, Reasons]:
-    """Return the norms, activations, pads and convolutions of ``modules``, each with why it is unsuitable."""
+    """Return the norms, activations, pads and convolutions among ``modules``.
+
+    Each is mapped to the reason why it is unsuitable, or to "" if it is suitable.
+    """
     norms: Reasons = {}
     activations: Reasons = {}
     pads: Reasons = {}
@@ -262,7 +268,7 @@ class _Plan:
         self._replaced.append(Entry(self.names[norm], kind, reason))
 
     def replace_conv(self, conv: Any, pads: list[Any]) -> None:
-        """Fuse a convolution with the identical ``pads`` before it, or replace one that reflects itself."""
+        """Fuse a convolution with the identical ``pads`` before it, or replace one with its own padding."""
         kind, border = "ReflectionPad2d + Conv2d", 0
         if isinstance(conv, ReflectConv2d):
             self.skip(conv, why_not_reflecting(conv))
@@ -291,7 +297,7 @@ class _Plan:
 
 
 def _unsupported_note(modules: Iterable[nn.Module]) -> str:
-    """Return a sentence on the parameters of ``modules`` that no kernel supports, or "" if there are none."""
+    """Return a sentence that names the dtypes and devices in ``modules`` that no kernel supports, or ""."""
     unsupported = set()
     for module in modules:
         for p in module.parameters(recurse=False):

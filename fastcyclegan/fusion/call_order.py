@@ -54,7 +54,7 @@ class Call:
 
 @dataclass
 class CallSites:
-    """The ``calls`` that the traces show, and the modules whose calls or classes other code depends on.
+    """The ``calls`` that the traces show, and the modules that other code may call or inspect.
 
     ``maybe_called`` are modules that may be called by code that cannot be followed, and ``untouchable`` are
     modules that must keep their exact class, each with the reason.
@@ -82,7 +82,7 @@ def call_sites(root: nn.Module, watched: Iterable[nn.Module]) -> CallSites:
 
 
 def _is_container(module: nn.Module) -> bool:
-    """Return whether ``module`` is a mere container, or wraps a single module."""
+    """Return whether ``module`` only contains other modules, or wraps a single one."""
     is_wrapper = type(module).__name__ in _WRAPPERS and not methods_of(type(module))
     return is_wrapper or _has_forward(module, nn.Module)
 

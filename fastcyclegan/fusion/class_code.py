@@ -99,7 +99,7 @@ def local_names(nodes: tuple[ast.AST, ...]) -> set[str]:
 
 
 def calls_variables(function: FunctionType) -> bool:
-    """Return whether ``function`` calls something that it has in a variable or in a container."""
+    """Return whether ``function`` calls a value from a variable or from a container."""
     nodes = syntax_of(function)
     local = local_names(nodes)
     for node in nodes:

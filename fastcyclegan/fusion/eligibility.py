@@ -38,7 +38,7 @@ Reasons = dict[nn.Module, str]
 
 
 def why_not_plain(module: nn.Module, *kinds: type[nn.Module]) -> str:
-    """Return why ``module`` is not exactly one of ``kinds`` without hooks, or "" if it is."""
+    """Return "" if ``module`` is exactly one of ``kinds`` and has no hooks, otherwise why it is not."""
     if isinstance(module, (*NORMS.values(), ReflectConv2d)):
         return "it is already accelerated"
     if untouched(module, *kinds):
@@ -130,8 +130,8 @@ def _fused_settings(module: nn.Module | None) -> object:
 def why_unfused(sites: CallSites, firsts: Reasons, seconds: Reasons) -> Reasons:
     """Return for each module why it cannot be part of a pair, or "" if it can.
 
-    It can if in all its calls, and in those of its partners, a second module comes directly after a first.
-    ``firsts`` and ``seconds`` are all such modules, each with the reason why it is unsuitable by itself.
+    It can if in all its calls, and in those of its partners, one of ``seconds`` comes directly after one of
+    ``firsts``. Both contain all candidates, each with the reason why it is unsuitable by itself, or "".
     """
     reasons, partners = firsts | seconds, defaultdict(list)
     for call in sites.calls:

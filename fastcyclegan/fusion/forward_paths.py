@@ -43,7 +43,10 @@ MAX_PATHS = 64
 
 
 class BranchesError(Exception):
-    """Traces do not show all of a forward. The message follows the forward's name: "branches on data"."""
+    """Raised for a forward that traces do not show completely.
+
+    The message is to be read after the name of the forward: "branches on data".
+    """
 
 
 # --- Source code --------------------------------------------------------------------------------------------
@@ -139,14 +142,14 @@ class _Source:
 
 
 class _NoTensors(TorchDispatchMode):
-    """Forbids all computation: real tensors in a trace are created by the forward, and may be random."""
+    """Forbids all computation: a real tensor in a trace was created by the forward, and may be random."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         raise BranchesError(f"creates tensors (by {func._schema.name})")
 
 
 class _Unknown:
-    """A value without a usable text or hash, because they would be those of the trace."""
+    """A traced value that has no text and no hash, because they would not be those of the real value."""
 
     def _refuse(self, *args: Any) -> Any:
         raise BranchesError("uses a value as a string or in a set")

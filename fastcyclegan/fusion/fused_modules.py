@@ -27,7 +27,7 @@ class _FusedInstanceNorm(InstanceNormAct):
     """``InstanceNormAct`` with the input checks of torch's norm for 1, 2 or 3 dimensions; N may be missing.
 
     The kernels return the memory layout of the input; torch's operator returns NCHW memory. ``inplace`` tells
-    whether the activation was in place, on which it depends what torch's operators keep for the backward.
+    whether the activation was in place, because that decides what torch's operators keep for the backward.
     """
 
     inplace = False
@@ -62,9 +62,10 @@ class _FusedInstanceNorm(InstanceNormAct):
 
 
 def _with_contiguous_gradient(y: Tensor) -> Tensor:
-    """Return y with a gradient in NCHW memory: for a single image, torch's CPU backward misreads any other.
+    """Return y, and make sure that its gradient arrives in NCHW memory.
 
-    ``reference.InstanceNorm2d`` does this in a way that returns a view, which cannot be changed in place.
+    For a single image, torch's CPU backward misreads any other layout. ``reference.InstanceNorm2d`` has the
+    same fix, but it returns a view, which cannot be changed in place.
     """
     if y.device.type != "cpu" or y.shape[0] != 1 or not y.requires_grad:
         return y
@@ -134,7 +135,7 @@ class ReflectConv2d(nn.Conv2d):
     def _is_supported(self, x: Tensor) -> bool:
         """Return whether the kernels can compute it.
 
-        They never get an input that torch rejects, so that the error is torch's.
+        Inputs that torch rejects are left to torch, so that the error is torch's.
         """
         if x.dim() not in (3, 4) or x.shape[-3] != self.in_channels or x.device != self.weight.device:
             return False
@@ -157,7 +158,7 @@ def _is_channels_last(t: Tensor) -> bool:
 
 
 class _FusedAway(nn.Module):
-    """The identity, still an instance of torch's class: the neighbour it was fused into does its work."""
+    """The identity, but still an instance of torch's class: the module it was fused into does its work."""
 
     def _get_name(self) -> str:
         return type(self).__name__.removeprefix("Fused")

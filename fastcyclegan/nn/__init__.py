@@ -1,6 +1,6 @@
 """Networks and layers with the official names and state_dict keys, computed by our kernels or by PyTorch.
 
-This room holds layers, network architectures, checks on layers, and the format of networks on the hub.
+This package contains layers, network architectures, checks on layers, and the format of networks on the hub.
 Losses, training and all other weight files are handled elsewhere.
 
 Uses ``reference``, ``kernels``, ``config`` and ``tensor_files``.

@@ -1,10 +1,10 @@
 """Chains of layers that run in fewer passes than they have layers; our networks are built from them.
 
 A ``Chain`` keeps one child per layer of the official networks, so its names, keys and repr match theirs. It
-fuses a norm, its activation, a reflection padding and the convolution after them into one operator. It skips
-the bias of a convolution that the next norm cancels; the gradient of such a bias is zero, and it is given
-that gradient. On a device that the kernels do not support, the layers run one by one. A layer with hooks, or
-of another class than the official one, is called as an ordinary module.
+fuses a norm, its activation, a reflection padding and the convolution after them into one operator. It does
+not add the bias of a convolution if the next norm cancels it; such a bias receives its true gradient, which
+is zero. On a device that the kernels do not support, the layers run one by one. A layer with hooks, or of a
+class other than the official one, is called as an ordinary module.
 
 The functions here run the chains of P networks at once, with P = 1 for a single network. ``deferred.py``
 holds the tensor that passes through them.
@@ -66,7 +66,7 @@ def run_chains(
     start: int = 0,
     impl: Literal["triton", "reference"] = "triton",
 ) -> Tensor:
-    """Run the chains of P networks that are alike on x [N, C, H, W], from layer ``start`` on.
+    """Run the chains of P matching networks on x [N, C, H, W], from layer ``start`` on.
 
     x holds N / P images per network, in the order of the networks. ``cancelled`` is for nested chains: a list
     that collects the biases to which the outermost chain gives a zero gradient.
@@ -143,7 +143,7 @@ def _descend(deferred: Deferred, blocks: Layers, following: Layers | None) -> No
 
 
 def _first_activation(block: UnetBlock) -> tuple[str, float] | None:
-    """Return the activation at the start of a U-Net level, or None if there is none or it is not a chain."""
+    """Return the activation that starts a U-Net level, or None if it has none or is not a chain."""
     chain: Any = block.model
     if block.outermost or not untouched(chain, Chain):
         return None

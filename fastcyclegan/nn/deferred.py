@@ -2,8 +2,8 @@
 
 A norm, an activation or a reflection padding is deferred so that the next convolution can be fused with it.
 
-P networks of one architecture can run as one. Then x holds the images of all of them, N / P per network in
-the order of the networks, and each position of a chain is the tuple of their layers at that position.
+P networks of one architecture can run as one. The tensor then holds the images of all of them, N / P per
+network in the order of the networks, and each position of a chain is the tuple of their layers there.
 ``chains.py`` walks the chains; ``engine/batching.py`` decides which networks can run together.
 """
 
@@ -75,8 +75,8 @@ def _plain_conv(x: Tensor, conv: Any, bias: Tensor | None) -> Tensor:
 class Deferred:
     """A tensor x and the operations still pending on it: norm, activation and padding, in this order.
 
-    ``impl``: what computes them. ``required``: a kernel that fails raises KernelError; otherwise PyTorch
-    computes that operator.
+    ``impl`` selects what computes them. If ``required``, a kernel that fails raises KernelError; otherwise
+    PyTorch computes that operator instead.
     """
 
     x: Tensor
@@ -196,7 +196,7 @@ class Deferred:
         return norm_conv(x, conv.weight, bias, sizes, border=self.border, **options)
 
     def _can_zero_pad(self, convs: Layers, dtype: torch.dtype) -> bool:
-        """Return whether our kernels should compute zero-padded ``convs`` in ``dtype``, with a pending norm.
+        """Return whether our kernels should compute zero-padded ``convs`` in ``dtype``, fused with the norm.
 
         For one network, PyTorch's library computes them unless it was measured to be slower. For several
         networks, the kernels need one launch instead of one per network and a copy.
@@ -216,7 +216,7 @@ class Deferred:
         return bool(times) and times["triton"] < times["cudnn"]
 
     def _zero_pad(self, convs: Layers, biases: list[Tensor], recompute: bool) -> None:
-        """Replace x with its convolution computed by our kernels, fused with a pending norm."""
+        """Replace x with its convolution computed by our kernels, fused with any pending norm."""
         conv, norm = convs[0], self.norm
         options: dict[str, Any] = {"recompute": recompute, "required": self.required}
         options |= {"stride": conv.stride[0], "padding": conv.padding[0]}

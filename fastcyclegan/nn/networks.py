@@ -43,7 +43,7 @@ def _set_up(net: nn.Module, impl: str, recompute: bool) -> None:
 def computed_by(net: nn.Module) -> str:
     """Return the implementation that computes ``net`` on its current device: "triton" or "reference".
 
-    If its ``impl`` does not support the parameters, or it has none, a short text saying so is returned.
+    If its ``impl`` does not support its parameters, or it has no parameters, return a text that says so.
     """
     impl, parameter = getattr(net, "impl", "reference"), next(net.parameters(), None)
     if parameter is None:
@@ -79,12 +79,11 @@ def _build_in_any_layout(norm: Callable[[int], nn.Module], channels: int) -> nn.
 
 
 class Generator(reference.Generator, Pretrained):
-    """The ResNet generator of CycleGAN, a drop-in for the official ``ResnetGenerator`` (same state_dict
-    keys).
+    """The ResNet generator of CycleGAN, a drop-in for the official ``ResnetGenerator``.
 
-    It maps images [N, input_nc, H, W] in [-1, 1] to [N, output_nc, H, W] in [-1, 1]. H and W must be
-    multiples of 4 and at least 8. The output is fp32 under autocast; otherwise it has the dtype of the
-    weights.
+    It has the same state_dict keys. It maps images [N, input_nc, H, W] in [-1, 1] to [N, output_nc, H, W] in
+    [-1, 1]. H and W must be multiples of 4 and at least 8. The output is fp32 under autocast; otherwise it
+    has the dtype of the weights.
 
     ``impl`` selects the implementation: "reference" uses PyTorch's own operators, "triton" uses our kernels,
     and "auto" uses the kernels on devices that they support. With ``recompute=True``, only the convolutions'
@@ -233,5 +232,5 @@ OURS = (Generator, UnetGenerator, Discriminator, PixelDiscriminator)
 
 
 def is_ours(net: nn.Module) -> bool:
-    """Return whether ``net`` is one of our networks, or of a subclass that keeps the forward."""
+    """Return whether ``net`` is one of our networks, or a subclass that keeps its forward."""
     return isinstance(net, OURS) and type(net).forward in {kind.forward for kind in OURS}

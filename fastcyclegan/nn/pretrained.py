@@ -1,9 +1,9 @@
 """Save generators as safetensors folders, load them again, and share them on the Hugging Face hub.
 
 ``save_pretrained`` writes a folder with model.safetensors (the architecture is in its metadata), config.json
-(the arguments of the class) and README.md (a model card). huggingface_hub's mixin does the downloads and
-uploads and is set up on first use; the files are read and written by our own code. ``pip install
-'fastcyclegan[hub]'`` installs the packages needed.
+(the arguments of the class) and README.md (a model card). huggingface_hub's mixin handles downloads and
+uploads, and is set up on first use; our own code reads and writes the files. The required packages come with
+``pip install 'fastcyclegan[hub]'``.
 """
 
 from __future__ import annotations
@@ -93,7 +93,9 @@ def _training_table(config: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
 
 
 def _training_in(run: Path) -> dict[str, str]:
-    """Return the training table of the run in folder ``run``. Raises UserError for any other folder.
+    """Return the training table of the run in the folder ``run``.
+
+    Raises UserError if ``run`` is not a run folder, or if its configuration cannot be read.
 
     The settings come from config.json, or from the training state if that file is missing. They are read as
     plain values, so that this module does not depend on the list of settings.
@@ -105,15 +107,15 @@ def _training_in(run: Path) -> dict[str, str]:
     elif state_file.is_file():
         file = state_file
     else:
-        raise UserError(f"{run}: not the folder of a run: it contains neither config.json nor state.pt")
+        raise UserError(f"{run}: not a run folder: it contains neither config.json nor state.pt")
     try:
         if file == config_file:
             return _training_table(json.loads(file.read_text()))
         return _training_table(load_tensors(file)["config"])
     except KeyError as error:
-        raise UserError(f"{file}: not the configuration of a run: {error.args[0]} is missing") from None
+        raise UserError(f"{file}: not a valid run configuration: {error.args[0]} is missing") from None
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{file}: not the configuration of a run: {error}") from None
+        raise UserError(f"{file}: not a valid run configuration: {error}") from None
 
 
 class Pretrained:
@@ -133,7 +135,10 @@ class Pretrained:
         """
         _require()
         if Path(source).is_file():
-            raise UserError(f"{source}: from_pretrained needs a folder, got a file; use load_generator")
+            raise UserError(
+                f"{source}: from_pretrained needs a folder or a name on the hub, got a file; use"
+                " load_generator for files"
+            )
         if Path(source).is_dir():
             _check_folder(Path(source))
         net: Self = _mixed(_argument_class(cls)).from_pretrained(str(source), **options)
@@ -146,9 +151,9 @@ class Pretrained:
     ) -> None:
         """Write the weights, the arguments and a model card to ``folder``.
 
-        ``run`` is the folder of a run whose settings the card should show. ``options`` are those of
+        ``run`` is the run folder whose settings the card should show. ``options`` are those of
         ``huggingface_hub.ModelHubMixin.save_pretrained``, such as push_to_hub and repo_id. Raises ValueError
-        if the arguments do not rebuild the network, UserError if ``run`` is not the folder of a run, and
+        if the network's arguments do not rebuild it, UserError if ``run`` is not a run folder, and
         ImportError if the extra ``hub`` is not installed.
         """
         if not title:
@@ -195,7 +200,7 @@ def _check_folder(folder: Path) -> None:
         raise UserError(f"{file}: cannot be read: {str(error).splitlines()[0]}") from None
     if not isinstance(arguments, dict):
         raise UserError(
-            f"{file}: must contain a network's arguments by name, got a {type(arguments).__name__}"
+            f"{file}: must be a JSON object with a network's arguments, got a {type(arguments).__name__}"
         )
 
 
@@ -299,7 +304,7 @@ def _card_values(net: Any, kind: type) -> dict[str, Any]:
 
 @functools.cache
 def _mixed(kind: type) -> Any:
-    """Return ``kind`` combined with huggingface_hub's mixin, with our own code for reading and writing."""
+    """Return ``kind`` combined with huggingface_hub's mixin, which uses our code to read and write files."""
     from huggingface_hub import ModelCard, ModelHubMixin, PyTorchModelHubMixin
 
     options: dict[str, Any] = {
@@ -312,7 +317,7 @@ def _mixed(kind: type) -> Any:
     base: Any = kind
 
     class Mixed(base, PyTorchModelHubMixin, **options):
-        # The network class's methods of these names call these.
+        # The methods of the same names in the network class call these.
         from_pretrained: Any = classmethod(vars(ModelHubMixin)["from_pretrained"].__func__)
         save_pretrained, push_to_hub = PyTorchModelHubMixin.save_pretrained, PyTorchModelHubMixin.push_to_hub
         card: Mapping[str, Any]

@@ -41,9 +41,9 @@ def test_frozen_biases_get_no_gradient() -> None:
 
 
 def test_number_of_launches_without_hooks() -> None:
-    """Two per norm that is not small, four per block, one for the last convolution.
+    """Two per norm that is not small, four per block, one for the last convolution, two for the first.
 
-    The first convolution also includes the padding of its image.
+    The first convolution needs one more launch for the padding of its image.
     """
     net, x = Generator(ngf=8, n_blocks=2, impl="triton"), torch.randn(1, 3, 128, 128)
     # Norms at 128 and 64 pixels; at 32 x 32 one program holds everything, unless a border is written.

@@ -1,4 +1,4 @@
-"""Helpers for the tests of chains: one network by kernels, by the reference and in float64, and its parity."""
+"""Helpers for the tests of chains: a network by kernels, by the reference and in float64, and parity."""
 
 from __future__ import annotations
 
