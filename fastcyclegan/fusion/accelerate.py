@@ -46,8 +46,8 @@ class Entry:
     """One module in the report of ``accelerate``.
 
     ``path`` is its name in the network ("" for the network itself). ``kind`` is its former class, or both
-    classes of a fused pair ("InstanceNorm2d + ReLU"). ``reason`` tells why it was skipped, or replaced
-    without a partner.
+    classes of a fused pair ("InstanceNorm2d + ReLU"). ``reason`` is why it was skipped, or replaced without a
+    partner.
     """
 
     path: str

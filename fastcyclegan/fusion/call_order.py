@@ -110,7 +110,7 @@ def _add_other_code(
 ) -> None:
     """Add the modules that the other code of ``module`` may call: methods, hooks, functions in attributes.
 
-    ``followed`` tells whether its forward was traced, and ``reason`` why the forward cannot be followed.
+    ``followed`` is whether its forward was traced; ``reason`` is why the forward cannot be followed, or "".
     """
     kind, methods = type(module), methods_of(type(module))
     of_forward, of_building = methods_run_by("forward", methods), methods_run_by("__init__", methods)

@@ -88,7 +88,7 @@ def _why_not_conv(conv: Any) -> str:
     k = conv.kernel_size[0]
     for name, value in {"stride": (1, 1), "dilation": (1, 1), "groups": 1, "kernel_size": (k, k)}.items():
         if getattr(conv, name) != value:
-            return f"its {name} is {getattr(conv, name)}"
+            return f"it has {name}={getattr(conv, name)}"
     if k % 2 == 0:
         return f"its kernel_size is even: {conv.kernel_size}"
     return ""
@@ -180,5 +180,5 @@ def _why_not_traced(module: nn.Module, sites: CallSites, is_called: bool) -> str
     if reason := sites.maybe_called.get(module, ""):
         return reason
     if not is_called:
-        return "no call of it was found"
+        return "no call to it was found"
     return ""

@@ -171,8 +171,8 @@ class _SymbolAttribute(_Unknown, fx.proxy.Attribute):
 class _Tracer(fx.Tracer):
     """Records the calls of the modules in ``names``, and traces into slices of them made during the forward.
 
-    ``answers`` tells whether each of the ``switches`` is true. A switch that is tested for the first time is
-    taken to be true, and is added.
+    ``answers`` holds the value of each of the ``switches``, true or false. A switch that is tested for the
+    first time is taken to be true, and is added.
     """
 
     proxy_buffer_attributes = True

@@ -26,8 +26,8 @@ STRIDE_1: ConvArgs = ([1, 1], [0, 0], [1, 1], False, [0, 0], 1)
 class _FusedInstanceNorm(InstanceNormAct):
     """``InstanceNormAct`` with the input checks of torch's norm for 1, 2 or 3 dimensions; N may be missing.
 
-    The kernels return the memory layout of the input; torch's operator returns NCHW memory. ``inplace`` tells
-    whether the activation was in place, because that decides what torch's operators keep for the backward.
+    The kernels return the memory layout of the input; torch's operator returns NCHW memory. ``inplace``
+    records whether the activation was in place, which decides what torch's operators keep for the backward.
     """
 
     inplace = False

@@ -279,7 +279,7 @@ def test_report_is_a_short_table() -> None:
     assert "  replaced   6  InstanceNorm2d + ReLU: in1, in2, in3 and 3 more" in lines
     assert (
         "  skipped    2  ReflectionPad2d: conv2.reflection_pad, conv3.reflection_pad (the Conv2d after it"
-        " cannot be fused: its stride is (2, 2))" in lines
+        " cannot be fused: it has stride=(2, 2))" in lines
     )
     assert lines[5] == "  no kernel supports float32 on cpu: torch's own operators are used, as before"
     assert len(lines) == 6
@@ -289,7 +289,7 @@ def test_accelerates_a_single_layer() -> None:
     norm = nn.InstanceNorm2d(3)
     report = accelerate(norm)
     assert isinstance(norm, FusedInstanceNorm2d)
-    assert "the module itself (not fused with an activation: no call of it was found)" in str(report)
+    assert "the module itself (not fused with an activation: no call to it was found)" in str(report)
     report.undo()
     assert type(norm) is nn.InstanceNorm2d
 

@@ -313,5 +313,5 @@ def test_report_names_untraceable_forwards() -> None:
     )
     assert (
         reasons_by_path(accelerate(nn.ModuleList([nn.InstanceNorm2d(3), nn.ReLU()])))["0"]
-        == "no call of it was found"
+        == "no call to it was found"
     )

@@ -59,19 +59,19 @@ NOT_FUSED: list[tuple[Callable[[], list[nn.Module]], dict[str, str]]] = [
     ),
     (lambda: [nn.InstanceNorm2d(4), nn.PReLU()], {"0": "PReLU comes after it"}),
     (lambda: [nn.InstanceNorm2d(4)], {"0": "its output is returned by the Sequential"}),
-    (lambda: [PAD(1), conv(stride=2)], {"0": "the Conv2d after it cannot be fused: its stride is (2, 2)"}),
+    (lambda: [PAD(1), conv(stride=2)], {"0": "the Conv2d after it cannot be fused: it has stride=(2, 2)"}),
     (
         lambda: [PAD(1), conv(dilation=2)],
-        {"0": "the Conv2d after it cannot be fused: its dilation is (2, 2)"},
+        {"0": "the Conv2d after it cannot be fused: it has dilation=(2, 2)"},
     ),
-    (lambda: [PAD(1), conv(groups=2)], {"0": "the Conv2d after it cannot be fused: its groups is 2"}),
+    (lambda: [PAD(1), conv(groups=2)], {"0": "the Conv2d after it cannot be fused: it has groups=2"}),
     (
         lambda: [PAD(1), conv(kernel_size=2)],
         {"0": "the Conv2d after it cannot be fused: its kernel_size is even: (2, 2)"},
     ),
     (
         lambda: [PAD(1), conv(kernel_size=(3, 1))],
-        {"0": "the Conv2d after it cannot be fused: its kernel_size is (3, 1)"},
+        {"0": "the Conv2d after it cannot be fused: it has kernel_size=(3, 1)"},
     ),
     (
         lambda: [PAD(1), conv(padding=1)],
@@ -86,7 +86,7 @@ NOT_FUSED: list[tuple[Callable[[], list[nn.Module]], dict[str, str]]] = [
         {"0": "the ParametrizedConv2d after it cannot be fused: it has a parametrization"},
     ),
     (lambda: [PAD(1), nn.ReLU(), conv()], {"0": "ReLU comes after it"}),
-    (lambda: [conv(padding=1, padding_mode="reflect", stride=2)], {"0": "its stride is (2, 2)"}),
+    (lambda: [conv(padding=1, padding_mode="reflect", stride=2)], {"0": "it has stride=(2, 2)"}),
     (
         lambda: [conv(padding=(1, 0), padding_mode="reflect")],
         {"0": "its padding is not the same on all sides: (1, 0)"},
