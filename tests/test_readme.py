@@ -49,5 +49,5 @@ def test_all_of_it_runs(
     assert (results["painting"].size, results["photo"].size) == ((24, 20), (24, 20))
     assert results["model"].iteration == 6  # two epochs of the three that were not held out
     printed = capsys.readouterr().out
-    assert "accelerate: 2 replaced, nothing left as it is" in printed
+    assert "accelerate: 2 replaced, nothing skipped" in printed
     assert (tmp_path / "photos2paintings" / "README.md").exists()
