@@ -45,14 +45,14 @@ from fastcyclegan.nn.layer_checks import activation
 class Entry:
     """One module in the report of ``accelerate``.
 
-    ``path`` is its name in the network ("" for the network itself). ``kind`` is its former class, or both
-    classes of a fused pair ("InstanceNorm2d + ReLU"). ``reason`` is why it was skipped, or replaced without a
+    ``path`` is its name in the network ("" for the network itself). ``what`` is its former class, or both
+    classes of a fused pair ("InstanceNorm2d + ReLU"). ``why`` is the reason that it was skipped, or replaced without a
     partner.
     """
 
     path: str
-    kind: str
-    reason: str = ""
+    what: str
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -66,21 +66,21 @@ class _Change:
 
 @dataclass(frozen=True)
 class Accelerated:
-    """The report of ``accelerate``: the modules ``replaced`` and ``skipped``, in the network's order.
+    """The report of ``accelerate``: the modules ``replaced`` and those ``left`` as they were, in the network's order.
 
     ``note`` names the dtypes and devices in the network that no kernel supports. ``str()`` gives a table, and
     ``undo()`` reverts the changes.
     """
 
     replaced: tuple[Entry, ...]
-    skipped: tuple[Entry, ...]
+    left: tuple[Entry, ...]
     note: str = ""
     _changes: list[_Change] = field(default_factory=list, repr=False, compare=False)
 
     def __str__(self) -> str:
-        replaced, skipped = _count(self.replaced), _count(self.skipped)
+        replaced, skipped = _count(self.replaced), _count(self.left)
         head = f"accelerate: {replaced} replaced, {skipped} skipped"
-        lines = [head, *_table_lines("replaced", self.replaced), *_table_lines("skipped", self.skipped)]
+        lines = [head, *_table_lines("replaced", self.replaced), *_table_lines("skipped", self.left)]
         if self.note:
             lines.append(f"  {self.note}")
         return "\n".join(lines)
@@ -117,7 +117,7 @@ def _table_lines(title: str, entries: tuple[Entry, ...]) -> Iterator[str]:
         path = entry.path
         if not path:
             path = "the module itself"
-        alike[entry.kind, entry.reason].append(path)
+        alike[entry.what, entry.why].append(path)
     for (kind, reason), paths in alike.items():
         line = f"  {title:<8}{len(paths):>4}  {kind}: {', '.join(paths[:3])}"
         if len(paths) > 3:
@@ -169,8 +169,8 @@ def accelerate(module: nn.Module, impl: str = "auto", example: Any = None) -> Ac
         f"accelerate: the check with the example failed, so all changes were undone: {problem}", stacklevel=2
     )
     report.undo()
-    undone = [Entry(entry.path, entry.kind, f"undone: {problem}") for entry in report.replaced]
-    return Accelerated((), (*undone, *report.skipped), report.note)
+    undone = [Entry(entry.path, entry.what, f"undone: {problem}") for entry in report.replaced]
+    return Accelerated((), (*undone, *report.left), report.note)
 
 
 def _accelerated(module: nn.Module, impl: str) -> Accelerated:

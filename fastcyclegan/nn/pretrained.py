@@ -83,7 +83,7 @@ def _training_table(config: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     if optim.get("ema"):
         adam += f", EMA of the weights {optim['ema']:g}"
     return {
-        "images": f"{source}, {data['direction']}",
+        "pictures": f"{source}, {data['direction']}",
         "samples": f"{data['preprocess']}, load_size {data['load_size']}, crop_size {data['crop_size']}",
         "length": f"{length}, batch size {data['batch_size']}",
         "losses": f"{loss['gan_mode']}, {cycle}, {identity}, image pool {loss['pool_size']}",

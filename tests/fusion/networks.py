@@ -67,11 +67,11 @@ def check_parity(nets: tuple[nn.Module, nn.Module], x: Tensor, dtype: torch.dtyp
 
 
 def replaced_kinds(report: Accelerated) -> dict[str, str]:
-    return {entry.path: entry.kind for entry in report.replaced}
+    return {entry.path: entry.what for entry in report.replaced}
 
 
 def reasons_by_path(report: Accelerated) -> dict[str, str]:
-    return {entry.path: entry.reason for entry in (*report.replaced, *report.skipped)}
+    return {entry.path: entry.why for entry in (*report.replaced, *report.left)}
 
 
 class Norms(nn.Module):

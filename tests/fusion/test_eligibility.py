@@ -124,5 +124,5 @@ def test_our_own_networks_are_skipped() -> None:
     report = accelerate(Generator(ngf=4, n_blocks=1))
     assert not report.replaced
     assert {"it is a subclass of a torch.nn layer"} == {
-        entry.reason for entry in report.skipped if "Norm" in entry.kind
+        entry.why for entry in report.left if "Norm" in entry.what
     }

@@ -565,7 +565,7 @@ class Cyclic(Layers):
 
 
 def test_accepts_assertions_and_cycles() -> None:
-    assert accelerate(Asserts()).replaced[0].reason == "Asserts.forward may branch on `assert self.flag, y`"
+    assert accelerate(Asserts()).replaced[0].why == "Asserts.forward may branch on `assert self.flag, y`"
     assert len(accelerate(Cyclic()).replaced) == 1
 
 
@@ -577,7 +577,7 @@ def test_skips_layers_with_custom_attributes() -> None:
     pads[0].padding, pads[1].padding = [1, 1, 1, 1], 1  # type: ignore[assignment]
     report = accelerate(nn.ModuleList([nn.Sequential(pads[0], conv, norm, nn.ReLU()), *pads[1:]]))
     assert not report.replaced
-    assert {entry.reason for entry in report.skipped} == {
+    assert {entry.why for entry in report.left} == {
         "its padding is not the same on all sides: [1, 1, 1, 1]",
         "it already has an attribute named act",
         "its padding is not the same on all sides: 1",
