@@ -46,8 +46,8 @@ class Entry:
     """One module in the report of ``accelerate``.
 
     ``path`` is its name in the network ("" for the network itself). ``what`` is its former class, or both
-    classes of a fused pair ("InstanceNorm2d + ReLU"). ``why`` is the reason that it was skipped, or replaced without a
-    partner.
+    classes of a fused pair ("InstanceNorm2d + ReLU"). ``why`` is the reason for skipping it, or for replacing
+    it without a partner.
     """
 
     path: str
@@ -66,7 +66,7 @@ class _Change:
 
 @dataclass(frozen=True)
 class Accelerated:
-    """The report of ``accelerate``: the modules ``replaced`` and those ``left`` as they were, in the network's order.
+    """The report of ``accelerate``: the modules it ``replaced`` and those it ``left``, in the network's order.
 
     ``note`` names the dtypes and devices in the network that no kernel supports. ``str()`` gives a table, and
     ``undo()`` reverts the changes.
