@@ -50,7 +50,7 @@ def replace_step(module: ModuleType, options: Options, log: Log) -> None:
     to the host, and a captured iteration needs its networks to stay where they are.
     """
     cls = getattr(module, "CycleGANModel", None)
-    missing = _missing(cls)
+    missing = _missing_member(cls)
     if cls is None or missing:
         log(f"training step: not replaced: {module.__file__} has no {missing}")
         return
@@ -78,8 +78,8 @@ def replace_step(module: ModuleType, options: Options, log: Log) -> None:
     cls.__getattr__ = _lazy_attributes(getattr(cls, "__getattr__", None))
 
 
-def _missing(cls: type | None) -> str:
-    """Return the first class or method that cannot be replaced because it does not exist, or ""."""
+def _missing_member(cls: type | None) -> str:
+    """Return the first required class or method that the checkout lacks, or ""."""
     if cls is None:
         return "CycleGANModel"
     for name in ("optimize_parameters", "save_networks", "set_input"):
