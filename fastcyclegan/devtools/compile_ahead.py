@@ -77,9 +77,9 @@ def predicted_seconds(jobs: int, processes: int) -> float:
 
 
 def compile_ahead(
-    jobs: Sequence[Job], progress: Progress = lambda done, total: None, processes: int | None = None
+    jobs: Sequence[Job], progress: Progress = lambda finished, total: None, processes: int | None = None
 ) -> Outcome:
-    """Compile ``jobs`` into Triton's cache, and call ``progress(done, total)`` after each.
+    """Compile ``jobs`` into Triton's cache, and call ``progress(finished, total)`` after each.
 
     A job that does not compile is listed in the outcome's failures. A worker that ended early is listed there
     as well, with "" as its kernel.

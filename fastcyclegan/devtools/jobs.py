@@ -91,7 +91,7 @@ class _StandIn:
     def get_current_device(self) -> Any:
         if not self._is_own_thread():
             return self._other.get_current_device()
-        # A key of its own, because the JIT caches what it knows about a device under this value.
+        # A separate key, because the JIT stores its data about a device under this value.
         return f"stand-in for sm_{self._target.arch}"
 
     def get_current_stream(self, device: Any) -> Any:
@@ -112,7 +112,7 @@ def stand_in(capability: int) -> Iterator[None]:
 
 
 def job_of(launch: Launch, capability: int) -> Job:
-    """Return what the JIT would compile for ``launch`` on a chip of ``capability``."""
+    """Return the specialisation that the JIT would compile for ``launch`` on a chip of ``capability``."""
     fn, specialisations, thread = REGISTRY[launch.kernel], [], threading.get_ident()
     before = triton.knobs.runtime.jit_cache_hook
 

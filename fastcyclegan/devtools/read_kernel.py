@@ -93,7 +93,7 @@ def _tile_lines(operands: bool) -> dict[str, set[int]]:
 
 
 def narrow_accesses(ptx: str, operands: bool = True) -> int:
-    """Return how many instructions load or store less than 16 bytes of a tile, judged by their source lines.
+    """Return how many instructions load or store less than 16 bytes of a tile, found by their source lines.
 
     With ``operands``, loads of the operands of matrix products count too. The compiler loads an fp32 operand
     that must be transposed as single values.

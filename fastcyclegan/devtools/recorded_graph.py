@@ -19,7 +19,7 @@ from fastcyclegan.kernels._operator import BODIES
 def _memory(t: Tensor) -> int:
     """Return an identifier of the memory of ``t`` that is valid while that memory exists.
 
-    The address does not serve, because it can change when the memory is resized.
+    The address is unsuitable, because it can change when the memory is resized.
     """
     return t.untyped_storage()._cdata
 
@@ -45,7 +45,7 @@ def _tensors(tree: Any) -> list[Tensor]:
 
 
 class RecordedGraph(TorchDispatchMode):
-    """The CPU equivalent of a CUDA graph: the operators and kernel launches of one call, with their memory.
+    """The CPU equivalent of a CUDA graph: the operators and kernel launches of one call, on fixed memory.
 
     It is a ``Capture``. Recording has no effect, because all memory that it changed is restored afterwards.
     Each replay repeats the same operations on the same memory. So a host value that entered an iteration

@@ -239,7 +239,7 @@ def main(arguments: list[str] | None = None) -> int:
         epilog=codes,
     )
     parser.add_argument(
-        "file", type=Path, metavar="FILE", help="the record that is named in the message of the failure"
+        "file", type=Path, metavar="FILE", help="the record file named in the failure message"
     )
     file: Path = parser.parse_args(arguments).file
     try:

@@ -1,5 +1,5 @@
-"""Compile every GPU kernel and fail if any must not ship or, with --warm, fill Triton's cache ahead of a
-training run.
+"""Compile every GPU kernel and fail if one must not ship; with --warm, fill Triton's cache ahead of a
+training run instead.
 
 This is the command compile_kernels.
 """

@@ -48,7 +48,7 @@ def warm(
     chip: Chip,
     log: Callable[[str], object] = print,
     processes: int | None = None,
-    progress: Progress = lambda done, total, text: None,
+    progress: Progress = lambda count, total, text: None,
 ) -> bool:
     """Compile the kernels that a run of ``config`` launches on ``chip`` and that Triton's cache lacks.
 

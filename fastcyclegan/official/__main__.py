@@ -8,14 +8,14 @@ The checkout is one of pytorch-CycleGAN-and-pix2pix. Everything after the script
 The script runs as ``python CHECKOUT/train.py ...`` would, in the same folder and with the same files. The
 checkout on disk is not modified; not even bytecode is written to it.
 
-Networks and the training step are replaced in memory, only after ours has been found to be the same function
-in float64, and every replacement is logged. Networks of other shapes, steps with other losses, training on
+Networks and the training step are replaced in memory, and only if ours computes the same function in
+float64. Every replacement is logged. Networks of other shapes, steps with other losses, training on
 several GPUs and wgangp keep the checkout's own code. So does a step with a method that is not a known version
 of the public code. Everything that the step depends on is compared before every iteration. If something has
 changed, the checkout's own step takes over from there, and the reason is logged.
 
 Two things differ from the checkout itself: images shown during training are computed after the iteration
-rather than within it, and on a GPU the step computes in bf16 unless --precision fp32 is parsed.
+rather than within it, and on a GPU the step computes in bf16 unless --precision fp32 is given.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Detect changes to anything that our training step depends on, and hand back to the checkout's own step.
+"""Detect changes to anything that our training step depends on, and return to the checkout's own step.
 
 Our step was built, and verified against the checkout's, for the loss weights, criterions, networks and
 optimizers of that moment. A train.py can change any of them later, so they are compared before every
-iteration. Everything that is read is on the host: no comparison waits for a GPU.
+iteration. All values that are read are on the host, so no comparison waits for a GPU.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class ChangeGuard:
         self.moments = _moments(model)
 
     def find_change(self, model: Any) -> str:
-        """Return what changed in ``model`` since the snapshot, as part of a sentence, or "" for nothing."""
+        """Return the first change of ``model`` since the snapshot, as part of a sentence, or ""."""
         try:
             learning_rate(model)
             if _moments(model) != self.moments:
@@ -68,11 +68,11 @@ def _snapshot(model: Any, kept_alive: list[Any]) -> dict[str, Any]:
     Numbers and strings are stored as values. Other objects are stored by id and appended to ``kept_alive``.
     Nothing on a GPU is read.
     """
-    seen = {f"opt.{name}": getattr(model.opt, name, None) for name in _OPTIONS}
+    values = {f"opt.{name}": getattr(model.opt, name, None) for name in _OPTIONS}
 
     def note(name: str, *objects: Any) -> None:
         kept_alive.extend(objects)
-        seen[name] = [value if isinstance(value, _SCALARS) else id(value) for value in objects]
+        values[name] = [value if isinstance(value, _SCALARS) else id(value) for value in objects]
 
     for name in (*NETS, *_CRITERIONS, *_OPTIMIZERS, *_POOLS):
         note(name, getattr(model, name))
@@ -88,7 +88,7 @@ def _snapshot(model: Any, kept_alive: list[Any]) -> dict[str, Any]:
             for key, value in {**vars(module), **module._buffers}.items():
                 # For example gan_mode and real_label.
                 if isinstance(value, _SCALARS):
-                    seen[f"{name}.{key}"] = value
+                    values[f"{name}.{key}"] = value
                 elif isinstance(value, Tensor):
                     note(f"{name}.{key}", value, value._version)
             note(f"hooks of {name}", *module._forward_hooks, *module._forward_pre_hooks)
@@ -102,7 +102,7 @@ def _snapshot(model: Any, kept_alive: list[Any]) -> dict[str, Any]:
             for key in group.keys() - {"params", "lr", "initial_lr"}:
                 value = group[key]
                 note(f"{name}.{key}", *(value if isinstance(value, tuple) else [value]))
-    return seen
+    return values
 
 
 def _note_networks(model: Any, note: Callable[..., None]) -> None:

@@ -188,8 +188,8 @@ def _largest_difference(official: State, ours: State) -> float:
     """
     largest = 0.0
     for name, value in official.items():
-        own_value = ours[name].to(value.device)
-        difference = ((own_value - value).norm() / value.norm().clamp(min=1e-6)).item()
+        our_value = ours[name].to(value.device)
+        difference = ((our_value - value).norm() / value.norm().clamp(min=1e-6)).item()
         if not difference <= TOLERANCE:
             far = f"{difference:.1e} (relative, in float64)"
             raise NotReplaceableError(f"its results differ from our step's: {name} by {far}")

@@ -52,7 +52,7 @@ def replace_networks(module: ModuleType, impl: str, log: Log) -> None:
     names = "none"
     if replaced:
         names = ", ".join(replaced)
-    log(f"networks to replace if ours compute the same: {names} (in {module.__file__})")
+    log(f"networks to be replaced if ours give the same outputs: {names} (in {module.__file__})")
     if missing:
         log(f"networks missing from that file, so not replaced: {', '.join(missing)}")
 

@@ -49,7 +49,7 @@ KNOWN: dict[str, dict[str, str]] = {
 
 
 class _Plain(ast.NodeTransformer):
-    """Remove docstrings and annotations from a function."""
+    """A transformer that removes docstrings and annotations."""
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
         node.returns = None

@@ -1,4 +1,4 @@
-"""The launch that needs a kernel finds the one compiled ahead, and a lock that cannot be taken is skipped."""
+"""Kernels compiled ahead are found by their launches, and a lock that cannot be created is skipped."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ launches, jobs = zip(*(by_kernel[name] for name in quick))
 wrong = dataclasses.replace(jobs[0], data=jobs[0].data.replace('"*bf16"', '"*nonsense"'))
 before = [_jobs.is_compiled(job) for job in jobs]
 reported = []
-outcome = compile_ahead.compile_ahead([*jobs, wrong], lambda done, total: reported.append([done, total]), 2)
+outcome = compile_ahead.compile_ahead([*jobs, wrong], lambda count, total: reported.append([count, total]), 2)
 after = compile_ahead.missing(jobs)
 
 hits = []
@@ -37,7 +37,7 @@ print(json.dumps([before, reported, dataclasses.astuple(outcome), len(after), hi
 def test_the_jit_finds_kernels_compiled_ahead(tmp_path: Path) -> None:
     before, reported, (compiled, processes, _, failures), missing, hits = run(CACHE, tmp_path)
     assert before == [False] * 3
-    assert [done for done, _ in reported] == [0, 1, 2, 3, 4]
+    assert [count for count, _ in reported] == [0, 1, 2, 3, 4]
     assert (compiled, processes, missing) == (3, 2, 0)
     # A job that does not compile is reported, and the others are still compiled.
     assert [kernel for kernel, _ in failures] == ["_instance_norm_stats_kernel"]

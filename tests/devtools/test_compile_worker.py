@@ -1,4 +1,4 @@
-"""The processes that compile: a killed one is reported."""
+"""A compile worker that is killed is reported."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DEATH = """
 import os, pathlib, signal
 iteration("bf16", "auto")
 jobs = list({job for _, job in recorded})[:8]
-def kill(done, total):
+def kill(count, total):
     for entry in pathlib.Path("/proc").iterdir():
         try:
             command = (entry / "cmdline").read_bytes()

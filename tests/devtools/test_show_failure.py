@@ -41,7 +41,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_tensors_are_rebuilt_as_they_were() -> None:
-    """With their layout, their alignment and the room behind them, which gradients of other weights use."""
+    """Restores the layout, the alignment, and the room behind a tensor that gradients of other weights use."""
     memory = torch.zeros(1000)
     assert memory.data_ptr() % 16 == 0
     x = memory[6:].as_strided((2, 3, 4), (12, 1, 3))
@@ -60,7 +60,7 @@ def test_tensors_are_rebuilt_as_they_were() -> None:
 
 
 def test_a_launch_on_the_same_gpu_is_repeated(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
-    """Here the interpreter runs it. The norm of zeros is zero, and only the launch itself can write it."""
+    """The interpreter runs the launch here. The norm of zeros is zero, and only the launch can write it."""
     record = json.loads(record_of_a_failure(monkeypatch).read_text())
     made: list[torch.Tensor] = []
     tensor = show_failure._tensor
@@ -137,4 +137,4 @@ def test_help_imports_no_triton() -> None:
     )
     process = run("-c", script + "except SystemExit as end: print(end.code, 'triton' in sys.modules)")
     assert process.stdout.splitlines()[-1] == "0 False", process.stdout + process.stderr
-    assert "the record that is named in the message of the failure" in process.stdout
+    assert "the record file named in the failure message" in process.stdout

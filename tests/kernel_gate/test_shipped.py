@@ -1,4 +1,4 @@
-"""The list of shipped kernels: a missing kernel is an error, and fp16 really needs no dry runs of its own."""
+"""The list of shipped kernels: a missing kernel is an error, and fp16 needs no separate dry runs."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ if __name__ == "__main__":
 
 
 def test_filling_the_cache_reports_each_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the flags of train.py and with a run's folder. Mistakes are reported."""
+    """Covers the flags of train.py, the folder of a run, and the errors that are reported."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
     folder = tmp_path / "run"
     folder.mkdir()

@@ -8,7 +8,7 @@ import pytest
 
 from tests.conftest import write_images
 
-# Failed assertions in this module are then reported in as much detail as those in tests.
+# Reports failed assertions in this module in as much detail as those in tests.
 pytest.register_assert_rewrite("tests.official.training")
 
 

@@ -156,7 +156,7 @@ class _ForbidOperators(TorchDispatchMode):
 
 
 def test_finding_changes_calls_no_operator(tmp_path: Path, images: Path) -> None:
-    """So it never waits for a GPU."""
+    """So the guard never waits for a GPU."""
     model, _, _ = train(checkout(tmp_path), images, "--norm batch", Options(), epochs=1)
     guard = ChangeGuard(model)
     with _ForbidOperators():

@@ -70,7 +70,7 @@ FORKS: dict[str, tuple[str, str, str, str]] = {
         "its optimize_parameters is not a known version",
     ),
     "a pool that decides differently": (POOL, "> 0.5", "< 0.5", "its fake_A_pool.one is not a known version"),
-    # From here on the methods are known versions, but what they use is not.
+    # In the following forks the methods are known versions, but the objects that they use differ.
     "soft labels": (NETWORKS, "torch.tensor(1.0)", "torch.tensor(0.9)", WEIGHTS),
     "a loss that sums": (MODEL, "torch.nn.L1Loss(), ", "torch.nn.L1Loss(reduction='sum'), ", WEIGHTS),
     "other random numbers": (POOL, "import random\n", FAKE_RANDOM, "its results differ from our step's: "),

@@ -49,7 +49,7 @@ def command(*args: object, cwd: Path, prefix: str) -> tuple[str, list[Any]]:
 
 
 def test_the_command_end_to_end(tmp_path: Path, images: Path) -> None:
-    """The same losses to fp32 rounding and the same files, which each side can use from the other.
+    """Losses agree to fp32 rounding, both write the same files, and each can use the other's.
 
     Nothing is written into the checkout.
     """
@@ -68,7 +68,7 @@ def test_the_command_end_to_end(tmp_path: Path, images: Path) -> None:
         assert row == pytest.approx(official_row, rel=1e-5 if n < 10 else 0.01), n
     logged = [line.split(":")[1].strip() for line in text.splitlines() if line.startswith("fastcyclegan: ")]
     assert logged == [
-        "networks to replace if ours compute the same",
+        "networks to be replaced if ours give the same outputs",
         "ResnetGenerator",
         "NLayerDiscriminator",
         logged[3],

@@ -1,4 +1,4 @@
-"""Replacing a checkout's networks: which classes are replaced, and what computes them."""
+"""Replacing a checkout's networks: which classes are replaced, and how they are computed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from fastcyclegan.testing import relative_error
 from tests.official.training import MODEL, NETWORKS, STEP, checkout, importable, train
 
 
-def test_dropout_is_compared_without_drops_and_derived_classes_are_kept(tmp_path: Path, images: Path) -> None:
+def test_steps_are_compared_without_dropout_and_derived_classes_are_kept(
+    tmp_path: Path, images: Path
+) -> None:
     """Our step draws dropout masks in another order, so the steps are compared without dropout.
 
     A class derived from one of the checkout's stays the checkout's own.

@@ -221,7 +221,7 @@ def test_a_step_that_could_behave_differently_later_is_kept(
     assert len(lines) == 1
     assert re.sub("hash [0-9a-f]{16}[)]$", "hash ", lines[0]) == f"training step: not replaced: its {reason}"
     assert_same(ours, train(folder, images, "", None, epochs=1))
-    # As often as with the checkout on its own.
+    # The step runs as often as without our package.
     assert printed.count("D\n") == capsys.readouterr().out.count("D\n")
 
 
