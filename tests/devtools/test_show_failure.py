@@ -41,7 +41,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_tensors_are_rebuilt_as_they_were() -> None:
-    """Restores the layout, the alignment, and the room behind a tensor that gradients of other weights use."""
+    """Restores the layout, alignment, and the room behind a tensor that gradients of other weights use."""
     memory = torch.zeros(1000)
     assert memory.data_ptr() % 16 == 0
     x = memory[6:].as_strided((2, 3, 4), (12, 1, 3))
