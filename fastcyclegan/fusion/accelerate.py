@@ -66,7 +66,7 @@ class _Change:
 
 @dataclass(frozen=True)
 class Accelerated:
-    """The report of ``accelerate``: the modules it ``replaced`` and those it ``left``, in the network's order.
+    """The report of ``accelerate``: modules it ``replaced`` and modules it ``left``, in the network's order.
 
     ``note`` names the dtypes and devices in the network that no kernel supports. ``str()`` gives a table, and
     ``undo()`` reverts the changes.
