@@ -96,7 +96,7 @@ def test_images_of_loaders_are_those_that_are_trained_on(dataset: Path, tmp_path
             r"images of A must be floating point in \[-1, 1\] or uint8, got torch.int64",
         ),
         ("folder", [tensors(1)], "A and B must both be folders or both be loaders"),
-        (None, None, "no images: give a dataset's folder, a folder a domain, or loaders"),
+        (None, None, "no images given: pass a dataset folder, one folder per domain, or loaders"),
     ],
 )
 def test_what_cannot_be_fitted(A: Any, B: Any, message: str) -> None:
