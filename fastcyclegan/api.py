@@ -287,7 +287,7 @@ class CycleGAN:
     def translate(
         self, images: ImageLike | Sequence[ImageLike], direction: Direction = "AtoB", batch_size: int = 8
     ) -> Any:
-        """Translate an image, or a list of images, and return results of the same types.
+        """Translate an image or a list of images. Each result has the type of its input.
 
         An image can be a PIL image (any mode), a uint8 array [H, W, C] (or [H, W] if C is 1), a float tensor
         [C, H, W] or [N, C, H, W] in [-1, 1], or a path (which returns a PIL image). Images can have any size,

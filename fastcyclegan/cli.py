@@ -227,7 +227,7 @@ def _print_score(trainer: Trainer, console: Console) -> None:
     assert images is not None
     held_out = {"A": images.test_A, "B": images.test_B}
     count = len(held_out["A"])
-    console.log(f"built-in dataset, {count} held-out images per domain, small networks made only for it:")
+    console.log(f"built-in dataset ({count} held-out images per domain, small networks made only for this):")
     for source, target in ("AB", "BA"):
         translate = functools.partial(engine.translate, f"G_{source}{target}")
         score = builtin.score(translate, held_out[source], held_out[target], engine.device)
@@ -268,7 +268,7 @@ def _train(args: Sequence[str] | None) -> int:
 
 
 def _translate(args: Sequence[str] | None) -> int:
-    description = "Translate an image, or a folder of them, with a trained generator."
+    description = "Translate an image or a folder of images with a trained generator."
     config = _parse(TranslateConfig, _arguments(args), description)
     console = Console()
     with _kernel_warnings_as_lines(console):

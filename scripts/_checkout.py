@@ -1,5 +1,5 @@
-"""Puts this checkout first where Python looks for packages, so that scripts run installed or not, from any
-folder.
+"""Put this checkout first on Python's path, so that scripts run from any folder, whether it is installed
+or not.
 """
 
 import sys

@@ -1,4 +1,6 @@
-"""One training step as a chrome trace, and a table by kernel: python scripts/profile_step.py --help"""
+"""Profile one training step, as a Chrome trace and a table by kernel: python scripts/profile_step.py
+--help
+"""
 
 import sys
 

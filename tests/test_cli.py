@@ -182,7 +182,7 @@ def test_continuing_what_does_not_log_its_images(tmp_path: Path, capsys: pytest.
 def test_builtin_dataset_is_scored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.train(["--checkpoints_dir", str(tmp_path), "--max_iters", "2", "--device", "cpu"]) == 0
     output = capsys.readouterr().out
-    assert "built-in dataset, 32 held-out images per domain, small networks made only for it" in output
+    assert "built-in dataset (32 held-out images per domain, small networks made only for this)" in output
     for direction in ("A to B", "B to A"):
         assert f"{direction}: " in output
     assert (tmp_path / "shapes_1" / "dataset" / "trainA" / "000.png").exists()

@@ -46,11 +46,11 @@ def test_files_that_are_no_weights(tmp_path: Path) -> None:
     cases = {
         r"no.pth: no such file": tmp_path / "no.pth",
         r"a folder, not a file of weights": tmp_path,
-        r"code.pth: cannot be loaded: it holds objects other than tensors \(posix.system\), which could": (
+        r"code.pth: cannot be loaded: it contains objects other than tensors \(posix.system\), which could": (
             file("code.pth", {"m": Evil()})
         ),
-        r"pickled.pth: cannot be loaded: it holds objects other than tensors \(posix.system\)": pickled,
-        r"module.pth: cannot be loaded: it holds objects other than tensors \(torch.nn.modules.linear": (
+        r"pickled.pth: cannot be loaded: it contains objects other than tensors \(posix.system\)": pickled,
+        r"module.pth: cannot be loaded: it contains objects other than tensors \(torch.nn.modules.linear": (
             file("module.pth", nn.Linear(1, 1))
         ),
         r"script.pth: cannot be loaded: it is a TorchScript": script,
@@ -94,7 +94,7 @@ def test_a_zip_bomb(tmp_path: Path) -> None:
     torch.save({"model.1.weight": torch.zeros(4)}, file)
     rezipped(file, lambda name, data: bytes(2**28) if name.endswith("data/0") else data, zipfile.ZIP_DEFLATED)
     with pytest.raises(
-        UserError, match=r"bomb.pth: cannot be loaded: its parts are compressed, which PyTorch's never are"
+        UserError, match=r"bomb.pth: cannot be loaded: its parts are compressed, which PyTorch never does"
     ):
         load_generator(file)
 
@@ -109,7 +109,7 @@ def test_parts_that_overlap(tmp_path: Path) -> None:
             archive.filelist.append(again := zipfile.ZipInfo(f"a/data/{n}"))
             again.header_offset, again.CRC, again.compress_size, again.file_size = 0, first.CRC, 1000, 1000
         archive._didModify = True
-    with pytest.raises(UserError, match="its parts claim more bytes than it has"):
+    with pytest.raises(UserError, match="its parts claim more bytes than the file has"):
         load_generator(file)
 
 

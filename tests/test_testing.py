@@ -144,15 +144,18 @@ def test_a_wrong_result_tells_where() -> None:
     assert "y: relative error 1." in message
     assert "PyTorch's own " in message
     assert (
-        "float32 [1, 2, 3, 4] strides [24, 1, 8, 2]; 2 of 24 numbers are wrong, first at [0, 1, 0, 0]:"
+        "float32 [1, 2, 3, 4] strides [24, 1, 8, 2]; 2 of 24 elements are wrong, first at [0, 1, 0, 0]:"
         in message
     )
     assert "worst at [0, 1, 2, 3]:" in message
-    with pytest.raises(AssertionError, match="PyTorch's own result is not finite, which can be no yardstick"):
+    with pytest.raises(
+        AssertionError, match="PyTorch's own result is not finite, so there is nothing to compare with"
+    ):
         assert_parity("y", ours, theirs / 0, truth, torch.float32)
     ours[0, 0, 0, 1] = float("nan")
     with pytest.raises(
-        AssertionError, match=r"relative error inf .* 3 of 24 numbers are wrong, first at \[0, 0, 0, 1\]: nan"
+        AssertionError,
+        match=r"relative error inf .* 3 of 24 elements are wrong, first at \[0, 0, 0, 1\]: nan",
     ):
         assert_parity("y", ours, theirs, truth, torch.float32)
 
@@ -164,7 +167,7 @@ def test_bits_that_differ_are_named() -> None:
     other[1, 0] += 1
     with pytest.raises(
         AssertionError,
-        match=r"x: float32 .* strides \[3, 1\]; 1 of 6 numbers differ, first at \[1, 0\]: 3.0 and 4.0",
+        match=r"x: float32 .* strides \[3, 1\]; 1 of 6 elements differ, first at \[1, 0\]: 3.0 and 4.0",
     ):
         assert_same_bits("x", one, other)
     with pytest.raises(

@@ -110,7 +110,7 @@ def test_images_come_back_as_what_they_were(tmp_path: Path) -> None:
             ValueError,
             r"a tensor must be in \[-1, 1\], got values from nan",
         ),
-        (Image.new("RGB", (0, 5)), ValueError, "an image without pixels, 0x5"),
+        (Image.new("RGB", (0, 5)), ValueError, "an image must not be empty, got 0x5 pixels"),
         (3, TypeError, "an image must be a PIL image, an array, a tensor or a path, got int"),
         ("none.png", UserError, "none.png: no such file"),
         (Image.new("F", (4, 4)), UserError, "the image: floating-point values"),

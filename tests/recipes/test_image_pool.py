@@ -69,5 +69,5 @@ def test_stored_images_carry_no_graph() -> None:
 def test_capacity_is_checked() -> None:
     with pytest.raises(ValueError, match="capacity must not be negative"):
         ImagePool(-1)
-    with pytest.raises(ValueError, match="pool_size was 3, is 2"):
+    with pytest.raises(ValueError, match="pool_size was 3, and is 2 now"):
         ImagePool(2).load_state_dict(ImagePool(3).state_dict(), torch.device("cpu"))
