@@ -26,8 +26,8 @@ from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.engine import Engine
 from fastcyclegan.recipes.cyclegan import CycleGANRecipe, build_networks
 
-# In fp32 a whole network adds up in another order. In 16 bits, where sums are kept in fp32, as many ulp would
-# hide an error of 6 %.
+# In fp32, the sums of a whole network are computed in another order. In 16 bits, where sums are kept in fp32,
+# that many ulp would hide an error of 6 %.
 PARITY_ULPS = {torch.float32: 8, torch.bfloat16: 2, torch.float16: 2}
 
 
@@ -114,9 +114,9 @@ def assert_same_bits(name: str, ours: Tensor, expected: Tensor) -> None:
 
 
 def tf32(allowed: bool) -> AbstractContextManager[None]:
-    """Allow or forbid torch's convolutions to round fp32 to TF32 inside the block.
+    """Allow torch's convolutions to round fp32 to TF32 inside the block, or forbid it.
 
-    cuDNN stays enabled and its other flags are unchanged, which ``cudnn.flags`` needs to be told explicitly.
+    cuDNN stays enabled, which ``cudnn.flags`` turns off by default, and its other flags keep their values.
     """
     others = {name: getattr(torch.backends.cudnn, name) for name in ("benchmark", "deterministic")}
     context: AbstractContextManager[None] = torch.backends.cudnn.flags(
@@ -213,12 +213,11 @@ def make_engine(
 
 
 def is_cancelled_bias(net: nn.Module, name: str) -> bool:
-    """Return whether parameter ``name`` is a convolution's bias that the next layer, an instance norm,
-    cancels.
+    """Return whether parameter ``name`` is a convolution's bias that a following instance norm cancels.
 
-    Both layers must be in the same ``nn.Sequential``. Such a bias cancels exactly: no output depends on it,
-    and its true gradient is 0. In training it receives only rounding noise, which Adam turns into steps of
-    size lr, so it can only be compared between runs of the very same program. In evaluation, a norm with
+    Both layers must be neighbours in an ``nn.Sequential``. Such a bias cancels exactly: no output depends on
+    it, and its true gradient is 0. In training it receives only rounding noise, which Adam turns into steps
+    of size lr, so it can only be compared between runs of the very same program. In evaluation, a norm with
     running statistics subtracts its stored mean instead, so there the bias does not cancel.
     """
     owner, _, leaf = name.rpartition(".")

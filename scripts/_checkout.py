@@ -1,6 +1,4 @@
-"""Put this checkout first on Python's path, so that scripts run from any folder, whether it is installed
-or not.
-"""
+"""Put this checkout first on Python's path, so that scripts run from any folder, installed or not."""
 
 import sys
 from pathlib import Path

@@ -1,6 +1,4 @@
-"""Profile one training step, as a Chrome trace and a table by kernel: python scripts/profile_step.py
---help
-"""
+"""Profile one training step (Chrome trace, table by kernel): python scripts/profile_step.py --help"""
 
 import sys
 

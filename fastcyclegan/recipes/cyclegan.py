@@ -152,9 +152,7 @@ class CycleGANRecipe:
     def _translated_in_order(
         self, forward: Forward, a: Tensor, b: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
-        """Return the same, in the official order. Batch norm's running statistics, for example, depend on
-        it.
-        """
+        """Do the same in the official order, on which batch norm's running statistics, say, depend."""
         G_AB, G_BA = forward["G_AB"], forward["G_BA"]
         fake_B = G_AB(a)
         rec_A = G_BA(fake_B)
@@ -166,9 +164,7 @@ class CycleGANRecipe:
     # --- The discriminators' phase --------------------------------------------------------------------------
 
     def _show_pools(self, inputs: Inputs) -> Inputs:
-        """Pass the fake images, made before the generators' update, to the pools, and return the pooled
-        ones.
-        """
+        """Pass the fake images, which were made before the generators' update, through the pools."""
         shown = {}
         for side in ("B", "A"):
             fakes = inputs.earlier[f"fake_{side}"]

@@ -45,8 +45,9 @@ def gan_losses(judged: Sequence[Tensor], real: Tensor, mode: str) -> Tensor:
 
 
 def l1_losses(results: Sequence[Tensor], targets: Sequence[Tensor], weights: Tensor) -> Tensor:
-    """Return the mean L1 distances [k] of k tensors [N, C, H, W] from their targets, times ``weights``
-    [k].
+    """Return the mean L1 distances [k] of k tensors [N, C, H, W] from their targets.
+
+    They are multiplied by ``weights`` [k].
     """
     stacked, stacked_targets = _stacked(results), _stacked(targets)
     if stacked is None or stacked_targets is None:
@@ -55,10 +56,10 @@ def l1_losses(results: Sequence[Tensor], targets: Sequence[Tensor], weights: Ten
 
 
 class BatchedLosses:
-    """Both losses, with targets and weights given as Python numbers. ``compile_loss`` compiles their
-    arithmetic.
+    """Both losses, with targets and weights given as Python numbers.
 
-    The numbers are copied to the device only once, because a CUDA graph cannot wait for the host.
+    ``compile_loss`` compiles their arithmetic. The numbers are copied to the device only once, because a CUDA
+    graph cannot wait for the host.
     """
 
     def __init__(self, mode: str, compile_loss: Compile = uncompiled) -> None:

@@ -36,8 +36,9 @@ class Forward(Protocol):
         """Return the network ``name``, for a separate call."""
 
     def __call__(self, inputs: Mapping[str, Sequence[Tensor]]) -> dict[str, list[Tensor]]:
-        """Return the outputs of each network for its images [N, C, H, W], of which all networks have the
-        same number.
+        """Return the outputs of each network for its images [N, C, H, W].
+
+        All networks get the same number of images.
         """
 
     def in_any_order(self, names: Sequence[str]) -> bool:
@@ -121,9 +122,7 @@ class Recipe(Protocol):
 
     @property
     def generators(self) -> tuple[str, ...]:
-        """The networks that generate images. Users keep these, and running averages are worth keeping of
-        them.
-        """
+        """The networks that generate images. These are what users keep, and what averages are useful for."""
 
     @property
     def loss_names(self) -> tuple[str, ...]:
@@ -146,14 +145,13 @@ class Recipe(Protocol):
 
     @property
     def phases_may_overlap(self) -> bool:
-        """Whether the second of two phases needs only the outputs of the first, and not its updated
-        weights.
+        """Whether there are two phases, and the second needs only the outputs of the first.
+
+        It must not need the weights that the first phase updates.
         """
 
     def build_networks(self, config: ModelConfig) -> dict[str, nn.Module]:
-        """Return the initialised networks by name. The order of creation fixes the weights that a seed
-        gives.
-        """
+        """Build the networks and initialise them in a fixed order, so that a seed determines their weights."""
 
     def phases(self, compile_loss: Compile = uncompiled) -> tuple[Phase, ...]:
         """Return the phases of an iteration in order, with different names.
@@ -171,9 +169,7 @@ class Recipe(Protocol):
         """
 
     def is_steady(self, batch: Batch) -> bool:
-        """Return whether an iteration with ``batch`` needs no action of the host, so that a graph can
-        replay it.
-        """
+        """Return whether a graph can replay an iteration with ``batch``, so that the host need not act."""
 
     def generator(self, target: str) -> str:
         """Return the name of the generator for images of domain ``target``, "A" or "B".
@@ -185,8 +181,9 @@ class Recipe(Protocol):
         """Return one row of the sample grid, by column name, from one image of each domain."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state besides networks and optimizers on which later iterations depend. Tensors are
-        not copied.
+        """Return the state, besides networks and optimizers, on which later iterations depend.
+
+        Its tensors are not copies.
         """
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
