@@ -1,4 +1,4 @@
-"""Each rule of the configuration, and its way through JSON."""
+"""Every rule of the configuration, and its conversion to JSON and back."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ BAD: list[tuple[str, Callable[[], object]]] = [
 
 
 @pytest.mark.parametrize(("message", "build"), BAD, ids=[f"{n}: {row[0]}" for n, row in enumerate(BAD)])
-def test_bad_settings_are_named(message: str, build: Callable[[], object]) -> None:
+def test_invalid_settings_are_rejected(message: str, build: Callable[[], object]) -> None:
     with pytest.raises(UserError, match=message):
         build()
 
@@ -116,7 +116,7 @@ def test_official_defaults() -> None:
     assert (c.optim.lr_decay_iters, c.run.save_epoch_freq, c.run.epoch) == (50, 5, "latest")
 
 
-def test_choices_are_the_reference_s() -> None:
+def test_choices_match_the_reference() -> None:
     hints = get_type_hints(ModelConfig)
     assert get_args(hints["norm"]) == ref.NORMS
     assert get_args(hints["init_type"]) == ref.INIT_TYPES
@@ -124,7 +124,7 @@ def test_choices_are_the_reference_s() -> None:
     assert get_args(get_type_hints(LossConfig)["gan_mode"]) == ref.GAN_MODES
 
 
-def test_json_and_back() -> None:
+def test_json_round_trip() -> None:
     config = with_changes(
         TrainConfig(),
         {"data": {"data_A": Path("x"), "data_B": Path("y")}, "run": {"name": "n"}, "loss": {"lambda_A": 5.0}},

@@ -152,7 +152,7 @@ class CycleGANRecipe:
     def _translated_in_order(
         self, forward: Forward, a: Tensor, b: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
-        """Do the same in the official order, on which batch norm's running statistics, say, depend."""
+        """Do the same in the official order, which batch norm's running statistics depend on."""
         G_AB, G_BA = forward["G_AB"], forward["G_BA"]
         fake_B = G_AB(a)
         rec_A = G_BA(fake_B)

@@ -151,7 +151,7 @@ class Recipe(Protocol):
         """
 
     def build_networks(self, config: ModelConfig) -> dict[str, nn.Module]:
-        """Build the networks and initialise them in a fixed order, so that a seed determines their weights."""
+        """Build and initialise the networks in a fixed order, so that a seed determines their weights."""
 
     def phases(self, compile_loss: Compile = uncompiled) -> tuple[Phase, ...]:
         """Return the phases of an iteration in order, with different names.
