@@ -57,9 +57,9 @@ def _group_of(name: str) -> str:
             groups[setting.name] = group.name
     if name not in groups:
         message = f"CycleGAN has no setting {name!r}"
-        near = difflib.get_close_matches(name, groups, n=3)
-        if near:
-            message += f"; did you mean {', '.join(near)}?"
+        similar = difflib.get_close_matches(name, groups, n=3)
+        if similar:
+            message += f"; did you mean {', '.join(similar)}?"
         raise TypeError(message)
     return groups[name]
 
@@ -200,14 +200,14 @@ class CycleGAN:
         - ``A`` and ``B``: one folder of images per domain;
         - ``A``: a loader of both domains that yields {"A": ..., "B": ...} or pairs of tensors;
         - ``A`` and ``B``: one loader per domain;
-        - neither: the images named in the configuration are used.
+        - neither, to use the images named in the configuration.
 
         Loaders must yield float tensors [N, C, H, W] in [-1, 1], or uint8 tensors; cropping and flipping are
         up to the caller. ``iterations_per_epoch`` is required if they have no length.
 
         ``folder`` is where the run's files are written, as by the command line; by default nothing is
         written. ``callbacks`` are called with the model and each record, and can end training after the
-        current iteration with ``stop()``. ``verbose`` prints the output of the command line. ``settings`` are
+        current iteration with ``stop()``. ``verbose`` prints what the command line prints. ``settings`` are
         those of the class and apply to this call and all later ones.
 
         Calling ``fit`` again resumes training, up to the epochs and iterations that the settings then
@@ -309,12 +309,12 @@ class CycleGAN:
     # --- Saving and loading ---------------------------------------------------------------------------------
 
     def save(self, folder: str | Path, overwrite: bool = False) -> None:
-        """Save the networks under their official names, the configuration and, after training, the training
-        state.
+        """Save the networks, the configuration and, after training, the training state to ``folder``.
 
-        The folder can be passed to ``load``, ``scripts/translate.py --weights`` and ``scripts/train.py
-        --continue_train``. Raises UserError if it already contains files, unless ``overwrite`` is set or it
-        is the model's own folder, and OSError if it cannot be written.
+        The weight files have their official names. The folder can be passed to ``load``,
+        ``scripts/translate.py --weights`` and ``scripts/train.py --continue_train``. Raises UserError if it
+        already contains files, unless ``overwrite`` is set or it is the model's own folder, and OSError if it
+        cannot be written.
         """
         folder = Path(folder)
         is_own = self.folder is not None and self.folder.resolve() == folder.resolve()
@@ -339,8 +339,7 @@ class CycleGAN:
 
     @classmethod
     def load(cls, folder: str | Path, epoch: str = "latest", **settings: Any) -> CycleGAN:
-        """Load a model from a run's folder, from a folder written by ``save``, or from official
-        ``*_net_*.pth`` files.
+        """Load a model from the folder of a run, of ``save``, or of official ``*_net_*.pth`` files.
 
         The architecture of official files is inferred from their contents. If the folder has a training
         state, ``fit`` resumes from it exactly. For an ``epoch`` other than latest, and for weight files

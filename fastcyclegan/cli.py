@@ -189,14 +189,15 @@ def _run(main: Callable[[], int]) -> int:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Return whether ``error`` means that memory ran out. torch has an error class for that only on a GPU."""
+    """Return whether ``error`` means that memory ran out. torch has a dedicated class only for GPUs."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)
 
 
 @contextlib.contextmanager
 def _kernel_warnings_as_lines(console: Console) -> Iterator[None]:
-    """Print warnings from the kernels as single lines, without the source location, which does not help a
-    user.
+    """Print warnings from the kernels as single lines, without their source location.
+
+    The location is of no use to a user.
     """
     before = warnings.showwarning
 
@@ -258,7 +259,7 @@ def _train(args: Sequence[str] | None) -> int:
         _print_score(trainer, console)
     if run.iteration == trainer.started_at:
         console.log(
-            f"nothing left to train: the run ends at iteration {run.last} and has reached {run.iteration}"
+            f"nothing left to train: the run has reached iteration {run.iteration}, and ends at {run.last}"
         )
     else:
         console.log(f"done: iteration {run.iteration} of {run.last}")
@@ -335,27 +336,25 @@ def _inspect(args: Sequence[str] | None) -> int:
 
 
 def train(args: Sequence[str] | None = None) -> int:
-    """Run the command ``train.py`` and return its exit code."""
+    """Run ``train.py`` and return its exit code."""
     return _run(lambda: _train(args))
 
 
 def translate(args: Sequence[str] | None = None) -> int:
-    """Run the command ``translate.py`` and return its exit code."""
+    """Run ``translate.py`` and return its exit code."""
     return _run(lambda: _translate(args))
 
 
 def download_dataset(args: Sequence[str] | None = None) -> int:
-    """Run the command ``download_dataset.py`` and return its exit code, which is 1 if some images are
-    broken.
-    """
+    """Run ``download_dataset.py`` and return its exit code, which is 1 if some images are broken."""
     return _run(lambda: _download(args))
 
 
 def check_dataset(args: Sequence[str] | None = None) -> int:
-    """Run the command ``check_dataset.py`` and return its exit code, which is 1 if some images are broken."""
+    """Run ``check_dataset.py`` and return its exit code, which is 1 if some images are broken."""
     return _run(lambda: _check_dataset(args))
 
 
 def inspect_checkpoint(args: Sequence[str] | None = None) -> int:
-    """Run the command ``inspect_checkpoint.py`` and return its exit code."""
+    """Run ``inspect_checkpoint.py`` and return its exit code."""
     return _run(lambda: _inspect(args))

@@ -25,10 +25,9 @@ NormLayer = Callable[[int], nn.Module]
 
 
 def _norm_argument(norm_layer: NormLayer) -> tuple[reference.Norm, bool]:
-    """Return the ``norm`` argument of our networks for ``norm_layer``, and whether it is an affine instance
-    norm.
+    """Return the ``norm`` argument for our networks, and whether it is an affine instance norm.
 
-    ``norm`` is the name of the norm if our networks have one for it, otherwise ``norm_layer`` itself.
+    The argument is a name if our networks have one for this norm, otherwise ``norm_layer`` itself.
     """
     kind = getattr(norm_layer, "func", norm_layer)
     options: dict[str, Any] = {}

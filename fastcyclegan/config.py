@@ -94,8 +94,8 @@ class DataConfig:
     #: Image loader: dali (NVIDIA DALI, on the GPU if there is one) or folder (Pillow). auto uses dali if it
     #: is installed and works.
     loader: Literal["auto", "dali", "folder"] = "auto"
-    #: Where to keep all decoded and resized images in memory, if anywhere. Refused if they need more than
-    #: half of the free memory.
+    #: Memory in which all decoded and resized images are kept; refused if they need more than half of what is
+    #: free.
     cache: Literal["none", "ram", "gpu"] = "none"
     #: Skip and list images that cannot be read or are smaller than the crop; by default such an image ends
     #: the run.

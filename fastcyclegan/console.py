@@ -32,7 +32,7 @@ class _Output(RichConsole):
 
 
 class Console:
-    """Print log lines and progress to standard output. Leaving ``with console:`` removes the live line."""
+    """Prints log lines and progress to standard output. Leaving ``with console:`` removes the live line."""
 
     def __init__(self) -> None:
         self._rich = _Output(highlight=False, markup=False, soft_wrap=True)

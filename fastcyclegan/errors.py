@@ -12,12 +12,12 @@ def system_reason(error: OSError) -> str:
     return error.strerror
 
 
-def one_line(error: BaseException, most: int = 200) -> str:
-    """Return the message of ``error`` as one line of at most ``most`` characters.
+def one_line(error: BaseException, limit: int = 200) -> str:
+    """Return the message of ``error`` as one line of at most ``limit`` characters.
 
     If the message is empty, return the name of the error's class.
     """
-    text = " ".join(str(error).split())[:most]
+    text = " ".join(str(error).split())[:limit]
     if not text:
         return type(error).__name__
     return text

@@ -106,8 +106,9 @@ def norm_layer(norm: Norm, channels: int, affine: bool = False) -> nn.Module:
 
 
 def has_bias(norm: Norm) -> bool:
-    """Return whether a convolution before ``norm`` has a bias: only before instance norm, as in the official
-    code.
+    """Return whether a convolution before ``norm`` has a bias.
+
+    As in the official code, it has one only before instance norm.
     """
     return norm == "instance" or getattr(norm, "func", norm) in (nn.InstanceNorm2d, InstanceNorm2d)
 
@@ -269,11 +270,11 @@ class UnetBlock(nn.Module):
 
 
 class UnetGenerator(nn.Module):
-    """The U-Net generator of pix2pix (Isola et al. 2017): ``unet_256`` with ``num_downs`` 8, ``unet_128``
-    with 7.
+    """The U-Net generator of pix2pix (Isola et al. 2017).
 
-    H and W must be multiples of 2**num_downs. The state_dict keys are those of the official
-    ``UnetGenerator``. Raises ValueError for an unknown ``norm``, and if ``num_downs`` is below 5.
+    ``num_downs`` is 8 for ``unet_256`` and 7 for ``unet_128``. H and W must be multiples of 2**num_downs. The
+    state_dict keys are those of the official ``UnetGenerator``. Raises ValueError for an unknown ``norm``,
+    and if ``num_downs`` is below 5.
     """
 
     unet_block: type[UnetBlock] = UnetBlock
@@ -426,8 +427,7 @@ def gradient_penalty(
 
 
 class ReplayPool:
-    """The replay pool (Shrivastava et al. 2017) as a plain list. The caller passes random numbers to
-    ``query``.
+    """The replay pool (Shrivastava et al. 2017) as a plain list, driven by the caller's random numbers.
 
     Until the pool is full, each image is stored and returned. After that, if ``swap`` < 1/2, a stored image
     is returned and the new one replaces it (slot = floor(place * capacity)); otherwise the new image is

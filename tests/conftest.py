@@ -1,6 +1,4 @@
-"""Shared by all tests: small images on disk, a separate cache folder, and skipping of tests that need a
-GPU.
-"""
+"""Shared by all tests: small images on disk, a separate cache, and skipping of tests that need a GPU."""
 
 from __future__ import annotations
 
@@ -99,9 +97,7 @@ def write_images(
 
 
 def scene(rng: np.random.Generator, size: tuple[int, int]) -> Image.Image:
-    """Return an image with features of a photograph: gradients, sharp edges up to black and white, some
-    noise.
-    """
+    """Return an image with features of a photograph: gradients, sharp edges up to black and white, noise."""
     width, height = size
     y, x = np.mgrid[0:height, 0:width]
     pixels = np.stack([127 + 90 * np.sin(x / (5 + 9 * c) + y / (17 - 4 * c)) for c in range(3)], -1)

@@ -129,7 +129,7 @@ def _interruptible() -> Iterator[None]:
 def test_an_interrupt_takes_effect_after_the_iteration(dataset: Path) -> None:
     """SIGINT arrives between the updates of an iteration, but only whole iterations are trained."""
     model, whole, calls = CycleGAN(**TINY), CycleGAN(**TINY), itertools.count(1)
-    # D_B judges once for the generators and twice for itself, when they have made their step.
+    # D_B is called once in the generators' phase, and twice in its own, after the generators' update.
     model.D_B.register_forward_hook(
         lambda *_: signal.raise_signal(signal.SIGINT) if next(calls) == 6 else None
     )

@@ -1,6 +1,4 @@
-"""The command line: flags in both spellings, printed output, and mistakes reported as one line with exit
-code 2.
-"""
+"""The command line: flags in both spellings, output, and mistakes reported in one line with code 2."""
 
 from __future__ import annotations
 

@@ -142,9 +142,7 @@ class Around(nn.Module):
 
 
 def test_compiling_the_outer_model() -> None:
-    """Gradients are computed in another order, so they must satisfy the parity rule (except biases that
-    cancel).
-    """
+    """Gradients are summed in another order, so the parity rule applies (except to biases that cancel)."""
     net, x = Around("auto"), torch.randn(1, 3, 16, 16, device=DEVICE)
     exact, compiled = copy.deepcopy(net).double(), torch.compile(net, backend="aot_eager", fullgraph=True)
     losses = [run(x.to(next(run.parameters()).dtype)) for run in (compiled, net, exact)]

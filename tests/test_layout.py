@@ -1,6 +1,4 @@
-"""The layout of the package: which rooms each room may use, no circular imports, and a test file per
-module.
-"""
+"""Layout of the package: the rooms that each room may use, no circular imports, tests of each module."""
 
 from __future__ import annotations
 
@@ -19,8 +17,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "fastcyclegan"
 
-# The rooms (folders) and the public modules next to them, in order. Each may use itself and the rows above
-# it.
+# The rooms (folders) and public modules, in order. Each may use itself and those in the rows above it.
 ROWS = (
     ("errors", "console", "reference", "kernels"),
     ("config", "tensor_files"),
@@ -42,9 +39,7 @@ ROWS = (
 
 
 def name_of(file: Path) -> str:
-    """Return the dotted name of a module in the package, which includes the kernels regardless of their
-    path.
-    """
+    """Return the dotted name of a module within the package. The kernels are part of it."""
     within = file.relative_to(ROOT if file.is_relative_to(ROOT / "kernels") else PACKAGE)
     return ".".join(part for part in within.with_suffix("").parts if part != "__init__")
 
@@ -107,9 +102,7 @@ def test_there_are_no_circular_imports() -> None:
 
 
 def test_all_kinds_of_imports_are_found() -> None:
-    """Imports are found however they are written; otherwise the other tests would pass without checking
-    anything.
-    """
+    """Imports are found however they are written; otherwise these tests would pass without checking them."""
     assert {"recipes.recipe", "data.batch", "kernels", "engine.choices"} <= used_by("engine.engine")
     assert "kernels._launch" in used_by("kernels._tune")  # relative
     assert "devtools.compile_kernels" in used_by("engine.ahead")  # inside a function

@@ -1,6 +1,4 @@
-"""The Python code in the README runs as written, in order and in one folder, except that sizes are
-reduced.
-"""
+"""The README's Python code runs as written, in order and in one folder, except for reduced sizes."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The reference's norm, initial weights, losses and pool, compared with torch's own modules and with values
-computed by hand.
-"""
+"""The reference's norm, initial weights, losses and pool, checked against torch and values by hand."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""Damaged, hostile and huge files are rejected in one line, quickly, without running code or using much
-memory.
+"""Damaged, hostile and huge files are rejected.
+
+Each is reported in one line, quickly, without running code from it or using much memory.
 """
 
 from __future__ import annotations

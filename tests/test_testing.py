@@ -1,6 +1,4 @@
-"""The comparisons used in tests: which biases cancel, in every structure that the tests use, and the messages
-of failures.
-"""
+"""The comparisons used in tests: which biases cancel in which structures, and messages of failures."""
 
 from __future__ import annotations
 

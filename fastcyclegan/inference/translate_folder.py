@@ -97,8 +97,8 @@ class _Job:
 def plan_outputs(config: TranslateConfig) -> list[_Job]:
     """Return the pairs of files to read and to write.
 
-    Images whose names differ only in the suffix keep it (a.jpg.png, a.tif.png). Raises UserError if an input
-    is missing, if there are no images, and if an output would overwrite an input.
+    Images whose names differ only in the suffix keep it (a.jpg.png, a.tif.png). Raises UserError if the input
+    is missing or has no images, if the output is not a folder, and if an output would overwrite an input.
     """
     if not config.input.exists():
         raise UserError(f"{config.input}: no such file or folder")

@@ -59,8 +59,9 @@ class Translator:
 
     @torch.inference_mode()
     def __call__(self, images: list[Tensor]) -> list[NDArray[np.uint8]]:
-        """Translate uint8 images [H, W, C] whose sizes are equal after padding. Each result has the
-        size of its image.
+        """Translate uint8 images [H, W, C] whose sizes are equal after padding.
+
+        Each result has the size of its image.
         """
         padded = torch.stack([pad_to_multiple(image, self.multiple) for image in images])
         result = to_pixels(self._apply(to_unit_range(padded, self.device)))

@@ -1,4 +1,4 @@
-"""Losses of several tensors at once, with a few launches for all of them.
+"""Compute the losses of several tensors at once, with a few launches for all of them.
 
 They equal ``reference.gan_loss`` and ``l1_loss`` called once per tensor.
 """
@@ -15,7 +15,7 @@ from fastcyclegan.recipes.recipe import Compile, uncompiled
 
 
 def _stacked(xs: Sequence[Tensor]) -> Tensor | None:
-    """Stack k tensors [N, ...] to one [k, N, ...], at least in fp32. Return None if their shapes differ."""
+    """Stack k tensors [N, ...] into one [k, N, ...], at least in fp32. Return None if their shapes differ."""
     if any(x.shape != xs[0].shape for x in xs[1:]):
         return None
     together = torch.cat(list(xs))  # stack would not keep channels_last

@@ -1,6 +1,4 @@
-"""Translating images: padding, equal results to the network itself, types of the results, and invalid
-images.
-"""
+"""Translating images: padding, agreement with the network itself, result types, and invalid images."""
 
 from __future__ import annotations
 
