@@ -254,7 +254,7 @@ def test_accepts_other_layouts_inside_the_archive(tmp_path: Path) -> None:
 def test_command(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert download_dataset(["toys", "--output", str(tmp_path), "--server", server.url]) == 0
     out = capsys.readouterr().out
-    assert f"train on it: python scripts/train.py --compile --dataroot {tmp_path / 'toys'}" in out
+    assert f"to train on it: python scripts/train.py --compile --dataroot {tmp_path / 'toys'}" in out
     with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
         archive.writestr("horse2zebra/trainA/0.png", b"broken")
     assert (
@@ -266,7 +266,7 @@ def test_command(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "0.png: not an image that Pillow can read" in out
     assert (tmp_path / "b.zip").exists()
     for args, message in (
-        ([], "which dataset"),
+        ([], "no dataset given"),
         (["zebra2horse"], "not one of the authors' datasets"),
         (["cityscapes"], "its licence"),
         (

@@ -98,7 +98,7 @@ def test_trains_on_tensors_exactly_as_on_files(dataset: Path, tmp_path: Path) ->
             r"images of A must be floating point in \[-1, 1\] or uint8, got torch.int64",
         ),
         ("folder", [tensors(1)], "A and B must both be folders or both be loaders"),
-        (None, None, "no images: give a dataset's folder, a folder a domain, or loaders"),
+        (None, None, "no images given: pass a dataset folder, one folder per domain, or loaders"),
     ],
 )
 def test_refuses_unusable_input(A: Any, B: Any, message: str) -> None:

@@ -181,7 +181,7 @@ def test_a_closed_pipe_does_not_end_the_training(dataset: Path, tmp_path: Path) 
     assert process.stderr is not None
     process.stdout.readline()
     process.stdout.close()
-    assert process.stderr.read() == "standard output was closed: going on without printing\n"
+    assert process.stderr.read() == "standard output was closed: continuing without output\n"
     assert process.wait(120) == 0
     assert load_tensors(tmp_path / "r" / "state.pt")["iteration"] == 30
 
