@@ -77,7 +77,7 @@ def test_kernels_that_were_asked_for_refuse_transforms(
     net, x = small("G", "triton")
     with pytest.raises(
         ValueError,
-        match=r"does not go through torch.func's transforms or forward-mode differentiation; use impl='auto'",
+        match=r"does not support torch.func's transforms or forward-mode differentiation; use impl='auto'",
     ):
         transform(net, x)
 
