@@ -45,7 +45,7 @@ def table_file(gpu: str) -> Path:
 
 @functools.lru_cache
 def _table(device_index: int | None) -> dict[str, dict[str, float]]:
-    """Return the times that ship for a GPU as {shape: {backend: milliseconds}}."""
+    """Return the table shipped for a GPU, {shape: {backend: milliseconds}}, or {} if there is none."""
     path = table_file(torch.cuda.get_device_name(device_index))
     if not path.exists():
         return {}
@@ -75,8 +75,9 @@ def backend_of(op: str, x: Tensor, dtype: torch.dtype, weights: int, out_channel
 
 
 def describe_backends(device: torch.device) -> str:
-    """Return one line on which backend computes reflection-padded convolutions, and whether that was
-    measured.
+    """Return one line that says which backend computes reflection-padded convolutions on ``device``.
+
+    It also says whether that was measured.
     """
     table = _table(device.index) if device.type == "cuda" else {}
     if not table:

@@ -12,7 +12,7 @@ import torch
 import triton
 from torch import Tensor
 
-# Imported because the kernels register themselves.
+# Imported so that the kernels are registered.
 from . import border_triton as _device_code  # noqa: F401
 from ._launch import Config, launch
 from ._layout import empty_channels_last
@@ -50,7 +50,7 @@ class Pixels:
 
 
 def _wide(channels: int, *tensors: Tensor | None) -> bool:
-    """Return whether each pixel is made of 16-byte pieces in every given tensor."""
+    """Return whether every pixel of the given tensors is a multiple of 16 bytes."""
     return all(channels * t.element_size() % 16 == 0 for t in tensors if t is not None)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from triton import TritonError
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-# Imported because the kernel registers itself.
+# Imported so that the kernel is registered.
 from . import descriptor_triton as _device_code  # noqa: F401
 from ._failures import REFUSED, is_no_kernels_fault
 from ._launch import Config, chip, dry, launch, listing_forms
@@ -132,8 +132,8 @@ def _numbered(device: torch.device) -> torch.device:
 def refusal(device: torch.device) -> str:
     """Return why kernels on ``device`` do not use tensor descriptors, or "" if they do or the chip has none.
 
-    The driver is probed once per process and device, and a refusal is warned about once. A dry run does not
-    probe it: it returns "" unless an earlier probe was refused.
+    The driver is probed once per process and device, and a warning is issued once if it refuses. A dry run
+    does not probe it: it returns "" unless an earlier probe was refused.
     """
     if chip(device).capability < 90:
         return ""
@@ -147,7 +147,7 @@ def refusal(device: torch.device) -> str:
 
 
 def _is_capturing(device: torch.device) -> bool:
-    """Whether launches on ``device`` are being captured into a graph."""
+    """Return whether launches on ``device`` are being captured into a graph."""
     if device.type != "cuda":
         return False
     with torch.cuda.device(device):
@@ -155,7 +155,7 @@ def _is_capturing(device: torch.device) -> bool:
 
 
 def served(device: torch.device) -> bool:
-    """Whether kernels load through tensor descriptors on ``device``."""
+    """Return whether kernels load through tensor descriptors on ``device``."""
     if chip(device).capability < 90 or not chip(device).descriptors:
         return False
     # Probing would break a capture, and pointers always work.
@@ -213,8 +213,7 @@ def launch_operands(
     config: Config,
     whole: bool,
 ) -> None:
-    """Launch kernel ``name``, loading rows through tensor descriptors if possible, otherwise through
-    pointers.
+    """Launch kernel ``name``, loading rows through tensor descriptors or, failing that, pointers.
 
     The kernel receives ``operands``, then ``args``, and a constant DESC that is True for descriptors.
     ``whole`` means that no tile needs a mask. Descriptors are used if ``whole`` is True, the chip has them,

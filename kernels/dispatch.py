@@ -81,7 +81,7 @@ why_not_triton._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _is_transformed() -> bool:
-    """Whether torch.func (grad, vmap, jvp ...) or forward-mode differentiation is active.
+    """Return whether torch.func (grad, vmap, jvp ...) or forward-mode differentiation is active.
 
     The kernels' operators support neither.
     """

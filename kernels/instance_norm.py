@@ -40,7 +40,7 @@ def instance_norm_ref(
     slope: float = 0.2,
     residual: Tensor | None = None,
 ) -> Tensor:
-    """Compute ``instance_norm`` in plain PyTorch. This is its specification.
+    """Compute ``instance_norm`` in plain PyTorch. This is the reference that the kernels must match.
 
     16-bit input is computed in fp32 and rounded once.
     """
@@ -127,7 +127,7 @@ def _setup_fwd(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) ->
 def affine_gradients(total: Tensor, norm: Norm, needs: Sequence[bool]) -> tuple[Tensor | None, Tensor | None]:
     """Return the gradients of the norm's weight and bias from ``total`` [2, N, C].
 
-    ``needs`` says for each of the two whether it needs a gradient; one that needs none gets None.
+    ``needs``: whether the weight and the bias need a gradient. The result is None for one that does not.
     """
     dweight = dbias = None
     if norm.weight is not None and needs[0]:

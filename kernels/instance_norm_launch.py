@@ -12,7 +12,7 @@ import torch
 import triton
 from torch import Tensor
 
-# Imported because the kernels register themselves.
+# Imported so that the kernels are registered.
 from . import instance_norm_triton as _device_code  # noqa: F401
 from ._launch import Config, chip, launch
 from ._norm import Norm, empty_statistics
@@ -38,9 +38,9 @@ def _flags(norm: Norm) -> dict[str, Any]:
 
 
 def _without_spills(configs: list[Config], affine: bool) -> list[Config]:
-    """Return ``configs``, or only the larger ones (more than four warps) with an ``affine`` norm.
+    """Return ``configs``, except for those that spill registers with an ``affine`` norm.
 
-    There, 128 partial sums take registers in addition to the weights, and tiles of four warps spill 8 bytes:
+    There, the weights take registers in addition to 128 partial sums, and tiles of four warps spill 8 bytes:
     on sm_80 with Triton 3.7, on sm_90 with 3.6 and 3.9. If no configuration is larger, all of them are
     returned.
     """

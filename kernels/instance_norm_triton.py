@@ -37,7 +37,7 @@ def _instance_norm_stats_kernel(
 ):
     """Write mean and M2 of each tile of ITERS * BLOCK_S pixels to part [N, 2, T, C].
 
-    Welford's update runs in each lane, then Chan's combination over the lanes.
+    Each lane uses Welford's update, and Chan's formula combines the lanes.
     """
     n, t, offs_c, mask_c = locate(T, C, BLOCK_C)
     mean = tl.zeros([BLOCK_S, BLOCK_C], tl.float32)
@@ -273,7 +273,7 @@ def _instance_norm_bwd_apply_kernel(
                 x = load_tile(x_ptr, h * W + col, inside, offs_c, mask_c, C)
                 dy = load_tile(dy_ptr, _inside(h * W + col, W, DY_BORDER), inside, offs_c, mask_c, C)
                 part, _ = _gradient(dy, x, mean, rstd, w, b, mean_dz, mean_dzx, slope, ACT)
-                # Add gradients as they were stored, i.e. rounded.
+                # Add the gradients as stored, i.e. rounded.
                 dx += tl.where(inside[:, None], part.to(dx_ptr.dtype.element_ty).to(tl.float32), 0.0)
             store_tile(dx_ptr, place, mask_s, offs_c, mask_c, C, dx)
 

@@ -7,9 +7,9 @@ passed in. (For a 16-bit x, an fp32 weight is rounded on each use, and no rounde
 ``recompute``, it does not save y: the backward of the norm, which reads x anyway, writes y again for the
 weight gradient. That saves one tensor per layer and costs one write of it.
 
-The backward computes, in order: the gradient of y, by the convolution; the border's share, folded in place;
-the two passes of the norm, of which the second writes dx and y; and the gradient of the weight, from y. This
-module is internal to the package and used by its networks; ``instance_norm`` is the public operator.
+The backward has these steps: the convolution's gradient of y; the border's part of it, folded in place; the
+two passes of the norm, of which the second writes dx and y; and the weight gradient, from y. This module is
+internal to the package and used by its networks; ``instance_norm`` is the public operator.
 """
 
 from __future__ import annotations
@@ -112,8 +112,8 @@ def norm_conv_bwd(
 ) -> Four:
     """Return dx, dweight, dbias and the norm's total [2, N, C].
 
-    ``needs`` says whether the input, the weight and the bias need a gradient; one that is not needed is
-    empty. With norm, dx and total are always computed. Without norm (mean is empty), total is empty too.
+    ``needs``: whether the input, the weight and the bias need a gradient. Gradients that are not needed are
+    empty, but with norm, dx and total are always computed. Without norm (mean is empty), total is empty too.
     """
     norm = Norm(norm_weight, norm_bias, act=act, slope=slope)
     saved = NormConvSaved(x, norm, mean, rstd, weight, y, border, needs, AtenConvolution(*conv))
@@ -128,7 +128,7 @@ def backward(g: Tensor, saved: NormConvSaved) -> Four:
     x, y, weight, needs, conv = saved.x, saved.y, saved.weight, saved.needs, saved.conv
     recompute = y.dim() == 1
     if recompute:
-        # It is written before it is read: the gradient of the input only needs its shape.
+        # y is written before it is read: the input gradient needs only its shape.
         y = empty_bordered(x, saved.border)
     g, narrow = channels_last(g), weight.to(x.dtype)
     dx, dweight, dbias = empty_result(x), empty_result(x), empty_result(x)
@@ -212,8 +212,8 @@ def _added_in_place(dweight: Tensor, weight: Tensor) -> bool:
     into = gradients_to_add_to([weight], [True])
     if into is None or dweight.dtype != into[0].dtype:
         return False
-    # Keep the order of everything that is added to this gradient: kernels for other uses of the weight may
-    # run beside the backward pass.
+    # Additions to this gradient must stay in order: kernels for other uses of the weight may run on a side
+    # stream during the backward pass.
     with beside(dweight):
         into[0].add_(dweight)
     return True

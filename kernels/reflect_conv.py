@@ -55,7 +55,7 @@ def reflect_conv2d_ref(
     *,
     padding: int,
 ) -> Tensor:
-    """Compute ``reflect_conv2d`` in plain PyTorch. This is its specification."""
+    """Compute ``reflect_conv2d`` in plain PyTorch. This is the reference that the kernels must match."""
     weights = [weight] if isinstance(weight, Tensor) else list(weight)
     biases = [bias] * len(weights) if bias is None or isinstance(bias, Tensor) else list(bias)
     y = F.pad(x, (padding,) * 4, mode="reflect") if padding else x
@@ -159,9 +159,9 @@ def reflect_conv_bwd(
 ) -> Four:
     """Return dx, dweight [R, O, C, k, k], dbias [P, O], and the norm's total [2, N, C].
 
-    dweight holds the gradients of the R weights that need one. ``needs`` says whether x, the bias and each
-    weight need a gradient; one that is not needed is empty. With norm, dx and total are always computed.
-    ``out`` is the output if it was a tanh, otherwise empty. y is empty if it must be recomputed.
+    ``needs``: whether x, the bias and each weight need a gradient; R weights do. Gradients that are not
+    needed are empty, but with norm, dx and total are always computed. ``out`` is the output if it was a tanh,
+    otherwise empty. y is empty if it must be recomputed.
     """
     from ._weights import empty_gradients
 

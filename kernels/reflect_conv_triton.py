@@ -133,7 +133,10 @@ def _reflect_conv_kernel(
 
 @triton.jit
 def _tanh(v):
-    """Return tanh to within a few units in the last place: a series near 0, where 1 - exp(-2 |v|) cancels."""
+    """Return tanh to within a few units in the last place.
+
+    Near 0, where 1 - exp(-2 |v|) cancels, it is computed from its series.
+    """
     t = tl.exp(-2.0 * tl.abs(v))
     far = (1.0 - t) / (1.0 + t)
     s = v * v
@@ -151,12 +154,11 @@ def _reflect_conv_contract_kernel(
     INTERPRET: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Write y [N, H W, O <= 8] from a bordered x [N, ROWS, C], reading each pixel KH times and not KH KW
-    times.
+    """Write y [N, H W, O <= 8] from a bordered x [N, ROWS, C], whose pixels are each read KH times.
 
-    The columns of the product are (kw, o), and each tap's share is then shifted by kw. w is
-    [P, KH, C, KW_P O_P], with zeros where kw >= KW or o >= O. A tile of BLOCK_M pixels of x gives BLOCK_M -
-    KW + 1 pixels of y.
+    The columns of the product are (kw, o), and each tap's share is then shifted by kw; otherwise pixels would
+    be read KH KW times. w is [P, KH, C, KW_P O_P], with zeros where kw >= KW or o >= O. A tile of BLOCK_M
+    pixels of x gives BLOCK_M - KW + 1 pixels of y.
     """
     COLUMNS: tl.constexpr = KW_P * O_P
     pid = tl.program_id(0)
@@ -206,7 +208,7 @@ def _reflect_conv_wgrad_kernel(
     """Write part [SPLITS, G, O, KH KW, C]: sums over pixels m of dy[m, o] x[m + kh PITCH + kw, c].
 
     Each split sums a share of the pixels. dy [G PER, DY_ROWS, O] is read from row FIRST of each image on, and
-    is zero where the pitch has no pixel; x is [G PER, ROWS, XS]. LIMIT rows of each image count, which are
+    is zero where a line has no pixel; x is [G PER, ROWS, XS]. The sums cover LIMIT rows of each image in
     CHUNKS blocks, and a program takes STEPS blocks of its group's images. DESC: dy is a tensor descriptor,
     and so is x unless its C channels are a window of pixels, whose rows overlap.
     """

@@ -42,7 +42,7 @@ from .reflect_conv import reflect_conv2d_ref
 def residual_block_ref(
     x: Tensor, weight1: Tensor | Sequence[Tensor], weight2: Tensor | Sequence[Tensor], *, eps: float = 1e-5
 ) -> Tensor:
-    """Compute ``residual_block`` in plain PyTorch. This is its specification."""
+    """Compute ``residual_block`` in plain PyTorch. This is the reference that the kernels must match."""
     y = instance_norm_ref(reflect_conv2d_ref(x, weight1, padding=1), eps=eps, act="relu")
     return instance_norm_ref(reflect_conv2d_ref(y, weight2, padding=1), eps=eps, residual=x)
 
@@ -158,9 +158,9 @@ def _norm_gradients(g: Tensor, saved: ResidualBlockSaved, dc: Tensor, inputs: Te
 def _input_gradient(
     dc: Tensor, weight: Sequence[Tensor], x: Tensor, residual: Tensor | None = None
 ) -> Tensor:
-    """Return the gradient (like x) of the input of the convolution by ``weight``, + ``residual``.
+    """Return the gradient (like x) of the input of the convolution by ``weight``, plus ``residual`` if given.
 
-    dc [1, N, rows, C] is the gradient of its output, with margins.
+    dc [1, N, rows, C] is the gradient of the convolution's output, with margins.
     """
     from ._products import FOLDED, Options, product
     from ._weights import stacked
@@ -192,7 +192,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
 def _backward(ctx: Any, g: Tensor | None, *_: None) -> tuple[Any, ...]:
     if g is None:
         return (None,) * 5
-    # Read only once: activation checkpointing does not allow a second time.
+    # Read only once: activation checkpointing does not allow it twice.
     tensors = ctx.saved_tensors
     results, weights = tensors[:7], list(tensors[7:])
     saved = ResidualBlockSaved.of(*results, weights[: ctx.count], weights[ctx.count :])

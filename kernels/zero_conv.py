@@ -13,7 +13,7 @@ weight per call. Contract:
     out         [N, O, H', W'] channels_last in the dtype of x; sums in fp32
     backward    saves x, mean and rstd [N, C] of the norm,
                 weights and biases as passed in; also y with ``recompute=False``
-    refused     kernels over 7, strides over 2, padding of the kernel's size or more, dilation, groups
+    refused     kernels larger than 7, strides above 2, padding of the kernel's size or more, dilation, groups
                 (see ``serves``); double backward
 
 A transposed convolution is the adjoint of a strided one with the same weight, so one product serves both the
@@ -59,7 +59,7 @@ def zero_conv_ref(
     act: str = "none",
     slope: float = 0.2,
 ) -> Tensor:
-    """Compute ``zero_conv`` in plain PyTorch. This is its specification."""
+    """Compute ``zero_conv`` in plain PyTorch. This is the reference that the kernels must match."""
     y = instance_norm_ref(x, eps=eps, act=act, slope=slope) if norm else x
     biases = list(bias) if bias else [None] * len(weight)
     parts = []
@@ -169,8 +169,8 @@ def zero_conv_bwd(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return dx, dweight [R, *, *, k, k] for the R weights that need a gradient, and dbias [P, O].
 
-    ``needs`` says whether x, the bias and each weight need a gradient; one that is not needed is empty. mean
-    is empty without norm, and y is empty if it must be recomputed.
+    ``needs``: whether x, the bias and each weight need a gradient. Gradients that are not needed are empty.
+    mean is empty without norm, and y is empty if it must be recomputed.
     """
     from ._weights import empty_gradients
 

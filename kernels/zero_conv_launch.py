@@ -13,7 +13,7 @@ import torch
 import triton
 from torch import Tensor
 
-# Imported because the kernels register themselves.
+# Imported so that the kernels are registered.
 from . import zero_conv_triton as _device_code  # noqa: F401
 from ._convolution import Convolution
 from ._launch import Config, interpreting, launch
@@ -69,16 +69,17 @@ class Form:
 
     @property
     def contracts(self) -> bool:
-        """Whether it goes from many channels to an image's few channels at stride 1."""
+        """Whether the convolution maps many channels to an image's few channels at stride 1."""
         return not self.transposed and self.stride == 1 and self.coarse <= IMAGE < self.fine
 
 
 @dataclass(frozen=True)
 class Fine:
-    """A fine image as taps read it, in lines of its pitch.
+    """A fine image in the form that taps read, in lines of its pitch.
 
     ``pad``: zero pixels around the image that are not in memory. ``few``: the image has few channels and is
-    stored among its zeros, with ``IMAGE`` channels per pixel, so that a row of taps is one window of pixels.
+    stored with zeros around it and ``IMAGE`` channels per pixel, so that a row of taps is one window of
+    pixels.
     """
 
     pixels: Pixels
@@ -266,10 +267,10 @@ def input_gradient(g: Tensor, fine: Fine | None, w: Tensor, size: tuple[int, int
 
 
 def coarse_and_fine(g: Tensor, fine: Fine | None, y: Tensor, form: Form) -> tuple[Tensor, Fine]:
-    """Return the two images of a weight gradient, coarse and fine, from the output's gradient g and the input
-    y.
+    """Return the coarse image and the fine image from which a weight gradient is computed.
 
-    ``fine``: g in another form (``fine_gradient``), if it has one.
+    They are the output's gradient g and the input y, or the other way round. ``fine``: g in another form
+    (``fine_gradient``), if it has one.
     """
     if fine is None:
         return g, Fine.of(y, form)

@@ -36,7 +36,7 @@ COUNTS = [
 
 @triton.jit
 def _store(ptr, rows, mask_m, offs_n, mask_n, O: tl.constexpr, tile):
-    """Store a tile like ``store_tile``; an image's few channels are stored one by one."""
+    """Store a tile as ``store_tile`` does, but an image's few channels one by one."""
     if O % 8 == 0:
         store_tile(ptr, rows, mask_m, offs_n, mask_n, O, tile)
     else:
@@ -55,9 +55,9 @@ def _zero_conv_gather_kernel(
 ):  # fmt: skip
     """Write y [N, H W, O] (coarse) from x [N, ROWS, XS] (fine, SH x SW) and w [P, O, KH, KW, C].
 
-    Each tap reads its pixels by index, and pixels outside x are zeros. If C exceeds XS, it is a window of
-    neighbouring pixels. TAPS is KH KW, passed as an argument because the compiler would unroll the loop over
-    a known number.
+    Each tap reads its pixels by index, and pixels outside x are zeros. If C exceeds XS, the C values are a
+    window of neighbouring pixels. TAPS is KH KW, passed as an argument because the compiler would unroll the
+    loop over a known number.
     """
     n, t, offs_n, mask_n = locate(TILES, O, BLOCK_N)
     n0 = tl.program_id(0) % tl.cdiv(O, BLOCK_N) * BLOCK_N

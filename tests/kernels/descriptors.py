@@ -17,7 +17,7 @@ DRIVER = "Triton Error [CUDA]: Failed to create tensor map descriptor: invalid a
 
 @dataclass
 class LaunchRecorder:
-    """Records launches."""
+    """A launch observer that records every launch."""
 
     launches: list[_launch.Launch] = field(default_factory=list)
 

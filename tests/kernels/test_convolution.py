@@ -1,4 +1,4 @@
-"""Which convolutions the kernels of zero_conv support."""
+"""Tests of which convolutions the kernels of zero_conv support."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The probe of the driver's tensor descriptors: how and when it runs, and how its result is reported."""
+"""Tests of the probe for tensor descriptors: how and when it runs, and how its result is reported."""
 
 from __future__ import annotations
 
@@ -131,5 +131,5 @@ def test_the_table_reports_a_refusal(monkeypatch: pytest.MonkeyPatch, probed: li
 
 @pytest.mark.gpu
 def test_this_driver_accepts_descriptors() -> None:
-    """This test reports a driver that does not; everything else then passes through pointers."""
+    """If it does not, this test fails, and everything else still works through pointers."""
     assert descriptors.refusal(torch.empty(0, device="cuda").device) == ""

@@ -1,4 +1,4 @@
-"""Which tensor descriptors are valid, and which ones a training step makes.
+"""Tests of which tensor descriptors are valid, and which ones a training step makes.
 
 Validity is checked against the driver's documentation, and by loading through them.
 """

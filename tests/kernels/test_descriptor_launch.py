@@ -102,16 +102,13 @@ def by_both(case: Case, device: str, dtype: torch.dtype) -> Iterator[tuple[Tenso
 @on_descriptors
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.why)
 def test_pointers_and_descriptors_give_the_same_results(case: Case, device: str) -> None:
-    """They agree to within the last bits.
-
-    The interpreter can differ there, because NumPy's sums depend on how a tile lies in memory.
-    """
+    """The interpreter may differ in the last bits, because NumPy's sums depend on a tile's memory layout."""
     for one, other in by_both(case, device, FP32):
         assert relative_error(one, other) < 1e-6
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.why)
-def test_all_products_keep_parity_without_descriptors(
+def test_all_products_are_right_without_descriptors(
     case: Case, monkeypatch: pytest.MonkeyPatch, device: str
 ) -> None:
     """If the driver refuses descriptors, parity holds, no launch uses one, and there is one warning."""
@@ -135,10 +132,10 @@ def test_all_products_keep_parity_without_descriptors(
 
 
 def test_windows_of_pixels_never_use_descriptors() -> None:
-    """Windows have overlapping rows.
+    """The rows of windows overlap.
 
-    They are read by the forward from few channels, by the input gradient to few, and as one operand of both
-    weight gradients.
+    Windows are read by the forward from few channels, by the input gradient to few, and as one operand of
+    both weight gradients.
     """
     launches: list[_launch.Launch] = []
     with dry_run(on_launch=launches.append):

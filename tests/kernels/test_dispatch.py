@@ -1,4 +1,4 @@
-"""The choice of an implementation: the reference without a GPU, or an error if the kernels were requested."""
+"""Tests of the choice of an implementation on a CPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Additional work of the norm's backward for a convolution.
+"""Tests of the norm's backward with the options that convolutions use.
 
 It reads and writes inside a border, and writes the gradient with margins.
 """

@@ -1,4 +1,4 @@
-"""Elementwise device functions."""
+"""Tests of elementwise device functions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def _round_kernel(x_ptr, y_ptr, SIZE: tl.constexpr):
 
 
 def test_rounding_to_tf32(device: str) -> None:
-    """Values are rounded to the nearest with 10 bits, and halves away from zero.
+    """Values are rounded to the nearest with 10 bits of mantissa, halves away from zero.
 
     Infinities and NaN stay unchanged, including the NaN that a GPU produces.
     """

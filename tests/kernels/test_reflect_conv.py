@@ -33,7 +33,8 @@ def test_equals_float64(case: Case, dtype: torch.dtype, device: str) -> None:
 def test_reference_matches_torchs_layers() -> None:
     """The reference agrees with torch's layers, and with an adjoint derived by hand.
 
-    That one has a 1x1 kernel of ones and padding 1, so a pixel is read once for each place that reflects it.
+    The latter has a 1x1 kernel of ones and padding 1, so a pixel is read once for each place that reflects
+    it.
     """
     x = torch.randn(2, 3, 5, 6)
     conv = torch.nn.Conv2d(3, 4, 3)

@@ -112,9 +112,9 @@ def test_reference_matches_the_official_block() -> None:
 
 
 def test_flat_images_and_a_large_offset(device: str) -> None:
-    """Statistics are computed from stored values.
+    """Statistics are computed from stored values, so a flat output of a convolution normalises to exactly 0.
 
-    So a flat output of a convolution normalises to exactly 0, also in 16 bits.
+    This holds in 16 bits too.
     """
     for dtype in (FP32, FP16):
         x = torch.full((1, 16, 7, 6), 3.7, device=device, dtype=dtype).contiguous(

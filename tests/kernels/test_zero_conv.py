@@ -111,7 +111,7 @@ def test_same_bits_twice_and_alone(case: Case, device: str) -> None:
 def test_pixels_that_no_tap_reaches_are_not_read(device: str) -> None:
     """With stride 2 and even sides, no tap reaches the last line and column.
 
-    A step's pixels past the end of the image would read them.
+    The pixels of a step that lie past the end of the image would read them.
     """
     case = next(case for case in CASES if case.why.startswith("stride 2, unpadded"))
     x, weights, _, dy = operands(case, device)

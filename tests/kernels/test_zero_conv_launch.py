@@ -74,7 +74,7 @@ def test_two_networks_in_one_launch(case: Case, forward: dict[str, int], backwar
 
 @pytest.mark.parametrize("case", ROUTES, ids=lambda c: c.why)
 def test_frozen_weights_are_skipped(case: Case, device: str) -> None:
-    """They change nothing for the others either.
+    """Frozen tensors cost no launches and change nothing for the others.
 
     Each weight, x and all weights are frozen in turn.
     """

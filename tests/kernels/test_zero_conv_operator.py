@@ -41,7 +41,9 @@ def test_opcheck(case: Case, recompute: bool, device: str) -> None:
 
 
 def test_compiles_to_one_graph_and_keeps_strides(device: str) -> None:
-    """Uses the route with the most launches, but to three channels: with one, strides would be arbitrary."""
+    """This uses the route with the most launches, but to three channels: with one, strides would be
+    arbitrary.
+    """
     case = replace(LAST, out=3)
     tensors = operands(case, device)
     eager = results(ours(case), *tensors)
