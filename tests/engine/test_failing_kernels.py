@@ -203,7 +203,7 @@ def test_training_whose_tensor_descriptors_are_refused(monkeypatch: pytest.Monke
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         assert_trains_alike(dataclasses.replace(SMALL, ndf=16), Discriminators, 1)
-    told = [str(w.message) for w in caught if "by pointers" in str(w.message)]
+    told = [str(w.message) for w in caught if "through pointers" in str(w.message)]
     refused = {name: kernel.refused for name, kernel in kernels.items() if kernel.refused}
     assert refused
     assert len(told) == len(set(told)) == sum(refused.values())  # each form once, whatever the iteration
