@@ -1,4 +1,4 @@
-"""What holds for every test of this room."""
+"""Fixtures shared by the tests of the benches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training steps of small networks, which a CPU runs in a moment."""
+"""Training steps of small networks that run quickly on a CPU."""
 
 from __future__ import annotations
 

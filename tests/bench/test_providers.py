@@ -1,4 +1,4 @@
-"""What the providers are made of: networks that are nothing of ours, and images that all agree on."""
+"""Providers use plain reference networks, and all of them produce the same images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fastcyclegan.testing import relative_error, seeded_networks
 from tests.bench.small_steps import SMALL, UNCOMPILED
 
 
-def test_the_plain_networks_are_nothing_of_ours_with_the_same_weights() -> None:
+def test_plain_networks_are_reference_modules_with_our_initial_weights() -> None:
     plain, ours = plain_networks(SMALL, seed=3), seeded_networks(SMALL, seed=3)
     assert all(type(net).__module__ == "fastcyclegan.reference" for net in plain.values())
     for name, net in ours.items():
@@ -19,7 +19,7 @@ def test_the_plain_networks_are_nothing_of_ours_with_the_same_weights() -> None:
         )
 
 
-def test_generators_of_all_providers_give_the_same_image() -> None:
+def test_all_generator_providers_produce_the_same_image() -> None:
     net, x = plain_networks(SMALL)["G_AB"], torch.rand(1, 3, 32, 32) * 2 - 1
     with torch.inference_mode():
         truth = net.double()(x.double())
