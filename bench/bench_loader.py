@@ -21,7 +21,7 @@ from PIL import Image
 
 from bench.machine import DEVICE
 from bench.providers import LR
-from bench.timing import Builders, Entrant, Race, Unserved, builders_of, clock
+from bench.timing import Builders, Entrant, Race, Unavailable, builders_of, clock
 from fastcyclegan.config import DataConfig, ModelConfig
 from fastcyclegan.data.batch import Batch
 from fastcyclegan.data.checked_files import check_files
@@ -128,14 +128,14 @@ def entrant(provider: Provider, a: Source, b: Source, quick: bool) -> Entrant:
     ahead in the others' turns.
     """
     if provider.device == "cuda" and DEVICE != "cuda":
-        raise Unserved("needs an NVIDIA GPU")
+        raise Unavailable("needs an NVIDIA GPU")
     if provider.threads > max(2, cores()) and provider.kind == "folder":
-        raise Unserved(f"more processes than the {cores()} cores")
+        raise Unavailable(f"more processes than the {cores()} cores")
     where = torch.device(DEVICE)
     if provider.device == "cpu":
         where = torch.device("cpu")
     if provider.kind == "dali" and (reason := why_not_dali(where)):
-        raise Unserved(reason)
+        raise Unavailable(reason)
     loader = loader_of(provider, a, b, where)
     held_to_pillow(loader, on_gpu=provider.kind == "dali" and where.type == "cuda")
     count = iterations_of(provider)
@@ -179,7 +179,7 @@ def bench_loader(race: Race, quick: bool, sources: tuple[int, Source, Source], p
 def fed_by(provider: str, a: Source, b: Source) -> Entrant:
     gpu = torch.device("cuda")
     if provider == "dali" and (reason := why_not_dali(gpu)):
-        raise Unserved(reason)
+        raise Unavailable(reason)
     engine = make_engine(
         seeded_networks(ModelConfig()),
         device="cuda",

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from bench.machine import DEVICE
 from bench.operators import ROUNDS, Case, Operator, channels_last, compiled, products
-from bench.timing import Entrant, Race, Steps, Unserved, builders_of, clock, rotations
+from bench.timing import Entrant, Race, Steps, Unavailable, builders_of, clock, rotations
 from fastcyclegan.kernels import reflect_conv2d
 from fastcyclegan.kernels.backend_table import backend_key
 from fastcyclegan.kernels.norm_conv import norm_conv
@@ -75,7 +75,7 @@ def ours(x: Tensor, weight: Tensor) -> Tensor:
 def function(provider: str, shape: tuple[int, ...]) -> Operator:
     if provider == "compiled":
         if shape not in COMPILED:
-            raise Unserved("compiled is timed at fewer images")
+            raise Unavailable("compiled is timed at fewer images")
         return compiled(eager)
     functions: dict[str, Operator] = {
         "eager": eager,

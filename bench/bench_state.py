@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.machine import DEVICE, held_bytes
+from bench.machine import DEVICE, tensor_bytes
 from bench.timing import Builders, Entrant, Race, clock
 from fastcyclegan.config import ModelConfig
 from fastcyclegan.data.sample_plan import Plan
@@ -64,7 +64,7 @@ def contest(doing: str, folder: Path, config: ModelConfig) -> Builders:
         return entrant(file.stat().st_size, save, load)
 
     def snapshot() -> Entrant:
-        info = {"bytes": held_bytes(kept)}
+        info = {"bytes": tensor_bytes(kept)}
         return Entrant(lambda: to_cpu(engine.state_dict()), lambda: held(engine, kept), info)
 
     builders = {"official, weights": official, "ours, whole state": whole}

@@ -20,7 +20,7 @@ from torch import Tensor
 from bench.bench_reflect_conv import DTYPE
 from bench.machine import DEVICE
 from bench.operators import ROUNDS, Case, Operator, channels_last, products
-from bench.timing import Builders, Entrant, Race, Unserved, builders_of, clock, rotations
+from bench.timing import Builders, Entrant, Race, Unavailable, builders_of, clock, rotations
 from fastcyclegan.kernels.backend_table import backend_key
 from fastcyclegan.kernels.zero_conv import zero_conv
 
@@ -127,7 +127,7 @@ def contest(layer: Layer, images: int, networks: int, direction: str, fault: boo
         if provider == "matmul":
             return products(dtype)
         if provider == "ours" and DEVICE != "cuda":
-            raise Unserved("the kernels run on an NVIDIA GPU")
+            raise Unavailable("the kernels run on an NVIDIA GPU")
         info: dict[str, Any] = {"flops": flops}
         if direction == "all":
             places, C, O, k = layer.side**2, layer.C, layer.O, layer.k

@@ -222,7 +222,7 @@ def backends(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
     for row in rows:
         if "backend_key" in row.info:
             times = measured.setdefault(row.info["backend_key"], {})
-            times[row.info["backend"]] = 1e3 * row.each.median
+            times[row.info["backend"]] = 1e3 * row.time.median
     table = {}
     for key in sorted(measured):
         if {"triton", "cudnn"} <= measured[key].keys():

@@ -16,7 +16,7 @@ import torch._inductor.config
 from torch import Tensor
 
 from bench.machine import DEVICE
-from bench.timing import Entrant, Steps, Unserved
+from bench.timing import Entrant, Steps, Unavailable
 from fastcyclegan.engine import why_not_compiled
 from fastcyclegan.testing import assert_parity
 
@@ -130,10 +130,10 @@ def kept_buffers() -> Iterator[None]:
 
 def compiled(f: Operator) -> Operator:
     """Return ``f`` as torch.compile makes it. Its own CUDA graphs are off because a round is one already.
-    Raises Unserved.
+    Raises Unavailable.
     """
     if reason := why_not_compiled(torch.device(DEVICE)):
-        raise Unserved(reason)
+        raise Unavailable(reason)
     mode = "default"
     if DEVICE == "cuda":
         mode = "max-autotune-no-cudagraphs"

@@ -54,7 +54,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.flat_images import Undecided, flat_images, listed, liveliest_crops
-from bench.machine import DEVICE, PeakMemory, held_bytes
+from bench.machine import DEVICE, PeakMemory, tensor_bytes
 from bench.providers import YARDSTICKS, Provider, TrainStep, train_step
 from bench.timing import synchronised
 from fastcyclegan.config import LossConfig, ModelConfig
@@ -358,7 +358,7 @@ class Judge:
         if peak is not None and DEVICE == "cpu":
             # On a CPU the networks existed before the measured iteration; on a GPU the measured memory
             # includes them.
-            peak += held_bytes(step.state())
+            peak += tensor_bytes(step.state())
         return First(verdicts, seconds, peak)
 
     def mathematics(self, size: int = 32) -> float:

@@ -27,7 +27,7 @@ from bench.machine import DEVICE, machine
 from bench.providers import PROVIDERS, plain_networks, train_step
 from bench.roofline import measured_chip
 from bench.step_work import step_work, total
-from bench.timing import Unserved
+from bench.timing import Unavailable
 from fastcyclegan.config import EngineConfig, LossConfig, ModelConfig
 from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.testing import random_batch
@@ -123,7 +123,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         PROVIDERS[options.provider].require(DEVICE)
     except OSError as error:
         parser.error(f"{options.output}: cannot write there: {error.strerror}")
-    except Unserved as reason:
+    except Unavailable as reason:
         parser.error(f"{options.provider}: {reason}")
     return options
 

@@ -30,7 +30,7 @@ from bench.machine import DEVICE, PeakMemory, machine
 from bench.parity import EXACT, Judge, require_decisive
 from bench.proof import Proof, differences_table, draw, header_of, speed_table
 from bench.providers import PROVIDERS, TrainStep, plain_networks, train_step
-from bench.timing import Entrant, Unserved, builders_of, race
+from bench.timing import Entrant, Unavailable, builders_of, race
 from fastcyclegan.config import DataConfig, LossConfig, ModelConfig
 from fastcyclegan.data import builtin
 from fastcyclegan.data.batch import Batch
@@ -250,7 +250,7 @@ def _compiled(options: argparse.Namespace, size: int, log: Callable[[str], None]
         return "ours"
     try:
         PROVIDERS["ours_compiled"].require(DEVICE)
-    except Unserved as reason:
+    except Unavailable as reason:
         log(f"not compiled: {reason}")
         return "ours"
     if seconds_to_compile("ours_compiled", code_of("step", size, 1, NETWORKS), DEVICE) > 60:

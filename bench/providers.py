@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.official_order import OfficialCycleGAN
-from bench.timing import Unserved
+from bench.timing import Unavailable
 from fastcyclegan import reference
 from fastcyclegan.config import EngineConfig, LossConfig, ModelConfig, OptimConfig
 from fastcyclegan.data.batch import Batch
@@ -69,15 +69,17 @@ class Provider:
         return torch.contiguous_format
 
     def require(self, device: str) -> None:
-        """Raise Unserved if this provider cannot run on ``device``, or would not differ from another one."""
+        """Raise Unavailable if this provider cannot run on ``device``, or would not differ from another
+        one.
+        """
         if self.strict and device != "cuda":
-            raise Unserved("identical to torch's defaults here: only GPUs have TF32")
+            raise Unavailable("identical to torch's defaults here: only GPUs have TF32")
         if self.mode == "max-autotune" and device != "cuda":
-            raise Unserved("its CUDA graphs need a GPU")
+            raise Unavailable("its CUDA graphs need a GPU")
         if self.reduced and self.mode is None and self.precision(device) == "fp32":
-            raise Unserved("this processor has no bf16 instructions")
+            raise Unavailable("this processor has no bf16 instructions")
         if self.mode is not None and (reason := why_not_compiled(torch.device(device))):
-            raise Unserved(reason)
+            raise Unavailable(reason)
 
 
 PROVIDERS = {
@@ -163,7 +165,7 @@ def train_step(
 
     ``config`` is the configuration of ``nets``, and ``options`` are those of our engine. With ``dtype``
     float64 neither side uses autocast, and the official order is the truth that other results are compared
-    with. Raises Unserved if the provider cannot run on ``device``.
+    with. Raises Unavailable if the provider cannot run on ``device``.
     """
     if isinstance(provider, str):
         provider = PROVIDERS[provider]
@@ -328,8 +330,8 @@ def generator(
 ) -> tuple[Callable[[Tensor], Tensor], str]:
     """Return a provider's function from images to images, and its precision.
 
-    ``net`` is a reference generator that was built with ``arguments``. Raises Unserved if the provider cannot
-    run on ``device``.
+    ``net`` is a reference generator that was built with ``arguments``. Raises Unavailable if the provider
+    cannot run on ``device``.
     """
     if isinstance(provider, str):
         provider = PROVIDERS[provider]

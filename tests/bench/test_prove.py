@@ -18,7 +18,7 @@ from PIL import Image
 
 from bench import prove
 from bench.parity import EXACT, FORWARD, Judge, require
-from bench.providers import Provider, Unserved, plain_networks, train_step
+from bench.providers import Provider, Unavailable, plain_networks, train_step
 from fastcyclegan.config import LossConfig, ModelConfig
 from fastcyclegan.data.batch import Batch
 
@@ -196,7 +196,7 @@ def test_runs_on_the_users_own_images(
 
     def no_compiler(self: Provider, device: str) -> None:
         if self.mode is not None:
-            raise Unserved("no C++ compiler found")
+            raise Unavailable("no C++ compiler found")
 
     monkeypatch.setattr(Provider, "require", no_compiler)
     assert run("--data_A", str(dataset / "trainA"), "--data_B", str(dataset / "trainB"), folder=tmp_path) == 0

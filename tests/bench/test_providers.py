@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from bench.providers import Unserved, generator, plain_networks
+from bench.providers import Unavailable, generator, plain_networks
 from fastcyclegan.testing import relative_error, seeded_networks
 from tests.bench.small_steps import SMALL, UNCOMPILED
 
@@ -27,7 +27,7 @@ def test_all_generator_providers_produce_the_same_image() -> None:
     for name in UNCOMPILED:
         try:
             run, precision = generator(name, net, "cpu", ngf=8, n_blocks=1)
-        except Unserved:
+        except Unavailable:
             continue
         assert relative_error(run(x), truth) < (1e-5 if precision == "fp32" else 0.1)
         faulty, _ = generator(name, net, "cpu", fault=True, ngf=8, n_blocks=1)
