@@ -175,8 +175,8 @@ def _race(request: pytest.FixtureRequest, benchmark: BenchmarkFixture, quick: bo
         outcome = races[contest][name]
         if outcome.error is not None:
             raise outcome.error
-        if outcome.why_not:
-            pytest.skip(outcome.why_not)
+        if outcome.skip_reason:
+            pytest.skip(outcome.skip_reason)
         benchmark.group = group
         benchmark.extra_info.update(provider=name, parity="held", **outcome.info)
         clock.play(outcome.intervals)

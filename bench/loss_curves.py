@@ -122,9 +122,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--iterations", type=int, default=300, help="iterations per run (default: %(default)s)"
     )
-    parser.add_argument(
-        "--seeds", type=int, default=3, help="number of seeds, at least 2 (default: %(default)s)"
-    )
+    parser.add_argument("--seeds", type=int, default=3, help="at least 2 (default: %(default)s)")
     parser.add_argument(
         "--provider",
         choices=("ours", "ours_compiled"),
@@ -136,10 +134,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     if options.iterations <= SMOOTHED or options.seeds < 2:
-        parser.error(
-            f"--iterations must be more than {SMOOTHED} and --seeds at least 2, got {options.iterations} and"
-            f" {options.seeds}"
-        )
+        parser.error(f"--iterations must be more than {SMOOTHED}, and --seeds at least 2")
     options.output.mkdir(parents=True, exist_ok=True)
     official = [curves("official", seed, options.iterations) for seed in range(options.seeds)]
     ours = [curves(options.provider, seed, options.iterations) for seed in range(options.seeds)]
