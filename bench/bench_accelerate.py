@@ -1,9 +1,9 @@
-"""Bench ``accelerate`` on networks from other fields: the bytes that a training step saves for backward, and
-on a GPU its time and peak memory.
+"""Benchmark ``accelerate`` on networks from other fields: the bytes that a training step saves for backward,
+and on a GPU its time and peak memory.
 
-The saved bytes are counted exactly, on a CPU as on a GPU, as sizes of storages without the weights. The time
-is for forward and backward in bf16 and channels_last, with one CUDA graph per round. The results of the timed
-rounds are compared with float64, and the gradients as one vector.
+The saved bytes are counted exactly, on both CPU and GPU: the sizes of all storages except the weights. The
+time is for forward and backward in bf16 and channels_last, with one CUDA graph per round. The results of the
+timed rounds are compared with float64, all gradients together as one vector.
 """
 
 from __future__ import annotations

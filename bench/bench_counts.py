@@ -2,7 +2,7 @@
 GPU.
 
 The seconds of these rows only measure the counting and mean nothing; the counts are in the other columns. The
-size is 256x256, on a CPU as on a GPU.
+size is 256x256 on both CPU and GPU.
 """
 
 from __future__ import annotations

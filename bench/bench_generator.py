@@ -1,5 +1,5 @@
-"""Bench the translation of images with the default generator: latency (median and 95th percentile) and images
-per second, by image size and batch size.
+"""Benchmark the translation of images with the default generator: latency (median and 95th percentile) and
+images per second, by image size and batch size.
 
 On a GPU the sizes are 256, 512 and 1024 squared with 1, 8 and 32 images; on a CPU they are 256x256 with 1 and
 4 images. A round is one call and waits for its result, as when a user translates one batch. The result of the
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from bench.compile_costs import code_of, remember_compiled, seconds_to_compile
 from bench.machine import DEVICE, PeakMemory
-from bench.providers import PROVIDERS, TELLING, YARDSTICKS, generator, plain_networks
+from bench.providers import BUILD_ORDER, PROVIDERS, YARDSTICKS, generator, plain_networks
 from bench.timing import Builders, Entrant, Race, builders_of, clock
 from fastcyclegan.config import ModelConfig
 from fastcyclegan.testing import PARITY_ULPS, relative_error
@@ -78,7 +78,7 @@ class Truth:
         return max(errors)
 
     def require(self, provider: str, number: int, y: Tensor, precision: str) -> None:
-        """Raise AssertionError if ``y``, the result for images ``number``, differs from float64 by more than
+        """Raise AssertionError if ``y``, the result for batch ``number``, differs from float64 by more than
         the rule allows.
         """
         dtype, error = DTYPES[precision], relative_error(y, self.exact(number))
@@ -120,7 +120,7 @@ def contest(size: int, batch: int, config: ModelConfig, fault: bool) -> Builders
         info = {"pictures": batch, "size": size, "batch": batch, "precision": precision, "peak_bytes": peak}
         return Entrant(once, lambda: truth.require(name, last["number"], last["y"], precision), info)
 
-    return builders_of(TELLING, build)
+    return builders_of(BUILD_ORDER, build)
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)

@@ -1,4 +1,4 @@
-"""Bench instance norm + ReLU, forward and backward, in GB/s: PyTorch eager on channels_last, PyTorch
+"""Benchmark instance norm + ReLU, forward and backward, in GB/s: PyTorch eager on channels_last, PyTorch
 compiled, and the kernels.
 
 On a GPU the benches cover every shape of the networks in bf16, and shapes larger than the L2 cache. On a CPU

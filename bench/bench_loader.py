@@ -1,5 +1,5 @@
-"""Bench the loaders without a model, in images per second: Pillow with 0, 2 and 8 processes, DALI, and the
-caches; and a training step with images from a loader.
+"""Benchmark the loaders without a model, in images per second: Pillow with 0, 2 and 8 processes, DALI, and
+the caches; and a training step with images from a loader.
 
 The images are synthetic, with gradients, edges and grain, 600x600 and 256x256, stored as JPEG of quality 90.
 The loaders turn them into random 256x256 crops of 286x286. Before a loader is timed, its first batches are

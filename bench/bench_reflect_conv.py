@@ -1,4 +1,4 @@
-"""Bench reflection-padded convolutions, pass by pass: PyTorch eager and compiled, cuDNN without padding,
+"""Benchmark reflection-padded convolutions, pass by pass: PyTorch eager and compiled, cuDNN without padding,
 cuDNN with our padding, and the kernels.
 
 On a GPU they run in bf16 at the generator's shapes with 1 to 16 images, in TFLOP/s, next to a matrix product

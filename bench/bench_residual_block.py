@@ -1,5 +1,5 @@
-"""Bench the residual block, forward and backward: PyTorch eager and compiled, cuDNN's convolutions with our
-norms, and our single operator.
+"""Benchmark the residual block, forward and backward: PyTorch eager and compiled, cuDNN's convolutions with
+our norms, and our single operator.
 
 On a GPU it runs in bf16 at 64 x 64 x 256 with 1 to 16 images. On a CPU there is a reduced block in fp32,
 where ours is the implementation that impl="auto" selects. The results of the timed rounds are compared with

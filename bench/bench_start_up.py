@@ -1,5 +1,5 @@
-"""Bench the start of training: imports and the first iteration, uncompiled, and compiled with an empty and a
-full compiler cache.
+"""Benchmark the start of training: imports and the first iteration, uncompiled, and compiled with an empty
+and a full compiler cache.
 
 Each measurement runs in a new process, as a user would start it. On a CPU the networks are small and the size
 is 32x32, because only the share of compiling matters there. The losses of the iteration are compared with the

@@ -1,5 +1,5 @@
-"""Bench saving and loading: the four weight files of the official code, and our whole training state, from
-which a run resumes exactly.
+"""Benchmark saving and loading: the four weight files of the official code, and our whole training state,
+from which a run resumes exactly.
 
 The networks are the default ones after one iteration at 64x64, with their optimizers' moments and a pool of
 50 images per domain. "snapshot" is the part for which the training loop waits; a thread writes the file. The

@@ -1,4 +1,4 @@
-"""Bench one training iteration: the official order as people run it and at its best, and ours with and
+"""Benchmark one training iteration: the official order as people run it and at its best, and ours with and
 without compilation, from the same weights and samples.
 
 On a GPU the size is 256x256 with batch 1 and 4, with and without the identity loss. On a CPU it is 128x128
@@ -17,7 +17,7 @@ import torch
 from bench.compile_costs import code_of, remember_compiled, seconds_to_compile
 from bench.machine import DEVICE, PeakMemory
 from bench.parity import Judge, require
-from bench.providers import PROVIDERS, TELLING, plain_networks, train_step
+from bench.providers import BUILD_ORDER, PROVIDERS, plain_networks, train_step
 from bench.timing import Builders, Entrant, Race, builders_of, clock
 from fastcyclegan.config import LossConfig, ModelConfig
 from fastcyclegan.data.batch import Batch
@@ -47,7 +47,7 @@ def contest(size: int, batch: int, identity: bool, config: ModelConfig, fault: b
     if not identity:
         loss = LossConfig(lambda_identity=0.0)
     nets = plain_networks(config)
-    batches = [moved(random_batch(size, plan, n)) for n in range(max(INPUTS, PARITY_STEPS))]
+    batches = [to_device(random_batch(size, plan, n)) for n in range(max(INPUTS, PARITY_STEPS))]
     judge = Judge(nets, batches[:PARITY_STEPS], DEVICE, loss, config)
 
     def build(name: str) -> Entrant:
@@ -79,10 +79,10 @@ def contest(size: int, batch: int, identity: bool, config: ModelConfig, fault: b
             entrant.history = first.seconds
         return entrant
 
-    return builders_of(TELLING, build)
+    return builders_of(BUILD_ORDER, build)
 
 
-def moved(batch: Batch) -> Batch:
+def to_device(batch: Batch) -> Batch:
     return replace(batch, A=batch.A.to(DEVICE), B=batch.B.to(DEVICE))
 
 

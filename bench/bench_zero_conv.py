@@ -1,5 +1,5 @@
-"""Bench zero-padded convolutions for two networks at once (strided, transposed and 4x4): PyTorch's library
-with one call per network, and the kernels.
+"""Benchmark zero-padded convolutions for two networks at once (strided, transposed and 4x4): PyTorch's
+library with one call per network, and the kernels.
 
 On a GPU they run in bf16 at the shapes of generators and discriminators at 256x256, for forward and backward
 together and for the forward only. "library" is two calls and the copies into and out of them, as for a pair

@@ -92,7 +92,7 @@ class WorkItem:
     launch: Interval | None
 
 
-def analysed(trace: dict[str, Any]) -> Profile:
+def analyse(trace: dict[str, Any]) -> Profile:
     """Return the profile of the training step in a trace. Raises ValueError if the trace contains none."""
     events = intervals(trace)
     step = _step_of(events)
@@ -157,7 +157,7 @@ def _by_operator(items: Sequence[WorkItem]) -> list[dict[str, Any]]:
         operator = item.operator
         if operator is None:
             continue
-        shapes, backward = flattened(operator.args.get("Input Dims", [])), operator.is_backward
+        shapes, backward = flatten(operator.args.get("Input Dims", [])), operator.is_backward
         entry = entries.setdefault(
             (operator.name, json.dumps(shapes), backward),
             {"name": operator.name, "shapes": shapes, "backward": backward, "seconds": 0.0, "calls": 0},
@@ -182,7 +182,7 @@ def part_of(
     return "G forward"
 
 
-def flattened(shapes: Any) -> list[list[int]]:
+def flatten(shapes: Any) -> list[list[int]]:
     """Return all shapes in a trace's "Input Dims", including those in lists of tensors."""
     if not isinstance(shapes, list):
         return []
@@ -190,5 +190,5 @@ def flattened(shapes: Any) -> list[list[int]]:
         return [shapes]
     flat = []
     for item in shapes:
-        flat += flattened(item)
+        flat += flatten(item)
     return flat

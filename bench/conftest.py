@@ -181,7 +181,7 @@ def _race(request: pytest.FixtureRequest, benchmark: BenchmarkFixture, quick: bo
         benchmark.extra_info.update(provider=name, parity="held", **outcome.info)
         clock.play(outcome.intervals)
         benchmark.pedantic(lambda: None, rounds=len(outcome.intervals))
-        _keep(config)
+        _save_partial_results(config)
 
     return run
 
@@ -201,7 +201,7 @@ def _affordable(config: pytest.Config, cost: float, build: Callable[[], Entrant]
     return build()
 
 
-def _keep(config: pytest.Config) -> None:
+def _save_partial_results(config: pytest.Config) -> None:
     """Write the results so far to the file of --benchmark-json, so that a run that is killed loses nothing.
 
     At the end of the run pytest-benchmark overwrites it with all results.

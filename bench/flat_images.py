@@ -43,7 +43,7 @@ def deviation(image: Tensor) -> float:
     return image.double().var((1, 2), correction=0).mean().sqrt().item()
 
 
-def listed(names: Sequence[str], shown: int = 4) -> str:
+def join_names(names: Sequence[str], shown: int = 4) -> str:
     """Return a line with the first ``shown`` distinct ``names`` and the number of further ones."""
     different = list(dict.fromkeys(names))
     line = ", ".join(different[:shown])
@@ -52,7 +52,7 @@ def listed(names: Sequence[str], shown: int = 4) -> str:
     return line
 
 
-def liveliest_crop(image: Tensor, size: int) -> Tensor:
+def most_varied_crop(image: Tensor, size: int) -> Tensor:
     """Return the crop of ``image`` [C, H, W] that varies most, at most ``size`` high and wide, in float64
     with its contrast stretched to [-1, 1].
 
@@ -73,9 +73,9 @@ def liveliest_crop(image: Tensor, size: int) -> Tensor:
     return (2 * crop - least - most) / (most - least).max()
 
 
-def liveliest_crops(batch: Batch, size: int) -> Batch:
+def most_varied_crops(batch: Batch, size: int) -> Batch:
     return replace(batch, A=_crops_of(batch.A, size), B=_crops_of(batch.B, size))
 
 
 def _crops_of(images: Tensor, size: int) -> Tensor:
-    return torch.stack([liveliest_crop(image, size) for image in images]).to(images.device)
+    return torch.stack([most_varied_crop(image, size) for image in images]).to(images.device)

@@ -112,7 +112,7 @@ INTERPRETED = Case(
 )  # fmt: skip
 
 
-def moved(batch: Batch, dtype: torch.dtype = torch.float32) -> Batch:
+def to_device(batch: Batch, dtype: torch.dtype = torch.float32) -> Batch:
     layout = torch.channels_last
     return replace(
         batch,
@@ -146,7 +146,7 @@ def check_first_losses(case: Case, nets: dict[str, nn.Module], batch: Batch, los
         for net in with_reference.values():
             set_impl(net, "reference")
         engine = make_engine(with_reference, loss, device=DEVICE, precision=precision, options=plain)
-        return engine.step(moved(batch, dtype), LR)
+        return engine.step(to_device(batch, dtype), LR)
 
     reference, truth = of(case.precision, torch.float32), of("fp32", torch.float64)
     assert_parity("losses of iteration 1", losses, reference, truth, DTYPES[case.precision])
@@ -167,7 +167,7 @@ def run(case: Case) -> str:
         torch.cuda.reset_peak_memory_stats()
     marks, losses = [time.perf_counter()], []
     for batch in batches:
-        losses.append(engine.step(moved(batch), LR))
+        losses.append(engine.step(to_device(batch), LR))
         if DEVICE == "cuda":
             torch.cuda.synchronize()
         marks.append(time.perf_counter())

@@ -43,7 +43,7 @@ from fastcyclegan.tensor_files import write_atomically
 
 # Seconds reserved for writing files at the end of a stage, mainly the compiled kernels.
 ENDING = 12.0
-# Seconds of a stage without a GPU, where sizes are tiny and CPU cores few.
+# The time limit of a rehearsed stage in seconds. Without a GPU, sizes are tiny and CPU cores few.
 REHEARSAL = 280.0
 # A part does not start with fewer seconds than this.
 LEAST = 8.0
@@ -58,7 +58,7 @@ class Suite:
 
     def __init__(self, stage: int, context: Context, seconds: float, printer: Printer) -> None:
         self.stage, self.context, self.seconds, self.printer = stage, context, seconds, printer
-        self.began = time.monotonic()
+        self.started = time.monotonic()
         self.outcomes: list[Outcome] = []
         self.planned = 0
         self.about = {**machine(), **packages(), "stage": f"{stage}: {TITLES[stage]}"}
@@ -68,7 +68,7 @@ class Suite:
     @property
     def remaining(self) -> float:
         """The seconds until the stage must end."""
-        return self.seconds - (time.monotonic() - self.began)
+        return self.seconds - (time.monotonic() - self.started)
 
     def run(self, parts: Sequence[Part]) -> int:
         """Run ``parts``, each within its own limit and the time left in the stage.
@@ -77,7 +77,7 @@ class Suite:
         """
         self.planned = len(parts)
         self.printer.line(
-            f"stage {self.stage}, {TITLES[self.stage]}, {self.seconds:.0f} s: {self.about['hardware']}"
+            f"stage {self.stage}, {TITLES[self.stage]}, limit {self.seconds:.0f} s: {self.about['hardware']}"
         )
         for number, part in enumerate(parts, 1):
             outcome = self._run(part)
@@ -99,7 +99,7 @@ class Suite:
             return Outcome(part.name, f"cannot read its result: {type(error).__name__}: {error}")
 
     def summary(self, most: int = MOST_OF_A_SUMMARY) -> list[str]:
-        seconds = time.monotonic() - self.began
+        seconds = time.monotonic() - self.started
         return summary(self.about, self.outcomes, self.planned, seconds, self.files(), most)
 
     def _try(self, write: Callable[[], Any]) -> None:
@@ -126,7 +126,7 @@ class Suite:
         """
         self._try(self._write_outcomes)
         self._try(self._write_rows)
-        self._try(lambda: _keep_tuned(self.context.results))
+        self._try(lambda: _copy_tuned(self.context.results))
 
     def _write_outcomes(self) -> None:
         results, stem = self.context.results, f"stage{self.stage}"
@@ -235,7 +235,7 @@ def backends(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
     return table
 
 
-def _keep_tuned(results: Path) -> None:
+def _copy_tuned(results: Path) -> None:
     """Copy the tiles that were chosen by measurement, which can then ship as kernels/tuned/*.json."""
     if not torch.cuda.is_available():
         return

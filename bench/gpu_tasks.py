@@ -156,7 +156,7 @@ def _fatal(events: Sequence[dict[str, Any]]) -> list[str]:
 class Benches:
     """The benches of one file that match ``keyword``, run in a separate process.
 
-    The rows are written to ``rows_of`` after every bench.
+    The rows are written to the file ``rows_of`` after every bench.
     """
 
     name: str
@@ -170,7 +170,7 @@ class Benches:
 
     def command(self, context: Context, seconds: float) -> list[str]:
         command = [sys.executable, "-m", "pytest", f"bench/{self.file}", "-p", "no:cacheprovider"]
-        # The last bench and the end of the process need a part of the time.
+        # The budget is shorter than the limit, because the last bench and the shutdown also take time.
         budget = max(1.0, 0.8 * seconds)
         command += ["--benchmark-only", "-q", f"--bench-budget={budget:.0f}"]
         command.append(f"--benchmark-json={self.rows_of(context)}")

@@ -70,7 +70,7 @@ def smoothed(losses: Curves) -> Curves:
     return (sums[SMOOTHED:] - sums[:-SMOOTHED]) / SMOOTHED
 
 
-def apart(official: list[Curves], ours: list[Curves]) -> list[tuple[str, float, float]]:
+def distances(official: list[Curves], ours: list[Curves]) -> list[tuple[str, float, float]]:
     """Return, for each loss, its name, the distance between the paths of one seed, and the distance between
     two seeds of the official order.
 
@@ -138,7 +138,7 @@ def main(arguments: list[str] | None = None) -> int:
     options.output.mkdir(parents=True, exist_ok=True)
     official = [curves("official", seed, options.iterations) for seed in range(options.seeds)]
     ours = [curves(options.provider, seed, options.iterations) for seed in range(options.seeds)]
-    rows = apart(official, ours)
+    rows = distances(official, ours)
     run = f"{machine()['hardware']}, {options.iterations} iterations, {options.seeds} seeds"
     print(f"{run}: mean relative distances of the smoothed losses")
     for name, paths, seeds in rows:

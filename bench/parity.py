@@ -9,7 +9,7 @@ units in the last place. The error that the dtype alone explains is thus measure
 In fp32 this rule is too strict for anything that has been differentiated. A ReLU whose input is closer to
 zero than the rounding error may end up on the other side, and then its gradient is completely wrong. With
 inputs of deviation 1, this happens to a share of about the error (3e-6) of the units of each layer, and there
-are 50 layers between an image and the last loss. Such small numbers are random: one run has two such units,
+are 50 layers between an image and the last loss. Such small counts are random: one run has two such units,
 the next has none. A share s of them causes a relative error of sqrt(s); KINKED is far more than occur, and
 far less than any mistake causes. Adam divides by the size of the gradient. If such an error is larger than
 the gradient itself, which at an error of 3 % is the case for 2.4 % of normally distributed gradients, the
@@ -53,7 +53,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.flat_images import Undecided, flat_images, listed, liveliest_crops
+from bench.flat_images import Undecided, flat_images, join_names, most_varied_crops
 from bench.machine import DEVICE, PeakMemory, tensor_bytes
 from bench.providers import YARDSTICKS, Provider, TrainStep, train_step
 from bench.timing import synchronised
@@ -274,7 +274,7 @@ def require_decisive(differences: Sequence[Difference], batches: Sequence[Batch]
             for batch in batches:
                 paths += [*batch.paths_A, *batch.paths_B]
             rounding = f"rounding alone causes an error of {d.of_the_dtype:.0%} in the official order"
-            raise Undecided(f"{d.quantity}: {rounding}, for {listed(paths)}")
+            raise Undecided(f"{d.quantity}: {rounding}, for {join_names(paths)}")
 
 
 @dataclass
@@ -361,7 +361,7 @@ class Judge:
             peak += tensor_bytes(step.state())
         return First(verdicts, seconds, peak)
 
-    def mathematics(self, size: int = 32) -> float:
+    def float64_difference(self, size: int = 32) -> float:
         """Return the largest relative difference between ours and the official order when both run in
         float64, uncompiled, on crops of the first images.
 
@@ -371,9 +371,10 @@ class Judge:
         batches = self.batches[:EXACT_STEPS]
         if flat := flat_images(batches):
             raise Undecided(
-                f"{listed(flat)}: images of a single colour, which instance norm reduces to rounding noise"
+                f"{join_names(flat)}: images of a single colour, of which instance norm leaves only rounding"
+                " noise"
             )
-        crops = [liveliest_crops(batch, size) for batch in batches]
+        crops = [most_varied_crops(batch, size) for batch in batches]
         traces = []
         for name in ("ours", "official"):
             step = train_step(name, self.nets, self.device, self.loss, torch.float64, self.config)

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from bench.chrome_trace import PARTS, PHASE, STEP, Profile, analysed
+from bench.chrome_trace import PARTS, PHASE, STEP, Profile, analyse
 from bench.machine import DEVICE, machine
 from bench.providers import PROVIDERS, plain_networks, train_step
 from bench.roofline import measured_chip
@@ -142,7 +142,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     file = options.output / "trace.json.gz"
     trace, precision = traced(provider, size, batch, config, identity, file)
-    profile = analysed(trace)
+    profile = analyse(trace)
     chip = measured_chip(precision)
     floor = total(step_work(size, batch, options.blocks, identity, precision), chip, 0)
     print("\n".join(tables(profile, floor, f"ceilings {chip.source}, not counting launches")))

@@ -25,7 +25,7 @@ import torch
 
 from bench.compile_costs import code_of, remember_compiled, seconds_to_compile
 from bench.figures import Row
-from bench.flat_images import Undecided, deviation, flat_images, listed
+from bench.flat_images import Undecided, deviation, flat_images, join_names
 from bench.machine import DEVICE, PeakMemory, machine
 from bench.parity import EXACT, Judge, require_decisive
 from bench.proof import Proof, differences_table, draw, header_of, speed_table
@@ -79,27 +79,27 @@ def batches_of(options: argparse.Namespace, size: int, log: Callable[[str], None
         a, b = Source(images.train_A, fit, images.checked), Source(images.train_B, fit, images.checked)
         plan = Plan(options.seed, len(images.train_A), len(images.train_B))
         loader = FolderLoader(a, b, plan, torch.device("cpu"))
-        lively, flat = lively_samples(loader)
-    if not lively:
+        varied, flat = varied_samples(loader)
+    if not varied:
         raise UserError(
             f"cannot check parity: each of the {MOST_SAMPLES} samples tried contains an image of a single"
-            f" colour: {listed(flat)}"
+            f" colour: {join_names(flat)}"
         )
     if flat:
-        log(f"skipped, because parity cannot be judged on images of a single colour: {listed(flat)}")
-    moved = [dataclasses.replace(batch, A=batch.A.to(DEVICE), B=batch.B.to(DEVICE)) for batch in lively]
+        log(f"skipped, because parity cannot be judged on images of a single colour: {join_names(flat)}")
+    moved = [dataclasses.replace(batch, A=batch.A.to(DEVICE), B=batch.B.to(DEVICE)) for batch in varied]
     count = f"{len(images.train_A)} and {len(images.train_B)} images"
     return moved, f"{count} (not counting held-out images) from {origin}"
 
 
-def lively_samples(loader: Loader) -> tuple[list[Batch], list[str]]:
+def varied_samples(loader: Loader) -> tuple[list[Batch], list[str]]:
     """Return INPUTS samples without flat images, those with the most contrast first, and the paths of the
     flat images that were skipped.
 
     Parity is judged on the first samples. If MOST_SAMPLES samples contain fewer than INPUTS suitable ones,
     those are repeated. If they contain none, the list is empty.
     """
-    lively: list[Batch] = []
+    varied: list[Batch] = []
     flat: list[str] = []
     with contextlib.closing(loader.batches(0, MOST_SAMPLES)) as batches:
         for batch in batches:
@@ -107,11 +107,11 @@ def lively_samples(loader: Loader) -> tuple[list[Batch], list[str]]:
             if paths:
                 flat += paths
             else:
-                lively.append(batch)
-            if len(lively) == INPUTS:
+                varied.append(batch)
+            if len(varied) == INPUTS:
                 break
-    lively.sort(key=_least_deviation, reverse=True)
-    return list(itertools.islice(itertools.cycle(lively), INPUTS)), flat
+    varied.sort(key=_least_deviation, reverse=True)
+    return list(itertools.islice(itertools.cycle(varied), INPUTS)), flat
 
 
 def _least_deviation(batch: Batch) -> float:
@@ -142,7 +142,7 @@ def prove(batches: Sequence[Batch], ours: str, end: float, fault: bool, log: Cal
     """
     nets = plain_networks(NETWORKS)
     judge = Judge(nets, batches[: STEPS[DEVICE]], DEVICE, LossConfig(), NETWORKS)
-    proof = Proof(judge.mathematics(), {}, [], {})
+    proof = Proof(judge.float64_difference(), {}, [], {})
     size = batches[0].A.shape[2]
     entrants = {}
     for name in ("official", ours):

@@ -107,7 +107,7 @@ YARDSTICKS: dict[str, tuple[str | Provider, ...]] = {
 }
 
 # The order in which providers are built. If time runs out, the last ones are missing.
-TELLING = (
+BUILD_ORDER = (
     "official",
     "ours_compiled",
     "official_bf16",
@@ -118,7 +118,7 @@ TELLING = (
 )
 
 
-def planted(nets: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+def faulty_copies(nets: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
     """Return copies of ``nets`` with a planted fault: the last weights, which no norm follows, are a quarter
     too large.
     """
@@ -171,7 +171,7 @@ def train_step(
         provider = PROVIDERS[provider]
     provider.require(device)
     if fault:
-        nets = planted(nets)
+        nets = faulty_copies(nets)
     if provider.ours:
         return _ours(provider, nets, device, loss, dtype, config, options)
     official = _Official(provider, nets, device, loss, dtype)
@@ -343,7 +343,7 @@ def generator(
     else:
         network = copy.deepcopy(net)
     if fault:
-        network = planted({"G": network})["G"]
+        network = faulty_copies({"G": network})["G"]
     network = network.eval().to(device=device, memory_format=layout)  # type: ignore[call-overload]
     run: Any = network
     if provider.mode is not None:

@@ -39,7 +39,7 @@ class CannotRehearse(Exception):  # noqa: N818 - a reason to report, not a fault
     """Raised if no rehearsal is possible; the message gives the reason."""
 
 
-def _name(requirement: str) -> str | None:
+def _package_name(requirement: str) -> str | None:
     """Return the name of the required package, or None if it is only needed for an extra or on another
     system.
     """
@@ -76,7 +76,7 @@ def needed(packages: Sequence[str]) -> Iterator[Distribution]:
         yield installed
         if installed.requires is not None:
             for requirement in installed.requires:
-                other = _name(requirement)
+                other = _package_name(requirement)
                 if other is not None:
                     todo.append(other)
 
@@ -104,7 +104,7 @@ def _top_folders(package: Distribution) -> set[str]:
     return {file.parts[0] for file in package.files} - {"..", "__pycache__"}
 
 
-def _listed(*options: str) -> list[str]:
+def _git_files(*options: str) -> list[str]:
     """Return the files that git lists, or an empty list without git or outside a checkout."""
     try:
         process = subprocess.run(
@@ -122,10 +122,10 @@ def tracked_copy(folder: Path) -> None:
 
     Raises CannotRehearse outside a checkout.
     """
-    names = _listed()
+    names = _git_files()
     if not names:
         raise CannotRehearse(f"{ROOT} is not a git checkout, so the files to copy cannot be determined")
-    if untracked := _listed("--others", "--exclude-standard"):
+    if untracked := _git_files("--others", "--exclude-standard"):
         print(
             f"left out of the rehearsal, because git does not track them: {', '.join(untracked[:8])}",
             flush=True,

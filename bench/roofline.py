@@ -117,7 +117,7 @@ def measured_by_layer(works: list[Work], events: list[dict[str, Any]]) -> dict[s
 
 
 def _works_of(event: dict[str, Any], works: list[Work]) -> list[Work]:
-    """Return those of ``works`` to which an event of a profile may belong."""
+    """Return the entries of ``works`` to which an event of a profile can belong."""
     shapes = set()
     for shape in event["shapes"]:
         if isinstance(shape, list) and all(isinstance(n, int) for n in shape):

@@ -171,10 +171,10 @@ def step_work(
         work += passes(layer, item, 4, dgrad, 4, "D")
         dgrad = 4
     work.append(Work("Adam", "update", 1, 0.0, float(parameters * ADAM_BYTES)))
-    return merged(work)
+    return merge(work)
 
 
-def merged(works: list[Work]) -> list[Work]:
+def merge(works: list[Work]) -> list[Work]:
     """Return ``works`` with the calls of equal layers and passes added up."""
     kinds: dict[Work, int] = {}
     for work in works:

@@ -105,7 +105,7 @@ class Outcome:
         return [end - start for start, end in self.intervals]
 
 
-def warmed_up(run: Callable[[], Any], history: Sequence[float] = ()) -> list[float]:
+def warm_up(run: Callable[[], Any], history: Sequence[float] = ()) -> list[float]:
     """Call ``run`` until it no longer gets faster, and return the seconds of each run, preceded by those of
     ``history``.
     """
@@ -150,7 +150,7 @@ def race(
         try:
             entrants[name] = build()
             if not entrants[name].cold:
-                entrants[name].history = warmed_up(entrants[name].run, entrants[name].history)
+                entrants[name].history = warm_up(entrants[name].run, entrants[name].history)
         # An exception only affects the provider that raised it: the others are still timed.
         except Exception as error:
             failed(name, error)

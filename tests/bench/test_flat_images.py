@@ -8,27 +8,27 @@ import numpy as np
 import pytest
 import torch
 
-from bench.flat_images import Undecided, flat_images, liveliest_crop
+from bench.flat_images import Undecided, flat_images, most_varied_crop
 from bench.parity import EXACT, Judge, require_decisive
 from tests.bench.small_steps import step_of
 
 
-def test_liveliest_crop_finds_the_variation_and_stretches_its_contrast() -> None:
+def test_most_varied_crop_finds_the_variation_and_stretches_its_contrast() -> None:
     """Also if the channels have very different values and one of them hardly varies."""
     image = torch.tensor([0.25, 0.75, -1.0]).view(3, 1, 1).repeat(1, 70, 90)
     image[1, 69, 89] += 1e-6
-    crop = liveliest_crop(image, 32)
+    crop = most_varied_crop(image, 32)
     assert crop.shape == (3, 32, 32)
     assert crop.dtype == torch.float64
     assert crop[1, -1, -1] == 1
     assert (crop[1] == -1).sum() == 32 * 32 - 1
     assert not crop[[0, 2]].any()
-    assert liveliest_crop(image[:, -20:], 32).shape == (3, 20, 32)
+    assert most_varied_crop(image[:, -20:], 32).shape == (3, 20, 32)
     noise = torch.rand(3, 40, 40)
     noise[:, :32, :32] *= 0.1
     noise[:, 8:, 8:] *= 10
-    assert liveliest_crop(noise, 32).equal(liveliest_crop(noise[:, 8:, 8:], 32))
-    assert liveliest_crop(noise, 32).amax() == 1
+    assert most_varied_crop(noise, 32).equal(most_varied_crop(noise[:, 8:, 8:], 32))
+    assert most_varied_crop(noise, 32).amax() == 1
 
 
 @pytest.mark.parametrize("faint", [1, 8], ids=["one pixel off by 1/255", "noise of 8 levels"])
@@ -39,7 +39,7 @@ def test_float64_parity_passes_on_the_faintest_8_bit_images(judge: Judge, faint:
     else:
         images += torch.from_numpy(np.random.default_rng(0).integers(0, faint, images.shape)) * 2 / 255
     batches = [replace(batch, A=images, B=images.flip(3)) for batch in judge.batches]
-    assert replace(judge, batches=batches).mathematics() < EXACT
+    assert replace(judge, batches=batches).float64_difference() < EXACT
 
 
 def test_rejects_a_flat_image_and_reports_its_path(judge: Judge) -> None:
@@ -52,7 +52,7 @@ def test_rejects_a_flat_image_and_reports_its_path(judge: Judge) -> None:
     ]
     assert flat_images(batches) == ["d.png"]
     with pytest.raises(Undecided, match=r"^d\.png: images of a single colour"):
-        replace(judge, batches=batches).mathematics()
+        replace(judge, batches=batches).float64_difference()
 
 
 def test_gives_no_verdict_if_rounding_leaves_nothing_to_compare(judge: Judge) -> None:

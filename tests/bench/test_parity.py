@@ -67,7 +67,7 @@ def test_a_result_that_is_not_finite_fails() -> None:
 
 
 def test_ours_equals_the_official_order_in_float64(judge: Judge) -> None:
-    assert judge.mathematics(size=24) < EXACT
+    assert judge.float64_difference(size=24) < EXACT
 
 
 class RateInFp32(HostInputs):
@@ -80,9 +80,9 @@ class RateInFp32(HostInputs):
 
 def test_float64_parity_allows_a_learning_rate_in_fp32(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "HostInputs", RateInFp32)
-    assert judge.mathematics(size=24) < EXACT
+    assert judge.float64_difference(size=24) < EXACT
     monkeypatch.setattr(providers, "LR", 2e-4)
-    assert judge.mathematics(size=24) > 10 * EXACT
+    assert judge.float64_difference(size=24) > 10 * EXACT
 
 
 def flat_in_the_corner(domain: str, size: int) -> list[torch.Tensor]:
@@ -145,12 +145,12 @@ def test_float64_parity_detects_subtle_faults_on_built_in_images(
         return step
 
     monkeypatch.setattr(parity, "train_step", faulty)
-    assert built_in(96).mathematics() > 10 * EXACT
+    assert built_in(96).float64_difference() > 10 * EXACT
 
 
 @pytest.mark.parametrize("size", [64, 96, 128, 256])
 def test_ours_equals_the_official_order_in_float64_on_built_in_images(size: int) -> None:
-    assert built_in(size).mathematics() < EXACT
+    assert built_in(size).float64_difference() < EXACT
 
 
 def test_float64_parity_compares_two_iterations(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,7 +165,7 @@ def test_float64_parity_compares_two_iterations(judge: Judge, monkeypatch: pytes
 
     trace = Trace.of
     monkeypatch.setattr(Trace, "of", counted)
-    assert replace(judge, batches=[*judge.batches, *judge.batches]).mathematics(size=24) < EXACT
+    assert replace(judge, batches=[*judge.batches, *judge.batches]).float64_difference(size=24) < EXACT
     assert seen == [2, 2]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from bench import profile_step, roofline
-from bench.chrome_trace import PARTS, PHASE, STEP, analysed
+from bench.chrome_trace import PARTS, PHASE, STEP, analyse
 
 
 def event(name: str, kind: str, start: float, length: float, thread: int = 1, **args: Any) -> dict[str, Any]:
@@ -59,7 +59,7 @@ GPU = {
 
 
 def test_analyses_a_gpu_trace() -> None:
-    profile = analysed(GPU)
+    profile = analyse(GPU)
     assert profile.launches == {"G forward": 1, "G backward": 1, "D": 2, "rest": 1}
     assert profile.seconds == pytest.approx(
         {"G forward": 30e-6, "G backward": 50e-6, "D": 13e-6, "rest": 5e-6}
@@ -79,7 +79,7 @@ def test_analyses_a_gpu_trace() -> None:
 
 def test_rejects_a_trace_without_a_step() -> None:
     with pytest.raises(ValueError, match="the trace contains no training step"):
-        analysed({"traceEvents": [event("x", "cpu_op", 0, 1)]})
+        analyse({"traceEvents": [event("x", "cpu_op", 0, 1)]})
 
 
 @pytest.mark.parametrize("provider", ["official", "ours"])
@@ -101,7 +101,7 @@ def test_profiles_a_step_on_this_machine(
     assert all(f"\n{part}" in logged for part in PARTS)
     with gzip.open(tmp_path / "profile" / "trace.json.gz", "rt") as file:
         trace = json.load(file)
-    profile = analysed(trace)
+    profile = analyse(trace)
     assert all(profile.launches[part] > 0 for part in PARTS)
     # Nothing is counted twice: the operators' self times add up to no more than the step.
     assert 0.5 * profile.step < sum(profile.seconds.values()) <= profile.step

@@ -82,7 +82,7 @@ def test_judges_parity_correctly_on_built_in_images_of_every_size(size: int, see
         LossConfig(),
         prove.NETWORKS,
     )
-    assert judge.mathematics() <= EXACT
+    assert judge.float64_difference() <= EXACT
     correct, faulty = (
         train_step("ours", judge.nets, "cpu", config=prove.NETWORKS, fault=fault) for fault in (False, True)
     )

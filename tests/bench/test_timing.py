@@ -14,7 +14,7 @@ import torch
 
 from bench import timing
 from bench.figures import Row, speed_up
-from bench.timing import MOST_WARM_UPS, Clock, Entrant, Steps, Unavailable, race, synchronised, warmed_up
+from bench.timing import MOST_WARM_UPS, Clock, Entrant, Steps, Unavailable, race, synchronised, warm_up
 
 
 def sleeping(seconds: float) -> Callable[[], Entrant]:
@@ -95,7 +95,7 @@ def test_warming_up_continues_while_runs_get_faster(monkeypatch: pytest.MonkeyPa
     def runs(times: Iterable[float], history: Sequence[float] = ()) -> int:
         """Return the number of warm-up runs if each run takes the next of ``times``."""
         each = iter(times)
-        return len(warmed_up(lambda: now.__setitem__(0, now[0] + next(each)), history))
+        return len(warm_up(lambda: now.__setitem__(0, now[0] + next(each)), history))
 
     assert runs([8, 4, 2, 2, 1]) == 4
     assert runs([1, 1, 1]) == 2
