@@ -1,9 +1,9 @@
-"""``accelerate`` on networks of other fields: what a training step of each keeps for its backward, and on a
-GPU its time and peak memory.
+"""Benchmark ``accelerate`` on networks from other fields: the bytes that a training step saves for backward,
+and on a GPU its time and peak memory.
 
-What is kept is counted exactly, on a CPU as on a GPU, in bytes of storages without the weights. The time is
-of forward and backward in bf16 and channels_last, one CUDA graph a round; what the timed rounds wrote is held
-to float64, the gradients as one vector.
+The saved bytes are counted exactly, on both CPU and GPU: the sizes of all storages except the weights. The
+time is for forward and backward in bf16 and channels_last, with one CUDA graph per round. The results of the
+timed rounds are compared with float64, all gradients together as one vector.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def sizes(shape: tuple[int, ...]) -> str:
     return f"{shape[0]} of {'x'.join(map(str, shape[2:]))}"
 
 
-# --- What is kept -------------------------------------------------------------------------------------------
+# --- Saved bytes --------------------------------------------------------------------------------------------
 
 
 def counted(build: Callable[[], nn.Module], shape: tuple[int, ...], provider: str) -> Entrant:
@@ -68,7 +68,7 @@ def bench_accelerate_memory(race: Race, quick: bool, name: str, provider: str) -
 
 
 class TrainedNetwork:
-    """A network with its inputs and the gradients of its outputs: what is timed, and what it must give."""
+    """A network with its inputs and output gradients: builds the timed steps and checks their results."""
 
     def __init__(self, build: Callable[[], nn.Module], shape: tuple[int, ...], dtype: torch.dtype) -> None:
         torch.manual_seed(0)
@@ -79,7 +79,7 @@ class TrainedNetwork:
         self.gradients = [torch.randn_like(self.net(x)) for x in self.images]
 
     def steps(self, net: nn.Module, factor: float = 1.0) -> list[Callable[[], tuple[Tensor, ...]]]:
-        """Return one step for each input: it returns the output and every gradient."""
+        """Return one step per input; each returns the output and all gradients."""
         kind = next(net.parameters()).dtype
 
         def one(x: Tensor, dy: Tensor) -> tuple[Tensor, ...]:
@@ -92,22 +92,22 @@ class TrainedNetwork:
 
     @cached_property
     def expected(self) -> tuple[list[tuple[Tensor, ...]], list[tuple[Tensor, ...]]]:
-        """What plain torch gives in the dtype, and in float64."""
+        """The results of plain torch, in the dtype and in float64."""
         of_the_dtype = [step() for step in self.steps(self.net)]
         exact = copy.deepcopy(self.net).double()
         return of_the_dtype, [step() for step in self.steps(exact)]
 
     def check(self, provider: str, results: list[tuple[Tensor, ...]]) -> None:
-        """Raise AssertionError unless every step of a round is as near to float64 as the rule asks."""
-        for n, (ours, theirs, exact) in enumerate(zip(results, *self.expected, strict=True)):
-            assert_parity(f"{provider}: output {n}", ours[0], theirs[0], exact[0], self.dtype)
+        """Raise AssertionError unless every step of a round is as close to float64 as the rule requires."""
+        for n, (ours, reference, exact) in enumerate(zip(results, *self.expected, strict=True)):
+            assert_parity(f"{provider}: output {n}", ours[0], reference[0], exact[0], self.dtype)
             truth = _vector(exact[1:])
-            found = relative_error(_vector(ours[1:]), truth)
-            of_the_dtype = relative_error(_vector(theirs[1:]), truth)
+            error = relative_error(_vector(ours[1:]), truth)
+            of_the_dtype = relative_error(_vector(reference[1:]), truth)
             by_rule = 2 * of_the_dtype + PARITY_ULPS[self.dtype] * torch.finfo(self.dtype).eps
             allowed = max(by_rule, least_allowed("gradients", self.dtype))
-            assert found <= allowed, (
-                f"{provider}: gradients: relative error {found:.3e} against float64, allowed {allowed:.3e}"
+            assert error <= allowed, (
+                f"{provider}: gradients: relative error {error:.3e} against float64, allowed {allowed:.3e}"
             )
 
     def entrant(self, provider: str, fault: bool) -> Entrant:
@@ -138,10 +138,10 @@ def _vector(tensors: Sequence[Tensor]) -> Tensor:
 @pytest.mark.parametrize("name", NETS)
 def bench_accelerate_time(race: Race, quick: bool, fault: bool, name: str, provider: str) -> None:
     if DEVICE == "cpu" and not quick:
-        pytest.skip("a CPU runs the same operators in both")
+        pytest.skip("on a CPU both providers run the same operators")
     nets, dtype = NETS, torch.bfloat16
     if quick:
-        # In 16 bits a small network's gradients are chance, see parity.py.
+        # In 16 bits the gradients of a small network are mostly random, see parity.py.
         nets, dtype = SMALL_NETS, torch.float32
     build, shape = nets[name]
     trained = TrainedNetwork(build, shape, dtype)

@@ -1,7 +1,7 @@
-"""What the machine can do at most: copying, matrix products, and the cost of one launch. The roofline's
-ceilings, measured in the same run.
+"""Measure the limits of the machine: the rates of copies and matrix products, and the cost of one launch.
 
-They are no providers that race against each other, but what every floor is made of.
+These are the ceilings of the roofline, measured in the same run. They do not compete with each other; all
+floors are calculated from them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ pytestmark = [
 
 
 def launches() -> Entrant:
-    """Return many of the smallest operations there are, one after the other."""
+    """Return a sequence of LAUNCHES minimal operations."""
     tiny = torch.zeros(1, device=DEVICE)
     steps = Steps(lambda: [lambda: tiny.add_(1)] * LAUNCHES, DEVICE)
     return Entrant(steps, info={"operations": LAUNCHES})

@@ -1,8 +1,8 @@
-"""What needs no GPU to be known exactly: launches, calls and bytes of a training step, and the work of its
-layers.
+"""Count the launches, calls and bytes of a training step and the work of its layers, exactly and without a
+GPU.
 
-The seconds beside these rows are those of counting, and say nothing; what counts is in the columns. On a CPU
-as on a GPU at 256x256.
+The seconds of these rows only measure the counting and mean nothing; the counts are in the other columns. The
+size is 256x256 on both CPU and GPU.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from bench.counts import step_counts
 from bench.step_work import step_work
 from bench.timing import Builders, Entrant, Race, builders_of, clock
 
-# The counts of a larger batch are the same, and its bytes are in proportion.
+# A larger batch has the same counts, and proportionally more bytes.
 SETTINGS = [
     pytest.param(True, marks=pytest.mark.telling(3)),
     pytest.param(False, marks=pytest.mark.telling(8)),
 ]
-# Whose step it is, and its precision.
+# By provider: the step that is counted, and its precision.
 PROVIDERS = {
     "official": ("official", "fp32"),
     "official_bf16": ("official_bf16", "bf16"),

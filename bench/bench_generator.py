@@ -1,9 +1,9 @@
-"""Translating images with the default generator: latency (median and 95th percentile) and images a second,
-by size and batch.
+"""Benchmark the translation of images with the default generator: latency (median and 95th percentile) and
+images per second, by image size and batch size.
 
-On a GPU at 256, 512 and 1024 squared and 1, 8 and 32 images; on a CPU at 256x256, 1 and 4. A round is one
-call and waits for its result, as somebody does who translates one batch. What the last round wrote is held to
-float64.
+On a GPU the sizes are 256, 512 and 1024 squared with 1, 8 and 32 images; on a CPU they are 256x256 with 1 and
+4 images. A round is one call and waits for its result, as when a user translates one batch. The result of the
+last round is compared with float64.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 from bench.compile_costs import code_of, remember_compiled, seconds_to_compile
 from bench.machine import DEVICE, PeakMemory
-from bench.providers import PROVIDERS, TELLING, YARDSTICKS, generator, plain_networks
+from bench.providers import BUILD_ORDER, PROVIDERS, YARDSTICKS, generator, plain_networks
 from bench.timing import Builders, Entrant, Race, builders_of, clock
 from fastcyclegan.config import ModelConfig
 from fastcyclegan.testing import PARITY_ULPS, relative_error
 
 INPUTS = 4
-# Side and number of images, and how telling.
+# Image size, batch size, and rank in the order of the benches.
 SETTINGS = {
     "cuda": [
         (256, 1, 2),
@@ -46,30 +46,30 @@ pytestmark = pytest.mark.benchmark(timer=clock, warmup=False)
 
 
 def setting(size: int, batch: int, rank: int) -> Any:
-    """Return the parameter with its marks: compiled before, it takes so many seconds at most."""
+    """Return the pytest parameter with its rank, and its cost if everything has been compiled before."""
     cost = pytest.mark.cost(cpu=20 + 20 * batch, cuda=20)
     return pytest.param(size, batch, marks=[pytest.mark.telling(rank), cost], id=f"{size}-{batch}")
 
 
 class Truth:
-    """What the official order gives for the timed images: in float64, and in the precision that a provider
-    has.
+    """The results of the official order for the timed images: in float64, and its error in the precision of a
+    provider.
     """
 
     def __init__(self, net: nn.Module, images: list[Tensor]) -> None:
         self.net, self.images = net, images
 
-    @cache  # noqa: B019 - as many as there are images, for one contest
+    @cache  # noqa: B019 - one entry per image, for one contest
     def exact(self, number: int) -> Tensor:
         net = copy.deepcopy(self.net).double().to(DEVICE).eval()
-        # One by one, which is the same: a batch of large ones in float64 may be more than the memory.
+        # One image at a time, with the same result: a float64 batch of large images may exceed the memory.
         with torch.inference_mode():
             return torch.cat([net(x.double()) for x in self.images[number].split(1)])
 
     @cache  # noqa: B019
     def of_the_dtype(self, precision: str, number: int) -> float:
-        """Return how far the official order in ``precision`` is from float64, in that of its layouts that is
-        further.
+        """Return the error of the official order in ``precision`` against float64, the larger one if it has
+        several layouts.
         """
         errors = []
         for provider in YARDSTICKS[precision]:
@@ -78,14 +78,14 @@ class Truth:
         return max(errors)
 
     def require(self, provider: str, number: int, y: Tensor, precision: str) -> None:
-        """Raise AssertionError where ``y``, of image ``number``, is further from float64 than the rule
-        allows.
+        """Raise AssertionError if ``y``, the result for batch ``number``, differs from float64 by more than
+        the rule allows.
         """
-        dtype, found = DTYPES[precision], relative_error(y, self.exact(number))
+        dtype, error = DTYPES[precision], relative_error(y, self.exact(number))
         allowed = 2 * self.of_the_dtype(precision, number) + PARITY_ULPS[dtype] * torch.finfo(dtype).eps
-        if not found <= allowed:
+        if not error <= allowed:
             raise AssertionError(
-                f"{provider}: relative error {found:.3e} against float64, allowed {allowed:.3e}"
+                f"{provider}: relative error {error:.3e} against float64, allowed {allowed:.3e}"
             )
 
 
@@ -93,7 +93,7 @@ def contest(size: int, batch: int, config: ModelConfig, fault: bool) -> Builders
     torch.manual_seed(0)
     net = plain_networks(config)["G_AB"]
     images = [torch.rand(batch, 3, size, size, device=DEVICE) * 2 - 1 for _ in range(INPUTS)]
-    truth, what = Truth(net, images), code_of("generator", size, batch, config)
+    truth, code = Truth(net, images), code_of("generator", size, batch, config)
     arguments: Any = {
         "ngf": config.ngf,
         "n_blocks": int(config.netG.removeprefix("resnet_").removesuffix("blocks")),
@@ -105,7 +105,7 @@ def contest(size: int, batch: int, config: ModelConfig, fault: bool) -> Builders
         numbers = iter(range(10**9))
         last: dict[str, Any] = {}
         run(images[0])
-        remember_compiled(name, what)
+        remember_compiled(name, code)
         with memory:
             run(images[0])
 
@@ -115,12 +115,12 @@ def contest(size: int, batch: int, config: ModelConfig, fault: bool) -> Builders
 
         peak = memory.bytes
         if peak is not None and DEVICE == "cpu":
-            # There the network was there before; on a GPU it is in the measured memory.
+            # On a CPU the network existed before the measurement; on a GPU the measured memory includes it.
             peak += sum(p.numel() * p.element_size() for p in net.parameters())
         info = {"pictures": batch, "size": size, "batch": batch, "precision": precision, "peak_bytes": peak}
         return Entrant(once, lambda: truth.require(name, last["number"], last["y"], precision), info)
 
-    return builders_of(TELLING, build)
+    return builders_of(BUILD_ORDER, build)
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
@@ -130,11 +130,11 @@ def bench_generator(race: Race, quick: bool, fault: bool, size: int, batch: int,
     if quick:
         size, config = 32, ModelConfig(netG="resnet_1blocks", ngf=8)
     group = f"generator, {batch} of {size}x{size}, {config.netG} ngf {config.ngf}, {DEVICE}"
-    what = code_of("generator", size, batch, config)
+    code = code_of("generator", size, batch, config)
     race(
         group,
         contest(size, batch, config, fault),
         rounds=ROUNDS[DEVICE],
         seconds=15,
-        costs=lambda name: seconds_to_compile(name, what, DEVICE) / 3,
+        costs=lambda name: seconds_to_compile(name, code, DEVICE) / 3,
     )

@@ -1,12 +1,13 @@
-"""Instance norm + ReLU, forward and backward: PyTorch eager on channels_last, PyTorch compiled, and the
-kernels; in GB/s.
+"""Benchmark instance norm + ReLU, forward and backward, in GB/s: PyTorch eager on channels_last, PyTorch
+compiled, and the kernels.
 
-On a GPU at every shape of the networks in bf16, and past the L2 cache; on a CPU one reduced shape in fp32,
-where the ratio is what counts and ours is what impl="auto" takes there. A copy of as many bytes is measured
-beside them. The inputs go round past the L2 cache; on a GPU one round is a CUDA graph, so that no launch from
-Python is in the figure. What the timed rounds wrote is held to float64.
+On a GPU the benches cover every shape of the networks in bf16, and shapes larger than the L2 cache. On a CPU
+there is one reduced shape in fp32, where only the ratio matters and ours is the implementation that
+impl="auto" selects. A copy of the same number of bytes is measured with them. The inputs rotate so that they
+are not in the L2 cache. On a GPU each round is a CUDA graph, so that the figures contain no launches from
+Python. The results of the timed rounds are compared with float64.
 
-Bytes are those that must move: forward x twice and y once, backward dy and x twice and dx once
+Bytes are the minimum traffic: in the forward x twice and y once, in the backward dy and x twice and dx once
 (kernels/README.md).
 """
 
@@ -25,8 +26,8 @@ from bench.timing import Entrant, Race, builders_of, clock, rotations
 from fastcyclegan.kernels import instance_norm, instance_norm_ref
 from fastcyclegan.reference import ContiguousGradient
 
-# The most telling first: past L2, then the residual blocks, then the rest of the generator, the discriminator
-# and the U-Net.
+# The most informative first: larger than L2, then the residual blocks, then the rest of the generator, the
+# discriminator and the U-Net.
 SHAPES = {
     "cuda": [
         (16, 256, 64, 64), (16, 64, 256, 256), (1, 256, 64, 64), (4, 256, 64, 64), (1, 64, 256, 256),
@@ -37,7 +38,7 @@ SHAPES = {
 }  # fmt: skip
 DTYPE = {"cuda": torch.bfloat16, "cpu": torch.float32}
 PROVIDERS = ["copy", "eager", "compiled", "ours"]
-# How often as many bytes as an image has must move.
+# The minimum traffic, as a multiple of the bytes of the input.
 PASSES = {"forward": 3, "backward": 5}
 
 pytestmark = [pytest.mark.benchmark(timer=clock, warmup=False), pytest.mark.cost(cpu=15, cuda=8)]
@@ -48,7 +49,7 @@ def eager(x: Tensor) -> Tensor:
 
 
 def entrant(provider: str, case: Case, moved: int, fault: bool) -> Entrant:
-    count = len(case.given)
+    count = len(case.inputs)
     if provider == "copy":
         return copies(moved, count)
     f: Operator = eager
@@ -68,11 +69,11 @@ def bench_instance_norm(
     dtype = DTYPE[DEVICE]
     torch.manual_seed(0)
     size = torch.Size(shape).numel() * dtype.itemsize
-    given: list[tuple[Tensor, ...]] = []
+    inputs: list[tuple[Tensor, ...]] = []
     for _ in range(rotations(2 * size, DEVICE)):
         x, dy = channels_last(*shape, dtype=dtype), channels_last(*shape, dtype=dtype)
-        given.append((x, dy))
-    case, moved = Case(eager, given, direction), PASSES[direction] * size
+        inputs.append((x, dy))
+    case, moved = Case(eager, inputs, direction), PASSES[direction] * size
     images = f"{'x'.join(map(str, shape))} {str(dtype).removeprefix('torch.')}"
     builders = builders_of(PROVIDERS, lambda p: entrant(p, case, moved, fault))
     race(f"instance norm + ReLU, {direction}, {images}, {DEVICE}", builders, ROUNDS[DEVICE], seconds=5)

@@ -1,9 +1,10 @@
-"""The loaders without a model, in images a second: Pillow in 0, 2 and 8 processes, DALI, and the caches;
-and a step fed by them.
+"""Benchmark the loaders without a model, in images per second: Pillow with 0, 2 and 8 processes, DALI, and
+the caches; and a training step with images from a loader.
 
-Images are drawn: slopes, edges and grain, 600x600 and 256x256, as JPEG of quality 90; they become random
-256x256 crops of 286x286. Before a loader is timed, its first batches are held against Pillow's: the same
-samples, and pixels as near as its resizing allows (the bounds are those of tests/data/test_dali_loader.py).
+The images are synthetic, with gradients, edges and grain, 600x600 and 256x256, stored as JPEG of quality 90.
+The loaders turn them into random 256x256 crops of 286x286. Before a loader is timed, its first batches are
+compared with Pillow's: it must load the same samples, with pixels as close as its resizing allows (the bounds
+are those of tests/data/test_dali_loader.py).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from PIL import Image
 
 from bench.machine import DEVICE
 from bench.providers import LR
-from bench.timing import Builders, Entrant, Race, Unserved, builders_of, clock
+from bench.timing import Builders, Entrant, Race, Unavailable, builders_of, clock
 from fastcyclegan.config import DataConfig, ModelConfig
 from fastcyclegan.data.batch import Batch
 from fastcyclegan.data.checked_files import check_files
@@ -34,11 +35,11 @@ from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.engine import resolve_precision
 from fastcyclegan.testing import make_engine, random_batch, seeded_networks
 
-# Of the files, the usual size first; on a CPU it alone.
+# The sizes of the files: the usual one first, and only this one on a CPU.
 SIDES = [600, 256] if DEVICE == "cuda" else [600]
 IMAGES, CHECKED = 32, 16
-# A round must be long beside what a loader has ready when it begins: four blocks of DALI's, two batches a
-# worker.
+# A round must be much longer than the work that a loader has prefetched when it starts: four blocks for DALI,
+# two batches per worker for Pillow.
 ITERATIONS = {"folder": 48, "dali": 160, "cache": 512}
 MORE_ON_A_GPU_MACHINE = 8
 FED_BY = ["synthetic", "dali"]
@@ -89,20 +90,20 @@ pytestmark = [pytest.mark.benchmark(timer=clock, warmup=False), pytest.mark.cost
 def sources(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[int, Source, Source]:
-    """Return the side of the files, and the sources of both domains."""
+    """Return the height and width of the files, and the sources of both domains."""
     root = tmp_path_factory.mktemp("images")
     return request.param, source(root, "A", request.param, 0), source(root, "B", request.param, 1000)
 
 
 def source(root: Path, domain: str, side: int, seed: int) -> Source:
-    """Return images that are drawn from ``seed`` on, as files in ``root``."""
+    """Write IMAGES synthetic images with seeds from ``seed`` on to ``root``, and return them as a source."""
     paths = [root / f"{domain}{n:02d}.jpg" for n in range(IMAGES)]
     for n, path in enumerate(paths):
         photograph(side, seed + n).save(path, quality=90)
     return Source(paths, Fit.of(DataConfig()), dict(zip(paths, check_files(paths), strict=True)))
 
 
-def held_to_pillow(loader: Loader, on_gpu: bool) -> None:
+def check_against_pillow(loader: Loader, on_gpu: bool) -> None:
     bound = 0.25
     if on_gpu:
         bound = 0.7 * 1.5625 + 0.5
@@ -118,26 +119,26 @@ def loader_of(provider: Provider, a: Source, b: Source, device: torch.device) ->
     return make_loader(choice, a, b, plan, device, DataConfig(cache=provider.cache), lambda text: None)
 
 
-def taken(batches: Iterator[Batch], count: int) -> None:
+def take(batches: Iterator[Batch], count: int) -> None:
     for _ in range(count):
         next(batches)
 
 
 def entrant(provider: Provider, a: Source, b: Source, quick: bool) -> Entrant:
-    """Return a loader that is opened and warm before each of its rounds, and closed after it: it would read
-    ahead in the others' turns.
+    """Return a loader that is opened and warmed up before each of its rounds and closed afterwards, because
+    it would otherwise prefetch during the turns of the others.
     """
     if provider.device == "cuda" and DEVICE != "cuda":
-        raise Unserved("needs an NVIDIA GPU")
+        raise Unavailable("needs an NVIDIA GPU")
     if provider.threads > max(2, cores()) and provider.kind == "folder":
-        raise Unserved(f"more processes than the {cores()} cores")
-    where = torch.device(DEVICE)
+        raise Unavailable(f"needs more processes than there are CPU cores ({cores()})")
+    device = torch.device(DEVICE)
     if provider.device == "cpu":
-        where = torch.device("cpu")
-    if provider.kind == "dali" and (reason := why_not_dali(where)):
-        raise Unserved(reason)
-    loader = loader_of(provider, a, b, where)
-    held_to_pillow(loader, on_gpu=provider.kind == "dali" and where.type == "cuda")
+        device = torch.device("cpu")
+    if provider.kind == "dali" and (reason := why_not_dali(device)):
+        raise Unavailable(reason)
+    loader = loader_of(provider, a, b, device)
+    check_against_pillow(loader, on_gpu=provider.kind == "dali" and device.type == "cuda")
     count = iterations_of(provider)
     if quick:
         count = 4
@@ -145,13 +146,13 @@ def entrant(provider: Provider, a: Source, b: Source, quick: bool) -> Entrant:
 
     def before() -> None:
         reading.append(loader.batches(0, 10**9))
-        taken(reading[0], count)  # until workers and buffers are at work
+        take(reading[0], count)  # until all workers and buffers are busy
 
     def after() -> None:
         reading.pop().close()  # type: ignore[attr-defined]
 
     return Entrant(
-        lambda: taken(reading[0], count),
+        lambda: take(reading[0], count),
         info={"pictures": 2 * count, "operations": count},
         cold=True,
         before=before,
@@ -179,7 +180,7 @@ def bench_loader(race: Race, quick: bool, sources: tuple[int, Source, Source], p
 def fed_by(provider: str, a: Source, b: Source) -> Entrant:
     gpu = torch.device("cuda")
     if provider == "dali" and (reason := why_not_dali(gpu)):
-        raise Unserved(reason)
+        raise Unavailable(reason)
     engine = make_engine(
         seeded_networks(ModelConfig()),
         device="cuda",
@@ -189,7 +190,7 @@ def fed_by(provider: str, a: Source, b: Source) -> Entrant:
     loader = None
     if provider == "dali":
         loader = loader_of(Provider("dali", "dali", min(cores(), MOST_THREADS)), a, b, gpu)
-        held_to_pillow(loader, on_gpu=True)
+        check_against_pillow(loader, on_gpu=True)
     made = random_batch(256, Plan(0, IMAGES, IMAGES), 0)
     fixed = replace(made, A=made.A.to(gpu), B=made.B.to(gpu))
     reading: list[Iterator[Batch]] = []
@@ -215,12 +216,13 @@ def fed_by(provider: str, a: Source, b: Source) -> Entrant:
 
 @pytest.mark.skipif(
     DEVICE != "cuda",
-    reason="on a CPU a step takes a hundred times as long as its images: there is nothing to see",
+    reason="on a CPU a step takes a hundred times as long as loading its images",
 )
 @pytest.mark.parametrize("provider", FED_BY)
 def bench_step_fed_by(race: Race, sources: tuple[int, Source, Source], provider: str) -> None:
-    """What loading costs the training step: nothing that matters, if the loader keeps ahead.
-    bench_train_step.py holds the step itself.
+    """Measure how much loading slows the training step down: hardly at all, if the loader is fast enough.
+
+    The results of the step itself are checked in bench_train_step.py.
     """
     side, a, b = sources
     group = f"training iteration, 256x256, batch 1, --compile, fed by, files of {side}x{side}, {DEVICE}"

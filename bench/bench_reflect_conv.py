@@ -1,14 +1,15 @@
-"""Reflection-padded convolutions, pass by pass: PyTorch eager and compiled, cuDNN alone, cuDNN behind our
-padding, and the kernels.
+"""Benchmark reflection-padded convolutions, pass by pass: PyTorch eager and compiled, cuDNN without padding,
+cuDNN with our padding, and the kernels.
 
-On a GPU in bf16 at the generator's shapes and 1 to 16 images, in TFLOP/s, beside a matrix product measured
-in the same group; on a CPU one reduced shape in fp32, where ours is what impl="auto" takes. "cudnn" is given
-the padded image and returns the padded gradient, so it does less than the others; "cudnn_padded" is the
-backend that our networks can take instead of the kernels; "in_the_block" is the products as a residual block
-launches them, on buffers such as its norms write. What the timed rounds wrote is held to float64.
+On a GPU they run in bf16 at the generator's shapes with 1 to 16 images, in TFLOP/s, next to a matrix product
+measured in the same group. On a CPU there is one reduced shape in fp32, where ours is the implementation that
+impl="auto" selects. "cudnn" receives the padded image and returns the padded gradient, so it does less work
+than the others. "cudnn_padded" is the backend that our networks can use instead of the kernels.
+"in_the_block" is the products as a residual block launches them, on buffers like those that its norms write.
+The results of the timed rounds are compared with float64.
 
-Rows of forward and backward together say for which shapes cuDNN is the faster backend: scripts/gpu_suite.py
-makes the table of them.
+The rows for forward and backward together show for which shapes cuDNN is the faster backend;
+scripts/gpu_suite.py builds the table of backends from them.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from bench.machine import DEVICE
 from bench.operators import ROUNDS, Case, Operator, channels_last, compiled, products
-from bench.timing import Entrant, Race, Steps, Unserved, builders_of, clock, rotations
+from bench.timing import Entrant, Race, Steps, Unavailable, builders_of, clock, rotations
 from fastcyclegan.kernels import reflect_conv2d
 from fastcyclegan.kernels.backend_table import backend_key
 from fastcyclegan.kernels.norm_conv import norm_conv
@@ -38,16 +39,16 @@ SHAPES = {
     ],
     "cpu": [(1, 32, 32, 32, 32, 3)],
 }  # fmt: skip
-# Autotuning takes PyTorch's compiler half a minute a shape.
+# Only these shapes are compiled, because autotuning takes PyTorch's compiler half a minute per shape.
 COMPILED = [SHAPES["cuda"][i] for i in (0, 1, 3, 5)] + SHAPES["cpu"]
 DTYPE = {"cuda": torch.bfloat16, "cpu": torch.float32}
-# What is timed, and of which argument the gradient is wanted.
+# The passes that are timed, each with the numbers of the arguments whose gradients it computes.
 PASSES = {"all": (), "forward": (), "dgrad": (0,), "wgrad": (1,)}
 PROVIDERS = {
     "cuda": ["matmul", "eager", "compiled", "cudnn", "cudnn_padded", "ours"],
     "cpu": ["matmul", "eager", "compiled", "ours"],
 }
-# What ours is, and whose times go into the table of backends.
+# The implementation behind "ours", and the providers whose times go into the table of backends.
 IMPL = {"cuda": "triton", "cpu": "auto"}
 BACKENDS = {"ours": "triton", "cudnn_padded": "cudnn"}
 STRIDE_1: Any = ([1, 1], [0, 0], [1, 1], False, [0, 0], 1)
@@ -64,7 +65,7 @@ def padded(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def padded_by_us(x: Tensor, weight: Tensor) -> Tensor:
-    """cuDNN's convolution behind our padding."""
+    """Return cuDNN's convolution of ``x`` with our padding."""
     return norm_conv(x, weight, None, STRIDE_1, norm=False, border=weight.shape[2] // 2)
 
 
@@ -75,7 +76,7 @@ def ours(x: Tensor, weight: Tensor) -> Tensor:
 def function(provider: str, shape: tuple[int, ...]) -> Operator:
     if provider == "compiled":
         if shape not in COMPILED:
-            raise Unserved("compiled is timed at fewer images")
+            raise Unavailable("compiled is only timed for selected shapes")
         return compiled(eager)
     functions: dict[str, Operator] = {
         "eager": eager,
@@ -87,7 +88,9 @@ def function(provider: str, shape: tuple[int, ...]) -> Operator:
 
 
 def inputs(shape: tuple[int, ...]) -> list[tuple[Tensor, ...]]:
-    """Return x, weight and dy, as often as it takes to be past the L2 cache when their turn comes again."""
+    """Return tuples of x, weight and dy, enough of them that none is in the L2 cache when it is used
+    again.
+    """
     N, C, H, W, O, k = shape
     dtype = DTYPE[DEVICE]
     torch.manual_seed(0)
@@ -109,12 +112,12 @@ def entrant(provider: str, case: Case, shape: tuple[int, ...], flops: int, fault
     N, C, H, W, O, k = shape
     if provider == "matmul":
         return products(DTYPE[DEVICE])
-    info: dict[str, Any] = {"flops": flops * len(case.given)}
+    info: dict[str, Any] = {"flops": flops * len(case.inputs)}
     if provider == "cudnn":
-        given: list[tuple[Tensor, ...]] = []
-        for x, weight, dy in case.given:
-            given.append((padded(x, weight).contiguous(memory_format=torch.channels_last), weight, dy))
-        case = Case(F.conv2d, given, case.direction, case.wanted)
+        with_padding: list[tuple[Tensor, ...]] = []
+        for x, weight, dy in case.inputs:
+            with_padding.append((padded(x, weight).contiguous(memory_format=torch.channels_last), weight, dy))
+        case = Case(F.conv2d, with_padding, case.direction, case.needed)
     if case.direction == "all" and provider in BACKENDS:
         info["backend_key"] = backend_key("reflect_conv", DTYPE[DEVICE], N, 1, H * W, C, O, k)
         info["backend"] = BACKENDS[provider]
@@ -142,10 +145,11 @@ def bench_reflect_conv(
 
 
 def in_the_block(
-    name: str, given: list[tuple[Tensor, ...]]
+    name: str, tensors: list[tuple[Tensor, ...]]
 ) -> Callable[[], list[Callable[[], tuple[Tensor, ...]]]]:
-    """Return what makes a function for each input: the product as the residual block launches it, from
-    buffers made beforehand.
+    """Return a factory for one function per input: the product as the residual block launches it.
+
+    The factory allocates the buffers in advance.
     """
     from fastcyclegan.kernels import _products as host
     from fastcyclegan.kernels._weights import empty_gradients
@@ -185,7 +189,7 @@ def in_the_block(
         }
         return passes[name]
 
-    return lambda: [one(*tensors) for tensors in given]
+    return lambda: [one(*each) for each in tensors]
 
 
 @pytest.mark.skipif(DEVICE != "cuda", reason="the kernels run on an NVIDIA GPU")
@@ -195,11 +199,11 @@ def in_the_block(
 def bench_products_of_the_block(race: Race, images: int, direction: str, provider: str) -> None:
     C, side, kind = 256, 64, direction.partition(",")[0]
     case = Case(eager, inputs((images, C, side, side, C, 3)), direction_of(kind), PASSES[kind])
-    flops = 2 * images * side**2 * C * C * 9 * len(case.given)
+    flops = 2 * images * side**2 * C * C * 9 * len(case.inputs)
 
     def product() -> Entrant:
-        steps = Steps(in_the_block(direction, case.given), DEVICE)
-        info = {"flops": flops, "operations": len(case.given)}
+        steps = Steps(in_the_block(direction, case.inputs), DEVICE)
+        info = {"flops": flops, "operations": len(case.inputs)}
         return Entrant(steps, lambda: case.check("in_the_block", steps.results), info)
 
     builders = {

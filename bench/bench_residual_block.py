@@ -1,9 +1,9 @@
-"""The residual block, forward and backward: PyTorch eager and compiled, our norms around cuDNN's
-convolutions, and the one operator.
+"""Benchmark the residual block, forward and backward: PyTorch eager and compiled, cuDNN's convolutions with
+our norms, and our single operator.
 
-On a GPU in bf16 at 64 x 64 x 256 and 1 to 16 images; on a CPU a reduced block in fp32, where ours is what
-impl="auto" takes. What the timed rounds wrote is held to float64. Rows of forward and backward together say
-which backend is the faster one for a shape.
+On a GPU it runs in bf16 at 64 x 64 x 256 with 1 to 16 images. On a CPU there is a reduced block in fp32,
+where ours is the implementation that impl="auto" selects. The results of the timed rounds are compared with
+float64. The rows for forward and backward together show which backend is faster for a shape.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PROVIDERS = {
     "cpu": ["matmul", "eager", "compiled", "ours"],
 }
 
-# On a GPU torch's compiler looks for the best convolutions.
+# On a GPU the costs include torch's autotuning of the convolutions.
 pytestmark = [pytest.mark.benchmark(timer=clock, warmup=False), pytest.mark.cost(cpu=20, cuda=45)]
 
 
@@ -67,9 +67,9 @@ def function(provider: str) -> Operator:
 def entrant(provider: str, case: Case, flops: int, fault: bool) -> Entrant:
     if provider == "matmul":
         return products(DTYPE[DEVICE])
-    info: dict[str, object] = {"flops": flops * len(case.given)}
+    info: dict[str, object] = {"flops": flops * len(case.inputs)}
     if case.direction == "all" and provider in BACKENDS:
-        N, C, H, W = case.given[0][0].shape
+        N, C, H, W = case.inputs[0][0].shape
         info["backend_key"] = backend_key("residual_block", DTYPE[DEVICE], N, 1, H * W, C, C, 3)
         info["backend"] = BACKENDS[provider]
     return case.entrant(provider, function(provider), fault and provider == "ours", **info)

@@ -1,8 +1,9 @@
-"""How long it takes until training runs: importing, and the first iteration; compiled, with nothing in the
-compiler's cache and with all.
+"""Benchmark the start of training: imports and the first iteration, uncompiled, and compiled with an empty
+and a full compiler cache.
 
-Each in a process of its own, as a user starts one. On a CPU with small networks at 32x32, where the share of
-compiling is what counts. The losses of that iteration are held to the official order in float64.
+Each measurement runs in a new process, as a user would start it. On a CPU the networks are small and the size
+is 32x32, because only the share of compiling matters there. The losses of the iteration are compared with the
+official order in float64.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ pytestmark = [
     pytest.mark.cost(cpu=260, cuda=200),
 ]
 
-# What a process of its own runs: everything from its start to the losses of one iteration.
+# The code that a new process runs: everything from its start to the losses of one iteration.
 ITERATION = """
 import json, sys
 from bench.providers import plain_networks, train_step
@@ -56,15 +57,15 @@ print(json.dumps([step.precision, step.run(random_batch(size, Plan(0, 9, 9), 0))
 
 
 def process(code: str, *arguments: str, cache: Path | None = None) -> str:
-    """Run ``code`` in a process of its own and return what it prints."""
+    """Run ``code`` in a new process and return its output. Raises RuntimeError if it fails."""
     environment = dict(os.environ)
     if cache is not None:
         environment |= {"TORCHINDUCTOR_CACHE_DIR": str(cache), "TRITON_CACHE_DIR": str(cache / "triton")}
     command = [sys.executable, "-c", code, *arguments]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(arguments)}: {done.stderr.strip().splitlines()[-1]}")
-    return done.stdout
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise RuntimeError(f"{' '.join(arguments)}: {result.stderr.strip().splitlines()[-1]}")
+    return result.stdout
 
 
 def contest(folder: Path, config: ModelConfig, size: int) -> Builders:
@@ -76,28 +77,28 @@ def contest(folder: Path, config: ModelConfig, size: int) -> Builders:
         if provider.startswith("import"):
             return Entrant(lambda: process(provider), cold=True)
         name, _, cache = provider.partition(", ")
-        logged: list[str] = []
+        outputs: list[str] = []
         numbers = iter(range(10**6))
 
         def run() -> None:
-            where = None
+            cache_folder = None
             if cache == "warm":
-                where = folder / "warm"
+                cache_folder = folder / "warm"
             elif cache == "cold":
-                where = folder / f"cold{next(numbers)}"
-            logged.append(process(ITERATION, name, *arguments, cache=where))
+                cache_folder = folder / f"cold{next(numbers)}"
+            outputs.append(process(ITERATION, name, *arguments, cache=cache_folder))
 
         def check() -> None:
-            precision, losses = json.loads(logged[-1].splitlines()[-1])
+            precision, losses = json.loads(outputs[-1].splitlines()[-1])
             verdict = judge.judge_losses(torch.tensor(losses, dtype=torch.float64), precision)
-            error = f"relative error {verdict.found:.3e} against float64, allowed {verdict.allowed:.3e}"
-            assert verdict.holds, f"{provider}: losses: {error}"
+            error = f"relative error {verdict.error:.3e} against float64, allowed {verdict.allowed:.3e}"
+            assert verdict.passes, f"{provider}: losses: {error}"
 
         def before() -> None:
             if cache == "warm" and not (folder / "warm").exists():
                 run()
 
-        # A process starts from nothing each time: only the cache may be warm.
+        # Each round starts a new process, so nothing but the cache can be warm.
         return Entrant(run, check, cold=True, before=before)
 
     return builders_of(PROVIDERS, build)
@@ -110,6 +111,6 @@ def bench_start_up(race: Race, quick: bool, tmp_path_factory: pytest.TempPathFac
         rounds = 2
         if not quick:
             config, size = ModelConfig(), SIZE["cuda"]
-    what = f"{size}x{size}, {config.netG} ngf {config.ngf}, {DEVICE}"
-    group = f"start of a process to the end of its first iteration, {what}"
+    setting = f"{size}x{size}, {config.netG} ngf {config.ngf}, {DEVICE}"
+    group = f"start of a process to the end of its first iteration, {setting}"
     race(group, contest(tmp_path_factory.mktemp("caches"), config, size), rounds)

@@ -1,9 +1,9 @@
-"""Saving and loading: the official code's four files of weights, and our whole state, from which a run goes
-on exactly.
+"""Benchmark saving and loading: the four weight files of the official code, and our whole training state,
+from which a run resumes exactly.
 
-The networks are the default ones after an iteration at 64x64, with their optimizers' moments and a pool of 50
-images a side. "snapshot" is what the training loop waits for; the file is written by a thread. What is
-loaded must be what was saved, bit for bit.
+The networks are the default ones after one iteration at 64x64, with their optimizers' moments and a pool of
+50 images per domain. "snapshot" is the part for which the training loop waits; a thread writes the file. The
+loaded state must equal the saved one bit for bit.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.machine import DEVICE, held_bytes
+from bench.machine import DEVICE, tensor_bytes
 from bench.timing import Builders, Entrant, Race, clock
 from fastcyclegan.config import ModelConfig
 from fastcyclegan.data.sample_plan import Plan
@@ -34,15 +34,15 @@ pytestmark = [
 ]
 
 
-def contest(doing: str, folder: Path, config: ModelConfig) -> Builders:
+def contest(action: str, folder: Path, config: ModelConfig) -> Builders:
     engine = make_engine(seeded_networks(config), device=DEVICE)
     batch = random_batch(64, Plan(0, 9, 9), 0)
     engine.step(replace(batch, A=batch.A.to(DEVICE), B=batch.B.to(DEVICE)), LR)
-    kept = to_cpu(engine.state_dict())
+    saved = to_cpu(engine.state_dict())
 
     def entrant(size: int, save: Callable[[], None], load: Callable[[], None]) -> Entrant:
-        run = {"save": save, "load": load}[doing]
-        return Entrant(run, lambda: held(engine, kept), {"bytes": size})
+        run = {"save": save, "load": load}[action]
+        return Entrant(run, lambda: check_state(engine, saved), {"bytes": size})
 
     def official() -> Entrant:
         names = CycleGANRecipe.official_names
@@ -64,11 +64,11 @@ def contest(doing: str, folder: Path, config: ModelConfig) -> Builders:
         return entrant(file.stat().st_size, save, load)
 
     def snapshot() -> Entrant:
-        info = {"bytes": held_bytes(kept)}
-        return Entrant(lambda: to_cpu(engine.state_dict()), lambda: held(engine, kept), info)
+        info = {"bytes": tensor_bytes(saved)}
+        return Entrant(lambda: to_cpu(engine.state_dict()), lambda: check_state(engine, saved), info)
 
     builders = {"official, weights": official, "ours, whole state": whole}
-    if doing == "save":
+    if action == "save":
         builders["ours, snapshot"] = snapshot
     return builders
 
@@ -84,10 +84,10 @@ def load_official(engine: Engine, files: dict[str, Path]) -> None:
         engine.nets[name].load_state_dict(torch.load(file, map_location=DEVICE, weights_only=True))
 
 
-def held(engine: Engine, kept: object) -> None:
-    """Raise AssertionError unless the state is bit for bit what it was."""
-    pairs = zip(tensors_in(engine.state_dict()), tensors_in(kept), strict=True)
-    assert all(torch.equal(a.cpu(), b) for a, b in pairs), "what was loaded is not what was saved"
+def check_state(engine: Engine, saved: object) -> None:
+    """Raise AssertionError unless the engine's state equals ``saved`` bit for bit."""
+    pairs = zip(tensors_in(engine.state_dict()), tensors_in(saved), strict=True)
+    assert all(torch.equal(a.cpu(), b) for a, b in pairs), "the loaded state differs from the saved state"
 
 
 @pytest.mark.parametrize(

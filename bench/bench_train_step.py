@@ -1,9 +1,9 @@
-"""One training iteration: the official order as people run it and at its best, and ours by its layers, from
-the same weights and samples.
+"""Benchmark one training iteration: the official order as people run it and at its best, and ours with and
+without compilation, from the same weights and samples.
 
-On a GPU at 256x256, batch 1 and 4, with the identity loss and without; on a CPU at 128x128, batch 1, where
-the ratio is what counts. The first iterations of the very step that is timed are held to the official order
-in float64 (parity.py).
+On a GPU the size is 256x256 with batch 1 and 4, with and without the identity loss. On a CPU it is 128x128
+with batch 1, where only the ratio matters. The first iterations of the same step that is timed are compared
+with the official order in float64 (parity.py).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from bench.compile_costs import code_of, remember_compiled, seconds_to_compile
 from bench.machine import DEVICE, PeakMemory
 from bench.parity import Judge, require
-from bench.providers import PROVIDERS, TELLING, plain_networks, train_step
+from bench.providers import BUILD_ORDER, PROVIDERS, plain_networks, train_step
 from bench.timing import Builders, Entrant, Race, builders_of, clock
 from fastcyclegan.config import LossConfig, ModelConfig
 from fastcyclegan.data.batch import Batch
@@ -26,9 +26,9 @@ from fastcyclegan.testing import random_batch
 
 PARITY_STEPS, INPUTS = 2, 4
 SIZE, ROUNDS = {"cpu": 128, "cuda": 256}, {"cpu": 4, "cuda": 20}
-# Iterations between two looks at the clock: a GPU's queue is not drained after each.
+# The number of iterations per timed round, so that a GPU does not have to synchronise after each one.
 STRIDE = {"cpu": 1, "cuda": 10}
-# Batch, identity; the first is what everybody trains with.
+# Batch size and identity loss; the first setting is the default of training.
 SETTINGS = [
     pytest.param((1, True), marks=pytest.mark.telling(1), id="batch1-identity"),
     pytest.param((4, True), marks=pytest.mark.telling(4), id="batch4-identity"),
@@ -40,14 +40,14 @@ pytestmark = [pytest.mark.benchmark(timer=clock, warmup=False), pytest.mark.cost
 
 
 def contest(size: int, batch: int, identity: bool, config: ModelConfig, fault: bool) -> Builders:
-    """Return what builds each provider for ``size`` squared."""
-    what = code_of("step", size, batch, config, identity)
+    """Return the builders of all providers, for images of ``size`` squared."""
+    code = code_of("step", size, batch, config, identity)
     plan = Plan(seed=0, count_A=1000, count_B=1000, batch_size=batch)
     loss = LossConfig()
     if not identity:
         loss = LossConfig(lambda_identity=0.0)
     nets = plain_networks(config)
-    batches = [moved(random_batch(size, plan, n)) for n in range(max(INPUTS, PARITY_STEPS))]
+    batches = [to_device(random_batch(size, plan, n)) for n in range(max(INPUTS, PARITY_STEPS))]
     judge = Judge(nets, batches[:PARITY_STEPS], DEVICE, loss, config)
 
     def build(name: str) -> Entrant:
@@ -55,7 +55,7 @@ def contest(size: int, batch: int, identity: bool, config: ModelConfig, fault: b
         step = train_step(name, nets, DEVICE, loss, config=config, fault=fault and PROVIDERS[name].ours)
         first = judge.first_iterations(name, step, memory)
         require(name, first.differences)
-        remember_compiled(name, what)
+        remember_compiled(name, code)
         count = iter(range(10**9))
 
         def run() -> None:
@@ -75,14 +75,14 @@ def contest(size: int, batch: int, identity: bool, config: ModelConfig, fault: b
         }
         entrant = Entrant(run, info=info)
         if STRIDE[DEVICE] == 1:
-            # These iterations are part of warming up; on a GPU a run is more than one.
+            # These iterations count as warm-up; on a GPU a run consists of several.
             entrant.history = first.seconds
         return entrant
 
-    return builders_of(TELLING, build)
+    return builders_of(BUILD_ORDER, build)
 
 
-def moved(batch: Batch) -> Batch:
+def to_device(batch: Batch) -> Batch:
     return replace(batch, A=batch.A.to(DEVICE), B=batch.B.to(DEVICE))
 
 
@@ -98,10 +98,10 @@ def bench_train_step(race: Race, quick: bool, fault: bool, setting: tuple[int, b
     networks = f"{config.netG} ngf {config.ngf}"
     group = f"training iteration, {size}x{size}, batch {batch}, identity {loss}, {networks}, {DEVICE}"
     torch.manual_seed(0)
-    what = code_of("step", size, batch, config, identity)
+    code = code_of("step", size, batch, config, identity)
     race(
         group,
         contest(size, batch, identity, config, fault),
         rounds=ROUNDS[DEVICE],
-        costs=lambda name: seconds_to_compile(name, what, DEVICE),
+        costs=lambda name: seconds_to_compile(name, code, DEVICE),
     )

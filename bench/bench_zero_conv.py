@@ -1,11 +1,11 @@
-"""Zero-padded convolutions for two networks at once: strided, transposed and 4x4. PyTorch's library, one call
-a network, and the kernels.
+"""Benchmark zero-padded convolutions for two networks at once (strided, transposed and 4x4): PyTorch's
+library with one call per network, and the kernels.
 
-On a GPU in bf16 at the shapes of generators and discriminators at 256x256, forward and backward together and
-the forward alone. "library" is two calls and the copies into and out of them, as a pair that fell apart makes
-them. What the timed rounds wrote is held to float64. The rows for one network say for which shapes cuDNN is
-the faster backend: scripts/gpu_suite.py makes the table of them. On a CPU, where the kernels do not run, one
-reduced shape of the library's.
+On a GPU they run in bf16 at the shapes of generators and discriminators at 256x256, for forward and backward
+together and for the forward only. "library" is two calls and the copies into and out of them, as for a pair
+of networks that does not run together. The results of the timed rounds are compared with float64. The rows
+for one network show for which shapes cuDNN is the faster backend; scripts/gpu_suite.py builds the table of
+backends from them. On a CPU, where the kernels do not run, only the library runs, with one reduced shape.
 """
 
 from __future__ import annotations
@@ -20,14 +20,16 @@ from torch import Tensor
 from bench.bench_reflect_conv import DTYPE
 from bench.machine import DEVICE
 from bench.operators import ROUNDS, Case, Operator, channels_last, products
-from bench.timing import Builders, Entrant, Race, Unserved, builders_of, clock, rotations
+from bench.timing import Builders, Entrant, Race, Unavailable, builders_of, clock, rotations
 from fastcyclegan.kernels.backend_table import backend_key
 from fastcyclegan.kernels.zero_conv import zero_conv
 
 
 class Layer(NamedTuple):
-    """Channels in and out, the input's side, and the convolution; ``transposed`` ones have output_padding
-    1."""
+    """A convolution: channels in and out, height and width of the input, kernel size and stride.
+
+    Transposed convolutions have output_padding 1.
+    """
 
     C: int
     O: int
@@ -44,7 +46,9 @@ class Layer(NamedTuple):
 
     @property
     def flops(self) -> int:
-        """Of an image's forward: a product for each tap and channel of the coarser grid."""
+        """FLOPs of the forward for one image: products for each tap and channel at each place of the coarser
+        grid.
+        """
         return 2 * min(self.side, self.out_side) ** 2 * self.C * self.O * self.k**2
 
 
@@ -65,7 +69,7 @@ LAYERS = {
 }
 DIRECTIONS = {"cuda": ["all", "forward"], "cpu": ["all"]}
 NETWORKS = {"cuda": [2, 1], "cpu": [2]}
-# Whose times go into the table of backends.
+# The providers whose times go into the table of backends.
 BACKENDS = {"ours": "triton", "library": "cudnn"}
 PROVIDERS = ["matmul", "library", "ours"]
 
@@ -73,7 +77,7 @@ pytestmark = [pytest.mark.benchmark(timer=clock, warmup=False), pytest.mark.cost
 
 
 def functions(layer: Layer) -> dict[str, Operator]:
-    """Return the layer as each provider computes it, of images and any number of weights."""
+    """Return each provider's function for the layer, which takes images and any number of weights."""
 
     def library(x: Tensor, *weights: Tensor) -> Tensor:
         parts = zip(x.chunk(len(weights)), weights, strict=True)
@@ -95,8 +99,8 @@ def functions(layer: Layer) -> dict[str, Operator]:
 
 
 def inputs(layer: Layer, images: int, networks: int) -> list[tuple[Tensor, ...]]:
-    """Return images, a weight a network and the output's gradient, as often as it takes to be past the L2
-    cache.
+    """Return tuples of images, one weight per network, and the output's gradient, enough of them that none is
+    in the L2 cache when it is used again.
     """
     dtype, k, side, out_side = DTYPE[DEVICE], layer.k, layer.side, layer.out_side
     shape = (layer.O, layer.C, k, k)
@@ -116,10 +120,10 @@ def inputs(layer: Layer, images: int, networks: int) -> list[tuple[Tensor, ...]]
 
 
 def contest(layer: Layer, images: int, networks: int, direction: str, fault: bool) -> Builders:
-    """Return what builds each provider."""
+    """Return the builders of all providers."""
     run, dtype = functions(layer), DTYPE[DEVICE]
     case = Case(run["library"], inputs(layer, images, networks), direction)
-    flops = images * layer.flops * len(case.given)
+    flops = images * layer.flops * len(case.inputs)
     if direction == "all":
         flops *= 3
 
@@ -127,7 +131,7 @@ def contest(layer: Layer, images: int, networks: int, direction: str, fault: boo
         if provider == "matmul":
             return products(dtype)
         if provider == "ours" and DEVICE != "cuda":
-            raise Unserved("the kernels run on an NVIDIA GPU")
+            raise Unavailable("the kernels run on an NVIDIA GPU")
         info: dict[str, Any] = {"flops": flops}
         if direction == "all":
             places, C, O, k = layer.side**2, layer.C, layer.O, layer.k

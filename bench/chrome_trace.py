@@ -1,7 +1,7 @@
-"""What a chrome trace of one training step says: kernels, operators, and the parts of the step that launched
-them.
+"""Analyse a chrome trace of one training step: its kernels, its operators, and the parts of the step that
+launched them.
 
-Parts: G forward, G backward, D (both directions), and the rest, which is Adam, the pools and copies.
+The parts are G forward, G backward, D (both directions), and the rest: Adam, the pools and copies.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ BACKWARD = "autograd::engine::evaluate_function"
 
 @dataclass
 class Interval:
-    """An event of a trace, in microseconds: ``own`` is its time without the events inside it."""
+    """An event of a trace, in microseconds. ``self_time`` is its time without the events inside it."""
 
     name: str
     kind: str
@@ -29,9 +29,9 @@ class Interval:
     end: float
     thread: Any
     args: dict[str, Any]
-    own: float = 0.0
+    self_time: float = 0.0
     inside: list[Interval] = field(default_factory=list)
-    """The events that it lies in, the outermost first."""
+    """The events that contain it, the outermost first."""
 
     @classmethod
     def of(cls, event: dict[str, Any]) -> Interval:
@@ -45,10 +45,10 @@ class Interval:
 
 
 def intervals(trace: dict[str, Any]) -> list[Interval]:
-    """Return the events of a chrome trace with their nesting, each thread's in the order of time."""
-    found = [Interval.of(event) for event in trace["traceEvents"] if event.get("ph") == "X"]
+    """Return the events of a chrome trace, with their nesting within each thread."""
+    all_events = [Interval.of(event) for event in trace["traceEvents"] if event.get("ph") == "X"]
     threads: dict[Any, list[Interval]] = {}
-    for event in found:
+    for event in all_events:
         threads.setdefault((event.kind in DEVICE_WORK, event.thread), []).append(event)
     for events in threads.values():
         events.sort(key=lambda e: (e.start, -e.end))
@@ -56,18 +56,20 @@ def intervals(trace: dict[str, Any]) -> list[Interval]:
         for event in events:
             while open_now and open_now[-1].end <= event.start:
                 open_now.pop()
-            event.own = event.end - event.start
+            event.self_time = event.end - event.start
             if open_now:
-                open_now[-1].own -= min(event.end, open_now[-1].end) - event.start
+                open_now[-1].self_time -= min(event.end, open_now[-1].end) - event.start
             event.inside = list(open_now)
             open_now.append(event)
-    return found
+    return all_events
 
 
 @dataclass
 class Profile:
-    """``kernels``: seconds and launches by name; ``operators``: seconds by operator and shapes; ``launches``
-    and ``seconds`` by part.
+    """The profile of one step.
+
+    ``kernels`` contains seconds and launches by name, and ``operators`` the seconds by operator and shapes.
+    ``launches`` and ``seconds`` are by part of the step.
     """
 
     kernels: dict[str, tuple[float, int]]
@@ -75,13 +77,14 @@ class Profile:
     launches: dict[str, int]
     seconds: dict[str, float]
     step: float
-    """Seconds of the whole step, from its first operator to its last work done."""
+    """Seconds of the whole step, from its start to the end of its last work."""
 
 
 @dataclass
-class Done:
-    """A piece of work, the operator that it is of, and the call that launched it: without a GPU all three are
-    the operator.
+class WorkItem:
+    """A piece of work, the operator it belongs to, and the call that launched it.
+
+    Without a GPU, all three are the same operator.
     """
 
     work: Interval
@@ -89,42 +92,42 @@ class Done:
     launch: Interval | None
 
 
-def analysed(trace: dict[str, Any]) -> Profile:
-    """Return what a trace of one step says. Raises ValueError for a trace without one."""
+def analyse(trace: dict[str, Any]) -> Profile:
+    """Return the profile of the training step in a trace. Raises ValueError if the trace contains none."""
     events = intervals(trace)
     step = _step_of(events)
     operators = [e for e in events if e.kind == "cpu_op" and step.start <= e.start <= step.end]
     work = [e for e in events if e.kind in DEVICE_WORK]
     callers = set()
     if work:
-        done = list(_done_on_a_gpu(events, step, operators, work))
+        items = list(_work_on_a_gpu(events, step, operators, work))
     else:
-        done = [Done(e, e, e) for e in operators if not e.name.startswith("autograd::")]
-        # An operator that calls others has time of its own, but is no launch.
+        items = [WorkItem(e, e, e) for e in operators if not e.name.startswith("autograd::")]
+        # An operator that calls others takes time itself, but does not count as a launch.
         callers = {id(e.inside[-1]) for e in operators if e.inside}
     discriminators = [e.start for e in events if e.name == PHASE and e.start >= step.start]
     optimizers = [(e.start, e.end) for e in events if e.name.startswith("Optimizer.step")]
     launches, seconds, end = dict.fromkeys(PARTS, 0), dict.fromkeys(PARTS, 0.0), step.end
-    for each in done:
-        part = part_of(each.launch, discriminators, optimizers)
-        seconds[part] += each.work.own * 1e-6
-        if id(each.work) not in callers:
+    for item in items:
+        part = part_of(item.launch, discriminators, optimizers)
+        seconds[part] += item.work.self_time * 1e-6
+        if id(item.work) not in callers:
             launches[part] += 1
-        end = max(end, each.work.end)
-    return Profile(_by_kernel(done), _by_operator(done), launches, seconds, (end - step.start) * 1e-6)
+        end = max(end, item.work.end)
+    return Profile(_by_kernel(items), _by_operator(items), launches, seconds, (end - step.start) * 1e-6)
 
 
 def _step_of(events: Sequence[Interval]) -> Interval:
     steps = [e for e in events if e.name == STEP and e.kind == "user_annotation"]
     if not steps:
-        raise ValueError("the trace has no training step")
+        raise ValueError("the trace contains no training step")
     return steps[-1]
 
 
-def _done_on_a_gpu(
+def _work_on_a_gpu(
     events: Sequence[Interval], step: Interval, operators: Sequence[Interval], work: Sequence[Interval]
-) -> Iterator[Done]:
-    """Yield the work that was launched within ``step``, or of which nobody knows when."""
+) -> Iterator[WorkItem]:
+    """Yield the work that was launched during ``step``, and work whose launch is unknown."""
     by_correlation = {}
     for event in events:
         if event.kind in LAUNCHING and "correlation" in event.args:
@@ -133,41 +136,43 @@ def _done_on_a_gpu(
     for event in work:
         launch = by_correlation.get(event.args.get("correlation"))
         if launch is None or step.start <= launch.start <= step.end:
-            yield Done(event, by_id.get(event.args.get("External id")), launch)
+            yield WorkItem(event, by_id.get(event.args.get("External id")), launch)
 
 
-def _by_kernel(done: Sequence[Done]) -> dict[str, tuple[float, int]]:
-    """Return seconds and launches by name, the costliest first."""
+def _by_kernel(items: Sequence[WorkItem]) -> dict[str, tuple[float, int]]:
+    """Return seconds and launches by kernel name, the costliest first."""
     seconds: defaultdict[str, float] = defaultdict(float)
     launches: Counter[str] = Counter()
-    for each in done:
-        seconds[each.work.name] += each.work.own * 1e-6
-        launches[each.work.name] += 1
+    for item in items:
+        seconds[item.work.name] += item.work.self_time * 1e-6
+        launches[item.work.name] += 1
     costliest = sorted(seconds, key=lambda name: -seconds[name])
     return {name: (seconds[name], launches[name]) for name in costliest}
 
 
-def _by_operator(done: Sequence[Done]) -> list[dict[str, Any]]:
+def _by_operator(items: Sequence[WorkItem]) -> list[dict[str, Any]]:
     """Return seconds and calls by operator and shapes, the costliest first."""
-    found: dict[tuple[str, str, bool], dict[str, Any]] = {}
-    for each in done:
-        operator = each.operator
+    entries: dict[tuple[str, str, bool], dict[str, Any]] = {}
+    for item in items:
+        operator = item.operator
         if operator is None:
             continue
-        shapes, backward = flattened(operator.args.get("Input Dims", [])), operator.is_backward
-        entry = found.setdefault(
+        shapes, backward = flatten(operator.args.get("Input Dims", [])), operator.is_backward
+        entry = entries.setdefault(
             (operator.name, json.dumps(shapes), backward),
             {"name": operator.name, "shapes": shapes, "backward": backward, "seconds": 0.0, "calls": 0},
         )
-        entry["seconds"] += each.work.own * 1e-6
+        entry["seconds"] += item.work.self_time * 1e-6
         entry["calls"] += 1
-    return sorted(found.values(), key=lambda entry: -entry["seconds"])
+    return sorted(entries.values(), key=lambda entry: -entry["seconds"])
 
 
 def part_of(
     launch: Interval | None, discriminators: list[float], optimizers: list[tuple[float, float]]
 ) -> str:
-    """Return the part of the step that ``launch`` (the call, not the kernel) belongs to."""
+    """Return the part of the step to which ``launch`` belongs: the time of the call counts, not the
+    kernel's.
+    """
     if launch is None or any(start <= launch.start <= end for start, end in optimizers):
         return "rest"
     if discriminators and launch.start >= min(discriminators):
@@ -177,13 +182,13 @@ def part_of(
     return "G forward"
 
 
-def flattened(shapes: Any) -> list[list[int]]:
-    """Return every shape in a trace's "Input Dims", those in lists of tensors too."""
+def flatten(shapes: Any) -> list[list[int]]:
+    """Return all shapes in a trace's "Input Dims", including those in lists of tensors."""
     if not isinstance(shapes, list):
         return []
     if shapes and all(isinstance(n, int) for n in shapes):
         return [shapes]
-    found = []
-    for each in shapes:
-        found += flattened(each)
-    return found
+    flat = []
+    for item in shapes:
+        flat += flatten(item)
+    return flat

@@ -1,4 +1,4 @@
-"""What compiling a provider takes, by whether torch's compiler has done it before on this machine."""
+"""Estimate how long a provider takes to compile, depending on whether this machine has compiled it before."""
 
 from __future__ import annotations
 
@@ -10,44 +10,47 @@ import torch
 from bench.providers import PROVIDERS
 from fastcyclegan.config import ModelConfig
 
-# Seconds at most, by device: with nothing in the compiler's cache, and with all.
+# The most seconds by device: with an empty compiler cache, and with a full one.
 COMPILING = {"cpu": (150.0, 45.0), "cuda": (120.0, 40.0)}
 
 
 def code_of(kind: str, size: int, batch: int, config: ModelConfig, identity: bool = True) -> str:
-    """Return what tells apart the programs that torch's compiler makes for ``kind``, "step" or
-    "generator"."""
+    """Return a key that identifies the programs that torch.compile produces for ``kind``, "step" or
+    "generator".
+    """
     loss = ""
     if identity:
         loss = "identity"
     return f"{kind} {size} {batch} {loss} {config.netG} {config.ngf}"
 
 
-def compiled_before(name: str, what: str) -> Path:
-    """Return a file beside the compiler's cache that is there once provider ``name`` has been compiled for
-    ``what``.
+def compiled_before(name: str, code: str) -> Path:
+    """Return the path of a marker file next to the compiler's cache, which exists once provider ``name`` has
+    been compiled for the program key ``code``.
     """
     from torch._inductor.runtime.cache_dir_utils import cache_dir
 
-    key = re.sub(r"[^A-Za-z0-9.]+", "-", f"{name} {what} torch {torch.__version__}")
+    key = re.sub(r"[^A-Za-z0-9.]+", "-", f"{name} {code} torch {torch.__version__}")
     return Path(cache_dir()) / "fastcyclegan-bench" / key
 
 
-def seconds_to_compile(name: str, what: str, device: str) -> float:
-    """Return what compiling provider ``name`` for ``what`` takes at most, by whether the compiler's cache
-    knows it.
+def seconds_to_compile(name: str, code: str, device: str) -> float:
+    """Return the most seconds that compiling provider ``name`` for the program key ``code`` takes.
+
+    The estimate is lower if the compiler's cache already contains it.
     """
     if PROVIDERS[name].mode is None:
         return 0.0
     seconds, warm = COMPILING[device]
-    if compiled_before(name, what).exists():
+    if compiled_before(name, code).exists():
         seconds = warm
     if PROVIDERS[name].mode == "max-autotune":
         seconds *= 2
     return seconds
 
 
-def remember_compiled(name: str, what: str) -> None:
+def remember_compiled(name: str, code: str) -> None:
+    """Create the marker file of ``compiled_before``, unless provider ``name`` is not compiled."""
     if PROVIDERS[name].mode is not None:
-        compiled_before(name, what).parent.mkdir(parents=True, exist_ok=True)
-        compiled_before(name, what).touch()
+        compiled_before(name, code).parent.mkdir(parents=True, exist_ok=True)
+        compiled_before(name, code).touch()

@@ -1,4 +1,4 @@
-"""What Triton compiled, packed into pieces that travel from one machine to the next."""
+"""Pack the kernels that Triton has compiled, to reuse them on another machine."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-# So many files, and none larger, come back from a machine elsewhere.
+# Limits of what comes back from a remote machine: the number of result files, the size of a piece in bytes,
+# and the number of pieces.
 MOST_FILES, PIECE, MOST_PIECES = 8, 15 << 20, 3
 
 
 def save_compiled(results: Path) -> None:
-    """Pack what Triton compiled into pieces that travel, the newest kernels first; those that do not fit are
-    compiled again.
+    """Pack Triton's compiled kernels into files of limited size in ``results``, the newest kernels first.
+
+    Kernels that do not fit are left out and have to be compiled again.
     """
     cache = compiled_kernels()
     for old in results.glob("triton-cache.tgz.*"):
@@ -27,9 +29,9 @@ def save_compiled(results: Path) -> None:
     with tempfile.TemporaryFile() as packed:
         with tarfile.open(fileobj=packed, mode="w:gz", compresslevel=6) as tar:
             for folder in folders:
-                # Triton's files name each other by whole paths, so they serve there alone.
+                # Triton's files refer to each other by absolute paths, so they only work at the same place.
                 tar.add(folder, arcname=str(folder).lstrip("/"))
-                # The next one, and what gzip has not written yet, must fit too.
+                # The next folder and the data that gzip has not written yet must still fit.
                 if packed.tell() > 0.75 * pieces * PIECE:
                     break
         packed.seek(0)
@@ -39,7 +41,7 @@ def save_compiled(results: Path) -> None:
 
 
 def compiled_kernels() -> Path:
-    """Return where Triton keeps what it compiled."""
+    """Return the folder of Triton's compiled kernels."""
     folder = os.environ.get("TRITON_CACHE_DIR")
     if folder:
         return Path(folder)
@@ -47,8 +49,9 @@ def compiled_kernels() -> Path:
 
 
 def load_compiled(folder: Path) -> int:
-    """Unpack the pieces that ``save_compiled`` left in ``folder`` to where they were made; return how many
-    kernels.
+    """Unpack the files that ``save_compiled`` wrote to ``folder``, and return the number of kernels.
+
+    The kernels are restored at their original paths, if these are in Triton's current cache.
     """
     cache = str(compiled_kernels()).strip("/")
     members, kernels = [], set()
@@ -65,15 +68,16 @@ def load_compiled(folder: Path) -> int:
     return len(kernels)
 
 
-def told_of_compiled(folder: Path) -> str:
-    """Unpack compiled kernels, and return a line on what came of it: without them everything is compiled
-    again.
+def restore_compiled(folder: Path) -> str:
+    """Restore the compiled kernels from ``folder`` if possible, and return a line on the result.
+
+    Without them all kernels are compiled again.
     """
-    unused = f"compiled kernels in {folder} are not used"
+    unused = f"the compiled kernels in {folder} are not used"
     try:
         count = load_compiled(folder)
     except (OSError, EOFError, tarfile.TarError) as error:
         return f"{unused}: {type(error).__name__}: {error}"
     if not count:
-        return f"{unused}: they were made in another folder than {compiled_kernels()} (TRITON_CACHE_DIR)"
-    return f"{count} kernels need no compiling"
+        return f"{unused}: they were compiled in a folder other than {compiled_kernels()} (TRITON_CACHE_DIR)"
+    return f"restored {count} compiled kernels"

@@ -1,5 +1,5 @@
-"""What every bench shares: the device, the race of all providers of a group, the order and the budget, and
-lines that name the hardware.
+"""Fixtures and hooks for all benches: the device, the race between the providers of a group, the order and
+the time budget, and the lines that report the hardware and the figures.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from pytest_benchmark.utils import safe_dumps
 
 from bench.figures import lines_of, row_of
 from bench.machine import DEVICE, conditions, machine
-from bench.timing import Builders, Entrant, Outcome, Race, Unserved, clock, race
+from bench.timing import Builders, Entrant, Outcome, Race, Unavailable, clock, race
 from fastcyclegan.tensor_files import write_atomically
 
-# Beyond this no bench begins, so that all end in 5 minutes on two cores and in 8 on a GPU.
+# No bench starts that would exceed this budget, so that all finish within 5 minutes on two cores and 8 on a
+# GPU.
 BUDGET = {"cpu": 270.0, "cuda": 440.0}
 STARTED = pytest.StashKey[float]()
 ABOUT = pytest.StashKey[dict[str, str]]()
@@ -35,19 +36,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="SECONDS",
         default=BUDGET[DEVICE],
         help=(
-            "the most telling benches run first; none begins that would not end in this time (default:"
-            " %(default)s)"
+            "time budget: the most informative benches run first, and a bench that could exceed the budget is"
+            " skipped (default: %(default)s)"
         ),
     )
     parser.addoption(
         "--bench-quick",
         action="store_true",
-        help="the smallest sizes and two rounds: for the tests, not for figures",
+        help="run the smallest sizes and two rounds, for the tests; the figures are meaningless",
     )
     parser.addoption(
         "--plant-fault",
         action="store_true",
-        help="let ours compute something else, for the tests: no figure may come of it",
+        help="make ours compute wrong results, for the tests: it must get no figure",
     )
 
 
@@ -56,9 +57,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[RACES] = {}
     config.stash[ABOUT] = machine()
     if config.getoption("--bench-quick"):
-        config.stash[ABOUT]["sizes"] = "for tests, no figure means anything"
-    # Its table is of whole rounds, which for some providers are several operations; ours, of single ones, is
-    # printed.
+        config.stash[ABOUT]["sizes"] = "for tests, figures are meaningless"
+    # pytest-benchmark's table shows whole rounds, which are several operations for some providers. Ours shows
+    # single operations.
     config.option.benchmark_quiet = True
     if not config.getoption("--bench-budget") >= 0:
         raise pytest.UsageError("--bench-budget must not be negative")
@@ -70,11 +71,11 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     for key in ("driver", "torch", "triton", "python", "commit"):
         if key in about:
             names.append(f"{key} {about[key]}")
-    budget = f"{config.getoption('--bench-budget'):.0f} s for all"
+    budget = f"time budget {config.getoption('--bench-budget'):.0f} s"
     if config.getoption("--bench-quick"):
-        budget += "; --bench-quick: sizes for tests, no figure here means anything"
+        budget += "; --bench-quick: test sizes, so the figures are meaningless"
     elif DEVICE == "cpu":
-        budget += "; no GPU: sizes are reduced, each group names its own"
+        budget += "; no GPU, so sizes are reduced (each group's name includes its size)"
     return [f"bench: {about['hardware']}; {', '.join(names)}", f"bench: {budget}"]
 
 
@@ -109,7 +110,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _contest(item: pytest.Item) -> Hashable:
-    """Return what the items of one race have in common: all but the provider."""
+    """Return a key that is shared by the items of one race, which differ only in the provider."""
     others = []
     callspec = getattr(item, "callspec", None)
     if callspec is not None:
@@ -127,27 +128,27 @@ def _budget(request: pytest.FixtureRequest) -> None:
     marker = request.node.get_closest_marker("cost")
     if marker is not None and not request.config.getoption("--bench-quick"):
         cost = marker.kwargs.get(DEVICE, 0)
-    if why := _too_late(request.config, cost):
-        pytest.skip(why)
+    if reason := _too_late(request.config, cost):
+        pytest.skip(reason)
 
 
 def _too_late(config: pytest.Config, cost: float) -> str:
-    """Return why what takes up to ``cost`` seconds does not begin any more, "" where it does."""
+    """Return the reason why work of up to ``cost`` seconds can no longer start, or "" if it can."""
     budget = config.getoption("--bench-budget")
-    left = budget - (time.monotonic() - config.stash[STARTED])
-    if left > cost:
+    remaining = budget - (time.monotonic() - config.stash[STARTED])
+    if remaining > cost:
         return ""
-    why = f"{max(left, 0):.0f} s are left of the budget of {budget:.0f} s"
+    reason = f"only {max(remaining, 0):.0f} s of the {budget:.0f} s budget remain"
     if cost:
-        why += f", this takes up to {cost:.0f} s"
-    return why
+        reason += f", and this takes up to {cost:.0f} s"
+    return reason
 
 
 # --- The race -----------------------------------------------------------------------------------------------
 
 
-def _nothing(_: str) -> float:
-    """What all providers cost where nothing is left out for its cost."""
+def _no_cost(_: str) -> float:
+    """Return 0 as the cost of every provider, so that none is left out for its cost."""
     return 0.0
 
 
@@ -160,12 +161,12 @@ def _race(request: pytest.FixtureRequest, benchmark: BenchmarkFixture, quick: bo
         builders: Builders,
         rounds: int,
         seconds: float = 60.0,
-        costs: Callable[[str], float] = _nothing,
+        costs: Callable[[str], float] = _no_cost,
     ) -> None:
         races, contest = config.stash[RACES], _contest(request.node)
         if contest not in races:
             if quick:
-                rounds, costs = min(rounds, 2), _nothing
+                rounds, costs = min(rounds, 2), _no_cost
             torch._dynamo.reset()
             chosen: Builders = {}
             for n in _selected(request.session, contest, builders):
@@ -174,45 +175,48 @@ def _race(request: pytest.FixtureRequest, benchmark: BenchmarkFixture, quick: bo
         outcome = races[contest][name]
         if outcome.error is not None:
             raise outcome.error
-        if outcome.why_not:
-            pytest.skip(outcome.why_not)
+        if outcome.skip_reason:
+            pytest.skip(outcome.skip_reason)
         benchmark.group = group
         benchmark.extra_info.update(provider=name, parity="held", **outcome.info)
         clock.play(outcome.intervals)
         benchmark.pedantic(lambda: None, rounds=len(outcome.intervals))
-        _keep(config)
+        _save_partial_results(config)
 
     return run
 
 
 def _selected(session: pytest.Session, contest: Hashable, builders: Builders) -> list[str]:
-    """Return the providers of ``contest`` that pytest was asked for."""
-    asked_for = set()
+    """Return the providers of ``contest`` that pytest has selected."""
+    selected = set()
     for item in session.items:
         if _contest(item) == contest:
-            asked_for.add(item.callspec.params[PROVIDER])  # type: ignore[attr-defined]
-    return [name for name in builders if name in asked_for]
+            selected.add(item.callspec.params[PROVIDER])  # type: ignore[attr-defined]
+    return [name for name in builders if name in selected]
 
 
 def _affordable(config: pytest.Config, cost: float, build: Callable[[], Entrant]) -> Entrant:
-    if why := _too_late(config, cost):
-        raise Unserved(why)
+    if reason := _too_late(config, cost):
+        raise Unavailable(reason)
     return build()
 
 
-def _keep(config: pytest.Config) -> None:
-    """Write what has been measured so far where --benchmark-json will write it all at the end: a run that is
-    killed loses nothing.
+def _save_partial_results(config: pytest.Config) -> None:
+    """Write the results so far to the file of --benchmark-json, so that a run that is killed loses nothing.
+
+    At the end of the run pytest-benchmark overwrites it with all results.
     """
     session = config._benchmarksession  # type: ignore[attr-defined]
     if not session.json:
         return
-    found = [bench.as_dict(include_data=True) for bench in session.benchmarks if bench.stats.data]
-    text = safe_dumps({"machine_info": {"fastcyclegan": config.stash[ABOUT]}, "benchmarks": found}, indent=1)
+    benches = [bench.as_dict(include_data=True) for bench in session.benchmarks if bench.stats.data]
+    text = safe_dumps(
+        {"machine_info": {"fastcyclegan": config.stash[ABOUT]}, "benchmarks": benches}, indent=1
+    )
     write_atomically(Path(session.json), lambda partial: partial.write_text(text))
 
 
-# --- What is said of it -------------------------------------------------------------------------------------
+# --- Reports ------------------------------------------------------------------------------------------------
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
@@ -221,7 +225,7 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Say each group's rates and ratios, beside the first provider of the group."""
+    """Print each group's times and rates, and the speed-ups over the first provider of the group."""
     session = getattr(terminalreporter.config, "_benchmarksession", None)
     if session is None:
         return

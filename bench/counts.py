@@ -1,8 +1,8 @@
-"""Exact counts of a whole training step, without a GPU: Triton launches, ATen calls, and the bytes kept for
-its two backward passes.
+"""Count the Triton launches, the ATen calls and the bytes saved for backward of a whole training step,
+exactly and without a GPU.
 
-A dry run (fastcyclegan/devtools/dry_run.py): no kernel and no convolution is computed, so the real sizes take
-seconds.
+The counts come from a dry run (fastcyclegan/devtools/dry_run.py) that computes no kernels and no
+convolutions, so that even the real sizes take only seconds.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from fastcyclegan.testing import random_batch
 def step_counts(
     provider: str, size: int, batch: int, blocks: int = 9, identity: bool = True, precision: str = "bf16"
 ) -> Counts:
-    """Return the counts of one iteration of "ours" on its kernels, of "official" or of "official_bf16", past
-    the first.
+    """Return the counts of one iteration after the first, for "ours" with its kernels, "official" or
+    "official_bf16".
 
-    ``precision`` is for ours; the official order has the one that its name says.
+    ``precision`` only applies to ours; the precision of the official order is part of the provider's name.
     """
     config = ModelConfig(netG=f"resnet_{blocks}blocks", impl="triton")
     loss = LossConfig()
@@ -36,7 +36,7 @@ def step_counts(
     images = random_batch(size, Plan(0, 100, 100, batch), 0)
     if provider == "ours":
         networks = build_networks(config)
-        with dry_run():  # in which the kernels serve the CPU
+        with dry_run():  # here the kernels accept CPU tensors
             engine = Engine(CycleGANRecipe(loss), networks, OptimConfig(), torch.device("cpu"), precision)
         weights = [p for net in engine.nets.values() for p in net.parameters()]
 
@@ -50,10 +50,10 @@ def step_counts(
             return official.run(images)
 
     with dry_run():
-        step()  # makes the optimizers' moments
+        step()  # creates the optimizers' moments
     with dry_run() as run:
         step()
-    # Apart: what is asked for the bytes hides from the kernels which gradients they may add to.
-    with counted(weights) as kept:
+    # In a separate step, because counting the bytes hides from the kernels which gradients they may add to.
+    with counted(weights) as saved:
         step()
-    return replace(run.counts, saved_bytes=kept.saved_bytes)
+    return replace(run.counts, saved_bytes=saved.saved_bytes)

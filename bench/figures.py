@@ -1,5 +1,5 @@
-"""From what pytest-benchmark keeps of a race to figures: medians, rates, and ratios of one run, each with its
-spread.
+"""Turn the stored results of pytest-benchmark into figures: medians, rates, and speed-ups within one run,
+each with its spread.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-# What a bench may count, its unit, and how many make one.
+# The quantities that a bench can count per round: the unit of the rate, and the number that makes one unit.
 UNITS = {"pictures": ("images/s", 1.0), "bytes": ("GB/s", 1e9), "flops": ("GFLOP/s", 1e9)}
-# Providers that are no answer but what answers are compared with.
+# Providers that are only reference points for the others, such as a plain copy.
 CEILINGS = ("copy", "matmul", "launch", "import")
-# What is counted exactly, its name, and how many make one.
+# Exact counts: the label, and the number that makes one unit.
 COUNTS = {
     "launches": ("Triton launches", 1.0),
     "aten_calls": ("ATen calls", 1.0),
-    "saved_bytes": ("MiB kept for the backward", 2.0**20),
-    "step_flops": ("GFLOP of the convolutions", 1e9),
-    "least_bytes": ("GB that must move", 1e9),
+    "saved_bytes": ("MiB saved for backward", 2.0**20),
+    "step_flops": ("GFLOP of convolutions", 1e9),
+    "least_bytes": ("GB of minimum traffic", 1e9),
 }
 
 
@@ -42,7 +42,7 @@ class Spread:
         return Spread(self.median * factor, self.least * factor, self.most * factor, self.n)
 
     def __format__(self, digits: str) -> str:
-        """Format as "1.86 (1.80 to 1.93)"; a single value stands alone."""
+        """Format as "1.86 (1.80 to 1.93)", or only the value if there is just one."""
         if self.n == 1:
             return format(self.median, digits)
         return f"{self.median:{digits}} ({self.least:{digits}} to {self.most:{digits}})"
@@ -50,8 +50,10 @@ class Spread:
 
 @dataclass
 class Row:
-    """One provider in one group: ``seconds`` of each round, in the order of the rounds; ``info`` is what the
-    bench said of itself.
+    """The results of one provider in one group.
+
+    ``seconds`` contains the time of each round, in the order of the rounds; ``info`` is the extra information
+    that the bench has recorded.
     """
 
     file: str
@@ -61,13 +63,13 @@ class Row:
     info: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def each(self) -> Spread:
-        """Seconds of one iteration, call or operation."""
+    def time(self) -> Spread:
+        """The seconds that one iteration, call or operation takes."""
         return Spread.of(self.seconds).scaled(1 / self.info.get("operations", 1))
 
     @property
     def rate(self) -> tuple[Spread, str] | None:
-        """What the bench counts, by the second, and its unit; None where it counts nothing."""
+        """The quantity that the bench counts, per second, with its unit; None if it counts nothing."""
         counted = next((name for name in UNITS if name in self.info), None)
         if counted is None:
             return None
@@ -77,7 +79,7 @@ class Row:
 
 
 def row_of(bench: dict[str, Any]) -> Row:
-    """Return what is kept of one entry of pytest-benchmark's JSON."""
+    """Return the row for one entry of pytest-benchmark's JSON."""
     info = dict(bench["extra_info"])
     provider = info.pop("provider", bench["name"])
     file = bench["fullname"].partition("::")[0].rpartition("/")[2]
@@ -89,7 +91,9 @@ def row_of(bench: dict[str, Any]) -> Row:
 
 @dataclass
 class Results:
-    """A run of the benches: the machine, as ``machine.machine`` tells of it, and the rows."""
+    """The results of one run of the benches: the machine, as described by ``machine.machine``, and the
+    rows.
+    """
 
     machine: dict[str, Any]
     rows: list[Row]
@@ -97,45 +101,46 @@ class Results:
 
     @property
     def groups(self) -> dict[str, list[Row]]:
-        found: dict[str, list[Row]] = {}
+        groups: dict[str, list[Row]] = {}
         for row in self.rows:
-            found.setdefault(row.group, []).append(row)
-        return found
+            groups.setdefault(row.group, []).append(row)
+        return groups
 
     @property
     def quick(self) -> bool:
-        """Whether the sizes were those for tests, whose figures mean nothing."""
+        """Whether the benches ran at test sizes, for which the figures are meaningless."""
         return "sizes" in self.machine
 
     @property
     def title(self) -> str:
         """The hardware, versions, commit and date in one line."""
-        told = [str(self.machine["hardware"])]
+        parts = [str(self.machine["hardware"])]
         for key, value in self.machine.items():
             if key not in ("conditions", "device", "hardware"):
-                told.append(f"{key} {value}")
-        return ", ".join(told)
+                parts.append(f"{key} {value}")
+        return ", ".join(parts)
 
 
 def read_results(path: Path) -> Results:
-    """Return the results in a file that ``pytest bench/ --benchmark-json=FILE`` wrote. Raises ValueError for
-    any other.
+    """Read the results from a file written by ``pytest bench/ --benchmark-json=FILE``.
+
+    Raises ValueError if the file cannot be read or contains anything else.
     """
     try:
-        found = json.loads(path.read_text())
-        about = found["machine_info"]["fastcyclegan"]
-        rows = [row_of(bench) for bench in found["benchmarks"]]
+        content = json.loads(path.read_text())
+        about = content["machine_info"]["fastcyclegan"]
+        rows = [row_of(bench) for bench in content["benchmarks"]]
         if not all(row.seconds for row in rows) or not about["hardware"]:
             raise ValueError
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f"{path}: not a result of pytest bench/ --benchmark-json=FILE") from None
-    return Results(about, rows, found.get("tests", {}))
+    return Results(about, rows, content.get("tests", {}))
 
 
 def anchor_of(rows: Sequence[Row]) -> Row:
-    """Return the provider that the others of a group are compared with: the first that is no ceiling."""
+    """Return the row that the others of its group are compared with: the first that is not a ceiling."""
     for row in rows:
         if not is_ceiling(row):
             return row
@@ -150,21 +155,22 @@ def ceiling_of(rows: Sequence[Row]) -> Row | None:
 
 
 def is_ceiling(row: Row) -> bool:
-    """Whether a row is no answer but what answers are compared with."""
+    """Return whether a row is only a reference point for the others, such as a plain copy."""
     return row.provider.partition(" ")[0] in CEILINGS
 
 
 def speed_up(row: Row, anchor: Row) -> Spread:
-    """Return how many times faster ``row`` is than ``anchor``, round by round: their n-th rounds were run one
-    after the other.
+    """Return the speed-up of ``row`` over ``anchor``, computed round by round.
+
+    The rounds of the same number ran one after the other.
     """
-    ours, theirs = row.info.get("operations", 1), anchor.info.get("operations", 1)
+    operations, anchor_operations = row.info.get("operations", 1), anchor.info.get("operations", 1)
     pairs = zip(row.seconds, anchor.seconds, strict=False)
-    return Spread.of([(b / theirs) / (a / ours) for a, b in pairs])
+    return Spread.of([(b / anchor_operations) / (a / operations) for a, b in pairs])
 
 
 def duration(spread: Spread) -> str:
-    """Return a time in the unit that suits it."""
+    """Format a time in a suitable unit: us, ms or s."""
     if spread.median < 1e-3:
         return f"{spread.scaled(1e6):,.1f} us"
     if spread.median < 1:
@@ -173,7 +179,7 @@ def duration(spread: Spread) -> str:
 
 
 def lines_of(rows: Iterable[Row]) -> Iterator[str]:
-    """Yield the lines that a terminal shows: each group, its providers, their rates and ratios."""
+    """Yield the lines for the terminal: each group with its providers, their times, rates and speed-ups."""
     groups = Results({}, list(rows)).groups
     for group, members in groups.items():
         yield f"\n{group}"
@@ -193,8 +199,8 @@ def _counts(row: Row) -> Iterator[str]:
 
 
 def _timed(row: Row, anchor: Row) -> Iterator[str]:
-    """Yield the time of ``row``, its rate, its memory and its ratio to ``anchor``, as far as it has them."""
-    yield duration(row.each)
+    """Yield the time of ``row``, and its rate, its memory and its speed-up over ``anchor`` if it has them."""
+    yield duration(row.time)
     if row.rate is not None:
         rate, unit = row.rate
         if rate.median < 100:
@@ -204,4 +210,4 @@ def _timed(row: Row, anchor: Row) -> Iterator[str]:
     if row.info.get("peak_bytes"):
         yield f"{row.info['peak_bytes'] / 2**20:,.0f} MiB"
     if row is not anchor and not is_ceiling(row) and not is_ceiling(anchor):
-        yield f"{speed_up(row, anchor):.2f}x of {anchor.provider}"
+        yield f"{speed_up(row, anchor):.2f}x as fast as {anchor.provider}"

@@ -1,8 +1,9 @@
-"""Images that can tell right from wrong, and those that cannot.
+"""Separate images on which parity can be judged from those on which it cannot.
 
-An image of one colour decides nothing. Instance norm takes a constant away and divides the rounding noise
-that is left by sqrt(1e-5): up to 300 times larger after each norm, after a few it is all there is, in float64
-too. So flat images are refused, by name. Of faint ones the liveliest crop is judged, its contrast stretched.
+Parity cannot be judged on an image of a single colour. Instance norm subtracts a constant and divides the
+rounding noise that remains by sqrt(1e-5). Each norm makes this noise up to 300 times larger, and after a few
+norms nothing else is left, in float64 too. Flat images are therefore rejected, with their paths in the
+message. For faint images the crop that varies most is judged, with its contrast stretched.
 """
 
 from __future__ import annotations
@@ -17,17 +18,17 @@ from torch import Tensor
 from fastcyclegan.data.batch import Batch
 
 
-class Undecided(Exception):  # noqa: N818 - not a fault of what is judged
-    """What was given cannot tell right from wrong; the message names it."""
+class Undecided(Exception):  # noqa: N818 - not an error in the code that is judged
+    """Raised if the images cannot show whether parity holds; the message lists them."""
 
 
 def is_flat(image: Tensor) -> bool:
-    """Whether ``image`` [C, H, W] is of one colour all over."""
+    """Return whether all pixels of ``image`` [C, H, W] have the same colour."""
     return bool((image.amax((1, 2)) == image.amin((1, 2))).all())
 
 
 def flat_images(batches: Sequence[Batch]) -> list[str]:
-    """Return the paths of the images of ``batches`` that are flat."""
+    """Return the paths of the flat images in ``batches``."""
     flat = []
     for batch in batches:
         for paths, images in ((batch.paths_A, batch.A), (batch.paths_B, batch.B)):
@@ -38,14 +39,12 @@ def flat_images(batches: Sequence[Batch]) -> list[str]:
 
 
 def deviation(image: Tensor) -> float:
-    """Return by how much the pixels of ``image`` [C, H, W] deviate from its mean colour, as a root mean
-    square.
-    """
+    """Return the root mean square deviation of the pixels of ``image`` [C, H, W] from its mean colour."""
     return image.double().var((1, 2), correction=0).mean().sqrt().item()
 
 
-def listed(names: Sequence[str], shown: int = 4) -> str:
-    """Return the different ones of ``names`` in a line, the first few and how many more."""
+def join_names(names: Sequence[str], shown: int = 4) -> str:
+    """Return a line with the first ``shown`` distinct ``names`` and the number of further ones."""
     different = list(dict.fromkeys(names))
     line = ", ".join(different[:shown])
     if len(different) > shown:
@@ -53,14 +52,14 @@ def listed(names: Sequence[str], shown: int = 4) -> str:
     return line
 
 
-def liveliest_crop(image: Tensor, size: int) -> Tensor:
-    """Return the crop of ``image`` [C, H, W] that varies most, at most ``size`` squared, in float64 with its
-    contrast stretched to [-1, 1].
+def most_varied_crop(image: Tensor, size: int) -> Tensor:
+    """Return the crop of ``image`` [C, H, W] that varies most, at most ``size`` high and wide, in float64
+    with its contrast stretched to [-1, 1].
 
-    Every place is looked at, so all but a flat image has a crop that varies, while a shrunken image may be
-    flat where its pixels are not. Channels are centred, and stretched by one factor. Then n pixels of the one
-    that varies most deviate by sqrt(2 / n) or more, so that at 32x32 no more than 5 bits drown in the mean
-    that the first instance norm takes away, however faint the image is.
+    Every position is considered, so every image that is not flat has a crop that varies. Shrinking the image
+    would not guarantee that. The channels are centred and stretched by a common factor. The n pixels of the
+    channel that varies most then deviate by sqrt(2 / n) or more. At 32x32, therefore, the subtraction of the
+    mean in the first instance norm costs at most 5 bits, however faint the image is.
     """
     pixels = image.detach().double().cpu()
     height, width = min(size, pixels.shape[1]), min(size, pixels.shape[2])
@@ -74,9 +73,9 @@ def liveliest_crop(image: Tensor, size: int) -> Tensor:
     return (2 * crop - least - most) / (most - least).max()
 
 
-def liveliest_crops(batch: Batch, size: int) -> Batch:
+def most_varied_crops(batch: Batch, size: int) -> Batch:
     return replace(batch, A=_crops_of(batch.A, size), B=_crops_of(batch.B, size))
 
 
 def _crops_of(images: Tensor, size: int) -> Tensor:
-    return torch.stack([liveliest_crop(image, size) for image in images]).to(images.device)
+    return torch.stack([most_varied_crop(image, size) for image in images]).to(images.device)

@@ -1,8 +1,8 @@
-"""Real iterations of every option of the engine and the recipe: python -m bench.gpu_options --help
+"""Run real training iterations with every option of the engine and the recipe: python -m bench.gpu_options
 
-Of each case the losses of the first iteration are held to float64 by the rule of fastcyclegan.testing, all
-losses must be finite, all networks must have moved, and a graph must have been captured where there is to be
-one. What broke is told with the kernels launched last.
+For each case the losses of the first iteration are compared with float64 by the rule of fastcyclegan.testing.
+All losses must be finite, all networks must have changed, and the expected number of graphs must have been
+captured. A failure is reported with the kernels that were launched last.
 """
 
 from __future__ import annotations
@@ -39,9 +39,7 @@ Settings = dict[str, Any]
 
 @dataclass(frozen=True)
 class Case:
-    """Settings that differ from the defaults of training with ``--compile`` at batch 1, and what can be said
-    of the result.
-    """
+    """Settings that differ from the defaults of training with batch 1, and the expected result."""
 
     name: str
     model: Settings = field(default_factory=dict)
@@ -55,13 +53,13 @@ class Case:
     iterations: int = 20
     graphs: int = 1
     random: bool = False
-    """Whether the first losses depend on numbers drawn on the device, so that no other computation has the
-    same.
+    """Whether the first losses depend on random numbers drawn on the device, so that no other computation can
+    reproduce them.
     """
 
 
-# The most telling first: what a user meets without a flag, then the engine's options, then the recipe's and
-# the networks'.
+# The most informative first: the defaults, then the options of the engine, then those of the recipe and the
+# networks.
 CASES = [
     Case("the default: bf16, graph, pairs, weight gradients beside"),
     Case("--compile", compiled=True),
@@ -95,12 +93,10 @@ CASES = [
 
 
 def tiny(case: Case) -> Case:
-    """Return ``case`` as a machine without a GPU can run it in a second or two; the first one with
-    interpreted kernels.
-    """
+    """Return ``case`` at a size that a machine without a GPU runs in a second or two."""
     model, size = {"ngf": 2, "ndf": 2, **case.model}, 24
     if str(model.get("netG", "")).startswith("unet"):
-        # Its side is a multiple of what its name says.
+        # A U-Net's input size must be a multiple of the number in its name.
         model["netG"], size = "unet_128", 128
     else:
         model["netG"] = "resnet_1blocks"
@@ -116,7 +112,7 @@ INTERPRETED = Case(
 )  # fmt: skip
 
 
-def moved(batch: Batch, dtype: torch.dtype = torch.float32) -> Batch:
+def to_device(batch: Batch, dtype: torch.dtype = torch.float32) -> Batch:
     layout = torch.channels_last
     return replace(
         batch,
@@ -126,8 +122,9 @@ def moved(batch: Batch, dtype: torch.dtype = torch.float32) -> Batch:
 
 
 def engine_of(case: Case, nets: dict[str, nn.Module], **more: Any) -> Engine:
-    """Return an engine over a copy of ``nets`` for ``case``; on a machine without a GPU with the stand-in for
-    graphs.
+    """Return an engine for ``case`` with a copy of ``nets``.
+
+    On a machine without a GPU it uses the stand-in for CUDA graphs.
     """
     options = {"graph": "on", **case.engine}
     if DEVICE == "cpu" and options["graph"] == "on":
@@ -139,7 +136,9 @@ def engine_of(case: Case, nets: dict[str, nn.Module], **more: Any) -> Engine:
 
 
 def check_first_losses(case: Case, nets: dict[str, nn.Module], batch: Batch, losses: Tensor) -> None:
-    """Hold the losses of the first iteration to float64 by the rule. Raises AssertionError."""
+    """Raise AssertionError if the losses of the first iteration differ from float64 by more than the rule
+    allows.
+    """
     loss, plain = LossConfig(**case.loss), EngineConfig(graph="off", pairing="off", batching="off")
 
     def of(precision: str, dtype: torch.dtype) -> Tensor:
@@ -147,27 +146,28 @@ def check_first_losses(case: Case, nets: dict[str, nn.Module], batch: Batch, los
         for net in with_reference.values():
             set_impl(net, "reference")
         engine = make_engine(with_reference, loss, device=DEVICE, precision=precision, options=plain)
-        return engine.step(moved(batch, dtype), LR)
+        return engine.step(to_device(batch, dtype), LR)
 
-    theirs, truth = of(case.precision, torch.float32), of("fp32", torch.float64)
-    assert_parity("losses of iteration 1", losses, theirs, truth, DTYPES[case.precision])
+    reference, truth = of(case.precision, torch.float32), of("fp32", torch.float64)
+    assert_parity("losses of iteration 1", losses, reference, truth, DTYPES[case.precision])
 
 
 def run(case: Case) -> str:
-    """Run ``case`` and return a line on what it took. Raises AssertionError where something is not as it must
-    be.
+    """Run ``case`` and return a line with its times and its memory.
+
+    Raises AssertionError if a result is not as expected.
     """
     nets = seeded_networks(ModelConfig(**case.model))
     engine = engine_of(case, nets)
     before = {name: _copied(net) for name, net in engine.nets.items()}
     plan = Plan(0, 4 * case.batch + 2, 4 * case.batch + 2, case.batch)
     channels = (case.model.get("input_nc", 3), case.model.get("output_nc", 3))
-    given = [random_batch(case.size, plan, n, channels) for n in range(case.iterations)]
+    batches = [random_batch(case.size, plan, n, channels) for n in range(case.iterations)]
     if DEVICE == "cuda":
         torch.cuda.reset_peak_memory_stats()
     marks, losses = [time.perf_counter()], []
-    for batch in given:
-        losses.append(engine.step(moved(batch), LR))
+    for batch in batches:
+        losses.append(engine.step(to_device(batch), LR))
         if DEVICE == "cuda":
             torch.cuda.synchronize()
         marks.append(time.perf_counter())
@@ -176,13 +176,13 @@ def run(case: Case) -> str:
     for name, net in engine.nets.items():
         pairs = zip(before[name], net.parameters(), strict=True)
         same = all(torch.equal(a, b) for a, b in pairs)
-        assert not same, f"{name} has not moved in {case.iterations} iterations"
-    captured, why = 0, ""
+        assert not same, f"the weights of {name} have not changed in {case.iterations} iterations"
+    captured, reason = 0, ""
     if engine.graphs is not None:
-        captured, why = engine.graphs.captured, engine.graphs.off
-    assert captured == case.graphs, f"{captured} graphs were captured, {case.graphs} expected. {why}"
+        captured, reason = engine.graphs.captured, engine.graphs.off
+    assert captured == case.graphs, f"{captured} graphs were captured, {case.graphs} expected. {reason}"
     if not case.random:
-        check_first_losses(case, nets, given[0], losses[0])
+        check_first_losses(case, nets, batches[0], losses[0])
     return _line(case.name, marks)
 
 
@@ -196,28 +196,32 @@ def _line(name: str, marks: Sequence[float]) -> str:
     memory = ""
     if DEVICE == "cuda":
         memory = f"{torch.cuda.max_memory_allocated() / 2**30:6.2f} GiB"
-    # Each waits for the device: for a figure without that, the benches.
+    # These times include waiting for the device after each iteration; the benches measure without it.
     return f"{name:<58}{seconds[0]:7.1f} s first {1e3 * later[len(later) // 2]:9.2f} ms later {memory}"
 
 
 def parse(arguments: list[str] | None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
-    """Return what was asked for, and the parser, which ends the process for what turns out to be wrong."""
+    """Return the parser and the parsed options; the caller reports later errors through the parser."""
     parser = argparse.ArgumentParser(prog="bench.gpu_options", description=str(__doc__).split("\n\n")[0])
     parser.add_argument(
-        "--record", type=Path, metavar="FILE", help="a line of JSON a case; those in it are left out"
+        "--record",
+        type=Path,
+        metavar="FILE",
+        help="file of events as JSON lines; cases in it are skipped",
     )
-    parser.add_argument("--only", metavar="CASE", help="this case alone")
-    parser.add_argument("--tiny", action="store_true", help="a size for machines without a GPU")
+    parser.add_argument("--only", metavar="CASE", help="run only this case")
+    parser.add_argument("--tiny", action="store_true", help="run at sizes for machines without a GPU")
     parser.add_argument(
-        "--launch-log", type=Path, metavar="FILE", help="every launch, written before it is made"
+        "--launch-log", type=Path, metavar="FILE", help="file for every launch, written before it starts"
     )
-    parser.add_argument("--plant-fault", choices=FAULTS, help="let kernels compute something else, or crash")
+    parser.add_argument("--plant-fault", choices=FAULTS, help="make kernels compute wrong results, or crash")
     return parser, parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the cases that ``--record`` does not know. Returns 1 where one failed, BROKEN after a fault of the
-    device.
+    """Run the cases that are not in ``--record`` yet.
+
+    Returns 1 if a case failed, and BROKEN after a device fault.
     """
     parser, options = parse(arguments)
     log = LaunchLog(options.launch_log)
@@ -239,7 +243,9 @@ def main(arguments: list[str] | None = None) -> int:
 
     todo = [case for case in cases if case.name not in known and options.only in (None, case.name)]
     if not todo and not known:
-        parser.error(f"no case is called {options.only!r}: {', '.join(case.name for case in cases)}")
+        parser.error(
+            f"there is no case {options.only!r}; available cases: {', '.join(case.name for case in cases)}"
+        )
     return _run_all(todo, log, write)
 
 
@@ -250,16 +256,16 @@ def _run_all(cases: Sequence[Case], log: LaunchLog, write: Callable[..., None]) 
         log.last.clear()
         try:
             line = run(case)
-        # Whatever one case does, the others are tried.
+        # An error in one case must not stop the others.
         except Exception as error:
             broken = breaks_the_device(error)
             text = "".join(traceback.format_exception(error))
             print(f"{case.name}: FAILED\n{text}", flush=True)
-            told = {"case": case.name, "text": text[-6000:], "launches": list(log.last)}
+            details = {"case": case.name, "text": text[-6000:], "launches": list(log.last)}
             if broken:
-                write(event="broken", **told)
+                write(event="broken", **details)
                 return BROKEN
-            write(event="failed", **told)
+            write(event="failed", **details)
             failed += 1
         else:
             print(line, flush=True)

@@ -1,4 +1,4 @@
-"""What the parts of the GPU suite are given, and what comes of them."""
+"""The context in which the parts of the GPU suite run, and their outcomes."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from typing import Any
 
 from bench.processes import ending_of, run_process
 
-# Seconds for one test or case that is run again alone.
-AGAIN = 45.0
-# Faults that are looked at again; the rest of a run would go by otherwise.
-MOST_AGAIN = 2
+# Seconds for rerunning one test or case alone.
+RERUN_SECONDS = 45.0
+# The number of crashes that are rerun, so that most of the time remains for the other tests.
+MOST_RERUNS = 2
 
 
 @dataclass
 class Failure:
-    """One thing that failed: where, what was said, the launches before it, and what a second try added."""
+    """One failure: the test or case, the error text, the launches before it, and the result of rerunning
+    it.
+    """
 
     where: str
     text: str
@@ -27,8 +29,10 @@ class Failure:
 
 @dataclass
 class Outcome:
-    """What came of a part. ``counts``: of its tests or cases. ``shown``: lines for the summary. ``why`` it
-    did not hold, "" if it did.
+    """The outcome of a part.
+
+    ``counts`` are the numbers of its tests or cases by result, ``shown`` are lines for the summary, and
+    ``why`` is the reason why the part as a whole failed, or "".
     """
 
     name: str
@@ -46,12 +50,14 @@ class Outcome:
 
     @property
     def tally(self) -> str:
-        return ", ".join(f"{count} {word}" for word, count in self.counts.items() if count)
+        return ", ".join(f"{count} {kind}" for kind, count in self.counts.items() if count)
 
 
 @dataclass(frozen=True)
-class Surroundings:
-    """What all parts share: environment, a folder for their files, results, and what is asked for."""
+class Context:
+    """The context that all parts share: a folder for their files, the results folder, the environment, and
+    whether the run is a rehearsal or has a planted fault.
+    """
 
     work: Path
     results: Path
@@ -60,13 +66,12 @@ class Surroundings:
     fault: str | None = None
 
     def file(self, part: str, suffix: str) -> Path:
-        """Return where ``part`` has a file of its own."""
+        """Return the path of the file of ``part`` that ends with ``suffix``."""
         return self.work / f"{part.replace(' ', '_')}{suffix}"
 
 
 def last_lines(output: str, count: int = 25) -> str:
-    """Return the last lines of ``output`` that are not empty: what a process without any result had to
-    say."""
+    """Return the last ``count`` non-empty lines of ``output``, to report a process that gave no result."""
     return "\n".join(lines_in(output)[-count:])
 
 
@@ -75,19 +80,20 @@ def lines_in(output: str) -> list[str]:
 
 
 def run_alone(
-    command: Sequence[str], seconds: float, environment: dict[str, str], log: Path, well: str
+    command: Sequence[str], seconds: float, environment: dict[str, str], log: Path, success: str
 ) -> str:
-    """Run ``command``, which takes ``--launch-log``, where each launch waits for the device; return how it
-    ended (``well`` where it ended well), and the last launch.
+    """Run ``command`` with blocking launches, and return a line on how it ended and on the last launch.
+
+    ``command`` must accept ``--launch-log``. ``success`` is the text for a run that succeeded.
     """
     launches = log.with_name("launches.jsonl")
     launches.unlink(missing_ok=True)
-    logged = [*command, f"--launch-log={launches}"]
-    ended = run_process(logged, seconds, {**environment, "CUDA_LAUNCH_BLOCKING": "1"}, log)
-    how, last = ending_of(ended, seconds), "none"
-    if not how:
-        how = well
+    with_log = [*command, f"--launch-log={launches}"]
+    result = run_process(with_log, seconds, {**environment, "CUDA_LAUNCH_BLOCKING": "1"}, log)
+    ending, last = ending_of(result, seconds), "none"
+    if not ending:
+        ending = success
     if launches.exists():
         for line in launches.read_text().splitlines():
             last = line
-    return f"alone, with CUDA_LAUNCH_BLOCKING=1: {how}; last launch {last}"
+    return f"alone, with CUDA_LAUNCH_BLOCKING=1: {ending}; last launch {last}"

@@ -1,9 +1,9 @@
-"""What a half hour on a GPU machine is spent on: three stages, each of parts in the order of what they tell.
+"""The three stages of the GPU suite, each a list of parts with the most informative first.
 
-1. What must hold before anything else: kernels at real sizes, then the networks, then the rest.
-2. The engine: captured iterations against plain ones, every option, the official order beside ours, the
-   costliest kernels.
-3. The benches, the most telling first.
+1. Correctness: kernels at real sizes, then the networks, then all other tests.
+2. The engine: captured iterations compared with plain ones, every option, the official order next to ours,
+   and the costliest kernels.
+3. The benches, the most informative first.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from __future__ import annotations
 from bench.gpu_tasks import Benches, Command, Options, Part
 from bench.gpu_test_task import Tests
 
-# Each ends by itself before a call of 10 minutes would end it; the first leaves time for mending.
+# Each stage ends before the 10 minute limit of a call. The first one is short, to leave time for fixes.
 SECONDS = {1: 230.0, 2: 480.0, 3: 560.0}
 TITLES = {1: "correctness", 2: "the engine", 3: "the benches"}
 KERNELS = ("instance_norm", "reflect_conv", "residual_block", "zero_conv", "norm_conv", "working_copies")
-# What PyTorch expects of operators, what they launch, and what they share: asked after them.
+# Tests of the operators' contracts with PyTorch, of their launches and of shared code, which run after the
+# kernels' own tests.
 SHARED = (
     "instance_norm_operator", "reflect_conv_operator", "zero_conv_operator", "checks", "convolution",
     "reflect_conv_passes", "zero_conv_launch", "border_launch", "instance_norm_launch", "math", "products",
@@ -39,7 +40,7 @@ CAPTURES = (
 )
 OF_CAPTURES = ("first_iteration", "real_failure", "names_the_reason", "numbers_that_follow", "its_bound")
 AT_REAL_SIZES = ("real_shapes", "replayed", "stream_of_their_own")
-# One at a time: each takes a third of the memory.
+# These tests run one at a time, because each takes a third of the memory.
 TOO_LARGE = ("two_to_the_31",)
 
 
@@ -50,34 +51,37 @@ def _kernel_tests(*names: str) -> tuple[str, ...]:
 STAGES: dict[int, list[Part]] = {
     1: [
         Tests(
-            "descriptors", _kernel_tests(*DESCRIPTORS), 45, words=("driver", "descriptor"), workers=4
+            "descriptors", _kernel_tests(*DESCRIPTORS), 45, keywords=("driver", "descriptor"), workers=4
         ),
         *(
-            Tests(f"{name} at real sizes", _kernel_tests(name), 60, words=AT_REAL_SIZES)
+            Tests(f"{name} at real sizes", _kernel_tests(name), 60, keywords=AT_REAL_SIZES)
             for name in KERNELS[:-1]
         ),
-        Tests("weight gradients beside", _kernel_tests("overlap"), 30, words=AT_REAL_SIZES, workers=1),
+        Tests("weight gradients beside", _kernel_tests("overlap"), 30, keywords=AT_REAL_SIZES, workers=1),
         Tests("networks", NETWORKS, 60),
         Tests(
             "offsets past 31 bits", _kernel_tests("instance_norm", "reflect_conv", "zero_conv"), 40,
-            words=TOO_LARGE, workers=1,
+            keywords=TOO_LARGE, workers=1,
         ),
         Tests(
             "all other tests of kernels", _kernel_tests(*KERNELS, *SHARED), 150,
-            rest=(*AT_REAL_SIZES, *TOO_LARGE), rehearsed=1, rehearsed_by=2,
+            exclude=(*AT_REAL_SIZES, *TOO_LARGE), rehearsed_tests=1, rehearsal_workers=2,
         ),
     ],
     2: [
         Tests(
             "captured against plain", ("tests/engine/test_cuda_graph.py",), 150,
-            words=("cuda_graph", "waits_for_the_gpu"), workers=8,
+            keywords=("cuda_graph", "waits_for_the_gpu"), workers=8,
         ),
         Tests(
             "an iteration against float64", ("tests/engine/test_engine.py",), 60,
-            words=("bf16_on_the_gpu",), workers=1,
+            keywords=("bf16_on_the_gpu",), workers=1,
         ),
         Options("every option", 200),
-        Tests("compiled ahead, failed captures", CAPTURES, 60, words=OF_CAPTURES, workers=6, rehearsed=1),
+        Tests(
+            "compiled ahead, failed captures", CAPTURES, 60, keywords=OF_CAPTURES, workers=6,
+            rehearsed_tests=1,
+        ),
         Command(
             "the official order beside ours",
             ("scripts/prove.py", "--seconds", "60", "--output", "RESULTS/proof.png"), 150, shown=14,
@@ -87,7 +91,10 @@ STAGES: dict[int, list[Part]] = {
             "the costliest kernels", ("scripts/profile_step.py", "--output", "RESULTS"), 70, shown=24,
             in_rehearsal=("--provider", "ours", "--size", "24", "--blocks", "1"),
         ),
-        Tests("official checkouts, accelerate, caches", OTHERS, 60, words=("gpu",), workers=6, rehearsed=1),
+        Tests(
+            "official checkouts, accelerate, caches", OTHERS, 60, keywords=("gpu",), workers=6,
+            rehearsed_tests=1,
+        ),
     ],
     3: [
         Benches("ceilings", "bench_ceilings.py", 30),
@@ -95,12 +102,12 @@ STAGES: dict[int, list[Part]] = {
         Benches("generator", "bench_generator.py", 80, "256-1-"),
         Benches("residual block", "bench_residual_block.py", 60),
         Benches(
-            "products of the block", "bench_reflect_conv.py", 40, "products_of_the_block", on_a_gpu_alone=True
+            "products of the block", "bench_reflect_conv.py", 40, "products_of_the_block", gpu_only=True
         ),
         Benches("reflected convolution", "bench_reflect_conv.py", 60, "bench_reflect_conv and not products"),
         Benches("other convolutions", "bench_zero_conv.py", 50),
         Benches("instance norm", "bench_instance_norm.py", 40),
-        Benches("training step, batch 4", "bench_train_step.py", 120, "batch4-identity", on_a_gpu_alone=True),
+        Benches("training step, batch 4", "bench_train_step.py", 120, "batch4-identity", gpu_only=True),
         Benches("generator, more images", "bench_generator.py", 80, "not 256-1-"),
         Benches("accelerate", "bench_accelerate.py", 40),
         Benches("state", "bench_state.py", 40),

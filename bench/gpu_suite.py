@@ -1,10 +1,11 @@
-"""The half hour on a GPU machine in three commands: python scripts/gpu_suite.py --stage 1, --stage 2, --stage
-3
+"""Test and measure everything on a GPU machine within half an hour, in three stages: python
+scripts/gpu_suite.py --stage 1
 
-Stage 1 asks what must hold before anything else, 2 the engine, 3 the benches; without --stage all three run.
-What is known is written to --results as it comes, and a summary ends the output. A stage needs torch, triton,
-numpy, Pillow, rich, matplotlib, pytest with pytest-benchmark, pytest-timeout and pytest-xdist, and this
-checkout: neither the project nor tyro nor DALI have to be installed.
+Stage 1 checks correctness, on which everything else depends, stage 2 checks the engine, and stage 3 runs the
+benches. Without --stage all three run. Results are written to --results as they become known, and the output
+ends with a summary. A stage needs torch, triton, numpy, Pillow, rich, matplotlib, pytest with
+pytest-benchmark, pytest-timeout and pytest-xdist, and this checkout. Neither the project nor tyro nor DALI
+has to be installed.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ from typing import Any, NoReturn
 
 import torch
 
-from bench.compiled_kernels import compiled_kernels, save_compiled, told_of_compiled
+from bench.compiled_kernels import compiled_kernels, restore_compiled, save_compiled
 from bench.figures import Row, read_results
-from bench.gpu_outcome import Outcome, Surroundings
+from bench.gpu_outcome import Context, Outcome
 from bench.gpu_stages import SECONDS, STAGES, TITLES
 from bench.gpu_summary import MOST_OF_A_SUMMARY, Printer, summary
 from bench.gpu_tasks import Benches, Part
@@ -40,97 +41,100 @@ from bench.result_tables import markdown
 from fastcyclegan.kernels import _tune, backend_table
 from fastcyclegan.tensor_files import write_atomically
 
-# For what is written at the end: the compiled kernels above all.
+# Seconds reserved for writing files at the end of a stage, mainly the compiled kernels.
 ENDING = 12.0
-# Without a GPU, where sizes are tiny and processors few.
+# The time limit of a rehearsed stage in seconds. Without a GPU, sizes are tiny and CPU cores few.
 REHEARSAL = 280.0
-# A part that has less does not begin.
+# A part does not start with fewer seconds than this.
 LEAST = 8.0
 LONGEST_LOG, MOST_FAILURES = 12 << 20, 100
-# Kept from call to call where the machine is; elsewhere a user's own caches serve.
+# Cache folders that later calls on the same machine reuse, if they can be created. Otherwise the user's own
+# caches are used.
 CACHES = {"TRITON_CACHE_DIR": "/opt/tc", "XDG_CACHE_HOME": "/opt/xc"}
 
 
 class Suite:
-    """One stage: its parts one after the other, and what is known of them in files at any time."""
+    """One stage of the suite: runs its parts one after the other, and keeps the result files up to date."""
 
-    def __init__(self, stage: int, around: Surroundings, seconds: float, printer: Printer) -> None:
-        self.stage, self.around, self.seconds, self.printer = stage, around, seconds, printer
-        self.began = time.monotonic()
+    def __init__(self, stage: int, context: Context, seconds: float, printer: Printer) -> None:
+        self.stage, self.context, self.seconds, self.printer = stage, context, seconds, printer
+        self.started = time.monotonic()
         self.outcomes: list[Outcome] = []
         self.planned = 0
         self.about = {**machine(), **packages(), "stage": f"{stage}: {TITLES[stage]}"}
-        if around.rehearsed:
+        if context.rehearsed:
             self.about["rehearsal"] = MARK
 
     @property
-    def left(self) -> float:
-        return self.seconds - (time.monotonic() - self.began)
+    def remaining(self) -> float:
+        """The seconds until the stage must end."""
+        return self.seconds - (time.monotonic() - self.started)
 
     def run(self, parts: Sequence[Part]) -> int:
-        """Run ``parts``, each in its own time and what is left of the stage's. Returns 1 where one did not
-        hold, or had no time.
+        """Run ``parts``, each within its own limit and the time left in the stage.
+
+        Returns 1 if a part failed or had no time to run, 0 otherwise.
         """
         self.planned = len(parts)
         self.printer.line(
-            f"stage {self.stage}, {TITLES[self.stage]}, {self.seconds:.0f} s: {self.about['hardware']}"
+            f"stage {self.stage}, {TITLES[self.stage]}, limit {self.seconds:.0f} s: {self.about['hardware']}"
         )
         for number, part in enumerate(parts, 1):
             outcome = self._run(part)
             self.outcomes.append(outcome)
             self.printer.line(f"[{number}/{len(parts)}] {_line(outcome)}")
             self.write()
-        self._try(lambda: save_compiled(self.around.results))
+        self._try(lambda: save_compiled(self.context.results))
         self.printer.summary(self.summary(self.printer.most))
         return int(not all(outcome.holds for outcome in self.outcomes))
 
     def _run(self, part: Part) -> Outcome:
-        seconds = min(part.seconds, self.left - ENDING)
+        seconds = min(part.seconds, self.remaining - ENDING)
         if seconds < LEAST:
-            return Outcome(part.name, f"not run: {max(0.0, self.left):.0f} s were left")
+            return Outcome(part.name, f"not run: only {max(0.0, self.remaining):.0f} s were left")
         try:
-            return part.run(self.around, seconds)
-        # Whatever is wrong with one part's results, the machine's time belongs to the others.
+            return part.run(self.context, seconds)
+        # An error in the results of one part must not stop the others: time on the machine is limited.
         except Exception as error:
-            return Outcome(part.name, f"its result cannot be read: {type(error).__name__}: {error}")
+            return Outcome(part.name, f"cannot read its result: {type(error).__name__}: {error}")
 
     def summary(self, most: int = MOST_OF_A_SUMMARY) -> list[str]:
-        seconds = time.monotonic() - self.began
+        seconds = time.monotonic() - self.started
         return summary(self.about, self.outcomes, self.planned, seconds, self.files(), most)
 
     def _try(self, write: Callable[[], Any]) -> None:
-        """Write something. Where that fails it is printed, and the stage goes on: its time is worth more than
-        one file.
+        """Call ``write``. If it fails, print the error and continue, because the stage's time is worth more
+        than one file.
         """
         try:
             write()
         except Exception as error:
-            self.printer.line(f"not written: {type(error).__name__}: {error}")
+            self.printer.line(f"cannot write a result file: {type(error).__name__}: {error}")
 
     def files(self) -> list[str]:
         names = []
-        for path in self.around.results.rglob("*"):
+        for path in self.context.results.rglob("*"):
             if path.is_file():
-                names.append(str(path.relative_to(self.around.results)))
-        if self.around.rehearsed:
+                names.append(str(path.relative_to(self.context.results)))
+        if self.context.rehearsed:
             names = [PREFIX + name for name in names]
         return sorted(names)
 
     def write(self) -> None:
-        """Write all that is known into the results: outcomes as JSON, the summary, the whole output, rows of
-        benches, what was tuned.
+        """Write everything known so far to the results: the outcomes as JSON, the summary, the full output,
+        the rows of the benches, and the tuned tiles.
         """
         self._try(self._write_outcomes)
         self._try(self._write_rows)
-        self._try(lambda: _keep_tuned(self.around.results))
+        self._try(lambda: _copy_tuned(self.context.results))
 
     def _write_outcomes(self) -> None:
-        results, stem = self.around.results, f"stage{self.stage}"
+        results, stem = self.context.results, f"stage{self.stage}"
         parts, log = [], []
         for outcome in self.outcomes:
-            kept = {**asdict(outcome), "output": None, "holds": outcome.holds}
-            kept["failures"] = kept["failures"][:MOST_FAILURES]
-            parts.append(kept)
+            content = {**asdict(outcome), "output": None, "holds": outcome.holds}
+            content["failures"] = content["failures"][:MOST_FAILURES]
+            parts.append(content)
             log.append(f"===== {outcome.name}\n{outcome.output}")
         finished = len(parts) == self.planned
         _replace_json(results / f"{stem}.json", {"machine": self.about, "finished": finished, "parts": parts})
@@ -138,54 +142,54 @@ class Suite:
         _replace(results / f"{stem}.log", "\n".join(log)[-LONGEST_LOG:])
 
     def _write_rows(self) -> None:
-        found = []
+        contents = []
         for part in STAGES[self.stage]:
             if isinstance(part, Benches):
-                # A process that was killed may have left half a file.
+                # A process that was killed may have left an incomplete file.
                 with contextlib.suppress(OSError, ValueError):
-                    found.append(json.loads(part.rows_of(self.around).read_text()))
-        if not found:
+                    contents.append(json.loads(part.rows_of(self.context).read_text()))
+        if not contents:
             return
         benchmarks = []
-        for each in found:
-            benchmarks += each["benchmarks"]
-        file = self.around.results / f"{name_of(self.about)}.json"
-        _replace_json(file, {**found[0], "benchmarks": benchmarks, "tests": self.tests()})
+        for content in contents:
+            benchmarks += content["benchmarks"]
+        file = self.context.results / f"{name_of(self.about)}.json"
+        _replace_json(file, {**contents[0], "benchmarks": benchmarks, "tests": self.tests()})
         results = read_results(file)
         _replace(file.with_suffix(".md"), "\n".join(markdown(results)) + "\n")
         if table := backends(results.rows):
-            folder = self.around.results / "backends"
+            folder = self.context.results / "backends"
             folder.mkdir(exist_ok=True)
             _replace_json(folder / backend_table.table_file(self.about["hardware"]).name, table)
 
     def tests(self) -> dict[str, Any]:
-        """Return what the stages that left their files here said of their tests, for the report of the
-        benches.
+        """Return the test results of the earlier stages from their files in the results folder, for the
+        report on the benches.
         """
-        found = {}
+        tests = {}
         for stage in (1, 2):
-            file = self.around.results / f"stage{stage}.json"
+            file = self.context.results / f"stage{stage}.json"
             if not file.exists():
                 continue
             for part in json.loads(file.read_text())["parts"]:
-                how = part["why"]
-                if not how:
-                    how = "done"
-                tally = ", ".join(f"{count} {word}" for word, count in part["counts"].items())
-                found[part["name"]] = {"status": int(not part["holds"]), "summary": f"{how}; {tally}"}
-        return found
+                ending = part["why"]
+                if not ending:
+                    ending = "finished"
+                tally = ", ".join(f"{count} {kind}" for kind, count in part["counts"].items())
+                tests[part["name"]] = {"status": int(not part["holds"]), "summary": f"{ending}; {tally}"}
+        return tests
 
 
 def _line(outcome: Outcome) -> str:
-    """Return what is printed of a part as it ends."""
-    logged = outcome.note
-    if not logged:
-        logged = "holds"
+    """Return the line that is printed when a part ends."""
+    verdict = outcome.note
+    if not verdict:
+        verdict = "holds"
         if not outcome.holds:
-            logged = f"DOES NOT HOLD {outcome.why}".rstrip()
+            verdict = f"DOES NOT HOLD {outcome.why}".rstrip()
     if outcome.tally:
-        logged += f", {outcome.tally}"
-    return f"{outcome.name}: {logged}; {outcome.seconds:.0f} s"
+        verdict += f", {outcome.tally}"
+    return f"{outcome.name}: {verdict}; {outcome.seconds:.0f} s"
 
 
 def name_of(about: dict[str, str]) -> str:
@@ -194,20 +198,20 @@ def name_of(about: dict[str, str]) -> str:
 
 
 def packages() -> dict[str, str]:
-    """Return what a stage would use and can do without, as far as it is missing, and where compiled kernels
-    are kept.
+    """Return notes for the summary: the folder of the compiled kernels, and the optional packages that are
+    not installed.
     """
     missing = []
     for name, module in (("DALI", "nvidia.dali"), ("tyro", "tyro")):
-        if not _is_there(module):
+        if not _is_installed(module):
             missing.append(name)
     notes = {"compiled kernels": str(compiled_kernels())}
     if missing:
-        notes["not installed"] = f"{' and '.join(missing)}: no stage needs them; rows that do are left out"
+        notes["not installed"] = f"{' and '.join(missing)} (optional; rows that need them are left out)"
     return notes
 
 
-def _is_there(module: str) -> bool:
+def _is_installed(module: str) -> bool:
     try:
         return find_spec(module) is not None
     except ModuleNotFoundError:
@@ -215,14 +219,15 @@ def _is_there(module: str) -> bool:
 
 
 def backends(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
-    """Return the milliseconds of each backend for every shape that both were measured for: the table that
-    kernels/backends keeps.
+    """Return the milliseconds of each backend, for every shape that was measured with both.
+
+    This is the table that is stored in kernels/backends.
     """
     measured: dict[str, dict[str, float]] = {}
     for row in rows:
         if "backend_key" in row.info:
             times = measured.setdefault(row.info["backend_key"], {})
-            times[row.info["backend"]] = 1e3 * row.each.median
+            times[row.info["backend"]] = 1e3 * row.time.median
     table = {}
     for key in sorted(measured):
         if {"triton", "cudnn"} <= measured[key].keys():
@@ -230,8 +235,8 @@ def backends(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
     return table
 
 
-def _keep_tuned(results: Path) -> None:
-    """Copy the tiles that were chosen by measurement: they may ship as kernels/tuned/*.json."""
+def _copy_tuned(results: Path) -> None:
+    """Copy the tiles that were chosen by measurement, which can then ship as kernels/tuned/*.json."""
     if not torch.cuda.is_available():
         return
     tuned = _tune.cache_file(torch.cuda.get_device_name())
@@ -240,7 +245,9 @@ def _keep_tuned(results: Path) -> None:
 
 
 def _replace(file: Path, text: str) -> None:
-    """Write ``text`` so that a reader, and whoever ends this process, finds the old or the new one."""
+    """Replace the content of ``file`` atomically, so that an interruption leaves the old or the new
+    content.
+    """
     write_atomically(file, lambda partial: partial.write_text(text))
 
 
@@ -264,27 +271,27 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=Path,
         default=ROOT / "bench" / "results",
         metavar="DIR",
-        help="default: bench/results",
+        help="folder for the results (default: bench/results)",
     )
     limits = ", ".join(f"{seconds:.0f}" for seconds in SECONDS.values())
     parser.add_argument(
-        "--seconds", type=float, help=f"when a stage ends by itself (default: {limits} for stages 1, 2, 3)"
+        "--seconds", type=float, help=f"time limit of a stage (default: {limits} for stages 1, 2, 3)"
     )
     parser.add_argument(
         "--compiled",
         type=Path,
         metavar="DIR",
-        help="take compiled kernels from another run's triton-cache.tgz.* there",
+        help="folder with the triton-cache.tgz.* of another run, to reuse its compiled kernels",
     )
     parser.add_argument(
         "--rehearse",
         action="store_true",
-        help="without a GPU, tiny, in a copy of the tracked files and a bare venv",
+        help="run without a GPU, at tiny sizes, in a copy of the tracked files and a bare venv",
     )
     parser.add_argument(
         "--plant-fault",
         choices=FAULTS,
-        help="let kernels compute something else, or crash: the summary must show it",
+        help="make kernels compute wrong results, or crash; the summary must show it",
     )
     parser.add_argument("--in-rehearsal", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -298,64 +305,65 @@ def _check(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None
     if options.seconds is not None and not options.seconds > LEAST + ENDING:
         parser.error(f"--seconds must be more than {LEAST + ENDING:.0f}, got {options.seconds:g}")
     if options.compiled is not None and not any(options.compiled.glob("triton-cache.tgz.*")):
-        parser.error(f"--compiled {options.compiled} holds no triton-cache.tgz.*")
+        parser.error(f"--compiled {options.compiled}: the folder contains no triton-cache.tgz.*")
     if not (options.rehearse or options.in_rehearsal or torch.cuda.is_available()):
         parser.error(
-            f"torch {torch.__version__} sees no CUDA GPU on this machine; --rehearse runs a stage without one"
+            f"torch {torch.__version__} finds no CUDA GPU on this machine; use --rehearse to run without one"
         )
     if options.rehearse and options.compiled is not None:
-        parser.error("--compiled is for a GPU: a rehearsal compiles nothing")
+        parser.error("--compiled needs a GPU: a rehearsal compiles no kernels")
 
 
 def _rehearse(options: argparse.Namespace, parser: argparse.ArgumentParser) -> NoReturn:
-    given = {"stage": options.stage, "seconds": options.seconds, "plant-fault": options.plant_fault}
-    arguments = [f"--{name}={value}" for name, value in given.items() if value is not None]
+    settings = {"stage": options.stage, "seconds": options.seconds, "plant-fault": options.plant_fault}
+    arguments = [f"--{name}={value}" for name, value in settings.items() if value is not None]
     try:
         sys.exit(rehearse(arguments, options.results))
     except CannotRehearse as reason:
         parser.error(str(reason))
 
 
-def surroundings(options: argparse.Namespace, work: Path) -> Surroundings:
-    """Return what all parts share. Caches go where the next call finds them."""
+def make_context(options: argparse.Namespace, work: Path) -> Context:
+    """Return the context that all parts share, with caches in folders that the next call will find."""
     for name, folder in CACHES.items():
         if name not in os.environ and os.access(Path(folder).parent, os.W_OK):
             os.environ[name] = folder
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     environment = {**inherited, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
     options.results.mkdir(parents=True, exist_ok=True)
-    return Surroundings(
-        work, options.results.resolve(), environment, options.in_rehearsal, options.plant_fault
-    )
+    return Context(work, options.results.resolve(), environment, options.in_rehearsal, options.plant_fault)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line of scripts/gpu_suite.py. Returns 1 where something did not hold, 2 for bad input."""
-    # Ended from outside, it ends what it started.
+    """Run the command line of scripts/gpu_suite.py.
+
+    Returns 1 if a part failed or had no time to run, 2 for bad input, and 130 if it was ended by a signal.
+    """
+    # When this process is ended by a signal, it must also end the processes that it started.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup wants it
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup ignores it
         signal.signal(signal.SIGHUP, signal.default_int_handler)
     options = parse(arguments)
     with tempfile.TemporaryDirectory(prefix="fastcyclegan-suite-") as work:
-        around = surroundings(options, Path(work))
+        context = make_context(options, Path(work))
         stages = list(STAGES)
         if options.stage is not None:
             stages = [options.stage]
         printer, status = Printer(len(stages)), 0
         if options.compiled is not None:
-            printer.line(told_of_compiled(options.compiled))
+            printer.line(restore_compiled(options.compiled))
         try:
             for stage in stages:
-                suite = Suite(stage, around, _limit(stage, options), printer)
+                suite = Suite(stage, context, _limit(stage, options), printer)
                 status = max(status, suite.run(STAGES[stage]))
         except KeyboardInterrupt:
-            print(f"\nended from outside; what was known is in {options.results}", flush=True)
+            print(f"\nended by a signal; the results so far are in {options.results}", flush=True)
             return 130
     return status
 
 
 def _limit(stage: int, options: argparse.Namespace) -> float:
-    """Return the seconds after which ``stage`` ends by itself."""
+    """Return the time limit of ``stage`` in seconds."""
     if options.seconds is not None:
         return float(options.seconds)
     if options.in_rehearsal:

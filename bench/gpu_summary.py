@@ -1,5 +1,5 @@
-"""What the GPU suite prints: a line a part as it ends, and a summary that fits into what comes back from a
-machine elsewhere.
+"""Print the progress of the GPU suite, one line per finished part, and a summary short enough to come back
+complete from a remote machine.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from collections.abc import Sequence
 
 from bench.gpu_outcome import Failure, Outcome
 
-# A summary stays below this, and all that is printed below MOST: longer output loses its beginning.
+# Limits in characters: for a summary, for all output, and for the progress lines. Longer output would lose
+# its beginning.
 MOST_OF_A_SUMMARY, MOST, PROGRESS = 7_800, 19_500, 2_500
 WIDTH = 150
 
 
 class Printer:
-    """Prints lines as they come, until there is just room left for the summaries."""
+    """Prints lines immediately, as long as enough room remains for the summaries."""
 
     def __init__(self, summaries: int = 1) -> None:
         self.most = min(MOST_OF_A_SUMMARY, (MOST - PROGRESS) // summaries)
@@ -31,7 +32,7 @@ class Printer:
             self.summary([text])
 
     def summary(self, lines: Sequence[str]) -> None:
-        # Whoever listened may be gone; what is known is in the files.
+        # The reader of the output may be gone; the files contain everything.
         with contextlib.suppress(OSError):
             print("\n".join(lines), flush=True)
 
@@ -44,11 +45,11 @@ def summary(
     files: Sequence[str],
     most: int = MOST_OF_A_SUMMARY,
 ) -> list[str]:
-    """Return the lines that end a stage: the verdict, the machine, a line a part, failures with what it takes
-    to mend them, the files.
+    """Return the summary of a stage: the verdict, the machine, one line per part, the failures with the
+    details needed to fix them, and the result files.
 
-    ``planned``: how many parts the stage has; as long as fewer are known it is unfinished. ``most``:
-    characters.
+    ``planned`` is the number of parts in the stage; with fewer outcomes the stage counts as unfinished. The
+    summary has at most ``most`` characters.
     """
     bad = [outcome for outcome in outcomes if not outcome.holds]
     lines = [f"# stage {about['stage']}: {_verdict(len(bad), len(outcomes), planned)}, {seconds:.0f} s"]
@@ -60,7 +61,7 @@ def summary(
         lines.append(_line(outcome))
     tail = ["", f"files: {', '.join(files)}"[:600]]
     lines += _failures(bad, most - _size(lines) - _size(tail) - 200)
-    # Figures come in the room that failures leave.
+    # Figures are shown if the failures leave room for them.
     shown = []
     for outcome in outcomes:
         if outcome.shown:
@@ -82,10 +83,10 @@ def _line(outcome: Outcome) -> str:
     holds = "FAILS"
     if outcome.holds:
         holds = "holds"
-    why = outcome.why
-    if not why:
-        why = outcome.note
-    return f"{holds:<6}{outcome.name:<46}{outcome.tally:<36}{outcome.seconds:5.0f} s  {why}"[:WIDTH]
+    remark = outcome.why
+    if not remark:
+        remark = outcome.note
+    return f"{holds:<6}{outcome.name:<46}{outcome.tally:<36}{outcome.seconds:5.0f} s  {remark}"[:WIDTH]
 
 
 def _size(lines: Sequence[str]) -> int:
@@ -93,23 +94,24 @@ def _size(lines: Sequence[str]) -> int:
 
 
 def _fitting(lines: Sequence[str], room: int) -> list[str]:
-    kept: list[str] = []
+    fitting: list[str] = []
     for line in lines:
-        if _size(kept) + len(line) + 60 > room:
-            return [*kept, f"({len(lines) - len(kept)} more lines are in the files)"]
-        kept.append(line)
-    return kept
+        if _size(fitting) + len(line) + 60 > room:
+            return [*fitting, f"({len(lines) - len(fitting)} more lines are in the files)"]
+        fitting.append(line)
+    return fitting
 
 
 def _failures(bad: Sequence[Outcome], room: int) -> list[str]:
-    """Return failures in turns of the parts, those whose error was not told yet before others, each in its
-    share of ``room``.
+    """Return the lines on the failures, in at most ``room`` characters.
+
+    Parts take turns, and failures with an error that has not been shown yet come before repetitions.
     """
     different: dict[str, Failure] = {}
     for turn in itertools.zip_longest(*(outcome.failures for outcome in bad)):
         for failure in turn:
             if failure is not None:
-                # Two parts may have run one test.
+                # Two parts may have run the same test.
                 different[failure.where] = failure
     fresh, again, kinds = [], [], set()
     for failure in different.values():
@@ -122,36 +124,36 @@ def _failures(bad: Sequence[Outcome], room: int) -> list[str]:
     ordered = fresh + again
     lines: list[str] = []
     for number, failure in enumerate(ordered):
-        told = told_of(failure, max(420, room // min(len(ordered), 8)))
-        if _size(lines) + _size(told) > room:
+        described = describe(failure, max(420, room // min(len(ordered), 8)))
+        if _size(lines) + _size(described) > room:
             return [*lines, "", f"({len(ordered) - number} more failures are in the files)"]
-        lines += told
+        lines += described
     return lines
 
 
 def _kind(failure: Failure) -> str:
-    """Return what failures of one cause have in common: the error without its numbers."""
+    """Return a key that failures with the same cause share: the error without its numbers."""
     return re.sub(r"[\d.e+-]+", "", "".join(_errors(failure)))[:100]
 
 
 def _errors(failure: Failure) -> list[str]:
-    """Return the line that names the error, and the last one where there are more: compilers tell the cause
+    """Return the first error line, and the last one if there are several, because compilers report the cause
     at the end.
     """
-    logged = failure.text.splitlines()
-    errors = [line for line in logged if line.startswith("E ")]
+    lines = failure.text.splitlines()
+    errors = [line for line in lines if line.startswith("E ")]
     if not errors:
-        errors = [line for line in logged if re.match(r"[\w.]*Error\b", line)]
+        errors = [line for line in lines if re.match(r"[\w.]*Error\b", line)]
     if not errors:
-        errors = logged[-2:]
+        errors = lines[-2:]
     return errors[:1] + errors[1:][-1:]
 
 
-def told_of(failure: Failure, most: int) -> list[str]:
-    """Return a failure in at most ``most`` characters: where, its error line, the last launch before it, what
-    running it alone said.
+def describe(failure: Failure, most: int) -> list[str]:
+    """Return the lines on one failure, in about ``most`` characters: the test or case, its error, the last
+    launch before it, and the result of running it alone.
     """
-    where = f"FAILED {failure.where}"
+    title = f"FAILED {failure.where}"
     lines = [line.strip() for line in _errors(failure)]
     if failure.launches:
         last = failure.launches[-1]
@@ -159,5 +161,5 @@ def told_of(failure: Failure, most: int) -> list[str]:
         lines.append(f"last launch: {last['kernel']} grid {last['grid']} {configuration} {arguments}")
     if failure.again:
         lines.append(failure.again)
-    share = max(80, (most - len(where)) // max(1, len(lines)))
-    return ["", where[:WIDTH], *(f"  {line}"[:share] for line in lines)]
+    share = max(80, (most - len(title)) // max(1, len(lines)))
+    return ["", title[:WIDTH], *(f"  {line}"[:share] for line in lines)]

@@ -1,7 +1,8 @@
-"""The parts of the GPU suite's stages, each in processes of its own with a limit: pytest, every option of the
-engine, or a command.
+"""The kinds of parts in the stages of the GPU suite: tests, benches, every option of the engine, and
+commands.
 
-A part gives an ``Outcome`` whatever becomes of its processes: what they had written down by then counts.
+Each part runs in its own processes with a time limit. It returns an ``Outcome`` even if its processes crash
+or are killed, based on everything that they had recorded by then.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from typing import Any
 
 from bench.figures import lines_of, read_results
 from bench.gpu_outcome import (
-    AGAIN,
-    MOST_AGAIN,
+    MOST_RERUNS,
+    RERUN_SECONDS,
+    Context,
     Failure,
     Outcome,
-    Surroundings,
     last_lines,
     lines_in,
     run_alone,
@@ -33,8 +34,9 @@ from bench.processes import ending_of, run_process
 
 @dataclass(frozen=True)
 class Command:
-    """A command of the checkout whose exit code says whether it holds. The last ``shown`` lines of its output
-    are worth a summary.
+    """A command of the checkout whose exit code shows whether it succeeded.
+
+    The last ``shown`` lines of its output go into the summary.
     """
 
     name: str
@@ -44,103 +46,104 @@ class Command:
     in_rehearsal: tuple[str, ...] = ()
     with_fault: tuple[str, ...] = ()
 
-    def run(self, around: Surroundings, seconds: float) -> Outcome:
-        log = around.file(self.name, ".log")
-        given = self.arguments
-        if around.rehearsed:
-            given += self.in_rehearsal
-        if around.fault:
-            given += self.with_fault
-        command = [argument.replace("RESULTS", str(around.results)) for argument in given]
-        ended = run_process([sys.executable, *command], seconds, around.environment, log)
-        outcome = Outcome(self.name, ending_of(ended, seconds), ended.seconds)
+    def run(self, context: Context, seconds: float) -> Outcome:
+        log = context.file(self.name, ".log")
+        arguments = self.arguments
+        if context.rehearsed:
+            arguments += self.in_rehearsal
+        if context.fault:
+            arguments += self.with_fault
+        command = [argument.replace("RESULTS", str(context.results)) for argument in arguments]
+        result = run_process([sys.executable, *command], seconds, context.environment, log)
+        outcome = Outcome(self.name, ending_of(result, seconds), result.seconds)
         if outcome.why:
-            outcome.failures = [Failure(self.name, last_lines(ended.output))]
-        outcome.shown = lines_in(ended.output)[-self.shown :]
+            outcome.failures = [Failure(self.name, last_lines(result.output))]
+        outcome.shown = lines_in(result.output)[-self.shown :]
         outcome.output = log.read_text(errors="replace")
         return outcome
 
 
 @dataclass(frozen=True)
 class Options:
-    """Real iterations of every option of the engine, one process for all as long as it lives: after a fault
-    the next goes on behind it.
+    """Real iterations with every option of the engine.
+
+    All options run in one process. If a fault ends it, the next process continues with the option after it.
     """
 
     name: str
     seconds: float
 
-    def run(self, around: Surroundings, seconds: float) -> Outcome:
-        began, record, log = time.monotonic(), around.work / "options.jsonl", around.work / "options.log"
-        command = _options_command(around, "--record", str(record))
+    def run(self, context: Context, seconds: float) -> Outcome:
+        started, record, log = time.monotonic(), context.work / "options.jsonl", context.work / "options.log"
+        command = _options_command(context, "--record", str(record))
         tried: set[str] = set()
         while True:
-            left = seconds - (time.monotonic() - began)
-            ended = run_process(command, left, environment_of(around), log)
-            # A case that ended its process; the next process leaves out whatever began.
+            remaining = seconds - (time.monotonic() - started)
+            result = run_process(command, remaining, environment_of(context), log)
+            # Cases that ended their process. The next process skips every case that has started.
             fatal = [case for case in _fatal(read_events(record)) if case not in tried]
-            if ended.timed_out or not fatal:
+            if result.timed_out or not fatal:
                 break
             tried.update(fatal)
-            if len(tried) <= MOST_AGAIN and left > 2 * AGAIN:
-                self._again(fatal[0], around, record, log)
-        why = ""
-        if ended.timed_out or ended.status not in (0, 1):
-            why = ending_of(ended, seconds)
-        outcome = self._outcome(read_events(record), why, ended.output)
-        outcome.seconds, outcome.output = time.monotonic() - began, log.read_text(errors="replace")
+            if len(tried) <= MOST_RERUNS and remaining > 2 * RERUN_SECONDS:
+                self._rerun(fatal[0], context, record, log)
+        reason = ""
+        if result.timed_out or result.status not in (0, 1):
+            reason = ending_of(result, seconds)
+        outcome = self._outcome(read_events(record), reason, result.output)
+        outcome.seconds, outcome.output = time.monotonic() - started, log.read_text(errors="replace")
         return outcome
 
-    def _again(self, case: str, around: Surroundings, record: Path, log: Path) -> None:
-        command = _options_command(around, "--only", case)
-        text = run_alone(command, AGAIN, environment_of(around), log, "it held")
+    def _rerun(self, case: str, context: Context, record: Path, log: Path) -> None:
+        command = _options_command(context, "--only", case)
+        text = run_alone(command, RERUN_SECONDS, environment_of(context), log, "it passed")
         with record.open("a") as file:
             file.write(json.dumps({"event": "again", "case": case, "text": text}) + "\n")
 
-    def _outcome(self, events: Sequence[dict[str, Any]], why: str, output: str) -> Outcome:
+    def _outcome(self, events: Sequence[dict[str, Any]], reason: str, output: str) -> Outcome:
         failures, shown = [], []
         for event in events:
             if event["event"] == "held":
                 shown.append(event["line"])
             elif event["event"] in ("failed", "broken"):
                 failures.append(Failure(event["case"], event["text"], event.get("launches", [])))
-        told = {failure.where for failure in failures}
+        reported = {failure.where for failure in failures}
         for case in _unfinished(events):
-            if case not in told:
-                failures.append(Failure(case, "its process was gone"))
+            if case not in reported:
+                failures.append(Failure(case, "its process ended without a result"))
         by_case = {failure.where: failure for failure in failures}
         for event in events:
             if event["event"] == "again":
                 by_case[event["case"]].again = event["text"]
-        if not shown and not why:
-            why = "no option held"
-        if why and not failures:
+        if not shown and not reason:
+            reason = "no option passed"
+        if reason and not failures:
             failures = [Failure(self.name, last_lines(output))]
         counts = {"passed": len(shown), "failed": len(failures)}
-        return Outcome(self.name, why, 0.0, counts, failures, shown)
+        return Outcome(self.name, reason, 0.0, counts, failures, shown)
 
 
-def _options_command(around: Surroundings, *arguments: str) -> list[str]:
+def _options_command(context: Context, *arguments: str) -> list[str]:
     command = [sys.executable, "-m", "bench.gpu_options", *arguments]
-    if around.rehearsed:
+    if context.rehearsed:
         command.append("--tiny")
-    if around.fault:
-        command.append(f"--plant-fault={around.fault}")
+    if context.fault:
+        command.append(f"--plant-fault={context.fault}")
     return command
 
 
-def environment_of(around: Surroundings) -> dict[str, str]:
-    """Return the environment of the options: without a GPU one of them has its kernels interpreted."""
-    if not around.rehearsed:
-        return around.environment
-    return {**around.environment, "TRITON_INTERPRET": "1"}
+def environment_of(context: Context) -> dict[str, str]:
+    """Return the environment for the options; in a rehearsal, kernels run through Triton's interpreter."""
+    if not context.rehearsed:
+        return context.environment
+    return {**context.environment, "TRITON_INTERPRET": "1"}
 
 
 def _unfinished(events: Sequence[dict[str, Any]]) -> list[str]:
-    """Return the cases that began and were not heard of again."""
-    ended = {event["case"] for event in events if event["event"] in ("held", "failed", "broken")}
-    began = [event["case"] for event in events if event["event"] == "began"]
-    return [case for case in began if case not in ended]
+    """Return the cases that started but have no result."""
+    finished = {event["case"] for event in events if event["event"] in ("held", "failed", "broken")}
+    started = [event["case"] for event in events if event["event"] == "began"]
+    return [case for case in started if case not in finished]
 
 
 def _fatal(events: Sequence[dict[str, Any]]) -> list[str]:
@@ -151,60 +154,61 @@ def _fatal(events: Sequence[dict[str, Any]]) -> list[str]:
 
 @dataclass(frozen=True)
 class Benches:
-    """The benches of a file whose names hold ``keyword``, in a process of their own; their rows go to
-    ``results`` as they come.
+    """The benches of one file that match ``keyword``, run in a separate process.
+
+    The rows are written to the file ``rows_of`` after every bench.
     """
 
     name: str
     file: str
     seconds: float
     keyword: str = ""
-    on_a_gpu_alone: bool = False
+    gpu_only: bool = False
 
-    def rows_of(self, around: Surroundings) -> Path:
-        return around.file(self.name, ".json")
+    def rows_of(self, context: Context) -> Path:
+        return context.file(self.name, ".json")
 
-    def command(self, around: Surroundings, seconds: float) -> list[str]:
+    def command(self, context: Context, seconds: float) -> list[str]:
         command = [sys.executable, "-m", "pytest", f"bench/{self.file}", "-p", "no:cacheprovider"]
-        # Between the last bench that begins and the end of the process there is some of the time, too.
+        # The budget is shorter than the limit, because the last bench and the shutdown also take time.
         budget = max(1.0, 0.8 * seconds)
         command += ["--benchmark-only", "-q", f"--bench-budget={budget:.0f}"]
-        command.append(f"--benchmark-json={self.rows_of(around)}")
+        command.append(f"--benchmark-json={self.rows_of(context)}")
         keyword = self.keyword
-        if around.rehearsed:
+        if context.rehearsed:
             command.append("--bench-quick")
             if not keyword:
                 keyword = "bench"
             keyword = f"({keyword}) and not compiled and not import"
-        if around.fault:
+        if context.fault:
             command.append("--plant-fault")
         if keyword:
             command += ["-k", keyword]
         return command
 
-    def run(self, around: Surroundings, seconds: float) -> Outcome:
-        if around.rehearsed and self.on_a_gpu_alone:
-            return Outcome(self.name, note="not rehearsed: it exists on a GPU alone")
-        rows, log = self.rows_of(around), around.file(self.name, ".log")
-        # pytest cuts its lines to the width of a terminal.
-        environment = {**around.environment, "COLUMNS": "2000"}
-        ended = run_process(self.command(around, seconds), seconds, environment, log)
-        failed = re.findall(r"^(?:FAILED|ERROR) (.+?)(?: - (.*))?$", ended.output, re.MULTILINE)
+    def run(self, context: Context, seconds: float) -> Outcome:
+        if context.rehearsed and self.gpu_only:
+            return Outcome(self.name, note="not rehearsed, because it needs a GPU")
+        rows, log = self.rows_of(context), context.file(self.name, ".log")
+        # pytest truncates its lines to the width of the terminal.
+        environment = {**context.environment, "COLUMNS": "2000"}
+        result = run_process(self.command(context, seconds), seconds, environment, log)
+        failed = re.findall(r"^(?:FAILED|ERROR) (.+?)(?: - (.*))?$", result.output, re.MULTILINE)
         failures = [Failure(test, text) for test, text in failed]
-        found = []
+        measured = []
         if rows.exists():
-            found = read_results(rows).rows
-        counts = {"passed": len(found), "failed": len(failures)}
-        why = ""
-        if ended.status != 1 or not failures:
-            why = ending_of(ended, seconds)
-        if not found and not why and not failures:
-            why = "nothing was measured"
-        if why and not failures:
-            failures = [Failure(self.name, last_lines(ended.output))]
-        shown = [line for line in lines_of(found) if line.strip()]
+            measured = read_results(rows).rows
+        counts = {"passed": len(measured), "failed": len(failures)}
+        reason = ""
+        if result.status != 1 or not failures:
+            reason = ending_of(result, seconds)
+        if not measured and not reason and not failures:
+            reason = "nothing was measured"
+        if reason and not failures:
+            failures = [Failure(self.name, last_lines(result.output))]
+        shown = [line for line in lines_of(measured) if line.strip()]
         output = log.read_text(errors="replace")
-        return Outcome(self.name, why, ended.seconds, counts, failures, shown, output)
+        return Outcome(self.name, reason, result.seconds, counts, failures, shown, output)
 
 
 Part = Tests | Benches | Command | Options

@@ -1,8 +1,8 @@
-"""Kernel launches as text: what was launched last when something went wrong, and faults planted in kernels to
-see that they are found.
+"""Record the last kernel launches, to report them with a failure, and plant faults in kernels, to show that
+they are detected.
 
-Imports neither torch nor the kernels before they are needed: pytest loads this before the tests say how
-kernels are to run.
+Neither torch nor the kernels are imported before they are needed, because pytest loads this module before the
+tests configure how kernels run.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, Literal, TextIO, get_args
 
 KEPT = 12
-# Kernels that a fault can be planted in, each by the position of the output that it changes, and by how much.
+# The kernels in which faults are planted, each with the position of the output argument that is changed, and
+# the factor of the change.
 PLANTED = {
     "_instance_norm_apply_kernel": 5,
     "_instance_norm_small_fwd_kernel": 4,
@@ -29,15 +30,17 @@ FAULTS = get_args(Fault)
 
 
 def breaks_the_device(error: BaseException | str) -> bool:
-    """Return whether ``error`` is a fault of the device after which its process is of no more use."""
+    """Return whether ``error`` is a device fault after which the process can no longer use the device."""
     from fastcyclegan.kernels._failures import breaks_the_device
 
     return breaks_the_device(error)
 
 
 class LaunchLog:
-    """Remembers the last launches. ``file``: also writes each there before it is made, so that the last line
-    is the one that crashed.
+    """Records the last launches.
+
+    With ``file``, each launch is also written there before it starts, so that after a crash the last line is
+    the launch that crashed.
     """
 
     def __init__(self, file: Path | None = None) -> None:
@@ -57,15 +60,16 @@ class LaunchLog:
             self._file.flush()
 
     def start(self) -> None:
-        """Install it for the rest of the process."""
+        """Record all launches from now on, for the rest of the process."""
         from fastcyclegan.kernels import _launch
 
         _launch.observe_always(self)
 
 
 def forbid_fallback() -> None:
-    """Make it an error, for the rest of the process, that PyTorch computes what a kernel failed at: it would
-    count as ours.
+    """Turn the warning about a fallback to PyTorch into an error, for the rest of the process.
+
+    Otherwise PyTorch's results would count as those of the kernels.
     """
     from fastcyclegan.kernels._fallback import CONSEQUENCE
 
@@ -73,7 +77,7 @@ def forbid_fallback() -> None:
 
 
 class _Faulty:
-    """A kernel one of whose outputs is a quarter too large, or one that crashes as CUDA says it."""
+    """A kernel with a planted fault: one of its outputs is a quarter too large, or it raises a CUDA error."""
 
     def __init__(self, kernel: Any, output: int, fault: Fault) -> None:
         self.kernel, self.output, self.fault = kernel, output, fault
@@ -93,10 +97,11 @@ class _Faulty:
 
 
 def plant_fault(fault: Fault) -> None:
-    """Let the kernels in PLANTED compute something else, or crash, for the rest of the process: what runs
-    them must find it.
+    """Make the kernels in PLANTED compute wrong results, or crash, for the rest of the process.
+
+    The caller must detect the fault.
     """
-    # The launchers' modules enter the kernels.
+    # Importing these modules registers the kernels.
     from fastcyclegan.kernels import _launch, _products, instance_norm_launch, zero_conv_launch  # noqa: F401
 
     for name, output in PLANTED.items():

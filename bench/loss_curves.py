@@ -1,13 +1,14 @@
-"""Losses of the fast path beside those of the official order: 300 iterations on the built-in images, for
-three seeds.
+"""Compare the losses of the fast path with those of the official order over 300 iterations on the built-in
+images, for three seeds.
 
     python -m bench.loss_curves --output bench/results
 
-The official order runs as people run it, ours as ``train.py --compile`` does, both from the same weights on
-the same samples (the official pool draws by itself). Rounding makes two runs part, so the yardstick is the
-spread of the seeds: at the same iteration the two paths of a seed must lie nearer to each other than two
-seeds of the official order do, on average over iterations, for every loss. Writes the curves as an image
-(needs matplotlib) and as numbers; exit code 1 where a loss lies farther.
+The official order runs as people usually run it, and ours as ``train.py --compile`` does. Both start from the
+same weights and see the same samples, but the official pool draws its own random numbers. Rounding makes the
+two runs diverge, so the yardstick is the spread between seeds. For every loss, the two paths of one seed must
+be closer to each other than two seeds of the official order, at the same iteration and on average over the
+iterations. The curves are written as an image (needs matplotlib) and as numbers. The exit code is 1 if a loss
+fails this test.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def _drawn(domain: str, count: int) -> torch.Tensor:
 
 
 def curves(provider: str, seed: int, iterations: int) -> Curves:
-    """Return the losses [iterations, 8] of a run of ``provider``."""
+    """Train with ``provider`` and return the losses, [iterations, 8]."""
     torch.manual_seed(seed)
     step = train_step(provider, plain_networks(CONFIG, seed), DEVICE, config=CONFIG)
     a, b = images()
@@ -63,23 +64,25 @@ def curves(provider: str, seed: int, iterations: int) -> Curves:
     return torch.stack(losses).double().cpu().numpy()
 
 
-def smoothed(found: Curves) -> Curves:
+def smoothed(losses: Curves) -> Curves:
     """Return running means over SMOOTHED iterations."""
-    sums = np.cumsum(np.concatenate([np.zeros((1, found.shape[1])), found]), axis=0)
+    sums = np.cumsum(np.concatenate([np.zeros((1, losses.shape[1])), losses]), axis=0)
     return (sums[SMOOTHED:] - sums[:-SMOOTHED]) / SMOOTHED
 
 
-def apart(official: list[Curves], ours: list[Curves]) -> list[tuple[str, float, float]]:
-    """Return for each loss how far the paths of one seed, and how far two seeds, lie apart: mean over
-    iterations, relative to the loss.
+def distances(official: list[Curves], ours: list[Curves]) -> list[tuple[str, float, float]]:
+    """Return, for each loss, its name, the distance between the paths of one seed, and the distance between
+    two seeds of the official order.
+
+    Distances are means over the iterations, relative to the loss.
     """
     rows = []
     for column, name in enumerate(NAMES):
-        theirs = [smoothed(run)[:, column] for run in official]
-        mine = [smoothed(run)[:, column] for run in ours]
-        size = float(np.mean(theirs))
-        paths = _distance(zip(mine, theirs, strict=True)) / size
-        seeds = _distance(itertools.combinations(theirs, 2)) / size
+        official_curves = [smoothed(run)[:, column] for run in official]
+        our_curves = [smoothed(run)[:, column] for run in ours]
+        size = float(np.mean(official_curves))
+        paths = _distance(zip(our_curves, official_curves, strict=True)) / size
+        seeds = _distance(itertools.combinations(official_curves, 2)) / size
         rows.append((name, paths, seeds))
     return rows
 
@@ -89,8 +92,10 @@ def _distance(pairs: Iterable[tuple[Curves, Curves]]) -> float:
 
 
 def draw(official: list[Curves], ours: list[Curves], file: Path) -> None:
-    """Draw a panel for each loss: seeds by colour, the official order dashed, ours solid. Needs
-    matplotlib."""
+    """Draw one panel per loss into ``file``: one colour per seed, the official order dashed, ours solid.
+
+    Needs matplotlib.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -98,8 +103,8 @@ def draw(official: list[Curves], ours: list[Curves], file: Path) -> None:
     FigureCanvasAgg(figure)
     panels: Any = figure.subplots(2, len(NAMES) // 2)
     for column, (name, axes) in enumerate(zip(NAMES, panels.flat, strict=True)):
-        for seed, (theirs, mine) in enumerate(zip(official, ours, strict=True)):
-            for run, style in ((theirs, "--"), (mine, "-")):
+        for seed, (official_run, our_run) in enumerate(zip(official, ours, strict=True)):
+            for run, style in ((official_run, "--"), (our_run, "-")):
                 y = smoothed(run)[:, column]
                 x = np.arange(SMOOTHED, SMOOTHED + len(y))
                 axes.plot(x, y, style, color=f"C{seed}", linewidth=1)
@@ -112,29 +117,33 @@ def draw(official: list[Curves], ours: list[Curves], file: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run, write and judge."""
+    """Run the command line; see the module. Returns 1 if a loss fails the test."""
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n\n")[0])
-    parser.add_argument("--iterations", type=int, default=300)
+    parser.add_argument(
+        "--iterations", type=int, default=300, help="iterations per run (default: %(default)s)"
+    )
     parser.add_argument("--seeds", type=int, default=3, help="at least 2 (default: %(default)s)")
     parser.add_argument(
         "--provider",
         choices=("ours", "ours_compiled"),
         default="ours_compiled",
-        help="our path (default: %(default)s)",
+        help="our path to compare (default: %(default)s)",
     )
-    parser.add_argument("--output", type=Path, default=Path(), metavar="DIR")
+    parser.add_argument(
+        "--output", type=Path, default=Path(), metavar="DIR", help="default: the current folder"
+    )
     options = parser.parse_args(arguments)
     if options.iterations <= SMOOTHED or options.seeds < 2:
-        parser.error(f"--iterations must be more than {SMOOTHED}, --seeds at least 2")
+        parser.error(f"--iterations must be more than {SMOOTHED}, and --seeds at least 2")
     options.output.mkdir(parents=True, exist_ok=True)
     official = [curves("official", seed, options.iterations) for seed in range(options.seeds)]
     ours = [curves(options.provider, seed, options.iterations) for seed in range(options.seeds)]
-    rows = apart(official, ours)
+    rows = distances(official, ours)
     run = f"{machine()['hardware']}, {options.iterations} iterations, {options.seeds} seeds"
-    print(f"{run}: mean distance of smoothed losses, relative")
+    print(f"{run}: mean relative distances of the smoothed losses")
     for name, paths, seeds in rows:
-        same_seed = f"ours from the official order of the same seed {paths:.4f}"
-        print(f"{name:8} {same_seed}, two seeds of the official order {seeds:.4f}")
+        same_seed = f"ours to the official order with the same seed {paths:.4f}"
+        print(f"{name:8} {same_seed}, between two seeds of the official order {seeds:.4f}")
     draw(official, ours, options.output / "loss_curves.png")
     about = {
         "machine": machine(),

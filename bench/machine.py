@@ -1,7 +1,7 @@
-"""What a figure must carry: the hardware, driver, versions, commit and date, and the clocks and temperatures
-while it was measured.
+"""Describe the machine behind a figure: hardware, driver, versions, commit and date, and the clocks and
+temperatures during the measurement. Also measure peak memory.
 
-Clocks and temperatures are read where the machine shows them, and never set.
+Clocks and temperatures are read if the machine exposes them, and never changed.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ ROOT = Path(__file__).resolve().parents[1]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def logged_by(*command: str) -> str:
-    """Return what ``command`` prints, "unknown" where it does not exist or fails."""
+def output_of(*command: str) -> str:
+    """Return the output of ``command``, or "unknown" if it does not exist, fails or prints nothing."""
     try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=20)
+        process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"
-    logged = done.stdout.strip()
-    if done.returncode != 0 or not logged:
+    output = process.stdout.strip()
+    if process.returncode != 0 or not output:
         return "unknown"
-    return logged
+    return output
 
 
 def _from_cpuinfo(field: str) -> list[str]:
-    """Return a field of every core where the system shows it."""
+    """Return the values of ``field`` for every core, or an empty list if there is no /proc/cpuinfo."""
     cpuinfo = Path("/proc/cpuinfo")
     if not cpuinfo.exists():
         return []
@@ -56,15 +56,16 @@ def _processor() -> str:
 
 
 def hardware() -> str:
-    """Return the GPU, or the processor and its threads, that a figure belongs to."""
+    """Return the name of the GPU, or of the processor with its number of threads."""
     if DEVICE == "cuda":
         return torch.cuda.get_device_name()
     return f"{_processor()}, {torch.get_num_threads()} threads"
 
 
 def source_digest() -> str:
-    """Return a digest of the Python files of package, kernels and benches: it names the source where a
-    checkout travels without history.
+    """Return a digest of the Python files in the package, the kernels and the benches.
+
+    It identifies the source if a checkout is copied without its history.
     """
     digest = hashlib.sha256()
     for folder in ("fastcyclegan", "kernels", "bench"):
@@ -74,7 +75,7 @@ def source_digest() -> str:
 
 
 def machine() -> dict[str, str]:
-    """Return what every result carries."""
+    """Return the description of the machine and the source that is stored with every result."""
     about = {
         "hardware": hardware(),
         "device": DEVICE,
@@ -87,16 +88,16 @@ def machine() -> dict[str, str]:
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
     }
     if DEVICE == "cuda":
-        driver = logged_by("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+        driver = output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
         about["driver"] = driver.splitlines()[0]
         about["cuda"] = str(torch.version.cuda)
     return about
 
 
 def _commit() -> str:
-    commit = logged_by("git", "rev-parse", "--short", "HEAD")
-    # Nothing is printed of a clean checkout.
-    if logged_by("git", "status", "--porcelain", "--untracked-files=no") != "unknown":
+    commit = output_of("git", "rev-parse", "--short", "HEAD")
+    # For a clean checkout git prints nothing, which ``output_of`` returns as "unknown".
+    if output_of("git", "status", "--porcelain", "--untracked-files=no") != "unknown":
         commit += " with changes"
     return commit
 
@@ -111,38 +112,38 @@ def _version_of_triton() -> str:
 
 
 def conditions() -> dict[str, str]:
-    """Return the clocks, temperatures and load of this moment, as far as the machine shows them."""
+    """Return the current clocks, temperatures and load, as far as the machine exposes them."""
     if DEVICE == "cuda":
         return _conditions_of_the_gpu()
-    found: dict[str, str] = {}
+    readings: dict[str, str] = {}
     clocks = _from_cpuinfo("cpu MHz")
     if clocks:
-        found["MHz"] = f"{max(map(float, clocks)):.0f}"
+        readings["MHz"] = f"{max(map(float, clocks)):.0f}"
     with contextlib.suppress(OSError, ValueError):
         zones = [int(zone.read_text()) for zone in Path("/sys/class/thermal").glob("thermal_zone*/temp")]
         if zones:
-            found["degrees C"] = f"{max(zones) / 1000:.0f}"
+            readings["degrees C"] = f"{max(zones) / 1000:.0f}"
     with contextlib.suppress(OSError):
-        found["load"] = f"{os.getloadavg()[0]:.1f}"
-    return found
+        readings["load"] = f"{os.getloadavg()[0]:.1f}"
+    return readings
 
 
 def _conditions_of_the_gpu() -> dict[str, str]:
     fields = "clocks.sm,clocks.mem,temperature.gpu,power.draw,clocks_throttle_reasons.active"
-    logged = logged_by("nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader")
-    values = logged.splitlines()[0].split(", ")
+    output = output_of("nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader")
+    values = output.splitlines()[0].split(", ")
     if len(values) <= 1:
         return {}
     return dict(zip(fields.split(","), values, strict=False))
 
 
 class PeakMemory:
-    """The most memory held inside the block beyond what was held before: ``bytes``, None where that cannot be
-    seen.
+    """Measure the peak memory inside a ``with`` block, beyond the memory in use before it.
 
-    On a GPU what torch has reserved there, beyond what it had when this was made: CUDA graphs keep their
-    memory between runs. On Linux the resident memory of this process, by the kernel's own high-water mark,
-    beyond what it was at the block's beginning.
+    ``bytes`` is None if it cannot be measured. On a GPU it is the memory that torch reserves, beyond what it
+    had reserved when this object was created, because CUDA graphs keep their memory between runs. On Linux it
+    is the resident memory of this process according to the kernel's high-water mark, beyond its value at the
+    start of the block.
     """
 
     bytes: int | None = None
@@ -177,7 +178,7 @@ class PeakMemory:
 
 
 def _status(field: str) -> int | None:
-    """Return a field of this process's status in bytes, None where the system has none."""
+    """Return ``field`` of this process's /proc status in bytes, or None if the system does not have it."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith(f"{field}:"):
@@ -185,13 +186,15 @@ def _status(field: str) -> int | None:
     return None
 
 
-def held_bytes(value: Any) -> int:
-    """Return the bytes of the tensors in nested dicts and lists, each storage once."""
-    found: dict[int, int] = {}
+def tensor_bytes(value: Any) -> int:
+    """Return the size in bytes of all tensors in nested dicts, lists and tuples, counting each storage
+    once.
+    """
+    sizes: dict[int, int] = {}
 
     def walk(item: Any) -> None:
         if isinstance(item, torch.Tensor):
-            found[item.untyped_storage().data_ptr()] = item.untyped_storage().nbytes()
+            sizes[item.untyped_storage().data_ptr()] = item.untyped_storage().nbytes()
         elif isinstance(item, dict):
             for each in item.values():
                 walk(each)
@@ -200,4 +203,4 @@ def held_bytes(value: Any) -> int:
                 walk(each)
 
     walk(value)
-    return sum(found.values())
+    return sum(sizes.values())

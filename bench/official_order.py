@@ -1,10 +1,11 @@
-"""The anchor of every ratio: one CycleGAN iteration as the official code runs it, kept as it is.
+"""Run one CycleGAN iteration exactly as the official code does: the baseline of every speed-up.
 
-Frozen on purpose. Separate passes of each image through each network, NCHW, torch's own defaults (TF32
-convolutions where the GPU has them, cudnn.benchmark on as the official training script sets it), two unfused
-Adams, the pool as a Python list that draws by itself. Names are the official ones: netG_A translates A to B,
-netD_A judges images of B. Nothing here is ours but the four networks handed in, which are the plain
-reference modules. Do not make it faster.
+This file is frozen on purpose. Each image passes through each network separately, in NCHW, with torch's
+defaults (TF32 convolutions on GPUs that have them, and cudnn.benchmark on, as the official training script
+sets it), two unfused Adam optimizers, and a pool that is a Python list and draws its own random numbers. The
+names are the official ones: netG_A translates A to B, netD_A judges images of B. The only part that is not
+official is the four networks, which the caller passes in and which are the plain reference modules. Do not
+make it faster.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 
-class Chance(Protocol):
-    """What the pool asks of Python's ``random``; a test hands in decisions instead."""
+class RandomSource(Protocol):
+    """The part of Python's ``random`` that the pool uses; tests pass in predetermined decisions instead."""
 
     def uniform(self, a: float, b: float) -> float: ...
 
@@ -26,7 +27,7 @@ class Chance(Protocol):
 
 
 class ImagePool:
-    def __init__(self, pool_size: int, chance: Chance) -> None:
+    def __init__(self, pool_size: int, chance: RandomSource) -> None:
         self.pool_size = pool_size
         self.chance = chance
         self.num_imgs = 0
@@ -77,7 +78,7 @@ class GANLoss(nn.Module):
 
 
 class OfficialCycleGAN:
-    """The official model's ``set_input`` and ``optimize_parameters`` over four given networks."""
+    """The official model's ``set_input`` and ``optimize_parameters``, for four networks of the caller's."""
 
     def __init__(
         self,
@@ -93,15 +94,15 @@ class OfficialCycleGAN:
         pool_size: int = 50,
         lr: float = 2e-4,
         beta1: float = 0.5,
-        chance_A: Chance | None = None,
-        chance_B: Chance | None = None,
+        chance_A: RandomSource | None = None,
+        chance_B: RandomSource | None = None,
     ) -> None:
         torch.backends.cudnn.benchmark = True
         self.netG_A, self.netG_B, self.netD_A, self.netD_B = netG_A, netG_B, netD_A, netD_B
         self.lambda_A, self.lambda_B, self.lambda_idt = lambda_A, lambda_B, lambda_identity
-        own = random.Random(0)
-        self.fake_A_pool = ImagePool(pool_size, own if chance_A is None else chance_A)
-        self.fake_B_pool = ImagePool(pool_size, own if chance_B is None else chance_B)
+        default = random.Random(0)
+        self.fake_A_pool = ImagePool(pool_size, default if chance_A is None else chance_A)
+        self.fake_B_pool = ImagePool(pool_size, default if chance_B is None else chance_B)
         self.criterionGAN = GANLoss(gan_mode).to(next(netG_A.parameters()).device)
         self.criterionCycle = nn.L1Loss()
         self.criterionIdt = nn.L1Loss()
@@ -168,7 +169,7 @@ class OfficialCycleGAN:
         self.optimizer_D.step()
 
     def losses(self) -> dict[str, Tensor | float]:
-        """The losses of the last iteration under our names."""
+        """Return the losses of the last iteration under our names."""
         return {
             "G_AB": self.loss_G_A,
             "G_BA": self.loss_G_B,

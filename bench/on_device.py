@@ -1,9 +1,9 @@
-"""A pytest plugin for machines that are there for half an hour: python -m pytest -p on_device --device-record
-FILE ...
+"""A pytest plugin for machines that are available for half an hour: python -m pytest -p bench.on_device
+--device-record FILE ...
 
-Every test is written down as it starts and as it ends, so that a run that is killed has told all that it
-knew. A failure carries the kernels that were launched last. After a fault that the device does not survive
-its process ends alone; pytest-xdist starts another.
+Every test is recorded when it starts and when it ends, so that nothing is lost if the run is killed. A
+failure is recorded with the kernels that were launched last. After a fault that makes the device unusable,
+only the process of that test ends, and pytest-xdist starts another.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import pytest
 
 from bench.launches import FAULTS, LaunchLog, breaks_the_device, plant_fault
 
-# What a process that ends after a device fault returns.
+# The exit code of a process that ends after a device fault.
 BROKEN = 70
 MOST_TEXT, MOST_PRINTED = 6000, 1500
 
@@ -29,28 +29,33 @@ MOST_TEXT, MOST_PRINTED = 6000, 1500
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("on_device")
     group.addoption(
-        "--device-record", type=Path, metavar="FILE", help="a line of JSON for each test that starts or ends"
+        "--device-record",
+        type=Path,
+        metavar="FILE",
+        help="file for one JSON line per start or end of a test",
     )
     group.addoption(
         "--device-words",
         default="",
         metavar="A,B",
-        help="only tests for a GPU whose names hold one of these words",
+        help="run only the GPU tests whose names contain one of these words",
     )
     group.addoption(
-        "--device-rest", default="", metavar="A,B", help="only tests whose names hold none of these words"
+        "--device-rest", default="", metavar="A,B", help="skip tests whose names contain one of these words"
     )
     group.addoption(
         "--rehearse",
         type=int,
         metavar="N",
-        help="instead of what needs a GPU, the first N tests of each file that do not",
+        help="run the first N tests of each file that do not need a GPU, instead of those that do",
     )
-    group.addoption("--launch-log", type=Path, metavar="FILE", help="every launch, written before it is made")
+    group.addoption(
+        "--launch-log", type=Path, metavar="FILE", help="file for every launch, written before it starts"
+    )
     group.addoption(
         "--plant-device-fault",
         choices=FAULTS,
-        help="let kernels compute something else, or crash: tests must fail",
+        help="make kernels compute wrong results, or crash, so that tests must fail",
     )
 
 
@@ -59,10 +64,10 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(_Recorder(config), "on_device_recorder")
 
 
-# --- Which tests --------------------------------------------------------------------------------------------
+# --- Selecting tests ----------------------------------------------------------------------------------------
 
 
-def _words(config: pytest.Config, option: str) -> list[str]:
+def _split_option(config: pytest.Config, option: str) -> list[str]:
     return [word for word in config.getoption(option).split(",") if word]
 
 
@@ -70,56 +75,57 @@ def _for_a_gpu(item: pytest.Item) -> bool:
     return item.get_closest_marker("gpu") is not None
 
 
-def wanted(items: list[pytest.Item], words: list[str], rest: list[str]) -> list[pytest.Item]:
-    """Return the tests for a GPU that ``words`` name, or, where there are none, all tests but those that
-    ``rest`` names.
+def selected(items: list[pytest.Item], keywords: list[str], exclude: list[str]) -> list[pytest.Item]:
+    """Return the GPU tests whose names contain one of ``keywords``.
+
+    Without keywords, return all tests except those whose names contain one of ``exclude``.
     """
-    if words:
-        return [item for item in items if _for_a_gpu(item) and _named_by(words, item)]
-    return [item for item in items if not _named_by(rest, item)]
+    if keywords:
+        return [item for item in items if _for_a_gpu(item) and _matches(keywords, item)]
+    return [item for item in items if not _matches(exclude, item)]
 
 
-def _named_by(words: list[str], item: pytest.Item) -> bool:
-    return any(word in item.name for word in words)
+def _matches(keywords: list[str], item: pytest.Item) -> bool:
+    return any(keyword in item.name for keyword in keywords)
 
 
 def first_of_each_file(items: list[pytest.Item], count: int) -> list[pytest.Item]:
     """Return the first ``count`` tests of each file that do not need a GPU."""
     taken: dict[Path, int] = {}
-    kept = []
+    first = []
     for item in items:
         if not _for_a_gpu(item) and taken.get(item.path, 0) < count:
             taken[item.path] = taken.get(item.path, 0) + 1
-            kept.append(item)
-    return kept
+            first.append(item)
+    return first
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    words = _words(config, "--device-words")
-    rest = _words(config, "--device-rest")
+    keywords = _split_option(config, "--device-words")
+    exclude = _split_option(config, "--device-rest")
     rehearsed = config.getoption("--rehearse")
-    chosen = wanted(items, words, rest)
+    chosen = selected(items, keywords, exclude)
     if not chosen:
-        name = "otherwise"
-        if words:
-            name = " or ".join(words)
+        problem = "no tests are left"
+        if keywords:
+            problem = f"no GPU test has {' or '.join(keywords)} in its name"
         files = {str(item.path) for item in items}
-        raise pytest.UsageError(f"no test is called {name}: {', '.join(files)}")
+        raise pytest.UsageError(f"{problem}: {', '.join(files)}")
     if rehearsed is not None:
-        # Parity first: what needs a GPU is the same check at real sizes.
-        parity_first = sorted(items, key=lambda item: not _named_by(["equals", "parity"], item))
+        # Parity tests first: the GPU tests do the same checks at real sizes.
+        parity_first = sorted(items, key=lambda item: not _matches(["equals", "parity"], item))
         chosen = first_of_each_file(parity_first, rehearsed)
     config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
     items[:] = chosen
 
 
-# --- What is written down -----------------------------------------------------------------------------------
+# --- Recording ----------------------------------------------------------------------------------------------
 
 
 class _Recorder:
-    """Writes what happens to a file of this process's own, beside ``--device-record``: workers and their
-    master write at once.
+    """Writes the events of this process to a separate file next to ``--device-record``, because the workers
+    and the main process write at the same time.
     """
 
     def __init__(self, config: pytest.Config) -> None:
@@ -135,8 +141,8 @@ class _Recorder:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
-        # Not before: the tests' conftest.py says whether kernels are interpreted, and Triton asks when it is
-        # first imported.
+        # Not earlier: the tests' conftest.py decides whether kernels are interpreted, and Triton reads this
+        # setting when it is first imported.
         if self._log is None and "fastcyclegan" in sys.modules:
             self._log = LaunchLog(self.config.getoption("--launch-log"))
             self._log.start()
@@ -148,14 +154,14 @@ class _Recorder:
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, Any, Any]:
         result = yield
-        # A fault shows at the next wait for the device: let that be in the test that made it.
+        # A device fault is raised at the next synchronisation, which should be in the test that caused it.
         _wait_for_the_device()
         return result
 
     @pytest.hookimpl(trylast=True)
     def pytest_runtest_teardown(self, item: pytest.Item) -> None:
         if (torch := _torch_on_a_gpu()) is not None:
-            # What torch keeps for later, the other workers cannot have.
+            # Memory in torch's cache is not available to the other workers.
             torch.cuda.empty_cache()
 
     @pytest.hookimpl(wrapper=True)
@@ -174,7 +180,7 @@ class _Recorder:
         return report
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        # A file that cannot be imported has no test that could fail.
+        # A file that cannot be imported has no tests, so its error must be recorded here.
         if report.failed and not self._is_worker:
             text = report.longreprtext[-MOST_TEXT:]
             self._write(event="failed", test=report.nodeid, text=text, launches=[])
@@ -199,7 +205,7 @@ class _Recorder:
 
 
 def _text(report: pytest.TestReport) -> str:
-    """Return what a report says: the traceback's end, and what compilers wrote to standard error."""
+    """Return the text of a report: the end of the traceback, and the compilers' output on standard error."""
     text = report.longreprtext[-MOST_TEXT:]
     printed = report.capstderr[-MOST_PRINTED:].strip()
     if printed:
@@ -208,7 +214,7 @@ def _text(report: pytest.TestReport) -> str:
 
 
 def _torch_on_a_gpu() -> Any:
-    """Return torch where it is at work on a GPU, else None."""
+    """Return torch if it is loaded and uses a GPU, otherwise None."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_available() or not torch.cuda.is_initialized():
         return None
@@ -223,14 +229,14 @@ def _wait_for_the_device() -> None:
 def _is_broken() -> bool:
     try:
         _wait_for_the_device()
-    # torch's own type of CUDA errors is younger than the oldest torch that is supported.
+    # torch's specific exception for CUDA errors does not exist in the oldest supported version.
     except RuntimeError:
         return True
     return False
 
 
 def read_record(record: Path) -> list[dict[str, Any]]:
-    """Return the events of all processes of a run."""
+    """Return the recorded events of all processes of a run."""
     events = []
     for file in sorted(record.parent.glob(f"{record.stem}.*{record.suffix}")):
         events += read_events(file)
@@ -238,8 +244,9 @@ def read_record(record: Path) -> list[dict[str, Any]]:
 
 
 def read_events(file: Path) -> list[dict[str, Any]]:
-    """Return the lines of JSON in ``file``, none where there is no such file; a line that a killed process
-    cut off is left out.
+    """Return the JSON lines of ``file``, or an empty list if it does not exist.
+
+    A line that is incomplete because its process was killed is left out.
     """
     events: list[dict[str, Any]] = []
     if not file.exists():

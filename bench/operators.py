@@ -1,6 +1,4 @@
-"""An operator on given inputs: what of it is timed, and how what the timed runs have written is held to
-float64.
-"""
+"""Time an operator on fixed inputs, and compare the results of the timed runs with float64."""
 
 from __future__ import annotations
 
@@ -16,7 +14,7 @@ import torch._inductor.config
 from torch import Tensor
 
 from bench.machine import DEVICE
-from bench.timing import Entrant, Steps, Unserved
+from bench.timing import Entrant, Steps, Unavailable
 from fastcyclegan.engine import why_not_compiled
 from fastcyclegan.testing import assert_parity
 
@@ -28,74 +26,77 @@ MATRIX = {"cpu": 1536, "cuda": 8192}
 
 @dataclass
 class Case:
-    """``given``: the operator's arguments and the gradient of its output, as many times as inputs go round.
+    """One operator to time, with its inputs and the direction.
 
-    ``direction``: "forward", "backward" (alone, of the arguments numbered in ``wanted``), or "all": both,
-    with all gradients. ``eager`` is PyTorch's own: the yardstick in the dtype of the inputs, and in float64
-    the truth.
+    ``inputs`` contains one tuple per rotation: the operator's arguments, and the gradient of its output.
+    ``direction`` is "forward", "backward" (only the gradients of the arguments with the numbers in
+    ``needed``), or "all" (both directions, with all gradients). ``eager`` is PyTorch's own implementation:
+    the yardstick in the dtype of the inputs, and the truth in float64.
     """
 
     eager: Operator
-    given: list[tuple[Tensor, ...]]
+    inputs: list[tuple[Tensor, ...]]
     direction: str
-    wanted: tuple[int, ...] = ()
+    needed: tuple[int, ...] = ()
 
     @property
-    def _wanted(self) -> tuple[int, ...]:
-        if self.wanted:
-            return self.wanted
-        return tuple(range(len(self.given[0]) - 1))
+    def _needed(self) -> tuple[int, ...]:
+        if self.needed:
+            return self.needed
+        return tuple(range(len(self.inputs[0]) - 1))
 
     def _leaves(self, arguments: Sequence[Tensor]) -> list[Tensor]:
         leaves = [t.detach() for t in arguments]
         if self.direction != "forward":
-            for i in self._wanted:
+            for i in self._needed:
                 leaves[i].requires_grad_()
         return leaves
 
     def _step(self, f: Operator, arguments: Sequence[Tensor]) -> Callable[[], tuple[Tensor, ...]]:
-        """Return what is timed of ``f`` on ``arguments`` and its output's gradient."""
+        """Return the function that is timed, for ``f`` with ``arguments``, the last of which is the output's
+        gradient.
+        """
         ts, dy = self._leaves(arguments[:-1]), arguments[-1]
-        wanted = [ts[i] for i in self._wanted]
+        needed = [ts[i] for i in self._needed]
         if self.direction == "forward":
             return lambda: (f(*ts),)
         if self.direction == "all":
-            return lambda: torch.autograd.grad(f(*ts), wanted, dy)
+            return lambda: torch.autograd.grad(f(*ts), needed, dy)
         y = f(*ts)
-        return lambda: torch.autograd.grad(y, wanted, dy, retain_graph=True)
+        return lambda: torch.autograd.grad(y, needed, dy, retain_graph=True)
 
     def steps(self, f: Operator) -> list[Callable[[], tuple[Tensor, ...]]]:
-        """Return what is timed, one function for each input; each returns what is to be checked."""
-        return [self._step(f, tensors) for tensors in self.given]
+        """Return the functions that are timed, one per input; each returns the tensors to check."""
+        return [self._step(f, tensors) for tensors in self.inputs]
 
     @cached_property
     def _expected(self) -> list[tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]:
-        """What PyTorch's own gives in the dtype of the inputs, and in float64."""
+        """The results of ``eager`` for each input, in the dtype of the inputs and in float64."""
         expected = []
-        for tensors in self.given:
+        for tensors in self.inputs:
             exact = [t.double() for t in tensors]
             expected.append((self._step(self.eager, tensors)(), self._step(self.eager, exact)()))
         return expected
 
     def check(self, provider: str, results: list[tuple[Tensor, ...]]) -> None:
-        """Raise AssertionError unless every result of a round is as near to float64 as the rule of
-        ``fastcyclegan.testing`` asks.
+        """Raise AssertionError unless every result of a round is as close to float64 as the rule of
+        ``fastcyclegan.testing`` requires.
         """
-        dtype = self.given[0][0].dtype
+        dtype = self.inputs[0][0].dtype
         assert len(results) == len(self._expected)
-        for n, (ours, (theirs, truth)) in enumerate(zip(results, self._expected, strict=True)):
-            for i, (a, b, c) in enumerate(zip(ours, theirs, truth, strict=True)):
-                what = "output"
+        for n, (ours, (reference, truth)) in enumerate(zip(results, self._expected, strict=True)):
+            for i, (a, b, c) in enumerate(zip(ours, reference, truth, strict=True)):
+                label = "output"
                 if self.direction != "forward":
-                    what = f"gradient of argument {self._wanted[i]}"
-                assert_parity(f"{provider}: {what}, input {n} of {len(results)}", a, b, c, dtype)
+                    label = f"gradient of argument {self._needed[i]}"
+                assert_parity(f"{provider}: {label}, input {n} of {len(results)}", a, b, c, dtype)
 
     def entrant(self, provider: str, f: Operator, fault: bool = False, **info: Any) -> Entrant:
-        """Return ``f`` ready to be timed on these inputs, and checked on what it wrote in its last round."""
+        """Return ``f`` ready to be timed on these inputs; the check uses the results of its last round."""
         timed = f
         if fault:
             timed = _faulty(f)
-        with kept_buffers():
+        with no_donated_buffers():
             steps = Steps(lambda: self.steps(timed), DEVICE)
             steps()
 
@@ -105,7 +106,7 @@ class Case:
             torch._functorch.config.donated_buffer = True
 
         return Entrant(
-            run, lambda: self.check(provider, steps.results), {"operations": len(self.given), **info}
+            run, lambda: self.check(provider, steps.results), {"operations": len(self.inputs), **info}
         )
 
 
@@ -114,12 +115,12 @@ def _faulty(f: Operator) -> Operator:
 
 
 @contextlib.contextmanager
-def kept_buffers() -> Iterator[None]:
-    """Have torch's compiler leave what a backward reads as it was, for a backward that is run again and
-    again.
+def no_donated_buffers() -> Iterator[None]:
+    """Keep torch.compile from overwriting the buffers that a backward pass reads, so that it can run
+    repeatedly.
 
-    Its caches do not know this setting: programs that they keep from elsewhere would overwrite it (the check
-    saw gradients of 1e20).
+    The compiler's caches are off, because their keys ignore this setting: a cached program compiled without
+    it would overwrite the buffers (the check found gradients of 1e20).
     """
     with (
         torch._functorch.config.patch(donated_buffer=False),
@@ -129,11 +130,12 @@ def kept_buffers() -> Iterator[None]:
 
 
 def compiled(f: Operator) -> Operator:
-    """Return ``f`` as torch.compile makes it. Its own CUDA graphs are off because a round is one already.
-    Raises Unserved.
+    """Return ``f`` compiled with torch.compile, without CUDA graphs because a round already is one.
+
+    Raises Unavailable if this machine cannot compile.
     """
     if reason := why_not_compiled(torch.device(DEVICE)):
-        raise Unserved(reason)
+        raise Unavailable(reason)
     mode = "default"
     if DEVICE == "cuda":
         mode = "max-autotune-no-cudagraphs"
@@ -141,8 +143,9 @@ def compiled(f: Operator) -> Operator:
 
 
 def copies(bytes_each: int, count: int) -> Entrant:
-    """Return a copy that moves ``bytes_each`` in all, read and written, from and to ``count`` places in turn:
-    the rate to compare with.
+    """Return a copy that reads and writes ``bytes_each`` bytes in total, as a reference for the rate.
+
+    It uses ``count`` pairs of buffers in turn.
     """
     size = max(bytes_each // 8, 1)
     buffers = [torch.empty(2, size, dtype=torch.float32, device=DEVICE) for _ in range(count)]
@@ -151,7 +154,7 @@ def copies(bytes_each: int, count: int) -> Entrant:
 
 
 def products(dtype: torch.dtype) -> Entrant:
-    """Return a large square matrix product: the rate to compare with."""
+    """Return a large square matrix product, as a reference for the rate."""
     size = MATRIX[DEVICE]
     a, b = (torch.randn(size, size, device=DEVICE, dtype=dtype) for _ in range(2))
     steps = Steps(lambda: [lambda: a @ b], DEVICE)
@@ -159,5 +162,5 @@ def products(dtype: torch.dtype) -> Entrant:
 
 
 def channels_last(*size: int, dtype: torch.dtype) -> Tensor:
-    """Return random numbers of mean 0 and deviation 1."""
+    """Return a channels_last tensor of normally distributed random numbers."""
     return torch.randn(size, device=DEVICE, dtype=dtype).contiguous(memory_format=torch.channels_last)

@@ -1,42 +1,45 @@
-"""Is what is timed the same mathematics? The first iterations of the very step that is timed, held to the
-official order in float64.
+"""Check that a timed training step computes the official mathematics, by comparing the first iterations of
+that same step with the official order in float64.
 
-What an iteration gives is its losses, the images that its generators made, its gradients (Adam's first
-moments after it), and the way that the weights went. Each may be as far from float64 as the rule of
-``fastcyclegan.testing`` allows: twice as far as the official order is in the same precision, plus a few units
-in the last place. So the difference that the dtype alone explains is measured, in the same run, and not
-chosen.
+The quantities compared are the losses, the images that the generators produced, the gradients (Adam's first
+moments after one iteration), and the changes of the weights. Each may differ from float64 as much as the rule
+of ``fastcyclegan.testing`` allows: twice as much as the official order in the same precision, plus a few
+units in the last place. The error that the dtype alone explains is thus measured in the same run, not chosen.
 
-In fp32 that rule is too sharp for what has been differentiated. A ReLU whose input is nearer to zero than the
-rounding error may come out on the other side, and its gradient is then wrong altogether: of inputs of
-deviation 1 a share of about the error (3e-6) a layer, of which there are 50 between an image and the last
-loss. So few are chance: one run has two, the next has none. A share s of such units makes a relative error of
-sqrt(s); KINKED is far more than there are, and far less than any mistake makes. Adam divides by the
-gradient's size, so where such an error is larger than the gradient itself, which is for 2.4 % of normal ones
-at 3 %, the weight goes the other way: twice sqrt(0.024) of the way, at most. In 16 bits there are so many of
-both that the official order has as many, and the rule is as it is. The units of a flat ground share one
-value, so all of a channel come out on the other side together: 1e-4 of runs, where the first layers still
-have flat ground (drawn shapes, 64x64), and 4e-3 of a gradient at most, because others have 255 or 63 channels
-more.
+In fp32 this rule is too strict for anything that has been differentiated. A ReLU whose input is closer to
+zero than the rounding error may end up on the other side, and then its gradient is completely wrong. With
+inputs of deviation 1, this happens to a share of about the error (3e-6) of the units of each layer, and there
+are 50 layers between an image and the last loss. Such small counts are random: one run has two such units,
+the next has none. A share s of them causes a relative error of sqrt(s); KINKED is far more than occur, and
+far less than any mistake causes. Adam divides by the size of the gradient. If such an error is larger than
+the gradient itself, which at an error of 3 % is the case for 2.4 % of normally distributed gradients, the
+weight moves in the opposite direction, which costs at most twice sqrt(0.024) of its change. In 16 bits both
+effects are so frequent that the official order shows them equally, and the rule applies unchanged. The units
+of a flat background share one value, so all units of a channel end up on the other side together. That
+happens in 1e-4 of the runs, as long as the first layers still see flat background (drawn shapes at 64x64),
+and it changes a gradient by at most 4e-3, because the other 255 or 63 channels are unaffected.
 
-Losses are eight numbers, and one or two of them are most of the norm. Rounding draws ours and the official
-ones by chance: of two normal draws one is more than twice the other in 2 atan(1/2) / pi = 30 % of runs, where
-the millions of all else agree to some percent. But a loss is a mean over images, and may be as far off as the
-dtype takes the images of the same iterations.
+The losses are only eight numbers, and one or two of them make up most of the norm. Their rounding errors,
+ours and the official ones, are random: of two normal draws, one is more than twice the other in 2 atan(1/2) /
+pi = 30 % of runs, while the errors of all the other quantities, averaged over millions of numbers, agree
+within a few percent. But a loss is a mean over images, so its error may be as large as the error that the
+dtype causes in the images of the same iterations.
 
-What Adam divides by is noise where the gradient is: an error of r times a usual gradient G moves an update by
-r G / g of itself where the gradient g is small, and the smallest of 10^7 decide (in float64 2e-9 was seen
-where gradients agreed to 3e-14; in bf16 so much that no update at all would pass). So each weight's way
-counts times its gradient, which is what it takes off the loss to first order.
+Where a gradient is mostly noise, so is the number that Adam divides by. An error of r times a typical
+gradient G changes an update by the fraction r G / g if its gradient g is small, and the smallest of 10^7
+gradients dominate. In float64, 2e-9 was observed when gradients agreed to 3e-14; in bf16 the effect is so
+large that no update at all would pass. Therefore each weight's change is multiplied by its gradient, which
+gives its contribution to the loss to first order.
 
-After the first update two runs in 16 bits part, whether they compute the same or not: a third of the
-gradients is rounding, so many weights go the other way, and what all images have of it alike, a shift of
-their colours, is as much chance as the losses. So in 16 bits the losses and images of each later iteration
-are held to what float64 makes of the weights that this very iteration began at; what the updates added is
-judged by itself.
+After the first update, two runs in 16 bits diverge even if they compute the same thing. A third of each
+gradient is rounding error, so many weights move in the opposite direction, and the effect that all images
+share, a shift of their colours, is as random as the losses. In 16 bits, therefore, the losses and images of
+each later iteration are compared with the float64 results for the weights at which that iteration started.
+The changes made by the updates are judged separately.
 
-Images that decide nothing are refused, by name: those of one colour (bench/flat_images.py), and those so
-faint that the rounding of the dtype leaves nothing to judge: see ``require_telling``.
+Images on which parity cannot be judged are rejected, with their paths in the message: single-colour images
+(bench/flat_images.py), and images so faint that the rounding of the dtype leaves nothing to compare (see
+``require_decisive``).
 """
 
 from __future__ import annotations
@@ -50,8 +53,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.flat_images import Undecided, flat_images, listed, liveliest_crops
-from bench.machine import DEVICE, PeakMemory, held_bytes
+from bench.flat_images import Undecided, flat_images, join_names, most_varied_crops
+from bench.machine import DEVICE, PeakMemory, tensor_bytes
 from bench.providers import YARDSTICKS, Provider, TrainStep, train_step
 from bench.timing import synchronised
 from fastcyclegan.config import LossConfig, ModelConfig
@@ -61,24 +64,25 @@ from fastcyclegan.testing import PARITY_ULPS, is_cancelled_bias, relative_error
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 KINKED = 1e-3
 DIFFERENTIATED, MOVED = KINKED**0.5, 2 * 0.024**0.5
-# In float64: the difference allowed, and after how many iterations. The second sees weights, moments and
-# pools that the first left. Each one more makes rounding three to seven times larger: at most 3e-11 was seen
-# after two (256x256, five seeds), 3e-10 after four.
+# In float64: the allowed difference, and the number of iterations. The second iteration depends on the
+# weights, moments and pools that the first one produced. Each further iteration makes rounding errors three
+# to seven times larger: at most 3e-11 was observed after two (256x256, five seeds), 3e-10 after four.
 EXACT, EXACT_STEPS = 1e-9, 2
-WAY = "way of the weights of "
+CHANGE = "weight change of "
 LOSSES, IMAGES = "losses", "images"
 FORWARD = (f"{LOSSES} of iteration 1", f"{IMAGES} of iteration 1")
 
 
 def _vector(net: nn.Module, value: Callable[[nn.Parameter], Tensor]) -> Tensor:
-    """Return ``value`` of the parameters of ``net`` in one float64 vector on the CPU, without those biases
-    that no output depends on.
+    """Return ``value`` of each parameter of ``net``, concatenated into one float64 vector on the CPU.
+
+    Biases that no output depends on are left out.
     """
-    kept = []
+    values = []
     for name, p in net.named_parameters():
         if not is_cancelled_bias(net, name):
-            kept.append(value(p).detach().double().cpu().flatten())
-    return torch.cat(kept)
+            values.append(value(p).detach().double().cpu().flatten())
+    return torch.cat(values)
 
 
 def _weights_of(step: TrainStep) -> dict[str, Tensor]:
@@ -86,7 +90,7 @@ def _weights_of(step: TrainStep) -> dict[str, Tensor]:
 
 
 def gradients_of(step: TrainStep) -> dict[str, Tensor]:
-    """Return Adam's first moments by network: after one iteration the gradients, but for a factor."""
+    """Return Adam's first moments by network; after one iteration they are the gradients up to a factor."""
     moments: dict[Any, Tensor] = {}
     for optimizer in step.optimizers:
         for p, state in optimizer.state.items():
@@ -95,7 +99,7 @@ def gradients_of(step: TrainStep) -> dict[str, Tensor]:
 
 
 def later(count: int) -> tuple[str, str]:
-    """Return what losses and images of all of ``count`` iterations but the first are called."""
+    """Return the labels for the losses and images of all ``count`` iterations except the first."""
     when = "of iteration 2"
     if count > 2:
         when = f"of iterations 2 to {count}"
@@ -106,26 +110,31 @@ def _on_the_host(net: nn.Module) -> dict[str, Tensor]:
     return {name: t.detach().to("cpu", copy=True) for name, t in net.state_dict().items()}
 
 
-def at_once(run: Callable[[], Any]) -> Any:
-    """What calls an iteration and does nothing else."""
+def call_directly(run: Callable[[], Any]) -> Any:
+    """Call ``run`` and return its result: the default for callers that do not time the iterations."""
     return run()
 
 
 @dataclass
 class Trace:
-    """What the first iterations gave, by a name that says what it is.
+    """The results of a step's first iterations: ``values`` by the label of the quantity.
 
-    ``starts``: the networks' weights that each later iteration began at. ``own``: what of it is held to a
-    truth of its own, see the module.
+    ``starts`` contains the networks' weights at the start of each later iteration. ``own_truth`` contains the
+    float64 values of those quantities that are compared with a separate truth; see the module.
     """
 
-    found: dict[str, Tensor]
+    values: dict[str, Tensor]
     starts: list[dict[str, dict[str, Tensor]]] = field(default_factory=list)
-    own: dict[str, Tensor] = field(default_factory=dict)
+    own_truth: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, step: TrainStep, batches: Sequence[Batch], each: Callable[[Any], Any] = at_once) -> Trace:
-        """Run one iteration a batch. ``each`` is what calls them, as to time them."""
+    def of(
+        cls, step: TrainStep, batches: Sequence[Batch], call: Callable[[Any], Any] = call_directly
+    ) -> Trace:
+        """Run one iteration per batch and return the results.
+
+        ``call`` runs each iteration, for example to time it.
+        """
         start = _weights_of(step)
         losses: list[Tensor] = []
         gradients: dict[str, Tensor] = {}
@@ -133,113 +142,120 @@ class Trace:
         for n, batch in enumerate(batches):
             if n > 0:
                 starts.append({name: _on_the_host(net) for name, net in step.nets.items()})
-            losses.append(each(partial(step.run, batch)).double().cpu())
+            losses.append(call(partial(step.run, batch)).double().cpu())
             if n == 0:
                 gradients = gradients_of(step)
         fakes = step.fakes(sum(len(batch.A) for batch in batches)).detach().double().cpu()
         first = len(batches[0].A)
-        found = dict(zip(FORWARD, (losses[0], fakes[:, :first]), strict=True))
+        values = dict(zip(FORWARD, (losses[0], fakes[:, :first]), strict=True))
         for name, gradient in gradients.items():
-            found[f"gradients of {name}"] = gradient
+            values[f"gradients of {name}"] = gradient
         if len(batches) > 1:
-            found |= zip(later(len(batches)), (torch.stack(losses[1:]), fakes[:, first:]), strict=True)
+            values |= zip(later(len(batches)), (torch.stack(losses[1:]), fakes[:, first:]), strict=True)
         for name, weights in _weights_of(step).items():
-            found[f"{WAY}{name}"] = weights - start[name]
-        return cls(found, starts)
+            values[f"{CHANGE}{name}"] = weights - start[name]
+        return cls(values, starts)
 
-    def difference(self, what: str, truth: Trace) -> Tensor:
-        """Return how ``what`` differs from ``truth``, or from the truth of its own."""
-        return self.found[what] - self.own.get(what, truth.found[what])
+    def difference(self, quantity: str, truth: Trace) -> Tensor:
+        """Return the difference between ``quantity`` and its value in ``truth``, or in ``own_truth``."""
+        return self.values[quantity] - self.own_truth.get(quantity, truth.values[quantity])
 
-    def error_of(self, what: str, truth: Trace) -> float:
-        """Return how far ``what`` is from ``truth``, relatively; each way of a weight times its gradient, see
-        the module.
+    def error_of(self, quantity: str, truth: Trace) -> float:
+        """Return the relative error of ``quantity`` against ``truth``, or against ``own_truth``.
+
+        Weight changes are multiplied by their gradients first; see the module.
         """
-        mine, true = self.found[what], self.own.get(what, truth.found[what])
-        name = what.removeprefix(WAY)
-        if name != what:
-            gradient = truth.found[f"gradients of {name}"]
-            mine, true = mine * gradient, true * gradient
-        return relative_error(mine, true)
+        value, true = self.values[quantity], self.own_truth.get(quantity, truth.values[quantity])
+        name = quantity.removeprefix(CHANGE)
+        if name != quantity:
+            gradient = truth.values[f"gradients of {name}"]
+            value, true = value * gradient, true * gradient
+        return relative_error(value, true)
 
 
 @dataclass
 class Difference:
-    """How far ``what`` is from float64: ours, the official order in the same dtype, and what the rule allows.
+    """The error of ``quantity`` against float64: ours, that of the official order in the same dtype, and the
+    error that the rule allows.
 
-    Relative, by 2-norms; and the largest single difference of both, in the units of ``what``.
+    Errors are relative, in 2-norms. ``largest`` and ``largest_of_the_dtype`` are the largest absolute errors
+    of a single number, in the units of ``quantity``.
     """
 
-    what: str
-    found: float
+    quantity: str
+    error: float
     of_the_dtype: float
     allowed: float
     largest: float
     largest_of_the_dtype: float
 
     @property
-    def holds(self) -> bool:
-        # What is not finite is wrong, whoever else has it.
-        return math.isfinite(self.found) and self.found <= self.allowed
+    def passes(self) -> bool:
+        # A result that is not finite is wrong, even if the official order has it too.
+        return math.isfinite(self.error) and self.error <= self.allowed
 
 
 def _largest(difference: Tensor) -> float:
     return difference.abs().max().item()
 
 
-def require(name: str, found: Sequence[Difference]) -> None:
-    """Raise AssertionError where the rule does not hold."""
-    for d in found:
-        if not d.holds:
-            error = f"relative error {d.found:.3e} against float64, allowed {d.allowed:.3e}"
-            raise AssertionError(f"{name}: {d.what}: {error}")
+def require(name: str, verdicts: Sequence[Difference]) -> None:
+    """Raise AssertionError if any of ``verdicts`` has a larger error than the rule allows."""
+    for d in verdicts:
+        if not d.passes:
+            error = f"relative error {d.error:.3e} against float64, allowed {d.allowed:.3e}"
+            raise AssertionError(f"{name}: {d.quantity}: {error}")
 
 
-def differences(ours: Trace, theirs: Sequence[Trace], truth: Trace, dtype: torch.dtype) -> list[Difference]:
-    """Return the rule's verdicts; of several yardsticks that PyTorch has in ``dtype``, the one furthest from
-    float64 counts.
+def differences(
+    ours: Trace, yardsticks: Sequence[Trace], truth: Trace, dtype: torch.dtype
+) -> list[Difference]:
+    """Return the verdict of the rule on each quantity of ``ours``.
+
+    If there are several yardsticks in ``dtype``, the one with the largest error against float64 counts.
     """
 
-    def furthest(what: str) -> tuple[float, Trace]:
-        errors = [trace.error_of(what, truth) for trace in theirs]
+    def furthest(quantity: str) -> tuple[float, Trace]:
+        errors = [trace.error_of(quantity, truth) for trace in yardsticks]
         most = max(errors)
-        return most, theirs[errors.index(most)]
+        return most, yardsticks[errors.index(most)]
 
-    found = []
-    for what in ours.found:
-        of_the_dtype, trace = furthest(what)
+    verdicts = []
+    for quantity in ours.values:
+        of_the_dtype, trace = furthest(quantity)
         by_rule = 2 * of_the_dtype + PARITY_ULPS[dtype] * torch.finfo(dtype).eps
-        allowed = max(by_rule, least_allowed(what, dtype))
-        if what.startswith(LOSSES):
-            of_the_images, _ = furthest(what.replace(LOSSES, IMAGES))
+        allowed = max(by_rule, least_allowed(quantity, dtype))
+        if quantity.startswith(LOSSES):
+            of_the_images, _ = furthest(quantity.replace(LOSSES, IMAGES))
             allowed = max(allowed, of_the_images)
         difference = Difference(
-            what,
-            ours.error_of(what, truth),
+            quantity,
+            ours.error_of(quantity, truth),
             of_the_dtype,
             allowed,
-            _largest(ours.difference(what, truth)),
-            _largest(trace.difference(what, truth)),
+            _largest(ours.difference(quantity, truth)),
+            _largest(trace.difference(quantity, truth)),
         )
-        found.append(difference)
-    return found
+        verdicts.append(difference)
+    return verdicts
 
 
-def least_allowed(what: str, dtype: torch.dtype) -> float:
-    """Return the error that chance makes of ``what``, see the module: none in what has not been
-    differentiated, or is of 16 bits.
+def least_allowed(quantity: str, dtype: torch.dtype) -> float:
+    """Return the error that is always allowed for ``quantity``, because it occurs at random; see the module.
+
+    It is 0 for quantities that have not been differentiated, and in 16 bits.
     """
-    if dtype != torch.float32 or what in FORWARD:
+    if dtype != torch.float32 or quantity in FORWARD:
         return 0.0
-    if what.startswith(WAY):
+    if quantity.startswith(CHANGE):
         return MOVED
     return DIFFERENTIATED
 
 
 @dataclass
 class First:
-    """What the first iterations of a step said: verdicts, seconds of each, and the most memory while one
-    runs.
+    """The results of a step's first iterations: parity verdicts, the seconds that each iteration took, and
+    the peak memory during one.
     """
 
     differences: list[Difference]
@@ -247,23 +263,24 @@ class First:
     peak_bytes: int | None
 
 
-def require_telling(found: Sequence[Difference], batches: Sequence[Batch]) -> None:
-    """Raise Undecided where the dtype leaves nothing to judge: an error of 1 is what zeros have, and where it
-    is allowed, all passes.
+def require_decisive(differences: Sequence[Difference], batches: Sequence[Batch]) -> None:
+    """Raise Undecided if rounding in the dtype leaves nothing to compare.
+
+    A result of all zeros has an error of 1, so if the rule allows that much, every result passes.
     """
-    for d in found:
-        if d.what in FORWARD and not d.allowed < 1:
+    for d in differences:
+        if d.quantity in FORWARD and not d.allowed < 1:
             paths = []
             for batch in batches:
                 paths += [*batch.paths_A, *batch.paths_B]
-            rounding = f"rounding alone takes the official order {d.of_the_dtype:.0%} from float64"
-            raise Undecided(f"{d.what}: {rounding}, on {listed(paths)}")
+            rounding = f"rounding alone causes an error of {d.of_the_dtype:.0%} in the official order"
+            raise Undecided(f"{d.quantity}: {rounding}, for {join_names(paths)}")
 
 
 @dataclass
 class Judge:
-    """Holds training steps that begin at the weights of ``nets`` and see ``batches`` to the official order in
-    float64.
+    """Compares training steps that start at the weights of ``nets`` and run on ``batches`` with the official
+    order in float64.
     """
 
     nets: Mapping[str, nn.Module]
@@ -275,7 +292,7 @@ class Judge:
 
     @cached_property
     def truth(self) -> Trace:
-        # In float64 every batch is given as it is: its pixels are fp32 numbers.
+        # The batches need no conversion: their pixels are fp32 numbers, which float64 represents exactly.
         step = train_step("official", self.nets, self.device, self.loss, torch.float64, self.config)
         return Trace.of(step, self.batches)
 
@@ -287,8 +304,9 @@ class Judge:
         return self._traces[key]
 
     def _with_own_truth(self, trace: Trace, precision: str) -> Trace:
-        """Return ``trace``, its later iterations in 16 bits with what float64 makes of the weights that each
-        of them began at.
+        """Return ``trace``; in 16 bits its ``own_truth`` is set for the later iterations.
+
+        For each of them it is computed in float64 from the weights at which that iteration started.
         """
         if DTYPES[precision] != torch.float32 and trace.starts:
             step = train_step("official", self.nets, self.device, self.loss, torch.float64, self.config)
@@ -298,29 +316,34 @@ class Judge:
                     net.load_state_dict(start[name])
                 losses.append(step.run(batch).double().cpu())
             fakes = step.fakes(sum(len(batch.A) for batch in self.batches[1:])).detach().double().cpu()
-            trace.own = dict(zip(later(len(self.batches)), (torch.stack(losses), fakes), strict=True))
+            trace.own_truth = dict(zip(later(len(self.batches)), (torch.stack(losses), fakes), strict=True))
         return trace
 
     def _yardsticks(self, precision: str) -> list[Trace]:
         return [self._trace(provider) for provider in YARDSTICKS[precision]]
 
     def judge_losses(self, losses: Tensor, precision: str) -> Difference:
-        """Return the verdict on the losses of the first iteration alone."""
+        """Return the verdict on the losses of the first iteration only."""
         trace = Trace({FORWARD[0]: losses})
-        (found,) = differences(trace, self._yardsticks(precision), self.truth, DTYPES[precision])
-        return found
+        (verdict,) = differences(trace, self._yardsticks(precision), self.truth, DTYPES[precision])
+        return verdict
 
-    def judge(self, name: str, step: TrainStep, each: Callable[[Any], Any] = at_once) -> list[Difference]:
-        """Run the first iterations of ``step`` and return the verdicts on them."""
-        trace = self._with_own_truth(Trace.of(step, self.batches, each), step.precision)
+    def judge(
+        self, name: str, step: TrainStep, call: Callable[[Any], Any] = call_directly
+    ) -> list[Difference]:
+        """Run the first iterations of ``step``, each through ``call``, and return the verdicts on them."""
+        trace = self._with_own_truth(Trace.of(step, self.batches, call), step.precision)
         if name in ("official", "official_bf16"):
-            # It is its own yardstick, and was not to be run twice for it.
+            # It is its own yardstick, so there is no need to run it again.
             self._traces.setdefault(name, trace)
-        theirs = [self._traces[name]] if name in self._traces else self._yardsticks(step.precision)
-        return differences(trace, theirs, self.truth, DTYPES[step.precision])
+        yardsticks = [self._traces[name]] if name in self._traces else self._yardsticks(step.precision)
+        return differences(trace, yardsticks, self.truth, DTYPES[step.precision])
 
     def first_iterations(self, name: str, step: TrainStep, memory: PeakMemory) -> First:
-        """Judge, time and weigh the first iterations. ``memory`` was made before ``step`` was."""
+        """Judge the first iterations, and measure their time and peak memory.
+
+        ``memory`` must have been created before ``step``.
+        """
         seconds: list[float] = []
 
         def timed(run: Callable[[], Any]) -> Any:
@@ -330,30 +353,31 @@ class Judge:
                 seconds.append(synchronised() - start)
             return result
 
-        found = self.judge(name, step, timed)
+        verdicts = self.judge(name, step, timed)
         peak = memory.bytes
         if peak is not None and DEVICE == "cpu":
-            # There the networks were there before the measured iteration; on a GPU they are in the measured
-            # memory.
-            peak += held_bytes(step.state())
-        return First(found, seconds, peak)
+            # On a CPU the networks existed before the measured iteration; on a GPU the measured memory
+            # includes them.
+            peak += tensor_bytes(step.state())
+        return First(verdicts, seconds, peak)
 
-    def mathematics(self, size: int = 32) -> float:
-        """Return how far ours is from the official order where both are in float64, uncompiled, on crops of
-        the first images: at most.
+    def float64_difference(self, size: int = 32) -> float:
+        """Return the largest relative difference between ours and the official order when both run in
+        float64, uncompiled, on crops of the first images.
 
-        Nothing is left to the dtype there, so more than EXACT is other mathematics. Raises Undecided where an
-        image is flat.
+        Rounding plays no role there, so a difference above EXACT means different mathematics. Raises
+        Undecided if an image is flat.
         """
         batches = self.batches[:EXACT_STEPS]
         if flat := flat_images(batches):
             raise Undecided(
-                f"{listed(flat)}: of one colour all over, and instance norm makes rounding noise of that"
+                f"{join_names(flat)}: images of a single colour, of which instance norm leaves only rounding"
+                " noise"
             )
-        crops = [liveliest_crops(batch, size) for batch in batches]
+        crops = [most_varied_crops(batch, size) for batch in batches]
         traces = []
         for name in ("ours", "official"):
             step = train_step(name, self.nets, self.device, self.loss, torch.float64, self.config)
             traces.append(Trace.of(step, crops))
         ours, official = traces
-        return max(ours.error_of(what, official) for what in official.found)
+        return max(ours.error_of(quantity, official) for quantity in official.values)

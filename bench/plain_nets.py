@@ -1,8 +1,8 @@
-"""Networks of other fields in plain torch, as their authors write them: what ``accelerate`` is tested and
-measured on.
+"""Networks from other fields in plain torch, as their authors write them, for testing and measuring
+``accelerate``.
 
-Nothing here is arranged for it: an activation that several norms share, layers that are registered twice,
-switches in a forward.
+None of them is adapted to it: several norms share an activation, layers are registered twice, and forwards
+branch on attributes.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ from torch import Tensor, nn
 
 
 class ConvNormNonlin(nn.Module):
-    """Convolution, norm, LeakyReLU: attributes of their own and members of a Sequential, which is what
-    runs."""
+    """Convolution, norm and LeakyReLU, registered both as attributes and in the Sequential that runs."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -46,7 +45,9 @@ class StackedConvs(nn.Module):
 
 
 class Decoder(nn.Module):
-    """``deep_supervision``: the segmentation at every resolution, the finest first, else the finest alone."""
+    """Decoder of the U-Net. With ``deep_supervision`` it returns the segmentation at every resolution, finest
+    first; otherwise only the finest.
+    """
 
     def __init__(self, features: Sequence[int], classes: int) -> None:
         super().__init__()
@@ -57,18 +58,21 @@ class Decoder(nn.Module):
         self.seg_layers = nn.ModuleList(nn.Conv3d(skip, classes, 1) for _, skip in steps)
 
     def forward(self, skips: list[Tensor]) -> Tensor | list[Tensor]:
-        x, found = skips[-1], []
+        x, outputs = skips[-1], []
         for s in range(len(self.stages)):
             x = self.stages[s](torch.cat((self.transpconvs[s](x), skips[-(s + 2)]), 1))
             if self.deep_supervision or s == len(self.stages) - 1:
-                found.append(self.seg_layers[s](x))
+                outputs.append(self.seg_layers[s](x))
         if self.deep_supervision:
-            return found[::-1]
-        return found[0]
+            return outputs[::-1]
+        return outputs[0]
 
 
 class UNet3d(nn.Module):
-    """[N, channels, D, H, W] to [N, classes, D, H, W], sides multiples of 2 ** (len(features) - 1)."""
+    """A 3-D U-Net from [N, channels, D, H, W] to [N, classes, D, H, W].
+
+    D, H and W must be multiples of 2 ** (len(features) - 1).
+    """
 
     def __init__(
         self, features: Sequence[int] = (32, 64, 128, 256), channels: int = 1, classes: int = 3
@@ -93,7 +97,7 @@ class UNet3d(nn.Module):
 
 
 class PaddedConv(nn.Module):
-    """A reflected border and a convolution, after a resize where ``upsample`` says so."""
+    """Reflection padding and a convolution, after resizing by a factor of ``upsample`` if it is set."""
 
     def __init__(
         self, inputs: int, outputs: int, kernel_size: int, stride: int = 1, upsample: int | None = None
@@ -126,7 +130,10 @@ class Residual(nn.Module):
 
 
 class StyleTransfer(nn.Module):
-    """[N, 3, H, W] to the same, H and W multiples of 4. One ReLU serves five norms."""
+    """The style transfer network, from [N, 3, H, W] to the same shape, with H and W multiples of 4.
+
+    A single ReLU module follows all five norms.
+    """
 
     def __init__(self, width: int = 32, blocks: int = 5) -> None:
         super().__init__()
@@ -171,8 +178,10 @@ class SuperBlock(nn.Module):
 
 
 class SuperResolution(nn.Module):
-    """[N, 3, H, W] to [N, 3, 2 H, 2 W]. The norm before the long skip has no activation, the upsampler's has
-    one with a parameter.
+    """The super-resolution network, from [N, 3, H, W] to [N, 3, 2 H, 2 W].
+
+    The norm before the long skip connection has no activation. The norm of the upsampler has one with a
+    parameter.
     """
 
     def __init__(self, width: int = 64, blocks: int = 8, edge: int = 9) -> None:
@@ -196,10 +205,10 @@ class SuperResolution(nn.Module):
 
 
 Net = tuple[Callable[[], nn.Module], tuple[int, ...]]
-"""What builds a network, and the shape of its input."""
+"""A function that builds a network, and the shape of its input."""
 
-# As large as their authors make them, but for the U-Net, of which two levels are left out; and as small as
-# they can be.
+# NETS are as large as in the papers, except that the U-Net lacks two levels; SMALL_NETS are as small as
+# possible.
 NETS: dict[str, Net] = {
     "3-D U-Net": (UNet3d, (1, 1, 64, 64, 64)),
     "style transfer": (StyleTransfer, (1, 3, 256, 256)),

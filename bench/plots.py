@@ -1,5 +1,5 @@
-"""Results as images: step time by provider, images a second by batch, memory by size, and the roofline.
-Needs matplotlib.
+"""Draw results as images: step time by provider, images per second by batch size, memory by image size, and
+the roofline. Needs matplotlib.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def draw(results: Results, folder: Path, stem: str) -> list[Path]:
-    """Draw what the results have rows for, each as PNG and SVG, and return the files. Needs matplotlib."""
+    """Draw every plot for which the results contain rows, as PNG and SVG, and return the files."""
     images: dict[str, Callable[[Any, Results], bool]] = {
         "step_time": _draw_step_time,
         "images_by_batch": _draw_images_by_batch,
@@ -44,7 +44,7 @@ def _rows_of(results: Results, file: str) -> list[Row]:
 
 
 def _draw_step_time(axes: Any, results: Results) -> bool:
-    """Bars of the first training step's group, with least and most."""
+    """Draw the group of the first training step as bars, with lines from minimum to maximum."""
     steps = _rows_of(results, "bench_train_step.py")
     if not steps:
         return False
@@ -52,7 +52,7 @@ def _draw_step_time(axes: Any, results: Results) -> bool:
     rows = results.groups[first.group][::-1]
     medians, below, above, most = [], [], [], []
     for row in rows:
-        spread = row.each.scaled(1e3)
+        spread = row.time.scaled(1e3)
         medians.append(spread.median)
         below.append(spread.median - spread.least)
         above.append(spread.most - spread.median)
@@ -61,13 +61,13 @@ def _draw_step_time(axes: Any, results: Results) -> bool:
     axes.barh(names, medians, xerr=[below, above], color=colors, capsize=3)
     for y, (row, right) in enumerate(zip(rows, most, strict=True)):
         axes.text(right, y, f"  {speed_up(row, first).median:.2f}x", va="center", fontsize=8)
-    axes.set(xlabel="ms an iteration (bar: median, line: least to most)", title=first.group)
+    axes.set(xlabel="ms per iteration (bar: median, line: min to max)", title=first.group)
     axes.set_xlim(right=1.12 * max(most))
     return True
 
 
 def _draw_images_by_batch(axes: Any, results: Results) -> bool:
-    """Images a second of the generator by the number of images, a line for each provider and size."""
+    """Draw the generator's images per second by batch size, one line per provider and image size."""
     lines: dict[tuple[str, int], list[tuple[int, float]]] = {}
     colors = {}
     for row in _rows_of(results, "bench_generator.py"):
@@ -83,7 +83,7 @@ def _draw_images_by_batch(axes: Any, results: Results) -> bool:
         label, style = f"{provider}, {size}x{size}", styles.get(size, "-")
         axes.plot(x, y, style, marker="o", color=colors[provider], label=label)
         batches.update(x)
-    axes.set(xlabel="images in a batch", ylabel="images/s", title="generator")
+    axes.set(xlabel="images per batch", ylabel="images/s", title="generator")
     axes.set_ylim(bottom=0)
     axes.set_xticks(sorted(batches))
     axes.grid(alpha=0.3)
@@ -93,7 +93,7 @@ def _draw_images_by_batch(axes: Any, results: Results) -> bool:
 
 
 def _draw_memory_by_size(axes: Any, results: Results) -> bool:
-    """Peak memory of the generator's and the training step's rows by the number of pixels in a batch."""
+    """Draw the peak memory of the generator and the training step by the number of pixels per batch."""
     kinds = {
         "bench_generator.py": ("translating", "o"),
         "bench_train_step.py": ("training", "s"),
@@ -105,12 +105,12 @@ def _draw_memory_by_size(axes: Any, results: Results) -> bool:
             sizes.add(_megapixels(row))
             if row.info.get("identity", True):
                 lines.setdefault((row.provider, row.file), []).append(row)
-    for (provider, file), found in lines.items():
-        found.sort(key=_megapixels)
+    for (provider, file), rows in lines.items():
+        rows.sort(key=_megapixels)
         kind, marker = kinds[file]
-        x, y = [_megapixels(row) for row in found], [row.info["peak_bytes"] / 2**20 for row in found]
-        axes.plot(x, y, marker=marker, color=_color(found[0]), label=f"{provider}, {kind}")
-    axes.set(xlabel="megapixels in a batch", ylabel="peak memory, MiB", title="memory by size")
+        x, y = [_megapixels(row) for row in rows], [row.info["peak_bytes"] / 2**20 for row in rows]
+        axes.plot(x, y, marker=marker, color=_color(rows[0]), label=f"{provider}, {kind}")
+    axes.set(xlabel="megapixels per batch", ylabel="peak memory, MiB", title="memory by size")
     axes.set(xscale="log", yscale="log")
     ticks = sorted(sizes)
     axes.set_xticks(ticks, [f"{x:.3g}" for x in ticks])
@@ -126,18 +126,18 @@ def _megapixels(row: Row) -> float:
 
 
 def _draw_roofline(axes: Any, results: Results) -> bool:
-    """The ceilings that were measured, where each layer of a training step lies under them, and the step as
-    it was timed.
+    """Draw the measured ceilings, the position of each layer of a training step below them, and the timed
+    step.
     """
     chips = chips_of(results)
     steps = []
     for row in _rows_of(results, "bench_train_step.py"):
-        # The floor is that of networks of the default width.
+        # The floor is computed for networks of the default width.
         if row.info.get("precision") in chips and row.info.get("ngf") == 64:
             steps.append(row)
     if not chips or not steps:
         return False
-    best = min(steps, key=lambda row: row.each.median / row.info["batch"])
+    best = min(steps, key=lambda row: row.time.median / row.info["batch"])
     intensities = [2.0**n for n in range(-4, 14)]
     for (precision, chip), style in zip(chips.items(), ("-", "--"), strict=False):
         rates = _ceilings(chip, intensities)
@@ -145,7 +145,7 @@ def _draw_roofline(axes: Any, results: Results) -> bool:
     for row in steps:
         if row.group == best.group:
             _draw_step_under_the_roof(axes, row, chips[row.info["precision"]], row is best)
-    axes.set(xscale="log", yscale="log", xlabel="FLOP a byte that must move", ylabel="TFLOP/s")
+    axes.set(xscale="log", yscale="log", xlabel="FLOP per byte of minimum traffic", ylabel="TFLOP/s")
     size = f"{best.info['size']}x{best.info['size']}"
     axes.set_title(f"roofline of a training step, {size} (dots: layers at their ceiling)")
     axes.legend(fontsize=6)
@@ -154,7 +154,7 @@ def _draw_roofline(axes: Any, results: Results) -> bool:
 
 
 def _ceilings(chip: Chip, intensities: Sequence[float]) -> list[float]:
-    """Return the most TFLOP/s at each of ``intensities``, FLOP a byte."""
+    """Return the highest possible TFLOP/s at each of ``intensities``, in FLOP per byte."""
     return [min(chip.matrix, x * chip.bandwidth) / 1e12 for x in intensities]
 
 
@@ -166,28 +166,28 @@ def _draw_step_under_the_roof(axes: Any, row: Row, chip: Chip, with_layers: bool
     flops = sum(each.calls * each.flops for each in work)
     moved = sum(each.calls * each.bytes for each in work)
     label = f"{row.provider}, the whole step in {info['precision']}"
-    axes.plot(flops / moved, flops / row.each.median / 1e12, "s", color=_color(row), label=label)
+    axes.plot(flops / moved, flops / row.time.median / 1e12, "s", color=_color(row), label=label)
     if with_layers:
         layers = [each.flops / each.bytes for each in work if each.flops]
         axes.plot(layers, _ceilings(chip, layers), ".", color="black", markersize=5)
 
 
 def chips_of(results: Results) -> dict[str, Chip]:
-    """Return the ceilings that the run itself has measured, by precision."""
+    """Return the ceilings that were measured in the same run, by precision."""
     from bench.step_work import Chip
 
     rows = {row.provider: row for row in _rows_of(results, "bench_ceilings.py")}
     if not {"copy", "launch"} <= rows.keys():
         return {}
-    bandwidth, launch = rows["copy"].rate, rows["launch"].each.median
+    bandwidth, launch = rows["copy"].rate, rows["launch"].time.median
     assert bandwidth is not None
-    found = {}
+    chips = {}
     for precision in ("fp32", "bf16"):
         row = rows.get(f"matmul {precision}")
         if row is not None and row.rate is not None:
             source = f"measured on {results.machine['hardware']}"
-            found[precision] = Chip(row.rate[0].median * 1e9, bandwidth[0].median * 1e9, launch, source)
-    return found
+            chips[precision] = Chip(row.rate[0].median * 1e9, bandwidth[0].median * 1e9, launch, source)
+    return chips
 
 
 _COLORS = {

@@ -1,5 +1,7 @@
-"""One process with a limit: its output is on the disk as it comes, and nothing that it started outlives
-it."""
+"""Run one process with a time limit.
+
+Its output is written to disk immediately, and none of the processes that it started outlives it.
+"""
 
 from __future__ import annotations
 
@@ -16,20 +18,20 @@ from pathlib import Path
 
 from bench.machine import ROOT
 
-# Seconds for a process that is asked to end.
+# Seconds for a process to end after SIGINT, before it is killed.
 GRACE = 4.0
 LONGEST_OUTPUT = 400_000
 PR_SET_PDEATHSIG = 1
-# Loaded beforehand: between fork and exec as little as possible may happen.
+# Loaded in advance, because as little as possible should happen between fork and exec.
 _LIBC = None
 if sys.platform == "linux":
     _LIBC = ctypes.CDLL(None)
 
 
 @dataclass
-class Ended:
-    """How a process ended: its exit status (negative: the signal), its seconds, whether its limit ended it,
-    and what it printed.
+class ProcessResult:
+    """The result of a process: its exit status (negative for a signal), its seconds, whether it reached its
+    time limit, and its output.
     """
 
     status: int
@@ -38,11 +40,14 @@ class Ended:
     output: str
 
 
-def run_process(command: Sequence[str], seconds: float, environment: dict[str, str], log: Path) -> Ended:
-    """Run ``command`` in the checkout for at most ``seconds``; nothing of it outlives that. Its output goes
-    to ``log``, as it comes.
+def run_process(
+    command: Sequence[str], seconds: float, environment: dict[str, str], log: Path
+) -> ProcessResult:
+    """Run ``command`` in the checkout for at most ``seconds``, and return its result.
+
+    Its output is appended to ``log`` as it is printed. Afterwards all processes that it started are killed.
     """
-    began = time.monotonic()
+    started = time.monotonic()
     with log.open("ab") as file:
         file.write(f"$ {' '.join(command)}\n".encode())
         file.flush()
@@ -62,13 +67,13 @@ def run_process(command: Sequence[str], seconds: float, environment: dict[str, s
             process.wait(max(0.1, seconds))
         except subprocess.TimeoutExpired:
             timed_out = True
-            # pytest then says what failed so far.
+            # pytest then reports the failures so far.
             _signal(process, signal.SIGINT)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(GRACE)
         finally:
             _signal(process, signal.SIGKILL)
-            # A process that is stuck in the driver hears not even that; it is left behind.
+            # A process that is stuck in the driver does not even react to SIGKILL; it is left behind.
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(10)
     with log.open("rb") as file:
@@ -78,12 +83,12 @@ def run_process(command: Sequence[str], seconds: float, environment: dict[str, s
     status = process.returncode
     if status is None:
         status = -signal.SIGKILL
-    return Ended(status, time.monotonic() - began, timed_out, output)
+    return ProcessResult(status, time.monotonic() - started, timed_out, output)
 
 
 def _die_with_the_parent() -> None:
-    """Let this process be killed when the one that started it is: else it would hold the GPU after a call
-    that was ended from outside.
+    """Have this process killed when its parent ends; otherwise it could keep the GPU busy after the parent
+    was killed.
     """
     if _LIBC is not None:
         _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -94,12 +99,12 @@ def _signal(process: subprocess.Popen[bytes], number: int) -> None:
         os.killpg(process.pid, number)
 
 
-def ending_of(ended: Ended, seconds: float) -> str:
-    """Return how a process ended, "" where it ended well."""
-    if ended.timed_out:
-        return f"ended at its limit of {seconds:.0f} s"
-    if ended.status < 0:
-        return f"killed by {signal.Signals(-ended.status).name}"
-    if ended.status:
-        return f"exit code {ended.status}"
+def ending_of(result: ProcessResult, seconds: float) -> str:
+    """Return how a process ended, or "" if it succeeded."""
+    if result.timed_out:
+        return f"stopped at its time limit of {seconds:.0f} s"
+    if result.status < 0:
+        return f"killed by {signal.Signals(-result.status).name}"
+    if result.status:
+        return f"exit code {result.status}"
     return ""

@@ -1,12 +1,12 @@
-"""One training step of any provider as a chrome trace, and tables of it: the costliest kernels, and launches
-by part.
+"""Profile one training step of any provider: write a chrome trace, and print the costliest kernels and the
+launches by part of the step.
 
     python scripts/profile_step.py --provider ours_compiled
 
-On a GPU kernels are the device's; without one the processor's operators stand for them, by the time that they
-themselves take. Parts: G forward, G backward, D (both directions), and the rest, which is Adam, the pools and
-copies. ``trace.json.gz`` opens in a browser's tracing page, and ``profile.json`` is what ``bench/roofline.py
---profile`` reads.
+On a GPU, the kernels are those of the device. Without one, CPU operators take their place, each with the time
+spent in itself. The parts are G forward, G backward, D (both directions), and the rest: Adam, the pools and
+copies. ``trace.json.gz`` can be opened in a browser's tracing page, and ``profile.json`` is the input of
+``bench/roofline.py --profile``.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from typing import Any
 
 import torch
 
-from bench.chrome_trace import PARTS, PHASE, STEP, Profile, analysed
+from bench.chrome_trace import PARTS, PHASE, STEP, Profile, analyse
 from bench.machine import DEVICE, machine
 from bench.providers import PROVIDERS, plain_networks, train_step
 from bench.roofline import measured_chip
 from bench.step_work import step_work, total
-from bench.timing import Unserved
+from bench.timing import Unavailable
 from fastcyclegan.config import EngineConfig, LossConfig, ModelConfig
 from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.testing import random_batch
@@ -38,35 +38,37 @@ SIZE = {"cpu": 128, "cuda": 256}
 
 
 def tables(profile: Profile, floor: float, chip: str) -> Iterator[str]:
-    """Yield what is printed: the costliest kernels beside the step and its floor, and launches and time by
-    part.
+    """Yield the printed lines: the step's time and lower bound, its costliest kernels, and launches and time
+    by part.
     """
-    what, launches = "operator, without those that it calls", "operators"
+    heading, launches = "operator (excluding the operators it calls)", "operators"
     if DEVICE == "cuda":
-        what, launches = "kernel", "launches"
+        heading, launches = "kernel", "launches"
     busy = sum(profile.seconds.values())
-    yield f"The step took {profile.step * 1e3:.2f} ms under the profiler, {busy * 1e3:.2f} ms of it at work."
-    yield f"Its floor is {floor * 1e3:.3g} ms ({chip})."
-    yield f"\n{what:<72}{'calls':>7}{'ms':>10}{'of the work':>13}{'of the floor':>14}"
+    yield f"The step took {profile.step * 1e3:.2f} ms under the profiler, with {busy * 1e3:.2f} ms of work."
+    yield f"Its lower bound is {floor * 1e3:.3g} ms ({chip})."
+    yield f"\n{heading:<72}{'calls':>7}{'ms':>10}{'of work':>13}{'of bound':>14}"
     for name, (seconds, calls) in list(profile.kernels.items())[:COSTLIEST]:
         shares = f"{100 * seconds / busy:>11.1f} %{100 * seconds / floor:>12.1f} %"
         yield f"{name[:70]:<72}{calls:>7}{seconds * 1e3:>10.3f}{shares}"
     yield f"\n{'part':<14}{launches:>10}{'ms':>10}"
     for part in PARTS:
         yield f"{part:<14}{profile.launches[part]:>10}{profile.seconds[part] * 1e3:>10.2f}"
-    yield f"{'in all':<14}{sum(profile.launches.values()):>10}{busy * 1e3:>10.2f}"
+    yield f"{'total':<14}{sum(profile.launches.values()):>10}{busy * 1e3:>10.2f}"
 
 
 def traced(
     provider: str, size: int, batch: int, config: ModelConfig, identity: bool, path: Path
 ) -> tuple[dict[str, Any], str]:
-    """Run the provider until it is warm, then one step under the profiler; return the trace, which is written
-    to ``path``.
+    """Warm the provider up, run one step under the profiler, and return the trace and the precision.
+
+    The trace is also written to ``path``.
     """
     loss = LossConfig()
     if not identity:
         loss = LossConfig(lambda_identity=0.0)
-    # Not as a CUDA graph: what a graph launches belongs to no operator and no part. The kernels are the same.
+    # Without a CUDA graph, because launches from a graph cannot be assigned to operators and parts. The
+    # kernels are the same.
     step = train_step(
         provider, plain_networks(config), DEVICE, loss, config=config, options=EngineConfig(graph="off")
     )
@@ -101,49 +103,49 @@ def traced(
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="profile_step.py", description=str(__doc__).split("\n\n")[0])
-    parser.add_argument("--provider", choices=PROVIDERS, default="ours_compiled")
+    parser.add_argument("--provider", choices=PROVIDERS, default="ours_compiled", help="default: %(default)s")
     parser.add_argument(
-        "--size", type=int, default=SIZE[DEVICE], help="side of the images (default: %(default)s)"
+        "--size", type=int, default=SIZE[DEVICE], help="image size in pixels (default: %(default)s)"
     )
-    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--batch", type=int, default=1, help="images per batch (default: %(default)s)")
     parser.add_argument(
-        "--blocks", type=int, default=9, help="residual blocks of a generator (default: %(default)s)"
+        "--blocks", type=int, default=9, help="residual blocks per generator (default: %(default)s)"
     )
     parser.add_argument(
-        "--no_identity", "--no-identity", action="store_true", help="without the identity loss"
+        "--no_identity", "--no-identity", action="store_true", help="train without the identity loss"
     )
     parser.add_argument("--output", type=Path, metavar="DIR", help="default: profile/PROVIDER")
     options = parser.parse_args(arguments)
     if options.output is None:
         options.output = Path("profile") / options.provider
     if options.size < 24 or options.size % 4 or min(options.batch, options.blocks) < 1:
-        parser.error("--size must be a multiple of 4, at least 24, --batch and --blocks at least 1")
+        parser.error("--size must be a multiple of 4 and at least 24, and --batch and --blocks at least 1")
     try:
         options.output.mkdir(parents=True, exist_ok=True)
         PROVIDERS[options.provider].require(DEVICE)
     except OSError as error:
-        parser.error(f"{options.output}: cannot write there: {error.strerror}")
-    except Unserved as reason:
+        parser.error(f"--output {options.output}: cannot create this folder: {error.strerror}")
+    except Unavailable as reason:
         parser.error(f"{options.provider}: {reason}")
     return options
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line of scripts/profile_step.py."""
+    """Run the command line of scripts/profile_step.py."""
     options = parse(arguments)
     provider, size, batch = options.provider, options.size, options.batch
     identity = not options.no_identity
     config = ModelConfig(netG=f"resnet_{options.blocks}blocks")
     print(
-        f"{machine()['hardware']}: {PROVIDERS[provider].title}, {batch} of {size}x{size}",
+        f"{machine()['hardware']}: {PROVIDERS[provider].title}, batch {batch}, {size}x{size}",
         flush=True,
     )
     file = options.output / "trace.json.gz"
     trace, precision = traced(provider, size, batch, config, identity, file)
-    profile = analysed(trace)
+    profile = analyse(trace)
     chip = measured_chip(precision)
     floor = total(step_work(size, batch, options.blocks, identity, precision), chip, 0)
-    print("\n".join(tables(profile, floor, f"ceilings {chip.source}, without launches")))
+    print("\n".join(tables(profile, floor, f"ceilings {chip.source}, not counting launches")))
     about = {
         "machine": machine(),
         "provider": provider,

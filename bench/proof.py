@@ -1,4 +1,4 @@
-"""What a proof has found, and how it is shown: two tables, of differences and of speed, and an image."""
+"""The result of a proof, and its presentation: a table of differences, a table of speeds, and an image."""
 
 from __future__ import annotations
 
@@ -20,36 +20,38 @@ from bench.providers import PROVIDERS, TrainStep
 from fastcyclegan.data.batch import Batch
 from fastcyclegan.data.pixels import draw_grid, to_pixels
 
-# So many samples are shown, each side of at least so many pixels.
+# The image shows this many samples per direction, each at least SIDE pixels high and wide.
 SHOWN, SIDE = 3, 128
 
 
 @dataclasses.dataclass
 class Proof:
-    """What was found: verdicts on parity by provider, rows of times, and the networks that were timed."""
+    """The result of a proof: parity verdicts by provider, rows of times, and the training steps that were
+    timed.
+    """
 
     exact: float
-    """How far ours is from the official order where both are in float64."""
+    """The difference between ours and the official order when both run in float64."""
     differences: dict[str, list[Difference]]
     rows: list[Row]
     steps: dict[str, TrainStep]
 
     @property
-    def holds(self) -> bool:
-        found = list(itertools.chain.from_iterable(self.differences.values()))
-        return self.exact <= EXACT and all(difference.holds for difference in found)
+    def passes(self) -> bool:
+        differences = list(itertools.chain.from_iterable(self.differences.values()))
+        return self.exact <= EXACT and all(difference.passes for difference in differences)
 
 
 def differences_table(proof: Proof, ours: str, steps: int) -> Iterator[str]:
-    """Yield how far ours is from float64 after ``steps`` iterations, beside how far the dtype alone takes the
-    official order.
+    """Yield the lines that compare ours with float64 after ``steps`` iterations, next to the error that the
+    dtype alone causes in the official order.
     """
     precision = proof.steps[ours].precision
     verdict = _verdict(proof.exact <= EXACT)
-    bound = f"relative difference {proof.exact:.1e} at most, allowed {EXACT:.0e}  {verdict}"
-    yield f"both in float64, {EXACT_STEPS} iterations on 32x32 of each image: {bound}\n"
+    bound = f"largest relative difference {proof.exact:.1e}, allowed {EXACT:.0e}  {verdict}"
+    yield f"both in float64, {EXACT_STEPS} iterations on a 32x32 crop of each image: {bound}\n"
     heads = (
-        f"after {steps} iterations, from float64",
+        f"error against float64, {steps} iterations",
         f"ours, {precision}",
         f"official, {precision}",
         "allowed",
@@ -57,29 +59,27 @@ def differences_table(proof: Proof, ours: str, steps: int) -> Iterator[str]:
     )
     yield "{:<40}{:>14}{:>16}{:>12}  {}".format(*heads)
     for d in proof.differences[ours]:
-        verdict = _verdict(d.holds)
-        yield f"  {d.what:<38}{d.found:>14.2e}{d.of_the_dtype:>16.2e}{d.allowed:>12.2e}  {verdict}"
-        yield f"  {'':<6}{'largest single one':<32}{d.largest:>14.2e}{d.largest_of_the_dtype:>16.2e}"
-    yield (
-        "Relative errors, and the largest of any one number. Gradients: Adam's first moments; the way of the"
-        " weights: what updates added,"
-    )
-    yield "in relative errors each times its gradient."
+        verdict = _verdict(d.passes)
+        yield f"  {d.quantity:<38}{d.error:>14.2e}{d.of_the_dtype:>16.2e}{d.allowed:>12.2e}  {verdict}"
+        yield f"  {'':<6}{'largest absolute error':<32}{d.largest:>14.2e}{d.largest_of_the_dtype:>16.2e}"
+    yield ("Relative errors of each quantity as a whole, and the largest absolute error of any number in it.")
+    yield "Gradients are Adam's first moments. Weight changes are the sum of all updates; for their relative"
+    yield "error, each weight's change is multiplied by its gradient."
     if precision == "fp32":
         yield (
-            "In fp32 some ReLUs come out on the other side of zero, by chance: 3e-02 is allowed after a"
+            "In fp32, rounding puts a few ReLU inputs on the other side of zero, so 3e-02 is allowed after a"
             " derivative, 3e-01 after Adam."
         )
 
 
-def _verdict(holds: bool) -> str:
-    if holds:
-        return "holds"
+def _verdict(passes: bool) -> str:
+    if passes:
+        return "passes"
     return "FAILS"
 
 
 def speed_table(proof: Proof) -> Iterator[str]:
-    """Yield rates, ratio and memory of both."""
+    """Yield the lines of a table with the rates, the speed-up and the memory of both sides."""
     anchor = anchor_of(proof.rows)
     titles = [f"{PROVIDERS[row.provider].title} ({row.info['precision']})" for row in proof.rows]
     width = max(map(len, titles)) + 4
@@ -93,19 +93,19 @@ def speed_table(proof: Proof) -> Iterator[str]:
     yield line("", titles)
     yield row_of("iterations/s", lambda row: f"{_rates(row, 1):.3g}")
     yield row_of("images/s", lambda row: f"{_rates(row, row.info['pictures'] / row.info['operations']):.3g}")
-    yield row_of("times as fast", lambda row: "1" if row is anchor else f"{speed_up(row, anchor):.2f}")
+    yield row_of("speed-up", lambda row: "1" if row is anchor else f"{speed_up(row, anchor):.2f}")
     yield row_of("peak memory", _peak)
     yield row_of("first iteration", lambda row: duration(Spread(row.info["first_s"], 0, 0, 1)))
     yield row_of("measured", _measured)
     yield (
-        "Medians, and the least to the most; times as fast: of the ratios of rounds that were run one after"
-        " the other."
+        "Medians, with the smallest and largest values. The speed-up compares rounds that ran one after the"
+        " other."
     )
 
 
 def _peak(row: Row) -> str:
     if not row.info["peak_bytes"]:
-        return "not seen here"
+        return "not available"
     return f"{row.info['peak_bytes'] / 2**20:,.0f} MiB"
 
 
@@ -125,7 +125,9 @@ def _rates(row: Row, count: float) -> Spread:
 
 @torch.inference_mode()
 def draw(proof: Proof, batches: Sequence[Batch], header: Sequence[str]) -> Image.Image:
-    """Return the images and what both networks make of them, under the ``header``."""
+    """Return one image that shows the samples and the translations by both sides, below the lines of
+    ``header``.
+    """
     columns: dict[str, list[Any]] = {}
     for side, other, name in (("A", "B", "G_AB"), ("B", "A", "G_BA")):
         shown = torch.cat([getattr(batch, side) for batch in batches])[:SHOWN]
@@ -147,7 +149,7 @@ def draw(proof: Proof, batches: Sequence[Batch], header: Sequence[str]) -> Image
 
 
 def _enlarged(pixels: Any) -> list[Any]:
-    """Return images [N, H, W, C] each pixel so many times that a side has at least SIDE."""
+    """Return images [N, H, W, C] with each pixel repeated until height and width are at least SIDE."""
     times = -(-SIDE // pixels.shape[1])
     return list(np.repeat(np.repeat(pixels, times, 1), times, 2))
 
@@ -158,20 +160,20 @@ def _translated(step: TrainStep, name: str, images: Tensor) -> Tensor:
 
 
 def header_of(proof: Proof, size: int, steps: int) -> list[str]:
-    """Return what the image says above its grid."""
+    """Return the lines of text above the grid of images."""
     about = machine()
     official, ours = proof.rows
-    worst = max(proof.differences[ours.provider], key=lambda d: d.found / d.allowed)
+    worst = max(proof.differences[ours.provider], key=lambda d: d.error / d.allowed)
     ratio = speed_up(ours, official)
     faster = f"{ratio:.2f} times as fast"
     if ratio.least < 1 < ratio.most:
-        faster += ", too noisy a machine to tell"
+        faster += ", within the noise of this machine"
     rates = f"{_rates(official, 1).median:.3g} it/s official, {_rates(ours, 1).median:.3g} it/s ours"
-    nearest = f"{worst.what}, {worst.found:.1e} from float64, {worst.allowed:.1e} allowed"
-    start = f"both after {steps} iterations from the same weights and samples"
+    nearest = f"{worst.quantity}, error {worst.error:.1e} against float64, allowed {worst.allowed:.1e}"
+    start = f"images after {steps} iterations of both from the same weights and samples;"
     return [
         f"CycleGAN training, {size}x{size}, batch 1: {rates}, {faster}",
-        f"parity holds; nearest to its bound: {nearest}",
-        f"{about['hardware']}, torch {about['torch']}, {about['date']}; {start},",
-        "which is noise as yet: what counts is that both make the same of it",
+        f"parity holds; closest to its limit: {nearest}",
+        f"{about['hardware']}, torch {about['torch']}, {about['date']}; {start}",
+        "the networks are still untrained: what matters is that both sides produce the same images",
     ]

@@ -1,9 +1,9 @@
-"""The proof of speed and parity on your own machine and images: python scripts/prove.py --data_A photos
---data_B paintings
+"""Check parity and compare training speed on your own machine and images: python scripts/prove.py --data_A
+photos --data_B paintings
 
-The official order, as people run it, and ours, as ``scripts/train.py --compile`` runs it, train from the same
-weights on the same samples. First both are held to the official order in float64, then they are timed in
-turns in random order. Where parity fails, no speed is shown.
+Both sides train from the same weights on the same samples: the official order as people usually run it, and
+ours as ``scripts/train.py --compile`` runs it. First, each is compared with the official order in float64.
+Then they are timed, taking turns in random order. If parity fails, no speed is shown.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ import torch
 
 from bench.compile_costs import code_of, remember_compiled, seconds_to_compile
 from bench.figures import Row
-from bench.flat_images import Undecided, deviation, flat_images, listed
+from bench.flat_images import Undecided, deviation, flat_images, join_names
 from bench.machine import DEVICE, PeakMemory, machine
-from bench.parity import EXACT, Judge, require_telling
+from bench.parity import EXACT, Judge, require_decisive
 from bench.proof import Proof, differences_table, draw, header_of, speed_table
 from bench.providers import PROVIDERS, TrainStep, plain_networks, train_step
-from bench.timing import Entrant, Unserved, builders_of, race
+from bench.timing import Entrant, Unavailable, builders_of, race
 from fastcyclegan.config import DataConfig, LossConfig, ModelConfig
 from fastcyclegan.data import builtin
 from fastcyclegan.data.batch import Batch
@@ -42,22 +42,25 @@ from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.data.scan import find_images
 from fastcyclegan.errors import UserError, system_reason
 
-# Parity after so many iterations; so many samples go round.
+# Parity is checked after STEPS iterations; training cycles through INPUTS samples.
 STEPS, INPUTS = {"cpu": 2, "cuda": 4}, 8
-# Below it a discriminator's last norm has maps of 2 x 2: where their four values are nearly alike, rounding
-# decides what comes out.
+# Below this size a discriminator's last norm sees maps of 2 x 2. When the four values of such a map are
+# nearly equal, rounding decides the result.
 LEAST_SIZE = 32
-# Of so many samples, those with an image of one colour all over are passed by.
-LOOKED = 256
+# At most this many samples are read in search of samples without single-colour images.
+MOST_SAMPLES = 256
 ROUNDS, STRIDE = {"cpu": 20, "cuda": 15}, {"cpu": 1, "cuda": 10}
 NETWORKS = ModelConfig()
-# On a CPU, the side of the images by the seconds that an iteration of the official order takes at 64x64: so
-# that it all takes a minute.
+# On a CPU: the possible image sizes. A size is chosen if an iteration of the official order at 64x64 takes
+# less than this many seconds here; the whole proof then takes about a minute.
 SIZES = {128: 0.6, 96: 1.4, 64: math.inf}
 
 
 def batches_of(options: argparse.Namespace, size: int, log: Callable[[str], None]) -> tuple[list[Batch], str]:
-    """Return the samples that both train on, and where they are from. Raises UserError."""
+    """Return the samples that both sides train on, and a description of their source.
+
+    Raises UserError if the images cannot be read, or if no sample is without a single-colour image.
+    """
     with tempfile.TemporaryDirectory() as folder:
         data = DataConfig(
             data_A=options.data_A,
@@ -66,48 +69,49 @@ def batches_of(options: argparse.Namespace, size: int, log: Callable[[str], None
             load_size=math.ceil(size * 286 / 256),
             crop_size=size,
         )
-        where = f"{options.data_A} and {options.data_B}"
+        origin = f"{options.data_A} and {options.data_B}"
         if options.data_A is None:
             builtin.write(Path(folder), options.seed)
             data = dataclasses.replace(data, dataroot=Path(folder), data_A=None, data_B=None)
-            where = "the built-in shapes"
+            origin = "the built-in shapes"
         required = ImageRequirements.of(NETWORKS)
-        found, fit = find_images(data, options.seed, log, None, required), Fit.of(data)
-        a, b = Source(found.train_A, fit, found.checked), Source(found.train_B, fit, found.checked)
-        plan = Plan(options.seed, len(found.train_A), len(found.train_B))
+        images, fit = find_images(data, options.seed, log, None, required), Fit.of(data)
+        a, b = Source(images.train_A, fit, images.checked), Source(images.train_B, fit, images.checked)
+        plan = Plan(options.seed, len(images.train_A), len(images.train_B))
         loader = FolderLoader(a, b, plan, torch.device("cpu"))
-        lively, flat = lively_samples(loader)
-    if not lively:
+        varied, flat = varied_samples(loader)
+    if not varied:
         raise UserError(
-            f"cannot decide: none of {LOOKED} samples is without an image of one colour all over:"
-            f" {listed(flat)}"
+            f"cannot check parity: each of the {MOST_SAMPLES} samples tried contains an image of a single"
+            f" colour: {join_names(flat)}"
         )
     if flat:
-        log(f"passed by, because an image of one colour all over decides nothing: {listed(flat)}")
-    moved = [dataclasses.replace(batch, A=batch.A.to(DEVICE), B=batch.B.to(DEVICE)) for batch in lively]
-    count = f"{len(found.train_A)} and {len(found.train_B)} images"
-    return moved, f"{count} (without those that training holds out), {where}"
+        log(f"skipped, because parity cannot be judged on images of a single colour: {join_names(flat)}")
+    moved = [dataclasses.replace(batch, A=batch.A.to(DEVICE), B=batch.B.to(DEVICE)) for batch in varied]
+    count = f"{len(images.train_A)} and {len(images.train_B)} images"
+    return moved, f"{count} (not counting held-out images) from {origin}"
 
 
-def lively_samples(loader: Loader) -> tuple[list[Batch], list[str]]:
-    """Return INPUTS samples without flat images, those that vary most first: parity is judged on these. And
-    the paths of flat images.
+def varied_samples(loader: Loader) -> tuple[list[Batch], list[str]]:
+    """Return INPUTS samples without flat images, those with the most contrast first, and the paths of the
+    flat images that were skipped.
 
-    Where there are fewer among LOOKED samples they come round again; where there is none, none is returned.
+    Parity is judged on the first samples. If MOST_SAMPLES samples contain fewer than INPUTS suitable ones,
+    those are repeated. If they contain none, the list is empty.
     """
-    lively: list[Batch] = []
+    varied: list[Batch] = []
     flat: list[str] = []
-    with contextlib.closing(loader.batches(0, LOOKED)) as batches:
+    with contextlib.closing(loader.batches(0, MOST_SAMPLES)) as batches:
         for batch in batches:
-            found = flat_images([batch])
-            if found:
-                flat += found
+            paths = flat_images([batch])
+            if paths:
+                flat += paths
             else:
-                lively.append(batch)
-            if len(lively) == INPUTS:
+                varied.append(batch)
+            if len(varied) == INPUTS:
                 break
-    lively.sort(key=_least_deviation, reverse=True)
-    return list(itertools.islice(itertools.cycle(lively), INPUTS)), flat
+    varied.sort(key=_least_deviation, reverse=True)
+    return list(itertools.islice(itertools.cycle(varied), INPUTS)), flat
 
 
 def _least_deviation(batch: Batch) -> float:
@@ -115,7 +119,7 @@ def _least_deviation(batch: Batch) -> float:
 
 
 def suitable_size() -> tuple[int, str]:
-    """Return the side of the images that makes this take a minute, and why."""
+    """Return the image size with which the proof takes about a minute, and the reason for it."""
     if DEVICE == "cuda":
         return 256, "the default size"
     step = train_step("official", plain_networks(NETWORKS), DEVICE, config=NETWORKS)
@@ -128,21 +132,22 @@ def suitable_size() -> tuple[int, str]:
     seconds = time.perf_counter() - start
     size = next(size for size, most in SIZES.items() if seconds < most)
     slow = f"an iteration of the official order at 64x64 takes {seconds:.1f} s here"
-    return size, f"because {slow}; --size asks for another"
+    return size, f"chosen because {slow}; --size overrides it"
 
 
 def prove(batches: Sequence[Batch], ours: str, end: float, fault: bool, log: Callable[[str], None]) -> Proof:
-    """Hold both to float64, then time them in turns until the clock says ``end``. Without parity there are no
-    rows. Raises Undecided.
+    """Compare both sides with float64, then time them in turns until the monotonic clock reaches ``end``.
+
+    If parity fails, the proof has no rows. Raises Undecided if the images cannot show whether it holds.
     """
     nets = plain_networks(NETWORKS)
     judge = Judge(nets, batches[: STEPS[DEVICE]], DEVICE, LossConfig(), NETWORKS)
-    proof = Proof(judge.mathematics(), {}, [], {})
+    proof = Proof(judge.float64_difference(), {}, [], {})
     size = batches[0].A.shape[2]
     entrants = {}
     for name in ("official", ours):
         memory = PeakMemory()
-        log(f"{PROVIDERS[name].title}: {STEPS[DEVICE]} iterations, held to the official order in float64")
+        log(f"{PROVIDERS[name].title}: comparing {STEPS[DEVICE]} iterations with float64")
         step = train_step(name, nets, DEVICE, config=NETWORKS, fault=fault and PROVIDERS[name].ours)
         first = judge.first_iterations(name, step, memory)
         remember_compiled(name, code_of("step", size, 1, NETWORKS))
@@ -150,12 +155,12 @@ def prove(batches: Sequence[Batch], ours: str, end: float, fault: bool, log: Cal
         info = {"precision": step.precision, "peak_bytes": first.peak_bytes, "first_s": first.seconds[0]}
         entrants[name] = _entrant(step, batches, info)
     if proof.exact <= EXACT:
-        require_telling(proof.differences[ours], judge.batches)
-    if proof.holds:
+        require_decisive(proof.differences[ours], judge.batches)
+    if proof.passes:
         log("parity holds; timing both in turns")
-        # Compiling is not counted: the next time it is not there.
-        left = end + entrants[ours].info["first_s"] - time.monotonic()
-        outcomes = race(builders_of(entrants, lambda name: entrants[name]), ROUNDS[DEVICE], left)
+        # Compile time does not count against the limit, because later runs do not have it.
+        seconds_left = end + entrants[ours].info["first_s"] - time.monotonic()
+        outcomes = race(builders_of(entrants, lambda name: entrants[name]), ROUNDS[DEVICE], seconds_left)
         for name, outcome in outcomes.items():
             if outcome.error is not None:
                 raise outcome.error
@@ -164,8 +169,9 @@ def prove(batches: Sequence[Batch], ours: str, end: float, fault: bool, log: Cal
 
 
 def _entrant(step: TrainStep, batches: Sequence[Batch], info: dict[str, Any]) -> Entrant:
-    """Return a step that is warm by its first iterations: both run as many, so that their images can be
-    compared.
+    """Return ``step`` ready to be timed; its first iterations have already warmed it up.
+
+    Both sides run the same number of iterations, so that their images can be compared.
     """
     stride, numbers = STRIDE[DEVICE], iter(range(STEPS[DEVICE], 10**9))
 
@@ -183,32 +189,34 @@ def _entrant(step: TrainStep, batches: Sequence[Batch], info: dict[str, Any]) ->
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="prove.py", description=str(__doc__).split("\n\n")[0])
     parser.add_argument(
-        "--data_A", "--data-A", type=Path, metavar="DIR", help="images of A (default: built-in shapes)"
+        "--data_A", "--data-A", type=Path, metavar="DIR", help="images of domain A (default: built-in shapes)"
     )
-    parser.add_argument("--data_B", "--data-B", type=Path, metavar="DIR", help="images of B")
+    parser.add_argument("--data_B", "--data-B", type=Path, metavar="DIR", help="images of domain B")
     parser.add_argument(
-        "--size", type=int, help="side of the images (default: 256 on a GPU, 64 to 128 without one)"
+        "--size", type=int, help="image size in pixels (default: 256 on a GPU, 64 to 128 without one)"
     )
     parser.add_argument(
         "--seconds",
         type=float,
         default=60,
         help=(
-            "until when rounds are timed, without compiling; parity and 3 rounds take what they take"
-            " (default: %(default)s)"
+            "time limit in seconds, not counting compilation; the parity check and 3 timed rounds always run"
+            " to the end (default: %(default)s)"
         ),
     )
     parser.add_argument(
-        "--output", type=Path, default=Path("proof.png"), metavar="PNG", help="default: %(default)s"
+        "--output",
+        type=Path,
+        default=Path("proof.png"),
+        metavar="PNG",
+        help="image file (default: %(default)s)",
     )
     parser.add_argument(
-        "--no_compile", "--no-compile", action="store_true", help="ours without torch.compile"
+        "--no_compile", "--no-compile", action="store_true", help="run ours without torch.compile"
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
     parser.add_argument(
-        "--plant-fault",
-        action="store_true",
-        help="let ours compute something else: the proof must fail (for the tests)",
+        "--plant-fault", action="store_true", help="make ours compute a wrong result (for the tests)"
     )
     options = parser.parse_args(arguments)
     _check(options, parser)
@@ -217,42 +225,43 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def _check(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     if (options.data_A is None) != (options.data_B is None):
-        parser.error("--data_A and --data_B belong together")
+        parser.error("--data_A and --data_B must be given together")
     if options.size is not None and (options.size < LEAST_SIZE or options.size % 4):
         parser.error(f"--size must be a multiple of 4, at least {LEAST_SIZE}, got {options.size}")
     if options.seed < 0:
         parser.error(f"--seed must not be negative, got {options.seed}")
     if not options.seconds > 0:
-        parser.error("--seconds must be more than 0")
+        parser.error(f"--seconds must be more than 0, got {options.seconds:g}")
     if options.output.suffix.lower() != ".png" or not options.output.parent.is_dir():
-        parser.error(f"--output must be a .png in a folder that is there, got {options.output}")
+        parser.error(f"--output must be a .png file in an existing folder, got {options.output}")
     written = options.output
     if not written.exists():
         written = written.parent
     if not os.access(written, os.W_OK) or options.output.is_dir():
-        parser.error(f"--output {options.output}: cannot write there")
+        parser.error(f"--output {options.output}: no permission to write there, or it is a folder")
 
 
 def _compiled(options: argparse.Namespace, size: int, log: Callable[[str], None]) -> str:
-    """Return the provider that is ours, and say what compiling will take, or why there is none."""
+    """Return the name of our provider: compiled, or uncompiled if compiling is off or not possible.
+
+    ``log`` receives a line if compiling will take long, or the reason why it is not possible.
+    """
     if options.no_compile:
         return "ours"
     try:
         PROVIDERS["ours_compiled"].require(DEVICE)
-    except Unserved as reason:
+    except Unavailable as reason:
         log(f"not compiled: {reason}")
         return "ours"
     if seconds_to_compile("ours_compiled", code_of("step", size, 1, NETWORKS), DEVICE) > 60:
-        log(
-            "ours is compiled first, which may take two minutes; the next time it is taken from the"
-            " compiler's cache"
-        )
+        log("compiling ours first, which can take two minutes; later runs reuse the compiler's cache")
     return "ours_compiled"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line of scripts/prove.py. Returns 1 where parity fails, 2 for bad input and for images that
-    decide nothing.
+    """Run the command line of scripts/prove.py.
+
+    Returns 1 if parity fails, and 2 for bad input and for images on which parity cannot be judged.
     """
     options = parse(arguments)
 
@@ -265,30 +274,30 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except Undecided as reason:
-        print(f"error: cannot decide: {reason}", file=sys.stderr)
+        print(f"error: cannot check parity: {reason}", file=sys.stderr)
         return 2
 
 
 def _main(options: argparse.Namespace, log: Callable[[str], None]) -> int:
-    began = time.monotonic()
+    started = time.monotonic()
     about = machine()
     log(
         f"{about['hardware']}; torch {about['torch']}, Triton {about['triton']}, Python {about['python']},"
         f" commit {about['commit']}"
     )
     if options.size is not None:
-        size, why = options.size, "as asked"
+        size, reason = options.size, "set by --size"
     else:
-        size, why = suitable_size()
-    batches, where = batches_of(options, size, log)
-    log(f"training at {size}x{size} ({why}), batch 1, {NETWORKS.netG}, identity on; {where}")
+        size, reason = suitable_size()
+    batches, origin = batches_of(options, size, log)
+    log(f"training at {size}x{size} ({reason}), batch 1, {NETWORKS.netG}, identity loss on; {origin}")
     ours = _compiled(options, size, log)
-    proof = prove(batches, ours, began + options.seconds, options.plant_fault, log)
+    proof = prove(batches, ours, started + options.seconds, options.plant_fault, log)
     log("")
     for line in differences_table(proof, ours, STEPS[DEVICE]):
         log(line)
-    if not proof.holds:
-        log("\nPARITY FAILS: what was computed is not the official mathematics, so no speed is shown")
+    if not proof.passes:
+        log("\nPARITY FAILS: the results differ from the official mathematics, so no speed is shown")
         return 1
     log("")
     for line in speed_table(proof):
@@ -297,8 +306,8 @@ def _main(options: argparse.Namespace, log: Callable[[str], None]) -> int:
     try:
         save_image(draw(proof, batches, header_of(proof, size, iterations)), options.output)
     except OSError as error:
-        raise UserError(f"{options.output}: cannot write there: {system_reason(error)}") from None
-    log(f"\n{options.output}: images by both; all of it took {time.monotonic() - began:.0f} s")
+        raise UserError(f"{options.output}: cannot write this file: {system_reason(error)}") from None
+    log(f"\nimages of both sides written to {options.output}; total time {time.monotonic() - started:.0f} s")
     return 0
 
 

@@ -1,9 +1,9 @@
-"""What is compared: the official order as people run it today and at its best, and ours by its layers. One
-table for all that times them.
+"""Build the implementations that the benches compare: the official order as people run it today and at its
+best, and ours with and without compilation. All benches take them from one table.
 
-A provider of training steps is given the four networks' initial weights and batches; a provider of generators
-one generator's weights. All start from the same weights. ``fault`` plants an error, for the tests of the
-harness: a provider that computes something else must not get as far as a figure.
+A provider of training steps receives the initial weights of the four networks, and then batches; a provider
+of generators receives the weights of one generator. All start from the same weights. ``fault`` plants an
+error, for the tests of the harness: a provider that computes a wrong result must never get a figure.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.official_order import OfficialCycleGAN
-from bench.timing import Unserved
+from bench.timing import Unavailable
 from fastcyclegan import reference
 from fastcyclegan.config import EngineConfig, LossConfig, ModelConfig, OptimConfig
 from fastcyclegan.data.batch import Batch
@@ -29,34 +29,33 @@ from fastcyclegan.nn.networks import Generator
 from fastcyclegan.recipes.cyclegan import CycleGANRecipe, build_networks
 from fastcyclegan.testing import copy_of, seeded_networks
 
-# As fp32 holds it: on a GPU fused Adam reads its rate in fp32, also of float64 weights, and 2e-4 itself would
-# be 2.5e-8 off there.
+# Rounded to fp32: on a GPU fused Adam reads its learning rate in fp32, even for float64 weights, and 2e-4
+# itself would be off by 2.5e-8 there.
 LR = float(np.float32(2e-4))
 FAULT = 1.25
 
-# A network runs in several ways (its input with a gradient or without, two providers): none of them may run
-# uncompiled in silence.
+# A network runs in several ways (input with or without a gradient, two providers). None of them may silently
+# fall back to running uncompiled.
 torch._dynamo.config.recompile_limit = 64
 torch._dynamo.config.fail_on_recompile_limit_hit = True
 
 
 @dataclass(frozen=True)
 class Provider:
-    """One way to compute: the official order or ours, in which precision and layout, compiled in which
-    mode."""
+    """One implementation: the official order or ours, with its precision, memory layout and compile mode."""
 
     title: str
     ours: bool = False
     strict: bool = False
-    """fp32 products in fp32, where torch's default is TF32."""
+    """Compute fp32 convolutions in fp32, where torch's default is TF32."""
     reduced: bool = False
-    """bf16 under autocast and channels_last."""
+    """Use bf16 autocast and channels_last."""
     mode: str | None = None
-    """torch.compile's."""
+    """The mode of torch.compile, or None to run uncompiled."""
     channels_last: bool = False
 
     def precision(self, device: str) -> str:
-        """Return "fp32" or "bf16"; ours takes what ``--precision auto`` means."""
+        """Return "fp32" or "bf16"; ours uses what ``--precision auto`` resolves to."""
         if self.ours:
             return resolve_precision("auto", torch.device(device), self.mode is not None)
         if self.reduced:
@@ -70,38 +69,45 @@ class Provider:
         return torch.contiguous_format
 
     def require(self, device: str) -> None:
-        """Raise Unserved where ``device`` has no use for this provider."""
+        """Raise Unavailable if this provider cannot run on ``device``, or would not differ from another
+        one.
+        """
         if self.strict and device != "cuda":
-            raise Unserved("the same as torch's defaults: only GPUs have TF32")
+            raise Unavailable("identical to torch's defaults here: only GPUs have TF32")
         if self.mode == "max-autotune" and device != "cuda":
-            raise Unserved("its CUDA graphs need a GPU")
+            raise Unavailable("its CUDA graphs need a GPU")
         if self.reduced and self.mode is None and self.precision(device) == "fp32":
-            raise Unserved("this processor has no bf16 instructions")
+            raise Unavailable("this processor has no bf16 instructions")
         if self.mode is not None and (reason := why_not_compiled(torch.device(device))):
-            raise Unserved(reason)
+            raise Unavailable(reason)
 
 
 PROVIDERS = {
     "official": Provider("official order, torch defaults"),
     "official_strict": Provider("official order, strict fp32", strict=True),
     "official_bf16": Provider("official order, bf16 autocast, channels_last", reduced=True),
-    "official_compiled": Provider("the same, torch.compile", reduced=True, mode="default"),
+    "official_compiled": Provider(
+        "official order, bf16 autocast, channels_last, torch.compile", reduced=True, mode="default"
+    ),
     "official_max_autotune": Provider(
-        "the same, torch.compile max-autotune, its CUDA graphs", reduced=True, mode="max-autotune"
+        "official order, bf16 autocast, channels_last, torch.compile max-autotune with CUDA graphs",
+        reduced=True,
+        mode="max-autotune",
     ),
     "ours": Provider("ours, uncompiled", ours=True),
     "ours_compiled": Provider("ours, --compile", ours=True, mode="default"),
 }
-# Not to be timed: the layout alone makes PyTorch's convolutions add in another order.
+# Never timed, only a yardstick for rounding: in another layout PyTorch's convolutions sum in another order.
 OFFICIAL_CHANNELS_LAST = Provider("official order, channels_last", channels_last=True)
-# What PyTorch has in each precision: nobody need be nearer to float64 than the one that is furthest from it.
+# PyTorch's implementations in each precision. No provider has to be closer to float64 than the one of these
+# with the largest error.
 YARDSTICKS: dict[str, tuple[str | Provider, ...]] = {
     "fp32": ("official", OFFICIAL_CHANNELS_LAST),
     "bf16": ("official_bf16",),
 }
 
-# In which order providers are made ready: where time runs out, the last ones are missing.
-TELLING = (
+# The order in which providers are built. If time runs out, the last ones are missing.
+BUILD_ORDER = (
     "official",
     "ours_compiled",
     "official_bf16",
@@ -112,8 +118,10 @@ TELLING = (
 )
 
 
-def planted(nets: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
-    """Return copies of ``nets`` whose last weights, which no norm follows, are a quarter too large."""
+def faulty_copies(nets: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """Return copies of ``nets`` with a planted fault: the last weights, which no norm follows, are a quarter
+    too large.
+    """
     faulty = copy_of(nets)
     with torch.no_grad():
         for net in faulty.values():
@@ -124,21 +132,22 @@ def planted(nets: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
 
 @dataclass
 class TrainStep:
-    """A provider's training iteration: ``run`` takes a batch and returns its losses in our order; ``nets`` by
-    our names.
+    """A provider's training iteration.
+
+    ``run`` takes a batch and returns its losses in our order; ``nets`` contains the networks by our names.
     """
 
     run: Callable[[Batch], Tensor]
     nets: dict[str, nn.Module]
     precision: str
     state: Callable[[], Any]
-    """What it keeps from one iteration to the next: weights, moments, pools."""
+    """Returns everything that carries over to the next iteration: weights, moments, pools."""
     optimizers: list[torch.optim.Optimizer]
     mark: Callable[[Callable[[Callable[..., Any]], Callable[..., Any]]], None]
-    """Wraps what begins the discriminators' phase, so that a profile shows where that is."""
+    """Wraps the function that starts the discriminators' phase, so that a profile shows where it starts."""
     fakes: Callable[[int], Tensor]
-    """The first n fakes of B and of A, [2, n, C, H, W]: as the timed step made them, kept by its pools until
-    these are full.
+    """Returns the first n fakes of B and of A, [2, n, C, H, W]. They come from the pools of the timed step,
+    which store all fakes until they are full.
     """
 
 
@@ -152,16 +161,17 @@ def train_step(
     fault: bool = False,
     options: EngineConfig = EngineConfig(),
 ) -> TrainStep:
-    """Return a provider (or the one of that name) with the weights of ``nets``, which are made by ``config``.
+    """Return the training step of a provider, given itself or by name, with the weights of ``nets``.
 
-    ``options`` are those of our engine. ``dtype`` float64 makes the official order the truth that others are
-    held to; without autocast in both. Raises Unserved.
+    ``config`` is the configuration of ``nets``, and ``options`` are those of our engine. With ``dtype``
+    float64 neither side uses autocast, and the official order is the truth that other results are compared
+    with. Raises Unavailable if the provider cannot run on ``device``.
     """
     if isinstance(provider, str):
         provider = PROVIDERS[provider]
     provider.require(device)
     if fault:
-        nets = planted(nets)
+        nets = faulty_copies(nets)
     if provider.ours:
         return _ours(provider, nets, device, loss, dtype, config, options)
     official = _Official(provider, nets, device, loss, dtype)
@@ -192,13 +202,13 @@ def _ours(
     options: EngineConfig,
 ) -> TrainStep:
     precision = _precision(provider, device, dtype)
-    own = {name: net.to(dtype) for name, net in build_networks(config).items()}
-    for name, net in own.items():
+    networks = {name: net.to(dtype) for name, net in build_networks(config).items()}
+    for name, net in networks.items():
         net.load_state_dict(nets[name].state_dict())
     recipe = CycleGANRecipe(loss)
     engine = Engine(
         recipe,
-        own,
+        networks,
         OptimConfig(),
         torch.device(device),
         precision,
@@ -226,8 +236,8 @@ def _ours(
 
 
 class _Compiled(nn.Module):
-    """A compiled network whose outputs stay when its CUDA graphs run again: the official pool keeps images
-    for later iterations.
+    """A compiled network whose outputs remain valid when its CUDA graphs run again, because the official pool
+    stores images for later iterations.
     """
 
     def __init__(self, net: nn.Module, mode: str) -> None:
@@ -242,7 +252,7 @@ class _Compiled(nn.Module):
 
 
 class _Official:
-    """The official order with weights of its own, iteration by iteration: what a TrainStep is made of."""
+    """The official order on its own copy of the weights; supplies the parts of a TrainStep."""
 
     def __init__(
         self,
@@ -257,10 +267,10 @@ class _Official:
         self.nets: dict[str, nn.Module] = {}
         run: dict[str, nn.Module] = {}
         for name, net in copy_of(nets, dtype).items():
-            own = net.to(device=device, memory_format=provider.layout)  # type: ignore[call-overload]
-            self.nets[name] = run[name] = own
+            placed = net.to(device=device, memory_format=provider.layout)  # type: ignore[call-overload]
+            self.nets[name] = run[name] = placed
             if provider.mode is not None:
-                run[name] = _Compiled(own, provider.mode)
+                run[name] = _Compiled(placed, provider.mode)
         self.model = OfficialCycleGAN(
             run["G_AB"],
             run["G_BA"],
@@ -306,8 +316,9 @@ class _Official:
 
 
 def tf32(allowed: bool) -> AbstractContextManager[Any]:
-    """Let convolutions take TF32 inside the block, as torch's default is, or not; nothing to do without a
-    GPU.
+    """Return a context manager that allows TF32 in convolutions, which is torch's default, or forbids it.
+
+    It does nothing without a GPU.
     """
     if not torch.cuda.is_available():
         return contextlib.nullcontext()
@@ -317,24 +328,26 @@ def tf32(allowed: bool) -> AbstractContextManager[Any]:
 def generator(
     provider: str | Provider, net: nn.Module, device: str, fault: bool = False, **arguments: Any
 ) -> tuple[Callable[[Tensor], Tensor], str]:
-    """Return a function from images to images, and its precision. ``net`` is a reference generator made
-    with ``arguments``.
+    """Return a provider's function from images to images, and its precision.
+
+    ``net`` is a reference generator that was built with ``arguments``. Raises Unavailable if the provider
+    cannot run on ``device``.
     """
     if isinstance(provider, str):
         provider = PROVIDERS[provider]
     provider.require(device)
     precision, layout = provider.precision(device), provider.layout
     if provider.ours:
-        own: nn.Module = Generator(**arguments)
-        own.load_state_dict(net.state_dict())
+        network: nn.Module = Generator(**arguments)
+        network.load_state_dict(net.state_dict())
     else:
-        own = copy.deepcopy(net)
+        network = copy.deepcopy(net)
     if fault:
-        own = planted({"G": own})["G"]
-    own = own.eval().to(device=device, memory_format=layout)  # type: ignore[call-overload]
-    run: Any = own
+        network = faulty_copies({"G": network})["G"]
+    network = network.eval().to(device=device, memory_format=layout)  # type: ignore[call-overload]
+    run: Any = network
     if provider.mode is not None:
-        run = torch.compile(own, mode=provider.mode, dynamic=False)
+        run = torch.compile(network, mode=provider.mode, dynamic=False)
 
     def translate(x: Tensor) -> Tensor:
         if provider.mode == "max-autotune":
@@ -347,8 +360,9 @@ def generator(
 
 
 def plain_networks(config: ModelConfig = ModelConfig(), seed: int = 0) -> dict[str, nn.Module]:
-    """Return four ResNet and PatchGAN networks of the reference, nothing of ours, with the initial weights
-    that ``seed`` gives both.
+    """Return the four networks, ResNet and PatchGAN, as plain reference modules without any of our code.
+
+    Their initial weights are those that our networks get from ``seed``.
     """
     ours = seeded_networks(config, seed)
     n_blocks = int(config.netG.removeprefix("resnet_").removesuffix("blocks"))

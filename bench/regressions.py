@@ -1,4 +1,4 @@
-"""The regression check: what two results share, compared figure by figure."""
+"""Check for regressions by comparing all figures that two results have in common."""
 
 from __future__ import annotations
 
@@ -6,20 +6,21 @@ from collections.abc import Iterator, Sequence
 
 from bench.figures import Results, Row, anchor_of, is_ceiling, speed_up
 
-# What must not grow: exact counts, and memory.
+# Figures that must not grow: exact counts, and memory.
 GROWTH = ("launches", "aten_calls", "saved_bytes", "peak_bytes")
 
-# What is said of a figure, its old value, and its new one.
+# The text about a figure, its old value, and its new value.
 Compared = tuple[str, float, float]
 
 
 def regressions(new: Results, old: Results, over: float) -> tuple[list[str], list[str], int]:
-    """Compare two results: what became worse by more than ``over`` (0.05 is 5 %), what is gone, and how many
-    figures were compared.
+    """Compare two results. Return lines on the figures that are worse by more than ``over`` (0.05 is 5 %),
+    the names of rows that are missing from ``new``, and the number of figures compared.
 
-    A time is compared as a ratio to its group's first provider, both of one run, so that a busier machine is
-    no regression; where there is none (the first itself, or a ceiling), only on the same hardware. Counts and
-    memory are compared as they are.
+    A time is compared relative to the first provider of its group in the same run, so that a busier machine
+    does not count as a regression. If there is no such ratio (the first provider itself, or another first
+    provider), the time is compared directly, and only on the same hardware. Ceilings are not compared. Counts
+    are compared directly, and so is memory on the same hardware.
     """
     worse, compared = [], 0
     olds, news = _rows_by_name(old), _rows_by_name(new)
@@ -34,17 +35,17 @@ def regressions(new: Results, old: Results, over: float) -> tuple[list[str], lis
         for text, a, b in figures:
             if b > a * (1 + over):
                 worse.append(f"{row.group}, {row.provider}: {text} (+{100 * (b / a - 1):.1f} %)")
-    gone = [f"{group}, {provider}" for group, provider in olds.keys() - news.keys()]
-    return worse, gone, compared
+    missing = [f"{group}, {provider}" for group, provider in olds.keys() - news.keys()]
+    return worse, missing, compared
 
 
 def _rows_by_name(results: Results) -> dict[tuple[str, str], tuple[Row, list[Row]]]:
-    """Return each row with those of its group, by the names of its group and its provider."""
-    found = {}
+    """Return each row and all rows of its group, by the names of the group and the provider."""
+    by_name = {}
     for rows in results.groups.values():
         for row in rows:
-            found[row.group, row.provider] = row, rows
-    return found
+            by_name[row.group, row.provider] = row, rows
+    return by_name
 
 
 def _counts(before: Row, row: Row, same_hardware: bool) -> Iterator[Compared]:
@@ -61,13 +62,13 @@ def _times(
         return
     anchor = anchor_of(rows)
     if row is not anchor and anchor.provider == anchor_of(rows_before).provider:
-        a, b = _beside_the_anchor(before, rows_before), _beside_the_anchor(row, rows)
-        yield f"time, beside {anchor.provider}, {a:.4g} -> {b:.4g}", a, b
+        a, b = _relative_to_anchor(before, rows_before), _relative_to_anchor(row, rows)
+        yield f"time relative to {anchor.provider} {a:.4g} -> {b:.4g}", a, b
     elif same_hardware:
-        a, b = before.each.median, row.each.median
-        yield f"time, seconds, {a:.4g} -> {b:.4g}", a, b
+        a, b = before.time.median, row.time.median
+        yield f"time in seconds {a:.4g} -> {b:.4g}", a, b
 
 
-def _beside_the_anchor(row: Row, rows: Sequence[Row]) -> float:
-    """Return the time of ``row`` over that of its group's first provider."""
+def _relative_to_anchor(row: Row, rows: Sequence[Row]) -> float:
+    """Return the time of ``row`` divided by that of the first provider of its group."""
     return 1 / speed_up(row, anchor_of(rows)).median

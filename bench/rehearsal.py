@@ -1,7 +1,7 @@
-"""A stage of the GPU suite without a GPU, as a GPU machine would have it: a copy of the tracked files, a
-Python with its packages alone.
+"""Rehearse a stage of the GPU suite without a GPU, under the conditions of a GPU machine: a copy of the
+tracked files, and a Python that has only that machine's packages.
 
-What runs there is marked: every file is called rehearsal-... and says "rehearsal, no GPU" inside.
+The result files are marked: their names start with "rehearsal-", and they contain "rehearsal, no GPU".
 """
 
 from __future__ import annotations
@@ -24,24 +24,25 @@ from PIL import Image, ImageDraw, PngImagePlugin
 
 from bench.machine import ROOT
 
-# What the machine has; what it lacks of ours is tyro, DALI, and the project itself.
+# The packages that the GPU machine has. Of our dependencies it lacks tyro, DALI, and the project itself.
 PACKAGES = (
     "torch", "triton", "numpy", "pillow", "rich", "matplotlib", "tensorboard", "safetensors",
     "huggingface_hub",
     "pytest", "pytest-benchmark", "pytest-timeout", "pytest-xdist",
 )  # fmt: skip
 MARK, PREFIX = "rehearsal, no GPU", "rehearsal-"
-# Seconds for a rehearsal that is ended from outside: to have heard of it, and to end.
-HEARD, ENDING = 5.0, 20.0
+# Seconds to wait after an interrupt: for the rehearsal to react by itself, and then to end after SIGTERM.
+REACTION, ENDING = 5.0, 20.0
 
 
-class CannotRehearse(Exception):  # noqa: N818 - a reason, for whoever asked
-    """Why there is no rehearsal here."""
+class CannotRehearse(Exception):  # noqa: N818 - a reason to report, not a fault
+    """Raised if no rehearsal is possible; the message gives the reason."""
 
 
-def _name(requirement: str) -> str | None:
-    """Return the package that a requirement names, None where it is wanted by an extra or not on this
-    system."""
+def _package_name(requirement: str) -> str | None:
+    """Return the name of the required package, or None if it is only needed for an extra or on another
+    system.
+    """
     from packaging.requirements import Requirement
 
     parsed = Requirement(requirement)
@@ -51,8 +52,9 @@ def _name(requirement: str) -> str | None:
 
 
 def needed(packages: Sequence[str]) -> Iterator[Distribution]:
-    """Yield ``packages`` as they are installed here, and all that they need. Raises CannotRehearse where one
-    of ``packages`` is missing.
+    """Yield the installed distributions of ``packages`` and of everything they require.
+
+    Raises CannotRehearse if one of ``packages`` is not installed.
     """
     todo, seen = list(packages), set[str]()
     while todo:
@@ -62,67 +64,71 @@ def needed(packages: Sequence[str]) -> Iterator[Distribution]:
             continue
         seen.add(key)
         try:
-            found = distribution(name)
+            installed = distribution(name)
         except PackageNotFoundError:
-            # What others need and do without here, they do without there.
+            # A requirement that is missing here is not needed in the rehearsal either.
             if name in packages:
                 raise CannotRehearse(
-                    f"it needs what the GPU machine has, and {name} is not installed: pip install -e"
-                    " '.[test]'"
+                    f"a rehearsal needs the packages of the GPU machine, and {name} is not installed: pip"
+                    " install -e '.[test]'"
                 ) from None
             continue
-        yield found
-        if found.requires is not None:
-            for requirement in found.requires:
-                other = _name(requirement)
+        yield installed
+        if installed.requires is not None:
+            for requirement in installed.requires:
+                other = _package_name(requirement)
                 if other is not None:
                     todo.append(other)
 
 
 def bare_python(folder: Path, packages: Sequence[str] = PACKAGES) -> Path:
-    """Make a virtual environment in ``folder`` that has ``packages`` and what they need, by links to those
-    here; return its Python.
+    """Create a virtual environment in ``folder`` with ``packages`` and their requirements, and return the
+    path of its Python.
+
+    The packages are links to the installed ones.
     """
     venv.create(folder, symlinks=True)
     (site,) = folder.glob("lib/python*/site-packages")
-    for found in needed(packages):
-        for top in _top_folders(found):
+    for package in needed(packages):
+        for top in _top_folders(package):
             target = site / top
             if not target.exists():
-                target.symlink_to(Path(str(found.locate_file(top))).resolve())
+                target.symlink_to(Path(str(package.locate_file(top))).resolve())
     return folder / "bin" / "python"
 
 
 def _top_folders(package: Distribution) -> set[str]:
-    """Return what ``package`` has at the top of its site-packages."""
+    """Return the top-level files and folders of ``package`` in site-packages."""
     if package.files is None:
         return set()
     return {file.parts[0] for file in package.files} - {"..", "__pycache__"}
 
 
-def _listed(*options: str) -> list[str]:
-    """Return the files that git lists, none where there is no git or no checkout."""
+def _git_files(*options: str) -> list[str]:
+    """Return the files that git lists, or an empty list without git or outside a checkout."""
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             ["git", "ls-files", "-z", *options], cwd=ROOT, capture_output=True, text=True, check=False
         )
     except OSError:
         return []
-    if done.returncode != 0:
+    if process.returncode != 0:
         return []
-    return [name for name in done.stdout.split("\0") if name]
+    return [name for name in process.stdout.split("\0") if name]
 
 
 def tracked_copy(folder: Path) -> None:
-    """Copy what git tracks, as it is in the working tree, into ``folder``. Raises CannotRehearse outside a
-    checkout.
+    """Copy the files that git tracks, as they are in the working tree, into ``folder``.
+
+    Raises CannotRehearse outside a checkout.
     """
-    names = _listed()
+    names = _git_files()
     if not names:
-        raise CannotRehearse(f"{ROOT} is no git checkout, so there is nothing to tell which files travel")
-    if untracked := _listed("--others", "--exclude-standard"):
+        raise CannotRehearse(f"{ROOT} is not a git checkout, so the files to copy cannot be determined")
+    if untracked := _git_files("--others", "--exclude-standard"):
         print(
-            f"not in the rehearsal, because git does not track them: {', '.join(untracked[:8])}", flush=True
+            f"left out of the rehearsal, because git does not track them: {', '.join(untracked[:8])}",
+            flush=True,
         )
     for name in names:
         source, target = ROOT / name, folder / name
@@ -132,13 +138,15 @@ def tracked_copy(folder: Path) -> None:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """Return an environment with nothing of this one's Python, no GPU, and caches of its own."""
-    others = ("PYTHON", "PYTEST_", "TRITON_", "TORCH")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(others)}
+    """Return an environment without the Python settings of this one, without a GPU, and with separate caches
+    in ``folder``.
+    """
+    excluded = ("PYTHON", "PYTEST_", "TRITON_", "TORCH")
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(excluded)}
     return {
-        **kept,
+        **inherited,
         "CUDA_VISIBLE_DEVICES": "",
-        # Few processors and tiny work: threads would wait for each other.
+        # With few cores and tiny work, several threads would only wait for each other.
         "OMP_NUM_THREADS": "1",
         "HOME": str(folder),
         "TMPDIR": str(folder / "tmp"),
@@ -151,8 +159,9 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 def mark(file: Path) -> Path:
-    """Write into ``file`` that it is of a rehearsal, call it so, and return where it is now. What holds no
-    text is called so alone.
+    """Mark ``file`` as coming from a rehearsal, in its content and in its name, and return its new path.
+
+    Files in other formats are only renamed.
     """
     kind = file.suffix
     if kind == ".gz":
@@ -182,56 +191,64 @@ def _mark_image(file: Path) -> None:
 
 
 def check_results(results: Path) -> None:
-    """Raise CannotRehearse for a folder that has, or is meant for, figures of a GPU."""
-    kept = ROOT / "bench" / "results"
-    if results.resolve() == kept or kept in results.resolve().parents:
-        raise CannotRehearse("bench/results is for what a GPU gave: name another folder with --results")
+    """Raise CannotRehearse if ``results`` contains GPU results or is meant for them, or cannot be written."""
+    gpu_results = ROOT / "bench" / "results"
+    if results.resolve() == gpu_results or gpu_results in results.resolve().parents:
+        raise CannotRehearse(
+            "bench/results is reserved for GPU results; choose another folder with --results"
+        )
     if results.exists() and not results.is_dir():
-        raise CannotRehearse(f"--results {results} is a file")
+        raise CannotRehearse(f"--results {results} is a file, not a folder")
     try:
         results.mkdir(parents=True, exist_ok=True)
         (results / PREFIX).touch()
         (results / PREFIX).unlink()
     except OSError as error:
-        raise CannotRehearse(f"--results {results}: cannot write there: {error.strerror}") from None
+        raise CannotRehearse(f"--results {results}: cannot write to this folder: {error.strerror}") from None
     others = [file.name for file in results.iterdir() if not file.name.startswith(PREFIX)]
     if others:
         raise CannotRehearse(
-            f"--results {results} holds what is of no rehearsal ({others[0]}): name an empty folder"
+            f"--results {results}: the folder contains files that are not from a rehearsal, such as"
+            f" {others[0]}; choose an empty folder"
         )
 
 
 def rehearse(arguments: Sequence[str], results: Path) -> int:
-    """Run the suite with ``arguments`` in a copy and a bare environment; ``results`` gets its files, marked.
-    Raises CannotRehearse.
+    """Run the suite with ``arguments`` in a copy of the checkout and a bare environment, and return its exit
+    code.
+
+    Its files are marked and moved to ``results``. Raises CannotRehearse if no rehearsal is possible.
     """
     check_results(results)
-    began = time.monotonic()
+    started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="fastcyclegan-rehearsal-") as name:
         folder = Path(name)
-        copy, own = folder / "copy", folder / "results"
-        for each in (copy, own, folder / "tmp"):
+        copy, unmarked = folder / "copy", folder / "results"
+        for each in (copy, unmarked, folder / "tmp"):
             each.mkdir()
         tracked_copy(copy)
         python = bare_python(folder / "venv")
-        print(f"{MARK}: files copied and a bare Python made in {time.monotonic() - began:.0f} s", flush=True)
-        suite = [str(copy / "scripts" / "gpu_suite.py"), "--in-rehearsal", *arguments, "--results", str(own)]
+        prepared = time.monotonic() - started
+        print(f"{MARK}: copied the files and created a bare Python in {prepared:.0f} s", flush=True)
+        script = str(copy / "scripts" / "gpu_suite.py")
+        suite = [script, "--in-rehearsal", *arguments, "--results", str(unmarked)]
         status = _run([str(python), *suite], folder)
-        for file in sorted(path for path in own.rglob("*") if path.is_file()):
+        for file in sorted(path for path in unmarked.rglob("*") if path.is_file()):
             shutil.move(mark(file), results / (PREFIX + file.name))
-    print(f"{MARK}: {time.monotonic() - began:.0f} s in all; files in {results}")
+    print(f"{MARK}: finished in {time.monotonic() - started:.0f} s; files in {results}")
     return status
 
 
 def _run(command: Sequence[str], folder: Path) -> int:
-    """Run ``command`` until it ends, or until this process is told to end. Returns its exit status."""
+    """Run ``command`` until it ends or this process is interrupted, and return its exit status."""
     with subprocess.Popen(command, cwd=folder, env=environment(folder), stdin=subprocess.DEVNULL) as process:
         try:
             return process.wait()
         except KeyboardInterrupt:
-            # It ends its parts, by the same Ctrl-C or else by a signal of its own; what it knew is written.
+            # The suite ends its parts because of the same Ctrl-C, or else because of the SIGTERM below; its
+            # results so far are already written.
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(HEARD)
+                process.wait(REACTION)
             process.terminate()
             return process.wait(ENDING)
         finally:

@@ -1,4 +1,4 @@
-"""Results as Markdown: a table for each group of rows, its ratios, and one machine's whole page."""
+"""Format results as Markdown: a table and the speed-ups for each group, and the whole page of one machine."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from bench.figures import (
     speed_up,
 )
 
-# Rounds from which on a 95th percentile is more than the largest.
+# With at least this many rounds, the 95th percentile differs from the maximum.
 ENOUGH = 20
 
 
 def markdown(results: Results) -> Iterator[str]:
-    """Yield one machine's tables, every group."""
+    """Yield the lines of one machine's page, with a table for every group."""
     yield f"# {results.title}"
     for name, tests in results.tests.items():
         yield f"\nTests, {name}: {tests['summary']}"
@@ -29,8 +29,8 @@ def markdown(results: Results) -> Iterator[str]:
     if results.rows:
         conditions = results.rows[0].info.get("conditions")
     if conditions:
-        told = ", ".join(f"{name} {value}" for name, value in conditions.items())
-        yield f"\nWhile the first group was measured: {told}"
+        readings = ", ".join(f"{name} {value}" for name, value in conditions.items())
+        yield f"\nDuring the measurement of the first group: {readings}"
     for group, rows in results.groups.items():
         yield f"\n## {group}\n"
         yield from table(rows)
@@ -38,7 +38,7 @@ def markdown(results: Results) -> Iterator[str]:
 
 
 def table(rows: Sequence[Row]) -> Iterator[str]:
-    """Yield a group's Markdown table."""
+    """Yield the lines of a group's Markdown table."""
     if rows[0].info.get("counts_only"):
         yield from counts_table(rows)
         return
@@ -50,27 +50,29 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _columns(rows: Sequence[Row]) -> dict[str, Callable[[Row], str]]:
-    """Return the columns that a group has figures for, by their heads: what makes a row's cell."""
+    """Return the columns for which a group has figures: by heading, the function that formats a row's
+    cell.
+    """
     columns: dict[str, Callable[[Row], str]] = {"provider": lambda row: row.provider}
     if any("precision" in row.info or "dtype" in row.info for row in rows):
         columns["precision"] = _precision
     if rows[0].file == "bench_generator.py" and len(rows[0].seconds) >= ENOUGH:
         columns["time (median, 95th percentile)"] = _median_and_percentile
     else:
-        columns["time (median, least to most)"] = lambda row: duration(row.each)
+        columns["time (median, min to max)"] = lambda row: duration(row.time)
     columns["rounds"] = lambda row: str(len(row.seconds))
     if any(row.rate for row in rows):
         columns["rate"] = _rate
-    # Of a group of ceilings alone there is nothing to compare.
-    alone = all(is_ceiling(row) for row in rows)
+    # A group that contains only ceilings has nothing to compare.
+    only_ceilings = all(is_ceiling(row) for row in rows)
     ceiling = ceiling_of(rows)
-    if not alone and ceiling is not None and ceiling.rate is not None:
-        columns["of the ceiling"] = lambda row: _share(row, ceiling)
+    if not only_ceilings and ceiling is not None and ceiling.rate is not None:
+        columns["share of the ceiling"] = lambda row: _share(row, ceiling)
     if any(row.info.get("peak_bytes") for row in rows):
         columns["peak memory"] = _peak
-    if not alone:
+    if not only_ceilings:
         anchor = anchor_of(rows)
-        columns[f"times {anchor.provider}"] = lambda row: _ratio(row, anchor)
+        columns[f"speed-up over {anchor.provider}"] = lambda row: _ratio(row, anchor)
     return columns
 
 
@@ -87,12 +89,12 @@ def _precision(row: Row) -> str:
 
 
 def _median_and_percentile(row: Row) -> str:
-    median = Spread(row.each.median, 0, 0, 1)
+    median = Spread(row.time.median, 0, 0, 1)
     return f"{duration(median)}, {duration(_percentile(row, 95))}"
 
 
 def _percentile(row: Row, percent: int) -> Spread:
-    """Return the smallest time that so many percent of the rounds did not exceed."""
+    """Return the smallest round time that ``percent`` percent of the rounds did not exceed."""
     ordered = sorted(row.seconds)
     rank = -(-len(ordered) * percent // 100)
     value = ordered[min(len(ordered), rank) - 1] / row.info.get("operations", 1)
@@ -148,12 +150,15 @@ def _digits(value: float) -> str:
 
 
 def ratios(rows: Sequence[Row]) -> Iterator[str]:
-    """Yield how many times as fast each of ours is as each of the others, where there are several."""
+    """Yield a table with the speed-ups of each of our providers over each of the others.
+
+    Nothing is yielded for a group with fewer than two other providers.
+    """
     ours = [row for row in rows if row.provider.startswith("ours")]
     others = [row for row in rows if row not in ours and not is_ceiling(row)]
     if not ours or len(others) < 2 or rows[0].info.get("counts_only"):
         return
-    yield "\n" + _line(["times as fast as", *(row.provider for row in others)])
+    yield "\n" + _line(["speed-up over", *(row.provider for row in others)])
     yield _rule(1 + len(others))
     for row in ours:
         yield _line([row.provider, *(f"{speed_up(row, other):.2f}" for other in others)])

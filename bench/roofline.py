@@ -1,12 +1,12 @@
-"""The floor of a training step: what its arithmetic, its memory traffic and its launches must take on a chip,
-layer by layer.
+"""Calculate the floor of a training step, layer by layer: the least time that its arithmetic, its memory
+traffic and its launches take on a chip.
 
     python -m bench.roofline                                            # this machine, ceilings measured now
     python -m bench.roofline --matrix_tflops 790 --bandwidth_gbs 4300 --launch_us 1.1  # another chip
-    python -m bench.roofline --profile profile/profile.json            # measured time over floor by layer
+    python -m bench.roofline --profile profile/profile.json            # measured times relative to the floor
 
-A layer's floor is the larger of its arithmetic and its traffic (bench/step_work.py); the step's is their sum
-and the launches.
+The floor of a layer is the larger of the times for its arithmetic and for its traffic (bench/step_work.py).
+The floor of the step is the sum over all layers, plus the launches.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from bench.step_work import ITEM, Chip, Work, step_work
 
 
 def count_launches(size: int, batch: int, blocks: int, identity: bool, precision: str) -> int:
-    """Return the Triton launches and ATen calls of one of our steps, from a dry run on the CPU."""
+    """Return the number of Triton launches and ATen calls in one of our steps, from a dry run on the CPU."""
     from bench.counts import step_counts
 
     counts = step_counts("ours", size, batch, blocks, identity, precision)
@@ -31,7 +31,7 @@ def count_launches(size: int, batch: int, blocks: int, identity: bool, precision
 
 
 def measured_chip(precision: str) -> Chip:
-    """Return this machine's ceilings as bench_ceilings.py measures them, the best of each."""
+    """Measure this machine's ceilings like bench_ceilings.py, and return the best value of each."""
     from bench.bench_ceilings import contest
     from bench.machine import hardware
     from bench.timing import race
@@ -57,14 +57,15 @@ def measured_chip(precision: str) -> Chip:
 def lines(
     works: list[Work], chip: Chip, launches: int, measured: dict[str, float] | None = None
 ) -> Iterator[str]:
-    """Yield the table: the costliest first. ``measured``: seconds by layer and pass, where there is a
-    profile.
+    """Yield the lines of the table, the costliest layer first.
+
+    ``measured`` contains the measured seconds by layer and pass, if there is a profile.
     """
     rates = f"{chip.matrix / 1e12:.3g} TFLOP/s, {chip.bandwidth / 1e9:.4g} GB/s"
-    yield f"Ceilings ({chip.source}): {rates}, {chip.launch * 1e6:.3g} us a launch"
+    yield f"Ceilings ({chip.source}): {rates}, {chip.launch * 1e6:.3g} us per launch"
     heads = f"{'layer':<52}{'pass':<22}{'calls':>6}{'GFLOP':>10}{'MB':>10}{'floor ms':>10}  {'bound':<11}"
     if measured is not None:
-        heads += f"{'measured':>10}{'over floor':>12}"
+        heads += f"{'measured':>10}{'vs. floor':>12}"
     yield heads
     all_flops = all_bytes = all_floors = 0.0
     for work in sorted(works, key=lambda w: -w.floor(chip)):
@@ -72,24 +73,24 @@ def lines(
         cells = f"{work.layer:<52}{work.phase:<22}{work.calls:>6}{flops / 1e9:>10.1f}{moved / 1e6:>10.1f}"
         cells += f"{floor * 1e3:>10.4g}  {work.bound(chip):<11}"
         if measured is not None:
-            cells += _beside_the_floor(measured.get(key_of(work), 0.0), floor)
+            cells += _relative_to_floor(measured.get(key_of(work), 0.0), floor)
         yield cells
         all_flops += flops
         all_bytes += moved
         all_floors += floor
     arithmetic = f"{all_flops / 1e12:.3f} TFLOP ({all_flops / chip.matrix * 1e3:.4g} ms)"
-    yield f"in all: {arithmetic}, {all_bytes / 1e9:.3f} GB ({all_bytes / chip.bandwidth * 1e3:.4g} ms)"
+    yield f"total: {arithmetic}, {all_bytes / 1e9:.3f} GB ({all_bytes / chip.bandwidth * 1e3:.4g} ms)"
     launching = launches * chip.launch
-    both = f"one after the other {(all_floors + launching) * 1e3:.4g} ms"
+    both = f"together {(all_floors + launching) * 1e3:.4g} ms"
     yield f"floor: {all_floors * 1e3:.4g} ms by layers; {launches} launches {launching * 1e3:.4g} ms; {both}"
     if measured is not None:
         yield (
-            "measured: a convolution's backward is one call; both gradients, and equal layers of other"
-            " phases, share its time"
+            "measured: the backward of a convolution is one call, so its time is divided between both"
+            " gradients and equal layers of other phases"
         )
 
 
-def _beside_the_floor(seconds: float, floor: float) -> str:
+def _relative_to_floor(seconds: float, floor: float) -> str:
     if not seconds:
         return ""
     return f"{seconds * 1e3:>8.4g} ms{seconds / floor:>11.2f}x"
@@ -100,22 +101,23 @@ def key_of(work: Work) -> str:
 
 
 def measured_by_layer(works: list[Work], events: list[dict[str, Any]]) -> dict[str, float]:
-    """Return seconds by layer and pass, from a profile's operators with their shapes (profile_step.py).
+    """Return the measured seconds by layer and pass, from a profile's operators and their shapes
+    (profile_step.py).
 
-    A convolution's event is known by the shapes of its input and weight; where forward, or either gradient,
-    of several phases have the same shapes, its time is shared out by their floors' calls.
+    A convolution is identified by the shapes of its input and weight. If several passes have the same shapes,
+    its time is divided between them in proportion to their calls.
     """
-    found: Counter[str] = Counter()
+    seconds: Counter[str] = Counter()
     for event in events:
         kinds = _works_of(event, works)
         calls = sum(work.calls for work in kinds)
         for work in kinds:
-            found[key_of(work)] += event["seconds"] * work.calls / calls
-    return dict(found)
+            seconds[key_of(work)] += event["seconds"] * work.calls / calls
+    return dict(seconds)
 
 
 def _works_of(event: dict[str, Any], works: list[Work]) -> list[Work]:
-    """Return those of ``works`` that an event of a profile may be."""
+    """Return the entries of ``works`` to which an event of a profile can belong."""
     shapes = set()
     for shape in event["shapes"]:
         if isinstance(shape, list) and all(isinstance(n, int) for n in shape):
@@ -132,7 +134,7 @@ def _works_of(event: dict[str, Any], works: list[Work]) -> list[Work]:
 
 
 class Settings(NamedTuple):
-    """What a training step is of."""
+    """The settings that determine the work of a training step."""
 
     size: int = 256
     batch: int = 1
@@ -142,71 +144,75 @@ class Settings(NamedTuple):
 
 
 def parse(arguments: list[str] | None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
-    """Return what was asked for, and the parser, which ends the process for what turns out to be wrong."""
+    """Return the parser and the parsed options; the caller reports later errors through the parser."""
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n\n")[0])
-    parser.add_argument("--size", type=int, help="side of the images, a multiple of 4 (default: 256)")
-    parser.add_argument("--batch", type=int, help="default: 1")
-    parser.add_argument("--blocks", type=int, help="residual blocks of a generator (default: 9)")
-    parser.add_argument("--no_identity", action="store_true", help="without the identity loss")
+    parser.add_argument("--size", type=int, help="image size in pixels, a multiple of 4 (default: 256)")
+    parser.add_argument("--batch", type=int, help="images per batch (default: 1)")
+    parser.add_argument("--blocks", type=int, help="residual blocks per generator (default: 9)")
+    parser.add_argument("--no_identity", action="store_true", help="train without the identity loss")
     parser.add_argument("--precision", choices=sorted(ITEM), help="default: bf16")
     parser.add_argument(
-        "--matrix_tflops", type=float, help="the chip's rate of matrix products in this precision"
+        "--matrix_tflops", type=float, help="the chip's TFLOP/s for matrix products in this precision"
     )
     parser.add_argument(
-        "--bandwidth_gbs", type=float, help="the chip's rate of copying, bytes read and written"
+        "--bandwidth_gbs", type=float, help="the chip's GB/s for a copy, counting bytes read and written"
     )
-    parser.add_argument("--launch_us", type=float, help="microseconds of one launch")
+    parser.add_argument("--launch_us", type=float, help="microseconds per launch")
     parser.add_argument(
-        "--launches", type=int, help="launches of a step; without it those of ours are counted"
+        "--launches", type=int, help="launches per step (default: the counted launches of our step)"
     )
     parser.add_argument(
         "--profile",
         type=Path,
-        help="profile.json of scripts/profile_step.py, which knows the size and the rest",
+        help="profile.json from scripts/profile_step.py, which also sets the size and the other settings",
     )
     return parser, parser.parse_args(arguments)
 
 
 def _typed_chip(options: argparse.Namespace, parser: argparse.ArgumentParser) -> Chip | None:
     typed = (options.matrix_tflops, options.bandwidth_gbs, options.launch_us)
-    given = [value for value in typed if value is not None]
-    if not given:
+    values = [value for value in typed if value is not None]
+    if not values:
         return None
-    if len(given) < len(typed) or not all(value > 0 for value in given):
-        parser.error("--matrix_tflops, --bandwidth_gbs and --launch_us belong together, and are more than 0")
-    matrix, bandwidth, launch = given
+    if len(values) < len(typed) or not all(value > 0 for value in values):
+        parser.error(
+            "--matrix_tflops, --bandwidth_gbs and --launch_us must be given together, and be more than 0"
+        )
+    matrix, bandwidth, launch = values
     return Chip(matrix * 1e12, bandwidth * 1e9, launch * 1e-6, "typed in")
 
 
 def _settings(options: argparse.Namespace, parser: argparse.ArgumentParser) -> Settings:
-    given: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for name in ("size", "batch", "blocks", "precision"):
         value = getattr(options, name)
         if value is not None:
-            given[name] = value
+            values[name] = value
     if options.no_identity:
-        given["identity"] = False
-    if options.profile and given:
-        parser.error("--profile knows its own size, batch, blocks, identity and precision: leave them out")
-    settings = Settings(**given)
+        values["identity"] = False
+    if options.profile and values:
+        parser.error(
+            "--profile sets the size, batch, blocks, identity loss and precision, so leave out their options"
+        )
+    settings = Settings(**values)
     if settings.size < 24 or settings.size % 4 or min(settings.batch, settings.blocks) < 1:
-        parser.error("--size must be a multiple of 4, at least 24, --batch and --blocks at least 1")
+        parser.error("--size must be a multiple of 4 and at least 24, and --batch and --blocks at least 1")
     return settings
 
 
 def _profile(file: Path, parser: argparse.ArgumentParser) -> tuple[Settings, list[dict[str, Any]]]:
-    """Return what step was profiled, and its operators."""
+    """Return the settings of the profiled step, and its operators."""
     try:
         profile = json.loads(file.read_text())
         return Settings(*(profile[name] for name in Settings._fields)), profile["operators"]
     except OSError as error:
         parser.error(f"{file}: {error.strerror}")
     except (ValueError, KeyError, TypeError):
-        parser.error(f"{file}: not a profile of scripts/profile_step.py")
+        parser.error(f"{file}: not a profile.json from scripts/profile_step.py")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; see the module."""
+    """Run the command line; see the module."""
     parser, options = parse(arguments)
     chip = _typed_chip(options, parser)
     settings, events = _settings(options, parser), None
@@ -226,7 +232,7 @@ def main(arguments: list[str] | None = None) -> int:
     if identity:
         loss = "on"
     print(
-        f"One training step, {batch} of {size}x{size}, {blocks} blocks, identity {loss}, {precision}",
+        f"One training step, batch {batch}, {size}x{size}, {blocks} blocks, identity {loss}, {precision}",
         *lines(works, chip, launches, measured),
         sep="\n",
     )

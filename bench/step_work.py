@@ -1,9 +1,9 @@
-"""The work of a training step, layer by layer, and what it must take on a chip at least.
+"""Calculate the work of a training step, layer by layer, and the least time that it takes on a chip.
 
-FLOPs are those of the convolutions' multiplications and additions. Bytes are the least that must move with
-everything between two convolutions fused into one pass: each pass reads what it needs once and writes its
-result once, statistics come with the write before. A layer's floor is the larger of its arithmetic and its
-traffic.
+FLOPs count the multiplications and additions of the convolutions. Bytes are the minimum traffic if everything
+between two convolutions is fused into one pass: each pass reads its inputs once and writes its result once,
+and statistics are computed during the preceding write. The floor of a layer is the larger of the times for
+its arithmetic and for its traffic.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from fastcyclegan import reference
 from fastcyclegan.testing import is_cancelled_bias
 
 ITEM = {"bf16": 2, "fp32": 4}
-ADAM_BYTES = 28  # a parameter's weight, gradient and two moments read, all but the gradient written, in fp32
+ADAM_BYTES = 28  # per parameter in fp32: weight, gradient, two moments read; all but the gradient written
 
 
 @dataclass(frozen=True)
 class Chip:
-    """A chip's ceilings: matrix products in FLOP/s, memory in byte/s, seconds of one launch; ``source`` says
-    who says so.
+    """A chip's ceilings: matrix products in FLOP/s, memory bandwidth in byte/s, and seconds per launch.
+
+    ``source`` describes where the figures come from.
     """
 
     matrix: float
@@ -35,7 +36,7 @@ class Chip:
 
 @dataclass(frozen=True)
 class Work:
-    """What one kind of layer does in one pass of a step: ``calls`` times ``flops`` and ``bytes``."""
+    """The work of one kind of layer in one pass of a step: ``calls`` times ``flops`` and ``bytes``."""
 
     layer: str
     phase: str
@@ -43,10 +44,10 @@ class Work:
     flops: float
     bytes: float
     shapes: tuple[tuple[int, ...], ...] = ()
-    """Input (batch 1 first) and weight of a convolution: how a profile's events are known to be its."""
+    """The shapes of a convolution's input and weight, by which it is recognised in a profile."""
 
     def floor(self, chip: Chip) -> float:
-        """Seconds that all its calls take at least."""
+        """Return the least seconds that all its calls take."""
         return self.calls * max(self.flops / chip.matrix, self.bytes / chip.bandwidth)
 
     def bound(self, chip: Chip) -> str:
@@ -57,8 +58,9 @@ class Work:
 
 @dataclass(frozen=True)
 class Layer:
-    """A convolution as it is called: shapes of its input, weight and output, and whether a norm follows
-    it."""
+    """A convolution as it is called: the shapes of its input, weight and output, whether a norm follows it,
+    and whether it is in a residual block.
+    """
 
     name: str
     x: tuple[int, ...]
@@ -69,7 +71,7 @@ class Layer:
 
     @property
     def flops(self) -> float:
-        """Of one image batch, forward; each of the two backward passes has as many."""
+        """FLOPs of one batch in the forward pass; each of the two backward passes has as many."""
         N, C, H, W = self.x
         O, OH, OW = self.y[1:]
         transposed = self.weight[0] == C and self.weight[1] == O and OH > H
@@ -80,26 +82,28 @@ class Layer:
 
 
 def layers_of(net: nn.Module, size: tuple[int, int], batch: int, channels: int = 3) -> list[Layer]:
-    """Return the convolutions of ``net`` for images of ``size`` (height, width), as they run, from a dry
-    run without memory.
+    """Return the convolutions of ``net`` for images of ``size`` (height, width), in the order in which they
+    run.
+
+    They come from a run on the meta device, which needs no memory.
     """
-    found: list[Layer] = []
+    layers: list[Layer] = []
     names = {module: name for name, module in net.named_modules()}
 
-    def heard(module: nn.Module, inputs: tuple[Tensor, ...], y: Tensor) -> None:
+    def record(module: nn.Module, inputs: tuple[Tensor, ...], y: Tensor) -> None:
         name, (x,) = names[module], inputs
         shapes = (tuple(x.shape), tuple(module.weight.shape), tuple(y.shape))  # type: ignore[arg-type]
         normed, residual = is_cancelled_bias(net, f"{name}.bias"), "conv_block" in name
-        found.append(Layer(name, *shapes, normed, residual))
+        layers.append(Layer(name, *shapes, normed, residual))
 
     kinds = (nn.Conv2d, nn.ConvTranspose2d)
-    hooks = [module.register_forward_hook(heard) for module in net.modules() if isinstance(module, kinds)]
+    hooks = [module.register_forward_hook(record) for module in net.modules() if isinstance(module, kinds)]
     try:
         net.to("meta")(torch.empty(batch, channels, *size, device="meta"))
     finally:
         for hook in hooks:
             hook.remove()
-    return found
+    return layers
 
 
 def _numel(shape: tuple[int, ...]) -> int:
@@ -117,7 +121,10 @@ def _label(layer: Layer) -> str:
 
 
 def passes(layer: Layer, item: int, forward: int, dgrad: int, wgrad: int, phase: str) -> Iterator[Work]:
-    """Yield the work of a convolution and of the norm after it, for so many calls of each pass."""
+    """Yield the work of a convolution and of the norm after it.
+
+    ``forward``, ``dgrad`` and ``wgrad`` are the numbers of calls of each pass.
+    """
     x, w, y = (_numel(shape) * item for shape in (layer.x, layer.weight, layer.y))
     label, shapes = _label(layer), (layer.x, layer.weight)
     convolution = (("forward", forward, x + w + y), ("dgrad", dgrad, y + w + x), ("wgrad", wgrad, x + y + w))
@@ -139,33 +146,36 @@ def passes(layer: Layer, item: int, forward: int, dgrad: int, wgrad: int, phase:
 def step_work(
     size: int, batch: int, blocks: int = 9, identity: bool = True, precision: str = "bf16"
 ) -> list[Work]:
-    """Return the work of one training iteration with default widths, equal kinds together."""
+    """Return the work of one training iteration with networks of the default width, with equal kinds
+    merged.
+    """
     G, D = reference.Generator(n_blocks=blocks), reference.Discriminator()
     parameters = 2 * sum(p.numel() for p in (*G.parameters(), *D.parameters()))
     item = ITEM[precision]
-    found: list[Work] = []
-    # Of each generator: a pass over real images, one over the other's fakes, and one for identity.
+    work: list[Work] = []
+    # Each generator has a pass over real images, one over the fakes of the other, and one for the identity
+    # loss.
     all_passes = 2
     if identity:
         all_passes = 3
-    # The first layer's input needs a gradient only where it is a fake, in one pass of them.
+    # The input of the first layer needs a gradient only in the pass over fakes.
     dgrad = 1
     for layer in layers_of(G, (size, size), batch):
-        found += passes(layer, item, 2 * all_passes, 2 * dgrad, 2 * all_passes, "G")
+        work += passes(layer, item, 2 * all_passes, 2 * dgrad, 2 * all_passes, "G")
         dgrad = all_passes
-    # Through D for G's loss (its weights frozen), then over real and pooled images, of which nothing needs
-    # the gradient.
+    # Each discriminator runs for G's loss with frozen weights, then over real and pooled images, which need
+    # no gradient.
     dgrad = 0
     for layer in layers_of(D, (size, size), batch):
-        found += passes(layer, item, 2, 2, 0, "G through D")
-        found += passes(layer, item, 4, dgrad, 4, "D")
+        work += passes(layer, item, 2, 2, 0, "G through D")
+        work += passes(layer, item, 4, dgrad, 4, "D")
         dgrad = 4
-    found.append(Work("Adam", "update", 1, 0.0, float(parameters * ADAM_BYTES)))
-    return merged(found)
+    work.append(Work("Adam", "update", 1, 0.0, float(parameters * ADAM_BYTES)))
+    return merge(work)
 
 
-def merged(works: list[Work]) -> list[Work]:
-    """Return ``works`` with equal layers and passes added up."""
+def merge(works: list[Work]) -> list[Work]:
+    """Return ``works`` with the calls of equal layers and passes added up."""
     kinds: dict[Work, int] = {}
     for work in works:
         kind = replace(work, calls=1)
@@ -174,5 +184,5 @@ def merged(works: list[Work]) -> list[Work]:
 
 
 def total(works: list[Work], chip: Chip, launches: int) -> float:
-    """Return the floor of a step in seconds."""
+    """Return the floor of a step in seconds, including its launches."""
     return sum(work.floor(chip) for work in works) + launches * chip.launch

@@ -1,6 +1,8 @@
-"""How things are timed: with a device that has finished, inputs that come round past the L2 cache, small
-operators without launches from Python, and all providers of a group in turns whose order is drawn anew in
-every round."""
+"""Time the providers of a group against each other.
+
+The timer waits for the device. Inputs rotate so that they are not in the L2 cache, small operators run
+without launches from Python, and all providers of a group take turns, in a new random order in every round.
+"""
 
 from __future__ import annotations
 
@@ -17,22 +19,22 @@ import torch
 from bench.machine import conditions
 
 BYTES_PAST_L2 = 256 << 20
-# A provider is warm when a run is no longer a tenth faster than the best before it; after so many runs or
-# seconds anyway.
+# A provider counts as warm once a run is no longer a tenth faster than the best one before it, and in any
+# case after this many runs or seconds.
 STILL_FASTER, MOST_WARM_UPS, MOST_WARM_UP_SECONDS = 0.9, 10, 10.0
 LEAST_ROUNDS = 3
 
 
 def synchronised() -> float:
-    """The timer: it waits for the device before it reads the clock."""
+    """Wait for the device, then return the time in seconds."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 class Clock:
-    """The timer that pytest-benchmark is given: readings taken before, one by one, while there are any left;
-    else ``synchronised``.
+    """The timer for pytest-benchmark: it replays recorded readings one by one while there are any, and
+    otherwise reads ``synchronised``.
     """
 
     def __init__(self) -> None:
@@ -40,7 +42,7 @@ class Clock:
 
     def play(self, intervals: list[tuple[float, float]]) -> None:
         self.readings = []
-        # The last reading of all is popped last.
+        # Readings are popped from the end, so the first one is stored last.
         for start, end in reversed(intervals):
             self.readings += [end, start]
 
@@ -53,28 +55,30 @@ class Clock:
 clock = Clock()
 
 
-class Unserved(Exception):  # noqa: N818 - a reason, not a fault
-    """A provider that this machine or size cannot have; the message says why."""
+class Unavailable(Exception):  # noqa: N818 - a reason, not a fault
+    """Raised if a provider is not available on this machine or for this size; the message gives the
+    reason.
+    """
 
 
 @dataclass
 class Entrant:
     """One provider, ready to run.
 
-    ``run`` is one round, ``check`` raises AssertionError where what was timed is wrong, ``info`` goes into
-    the results.
+    ``run`` runs one round, ``check`` raises AssertionError if the timed runs computed wrong results, and
+    ``info`` is stored with the results.
     """
 
     run: Callable[[], Any]
     check: Callable[[], None] = lambda: None
     info: dict[str, Any] = field(default_factory=dict)
     history: list[float] = field(default_factory=list)
-    """Seconds of the runs before the first round, the first of all included."""
+    """Seconds of each run before the first round, including the very first run."""
     cold: bool = False
-    """Whether it is timed as it is: not warmed up."""
+    """Whether it is timed without warming up."""
     before: Callable[[], Any] = lambda: None
-    """Called before each timed run, and ``after`` after it: for what must not work on while others have their
-    turn.
+    """Called before each timed run, and ``after`` after it, for work that must not continue during the turns
+    of other providers.
     """
     after: Callable[[], Any] = lambda: None
 
@@ -83,17 +87,17 @@ Builders = dict[str, Callable[[], Entrant]]
 
 
 def builders_of(providers: Iterable[str], build: Callable[[str], Entrant]) -> Builders:
-    """Return what builds each of ``providers``: ``build`` of its name."""
+    """Return a builder for each of ``providers``, which calls ``build`` with its name."""
     return {name: partial(build, name) for name in providers}
 
 
 @dataclass
 class Outcome:
-    """What came of one provider: intervals on the clock, one a round; or why there are none."""
+    """The result of one provider: one clock interval per round, or the reason why there are none."""
 
     intervals: list[tuple[float, float]] = field(default_factory=list)
     info: dict[str, Any] = field(default_factory=dict)
-    why_not: str = ""
+    skip_reason: str = ""
     error: Exception | None = None
 
     @property
@@ -101,18 +105,20 @@ class Outcome:
         return [end - start for start, end in self.intervals]
 
 
-def warmed_up(run: Callable[[], Any], history: Sequence[float] = ()) -> list[float]:
-    """Run until it gets no faster, and return the seconds of each run, after those of ``history``."""
+def warm_up(run: Callable[[], Any], history: Sequence[float] = ()) -> list[float]:
+    """Call ``run`` until it no longer gets faster, and return the seconds of each run, preceded by those of
+    ``history``.
+    """
     seconds = list(history)
 
     def faster_still() -> bool:
         if len(seconds) >= MOST_WARM_UPS or sum(seconds[1:]) > MOST_WARM_UP_SECONDS:
             return False
-        known = seconds
+        compared = seconds
         if len(seconds) > 2:
-            # The first run of all, which compiles and allocates, is no run to compare with.
-            known = seconds[1:]
-        return known[-1] < STILL_FASTER * min(known[:-1])
+            # The very first run compiles and allocates, so it is not compared with.
+            compared = seconds[1:]
+        return compared[-1] < STILL_FASTER * min(compared[:-1])
 
     while len(seconds) < 2 or faster_still():
         start = synchronised()
@@ -124,19 +130,19 @@ def warmed_up(run: Callable[[], Any], history: Sequence[float] = ()) -> list[flo
 def race(
     builders: Builders, rounds: int, seconds: float = float("inf"), seed: int | None = None
 ) -> dict[str, Outcome]:
-    """Time every provider side by side: built, warmed up, then once in each round, in an order drawn anew;
-    ``check`` afterwards.
+    """Time all providers side by side and return their outcomes by name.
 
-    Stops after ``rounds``, or after ``seconds`` of rounds, but not before LEAST_ROUNDS. A provider that fails
-    anywhere, its check included, has its error and no interval.
+    Each provider is built and warmed up, runs once per round in a new random order, and is checked at the
+    end. The race stops after ``rounds``, or after ``seconds`` of rounds, but not before LEAST_ROUNDS. A
+    provider that fails at any point, including its check, has an error in its outcome and no intervals.
     """
     draw, outcomes = random.Random(seed), {name: Outcome() for name in builders}
     entrants: dict[str, Entrant] = {}
 
     def failed(name: str, error: Exception) -> None:
         entrants.pop(name, None)
-        if isinstance(error, Unserved):
-            outcomes[name] = Outcome(why_not=str(error))
+        if isinstance(error, Unavailable):
+            outcomes[name] = Outcome(skip_reason=str(error))
         else:
             outcomes[name] = Outcome(error=error)
 
@@ -144,8 +150,8 @@ def race(
         try:
             entrants[name] = build()
             if not entrants[name].cold:
-                entrants[name].history = warmed_up(entrants[name].run, entrants[name].history)
-        # Whatever a provider raises is its own result: the others are timed all the same.
+                entrants[name].history = warm_up(entrants[name].run, entrants[name].history)
+        # An exception only affects the provider that raised it: the others are still timed.
         except Exception as error:
             failed(name, error)
     gc.collect()
@@ -172,7 +178,7 @@ def race(
 
 
 def _timed(entrant: Entrant) -> tuple[float, float]:
-    """Run one round and return when it began and ended."""
+    """Run one round and return its start and end times."""
     entrant.before()
     start = synchronised()
     entrant.run()
@@ -182,11 +188,12 @@ def _timed(entrant: Entrant) -> tuple[float, float]:
 
 
 class Race(Protocol):
-    """Time all providers of the group side by side when the first of them is asked for, and report the one
-    that is asked for now.
+    """Time all providers of the group side by side, and report the one that the current bench is for.
 
-    ``builders``: of every provider, the most telling first; those that are not selected are left out, and
-    those that ``costs`` more seconds than are left of the budget. ``rounds`` at most, in ``seconds``.
+    The race runs when the first bench of the group calls it; later calls only report. ``builders`` contains
+    every provider, the most informative first. Providers that pytest has not selected are left out, as are
+    those for which ``costs`` is more than the seconds left in the budget. The race takes at most ``rounds``
+    rounds and about ``seconds`` seconds.
     """
 
     def __call__(
@@ -200,8 +207,8 @@ class Race(Protocol):
 
 
 def rotations(bytes_each: int, device: str) -> int:
-    """Return how many inputs of so many bytes it takes to be past the L2 cache when the first one's turn
-    comes again.
+    """Return the number of inputs of ``bytes_each`` bytes after which the first one is no longer in the L2
+    cache.
     """
     if device != "cuda":
         return 2
@@ -209,8 +216,9 @@ def rotations(bytes_each: int, device: str) -> int:
 
 
 class Steps:
-    """Functions that one round calls in turn; on a GPU one CUDA graph of them all. ``results`` are what each
-    gave in the last round.
+    """Functions that are called one after the other in each round; on a GPU they become one CUDA graph.
+
+    ``results`` contains the return values of the last round.
     """
 
     def __init__(self, make: Callable[[], list[Callable[[], Any]]], device: str) -> None:
@@ -219,7 +227,8 @@ class Steps:
         if device != "cuda":
             self._todo = make()
             return
-        # A backward runs on the stream of its forward, so that must be the one that is captured.
+        # A backward pass runs on the stream of its forward pass, so both must use the stream that is
+        # captured.
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):

@@ -1,4 +1,4 @@
-"""What holds for every test of this room."""
+"""Fixtures shared by the tests of the benches."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.gpu_outcome import Surroundings
+from bench.gpu_outcome import Context
 from bench.parity import Judge
 from bench.providers import plain_networks
 from fastcyclegan.config import LossConfig
@@ -18,12 +18,12 @@ from tests.bench.small_steps import SMALL
 
 
 @pytest.fixture
-def around(tmp_path: Path) -> Surroundings:
+def context(tmp_path: Path) -> Context:
     for name in ("work", "results"):
         (tmp_path / name).mkdir()
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     environment = {**inherited, "PYTHONPATH": f"{ROOT}:{ROOT / 'bench'}", "TRITON_INTERPRET": "1"}
-    return Surroundings(tmp_path / "work", tmp_path / "results", environment)
+    return Context(tmp_path / "work", tmp_path / "results", environment)
 
 
 @pytest.fixture(scope="module")

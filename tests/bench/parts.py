@@ -1,4 +1,6 @@
-"""What the tests of the GPU suite share: a machine that is none, stand-ins for Python, and who still runs."""
+"""Helpers for the tests of the GPU suite: a fake machine, a stand-in for Python, and a check for running
+processes.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +21,12 @@ ABOUT = {
 
 
 def stand_in(path: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a shell ``script`` be the Python that parts start."""
+    """Make parts start a shell ``script`` instead of Python."""
     path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(path))
 
 
 def running(command: str) -> bool:
+    """Return whether a process with exactly this command line is running."""
     return subprocess.run(["pgrep", "-xf", command], capture_output=True, check=False).stdout != b""

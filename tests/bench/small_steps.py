@@ -1,11 +1,11 @@
-"""Training steps of small networks, which a CPU runs in a moment."""
+"""Training steps of small networks that run quickly on a CPU."""
 
 from __future__ import annotations
 
 import pytest
 
 from bench.parity import Judge
-from bench.providers import PROVIDERS, TrainStep, Unserved, train_step
+from bench.providers import PROVIDERS, TrainStep, Unavailable, train_step
 from fastcyclegan.config import ModelConfig
 
 SMALL = ModelConfig(netG="resnet_1blocks", ngf=8, ndf=8)
@@ -15,5 +15,5 @@ UNCOMPILED = [name for name, provider in PROVIDERS.items() if provider.mode is N
 def step_of(name: str, judge: Judge, fault: bool = False) -> TrainStep:
     try:
         return train_step(name, judge.nets, "cpu", judge.loss, config=SMALL, fault=fault)
-    except Unserved as reason:
+    except Unavailable as reason:
         pytest.skip(str(reason))

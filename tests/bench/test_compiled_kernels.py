@@ -1,4 +1,4 @@
-"""Compiled kernels that travel from one machine to the next."""
+"""Compiled kernels that are packed on one machine and restored on another."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 from bench import compiled_kernels
 
 
-def test_compiled_kernels_travel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In pieces that are small enough, back to the place that they name, and nowhere else."""
+def test_packs_and_restores_compiled_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In pieces that are small enough, at their original paths and nowhere else."""
     cache, results = tmp_path / "tc", tmp_path / "results"
     results.mkdir()
     monkeypatch.setenv("TRITON_CACHE_DIR", str(cache))
@@ -24,7 +24,8 @@ def test_compiled_kernels_travel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         (cache / f"k{n}" / "a.cubin").write_bytes(os.urandom(3000))
     compiled_kernels.save_compiled(results)
     assert len(list(results.glob("triton-cache.tgz.*"))) == 2
-    # With the files of a stage there are 8 at most: the rest is compiled again.
+    # Together with the other files of a stage there are at most 8. Kernels that do not fit are compiled
+    # again.
     for n in range(7):
         (results / f"other{n}").touch()
     compiled_kernels.save_compiled(results)
@@ -32,16 +33,17 @@ def test_compiled_kernels_travel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     for other in results.glob("other*"):
         other.unlink()
     compiled_kernels.save_compiled(results)
-    kept = {file: file.read_bytes() for file in cache.rglob("a.cubin")}
-    for file in kept:
+    original = {file: file.read_bytes() for file in cache.rglob("a.cubin")}
+    for file in original:
         file.unlink()
     assert compiled_kernels.load_compiled(results) == 3
-    assert {file: file.read_bytes() for file in cache.rglob("a.cubin")} == kept
+    assert {file: file.read_bytes() for file in cache.rglob("a.cubin")} == original
     for piece in results.iterdir():
         piece.unlink()
     with tarfile.open(results / "triton-cache.tgz.0", "w:gz") as tar:
         tar.add(cache / "k0", arcname=str(tmp_path / "elsewhere").lstrip("/"))
-    assert f"they were made in another folder than {cache}" in compiled_kernels.told_of_compiled(results)
+    message = compiled_kernels.restore_compiled(results)
+    assert f"they were compiled in a folder other than {cache}" in message
     assert not (tmp_path / "elsewhere").exists()
     (results / "triton-cache.tgz.0").write_bytes(b"\x1f\x8b half")
-    assert "are not used: " in compiled_kernels.told_of_compiled(results)
+    assert "are not used: " in compiled_kernels.restore_compiled(results)

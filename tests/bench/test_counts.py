@@ -1,5 +1,5 @@
-"""Exact counts of a step: the same twice, without a launch in the official order, and growing by what a block
-costs.
+"""Exact counts of a step: reproducible, without launches in the official order, and with a fixed cost per
+block.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from bench.counts import step_counts
 from bench.figures import COUNTS
 
 
-def test_ours_launches_where_the_official_order_calls() -> None:
+def test_ours_uses_launches_and_the_official_order_only_aten_calls() -> None:
     official, ours = (step_counts(name, 32, 1, blocks=1, precision="fp32") for name in ("official", "ours"))
     assert official.launches.total() == 0
     assert ours.launches.total() > 100
@@ -17,12 +17,12 @@ def test_ours_launches_where_the_official_order_calls() -> None:
     assert ours == step_counts("ours", 32, 1, blocks=1, precision="fp32")
 
 
-def test_a_block_costs_its_twelve_launches_in_each_of_two_stages() -> None:
+def test_a_block_adds_twelve_launches_in_each_of_two_stages() -> None:
     one, two = (step_counts("ours", 32, 1, blocks=n, precision="fp32") for n in (1, 2))
     assert two.launches.total() - one.launches.total() == 2 * (4 + 8)
 
 
-def test_identity_passes_cost_no_launch() -> None:
+def test_identity_passes_need_no_extra_launches() -> None:
     with_identity, without = (
         step_counts("ours", 32, 1, blocks=1, identity=on, precision="fp32") for on in (True, False)
     )
@@ -30,19 +30,20 @@ def test_identity_passes_cost_no_launch() -> None:
 
 
 def test_launches_of_an_iteration_by_part() -> None:
-    """At 256x256 in bf16, with everything that PyTorch calls: 520 at most, of which the kernels' are
-    these."""
-    found = step_counts("ours", 256, 1)
-    total = found.launches.total() + found.aten.total()
-    assert sum(found.parts.values()) == total <= 520
-    # Two stages of 36 in the blocks and 14 to 20 around them, the discriminators', the losses and the
-    # weights' forms.
-    assert found.parts["G forward"] <= 2 * 56 + 30
-    # Two stages of 72 in the blocks and 40 around them; the discriminators' and the losses'.
-    assert found.parts["G backward"] <= 2 * 112 + 30
-    assert found.parts["D forward"] + found.parts["D backward"] <= 100
-    assert total - sum(n for part, n in found.parts.items() if part[:2] in ("G ", "D ")) <= 40
+    """At 256x256 in bf16 there are at most 520 launches and PyTorch calls, divided between the parts as
+    below.
+    """
+    counts = step_counts("ours", 256, 1)
+    total = counts.launches.total() + counts.aten.total()
+    assert sum(counts.parts.values()) == total <= 520
+    # Two stages of 36 in the blocks and 14 to 20 around them, plus the discriminators, the losses and the
+    # converted weights.
+    assert counts.parts["G forward"] <= 2 * 56 + 30
+    # Two stages of 72 in the blocks and 40 around them, plus the discriminators and the losses.
+    assert counts.parts["G backward"] <= 2 * 112 + 30
+    assert counts.parts["D forward"] + counts.parts["D backward"] <= 100
+    assert total - sum(n for part, n in counts.parts.items() if part[:2] in ("G ", "D ")) <= 40
 
 
-def test_every_count_has_a_name_in_the_report() -> None:
+def test_every_count_has_a_label_in_the_report() -> None:
     assert {"launches", "aten_calls", "saved_bytes"} <= COUNTS.keys()

@@ -1,4 +1,4 @@
-"""Images that decide nothing are refused, and of faint ones the liveliest crop is judged."""
+"""Flat images are rejected, and faint images are judged on the crop that varies most."""
 
 from __future__ import annotations
 
@@ -8,42 +8,42 @@ import numpy as np
 import pytest
 import torch
 
-from bench.flat_images import Undecided, flat_images, liveliest_crop
-from bench.parity import EXACT, Judge, require_telling
+from bench.flat_images import Undecided, flat_images, most_varied_crop
+from bench.parity import EXACT, Judge, require_decisive
 from tests.bench.small_steps import step_of
 
 
-def test_the_liveliest_crop_is_where_an_image_varies_and_its_contrast_is_stretched() -> None:
-    """Also where channels lie far apart and one of them hardly varies."""
+def test_most_varied_crop_finds_the_variation_and_stretches_its_contrast() -> None:
+    """Also if the channels have very different values and one of them hardly varies."""
     image = torch.tensor([0.25, 0.75, -1.0]).view(3, 1, 1).repeat(1, 70, 90)
     image[1, 69, 89] += 1e-6
-    crop = liveliest_crop(image, 32)
+    crop = most_varied_crop(image, 32)
     assert crop.shape == (3, 32, 32)
     assert crop.dtype == torch.float64
     assert crop[1, -1, -1] == 1
     assert (crop[1] == -1).sum() == 32 * 32 - 1
     assert not crop[[0, 2]].any()
-    assert liveliest_crop(image[:, -20:], 32).shape == (3, 20, 32)
+    assert most_varied_crop(image[:, -20:], 32).shape == (3, 20, 32)
     noise = torch.rand(3, 40, 40)
     noise[:, :32, :32] *= 0.1
     noise[:, 8:, 8:] *= 10
-    assert liveliest_crop(noise, 32).equal(liveliest_crop(noise[:, 8:, 8:], 32))
-    assert liveliest_crop(noise, 32).amax() == 1
+    assert most_varied_crop(noise, 32).equal(most_varied_crop(noise[:, 8:, 8:], 32))
+    assert most_varied_crop(noise, 32).amax() == 1
 
 
-@pytest.mark.parametrize("faint", [1, 8], ids=["one pixel by one of 255 levels", "noise of 8 levels"])
-def test_in_float64_an_image_may_be_as_faint_as_8_bits_allow(judge: Judge, faint: int) -> None:
+@pytest.mark.parametrize("faint", [1, 8], ids=["one pixel off by 1/255", "noise of 8 levels"])
+def test_float64_parity_passes_on_the_faintest_8_bit_images(judge: Judge, faint: int) -> None:
     images = torch.full((1, 3, 32, 32), 0.6)
     if faint == 1:
         images[:, :, 10, 11] += 2 / 255
     else:
         images += torch.from_numpy(np.random.default_rng(0).integers(0, faint, images.shape)) * 2 / 255
     batches = [replace(batch, A=images, B=images.flip(3)) for batch in judge.batches]
-    assert replace(judge, batches=batches).mathematics() < EXACT
+    assert replace(judge, batches=batches).float64_difference() < EXACT
 
 
-def test_a_flat_image_is_refused_by_name(judge: Judge) -> None:
-    """Of any colour: not only grey ones are flat."""
+def test_rejects_a_flat_image_and_reports_its_path(judge: Judge) -> None:
+    """The image is coloured, because not only grey images are flat."""
     flat = torch.tensor([0.1, -0.7, 0.9]).view(1, 3, 1, 1).expand(1, 3, 32, 32)
     first, second = judge.batches
     batches = [
@@ -51,20 +51,22 @@ def test_a_flat_image_is_refused_by_name(judge: Judge) -> None:
         replace(second, B=flat, paths_A=["c.png"], paths_B=["d.png"]),
     ]
     assert flat_images(batches) == ["d.png"]
-    with pytest.raises(Undecided, match=r"^d\.png: of one colour"):
-        replace(judge, batches=batches).mathematics()
+    with pytest.raises(Undecided, match=r"^d\.png: images of a single colour"):
+        replace(judge, batches=batches).float64_difference()
 
 
-def test_a_dtype_that_leaves_nothing_to_judge_is_no_verdict(judge: Judge) -> None:
-    """In bf16 a dot of one level is lost in the mean: what is allowed would pass an image of zeros."""
+def test_gives_no_verdict_if_rounding_leaves_nothing_to_compare(judge: Judge) -> None:
+    """In bf16 a dot of one level is lost in the mean, so the allowed error would let an image of zeros
+    pass.
+    """
     dot = torch.full((1, 3, 32, 32), 0.6)
     dot[:, :, 10, 11] += 2 / 255
     batches = [replace(batch, A=dot, B=dot, paths_A=["a.png"], paths_B=["b.png"]) for batch in judge.batches]
     faint = replace(judge, batches=batches, _traces={})
-    found = faint.judge("official_bf16", step_of("official_bf16", faint))
+    verdicts = faint.judge("official_bf16", step_of("official_bf16", faint))
     with pytest.raises(
         Undecided,
-        match=r"images of iteration 1: rounding alone takes .* \d+% from float64, on a.png, b.png",
+        match=r"images of iteration 1: rounding alone causes an error of \d+% .*, for a.png, b.png",
     ):
-        require_telling(found, faint.batches)
-    require_telling(judge.judge("official_bf16", step_of("official_bf16", judge)), judge.batches)
+        require_decisive(verdicts, faint.batches)
+    require_decisive(judge.judge("official_bf16", step_of("official_bf16", judge)), judge.batches)

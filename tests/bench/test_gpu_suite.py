@@ -1,4 +1,4 @@
-"""The GPU suite's command without a GPU: its stages, what is known at any time, and what it is ended by."""
+"""The command of the GPU suite, without a GPU: its stages, the files that it writes, and how it ends."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 
 from bench import gpu_suite
 from bench.figures import Row, read_results
-from bench.gpu_outcome import Failure, Outcome, Surroundings
+from bench.gpu_outcome import Context, Failure, Outcome
 from bench.gpu_stages import SECONDS, STAGES
 from bench.gpu_summary import Printer
 from bench.gpu_tasks import Benches, Command
@@ -27,14 +27,14 @@ from tests.bench.parts import ABOUT, ROOT, running
 # --- A stage ------------------------------------------------------------------------------------------------
 
 
-def test_every_part_names_tests_that_are_there() -> None:
-    """A word that no test for a GPU has would make a part that asks nothing."""
+def test_every_part_selects_existing_tests() -> None:
+    """With keywords that match no GPU test, a part would check nothing."""
     for part in [part for parts in STAGES.values() for part in parts if isinstance(part, Tests)]:
         for file in part.files:
             names = re.findall(
                 r"@pytest\.mark\.gpu\n(?:@.*\n|    .*\n|\)\n)*def (\w+)", (ROOT / file).read_text()
             )
-            assert not part.words or any(word in name for word in part.words for name in names), (
+            assert not part.keywords or any(word in name for word in part.keywords for name in names), (
                 part.name,
                 file,
             )
@@ -55,55 +55,57 @@ class Part:
         self.outcome = outcome
         self.name = outcome.name if isinstance(outcome, Outcome) else "unreadable"
 
-    def run(self, around: Surroundings, seconds: float) -> Outcome:
+    def run(self, context: Context, seconds: float) -> Outcome:
         if isinstance(self.outcome, Exception):
             raise self.outcome
         return self.outcome
 
 
 def suite_of(
-    around: Surroundings, monkeypatch: pytest.MonkeyPatch, stage: int = 1, seconds: float = 100.0
+    context: Context, monkeypatch: pytest.MonkeyPatch, stage: int = 1, seconds: float = 100.0
 ) -> gpu_suite.Suite:
     monkeypatch.setattr(
         gpu_suite, "machine", lambda: {name: value for name, value in ABOUT.items() if name != "stage"}
     )
-    return gpu_suite.Suite(stage, around, seconds, Printer())
+    return gpu_suite.Suite(stage, context, seconds, Printer())
 
 
-def test_what_is_known_is_written_as_it_comes(around: Surroundings, monkeypatch: pytest.MonkeyPatch) -> None:
-    suite = suite_of(around, monkeypatch)
+def test_writes_results_after_every_part(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    suite = suite_of(context, monkeypatch)
     seen: list[int] = []
 
     class Looking(Part):
-        def run(self, around: Surroundings, seconds: float) -> Outcome:
-            seen.append(len(json.loads((around.results / "stage1.json").read_text())["parts"]))
-            return super().run(around, seconds)
+        def run(self, context: Context, seconds: float) -> Outcome:
+            seen.append(len(json.loads((context.results / "stage1.json").read_text())["parts"]))
+            return super().run(context, seconds)
 
     failed = Outcome("b", "", 1, {"failed": 1}, [Failure("t::x", "E  y: far off", [])], output="all of it")
     good = [Outcome(name, counts={"passed": 2}) for name in "ac"]
     parts = [Part(good[0]), Looking(failed), Looking(good[1]), Part(ValueError("no JSON"))]
     assert suite.run(parts) == 1  # type: ignore[arg-type]
     assert seen == [1, 2]
-    kept = json.loads((around.results / "stage1.json").read_text())
-    assert [part["holds"] for part in kept["parts"]] == [True, False, True, False]
-    assert kept["parts"][3]["why"] == "its result cannot be read: ValueError: no JSON"
-    text = (around.results / "stage1.md").read_text()
+    written = json.loads((context.results / "stage1.json").read_text())
+    assert [part["holds"] for part in written["parts"]] == [True, False, True, False]
+    assert written["parts"][3]["why"] == "cannot read its result: ValueError: no JSON"
+    text = (context.results / "stage1.md").read_text()
     assert "2 of 4 parts DO NOT HOLD" in text
     assert "FAILED t::x\n  E  y: far off" in text
-    assert "all of it" in (around.results / "stage1.log").read_text()
+    assert "all of it" in (context.results / "stage1.log").read_text()
 
 
-def test_a_part_without_time_is_not_run_and_does_not_hold(
-    around: Surroundings, monkeypatch: pytest.MonkeyPatch
+def test_a_part_without_time_does_not_run_and_fails(
+    context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    suite = suite_of(around, monkeypatch, seconds=gpu_suite.ENDING + gpu_suite.LEAST - 1)
+    suite = suite_of(context, monkeypatch, seconds=gpu_suite.ENDING + gpu_suite.LEAST - 1)
     assert suite.run([Part(Outcome("a", counts={"passed": 2}))]) == 1  # type: ignore[list-item]
     assert suite.outcomes[0].why.startswith("not run: ")
 
 
-def test_rows_of_all_benches_become_one_file(around: Surroundings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With what the earlier stages said of their tests, and the table of backends."""
-    suite = suite_of(around, monkeypatch, stage=3)
+def test_merges_the_rows_of_all_benches_into_one_file(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Together with the test results of the earlier stages, and the table of backends."""
+    suite = suite_of(context, monkeypatch, stage=3)
     parts = [part for part in STAGES[3] if isinstance(part, Benches)][:2]
     for part, backend in zip(parts, ("triton", "cudnn"), strict=True):
         info = {"provider": "ours", "backend": backend, "backend_key": "k"}
@@ -114,60 +116,60 @@ def test_rows_of_all_benches_become_one_file(around: Surroundings, monkeypatch: 
             "stats": {"data": [0.5, 1.0]},
             "extra_info": info,
         }
-        part.rows_of(around).write_text(
+        part.rows_of(context).write_text(
             json.dumps({"machine_info": {"fastcyclegan": ABOUT}, "benchmarks": [row]})
         )
     earlier = {
         "parts": [{"name": "kernels", "why": "", "holds": False, "counts": {"passed": 3, "failed": 1}}]
     }
-    (around.results / "stage1.json").write_text(json.dumps(earlier))
+    (context.results / "stage1.json").write_text(json.dumps(earlier))
     suite.write()
-    file = around.results / "Test-GPU-torch-2.13-triton-3.7.json"
+    file = context.results / "Test-GPU-torch-2.13-triton-3.7.json"
     assert [row.file for row in read_results(file).rows] == [part.file for part in parts]
-    assert "Tests, kernels: done; 3 passed, 1 failed" in file.with_suffix(".md").read_text()
-    assert json.loads((around.results / "backends" / "Test_GPU.json").read_text()) == {
+    assert "Tests, kernels: finished; 3 passed, 1 failed" in file.with_suffix(".md").read_text()
+    assert json.loads((context.results / "backends" / "Test_GPU.json").read_text()) == {
         "k": {"triton": 750.0, "cudnn": 750.0}
     }
 
 
-def test_a_stage_goes_on_whatever_cannot_be_written(
-    around: Surroundings, monkeypatch: pytest.MonkeyPatch
+def test_a_stage_continues_if_results_cannot_be_written(
+    context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Half a file of rows, as a killed pytest leaves it, and results that are gone: the parts are run, the
-    summary is printed.
+    """With an incomplete file of rows from a killed pytest, and without the results folder, all parts still
+    run and the summary is printed.
     """
-    suite = suite_of(around, monkeypatch, stage=3)
+    suite = suite_of(context, monkeypatch, stage=3)
     benches = [part for part in STAGES[3] if isinstance(part, Benches)]
-    benches[0].rows_of(around).write_text('{"machine_info": {')
+    benches[0].rows_of(context).write_text('{"machine_info": {')
 
     class Removing(Part):
-        def run(self, given: Surroundings, seconds: float) -> Outcome:
-            shutil.rmtree(around.results)
-            return super().run(given, seconds)
+        def run(self, part_context: Context, seconds: float) -> Outcome:
+            shutil.rmtree(context.results)
+            return super().run(part_context, seconds)
 
     printed: list[str] = []
     monkeypatch.setattr(suite.printer, "summary", printed.extend)
     good = [Outcome(name, counts={"passed": 1}) for name in "ab"]
     assert suite.run([Removing(good[0]), Part(good[1])]) == 0  # type: ignore[list-item]
-    assert any("not written: FileNotFoundError" in line for line in printed)
+    assert any("cannot write a result file: FileNotFoundError" in line for line in printed)
     assert any("all 2 parts hold" in line for line in printed)
 
 
-def test_an_unfinished_stage_says_so(around: Surroundings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a run that was killed leaves must not read as a success."""
-    suite = suite_of(around, monkeypatch)
+def test_reports_an_unfinished_stage(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files of a run that was killed must not look like a success."""
+    suite = suite_of(context, monkeypatch)
 
     class Killed(Part):
-        def run(self, around: Surroundings, seconds: float) -> Outcome:
+        def run(self, context: Context, seconds: float) -> Outcome:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         suite.run([Part(Outcome("a", counts={"passed": 2})), Killed(Outcome("b"))])  # type: ignore[list-item]
     assert (
         "UNFINISHED, 1 of 2 parts are known; of these all 1 parts hold"
-        in (around.results / "stage1.md").read_text()
+        in (context.results / "stage1.md").read_text()
     )
-    assert not json.loads((around.results / "stage1.json").read_text())["finished"]
+    assert not json.loads((context.results / "stage1.json").read_text())["finished"]
 
 
 # --- The table of backends ----------------------------------------------------------------------------------
@@ -177,9 +179,9 @@ def bench(group: str, provider: str, median: float, **info: Any) -> Row:
     return Row("bench_x.py", group, provider, [median / 2, median, 2 * median], info)
 
 
-def test_the_backend_of_a_shape_is_the_faster_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """From the rows of the benches to what a convolution asks; a shape of which one was measured alone stays
-    unmeasured.
+def test_uses_the_faster_backend_for_each_shape(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """From the rows of the benches to the look-up by a convolution. A shape that was measured with only one
+    backend counts as unmeasured.
     """
     x = torch.zeros(3, 8, 5, 5)
     keys = {
@@ -207,12 +209,12 @@ def test_the_backend_of_a_shape_is_the_faster_one(monkeypatch: pytest.MonkeyPatc
     assert "Triton is faster in 1, cuDNN in 1" in backend_table.describe_backends(torch.device("cuda"))
 
     class OnGpu:
-        """As much of a tensor as a look-up asks for."""
+        """The attributes of a tensor that the look-up needs."""
 
         device, dtype, shape = torch.device("cuda"), x.dtype, x.shape
 
-    found = [backend_table.backend_of("reflect_conv", OnGpu(), x.dtype, 1, out, 3) for out in (8, 16, 32)]  # type: ignore[arg-type]
-    assert found == ["cudnn", "triton", "triton"]
+    chosen = [backend_table.backend_of("reflect_conv", OnGpu(), x.dtype, 1, out, 3) for out in (8, 16, 32)]  # type: ignore[arg-type]
+    assert chosen == ["cudnn", "triton", "triton"]
     assert backend_table.backend_of("reflect_conv", x, x.dtype, 1, 8, 3) == "triton"
     backend_table._table.cache_clear()
 
@@ -224,18 +226,18 @@ def test_the_backend_of_a_shape_is_the_faster_one(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "sees no CUDA GPU on this machine; --rehearse runs a stage without one"),
-        (["--rehearse"], "bench/results is for what a GPU gave"),
+        ([], "finds no CUDA GPU on this machine; use --rehearse to run without one"),
+        (["--rehearse"], "bench/results is reserved for GPU results"),
         (
             ["--rehearse", "--results", str(ROOT / "bench" / "results" / "mine")],
-            "bench/results is for what a GPU gave",
+            "bench/results is reserved for GPU results",
         ),
         (["--stage", "4"], "invalid choice: 4"),
         (["--seconds", "5"], "--seconds must be more than 20, got 5"),
-        (["--compiled", "nowhere"], "--compiled nowhere holds no triton-cache.tgz"),
+        (["--compiled", "nowhere"], "--compiled nowhere: the folder contains no triton-cache.tgz"),
     ],
 )
-def test_bad_arguments_are_named(
+def test_reports_bad_arguments(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -246,9 +248,9 @@ def test_bad_arguments_are_named(
     assert "Traceback" not in error
 
 
-def test_ended_from_outside_it_ends_what_it_started(tmp_path: Path) -> None:
-    """SIGTERM in the middle of a part: exit code 130, the part's processes are gone, and the temporary folder
-    too.
+def test_sigterm_ends_the_suite_and_its_processes(tmp_path: Path) -> None:
+    """After SIGTERM in the middle of a part the exit code is 130, and the part's processes and the temporary
+    folder are gone.
     """
     script = f"""
 import sys
@@ -268,8 +270,8 @@ sys.exit(gpu_suite.main(["--stage", "1", "--in-rehearsal", "--results", {str(tmp
         line = next(line for line in process.stdout if line.startswith("begun"))
         time.sleep(0.5)
         process.terminate()
-        rest = process.stdout.read()
+        output = process.stdout.read()
     assert process.returncode == 130
-    assert "ended from outside" in rest
+    assert "ended by a signal" in output
     assert not Path(line.split()[1]).exists()
     assert not running("sleep 78.5")

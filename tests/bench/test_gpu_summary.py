@@ -1,4 +1,6 @@
-"""What the GPU suite prints fits into what comes back from a machine elsewhere, and tells the most of it."""
+"""The output of the GPU suite stays within the limit of a remote machine, with the most important lines
+first.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from bench.gpu_summary import MOST, MOST_OF_A_SUMMARY, Printer, summary
 from tests.bench.parts import ABOUT
 
 
-def test_different_errors_are_told_before_the_same_again() -> None:
+def test_different_errors_come_before_repeated_ones() -> None:
     texts = [
         "E   AssertionError: y: relative error 2.5e-01",
         "E   AssertionError: y: relative error 7.5e-03",
@@ -22,13 +24,15 @@ def test_different_errors_are_told_before_the_same_again() -> None:
     lines = summary(ABOUT, [Outcome("a", failures=failures)], 1, 9, [])
     assert [line for line in lines if line.startswith("FAILED")] == [f"FAILED t::{n}" for n in (0, 2, 3, 1)]
     compiler = Failure("t::x", "E   CompilationError: at 1:0:\nE   def _k(x):\nE   ^\nE   too many registers")
-    told = "\n".join(summary(ABOUT, [Outcome("a", failures=[compiler])], 1, 9, []))
-    assert "CompilationError: at 1:0:" in told
-    assert "too many registers" in told
+    text = "\n".join(summary(ABOUT, [Outcome("a", failures=[compiler])], 1, 9, []))
+    assert "CompilationError: at 1:0:" in text
+    assert "too many registers" in text
 
 
-def test_a_summary_fits_into_what_comes_back() -> None:
-    """However much fails: the first of each part before the second of any, and how many more there are."""
+def test_a_summary_stays_within_its_limit() -> None:
+    """However much fails: the first failure of each part comes before the second of any part, and the number
+    of further failures is reported.
+    """
     arguments = ["bfloat16[1, 256, 64, 64]" * 9] * 12
     launch: dict[str, Any] = {
         "kernel": "_k",
@@ -51,8 +55,8 @@ def test_a_summary_fits_into_what_comes_back() -> None:
     outcomes += [Outcome(f"good {n}", "", 9, {"passed": 1}, [], ["a figure " * 30] * 99) for n in range(3)]
     lines = summary(ABOUT, outcomes, 15, 99, ["file" * 99] * 9)
     assert len("\n".join(lines)) < 8000
-    told = [line for line in lines if line.startswith("FAILED")]
-    assert len(told) >= 5
+    reported = [line for line in lines if line.startswith("FAILED")]
+    assert len(reported) >= 5
     assert any("more failures are in the files" in line for line in lines)
     assert any("last launch: _k grid 7" in line for line in lines)
     good = summary(ABOUT, outcomes[12:], 3, 99, [])
@@ -61,7 +65,7 @@ def test_a_summary_fits_into_what_comes_back() -> None:
     assert len("\n".join(good)) < 8000
 
 
-def test_all_output_fits_too(capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_output_stays_within_its_limit(capsys: pytest.CaptureFixture[str]) -> None:
     printer = Printer()
     for _ in range(1000):
         printer.line("x" * 400)

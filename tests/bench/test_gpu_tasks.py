@@ -1,4 +1,4 @@
-"""Parts of the GPU suite that are options or benches: what is told of those that fail."""
+"""Options and benches as parts of the GPU suite: the reports on those that fail."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from bench.gpu_outcome import Surroundings
+from bench.gpu_outcome import Context
 from bench.gpu_tasks import Benches, Options
 from tests.bench.parts import stand_in
 
 
-def test_options_go_on_behind_a_fault(
-    around: Surroundings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_options_continue_after_a_fault(
+    context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Case b breaks the device, c ends its process by a signal; both are run again alone, and d runs in a
-    process of its own.
+    """Case b causes a device fault, and c ends its process with a signal. Both are rerun alone, and d runs in
+    a new process.
     """
-    record = around.work / "options.jsonl"
+    record = context.work / "options.jsonl"
     script = f"""
 line='{{"event": "%s", "case": "%s", "text": "illegal memory access", "line": "%s took 1 ms"}}'
 say() {{ printf "$line\\n" $1 $2 $2 >> {record}; }}
@@ -31,7 +31,7 @@ if ! grep -q '"c"' {record}; then say began c; echo '{{"event": "hel' >> {record
 say began d; say held d
 """
     stand_in(tmp_path / "python", script, monkeypatch)
-    outcome = Options("every option", 200).run(around, 200)
+    outcome = Options("every option", 200).run(context, 200)
     assert outcome.counts == {"passed": 2, "failed": 2}
     assert outcome.shown == ["a took 1 ms", "d took 1 ms"]
     assert [failure.where for failure in outcome.failures] == ["b", "c"]
@@ -41,15 +41,15 @@ say began d; say held d
         )
 
 
-def test_failing_benches_tell_what_failed(
-    around: Surroundings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_reports_the_benches_that_failed(
+    context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     line = (
         "FAILED bench/bench_x.py::bench_x[3-D U-Net, 1 of 4-ours] - AssertionError: ours: relative error"
         " 2.5e-01 against float64"
     )
     stand_in(tmp_path / "python", f"echo '{line}'\nexit 1", monkeypatch)
-    outcome = Benches("x", "bench_x.py", 20).run(around, 20)
+    outcome = Benches("x", "bench_x.py", 20).run(context, 20)
     assert [(failure.where, failure.text) for failure in outcome.failures] == [
         tuple(line.removeprefix("FAILED ").split(" - "))
     ]

@@ -1,5 +1,5 @@
-"""The judge of training steps: the official order and ours pass, in both precisions; a step that computes
-something else does not.
+"""The judge of training steps passes the official order and ours in both precisions, and fails a step that
+computes anything else.
 """
 
 from __future__ import annotations
@@ -29,24 +29,26 @@ from tests.bench.small_steps import SMALL, UNCOMPILED, step_of
 
 
 @pytest.mark.parametrize("name", UNCOMPILED)
-def test_what_is_right_passes(judge: Judge, name: str) -> None:
+def test_a_correct_step_passes(judge: Judge, name: str) -> None:
     require(name, judge.judge(name, step_of(name, judge)))
 
 
 @pytest.mark.parametrize("name", UNCOMPILED)
-def test_a_planted_fault_does_not(judge: Judge, name: str) -> None:
-    """In bf16 too, where the bounds are wide: the losses and images of the first iteration say it."""
+def test_a_step_with_a_planted_fault_fails(judge: Judge, name: str) -> None:
+    """Also in bf16, where the bounds are wide: the losses and images of the first iteration show the
+    fault.
+    """
     step = step_of(name, judge, fault=True)
-    # Under another name, or the official order's faulty run would become its own yardstick.
-    verdicts = {d.what: d.holds for d in judge.judge("faulty", step)}
+    # Under its own name, the faulty run of the official order would become its own yardstick.
+    verdicts = {d.quantity: d.passes for d in judge.judge("faulty", step)}
     assert not verdicts["losses of iteration 1"]
     assert not verdicts["images of iteration 1"]
     with pytest.raises(AssertionError, match=r"relative error .* against float64, allowed"):
         require("faulty", judge.judge("faulty", step_of(name, judge, fault=True)))
 
 
-def test_losses_may_be_as_far_as_the_images_that_they_are_means_of() -> None:
-    """The official order's may be right by chance, as eight numbers are."""
+def test_losses_may_have_the_error_of_their_images() -> None:
+    """The losses of the official order may be exact by accident, since they are only eight numbers."""
 
     def trace(of_losses: float, of_images: float) -> Trace:
         return Trace(
@@ -54,38 +56,38 @@ def test_losses_may_be_as_far_as_the_images_that_they_are_means_of() -> None:
         )
 
     official, truth = trace(0.0, 0.03), trace(0.0, 0.0)
-    for error, holds in ((0.025, True), (0.035, False)):
+    for error, passes in ((0.025, True), (0.035, False)):
         losses, _ = differences(trace(error, 0.0), [official], truth, torch.bfloat16)
-        assert losses.holds == holds
+        assert losses.passes == passes
 
 
-def test_what_is_not_finite_does_not_hold() -> None:
-    assert Difference("losses", 0.5, 0.5, 1.0, 0.0, 0.0).holds
-    assert not Difference("losses", float("inf"), float("inf"), float("inf"), 0.0, 0.0).holds
+def test_a_result_that_is_not_finite_fails() -> None:
+    assert Difference("losses", 0.5, 0.5, 1.0, 0.0, 0.0).passes
+    assert not Difference("losses", float("inf"), float("inf"), float("inf"), 0.0, 0.0).passes
 
 
-def test_in_float64_ours_is_the_official_order(judge: Judge) -> None:
-    assert judge.mathematics(size=24) < EXACT
+def test_ours_equals_the_official_order_in_float64(judge: Judge) -> None:
+    assert judge.float64_difference(size=24) < EXACT
 
 
 class RateInFp32(HostInputs):
-    """As on a GPU, whose fused Adam reads fp32."""
+    """Host inputs with the learning rate in fp32, as the fused Adam of a GPU reads it."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
         self.lr = self.memory[:8].view(torch.float32)[:1].view(())
 
 
-def test_in_float64_the_rate_may_be_kept_in_fp32(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_float64_parity_allows_a_learning_rate_in_fp32(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "HostInputs", RateInFp32)
-    assert judge.mathematics(size=24) < EXACT
+    assert judge.float64_difference(size=24) < EXACT
     monkeypatch.setattr(providers, "LR", 2e-4)
-    assert judge.mathematics(size=24) > 10 * EXACT
+    assert judge.float64_difference(size=24) > 10 * EXACT
 
 
 def flat_in_the_corner(domain: str, size: int) -> list[torch.Tensor]:
-    """Return two images of the built-in dataset, fp32 [1, 3, size, size], whose first 32x32 pixels are all
-    ground.
+    """Return two images of the built-in dataset, fp32 [1, 3, size, size], whose top left 32x32 pixels are all
+    background.
     """
     drawn = (
         torch.from_numpy(builtin.draw(domain, 1, "train", n)).permute(2, 0, 1)[None].float() / 127.5 - 1
@@ -106,7 +108,7 @@ def other_eps(step: TrainStep) -> None:
     norms[2].eps = 1e-4
 
 
-def zeros_at_the_border(step: TrainStep) -> None:
+def zero_padding(step: TrainStep) -> None:
     block = step.nets["G_BA"].get_submodule("model.10.conv_block")
     assert isinstance(block.get_submodule("0"), torch.nn.ReflectionPad2d)
     block.add_module("0", torch.nn.ZeroPad2d(1))
@@ -121,9 +123,9 @@ def setting(name: str, value: Any) -> Callable[[TrainStep], None]:
 
 FAULTS: dict[str, tuple[LossConfig, Callable[[TrainStep], None]]] = {
     "one eps 1e-4": (LossConfig(), other_eps),
-    "one border of zeros": (LossConfig(), zeros_at_the_border),
+    "zero padding in one layer": (LossConfig(), zero_padding),
     "cycle weight 10.001": (LossConfig(lambda_A=10.001), lambda step: None),
-    # Not 0, which takes the losses' names away too.
+    # Not 0, which would remove the names of the losses as well.
     "no identity": (LossConfig(lambda_identity=1e-30), lambda step: None),
     "Adam's eps 1e-7": (LossConfig(), setting("eps", 1e-7)),
     "Adam's beta2 0.9991": (LossConfig(), setting("betas", (0.5, 0.9991))),
@@ -131,29 +133,29 @@ FAULTS: dict[str, tuple[LossConfig, Callable[[TrainStep], None]]] = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_in_float64_subtle_faults_are_seen_on_built_in_images(
+def test_float64_parity_detects_subtle_faults_on_built_in_images(
     fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loss, plant = FAULTS[fault]
 
-    def faulty(name: str, nets: Any, device: str, right: LossConfig, *rest: Any) -> TrainStep:
-        step = train_step(name, nets, device, loss if name == "ours" else right, *rest)
+    def faulty(name: str, nets: Any, device: str, correct: LossConfig, *others: Any) -> TrainStep:
+        step = train_step(name, nets, device, loss if name == "ours" else correct, *others)
         if name == "ours":
             plant(step)
         return step
 
     monkeypatch.setattr(parity, "train_step", faulty)
-    assert built_in(96).mathematics() > 10 * EXACT
+    assert built_in(96).float64_difference() > 10 * EXACT
 
 
 @pytest.mark.parametrize("size", [64, 96, 128, 256])
-def test_in_float64_ours_is_the_official_order_on_built_in_images(size: int) -> None:
-    assert built_in(size).mathematics() < EXACT
+def test_ours_equals_the_official_order_in_float64_on_built_in_images(size: int) -> None:
+    assert built_in(size).float64_difference() < EXACT
 
 
-def test_in_float64_two_iterations_are_compared(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of however many are judged: rounding grows from one to the next, and 1e-9 is asked of full networks on
-    a GPU, which has four.
+def test_float64_parity_compares_two_iterations(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many iterations are judged: rounding grows from one to the next, and full networks must stay
+    within 1e-9 on a GPU too, where four iterations are judged.
     """
     seen: list[int] = []
 
@@ -163,21 +165,21 @@ def test_in_float64_two_iterations_are_compared(judge: Judge, monkeypatch: pytes
 
     trace = Trace.of
     monkeypatch.setattr(Trace, "of", counted)
-    assert replace(judge, batches=[*judge.batches, *judge.batches]).mathematics(size=24) < EXACT
+    assert replace(judge, batches=[*judge.batches, *judge.batches]).float64_difference(size=24) < EXACT
     assert seen == [2, 2]
 
 
 @pytest.mark.parametrize("name", ["ours", "official_bf16"])
 @pytest.mark.parametrize("factor", [2.0, 0.0])
-def test_a_wrong_learning_rate_is_seen_in_the_weights(judge: Judge, name: str, factor: float) -> None:
-    """In bf16 too, where half of an update is rounding, most of it of weights that hardly have a gradient."""
+def test_weight_changes_reveal_a_wrong_learning_rate(judge: Judge, name: str, factor: float) -> None:
+    """Also in bf16, where half of an update is rounding error, most of it in weights with tiny gradients."""
     step = step_of(name, judge)
     for optimizer in step.optimizers:
         optimizer.step = partial(with_another_rate, optimizer, optimizer.step, factor)  # type: ignore[method-assign]
-    # Under another name, or the official order's faulty run would become its own yardstick.
-    verdicts = {d.what: d.holds for d in judge.judge("faulty", step)}
+    # Under its own name, the faulty run of the official order would become its own yardstick.
+    verdicts = {d.quantity: d.passes for d in judge.judge("faulty", step)}
     assert verdicts["losses of iteration 1"]
-    assert not any(verdicts[f"way of the weights of {net}"] for net in judge.nets)
+    assert not any(verdicts[f"weight change of {net}"] for net in judge.nets)
 
 
 def with_another_rate(optimizer: torch.optim.Optimizer, step: Callable[[], Any], factor: float) -> None:
@@ -189,14 +191,14 @@ def with_another_rate(optimizer: torch.optim.Optimizer, step: Callable[[], Any],
         group["lr"] = rate
 
 
-def test_a_later_iteration_in_16_bits_is_judged_from_the_weights_that_it_began_at(judge: Judge) -> None:
-    """Whatever an update did before it: here the whole second iteration runs in other weights, and float64
-    follows.
+def test_later_iterations_in_16_bits_are_judged_from_their_starting_weights(judge: Judge) -> None:
+    """Whatever the earlier updates did. Here the whole second iteration runs with other weights, and the
+    float64 truth starts from the same ones.
     """
     step = train_step("official", judge.nets, "cpu", judge.loss, torch.float64, SMALL)
     run, runs = step.run, iter(range(9))
 
-    def parted(batch: Any) -> Any:
+    def diverging(batch: Any) -> Any:
         if next(runs) == 1:
             for net in step.nets.values():
                 for p in net.parameters():
@@ -204,12 +206,12 @@ def test_a_later_iteration_in_16_bits_is_judged_from_the_weights_that_it_began_a
         return run(batch)
 
     torch.manual_seed(0)
-    step.run = parted
+    step.run = diverging
     trace = Trace.of(step, judge.batches)
     names = ("losses of iteration 2", "images of iteration 2")
     assert all(trace.error_of(name, judge.truth) < 1e-9 for name in FORWARD)
     assert all(trace.error_of(name, judge.truth) > 1e-3 for name in names)
-    # The weights are noted before the iteration, so what changes them inside it is a fault, and is seen.
+    # The weights are recorded before the iteration, so a change to them during it is a fault and is detected.
     assert all(judge._with_own_truth(trace, "bf16").error_of(name, judge.truth) > 1e-3 for name in names)
     for start, net in zip(trace.starts[0].values(), step.nets.values(), strict=True):
         start.update(net.state_dict())
@@ -217,9 +219,9 @@ def test_a_later_iteration_in_16_bits_is_judged_from_the_weights_that_it_began_a
     for name, net in again.nets.items():
         net.load_state_dict(trace.starts[0][name])
     exact = Trace(
-        {**trace.found, names[0]: again.run(judge.batches[1])[None].double(), names[1]: again.fakes(1)},
+        {**trace.values, names[0]: again.run(judge.batches[1])[None].double(), names[1]: again.fakes(1)},
         trace.starts,
     )
     assert all(judge._with_own_truth(exact, "bf16").error_of(name, judge.truth) < 1e-12 for name in names)
-    # In fp32 runs do not part: there the truth is one.
-    assert not judge._with_own_truth(Trace(trace.found, trace.starts), "fp32").own
+    # In fp32 runs do not diverge, so all iterations share one truth.
+    assert not judge._with_own_truth(Trace(trace.values, trace.starts), "fp32").own_truth

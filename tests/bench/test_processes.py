@@ -1,4 +1,4 @@
-"""A process with a limit leaves nothing behind, however it ends."""
+"""A process with a time limit leaves no processes behind, however it ends."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 from tests.bench.parts import ROOT, running
 
 
-def test_what_it_started_does_not_outlive_it(tmp_path: Path) -> None:
-    """Killed outright, as at the end of a call: nothing may hold the GPU after it."""
+def test_a_process_does_not_outlive_its_killed_parent(tmp_path: Path) -> None:
+    """Killed without warning, as at the end of a call: no process may keep using the GPU."""
     script = f"""
 from pathlib import Path
 from bench import processes

@@ -1,5 +1,6 @@
-"""Profiles: a step of the processor's, and a GPU's trace made by hand, with every part and a kernel of
-each."""
+"""Profiles of a step on this machine's CPU, and of a GPU trace written by hand with a kernel in every
+part.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from bench import profile_step, roofline
-from bench.chrome_trace import PARTS, PHASE, STEP, analysed
+from bench.chrome_trace import PARTS, PHASE, STEP, analyse
 
 
 def event(name: str, kind: str, start: float, length: float, thread: int = 1, **args: Any) -> dict[str, Any]:
@@ -21,7 +22,7 @@ def event(name: str, kind: str, start: float, length: float, thread: int = 1, **
 def launched(
     number: int, at: float, thread: int, name: str, length: float, **operator: Any
 ) -> list[dict[str, Any]]:
-    """Return an operator, its launch, and the kernel, which runs much later."""
+    """Return the events of an operator, its launch, and its kernel, which runs much later."""
     return [
         event(
             operator.get("op", "aten::op"),
@@ -42,7 +43,7 @@ GPU = {
         *launched(
             1, 10, 1, "gemm", 30, op="aten::conv", shapes=[[1, 3, 8, 8], [[4, 3, 3, 3], [4, 3, 3, 3]], []]
         ),
-        # The backward runs in a thread of its own.
+        # The backward runs in a separate thread.
         event("autograd::engine::evaluate_function: ConvBackward", "cpu_op", 50, 20, 2),
         *launched(2, 55, 2, "gemm", 50, op="aten::conv_backward"),
         event("Optimizer.step#Adam.step", "user_annotation", 80, 10),
@@ -57,30 +58,34 @@ GPU = {
 }
 
 
-def test_a_gpus_trace() -> None:
-    found = analysed(GPU)
-    assert found.launches == {"G forward": 1, "G backward": 1, "D": 2, "rest": 1}
-    assert found.seconds == pytest.approx({"G forward": 30e-6, "G backward": 50e-6, "D": 13e-6, "rest": 5e-6})
-    assert list(found.kernels) == ["gemm", "adam", "copy"]
-    assert found.kernels["gemm"] == (pytest.approx(90e-6), 3)
-    first = next(entry for entry in found.operators if entry["name"] == "aten::conv")
+def test_analyses_a_gpu_trace() -> None:
+    profile = analyse(GPU)
+    assert profile.launches == {"G forward": 1, "G backward": 1, "D": 2, "rest": 1}
+    assert profile.seconds == pytest.approx(
+        {"G forward": 30e-6, "G backward": 50e-6, "D": 13e-6, "rest": 5e-6}
+    )
+    assert list(profile.kernels) == ["gemm", "adam", "copy"]
+    assert profile.kernels["gemm"] == (pytest.approx(90e-6), 3)
+    first = next(entry for entry in profile.operators if entry["name"] == "aten::conv")
     assert (first["shapes"], first["backward"], first["calls"]) == (
         [[1, 3, 8, 8], [4, 3, 3, 3], [4, 3, 3, 3]],
         False,
         1,
     )
-    assert next(entry for entry in found.operators if entry["name"] == "aten::conv_backward")["backward"]
-    # From the step's first moment to the end of its last kernel.
-    assert found.step == pytest.approx((1000 + 1350 + 3) * 1e-6)
+    assert next(entry for entry in profile.operators if entry["name"] == "aten::conv_backward")["backward"]
+    # From the start of the step to the end of its last kernel.
+    assert profile.step == pytest.approx((1000 + 1350 + 3) * 1e-6)
 
 
-def test_a_trace_without_a_step_is_refused() -> None:
-    with pytest.raises(ValueError, match="the trace has no training step"):
-        analysed({"traceEvents": [event("x", "cpu_op", 0, 1)]})
+def test_rejects_a_trace_without_a_step() -> None:
+    with pytest.raises(ValueError, match="the trace contains no training step"):
+        analyse({"traceEvents": [event("x", "cpu_op", 0, 1)]})
 
 
 @pytest.mark.parametrize("provider", ["official", "ours"])
-def test_a_step_of_this_machine(provider: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_profiles_a_step_on_this_machine(
+    provider: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = [
         "--provider",
         provider,
@@ -96,10 +101,10 @@ def test_a_step_of_this_machine(provider: str, tmp_path: Path, capsys: pytest.Ca
     assert all(f"\n{part}" in logged for part in PARTS)
     with gzip.open(tmp_path / "profile" / "trace.json.gz", "rt") as file:
         trace = json.load(file)
-    found = analysed(trace)
-    assert all(found.launches[part] > 0 for part in PARTS)
-    # Nothing is counted twice: what operators take of their own is no more than the step.
-    assert 0.5 * found.step < sum(found.seconds.values()) <= found.step
+    profile = analyse(trace)
+    assert all(profile.launches[part] > 0 for part in PARTS)
+    # Nothing is counted twice: the operators' self times add up to no more than the step.
+    assert 0.5 * profile.step < sum(profile.seconds.values()) <= profile.step
     assert roofline.main(["--profile", str(tmp_path / "profile" / "profile.json"), "--launches", "1"]) == 0
     table = capsys.readouterr().out
     for layer in (
@@ -119,8 +124,8 @@ def test_a_step_of_this_machine(provider: str, tmp_path: Path, capsys: pytest.Ca
         ("--size 31", "--size must be a multiple of 4"),
     ],
 )
-@pytest.mark.skipif(profile_step.DEVICE == "cuda", reason="a GPU has every provider")
-def test_bad_input_is_named(
+@pytest.mark.skipif(profile_step.DEVICE == "cuda", reason="on a GPU every provider is available")
+def test_reports_bad_input(
     arguments: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:

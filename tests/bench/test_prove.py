@@ -1,4 +1,4 @@
-"""The proof: what it prints and draws, and that it shows no speed where parity fails."""
+"""The proof: its printed lines and its image, and that it shows no speed if parity fails."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from PIL import Image
 
 from bench import prove
 from bench.parity import EXACT, FORWARD, Judge, require
-from bench.providers import Provider, Unserved, plain_networks, train_step
+from bench.providers import Provider, Unavailable, plain_networks, train_step
 from fastcyclegan.config import LossConfig, ModelConfig
 from fastcyclegan.data.batch import Batch
 
@@ -32,17 +32,18 @@ def run(*arguments: str, folder: Path) -> int:
     return prove.main([*arguments, "--size", "32", "--seconds", "3", "--output", str(folder / "proof.png")])
 
 
-def test_it_holds_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prints_and_draws_a_passing_proof(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--no_compile", folder=tmp_path) == 0
     logged = capsys.readouterr().out
-    assert "training at 32x32 (as asked), batch 1, resnet_1blocks, identity on; 200 and 200 images" in logged
-    for what in (
+    settings = "training at 32x32 (set by --size), batch 1, resnet_1blocks, identity loss on"
+    assert f"{settings}; 200 and 200 images" in logged
+    for quantity in (
         "losses of iteration 1",
         "images of iteration 1",
         "gradients of G_AB",
-        "way of the weights of D_A",
+        "weight change of D_A",
     ):
-        assert what in logged
+        assert quantity in logged
     assert "FAILS" not in logged
     rates = {
         line[:18].strip(): line[18:].split()
@@ -55,9 +56,7 @@ def test_it_holds_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         assert np.asarray(image).std() > 10
 
 
-def test_a_wrong_result_fails_and_no_speed_is_shown(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_shows_no_speed_if_parity_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--no_compile", "--plant-fault", folder=tmp_path) == 1
     logged = capsys.readouterr().out
     assert "PARITY FAILS" in logged
@@ -75,7 +74,7 @@ def built_in(size: int, seed: int) -> list[Batch]:
 
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("size", prove.SIZES)
-def test_parity_is_judged_right_on_the_built_in_images_of_every_size(size: int, seed: int) -> None:
+def test_judges_parity_correctly_on_built_in_images_of_every_size(size: int, seed: int) -> None:
     judge = Judge(
         plain_networks(prove.NETWORKS),
         built_in(size, seed)[: prove.STEPS["cpu"]],
@@ -83,21 +82,23 @@ def test_parity_is_judged_right_on_the_built_in_images_of_every_size(size: int, 
         LossConfig(),
         prove.NETWORKS,
     )
-    assert judge.mathematics() <= EXACT
-    right, wrong = (
+    assert judge.float64_difference() <= EXACT
+    correct, faulty = (
         train_step("ours", judge.nets, "cpu", config=prove.NETWORKS, fault=fault) for fault in (False, True)
     )
-    require("ours", judge.judge("ours", right))
-    assert not any(d.holds for d in judge.judge("ours", wrong) if d.what in FORWARD)
+    require("ours", judge.judge("ours", correct))
+    assert not any(d.passes for d in judge.judge("ours", faulty) if d.quantity in FORWARD)
 
 
 @pytest.mark.parametrize(("seconds", "size"), [(0.1, 128), (0.6, 96), (1.3, 96), (1.4, 64), (100.0, 64)])
-def test_the_size_fits_the_machine(seconds: float, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slower_machines_get_smaller_images(
+    seconds: float, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     readings = itertools.count(0, seconds)
     monkeypatch.setattr(prove, "time", SimpleNamespace(perf_counter=lambda: next(readings)))
-    found, why = prove.suitable_size()
-    assert found == size
-    assert f"takes {seconds:.1f} s here" in why
+    chosen, reason = prove.suitable_size()
+    assert chosen == size
+    assert f"takes {seconds:.1f} s here" in reason
 
 
 def folder_of(folder: Path, draw: Callable[[int], Any], count: int = 6) -> str:
@@ -115,17 +116,17 @@ def grey(n: int) -> Any:
     return np.full((48, 48, 3), 40 * n)
 
 
-def test_flat_images_cannot_decide(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rejects_a_dataset_of_flat_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folders = ["--data_A", folder_of(tmp_path / "A", noise), "--data_B", folder_of(tmp_path / "B", grey)]
     assert run("--no_compile", *folders, folder=tmp_path) == 2
     printed = capsys.readouterr()
-    named = r"([^\n]*/B/\d\.png, )+[^\n]*/B/\d\.png and \d more"
-    assert re.fullmatch(rf"error: cannot decide: [^\n]* of one colour all over: {named}\n", printed.err)
+    paths = r"([^\n]*/B/\d\.png, )+[^\n]*/B/\d\.png and \d more"
+    assert re.fullmatch(rf"error: cannot check parity: [^\n]* of a single colour: {paths}\n", printed.err)
     assert "PARITY FAILS" not in printed.out
     assert "iterations/s" not in printed.out
 
 
-def test_flat_images_among_others_are_passed_by_and_named(
+def test_skips_flat_images_among_others_and_lists_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def mostly_flat(n: int) -> Any:
@@ -142,12 +143,12 @@ def test_flat_images_among_others_are_passed_by_and_named(
     (line,) = (
         line
         for line in logged.splitlines()
-        if line.startswith("passed by, because an image of one colour all over decides nothing")
+        if line.startswith("skipped, because parity cannot be judged on images of a single colour")
     )
     assert set(re.findall(r"\w/\d.png", line)) <= {"B/1.png", "B/3.png", "B/5.png"}
 
 
-def test_the_samples_that_vary_most_are_judged(tmp_path: Path) -> None:
+def test_judges_the_samples_with_the_most_contrast_first(tmp_path: Path) -> None:
     def fainter(n: int) -> Any:
         return 100 + noise(n) // (n + 2)
 
@@ -171,12 +172,12 @@ runpy.run_path(SCRIPT, run_name="__main__")
 """
 
 
-def test_it_runs_uninstalled_and_without_the_command_lines_libraries(tmp_path: Path) -> None:
+def test_runs_without_installation_and_without_optional_packages(tmp_path: Path) -> None:
     script = Path(prove.__file__).parents[1] / "scripts" / "prove.py"
     code = f"SCRIPT = {str(script)!r}\n" + BLOCKED
-    # As it is for a script that is started by its path.
+    # The same path as for a script that is started by its file name.
     environment = {**os.environ, "PYTHONPATH": str(script.parent)}
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,
         env=environment,
@@ -184,25 +185,25 @@ def test_it_runs_uninstalled_and_without_the_command_lines_libraries(tmp_path: P
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    assert "--data_A" in done.stdout
+    assert process.returncode == 0, process.stderr
+    assert "--data_A" in process.stdout
 
 
-def test_your_own_images(
+def test_runs_on_the_users_own_images(
     tmp_path: Path, dataset: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And a machine without a compiler, which is said and no fault."""
+    """Also on a machine without a compiler, which is reported but is not an error."""
 
     def no_compiler(self: Provider, device: str) -> None:
         if self.mode is not None:
-            raise Unserved("no C++ compiler found")
+            raise Unavailable("no C++ compiler found")
 
     monkeypatch.setattr(Provider, "require", no_compiler)
     assert run("--data_A", str(dataset / "trainA"), "--data_B", str(dataset / "trainB"), folder=tmp_path) == 0
     logged = capsys.readouterr().out
-    # Some are held out, as in training.
+    # Some images are held out, as in training.
     assert re.search(
-        rf"; [345] and [34] images \(without those that training holds out\), {dataset / 'trainA'} and"
+        rf"; [345] and [34] images \(not counting held-out images\) from {dataset / 'trainA'} and"
         rf" {dataset / 'trainB'}",
         logged,
     )
@@ -212,14 +213,14 @@ def test_your_own_images(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--data_A {0}", "--data_A and --data_B belong together"),
+        ("--data_A {0}", "--data_A and --data_B must be given together"),
         ("--size 30", "--size must be a multiple of 4, at least 32, got 30"),
         ("--seconds 0", "--seconds must be more than 0"),
-        ("--output {0}/nowhere/proof.png", "--output must be a .png in a folder that is there"),
+        ("--output {0}/nowhere/proof.png", "--output must be a .png file in an existing folder"),
         ("--output proof.jpg", "--output must be a .png"),
     ],
 )
-def test_bad_arguments_are_named(
+def test_reports_bad_arguments(
     arguments: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -228,7 +229,7 @@ def test_bad_arguments_are_named(
     assert message in capsys.readouterr().err
 
 
-def test_images_that_are_not_there_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_reports_missing_images_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
     folders = ["--data_A", str(tmp_path / "empty"), "--data_B", str(tmp_path / "missing")]
     assert run(*folders, folder=tmp_path) == 2

@@ -1,15 +1,15 @@
-"""What the providers are made of: networks that are nothing of ours, and images that all agree on."""
+"""Providers use plain reference networks, and all of them produce the same images."""
 
 from __future__ import annotations
 
 import torch
 
-from bench.providers import Unserved, generator, plain_networks
+from bench.providers import Unavailable, generator, plain_networks
 from fastcyclegan.testing import relative_error, seeded_networks
 from tests.bench.small_steps import SMALL, UNCOMPILED
 
 
-def test_the_plain_networks_are_nothing_of_ours_with_the_same_weights() -> None:
+def test_plain_networks_are_reference_modules_with_our_initial_weights() -> None:
     plain, ours = plain_networks(SMALL, seed=3), seeded_networks(SMALL, seed=3)
     assert all(type(net).__module__ == "fastcyclegan.reference" for net in plain.values())
     for name, net in ours.items():
@@ -19,7 +19,7 @@ def test_the_plain_networks_are_nothing_of_ours_with_the_same_weights() -> None:
         )
 
 
-def test_generators_of_all_providers_give_the_same_image() -> None:
+def test_all_generator_providers_produce_the_same_image() -> None:
     net, x = plain_networks(SMALL)["G_AB"], torch.rand(1, 3, 32, 32) * 2 - 1
     with torch.inference_mode():
         truth = net.double()(x.double())
@@ -27,7 +27,7 @@ def test_generators_of_all_providers_give_the_same_image() -> None:
     for name in UNCOMPILED:
         try:
             run, precision = generator(name, net, "cpu", ngf=8, n_blocks=1)
-        except Unserved:
+        except Unavailable:
             continue
         assert relative_error(run(x), truth) < (1e-5 if precision == "fp32" else 0.1)
         faulty, _ = generator(name, net, "cpu", fault=True, ngf=8, n_blocks=1)

@@ -1,5 +1,5 @@
-"""The rehearsal: a Python with the GPU machine's packages alone, marks that nobody can miss, and what scripts
-do there.
+"""The rehearsal: a Python with only the packages of the GPU machine, clearly marked results, and scripts that
+run there.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from bench.rehearsal import MARK, CannotRehearse, bare_python, check_results, en
 ROOT = Path(__file__).parents[2]
 
 
-THERE = """
+IMPORTABLE = """
 from importlib.util import find_spec
 
-def there(name):
+def importable(name):
     try:
         return find_spec(name) is not None
     except ModuleNotFoundError:
         return False
 
-print([there(name) for name in {!r}])
+print([importable(name) for name in {!r}])
 """
 
 
@@ -47,7 +47,7 @@ def run(python: Path, *arguments: str, folder: Path) -> subprocess.CompletedProc
     )
 
 
-def test_the_bare_python_has_what_the_gpu_machine_has_and_no_more(bare: Path, tmp_path: Path) -> None:
+def test_bare_python_has_only_the_packages_of_the_gpu_machine(bare: Path, tmp_path: Path) -> None:
     present = (
         "torch",
         "triton",
@@ -64,7 +64,7 @@ def test_the_bare_python_has_what_the_gpu_machine_has_and_no_more(bare: Path, tm
     found = run(
         bare,
         "-c",
-        THERE.format((*present, *absent)),
+        IMPORTABLE.format((*present, *absent)),
         folder=tmp_path,
     )
     assert found.stdout.strip() == str([True] * len(present) + [False] * len(absent)), found.stderr
@@ -73,24 +73,32 @@ def test_the_bare_python_has_what_the_gpu_machine_has_and_no_more(bare: Path, tm
 @pytest.mark.parametrize(
     "name", ["train", "translate", "inspect_checkpoint", "download_dataset", "check_dataset"]
 )
+<<<<<<< HEAD
 def test_the_command_line_without_tyro_is_one_line(bare: Path, tmp_path: Path, name: str) -> None:
     """From another folder, with nothing installed: not the traceback of an import."""
     done = run(bare, str(ROOT / "scripts" / f"{name}.py"), "--help", folder=tmp_path)
     assert done.returncode == 2
     assert done.stderr == "error: this script needs the package tyro: python -m pip install tyro\n"
+=======
+def test_scripts_report_missing_tyro_in_one_line(bare: Path, tmp_path: Path, name: str) -> None:
+    """From another folder and with nothing installed, without the traceback of a failed import."""
+    process = run(bare, str(ROOT / "scripts" / f"{name}.py"), "--help", folder=tmp_path)
+    assert process.returncode == 2
+    assert process.stderr == "error: this needs the package tyro: python -m pip install tyro\n"
+>>>>>>> eng-bench
 
 
 @pytest.mark.parametrize(
     "name", ["compile_kernels", "count_operations", "gpu_suite", "profile_step", "prove"]
 )
-def test_scripts_need_no_installed_project(bare: Path, tmp_path: Path, name: str) -> None:
-    """From another folder and without PYTHONPATH, which ``environment`` leaves out."""
-    done = run(bare, str(ROOT / "scripts" / f"{name}.py"), "--help", folder=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "usage:" in done.stdout
+def test_scripts_run_without_installing_the_project(bare: Path, tmp_path: Path, name: str) -> None:
+    """From another folder and without PYTHONPATH, which ``environment`` removes."""
+    process = run(bare, str(ROOT / "scripts" / f"{name}.py"), "--help", folder=tmp_path)
+    assert process.returncode == 0, process.stderr
+    assert "usage:" in process.stdout
 
 
-def test_a_copy_is_what_git_tracks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_copies_only_tracked_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkout = tmp_path / "checkout"
     (checkout / "kernels").mkdir(parents=True)
     (checkout / "kernels" / "a.py").write_text("committed")
@@ -105,11 +113,11 @@ def test_a_copy_is_what_git_tracks(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert (tmp_path / "copy" / "link").is_symlink()
     assert not (tmp_path / "copy" / "scratch.py").exists()
     monkeypatch.setattr(rehearsal, "ROOT", tmp_path / "copy")
-    with pytest.raises(CannotRehearse, match="is no git checkout"):
+    with pytest.raises(CannotRehearse, match="is not a git checkout"):
         tracked_copy(tmp_path / "other")
 
 
-def test_every_kind_of_file_is_marked(tmp_path: Path) -> None:
+def test_marks_every_kind_of_file(tmp_path: Path) -> None:
     for name in ("stage1.md", "stage1.log"):
         (tmp_path / name).write_text("fine")
         assert mark(tmp_path / name).read_text().startswith(MARK)
@@ -129,17 +137,17 @@ def test_every_kind_of_file_is_marked(tmp_path: Path) -> None:
     assert {path.name.partition("-")[0] for path in tmp_path.iterdir()} == {"rehearsal"}
 
 
-def test_results_of_a_gpu_are_not_written_over(tmp_path: Path) -> None:
+def test_does_not_overwrite_gpu_results(tmp_path: Path) -> None:
     (tmp_path / "rehearsal-stage1.md").touch()
     check_results(tmp_path)
     (tmp_path / "stage1.md").touch()
-    with pytest.raises(CannotRehearse, match=r"holds what is of no rehearsal \(stage1.md\)"):
+    with pytest.raises(CannotRehearse, match=r"not from a rehearsal, such as stage1.md"):
         check_results(tmp_path)
     with pytest.raises(CannotRehearse, match="is a file"):
         check_results(tmp_path / "stage1.md")
 
 
-def test_a_package_that_is_missing_here_is_named(tmp_path: Path) -> None:
+def test_reports_a_missing_package(tmp_path: Path) -> None:
     with pytest.raises(CannotRehearse, match="no-such-package is not installed"):
         bare_python(tmp_path / "venv", ["no-such-package"])
 
@@ -147,11 +155,9 @@ def test_a_package_that_is_missing_here_is_named(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2, 3])
 @pytest.mark.parametrize("fault", ["", "kernel"])
-def test_a_stage_is_rehearsed(
-    stage: int, fault: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """All of it, 2 to 5 minutes each on two cores: holds as it is, and with a fault in the kernels says so
-    and fails.
+def test_rehearses_a_stage(stage: int, fault: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A whole stage, which takes 2 to 5 minutes on two cores: it passes unchanged, and fails and reports it
+    with a fault in the kernels.
     """
     with pytest.raises(SystemExit) as ended:
         gpu_suite.main(

@@ -1,5 +1,5 @@
-"""From results to figures: ratios of rounds, tables, spreadsheet, images, the README's section, and the
-check against older results.
+"""Reports on results: speed-ups, tables, the spreadsheet, plots, the README's section, and the comparison
+with older results.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def entry(file: str, group: str, provider: str, seconds: list[float], **info: An
 
 
 def entries(slower: float = 1.0, launches: int = 900) -> list[dict[str, Any]]:
-    """Return results in which our training step takes ``slower`` times as long."""
+    """Return result entries in which our training step takes ``slower`` times as long."""
     step: dict[str, Any] = {
         "operations": 1,
         "pictures": 2,
@@ -83,13 +83,15 @@ def entries(slower: float = 1.0, launches: int = 900) -> list[dict[str, Any]]:
                 f"generator, {n}",
                 "official",
                 [n / 10] * 19 + [n / 5],
-                images=n,
+                pictures=n,
                 batch=n,
                 **image,
             )
         )
         made.append(
-            entry("bench_generator.py", f"generator, {n}", "ours", [n / 20] * 20, images=n, batch=n, **image)
+            entry(
+                "bench_generator.py", f"generator, {n}", "ours", [n / 20] * 20, pictures=n, batch=n, **image
+            )
         )
     return made
 
@@ -104,25 +106,28 @@ def file(tmp_path: Path) -> Path:
     return results(tmp_path / "new.json", entries())
 
 
-def test_a_ratio_is_of_the_same_round() -> None:
+def test_speed_up_compares_the_same_rounds() -> None:
     anchor, ours = Row("", "", "official", [4.0, 8.0]), Row("", "", "ours", [2.0, 4.0])
     assert speed_up(ours, anchor) == Spread(2, 2, 2, 2)
-    # Iterations of one round count too.
+    # A round can consist of several iterations.
     assert speed_up(Row("", "", "ours", [20.0], {"operations": 10}), anchor).median == 2
     assert f"{Spread(1.861, 1.8, 1.93, 5):.2f}" == "1.86 (1.80 to 1.93)"
     assert anchor_of([Row("", "", "copy", [1.0]), anchor, ours]) is anchor
 
 
-def test_lines_name_rate_ratio_and_rounds(file: Path) -> None:
+def test_lines_contain_rate_speed_up_and_rounds(file: Path) -> None:
     lines = "\n".join(lines_of(read_results(file).rows))
     assert re.search(
-        r"ours_compiled +2 \(2 to 2\) s  1 images/s  1,024 MiB  2.00 \(1.80 to 2.20\)x of official  n=3",
+        r"ours_compiled +2 \(2 to 2\) s  1 images/s  1,024 MiB"
+        r"  2.00 \(1.80 to 2.20\)x as fast as official  n=3",
         lines,
     )
     assert "900 Triton launches" in lines
 
 
-def test_everything_is_written(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_writes_tables_spreadsheet_and_plots(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "report"
     assert report.main([str(file), "--output", str(folder)]) == 0
     names = {path.name for path in folder.iterdir()}
@@ -160,19 +165,19 @@ def test_everything_is_written(file: Path, tmp_path: Path, capsys: pytest.Captur
 
 
 @pytest.mark.parametrize(
-    ("slower", "launches", "hardware", "status", "said"),
+    ("slower", "launches", "hardware", "status", "logged"),
     [
         pytest.param(
-            1.2, 900, "", 1, "worse: step, ours_compiled: time, beside official", id="a fifth slower"
+            1.2, 900, "", 1, "worse: step, ours_compiled: time relative to official", id="a fifth slower"
         ),
         pytest.param(1.04, 900, "", 0, "0 worse by more than 5 %", id="within the bound"),
         pytest.param(1.0, 950, "", 1, "launches 900 -> 950 (+5.6 %)", id="more launches"),
         pytest.param(
-            1.2, 900, "Another chip", 1, "worse: step, ours_compiled", id="ratios hold across machines"
+            1.2, 900, "Another chip", 1, "worse: step, ours_compiled", id="ratios compare across machines"
         ),
     ],
 )
-def test_what_became_worse_is_found(
+def test_comparison_finds_regressions(
     file: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -189,7 +194,7 @@ def test_what_became_worse_is_found(
     assert logged in capsys.readouterr().out
 
 
-def test_a_busier_machine_is_no_regression_of_ours_but_of_the_anchor(
+def test_a_busier_machine_is_a_regression_only_of_the_anchor(
     file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = entries()
@@ -199,15 +204,17 @@ def test_a_busier_machine_is_no_regression_of_ours_but_of_the_anchor(
     report.main([str(busy), "--against", str(file)])
     worse = [line for line in capsys.readouterr().out.splitlines() if line.startswith("worse")]
     assert len(worse) == 1
-    assert worse[0].startswith("worse: step, official: time, seconds")
+    assert worse[0].startswith("worse: step, official: time in seconds")
     other = results(tmp_path / "other.json", made, hardware="Another chip")
     assert report.main([str(other), "--against", str(file)]) == 0
 
 
-def test_what_is_gone_is_named(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lists_rows_missing_from_the_new_results(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     fewer = results(tmp_path / "fewer.json", entries()[:2])
     assert report.main([str(fewer), "--against", str(file)]) == 0
-    assert "not measured now: norm, ours" in capsys.readouterr().out
+    assert "missing from the new results: norm, ours" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -216,15 +223,15 @@ def test_what_is_gone_is_named(file: Path, tmp_path: Path, capsys: pytest.Captur
         ("nowhere.json", "nowhere.json: No such file or directory"),
         ("{odd}", "not a result of pytest bench/ --benchmark-json=FILE"),
         ("{new} --against {odd}", "not a result of pytest bench/"),
-        ("{new} --against {else}", "nothing to compare: the two results share no figure"),
-        ("{new} --against {new} --fail-over much", "a percentage such as 5%, got 'much'"),
-        ("{new} --readme {odd}", "has no section that begins with"),
+        ("{new} --against {else}", "nothing to compare: the two results have no figure in common"),
+        ("{new} --against {new} --fail-over much", "must be a percentage such as 5%, got 'much'"),
+        ("{new} --readme {odd}", "found no section that begins with"),
         ("{new} --output {new}", "cannot write there: File exists"),
-        ("{quick} --readme README.md", "sizes for tests (--bench-quick): not for a README"),
+        ("{quick} --readme README.md", "measured with --bench-quick, at test sizes, so not suitable"),
         ("{new} --against {quick}", "they cannot be compared"),
     ],
 )
-def test_bad_input_is_named(
+def test_reports_bad_input(
     arguments: str, message: str, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "odd.json").write_text("[1, 2]")
@@ -237,9 +244,10 @@ def test_bad_input_is_named(
     assert message in capsys.readouterr().err
 
 
-def test_the_readme_shows_a_committed_result(tmp_path: Path) -> None:
-    """Its section is what the report writes from the file that it names, so no figure in it is typed by
-    hand."""
+def test_readme_section_is_generated_from_a_committed_result(tmp_path: Path) -> None:
+    """The report writes the same section from the file that the section refers to, so no figure in it is
+    typed by hand.
+    """
     text = (ROOT / "README.md").read_text()
     name = re.search(re.escape(report.BEGIN).replace(r"\{\}", "(.+?)"), text)
     assert name is not None

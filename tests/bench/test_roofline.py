@@ -1,5 +1,5 @@
-"""The floor: the official counts of operations, a layer by hand, and that a profile's events find their
-layers.
+"""The floor of a step: the known operation counts, a layer calculated by hand, and the assignment of a
+profile's events to layers.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ def flops(work: list[Work]) -> float:
     return sum(w.calls * w.flops for w in work)
 
 
-def test_the_known_counts() -> None:
-    """49.55 GMAC a generator and 3.15 a discriminator at 256x256; 1.88 TFLOP a step, 1.29 without
-    identity."""
+def test_matches_known_operation_counts() -> None:
+    """49.55 GMAC per generator and 3.15 per discriminator at 256x256; 1.88 TFLOP per step, and 1.29 without
+    the identity loss.
+    """
     G, D = (
         sum(layer.flops for layer in layers_of(net, (256, 256), 1))
         for net in (reference.Generator(), reference.Discriminator())
@@ -39,17 +40,17 @@ def test_the_known_counts() -> None:
 @pytest.mark.parametrize(
     ("layer", "macs"), [("model.1", 49 * 3 * 8 * 16 * 12), ("model.10.conv_block.1", 9 * 32 * 32 * 4 * 3)]
 )
-def test_a_layer_by_hand(layer: str, macs: int) -> None:
+def test_matches_a_layer_calculated_by_hand(layer: str, macs: int) -> None:
     net = reference.Generator(ngf=8, n_blocks=1)
-    found = {each.name: each for each in layers_of(net, (16, 12), 1)}
-    assert found[layer].flops == 2 * macs
+    layers = {each.name: each for each in layers_of(net, (16, 12), 1)}
+    assert layers[layer].flops == 2 * macs
     if layer != "model.1":
         return
     w, y = 8 * 3 * 49, 8 * 16 * 12
-    made = {(w.layer, w.phase): w for w in passes(found[layer], 2, 6, 2, 6, "G")}
+    made = {(w.layer, w.phase): w for w in passes(layers[layer], 2, 6, 2, 6, "G")}
     label = "conv 7x7, 3 to 8, 16x12"
     assert [made[label, f"G, {p}"].calls for p in ("forward", "dgrad", "wgrad")] == [6, 2, 6]
-    # The image arrives with its border: 22 x 18.
+    # The image arrives with its padding: 22 x 18.
     assert made[label, "G, forward"].bytes == 2 * (3 * 22 * 18 + w + y)
     assert made[f"norm after {label}", "G, forward"].bytes == 2 * 2 * y
     assert made[f"norm after {label}", "G, backward"].bytes == 2 * 5 * y
@@ -62,7 +63,7 @@ def test_floors_add_up() -> None:
     assert total(work, CHIP, 500) == pytest.approx(1.25e-2)
 
 
-def test_a_profiles_events_find_their_layers() -> None:
+def test_assigns_profile_events_to_layers() -> None:
     x, w = (1, 8, 16, 16), (8, 8, 3, 3)
     work = [
         Work("conv", "G, forward", 2, 1.0, 1.0, (x, w)),
@@ -87,17 +88,17 @@ def test_a_profiles_events_find_their_layers() -> None:
         },
         {"name": "aten::add", "shapes": [list(x), list(x)], "backward": True, "seconds": 7.0, "calls": 2},
     ]
-    found = measured_by_layer(work, events)
-    assert found == pytest.approx({key_of(work[0]): 0.5, key_of(work[1]): 0.6, key_of(work[2]): 0.3})
+    seconds = measured_by_layer(work, events)
+    assert seconds == pytest.approx({key_of(work[0]): 0.5, key_of(work[1]): 0.6, key_of(work[2]): 0.3})
 
 
-def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+def test_prints_the_floor_of_a_typed_in_chip(capsys: pytest.CaptureFixture[str]) -> None:
     typed = "--size 32 --blocks 1 --matrix_tflops 790 --bandwidth_gbs 4300 --launch_us 1.5".split()
     assert roofline.main([*typed, "--launches", "100"]) == 0
     logged = capsys.readouterr().out
-    assert "Ceilings (typed in): 790 TFLOP/s, 4300 GB/s, 1.5 us a launch" in logged
+    assert "Ceilings (typed in): 790 TFLOP/s, 4300 GB/s, 1.5 us per launch" in logged
     assert "100 launches 0.15 ms" in logged
-    # Without a number those of our own step are counted.
+    # Without --launches, the launches of our own step are counted.
     assert roofline.main(typed) == 0
     launches = int(capsys.readouterr().out.partition("by layers; ")[2].split()[0])
     assert launches > 200
@@ -106,16 +107,16 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--matrix_tflops 790", "--matrix_tflops, --bandwidth_gbs and --launch_us belong together"),
-        ("--matrix_tflops 790 --bandwidth_gbs 0 --launch_us 1", "are more than 0"),
+        ("--matrix_tflops 790", "--matrix_tflops, --bandwidth_gbs and --launch_us must be given together"),
+        ("--matrix_tflops 790 --bandwidth_gbs 0 --launch_us 1", "be more than 0"),
         ("--size 30", "--size must be a multiple of 4"),
         ("--profile nowhere.json", "nowhere.json: No such file or directory"),
-        ("--profile {odd} --size 64", "--profile knows its own size"),
+        ("--profile {odd} --size 64", "--profile sets the size"),
         ("--batch 0", "--batch and --blocks at least 1"),
-        ("--profile {odd}", "not a profile of scripts/profile_step.py"),
+        ("--profile {odd}", "not a profile.json from scripts/profile_step.py"),
     ],
 )
-def test_bad_input_is_named(
+def test_reports_bad_input(
     arguments: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "odd.json").write_text(json.dumps([1]))
