@@ -73,19 +73,11 @@ def test_bare_python_has_only_the_packages_of_the_gpu_machine(bare: Path, tmp_pa
 @pytest.mark.parametrize(
     "name", ["train", "translate", "inspect_checkpoint", "download_dataset", "check_dataset"]
 )
-<<<<<<< HEAD
-def test_the_command_line_without_tyro_is_one_line(bare: Path, tmp_path: Path, name: str) -> None:
-    """From another folder, with nothing installed: not the traceback of an import."""
-    done = run(bare, str(ROOT / "scripts" / f"{name}.py"), "--help", folder=tmp_path)
-    assert done.returncode == 2
-    assert done.stderr == "error: this script needs the package tyro: python -m pip install tyro\n"
-=======
 def test_scripts_report_missing_tyro_in_one_line(bare: Path, tmp_path: Path, name: str) -> None:
     """From another folder and with nothing installed, without the traceback of a failed import."""
     process = run(bare, str(ROOT / "scripts" / f"{name}.py"), "--help", folder=tmp_path)
     assert process.returncode == 2
-    assert process.stderr == "error: this needs the package tyro: python -m pip install tyro\n"
->>>>>>> eng-bench
+    assert process.stderr == "error: this script needs the package tyro: python -m pip install tyro\n"
 
 
 @pytest.mark.parametrize(
