@@ -1,4 +1,4 @@
-"""A kernel that fails while gradients are added in place: they are right, and added once."""
+"""A kernel that fails while gradients are added in place: they are still correct, and added once."""
 
 from __future__ import annotations
 
@@ -24,8 +24,10 @@ pytestmark = pytest.mark.usefixtures("auto_is_triton")
 
 @dataclass(frozen=True)
 class Added:
-    """A layer of three weights (or pairs), each with a ``.grad`` of its own: the sums take several
-    launches."""
+    """A layer with three weights (or pairs of weights), each with a separate ``.grad``.
+
+    The sums therefore take several launches.
+    """
 
     run: Callable[[Tensor, list[Tensor]], Tensor]
     shape: tuple[int, ...]
@@ -47,8 +49,9 @@ def added(name: str) -> Added:
 
 
 def gradients(layer: Added, frozen: int | None = None, together: bool = False) -> list[Tensor]:
-    """Return the gradients of the weights after a backward that adds to ones; ``together``: they lie side by
-    side.
+    """Return the gradients of the weights after a backward that adds to gradients of ones.
+
+    With ``together``, the gradients are adjacent in memory.
     """
     torch.manual_seed(0)
     x = torch.randn(layer.shape).contiguous(memory_format=torch.channels_last)
@@ -63,8 +66,8 @@ def gradients(layer: Added, frozen: int | None = None, together: bool = False) -
 
 
 OPERATORS = ["reflect_conv", "zero_conv", "residual_block"]
-# The first sum fails; one after another that succeeded; of two runs of weights; the product of the second
-# run.
+# Failures of: the first sum; a sum after one that succeeded; the second sum of two runs of weights; the product
+# of the second run.
 PLANTS = [("sum", 1, None), ("sum", 2, None), ("sum", 2, 1), ("wgrad", 2, 1)]
 
 
@@ -77,51 +80,51 @@ PLANTS = [("sum", 1, None), ("sum", 2, None), ("sum", 2, 1), ("wgrad", 2, 1)]
         if name != "residual_block" or case == ("sum", 2, 1)
     ],
 )
-def test_gradients_in_place_are_added_once(
+def test_in_place_gradients_are_added_once(
     name: str, kernel: str, first: int, frozen: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A gradient that is missing, or added twice, is off by a half."""
     layer = added(name)
-    wanted = gradients(layer, frozen)
+    expected = gradients(layer, frozen)
     full = {
         "sum": "_reflect_conv_wgrad_sum_kernel",
         "wgrad": f"_{'zero_conv' if name == 'zero_conv' else 'reflect_conv'}_wgrad_kernel",
     }
     failing = plant(monkeypatch, full[kernel], first=first)
     with pytest.warns(RuntimeWarning, match=f"^{name}: kernel {full[kernel]} does not compile"):
-        found = gradients(layer, frozen)
+        results = gradients(layer, frozen)
     assert failing.launches == first
-    for one, other in zip(found, wanted, strict=True):
+    for one, other in zip(results, expected, strict=True):
         assert relative_error(one, other) < 1e-6
-    assert all(relative_error(a, b) < 1e-6 for a, b in zip(gradients(layer, frozen), wanted, strict=True))
+    assert all(relative_error(a, b) < 1e-6 for a, b in zip(gradients(layer, frozen), expected, strict=True))
     assert failing.launches == first
 
 
-def test_norm_convs_gradient_in_place_is_added_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_place_gradient_of_norm_conv_is_added_once(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(1, 8, 6, 5).contiguous(memory_format=torch.channels_last)
     layer = Added(
         lambda x, ws: norm_conv(x, ws[0], None, norm_convs.STRIDE_1, border=1, required=False),
         x.shape,
         [torch.randn(6, 8, 3, 3)],
     )
-    wanted = gradients(layer)
+    expected = gradients(layer)
     plant(monkeypatch, "_instance_norm_bwd_apply_kernel")
     plant(monkeypatch, "_instance_norm_small_bwd_kernel")
     plant(monkeypatch, "_fold_border_kernel")
     with pytest.warns(RuntimeWarning, match="^norm_conv: kernel"):
-        (found,) = gradients(layer)
-    assert relative_error(found, wanted[0]) < 1e-6
+        (result,) = gradients(layer)
+    assert relative_error(result, expected[0]) < 1e-6
 
 
 @pytest.mark.parametrize("name", OPERATORS)
-def test_sums_in_memory_of_their_own_have_the_bits_of_one_launch(name: str) -> None:
+def test_separate_sums_have_the_same_bits_as_one_launch(name: str) -> None:
     layer = added(name)
     for one, other in zip(gradients(layer, together=True), gradients(layer), strict=True):
         assert torch.equal(one, other)
 
 
-def test_in_16_bits_too() -> None:
-    """What is added is in fp32 until it is stored: rounded twice, one in ten is another number."""
+def test_separate_sums_in_16_bits() -> None:
+    """Sums stay in fp32 until they are stored: if they were rounded twice, one in ten would differ."""
     case = zero_convs.Case("", (3, 9, 4, 5), 10, P=3)
     weights = [w.half() for w in zero_convs.operands(case, "cpu")[1]]
     layer = Added(lambda x, ws: zero_conv(x.half(), ws, [], **case.options), case.shape, weights)
