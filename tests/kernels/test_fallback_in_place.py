@@ -66,8 +66,8 @@ def gradients(layer: Added, frozen: int | None = None, together: bool = False) -
 
 
 OPERATORS = ["reflect_conv", "zero_conv", "residual_block"]
-# Failures of: the first sum; a sum after one that succeeded; the second sum of two runs of weights; the product
-# of the second run.
+# Failures of: the first sum; a sum after one that succeeded; the second sum of two runs of weights; the
+# product of the second run.
 PLANTS = [("sum", 1, None), ("sum", 2, None), ("sum", 2, 1), ("wgrad", 2, 1)]
 
 

@@ -88,7 +88,7 @@ def test_card_shows_the_training_settings(dataset: Path, tmp_path: Path) -> None
         "pipeline_tag: image-to-image",
         "# photos2noise",
         'G = Generator.from_pretrained("photos2noise")',
-        "| images | photos, AtoB |",
+        "| pictures | photos, AtoB |",
         "| length | 100 epochs and 100 epochs of decay, at most 1 iterations, batch size 1 |",
         "| losses | lsgan, cycle 10 and 10, identity 0.25, image pool 50 |",
         "n_blocks 1, norm instance",
