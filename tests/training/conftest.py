@@ -1,4 +1,4 @@
-"""Shared by the tests of training: the run that nothing interrupted."""
+"""Fixtures for the tests of training."""
 
 from __future__ import annotations
 
