@@ -125,7 +125,8 @@ def test_the_card_is_written_unchanged(saved: Path, tmp_path: Path) -> None:
         # The first part is written by huggingface_hub.
         return text[text.index("# card") :]
 
-    original = (saved / "card" / "README.md").read_text()
+    # The row "images" had another name when the card was written.
+    original = (saved / "card" / "README.md").read_text().replace("| pictures |", "| images |")
     assert card("again") == original[original.index("# card") :]
     assert (tmp_path / "again" / "config.json").read_text() == (saved / "card" / "config.json").read_text()
     (saved / "saved" / "config.json").unlink()
