@@ -19,8 +19,8 @@ from torch import Tensor
 
 from fastcyclegan.errors import UserError
 
-# Graphs whose capture failed, kept until the process ends. PyTorch's pinned-memory allocator keeps their
-# addresses and asks them whether a stream is theirs, and nothing in Python can stop it. They take almost no
+# Graphs whose capture failed, kept until the process ends. PyTorch's pinned-memory allocator keeps using
+# their addresses to check whether a stream is theirs, and nothing in Python can stop it. They take almost no
 # memory.
 _failed_graphs: list[torch.cuda.CUDAGraph] = []
 
@@ -44,8 +44,8 @@ class CudaCapture:
 
     def __call__(self, step: Callable[[], Tensor]) -> tuple[Callable[[], Any], Tensor]:
         before = _StateBefore(self.stream)
-        # A pool whose graphs are all gone may still have memory in use, and PyTorch accepts no new graph in
-        # such a pool.
+        # A pool without any remaining graphs may still have memory in use, and PyTorch accepts no new graph
+        # in such a pool.
         if self._pool is None or not self._graphs:
             self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()

@@ -62,8 +62,9 @@ def resume(run: Run, log: Log) -> None:
     if run.engine.average is not None:
         run.engine.average.restart()
     log(
-        f"starting from the weights in {folder}/{config.run.epoch}_net_*.pth, which contain nothing else:"
-        f" optimizers and pools are new, and the first epoch is {config.optim.epoch_count}"
+        f"starting from the weights in {folder}/{config.run.epoch}_net_*.pth, at epoch"
+        f" {config.optim.epoch_count} and with fresh optimizers and pools, because such files contain only"
+        " weights"
     )
 
 
@@ -111,6 +112,6 @@ def _check_state(state: Any, run: Run, file: Path | str, log: Log) -> None:
         )
     if state.get("loader", run.reader) != run.reader:
         log(
-            f"images were read by {state['loader']} before and are now read by {run.reader}, whose resized"
-            " images differ by one level in some pixels"
+            f"images were previously read by {state['loader']} and are now read by {run.reader}; after"
+            " resizing, some pixels differ by one level"
         )

@@ -24,7 +24,7 @@ def _samples(run: Run) -> dict[str, str]:
         return {"samples": f"from the caller's loaders, {counts}"}
     train = f"{len(images.train_A)} of A and {len(images.train_B)} of B for training"
     held_out = f"{len(images.test_A)} and {len(images.test_B)} held out"
-    batches = f"batch {data.batch_size}, {per_epoch} iterations per epoch"
+    batches = f"batch size {data.batch_size}, {per_epoch} iterations per epoch"
     return {
         "images": f"{train}, {held_out}",
         "samples": f"{data.preprocess}, {_size(data)}, {batches}",

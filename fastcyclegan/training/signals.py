@@ -33,7 +33,7 @@ def on_signals(stop: Callable[[int], object]) -> Callable[[], None]:
         # Not print: the signal may have interrupted one, and the terminal may be gone.
         with contextlib.suppress(OSError):
             name = signal.Signals(number).name
-            os.write(2, f"\n{name}: saving after this iteration (repeat to stop immediately)\n".encode())
+            os.write(2, f"\n{name}: saving after this iteration (send again to stop at once)\n".encode())
 
     for number in before:
         signal.signal(number, request_stop)

@@ -97,7 +97,7 @@ class Trainer:
         if self.report.missing:
             self.console.log(
                 f"{' and '.join(self.report.missing)} not installed: loss curves need matplotlib, events need"
-                " tensorboard; pip install '.[log]' brings both"
+                " tensorboard; to install both: pip install '.[log]'"
             )
 
     def stop_after(self, number: int) -> None:

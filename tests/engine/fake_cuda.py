@@ -191,7 +191,7 @@ class FakeCuda:
         self.uses[pool] -= 1
 
     def pin(self) -> None:
-        """Allocate pinned memory, for which the allocator checks with every graph that it has recorded."""
+        """Allocate pinned memory, for which the allocator queries every graph that it knows."""
         assert not self.dead & set(self.host_routes.values()), (
             "the allocator used a graph that no longer exists"
         )

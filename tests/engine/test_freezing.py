@@ -30,8 +30,9 @@ def weights(engine: Engine, name: str) -> torch.Tensor:
 def test_a_compiled_network_that_is_frozen_and_unfrozen(
     first: int, then: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In float64, so that rounding plays no role. By itself, torch 2.11's compiler does not check whether a
-    parameter is frozen.
+    """Uses float64 so that rounding plays no role.
+
+    By itself, torch 2.11's compiler does not check whether a parameter is frozen.
     """
     torch._dynamo.reset()
     # This tests which graphs are made, not how fast they are: Inductor would take minutes.

@@ -59,7 +59,7 @@ def test_overlapping_stays_within_its_memory_bound() -> None:
     """The weight gradients of a generator read more than 500 MB in an iteration (nine blocks of 36 MB, then
     of 18).
 
-    All of this was kept once.
+    Without a bound, all of this was kept.
     """
     one_stream, pool_of_one, _ = captured("off")
     gc.collect()

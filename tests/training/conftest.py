@@ -10,6 +10,6 @@ from tests.training.runs import run
 
 
 @pytest.fixture
-def unbroken(dataset: Path, tmp_path: Path) -> Path:
-    run(dataset, tmp_path, "unbroken", "--max_iters", "150")
-    return tmp_path / "unbroken"
+def uninterrupted(dataset: Path, tmp_path: Path) -> Path:
+    run(dataset, tmp_path, "uninterrupted", "--max_iters", "150")
+    return tmp_path / "uninterrupted"

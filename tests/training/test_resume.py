@@ -70,7 +70,7 @@ def test_starting_from_official_files_only(
     for file in (tmp_path / "first").glob("latest_net_*.pth"):
         (official / file.name).write_bytes(file.read_bytes())
     trainer = run(dataset, tmp_path, "official", "--continue_train", "--max_iters", "1", "--epoch_count", "2")
-    assert "optimizers and pools are new, and the first epoch is 2" in capsys.readouterr().out
+    assert "at epoch 2 and with fresh optimizers and pools" in capsys.readouterr().out
     assert (trainer.run.first, trainer.run.iteration) == (5, 6)
     first = torch.load(tmp_path / "first" / "latest_net_G_A.pth", weights_only=True)["model.1.weight"]
     now = torch.load(official / "latest_net_G_A.pth", weights_only=True)["model.1.weight"]
@@ -119,11 +119,11 @@ def test_resuming_with_another_loader_is_logged(
     run(dataset, tmp_path, "r", "--max_iters", "2")
     assert re.search(r"loader +dali, 1 thread \(decodes on the CPU\)", capsys.readouterr().out)
     run(dataset, tmp_path, "r", "--continue_train", "--max_iters", "3", "--loader", "folder")
-    assert "images were read by dali before and are now read by folder" in capsys.readouterr().out
+    assert "images were previously read by dali and are now read by folder" in capsys.readouterr().out
 
 
 def test_a_run_killed_at_random_moments_equals_an_uninterrupted_one(
-    dataset: Path, tmp_path: Path, unbroken: Path
+    dataset: Path, tmp_path: Path, uninterrupted: Path
 ) -> None:
     """Send SIGKILL repeatedly, while a state is being written almost all the time."""
     rng, kills = random.Random(0), 0
@@ -160,7 +160,7 @@ def test_a_run_killed_at_random_moments_equals_an_uninterrupted_one(
             else ("--overwrite", "--max_iters", "150")
         ),
     )
-    assert_same_state(unbroken, tmp_path / "r")
+    assert_same_state(uninterrupted, tmp_path / "r")
     stats = [record["iteration"] for record in read_stats(tmp_path / "r")]
     assert stats == sorted(set(stats))  # no iteration is logged twice
     assert not list((tmp_path / "r").glob(".*"))

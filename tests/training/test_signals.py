@@ -24,7 +24,7 @@ def wait_for(process: subprocess.Popen[str], folder: Path, iteration: int) -> No
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_saves_and_ends_the_run(
-    dataset: Path, tmp_path: Path, unbroken: Path, number: signal.Signals
+    dataset: Path, tmp_path: Path, uninterrupted: Path, number: signal.Signals
 ) -> None:
     args = arguments(dataset, tmp_path, "r", "--max_iters", "150", "--print_freq", "1", "--num_threads", "2")
     process = start_process(args)
@@ -40,7 +40,7 @@ def test_a_signal_saves_and_ends_the_run(
     iteration = load_tensors(tmp_path / "r" / "state.pt")["iteration"]
     assert 10 <= iteration < 150
     run(dataset, tmp_path, "r", "--continue_train")
-    assert_same_state(unbroken, tmp_path / "r")
+    assert_same_state(uninterrupted, tmp_path / "r")
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT], ids=["nohup", "background script"])
