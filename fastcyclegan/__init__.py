@@ -1,11 +1,12 @@
-"""CycleGAN, fast: unpaired image-to-image translation, proved equal to a plain PyTorch reference.
+"""Fast CycleGAN for unpaired image-to-image translation, proved equal to a plain PyTorch reference.
 
-Each folder is a room, and its ``__init__.py`` says what belongs there and which rooms it may use: ``nn``
-(networks and layers), ``kernels`` (Triton), ``data`` (images and loaders), ``recipes`` (losses, what is
-trained), ``engine`` (an iteration on a device), ``training`` (a run), ``checkpoints`` (files of weights),
-``inference`` (trained generators), ``fusion`` (``accelerate``), ``official`` (official checkouts),
-``devtools`` and ``kernel_gate`` (kernels without a GPU). The modules beside them are public: ``api``,
-``cli``, ``config``, ``compat``, ``reference``, ``testing``, ``errors``, ``console``, ``tensor_files``.
+Each folder is a "room". Its ``__init__.py`` states what belongs there and which other rooms it may use:
+``nn`` (networks and layers), ``kernels`` (Triton), ``data`` (images and loaders), ``recipes`` (losses and
+training phases), ``engine`` (one iteration on a device), ``training`` (a whole run), ``checkpoints`` (weight
+files), ``inference`` (using trained generators), ``fusion`` (``accelerate``), ``official`` (running official
+checkouts), ``devtools`` and ``kernel_gate`` (checking kernels without a GPU). The modules next to these
+folders are public: ``api``, ``cli``, ``config``, ``compat``, ``reference``, ``testing``, ``errors``,
+``console``, ``tensor_files``.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    # It brings loaders and logs, which who wants a network does not need.
+    # Imported lazily: it pulls in loaders and logging, which are not needed to build a network.
     if name == "CycleGAN":
         from fastcyclegan.api import CycleGAN
 

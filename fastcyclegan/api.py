@@ -1,7 +1,7 @@
-"""CycleGAN as an object: made, fitted, used, saved and loaded from Python. Nothing is printed, written or set
-elsewhere unless asked for.
+"""Python API: the ``CycleGAN`` class, which trains, translates images, saves and loads.
 
-The command line is a shell over it.
+Unless the caller asks for it, nothing is printed or written and no global state is changed. The command line
+is a thin layer on top of this class.
 """
 
 from __future__ import annotations
@@ -41,13 +41,14 @@ from fastcyclegan.training.trainer import Trainer, train
 Record = dict[str, Any]
 Callback = Callable[["CycleGAN", Record], object]
 _INITIALISING = threading.Lock()
-# What belongs to one start of a run and not to its configuration.
+# Settings of a single start of a run, which are not part of its saved configuration.
 _ONE_START = {"continue_train": False, "overwrite": False, "dry_run": False, "epoch": "latest"}
 
 
 def _group_of(name: str) -> str:
-    """Return the group of the configuration that has the setting ``name``. Raises TypeError, with the nearest
-    names, for an unknown one.
+    """Return the name of the configuration group that contains the setting ``name``.
+
+    Raises TypeError for an unknown setting; the message suggests similar names.
     """
     defaults = TrainConfig()
     groups = {}
@@ -56,14 +57,14 @@ def _group_of(name: str) -> str:
             groups[setting.name] = group.name
     if name not in groups:
         message = f"CycleGAN has no setting {name!r}"
-        near = difflib.get_close_matches(name, groups, n=3)
-        if near:
-            message += f"; did you mean {', '.join(near)}?"
+        similar = difflib.get_close_matches(name, groups, n=3)
+        if similar:
+            message += f"; did you mean {', '.join(similar)}?"
         raise TypeError(message)
     return groups[name]
 
 
-def _changed(config: TrainConfig, settings: Mapping[str, Any]) -> TrainConfig:
+def _with_settings(config: TrainConfig, settings: Mapping[str, Any]) -> TrainConfig:
     changes: dict[str, dict[str, Any]] = {}
     for name, value in settings.items():
         if isinstance(value, str) and name in ("dataroot", "data_A", "data_B", "checkpoints_dir"):
@@ -77,10 +78,8 @@ def _is_path(x: object) -> TypeGuard[str | Path]:
 
 
 @contextlib.contextmanager
-def _kept_globals() -> Iterator[None]:
-    """Put back the settings of the process that training changes: torch's random state, and cuDNN's benchmark
-    switch.
-    """
+def _preserve_global_state() -> Iterator[None]:
+    """Restore the global state that training changes: torch's random state and cuDNN's benchmark flag."""
     benchmark = torch.backends.cudnn.benchmark
     try:
         with torch.random.fork_rng():
@@ -90,12 +89,14 @@ def _kept_globals() -> Iterator[None]:
 
 
 def _data_settings(A: Any, B: Any) -> dict[str, Any]:
-    """Return what ``fit``'s domains change of the configuration: something where they are folders. Raises
-    TypeError for what is neither a folder nor a loader, and UserError for one of each.
+    """Return the data settings that select the domains given to ``fit``, or {} if these are not folders.
+
+    Raises TypeError for a domain that is neither a folder nor a loader, and UserError if one is a folder and
+    the other a loader.
     """
     for x in (A, B):
         if x is not None and not isinstance(x, (str, Path, Iterable)):
-            raise TypeError(f"fit: a domain is a folder or a loader, got {type(x).__name__}")
+            raise TypeError(f"fit: a domain must be a folder or a loader, got {type(x).__name__}")
     differ = A is not None and B is not None and _is_path(A) != _is_path(B)
     if differ or (A is None and B is not None):
         raise UserError("fit: A and B must both be folders or both be loaders")
@@ -107,20 +108,20 @@ def _data_settings(A: Any, B: Any) -> dict[str, Any]:
 
 
 class CycleGAN:
-    """Four networks, and how they are trained and used.
+    """The four networks of a CycleGAN, with methods to train them, translate images, save and load.
 
-    ``settings`` are the flags of ``scripts/train.py`` by name (``netG="resnet_6blocks"``,
-    ``lambda_identity=0``, ``batch_size=4``, ``compile=True`` ...), changes of ``config`` or of the defaults.
-    The networks are initialised by ``seed`` alone. Raises TypeError for an unknown setting and UserError,
-    with one clear line, for a value that does not fit.
+    ``settings`` are the flags of ``scripts/train.py`` as keyword arguments (``netG="resnet_6blocks"``,
+    ``lambda_identity=0``, ``batch_size=4``, ``compile=True``, ...). They override the values of ``config``,
+    or the defaults if ``config`` is None. The initial weights depend only on ``seed``. Raises TypeError for
+    an unknown setting, and UserError, with a one-line message, for an invalid value.
     """
 
     def __init__(self, config: TrainConfig | None = None, **settings: Any) -> None:
-        self.config = _changed(TrainConfig() if config is None else config, settings)
+        self.config = _with_settings(TrainConfig() if config is None else config, settings)
         self.folder: Path | None = None
-        """Where the last ``fit``, ``save`` or ``load`` has its files."""
+        """The folder that the last ``fit``, ``save`` or ``load`` wrote to or read from, if any."""
         self.history: list[Record] = []
-        """What callbacks heard, of all calls of ``fit``."""
+        """All records passed to callbacks so far, over all calls of ``fit``."""
         self._nets: dict[str, nn.Module] | None = None
         self._state: dict[str, Any] | None = None
         self._trainer: Trainer | None = None
@@ -129,10 +130,14 @@ class CycleGAN:
 
     @property
     def networks(self) -> dict[str, nn.Module]:
-        """G_AB and G_BA (of the model's A to B and back), D_A and D_B."""
+        """The four networks by name.
+
+        G_AB translates the model's domain A to B, G_BA translates B to A, and D_A and D_B are the
+        discriminators.
+        """
         if self._nets is None:
-            # One at a time: torch has one generator of random numbers for all threads.
-            with _INITIALISING, _kept_globals():
+            # One thread at a time: torch has a single random number generator for all threads.
+            with _INITIALISING, _preserve_global_state():
                 torch.manual_seed(self.config.run.seed)
                 self._nets = networks_that_fit(self.config)
         return self._nets
@@ -159,7 +164,7 @@ class CycleGAN:
 
     @property
     def iteration(self) -> int:
-        """Iterations done."""
+        """The number of training iterations completed so far."""
         if self._trainer is not None:
             return self._trainer.run.iteration
         return 0 if self._state is None else int(self._state["iteration"])
@@ -184,32 +189,44 @@ class CycleGAN:
         iterations_per_epoch: int | None = None,
         **settings: Any,
     ) -> list[Record]:
-        """Train, and return what was logged: a record a tick (a second, or ``print_freq`` images) with
-        iteration, losses, lr, speed.
+        """Train the model and return the logged records.
 
-        ``A``: a dataset's folder (trainA, trainB), or with ``B`` a folder of images each; or a loader of
-        both domains, which gives {"A": ..., "B": ...} or pairs of tensors; or with ``B`` a loader each.
-        Loaders give float tensors [N, C, H, W] in [-1, 1], or uint8, cropped and mirrored as the caller
-        likes; ``iterations_per_epoch`` is needed where they have no length. Without both, the images of the
-        configuration.
+        A record is logged once a second, or every ``print_freq`` images. It contains the iteration, the
+        losses, the learning rate and the speed.
 
-        ``folder``: keep the run's files there, as the command line does; else nothing is written.
-        ``callbacks`` are called with the model and each record; ``stop()`` ends training after the iteration.
-        ``settings`` as for the class, for this and later calls. Called again it goes on to the epochs and
-        iterations that the settings then say: exactly, but that a loader of the caller's begins anew, which
-        is exact between epochs alone. Ctrl-C is a KeyboardInterrupt after the iteration. Raises UserError for
-        what cannot be trained on, and TypeError for what is neither a folder nor a loader.
+        The training images can be given as
+
+        - ``A``: a dataset folder with trainA and trainB;
+        - ``A`` and ``B``: one folder of images per domain;
+        - ``A``: a loader of both domains that yields {"A": ..., "B": ...} or pairs of tensors;
+        - ``A`` and ``B``: one loader per domain;
+        - neither, to use the images named in the configuration.
+
+        Loaders must yield float tensors [N, C, H, W] in [-1, 1], or uint8 tensors; cropping and flipping are
+        up to the caller. ``iterations_per_epoch`` is required if they have no length.
+
+        ``folder`` is where the run's files are written, as by the command line; by default nothing is
+        written. ``callbacks`` are called with the model and each record, and can end training after the
+        current iteration with ``stop()``. ``verbose`` prints what the command line prints. ``settings`` are
+        those of the class and apply to this call and all later ones.
+
+        Calling ``fit`` again resumes training, up to the epochs and iterations that the settings then
+        specify. Resuming is exact, with one exception: a loader passed by the caller starts from its
+        beginning, so with loaders it is exact only between epochs.
+
+        Ctrl-C raises KeyboardInterrupt after the current iteration. Raises UserError if training on the given
+        images is not possible, and TypeError for anything that is neither a folder nor a loader.
         """
         config = self._config_for(A, B, folder, settings)
         loaders: Any = None
         if A is not None and not _is_path(A):
             loaders = (A, B)
         if loaders is None and config.data.is_builtin:
-            raise UserError("fit: no images: give a dataset's folder, a folder a domain, or loaders")
+            raise UserError("fit: no images given: pass a dataset folder, one folder per domain, or loaders")
         records: list[Record] = []
 
         def begin(trainer: Trainer) -> None:
-            # From here on it is this run that goes on, however it ends.
+            # From here on, later calls resume this run, however it ends.
             self._trainer, self.config, self._state = trainer, config, None
             if trainer.run.folder is not None:
                 self.folder = trainer.run.folder
@@ -224,36 +241,37 @@ class CycleGAN:
             self.networks, loaders, iterations_per_epoch, self._last_state(), files=folder is not None
         )
         console = Console() if verbose else QuietConsole()
-        with _kept_globals():
+        with _preserve_global_state():
             train(config, console, overrides=overrides, on_start=begin, on_tick=tick, signals=False)
         return records
 
     def _config_for(
         self, A: Any, B: Any, folder: str | Path | None, settings: Mapping[str, Any]
     ) -> TrainConfig:
-        """Return the configuration of one ``fit``."""
+        """Return the configuration for one call of ``fit``."""
         for name in settings:
             if _group_of(name) == "model" and name != "impl":
                 raise UserError(
-                    f"fit: the networks are made, so {name} cannot change: give it to CycleGAN(...)"
+                    f"fit: the networks already exist, so {name} cannot change; pass it to CycleGAN(...)"
                 )
-        config = _changed(self.config, {**settings, **_ONE_START})
+        config = _with_settings(self.config, {**settings, **_ONE_START})
         config = with_changes(config, {"data": _data_settings(A, B)})
         if folder is not None:
             folder = Path(folder)
-            again = self.folder is not None and self.folder.resolve() == folder.resolve()
-            start = {"name": folder.name, "checkpoints_dir": folder.parent, "continue_train": again}
+            resumes = self.folder is not None and self.folder.resolve() == folder.resolve()
+            start = {"name": folder.name, "checkpoints_dir": folder.parent, "continue_train": resumes}
             config = with_changes(config, {"run": start})
         return config
 
     def stop(self) -> None:
-        """End ``fit`` after the iteration that is running; for callbacks."""
+        """End ``fit`` after the current iteration. Meant to be called from callbacks."""
         if self._trainer is not None:
             self._trainer.stop_after(0)
 
     def train(self, console: Console) -> Trainer:
-        """Train as the configuration says, with all that a run keeps and prints, and return its trainer: what
-        ``scripts/train.py`` does.
+        """Train as configured, with all files and output of a run, and return its trainer.
+
+        This is what ``scripts/train.py`` does.
         """
         self._trainer = train(self.config, console)
         self._nets, self.folder = self._trainer.run.engine.nets, self._trainer.run.folder
@@ -264,17 +282,18 @@ class CycleGAN:
             return self._trainer.state()
         return self._state
 
-    # --- Using ----------------------------------------------------------------------------------------------
+    # --- Translating ----------------------------------------------------------------------------------------
 
     def translate(
         self, images: ImageLike | Sequence[ImageLike], direction: Direction = "AtoB", batch_size: int = 8
     ) -> Any:
-        """Return the translation of an image, or of a list of them, as what it was given as.
+        """Translate an image or a list of images. Each result has the type of its input.
 
-        An image is a PIL image (any mode), an array of uint8 [H, W, C] (or [H, W] where C is 1), a float
-        tensor [C, H, W] or [N, C, H, W] in [-1, 1], or a path (which gives a PIL image). Any size, which it
-        keeps. ``direction`` speaks of the training folders. Raises UserError for an image that cannot be
-        read, ValueError for a wrong shape, dtype or range, and TypeError for what is no image.
+        An image can be a PIL image (any mode), a uint8 array [H, W, C] (or [H, W] if C is 1), a float tensor
+        [C, H, W] or [N, C, H, W] in [-1, 1], or a path (which returns a PIL image). Images can have any size,
+        and keep it. ``direction`` refers to the training folders. Raises UserError for an image that cannot
+        be read, ValueError for a wrong shape, dtype or range, and TypeError for anything that is not an
+        image.
         """
         if direction not in ("AtoB", "BtoA"):
             raise UserError(f"direction must be AtoB or BtoA, got {direction!r}")
@@ -287,20 +306,20 @@ class CycleGAN:
         finally:
             net.train(training)
 
-    # --- Keeping --------------------------------------------------------------------------------------------
+    # --- Saving and loading ---------------------------------------------------------------------------------
 
     def save(self, folder: str | Path, overwrite: bool = False) -> None:
-        """Write the networks by their official names, the configuration, and, once trained, the state that
-        training goes on from.
+        """Save the networks, the configuration and, after training, the training state to ``folder``.
 
-        The folder is one that ``load``, ``scripts/translate.py --weights`` and ``scripts/train.py
-        --continue_train`` take. Raises UserError where it has files already, but for ``overwrite`` and the
-        model's own folder, and OSError where the disk refuses.
+        The weight files have their official names. The folder can be passed to ``load``,
+        ``scripts/translate.py --weights`` and ``scripts/train.py --continue_train``. Raises UserError if it
+        already contains files, unless ``overwrite`` is set or it is the model's own folder, and OSError if it
+        cannot be written.
         """
         folder = Path(folder)
-        own = self.folder is not None and self.folder.resolve() == folder.resolve()
-        if folder.exists() and not (overwrite or own) and (not folder.is_dir() or any(folder.iterdir())):
-            raise UserError(f"{folder} exists: choose another, or overwrite=True")
+        is_own = self.folder is not None and self.folder.resolve() == folder.resolve()
+        if folder.exists() and not (overwrite or is_own) and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(f"{folder} already exists: choose another folder, or pass overwrite=True")
         folder.mkdir(parents=True, exist_ok=True)
         state = self._last_state()
         names = make_recipe(self.config).official_names
@@ -320,18 +339,19 @@ class CycleGAN:
 
     @classmethod
     def load(cls, folder: str | Path, epoch: str = "latest", **settings: Any) -> CycleGAN:
-        """Return the model of a run's folder, of ``save``, or of official ``*_net_*.pth`` files, whose
-        networks are read off them.
+        """Load a model from the folder of a run, of ``save``, or of official ``*_net_*.pth`` files.
 
-        With the folder's state ``fit`` goes on exactly; of another ``epoch`` than latest, and of files alone,
-        with fresh optimizers. Raises UserError for what is missing, damaged or does not fit.
+        The architecture of official files is inferred from their contents. If the folder has a training
+        state, ``fit`` resumes from it exactly. For an ``epoch`` other than latest, and for weight files
+        without a state, ``fit`` starts with fresh optimizers. Raises UserError if a file is missing, damaged
+        or does not fit.
         """
         folder = Path(folder)
         if not folder.is_dir():
-            raise UserError(f"{folder}: not a folder; load_generator loads a generator by itself")
+            raise UserError(f"{folder}: not a folder; use load_generator to load a single generator")
         config = read_config(folder)
         if config is None and not saved_epochs(folder):
-            raise UserError(f"{folder}: neither a run nor *_net_*.pth files")
+            raise UserError(f"{folder}: contains neither a run nor *_net_*.pth files")
         if config is None:
             config = with_changes(TrainConfig(), {"model": settings_of(folder, epoch)})
         model = cls(with_changes(config, {"run": _ONE_START}), **settings)

@@ -1,5 +1,6 @@
-"""The command line: made from the configuration dataclasses by tyro. A user's mistake is one line on standard
-error and exit code 2.
+"""The command-line programs. tyro generates their options from the configuration dataclasses.
+
+A user's mistake is reported as one line on standard error, and the exit code is 2.
 """
 
 from __future__ import annotations
@@ -37,21 +38,21 @@ Config = TypeVar("Config")
 
 @dataclass(frozen=True)
 class DownloadConfig:
-    """Fetch one of the authors' datasets, unpack it and open every image. What a broken connection left is
-    gone on from.
+    """Download one of the CycleGAN authors' datasets, unpack it and check that every image can be opened.
+    An interrupted download is resumed.
     """
 
-    #: Its name, such as horse2zebra; --list shows them all.
+    #: Name of the dataset, such as horse2zebra; --list shows all names.
     name: Annotated[str | None, tyro.conf.Positional] = None
-    #: List the names and leave.
+    #: List the available datasets and exit.
     list: bool = False
-    #: Folder that gets NAME/trainA, NAME/trainB and so on.
+    #: Folder in which NAME/trainA, NAME/trainB and so on are created.
     output: Path = Path("datasets")
-    #: A zip of it that was fetched by other means: unpacked instead of fetching, and kept.
+    #: Zip file of the dataset that you already have; it is unpacked instead of downloading, and kept.
     archive: Path | None = None
-    #: Where NAME.zip is; a mirror of yours may have it too.
+    #: URL of the folder that contains NAME.zip, on the original server or a mirror.
     server: str = SERVER
-    #: Keep the fetched zip.
+    #: Keep the downloaded zip file.
     keep_archive: bool = False
 
 
@@ -64,13 +65,13 @@ def _builtin_defaults() -> Iterator[str]:
             yield f"{name} {value}"
 
 
-TRAIN_HELP = """Train CycleGAN on two folders of images. Without any, on a small built-in dataset, \
-in a few minutes.
+TRAIN_HELP = """Train CycleGAN on two folders of images. Without images, it trains on a small built-in \
+dataset, which takes a few minutes.
 
-Flags are those of the official code, with _ or -. Ctrl-C saves and ends; --continue_train --name NAME \
-goes on from there.
+The flags are those of the official code, spelled with _ or -. Ctrl-C saves the run and exits; resume it \
+with --continue_train --name NAME.
 
-The built-in dataset has defaults of its own: """ + ", ".join(_builtin_defaults())
+The built-in dataset has its own defaults: """ + ", ".join(_builtin_defaults())
 
 
 def _description(kind: type) -> str:
@@ -81,22 +82,24 @@ def _description(kind: type) -> str:
 def _parse(
     kind: type[Config], args: Sequence[str] | None, description: str, default: Config | None = None
 ) -> Config:
-    given: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     if default is not None:
-        given["default"] = default
-    return tyro.cli(kind, args=args, description=description, config=_MARKERS, use_underscores=True, **given)
+        options["default"] = default
+    return tyro.cli(
+        kind, args=args, description=description, config=_MARKERS, use_underscores=True, **options
+    )
 
 
 def parse_train(args: Sequence[str] | None = None) -> TrainConfig:
-    """Return the configuration that ``args`` ask for.
+    """Return the training configuration for the command line ``args``.
 
-    What is not given comes from the run that is continued, else from the built-in dataset's preset where no
-    images are named, else from the defaults.
+    Flags that are not given are taken from the run to resume; otherwise from the preset of the built-in
+    dataset if no images are given; otherwise from the defaults.
     """
     args = _arguments(args)
-    base = _base(_given(args))
-    # A switch that is on by default would be shown, and taken, as its opposite: so all are off to the parser,
-    # and set again after it.
+    base = _base(_flags(args))
+    # tyro would show and parse a switch that is on by default as its negation. So the parser sees all
+    # switches as off, and those that were on are set again afterwards.
     on: dict[str, dict[str, bool]] = {}
     off: dict[str, dict[str, bool]] = {}
     for group, fields in to_dict(base).items():
@@ -108,10 +111,10 @@ def parse_train(args: Sequence[str] | None = None) -> TrainConfig:
 
 
 def _arguments(args: Sequence[str] | None) -> Sequence[str]:
-    """Return ``args``, by default those of the process.
+    """Return ``args``, or the arguments of the process if None.
 
-    Raises UserError for an empty value, such as an unset shell variable gives: as a path it would mean the
-    current folder.
+    Raises UserError for an empty value, for example from an unset shell variable. As a path, it would mean
+    the current folder.
     """
     if args is None:
         args = sys.argv[1:]
@@ -123,8 +126,8 @@ def _arguments(args: Sequence[str] | None) -> Sequence[str]:
     return args
 
 
-def _given(args: Sequence[str]) -> dict[str, str]:
-    """Return the flags among ``args``, spelled with _, and what follows each."""
+def _flags(args: Sequence[str]) -> dict[str, str]:
+    """Return the flags in ``args``, spelled with _, and the value or next argument after each."""
     flags = {}
     for arg, following in zip_longest(args, args[1:], fillvalue=""):
         if arg.startswith("--"):
@@ -135,29 +138,29 @@ def _given(args: Sequence[str]) -> dict[str, str]:
     return flags
 
 
-def _base(given: dict[str, str]) -> TrainConfig:
-    """Return the configuration that the flags given change."""
-    if "continue_train" in given and "name" in given:
-        return _continued(given)
-    if {"dataroot", "data_A", "data_B", "help"} & given.keys():
+def _base(flags: dict[str, str]) -> TrainConfig:
+    """Return the configuration that ``flags`` modify."""
+    if "continue_train" in flags and "name" in flags:
+        return _resumed(flags)
+    if {"dataroot", "data_A", "data_B", "help"} & flags.keys():
         return TrainConfig()
     return with_changes(TrainConfig(), BUILTIN)
 
 
-def _continued(given: dict[str, str]) -> TrainConfig:
-    """Return the configuration of the run that is continued, or that of the official files in its folder."""
-    folder = Path(given.get("checkpoints_dir", RunConfig.checkpoints_dir), given["name"])
+def _resumed(flags: dict[str, str]) -> TrainConfig:
+    """Return the configuration of the run to resume, or one that matches the official files in its folder."""
+    folder = Path(flags.get("checkpoints_dir", RunConfig.checkpoints_dir), flags["name"])
     saved = read_config(folder)
     if saved is not None:
-        # What belongs to one start is not continued; and a run that was moved is where it was found.
+        # Settings of a single start are reset. The folder is the current one, in case the run was moved.
         start = {"continue_train": False, "overwrite": False, "dry_run": False, "epoch": RunConfig.epoch}
         return with_changes(saved, {"run": {**start, "checkpoints_dir": folder.parent}})
-    if folder.is_dir() and not {"dataroot", "data_A"} & given.keys():
+    if folder.is_dir() and not {"dataroot", "data_A"} & flags.keys():
         raise UserError(
-            f"{folder} does not say what it was trained on: give --dataroot, or --data_A and --data_B"
+            f"{folder} does not record its training images: give --dataroot, or --data_A and --data_B"
         )
-    # Official files alone: the networks are those that the files hold.
-    epoch = given.get("epoch", RunConfig.epoch)
+    # There are only official files: infer the architecture from them.
+    epoch = flags.get("epoch", RunConfig.epoch)
     return with_changes(TrainConfig(), {"model": settings_of(folder, epoch)})
 
 
@@ -167,7 +170,7 @@ def _run(main: Callable[[], int]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
     except OSError as error:
-        # A disk that is full, a folder that may not be written: what the system says of the file.
+        # For example a full disk or a folder without write permission: report the system's message.
         file = error.filename
         if not file:
             file = "input or output"
@@ -175,7 +178,7 @@ def _run(main: Callable[[], int]) -> int:
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
-        reason = "the system gives no more"
+        reason = "the system refused an allocation"
         if str(error):
             reason = str(error).splitlines()[0]
         print(f"error: out of memory: {reason}", file=sys.stderr)
@@ -186,22 +189,23 @@ def _run(main: Callable[[], int]) -> int:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out: torch has a class of its own for a GPU, none for the CPU."""
+    """Return whether ``error`` means that memory ran out. torch has a dedicated class only for GPUs."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)
 
 
 @contextlib.contextmanager
 def _kernel_warnings_as_lines(console: Console) -> Iterator[None]:
-    """Print what the kernels warn of as one line, without the place in their code, which tells a user
-    nothing.
+    """Print warnings from the kernels as single lines, without their source location.
+
+    The location is of no use to a user.
     """
     before = warnings.showwarning
 
-    def show(message: Warning | str, category: type[Warning], filename: str, *rest: Any) -> None:
+    def show(message: Warning | str, category: type[Warning], filename: str, *others: Any) -> None:
         if Path(filename).parent.name == "kernels":
             console.log(f"warning: {message}")
         else:
-            before(message, category, filename, *rest)
+            before(message, category, filename, *others)
 
     warnings.showwarning = show  # type: ignore[assignment]
     try:
@@ -219,18 +223,19 @@ def _print_config(config: TrainConfig, console: Console) -> None:
 
 
 def _print_score(trainer: Trainer, console: Console) -> None:
-    """Print how well the held-out images of the built-in dataset were translated."""
+    """Print scores of the translations of the built-in dataset's held-out images."""
     engine, images = trainer.run.engine, trainer.run.images
     assert images is not None
     held_out = {"A": images.test_A, "B": images.test_B}
     count = len(held_out["A"])
-    console.log(f"built-in dataset, {count} held-out images a side, small networks made for it alone:")
-    for here, there in ("AB", "BA"):
-        translate = functools.partial(engine.translate, f"G_{here}{there}")
-        found = builtin.score(translate, held_out[here], held_out[there], engine.device)
+    console.log(f"built-in dataset ({count} held-out images per domain, small networks made only for this):")
+    for source, target in ("AB", "BA"):
+        translate = functools.partial(engine.translate, f"G_{source}{target}")
+        score = builtin.score(translate, held_out[source], held_out[target], engine.device)
         console.log(
-            f"  {here} to {there}: {found.gap_closed:.2f} of the domains' gap in stripes closed (1 is all); "
-            f"distance to the true counterpart {found.distance_ratio:.2f} of doing nothing (0 is perfect)"
+            f"  {source} to {target}: {score.gap_closed:.2f} of the domains' gap in stripes closed (1 is all"
+            f" of it); distance to the true counterparts {score.distance_ratio:.2f} times that of the"
+            " untranslated images (0 is perfect)"
         )
 
 
@@ -244,16 +249,18 @@ def _train(args: Sequence[str] | None) -> int:
         trainer = CycleGAN(config).train(console)
     run = trainer.run
     if trainer.stop is not None:
-        where = run.config.run.checkpoints_dir
-        again = f"--continue_train --name {run.config.run.name}"
-        if where != RunConfig.checkpoints_dir:
-            again += f" --checkpoints_dir {where}"
-        console.log(f"saved after iteration {run.iteration} of {run.last}; go on with {again}")
+        folder = run.config.run.checkpoints_dir
+        flags = f"--continue_train --name {run.config.run.name}"
+        if folder != RunConfig.checkpoints_dir:
+            flags += f" --checkpoints_dir {folder}"
+        console.log(f"saved after iteration {run.iteration} of {run.last}; resume with {flags}")
         return 128 + trainer.stop
     if run.config.data.is_builtin:
         _print_score(trainer, console)
     if run.iteration == trainer.started_at:
-        console.log(f"nothing left to train: iteration {run.iteration} is done, and the end is {run.last}")
+        console.log(
+            f"nothing left to train: the run has reached iteration {run.iteration}, and ends at {run.last}"
+        )
     else:
         console.log(f"done: iteration {run.iteration} of {run.last}")
     if run.folder is not None:
@@ -262,7 +269,7 @@ def _train(args: Sequence[str] | None) -> int:
 
 
 def _translate(args: Sequence[str] | None) -> int:
-    description = "Translate an image, or a folder of them, with a trained generator."
+    description = "Translate an image or a folder of images with a trained generator."
     config = _parse(TranslateConfig, _arguments(args), description)
     console = Console()
     with _kernel_warnings_as_lines(console):
@@ -276,9 +283,9 @@ def _list_datasets(console: Console) -> None:
         rows[name] = dataset.what
         if dataset.mib is not None:
             rows[name] += f", {dataset.mib:,} MiB"
-    for name, why in ELSEWHERE.items():
-        rows[name] = f"not there: {why}"
-    console.table(f"the authors' datasets, at {SERVER}:", rows)
+    for name, reason in ELSEWHERE.items():
+        rows[name] = f"not on this server: {reason}"
+    console.table(f"the authors' datasets at {SERVER}:", rows)
 
 
 def _download(args: Sequence[str] | None) -> int:
@@ -289,11 +296,13 @@ def _download(args: Sequence[str] | None) -> int:
         _list_datasets(console)
         return 0
     if config.name is None:
-        raise UserError("which dataset? Give its name, such as horse2zebra; --list shows them all")
+        raise UserError("no dataset given: pass its name, such as horse2zebra; --list shows all names")
 
-    def progress(done: int, total: int) -> None:
+    def progress(received: int, total: int) -> None:
         if console.is_terminal:
-            console.progress(done, total, f"{config.name}: {done / 2**20:,.1f} of {total / 2**20:,.1f} MiB")
+            console.progress(
+                received, total, f"{config.name}: {received / 2**20:,.1f} of {total / 2**20:,.1f} MiB"
+            )
 
     with console:
         bad = download(
@@ -308,7 +317,7 @@ def _download(args: Sequence[str] | None) -> int:
     command = f"python scripts/train.py --compile --dataroot {config.output / config.name}"
     if bad:
         command += " --skip_bad_images"
-    console.log(f"train on it: {command}")
+    console.log(f"to train on it: {command}")
     return 1 if bad else 0
 
 
@@ -327,25 +336,25 @@ def _inspect(args: Sequence[str] | None) -> int:
 
 
 def train(args: Sequence[str] | None = None) -> int:
-    """The command ``train.py``; returns its exit code."""
+    """Run ``train.py`` and return its exit code."""
     return _run(lambda: _train(args))
 
 
 def translate(args: Sequence[str] | None = None) -> int:
-    """The command ``translate.py``; returns its exit code."""
+    """Run ``translate.py`` and return its exit code."""
     return _run(lambda: _translate(args))
 
 
 def download_dataset(args: Sequence[str] | None = None) -> int:
-    """The command ``download_dataset.py``; returns its exit code: 1 where some images are broken."""
+    """Run ``download_dataset.py`` and return its exit code, which is 1 if some images are broken."""
     return _run(lambda: _download(args))
 
 
 def check_dataset(args: Sequence[str] | None = None) -> int:
-    """The command ``check_dataset.py``; returns its exit code: 1 where some images are broken."""
+    """Run ``check_dataset.py`` and return its exit code, which is 1 if some images are broken."""
     return _run(lambda: _check_dataset(args))
 
 
 def inspect_checkpoint(args: Sequence[str] | None = None) -> int:
-    """The command ``inspect_checkpoint.py``; returns its exit code."""
+    """Run ``inspect_checkpoint.py`` and return its exit code."""
     return _run(lambda: _inspect(args))

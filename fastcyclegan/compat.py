@@ -1,10 +1,10 @@
-"""The constructors of the official code (pytorch-CycleGAN-and-pix2pix, models/networks.py and
-util/image_pool.py) by their signatures.
+"""Drop-in replacements for the constructors of the official code, pytorch-CycleGAN-and-pix2pix.
 
-One line moves a project: ``from fastcyclegan.compat import define_G, define_D, GANLoss, ImagePool``.
-Arguments, defaults, state_dict keys and results are the official ones; what computes them is ours. ``impl``
-and ``recompute`` are as in ``fastcyclegan.Generator``. ReLUs are not in place, so who collects the layers'
-results sees those of the norms before them as they are.
+They cover models/networks.py and util/image_pool.py, so changing one import moves a project over:
+``from fastcyclegan.compat import define_G, define_D, GANLoss, ImagePool``. Arguments, defaults, state_dict
+keys and results are the official ones; only the implementation is ours. ``impl`` and ``recompute`` work as
+in ``fastcyclegan.Generator``. ReLUs do not work in place, so code that collects the outputs of layers sees
+the output of each norm unchanged.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from fastcyclegan.nn import networks
 NormLayer = Callable[[int], nn.Module]
 
 
-def _ours(norm_layer: NormLayer) -> tuple[reference.Norm, bool]:
-    """Return ``norm_layer`` as our networks take it, by name where it has one, and whether it is an affine
-    instance norm.
+def _norm_argument(norm_layer: NormLayer) -> tuple[reference.Norm, bool]:
+    """Return the ``norm`` argument for our networks, and whether it is an affine instance norm.
+
+    The argument is a name if our networks have one for this norm, otherwise ``norm_layer`` itself.
     """
     kind = getattr(norm_layer, "func", norm_layer)
     options: dict[str, Any] = {}
@@ -50,11 +51,11 @@ def _identity(channels: int) -> nn.Module:
 
 
 class ResnetGenerator(networks.Generator):
-    """The official ``ResnetGenerator``: [N, input_nc, H, W] to [N, output_nc, H, W] in [-1, 1]; see
-    ``fastcyclegan.Generator``.
+    """The official ``ResnetGenerator``, from [N, input_nc, H, W] to [N, output_nc, H, W] in [-1, 1].
 
-    ``norm_layer`` makes a norm of a number of channels. Raises ValueError for an unknown ``padding_type``
-    (reflect, replicate, zero) and for counts below 1 (``n_blocks`` may be 0).
+    See ``fastcyclegan.Generator``. ``norm_layer`` builds a norm for a given number of channels. Raises
+    ValueError for an unknown ``padding_type`` (known: reflect, replicate, zero) and for counts below 1
+    (``n_blocks`` may be 0).
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class ResnetGenerator(networks.Generator):
         impl: str = "auto",
         recompute: bool = True,
     ) -> None:
-        norm, affine = _ours(norm_layer)
+        norm, affine = _norm_argument(norm_layer)
         super().__init__(
             input_nc,
             output_nc,
@@ -87,8 +88,10 @@ class ResnetGenerator(networks.Generator):
 
 
 class UnetGenerator(networks.UnetGenerator):
-    """The official ``UnetGenerator``; ``num_downs`` 7 is for multiples of 128 pixels, 8 for those of 256.
-    Raises ValueError below 5.
+    """The official ``UnetGenerator``.
+
+    With ``num_downs`` 7, image sides must be multiples of 128 pixels; with 8, of 256. Raises ValueError if
+    ``num_downs`` is below 5.
     """
 
     def __init__(
@@ -103,12 +106,12 @@ class UnetGenerator(networks.UnetGenerator):
         impl: str = "auto",
         recompute: bool = True,
     ) -> None:
-        norm, affine = _ours(norm_layer)
+        norm, affine = _norm_argument(norm_layer)
         super().__init__(input_nc, output_nc, num_downs, ngf, norm, use_dropout, impl, recompute, affine)
 
 
 class NLayerDiscriminator(networks.Discriminator):
-    """The official ``NLayerDiscriminator``, the PatchGAN: [N, input_nc, H, W] to [N, 1, H', W'] logits."""
+    """The official ``NLayerDiscriminator`` (PatchGAN), from [N, input_nc, H, W] to logits [N, 1, H', W']."""
 
     def __init__(
         self,
@@ -120,12 +123,12 @@ class NLayerDiscriminator(networks.Discriminator):
         impl: str = "auto",
         recompute: bool = True,
     ) -> None:
-        norm, affine = _ours(norm_layer)
+        norm, affine = _norm_argument(norm_layer)
         super().__init__(input_nc, ndf, n_layers, norm, impl, recompute, affine)
 
 
 class PixelDiscriminator(networks.PixelDiscriminator):
-    """The official ``PixelDiscriminator``, the 1x1 PatchGAN: [N, input_nc, H, W] to [N, 1, H, W] logits."""
+    """The official ``PixelDiscriminator`` (1x1 PatchGAN), from [N, input_nc, H, W] to logits [N, 1, H, W]."""
 
     def __init__(
         self,
@@ -136,13 +139,14 @@ class PixelDiscriminator(networks.PixelDiscriminator):
         impl: str = "auto",
         recompute: bool = True,
     ) -> None:
-        norm, affine = _ours(norm_layer)
+        norm, affine = _norm_argument(norm_layer)
         super().__init__(input_nc, ndf, norm, impl, recompute, affine)
 
 
 def get_norm_layer(norm_type: str = "instance") -> NormLayer:
-    """Return what makes the norm called ``norm_type``: batch, syncbatch, instance or none. Raises
-    NotImplementedError for others.
+    """Return a constructor for the norm ``norm_type``: batch, syncbatch, instance or none.
+
+    Raises NotImplementedError for any other name.
     """
     layers: dict[str, NormLayer] = {
         "batch": functools.partial(nn.BatchNorm2d, affine=True, track_running_stats=True),
@@ -155,9 +159,10 @@ def get_norm_layer(norm_type: str = "instance") -> NormLayer:
     return layers[norm_type]
 
 
-def _started(net: nn.Module, init_type: str, init_gain: float, gpu_ids: Sequence[int]) -> nn.Module:
-    """Return ``net`` initialised and, as in the official code, in a DataParallel over ``gpu_ids`` if there
-    are any.
+def _initialised(net: nn.Module, init_type: str, init_gain: float, gpu_ids: Sequence[int]) -> nn.Module:
+    """Initialise ``net`` and return it, wrapped in DataParallel over ``gpu_ids`` if there are any.
+
+    The official code does the same.
     """
     if init_type not in reference.INIT_TYPES:
         raise NotImplementedError(
@@ -181,9 +186,9 @@ def define_G(
     *,
     impl: str = "auto",
 ) -> nn.Module:
-    """Return the generator ``netG``, initialised: resnet_9blocks, resnet_6blocks, unet_256 or unet_128.
+    """Build and initialise the generator ``netG``: resnet_9blocks, resnet_6blocks, unet_256 or unet_128.
 
-    Raises NotImplementedError for another ``netG``, ``norm`` or ``init_type``.
+    Raises NotImplementedError for any other ``netG``, ``norm`` or ``init_type``.
     """
     norm_layer = get_norm_layer(norm)
     blocks, downs = {"resnet_9blocks": 9, "resnet_6blocks": 6}, {"unet_128": 7, "unet_256": 8}
@@ -194,7 +199,7 @@ def define_G(
         net = ResnetGenerator(input_nc, output_nc, ngf, norm_layer, use_dropout, blocks[netG], impl=impl)
     else:
         net = UnetGenerator(input_nc, output_nc, downs[netG], ngf, norm_layer, use_dropout, impl=impl)
-    return _started(net, init_type, init_gain, gpu_ids)
+    return _initialised(net, init_type, init_gain, gpu_ids)
 
 
 def define_D(
@@ -209,9 +214,9 @@ def define_D(
     *,
     impl: str = "auto",
 ) -> nn.Module:
-    """Return the discriminator ``netD``, initialised: basic, n_layers (with ``n_layers_D``) or pixel.
+    """Build and initialise the discriminator ``netD``: basic, n_layers (with ``n_layers_D``) or pixel.
 
-    Raises NotImplementedError for another ``netD``, ``norm`` or ``init_type``.
+    Raises NotImplementedError for any other ``netD``, ``norm`` or ``init_type``.
     """
     norm_layer = get_norm_layer(norm)
     if netD not in ("basic", "n_layers", "pixel"):
@@ -222,12 +227,13 @@ def define_D(
     else:
         n_layers = n_layers_D if netD == "n_layers" else 3
         net = NLayerDiscriminator(input_nc, ndf, n_layers, norm_layer, impl=impl)
-    return _started(net, init_type, init_gain, gpu_ids)
+    return _initialised(net, init_type, init_gain, gpu_ids)
 
 
 class GANLoss(nn.Module):
-    """The official ``GANLoss``: of logits and whether they should say "real", a scalar. lsgan, vanilla or
-    wgangp (without its penalty).
+    """The official ``GANLoss``: a scalar loss of logits that should be classified as real or as fake.
+
+    ``gan_mode`` is lsgan, vanilla or wgangp (without its penalty).
     """
 
     real_label: Tensor
@@ -244,7 +250,7 @@ class GANLoss(nn.Module):
         self.gan_mode = gan_mode
 
     def get_target_tensor(self, prediction: Tensor, target_is_real: bool) -> Tensor:
-        """Return the label, as large as ``prediction``."""
+        """Return the target label, expanded to the shape of ``prediction``."""
         label = self.real_label if target_is_real else self.fake_label
         return label.expand_as(prediction)
 
@@ -259,8 +265,9 @@ class GANLoss(nn.Module):
 
 
 class ImagePool:
-    """The official ``ImagePool``: the replay history of ``pool_size`` images. Chance comes from Python's
-    ``random``, as there.
+    """The official ``ImagePool``: a history of ``pool_size`` generated images.
+
+    As in the official code, random numbers come from Python's ``random``.
     """
 
     def __init__(self, pool_size: int) -> None:
@@ -269,7 +276,7 @@ class ImagePool:
 
     @property
     def images(self) -> list[Tensor]:
-        """The images that are held, [1, C, H, W] each."""
+        """The stored images, [1, C, H, W] each."""
         return [image[None] for image in self._pool.images]
 
     @property
@@ -277,8 +284,9 @@ class ImagePool:
         return len(self._pool.images)
 
     def query(self, images: Tensor) -> Tensor:
-        """Return images [N, C, H, W] for ``images`` [N, C, H, W]: new ones, or stored ones whose place they
-        take. Detached.
+        """Return [N, C, H, W] images for ``images`` [N, C, H, W], detached.
+
+        Each returned image is either the new one, or a stored one that the new one replaces in the pool.
         """
         if self.pool_size == 0:
             return images
@@ -288,8 +296,10 @@ class ImagePool:
         return torch.cat(shown)
 
     def _draw(self) -> tuple[float, float]:
-        """Draw as the official code does, nothing while the pool is filling, and return it as (swap,
-        place)."""
+        """Draw random numbers as the official code does and return them as (swap, place).
+
+        Nothing is drawn while the pool is filling.
+        """
         if self.num_imgs < self.pool_size or random.uniform(0, 1) <= 0.5:
             return 1.0, 0.0
         return 0.0, (random.randint(0, self.pool_size - 1) + 0.5) / self.pool_size

@@ -1,7 +1,7 @@
-"""What a training run is made of: frozen dataclasses, each default written once, each value checked.
+"""Configuration of a training run: frozen dataclasses that check every value.
 
-The names are the official flags where the official code has one. The text below a field is its help on the
-command line.
+Each default is written once, here. Fields are named after the official flags where the official code has
+them. The comment above a field is its help text on the command line.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ FIXED_SIZE = ("resize_and_crop", "crop", "scale_width_and_crop")
 
 
 def _check_types(config: Any) -> None:
-    """Raise UserError where a field does not hold what it says (the command line checks this too; this is for
-    Python and config.json).
+    """Raise UserError if the value of a field does not match its annotated type.
+
+    The command line has checked this already; this check is for callers from Python and for config.json.
     """
     for name, hint in get_type_hints(type(config)).items():
         value = getattr(config, name)
@@ -45,130 +46,134 @@ def _check_types(config: Any) -> None:
             raise UserError(f"{name} must be finite, got {value}")
 
 
-def _check_least(config: Any, least: float, *names: str) -> None:
+def _check_minimum(config: Any, minimum: float, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
-        if value is not None and not value >= least:
-            raise UserError(f"{name} must be at least {least}, got {value}")
+        if value is not None and not value >= minimum:
+            raise UserError(f"{name} must be at least {minimum}, got {value}")
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Images: where they are and how they become samples."""
+    """Training images: where they are and how they are prepared."""
 
-    #: Folder with trainA/ trainB/ (and testA/ testB/), or train/A train/B (test/A test/B). Nothing given: the
-    #: built-in dataset.
+    #: Dataset folder with trainA/ and trainB/ (and testA/, testB/), or train/A and train/B (and test/A,
+    #: test/B). Default: the built-in dataset.
     dataroot: Path | None = None
-    #: Folder of images of A; with --data_B, instead of --dataroot. A part of both is held out for the
-    #: samples, see --holdout.
+    #: Folder of images of domain A, given together with --data_B instead of --dataroot; see also --holdout.
     data_A: Path | None = None
-    #: Folder of images of B.
+    #: Folder of images of domain B, given together with --data_A.
     data_B: Path | None = None
-    #: Share of --data_A and --data_B that is held out of training, chosen by a hash of the seed and the file
-    #: name.
+    #: Fraction of the images in --data_A and --data_B that is held out of training and shown in the sample
+    #: grids, chosen by a hash of the seed and the file name.
     holdout: float = 0.05
-    #: BtoA: folder B is the model's A, so that G_A translates B to A.
+    #: Direction in which G_A translates. BtoA swaps the folders: folder B becomes the model's domain A.
     direction: Direction = "AtoB"
-    #: resize_and_crop: to load_size squared, then a random crop. scale_width: width to load_size, height in
-    #: proportion. none: as it is, sides rounded to a multiple of 4.
+    #: How images are resized and cropped. resize_and_crop: resize to load_size x load_size, then crop at
+    #: random; scale_width: resize the width to load_size and the height in proportion; none: only round the
+    #: sides to a multiple of 4.
     preprocess: Preprocess = "resize_and_crop"
-    #: Side (or width) in pixels that images are resized to before the crop. Resizing is bicubic and
-    #: antialiased.
+    #: Side (or width) in pixels to which images are resized before cropping, by bicubic interpolation with
+    #: antialiasing.
     load_size: int = 286
-    #: Side in pixels of the random crop, a multiple of 4 (of 256 for unet_256). load_size above it is the
-    #: jitter against overfitting.
+    #: Side in pixels of the random crop, a multiple of 4 (of 256 for unet_256). If load_size is larger, the
+    #: random position of the crop helps against overfitting.
     crop_size: int = 256
-    #: Do not mirror images at random.
+    #: Disable random horizontal flips.
     no_flip: bool = False
-    #: Images of each domain in an iteration.
+    #: Number of images of each domain per iteration.
     batch_size: int = 1
-    #: Take images in the order of their names, B[i] with A[i], instead of shuffled and at random.
+    #: Take images in the order of their names and pair B[i] with A[i], instead of shuffling A and drawing B
+    #: at random.
     serial_batches: bool = False
-    #: At most this many images of each domain: the first by name.
+    #: Use at most this many images of each domain, the first ones by name.
     max_dataset_size: int | None = None
-    #: Loader threads of dali (default: one a core, at most 16), or loader processes of folder (default 4; 0
-    #: loads in the main one).
+    #: Number of threads of the dali loader (default: one per core, at most 16), or of worker processes of the
+    #: folder loader (default: 4; 0 loads in the main process).
     num_threads: int | None = None
-    #: What reads images: dali (on a GPU where there is one), or folder (Pillow). auto takes dali where it
+    #: Image loader: dali (NVIDIA DALI, on the GPU if there is one) or folder (Pillow). auto uses dali if it
     #: is installed and works.
     loader: Literal["auto", "dali", "folder"] = "auto"
-    #: ram, gpu: keep every decoded, resized image in memory there (refused where they take more than half
-    #: of what is free).
+    #: Memory in which all decoded and resized images are kept; refused if they need more than half of what is
+    #: free.
     cache: Literal["none", "ram", "gpu"] = "none"
-    #: Leave out images that cannot be read, or are smaller than the crop, and list them; without this they
-    #: end the run.
+    #: Skip and list images that cannot be read or are smaller than the crop; by default such an image ends
+    #: the run.
     skip_bad_images: bool = False
-    #: Official flag; only unaligned exists.
+    #: Official flag; only unaligned is supported.
     dataset_mode: Literal["unaligned"] = "unaligned"
 
     def __post_init__(self) -> None:
         _check_types(self)
-        _check_least(self, 1, "load_size", "crop_size", "batch_size", "max_dataset_size")
-        _check_least(self, 0, "num_threads")
+        _check_minimum(self, 1, "load_size", "crop_size", "batch_size", "max_dataset_size")
+        _check_minimum(self, 0, "num_threads")
         if not 0 <= self.holdout < 1:
             raise UserError(f"holdout must be in [0, 1), got {self.holdout}")
         if (self.data_A is None) != (self.data_B is None):
-            raise UserError("--data_A and --data_B go together: both folders are needed")
+            raise UserError("--data_A and --data_B must be given together")
         if self.holdout != DataConfig.holdout and self.data_A is None:
-            raise UserError("--holdout belongs to --data_A and --data_B; a dataroot has its test folders")
+            raise UserError("--holdout only applies to --data_A and --data_B; a dataroot has test folders")
         if self.dataroot is not None and self.data_A is not None:
-            raise UserError("give either --dataroot or --data_A and --data_B, not both")
+            raise UserError("give either --dataroot, or --data_A and --data_B, but not both")
         resized = self.preprocess in ("resize_and_crop", "scale_width_and_crop")
         if resized and self.crop_size > self.load_size:
             raise UserError(f"crop_size {self.crop_size} is larger than load_size {self.load_size}")
         if self.batch_size > 1 and self.preprocess not in FIXED_SIZE:
             raise UserError(
-                f"batch_size {self.batch_size} needs images of one size; --preprocess {self.preprocess}"
-                " keeps their own"
+                f"batch_size {self.batch_size} needs images of equal size, which --preprocess"
+                f" {self.preprocess} does not produce"
             )
 
     @property
     def is_builtin(self) -> bool:
-        """Whether no images were named, so that the built-in dataset is drawn."""
+        """Whether to train on the built-in dataset, because no images were specified."""
         return self.dataroot is None and self.data_A is None
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Networks."""
+    """Architecture of the networks."""
 
-    #: Official flag; only cycle_gan exists.
+    #: Official flag; only cycle_gan is supported.
     model: Literal["cycle_gan"] = "cycle_gan"
-    #: Channels of A: 3 is colour, 1 is gray.
+    #: Number of channels of domain A: 3 for colour, 1 for gray.
     input_nc: int = 3
-    #: Channels of B.
+    #: Number of channels of domain B: 3 for colour, 1 for gray.
     output_nc: int = 3
-    #: Generator: resnet_9blocks, resnet_6blocks (any resnet_Nblocks), unet_256 or unet_128.
+    #: Generator: resnet_9blocks, resnet_6blocks (or any resnet_Nblocks), unet_256 or unet_128.
     netG: str = "resnet_9blocks"
-    #: Discriminator: basic is the 70x70 PatchGAN, n_layers takes --n_layers_D, pixel judges single pixels.
+    #: Discriminator: basic is the 70x70 PatchGAN, n_layers a PatchGAN with --n_layers_D layers, and pixel
+    #: judges single pixels.
     netD: Literal["basic", "n_layers", "pixel"] = "basic"
-    #: Layers of --netD n_layers.
+    #: Number of layers of the discriminators with --netD n_layers.
     n_layers_D: int = 3
-    #: Channels of the generators' first layer.
+    #: Number of channels of the generators' first layer.
     ngf: int = 64
-    #: Channels of the discriminators' first layer.
+    #: Number of channels of the discriminators' first layer.
     ndf: int = 64
-    #: Normalisation of generators and discriminators.
+    #: Normalisation layers of the generators and discriminators.
     norm: Literal["instance", "batch", "none"] = "instance"
-    #: Give instance norm a scale and a shift a channel, which are trained.
+    #: Give instance norm a learned scale and shift per channel.
     affine: bool = False
-    #: How a ResNet generator grows: transposed convolution, or resize and convolution (no checkerboards).
+    #: How a ResNet generator upsamples: by transposed convolution, or by resizing and then convolving, which
+    #: avoids checkerboard patterns.
     upsample: Literal["transpose", "resize"] = "transpose"
-    #: Dropout 1/2 in the generators.
+    #: Use dropout with probability 0.5 in the generators.
     use_dropout: bool = False
-    #: Official flag: no dropout, which is the default here as there.
+    #: Official flag: no dropout, which is the default here as well.
     no_dropout: bool = False
-    #: Initial weights of the convolutions.
+    #: Distribution of the initial weights of the convolutions.
     init_type: Literal["normal", "xavier", "kaiming", "orthogonal"] = "normal"
-    #: Scale of normal, xavier and orthogonal.
+    #: Scale of the initial weights with --init_type normal, xavier or orthogonal.
     init_gain: float = 0.02
-    #: What computes the networks. auto takes our kernels on an NVIDIA GPU, PyTorch's operators elsewhere.
+    #: Implementation of the networks: triton uses our kernels, reference PyTorch's operators. auto uses the
+    #: kernels on an NVIDIA GPU and PyTorch's operators elsewhere.
     impl: Literal["auto", "triton", "reference"] = "auto"
 
     def __post_init__(self) -> None:
         _check_types(self)
-        _check_least(self, 1, "input_nc", "output_nc", "n_layers_D", "ngf", "ndf")
-        _check_least(self, 0, "init_gain")
+        _check_minimum(self, 1, "input_nc", "output_nc", "n_layers_D", "ngf", "ndf")
+        _check_minimum(self, 0, "init_gain")
         if self.use_dropout and self.no_dropout:
             raise UserError("--use_dropout and --no_dropout contradict each other")
         if not re.fullmatch(r"resnet_\d+blocks|unet_(128|256)", self.netG):
@@ -177,10 +182,10 @@ class ModelConfig:
                 f" {self.netG!r}"
             )
         if self.affine and self.norm != "instance":
-            raise UserError(f"--affine belongs to --norm instance, not to {self.norm}")
+            raise UserError(f"--affine needs --norm instance, got --norm {self.norm}")
         if self.netG.startswith("unet") and self.upsample != "transpose":
             raise UserError(
-                f"--upsample {self.upsample} belongs to the ResNet generators, not to {self.netG}"
+                f"--upsample {self.upsample} only works with ResNet generators, not with {self.netG}"
             )
         for name in ("input_nc", "output_nc"):
             if getattr(self, name) not in (1, 3):
@@ -188,15 +193,17 @@ class ModelConfig:
 
     @property
     def size_multiple(self) -> int:
-        """What the sides of an image must be multiples of."""
+        """The number of which the sides of an image must be multiples."""
         if self.netG.startswith("unet"):
             return int(self.netG.removeprefix("unet_"))
         return 4
 
     @property
     def least_side(self) -> int:
-        """The smallest side that the networks can take: the PatchGAN must end on one patch, and normalise
-        more than one before it.
+        """The smallest image side that the networks accept, in pixels.
+
+        The PatchGAN must have at least one patch left at its end, and more than one value to normalise before
+        that.
         """
         if self.netD == "pixel":
             return 8
@@ -206,69 +213,72 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Losses and the replay pool."""
+    """Losses and replay pools."""
 
-    #: Adversarial loss: least squares, cross entropy, or Wasserstein with gradient penalty.
+    #: Adversarial loss: least squares (lsgan), cross entropy (vanilla), or Wasserstein with gradient
+    #: penalty (wgangp).
     gan_mode: Literal["lsgan", "vanilla", "wgangp"] = "lsgan"
-    #: Weight of the cycle A to B to A.
+    #: Weight of the cycle loss from A to B and back to A.
     lambda_A: float = 10.0
-    #: Weight of the cycle B to A to B.
+    #: Weight of the cycle loss from B to A and back to B.
     lambda_B: float = 10.0
-    #: Weight of the identity loss, relative to lambda_A and lambda_B; 0 saves its passes.
+    #: Weight of the identity loss, relative to lambda_A and lambda_B; 0 skips its forward passes.
     lambda_identity: float = 0.5
-    #: Weight of the gradient penalty of wgangp.
+    #: Weight of the gradient penalty with --gan_mode wgangp.
     lambda_gp: float = 10.0
-    #: Slots of each replay pool; 0 shows the discriminators the newest images alone.
+    #: Number of generated images kept in each replay pool; with 0 the discriminators see only the newest
+    #: ones.
     pool_size: int = 50
 
     def __post_init__(self) -> None:
         _check_types(self)
-        _check_least(self, 0, "lambda_A", "lambda_B", "lambda_identity", "lambda_gp", "pool_size")
+        _check_minimum(self, 0, "lambda_A", "lambda_B", "lambda_identity", "lambda_gp", "pool_size")
         if self.lambda_gp != LossConfig.lambda_gp and self.gan_mode != "wgangp":
-            raise UserError(f"--lambda_gp belongs to --gan_mode wgangp, not to {self.gan_mode}")
+            raise UserError(f"--lambda_gp only applies to --gan_mode wgangp, not to {self.gan_mode}")
 
 
 @dataclass(frozen=True)
 class OptimConfig:
     """Length of training, Adam and its learning rate."""
 
-    #: Epochs at the full learning rate.
+    #: Number of epochs at the full learning rate.
     n_epochs: int = 100
-    #: Epochs after those, over which the learning rate falls to 0.
+    #: Number of epochs after those, over which the learning rate falls to 0.
     n_epochs_decay: int = 100
-    #: Number of the first epoch (a run that is continued from its state ignores it).
+    #: Number of the first epoch; ignored when a run is resumed from its training state.
     epoch_count: int = 1
-    #: Stop after this many iterations in all, counted from the first start of the run.
+    #: Stop after this many iterations in total, counted from the first start of the run.
     max_iters: int | None = None
     #: Learning rate of Adam.
     lr: float = 2e-4
-    #: First moment's decay of Adam; the second is 0.999.
+    #: Decay rate of Adam's first moment; that of the second is 0.999.
     beta1: float = 0.5
-    #: linear: constant, then down to 0 over n_epochs_decay. step: a tenth every lr_decay_iters epochs.
-    #: plateau: a fifth when the epoch's mean generator loss stops falling. cosine: over all epochs.
+    #: How the learning rate changes. linear: constant, then linearly to 0 over n_epochs_decay epochs; step:
+    #: divided by 10 every lr_decay_iters epochs; plateau: divided by 5 whenever the epoch's mean generator
+    #: loss stops falling; cosine: along a cosine over all epochs; constant: not at all.
     lr_policy: Literal["linear", "step", "plateau", "cosine", "constant"] = "linear"
-    #: Epochs between the steps of --lr_policy step.
+    #: Number of epochs between the steps of --lr_policy step.
     lr_decay_iters: int = 50
-    #: sqrt: multiply lr by the square root of batch_size, the rule for Adam (Malladi et al. 2022). none: lr
-    #: is what is given.
+    #: How lr depends on the batch size. sqrt: multiplied by the square root of batch_size, the rule for
+    #: Adam (Malladi et al. 2022); none: not at all.
     lr_scaling: Literal["none", "sqrt"] = "none"
-    #: Keep running averages of the generators' weights with this decay, such as 0.999, and save them
-    #: beside (*_net_G_A_ema.pth).
+    #: Decay of running averages of the generators' weights, such as 0.999, which are saved along with the
+    #: weights (*_net_G_A_ema.pth); 0 keeps no averages.
     ema: float = 0.0
-    #: Step the schedule at the end of an epoch (official code before 2020 and since 2025) or at its
-    #: start (2020-24).
+    #: Whether the learning rate changes at the end of an epoch (official code before 2020 and since 2025) or
+    #: at its start (2020-24).
     lr_phase: Literal["end", "start"] = "end"
 
     def __post_init__(self) -> None:
         _check_types(self)
-        _check_least(self, 0, "n_epochs", "n_epochs_decay", "lr")
-        _check_least(self, 1, "epoch_count", "max_iters", "lr_decay_iters")
+        _check_minimum(self, 0, "n_epochs", "n_epochs_decay", "lr")
+        _check_minimum(self, 1, "epoch_count", "max_iters", "lr_decay_iters")
         for name in ("beta1", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{name} must be in [0, 1), got {getattr(self, name)}")
         if self.epoch_count > self.last_epoch:
             raise UserError(
-                f"nothing to train: epoch_count {self.epoch_count} is past n_epochs + n_epochs_decay ="
+                f"nothing to train: epoch_count {self.epoch_count} is above n_epochs + n_epochs_decay ="
                 f" {self.last_epoch}"
             )
 
@@ -279,77 +289,78 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """How an iteration is run. Every choice computes the same."""
+    """How an iteration is executed. Every choice computes the same result."""
 
-    #: auto: each network sees all its images of a stage in one pass, where that changes nothing (not with
-    #: batch norm).
+    #: Process all images of a stage in one pass per network. auto: if that does not change the result (not
+    #: with batch norm); off: never.
     batching: Literal["auto", "off"] = "auto"
-    #: Run both generators as one, and both discriminators. auto: where our kernels compute them; on:
-    #: elsewhere too (for debugging).
+    #: Run both generators as one network, and likewise both discriminators. auto: if our kernels compute
+    #: them; on: always (for debugging).
     pairing: Literal["auto", "on", "off"] = "auto"
-    #: On a GPU, work beside other work. wgrad: weight gradients; phases: the discriminators' phase too. auto:
-    #: wgrad in a CUDA graph.
+    #: Work that runs concurrently on a GPU. wgrad: the weight gradients; phases: the discriminators' phase as
+    #: well; auto: wgrad if the iteration is a CUDA graph.
     overlap: Literal["auto", "wgrad", "phases", "off"] = "auto"
-    #: Replay an iteration as one CUDA graph. auto: with --compile on a GPU, unless it cannot be captured; on:
-    #: end the run if it cannot.
+    #: Replay each iteration as one CUDA graph. auto: with --compile on a GPU, unless the iteration cannot be
+    #: captured; on: end the run if it cannot.
     graph: Literal["auto", "on", "off"] = "auto"
-    #: Run a batch in parts of this many images, their gradients added: the result of the whole batch in the
-    #: memory of a part.
+    #: Run each batch in parts of this many images and add up their gradients, which gives the result of the
+    #: whole batch with the memory of one part.
     micro_batch: int | None = None
-    #: Name the parts of an iteration for Nsight (on a GPU).
+    #: Mark the parts of an iteration with NVTX ranges for Nsight (on a GPU).
     nvtx: bool = False
 
     def __post_init__(self) -> None:
         _check_types(self)
-        _check_least(self, 1, "micro_batch")
+        _check_minimum(self, 1, "micro_batch")
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """The run: its name, its files, and what it runs on."""
+    """The run: its name, its files, its device and its precision."""
 
-    #: Name of the run's folder under --checkpoints_dir. Default: the dataset's name and a number.
+    #: Name of the run's folder in --checkpoints_dir. Default: the dataset's name and a number.
     name: str | None = None
-    #: Where runs are kept.
+    #: Folder that contains the folders of all runs.
     checkpoints_dir: Path = Path("runs")
-    #: Take up the run --name where it stopped, with its own settings; flags given now win over them.
+    #: Resume the run --name where it stopped, with its own settings; flags given now override them.
     continue_train: bool = False
     #: Replace the run --name if it exists.
     overwrite: bool = False
-    #: With --continue_train: which *_net_*.pth to start from where there is no state.pt, or, if not latest,
-    #: instead of it.
+    #: With --continue_train: start from the *_net_*.pth files of this epoch if there is no state.pt. A value
+    #: other than latest is used even if there is one.
     epoch: str = "latest"
     #: Compile the networks with torch.compile.
     compile: bool = False
-    #: auto (cuda, else mps, else cpu), cpu, cuda, cuda:N or mps.
+    #: Device to train on: cpu, cuda, cuda:N or mps; auto uses cuda if available, then mps, then cpu.
     device: str = "auto"
-    #: Official flag: 0 is --device cuda:0, -1 is --device cpu.
+    #: Official flag: 0 means --device cuda:0, -1 means --device cpu.
     gpu_ids: str | None = None
-    #: auto: bf16 on a GPU that has it, and with --compile on a processor that has it; else fp32. Weights and
-    #: losses are fp32 always.
+    #: Precision of the networks' computation; weights and losses are always fp32. auto: bf16 on a GPU that
+    #: supports it, and with --compile on a CPU that supports it, otherwise fp32.
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    #: Seed of weights, samples and pools.
+    #: Seed for the initial weights, the samples and the replay pools.
     seed: int = 0
-    #: Images between log lines. Default: every second in a terminal, every ten elsewhere.
+    #: Number of images between log lines. Default: one line per second in a terminal, otherwise one every ten
+    #: seconds.
     print_freq: int | None = None
-    #: Images between sample grids. Default: every 30 seconds, and never more than a twentieth of the time.
+    #: Number of images between sample grids. Default: every 30 seconds, but using at most 5% of the time.
     display_freq: int | None = None
-    #: Images between saves of the state. Default: every 5 minutes, and never more than a hundredth of the
-    #: time.
+    #: Number of images between saves of the training state. Default: every 5 minutes, but using at most 1% of
+    #: the time.
     save_latest_freq: int | None = None
-    #: Name the weights of those saves iter_N instead of latest.
+    #: Name the weights saved every --save_latest_freq images iter_N instead of latest.
     save_by_iter: bool = False
-    #: Epochs between the copies of the weights that are kept (5_net_G_A.pth and so on); 0 keeps none.
+    #: Number of epochs between permanent copies of the weights (5_net_G_A.pth and so on); 0 keeps no copies.
     save_epoch_freq: int = 5
     #: Print the resolved configuration and exit.
     dry_run: bool = False
 
     def __post_init__(self) -> None:
         _check_types(self)
-        _check_least(self, 0, "seed", "save_epoch_freq")
+        _check_minimum(self, 0, "seed", "save_epoch_freq")
         if self.seed >= 2**63:
             raise UserError(f"seed must be below 2**63, got {self.seed}")
-        _check_least(self, 1, "print_freq", "display_freq", "save_latest_freq")
+        _check_minimum(self, 1, "print_freq", "display_freq", "save_latest_freq")
         if self.name is not None:
             is_one_part = Path(self.name).name == self.name
             if self.name.startswith(".") or not is_one_part or not self.name.isprintable():
@@ -357,7 +368,7 @@ class RunConfig:
         if self.continue_train and self.overwrite:
             raise UserError("--continue_train and --overwrite contradict each other")
         if self.epoch != "latest" and not self.continue_train:
-            raise UserError("--epoch belongs to --continue_train")
+            raise UserError("--epoch needs --continue_train")
         if not re.fullmatch(r"latest|\d+|iter_\d+", self.epoch):
             raise UserError(f"epoch must be latest, a number or iter_N, got {self.epoch!r}")
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
@@ -367,12 +378,12 @@ class RunConfig:
                 f"gpu_ids must be one number, or -1 for the CPU (a run uses one GPU), got {self.gpu_ids!r}"
             )
         if self.gpu_ids is not None and self.device != "auto":
-            raise UserError("--gpu_ids and --device say the same thing: give one of them")
+            raise UserError("--gpu_ids and --device both set the device: give only one of them")
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A whole training run. Raises UserError where its parts do not fit together."""
+    """The whole configuration of a training run. Raises UserError if its parts contradict each other."""
 
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -382,9 +393,7 @@ class TrainConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
 
     def scaled_lr(self, batch: int) -> float:
-        """Return the learning rate at the start with batches of ``batch``: ``lr``, scaled as ``lr_scaling``
-        says.
-        """
+        """Return the initial learning rate for batches of ``batch`` images, scaled as ``lr_scaling`` says."""
         scale = 1.0
         if self.optim.lr_scaling == "sqrt":
             scale = math.sqrt(batch)
@@ -393,8 +402,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         multiple, crop = self.model.size_multiple, self.data.crop_size
         if self.data.preprocess in FIXED_SIZE and crop % multiple:
-            why = f"{self.model.netG} would return another size"
-            raise UserError(f"crop_size {crop} is not a multiple of {multiple}: {why}")
+            reason = f"{self.model.netG} would return images of another size"
+            raise UserError(f"crop_size {crop} is not a multiple of {multiple}: {reason}")
         least = self.model.least_side
         if self.data.preprocess in FIXED_SIZE and crop < least:
             raise UserError(
@@ -402,17 +411,17 @@ class TrainConfig:
             )
         if self.loss.lambda_identity > 0 and self.model.input_nc != self.model.output_nc:
             raise UserError(
-                f"the identity loss needs equal channels, got input_nc {self.model.input_nc} and output_nc"
-                f" {self.model.output_nc}: use --lambda_identity 0"
+                "the identity loss needs equal channel counts, got input_nc"
+                f" {self.model.input_nc} and output_nc {self.model.output_nc}: use --lambda_identity 0"
             )
         if self.loss.gan_mode == "wgangp" and self.data.preprocess not in FIXED_SIZE:
             raise UserError(
-                "wgangp mixes real and fake images, so they must be of one size; --preprocess"
-                f" {self.data.preprocess} is not"
+                "wgangp mixes real and fake images, so they must be of equal size, which --preprocess"
+                f" {self.data.preprocess} does not guarantee"
             )
 
 
-# What differs from the defaults when the built-in dataset is trained: small images and networks, a few
+# Changes of the defaults for training on the built-in dataset: small images and networks, which take a few
 # minutes on two cores.
 BUILTIN: Mapping[str, Mapping[str, Any]] = {
     "data": {"load_size": 64, "crop_size": 64, "num_threads": 0},
@@ -423,7 +432,7 @@ BUILTIN: Mapping[str, Mapping[str, Any]] = {
 
 
 def with_changes(config: TrainConfig, changes: Mapping[str, Mapping[str, Any]]) -> TrainConfig:
-    """Return ``config`` with ``changes`` (group to field to value) made."""
+    """Return a copy of ``config`` with ``changes`` applied (group to field to value)."""
     groups = {}
     for group, fields in changes.items():
         groups[group] = dataclasses.replace(getattr(config, group), **fields)
@@ -431,18 +440,18 @@ def with_changes(config: TrainConfig, changes: Mapping[str, Mapping[str, Any]]) 
 
 
 def to_dict(config: TrainConfig) -> dict[str, dict[str, Any]]:
-    """Return ``config`` as plain JSON values by group."""
+    """Return ``config`` as nested dicts of plain JSON values, by group."""
     return json.loads(json.dumps(dataclasses.asdict(config), default=str))
 
 
-# A group that configurations of older versions do not have.
+# A group that configurations saved by older versions lack.
 LATER = "engine"
 
 
 def from_dict(saved: Mapping[str, Mapping[str, Any]]) -> TrainConfig:
-    """Return the configuration that ``to_dict`` gave. Fields that it lacks take their defaults.
+    """Return the configuration that ``to_dict`` turned into ``saved``. Missing fields take their defaults.
 
-    Raises UserError for what is no such configuration, and for fields that are unknown here.
+    Raises UserError if ``saved`` is not such a configuration, or has unknown fields.
     """
     names = [group.name for group in dataclasses.fields(TrainConfig) if group.name != LATER]
     if not isinstance(saved, Mapping) or not all(isinstance(saved.get(name), Mapping) for name in names):
@@ -455,7 +464,9 @@ def from_dict(saved: Mapping[str, Mapping[str, Any]]) -> TrainConfig:
         values = dict(saved[group.name])
         unknown = sorted(set(values) - set(hints))
         if unknown:
-            raise UserError(f"config.json has settings that this version does not know: {', '.join(unknown)}")
+            raise UserError(
+                f"config.json has settings that are unknown to this version: {', '.join(unknown)}"
+            )
         for name, value in values.items():
             if isinstance(value, str) and Path in (hints[name], *get_args(hints[name])):
                 values[name] = Path(value)

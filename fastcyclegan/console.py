@@ -1,5 +1,6 @@
-"""What a run prints: lines, and at the bottom of a terminal one live line with a bar. Plain lines where there
-is no terminal.
+"""Console output: log lines and, at the bottom of a terminal, one live line with a progress bar.
+
+Without a terminal, progress is printed as plain lines.
 """
 
 from __future__ import annotations
@@ -15,24 +16,23 @@ _BAR = 10
 
 
 class _Output(RichConsole):
-    """Standard output that may close, as it does after `| head`: that is said once, and what follows is not
-    printed.
+    """Standard output that may be closed early, for example by `| head`.
+
+    When that happens, a notice is written to standard error once, and all further output is dropped.
     """
 
     def on_broken_pipe(self) -> None:
         self.give_up("standard output was closed")
 
-    def give_up(self, why: str) -> None:
+    def give_up(self, reason: str) -> None:
         self.quiet = True
         with contextlib.suppress(OSError):
-            os.write(2, f"{why}: going on without printing\n".encode())
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python complains of it at the end
+            os.write(2, f"{reason}: continuing without output\n".encode())
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # otherwise Python complains at exit
 
 
 class Console:
-    """Lines and progress on standard output. ``with console:`` bounds the time in which a live line may
-    stand.
-    """
+    """Prints log lines and progress to standard output. Leaving ``with console:`` removes the live line."""
 
     def __init__(self) -> None:
         self._rich = _Output(highlight=False, markup=False, soft_wrap=True)
@@ -50,7 +50,7 @@ class Console:
         return 10.0
 
     def log(self, line: str) -> None:
-        """Print one line (above the live one)."""
+        """Print one line, above the live line if there is one."""
         try:
             self._rich.print(line)
         except OSError as error:  # the terminal is gone
@@ -66,13 +66,13 @@ class Console:
         for name, value in rows.items():
             self.log(f"  {name:<{width}}  {value}")
 
-    def progress(self, done: int, total: int, text: str) -> None:
-        """Show how far the work is: the live line in a terminal, else a plain one."""
+    def progress(self, completed: int, total: int, text: str) -> None:
+        """Show the progress of the work: in the live line of a terminal, otherwise as a plain line."""
         if not self.is_terminal or self._rich.quiet:
             self.log(text)
             return
         room = self._rich.width - _BAR - len(" 100% ") - 1
-        if len(text) > room:  # one line, in a narrow terminal too
+        if len(text) > room:  # keep it to one line in a narrow terminal
             text = text[: room - 1] + "…"
         if self._progress is None:
             columns = (
@@ -84,19 +84,20 @@ class Console:
             self._progress.start()
             self._task = self._progress.add_task(text, total=total)
         assert self._task is not None
-        self._progress.update(self._task, completed=done, total=total, description=text)
+        self._progress.update(self._task, completed=completed, total=total, description=text)
 
-    def once(self, done: int, total: int, text: str) -> None:
-        """Show how far a piece of work is in a live line that goes when it is done; without a terminal one
-        line when it begins.
+    def once(self, completed: int, total: int, text: str) -> None:
+        """Show the progress of one task in a live line that disappears when the task is finished.
+
+        Without a terminal, print one line when the task begins.
         """
-        if self.is_terminal or done == 0:
-            self.progress(done, total, text)
-        if done == total:
+        if self.is_terminal or completed == 0:
+            self.progress(completed, total, text)
+        if completed == total:
             self.end_progress()
 
     def end_progress(self) -> None:
-        """Take the live line away."""
+        """Remove the live line."""
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
@@ -109,12 +110,12 @@ class Console:
 
 
 class QuietConsole(Console):
-    """A console that prints nothing; what is logged is heard by callbacks, once a second."""
+    """A console that prints nothing, for runs that report to callbacks, once a second."""
 
     seconds_between_lines = 1.0
 
     def log(self, line: str) -> None:
         pass
 
-    def progress(self, done: int, total: int, text: str) -> None:
+    def progress(self, completed: int, total: int, text: str) -> None:
         pass

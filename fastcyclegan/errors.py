@@ -1,20 +1,23 @@
-"""The one exception that the command line shows without a traceback."""
+"""The exception that the command line reports without a traceback, and helpers for one-line messages."""
 
 
 class UserError(Exception):
-    """Something that the user can put right. The message is one clear line that names the thing."""
+    """A mistake that the user can fix. The message is one clear line that names the cause."""
 
 
 def system_reason(error: OSError) -> str:
-    """Return what the system says of ``error``, such as "No space left on device"."""
+    """Return the operating system's message for ``error``, such as "No space left on device"."""
     if error.strerror is None:
         return str(error)
     return error.strerror
 
 
-def one_line(error: BaseException, most: int = 200) -> str:
-    """Return the message of ``error`` on one line of at most ``most`` characters, else its class."""
-    text = " ".join(str(error).split())[:most]
+def one_line(error: BaseException, limit: int = 200) -> str:
+    """Return the message of ``error`` as one line of at most ``limit`` characters.
+
+    If the message is empty, return the name of the error's class.
+    """
+    text = " ".join(str(error).split())[:limit]
     if not text:
         return type(error).__name__
     return text

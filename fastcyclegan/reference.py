@@ -1,16 +1,16 @@
 """CycleGAN in plain PyTorch: networks, losses, the replay pool and one training step.
 
-This file is the specification. Everything else in the package is a faster way to compute what stands here,
-and is tested against it. It imports torch alone and does nothing clever; read it first. Classes that networks
-are built of (which Sequential, which block, which tanh) are attributes, so that a faster network of the same
-structure is a subclass.
+This file is the specification; read it first. Everything else in the package is a faster way to compute the
+same results, and is tested against this file. It imports only torch and does nothing clever. The classes of
+which a network is built (its Sequential, residual block and tanh) are class attributes, so that a faster
+network of the same structure can be a subclass.
 
 Source: Zhu, Park, Isola, Efros, "Unpaired Image-to-Image Translation using Cycle-Consistent Adversarial
 Networks", ICCV 2017 (sections 3 and 4, appendix 7); the state_dict keys and defaults are those of the
 authors' PyTorch implementation.
 
-Domains and names: ``G_AB`` translates A to B, ``G_BA`` translates B to A, ``D_A`` judges images of A,
-``D_B`` images of B. Images are float tensors [N, C, H, W] in [-1, 1].
+Domains and names: ``G_AB`` translates A to B, ``G_BA`` translates B to A, ``D_A`` judges images of A, and
+``D_B`` judges images of B. Images are float tensors [N, C, H, W] in [-1, 1].
 """
 
 from __future__ import annotations
@@ -28,22 +28,23 @@ INIT_TYPES = ("normal", "xavier", "kaiming", "orthogonal")
 UPSAMPLES = ("transpose", "resize")
 PADDING_TYPES = ("reflect", "replicate", "zero")
 Norm = str | Callable[[int], nn.Module]
-"""One of NORMS, or what makes a normalisation of a number of channels, such as nn.BatchNorm2d or a
-functools.partial of one.
+"""One of NORMS, or a callable that builds a normalisation layer for a number of channels, such as
+nn.BatchNorm2d or a functools.partial of it.
 """
 
 
-def _check(what: str, got: object, wanted: Sequence[str]) -> None:
-    if got not in wanted:
-        raise ValueError(f"{what} must be one of {', '.join(wanted)}, got {got!r}")
+def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
 
 # --- Networks -----------------------------------------------------------------------------------------------
 
 
 class ContiguousGradient(torch.autograd.Function):
-    """The identity; its backward hands the gradient on in NCHW memory. It goes through the transforms of
-    torch.func too.
+    """The identity, whose backward returns the gradient in NCHW memory.
+
+    It supports the transforms of torch.func.
     """
 
     generate_vmap_rule = True
@@ -62,7 +63,7 @@ class ContiguousGradient(torch.autograd.Function):
 
 
 class _ContiguousGradientAndTangent(ContiguousGradient):
-    """The same, for forward-mode differentiation too, which torch.compile does not take."""
+    """The same with forward-mode differentiation, which torch.compile does not support."""
 
     @staticmethod
     def jvp(ctx: object, tangent: Tensor) -> Tensor:
@@ -70,17 +71,18 @@ class _ContiguousGradientAndTangent(ContiguousGradient):
 
 
 def contiguous_gradient(x: Tensor) -> Tensor:
-    """Return x; its gradient comes back in NCHW memory."""
+    """Return ``x`` unchanged, and make its gradient arrive in NCHW memory."""
     kind = ContiguousGradient if torch.compiler.is_compiling() else _ContiguousGradientAndTangent
     y: Tensor = kind.apply(x)
     return y
 
 
 class InstanceNorm2d(nn.InstanceNorm2d):
-    """torch's InstanceNorm2d, right for a channels_last gradient too.
+    """torch's InstanceNorm2d with a correct backward for channels_last gradients.
 
-    torch's own backward on the CPU (seen in 2.13) returns a wrong gradient for one image whose upstream
-    gradient is channels_last: it reads that memory as NCHW. The result does not depend on layout here.
+    On the CPU, torch's own backward (seen in 2.13) returns a wrong gradient for a single image whose upstream
+    gradient is channels_last, because it reads that memory as NCHW. Here the result does not depend on the
+    memory layout.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -88,31 +90,33 @@ class InstanceNorm2d(nn.InstanceNorm2d):
 
 
 def norm_layer(norm: Norm, channels: int, affine: bool = False) -> nn.Module:
-    """Return the normalisation called ``norm``. Instance norm has no running statistics and, unless
-    ``affine``, no parameters.
+    """Build the normalisation layer ``norm`` for ``channels`` channels.
+
+    Instance norm has no running statistics and, unless ``affine`` is set, no parameters. Raises ValueError
+    for an unknown ``norm``, and for ``affine`` with any other norm than "instance".
     """
     if callable(norm) and not affine:
         return norm(channels)
-    _check("norm", norm, NORMS)
+    _check_choice("norm", norm, NORMS)
     if affine and norm != "instance":
-        raise ValueError(f"affine=True belongs to norm='instance', got norm={norm!r}")
+        raise ValueError(f"affine=True needs norm='instance', got norm={norm!r}")
     if norm == "instance":
         return InstanceNorm2d(channels, affine=affine)
     return nn.BatchNorm2d(channels) if norm == "batch" else nn.Identity()
 
 
 def has_bias(norm: Norm) -> bool:
-    """Whether a convolution before ``norm`` has a bias: before instance norm, by the rule of the official
-    code.
+    """Return whether a convolution before ``norm`` has a bias.
+
+    As in the official code, it has one only before instance norm.
     """
     return norm == "instance" or getattr(norm, "func", norm) in (nn.InstanceNorm2d, InstanceNorm2d)
 
 
 class ResizeConv2d(nn.Conv2d):
-    """Nearest-neighbour resize by 2, then a reflection-padded 3x3 convolution (Odena et al. 2016, against
-    checkerboards).
+    """Upsampling by nearest-neighbour resizing by 2, followed by a reflection-padded 3x3 convolution.
 
-    Input [N, C, H, W], output [N, out, 2H, 2W].
+    It avoids checkerboard patterns (Odena et al. 2016). Input [N, C, H, W], output [N, out, 2H, 2W].
     """
 
     def __init__(self, in_channels: int, out_channels: int, bias: bool = True) -> None:
@@ -124,8 +128,9 @@ class ResizeConv2d(nn.Conv2d):
 
 
 class ResidualBlock(nn.Module):
-    """x + block(x), with padded 3x3 convolutions and no activation after the sum. Input and output [N, C, H,
-    W].
+    """A residual block, x + block(x), with padded 3x3 convolutions and no activation after the sum.
+
+    Input and output are [N, C, H, W].
     """
 
     sequential: type[nn.Sequential] = nn.Sequential
@@ -134,7 +139,7 @@ class ResidualBlock(nn.Module):
         self, channels: int, norm: Norm, affine: bool, use_dropout: bool, padding_type: str = "reflect"
     ) -> None:
         super().__init__()
-        _check("padding_type", padding_type, PADDING_TYPES)
+        _check_choice("padding_type", padding_type, PADDING_TYPES)
         bias = has_bias(norm)
 
         def padded() -> list[nn.Module]:
@@ -154,12 +159,12 @@ class ResidualBlock(nn.Module):
 
 
 class Generator(nn.Module):
-    """The ResNet generator of CycleGAN (``resnet_9blocks`` by default): [N, input_nc, H, W] in, [N,
-    output_nc, H, W] in [-1, 1] out.
+    """The ResNet generator of CycleGAN, by default ``resnet_9blocks``.
 
-    H and W must be multiples of 4 and at least 8. The state_dict keys are those of the official
-    ``ResnetGenerator``. ``padding_type`` is that of the residual blocks. Raises ValueError for an unknown
-    ``norm``, ``upsample`` or ``padding_type``, and for counts below 1 (``n_blocks`` may be 0).
+    The input is [N, input_nc, H, W], where H and W must be multiples of 4 and at least 8. The output is
+    [N, output_nc, H, W] in [-1, 1]. ``padding_type`` applies to the residual blocks. The state_dict keys are
+    those of the official ``ResnetGenerator``. Raises ValueError for an unknown ``norm``, ``upsample`` or
+    ``padding_type``, and for counts below 1 (``n_blocks`` may be 0).
     """
 
     size_multiple = 4
@@ -180,7 +185,7 @@ class Generator(nn.Module):
         padding_type: str = "reflect",
     ) -> None:
         super().__init__()
-        _check("upsample", upsample, UPSAMPLES)
+        _check_choice("upsample", upsample, UPSAMPLES)
         if min(input_nc, output_nc, ngf) < 1 or n_blocks < 0:
             raise ValueError(
                 f"Generator: input_nc={input_nc}, output_nc={output_nc}, ngf={ngf}, n_blocks={n_blocks} must"
@@ -213,11 +218,11 @@ class Generator(nn.Module):
 
 
 class UnetBlock(nn.Module):
-    """One level of the U-Net: down, the level below, up, and (but for the outermost) the input beside the
-    result.
+    """One level of the U-Net: downsampling, the level below, and upsampling.
 
-    The official code applies the first LeakyReLU in place, so that its skip carries LeakyReLU(x); the ReLU
-    that follows every skip makes the two the same function with the same gradient.
+    All levels but the outermost concatenate their input with the result. The official code applies the first
+    LeakyReLU in place, so its skip connection carries LeakyReLU(x). Because a ReLU follows every skip, both
+    are the same function with the same gradient.
     """
 
     sequential: type[nn.Sequential] = nn.Sequential
@@ -265,11 +270,11 @@ class UnetBlock(nn.Module):
 
 
 class UnetGenerator(nn.Module):
-    """The pix2pix U-Net (Isola et al. 2017): ``num_downs`` 8 is ``unet_256``, 7 is ``unet_128``. H and W must
-    be multiples of 2**num_downs.
+    """The U-Net generator of pix2pix (Isola et al. 2017).
 
-    The state_dict keys are those of the official ``UnetGenerator``. Raises ValueError for an unknown ``norm``
-    or ``num_downs`` below 5.
+    ``num_downs`` is 8 for ``unet_256`` and 7 for ``unet_128``. H and W must be multiples of 2**num_downs. The
+    state_dict keys are those of the official ``UnetGenerator``. Raises ValueError for an unknown ``norm``,
+    and if ``num_downs`` is below 5.
     """
 
     unet_block: type[UnetBlock] = UnetBlock
@@ -300,11 +305,11 @@ class UnetGenerator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """The PatchGAN (70x70 with ``n_layers`` 3): [N, input_nc, H, W] in, [N, 1, H', W'] logits out, no sigmoid
-    (30x30 for 256x256).
+    """The PatchGAN discriminator, with patches of 70x70 pixels for ``n_layers`` 3.
 
-    The state_dict keys are those of the official ``NLayerDiscriminator``. Raises ValueError for an unknown
-    ``norm`` or a count below 1.
+    The input is [N, input_nc, H, W]. The output is [N, 1, H', W'] logits, without a sigmoid (30x30 for
+    256x256). The state_dict keys are those of the official ``NLayerDiscriminator``. Raises ValueError for an
+    unknown ``norm`` or a count below 1.
     """
 
     sequential: type[nn.Sequential] = nn.Sequential
@@ -336,8 +341,10 @@ class Discriminator(nn.Module):
 
 
 class PixelDiscriminator(nn.Module):
-    """The 1x1 PatchGAN, which judges each pixel by itself: [N, input_nc, H, W] in, [N, 1, H, W] logits
-    out."""
+    """The 1x1 PatchGAN discriminator, which judges each pixel independently.
+
+    The input is [N, input_nc, H, W], and the output is [N, 1, H, W] logits.
+    """
 
     sequential: type[nn.Sequential] = nn.Sequential
 
@@ -368,10 +375,11 @@ _INITIALISERS: dict[str, Callable[[Tensor, float], object]] = {
 
 
 def init_weights(net: nn.Module, init_type: str = "normal", gain: float = 0.02) -> nn.Module:
-    """Initialise ``net`` in place and return it: convolutions by ``init_type``, biases 0, BatchNorm weights
-    N(1, gain).
+    """Initialise ``net`` in place and return it.
+
+    Convolution weights follow ``init_type``, biases are 0, and BatchNorm weights are drawn from N(1, gain).
     """
-    _check("init_type", init_type, INIT_TYPES)
+    _check_choice("init_type", init_type, INIT_TYPES)
     for module in net.modules():
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
             _INITIALISERS[init_type](module.weight, gain)
@@ -387,10 +395,11 @@ def init_weights(net: nn.Module, init_type: str = "normal", gain: float = 0.02) 
 
 
 def gan_loss(logits: Tensor, target_is_real: bool, mode: str = "lsgan") -> Tensor:
-    """The adversarial loss of the discriminator's ``logits``, a scalar: least squares (Mao et al. 2017),
-    cross entropy, or Wasserstein.
+    """Return the adversarial loss of a discriminator's ``logits``, a scalar.
+
+    ``mode`` is lsgan (least squares, Mao et al. 2017), vanilla (cross entropy) or wgangp (Wasserstein).
     """
-    _check("gan_mode", mode, GAN_MODES)
+    _check_choice("gan_mode", mode, GAN_MODES)
     if mode == "wgangp":
         return -logits.mean() if target_is_real else logits.mean()
     target = torch.full_like(logits, 1.0 if target_is_real else 0.0)
@@ -402,11 +411,10 @@ def gan_loss(logits: Tensor, target_is_real: bool, mode: str = "lsgan") -> Tenso
 def gradient_penalty(
     D: nn.Module, real: Tensor, fake: Tensor, mix: Tensor, weight: float = 10.0, norm: float = 1.0
 ) -> Tensor:
-    """WGAN-GP (Gulrajani et al. 2017, eq. 3): weight * E[(|grad D(x)| - norm)^2] at x = mix * real + (1 -
-    mix) * fake.
+    """Return the gradient penalty of WGAN-GP (Gulrajani et al. 2017, eq. 3).
 
-    ``mix`` holds one number in [0, 1) an image, [N]. The result is differentiable, so D needs a double
-    backward.
+    This is weight * E[(|grad D(x)| - norm)^2] at x = mix * real + (1 - mix) * fake. ``mix`` [N] contains one
+    number in [0, 1) per image. The result is differentiable, so D must support double backward.
     """
     share = mix.to(real).view(-1, 1, 1, 1)
     x = (share * real + (1 - share) * fake).detach().requires_grad_(True)
@@ -419,11 +427,11 @@ def gradient_penalty(
 
 
 class ReplayPool:
-    """The replay history (Shrivastava et al. 2017) as a plain list; ``query`` is told what chance decided.
+    """The replay pool (Shrivastava et al. 2017) as a plain list, driven by the caller's random numbers.
 
-    While the pool is not full an image is stored and returned. Then, with ``swap`` < 1/2, a stored image
-    is returned and the new one takes its place (slot = floor(place * capacity)); else the new one is returned
-    and not stored. Capacity 0 passes through.
+    Until the pool is full, each image is stored and returned. After that, if ``swap`` < 1/2, a stored image
+    is returned and the new one replaces it (slot = floor(place * capacity)); otherwise the new image is
+    returned and not stored. With capacity 0, images are returned unchanged.
     """
 
     def __init__(self, capacity: int = 50) -> None:
@@ -431,8 +439,9 @@ class ReplayPool:
         self.images: list[Tensor] = []
 
     def query(self, images: Tensor, draws: Iterable[tuple[float, float]]) -> Tensor:
-        """Return [N, C, H, W] for ``images`` [N, C, H, W]; ``draws`` holds (swap, place) in [0, 1) for each
-        image, in order.
+        """Return images [N, C, H, W] to show instead of the new ``images`` [N, C, H, W].
+
+        ``draws`` contains (swap, place) in [0, 1) for each image, in order.
         """
         if self.capacity == 0:
             return images
@@ -452,8 +461,9 @@ class ReplayPool:
 
 @dataclass(frozen=True)
 class LossWeights:
-    """What one iteration adds up. ``lambda_identity`` is relative to the cycle weights; 0 leaves the identity
-    passes out.
+    """The adversarial loss and the weights of the loss terms of an iteration.
+
+    ``lambda_identity`` is relative to the weights of the cycle losses; 0 skips the identity passes.
     """
 
     gan_mode: str = "lsgan"
@@ -466,8 +476,9 @@ class LossWeights:
 def generator_losses(
     nets: Mapping[str, nn.Module], a: Tensor, b: Tensor, w: LossWeights
 ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """Return the generators' weighted loss terms by name, and the detached fakes (of A, of B) for the
-    discriminators' phase.
+    """Return the generators' weighted loss terms by name, and the detached fake images of A and of B.
+
+    The fake images are used in the discriminators' phase.
     """
     G_AB, G_BA, D_A, D_B = (nets[name] for name in ("G_AB", "G_BA", "D_A", "D_B"))
     fake_B = G_AB(a)
@@ -489,8 +500,9 @@ def generator_losses(
 def discriminator_loss(
     D: nn.Module, real: Tensor, fake: Tensor, w: LossWeights, mix: Tensor | None = None
 ) -> Tensor:
-    """Half the sum of the losses on ``real`` and (pooled, detached) ``fake``; with wgangp the penalty at
-    ``mix`` [N] is in the sum.
+    """Return half the sum of the losses on ``real`` and on ``fake`` images, which are pooled and detached.
+
+    With wgangp, the sum includes the gradient penalty at ``mix`` [N].
     """
     loss = gan_loss(D(real), True, w.gan_mode) + gan_loss(D(fake), False, w.gan_mode)
     if w.gan_mode == "wgangp":
@@ -509,10 +521,11 @@ def train_step(
     weights: LossWeights = LossWeights(),
     mix: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """One iteration in the official order; returns the detached loss terms by name.
+    """Run one iteration in the official order and return the detached loss terms by name.
 
-    ``optimizers`` has "G" (over both generators) and "D" (over both discriminators); ``pools`` and ``draws``
-    have "A" and "B", for fake images of that domain. ``mix`` ("A", "B": [N]) is needed by wgangp alone.
+    ``optimizers`` has the keys "G" (for both generators) and "D" (for both discriminators). ``pools`` and
+    ``draws`` have the keys "A" and "B", for fake images of that domain. ``mix`` ("A" and "B", [N] each) is
+    only needed for wgangp.
     """
     discriminators = [*nets["D_A"].parameters(), *nets["D_B"].parameters()]
     for p in discriminators:

@@ -1,8 +1,8 @@
-"""Files of tensors, read without trust (no code of theirs runs, what is wrong is one clear line) and written
-whole or not at all.
+"""Load tensor files safely, even untrusted ones, and write them atomically.
 
-They get no more memory than they hold. PyTorch's own (zip archives since 1.6, pickles before), and
-safetensors where that package is installed.
+No code from a file is executed, an invalid file is reported as one clear line, and loading uses no more
+memory than the file's size. Supported are PyTorch's own files (zip archives since 1.6, pickles before) and,
+if that package is installed, safetensors.
 """
 
 from __future__ import annotations
@@ -25,21 +25,20 @@ from torch import Tensor
 from fastcyclegan.errors import UserError
 
 _ZIP = b"PK\x03\x04"
-# A whole run's state has under 2,000.
+# The training state of a run has fewer than 2,000.
 _MOST_PARTS = 20_000
 _DAMAGED = "it is damaged, or not a PyTorch file"
 
 
 def load_tensors(path: Path) -> Any:
-    """Return what is in ``path``, tensors on the CPU, without running any code from it. Raises UserError for
-    whatever is wrong.
+    """Load the contents of ``path``, with all tensors on the CPU, without running any code from the file.
 
-    The tensors of an archive lie in the file, which is mapped into memory: copy what is to outlive the next
-    write to it.
+    An archive is mapped into memory and its tensors share that memory, so copy them if they must outlive the
+    next write to the file. Raises UserError if the file is missing, unreadable or invalid.
     """
     if path.is_dir():
         raise UserError(f"{path}: a folder, not a file of weights")
-    if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+    if path.exists() and not path.is_file():  # reading a pipe could block forever
         raise UserError(f"{path}: not a regular file")
     try:
         with path.open("rb") as file:
@@ -51,7 +50,7 @@ def load_tensors(path: Path) -> Any:
             _refuse_bombs(path)
             check_sums(path)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of damaged bytes that look like a version
+            warnings.simplefilter("ignore")  # about damaged bytes that look like a version
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except UserError:
         raise
@@ -59,29 +58,29 @@ def load_tensors(path: Path) -> Any:
         raise UserError(f"{path}: no such file") from None
     except PermissionError as error:
         raise UserError(f"{path}: {error.strerror}") from None
-    # torch.load raises UnpicklingError, RuntimeError, EOFError, OSError and more for files that are damaged
-    # or not its own.
+    # For damaged files and other formats, torch.load raises UnpicklingError, RuntimeError, EOFError, OSError
+    # and more.
     except Exception as error:
         raise UserError(f"{path}: cannot be loaded: {_reason(str(error))}") from None
 
 
 def _reason(message: str) -> str:
-    """Return what ``message`` of torch.load means."""
+    """Explain the error ``message`` of torch.load to a user."""
     if "legacy .tar" in message or "TorchScript" in message:
         return "it is a TorchScript or .tar file, which can run code; save the module's state_dict() instead"
     if "GLOBAL" not in message and "Unsupported class" not in message:
         return _DAMAGED
-    # The name alone if it is one: a damaged file has any bytes there.
-    named = re.search(r"(?:GLOBAL|Unsupported class) ([A-Za-z_][\w.]{0,80})", message)
+    # Show the name only if it is a valid one: a damaged file can have arbitrary bytes there.
+    match = re.search(r"(?:GLOBAL|Unsupported class) ([A-Za-z_][\w.]{0,80})", message)
     objects = "objects other than tensors"
-    if named:
-        objects += f" ({named[1]})"
-    return f"it holds {objects}, which could run code; save the state_dict() alone"
+    if match:
+        objects += f" ({match[1]})"
+    return f"it contains {objects}, which could run code; save only the state_dict()"
 
 
 def _load_safetensors(path: Path) -> dict[str, torch.Tensor]:
     if importlib.util.find_spec("safetensors") is None:
-        raise UserError(f"{path}: needs the package safetensors: pip install 'fastcyclegan[hub]'")
+        raise UserError(f"{path}: loading it needs the package safetensors: pip install 'fastcyclegan[hub]'")
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -92,8 +91,9 @@ def _load_safetensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def arguments_in(path: Path) -> dict[str, Any]:
-    """Return what ``save_pretrained`` says in the metadata of ``path`` that it wrote; {} where that is none
-    of its files.
+    """Return the arguments that ``save_pretrained`` stored in the metadata of ``path``.
+
+    Returns {} for a file that was not written by ``save_pretrained``.
     """
     if path.suffix != ".safetensors" or importlib.util.find_spec("safetensors") is None:
         return {}
@@ -104,17 +104,18 @@ def arguments_in(path: Path) -> dict[str, Any]:
             metadata = file.metadata()
         if not metadata or "fastcyclegan" not in metadata:
             return {}
-        about = json.loads(metadata["fastcyclegan"])
+        arguments = json.loads(metadata["fastcyclegan"])
     except (SafetensorError, OSError, ValueError):
         return {}
-    if not isinstance(about, dict):
+    if not isinstance(arguments, dict):
         return {}
-    return about
+    return arguments
 
 
 def _refuse_bombs(path: Path) -> None:
-    """Raise UserError for an archive that would become larger than its file: PyTorch writes its parts as they
-    are, one after the other.
+    """Raise UserError if an archive would expand to more than its file size.
+
+    PyTorch writes the parts uncompressed, one after the other, so a valid archive never does.
     """
     with zipfile.ZipFile(path) as archive:
         parts = archive.infolist()
@@ -128,18 +129,17 @@ def _refuse_bombs(path: Path) -> None:
     if any(part.filename.endswith("/constants.pkl") for part in parts):
         raise UserError(f"{path}: cannot be loaded: {_reason('TorchScript')}")
     if any(part.compress_type != zipfile.ZIP_STORED for part in parts):
-        raise UserError(f"{path}: cannot be loaded: its parts are compressed, which PyTorch's never are")
+        raise UserError(f"{path}: cannot be loaded: its parts are compressed, which PyTorch never does")
     if claimed > path.stat().st_size:
-        raise UserError(f"{path}: cannot be loaded: its parts claim more bytes than it has")
+        raise UserError(f"{path}: cannot be loaded: its parts claim more bytes than the file has")
 
 
 def check_sums(path: Path) -> None:
-    """Raise UserError where an archive does not match its own checksums (torch.load does not look at
-    them)."""
+    """Raise UserError if an archive does not match its checksums, which torch.load does not verify."""
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip() is not None
-    # NotImplementedError is zipfile's word for a compression method that does not exist: a damaged header.
+    # zipfile raises NotImplementedError for an unknown compression method, which means a damaged header.
     except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, zlib.error):
         damaged = True
     if damaged:
@@ -147,10 +147,10 @@ def check_sums(path: Path) -> None:
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Have ``write`` fill a temporary file beside ``path``, flush it to the disk, and rename it over
-    ``path``.
+    """Write ``path`` atomically: ``write`` fills a temporary file next to it, which then replaces it.
 
-    A failure or a crash at any moment leaves the old file whole. Raises OSError where the disk refuses.
+    The file is flushed to the disk before it is renamed, so a failure or a crash at any moment leaves the old
+    file intact. Raises OSError if the disk cannot be written.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -170,8 +170,9 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def to_cpu(value: Any) -> Any:
-    """Return a copy of nested dicts and lists with every tensor copied to the CPU (so that training can go
-    on).
+    """Return a copy of nested dicts and lists with all tensors copied to the CPU.
+
+    The copy shares no memory with the original, so training can continue meanwhile.
     """
     if isinstance(value, Tensor):
         if value.device.type == "cpu":
@@ -185,7 +186,7 @@ def to_cpu(value: Any) -> Any:
 
 
 def tensors_in(value: Any) -> list[Tensor]:
-    """Return the tensors in nested dicts and lists."""
+    """Return all tensors in nested dicts and lists."""
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, Mapping):
@@ -198,11 +199,12 @@ def tensors_in(value: Any) -> list[Tensor]:
 
 
 def save_tensors(path: Path, value: object) -> None:
-    """Write nested dicts and lists of tensors, whole or not at all. Raises OSError where the disk refuses."""
+    """Write nested dicts and lists of tensors atomically. Raises OSError if the disk cannot be written."""
 
     def write(partial: Path) -> None:
         try:
-            # Through a Python file: writing by itself, torch.save hides why the disk refused.
+            # Use a Python file: when torch.save opens the path itself, it hides the reason for a failed
+            # write.
             with partial.open("wb") as file:
                 torch.save(value, file)
         except RuntimeError as error:

@@ -1,8 +1,8 @@
-"""What tests and benches share: seeded networks and samples, and the rule by which a result counts as equal.
+"""Helpers shared by tests and benches: seeded networks and samples, and the parity rule for equal results.
 
-The rule (parity): our error against the float64 truth may be at most twice the error that PyTorch's own
-operators make in the same dtype, plus a few units in the last place. So the bound comes from the arithmetic
-and scales with it; nothing is tuned to pass.
+The parity rule: our error against the float64 truth must be at most twice the error of PyTorch's own
+operators in the same dtype, plus a few units in the last place. So the bound is derived from the arithmetic
+and scales with it; no tolerance is tuned.
 """
 
 from __future__ import annotations
@@ -26,14 +26,15 @@ from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.engine import Engine
 from fastcyclegan.recipes.cyclegan import CycleGANRecipe, build_networks
 
-# fp32 sums of a whole network run in another order; in 16 bits, where sums are kept in fp32, as many ulp
-# would hide an error of 6 %.
+# In fp32, the sums of a whole network are computed in another order. In 16 bits, where sums are kept in fp32,
+# that many ulp would hide an error of 6 %.
 PARITY_ULPS = {torch.float32: 8, torch.bfloat16: 2, torch.float16: 2}
 
 
 def relative_error(result: Tensor, truth: Tensor) -> float:
-    """Return |result - truth| / |truth| (2-norms, in float64); |result| where the truth is zero. NaN is an
-    infinite error.
+    """Return the relative error |result - truth| / |truth| (2-norms, in float64).
+
+    If the truth is zero, return |result|. NaN counts as an infinite error.
     """
     result, truth = result.detach().double().cpu(), truth.detach().double().cpu()
     if result.shape != truth.shape:
@@ -42,87 +43,92 @@ def relative_error(result: Tensor, truth: Tensor) -> float:
     return float("inf") if error.isnan() else error.item()
 
 
-def assert_parity(name: str, ours: Tensor, theirs: Tensor, truth: Tensor, dtype: torch.dtype) -> None:
-    """Raise AssertionError unless error(ours) <= 2 error(theirs) + PARITY_ULPS of ``dtype``, errors relative
-    to float64 ``truth``.
+def assert_parity(name: str, ours: Tensor, pytorch: Tensor, truth: Tensor, dtype: torch.dtype) -> None:
+    """Raise AssertionError unless error(ours) <= 2 error(pytorch) + PARITY_ULPS of ``dtype``.
 
-    The message has what it takes to mend it elsewhere: both errors, shape, dtype and strides, and the first
-    number that is wrong.
+    Errors are relative to the float64 ``truth``. The message contains what is needed to debug the failure on
+    another machine: both errors, shape, dtype and strides, and the first wrong element.
     """
-    found, of_the_dtype = relative_error(ours, truth), relative_error(theirs, truth)
-    if not math.isfinite(of_the_dtype) or not truth.isfinite().all():
-        raise AssertionError(f"{name}: PyTorch's own result is not finite, which can be no yardstick")
-    allowed = 2 * of_the_dtype + PARITY_ULPS[dtype] * torch.finfo(dtype).eps
-    if not found <= allowed:
-        errors = (
-            f"relative error {found:.3e} against float64, allowed {allowed:.3e}, PyTorch's own"
-            f" {of_the_dtype:.3e}"
+    error, pytorch_error = relative_error(ours, truth), relative_error(pytorch, truth)
+    if not math.isfinite(pytorch_error) or not truth.isfinite().all():
+        raise AssertionError(
+            f"{name}: PyTorch's own result is not finite, so there is nothing to compare with"
         )
-        raise AssertionError(f"{name}: {errors}; {describe_difference(ours, theirs, truth, dtype)}")
+    allowed = 2 * pytorch_error + PARITY_ULPS[dtype] * torch.finfo(dtype).eps
+    if not error <= allowed:
+        errors = (
+            f"relative error {error:.3e} against float64, allowed {allowed:.3e}, PyTorch's own"
+            f" {pytorch_error:.3e}"
+        )
+        raise AssertionError(f"{name}: {errors}; {describe_difference(ours, pytorch, truth, dtype)}")
 
 
-def describe_difference(ours: Tensor, theirs: Tensor, truth: Tensor, dtype: torch.dtype) -> str:
-    """Return a line on where ``ours`` is wrong: its layout, how many numbers are, the first of them and the
-    worst, by index.
+def describe_difference(ours: Tensor, pytorch: Tensor, truth: Tensor, dtype: torch.dtype) -> str:
+    """Return one line that describes where ``ours`` is wrong.
 
-    A number is wrong that is further from ``truth`` than twice PyTorch's worst, plus the units in the last
-    place of the largest number.
+    It contains the layout, the number of wrong elements, and the first and the worst of them with their
+    indices. An element is wrong if its distance from ``truth`` is more than twice PyTorch's largest, plus the
+    allowed units in the last place of the largest element.
     """
     layout = f"{str(ours.dtype).removeprefix('torch.')} {list(ours.shape)} strides {list(ours.stride())}"
-    a, b, c = (t.detach().double().cpu() for t in (ours, theirs, truth))
+    a, b, c = (t.detach().double().cpu() for t in (ours, pytorch, truth))
     if not c.numel():
         return layout
     limit = 2 * (b - c).abs().max() + PARITY_ULPS[dtype] * torch.finfo(dtype).eps * c.abs().max()
     difference = (a - c).abs().nan_to_num(nan=float("inf"))
     wrong = (difference > limit).flatten().nonzero().flatten()
 
-    def number(flat: int) -> str:
+    def element(flat: int) -> str:
         index = tuple(int(i) for i in torch.unravel_index(torch.tensor(flat), c.shape))
         return f"{list(index)}: {a[index]:.6g}, true {c[index]:.6g}, PyTorch's {b[index]:.6g}"
 
-    worst = f"worst at {number(int(difference.argmax()))}"
+    worst = f"worst at {element(int(difference.argmax()))}"
     if not len(wrong):
-        return f"{layout}; no single number stands out, {worst}"
+        return f"{layout}; no single element stands out, {worst}"
     return (
-        f"{layout}; {len(wrong)} of {c.numel()} numbers are wrong, first at {number(int(wrong[0]))}, {worst}"
+        f"{layout}; {len(wrong)} of {c.numel()} elements are wrong, first at {element(int(wrong[0]))},"
+        f" {worst}"
     )
 
 
-def assert_same_bits(name: str, ours: Tensor, theirs: Tensor) -> None:
-    """Raise AssertionError unless both tensors are equal; the message names the first number that is not, and
-    how many there are.
+def assert_same_bits(name: str, ours: Tensor, expected: Tensor) -> None:
+    """Raise AssertionError unless both tensors are exactly equal.
+
+    The message contains the first element that differs, and how many there are.
     """
-    if (ours.dtype, ours.shape) != (theirs.dtype, theirs.shape):
+    if (ours.dtype, ours.shape) != (expected.dtype, expected.shape):
         raise AssertionError(
-            f"{name}: shapes or dtypes differ: {ours.dtype} {list(ours.shape)} and {theirs.dtype}"
-            f" {list(theirs.shape)}"
+            f"{name}: shapes or dtypes differ: {ours.dtype} {list(ours.shape)} and {expected.dtype}"
+            f" {list(expected.shape)}"
         )
-    if torch.equal(ours, theirs):
+    if torch.equal(ours, expected):
         return
-    a, b = ours.detach().cpu(), theirs.detach().cpu()
+    a, b = ours.detach().cpu(), expected.detach().cpu()
     different = (a != b).flatten().nonzero().flatten()
     index: tuple[int, ...] = ()
     if len(different):
         index = tuple(int(i) for i in torch.unravel_index(different[0], a.shape))
     layout = f"{str(ours.dtype).removeprefix('torch.')} {list(ours.shape)} strides {list(ours.stride())}"
     first = f"first at {list(index)}: {a[index].item()!r} and {b[index].item()!r}"
-    raise AssertionError(f"{name}: {layout}; {len(different)} of {a.numel()} numbers differ, {first}")
+    raise AssertionError(f"{name}: {layout}; {len(different)} of {a.numel()} elements differ, {first}")
 
 
 def tf32(allowed: bool) -> AbstractContextManager[None]:
-    """Let torch's convolutions round fp32 to TF32 inside the block, or not. cuDNN stays on, which ``flags``
-    turns off unless it is told.
+    """Allow torch's convolutions to round fp32 to TF32 inside the block, or forbid it.
+
+    cuDNN stays enabled, which ``cudnn.flags`` turns off by default, and its other flags keep their values.
     """
-    kept = {name: getattr(torch.backends.cudnn, name) for name in ("benchmark", "deterministic")}
+    others = {name: getattr(torch.backends.cudnn, name) for name in ("benchmark", "deterministic")}
     context: AbstractContextManager[None] = torch.backends.cudnn.flags(
-        enabled=True, allow_tf32=allowed, **kept
+        enabled=True, allow_tf32=allowed, **others
     )
     return context
 
 
 def packed_gradient(dx: Tensor) -> Tensor:
-    """kernels/README.md's packed gradient, [N, (H + 2)(W + 4), C]: dx, two columns of zeros, two folded rows,
-    two folded columns.
+    """Return the packed gradient [N, (H + 2)(W + 4), C] that kernels/README.md describes.
+
+    It consists of dx, two columns of zeros, two folded rows and two folded columns.
     """
 
     def folded(t: Tensor, dim: int) -> list[Tensor]:
@@ -138,8 +144,9 @@ def packed_gradient(dx: Tensor) -> Tensor:
 
 
 def captured_graph(step: Callable[[], tuple[Tensor, ...]]) -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...]]:
-    """Return a CUDA graph of ``step``, which has run once on a stream of its own before, and the tensors that
-    each replay writes.
+    """Capture ``step`` as a CUDA graph and return it with the tensors that each replay overwrites.
+
+    ``step`` runs once on a separate stream before it is captured.
     """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -159,8 +166,9 @@ def random_batch(
     channels: tuple[int, int] = (3, 3),
     dtype: torch.dtype = torch.float32,
 ) -> Batch:
-    """Return fresh noise images of ``size`` squared for ``iteration`` of ``plan``: the same for the same
-    arguments.
+    """Return a batch of noise images of ``size`` x ``size`` pixels for ``iteration`` of ``plan``.
+
+    The same arguments always return the same batch.
     """
     epoch, numbers = plan.batch(iteration)
     samples = [plan.sample(epoch, i) for i in numbers]
@@ -178,13 +186,13 @@ def random_batch(
 def seeded_networks(
     config: ModelConfig, seed: int = 0, dtype: torch.dtype = torch.float32
 ) -> dict[str, nn.Module]:
-    """Return the recipe's four networks for ``config`` with the initial weights of ``seed``."""
+    """Return the four networks of ``config``, initialised from ``seed``."""
     torch.manual_seed(seed)
     return {name: net.to(dtype) for name, net in build_networks(config).items()}
 
 
 def copy_of(nets: Mapping[str, nn.Module], dtype: torch.dtype | None = None) -> dict[str, nn.Module]:
-    """Return copies of ``nets`` that share nothing, in ``dtype`` if given."""
+    """Return independent copies of ``nets``, converted to ``dtype`` if it is given."""
     return {name: copy.deepcopy(net).to(dtype=dtype) for name, net in nets.items()}
 
 
@@ -198,20 +206,19 @@ def make_engine(
     options: EngineConfig = EngineConfig(),
     **more: Any,
 ) -> Engine:
-    """Return an engine over a copy of ``nets``."""
+    """Return an engine that trains copies of ``nets``."""
     return Engine(
         CycleGANRecipe(loss), copy_of(nets), optim, torch.device(device), precision, compiled, options, **more
     )
 
 
 def is_cancelled_bias(net: nn.Module, name: str) -> bool:
-    """Whether parameter ``name`` is the bias of a convolution whose output is instance-normalised next, in an
-    ``nn.Sequential``.
+    """Return whether parameter ``name`` is a convolution's bias that a following instance norm cancels.
 
-    Such a bias cancels exactly: no output depends on it, its true gradient is 0, and what it does in training
-    is rounding noise, which Adam makes steps of size lr. So it may be compared only between runs of the very
-    same program. A norm with running statistics subtracts a mean of its own in evaluation, where the bias
-    counts.
+    Both layers must be neighbours in an ``nn.Sequential``. Such a bias cancels exactly: no output depends on
+    it, and its true gradient is 0. In training it receives only rounding noise, which Adam turns into steps
+    of size lr, so it can only be compared between runs of the very same program. In evaluation, a norm with
+    running statistics subtracts its stored mean instead, so there the bias does not cancel.
     """
     owner, _, leaf = name.rpartition(".")
     parent = net.get_submodule(owner.rpartition(".")[0])
@@ -228,7 +235,8 @@ def is_cancelled_bias(net: nn.Module, name: str) -> bool:
 
 
 def parameters_that_count(net: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the parameters of ``net`` by name but the biases that cancel: what two ways to train it are
-    compared by.
+    """Return the parameters of ``net`` by name, without the biases that cancel.
+
+    These are the ones to compare between two ways of training.
     """
     return {name: p for name, p in net.named_parameters() if not is_cancelled_bias(net, name)}

@@ -1,5 +1,6 @@
-"""The Triton kernels of fastcyclegan, imported as ``fastcyclegan.kernels``. See README.md beside this file
-for what is here.
+"""The Triton kernels of fastcyclegan and their operators, imported as ``fastcyclegan.kernels``.
+
+README.md in this folder describes them.
 """
 
 if __name__ != "fastcyclegan.kernels":

@@ -1,4 +1,7 @@
-"""Where the package keeps files from one process to the next. Imports nothing but the standard library."""
+"""Folders for files that outlive a process: the cache folder and a temporary one.
+
+Imports only the standard library.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +11,20 @@ from pathlib import Path
 
 
 def temporary_folder(name: str) -> Path:
-    """Return the folder ``name`` among the temporary files of this user, which need not exist yet."""
-    # One a user, and none that Python could take for the package.
+    """Return the folder ``name`` in this user's temporary folder. It may not exist yet."""
+    # One per user, with a name that Python cannot mistake for the package.
     return Path(tempfile.gettempdir()) / f"fastcyclegan-{os.getuid()}" / name
 
 
 def cache_folder(name: str) -> Path:
-    """Return the folder ``name`` in ``$XDG_CACHE_HOME/fastcyclegan`` (default ~/.cache), which need not exist
-    yet.
+    """Return the folder ``name`` in ``$XDG_CACHE_HOME/fastcyclegan``. It may not exist yet.
+
+    ``$XDG_CACHE_HOME`` defaults to ~/.cache.
     """
     configured = os.environ.get("XDG_CACHE_HOME")
     try:
         base = Path(configured) if configured else Path.home() / ".cache"
     except RuntimeError:
-        # A user without a home, as containers have them.
+        # Containers may run as a user without a home directory.
         return temporary_folder(name)
     return base.absolute() / "fastcyclegan" / name

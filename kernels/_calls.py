@@ -1,9 +1,11 @@
-"""What each operator around a convolution is given, and what its forward leaves for its backward, as one
-value each. Imports torch alone.
+"""The arguments of the convolution operators, and the values that a forward saves for its backward.
 
-PyTorch knows the operators by flat arguments. ``of`` reads them in the order of the schema: of a forward all
-but ``required``, of a backward all between g and ``needs`` (of norm_conv's, between g and ``required``).
-``flat`` returns them so. Where there is no norm ``norm`` is not read, and mean and rstd are empty.
+Imports only torch.
+
+PyTorch passes flat arguments to the operators. ``of`` reads them in the order of the schema: for a forward,
+all except ``required``; for a backward, all between g and ``needs`` (for norm_conv, between g and
+``required``). ``flat`` returns them in the same order. Without a norm, ``norm`` is not read, and mean and
+rstd are empty.
 """
 
 from __future__ import annotations
@@ -44,8 +46,10 @@ class ReflectConvCall:
 
 @dataclass(frozen=True)
 class ReflectConvSaved:
-    """What ``reflect_conv_bwd`` reads. ``out`` is the output if it was a tanh, else empty; y is empty where
-    there is none or it is to be recomputed.
+    """The tensors and options that ``reflect_conv_bwd`` reads.
+
+    ``out`` is the output if a tanh was applied, otherwise empty. ``y`` is empty without a norm, or if it
+    will be recomputed.
     """
 
     x: Tensor
@@ -64,8 +68,8 @@ class ReflectConvSaved:
         return cls(x, norm, mean, rstd, weight, out, y, padding)
 
     def flat(self) -> tuple[Any, ...]:
-        norm, made = self.norm, (self.mean, self.rstd, self.weight, self.out, self.y)
-        return (self.x, norm.weight, norm.bias, *made, norm.act, norm.slope, self.padding)
+        norm, tensors = self.norm, (self.mean, self.rstd, self.weight, self.out, self.y)
+        return (self.x, norm.weight, norm.bias, *tensors, norm.act, norm.slope, self.padding)
 
     @property
     def normed(self) -> bool:
@@ -99,8 +103,10 @@ class ZeroConvCall:
 
 @dataclass(frozen=True)
 class ZeroConvSaved:
-    """What ``zero_conv_bwd`` reads. y is empty where there is none or it is to be recomputed; ``conv`` is
-    without its output_padding, which no gradient asks for.
+    """The tensors and options that ``zero_conv_bwd`` reads.
+
+    ``y`` is empty without a norm, or if it will be recomputed. ``conv`` leaves output_padding at 0,
+    because no gradient needs it.
     """
 
     x: Tensor
@@ -149,8 +155,9 @@ class NormConvCall:
 
 @dataclass(frozen=True)
 class NormConvSaved:
-    """What ``norm_conv_bwd`` reads. y is empty where it is to be recomputed; ``needs`` says of x, weight and
-    bias whether they want a gradient.
+    """The tensors and options that ``norm_conv_bwd`` reads.
+
+    ``y`` is empty if it will be recomputed. ``needs``: whether x, weight and bias each need a gradient.
     """
 
     x: Tensor
@@ -170,9 +177,9 @@ class NormConvSaved:
         return cls(x, norm, mean, rstd, weight, y, border, needs, AtenConvolution(*conv))
 
     def flat(self) -> tuple[Any, ...]:
-        norm, made = self.norm, (self.mean, self.rstd, self.weight, self.y)
+        norm, tensors = self.norm, (self.mean, self.rstd, self.weight, self.y)
         options = (norm.act, norm.slope, self.border, self.needs)
-        return (self.x, norm.weight, norm.bias, *made, *options, *self.conv.flat())
+        return (self.x, norm.weight, norm.bias, *tensors, *options, *self.conv.flat())
 
     @property
     def normed(self) -> bool:
@@ -181,7 +188,7 @@ class NormConvSaved:
 
 @dataclass(frozen=True)
 class ResidualBlockSaved:
-    """What ``residual_block_bwd`` reads."""
+    """The tensors that ``residual_block_bwd`` reads."""
 
     x: Tensor
     c1: Tensor

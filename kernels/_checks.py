@@ -1,4 +1,4 @@
-"""What operators check of their arguments, and the errors where it does not fit."""
+"""Argument checks shared by the operators, and the errors that they raise."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from torch import Tensor
 
 
 def check_pixels(x: Tensor) -> None:
-    """Raise ValueError for images of one pixel, which have no variance, in torch's words."""
-    # Not by math.prod: sides may be symbols, where torch.compile has seen several sizes.
+    """Raise ValueError, with torch's message, for images of one pixel, which have no variance."""
+    # Not math.prod: the sides can be symbolic once torch.compile has seen several sizes.
     if all(side == 1 for side in x.shape[2:]):
         raise ValueError(f"Expected more than 1 spatial element when training, got input size {x.shape}")
 
 
 def check_vectors(op: str, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> None:
-    """Raise ValueError or TypeError unless weight and bias are a number for each channel of x, in its dtype
-    or fp32, on its device.
+    """Raise ValueError or TypeError unless weight and bias, where given, fit x.
+
+    Each must have one number per channel of x, in the dtype of x or fp32, and be on the device of x.
     """
     for name, vector in (("weight", weight), ("bias", bias)):
         if vector is None:
@@ -29,7 +30,9 @@ def check_vectors(op: str, x: Tensor, weight: Tensor | None, bias: Tensor | None
                 f" {list(vector.shape)}"
             )
         if vector.dtype not in (x.dtype, torch.float32):
-            raise TypeError(f"{op}: {name} must be {x.dtype} (as x) or torch.float32, got {vector.dtype}")
+            raise TypeError(
+                f"{op}: {name} must be {x.dtype} (the dtype of x) or torch.float32, got {vector.dtype}"
+            )
         check_device(op, name, vector, x)
 
 
@@ -40,13 +43,14 @@ def check_device(op: str, name: str, t: Tensor, x: Tensor) -> None:
 
 
 def check_weights(op: str, name: str, x: Tensor, weights: Sequence[Tensor]) -> None:
-    """Raise ValueError or TypeError unless ``weights`` are P like weights [O, C, k, k] for x [N, C, H, W], N
-    a multiple of P, k odd.
+    """Raise ValueError or TypeError unless ``weights`` fit x [N, C, H, W].
+
+    They must be P weights [O, C, k, k] of the same shape and dtype, with k odd and N a multiple of P.
     """
     if x.dim() != 4:
         raise ValueError(f"{op}: x must be [N, C, H, W], got shape {tuple(x.shape)}")
     if not weights:
-        raise ValueError(f"{op}: {name} must be a weight or a list of at least one, got an empty list")
+        raise ValueError(f"{op}: {name} must be a weight or a non-empty list of weights, got an empty list")
     first = weights[0]
     for weight in weights:
         if weight.dim() != 4 or weight.shape[1] != x.shape[1]:
@@ -62,12 +66,13 @@ def check_weights(op: str, name: str, x: Tensor, weights: Sequence[Tensor]) -> N
             raise ValueError(f"{op}: {name} must have output channels, got {list(weight.shape)}")
         if weight.shape != first.shape:
             raise ValueError(
-                f"{op}: the weights in {name} must have one shape, got {list(first.shape)} and"
+                f"{op}: the weights in {name} must have the same shape, got {list(first.shape)} and"
                 f" {list(weight.shape)}"
             )
         if weight.dtype not in (x.dtype, torch.float32) or weight.dtype != first.dtype:
             raise TypeError(
-                f"{op}: {name} must be {x.dtype} (as x) or torch.float32, all alike, got {weight.dtype}"
+                f"{op}: {name} must be {x.dtype} (the dtype of x) or torch.float32, the same for all,"
+                f" got {weight.dtype}"
             )
         check_device(op, name, weight, x)
     if x.shape[0] % len(weights):
@@ -78,24 +83,26 @@ def check_weights(op: str, name: str, x: Tensor, weights: Sequence[Tensor]) -> N
 
 
 def check_alike(op: str, name: str, x: Tensor, tensors: Sequence[Tensor]) -> None:
-    """Raise ValueError or TypeError unless ``tensors`` have one shape and dtype, that of x or fp32, on the
-    device of x.
+    """Raise ValueError or TypeError unless ``tensors`` have the same shape and dtype and fit x.
+
+    Their dtype must be that of x or fp32, and they must be on the device of x.
     """
     for t in tensors:
         if t.shape != tensors[0].shape:
             raise ValueError(
-                f"{op}: the tensors in {name} must have one shape, got {list(tensors[0].shape)} and"
+                f"{op}: the tensors in {name} must have the same shape, got {list(tensors[0].shape)} and"
                 f" {list(t.shape)}"
             )
         if t.dtype not in (x.dtype, torch.float32) or t.dtype != tensors[0].dtype:
             raise TypeError(
-                f"{op}: {name} must be {x.dtype} (as x) or torch.float32, all alike, got {t.dtype}"
+                f"{op}: {name} must be {x.dtype} (the dtype of x) or torch.float32, the same for all,"
+                f" got {t.dtype}"
             )
         check_device(op, name, t, x)
 
 
 def check_biases(op: str, x: Tensor, biases: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
-    """Raise ValueError or TypeError unless ``biases`` are none, or one for each of ``weights`` [O, ...]."""
+    """Raise ValueError or TypeError unless ``biases`` is empty or has one bias [O] per weight [O, ...]."""
     if biases and len(biases) != len(weights):
         raise ValueError(f"{op}: bias must have as many tensors as weight, {len(weights)}, got {len(biases)}")
     channels = weights[0].shape[0]
@@ -105,12 +112,17 @@ def check_biases(op: str, x: Tensor, biases: Sequence[Tensor], weights: Sequence
                 f"{op}: bias must be [{channels}], a number for each output channel, got {list(bias.shape)}"
             )
         if bias.dtype not in (x.dtype, torch.float32):
-            raise TypeError(f"{op}: bias must be {x.dtype} (as x) or torch.float32, got {bias.dtype}")
+            raise TypeError(
+                f"{op}: bias must be {x.dtype} (the dtype of x) or torch.float32, got {bias.dtype}"
+            )
         check_device(op, "bias", bias, x)
 
 
 def check_padding(op: str, x: Tensor, padding: int, kernel: int) -> None:
-    """Raise ValueError unless x can be reflected by ``padding`` and is then no smaller than the kernel."""
+    """Raise ValueError unless x can be reflected by ``padding`` and is then at least as large as the kernel.
+
+    Raises TypeError if ``padding`` is not an integer.
+    """
     size = min(x.shape[2:])
     if not isinstance(padding, int):
         raise TypeError(f"{op}: padding must be an integer, got {type(padding).__name__}")
@@ -127,26 +139,26 @@ def check_padding(op: str, x: Tensor, padding: int, kernel: int) -> None:
 
 
 def check_tensor(op: str, x: Any) -> None:
-    """Raise TypeError unless x is a tensor of floating point."""
+    """Raise TypeError unless x is a floating-point tensor."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{op}: x must be a tensor, got {type(x).__name__}")
     if not x.is_floating_point():
         raise TypeError(f"{op}: x must be floating point, got {x.dtype}")
 
 
-def tensors_of(op: str, name: str, given: Any) -> list[Tensor]:
-    """Return a tensor or several as a list. Raises TypeError for anything else."""
-    if isinstance(given, Tensor):
-        return [given]
-    found = list(given) if isinstance(given, Iterable) else [given]
-    for one in found:
-        if not isinstance(one, Tensor):
-            raise TypeError(f"{op}: {name} must be a tensor or a list of tensors, got {type(one).__name__}")
-    return found
+def tensors_of(op: str, name: str, value: Any) -> list[Tensor]:
+    """Return a tensor, or several, as a list. Raises TypeError for anything else."""
+    if isinstance(value, Tensor):
+        return [value]
+    tensors = list(value) if isinstance(value, Iterable) else [value]
+    for t in tensors:
+        if not isinstance(t, Tensor):
+            raise TypeError(f"{op}: {name} must be a tensor or a list of tensors, got {type(t).__name__}")
+    return tensors
 
 
 def biases_of(op: str, bias: Any, count: int) -> list[Tensor]:
-    """Return ``bias`` as a list for ``count`` weights: a tensor that all share, one for each, or none."""
+    """Return ``bias`` as a list for ``count`` weights: a shared tensor repeated, one per weight, or empty."""
     if bias is None:
         return []
     if isinstance(bias, Tensor):
@@ -159,10 +171,9 @@ def biases_of(op: str, bias: Any, count: int) -> list[Tensor]:
 
 
 def under_autocast(x: Tensor, *lists: list[Tensor]) -> tuple[Any, ...]:
-    """Return x in the dtype that autocast asks for, if it is on, as PyTorch's convolutions take it, and what
-    is with it.
+    """Return x and ``lists``, cast as PyTorch's convolutions cast their inputs if autocast is on.
 
-    fp32 stays as it is there: the operators round it for each use.
+    The fp32 tensors in ``lists`` stay fp32, because the operators round them at each use.
     """
     kind = x.device.type
     if not torch.is_autocast_enabled(kind) or x.dtype == torch.float64:

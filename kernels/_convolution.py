@@ -1,5 +1,6 @@
-"""The arguments of convolutions: those of ``torch.ops.aten.convolution``, and those of ``zero_conv``. Imports
-torch alone.
+"""Arguments of convolutions: those of ``torch.ops.aten.convolution`` and those of ``zero_conv``.
+
+Imports only torch.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class AtenConvolution:
-    """What ``torch.ops.aten.convolution`` takes after x, weight and bias."""
+    """The arguments of ``torch.ops.aten.convolution`` after x, weight and bias."""
 
     stride: list[int]
     padding: list[int]
@@ -23,12 +24,12 @@ class AtenConvolution:
     groups: int
 
     def flat(self) -> tuple[Any, ...]:
-        """Return them in the order in which PyTorch takes them."""
+        """Return the arguments in PyTorch's order."""
         sides = (self.stride, self.padding, self.dilation)
         return (*sides, self.transposed, self.output_padding, self.groups)
 
     def out_channels(self, weight: Tensor) -> int:
-        """Return how many channels the convolution by ``weight`` gives."""
+        """Return the number of output channels of the convolution with ``weight``."""
         if self.transposed:
             return weight.shape[1] * self.groups
         return weight.shape[0]
@@ -36,7 +37,7 @@ class AtenConvolution:
 
 @dataclass(frozen=True)
 class Convolution:
-    """A zero-padded convolution by weights [O, C, k, k], or a transposed one by weights [C, O, k, k]."""
+    """A zero-padded convolution with weights [O, C, k, k], or a transposed one with weights [C, O, k, k]."""
 
     stride: int = 1
     padding: int = 0
@@ -45,12 +46,15 @@ class Convolution:
 
     @property
     def aten(self) -> AtenConvolution:
-        """The same as PyTorch takes it."""
+        """The same convolution as arguments for PyTorch."""
         sides = ([self.stride] * 2, [self.padding] * 2, [1, 1])
         return AtenConvolution(*sides, self.transposed, [self.output_padding] * 2, 1)
 
     def fits(self, channels: int, weight_shape: Sequence[int]) -> bool:
-        """Return whether the kernels have this convolution of ``channels`` by weights of ``weight_shape``."""
+        """Return whether the kernels support this convolution.
+
+        ``channels``: the channels of the input. ``weight_shape``: the shape of each weight.
+        """
         if len(weight_shape) != 4 or weight_shape[2] != weight_shape[3] or min(weight_shape) < 1:
             return False
         k = weight_shape[2]
@@ -61,7 +65,7 @@ class Convolution:
         return weight_shape[1] == channels and self.output_padding == 0
 
     def out_shape(self, x: Tensor, weight: Tensor) -> tuple[int, int, int, int]:
-        """Return the shape of the convolution of x by ``weight``."""
+        """Return the shape of the convolution of x with ``weight``."""
         N, _, H, W = x.shape
         channels = weight.shape[1] if self.transposed else weight.shape[0]
         k = weight.shape[2]

@@ -1,4 +1,7 @@
-"""Errors of a kernel: which of them PyTorch can stand in for, and how they are named. Imports no Triton."""
+"""Errors raised by kernels: decide which ones PyTorch can stand in for, and report them.
+
+Does not import Triton.
+"""
 
 from __future__ import annotations
 
@@ -10,27 +13,27 @@ import torch
 
 from ._records import write_record
 
-# After these the process can launch nothing any more: CUDA answers every later call with the same error.
+# After these errors the process cannot launch anything: every later CUDA call fails with the same error.
 _BROKEN = re.compile(
     r"illegal (memory access|address|instruction)|misaligned address|unspecified launch failure|device-side"
     r" assert|hardware stack error"
     r"|invalid (address space|program counter)|uncorrectable ECC|launch timed out",
     re.IGNORECASE,
 )
-# How Triton's error begins where the driver does not take a descriptor (backends/nvidia/driver.c, in 3.6 and
-# 3.7).
+# The start of Triton's error if the driver rejects a descriptor (backends/nvidia/driver.c, in 3.6 and 3.7).
 REFUSED = "Failed to create tensor map descriptor"
-# Errors before there is a program to launch, by name: Triton is not imported for them.
+# Errors raised before there is a program to launch, by name, so that Triton need not be imported.
 _COMPILING = {"CompilationError", "PTXASError", "CalledProcessError"}
 _COMPILING_TEXT = re.compile(r"PassManager::run failed|C compiler|LLVM|MLIR")
 
 
 class KernelError(RuntimeError):
-    """A Triton kernel that cannot be compiled or launched; its cause is chained. The device and all results
-    are as before.
+    """A Triton kernel could not be compiled or launched.
+
+    The original error is chained as the cause. The device and all results are unaffected.
 
     ``kernel``: its name. ``reason``: what failed, where and why, as the beginning of a sentence. ``again``:
-    the sentence that tells how to see it again, "" where nothing could be written down.
+    the sentence with the command that reproduces the failure, "" if no record of it could be written.
     """
 
     def __init__(self, kernel: str, reason: str, again: str) -> None:
@@ -42,22 +45,23 @@ class KernelError(RuntimeError):
 
 
 def breaks_the_device(error: BaseException | str) -> bool:
-    """Return whether ``error`` is a fault of the device after which its process is of no more use."""
+    """Return whether ``error`` is a device fault after which the process can no longer use the device."""
     if isinstance(error, str):
         return bool(_BROKEN.search(error))
     seen: list[BaseException] = []
-    each: BaseException | None = error
-    while each is not None and each not in seen:
-        if _BROKEN.search(str(each)):
+    current: BaseException | None = error
+    while current is not None and current not in seen:
+        if _BROKEN.search(str(current)):
             return True
-        seen.append(each)
-        each = each.__context__ if each.__cause__ is None else each.__cause__
+        seen.append(current)
+        current = current.__context__ if current.__cause__ is None else current.__cause__
     return False
 
 
 def is_no_kernels_fault(error: BaseException) -> bool:
-    """Return whether ``error`` is of the device or of its memory, which PyTorch's operators would meet too:
-    it must be raised.
+    """Return whether ``error`` comes from the device or its memory rather than from the kernel.
+
+    PyTorch's operators would run into such an error too, so it must be raised.
     """
     if isinstance(error, (torch.OutOfMemoryError, torch.AcceleratorError, MemoryError)):
         return True
@@ -66,9 +70,10 @@ def is_no_kernels_fault(error: BaseException) -> bool:
     return breaks_the_device(error)
 
 
-def ask_device(device: torch.device, error: BaseException) -> None:
-    """Raise what the device reports, from ``error``, where it is dead; all that was computed is then suspect.
-    Not inside a capture.
+def raise_device_error(device: torch.device, error: BaseException) -> None:
+    """If the device is dead, raise the error that it reports, chained to ``error``.
+
+    All results computed so far are then suspect. Inside a capture this does nothing.
     """
     if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
         return
@@ -79,22 +84,23 @@ def ask_device(device: torch.device, error: BaseException) -> None:
 
 
 def cause_of(error: BaseException) -> str:
-    """Return the line that tells what is wrong: of a compiler's message, which begins with source code, its
-    own words.
+    """Return the line of ``error`` that states what is wrong.
+
+    A compiler's message begins with source code, so the compiler's own text is used instead.
     """
     kind = type(error).__name__
     message = getattr(error, "error_message", None)
     if not message and kind == "CompilationError" and error.__cause__ is not None:
         return cause_of(error.__cause__)
-    words = str(message if message else error)
-    for line in words.splitlines():
+    text = str(message if message else error)
+    for line in text.splitlines():
         if line.strip():
             return f"{kind}: {line.strip()}"
     return kind
 
 
-def _is_compilers(error: BaseException) -> bool:
-    """Return whether ``error`` came before there was a program to launch."""
+def _is_compile_error(error: BaseException) -> bool:
+    """Return whether ``error`` was raised before there was a program to launch."""
     for kind in type(error).__mro__:
         if kind.__name__ in _COMPILING:
             return True
@@ -102,29 +108,30 @@ def _is_compilers(error: BaseException) -> bool:
 
 
 def kernel_error(launch: Any, device: torch.device, capability: int, error: BaseException) -> KernelError:
-    """Return what to raise for a ``launch`` that failed with ``error``, and write the launch down."""
+    """Record a ``launch`` that failed with ``error``, and return the KernelError to raise for it."""
     gpu = f"{device.type}, interpreted"
     if device.type == "cuda":
         gpu = torch.cuda.get_device_name(device)
-    verb = "compile" if _is_compilers(error) else "launch"
+    verb = "compile" if _is_compile_error(error) else "launch"
     reason = f"kernel {launch.kernel} does not {verb} on {gpu} ({cause_of(error)})"
     again = write_record(launch, gpu, capability, error)
     if again:
-        again = f"To see it again: {again}"
+        again = f"To reproduce it: {again}"
     return KernelError(launch.kernel, reason, again)
 
 
-# What was reported.
+# The kernel, reason and consequence of each warning so far.
 _reported: set[tuple[str, str, str]] = set()
 
 
 def report(error: KernelError, op: str, consequence: str) -> None:
-    """Warn, once a process for each kernel, reason and consequence, that ``op`` met ``error``, and of what
-    follows.
+    """Warn that ``op`` met ``error``, and of the ``consequence``.
+
+    Each combination of kernel, reason and consequence is reported once per process.
     """
     if (error.kernel, error.reason, consequence) in _reported:
         return
     text = ". ".join(filter(None, (f"{op}: {error.reason}; {consequence}", error.again)))
     warnings.warn(text, RuntimeWarning, stacklevel=3)
-    # Not where the warning is an error: the next call must meet it again.
+    # Skipped if warnings are errors, so that the next call raises again.
     _reported.add((error.kernel, error.reason, consequence))

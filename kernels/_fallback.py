@@ -1,9 +1,10 @@
-"""What an operator does when one of its kernels fails: PyTorch computes it from then on, and that is reported
-once. Imports no Triton.
+"""Let PyTorch compute an operator if one of its kernels fails, and report that once.
 
-Each operator has a twin of the same name and signature in ``_plain.py``. A call whose kernel failed is
-remembered by all that decides what is launched (dtypes, shapes, layouts and scalars), so that later ones like
-it do not try to compile again. Where Triton was required the error is raised instead, and nothing is
+Does not import Triton.
+
+Each operator has a twin with the same name and signature in ``_plain.py``. A call whose kernel failed is
+remembered by everything that determines its launches (dtypes, shapes, layouts and scalars), so that similar
+calls do not try to compile again. If Triton was required, the error is raised instead, and nothing is
 remembered.
 """
 
@@ -19,47 +20,47 @@ from ._failures import KernelError, report
 from ._overlap import beside
 
 CONSEQUENCE = "PyTorch computes the layers that need it from here on"
-# Calls that PyTorch computes.
+# The calls that fall back to PyTorch.
 _fallen: set[tuple[Any, ...]] = set()
 
 
-def _kind(value: Any) -> Any:
-    """Return what of an argument decides what is launched, as part of a key."""
+def _launch_key(value: Any) -> Any:
+    """Return the properties of an argument that determine what is launched, for use in a key."""
     if isinstance(value, Tensor):
         return value.dtype, value.device, tuple(value.shape), value.stride()
     if isinstance(value, (list, tuple)):
-        return tuple(map(_kind, value))
+        return tuple(map(_launch_key, value))
     return value
 
 
 def or_plain(
     op: str, run: Callable[..., Any], plain: Callable[..., Any], args: Iterable[Any], required: bool
 ) -> Any:
-    """Return ``run(*args)``, by the kernels of ``op``; ``plain(*args)`` where one fails or failed before,
-    unless they are ``required``.
+    """Return ``run(*args)``, or ``plain(*args)`` if a kernel of ``op`` fails now or failed before.
 
-    ``run`` must change nothing before its last launch. Raises KernelError where the kernels are required.
+    ``run`` launches the kernels and must not change anything before its last launch. If the kernels are
+    ``required``, one that fails raises KernelError.
     """
     args = tuple(args)
     if required:
         return run(*args)
-    if _fallen and (op, *map(_kind, args)) in _fallen:
+    if _fallen and (op, *map(_launch_key, args)) in _fallen:
         return plain(*args)
     try:
         return run(*args)
     except KernelError as error:
         report(error, op[: -len("_fwd")], CONSEQUENCE)
-        _fallen.add((op, *map(_kind, args)))
-    # Out of the handler: the error holds all that the kernels' way had allocated.
+        _fallen.add((op, *map(_launch_key, args)))
+    # Outside the handler, because the error keeps alive everything that ``run`` had allocated.
     return plain(*args)
 
 
 def twin(op: str) -> Callable[..., Any]:
-    """Return what computes operator ``op`` by PyTorch, as it does."""
+    """Return the function that computes operator ``op`` in PyTorch."""
     from . import _plain
 
     def compute(*args: Any) -> Any:
-        # Dtypes are those of the arguments: autocast, where it is on, was heeded before.
+        # The arguments already have the dtypes to compute in: autocast was applied before.
         with torch.autocast(args[0].device.type, enabled=False):
             return getattr(_plain, op)(*args)
 
@@ -73,11 +74,10 @@ def backward_in_place(
     into: Sequence[Tensor],
     required: bool,
 ) -> tuple[Tensor, ...]:
-    """Return what operator ``op`` does of ``args`` but its weight gradients [R, ...], which are added to
-    ``into``: R tensors, in place.
+    """Return the results of operator ``op`` on ``args`` without the weight gradients [R, ...].
 
-    By ``backward()``, else by the twin, whose gradients are added where and when the kernels would have added
-    theirs.
+    The weight gradients are added in place to ``into``, R tensors. ``backward()`` does this with the kernels.
+    If one of them fails, the twin's gradients are added where and when the kernels would have added theirs.
     """
 
     def run(*_: Any) -> tuple[Tensor, ...]:
@@ -90,5 +90,5 @@ def backward_in_place(
                 target.add_(gradient)
         return (dx, *others)
 
-    found: tuple[Tensor, ...] = or_plain(op, run, plain, args, required)
-    return found
+    results: tuple[Tensor, ...] = or_plain(op, run, plain, args, required)
+    return results

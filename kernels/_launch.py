@@ -1,5 +1,6 @@
-"""How kernels are found, launched, counted and listed. Needs Triton; host code that must import without it
-imports this late.
+"""Register and launch kernels, and report every launch to observers, which count or list them.
+
+Needs Triton. Host code that must be importable without Triton imports this module late.
 """
 
 from __future__ import annotations
@@ -15,15 +16,15 @@ import torch
 import triton
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from ._failures import REFUSED, ask_device, is_no_kernels_fault, kernel_error
+from ._failures import REFUSED, is_no_kernels_fault, kernel_error, raise_device_error
 
-# Every kernel of this package by name: what the ahead-of-time compiler must have seen at least once.
+# Every kernel of this package by name. The ahead-of-time compiler must have seen each at least once.
 REGISTRY: dict[str, Any] = {}
 
 
 @dataclass(frozen=True)
 class Config:
-    """One way to run a kernel: its tile sizes (constexpr by name) and warps."""
+    """One way to run a kernel: its tile sizes (constexpr by name), warps and stages."""
 
     tile: tuple[tuple[str, int], ...]
     num_warps: int
@@ -36,9 +37,7 @@ class Config:
 
 @dataclass(frozen=True)
 class Launch:
-    """One launch as it was asked for: positional arguments by position, constexpr by name, and the
-    configuration.
-    """
+    """One requested launch: positional arguments, constexpr arguments by name, and the configuration."""
 
     kernel: str
     grid: int
@@ -48,9 +47,9 @@ class Launch:
 
     @property
     def keywords(self) -> dict[str, Any]:
-        """What the Triton function gets by name: constants, tiles and options."""
-        # FMA contraction is on for sm_80 and later whatever Triton's default becomes: parity is proved with
-        # it.
+        """The keyword arguments of the Triton function: constants, tiles and options."""
+        # FMA contraction stays on for sm_80 and later even if Triton's default changes, because parity is
+        # proved with it.
         options = {
             "num_warps": self.config.num_warps,
             "num_stages": self.config.num_stages,
@@ -61,10 +60,10 @@ class Launch:
 
 @dataclass(frozen=True)
 class Chip:
-    """A GPU as kernels know it: compute capability (90 is 9.0) and multiprocessors.
+    """The properties of a GPU that matter to kernels: compute capability (90 is 9.0) and multiprocessors.
 
-    ``name``: whose tables of choices hold, "" for none. ``descriptors``: whether its driver takes tensor
-    descriptors, if the chip has them.
+    ``name``: the GPU whose tables of choices apply, "" for none. ``descriptors``: whether the driver accepts
+    tensor descriptors, if the chip has them.
     """
 
     capability: int = 90
@@ -75,23 +74,23 @@ class Chip:
     @classmethod
     @functools.lru_cache
     def of(cls, device: torch.device) -> Chip:
-        """Return the GPU ``device``."""
-        found = torch.cuda.get_device_properties(device)
-        return cls(10 * found.major + found.minor, found.multi_processor_count, found.name)
+        """Return the chip of the GPU ``device``."""
+        gpu = torch.cuda.get_device_properties(device)
+        return cls(10 * gpu.major + gpu.minor, gpu.multi_processor_count, gpu.name)
 
 
 class Observer(Protocol):
-    """Hears of every launch."""
+    """Receives every launch."""
 
     def launched(self, launch: Launch) -> None: ...
 
 
 class DryObserver(Observer, Protocol):
-    """Hears of every launch that a GPU like ``chip`` would make; none is made, outputs stay as allocated.
+    """Receives every launch that a GPU like ``chip`` would make. Nothing runs; outputs stay as allocated.
 
-    Where ``all_configs``, a kernel that has a choice of configurations is heard of once with each that could
-    be chosen on ``chip``: with one alone where a table holds the choice, else ``measured`` hears how many
-    there are, by the name of the choice.
+    With ``all_configs``, a kernel that has a choice of configurations is reported once for each that could be
+    chosen on ``chip``. If a table contains the choice, only the chosen one is reported. Otherwise
+    ``measured`` receives the name of the choice and the number of configurations.
     """
 
     all_configs: bool
@@ -102,7 +101,7 @@ class DryObserver(Observer, Protocol):
 
 
 class _Local(threading.local):
-    """The dry runs of a thread, the last of which is the innermost: launches of others are made meanwhile."""
+    """The dry runs of one thread, innermost last. Other threads keep launching kernels in the meantime."""
 
     def __init__(self) -> None:
         self.dry: list[DryObserver] = []
@@ -113,53 +112,53 @@ _local = _Local()
 
 
 def kernel(fn: Any) -> Any:
-    """Enter a Triton function into the registry; the outermost decorator of every kernel here."""
+    """Add a Triton function to the registry. This is the outermost decorator of every kernel."""
     name = fn.fn.__name__
-    assert name not in REGISTRY, f"two kernels are called {name}"
+    assert name not in REGISTRY, f"two kernels are named {name}"
     REGISTRY[name] = fn
     return fn
 
 
 def interpreted() -> bool:
-    """Whether Triton was told to interpret kernels (TRITON_INTERPRET=1), so that they run on the CPU."""
+    """Return whether Triton interprets kernels (TRITON_INTERPRET=1), so that they run on the CPU."""
     return bool(triton.knobs.runtime.interpret)
 
 
 def dry() -> bool:
-    """Whether launches of this thread are only heard of at present."""
+    """Return whether this thread is in a dry run, which observes launches without making them."""
     return bool(_local.dry)
 
 
 def interpreting() -> bool:
-    """Whether launches of this thread are interpreted: not where they are only heard of."""
+    """Return whether launches of this thread are interpreted. In a dry run they are not."""
     return interpreted() and not dry()
 
 
 def listing() -> bool:
-    """Whether somebody wants to hear of every configuration of every launch."""
+    """Return whether a dry run lists every configuration of every launch."""
     return any(observer.all_configs for observer in _local.dry)
 
 
 def listing_forms() -> bool:
-    """Whether somebody wants to hear of launches through descriptors as they would be without."""
+    """Return whether a dry run lists both forms of launches through descriptors: with and without them."""
     return any(observer.all_forms for observer in _local.dry)
 
 
 def report_choice(name: str, configs: int) -> None:
-    """Tell who lists configurations that the choice ``name`` is open between so many."""
+    """Report to dry runs that list configurations how many of them the choice ``name`` has."""
     for observer in _local.dry:
         if observer.all_configs:
             observer.measured(name, configs)
 
 
 def observe_always(observer: Observer) -> None:
-    """Let ``observer`` hear every launch for the rest of the process."""
+    """Pass every launch to ``observer`` for the rest of the process."""
     _observers.append(observer)
 
 
 @contextlib.contextmanager
 def observe(observer: Observer) -> Iterator[None]:
-    """Tell ``observer`` of every launch inside the block."""
+    """Pass every launch inside the block to ``observer``."""
     observe_always(observer)
     try:
         yield
@@ -169,7 +168,7 @@ def observe(observer: Observer) -> Iterator[None]:
 
 @contextlib.contextmanager
 def observe_dry(observer: DryObserver) -> Iterator[None]:
-    """Tell ``observer`` of every launch of this thread inside the block, and make none."""
+    """Pass every launch of this thread inside the block to ``observer`` instead of making it."""
     _local.dry.append(observer)
     try:
         yield
@@ -181,7 +180,10 @@ _depth = 0
 
 
 def inside() -> bool:
-    """Whether a kernel is being interpreted: what PyTorch does meanwhile is the interpreter's own."""
+    """Return whether a kernel is being interpreted.
+
+    PyTorch operators that run in the meantime are the interpreter's own.
+    """
     return _depth > 0
 
 
@@ -196,8 +198,9 @@ def _inside() -> Iterator[None]:
 
 
 def chip(device: torch.device) -> Chip:
-    """Return the chip that configurations are chosen for: what a dry run is about, else ``device``; an H200
-    where there is no GPU.
+    """Return the chip that configurations are chosen for.
+
+    In a dry run that is the chip of the run, otherwise the chip of ``device``, or an H200 without a GPU.
     """
     if _local.dry:
         return _local.dry[0].chip
@@ -205,26 +208,26 @@ def chip(device: torch.device) -> Chip:
 
 
 def launch(name: str, grid: int, args: tuple[Any, ...], constants: dict[str, Any], config: Config) -> None:
-    """Run ``grid`` programs of kernel ``name`` on the device of its first argument; none for an empty grid.
+    """Run ``grid`` programs of kernel ``name`` on the device of its first argument.
 
-    Raises KernelError where the kernel does not compile or launch. What is not the kernel's fault is raised
-    as it is: a full or a dead device, and a tensor descriptor that the driver refuses, for which there is
-    another form.
+    An empty grid launches nothing. Raises KernelError if the kernel does not compile or launch. Errors that
+    are not the kernel's fault are raised unchanged: a full or dead device, and a tensor descriptor that the
+    driver rejects, for which there is another form.
     """
     if grid == 0:
         return
-    made = Launch(name, grid, args, constants, config)
+    request = Launch(name, grid, args, constants, config)
     for observer in (*_observers, *_local.dry):
-        observer.launched(made)
+        observer.launched(request)
     if dry():
         return
     first = args[0].base if isinstance(args[0], TensorDescriptor) else args[0]
     device = first.device
     with torch.cuda.device(device) if device.type == "cuda" else _inside():
         try:
-            REGISTRY[name][(grid,)](*args, **made.keywords)
+            REGISTRY[name][(grid,)](*args, **request.keywords)
         except Exception as error:
             if is_no_kernels_fault(error) or REFUSED in str(error):
                 raise
-            ask_device(device, error)
-            raise kernel_error(made, device, chip(device).capability, error) from error
+            raise_device_error(device, error)
+            raise kernel_error(request, device, chip(device).capability, error) from error

@@ -1,6 +1,4 @@
-"""Memory layouts that operators ask for: the strides of another tensor, channels_last in its canonical form,
-any dense one.
-"""
+"""Memory layouts for operators: another tensor's strides, canonical channels_last, or any dense layout."""
 
 from __future__ import annotations
 
@@ -11,8 +9,9 @@ from torch import Tensor
 
 
 def like(t: Tensor, x: Tensor) -> Tensor:
-    """Return ``t`` with the strides of ``x`` (dense, same shape): itself, or a copy where they differ or
-    ``t`` is not of x's dtype.
+    """Return ``t`` with the strides and dtype of ``x``, which is dense and has the same shape.
+
+    If both match already, this is ``t`` itself, otherwise a copy.
     """
     if t.stride() == x.stride() and t.dtype == x.dtype:
         return t
@@ -20,21 +19,23 @@ def like(t: Tensor, x: Tensor) -> Tensor:
 
 
 def channels_last(t: Tensor) -> Tensor:
-    """Return ``t`` in channels_last with the strides that a fresh tensor has, also where a dimension of size
-    1 leaves them open.
+    """Return ``t`` in channels_last with the strides of a newly allocated tensor.
+
+    This includes the strides that a dimension of size 1 leaves undetermined.
     """
     t = t.contiguous(memory_format=torch.channels_last)
     _, C, H, W = t.shape
     canonical = (C * H * W, 1, C * W, C)
     if t.stride() == canonical:
         return t
-    # A copy, not a view in other words: what an operator returns may be changed in place.
+    # A copy, not a view with other strides: an operator's result may be modified in place.
     return t.new_empty_strided(t.shape, canonical).copy_(t)
 
 
 def empty_channels_last(x: Tensor, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
-    """Return memory for ``shape`` in channels_last, on the device of x and, unless one is given, in its
-    dtype.
+    """Return uninitialised channels_last memory of ``shape`` on the device of x.
+
+    ``dtype`` defaults to that of x.
     """
     if dtype is None:
         dtype = x.dtype
@@ -42,19 +43,19 @@ def empty_channels_last(x: Tensor, shape: Sequence[int], dtype: torch.dtype | No
 
 
 def in_dtype(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """Return ``t`` in ``dtype``, None where there is none."""
+    """Return ``t`` in ``dtype``, or None if ``t`` is None."""
     if t is None:
         return None
     return t.to(dtype)
 
 
 def empty_result(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Return what stands for an operator's result that is not there."""
+    """Return an empty tensor as the placeholder for a result that an operator does not produce."""
     return x.new_empty(0, dtype=dtype)
 
 
 def dense(x: Tensor) -> Tensor:
-    """Return ``x`` itself if its memory is dense with channels last or first, else a channels_last copy."""
+    """Return ``x`` itself if it is dense with channels last or first, otherwise a channels_last copy."""
     last = x.movedim(1, -1)
     if last.is_contiguous() or x.is_contiguous():
         return x

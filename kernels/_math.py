@@ -1,9 +1,8 @@
-"""Device functions that kernels share: where a program works, tile input and output, reflection, activations,
-Chan's combination.
+"""Device functions shared by the kernels: indexing, tile loads and stores, reflection, activations, moments.
 
-Tiles are [BLOCK_S, BLOCK_C]: rows are pixels, columns channels. All tensor-sized traffic goes through
-``load_tile`` and ``store_tile``, so that compiler output can be checked for its width line by line; README.md
-has the derivations.
+Tiles are [BLOCK_S, BLOCK_C]: rows are pixels, columns are channels. All tensor-sized traffic goes through
+``load_tile`` and ``store_tile``, so that the access width in the compiler's output can be checked line by
+line. Moments are merged by Chan's combination. README.md has the derivations.
 """
 
 from __future__ import annotations
@@ -14,8 +13,9 @@ import triton.language as tl
 
 @triton.jit
 def locate(T, C, BLOCK_C: tl.constexpr):
-    """Return image (int64), tile of the image, channels and their mask: neighbouring programs share rows, so
-    that lines are read whole.
+    """Return this program's image (int64), tile of the image, channels and their mask.
+
+    Neighbouring programs share rows, so that whole cache lines are read.
     """
     pid = tl.program_id(0)
     c_blocks = tl.cdiv(C, BLOCK_C)
@@ -39,7 +39,7 @@ def store_tile(ptr, rows, mask_s, offs_c, mask_c, C, tile):
 
 @triton.jit
 def load_pixels(ptr, rows, mask_s, offs_c, mask_c, C, WIDE: tl.constexpr):
-    """``load_tile`` where rows are made of 16-byte pieces (WIDE); an image's three channels are not."""
+    """Load a tile as ``load_tile`` does. WIDE: rows consist of 16-byte pieces, unlike those of 3 channels."""
     if WIDE:
         return load_tile(ptr, rows, mask_s, offs_c, mask_c, C)
     else:
@@ -49,8 +49,9 @@ def load_pixels(ptr, rows, mask_s, offs_c, mask_c, C, WIDE: tl.constexpr):
 
 @triton.jit
 def load_operand(ptr, rows, mask, STRIDE, offs_c, C, EVEN: tl.constexpr):
-    """Return a tile [rows, channels] of a matrix product's operand in its own dtype. EVEN: the tile ends
-    inside the C channels.
+    """Load a tile [rows, channels] of a matrix product's operand in its own dtype.
+
+    EVEN: the tile lies within the C channels.
     """
     offs = (rows.to(tl.int64) * STRIDE)[:, None] + offs_c[None, :]
     return tl.load(
@@ -60,8 +61,9 @@ def load_operand(ptr, rows, mask, STRIDE, offs_c, C, EVEN: tl.constexpr):
 
 @triton.jit
 def round_to_tf32(x):
-    """Return fp32 ``x`` rounded to 10 bits, halves away from zero. Matrix instructions cut the others off:
-    every sum would be smaller.
+    """Return fp32 ``x`` rounded to 10 mantissa bits, halves away from zero.
+
+    Matrix instructions truncate the other bits, which would make every sum smaller.
     """
     bits = (x.to(tl.int32, bitcast=True) + 0x1000) & ~0x1FFF
     return tl.where(x == x, bits.to(tl.float32, bitcast=True), x)
@@ -76,7 +78,7 @@ def reflect(i, SIZE):
 
 @triton.jit
 def activate(z, slope, ACT: tl.constexpr):
-    """ACT 0 none, 1 relu, 2 leaky_relu. NaN stays NaN."""
+    """Apply activation ACT to ``z``: 0 none, 1 relu, 2 leaky_relu. NaN stays NaN."""
     if ACT == 1:
         z = tl.where(z < 0, 0.0, z)
     elif ACT == 2:
@@ -95,11 +97,11 @@ def activation_gradient(dy, z, slope, ACT: tl.constexpr):
 
 @triton.jit
 def combine_lanes(count, mean, m2, first):
-    """Chan's combination over axis 0 of groups (count [L, 1], mean and M2 [L, C]); ``first`` [C] is the mean
-    of a group that is not empty.
+    """Combine groups over axis 0 by Chan's formula, and return mean and M2.
 
-    Means are summed as differences from ``first``: exact for a flat image, and as sharp as the values for a
-    large mean. Returns mean, M2.
+    count is [L, 1], mean and M2 are [L, C]; ``first`` [C] is the mean of any group that is not empty. Means
+    are summed as differences from ``first``, which is exact for a flat image, and as precise as the values
+    for a large mean.
     """
     total = tl.sum(count, 0)
     d = tl.where(count > 0, mean - first[None, :], 0.0)
@@ -110,18 +112,17 @@ def combine_lanes(count, mean, m2, first):
 
 @triton.jit
 def tile_moments(x, mask_s, BLOCK_S: tl.constexpr):
-    """Return mean and M2 [C] of a tile x [BLOCK_S, C] over the rows in ``mask_s`` (row 0 is among them)."""
+    """Return mean and M2 [C] of a tile x [BLOCK_S, C] over the rows in ``mask_s`` (including row 0)."""
     first = tl.sum(tl.where((tl.arange(0, BLOCK_S) == 0)[:, None], x, 0.0), 0)
     return combine_lanes(mask_s.to(tl.float32)[:, None], x, tl.zeros_like(x), first)
 
 
 @triton.jit
 def masked_moments(x, mask_s):
-    """Return mean and M2 [C] of a tile x [BLOCK_S, C] over the rows in ``mask_s``, of which there is at least
-    one.
+    """Return mean and M2 [C] of a tile x [BLOCK_S, C] over the rows in ``mask_s`` (at least one).
 
-    The second pass works on differences from the first's mean and corrects it by theirs: a flat tile has its
-    value as mean, exactly.
+    The second pass works on differences from the first pass's mean, and corrects that mean by their own mean.
+    The mean of a flat tile is therefore exactly its value.
     """
     count = tl.sum(mask_s.to(tl.float32), 0)
     mean = tl.sum(tl.where(mask_s[:, None], x, 0.0), 0) / count
@@ -132,15 +133,16 @@ def masked_moments(x, mask_s):
 
 @triton.jit
 def pixels_before(i, H, W, PITCH):
-    """Return how many of the first ``i`` places of lines of PITCH are pixels of an image H x W."""
+    """Return how many of the first ``i`` positions, in lines of PITCH, are pixels of an H x W image."""
     i = tl.minimum(i, H * PITCH)
     return i // PITCH * W + tl.minimum(i % PITCH, W)
 
 
 @triton.jit
 def combine_tiles(part_ptr, n, T, H, W, C, ROWS, PITCH, offs_c, mask_c, BLOCK_T: tl.constexpr):
-    """Return mean and variance [C] of image ``n`` from part [N, 2, T, C], (mean, M2) of ROWS places each in
-    lines of PITCH >= W.
+    """Return mean and variance [C] of image ``n`` from the partial moments part [N, 2, T, C].
+
+    Each of the T entries is (mean, M2) of ROWS positions, in lines of length PITCH >= W.
     """
     offs_t = tl.arange(0, BLOCK_T)
     mask = (offs_t < T)[:, None] & mask_c[None, :]
@@ -171,8 +173,9 @@ def load_affine(
     HAS_BIAS: tl.constexpr,
     PLANAR: tl.constexpr,
 ):
-    """Return weight and bias [C] in fp32, ones and zeros where there is none. PLANAR: image n is one plane,
-    of channel n % CHANNELS.
+    """Return weight and bias [C] in fp32, ones for a missing weight and zeros for a missing bias.
+
+    PLANAR: image n is a single plane, of channel n % CHANNELS.
     """
     index = offs_c + n % CHANNELS if PLANAR else offs_c
     w = tl.full(offs_c.shape, 1.0, tl.float32)

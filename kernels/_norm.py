@@ -1,4 +1,7 @@
-"""The instance norm as operators, their twins and the launchers hand it on. Imports torch alone."""
+"""Parameters of an instance norm, as operators, their twins and launchers pass them on.
+
+Imports only torch.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Norm:
-    """act(IN(x) * ``weight`` + ``bias``).
+    """The instance norm act(IN(x) * ``weight`` + ``bias``).
 
-    weight, bias: [C] or None. act: "none", "relu" or "leaky_relu" with negative ``slope``. A backward pass
-    has the statistics and reads no ``eps``.
+    weight, bias: [C] or None. act: "none", "relu" or "leaky_relu" with negative slope ``slope``. A backward
+    pass has the statistics and does not read ``eps``.
     """
 
     weight: Tensor | None = None
@@ -24,6 +27,6 @@ class Norm:
 
 
 def empty_statistics(x: Tensor, normed: bool = True) -> tuple[Tensor, Tensor]:
-    """Return memory for mean and 1 / sigma [N, C] of x in fp32; without a norm both are empty."""
+    """Return uninitialised memory for mean and 1 / sigma [N, C] of x in fp32, both empty without a norm."""
     shape = x.shape[:2] if normed else (0,)
     return x.new_empty(shape, dtype=torch.float32), x.new_empty(shape, dtype=torch.float32)

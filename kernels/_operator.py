@@ -1,4 +1,4 @@
-"""How operators are registered with PyTorch."""
+"""Register operators with PyTorch."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import torch
 
 from ._fallback import or_plain, twin
 
-# The Python body of every operator by its qualified name: for whoever counts what happens inside.
+# The Python body of every operator by its qualified name, for tools that count what happens inside.
 BODIES: dict[str, Callable[..., Any]] = {}
 
 
 def operator(schema: str) -> Callable[[Callable[..., Any]], Any]:
-    """Register the decorated function as ``fastcyclegan::<its name>``, free of side effects.
+    """Register the decorated function, which has no side effects, as ``fastcyclegan::<its name>``.
 
-    The last argument of ``schema``, ``bool required``, is not the function's: whether a kernel that fails is
-    an error, or PyTorch computes the operator instead, by the function's twin in ``_plain.py``. The strides
-    of its inputs are part of what it is asked for (the result has the layout of x), so the compiler must keep
-    them exactly.
+    The last argument of ``schema``, ``bool required``, is not passed to the function. It decides whether a
+    kernel that fails is an error, or whether PyTorch computes the operator instead, with the function's twin
+    in ``_plain.py``. The strides of the inputs matter, because the result has the layout of x, so the
+    compiler must keep them exactly.
     """
 
     def register(body: Callable[..., Any]) -> Any:
@@ -28,8 +28,10 @@ def operator(schema: str) -> Callable[[Callable[..., Any]], Any]:
 
         @functools.wraps(body)
         def guarded(*args: Any) -> Any:
-            *given, required = args
-            return or_plain(body.__name__, body, lambda *args: twin(body.__name__)(*args), given, required)
+            *arguments, required = args
+            return or_plain(
+                body.__name__, body, lambda *args: twin(body.__name__)(*args), arguments, required
+            )
 
         BODIES[name] = guarded
         return torch.library.custom_op(
@@ -40,7 +42,7 @@ def operator(schema: str) -> Callable[[Callable[..., Any]], Any]:
 
 
 def refuse_double_backward(op: str) -> Callable[..., None]:
-    """Return a backward that says why there is none."""
+    """Return a double backward for ``op`` that raises RuntimeError, because the kernels have none."""
 
     def refuse(ctx: Any, *grads: Any) -> None:
         raise RuntimeError(

@@ -1,9 +1,9 @@
-"""Every operator in PyTorch's own: what computes it where one of its kernels fails. Same signatures and
-results, the same layouts.
+"""Every operator in plain PyTorch, used if one of its kernels fails.
 
-Forward and backward by formula (README.md derives them), since operators run below autograd. Norms are
-computed in fp32 and rounded where the kernels round; convolutions in the dtype of x by PyTorch, in TF32 where
-it may. The parts are in _plain_parts.py.
+Signatures, results and layouts match those of the kernels. Forward and backward follow the formulas
+(README.md derives them), because operators run below autograd. Norms are computed in fp32 and rounded where
+the kernels round. Convolutions are PyTorch's, in the dtype of x, and in TF32 where that is allowed. The parts
+are in _plain_parts.py.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ._norm import Norm, empty_statistics
 from ._plain_parts import (
     convolution,
     convolution_backward,
-    inside,
+    fold_border,
     norm_again,
     norm_backward,
     norm_forward,
@@ -58,8 +58,8 @@ def instance_norm_bwd(
     return norm_backward(dy, x, Norm(weight, bias, act=act, slope=slope), mean, rstd)
 
 
-def _before(x: Tensor, normed: bool, norm: Norm) -> Three:
-    """Return what a convolution reads of x, and mean and rstd: x itself and empty ones without a norm."""
+def _conv_input(x: Tensor, normed: bool, norm: Norm) -> Three:
+    """Return the input of the convolution, mean and rstd. Without a norm: x itself, and empty statistics."""
     if not normed:
         return x, *empty_statistics(x, False)
     return norm_forward(x, norm)
@@ -79,13 +79,13 @@ def reflect_conv_fwd(
     tanh: bool,
     recompute: bool,
 ) -> Four:
-    y, mean, rstd = _before(x, normed, Norm(norm_weight, norm_bias, eps, act, slope))
+    y, mean, rstd = _conv_input(x, normed, Norm(norm_weight, norm_bias, eps, act, slope))
     y = reflected(y, padding)
     out = convolution(y, weight, bias)
     if tanh:
         out = torch.tanh(out.float())
-    kept = y if normed and not recompute else empty_result(x)
-    return out, mean, rstd, kept
+    saved_y = y if normed and not recompute else empty_result(x)
+    return out, mean, rstd, saved_y
 
 
 def reflect_conv_bwd(
@@ -114,7 +114,7 @@ def reflect_conv_bwd(
     need_input = normed or needs[0]
     dy = convolution_backward(channels_last(g), y, weight, need_input, needs[2:], dweight)
     if dy is not None:
-        dx = inside(dy, padding)
+        dx = fold_border(dy, padding)
     if normed:
         dx, total = norm_backward(dx, x, norm, mean, rstd)
     if needs[1]:
@@ -136,10 +136,10 @@ def zero_conv_fwd(
     slope: float,
     recompute: bool,
 ) -> Four:
-    y, mean, rstd = _before(x, normed, Norm(None, None, eps, act, slope))
+    y, mean, rstd = _conv_input(x, normed, Norm(None, None, eps, act, slope))
     out = convolution(y, weight, bias, Convolution(stride, padding, transposed, output_padding))
-    kept = y if normed and not recompute else empty_result(x)
-    return out, mean, rstd, kept
+    saved_y = y if normed and not recompute else empty_result(x)
+    return out, mean, rstd, saved_y
 
 
 def zero_conv_bwd(
@@ -188,13 +188,13 @@ def norm_conv_fwd(
     recompute: bool,
     *conv: Any,
 ) -> Four:
-    y, mean, rstd = _before(x, normed, Norm(norm_weight, norm_bias, eps, act, slope))
+    y, mean, rstd = _conv_input(x, normed, Norm(norm_weight, norm_bias, eps, act, slope))
     y = reflected(y, border)
     out = torch.ops.aten.convolution(y, weight.to(x.dtype), in_dtype(bias, x.dtype), *conv)
     if recompute:
         y = empty_result(x)
     elif y is x:
-        # No operator may return x itself.
+        # An operator must not return its input.
         y = y.clone()
     return channels_last(out), mean, rstd, y
 
@@ -221,17 +221,17 @@ def norm_conv_bwd(
         y = reflected(norm_again(x, norm, mean, rstd), border)
     bias_sizes = [AtenConvolution(*conv).out_channels(weight)]
     mask = [normed or needs[0], *needs[1:]]
-    found = torch.ops.aten.convolution_backward(
+    gradients = torch.ops.aten.convolution_backward(
         channels_last(g), y, weight.to(x.dtype), bias_sizes, *conv, mask
     )
     if mask[0]:
-        dx = inside(found[0], border)
+        dx = fold_border(gradients[0], border)
     if normed:
         dx, total = norm_backward(dx, x, norm, mean, rstd)
     if needs[1]:
-        dweight = like(found[1], weight)
+        dweight = like(gradients[1], weight)
     if needs[2]:
-        dbias = found[2].to(weight.dtype)
+        dbias = gradients[2].to(weight.dtype)
     return dx, dweight, dbias, total
 
 
@@ -266,8 +266,8 @@ def residual_block_bwd(
     y = norm_again(c1, first, mean1, rstd1)
     dy = convolution_backward(dc2, reflected(y, 1), weight2, True, needs2, dweight[sum(needs1) :])
     assert dy is not None
-    dc1, _ = norm_backward(inside(dy, 1), c1, first, mean1, rstd1)
+    dc1, _ = norm_backward(fold_border(dy, 1), c1, first, mean1, rstd1)
     dx = convolution_backward(dc1, reflected(x, 1), weight1, needs[0], needs1, dweight)
     if dx is None:
         return empty_result(x), dweight
-    return like(inside(dx, 1).float() + g.float(), x), dweight
+    return like(fold_border(dx, 1).float() + g.float(), x), dweight

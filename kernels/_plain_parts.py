@@ -1,4 +1,4 @@
-"""The parts of the operators' twins (_plain.py), in PyTorch's operators and without autograd."""
+"""Parts of the operators' twins (_plain.py), built from PyTorch's operators and without autograd."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ._weight_gradients import each_weight
 
 
 def _spread(vector: Tensor, x: Tensor) -> Tensor:
-    """Return [N, C] or [C] in fp32, to be multiplied with x."""
+    """Return ``vector``, [N, C] or [C], in fp32 and in a shape that broadcasts with x."""
     shape = (*vector.shape, *[1] * (x.dim() - 2))
     return vector.float().view(shape)
 
@@ -24,14 +24,14 @@ def _spread(vector: Tensor, x: Tensor) -> Tensor:
 def statistics(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Return mean and 1 / sigma [N, C] of x in fp32."""
     if not x.shape[0]:
-        # Of no image PyTorch warns.
+        # PyTorch warns if there are no images.
         return empty_statistics(x)
     var, mean = torch.var_mean(x.float(), dim=list(range(2, x.dim())), correction=0)
     return mean, torch.rsqrt(var + eps)
 
 
 def _affine(x: Tensor, norm: Norm, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
-    """Return x-hat and z in fp32."""
+    """Return x-hat and z = x-hat * weight + bias in fp32."""
     x_hat = (x.float() - _spread(mean, x)) * _spread(rstd, x)
     z = x_hat
     if norm.weight is not None:
@@ -42,7 +42,7 @@ def _affine(x: Tensor, norm: Norm, mean: Tensor, rstd: Tensor) -> tuple[Tensor, 
 
 
 def _activated(values: Tensor, z: Tensor, norm: Norm) -> Tensor:
-    """Return ``values`` where z > 0, times the slope elsewhere: the activation of z, or its gradient."""
+    """Return ``values``, scaled by the slope where z is not above 0: the activation of z, or its gradient."""
     if norm.act == "none":
         return values
     slope = 0.0 if norm.act == "relu" else norm.slope
@@ -56,7 +56,7 @@ def normalised(x: Tensor, norm: Norm, mean: Tensor, rstd: Tensor) -> Tensor:
 
 
 def norm_forward(x: Tensor, norm: Norm, residual: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """Return act(IN(x) * weight + bias) + residual, like x, and mean and rstd [N, C]."""
+    """Return act(IN(x) * weight + bias) + residual in the dtype and layout of x, and mean and rstd [N, C]."""
     mean, rstd = statistics(x, norm.eps)
     y = normalised(x, norm, mean, rstd)
     if residual is not None:
@@ -65,15 +65,19 @@ def norm_forward(x: Tensor, norm: Norm, residual: Tensor | None = None) -> tuple
 
 
 def norm_again(x: Tensor, norm: Norm, mean: Tensor, rstd: Tensor) -> Tensor:
-    """Return act(IN(x) * weight + bias), like x, as the forward had it; x itself where mean is empty."""
+    """Recompute act(IN(x) * weight + bias) of the forward, in the dtype and layout of x.
+
+    If mean is empty, there is no norm, and x itself is returned.
+    """
     if mean.dim() != 2:
         return x
     return like(normalised(x, norm, mean, rstd), x)
 
 
 def norm_backward(dy: Tensor, x: Tensor, norm: Norm, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
-    """Return dx, like x, and total [2, N, C]: the sums over each image of dz and of dz * x-hat. README.md has
-    the formula.
+    """Return dx in the dtype and layout of x, and total [2, N, C].
+
+    ``total``: the sums over each image of dz and of dz * x-hat. README.md has the formula.
     """
     x_hat, z = _affine(x, norm, mean, rstd)
     dz = _activated(dy.float(), z, norm)
@@ -91,19 +95,20 @@ def norm_backward(dy: Tensor, x: Tensor, norm: Norm, mean: Tensor, rstd: Tensor)
 
 
 def reflected(x: Tensor, border: int) -> Tensor:
-    """Return x [N, C, H, W] with ``border`` reflected pixels on each side in channels_last, x itself without
-    border.
+    """Return x [N, C, H, W] with ``border`` reflected pixels on each side, in channels_last.
+
+    Without a border, return x itself.
     """
     if not border:
         return x
     return channels_last(torch.ops.aten.reflection_pad2d(x, [border] * 4))
 
 
-def inside(dy: Tensor, border: int) -> Tensor:
-    """Return the gradient of an image from that of its reflected border, in the dtype of ``dy`` and
-    channels_last.
+def fold_border(dy: Tensor, border: int) -> Tensor:
+    """Return the gradient of an image from ``dy``, the gradient of the image with its reflected border.
 
-    By slices: PyTorch's own operator adds by atomics on a GPU, in the dtype and in any order.
+    The result is in channels_last and the dtype of ``dy``. It is computed by slices in fp32, because
+    PyTorch's own operator adds with atomics on a GPU, in the dtype of ``dy`` and in no fixed order.
     """
     if not border:
         return channels_last(dy)
@@ -117,18 +122,18 @@ def inside(dy: Tensor, border: int) -> Tensor:
     return channels_last(wide.to(dy.dtype))
 
 
-# --- Convolutions of P weights, N / P images each -----------------------------------------------------------
+# --- Convolutions with P weights, N / P images each ---------------------------------------------------------
 
 
 def output_padding_of(g: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int) -> int:
-    """Return the output_padding of a transposed convolution of x whose output is as g."""
+    """Return the output_padding of a transposed convolution of x whose output has the size of g."""
     return g.shape[2] - ((x.shape[2] - 1) * stride - 2 * padding + weight.shape[2])
 
 
 def convolution(
     y: Tensor, weight: Sequence[Tensor], bias: Sequence[Tensor], conv: Convolution = Convolution()
 ) -> Tensor:
-    """Return the convolution of y [N, C, H, W] in its dtype, in channels_last."""
+    """Return the convolution of y [N, C, H, W] in the dtype of y and channels_last."""
     biases = bias if bias else [None] * len(weight)
     parts = []
     for part, w, b in each_weight(y, weight, biases):
@@ -146,26 +151,27 @@ def convolution_backward(
     dweight: Tensor,
     conv: Convolution = Convolution(),
 ) -> Tensor | None:
-    """Return the gradient of y in channels_last, None if not wanted; write those of weights that ``needs``
-    names to ``dweight`` in turn.
+    """Return the gradient of y in channels_last, or None if ``need_input`` is false.
+
+    The gradients of the weights that ``needs`` selects are written to ``dweight``, in order.
     """
     count = len(weight)
     gradients = g.chunk(count) if g.shape[0] else [g] * count
     targets, inputs = iter(dweight), []
-    for part, w, need, mine in each_weight(y, weight, needs, gradients):
+    for part, w, need, gradient in each_weight(y, weight, needs, gradients):
         if not need_input and not need:
             continue
         narrow, mask = w.to(y.dtype), [need_input, need, False]
-        found = torch.ops.aten.convolution_backward(mine, part, narrow, None, *conv.aten.flat(), mask)
-        inputs.append(found[0])
+        results = torch.ops.aten.convolution_backward(gradient, part, narrow, None, *conv.aten.flat(), mask)
+        inputs.append(results[0])
         if need:
-            next(targets).copy_(found[1])
+            next(targets).copy_(results[1])
     if not need_input:
         return None
     return channels_last(torch.cat(inputs)[: y.shape[0]])
 
 
 def sums(g: Tensor, count: int) -> Tensor:
-    """Return the sums of g [N, O, H, W] over pixels and each weight's images, [P, O] in fp32."""
+    """Return the sums of g [N, O, H, W] over the pixels and images of each weight, [P, O] in fp32."""
     N, O, H, W = g.shape
     return g.reshape(count, N // count, O, H, W).sum((1, 3, 4), dtype=torch.float32)

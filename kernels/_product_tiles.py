@@ -1,6 +1,4 @@
-"""Which tiles the matrix products of the convolutions are made of, by architecture, and what a choice among
-them goes by.
-"""
+"""Tiles for the matrix products of the convolutions, by architecture, and the keys of choices among them."""
 
 from __future__ import annotations
 
@@ -16,11 +14,11 @@ Tile = tuple[int, int, int, int, int]  # BLOCK_M, BLOCK_N, BLOCK_K of 16-bit val
 
 
 def _arch(device: torch.device) -> str:
-    """Which list of tiles serves: the matrix instructions of Hopper and of Blackwell's data centre chips read
-    operands from shared memory.
+    """Return the name of the list of tiles for ``device``.
 
-    Blackwell's other chips (12.x) have Ampere's instructions, less than half of the shared memory, and spill
-    where four warps do much.
+    The matrix instructions of Hopper and of Blackwell's data centre chips read operands from shared memory.
+    Blackwell's other chips (12.x) have Ampere's instructions and less than half of the shared memory, and
+    they spill if four warps do a lot of work.
     """
     capability = chip(device).capability
     if capability < 90:
@@ -30,26 +28,26 @@ def _arch(device: torch.device) -> str:
     return "geforce"
 
 
-# "ieee": no matrix instruction multiplies in IEEE fp32, so small tiles, all of it in registers.
+# "ieee": no matrix instruction multiplies in IEEE fp32, so tiles are small and stay in registers.
 CONV_TILES: dict[str, list[Tile]] = {
-    # A whole wave of an H200 for 1. four images of 64 x 64 with 256 channels, 2. two of them, 3. one.
+    # A full wave of an H200 for 1. four images of 64 x 64 with 256 channels, 2. two of them, 3. one.
     "hopper": [(128, 256, 64, 8, 3), (128, 128, 64, 8, 4), (64, 128, 64, 4, 4)],
-    # mma.sync reads operands from registers: less depth in flight.
+    # mma.sync reads operands from registers, so less depth is in flight.
     "ampere": [(128, 128, 32, 8, 4), (128, 256, 32, 8, 3), (128, 64, 32, 4, 4)],
     "geforce": [(128, 128, 32, 8, 4), (128, 64, 32, 8, 4), (64, 64, 32, 8, 4)],
     "ieee": [(64, 64, 32, 4, 2)],
 }
-# For windows of pixels, by pointers: with two stages IEEE products spill.
+# For windows of pixels, read through pointers. With two stages, IEEE products spill.
 WINDOW_TILES: dict[str, list[Tile]] = {**CONV_TILES, "ieee": [(64, 64, 32, 4, 3)]}
-# An input gradient's fp32 operands, turned round and rounded, leave fewer registers for the sum: larger tiles
-# spill.
+# The fp32 operands of an input gradient are transposed and rounded, which leaves fewer registers for the sum:
+# larger tiles spill.
 TRANSPOSED_FP32_TILES: dict[str, list[Tile]] = {
     "hopper": [(128, 128, 64, 8, 4), (64, 128, 64, 4, 4)],
     "ampere": [(128, 64, 32, 4, 4)],
     "geforce": [(128, 64, 32, 8, 4)],
     "ieee": [(64, 64, 32, 4, 2)],
 }
-# An input gradient whose border is folded afterwards has 128 x 128 of eight warps spill on Ampere, by 16
+# For an input gradient whose border is folded afterwards, 128 x 128 with eight warps spills on Ampere, by 16
 # bytes (Triton 3.9).
 BORDERED_TRANSPOSED_TILES: dict[str, list[Tile]] = {
     **CONV_TILES,
@@ -70,7 +68,7 @@ CONTRACT_TILES: dict[str, list[Tile]] = {
 
 
 def _fit(block: int, size: int) -> int:
-    """Return ``block``, or what is enough for ``size``, and at least 16."""
+    """Return ``block``, or a smaller power of two if that is enough for ``size``, but at least 16."""
     return min(block, max(16, triton.next_power_of_2(size)))
 
 
@@ -87,11 +85,12 @@ def product_configs(
     K: int,
     loads_columns: bool = True,
 ) -> list[Config]:
-    """Return the short list of tiles for a product of M rows, N columns and a depth of K. ``loads_columns``:
-    a tile of N x K is loaded.
+    """Return the short list of tiles for a product of M rows, N columns and a depth of K.
+
+    ``loads_columns``: whether the kernel loads a tile of N x K.
     """
     if interpreting():
-        # Its time goes by programs and steps: a few of each, whatever the size.
+        # The interpreter's time grows with programs and steps: use a few of each, whatever the size.
         columns, depth = _fit(_quarter(N, 32), N), _fit(_quarter(K, 64), K)
         return [Config((("BLOCK_M", _quarter(M, 32)), ("BLOCK_N", columns), ("BLOCK_K", depth)), 1)]
     configs: list[Config] = []
@@ -101,8 +100,8 @@ def product_configs(
         rows, columns = _fit(m, M), _fit(n, N)
         if rows * columns <= 8192 and kind in ("ampere", "hopper"):
             warps = 4
-        # The smaller operand's tile is so deep that each thread of four warps has 16 bytes of it to load;
-        # else there are fewer warps.
+        # The smaller operand's tile is deep enough for each thread of four warps to load 16 bytes of it.
+        # Otherwise there are fewer warps.
         lines = min(rows, columns) if loads_columns else rows
         depth = _fit(max(k * 2, 2048 // lines) // x.element_size(), K)
         warps = min(warps, max(1, lines * depth * x.element_size() // 512))
@@ -113,12 +112,13 @@ def product_configs(
 
 
 def product_key(x: Tensor, *flags: Any) -> str:
-    """What a choice goes by. The batch counts here, to the next power of two: it decides how many programs
-    there are.
+    """Return the key under which a choice is stored.
+
+    ``flags`` include the batch, rounded up to a power of two, because it determines the number of programs.
     """
     return " ".join(map(str, (str(x.dtype).removeprefix("torch."), *flags)))
 
 
 def octave(number: int) -> int:
-    """Return the power of two from ``number`` up, 1 for nothing."""
+    """Return ``number`` rounded up to a power of two, 1 for 0."""
     return triton.next_power_of_2(max(1, number))

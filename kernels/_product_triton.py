@@ -1,6 +1,4 @@
-"""Device code that the matrix products of all convolutions share: a tile of the weight, and a product of two
-tiles.
-"""
+"""Device code shared by the matrix products of all convolutions: load a weight tile, multiply two tiles."""
 
 from __future__ import annotations
 
@@ -16,8 +14,9 @@ def load_weight(
     DESC: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Return a tile [BLOCK_K, BLOCK_N] of the weight: of w[p, n, tap, k], or, TRANSPOSED, of w[p, k, TAPS - 1
-    - tap, n].
+    """Load a tile [BLOCK_K, BLOCK_N] of the weight.
+
+    It is a tile of w[p, n, tap, k], or of w[p, k, TAPS - 1 - tap, n] if TRANSPOSED.
     """
     if DESC and TRANSPOSED:
         tile = w.load([p * C + c0, (TAPS - 1 - tap) * O + n0])
@@ -37,8 +36,9 @@ def load_weight(
 
 @triton.jit
 def product(a, b, acc, PRECISION: tl.constexpr, INTERPRET: tl.constexpr):
-    """acc + a @ b in fp32. The interpreter multiplies the raw bits of bf16, so there both are widened first,
-    which is exact.
+    """Return acc + a @ b in fp32.
+
+    The interpreter multiplies the raw bits of bf16, so it gets both operands in fp32, which is exact.
     """
     if INTERPRET:
         a, b = a.to(tl.float32), b.to(tl.float32)

@@ -1,4 +1,4 @@
-"""The matrix products of the convolutions, and what launches them. Checks nothing."""
+"""Launch the matrix products of the convolutions. Arguments are not checked."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 import triton
 from torch import Tensor
 
-# The kernels register themselves.
+# Importing the kernels registers them.
 from . import reflect_conv_triton as device_code
 from ._launch import Config, chip, interpreting, launch
 from ._layout import empty_channels_last
@@ -37,7 +37,7 @@ FOLDED = device_code.FOLDED.value
 
 
 def precision_of(x: Tensor) -> str:
-    """Return how fp32 products are made: "tf32" where torch's convolutions may use it, else "ieee"."""
+    """Return the precision of fp32 products: "tf32" if torch's convolutions may use it, otherwise "ieee"."""
     if x.dtype != torch.float32:
         return "tf32"
     allowed = torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
@@ -49,7 +49,7 @@ def precision_of(x: Tensor) -> str:
 
 @dataclass(frozen=True)
 class Options:
-    """What a product does besides: see _reflect_conv_kernel."""
+    """Options of a product; see _reflect_conv_kernel."""
 
     mode: int = LINEAR
     pad: int = 0
@@ -60,8 +60,9 @@ class Options:
 
 
 def product(x: Pixels, w: Tensor, size: tuple[int, int], options: Options = Options()) -> Tensor:
-    """Return y [N, O, *size] in channels_last, from w [P, O, KH, KW, C] (transposed: [P, C, KH, KW, O], the
-    taps turned round).
+    """Return y [N, O, *size] in channels_last from w [P, O, KH, KW, C].
+
+    With ``options.transposed``, w is [P, C, KH, KW, O] and its taps are rotated by 180 degrees.
     """
     return _product(x, w, size, options, False)[0]
 
@@ -69,14 +70,14 @@ def product(x: Pixels, w: Tensor, size: tuple[int, int], options: Options = Opti
 def product_and_moments(
     x: Pixels, w: Tensor, size: tuple[int, int], options: Options = Options()
 ) -> tuple[Tensor, Moments]:
-    """Return what ``product`` returns, and its partial moments as stored."""
+    """Return the result of ``product`` and the partial moments of the stored values."""
     y, moments = _product(x, w, size, options, True)
     assert moments is not None
     return y, moments
 
 
 def _tiles_of(x: Pixels, channels: int, options: Options) -> dict[str, list[Tile]]:
-    """Return the lists of tiles for a product of x over ``channels``."""
+    """Return the lists of tiles, by architecture, for a product that sums over ``channels`` of x."""
     if options.transposed and x.data.dtype == torch.float32:
         return TRANSPOSED_FP32_TILES
     if options.transposed and options.mode == LINEAR:
@@ -104,7 +105,7 @@ def _product(
 def _launch_product(
     x: Pixels, w: Tensor, y: Tensor, options: Options, stats: bool, config: Config
 ) -> Moments | None:
-    """Write the product to y; return the partial moments of what is stored if ``stats``."""
+    """Write the product to y. If ``stats``, return the partial moments of the stored values."""
     P, A, KH, KW, B = w.shape
     _, O, H, W = y.shape
     block_m, block_n, block_k = config.constants.values()
@@ -131,7 +132,7 @@ def _launch_product(
         "HAS_BIAS": options.bias is not None, "RESIDUAL": options.residual is not None, "STATS": stats,
         "PRECISION": precision_of(x.data), "INTERPRET": interpreting(),
     }  # fmt: skip
-    # A window of pixels is a row that overlaps the next: no descriptor has such rows.
+    # A window of pixels is a row that overlaps the next one, which no descriptor can express.
     whole = linear and x.step >= C and C % block_k == 0 and O % 8 == 0
     grid = x.N * tiles * triton.cdiv(O, block_n)
     launch_operands("_reflect_conv_kernel", grid, operands, args, flags, config, whole)
@@ -147,8 +148,9 @@ def contract(
     bias: Tensor | None = None,
     tanh: bool = False,
 ) -> Tensor:
-    """Return y [N, O, *size] in channels_last from w [P, KH, C, KW_P, O_P] (``contract_weight``); fp32 where
-    ``tanh`` is applied.
+    """Return y [N, O, *size] in channels_last from w [P, KH, C, KW_P, O_P] (``contract_weight``).
+
+    y is fp32 if ``tanh`` is applied, otherwise of the dtype of x.
     """
     _, KH, C, KW_P, O_P = w.shape
     H, W = size
@@ -180,8 +182,9 @@ def contract(
 
 @dataclass(frozen=True)
 class Gradient:
-    """A weight gradient in parts [SPLITS, G, ...], and where in them the element (o, kh, kw, c) of each
-    weight lies.
+    """A weight gradient as partial sums ``part`` [SPLITS, G, ...].
+
+    ``start`` and ``strides`` locate the element (o, kh, kw, c) of each weight in them.
     """
 
     part: Tensor
@@ -190,12 +193,11 @@ class Gradient:
 
 
 def split_k(blocks: int, chunks: int, tile_bytes: int, sms: int) -> int:
-    """Return into how many shares a sum of ``chunks`` steps is split, so that ``blocks`` tiles fill ``sms``
-    multiprocessors.
+    """Return how many shares to split a sum of ``chunks`` steps into, for ``blocks`` tiles on ``sms`` SMs.
 
-    Least of: waves x steps of a program, and what the partial sums cost to write and read, in steps. A step
-    (64 deep) of a 128 x 256 tile takes 0.8 us at 5 TFLOP/s a multiprocessor, in which memory moves 3.4 MB at
-    4.3 TB/s.
+    Minimises waves x steps per program, plus the cost in steps of writing and reading the partial sums. A
+    step (64 deep) of a 128 x 256 tile takes 0.8 us at 5 TFLOP/s per multiprocessor. In that time memory moves
+    3.4 MB at 4.3 TB/s.
     """
 
     def cost(splits: int) -> float:
@@ -206,8 +208,9 @@ def split_k(blocks: int, chunks: int, tile_bytes: int, sms: int) -> int:
 
 
 def shares_of(device: torch.device, blocks: int, chunks: int, tile: tuple[int, int]) -> tuple[int, int]:
-    """Return into how many shares the sum of ``chunks`` steps is split for ``blocks`` tiles of a weight
-    gradient, and the steps of each.
+    """Return how many shares the sum of a weight gradient is split into, and the steps of each share.
+
+    The sum has ``chunks`` steps, and the gradient has ``blocks`` tiles of size ``tile``.
     """
     if interpreting():
         splits = 2
@@ -215,7 +218,7 @@ def shares_of(device: torch.device, blocks: int, chunks: int, tile: tuple[int, i
         block_m, block_n = tile
         programs = chip(device).multiprocessors
         if block_m * block_n <= 128 * 128:
-            # Two at a time on each multiprocessor.
+            # Each multiprocessor runs two of them at a time.
             programs *= 2
         splits = split_k(blocks, chunks, 4 * block_m * block_n, programs)
     steps = triton.cdiv(chunks, splits)
@@ -225,22 +228,22 @@ def shares_of(device: torch.device, blocks: int, chunks: int, tile: tuple[int, i
 def wgrad(
     dy: Pixels, x: Pixels, shape: tuple[int, int, int, int], groups: int, first: int, limit: int
 ) -> Tensor:
-    """Return part [SPLITS, G, O, KH KW, C], whose sum over splits is the sum over m < ``limit`` of dy[first +
-    m] x[m + kh pitch + kw].
+    """Return the partial sums part [SPLITS, G, O, KH KW, C] of a weight gradient.
 
-    ``shape``: O, C, KH, KW, with C over x.step a window of pixels. dy and x: G groups of images, one after
-    the other.
+    Their sum over the splits is the sum over m < ``limit`` of dy[first + m] x[m + kh pitch + kw]. ``shape``:
+    O, C, KH, KW; a C above x.step means a window of pixels. dy and x: G groups of images, one after the
+    other.
     """
     O, C, KH, KW = shape
-    per, precision = x.N // groups, precision_of(x.data)
-    if per == 0:
+    per_group, precision = x.N // groups, precision_of(x.data)
+    if per_group == 0:
         return x.data.new_zeros((1, groups, O, KH * KW, C), dtype=torch.float32)
     configs = product_configs(WGRAD_TILES, x.data, precision, O, C, limit)
-    images = (octave(per), groups, octave(limit))
+    images = (octave(per_group), groups, octave(limit))
     key = product_key(x.data, *images, O, C, KH, KW, limit % 64 == 0, precision)
     run = functools.partial(_launch_wgrad, dy, x, shape, groups, first, limit)
-    found: Tensor = tuned("wgrad", key, configs, x.data, run)
-    return found
+    part: Tensor = tuned("wgrad", key, configs, x.data, run)
+    return part
 
 
 def _launch_wgrad(
@@ -254,30 +257,32 @@ def _launch_wgrad(
 ) -> Tensor:
     O, C, KH, KW = shape
     block_m, block_n, block_k = config.constants.values()
-    per, chunks = x.N // groups, triton.cdiv(limit, block_k)
+    per_group, chunks = x.N // groups, triton.cdiv(limit, block_k)
     blocks = groups * KH * KW * triton.cdiv(O, block_m) * triton.cdiv(C, block_n)
-    shares, steps = shares_of(x.data.device, blocks, per * chunks, (block_m, block_n))
+    shares, steps = shares_of(x.data.device, blocks, per_group * chunks, (block_m, block_n))
     part = x.data.new_empty((shares, groups, O, KH * KW, C), dtype=torch.float32)
     pixels: Tensor | Rows = x.data
-    # A window of pixels is a row that overlaps the next: no descriptor has such rows.
+    # A window of pixels is a row that overlaps the next one, which no descriptor can express.
     if x.step >= C:
         pixels = Rows(x.data, x.N * x.rows, C, x.step, (block_k, block_n))
     operands = (Rows(dy.data, dy.N * dy.rows, O, O, (block_k, block_m)), pixels)
-    counts = (shares, steps, chunks, per, groups, limit, first)
+    counts = (shares, steps, chunks, per_group, groups, limit, first)
     args = (part, *counts, dy.rows, x.rows, x.limit, x.pitch)
     flags = {
         "O": O, "C": C, "XS": x.step, "KH": KH, "KW": KW,
         "PRECISION": precision_of(x.data), "INTERPRET": interpreting(),
     }  # fmt: skip
-    # Without masks a block must end with its image.
+    # Without masks, a block must end where its image ends.
     whole = limit % block_k == 0 and O % block_m == 0 and C % block_n == 0
     launch_operands("_reflect_conv_wgrad_kernel", blocks * shares, operands, args, flags, config, whole)
     return part
 
 
 def sum_splits(gradient: Gradient, out: Tensor, step: int, *, accumulate: bool) -> None:
-    """Write (or add) the sum over splits of ``gradient`` to the weights at ``out`` [O, I, KH, KW] and each
-    ``step`` elements after it.
+    """Write the sum over splits of ``gradient`` to the weights, or add it if ``accumulate``.
+
+    The first weight is ``out`` [O, I, KH, KW]. Each of the others starts ``step`` elements after the one
+    before.
     """
     part = gradient.part
     splits, groups = part.shape[:2]

@@ -1,7 +1,9 @@
-"""Launches written down, so that one which failed can be made again in another process. Imports no Triton.
+"""Records of failed launches, from which another process can repeat them.
 
-A record is JSON: ``format``, what was launched (``line_of``), where (GPU, capability, versions) and the
-error. It holds shapes, layouts and scalars, no values: ``devtools/show_failure.py`` makes the launch again on
+Does not import Triton.
+
+A record is JSON: ``format``, the launch (``line_of``), the machine (GPU, capability, versions) and the error.
+It contains shapes, layouts and scalars but no values: ``devtools/show_failure.py`` repeats the launch on
 zeros.
 """
 
@@ -21,12 +23,12 @@ FORMAT = 1
 
 
 def described(value: Any) -> Any:
-    """Return an argument of a kernel as JSON can hold it: a tensor by dtype, shape, strides, alignment and
-    room, a scalar as it is.
+    """Return an argument of a kernel as a JSON value.
 
-    ``aligned``: the largest power of two that divides its address, up to 16 bytes: Triton asks for no more.
-    ``room``: the elements from its first to the end of its memory, since kernels that are handed one of
-    several tensors write the others too.
+    A tensor is described by its dtype, shape, strides, alignment and room; a scalar is unchanged.
+    ``aligned``: the largest power of two that divides the tensor's address, up to 16 bytes, the most that
+    Triton relies on. ``room``: the number of elements from the tensor's first one to the end of its memory,
+    because kernels that receive one of several tensors write the others too.
     """
     if hasattr(value, "data_ptr"):
         address = value.data_ptr()
@@ -46,7 +48,7 @@ def described(value: Any) -> Any:
 
 
 def readable(argument: Any) -> str:
-    """Return an argument as ``described`` gives it in words."""
+    """Return an argument described by ``described`` as readable text."""
     if not isinstance(argument, dict):
         return str(argument)
     if "box" in argument:
@@ -58,8 +60,9 @@ def readable(argument: Any) -> str:
 
 
 def line_of(launch: Any) -> dict[str, Any]:
-    """Return a launch by its kernel, grid, arguments, constants and configuration. Nothing of it is kept
-    alive.
+    """Return the kernel, grid, arguments, constants and configuration of a launch, as JSON values.
+
+    The result keeps no tensor of the launch alive.
     """
     config = launch.config
     return {
@@ -71,9 +74,10 @@ def line_of(launch: Any) -> dict[str, Any]:
     }
 
 
-def _written(name: str, text: str) -> Path | None:
-    """Write ``text`` to the folder of failures, else to the temporary folder; return where, None where
-    neither can be written.
+def _write_file(name: str, text: str) -> Path | None:
+    """Write ``text`` to the folder of failures, or to the temporary folder if that is not possible.
+
+    Returns the file, or None if neither folder can be written.
     """
     for folder in (cache_folder("failures"), temporary_folder("failures")):
         try:
@@ -87,21 +91,20 @@ def _written(name: str, text: str) -> Path | None:
 
 
 def write_record(launch: Any, gpu: str, capability: int, error: BaseException) -> str:
-    """Write down a launch that failed with ``error``; return the command that makes it again, "" where no
-    folder can be written.
+    """Record a launch that failed with ``error``, and return the command that repeats it.
 
-    The same launch is written to the same file.
+    Returns "" if no folder can be written. The same launch is always written to the same file.
     """
-    # Who launched has it.
+    # Triton is installed, because the caller has launched a kernel.
     import triton
 
     line = line_of(launch)
     text = json.dumps({**line, "gpu": gpu, "capability": capability}, sort_keys=True)
     name = f"{launch.kernel.strip('_')}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"
     versions = {"triton": triton.__version__, "torch": torch.__version__}
-    where = {"gpu": gpu, "capability": capability, **versions}
-    record = {"format": FORMAT, **line, **where, "error": f"{type(error).__name__}: {error}"}
-    file = _written(name, json.dumps(record, indent=1) + "\n")
+    machine = {"gpu": gpu, "capability": capability, **versions}
+    record = {"format": FORMAT, **line, **machine, "error": f"{type(error).__name__}: {error}"}
+    file = _write_file(name, json.dumps(record, indent=1) + "\n")
     if file is None:
         return ""
     return f"python -m fastcyclegan.devtools.show_failure {shlex.quote(str(file))}"

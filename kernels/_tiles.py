@@ -1,5 +1,6 @@
-"""How tensors are seen and cut into tiles by the kernels that walk over rows: host side, shared by the
-launchers. Checks nothing.
+"""Cut tensors into tiles for the kernels that walk over rows: the host side, shared by the launchers.
+
+Arguments are not checked.
 """
 
 from __future__ import annotations
@@ -20,15 +21,18 @@ from ._tune import choose
 
 @dataclass(frozen=True)
 class Scale:
-    """Sizes that follow the machine. Tiles do not depend on the batch, so no image's result does."""
+    """Sizes that depend on the machine.
 
-    programs: int  # wanted for one image by each kernel
-    max_tiles: int  # partial results for one image that every consumer reads again
+    Tiles do not depend on the batch, so neither does the result of an image.
+    """
+
+    programs: int  # target for one image, in each kernel
+    max_tiles: int  # partial results per image, which every consumer reads again
     small_rows: int  # pixels (of 16 channels) that the one-launch kernels hold in registers
-    small_plane: int  # pixels of a plane, likewise
+    small_plane: int  # pixels of a plane that they hold in registers
 
 
-# 132 SMs with two to four programs each; the interpreter's sizes let small tests meet several tiles of
+# 132 SMs with two to four programs each. The interpreter's sizes make small tests cover several tiles of
 # several blocks.
 GPU = Scale(programs=256, max_tiles=128, small_rows=1024, small_plane=8192)
 INTERPRETER = Scale(programs=8, max_tiles=4, small_rows=64, small_plane=128)
@@ -40,8 +44,9 @@ def scale() -> Scale:
 
 @dataclass(frozen=True)
 class View:
-    """A tensor [N, C, *spatial] as N images of S pixels with C channels innermost; planes are images of one
-    channel.
+    """A tensor [N, C, *spatial] as N images of S pixels with C channels innermost.
+
+    Planes are images of one channel.
     """
 
     N: int
@@ -62,33 +67,35 @@ class View:
         return cls(N, S, C, C, False, H, W)
 
     def lines(self, *borders: int) -> tuple[int, int]:
-        """Return the height and width that a kernel walks by; one long column where no border makes it need
-        the true ones.
+        """Return the height and width that a kernel walks over.
+
+        Without borders no kernel needs the true ones, and the image is one long column.
         """
         if any(borders):
             return self.H, self.W
         return self.S, 1
 
-    def channel_block(self, most: int) -> int:
-        """Return how many channels a tile has: up to ``most``, one of a plane."""
-        return 1 if self.planar else min(most, triton.next_power_of_2(self.C))
+    def channel_block(self, limit: int) -> int:
+        """Return how many channels a tile has: up to ``limit``, and one for planes."""
+        return 1 if self.planar else min(limit, triton.next_power_of_2(self.C))
 
 
 def tile_configs(view: View, per_thread: int) -> list[Config]:
-    """The short list for kernels that walk over rows, ``per_thread`` elements of a tensor in each thread's
-    registers at a time.
+    """Return the short list of configurations for kernels that walk over rows.
 
-    1. 32 channels: 64 bytes of a row, whole sectors, and many programs where there are few channels. 2. 64
-    channels: whole cache lines; half as much in each thread, because the partial results of 64 channels take
-    registers too. 3. as 1 with twice the warps: larger tiles. A plane has one channel, so its tiles are long
-    rows.
+    ``per_thread``: how many elements of a tensor each thread holds in registers at a time.
+
+    1. 32 channels: 64 bytes of a row, which are whole sectors, and many programs if there are few channels.
+    2. 64 channels: whole cache lines, and half as many elements per thread, because the partial results of 64
+    channels take registers too. 3. Like 1 with twice the warps: larger tiles. A plane has one channel, so its
+    tiles are long rows.
     """
     if interpreting():
         return [Config((("BLOCK_S", 32), ("BLOCK_C", view.channel_block(16))), 1)]
     configs = []
     half = max(8, per_thread // 2)
-    for most, warps, elements in ((32, 4, per_thread), (64, 8, half), (32, 8, per_thread)):
-        block_c = view.channel_block(most)
+    for limit, warps, elements in ((32, 4, per_thread), (64, 8, half), (32, 8, per_thread)):
+        block_c = view.channel_block(limit)
         config = Config((("BLOCK_S", 32 * warps * elements // block_c), ("BLOCK_C", block_c)), warps)
         if config not in configs:
             configs.append(config)
@@ -96,12 +103,13 @@ def tile_configs(view: View, per_thread: int) -> list[Config]:
 
 
 def split(rows: int, config: Config, c_blocks: int, max_tiles: int) -> tuple[int, int]:
-    """Return into how many tiles ``rows`` are cut, and of how many blocks each is made (a power of two, so
-    that kernels are few).
+    """Return how many tiles ``rows`` are cut into, and how many blocks each tile has.
+
+    The number of blocks is a power of two, so that few kernels are compiled.
     """
     block_s = config.constants["BLOCK_S"]
-    wanted = min(max_tiles, max(1, scale().programs // c_blocks), triton.cdiv(rows, block_s))
-    iters = triton.next_power_of_2(triton.cdiv(triton.cdiv(rows, wanted), block_s))
+    tiles = min(max_tiles, max(1, scale().programs // c_blocks), triton.cdiv(rows, block_s))
+    iters = triton.next_power_of_2(triton.cdiv(triton.cdiv(rows, tiles), block_s))
     return triton.cdiv(rows, iters * block_s), iters
 
 
@@ -110,11 +118,10 @@ def c_blocks_of(view: View, config: Config) -> int:
 
 
 def small_config(view: View) -> Config | None:
-    """Return the tile of the one-launch kernels, None for an image that is too large for them. 64 elements a
-    thread at most.
+    """Return the configuration of the one-launch kernels, or None if an image is too large for them.
 
-    There is one: all pixels of 16 channels (a sector of 16-bit values), more channels for small images, so
-    that rows are 128 bytes.
+    There is only one: a tile of all pixels of 16 channels (a sector of 16-bit values), or of more channels
+    for small images, so that rows are 128 bytes. A thread holds at most 64 elements.
     """
     block_s = triton.next_power_of_2(view.S)
     largest = scale().small_plane if view.planar else scale().small_rows
@@ -126,8 +133,10 @@ def small_config(view: View) -> Config | None:
 
 
 def key_of(view: View, x: Tensor, *flags: Any) -> str:
-    """What a choice goes by. Not the batch: an image's bits do not depend on it. Sizes by powers of two: it
-    is made seldom.
+    """Return the key under which a choice is stored.
+
+    It does not include the batch, so that an image's bits do not depend on it. The size is rounded up to a
+    power of two, so that few choices have to be made.
     """
     dtype = str(x.dtype).removeprefix("torch.")
     layout = "planes" if view.planar else "channels_last"

@@ -1,6 +1,4 @@
-"""Where the gradients of weights and biases go: to autograd as tensors of their own, or in place to the
-``.grad`` that is there.
-"""
+"""Return the gradients of weights and biases to autograd, or add them in place to an existing ``.grad``."""
 
 from __future__ import annotations
 
@@ -13,7 +11,7 @@ from torch import Tensor
 
 
 def each_weight(x: Tensor, *lists: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
-    """Yield each weight's share of the images of x, and its entry of each list."""
+    """Yield, for each weight, its share of the images of x and its entry in each list."""
     count = len(lists[0])
     shares = x.chunk(count) if x.shape[0] else [x] * count
     yield from zip(shares, *lists, strict=True)
@@ -24,14 +22,13 @@ _accumulating = False
 
 @contextlib.contextmanager
 def accumulating() -> Iterator[None]:
-    """Inside the block, backward passes add weight gradients to ``.grad`` in place where there is one
-    already.
+    """Let backward passes inside the block add weight gradients in place to an existing ``.grad``.
 
-    For ``loss.backward()`` where weights are used more than once, as a generator's are: autograd would hold
-    each gradient and add it in a pass of its own. It serves weights that are leaves, whose ``.grad`` this
-    backward is to fill, in eager mode, and that have no hooks; all others are left to autograd, so what it
-    gives is the same. Hooks on the node that accumulates a gradient are not seen: not for
-    DistributedDataParallel, which has such. It holds for every thread of the process.
+    Use it for ``loss.backward()`` if weights are used more than once, as a generator's are: autograd would
+    keep each gradient and add it in a separate pass. It applies to leaf weights without hooks whose ``.grad``
+    the backward fills, in eager mode. All others are left to autograd, so the gradients are the same. Hooks
+    on the node that accumulates a gradient are not detected, so do not use it with DistributedDataParallel,
+    which has such hooks. The block applies to every thread of the process.
     """
     global _accumulating
     before, _accumulating = _accumulating, True
@@ -42,17 +39,18 @@ def accumulating() -> Iterator[None]:
 
 
 def is_accumulating() -> bool:
-    """Whether a backward pass that runs now may add to ``.grad`` in place; see ``accumulating``."""
+    """Return whether a backward pass that runs now may add to ``.grad`` in place; see ``accumulating``."""
     return _accumulating and not torch.compiler.is_compiling() and not torch.is_grad_enabled()
 
 
 def gradients_to_add_to(weights: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor] | None:
-    """Return the ``.grad`` of each weight that needs a gradient if all are there to be added to in place,
-    else None.
+    """Return the ``.grad`` of each weight that needs a gradient.
+
+    Returns None unless all of them exist and can be added to in place.
     """
     if not is_accumulating():
         return None
-    found = []
+    targets = []
     for weight, need in zip(weights, needs, strict=True):
         if not need:
             continue
@@ -61,15 +59,16 @@ def gradients_to_add_to(weights: Sequence[Tensor], needs: Sequence[bool]) -> lis
         grad = weight.grad
         if grad is None or grad.requires_grad or grad.stride() != weight.stride():
             return None
-        if not _to_be_filled(weight):
+        if not _will_be_filled(weight):
             return None
-        found.append(grad)
-    return found
+        targets.append(grad)
+    return targets
 
 
-def _to_be_filled(leaf: Tensor) -> bool:
-    """Whether the backward that runs is to end in ``leaf.grad``: not where it was called for other inputs, or
-    by torch.autograd.grad.
+def _will_be_filled(leaf: Tensor) -> bool:
+    """Return whether the running backward pass fills ``leaf.grad``.
+
+    It does not if it was called for other inputs, or by torch.autograd.grad.
     """
     with torch.enable_grad():
         node = torch.autograd.graph.get_gradient_edge(leaf).node
@@ -80,18 +79,18 @@ def _to_be_filled(leaf: Tensor) -> bool:
 
 
 def spread(dweight: Tensor, needs: Sequence[bool]) -> list[Tensor | None]:
-    """Return a gradient for each weight, views of ``dweight`` [R, ...] in order, None where none is
-    needed."""
-    gradients = iter(dweight.unbind(0))
-    found: list[Tensor | None] = []
+    """Return one entry per weight: the next view of ``dweight`` [R, ...], or None if it needs no gradient."""
+    views = iter(dweight.unbind(0))
+    gradients: list[Tensor | None] = []
     for need in needs:
-        found.append(next(gradients) if need else None)
-    return found
+        gradients.append(next(views) if need else None)
+    return gradients
 
 
 def spread_bias(dbias: Tensor, biases: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor | None]:
-    """Return a gradient for each of P biases, rows of ``dbias`` [P, O]; None where none is needed, or it was
-    added in place.
+    """Return one entry per bias: a row of ``dbias`` [P, O], or None.
+
+    None means that no gradient is needed, or that it was added in place.
     """
     from ._weights import stride_between
 
@@ -101,7 +100,7 @@ def spread_bias(dbias: Tensor, biases: Sequence[Tensor], needs: Sequence[bool]) 
         if into is not None and step is not None:
             into[0].as_strided(dbias.shape, (step, 1)).add_(dbias)
             return [None] * len(biases)
-    found: list[Tensor | None] = []
+    gradients: list[Tensor | None] = []
     for p, (bias, need) in enumerate(zip(biases, needs, strict=True)):
-        found.append(dbias[p].to(bias.dtype) if need else None)
-    return found
+        gradients.append(dbias[p].to(bias.dtype) if need else None)
+    return gradients

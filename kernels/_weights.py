@@ -12,13 +12,14 @@ from torch import Tensor
 from ._working_copies import form_of, working_copy
 from .border_launch import Pixels
 
-# An image's channels are padded to this many: 16 bytes of 16-bit values.
+# The channels of an image are padded to this number: 16 bytes of 16-bit values.
 IMAGE = 8
 
 
 def stride_between(tensors: Sequence[Tensor]) -> int | None:
-    """Return how many elements lie between one tensor and the next if they are equal steps of one memory,
-    else None.
+    """Return the number of elements from the start of one tensor to the start of the next.
+
+    Returns None unless the tensors are alike and evenly spaced in the same memory.
     """
     first = tensors[0]
     step = first.numel()
@@ -36,15 +37,16 @@ def stride_between(tensors: Sequence[Tensor]) -> int | None:
 
 
 def stacked(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    """Return weights [O, I, KH, KW] as one [P, O, KH, KW, I] in ``dtype``: without a copy where they lie so
-    in memory, or one is kept.
+    """Return weights [O, I, KH, KW] as one tensor [P, O, KH, KW, I] in ``dtype``.
+
+    Nothing is copied if the weights already have this form in memory, or if there is a working copy.
     """
-    if (kept := working_copy(weights, dtype)) is not None:
-        return kept
+    if (copy := working_copy(weights, dtype)) is not None:
+        return copy
     first = weights[0].detach()
     rows = first.permute(0, 2, 3, 1)
-    whole = first.dtype == dtype and rows.is_contiguous()
-    if whole and stride_between([w.detach() for w in weights]) == first.numel():
+    same_form = first.dtype == dtype and rows.is_contiguous()
+    if same_form and stride_between([w.detach() for w in weights]) == first.numel():
         return rows.as_strided((len(weights), *rows.shape), (first.numel(), *rows.stride()))
     stack = torch.empty((len(weights), *rows.shape), dtype=dtype, device=first.device)
     for target, weight in zip(stack, weights, strict=True):
@@ -53,13 +55,14 @@ def stacked(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
 
 
 def window(kernel: int) -> int:
-    """Return how many neighbouring pixels of PICTURE channels a row of the product reads at once."""
+    """Return how many neighbouring pixels, of IMAGE channels each, a row of the product reads at once."""
     return max(2, triton.next_power_of_2(kernel))
 
 
 def _padded(source: Tensor, out: Tensor | None, *sizes: int) -> Tensor:
-    """Return ``source`` with its last two dimensions padded by zeros to ``sizes``, in ``out`` if it was made
-    so before.
+    """Return ``source`` with its last two dimensions padded with zeros to ``sizes``.
+
+    ``out``: the result of an earlier call, to be overwritten, or None.
     """
     if out is None:
         out = source.new_zeros((*source.shape[:-2], *sizes))
@@ -68,8 +71,9 @@ def _padded(source: Tensor, out: Tensor | None, *sizes: int) -> Tensor:
 
 
 def window_weight(w: Tensor, *, turned: bool = False) -> Tensor:
-    """[P, O, KH, KW, I] to [P, O, KH, 1, window PICTURE]: what a window of pixels is multiplied by.
-    ``turned``: of ``transposed(w)``.
+    """Return w [P, O, KH, KW, I] as [P, O, KH, 1, window IMAGE], which multiplies windows of pixels.
+
+    ``turned``: use ``transposed(w)`` instead of w.
     """
 
     def make(w: Tensor, out: Tensor | None) -> Tensor:
@@ -81,8 +85,9 @@ def window_weight(w: Tensor, *, turned: bool = False) -> Tensor:
 
 
 def contract_weight(w: Tensor, *, turned: bool = False) -> Tensor:
-    """[P, O, KH, KW, I] to [P, KH, I, KW_P, O_P]: each row of taps a matrix from channels to (kw, o).
-    ``turned``: of ``transposed(w)``.
+    """Return w [P, O, KH, KW, I] as [P, KH, I, KW_P, O_P].
+
+    Each row of taps is a matrix from channels to (kw, o). ``turned``: use ``transposed(w)`` instead of w.
     """
 
     def make(w: Tensor, out: Tensor | None) -> Tensor:
@@ -95,26 +100,27 @@ def contract_weight(w: Tensor, *, turned: bool = False) -> Tensor:
 
 
 def transposed(w: Tensor) -> Tensor:
-    """[P, O, KH, KW, I] to [P, I, KH, KW, O] with the taps turned by half a circle: the weight of the input
-    gradient.
+    """Return w [P, O, KH, KW, I] as [P, I, KH, KW, O] with its taps rotated by 180 degrees.
+
+    This is the weight of the input gradient.
     """
     return w.flip(2, 3).permute(0, 4, 2, 3, 1)
 
 
 def stack_bias(bias: Sequence[Tensor]) -> Tensor | None:
-    """Return biases [O] as one [P, O], None where there are none."""
+    """Return biases [O] as one tensor [P, O], or None if there are none."""
     if not bias:
         return None
-    kept = working_copy(bias, bias[0].dtype)
-    if kept is not None:
-        return kept
+    copy = working_copy(bias, bias[0].dtype)
+    if copy is not None:
+        return copy
     if len(bias) == 1:
         return bias[0].detach()[None]
     return torch.stack([b.detach() for b in bias])
 
 
 def images_of(x: Pixels, first: int, count: int) -> Pixels:
-    """Return ``count`` images of x from number ``first`` on."""
+    """Return ``count`` images of x, starting with image number ``first``."""
     size = x.rows * x.step
     start = x.data.storage_offset() + first * size
     data = x.data.as_strided((count, x.rows, x.step), (size, x.step, 1), start)
@@ -122,7 +128,7 @@ def images_of(x: Pixels, first: int, count: int) -> Pixels:
 
 
 def runs_of(needs: Sequence[bool]) -> list[tuple[int, int]]:
-    """Return the runs of True in ``needs`` as (first, count)."""
+    """Return each run of True values in ``needs`` as (first, count)."""
     runs: list[tuple[int, int]] = []
     for i, need in enumerate(needs):
         if need and i > 0 and needs[i - 1]:
@@ -133,8 +139,9 @@ def runs_of(needs: Sequence[bool]) -> list[tuple[int, int]]:
 
 
 def empty_gradients(weights: Sequence[Tensor], needs: Sequence[bool]) -> Tensor:
-    """Return memory [R, O, I, KH, KW] for the gradients of the R weights that need one, each with the strides
-    of the weights if dense.
+    """Return uninitialised memory [R, O, I, KH, KW] for the gradients of the R weights that need one.
+
+    Each gradient has the strides of the weights if these are dense.
     """
     first, count = weights[0], sum(needs)
     like = torch.empty_like(first)

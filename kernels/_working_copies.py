@@ -1,9 +1,10 @@
-"""Weights as the kernels read them, rounded and stacked once and kept from one use to the next.
+"""Copies of weights in the form that the kernels read, rounded and stacked once for many uses.
 
-An operator takes weights as they are, in fp32 and each by itself, and rounds and stacks them for every use.
-Whoever changes them seldom and uses them often, as a training step does, keeps copies here: ``refresh`` makes
-all of them in one pass, and operators that are handed the very weights take the copies instead. Weights that
-changed since (PyTorch counts changes) are rounded anew: a copy is never out of date.
+An operator takes weights as they are, separate and in fp32, and rounds and stacks them for every use. A
+caller that changes weights rarely and uses them often, such as a training step, keeps copies here.
+``refresh`` makes all of them in one pass, and operators that receive exactly these weights use the copies
+instead. Weights that have changed since then (PyTorch counts changes) are rounded again, so a copy that is
+used is never out of date.
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-_places: weakref.WeakValueDictionary[tuple[int, torch.dtype], _Group] = weakref.WeakValueDictionary()
-_stacks: weakref.WeakValueDictionary[int, _Group] = weakref.WeakValueDictionary()
+_groups: weakref.WeakValueDictionary[tuple[int, torch.dtype], _Group] = weakref.WeakValueDictionary()
+_groups_by_stack: weakref.WeakValueDictionary[int, _Group] = weakref.WeakValueDictionary()
 
 
 class _Group:
-    """P weights [A, B, KH, KW] that are used together, and their stack [P, A, KH, KW, B]; of vectors, [P,
-    A]."""
+    """P weights [A, B, KH, KW] that are used together, and their stack [P, A, KH, KW, B].
+
+    The stack of vectors is [P, A].
+    """
 
     def __init__(self, weights: Sequence[Tensor], stack: Tensor) -> None:
         self.weights, self.stack = list(weights), stack
@@ -28,34 +31,36 @@ class _Group:
         self.versions: list[int] | None = None
         self.forms: dict[tuple[str, int, int], Tensor] = {}
         self.fresh: set[tuple[str, int, int]] = set()
-        _stacks.update((one.data_ptr(), self) for one in stack)
+        _groups_by_stack.update((member.data_ptr(), self) for member in stack)
 
 
 def _alike(group: Sequence[Tensor]) -> bool:
-    """Return whether a group has weights, all of one shape."""
+    """Return whether a group is not empty and its weights all have the same shape."""
     return len(group) > 0 and all(w.shape == group[0].shape for w in group)
 
 
 def _stack_in(memory: Tensor, weights: Sequence[Tensor]) -> Tensor:
-    """Return the stack of ``weights``, unwritten, at the beginning of ``memory``."""
-    A, *rest = weights[0].shape
+    """Return an unwritten stack for ``weights`` at the beginning of ``memory``."""
+    A, *trailing = weights[0].shape
     used = memory[: len(weights) * weights[0].numel()]
-    return used.view(len(weights), A, *rest[1:], *rest[:1])
+    return used.view(len(weights), A, *trailing[1:], *trailing[:1])
 
 
 class WorkingCopies:
-    """Copies in ``dtype`` of ``groups`` of weights [A, B, KH, KW] (or vectors), each a list of P alike, one
+    """Copies of weights in ``dtype``, rounded and stacked for the kernels.
+
+    ``groups``: lists of weights [A, B, KH, KW] (or vectors). Each list has P weights of the same shape, one
     for each of P networks.
     """
 
     def __init__(self, groups: Sequence[Sequence[Tensor]], dtype: torch.dtype) -> None:
         if not groups or not all(map(_alike, groups)):
             raise ValueError(
-                "WorkingCopies: groups must be lists of at least one weight, all of a list of one shape"
+                "WorkingCopies: groups must be non-empty lists of weights, with one shape per list"
             )
-        whole = 16 // dtype.itemsize
-        # Kernels load 16 bytes at a time from where that is a multiple of 16.
-        sizes = [-(-len(weights) * weights[0].numel() // whole) * whole for weights in groups]
+        alignment = 16 // dtype.itemsize
+        # Kernels load 16 bytes at a time from addresses that are multiples of 16.
+        sizes = [-(-len(weights) * weights[0].numel() // alignment) * alignment for weights in groups]
         memory = torch.empty(sum(sizes), dtype=dtype, device=groups[0][0].device)
         self.groups: list[_Group] = []
         self._sources: list[Tensor] = []
@@ -64,54 +69,54 @@ class WorkingCopies:
             group = _Group(weights, _stack_in(part, weights))
             self.groups.append(group)
             for address in group.addresses:
-                _places[address, dtype] = group
+                _groups[address, dtype] = group
             self._sources.extend(w.detach() for w in weights)
-            # As the weights lie: [A, B, KH, KW], or vectors as they are.
+            # In the order of the weights: [A, B, KH, KW], or vectors unchanged.
             stack = group.stack.permute(0, 1, 4, 2, 3) if group.stack.dim() == 5 else group.stack
             self._targets.extend(stack)
 
     def refresh(self) -> None:
-        """Make the copies anew."""
+        """Update all copies from the weights."""
         torch._foreach_copy_(self._targets, self._sources)
         for group in self.groups:
             group.versions = [w._version for w in group.weights]
             group.fresh = set()
 
     def forget(self) -> None:
-        """Let nobody use the copies until they are made anew: the weights may have changed where PyTorch does
-        not count (a graph).
+        """Stop using the copies until the next ``refresh``.
+
+        Call it if the weights may have changed in a way that PyTorch does not count, such as in a graph.
         """
         for group in self.groups:
             group.versions, group.fresh = None, set()
 
 
 def working_copy(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor | None:
-    """Return the stack [P, A, KH, KW, B] of ``weights`` in ``dtype`` if there is one that is up to date, else
-    None.
-    """
-    if not _places:
+    """Return the stack [P, A, KH, KW, B] of ``weights`` in ``dtype``, or None if no copy is up to date."""
+    if not _groups:
         return None
     first = weights[0].data_ptr()
-    group = _places.get((first, dtype))
+    group = _groups.get((first, dtype))
     if group is None or group.versions is None:
         return None
     start = group.addresses.index(first)
-    mine = slice(start, start + len(weights))
+    members = slice(start, start + len(weights))
     if weights[0].shape != group.weights[0].shape:
         return None
-    if group.addresses[mine] != [w.data_ptr() for w in weights]:
+    if group.addresses[members] != [w.data_ptr() for w in weights]:
         return None
-    if group.versions[mine] != [w._version for w in weights]:
+    if group.versions[members] != [w._version for w in weights]:
         return None
-    return group.stack[mine]
+    return group.stack[members]
 
 
 def form_of(stack: Tensor, name: str, make: Callable[[Tensor, Tensor | None], Tensor]) -> Tensor:
-    """Return ``make(stack, None)``, another form of the stack; of a working copy once until it is made anew.
+    """Return ``make(stack, None)``, another form of the stack.
 
-    Then ``make`` is handed what it returned the last time, to write it again.
+    For a working copy, it is made once per ``refresh``. When it is made again, ``make`` receives its
+    previous result instead of None, and overwrites it.
     """
-    group = _stacks.get(stack.data_ptr())
+    group = _groups_by_stack.get(stack.data_ptr())
     if group is None or group.versions is None:
         return make(stack, None)
     if stack.dtype != group.stack.dtype or stack.shape[1:] != group.stack.shape[1:]:

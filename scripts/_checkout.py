@@ -1,6 +1,4 @@
-"""Puts this checkout first where Python looks for packages, so that scripts run installed or not, from any
-folder.
-"""
+"""Put this checkout first on Python's path, so that scripts run from any folder, installed or not."""
 
 import sys
 from pathlib import Path

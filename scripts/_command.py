@@ -1,4 +1,4 @@
-"""The function that a script runs, and one line where a package that it needs is missing."""
+"""Import the function that a script runs, and report a missing package in one line."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from typing import Any
 
 import _checkout  # noqa: F401
 
-# What pip calls the packages that the scripts import.
+# The pip names of the packages that the scripts import.
 PACKAGES = {name: name for name in ("torch", "triton", "numpy", "tyro", "rich", "matplotlib", "pytest")} | {
     "PIL": "pillow"
 }
 
 
 def function(module: str, name: str) -> Callable[[], Any]:
-    """Return function ``name`` of ``module``. Where a package is missing, print which and how to get it, and
-    end with exit code 2.
+    """Return the function ``name`` of ``module``.
+
+    If a package is missing, print its name and how to install it, and exit with code 2.
     """
     try:
         return getattr(importlib.import_module(module), name)  # type: ignore[no-any-return]
@@ -26,7 +27,7 @@ def function(module: str, name: str) -> Callable[[], Any]:
         if package not in PACKAGES:
             raise
         print(
-            f"error: this needs the package {package}: python -m pip install {PACKAGES[package]}",
+            f"error: this script needs the package {package}: python -m pip install {PACKAGES[package]}",
             file=sys.stderr,
         )
         sys.exit(2)

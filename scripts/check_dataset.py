@@ -1,4 +1,4 @@
-"""Look at a dataset before training: python scripts/check_dataset.py --help"""
+"""Check a dataset before training: python scripts/check_dataset.py --help"""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Compile every Triton kernel ahead of time and check the result: python scripts/compile_kernels.py --help"""
+"""Compile all Triton kernels ahead of time and check the results: python scripts/compile_kernels.py --help"""
 
 import sys
 

@@ -1,5 +1,6 @@
-"""Print Triton launches, ATen calls and bytes kept for the backward of each network: python
-scripts/count_operations.py [SIZE]
+"""Print the Triton launches, ATen calls and bytes kept for the backward of each network.
+
+Run it as: python scripts/count_operations.py [SIZE]
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Fetch one of the authors' datasets: python scripts/download_dataset.py --list"""
+"""Download one of the authors' datasets: python scripts/download_dataset.py --list"""
 
 import sys
 

@@ -1,5 +1,6 @@
-"""On a machine with a GPU: parity tests and every bench, written to bench/results/: python
-scripts/gpu_suite.py --help
+"""Run the parity tests and all benches on a GPU machine, and write the results to bench/results/.
+
+For the options: python scripts/gpu_suite.py --help
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Say which networks a file of weights holds: python scripts/inspect_checkpoint.py FILE"""
+"""List the networks in a checkpoint file: python scripts/inspect_checkpoint.py FILE"""
 
 import sys
 

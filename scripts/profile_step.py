@@ -1,4 +1,4 @@
-"""One training step as a chrome trace, and a table by kernel: python scripts/profile_step.py --help"""
+"""Profile one training step (Chrome trace, table by kernel): python scripts/profile_step.py --help"""
 
 import sys
 

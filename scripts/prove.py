@@ -1,4 +1,4 @@
-"""Speed and parity on your own machine and images, in a minute: python scripts/prove.py --help"""
+"""Measure speed and parity on your own machine and images, in a minute: python scripts/prove.py --help"""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Commands that are run in this process: a tiny training, and how a mistake is told."""
+"""Helpers to run commands in this process: flags for a tiny training run, and a check of error messages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TINY = (
 
 
 def fails(capsys: pytest.CaptureFixture[str], *args: str) -> str:
-    """Run train.py in this process, see it exit with 2 and one line, and return that line."""
+    """Run train.py in this process, check that it fails with code 2 and one line, and return that line."""
     assert cli.train([*TINY, *args]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")

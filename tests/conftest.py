@@ -1,6 +1,4 @@
-"""Shared by all tests: small images on disk, a cache folder of their own, and the skip of tests that need a
-GPU.
-"""
+"""Shared by all tests: small images on disk, a separate cache, and skipping of tests that need a GPU."""
 
 from __future__ import annotations
 
@@ -16,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-# Without a GPU the kernels are interpreted. Triton reads this when it is first imported.
+# Without a GPU, kernels run in Triton's interpreter. Triton reads this variable when it is first imported.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
@@ -28,14 +26,14 @@ from fastcyclegan.data.checked_files import check_files
 from fastcyclegan.data.image_file import Fit
 from fastcyclegan.data.loader import Source
 
-# Torch 2.13 finds a compiled graph again by its operators, and not by the vectors that its code was made for:
-# a run with another ATEN_CPU_CAPABILITY would read wrong numbers with it.
+# Torch 2.13 looks up a compiled graph by its operators, without regard to the vector width of its code. With
+# another ATEN_CPU_CAPABILITY, the cached code would read wrong numbers.
 _CAPABILITY = torch.backends.cpu.get_cpu_capability().lower()
 os.environ.setdefault(
     "TORCHINDUCTOR_CACHE_DIR", f"{tempfile.gettempdir()}/torchinductor_{getpass.getuser()}_{_CAPABILITY}"
 )
 
-# A package for the tests of official checkouts, with modules called test_*.py of its own.
+# A package for the tests of official checkouts. It contains its own modules named test_*.py.
 collect_ignore = ["official/checkout"]
 
 
@@ -49,8 +47,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_overflow_checks() -> None:
-    """The interpreter checks each integer sum for an overflow, which no image this small has: a third of
-    the kernels' tests' time.
+    """Disable the interpreter's overflow checks, which take a third of the time of the kernel tests.
+
+    Images this small cannot cause an integer overflow.
     """
     if not torch.cuda.is_available() and importlib.util.find_spec("triton"):
         from triton.runtime.interpreter import interpreter_builder
@@ -61,14 +60,15 @@ def _no_overflow_checks() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def _separate_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
 @pytest.fixture(autouse=True)
 def _poisoned_memory(request: pytest.FixtureRequest) -> Iterator[None]:
-    """In the kernels' tests every empty tensor is full of NaN (a side of torch's deterministic mode): what is
-    not written is seen.
+    """Fill new tensors with NaN in kernel tests, so that elements that are never written are noticed.
+
+    torch's deterministic mode does this.
     """
     if request.path.parent.name != "kernels":
         yield
@@ -80,7 +80,7 @@ def _poisoned_memory(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture
 def device() -> str:
-    """Where kernels are tested: the GPU, or the CPU through Triton's interpreter."""
+    """The device on which to test kernels: the GPU, or the CPU with Triton's interpreter."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -97,9 +97,7 @@ def write_images(
 
 
 def scene(rng: np.random.Generator, size: tuple[int, int]) -> Image.Image:
-    """Return an image with what photographs have: slopes, sharp edges up to black and white, and a little
-    noise.
-    """
+    """Return an image with features of a photograph: gradients, sharp edges up to black and white, noise."""
     width, height = size
     y, x = np.mgrid[0:height, 0:width]
     pixels = np.stack([127 + 90 * np.sin(x / (5 + 9 * c) + y / (17 - 4 * c)) for c in range(3)], -1)
@@ -115,7 +113,7 @@ def source(paths: list[Path], fit: Fit) -> Source:
 def unpaired(
     root: Path, channels: tuple[int, int] = (3, 3), mode: Preprocess = "resize_and_crop"
 ) -> tuple[Source, Source]:
-    """Write 5 images of A and 3 of B and return them as sources with loads of 24 and crops of 16 pixels."""
+    """Write 5 images of A and 3 of B, and return them as sources with load size 24 and crop size 16."""
     a, b = write_images(root / "A", 5, seed=1), write_images(root / "B", 3, seed=2)
     return source(a, Fit(mode, 24, 16, channels[0])), source(b, Fit(mode, 24, 16, channels[1]))
 
@@ -127,7 +125,7 @@ def same_batch(x: Batch, y: Batch) -> bool:
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
-    """trainA (5), trainB (4), testA and testB (2) with small noise images."""
+    """A dataset of small noise images: 5 in trainA, 4 in trainB, and 2 each in testA and testB."""
     root = tmp_path / "photos"
     for seed, (name, count) in enumerate({"trainA": 5, "trainB": 4, "testA": 2, "testB": 2}.items()):
         write_images(root / name, count, seed=seed)

@@ -1,4 +1,4 @@
-"""Tiny models made from Python, tensors to train them on, and whether two models are the same."""
+"""Settings for tiny models, tensors to train them on, and a comparison of two models."""
 
 from __future__ import annotations
 

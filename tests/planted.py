@@ -1,4 +1,4 @@
-"""Failures planted in kernels, for the tests of what follows from them."""
+"""Failures planted in kernels, to test how they are handled."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fastcyclegan.kernels import (
 )
 
 SOURCE = "def kernel(x_ptr):\n    x = tl.load(x_ptr)\n"
-# As Triton 3.6 and 3.7 raise them, what is named of each, and whether there was a program yet.
+# Errors as raised by Triton 3.6 and 3.7, the stage that fails, and what is reported of each.
 ERRORS: list[tuple[Callable[[], Exception], str, str]] = [
     (
         lambda: triton.CompilationError(SOURCE, ast.parse(SOURCE).body[0], "a tensor of no shape"),
@@ -89,7 +89,7 @@ def plant(
 
 @dataclass
 class Ear:
-    """Hears which kernels are launched."""
+    """Records which kernels are launched."""
 
     kernels: list[str] = field(default_factory=list)
     dry: bool = False
@@ -101,7 +101,7 @@ class Ear:
 
 
 def heard(caught: list[warnings.WarningMessage]) -> list[str]:
-    """Return the warnings that tell how to see a failure again."""
+    """Return the warnings that explain how to reproduce a failure."""
     return [
         str(w.message) for w in caught if w.category is RuntimeWarning and "show_failure" in str(w.message)
     ]

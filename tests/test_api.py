@@ -1,6 +1,4 @@
-"""CycleGAN as an object: what it trains is what the command line trains, it goes on exactly, and leaves
-nothing behind.
-"""
+"""The ``CycleGAN`` class: it trains like the command line, resumes exactly and has no side effects."""
 
 from __future__ import annotations
 
@@ -25,20 +23,20 @@ from tests.models import TINY, same, tensors
 
 
 def flags(settings: dict[str, Any]) -> list[str]:
-    return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    return [arg for name, value in settings.items() for arg in (f"--{name}", str(value))]
 
 
-def test_it_trains_as_the_command_line_does(dataset: Path, tmp_path: Path) -> None:
-    where = ["--dataroot", str(dataset), "--checkpoints_dir", str(tmp_path / "runs"), "--name", "r"]
-    assert cli.train([*flags(TINY), *where]) == 0
+def test_trains_like_the_command_line(dataset: Path, tmp_path: Path) -> None:
+    paths = ["--dataroot", str(dataset), "--checkpoints_dir", str(tmp_path / "runs"), "--name", "r"]
+    assert cli.train([*flags(TINY), *paths]) == 0
     model = CycleGAN(**TINY)
     model.fit(dataset)
     for name, net in model.networks.items():
-        theirs = load_tensors(tmp_path / "runs" / "r" / "state.pt")["nets"][name]
-        assert all(torch.equal(value, theirs[key]) for key, value in net.state_dict().items())
+        expected = load_tensors(tmp_path / "runs" / "r" / "state.pt")["nets"][name]
+        assert all(torch.equal(value, expected[key]) for key, value in net.state_dict().items())
 
 
-def test_nothing_is_written_set_or_printed(
+def test_writes_prints_and_changes_nothing(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "here").mkdir()
@@ -58,7 +56,7 @@ def test_nothing_is_written_set_or_printed(
     assert capfd.readouterr() == ("", "")
 
 
-def test_networks_depend_on_the_seed_alone() -> None:
+def test_initial_weights_depend_only_on_the_seed() -> None:
     torch.manual_seed(1)
     one = CycleGAN(**TINY)
     assert set(one.networks) == {"G_AB", "G_BA", "D_B", "D_A"}
@@ -73,22 +71,22 @@ def test_networks_depend_on_the_seed_alone() -> None:
     assert not same(one, CycleGAN(**TINY, seed=1))
 
 
-def test_ticks_and_stopping(dataset: Path) -> None:
-    model, heard = CycleGAN(**TINY, print_freq=1), []
+def test_callbacks_get_records_and_can_stop_training(dataset: Path) -> None:
+    model, iterations = CycleGAN(**TINY, print_freq=1), []
 
     def callback(caller: CycleGAN, record: dict[str, Any]) -> None:
         assert caller is model
-        heard.append(record["iteration"])
+        iterations.append(record["iteration"])
         if record["iteration"] == 3:
             model.stop()
 
     records = model.fit(dataset, callbacks=[callback])
-    assert heard == [record["iteration"] for record in records] == [1, 2, 3]
+    assert iterations == [record["iteration"] for record in records] == [1, 2, 3]
     assert {"epoch", "G_AB", "D_A", "cycle_A", "idt_B", "lr", "it/s", "images/s"} <= records[0].keys()
     assert model.history == records
     assert model.iteration == 3
     assert repr(model) == "CycleGAN(netG=resnet_1blocks, ngf=2, netD=n_layers, ndf=2, iteration=3)"
-    # The rest of the same run, with the settings of before.
+    # Trains the rest of the same run, with the same settings.
     assert model.fit(dataset)[-1]["iteration"] == 10
 
 
@@ -97,9 +95,9 @@ class BreaksError(Exception):
 
 
 @pytest.mark.parametrize("at", [1, 3])
-def test_an_error_in_a_loader_loses_no_iteration(at: int) -> None:
-    """No tick has come when it is raised: what was trained is counted all the same, and goes on exactly at
-    the next epoch.
+def test_an_error_in_a_loader_does_not_lose_iterations(at: int) -> None:
+    """The error is raised before the first record. Iterations are counted nevertheless, and training can be
+    resumed exactly at the next epoch.
     """
     batches = [(tensors(1, i), tensors(1, 10 + i)) for i in range(at)]
 
@@ -119,7 +117,7 @@ def test_an_error_in_a_loader_loses_no_iteration(at: int) -> None:
 
 @pytest.fixture
 def _interruptible() -> Iterator[None]:
-    """SIGINT as in a terminal, also where the tests were started with it ignored."""
+    """Handle SIGINT as in a terminal, even if the tests were started with it ignored."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     yield
@@ -128,12 +126,10 @@ def _interruptible() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_interruptible")
-def test_an_interrupt_ends_after_its_iteration(dataset: Path) -> None:
-    """It comes between the updates of an iteration; what is trained when it ends is what whole iterations
-    make.
-    """
+def test_an_interrupt_takes_effect_after_the_iteration(dataset: Path) -> None:
+    """SIGINT arrives between the updates of an iteration, but only whole iterations are trained."""
     model, whole, calls = CycleGAN(**TINY), CycleGAN(**TINY), itertools.count(1)
-    # D_B judges once for the generators and twice for itself, when they have made their step.
+    # D_B is called once in the generators' phase, and twice in its own, after the generators' update.
     model.D_B.register_forward_hook(
         lambda *_: signal.raise_signal(signal.SIGINT) if next(calls) == 6 else None
     )
@@ -142,12 +138,12 @@ def test_an_interrupt_ends_after_its_iteration(dataset: Path) -> None:
         model.fit(dataset)
     assert model.iteration == 2
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    model.fit()  # its images are known by now
+    model.fit()  # uses the same images again
     whole.fit(dataset)
     assert same(model, whole)
 
 
-def test_networks_made_in_threads_are_the_seeds() -> None:
+def test_networks_built_in_threads_depend_only_on_the_seed() -> None:
     with ThreadPoolExecutor(4) as pool:
         models = list(
             pool.map(lambda _: CycleGAN(**TINY, seed=1).networks and CycleGAN(**TINY, seed=1), range(6))
@@ -160,7 +156,7 @@ def test_networks_made_in_threads_are_the_seeds() -> None:
     "change",
     [lambda s: [1], lambda s: {**s, "iteration": -5}, lambda s: {**s, "nets": {}}, lambda s: {"version": 1}],
 )
-def test_a_state_that_is_none(change: Any, dataset: Path, tmp_path: Path) -> None:
+def test_invalid_states_are_rejected(change: Any, dataset: Path, tmp_path: Path) -> None:
     model = CycleGAN(**TINY)
     model.fit(dataset, max_iters=1)
     model.save(tmp_path, overwrite=True)
@@ -172,7 +168,7 @@ def test_a_state_that_is_none(change: Any, dataset: Path, tmp_path: Path) -> Non
         CycleGAN.load(tmp_path)
 
 
-def test_in_pieces_saved_and_loaded_it_is_the_same_run(dataset: Path, tmp_path: Path) -> None:
+def test_training_in_pieces_with_save_and_load_is_exact(dataset: Path, tmp_path: Path) -> None:
     whole = CycleGAN(**TINY)
     whole.fit(dataset)
     pieces = CycleGAN(**TINY)
@@ -182,12 +178,12 @@ def test_in_pieces_saved_and_loaded_it_is_the_same_run(dataset: Path, tmp_path: 
     again = CycleGAN.load(tmp_path / "kept")
     assert same(pieces, again)
     assert again.iteration == 5
-    again.fit(max_iters=None)  # it knows its images
+    again.fit(max_iters=None)  # the images are part of the saved configuration
     assert same(whole, again)
-    assert again.fit() == []  # nothing is left to train
+    assert again.fit() == []  # training is already complete
 
 
-def test_what_is_saved_is_a_run_for_the_command_line(dataset: Path, tmp_path: Path) -> None:
+def test_the_command_line_can_use_a_saved_model(dataset: Path, tmp_path: Path) -> None:
     model = CycleGAN(**TINY)
     model.fit(dataset, max_iters=2, ema=0.5)
     model.save(tmp_path / "runs" / "r")
@@ -205,7 +201,7 @@ def test_what_is_saved_is_a_run_for_the_command_line(dataset: Path, tmp_path: Pa
     assert same(model, CycleGAN.load(tmp_path / "runs" / "r"))
 
 
-def test_a_folder_keeps_what_the_command_line_keeps(dataset: Path, tmp_path: Path) -> None:
+def test_fit_with_a_folder_writes_the_files_of_a_run(dataset: Path, tmp_path: Path) -> None:
     model = CycleGAN(**TINY)
     model.fit(dataset, folder=tmp_path / "a" / "b", max_iters=2)
     names = {path.name for path in (tmp_path / "a" / "b").iterdir()}
@@ -216,38 +212,40 @@ def test_a_folder_keeps_what_the_command_line_keeps(dataset: Path, tmp_path: Pat
         CycleGAN(**TINY).fit(dataset, folder=tmp_path / "a" / "b")
 
 
-def test_saving_over_something_else(tmp_path: Path) -> None:
+def test_saving_into_an_existing_folder(tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "notes.txt").write_text("mine")
     model = CycleGAN(**TINY)
-    with pytest.raises(UserError, match=r"x exists: choose another, or overwrite=True"):
+    with pytest.raises(UserError, match=r"x already exists: choose another folder, or pass overwrite=True"):
         model.save(tmp_path / "x")
     model.save(tmp_path / "x", overwrite=True)
-    model.save(tmp_path / "x")  # its own by now
+    model.save(tmp_path / "x")  # now its own folder
     assert (tmp_path / "x" / "notes.txt").read_text() == "mine"
     assert same(model, CycleGAN.load(tmp_path / "x"))
     assert CycleGAN.load(tmp_path / "x").iteration == 0
 
 
-def test_official_files_alone(tmp_path: Path) -> None:
+def test_loads_official_files_without_a_state(tmp_path: Path) -> None:
     model = CycleGAN(**TINY, affine=True, upsample="resize")
-    for ours, theirs in {"G_AB": "G_A", "G_BA": "G_B", "D_B": "D_A", "D_A": "D_B"}.items():
+    for ours, official in {"G_AB": "G_A", "G_BA": "G_B", "D_B": "D_A", "D_A": "D_B"}.items():
         state = model.networks[ours].state_dict()
-        torch.save({f"module.{key}": value for key, value in state.items()}, tmp_path / f"5_net_{theirs}.pth")
+        torch.save(
+            {f"module.{key}": value for key, value in state.items()}, tmp_path / f"5_net_{official}.pth"
+        )
     again = CycleGAN.load(tmp_path, epoch="5")
     assert same(model, again)
     assert (again.config.model.ngf, again.config.model.affine, again.config.model.n_layers_D) == (2, True, 1)
-    for where, message in (
+    for path, message in (
         (tmp_path / "none", "not a folder"),
-        (tmp_path / "5_net_G_A.pth", "load_generator loads a generator"),
+        (tmp_path / "5_net_G_A.pth", "use load_generator to load a single generator"),
     ):
         with pytest.raises(UserError, match=message):
-            CycleGAN.load(where)
+            CycleGAN.load(path)
     with pytest.raises(UserError, match=r"latest_net_G_A.pth: no such file"):
         CycleGAN.load(tmp_path)
 
 
-def test_settings_are_checked() -> None:
+def test_invalid_settings_are_rejected() -> None:
     with pytest.raises(
         TypeError, match="CycleGAN has no setting 'lamda_identity'; did you mean lambda_identity"
     ):
@@ -255,12 +253,12 @@ def test_settings_are_checked() -> None:
     with pytest.raises(UserError, match="batch_size must be at least 1"):
         CycleGAN(batch_size=0)
     with pytest.raises(
-        UserError, match=r"the networks are made, so ngf cannot change: give it to CycleGAN\(\.\.\.\)"
+        UserError, match=r"the networks already exist, so ngf cannot change; pass it to CycleGAN\(\.\.\.\)"
     ):
         CycleGAN(**TINY).fit([(tensors(1), tensors(1))], ngf=4)
 
 
-def test_direction_speaks_of_the_training_folders() -> None:
+def test_direction_refers_to_the_training_folders() -> None:
     array = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     model, turned = CycleGAN(**TINY), CycleGAN(**TINY, direction="BtoA")
     assert not np.array_equal(model.translate(array), model.translate(array, "BtoA"))

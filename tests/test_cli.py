@@ -1,6 +1,4 @@
-"""The command line from outside: flags in both spellings, what is printed, one line and exit code 2 for a
-mistake.
-"""
+"""The command line: flags in both spellings, output, and mistakes reported in one line with code 2."""
 
 from __future__ import annotations
 
@@ -27,7 +25,7 @@ from tests.commands import TINY, fails
 
 
 def test_official_flags_in_both_spellings() -> None:
-    given = """--dataroot x --name n --direction BtoA --batch_size 2 --load_size 300 --crop_size 128
+    args = """--dataroot x --name n --direction BtoA --batch_size 2 --load_size 300 --crop_size 128
         --preprocess scale_width_and_crop --no_flip --ngf 32 --ndf 16 --netG resnet_6blocks --netD
         n_layers --n_layers_D 4 --norm batch --init_type xavier --init_gain 0.1 --no_dropout
         --input_nc 1 --output_nc 3 --gan_mode vanilla --pool_size 10 --lambda_A 5 --lambda_B 6
@@ -36,16 +34,16 @@ def test_official_flags_in_both_spellings() -> None:
         --checkpoints_dir c --save_epoch_freq 2 --print_freq 10 --display_freq 20 --num_threads 1
         --serial_batches --save_latest_freq 30 --save_by_iter --model cycle_gan --dataset_mode
         unaligned --gpu_ids -1""".split()
-    config = parse_train(given)
-    assert config == parse_train([arg.replace("_", "-") if arg.startswith("--") else arg for arg in given])
+    config = parse_train(args)
+    assert config == parse_train([arg.replace("_", "-") if arg.startswith("--") else arg for arg in args])
     flat = {name: value for group in vars(config).values() for name, value in vars(group).items()}
     assert flat["lambda_B"] == 6.0
     assert flat["netG"] == "resnet_6blocks"
     assert (flat["no_flip"], flat["serial_batches"], flat["save_by_iter"]) == (True, True, True)
     assert (flat["gpu_ids"], flat["epoch"], flat["dataroot"]) == ("-1", "7", Path("x"))
     switches = {"no_flip", "no_dropout", "continue_train", "serial_batches", "save_by_iter"}
-    for name, value in flat.items():  # each flag arrived: nothing that was given is at its default
-        if name in {arg[2:] for arg in given if arg.startswith("--")} - switches - {
+    for name, value in flat.items():  # every flag was parsed: no given value equals its default
+        if name in {arg[2:] for arg in args if arg.startswith("--")} - switches - {
             "model",
             "dataset_mode",
             "output_nc",
@@ -56,7 +54,7 @@ def test_official_flags_in_both_spellings() -> None:
             ), name
 
 
-def test_builtin_preset_gives_way_to_flags() -> None:
+def test_flags_override_the_builtin_preset() -> None:
     assert parse_train([]).model.netG == "resnet_2blocks"
     assert parse_train(["--ngf", "8"]).model.ngf == 8
     assert parse_train(["--dataroot=x"]).model.netG == "resnet_9blocks"
@@ -73,7 +71,7 @@ def test_dry_run_prints_the_resolved_configuration_and_writes_nothing(
     assert not (tmp_path / "runs").exists()
 
 
-def test_help_names_every_flag_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_every_flag_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         cli.train(["--help"])
     assert stop.value.code == 0
@@ -84,7 +82,7 @@ def test_help_names_every_flag_with_its_default(capsys: pytest.CaptureFixture[st
     assert "0.0002" in output
 
 
-def test_unknown_words(capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_choices_and_flags_are_rejected(capsys: pytest.CaptureFixture[str]) -> None:
     for flag, value in (("--lr_policy", "exponential"), ("--norm", "group"), ("--colour", "red")):
         with pytest.raises(SystemExit) as stop:
             cli.train([flag, value])
@@ -92,10 +90,12 @@ def test_unknown_words(capsys: pytest.CaptureFixture[str]) -> None:
         assert value in capsys.readouterr().err
 
 
-def test_mistakes(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_are_reported_in_one_line(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     runs = ("--checkpoints_dir", str(tmp_path / "runs"))
     assert "no such folder" in fails(capsys, "--dataroot", str(tmp_path / "none"), *runs)
-    assert "has neither trainA and trainB" in fails(capsys, "--dataroot", str(tmp_path), *runs)
+    assert "contains neither trainA and trainB" in fails(capsys, "--dataroot", str(tmp_path), *runs)
     assert "--netD basic needs at least 24 pixels" in fails(capsys, "--netD", "basic", *runs)
     assert "crop_size 16 is larger than load_size 8" in fails(capsys, "--load_size", "8", *runs)
     assert "--continue_train needs --name" in fails(capsys, "--continue_train", *runs)
@@ -104,10 +104,10 @@ def test_mistakes(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     )
     if not torch.cuda.is_available():
         assert "sees no CUDA GPU" in fails(capsys, "--device", "cuda", *runs)
-    assert not (tmp_path / "runs").exists()  # a run that could not start leaves nothing
+    assert not (tmp_path / "runs").exists()  # a run that cannot start leaves no files
 
 
-def test_kernels_that_cannot_serve_are_refused_before_anything_is_written(
+def test_unsupported_kernels_are_rejected_before_anything_is_written(
     dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
@@ -128,10 +128,10 @@ def test_kernels_that_cannot_serve_are_refused_before_anything_is_written(
     assert not (tmp_path / "runs").exists()
 
 
-def test_trains_and_translates_on_the_kernels(
+def test_trains_and_translates_with_the_kernels(
     dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """--impl triton from end to end; without a GPU the kernels are interpreted here."""
+    """--impl triton from end to end. Without a GPU, the kernels run in the interpreter."""
     args = "--impl triton --load_size 8 --crop_size 8 --max_iters 1 --name r --checkpoints_dir".split()
     assert cli.train([*TINY, "--dataroot", str(dataset), *args, str(tmp_path)]) == 0
     assert re.search(r"^ *impl +triton$", capsys.readouterr().out, re.MULTILINE)
@@ -151,44 +151,48 @@ def test_trains_and_translates_on_the_kernels(
         assert cli.translate(command) == 0
     images = [sorted((tmp_path / impl).rglob("*.png")) for impl in ("triton", "reference")]
     assert len(images[0]) == 2
-    for ours, theirs in zip(*images, strict=True):
-        difference = np.asarray(Image.open(ours), np.int16) - np.asarray(Image.open(theirs), np.int16)
+    for ours, reference in zip(*images, strict=True):
+        difference = np.asarray(Image.open(ours), np.int16) - np.asarray(Image.open(reference), np.int16)
         assert abs(difference).max() <= 1
 
 
-def test_empty_values(capsys: pytest.CaptureFixture[str]) -> None:
+def test_empty_values_are_rejected(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--data_A: the value is empty" in fails(capsys, "--data_A", "", "--data_B", "x")
     assert "--checkpoints_dir: the value is empty" in fails(capsys, "--checkpoints_dir=")
     assert cli.translate(["--weights", "w", "--input", "i", "--output", ""]) == 2
     assert capsys.readouterr().err == "error: --output: the value is empty\n"
 
 
-def test_continuing_what_does_not_log_its_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "theirs").mkdir()
-    (tmp_path / "theirs" / "latest_net_G_A.pth").touch()
-    where = ("--checkpoints_dir", str(tmp_path), "--name", "theirs", "--continue_train")
-    assert "does not say what it was trained on: give --dataroot" in fails(capsys, *where)
-    assert [path.name for path in (tmp_path / "theirs").iterdir()] == ["latest_net_G_A.pth"]
+def test_resuming_a_run_without_recorded_images_is_rejected(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "official").mkdir()
+    (tmp_path / "official" / "latest_net_G_A.pth").touch()
+    flags = ("--checkpoints_dir", str(tmp_path), "--name", "official", "--continue_train")
+    assert "does not record its training images: give --dataroot" in fails(capsys, *flags)
+    assert [path.name for path in (tmp_path / "official").iterdir()] == ["latest_net_G_A.pth"]
     for text in (
         "{}",
         "[]",
         "not json",
         '{"data": {}, "model": {"ngf": 4.5}, "loss": {}, "optim": {}, "run": {}}',
     ):
-        (tmp_path / "theirs" / "config.json").write_text(text)
-        assert "config.json: not a configuration of a run" in fails(capsys, *where)
+        (tmp_path / "official" / "config.json").write_text(text)
+        assert "config.json: not a configuration of a run" in fails(capsys, *flags)
 
 
-def test_builtin_dataset_is_scored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_training_on_the_builtin_dataset_prints_scores(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.train(["--checkpoints_dir", str(tmp_path), "--max_iters", "2", "--device", "cpu"]) == 0
     output = capsys.readouterr().out
-    assert "built-in dataset, 32 held-out images a side, small networks made for it alone" in output
+    assert "built-in dataset (32 held-out images per domain, small networks made only for this)" in output
     for direction in ("A to B", "B to A"):
         assert f"{direction}: " in output
     assert (tmp_path / "shapes_1" / "dataset" / "trainA" / "000.png").exists()
 
 
-def test_translate_from_outside(tmp_path: Path, dataset: Path) -> None:
+def test_translate_script(tmp_path: Path, dataset: Path) -> None:
     run_files.save_weights(tmp_path / "latest_net_G.pth", Generator(ngf=2, n_blocks=0).state_dict())
     script = str(Path(__file__).parents[1] / "scripts" / "translate.py")
 
@@ -208,18 +212,18 @@ def test_translate_from_outside(tmp_path: Path, dataset: Path) -> None:
         ]
         return subprocess.run(args, cwd=tmp_path, capture_output=True, text=True, check=False)
 
-    done = command("latest_net_G.pth", "--grid")
-    assert done.returncode == 0, done.stderr
-    assert "wrote 2 images to out" in done.stdout
+    process = command("latest_net_G.pth", "--grid")
+    assert process.returncode == 0, process.stderr
+    assert "wrote 2 images to out" in process.stdout
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"000.png", "001.png", "before_after.png"}
-    done = command("nothing.pth")
-    assert (done.returncode, done.stderr) == (2, "error: nothing.pth: no such file or folder\n")
+    process = command("nothing.pth")
+    assert (process.returncode, process.stderr) == (2, "error: nothing.pth: no such file or folder\n")
 
 
-def test_what_kernels_warn_of_is_one_line(
+def test_kernel_warnings_are_printed_as_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Without the place in their code; what others warn of is theirs to word."""
+    """They are printed without their source location. Warnings from other code are unchanged."""
 
     def work(*_: object) -> None:
         warnings.warn_explicit(
@@ -241,9 +245,9 @@ def test_what_kernels_warn_of_is_one_line(
 @pytest.mark.parametrize(
     "module", ["config", "cli", "inference.translate_folder", "checkpoints.describe", "data.dataset_report"]
 )
-def test_help_texts_stay_paragraphs(module: str) -> None:
-    """tyro joins the lines of a comment above a field, but for those that begin with no letter; of a string
-    below it, it joins none.
+def test_help_texts_are_single_paragraphs(module: str) -> None:
+    """tyro joins the lines of a comment above a field, except lines that do not begin with a letter. It never
+    joins the lines of a string below a field.
     """
     text = Path(str(importlib.import_module(f"fastcyclegan.{module}").__file__)).read_text()
     lines = [line.strip() for line in text.splitlines()]

@@ -1,4 +1,4 @@
-"""The official constructors: signatures, keys, counts, results."""
+"""The official constructors: signatures, state_dict keys, parameter counts and results."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ OFFICIAL = {
 
 
 @pytest.mark.parametrize("name", OFFICIAL)
-def test_signatures_are_the_official_ones(name: str) -> None:
-    def shown(parameter: inspect.Parameter) -> str:
+def test_official_signatures(name: str) -> None:
+    def formatted(parameter: inspect.Parameter) -> str:
         default = parameter.default
         return (
             parameter.name
@@ -46,7 +46,7 @@ def test_signatures_are_the_official_ones(name: str) -> None:
         )
 
     parameters = inspect.signature(getattr(compat, name)).parameters.values()
-    assert ", ".join(shown(p) for p in parameters if p.kind is not p.KEYWORD_ONLY) == OFFICIAL[name]
+    assert ", ".join(formatted(p) for p in parameters if p.kind is not p.KEYWORD_ONLY) == OFFICIAL[name]
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def _identity(channels: int) -> nn.Module:
         (_identity, False),
     ],
 )
-def test_convolutions_have_a_bias_before_instance_norm_alone(norm_layer: Any, bias: bool) -> None:
+def test_convolutions_have_a_bias_only_before_instance_norm(norm_layer: Any, bias: bool) -> None:
     G = compat.ResnetGenerator(3, 3, 2, norm_layer, n_blocks=1)
     D = compat.NLayerDiscriminator(3, 2, 1, norm_layer)
     assert [(net.model[i].bias is not None) for net, i in ((G, 1), (G, 4), (D, 2))] == [bias] * 3
@@ -96,8 +96,8 @@ def test_convolutions_have_a_bias_before_instance_norm_alone(norm_layer: Any, bi
 
 
 @pytest.mark.parametrize("padding_type", ["reflect", "replicate", "zero"])
-def test_blocks_pad_as_they_are_told(padding_type: str) -> None:
-    """By hand: torch's own padded convolution and norm, twice."""
+def test_blocks_use_the_given_padding_type(padding_type: str) -> None:
+    """Compare with torch's own padded convolution and norm, applied twice."""
     net = compat.ResnetGenerator(
         3, 3, 2, nn.InstanceNorm2d, n_blocks=1, padding_type=padding_type, impl="reference"
     ).double()
@@ -118,8 +118,8 @@ def test_blocks_pad_as_they_are_told(padding_type: str) -> None:
 @pytest.mark.parametrize(
     "norm_layer", [lambda c: nn.InstanceNorm2d(c), lambda c: nn.InstanceNorm2d(c, affine=True)]
 )
-def test_norms_of_a_function_have_the_right_gradient_too(norm_layer: Any) -> None:
-    """One image in channels_last, where torch's own backward on the CPU is wrong."""
+def test_norms_built_by_a_function_have_correct_gradients(norm_layer: Any) -> None:
+    """A single image in channels_last, for which torch's own backward on the CPU is wrong."""
     net = compat.ResnetGenerator(3, 3, 2, norm_layer, n_blocks=1, impl="reference").double()
     x = torch.randn(1, 3, 8, 8, dtype=torch.float64)
     dy = torch.randn(1, 3, 8, 8, dtype=torch.float64)
@@ -129,26 +129,26 @@ def test_norms_of_a_function_have_the_right_gradient_too(norm_layer: Any) -> Non
     torch.testing.assert_close(last, plain)
 
 
-def test_define_functions_give_what_the_official_names_mean() -> None:
+def test_define_functions_build_the_networks_of_the_official_names() -> None:
     torch.manual_seed(3)
     G = compat.define_G(3, 1, 4, "resnet_6blocks", "instance", True)
     D = compat.define_D(3, 4, "basic", norm="instance")
     torch.manual_seed(3)
     plain_G = reference.init_weights(reference.Generator(3, 1, 4, 6, "instance", use_dropout=True))
     plain_D = reference.init_weights(reference.Discriminator(3, 4, 3, "instance"))
-    for ours, theirs in ((G, plain_G), (D, plain_D)):
+    for ours, expected in ((G, plain_G), (D, plain_D)):
         assert all(
             torch.equal(a, b)
-            for a, b in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True)
+            for a, b in zip(ours.state_dict().values(), expected.state_dict().values(), strict=True)
         )
-        assert list(ours.state_dict()) == list(theirs.state_dict())
+        assert list(ours.state_dict()) == list(expected.state_dict())
     assert isinstance(compat.define_G(3, 3, 2, "unet_128"), compat.UnetGenerator)
     assert isinstance(compat.define_D(3, 2, "pixel"), compat.PixelDiscriminator)
     assert len(compat.define_D(3, 2, "n_layers", 1).model) == 6
 
 
 @pytest.mark.parametrize(
-    ("wrong", "message"),
+    ("call", "message"),
     [
         (
             lambda: compat.define_G(3, 3, 4, "resnet_5blocks"),
@@ -163,9 +163,9 @@ def test_define_functions_give_what_the_official_names_mean() -> None:
         (lambda: compat.GANLoss("hinge"), "gan_mode must be one of lsgan"),
     ],
 )
-def test_unknown_names(wrong: Callable[[], object], message: str) -> None:
+def test_unknown_names(call: Callable[[], object], message: str) -> None:
     with pytest.raises(NotImplementedError, match=message):
-        wrong()
+        call()
 
 
 @pytest.mark.parametrize("mode", reference.GAN_MODES)
@@ -182,27 +182,28 @@ def test_gan_loss(mode: str) -> None:
     assert set(loss.state_dict()) == {"real_label", "fake_label"}
 
 
-def test_image_pool_draws_as_the_official_one() -> None:
-    """The rule by hand, with Python's random: nothing is drawn while the pool fills, then a coin, then a
-    place.
+def test_image_pool_draws_like_the_official_one() -> None:
+    """Compare with the rule written out, using Python's random.
+
+    Nothing is drawn while the pool is filling; after that, first a coin toss and then a place.
     """
-    pool, held = compat.ImagePool(3), []
+    pool, stored = compat.ImagePool(3), []
     random.seed(5)
-    mine = [
+    results = [
         pool.query(torch.full((2, 1, 1, 1), float(n)) + torch.tensor([0.0, 0.5]).view(2, 1, 1, 1))
         for n in range(20)
     ]
     random.seed(5)
-    for n, shown in enumerate(mine):
+    for n, shown in enumerate(results):
         for i in range(2):
             value = n + 0.5 * i
-            if len(held) < 3:
-                held.append(value)
+            if len(stored) < 3:
+                stored.append(value)
             elif random.uniform(0, 1) > 0.5:
                 place = random.randint(0, 2)
-                held[place], value = value, held[place]
+                stored[place], value = value, stored[place]
             assert shown[i].item() == value
-    assert [image.item() for image in pool.images] == held
+    assert [image.item() for image in pool.images] == stored
     assert pool.images[0].shape == (1, 1, 1, 1)
     assert pool.num_imgs == 3
     x = torch.randn(1, 1, 2, 2)

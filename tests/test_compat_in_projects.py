@@ -1,4 +1,4 @@
-"""What projects do with networks around the official constructors: transforms, wrappers, copies and files."""
+"""Use of the networks in projects: torch.func transforms, wrappers, copies and files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def small(kind: str, impl: str) -> tuple[nn.Module, Tensor]:
         net: nn.Module = compat.ResnetGenerator(3, 3, 2, INSTANCE, n_blocks=1, impl=impl)
     else:
         net = compat.NLayerDiscriminator(3, 2, 1, INSTANCE, impl=impl)
-    # A norm of 2 x 2 makes a rounding error large by chance.
+    # With a norm over 2 x 2 values, a rounding error can happen to become large.
     return net.to(DEVICE), torch.randn(2, 3, 16, 16, device=DEVICE)
 
 
@@ -35,7 +35,7 @@ def gradients(net: nn.Module, loss: Tensor) -> list[Tensor]:
     return list(torch.autograd.grad(loss, list(net.parameters())))
 
 
-def test_half_networks_follow_each_other() -> None:
+def test_half_precision_networks_can_be_chained() -> None:
     for impl in ("reference", "triton"):
         (G, x), (D, _) = small("G", impl), small("D", impl)
         for dtype in (torch.bfloat16, torch.float16):
@@ -45,15 +45,16 @@ def test_half_networks_follow_each_other() -> None:
 
 
 @pytest.mark.parametrize("kind", ["G", "D"])
-def test_transforms_of_torch_func(kind: str) -> None:
-    """auto leaves them to PyTorch's operators: per-image gradients, vmap and forward mode. In float64:
-    rounding is 1e-16.
+def test_torch_func_transforms(kind: str) -> None:
+    """With impl="auto", PyTorch's operators compute per-image gradients, vmap and forward mode.
+
+    The test uses float64, whose rounding error is 1e-16.
     """
     net, x = (value.double() for value in small(kind, "auto"))
     weights = dict(net.named_parameters())
 
-    def loss(given: dict[str, Tensor], image: Tensor) -> Tensor:
-        y: Tensor = functional_call(net, given, (image[None],))
+    def loss(parameters: dict[str, Tensor], image: Tensor) -> Tensor:
+        y: Tensor = functional_call(net, parameters, (image[None],))
         return y.square().mean()
 
     each = vmap(grad(loss), in_dims=(None, 0))(weights, x)
@@ -62,7 +63,7 @@ def test_transforms_of_torch_func(kind: str) -> None:
         for name in parameters_that_count(net):
             assert relative_error(each[name][n], wanted[name]) < 1e-12, name
     assert relative_error(vmap(lambda image: net(image[None])[0])(x), net(x)) < 1e-12
-    tangent, step = torch.randn_like(x), 1e-7  # 1e-16 of rounding over it
+    tangent, step = torch.randn_like(x), 1e-7  # rounding of 1e-16 is divided by it
     slope = jvp(net, (x,), (tangent,))[1]
     secant = (net(x + step * tangent) - net(x - step * tangent)) / (2 * step)
     torch.testing.assert_close(slope, secant, rtol=1e-6, atol=1e-6)
@@ -71,7 +72,7 @@ def test_transforms_of_torch_func(kind: str) -> None:
 @pytest.mark.parametrize(
     "transform", [lambda net, x: grad(lambda x: net(x).sum())(x), lambda net, x: jvp(net, (x,), (x,))]
 )
-def test_kernels_that_were_asked_for_refuse_transforms(
+def test_explicitly_requested_kernels_reject_transforms(
     transform: Callable[[nn.Module, Tensor], object],
 ) -> None:
     net, x = small("G", "triton")
@@ -83,8 +84,9 @@ def test_kernels_that_were_asked_for_refuse_transforms(
 
 
 def _run_in_parallel(net: nn.Module, x: Tensor) -> None:
-    """The wrapper goes before the process group does: were the group freed by it, that would wait for threads
-    of the group, which wait for the interpreter.
+    """Train ``net`` in DistributedDataParallel, and free the wrapper before the process group.
+
+    If the wrapper freed the group, it would wait for threads of the group, which wait for the interpreter.
     """
     parallel = nn.parallel.DistributedDataParallel(net)
     for _ in range(2):
@@ -109,7 +111,7 @@ def test_distributed_data_parallel(kind: str, impl: str, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(("kind", "impl"), [("G", "reference"), ("D", "triton")])
-def test_a_scaler_and_autocast(kind: str, impl: str) -> None:
+def test_grad_scaler_and_autocast(kind: str, impl: str) -> None:
     net, x = small(kind, impl)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     scaler = torch.amp.GradScaler(DEVICE, init_scale=8.0)
@@ -123,12 +125,12 @@ def test_a_scaler_and_autocast(kind: str, impl: str) -> None:
     scaler.step(optimizer)
     scaler.update()
     for p, old, gradient in zip(net.parameters(), before, wanted, strict=True):
-        # The scale is a power of two: no other rounding.
+        # The scale is a power of two, so it does not change the rounding.
         torch.testing.assert_close(p.detach(), old - 0.1 * gradient)
 
 
 class Around(nn.Module):
-    """A project's own model around two of our networks."""
+    """A project's model that contains two of our networks."""
 
     def __init__(self, impl: str) -> None:
         super().__init__()
@@ -140,21 +142,21 @@ class Around(nn.Module):
 
 
 def test_compiling_the_outer_model() -> None:
-    """Gradients in another order: by the parity rule, but for the biases that cancel."""
+    """Gradients are summed in another order, so the parity rule applies (except to biases that cancel)."""
     net, x = Around("auto"), torch.randn(1, 3, 16, 16, device=DEVICE)
     exact, compiled = copy.deepcopy(net).double(), torch.compile(net, backend="aot_eager", fullgraph=True)
     losses = [run(x.to(next(run.parameters()).dtype)) for run in (compiled, net, exact)]
     assert_parity("loss", *losses, torch.float32)
-    found = [
-        dict(zip(dict(net.named_parameters()), gradients(of, loss), strict=True))
-        for of, loss in zip((net, net, exact), losses, strict=True)
+    grads = [
+        dict(zip(dict(net.named_parameters()), gradients(model, loss), strict=True))
+        for model, loss in zip((net, net, exact), losses, strict=True)
     ]
     for name in parameters_that_count(net):
-        assert_parity(name, *(of[name] for of in found), torch.float32)
+        assert_parity(name, *(by_name[name] for by_name in grads), torch.float32)
 
 
 @pytest.mark.parametrize(("kind", "impl"), [("G", "reference"), ("D", "triton")])
-def test_copies_files_halves_and_layouts(kind: str, impl: str) -> None:
+def test_copies_files_half_precision_and_layouts(kind: str, impl: str) -> None:
     net, x = small(kind, impl)
     net = net.eval().requires_grad_(False)
     wanted, file = net(x), io.BytesIO()
@@ -173,7 +175,7 @@ def test_copies_files_halves_and_layouts(kind: str, impl: str) -> None:
         assert_parity(f"{kind} in {dtype}", y, copy.deepcopy(plain).to(dtype)(x.to(dtype)), exact, dtype)
 
 
-def test_the_engine_takes_them_as_ours() -> None:
+def test_the_engine_accepts_them_like_our_networks() -> None:
     G, D = small("G", "auto")[0], small("D", "auto")[0]
     assert (why_not_batched("G", G), why_not_batched("D", D)) == ("", "")
     assert why_not_paired({"G_AB": G, "G_BA": small("G", "auto")[0]}) == ""

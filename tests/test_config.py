@@ -1,4 +1,4 @@
-"""Each rule of the configuration, and its way through JSON."""
+"""Every rule of the configuration, and its conversion to JSON and back."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from fastcyclegan.errors import UserError
 
 BAD: list[tuple[str, Callable[[], object]]] = [
     ("crop_size 300 is larger than load_size 286", lambda: DataConfig(crop_size=300)),
-    ("go together", lambda: DataConfig(data_A=Path("a"))),
-    ("not both", lambda: DataConfig(dataroot=Path("r"), data_A=Path("a"), data_B=Path("b"))),
-    ("batch_size 2 needs images of one size", lambda: DataConfig(batch_size=2, preprocess="none")),
+    ("must be given together", lambda: DataConfig(data_A=Path("a"))),
+    ("but not both", lambda: DataConfig(dataroot=Path("r"), data_A=Path("a"), data_B=Path("b"))),
+    ("batch_size 2 needs images of equal size", lambda: DataConfig(batch_size=2, preprocess="none")),
     ("preprocess must be one of", lambda: DataConfig(preprocess="squash")),
     (r"holdout must be in \[0, 1\)", lambda: DataConfig(data_A=Path("a"), data_B=Path("b"), holdout=1.0)),
     ("batch_size must be at least 1, got 0", lambda: DataConfig(batch_size=0)),
@@ -35,7 +35,7 @@ BAD: list[tuple[str, Callable[[], object]]] = [
     ("norm must be one of instance, batch, none, got 'group'", lambda: ModelConfig(norm="group")),
     ("contradict", lambda: ModelConfig(use_dropout=True, no_dropout=True)),
     ("input_nc must be 3", lambda: ModelConfig(input_nc=4)),
-    ("belongs to the ResNet generators", lambda: ModelConfig(netG="unet_256", upsample="resize")),
+    ("only works with ResNet generators", lambda: ModelConfig(netG="unet_256", upsample="resize")),
     ("lr_policy must be one of", lambda: OptimConfig(lr_policy="exponential")),
     (r"beta1 must be in \[0, 1\)", lambda: OptimConfig(beta1=1.0)),
     ("lr must be finite, got nan", lambda: OptimConfig(lr=float("nan"))),
@@ -45,9 +45,9 @@ BAD: list[tuple[str, Callable[[], object]]] = [
     ("plain folder name", lambda: RunConfig(name="..")),
     ("plain folder name", lambda: RunConfig(name="a\nb")),
     ("seed must be below", lambda: RunConfig(seed=2**63)),
-    ("--epoch belongs to --continue_train", lambda: RunConfig(epoch="5")),
-    ("--holdout belongs to", lambda: DataConfig(dataroot=Path("r"), holdout=0.5)),
-    ("--lambda_gp belongs to --gan_mode wgangp", lambda: LossConfig(lambda_gp=3.0)),
+    ("--epoch needs --continue_train", lambda: RunConfig(epoch="5")),
+    ("--holdout only applies to", lambda: DataConfig(dataroot=Path("r"), holdout=0.5)),
+    ("--lambda_gp only applies to --gan_mode wgangp", lambda: LossConfig(lambda_gp=3.0)),
     ("init_gain must be finite, got nan", lambda: ModelConfig(init_gain=float("nan"))),
     ("init_gain must be at least 0", lambda: ModelConfig(init_gain=-1.0)),
     ("lr must be finite, got inf", lambda: OptimConfig(lr=float("inf"))),
@@ -58,7 +58,7 @@ BAD: list[tuple[str, Callable[[], object]]] = [
     ("contradict", lambda: RunConfig(continue_train=True, overwrite=True)),
     ("device must be auto", lambda: RunConfig(device="gpu")),
     ("gpu_ids must be one number", lambda: RunConfig(gpu_ids="0,1")),
-    ("the same thing", lambda: RunConfig(gpu_ids="0", device="cpu")),
+    ("both set the device", lambda: RunConfig(gpu_ids="0", device="cpu")),
     ("epoch must be latest", lambda: RunConfig(epoch="best", continue_train=True)),
     ("crop_size 254 is not a multiple of 4", lambda: TrainConfig(data=DataConfig(crop_size=254))),
     (
@@ -69,7 +69,7 @@ BAD: list[tuple[str, Callable[[], object]]] = [
         "crop_size 20 is too small: --netD basic needs at least 24",
         lambda: TrainConfig(data=DataConfig(crop_size=20)),
     ),
-    ("identity loss needs equal channels", lambda: TrainConfig(model=ModelConfig(input_nc=1))),
+    ("identity loss needs equal channel counts", lambda: TrainConfig(model=ModelConfig(input_nc=1))),
     (
         "wgangp mixes",
         lambda: TrainConfig(data=DataConfig(preprocess="none"), loss=LossConfig(gan_mode="wgangp")),
@@ -78,7 +78,7 @@ BAD: list[tuple[str, Callable[[], object]]] = [
 
 
 @pytest.mark.parametrize(("message", "build"), BAD, ids=[f"{n}: {row[0]}" for n, row in enumerate(BAD)])
-def test_bad_settings_are_named(message: str, build: Callable[[], object]) -> None:
+def test_invalid_settings_are_rejected(message: str, build: Callable[[], object]) -> None:
     with pytest.raises(UserError, match=message):
         build()
 
@@ -116,7 +116,7 @@ def test_official_defaults() -> None:
     assert (c.optim.lr_decay_iters, c.run.save_epoch_freq, c.run.epoch) == (50, 5, "latest")
 
 
-def test_choices_are_the_reference_s() -> None:
+def test_choices_match_the_reference() -> None:
     hints = get_type_hints(ModelConfig)
     assert get_args(hints["norm"]) == ref.NORMS
     assert get_args(hints["init_type"]) == ref.INIT_TYPES
@@ -124,7 +124,7 @@ def test_choices_are_the_reference_s() -> None:
     assert get_args(get_type_hints(LossConfig)["gan_mode"]) == ref.GAN_MODES
 
 
-def test_json_and_back() -> None:
+def test_json_round_trip() -> None:
     config = with_changes(
         TrainConfig(),
         {"data": {"data_A": Path("x"), "data_B": Path("y")}, "run": {"name": "n"}, "loss": {"lambda_A": 5.0}},
@@ -133,7 +133,7 @@ def test_json_and_back() -> None:
     older = to_dict(config)
     del older["data"]["cache"]
     assert from_dict(older) == config
-    with pytest.raises(UserError, match="does not know: colour"):
+    with pytest.raises(UserError, match="unknown to this version: colour"):
         from_dict(older | {"data": {"colour": 1}})
     for nonsense in ({}, [], {"data": 3}, older | {"run": None}):
         with pytest.raises(UserError, match="it lacks one of the groups data, model, loss, optim, run"):

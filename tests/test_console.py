@@ -1,4 +1,4 @@
-"""Plain lines without a terminal, and text that looks like markup left as it is."""
+"""Plain lines without a terminal, and text that looks like markup printed unchanged."""
 
 from __future__ import annotations
 

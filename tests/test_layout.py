@@ -1,6 +1,4 @@
-"""The rooms of the package: what each may use, that nothing goes in circles, and where the tests of each
-module are.
-"""
+"""Layout of the package: the rooms that each room may use, no circular imports, tests of each module."""
 
 from __future__ import annotations
 
@@ -19,8 +17,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "fastcyclegan"
 
-# The rooms (folders) and the public modules beside them, in order: each may use itself and those of the rows
-# above it.
+# The rooms (folders) and public modules, in order. Each may use itself and those in the rows above it.
 ROWS = (
     ("errors", "console", "reference", "kernels"),
     ("config", "tensor_files"),
@@ -42,14 +39,14 @@ ROWS = (
 
 
 def name_of(file: Path) -> str:
-    """Return the dotted name of a module of the package: the kernels are within it, whatever the path."""
+    """Return the dotted name of a module within the package. The kernels are part of it."""
     within = file.relative_to(ROOT if file.is_relative_to(ROOT / "kernels") else PACKAGE)
     return ".".join(part for part in within.with_suffix("").parts if part != "__init__")
 
 
 @cache
 def modules() -> dict[str, Path]:
-    """Return the file of each module of the package, by its dotted name without the package's own."""
+    """Return the file of each module of the package, by its dotted name without the package name."""
     files = [file for file in PACKAGE.rglob("*.py") if not file.is_relative_to(PACKAGE / "kernels")]
     return {
         name_of(file): file
@@ -59,12 +56,12 @@ def modules() -> dict[str, Path]:
 
 
 def imported(file: Path) -> Iterator[str]:
-    """Yield what ``file`` imports anywhere in it, for its types too: modules, and names of modules."""
+    """Yield all modules, and names from modules, that ``file`` imports anywhere, including for types only."""
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            # The kernels alone import by dots.
+            # Only the kernels use relative imports.
             base = ".".join(filter(None, ("fastcyclegan.kernels" if node.level else "", node.module)))
             yield base
             yield from (f"{base}.{alias.name}" for alias in node.names)
@@ -77,9 +74,9 @@ def used_by(module: str) -> set[str]:
         for name in imported(modules()[module])
         if name.startswith("fastcyclegan.")
     }
-    found = {name for name in inner if name in modules()}
-    # ``from fastcyclegan.nn import chains`` is about chains, and not about the room's own names.
-    return {name for name in found if not any(other.startswith(f"{name}.") for other in found)} - {module}
+    used = {name for name in inner if name in modules()}
+    # ``from fastcyclegan.nn import chains`` uses chains, and not names of the room itself.
+    return {name for name in used if not any(other.startswith(f"{name}.") for other in used)} - {module}
 
 
 def room(module: str) -> str:
@@ -91,78 +88,78 @@ def test_every_room_has_one_row() -> None:
 
 
 @pytest.mark.parametrize("module", modules())
-def test_arrows_point_one_way(module: str) -> None:
+def test_rooms_only_use_the_rows_above(module: str) -> None:
     (row,) = (number for number, names in enumerate(ROWS) if room(module) in names)
     allowed = {name for names in ROWS[:row] for name in names} | {room(module)}
     wrong = sorted(name for name in used_by(module) if room(name) not in allowed)
-    assert not wrong, f"{module} uses {', '.join(wrong)}, which {room(module)} must not know"
+    assert not wrong, f"{module} uses {', '.join(wrong)}, which {room(module)} must not use"
 
 
-def test_nothing_imports_in_circles() -> None:
-    """Not in functions and not for types either. graphlib's CycleError names the circle."""
+def test_there_are_no_circular_imports() -> None:
+    """Imports in functions and for types count as well. graphlib's CycleError shows the circle."""
     order = list(TopologicalSorter({module: used_by(module) for module in modules()}).static_order())
     assert len(order) == len(modules())
 
 
-def test_what_the_arrows_are_read_from() -> None:
-    """They are seen however an import is written, so that a test that passes says something."""
+def test_all_kinds_of_imports_are_found() -> None:
+    """Imports are found however they are written; otherwise these tests would pass without checking them."""
     assert {"recipes.recipe", "data.batch", "kernels", "engine.choices"} <= used_by("engine.engine")
-    assert "kernels._launch" in used_by("kernels._tune")  # by a dot
-    assert "devtools.compile_kernels" in used_by("engine.ahead")  # in a function
-    assert "kernels._launch" in used_by("engine.ahead")  # for types
+    assert "kernels._launch" in used_by("kernels._tune")  # relative
+    assert "devtools.compile_kernels" in used_by("engine.ahead")  # inside a function
+    assert "kernels._launch" in used_by("engine.ahead")  # only for types
     assert "fusion" not in used_by("fusion.accelerate")
 
 
 @pytest.mark.parametrize(
     "folder", sorted({name for row in ROWS for name in row if (PACKAGE / name).is_dir()} - {"kernels"})
 )
-def test_a_room_says_what_belongs_there(folder: str) -> None:
+def test_rooms_document_their_contents_and_the_rooms_they_use(folder: str) -> None:
     text = ast.get_docstring(ast.parse((PACKAGE / folder / "__init__.py").read_text())) or ""
     uses = re.search(r"^Uses (.*)", text, re.MULTILINE | re.DOTALL)
     assert len(text.splitlines()) >= 4
-    assert uses is not None, f"{folder}: its docstring does not say which rooms it uses"
-    told = set(re.findall(r"``(\w+)``", uses[1]))
+    assert uses is not None, f"{folder}: its docstring does not list the rooms that it uses"
+    documented = set(re.findall(r"``(\w+)``", uses[1]))
     used = {room(name) for module in modules() if room(module) == folder for name in used_by(module)} - {
         folder,
         "errors",
         "console",
     }
-    assert told == used, (
-        f"{folder}/__init__.py says that it uses {sorted(told)}, its modules use {sorted(used)}"
+    assert documented == used, (
+        f"{folder}/__init__.py lists {sorted(documented)}, but its modules use {sorted(used)}"
     )
 
 
-def test_files_that_texts_name_are_there() -> None:
-    """A docstring or a page that sends its reader to a file which has moved is worse than none."""
+def test_files_mentioned_in_texts_exist() -> None:
+    """A text that refers its reader to a file that has been moved is worse than no text."""
     files = [
         path
         for folder in ("fastcyclegan", "kernels", "bench", "tests", "scripts")
         for path in (ROOT / folder).rglob("*.py")
     ]
-    there = {f"/{path.relative_to(ROOT).as_posix()}" for path in files}
+    existing = {f"/{path.relative_to(ROOT).as_posix()}" for path in files}
     texts = [
         *modules().values(),
         *(ROOT / "bench").glob("*.py"),
         ROOT / "README.md",
         ROOT / "kernels" / "README.md",
     ]
-    named = {(text, name) for text in texts for name in re.findall(r"`([\w/]+\.py)`", text.read_text())}
-    assert len(named) > 40
+    mentions = {(text, name) for text in texts for name in re.findall(r"`([\w/]+\.py)`", text.read_text())}
+    assert len(mentions) > 40
     assert not [
-        f"{text.relative_to(ROOT)} names {name}"
-        for text, name in sorted(named)
-        if not any(path.endswith(f"/{name}") for path in there)
+        f"{text.relative_to(ROOT)} mentions {name}"
+        for text, name in sorted(mentions)
+        if not any(path.endswith(f"/{name}") for path in existing)
     ]
 
 
-def test_the_reference_imports_torch_alone() -> None:
+def test_the_reference_imports_only_torch() -> None:
     outer = {name.split(".")[0] for name in imported(PACKAGE / "reference.py")}
     assert outer <= {"torch", "__future__", "collections", "dataclasses"}
 
 
 # --- Tests and benches --------------------------------------------------------------------------------------
 
-# Modules whose tests are in a file of another name.
+# Modules whose tests are in a file with another name.
 ELSEWHERE = {
     "data.batch": "data/test_loader.py",
     "data.dataset_page": "data/test_dataset_report.py",
@@ -195,7 +192,7 @@ ELSEWHERE = {
 
 
 def tests_of(module: str) -> Path:
-    """Return where the tests of ``module`` are to be found by its name."""
+    """Return the test file that ``module`` should have according to its name."""
     *folders, stem = module.split(".")
     return ROOT.joinpath("tests", *folders, f"test_{stem.strip('_')}.py")
 
@@ -205,21 +202,19 @@ def tests_of(module: str) -> Path:
 )
 def test_every_module_has_tests(module: str) -> None:
     if module in ELSEWHERE:
-        assert not tests_of(module).exists(), (
-            f"{module} has a test file of its own: ELSEWHERE must not name it"
-        )
+        assert not tests_of(module).exists(), f"{module} has its own test file, so ELSEWHERE must not list it"
         assert (ROOT / "tests" / ELSEWHERE[module]).exists()
     else:
         assert tests_of(module).exists()
 
 
-def test_only_modules_that_exist_are_tested_elsewhere() -> None:
+def test_elsewhere_lists_only_existing_modules() -> None:
     assert ELSEWHERE.keys() <= modules().keys()
 
 
 @pytest.mark.parametrize("folder", ["bench", "tests"])
-def test_no_module_edits_the_path(folder: str) -> None:
-    """Both are packages, imported from the root. The fake checkout stands for code of others."""
+def test_no_module_changes_sys_path(folder: str) -> None:
+    """Both folders are packages, imported from the root. The fake checkout stands for third-party code."""
     checkout = ROOT / "tests" / "official" / "checkout"
     files = [
         file
@@ -230,10 +225,10 @@ def test_no_module_edits_the_path(folder: str) -> None:
     assert not [file for file in files if re.search(r"sys\.path\b", file.read_text())]
 
 
-def test_benches_run_with_their_folder_on_the_path_too() -> None:
-    """As commands written down for GPU machines have it."""
+def test_benches_also_run_with_their_folder_on_the_path() -> None:
+    """The commands documented for GPU machines do this."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join((".", "bench"))}
     command = [sys.executable, "-m", "bench.report", "--help"]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "--against" in done.stdout
+    process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    assert "--against" in process.stdout

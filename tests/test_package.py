@@ -1,6 +1,4 @@
-"""The package as it ships: what its import brings, the kernels folder under every kind of install, markers
-and pins, lint and types.
-"""
+"""The package as shipped: light imports, the kernels folder in each kind of install, pins, lint and types."""
 
 from __future__ import annotations
 
@@ -19,8 +17,8 @@ PACKAGE = ROOT / "fastcyclegan"
 HEAVY = {"tyro", "rich", "tensorboard", "matplotlib"}
 
 
-def test_what_a_bare_machine_runs_needs_no_libraries_of_the_command_line() -> None:
-    """Networks, engine and bench import on a GPU machine that has torch, numpy and Pillow alone."""
+def test_engine_and_benches_import_without_command_line_libraries() -> None:
+    """Networks, engine and benches can be imported on a GPU machine with only torch, numpy and Pillow."""
     blocked = "".join(f"sys.modules[{name!r}] = None; " for name in sorted(HEAVY))
     needed = ", ".join(
         f"fastcyclegan.{name}"
@@ -30,27 +28,29 @@ def test_what_a_bare_machine_runs_needs_no_libraries_of_the_command_line() -> No
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
-def test_importing_is_light() -> None:
-    """``import fastcyclegan`` brings the networks, not the loaders, the logs or a compiler."""
+def test_importing_the_package_is_light() -> None:
+    """``import fastcyclegan`` loads the networks, but no image loaders, logging or compiler."""
     heavy = {"tyro", "rich", "PIL", "tensorboard", "triton", "nvidia"}
     code = f"import sys, fastcyclegan; print(sorted({{m.split('.')[0] for m in sys.modules}} & {heavy}))"
-    done = subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout.strip() == "[]"
+    process = subprocess.run(
+        [sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True, text=True
+    )
+    assert process.stdout.strip() == "[]"
 
 
-def test_kernels_is_reached_by_the_link_and_guards_its_name() -> None:
+def test_kernels_can_only_be_imported_through_the_package() -> None:
     link = PACKAGE / "kernels"
     assert link.is_symlink()
     assert link.readlink() == Path("../kernels")
     subprocess.run([sys.executable, "-c", "import fastcyclegan.kernels"], check=True, cwd=ROOT)
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", "import kernels"], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    assert done.returncode != 0
-    assert "this folder is the package fastcyclegan.kernels, not 'kernels'" in done.stderr
+    assert process.returncode != 0
+    assert "this folder is the package fastcyclegan.kernels, not 'kernels'" in process.stderr
 
 
-def test_the_wheel_has_the_kernels_inside_the_package_and_works_alone(tmp_path: Path) -> None:
+def test_the_wheel_contains_the_kernels_and_works_without_the_checkout(tmp_path: Path) -> None:
     options = "-q --no-deps --no-build-isolation".split()
     build = [sys.executable, "-m", "pip", "wheel", *options, "-w", str(tmp_path), str(copy_of_tree(tmp_path))]
     subprocess.run(build, check=True)
@@ -58,7 +58,7 @@ def test_the_wheel_has_the_kernels_inside_the_package_and_works_alone(tmp_path: 
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         archive.extractall(tmp_path / "site")
-    # The checkout's own kernels are reached through a link.
+    # In the checkout, the kernels are reached through a symbolic link.
     files = {path.relative_to(ROOT).as_posix() for path in PACKAGE.rglob("*.py")}
     files |= {
         f"fastcyclegan/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "kernels").rglob("*.py")
@@ -68,14 +68,14 @@ def test_the_wheel_has_the_kernels_inside_the_package_and_works_alone(tmp_path: 
     assert "fastcyclegan/py.typed" in names
     assert not any(name.startswith("kernels/") for name in names)
     modules = sorted(name.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for name in files)
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", IMPORTS, *modules],
         cwd=tmp_path / "site",
         check=True,
         capture_output=True,
         text=True,
     )
-    places = json.loads(done.stdout)
+    places = json.loads(process.stdout)
     assert len(places) == len(modules) > 100
     assert all(Path(place).is_relative_to(tmp_path / "site") for place in places)
 
@@ -86,14 +86,14 @@ print(json.dumps([importlib.import_module(name).__file__ for name in sys.argv[1:
 """
 
 
-def test_the_wheel_is_told_of_every_folder() -> None:
+def test_pyproject_lists_every_package_folder() -> None:
     setup = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     folders = {file.parent for file in PACKAGE.rglob("__init__.py")} | {PACKAGE / "kernels"}
     assert sorted(setup["packages"]) == sorted(".".join(folder.relative_to(ROOT).parts) for folder in folders)
 
 
 def copy_of_tree(tmp_path: Path) -> Path:
-    """Copy what git tracks, so that a build leaves nothing in the checkout."""
+    """Copy the files needed for a build, so that it leaves nothing in the checkout."""
     import shutil
 
     tree = tmp_path / "tree"
@@ -122,12 +122,12 @@ def test_pins_and_markers() -> None:
     ids=" ".join,
 )
 def test_lint_and_types(command: list[str]) -> None:
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert process.returncode == 0, process.stdout + process.stderr
 
 
-def test_scripts_are_thin() -> None:
+def test_scripts_are_short() -> None:
     for script in (ROOT / "scripts").glob("[a-z]*.py"):
         assert len(script.read_text().splitlines()) <= 12, script

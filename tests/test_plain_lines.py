@@ -1,4 +1,4 @@
-"""No clever line: what ruff has no rule for, read off the syntax trees of what ships and of the benches."""
+"""Style rules that ruff does not have, checked on the syntax trees of the package, benches and scripts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# Device code has rules of its own: kernels/README.md.
+# Device code has its own rules, see kernels/README.md.
 FILES = [
     file
     for folder in ("fastcyclegan", "kernels", "bench", "scripts")
@@ -32,12 +32,12 @@ def tree(file: Path) -> ast.Module:
 
 @pytest.fixture(params=FILES, ids=name_of)
 def file(request: pytest.FixtureRequest) -> Path:
-    found: Path = request.param
-    return found
+    path: Path = request.param
+    return path
 
 
 def is_condition(node: ast.expr) -> bool:
-    """Whether ``node`` is a truth value by its form."""
+    """Return whether the syntax of ``node`` shows that it is a boolean."""
     if isinstance(node, ast.Call):
         return isinstance(node.func, ast.Name) and node.func.id in ("bool", "isinstance", "any", "all")
     return isinstance(node, (ast.Compare, ast.BoolOp)) or (
@@ -46,39 +46,41 @@ def is_condition(node: ast.expr) -> bool:
 
 
 def is_literal(node: ast.expr) -> bool:
-    """Whether ``node`` is a text, a number or a list as it is written down."""
+    """Return whether ``node`` is a literal string, number, list, tuple or dict."""
     if isinstance(node, ast.Constant):
         return not isinstance(node.value, bool)
     return isinstance(node, (ast.JoinedStr, ast.List, ast.Tuple, ast.Dict))
 
 
-def test_a_ternary_stands_alone(file: Path) -> None:
-    """In no other one, and with at most one beside it in its line."""
+def test_ternaries_are_not_nested_or_crowded(file: Path) -> None:
+    """A ternary is in no other ternary, and a line has at most two of them."""
     ternaries = [node for node in ast.walk(tree(file)) if isinstance(node, ast.IfExp)]
     for ternary in ternaries:
         inner = [node for node in ast.walk(ternary) if isinstance(node, ast.IfExp)]
-        assert len(inner) == 1, f"line {ternary.lineno}: a ternary in a ternary"
+        assert len(inner) == 1, f"line {ternary.lineno}: a nested ternary"
     crowded = [line for line, count in Counter(node.lineno for node in ternaries).items() if count > 2]
-    assert not crowded, f"lines {crowded}: three ternaries"
+    assert not crowded, f"lines {crowded}: more than two ternaries"
 
 
-def test_nothing_is_multiplied_by_a_condition(file: Path) -> None:
+def test_no_value_is_multiplied_by_a_condition(file: Path) -> None:
     for node in ast.walk(tree(file)):
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
             for value, factor in ((node.left, node.right), (node.right, node.left)):
-                assert not (is_literal(value) and is_condition(factor)), f"line {node.lineno}: write an if"
+                assert not (is_literal(value) and is_condition(factor)), (
+                    f"line {node.lineno}: use an if statement"
+                )
 
 
-def test_and_or_or_give_truth_values(file: Path) -> None:
-    """``x or "none"`` is an if statement."""
+def test_and_and_or_only_combine_conditions(file: Path) -> None:
+    """Instead of ``x or "none"``, write an if statement."""
     for node in ast.walk(tree(file)):
         if isinstance(node, ast.BoolOp):
             values = [value for value in node.values if is_literal(value)]
             assert not values, f"line {node.lineno}: {ast.unparse(node)}"
 
 
-def test_comprehensions_have_two_clauses_at_most(file: Path) -> None:
-    """A loop and a condition, or two loops."""
+def test_comprehensions_have_at_most_two_clauses(file: Path) -> None:
+    """That is, a loop and a condition, or two loops."""
     kinds = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
     for node in ast.walk(tree(file)):
         if isinstance(node, kinds):
@@ -87,7 +89,7 @@ def test_comprehensions_have_two_clauses_at_most(file: Path) -> None:
 
 
 def test_functions_are_short(file: Path) -> None:
-    """Without their signatures, docstrings and the functions inside them."""
+    """Signatures, docstrings and nested functions do not count."""
     for node in ast.walk(tree(file)):
         if isinstance(node, ast.FunctionDef):
             inner = sum(
@@ -105,8 +107,8 @@ def length(function: ast.FunctionDef) -> int:
     return last - body[0].lineno + 1
 
 
-def test_no_private_name_crosses_a_file(file: Path) -> None:
-    """A name with an underscore is its module's own; modules with one are a room's."""
+def test_private_names_are_not_imported(file: Path) -> None:
+    """A name with an underscore is private to its module, and a module with an underscore to its room."""
     for node in ast.walk(tree(file)):
         if not isinstance(node, ast.ImportFrom):
             continue
@@ -123,8 +125,8 @@ def test_no_private_name_crosses_a_file(file: Path) -> None:
             assert is_module or not re.match("_[^_]", alias.name), f"line {node.lineno}: {alias.name}"
 
 
-def test_classes_are_not_changed_when_modules_are_finished(file: Path) -> None:
-    """But where ``accelerate`` lives by it: it takes up networks that others have made."""
+def test_only_accelerate_assigns_to_class(file: Path) -> None:
+    """``accelerate`` has to, because it changes networks that have already been built."""
     for node in ast.walk(tree(file)):
         if isinstance(node, ast.Assign):
             targets = {target.attr for target in node.targets if isinstance(target, ast.Attribute)}

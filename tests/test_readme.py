@@ -1,6 +1,4 @@
-"""The README's Python runs as it stands there, in its order, in one folder; but for sizes, which are made
-small.
-"""
+"""The README's Python code runs as written, in order and in one folder, except for reduced sizes."""
 
 from __future__ import annotations
 
@@ -16,7 +14,7 @@ from tests.conftest import write_images
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-# What makes an example long; each must be there, or it would run at its full size.
+# Replacements that keep the examples short. Each must match, or an example would run at its full size.
 SMALLER = {
     'netG="resnet_6blocks", load_size=143, crop_size=128': (
         'netG="resnet_1blocks", ngf=2, ndf=2, load_size=26, crop_size=24, num_threads=0'
@@ -27,7 +25,7 @@ SMALLER = {
 }
 
 
-def test_all_of_it_runs(
+def test_all_examples_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert len(BLOCKS) >= 8
@@ -47,7 +45,7 @@ def test_all_of_it_runs(
     assert results["logits"].shape[:2] == (1, 1)
     assert torch.isfinite(results["loss"])
     assert (results["painting"].size, results["photo"].size) == ((24, 20), (24, 20))
-    assert results["model"].iteration == 6  # two epochs of the three that were not held out
+    assert results["model"].iteration == 6  # two epochs of the three images that are not held out
     printed = capsys.readouterr().out
-    assert "accelerate: 2 replaced, nothing left as it is" in printed
+    assert "accelerate: 2 replaced, nothing skipped" in printed
     assert (tmp_path / "photos2paintings" / "README.md").exists()

@@ -1,6 +1,4 @@
-"""The reference's norm, initial weights, losses and pool against things that are not it: torch's own modules
-and numbers by hand.
-"""
+"""The reference's norm, initial weights, losses and pool, checked against torch and values by hand."""
 
 from __future__ import annotations
 
@@ -21,8 +19,8 @@ from fastcyclegan.testing import relative_error
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("batch", [1, 2])
 def test_instance_norm_gradient_in_any_layout(batch: int, layout: torch.memory_format) -> None:
-    """torch's own is wrong on the CPU for one image and a channels_last gradient: this fails with
-    nn.InstanceNorm2d in its place.
+    """torch's own gradient is wrong on the CPU for a single image and a channels_last gradient, so this test
+    fails with nn.InstanceNorm2d instead.
     """
     torch.manual_seed(0)
     x, grad = torch.randn(2, batch, 6, 5, 7, dtype=torch.float64)
@@ -36,7 +34,7 @@ def test_instance_norm_gradient_in_any_layout(batch: int, layout: torch.memory_f
     assert relative_error(ours.grad, truth.grad) < 1e-13
 
 
-def test_one_pixel_raises_as_torch_does() -> None:
+def test_a_single_pixel_raises_as_in_torch() -> None:
     with pytest.raises(ValueError, match="more than 1 spatial element"):
         ref.InstanceNorm2d(3)(torch.rand(1, 3, 1, 1))
 
@@ -48,11 +46,11 @@ def test_one_pixel_raises_as_torch_does() -> None:
     ("init_type", "expected"),
     [("normal", 0.02), ("xavier", 0.02 * math.sqrt(2 / (9 * 512))), ("kaiming", math.sqrt(2 / (9 * 256)))],
 )
-def test_initial_spread(init_type: str, expected: float) -> None:
+def test_spread_of_initial_weights(init_type: str, expected: float) -> None:
     torch.manual_seed(0)
     net = ref.init_weights(ref.Generator(n_blocks=1), init_type, 0.02)
     weight = net.get_parameter("model.10.conv_block.1.weight")
-    # The standard error of a standard deviation over 589,824 weights is 0.1 %: 5 of them.
+    # The standard error of a standard deviation over 589,824 weights is 0.1 %. The tolerance is 5 of them.
     assert weight.std().item() == pytest.approx(expected, rel=5e-3)
     assert abs(weight.mean().item()) < 5 * expected / math.sqrt(weight.numel())
     assert not net.get_parameter("model.10.conv_block.1.bias").any()
@@ -82,7 +80,9 @@ def test_gan_losses_by_hand() -> None:
 
 
 def test_gradient_penalty_by_hand() -> None:
-    """D(x) = sum of 0.5 x^2 has the gradient x, so the penalty is 10 E[(|x| - 1)^2] at the mixed points."""
+    """D(x) = sum of 0.5 x^2 has the gradient x, so the penalty is 10 E[(|x| - 1)^2] at the interpolated
+    points.
+    """
 
     class Square(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -114,7 +114,7 @@ def test_gradient_penalty_reaches_the_weights() -> None:
 
 
 class Scale(nn.Module):
-    """A generator or discriminator of one number, so that every term can be worked out by hand."""
+    """A generator or discriminator with a single weight, so that every term can be computed by hand."""
 
     def __init__(self, factor: float) -> None:
         super().__init__()
@@ -129,11 +129,11 @@ def test_generator_losses_by_hand() -> None:
     a, b = torch.full((1, 1, 2, 2), 0.5), torch.full((1, 1, 2, 2), -0.5)
     weights = ref.LossWeights(lambda_A=10, lambda_B=20, lambda_identity=0.5)
     losses, fake_A, fake_B = ref.generator_losses(nets, a, b, weights)
-    found = {name: loss.item() for name, loss in losses.items()}
+    values = {name: loss.item() for name, loss in losses.items()}
     assert fake_B.unique().item() == 1.0
     assert fake_A.unique().item() == -0.125
     # D_B(fake_B) = 3, D_A(fake_A) = -0.125; rec_A = 0.25, rec_B = -0.25; G_AB(b) = -1, G_BA(a) = 0.125.
-    assert found == pytest.approx(
+    assert values == pytest.approx(
         {"G_AB": 4.0, "G_BA": 1.265625, "cycle_A": 2.5, "cycle_B": 5.0, "idt_B": 5.0, "idt_A": 1.875}
     )
     assert set(ref.generator_losses(nets, a, b, ref.LossWeights(lambda_identity=0))[0]) == {
@@ -161,7 +161,7 @@ def test_discriminator_loss_by_hand() -> None:
         lambda: ref.Generator(upsample="bilinear"),
     ],
 )
-def test_unknown_words_are_named(call: Callable[[], object]) -> None:
+def test_unknown_options_are_rejected(call: Callable[[], object]) -> None:
     with pytest.raises(ValueError, match=r"must be one of .*, got '(hinge|group|zeros|bilinear)'"):
         call()
 
@@ -179,23 +179,23 @@ def test_pool_rule_by_hand() -> None:
         1,
         2,
     ]  # filling: stored and returned
-    assert pool.query(numbered(3), [(0.7, 0.0)]).flatten().tolist() == [3]  # kept out
+    assert pool.query(numbered(3), [(0.7, 0.0)]).flatten().tolist() == [3]  # not stored
     assert pool.query(numbered(4), [(0.2, 0.9)]).flatten().tolist() == [
         2
-    ]  # slot 1 given away, 4 stored there
-    # In one query, 5 goes to slot 0 and 6 then draws slot 0: it gets 5, stored a moment before.
+    ]  # slot 1 is returned, 4 is stored there
+    # In a single query, 5 is stored in slot 0, and 6 then draws slot 0 and gets the 5 just stored.
     assert pool.query(numbered(5, 6), [(0.1, 0.0), (0.1, 0.4)]).flatten().tolist() == [1, 5]
     assert [image.item() for image in pool.images] == [6, 4]
 
 
-def test_pool_of_nothing_passes_through() -> None:
+def test_an_empty_pool_returns_its_input() -> None:
     images = numbered(1, 2)
     assert ref.ReplayPool(0).query(images, []) is images
 
 
 def test_pool_statistics() -> None:
-    """Once full, half of the queries return the newest; an old one returned is on average as old as a slot
-    survives.
+    """Once the pool is full, half of the queries return the newest image. Older images that are returned
+    are on average as old as the lifetime of a slot.
     """
     rng = np.random.default_rng(0)
     pool, ages, n = ref.ReplayPool(50), [], 20_000
@@ -204,7 +204,7 @@ def test_pool_statistics() -> None:
         if time >= 5_000:
             ages.append(time - shown)
     old = [age for age in ages if age > 0]
-    # Binomial: 5 standard errors around one half.
+    # Binomial: the tolerance is 5 standard errors around one half.
     assert len(old) / len(ages) == pytest.approx(0.5, abs=5 * 0.5 / math.sqrt(len(ages)))
-    # A slot is overwritten with probability 1/100 a query, so ages are geometric with mean 100.
+    # A slot is overwritten with probability 1/100 per query, so ages are geometric with mean 100.
     assert np.mean(old) == pytest.approx(100, abs=5 * 100 / math.sqrt(len(old)))

@@ -1,4 +1,4 @@
-"""The reference's networks: the official keys and counts, and what they compute worked out in numpy."""
+"""The reference's networks: official keys and counts, and outputs compared with numpy."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ def size(net: nn.Module) -> int:
     return sum(p.numel() for p in net.parameters())
 
 
-# (why, network, tensors, parameters): the counts of the official networks.
+# (reason, network, tensors, parameters): the counts of the official networks.
 COUNTS: list[tuple[str, Callable[[], nn.Module], int, int]] = [
     ("the default", lambda: ref.Generator(), 48, 11_378_179),
     ("for 128x128", lambda: ref.Generator(n_blocks=6), 36, 7_837_699),
     (
-        "batch norm: statistics in the file, no biases before it",
+        "batch norm: running statistics in the file, no biases before it",
         lambda: ref.Generator(norm="batch"),
         140,
         11_383_427,
     ),
-    ("affine instance norm is found in the wild", lambda: ref.Generator(affine=True), 94, 11_388_675),
+    ("affine instance norm, which some checkpoints have", lambda: ref.Generator(affine=True), 94, 11_388_675),
     ("70x70 PatchGAN", lambda: ref.Discriminator(), 10, 2_764_737),
     ("1x1 PatchGAN", lambda: ref.PixelDiscriminator(), 6, 8_705),
     ("U-Net for 256x256", lambda: ref.UnetGenerator(), 32, 54_409_603),
 ]
 
 
-@pytest.mark.parametrize(("why", "build", "tensors", "parameters"), COUNTS, ids=[row[0] for row in COUNTS])
+@pytest.mark.parametrize(("reason", "build", "tensors", "parameters"), COUNTS, ids=[row[0] for row in COUNTS])
 def test_counts_are_the_official_ones(
-    why: str, build: Callable[[], nn.Module], tensors: int, parameters: int
+    reason: str, build: Callable[[], nn.Module], tensors: int, parameters: int
 ) -> None:
     net = build()
     assert len(net.state_dict()) == tensors
@@ -52,14 +52,14 @@ def test_counts_are_the_official_ones(
 
 
 def test_keys_of_the_resnet_generator() -> None:
-    found = shapes(ref.Generator())
+    actual = shapes(ref.Generator())
     expected = {"model.1": (64, 3, 7, 7), "model.4": (128, 64, 3, 3), "model.7": (256, 128, 3, 3)}
     expected |= {f"model.{n}.conv_block.{k}": (256, 256, 3, 3) for n in range(10, 19) for k in (1, 5)}
     expected |= {"model.19": (256, 128, 3, 3), "model.22": (128, 64, 3, 3), "model.26": (3, 64, 7, 7)}
-    assert {name: shape for name, shape in found.items() if name.endswith("weight")} == {
+    assert {name: shape for name, shape in actual.items() if name.endswith("weight")} == {
         f"{n}.weight": s for n, s in expected.items()
     }
-    assert {name for name in found if name.endswith("bias")} == {f"{n}.bias" for n in expected}
+    assert {name for name in actual if name.endswith("bias")} == {f"{n}.bias" for n in expected}
 
 
 def test_keys_of_the_other_networks() -> None:
@@ -76,8 +76,8 @@ def test_keys_of_the_other_networks() -> None:
 
 @pytest.mark.parametrize("norm", ["instance", "batch", "none"])
 def test_biases_by_norm(norm: str) -> None:
-    """With instance norm every convolution has a bias; else G's last alone, D's first and last, the pixel D's
-    first.
+    """With instance norm, every convolution has a bias. Otherwise only these do: the generators' last one,
+    the discriminator's first and last, and the pixel discriminator's first.
     """
 
     def biased(net: nn.Module) -> list[bool]:
@@ -94,7 +94,7 @@ def test_biases_by_norm(norm: str) -> None:
     assert sum(u) == (len(u) if every else 1)
 
 
-def test_discriminator_sees_30_by_30_patches_and_caps_its_width() -> None:
+def test_discriminator_has_30_by_30_patches_and_limited_width() -> None:
     assert ref.Discriminator(ndf=2)(torch.rand(1, 3, 256, 256)).shape == (1, 1, 30, 30)
     widths = [
         m.out_channels for m in ref.Discriminator(ndf=4, n_layers=6).modules() if isinstance(m, nn.Conv2d)
@@ -110,8 +110,8 @@ def conv(x: Array, weight: Array, bias: Array | None, stride: int = 1, pad: int 
 
 
 def transposed(x: Array, weight: Array, bias: Array | None, kernel: int, out_pad: int) -> Array:
-    """Zeros between the pixels, then the flipped kernel: the definition of a stride-2, padding-1 transposed
-    convolution.
+    """Transposed convolution with stride 2 and padding 1, by definition: insert zeros between the pixels,
+    then convolve with the flipped kernel.
     """
     n, c, h, w = x.shape
     spread = np.zeros((n, c, 2 * h - 1, 2 * w - 1))
@@ -188,8 +188,9 @@ def numpy_discriminator(state: dict[str, Array], x: Array) -> Array:
 
 
 def randomised(net: nn.Module) -> tuple[nn.Module, dict[str, Array]]:
-    """Give ``net`` random float64 weights and biases (zeros and ones would hide a wrong index) and return
-    them as arrays too.
+    """Give ``net`` random float64 weights and biases, and return it and these as arrays.
+
+    Zeros and ones would hide a wrong index.
     """
     torch.manual_seed(7)
     net = net.double()
@@ -212,7 +213,7 @@ CASES: list[tuple[str, nn.Module, Callable[[dict[str, Array], Array], Array], tu
         (1, 1, 8, 8),
     ),
     (
-        "U-Net with one of each level",
+        "U-Net with one level of each kind",
         ref.UnetGenerator(3, 3, 6, ngf=2),
         lambda s, x: numpy_unet(s, x, 6),
         (1, 3, 64, 64),
@@ -221,16 +222,16 @@ CASES: list[tuple[str, nn.Module, Callable[[dict[str, Array], Array], Array], tu
 ]
 
 
-@pytest.mark.parametrize(("why", "net", "formula", "shape"), CASES, ids=[row[0] for row in CASES])
+@pytest.mark.parametrize(("reason", "net", "formula", "shape"), CASES, ids=[row[0] for row in CASES])
 def test_networks_against_numpy(
-    why: str, net: nn.Module, formula: Callable[[dict[str, Array], Array], Array], shape: tuple[int, ...]
+    reason: str, net: nn.Module, formula: Callable[[dict[str, Array], Array], Array], shape: tuple[int, ...]
 ) -> None:
     net, state = randomised(net)
     x = torch.randn(shape, dtype=torch.float64)
     with torch.no_grad():
         ours = net(x)
-    # Both are float64 and differ in the order of sums: 1e-11 is some 1e4 units in the last place over 20
-    # layers.
+    # Both are computed in float64 and only differ in the order of sums: 1e-11 is about 1e4 units in the last
+    # place over 20 layers.
     assert relative_error(ours, torch.from_numpy(formula(state, x.numpy()))) < 1e-11
 
 

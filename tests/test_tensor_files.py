@@ -1,5 +1,6 @@
-"""Files are read without trust: damaged, hostile and huge ones are refused in one line, quickly, without code
-or much memory.
+"""Damaged, hostile and huge files are rejected.
+
+Each is reported in one line, quickly, without running code from it or using much memory.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from fastcyclegan.errors import UserError
 from fastcyclegan.nn.networks import Discriminator, Generator
 from fastcyclegan.tensor_files import load_tensors, to_cpu, write_atomically
 
-ONE_LINE_IN_TIME = 2.0
+TIME_LIMIT = 2.0
 
 
 class Evil:
@@ -34,7 +35,7 @@ class Evil:
         return os.system, ("touch /tmp/fastcyclegan_was_here",)
 
 
-def test_files_that_are_no_weights(tmp_path: Path) -> None:
+def test_files_without_weights_are_rejected(tmp_path: Path) -> None:
     def file(name: str, value: object) -> Path:
         torch.save(value, tmp_path / name)
         return tmp_path / name
@@ -46,19 +47,19 @@ def test_files_that_are_no_weights(tmp_path: Path) -> None:
     cases = {
         r"no.pth: no such file": tmp_path / "no.pth",
         r"a folder, not a file of weights": tmp_path,
-        r"code.pth: cannot be loaded: it holds objects other than tensors \(posix.system\), which could": (
+        r"code.pth: cannot be loaded: it contains objects other than tensors \(posix.system\), which could": (
             file("code.pth", {"m": Evil()})
         ),
-        r"pickled.pth: cannot be loaded: it holds objects other than tensors \(posix.system\)": pickled,
-        r"module.pth: cannot be loaded: it holds objects other than tensors \(torch.nn.modules.linear": (
+        r"pickled.pth: cannot be loaded: it contains objects other than tensors \(posix.system\)": pickled,
+        r"module.pth: cannot be loaded: it contains objects other than tensors \(torch.nn.modules.linear": (
             file("module.pth", nn.Linear(1, 1))
         ),
         r"script.pth: cannot be loaded: it is a TorchScript": script,
-        r"strings.pth: not a state_dict: it holds no tensors": file("strings.pth", {"a": "b"}),
-        r"list.pth: not a state_dict: it holds no tensors, but a list": file("list.pth", [torch.ones(1)]),
-        r"empty.pth: not a state_dict: it holds nothing": file("empty.pth", {}),
+        r"strings.pth: not a state_dict: it is a dict without named tensors": file("strings.pth", {"a": "b"}),
+        r"list.pth: not a state_dict: it is a list without named tensors": file("list.pth", [torch.ones(1)]),
+        r"empty.pth: not a state_dict: it is empty": file("empty.pth", {}),
         r"text.pth: cannot be loaded: it is damaged, or not a PyTorch file": text,
-        r"d.pth: not a generator, but a discriminator basic \(ndf 2, 3 ch": file(
+        r"d.pth: expected a generator, got a discriminator basic \(ndf 2, 3 ch": file(
             "d.pth", Discriminator(3, 2).state_dict()
         ),
     }
@@ -70,7 +71,7 @@ def test_files_that_are_no_weights(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 0.99])
 @pytest.mark.parametrize("zipped", [True, False])
-def test_truncated_files(tmp_path: Path, share: float, zipped: bool) -> None:
+def test_truncated_files_are_rejected(tmp_path: Path, share: float, zipped: bool) -> None:
     file = tmp_path / "x.pth"
     torch.save({"w": torch.randn(1000)}, file, _use_new_zipfile_serialization=zipped)
     file.write_bytes(file.read_bytes()[: int(file.stat().st_size * share)])
@@ -81,7 +82,7 @@ def test_truncated_files(tmp_path: Path, share: float, zipped: bool) -> None:
 def rezipped(
     file: Path, change: Callable[[str, bytes], bytes], compression: int = zipfile.ZIP_STORED
 ) -> None:
-    """Write the archive ``file`` anew with its parts changed, its checksums right."""
+    """Rewrite the archive ``file`` with its parts changed and correct checksums."""
     with zipfile.ZipFile(file) as archive:
         parts = {name: archive.read(name) for name in archive.namelist()}
     with zipfile.ZipFile(file, "w", compression) as archive:
@@ -89,18 +90,18 @@ def rezipped(
             archive.writestr(name, change(name, data))
 
 
-def test_a_zip_bomb(tmp_path: Path) -> None:
+def test_zip_bombs_are_rejected(tmp_path: Path) -> None:
     file = tmp_path / "bomb.pth"
     torch.save({"model.1.weight": torch.zeros(4)}, file)
     rezipped(file, lambda name, data: bytes(2**28) if name.endswith("data/0") else data, zipfile.ZIP_DEFLATED)
     with pytest.raises(
-        UserError, match=r"bomb.pth: cannot be loaded: its parts are compressed, which PyTorch's never are"
+        UserError, match=r"bomb.pth: cannot be loaded: its parts are compressed, which PyTorch never does"
     ):
         load_generator(file)
 
 
-def test_parts_that_overlap(tmp_path: Path) -> None:
-    """Many names for the same bytes: the archive claims more than the file has."""
+def test_overlapping_parts_are_rejected(tmp_path: Path) -> None:
+    """Many parts share the same bytes, so the archive claims more bytes than the file has."""
     file = tmp_path / "overlap.pth"
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr("a/data.pkl", bytes(1000))
@@ -109,11 +110,11 @@ def test_parts_that_overlap(tmp_path: Path) -> None:
             archive.filelist.append(again := zipfile.ZipInfo(f"a/data/{n}"))
             again.header_offset, again.CRC, again.compress_size, again.file_size = 0, first.CRC, 1000, 1000
         archive._didModify = True
-    with pytest.raises(UserError, match="its parts claim more bytes than it has"):
+    with pytest.raises(UserError, match="its parts claim more bytes than the file has"):
         load_generator(file)
 
 
-def test_a_storage_that_claims_more_than_the_archive_has(tmp_path: Path) -> None:
+def test_storages_larger_than_the_archive_are_rejected(tmp_path: Path) -> None:
     file = tmp_path / "claims.pth"
     torch.save({"model.1.weight": torch.arange(4.0)}, file)
 
@@ -134,52 +135,50 @@ def generator() -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 def test_a_thousand_mutations(tmp_path: Path, generator: dict[str, Tensor], zipped: bool) -> None:
-    """Bits flipped, bytes changed, cut out, doubled: each is refused in one line, or changes nothing that is
-    read.
+    """Bits are flipped, and bytes changed, removed or duplicated. Each file is rejected in one line, or loads
+    with unchanged values.
 
-    The pickles before 1.6 have no checksums: there a number of the weights may be another, and nothing can
-    see it.
+    The pickles from before PyTorch 1.6 have no checksums, so a changed weight in them cannot be detected.
     """
     buffer = io.BytesIO()
     torch.save(generator, buffer, _use_new_zipfile_serialization=zipped)
-    whole, file, chance, refused = buffer.getvalue(), tmp_path / "m.pth", random.Random(0), 0
+    whole, file, rng, rejected = buffer.getvalue(), tmp_path / "m.pth", random.Random(0), 0
     for _ in range(1000):
         data = bytearray(whole)
-        place = (
-            chance.randrange(len(data)) if chance.random() < 0.5 else chance.randrange(min(4096, len(data)))
-        )
-        match chance.randrange(5):
+        place = rng.randrange(len(data)) if rng.random() < 0.5 else rng.randrange(min(4096, len(data)))
+        match rng.randrange(5):
             case 0:
-                data[place] ^= 1 << chance.randrange(8)
+                data[place] ^= 1 << rng.randrange(8)
             case 1:
-                data[place] = chance.randrange(256)
+                data[place] = rng.randrange(256)
             case 2:
-                del data[place : place + chance.randrange(1, 64)]
+                del data[place : place + rng.randrange(1, 64)]
             case 3:
-                data[place:place] = data[place : place + chance.randrange(1, 64)]
+                data[place:place] = data[place : place + rng.randrange(1, 64)]
             case 4:
-                data[place : place + 8] = chance.randbytes(8)
+                data[place : place + 8] = rng.randbytes(8)
         file.write_bytes(data)
         started = time.monotonic()
         try:
-            found = load_generator(file).state_dict()
+            loaded = load_generator(file).state_dict()
         except UserError as error:
-            refused += 1
-            logged = str(error)
-            assert logged.startswith(str(file)) and "\n" not in logged  # noqa: PT018
+            rejected += 1
+            message = str(error)
+            assert message.startswith(str(file)) and "\n" not in message  # noqa: PT018
         else:
-            assert {key: value.shape for key, value in found.items()} == {
+            assert {key: value.shape for key, value in loaded.items()} == {
                 key: value.shape for key, value in generator.items()
             }
             if zipped:
-                assert all(torch.equal(value, generator[key]) for key, value in found.items())
-        assert time.monotonic() - started < ONE_LINE_IN_TIME
-    assert refused > (700 if zipped else 250)
+                assert all(torch.equal(value, generator[key]) for key, value in loaded.items())
+        assert time.monotonic() - started < TIME_LIMIT
+    assert rejected > (700 if zipped else 250)
 
 
-def test_hostile_files_take_little_memory(tmp_path: Path) -> None:
-    """In a process that may have 1 GiB more than torch takes: claims of terabytes, keys without end, the same
-    tensor again and again.
+def test_hostile_files_need_little_memory(tmp_path: Path) -> None:
+    """Files that claim terabytes, have a huge number of keys, or repeat the same tensor many times.
+
+    The process that loads them is limited to 1 GiB more than torch uses.
     """
     huge = torch.empty(1).as_strided((64, 3, 7, 7), (0, 0, 0, 0))
     shared = torch.zeros(2_000_000)
@@ -204,7 +203,7 @@ def test_hostile_files_take_little_memory(tmp_path: Path) -> None:
     legacy = pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2) + pickle.dumps({}, 2)
     (tmp_path / "legacy.pth").write_bytes(
         legacy + b"\x80\x02X\xff\xff\xff\x7f"
-    )  # a string of 2 GB, of which nothing is there
+    )  # announces a string of 2 GB that is not in the file
     code = """
 import resource, sys, time
 from pathlib import Path
@@ -220,12 +219,12 @@ for file in sorted(Path(sys.argv[1]).glob("*.pth")):
         assert "\\n" not in str(error) and len(str(error)) < 1000, error
         print(file.stem, time.monotonic() - started < 2, time.monotonic() - started, str(error)[:150])
 """
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False
     )
-    assert [line.split()[:2] for line in done.stdout.splitlines()] == [
+    assert [line.split()[:2] for line in process.stdout.splitlines()] == [
         [name, "True"] for name in sorted([*cases, "legacy"])
-    ], done
+    ], process
 
 
 def test_safetensors(tmp_path: Path, generator: dict[str, Tensor]) -> None:
@@ -242,7 +241,7 @@ def test_safetensors(tmp_path: Path, generator: dict[str, Tensor]) -> None:
             read_networks(file)
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
     file = tmp_path / "x.pt"
     write_atomically(file, lambda partial: partial.write_text("old"))
 
@@ -256,7 +255,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     assert file.read_text() == "old"
 
 
-def test_the_new_file_is_on_the_disk_before_it_gets_the_name(
+def test_the_new_file_is_flushed_before_it_is_renamed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[str] = []
@@ -267,7 +266,7 @@ def test_the_new_file_is_on_the_disk_before_it_gets_the_name(
     assert calls == ["fsync", "rename", "fsync"]  # the file, the name, the folder
 
 
-def test_snapshot_shares_nothing() -> None:
+def test_cpu_copies_share_no_memory() -> None:
     live = {"a": torch.ones(2), "b": [torch.zeros(1), 3], "c": ("x", None)}
     copied = to_cpu(live)
     live["a"].add_(1)
@@ -278,7 +277,7 @@ def test_snapshot_shares_nothing() -> None:
     assert copied["c"] == ["x", None]
 
 
-def test_snapshot_keeps_the_memory_layout() -> None:
-    """Bit for bit resume depends on it: another layout may take another algorithm."""
+def test_cpu_copies_keep_the_memory_layout() -> None:
+    """Resuming bit for bit depends on this, because another layout may select another algorithm."""
     weight = torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last)
     assert to_cpu(weight).stride() == weight.stride()

@@ -1,8 +1,7 @@
-"""Files of weights: which architecture they hold, loading them into generators, and the names of a run's
-files.
+"""Read files of weights: recognise the networks in them, load generators, and name the files of a run.
 
-A checkpoint format, an architecture that is read off its keys, or what is said of a file belongs here. When a
-run saves, what its state holds, and how it resumes is in ``training/``.
+Checkpoint formats, architectures that are recognised by their keys, and descriptions of files belong here.
+When a run saves, what its training state contains, and how it resumes belong in ``training/``.
 
 Uses ``nn``, ``recipes``, ``config`` and ``tensor_files``.
 """

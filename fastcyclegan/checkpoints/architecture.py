@@ -1,6 +1,6 @@
-"""What network a state_dict belongs to, read off its keys and shapes: any of the official ones.
+"""Recognise which official network a state_dict belongs to, from its keys and shapes.
 
-A network is proposed, built without memory, and must fit to the last key and shape: nothing is guessed.
+A network is proposed, built without memory, and must match every key and shape: nothing is guessed.
 """
 
 from __future__ import annotations
@@ -20,19 +20,17 @@ STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 _UNETS = {7: "unet_128", 8: "unet_256"}
 _NORMS = {"instance": "instance norm", "batch": "batch norm", "none": "no norm"}
 _IN_BLOCK = re.compile(r"model\.(\d+)\.conv_block\.(\d+)\.weight")
-# No network has more; a file that was made to, to take time and memory, is none.
+# No real network has more. A file that does was crafted to take up time and memory.
 _MOST_BLOCKS, _MOST_LEVELS, _MOST_LAYERS = 256, 12, 12
 
 
 class UnknownArchitectureError(ValueError):
-    """A state_dict that belongs to no network that is known here; the message says which is nearest, and what
-    is strange.
-    """
+    """A state_dict that matches no known network; the message names the closest one and how it differs."""
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A network's class and arguments. ``notes``: what was done to the keys of the file to read them."""
+    """A network's class and arguments. ``notes`` lists the changes made to the keys of its file."""
 
     kind: type[nn.Module]
     arguments: dict[str, Any]
@@ -44,7 +42,7 @@ class Architecture:
 
     @property
     def name(self) -> str:
-        """Its official name, or the nearest to one."""
+        """The official name of the network, or the closest one."""
         if self.kind is Generator:
             return f"resnet_{self.arguments['n_blocks']}blocks"
         if self.kind is UnetGenerator:
@@ -60,31 +58,32 @@ class Architecture:
     def __str__(self) -> str:
         a = self.arguments
         if self.is_generator:
-            what = "generator"
-            words = [f"ngf {a['ngf']}", f"{a['input_nc']} to {a['output_nc']} channels"]
+            role = "generator"
+            details = [f"ngf {a['ngf']}", f"{a['input_nc']} to {a['output_nc']} channels"]
         else:
-            what = "discriminator"
-            words = [f"ndf {a['ndf']}", f"{a['input_nc']} channels"]
+            role = "discriminator"
+            details = [f"ndf {a['ndf']}", f"{a['input_nc']} channels"]
         norm = _NORMS[a["norm"]]
         if a["affine"]:
             norm = f"affine {norm}"
-        words.append(norm)
+        details.append(norm)
         if self.kind is Generator:
             if a["use_dropout"]:
-                words.append("dropout")
+                details.append("dropout")
             if a["upsample"] == "resize":
-                words.append("resize and convolution")
+                details.append("resize-convolution")
             if a["padding_type"] == "zero":
-                words.append("zero-padded blocks")
-        return f"{what} {self.name} ({', '.join(words)})"
+                details.append("zero-padded blocks")
+        return f"{role} {self.name} ({', '.join(details)})"
 
     def build(self, impl: str = "auto") -> nn.Module:
         """Return the network with random weights, on the CPU."""
         return self.kind(**self.arguments, impl=impl)
 
     def settings(self) -> dict[str, Any]:
-        """Return the settings of a training configuration that build it. Raises ValueError where there are
-        none.
+        """Return the training settings that build this network.
+
+        Raises ValueError if there are none.
         """
         a = self.arguments
         common = {"norm": a["norm"], "affine": a["affine"]}
@@ -104,26 +103,27 @@ class Architecture:
 
 
 def of_arguments(kind: str, arguments: Mapping[str, Any], weights: Weights) -> Architecture | None:
-    """Return the architecture that a file of ours says it has, where it is one of the generators and fits
-    ``weights``, else None.
+    """Return the architecture that is recorded in one of our files.
+
+    Returns None unless it is one of the generators and matches ``weights``.
     """
     known = {Generator.__name__: Generator, UnetGenerator.__name__: UnetGenerator}
     if kind not in known:
         return None
     for name, value in recognise(weights).arguments.items():
-        # Keys and shapes do not tell these two for sure.
+        # Keys and shapes do not determine these two reliably.
         if name not in ("use_dropout", "padding_type") and arguments.get(name) != value:
             return None
-    told = Architecture(known[kind], dict(arguments))
-    if _differences(told, weights):
+    recorded = Architecture(known[kind], dict(arguments))
+    if _differences(recorded, weights):
         return None
-    return told
+    return recorded
 
 
 def recognise(weights: Weights, notes: tuple[str, ...] = ()) -> Architecture:
-    """Return the architecture whose state_dict ``weights`` is, by the official keys.
+    """Return the architecture that ``weights``, a state_dict with the official keys, belongs to.
 
-    Raises UnknownArchitectureError where none fits to the last key and shape.
+    Raises UnknownArchitectureError if no network matches every key and shape.
     """
     _refuse_odd_tensors(weights)
     nearest: Architecture | None = None
@@ -138,75 +138,78 @@ def recognise(weights: Weights, notes: tuple[str, ...] = ()) -> Architecture:
         if nearest is None or len(differences) < len(fewest):
             nearest, fewest = architecture, differences
     if nearest is None:
-        raise nothing_near(list(weights))
+        raise no_close_match(list(weights))
     if fewest:
-        strange = listed(fewest, "differences")
-        raise UnknownArchitectureError(
-            f"no network that is known here; nearest is the {nearest}, but {strange}"
-        )
+        shown = listed(fewest, "differences")
+        raise UnknownArchitectureError(f"unknown architecture; the closest is the {nearest}, but {shown}")
     return nearest
 
 
-def nothing_near(keys: Sequence[str]) -> UnknownArchitectureError:
-    """Return what is to be raised where no network has anything of ``keys``."""
+def no_close_match(keys: Sequence[str]) -> UnknownArchitectureError:
+    """Return the error to raise if no network has any of ``keys``."""
     return UnknownArchitectureError(
-        f"no network that is known here, and none is near: its keys are {listed(keys, 'keys')}"
+        f"unknown architecture, and no known one is close: its keys are {listed(keys, 'keys')}"
     )
 
 
-def listed(words: Sequence[str], what: str) -> str:
-    """Return the first of ``words``, cut, and how many there are."""
+def listed(items: Sequence[str], noun: str) -> str:
+    """Join the first three ``items``, cutting long ones, and append the total number if there are more."""
     shown = []
-    for word in words[:3]:
-        if len(word) > 80:
-            word = f"{word[:77]}..."
-        shown.append(word)
+    for item in items[:3]:
+        if len(item) > 80:
+            item = f"{item[:77]}..."
+        shown.append(item)
     text = ", ".join(shown)
-    if len(words) > 3:
-        text += f" ... ({len(words)} {what})"
+    if len(items) > 3:
+        text += f" ... ({len(items)} {noun})"
     return text
 
 
 def _refuse_odd_tensors(weights: Weights) -> None:
-    """Refuse tensors that a file of weights does not have: they may claim more memory than the file holds."""
+    """Raise UnknownArchitectureError for tensors that do not occur in files of weights.
+
+    They may claim more memory than the file contains.
+    """
     for key, value in weights.items():
         if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized:
             raise UnknownArchitectureError(
-                f"{key} is no plain tensor: it is sparse, quantized, or without data"
+                f"{key} is not a plain tensor: it is sparse or quantized, or has no data"
             )
     claimed = 0
-    held: dict[int, int] = {}
+    stored: dict[int, int] = {}
     for value in weights.values():
         claimed += value.numel() * value.element_size()
         storage = value.untyped_storage()
-        held[storage.data_ptr()] = storage.nbytes()
-    if claimed > sum(held.values()):
-        raise UnknownArchitectureError("its tensors claim more than the file holds")
+        stored[storage.data_ptr()] = storage.nbytes()
+    if claimed > sum(stored.values()):
+        raise UnknownArchitectureError("its tensors claim more bytes than the file contains")
     for key, value in weights.items():
         if not value.is_floating_point() and not key.endswith(STATISTICS[-1]):
             kind = str(value.dtype).removeprefix("torch.")
-            raise UnknownArchitectureError(f"{key} holds {kind}, and weights are floating point")
+            raise UnknownArchitectureError(f"{key} has the dtype {kind}, but weights must be floating point")
         if value.is_floating_point() and not value.float().isfinite().all():
             raise UnknownArchitectureError(
-                f"{key} holds numbers that are not finite: the file is damaged, or its training failed"
+                f"{key} contains values that are not finite: the file is damaged, or its training failed"
             )
 
 
 def _differences(architecture: Architecture, weights: Weights) -> list[str]:
-    """Return what of ``weights`` is other than in the state_dict of ``architecture``."""
+    """Describe how ``weights`` differs from the state_dict of ``architecture``, one text per difference."""
     try:
         with torch.device("meta"):
             state = architecture.kind(**architecture.arguments).state_dict()
     except (ValueError, TypeError, RuntimeError, ZeroDivisionError, OverflowError) as error:
-        # More differences than any that can be built.
+        # More differences than for any network that can be built.
         return [f"it cannot be built: {str(error).splitlines()[0]}"] * (len(weights) + 1)
-    strange = [f"{key} is strange" for key in weights if key not in state]
+    unexpected = [f"{key} is unexpected" for key in weights if key not in state]
     missing = [f"{key} is missing" for key in state if key not in weights]
     reshaped = []
     for key, expected in state.items():
         if key in weights and weights[key].shape != expected.shape:
-            reshaped.append(f"{key} is {list(weights[key].shape)} and not {list(expected.shape)}")
-    return strange + missing + reshaped
+            reshaped.append(
+                f"{key} has the shape {list(weights[key].shape)} instead of {list(expected.shape)}"
+            )
+    return unexpected + missing + reshaped
 
 
 # --- Proposals, each from some of the keys and shapes -------------------------------------------------------
@@ -221,7 +224,7 @@ def _dims(weights: Weights, key: str) -> int:
 
 
 def _norm(weights: Weights, conv: str, norm: str) -> dict[str, Any]:
-    """Return the norm's name and whether it is affine, from the convolution before it and its own keys."""
+    """Return the norm and whether it is affine, from its own keys and the convolution before it."""
     affine, tracked = f"{norm}.weight" in weights, f"{norm}.running_mean" in weights
     if f"{conv}.bias" in weights:
         return {"norm": "instance", "affine": affine}

@@ -1,5 +1,6 @@
-"""What is in a file of weights, or in the files of a folder: networks, what was done to read them, and what
-else lies there.
+"""Describe a file of weights, or the files in a folder.
+
+The description covers the networks, what was changed to read them, and what else the file contains.
 """
 
 from __future__ import annotations
@@ -23,25 +24,25 @@ MOST_SHOWN = 12
 
 @dataclass(frozen=True)
 class InspectConfig:
-    """Say which networks a file of weights holds, read off its keys and shapes. No code in it is run."""
+    """Print which networks a file of weights contains, judging by keys and shapes. No code in it is run."""
 
-    #: The file, or a folder with such files (a run, official checkpoints).
+    #: A file of weights, or a folder of such files (a run, official checkpoints).
     file: Annotated[Path, tyro.conf.Positional]
 
 
 def describe(path: Path) -> Iterator[str]:
-    """Yield lines on ``path``, a file or a folder. Raises UserError where a file cannot be read or holds no
-    network that is known here.
+    """Yield lines that describe ``path``, a file or a folder.
 
-    In a folder such files have that said of them, and the others are described; UserError where it has no
-    files of weights.
+    Raises UserError if a file cannot be read or contains no known network. In a folder, such an error becomes
+    a line and the other files are still described; UserError is raised only if the folder contains no files
+    of weights.
     """
     if not path.is_dir():
         yield from _describe_file(path)
         return
     files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES and file.is_file())
     if not files:
-        raise UserError(f"{path}: no files of weights in it ({', '.join(SUFFIXES)})")
+        raise UserError(f"{path}: contains no files of weights (looked for {', '.join(SUFFIXES)})")
     for file in files:
         try:
             yield from _describe_file(file)
@@ -50,36 +51,34 @@ def describe(path: Path) -> Iterator[str]:
 
 
 def _describe_file(file: Path) -> Iterator[str]:
-    found = load_tensors(file)
+    contents = load_tensors(file)
     try:
-        networks = find_networks(found)
+        networks = find_networks(contents)
     except UnknownArchitectureError as error:
         raise UserError(f"{file}: {error}") from None
     yield f"{file}: {file.stat().st_size / 1e6:,.1f} MB"
     for network in networks:
         yield from _describe_network(network)
     others = []
-    for key, value in found.items():
-        if not _holds(str(key), value, networks):
+    for key, value in contents.items():
+        if not _belongs_to_network(str(key), value, networks):
             others.append(f"{key} ({_kind(value)})")
     if others:
         shown = ", ".join(others[:MOST_SHOWN])
         if len(others) > MOST_SHOWN:
             shown += ", ..."
-        yield f"  beside them: {shown}"
+        yield f"  other contents: {shown}"
 
 
 def _describe_network(network: Network) -> Iterator[str]:
     tensors = network.weights.values()
-    kinds: set[str] = set()
-    numbers = 0
+    dtypes: set[str] = set()
+    count = 0
     for tensor in tensors:
-        numbers += tensor.numel()
+        count += tensor.numel()
         if tensor.is_floating_point():
-            kinds.add(str(tensor.dtype).removeprefix("torch."))
-    line = (
-        f"{network.architecture}: {len(tensors)} tensors, {numbers:,} numbers, {' and '.join(sorted(kinds))}"
-    )
+            dtypes.add(str(tensor.dtype).removeprefix("torch."))
+    line = f"{network.architecture}: {len(tensors)} tensors, {count:,} values, {' and '.join(sorted(dtypes))}"
     if network.place:
         line = f"{network.place}: {line}"
     yield f"  {line}"
@@ -87,8 +86,8 @@ def _describe_network(network: Network) -> Iterator[str]:
         yield f"    {note}"
 
 
-def _holds(key: str, value: Any, networks: list[Network]) -> bool:
-    """Whether a network lies at the outermost ``key`` or is made of it."""
+def _belongs_to_network(key: str, value: Any, networks: list[Network]) -> bool:
+    """Return whether the outermost entry ``key`` is part of a network or contains one."""
     if isinstance(value, Tensor):
         return True
     return any(f"{network.place}.".startswith(f"{key}.") for network in networks)
@@ -96,5 +95,5 @@ def _holds(key: str, value: Any, networks: list[Network]) -> bool:
 
 def _kind(value: Any) -> str:
     if isinstance(value, (Mapping, list, tuple)):
-        return f"{len(value)} entries"
+        return f"entries: {len(value)}"
     return f"{type(value).__name__} {str(value)[:40]}"

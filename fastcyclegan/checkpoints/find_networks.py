@@ -1,8 +1,8 @@
-"""The networks in what a file held, in the spellings that files have.
+"""Find the networks in the contents of a file, in all spellings that occur in practice.
 
-Files in the wild nest weights under other keys, prefix them (``module.``, ``_orig_mod.``, an attribute's
-name), call residual blocks ``block``, or hold running statistics that instance norm kept before PyTorch 0.4.
-All that is taken away first, and noted; ``architecture.py`` says what network is left.
+Files in the wild nest weights under other keys, prefix them (``module.``, ``_orig_mod.``, the name of an
+attribute), call residual blocks ``block``, or contain running statistics that instance norm kept before
+PyTorch 0.4. All of this is removed first, and noted; ``architecture.py`` then recognises the network.
 """
 
 from __future__ import annotations
@@ -20,21 +20,23 @@ from fastcyclegan.checkpoints.architecture import (
     Architecture,
     UnknownArchitectureError,
     Weights,
-    nothing_near,
+    no_close_match,
     recognise,
 )
 
 _WRAPPER = re.compile(r"(?:(?<=\.)|^)(?:module|_orig_mod)\.")
 _BLOCK = re.compile(r"^(model\.\d+)\.block\.")
 _FIRST_LAYERS = ("model.1.weight", "model.model.0.weight", "model.0.weight", "net.0.weight", "model.7.weight")
-# No file of a network has more; one that was made to, to take time and memory, is none.
+# No real file has more. A file that does was crafted to take up time and memory.
 _MOST_TENSORS, _DEEPEST = 20_000, 8
 
 
 @dataclass(frozen=True)
 class Network:
-    """One network of a file: where in the file it is ("" for all of it), what it is, and its weights by our
-    keys.
+    """One network in a file.
+
+    ``place`` is its path of keys in the file ("" for the whole file). ``weights`` has the keys of our
+    networks.
     """
 
     place: str
@@ -42,15 +44,15 @@ class Network:
     weights: dict[str, Tensor]
 
 
-def find_networks(found: Any) -> list[Network]:
-    """Return the networks in what a file held: a state_dict, or mappings around some.
+def find_networks(contents: Any) -> list[Network]:
+    """Return the networks in the contents of a file: a state_dict, or mappings that contain some.
 
-    Raises UnknownArchitectureError where there are none; the message names what is nearest, and what is
-    strange in it.
+    Raises UnknownArchitectureError if there are none; the message names the closest network and the
+    differences.
     """
     networks: list[Network] = []
     problems: list[str] = []
-    for place, tensors in state_dicts(found):
+    for place, tensors in state_dicts(contents):
         for candidate in _candidates(place, tensors):
             try:
                 networks.append(_network(candidate))
@@ -60,54 +62,56 @@ def find_networks(found: Any) -> list[Network]:
         return networks
     if problems:
         raise UnknownArchitectureError(problems[0])
-    raise _no_network(found)
+    raise _no_network(contents)
 
 
-def _no_network(found: Any) -> UnknownArchitectureError:
+def _no_network(contents: Any) -> UnknownArchitectureError:
     keys: list[str] = []
-    for _, tensors in state_dicts(found):
+    for _, tensors in state_dicts(contents):
         keys += tensors
     if keys:
-        return nothing_near(keys)
-    if isinstance(found, Mapping) and not found:
-        return UnknownArchitectureError("not a state_dict: it holds nothing")
-    return UnknownArchitectureError(f"not a state_dict: it holds no tensors, but a {type(found).__name__}")
+        return no_close_match(keys)
+    if isinstance(contents, Mapping) and not contents:
+        return UnknownArchitectureError("not a state_dict: it is empty")
+    return UnknownArchitectureError(
+        f"not a state_dict: it is a {type(contents).__name__} without named tensors"
+    )
 
 
 # --- Groups of tensors --------------------------------------------------------------------------------------
 
 
 def state_dicts(
-    found: Any, place: str = "", around: tuple[int, ...] = ()
+    contents: Any, place: str = "", parents: tuple[int, ...] = ()
 ) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Yield each group of tensors in nested mappings, with its path of keys. ``around``: the mappings that it
-    is in.
+    """Yield each group of tensors in nested mappings, with its path of keys.
 
-    Raises UnknownArchitectureError for a group that is too large to be a network's.
+    ``parents`` are the ids of the enclosing mappings. Raises UnknownArchitectureError for a group that is too
+    large to be a network.
     """
-    if not isinstance(found, Mapping) or id(found) in around or len(around) > _DEEPEST:
+    if not isinstance(contents, Mapping) or id(contents) in parents or len(parents) > _DEEPEST:
         return
-    own = {str(key): value for key, value in found.items() if isinstance(value, Tensor)}
-    if len(own) > _MOST_TENSORS:
-        what = f"{len(own):,} tensors, which no network that is known here has"
-        raise UnknownArchitectureError(_at(place, what))
-    if own:
-        yield place, own
-    for key, value in found.items():
-        yield from state_dicts(value, _inside(place, str(key)), (*around, id(found)))
+    tensors = {str(key): value for key, value in contents.items() if isinstance(value, Tensor)}
+    if len(tensors) > _MOST_TENSORS:
+        message = f"{len(tensors):,} tensors, more than any known network has"
+        raise UnknownArchitectureError(_at(place, message))
+    if tensors:
+        yield place, tensors
+    for key, value in contents.items():
+        yield from state_dicts(value, _join(place, str(key)), (*parents, id(contents)))
 
 
-def _inside(place: str, key: str) -> str:
+def _join(place: str, key: str) -> str:
     if place:
         return f"{place}.{key}"
     return key
 
 
-def _at(place: str, what: str) -> str:
-    """Return ``what`` after the place in the file that it is said of."""
+def _at(place: str, message: str) -> str:
+    """Prefix ``message`` with the place in the file that it is about."""
     if place:
-        return f"{place}: {what}"
-    return what
+        return f"{place}: {message}"
+    return message
 
 
 # --- Networks in a group ------------------------------------------------------------------------------------
@@ -115,7 +119,7 @@ def _at(place: str, what: str) -> str:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """Weights that may be a network's, and the prefixes that were taken off their keys."""
+    """Weights that may be those of a network, and the prefixes removed from their keys."""
 
     place: str
     weights: Weights
@@ -123,7 +127,7 @@ class _Candidate:
 
 
 def _candidates(place: str, tensors: Mapping[str, Tensor]) -> Iterator[_Candidate]:
-    """Yield what may be networks in a group of tensors."""
+    """Yield each set of weights in a group of tensors that may be a network's."""
     stripped: dict[str, Tensor] = {}
     wrappers: set[str] = set()
     for key, value in tensors.items():
@@ -132,41 +136,43 @@ def _candidates(place: str, tensors: Mapping[str, Tensor]) -> Iterator[_Candidat
     prefixes = _prefixes(stripped)
     for prefix in prefixes:
         nested = tuple(other for other in prefixes if other != prefix and other.startswith(prefix))
-        own: dict[str, Tensor] = {}
+        weights: dict[str, Tensor] = {}
         for key, value in stripped.items():
             if key.startswith(prefix) and not key.startswith(nested):
-                own[key.removeprefix(prefix)] = value
-        where, name = place, prefix.rstrip(".")
+                weights[key.removeprefix(prefix)] = value
+        location, name = place, prefix.rstrip(".")
         if name:
-            where = _inside(place, name)
-        yield _Candidate(where, own, [*sorted(wrappers), prefix])
+            location = _join(place, name)
+        yield _Candidate(location, weights, [*sorted(wrappers), prefix])
 
 
 def _prefixes(keys: Mapping[str, Any]) -> list[str]:
-    """Return what stands before the first layers of networks among ``keys``: "" or names with a dot at the
-    end, outermost ones alone.
+    """Return the outermost prefixes that precede the first layers of networks among ``keys``.
+
+    A prefix is "" or names that end with a dot.
     """
-    found: set[str] = set()
+    prefixes: set[str] = set()
     for key in keys:
         for layer in _FIRST_LAYERS:
             if key == layer or key.endswith(f".{layer}"):
-                found.add(key.removesuffix(layer))
-    return sorted(prefix for prefix in found if not _is_part_of_another(prefix, found))
+                prefixes.add(key.removesuffix(layer))
+    return sorted(prefix for prefix in prefixes if not _is_part_of_another(prefix, prefixes))
 
 
 def _is_part_of_another(prefix: str, prefixes: set[str]) -> bool:
-    """Whether ``prefix`` stands before layers of a network that another of ``prefixes`` stands before."""
+    """Return whether the layers after ``prefix`` are part of a network after another of ``prefixes``."""
     for outer in prefixes:
         if prefix != outer and prefix.startswith(outer):
-            rest = prefix.removeprefix(outer)
-            if rest.startswith(("model.", "net.")):
+            remainder = prefix.removeprefix(outer)
+            if remainder.startswith(("model.", "net.")):
                 return True
     return False
 
 
 def _network(candidate: _Candidate) -> Network:
-    """Return the network of ``candidate``. It may be the attribute "model" of something: then its keys look
-    like a U-Net's from outside.
+    """Return the network of ``candidate``.
+
+    If it was the attribute "model" of another module, its keys look like those of a U-Net at first.
     """
     try:
         return _recognised(candidate)
@@ -181,27 +187,28 @@ def _network(candidate: _Candidate) -> Network:
 
 def _recognised(candidate: _Candidate) -> Network:
     weights, changes = _normalised(candidate.weights)
-    notes = [f"the prefix {prefix} was taken off" for prefix in candidate.prefixes if prefix]
+    notes = [f'removed the prefix "{prefix}"' for prefix in candidate.prefixes if prefix]
     architecture = recognise(weights, (*notes, *changes))
     return Network(candidate.place, architecture, weights)
 
 
 def _normalised(weights: Weights) -> tuple[dict[str, Tensor], list[str]]:
-    """Return ``weights`` by the official keys, and notes of what was changed."""
+    """Return ``weights`` with the official keys, and notes on what was changed."""
     notes: list[str] = []
     renamed = {_BLOCK.sub(r"\1.conv_block.", key): value for key, value in weights.items()}
     if renamed.keys() != weights.keys():
-        notes.append("residual blocks were called block")
+        notes.append("renamed block to conv_block in residual blocks")
     stale = {key for key in renamed if _is_stale(key, renamed)}
     if stale:
-        which = f"{len(stale)} running statistics of instance norms"
-        notes.append(f"{which} were dropped (they kept some before PyTorch 0.4)")
+        dropped = f"dropped {len(stale)} running statistics of instance norms"
+        notes.append(f"{dropped} (kept by PyTorch before 0.4)")
     return {key: value for key, value in renamed.items() if key not in stale}, notes
 
 
 def _is_stale(key: str, weights: Weights) -> bool:
-    """Whether ``key`` is a statistic of an instance norm without scale and shift: then the convolution before
-    it has a bias.
+    """Return whether ``key`` is a statistic of an instance norm without scale and shift.
+
+    The convolution before such a norm has a bias.
     """
     norm, _, statistic = key.rpartition(".")
     owner, _, index = norm.rpartition(".")

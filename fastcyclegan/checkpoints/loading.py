@@ -1,5 +1,7 @@
-"""Networks from files: official ones of any age, other projects' with the same networks, runs', and what
-``save_pretrained`` wrote.
+"""Load networks from files.
+
+The files may be official ones of any age, those of other projects with the same networks, those of runs, or
+those that ``save_pretrained`` wrote.
 """
 
 from __future__ import annotations
@@ -22,38 +24,40 @@ from fastcyclegan.tensor_files import arguments_in, load_tensors
 
 
 def read_networks(file: Path) -> list[Network]:
-    """Return the networks in ``file``. Raises UserError where it is damaged, holds code, or no network that
-    is known here.
+    """Return the networks in ``file``.
+
+    Raises UserError if it is damaged, contains code, or contains no known network.
     """
-    found = load_tensors(file)
-    about = arguments_in(file)
+    contents = load_tensors(file)
+    metadata = arguments_in(file)
     try:
-        if "class" in about:
-            # What keys and shapes do not tell: how blocks are padded, a U-Net's dropout.
-            known = of_arguments(about.pop("class"), about, found)
-            if known is not None:
-                return [Network("", known, dict(found))]
-        return find_networks(found)
+        if "class" in metadata:
+            # The file records what keys and shapes do not show: how blocks are padded, whether a U-Net has
+            # dropout.
+            recorded = of_arguments(metadata.pop("class"), metadata, contents)
+            if recorded is not None:
+                return [Network("", recorded, dict(contents))]
+        return find_networks(contents)
     except UnknownArchitectureError as error:
         raise UserError(f"{file}: {error}") from None
 
 
 def choose(networks: Sequence[Network], file: Path, generator: bool, key: str | None = None) -> Network:
-    """Return the one generator (or discriminator) among ``networks`` of ``file``, or the network at ``key``.
+    """Return the one generator (or discriminator) among ``networks`` of ``file``, or the one at ``key``.
 
-    Raises UserError where there is none, or several and no key.
+    Raises UserError if there is none, or if there are several and no key.
     """
-    what = "generator" if generator else "discriminator"
+    role = "generator" if generator else "discriminator"
     fitting = [network for network in networks if network.architecture.is_generator == generator]
     places = _places(fitting)
     if key is not None:
         fitting = [network for network in fitting if network.place == key]
         if not fitting:
-            raise UserError(f"{file}: no {what} at {key!r}; there is {places}")
+            raise UserError(f"{file}: no {role} at {key!r}; available: {places}")
     if not fitting:
-        raise UserError(f"{file}: not a {what}, but a {networks[0].architecture}")
+        raise UserError(f"{file}: expected a {role}, got a {networks[0].architecture}")
     if len(fitting) > 1:
-        raise UserError(f"{file}: holds {len(fitting)} {what}s, so key must say which: {places}")
+        raise UserError(f"{file}: contains {len(fitting)} {role}s; set key to one of {places}")
     return fitting[0]
 
 
@@ -70,37 +74,37 @@ def _places(networks: Sequence[Network]) -> str:
 
 
 def find_weights(weights: Path, direction: Direction | None, epoch: str, ema: bool = False) -> Path:
-    """Return the generator's file in a folder (a run's, official results, or of ``save_pretrained``), or
-    ``weights`` itself, a file.
+    """Return the file of the generator in a folder, or ``weights`` itself if it is a file.
 
-    Raises UserError where there is none.
+    The folder is that of a run, of official results, or of ``save_pretrained``. Raises UserError if there is
+    no such file.
     """
     if not weights.exists():
         raise UserError(f"{weights}: no such file or folder")
     single = _only_file(weights)
     if single is not None:
         if direction is not None or epoch != "latest" or ema:
-            chosen = "direction, epoch and ema have nothing to choose"
-            raise UserError(f"{single} is one generator's file, so {chosen}; give a run's folder")
+            unused = "direction, epoch and ema do not apply"
+            raise UserError(f"{single} is a single file, so {unused}; pass the folder of a run to use them")
         return single
     name = _generator_for(direction, read_config(weights))
     file = weights_file(weights, epoch, name, ema=ema)
     if file.exists():
         return file
-    # The official test of one direction has a file of this name.
+    # The official test of a single direction uses a file of this name.
     undirected = weights / f"{epoch}_net_G.pth"
     if direction is None and not ema and undirected.exists():
         return undirected
     if ema and weights_file(weights, epoch, name).exists():
         raise UserError(f"{file}: no such file: {weights} was not trained with ema")
-    there = ", ".join(saved_epochs(weights))
-    if not there:
-        there = "none"
-    raise UserError(f"{file}: no such file; weights of a generator ({name}) in {weights}: {there}")
+    available = ", ".join(saved_epochs(weights))
+    if not available:
+        available = "none"
+    raise UserError(f"{file}: no such file for the generator {name}; epochs saved in {weights}: {available}")
 
 
 def _only_file(weights: Path) -> Path | None:
-    """Return ``weights``, or what ``save_pretrained`` wrote there; None for a folder of several files."""
+    """Return ``weights`` or what ``save_pretrained`` wrote in it; None for a folder of several files."""
     if not weights.is_dir():
         return weights
     pretrained = weights / WEIGHTS_FILE
@@ -110,8 +114,9 @@ def _only_file(weights: Path) -> Path | None:
 
 
 def _generator_for(direction: Direction | None, config: TrainConfig | None) -> str:
-    """Return the official name of a run's generator that translates in ``direction``: by default the one it
-    was trained in.
+    """Return the official name of a run's generator that translates in ``direction``.
+
+    The default is the direction that the run was trained in.
     """
     if config is None:
         config = TrainConfig()
@@ -131,29 +136,29 @@ def load_generator(
     ema: bool = False,
     key: str | None = None,
 ) -> nn.Module:
-    """Return the generator in ``source``, in eval mode, on ``device`` in ``dtype``; its architecture is read
-    off keys and shapes.
+    """Load the generator in ``source``, in eval mode, on ``device`` in ``dtype``.
 
-    ``source``: a file of weights (official ``*_net_G_A.pth`` of any age, ``netG_A2B.pth``, nested
-    checkpoints, safetensors), or a folder (a run, official checkpoints, what ``save_pretrained`` wrote). In a
-    folder ``direction`` ("AtoB" or "BtoA", by the training folders), ``epoch`` and ``ema`` choose the file;
-    in a file with several generators ``key`` does. No code of the file is run. ``impl`` is as in
-    ``Generator``. Raises UserError, with one clear line, for what cannot be read or is no generator that is
-    known here, and ValueError for an unknown impl.
+    Its architecture is recognised by its keys and shapes. ``source`` is a file of weights (official
+    ``*_net_G_A.pth`` of any age, ``netG_A2B.pth``, nested checkpoints, safetensors) or a folder (a run,
+    official checkpoints, the output of ``save_pretrained``). In a folder, ``direction`` ("AtoB" or "BtoA",
+    where A and B are the training folders), ``epoch`` and ``ema`` choose the file. In a file with several
+    generators, ``key`` chooses one. No code in the file is run. ``impl`` is as in ``Generator``.
+
+    Raises UserError, with a clear one-line message, if the source cannot be read or is not a known generator,
+    and ValueError for an unknown impl.
     """
     file = find_weights(Path(source), direction, epoch, ema)
     network = choose(read_networks(file), file, generator=True, key=key)
-    with torch.device("meta"):  # no time for initial weights that nobody sees
+    with torch.device("meta"):  # saves the time for initial weights that are overwritten
         net = network.architecture.build(impl)
     net.to_empty(device="cpu").load_state_dict(network.weights)
     return net.to(device=device, dtype=dtype).eval()
 
 
 def settings_of(folder: Path, epoch: str) -> dict[str, Any]:
-    """Return the settings of the model whose official files of ``epoch`` are in ``folder``, by their names in
-    a configuration.
+    """Return the settings of the model whose official files of ``epoch`` are in ``folder``.
 
-    Raises UserError for networks that cannot be trained here.
+    They have the same names as in a configuration. Raises UserError for networks that cannot be trained here.
     """
     settings: dict[str, Any] = {}
     recipe = make_recipe(TrainConfig())

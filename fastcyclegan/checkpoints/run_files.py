@@ -1,7 +1,7 @@
-"""The names of a run's files, its configuration, and its weights as official files.
+"""File names of a run, its configuration, and its weights as official files.
 
-Files have the official code's names, which a recipe tells: its G_A translates A to B, its D_A judges images
-of B.
+Weights are named as in the official code, and a recipe provides the names: its G_A translates A to B, its D_A
+judges images of B.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ STATE = "state.pt"
 
 
 def weights_file(run: Path, epoch: str, official_name: str, *, ema: bool = False) -> Path:
-    """Return the file of a network by its official name: ``{epoch}_net_{G_A,G_B,D_A,D_B}.pth``; ``ema``: of
-    its running average.
+    """Return the file of a network by its official name: ``{epoch}_net_{G_A,G_B,D_A,D_B}.pth``.
+
+    With ``ema``, return the file of its running average.
     """
     stem = f"{epoch}_net_{official_name}"
     if ema:
@@ -33,8 +34,9 @@ def weights_file(run: Path, epoch: str, official_name: str, *, ema: bool = False
 
 
 def read_config(run: Path) -> TrainConfig | None:
-    """Return the configuration that ``run`` was started with, from config.json or else from its state; None
-    where it has neither.
+    """Return the configuration that ``run`` was started with, or None if it has none.
+
+    It comes from config.json or, without that file, from the training state.
     """
     file = run / CONFIG
     if not file.exists():
@@ -55,52 +57,55 @@ def _config_of_state(file: Path) -> TrainConfig | None:
 
 
 def write_config(run: Path, config: TrainConfig) -> None:
-    """Write ``config`` as config.json. Raises OSError where the disk refuses."""
+    """Write ``config`` as config.json. Raises OSError if it cannot be written."""
     text = json.dumps(to_dict(config), indent=2) + "\n"
     write_atomically(run / CONFIG, lambda partial: partial.write_text(text))
 
 
 def remove_partials(run: Path) -> None:
-    """Delete what a killed process left half written."""
+    """Delete files that a killed process left half-written."""
     for partial in run.glob(".*.partial"):
         with contextlib.suppress(OSError):
             partial.unlink()
 
 
 def fit_weights(net: nn.Module, weights: Mapping[str, Tensor], source: Path | str, architecture: str) -> None:
-    """Load ``weights`` into ``net``. Raises UserError that says what was expected and what was found, and
-    loads nothing then.
+    """Load ``weights`` into ``net``.
+
+    If they do not fit, raises a UserError that states what was expected and what was found, and loads
+    nothing.
     """
     problems = _differences(net.state_dict(), weights)
     if problems:
         problem = problems[0]
         if len(problems) > 1:
-            problem += f" (and {len(problems) - 1} more differences)"
-        raise UserError(f"{source}: another architecture than {architecture}: {problem}")
+            problem += f" (and {len(problems) - 1} more)"
+        raise UserError(f"{source}: does not match {architecture}: {problem}")
     net.load_state_dict(dict(weights))
 
 
-def _differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
+def _differences(expected: Mapping[str, Tensor], actual: Mapping[str, Tensor]) -> list[str]:
     reshaped = []
     for name, value in expected.items():
-        if name in found and found[name].shape != value.shape:
-            reshaped.append(f"{name} is {list(found[name].shape)} where {list(value.shape)} is expected")
-    missing = [f"{name} is missing" for name in expected if name not in found]
-    extra = [f"{name} is not expected" for name in found if name not in expected]
+        if name in actual and actual[name].shape != value.shape:
+            reshaped.append(f"{name} has the shape {list(actual[name].shape)} instead of {list(value.shape)}")
+    missing = [f"{name} is missing" for name in expected if name not in actual]
+    extra = [f"{name} is unexpected" for name in actual if name not in expected]
     return reshaped + missing + extra
 
 
 def save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
-    """Write a state_dict as the official code does, plain contiguous tensors by name. Raises OSError where
-    the disk refuses.
+    """Write a state_dict as the official code does: plain contiguous tensors by name.
+
+    Raises OSError if it cannot be written.
     """
     save_tensors(path, {name: value.contiguous() for name, value in weights.items()})
 
 
 def saved_epochs(run: Path) -> list[str]:
-    """Return the labels (latest, 5, iter_1000 ...) for which ``run`` has weights of a generator."""
+    """Return the labels (latest, 5, iter_1000 ...) of the epochs for which ``run`` has generator weights."""
     numbers: set[str] = set()
-    words: set[str] = set()
+    names: set[str] = set()
     for file in run.glob("*_net_G*.pth"):
         match = re.fullmatch(r"(\w+)_net_G(?:_[AB])?\.pth", file.name)
         if match is None:
@@ -109,5 +114,5 @@ def saved_epochs(run: Path) -> list[str]:
         if label.isdigit():
             numbers.add(label)
         else:
-            words.add(label)
-    return [*sorted(numbers, key=lambda label: label.zfill(12)), *sorted(words)]
+            names.add(label)
+    return [*sorted(numbers, key=lambda label: label.zfill(12)), *sorted(names)]

@@ -1,8 +1,7 @@
-"""Images on their way from files to batches: scanning, decoding, sampling, loaders, and pixels back into
-images.
+"""Turn image files into training batches: find, check, decode and sample images, and write pixels back.
 
-A loader, a file format, an augmentation, a dataset to download or a check of one belongs here. What a network
-does with a batch does not: this room runs without networks and kernels.
+Loaders, file formats, augmentations, dataset downloads and dataset checks belong here. What a network does
+with a batch does not: this room runs without networks and kernels.
 
 Uses ``config`` and ``tensor_files``.
 """

@@ -1,4 +1,4 @@
-"""Work ahead of its consumer, in a thread."""
+"""Produce items in a background thread, ahead of their consumer."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ T = TypeVar("T")
 
 @contextlib.contextmanager
 def in_background(items: Generator[T], depth: int) -> Generator[Iterator[T]]:
-    """Give what ``items`` gives, made by a thread up to ``depth`` items ahead. Its exceptions are raised
-    where the items are taken.
+    """Iterate over ``items`` in a background thread, up to ``depth`` items ahead of the consumer.
 
-    Leaving the block ends the thread, after the item that it is at, and closes ``items`` in it.
+    Exceptions from ``items`` are re-raised where the consumer takes the next item. Leaving the block ends the
+    thread after its current item and closes ``items`` in that thread.
     """
     ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(depth)
     stop = threading.Event()
@@ -34,11 +34,11 @@ def in_background(items: Generator[T], depth: int) -> Generator[Iterator[T]]:
                     if stop.is_set():
                         return
             put(None, StopIteration())
-        # Whatever it is belongs to the consumer, who would wait for ever without it.
+        # Pass every exception on to the consumer, which would otherwise wait forever.
         except BaseException as error:
             put(None, error)
 
-    def taken() -> Iterator[T]:
+    def received() -> Iterator[T]:
         while True:
             item, error = ready.get()
             if isinstance(error, StopIteration):
@@ -50,7 +50,7 @@ def in_background(items: Generator[T], depth: int) -> Generator[Iterator[T]]:
     thread = threading.Thread(target=work, name="fastcyclegan-loader", daemon=True)
     thread.start()
     try:
-        yield taken()
+        yield received()
     finally:
         stop.set()
         thread.join()

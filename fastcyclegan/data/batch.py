@@ -1,4 +1,4 @@
-"""What a loader gives and a training step takes: a batch of both domains."""
+"""The batch of images of both domains that a loader yields and a training step consumes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from fastcyclegan.data.sample_plan import Sample
 
 @dataclass(frozen=True)
 class Batch:
-    """Images of both domains, [N, C, H, W] in channels_last memory, in [-1, 1], on the device, and what
-    their samples decided.
+    """One batch of both domains: the images, their paths, and the samples that they come from.
+
+    Images are [N, C, H, W] in channels_last memory, in [-1, 1], on the device.
     """
 
     A: Tensor

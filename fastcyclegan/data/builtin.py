@@ -1,10 +1,10 @@
 """The built-in dataset: plain shapes (A) and striped shapes (B), drawn by formula from a seed.
 
-Every scene is a few discs, squares and diamonds on one ground. A paints them in one colour, B in horizontal
-stripes of two others with a period of four rows. The palette is fixed, so a translation is determined: plain
-shape to striped shape in the same place, ground to ground. Training images of A and B show different
-scenes; a held-out image of A and the one of B by the same name show the same scene, which is what a perfect
-translation would give.
+Each scene is a few discs, squares and diamonds on a uniform ground. A paints the shapes in one colour; B
+paints them in horizontal stripes of two other colours, with a period of four rows. The palette is fixed, so
+the correct translation is determined: a plain shape becomes a striped shape in the same place, and ground
+stays ground. Training images of A and B show different scenes. A held-out image of A and the held-out image
+of B with the same name show the same scene, so each is the perfect translation of the other.
 """
 
 from __future__ import annotations
@@ -32,8 +32,10 @@ Pixels = NDArray[np.uint8]
 
 
 def _shapes(u: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Return the mask [SIZE, SIZE] of a scene; ``u`` holds its 13 numbers in [0, 1): how many shapes, then
-    kind, x, y, radius of each.
+    """Return the mask [SIZE, SIZE] of a scene.
+
+    ``u`` contains the 13 numbers in [0, 1) that define the scene: how many shapes it has, then the kind, x, y
+    and radius of each.
     """
     y, x = np.mgrid[0:SIZE, 0:SIZE].astype(np.float64)
     mask = np.zeros((SIZE, SIZE), dtype=bool)
@@ -46,8 +48,9 @@ def _shapes(u: NDArray[np.float64]) -> NDArray[np.bool_]:
 
 
 def draw(domain: str, seed: int, split: str, index: int) -> Pixels:
-    """Return image ``index`` of ``domain`` "A" or "B", [SIZE, SIZE, 3] uint8. Test images of both domains
-    share their scenes.
+    """Draw image ``index`` of ``domain`` "A" or "B" as [SIZE, SIZE, 3] uint8.
+
+    Test images with the same index show the same scene in both domains.
     """
     stream = {"train": 1 + "AB".index(domain), "test": 0}[split]
     mask = _shapes(uniforms(13, seed, stream, index))
@@ -62,8 +65,7 @@ def draw(domain: str, seed: int, split: str, index: int) -> Pixels:
 
 
 def write(root: Path, seed: int) -> None:
-    """Draw the dataset into ``root``/{train,test}{A,B}; images that are there already are left as they
-    are."""
+    """Draw the dataset into ``root``/{train,test}{A,B}; existing images are left untouched."""
     for split, count in COUNTS.items():
         for domain in "AB":
             folder = root / f"{split}{domain}"
@@ -75,25 +77,28 @@ def write(root: Path, seed: int) -> None:
 
 
 def stripes(images: NDArray[np.uint8]) -> float:
-    """The fixed statistic of [N, H, W, 3]: mean absolute difference of rows half a period apart. Stripes have
-    it.
+    """Return the stripe statistic of images [N, H, W, 3].
+
+    It is the mean absolute difference between rows half a period apart, which is large for striped images.
     """
     values = images.astype(np.float64)
     return float(np.abs(values[:, PERIOD // 2 :] - values[:, : -PERIOD // 2]).mean())
 
 
 def gap_closed(source: Pixels, translated: Pixels, target: Pixels) -> float:
-    """Return 1 where the translated images have the target domain's statistic, 0 where they are no nearer
-    to it than the source's.
+    """Return how much of the stripe-statistic gap between source and target the translation closes.
 
-    Overshooting counts as missing: 1 - |s(translated) - s(target)| / |s(source) - s(target)|.
+    1 means that the translated images have the target domain's statistic, and 0 that they are no closer to it
+    than the source images. Overshooting counts as missing: the result is 1 - |s(translated) - s(target)| /
+    |s(source) - s(target)|.
     """
     return 1 - abs(stripes(translated) - stripes(target)) / abs(stripes(source) - stripes(target))
 
 
 def distance_ratio(source: Pixels, translated: Pixels, target: Pixels) -> float:
-    """Return the mean L1 distance of the translations to their true counterparts, over that of the
-    untranslated images: 0 is perfect.
+    """Return the mean L1 distance of the translations to the targets, divided by that of the sources.
+
+    The targets are the true counterparts of the sources. 0 is perfect.
     """
 
     def distance(images: Pixels) -> float:
@@ -104,7 +109,7 @@ def distance_ratio(source: Pixels, translated: Pixels, target: Pixels) -> float:
 
 @dataclass(frozen=True)
 class Score:
-    """How well held-out images were translated; see the functions of these names."""
+    """How well held-out images were translated; see the functions of the same names."""
 
     gap_closed: float
     distance_ratio: float
@@ -116,9 +121,9 @@ def score(
     targets: Sequence[Path],
     device: torch.device,
 ) -> Score:
-    """Return how well ``translate`` makes the images ``targets`` of the images ``sources``, in order.
+    """Score how well ``translate`` turns the images ``sources`` into the images ``targets``, in order.
 
-    ``translate``: from [N, 3, H, W] in [-1, 1] on ``device`` to the same.
+    ``translate`` maps [N, 3, H, W] in [-1, 1] on ``device`` to the same shape and range.
     """
     source, target = _read(sources), _read(targets)
     images = to_unit_range(torch.from_numpy(source), device)

@@ -1,5 +1,6 @@
-"""Every image decoded and resized once, and kept in memory: an epoch then reads no file. Crop and flip come
-from the plan as ever.
+"""Decode and resize every image once and keep it in memory, so that an epoch reads no files.
+
+Crops and flips still come from the plan.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from fastcyclegan.errors import UserError
 
 @dataclass(frozen=True)
 class CachedImages:
-    """The resized images of a source, [H, W, C] uint8, in ``rows``; they lie one behind the other in one
-    piece of memory.
+    """The resized images of one source, as [H, W, C] uint8 ``rows``.
+
+    They are stored one after the other in a single block of memory.
     """
 
     rows: list[Row]
@@ -30,7 +32,7 @@ class CachedImages:
 
 
 def free_memory(device: torch.device) -> int:
-    """Return the bytes of ``device`` that are free to use, by what its driver or the system says."""
+    """Return the bytes that are free on ``device``, as reported by its driver or the operating system."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:
@@ -43,8 +45,9 @@ def free_memory(device: torch.device) -> int:
 
 
 def bytes_needed(source: Source) -> int:
-    """Return what the resized images of ``source`` take, from the sizes that its files were checked to
-    have.
+    """Return the bytes that the resized images of ``source`` need.
+
+    They are computed from the image sizes found when the files were checked.
     """
     pixels = 0
     for path in source.paths:
@@ -54,13 +57,13 @@ def bytes_needed(source: Source) -> int:
     return pixels * source.fit.channels
 
 
-def hold(
+def cache_images(
     sources: Sequence[Source], readers: Sequence[Reader], device: torch.device, free: int | None = None
 ) -> list[CachedImages]:
-    """Read all images of ``sources``, each by its reader, into the memory of ``device``.
+    """Read all images of ``sources``, each with its reader, into the memory of ``device``.
 
-    Raises UserError, before anything is read, where they take more than half of the memory that is ``free``.
-    A file that cannot be read any more is held as its error.
+    Raises UserError, before anything is read, if they need more than half of the memory that is ``free``. A
+    file that can no longer be read is kept as its error.
     """
     needed = sum(bytes_needed(source) for source in sources)
     if free is None:
@@ -68,13 +71,13 @@ def hold(
     if needed > free // 2:
         cache = "gpu" if device.type == "cuda" else "ram"
         raise UserError(
-            f"--cache {cache}: the images take {needed / 2**20:,.0f} MiB, more than half of the"
-            f" {free / 2**20:,.0f} MiB free"
+            f"--cache {cache}: the images need {needed / 2**20:,.0f} MiB, more than half of the"
+            f" {free / 2**20:,.0f} MiB that are free; use --cache none"
         )
-    return [_hold(source, reader, device) for source, reader in zip(sources, readers, strict=True)]
+    return [_cache_source(source, reader, device) for source, reader in zip(sources, readers, strict=True)]
 
 
-def _hold(source: Source, reader: Reader, device: torch.device) -> CachedImages:
+def _cache_source(source: Source, reader: Reader, device: torch.device) -> CachedImages:
     size = bytes_needed(source)
     memory = torch.empty(size, dtype=torch.uint8, device=device)
     rows: list[Row] = []
@@ -82,17 +85,18 @@ def _hold(source: Source, reader: Reader, device: torch.device) -> CachedImages:
     jobs = (Job(path, None, source.checked.get(path)) for path in source.paths)
     for _, row in reader.read(jobs):
         if isinstance(row, Tensor) and used + row.numel() <= size:
-            place = memory[used : used + row.numel()].view(row.shape)
-            place.copy_(row)
+            slot = memory[used : used + row.numel()].view(row.shape)
+            slot.copy_(row)
             used += row.numel()
-            row = place
-        rows.append(row)  # a file that grew since it was checked keeps memory of its own
+            row = slot
+        rows.append(row)  # a file that grew since it was checked keeps its own memory
     return CachedImages(rows, size)
 
 
 def view_of(pixels: Tensor, fit: Fit, view: View, device: torch.device) -> Tensor:
-    """Return what ``view`` shows of resized ``pixels`` [H, W, C] on ``device``. Only the crop travels; it is
-    mirrored there.
+    """Crop and flip resized ``pixels`` [H, W, C] according to ``view``, and return them on ``device``.
+
+    Only the crop is copied to the device, and it is flipped there.
     """
     left, top, width, height = fit.box((pixels.shape[1], pixels.shape[0]), view)
     crop = pixels[top : top + height, left : left + width]
@@ -105,7 +109,7 @@ def view_of(pixels: Tensor, fit: Fit, view: View, device: torch.device) -> Tenso
 
 
 class CachedLoader(Loader):
-    """Takes its images from memory: of the device, or of the host."""
+    """A loader of images that are kept in memory, on the device or on the host."""
 
     def __init__(
         self,
@@ -113,27 +117,27 @@ class CachedLoader(Loader):
         b: Source,
         plan: Plan,
         device: torch.device,
-        held_A: CachedImages,
-        held_B: CachedImages,
+        cached_A: CachedImages,
+        cached_B: CachedImages,
         *,
         skip_bad_images: bool = False,
         log: Log = lambda text: None,
     ) -> None:
         super().__init__(a, b, plan, device, skip_bad_images=skip_bad_images, log=log)
-        self.held_A, self.held_B = held_A, held_B
+        self.cached_A, self.cached_B = cached_A, cached_B
 
     def batches(self, start: int, stop: int) -> Generator[Batch]:
         for epoch, numbers in self.plan.batches(start, stop):
             rows = []
             for i in numbers:
                 sample = self.plan.sample(epoch, i)
-                a = self._view(self.held_A, self.a.fit, sample.index_A, sample.view_A)
-                b = self._view(self.held_B, self.b.fit, sample.index_B, sample.view_B)
-                rows.append(self._rescued_pair(sample, a, b))
+                a = self._view(self.cached_A, self.a.fit, sample.index_A, sample.view_A)
+                b = self._view(self.cached_B, self.b.fit, sample.index_B, sample.view_B)
+                rows.append(self._good_pair(sample, a, b))
             yield self._batch_of_rows(rows)
 
-    def _view(self, held: CachedImages, fit: Fit, index: int, view: View) -> Row:
-        row = held.rows[index]
+    def _view(self, cached: CachedImages, fit: Fit, index: int, view: View) -> Row:
+        row = cached.rows[index]
         if isinstance(row, BadImageError):
             return row
         return view_of(row, fit, view, self.device)

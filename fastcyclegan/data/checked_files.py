@@ -1,8 +1,8 @@
 """Check every file once before training starts.
 
-A check decodes the whole file, since a header does not tell that the rest is missing. Its result is kept
-under the user's cache folder by path, size and time of change, so that the next run over the same files takes
-a stat a file.
+A check decodes the whole file, because the header does not show whether the rest is there. Results are kept
+in the user's cache folder by path, size and modification time, so the next run over the same files takes one
+stat call per file.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ CACHE_VERSION = 2
 
 @dataclass(frozen=True)
 class Checked:
-    """One file: its identity on disk, its upright size in pixels and Pillow's mode, and why it cannot be
-    used, if so.
+    """The result of checking one file.
 
-    ``plain`` files are those that every decoder reads alike, see ``image_file.read_header``.
+    It holds the file's identity on disk, the upright size in pixels, Pillow's mode, and the reason why the
+    file cannot be used, if there is one. ``plain`` files are those that every decoder reads alike; see
+    ``image_file.read_header``.
     """
 
     path: str
@@ -42,7 +43,7 @@ class Checked:
     plain: bool = False
 
     def is_unchanged(self) -> bool:
-        """Whether the file is still the one that was checked."""
+        """Return whether the file on disk is still the one that was checked."""
         try:
             stat = Path(self.path).stat()
         except OSError:
@@ -51,20 +52,20 @@ class Checked:
 
 
 def check_file(path: Path) -> Checked:
-    """Decode ``path`` wholly and say what it is."""
+    """Decode the file ``path`` completely and return the result of the check."""
     try:
         stat = path.stat()
     except OSError as error:
         return Checked(str(path), -1, -1, error=system_reason(error))
     identity = (str(path), stat.st_size, stat.st_mtime_ns)
-    if not path.is_file():  # reading a pipe would wait for ever
+    if not path.is_file():  # reading a pipe would block forever
         return Checked(*identity, error="not a regular file")
     try:
         open_image(path)
         _, plain = read_header(path.read_bytes())
         with Image.open(path) as header:
             width, height = header.size
-            if header.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8):  # lies on its side
+            if header.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8):  # stored on its side
                 width, height = height, width
             return Checked(*identity, width, height, header.mode, plain=plain)
     except BadImageError as bad:
@@ -84,12 +85,12 @@ def _read_cache(file: Path) -> dict[str, Checked]:
             return {}
         return {record["path"]: Checked(**record) for record in saved["files"]}
     except (OSError, ValueError, KeyError, TypeError):
-        return {}  # no cache, or a damaged one: every file is checked again
+        return {}  # the cache is missing or damaged: check every file again
 
 
 def _write_cache(file: Path, records: Iterable[Checked]) -> None:
     text = json.dumps({"version": CACHE_VERSION, "files": [asdict(record) for record in records]})
-    # A cache that cannot be written costs the next run a few seconds, nothing else.
+    # If the cache cannot be written, the only effect is that the next run takes a few seconds longer.
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, lambda partial: partial.write_text(text))
@@ -101,8 +102,10 @@ def _threads() -> int:
 
 
 def check_files(paths: Sequence[Path], progress: Callable[[int, int], None] | None = None) -> list[Checked]:
-    """Return what each of ``paths`` is, in order, from the cache where the file has not changed; ``progress``
-    is told (done, total).
+    """Check ``paths`` and return the results in order.
+
+    Files that have not changed since an earlier check are taken from the cache. ``progress`` is called with
+    the number of files checked so far and the total.
     """
     cache_file = _cache_file()
     cache = _read_cache(cache_file)

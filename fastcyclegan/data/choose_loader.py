@@ -1,5 +1,6 @@
-"""Which loader reads: DALI where it is installed and serves the device, else Pillow; and loaders and readers
-made of that choice.
+"""Choose the loader that reads images, and build loaders and readers from that choice.
+
+DALI is chosen if it is installed and supports the device, otherwise Pillow.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Literal
 import torch
 
 from fastcyclegan.config import DataConfig
-from fastcyclegan.data.cached_loader import CachedLoader, hold
+from fastcyclegan.data.cached_loader import CachedLoader, cache_images
 from fastcyclegan.data.dali_loader import DaliLoader, DaliReader
 from fastcyclegan.data.dali_pipeline import why_not_dali
 from fastcyclegan.data.image_file import Fit
@@ -25,22 +26,22 @@ MOST_THREADS = 16
 
 @dataclass(frozen=True)
 class Choice:
-    """The loader that reads, with how many threads or processes, and why it was taken."""
+    """The loader that was chosen, its number of threads or processes, and the reason for the choice."""
 
     kind: Literal["dali", "folder"]
     threads: int
-    why: str
+    reason: str
 
     def __str__(self) -> str:
         one, many = "process", "processes"
         if self.kind == "dali":
             one, many = "thread", "threads"
         workers = one if self.threads == 1 else many
-        return f"{self.kind}, {self.threads} {workers} ({self.why})"
+        return f"{self.kind}, {self.threads} {workers} ({self.reason})"
 
 
 def cores() -> int:
-    """Return the processor cores that this process may use."""
+    """Return the number of processor cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     count = os.cpu_count()
@@ -50,16 +51,17 @@ def cores() -> int:
 
 
 def default_threads() -> int:
-    """Return how many threads read where nothing is said of it."""
+    """Return the number of reading threads to use if none is configured."""
     return min(cores(), MOST_THREADS)
 
 
 def choose(loader: str, device: torch.device, num_threads: int | None = None) -> Choice:
-    """Return what ``loader`` ("auto", "dali" or "folder") means on ``device``. Raises UserError for "dali"
-    where it does not work.
+    """Resolve ``loader`` ("auto", "dali" or "folder") for ``device``.
+
+    Raises UserError for "dali" if DALI does not work there.
     """
     if loader == "folder":
-        return _folder(num_threads, "asked for")
+        return _folder(num_threads, "requested")
     problem = why_not_dali(device)
     if loader == "dali" and problem:
         raise UserError(f"--loader dali: {problem}")
@@ -67,29 +69,29 @@ def choose(loader: str, device: torch.device, num_threads: int | None = None) ->
         return _folder(num_threads, problem)
     if num_threads is None:
         num_threads = default_threads()
-    why = "decodes and resizes on the GPU" if device.type == "cuda" else "decodes on the CPU"
+    reason = "decodes and resizes on the GPU" if device.type == "cuda" else "decodes on the CPU"
     if loader == "dali":
-        why = f"asked for, {why}"
-    return Choice("dali", max(num_threads, 1), why)
+        reason = f"requested, {reason}"
+    return Choice("dali", max(num_threads, 1), reason)
 
 
-def _folder(num_threads: int | None, why: str) -> Choice:
+def _folder(num_threads: int | None, reason: str) -> Choice:
     if num_threads is None:
         num_threads = WORKERS
-    return Choice("folder", num_threads, why)
+    return Choice("folder", num_threads, reason)
 
 
 def check_cache(cache: str, device: torch.device) -> None:
-    """Raise UserError for a cache on a GPU that the run is not on."""
+    """Raise UserError if ``cache`` is "gpu" but the run does not use a CUDA GPU."""
     if cache == "gpu" and device.type != "cuda":
         raise UserError(
-            f"--cache gpu keeps images on a CUDA GPU, and this run is on the device {device.type}; use"
+            f"--cache gpu keeps images on a CUDA GPU, but this run uses the device {device.type}; use"
             " --cache ram"
         )
 
 
 def make_reader(choice: Choice, fit: Fit, device: torch.device, log: Log) -> Reader:
-    """Return what reads single images: on ``device`` where DALI does, else on the host."""
+    """Return a reader of single images: onto ``device`` with DALI, otherwise onto the host."""
     if choice.kind == "dali":
         return DaliReader(fit, device, choice.threads, log)
     return PillowReader(fit, choice.threads)
@@ -98,19 +100,20 @@ def make_reader(choice: Choice, fit: Fit, device: torch.device, log: Log) -> Rea
 def make_loader(
     choice: Choice, a: Source, b: Source, plan: Plan, device: torch.device, config: DataConfig, log: Log
 ) -> Loader:
-    """Return the loader of ``choice``; with a cache, that which it filled.
+    """Return the loader of ``choice``; with a cache, fill the cache and return a loader that reads from it.
 
-    Raises UserError where the images do not fit the cache, or there is no such memory.
+    Raises UserError if the images do not fit into the cache, or if the cache is on a GPU that the run does
+    not use.
     """
     skip = config.skip_bad_images
     if config.cache != "none":
         check_cache(config.cache, device)
-        where = device if config.cache == "gpu" else torch.device("cpu")
+        cache_device = device if config.cache == "gpu" else torch.device("cpu")
         readers = [make_reader(choice, source.fit, device, log) for source in (a, b)]
-        held_A, held_B = hold((a, b), readers, where)
-        total = (held_A.bytes + held_B.bytes) / 2**20
-        log(f"--cache {config.cache}: {len(a.paths) + len(b.paths)} images held in {total:,.1f} MiB")
-        return CachedLoader(a, b, plan, device, held_A, held_B, skip_bad_images=skip, log=log)
+        cached_A, cached_B = cache_images((a, b), readers, cache_device)
+        total = (cached_A.bytes + cached_B.bytes) / 2**20
+        log(f"--cache {config.cache}: {len(a.paths) + len(b.paths)} images cached in {total:,.1f} MiB")
+        return CachedLoader(a, b, plan, device, cached_A, cached_B, skip_bad_images=skip, log=log)
     if choice.kind == "dali":
         return DaliLoader(a, b, plan, device, threads=choice.threads, skip_bad_images=skip, log=log)
     return FolderLoader(a, b, plan, device, workers=choice.threads, skip_bad_images=skip, log=log)

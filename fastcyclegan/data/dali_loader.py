@@ -1,15 +1,15 @@
-"""The DALI loader: files go in as bytes, in blocks; decoded, resized, cropped and mirrored images come out,
-in the plan's order.
+"""Read images with DALI in blocks, and yield them resized, cropped and flipped in the plan's order.
 
-Who does what, by measurement: on a GPU, DALI does all of it there. On a CPU, DALI decodes (1.6 times as fast
-as Pillow, and to the same pixels) and torch resizes: its antialiased cubic filter for 8-bit images computes
-as Pillow's does, rounded between two passes, and so is within 2 levels of it if the passes have the same
-order, in a seventh of the time. DALI's own filter does not round there and repeats the border: it is up to 11
-levels off, and hardly faster than Pillow's.
+The division of work follows measurements. On a GPU, DALI does all of it there. On a CPU, DALI decodes (1.6
+times as fast as Pillow, and to the same pixels) and torch resizes. For 8-bit images, torch's antialiased
+cubic filter computes the same as Pillow's and also rounds between the two passes. It is therefore within 2
+levels of Pillow's if the passes have the same order, and it takes a seventh of the time. DALI's own filter
+does not round there and repeats the border: it is up to 11 levels off, and hardly faster than Pillow's.
 
-Blocks, because DALI has a cost a run: at one image a run it is slower than Pillow. Files that decoders read
-in different ways (see ``image_file.read_header``), and files that changed since they were checked, go through
-Pillow in the same stream of images; so does one that DALI fails on, and that is said.
+Images are processed in blocks because every run of DALI has a fixed cost: with one image per run it is slower
+than Pillow. Files that decoders read differently (see ``image_file.read_header``) and files that changed
+since they were checked go through Pillow, in the same stream of images. So does a file that DALI fails on,
+and that is logged.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ from fastcyclegan.data.pillow_loader import read_with_pillow
 from fastcyclegan.data.sample_plan import Plan, Sample, View
 
 BLOCK_BYTES = 2**28
-"""Decoded bytes that a block may hold; large images make smaller blocks."""
+"""The most decoded bytes in a block; large images make smaller blocks."""
 AHEAD = 2
-"""Finished blocks that wait for the consumer, while another is resized and another decoded."""
+"""Finished blocks that wait for the consumer while another is resized and yet another is decoded."""
 
 
-def shaped(pixels: Pixels, fit: Fit, view: View | None) -> Pixels:
-    """Return decoded ``pixels`` [H, W, 3] resized, cropped and mirrored, [h, w, C]."""
+def resize_crop_and_flip(pixels: Pixels, fit: Fit, view: View | None) -> Pixels:
+    """Resize, crop and flip decoded ``pixels`` [H, W, 3] to [h, w, C]."""
     height, width = pixels.shape[:2]
     size = fit.resized((width, height))
     if fit.channels == 1:
-        # torch has its fast filter for three channels alone.
+        # torch has a fast filter only for three channels.
         gray = Image.fromarray(pixels).convert("L")
         if size != gray.size:
             gray = gray.resize(size, Image.Resampling.BICUBIC)
@@ -60,8 +60,8 @@ def shaped(pixels: Pixels, fit: Fit, view: View | None) -> Pixels:
 
 def _resized_by_torch(pixels: Pixels, size: Size) -> Pixels:
     planes = torch.from_numpy(pixels).permute(2, 0, 1)[None]
-    # Horizontal first, as Pillow was for years (13 chooses by the sizes, by a rule of its own; so does
-    # torch in one call).
+    # Horizontal first, as Pillow did for years. Pillow 13 chooses the order from the sizes, by its own rule,
+    # and so does torch in a single call.
     for sides in ((pixels.shape[0], size[0]), (size[1], size[0])):
         if sides != tuple(planes.shape[2:]):
             planes = functional.interpolate(planes, size=sides, mode="bicubic", antialias=True)
@@ -70,13 +70,13 @@ def _resized_by_torch(pixels: Pixels, size: Size) -> Pixels:
 
 @dataclass
 class _Block:
-    """What goes through the pipeline together, and comes out."""
+    """The files that go through the pipeline together, and their results."""
 
     files: list[EncodedFile]
     notes: list[str] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
     ready: Any = None
-    """A CUDA event: the rows are there for those who waited for it."""
+    """A CUDA event that consumers wait for before they use the rows."""
 
     @property
     def plain(self) -> list[EncodedFile]:
@@ -84,10 +84,10 @@ class _Block:
 
 
 class DaliReader:
-    """Reads images of one ``fit`` in order, by blocks, ahead of its consumer.
+    """A reader of images of one ``fit``, in order, in blocks, and ahead of its consumer.
 
-    On a GPU rows come on the consumer's current stream, made on a stream of the reader's own. ``whole`` is as
-    in ``DaliPipeline``.
+    On a GPU, rows are made on the reader's own stream and yielded ready for use on the consumer's current
+    stream. ``whole`` is as in ``DaliPipeline``.
     """
 
     def __init__(
@@ -117,10 +117,10 @@ class DaliReader:
                         row.record_stream(stream)
                     yield file.job, row
 
-    # What follows runs in the reader's thread.
+    # The methods below run in the reader's thread.
 
     def _blocks(self, jobs: Iterator[Job]) -> Generator[_Block]:
-        """Yield finished blocks. DALI decodes one while the one before it is resized."""
+        """Yield finished blocks. DALI decodes one block while the previous one is resized."""
         pipe = DaliPipeline(self.fit, self.device, self.threads, self.whole)
         stream = torch.cuda.Stream(self.device) if pipe.on_gpu else None
         with ThreadPoolExecutor(self.threads, "fastcyclegan-read") as pool, torch.cuda.stream(stream):
@@ -142,27 +142,27 @@ class DaliReader:
                 pipe.close()
 
     def _gathered(self, jobs: Iterator[Job], pool: ThreadPoolExecutor) -> Iterator[_Block]:
-        """Yield blocks of files, read by the pool up to one block ahead."""
+        """Yield blocks of files, which the pool reads up to one block ahead."""
         reading: deque[Future[EncodedFile]] = deque()
         for job in islice(jobs, BLOCK):
             reading.append(pool.submit(self._fetch, job))
         files: list[EncodedFile] = []
-        held = 0
+        gathered = 0
         while reading:
             file = reading.popleft().result()
             for job in islice(jobs, 1):
                 reading.append(pool.submit(self._fetch, job))
             size = file.size[0] * file.size[1] * 3
-            if files and (len(files) == BLOCK or held + size > BLOCK_BYTES):
+            if files and (len(files) == BLOCK or gathered + size > BLOCK_BYTES):
                 yield _Block(files)
-                files, held = [], 0
+                files, gathered = [], 0
             files.append(file)
-            held += size
+            gathered += size
         if files:
             yield _Block(files)
 
     def _fetch(self, job: Job) -> EncodedFile:
-        """Return ``job`` with its file's bytes if DALI is to have them."""
+        """Return ``job``, with the bytes of its file if DALI should decode it."""
         known = job.checked
         size, plain = (0, 0), True
         if known is not None:
@@ -173,7 +173,7 @@ class DaliReader:
         with contextlib.suppress(OSError):
             if job.path.is_file():
                 data = job.path.read_bytes()
-        if not data:  # Pillow will find the same, and name it
+        if not data:  # Pillow will find the same and report it
             return EncodedFile(job, size)
         if known is None:
             size, plain = read_header(data)
@@ -184,7 +184,7 @@ class DaliReader:
         return EncodedFile(job, size, np.frombuffer(data, np.uint8), plain=True)
 
     def _collected(self, block: _Block | None, pipe: DaliPipeline) -> list[Any]:
-        """Return what DALI made of the plain files of ``block``, and remember those that it fails on."""
+        """Return DALI's results for the plain files of ``block``, and remember the files that it fails on."""
         if block is None:
             return []
         files = block.plain
@@ -197,8 +197,7 @@ class DaliReader:
     def _finished(
         self, block: _Block, outputs: list[Any], pool: ThreadPoolExecutor, stream: torch.cuda.Stream | None
     ) -> _Block:
-        """Return ``block`` with its rows, from what DALI made of its plain files, and Pillow of the
-        others."""
+        """Return ``block`` with its rows: DALI's results for its plain files, Pillow's for the others."""
         decoded = iter(outputs)
         waiting: list[Future[Row] | Tensor] = []
         for file in block.files:
@@ -209,7 +208,7 @@ class DaliReader:
             if isinstance(pixels, Tensor):
                 waiting.append(pixels)
             else:
-                waiting.append(pool.submit(self._shaped, pixels, file.job.view))
+                waiting.append(pool.submit(self._resize_crop_and_flip, pixels, file.job.view))
         for file, result in zip(block.files, waiting, strict=True):
             row = result if isinstance(result, Tensor) else result.result()
             if file.refused and isinstance(row, Tensor):
@@ -221,7 +220,7 @@ class DaliReader:
         return block
 
     def _note(self, file: EncodedFile, block: _Block) -> None:
-        """Have it said, once, that Pillow reads what DALI does not."""
+        """Add a note, once per file, that Pillow reads a file that DALI cannot decode."""
         path = file.job.path
         if path not in self._noted:
             self._noted.add(path)
@@ -232,12 +231,12 @@ class DaliReader:
             return row.pin_memory().to(self.device, non_blocking=True)
         return row
 
-    def _shaped(self, pixels: Pixels, view: View | None) -> Tensor:
-        return torch.from_numpy(shaped(pixels, self.fit, view))
+    def _resize_crop_and_flip(self, pixels: Pixels, view: View | None) -> Tensor:
+        return torch.from_numpy(resize_crop_and_flip(pixels, self.fit, view))
 
 
 class DaliLoader(Loader):
-    """Reads with DALI in ``threads`` threads (and on the GPU, if that is the device)."""
+    """A loader that reads with DALI in ``threads`` threads, and on the GPU if that is the device."""
 
     def __init__(
         self,
@@ -252,7 +251,7 @@ class DaliLoader(Loader):
         whole: bool | None = None,
     ) -> None:
         super().__init__(a, b, plan, device, skip_bad_images=skip_bad_images, log=log)
-        # Images of one fit go through one pipeline, A and B in turn.
+        # Domains with the same fit share one pipeline, A and B in turn.
         fits = {"AB": a.fit} if a.fit == b.fit else {"A": a.fit, "B": b.fit}
         self.readers = {
             sides: DaliReader(fit, device, threads, log, whole=whole) for sides, fit in fits.items()
@@ -269,7 +268,7 @@ class DaliLoader(Loader):
                 rows = []
                 for _ in numbers:
                     (job, row_A), (_, row_B) = next(in_A), next(in_B)
-                    rows.append(self._rescued_pair(job.tag, row_A, row_B))
+                    rows.append(self._good_pair(job.tag, row_A, row_B))
                 yield self._batch_of_rows(rows)
 
     def _jobs(self, start: int, stop: int, sides: str) -> Iterator[Job]:

@@ -1,7 +1,7 @@
-"""DALI's pipeline: encoded files go in, a block at a time, and pixels come out; and whether DALI works here.
+"""Decode blocks of encoded files with a DALI pipeline, and find out whether DALI works here.
 
-On a GPU, DALI does all of it there: it decodes, resizes, crops and mirrors. On a CPU it decodes alone, 1.6
-times as fast as Pillow and to the same pixels; ``dali_loader.py`` says who does the rest.
+On a GPU, DALI decodes, resizes, crops and flips there. On a CPU it only decodes, 1.6 times as fast as Pillow
+and to the same pixels; ``dali_loader.py`` describes how the rest is done.
 """
 
 from __future__ import annotations
@@ -19,16 +19,18 @@ from fastcyclegan.data.loader import Job
 from fastcyclegan.errors import UserError, one_line
 
 BLOCK = 64
-"""Images a run: 32 samples of both domains."""
+"""Images per pipeline run: 32 samples of both domains."""
 
 
 def why_not_dali(device: torch.device) -> str:
-    """Return "" where DALI serves ``device``, else one line saying why not: found out by building a
-    pipeline."""
+    """Return why DALI cannot be used on ``device``, in one line, or "" if it can.
+
+    A pipeline is built to find out.
+    """
     if find_spec("nvidia") is None or find_spec("nvidia.dali") is None:
-        return "DALI is not installed (the extra dali, or dali-cu12 for a torch with CUDA 12)"
+        return "DALI is not installed: install the extra dali, or dali-cu12 for a torch with CUDA 12"
     if device.type not in ("cpu", "cuda"):
-        return f"DALI does not serve the device {device.type}"
+        return f"DALI does not support the device {device.type}"
     try:
         if device.type == "cuda":
             other_cuda = _why_not_this_cuda()
@@ -36,7 +38,7 @@ def why_not_dali(device: torch.device) -> str:
                 return other_cuda
         parses(b"", (0, 0))
         DaliPipeline(Fit(), device, 1).build()
-    # Whatever the import or the driver raises is a reason not to take DALI; it is reported.
+    # Anything that the import or the driver raises is a reason not to use DALI, and it is reported.
     except Exception as error:
         return f"DALI does not work here: {one_line(error, 300)}"
     return ""
@@ -46,20 +48,21 @@ def _why_not_this_cuda() -> str:
     from nvidia.dali import __cuda_version__, __version__
 
     # 13492 for CUDA 13.4.92
-    theirs, ours = str(__cuda_version__)[:2], str(torch.version.cuda).split(".")[0]
-    if theirs == ours:
+    dali_cuda, torch_cuda = str(__cuda_version__)[:2], str(torch.version.cuda).split(".")[0]
+    if dali_cuda == torch_cuda:
         return ""
-    extra = "dali-cu12" if ours == "12" else "dali"
+    extra = "dali-cu12" if torch_cuda == "12" else "dali"
     return (
-        f"DALI {__version__} is built for CUDA {theirs} and torch for CUDA {ours}: install the extra {extra}"
+        f"DALI {__version__} is built for CUDA {dali_cuda}, but torch for CUDA {torch_cuda}; install the"
+        f" extra {extra}"
     )
 
 
 def parses(data: bytes, size: Size) -> bool:
-    """Whether DALI's parser finds an image of ``size`` in ``data``.
+    """Return whether DALI's parser finds an image of ``size`` in ``data``.
 
-    What it does not must never reach a pipeline: a parser that fails there leaves other threads at work on
-    memory that is gone, which has crashed the process (DALI 2.4; a decoder that fails is harmless).
+    Data that it cannot parse must never reach a pipeline. A parser that fails there leaves other threads
+    working on freed memory, which has crashed the process (DALI 2.4). A decoder that fails is harmless.
     """
     from nvidia import nvimgcodec
 
@@ -72,8 +75,9 @@ def parses(data: bytes, size: Size) -> bool:
 
 @dataclass
 class EncodedFile:
-    """A job with its file's bytes. ``plain`` ones are for DALI; ``refused`` ones would be, but it does not
-    take them.
+    """A job and the bytes of its file.
+
+    ``plain`` files are decoded by DALI. ``refused`` files should have been, but DALI cannot decode them.
     """
 
     job: Job
@@ -87,9 +91,10 @@ class EncodedFile:
 
 
 class DaliPipeline:
-    """A pipeline at work: one block is launched, then collected. It is built again after a file broke it.
+    """A DALI pipeline that processes one block at a time: the block is launched, then collected.
 
-    ``whole`` has DALI do everything, as it does on a GPU; on a CPU that is for tests.
+    The pipeline is rebuilt after a file made it fail. If ``whole`` is set, DALI does everything, as it does
+    on a GPU; on a CPU that is for tests.
     """
 
     def __init__(self, fit: Fit, device: torch.device, threads: int, whole: bool | None = None) -> None:
@@ -99,8 +104,9 @@ class DaliPipeline:
         self.pipe: Any = None
 
     def build(self) -> Any:
-        """Return a pipeline from encoded files, and, where DALI does everything, their sizes and places, to
-        pixels [H, W, C].
+        """Return a pipeline from encoded files to pixels [H, W, C].
+
+        If DALI does everything, the sizes and crops of the files are inputs as well.
         """
         from nvidia.dali import Pipeline, fn, types
 
@@ -112,9 +118,9 @@ class DaliPipeline:
             exec_dynamic=True,
         )
         with pipe:
-            # The hardware's decoder and the CUDA one differ by a level; sharing a block between them would
-            # make an image depend on its place in it, and a resumed run differ. Chroma is interpolated as
-            # libjpeg, and so Pillow, does.
+            # The hardware decoder and the CUDA decoder differ by one level. If they shared a block, an image
+            # would depend on its place in the block, and a resumed run would differ. Chroma is interpolated
+            # as in libjpeg, and so as in Pillow.
             pixels = fn.decoders.image(
                 fn.external_source(name="files", dtype=types.UINT8, ndim=1),
                 device="mixed" if self.on_gpu else "cpu",
@@ -124,7 +130,7 @@ class DaliPipeline:
                 jpeg_fancy_upsampling=True,
             )
             if self.whole:
-                pixels = _viewed(pixels, self.fit.channels)
+                pixels = _resize_crop_and_flip(pixels, self.fit.channels)
             pipe.set_outputs(pixels)
         pipe.build()
         return pipe
@@ -147,15 +153,15 @@ class DaliPipeline:
             self.pipe = self.build()
         self.pipe.feed_input("files", [file.data for file in files])
         if self.whole:
-            for name, values in _places(files, self.fit).items():
+            for name, values in _geometry(files, self.fit).items():
                 self.pipe.feed_input(name, values)
         self.pipe.schedule_run()
 
     def collect(self, files: list[EncodedFile]) -> list[Any]:
-        """Return what was made of ``files``, which were launched: tensors, or, where torch resizes, arrays of
-        decoded pixels.
+        """Return the results for the launched ``files``: tensors, or decoded arrays if torch resizes them.
 
-        A file that DALI fails on is found by trying each alone; it is refused, and nothing comes of it.
+        If DALI fails, each file is tried separately to find the ones at fault. Those are refused and have no
+        result.
         """
         if not files:
             return []
@@ -165,8 +171,8 @@ class DaliPipeline:
             self.close()
             culprits = [file for file in files if not self._decodes(file)]
             if not culprits:
-                why = one_line(error, 300)
-                raise UserError(f"DALI failed: {why}; --loader folder reads with Pillow") from None
+                reason = one_line(error, 300)
+                raise UserError(f"DALI failed: {reason}; pass --loader folder to read with Pillow") from None
         for file in culprits:
             file.refuse()
         good = [file for file in files if file.plain]
@@ -185,22 +191,22 @@ class DaliPipeline:
     def _outputs(self) -> list[Any]:
         (pixels,) = self.pipe.share_outputs(torch.cuda.current_stream() if self.on_gpu else None)
         if self.on_gpu:
-            # Copies, in torch's memory: it knows which streams they are used on, and DALI's may be used
-            # again.
+            # Copy into torch's memory, because torch tracks the streams that use it, while DALI may reuse its
+            # own.
             if pixels.is_dense_tensor():
                 rows = list(torch.from_dlpack(pixels.as_tensor()).clone())
             else:
                 rows = [torch.from_dlpack(pixels[n]).clone() for n in range(len(pixels))]
         elif self.whole:
-            rows = [torch.from_numpy(np.array(one)) for one in pixels]
+            rows = [torch.from_numpy(np.array(image)) for image in pixels]
         else:
-            rows = [np.asarray(one) for one in pixels]
+            rows = [np.asarray(image) for image in pixels]
         self.pipe.release_outputs()
         return rows
 
 
-def _viewed(pixels: Any, channels: int) -> Any:
-    """Return decoded pixels resized, cropped and mirrored, by the inputs that ``_places`` gives."""
+def _resize_crop_and_flip(pixels: Any, channels: int) -> Any:
+    """Resize, crop and flip decoded pixels by the inputs that ``_geometry`` provides."""
     from nvidia.dali import fn, types
 
     if channels == 1:
@@ -216,16 +222,17 @@ def _viewed(pixels: Any, channels: int) -> Any:
 
 
 def _luma(pixels: Any) -> Any:
-    """Return RGB as gray by Pillow's integers: (19595 R + 38470 G + 7471 B + 32768) >> 16."""
+    """Convert RGB to gray with Pillow's integers: (19595 R + 38470 G + 7471 B + 32768) >> 16."""
     from nvidia.dali import fn, types
 
     red, green, blue = (fn.cast(pixels[:, :, c : c + 1], dtype=types.INT32) for c in range(3))
     return fn.cast((red * 19595 + green * 38470 + blue * 7471 + 32768) // 65536, dtype=types.UINT8)
 
 
-def _places(files: list[EncodedFile], fit: Fit) -> dict[str, NDArray[np.int32]]:
-    """Return for each file its size after the resize, the place and the shape of its crop, all as (height,
-    width), and the mirror.
+def _geometry(files: list[EncodedFile], fit: Fit) -> dict[str, NDArray[np.int32]]:
+    """Return each file's size after the resize, the place and shape of its crop, and its flip.
+
+    Sizes, places and shapes are (height, width).
     """
     sizes, anchors, shapes, mirrored = [], [], [], []
     for file in files:

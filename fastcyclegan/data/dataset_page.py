@@ -1,4 +1,4 @@
-"""The report of a dataset as one HTML page, with its images in it."""
+"""Render the report on a dataset as one HTML page, with its images embedded."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ def _figure(image: str, caption: str) -> str:
     return f"<figure>{image}<figcaption>{html.escape(caption)}</figcaption></figure>"
 
 
-def page(title: str, reports: list[FolderReport], twice: list[Group], crop_size: int) -> str:
-    """Return the report as one HTML page that needs no other file."""
-    named = html.escape(title)
+def page(title: str, reports: list[FolderReport], groups: list[Group], crop_size: int) -> str:
+    """Render the report as one HTML page that needs no other file."""
+    heading = html.escape(title)
     parts = [
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{named}</title>',
-        f"<style>{_STYLE}</style></head><body><h1>{named}</h1>\n<h2>Mean images</h2>",
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{heading}</title>',
+        f"<style>{_STYLE}</style></head><body><h1>{heading}</h1>\n<h2>Mean images</h2>",
     ]
     for report in reports:
         if report.mean is not None:
             pixels = report.mean.round().clip(0, 255).astype(np.uint8)
             image = _image(encode_jpeg(pixels), f"mean of {report.name}")
             parts.append(_figure(image, report.name))
-    if twice:
-        parts.append(f'<h2 class="bad">The same pixels more than once ({len(twice):,})</h2><ul>')
-        for group in twice:
+    if groups:
+        parts.append(f'<h2 class="bad">Images found more than once ({len(groups):,})</h2><ul>')
+        for group in groups:
             parts.append(f"<li>{html.escape(equal_files(group))}</li>")
         parts.append("</ul>")
     for report in reports:
@@ -56,18 +56,18 @@ def page(title: str, reports: list[FolderReport], twice: list[Group], crop_size:
 
 
 def _section(report: FolderReport, crop_size: int) -> Iterator[str]:
-    """Yield what the page has of one folder."""
+    """Yield the HTML of the section about one folder."""
     yield f"<h2>{html.escape(report.name)}: {html.escape(str(report.folder))}</h2><table>"
     for label, text in summary(report, crop_size).items():
         yield f"<tr><td>{label}</td><td>{html.escape(text)}</td></tr>"
     yield "</table>"
     if report.broken:
-        yield '<h3 class="bad">Broken</h3><ul>'
+        yield '<h3 class="bad">Broken files</h3><ul>'
         for file in report.broken:
             yield f"<li>{html.escape(file.path)}: {html.escape(file.error)}</li>"
         yield "</ul>"
     if report.small:
-        yield f'<h3>Small ({len(report.small):,})</h3><div class="thumbs">'
+        yield f'<h3>Small images ({len(report.small):,})</h3><div class="thumbs">'
         for file in report.small[:THUMBS]:
             caption = f"{Path(file.path).name} {file.width}x{file.height}"
             yield _figure(_image(report.thumbs[file.path], file.path), caption)
@@ -76,7 +76,7 @@ def _section(report: FolderReport, crop_size: int) -> Iterator[str]:
     for file in report.small:
         others.pop(file.path, None)
     if others:
-        yield '<h3>Some of them</h3><div class="thumbs">'
+        yield '<h3>Sample images</h3><div class="thumbs">'
         for path, data in others.items():
             yield _image(data, path)
         yield "</div>"

@@ -1,5 +1,6 @@
-"""A look at a dataset before it is trained on: counts, sizes, modes, files that are broken, small or twice
-there, and mean images.
+"""Report on a dataset before it is trained on.
+
+The report covers counts, sizes, modes, files that are broken, small or duplicated, and mean images.
 """
 
 from __future__ import annotations
@@ -15,7 +16,14 @@ import tyro
 from fastcyclegan.config import DataConfig
 from fastcyclegan.console import Console
 from fastcyclegan.data.dataset_page import page
-from fastcyclegan.data.folder_report import FolderReport, Group, duplicates, equal_files, look_at, summary
+from fastcyclegan.data.folder_report import (
+    FolderReport,
+    Group,
+    duplicates,
+    equal_files,
+    examine_folder,
+    summary,
+)
 from fastcyclegan.data.scan import find_folders
 from fastcyclegan.errors import UserError
 from fastcyclegan.tensor_files import write_atomically
@@ -25,24 +33,25 @@ LISTED = 20
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """Look at a dataset before training: as text, and as a page with images."""
+    """Check a dataset before training: print a report, and write it as an HTML page with images."""
 
-    #: The dataset: trainA/ trainB/ (testA/ testB/), or train/A train/B; or any one folder of images.
+    #: Folder of the dataset, containing trainA/ and trainB/ (and testA/ and testB/) or train/A and train/B;
+    #: or any single folder of images.
     dir: Annotated[Path | None, tyro.conf.Positional] = None
-    #: Instead of it, with --data_B: the folder of A.
+    #: Folder of images of A; use it with --data_B in place of the dataset folder.
     data_A: Path | None = None
-    #: The folder of B.
+    #: Folder of images of B.
     data_B: Path | None = None
-    #: The page. Default: NAME_report.html in the current folder, by the name of the dataset (of a single
-    #: folder also its parent's).
+    #: HTML page to write. Default: NAME_report.html in the current folder, where NAME is the name of the
+    #: dataset (for a single folder, its parent's name comes first).
     output: Path | None = None
-    #: Images with a side below this are listed as small: training would enlarge them, or refuse to crop
-    #: them.
+    #: Images with a side shorter than this many pixels are listed as small: training would enlarge them, or
+    #: refuse to crop them.
     crop_size: int = DataConfig.crop_size
 
     def __post_init__(self) -> None:
         if (self.dir is None) == (self.data_A is None and self.data_B is None):
-            raise UserError("give a folder, or --data_A and --data_B")
+            raise UserError("give either a folder, or --data_A and --data_B")
         if (self.data_A is None) != (self.data_B is None):
             raise UserError("--data_A and --data_B go together: both folders are needed")
         if self.crop_size < 1:
@@ -50,58 +59,59 @@ class ReportConfig:
 
 
 def folders_of(config: ReportConfig) -> dict[str, Path]:
-    """Return the folders to look at by their names in the report. Raises UserError where there is none."""
+    """Return the folders to examine, by their names in the report. Raises UserError if one is missing."""
     if config.dir is not None and config.dir.is_dir():
         parts = ("trainA", "trainB", "train/A", "train/B")
         if not any((config.dir / part).is_dir() for part in parts):
             return {"images": config.dir}
     data = DataConfig(dataroot=config.dir, data_A=config.data_A, data_B=config.data_B)
-    found = find_folders(data)
-    folders = {"train A": found.train_A, "train B": found.train_B}
-    if found.test_A is not None:
-        folders["test A"] = found.test_A
-    if found.test_B is not None:
-        folders["test B"] = found.test_B
+    dataset = find_folders(data)
+    folders = {"train A": dataset.train_A, "train B": dataset.train_B}
+    if dataset.test_A is not None:
+        folders["test A"] = dataset.test_A
+    if dataset.test_B is not None:
+        folders["test B"] = dataset.test_B
     return folders
 
 
-def _log(reports: list[FolderReport], twice: list[Group], crop_size: int, console: Console) -> None:
+def _log(reports: list[FolderReport], groups: list[Group], crop_size: int, console: Console) -> None:
     for report in reports:
         console.table(f"{report.name}: {report.folder}", summary(report, crop_size))
         _log_first([f"broken: {file.path}: {file.error}" for file in report.broken], console)
         _log_first([f"small: {file.path}: {file.width}x{file.height}" for file in report.small], console)
-    images = "image" if len(twice) == 1 else "images"
-    console.log(f"the same pixels more than once: {len(twice):,} {images}")
-    _log_first([equal_files(group) for group in twice], console)
+    images = "image" if len(groups) == 1 else "images"
+    console.log(f"{len(groups):,} {images} found more than once (identical pixels)")
+    _log_first([equal_files(group) for group in groups], console)
 
 
 def _log_first(lines: list[str], console: Console) -> None:
     for line in lines[:LISTED]:
         console.log(f"    {line}")
     if len(lines) > LISTED:
-        console.log(f"and {len(lines) - LISTED:,} more, see the page")
+        console.log(f"and {len(lines) - LISTED:,} more; see the page")
 
 
 def report_dataset(config: ReportConfig, console: Console) -> bool:
-    """Print the report of a dataset and write its page; return whether training could begin as it is, with no
-    broken file.
+    """Print the report on a dataset and write its HTML page.
+
+    Returns whether training could start on the dataset as it is, that is, whether no file is broken.
     """
     folders = folders_of(config)
     reports = []
     with console:
         for name, folder in folders.items():
-            reports.append(look_at(name, folder, config.crop_size, partial(_progress, console, name)))
-    twice = duplicates(reports)
-    _log(reports, twice, config.crop_size, console)
+            reports.append(examine_folder(name, folder, config.crop_size, partial(_progress, console, name)))
+    groups = duplicates(reports)
+    _log(reports, groups, config.crop_size, console)
     title = _title(config.dir, folders)
     output = config.output
     if output is None:
         stem = title.replace(" and ", "2").replace(" ", "_").replace("/", "")
         output = Path(f"{stem}_report.html")
     output.parent.mkdir(parents=True, exist_ok=True)
-    text = page(title, reports, twice, config.crop_size)
+    text = page(title, reports, groups, config.crop_size)
     write_atomically(output, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
-    console.log(f"page: {output}")
+    console.log(f"page written to {output}")
     return not any(report.broken for report in reports)
 
 
@@ -109,10 +119,10 @@ def _title(root: Path | None, folders: Mapping[str, Path]) -> str:
     if root is None:
         return " and ".join(folder.resolve().name for folder in folders.values())
     if list(folders) == ["images"]:
-        return " ".join(root.resolve().parts[-2:])  # the trainA of this dataset is not that of another
+        return " ".join(root.resolve().parts[-2:])  # many datasets have a trainA
     return root.resolve().name
 
 
-def _progress(console: Console, name: str, done: int, total: int) -> None:
-    if console.is_terminal or done % 1000 == 0:
-        console.progress(done, total, f"{name}: {done:,} of {total:,} images")
+def _progress(console: Console, name: str, count: int, total: int) -> None:
+    if console.is_terminal or count % 1000 == 0:
+        console.progress(count, total, f"{name}: {count:,} of {total:,} images")

@@ -1,6 +1,4 @@
-"""The authors' datasets: fetched from their server in as many goes as it takes, unpacked with care, every
-image opened.
-"""
+"""Download the authors' datasets: resume broken transfers, unpack safely, and check every image."""
 
 from __future__ import annotations
 
@@ -27,7 +25,7 @@ from fastcyclegan.errors import UserError
 SERVER = "http://efrosgans.eecs.berkeley.edu/cyclegan/datasets"
 FOLDERS = ("trainA", "trainB", "testA", "testB")
 TRIES, TIMEOUT, PIECE = 5, 30, 2**18
-# What is raised where a connection breaks or cannot be made.
+# The exceptions of a connection that breaks or cannot be made.
 _BROKEN = (
     urllib.error.URLError,
     http.client.HTTPException,
@@ -39,8 +37,10 @@ _BROKEN = (
 
 @dataclass(frozen=True)
 class Dataset:
-    """What the authors offer under a name: from what to what, MiB to fetch, and images in trainA, trainB,
-    testA, testB.
+    """One of the authors' datasets.
+
+    ``what`` describes its two domains and ``mib`` is the size of the download. ``counts`` are the numbers of
+    images in trainA, trainB, testA and testB.
     """
 
     what: str
@@ -58,10 +58,10 @@ DATASETS = {
     "vangogh2photo": Dataset("van Gogh's paintings and photographs", 292, (400, 6287, 400, 751)),
     "maps": Dataset("aerial photographs and maps", 1413, (1096, 1096, 1098, 1098)),
     "facades": Dataset("facades and their labels", 34, (400, 400, 106, 106)),
-    "iphone2dslr_flower": Dataset("flowers by telephone and by camera", 324, (1812, 3325, 569, 480)),
+    "iphone2dslr_flower": Dataset("flowers by phone and by camera", 324, (1812, 3325, 569, 480)),
     "ae_photos": Dataset("photographs"),
 }
-ELSEWHERE = {"cityscapes": "its licence forbids passing it on; get it from cityscapes-dataset.com"}
+ELSEWHERE = {"cityscapes": "its licence forbids redistribution; get it from cityscapes-dataset.com"}
 
 Log = Callable[[str], None]
 Progress = Callable[[int, int], None]
@@ -75,14 +75,13 @@ def download(
     archive: Path | None = None,
     keep_archive: bool = False,
     log: Log = print,
-    progress: Progress = lambda done, total: None,
+    progress: Progress = lambda received, total: None,
     wait: Callable[[float], None] = time.sleep,
 ) -> list[Checked]:
-    """Put dataset ``name`` into ``output``/``name`` and return its bad images. With ``archive``, a zip that
-    was fetched by other means.
+    """Download dataset ``name`` into ``output``/``name`` and return its bad images.
 
-    What a broken connection left is kept and gone on from. Raises UserError for what the user can put right;
-    then nothing is unpacked.
+    If ``archive`` is given, that zip is unpacked and nothing is downloaded. A partial download is kept and
+    resumed. Raises UserError for problems that the user can fix; nothing is unpacked then.
     """
     if name in ELSEWHERE:
         raise UserError(f"{name}: {ELSEWHERE[name]}")
@@ -91,22 +90,22 @@ def download(
     target = output / name
     if target.exists():
         raise UserError(
-            f"{target} exists; remove it to download it again, or look at it with check_dataset.py"
+            f"{target} already exists; remove it to download it again, or check it with check_dataset.py"
         )
     output.mkdir(parents=True, exist_ok=True)
     if archive is not None:
         unpack(archive, target)
     else:
         url = f"{server}/{urllib.parse.quote(name)}.zip"
-        fetched = fetch(url, output / f"{name}.zip", log, progress, wait)
+        fetched = fetch_file(url, output / f"{name}.zip", log, progress, wait)
         unpack(fetched, target)
         if not keep_archive:
             fetched.unlink()
     return _report(name, target, log)
 
 
-def fetch(url: str, file: Path, log: Log, progress: Progress, wait: Callable[[float], None]) -> Path:
-    """Fetch ``url`` into ``file``, going on from ``file``.part if it is there, and return ``file``."""
+def fetch_file(url: str, file: Path, log: Log, progress: Progress, wait: Callable[[float], None]) -> Path:
+    """Download ``url`` to ``file``, resuming from ``file``.part if it exists, and return ``file``."""
     part = file.with_name(file.name + ".part")
     if file.exists():
         return file
@@ -124,17 +123,20 @@ def fetch(url: str, file: Path, log: Log, progress: Progress, wait: Callable[[fl
             failures = 0
         if failures == TRIES:
             raise UserError(_unreachable(url, reason, got, file.name))
-        log(f"connection broken after {got / 2**20:.1f} MiB ({reason}); going on")
+        log(f"connection lost after {got / 2**20:.1f} MiB ({reason}); trying again")
         wait(min(2.0**failures, 30))
     part.rename(file)
-    _notes(part).unlink(missing_ok=True)
+    _metadata_file(part).unlink(missing_ok=True)
     return file
 
 
 def _why_broken(url: str, error: Exception) -> str:
-    """Return why a connection broke. Raises UserError for an answer that another try would not change."""
+    """Return why a connection broke.
+
+    Raises UserError for a response of the server that another attempt would not change.
+    """
     if isinstance(error, urllib.error.HTTPError):
-        answer = f"the server says {error.code} {error.reason}"
+        answer = f"the server answered {error.code} {error.reason}"
         if error.code < 500:
             raise UserError(f"{url}: {answer}") from None
         return answer
@@ -147,10 +149,10 @@ def _why_broken(url: str, error: Exception) -> str:
 def _unreachable(url: str, reason: str, got: int, name: str) -> str:
     host = urllib.parse.urlsplit(url).hostname
     if got:
-        reason += f"; {got / 2**20:.1f} MiB are kept, and the same command goes on from there"
+        reason += f"; {got / 2**20:.1f} MiB are kept, and the same command resumes from there"
     return (
-        f"cannot fetch from {host}: {reason}. Behind a proxy, set http_proxy and https_proxy; or fetch"
-        f" {url} by other means and give it as --archive {name}"
+        f"cannot download from {host}: {reason}. Behind a proxy, set http_proxy and https_proxy; or download"
+        f" {url} by other means and pass it as --archive {name}"
     )
 
 
@@ -160,34 +162,34 @@ def _size(part: Path) -> int:
     return part.stat().st_size
 
 
-def _notes(part: Path) -> Path:
+def _metadata_file(part: Path) -> Path:
     return part.with_name(part.name + ".json")
 
 
 def _fetch_once(url: str, part: Path, progress: Progress) -> None:
-    """Fetch what ``part`` lacks of ``url``. Raises what the network raises; what came until then is in
-    ``part``.
+    """Download what ``part`` still lacks of ``url``.
+
+    Network exceptions are passed on, and the data received before them stays in ``part``.
     """
-    known: dict[str, Any] = {}
+    metadata: dict[str, Any] = {}
     with contextlib.suppress(OSError, ValueError):
-        known = json.loads(_notes(part).read_text())
+        metadata = json.loads(_metadata_file(part).read_text())
     start = 0
-    if known.get("url") == url and known.get("version"):
+    if metadata.get("url") == url and metadata.get("version"):
         start = _size(part)
     headers = {"User-Agent": "fastcyclegan", "Accept-Encoding": "identity"}
     if start:
-        # With If-Range the server sends the rest of the same file, or all of another that has taken its
-        # place.
-        headers |= {"Range": f"bytes={start}-", "If-Range": known["version"]}
+        # With If-Range, the server sends the rest of the same file, or all of the file that has replaced it.
+        headers |= {"Range": f"bytes={start}-", "If-Range": metadata["version"]}
     request = urllib.request.Request(url, headers=headers)
     try:
         response = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         if error.code != 416:
             raise
-        if start == known.get("total"):
+        if start == metadata.get("total"):
             return
-        part.unlink()  # more than there is: another file's
+        part.unlink()  # longer than the server's file, so it belongs to another one
         return _fetch_once(url, part, progress)
     with response:
         if response.status != 206 or not str(response.headers["Content-Range"]).startswith(f"bytes {start}-"):
@@ -196,19 +198,19 @@ def _fetch_once(url: str, part: Path, progress: Progress) -> None:
         if response.headers["Content-Length"]:
             total = start + int(response.headers["Content-Length"])
         version = _version(response.headers)
-        _notes(part).write_text(json.dumps({"url": url, "version": version, "total": total}))
+        _metadata_file(part).write_text(json.dumps({"url": url, "version": version, "total": total}))
         with part.open("ab" if start else "wb") as out:
-            done = start
+            received = start
             while piece := response.read(PIECE):
                 out.write(piece)
-                done += len(piece)
-                progress(done, done if total is None else total)
-    if total is not None and done < total:
-        raise ConnectionError(f"{done} of {total} bytes came")
+                received += len(piece)
+                progress(received, received if total is None else total)
+    if total is not None and received < total:
+        raise ConnectionError(f"received {received} of {total} bytes")
 
 
 def _version(headers: http.client.HTTPMessage) -> str | None:
-    """Return what tells one version of a file from others: an ETag that is not weak, else its date."""
+    """Return what identifies this version of a file: its ETag if that is not weak, otherwise its date."""
     etag = headers["ETag"]
     if etag and not etag.startswith("W/"):
         return etag
@@ -216,7 +218,10 @@ def _version(headers: http.client.HTTPMessage) -> str | None:
 
 
 def _is_inside(info: zipfile.ZipInfo) -> bool:
-    """Whether a member stays in the folder that it is unpacked to, on any system; links do not."""
+    """Return whether a member stays inside the folder that it is unpacked into, on any system.
+
+    A link never counts as inside.
+    """
     is_link = stat.S_ISLNK(info.external_attr >> 16)
     windows = PureWindowsPath(info.filename)
     if is_link or windows.drive or windows.root:
@@ -225,8 +230,9 @@ def _is_inside(info: zipfile.ZipInfo) -> bool:
 
 
 def unpack(archive: Path, target: Path) -> None:
-    """Unpack a dataset's zip as the folder ``target``, whole or not at all. Raises UserError for an archive
-    that is damaged or hostile.
+    """Unpack the zip of a dataset as the folder ``target``, all of it or nothing.
+
+    Raises UserError for an archive that is damaged or malicious.
     """
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -240,30 +246,33 @@ def unpack(archive: Path, target: Path) -> None:
         raise UserError(f"{archive}: no such file") from None
     except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, NotImplementedError, RuntimeError) as error:
         raise UserError(
-            f"{archive}: not a whole zip archive ({error}); delete it and fetch it again"
+            f"{archive}: not a complete zip archive ({error}); delete it and download it again"
         ) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
 def _check_members(archive: Path, members: Sequence[zipfile.ZipInfo], folder: Path) -> None:
-    """Raise UserError where ``members`` would lie outside of their folder, or do not fit into ``folder``."""
+    """Raise UserError if ``members`` would lie outside their folder, or do not fit into ``folder``."""
     size = 0
     for info in members:
         if not _is_inside(info):
-            raise UserError(f"{archive}: refused, as its member {info.filename!r} leads out of the folder")
+            raise UserError(
+                f"{archive}: refused because its member {info.filename!r} leads outside the folder"
+            )
         size += info.file_size
     free = shutil.disk_usage(folder).free
     if size > free:
         raise UserError(
-            f"{archive}: takes {size / 2**20:,.0f} MiB unpacked, and {free / 2**20:,.0f} MiB are free"
-            f" in {folder}"
+            f"{archive}: needs {size / 2**20:,.0f} MiB when unpacked, but only {free / 2**20:,.0f} MiB are"
+            f" free in {folder}"
         )
 
 
 def _root(unpacked: Path, name: str, archive: Path) -> Path:
-    """Return the folder that holds trainA and so on: the one of the dataset's name, the only one, or all of
-    it.
+    """Return the folder that contains trainA and so on.
+
+    It is the folder with the dataset's name, the only folder, or ``unpacked`` itself.
     """
     candidates = [unpacked / name]
     inside = [path for path in unpacked.iterdir() if path.is_dir()]
@@ -272,11 +281,11 @@ def _root(unpacked: Path, name: str, archive: Path) -> Path:
     for folder in (*candidates, unpacked):
         if any((folder / part).is_dir() for part in FOLDERS):
             return folder
-    raise UserError(f"{archive}: no dataset, as it has none of {', '.join(FOLDERS)}")
+    raise UserError(f"{archive}: not a dataset: it contains none of {', '.join(FOLDERS)}")
 
 
 def _report(name: str, target: Path, log: Log) -> list[Checked]:
-    """Open every image, say how many there are and what is wrong with them, and return the bad ones."""
+    """Check every image, log how many there are and what is wrong with them, and return the bad ones."""
     bad: list[Checked] = []
     expected: dict[str, int] = {}
     dataset = DATASETS.get(name)
@@ -290,7 +299,7 @@ def _report(name: str, target: Path, log: Log) -> list[Checked]:
         broken = [file for file in checked if file.error]
         line = f"{folder}: {len(checked):,} images"
         if part in expected and expected[part] != len(checked):
-            line += f" (the authors' has {expected[part]:,})"
+            line += f" (the original has {expected[part]:,})"
         if broken:
             line += f", {len(broken)} broken"
         log(line)

@@ -1,5 +1,6 @@
-"""What is in one folder of a dataset: counts, sizes, modes, files that are broken, small or twice there, and
-the mean image.
+"""Examine one folder of a dataset.
+
+The report covers counts, sizes, modes, files that are broken, small or duplicated, and the mean image.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ MEAN_SIDE, THUMB_SIDE, THUMBS = 128, 112, 36
 
 @dataclass
 class FolderReport:
-    """What is in one folder. ``mean`` is [MEAN_SIDE, MEAN_SIDE, 3], in levels; None where no image could be
-    read.
+    """What was found in one folder.
+
+    ``mean`` is [MEAN_SIDE, MEAN_SIDE, 3] in 8-bit levels, or None if no image could be read.
     """
 
     name: str
@@ -62,8 +64,10 @@ def _thumb(pixels: NDArray[np.uint8]) -> bytes:
     return encode_jpeg(np.asarray(image))
 
 
-def look_at(name: str, folder: Path, crop_size: int, progress: Callable[[int, int], None]) -> FolderReport:
-    """Read every image of ``folder`` and return what there is. Raises UserError where it holds none."""
+def examine_folder(
+    name: str, folder: Path, crop_size: int, progress: Callable[[int, int], None]
+) -> FolderReport:
+    """Read every image in ``folder`` and report on it. Raises UserError if it contains no images."""
     paths = [path.absolute() for path in list_images(folder)]
     if not paths:
         raise no_images(folder)
@@ -94,8 +98,8 @@ def _pixels_of(files: Sequence[Checked]) -> Iterator[tuple[str, NDArray[np.uint8
     cpu = torch.device("cpu")
     reader = make_reader(choose("auto", cpu), Fit(), cpu, lambda text: None)
     for job, row in reader.read(Job(Path(file.path), None, file) for file in files):
-        if isinstance(row, BadImageError):  # it broke since it was checked, a moment ago
-            raise UserError(f"{row}: changed while it was looked at")
+        if isinstance(row, BadImageError):  # it broke after the check, a moment ago
+            raise UserError(f"{row}; the file changed while the dataset was being examined")
         yield str(job.path), row.numpy()
 
 
@@ -110,11 +114,11 @@ def _square(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 
 Group = list[tuple[str, str]]
-"""Files by (folder's name, path)."""
+"""Files with equal pixels, each as (name of its folder, path)."""
 
 
 def duplicates(reports: Sequence[FolderReport]) -> list[Group]:
-    """Return the groups of files whose pixels are the same, those that cross folders first."""
+    """Return the groups of files with equal pixels; those that span several folders come first."""
     groups: defaultdict[str, Group] = defaultdict(list)
     for report in reports:
         for path, digest in report.hashes.items():
@@ -130,28 +134,28 @@ def duplicates(reports: Sequence[FolderReport]) -> list[Group]:
 
 
 def summary(report: FolderReport, crop_size: int) -> dict[str, str]:
-    """Return what is said of a folder, by its label."""
+    """Return the summary of a folder: one line of text per label."""
     good = report.good
     mebibytes = sum(file.bytes for file in report.files) / 2**20
     lines = {"images": f"{len(report.files):,}, {mebibytes:,.1f} MiB"}
     if good:
         lines["sizes"] = _sizes(good)
         lines["modes"] = _counted(file.mode for file in good)
-        lines["files"] = _counted(Path(file.path).suffix.lower() for file in report.files)
-    odd = sum(not file.plain for file in good)
-    if odd:
-        lines["odd"] = f"{odd:,} are no plain 8-bit JPEG or PNG: read by Pillow, which is slower"
+        lines["types"] = _counted(Path(file.path).suffix.lower() for file in report.files)
+    unusual = sum(not file.plain for file in good)
+    if unusual:
+        lines["other"] = f"{unusual:,} not plain 8-bit JPEG or PNG (read by Pillow, which is slower)"
     if report.mean is not None:
         red, green, blue = report.mean.mean((0, 1))
-        colour = f"red {red:.0f}, green {green:.0f}, blue {blue:.0f} of 255"
+        colour = f"red {red:.0f}, green {green:.0f}, blue {blue:.0f} (of 255)"
         lines["mean"] = f"{colour}, standard deviation {report.deviation:.0f}"
-    lines["small"] = f"{len(report.small):,} with a side below {crop_size}"
+    lines["small"] = f"{len(report.small):,} with a side below {crop_size} pixels"
     lines["broken"] = f"{len(report.broken):,}"
     return lines
 
 
 def _sizes(files: Sequence[Checked]) -> str:
-    """Return the most common sizes of ``files``, the smallest and the largest."""
+    """Describe the sizes of ``files``: the most common ones, the smallest and the largest."""
     sizes = Counter((file.width, file.height) for file in files)
     common = ", ".join(f"{width}x{height} ({count:,})" for (width, height), count in sizes.most_common(3))
     if len(sizes) > 3:
@@ -161,8 +165,8 @@ def _sizes(files: Sequence[Checked]) -> str:
     return f"{common}; smallest {smallest[0]}x{smallest[1]}, largest {largest[0]}x{largest[1]}"
 
 
-def _counted(words: Iterable[str]) -> str:
-    return ", ".join(f"{word} {count:,}" for word, count in Counter(words).most_common())
+def _counted(names: Iterable[str]) -> str:
+    return ", ".join(f"{name} ({count:,})" for name, count in Counter(names).most_common())
 
 
 def equal_files(group: Group) -> str:

@@ -1,8 +1,8 @@
-"""One image file to pixels: upright, in 8 bits, with the network's channels, resized, cropped and mirrored.
+"""Decode one image file into pixels: upright, 8-bit, with the network's channels, resized, cropped, flipped.
 
-Differences from the official code, each on purpose: EXIF rotation is honoured; 16-bit images are scaled to
-8 bits (Pillow's own conversion clips them to white); transparent pixels show a white ground (dropping alpha
-shows what happens to lie under it).
+It deliberately differs from the official code in three ways. EXIF rotation is honoured. 16-bit images are
+scaled to 8 bits (Pillow's own conversion clips them to white). Transparent pixels show a white background
+(dropping alpha would show whatever colour is stored there).
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from fastcyclegan.errors import UserError
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".tif", ".tiff", ".webp"})
 Pixels = NDArray[np.uint8]
 Size = tuple[int, int]
-"""(width, height), as Pillow has it."""
+"""(width, height), in Pillow's order."""
 
 ORIENTATION = 0x0112
 JPEG_END, PNG_END = b"\xff\xd9", b"\0\0\0\0IEND\xaeB`\x82"
-# Chunks by which Pillow turns a PNG or chooses among its images; it finds them behind the pixels too, and
-# so does this search.
+# PNG chunks that make Pillow turn an image, choose among its images, or treat it as transparent. Pillow also
+# finds them after the pixels, and so does this search.
 PNG_ODD = (b"eXIf", b"acTL", b"XML:com.adobe.xmp", b"tRNS")
 
 
 class BadImageError(UserError):
-    """An image that cannot be used; the message names the file and what is wrong with it."""
+    """An image that cannot be used; the message names the file and the problem."""
 
     def __init__(self, path: Path | str, reason: str) -> None:
         super().__init__(f"{path}: {reason}")
@@ -45,24 +45,26 @@ class BadImageError(UserError):
 
 
 def _sixteen_bits(image: Image.Image) -> Image.Image:
-    """Return a gray 8-bit image for one of Pillow's integer modes, which hold 16-bit files (and 32-bit
-    ones, which are refused).
+    """Convert an image in one of Pillow's integer modes to 8-bit gray.
 
-    The value that a PNG declares transparent becomes white.
+    These modes hold files of 16 bits, and of 32 bits, which raise ValueError. The value that a PNG declares
+    transparent becomes white.
     """
     values = np.asarray(image).astype(np.int64)
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):
         values = np.where(values == transparent, 65535, values)
     if ((values < 0) | (values > 65535)).any():
-        raise ValueError("32-bit values; convert it to 8 or 16 bits a channel")
+        raise ValueError("32-bit values are not supported; convert the image to 8 or 16 bits per channel")
     return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
 
 
 def _eight_bits(image: Image.Image, channels: int) -> Image.Image:
-    """Return ``image`` in mode RGB or, for 1 channel, L."""
+    """Convert ``image`` to mode RGB or, for 1 channel, to L. Transparent pixels become white."""
     if image.mode == "F":
-        raise ValueError("floating-point values; convert it to 8 or 16 bits a channel")
+        raise ValueError(
+            "floating-point values are not supported; convert the image to 8 or 16 bits per channel"
+        )
     if image.mode == "I" or image.mode.startswith("I;16"):
         image = _sixteen_bits(image)
     if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
@@ -72,8 +74,9 @@ def _eight_bits(image: Image.Image, channels: int) -> Image.Image:
 
 
 def upright(image: Image.Image, channels: int = 3) -> Image.Image:
-    """Return ``image`` turned as its EXIF data says, in mode RGB (3 channels) or L (1). Raises
-    BadImageError where that cannot be.
+    """Turn ``image`` upright by its EXIF data and convert it to mode RGB (3 channels) or L (1).
+
+    Raises BadImageError if that fails.
     """
     try:
         return _eight_bits(ImageOps.exif_transpose(image), channels)
@@ -82,11 +85,12 @@ def upright(image: Image.Image, channels: int = 3) -> Image.Image:
 
 
 def open_image(path: Path | str, channels: int = 3) -> Image.Image:
-    """Return the decoded image, upright, in mode RGB (3 channels) or L (1). Raises BadImageError for
-    whatever goes wrong.
+    """Decode an image file and return it upright, in mode RGB (3 channels) or L (1).
+
+    Raises BadImageError for anything that goes wrong.
     """
     try:
-        if not stat.S_ISREG(Path(path).stat().st_mode):  # reading a pipe would wait for ever
+        if not stat.S_ISREG(Path(path).stat().st_mode):  # reading a pipe would block forever
             raise ValueError("not a regular file")
         with Image.open(path) as image:
             image.load()
@@ -96,9 +100,9 @@ def open_image(path: Path | str, channels: int = 3) -> Image.Image:
     except Image.UnidentifiedImageError:
         raise BadImageError(path, "not an image that Pillow can read") from None
     except MemoryError:
-        raise BadImageError(path, "too large for the memory") from None
-    # Pillow's decoders raise nearly anything on a broken file (OSError, SyntaxError, struct.error, EOFError,
-    # its bomb error).
+        raise BadImageError(path, "too large to fit in memory") from None
+    # Pillow's decoders raise almost anything on a broken file: OSError, SyntaxError, struct.error, EOFError,
+    # Pillow's decompression bomb error.
     except Exception as error:
         reason = " ".join(str(error).split())
         if not reason:
@@ -107,28 +111,28 @@ def open_image(path: Path | str, channels: int = 3) -> Image.Image:
 
 
 def read_header(data: bytes) -> tuple[Size, bool]:
-    """Return the size of an encoded image, as it is stored, and whether it is plain: every decoder reads it
-    as ``open_image`` does.
+    """Return the stored size of an encoded image, and whether the image is plain.
 
-    Plain is a whole JPEG or PNG of 8-bit colour or gray, upright and opaque. Pixels are not decoded; what is
-    no image has size (0, 0).
+    A plain image is one that every decoder reads exactly as ``open_image`` does: a complete JPEG or PNG of
+    8-bit colour or gray, upright and opaque. Pixels are not decoded. For data that is not an image, the size
+    is (0, 0).
     """
     try:
         with Image.open(BytesIO(data)) as image:
             plain = image.mode in ("RGB", "L") and _is_plain(image, data)
             return image.size, plain
-    except Exception:  # whatever Pillow raises on a broken file: whoever opens it next will name it
+    except Exception:  # Pillow can raise anything here; the code that decodes the file reports it
         return (0, 0), False
 
 
 def _is_plain(image: ImageFile.ImageFile, data: bytes) -> bool:
     if image.format in ("JPEG", "MPO"):
-        # Adobe's RGB files have no luma to decode; some decoders look for it all the same.
+        # Adobe's RGB files contain no luma, but some decoders look for it all the same.
         if image.getexif().get(ORIENTATION, 1) != 1 or image.info.get("adobe_transform", 1) == 0:
             return False
         return data.endswith(JPEG_END)
     if image.format == "PNG":
-        raw_modes = [tile[3] for tile in image.tile]  # of 16-bit and 4-bit files these are not the mode
+        raw_modes = [tile[3] for tile in image.tile]  # not the image's mode in 16-bit and 4-bit files
         if raw_modes != [image.mode] or any(chunk in data for chunk in PNG_ODD):
             return False
         return data.endswith(PNG_END)
@@ -136,16 +140,19 @@ def _is_plain(image: ImageFile.ImageFile, data: bytes) -> bool:
 
 
 def _nearest_multiple(side: int, multiple: int) -> int:
-    """Round to the nearest multiple, half to even as the official code does, and never below what a network
-    can take.
+    """Round ``side`` to the nearest multiple of ``multiple``, but not below what a network can take.
+
+    Ties round to even, as in the official code.
     """
     return max(round(side / multiple) * multiple, multiple, 8)
 
 
 @dataclass(frozen=True)
 class ImageRequirements:
-    """What the networks ask of images: sides that are multiples of ``size_multiple`` and at least
-    ``least_side`` pixels, and ``channels`` of A and of B.
+    """What the networks require of images.
+
+    Sides must be multiples of ``size_multiple`` and at least ``least_side`` pixels. ``channels`` are those of
+    A and of B.
     """
 
     size_multiple: int = 4
@@ -154,17 +161,17 @@ class ImageRequirements:
 
     @classmethod
     def of(cls, config: ModelConfig) -> ImageRequirements:
-        """Return what the networks of ``config`` ask for."""
+        """Return the requirements of the networks of ``config``."""
         return cls(config.size_multiple, config.least_side, (config.input_nc, config.output_nc))
 
 
 @dataclass(frozen=True)
 class Fit:
-    """What the images of one domain become: a size by the preprocess mode, a square crop or none, 1 or 3
-    channels.
+    """How the images of one domain are resized, cropped and converted.
 
-    Two modes are not the command line's: "keep" (as it is, and the default) and "square" (to ``load_size``
-    squared).
+    The preprocess mode decides their size and whether a square of ``crop_size`` is cropped from them.
+    ``channels`` is 1 or 3. Two modes do not exist on the command line: "keep", the default, leaves an image
+    as it is, and "square" resizes it to ``load_size`` x ``load_size``.
     """
 
     preprocess: Preprocess | Literal["keep", "square"] = "keep"
@@ -175,11 +182,11 @@ class Fit:
 
     @classmethod
     def of(cls, config: DataConfig, channels: int = 3, multiple: int = 4) -> Fit:
-        """Return what ``config`` asks for; ``multiple`` is what the network's sides must be multiples of."""
+        """Return the fit for ``config``; the network takes sides that are multiples of ``multiple``."""
         return cls(config.preprocess, config.load_size, config.crop_size, channels, multiple)
 
     def resized(self, size: Size) -> Size:
-        """Return the (width, height) that an image of ``size`` has after the resize, before the crop."""
+        """Return the (width, height) of an image of ``size`` after the resize, before the crop."""
         width, height = size
         load, crop = self.load_size, self.crop_size
         match self.preprocess:
@@ -197,14 +204,15 @@ class Fit:
 
     @property
     def side(self) -> int | None:
-        """The side of the random crop; None where there is none."""
+        """The side of the random crop, or None if there is no crop."""
         if self.preprocess.endswith("crop"):
             return self.crop_size
         return None
 
     def box(self, size: Size, view: View | None) -> tuple[int, int, int, int]:
-        """Return (left, top, width, height) of what ``view`` shows of a resized image of ``size``; no view
-        shows all of it.
+        """Return the (left, top, width, height) that ``view`` selects from a resized image of ``size``.
+
+        Without a view, this is the whole image.
         """
         width, height = size
         if view is None or self.side is None:
@@ -213,15 +221,16 @@ class Fit:
         return int(view.x * (width - side + 1)), int(view.y * (height - side + 1)), side, side
 
     def too_small(self, size: Size) -> str:
-        """Return why an image of ``size`` cannot be cropped; "" where it can."""
+        """Return why an image of ``size`` is too small to crop, or "" if it is not."""
         if self.side is not None and min(self.resized(size)) < self.side:
-            return f"{size[0]}x{size[1]} is smaller than the crop of {self.side}"
+            return f"{size[0]}x{size[1]} is too small for a crop of {self.side} pixels"
         return ""
 
 
 def load_pixels(path: Path | str, fit: Fit) -> Pixels:
-    """Return the decoded, resized image as [H, W, C] uint8, before its crop and flip. Raises
-    BadImageError.
+    """Decode and resize an image file to [H, W, C] uint8, before its crop and flip.
+
+    Raises BadImageError.
     """
     image = open_image(path, fit.channels)
     reason = fit.too_small(image.size)
@@ -237,8 +246,7 @@ def load_pixels(path: Path | str, fit: Fit) -> Pixels:
 
 
 def take_view(pixels: Pixels, fit: Fit, view: View | None) -> Pixels:
-    """Return what ``view`` shows of resized ``pixels`` [H, W, C], cropped and mirrored; a numpy view of
-    them."""
+    """Crop and flip resized ``pixels`` [H, W, C] according to ``view``; the result is a numpy view."""
     left, top, width, height = fit.box((pixels.shape[1], pixels.shape[0]), view)
     pixels = pixels[top : top + height, left : left + width]
     if view is not None and view.flip:

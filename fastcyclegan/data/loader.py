@@ -1,4 +1,4 @@
-"""What every loader shares: the images of a domain, and what is done about a file that broke."""
+"""What all loaders share: the images of a domain, and the handling of files that can no longer be read."""
 
 from __future__ import annotations
 
@@ -24,38 +24,45 @@ Log = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Source:
-    """The images of one domain, and what they become. ``checked`` is what is known of the files, by
-    path."""
+    """The images of one domain and how to fit them.
+
+    ``checked`` maps the paths of the files to the results of their checks.
+    """
 
     paths: Sequence[Path]
     fit: Fit
     checked: dict[Path, Checked]
 
     def view(self, index: int, view: View) -> Pixels:
-        """Return what ``view`` shows of image ``index``, read by Pillow, an array of its own. Raises
-        BadImageError.
+        """Read image ``index`` with Pillow, crop and flip it according to ``view``, and return a new array.
+
+        Raises BadImageError.
         """
         return take_view(load_pixels(self.paths[index], self.fit), self.fit, view).copy()
 
     def view_of_next_good(self, index: int, view: View) -> tuple[Pixels, int, list[BadImageError]]:
-        """Return ``view`` of image ``index``, or, if it cannot be read, of the first after it that can; its
-        number; and the bad ones.
+        """Return ``view`` of image ``index`` or, if it cannot be read, of the next image that can.
 
-        Raises UserError where there is none left.
+        Also returns the number of the image that was read, and the errors of the bad images before it. Raises
+        UserError if no image can be read.
         """
         bad: list[BadImageError] = []
-        for at in (*range(index, len(self.paths)), *range(index)):
+        for number in (*range(index, len(self.paths)), *range(index)):
             try:
-                return self.view(at, view), at, bad
+                return self.view(number, view), number, bad
             except BadImageError as error:
                 bad.append(error)
-        raise UserError(f"none of the {len(self.paths)} images can be read any more; the first: {bad[0]}")
+        raise UserError(
+            f"none of the {len(self.paths)} images can be read any more; the first error: {bad[0]}"
+        )
 
 
 @dataclass(frozen=True)
 class Job:
-    """One image to read: all of it, or what ``view`` shows. ``checked`` is what was known of the file;
-    ``tag`` is the asker's.
+    """One image to read, either whole or cropped and flipped according to ``view``.
+
+    ``checked`` is the result of an earlier check of the file, if there is one. ``tag`` is for the caller's
+    own use.
     """
 
     path: Path
@@ -65,22 +72,23 @@ class Job:
 
 
 Row = Tensor | BadImageError
-"""One image read: [H, W, C] uint8 on the reader's device, or what was wrong with the file."""
+"""The result of reading an image: [H, W, C] uint8 on the reader's device, or the error of a bad file."""
 
 
 class Reader(Protocol):
-    """Reads many images fast, in order. A bad file is part of what it gives; a consumer that stops early
-    closes the generator.
+    """A fast reader of many images, in order.
+
+    Bad files are yielded as errors. A consumer that stops early must close the generator.
     """
 
     def read(self, jobs: Iterable[Job]) -> Generator[tuple[Job, Row]]: ...
 
 
 class Loader(ABC):
-    """Batches of ``plan`` from two sources.
+    """Base class of loaders: the batches of ``plan`` from two sources.
 
-    A file that cannot be read any more ends the run with its name, or with ``skip_bad_images`` is said once
-    and the next image takes its place.
+    A file that can no longer be read ends the run with an error that names it. With ``skip_bad_images`` it is
+    logged once, and the next image takes its place.
     """
 
     def __init__(
@@ -99,31 +107,33 @@ class Loader(ABC):
 
     @abstractmethod
     def batches(self, start: int, stop: int) -> Generator[Batch]:
-        """Yield the batches of the iterations [start, stop). Raises UserError for a file that broke, or what
-        reads them died.
+        """Yield the batches of the iterations [start, stop).
+
+        Raises UserError if a file can no longer be read, or if a reading process died.
         """
 
-    def _leave_out(self, bad: Iterable[BadImageError]) -> None:
+    def _skip_or_raise(self, bad: Iterable[BadImageError]) -> None:
         for error in bad:
             if not self.skip_bad_images:
-                raise UserError(f"bad image {error}; --skip_bad_images leaves such images out") from None
+                raise UserError(
+                    f"bad image {error}; pass --skip_bad_images to leave out such images"
+                ) from None
             if error.path not in self._logged:
                 self._logged.add(error.path)
-                self.log(f"left out {error}; the next image takes its place")
+                self.log(f"skipped {error}; the next image takes its place")
 
-    def _rescued(self, source: Source, index: int, view: View, row: Row) -> tuple[Tensor, int]:
-        """Return ``row`` and ``index``, or where it is a bad image those of the one that takes its
-        place."""
+    def _row_or_next_good(self, source: Source, index: int, view: View, row: Row) -> tuple[Tensor, int]:
+        """Return ``row`` and ``index`` or, for a bad image, those of the next good one."""
         if isinstance(row, Tensor):
             return row, index
-        self._leave_out([row])
+        self._skip_or_raise([row])
         pixels, index, bad = source.view_of_next_good((index + 1) % len(source.paths), view)
-        self._leave_out(bad)
+        self._skip_or_raise(bad)
         return torch.from_numpy(pixels).to(self.device), index
 
-    def _rescued_pair(self, sample: Sample, row_A: Row, row_B: Row) -> tuple[Tensor, Tensor, Sample]:
-        a, index_A = self._rescued(self.a, sample.index_A, sample.view_A, row_A)
-        b, index_B = self._rescued(self.b, sample.index_B, sample.view_B, row_B)
+    def _good_pair(self, sample: Sample, row_A: Row, row_B: Row) -> tuple[Tensor, Tensor, Sample]:
+        a, index_A = self._row_or_next_good(self.a, sample.index_A, sample.view_A, row_A)
+        b, index_B = self._row_or_next_good(self.b, sample.index_B, sample.view_B, row_B)
         return a, b, replace(sample, index_A=index_A, index_B=index_B)
 
     def _batch(self, pixels_A: Tensor, pixels_B: Tensor, samples: list[Sample]) -> Batch:
@@ -134,8 +144,9 @@ class Loader(ABC):
         return Batch(A, B, paths_A, paths_B, samples)
 
     def _batch_of_rows(self, rows: Sequence[tuple[Tensor, Tensor, Sample]]) -> Batch:
-        """Return the batch of rows [H, W, C]; an empty one (of a rank that gets no sample) has the size of
-        the crop.
+        """Return the batch of rows [H, W, C].
+
+        An empty batch, for a rank that gets no sample, has the size of the crop.
         """
         rows_A, rows_B, samples = [], [], []
         for a, b, sample in rows:

@@ -1,6 +1,4 @@
-"""The Pillow loader: batches of an unpaired dataset in the order of its plan, read by worker processes; and
-Pillow's plain reader.
-"""
+"""Read images with Pillow: batches from worker processes in the order of a plan, or single images."""
 
 from __future__ import annotations
 
@@ -33,12 +31,14 @@ _Items = tuple[Tensor, Tensor, list[Sample], list[BadImageError]]
 
 
 class _Unpaired(Dataset[object]):
-    """One sample by (epoch, i): both views, the sample as it was read and what was left out, or the error
-    that stood in the way.
+    """The samples of a plan, indexed by (epoch, i).
+
+    An item holds both views, the sample as it was read, and the errors of skipped images. If a sample cannot
+    be read, the item is the UserError.
     """
 
     def __init__(self, a: Source, b: Source, plan: Plan) -> None:
-        # What was known of the files stays behind: each worker would get a copy of it.
+        # The results of the checks are left behind, because every worker would get a copy of them.
         self.a = dataclasses.replace(a, checked={})
         self.b = dataclasses.replace(b, checked={})
         self.plan = plan
@@ -48,7 +48,7 @@ class _Unpaired(Dataset[object]):
         try:
             a, index_A, bad_A = self.a.view_of_next_good(sample.index_A, sample.view_A)
             b, index_B, bad_B = self.b.view_of_next_good(sample.index_B, sample.view_B)
-        except UserError as error:  # raised in the main process, where it can be read
+        except UserError as error:  # raised in the main process, where the user sees it
             return error
         sample = dataclasses.replace(sample, index_A=index_A, index_B=index_B)
         return torch.from_numpy(a), torch.from_numpy(b), sample, bad_A + bad_B
@@ -67,8 +67,9 @@ def _collate(items: list[_Item | UserError]) -> _Items | UserError | None:
 
 
 def _quiet_worker(_: int) -> None:
-    """The main process decides what a signal to the whole group means; a worker ends when it is told to, or
-    when its parent is gone.
+    """Ignore signals in a worker: the main process decides how to handle those to the whole process group.
+
+    A worker ends when the main process tells it to, or when its parent is gone.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
@@ -79,33 +80,36 @@ _workers: weakref.WeakSet[Any] = weakref.WeakSet()
 
 @atexit.register
 def _end_workers() -> None:
-    """End workers that are left, before Python does: it sends them SIGTERM, which they ignore, and waits for
-    them without end.
+    """Kill the remaining workers before Python exits.
+
+    Python would send them SIGTERM, which they ignore, and then wait for them forever.
     """
-    left = [worker for worker in list(_workers) if worker.is_alive()]
-    if left:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise at the first death
-        for worker in left:
+    alive = [worker for worker in list(_workers) if worker.is_alive()]
+    if alive:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise at the first kill
+        for worker in alive:
             worker.kill()
 
 
 @contextlib.contextmanager
 def naming_dead_workers() -> Iterator[None]:
-    """Turn what torch raises, wherever the main process happens to be, when a loader process was killed, into
-    a UserError.
+    """Turn torch's error about a killed loader process into a UserError.
+
+    torch raises it wherever the main process happens to be.
     """
     try:
         yield
     except RuntimeError as error:
         if "DataLoader worker" in str(error):
             raise UserError(
-                f"a loader process died ({str(error).splitlines()[0]}); fewer --num_threads need less memory"
+                f"a loader process died ({str(error).splitlines()[0]}); a lower --num_threads"
+                " needs less memory"
             ) from None
         raise
 
 
 class FolderLoader(Loader):
-    """Reads with Pillow in ``workers`` processes, 0: in this one."""
+    """A loader that reads with Pillow in ``workers`` processes, or in this one if ``workers`` is 0."""
 
     def __init__(
         self,
@@ -126,7 +130,7 @@ class FolderLoader(Loader):
             return
         keys = ([(epoch, i) for i in numbers] for epoch, numbers in self.plan.batches(start, stop))
         with warnings.catch_warnings():
-            # torch warns of more workers than cores; how many there are was the user's choice.
+            # torch warns if there are more workers than cores, but their number was chosen by the user.
             warnings.filterwarnings("ignore", message="This DataLoader will create", category=UserWarning)
             loader: DataLoader[Any] = DataLoader(
                 _Unpaired(self.a, self.b, self.plan),
@@ -135,8 +139,8 @@ class FolderLoader(Loader):
                 collate_fn=_collate,
                 worker_init_fn=_quiet_worker,
                 pin_memory=self.device.type == "cuda",
-                # The loader draws a seed that nothing here uses: not from the generator that dropout and a
-                # resume depend on.
+                # The loader draws a seed that nothing here uses. It must not come from the generator that
+                # dropout and resumed runs depend on.
                 generator=torch.Generator(),
             )
             before = set(multiprocessing.active_children())
@@ -148,7 +152,7 @@ class FolderLoader(Loader):
                 for loaded in loading:
                     yield self._loaded(loaded)
         finally:
-            del loading  # ends the workers; an error's traceback would keep it, and them
+            del loading  # ends the workers, which an error's traceback would otherwise keep alive
 
     def _loaded(self, loaded: _Items | UserError | None) -> Batch:
         if isinstance(loaded, UserError):
@@ -156,12 +160,12 @@ class FolderLoader(Loader):
         if loaded is None:
             return self._batch_of_rows([])
         a, b, samples, bad = loaded
-        self._leave_out(bad)
+        self._skip_or_raise(bad)
         return self._batch(a, b, samples)
 
 
 class PillowReader:
-    """Reads single images with Pillow in ``threads`` threads, a few ahead of its consumer."""
+    """A reader of single images with Pillow in ``threads`` threads, a few ahead of its consumer."""
 
     def __init__(self, fit: Fit, threads: int) -> None:
         self.fit, self.threads = fit, max(threads, 1)
@@ -174,18 +178,18 @@ class PillowReader:
                 for job in jobs:
                     waiting.append((job, pool.submit(read_with_pillow, job, self.fit)))
                     if len(waiting) > self.threads:
-                        done, pixels = waiting.popleft()
-                        yield done, pixels.result()
+                        finished, pixels = waiting.popleft()
+                        yield finished, pixels.result()
                 while waiting:
-                    done, pixels = waiting.popleft()
-                    yield done, pixels.result()
+                    finished, pixels = waiting.popleft()
+                    yield finished, pixels.result()
             finally:
                 for _, pixels in waiting:
                     pixels.cancel()
 
 
 def read_with_pillow(job: Job, fit: Fit) -> Row:
-    """Return the job's pixels, or what is wrong with its file."""
+    """Return the pixels of ``job``, or the error of a file that cannot be read."""
     try:
         return torch.from_numpy(take_view(load_pixels(job.path, fit), fit, job.view).copy())
     except BadImageError as bad:

@@ -1,4 +1,4 @@
-"""Pixels as bytes and as floats in [-1, 1], and images made of them: single ones and labelled grids."""
+"""Convert between uint8 pixels and floats in [-1, 1], and draw images and labelled grids."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ _LABEL, _GAP = 18, 4
 
 
 def to_unit_range(pixels: Tensor, device: torch.device) -> Tensor:
-    """Return uint8 pixels [N, H, W, C] as floats in [-1, 1] on ``device``, [N, C, H, W] in channels_last
-    memory.
+    """Convert uint8 pixels [N, H, W, C] to floats in [-1, 1] on ``device``.
+
+    The result is [N, C, H, W] in channels_last memory.
     """
     if device.type == "cpu":
-        # By numpy, like all that loaders do to pixels on the host: in this thread alone. torch's threads spin
-        # while they wait for one another, on cores that the loader's threads and processes need; on two cores
-        # that was a third of all work.
+        # Use numpy, as loaders do for all pixel work on the host, because it stays in this thread. torch's
+        # threads spin while they wait for one another, on cores that the loader's threads and processes need;
+        # on two cores that was a third of all work.
         values = pixels.numpy().astype(np.float32)
         values /= np.float32(127.5)
         values -= np.float32(1)
@@ -33,23 +34,25 @@ def to_unit_range(pixels: Tensor, device: torch.device) -> Tensor:
 
 
 def to_pixels(images: Tensor) -> NDArray[np.uint8]:
-    """Return [N, C, H, W] in [-1, 1] as [N, H, W, C] uint8, rounded and clamped (the official code
-    truncates).
+    """Convert images [N, C, H, W] in [-1, 1] to uint8 pixels [N, H, W, C], rounded and clamped.
+
+    The official code truncates instead of rounding.
     """
     scaled = images.detach().float().add(1).mul(127.5).round().clamp(0, 255)
     return scaled.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
 
 def to_image(pixels: NDArray[np.uint8]) -> Image.Image:
-    """Return [H, W, C] uint8 with 1 or 3 channels as an image."""
+    """Convert uint8 pixels [H, W, C] with 1 or 3 channels to a Pillow image."""
     if pixels.shape[2] == 1:
         pixels = pixels[:, :, 0]
     return Image.fromarray(pixels)
 
 
 def draw_grid(columns: Mapping[str, Sequence[NDArray[np.uint8]]]) -> Image.Image:
-    """Return a grid with one labelled column an entry and one row an image, [H, W, C] uint8; images of a
-    row may differ in size.
+    """Draw a grid with one labelled column per entry of ``columns`` and one row per image.
+
+    Images are [H, W, C] uint8. Those in the same row may differ in size.
     """
     font = ImageFont.load_default(12)
     widths = []
@@ -75,5 +78,5 @@ def draw_grid(columns: Mapping[str, Sequence[NDArray[np.uint8]]]) -> Image.Image
 
 
 def save_image(image: Image.Image, path: Path) -> None:
-    """Write ``image`` as PNG, whole or not at all."""
+    """Write ``image`` to ``path`` as PNG, atomically."""
     write_atomically(path, lambda partial: image.save(partial, format="PNG"))

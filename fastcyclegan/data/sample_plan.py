@@ -1,11 +1,12 @@
-"""What sample i of an epoch is, decided from (seed, epoch, i) alone.
+"""Decide what sample i of an epoch is, from (seed, epoch, i) alone.
 
-A sample is an image of A and one of B, where each is cropped and whether it is mirrored, and what chance
-decides for the replay pools and the gradient penalty. No loader, worker or device draws anything itself. So
-every loader sees the same samples, and the place of a run is one integer, the number of iterations done.
+A sample is one image of A and one of B, where each is cropped, whether each is flipped, and the random
+numbers for the replay pools and the gradient penalty. Loaders, workers and devices draw no random numbers
+themselves. Every loader therefore sees the same samples, and the position in a run is a single integer: the
+number of completed iterations.
 
-Random numbers are raw Philox words of numpy, whose bit streams are stable across numpy versions (its
-distributions are not).
+The random numbers are raw Philox words from numpy. Their bit streams are stable across numpy versions, unlike
+its distributions.
 """
 
 from __future__ import annotations
@@ -21,17 +22,16 @@ _ORDER, _SAMPLE = 0, 1
 
 
 def uniforms(count: int, *key: int) -> NDArray[np.float64]:
-    """Return ``count`` numbers in [0, 1) that depend on the non-negative integers of ``key`` and nothing
-    else.
-    """
+    """Return ``count`` numbers in [0, 1) that depend only on the non-negative integers in ``key``."""
     words = np.random.Philox(np.random.SeedSequence(key)).random_raw(count)
     return np.asarray((words >> np.uint64(11)) * 2.0**-53, dtype=np.float64)
 
 
 @dataclass(frozen=True)
 class View:
-    """How one image is seen: the crop's place, as a share of the room there is in x and y, in [0, 1), and
-    whether it is mirrored.
+    """The crop and flip of one image.
+
+    ``x`` and ``y``, in [0, 1), place the crop as a fraction of the available room in each direction.
     """
 
     x: float
@@ -41,8 +41,10 @@ class View:
 
 @dataclass(frozen=True)
 class Sample:
-    """One unpaired sample. ``draw_A`` and ``draw_B`` are (swap, place) for the pools of fake A and fake B;
-    ``mix`` is wgangp's.
+    """One unpaired sample.
+
+    ``draw_A`` and ``draw_B`` are the random numbers (swap, place) for the pools of fake A and fake B.
+    ``mix_A`` and ``mix_B`` are those of the wgangp gradient penalty.
     """
 
     index_A: int
@@ -57,13 +59,13 @@ class Sample:
 
 @dataclass(frozen=True)
 class Plan:
-    """The samples of every epoch, for ``count_A`` and ``count_B`` images. An epoch shows max(count_A,
-    count_B) samples.
+    """The samples of every epoch, for ``count_A`` and ``count_B`` images.
 
-    Shuffled: sample i takes A[order[i] mod count_A] and a uniformly random B. Serial: A[i mod count_A] and
-    B[i mod count_B]. Of ``ranks`` processes each gets every ranks-th sample, from its ``rank`` on: together
-    they see what one would with batches ``ranks`` times as large. In the last, partial batch of an epoch some
-    ranks may get one sample fewer than others, or none.
+    An epoch has max(count_A, count_B) samples. When shuffled, sample i is A[order[i] mod count_A] and a
+    uniformly random B. When serial, it is A[i mod count_A] and B[i mod count_B]. Each of ``ranks`` processes
+    gets every ranks-th sample, starting at its ``rank``; together they see what one process would see with
+    batches ``ranks`` times as large. In the last, partial batch of an epoch, some ranks may get one sample
+    fewer than others, or none.
     """
 
     seed: int
@@ -80,7 +82,7 @@ class Plan:
             raise ValueError(f"Plan: rank must be in [0, ranks), got rank {self.rank} of {self.ranks}")
 
     def shard(self, rank: int, ranks: int) -> Plan:
-        """Return this plan as process ``rank`` (from 0) of ``ranks`` sees it."""
+        """Return the plan of process ``rank`` (from 0) out of ``ranks``."""
         return replace(self, rank=rank, ranks=ranks)
 
     def __len__(self) -> int:
@@ -88,7 +90,7 @@ class Plan:
 
     @property
     def iterations_per_epoch(self) -> int:
-        """Batches in an epoch; the last, partial one is kept."""
+        """Batches per epoch, including the last, partial one."""
         return -(-len(self) // (self.batch_size * self.ranks))
 
     def sample(self, epoch: int, i: int) -> Sample:
@@ -105,15 +107,17 @@ class Plan:
         return Sample(index_A, index_B, view_A, view_B, draw_A, draw_B, mix_A=u[11], mix_B=u[12])
 
     def batch(self, iteration: int) -> tuple[int, range]:
-        """Return the epoch (from 1) and the rank's sample numbers of ``iteration`` (from 0, over all
-        epochs)."""
+        """Return the epoch (from 1) and the rank's sample numbers of ``iteration``.
+
+        Iterations are counted from 0 over all epochs.
+        """
         epoch, index = divmod(iteration, self.iterations_per_epoch)
-        together = self.batch_size * self.ranks
-        stop = min((index + 1) * together, len(self))
-        return epoch + 1, range(min(index * together + self.rank, stop), stop, self.ranks)
+        samples = self.batch_size * self.ranks
+        stop = min((index + 1) * samples, len(self))
+        return epoch + 1, range(min(index * samples + self.rank, stop), stop, self.ranks)
 
     def batches(self, start: int, stop: int) -> Iterator[tuple[int, range]]:
-        """Yield ``batch`` of each iteration in [start, stop)."""
+        """Yield ``batch`` for each iteration in [start, stop)."""
         return (self.batch(iteration) for iteration in range(start, stop))
 
 

@@ -1,4 +1,4 @@
-"""Find the images of a dataset: its folders, what is held out of training, and which files are usable."""
+"""Find the images of a dataset: its folders, the held-out images, and the files that are usable."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fastcyclegan.errors import UserError
 
 @dataclass(frozen=True)
 class Folders:
-    """The folders of a dataset as the model's A and B. Test folders are None where there are none."""
+    """The folders of a dataset as the model's A and B. Test folders are None if they do not exist."""
 
     train_A: Path
     train_B: Path
@@ -26,7 +26,7 @@ class Folders:
 
 
 def find_folders(config: DataConfig) -> Folders:
-    """Return the folders that ``config`` names. Raises UserError where a training folder is missing."""
+    """Return the folders that ``config`` names. Raises UserError if a training folder is missing."""
     if config.data_A is not None and config.data_B is not None:
         for path in (config.data_A, config.data_B):
             _need_folder(path)
@@ -55,27 +55,27 @@ def _inside(root: Path) -> Folders:
         if train_A.is_dir() or train_B.is_dir():
             _need_folder(train_A)
             _need_folder(train_B)
-            test_A = _if_there(root / f"test{separator}A")
-            test_B = _if_there(root / f"test{separator}B")
+            test_A = _if_folder(root / f"test{separator}A")
+            test_B = _if_folder(root / f"test{separator}B")
             return Folders(train_A, train_B, test_A, test_B)
     raise UserError(
-        f"{root}: has neither trainA and trainB nor train/A and train/B; for two folders use --data_A and"
-        " --data_B"
+        f"{root}: contains neither trainA and trainB nor train/A and train/B; to use two other folders, pass"
+        " --data_A and --data_B"
     )
 
 
-def _if_there(folder: Path) -> Path | None:
+def _if_folder(folder: Path) -> Path | None:
     if folder.is_dir():
         return folder
     return None
 
 
 def list_images(folder: Path, limit: int | None = None) -> list[Path]:
-    """Return the images of ``folder`` and the folders in it, by name; with ``limit``, the first so many.
+    """Return the images in ``folder`` and its subfolders, sorted by name, at most ``limit`` of them.
 
-    Symbolic links are followed, each folder once; names that begin with a dot are passed over.
+    Symbolic links are followed, but no folder is visited twice. Names that begin with a dot are skipped.
     """
-    found: list[Path] = []
+    paths: list[Path] = []
     seen: set[Path] = set()
     for parent, folders, names in os.walk(folder, followlinks=True):
         identity = Path(parent).resolve()
@@ -86,67 +86,68 @@ def list_images(folder: Path, limit: int | None = None) -> list[Path]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in names:
             if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
-                found.append(Path(parent, name))
-    found.sort(key=lambda path: path.relative_to(folder).as_posix())
-    return found[:limit]
+                paths.append(Path(parent, name))
+    paths.sort(key=lambda path: path.relative_to(folder).as_posix())
+    return paths[:limit]
 
 
 def no_images(folder: Path) -> UserError:
-    """Return what is to be raised where ``list_images`` finds none in ``folder``."""
+    """Return the error to raise if ``list_images`` finds nothing in ``folder``."""
     suffixes = sorted(suffix.removeprefix(".") for suffix in SUFFIXES)
-    return UserError(f"{folder}: no images in it (looked for {', '.join(suffixes)})")
+    return UserError(f"{folder}: contains no images (looked for {', '.join(suffixes)})")
 
 
 def split_holdout(
     paths: Sequence[Path], folder: Path, share: float, seed: int
 ) -> tuple[list[Path], list[Path]]:
-    """Return (training, held-out) images. An image's part depends on the seed and its name alone; a hash
-    picks ``share`` of them.
+    """Split ``paths`` into (training, held-out) images.
 
-    At least one is held out where ``share`` > 0 and there are two or more, and at least one is left for
-    training.
+    A hash of the seed and the image's name, and nothing else, decides which part an image belongs to; it
+    picks ``share`` of the images. At least one is held out if ``share`` > 0 and there are two or more, and at
+    least one is left for training.
     """
     if share <= 0 or len(paths) < 2:
         return list(paths), []
 
-    def place(path: Path) -> float:
+    def position(path: Path) -> float:
         digest = hashlib.sha256(f"{seed}/{path.relative_to(folder).as_posix()}".encode()).digest()
         return int.from_bytes(digest[:8], "big") / 2**64
 
-    ranked = sorted(paths, key=place)
-    below = sum(place(path) < share for path in paths)
+    ranked = sorted(paths, key=position)
+    below = sum(position(path) < share for path in paths)
     count = min(max(1, below), len(paths) - 1)
     chosen = set(ranked[:count])
-    train, held = [], []
+    train, held_out = [], []
     for path in paths:
         if path in chosen:
-            held.append(path)
+            held_out.append(path)
         else:
             train.append(path)
-    return train, held
+    return train, held_out
 
 
 def too_small(checked: Checked, fit: Fit, required: ImageRequirements) -> str:
-    """Return why a readable image cannot be cropped, or is below what the networks take; else ""."""
+    """Return why a readable image is too small for the crop or the networks, or "" if it is not."""
     size = checked.width, checked.height
     reason = fit.too_small(size)
     if reason:
         return reason
     if min(fit.resized(size)) < required.least_side:
-        least = f"the {required.least_side} pixels a side that the networks need"
-        return f"{checked.width}x{checked.height} is smaller than {least}"
+        least = f"at least {required.least_side} pixels per side"
+        return f"{checked.width}x{checked.height} is too small: the networks need {least}"
     return ""
 
 
-def usable(
+def usable_images(
     paths: Sequence[Path],
     config: DataConfig,
     required: ImageRequirements,
     log: Callable[[str], None],
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[Path, Checked]:
-    """Return those of ``paths`` that can be used. Bad ones are named: in a UserError, or with skip_bad_images
-    by ``say``.
+    """Return the usable images among ``paths``, with the results of their checks.
+
+    Bad images are named in a UserError or, with skip_bad_images, passed to ``log``.
     """
     bad = []
     good = {}
@@ -160,19 +161,20 @@ def usable(
         else:
             good[path] = checked
     if bad and not config.skip_bad_images:
-        which = bad[0]
+        first = bad[0]
         if len(bad) > 1:
-            which += f" (and {len(bad) - 1} more)"
-        raise UserError(f"bad image {which}; --skip_bad_images leaves such images out and lists them")
+            first += f" (and {len(bad) - 1} more)"
+        raise UserError(f"bad image {first}; pass --skip_bad_images to list such images and leave them out")
     for line in bad:
-        log(f"left out {line}")
+        log(f"skipped {line}")
     return good
 
 
 @dataclass(frozen=True)
 class Images:
-    """The usable images of a dataset as the model's A and B; the test lists may be empty. ``checked`` says
-    what each file is.
+    """The usable images of a dataset as the model's A and B, and the results of their checks.
+
+    The test lists may be empty.
     """
 
     train_A: list[Path]
@@ -189,8 +191,9 @@ def find_images(
     progress: Callable[[int, int], None] | None = None,
     required: ImageRequirements = ImageRequirements(),
 ) -> Images:
-    """Find and check all images that ``config`` names. Raises UserError for a folder that is missing,
-    empty, or holds a bad image.
+    """Find and check all images that ``config`` names.
+
+    Raises UserError for a folder that is missing, is empty, or contains a bad image.
     """
     folders = find_folders(config)
     most = config.max_dataset_size
@@ -200,32 +203,34 @@ def find_images(
         test_A = list_images(folders.test_A, most)
     if folders.test_B is not None:
         test_B = list_images(folders.test_B, most)
-    good = usable([*train_A, *test_A, *train_B, *test_B], config, required, log, progress)
-    found = Images(
+    good = usable_images([*train_A, *test_A, *train_B, *test_B], config, required, log, progress)
+    images = Images(
         train_A=[path for path in train_A if path in good],
         train_B=[path for path in train_B if path in good],
         test_A=[path for path in test_A if path in good],
         test_B=[path for path in test_B if path in good],
         checked=good,
     )
-    for folder, left in ((folders.train_A, found.train_A), (folders.train_B, found.train_B)):
-        if not left:
-            raise UserError(f"{folder}: no usable images left in it")
-    return found
+    for folder, remaining in ((folders.train_A, images.train_A), (folders.train_B, images.train_B)):
+        if not remaining:
+            raise UserError(f"{folder}: contains no usable images")
+    return images
 
 
 def _training_images(
     folder: Path, holdout: float, seed: int, most: int | None
 ) -> tuple[list[Path], list[Path]]:
-    """Return the images of a training folder, and those that are held out of it."""
+    """Return the images of a training folder, and those held out of it."""
     paths = list_images(folder)
     if not paths:
         raise no_images(folder)
-    train, held = split_holdout(paths, folder, holdout, seed)
-    return train[:most], held[:most]
+    train, held_out = split_holdout(paths, folder, holdout, seed)
+    return train[:most], held_out[:most]
 
 
 def fingerprint(paths: Sequence[Path]) -> str:
-    """Return a short hash of the names, in order, by which a resumed run sees that its images are
-    others."""
+    """Return a short hash of the names, in order.
+
+    A resumed run compares it to detect that its images have changed.
+    """
     return hashlib.sha256("\n".join(path.name for path in paths).encode()).hexdigest()[:16]

@@ -1,5 +1,6 @@
-"""Batches from loaders of the caller's own: tensors, paired or in two domains, with what their samples
-decide.
+"""Make batches from the caller's own loaders of tensors, paired or one per domain.
+
+The replay pools and the gradient penalty get their random numbers from a plan, as with image files.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from fastcyclegan.errors import UserError
 
 
 def _image_of(item: Any, side: str) -> Any:
-    """Return one domain's images of what its loader gave: a tensor, the first of a tuple (a label may
-    follow), or the entry ``side``.
+    """Return the images of domain ``side`` from one item of its loader.
+
+    The item is a tensor, a tuple that begins with one (a label may follow), or a mapping with the entry
+    ``side``.
     """
     if isinstance(item, Mapping):
         return item.get(side)
@@ -30,37 +33,37 @@ def _image_of(item: Any, side: str) -> Any:
 
 
 def _pair_of(item: Any) -> tuple[Any, Any]:
-    """Return the images of A and B of what one loader gave: {"A": ..., "B": ...} or a pair."""
+    """Return the images of A and B from one item of a loader: {"A": ..., "B": ...} or a pair."""
     if isinstance(item, Mapping):
         return item.get("A"), item.get("B")
     if isinstance(item, (tuple, list)) and len(item) >= 2:
         return item[0], item[1]
     raise UserError(
-        f'a loader by itself must give {{"A": ..., "B": ...}} or pairs of tensors, got {type(item).__name__};'
-        " or give two loaders"
+        f'a single loader must yield {{"A": ..., "B": ...}} or pairs of tensors, got {type(item).__name__};'
+        " otherwise pass one loader per domain"
     )
 
 
-def _length(loader: Iterable[Any], given: int | None) -> int:
-    if given is not None:
-        return given
+def _length(loader: Iterable[Any], iterations_per_epoch: int | None) -> int:
+    if iterations_per_epoch is not None:
+        return iterations_per_epoch
     count = 0
     # len() of a DataLoader of an iterable dataset raises TypeError.
     with contextlib.suppress(TypeError):
         if isinstance(loader, Sized):
             count = len(loader)
     if not count:
-        raise UserError("a loader without a length, or an empty one: give iterations_per_epoch")
+        raise UserError("a loader is empty or has no length; pass iterations_per_epoch")
     return count
 
 
 class TensorLoader:
-    """Batches of ``A`` and ``B``, two loaders (the shorter begins anew where it ends), or of ``A`` alone,
-    which gives both domains.
+    """Batches from two loaders ``A`` and ``B``, or from ``A`` alone if it yields both domains.
 
-    Loaders give float tensors [N, C, H, W] in [-1, 1], or uint8 ones, in the caller's order: nothing is
-    cropped or mirrored. Of batches of A and B that differ in N the surplus is left out. ``plan`` decides for
-    the replay pools, by the seed and the place alone. Raises UserError for what cannot be trained on.
+    The shorter of two loaders is started again when it ends. Loaders yield float tensors [N, C, H, W] in
+    [-1, 1], or uint8 ones, in the order that the caller chose: nothing is cropped or flipped. If the batches
+    of A and B differ in N, the surplus is dropped. ``plan`` provides the random numbers of the replay pools
+    from the seed and the position alone. Raises UserError for input that cannot be trained on.
     """
 
     def __init__(
@@ -77,11 +80,11 @@ class TensorLoader:
         batches = _length(A, iterations_per_epoch)
         if B is not None:
             batches = max(batches, _length(B, iterations_per_epoch))
-        first, self.A = _looked_into(A)
+        first, self.A = _peek(A)
         if B is None:
             pair = _pair_of(first)
         else:
-            other, self.B = _looked_into(B)
+            other, self.B = _peek(B)
             pair = _image_of(first, "A"), _image_of(other, "B")
         self.first = self._read(pair, checked=True)
         self.batch_size = self.first[0].shape[0]
@@ -89,7 +92,7 @@ class TensorLoader:
         self.plan = Plan(seed, count, count, self.batch_size, serial=True, flip=False)
 
     def _pairs(self) -> Iterator[tuple[Any, Any]]:
-        """Yield the images of both domains for ever."""
+        """Yield the images of both domains, endlessly."""
         if self.B is None:
             for item in _endless(self.A):
                 yield _pair_of(item)
@@ -98,7 +101,10 @@ class TensorLoader:
             yield _image_of(item_A, "A"), _image_of(item_B, "B")
 
     def batches(self, start: int, stop: int) -> Generator[Batch]:
-        """Yield the batches of the iterations [start, stop), each epoch from the beginning of the loaders."""
+        """Yield the batches of the iterations [start, stop).
+
+        Every epoch starts the loaders from the beginning.
+        """
         per_epoch, iteration = self.plan.iterations_per_epoch, start
         while iteration < stop:
             end = min(stop, (iteration // per_epoch + 1) * per_epoch)
@@ -107,15 +113,15 @@ class TensorLoader:
                 iteration += 1
             if iteration < end:
                 raise UserError(
-                    f"a loader ended after {iteration - start} batches and gives no more: it must be one that"
-                    " begins anew"
+                    f"a loader ended after {iteration - start} batches and yields no more; pass one that can"
+                    " be iterated more than once"
                 )
 
     def _batch(self, iteration: int, a: Tensor, b: Tensor) -> Batch:
         per_epoch = self.plan.iterations_per_epoch
-        passed, place = divmod(iteration, per_epoch)
-        # Of images beyond the first batch's number each has a number of its own too.
-        samples = [self.plan.sample(passed + 1, place + n * per_epoch) for n in range(a.shape[0])]
+        epoch, position = divmod(iteration, per_epoch)
+        # Every image gets its own sample number, even in a batch that is larger than the first one.
+        samples = [self.plan.sample(epoch + 1, position + n * per_epoch) for n in range(a.shape[0])]
         no_paths = [""] * len(samples)
         return Batch(a, b, no_paths, list(no_paths), samples)
 
@@ -127,7 +133,7 @@ class TensorLoader:
         return a[:count], b[:count]
 
     def _images(self, images: Any, side: str, checked: bool) -> Tensor:
-        """Return ``images`` of domain ``side`` as the engine takes them."""
+        """Check ``images`` of domain ``side`` and convert them to the form that the engine takes."""
         self._check_shape(images, side)
         images = images.to(self.device, non_blocking=True)
         if images.dtype == torch.uint8:
@@ -144,34 +150,34 @@ class TensorLoader:
     def _check_shape(self, images: Any, side: str) -> None:
         required = self.required
         channels = required.channels["AB".index(side)]
-        wanted = f"images of {side} must be tensors [N, {channels}, H, W]"
+        expected = f"images of {side} must be tensors [N, {channels}, H, W]"
         if not isinstance(images, Tensor):
-            raise UserError(f"{wanted}, got {type(images).__name__}")
+            raise UserError(f"{expected}, got {type(images).__name__}")
         if images.dim() != 4 or images.shape[1] != channels or not images.shape[0]:
-            raise UserError(f"{wanted}, got shape {list(images.shape)}")
+            raise UserError(f"{expected}, got shape {list(images.shape)}")
         height, width = images.shape[2:]
         for length in (height, width):
             if length % required.size_multiple or length < required.least_side:
                 raise UserError(
-                    f"images of {side} are {width}x{height}: the networks take sides that are multiples of"
-                    f" {required.size_multiple}, from {required.least_side} on"
+                    f"images of {side} are {width}x{height}, but the networks need sides that are multiples"
+                    f" of {required.size_multiple} and at least {required.least_side}"
                 )
 
 
-def _looked_into(loader: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
-    """Return the first thing that ``loader`` gives, and ``loader`` with it still to be given."""
+def _peek(loader: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
+    """Return the first item of ``loader``, and an iterable that still yields all of its items."""
     items = iter(loader)
     try:
         first = next(items)
     except StopIteration:
-        raise UserError("a loader gave no batches") from None
+        raise UserError("a loader yielded no batches") from None
     if items is loader:
         return first, itertools.chain([first], items)
     return first, loader
 
 
 def _endless(loader: Iterable[Any]) -> Iterator[Any]:
-    """Yield what ``loader`` gives, again and again; ends where it gives nothing."""
+    """Yield the items of ``loader`` over and over; stop if it yields none."""
     while True:
         item = None
         for item in loader:

@@ -1,8 +1,8 @@
-"""Tools that look at kernels without a GPU: dry runs that count, launches as compile jobs, compilation ahead
-of time, and reports on it.
+"""Tools for kernels that need no GPU: dry runs, compilation ahead of time, and reports on the compiled code.
 
-What counts, inspects, compiles or reproduces launches belongs here. It is handed what to run, and knows no
-engine: the list of all that the product launches is in ``kernel_gate/``.
+Code that counts, inspects, compiles or reproduces launches belongs here. The caller passes the code to run,
+so this room does not depend on the engine. The list of everything that the product launches is in
+``kernel_gate/``.
 
 Uses ``kernels`` and ``nn``.
 """

@@ -1,6 +1,4 @@
-"""Kernels compiled before the launch that needs them, in as many processes as there are cores, into Triton's
-cache on disk.
-"""
+"""Compile kernels into Triton's cache on disk before they are launched, with one process per core."""
 
 from __future__ import annotations
 
@@ -21,25 +19,26 @@ from typing import IO, Any
 from fastcyclegan.devtools.jobs import Job, is_compiled
 from fastcyclegan.kernels._cache import cache_folder
 
-# Counted on one core of an AMD EPYC (Zen 4) with Triton 3.7.1: 188 kernels of a training step in 52 s, 2 s to
-# import torch and Triton.
-SECONDS_A_KERNEL, SECONDS_TO_START = 0.28, 2.0
-# With fewer to compile than this the launches do it: it takes less time than the processes take to start.
+# Measured on one core of an AMD EPYC (Zen 4) with Triton 3.7.1: 52 s for the 188 kernels of a training step,
+# and 2 s to import torch and Triton.
+SECONDS_PER_KERNEL, SECONDS_TO_START = 0.28, 2.0
+# If fewer kernels than this are missing, the launches compile them: that is faster than starting processes.
 FEWEST = 8
 
 Progress = Callable[[int, int], object]
 
 
 def lock_file() -> Path:
+    """Return the file that a process locks while it compiles ahead."""
     return cache_folder("compiling") / "lock"
 
 
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
-    """Let no other process of this user compile ahead inside the block, so that several that start together
-    do not compile the same.
+    """Keep other processes of this user from compiling ahead while the block runs.
 
-    Where files cannot be locked nobody is waited for. The lock of a process that died is free.
+    So processes that start together do not compile the same kernels. If files cannot be locked, the block
+    runs without waiting. The lock of a process that died is released.
     """
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
@@ -51,8 +50,9 @@ def alone() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of the jobs: how many were compiled, in how many processes and seconds, and what failed, by
-    kernel.
+    """The result of ``compile_ahead``: how many jobs were compiled, in how many processes and seconds.
+
+    ``failures`` holds a kernel's name and the error message for each job that failed.
     """
 
     compiled: int
@@ -62,77 +62,78 @@ class Outcome:
 
 
 def missing(jobs: Sequence[Job]) -> list[Job]:
-    """Return the ``jobs`` that Triton's cache lacks."""
+    """Return the ``jobs`` that are not in Triton's cache."""
     return [job for job in jobs if not is_compiled(job)]
 
 
 def processes_for(jobs: int) -> int:
-    """Return how many processes compile so many jobs: one a core that this process may use."""
+    """Return the number of processes for ``jobs`` jobs: at most one per core available to this process."""
     return max(1, min(jobs, len(os.sched_getaffinity(0))))
 
 
 def predicted_seconds(jobs: int, processes: int) -> float:
-    """Return how long ``jobs`` take to compile, by the constants above."""
-    return SECONDS_TO_START + SECONDS_A_KERNEL * -(-jobs // processes)
+    """Return the estimated number of seconds to compile ``jobs`` jobs, from the constants above."""
+    return SECONDS_TO_START + SECONDS_PER_KERNEL * -(-jobs // processes)
 
 
 def compile_ahead(
-    jobs: Sequence[Job], progress: Progress = lambda done, total: None, processes: int | None = None
+    jobs: Sequence[Job], progress: Progress = lambda finished, total: None, processes: int | None = None
 ) -> Outcome:
-    """Compile ``jobs`` and tell ``progress`` of each that is done.
+    """Compile ``jobs`` into Triton's cache, and call ``progress(finished, total)`` after each.
 
-    A job that fails to compile is among the outcome's failures, and so is, under "", a worker that ended
-    early.
+    A job that does not compile is listed in the outcome's failures. A worker that ended early is listed there
+    as well, with "" as its kernel.
     """
     if not jobs:
         return Outcome(0, 0, 0.0)
     if processes is None:
         processes = processes_for(len(jobs))
-    started, failures, done = time.perf_counter(), [], 0
-    # Files, so that no pipe fills up while nobody reads it.
-    with tempfile.TemporaryFile("w+") as given, tempfile.TemporaryFile("w+") as complaints:
-        json.dump([[job.kernel, job.capability, job.data] for job in jobs], given)
-        given.seek(0)
-        with _worker(processes, given, complaints) as lines:
+    started, failures, finished = time.perf_counter(), [], 0
+    # Files, because a pipe that is not being read would fill up and block.
+    with tempfile.TemporaryFile("w+") as requests, tempfile.TemporaryFile("w+") as errors:
+        json.dump([[job.kernel, job.capability, job.data] for job in jobs], requests)
+        requests.seek(0)
+        with _worker(processes, requests, errors) as lines:
             progress(0, len(jobs))
             for line in lines:
                 try:
                     number, _, error = json.loads(line)
                 except ValueError:
-                    continue  # what a library prints when it is imported
-                done += 1
+                    continue  # printed by a library when it was imported
+                finished += 1
                 if error:
                     failures.append((jobs[number].kernel, error))
-                progress(done, len(jobs))
-        complaints.seek(0)
-        logged = complaints.read().strip().splitlines()
-    good = done - len(failures)
-    if done < len(jobs):
-        reason = "its processes were ended"
+                progress(finished, len(jobs))
+        errors.seek(0)
+        logged = errors.read().strip().splitlines()
+    compiled = finished - len(failures)
+    if finished < len(jobs):
+        reason = "its processes ended early"
         if logged:
             reason = logged[-1]
         failures.append(("", reason))
-    return Outcome(good, processes, time.perf_counter() - started, tuple(failures))
+    return Outcome(compiled, processes, time.perf_counter() - started, tuple(failures))
 
 
 @contextlib.contextmanager
-def _worker(processes: int, given: IO[str], complaints: IO[str]) -> Iterator[IO[str]]:
-    """Start the program that compiles and yield the lines that it prints; leaving the block ends it and all
-    its processes.
+def _worker(processes: int, requests: IO[str], errors: IO[str]) -> Iterator[IO[str]]:
+    """Start the worker program and yield the stream of lines that it prints.
+
+    When the block ends, the worker and all its processes are killed.
     """
     command = [sys.executable, "-m", f"{__package__}.compile_worker", str(processes), str(os.getpid())]
-    # What this process imports from, the worker does too.
+    # The worker imports from the same folders as this process.
     folders = [str(Path(path).absolute()) for path in sys.path]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders)}
-    # In a session of its own: Ctrl-C in the terminal is this process's business.
-    pipes: dict[str, Any] = {"stdin": given, "stdout": subprocess.PIPE, "stderr": complaints}
+    # In a separate session, so that Ctrl-C in the terminal reaches only this process.
+    pipes: dict[str, Any] = {"stdin": requests, "stdout": subprocess.PIPE, "stderr": errors}
     worker = subprocess.Popen(command, env=environment, text=True, start_new_session=True, **pipes)
     assert worker.stdout is not None
     try:
         with worker.stdout:
             yield worker.stdout
     finally:
-        # Its session, whether or not the first of it has ended.
+        # Kill its whole session, even if the worker itself has already ended.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(worker.pid, signal.SIGKILL)
         worker.wait()

@@ -1,7 +1,7 @@
-"""Compile kernels ahead of time and report what the compiler made of them. Needs no GPU.
+"""Compile kernels ahead of time and report on the compiled code. Needs no GPU.
 
-What to compile is found out by running something dry (``jobs_of``); what is read off a kernel is in
-``read_kernel``.
+``jobs_of`` finds the kernels to compile with a dry run. ``read_kernel`` extracts the figures from a compiled
+kernel.
 """
 
 from __future__ import annotations
@@ -24,10 +24,9 @@ from fastcyclegan.kernels._launch import Chip, Launch
 
 @dataclass(frozen=True)
 class Arch:
-    """A chip, and its limits: shared memory that a block and an SM may have (bytes), warps and blocks
-    resident on an SM.
+    """A chip and its limits: bytes of shared memory per block and per SM, resident warps and blocks per SM.
 
-    Where ``gated``, a bad kernel makes the command fail; elsewhere it is noted.
+    If ``gated``, a faulty kernel makes the command fail; otherwise the fault is only noted.
     """
 
     chip: Chip
@@ -38,8 +37,8 @@ class Arch:
     gated: bool = True
 
 
-# CUDA C++ Programming Guide, "Technical specifications per compute capability"; multiprocessors of an A100,
-# H100, B200 and RTX 5090.
+# CUDA C++ Programming Guide, "Technical specifications per compute capability". The numbers of
+# multiprocessors are those of an A100, H100, B200 and RTX 5090.
 ARCHS = {
     "sm_80": Arch(Chip(80, 108), 163 << 10, 164 << 10),
     "sm_90": Arch(Chip(90, 132), 227 << 10, 228 << 10),
@@ -48,8 +47,8 @@ ARCHS = {
 }
 
 WARP = 32  # threads
-# Instructions in SASS. HGMMA is Hopper's matrix instruction, UTC*MMA Blackwell's (tcgen05), LDGSTS cp.async,
-# UTMA* and UBLKCP the TMA.
+# SASS instructions. HGMMA is Hopper's matrix instruction, UTC*MMA is Blackwell's (tcgen05), LDGSTS is
+# cp.async, and UTMA* and UBLKCP use the TMA.
 INSTRUCTIONS = {
     "HMMA": r"\bHMMA\b",
     "HGMMA": r"\bHGMMA\b",
@@ -63,7 +62,7 @@ INSTRUCTIONS = {
 
 @dataclass(frozen=True)
 class Report:
-    """What one job compiled to on one architecture; ``faults`` names what the gate does not accept."""
+    """Figures of one job compiled for one architecture. ``faults`` lists what the gate does not accept."""
 
     arch: str
     kernel: str
@@ -84,36 +83,36 @@ class Report:
 
 @dataclass(frozen=True)
 class Found:
-    """What something launches: its specialisations, and between how many configurations each choice is open,
-    by its name.
-    """
+    """The specialisations that a run launches, and the number of configurations for each named choice."""
 
     jobs: tuple[Job, ...]
     choices: dict[str, int]
 
 
 def jobs_of(run: Callable[[], Any], chip: Chip, all_configs: bool = True, all_forms: bool = False) -> Found:
-    """Run ``run`` dry and return what it would launch on ``chip``; in every configuration that may be chosen
-    there, or in the first.
+    """Call ``run`` in a dry run and return what it would launch on ``chip``.
 
-    ``all_forms``: launches through tensor descriptors as they would be through pointers too.
+    With ``all_configs``, every configuration that can be chosen there is returned, otherwise only the first.
+    With ``all_forms``, launches that use tensor descriptors are also returned in the form that uses pointers.
     """
     jobs: dict[Job, None] = {}
 
-    def hear(launch: Launch) -> None:
+    def record(launch: Launch) -> None:
         jobs.setdefault(job_of(launch, chip.capability))
 
-    with dry_run(on_launch=hear, all_configs=all_configs, chip=chip, all_forms=all_forms) as found:
+    with dry_run(on_launch=record, all_configs=all_configs, chip=chip, all_forms=all_forms) as observer:
         run()
-    return Found(tuple(jobs), found.choices)
+    return Found(tuple(jobs), observer.choices)
 
 
 # --- Compiling and reading ----------------------------------------------------------------------------------
 
 
 def _occupancy(registers: int, smem: int, warps: int, arch: Arch) -> float:
-    """Return the share of an SM's warps that can be resident: registers go by 256 a warp, shared memory by 1
-    KiB with 1 KiB a block.
+    """Return the share of an SM's warps that can be resident.
+
+    Registers are allocated in units of 256 per warp, and shared memory in units of 1 KiB plus 1 KiB per
+    block.
     """
     by_registers = 65536 // (-(-registers * 32 // 256) * 256 * warps)
     by_smem = arch.sm_smem // (-(-smem // 1024) * 1024 + 1024)
@@ -137,11 +136,11 @@ def _report(job: Job, name: str, kernel: Compiled, sass: str) -> Report:
     if kernel.stack or local:
         faults.append(f"spills ({kernel.stack} bytes of stack, {local} local loads and stores)")
     if kernel.smem > arch.block_smem:
-        faults.append(f"{kernel.smem} bytes of shared memory, the chip has {arch.block_smem}")
+        faults.append(f"{kernel.smem} bytes of shared memory, but the chip has {arch.block_smem}")
     if kernel.narrow and _tile_bytes(job) >= 16 * WARP:
         faults.append(f"{kernel.narrow} tile loads or stores of less than 16 bytes")
     if kernel.multiplies and not any(instructions[key] for key in ("HMMA", "HGMMA", "tcgen05")):
-        faults.append("a matrix product in 16 bits or tf32 without matrix instructions")
+        faults.append("a 16-bit or tf32 matrix product without matrix instructions")
     config = {key: int(value) for key, value in job.constants.items() if isinstance(value, int)}
     dtype = dtype_of(job)
     occupancy = _occupancy(kernel.registers, kernel.smem, job.num_warps, arch)
@@ -150,8 +149,9 @@ def _report(job: Job, name: str, kernel: Compiled, sass: str) -> Report:
 
 
 def _tile_bytes(job: Job) -> int:
-    """Return the bytes of a tile of pixels by channels: in one that has no 16 for each thread of a warp
-    nobody can load so many.
+    """Return the size in bytes of a tile of pixels by channels.
+
+    In a tile with less than 16 bytes per thread of a warp, accesses cannot be 16 bytes wide.
     """
     constants = job.constants
     if "BLOCK_S" not in constants:
@@ -161,28 +161,28 @@ def _tile_bytes(job: Job) -> int:
 
 
 def reports(jobs: dict[str, list[Job]], out: Path | None = None, processes: int = 2) -> list[Report]:
-    """Compile the jobs of each architecture and report on them; write the cubins to ``out`` if given."""
-    found = []
-    # Fresh processes: the parent has threads of torch's.
+    """Compile the jobs of each architecture and report on them. Writes the cubins to ``out`` if given."""
+    collected = []
+    # Spawned rather than forked, because this process has torch's threads.
     with ProcessPoolExecutor(processes, get_context("spawn"), die_with, (os.getpid(),)) as pool:
-        for name, mine in jobs.items():
+        for name, arch_jobs in jobs.items():
             try:
-                kernels = list(pool.map(compiled, mine, chunksize=4))
+                kernels = list(pool.map(compiled, arch_jobs, chunksize=4))
             except BaseException:
-                # What waits is not compiled any more.
+                # Do not compile the jobs that are still waiting.
                 pool.shutdown(cancel_futures=True)
                 raise
             if out is not None:
-                for job, kernel in zip(mine, kernels, strict=True):
+                for job, kernel in zip(arch_jobs, kernels, strict=True):
                     file = f"{job.kernel.strip('_')}-{name}-{kernel.hash[:12]}.cubin"
                     (out / file).write_bytes(kernel.cubin)
             sass = disassemble([kernel.cubin for kernel in kernels], name)
-            for job, kernel, listing in zip(mine, kernels, sass, strict=True):
-                found.append(_report(job, name, kernel, listing))
-    return found
+            for job, kernel, listing in zip(arch_jobs, kernels, sass, strict=True):
+                collected.append(_report(job, name, kernel, listing))
+    return collected
 
 
-# The columns of the table: what each shows of a report.
+# The columns of the table, and how each is read from a report.
 COLUMNS: dict[str, Callable[[Report], int]] = {
     "registers": lambda r: r.registers,
     "spill": lambda r: r.spilled,
@@ -198,13 +198,15 @@ COLUMNS: dict[str, Callable[[Report], int]] = {
 }
 
 
-def table(found: list[Report]) -> Iterator[str]:
-    """Yield a line for each kernel, dtype and architecture: the range over its configurations, and each fault
-    by itself.
+def table(entries: list[Report]) -> Iterator[str]:
+    """Yield the lines of a table, followed by one line per fault.
+
+    The table has one line per kernel, dtype and architecture, with the range of each figure over the
+    configurations.
     """
     yield f"{'arch':7}{'kernel':34}{'dtype':6}{'configs':>8}" + "".join(f"{name:>15}" for name in COLUMNS)
     groups: dict[tuple[str, str, str], list[Report]] = {}
-    for r in found:
+    for r in entries:
         groups.setdefault((r.arch, r.kernel.strip("_"), r.dtype), []).append(r)
     for (arch, kernel, dtype), group in sorted(groups.items()):
         line = f"{arch:7}{kernel:34}{dtype:6}{len(group):8}"
@@ -214,11 +216,11 @@ def table(found: list[Report]) -> Iterator[str]:
                 cell += " %"
             line += f"{cell:>15}"
         yield line
-    for r in found:
+    for r in entries:
         verdict = "FAIL" if ARCHS[r.arch].gated else "note"
-        what = f"{r.arch} {r.kernel.strip('_')} {r.dtype} {r.config} {r.num_warps} warps"
+        label = f"{r.arch} {r.kernel.strip('_')} {r.dtype} {r.config} {r.num_warps} warps"
         for fault in r.faults:
-            yield f"{verdict}: {what}: {fault}"
+            yield f"{verdict}: {label}: {fault}"
 
 
 def _range(values: list[int]) -> str:

@@ -1,10 +1,10 @@
-"""Compiles kernels in processes of its own: python -m fastcyclegan.devtools.compile_worker PROCESSES
+"""Compile kernels in separate processes: python -m fastcyclegan.devtools.compile_worker PROCESSES PARENT
 
-Reads jobs from standard input, a JSON list of [kernel, capability, data], and prints a line of JSON for each
-that is done: its number, the seconds it took, and what went wrong or "". It is a program of its own because
-processes that were forked from one that trains would share CUDA and threads with it, and processes that were
-spawned from it would run the user's script again. Here one process imports everything and forks before there
-is a thread. All end with the process that started them.
+Reads the jobs from standard input, as a JSON list of [kernel, capability, data]. For each finished job it
+prints a JSON line with the job's number, the seconds it took, and the error message or "". This is a separate
+program because processes forked from a training process would share its CUDA context and threads, and spawned
+ones would run the user's script again. Here one process imports everything and forks before any thread
+exists. All processes end together with process PARENT, which started them.
 """
 
 from __future__ import annotations
@@ -22,14 +22,12 @@ from fastcyclegan.kernels import every_kernel  # noqa: F401
 
 
 def die_with(parent: int) -> None:
-    """Have the system end this process when ``parent`` ends, however it does (Linux), and leave Ctrl-C to
-    that one.
-    """
+    """Make Linux kill this process when process ``parent`` ends for any reason, and ignore Ctrl-C here."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     PR_SET_PDEATHSIG = 1
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
-        os._exit(1)  # it ended before
+        os._exit(1)  # the parent has already ended
 
 
 def run(numbered: tuple[int, Job]) -> tuple[int, float, str]:
@@ -38,7 +36,7 @@ def run(numbered: tuple[int, Job]) -> tuple[int, float, str]:
     try:
         build_launcher(compile_job(job))
         error = ""
-    # Whatever the compiler raises: the launch will meet it again, and names it.
+    # Any error of the compiler. The launch will meet it again and report it.
     except Exception as failure:
         error = " ".join(f"{type(failure).__name__}: {failure}".split())[:500]
     return number, time.perf_counter() - started, error
@@ -49,8 +47,8 @@ def main() -> None:
     jobs = [Job(*job) for job in json.load(sys.stdin)]
     context = multiprocessing.get_context("fork")
     with context.Pool(int(sys.argv[1]), die_with, (os.getpid(),)) as pool:
-        for done in pool.imap_unordered(run, enumerate(jobs)):
-            print(json.dumps(done), flush=True)
+        for result in pool.imap_unordered(run, enumerate(jobs)):
+            print(json.dumps(result), flush=True)
 
 
 if __name__ == "__main__":

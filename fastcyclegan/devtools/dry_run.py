@@ -1,8 +1,8 @@
-"""Exact counts without a GPU: Triton launches, ATen calls and the bytes kept for the backward, of one forward
-and backward.
+"""Count the Triton launches, ATen calls and bytes saved for the backward pass, exactly and without a GPU.
 
-A dry run: kernels are heard of and not made, convolutions give empty tensors of the right shape and layout,
-all else runs on the CPU. So the real sizes take a second, and the results mean nothing.
+In a dry run, kernel launches are recorded but not made, convolutions return empty tensors of the right shape
+and layout, and everything else runs on the CPU. So real sizes take only a second, and the results have no
+meaning.
 """
 
 from __future__ import annotations
@@ -37,10 +37,11 @@ _CONVOLUTIONS = {"aten::convolution", "aten::convolution_backward"}
 
 @dataclass
 class Counts:
-    """What one forward and backward did.
+    """Counts of one forward and backward pass.
 
-    ``launches`` by kernel, ``aten`` calls by operator (no views, no allocations), both together by named part
-    of an iteration ("" outside of all), ``saved_bytes`` by storage.
+    ``launches`` are counted by kernel, and ``aten`` calls by operator, without views and allocations.
+    ``parts`` counts both together by the named part of an iteration, or "" outside all parts. ``saved_bytes``
+    counts each storage once.
     """
 
     launches: Counter[str] = field(default_factory=Counter)
@@ -50,10 +51,10 @@ class Counts:
 
 
 class DryRun(TorchDispatchMode):
-    """Counts what happens inside the block and tells ``on_launch`` of each launch; see ``DryObserver`` for
-    the other options.
+    """Counts the operations inside the block and calls ``on_launch`` for each launch.
 
-    ``choices``: how many configurations of each choice would be timed on ``chip``.
+    ``choices`` holds the number of configurations that would be timed on ``chip`` for each choice. The other
+    options are those of ``DryObserver``.
     """
 
     def __init__(
@@ -90,11 +91,11 @@ class DryRun(TorchDispatchMode):
         if kwargs is None:
             kwargs = {}
         if name in BODIES:
-            # The mode is off inside its own handler: on again, so that it sees what the operator is made of.
+            # The mode is off inside its own handler. Turn it on again to count the calls inside the operator.
             with self:
                 return BODIES[name](*args, **kwargs)
         if name.startswith("profiler::"):
-            # Nothing that runs: what follows has a name from here on, or no longer.
+            # Not a computation: this call begins or ends a named part.
             result = func(*args, **kwargs)
             if "enter" in name:
                 self._inside.append(args[0])
@@ -110,22 +111,22 @@ class DryRun(TorchDispatchMode):
 
 
 def _convolution(func: Any, args: Any) -> Any:
-    """Return what ``func`` returns, unwritten, in the layout of its input as cuDNN and oneDNN give it."""
+    """Return uninitialised results of ``func``, in the layout of its input, as cuDNN and oneDNN do."""
     in_channels_last = args[0].is_contiguous(memory_format=torch.channels_last)
 
-    def unwritten(t: Tensor) -> Tensor:
+    def uninitialised(t: Tensor) -> Tensor:
         layout = torch.contiguous_format
         if in_channels_last and t.dim() == 4:
             layout = torch.channels_last
         return torch.empty(t.shape, dtype=t.dtype, memory_format=layout)
 
     shapes = func(*tree_map_only(Tensor, lambda t: t.to("meta"), args))
-    return tree_map_only(Tensor, unwritten, shapes)
+    return tree_map_only(Tensor, uninitialised, shapes)
 
 
 @contextlib.contextmanager
 def dry_run(**options: Any) -> Iterator[DryRun]:
-    """Run the block dry, see the module; ``options`` are DryRun's."""
+    """Run the block as a dry run (see the module). ``options`` are those of ``DryRun``."""
     run = DryRun(**options)
     with _launch.observe_dry(run), run:
         yield run
@@ -133,8 +134,9 @@ def dry_run(**options: Any) -> Iterator[DryRun]:
 
 @contextlib.contextmanager
 def counted(parameters: Iterable[Tensor]) -> Iterator[Counts]:
-    """Run the block dry and count it; the bytes kept are those of all storages but the ``parameters``', and
-    known after the block.
+    """Run the block as a dry run and yield its counts.
+
+    ``saved_bytes`` is set when the block ends. It covers all storages except those of ``parameters``.
     """
     weights = {p.untyped_storage().data_ptr() for p in parameters}
     saved: dict[int, tuple[int, Any]] = {}
@@ -142,7 +144,7 @@ def counted(parameters: Iterable[Tensor]) -> Iterator[Counts]:
     def pack(t: Tensor) -> Tensor:
         storage = t.untyped_storage()
         if storage.data_ptr() not in weights:
-            # The storage is kept alive, so that its address stays its own.
+            # The storage is kept alive so that its address is not reused.
             saved[storage.data_ptr()] = (storage.nbytes(), storage)
         return t
 
@@ -152,8 +154,9 @@ def counted(parameters: Iterable[Tensor]) -> Iterator[Counts]:
 
 
 def count(net: nn.Module, x: Tensor) -> Counts:
-    """Return the counts of a forward of ``net`` on ``x`` and the backward of its output, gradients of
-    parameters and of x included.
+    """Return the counts of a forward pass of ``net`` on ``x`` and the backward pass of its output.
+
+    The backward pass computes the gradients of the parameters and of x.
     """
     x = x.detach().requires_grad_()
     with counted(net.parameters()) as counts:
@@ -169,14 +172,14 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
 }
 VARIANTS: dict[str, dict[str, Any]] = {
     "PyTorch": {"impl": "reference"},
-    "Triton, inputs kept": {"impl": "triton", "recompute": False},
+    "Triton, inputs saved": {"impl": "triton", "recompute": False},
     "Triton": {"impl": "triton"},
 }
 
 
 def main() -> None:
-    """Print Triton launches, ATen calls and bytes kept for the backward of each network, for PyTorch and for
-    the kernels.
+    """Print the launches, ATen calls and memory saved for the backward pass of each network, with PyTorch and
+    with the kernels.
     """
     parser = argparse.ArgumentParser(description=str(main.__doc__).partition("\n\n")[0])
     parser.add_argument(
@@ -184,14 +187,14 @@ def main() -> None:
         type=int,
         nargs="?",
         default=256,
-        help="side of the image, a multiple of 256 (the U-Net needs 256)",
+        help="side of the image in pixels, a multiple of 256 (the U-Net needs 256)",
     )
     size = parser.parse_args().size
     if size < 256 or size % 256:
         parser.error(f"size must be a multiple of 256 (the U-Net needs 256), got {size}")
     print(
-        f"One forward and backward at {size} x {size}, batch 1. MiB: kept for the backward, by storage,"
-        " weights not counted."
+        f"One forward and backward pass at {size} x {size}, batch 1. MiB: memory saved for the backward pass,"
+        " counted by storage, without the weights."
     )
     print(f"{'':50}{'launches':>9}{'ATen calls':>12}{'MiB':>8}")
     layout = torch.channels_last

@@ -1,9 +1,8 @@
-"""Kernels as Triton's JIT specialises them: recorded without compiling, compiled without launching, found in
-its cache.
+"""Record, compile and look up kernels exactly as Triton's JIT specialises them.
 
-A launch is handed to the JIT itself, with a stand-in for the driver and a hook that hears what it would
-compile; nothing here decides what a specialisation is, so what is compiled ahead of time is found by the
-launch that needs it. Needs Triton, and no GPU.
+Each launch is passed to the JIT itself, with a stand-in for the driver and a hook that records what would be
+compiled. Nothing here decides what a specialisation is, so the launch that needs a kernel finds the one that
+was compiled ahead of time. Needs Triton but no GPU.
 """
 
 from __future__ import annotations
@@ -26,8 +25,9 @@ from fastcyclegan.kernels._launch import REGISTRY, Launch
 
 @dataclass(frozen=True)
 class Job:
-    """One specialisation of a kernel for chips of ``capability`` (as 90). ``data``: Triton's own record of
-    it, as JSON.
+    """One specialisation of a kernel, for chips of ``capability`` (for example 90).
+
+    ``data`` is Triton's own record of it, as JSON.
     """
 
     kernel: str
@@ -36,19 +36,21 @@ class Job:
 
     @functools.cached_property
     def record(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.data)
-        return found
+        """Triton's record of the specialisation."""
+        parsed: dict[str, Any] = json.loads(self.data)
+        return parsed
 
     @property
     def types(self) -> dict[str, str]:
-        """The types of the arguments that are no constants, by name: "*bf16", "i32", "tensordesc<bf16[64,
-        64]>".
+        """The types of the arguments that are not constants, by name.
+
+        For example "*bf16", "i32" or "tensordesc<bf16[64, 64]>".
         """
         return {name: kind for name, kind in self.record["signature"].items() if kind != "constexpr"}
 
     @property
     def constants(self) -> dict[str, Any]:
-        """What is compiled in, by name: constexprs, and arguments that are None or 1."""
+        """The values that are compiled in, by name: constexprs, and arguments that are None or 1."""
         names = REGISTRY[self.kernel].arg_names
         keys = [names[path[0]] for path in self.record["constant_keys"]]
         return dict(zip(keys, self.record["constant_vals"], strict=True))
@@ -59,8 +61,9 @@ class Job:
 
 
 class _StandIn:
-    """A driver for a chip that need not be there. Other threads, and who asks for anything else, get the
-    driver that was active before.
+    """A driver for a chip that does not have to exist.
+
+    Other threads and all other attributes use the driver that was active before.
     """
 
     def __init__(self, capability: int, before: Any) -> None:
@@ -77,29 +80,29 @@ class _StandIn:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._other, name)
 
-    def _is_asked_for(self) -> bool:
+    def _is_own_thread(self) -> bool:
         return threading.get_ident() == self._thread
 
     def get_current_target(self) -> Any:
-        if not self._is_asked_for():
+        if not self._is_own_thread():
             return self._other.get_current_target()
         return self._target
 
     def get_current_device(self) -> Any:
-        if not self._is_asked_for():
+        if not self._is_own_thread():
             return self._other.get_current_device()
-        # Its own: the JIT keeps what it knows of a device by this.
+        # A separate key, because the JIT stores its data about a device under this value.
         return f"stand-in for sm_{self._target.arch}"
 
     def get_current_stream(self, device: Any) -> Any:
-        if not self._is_asked_for():
+        if not self._is_own_thread():
             return self._other.get_current_stream(device)
         return 0
 
 
 @contextlib.contextmanager
 def stand_in(capability: int) -> Iterator[None]:
-    """Let Triton take the current device for a chip of ``capability`` inside the block, in this thread."""
+    """Make Triton treat the current device as a chip of ``capability`` inside the block, in this thread."""
     before = driver._active
     driver.set_active(_StandIn(capability, before))
     try:
@@ -109,29 +112,29 @@ def stand_in(capability: int) -> Iterator[None]:
 
 
 def job_of(launch: Launch, capability: int) -> Job:
-    """Return what the JIT would compile for ``launch`` on a chip of ``capability``."""
-    fn, heard, thread = REGISTRY[launch.kernel], [], threading.get_ident()
+    """Return the specialisation that the JIT would compile for ``launch`` on a chip of ``capability``."""
+    fn, specialisations, thread = REGISTRY[launch.kernel], [], threading.get_ident()
     before = triton.knobs.runtime.jit_cache_hook
 
-    def hear(**found: Any) -> bool | None:
+    def record(**event: Any) -> bool | None:
         if threading.get_ident() == thread:
-            heard.append(found["compile"]["specialization_data"])
+            specialisations.append(event["compile"]["specialization_data"])
             return True  # compile nothing
         if before is None:
             return None
-        return before(**found)
+        return before(**event)
 
-    triton.knobs.runtime.jit_cache_hook = hear
+    triton.knobs.runtime.jit_cache_hook = record
     try:
         with stand_in(capability):
             fn.warmup(*launch.args, grid=(launch.grid,), **launch.keywords)
     finally:
         triton.knobs.runtime.jit_cache_hook = before
-    return Job(launch.kernel, capability, heard[0])
+    return Job(launch.kernel, capability, specialisations[0])
 
 
 def _source(job: Job, kind: type[ASTSource]) -> ASTSource:
-    """Return what Triton compiles for ``job``; as ``JITFunction.preload`` reads such a record."""
+    """Return the source that Triton compiles for ``job``, read as ``JITFunction.preload`` reads a record."""
     record = job.record
     constants = _by_path(record["constant_keys"], record["constant_vals"])
     attributes = _by_path(record["attrs_keys"], record["attrs_vals"])
@@ -143,19 +146,20 @@ def _by_path(paths: list[list[int]], values: list[Any]) -> dict[tuple[int, ...],
 
 
 def compile_job(job: Job, kind: type[ASTSource] = ASTSource) -> Any:
-    """Return Triton's compiled kernel, from its cache if it is there."""
+    """Return the kernel that Triton compiles for ``job``, from Triton's cache if it is there."""
     target = GPUTarget("cuda", job.capability, 32)
-    given = dict(job.record["options"])
-    for name, value in given.items():
+    settings = dict(job.record["options"])
+    for name, value in settings.items():
         if isinstance(value, list):
-            given[name] = tuple(value)
-    options = make_backend(target).parse_options(given).__dict__
+            settings[name] = tuple(value)
+    options = make_backend(target).parse_options(settings).__dict__
     return triton.compile(_source(job, kind), target=target, options=options)
 
 
 def build_launcher(kernel: Any) -> None:
-    """Build what starts ``kernel``, where Triton (up to 3.6) has the C compiler make it for each signature
-    and the driver is there.
+    """Build the launcher of ``kernel`` if Triton needs one and the driver is installed.
+
+    Triton up to 3.6 has the C compiler build a launcher for each signature.
     """
     from triton.backends.nvidia import driver as backend
 
@@ -164,26 +168,26 @@ def build_launcher(kernel: Any) -> None:
     try:
         backend.library_dirs()
     except AssertionError:
-        # A machine without a driver, where a cache is filled for others: their first launches build it.
+        # This machine has no driver and fills a cache for others. Their first launches build the launchers.
         return
     backend.CudaLauncher(kernel.src, kernel.metadata)
 
 
-class _NotThereError(Exception):
+class _NotCachedError(Exception):
     """Triton's cache lacks a kernel."""
 
 
-class _Question(ASTSource):
-    """A source that is not to be compiled: what is in the cache is found, what is not says so."""
+class _CacheProbe(ASTSource):
+    """A source that Triton can find in its cache, but that raises instead of being compiled."""
 
     def make_ir(self, *_: Any, **__: Any) -> Any:
-        raise _NotThereError
+        raise _NotCachedError
 
 
 def is_compiled(job: Job) -> bool:
-    """Whether Triton's cache has ``job``, so that its first launch does not compile."""
+    """Return whether Triton's cache has ``job``, so that its first launch does not compile."""
     try:
-        compile_job(job, _Question)
-    except _NotThereError:
+        compile_job(job, _CacheProbe)
+    except _NotCachedError:
         return False
     return True

@@ -1,6 +1,6 @@
-"""What is read off one compiled kernel. Needs no GPU.
+"""Compile one kernel and extract its figures. Needs no GPU.
 
-Registers, stack and shared memory are read from the cubin, instructions from its SASS, the width of tile
+Registers, stack and shared memory are read from the cubin, instructions from its SASS, and the width of tile
 loads and stores from the PTX, line by line.
 """
 
@@ -19,20 +19,20 @@ import triton
 
 from fastcyclegan.devtools.jobs import Job, compile_job
 
-# The kernels register themselves, in this process and in those that compile.
+# Importing the kernels registers them, in this process and in those that compile.
 from fastcyclegan.kernels import (
     _math,
     every_kernel,  # noqa: F401
     zero_conv_triton,
 )
 
-# What matrix products read, by the names of the kernels' arguments.
+# The operands of matrix products, by the names of the kernels' arguments.
 OPERANDS = ("x", "w", "dy", "y")
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """What is read off one compiled kernel."""
+    """The figures of one compiled kernel."""
 
     hash: str
     cubin: bytes
@@ -44,7 +44,7 @@ class Compiled:
 
 
 def compiled(job: Job) -> Compiled:
-    """Compile ``job`` and read what came of it."""
+    """Compile ``job`` and return its figures."""
     kernel = compile_job(job)
     cubin = kernel.asm["cubin"]
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -68,17 +68,18 @@ def _tool(name: str, *arguments: str) -> str:
 
 
 def _number(usage: str, key: str) -> int:
-    found = re.search(rf"{key}:(\d+)", usage)
-    assert found is not None
-    return int(found[1])
+    match = re.search(rf"{key}:(\d+)", usage)
+    assert match is not None
+    return int(match[1])
 
 
 # --- The PTX ------------------------------------------------------------------------------------------------
 
 
 def _tile_lines(operands: bool) -> dict[str, set[int]]:
-    """Return, by file, the lines in which tiles are loaded and stored, those of a product's operands too if
-    asked for.
+    """Return, by file, the numbers of the source lines that load and store tiles.
+
+    With ``operands``, the lines that load the operands of matrix products are included.
     """
     functions = [_math.load_tile, _math.store_tile]
     if operands:
@@ -92,11 +93,10 @@ def _tile_lines(operands: bool) -> dict[str, set[int]]:
 
 
 def narrow_accesses(ptx: str, operands: bool = True) -> int:
-    """Return how many instructions load or store less than 16 bytes of a tile: found by the source line they
-    came from.
+    """Return how many instructions load or store less than 16 bytes of a tile, found by their source lines.
 
-    ``operands``: those of matrix products count too. An operand in fp32 that must be turned round comes in
-    single values, by the compiler.
+    With ``operands``, loads of the operands of matrix products count too. The compiler loads an fp32 operand
+    that must be transposed as single values.
     """
     tiles = _tile_lines(operands)
     lines_of: dict[str, set[int]] = {}
@@ -112,7 +112,7 @@ def narrow_accesses(ptx: str, operands: bool = True) -> int:
 
 
 def _is_narrow(line: str) -> bool:
-    """Whether a line of PTX loads, stores or copies less than 16 bytes at once."""
+    """Return whether a line of PTX loads, stores or copies less than 16 bytes at once."""
     access = re.search(r"\b(?:ld|st)\.global\S*?(?:\.v(\d))?\.[busf](\d+)\b", line)
     if access is not None:
         values, bits = access.groups(default="1")
@@ -122,8 +122,7 @@ def _is_narrow(line: str) -> bool:
 
 
 def _multiplies(ttir: str) -> bool:
-    """Whether the kernel has a matrix product that tensor cores do: any but one of fp32 in IEEE
-    arithmetic."""
+    """Return whether the kernel has a matrix product for tensor cores: any except fp32 in IEEE arithmetic."""
     for line in ttir.splitlines():
         if re.search(r"\btt\.dot\b", line) and ("inputPrecision = tf32" in line or "xf32" not in line):
             return True
@@ -134,7 +133,7 @@ def _multiplies(ttir: str) -> bool:
 
 
 def _text(cubin: bytes) -> bytes:
-    """Return the machine code of the one kernel in ``cubin`` (ELF64: the section called .text.NAME)."""
+    """Return the machine code of the one kernel in ``cubin`` (ELF64: the section .text.NAME)."""
     (offset,) = struct.unpack_from("<Q", cubin, 0x28)
     size, count, strings = struct.unpack_from("<HHH", cubin, 0x3A)
     sections = [struct.unpack_from("<IIQQQQIIQQ", cubin, offset + i * size) for i in range(count)]
@@ -144,17 +143,19 @@ def _text(cubin: bytes) -> bytes:
 
 
 def disassemble(cubins: list[bytes], name: str) -> list[str]:
-    """Return the SASS of each cubin. All go through the disassembler at once: its start takes longer than a
+    """Return the SASS of each cubin.
+
+    All are disassembled in one call, because starting the disassembler takes longer than disassembling a
     kernel.
     """
     texts = [_text(cubin) for cubin in cubins]
     with tempfile.NamedTemporaryFile(suffix=".bin") as file:
         Path(file.name).write_bytes(b"".join(texts))
         listing = _tool("nvdisasm", "-b", name.upper().replace("_", ""), file.name)
-    # An instruction has 16 bytes; its address stands before it.
+    # An instruction has 16 bytes, and its address precedes it in the listing.
     lines = {}
-    for found in re.finditer(r"^\s*/\*([0-9a-f]+)\*/.*$", listing, re.MULTILINE):
-        lines[int(found[1], 16)] = found[0]
+    for match in re.finditer(r"^\s*/\*([0-9a-f]+)\*/.*$", listing, re.MULTILINE):
+        lines[int(match[1], 16)] = match[0]
     listings = []
     starts = [0, *itertools.accumulate(map(len, texts))]
     for a, b in itertools.pairwise(starts):

@@ -1,4 +1,4 @@
-"""A stand-in for CUDA graphs on machines without a GPU: for tests of what is captured."""
+"""A CPU stand-in for CUDA graphs, for testing what gets captured on machines without a GPU."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from fastcyclegan.kernels._operator import BODIES
 
 
 def _memory(t: Tensor) -> int:
-    """Return what stands for the memory of ``t`` as long as something holds it: its address may change when
-    it is resized.
+    """Return an identifier of the memory of ``t`` that is valid while that memory exists.
+
+    The address is unsuitable, because it can change when the memory is resized.
     """
     return t.untyped_storage()._cdata
 
 
 def _plain(x: Any) -> Any:
-    """Return ``x``, a tensor as another one on the same memory, which autograd knows nothing of."""
+    """Return ``x``, or for a tensor a new tensor on the same memory that autograd does not track."""
     if isinstance(x, TensorDescriptor):
         return dataclasses.replace(x, base=_plain(x.base))
     if not isinstance(x, Tensor):
@@ -35,32 +36,31 @@ def _plain(x: Any) -> Any:
 
 
 def _bytes(t: Tensor) -> Tensor:
-    """Return the whole memory of ``t``, as large as it is now."""
+    """Return the whole memory of ``t``, at its current size, as bytes."""
     return torch.empty(0, dtype=torch.uint8, device=t.device).set_(t.untyped_storage())
 
 
-def _tensors(found: Any) -> list[Tensor]:
-    return [t for t in tree_leaves(found) if isinstance(t, Tensor)]
+def _tensors(tree: Any) -> list[Tensor]:
+    return [t for t in tree_leaves(tree) if isinstance(t, Tensor)]
 
 
 class RecordedGraph(TorchDispatchMode):
-    """What a CUDA graph is, on the CPU: the operators and kernel launches of one call, on the very memory
-    that they were given.
+    """The CPU equivalent of a CUDA graph: the operators and kernel launches of one call, on fixed memory.
 
-    It is a ``Capture``: after it nothing has happened (what the recording changed is put back), and each
-    replay runs the same on the same memory. So a number of the host's that got into an iteration stays what
-    it was, and shows.
+    It is a ``Capture``. Recording has no effect, because all memory that it changed is restored afterwards.
+    Each replay repeats the same operations on the same memory. So a host value that entered an iteration
+    stays frozen, and a test can detect it.
 
-    A replay knows memory and no history, as a graph does: it works on plain tensors, taken when each operator
-    was recorded. The recorded tensors themselves are no good for it: autograd objects to a view whose base a
-    replay has written (in PyTorch's own threads too, so whether it does depends on the processor), and an
-    in-place transposition would happen again.
+    As in a CUDA graph, a replay depends only on memory. It uses plain tensors that were created when each
+    operator was recorded. The recorded tensors themselves cannot be used: autograd raises an error for a view
+    whose base a replay has written (in PyTorch's own threads too, so it depends on the processor), and an
+    in-place transposition would be applied again.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._calls: list[Callable[[], None]] = []
-        self._made: dict[int, Tensor] = {}  # by memory, which so stays its own
+        self._made: dict[int, Tensor] = {}  # by memory; keeps that memory from being reused
         self._before: dict[int, tuple[Tensor, Tensor]] = {}
         self.replays = 0
 
@@ -79,9 +79,10 @@ class RecordedGraph(TorchDispatchMode):
 
         return replay, losses
 
-    def _is_given(self, t: Tensor) -> None:
-        """Remember what lies in memory that is older than the recording: not every schema says what its
-        operator changes.
+    def _save_contents(self, t: Tensor) -> None:
+        """Save the contents of ``t`` if its memory is older than the recording.
+
+        Inputs are saved as well, because not every schema declares what its operator changes.
         """
         if _memory(t) not in self._made and _memory(t) not in self._before:
             self._before[_memory(t)] = (_bytes(t), _bytes(t).clone())
@@ -90,9 +91,9 @@ class RecordedGraph(TorchDispatchMode):
         with _disable_current_modes():
             plain = tuple(_plain(x) for x in launch.args)
             for x in plain:
-                given = x.base if isinstance(x, TensorDescriptor) else x
-                for t in _tensors(given):
-                    self._is_given(t)
+                tensor = x.base if isinstance(x, TensorDescriptor) else x
+                for t in _tensors(tensor):
+                    self._save_contents(t)
         self._calls.append(
             lambda: _launch.launch(launch.kernel, launch.grid, plain, launch.constants, launch.config)
         )
@@ -103,26 +104,26 @@ class RecordedGraph(TorchDispatchMode):
         if _launch.inside():
             return func(*args, **kwargs)
         if func._schema.name in BODIES:
-            with self:  # off inside its own handler
+            with self:  # the mode is off inside its own handler
                 return BODIES[func._schema.name](*args, **kwargs)
         plain_args, plain_kwargs = tree_map(_plain, (args, kwargs))
-        given = _tensors((args, kwargs))
-        for t in given:
-            self._is_given(t)
+        inputs = _tensors((args, kwargs))
+        for t in inputs:
+            self._save_contents(t)
         result = func(*args, **kwargs)
-        old = {_memory(t) for t in given}
+        old = {_memory(t) for t in inputs}
         targets = [_plain(t) for t in _tensors(result)]
         for t in targets:
             if _memory(t) not in old:
                 self._made[_memory(t)] = t
 
-        def again() -> None:
+        def repeat() -> None:
             values = _tensors(func(*plain_args, **plain_kwargs))
             for target, value in zip(targets, values, strict=True):
                 if _memory(value) != _memory(target):
-                    # All bytes: the elements of a result may share memory, and so may results. The target may
-                    # have grown since.
+                    # Copy all bytes: the elements of a result can share memory, and so can several results.
+                    # The target can have grown since.
                     _bytes(target)[: value.untyped_storage().nbytes()].copy_(_bytes(value))
 
-        self._calls.append(again)
+        self._calls.append(repeat)
         return result

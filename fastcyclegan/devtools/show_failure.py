@@ -1,11 +1,11 @@
-"""Make a kernel's launch that failed once again, and print what the compiler and the driver report.
+"""Repeat a kernel launch that failed, and print what the compiler and the driver report.
 
     python -m fastcyclegan.devtools.show_failure FILE
 
-FILE is named by the warning or the error of the failure. With the same GPU the launch is made on zeros of the
-recorded shapes, layouts and alignments; without it the kernel is compiled for the recorded compute
-capability. Nothing is taken from the compiler's cache. Exit code 0: it works now. 1: it fails again. 2: FILE
-is missing or holds no launch, or the compiler's files cannot be written.
+The warning or error of the failure names FILE. On a machine with the same GPU, the launch is repeated with
+zeros of the recorded shapes, layouts and alignments. On other machines, the kernel is compiled for the
+recorded compute capability. The compiler's cache is not used. Exit code 0: the launch works now. 1: it fails
+again. 2: FILE is missing or is not a record of a launch, or the compiler's files cannot be written.
 """
 
 from __future__ import annotations
@@ -41,8 +41,9 @@ _OPTIONS = ("num_warps", "num_stages")
 
 
 def read(file: Path) -> dict[str, Any]:
-    """Return the record in ``file``. Raises ValueError, with one line, for a file that is missing or no
-    record.
+    """Return the record in ``file``.
+
+    Raises ValueError, with a message of one line, if the file is missing or is not a record.
     """
     try:
         record = json.loads(file.read_text())
@@ -51,7 +52,7 @@ def read(file: Path) -> dict[str, Any]:
     except ValueError:
         record = None
     if not isinstance(record, dict) or record.get("format") != FORMAT or not record.keys() >= _KEYS:
-        raise ValueError(f"{file} is not the record of a launch")
+        raise ValueError(f"{file} is not a record of a launch")
     return record
 
 
@@ -80,7 +81,7 @@ def _is_argument(argument: Any) -> bool:
 
 
 def _is_launch(record: dict[str, Any]) -> bool:
-    """Whether ``record`` describes a launch, as ``write_record`` does."""
+    """Return whether ``record`` describes a launch in the format of ``write_record``."""
     arguments, configuration = record["arguments"], record["configuration"]
     if not isinstance(record["kernel"], str) or not isinstance(arguments, list):
         return False
@@ -94,22 +95,22 @@ def _is_launch(record: dict[str, Any]) -> bool:
 
 
 def _registry() -> dict[str, Any]:
-    """Return every kernel by name."""
+    """Return all kernels by name."""
     from fastcyclegan.kernels import every_kernel  # noqa: F401
     from fastcyclegan.kernels._launch import REGISTRY
 
     return REGISTRY
 
 
-# --- On the GPU that it failed on ---------------------------------------------------------------------------
+# --- On the GPU of the failure ------------------------------------------------------------------------------
 
 
 def _tensor(argument: dict[str, Any], device: torch.device) -> Tensor:
-    """Return zeros as ``argument`` describes them, with the room that it has behind it."""
+    """Return the tensor of zeros that ``argument`` describes, with the recorded room behind it."""
     dtype = getattr(torch, argument["dtype"])
     first = 0
     if argument["aligned"] < 16:
-        # Fresh memory begins at a multiple of 16 bytes at least.
+        # New memory is aligned to at least 16 bytes.
         first = argument["aligned"] // dtype.itemsize
     memory = torch.zeros(first + max(1, argument["room"]), dtype=dtype, device=device)
     return memory.as_strided(argument["shape"], argument["strides"], first)
@@ -134,15 +135,16 @@ def _launch_again(record: dict[str, Any], device: torch.device) -> str:
     with torch.cuda.device(device):
         kernel(*args, **record["constants"], **record["configuration"], enable_fp_fusion=True)
         torch.cuda.synchronize()
-    return f"It compiles and runs now, on zeros, on {record['gpu']}."
+    return f"It now compiles and runs, on zeros, on {record['gpu']}."
 
 
-# --- Elsewhere ----------------------------------------------------------------------------------------------
+# --- On other machines --------------------------------------------------------------------------------------
 
 
 class _Address:
-    """What Triton asks of a tensor before it compiles: its dtype and where it lies. It takes no memory,
-    however large the tensor was.
+    """The dtype and address of a tensor, which is all that Triton needs to compile.
+
+    It takes no memory, however large the tensor was.
     """
 
     def __init__(self, argument: dict[str, Any]) -> None:
@@ -154,7 +156,7 @@ class _Address:
 
 
 def _compile_again(record: dict[str, Any]) -> str:
-    """Compile the specialisation that Triton makes of the launch, for the capability that it failed on."""
+    """Compile the launch's specialisation for the compute capability on which it failed."""
     from fastcyclegan.devtools.jobs import compile_job, job_of
     from fastcyclegan.kernels._launch import Config, Launch
 
@@ -167,7 +169,8 @@ def _compile_again(record: dict[str, Any]) -> str:
     kernel = compile_job(job_of(launch, capability))
     memory = f"{kernel.metadata.shared} bytes of shared memory"
     return (
-        f"It compiles now for sm_{capability} ({memory}). It was not launched: {record['gpu']} is not here."
+        f"It now compiles for sm_{capability} ({memory}). It was not launched, because this machine has no"
+        f" {record['gpu']}."
     )
 
 
@@ -175,7 +178,7 @@ def _compile_again(record: dict[str, Any]) -> str:
 
 
 def _device(record: dict[str, Any]) -> torch.device | None:
-    """Return a GPU here of the name that the launch failed on, None where there is none."""
+    """Return a GPU of this machine with the recorded name, or None if it has none."""
     if not torch.cuda.is_available():
         return None
     for index in range(torch.cuda.device_count()):
@@ -185,7 +188,7 @@ def _device(record: dict[str, Any]) -> torch.device | None:
 
 
 def _chain(error: BaseException) -> str:
-    """Return the full text of ``error`` and of what caused it."""
+    """Return the full text of ``error`` and of the errors that caused it."""
     text = f"{type(error).__name__}: {error}"
     cause = error.__cause__
     if cause is None:
@@ -196,15 +199,15 @@ def _chain(error: BaseException) -> str:
 
 
 def show(record: dict[str, Any]) -> int:
-    """Make the launch again, print what happens, and return the exit code."""
+    """Repeat the launch, print the result, and return the exit code."""
     import triton
 
     print(f"{record['kernel']}, {record['grid']} programs, {record['configuration']}")
     print("\n".join(f"  {readable(argument)}" for argument in record["arguments"]))
     print(f"  {record['constants']}")
     versions = f"Triton {record['triton']} and torch {record['torch']}"
-    here = f"here {triton.__version__} and {torch.__version__}"
-    print(f"It failed on {record['gpu']} with {versions}, {here}: {record['error']}")
+    here = f"now Triton {triton.__version__} and torch {torch.__version__}"
+    print(f"It failed on {record['gpu']} with {versions} ({here}): {record['error']}")
     triton.knobs.compilation.always_compile = True
     device = _device(record)
     try:
@@ -213,10 +216,10 @@ def show(record: dict[str, Any]) -> int:
         else:
             print(_launch_again(record, device))
     except OSError as error:
-        where = error.filename
-        if not where:
-            where = "the compiler"
-        print(f"show_failure: {where}: {system_reason(error)}", file=sys.stderr)
+        source = error.filename
+        if not source:
+            source = "the compiler"
+        print(f"show_failure: {source}: {system_reason(error)}", file=sys.stderr)
         return 2
     except Exception as error:
         print(f"It fails again:\n{_chain(error)}")
@@ -225,27 +228,31 @@ def show(record: dict[str, Any]) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line."""
+    """Run the command and return its exit code."""
     codes = (
-        "Exit code 0: it works now. 1: it fails again. 2: FILE is missing or no record, or the compiler's"
-        " files cannot be written."
+        "Exit code 0: the launch works now. 1: it fails again. 2: FILE is missing or is not a record of a"
+        " launch, or the compiler's files cannot be written."
     )
     parser = argparse.ArgumentParser(
         prog="python -m fastcyclegan.devtools.show_failure",
         description=str(__doc__).split("\n\n")[0],
         epilog=codes,
     )
-    parser.add_argument("file", type=Path, metavar="FILE", help="the record that the failure's message names")
+    parser.add_argument(
+        "file", type=Path, metavar="FILE", help="the record file named in the failure message"
+    )
     file: Path = parser.parse_args(arguments).file
     try:
         record = read(file)
         # Interpreted kernels are not compiled.
         if os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "on", "true", "yes"):
-            raise ValueError("TRITON_INTERPRET is set, and interpreted kernels are not compiled: unset it")
+            raise ValueError("TRITON_INTERPRET is set, and interpreted kernels are not compiled; unset it")
         if isinstance(record["kernel"], str) and record["kernel"] not in _registry():
-            raise ValueError(f"{file} names kernel {record['kernel']}, which this version does not have")
+            raise ValueError(
+                f"{file} refers to kernel {record['kernel']}, which does not exist in this version"
+            )
         if not _is_launch(record):
-            raise ValueError(f"{file} is not the record of a launch")
+            raise ValueError(f"{file} is not a record of a launch")
     except ValueError as error:
         print(f"show_failure: {error}", file=sys.stderr)
         return 2

@@ -1,5 +1,6 @@
-"""How the grids of the matrix products fill a chip at the generator's real shapes: counted from dry runs,
-without a GPU.
+"""Show how well the grids of the matrix products fill a chip at the generator's real shapes.
+
+The figures are counted in dry runs, without a GPU.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from torch import Tensor
 from fastcyclegan.devtools.dry_run import dry_run
 from fastcyclegan.kernels import _launch, reflect_conv2d, residual_block
 
-BLOCK = (256, 64, 64)  # channels, height, width in the residual blocks for images of 256 x 256
+BLOCK = (256, 64, 64)  # channels, height and width in the residual blocks, for 256 x 256 images
 COLUMNS = {"pass": 20, "channels": 12, "kernel": 8, "tile": 13, "warps": 7}
 IMAGES = (1, 2, 4)
 PRODUCTS = ("_reflect_conv_kernel", "_reflect_conv_contract_kernel", "_reflect_conv_wgrad_kernel")
@@ -34,7 +35,7 @@ def _pass_of(launch: _launch.Launch) -> str:
 
 
 def _steps(launch: _launch.Launch) -> int:
-    """Return how often a program's loop runs."""
+    """Return the number of iterations of a program's loop."""
     if launch.kernel == "_reflect_conv_wgrad_kernel":
         names = [parameter.name for parameter in _launch.REGISTRY[launch.kernel].params]
         return int(launch.args[names.index("STEPS")])
@@ -61,18 +62,19 @@ def _run(images: int) -> None:
 
 
 def waves(chip: _launch.Chip = _launch.Chip()) -> Iterator[str]:
-    """Yield a table: each product of a residual block and of the 7x7 layers with each of its tiles, at 1, 2
-    and 4 images of 256 x 256.
+    """Yield the lines of a table with each product of a residual block and of the 7x7 layers, for each tile.
+
+    Its columns are for 1, 2 and 4 images of 256 x 256.
     """
-    in_one = "(weight gradients: of both convolutions, in one grid)"
-    yield f"Blocks of {chip.multiprocessors} multiprocessors' waves, x steps of each, in bf16 {in_one}:"
+    note = "(weight gradients: both convolutions in one grid)"
+    yield f"Blocks (waves on {chip.multiprocessors} multiprocessors) x loop iterations, in bf16 {note}:"
     yield _line(COLUMNS, [f"{n} images" for n in IMAGES])
     rows: dict[tuple[str, ...], dict[int, str]] = {}
     for images in IMAGES:
-        found: list[_launch.Launch] = []
-        with dry_run(on_launch=found.append, all_configs=True, chip=chip):
+        launches: list[_launch.Launch] = []
+        with dry_run(on_launch=launches.append, all_configs=True, chip=chip):
             _run(images)
-        for launch in found:
+        for launch in launches:
             if launch.kernel in PRODUCTS:
                 filled = launch.grid / chip.multiprocessors
                 cell = f"{launch.grid} ({filled:.2f}) x {_steps(launch)}"

@@ -1,7 +1,6 @@
-"""``fastcyclegan.accelerate``: layers of somebody else's network replaced by fused ones that compute the
-same.
+"""``fastcyclegan.accelerate``: replace layers of any network with fused layers of the same function.
 
-What may be fused, how that is found out, and the modules that take the place belong here. Networks of our own
+This package decides which layers can be fused, and defines the modules that replace them. Our own networks
 are in ``nn/``.
 
 Uses ``reference``, ``kernels``, ``nn`` and ``testing``.

@@ -1,4 +1,4 @@
-"""Which modules of a network the kernels can compute, which two of them as one, and why not the others."""
+"""Decide which modules of a network the kernels can compute, which can be fused, and why others cannot."""
 
 from __future__ import annotations
 
@@ -31,27 +31,26 @@ FUSED_AWAY: dict[type[nn.Module], type[nn.Module]] = {
     nn.ReflectionPad2d: FusedReflectionPad2d,
 }
 Reasons = dict[nn.Module, str]
-"""Modules, each with why it does not fit, or "" if it does."""
+"""Modules, each with the reason why it is unsuitable, or "" if it is suitable."""
 
 
-# --- One by one ---------------------------------------------------------------------------------------------
+# --- Single modules -----------------------------------------------------------------------------------------
 
 
 def why_not_plain(module: nn.Module, *kinds: type[nn.Module]) -> str:
-    """Return "" for a module that is exactly one of ``kinds`` and that nobody listens to, else why it is
-    not."""
+    """Return "" if ``module`` is exactly one of ``kinds`` and has no hooks, otherwise why it is not."""
     if isinstance(module, (*NORMS.values(), ReflectConv2d)):
-        return "accelerated already"
+        return "it is already accelerated"
     if untouched(module, *kinds):
         return ""
     if is_parametrized(module):
         return "it has a parametrization"
     if type(module) not in kinds:
         if "Lazy" in type(module).__name__:
-            return "it is lazy: run the network once before"
-        return "it is a subclass of torch's"
+            return "it is lazy: run the network once first"
+        return "it is a subclass of a torch.nn layer"
     if "forward" in module.__dict__:
-        return "it has a forward of its own"
+        return "its forward was replaced on the instance"
     return "it has hooks"
 
 
@@ -60,65 +59,66 @@ def _attributes(module: nn.Module) -> set[str]:
 
 
 def why_not_norm(norm: Any) -> str:
-    if why := why_not_plain(norm, *NORMS):
-        return why
+    if reason := why_not_plain(norm, *NORMS):
+        return reason
     if taken := {"act", "slope", "impl", "inplace"} & _attributes(norm):
-        return f"it has an attribute {min(taken)} of its own"
+        return f"it already has an attribute named {min(taken)}"
     if norm.track_running_stats:
-        return "it keeps running statistics"
+        return "it tracks running statistics"
     return ""
 
 
 def why_not_pad(pad: Any) -> str:
-    if why := why_not_plain(pad, nn.ReflectionPad2d):
-        return why
+    if reason := why_not_plain(pad, nn.ReflectionPad2d):
+        return reason
     sides = pad.padding
     if isinstance(sides, tuple) and set(sides) <= {0}:
-        return "it pads nothing"
+        return "its padding is zero"
     if not isinstance(sides, tuple) or len(sides) != 4 or len(set(sides)) > 1 or sides[0] < 0:
         return f"its padding is not the same on all sides: {pad.padding}"
     return ""
 
 
 def _why_not_conv(conv: Any) -> str:
-    """Return why the kernels do not compute ``conv``, its padding aside."""
-    if why := why_not_plain(conv, nn.Conv2d):
-        return why
+    """Return why the kernels cannot compute ``conv``, apart from its padding, or "" if they can."""
+    if reason := why_not_plain(conv, nn.Conv2d):
+        return reason
     if taken := {"border", "impl"} & _attributes(conv):
-        return f"it has an attribute {min(taken)} of its own"
+        return f"it already has an attribute named {min(taken)}"
     k = conv.kernel_size[0]
     for name, value in {"stride": (1, 1), "dilation": (1, 1), "groups": 1, "kernel_size": (k, k)}.items():
         if getattr(conv, name) != value:
-            return f"its {name} is {getattr(conv, name)}"
+            return f"it has {name}={getattr(conv, name)}"
     if k % 2 == 0:
         return f"its kernel_size is even: {conv.kernel_size}"
     return ""
 
 
 def why_not_bare_conv(conv: Any) -> str:
-    """Return why the kernels do not compute ``conv`` on what a pad has bordered."""
-    if why := _why_not_conv(conv):
-        return why
+    """Return why the kernels cannot compute ``conv`` on the output of a pad, or "" if they can."""
+    if reason := _why_not_conv(conv):
+        return reason
     if conv.padding not in ((0, 0), "valid"):
-        return f"it pads itself, by {conv.padding}"
+        return f"it has its own padding: {conv.padding}"
     return ""
 
 
 def why_not_reflecting(conv: Any) -> str:
-    """Return why the kernels do not compute ``conv``, which reflects by itself."""
-    if why := _why_not_conv(conv):
-        return why
+    """Return why the kernels cannot compute ``conv``, whose padding_mode is "reflect", or "" if they can."""
+    if reason := _why_not_conv(conv):
+        return reason
     if len(set(conv._reversed_padding_repeated_twice)) != 1:
         return f"its padding is not the same on all sides: {conv.padding}"
     return ""
 
 
-# --- Two as one ---------------------------------------------------------------------------------------------
+# --- Pairs --------------------------------------------------------------------------------------------------
 
 
-def _likeness(module: nn.Module | None) -> object:
-    """Return what a pair's operator takes from ``module``: one operator serves all calls, so there it must be
-    the same.
+def _fused_settings(module: nn.Module | None) -> object:
+    """Return the settings of ``module`` that a fused operator takes over.
+
+    They must be equal for all partners of a module, because one operator replaces all its calls.
     """
     if isinstance(module, nn.ReflectionPad2d):
         return module.padding
@@ -127,58 +127,58 @@ def _likeness(module: nn.Module | None) -> object:
     return None
 
 
-def why_alone(sites: CallSites, firsts: Reasons, seconds: Reasons) -> Reasons:
-    """Return why each module is no half of a pair: "" where in all calls of it, and of its partners, a second
-    comes right after a first.
+def why_unfused(sites: CallSites, firsts: Reasons, seconds: Reasons) -> Reasons:
+    """Return for each module why it cannot be part of a pair, or "" if it can.
 
-    ``firsts`` and ``seconds``: all there are, with the reasons that each has by itself.
+    It can if in all its calls, and in those of its partners, one of ``seconds`` comes directly after one of
+    ``firsts``. Both contain all candidates, each with the reason why it is unsuitable by itself, or "".
     """
-    why, partners = firsts | seconds, defaultdict(list)
+    reasons, partners = firsts | seconds, defaultdict(list)
     for call in sites.calls:
         if call.module in firsts:
             partners[call.module].append(call.after)
-            if call.after is None and not why[call.module]:
-                why[call.module] = call.fate
+            if call.after is None and not reasons[call.module]:
+                reasons[call.module] = call.output_use
         elif call.module in seconds:
             partners[call.module].append(call.before)
-    for module, reason in why.items():
+    for module, reason in reasons.items():
         if not reason:
-            why[module] = _why_unknown(module, sites, bool(partners[module]))
+            reasons[module] = _why_not_traced(module, sites, bool(partners[module]))
 
-    def drops_out(module: nn.Module) -> str:
+    def why_excluded(module: nn.Module) -> str:
         side, others = ("after", seconds) if module in firsts else ("before", firsts)
         reason = ""
         for partner in partners[module]:
             if partner is None:
-                reason = f"something else comes {side} it"
+                reason = f"in one of its calls, no layer comes directly {side} it"
             elif partner not in others:
                 reason = f"{type(partner).__name__} comes {side} it"
-            elif why[partner]:
-                reason = f"the {type(partner).__name__} {side} it stays: {why[partner]}"
-        if not reason and len({_likeness(partner) for partner in partners[module]}) > 1:
-            reason = f"what comes {side} it differs from call to call"
+            elif reasons[partner]:
+                reason = f"the {type(partner).__name__} {side} it cannot be fused: {reasons[partner]}"
+        if not reason and len({_fused_settings(partner) for partner in partners[module]}) > 1:
+            reason = f"the layer {side} it differs from call to call"
         return reason
 
-    def one_drops_out() -> bool:
-        for module, reason in why.items():
+    def exclude_one() -> bool:
+        for module, reason in reasons.items():
             if not reason:
-                why[module] = drops_out(module)
-                if why[module]:
+                reasons[module] = why_excluded(module)
+                if reasons[module]:
                     return True
         return False
 
-    # One that drops out may take its partners with it.
-    while one_drops_out():
+    # Excluding a module may exclude its partners as well.
+    while exclude_one():
         pass
-    return why
+    return reasons
 
 
-def _why_unknown(module: nn.Module, sites: CallSites, is_called: bool) -> str:
-    """Return why nothing is known of the calls of ``module``, "" where all are."""
-    if why := sites.untouchable.get(module, ""):
-        return why
-    if why := sites.unseen.get(module, ""):
-        return why
+def _why_not_traced(module: nn.Module, sites: CallSites, is_called: bool) -> str:
+    """Return why the calls of ``module`` are not all known, or "" if they are."""
+    if reason := sites.untouchable.get(module, ""):
+        return reason
+    if reason := sites.maybe_called.get(module, ""):
+        return reason
     if not is_called:
-        return "it is never called"
+        return "no call to it was found"
     return ""

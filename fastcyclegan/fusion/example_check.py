@@ -1,4 +1,4 @@
-"""Whether a network gives the same for an example before and after it was changed, by the rule of parity."""
+"""Check by the parity rule that a changed network still gives the same outputs for an example."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ from fastcyclegan.errors import one_line
 
 
 def copy_that_runs(module: nn.Module, example: Any) -> nn.Module:
-    """Return a copy of ``module``. Raises ValueError where it cannot be copied, or run with ``example``."""
+    """Return a copy of ``module``. Raises ValueError if it cannot be copied, or cannot run ``example``."""
     try:
         plain = copy.deepcopy(module)
         outputs(plain, example)
-    # Whatever somebody else's module may raise.
+    # A user's module can raise anything.
     except Exception as error:
-        raise ValueError(f"accelerate: the module cannot run its example: {one_line(error)}") from error
+        raise ValueError(f"accelerate: the module cannot run the example: {one_line(error)}") from error
     return plain
 
 
 def difference(module: nn.Module, plain: nn.Module, example: Any) -> str:
-    """Return "" where ``module`` gives for ``example`` what ``plain`` gives, else what differs.
+    """Return how the outputs of ``module`` and ``plain`` differ for ``example``, or "" if they agree.
 
-    Both run in the mode that they are in and in evaluation, as copies and with the same random numbers. Each
-    output is held to float64, as near as its own dtype takes ``plain``: see ``fastcyclegan.testing``.
+    Both are run as copies with the same random numbers, in their current mode and in eval mode. Each output
+    is compared with float64 and must be about as close to it as the output of ``plain``; the rule is in
+    ``fastcyclegan.testing``.
     """
-    # It brings loaders and the engine, which who has no example does not need.
+    # Imported here because it loads the loaders and the engine, which are not needed without an example.
     from fastcyclegan.testing import PARITY_ULPS, assert_parity
 
     exact = copy.deepcopy(plain).double()
@@ -39,21 +40,22 @@ def difference(module: nn.Module, plain: nn.Module, example: Any) -> str:
             of_module, of_plain = (outputs(net, example, evaluate) for net in (module, plain))
             of_exact = outputs(exact, exact_example, evaluate)
             if len(of_module) != len(of_plain):
-                return f"{len(of_module)} outputs for the example instead of {len(of_plain)}"
-            for n, (ours, theirs, truth) in enumerate(zip(of_module, of_plain, of_exact, strict=True)):
-                if theirs.dtype in PARITY_ULPS:
-                    assert_parity(f"output {n} for the example", ours, theirs, truth, theirs.dtype)
-                elif not torch.equal(ours, theirs):
-                    return f"output {n} for the example is another"
-    # AssertionError by the rule, or whatever the module raises.
+                return f"the example gives {len(of_module)} outputs instead of {len(of_plain)}"
+            for n, (ours, expected, truth) in enumerate(zip(of_module, of_plain, of_exact, strict=True)):
+                if expected.dtype in PARITY_ULPS:
+                    assert_parity(f"output {n} of the example", ours, expected, truth, expected.dtype)
+                elif not torch.equal(ours, expected):
+                    return f"output {n} of the example differs"
+    # An AssertionError from the parity rule, or anything that the module raises.
     except Exception as error:
         return one_line(error)
     return ""
 
 
 def outputs(module: nn.Module, example: Any, evaluate: bool = False) -> list[Tensor]:
-    """Return the tensors that a copy of ``module`` gives for ``example``: a tensor, or a tuple or a dict of
-    arguments.
+    """Return the output tensors of a copy of ``module`` for ``example``.
+
+    ``example`` is an input, or a tuple or dict of arguments.
     """
     net = copy.deepcopy(module)
     if evaluate:

@@ -1,10 +1,9 @@
-"""The modules that ``accelerate`` puts in the place of torch's: the same parameters, the same function, one
-operator where there were two.
+"""The fused modules that replace torch's: same parameters and same function, one operator instead of two.
 
-They are classes for modules that exist: ``accelerate`` changes a module's class and adds what is to be fused,
-so everything that is registered, shared or hooked stays as it is. Where the kernels do not serve (a CPU,
-float64, a wrong input), torch's own operators compute, to the bit what they computed before, with torch's own
-errors.
+They are classes for existing modules: ``accelerate`` changes a module's class and adds the settings of the
+fused layer, so everything that is registered, shared or hooked stays. If the kernels do not support an input
+(on a CPU, in float64, or of a wrong shape), torch's own operators compute the same bits as before and raise
+torch's own errors.
 """
 
 from __future__ import annotations
@@ -25,20 +24,20 @@ STRIDE_1: ConvArgs = ([1, 1], [0, 0], [1, 1], False, [0, 0], 1)
 
 
 class _FusedInstanceNorm(InstanceNormAct):
-    """``InstanceNormAct`` with the checks of torch's norm of so many dimensions, images without N included.
+    """``InstanceNormAct`` with the input checks of torch's norm for 1, 2 or 3 dimensions; N may be missing.
 
-    The kernels return the layout of the input, torch's operator NCHW memory. ``inplace``: whether the
-    activation was in place, which is what torch's keeps for the backward.
+    The kernels return the memory layout of the input; torch's operator returns NCHW memory. ``inplace``
+    records whether the activation was in place, which decides what torch's operators keep for the backward.
     """
 
     inplace = False
 
     def _get_name(self) -> str:
-        # Torch's, for who knows a layer by its text.
+        # Torch's name, for code that recognises layers by their repr.
         return type(self).__name__.removeprefix("Fused")
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        # Torch's own: checks, and N where there is none, around _apply_instance_norm.
+        # Torch's forward checks the input, adds N if it is missing, and calls _apply_instance_norm.
         y: Tensor = super(InstanceNormAct, self).forward(input)
         if residual is None:
             return y
@@ -50,11 +49,11 @@ class _FusedInstanceNorm(InstanceNormAct):
                 input, self.weight, self.bias, eps=self.eps, act=self.act, slope=self.slope, impl=self.impl
             )
         if input.dim() > 2 and input.shape[0] == 0:
-            # Torch 2.13's fails without an image.
+            # Torch 2.13's operator fails on an empty batch.
             return instance_norm(
                 input, self.weight, self.bias, eps=self.eps, act=self.act, slope=self.slope, impl="reference"
             )
-        y = _guarded(super()._apply_instance_norm(input))
+        y = _with_contiguous_gradient(super()._apply_instance_norm(input))
         if self.act == "relu":
             return F.relu(y, self.inplace)
         if self.act == "leaky_relu":
@@ -62,11 +61,11 @@ class _FusedInstanceNorm(InstanceNormAct):
         return y
 
 
-def _guarded(y: Tensor) -> Tensor:
-    """Return y, whose gradient will arrive in NCHW memory: of one image, torch's backward on the CPU
-    misreads any other.
+def _with_contiguous_gradient(y: Tensor) -> Tensor:
+    """Return y, and make sure that its gradient arrives in NCHW memory.
 
-    See ``reference.InstanceNorm2d``, whose own way gives a view that nobody may change in place.
+    For a single image, torch's CPU backward misreads any other layout. ``reference.InstanceNorm2d`` has the
+    same fix, but it returns a view, which cannot be changed in place.
     """
     if y.device.type != "cpu" or y.shape[0] != 1 or not y.requires_grad:
         return y
@@ -95,12 +94,11 @@ class FusedInstanceNorm3d(_FusedInstanceNorm, nn.InstanceNorm3d):
 
 
 class ReflectConv2d(nn.Conv2d):
-    """``border`` reflected pixels on each side and the convolution, of stride 1 and an odd square kernel. [N,
-    C, H, W] or [C, H, W].
+    """A convolution with reflection padding of ``border`` pixels per side, stride 1 and an odd square kernel.
 
-    Only the input is kept for the backward, not the bordered one. The layout of the result is torch's:
-    channels_last if the input or the weight is. The kernels work in channels_last, any other memory is copied
-    for them and back.
+    Input and output are [N, C, H, W] or [C, H, W]. Only the input is kept for the backward, not the padded
+    one. The result has the layout that torch's would have: channels_last if the input or the weight is. The
+    kernels work in channels_last; an input in any other layout is copied for them, and the result back.
     """
 
     border: int
@@ -110,7 +108,7 @@ class ReflectConv2d(nn.Conv2d):
         return "Conv2d"
 
     def forward(self, input: Tensor) -> Tensor:
-        if not self._served(input):
+        if not self._is_supported(input):
             return F.conv2d(F.pad(input, (self.border,) * 4, mode="reflect"), self.weight, self.bias)
         if input.dim() == 3:
             out: Tensor = self(input[None])[0]
@@ -134,9 +132,11 @@ class ReflectConv2d(nn.Conv2d):
             return out
         return out.contiguous()
 
-    def _served(self, x: Tensor) -> bool:
-        """Whether the kernels compute it. What torch refuses is left to torch, so that the error is
-        torch's."""
+    def _is_supported(self, x: Tensor) -> bool:
+        """Return whether the kernels can compute it.
+
+        Inputs that torch rejects are left to torch, so that the error is torch's.
+        """
         if x.dim() not in (3, 4) or x.shape[-3] != self.in_channels or x.device != self.weight.device:
             return False
         sides, weight = min(x.shape[-2:]), self.weight
@@ -154,11 +154,11 @@ def _is_channels_last(t: Tensor) -> bool:
     return t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous()
 
 
-# --- What is left of the other of two that became one -------------------------------------------------------
+# --- Modules fused into a neighbour -------------------------------------------------------------------------
 
 
 class _FusedAway(nn.Module):
-    """Still of torch's class for who asks, and now the identity: its neighbour does its work."""
+    """The identity, but still an instance of torch's class: the module it was fused into does its work."""
 
     def _get_name(self) -> str:
         return type(self).__name__.removeprefix("Fused")
@@ -174,12 +174,12 @@ class _FusedAway(nn.Module):
 
 
 class FusedReLU(_FusedAway, nn.ReLU):
-    """The identity: the norm before it does it."""
+    """The identity: the norm before it applies the activation."""
 
 
 class FusedLeakyReLU(_FusedAway, nn.LeakyReLU):
-    """The identity: the norm before it does it."""
+    """The identity: the norm before it applies the activation."""
 
 
 class FusedReflectionPad2d(_FusedAway, nn.ReflectionPad2d):
-    """The identity: the convolution after it does it."""
+    """The identity: the convolution after it applies the padding."""

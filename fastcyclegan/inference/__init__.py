@@ -1,7 +1,7 @@
-"""Trained generators at work: images, arrays, tensors and folders of images through a network.
+"""Inference: translate images, arrays, tensors and folders of images with a trained generator.
 
-What applies a generator, or measures how good its images are, belongs here. Loading it from a file is in
-``checkpoints/``, an iteration of training in ``engine/``.
+Code that applies a generator, or measures the quality of its images, belongs here. Loading a generator from
+a file belongs in ``checkpoints/``, and a training iteration in ``engine/``.
 
 Uses ``engine``, ``data``, ``checkpoints``, ``nn`` and ``config``.
 """

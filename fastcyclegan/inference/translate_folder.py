@@ -1,4 +1,4 @@
-"""Translate images of any size with a trained generator."""
+"""Translate an image file or a folder of images of any size with a trained generator."""
 
 from __future__ import annotations
 
@@ -29,54 +29,56 @@ from fastcyclegan.inference.translator import Translator
 
 GRID_NAME = "before_after.png"
 GRID_ROWS = 8
-# Pixels that a batch may hold together (a 9-block generator needs about 1.5 KB a pixel): large images go
-# one by one.
+# Maximum number of pixels in a batch, so that large images are translated one by one. A 9-block generator
+# needs about 1.5 KB per pixel.
 BATCH_PIXELS = 2**20
-# Below this many images --loader auto takes Pillow: loading DALI takes longer than reading them.
+# Below this many images, --loader auto uses Pillow, because loading DALI takes longer than reading them.
 MANY = 64
 
 
 @dataclass(frozen=True)
 class TranslateConfig:
-    """Translate an image, or a folder of them, with a trained generator."""
+    """Translate an image or a folder of images with a trained generator."""
 
-    #: A run's folder, or one generator's weights (such as latest_net_G_A.pth).
+    #: Folder of a run, or a file with a generator's weights (such as latest_net_G_A.pth).
     weights: Path
-    #: An image, or a folder of images (and the folders in it).
+    #: Image, or folder of images (including its subfolders).
     input: Path
-    #: Folder for the translations: the same names, as PNG.
+    #: Folder for the translated images, which keep their names and are saved as PNG.
     output: Path
-    #: With a run's folder: which way, by the training folders. Default: the way that the run was trained
-    #: in (--direction there).
+    #: Direction between the training folders A and B, if --weights is the folder of a run. Default: the run's
+    #: own --direction.
     direction: Direction | None = None
-    #: With a run's folder: which weights (latest, 5, iter_1000 ...).
+    #: Epoch of the weights to use (latest, 5, iter_1000, ...), if --weights is the folder of a run.
     epoch: str = "latest"
-    #: In a file that holds several generators: which (scripts/inspect_checkpoint.py shows them).
+    #: Generator to use if a file contains several; scripts/inspect_checkpoint.py lists them.
     key: str | None = None
-    #: With a run's folder: take the running average of the weights, which training with --ema keeps.
+    #: Use the running averages of the weights, which a run trained with --ema contains.
     ema: bool = False
-    #: Resize every image to this side squared first, as the official test does. Default: keep its size.
+    #: Resize each image to a square of this side in pixels first, as the official test does. Default: keep
+    #: its size.
     resize: int | None = None
-    #: At most this many images of equal size at once; fewer where they are large.
+    #: Maximum number of images of equal size to translate at once; fewer if they are large.
     batch_size: int = 8
     #: Also write before_after.png, a grid of the first images and their translations.
     grid: bool = False
-    #: Leave out images that cannot be read, and list them.
+    #: Skip and list images that cannot be read; by default such an image ends the program.
     skip_bad_images: bool = False
-    #: What reads images: dali (on a GPU where there is one), or folder (Pillow). auto takes dali where it
+    #: Image loader: dali (NVIDIA DALI, on the GPU if there is one) or folder (Pillow). auto uses dali if it
     #: is installed and works.
     loader: Literal["auto", "dali", "folder"] = "auto"
-    #: Threads that read and write images. Default: one a core, at most 16.
+    #: Number of threads that read and write images. Default: one per core, at most 16.
     num_threads: int | None = None
-    #: auto (cuda, else mps, else cpu), cpu, cuda, cuda:N or mps.
+    #: Device to use: cpu, cuda, cuda:N or mps; auto uses cuda if available, then mps, then cpu.
     device: str = "auto"
-    #: auto: bf16 on a GPU that has it, else fp32.
+    #: Precision of the computation. auto: bf16 on a GPU that supports it, otherwise fp32.
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    #: What computes the network.
+    #: Implementation of the network: triton uses our kernels, reference PyTorch's operators. auto uses the
+    #: kernels on an NVIDIA GPU and PyTorch's operators elsewhere.
     impl: Literal["auto", "triton", "reference"] = "auto"
 
     def __post_init__(self) -> None:
-        # The same checks.
+        # Reuse the checks of the training configuration.
         RunConfig(epoch=self.epoch, continue_train=True, device=self.device, precision=self.precision)
         if self.batch_size < 1:
             raise UserError(f"batch_size must be at least 1, got {self.batch_size}")
@@ -93,13 +95,15 @@ class _Job:
 
 
 def plan_outputs(config: TranslateConfig) -> list[_Job]:
-    """Return what is to be read and written. Two images that differ in their suffix alone keep it
-    (a.jpg.png, a.tif.png).
+    """Return the pairs of files to read and to write.
+
+    Images whose names differ only in the suffix keep it (a.jpg.png, a.tif.png). Raises UserError if the input
+    is missing or has no images, if the output is not a folder, and if an output would overwrite an input.
     """
     if not config.input.exists():
         raise UserError(f"{config.input}: no such file or folder")
     if config.output.exists() and not config.output.is_dir():
-        raise UserError(f"{config.output}: a file, not a folder to write to")
+        raise UserError(f"{config.output}: not a folder, so no images can be written to it")
     root, sources = config.input.parent, [config.input]
     if config.input.is_dir():
         root, sources = config.input, list_images(config.input)
@@ -108,7 +112,7 @@ def plan_outputs(config: TranslateConfig) -> list[_Job]:
         # Translations inside the input folder are not translated again.
         sources = [source for source in sources if not source.resolve().is_relative_to(output)]
     if not sources:
-        raise UserError(f"{config.input}: no images in it")
+        raise UserError(f"{config.input}: no images to translate")
     names = [source.relative_to(root) for source in sources]
     taken = Counter(name.with_suffix(".png") for name in names)
     if config.grid:
@@ -129,8 +133,9 @@ def plan_outputs(config: TranslateConfig) -> list[_Job]:
 def _batches(
     rows: Iterable[tuple[Job, Row]], translator: Translator, batch_size: int, bad: list[BadImageError]
 ) -> Iterator[list[tuple[_Job, Tensor]]]:
-    """Yield batches of images that are equal in size once padded. Few images are held at a time, however
-    many there are.
+    """Yield batches of images whose sizes are equal after padding.
+
+    Only a few images are in memory at a time, regardless of their total number.
     """
     buckets: dict[tuple[int, ...], list[tuple[_Job, Tensor]]] = {}
     for job, pixels in rows:
@@ -154,17 +159,18 @@ def _save(pixels: NDArray[np.uint8], target: Path) -> None:
 
 
 class _Writer:
-    """Saves images in threads, a few at a time; what goes wrong there is raised at the next image, or at
-    the end.
+    """Saves images in background threads, a few at a time.
+
+    An error in a thread is raised when a later image is saved, or at the end.
     """
 
     def __init__(self, threads: int) -> None:
-        self.pool, self.most = ThreadPoolExecutor(threads), 2 * threads
+        self.pool, self.limit = ThreadPoolExecutor(threads), 2 * threads
         self.waiting: deque[Future[None]] = deque()
 
     def save(self, pixels: NDArray[np.uint8], target: Path) -> None:
         self.waiting.append(self.pool.submit(_save, pixels, target))
-        while len(self.waiting) > self.most:
+        while len(self.waiting) > self.limit:
             self.waiting.popleft().result()
 
     def close(self) -> None:
@@ -176,16 +182,17 @@ class _Writer:
 
 
 def translate_folder(config: TranslateConfig, console: Console) -> int:
-    """Translate what ``config`` names and return the number of images written. Raises UserError for what
-    the user can put right.
+    """Translate the images given by ``config`` and return the number of images written.
+
+    Raises UserError for mistakes that the user can fix.
     """
-    translator, how = _load(config, console)
+    translator, summary = _load(config, console)
     jobs = plan_outputs(config)
     threads = default_threads() if config.num_threads is None else config.num_threads
-    few = config.loader == "auto" and len(jobs) < MANY
-    choice = choose("folder" if few else config.loader, translator.device, threads)
+    is_small = config.loader == "auto" and len(jobs) < MANY
+    choice = choose("folder" if is_small else config.loader, translator.device, threads)
     reader = make_reader(choice, _fit(config, translator), translator.device, console.log)
-    console.log(f"translating {_images(len(jobs))} {how}, read by {choice.kind}")
+    console.log(f"translating {_images(len(jobs))} {summary}, using the {choice.kind} loader")
     started = last_logged = time.monotonic()
     written = 0
     bad: list[BadImageError] = []
@@ -217,7 +224,7 @@ def translate_folder(config: TranslateConfig, console: Console) -> int:
 
 
 def _load(config: TranslateConfig, console: Console) -> tuple[Translator, str]:
-    """Return what translates, and what is to be printed of it."""
+    """Return the translator, and a summary of it to print."""
     device = resolve_device(RunConfig(device=config.device))
     precision = resolve_precision(config.precision, device, compiled=False)
     require_impl(config.impl, device)
@@ -240,13 +247,13 @@ def _images(count: int) -> str:
 
 
 def _report_bad(bad: list[BadImageError], written: int, config: TranslateConfig, console: Console) -> None:
-    """Print the images that were left out. Raises UserError where none may be."""
+    """Print the images that were skipped. Raises UserError for bad images unless --skip_bad_images is set."""
     if bad and not config.skip_bad_images:
-        which = str(bad[0])
+        description = str(bad[0])
         if len(bad) > 1:
-            which += f" (and {len(bad) - 1} more)"
+            description += f" (and {len(bad) - 1} more)"
         raise UserError(
-            f"bad image {which}; {written} images were written; --skip_bad_images leaves such images out"
+            f"bad image {description}; {written} images were written; --skip_bad_images skips such images"
         )
     for reason in bad:
-        console.log(f"left out {reason}")
+        console.log(f"skipped {reason}")

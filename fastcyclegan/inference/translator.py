@@ -1,4 +1,7 @@
-"""Images of any kind through a generator: PIL images, arrays, tensors and paths in, the same kinds out."""
+"""Translate PIL images, arrays, tensors and image files with a generator.
+
+Each result has the type of its input, except that a path gives a PIL image.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ ImageLike = Image.Image | NDArray[Any] | Tensor | str | Path
 
 
 def pad_to_multiple(pixels: Tensor, multiple: int, axes: tuple[int, int] = (0, 1)) -> Tensor:
-    """Return ``pixels`` reflected at the end of ``axes`` to the next multiples, at least 8 pixels a side."""
+    """Pad ``pixels`` by reflection at the end of ``axes`` to the next multiple, and to at least 8 pixels."""
     for axis in axes:
         side = pixels.shape[axis]
         room = max(-(-side // multiple) * multiple, 8) - side
@@ -33,8 +36,9 @@ def pad_to_multiple(pixels: Tensor, multiple: int, axes: tuple[int, int] = (0, 1
 
 
 class Translator:
-    """Applies a generator to images of any size, on the host or on its device. ``say`` hears of kernels that
-    are compiled beforehand.
+    """Applies a generator to images of any size, on the host or on its device.
+
+    ``log`` receives a line when kernels are compiled beforehand.
     """
 
     def __init__(
@@ -55,8 +59,9 @@ class Translator:
 
     @torch.inference_mode()
     def __call__(self, images: list[Tensor]) -> list[NDArray[np.uint8]]:
-        """Translate uint8 images [H, W, C] that are equal in size once padded; each comes back in its own
-        size.
+        """Translate uint8 images [H, W, C] whose sizes are equal after padding.
+
+        Each result has the size of its image.
         """
         padded = torch.stack([pad_to_multiple(image, self.multiple) for image in images])
         result = to_pixels(self._apply(to_unit_range(padded, self.device)))
@@ -68,7 +73,7 @@ class Translator:
 
     @torch.no_grad()
     def tensors(self, images: Tensor) -> Tensor:
-        """Translate float images [N, C, H, W] in [-1, 1]; the result has their dtype and device."""
+        """Translate float images [N, C, H, W] in [-1, 1]. The result has the same dtype and device."""
         padded = pad_to_multiple(images.to(self.device, torch.float32), self.multiple, (2, 3))
         result = self._apply(padded.contiguous(memory_format=torch.channels_last))
         return result[:, :, : images.shape[2], : images.shape[3]].to(images)
@@ -89,12 +94,12 @@ def translate_images(
     precision: str = "fp32",
     batch_size: int = 8,
 ) -> Any:
-    """Return what generator ``net`` makes of an image, or of a list of them, each as what it was given as;
-    paths give PIL images.
+    """Translate an image, or a list of images, with the generator ``net``.
 
-    PIL images and paths: any mode, turned upright. Arrays: uint8 [H, W, C] or [H, W]. Tensors: floats [C, H,
-    W] or [N, C, H, W] in [-1, 1]. Raises BadImageError for a file that cannot be read, ValueError or
-    TypeError for what is no such image.
+    Each result has the type of its input. An image can be a PIL image or a path (any mode, rotated upright; a
+    path returns a PIL image), a uint8 array [H, W, C] or [H, W], or a float tensor [C, H, W] or [N, C, H, W]
+    in [-1, 1]. Raises BadImageError for a file that cannot be read, and ValueError or TypeError for anything
+    that is not such an image.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -105,14 +110,14 @@ def translate_images(
 
 
 def _translate(images: Sequence[Any], translator: Translator, batch_size: int) -> list[Any]:
-    """Translate ``images``, those of uint8 and of equal size together."""
+    """Translate ``images``. Images of equal size are translated in batches, except for tensors."""
     results: list[Any] = [None] * len(images)
     waiting: dict[tuple[int, ...], list[tuple[int, Tensor]]] = {}
 
     def flush(batch: list[tuple[int, Tensor]]) -> None:
         translations = translator([pixels for _, pixels in batch])
         for (place, _), translation in zip(batch, translations, strict=True):
-            results[place] = _as_given(translation, images[place])
+            results[place] = _to_type_of(translation, images[place])
 
     for place, image in enumerate(images):
         if isinstance(image, Tensor):
@@ -130,14 +135,16 @@ def _translate(images: Sequence[Any], translator: Translator, batch_size: int) -
 
 
 def _pixels(image: Any, channels: int) -> NDArray[np.uint8]:
-    """Return [H, W, C] uint8 for a path, a PIL image or an array."""
+    """Return uint8 pixels [H, W, C] of a path, a PIL image or an array."""
     if isinstance(image, np.ndarray):
         return _pixels_of_array(image, channels)
     if isinstance(image, (str, Path)):
         opened = open_image(image, channels)
     elif isinstance(image, Image.Image):
         if not image.width or not image.height:
-            raise ValueError(f"translate: an image without pixels, {image.width}x{image.height}")
+            raise ValueError(
+                f"translate: an image must not be empty, got {image.width}x{image.height} pixels"
+            )
         opened = upright(image, channels)
     else:
         raise TypeError(
@@ -151,7 +158,7 @@ def _pixels(image: Any, channels: int) -> NDArray[np.uint8]:
 
 
 def _pixels_of_array(image: NDArray[Any], channels: int) -> NDArray[np.uint8]:
-    """Return a copy of uint8 [H, W, C] or [H, W] as [H, W, C]. Raises ValueError for other arrays."""
+    """Return a copy of a uint8 array [H, W, C] or [H, W] as [H, W, C]. Raises ValueError for other arrays."""
     array = image
     if image.ndim == 2:
         array = image[:, :, None]
@@ -171,8 +178,8 @@ def _tensor(image: Tensor, translator: Translator) -> Tensor:
         wanted = f"floats [{translator.channels}, H, W] or [N, {translator.channels}, H, W] in [-1, 1]"
         raise ValueError(f"translate: a tensor must be {wanted}, got {image.dtype} {list(image.shape)}")
     if not batch.numel():
-        raise ValueError(f"translate: a tensor must be in [-1, 1], got shape {list(image.shape)}")
-    if not batch.abs().amax() <= 1.001:  # NaN is not
+        raise ValueError(f"translate: a tensor must not be empty, got shape {list(image.shape)}")
+    if not batch.abs().amax() <= 1.001:  # also true for NaN
         low, high = batch.amin().item(), batch.amax().item()
         raise ValueError(f"translate: a tensor must be in [-1, 1], got values from {low:g} to {high:g}")
     result = translator.tensors(batch)
@@ -181,7 +188,7 @@ def _tensor(image: Tensor, translator: Translator) -> Tensor:
     return result
 
 
-def _as_given(pixels: NDArray[np.uint8], image: Any) -> Any:
+def _to_type_of(pixels: NDArray[np.uint8], image: Any) -> Any:
     if not isinstance(image, np.ndarray):
         return to_image(pixels)
     if image.ndim == 2:

@@ -1,8 +1,7 @@
-"""The command compile_kernels: all that the product launches, compiled and checked; or a training run's
-kernels compiled beforehand.
+"""The command compile_kernels: check all kernels that the product launches, or precompile a run's.
 
-Which runs make up the product's launches, and what the command prints, belong here. Compiling, and reading
-what the compiler made, is in ``devtools/``, which knows no engine.
+This room lists the runs that cover the product's launches, and prints the results. Compiling kernels and
+reading the compiled code is done in ``devtools/``, which does not depend on the engine.
 
 Uses ``devtools``, ``engine``, ``recipes``, ``data``, ``kernels``, ``nn``, ``testing``, ``cli`` and
 ``config``.

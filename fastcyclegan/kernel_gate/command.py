@@ -1,7 +1,7 @@
-"""Compile every kernel that runs on a GPU, and fail on what must not ship; or (--warm) fill a machine's cache
-ahead of a training run.
+"""Compile every GPU kernel and fail if one must not ship; with --warm, fill Triton's cache ahead of a
+training run instead.
 
-The command compile_kernels.
+This is the command compile_kernels.
 """
 
 from __future__ import annotations
@@ -34,88 +34,92 @@ def _parser() -> argparse.ArgumentParser:
         "--arch",
         nargs="+",
         choices=list(ARCHS),
-        help="chips (default: all, sm_100 reported only; with --warm this GPU)",
+        help="chips to compile for (default: all, with sm_100 only reported; with --warm: this GPU)",
     )
     parser.add_argument(
         "--processes",
         type=int,
         default=len(os.sched_getaffinity(0)),
-        help="compilers at a time (default: one a core)",
+        help="number of compiler processes (default: one per core)",
     )
     warm = parser.add_argument_group("filling the cache")
     text = (
-        "compile what a training run will launch, and its translations, into Triton's cache"
-        " (TRITON_CACHE_DIR): RUN is its folder; flags of train.py (--netG, --batch_size, --crop_size,"
-        " --precision ...) describe a run or change RUN's"
+        "compile the kernels of a training run and its translations into Triton's cache (TRITON_CACHE_DIR)."
+        " RUN is the run's folder; flags of train.py (--netG, --batch_size, --crop_size, --precision ...)"
+        " describe a run or override the settings of RUN"
     )
     warm.add_argument("--warm", nargs="?", const="", metavar="RUN", help=text)
-    gate = parser.add_argument_group("the gate (without --warm)")
+    gate = parser.add_argument_group("checking the kernels (without --warm)")
     gate.add_argument("--dtype", nargs="+", choices=list(DTYPES), help="dtypes of the tensors (default: all)")
     gate.add_argument(
         "--configs",
         choices=get_args(Configs),
-        help="configurations (default: all); telling: all of the default iteration",
+        help="configurations to compile (default: all); telling: all for the default iteration, only the"
+        " first for everything else",
     )
-    gate.add_argument("--json", type=Path, metavar="FILE", help="write the full reports here")
-    gate.add_argument("--out", type=Path, metavar="DIR", help="write the cubins here")
+    gate.add_argument("--json", type=Path, metavar="FILE", help="write the full reports to FILE")
+    gate.add_argument("--out", type=Path, metavar="DIR", help="write the cubins to DIR")
     return parser
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code: 1 where a kernel has a fault or does not compile."""
+    """Run the command and return its exit code: 1 if a kernel has a fault or does not compile."""
     parser = _parser()
-    options, rest = parser.parse_known_args(args)
+    options, flags = parser.parse_known_args(args)
     if _launch.interpreted():
-        parser.error("TRITON_INTERPRET is set: interpreted kernels are not compiled; unset it")
+        parser.error("TRITON_INTERPRET is set, and interpreted kernels are not compiled; unset it")
     if options.processes < 1:
         parser.error(f"--processes must be at least 1, got {options.processes}")
     try:
         if options.warm is None:
-            return _check(parser, options, rest)
-        return _warm(parser, options, rest)
+            return _check(parser, options, flags)
+        return _warm(parser, options, flags)
     except UserError as error:
         parser.error(str(error))
     except OSError as error:
-        where = str(error)
+        reason = str(error)
         if error.filename:
-            where = f"{error.filename}: {error.strerror}"
-        parser.error(f"{where} (Triton's cache is where TRITON_CACHE_DIR says, by default ~/.triton/cache)")
+            reason = f"{error.filename}: {error.strerror}"
+        parser.error(f"{reason} (Triton's cache is in TRITON_CACHE_DIR, by default ~/.triton/cache)")
     except KeyboardInterrupt:
-        print("\nstopped: what is compiled is kept, and the same command goes on from there", file=sys.stderr)
+        print(
+            "\nstopped: kernels compiled so far are kept, and the same command resumes from there",
+            file=sys.stderr,
+        )
         return 130
 
 
-def _check(parser: argparse.ArgumentParser, options: argparse.Namespace, rest: list[str]) -> int:
-    """Compile all that runs and report on it."""
-    if rest:
+def _check(parser: argparse.ArgumentParser, options: argparse.Namespace, flags: list[str]) -> int:
+    """Compile all kernels that the product launches, and report on them."""
+    if flags:
         parser.error(
-            f"unrecognized arguments: {' '.join(rest)} (a run's folder and the flags of train.py come with"
+            f"unrecognized arguments: {' '.join(flags)} (a run's folder and the flags of train.py need"
             " --warm)"
         )
     if options.json is not None:
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.open("a").close()  # now, not after twenty minutes
+        options.json.open("a").close()  # fail now, not after twenty minutes
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
     jobs = _shipped(options)
-    counts = ", ".join(f"{len(mine)} for {name}" for name, mine in jobs.items())
-    specialisations = f"specialisations of {len(_launch.REGISTRY)} kernels"
-    print(f"Triton {triton.__version__}, {specialisations}: {counts}", flush=True)
-    found = reports(jobs, options.out, options.processes)
-    print("\n".join([*table(found), *waves()]))
+    counts = ", ".join(f"{len(chip_jobs)} for {name}" for name, chip_jobs in jobs.items())
+    registered = f"{len(_launch.REGISTRY)} kernels"
+    print(f"Triton {triton.__version__}, {registered}; specialisations to compile: {counts}", flush=True)
+    checked = reports(jobs, options.out, options.processes)
+    print("\n".join([*table(checked), *waves()]))
     if options.json is not None:
-        kernels = [asdict(r) for r in found]
+        kernels = [asdict(r) for r in checked]
         options.json.write_text(json.dumps({"triton": triton.__version__, "kernels": kernels}, indent=1))
-    failed = sum(bool(r.faults) for r in found if ARCHS[r.arch].gated)
+    failed = sum(bool(r.faults) for r in checked if ARCHS[r.arch].gated)
     if failed:
-        print(f"{failed} of {len(found)} fail")
+        print(f"{failed} of {len(checked)} specialisations fail")
         return 1
-    print(f"all {len(found)} pass")
+    print(f"all {len(checked)} specialisations pass")
     return 0
 
 
 def _shipped(options: argparse.Namespace) -> dict[str, list[Job]]:
-    """Return what runs on each chip that was asked for; all of it where nothing else was asked for."""
+    """Return the jobs for each chip, as selected by --arch, --dtype and --configs; by default all."""
     archs, dtypes, configs = list(ARCHS), list(DTYPES), options.configs
     if options.arch is not None:
         archs = options.arch
@@ -126,19 +130,19 @@ def _shipped(options: argparse.Namespace) -> dict[str, list[Job]]:
     return {name: shipped_jobs(dtypes, ARCHS[name], configs) for name in archs}
 
 
-def _warm(parser: argparse.ArgumentParser, options: argparse.Namespace, rest: list[str]) -> int:
-    """Fill the cache for the run that the options describe."""
-    # Imported late: the flags of train.py need packages of the command line.
+def _warm(parser: argparse.ArgumentParser, options: argparse.Namespace, flags: list[str]) -> int:
+    """Fill Triton's cache for the run that ``options`` and train.py's flags in ``flags`` describe."""
+    # Imported late, because the flags of train.py need the packages of the command line.
     from fastcyclegan.console import Console
     from fastcyclegan.kernel_gate.warm import config_of, warm
 
     for name in ("dtype", "configs", "json", "out"):
         if getattr(options, name) is not None:
-            precision = "--precision is train.py's flag for what is computed in"
-            parser.error(f"--{name} is the gate's and says nothing with --warm ({precision})")
+            precision = "train.py's flag --precision sets the precision of the run"
+            parser.error(f"--{name} cannot be combined with --warm ({precision})")
     if options.arch is None and not torch.cuda.is_available():
-        parser.error(f"--warm: this machine has no GPU: name the chip with --arch ({', '.join(ARCHS)})")
-    config, console = config_of(options.warm, rest), Console()
+        parser.error(f"--warm: this machine has no GPU; name the chip with --arch ({', '.join(ARCHS)})")
+    config, console = config_of(options.warm, flags), Console()
     if options.arch is None:
         chips = [this_chip()]
     else:
@@ -149,7 +153,7 @@ def _warm(parser: argparse.ArgumentParser, options: argparse.Namespace, rest: li
 
 
 def this_chip() -> _launch.Chip:
-    """Return the GPU of this machine."""
+    """Return this machine's GPU."""
     return chip_of(torch.device("cuda", torch.cuda.current_device()))
 
 

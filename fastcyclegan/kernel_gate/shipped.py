@@ -1,8 +1,8 @@
-"""Which kernels the product launches, in which specialisations: the list that the gate compiles and checks.
+"""List every kernel specialisation that the product launches: the list that the gate compiles and checks.
 
-Found by dry runs at the real sizes: iterations of an engine with each option that changes kernels,
-translations, and what other projects use of the operators. A kernel of the registry that none of this
-launches is an error.
+The list comes from dry runs at real sizes: iterations of an engine with each option that changes kernels,
+translations, and uses of the operators by other projects. A registered kernel that none of these launches is
+an error.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from fastcyclegan.testing import random_batch
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SIZE = 256
-# One block launches what nine do.
+# One block launches the same kernels as nine.
 SMALL = ModelConfig(netG="resnet_1blocks")
-# Networks whose layers are of other shapes, or in other orders.
+# Networks with layers of other shapes or in another order.
 OTHERS = (
     dataclasses.replace(SMALL, netG="unet_256", netD="pixel"),
     dataclasses.replace(SMALL, upsample="resize"),
@@ -46,7 +46,7 @@ Case = Callable[[], object]
 def _step(
     model: ModelConfig, precision: str, batch: int, identity: bool = True, pairing: str = "auto"
 ) -> None:
-    """Run an iteration as it is on a GPU."""
+    """Run one training iteration as on a GPU."""
     loss = LossConfig()
     if not identity:
         loss = LossConfig(lambda_identity=0.0)
@@ -69,8 +69,8 @@ def _translate(model: ModelConfig, precision: str, batch: int) -> None:
     dry_translation(net, images, DTYPES[precision])
 
 
-def _keeping_inputs(dtype: torch.dtype) -> None:
-    """A generator that computes nothing again in the backward pass."""
+def _without_recompute(dtype: torch.dtype) -> None:
+    """Run a generator that recomputes nothing in the backward pass."""
     net = Generator(n_blocks=1, impl="triton", recompute=False).to(dtype)
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     y = net(_image(3, SIZE, dtype))
@@ -83,8 +83,10 @@ def _image(channels: int, side: int, dtype: torch.dtype) -> Tensor:
 
 
 def _operators(dtype: torch.dtype) -> None:
-    """The modes that no network uses: planes, affine norms, a convolution alone with its bias, a gradient
-    added to another.
+    """Run the modes that no network uses.
+
+    These are NCHW images, affine norms, a single convolution with a bias, and a gradient that is added
+    to another.
     """
     for shape in ((1, 64, 256, 256), (1, 256, 32, 32)):
         x = torch.zeros(shape, dtype=dtype, requires_grad=True)
@@ -104,7 +106,7 @@ def _operators(dtype: torch.dtype) -> None:
 
 
 def _cases(precision: str, batches: Sequence[int]) -> Iterator[Case]:
-    """Yield what is run, each to be run by itself, the default iteration first."""
+    """Yield functions that each run one case, the default iteration first."""
     dtype = DTYPES[precision]
     for batch, identity, pairing in itertools.product(batches, (True, False), ("auto", "off")):
         yield functools.partial(_step, SMALL, precision, batch, identity, pairing)
@@ -112,7 +114,7 @@ def _cases(precision: str, batches: Sequence[int]) -> Iterator[Case]:
         yield functools.partial(_step, model, precision, 1)
     for model, batch in itertools.product((SMALL, *OTHERS), batches):
         yield functools.partial(_translate, model, precision, batch)
-    yield functools.partial(_keeping_inputs, dtype)
+    yield functools.partial(_without_recompute, dtype)
     yield functools.partial(_operators, dtype)
 
 
@@ -120,16 +122,16 @@ Configs = Literal["all", "first", "telling"]
 
 
 def in_fp16(job: Job) -> Job:
-    """Return a job in bf16 as it is in fp16."""
+    """Return the fp16 version of a bf16 job."""
     return dataclasses.replace(job, data=re.sub(r"(?<=[*<])bf16\b", "fp16", job.data))
 
 
 def shipped_jobs(dtypes: Iterable[str], arch: Arch, configs: Configs = "all") -> list[Job]:
-    """Return every specialisation that runs on a chip in ``dtypes``.
+    """Return every specialisation that the product launches on ``arch`` in ``dtypes``.
 
-    ``configs``: in all configurations; in the first; or "telling": in all for the default iteration, in the
-    first for what else there is. Only "all" has batches of several samples, which launch the same
-    specialisations as long as nobody changes that. Raises RuntimeError for a kernel that nothing launches.
+    ``configs`` selects the configurations: "all", only the "first", or "telling", which means all for the
+    default iteration and the first for every other case. Only "all" includes batches of several samples; at
+    present they launch the same specialisations. Raises RuntimeError if no case launches a registered kernel.
     """
     batches: Sequence[int] = (1,)
     if configs == "all":
@@ -140,7 +142,8 @@ def shipped_jobs(dtypes: Iterable[str], arch: Arch, configs: Configs = "all") ->
         if dtype == "fp32":
             allow_tf32.append(False)
         elif dtype == "fp16":
-            # It launches what bf16 does (a test holds it to that); its dry runs take minutes on a CPU.
+            # fp16 launches the same kernels as bf16 (a test checks this), but its dry runs take minutes on a
+            # CPU.
             precision = "bf16"
         for tf32 in allow_tf32:
             with torch.backends.cudnn.flags(enabled=True, allow_tf32=tf32):
@@ -153,12 +156,10 @@ def shipped_jobs(dtypes: Iterable[str], arch: Arch, configs: Configs = "all") ->
         tiles = jobs_of(lambda: list(descriptor_launch.tiles(torch.device("cpu"))), arch.chip, False)
         jobs.update(dict.fromkeys(tiles.jobs))
     else:
-        # A chip that has no tensor descriptors is not asked about them.
+        # This chip has no tensor descriptors, so nothing launches this kernel.
         expected.discard("_descriptor_copy_kernel")
-    forgotten = sorted(expected - {job.kernel for job in jobs})
-    if forgotten:
-        names = ", ".join(forgotten)
-        raise RuntimeError(
-            f"nothing here launches {names}: add a case to fastcyclegan/kernel_gate/shipped.py"
-        )
+    uncovered = sorted(expected - {job.kernel for job in jobs})
+    if uncovered:
+        names = ", ".join(uncovered)
+        raise RuntimeError(f"no case launches {names}: add one to fastcyclegan/kernel_gate/shipped.py")
     return list(jobs)

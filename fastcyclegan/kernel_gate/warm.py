@@ -1,6 +1,4 @@
-"""Triton's cache filled ahead of time: all that a training run of a configuration launches, and its
-translations.
-"""
+"""Fill Triton's cache ahead of time with all kernels of a training run and its translations."""
 
 from __future__ import annotations
 
@@ -27,18 +25,20 @@ from fastcyclegan.testing import random_batch
 
 
 def config_of(run: str, flags: Sequence[str]) -> TrainConfig:
-    """Return the configuration of the run in folder ``run``, "" for none, changed by ``flags`` of train.py.
-    Raises UserError.
+    """Return the configuration of the run in folder ``run``, with the ``flags`` of train.py applied.
+
+    If ``run`` is "", the flags alone define it. Raises UserError for a folder that is not a run's, for flags
+    that name another run, and for invalid flags.
     """
     if not run:
         return parse_train(flags)
     folder = Path(run).resolve()
     if not (folder / "config.json").is_file():
-        raise UserError(f"--warm: {run} is no folder of a run: it has no config.json")
+        raise UserError(f"--warm: {run} is not the folder of a run: it has no config.json")
     for flag in flags:
         name = flag.partition("=")[0].replace("-", "_")
         if name in ("__name", "__checkpoints_dir", "__continue_train"):
-            raise UserError(f"--warm: {flag} names a run, and so does {run}: give one of them")
+            raise UserError(f"--warm: {flag} and {run} both name a run; give only one of them")
     same_run = ["--continue_train", "--name", folder.name, "--checkpoints_dir", str(folder.parent)]
     return parse_train([*same_run, *flags])
 
@@ -48,14 +48,13 @@ def warm(
     chip: Chip,
     log: Callable[[str], object] = print,
     processes: int | None = None,
-    progress: Progress = lambda done, total, text: None,
+    progress: Progress = lambda count, total, text: None,
 ) -> bool:
-    """Compile what a run of ``config`` launches on ``chip`` into Triton's cache, as far as the cache lacks
-    it; whether all compiled.
+    """Compile the kernels that a run of ``config`` launches on ``chip`` and that Triton's cache lacks.
 
-    Batches are taken as full and images as large as they are cropped. ``say`` hears what was done,
-    ``progress`` how far it is. Raises UserError for a configuration whose networks are not computed by the
-    kernels.
+    Returns whether all of them compiled. Assumes full batches, and images of the crop size. ``log`` receives
+    a line about each stage, and ``progress`` is called after each kernel. Raises UserError if the kernels do
+    not compute the networks of ``config``.
     """
     started, model, precision, size = (
         time.monotonic(),
@@ -65,53 +64,53 @@ def warm(
     )
     batch = f"batch {config.data.batch_size}, {size}x{size}, {precision}"
     networks = f"{model.netG} and {model.netD}, {batch}"
-    found = jobs_of(lambda: _run(config, precision), chip)
-    if not found.jobs:
-        how = f"{networks}, norm {model.norm}, impl {model.impl}"
-        raise UserError(f"--warm: there are no kernels to compile: PyTorch computes {how}")
-    here = f"{networks}: {len(found.jobs)} kernels for sm_{chip.capability}"
+    needed = jobs_of(lambda: _run(config, precision), chip)
+    if not needed.jobs:
+        setup = f"{networks}, norm {model.norm}, impl {model.impl}"
+        raise UserError(f"--warm: there are no kernels to compile: PyTorch computes {setup}")
+    summary = f"{networks}: {len(needed.jobs)} kernels for sm_{chip.capability}"
     with compile_ahead.alone():
-        jobs = compile_ahead.missing(found.jobs)
+        jobs = compile_ahead.missing(needed.jobs)
         if not jobs:
-            log(f"{here}, all are in Triton's cache")
+            log(f"{summary}, all of them already in Triton's cache")
             return True
         if processes is None:
             processes = compile_ahead.processes_for(len(jobs))
         seconds = compile_ahead.predicted_seconds(len(jobs), processes)
-        lacking = f"{len(jobs)} that Triton's cache lacks"
-        log(f"{here}, compiling {lacking} in {processes} processes, about {seconds:.0f} s")
+        missing = f"{len(jobs)} that are missing from Triton's cache"
+        log(f"{summary}; compiling {missing} in {processes} processes, about {seconds:.0f} s")
 
-        def tell(done: int, total: int) -> None:
-            if done > 0:
-                progress(done, total, f"{done} of {total} kernels")
+        def report(count: int, total: int) -> None:
+            if count > 0:
+                progress(count, total, f"{count} of {total} kernels")
 
-        outcome = compile_ahead.compile_ahead(jobs, tell, processes)
+        outcome = compile_ahead.compile_ahead(jobs, report, processes)
     for kernel, error in outcome.failures:
         if kernel:
-            log(f"{kernel} failed: {error}")
+            log(f"{kernel} failed to compile: {error}")
         else:
             log(f"the compiler failed: {error}")
-    log(f"compiled {outcome.compiled} in {time.monotonic() - started:.1f} s; {timings(found.choices)}")
+    log(f"compiled {outcome.compiled} in {time.monotonic() - started:.1f} s; {timings(needed.choices)}")
     return not outcome.failures
 
 
 def _precision(config: TrainConfig) -> str:
-    """Return what a run of ``config`` computes in on a GPU that has kernels."""
+    """Return the precision of a run of ``config`` on a GPU that has kernels."""
     if config.run.precision == "fp32":
         return "fp32"
     return "bf16"
 
 
 def timings(choices: dict[str, int]) -> str:
-    """Return what the first iteration still has to time."""
+    """Return a note on the tiles that the first iteration will time, given the number of tiles per choice."""
     tiles = sum(choices.values())
     seconds = tiles * SECONDS_A_MEASUREMENT
-    count = f"{tiles} for {len(choices)} choices"
-    return f"tiles to be timed by the first iteration: {count}, about {seconds:.0f} s"
+    count = f"{tiles} tiles for {len(choices)} choices"
+    return f"the first iteration will time {count}, about {seconds:.0f} s"
 
 
 def _run(config: TrainConfig, precision: str) -> None:
-    """Run what a training run does, dry."""
+    """Run one training iteration and the translations of ``config``; for use in a dry run."""
     model, size = config.model, config.data.crop_size
     with as_on_gpu():
         recipe, cpu = make_recipe(config), torch.device("cpu")

@@ -1,8 +1,7 @@
-"""Networks and the layers they are built from: modules with the official names and keys, computed by the
-kernels or by PyTorch.
+"""Networks and layers with the official names and state_dict keys, computed by our kernels or by PyTorch.
 
-A layer, a network architecture, or a question about what a layer is belongs here, and so does a network's
-form on the hub. Losses and training do not, nor do files of weights other than the hub's.
+This package contains layers, network architectures, checks on layers, and the format of networks on the hub.
+Losses, training and all other weight files are handled elsewhere.
 
 Uses ``reference``, ``kernels``, ``config`` and ``tensor_files``.
 """

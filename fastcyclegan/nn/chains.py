@@ -1,14 +1,13 @@
-"""The pieces that the networks here are built from: chains of layers that run in fewer passes than there are
-layers.
+"""Chains of layers that run in fewer passes than they have layers; our networks are built from them.
 
-A ``Chain`` holds the layers of the official networks, one child each, so that names, keys and repr are
-theirs, and runs them in fewer passes: norm + activation, the reflected border and the convolution after them
-become one operator, and a convolution's bias that the next norm takes out again is not computed (its gradient
-is zero, which is what it is). On a device that the kernels do not serve, the layers run one by one. A layer
-with hooks, or of another class than the official one, is called as the module that it is.
+A ``Chain`` keeps one child per layer of the official networks, so its names, keys and repr match theirs. It
+fuses a norm, its activation, a reflection padding and the convolution after them into one operator. It does
+not add the bias of a convolution if the next norm cancels it; such a bias receives its true gradient, which
+is zero. On a device that the kernels do not support, the layers run one by one. A layer with hooks, or of a
+class other than the official one, is called as an ordinary module.
 
-Every walk goes over the chains of P networks at once, P being 1 for a network by itself; ``deferred.py`` has
-what runs through them.
+The functions here run the chains of P networks at once, with P = 1 for a single network. ``deferred.py``
+holds the tensor that passes through them.
 """
 
 from __future__ import annotations
@@ -30,11 +29,11 @@ from fastcyclegan.nn.layers import FloatTanh
 
 
 class Chain(nn.Sequential):
-    """An ``nn.Sequential`` of the official layers that the kernels run in fewer passes; same function, same
-    state_dict.
+    """An ``nn.Sequential`` of official layers, with the same state_dict, that runs in fewer passes.
 
-    ``forward(x)``: as the layers one after the other. ``residual`` is added to the result. ``recompute``:
-    keep the convolutions' outputs for the backward and compute their normalised inputs again, else keep both.
+    ``forward(x)`` computes the same function as the layers one after another, and adds ``residual`` to the
+    result. With ``recompute``, only the convolutions' outputs are kept for the backward, which computes their
+    normalised inputs again; without, both are kept.
     """
 
     impl = "auto"
@@ -46,17 +45,17 @@ class Chain(nn.Sequential):
                 x = layer(x)
             return x if residual is None else residual + x
         if x.dim() == 3:
-            # One image without the dimension N, as torch's layers take it.
+            # A single image without the dimension N, which torch's layers accept too.
             return self(x[None], None if residual is None else residual[None])[0]
         if x.dim() != 4:
             raise ValueError(f"Chain: x must be [N, C, H, W] or [C, H, W], got shape {tuple(x.shape)}")
         return run_chains([self], x, residual)
 
     def __getitem__(self, index: Any) -> Any:
-        found: Any = super().__getitem__(index)
+        item: Any = super().__getitem__(index)
         if isinstance(index, slice):
-            found.impl, found.recompute = self.impl, self.recompute
-        return found
+            item.impl, item.recompute = self.impl, self.recompute
+        return item
 
 
 def run_chains(
@@ -67,39 +66,38 @@ def run_chains(
     start: int = 0,
     impl: Literal["triton", "reference"] = "triton",
 ) -> Tensor:
-    """Run ``chains`` of P networks that are alike, from layer ``start`` on, on x [N, C, H, W]: N / P images
-    for each, in their order.
+    """Run the chains of P matching networks on x [N, C, H, W], from layer ``start`` on.
 
-    ``cancelled`` is for chains within chains: the list that gathers the biases which the outermost chain
-    gives their zero gradient.
+    x holds N / P images per network, in the order of the networks. ``cancelled`` is for nested chains: a list
+    that collects the biases to which the outermost chain gives a zero gradient.
     """
     x = x.contiguous(memory_format=torch.channels_last)
-    deferred = _begin(chains[0], x, cancelled, impl)
+    deferred = _without_pending(chains[0], x, cancelled, impl)
     tanh = chains[0][-1] if isinstance(chains[0][-1], FloatTanh) else None
-    for layers, following in _places(chains, start):
+    for layers, following in _positions(chains, start):
         if layers[0] is deferred.covered:
             continue
         if cancelled is None and (following is None or following[0] is tanh):
-            # Before the last layer, so that the result is that layer's own and may be changed in place.
-            deferred.give_zeros()
+            # Before the last layer, so that the result is that layer's output and can be changed in place.
+            deferred.attach_zero_gradients()
         _step(deferred, layers, following, chains[0].recompute)
-    deferred.settle(residual)
+    deferred.flush(residual)
     if cancelled is None:
-        deferred.give_zeros()
+        deferred.attach_zero_gradients()
     return deferred.x
 
 
-def _begin(
+def _without_pending(
     chain: Chain, x: Tensor, cancelled: list[Tensor] | None, impl: Literal["triton", "reference"]
 ) -> Deferred:
-    """Return x with nothing to be done to it; see ``run_chains`` for ``cancelled``."""
+    """Return x with no pending operations; see ``run_chains`` for ``cancelled``."""
     return Deferred(x, [] if cancelled is None else cancelled, impl, required=chain.impl == "triton")
 
 
-def _places(chains: Sequence[Chain], start: int) -> Iterator[tuple[Layers, Layers | None]]:
-    """Yield the layers at each place and those at the next."""
-    places = list(zip(*(list(chain)[start:] for chain in chains), strict=True))
-    yield from zip(places, [*places[1:], None], strict=True)
+def _positions(chains: Sequence[Chain], start: int) -> Iterator[tuple[Layers, Layers | None]]:
+    """Yield the layers at each position together with those at the next."""
+    positions = list(zip(*(list(chain)[start:] for chain in chains), strict=True))
+    yield from zip(positions, [*positions[1:], None], strict=True)
 
 
 def _step(deferred: Deferred, layers: Layers, following: Layers | None, recompute: bool) -> None:
@@ -109,40 +107,43 @@ def _step(deferred: Deferred, layers: Layers, following: Layers | None, recomput
         deferred.border = border
     elif is_conv(layer):
         if isinstance(layer, reference.ResizeConv2d):
-            deferred.x = F.interpolate(deferred.settle(), scale_factor=2, mode="nearest")
+            deferred.x = F.interpolate(deferred.flush(), scale_factor=2, mode="nearest")
             deferred.border = 1
         deferred.convolve(layers, following, recompute)
     elif is_norm(layer):
-        deferred.settle()
+        deferred.flush()
         deferred.norm = layer
     elif act is not None and deferred.norm is not None and deferred.act == "none":
         deferred.act, deferred.slope = act
     elif untouched(layer, ResidualBlock):
-        deferred.x = _run_blocks(layers, deferred.settle(), deferred.cancelled, deferred.impl)
+        deferred.x = _run_blocks(layers, deferred.flush(), deferred.cancelled, deferred.impl)
     elif untouched(layer, UnetBlock):
         _descend(deferred, layers, following)
     else:
-        deferred.apply(layers)
+        deferred.call_layers(layers)
 
 
 def _descend(deferred: Deferred, blocks: Layers, following: Layers | None) -> None:
-    """Run the next level of a U-Net. Its first LeakyReLU joins the norm before it, and its skip carries the
-    activated value: the ReLU after every skip makes that the same function, with the same gradient."""
+    """Run the next level of a U-Net.
+
+    Its first LeakyReLU is fused with the norm before it, so the skip carries the activated value. The ReLU
+    after every skip makes that the same function, with the same gradient.
+    """
     act = _first_activation(blocks[0])
     before_relu = following is not None and untouched(following[0], nn.ReLU)
     if act is None or act[1] < 0 or not before_relu:
-        deferred.x = run_levels(blocks, deferred.settle(), deferred.cancelled, False, deferred.impl)
+        deferred.x = run_levels(blocks, deferred.flush(), deferred.cancelled, False, deferred.impl)
         return
     if deferred.norm is not None and deferred.act == "none":
         deferred.act, deferred.slope = act
-        x = deferred.settle()
+        x = deferred.flush()
     else:
-        x = F.leaky_relu(deferred.settle(), act[1])
+        x = F.leaky_relu(deferred.flush(), act[1])
     deferred.x = run_levels(blocks, x, deferred.cancelled, True, deferred.impl)
 
 
 def _first_activation(block: UnetBlock) -> tuple[str, float] | None:
-    """Return the activation that a level of a U-Net begins with, None where it has none or is no chain."""
+    """Return the activation that starts a U-Net level, or None if it has none or is not a chain."""
     chain: Any = block.model
     if block.outermost or not untouched(chain, Chain):
         return None
@@ -150,7 +151,7 @@ def _first_activation(block: UnetBlock) -> tuple[str, float] | None:
 
 
 class ResidualBlock(reference.ResidualBlock):
-    """``reference.ResidualBlock`` as a chain: the sum is part of the last norm's pass."""
+    """``reference.ResidualBlock`` as a chain: the residual is added in the last norm's pass."""
 
     sequential = Chain
 
@@ -166,29 +167,27 @@ class ResidualBlock(reference.ResidualBlock):
 def _run_blocks(
     blocks: Layers, x: Tensor, cancelled: list[Tensor] | None, impl: Literal["triton", "reference"] = "triton"
 ) -> Tensor:
-    """Run residual blocks of P networks on x [N, C, H, W]; ``cancelled`` as for ``Chain``."""
+    """Run the residual blocks of P networks on x [N, C, H, W]; see ``run_chains`` for ``cancelled``."""
     if not untouched(blocks[0].conv_block, Chain):
         return x + blocks[0].conv_block(x)
     convs = _plain_block(blocks, x)
     if convs is None:
         return run_chains([block.conv_block for block in blocks], x, x, cancelled, impl=impl)
-    deferred = _begin(blocks[0].conv_block, x, cancelled, impl)
+    deferred = _without_pending(blocks[0].conv_block, x, cancelled, impl)
     weights: tuple[list[Tensor], list[Tensor]] = ([], [])
-    for place, layers in enumerate(convs):
+    for index, layers in enumerate(convs):
         for conv in layers:
-            weights[place].append(conv.weight)
+            weights[index].append(conv.weight)
             if conv.bias is not None:
                 deferred.cancelled.append(conv.bias)
     if cancelled is None:
-        deferred.give_zeros()
+        deferred.attach_zero_gradients()
     eps = blocks[0].conv_block[2].eps
     return residual_block(deferred.x, *weights, eps=eps, impl=deferred.public_impl)
 
 
 def _plain_block(blocks: Layers, x: Tensor) -> tuple[Layers, Layers] | None:
-    """Return the first and the second convolutions if the blocks are plain ones, a single operator on ``x``,
-    else None.
-    """
+    """Return the first and the second convolutions if one operator can compute the blocks, else None."""
     chain: Any = blocks[0].conv_block
     if len(chain) != 7:
         return None
@@ -211,7 +210,7 @@ def _plain_block(blocks: Layers, x: Tensor) -> tuple[Layers, Layers] | None:
 
 
 def _is_plain_norm(layer: nn.Module) -> bool:
-    """Whether ``layer`` is an instance norm without weights."""
+    """Return whether ``layer`` is an instance norm without weights."""
     return is_norm(layer) and layer.weight is None
 
 
@@ -236,7 +235,7 @@ def run_levels(
     activated: bool,
     impl: Literal["triton", "reference"],
 ) -> Tensor:
-    """Run a level of P U-Nets on x. ``activated``: x has gone through the level's first LeakyReLU already."""
+    """Run one level of P U-Nets on x. ``activated``: the level's first LeakyReLU is already applied to x."""
     if not untouched(blocks[0].model, Chain):
         y: Tensor = blocks[0].model(x)
     else:

@@ -1,9 +1,10 @@
-"""What runs through chains of layers: a tensor, and what is still to be done to it before the next
-convolution can take it.
+"""A tensor on its way through a chain of layers, with the operations that are still pending on it.
 
-P networks of one architecture may run as one: then x holds the images of all, N / P of each in the order of
-the networks, and a place of a chain is the tuple of their layers there. ``chains.py`` walks over chains;
-``engine/batching.py`` says which networks may go together.
+A norm, an activation or a reflection padding is deferred so that the next convolution can be fused with it.
+
+P networks of one architecture can run as one. The tensor then holds the images of all of them, N / P per
+network in the order of the networks, and each position of a chain is the tuple of their layers there.
+``chains.py`` walks the chains; ``engine/batching.py`` decides which networks can run together.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ from fastcyclegan.nn.layer_checks import compute_dtype, is_norm, untouched
 from fastcyclegan.nn.layers import FloatTanh
 
 Layers = tuple[Any, ...]
-"""The layers at one place of P networks: alike, so the first speaks for all."""
+"""The layers of P networks at one position. They are alike, so it is enough to inspect the first."""
 
 
 class _ZeroGradient(torch.autograd.Function):
-    """The identity on x; the other arguments get a gradient of zeros, all cut from one buffer."""
+    """The identity on x that gives all other arguments a gradient of zeros, cut from one shared buffer."""
 
     @staticmethod
     def forward(x: Tensor, *cancelled: Tensor) -> Tensor:
@@ -43,16 +44,17 @@ class _ZeroGradient(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         biases = ctx.cancelled
         if is_accumulating() and all(b.is_leaf and b.grad is not None for b in biases):
-            # Zeros are to be added to what is there.
+            # Adding zeros to existing gradients would not change them.
             return grad, *(None for _ in biases)
         sizes = [b.numel() for b in biases]
         zeros = grad.new_zeros(sum(sizes), dtype=biases[0].dtype).split(sizes)
         return grad, *(z.view(b.shape) for z, b in zip(zeros, biases, strict=True))
 
 
-def _can_reflect(conv: Any, x: Tensor, dtype: torch.dtype, count: int) -> bool:
-    """Whether our kernels compute ``conv`` in ``dtype``: stride 1 on the bordered x alone, odd and square,
-    one weight for all channels.
+def _supports_reflection(conv: Any, x: Tensor, dtype: torch.dtype, count: int) -> bool:
+    """Return whether our kernels compute ``conv`` in ``dtype`` on the reflection-padded x.
+
+    They require stride 1, no padding by the convolution itself, an odd square kernel, and no groups.
     """
     k = conv.weight.shape[2]
     if not isinstance(conv, nn.Conv2d) or conv.kernel_size != (k, k) or k % 2 == 0 or conv.groups != 1:
@@ -71,10 +73,10 @@ def _plain_conv(x: Tensor, conv: Any, bias: Tensor | None) -> Tensor:
 
 @dataclass
 class Deferred:
-    """x, and what is still to be done to it, in this order.
+    """A tensor x and the operations still pending on it: norm, activation and padding, in this order.
 
-    ``impl``: what does it. ``required``: a kernel that fails raises KernelError, else PyTorch computes that
-    operator.
+    ``impl`` selects what computes them. If ``required``, a kernel that fails raises KernelError; otherwise
+    PyTorch computes that operator instead.
     """
 
     x: Tensor
@@ -84,18 +86,18 @@ class Deferred:
     act: str = "none"
     slope: float = 0.0
     border: int = 0
-    covered: nn.Module | None = None  # a layer that was computed with the one before it
+    covered: nn.Module | None = None  # a layer already computed together with the one before it
     required: bool = False
 
     @property
     def public_impl(self) -> str:
-        """``impl`` as public operators take it."""
+        """The ``impl`` to pass to the public operators."""
         if self.impl == "triton" and not self.required:
             return "auto"
         return self.impl
 
-    def settle(self, residual: Tensor | None = None) -> Tensor:
-        """Do what is still to be done, add ``residual``, and return x."""
+    def flush(self, residual: Tensor | None = None) -> Tensor:
+        """Apply all pending operations, add ``residual``, and return x."""
         if self.norm is not None and (residual is None or residual.dtype == self.x.dtype):
             self._normalise(self.norm, residual)
             residual = None
@@ -115,25 +117,23 @@ class Deferred:
             "impl": self.public_impl,
         }
         self.x = instance_norm(self.x, norm.weight, norm.bias, residual=residual, **options)
-        self._norm_is_in()
+        self._clear_norm()
 
-    def _norm_is_in(self) -> None:
-        """Note that x has gone through the norm and the activation."""
+    def _clear_norm(self) -> None:
+        """Record that the norm and the activation have been applied to x."""
         self.norm, self.act = None, "none"
 
-    def apply(self, layers: Layers) -> None:
-        """Replace x by what ``layers`` make of it, each called as the module that it is, once all that was
-        open is done.
-        """
-        x = self.settle()
+    def call_layers(self, layers: Layers) -> None:
+        """Apply all pending operations, then replace x with the output of ``layers``, called as modules."""
+        x = self.flush()
         has_parameters = next(layers[0].parameters(), None) is not None
         if len(layers) > 1 and has_parameters:
             self.x = torch.cat([layer(part) for part, layer in each_weight(x, layers)])
         else:
             self.x = layers[0](x)
 
-    def give_zeros(self) -> None:
-        """Let x carry the gradient of zeros to the biases that were left out so far."""
+    def attach_zero_gradients(self) -> None:
+        """Attach to x a gradient of zeros for the biases that have been left out so far."""
         biases = [b for b in self.cancelled if b.requires_grad]
         self.cancelled.clear()
         if biases and torch.is_grad_enabled():
@@ -142,40 +142,40 @@ class Deferred:
     # --- Convolutions ---------------------------------------------------------------------------------------
 
     def convolve(self, convs: Layers, following: Layers | None, recompute: bool) -> None:
-        """Replace x by its convolution, in one operator with what is still to be done before it, and with a
-        tanh that follows.
-        """
+        """Replace x with its convolution, fused with the pending operations and with a tanh that follows."""
         conv, biases = convs[0], [conv.bias for conv in convs if conv.bias is not None]
         if following is not None and is_norm(following[0]):
             self.cancelled += biases
             biases = []
         dtype = compute_dtype(self.x, conv.weight)
-        # Without autocast an image of another dtype is an error, as it is in PyTorch.
+        # Without autocast, an image of another dtype is an error, as in PyTorch.
         fits = self.x.dtype == dtype or torch.is_autocast_enabled(self.x.device.type)
-        by_kernels = self.impl == "triton" and fits
-        if by_kernels and self.border and _can_reflect(conv, self.x, dtype, len(convs)):
+        use_kernels = self.impl == "triton" and fits
+        if use_kernels and self.border and _supports_reflection(conv, self.x, dtype, len(convs)):
             self._cast(dtype)
             self._reflect(convs, biases, following, recompute)
-        elif by_kernels and self.border == 0 and self._can_zero_pad(convs, dtype):
+        elif use_kernels and self.border == 0 and self._can_zero_pad(convs, dtype):
             self._cast(dtype)
             self._zero_pad(convs, biases, recompute)
         else:
-            self._by_library(convs, biases, dtype, recompute)
+            self._convolve_by_pytorch(convs, biases, dtype, recompute)
 
     def _cast(self, dtype: torch.dtype) -> None:
-        """Bring x to ``dtype``, normalised before, with its border still to be padded."""
+        """Convert x to ``dtype`` after applying a pending norm; a pending padding stays pending."""
         if self.x.dtype == dtype:
             return
         border, self.border = self.border, 0
-        self.x = self.settle().to(dtype)
+        self.x = self.flush().to(dtype)
         self.border = border
 
-    def _by_library(self, convs: Layers, biases: list[Tensor], dtype: torch.dtype, recompute: bool) -> None:
-        """Replace x by its convolution by PyTorch, with what is still to be done before it."""
-        # An image's three channels are not worth a pass of their own: PyTorch pads them.
+    def _convolve_by_pytorch(
+        self, convs: Layers, biases: list[Tensor], dtype: torch.dtype, recompute: bool
+    ) -> None:
+        """Replace x with its convolution computed by PyTorch, after the pending operations."""
+        # For an image's three channels a separate pass is not worth it: PyTorch pads them.
         cheap = self.norm is None and (self.border == 0 or self.x.shape[1] < 8)
         if self.impl == "reference" or self.x.dtype != dtype or cheap:
-            self.settle()
+            self.flush()
         x = self.x.contiguous(memory_format=torch.channels_last)
         each_bias = biases if biases else [None] * len(convs)
         if len(convs) == 1:
@@ -183,11 +183,11 @@ class Deferred:
         else:
             parts = each_weight(x, convs, each_bias)
             self.x = torch.cat([self._convolved(y, conv, bias, recompute) for y, conv, bias in parts])
-        self._norm_is_in()
+        self._clear_norm()
         self.border = 0
 
     def _convolved(self, x: Tensor, conv: Any, bias: Tensor | None, recompute: bool) -> Tensor:
-        """Return one network's convolution of x by PyTorch, with what is still to be done before it."""
+        """Return one network's convolution of x, computed by PyTorch after the pending operations."""
         if self.norm is None and self.border == 0:
             return _plain_conv(x, conv, bias)
         transposed = isinstance(conv, nn.ConvTranspose2d)
@@ -196,10 +196,10 @@ class Deferred:
         return norm_conv(x, conv.weight, bias, sizes, border=self.border, **options)
 
     def _can_zero_pad(self, convs: Layers, dtype: torch.dtype) -> bool:
-        """Whether our kernels compute zero-padded ``convs`` in ``dtype``, with the norm that is open.
+        """Return whether our kernels should compute zero-padded ``convs`` in ``dtype``, fused with the norm.
 
-        For one network PyTorch's library does, until it is measured to be slower; for several, one launch
-        instead of as many and a copy.
+        For one network, PyTorch's library computes them unless it was measured to be slower. For several
+        networks, the kernels need one launch instead of one per network and a copy.
         """
         conv, transposed = convs[0], isinstance(convs[0], nn.ConvTranspose2d)
         square = all(len(set(sizes)) == 1 for sizes in (conv.stride, conv.padding, conv.output_padding))
@@ -216,7 +216,7 @@ class Deferred:
         return bool(times) and times["triton"] < times["cudnn"]
 
     def _zero_pad(self, convs: Layers, biases: list[Tensor], recompute: bool) -> None:
-        """Replace x by its convolution in our kernels, with the norm before it."""
+        """Replace x with its convolution computed by our kernels, fused with any pending norm."""
         conv, norm = convs[0], self.norm
         options: dict[str, Any] = {"recompute": recompute, "required": self.required}
         options |= {"stride": conv.stride[0], "padding": conv.padding[0]}
@@ -225,12 +225,12 @@ class Deferred:
         if norm is not None:
             options |= {"norm": True, "eps": norm.eps, "act": self.act, "slope": self.slope}
         self.x = zero_conv(self.x, [conv.weight for conv in convs], biases, **options)
-        self._norm_is_in()
+        self._clear_norm()
 
     def _reflect(
         self, convs: Layers, biases: list[Tensor], following: Layers | None, recompute: bool
     ) -> None:
-        """Replace x by its convolution in our kernels, with the norm, the border and the tanh around it."""
+        """Replace x with its convolution by our kernels, with the pending operations and a tanh fused in."""
         tanh = None
         if following is not None and untouched(following[0], FloatTanh):
             tanh = following[0]
@@ -239,7 +239,7 @@ class Deferred:
         self.x = reflect_conv(self.x, weights, biases, padding=self.border, tanh=tanh is not None, **options)
         if tanh is not None and not torch.is_autocast_enabled(self.x.device.type):
             self.x = self.x.to(convs[0].weight.dtype)
-        self._norm_is_in()
+        self._clear_norm()
         self.border, self.covered = 0, tanh
 
     def _norm_options(self) -> dict[str, Any]:

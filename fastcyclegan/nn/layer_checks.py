@@ -1,5 +1,6 @@
-"""What a layer is, and whether something else may compute it: exactly of a class, with its own forward,
-listened to by nobody.
+"""Checks that decide whether a kernel may compute a layer in place of its own forward.
+
+It may if the layer is exactly of a known class, uses the forward of that class, and has no hooks.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ from fastcyclegan import reference
 
 
 def untouched(layer: nn.Module | None, *kinds: type[nn.Module]) -> bool:
-    """Whether ``layer`` is exactly one of ``kinds``, with its own forward, and nobody listens to it."""
+    """Return whether ``layer`` is exactly one of ``kinds``, with the forward of its class and no hooks."""
     if layer is None or type(layer) not in kinds or "forward" in layer.__dict__:
         return False
     return not has_hooks(layer) and not _has_any_global_hook()
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether somebody listens to ``module`` itself."""
+    """Return whether any hook is registered on ``module`` itself."""
     hooks = (
         module._forward_hooks,
         module._forward_pre_hooks,
@@ -52,7 +53,7 @@ def activation(layer: Any) -> tuple[str, float] | None:
 
 
 def border_of(layer: Any, following: nn.Module | None) -> int:
-    """Return the border of a reflection pad that the convolution after it can take over, else 0."""
+    """Return the padding of a reflection pad that the next convolution can take over, or 0 if it cannot."""
     if not untouched(layer, nn.ReflectionPad2d) or not is_conv(following) or len(set(layer.padding)) > 1:
         return 0
     border: int = layer.padding[0]
@@ -60,7 +61,7 @@ def border_of(layer: Any, following: nn.Module | None) -> int:
 
 
 def compute_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
-    """Return the dtype that a convolution of ``x`` computes in here."""
+    """Return the dtype that a convolution of ``x`` computes in: autocast's if it is on, else the weight's."""
     kind = x.device.type
     if torch.is_autocast_enabled(kind):
         return torch.get_autocast_dtype(kind)

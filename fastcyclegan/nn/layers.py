@@ -1,6 +1,4 @@
-"""Layers for any network: instance norm with its activation in one operator, and a tanh that computes in
-fp32.
-"""
+"""Layers for any network: instance norm fused with its activation, and a tanh that computes in fp32."""
 
 from __future__ import annotations
 
@@ -17,8 +15,9 @@ from fastcyclegan.kernels.instance_norm import ACTS
 
 
 class FloatTanh(nn.Tanh):
-    """tanh that computes 16-bit input in fp32, and under autocast returns fp32: near +-1 a bf16 step is a
-    whole step of 8 bits.
+    """A tanh that computes 16-bit input in fp32, and returns fp32 under autocast.
+
+    Near +-1, one step in bf16 is as large as a whole step of an 8-bit image.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -29,14 +28,14 @@ class FloatTanh(nn.Tanh):
 
 
 class InstanceNormAct(nn.modules.instancenorm._InstanceNorm):
-    """``nn.InstanceNorm1d``, ``2d`` or ``3d`` with the activation that follows it, in one operator; a
-    residual may be added after both.
+    """``nn.InstanceNorm1d``, ``2d`` or ``3d`` fused with the activation that follows it.
 
-    Input [N, C, L], [N, C, H, W] or [N, C, D, H, W] (with the dimension N), output the same. State_dict and
-    arguments are torch's (``options``: those that newer versions of torch add, as ``bias``); ``act`` is
-    "none", "relu" or "leaky_relu" (negative ``slope``), ``impl`` as in
-    ``fastcyclegan.kernels.instance_norm``. With ``track_running_stats`` it computes as torch does, and
-    impl="triton" is refused: the kernels keep no running statistics.
+    The input is [N, C, L], [N, C, H, W] or [N, C, D, H, W]; the dimension N is required. The output has the
+    same shape. An optional ``residual`` is added after the norm and the activation. The state_dict and the
+    arguments are torch's; ``options`` are arguments that newer versions of torch add, such as ``bias``.
+    ``act`` is "none", "relu" or "leaky_relu" (``slope`` is its negative slope), and ``impl`` is as in
+    ``fastcyclegan.kernels.instance_norm``. With ``track_running_stats``, torch's own operator is used, and
+    impl="triton" raises ValueError because the kernels keep no running statistics.
     """
 
     def __init__(
@@ -59,7 +58,7 @@ class InstanceNormAct(nn.modules.instancenorm._InstanceNorm):
             raise ValueError(f"InstanceNormAct: act must be one of {', '.join(ACTS)}, got {act!r}")
         if track_running_stats and impl == "triton":
             raise ValueError(
-                "InstanceNormAct: impl='triton' keeps no running statistics; use impl='auto' or"
+                "InstanceNormAct: impl='triton' does not support running statistics; use impl='auto' or"
                 " track_running_stats=False"
             )
         super().__init__(
@@ -69,8 +68,8 @@ class InstanceNormAct(nn.modules.instancenorm._InstanceNorm):
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() not in (3, 4, 5):
-            wanted = "[N, C, L], [N, C, H, W] or [N, C, D, H, W]"
-            raise ValueError(f"InstanceNormAct: input must be {wanted}, got shape {tuple(input.shape)}")
+            shapes = "[N, C, L], [N, C, H, W] or [N, C, D, H, W]"
+            raise ValueError(f"InstanceNormAct: input must be {shapes}, got shape {tuple(input.shape)}")
         if input.shape[1] != self.num_features:
             raise ValueError(
                 f"InstanceNormAct: input must have {self.num_features} channels, got shape"

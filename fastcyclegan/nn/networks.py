@@ -1,5 +1,6 @@
-"""The networks that users build: the reference's, with the choice of what computes them, and registries by
-the official names.
+"""The networks that users build: the reference networks with a choice of implementation.
+
+``build_generator`` and ``build_discriminator`` select them by the official names.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ Impl = Literal["auto", "triton", "reference"]
 
 
 def set_impl(net: nn.Module, impl: str) -> None:
-    """Let ``net`` be computed by ``impl`` from now on. Raises ValueError for one that is unknown."""
+    """Set the implementation that computes ``net``. Raises ValueError for an unknown ``impl``."""
     check_impl(impl)
     net.impl = impl  # type: ignore[assignment]
     for chain in _chains(net):
@@ -40,52 +41,59 @@ def _set_up(net: nn.Module, impl: str, recompute: bool) -> None:
 
 
 def computed_by(net: nn.Module) -> str:
-    """Return what computes ``net`` where its parameters are now: "triton", "reference", or that ``impl``
-    cannot serve them.
+    """Return the implementation that computes ``net`` on its current device: "triton" or "reference".
+
+    If its ``impl`` does not support its parameters, or it has no parameters, return a text that says so.
     """
     impl, parameter = getattr(net, "impl", "reference"), next(net.parameters(), None)
     if parameter is None:
-        return "nothing to compute"
+        return "no parameters"
     try:
         return resolve_impl(type(net).__name__, impl, parameter)
     except (ValueError, TypeError):
-        return f"cannot serve {str(parameter.dtype).removeprefix('torch.')} on {parameter.device}"
+        return f"does not support {str(parameter.dtype).removeprefix('torch.')} on {parameter.device}"
 
 
 def _in_any_layout(norm: Norm, affine: bool) -> Norm:
-    """Return ``norm`` with the reference's InstanceNorm2d, right in every memory layout, in place of
-    torch's."""
+    """Return ``norm`` with torch's InstanceNorm2d replaced by the reference's.
+
+    The reference's is correct in every memory layout.
+    """
     if isinstance(norm, str) or affine:
         return norm
     if norm is nn.InstanceNorm2d:
         return reference.InstanceNorm2d
     if isinstance(norm, functools.partial) and norm.func is nn.InstanceNorm2d:
         return functools.partial(reference.InstanceNorm2d, *norm.args, **norm.keywords)
-    return functools.partial(_made_in_any_layout, norm)
+    return functools.partial(_build_in_any_layout, norm)
 
 
-def _made_in_any_layout(norm: Callable[[int], nn.Module], channels: int) -> nn.Module:
-    made = norm(channels)
-    if type(made) is not nn.InstanceNorm2d:
-        return made
-    options = (made.num_features, made.eps, made.momentum, made.affine, made.track_running_stats)
-    found = reference.InstanceNorm2d(*options)  # type: ignore[arg-type]
-    found.load_state_dict(made.state_dict())
-    return found
+def _build_in_any_layout(norm: Callable[[int], nn.Module], channels: int) -> nn.Module:
+    layer = norm(channels)
+    if type(layer) is not nn.InstanceNorm2d:
+        return layer
+    options = (layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats)
+    replacement = reference.InstanceNorm2d(*options)  # type: ignore[arg-type]
+    replacement.load_state_dict(layer.state_dict())
+    return replacement
 
 
 class Generator(reference.Generator, Pretrained):
-    """The ResNet generator of CycleGAN, a drop-in for the official ``ResnetGenerator`` (same state_dict
-    keys).
+    """The ResNet generator of CycleGAN, a drop-in for the official ``ResnetGenerator``.
 
-    [N, input_nc, H, W] in [-1, 1] to [N, output_nc, H, W] in [-1, 1]; H and W multiples of 4, at least 8. The
-    output is fp32 under autocast too, and of the weights' dtype without. ``impl`` says what computes it:
-    "reference" is PyTorch's own operators, "triton" our kernels, "auto" the kernels where they serve.
-    ``recompute``: keep the convolutions' outputs for the backward and compute their normalised inputs again
-    there (half the memory, one more write of each), else keep both, but in residual blocks, which always do
-    the former. ``norm`` is "instance", "batch" or "none", or what makes a norm of a number of channels, such
-    as nn.BatchNorm2d. Raises ValueError for an unknown norm, upsample, padding_type or impl, and in a call
-    with impl="triton" on a device that the kernels do not serve.
+    It has the same state_dict keys. It maps images [N, input_nc, H, W] in [-1, 1] to [N, output_nc, H, W] in
+    [-1, 1]. H and W must be multiples of 4 and at least 8. The output is fp32 under autocast; otherwise it
+    has the dtype of the weights.
+
+    ``impl`` selects the implementation: "reference" uses PyTorch's own operators, "triton" uses our kernels,
+    and "auto" uses the kernels on devices that they support. With ``recompute=True``, only the convolutions'
+    outputs are kept for the backward, which computes their normalised inputs again (half the memory, one more
+    write of each). With ``recompute=False``, both are kept, except in residual blocks, which always
+    recompute. ``norm`` is "instance", "batch", "none", or a callable that builds a norm for a number of
+    channels, such as nn.BatchNorm2d.
+
+    Raises ValueError for an unknown norm, upsample, padding_type or impl, and when called with impl="triton"
+    on a device that the kernels do not support.
     """
 
     keeps_arguments = True
@@ -107,9 +115,9 @@ class Generator(reference.Generator, Pretrained):
         recompute: bool = True,
         padding_type: str = "reflect",
     ) -> None:
-        made_norm = _in_any_layout(norm, affine)
+        safe_norm = _in_any_layout(norm, affine)
         options = {"use_dropout": use_dropout, "upsample": upsample, "padding_type": padding_type}
-        super().__init__(input_nc, output_nc, ngf, n_blocks, made_norm, affine, **options)  # type: ignore[arg-type]
+        super().__init__(input_nc, output_nc, ngf, n_blocks, safe_norm, affine, **options)  # type: ignore[arg-type]
         _set_up(self, impl, recompute)
         sizes = {"input_nc": input_nc, "output_nc": output_nc, "ngf": ngf, "n_blocks": n_blocks}
         self.arguments = {**sizes, "norm": norm, "affine": affine, **options}
@@ -119,8 +127,9 @@ class Generator(reference.Generator, Pretrained):
 
 
 class UnetGenerator(reference.UnetGenerator, Pretrained):
-    """The pix2pix U-Net, a drop-in for the official ``UnetGenerator``; see ``reference.UnetGenerator`` and
-    ``Generator`` for ``impl``.
+    """The pix2pix U-Net, a drop-in for the official ``UnetGenerator``.
+
+    See ``reference.UnetGenerator`` for its arguments, and ``Generator`` for ``impl``.
     """
 
     keeps_arguments = True
@@ -138,8 +147,8 @@ class UnetGenerator(reference.UnetGenerator, Pretrained):
         recompute: bool = True,
         affine: bool = False,
     ) -> None:
-        made_norm = _in_any_layout(norm, affine)
-        super().__init__(input_nc, output_nc, num_downs, ngf, made_norm, use_dropout, affine)
+        safe_norm = _in_any_layout(norm, affine)
+        super().__init__(input_nc, output_nc, num_downs, ngf, safe_norm, use_dropout, affine)
         _set_up(self, impl, recompute)
         sizes = {"input_nc": input_nc, "output_nc": output_nc, "num_downs": num_downs, "ngf": ngf}
         self.arguments = {**sizes, "norm": norm, "use_dropout": use_dropout, "affine": affine}
@@ -149,8 +158,9 @@ class UnetGenerator(reference.UnetGenerator, Pretrained):
 
 
 class Discriminator(reference.Discriminator):
-    """The PatchGAN, a drop-in for the official ``NLayerDiscriminator``; see ``reference.Discriminator`` and
-    ``Generator`` for ``impl``.
+    """The PatchGAN, a drop-in for the official ``NLayerDiscriminator``.
+
+    See ``reference.Discriminator`` for its arguments, and ``Generator`` for ``impl``.
     """
 
     sequential = Chain
@@ -194,8 +204,9 @@ class PixelDiscriminator(reference.PixelDiscriminator):
 
 
 def build_generator(config: ModelConfig, input_nc: int, output_nc: int) -> nn.Module:
-    """Return the generator ``config.netG`` names, from ``input_nc`` to ``output_nc`` channels, not yet
-    initialised.
+    """Build the generator that ``config.netG`` selects, from ``input_nc`` to ``output_nc`` channels.
+
+    Its weights are not initialised yet.
     """
     common: dict[str, Any] = {"ngf": config.ngf, "norm": config.norm, "affine": config.affine}
     common |= {"use_dropout": config.use_dropout, "impl": config.impl}
@@ -207,8 +218,9 @@ def build_generator(config: ModelConfig, input_nc: int, output_nc: int) -> nn.Mo
 
 
 def build_discriminator(config: ModelConfig, input_nc: int) -> nn.Module:
-    """Return the discriminator ``config.netD`` names, for images of ``input_nc`` channels, not yet
-    initialised.
+    """Build the discriminator that ``config.netD`` selects, for images with ``input_nc`` channels.
+
+    Its weights are not initialised yet.
     """
     if config.netD == "pixel":
         return PixelDiscriminator(input_nc, config.ndf, config.norm, config.impl, affine=config.affine)
@@ -220,5 +232,5 @@ OURS = (Generator, UnetGenerator, Discriminator, PixelDiscriminator)
 
 
 def is_ours(net: nn.Module) -> bool:
-    """Whether ``net`` is one of our networks, or of a class made of one that runs as it does."""
+    """Return whether ``net`` is one of our networks, or a subclass that keeps its forward."""
     return isinstance(net, OURS) and type(net).forward in {kind.forward for kind in OURS}

@@ -1,9 +1,9 @@
-"""Generators as safetensors files and on the hub: huggingface_hub's mixin, made when it is first used, over
-our own reading of files.
+"""Save generators as safetensors folders, load them again, and share them on the Hugging Face hub.
 
-A folder of ``save_pretrained`` has model.safetensors (the architecture in its metadata), config.json (the
-arguments of the class) and a model card, README.md. The packages come with ``pip install
-'fastcyclegan[hub]'``.
+``save_pretrained`` writes a folder with model.safetensors (the architecture is in its metadata), config.json
+(the arguments of the class) and README.md (a model card). huggingface_hub's mixin handles downloads and
+uploads, and is set up on first use; our own code reads and writes the files. The required packages come with
+``pip install 'fastcyclegan[hub]'``.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from torch import nn
 from fastcyclegan.errors import UserError
 from fastcyclegan.tensor_files import load_tensors
 
-# The files of a folder of ``save_pretrained``.
+# The files that ``save_pretrained`` writes, besides the model card.
 WEIGHTS_FILE = "model.safetensors"
 ARGUMENTS_FILE = "config.json"
-# The options of huggingface_hub's mixin that say how a file is fetched.
+# The options of huggingface_hub's mixin that control how a file is downloaded.
 _DOWNLOAD_OPTIONS = ("revision", "cache_dir", "force_download", "local_files_only", "token")
 
 _CARD = """---
@@ -33,7 +33,8 @@ _CARD = """---
 
 # {{ title }}
 
-A CycleGAN generator ({{ architecture }}), {{ parameters }} weights, for the Python package fastcyclegan:
+A CycleGAN generator ({{ architecture }}) with {{ parameters }} parameters, for the Python package \
+fastcyclegan:
 
 ```python
 from fastcyclegan import {{ kind }}
@@ -42,8 +43,8 @@ G = {{ kind }}.from_pretrained("{{ repo_id }}")
 fake = G(images)  # float [N, {{ input_nc }}, H, W] in [-1, 1]
 ```
 
-Its keys are those of the official PyTorch code: `torch.save(G.state_dict(), "latest_net_G.pth")` \
-makes a file that its `test.py` loads.
+The weights use the keys of the official PyTorch code: `torch.save(G.state_dict(), "latest_net_G.pth")` \
+writes a file that the official `test.py` can load.
 {% if training %}
 ## Training
 
@@ -56,97 +57,104 @@ makes a file that its `test.py` loads.
 def _require() -> None:
     missing = [name for name in ("huggingface_hub", "safetensors") if importlib.util.find_spec(name) is None]
     if missing:
-        raise ImportError(f"this needs {' and '.join(missing)}: pip install 'fastcyclegan[hub]'")
+        raise ImportError(
+            f"saving and loading pretrained generators needs {' and '.join(missing)}: run pip install"
+            " 'fastcyclegan[hub]'"
+        )
 
 
-def training_of(config: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Return what a model card says of a run: its images by the names of their folders alone, and what it was
-    trained with.
+def _training_table(config: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Return the training table of a model card: the images and the settings of a run.
 
-    ``config``: the groups of its config.json. Raises KeyError for a setting that is missing.
+    Of the images' paths, only the names of the folders are shown. ``config`` holds the groups of the run's
+    config.json. Raises KeyError for a missing setting.
     """
     data, loss, optim = config["data"], config["loss"], config["optim"]
     folders = [Path(data[name]).name for name in ("dataroot", "data_A", "data_B") if data[name] is not None]
     source = "built-in"
     if folders:
         source = " and ".join(folders)
-    length = f"{optim['n_epochs']} epochs and {optim['n_epochs_decay']} of decay"
+    length = f"{optim['n_epochs']} epochs and {optim['n_epochs_decay']} epochs of decay"
     if optim["max_iters"]:
         length += f", at most {optim['max_iters']:,} iterations"
     cycle = f"cycle {loss['lambda_A']:g} and {loss['lambda_B']:g}"
     identity = f"identity {loss['lambda_identity']:g}"
     adam = f"lr {optim['lr']:g} ({optim['lr_policy']}), beta1 {optim['beta1']:g}"
     if optim.get("ema"):
-        adam += f", average of weights {optim['ema']:g}"
+        adam += f", EMA of the weights {optim['ema']:g}"
     return {
-        "images": f"{source}, {data['direction']}",
+        "pictures": f"{source}, {data['direction']}",
         "samples": f"{data['preprocess']}, load_size {data['load_size']}, crop_size {data['crop_size']}",
-        "length": f"{length}, batch {data['batch_size']}",
-        "losses": f"{loss['gan_mode']}, {cycle}, {identity}, pool {loss['pool_size']}",
+        "length": f"{length}, batch size {data['batch_size']}",
+        "losses": f"{loss['gan_mode']}, {cycle}, {identity}, image pool {loss['pool_size']}",
         "Adam": adam,
         "seed": str(config["run"]["seed"]),
     }
 
 
 def _training_in(run: Path) -> dict[str, str]:
-    """Return ``training_of`` the run in folder ``run``. Raises UserError for a folder that is none.
+    """Return the training table of the run in the folder ``run``.
 
-    Of config.json, else of its state, as plain values: nothing here knows what settings there are.
+    Raises UserError if ``run`` is not a run folder, or if its configuration cannot be read.
+
+    The settings come from config.json, or from the training state if that file is missing. They are read as
+    plain values, so that this module does not depend on the list of settings.
     """
-    # As checkpoints/ names them.
+    # The file names that checkpoints/ uses.
     config_file, state_file = run / "config.json", run / "state.pt"
     if config_file.is_file():
         file = config_file
     elif state_file.is_file():
         file = state_file
     else:
-        raise UserError(f"{run}: not a run's folder with a configuration")
+        raise UserError(f"{run}: not a run folder: it contains neither config.json nor state.pt")
     try:
         if file == config_file:
-            return training_of(json.loads(file.read_text()))
-        return training_of(load_tensors(file)["config"])
+            return _training_table(json.loads(file.read_text()))
+        return _training_table(load_tensors(file)["config"])
     except KeyError as error:
-        raise UserError(f"{file}: not a configuration of a run: it has no {error.args[0]}") from None
+        raise UserError(f"{file}: not a valid run configuration: {error.args[0]} is missing") from None
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{file}: not a configuration of a run: {error}") from None
+        raise UserError(f"{file}: not a valid run configuration: {error}") from None
 
 
 class Pretrained:
-    """``save_pretrained``, ``from_pretrained`` and ``push_to_hub`` for a network class that keeps its
-    ``arguments``.
-    """
+    """``save_pretrained``, ``from_pretrained`` and ``push_to_hub`` for a network that has ``arguments``."""
 
     arguments: dict[str, Any]
-    """What the network was made with, but for what computes it."""
+    """The arguments that the network was built with, except those that select its implementation."""
 
     @classmethod
     def from_pretrained(cls, source: str | Path, **options: Any) -> Self:
-        """Return the network that ``save_pretrained`` wrote to the folder ``source``, or of that name on the
-        hub, in eval mode.
+        """Load a network that ``save_pretrained`` wrote, and return it in eval mode.
 
-        ``options``: those of ``huggingface_hub.ModelHubMixin.from_pretrained`` (revision, token, cache_dir
-        ...), and arguments of the class, such as ``impl``. Raises UserError for a folder that has something
-        else, ImportError without the extra ``hub``.
+        ``source`` is its folder, or its name on the hub. ``options`` are those of
+        ``huggingface_hub.ModelHubMixin.from_pretrained`` (revision, token, cache_dir ...), and arguments of
+        the class, such as ``impl``. Raises UserError for a folder with other contents, and ImportError if the
+        extra ``hub`` is not installed.
         """
         _require()
         if Path(source).is_file():
-            raise UserError(f"{source}: a file; load_generator takes files")
+            raise UserError(
+                f"{source}: from_pretrained needs a folder or a name on the hub, got a file; use"
+                " load_generator for files"
+            )
         if Path(source).is_dir():
             _check_folder(Path(source))
-        net: Self = _mixed(_owner(cls)).from_pretrained(str(source), **options)
-        # What the hub notes on networks that are of its own class.
+        net: Self = _mixed(_argument_class(cls)).from_pretrained(str(source), **options)
+        # An attribute that the hub sets on networks of its own class.
         vars(net).pop("_hub_mixin_config", None)
         return net
 
     def save_pretrained(
         self, folder: str | Path, *, run: str | Path | None = None, title: str = "", **options: Any
     ) -> None:
-        """Write weights, arguments and a model card to ``folder``. ``run``: the run's folder whose
-        configuration the card is to show.
+        """Write the weights, the arguments and a model card to ``folder``.
 
-        ``options``: those of ``huggingface_hub.ModelHubMixin.save_pretrained``, as push_to_hub and repo_id.
-        Raises ValueError for a network that its arguments do not make, UserError for a ``run`` that is none,
-        ImportError without the extra ``hub``.
+        ``run`` is the run folder whose settings the card should show. ``options`` are those of
+        ``huggingface_hub.ModelHubMixin.save_pretrained``, such as push_to_hub and repo_id. Raises ValueError
+        if the network's arguments do not rebuild it, UserError if ``run`` is not a run folder, and
+        ImportError if the extra ``hub`` is not installed.
         """
         if not title:
             title = Path(folder).resolve().name
@@ -154,46 +162,46 @@ class Pretrained:
         mixed.save_pretrained(str(folder), config=self.arguments, **options)
 
     def push_to_hub(self, repo_id: str, *, run: str | Path | None = None, **options: Any) -> Any:
-        """Upload what ``save_pretrained`` writes, and return the address. ``options``: those of
-        ``ModelHubMixin.push_to_hub``.
+        """Upload the files that ``save_pretrained`` writes to the hub, and return their address.
+
+        ``options`` are those of ``ModelHubMixin.push_to_hub``.
         """
         title = repo_id.rpartition("/")[2]
         mixed = self._as_mixed(run, title, repo_id)
         return mixed.push_to_hub(repo_id, config=self.arguments, **options)
 
     def _as_mixed(self, run: str | Path | None, title: str, repo_id: str) -> Any:
-        """Return a view of this network, with the same parameters, of the class that the hub's mixin
-        knows."""
+        """Return a view of this network, with the same parameters, whose class has the hub's mixin."""
         _require()
         _check_arguments(self)
         training: dict[str, str] = {}
         if run is not None:
             training = _training_in(Path(run))
-        kind = _mixed(_owner(type(self)))
+        kind = _mixed(_argument_class(type(self)))
         view = object.__new__(kind)
         vars(view).update(vars(self))
         view.card = {"title": title, "repo_id": repo_id, "training": training}
         return view
 
 
-def _owner(cls: type) -> type:
-    """Return the class that ``arguments`` are for: ``cls``, or what it was derived from with a signature of
-    its own.
-    """
+def _argument_class(cls: type) -> type:
+    """Return the class that takes ``arguments``: ``cls``, or its base if ``cls`` has another signature."""
     return next(kind for kind in cls.__mro__ if kind.__dict__.get("keeps_arguments"))
 
 
 def _check_folder(folder: Path) -> None:
-    """Raise UserError where ``folder`` is not one of ``save_pretrained``."""
+    """Raise UserError if ``folder`` was not written by ``save_pretrained``."""
     if not (folder / WEIGHTS_FILE).exists():
-        raise UserError(f"{folder}: no {WEIGHTS_FILE} in it; load_generator takes runs and official files")
+        raise UserError(f"{folder}: has no {WEIGHTS_FILE}; for runs and official files use load_generator")
     file = folder / ARGUMENTS_FILE
     try:
         arguments = json.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: cannot be read: {str(error).splitlines()[0]}") from None
     if not isinstance(arguments, dict):
-        raise UserError(f"{file}: not the arguments of a network, but a {type(arguments).__name__}")
+        raise UserError(
+            f"{file}: must be a JSON object with a network's arguments, got a {type(arguments).__name__}"
+        )
 
 
 def _shapes(net: nn.Module) -> dict[str, torch.Size]:
@@ -201,55 +209,58 @@ def _shapes(net: nn.Module) -> dict[str, torch.Size]:
 
 
 def _check_arguments(net: Any) -> None:
-    strange = [name for name, value in net.arguments.items() if callable(value)]
-    if strange:
-        what = f"{strange[0]} was given as a function, which no file can keep; give its name"
-        raise ValueError(f"{type(net).__name__}: {what}")
+    callables = [name for name, value in net.arguments.items() if callable(value)]
+    if callables:
+        problem = f"{callables[0]} was passed as a function, which cannot be saved; pass its name instead"
+        raise ValueError(f"{type(net).__name__}: {problem}")
     with torch.device("meta"):
-        made = _owner(type(net))(**net.arguments)
-    if _shapes(made) != _shapes(net):
+        rebuilt = _argument_class(type(net))(**net.arguments)
+    if _shapes(rebuilt) != _shapes(net):
         raise ValueError(
-            f"{type(net).__name__}: its layers were changed, so that its arguments do not make it any more"
+            f"{type(net).__name__}: its layers were changed: a network built from its arguments has other"
+            " weight names or shapes"
         )
     _check_function(net)
 
 
 @torch.no_grad()
 def _check_function(net: Any) -> None:
-    """Raise ValueError unless ``net`` computes what its arguments make: layers without weights may have been
-    changed too.
+    """Raise ValueError if ``net`` computes something else than a network rebuilt from its arguments.
+
+    Layers without weights may have been changed too, which the shapes do not show.
     """
     parameter, training = next(net.parameters()), net.training
     with torch.device("meta"):
-        made = _owner(type(net))(**net.arguments, impl=net.impl)
-    made = made.to_empty(device=parameter.device).to(parameter.dtype).eval()
-    made.load_state_dict(net.state_dict())
+        rebuilt = _argument_class(type(net))(**net.arguments, impl=net.impl)
+    rebuilt = rebuilt.to_empty(device=parameter.device).to(parameter.dtype).eval()
+    rebuilt.load_state_dict(net.state_dict())
     side = max(32, int(getattr(net, "size_multiple", 4)))
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, net.arguments["input_nc"], side, side, generator=generator).to(parameter)
     try:
-        wanted, found = made(x).double(), net.eval()(x).double()
+        expected, output = rebuilt(x).double(), net.eval()(x).double()
     finally:
         net.train(training)
-    # Far above what two runs of one function differ by, TF32 included.
+    # Far above the difference between two runs of the same function, TF32 included.
     allowed = 0.01 if parameter.dtype in (torch.float32, torch.float64) else 0.1
-    if found.shape != wanted.shape or not (found - wanted).norm() <= allowed * wanted.norm():
+    if output.shape != expected.shape or not (output - expected).norm() <= allowed * expected.norm():
         raise ValueError(
-            f"{type(net).__name__}: its layers were changed, so that its arguments make another function"
+            f"{type(net).__name__}: its layers were changed: a network built from its arguments gives a"
+            " different output"
         )
 
 
 def _write_weights(net: Any, kind: type, folder: Path) -> None:
-    """Write the weights of ``net``, and in their metadata the class ``kind`` and its arguments."""
+    """Write the weights of ``net``, with the class ``kind`` and its arguments in the metadata."""
     from safetensors.torch import save_file
 
     weights = {key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}
-    about = json.dumps({"class": kind.__name__, **net.arguments})
-    save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt", "fastcyclegan": about})
+    architecture = json.dumps({"class": kind.__name__, **net.arguments})
+    save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt", "fastcyclegan": architecture})
 
 
 def _weights_file(source: str, download: dict[str, Any]) -> Path:
-    """Return the file of weights in the folder ``source``, or, fetched, of that name on the hub."""
+    """Return the weights file in the folder ``source``, or download it if ``source`` is a name on the hub."""
     from huggingface_hub import hf_hub_download
 
     if Path(source).is_dir():
@@ -258,9 +269,10 @@ def _weights_file(source: str, download: dict[str, Any]) -> Path:
 
 
 def _read_network(kind: Any, source: str, strict: bool, options: dict[str, Any]) -> Any:
-    """Return the network of class ``kind`` in ``source``. ``options``: how it is fetched, and its arguments.
+    """Load the network of class ``kind`` from ``source``, a folder or a name on the hub.
 
-    Raises UserError for arguments that are none of the class, and for weights of another network.
+    ``options`` are the download options and the arguments of the class. Raises UserError for arguments that
+    the class does not accept, and for weights of another network.
     """
     download = {name: options.pop(name) for name in _DOWNLOAD_OPTIONS}
     file = _weights_file(source, download)
@@ -268,18 +280,18 @@ def _read_network(kind: Any, source: str, strict: bool, options: dict[str, Any])
         net = kind(**options)
     except (TypeError, ValueError, AttributeError) as error:
         arguments = Path(source) / ARGUMENTS_FILE
-        why = str(error).splitlines()[0]
-        raise UserError(f"{arguments}: no arguments of {kind.__name__}: {why}") from None
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{arguments}: not valid arguments for {kind.__name__}: {reason}") from None
     try:
         net.load_state_dict(load_tensors(file), strict=strict)
     except RuntimeError as error:
-        why = str(error).splitlines()[-1].strip()
-        raise UserError(f"{file}: does not fit its {ARGUMENTS_FILE}: {why}") from None
+        reason = str(error).splitlines()[-1].strip()
+        raise UserError(f"{file}: the weights do not match {ARGUMENTS_FILE}: {reason}") from None
     return net
 
 
-def _facts(net: Any, kind: type) -> dict[str, Any]:
-    """Return what a model card says of ``net``."""
+def _card_values(net: Any, kind: type) -> dict[str, Any]:
+    """Return the values that a model card shows for ``net``."""
     shown = [f"{name} {value}" for name, value in net.arguments.items() if value not in (False, None)]
     count = sum(parameter.numel() for parameter in net.parameters())
     return {
@@ -292,7 +304,7 @@ def _facts(net: Any, kind: type) -> dict[str, Any]:
 
 @functools.cache
 def _mixed(kind: type) -> Any:
-    """Return ``kind`` with huggingface_hub's mixin, reading and writing files by our own rules."""
+    """Return ``kind`` combined with huggingface_hub's mixin, which uses our code to read and write files."""
     from huggingface_hub import ModelCard, ModelHubMixin, PyTorchModelHubMixin
 
     options: dict[str, Any] = {
@@ -305,7 +317,7 @@ def _mixed(kind: type) -> Any:
     base: Any = kind
 
     class Mixed(base, PyTorchModelHubMixin, **options):
-        # What the network class has of these calls these.
+        # The methods of the same names in the network class call these.
         from_pretrained: Any = classmethod(vars(ModelHubMixin)["from_pretrained"].__func__)
         save_pretrained, push_to_hub = PyTorchModelHubMixin.save_pretrained, PyTorchModelHubMixin.push_to_hub
         card: Mapping[str, Any]
@@ -320,7 +332,7 @@ def _mixed(kind: type) -> Any:
             return _read_network(kind, model_id, strict, options).to(map_location).eval()
 
         def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
-            values = {**self.card, **_facts(self, kind)}
+            values = {**self.card, **_card_values(self, kind)}
             repo_id = kwargs.pop("repo_id", None)
             if repo_id:
                 values["repo_id"] = repo_id

@@ -1,8 +1,9 @@
-"""``python -m fastcyclegan.official``: an official checkout's train.py or test.py with our networks and
-training step.
+"""Run an official checkout's train.py or test.py with our networks and training step
+(``python -m fastcyclegan.official``).
 
-What is replaced in a checkout, how it is shown to be the same, and how a later change is noticed belong here.
-The official files of weights are in ``checkpoints/``, networks for other code in ``compat.py``.
+This room decides which parts of a checkout are replaced, verifies that they are equivalent, and detects later
+changes to them. Official weight files are handled in ``checkpoints/``, and networks for other code in
+``compat.py``.
 
 Uses ``engine``, ``recipes``, ``data``, ``compat``, ``nn`` and ``config``.
 """

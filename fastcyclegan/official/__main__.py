@@ -1,18 +1,21 @@
-"""An official checkout's train.py or test.py (pytorch-CycleGAN-and-pix2pix) with our networks, and for
-cycle_gan our training step.
+"""Run an official checkout's train.py or test.py with fastcyclegan's networks and, for cycle_gan, its
+training step.
 
     python -m fastcyclegan.official [--precision auto|fp32|bf16] [--compile] [--impl auto|triton|reference] \\
         CHECKOUT/train.py ...
 
-What follows the script is the checkout's, untouched. The script runs as ``python CHECKOUT/train.py ...``
-would, in the same folder, with the same files; the checkout on disk is not changed, not even by byte code.
-What is replaced is replaced in memory, where it was found to be the same function in float64, and said:
-networks of other shapes, steps with other losses, several GPUs and wgangp stay the checkout's own. So does a
-step with a method that is no known version of the public code. What the step depends on is compared before
-every iteration: from a change on, the checkout's own step goes on, and that is said.
+The checkout is one of pytorch-CycleGAN-and-pix2pix. Everything after the script is passed to it unchanged.
+The script runs as ``python CHECKOUT/train.py ...`` would, in the same folder and with the same files. The
+checkout on disk is not modified; not even bytecode is written to it.
 
-Different from the checkout by itself: images shown during training are made after the iteration, not
-within; on a GPU the step computes in bf16 unless --precision fp32 is given.
+Networks and the training step are replaced in memory, and only if ours computes the same function in
+float64. Every replacement is logged. Networks of other shapes, steps with other losses, training on
+several GPUs and wgangp keep the checkout's own code. So does a step with a method that is not a known version
+of the public code. Everything that the step depends on is compared before every iteration. If something has
+changed, the checkout's own step takes over from there, and the reason is logged.
+
+Two things differ from the checkout itself: images shown during training are computed after the iteration
+rather than within it, and on a GPU the step computes in bf16 unless --precision fp32 is given.
 """
 
 from __future__ import annotations
@@ -47,50 +50,55 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse(args: Sequence[str]) -> tuple[Options, Path, list[str]]:
-    """Return our options, the script, and what is the script's. Raises UserError for what cannot be
-    served."""
+    """Return our options, the script and the script's own arguments.
+
+    Raises UserError for invalid options, and for a script that does not belong to an official checkout.
+    """
     description = str(__doc__).split("\n\n")[0]
     parser = _Parser(PROGRAM, description=description, allow_abbrev=False)
     parser.add_argument(
         "--precision",
         choices=("auto", "fp32", "bf16"),
         default=RunConfig.precision,
-        help="of the step of cycle_gan",
+        help="precision of the training step of cycle_gan",
     )
     parser.add_argument(
         "--compile",
         action="store_true",
-        help="compile the step of cycle_gan; on a GPU capture it in a CUDA graph",
+        help="compile the training step of cycle_gan; on a GPU, also capture it in a CUDA graph",
     )
     parser.add_argument(
         "--impl",
         choices=("auto", "triton", "reference"),
         default=ModelConfig.impl,
-        help="what computes the networks",
+        help="implementation of the networks: our Triton kernels, or PyTorch's own operators (reference)",
     )
     parser.add_argument("script", help="CHECKOUT/train.py or CHECKOUT/test.py")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="the script's own")
-    given = parser.parse_args(args)
-    script = Path(given.script)
+    parser.add_argument(
+        "arguments", nargs=argparse.REMAINDER, help="arguments that are passed on to the script"
+    )
+    parsed = parser.parse_args(args)
+    script = Path(parsed.script)
     _check_checkout(script)
-    return Options(given.precision, given.compile, given.impl), script, given.arguments
+    return Options(parsed.precision, parsed.compile, parsed.impl), script, parsed.arguments
 
 
 def _check_checkout(script: Path) -> None:
-    """Raise UserError where ``script`` is not one of an official checkout."""
+    """Raise UserError unless ``script`` belongs to an official checkout."""
     if not script.is_file():
-        raise UserError(
-            f"{script}: no such file; what is needed is the train.py or test.py of an official checkout"
-        )
+        raise UserError(f"{script}: no such file; give the train.py or test.py of an official checkout")
     networks = script.resolve().parent / "models" / "networks.py"
     if not networks.is_file():
-        raise UserError(f"{script} is no script of an official checkout: {networks} does not exist")
+        raise UserError(f"{script} does not belong to an official checkout: {networks} does not exist")
     if not re.search(r"^def define_G\b", networks.read_text(errors="replace"), re.MULTILINE):
-        raise UserError(f"{script} is no script of an official checkout: {networks} has no define_G")
+        raise UserError(f"{script} does not belong to an official checkout: {networks} has no define_G")
 
 
 class Patches(MetaPathFinder):
-    """Calls a function for a module of ``folder`` once it has been imported, by its name."""
+    """An import hook that patches modules of ``folder`` right after they have been imported.
+
+    ``patches`` maps the name of a module to the function that is called with it.
+    """
 
     def __init__(self, folder: Path, patches: dict[str, Patch]) -> None:
         self.folder, self.patches = folder, patches
@@ -116,31 +124,29 @@ def _execute(execute: Patch, patch: Patch, module: ModuleType) -> None:
 
 
 def patches(options: Options, folder: Path, log: Callable[[str], None]) -> Patches:
-    """Return what puts ours in the place of what the checkout in ``folder`` imports."""
-    of_module: dict[str, Patch] = {
+    """Return the import hook that replaces the networks and the step of the checkout in ``folder``."""
+    patch_of: dict[str, Patch] = {
         "models.networks": lambda module: replace_networks(module, options.impl, log),
         "models.base_model": lambda module: check_setup(module, options, log),
         "models.cycle_gan_model": lambda module: replace_step(module, options, log),
     }
-    return Patches(folder, of_module)
+    return Patches(folder, patch_of)
 
 
 def run(options: Options, script: Path, arguments: Sequence[str], log: Callable[[str], None]) -> None:
-    """Run ``script`` as the main program with ``arguments``, with what is ours in the place of what is its
-    own.
-    """
+    """Run ``script`` as the main program with ``arguments``, using our networks and training step."""
     folder = script.resolve().parent
-    # The same for processes that the script starts.
+    # Set for processes that the script starts, too.
     sys.dont_write_bytecode, os.environ["PYTHONDONTWRITEBYTECODE"] = True, "1"
     sys.argv = [str(script), *arguments]
-    # Python puts the script's folder there; with -m it was the current one.
+    # Python puts the script's folder here; with -m it is the current folder.
     sys.path[0] = str(folder)
     sys.meta_path.insert(0, patches(options, folder, log))
     runpy.run_path(str(script), run_name="__main__")
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code. Errors of the script itself stay its own."""
+    """Run the command and return its exit code. Errors of the script itself are not caught."""
     if args is None:
         args = sys.argv[1:]
     try:

@@ -1,9 +1,8 @@
-"""What a checkout's step depends on, compared before every iteration of ours; and the way back to its own
-step where that changed.
+"""Detect changes to anything that our training step depends on, and return to the checkout's own step.
 
-Our step was made, and proved to be the checkout's, for the weights of the losses, the criterions, networks
-and optimizers of that moment. A train.py may change any of them later. All that is read lies on the host: no
-look at it waits for a GPU.
+Our step was built, and verified against the checkout's, for the loss weights, criterions, networks and
+optimizers of that moment. A train.py can change any of them later, so they are compared before every
+iteration. All values that are read are on the host, so no comparison waits for a GPU.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from fastcyclegan.nn.layer_checks import has_hooks
 from fastcyclegan.official.source_check import methods_of
-from fastcyclegan.official.step import NETS, NotServedError, Step, learning_rate
+from fastcyclegan.official.step import NETS, NotReplaceableError, Step, learning_rate
 from fastcyclegan.recipes.image_pool import ImagePool
 
 _OPTIONS = ("lambda_A", "lambda_B", "lambda_identity", "gan_mode", "pool_size")
@@ -29,48 +28,51 @@ _SCALARS = (bool, int, float, str)
 
 
 class ChangeGuard:
-    """Notes what the step of ``model`` is made of. ``changed`` returns what differs from then."""
+    """A snapshot of everything that the step of ``model`` depends on.
+
+    ``find_change`` compares the model with it.
+    """
 
     def __init__(self, model: Any) -> None:
-        # The objects that ``seen`` knows by their ids: no other can take the place of one in memory.
-        self.kept: list[Any] = []
-        self.seen = _snapshot(model, self.kept)
-        self.stepped(model)
+        # The snapshot identifies objects by their ids. They are kept alive so that no id is reused.
+        self.kept_alive: list[Any] = []
+        self.snapshot = _snapshot(model, self.kept_alive)
+        self.record_step(model)
 
-    def stepped(self, model: Any) -> None:
-        """Note that an iteration of ours was made: the optimizers have moments now."""
+    def record_step(self, model: Any) -> None:
+        """Record that our step ran an iteration, after which the optimizers have moments."""
         self.moments = _moments(model)
 
-    def changed(self, model: Any) -> str:
-        """Return "" where our step is still that of ``model``, else what changed, in the middle of a
-        sentence.
-        """
+    def find_change(self, model: Any) -> str:
+        """Return the first change of ``model`` since the snapshot, as part of a sentence, or ""."""
         try:
             learning_rate(model)
             if _moments(model) != self.moments:
                 return "an optimizer has lost its moments"
             now = _snapshot(model, [])
-        except NotServedError as error:
+        except NotReplaceableError as error:
             return str(error)
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-            return f"the model is not what it was ({error})"
-        for name, then in self.seen.items():
+            return f"the model no longer has what our step needs ({error})"
+        for name, then in self.snapshot.items():
             if now.get(name) != then:
                 if isinstance(then, _SCALARS) and isinstance(now.get(name), _SCALARS):
-                    return f"{name} is {now[name]}, was {then}"
+                    return f"{name} changed from {then} to {now[name]}"
                 return f"{name} changed"
         return ""
 
 
-def _snapshot(model: Any, kept: list[Any]) -> dict[str, Any]:
-    """Return what the step of ``model`` is made of, by name: numbers and texts, and ids of objects, which are
-    added to ``kept``. Nothing that lies on a GPU is read.
+def _snapshot(model: Any, kept_alive: list[Any]) -> dict[str, Any]:
+    """Return everything that the step of ``model`` depends on, by name.
+
+    Numbers and strings are stored as values. Other objects are stored by id and appended to ``kept_alive``.
+    Nothing on a GPU is read.
     """
-    seen = {f"opt.{name}": getattr(model.opt, name, None) for name in _OPTIONS}
+    values = {f"opt.{name}": getattr(model.opt, name, None) for name in _OPTIONS}
 
     def note(name: str, *objects: Any) -> None:
-        kept.extend(objects)
-        seen[name] = [value if isinstance(value, _SCALARS) else id(value) for value in objects]
+        kept_alive.extend(objects)
+        values[name] = [value if isinstance(value, _SCALARS) else id(value) for value in objects]
 
     for name in (*NETS, *_CRITERIONS, *_OPTIMIZERS, *_POOLS):
         note(name, getattr(model, name))
@@ -79,14 +81,14 @@ def _snapshot(model: Any, kept: list[Any]) -> dict[str, Any]:
     for name in _POOLS:
         pool = getattr(model, name)
         note(f"{name}.pool_size", pool.pool_size, getattr(pool, "num_imgs", None))
-        note(f"random for {name}", getattr(sys.modules.get(type(pool).__module__), "random", None))
+        note(f"random module of {name}", getattr(sys.modules.get(type(pool).__module__), "random", None))
     _note_networks(model, note)
     for name in _CRITERIONS:
         for module in getattr(model, name).modules():
             for key, value in {**vars(module), **module._buffers}.items():
-                # Such as gan_mode, and real_label.
+                # For example gan_mode and real_label.
                 if isinstance(value, _SCALARS):
-                    seen[f"{name}.{key}"] = value
+                    values[f"{name}.{key}"] = value
                 elif isinstance(value, Tensor):
                     note(f"{name}.{key}", value, value._version)
             note(f"hooks of {name}", *module._forward_hooks, *module._forward_pre_hooks)
@@ -100,7 +102,7 @@ def _snapshot(model: Any, kept: list[Any]) -> dict[str, Any]:
             for key in group.keys() - {"params", "lr", "initial_lr"}:
                 value = group[key]
                 note(f"{name}.{key}", *(value if isinstance(value, tuple) else [value]))
-    return seen
+    return values
 
 
 def _note_networks(model: Any, note: Callable[..., None]) -> None:
@@ -111,7 +113,7 @@ def _note_networks(model: Any, note: Callable[..., None]) -> None:
         note(f"parameters of {name}", *parameters)
         trained = [getattr(p, "requires_grad", False) for p in parameters]
         note(f"requires_grad of the parameters of {name}", *trained)
-        note(f"mode (training or evaluation) of {name}", *(module.training for module in modules))
+        note(f"training or evaluation mode of {name}", *(module.training for module in modules))
         note(f"hooks of {name}", *map(has_hooks, modules))
 
 
@@ -119,32 +121,34 @@ def _moments(model: Any) -> list[int]:
     return [len(getattr(model, name).state) for name in _OPTIMIZERS]
 
 
-def hand_over(model: Any, step: Step) -> str:
-    """Give ``model`` what its own step needs to go on where ours stopped; return how exact that is, in the
-    middle of a sentence.
+def hand_back(model: Any, step: Step) -> str:
+    """Give ``model`` the state that its own step needs to continue where ours stopped.
+
+    Returns, as part of a sentence, what the checkout's step continues with and what differs.
     """
     engine = step.engine
     for name, phase in _OPTIMIZERS.items():
-        _give_moments(getattr(model, name, None), engine.optimizers[phase])
-    anew = []
+        _copy_moments(getattr(model, name, None), engine.optimizers[phase])
+    refused = []
     for name, side in _POOLS.items():
-        if not _give_images(getattr(model, name, None), step.recipe.pools[side], model.real_A):
-            anew.append(name)
-    what = "it goes on with our weights and moments"
-    if anew:
-        what += f", but {' and '.join(anew)} cannot take our images"
+        if not _copy_images(getattr(model, name, None), step.recipe.pools[side], model.real_A):
+            refused.append(name)
+    summary = "it continues with our weights and optimizer moments"
+    if refused:
+        summary += f", but {' and '.join(refused)} cannot take our images"
     else:
-        what += " and pools"
+        summary += ", and with our image pools"
     if engine.choices.precision == "bf16":
-        what += ", in fp32 instead of bf16"
+        summary += ", now in fp32 instead of bf16"
     if engine.choices.compiled:
-        what += ", no longer compiled"
-    return what
+        summary += ", no longer compiled"
+    return summary
 
 
-def _give_moments(optimizer: Any, ours: torch.optim.Adam) -> None:
-    """Make Adam's state, which the two share, one of ``optimizer`` alone, with steps where its own Adam
-    counts them.
+def _copy_moments(optimizer: Any, ours: torch.optim.Adam) -> None:
+    """Give ``optimizer`` its own copy of the Adam state that it shares with ``ours``.
+
+    Step counts are moved to the host, unless the checkout's own Adam keeps them on the device.
     """
     if optimizer is None or optimizer.state is not ours.state:
         return
@@ -154,29 +158,32 @@ def _give_moments(optimizer: Any, ours: torch.optim.Adam) -> None:
             groups[p] = group
     state: dict[Any, dict[str, Any]] = defaultdict(dict)
     for p, values in ours.state.items():
-        own = dict(values)
-        for key, value in own.items():
+        copied = dict(values)
+        for key, value in copied.items():
             if isinstance(value, Tensor):
-                # A copy: ours may lie in the memory of a captured iteration.
-                own[key] = value.clone()
+                # Cloned because ours may be in the memory of a captured iteration.
+                copied[key] = value.clone()
         settings = groups.get(p, {})
         on_device = any(settings.get(key) for key in ("capturable", "fused"))
-        if "step" in own and not on_device:
-            own["step"] = torch.as_tensor(own["step"]).cpu()
-        state[p] = own
+        if "step" in copied and not on_device:
+            copied["step"] = torch.as_tensor(copied["step"]).cpu()
+        state[p] = copied
     optimizer.state = state
 
 
-def _give_images(theirs: Any, ours: ImagePool, like: Tensor) -> bool:
-    """Put the images of our pool, [1, C, H, W] each, into the checkout's; return whether it takes them."""
+def _copy_images(target: Any, ours: ImagePool, like: Tensor) -> bool:
+    """Copy the images of our pool, [1, C, H, W] each, into the checkout's pool.
+
+    Returns whether that pool can take them.
+    """
     if not ours.filled:
         return True
-    if not isinstance(getattr(theirs, "__dict__", {}).get("images"), list) or "num_imgs" not in vars(theirs):
+    if not isinstance(getattr(target, "__dict__", {}).get("images"), list) or "num_imgs" not in vars(target):
         return False
-    theirs.images = []
+    target.images = []
     if ours.slots is not None:
         for slot in ours.slots[: ours.filled]:
             image = slot[None].to(like.dtype)
-            theirs.images.append(image.clone(memory_format=torch.contiguous_format))
-    theirs.num_imgs = len(theirs.images)
+            target.images.append(image.clone(memory_format=torch.contiguous_format))
+    target.num_imgs = len(target.images)
     return True

@@ -1,10 +1,10 @@
-"""Before the first iteration: a checkout's own step and ours, side by side on float64 copies, must make the
-same updates.
+"""Verify, before the first iteration, that our training step makes the same updates as the checkout's own.
 
-A checkout may have another loss, another optimizer, clipping, or a step of its own altogether. So both run
-two iterations on small images made of the first batch's, from the same weights and the same random state,
-with replay pools so small that they swap. What is compared is what an iteration does: every network's update,
-its running statistics, the losses, and how much of Python's ``random`` it used.
+A checkout can have another loss, another optimizer, gradient clipping, or an entirely different step. So both
+steps run two iterations on float64 copies, with small images derived from the first batch, from the same
+weights and the same random state. The replay pools are made so small that they swap images. Everything that
+an iteration changes is compared: the update and the running statistics of every network, the losses, and how
+many of Python's random numbers were used.
 """
 
 from __future__ import annotations
@@ -22,47 +22,46 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastcyclegan.nn.networks import Discriminator, UnetGenerator, set_impl
-from fastcyclegan.official.patch_networks import without_chance
-from fastcyclegan.official.step import LOSSES, NETS, NotServedError, Settings, Step
+from fastcyclegan.official.patch_networks import without_dropout
+from fastcyclegan.official.step import LOSSES, NETS, NotReplaceableError, Settings, Step
 
 ITERATIONS, IMAGES, CAPACITY = 2, 2, 2
-# Not the model's own, which may be 0: nothing would move.
-RATE = 2e-4
-# Float64 leaves 1e-14, and 1e-8 with biases that an instance norm takes out again: their gradient is noise of
-# 1e-16, which Adam divides by its eps of 1e-8. On a GPU the learning rate is a float32: 3e-8.
+# Not the model's own learning rate, which can be 0: then nothing would change.
+LEARNING_RATE = 2e-4
+# Rounding in float64 leaves 1e-14, or 1e-8 with biases that an instance norm cancels: their gradient is noise
+# of 1e-16, which Adam divides by its eps of 1e-8. On a GPU the learning rate is a float32, which leaves 3e-8.
 TOLERANCE = 1e-6
 
 State = dict[str, Tensor]
 
 
-def prove(model: Any, optimize: Callable[[Any], Any], given: Settings) -> float:
-    """Compare ``optimize``, the checkout's own step, with ours on copies of what ``model`` is; return the
-    largest relative difference.
+def compare_steps(model: Any, optimize: Callable[[Any], Any], settings: Settings) -> float:
+    """Compare ``optimize``, the checkout's own step, with ours on copies of ``model``.
 
-    Changes neither the model nor any random state. Raises NotServedError where they differ, or where the
-    comparison cannot be made.
+    Returns the largest relative difference. Changes neither the model nor any random state. Raises
+    NotReplaceableError if the steps differ or cannot be compared.
     """
-    with _kept_chance(given.device):
+    with _preserved_random_states(settings.device):
         try:
-            twin, mine = _twins(model, given)
-            side = _side(given.nets)
+            twin, our_settings = _twins(model, settings)
+            side = _side(settings.nets)
             batches = [_images(model, side, seed) for seed in range(ITERATIONS)]
-            theirs, ours = _run_theirs(twin, optimize, batches), _run_ours(mine, batches)
-        except NotServedError:
+            official, ours = _run_official(twin, optimize, batches), _run_ours(our_settings, batches)
+        except NotReplaceableError:
             raise
-        # Whatever the step of a checkout that somebody changed may raise on copies of its model: said, and it
-        # runs by itself.
+        # A modified step can raise anything when it runs on a copy of its model. The caller then logs the
+        # reason and keeps the checkout's step.
         except Exception as error:
             reason = next(iter(str(error).splitlines()), "")
-            raise NotServedError(
+            raise NotReplaceableError(
                 f"it cannot be compared with ours: {type(error).__name__}: {reason}"
             ) from error
-    return _largest_difference(theirs, ours)
+    return _largest_difference(official, ours)
 
 
 @contextlib.contextmanager
-def _kept_chance(device: torch.device) -> Iterator[None]:
-    """Put all random states back as they were."""
+def _preserved_random_states(device: torch.device) -> Iterator[None]:
+    """Restore all random states when the block ends."""
     python, numbers = random.getstate(), np.random.get_state()
     devices = []
     if device.type == "cuda":
@@ -75,14 +74,15 @@ def _kept_chance(device: torch.device) -> Iterator[None]:
         np.random.set_state(numbers)
 
 
-def _twins(model: Any, given: Settings) -> tuple[Any, Settings]:
-    """Return a copy of ``model`` in float64, computed by PyTorch's operators, and the settings of our step
-    over copies of the same.
+def _twins(model: Any, settings: Settings) -> tuple[Any, Settings]:
+    """Return a float64 copy of ``model``, and the settings of our step on separate copies of its networks.
+
+    The networks of both are computed by PyTorch's operators.
     """
     memo: dict[int, Any] = {}
-    nets = {name: copy.deepcopy(net, memo) for name, net in given.nets.items()}
+    nets = {name: copy.deepcopy(net, memo) for name, net in settings.nets.items()}
     twin = object.__new__(type(model))
-    # The optimizers' parameters are found in the memo: they train the copies.
+    # The memo makes the copied optimizers train the copied parameters.
     for key, value in vars(model).items():
         if key not in (*nets, "schedulers"):
             vars(twin)[key] = copy.deepcopy(value, memo)
@@ -96,16 +96,16 @@ def _twins(model: Any, given: Settings) -> tuple[Any, Settings]:
             if isinstance(module, nn.modules.dropout._DropoutNd):
                 module.p = 0.0
     for optimizer in (twin.optimizer_G, twin.optimizer_D):
-        optimizer.param_groups[0]["lr"] = RATE
+        optimizer.param_groups[0]["lr"] = LEARNING_RATE
     for pool in (twin.fake_A_pool, twin.fake_B_pool):
         pool.pool_size = min(pool.pool_size, CAPACITY)
-    loss = dataclasses.replace(given.loss, pool_size=min(given.loss.pool_size, CAPACITY))
-    mine = {name: without_chance(net) for name, net in nets.items()}
-    return twin, dataclasses.replace(given, nets=mine, loss=loss)
+    loss = dataclasses.replace(settings.loss, pool_size=min(settings.loss.pool_size, CAPACITY))
+    our_nets = {name: without_dropout(net) for name, net in nets.items()}
+    return twin, dataclasses.replace(settings, nets=our_nets, loss=loss)
 
 
 def _side(nets: dict[str, nn.Module]) -> int:
-    """Return the smallest side of images that ``nets`` take."""
+    """Return the smallest image side that all of ``nets`` accept."""
     multiple, least = 4, 16
     for net in nets.values():
         strided = sum(isinstance(module, nn.Conv2d) and module.stride == (2, 2) for module in net.modules())
@@ -117,21 +117,23 @@ def _side(nets: dict[str, nn.Module]) -> int:
 
 
 def _images(model: Any, side: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Return two images a side, [2, C, side, side] in float64, made of the first ones of ``model`` and
-    noise, which keeps them from being flat."""
+    """Return two small images per domain, [2, C, side, side] in float64.
+
+    They are resized from the first images of ``model``. Added noise keeps them from being flat.
+    """
     generator = torch.Generator().manual_seed(seed)
 
-    def of(images: Tensor) -> Tensor:
+    def small_images(images: Tensor) -> Tensor:
         small = F.interpolate(images[:IMAGES].detach().double(), (side, side), mode="bilinear")
         small = torch.cat([small, small.flip(-1)])[:IMAGES]
         noise = torch.randn(small.shape, dtype=torch.float64, generator=generator)
         return small + 0.2 * noise.to(small.device)
 
-    return of(model.real_A), of(model.real_B)
+    return small_images(model.real_A), small_images(model.real_B)
 
 
 def _state(nets: dict[str, nn.Module]) -> State:
-    """Return the weights of each network in one vector, and its running statistics in another."""
+    """Return two vectors per network: its weights and, if it has any, its running statistics."""
     state = {}
     for name, net in nets.items():
         weights = [p.detach().flatten() for p in net.parameters()]
@@ -154,7 +156,7 @@ def _results(nets: dict[str, nn.Module], before: State, losses: list[State]) -> 
     return results
 
 
-def _run_theirs(twin: Any, optimize: Callable[[Any], Any], batches: list[tuple[Tensor, Tensor]]) -> State:
+def _run_official(twin: Any, optimize: Callable[[Any], Any], batches: list[tuple[Tensor, Tensor]]) -> State:
     nets = {name: getattr(twin, name) for name in NETS}
     before, losses = _state(nets), []
     random.seed(0)
@@ -168,27 +170,28 @@ def _run_theirs(twin: Any, optimize: Callable[[Any], Any], batches: list[tuple[T
     return _results(nets, before, losses)
 
 
-def _run_ours(mine: Settings, batches: list[tuple[Tensor, Tensor]]) -> State:
-    step = Step(mine)
-    before, losses = _state(mine.nets), []
+def _run_ours(settings: Settings, batches: list[tuple[Tensor, Tensor]]) -> State:
+    step = Step(settings)
+    before, losses = _state(settings.nets), []
     random.seed(0)
     for a, b in batches:
         row = dict.fromkeys(LOSSES.values(), torch.zeros(()))
-        row.update(step(a, b, RATE))
+        row.update(step(a, b, LEARNING_RATE))
         losses.append(row)
-    return _results(mine.nets, before, losses)
+    return _results(settings.nets, before, losses)
 
 
-def _largest_difference(theirs: State, ours: State) -> float:
-    """Return the largest |ours - theirs| / |theirs|. Raises NotServedError where one is not within the
-    tolerance, or not a number.
+def _largest_difference(official: State, ours: State) -> float:
+    """Return the largest |ours - official| / |official|.
+
+    Raises NotReplaceableError if a difference exceeds the tolerance or is NaN.
     """
     largest = 0.0
-    for name, value in theirs.items():
-        mine = ours[name].to(value.device)
-        difference = ((mine - value).norm() / value.norm().clamp(min=1e-6)).item()
+    for name, value in official.items():
+        our_value = ours[name].to(value.device)
+        difference = ((our_value - value).norm() / value.norm().clamp(min=1e-6)).item()
         if not difference <= TOLERANCE:
             far = f"{difference:.1e} (relative, in float64)"
-            raise NotServedError(f"it is not the public one: {name} differ by {far} from our step's")
+            raise NotReplaceableError(f"its results differ from our step's: {name} by {far}")
         largest = max(largest, difference)
     return largest

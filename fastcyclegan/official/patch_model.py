@@ -1,5 +1,6 @@
-"""Our step in the place of an official CycleGANModel's ``optimize_parameters``, and what its owner sees of
-it: losses, images, files.
+"""Replace the ``optimize_parameters`` of an official CycleGANModel by our training step.
+
+Losses, images and saved files stay available to the checkout under the official names.
 """
 
 from __future__ import annotations
@@ -17,21 +18,21 @@ from torch import nn
 from fastcyclegan.engine import require_impl, resolve_precision, why_not_compiled
 from fastcyclegan.errors import UserError
 from fastcyclegan.nn.networks import computed_by, is_ours
-from fastcyclegan.official.change_guard import ChangeGuard, hand_over
-from fastcyclegan.official.equivalence import ITERATIONS, prove
+from fastcyclegan.official.change_guard import ChangeGuard, hand_back
+from fastcyclegan.official.equivalence import ITERATIONS, compare_steps
 from fastcyclegan.official.patch_networks import Log
-from fastcyclegan.official.source_check import why_not_public
-from fastcyclegan.official.step import NotServedError, Settings, Step, learning_rate, settings
+from fastcyclegan.official.source_check import why_not_known
+from fastcyclegan.official.step import NotReplaceableError, Settings, Step, learning_rate, read_settings
 
-# Made when they are asked for: an iteration of ours keeps no images.
+# Computed when they are read, because our iteration keeps no images.
 IMAGES = ("fake_B", "rec_A", "fake_A", "rec_B", "idt_A", "idt_B")
 _STEP, _GUARD = "_fastcyclegan_step", "_fastcyclegan_guard"
-_NO_STEP = "{} belongs to the training step of --model cycle_gan; here the networks alone are replaced"
+_NO_STEP = "{} applies only to the training step of --model cycle_gan; here only the networks are replaced"
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line says of us: see ``__main__.py``."""
+    """Our own flags, as given on the command line (see ``__main__.py``)."""
 
     precision: str = "auto"
     compile: bool = False
@@ -39,33 +40,33 @@ class Options:
 
 
 def replace_step(module: ModuleType, options: Options, log: Log) -> None:
-    """Have ``CycleGANModel`` of ``module`` (a checkout's models/cycle_gan_model.py) run our iteration where
-    that is the same.
+    """Make a checkout's ``CycleGANModel`` run our training step if it is equivalent.
 
-    The first call of ``optimize_parameters`` decides, and every later one looks whether what the step depends
-    on is what it was: where it is not, the checkout's own step goes on from there. Losses become scalars on
-    the device. Images such as ``fake_B`` are made when they are asked for, of the current batch by the
-    weights of that moment, so after the update. ``save_networks`` is the checkout's own on copies of the
-    networks: it moves them to the host, and a captured iteration needs them where they are.
+    ``module`` is the checkout's models/cycle_gan_model.py. The first call of ``optimize_parameters`` decides
+    this. Every later call checks whether anything that the step depends on has changed; if so, the checkout's
+    own step takes over from there. Losses become scalars on the device. Images such as ``fake_B`` are
+    computed when they are read, from the current batch and the weights of that moment, that is, after the
+    update. ``save_networks`` runs the checkout's own method on copies of the networks, because it moves them
+    to the host, and a captured iteration needs its networks to stay where they are.
     """
     cls = getattr(module, "CycleGANModel", None)
-    lacking = _lacking(cls)
-    if cls is None or lacking:
-        log(f"step: the checkout's own: {module.__file__} has no {lacking}")
+    missing = _missing_member(cls)
+    if cls is None or missing:
+        log(f"training step: not replaced: {module.__file__} has no {missing}")
         return
-    theirs, save = cls.optimize_parameters, cls.save_networks
+    official, save = cls.optimize_parameters, cls.save_networks
 
-    @functools.wraps(theirs)
+    @functools.wraps(official)
     def optimize_parameters(self: Any, *args: Any, **kwargs: Any) -> None:
         if _STEP not in vars(self):
-            vars(self)[_STEP] = _decide(self, cls, theirs, options, log, bool(args or kwargs))
+            vars(self)[_STEP] = _choose_step(self, cls, official, options, log, bool(args or kwargs))
         if vars(self)[_STEP] is not None:
-            _look(self, log, bool(args or kwargs))
+            _hand_back_if_changed(self, log, bool(args or kwargs))
         step = vars(self)[_STEP]
         if step is None:
-            theirs(self, *args, **kwargs)
+            official(self, *args, **kwargs)
         else:
-            _iterate(self, step)
+            _run_iteration(self, step)
 
     @functools.wraps(save)
     def save_networks(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -74,11 +75,11 @@ def replace_step(module: ModuleType, options: Options, log: Log) -> None:
         return _save_copies(self, save, *args, **kwargs)
 
     cls.optimize_parameters, cls.save_networks = optimize_parameters, save_networks
-    cls.__getattr__ = _attribute(getattr(cls, "__getattr__", None))
+    cls.__getattr__ = _lazy_attributes(getattr(cls, "__getattr__", None))
 
 
-def _lacking(cls: type | None) -> str:
-    """Return what a checkout's model has not that is to be replaced, "" where all is there."""
+def _missing_member(cls: type | None) -> str:
+    """Return the first required class or method that the checkout lacks, or ""."""
     if cls is None:
         return "CycleGANModel"
     for name in ("optimize_parameters", "save_networks", "set_input"):
@@ -87,46 +88,46 @@ def _lacking(cls: type | None) -> str:
     return ""
 
 
-def _decide(
-    model: Any, cls: type, theirs: Callable[[Any], Any], options: Options, log: Log, with_arguments: bool
+def _choose_step(
+    model: Any, cls: type, official: Callable[[Any], Any], options: Options, log: Log, with_arguments: bool
 ) -> Step | None:
-    """Return our step over the networks of ``model``, or None where its own is to run; say which."""
+    """Return our step for the networks of ``model``, or None if its own should run; log which and why."""
     try:
         if with_arguments:
-            raise NotServedError("it takes arguments")
+            raise NotReplaceableError("optimize_parameters is called with arguments")
         if type(model) is not cls:
-            raise NotServedError(f"{type(model).__name__} is a class of its own")
-        given = settings(model)
-        other = why_not_public(model, theirs)
-        if other:
-            raise NotServedError(other)
+            raise NotReplaceableError(f"{type(model).__name__} is a subclass of CycleGANModel")
+        settings = read_settings(model)
+        reason = why_not_known(model, official)
+        if reason:
+            raise NotReplaceableError(reason)
         log(
-            "comparing the step with ours in float64, once (on a processor this takes as long as some"
-            " iterations)"
+            "comparing the checkout's training step with ours in float64, once (on a CPU this takes as long"
+            " as several iterations)"
         )
-        difference = prove(model, theirs, given)
-    except NotServedError as error:
-        log(f"step: the checkout's own: {error}{_without_effect(options)}")
+        difference = compare_steps(model, official, settings)
+    except NotReplaceableError as error:
+        log(f"training step: not replaced: {error}{_without_effect(options)}")
         return None
-    step = _made(given, options, log)
+    step = _build_step(settings, options, log)
     for name, phase in (("optimizer_G", "G"), ("optimizer_D", "D")):
-        # Who looks at the checkout's optimizers, to save them for one, finds the moments that are in use.
+        # Code that reads the checkout's optimizers, for example to save them, gets the moments in use.
         getattr(model, name).state = step.engine.optimizers[phase].state
     vars(model)[_GUARD] = ChangeGuard(model)
     engine = step.engine
-    how = engine.choices.precision
+    mode = engine.choices.precision
     if engine.choices.compiled:
-        how += ", compiled"
+        mode += ", compiled"
     impls = " and ".join(sorted({computed_by(net) for net in engine.nets.values()}))
     log(
-        f"step: ours, on {engine.device} in {how}, networks by {impls}; {ITERATIONS} iterations in float64"
-        f" differed by {difference:.0e} from the checkout's own"
+        f"training step: replaced by ours, on {engine.device} in {mode}, networks computed by {impls}; over"
+        f" {ITERATIONS} iterations in float64 it differed from the checkout's own by {difference:.0e}"
     )
     return step
 
 
 def _without_effect(options: Options) -> str:
-    """Return which of our flags the checkout's own step does not know, "" where none was given."""
+    """Return a note that lists our flags that the checkout's own step ignores, or "" if none was given."""
     ignored = []
     if options.compile:
         ignored.append("--compile")
@@ -134,67 +135,70 @@ def _without_effect(options: Options) -> str:
         ignored.append("--precision")
     if not ignored:
         return ""
-    return f" (without effect on it: {' '.join(ignored)})"
+    return f" (ignored: {' '.join(ignored)})"
 
 
-def _made(given: Settings, options: Options, log: Log) -> Step:
+def _build_step(settings: Settings, options: Options, log: Log) -> Step:
     compiled = options.compile
     if compiled:
-        reason = why_not_compiled(given.device)
+        reason = why_not_compiled(settings.device)
         if reason:
             log(f"not compiled: {reason}")
             compiled = False
-    return Step(given, resolve_precision(options.precision, given.device, compiled), compiled, log)
+    return Step(settings, resolve_precision(options.precision, settings.device, compiled), compiled, log)
 
 
-def _look(model: Any, log: Log, with_arguments: bool) -> None:
-    """Hand over to the checkout's own step where what ours was made for has changed, and say what."""
-    own = vars(model)
-    changed = own[_GUARD].changed(model)
-    if not changed and with_arguments:
-        changed = "it takes arguments"
-    if changed:
-        how = hand_over(model, own[_STEP])
-        own[_STEP] = own[_GUARD] = None
-        log(f"step: the checkout's own from here on: {changed}; {how}")
+def _hand_back_if_changed(model: Any, log: Log, with_arguments: bool) -> None:
+    """Return to the checkout's own step, and log why, if anything that ours depends on has changed."""
+    attributes = vars(model)
+    change = attributes[_GUARD].find_change(model)
+    if not change and with_arguments:
+        change = "optimize_parameters is called with arguments"
+    if change:
+        summary = hand_back(model, attributes[_STEP])
+        attributes[_STEP] = attributes[_GUARD] = None
+        log(f"training step: back to the checkout's own: {change}; {summary}")
 
 
-def _iterate(model: Any, step: Step) -> None:
+def _run_iteration(model: Any, step: Step) -> None:
     losses = step(model.real_A, model.real_B, learning_rate(model))
-    own = vars(model)
+    attributes = vars(model)
     for name in (*IMAGES, "loss_G"):
-        own.pop(name, None)
-    # Without the identity loss.
-    own["loss_idt_A"] = own["loss_idt_B"] = 0
+        attributes.pop(name, None)
+    # The values without an identity loss.
+    attributes["loss_idt_A"] = attributes["loss_idt_B"] = 0
     for name, loss in losses.items():
-        own[f"loss_{name}"] = loss
+        attributes[f"loss_{name}"] = loss
     for optimizer in (model.optimizer_G, model.optimizer_D):
-        # Schedulers warn of optimizers that made no step before theirs; ours made it.
+        # Schedulers warn if they step before their optimizer does. Our step has stepped in its place.
         optimizer._opt_called = True
-    own[_GUARD].stepped(model)
+    attributes[_GUARD].record_step(model)
 
 
-def _attribute(otherwise: Callable[[Any, str], Any] | None) -> Callable[[Any, str], Any]:
-    """Return a ``__getattr__`` that makes what an iteration of ours does not leave behind."""
+def _lazy_attributes(fallback: Callable[[Any, str], Any] | None) -> Callable[[Any, str], Any]:
+    """Return a ``__getattr__`` that computes the images and the total loss of our iteration when read.
+
+    Other names are passed to ``fallback``, the class's previous ``__getattr__`` if it had one.
+    """
 
     def attribute(self: Any, name: str) -> Any:
         step = vars(self).get(_STEP)
         if step is not None and name == "loss_G" and step.losses:
             return step.generator_loss()
         if step is not None and name in IMAGES:
-            made = step.images(self.real_A, self.real_B)
-            if name in made:
-                vars(self).update(made)
-                return made[name]
-        if otherwise is not None:
-            return otherwise(self, name)
+            images = step.images(self.real_A, self.real_B)
+            if name in images:
+                vars(self).update(images)
+                return images[name]
+        if fallback is not None:
+            return fallback(self, name)
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     return attribute
 
 
 def _save_copies(model: Any, save: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Call ``save`` while the networks of ``model`` are copies in torch's usual memory layout."""
+    """Call ``save`` with the networks of ``model`` replaced by copies in torch's default memory layout."""
     nets = {f"net{name}": getattr(model, f"net{name}") for name in model.model_names}
     try:
         for name, net in nets.items():
@@ -205,23 +209,24 @@ def _save_copies(model: Any, save: Callable[..., Any], *args: Any, **kwargs: Any
 
 
 def check_setup(module: ModuleType, options: Options, log: Log) -> None:
-    """Have ``BaseModel.setup`` of ``module`` (a checkout's models/base_model.py) refuse what cannot be
-    served, before anything runs.
+    """Make a checkout's ``BaseModel.setup`` check our flags first.
 
-    On a GPU it then puts our networks into channels_last, the layout that the kernels read.
+    ``module`` is the checkout's models/base_model.py. Flags that the model does not support raise UserError
+    before anything runs. On a GPU, ``setup`` also converts our networks to channels_last, the layout that the
+    kernels read.
     """
     cls = getattr(module, "BaseModel", None)
-    theirs = getattr(cls, "setup", None)
-    if cls is None or theirs is None:
+    official = getattr(cls, "setup", None)
+    if cls is None or official is None:
         log(
-            f"{module.__file__} has no BaseModel.setup: what our flags ask for is not checked before training"
+            f"{module.__file__} has no BaseModel.setup, so our flags cannot be checked before training starts"
         )
         return
 
-    @functools.wraps(theirs)
+    @functools.wraps(official)
     def setup(self: Any, *args: Any, **kwargs: Any) -> Any:
-        _refuse(self, options)
-        result = theirs(self, *args, **kwargs)
+        _check_options(self, options)
+        result = official(self, *args, **kwargs)
         for name in self.model_names:
             net = getattr(self, f"net{name}")
             if isinstance(net, nn.DataParallel):
@@ -233,8 +238,8 @@ def check_setup(module: ModuleType, options: Options, log: Log) -> None:
     cls.setup = setup
 
 
-def _refuse(model: Any, options: Options) -> None:
-    """Raise UserError for flags of ours that ``model`` cannot obey."""
+def _check_options(model: Any, options: Options) -> None:
+    """Raise UserError for flags of ours that ``model`` does not support."""
     device = torch.device(getattr(model, "device", "cpu"))
     require_impl(options.impl, device)
     if _has_step(model):
@@ -246,7 +251,7 @@ def _refuse(model: Any, options: Options) -> None:
 
 
 def _has_step(model: Any) -> bool:
-    """Return whether ``model`` is to be trained by a step that ours can replace."""
+    """Return whether ``model`` will be trained by a step that ours could replace."""
     if not getattr(model, "isTrain", False):
         return False
     return hasattr(type(model), "optimize_parameters") and type(model).__name__ == "CycleGANModel"

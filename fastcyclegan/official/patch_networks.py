@@ -1,9 +1,9 @@
-"""Our networks in the place of an official checkout's: wherever one of its four classes is built with
-arguments for which ours is the same.
+"""Replace an official checkout's networks by ours when they are built, if both compute the same function.
 
-Checkouts are edited, so nothing is taken on trust: the checkout's own network is built as well, its weights
-are given to ours, and both must make the same of the same images in float64. Where they do not, theirs
-stays, and why is said.
+Checkouts get edited, so this is verified for each of the four classes and each combination of arguments. The
+checkout's own network is built as well, its weights are loaded into ours, and both must produce the same
+outputs from the same images in float64. If they do not, the checkout's own network is used and the reason is
+logged.
 """
 
 from __future__ import annotations
@@ -23,51 +23,50 @@ from fastcyclegan.nn.networks import set_impl
 
 Log = Callable[[str], None]
 
-OURS: dict[str, type[nn.Module]] = {
+REPLACEMENTS: dict[str, type[nn.Module]] = {
     "ResnetGenerator": compat.ResnetGenerator,
     "UnetGenerator": compat.UnetGenerator,
     "NLayerDiscriminator": compat.NLayerDiscriminator,
     "PixelDiscriminator": compat.PixelDiscriminator,
 }
-# What two float64 evaluations of one function may differ by, relative to the result: sums of some thousand
-# terms in another order.
+# The largest relative difference allowed between two float64 evaluations of the same function: sums of
+# several thousand terms in a different order.
 TOLERANCE = 1e-9
 
 
 def replace_networks(module: ModuleType, impl: str, log: Log) -> None:
-    """Have the network classes of ``module`` (a checkout's models/networks.py) give ours, computed by
-    ``impl``.
+    """Make a checkout's network classes build ours, computed by ``impl``.
 
-    The classes themselves stay, and with them all that names them: what is replaced is their ``__new__``.
-    Classes derived from them are left alone. A network of ours has the weights that theirs drew, so that a
-    seed gives what it gave.
+    ``module`` is the checkout's models/networks.py. Only their ``__new__`` is replaced: the classes
+    themselves, and all references to them, stay valid. Derived classes are left alone. Our network receives
+    the weights that the checkout's own was initialised with, so a seed gives the same weights as before.
     """
-    found, lacking = [], []
-    for name, ours in OURS.items():
-        theirs = getattr(module, name, None)
-        if isinstance(theirs, type):
-            theirs.__new__ = _builder(theirs, ours, impl, log)  # type: ignore[method-assign]
-            found.append(name)
+    replaced, missing = [], []
+    for name, ours in REPLACEMENTS.items():
+        official = getattr(module, name, None)
+        if isinstance(official, type):
+            official.__new__ = _builder(official, ours, impl, log)  # type: ignore[method-assign]
+            replaced.append(name)
         else:
-            lacking.append(name)
-    names = "no network"
-    if found:
-        names = ", ".join(found)
-    log(f"replaced where it is the same: {names} of {module.__file__}")
-    if lacking:
-        log(f"not in that file, so not replaced: {', '.join(lacking)}")
+            missing.append(name)
+    names = "none"
+    if replaced:
+        names = ", ".join(replaced)
+    log(f"networks to be replaced if ours give the same outputs: {names} (in {module.__file__})")
+    if missing:
+        log(f"networks missing from that file, so not replaced: {', '.join(missing)}")
 
 
-def _builder(theirs: Any, ours: type[nn.Module], impl: str, log: Log) -> Callable[..., Any]:
-    """Return a ``__new__`` for ``theirs`` that gives ``ours`` where both are the same."""
+def _builder(official: Any, ours: type[nn.Module], impl: str, log: Log) -> Callable[..., Any]:
+    """Return a ``__new__`` for ``official`` that builds ``ours`` if both compute the same function."""
     verdicts: dict[str, str] = {}
 
     def new(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        # Without arguments it is a copy in the making.
-        if cls is not theirs or not (args or kwargs):
+        # Without arguments, a copy is being made.
+        if cls is not official or not (args or kwargs):
             return object.__new__(cls)
-        given = _arguments(theirs, ours, args, kwargs)
-        known = verdicts.get(repr(given))
+        arguments = _arguments(official, ours, args, kwargs)
+        known = verdicts.get(repr(arguments))
         before = torch.get_rng_state()
         original = object.__new__(cls)
         original.__init__(*args, **kwargs)
@@ -75,12 +74,12 @@ def _builder(theirs: Any, ours: type[nn.Module], impl: str, log: Log) -> Callabl
         if known:
             net, why_not = None, known
         else:
-            net, why_not = _stand_in(original, ours, given, compared=known == "")
+            net, why_not = _replacement(original, ours, arguments, compared=known == "")
         if why_not not in verdicts.values():
             log(f"{ours.__name__}: {_verdict(why_not)}")
-        verdicts[repr(given)] = why_not
+        verdicts[repr(arguments)] = why_not
         if net is None:
-            # Python initialises what this returns: with the same weights.
+            # Python initialises the returned object again, and so must draw the same weights.
             torch.set_rng_state(before)
             return object.__new__(cls)
         torch.set_rng_state(after)
@@ -92,50 +91,52 @@ def _builder(theirs: Any, ours: type[nn.Module], impl: str, log: Log) -> Callabl
 
 def _verdict(why_not: str) -> str:
     if why_not:
-        return f"kept as it is: {why_not}"
-    return "ours, the same function in float64"
+        return f"not replaced: {why_not}"
+    return "replaced by ours (same outputs in float64)"
 
 
 def _arguments(
-    theirs: Any, ours: type[nn.Module], args: tuple[Any, ...], kwargs: dict[str, Any]
+    official: Any, ours: type[nn.Module], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return those of the arguments that ours has too, by name. That the others change nothing is for the
-    comparison to find.
+    """Return, by name, the arguments that ``ours`` has as well.
+
+    The comparison of outputs will show whether any of the others matter.
     """
-    bound = inspect.signature(theirs.__init__).bind(None, *args, **kwargs)
+    bound = inspect.signature(official.__init__).bind(None, *args, **kwargs)
     bound.apply_defaults()
     accepted = inspect.signature(ours).parameters.keys() - {"impl", "recompute"}
     return {name: value for name, value in bound.arguments.items() if name in accepted}
 
 
-def _stand_in(
-    original: nn.Module, ours: type[nn.Module], given: dict[str, Any], compared: bool
+def _replacement(
+    original: nn.Module, ours: type[nn.Module], arguments: dict[str, Any], compared: bool
 ) -> tuple[nn.Module | None, str]:
-    """Return ours with the weights of ``original`` and "", or None and why there is none. ``compared``: such
-    a pair was before.
+    """Return our network with the weights of ``original`` and "", or None and the reason.
+
+    ``compared`` is True if networks with these arguments have been compared before and gave the same outputs.
     """
     try:
-        net = ours(**given, impl="reference")
+        net = ours(**arguments, impl="reference")
     except (TypeError, ValueError, NotImplementedError) as error:
         return None, str(error)
-    mine, theirs = _shapes(net), _shapes(original)
-    if mine != theirs:
-        name = next(name for name in [*theirs, *mine] if mine.get(name) != theirs.get(name))
-        return None, f"{name} is {theirs.get(name, 'missing')}, in ours {mine.get(name, 'missing')}"
-    if _dropouts(net) != _dropouts(original):
-        return None, f"its dropouts are {_dropouts(original)}, ours {_dropouts(net)}"
+    our_shapes, shapes = _shapes(net), _shapes(original)
+    if our_shapes != shapes:
+        name = next(name for name in [*shapes, *our_shapes] if our_shapes.get(name) != shapes.get(name))
+        return None, f"its {name} is {shapes.get(name, 'missing')}, in ours {our_shapes.get(name, 'missing')}"
+    if _dropout_rates(net) != _dropout_rates(original):
+        return None, f"its dropout rates are {_dropout_rates(original)}, ours are {_dropout_rates(net)}"
     net.load_state_dict(original.state_dict())
     net.train(original.training)
     if compared:
         return net, ""
     try:
-        difference = _difference(original, net, _side(given))
-    # Whatever a network that somebody changed may raise: the reason is said, and it is used as it is.
+        difference = _difference(original, net, _side(arguments))
+    # A modified network can raise anything. It is then used unchanged, and the caller logs the reason.
     except Exception as error:
         reason = next(iter(str(error).splitlines()), "")
         return None, f"it cannot be compared: {type(error).__name__}: {reason}"
     if difference > TOLERANCE:
-        return None, f"its images differ from those of ours by {difference:.1e} (relative, float64)"
+        return None, f"its outputs differ from ours by {difference:.1e} (relative, in float64)"
     return net, ""
 
 
@@ -143,8 +144,8 @@ def _shapes(net: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in net.state_dict().items()}
 
 
-def without_chance(net: nn.Module) -> nn.Module:
-    """Return a copy of ``net`` in float64 whose dropouts drop nothing."""
+def without_dropout(net: nn.Module) -> nn.Module:
+    """Return a float64 copy of ``net`` with all dropout rates set to 0."""
     net = copy.deepcopy(net).double()
     for module in net.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
@@ -152,26 +153,29 @@ def without_chance(net: nn.Module) -> nn.Module:
     return net
 
 
-def _dropouts(net: nn.Module) -> list[float]:
+def _dropout_rates(net: nn.Module) -> list[float]:
     return [module.p for module in net.modules() if isinstance(module, nn.modules.dropout._DropoutNd)]
 
 
-def _side(given: dict[str, Any]) -> int:
-    """Return a small side that a network with these arguments takes."""
-    if "num_downs" in given:
-        return int(2 ** given["num_downs"])
-    return max(16, 3 * 2 ** given.get("n_layers", 0))
+def _side(arguments: dict[str, Any]) -> int:
+    """Return a small image side that a network with these arguments accepts."""
+    if "num_downs" in arguments:
+        return int(2 ** arguments["num_downs"])
+    return max(16, 3 * 2 ** arguments.get("n_layers", 0))
 
 
 def _difference(original: nn.Module, net: nn.Module, side: int) -> float:
-    """Return |ours - theirs| / |theirs| on two random images in training mode, as batch norm needs."""
+    """Return |ours - official| / |official| on two random images.
+
+    Both networks are in training mode, as batch norm requires.
+    """
     channels = next(module.in_channels for module in original.modules() if isinstance(module, nn.Conv2d))
     x = torch.randn(2, channels, side, side, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        theirs, mine = without_chance(original).train()(x), without_chance(net).train()(x)
-    if theirs.shape != mine.shape:
+        expected, got = without_dropout(original).train()(x), without_dropout(net).train()(x)
+    if expected.shape != got.shape:
         return float("inf")
-    difference = ((mine - theirs).norm() / theirs.norm()).item()
+    difference = ((got - expected).norm() / expected.norm()).item()
     if math.isnan(difference):
         return float("inf")
     return difference

@@ -1,9 +1,10 @@
-"""Whether a checkout's step is a known one, by the source of every method that it runs.
+"""Check whether a checkout's step is a known version, from the source of every method that it runs.
 
-Two iterations beside ours show what a step does, not what it will do after a thousand, and not what it does
-beside training: print, count, keep averages. So each method must be a version that somebody has read, and
-the distances torch's own. What these add up to is left to the comparison. Methods outside the step, such as
-``set_input``, may be anything.
+Comparing two iterations with ours shows what a step does now. It does not show what the step will do after a
+thousand iterations, nor its side effects: printing, counting, keeping averages. So every method must be a
+version whose source has been read, and the distances must be torch's own. Whether these add up to our step is
+left to the comparison in ``equivalence.py``. Methods outside the step, such as ``set_input``, are not
+checked.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from torch import nn
 
 from fastcyclegan.nn.layer_checks import has_hooks, untouched
 
-# What hash_of gives for the methods of a CycleGANModel, its GANLoss and its ImagePools, and the years in
-# which upstream had them: read in its history from May 2018, the first with one optimizer_D that today's
-# Python can import, to 2022, and for 2025 in forks of it, but for ImagePool. "tests" is the package in
-# tests/official/checkout, which has the same structure and a text of its own.
+# The hashes (hash_of) of the methods of a CycleGANModel, its GANLoss and its ImagePools, and the years in
+# which the official code had them. Those up to 2022 were read from its history, beginning in May 2018: the
+# first version with a single optimizer_D that today's Python can import. Those of 2025 were read from forks,
+# except for ImagePool. "tests" stands for the package in tests/official/checkout, which has the same
+# structure but was written separately.
 _QUERY, _ONE = {"7ba14fe1cbb4c7ab": "2018-22", "717dc0eb55075693": "tests"}, {"a2a38be7c866c607": "tests"}
 KNOWN: dict[str, dict[str, str]] = {
     "optimize_parameters": {
@@ -47,7 +49,7 @@ KNOWN: dict[str, dict[str, str]] = {
 
 
 class _Plain(ast.NodeTransformer):
-    """Drops docstrings and annotations."""
+    """A transformer that removes docstrings and annotations."""
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
         node.returns = None
@@ -66,16 +68,18 @@ class _Plain(ast.NodeTransformer):
 
 
 def hash_of(source: str) -> str:
-    """Return 16 hex digits for the function ``source``, whatever its comments, docstring, annotations and
-    layout are, and whatever Python runs this.
+    """Return a hash of the function in ``source``, as 16 hex digits.
+
+    It does not depend on comments, docstrings, annotations or formatting, nor on the version of Python.
     """
     plain = ast.unparse(_Plain().visit(ast.parse(textwrap.dedent(source))))
     return hashlib.sha256(plain.encode()).hexdigest()[:16]
 
 
 def methods_of(model: Any) -> dict[str, Any]:
-    """Return the methods of the step of ``model`` as Python finds them, by their paths in KNOWN; None for one
-    that it lacks or has from torch.
+    """Return the methods of the step of ``model``, as Python looks them up, by their paths in KNOWN.
+
+    A method is None if the model does not have it or inherits it from ``nn.Module``.
     """
     methods = {}
     for path in KNOWN:
@@ -86,31 +90,33 @@ def methods_of(model: Any) -> dict[str, Any]:
     return methods
 
 
-def why_not_public(model: Any, optimize: Callable[..., Any]) -> str:
-    """Return "" where the step of ``model``, which is ``optimize`` and what it calls, is a known one, else
-    why not, in the middle of a sentence.
+def why_not_known(model: Any, optimize: Callable[..., Any]) -> str:
+    """Return why the step of ``model`` is not a known version, as part of a sentence, or "" if it is.
+
+    The step consists of ``optimize`` and the methods that it calls.
     """
     for path, method in {**methods_of(model), "optimize_parameters": optimize}.items():
         if method is None:
-            # A step that calls what is not there fails by itself, in the comparison.
+            # A step that calls a missing method fails in the comparison.
             continue
         if path in vars(model) or not inspect.isfunction(method):
-            return f"its {path} is no function of its class"
+            return f"its {path} is not an ordinary method of its class"
         try:
-            # Of the code: a function may name another that it wraps, whose source is found instead.
-            found = hash_of(inspect.getsource(method.__code__))
+            # The source of the code object: for a wrapper, inspect would return the wrapped function's
+            # source.
+            digest = hash_of(inspect.getsource(method.__code__))
         except (OSError, SyntaxError, TypeError, ValueError):
             return f"the source of its {path} cannot be read"
-        if found not in KNOWN[path]:
-            return f"its {path} is of no version that is known here (hash {found})"
+        if digest not in KNOWN[path]:
+            return f"its {path} is not a known version (hash {digest})"
     for path in ("criterionCycle", "criterionIdt"):
         criterion = getattr(model, path, None)
         if not untouched(criterion, nn.L1Loss):
-            return f"its {path}, a {type(criterion).__name__}, is no plain torch.nn.L1Loss"
+            return f"its {path}, a {type(criterion).__name__}, is not a plain torch.nn.L1Loss"
     gan = getattr(model, "criterionGAN", None)
     if not isinstance(gan, nn.Module) or has_hooks(gan):
-        return f"its criterionGAN, a {type(gan).__name__}, has hooks or is no torch.nn.Module"
+        return f"its criterionGAN, a {type(gan).__name__}, has hooks or is not a torch.nn.Module"
     loss = getattr(gan, "loss", None)
     if loss is not None and not untouched(loss, nn.MSELoss, nn.BCEWithLogitsLoss):
-        return f"its criterionGAN.loss, a {type(loss).__name__}, is no plain MSELoss or BCEWithLogitsLoss"
+        return f"its criterionGAN.loss, a {type(loss).__name__}, is not a plain MSELoss or BCEWithLogitsLoss"
     return ""

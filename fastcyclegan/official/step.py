@@ -1,5 +1,7 @@
-"""Our iteration with the official model's names: what is read off the model, what the pools' chance becomes,
-what the losses are called.
+"""Run our training iteration on an official CycleGANModel, under the official names.
+
+Reads the settings of the step from the model, draws the pools' random numbers as the official code does, and
+returns the losses by their official names.
 """
 
 from __future__ import annotations
@@ -30,14 +32,16 @@ LOSSES = {
 _ADAM: dict[str, Any] = {"weight_decay": 0, "amsgrad": False, "eps": 1e-8, "maximize": False}
 
 
-class NotServedError(Exception):
-    """A model whose step ours does not replace. The message is the reason, in the middle of a sentence."""
+class NotReplaceableError(Exception):
+    """Raised for a model whose step ours cannot replace. The message is the reason, as part of a sentence."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a model's step is made of: its networks, unwrapped, by the official names, its losses, its Adam,
-    and the images' sizes.
+    """Everything that a model's step is built from.
+
+    ``nets`` are the unwrapped networks by their official names. ``fixed_sizes`` is True if all images have
+    the same size.
     """
 
     nets: dict[str, nn.Module]
@@ -47,39 +51,45 @@ class Settings:
     fixed_sizes: bool
 
 
-def unwrapped(name: str, net: Any) -> nn.Module:
-    """Return network ``name`` without a DataParallel of one device. Raises NotServedError for several, and
-    for what is not ours.
+def unwrap(name: str, net: Any) -> nn.Module:
+    """Return network ``name`` without its DataParallel wrapper.
+
+    Raises NotReplaceableError if the wrapper spans several devices, and for a network that is not ours.
     """
     if isinstance(net, nn.parallel.DistributedDataParallel):
-        raise NotServedError("training runs in several processes (DistributedDataParallel)")
+        raise NotReplaceableError("training runs in several processes (DistributedDataParallel)")
     if isinstance(net, nn.DataParallel):
         count = len(net.device_ids)
         if count > 1:
             gpus = f"{count} GPUs (DataParallel)"
-            raise NotServedError(f"training runs on {gpus}; with one of them it would be ours")
+            raise NotReplaceableError(f"training runs on {gpus}; our step runs on one GPU only")
         net = net.module
     if not isinstance(net, nn.Module) or not is_ours(net):
-        raise NotServedError(f"{name} is a {type(net).__name__} of the checkout")
+        raise NotReplaceableError(f"{name} is the checkout's own {type(net).__name__}")
     return net
 
 
-def settings(model: Any) -> Settings:
-    """Read off ``model`` what its step is made of. Raises NotServedError for what our step does not do."""
-    needed = (*NETS, "opt", "optimizer_G", "optimizer_D", "fake_A_pool", "fake_B_pool")
-    lacking = [name for name in needed if name not in vars(model)]
-    if lacking:
-        raise NotServedError(f"the model has no {', '.join(lacking)}")
-    nets = {name: unwrapped(name, getattr(model, name)) for name in NETS}
+def read_settings(model: Any) -> Settings:
+    """Return the settings of the step of ``model``.
+
+    Raises NotReplaceableError for settings that our step does not support.
+    """
+    required = (*NETS, "opt", "optimizer_G", "optimizer_D", "fake_A_pool", "fake_B_pool")
+    missing = [name for name in required if name not in vars(model)]
+    if missing:
+        raise NotReplaceableError(f"the model has no {', '.join(missing)}")
+    nets = {name: unwrap(name, getattr(model, name)) for name in NETS}
     devices: set[torch.device] = set()
     for net in nets.values():
         devices.update(p.device for p in net.parameters())
     if len(devices) > 1:
-        raise NotServedError(f"its networks are on {len(devices)} devices")
+        raise NotReplaceableError(f"its networks are on {len(devices)} devices")
     known = {*LOSSES.values(), "G"}
     unknown = [name for name in getattr(model, "loss_names", []) if name not in known]
     if unknown:
-        raise NotServedError(f"it reports a loss that the public step does not have: {', '.join(unknown)}")
+        raise NotReplaceableError(
+            f"it reports losses that the public step does not have: {', '.join(unknown)}"
+        )
     optim = _optim(model, nets)
     fixed = getattr(model.opt, "preprocess", getattr(model.opt, "resize_or_crop", "")) in FIXED_SIZE
     return Settings(nets, _loss(model), optim, devices.pop(), fixed)
@@ -87,22 +97,22 @@ def settings(model: Any) -> Settings:
 
 def _loss(model: Any) -> LossConfig:
     opt = model.opt
-    # Before gan_mode there was no_lsgan, whose other loss was another.
+    # Before gan_mode there was no_lsgan, whose alternative to lsgan is not one of our losses.
     mode: Any = None
     if not getattr(opt, "no_lsgan", True):
         mode = "lsgan"
     mode = getattr(opt, "gan_mode", mode)
     if mode == "wgangp":
-        raise NotServedError(
-            "with gan_mode wgangp the official step has no gradient penalty, and ours has one"
+        raise NotReplaceableError(
+            "with gan_mode wgangp, the official step has no gradient penalty, but ours has one"
         )
     pools = {getattr(pool, "pool_size", None) for pool in (model.fake_A_pool, model.fake_B_pool)}
     if pools != {getattr(opt, "pool_size", None)} or getattr(model.fake_A_pool, "num_imgs", 0) > 0:
-        raise NotServedError("its replay pools are not those of the public code")
+        raise NotReplaceableError("its replay pools are not those of the public code")
     try:
         return LossConfig(mode, opt.lambda_A, opt.lambda_B, opt.lambda_identity, pool_size=opt.pool_size)
     except (UserError, AttributeError) as error:
-        raise NotServedError(str(error)) from None
+        raise NotReplaceableError(str(error)) from None
 
 
 def _optim(model: Any, nets: Mapping[str, nn.Module]) -> OptimConfig:
@@ -110,40 +120,42 @@ def _optim(model: Any, nets: Mapping[str, nn.Module]) -> OptimConfig:
     for name, pair in (("optimizer_G", ("netG_A", "netG_B")), ("optimizer_D", ("netD_A", "netD_B"))):
         optimizer = getattr(model, name)
         if type(optimizer) is not torch.optim.Adam:
-            raise NotServedError(f"{name} is {type(optimizer).__name__}, not Adam")
+            raise NotReplaceableError(f"{name} is {type(optimizer).__name__}, not Adam")
         if len(optimizer.param_groups) != 1:
-            raise NotServedError(f"{name} has settings of its own")
+            raise NotReplaceableError(f"{name} does not have exactly one parameter group")
         (group,) = optimizer.param_groups
         if any(group.get(key, value) != value for key, value in _ADAM.items()):
-            raise NotServedError(f"{name} has settings of its own")
+            raise NotReplaceableError(f"{name} uses other Adam settings than the public code")
         if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
-            raise NotServedError(f"{name} has hooks")
+            raise NotReplaceableError(f"{name} has hooks")
         if optimizer.state:
-            raise NotServedError(f"{name} has made steps already")
+            raise NotReplaceableError(f"{name} has already taken steps")
         weights = [id(p) for p in (*nets[pair[0]].parameters(), *nets[pair[1]].parameters())]
         if [id(p) for p in group["params"]] != weights:
-            raise NotServedError(f"{name} does not train {' and '.join(pair)} alone")
+            raise NotReplaceableError(f"{name} does not train exactly the parameters of {' and '.join(pair)}")
         betas.add(tuple(group["betas"]))
     lr = learning_rate(model)
     beta1, beta2 = betas.pop()
     if betas or beta2 != 0.999:
-        raise NotServedError("its optimizers have betas of their own")
+        raise NotReplaceableError("the betas of its optimizers are not those of the public code")
     return OptimConfig(lr=lr, beta1=beta1)
 
 
 def learning_rate(model: Any) -> float:
-    """Return the rate that the checkout's schedulers have set. Raises NotServedError for one that is not the
-    same for all networks.
+    """Return the learning rate that the checkout's schedulers have set.
+
+    Raises NotReplaceableError if generators and discriminators have different ones.
     """
     rates = {float(optimizer.param_groups[0]["lr"]) for optimizer in (model.optimizer_G, model.optimizer_D)}
     if len(rates) > 1:
-        raise NotServedError("generators and discriminators have learning rates of their own")
+        raise NotReplaceableError("generators and discriminators have different learning rates")
     return rates.pop()
 
 
-def draws(pool: ImagePool, count: int) -> Iterator[tuple[float, float]]:
-    """Yield what ``pool`` is to do with the next ``count`` images, drawn from Python's ``random`` as the
-    official pool draws it.
+def pool_draws(pool: ImagePool, count: int) -> Iterator[tuple[float, float]]:
+    """Yield the pair of numbers by which ``pool`` decides what to do with each of the next ``count`` images.
+
+    The decisions are drawn from Python's ``random`` exactly as the official pool draws them.
     """
     for filled in range(pool.filled, pool.filled + count):
         if filled < pool.capacity or not pool.capacity or random.uniform(0, 1) <= 0.5:
@@ -153,37 +165,41 @@ def draws(pool: ImagePool, count: int) -> Iterator[tuple[float, float]]:
 
 
 class Step:
-    """Our iteration over the four networks of ``given``. Arguments are those of ``Engine``."""
+    """Our training iteration on the four networks of ``settings``.
+
+    The other arguments are those of ``Engine``.
+    """
 
     def __init__(
         self,
-        given: Settings,
+        settings: Settings,
         precision: str = "fp32",
         compiled: bool = False,
         log: Callable[[str], None] = lambda text: None,
     ):
-        nets = {NETS[name]: net for name, net in given.nets.items()}
-        self.recipe = CycleGANRecipe(given.loss)
+        nets = {NETS[name]: net for name, net in settings.nets.items()}
+        self.recipe = CycleGANRecipe(settings.loss)
         self.engine = Engine(
             self.recipe,
             nets,
-            given.optim,
-            given.device,
+            settings.optim,
+            settings.device,
             precision,
             compiled,
             log=log,
-            fixed_sizes=given.fixed_sizes,
+            fixed_sizes=settings.fixed_sizes,
         )
         self.losses: dict[str, Tensor] = {}
 
     def __call__(self, a: Tensor, b: Tensor, lr: float) -> dict[str, Tensor]:
-        """Run one iteration on images a, b [N, C, H, W] and return its losses, scalars on the device, by
-        their official names.
+        """Run one iteration on images a, b [N, C, H, W].
+
+        Returns the losses by their official names, as scalars on the device.
         """
         pools, view = self.recipe.pools, View(0.0, 0.0, False)
-        # The official step asks the pool of fake B for all its images first.
-        drawn_B = list(draws(pools["B"], a.shape[0]))
-        drawn_A = list(draws(pools["A"], b.shape[0]))
+        # The official step queries the pool of fake B first, for all its images.
+        drawn_B = list(pool_draws(pools["B"], a.shape[0]))
+        drawn_A = list(pool_draws(pools["A"], b.shape[0]))
         samples = []
         for draw_A, draw_B in zip(drawn_A, drawn_B, strict=True):
             samples.append(Sample(0, 0, view, view, draw_A, draw_B, 0.0, 0.0))
@@ -196,18 +212,19 @@ class Step:
         return self.losses
 
     def generator_loss(self) -> Tensor:
-        """Return the sum that the generators minimised last."""
+        """Return the total generator loss of the last iteration."""
         losses = [loss for name, loss in self.losses.items() if not name.startswith("D_")]
         return torch.stack(losses).sum()
 
     @torch.no_grad()
     def images(self, a: Tensor, b: Tensor) -> dict[str, Tensor]:
-        """Return what the generators make of a and b now, by the official names. Running statistics and
-        random states stay as they are.
+        """Run the generators on a and b and return their images by the official names.
+
+        Uses the current weights. Running statistics and random states are left unchanged.
         """
         engine = self.engine
         G_A, G_B = engine.nets["G_AB"], engine.nets["G_BA"]
-        kept = [(buffer, buffer.clone()) for buffer in (*G_A.buffers(), *G_B.buffers())]
+        saved = [(buffer, buffer.clone()) for buffer in (*G_A.buffers(), *G_B.buffers())]
         devices = []
         if engine.device.type == "cuda":
             devices.append(engine.device)
@@ -216,9 +233,9 @@ class Step:
         )
         with torch.random.fork_rng(devices), autocast:
             fake_B, fake_A = G_A(a), G_B(b)
-            found = {"fake_B": fake_B, "rec_A": G_B(fake_B), "fake_A": fake_A, "rec_B": G_A(fake_A)}
+            images = {"fake_B": fake_B, "rec_A": G_B(fake_B), "fake_A": fake_A, "rec_B": G_A(fake_A)}
             if self.recipe.has_identity:
-                found |= {"idt_A": G_A(b), "idt_B": G_B(a)}
-        for buffer, value in kept:
+                images |= {"idt_A": G_A(b), "idt_B": G_B(a)}
+        for buffer, value in saved:
             buffer.copy_(value)
-        return found
+        return images

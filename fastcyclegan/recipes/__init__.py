@@ -1,7 +1,8 @@
-"""What is trained and by which losses: one module a recipe (CycleGAN so far), and what recipes share.
+"""Recipes, which define the networks to train and their losses.
 
-A loss, an image pool, or the phases of an iteration belong here. How an iteration runs on a device
-(precision, streams, CUDA graphs) does not: that is the engine's, which a recipe knows as a type alone.
+There is one module per recipe (so far only CycleGAN), and code that recipes share. Losses, image pools and
+the phases of an iteration belong here. How an iteration runs on a device (precision, streams, CUDA graphs)
+does not: that is the job of the engine, which recipes only see as a protocol.
 
 Uses ``reference``, ``nn``, ``data`` and ``config``.
 """

@@ -1,4 +1,4 @@
-"""CycleGAN: four networks, two replay pools, and the two phases of an iteration."""
+"""The CycleGAN recipe: four networks, two replay pools, and the two phases of an iteration."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ GENERATORS, DISCRIMINATORS = ("G_AB", "G_BA"), ("D_A", "D_B")
 
 
 def build_networks(config: ModelConfig) -> dict[str, nn.Module]:
-    """Return the four networks, initialised, created in the official order (G_AB, G_BA, D_B, D_A), which
-    fixes what a seed gives.
+    """Build and initialise the four networks in the official order: G_AB, G_BA, D_B, D_A.
+
+    The order determines which initial weights a seed produces.
     """
 
     def initialised(net: nn.Module) -> nn.Module:
@@ -38,11 +39,11 @@ def build_networks(config: ModelConfig) -> dict[str, nn.Module]:
 
 
 class CycleGANRecipe:
-    """CycleGAN as a ``Recipe``. ``pools`` keep fakes of each domain, which later iterations are shown.
+    """CycleGAN as a ``Recipe``. ``pools`` store fake images of each domain for later iterations.
 
-    Every network is called once a stage: the generators with images of both domains (a fake and, with
-    identity loss, an image that should stay), then with the fakes of the other; the discriminators with the
-    fakes, and in their own phase with real and pooled ones.
+    Each network is called once per stage. The generators are called with images of both domains (one to
+    translate and, with identity losses, one that should not change), and then with each other's fake images.
+    The discriminators are called with the fake images, and in their own phase with real and pooled images.
     """
 
     networks: tuple[str, ...] = (*GENERATORS, *DISCRIMINATORS)
@@ -50,7 +51,7 @@ class CycleGANRecipe:
     # The official G_A translates A to B, and the official D_A judges images of B.
     official_names: Mapping[str, str] = {"G_AB": "G_A", "G_BA": "G_B", "D_B": "D_A", "D_A": "D_B"}
     generators: tuple[str, ...] = GENERATORS
-    # The discriminators' phase judges fakes from before the generators' update.
+    # The discriminators' phase judges fake images made before the generators' update.
     phases_may_overlap = True
 
     def __init__(self, loss: LossConfig) -> None:
@@ -59,7 +60,7 @@ class CycleGANRecipe:
         self.has_identity, self.has_penalty = loss.lambda_identity > 0, loss.gan_mode == "wgangp"
         identity = ("idt_B", "idt_A") if self.has_identity else ()
         distances = ("cycle_A", "cycle_B", *identity)
-        # In the order of the phases' results: B before A, but for cycles.
+        # In the order of the phases' results: B before A, except for the cycle losses.
         self.generator_losses: tuple[str, ...] = ("G_AB", "G_BA", *distances)
         self.loss_names: tuple[str, ...] = (*self.generator_losses, "D_B", "D_A")
         self.loss_panels: Mapping[str, tuple[str, ...]] = {
@@ -91,25 +92,28 @@ class CycleGANRecipe:
             ),
         )
 
-    # --- What the host decides ------------------------------------------------------------------------------
+    # --- Decisions on the host ------------------------------------------------------------------------------
 
     def decide(self, batch: Batch) -> dict[str, Tensor]:
-        """Settle what the pools show and keep, and where wgangp mixes. The pool of fake B is asked first."""
+        """Decide which images the pools return and store, and where wgangp interpolates.
+
+        The pool of fake B decides first.
+        """
         draws = {
             "B": [sample.draw_B for sample in batch.samples],
             "A": [sample.draw_A for sample in batch.samples],
         }
         numbers = {}
-        for side, drawn in draws.items():
-            numbers[f"pool_{side}"] = torch.tensor(self.pools[side].decide(drawn), dtype=torch.int64)
+        for side, pairs in draws.items():
+            numbers[f"pool_{side}"] = torch.tensor(self.pools[side].decide(pairs), dtype=torch.int64)
         if self.has_penalty:
             numbers["mix_B"] = torch.tensor([sample.mix_B for sample in batch.samples])
             numbers["mix_A"] = torch.tensor([sample.mix_A for sample in batch.samples])
         return numbers
 
     def is_steady(self, batch: Batch) -> bool:
-        """Whether all images that the pools hold are of the size of those of ``batch``."""
-        # The fake of B is made from an image of A, and has its size.
+        """Return whether all images in the pools have the size of those in ``batch``."""
+        # A fake image of B is made from an image of A, and has its size.
         fake_A = (*batch.A.shape[1:2], *batch.B.shape[2:])
         fake_B = (*batch.B.shape[1:2], *batch.A.shape[2:])
         return self.pools["A"].holds(fake_A) and self.pools["B"].holds(fake_B)
@@ -148,7 +152,7 @@ class CycleGANRecipe:
     def _translated_in_order(
         self, forward: Forward, a: Tensor, b: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
-        """The same in the official order: batch norm's running statistics, for one, depend on it."""
+        """Do the same in the official order, which batch norm's running statistics depend on."""
         G_AB, G_BA = forward["G_AB"], forward["G_BA"]
         fake_B = G_AB(a)
         rec_A = G_BA(fake_B)
@@ -160,9 +164,7 @@ class CycleGANRecipe:
     # --- The discriminators' phase --------------------------------------------------------------------------
 
     def _show_pools(self, inputs: Inputs) -> Inputs:
-        """Show the pools the fakes that the generators made before their update, and pass on what they
-        return.
-        """
+        """Pass the fake images, which were made before the generators' update, through the pools."""
         shown = {}
         for side in ("B", "A"):
             fakes = inputs.earlier[f"fake_{side}"]
@@ -185,7 +187,7 @@ class CycleGANRecipe:
     # --- Samples and state ----------------------------------------------------------------------------------
 
     def samples(self, translate: Translate, A: Tensor, B: Tensor) -> dict[str, Tensor]:
-        """Return both images, their translations, and those translated back."""
+        """Return both images, their translations, and the translations translated back."""
         fake_B = translate("G_AB", A)
         rec_A = translate("G_BA", fake_B)
         fake_A = translate("G_BA", B)

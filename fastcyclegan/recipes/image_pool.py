@@ -1,10 +1,10 @@
-"""The replay history as tensors on the device, driven by decisions drawn beforehand.
+"""The replay pool, stored as tensors on the device and driven by decisions made on the host.
 
-The rule is ``reference.ReplayPool``'s (Shrivastava et al. 2017, as CycleGAN uses it). Nothing in it depends
-on what the images show, so ``decide`` settles on the host which image is shown and which slot is written,
-from the numbers that the sample carries; ``take`` then only gathers and scatters, by indices that may come as
-a tensor: work of one shape whatever they are, so that a CUDA graph can hold it. The same decisions give the
-same images on every device, and a resumed run needs no random state.
+The rule is that of ``reference.ReplayPool`` (Shrivastava et al. 2017, as used in CycleGAN). It does not
+depend on the contents of the images. So ``decide`` determines on the host which image is returned and which
+slot is written, from random numbers that are part of each sample. ``take`` then only gathers and scatters.
+Its indices can be a tensor, and its work has the same shape for all indices, so it can be captured in a CUDA
+graph. The same decisions return the same images on every device, and a resumed run needs no random state.
 """
 
 from __future__ import annotations
@@ -16,16 +16,19 @@ import torch
 from torch import Tensor
 
 Indices = list[list[int]]
-"""What a query does with its N images, three rows of N: image n shown is number ``own[n]`` of the query,
-or, where that is -1, slot ``stored[n]`` as it was before it; afterwards slot ``written[n]`` holds image n
-of the query (the capacity: no slot does)."""
+"""The decisions for a query of N images, as three rows of N numbers.
+
+The n-th returned image is image ``new[n]`` of the query or, if that is -1, the previous content of slot
+``stored[n]``. Afterwards, image n of the query is in slot ``written[n]``, or in no slot if that equals the
+capacity.
+"""
 
 
 class ImagePool:
-    """``capacity`` slots for images of one domain; 0 passes images through.
+    """A replay pool with ``capacity`` slots for images of one domain. With capacity 0, images pass through.
 
-    The slots are one tensor while all images have one size, and a list of tensors from the first other size
-    on.
+    The slots are one tensor as long as all images have the same size. From the first image of another size
+    on, they are a list of tensors.
     """
 
     def __init__(self, capacity: int = 50) -> None:
@@ -33,7 +36,7 @@ class ImagePool:
             raise ValueError(f"ImagePool: capacity must not be negative, got {capacity}")
         self.capacity = capacity
         self.filled = 0
-        # One more than the capacity: what is to be kept nowhere is written there.
+        # One slot more than the capacity: images that are not stored are written there.
         self._memory: Tensor | list[Tensor] | None = None
 
     @property
@@ -44,10 +47,11 @@ class ImagePool:
         return self._memory[: self.capacity]
 
     def decide(self, draws: Sequence[tuple[float, float]]) -> Indices:
-        """Decide a query of ``len(draws)`` images from their (swap, place) in [0, 1), and count the slots
-        it fills.
+        """Decide a query of ``len(draws)`` images from their (swap, place) in [0, 1).
+
+        Slots that the query fills are counted in ``filled``.
         """
-        own, stored = [], []
+        new, stored = [], []
         writer: dict[int, int] = {}
         for n, (swap, place) in enumerate(draws):
             shown, slot = n, 0
@@ -56,26 +60,25 @@ class ImagePool:
                 self.filled += 1
             elif self.capacity and swap < 0.5:
                 slot = int(place * self.capacity)
-                # A slot that this same query wrote holds one of the query's own images.
+                # If this query has already written the slot, it contains one of the query's own images.
                 shown = writer.get(slot, -1)
                 writer[slot] = n
-            own.append(shown)
+            new.append(shown)
             stored.append(slot)
-        written = [self.capacity] * len(own)
+        written = [self.capacity] * len(new)
         for slot, n in writer.items():
             written[n] = slot
-        return [own, stored, written]
+        return [new, stored, written]
 
     def query(self, images: Tensor, draws: Sequence[tuple[float, float]]) -> Tensor:
-        """Return what the discriminator is shown for ``images`` [N, C, H, W] (detached), and store what is to
-        be stored.
+        """Return the images to show to the discriminator instead of ``images`` [N, C, H, W], detached.
+
+        New images are stored according to the rule of the pool.
         """
         return self.take(images, self.decide(draws))
 
     def holds(self, size: tuple[int, ...]) -> bool:
-        """Whether images of ``size`` (C, H, W) are all that is in here, so that a query needs no decision
-        of the host.
-        """
+        """Return whether all stored images have ``size`` (C, H, W), so that the host need not be involved."""
         if self.capacity == 0:
             return True
         return isinstance(self._memory, Tensor) and self._memory.shape[1:] == size
@@ -88,8 +91,9 @@ class ImagePool:
             self._memory = [slot.clone() for slot in self._memory]
 
     def take(self, images: Tensor, indices: Indices | Tensor) -> Tensor:
-        """``query`` by the ``indices`` of a plan, or the same as a tensor [3, N] of int64 on the device of
-        ``images``.
+        """Run a query with the ``indices`` that ``decide`` returned.
+
+        ``indices`` can also be an int64 tensor [3, N] on the device of ``images``.
         """
         images = images.detach()
         if self.capacity == 0:
@@ -104,20 +108,20 @@ class ImagePool:
         return self._take_from_tensor(images, indices, self._memory)
 
     def _take_from_tensor(self, images: Tensor, indices: Tensor, memory: Tensor) -> Tensor:
-        own, stored, written = indices.unbind(0)
-        # As rows in memory: selecting images would leave channels_last.
+        new, stored, written = indices.unbind(0)
+        # Permute to rows in memory, because selecting from NCHW would not keep channels_last.
         slots, images = memory.permute(0, 2, 3, 1), images.permute(0, 2, 3, 1)
         chosen = images
         if images.shape[0] > 1:
-            chosen = images.index_select(0, own.clamp(min=0))
-        shown = torch.where((own < 0).view(-1, 1, 1, 1), slots.index_select(0, stored), chosen)
+            chosen = images.index_select(0, new.clamp(min=0))
+        shown = torch.where((new < 0).view(-1, 1, 1, 1), slots.index_select(0, stored), chosen)
         slots.index_copy_(0, written, images)
         return shown.permute(0, 3, 1, 2)
 
     def _take_from_list(self, images: Tensor, indices: Indices, slots: list[Tensor]) -> Tensor:
-        own, stored, written = indices
+        new, stored, written = indices
         shown = []
-        for n, slot in zip(own, stored, strict=True):
+        for n, slot in zip(new, stored, strict=True):
             shown.append(slots[slot] if n < 0 else images[n])
         for n, slot in enumerate(written):
             if slot < self.capacity:
@@ -125,16 +129,16 @@ class ImagePool:
         return torch.stack(shown)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the pool as plain values and tensors. They are the pool's own: copy them before the next
-        query.
+        """Return the pool as plain values and tensors.
+
+        The tensors are not copies: copy them before the next query.
         """
         return {"capacity": self.capacity, "filled": self.filled, "slots": self.slots}
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
-        """Restore what ``state_dict`` gave, on ``device``. Raises ValueError where the capacity is
-        another."""
+        """Restore the pool from ``state_dict``, on ``device``. Raises ValueError if the capacity differs."""
         if state["capacity"] != self.capacity:
-            raise ValueError(f"pool_size was {state['capacity']}, is {self.capacity}")
+            raise ValueError(f"pool_size was {state['capacity']}, and is {self.capacity} now")
         slots = state["slots"]
         self.filled = state["filled"]
         if isinstance(slots, list):

@@ -1,5 +1,6 @@
-"""The losses of several images in one go: what ``reference.gan_loss`` and ``l1_loss`` give one by one, in a
-few launches for all.
+"""Compute the losses of several tensors at once, with a few launches for all of them.
+
+They equal ``reference.gan_loss`` and ``l1_loss`` called once per tensor.
 """
 
 from __future__ import annotations
@@ -14,21 +15,21 @@ from fastcyclegan.recipes.recipe import Compile, uncompiled
 
 
 def _stacked(xs: Sequence[Tensor]) -> Tensor | None:
-    """Return k tensors [N, ...] as one [k, N, ...], in fp32 at least; None where their shapes differ."""
+    """Stack k tensors [N, ...] into one [k, N, ...], at least in fp32. Return None if their shapes differ."""
     if any(x.shape != xs[0].shape for x in xs[1:]):
         return None
-    together = torch.cat(list(xs))  # not stack: which would leave channels_last
+    together = torch.cat(list(xs))  # stack would not keep channels_last
     if together.dtype in (torch.bfloat16, torch.float16):
         together = together.float()
     return together.unflatten(0, (len(xs), -1))
 
 
 def gan_losses(judged: Sequence[Tensor], real: Tensor, mode: str) -> Tensor:
-    """Return the adversarial loss of each of k logits [N, 1, H, W], [k]; ``real`` [k] holds 1 for those that
-    are to be judged real, else 0.
+    """Return the adversarial losses [k] of k tensors of logits [N, 1, H, W].
 
-    ``mode``: lsgan (Mao et al. 2017), vanilla (cross entropy) or wgangp (without its penalty), as
-    ``reference.gan_loss`` has them.
+    ``real`` [k] is 1 for logits that should be classified as real, and 0 for the others. ``mode`` is lsgan
+    (Mao et al. 2017), vanilla (cross entropy) or wgangp (without its penalty), as in
+    ``reference.gan_loss``.
     """
     logits = _stacked(judged)
     if logits is None:
@@ -38,23 +39,27 @@ def gan_losses(judged: Sequence[Tensor], real: Tensor, mode: str) -> Tensor:
     if mode == "lsgan":
         return (logits - target).square().mean(dims)
     if mode == "vanilla":
-        # -log sigmoid(x) = softplus(-x) for real ones; softplus(x) = softplus(-x) + x for the others.
+        # -log sigmoid(x) = softplus(-x) for real; softplus(x) = softplus(-x) + x for fake.
         return (F.softplus(-logits) + (1 - target) * logits).mean(dims)
     return logits.mean(dims) * (1 - 2 * real).to(logits)
 
 
 def l1_losses(results: Sequence[Tensor], targets: Sequence[Tensor], weights: Tensor) -> Tensor:
-    """Return weights [k] times the mean distance of each of k images [N, C, H, W] from its target, [k]."""
-    stacked, wanted = _stacked(results), _stacked(targets)
-    if stacked is None or wanted is None:
+    """Return the mean L1 distances [k] of k tensors [N, C, H, W] from their targets.
+
+    They are multiplied by ``weights`` [k].
+    """
+    stacked, stacked_targets = _stacked(results), _stacked(targets)
+    if stacked is None or stacked_targets is None:
         return torch.stack([F.l1_loss(x, y) for x, y in zip(results, targets, strict=True)]) * weights
-    return (stacked - wanted).abs().mean(tuple(range(1, stacked.dim()))) * weights.to(stacked)
+    return (stacked - stacked_targets).abs().mean(tuple(range(1, stacked.dim()))) * weights.to(stacked)
 
 
 class BatchedLosses:
-    """Both losses by Python numbers. ``compile_loss`` makes one function of the arithmetic of each.
+    """Both losses, with targets and weights given as Python numbers.
 
-    The numbers lie on the device of the images, put there once: a CUDA graph cannot wait for the host.
+    ``compile_loss`` compiles their arithmetic. The numbers are copied to the device only once, because a CUDA
+    graph cannot wait for the host.
     """
 
     def __init__(self, mode: str, compile_loss: Compile = uncompiled) -> None:
@@ -63,15 +68,16 @@ class BatchedLosses:
         self._constants: dict[Hashable, Tensor] = {}
 
     def adversarial(self, judged: Sequence[Tensor], real: Sequence[bool]) -> Tensor:
-        """Return the adversarial loss of each of k logits [N, 1, H, W], [k]; ``real``: which are to be judged
-        real.
+        """Return the adversarial losses [k] of k tensors of logits [N, 1, H, W].
+
+        ``real`` tells which of them should be classified as real.
         """
         return self._gan_losses(judged, self._constant(real, judged[0]), self.mode)
 
     def distances(
         self, results: Sequence[Tensor], targets: Sequence[Tensor], weights: Sequence[float]
     ) -> Tensor:
-        """Return the weighted mean distance of each of k images [N, C, H, W] from its target, [k]."""
+        """Return the weighted mean L1 distances [k] of k tensors [N, C, H, W] from their targets."""
         return self._l1_losses(results, targets, self._constant(weights, results[0]))
 
     def _constant(self, values: Sequence[float], like: Tensor) -> Tensor:

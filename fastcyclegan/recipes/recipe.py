@@ -1,7 +1,7 @@
-"""The interface between a recipe, which says what is trained and by which losses, and all that runs it.
+"""The interface between a recipe, which defines networks and losses, and the code that trains it.
 
-A recipe is asked for its networks and their names, and for the phases of an iteration. A phase is a function
-from images to losses and to what later phases want of it; nothing of an iteration stays in the recipe but its
+A recipe provides its networks and their names, and the phases of an iteration. A phase is a function from
+images to losses, and to outputs that later phases need. A recipe keeps no data of an iteration except in its
 image pools.
 """
 
@@ -19,33 +19,38 @@ from fastcyclegan.data.batch import Batch
 
 F = TypeVar("F", bound=Callable[..., Tensor])
 Compile = Callable[[F], F]
-"""Makes a faster function of one that computes losses, such as torch.compile."""
+"""Makes a loss function faster, for example torch.compile."""
 Translate = Callable[[str, Tensor], Tensor]
-"""Runs the generator of a name on images [N, C, H, W]."""
+"""Runs the generator with a given name on images [N, C, H, W]."""
 
 
 def uncompiled(function: F) -> F:
-    """Return ``function`` as it is."""
+    """Return ``function`` unchanged."""
     return function
 
 
 class Forward(Protocol):
-    """How a phase calls the networks of its recipe, by name: the engine decides which of them go together."""
+    """Calls the networks of a recipe by name. The engine decides which calls are combined."""
 
     def __getitem__(self, name: str) -> nn.Module:
-        """Return network ``name``, to be called by itself."""
+        """Return the network ``name``, for a separate call."""
 
     def __call__(self, inputs: Mapping[str, Sequence[Tensor]]) -> dict[str, list[Tensor]]:
-        """Return what each network makes of each of its images [N, C, H, W]: as many for each network."""
+        """Return the outputs of each network for its images [N, C, H, W].
+
+        All networks get the same number of images.
+        """
 
     def in_any_order(self, names: Sequence[str]) -> bool:
-        """Whether it does not matter in what order and company images go through these networks."""
+        """Return whether images may go through these networks in any order and in any combination."""
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a phase works on: images of both domains [N, C, H, W], the numbers that ``decide`` gave, on their
-    device, and images of earlier phases by name: those that the phase wants, as its ``prepare`` returns them.
+    """The inputs of a phase.
+
+    They are the images of both domains [N, C, H, W], the numbers that ``decide`` returned, on the device of
+    the images, and the outputs of earlier phases that the phase wants, by name, as returned by ``prepare``.
     """
 
     A: Tensor
@@ -54,7 +59,7 @@ class Inputs:
     earlier: dict[str, Tensor] = field(default_factory=dict)
 
     def part(self, start: int, stop: int) -> Inputs:
-        """Return the samples [start, stop)."""
+        """Return the inputs of the samples [start, stop)."""
         numbers = {name: values[..., start:stop] for name, values in self.numbers.items()}
         earlier = {name: images[start:stop] for name, images in self.earlier.items()}
         return Inputs(self.A[start:stop], self.B[start:stop], numbers, earlier)
@@ -62,10 +67,10 @@ class Inputs:
 
 @dataclass(frozen=True)
 class PhaseResult:
-    """The losses of a phase [k], whose sum is minimised, and images [N, C, H, W] for later phases by name,
-    detached.
+    """The losses [k] of a phase, whose sum is minimised, and its detached output images [N, C, H, W] by name.
 
-    Each loss is a mean over the samples: of a batch in parts the losses are weighted by the parts' sizes.
+    Each loss is a mean over the samples. If a batch is run in parts, losses are weighted by the sizes of the
+    parts.
     """
 
     losses: Tensor
@@ -73,18 +78,18 @@ class PhaseResult:
 
 
 def unprepared(inputs: Inputs) -> Inputs:
-    """Return ``inputs`` as they are."""
+    """Return ``inputs`` unchanged."""
     return inputs
 
 
 @dataclass(frozen=True)
 class Phase:
-    """One update: the networks it trains, those it freezes in its forward, and the function that computes it.
+    """One update: the networks to train, the networks to freeze in its forward, and the function to run.
 
-    A network that it calls and does not train it must freeze, or detach what that makes: another phase would
-    take those gradients for its own. ``wants`` names the outputs of earlier phases that it gets. ``prepare``
-    does what the samples of a batch have to do together before they may go in parts; ``run`` is called for
-    each part.
+    A network that the phase calls but does not train must be frozen, or its outputs detached; otherwise
+    another phase would mistake those gradients for its own. ``wants`` names the outputs of earlier phases
+    that the phase receives. ``prepare`` does the work for which all samples of a batch are needed together.
+    ``run`` is called for each part of a batch.
     """
 
     name: str
@@ -96,10 +101,11 @@ class Phase:
 
 
 class Recipe(Protocol):
-    """What is trained, and how: see ``CycleGANRecipe`` for one.
+    """Defines what is trained and how; ``CycleGANRecipe`` is an example.
 
-    The engine asks for phases, decisions, state and who generates; runs and files for names, panels, samples
-    and new networks. ``registry.make_recipe`` says which recipe a configuration means.
+    The engine uses the phases, decisions, state and the generators' names; the code for runs and files uses
+    the other names, panels, samples and new networks. ``registry.make_recipe`` selects the recipe for a
+    configuration.
     """
 
     @property
@@ -108,15 +114,15 @@ class Recipe(Protocol):
 
     @property
     def networks_title(self) -> str:
-        """How a message calls them, such as "the four of a CycleGAN"."""
+        """How messages refer to them, for example "the four of a CycleGAN"."""
 
     @property
     def official_names(self) -> Mapping[str, str]:
-        """What the official code calls each of them in its files."""
+        """The name of each network in the files of the official code."""
 
     @property
     def generators(self) -> tuple[str, ...]:
-        """Those of them that make images: what users keep, and what running averages are worth having of."""
+        """The networks that generate images. These are what users keep, and what averages are useful for."""
 
     @property
     def loss_names(self) -> tuple[str, ...]:
@@ -124,53 +130,61 @@ class Recipe(Protocol):
 
     @property
     def generator_losses(self) -> tuple[str, ...]:
-        """Those of them that train generators: a plateau of their sum lowers the learning rate."""
+        """The names of the losses that train generators. A plateau of their sum lowers the learning rate."""
 
     @property
     def loss_panels(self) -> Mapping[str, tuple[str, ...]]:
-        """The losses that are drawn together, by the titles of their panels."""
+        """The losses that are plotted together, by the title of their panel."""
 
     @property
     def twice_differentiated(self) -> tuple[str, ...]:
-        """Networks whose gradient is differentiated again, which torch.compile and the kernels do not
-        support."""
+        """The networks whose gradients are differentiated again.
+
+        torch.compile and the kernels do not support this.
+        """
 
     @property
     def phases_may_overlap(self) -> bool:
-        """Whether there are two phases, of which the second needs nothing of the first but its outputs: not
-        the weights after its update.
+        """Whether there are two phases, and the second needs only the outputs of the first.
+
+        It must not need the weights that the first phase updates.
         """
 
     def build_networks(self, config: ModelConfig) -> dict[str, nn.Module]:
-        """Return the networks by name, initialised, in the order of creation that fixes what a seed gives."""
+        """Build and initialise the networks in a fixed order, so that a seed determines their weights."""
 
     def phases(self, compile_loss: Compile = uncompiled) -> tuple[Phase, ...]:
-        """Return the phases of an iteration, in order, each of another name. ``compile_loss`` makes their
-        losses' arithmetic faster. May be called more than once.
+        """Return the phases of an iteration in order, with different names.
+
+        ``compile_loss`` compiles the arithmetic of their losses. This can be called more than once.
         """
 
     def anew(self) -> Recipe:
-        """Return a recipe with the same settings, before its first iteration."""
+        """Return a new recipe with the same settings, as before its first iteration."""
 
     def decide(self, batch: Batch) -> dict[str, Tensor]:
-        """Settle on the host all that chance decides for ``batch``; every entry has one column a sample.
+        """Make all random decisions for ``batch`` on the host, and return them with one column per sample.
 
-        Called once for each iteration, in their order.
+        This is called once per iteration, in order.
         """
 
     def is_steady(self, batch: Batch) -> bool:
-        """Whether an iteration with ``batch`` needs no decision of the host, so that a graph can hold it."""
+        """Return whether a graph can replay an iteration with ``batch``, so that the host need not act."""
 
     def generator(self, target: str) -> str:
-        """Return the name of the generator that makes images of domain ``target``, "A" or "B". Raises
-        UserError where there is none.
+        """Return the name of the generator for images of domain ``target``, "A" or "B".
+
+        Raises UserError if there is no such generator.
         """
 
     def samples(self, translate: Translate, A: Tensor, B: Tensor) -> dict[str, Tensor]:
-        """Return a row of the grid of samples by its columns' names, from one image of each domain."""
+        """Return one row of the sample grid, by column name, from one image of each domain."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what later iterations depend on besides networks and optimizers; its tensors are live."""
+        """Return the state, besides networks and optimizers, on which later iterations depend.
+
+        Its tensors are not copies.
+        """
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
-        """Restore what ``state_dict`` gave, on ``device``."""
+        """Restore the state from ``state_dict``, on ``device``."""

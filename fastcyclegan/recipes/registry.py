@@ -1,4 +1,4 @@
-"""Which recipe a configuration asks for: the one place that knows them all."""
+"""Select the recipe for a configuration. This is the only place that lists all recipes."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from fastcyclegan.recipes.recipe import Recipe
 
 
 def make_recipe(config: TrainConfig) -> Recipe:
-    """Return the recipe of ``config``, before its first iteration."""
+    """Return a new recipe for ``config``, as before its first iteration."""
     return CycleGANRecipe(config.loss)

@@ -85,7 +85,7 @@ def test_a_fault_of_the_device_ends_its_process_alone(around: Surroundings, tmp_
     # Enough to mend it elsewhere: both errors, layout, the first wrong number, what was launched and how.
     assert "relative error" in wrong.text
     assert (
-        "float32 [1, 4, 5, 3] strides [60, 15, 3, 1]; 20 of 60 numbers are wrong, first at [0, 0, 0, 1]:"
+        "float32 [1, 4, 5, 3] strides [60, 15, 3, 1]; 20 of 60 elements are wrong, first at [0, 0, 0, 1]:"
         in wrong.text
     )
     (launch,) = wrong.launches

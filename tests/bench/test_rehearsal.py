@@ -77,7 +77,7 @@ def test_the_command_line_without_tyro_is_one_line(bare: Path, tmp_path: Path, n
     """From another folder, with nothing installed: not the traceback of an import."""
     done = run(bare, str(ROOT / "scripts" / f"{name}.py"), "--help", folder=tmp_path)
     assert done.returncode == 2
-    assert done.stderr == "error: this needs the package tyro: python -m pip install tyro\n"
+    assert done.stderr == "error: this script needs the package tyro: python -m pip install tyro\n"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Every official network is read off its keys and shapes, and built again from its settings."""
+"""Every official network is recognised by its keys and shapes, and rebuilt from its settings."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from fastcyclegan.nn.networks import (
 
 RESNETS = [
     (9, "instance", False, False, "transpose", "reflect"),  # the official default
-    (0, "instance", False, False, "resize", "reflect"),  # no blocks: nothing but the ends to count from
-    (2, "instance", True, True, "resize", "reflect"),  # as vintagify's, with dropout's shifted keys
+    (0, "instance", False, False, "resize", "reflect"),  # no blocks: only the end layers can be counted
+    (2, "instance", True, True, "resize", "reflect"),  # as in vintagify, with keys shifted by dropout
     (1, "batch", False, True, "transpose", "zero"),  # zero padding and dropout: the fourth set of keys
     (3, "none", False, False, "resize", "reflect"),
     (6, "instance", False, False, "transpose", "zero"),
@@ -59,16 +59,16 @@ NETWORKS += [
 
 
 @pytest.mark.parametrize(("kind", "arguments"), NETWORKS)
-def test_every_network_is_read_off_its_keys_and_shapes(
+def test_recognises_every_network_by_its_keys_and_shapes(
     kind: type[nn.Module], arguments: dict[str, Any]
 ) -> None:
-    found = recognise(kind(**arguments).state_dict())
-    assert (found.kind, found.arguments) == (kind, arguments)
-    assert list(found.build().state_dict()) == list(kind(**arguments).state_dict())
+    recognised = recognise(kind(**arguments).state_dict())
+    assert (recognised.kind, recognised.arguments) == (kind, arguments)
+    assert list(recognised.build().state_dict()) == list(kind(**arguments).state_dict())
 
 
 @pytest.mark.parametrize(("kind", "arguments"), NETWORKS)
-def test_settings_build_the_same(kind: type[nn.Module], arguments: dict[str, Any]) -> None:
+def test_settings_build_the_same_network(kind: type[nn.Module], arguments: dict[str, Any]) -> None:
     architecture = Architecture(kind, arguments)
     trainable = arguments.get("padding_type") != "zero" and arguments.get("num_downs", 8) in (7, 8)
     if not trainable:

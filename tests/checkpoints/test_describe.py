@@ -1,4 +1,4 @@
-"""What is said of a file of weights, and of the files of a folder."""
+"""The description of a file of weights, and of the files in a folder."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ def test_inspect_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     }
     torch.save(nested, tmp_path / "a.ckpt")
     assert cli.inspect_checkpoint([str(tmp_path / "a.ckpt")]) == 0
-    head, what, note, rest = capsys.readouterr().out.splitlines()
+    head, network, note, others = capsys.readouterr().out.splitlines()
     assert head.startswith(f"{tmp_path / 'a.ckpt'}: 0.0 MB")
     count = sum(p.numel() for p in net.parameters())
-    assert what == (
+    assert network == (
         f"  G_A2B: generator resnet_1blocks (ngf 2, 3 to 3 channels, affine instance norm): "
-        f"{len(net.state_dict())} tensors, {count:,} numbers, float16"
+        f"{len(net.state_dict())} tensors, {count:,} values, float16"
     )
-    assert note == "    the prefix module. was taken off"
-    assert rest == "  beside them: epoch (int 12), optimizer (1 entries)"
+    assert note == '    removed the prefix "module."'
+    assert others == "  other contents: epoch (int 12), optimizer (entries: 1)"
     (tmp_path / "b.pth").write_text("hello")
     assert cli.inspect_checkpoint([str(tmp_path)]) == 0
     assert f"{tmp_path / 'b.pth'}: cannot be loaded: it is damaged" in capsys.readouterr().out

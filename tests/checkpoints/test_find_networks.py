@@ -1,5 +1,6 @@
-"""State_dicts as they are found: a network in every spelling is read right, all else is refused with what is
-strange.
+"""State_dicts in the spellings that files have.
+
+Networks are recognised in every spelling, and anything else is refused with its differences.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def renamed(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
         (lambda w: {key.replace("conv_block", "block"): value for key, value in w.items()}, [""]),
     ],
 )
-def test_spellings_of_the_wild(wrap: Any, places: list[str]) -> None:
+def test_finds_networks_in_every_spelling(wrap: Any, places: list[str]) -> None:
     weights = generator()
     networks = find_networks(wrap(weights))
     assert sorted(network.place for network in networks) == places
@@ -56,16 +57,16 @@ def test_spellings_of_the_wild(wrap: Any, places: list[str]) -> None:
         }
 
 
-def test_a_discriminator_that_is_the_attribute_model_looks_like_a_u_net() -> None:
+def test_recognises_a_discriminator_under_the_attribute_model() -> None:
     (network,) = find_networks(renamed(Discriminator(ndf=2).state_dict(), "model."))
     assert network.architecture.name == "basic"
 
 
-def test_what_was_done_is_noted() -> None:
+def test_notes_the_changes() -> None:
     weights = {f"module.{key.replace('conv_block', 'block')}": value for key, value in generator().items()}
     assert find_networks(weights)[0].architecture.notes == (
-        "the prefix module. was taken off",
-        "residual blocks were called block",
+        'removed the prefix "module."',
+        "renamed block to conv_block in residual blocks",
     )
 
 
@@ -76,17 +77,18 @@ def test_running_statistics_of_old_instance_norms_are_dropped() -> None:
         weights[f"{norm}.num_batches_tracked"] = torch.tensor(3)
     (network,) = find_networks(weights)
     assert set(network.weights) == set(generator())
-    assert "9 running statistics of instance norms were dropped" in network.architecture.notes[0]
+    assert "dropped 9 running statistics of instance norms" in network.architecture.notes[0]
 
 
-def test_batch_norms_keep_theirs() -> None:
+def test_batch_norms_keep_their_running_statistics() -> None:
     (network,) = find_networks(generator(norm="batch"))
     assert "model.2.running_mean" in network.weights
 
 
-def test_a_norm_that_could_be_two_is_not_guessed() -> None:
-    """Batch norm after a convolution with a bias, or affine instance norm with statistics: the same keys,
-    other functions.
+def test_does_not_guess_an_ambiguous_norm() -> None:
+    """The keys fit two norms, which are different functions.
+
+    They are batch norm after a convolution with a bias, and affine instance norm with running statistics.
     """
     weights = generator(affine=True) | {
         "model.2.running_mean": torch.zeros(2),
@@ -94,7 +96,7 @@ def test_a_norm_that_could_be_two_is_not_guessed() -> None:
     }
     with pytest.raises(
         UnknownArchitectureError,
-        match=r"nearest is the generator resnet_2blocks .*model.2.running_mean is strange",
+        match=r"the closest is the generator resnet_2blocks .*model.2.running_mean is unexpected",
     ):
         find_networks(weights)
 
@@ -106,64 +108,63 @@ def without(key: str) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("found", "message"),
+    ("contents", "message"),
     [
-        ({}, "not a state_dict: it holds nothing"),
-        ([torch.ones(1)], "not a state_dict: it holds no tensors, but a list"),
-        ({"epoch": 3}, "not a state_dict: it holds no tensors"),
-        ({"fc.weight": torch.ones(2, 2)}, "none is near: its keys are fc.weight"),
+        ({}, "not a state_dict: it is empty"),
+        ([torch.ones(1)], "not a state_dict: it is a list without named tensors"),
+        ({"epoch": 3}, "not a state_dict: it is a dict without named tensors"),
+        ({"fc.weight": torch.ones(2, 2)}, "no known one is close: its keys are fc.weight"),
         (
             without("model.4.weight"),
-            r"nearest is the generator resnet_2blocks \(ngf 2, .*, but model.4.weight is missing",
+            r"the closest is the generator resnet_2blocks \(ngf 2, .*, but model.4.weight is missing",
         ),
         (
             generator() | {"model.4.weight": torch.ones(3, 2, 3, 3)},
-            r"model.4.weight is \[3, 2, 3, 3\] and not \[4, 2, 3, 3\]",
+            r"model.4.weight has the shape \[3, 2, 3, 3\] instead of \[4, 2, 3, 3\]",
         ),
-        (generator() | {"model.30.weight": torch.ones(1)}, "model.30.weight is strange"),
-        # Nearest-neighbour resize and a zero-padded convolution of its own, as in another well-known
-        # repository.
+        (generator() | {"model.30.weight": torch.ones(1)}, "model.30.weight is unexpected"),
+        # Another well-known repository uses a nearest-neighbour resize and a zero-padded convolution.
         (
             {k.replace("model.12.", "model.13."): v for k, v in generator().items()},
-            "model.13.weight is strange",
+            "model.13.weight is unexpected",
         ),
         (
             generator() | {"model.1.bias": torch.tensor([1.0, float("nan")])},
-            "model.1.bias holds numbers that are not finite",
+            "model.1.bias contains values that are not finite",
         ),
         (
             generator() | {"model.1.weight": torch.ones(1).expand(2, 3, 7, 7)},
-            "its tensors claim more than the file holds",
+            "its tensors claim more bytes than the file contains",
         ),
         (
             generator() | {"model.1.bias": torch.ones(2, dtype=torch.int8)},
-            "model.1.bias holds int8, and weights are floating point",
+            "model.1.bias has the dtype int8, but weights must be floating point",
         ),
         (
             generator() | {"model.1.bias": torch.ones(2, dtype=torch.complex64)},
-            "model.1.bias holds complex64",
+            "model.1.bias has the dtype complex64",
         ),
         (
             generator() | {"model.1.bias": torch.full((2,), 1e300, dtype=torch.float64)},
-            "model.1.bias holds numbers that are not finite",
+            "model.1.bias contains values that are not finite",
         ),
-        (generator() | {"model.1.bias": torch.ones(2).to_sparse()}, "model.1.bias is no plain tensor"),
-        (generator() | {"model.1.bias": torch.ones(2, device="meta")}, "model.1.bias is no plain tensor"),
+        (generator() | {"model.1.bias": torch.ones(2).to_sparse()}, "model.1.bias is not a plain tensor"),
+        (generator() | {"model.1.bias": torch.ones(2, device="meta")}, "model.1.bias is not a plain tensor"),
     ],
 )
-def test_what_is_not_known_is_refused(found: Any, message: str) -> None:
+def test_refuses_unknown_contents(contents: Any, message: str) -> None:
     with pytest.raises(UnknownArchitectureError, match=message):
-        find_networks(found)
+        find_networks(contents)
 
 
-def test_mappings_that_hold_themselves_come_to_an_end() -> None:
-    knot: dict[str, Any] = {}
-    knot |= {str(i): knot for i in range(50)}
+def test_handles_recursive_and_deeply_nested_mappings() -> None:
+    recursive: dict[str, Any] = {}
+    recursive |= {str(i): recursive for i in range(50)}
     deep: dict[str, Any] = {}
     for _ in range(100_000):
         deep = {"in": deep}
-    for found in (knot, deep):
-        with pytest.raises(UnknownArchitectureError, match="holds no tensors"):
-            find_networks(found)
-    while deep:  # freed level by level: Python's own way of freeing it is recursive
+    for contents in (recursive, deep):
+        with pytest.raises(UnknownArchitectureError, match="without named tensors"):
+            find_networks(contents)
+    while deep:  # freed level by level, because Python would free it recursively
         deep = deep["in"]

@@ -1,4 +1,4 @@
-"""Networks from files and folders: which file, which network in it, and the commands that use it."""
+"""Load networks from files and folders: the choice of file and network, and the commands that do so."""
 
 from __future__ import annotations
 
@@ -24,8 +24,11 @@ from fastcyclegan.training.trainer import train
 from tests.conftest import write_images
 
 
-def test_a_run_gives_the_side_by_direction(tmp_path: Path) -> None:
-    """By the training folders: after --direction BtoA the model's A is folder B, so B to A is G_A."""
+def test_direction_chooses_the_generator_of_a_run(tmp_path: Path) -> None:
+    """A and B are the training folders.
+
+    After --direction BtoA the model's A is folder B, so G_A translates B to A.
+    """
     with pytest.raises(UserError, match="no such file or folder"):
         find_weights(tmp_path / "none", None, "latest")
     for side in "AB":
@@ -47,10 +50,10 @@ def test_a_run_gives_the_side_by_direction(tmp_path: Path) -> None:
         "latest_net_G_A.pth",
     ]
     with pytest.raises(
-        UserError, match=r"5_net_G_A.pth: no such file; weights of a generator \(G_A\) in .*: latest"
+        UserError, match=r"5_net_G_A.pth: no such file for the generator G_A; epochs saved in .*: latest"
     ):
         find_weights(tmp_path, None, "5")
-    with pytest.raises(UserError, match="have nothing to choose"):
+    with pytest.raises(UserError, match="do not apply"):
         find_weights(tmp_path / "latest_net_G_A.pth", "AtoB", "latest")
 
 
@@ -63,7 +66,7 @@ def test_a_run_gives_the_side_by_direction(tmp_path: Path) -> None:
     ],
     ids=["affine", "batch", "unet"],
 )
-def test_a_generator_comes_back_as_it_was(net: nn.Module, tmp_path: Path) -> None:
+def test_loads_a_generator_unchanged(net: nn.Module, tmp_path: Path) -> None:
     net.eval()
     torch.save(
         {"epoch": 7, "netG_A2B": {f"module.{k}": v for k, v in net.state_dict().items()}},
@@ -81,8 +84,8 @@ def test_a_generator_comes_back_as_it_was(net: nn.Module, tmp_path: Path) -> Non
     assert half.impl == "reference"
 
 
-def test_the_reference_loads_what_was_read(tmp_path: Path) -> None:
-    """By hand: the keys of a file of another project are the official ones but for a word."""
+def test_loaded_weights_match_the_reference(tmp_path: Path) -> None:
+    """The keys of another project's file are the official ones except for one word, renamed by hand here."""
     net = reference.Generator(ngf=2, n_blocks=1)
     torch.save({k.replace("conv_block", "block"): v for k, v in net.state_dict().items()}, tmp_path / "g.pth")
     x = torch.randn(1, 3, 8, 12)
@@ -90,26 +93,26 @@ def test_the_reference_loads_what_was_read(tmp_path: Path) -> None:
         torch.testing.assert_close(load_generator(tmp_path / "g.pth")(x), net(x))
 
 
-def test_a_file_with_several_generators_asks_which(tmp_path: Path) -> None:
+def test_a_file_with_several_generators_needs_a_key(tmp_path: Path) -> None:
     one, other = Generator(ngf=2, n_blocks=1).state_dict(), Generator(ngf=4, n_blocks=1).state_dict()
     torch.save(
         {"nets": {"G_AB": one, "G_BA": other, "D_A": Discriminator(ndf=2).state_dict()}},
         tmp_path / "state.pt",
     )
     with pytest.raises(
-        UserError, match=r"state.pt: holds 2 generators, so key must say which: nets.G_AB, nets.G_BA"
+        UserError, match=r"state.pt: contains 2 generators; set key to one of nets.G_AB, nets.G_BA"
     ):
         load_generator(tmp_path / "state.pt")
     assert load_generator(tmp_path / "state.pt", key="nets.G_BA").model[1].out_channels == 4
-    with pytest.raises(UserError, match=r"no generator at 'G_A'; there is nets.G_AB, nets.G_BA"):
+    with pytest.raises(UserError, match=r"no generator at 'G_A'; available: nets.G_AB, nets.G_BA"):
         load_generator(tmp_path / "state.pt", key="G_A")
 
 
-def test_the_official_test_of_one_direction(tmp_path: Path) -> None:
+def test_loads_official_weights_of_a_single_direction(tmp_path: Path) -> None:
     save_weights(tmp_path / "latest_net_G.pth", Generator(ngf=2, n_blocks=1).state_dict())
     assert load_generator(tmp_path).model[1].out_channels == 2
     with pytest.raises(
-        UserError, match=r"latest_net_G_B.pth: no such file; weights of a generator \(G_B\) in .*: latest"
+        UserError, match=r"latest_net_G_B.pth: no such file for the generator G_B; epochs saved in .*: latest"
     ):
         load_generator(tmp_path, direction="BtoA")
 
@@ -123,7 +126,7 @@ def test_unknown_impl_and_damaged_weights(tmp_path: Path) -> None:
     save_weights(tmp_path / "less.pth", state)
     with pytest.raises(
         UserError,
-        match=r"less.pth: no network that is known here; nearest is .*, but model.4.weight is missing",
+        match=r"less.pth: unknown architecture; the closest is .*, but model.4.weight is missing",
     ):
         load_generator(tmp_path / "less.pth")
 
@@ -131,8 +134,8 @@ def test_unknown_impl_and_damaged_weights(tmp_path: Path) -> None:
 # --- The commands -------------------------------------------------------------------------------------------
 
 
-def foreign(folder: Path, **arguments: Any) -> None:
-    """Four official files, as a DataParallel writes them, of networks that no default has."""
+def write_official_files(folder: Path, **arguments: Any) -> None:
+    """Write four official files, as a DataParallel saves them, of networks that differ from the defaults."""
     folder.mkdir(parents=True)
     torch.manual_seed(0)
     nets = {
@@ -147,39 +150,39 @@ def foreign(folder: Path, **arguments: Any) -> None:
         )
 
 
-def test_training_goes_on_from_files_without_flags_of_their_networks(dataset: Path, tmp_path: Path) -> None:
-    foreign(tmp_path / "theirs", ngf=2, n_blocks=1, affine=True, upsample="resize")
-    where = [
+def test_training_continues_from_files_without_network_flags(dataset: Path, tmp_path: Path) -> None:
+    write_official_files(tmp_path / "official", ngf=2, n_blocks=1, affine=True, upsample="resize")
+    flags = [
         "--dataroot",
         str(dataset),
         "--checkpoints_dir",
         str(tmp_path),
         "--name",
-        "theirs",
+        "official",
         "--continue_train",
     ]
     config = parse_train(
-        [*where, "--max_iters", "1", "--load_size", "20", "--crop_size", "16", "--device", "cpu"]
+        [*flags, "--max_iters", "1", "--load_size", "20", "--crop_size", "16", "--device", "cpu"]
     )
     model = config.model
     assert (model.netG, model.ngf, model.affine, model.upsample) == ("resnet_1blocks", 2, True, "resize")
     assert (model.netD, model.n_layers_D, model.ndf) == ("n_layers", 1, 2)
     assert train(config, Console()).run.iteration == 1
     assert (
-        parse_train([*where, "--ngf", "4"]).model.ngf == 4
-    )  # what is given wins, and training says what does not fit
+        parse_train([*flags, "--ngf", "4"]).model.ngf == 4
+    )  # explicit flags win, and training reports what does not fit
 
 
 def test_networks_that_cannot_be_trained_here(tmp_path: Path) -> None:
-    foreign(tmp_path / "theirs", ngf=2, n_blocks=1, padding_type="zero")
+    write_official_files(tmp_path / "official", ngf=2, n_blocks=1, padding_type="zero")
     with pytest.raises(
         UserError,
         match=r"latest_net_G_A.pth: generator .*zero-padded blocks\): only reflection-padded blocks can be",
     ):
-        settings_of(tmp_path / "theirs", "latest")
+        settings_of(tmp_path / "official", "latest")
 
 
-def test_translating_by_the_key_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_translates_with_the_generator_at_a_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_images(tmp_path / "in", 1, size=(8, 8))
     net = Generator(ngf=2, n_blocks=1)
     torch.save(
@@ -197,6 +200,6 @@ def test_translating_by_the_key_of_a_file(tmp_path: Path, capsys: pytest.Capture
         "cpu",
     ]
     assert cli.translate(flags) == 2
-    assert "holds 2 generators, so key must say which: G_A2B, G_B2A" in capsys.readouterr().err
+    assert "contains 2 generators; set key to one of G_A2B, G_B2A" in capsys.readouterr().err
     assert cli.translate([*flags, "--key", "G_A2B"]) == 0
     assert np.asarray(Image.open(tmp_path / "out" / "000.png")).shape == (8, 8, 3)

@@ -1,5 +1,6 @@
-"""A run's files: their names, and weights that fit a network or are refused with what was expected and what
-was found.
+"""The files of a run: their names, and saving and loading their weights.
+
+Weights that do not fit are refused with what was expected and what was found.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ from fastcyclegan.nn.networks import Generator
 from fastcyclegan.tensor_files import load_tensors
 
 
-def test_partials_of_a_killed_process_are_removed(tmp_path: Path) -> None:
+def test_removes_partial_files_of_a_killed_process(tmp_path: Path) -> None:
     (tmp_path / ".state.pt.123.partial").touch()
     (tmp_path / "state.pt").touch()
     run_files.remove_partials(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["state.pt"]
 
 
-def test_weights_come_back_and_are_official(tmp_path: Path) -> None:
+def test_saves_official_weights_and_loads_them(tmp_path: Path) -> None:
     net = Generator(ngf=2, n_blocks=1).to(memory_format=torch.channels_last)
     save_weights(tmp_path / "latest_net_G_A.pth", net.state_dict())
     weights = load_tensors(tmp_path / "latest_net_G_A.pth")
@@ -33,19 +34,20 @@ def test_weights_come_back_and_are_official(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), other.parameters(), strict=True))
 
 
-def test_another_architecture_is_refused_and_nothing_is_loaded() -> None:
+def test_refuses_another_architecture_and_loads_nothing() -> None:
     net = Generator(ngf=2, n_blocks=1)
     before = {name: value.clone() for name, value in net.state_dict().items()}
     with pytest.raises(
         UserError,
         match=(
-            r"f.pth: another architecture than small: model.11.weight is \[2, 2, 3, 3\] where \[8, 4, 3, 3\]"
+            r"f.pth: does not match small: model.11.weight has the shape \[2, 2, 3, 3\] instead of"
+            r" \[8, 4, 3, 3\]"
         ),
     ):
         fit_weights(net, net.state_dict() | {"model.11.weight": torch.ones(2, 2, 3, 3)}, "f.pth", "small")
     missing = dict(net.state_dict())
     del missing["model.1.bias"]
-    with pytest.raises(UserError, match=r"model.1.bias is missing \(and 1 more differences\)"):
+    with pytest.raises(UserError, match=r"model.1.bias is missing \(and 1 more\)"):
         fit_weights(net, missing | {"extra": torch.ones(1)}, "f.pth", "small")
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 

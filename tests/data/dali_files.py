@@ -1,4 +1,4 @@
-"""Images that tests of DALI read, and how far two readings of them differ."""
+"""Images for the tests of DALI, and the difference between two readings of them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from fastcyclegan.config import Preprocess
 from tests.conftest import scene
 
 MODES: list[Preprocess] = ["resize_and_crop", "crop", "scale_width", "scale_width_and_crop", "none"]
-# Odd, tall, wide, larger and smaller than what they are resized to.
+# Odd, tall and wide; larger and smaller than the size that they are resized to.
 SIZES = [(97, 64), (64, 64), (65, 131), (300, 70), (256, 256), (71, 66)]
 
 
 def varied(folder: Path, seed: int) -> list[Path]:
-    """Write images of all sizes as JPEG and PNG, colour and gray, and one of each kind of odd file."""
+    """Write images of all sizes as JPEG and PNG, in colour and gray, and one of each kind of unusual file."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(seed)
     for n, size in enumerate(SIZES):
@@ -43,6 +43,6 @@ def varied(folder: Path, seed: int) -> list[Path]:
 
 
 def levels(one: torch.Tensor, other: torch.Tensor) -> tuple[float, float]:
-    """Return the mean and the largest difference in levels of 8 bits."""
+    """Return the mean and the largest difference, in 8-bit levels."""
     difference = (one - other).abs() * 127.5
     return difference.mean().item(), difference.max().item()

@@ -1,6 +1,4 @@
-"""Work in the background: in order, ahead but no further than asked, with its errors, and closed when it is
-left.
-"""
+"""Items from a background thread: their order, how far it runs ahead, their errors, and closing."""
 
 from __future__ import annotations
 
@@ -13,7 +11,7 @@ import pytest
 from fastcyclegan.data.background import in_background
 
 
-def test_background_keeps_order_runs_ahead_and_no_further() -> None:
+def test_keeps_the_order_and_runs_ahead_only_to_its_depth() -> None:
     made: list[int] = []
 
     def numbers() -> Generator[int]:
@@ -24,11 +22,11 @@ def test_background_keeps_order_runs_ahead_and_no_further() -> None:
     with in_background(numbers(), depth=3) as items:
         assert next(items) == 0
         time.sleep(0.2)
-        assert 3 <= len(made) <= 5  # three wait, one is offered, one was taken
+        assert 3 <= len(made) <= 5  # three wait, one is being put, one was taken
         assert list(items) == list(range(1, 100))
 
 
-def test_background_raises_what_its_items_raise_and_closes_them() -> None:
+def test_reraises_exceptions_of_its_items_and_closes_them() -> None:
     closed = threading.Event()
 
     def failing() -> Generator[int]:

@@ -1,6 +1,4 @@
-"""The built-in dataset: what it draws, and that its two measures cannot be fooled by doing nothing or the
-wrong thing.
-"""
+"""The built-in dataset: what it draws, and scores that reward neither doing nothing nor the wrong thing."""
 
 from __future__ import annotations
 
@@ -17,7 +15,7 @@ def images(domain: str, split: str = "test", count: int = 16, seed: int = 0) -> 
     return np.stack([builtin.draw(domain, seed, split, n) for n in range(count)])
 
 
-def test_test_images_share_their_scenes_and_training_images_do_not() -> None:
+def test_only_test_images_share_their_scenes() -> None:
     a, b = images("A"), images("B")
     assert np.array_equal((a == builtin.GROUND).all(-1), (b == builtin.GROUND).all(-1))
     train_a, train_b = images("A", "train"), images("B", "train")
@@ -32,22 +30,22 @@ def test_test_images_share_their_scenes_and_training_images_do_not() -> None:
     assert colours == {builtin.GROUND, *builtin.STRIPES}
 
 
-def test_measures(tmp_path: Path) -> None:
+def test_scores(tmp_path: Path) -> None:
     a, b = images("A"), images("B")
     assert builtin.gap_closed(a, b, b) == pytest.approx(1.0)
     assert builtin.gap_closed(a, a, b) == pytest.approx(0.0)
     assert builtin.gap_closed(b, a, a) == pytest.approx(1.0)
     assert builtin.distance_ratio(a, b, b) == 0.0
     assert builtin.distance_ratio(a, a, b) == 1.0
-    # Right stripes in wrong colours: the first measure is content, the second is not.
+    # Correct stripes in the wrong colours satisfy the first score, but not the second.
     inverted = np.where((b == builtin.GROUND).all(-1, keepdims=True), b, 255 - b)
     assert builtin.gap_closed(a, inverted, b) > 0.8
     assert builtin.distance_ratio(a, inverted, b) > 0.9
-    # Stripes all over the ground overshoot.
+    # Stripes that also cover the ground overshoot.
     rows = (np.arange(builtin.SIZE) % builtin.PERIOD < builtin.PERIOD // 2)[None, :, None, None]
     everywhere = np.where(rows, np.uint8(0), np.uint8(255)) * np.ones_like(b)
     assert builtin.gap_closed(a, everywhere, b) < 0
-    # Both of files, by what translates: doing nothing, and giving the true counterparts.
+    # Both scores from files, for a translator that does nothing and one that returns the true counterparts.
     builtin.write(tmp_path, 0)
     sources, targets = (sorted((tmp_path / name).iterdir()) for name in ("testA", "testB"))
     true = torch.from_numpy(images("B", count=32)).permute(0, 3, 1, 2) / 127.5 - 1
@@ -56,7 +54,7 @@ def test_measures(tmp_path: Path) -> None:
     assert builtin.score(lambda images: true, sources, targets, cpu) == builtin.Score(1.0, 0.0)
 
 
-def test_written_once(tmp_path: Path) -> None:
+def test_writes_every_image_once(tmp_path: Path) -> None:
     builtin.write(tmp_path, 3)
     assert {path.name: len(list(path.iterdir())) for path in tmp_path.iterdir()} == {
         "trainA": 200,

@@ -1,4 +1,4 @@
-"""What is kept of files that were checked, until they change."""
+"""The cache of checked files, which is valid until a file changes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""DALI's blocks: how large they are, which file is to blame when one fails, what is left when it stops."""
+"""DALI's blocks: their size, the file at fault if one fails, and what remains after the loader stops."""
 
 from __future__ import annotations
 
@@ -24,9 +24,7 @@ from tests.data.dali_files import levels, varied
 CPU = torch.device("cpu")
 
 
-def test_blocks_are_many_images_and_large_images_make_small_ones(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_large_images_make_smaller_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = unpaired(tmp_path)
     launched: list[int] = []
     launch = DaliPipeline.launch
@@ -40,55 +38,56 @@ def test_blocks_are_many_images_and_large_images_make_small_ones(
     assert launched == [64, 64, 64, 8]
     launched.clear()
     monkeypatch.setattr(dali_loader, "BLOCK_BYTES", 10 * 24 * 20 * 3)
-    found = list(DaliLoader(a, b, Plan(11, 5, 3), CPU).batches(0, 100))
+    actual = list(DaliLoader(a, b, Plan(11, 5, 3), CPU).batches(0, 100))
     assert launched == [10] * 20
-    assert all(same_batch(x, y) for x, y in zip(expected, found, strict=True))
+    assert all(same_batch(x, y) for x, y in zip(expected, actual, strict=True))
 
 
-def passed_off_as_checked(a: Source, path: Path, content: bytes) -> None:
+def replace_checked_file(a: Source, path: Path, content: bytes) -> None:
     path.write_bytes(content)
     stat = path.stat()
     a.checked[path] = replace(a.checked[path], bytes=stat.st_size, mtime_ns=stat.st_mtime_ns)
 
 
-def test_a_file_that_dali_cannot_parse_is_left_to_pillow_and_said(tmp_path: Path) -> None:
-    """Pillow does not need the end of a PNG, DALI does; it must not get the file, as it may crash on it."""
+def test_pillow_reads_a_file_that_dali_cannot_parse(tmp_path: Path) -> None:
+    """Pillow does not need the end of a PNG, but DALI does.
+
+    DALI must not get the file, because it may crash on it.
+    """
     a, b = unpaired(tmp_path)
     expected = list(FolderLoader(a, b, Plan(11, 5, 3), CPU).batches(0, 60))
-    passed_off_as_checked(a, a.paths[2], a.paths[2].read_bytes()[:-12])
+    replace_checked_file(a, a.paths[2], a.paths[2].read_bytes()[:-12])
     for _ in range(5):
         logged: list[str] = []
-        found = list(DaliLoader(a, b, Plan(11, 5, 3), CPU, threads=2, log=logged.append).batches(0, 60))
+        actual = list(DaliLoader(a, b, Plan(11, 5, 3), CPU, threads=2, log=logged.append).batches(0, 60))
         assert logged == [f"DALI cannot decode {a.paths[2]}, so Pillow reads it"]
-    for x, y in zip(expected, found, strict=True):
+    for x, y in zip(expected, actual, strict=True):
         assert x.samples == y.samples
         assert levels(x.A, y.A)[1] <= 4
 
 
-def test_a_file_that_dali_fails_on_is_found_among_the_others(tmp_path: Path) -> None:
-    """Its pixels are damaged: DALI's error does not tell which file it was, Pillow's does."""
+def test_finds_the_file_that_dali_fails_on(tmp_path: Path) -> None:
+    """The pixels of a file are damaged. DALI's error does not name the file, but Pillow's does."""
     a, b = unpaired(tmp_path)
     damaged = bytearray(a.paths[2].read_bytes())
     damaged[len(damaged) // 2] ^= 255
-    passed_off_as_checked(a, a.paths[2], bytes(damaged))
+    replace_checked_file(a, a.paths[2], bytes(damaged))
     logged: list[str] = []
     with pytest.raises(
         UserError,
-        match=r"^bad image \S*/A/002.png: broken data stream when reading image file; --skip_bad_images",
+        match=r"^bad image \S*/A/002.png: broken data stream when reading image file; pass --skip_bad_images",
     ):
         list(DaliLoader(a, b, Plan(11, 5, 3), CPU, threads=2).batches(0, 60))
-    found = list(
+    actual = list(
         DaliLoader(a, b, Plan(11, 5, 3), CPU, threads=2, log=logged.append, skip_bad_images=True).batches(
             0, 60
         )
     )
-    assert len(found) == 60
-    assert [line.split(":")[0] for line in logged] == [f"left out {a.paths[2]}"]
+    assert len(actual) == 60
+    assert [line.split(":")[0] for line in logged] == [f"skipped {a.paths[2]}"]
 
 
-def test_a_file_that_dali_alone_fails_on_is_left_to_pillow(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pillow_reads_a_file_that_only_dali_fails_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = unpaired(tmp_path)
     outputs, launch, refused = DaliPipeline._outputs, DaliPipeline.launch, a.paths[2]
     running: list[Path] = []
@@ -107,14 +106,14 @@ def test_a_file_that_dali_alone_fails_on_is_left_to_pillow(
     monkeypatch.setattr(DaliPipeline, "_outputs", failing)
     logged: list[str] = []
     expected = list(FolderLoader(a, b, Plan(11, 5, 3), CPU).batches(0, 100))
-    found = list(DaliLoader(a, b, Plan(11, 5, 3), CPU, threads=2, log=logged.append).batches(0, 100))
+    actual = list(DaliLoader(a, b, Plan(11, 5, 3), CPU, threads=2, log=logged.append).batches(0, 100))
     assert logged == [f"DALI cannot decode {refused}, so Pillow reads it"]
-    for x, y in zip(expected, found, strict=True):
+    for x, y in zip(expected, actual, strict=True):
         assert x.samples == y.samples
         assert max(levels(x.A, y.A)[1], levels(x.B, y.B)[1]) <= 4
 
 
-def test_a_failure_of_no_file_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_without_a_bad_file_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = unpaired(tmp_path)
     outputs, failed = DaliPipeline._outputs, []
 
@@ -125,7 +124,9 @@ def test_a_failure_of_no_file_is_an_error(tmp_path: Path, monkeypatch: pytest.Mo
         return outputs(self)
 
     monkeypatch.setattr(DaliPipeline, "_outputs", fails_once)
-    with pytest.raises(UserError, match="DALI failed: out of memory; --loader folder reads with Pillow"):
+    with pytest.raises(
+        UserError, match="DALI failed: out of memory; pass --loader folder to read with Pillow"
+    ):
         list(DaliLoader(a, b, Plan(11, 5, 3), CPU).batches(0, 4))
 
 
@@ -134,13 +135,16 @@ def native_threads() -> int:
 
 
 def resident() -> int:
-    """Return the bytes of anonymous memory."""
+    """Return the bytes of anonymous memory in use."""
     with open("/proc/self/status") as status:  # noqa: PTH123
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith("RssAnon"))
 
 
-def test_nothing_is_left_when_it_stops(tmp_path: Path) -> None:
-    """Neither threads, DALI's own among them, nor memory: stopped in the middle of a block, or at the end."""
+def test_leaves_no_threads_or_memory_behind(tmp_path: Path) -> None:
+    """Neither threads, DALI's own included, nor memory remain.
+
+    The loader is stopped in the middle of a block, or at the end.
+    """
     a, b = unpaired(tmp_path)
 
     def use(stop_after: int) -> None:
@@ -160,7 +164,7 @@ def test_nothing_is_left_when_it_stops(tmp_path: Path) -> None:
     assert resident() - memory < 30 * 2**20
 
 
-def test_memory_is_flat_over_epochs(tmp_path: Path) -> None:
+def test_memory_does_not_grow_over_epochs(tmp_path: Path) -> None:
     a, b = (source(varied(tmp_path / side, n), Fit("resize_and_crop", 72, 64)) for n, side in enumerate("AB"))
     plan = Plan(3, len(a.paths), len(b.paths))
     seen = []

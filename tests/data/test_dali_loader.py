@@ -1,4 +1,4 @@
-"""DALI against Pillow, sample for sample: every mode, odd sizes, odd files, on a CPU and on a GPU."""
+"""DALI compared with Pillow, sample by sample: every mode, odd sizes and unusual files, on CPU and GPU."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ CPU = torch.device("cpu")
 
 
 def horizontally_first(image: Image.Image, size: tuple[int, int], filter_: Image.Resampling) -> Image.Image:
-    """Resize with Pillow in two steps. In one it is free to go vertically first, and from version 13 on does
-    so at some sizes.
+    """Resize with Pillow in two steps, horizontally first.
+
+    In a single step Pillow is free to start vertically, and from version 13 on it does so at some sizes.
     """
     return RESIZE(RESIZE(image, (size[0], image.height), filter_), size, filter_)
 
@@ -36,13 +37,15 @@ RESIZE = Image.Image.resize
 
 @pytest.mark.parametrize("channels", [(3, 3), (1, 3), (1, 1)], ids=["colour", "gray to colour", "gray"])
 @pytest.mark.parametrize("mode", MODES)
-def test_two_epochs_equal_pillow_s(
+def test_two_epochs_match_pillow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: Preprocess, channels: tuple[int, int]
 ) -> None:
-    """The same files, crops and flips. Where nothing is resized the same pixels; else the mean within a
-    quarter of a level, which is what one rounding costs, and no pixel more than 4 levels off Pillow's of the
-    same order of passes: the order alone moves pixels at the corners of black and white by 10 levels and
-    more."""
+    """Both loaders yield the same files, crops and flips.
+
+    Without a resize the pixels are equal. With one, the mean difference is at most a quarter of a level, the
+    cost of one rounding, and no pixel is more than 4 levels off Pillow's with the same order of passes. The
+    order alone moves pixels at corners of black and white by 10 levels and more.
+    """
     a, b = (source(varied(tmp_path / side, n), Fit(mode, 72, 64, channels[n])) for n, side in enumerate("AB"))
     plan = Plan(
         3, len(a.paths), len(b.paths), 3 if mode in ("resize_and_crop", "scale_width_and_crop", "crop") else 1
@@ -76,10 +79,10 @@ def cubic(x: NDArray[np.float64]) -> NDArray[np.float64]:
 def exact_resize(
     pixels: NDArray[np.uint8], size: tuple[int, int], repeat_border: bool
 ) -> NDArray[np.float64]:
-    """Antialiased cubic resize of [H, W, C] to (width, height) in float64, not rounded: what both libraries
-    approximate.
+    """Resize [H, W, C] to (width, height) in float64, antialiased and cubic, without rounding.
 
-    At the border Pillow (and torch) leave out what lies outside; DALI repeats the border's pixels there.
+    Both libraries approximate this. At the border, Pillow and torch leave out what lies outside, while DALI
+    repeats the border's pixels.
     """
 
     def weights(before: int, after: int) -> NDArray[np.float64]:
@@ -99,10 +102,12 @@ def exact_resize(
 
 @pytest.mark.parametrize("whole", [False, True], ids=["torch resizes", "DALI resizes, as on a GPU"])
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
-def test_resizing_is_as_right_as_pillow_s(tmp_path: Path, size: tuple[int, int], whole: bool) -> None:
-    """Against float64, by the rule of all parity here: at most twice the error of the yardstick, Pillow, plus
-    one unit: a level for the largest error, and for the mean the quarter of a level that rounding the result
-    costs on average."""
+def test_resizes_as_accurately_as_pillow(tmp_path: Path, size: tuple[int, int], whole: bool) -> None:
+    """Compare with float64, by the rule of all parity tests of this project.
+
+    The error is at most twice that of Pillow, the yardstick, plus one unit. For the largest error the unit is
+    a level; for the mean it is the quarter of a level that rounding the result costs on average.
+    """
     path, fit = tmp_path / "x.png", Fit("square", 72)
     scene(np.random.default_rng(4), size).save(path)
     ((_, row),) = DaliReader(fit, CPU, 1, whole=whole).read([Job(path)])
@@ -118,23 +123,28 @@ def test_resizing_is_as_right_as_pillow_s(tmp_path: Path, size: tuple[int, int],
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("mode", MODES)
-def test_what_a_gpu_runs_crops_and_mirrors_as_pillow_does(
+def test_graph_for_gpus_crops_and_flips_as_pillow_does(
     tmp_path: Path, mode: Preprocess, channels: int
 ) -> None:
-    """DALI's whole graph on its CPU backend: a crop one pixel off, or not mirrored, is tens of levels off."""
+    """Run DALI's whole graph on its CPU backend.
+
+    A crop that is one pixel off, or a missing flip, would be tens of levels off.
+    """
     a, b = (source(varied(tmp_path / side, n), Fit(mode, 72, 64, channels)) for n, side in enumerate("AB"))
     plan = Plan(3, len(a.paths), len(b.paths))
     ours, pillow = DaliLoader(a, b, plan, CPU, threads=2, whole=True), FolderLoader(a, b, plan, CPU)
     for x, y in zip(ours.batches(0, len(plan)), pillow.batches(0, len(plan)), strict=True):
         for one, other in ((x.A, y.A), (x.B, y.B)):
             mean, largest = levels(one, other)
-            # DALI repeats the border, where it differs by more: no bound on one pixel but by the mean.
+            # DALI repeats the border and differs by more there, so single pixels are bounded only by the
+            # mean.
             assert (mean, largest) == (0, 0) if mode == "crop" else mean <= 0.5
 
 
-def test_single_mode_reads_a_folder_of_anything(tmp_path: Path) -> None:
-    """No file was checked before: headers are looked at while reading, broken files come as what is wrong
-    with them.
+def test_reads_unchecked_files_of_all_kinds(tmp_path: Path) -> None:
+    """No file was checked before.
+
+    Headers are read along with the files, and broken files are yielded as errors.
     """
     paths = varied(tmp_path / "in", 5)
     paths[3].write_bytes(paths[3].read_bytes()[:200])
@@ -155,7 +165,7 @@ def test_single_mode_reads_a_folder_of_anything(tmp_path: Path) -> None:
                 assert (row.int() - other.int()).abs().max() <= (0 if fit.preprocess == "keep" else 4)
 
 
-def test_sources_without_checks_are_looked_at(tmp_path: Path) -> None:
+def test_examines_sources_without_checks(tmp_path: Path) -> None:
     a, b = unpaired(tmp_path)
     bare_A, bare_B = (Source(s.paths, s.fit, {}) for s in (a, b))
     expected = list(DaliLoader(a, b, Plan(11, 5, 3), CPU).batches(0, 10))
@@ -172,14 +182,16 @@ GPU = torch.device("cuda")
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("mode", MODES)
-def test_on_a_gpu_the_samples_are_pillow_s(tmp_path: Path, mode: Preprocess) -> None:
-    """What two decoders may differ by, from the standards: each colour component's inverse transform is
-    within 1 level of exact (IEEE 1180), so within 2 of one another; through the matrix to RGB that is at most
-    2 + 1.772 * 2 for blue, plus 1 for roundings: 7 levels. Its mean square error is at most 0.02 a decoder,
-    so a mean of sqrt(2 * 0.02 * (1 + 1.772**2)) + 0.25 < 0.7 with the rounding. A cubic filter amplifies by
-    the sum of its weights' magnitudes, at most 1.25 a pass: 1.5625 twice. To that comes what resizing itself
-    differs by on a CPU (the mean bound of the test above). Files without loss are bound by the resizing
-    alone."""
+def test_samples_match_pillow_on_a_gpu(tmp_path: Path, mode: Preprocess) -> None:
+    """The bounds on the difference of two decoders follow from the standards.
+
+    Each colour component's inverse transform is within 1 level of exact (IEEE 1180), so two decoders are
+    within 2 levels of each other. Through the matrix to RGB that is at most 2 + 1.772 * 2 for blue, plus 1
+    for roundings: 7 levels. The mean square error is at most 0.02 per decoder, so the mean is below sqrt(2 *
+    0.02 * (1 + 1.772**2)) + 0.25 < 0.7 with the rounding. A cubic filter amplifies by the sum of its weights'
+    magnitudes, at most 1.25 per pass: 1.5625 for two. To that is added the difference of the resizes
+    themselves on a CPU (the mean bound of the test above). Lossless files are bound by the resizing alone.
+    """
     a, b = (source(varied(tmp_path / side, n), Fit(mode, 72, 64)) for n, side in enumerate("AB"))
     plan = Plan(3, len(a.paths), len(b.paths))
     ours, pillow = DaliLoader(a, b, plan, GPU, threads=4), FolderLoader(a, b, plan, GPU)
@@ -196,20 +208,21 @@ def test_on_a_gpu_the_samples_are_pillow_s(tmp_path: Path, mode: Preprocess) -> 
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_a_image_does_not_depend_on_its_block(tmp_path: Path) -> None:
-    """A resumed run cuts its blocks elsewhere."""
+def test_image_does_not_depend_on_its_block_on_a_gpu(tmp_path: Path) -> None:
+    """A resumed run divides its samples into different blocks."""
     a, b = (source(varied(tmp_path / side, n), Fit("resize_and_crop", 72, 64)) for n, side in enumerate("AB"))
     plan = Plan(3, len(a.paths), len(b.paths), 2)
     whole = list(DaliLoader(a, b, plan, GPU, threads=4).batches(0, 80))
     for start in (1, 17, 63):
-        found = list(DaliLoader(a, b, plan, GPU, threads=4).batches(start, 80))
-        assert all(same_batch(x, y) for x, y in zip(whole[start:], found, strict=True))
+        actual = list(DaliLoader(a, b, plan, GPU, threads=4).batches(start, 80))
+        assert all(same_batch(x, y) for x, y in zip(whole[start:], actual, strict=True))
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_a_busy_consumer_on_a_stream_of_its_own_sees_whole_images(tmp_path: Path) -> None:
-    """The consumer's stream lags behind; nothing it has not read yet may be overwritten, and nothing be read
-    before it is there.
+def test_slow_consumer_on_its_own_stream_sees_complete_images_on_a_gpu(tmp_path: Path) -> None:
+    """The consumer's stream lags behind.
+
+    No image may be overwritten before the consumer has read it, or read before it is complete.
     """
     a, b = (source(varied(tmp_path / side, n), Fit("resize_and_crop", 72, 64)) for n, side in enumerate("AB"))
     plan = Plan(3, len(a.paths), len(b.paths), 4)
@@ -220,10 +233,10 @@ def test_on_a_gpu_a_busy_consumer_on_a_stream_of_its_own_sees_whole_images(tmp_p
     expected = []
     for batch in DaliLoader(a, b, plan, GPU, threads=4).batches(0, 120):
         expected.append(sums([batch]).cpu())
-    found = []
+    actual = []
     with torch.cuda.stream(torch.cuda.Stream()):
         for batch in DaliLoader(a, b, plan, GPU, threads=4).batches(0, 120):
             torch.cuda._sleep(2_000_000)
-            found.append(sums([batch]))
+            actual.append(sums([batch]))
         torch.cuda.current_stream().synchronize()
-    assert torch.equal(torch.cat(expected), torch.cat(found).cpu())
+    assert torch.equal(torch.cat(expected), torch.cat(actual).cpu())

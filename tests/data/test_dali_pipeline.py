@@ -1,4 +1,4 @@
-"""Why DALI is not taken where it could not work."""
+"""Reasons not to use DALI."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import torch
 from fastcyclegan.data.dali_pipeline import why_not_dali
 
 
-@pytest.mark.parametrize(("ours", "extra"), [("12.8", "dali-cu12"), ("14.0", "dali")])
-def test_dali_for_another_cuda_is_named_with_its_remedy(
-    monkeypatch: pytest.MonkeyPatch, ours: str, extra: str
+@pytest.mark.parametrize(("torch_cuda", "extra"), [("12.8", "dali-cu12"), ("14.0", "dali")])
+def test_reports_a_dali_for_another_cuda_and_the_fix(
+    monkeypatch: pytest.MonkeyPatch, torch_cuda: str, extra: str
 ) -> None:
-    monkeypatch.setattr(torch.version, "cuda", ours)
+    monkeypatch.setattr(torch.version, "cuda", torch_cuda)
     reason = why_not_dali(torch.device("cuda"))
-    assert f"is built for CUDA 13 and torch for CUDA {ours[:2]}: install the extra {extra}" in reason
-    assert why_not_dali(torch.device("cpu")) == ""  # images for a CPU need no CUDA
+    assert f"is built for CUDA 13, but torch for CUDA {torch_cuda[:2]}; install the extra {extra}" in reason
+    assert why_not_dali(torch.device("cpu")) == ""  # on a CPU, CUDA does not matter

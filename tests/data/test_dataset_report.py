@@ -1,4 +1,4 @@
-"""What the report of a dataset finds, says and draws."""
+"""The report on a dataset: what it detects, prints and draws."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def report(folder: Path, *args: str) -> int:
     return check_dataset([str(folder), "--output", str(folder.parent / "page.html"), *args])
 
 
-def test_what_is_found_is_said_and_drawn(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prints_and_draws_its_findings(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     broken = dataset / "trainA" / "<b>.png"
     broken.write_bytes((dataset / "trainA" / "000.png").read_bytes()[:-200])
     shutil.copy(dataset / "trainA" / "001.png", dataset / "testA" / "again.png")
@@ -28,33 +28,33 @@ def test_what_is_found_is_said_and_drawn(dataset: Path, capsys: pytest.CaptureFi
     for line in (
         r"train A: \S*/trainA\n  images +6, ",
         r"sizes +24x20 \(5\); smallest 24x20, largest 24x20",
-        r"modes +RGB 5, CMYK 1",
-        r"files +.png 4, .jpg 1, .bmp 1",
-        r"odd +2 are no plain",
-        r"small +5 with a side below 22\n",
+        r"modes +RGB \(5\), CMYK \(1\)",
+        r"types +.png \(4\), .jpg \(1\), .bmp \(1\)",
+        r"other +2 not plain",
+        r"small +5 with a side below 22 pixels\n",
         r"broken: \S*/trainA/<b>.png: image file is truncated",
         r"small: \S*/trainA/000.png: 24x20",
-        r"the same pixels more than once: 2 images",
+        r"2 images found more than once \(identical pixels\)",
         (
             r"/trainA/001.png \(train A\) = \S*/testA/again.png \(test A\)\n +\S*/002.png \(train B\) ="
             r" \S*/same_pixels.bmp \(train B\)"
         ),
-        r"page: \S*page.html",
+        r"page written to \S*page.html",
     ):
         assert re.search(line, logged), line
     page = (dataset.parent / "page.html").read_text()
     assert "&lt;b&gt;.png: image file is truncated" in page
     assert page.count('title="mean of ') == 4
     assert "large.jpg" in page
-    assert not re.search(r'(src|href)="(?!data:)', page)  # one file, no other
+    assert not re.search(r'(src|href)="(?!data:)', page)  # the page needs no other file
 
 
 def test_a_good_dataset(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert report(dataset) == 0
-    assert capsys.readouterr().out.count("broken    0") == 4
+    assert capsys.readouterr().out.count("broken  0") == 4
 
 
-def test_two_folders_and_one(
+def test_two_folders_or_a_single_one(
     dataset: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(dataset)
@@ -68,24 +68,24 @@ def test_two_folders_and_one(
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ([], "give a folder, or --data_A and --data_B"),
-        (["x", "--data_A", "y", "--data_B", "z"], "give a folder, or --data_A and --data_B"),
+        ([], "give either a folder, or --data_A and --data_B"),
+        (["x", "--data_A", "y", "--data_B", "z"], "give either a folder, or --data_A and --data_B"),
         (["--data_A", "x"], "--data_A and --data_B go together"),
         (["nowhere"], "nowhere: no such folder"),
         (["x", "--crop_size", "0"], "crop_size must be at least 1"),
     ],
 )
-def test_mistakes_are_one_line(args: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_usage_errors_are_one_line(args: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert check_dataset(args) == 2
     assert message in capsys.readouterr().err
 
 
-def test_an_empty_folder_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_names_an_empty_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert check_dataset([str(tmp_path)]) == 2
-    assert "no images in it" in capsys.readouterr().err
+    assert "contains no images" in capsys.readouterr().err
 
 
-def test_many_findings_are_cut_short_in_the_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prints_only_the_first_of_many_findings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_images(tmp_path / "in", 30)
     assert report(tmp_path / "in") == 0
-    assert "and 10 more, see the page" in capsys.readouterr().out
+    assert "and 10 more; see the page" in capsys.readouterr().out

@@ -1,5 +1,6 @@
-"""Fetching a dataset from a server on this machine that breaks off, changes its file, refuses; and archives
-that must not be unpacked.
+"""Download a dataset from a local server that drops connections, changes its file or refuses.
+
+Also archives that must not be unpacked.
 """
 
 from __future__ import annotations
@@ -41,14 +42,14 @@ def packed(names: dict[str, bytes] | None = None) -> bytes:
 
 @dataclass
 class Server:
-    """Serves one file. ``breaks`` are the numbers of bytes after which the next answers break off."""
+    """A server of one file. ``breaks`` are the bytes after which its next responses break off."""
 
     content: bytes
     version: str | None = '"1"'
     breaks: list[int] = field(default_factory=list)
     ranges: bool = True
     status: int = 200
-    asked: list[str | None] = field(default_factory=list)
+    requested: list[str | None] = field(default_factory=list)
     url: str = ""
 
 
@@ -58,12 +59,12 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            asked, data, start = self.headers["Range"], state.content, 0
-            state.asked.append(asked)
+            requested, data, start = self.headers["Range"], state.content, 0
+            state.requested.append(requested)
             if state.status != 200 or not self.path.endswith("/toys.zip"):
                 return self.send_error(state.status if state.status != 200 else 404)
-            if asked and state.ranges and self.headers["If-Range"] == state.version:
-                start = int(asked.removeprefix("bytes=").removesuffix("-"))
+            if requested and state.ranges and self.headers["If-Range"] == state.version:
+                start = int(requested.removeprefix("bytes=").removesuffix("-"))
                 if start >= len(data):
                     return self.send_error(416)
                 self.send_response(206)
@@ -106,41 +107,41 @@ def counts(folder: Path) -> dict[str, int]:
 WHOLE = {"testA": 1, "testB": 1, "trainA": 3, "trainB": 4}
 
 
-def test_fetched_unpacked_and_counted(server: Server, tmp_path: Path) -> None:
+def test_downloads_unpacks_and_counts(server: Server, tmp_path: Path) -> None:
     logged = run(server, tmp_path / "datasets")
     assert counts(tmp_path / "datasets" / "toys") == WHOLE
     assert f"{tmp_path / 'datasets' / 'toys' / 'trainB'}: 4 images" in logged
     assert [path.name for path in (tmp_path / "datasets").iterdir()] == [
         "toys"
-    ]  # no archive, no notes, nothing partial
-    with pytest.raises(UserError, match=r"toys exists; remove it to download it again"):
+    ]  # no archive, no metadata, nothing partial
+    with pytest.raises(UserError, match=r"toys already exists; remove it to download it again"):
         run(server, tmp_path / "datasets")
 
 
-def test_a_server_that_breaks_off_is_gone_on_from(server: Server, tmp_path: Path) -> None:
+def test_resumes_after_broken_connections(server: Server, tmp_path: Path) -> None:
     server.breaks = [1000, 0, 0, 5000]
     logged = run(server, tmp_path, keep_archive=True)
-    assert server.asked == [None, "bytes=1000-", "bytes=1000-", "bytes=1000-", "bytes=6000-"]
+    assert server.requested == [None, "bytes=1000-", "bytes=1000-", "bytes=1000-", "bytes=6000-"]
     assert (tmp_path / "toys.zip").read_bytes() == server.content
-    assert sum("connection broken" in line for line in logged) == 4
+    assert sum("connection lost" in line for line in logged) == 4
     assert counts(tmp_path / "toys") == WHOLE
 
 
-def test_giving_up_keeps_what_came_and_the_next_start_goes_on(server: Server, tmp_path: Path) -> None:
+def test_keeps_a_partial_download_and_resumes_it_later(server: Server, tmp_path: Path) -> None:
     server.breaks = [1000] + [0] * TRIES
     with pytest.raises(
         UserError,
-        match=r"cannot fetch from 127.0.0.1: .*0.0 MiB are kept.*Behind a proxy.*--archive toys.zip",
+        match=r"cannot download from 127.0.0.1: .*0.0 MiB are kept.*Behind a proxy.*--archive toys.zip",
     ):
         run(server, tmp_path)
     assert not (tmp_path / "toys").exists()
-    server.asked.clear()
+    server.requested.clear()
     run(server, tmp_path)
-    assert server.asked == ["bytes=1000-"]
+    assert server.requested == ["bytes=1000-"]
     assert counts(tmp_path / "toys") == WHOLE
 
 
-def test_a_file_that_changed_on_the_server_is_fetched_anew(server: Server, tmp_path: Path) -> None:
+def test_downloads_a_changed_file_from_scratch(server: Server, tmp_path: Path) -> None:
     server.breaks = [1000] + [0] * TRIES
     with pytest.raises(UserError):
         run(server, tmp_path)
@@ -150,9 +151,9 @@ def test_a_file_that_changed_on_the_server_is_fetched_anew(server: Server, tmp_p
 
 
 @pytest.mark.parametrize(
-    "change", [{"ranges": False}, {"version": None}], ids=["no ranges", "no version to go on with"]
+    "change", [{"ranges": False}, {"version": None}], ids=["no ranges", "no version to resume from"]
 )
-def test_servers_that_cannot_go_on_begin_anew(
+def test_starts_over_if_the_server_cannot_resume(
     server: Server, tmp_path: Path, change: dict[str, object]
 ) -> None:
     for name, value in change.items():
@@ -162,8 +163,8 @@ def test_servers_that_cannot_go_on_begin_anew(
     assert (tmp_path / "toys.zip").read_bytes() == server.content
 
 
-def test_a_part_that_was_whole_is_taken(server: Server, tmp_path: Path) -> None:
-    """Killed between the last byte and the new name."""
+def test_uses_a_partial_file_that_is_complete(server: Server, tmp_path: Path) -> None:
+    """The process was killed after the last byte, but before the file was renamed."""
     server.breaks = [1000] + [0] * TRIES
     with pytest.raises(UserError):
         run(server, tmp_path)
@@ -174,27 +175,27 @@ def test_a_part_that_was_whole_is_taken(server: Server, tmp_path: Path) -> None:
     server.breaks = [1000] + [0] * TRIES
     with pytest.raises(UserError):
         run(server, tmp_path / "other")
-    (tmp_path / "other" / "toys.zip.part").write_bytes(server.content + b"more")  # not of this file
+    (tmp_path / "other" / "toys.zip.part").write_bytes(server.content + b"more")  # longer than the file
     run(server, tmp_path / "other", keep_archive=True)
     assert (tmp_path / "other" / "toys.zip").read_bytes() == server.content
 
 
-def test_refusals_are_named_at_once(server: Server, tmp_path: Path) -> None:
+def test_reports_errors_of_the_server(server: Server, tmp_path: Path) -> None:
     server.status = 404
-    with pytest.raises(UserError, match=r"/somewhere/toys.zip: the server says 404"):
+    with pytest.raises(UserError, match=r"/somewhere/toys.zip: the server answered 404"):
         run(server, tmp_path)
-    assert len(server.asked) == 1
+    assert len(server.requested) == 1
     server.status = 503
-    with pytest.raises(UserError, match="the server says 503"):
+    with pytest.raises(UserError, match="the server answered 503"):
         run(server, tmp_path)
-    assert len(server.asked) == 1 + TRIES
+    assert len(server.requested) == 1 + TRIES
 
 
-def test_no_server_at_all(tmp_path: Path, server: Server) -> None:
+def test_reports_an_unreachable_server(tmp_path: Path, server: Server) -> None:
     server.url = "http://127.0.0.1:9"
     with pytest.raises(
         UserError,
-        match=r"cannot fetch from 127.0.0.1: .*refused.*Behind a proxy, set http_proxy and https_proxy",
+        match=r"cannot download from 127.0.0.1: .*refused.*Behind a proxy, set http_proxy and https_proxy",
     ):
         run(server, tmp_path)
 
@@ -203,40 +204,43 @@ def test_no_server_at_all(tmp_path: Path, server: Server) -> None:
     "name",
     ["../out.png", "/etc/out.png", "toys/../../out.png", "C:\\out.png", "..\\out.png", "\\\\host\\out.png"],
 )
-def test_members_that_climb_out_are_refused(tmp_path: Path, name: str) -> None:
+def test_refuses_members_outside_the_folder(tmp_path: Path, name: str) -> None:
     archive = tmp_path / "in" / "a.zip"
     archive.parent.mkdir()
     archive.write_bytes(packed({"toys/trainA/0.png": b"x", name: b"evil"}))
-    with pytest.raises(UserError, match=r"a.zip: refused, as its member .* leads out of the folder"):
+    with pytest.raises(UserError, match=r"a.zip: refused because its member .* leads outside the folder"):
         download("toys", tmp_path / "in" / "datasets", archive=archive)
     assert list((tmp_path / "in" / "datasets").iterdir()) == []
     assert archive.exists()
 
 
-def test_links_are_refused(tmp_path: Path) -> None:
+def test_refuses_links(tmp_path: Path) -> None:
     archive = tmp_path / "a.zip"
     with zipfile.ZipFile(archive, "w") as packed_:
         link = zipfile.ZipInfo("toys/trainA")
         link.external_attr = (stat.S_IFLNK | 0o777) << 16
         packed_.writestr(link, "/etc")
-    with pytest.raises(UserError, match="leads out of the folder"):
+    with pytest.raises(UserError, match="leads outside the folder"):
         download("toys", tmp_path / "datasets", archive=archive)
 
 
 @pytest.mark.parametrize(("content", "message"), [
-    (b"<html>a proxy's page</html>", r"a.zip: not a whole zip archive .*delete it"),
-    (packed()[:-300], r"a.zip: not a whole zip archive"),
-    (packed().replace(b"IHDR", b"JHDR"), r"a.zip: not a whole zip archive .*CRC"),
-    (packed({"toys/readme.txt": b"x"}), r"a.zip: no dataset, as it has none of trainA, trainB, testA, testB"),
+    (b"<html>a proxy's page</html>", r"a.zip: not a complete zip archive .*delete it"),
+    (packed()[:-300], r"a.zip: not a complete zip archive"),
+    (packed().replace(b"IHDR", b"JHDR"), r"a.zip: not a complete zip archive .*CRC"),
+    (
+        packed({"toys/readme.txt": b"x"}),
+        r"a.zip: not a dataset: it contains none of trainA, trainB, testA, testB",
+    ),
 ], ids=["a page", "truncated", "damaged", "something else"])  # fmt: skip
-def test_archives_that_are_none(tmp_path: Path, content: bytes, message: str) -> None:
+def test_refuses_unusable_archives(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "a.zip").write_bytes(content)
     with pytest.raises(UserError, match=message):
         download("toys", tmp_path / "datasets", archive=tmp_path / "a.zip")
     assert list((tmp_path / "datasets").iterdir()) == []
 
 
-def test_other_layouts_inside_the_archive(tmp_path: Path) -> None:
+def test_accepts_other_layouts_inside_the_archive(tmp_path: Path) -> None:
     with zipfile.ZipFile(io.BytesIO(packed())) as whole:
         files = {name.removeprefix("toys/"): whole.read(name) for name in whole.namelist()}
     for n, prefix in enumerate(["", "another_name/", "__MACOSX/"]):
@@ -247,10 +251,10 @@ def test_other_layouts_inside_the_archive(tmp_path: Path) -> None:
         assert counts(tmp_path / str(n) / "toys") == WHOLE
 
 
-def test_the_command(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert download_dataset(["toys", "--output", str(tmp_path), "--server", server.url]) == 0
     out = capsys.readouterr().out
-    assert f"train on it: python scripts/train.py --compile --dataroot {tmp_path / 'toys'}" in out
+    assert f"to train on it: python scripts/train.py --compile --dataroot {tmp_path / 'toys'}" in out
     with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
         archive.writestr("horse2zebra/trainA/0.png", b"broken")
     assert (
@@ -258,11 +262,11 @@ def test_the_command(server: Server, tmp_path: Path, capsys: pytest.CaptureFixtu
         == 1
     )
     out = capsys.readouterr().out
-    assert "horse2zebra/trainA: 1 images (the authors' has 1,067), 1 broken" in out
+    assert "horse2zebra/trainA: 1 images (the original has 1,067), 1 broken" in out
     assert "0.png: not an image that Pillow can read" in out
     assert (tmp_path / "b.zip").exists()
     for args, message in (
-        ([], "which dataset"),
+        ([], "no dataset given"),
         (["zebra2horse"], "not one of the authors' datasets"),
         (["cityscapes"], "its licence"),
         (
@@ -274,7 +278,7 @@ def test_the_command(server: Server, tmp_path: Path, capsys: pytest.CaptureFixtu
         assert message in capsys.readouterr().err
 
 
-def test_the_list_names_all_of_the_authors_datasets(capsys: pytest.CaptureFixture[str]) -> None:
+def test_lists_all_datasets(capsys: pytest.CaptureFixture[str]) -> None:
     assert download_dataset(["--list"]) == 0
     out = capsys.readouterr().out
     assert all(name in out for name in DATASETS)

@@ -1,4 +1,4 @@
-"""Odd files, and each preprocess mode against Pillow and numbers by hand."""
+"""Unusual files, and each preprocess mode compared with Pillow and numbers computed by hand."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def test_sixteen_bit_gray_is_scaled_not_clipped(tmp_path: Path, suffix: str) -> 
 
 def test_sixteen_bit_transparency_shows_white(tmp_path: Path) -> None:
     path = saved(tmp_path, Image.fromarray(RAMP), "t.png", transparency=257 * 9)
-    found = np.asarray(open_image(path, 1)).reshape(-1)
-    assert found[[8, 9, 10]].tolist() == [8, 255, 10]
+    pixels = np.asarray(open_image(path, 1)).reshape(-1)
+    assert pixels[[8, 9, 10]].tolist() == [8, 255, 10]
 
 
-def test_values_that_no_8_bits_can_hold_are_refused(tmp_path: Path) -> None:
+def test_refuses_32_bit_and_floating_point_values(tmp_path: Path) -> None:
     path = saved(tmp_path, Image.fromarray(np.full((4, 4), 70000, dtype=np.int32)), "deep.tif")
     with pytest.raises(BadImageError, match=r"deep.tif: 32-bit values"):
         open_image(path)
@@ -53,17 +53,17 @@ def test_values_that_no_8_bits_can_hold_are_refused(tmp_path: Path) -> None:
 
 
 def test_transparency_shows_white(tmp_path: Path) -> None:
-    """Under full transparency lies red; dropping alpha would show it."""
+    """The fully transparent pixels are red; dropping alpha would show that."""
     rgba = np.zeros((2, 2, 4), dtype=np.uint8)
     rgba[0], rgba[1] = (255, 0, 0, 0), (0, 0, 255, 255)
-    found = np.asarray(open_image(saved(tmp_path, Image.fromarray(rgba), "a.png")))
-    assert found[0, 0].tolist() == [255, 255, 255]
-    assert found[1, 0].tolist() == [0, 0, 255]
+    pixels = np.asarray(open_image(saved(tmp_path, Image.fromarray(rgba), "a.png")))
+    assert pixels[0, 0].tolist() == [255, 255, 255]
+    assert pixels[1, 0].tolist() == [0, 0, 255]
     palette = Image.new("P", (2, 1))
     palette.putpalette([10, 20, 30, 200, 100, 50])
     palette.putpixel((1, 0), 1)
-    found = np.asarray(open_image(saved(tmp_path, palette, "p.png", transparency=0)))
-    assert found[0].tolist() == [[255, 255, 255], [200, 100, 50]]
+    pixels = np.asarray(open_image(saved(tmp_path, palette, "p.png", transparency=0)))
+    assert pixels[0].tolist() == [[255, 255, 255], [200, 100, 50]]
     gray_alpha = Image.merge("LA", [Image.new("L", (1, 1), 0), Image.new("L", (1, 1), 128)])
     assert np.asarray(open_image(saved(tmp_path, gray_alpha, "la.png"), 1))[0, 0] == 127
 
@@ -85,7 +85,7 @@ def test_exif_rotation_is_honoured(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"not an image", b"\x89PNG\r\n\x1a\n" + b"\0" * 40])
-def test_files_that_are_no_images_are_named(tmp_path: Path, content: bytes) -> None:
+def test_names_files_that_are_not_images(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "x.png"
     path.write_bytes(content)
     with pytest.raises(BadImageError, match=r"x\.png: ."):
@@ -93,7 +93,7 @@ def test_files_that_are_no_images_are_named(tmp_path: Path, content: bytes) -> N
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tif", ".bmp", ".ppm"])
-def test_truncated_files_are_named_at_every_cut(tmp_path: Path, suffix: str) -> None:
+def test_names_files_wherever_they_are_truncated(tmp_path: Path, suffix: str) -> None:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
     whole = saved(tmp_path, noise, "whole" + suffix).read_bytes()
     for share in (0.05, 0.3, 0.6, 0.9):
@@ -103,18 +103,18 @@ def test_truncated_files_are_named_at_every_cut(tmp_path: Path, suffix: str) -> 
             open_image(path)
 
 
-def test_missing_file_is_named(tmp_path: Path) -> None:
+def test_names_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(BadImageError, match=r"gone.png: no such file"):
         open_image(tmp_path / "gone.png")
 
 
-# (why, mode, load, crop, size before, size after): by the official rules.
+# (reason, mode, load, crop, size before, size after), by the official rules.
 SIZES: list[tuple[str, Preprocess, int, int, tuple[int, int], tuple[int, int]]] = [
-    ("square whatever the shape", "resize_and_crop", 286, 256, (600, 400), (286, 286)),
-    ("as it is", "crop", 286, 256, (601, 407), (601, 407)),
+    ("square, whatever the shape", "resize_and_crop", 286, 256, (600, 400), (286, 286)),
+    ("unchanged", "crop", 286, 256, (601, 407), (601, 407)),
     ("height in proportion, rounded down", "scale_width_and_crop", 300, 256, (600, 601), (300, 300)),
     ("height at least the crop", "scale_width_and_crop", 300, 256, (600, 100), (300, 256)),
-    ("sides rounded to 4, or they would come back larger", "scale_width", 286, 256, (572, 601), (288, 300)),
+    ("sides rounded to 4, or the output would be larger", "scale_width", 286, 256, (572, 601), (288, 300)),
     ("half to even: 62/4 = 15.5 and 66/4 = 16.5 both to 16", "none", 286, 256, (62, 66), (64, 64)),
     ("nearest multiple, not the next", "none", 286, 256, (65, 67), (64, 68)),
     ("never below what a network takes", "none", 286, 256, (1, 9), (8, 8)),
@@ -122,10 +122,10 @@ SIZES: list[tuple[str, Preprocess, int, int, tuple[int, int], tuple[int, int]]] 
 
 
 @pytest.mark.parametrize(
-    ("why", "mode", "load", "crop", "before", "after"), SIZES, ids=[row[0] for row in SIZES]
+    ("reason", "mode", "load", "crop", "before", "after"), SIZES, ids=[row[0] for row in SIZES]
 )
 def test_sizes_by_mode(
-    why: str, mode: Preprocess, load: int, crop: int, before: tuple[int, int], after: tuple[int, int]
+    reason: str, mode: Preprocess, load: int, crop: int, before: tuple[int, int], after: tuple[int, int]
 ) -> None:
     assert Fit.of(DataConfig(preprocess=mode, load_size=load, crop_size=crop)).resized(before) == after
 
@@ -134,7 +134,7 @@ def test_sizes_for_a_unet() -> None:
     assert Fit("none", multiple=256).resized((300, 700)) == (256, 768)
 
 
-def test_resize_is_pillow_s_bicubic_and_crops_are_exact(tmp_path: Path) -> None:
+def test_resizes_with_pillow_bicubic_and_crops_exactly(tmp_path: Path) -> None:
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8))
     path = saved(tmp_path, image, "x.png")
     fit = Fit("resize_and_crop", 40, 32)
@@ -146,7 +146,7 @@ def test_resize_is_pillow_s_bicubic_and_crops_are_exact(tmp_path: Path) -> None:
     assert np.array_equal(take_view(pixels, fit, None), pixels)
 
 
-def test_every_crop_place_is_equally_likely(tmp_path: Path) -> None:
+def test_every_crop_position_is_equally_likely(tmp_path: Path) -> None:
     pixels = np.arange(11, dtype=np.uint8).reshape(1, 11, 1).repeat(8, axis=0)
     lefts = [
         int(take_view(pixels, Fit("crop", 0, 8), View(u / 400, 0.0, False))[0, 0, 0]) for u in range(400)
@@ -156,7 +156,7 @@ def test_every_crop_place_is_equally_likely(tmp_path: Path) -> None:
 
 def test_image_smaller_than_the_crop(tmp_path: Path) -> None:
     path = saved(tmp_path, Image.new("RGB", (100, 30)), "small.png")
-    with pytest.raises(BadImageError, match=r"small.png: 100x30 is smaller than the crop of 64"):
+    with pytest.raises(BadImageError, match=r"small.png: 100x30 is too small for a crop of 64 pixels"):
         load_pixels(path, Fit("crop", 0, 64))
 
 
@@ -166,7 +166,7 @@ def test_gray_has_one_channel(tmp_path: Path) -> None:
     assert load_pixels(path, Fit("square", 8, channels=1))[0, 0, 0] == 76  # ITU-R 601: 0.299 * 255
 
 
-# What DALI may decode in Pillow's place, and what not.
+# The files that DALI can decode in place of Pillow, and those that it must not.
 PLAIN = {
     "a.jpg": ("RGB", {"quality": 80}),
     "gray.jpg": ("L", {}),
@@ -189,7 +189,7 @@ ODD = {
 
 
 @pytest.mark.parametrize("name", [*PLAIN, *ODD])
-def test_plain_files_are_those_that_every_decoder_reads_alike(tmp_path: Path, name: str) -> None:
+def test_recognises_files_that_every_decoder_reads_alike(tmp_path: Path, name: str) -> None:
     mode, options = {**PLAIN, **ODD}[name]
     data = saved(tmp_path, Image.new(mode, (12, 10)), name, **options).read_bytes()
     assert read_header(data) == ((12, 10), name in PLAIN)
@@ -197,9 +197,9 @@ def test_plain_files_are_those_that_every_decoder_reads_alike(tmp_path: Path, na
     assert not read_header(data + b"more")[1]
 
 
-def test_turned_deep_and_moving_files_are_not_plain(tmp_path: Path) -> None:
+def test_rotated_16_bit_and_animated_files_are_not_plain(tmp_path: Path) -> None:
     image, exif = Image.new("RGB", (12, 10)), Image.Exif()
-    exif[0x0112] = 2  # mirrored: the size tells nothing
+    exif[0x0112] = 2  # flipped: the size does not show it
     for name in ("turned.jpg", "turned.png"):
         assert not read_header(saved(tmp_path, image, name, exif=exif).read_bytes())[1]
     exif[0x0112] = 1

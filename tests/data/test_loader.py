@@ -1,5 +1,6 @@
-"""What loaders share: the same batches from any start and in shards, and files that break under way, in every
-loader.
+"""Behaviour that all loaders share.
+
+Batches are the same from any start and in shards, and files that break during a run are handled.
 """
 
 from __future__ import annotations
@@ -46,18 +47,19 @@ def make(
 
 
 @LOADERS
-def test_every_start_gives_the_same_batches(tmp_path: Path, loader: str, threads: int, cache: str) -> None:
-    """In the middle of an epoch, of a block, of a partial batch."""
+def test_batches_do_not_depend_on_the_start(tmp_path: Path, loader: str, threads: int, cache: str) -> None:
+    """Starts in the middle of an epoch, of a block, and of a partial batch."""
     whole = list(make(tmp_path, loader, threads, cache, batch_size=2).batches(0, 40))
     for start in (1, 7, 33, 39):
-        found = list(make(tmp_path, loader, threads, cache, batch_size=2).batches(start, 40))
-        assert all(same_batch(x, y) for x, y in zip(whole[start:], found, strict=True))
+        actual = list(make(tmp_path, loader, threads, cache, batch_size=2).batches(start, 40))
+        assert all(same_batch(x, y) for x, y in zip(whole[start:], actual, strict=True))
 
 
 @LOADERS
 def test_two_shards_make_exactly_one_epoch(tmp_path: Path, loader: str, threads: int, cache: str) -> None:
-    """Five samples over two ranks: in the third iteration the second rank has none, and says so with an empty
-    batch.
+    """Split five samples over two ranks.
+
+    In the third iteration the second rank has none, and yields an empty batch.
     """
     parts = []
     for rank in range(2):
@@ -71,42 +73,46 @@ def test_two_shards_make_exactly_one_epoch(tmp_path: Path, loader: str, threads:
 
 
 @LOADERS
-@pytest.mark.parametrize("way", ["broken", "vanished", "pipe"])
-def test_a_file_that_breaks_under_way_is_named(
-    tmp_path: Path, loader: str, threads: int, cache: str, way: str
+@pytest.mark.parametrize("failure", ["broken", "vanished", "pipe"])
+def test_names_a_file_that_breaks_during_a_run(
+    tmp_path: Path, loader: str, threads: int, cache: str, failure: str
 ) -> None:
     a, b = unpaired(tmp_path)
     path = b.paths[1]
-    path.write_bytes(b"broken") if way == "broken" else path.unlink()
-    if way == "pipe":
-        os.mkfifo(path)  # reading it would wait for ever
+    path.write_bytes(b"broken") if failure == "broken" else path.unlink()
+    if failure == "pipe":
+        os.mkfifo(path)  # reading it would block forever
     config = DataConfig(load_size=24, crop_size=16, cache=cache)
     reason = {
         "broken": "not an image that Pillow can read",
         "vanished": "no such file",
         "pipe": "not a regular file",
-    }[way]
-    found = make_loader(choose(loader, CPU, threads), a, b, Plan(11, 5, 3), CPU, config, print)
+    }[failure]
+    loader_under_test = make_loader(choose(loader, CPU, threads), a, b, Plan(11, 5, 3), CPU, config, print)
     with pytest.raises(
-        UserError, match=rf"^bad image \S*/B/001.png: {reason}; --skip_bad_images leaves such images out$"
+        UserError,
+        match=rf"^bad image \S*/B/001.png: {reason}; pass --skip_bad_images to leave out such images$",
     ):
-        list(found.batches(0, 30))
+        list(loader_under_test.batches(0, 30))
 
 
 @LOADERS
-def test_a_file_that_breaks_can_be_left_out(tmp_path: Path, loader: str, threads: int, cache: str) -> None:
-    """The next image takes its place, the samples' numbers, crops and draws stay; it is said once."""
+def test_can_skip_a_file_that_breaks(tmp_path: Path, loader: str, threads: int, cache: str) -> None:
+    """The next image takes its place, and the file is logged once.
+
+    The samples' numbers, crops and random numbers stay the same.
+    """
     a, b = unpaired(tmp_path)
     whole = list(FolderLoader(a, b, Plan(11, 5, 3), CPU).batches(0, 30))
     b.paths[1].unlink()
     config, logged = DataConfig(load_size=24, crop_size=16, cache=cache, skip_bad_images=True), []
-    found = list(
+    actual = list(
         make_loader(choose(loader, CPU, threads), a, b, Plan(11, 5, 3), CPU, config, logged.append).batches(
             0, 30
         )
     )
-    assert len(found) == 30
-    for expected, batch in zip(whole, found, strict=True):
+    assert len(actual) == 30
+    for expected, batch in zip(whole, actual, strict=True):
         replaced = expected.paths_B == [str(b.paths[1])]
         assert batch.paths_B == ([str(b.paths[2])] if replaced else expected.paths_B)
         assert (batch.samples[0].view_B, batch.samples[0].draw_A) == (
@@ -114,11 +120,9 @@ def test_a_file_that_breaks_can_be_left_out(tmp_path: Path, loader: str, threads
             expected.samples[0].draw_A,
         )
         assert (batch.A - expected.A).abs().max() <= 4 / 127.5
-    left_out = [line for line in logged if line.startswith("left out")]
-    assert left_out == [f"left out {b.paths[1]}: no such file; the next image takes its place"] * len(
-        left_out
-    )
-    assert len(left_out) == 1
+    skipped = [line for line in logged if line.startswith("skipped")]
+    assert skipped == [f"skipped {b.paths[1]}: no such file; the next image takes its place"] * len(skipped)
+    assert len(skipped) == 1
 
 
 def FolderOf(a: Any, b: Any) -> Any:
@@ -127,13 +131,13 @@ def FolderOf(a: Any, b: Any) -> Any:
 
 
 @LOADERS
-def test_nothing_left_to_read(tmp_path: Path, loader: str, threads: int, cache: str) -> None:
+def test_reports_that_no_image_can_be_read(tmp_path: Path, loader: str, threads: int, cache: str) -> None:
     a, b = unpaired(tmp_path)
     for path in b.paths:
         path.unlink()
     config = DataConfig(load_size=24, crop_size=16, cache=cache, skip_bad_images=True)
     with pytest.raises(
-        UserError, match=r"none of the 3 images can be read any more; the first: .*no such file"
+        UserError, match=r"none of the 3 images can be read any more; the first error: .*no such file"
     ):
         list(
             make_loader(choose(loader, CPU, threads), a, b, Plan(11, 5, 3), CPU, config, print).batches(0, 30)
@@ -141,8 +145,8 @@ def test_nothing_left_to_read(tmp_path: Path, loader: str, threads: int, cache: 
 
 
 @pytest.mark.parametrize(("loader", "threads"), [("folder", 0), ("dali", 2)])
-def test_a_file_that_was_replaced_is_read_as_it_is_now(tmp_path: Path, loader: str, threads: int) -> None:
-    """Even with another size than it was checked to have."""
+def test_reads_the_new_content_of_a_replaced_file(tmp_path: Path, loader: str, threads: int) -> None:
+    """Even if its size differs from the one found when it was checked."""
     a, b = unpaired(tmp_path)
     for path in a.paths:
         Image.fromarray(np.full((40, 50, 3), 200, dtype=np.uint8)).save(path)

@@ -1,5 +1,6 @@
-"""The Pillow loader: the plan's samples, whatever the workers; memory; files that break under way; Pillow's
-plain reader.
+"""The Pillow loader and the Pillow reader.
+
+Batches follow the plan whatever the number of workers, and the end of a worker or of Python is handled.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def make(
     return FolderLoader(a, b, Plan(11, 5, 3, batch), CPU, workers=workers, **options)
 
 
-def test_batches_are_the_plan_s_samples(tmp_path: Path) -> None:
+def test_batches_contain_the_samples_of_the_plan(tmp_path: Path) -> None:
     loader = make(tmp_path)
     batches = list(loader.batches(0, 7))
     assert [len(batch.samples) for batch in batches] == [2, 2, 1, 2, 2, 1, 2]  # the partial batch is kept
@@ -49,10 +50,10 @@ def test_batches_are_the_plan_s_samples(tmp_path: Path) -> None:
             np.testing.assert_allclose(batch.A[row].permute(1, 2, 0).numpy(), pixels / 127.5 - 1, atol=2e-7)
 
 
-def test_workers_and_starting_points_change_nothing(tmp_path: Path) -> None:
+def test_workers_and_start_do_not_change_batches(tmp_path: Path) -> None:
     expected = list(make(tmp_path).batches(0, 6))
-    found = list(make(tmp_path, workers=2).batches(2, 6))
-    assert all(same_batch(x, y) for x, y in zip(expected[2:], found, strict=True))
+    actual = list(make(tmp_path, workers=2).batches(2, 6))
+    assert all(same_batch(x, y) for x, y in zip(expected[2:], actual, strict=True))
     assert list(make(tmp_path).batches(3, 3)) == []
 
 
@@ -62,13 +63,13 @@ def test_gray_and_colour(tmp_path: Path) -> None:
 
 
 def test_loading_does_not_touch_the_random_state(tmp_path: Path) -> None:
-    """Dropout, and so a resume, depends on torch's own generator."""
+    """Dropout, and so a resumed run, depends on torch's own generator."""
     before = torch.get_rng_state()
     list(make(tmp_path, workers=1).batches(0, 2))
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_worker_that_dies_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reports_a_worker_that_died(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loader = make(tmp_path, workers=1)
 
     def die(index: int, view: object) -> None:
@@ -79,8 +80,8 @@ def test_a_worker_that_dies_is_an_error(tmp_path: Path, monkeypatch: pytest.Monk
         list(loader.batches(0, 4))
 
 
-def test_python_ends_with_workers_still_at_work(tmp_path: Path) -> None:
-    """They ignore the signal that Python sends them at its end, and waits after."""
+def test_python_exits_while_workers_are_running(tmp_path: Path) -> None:
+    """Workers ignore the signal that Python sends them when it exits, and Python then waits for them."""
     make(tmp_path)
     code = (
         "import sys, torch; from pathlib import Path; from tests.conftest import unpaired\nfrom"
@@ -90,7 +91,7 @@ def test_python_ends_with_workers_still_at_work(tmp_path: Path) -> None:
         " print('end')"
     )
     root = Path(__file__).parents[2]
-    done = subprocess.run(
+    finished = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)],
         timeout=60,
         check=True,
@@ -98,10 +99,10 @@ def test_python_ends_with_workers_still_at_work(tmp_path: Path) -> None:
         text=True,
         cwd=root,
     )
-    assert done.stdout == "end\n"
+    assert finished.stdout == "end\n"
 
 
-def test_the_plain_reader_keeps_the_order_and_gives_bad_files_as_such(tmp_path: Path) -> None:
+def test_reader_keeps_the_order_and_yields_errors_of_bad_files(tmp_path: Path) -> None:
     paths = write_images(tmp_path, 20)
     paths[3].write_bytes(b"no")
     read = PillowReader(Fit("square", 8, channels=1), threads=3).read(

@@ -1,4 +1,4 @@
-"""Pixels and grids of them: rounding, and every image where it belongs."""
+"""Pixels and grids of images: rounding, and the place of every image."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_pixels_are_rounded_and_clamped() -> None:
     assert np.array_equal(to_pixels(every).reshape(-1), np.arange(256))
 
 
-def test_grid_shows_every_image_where_it_belongs() -> None:
+def test_grid_shows_every_image_in_its_place() -> None:
     colours = np.random.default_rng(0).integers(0, 256, (2, 2, 3), dtype=np.uint8)
     images = [
         [np.broadcast_to(colours[row, column], (10 + 5 * row, 12, 3)) for row in range(2)]

@@ -1,5 +1,6 @@
-"""What the plan promises: the same sample for the same (seed, epoch, i), each image once an epoch, uniform
-chance.
+"""The guarantees of the plan.
+
+The same sample for the same (seed, epoch, i), each image once per epoch, and uniform random numbers.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ GOLDEN_SAMPLE = (1, 5, False, True)
 
 
 def test_golden_values() -> None:
-    """Frozen: a run is resumed by another version of numpy with these numbers, so they must never change."""
+    """These values must never change, because a run may be resumed with another version of numpy."""
     assert uniforms(2, 0, 1, 1, 0).tolist() == GOLDEN_UNIFORMS
     sample = Plan(seed=7, count_A=10, count_B=12).sample(epoch=2, i=3)
     assert (sample.index_A, sample.index_B, sample.view_A.flip, sample.view_B.flip) == GOLDEN_SAMPLE
 
 
-def test_an_epoch_shows_every_image_of_the_larger_side_once() -> None:
+def test_an_epoch_shows_every_image_of_the_larger_domain_once() -> None:
     plan = Plan(seed=1, count_A=17, count_B=5)
     for epoch in (1, 2):
         shown = [plan.sample(epoch, i).index_A for i in range(len(plan))]
@@ -39,7 +40,7 @@ def test_serial_pairs_by_position() -> None:
     assert [(s.index_A, s.index_B) for s in (plan.sample(1, i) for i in range(3))] == [(0, 0), (1, 1), (2, 0)]
 
 
-def test_batches_cover_epochs_and_keep_the_partial_one() -> None:
+def test_batches_cover_epochs_and_keep_the_partial_batch() -> None:
     plan = Plan(seed=0, count_A=5, count_B=2, batch_size=2)
     assert plan.iterations_per_epoch == 3
     assert list(plan.batches(1, 5)) == [
@@ -50,7 +51,7 @@ def test_batches_cover_epochs_and_keep_the_partial_one() -> None:
     ]
 
 
-def test_chance_is_uniform_and_flips_can_be_off() -> None:
+def test_random_numbers_are_uniform_and_flips_can_be_off() -> None:
     n = 4000
     plan = Plan(seed=3, count_A=n, count_B=10)
     samples = [plan.sample(1, i) for i in range(n)]
@@ -60,7 +61,7 @@ def test_chance_is_uniform_and_flips_can_be_off() -> None:
         [s.mix_A for s in samples],
         [float(s.view_B.flip) for s in samples],
     ):
-        # Mean of n uniforms (standard deviation 0.29) or coin flips (0.5): 5 standard errors.
+        # The mean of n uniforms (standard deviation 0.29) or coin flips (0.5): 5 standard errors.
         assert np.mean(values) == pytest.approx(0.5, abs=5 * 0.5 / math.sqrt(n))
     counts = np.bincount([s.index_B for s in samples], minlength=10)
     assert ((counts - n / 10) ** 2 / (n / 10)).sum() < 33.7  # chi-square, 9 degrees of freedom, 1 in 10,000
@@ -82,10 +83,12 @@ def test_streams_do_not_repeat_each_other() -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "batch", "ranks"), [(12, 2, 3), (7, 1, 2), (10, 3, 4)], ids=["even", "odd", "a rank with none"]
+    ("count", "batch", "ranks"),
+    [(12, 2, 3), (7, 1, 2), (10, 3, 4)],
+    ids=["even", "odd", "a rank without samples"],
 )
 def test_shards_make_exactly_one_epoch(count: int, batch: int, ranks: int) -> None:
-    """And iteration by iteration they make the batches of one process with ``ranks`` times the batch size."""
+    """In every iteration, together they make the batch of one process with ``ranks`` times the batch size."""
     plan = Plan(seed=5, count_A=count, count_B=4, batch_size=batch)
     together = Plan(seed=5, count_A=count, count_B=4, batch_size=batch * ranks)
     shards = [plan.shard(rank, ranks) for rank in range(ranks)]

@@ -1,4 +1,4 @@
-"""Finding and checking images: layouts, order, held-out parts, bad files by name."""
+"""Find and check images: folder layouts, order, held-out images, and bad files."""
 
 from __future__ import annotations
 
@@ -15,56 +15,56 @@ from fastcyclegan.errors import UserError
 from tests.conftest import write_images
 
 
-def found(config: DataConfig, seed: int = 0) -> scan.Images:
+def find(config: DataConfig, seed: int = 0) -> scan.Images:
     return find_images(config, seed, print)
 
 
 def test_official_layout_and_direction(dataset: Path) -> None:
-    images = found(DataConfig(dataroot=dataset))
+    images = find(DataConfig(dataroot=dataset))
     assert [len(side) for side in (images.train_A, images.train_B, images.test_A, images.test_B)] == [
         5,
         4,
         2,
         2,
     ]
-    swapped = found(DataConfig(dataroot=dataset, direction="BtoA"))
+    swapped = find(DataConfig(dataroot=dataset, direction="BtoA"))
     assert (swapped.train_A, swapped.test_B) == (images.train_B, images.test_A)
 
 
-def test_folders_inside_folders_layout_without_test(tmp_path: Path) -> None:
+def test_nested_layout_without_test_folders(tmp_path: Path) -> None:
     write_images(tmp_path / "train" / "A", 2)
     write_images(tmp_path / "train" / "B", 3)
-    images = found(DataConfig(dataroot=tmp_path))
+    images = find(DataConfig(dataroot=tmp_path))
     assert (len(images.train_A), len(images.train_B), images.test_A, images.test_B) == (2, 3, [], [])
 
 
-def test_two_folders_hold_some_out_by_name_and_seed(tmp_path: Path) -> None:
+def test_holds_out_images_by_name_and_seed(tmp_path: Path) -> None:
     a, b = tmp_path / "photos", tmp_path / "paintings"
     write_images(a, 40)
     write_images(b, 3)
-    images = found(DataConfig(data_A=a, data_B=b, holdout=0.25))
+    images = find(DataConfig(data_A=a, data_B=b, holdout=0.25))
     assert len(images.train_A) + len(images.test_A) == 40
     assert 3 <= len(images.test_A) <= 20
     assert len(images.test_B) >= 1
     assert not set(images.train_A) & set(images.test_A)
-    assert found(DataConfig(data_A=a, data_B=b, holdout=0.25)) == images
-    assert found(DataConfig(data_A=a, data_B=b, holdout=0.25), seed=1).test_A != images.test_A
-    write_images(a / "more", 5)  # an image keeps its part when others come
-    later = found(DataConfig(data_A=a, data_B=b, holdout=0.25))
+    assert find(DataConfig(data_A=a, data_B=b, holdout=0.25)) == images
+    assert find(DataConfig(data_A=a, data_B=b, holdout=0.25), seed=1).test_A != images.test_A
+    write_images(a / "more", 5)  # an image keeps its part when others are added
+    later = find(DataConfig(data_A=a, data_B=b, holdout=0.25))
     assert set(images.test_A) <= set(later.test_A)
-    assert found(DataConfig(data_A=a, data_B=b, holdout=0)).test_A == []
+    assert find(DataConfig(data_A=a, data_B=b, holdout=0)).test_A == []
 
 
-def test_split_always_leaves_something_to_train_with(tmp_path: Path) -> None:
+def test_split_always_leaves_training_images(tmp_path: Path) -> None:
     paths = write_images(tmp_path, 3)
     for share in (0.001, 0.999):
-        train, held = split_holdout(paths, tmp_path, share, 0)
+        train, held_out = split_holdout(paths, tmp_path, share, 0)
         assert train
-        assert held
+        assert held_out
     assert split_holdout(paths[:1], tmp_path, 0.5, 0) == (paths[:1], [])
 
 
-def test_listing_sorts_before_it_cuts_and_passes_over_hidden_files(tmp_path: Path) -> None:
+def test_listing_sorts_before_limiting_and_skips_hidden_files(tmp_path: Path) -> None:
     for name in ("b.PNG", "a.jpeg", "c/z.tif", "._a.jpg", ".hidden/x.png", "notes.txt", "d.webp"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")
@@ -75,39 +75,41 @@ def test_listing_sorts_before_it_cuts_and_passes_over_hidden_files(tmp_path: Pat
 
 
 def test_max_dataset_size(dataset: Path) -> None:
-    images = found(DataConfig(dataroot=dataset, max_dataset_size=3))
+    images = find(DataConfig(dataroot=dataset, max_dataset_size=3))
     assert [path.name for path in images.train_A] == ["000.png", "001.png", "002.png"]
 
 
-def test_missing_and_empty_folders_are_named(tmp_path: Path, dataset: Path) -> None:
+def test_reports_missing_and_empty_folders(tmp_path: Path, dataset: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere: no such folder"):
-        found(DataConfig(dataroot=tmp_path / "nowhere"))
+        find(DataConfig(dataroot=tmp_path / "nowhere"))
     with pytest.raises(UserError, match=r"neither trainA and trainB nor train/A and train/B"):
-        found(DataConfig(dataroot=tmp_path))
+        find(DataConfig(dataroot=tmp_path))
     with pytest.raises(UserError, match="the same folder"):
-        found(DataConfig(data_A=dataset, data_B=dataset / "trainA" / ".."))
+        find(DataConfig(data_A=dataset, data_B=dataset / "trainA" / ".."))
     with pytest.raises(UserError, match=r"000.png: not a folder"):
-        found(DataConfig(data_A=dataset / "trainA" / "000.png", data_B=dataset))
+        find(DataConfig(data_A=dataset / "trainA" / "000.png", data_B=dataset))
     for path in (dataset / "trainB").iterdir():
         path.unlink()
-    with pytest.raises(UserError, match=r"trainB: no images in it"):
-        found(DataConfig(dataroot=dataset))
+    with pytest.raises(UserError, match=r"trainB: contains no images"):
+        find(DataConfig(dataroot=dataset))
     (dataset / "trainB").rmdir()
     with pytest.raises(UserError, match=r"trainB: no such folder"):
-        found(DataConfig(dataroot=dataset))
+        find(DataConfig(dataroot=dataset))
 
 
-def test_bad_images_are_named_or_left_out(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_reports_or_skips_bad_images(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     broken = dataset / "trainA" / "001.png"
     broken.write_bytes(broken.read_bytes()[:-200])
     (dataset / "testB" / "zero.jpg").write_bytes(b"")
-    with pytest.raises(UserError, match=r"bad image .*trainA/001.png: .* \(and 1 more\); --skip_bad_images"):
-        found(DataConfig(dataroot=dataset))
-    images = found(DataConfig(dataroot=dataset, skip_bad_images=True))
+    with pytest.raises(
+        UserError, match=r"bad image .*trainA/001.png: .* \(and 1 more\); pass --skip_bad_images"
+    ):
+        find(DataConfig(dataroot=dataset))
+    images = find(DataConfig(dataroot=dataset, skip_bad_images=True))
     assert broken not in images.train_A
     assert len(images.train_A) == 4
     logged = capsys.readouterr().out
-    assert "left out" in logged
+    assert "skipped" in logged
     assert "001.png" in logged
     assert "zero.jpg" in logged
 
@@ -115,27 +117,27 @@ def test_bad_images_are_named_or_left_out(dataset: Path, capsys: pytest.CaptureF
 def test_images_smaller_than_the_crop_are_bad(dataset: Path) -> None:
     write_images(dataset / "trainB" / "small", 1, size=(40, 11))
     config = DataConfig(dataroot=dataset, preprocess="crop", crop_size=16)
-    with pytest.raises(UserError, match=r"small/000.png: 40x11 is smaller than the crop of 16"):
-        found(config)
-    found(DataConfig(dataroot=dataset, load_size=32, crop_size=16))  # resized first: fine
+    with pytest.raises(UserError, match=r"small/000.png: 40x11 is too small for a crop of 16 pixels"):
+        find(config)
+    find(DataConfig(dataroot=dataset, load_size=32, crop_size=16))  # resized first: fine
 
 
-def test_images_smaller_than_the_networks_take_are_bad(dataset: Path) -> None:
+def test_images_too_small_for_the_networks_are_bad(dataset: Path) -> None:
     config = DataConfig(dataroot=dataset, preprocess="none")
-    with pytest.raises(UserError, match="24x20 is smaller than the 24 pixels a side that the networks need"):
+    with pytest.raises(UserError, match="24x20 is too small: the networks need at least 24 pixels per side"):
         find_images(config, 0, print, required=ImageRequirements(least_side=24))
     assert len(find_images(config, 0, print, required=ImageRequirements(least_side=20)).train_A) == 5
 
 
-def test_a_pipe_is_no_image(dataset: Path) -> None:
-    """Reading it would wait for ever."""
+def test_rejects_a_pipe(dataset: Path) -> None:
+    """Reading it would block forever."""
     os.mkfifo(dataset / "trainA" / "pipe.png")
     with pytest.raises(UserError, match=r"pipe.png: not a regular file"):
-        found(DataConfig(dataroot=dataset))
+        find(DataConfig(dataroot=dataset))
 
 
-def test_nothing_left_after_leaving_out(dataset: Path) -> None:
+def test_reports_a_folder_without_usable_images(dataset: Path) -> None:
     for path in (dataset / "trainA").iterdir():
         path.write_bytes(b"no")
-    with pytest.raises(UserError, match="trainA: no usable images left"):
-        found(DataConfig(dataroot=dataset, skip_bad_images=True))
+    with pytest.raises(UserError, match="trainA: contains no usable images"):
+        find(DataConfig(dataroot=dataset, skip_bad_images=True))

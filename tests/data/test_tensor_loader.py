@@ -1,5 +1,6 @@
-"""Loaders of the caller's own: every kind that is taken, trained on as files are, and what cannot be trained
-on.
+"""The caller's own loaders.
+
+Every supported kind, training that equals training on files, and input that cannot be used.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ class Paired:
 @pytest.mark.parametrize(
     ("loaders", "per_epoch"),
     [
-        # Labels are left out, B begins anew, and of the last batch of one the surplus of B is left out.
+        # Labels are ignored, B starts again, and the surplus of B is dropped where the last batch of A is
+        # smaller.
         (
             (
                 DataLoader(TensorDataset(tensors(5), torch.arange(5)), batch_size=2),
@@ -48,21 +50,21 @@ def test_loaders(loaders: tuple[Any, ...], per_epoch: int) -> None:
     assert not same(model, CycleGAN(**TINY))
 
 
-def test_images_of_loaders_are_those_that_are_trained_on(dataset: Path, tmp_path: Path) -> None:
-    """The samples of files, as tensors of the caller's in the same order, without pools: the same weights."""
+def test_trains_on_tensors_exactly_as_on_files(dataset: Path, tmp_path: Path) -> None:
+    """Without pools, the same samples in the same order give the same weights, as files or as tensors."""
     from fastcyclegan.training.start import Overrides, start
 
     settings = {**TINY, "pool_size": 0, "n_epochs_decay": 0, "lr_policy": "constant", "max_iters": 4}
-    files = CycleGAN(**settings)
-    files.fit(dataset)
+    by_files = CycleGAN(**settings)
+    by_files.fit(dataset)
     config = CycleGAN(**settings, dataroot=dataset).config
     batches = [
         (batch.A, batch.B)
         for batch in start(config, lambda text: None, overrides=Overrides(files=False)).loader.batches(0, 4)
     ]
-    given = CycleGAN(**settings)
-    given.fit(batches)
-    assert same(files, given)
+    by_tensors = CycleGAN(**settings)
+    by_tensors.fit(batches)
+    assert same(by_files, by_tensors)
 
 
 @pytest.mark.parametrize(
@@ -71,9 +73,9 @@ def test_images_of_loaders_are_those_that_are_trained_on(dataset: Path, tmp_path
         (
             iter([tensors(1)]),
             iter([tensors(1)]),
-            "a loader without a length, or an empty one: give iterations_per_epoch",
+            "a loader is empty or has no length; pass iterations_per_epoch",
         ),
-        ([tensors(1)], None, "a loader by itself must give .* or pairs of tensors, got Tensor"),
+        ([tensors(1)], None, "a single loader must yield .* or pairs of tensors, got Tensor"),
         ([{"A": tensors(1)}], None, r"images of B must be tensors \[N, 3, H, W\], got NoneType"),
         (
             [tensors(1)[:, :1]],
@@ -83,7 +85,7 @@ def test_images_of_loaders_are_those_that_are_trained_on(dataset: Path, tmp_path
         (
             [tensors(1)[:, :, :15]],
             [tensors(1)],
-            "images of A are 16x15: the networks take sides that are multiples of 4, from 8 on",
+            "images of A are 16x15, but the networks need sides that are multiples of 4 and at least 8",
         ),
         (
             [tensors(1)],
@@ -96,10 +98,10 @@ def test_images_of_loaders_are_those_that_are_trained_on(dataset: Path, tmp_path
             r"images of A must be floating point in \[-1, 1\] or uint8, got torch.int64",
         ),
         ("folder", [tensors(1)], "A and B must both be folders or both be loaders"),
-        (None, None, "no images: give a dataset's folder, a folder a domain, or loaders"),
+        (None, None, "no images given: pass a dataset folder, one folder per domain, or loaders"),
     ],
 )
-def test_what_cannot_be_fitted(A: Any, B: Any, message: str) -> None:
+def test_refuses_unusable_input(A: Any, B: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         CycleGAN(**TINY).fit(A, B)
 
@@ -109,6 +111,7 @@ def test_a_loader_without_a_length() -> None:
     model.fit(iter([(tensors(1), tensors(1))] * 4), iterations_per_epoch=2)
     assert model.iteration == 4
     with pytest.raises(
-        UserError, match="a loader ended after 3 batches and gives no more: it must be one that begins anew"
+        UserError,
+        match="a loader ended after 3 batches and yields no more; pass one that can be iterated more than",
     ):
         CycleGAN(**TINY).fit(iter([(tensors(1), tensors(1))] * 3), iterations_per_epoch=2)

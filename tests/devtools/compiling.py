@@ -1,4 +1,4 @@
-"""Python in a process of its own, in which Triton compiles: where the tests run it interprets."""
+"""Run Python in a separate process in which Triton compiles. In the test process it interprets."""
 
 from __future__ import annotations
 

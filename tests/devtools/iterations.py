@@ -1,6 +1,4 @@
-"""The launches of a training iteration and the jobs made of them, in a process of its own in which Triton
-compiles.
-"""
+"""Run code in a process in which Triton compiles, with the launches and jobs of training iterations."""
 
 from __future__ import annotations
 
@@ -13,8 +11,8 @@ from typing import Any
 
 from tests.devtools.compiling import ROOT
 
-# The launches of an iteration, and of one whose networks run apart, with the jobs that were made of them, in
-# a list called found; and a driver that is no business of the product's, for an H100 that is not there.
+# Defines ``iteration``, which appends each launch of an iteration and its job to the list ``recorded``, and a
+# driver for an absent H100 that is independent of the product's own stand-in.
 ITERATIONS = """
 import dataclasses, json, sys
 import torch, triton
@@ -31,20 +29,20 @@ class Driver:
     def get_current_device(self): return 7
     def get_current_stream(self, device): return 0
 
-found = []
+recorded = []
 def iteration(dtype, pairing, **options):
-    hear = lambda launch: found.append((launch, _jobs.job_of(launch, 90)))
-    with dry_run(on_launch=hear, **options):
+    record = lambda launch: recorded.append((launch, _jobs.job_of(launch, 90)))
+    with dry_run(on_launch=record, **options):
         shipped._step(shipped.SMALL, dtype, 1, True, pairing)
 """
 
 
 def run(code: str, cache: Path) -> Any:
-    """Run ``code`` where Triton compiles, with a cache of its own, and return what it prints."""
+    """Run ``code`` where Triton compiles, with its cache in ``cache``; return its last line, parsed."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | {
         "TRITON_CACHE_DIR": str(cache)
     }
     command = [sys.executable, "-c", ITERATIONS + code]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=ROOT)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    process = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=ROOT)
+    assert process.returncode == 0, process.stderr[-3000:]
+    return json.loads(process.stdout.splitlines()[-1])

@@ -1,4 +1,4 @@
-"""Reports on compiled kernels: each fault that the gate is there for is found."""
+"""Reports on compiled kernels: every fault that the gate checks for is detected."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.devtools.compiling import run
 
 pytest.importorskip("triton")
 
-# A registry with one good kernel and one for each fault, compiled as the real ones are.
+# Launches of test kernels, good ones and one for each fault, compiled as the real kernels are.
 CODE = """
 import json, sys
 from dataclasses import asdict
@@ -69,12 +69,12 @@ if __name__ == "__main__":
 """
 
 
-def test_each_fault_is_found(tmp_path: Path) -> None:
+def test_each_fault_is_detected(tmp_path: Path) -> None:
     script = tmp_path / "registry.py"
     script.write_text(CODE)
-    done = run([str(script)])
-    assert done.returncode == 0, done.stderr
-    reports, starved = map(json.loads, done.stdout.splitlines())
+    process = run([str(script)])
+    assert process.returncode == 0, process.stderr
+    reports, starved = map(json.loads, process.stdout.splitlines())
     for arch, instruction in (("sm_80", "HMMA"), ("sm_90", "HGMMA")):
         good, narrow, spilled, product, tf32, ieee, wide_taps, narrow_taps = (
             r for r in reports if r["arch"] == arch
@@ -85,10 +85,10 @@ def test_each_fault_is_found(tmp_path: Path) -> None:
         assert "spills" in spilled["faults"][0]
         assert product["instructions"][instruction] > 0
         assert tf32["faults"] == product["faults"] == []
-        # An fp32 product in IEEE arithmetic has no matrix instruction, and none is asked for.
+        # An fp32 product in IEEE arithmetic has no matrix instructions and does not need any.
         assert ieee["faults"] == []
         assert ieee["instructions"][instruction] == 0
-        # What a weight gradient reads of a strided image has a loader of its own.
+        # A weight gradient reads a strided image with a separate loader.
         assert wide_taps["faults"] == []
         assert re.fullmatch(r"\d+ tile loads or stores of less than 16 bytes", *narrow_taps["faults"])
-    assert "bytes of shared memory, the chip has 1000" in starved[0]["faults"][0]
+    assert "bytes of shared memory, but the chip has 1000" in starved[0]["faults"][0]

@@ -1,4 +1,4 @@
-"""The processes that compile: when one is killed, that is reported."""
+"""A compile worker that is killed is reported."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ pytest.importorskip("triton")
 DEATH = """
 import os, pathlib, signal
 iteration("bf16", "auto")
-jobs = list({job for _, job in found})[:8]
-def kill(done, total):
+jobs = list({job for _, job in recorded})[:8]
+def kill(count, total):
     for entry in pathlib.Path("/proc").iterdir():
         try:
             command = (entry / "cmdline").read_bytes()
@@ -27,5 +27,5 @@ print(json.dumps([outcome.compiled < len(jobs), [kernel for kernel, _ in outcome
 """
 
 
-def test_a_compiler_that_is_killed_is_reported(tmp_path: Path) -> None:
+def test_a_killed_compiler_is_reported(tmp_path: Path) -> None:
     assert run(DEATH, tmp_path) == [True, [""]]

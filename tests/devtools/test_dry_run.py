@@ -1,6 +1,4 @@
-"""What a forward and backward costs, counted: a change that adds a launch, a pass or a saved tensor shows
-here.
-"""
+"""Counts of forward and backward passes: a change that adds a launch, a pass or a saved tensor fails here."""
 
 from __future__ import annotations
 
@@ -28,25 +26,27 @@ def counts(build: type[nn.Module], dtype: torch.dtype = torch.float32, **options
 
 
 @pytest.mark.parametrize(("dtype", "plain", "ours"), [(torch.float32, 343, 165), (torch.bfloat16, 172, 83)])
-def test_bytes_that_the_generator_keeps(dtype: torch.dtype, plain: int, ours: int) -> None:
-    """Two convolution outputs and the input of each block, one tensor of each other layer: under half of what
-    plain PyTorch keeps.
+def test_bytes_that_the_generator_saves(dtype: torch.dtype, plain: int, ours: int) -> None:
+    """Each block saves its input and two convolution outputs, and each other layer one tensor.
+
+    This is less than half of what plain PyTorch saves.
     """
     assert counts(Generator, dtype, impl="reference").saved_bytes // MIB == plain
-    found = counts(Generator, dtype, impl="triton").saved_bytes
-    assert found // MIB == ours
-    kept = counts(Generator, dtype, impl="triton", recompute=False).saved_bytes
-    assert kept > 1.25 * ours * MIB
+    saved = counts(Generator, dtype, impl="triton").saved_bytes
+    assert saved // MIB == ours
+    without_recompute = counts(Generator, dtype, impl="triton", recompute=False).saved_bytes
+    assert without_recompute > 1.25 * ours * MIB
     if dtype == torch.bfloat16:
-        assert found <= 0.52 * counts(Generator, dtype, impl="reference").saved_bytes
-        assert found <= 0.26 * counts(Generator, torch.float32, impl="reference").saved_bytes
+        assert saved <= 0.52 * counts(Generator, dtype, impl="reference").saved_bytes
+        assert saved <= 0.26 * counts(Generator, torch.float32, impl="reference").saved_bytes
 
 
 def test_launches_of_the_generator() -> None:
-    """Of each of the 9 blocks 4 forward and 8 backward; 5 norms more, whose images are large; the first and
-    the last convolution.
+    """Each of the 9 blocks makes 4 launches forward and 8 backward.
+
+    The others are those of 5 more norms, whose images are large, and of the first and last convolution.
     """
-    found = counts(Generator, impl="triton")
+    counted = counts(Generator, impl="triton")
     blocks = {
         "_reflect_conv_kernel": 2 + 2,
         "_instance_norm_apply_kernel": 2,
@@ -56,7 +56,7 @@ def test_launches_of_the_generator() -> None:
         "_reflect_conv_wgrad_sum_kernel": 1,
     }
     norms = tuple(f"_instance_norm_{name}_kernel" for name in ("stats", "apply", "bwd_sums", "bwd_apply"))
-    # The image and its gradient are put into borders; so is the image again for the weight's gradient.
+    # The image and its gradient are padded, and the image again for the gradient of the weight.
     first = (
         "_embed_kernel",
         "_reflect_conv_kernel",
@@ -67,13 +67,13 @@ def test_launches_of_the_generator() -> None:
     )
     last = ("_reflect_conv_contract_kernel", "_embed_kernel", "_reflect_conv_kernel", "_fold_border_kernel")
     wgrad = ("_reflect_conv_wgrad_kernel", "_reflect_conv_wgrad_sum_kernel")
-    wanted = Counter({name: 9 * count for name, count in blocks.items()}) + Counter(
+    expected = Counter({name: 9 * count for name, count in blocks.items()}) + Counter(
         5 * norms + first + last + 2 * wgrad
     )
-    assert found.launches == wanted
-    # Twice a stride-2 and a transposed convolution; three weights of the image's layers in the kernels'
-    # form; a bias's gradient.
-    assert found.aten == {
+    assert counted.launches == expected
+    # Two stride-2 and two transposed convolutions, three weights of the first and last layers in the kernels'
+    # format, and the gradient of a bias.
+    assert counted.aten == {
         "convolution": 4,
         "convolution_backward": 7,
         "new_zeros": 5,
@@ -83,15 +83,16 @@ def test_launches_of_the_generator() -> None:
     }
 
 
-def test_the_backward_of_a_discriminator_is_two_launches_a_norm_or_one() -> None:
-    found = counts(Discriminator, impl="triton")
-    # 64 x 64; then 32 x 32 and 31 x 31, which a program holds whole, but for the pass that writes y again.
-    assert found.launches["_instance_norm_small_fwd_kernel"] == 2
-    assert found.launches.total() == 10
-    assert found.aten.total() < counts(Discriminator, impl="reference").aten.total() / 1.5
+def test_a_discriminators_norms_take_one_or_two_backward_launches() -> None:
+    counted = counts(Discriminator, impl="triton")
+    # A norm of 64 x 64, then two of 32 x 32 and 31 x 31, which fit into one program, except for the pass that
+    # writes y again.
+    assert counted.launches["_instance_norm_small_fwd_kernel"] == 2
+    assert counted.launches.total() == 10
+    assert counted.aten.total() < counts(Discriminator, impl="reference").aten.total() / 1.5
 
 
-def test_one_operator() -> None:
+def test_counts_of_one_operator() -> None:
     class Norm(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return instance_norm(x, act="relu", impl="triton")
@@ -104,27 +105,27 @@ def test_one_operator() -> None:
     ours, plain = count(Norm(), x), count(Plain(), x)
     assert ours.launches.total() == 4
     assert ours.aten.total() == 0
-    # x and two vectors, against the copy in another layout, the result of the ReLU, and two vectors.
+    # Ours saves x and two vectors. PyTorch saves a copy in another layout, the ReLU's output and two vectors.
     assert ours.saved_bytes == x.numel() * 4 + 2 * 64 * 4
     assert plain.saved_bytes == 2 * x.numel() * 4 + 2 * 64 * 4
 
 
-def test_the_script_prints_a_line_for_each() -> None:
+def test_the_script_refuses_sizes_that_the_unet_does_not_take() -> None:
     script = Path(__file__).parents[2] / "scripts" / "count_operations.py"
-    done = subprocess.run([sys.executable, script, "64"], capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "U-Net needs 256" in done.stderr
+    process = subprocess.run([sys.executable, script, "64"], capture_output=True, text=True, check=False)
+    assert process.returncode == 2
+    assert "U-Net needs 256" in process.stderr
 
 
-def test_a_dry_run_is_its_threads_business(device: str) -> None:
-    """Another thread's kernels run meanwhile, and are not counted."""
+def test_a_dry_run_does_not_affect_other_threads(device: str) -> None:
+    """Kernels of another thread run during a dry run and are not counted."""
     x = torch.randn(1, 8, 8, 8, device=device)
-    found: list[torch.Tensor] = []
+    results: list[torch.Tensor] = []
     with dry_run() as run:
-        thread = threading.Thread(target=lambda: found.append(instance_norm(x, impl="triton")))
+        thread = threading.Thread(target=lambda: results.append(instance_norm(x, impl="triton")))
         thread.start()
         thread.join()
         assert run.counts.launches.total() == 0
         instance_norm(x.cpu(), impl="triton")
     assert run.counts.launches.total() == 1
-    torch.testing.assert_close(found[0], F.instance_norm(x), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(results[0], F.instance_norm(x), rtol=1e-4, atol=1e-4)

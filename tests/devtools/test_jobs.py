@@ -1,6 +1,6 @@
-"""Jobs: the very specialisations that Triton's JIT makes of an iteration's launches.
+"""Jobs are exactly the specialisations that Triton's JIT compiles for an iteration's launches.
 
-Triton is told to interpret kernels in this process, so what compiles runs in others.
+In this process Triton interprets kernels, so code that compiles runs in other processes.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ def compile(src, target, options, **_):
     variables = get_cache_invalidating_env_vars()
     keys.append(get_cache_key(src, backend, backend.parse_options(dict(options)), env_vars=variables))
 
-# Before the JIT first sees this device: it keeps the compiler that it finds then.
+# Set before the JIT first uses this device, because it then stores the compiler.
 triton.compiler.compile = compile
 driver.set_active(Driver())
-for launch, _ in found:
+for launch, _ in recorded:
     _launch.REGISTRY[launch.kernel].device_caches[7][0].clear()
     _launch.REGISTRY[launch.kernel].warmup(*launch.args, grid=(launch.grid,), **launch.keywords)
-theirs = list(keys)
+jit_keys = list(keys)
 keys.clear()
 triton.compile = compile
-for _, job in found:
+for _, job in recorded:
     _jobs.compile_job(job)
-both = zip(found, keys, theirs, strict=True)
-differ = [launch.kernel for (launch, _), mine, other in both if mine != other]
-print(json.dumps([len(found), len({job for _, job in found}), len(set(theirs)), differ]))
+both = zip(recorded, keys, jit_keys, strict=True)
+differ = [launch.kernel for (launch, _), key, jit_key in both if key != jit_key]
+print(json.dumps([len(recorded), len({job for _, job in recorded}), len(set(jit_keys)), differ]))
 """
 
 ALIGNMENT = """
@@ -56,21 +56,22 @@ def pointers(job):
     return {name: bool(attributes.get((order.index(name),))) for name in names}
 
 iteration("bf16", "auto", all_configs=True, all_forms=True)
-whole = sum(len(pointers(job)) for _, job in found)
-every = [(launch.kernel, *one) for launch, job in found for one in pointers(job).items()]
-off = sorted({(kernel, name) for kernel, name, aligned in every if not aligned})
-found.clear()
-with dry_run(on_launch=lambda launch: found.append(_jobs.job_of(launch, 90))):
+total = sum(len(pointers(job)) for _, job in recorded)
+every = [(launch.kernel, *one) for launch, job in recorded for one in pointers(job).items()]
+misaligned = sorted({(kernel, name) for kernel, name, aligned in every if not aligned})
+recorded.clear()
+with dry_run(on_launch=lambda launch: recorded.append(_jobs.job_of(launch, 90))):
     for start in (0, 1):
         memory = torch.zeros(2 * 64 * 64 * 64 + 4)[start : start + 2 * 64 * 64 * 64]
         instance_norm(memory.view(2, 64, 64, 64), impl="triton")
-print(json.dumps([whole, off, [pointers(job)["x_ptr"] for job in found ]]))
+print(json.dumps([total, misaligned, [pointers(job)["x_ptr"] for job in recorded]]))
 """
 
 
 def test_a_job_is_what_the_jit_would_compile(tmp_path: Path) -> None:
-    """Every launch of an iteration, by the key of Triton's cache: with strings for constants and integers
-    that 16 does not divide.
+    """Compares the keys of Triton's cache for every launch of an iteration.
+
+    Among them are launches with strings as constants and with integers that are not multiples of 16.
     """
     launches, jobs, keys, differ = run(HASHES, tmp_path)
     assert differ == []
@@ -79,10 +80,11 @@ def test_a_job_is_what_the_jit_would_compile(tmp_path: Path) -> None:
 
 
 def test_jobs_have_the_alignment_of_the_memory(tmp_path: Path) -> None:
-    """All that an iteration reads and writes begins at a multiple of 16 bytes, stacks of single numbers too;
-    what does not, shows.
+    """All memory of an iteration is aligned to 16 bytes, even stacks of scalars.
+
+    A misaligned tensor is recorded as such.
     """
-    pointers, off, aligned = run(ALIGNMENT, tmp_path)
+    pointers, misaligned, aligned = run(ALIGNMENT, tmp_path)
     assert pointers > 1000
-    assert off == []
+    assert misaligned == []
     assert aligned == [True, False]

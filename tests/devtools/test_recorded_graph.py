@@ -1,5 +1,6 @@
-"""The stand-in for CUDA graphs on made-up sequences of operators: each kind of memory that a recording must
-tell apart.
+"""The CPU stand-in for CUDA graphs, on synthetic sequences of operators.
+
+Each covers one kind of memory that a recording must handle.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ Step = Callable[[Tensor, Tensor], Tensor]
 
 @pytest.fixture(autouse=True)
 def _two_threads() -> Iterator[None]:
-    """PyTorch's own threads run with autograd on, whatever the thread that replays does."""
+    """Use two threads: PyTorch's own threads run with autograd on, even if the replaying thread does not."""
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     yield
@@ -27,7 +28,7 @@ def _two_threads() -> Iterator[None]:
 
 @torch.library.custom_op("fastcyclegan_tests::spread", mutates_args=())
 def spread(x: Tensor) -> Tensor:
-    """A result that is new and whose elements share memory."""
+    """Return a new result whose elements share memory."""
     return x.sum().expand(4, 6)
 
 
@@ -100,7 +101,7 @@ def returns_its_input(state: Tensor, x: Tensor) -> Tensor:
         return state.add_(y)
 
 
-def out_that_fits(state: Tensor, x: Tensor) -> Tensor:
+def out_of_the_right_size(state: Tensor, x: Tensor) -> Tensor:
     with torch.no_grad():
         y = torch.empty_like(x)
         torch.add(state, x, out=y)
@@ -108,7 +109,7 @@ def out_that_fits(state: Tensor, x: Tensor) -> Tensor:
     return state
 
 
-def out_that_grows(state: Tensor, x: Tensor) -> Tensor:
+def out_that_is_resized(state: Tensor, x: Tensor) -> Tensor:
     with torch.no_grad():
         y = torch.empty(0, dtype=x.dtype)
         torch.add(state, x, out=y)
@@ -125,7 +126,7 @@ def shape_changed_in_place(state: Tensor, x: Tensor) -> Tensor:
     return state
 
 
-def memory_freed_and_used_again(state: Tensor, x: Tensor) -> Tensor:
+def memory_freed_and_reused(state: Tensor, x: Tensor) -> Tensor:
     with torch.no_grad():
         for n in range(50):
             y = x * n
@@ -135,19 +136,19 @@ def memory_freed_and_used_again(state: Tensor, x: Tensor) -> Tensor:
     return state
 
 
-def changes_that_no_schema_names(state: Tensor, x: Tensor) -> Tensor:
+def changes_missing_from_the_schema(state: Tensor, x: Tensor) -> Tensor:
     with torch.no_grad():
         F.batch_norm(x, state.view(-1)[:6], state.view(-1)[6:12], training=True)
     return state
 
 
-def numbers_of_the_hosts(state: Tensor, x: Tensor) -> Tensor:
+def host_values(state: Tensor, x: Tensor) -> Tensor:
     with torch.no_grad():
         y = torch.tensor([[0.5], [1.5], [2.5], [3.5]], dtype=x.dtype)
         return state.mul_(0.5).add_(x * y)
 
 
-def trained(state: Tensor, x: Tensor) -> Tensor:
+def training_update(state: Tensor, x: Tensor) -> Tensor:
     weight = state.detach().requires_grad_()
     left, right = (weight * x).split(3, dim=1)
     (gradient,) = torch.autograd.grad((left * right.relu()).sum(), [weight])
@@ -156,30 +157,30 @@ def trained(state: Tensor, x: Tensor) -> Tensor:
 
 
 STEPS: list[tuple[str, Step]] = [
-    ("a view of new memory is changed, and its neighbour with it", split_then_change_the_other),
+    ("a view of new memory and its neighbour are changed", split_then_change_the_other),
     (
-        "a piece with a gradient, read by an operator's own threads after its base was written again",
+        "a view with a gradient, read by an operator's own threads after its base was written again",
         split_read_in_threads,
     ),
     ("views of views", chunk_and_unbind),
-    ("views that the schema calls new", unsafe_split),
-    ("several results, each of its own memory", several_results_of_one_operator),
+    ("views that the schema declares as new", unsafe_split),
+    ("several results, each with its own memory", several_results_of_one_operator),
     ("a new result whose elements share memory", expanded),
     ("contiguous returns its input or a copy of it", contiguous_that_is_itself),
     ("an operator returns its own input", returns_its_input),
-    ("an out= of the right size", out_that_fits),
-    ("an out= that is resized: its memory moves", out_that_grows),
-    ("a transposition in place must not happen again", shape_changed_in_place),
-    ("memory that the allocator gives out again", memory_freed_and_used_again),
-    ("running statistics, which batch norm's schema hides", changes_that_no_schema_names),
-    ("numbers from the host stay what they were", numbers_of_the_hosts),
-    ("forward, backward and an update", trained),
+    ("an out= of the right size", out_of_the_right_size),
+    ("an out= that is resized: its memory moves", out_that_is_resized),
+    ("an in-place transposition must not be repeated", shape_changed_in_place),
+    ("memory that the allocator reuses", memory_freed_and_reused),
+    ("running statistics, which batch norm's schema does not declare", changes_missing_from_the_schema),
+    ("numbers from the host stay frozen", host_values),
+    ("forward, backward and an update", training_update),
 ]
 
 
-@pytest.mark.parametrize(("why", "step"), STEPS, ids=[row[0] for row in STEPS])
-def test_a_replay_is_the_step(why: str, step: Step) -> None:
-    """Recording changes nothing; replays on new inputs leave the same bits as the steps themselves."""
+@pytest.mark.parametrize(("description", "step"), STEPS, ids=[row[0] for row in STEPS])
+def test_a_replay_matches_the_step(description: str, step: Step) -> None:
+    """Recording changes nothing, and replays on new inputs give bit for bit the results of the steps."""
     torch.manual_seed(0)
     inputs = [torch.randn(4, 6, dtype=torch.float64) for _ in range(4)]
     start = torch.randn(4, 6, dtype=torch.float64)
@@ -187,18 +188,16 @@ def test_a_replay_is_the_step(why: str, step: Step) -> None:
     x.requires_grad_()
     replay, result = RecordedGraph()(lambda: step(state, x))
     assert torch.equal(state, start)
-    for given in inputs:
+    for values in inputs:
         with torch.no_grad():
-            x.copy_(given)
+            x.copy_(values)
         replay()
-        assert torch.equal(step(expected, given), result)
+        assert torch.equal(step(expected, values), result)
         assert torch.equal(state, expected)
 
 
-def test_what_is_frozen_into_a_recording_shows() -> None:
-    """The reason for the stand-in: a number that the host decides stays what it was, and a value that is read
-    back too.
-    """
+def test_values_frozen_into_a_recording_are_detected() -> None:
+    """The purpose of the stand-in: a host value stays frozen, and so does a value that is read back."""
     count, total = [0], torch.zeros(())
 
     def step() -> Tensor:

@@ -1,5 +1,6 @@
-"""The record of a launch that failed, and the command that makes it again. Compiled for a GPU that is not
-here, in a process of its own.
+"""Records of failed launches, and the command that repeats them.
+
+Kernels are compiled in a separate process, for a GPU that this machine does not have.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from fastcyclegan.devtools import show_failure
 from fastcyclegan.kernels import _records
 from tests.kernels.records import record_of_a_failure
 
-# Two records, one after the other, in one process: its start takes longer than a compilation.
+# Both records in one process, because starting it takes longer than a compilation.
 SCRIPT = """
 import sys
 from fastcyclegan.devtools import show_failure
@@ -39,8 +40,8 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_tensors_come_back_as_they_were() -> None:
-    """With their layout, their alignment, and the room behind them that other weights' gradients take."""
+def test_tensors_are_rebuilt_as_they_were() -> None:
+    """Restores the layout, alignment, and the room behind a tensor that gradients of other weights use."""
     memory = torch.zeros(1000)
     assert memory.data_ptr() % 16 == 0
     x = memory[6:].as_strided((2, 3, 4), (12, 1, 3))
@@ -58,8 +59,8 @@ def test_tensors_come_back_as_they_were() -> None:
     )
 
 
-def test_a_launch_on_the_same_gpu_is_made_again(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
-    """Through the interpreter here: on zeros the norm is zero, which nothing but its launch writes."""
+def test_a_launch_on_the_same_gpu_is_repeated(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    """The interpreter runs the launch here. The norm of zeros is zero, and only the launch can write it."""
     record = json.loads(record_of_a_failure(monkeypatch).read_text())
     made: list[torch.Tensor] = []
     tensor = show_failure._tensor
@@ -72,27 +73,27 @@ def test_a_launch_on_the_same_gpu_is_made_again(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     assert (
         show_failure._launch_again(record, torch.device(device))
-        == "It compiles and runs now, on zeros, on cpu, interpreted."
+        == "It now compiles and runs, on zeros, on cpu, interpreted."
     )
     assert not made[1].any()
 
 
-def test_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Without that GPU: what compiles now is 0; what fails again is 1, with the compiler's text."""
+def test_the_command_on_another_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A kernel that now compiles gives exit code 0; one that fails again gives 1 and the compiler's text."""
     file = record_of_a_failure(monkeypatch)
     record = json.loads(file.read_text())
-    broken, ill = tmp_path / "broken.json", record["configuration"] | {"BLOCK_S": 48}
-    broken.write_text(json.dumps({**record, "configuration": ill}))
-    found = run("-c", SCRIPT, str(file), str(broken))
-    assert found.stdout.splitlines()[-1:] == ["[0, 1]"], found.stdout + found.stderr
-    assert "It compiles now for sm_90 (" in found.stdout
-    assert "It was not launched: cpu, interpreted is not here." in found.stdout
-    assert "It fails again:\nCompilationError: at " in found.stdout
-    assert "power of 2" in found.stdout
-    assert "  float32[2, 5, 4, 4] strides [80, 16, 4, 1] aligned" in found.stdout
+    broken, invalid = tmp_path / "broken.json", record["configuration"] | {"BLOCK_S": 48}
+    broken.write_text(json.dumps({**record, "configuration": invalid}))
+    process = run("-c", SCRIPT, str(file), str(broken))
+    assert process.stdout.splitlines()[-1:] == ["[0, 1]"], process.stdout + process.stderr
+    assert "It now compiles for sm_90 (" in process.stdout
+    assert "It was not launched, because this machine has no cpu, interpreted." in process.stdout
+    assert "It fails again:\nCompilationError: at " in process.stdout
+    assert "power of 2" in process.stdout
+    assert "  float32[2, 5, 4, 4] strides [80, 16, 4, 1] aligned" in process.stdout
 
 
-def test_what_is_no_record(
+def test_files_that_are_not_records_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     good = json.loads(record_of_a_failure(monkeypatch).read_text())
@@ -102,11 +103,11 @@ def test_what_is_no_record(
     other.write_text("[]")
     gone = tmp_path / "gone.json"
     gone.write_text(json.dumps({"format": 1, **dict.fromkeys(show_failure._KEYS), "kernel": "_gone_kernel"}))
-    wanted = [
+    expected = [
         (missing, f"cannot read {missing}: No such file or directory"),
-        (text, f"{text} is not the record of a launch"),
-        (other, f"{other} is not the record of a launch"),
-        (gone, f"{gone} names kernel _gone_kernel, which this version does not have"),
+        (text, f"{text} is not a record of a launch"),
+        (other, f"{other} is not a record of a launch"),
+        (gone, f"{gone} refers to kernel _gone_kernel, which does not exist in this version"),
     ]
     tensor = good["arguments"][0]
     damaged = [
@@ -116,11 +117,11 @@ def test_what_is_no_record(
         {"constants": 3},
         {"capability": "x"},
     ]  # fmt: skip
-    for number, wrong in enumerate(damaged):
+    for number, damage in enumerate(damaged):
         file = tmp_path / f"damaged{number}.json"
-        file.write_text(json.dumps({**good, **wrong}))
-        wanted.append((file, f"{file} is not the record of a launch"))
-    for file, message in wanted:
+        file.write_text(json.dumps({**good, **damage}))
+        expected.append((file, f"{file} is not a record of a launch"))
+    for file, message in expected:
         assert show_failure.main([str(file)]) == 2
         assert capsys.readouterr() == ("", f"show_failure: {message}\n")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
@@ -134,6 +135,6 @@ def test_help_imports_no_triton() -> None:
         "import runpy, sys; sys.argv[1:] = ['--help']\ntry:"
         " runpy.run_module('fastcyclegan.devtools.show_failure', run_name='__main__')\n"
     )
-    found = run("-c", script + "except SystemExit as end: print(end.code, 'triton' in sys.modules)")
-    assert found.stdout.splitlines()[-1] == "0 False", found.stdout + found.stderr
-    assert "the record that the failure's message names" in found.stdout
+    process = run("-c", script + "except SystemExit as end: print(end.code, 'triton' in sys.modules)")
+    assert process.stdout.splitlines()[-1] == "0 False", process.stdout + process.stderr
+    assert "the record file named in the failure message" in process.stdout

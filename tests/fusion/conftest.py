@@ -1,4 +1,4 @@
-"""What holds for every test of this room."""
+"""Fixtures for the tests of ``fusion``."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from fastcyclegan.testing import tf32
 
 @pytest.fixture(autouse=True)
 def _no_tf32() -> Iterator[None]:
-    """Functions are compared here, not TF32's roundings, which PyTorch's convolutions and ours have of their
-    own.
-    """
+    """Turn TF32 off: PyTorch's convolutions and ours round differently in TF32, which is not tested here."""
     with tf32(False):
         yield

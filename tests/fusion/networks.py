@@ -1,7 +1,6 @@
-"""What the tests of fusion share: how two networks are compared, and small networks whose own code decides
-what may be fused.
+"""Helpers for the tests of fusion: comparisons of two networks, and small networks for each kind of forward.
 
-What runs in torch's own operators is held to the bit: two modules that became one wrongly show there,
+With torch's own operators the comparison is bit for bit: two modules that were fused wrongly show there,
 whatever the tolerance.
 """
 
@@ -19,8 +18,9 @@ from fastcyclegan.testing import assert_parity
 
 
 def randomised(net: nn.Module) -> nn.Module:
-    """Give one-dimensional parameters random values: with weight 1 and bias 0 a wrong channel would not be
-    seen.
+    """Give one-dimensional parameters random values.
+
+    With weight 1 and bias 0, a wrong channel would go unnoticed.
     """
     for p in net.parameters():
         if p.dim() == 1:
@@ -29,32 +29,32 @@ def randomised(net: nn.Module) -> nn.Module:
 
 
 def gradients(net: nn.Module, x: Tensor, dy: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the output, and the gradients of the input ("input") and of every parameter that has one, for
-    ``dy`` or random numbers.
+    """Return the output, and the gradients of the input ("input") and of every parameter that has one.
+
+    The gradient of the output is ``dy``, or random numbers.
     """
     x = x.clone().requires_grad_()
     net.zero_grad()
     y = net(x)
     dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)) if dy is None else dy
     y.backward(dy.to(y))
-    found = {"input": x.grad, **{name: p.grad for name, p in net.named_parameters()}}
-    return y.detach(), {name: d.clone() for name, d in found.items() if d is not None}
+    grads = {"input": x.grad, **{name: p.grad for name, p in net.named_parameters()}}
+    return y.detach(), {name: d.clone() for name, d in grads.items() if d is not None}
 
 
-def same(net: nn.Module, plain: nn.Module, x: Tensor) -> None:
-    """Raise AssertionError unless both have the same outputs and gradients, bit for bit, in training and in
-    evaluation.
-    """
+def assert_identical(net: nn.Module, plain: nn.Module, x: Tensor) -> None:
+    """Assert that both give the same outputs and gradients, bit for bit, in training and in eval mode."""
     for training in (True, False):
-        (ours, d_ours), (theirs, d_theirs) = (gradients(n.train(training), x) for n in (net, plain))
-        assert torch.equal(ours, theirs)
-        assert d_ours.keys() == d_theirs.keys()
-        assert all(torch.equal(d_ours[name], d_theirs[name]) for name in d_theirs)
+        (ours, d_ours), (expected, d_expected) = (gradients(n.train(training), x) for n in (net, plain))
+        assert torch.equal(ours, expected)
+        assert d_ours.keys() == d_expected.keys()
+        assert all(torch.equal(d_ours[name], d_expected[name]) for name in d_expected)
 
 
-def held(nets: tuple[nn.Module, nn.Module], x: Tensor, dtype: torch.dtype = torch.float32) -> None:
-    """Hold the first of ``nets`` by the rule to the second in the same dtype, and to it in float64: output
-    and every gradient.
+def check_parity(nets: tuple[nn.Module, nn.Module], x: Tensor, dtype: torch.dtype = torch.float32) -> None:
+    """Check the first of ``nets`` by the parity rule against the second, in the same dtype and in float64.
+
+    The output and every gradient are compared.
     """
     exact = copy.deepcopy(nets[1]).double()
     (y, d), (y_plain, d_plain), (y_exact, d_exact) = (
@@ -66,16 +66,16 @@ def held(nets: tuple[nn.Module, nn.Module], x: Tensor, dtype: torch.dtype = torc
         assert_parity(name, d[name], d_plain[name], d_exact[name], dtype)
 
 
-def whats(report: Accelerated) -> dict[str, str]:
+def replaced_kinds(report: Accelerated) -> dict[str, str]:
     return {entry.path: entry.what for entry in report.replaced}
 
 
-def whys(report: Accelerated) -> dict[str, str]:
+def reasons_by_path(report: Accelerated) -> dict[str, str]:
     return {entry.path: entry.why for entry in (*report.replaced, *report.left)}
 
 
 class Norms(nn.Module):
-    """Modules that a forward below may use as it likes."""
+    """Layers that the forwards of the subclasses below use in different ways."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -98,8 +98,8 @@ class OneReluForTwoNorms(Norms):
         return self.act(self.norm2(self.conv2(x)))
 
 
-class ASliceOfASequential(Norms):
-    """Made on the way, it is no module of the network: what it calls is."""
+class SlicedSequential(Norms):
+    """The slice is made during the forward, so only its layers are modules of the network."""
 
     fused = ("layers.1",)
 
@@ -107,7 +107,7 @@ class ASliceOfASequential(Norms):
         return self.layers[1:3](self.layers[0](x))
 
 
-class ASequentialIterated(Norms):
+class IteratedSequential(Norms):
     fused = ("layers.1",)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -116,8 +116,8 @@ class ASequentialIterated(Norms):
         return x
 
 
-class ABranchOverOtherThings(Norms):
-    """Both its ways call the pair."""
+class UnrelatedBranch(Norms):
+    """Both branches call the pair."""
 
     fused = ("norm",)
 
@@ -127,8 +127,8 @@ class ABranchOverOtherThings(Norms):
         return self.act(self.norm(x)) * self.steps
 
 
-class AForwardInPieces(Norms):
-    """Of private methods, which nobody calls from outside, and of a class above."""
+class ForwardInHelperMethods(Norms):
+    """The forward calls private methods, which are not called from outside, and layers of the base class."""
 
     fused = ("norm",)
 
@@ -140,8 +140,8 @@ class AForwardInPieces(Norms):
         return y
 
 
-class ASequentialWithASkip(nn.Sequential):
-    """Its forward is torch's, and some more."""
+class SequentialWithSkip(nn.Sequential):
+    """Its forward extends torch's."""
 
     fused = ("1",)
     switch = True
@@ -161,13 +161,13 @@ class OnePadForTwoConvolutions(Norms):
         return self.bare(self.pad(self.bare(self.pad(x))))
 
 
-class AReluThatAlsoFollowsAConvolution(Norms):
+class ReluAlsoAfterConvolution(Norms):
     def forward(self, x: Tensor) -> Tensor:
         return self.act(self.norm(self.act(self.conv(x))))
 
 
-class AReluThatAlsoFollowsATappedNorm(Norms):
-    """One partner drops out, and takes the ReLU and so the other norm with it."""
+class ReluAlsoAfterTappedNorm(Norms):
+    """One norm cannot be fused, which excludes the ReLU and therefore the other norm."""
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.act(self.norm(x))
@@ -175,40 +175,40 @@ class AReluThatAlsoFollowsATappedNorm(Norms):
         return self.act(tapped) + tapped
 
 
-class ATappedNorm(Norms):
+class TappedNorm(Norms):
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm(x)
         return self.act(y) + y
 
 
-class ATappedSequential(Norms):
-    """As feature extractors do: all of it in one place, a layer's result in another."""
+class TappedSequential(Norms):
+    """Like a feature extractor: it runs the whole Sequential, and elsewhere uses the output of one layer."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x) + self.layers[1](self.layers[0](x))
 
 
-class AGrandchildCalledFromAbove(Norms):
+class GrandchildCalledDirectly(Norms):
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x) + self.layers[2](x)
 
 
-class ASumBetween(Norms):
+class SumInBetween(Norms):
     def forward(self, x: Tensor) -> Tensor:
         return self.act(self.norm(self.conv(x)) + x)
 
 
-class AFunctionalActivation(Norms):
+class FunctionalActivation(Norms):
     def forward(self, x: Tensor) -> Tensor:
         return F.leaky_relu(self.norm(x), 0.1)
 
 
-class OtherActivationsOfOneNorm(Norms):
+class TwoActivationsOfOneNorm(Norms):
     def forward(self, x: Tensor) -> Tensor:
         return self.leaky(self.norm(self.act(self.norm(x))))
 
 
-class DecidesByData(Norms):
+class BranchesOnData(Norms):
     def forward(self, x: Tensor) -> Tensor:
         x = self.layers[1](self.norm(x))
         if x.mean() > -100:
@@ -216,51 +216,51 @@ class DecidesByData(Norms):
         return self.layers[2](self.act(x))
 
 
-class DecidesByTraining(Norms):
+class BranchesOnTraining(Norms):
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(x)
         return self.act(x) if self.training else x
 
 
-class DecidesByASwitch(Norms):
+class BranchesOnSwitch(Norms):
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(x)
         return self.act(x) if self.switch else x
 
 
-class DecidesByAnArgument(Norms):
+class BranchesOnArgument(Norms):
     def forward(self, x: Tensor, features: bool = False) -> Tensor:
         x = self.norm(x)
         return x if features else self.act(x)
 
 
-class DecidesByAnOptionalTensor(Norms):
+class BranchesOnOptionalTensor(Norms):
     def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
         x = self.norm(x)
         return self.act(x) if skip is None else self.act(x + skip)
 
 
-class DecidesByChance(Norms):
+class BranchesOnPythonRandom(Norms):
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(x)
         return self.act(x) if random.random() < 2 else x
 
 
-class DecidesByTorchsChance(Norms):
+class BranchesOnTorchRandom(Norms):
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(x)
         return self.act(x) if torch.rand(()) < 2 else x
 
 
-class CallsAForward(Norms):
-    """A trace sees the functions in it, not the module."""
+class CallsForwardDirectly(Norms):
+    """A trace shows the functions that ``forward`` calls, not the module."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self.act(self.norm(x)) + self.act.forward(x)
 
 
 class InPlaceBetweenPadAndConvolution(Norms):
-    """The pad has copied x by then; a fused one would not have."""
+    """The pad has already copied x by then; a fused one would not have."""
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.detach() * 1
@@ -269,23 +269,23 @@ class InPlaceBetweenPadAndConvolution(Norms):
         return self.bare(padded) + y
 
 
-class ATappedPad(Norms):
+class TappedPad(Norms):
     def forward(self, x: Tensor) -> Tensor:
         padded = self.pad(x)
         return self.bare(padded) + padded[:, :, 1:-1, 1:-1]
 
 
-class AConvolutionWithoutItsPad(Norms):
+class ConvolutionAlsoWithoutPad(Norms):
     def forward(self, x: Tensor) -> Tensor:
         return self.bare(self.bare(self.pad(x)))
 
 
-class APadForAStrideToo(Norms):
+class PadAlsoBeforeStride(Norms):
     def forward(self, x: Tensor) -> Tensor:
         return self.bare2(self.pad(self.bare(self.pad(x))))
 
 
-class PadsOfTwoSizes(Norms):
+class TwoPadSizes(Norms):
     def __init__(self) -> None:
         super().__init__()
         self.wide = nn.ReflectionPad2d(2)
@@ -298,7 +298,7 @@ PAD = nn.ReflectionPad2d
 
 
 def small(impl: str = "auto") -> tuple[nn.Sequential, nn.Sequential]:
-    """A norm with a LeakyReLU, and a convolution with its pad; accelerated and plain."""
+    """Return a norm with a LeakyReLU and a convolution with its pad, first accelerated, then plain."""
     torch.manual_seed(0)
     layers = [nn.InstanceNorm2d(3, affine=True), nn.LeakyReLU(0.1), PAD(1), nn.Conv2d(3, 4, 3)]
     net = nn.Sequential(*layers)

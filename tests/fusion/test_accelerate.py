@@ -1,4 +1,4 @@
-"""``accelerate``: three networks of other fields held to float64, and the report that takes it back."""
+"""``accelerate``: parity of three networks from other fields with float64, the report, and ``undo``."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from fastcyclegan.fusion.fused_modules import FusedInstanceNorm2d
 from fastcyclegan.testing import assert_parity
 from tests.fusion.networks import (
     PAD,
+    assert_identical,
     gradients,
     randomised,
-    same,
+    reasons_by_path,
+    replaced_kinds,
     small,
-    whats,
-    whys,
 )
 
-# --- Three networks of other fields -------------------------------------------------------------------------
+# --- Three networks from other fields -----------------------------------------------------------------------
 
 REPLACED = {
     "3-D U-Net": {"InstanceNorm3d + LeakyReLU": 6},
-    # Two convolutions have a stride, and a block ends in a norm alone.
+    # Two convolutions have a stride, and a block ends in a norm without an activation.
     "style transfer": {"ReflectionPad2d + Conv2d": 6, "InstanceNorm2d + ReLU": 6, "InstanceNorm2d": 1},
-    # Two norms end a Sequential, one has a PReLU after it.
+    # Two norms end a Sequential, and one is followed by a PReLU.
     "super-resolution": {
         'Conv2d(padding_mode="reflect")': 6,
         "InstanceNorm2d + LeakyReLU": 1,
@@ -41,22 +41,22 @@ REPLACED = {
 
 
 @pytest.mark.parametrize("name", SMALL_NETS)
-def test_parity_of_networks(name: str, device: str) -> None:
-    """Outputs and every gradient by the rule: the kernels, torch's own in the same dtype, and float64."""
+def test_parity_of_whole_networks(name: str, device: str) -> None:
+    """Compare outputs and all gradients by the parity rule: kernels, torch in the same dtype, float64."""
     torch.manual_seed(0)
     build, shape = SMALL_NETS[name]
     plain, x = randomised(build()).to(device), torch.randn(shape, device=device)
     ours, exact = copy.deepcopy(plain), copy.deepcopy(plain).double()
-    whole = whats(accelerate(ours, impl="triton"))
-    assert {what: list(whole.values()).count(what) for what in set(whole.values())} == REPLACED[name]
+    replaced = replaced_kinds(accelerate(ours, impl="triton"))
+    assert {kind: list(replaced.values()).count(kind) for kind in set(replaced.values())} == REPLACED[name]
     (y, d_ours), (y_plain, d_plain), (y_exact, d_exact) = (
         gradients(n, t) for n, t in ((ours, x), (plain, x), (exact, x.double()))
     )
     assert_parity("output", y, y_plain, y_exact, torch.float32)
     assert d_ours.keys() == d_plain.keys() == d_exact.keys()
     for key in d_exact:
-        # The bias before a norm has no gradient but rounding noise: so both gradients of a convolution are
-        # held as one vector.
+        # The gradient of a bias before a norm is only rounding noise, so both gradients of a convolution are
+        # compared as one vector.
         weight = key.removesuffix("bias") + "weight"
         both = [key, weight] if key.endswith("bias") and d_exact[weight].dim() > 1 else [key]
         assert_parity(
@@ -67,9 +67,13 @@ def test_parity_of_networks(name: str, device: str) -> None:
 
 
 @pytest.mark.parametrize("name", SMALL_NETS)
-def test_parity_of_networks_in_bf16(name: str, device: str) -> None:
-    """Outputs. Through a whole network in 16 bits gradients are chance, theirs as ours: which side of a
-    ReLU's zero a unit is on. They are held layer by layer, below."""
+def test_parity_of_whole_networks_in_bf16(name: str, device: str) -> None:
+    """Compare outputs only.
+
+    Through a whole network in 16 bits, gradients are random for torch's operators as for ours, because
+    rounding decides on which side of a ReLU's zero a unit is. ``test_layers_in_16_bits`` compares gradients
+    layer by layer.
+    """
     torch.manual_seed(0)
     build, shape = SMALL_NETS[name]
     plain = randomised(build()).to(device, torch.bfloat16)
@@ -81,10 +85,8 @@ def test_parity_of_networks_in_bf16(name: str, device: str) -> None:
 
 
 @pytest.mark.parametrize("name", SMALL_NETS)
-def test_state_and_undo_of_networks(name: str) -> None:
-    """The same parameters under the same keys in the same order, to the bit the same function on a CPU; and
-    all of it back.
-    """
+def test_keeps_state_and_undoes_all_changes(name: str) -> None:
+    """Parameters keep their keys and order, a CPU gives the same bits, and ``undo`` restores everything."""
     torch.manual_seed(0)
     build, shape = SMALL_NETS[name]
     net, x = randomised(build()), torch.randn(shape)
@@ -94,15 +96,15 @@ def test_state_and_undo_of_networks(name: str) -> None:
     assert list(net.state_dict()) == list(plain.state_dict())
     assert net.state_dict()._metadata == plain.state_dict()._metadata  # type: ignore[attr-defined]
     assert all(p is before[key] for key, p in net.named_parameters())
-    same(net, plain, x)
-    same(net.double(), plain.double(), x.double())
+    assert_identical(net, plain, x)
+    assert_identical(net.double(), plain.double(), x.double())
     plain.load_state_dict(net.state_dict())
     report.undo()
     assert repr(net) == text
     assert dict(net.named_modules()) == modules
     assert [m.__dict__.keys() for m in net.modules()] == [m.__dict__.keys() for m in plain.modules()]
-    same(net, plain, x.double())
-    # Once undone, a report has nothing to undo: not what another one did.
+    assert_identical(net, plain, x.double())
+    # A report that was undone has nothing left to undo, not even the changes of a later one.
     again = accelerate(net)
     report.undo()
     assert len(again.replaced) == len(report.replaced)
@@ -110,24 +112,26 @@ def test_state_and_undo_of_networks(name: str) -> None:
 
 
 def test_less_is_kept_for_the_backward() -> None:
-    """Exact bytes. The U-Net's LeakyReLU works in place: what it would keep is what the next convolution
-    keeps, so there is no less.
+    """Compare exact numbers of bytes.
+
+    The U-Net's LeakyReLU works in place: it keeps the same tensor as the next convolution, so nothing is
+    saved there.
     """
-    kept = {}
+    ratios = {}
     for name, (build, shape) in NETS.items():
         net, x = build(), torch.zeros(*shape[:2], *(side // 4 for side in shape[2:]))
         plain = count(net, x).saved_bytes
         accelerate(net, impl="triton")
-        kept[name] = count(net, x).saved_bytes / plain
-    assert kept["style transfer"] < 0.7
-    assert kept["super-resolution"] < 0.63
-    assert kept["3-D U-Net"] < 1.001
+        ratios[name] = count(net, x).saved_bytes / plain
+    assert ratios["style transfer"] < 0.7
+    assert ratios["super-resolution"] < 0.63
+    assert ratios["3-D U-Net"] < 1.001
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
-def test_auto_takes_the_kernels_on_a_gpu(layout: torch.memory_format) -> None:
-    """In either layout, and the result has the one that torch gives."""
+def test_auto_uses_the_kernels_on_a_gpu(layout: torch.memory_format) -> None:
+    """In both layouts, and the result has the layout that torch gives."""
     net = SMALL_NETS["super-resolution"][0]().cuda().to(memory_format=layout)
     x = torch.randn(2, 3, 16, 16, device="cuda").to(memory_format=layout)
     stride = net(x).stride()
@@ -137,7 +141,7 @@ def test_auto_takes_the_kernels_on_a_gpu(layout: torch.memory_format) -> None:
     assert any("fastcyclegan::" in event.key for event in profile.key_averages())
 
 
-# --- Every kind of layer, as others use it ------------------------------------------------------------------
+# --- Every kind of layer, in every situation ----------------------------------------------------------------
 
 KINDS: dict[str, tuple[Callable[[], list[nn.Module]], tuple[int, ...]]] = {
     "1d": (lambda: [nn.InstanceNorm1d(3, affine=True), nn.ReLU()], (2, 3, 5)),
@@ -156,14 +160,14 @@ def _hooked(net: nn.Sequential) -> nn.Module:
     return net
 
 
-def _heard(net: nn.Sequential) -> nn.Module:
+def _hooked_container(net: nn.Sequential) -> nn.Module:
     outer = nn.Sequential(net, nn.Identity())
     net.register_forward_hook(lambda module, args, result: 2 * result)
     return outer
 
 
 class Shares(nn.Module):
-    """The same layers twice, and the last one by itself."""
+    """Runs the same layers twice, and the last one also by itself."""
 
     def __init__(self, layers: nn.Sequential) -> None:
         super().__init__()
@@ -179,7 +183,7 @@ class Shares(nn.Module):
 SITUATIONS: dict[str, Callable[[nn.Sequential], nn.Module]] = {
     "plain": lambda net: net,
     "hooked": _hooked,
-    "heard": _heard,
+    "hooked container": _hooked_container,
     "shared": Shares,
     "data parallel": nn.DataParallel,
     "compiled": lambda net: torch.compile(net, backend="eager"),  # type: ignore[dict-item, return-value]
@@ -189,8 +193,8 @@ SITUATIONS: dict[str, Callable[[nn.Sequential], nn.Module]] = {
 
 @pytest.mark.parametrize("situation", SITUATIONS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_use_of_a_layer_changes_its_result(kind: str, situation: str) -> None:
-    """To the bit, outputs and every gradient, in training and in evaluation."""
+def test_layers_give_the_same_results_in_every_situation(kind: str, situation: str) -> None:
+    """Outputs and all gradients are the same bit for bit, in training and in eval mode."""
     build, shape = KINDS[kind]
     torch.manual_seed(0)
     if situation == "shared" and kind in ("pad", "reflect"):
@@ -198,15 +202,15 @@ def test_no_use_of_a_layer_changes_its_result(kind: str, situation: str) -> None
     layers = randomised(nn.Sequential(*build()))
     net, plain = (SITUATIONS[situation](copy.deepcopy(layers)) for _ in range(2))  # type: ignore[arg-type]
     report = accelerate(net)
-    # The convolution is called without its pad too.
+    # The convolution is also called without its pad.
     assert bool(report.replaced) == (situation != "hooked" and (kind, situation) != ("pad", "shared"))
-    same(net, plain, torch.randn(shape))
-    # Of code that many networks share, torch compiles a few versions only.
+    assert_identical(net, plain, torch.randn(shape))
+    # Torch compiles only a few versions of code that many networks share.
     torch.compiler.reset()
 
 
-def test_a_scripted_module_is_left_and_said_to_be() -> None:
-    class HasOne(nn.Module):
+def test_scripted_modules_are_skipped_and_reported() -> None:
+    class ContainsScripted(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.inner = torch.jit.script(nn.Sequential(nn.InstanceNorm2d(3), nn.ReLU()))
@@ -216,18 +220,18 @@ def test_a_scripted_module_is_left_and_said_to_be() -> None:
             y: Tensor = self.outer(self.inner(x))
             return y
 
-    net, plain = HasOne(), HasOne()
+    net, plain = ContainsScripted(), ContainsScripted()
     report = accelerate(net)
-    assert whys(report) == {"inner": "it is scripted", "outer.0": ""}
-    same(net, plain, torch.randn(2, 3, 4, 4))
+    assert reasons_by_path(report) == {"inner": "it is a scripted module", "outer.0": ""}
+    assert_identical(net, plain, torch.randn(2, 3, 4, 4))
     report = accelerate(torch.jit.script(plain))
-    assert whys(report) == {"": "it is scripted"}
+    assert reasons_by_path(report) == {"": "it is a scripted module"}
 
 
 # --- The report ---------------------------------------------------------------------------------------------
 
 
-def test_undo_has_the_parameters_and_the_mode_of_now() -> None:
+def test_undo_keeps_current_parameters_and_mode() -> None:
     torch.manual_seed(0)
     net = UNet3d((4, 6))
     report, optimizer = accelerate(net), torch.optim.SGD(net.parameters(), 0.1)
@@ -243,15 +247,15 @@ def test_undo_has_the_parameters_and_the_mode_of_now() -> None:
     assert not any(module.training for module in net.modules())
 
 
-def test_undo_is_whole_or_not_at_all() -> None:
-    """A parametrization has made the convolution another class: its pad alone would come back."""
+def test_undo_reverts_everything_or_nothing() -> None:
+    """A parametrization changed the class of the convolution, so only its pad could be restored."""
     torch.manual_seed(0)
     net = nn.Sequential(PAD(1), nn.Conv2d(3, 3, 3))
     report, x = accelerate(net), torch.randn(1, 3, 4, 4)
     parametrizations.weight_norm(net[1])
     y = net(x)
     with pytest.raises(
-        RuntimeError, match="undo: 1 was made ReflectConv2d and is ParametrizedReflectConv2d now"
+        RuntimeError, match="undo: the class of 1 must be ReflectConv2d, got ParametrizedReflectConv2d"
     ):
         report.undo()
     assert torch.equal(net(x), y)
@@ -260,37 +264,37 @@ def test_undo_is_whole_or_not_at_all() -> None:
     assert [type(layer) for layer in net] == [PAD, nn.Conv2d]
 
 
-def test_a_second_time_there_is_nothing_to_replace() -> None:
+def test_second_call_replaces_nothing() -> None:
     net, _ = small()
     report = accelerate(net)
     assert not report.replaced
-    assert whys(report) == {"0": "accelerated already", "3": "accelerated already"}
-    assert str(report).splitlines()[0] == "accelerate: nothing replaced, 2 left as it is"
+    assert reasons_by_path(report) == {"0": "it is already accelerated", "3": "it is already accelerated"}
+    assert str(report).splitlines()[0] == "accelerate: nothing replaced, 2 skipped"
 
 
-def test_the_report_is_a_table_of_few_lines() -> None:
+def test_report_is_a_short_table() -> None:
     net = SMALL_NETS["style transfer"][0]()
     lines = str(accelerate(net)).splitlines()
-    assert lines[0] == "accelerate: 13 replaced, 2 left as it is"
+    assert lines[0] == "accelerate: 13 replaced, 2 skipped"
     assert "  replaced   6  InstanceNorm2d + ReLU: in1, in2, in3 and 3 more" in lines
     assert (
-        "  left       2  ReflectionPad2d: conv2.reflection_pad, conv3.reflection_pad (the Conv2d after it"
-        " stays: its stride is (2, 2))" in lines
+        "  skipped    2  ReflectionPad2d: conv2.reflection_pad, conv3.reflection_pad (the Conv2d after it"
+        " cannot be fused: it has stride=(2, 2))" in lines
     )
-    assert lines[5] == "  no kernel serves cpu in float32: torch's own operators compute there, as before"
+    assert lines[5] == "  no kernel supports float32 on cpu: torch's own operators are used, as before"
     assert len(lines) == 6
 
 
-def test_a_module_by_itself() -> None:
+def test_accelerates_a_single_layer() -> None:
     norm = nn.InstanceNorm2d(3)
     report = accelerate(norm)
     assert isinstance(norm, FusedInstanceNorm2d)
-    assert "the module itself (alone: it is never called)" in str(report)
+    assert "the module itself (not fused with an activation: no call to it was found)" in str(report)
     report.undo()
     assert type(norm) is nn.InstanceNorm2d
 
 
-def test_what_is_no_module_is_refused() -> None:
+def test_rejects_wrong_arguments() -> None:
     with pytest.raises(TypeError, match=r"accelerate: module must be a torch\.nn\.Module, got Tensor"):
         accelerate(torch.zeros(3))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="impl must be auto, triton or reference, got 'cuda'"):

@@ -1,6 +1,4 @@
-"""Two modules become one only where every call allows it: networks in which that is so, and those in which it
-only seems so.
-"""
+"""Two modules are fused only if every call allows it: networks where it does, and where it only seems to."""
 
 from __future__ import annotations
 
@@ -17,93 +15,92 @@ from torch import Tensor, nn
 
 from fastcyclegan.fusion.accelerate import accelerate
 from tests.fusion.networks import (
-    ABranchOverOtherThings,
-    AConvolutionWithoutItsPad,
-    AForwardInPieces,
-    AFunctionalActivation,
-    AGrandchildCalledFromAbove,
-    APadForAStrideToo,
-    AReluThatAlsoFollowsAConvolution,
-    AReluThatAlsoFollowsATappedNorm,
-    ASequentialIterated,
-    ASequentialWithASkip,
-    ASliceOfASequential,
-    ASumBetween,
-    ATappedNorm,
-    ATappedPad,
-    ATappedSequential,
-    CallsAForward,
-    DecidesByAnArgument,
-    DecidesByAnOptionalTensor,
-    DecidesByASwitch,
-    DecidesByChance,
-    DecidesByData,
-    DecidesByTorchsChance,
-    DecidesByTraining,
+    BranchesOnArgument,
+    BranchesOnData,
+    BranchesOnOptionalTensor,
+    BranchesOnPythonRandom,
+    BranchesOnSwitch,
+    BranchesOnTorchRandom,
+    BranchesOnTraining,
+    CallsForwardDirectly,
+    ConvolutionAlsoWithoutPad,
+    ForwardInHelperMethods,
+    FunctionalActivation,
+    GrandchildCalledDirectly,
     InPlaceBetweenPadAndConvolution,
+    IteratedSequential,
     Norms,
     OnePadForTwoConvolutions,
     OneReluForTwoNorms,
-    OtherActivationsOfOneNorm,
-    PadsOfTwoSizes,
+    PadAlsoBeforeStride,
+    ReluAlsoAfterConvolution,
+    ReluAlsoAfterTappedNorm,
+    SequentialWithSkip,
+    SlicedSequential,
+    SumInBetween,
+    TappedNorm,
+    TappedPad,
+    TappedSequential,
+    TwoActivationsOfOneNorm,
+    TwoPadSizes,
+    UnrelatedBranch,
+    assert_identical,
     randomised,
-    same,
-    whats,
-    whys,
+    reasons_by_path,
+    replaced_kinds,
 )
 
 FUSED = [
     OneReluForTwoNorms,
-    ASliceOfASequential,
-    ASequentialIterated,
-    ABranchOverOtherThings,
-    AForwardInPieces,
-    ASequentialWithASkip,
+    SlicedSequential,
+    IteratedSequential,
+    UnrelatedBranch,
+    ForwardInHelperMethods,
+    SequentialWithSkip,
     OnePadForTwoConvolutions,
 ]
 TRAPS = [
-    AReluThatAlsoFollowsAConvolution, AReluThatAlsoFollowsATappedNorm, ATappedNorm, ATappedSequential,
-    AGrandchildCalledFromAbove,
-    ASumBetween, AFunctionalActivation, OtherActivationsOfOneNorm, DecidesByData, DecidesByTraining,
-    DecidesByASwitch, DecidesByAnArgument,
-    DecidesByAnOptionalTensor, DecidesByChance, DecidesByTorchsChance, CallsAForward,
-    InPlaceBetweenPadAndConvolution, ATappedPad,
-    AConvolutionWithoutItsPad, APadForAStrideToo, PadsOfTwoSizes,
+    ReluAlsoAfterConvolution, ReluAlsoAfterTappedNorm, TappedNorm, TappedSequential,
+    GrandchildCalledDirectly,
+    SumInBetween, FunctionalActivation, TwoActivationsOfOneNorm, BranchesOnData, BranchesOnTraining,
+    BranchesOnSwitch, BranchesOnArgument,
+    BranchesOnOptionalTensor, BranchesOnPythonRandom, BranchesOnTorchRandom, CallsForwardDirectly,
+    InPlaceBetweenPadAndConvolution, TappedPad,
+    ConvolutionAlsoWithoutPad, PadAlsoBeforeStride, TwoPadSizes,
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", [*FUSED, *TRAPS], ids=lambda kind: kind.__name__)
-def test_fuses_what_every_call_allows(kind: type[Norms]) -> None:
-    """The same function to the bit, in both modes and with the switch turned, and as many fusions as can
-    be."""
+def test_fuses_only_if_every_call_allows_it(kind: type[Norms]) -> None:
+    """Both modes and both values of the switch give the same bits, and every possible pair is fused."""
     torch.manual_seed(0)
     net = randomised(kind())
-    plain, state, dice = copy.deepcopy(net), torch.get_rng_state(), random.getstate()
+    plain, torch_state, python_state = copy.deepcopy(net), torch.get_rng_state(), random.getstate()
     report = accelerate(net)
-    assert torch.equal(torch.get_rng_state(), state)
-    assert random.getstate() == dice
-    used = set(getattr(kind, "fused", ()))
-    # Of the layers that a forward does not call only a Sequential's own are a pair.
-    pairs = {path for path, what in whats(report).items() if "+" in what}
-    assert used <= pairs <= used | {"layers.1"}
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    assert random.getstate() == python_state
+    expected = set(getattr(kind, "fused", ()))
+    # Of the layers that a forward does not call, only those inside the Sequential are a pair.
+    pairs = {path for path, replaced in replaced_kinds(report).items() if "+" in replaced}
+    assert expected <= pairs <= expected | {"layers.1"}
     x = torch.randn(1, 3, 6, 6)
-    same(net, plain, x)
+    assert_identical(net, plain, x)
     net.switch = plain.switch = False
-    same(net, plain, x)
+    assert_identical(net, plain, x)
     for keywords in ({"features": True}, {"skip": x}):
         if next(iter(keywords)) in type(net).forward.__code__.co_varnames:
             assert torch.equal(net(x, **keywords), plain(x, **keywords))
 
 
 @pytest.mark.parametrize(
-    "kind", [ATappedSequential, AGrandchildCalledFromAbove, DecidesByData], ids=lambda kind: kind.__name__
+    "kind", [TappedSequential, GrandchildCalledDirectly, BranchesOnData], ids=lambda kind: kind.__name__
 )
-def test_a_sequential_that_somebody_looks_into_stays(kind: type[Norms]) -> None:
-    assert whats(accelerate(kind()))["layers.1"] == "InstanceNorm2d"
+def test_sequential_with_used_inner_outputs_is_not_fused(kind: type[Norms]) -> None:
+    assert replaced_kinds(accelerate(kind()))["layers.1"] == "InstanceNorm2d"
 
 
-def test_what_tracing_finds_it_leaves_as_it_was() -> None:
-    """A forward that writes to itself is not traced."""
+def test_tracing_changes_nothing() -> None:
+    """A forward that changes its module is not traced."""
 
     class Writes(Norms):
         def __init__(self) -> None:
@@ -119,7 +116,7 @@ def test_what_tracing_finds_it_leaves_as_it_was() -> None:
             return self.act(self.norm(x))
 
     net = Writes()
-    assert whys(accelerate(net))["norm"] == "Writes.forward may branch on `self.steps`"
+    assert reasons_by_path(accelerate(net))["norm"] == "Writes.forward may branch on `self.steps`"
     assert (net.steps, net.seen, net.calls.item(), hasattr(net, "last")) == (0, [], 0, False)
     net(torch.randn(1, 3, 4, 4))
     assert (net.steps, net.calls.item()) == (1, 1)
@@ -167,51 +164,51 @@ class Lends(Norms):
         return self.borrower(self.act(self.norm(x)))  # type: ignore[operator, no-any-return]
 
 
-@pytest.mark.parametrize("how", HIDDEN)
-def test_a_module_of_somewhere_else_in_the_network(how: str) -> None:
-    """Called through what is no registration: it is a call all the same."""
+@pytest.mark.parametrize("reference", HIDDEN)
+def test_counts_calls_through_hidden_references(reference: str) -> None:
+    """A call through an unregistered reference counts as a call."""
     torch.manual_seed(0)
     net, plain = Lends(), Lends()
     for lender in (net, plain):
-        lender.borrower = Borrows(HIDDEN[how](lender.act))
+        lender.borrower = Borrows(HIDDEN[reference](lender.act))
     report = accelerate(net)
-    assert whats(report)["norm"] == "InstanceNorm2d"
-    assert "Borrows.forward of borrower may branch on" in whys(report)["norm"]
-    same(net, plain, torch.randn(1, 3, 4, 4))
+    assert replaced_kinds(report)["norm"] == "InstanceNorm2d"
+    assert "Borrows.forward of module borrower may branch on" in reasons_by_path(report)["norm"]
+    assert_identical(net, plain, torch.randn(1, 3, 4, 4))
 
 
 RELU = nn.ReLU()
 
 
 class OneGlobalRelu(Norms):
-    """Registered here, and called by a name in the class below."""
+    """The ReLU is registered here, and the class below calls it by its global name."""
 
     def __init__(self) -> None:
         super().__init__()
         self.act = RELU
-        self.inner = CallsTheGlobalRelu()
+        self.inner = CallsGlobalRelu()
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.inner(self.act(self.norm(x)))
         return y
 
 
-class CallsTheGlobalRelu(Norms):
+class CallsGlobalRelu(Norms):
     def forward(self, x: Tensor) -> Tensor:
         return RELU(self.norm(x) + 1)
 
 
-class HandsALayerOn(Norms):
+class PassesLayerOn(Norms):
     def __init__(self) -> None:
         super().__init__()
-        self.inner = TakesALayer()
+        self.inner = TakesLayer()
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.inner(self.act(self.norm(x)), self.act)
         return y
 
 
-class TakesALayer(Norms):
+class TakesLayer(Norms):
     def forward(self, x: Tensor, layer: nn.Module, other: Callable[[Tensor], Tensor] = RELU) -> Tensor:
         return layer(self.norm(x) + 1) + other(-x)
 
@@ -231,7 +228,7 @@ class Delegates(nn.Module):
         return y
 
 
-class AChainWithAMethod(nn.Sequential):
+class SequentialWithMethod(nn.Sequential):
     def __init__(self) -> None:
         super().__init__(nn.InstanceNorm2d(3), nn.ReLU())
 
@@ -240,8 +237,8 @@ class AChainWithAMethod(nn.Sequential):
         return y
 
 
-class InitialisesItsLayers(Norms):
-    """A method that goes through all layers and calls none."""
+class InitialisesLayers(Norms):
+    """A method iterates over all layers but calls none."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self.act(self.norm(x))
@@ -256,25 +253,25 @@ class InitialisesItsLayers(Norms):
     ("kind", "path", "fused"),
     [
         (OneGlobalRelu, "norm", False),
-        (HandsALayerOn, "norm", False),
+        (PassesLayerOn, "norm", False),
         (Delegates, "inner.norm", False),
-        (AChainWithAMethod, "0", False),
-        (InitialisesItsLayers, "norm", True),
+        (SequentialWithMethod, "0", False),
+        (InitialisesLayers, "norm", True),
     ],
 )
-def test_who_else_may_call_a_layer(kind: type[nn.Module], path: str, fused: bool) -> None:
+def test_finds_other_callers_of_a_layer(kind: type[nn.Module], path: str, fused: bool) -> None:
     torch.manual_seed(0)
     net = randomised(kind())
     plain = copy.deepcopy(net)
-    assert whats(accelerate(net))[path] == ("InstanceNorm2d + ReLU" if fused else "InstanceNorm2d")
-    same(net, plain, torch.randn(1, 3, 4, 4))
-    if isinstance(net, AChainWithAMethod):
+    assert replaced_kinds(accelerate(net))[path] == ("InstanceNorm2d + ReLU" if fused else "InstanceNorm2d")
+    assert_identical(net, plain, torch.randn(1, 3, 4, 4))
+    if isinstance(net, SequentialWithMethod):
         x = torch.randn(1, 3, 4, 4)
         assert torch.equal(net.features(x), plain.features(x))
 
 
-class ReachesIn(nn.Module):
-    """Decides by data, and calls a layer of its child's own by an attribute, or by its name."""
+class ReachesIntoChild(nn.Module):
+    """Branches on data, and calls a layer of its child by attribute or by name."""
 
     def __init__(self, by_name: bool) -> None:
         super().__init__()
@@ -289,21 +286,32 @@ class ReachesIn(nn.Module):
 
 
 @pytest.mark.parametrize("by_name", [False, True])
-def test_who_cannot_be_followed_may_reach_into_its_children(by_name: bool) -> None:
-    net = ReachesIn(by_name)
+def test_untraceable_forward_may_call_layers_of_its_children(by_name: bool) -> None:
+    net = ReachesIntoChild(by_name)
     report = accelerate(net)
-    assert "the ReLU after it stays: ReachesIn.forward may branch on" in whys(report)["inner.norm"]
+    assert (
+        "the ReLU after it cannot be fused: ReachesIntoChild.forward may branch on"
+        in reasons_by_path(report)["inner.norm"]
+    )
     assert isinstance(net.inner.act, nn.ReLU | nn.LeakyReLU)
 
 
-def test_who_cannot_be_followed_is_named() -> None:
-    report = accelerate(DecidesByData())
-    assert whys(report)["norm"] == "DecidesByData.forward branches on data (by `gt`)"
-    report = accelerate(nn.Sequential(DecidesByChance()))
-    assert whys(report)["0.norm"] == "DecidesByChance.forward of 0 may branch on `random.random`"
-    report = accelerate(DecidesByTorchsChance())
-    assert whys(report)["norm"] == "DecidesByTorchsChance.forward may branch on `torch.rand`"
+def test_report_names_untraceable_forwards() -> None:
+    report = accelerate(BranchesOnData())
+    assert reasons_by_path(report)["norm"] == "BranchesOnData.forward branches on data (by `gt`)"
+    report = accelerate(nn.Sequential(BranchesOnPythonRandom()))
+    assert (
+        reasons_by_path(report)["0.norm"]
+        == "BranchesOnPythonRandom.forward of module 0 may branch on `random.random`"
+    )
+    report = accelerate(BranchesOnTorchRandom())
+    assert reasons_by_path(report)["norm"] == "BranchesOnTorchRandom.forward may branch on `torch.rand`"
     net = OneReluForTwoNorms()
     net.forward = lambda x: net.norm(x)  # type: ignore[method-assign]
-    assert whys(accelerate(net))["norm"] == "OneReluForTwoNorms.forward is an attribute of the instance"
-    assert whys(accelerate(nn.ModuleList([nn.InstanceNorm2d(3), nn.ReLU()])))["0"] == "it is never called"
+    assert (
+        reasons_by_path(accelerate(net))["norm"] == "OneReluForTwoNorms.forward was replaced on the instance"
+    )
+    assert (
+        reasons_by_path(accelerate(nn.ModuleList([nn.InstanceNorm2d(3), nn.ReLU()])))["0"]
+        == "no call to it was found"
+    )

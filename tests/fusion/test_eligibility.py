@@ -1,4 +1,4 @@
-"""Which modules are left as they are, and the reason that the report gives."""
+"""Which modules are skipped or not fused, and the reason that the report gives."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn.utils import parametrizations, spectral_norm
 
 from fastcyclegan.fusion.accelerate import accelerate
 from fastcyclegan.nn.networks import Generator
-from tests.fusion.networks import PAD, same, whats, whys
+from tests.fusion.networks import PAD, assert_identical, reasons_by_path, replaced_kinds
 
 
 class MyNorm(nn.InstanceNorm2d):
@@ -29,7 +29,7 @@ def hooked(module: nn.Module) -> nn.Module:
     return module
 
 
-def own_forward(module: nn.Module) -> nn.Module:
+def with_replaced_forward(module: nn.Module) -> nn.Module:
     module.forward = lambda x: x  # type: ignore[method-assign]
     return module
 
@@ -38,43 +38,55 @@ def conv(**options: object) -> nn.Conv2d:
     return nn.Conv2d(4, 4, **{"kernel_size": 3, **options})  # type: ignore[arg-type]
 
 
-LEFT: list[tuple[Callable[[], list[nn.Module]], dict[str, str]]] = [
+NOT_FUSED: list[tuple[Callable[[], list[nn.Module]], dict[str, str]]] = [
     (
         lambda: [nn.InstanceNorm2d(4, track_running_stats=True), nn.ReLU()],
-        {"0": "it keeps running statistics"},
+        {"0": "it tracks running statistics"},
     ),
-    (lambda: [MyNorm(4), nn.ReLU()], {"0": "it is a subclass of torch's"}),
+    (lambda: [MyNorm(4), nn.ReLU()], {"0": "it is a subclass of a torch.nn layer"}),
     (lambda: [hooked(nn.InstanceNorm2d(4)), nn.ReLU()], {"0": "it has hooks"}),
-    (lambda: [own_forward(nn.InstanceNorm2d(4)), nn.ReLU()], {"0": "it has a forward of its own"}),
+    (
+        lambda: [with_replaced_forward(nn.InstanceNorm2d(4)), nn.ReLU()],
+        {"0": "its forward was replaced on the instance"},
+    ),
     (
         lambda: [nn.InstanceNorm2d(4), MyRelu()],
-        {"0": "the MyRelu after it stays: it is a subclass of torch's"},
+        {"0": "the MyRelu after it cannot be fused: it is a subclass of a torch.nn layer"},
     ),
-    (lambda: [nn.InstanceNorm2d(4), hooked(nn.ReLU())], {"0": "the ReLU after it stays: it has hooks"}),
+    (
+        lambda: [nn.InstanceNorm2d(4), hooked(nn.ReLU())],
+        {"0": "the ReLU after it cannot be fused: it has hooks"},
+    ),
     (lambda: [nn.InstanceNorm2d(4), nn.PReLU()], {"0": "PReLU comes after it"}),
-    (lambda: [nn.InstanceNorm2d(4)], {"0": "its result leaves the Sequential"}),
-    (lambda: [PAD(1), conv(stride=2)], {"0": "the Conv2d after it stays: its stride is (2, 2)"}),
-    (lambda: [PAD(1), conv(dilation=2)], {"0": "the Conv2d after it stays: its dilation is (2, 2)"}),
-    (lambda: [PAD(1), conv(groups=2)], {"0": "the Conv2d after it stays: its groups is 2"}),
+    (lambda: [nn.InstanceNorm2d(4)], {"0": "its output is returned by the Sequential"}),
+    (lambda: [PAD(1), conv(stride=2)], {"0": "the Conv2d after it cannot be fused: it has stride=(2, 2)"}),
+    (
+        lambda: [PAD(1), conv(dilation=2)],
+        {"0": "the Conv2d after it cannot be fused: it has dilation=(2, 2)"},
+    ),
+    (lambda: [PAD(1), conv(groups=2)], {"0": "the Conv2d after it cannot be fused: it has groups=2"}),
     (
         lambda: [PAD(1), conv(kernel_size=2)],
-        {"0": "the Conv2d after it stays: its kernel_size is even: (2, 2)"},
+        {"0": "the Conv2d after it cannot be fused: its kernel_size is even: (2, 2)"},
     ),
     (
         lambda: [PAD(1), conv(kernel_size=(3, 1))],
-        {"0": "the Conv2d after it stays: its kernel_size is (3, 1)"},
+        {"0": "the Conv2d after it cannot be fused: it has kernel_size=(3, 1)"},
     ),
-    (lambda: [PAD(1), conv(padding=1)], {"0": "the Conv2d after it stays: it pads itself, by (1, 1)"}),
+    (
+        lambda: [PAD(1), conv(padding=1)],
+        {"0": "the Conv2d after it cannot be fused: it has its own padding: (1, 1)"},
+    ),
     (lambda: [PAD((1, 1, 1, 2)), conv()], {"0": "its padding is not the same on all sides: (1, 1, 1, 2)"}),
     (lambda: [hooked(PAD(1)), conv()], {"0": "it has hooks"}),
-    (lambda: [PAD(1), hooked(conv())], {"0": "the Conv2d after it stays: it has hooks"}),
-    (lambda: [PAD(1), spectral_norm(conv())], {"0": "the Conv2d after it stays: it has hooks"}),
+    (lambda: [PAD(1), hooked(conv())], {"0": "the Conv2d after it cannot be fused: it has hooks"}),
+    (lambda: [PAD(1), spectral_norm(conv())], {"0": "the Conv2d after it cannot be fused: it has hooks"}),
     (
         lambda: [PAD(1), parametrizations.weight_norm(conv())],
-        {"0": "the ParametrizedConv2d after it stays: it has a parametrization"},
+        {"0": "the ParametrizedConv2d after it cannot be fused: it has a parametrization"},
     ),
     (lambda: [PAD(1), nn.ReLU(), conv()], {"0": "ReLU comes after it"}),
-    (lambda: [conv(padding=1, padding_mode="reflect", stride=2)], {"0": "its stride is (2, 2)"}),
+    (lambda: [conv(padding=1, padding_mode="reflect", stride=2)], {"0": "it has stride=(2, 2)"}),
     (
         lambda: [conv(padding=(1, 0), padding_mode="reflect")],
         {"0": "its padding is not the same on all sides: (1, 0)"},
@@ -85,30 +97,32 @@ LEFT: list[tuple[Callable[[], list[nn.Module]], dict[str, str]]] = [
 
 @pytest.mark.parametrize(
     ("build", "reasons"),
-    LEFT,
+    NOT_FUSED,
     ids=lambda value: next(iter(value.values()), "") if isinstance(value, dict) else "",
 )
-def test_what_is_left_and_why(build: Callable[[], list[nn.Module]], reasons: dict[str, str]) -> None:
-    """By one reason each, and still the same function to the bit."""
+def test_reasons_for_not_fusing(build: Callable[[], list[nn.Module]], reasons: dict[str, str]) -> None:
+    """Each has one reason, and the network still computes the same bits."""
     torch.manual_seed(0)
     net = nn.Sequential(*build())
     torch.manual_seed(0)
     plain = nn.Sequential(*build())
     report = accelerate(net)
-    assert whys(report) == reasons
-    assert not any("+" in what for what in whats(report).values())
-    same(net, plain, torch.randn(2, 4, 6, 7))
+    assert reasons_by_path(report) == reasons
+    assert not any("+" in kind for kind in replaced_kinds(report).values())
+    assert_identical(net, plain, torch.randn(2, 4, 6, 7))
 
 
-def test_lazy_norms_are_left_until_they_know_their_size() -> None:
+def test_lazy_norms_are_skipped_until_initialised() -> None:
     net = nn.Sequential(nn.LazyInstanceNorm2d(track_running_stats=False), nn.ReLU())
-    assert whys(accelerate(net))["0"] == "it is lazy: run the network once before"
+    assert reasons_by_path(accelerate(net))["0"] == "it is lazy: run the network once first"
     net(torch.randn(1, 3, 4, 4))
-    assert whats(accelerate(net)) == {"0": "InstanceNorm2d + ReLU"}
+    assert replaced_kinds(accelerate(net)) == {"0": "InstanceNorm2d + ReLU"}
 
 
-def test_our_own_networks_are_left() -> None:
-    """Their chains fuse more than this."""
+def test_our_own_networks_are_skipped() -> None:
+    """Their chains already fuse more than accelerate does."""
     report = accelerate(Generator(ngf=4, n_blocks=1))
     assert not report.replaced
-    assert {"it is a subclass of torch's"} == {entry.why for entry in report.left if "Norm" in entry.what}
+    assert {"it is a subclass of a torch.nn layer"} == {
+        entry.why for entry in report.left if "Norm" in entry.what
+    }

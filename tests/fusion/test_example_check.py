@@ -1,4 +1,4 @@
-"""``accelerate(net, example=x)``: both are run, and where they differ nothing is changed."""
+"""``accelerate(net, example=x)``: both versions are run, and all changes are undone if they differ."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from fastcyclegan.fusion.accelerate import accelerate
 from fastcyclegan.fusion.fused_modules import FusedInstanceNorm2d
-from tests.fusion.networks import Norms, randomised, same, small, whats, whys
+from tests.fusion.networks import Norms, assert_identical, randomised, reasons_by_path, replaced_kinds, small
 
 
 class Several(Norms):
-    """Three outputs from two inputs, one of them no number, by chance and with counters."""
+    """Several outputs from two inputs, some of them not numbers, with random numbers and running counters."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class Several(Norms):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_an_example_leaves_no_trace(training: bool, device: str) -> None:
+def test_example_changes_no_state(training: bool, device: str) -> None:
     torch.manual_seed(0)
     net = randomised(Several()).to(device).train(training)
     net.requires_grad_(not training)
@@ -38,7 +38,7 @@ def test_an_example_leaves_no_trace(training: bool, device: str) -> None:
         warnings.simplefilter("error")
         for example in ((x, x), {"x": x, "y": x, "names": ["a"]}):
             report = accelerate(net, "triton", example=example)
-            assert whats(report)["norm"] == "InstanceNorm2d + ReLU"
+            assert replaced_kinds(report)["norm"] == "InstanceNorm2d + ReLU"
             report.undo()
     assert torch.equal(torch.get_rng_state(), state)
     assert net.training == training
@@ -48,41 +48,43 @@ def test_an_example_leaves_no_trace(training: bool, device: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
-def test_an_example_in_other_precisions(dtype: torch.dtype, device: str) -> None:
+def test_example_in_other_precisions(dtype: torch.dtype, device: str) -> None:
     net = nn.Sequential(nn.InstanceNorm2d(3), nn.ReLU(), nn.Conv2d(3, 3, 1)).to(device, dtype)
     x = torch.randn(2, 3, 6, 6, device=device, dtype=dtype)
     assert len(accelerate(net, example=x).replaced) == 1
 
 
-def test_what_differs_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In evaluation alone too."""
-    for when in (True, False):
+def test_different_outputs_are_undone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if they differ only in eval mode."""
+    for mode in (True, False):
 
-        def wrong(self: Any, input: Tensor, when: bool = when) -> Tensor:
+        def wrong(self: Any, input: Tensor, mode: bool = mode) -> Tensor:
             y: Tensor = nn.InstanceNorm2d._apply_instance_norm(self, input).relu()
-            return y * 1.001 if self.training == when else y
+            return y * 1.001 if self.training == mode else y
 
         monkeypatch.setattr(FusedInstanceNorm2d, "_apply_instance_norm", wrong)
         torch.manual_seed(0)
         net = nn.Sequential(nn.InstanceNorm2d(3), nn.ReLU())
         plain, text = copy.deepcopy(net), repr(net)
-        with pytest.warns(UserWarning, match="accelerate: undone: output 0 for the example: relative error"):
+        with pytest.warns(
+            UserWarning, match="failed, so all changes were undone: output 0 of the example: relative"
+        ):
             report = accelerate(net, example=torch.randn(2, 3, 6, 6))
         assert not report.replaced
-        assert whys(report)["0"].startswith("undone: output 0 for the example: relative error 1.0")
+        assert reasons_by_path(report)["0"].startswith("undone: output 0 of the example: relative error 1.0")
         assert repr(net) == text
-        same(net, plain, torch.randn(2, 3, 6, 6))
+        assert_identical(net, plain, torch.randn(2, 3, 6, 6))
 
 
-def test_another_number_of_outputs_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_different_number_of_outputs_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FusedInstanceNorm2d, "forward", lambda self, x: [x, x])
     net = nn.Sequential(nn.InstanceNorm2d(3))
-    with pytest.warns(UserWarning, match="undone: 2 outputs for the example instead of 1"):
+    with pytest.warns(UserWarning, match="undone: the example gives 2 outputs instead of 1"):
         accelerate(net, example=torch.randn(2, 3, 6, 6))
     assert type(net[0]) is nn.InstanceNorm2d
 
 
-def test_impl_triton_where_no_kernel_serves_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unsupported_impl_triton_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "fastcyclegan.kernels.dispatch.why_not_triton", lambda *device: "needs an NVIDIA GPU, got cpu"
     )
@@ -90,15 +92,15 @@ def test_impl_triton_where_no_kernel_serves_is_undone(monkeypatch: pytest.Monkey
     x = torch.randn(2, 3, 6, 6)
     with pytest.warns(UserWarning, match="undone: InstanceNorm: impl='triton' needs an NVIDIA GPU, got cpu"):
         accelerate(net, "triton", example=x)
-    same(net, plain, x)
+    assert_identical(net, plain, x)
 
 
-def test_an_example_that_cannot_be_run_is_refused_before_anything_is_changed() -> None:
+def test_failing_example_raises_before_anything_is_changed() -> None:
     net, _ = small()
     text = repr(net)
-    with pytest.raises(ValueError, match="cannot run its example: expected input's size at dim=1"):
+    with pytest.raises(ValueError, match="cannot run the example: expected input's size at dim=1"):
         accelerate(net, example=torch.randn(1, 2, 6, 6))
     net[0].frames = (n for n in ())
-    with pytest.raises(ValueError, match="cannot run its example: cannot pickle 'generator' object"):
+    with pytest.raises(ValueError, match="cannot run the example: cannot pickle 'generator' object"):
         accelerate(net, example=torch.randn(1, 3, 6, 6))
     assert repr(net) == text

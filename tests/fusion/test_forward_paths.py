@@ -1,4 +1,4 @@
-"""What a forward decides by: plain attributes, and what no trace shows, so that it is left alone."""
+"""Forwards that branch: on plain attributes, which are traced, or on things that no trace shows."""
 
 from __future__ import annotations
 
@@ -10,11 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from fastcyclegan.fusion.accelerate import accelerate
-from tests.fusion.networks import Norms, OneReluForTwoNorms, randomised, same, whats, whys
+from tests.fusion.networks import (
+    Norms,
+    OneReluForTwoNorms,
+    assert_identical,
+    randomised,
+    reasons_by_path,
+    replaced_kinds,
+)
 
 
 class Tapped(Norms):
-    """Its norm's result is given away, in states that its trace as it is does not show."""
+    """The output of its norm is returned, in states other than the one that a single trace shows."""
 
     taps = False
 
@@ -23,8 +30,8 @@ class Tapped(Norms):
         self.mode, self.extra, self.options, self.other = 1, None, {"taps": False}, False
 
 
-class ByAList(Tapped):
-    """CUT's generator: Park et al., 2020."""
+class OnListArgument(Tapped):
+    """Like the generator of CUT (Park et al., 2020)."""
 
     def forward(self, x: Tensor, layers: list[int] = [], encode_only: bool = False) -> Tensor | list[Tensor]:  # noqa: B006
         if len(layers) > 0:
@@ -40,7 +47,7 @@ class ByAList(Tapped):
         return y
 
 
-class ByAnInt(Tapped):
+class OnInt(Tapped):
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(x)
         if self.mode == 2:
@@ -48,50 +55,50 @@ class ByAnInt(Tapped):
         return self.act(x)
 
 
-class ByACounter(Tapped):
+class OnCounter(Tapped):
     def forward(self, x: Tensor) -> Tensor:
         self.steps += 1
         x = self.norm(x)
         return x if self.steps > 1 else self.act(x)
 
 
-class ByAConfiguration(Tapped):
+class OnOptionsDict(Tapped):
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(x)
         return x if self.options["taps"] else self.act(x)
 
 
-class ByAText(Tapped):
+class OnString(Tapped):
     def forward(self, x: Tensor, mode: str = "train") -> Tensor:
         x = self.norm(x)
         return x if mode == "features" else self.act(x)
 
 
-class ByTwoArguments(Tapped):
+class OnTwoArguments(Tapped):
     def forward(self, x: Tensor, a: bool = False, b: bool = False) -> Tensor:
         x = self.norm(x)
         return x if a and b else self.act(x)
 
 
-class ByGradients(Tapped):
+class OnGradMode(Tapped):
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(x)
         return self.act(x) if torch.is_grad_enabled() else x
 
 
-class ByAnAttributeThatMayBeNone(Tapped):
+class OnOptionalAttribute(Tapped):
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(x)
         return self.act(x) if self.extra is None else self.act(x + self.extra)
 
 
-class ByAnIndex(Tapped):
+class OnIndex(Tapped):
     def forward(self, x: Tensor) -> Tensor:
-        found = [x, self.norm(x)]
-        return [found[1], self.act(found[1])][self.mode]
+        values = [x, self.norm(x)]
+        return [values[1], self.act(values[1])][self.mode]
 
 
-class ByAMethodsArgument(Tapped):
+class OnMethodArgument(Tapped):
     def forward(self, x: Tensor) -> Tensor:
         return self.finish(self.norm(x), self.mode > 1)
 
@@ -99,28 +106,28 @@ class ByAMethodsArgument(Tapped):
         return x if bare else self.act(x)
 
 
-class ByKeywords(Tapped):
+class OnKeywords(Tapped):
     def forward(self, x: Tensor, **options: bool) -> Tensor:
         x = self.norm(x)
         return x if options.get("taps") else self.act(x)
 
 
-class ByASwitchThatItSets(Tapped):
+class OnAssignedSwitch(Tapped):
     def forward(self, x: Tensor) -> Tensor:
         self.other = self.mode > 1
         x = self.norm(x)
         return x if self.other else self.act(x)
 
 
-class ByAnotherMode(Tapped):
-    """Of a layer, not its own."""
+class OnModeOfLayer(Tapped):
+    """The mode of a layer, not its own mode."""
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(x)
         return self.act(x) if self.norm.training else x
 
 
-class ByItsInput(Tapped):
+class OnInputType(Tapped):
     def forward(self, x: Tensor | list[Tensor]) -> Tensor:
         if isinstance(x, list):
             y: Tensor = self.norm(x[0])
@@ -135,18 +142,18 @@ def tapped(module: Norms, x: Tensor) -> Tensor:
     return x if TAPS else module.act(x)
 
 
-class ByAGlobal(Tapped):
+class OnGlobal(Tapped):
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(x)
         return x if TAPS else self.act(x)
 
 
-class ByAFunction(Tapped):
+class InFunction(Tapped):
     def forward(self, x: Tensor) -> Tensor:
         return tapped(self, self.norm(x))
 
 
-class ByALoop(Tapped):
+class InWhileLoop(Tapped):
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(x)
         while self.steps > 0:
@@ -154,7 +161,7 @@ class ByALoop(Tapped):
         return self.act(x)
 
 
-class ByFailure(Tapped):
+class InExceptBlock(Tapped):
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(x)
         try:
@@ -163,7 +170,7 @@ class ByFailure(Tapped):
             return x
 
 
-class ByManySwitches(Tapped):
+class OnManySwitches(Tapped):
     a = b = c = d = e = f = g = False
 
     def forward(self, x: Tensor) -> Tensor:
@@ -177,7 +184,7 @@ class ByManySwitches(Tapped):
 Run = Callable[[nn.Module, Tensor], object]
 
 
-def given_globally(net: nn.Module, x: Tensor) -> object:
+def with_global_flag(net: nn.Module, x: Tensor) -> object:
     global TAPS
     TAPS = True
     try:
@@ -186,7 +193,7 @@ def given_globally(net: nn.Module, x: Tensor) -> object:
         TAPS = False
 
 
-def having(**state: object) -> Run:
+def with_state(**state: object) -> Run:
     def run(net: nn.Module, x: Tensor) -> object:
         net.__dict__.update(state)
         return net(x)
@@ -194,54 +201,54 @@ def having(**state: object) -> Run:
     return run
 
 
-DECISIONS: list[tuple[type[Norms], Run, str]] = [
+BRANCHES: list[tuple[type[Norms], Run, str]] = [
     (
-        ByAList,
+        OnListArgument,
         lambda net, x: net(x, [1], True),
         "may branch on its argument `layers`",
     ),
-    (ByAnInt, having(mode=2), "branches on `self.mode` (by `eq`)"),
-    (ByACounter, having(steps=5), "may branch on `self.steps`"),
-    (ByAConfiguration, having(options={"taps": True}), "may branch on `self.options`"),
-    (ByAText, lambda net, x: net(x, "features"), "branches on data (by `eq`)"),
-    (ByTwoArguments, lambda net, x: net(x, True, True), "branches on its argument `a`"),
-    (ByGradients, torch.no_grad()(having()), "may branch on `torch.is_grad_enabled`"),
-    (ByAnAttributeThatMayBeNone, having(extra=1.0), "may branch on `self.extra is None`"),
-    (ByAnIndex, having(mode=0), "cannot be traced (list indices must be integers or slices"),
-    (ByAMethodsArgument, having(mode=2), "branches on `self.mode` (by `gt`)"),
-    (ByKeywords, lambda net, x: net(x, taps=True), "may branch on `options.get`"),
-    (ByASwitchThatItSets, having(mode=2), "may branch on `self.other`"),
-    (ByAnotherMode, lambda net, x: net.eval()(x), "may branch on `self.norm.training`"),
-    (ByItsInput, lambda net, x: net([x]), "may branch on `isinstance`"),
-    (ByAGlobal, given_globally, "may branch on `TAPS`"),
-    (ByAFunction, given_globally, "may branch on `tapped`"),
-    (ByALoop, having(steps=2), "may branch on `while self.steps > 0:`"),
-    (ByFailure, having(mode=2), "may branch on `try:`"),
-    (ByManySwitches, having(taps=True), "branches too often"),
+    (OnInt, with_state(mode=2), "branches on `self.mode` (by `eq`)"),
+    (OnCounter, with_state(steps=5), "may branch on `self.steps`"),
+    (OnOptionsDict, with_state(options={"taps": True}), "may branch on `self.options`"),
+    (OnString, lambda net, x: net(x, "features"), "branches on data (by `eq`)"),
+    (OnTwoArguments, lambda net, x: net(x, True, True), "branches on its argument `a`"),
+    (OnGradMode, torch.no_grad()(with_state()), "may branch on `torch.is_grad_enabled`"),
+    (OnOptionalAttribute, with_state(extra=1.0), "may branch on `self.extra is None`"),
+    (OnIndex, with_state(mode=0), "cannot be traced (list indices must be integers or slices"),
+    (OnMethodArgument, with_state(mode=2), "branches on `self.mode` (by `gt`)"),
+    (OnKeywords, lambda net, x: net(x, taps=True), "may branch on `options.get`"),
+    (OnAssignedSwitch, with_state(mode=2), "may branch on `self.other`"),
+    (OnModeOfLayer, lambda net, x: net.eval()(x), "may branch on `self.norm.training`"),
+    (OnInputType, lambda net, x: net([x]), "may branch on `isinstance`"),
+    (OnGlobal, with_global_flag, "may branch on `TAPS`"),
+    (InFunction, with_global_flag, "may branch on `tapped`"),
+    (InWhileLoop, with_state(steps=2), "may branch on `while self.steps > 0:`"),
+    (InExceptBlock, with_state(mode=2), "may branch on `try:`"),
+    (OnManySwitches, with_state(taps=True), "has too many branches"),
 ]
 
 
-@pytest.mark.parametrize(("kind", "run", "why"), DECISIONS, ids=lambda value: getattr(value, "__name__", ""))
-def test_states_that_a_trace_does_not_show(kind: type[Norms], run: Run, why: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "run", "reason"), BRANCHES, ids=lambda value: getattr(value, "__name__", "")
+)
+def test_does_not_fuse_if_a_trace_does_not_show_all(kind: type[Norms], run: Run, reason: str) -> None:
     torch.manual_seed(0)
     net = randomised(kind())
     plain, x = copy.deepcopy(net), torch.randn(1, 3, 6, 6)
-    path = "layers.1" if kind is ByAList else "norm"
+    path = "layers.1" if kind is OnListArgument else "norm"
     report = accelerate(net)
-    assert whats(report)[path] == "InstanceNorm2d"
-    assert why in whys(report)[path]
+    assert replaced_kinds(report)[path] == "InstanceNorm2d"
+    assert reason in reasons_by_path(report)[path]
     torch.testing.assert_close(run(net, x), run(plain, x), rtol=0, atol=0)
 
 
-def test_dali_in_the_process_decides_nothing() -> None:
-    """It puts a function of its own in the place of what Python asks whether something is iterable, and
-    torch's tracing asks that.
-    """
+def test_dali_in_the_process_does_not_disturb_tracing() -> None:
+    """DALI replaces Python's check for iterables with its own, and torch's tracing uses that check."""
     pytest.importorskip("nvidia.dali.fn")
-    assert whats(accelerate(OneReluForTwoNorms()))["norm2"] == "InstanceNorm2d + ReLU"
+    assert replaced_kinds(accelerate(OneReluForTwoNorms()))["norm2"] == "InstanceNorm2d + ReLU"
 
 
-class AsksForReLUs(Norms):
+class ChecksForReLU(Norms):
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers:
             x = layer(x)
@@ -250,25 +257,25 @@ class AsksForReLUs(Norms):
         return x
 
 
-class AsksForTheClass(Norms):
+class ChecksExactClass(Norms):
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers:
             x = layer(x) + (type(layer) is nn.InstanceNorm2d)
         return x
 
 
-def test_who_asks_for_a_layers_class_finds_it() -> None:
+def test_class_checks_in_a_forward_still_work() -> None:
     torch.manual_seed(0)
     for kind, replaced in (
-        (AsksForReLUs, {"InstanceNorm2d"}),
-        (AsksForTheClass, set()),
+        (ChecksForReLU, {"InstanceNorm2d"}),
+        (ChecksExactClass, set()),
     ):
         net = randomised(kind())
         plain = copy.deepcopy(net)
         report = accelerate(net)
-        assert set(whats(report).values()) == replaced
-        same(net, plain, torch.randn(1, 3, 6, 6))
-    assert whys(report)["norm"] == "AsksForTheClass.forward asks for the very class of a layer"
+        assert set(replaced_kinds(report).values()) == replaced
+        assert_identical(net, plain, torch.randn(1, 3, 6, 6))
+    assert reasons_by_path(report)["norm"] == "ChecksExactClass.forward checks the exact class of a layer"
     pair = nn.Sequential(nn.ReflectionPad2d(1), nn.Conv2d(3, 3, 3), nn.InstanceNorm2d(3), nn.LeakyReLU(0.1))
     accelerate(pair)
     assert isinstance(pair[0], nn.ReflectionPad2d)
@@ -286,15 +293,17 @@ class Encodes(Norms):
         return y
 
 
-def test_what_another_method_may_call_stays() -> None:
+def test_layers_that_another_method_may_call_are_not_fused() -> None:
     torch.manual_seed(0)
     net = Encodes()
     plain, x = copy.deepcopy(net), torch.randn(1, 3, 6, 6)
-    assert whys(accelerate(net))["layers.1"] == "Encodes.encode may call it"
+    assert reasons_by_path(accelerate(net))["layers.1"] == "Encodes.encode may call it"
     assert torch.equal(net.encode(x), plain.encode(x))
 
 
-def test_a_forward_without_source_is_not_followed() -> None:
+def test_forward_without_source_is_not_traced() -> None:
     space: dict[str, object] = {"Norms": Norms}
     exec("class Typed(Norms):\n    def forward(self, x):\n        return self.act(self.norm(x))", space)
-    assert "Typed.forward has no source that can be read" in whys(accelerate(space["Typed"]()))["norm"]  # type: ignore[operator]
+    assert (
+        "Typed.forward has no readable source code" in reasons_by_path(accelerate(space["Typed"]()))["norm"]
+    )  # type: ignore[operator]

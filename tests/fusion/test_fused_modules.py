@@ -1,6 +1,4 @@
-"""The modules that take the place of torch's: the same results, gradients, errors and warnings, copied,
-pickled and compiled.
-"""
+"""Fused modules give the results, gradients, errors and warnings of torch's, also copied and compiled."""
 
 from __future__ import annotations
 
@@ -13,7 +11,7 @@ from torch import nn
 
 from fastcyclegan.fusion.accelerate import accelerate
 from fastcyclegan.fusion.fused_modules import FusedInstanceNorm2d, ReflectConv2d
-from tests.fusion.networks import PAD, gradients, held, randomised, small, whats
+from tests.fusion.networks import PAD, check_parity, gradients, randomised, replaced_kinds, small
 
 
 @pytest.mark.parametrize("impl", ["triton", "reference"])
@@ -30,18 +28,19 @@ from tests.fusion.networks import PAD, gradients, held, randomised, small, whats
 def test_norms_of_all_dimensions(
     kind: type[nn.Module], shape: tuple[int, ...], impl: str, device: str
 ) -> None:
-    """Images without the dimension N too; a negative slope is not invertible, so the kernels must not need
-    it to be.
+    """Also for images without the dimension N.
+
+    A LeakyReLU with a negative slope is not invertible, so the kernels must not rely on inverting it.
     """
     torch.manual_seed(0)
     plain = nn.Sequential(randomised(kind(3, affine=True, eps=1e-3)), nn.LeakyReLU(-0.5)).to(device)
     net = copy.deepcopy(plain)
-    assert whats(accelerate(net, impl)) == {"0": f"{kind.__name__} + LeakyReLU"}
-    held((net, plain), torch.randn(shape, device=device))
+    assert replaced_kinds(accelerate(net, impl)) == {"0": f"{kind.__name__} + LeakyReLU"}
+    check_parity((net, plain), torch.randn(shape, device=device))
 
 
 @pytest.mark.parametrize("impl", ["triton", "reference"])
-def test_wrong_inputs_have_torchs_errors(impl: str, device: str) -> None:
+def test_wrong_inputs_raise_torch_errors(impl: str, device: str) -> None:
     net, plain = (n.to(device) for n in small(impl))
     wrong = [
         torch.zeros(3, 4),
@@ -53,17 +52,17 @@ def test_wrong_inputs_have_torchs_errors(impl: str, device: str) -> None:
     wrong += [torch.zeros(1, 4, 1, 1), torch.zeros(1, 3, 4, 4, dtype=torch.float16)]
     for part in (slice(0, 2), slice(2, 4)):
         for x in wrong:
-            found = []
+            outcomes = []
             for n in (plain, net):
                 try:
-                    found.append(n[part](x.to(device)).shape)
-                # Whatever torch raises.
+                    outcomes.append(n[part](x.to(device)).shape)
+                # Torch may raise any kind of error.
                 except Exception as error:
-                    found.append((type(error), str(error)))
-            assert found[0] == found[1]
+                    outcomes.append((type(error), str(error)))
+            assert outcomes[0] == outcomes[1]
 
 
-def test_an_unaffine_norm_of_other_channels_warns_as_torchs() -> None:
+def test_norm_without_weights_warns_about_channels_as_torch() -> None:
     net = nn.Sequential(nn.InstanceNorm2d(3))
     accelerate(net)
     with pytest.warns(UserWarning, match="does not match num_features"):
@@ -71,7 +70,7 @@ def test_an_unaffine_norm_of_other_channels_warns_as_torchs() -> None:
 
 
 @pytest.mark.parametrize("impl", ["triton", "reference"])
-def test_no_image_at_all(impl: str, device: str) -> None:
+def test_empty_batch(impl: str, device: str) -> None:
     net = small(impl)[0].to(device)
     x = torch.zeros(0, 3, 4, 4, device=device, requires_grad=True)
     net(x).sum().backward()
@@ -81,9 +80,10 @@ def test_no_image_at_all(impl: str, device: str) -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 4, 4), (3, 4, 4), (1, 3, 1, 4), (2, 3, 4, 4)], ids=str)
-def test_any_layout_has_the_same_gradient(shape: tuple[int, ...]) -> None:
-    """Torch's backward on the CPU misreads the channels_last gradient of one image (2.13): not ours.
-    Results may be changed in place.
+def test_gradient_is_the_same_in_any_layout(shape: tuple[int, ...]) -> None:
+    """Torch 2.13's CPU backward misreads the channels_last gradient of a single image; ours must not.
+
+    Outputs can be changed in place.
     """
     torch.manual_seed(0)
     net = nn.Sequential(nn.InstanceNorm2d(3))
@@ -103,17 +103,17 @@ def test_any_layout_has_the_same_gradient(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_layers_in_16_bits(dtype: torch.dtype, device: str) -> None:
     net, plain = (n.to(device, dtype) for n in small("triton"))
-    held((net, plain), torch.randn(2, 3, 6, 6, device=device, dtype=dtype), dtype)
+    check_parity((net, plain), torch.randn(2, 3, 6, 6, device=device, dtype=dtype), dtype)
 
 
 @pytest.mark.parametrize("impl", ["triton", "reference"])
 def test_autocast(impl: str, device: str) -> None:
-    """Weights in fp32, results in bf16, as torch's."""
+    """With weights in fp32, the outputs are bf16, as torch's are."""
     net, plain = (n.to(device) for n in small(impl))
     x = torch.randn(2, 3, 6, 6, device=device)
     with torch.autocast(device, torch.bfloat16):
         assert net(x).dtype == plain(x).dtype == torch.bfloat16
-        held((net, plain), x, torch.bfloat16)
+        check_parity((net, plain), x, torch.bfloat16)
 
 
 def test_frozen_copied_and_pickled(device: str) -> None:
@@ -135,7 +135,7 @@ def test_frozen_copied_and_pickled(device: str) -> None:
 def test_compiles_in_one_graph(impl: str, device: str) -> None:
     net = small(impl)[0].to(device)
     x = torch.randn(1, 3, 6, 6, device=device)
-    # What is asked is whether it can be traced whole; a backend that makes code would take ten times as long.
+    # This only tests whether one graph is traced; a backend that generates code would take ten times as long.
     (y, d) = gradients(net, x)
     (compiled, d_compiled) = gradients(torch.compile(net, fullgraph=True, backend="aot_eager"), x)
     torch.testing.assert_close(compiled, y)
@@ -144,17 +144,17 @@ def test_compiles_in_one_graph(impl: str, device: str) -> None:
 
 
 @pytest.mark.parametrize(("border", "k"), [(1, 1), (2, 3), (1, 5), (2, 5)])
-def test_borders_that_are_not_half_a_kernel(border: int, k: int, device: str) -> None:
+def test_padding_other_than_half_the_kernel(border: int, k: int, device: str) -> None:
     torch.manual_seed(0)
     plain = nn.Sequential(PAD(border), nn.Conv2d(3, 4, k, bias=False)).to(device)
     net = copy.deepcopy(plain)
-    assert whats(accelerate(net, "triton")) == {"1": "ReflectionPad2d + Conv2d"}
-    held((net, plain), torch.randn(2, 3, 5, 6, device=device))
+    assert replaced_kinds(accelerate(net, "triton")) == {"1": "ReflectionPad2d + Conv2d"}
+    check_parity((net, plain), torch.randn(2, 3, 5, 6, device=device))
 
 
 @pytest.mark.parametrize("padding", [1, "same"])
-def test_layouts_are_torchs(padding: int | str, device: str) -> None:
-    """A view that follows must find the memory that it finds without ``accelerate``."""
+def test_layouts_match_torch(padding: int | str, device: str) -> None:
+    """A view taken afterwards must find the same memory layout as without ``accelerate``."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=padding, padding_mode="reflect")).to(device)
     x = torch.randn(2, 3, 5, 6, device=device)
@@ -166,9 +166,7 @@ def test_layouts_are_torchs(padding: int | str, device: str) -> None:
     assert net.to(memory_format=torch.channels_last)(x).is_contiguous(memory_format=torch.channels_last)
 
 
-def test_where_cudnn_is_faster_the_kernels_write_its_border(
-    monkeypatch: pytest.MonkeyPatch, device: str
-) -> None:
+def test_kernels_write_the_border_if_cudnn_is_faster(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
     monkeypatch.setattr("fastcyclegan.fusion.fused_modules.backend_of", lambda *a: "cudnn")
     net, plain = (n.to(device) for n in small("triton"))
-    held((net, plain), torch.randn(1, 3, 6, 6, device=device))
+    check_parity((net, plain), torch.randn(1, 3, 6, 6, device=device))

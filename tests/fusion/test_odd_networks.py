@@ -1,4 +1,4 @@
-"""Networks that call their layers in ways that no trace of a forward shows: none gives another result."""
+"""Networks that call their layers in ways that no trace of a forward shows still give the same results."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def features(net: Any, x: Tensor) -> Any:
     return net.features(x)
 
 
-def flagged(net: Any, x: Tensor) -> Any:
+def with_flag(net: Any, x: Tensor) -> Any:
     net.mode = "taps"
     net.flag = True
     return net(x)
 
 
 def results(net: nn.Module, drive: Drive) -> list[Any]:
-    """Return all tensors that ``drive`` gives, and the gradients of the parameters."""
+    """Return all tensors that ``drive`` returns, and the gradients of the parameters."""
     torch.manual_seed(1)
     outputs = drive(net, torch.randn(2, 3, 8, 8).requires_grad_())
     tensors = outputs if isinstance(outputs, (list, tuple)) else [outputs]
@@ -88,7 +88,7 @@ class OneConvolutionForTwoPads(Layers):
         return y
 
 
-# --- Other modes of the gradient ----------------------------------------------------------------------------
+# --- Parts without gradients --------------------------------------------------------------------------------
 
 
 class NoGradientForTheActivation(Layers):
@@ -109,7 +109,7 @@ class NoGradientForThePad(Layers):
 # --- Layers that are held elsewhere -------------------------------------------------------------------------
 
 
-class HeldByALambda(Layers):
+class HeldByLambda(Layers):
     def __init__(self) -> None:
         super().__init__()
         self.skip = Runs(lambda x: self.norm(x) * 0.1)
@@ -124,7 +124,7 @@ def held_by_a_slice() -> nn.Module:
     return nn.Sequential(net, Runs(net[:1].forward))
 
 
-class Above(nn.Module):
+class CallsParent(nn.Module):
     def __init__(self, parent: nn.Module) -> None:
         super().__init__()
         self.parent = weakref.ref(parent)
@@ -135,10 +135,10 @@ class Above(nn.Module):
         return y
 
 
-class HeldFromBelow(Layers):
+class HeldByChild(Layers):
     def __init__(self) -> None:
         super().__init__()
-        self.below = Above(self)
+        self.below = CallsParent(self)
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.act(self.norm(x)) + self.below(x)
@@ -214,7 +214,7 @@ def norm_of(net: Any, x: Tensor) -> Any:
     return net.norm(x)
 
 
-class HandedOn(Layers):
+class PassedOn(Layers):
     def features(self, x: Tensor) -> Any:
         return norm_of(self, x)
 
@@ -245,7 +245,7 @@ class Cached(Layers):
         return self.normed
 
 
-class OfTheInstance(Layers):
+class BoundToInstance(Layers):
     def __init__(self) -> None:
         super().__init__()
         self.features = types.MethodType(lambda self, x: self.norm(x), self)
@@ -264,14 +264,14 @@ class Rewired(Layers):
         return self.last(self.norm(x))
 
 
-class TurnedOff(Layers):
+class RemovesLayer(Layers):
     def features(self, x: Tensor) -> Any:
         self.act = nn.Identity()  # type: ignore[assignment]
         return self(x)
 
 
-class Deep(nn.Module):
-    """A method that finds the layers by another one."""
+class FindsByMethod(nn.Module):
+    """A method that finds the layers through another method."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -292,7 +292,7 @@ class Walker(nn.Module):
         return net.norm(x)
 
 
-class HandsALayerToASibling(nn.Module):
+class PassesToSibling(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.inner, self.walker = Layers(), Walker()
@@ -331,10 +331,10 @@ class Delegating(nn.Module):
         return self.inner(x)
 
 
-# --- Decisions by what a symbol is taken for ----------------------------------------------------------------
+# --- Branches that treat a symbol as another type -----------------------------------------------------------
 
 
-class BySet(Layers):
+class OnSet(Layers):
     def forward(self, x: Tensor) -> Any:
         y = self.norm(x)
         if self.mode in {"taps", "both"}:
@@ -342,13 +342,13 @@ class BySet(Layers):
         return self.act(y)
 
 
-class ByText(Layers):
+class OnText(Layers):
     def forward(self, x: Tensor) -> Any:
         y = self.norm(x)
         return y if f"{self.mode}" == "taps" else self.act(y)
 
 
-class ByDtype(Layers):
+class OnDtype(Layers):
     def forward(self, x: Tensor) -> Any:
         wide = x.dtype in {torch.float64}
         y = self.norm(x)
@@ -365,8 +365,8 @@ class Logger(nn.Module):
             self.seen.append(y)
 
 
-class ByAChildsMethod(Layers):
-    """Whose name is also a tensor's."""
+class InChildMethod(Layers):
+    """The method has the name of a tensor's method."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -382,8 +382,8 @@ class ByAChildsMethod(Layers):
         return self(x)
 
 
-class ByAChildsAttribute(Layers):
-    """Of a name that is also a tensor's."""
+class OnChildAttribute(Layers):
+    """The attribute has the name of a tensor's attribute."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -404,7 +404,7 @@ class ByAChildsAttribute(Layers):
 TAPS = False
 
 
-class ByGetattribute(Layers):
+class InGetattribute(Layers):
     def __getattribute__(self, name: str) -> Any:
         return TAPS if name == "flag" else super().__getattribute__(name)
 
@@ -415,7 +415,7 @@ class ByGetattribute(Layers):
         return self.act(y)
 
 
-def globally(net: Any, x: Tensor) -> Any:
+def with_global_flag(net: Any, x: Tensor) -> Any:
     global TAPS
     TAPS = True
     try:
@@ -424,20 +424,20 @@ def globally(net: Any, x: Tensor) -> Any:
         TAPS = False
 
 
-# --- Who asks what a layer is -------------------------------------------------------------------------------
+# --- Checks of a layer's class ------------------------------------------------------------------------------
 
 
 def kind_of(layer: nn.Module) -> str:
     return type(layer).__name__
 
 
-class AsksByText(Layers):
+class ChecksRepr(Layers):
     def features(self, x: Tensor) -> Any:
         return x * sum(f"{layer}".startswith("InstanceNorm2d") for layer in self.children())
 
 
 class Handles(nn.Module):
-    """Holds a layer by a proxy, and one as an attribute of a function."""
+    """Holds one layer through a proxy, and another as an attribute of a function."""
 
     def __init__(self, norm: nn.Module, act: nn.Module) -> None:
         super().__init__()
@@ -461,52 +461,52 @@ class HeldByHandles(Layers):
         return self.act(self.norm(x)) + self.handles(x)
 
 
-class AsksByAFunction(Layers):
+class ChecksByFunction(Layers):
     def features(self, x: Tensor) -> Any:
         return x * sum(kind_of(layer) == "InstanceNorm2d" for layer in self.children())
 
 
 ODD: list[tuple[Callable[[], nn.Module], Drive]] = [
-    (one_norm_for_two_activations, forward), (OneConvolutionForTwoPads, flagged),
-    (NoGradientForTheActivation, forward), (NoGradientForThePad, forward),
-    (HeldByALambda, forward), (held_by_a_slice, forward), (HeldFromBelow, forward), (held_by_a_hook, forward),
-    (held_by_the_object_of_a_hook, forward),
-    (TwoNames, features), (Listed, features), (Named, features), (Iterated, features), (HandedOn, features),
-    (Hooked, features), (Cached, features), (OfTheInstance, features), (Rewired, features),
-    (TurnedOff, features), (Deep, features), (HandsALayerToASibling, features), (HiddenBlock, features),
-    (ByAChildsAttribute, features),
-    (Delegating, features), (AsksByAFunction, features), (AsksByText, features), (HeldByHandles, forward),
-    (BySet, flagged), (ByText, flagged), (ByAChildsMethod, features), (ByGetattribute, globally),
-    (ByDtype, lambda net, x: net.double()(x.double())),
+    (one_norm_for_two_activations, forward), (OneConvolutionForTwoPads, with_flag),
+    (NoGradientForTheActivation, forward), (NoGradientForThePad, forward), (HeldByLambda, forward),
+    (held_by_a_slice, forward), (HeldByChild, forward), (held_by_a_hook, forward),
+    (held_by_the_object_of_a_hook, forward), (TwoNames, features), (Listed, features), (Named, features),
+    (Iterated, features), (PassedOn, features), (Hooked, features), (Cached, features),
+    (BoundToInstance, features), (Rewired, features), (RemovesLayer, features),
+    (FindsByMethod, features), (PassesToSibling, features), (HiddenBlock, features),
+    (OnChildAttribute, features), (Delegating, features), (ChecksByFunction, features),
+    (ChecksRepr, features), (HeldByHandles, forward), (OnSet, with_flag),
+    (OnText, with_flag), (InChildMethod, features),
+    (InGetattribute, with_global_flag), (OnDtype, lambda net, x: net.double()(x.double())),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("build", "drive"), ODD, ids=lambda value: getattr(value, "__name__", ""))
 @pytest.mark.parametrize("training", [True, False])
-def test_an_odd_network_gives_what_it_gave(
+def test_odd_network_gives_the_same_results(
     build: Callable[[], nn.Module], drive: Drive, training: bool
 ) -> None:
-    found = []
+    runs = []
     for accelerated in (True, False):
         torch.manual_seed(0)
         net = randomised(build()).train(training)
         if accelerated:
             accelerate(net)
             accelerate(net).undo()
-        found.append(results(net, drive))
-    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+        runs.append(results(net, drive))
+    torch.testing.assert_close(runs[0], runs[1], rtol=0, atol=0)
 
 
-def test_several_pairs_of_one_layer_are_fused_all() -> None:
+def test_fuses_all_pairs_of_a_shared_layer() -> None:
     assert len(accelerate(one_norm_for_two_activations()).replaced) == 1
     assert len(accelerate(OneConvolutionForTwoPads()).replaced) == 2
 
 
-# --- Nothing is changed but classes -------------------------------------------------------------------------
+# --- Only classes are changed -------------------------------------------------------------------------------
 
 
 class Effects(Layers):
-    """Each of ``effects`` would be one of tracing its forward."""
+    """Its forward has many side effects, which tracing must not have."""
 
     def forward(self, x: Tensor) -> Any:
         self.eval()
@@ -518,7 +518,7 @@ class Effects(Layers):
         return self.act(self.norm(x))
 
 
-class Grasps(nn.ReLU):
+class RecordsCalls(nn.ReLU):
     seen: list[Any] = []  # noqa: RUF012
 
     def __call__(self, x: Tensor) -> Any:
@@ -526,16 +526,16 @@ class Grasps(nn.ReLU):
         return super().__call__(x)
 
 
-class CallsWhatGrasps(Layers):
+class CallsRecorder(Layers):
     def __init__(self) -> None:
         super().__init__()
-        self.grasps = Grasps()
+        self.recorder = RecordsCalls()
 
     def forward(self, x: Tensor) -> Any:
-        return self.grasps(self.norm(x))
+        return self.recorder(self.norm(x))
 
 
-def test_no_forward_has_an_effect() -> None:
+def test_tracing_has_no_side_effects() -> None:
     torch.manual_seed(7)
     net = Effects()
     state = torch.get_rng_state()
@@ -546,8 +546,8 @@ def test_no_forward_has_an_effect() -> None:
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.is_grad_enabled()
     assert torch.get_default_dtype() == torch.float32
-    accelerate(CallsWhatGrasps())
-    assert not Grasps.seen
+    accelerate(CallsRecorder())
+    assert not RecordsCalls.seen
 
 
 class Asserts(Layers):
@@ -564,23 +564,23 @@ class Cyclic(Layers):
         self.child.parent = self
 
 
-def test_no_network_is_too_odd() -> None:
+def test_accepts_assertions_and_cycles() -> None:
     assert accelerate(Asserts()).replaced[0].why == "Asserts.forward may branch on `assert self.flag, y`"
     assert len(accelerate(Cyclic()).replaced) == 1
 
 
-def test_settings_that_torch_does_not_make_are_left() -> None:
-    """Attributes of the same names as ours stay their owner's, and odd paddings stay torch's."""
+def test_skips_layers_with_custom_attributes() -> None:
+    """User attributes with the names of ours are not overwritten, and unusual paddings are left to torch."""
     norm, conv = nn.InstanceNorm2d(3), nn.Conv2d(3, 3, 3)
-    norm.act, conv.border = "mine", "theirs"  # type: ignore[assignment]
+    norm.act, conv.border = "user", "value"  # type: ignore[assignment]
     pads = [PAD(1), PAD(1), PAD(0)]
     pads[0].padding, pads[1].padding = [1, 1, 1, 1], 1  # type: ignore[assignment]
     report = accelerate(nn.ModuleList([nn.Sequential(pads[0], conv, norm, nn.ReLU()), *pads[1:]]))
     assert not report.replaced
     assert {entry.why for entry in report.left} == {
         "its padding is not the same on all sides: [1, 1, 1, 1]",
-        "it has an attribute act of its own",
+        "it already has an attribute named act",
         "its padding is not the same on all sides: 1",
-        "it pads nothing",
+        "its padding is zero",
     }
-    assert (norm.act, conv.border) == ("mine", "theirs")
+    assert (norm.act, conv.border) == ("user", "value")

@@ -1,4 +1,4 @@
-"""Shared by the tests of translating: the weights of a small generator."""
+"""Shared by the inference tests: the weights of a small generator."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Translating images of any size: what is written where, the same in any batch, and what is refused."""
+"""Translating folders: images of any size, output names, equal results in any batch, and rejected inputs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def run(weights: Path, source: Path, output: Path, **options: object) -> int:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 50), (17, 9), (64, 64), (101, 7)])
-def test_any_size_comes_back_in_its_own(weights: Path, tmp_path: Path, size: tuple[int, int]) -> None:
+def test_images_keep_their_size(weights: Path, tmp_path: Path, size: tuple[int, int]) -> None:
     write_images(tmp_path / "in", 1, size=size)
     run(weights, tmp_path / "in", tmp_path / "out")
     with Image.open(tmp_path / "out" / "000.png") as image:
@@ -29,16 +29,16 @@ def test_any_size_comes_back_in_its_own(weights: Path, tmp_path: Path, size: tup
 
 
 @pytest.mark.parametrize("loader", ["folder", "dali"])
-def test_batches_and_loaders_change_nothing(weights: Path, tmp_path: Path, loader: str) -> None:
-    """Nothing is resized, so both loaders give the same pixels."""
+def test_batch_size_and_loader_do_not_change_the_result(weights: Path, tmp_path: Path, loader: str) -> None:
+    """No image is resized, so both loaders return the same pixels."""
     folder = tmp_path / "in"
     for n, size in enumerate([(16, 16), (20, 12), (13, 13), (24, 24)]):
         write_images(folder / str(n), 3, size=size, seed=n, suffix=".jpg" if n % 2 else ".png")
     assert run(weights, folder, tmp_path / "one", batch_size=1, loader="folder") == 12
     assert run(weights, folder, tmp_path / "many", batch_size=5, loader=loader) == 12
-    ones = sorted((tmp_path / "one").rglob("*.png"))
-    assert len(ones) == 12
-    for path in ones:
+    singles = sorted((tmp_path / "one").rglob("*.png"))
+    assert len(singles) == 12
+    for path in singles:
         other = tmp_path / "many" / path.relative_to(tmp_path / "one")
         difference = np.asarray(Image.open(path)).astype(int) - np.asarray(Image.open(other)).astype(int)
         assert np.abs(difference).max() <= 1
@@ -67,7 +67,7 @@ def test_names_are_kept_and_never_collide(weights: Path, tmp_path: Path) -> None
     assert [path.name for path in (tmp_path / "single").iterdir()] == ["b.png"]
 
 
-def test_an_input_is_never_overwritten(weights: Path, tmp_path: Path) -> None:
+def test_inputs_are_never_overwritten(weights: Path, tmp_path: Path) -> None:
     write_images(tmp_path / "in", 2)
     with pytest.raises(UserError, match="is one of the input images: choose another --output"):
         plan_outputs(TranslateConfig(weights, tmp_path / "in", tmp_path / "in"))
@@ -77,24 +77,24 @@ def test_translations_inside_the_input_folder_are_not_translated_again(weights: 
     write_images(tmp_path / "in", 2)
     for _ in range(2):
         assert run(weights, tmp_path / "in", tmp_path / "in" / "out") == 2
-    with pytest.raises(UserError, match=r"000.png: a file, not a folder to write to"):
+    with pytest.raises(UserError, match=r"000.png: not a folder, so no images can be written to it"):
         run(weights, tmp_path / "in", tmp_path / "in" / "000.png")
 
 
-def test_resize_as_the_official_test_does(weights: Path, tmp_path: Path) -> None:
+def test_resize_option(weights: Path, tmp_path: Path) -> None:
     write_images(tmp_path / "in", 2, size=(50, 30))
     run(weights, tmp_path / "in", tmp_path / "out", resize=16)
     assert Image.open(tmp_path / "out" / "000.png").size == (16, 16)
 
 
-def test_gray_networks_write_gray_images(tmp_path: Path) -> None:
+def test_networks_with_one_channel_write_gray_images(tmp_path: Path) -> None:
     save_weights(tmp_path / "g.pth", Generator(1, 1, ngf=2, n_blocks=0).state_dict())
     write_images(tmp_path / "in", 1)
     run(tmp_path / "g.pth", tmp_path / "in", tmp_path / "out")
     assert Image.open(tmp_path / "out" / "000.png").mode == "L"
 
 
-def test_a_unet_pads_to_its_own_multiple(tmp_path: Path) -> None:
+def test_unets_pad_to_their_own_multiple(tmp_path: Path) -> None:
     save_weights(tmp_path / "u.pth", UnetGenerator(ngf=1, num_downs=5).state_dict())
     write_images(tmp_path / "in", 1, size=(70, 33))
     run(tmp_path / "u.pth", tmp_path / "in", tmp_path / "out")
@@ -102,30 +102,30 @@ def test_a_unet_pads_to_its_own_multiple(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("loader", ["folder", "dali"])
-def test_bad_images(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], loader: str) -> None:
+def test_bad_images_are_reported_or_skipped(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], loader: str
+) -> None:
     paths = write_images(tmp_path / "in", 4)
     paths[1].write_bytes(paths[1].read_bytes()[:300])
     with pytest.raises(UserError, match=r"bad image .*001.png: .*--skip_bad_images"):
         run(weights, tmp_path / "in", tmp_path / "out", loader=loader)
     assert run(weights, tmp_path / "in", tmp_path / "out", skip_bad_images=True, loader=loader) == 3
-    assert "left out" in capsys.readouterr().out
+    assert "skipped" in capsys.readouterr().out
 
 
-def test_few_images_are_not_worth_loading_dali(
+def test_dali_is_only_loaded_for_many_images(
     weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_images(tmp_path / "few", 2)
     run(weights, tmp_path / "few", tmp_path / "out")
-    assert "read by folder" in capsys.readouterr().out
+    assert "using the folder loader" in capsys.readouterr().out
     write_images(tmp_path / "many", 64, size=(8, 8))
     run(weights, tmp_path / "many", tmp_path / "out2")
-    assert "read by dali" in capsys.readouterr().out
+    assert "using the dali loader" in capsys.readouterr().out
 
 
-def test_a_image_that_cannot_be_written_is_an_error(
-    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Images are written by threads, whose errors must not be lost."""
+def test_failed_writes_are_errors(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images are written in threads, whose errors must not be lost."""
     write_images(tmp_path / "in", 2)
 
     def full(image: object, target: Path) -> None:
@@ -139,6 +139,6 @@ def test_a_image_that_cannot_be_written_is_an_error(
 @pytest.mark.parametrize(
     "change", [{"batch_size": 0}, {"resize": 0}, {"num_threads": 0}, {"device": "tpu"}, {"epoch": "best"}]
 )
-def test_settings_are_checked(change: dict[str, object]) -> None:
+def test_invalid_settings_are_rejected(change: dict[str, object]) -> None:
     with pytest.raises(UserError, match=next(iter(change))):
         TranslateConfig(Path("w"), Path("i"), Path("o"), **change)

@@ -1,6 +1,4 @@
-"""Images through a generator: padding, equal to the network itself, back as the kind they were given as,
-and what is no image.
-"""
+"""Translating images: padding, agreement with the network itself, result types, and invalid images."""
 
 from __future__ import annotations
 
@@ -23,7 +21,7 @@ from tests.models import TINY
 CPU = torch.device("cpu")
 
 
-def test_padding_reflects_to_the_multiple_and_never_below_what_a_network_takes() -> None:
+def test_padding_reflects_to_the_multiple_and_the_minimum_size() -> None:
     pixels = torch.arange(5 * 7, dtype=torch.uint8).reshape(5, 7, 1)
     padded = pad_to_multiple(pixels, 4)
     assert padded.shape == (8, 8, 1)
@@ -34,19 +32,19 @@ def test_padding_reflects_to_the_multiple_and_never_below_what_a_network_takes()
     assert pad_to_multiple(pixels, 256).shape == (256, 256, 1)
 
 
-def test_a_multiple_of_four_is_translated_as_it_is(weights: Path) -> None:
+def test_multiples_of_four_are_not_padded(weights: Path) -> None:
     net = load_generator(weights)
     pixels = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
     with torch.no_grad():
         expected = net(torch.from_numpy(pixels)[None].permute(0, 3, 1, 2).float() / 127.5 - 1)
     expected = ((expected + 1) * 127.5).round().clamp(0, 255)[0].permute(1, 2, 0).numpy()
-    (found,) = Translator(net, CPU, "fp32")([torch.from_numpy(pixels)])
+    (result,) = Translator(net, CPU, "fp32")([torch.from_numpy(pixels)])
     assert (
-        np.abs(found.astype(float) - expected).max() <= 1
+        np.abs(result.astype(float) - expected).max() <= 1
     )  # a value at .5 may round either way in another layout
 
 
-def test_images_come_back_as_what_they_were(tmp_path: Path) -> None:
+def test_results_have_the_type_of_their_image(tmp_path: Path) -> None:
     model, rng = CycleGAN(**TINY), np.random.default_rng(0)
     array = rng.integers(0, 256, (9, 14, 3), dtype=np.uint8)
     Image.fromarray(array).save(tmp_path / "x.png")
@@ -67,16 +65,16 @@ def test_images_come_back_as_what_they_were(tmp_path: Path) -> None:
     ]
     assert results[1].shape == (9, 14, 3)
     single = model.translate(Image.fromarray(array))
-    # A value at .5 may round either way at another place of a batch.
+    # A value at .5 may round either way at another position in a batch.
     assert all(
         np.abs(np.asarray(result).astype(float) - results[1]).max() <= 1 for result in (*results[:4], single)
     )
     tensor = torch.from_numpy(array).permute(2, 0, 1).float() / 127.5 - 1
     out = model.translate(tensor)
     assert out.shape == (3, 9, 14)
-    found = ((out + 1) * 127.5).round().permute(1, 2, 0).numpy()
-    assert np.abs(found - results[1]).max() <= 1
-    part = tensor[:, :8, :12]  # of a size that nothing is added to
+    rounded = ((out + 1) * 127.5).round().permute(1, 2, 0).numpy()
+    assert np.abs(rounded - results[1]).max() <= 1
+    part = tensor[:, :8, :12]  # a size that needs no padding
     exact = copy.deepcopy(model.networks["G_AB"]).double()(part[None].double())[0]
     assert_parity(
         "the second of two",
@@ -86,7 +84,9 @@ def test_images_come_back_as_what_they_were(tmp_path: Path) -> None:
         torch.float32,
     )
     assert model.translate(tensor.double()).dtype == torch.float64
-    (out * torch.ones(1, requires_grad=True)).sum().backward()  # a plain tensor, for whatever comes next
+    (
+        out * torch.ones(1, requires_grad=True)
+    ).sum().backward()  # not an inference tensor, so it can be used further
     assert model.networks["G_AB"].training
 
 
@@ -110,13 +110,13 @@ def test_images_come_back_as_what_they_were(tmp_path: Path) -> None:
             ValueError,
             r"a tensor must be in \[-1, 1\], got values from nan",
         ),
-        (Image.new("RGB", (0, 5)), ValueError, "an image without pixels, 0x5"),
+        (Image.new("RGB", (0, 5)), ValueError, "an image must not be empty, got 0x5 pixels"),
         (3, TypeError, "an image must be a PIL image, an array, a tensor or a path, got int"),
         ("none.png", UserError, "none.png: no such file"),
         (Image.new("F", (4, 4)), UserError, "the image: floating-point values"),
     ],
 )
-def test_what_is_no_image(image: Any, error: type[Exception], message: str) -> None:
+def test_invalid_images_are_rejected(image: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         CycleGAN(**TINY).translate(image)
     with pytest.raises(UserError, match="direction must be AtoB or BtoA, got 'A2B'"):

@@ -1,5 +1,6 @@
-"""The command compile_kernels as it is called: what it refuses, prints and writes. All that ships is compiled
-by a call of it, not here.
+"""The command compile_kernels: the arguments that it refuses, its output and its files.
+
+The complete set of kernels is compiled by running the command itself, not by these tests.
 """
 
 from __future__ import annotations
@@ -20,16 +21,17 @@ pytest.importorskip("triton")
 def test_interpreted_kernels_are_refused(tmp_path: Path) -> None:
     script = ROOT / "scripts" / "compile_kernels.py"
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, script], capture_output=True, text=True, check=False, env=environment
     )
-    assert done.returncode == 2
-    assert "TRITON_INTERPRET is set" in done.stderr
+    assert process.returncode == 2
+    assert "TRITON_INTERPRET is set" in process.stderr
 
 
-def test_the_command_writes_what_it_is_asked_for(tmp_path: Path) -> None:
-    """One architecture and one dtype of one kernel's worth: --json and --out, and every kernel of the
-    registry in the table.
+def test_the_command_writes_reports_and_cubins(tmp_path: Path) -> None:
+    """Compiles one specialisation of each kernel, for one architecture and one dtype, with --json and --out.
+
+    Every kernel of the registry must be in the table.
     """
     code = "import sys; from fastcyclegan.kernel_gate import command as gate\n"
     code += (
@@ -51,10 +53,10 @@ def test_the_command_writes_what_it_is_asked_for(tmp_path: Path) -> None:
         "--out",
         str(tmp_path / "cubins"),
     ]
-    done = run([str(script), *options])
-    assert done.returncode == 0, done.stdout + done.stderr
+    process = run([str(script), *options])
+    assert process.returncode == 0, process.stdout + process.stderr
     sources = "".join(path.read_text() for path in (ROOT / "kernels").glob("*_triton.py"))
     kernels = sorted(re.findall(r"^@kernel\n.*\ndef _(\w+)", sources, re.MULTILINE))
-    assert sorted(re.findall(r"^sm_90 +(\w+) ", done.stdout, re.MULTILINE)) == kernels
+    assert sorted(re.findall(r"^sm_90 +(\w+) ", process.stdout, re.MULTILINE)) == kernels
     assert len(list((tmp_path / "cubins").glob("*.cubin"))) == len(kernels)
-    assert f"all {len(kernels)} pass" in done.stdout
+    assert f"all {len(kernels)} specialisations pass" in process.stdout

@@ -1,6 +1,4 @@
-"""The list of what ships: a kernel that it lacks is an error, and fp16 is left out of the dry runs for a
-reason that holds.
-"""
+"""The list of shipped kernels: a missing kernel is an error, and fp16 needs no separate dry runs."""
 
 from __future__ import annotations
 
@@ -11,12 +9,12 @@ from tests.devtools.compiling import run
 pytest.importorskip("triton")
 
 
-def test_a_kernel_that_nothing_launches_is_an_error() -> None:
+def test_a_kernel_that_no_case_launches_is_an_error() -> None:
     code = "from fastcyclegan.kernel_gate import command as gate; from fastcyclegan.kernels import _launch\n"
-    code += "_launch.REGISTRY['forgotten'] = None; gate.shipped_jobs([], gate.ARCHS['sm_90'])"
-    done = run(["-c", code])
-    assert "nothing here launches" in done.stderr
-    assert "forgotten" in done.stderr
+    code += "_launch.REGISTRY['uncovered'] = None; gate.shipped_jobs([], gate.ARCHS['sm_90'])"
+    process = run(["-c", code])
+    assert "no case launches" in process.stderr
+    assert "uncovered" in process.stderr
 
 
 FP16 = """
@@ -42,10 +40,10 @@ print(len(bf16), bf16 != fp16, {shipped.in_fp16(job) for job in bf16} == fp16)
 """
 
 
-def test_fp16_launches_what_bf16_does() -> None:
-    """So the gate need not run everything in fp16, which takes a CPU minutes."""
-    done = run(["-c", FP16])
-    assert done.returncode == 0, done.stderr
-    count, differ, same = done.stdout.split()
+def test_fp16_launches_the_same_kernels_as_bf16() -> None:
+    """So the gate does not have to run everything in fp16, which takes minutes on a CPU."""
+    process = run(["-c", FP16])
+    assert process.returncode == 0, process.stderr
+    count, differ, same = process.stdout.split()
     assert int(count) > 100
     assert (differ, same) == ("True", "True")

@@ -1,6 +1,4 @@
-"""compile_kernels --warm: Triton's cache filled for a run, said in a line or two, and found full the second
-time.
-"""
+"""compile_kernels --warm fills Triton's cache for a run, reports it, and then finds the cache full."""
 
 from __future__ import annotations
 
@@ -16,8 +14,8 @@ from tests.devtools.compiling import run
 
 pytest.importorskip("triton")
 
-# The command with each list of arguments, one after the other: what it returns and prints. Of what there is
-# to compile three are.
+# Runs the command with each list of arguments in turn, and prints its exit codes and outputs as JSON. Only
+# three of the kernels are compiled.
 COMMANDS = """
 import contextlib, dataclasses, io, json, sys
 from fastcyclegan.kernel_gate import command as kernel_gate
@@ -25,8 +23,8 @@ from fastcyclegan.kernel_gate import warm
 
 full = warm.jobs_of
 def jobs_of(*a):
-    found = full(*a)
-    return dataclasses.replace(found, jobs=tuple(job for job in found.jobs if "sum" in job.kernel)[:3])
+    needed = full(*a)
+    return dataclasses.replace(needed, jobs=tuple(job for job in needed.jobs if "sum" in job.kernel)[:3])
 warm.jobs_of = jobs_of
 
 def run(arguments):
@@ -42,8 +40,8 @@ if __name__ == "__main__":
 """
 
 
-def test_filling_the_cache_says_what_it_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For the flags of train.py, and for a run's folder; what cannot be done is one line."""
+def test_filling_the_cache_reports_each_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Covers the flags of train.py, the folder of a run, and the errors that are reported."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
     folder = tmp_path / "run"
     folder.mkdir()
@@ -51,43 +49,44 @@ def test_filling_the_cache_says_what_it_did(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "file").write_text("")
     networks = "--netG resnet_1blocks --ngf 8 --ndf 8 --netD pixel"
     flags = f"{networks} --crop_size 32 --load_size 32 --lambda_identity 0".split()
-    here = ["--arch", "sm_90"]
+    chip = ["--arch", "sm_90"]
     wrong = {
-        "--warm: this machine has no GPU: name the chip with --arch": ["--warm"],
-        "--warm: nowhere is no folder of a run: it has no config.json": ["--warm", "nowhere", *here],
+        "--warm: this machine has no GPU; name the chip with --arch": ["--warm"],
+        "--warm: nowhere is not the folder of a run: it has no config.json": ["--warm", "nowhere", *chip],
         "--warm: there are no kernels to compile: PyTorch computes resnet_1blocks": [
             "--warm",
             str(folder),
-            *here,
+            *chip,
         ],
-        "--warm: --name names a run, and so does": ["--warm", str(folder), *here, "--name", "other"],
-        "--json is the gate's and says nothing with --warm": ["--warm", *here, "--json", "x.json"],
-        "netG": ["--warm", *here, "--netG", "resnet_none"],
-        "unrecognized arguments: run (a run's folder and the flags of train.py come with --warm)": [
+        "--warm: --name and ": ["--warm", str(folder), *chip, "--name", "other"],
+        "--json cannot be combined with --warm": ["--warm", *chip, "--json", "x.json"],
+        "netG": ["--warm", *chip, "--netG", "resnet_none"],
+        "unrecognized arguments: run (a run's folder and the flags of train.py need --warm)": [
             "run",
-            *here,
+            *chip,
         ],
-        f"{tmp_path}: Is a directory": [*here, "--json", str(tmp_path)],
-        f"{tmp_path / 'file'}: File exists": [*here, "--out", str(tmp_path / "file")],
+        f"{tmp_path}: Is a directory": [*chip, "--json", str(tmp_path)],
+        f"{tmp_path / 'file'}: File exists": [*chip, "--out", str(tmp_path / "file")],
     }
     script = tmp_path / "commands.py"
     script.write_text(COMMANDS)
-    done = run(
-        [str(script), json.dumps([*wrong.values(), ["--warm", *here, *flags], ["--warm", *here, *flags]])]
+    process = run(
+        [str(script), json.dumps([*wrong.values(), ["--warm", *chip, *flags], ["--warm", *chip, *flags]])]
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    *refused, first, second = json.loads(done.stdout)
+    assert process.returncode == 0, process.stdout + process.stderr
+    *refused, first, second = json.loads(process.stdout)
     for message, (code, _, error) in zip(wrong, refused, strict=True):
         assert code == 2, error
         assert message in error
-    here_are = "resnet_1blocks and pixel, batch 1, 32x32, bf16: 3 kernels for sm_90"
+    summary = "resnet_1blocks and pixel, batch 1, 32x32, bf16: 3 kernels for sm_90"
     assert (first[0], second[0]) == (0, 0), first[2] + second[2]
     assert re.match(
-        rf"{here_are}, compiling 3 that Triton's cache lacks in [12] processes, about [34] s\n", first[1]
+        rf"{summary}; compiling 3 that are missing from Triton's cache in [12] processes, about [34] s\n",
+        first[1],
     )
     assert re.search(
-        r"compiled 3 in [\d.]+ s; tiles to be timed by the first iteration: [1-9]\d+ for [1-9]\d+ choices,"
+        r"compiled 3 in [\d.]+ s; the first iteration will time [1-9]\d+ tiles for [1-9]\d+ choices,"
         r" about \d s\n$",
         first[1],
     )
-    assert second[1] == f"{here_are}, all are in Triton's cache\n"
+    assert second[1] == f"{summary}, all of them already in Triton's cache\n"

@@ -19,6 +19,6 @@ def record_of_a_failure(monkeypatch: pytest.MonkeyPatch) -> Path:
         plant(patch, "_instance_norm_small_fwd_kernel")
         with pytest.raises(KernelError) as caught:
             instance_norm(torch.randn(2, 5, 4, 4), act="relu", impl="triton")
-    command = caught.value.again.removeprefix("To see it again: ").split()
+    command = caught.value.again.removeprefix("To reproduce it: ").split()
     assert command[:-1] == ["python", "-m", "fastcyclegan.devtools.show_failure"]
     return Path(command[-1])

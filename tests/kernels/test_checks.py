@@ -1,4 +1,4 @@
-"""What operators refuse, and how they name it."""
+"""Bad arguments of operators, and the errors that they raise."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ X, W = torch.zeros(2, 3, 4, 4), torch.zeros(5, 3, 3, 3)
 
 # --- instance_norm ------------------------------------------------------------------------------------------
 
-OF_NORMS = [
+NORM_CASES = [
     (
         (torch.zeros(3, 256),),
         {},
@@ -71,31 +71,31 @@ OF_NORMS = [
 
 
 @pytest.mark.parametrize(
-    ("arguments", "options", "error", "message"), OF_NORMS, ids=[w[3][:40] for w in OF_NORMS]
+    ("arguments", "options", "error", "message"), NORM_CASES, ids=[case[3][:40] for case in NORM_CASES]
 )
-def test_instance_norm_names_bad_input(
+def test_instance_norm_reports_bad_input(
     arguments: tuple[Any, ...], options: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     if error is TypeError and options.get("impl") == "triton" and torch.cuda.is_available():
-        # On a GPU the kernels take nothing from the CPU, whatever its dtype.
+        # On a GPU the kernels reject CPU tensors of any dtype, so test with GPU tensors.
         arguments = tuple(t.cuda() for t in arguments)
     with pytest.raises(error, match=message):
         instance_norm(*arguments, **options)
 
 
 @pytest.mark.parametrize("impl", ["triton", "reference"])
-def test_a_single_pixel_raises_as_in_torch(impl: str) -> None:
+def test_a_single_pixel_raises_torchs_error(impl: str) -> None:
     x = torch.zeros(1, 3, 1, 1)
-    with pytest.raises(ValueError) as theirs:
+    with pytest.raises(ValueError) as expected:
         F.instance_norm(x)
     with pytest.raises(ValueError) as ours:
         instance_norm(x, impl=impl)
-    assert str(ours.value) == str(theirs.value)
+    assert str(ours.value) == str(expected.value)
 
 
 # --- reflect_conv2d -----------------------------------------------------------------------------------------
 
-OF_REFLECTED = [
+REFLECT_CONV_CASES = [
     (("x", W), {}, TypeError, "reflect_conv2d: x must be a tensor, got str"),
     ((X.int(), W.int()), {}, TypeError, "x must be floating point, got torch.int32"),
     ((X, None), {}, TypeError, "weight must be a tensor or a list of tensors, got NoneType"),
@@ -137,11 +137,21 @@ OF_REFLECTED = [
         ValueError,
         r"weight must be \[O, 3, k, k\] for x of 3 channels, got \[5, 4, 3, 3\]",
     ),
-    ((X, []), {}, ValueError, "weight must be a weight or a list of at least one, got an empty list"),
+    ((X, []), {}, ValueError, "weight must be a weight or a non-empty list of weights, got an empty list"),
     ((X, [W, W, W]), {}, ValueError, "a list of 3 weights needs a multiple of 3 images, got 2"),
-    ((X, [W, torch.zeros(6, 3, 3, 3)]), {}, ValueError, r"one shape, got \[5, 3, 3, 3\] and \[6, 3, 3, 3\]"),
+    (
+        (X, [W, torch.zeros(6, 3, 3, 3)]),
+        {},
+        ValueError,
+        r"the same shape, got \[5, 3, 3, 3\] and \[6, 3, 3, 3\]",
+    ),
     ((X, W.half()), {}, TypeError, "weight must be torch.float32 .* got torch.float16"),
-    ((X.half(), [W, W.half()]), {}, TypeError, "weight must be torch.float16 .*all alike, got torch.float16"),
+    (
+        (X.half(), [W, W.half()]),
+        {},
+        TypeError,
+        "weight must be torch.float16 .*the same for all, got torch.float16",
+    ),
     ((X, W.to("meta")), {}, ValueError, "weight must be on the device of x, cpu, got meta"),
     (
         (X, W, torch.zeros(4)),
@@ -163,13 +173,15 @@ OF_REFLECTED = [
 
 
 @pytest.mark.parametrize(
-    ("arguments", "options", "error", "message"), OF_REFLECTED, ids=[w[3][:40] for w in OF_REFLECTED]
+    ("arguments", "options", "error", "message"),
+    REFLECT_CONV_CASES,
+    ids=[case[3][:40] for case in REFLECT_CONV_CASES],
 )
-def test_reflect_conv2d_names_bad_input(
+def test_reflect_conv2d_reports_bad_input(
     arguments: tuple[Any, ...], options: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     if error is TypeError and options.get("impl") == "triton" and torch.cuda.is_available():
-        # On a GPU the kernels take nothing from the CPU, whatever its dtype.
+        # On a GPU the kernels reject CPU tensors of any dtype, so test with GPU tensors.
         arguments = tuple(t.cuda() for t in arguments)
     with pytest.raises(error, match=message):
         reflect_conv2d(*arguments, **{"padding": 1, **options})
@@ -177,7 +189,7 @@ def test_reflect_conv2d_names_bad_input(
 
 # --- zero_conv ----------------------------------------------------------------------------------------------
 
-OF_ZERO_PADDED = [
+ZERO_CONV_CASES = [
     (("x", [W]), {}, TypeError, "zero_conv: x must be a tensor, got str"),
     ((X.int(), [W.int()]), {}, TypeError, "zero_conv: x must be floating point, got torch.int32"),
     ((X.double(), [W.double()]), {}, TypeError, "x must be float32, bfloat16 or float16, got torch.float64"),
@@ -188,14 +200,14 @@ OF_ZERO_PADDED = [
         (X, [W, W[:4]]),
         {},
         ValueError,
-        r"the tensors in weight must have one shape, got \[5, 3, 3, 3\] and \[4, 3, 3, 3\]",
+        r"the tensors in weight must have the same shape, got \[5, 3, 3, 3\] and \[4, 3, 3, 3\]",
     ),
-    ((X, [W.half()]), {}, TypeError, "weight must be torch.float32 .* all alike, got torch.float16"),
+    ((X, [W.half()]), {}, TypeError, "weight must be torch.float32 .* the same for all, got torch.float16"),
     (
         (X.half(), [W, W.half()]),
         {},
         TypeError,
-        "weight must be torch.float16 .* all alike, got torch.float16",
+        "weight must be torch.float16 .* the same for all, got torch.float16",
     ),
     ((X, [W.to("meta")]), {}, ValueError, "weight must be on the device of x, cpu, got meta"),
     ((X, [W[:, :2]]), {}, ValueError, r"weight must be \[O, 3, k, k\], .* got \[5, 2, 3, 3\], 2, 1 and 0"),
@@ -235,11 +247,13 @@ OF_ZERO_PADDED = [
 
 
 @pytest.mark.parametrize(
-    ("arguments", "options", "error", "message"), OF_ZERO_PADDED, ids=[w[3][:40] for w in OF_ZERO_PADDED]
+    ("arguments", "options", "error", "message"),
+    ZERO_CONV_CASES,
+    ids=[case[3][:40] for case in ZERO_CONV_CASES],
 )
-def test_zero_conv_names_bad_input(
+def test_zero_conv_reports_bad_input(
     arguments: tuple[Any, ...], options: dict[str, Any], error: type[Exception], message: str
 ) -> None:
-    given = arguments if len(arguments) == 3 else (*arguments, [])
+    positional = arguments if len(arguments) == 3 else (*arguments, [])
     with pytest.raises(error, match=message):
-        zero_conv(*given, **{"stride": 2, "padding": 1, **options})
+        zero_conv(*positional, **{"stride": 2, "padding": 1, **options})

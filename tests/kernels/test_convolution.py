@@ -1,13 +1,14 @@
-"""Which convolutions zero_conv's kernels have."""
+"""The convolutions that zero_conv's kernels support."""
 
 from __future__ import annotations
 
 from fastcyclegan.kernels.zero_conv import serves
 
 
-def test_what_is_served() -> None:
-    """Every layer of the networks that is not reflection-padded, at any width; none that the kernels would
-    compute wrongly.
+def test_serves_the_layers_of_the_networks_and_rejects_others() -> None:
+    """The kernels serve every layer that is not reflection-padded, at any width.
+
+    They reject every convolution that they would compute wrongly.
     """
     assert all(serves(c, (2 * c, c, 3, 3), 2, 1, False, 0) for c in (4, 64, 128))
     assert all(serves(c, (c, c // 2, 3, 3), 2, 1, True, 1) for c in (4, 256, 128))

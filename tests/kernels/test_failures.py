@@ -1,4 +1,4 @@
-"""Errors of a kernel: how they are named, and which of them are the device's, and so raised."""
+"""Errors of a kernel: how they are reported, and which ones come from the device and are raised."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ pytestmark = pytest.mark.usefixtures("auto_is_triton")
 
 
 @pytest.mark.parametrize(("error", "verb", "cause"), ERRORS, ids=[row[2][:30] for row in ERRORS])
-def test_what_a_user_reads(
+def test_a_warning_or_an_error_reports_the_failure(
     error: Callable[[], Exception], verb: str, cause: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plant(monkeypatch, "_instance_norm_small_fwd_kernel", error)
     sentence = rf"kernel _instance_norm_small_fwd_kernel does not {verb} on cpu, interpreted \(.*{cause}.*\)"
     again = (
-        r"To see it again: python -m fastcyclegan.devtools.show_failure"
+        r"To reproduce it: python -m fastcyclegan.devtools.show_failure"
         r" /.*/failures/instance_norm_small_fwd_kernel-\w+\.json$"
     )
     with pytest.warns(
@@ -35,7 +35,7 @@ def test_what_a_user_reads(
     assert type(caught.value.__cause__) is type(error())
 
 
-# --- What is no failure of a kernel -------------------------------------------------------------------------
+# --- Errors that are not a kernel's fault -------------------------------------------------------------------
 
 FAULTS: list[BaseException] = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
@@ -51,7 +51,7 @@ FAULTS: list[BaseException] = [
 
 @pytest.mark.parametrize("required", [True, False])
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: f"{type(fault).__name__} {fault}"[:50])
-def test_a_full_or_a_dead_device_is_raised(
+def test_errors_of_a_full_or_dead_device_are_raised(
     fault: BaseException, required: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plant(monkeypatch, "_instance_norm_small_fwd_kernel", lambda: fault)
@@ -61,8 +61,8 @@ def test_a_full_or_a_dead_device_is_raised(
     assert not _fallback._fallen
 
 
-def test_the_device_is_asked_unless_it_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A launch that was refused because of what ran before it: those results are suspect."""
+def test_the_error_of_a_dead_device_is_raised_except_in_a_capture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A launch can fail because of earlier work on the device, whose results are then suspect."""
     dead = torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
     refused = RuntimeError("invalid argument")
 
@@ -71,9 +71,9 @@ def test_the_device_is_asked_unless_it_is_captured(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    _failures.ask_device(torch.device("cuda"), refused)
+    _failures.raise_device_error(torch.device("cuda"), refused)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     with pytest.raises(torch.AcceleratorError) as caught:
-        _failures.ask_device(torch.device("cuda"), refused)
+        _failures.raise_device_error(torch.device("cuda"), refused)
     assert caught.value is dead
     assert dead.__cause__ is refused

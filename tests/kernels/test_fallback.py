@@ -1,5 +1,6 @@
-"""What happens where a kernel fails, planted in each of each operator: PyTorch computes it and that is
-reported once, or an error.
+"""Failures planted in each kernel of each operator: PyTorch computes the operator, or an error is raised.
+
+The fallback is reported once.
 """
 
 from __future__ import annotations
@@ -45,22 +46,22 @@ FP32 = torch.float32
 pytestmark = pytest.mark.usefixtures("auto_is_triton")
 
 
-# --- Layers: what computes one by the kernels, required or not, and what it is measured by ------------------
+# --- Layers: the results by the kernels, required or not, and the results to compare them with --------------
 
 
 @dataclass(frozen=True)
 class Layer:
     ours: Callable[[bool], dict[str, Tensor]]
-    theirs: Callable[[], dict[str, Tensor]]
+    reference: Callable[[], dict[str, Tensor]]
     truth: Callable[[], dict[str, Tensor]]
 
-    def check(self, found: dict[str, Tensor]) -> None:
-        other, true = self.theirs(), self.truth()
-        for name, result in found.items():
-            assert_parity(name, result, other[name], true[name], FP32)
+    def check(self, results: dict[str, Tensor]) -> None:
+        reference, truth = self.reference(), self.truth()
+        for name, result in results.items():
+            assert_parity(name, result, reference[name], truth[name], FP32)
 
 
-def a_norm(shape: tuple[int, ...]) -> Layer:
+def norm_layer(shape: tuple[int, ...]) -> Layer:
     x, residual, dy = (norms.in_layout(torch.randn(shape), False) for _ in range(3))
     tensors = [x, torch.randn(shape[1]), torch.randn(shape[1]), residual, dy]
     options = {"eps": 1e-5, "act": "leaky_relu", "slope": 0.1}
@@ -73,21 +74,22 @@ def a_norm(shape: tuple[int, ...]) -> Layer:
     )
 
 
-def a_layer(module: Any, tensors: Any, ours: Callable[[bool], Any], theirs: Any) -> Layer:
-    """A layer of what a kernel's own tests make of ``tensors``: x, lists of weights, and an upstream
-    gradient.
+def layer_from(module: Any, tensors: Any, ours: Callable[[bool], Any], reference: Any) -> Layer:
+    """Return a layer that uses the ``results`` function of ``module``, the tests of a kernel.
+
+    ``tensors``: x, lists of weights, and an upstream gradient.
     """
     exact = [[t.double() for t in ts] if isinstance(ts, list) else ts.double() for ts in tensors]
     return Layer(
         lambda required: module.results(ours(required), *tensors),
-        lambda: module.results(theirs, *tensors),
-        lambda: module.results(theirs, *exact),
+        lambda: module.results(reference, *tensors),
+        lambda: module.results(reference, *exact),
     )
 
 
-def a_reflected(case: Any) -> Layer:
+def reflect_conv_layer(case: Any) -> Layer:
     tensors = reflect_convs.operands(case, "cpu")
-    return a_layer(
+    return layer_from(
         reflect_convs,
         tensors,
         lambda r: lambda x, w, b: reflect_conv2d(x, w, b, padding=case.padding, impl=impl(r)),
@@ -95,28 +97,28 @@ def a_reflected(case: Any) -> Layer:
     )
 
 
-def a_last_layer() -> Layer:
-    """With the norm before it and the tanh after it."""
+def last_layer() -> Layer:
+    """Return the generator's last layer with the norm before it and the tanh after it."""
     x, weights, biases, dy = reflect_convs.operands(
         reflect_convs.Case("", (1, 12, 3, 4), 3, bias=True), "cpu"
     )
     weights = [0.1 * w for w in weights]
     options: dict[str, Any] = {"padding": 1, "norm": True, "act": "relu", "tanh": True}
 
-    def theirs(x: Tensor, weights: Any, biases: Any) -> Tensor:
+    def reference(x: Tensor, weights: Any, biases: Any) -> Tensor:
         y = torch.relu(nn.functional.instance_norm(x.contiguous()))
         return torch.tanh(reflect_convs.reflect_conv2d_ref(y, weights, biases, padding=1))
 
-    return a_layer(
+    return layer_from(
         reflect_convs,
         (x, weights, biases, dy),
         lambda r: lambda x, w, b: reflect_conv(x, w, b or [], required=r, **options),
-        theirs,
+        reference,
     )
 
 
-def a_block() -> Layer:
-    return a_layer(
+def residual_block_layer() -> Layer:
+    return layer_from(
         blocks,
         blocks.operands(blocks.Case("", (2, 9, 2, 3), 2), "cpu"),
         lambda r: lambda x, a, b: residual(x, a, b, impl=impl(r)),
@@ -124,8 +126,8 @@ def a_block() -> Layer:
     )
 
 
-def a_zero_padded(case: Any) -> Layer:
-    return a_layer(
+def zero_conv_layer(case: Any) -> Layer:
+    return layer_from(
         zero_convs,
         zero_convs.operands(case, "cpu"),
         lambda r: lambda x, w, b: zero_conv(x, w, b, **case.options, required=r),
@@ -133,7 +135,7 @@ def a_zero_padded(case: Any) -> Layer:
     )
 
 
-def a_norm_conv(case: Any) -> Layer:
+def norm_conv_layer(case: Any) -> Layer:
     tensors, dy = norm_convs.operands(case, "cpu")
     options: dict[str, Any] = {"norm": case.norm, "act": case.act, "slope": 0.2, "border": case.border}
 
@@ -143,8 +145,8 @@ def a_norm_conv(case: Any) -> Layer:
         )
 
     def results(run: Any, wide: bool = False) -> dict[str, Tensor]:
-        given = [t.double() if wide and t is not None else t for t in tensors]
-        return {str(i): t for i, t in enumerate(norm_convs.results(run, given, dy.double() if wide else dy))}
+        inputs = [t.double() if wide and t is not None else t for t in tensors]
+        return {str(i): t for i, t in enumerate(norm_convs.results(run, inputs, dy.double() if wide else dy))}
 
     plain = lambda *t: norm_convs.plain(*t, case)  # noqa: E731
     return Layer(
@@ -153,25 +155,27 @@ def a_norm_conv(case: Any) -> Layer:
 
 
 LAYERS: dict[str, Callable[[], Layer]] = {
-    "a norm in one launch": lambda: a_norm((2, 5, 4, 4)),
-    "a norm of several tiles": lambda: a_norm((1, 20, 13, 11)),
-    "a reflected convolution": lambda: a_reflected(reflect_convs.SMALL),
-    "from images": lambda: a_reflected(reflect_convs.SMALL_IMAGES[0]),
-    "to images": lambda: a_reflected(reflect_convs.SMALL_IMAGES[1]),
-    "the generator's last layer": a_last_layer,
-    "a residual block": a_block,
-    "down": lambda: a_zero_padded(zero_convs.DOWN),
-    "up, with the norm": lambda: a_zero_padded(zero_convs.UP),
-    "to images, zero-padded": lambda: a_zero_padded(zero_convs.LAST),
-    "norm_conv with a border": lambda: a_norm_conv(norm_convs.CASES[0]),
-    "norm_conv without a norm": lambda: a_norm_conv(norm_convs.CASES[1]),
+    "a norm in one launch": lambda: norm_layer((2, 5, 4, 4)),
+    "a norm of several tiles": lambda: norm_layer((1, 20, 13, 11)),
+    "a reflected convolution": lambda: reflect_conv_layer(reflect_convs.SMALL),
+    "from images": lambda: reflect_conv_layer(reflect_convs.SMALL_IMAGES[0]),
+    "to images": lambda: reflect_conv_layer(reflect_convs.SMALL_IMAGES[1]),
+    "the generator's last layer": last_layer,
+    "a residual block": residual_block_layer,
+    "down": lambda: zero_conv_layer(zero_convs.DOWN),
+    "up, with the norm": lambda: zero_conv_layer(zero_convs.UP),
+    "to images, zero-padded": lambda: zero_conv_layer(zero_convs.LAST),
+    "norm_conv with a border": lambda: norm_conv_layer(norm_convs.CASES[0]),
+    "norm_conv without a norm": lambda: norm_conv_layer(norm_convs.CASES[1]),
 }
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_each_kernel_that_fails_leaves_the_results_right(name: str) -> None:
-    """Each in turn, with one of the errors: parity of all results, one warning, no second attempt; and an
-    error where it is required.
+def test_results_stay_right_whichever_kernel_fails(name: str) -> None:
+    """Each kernel fails in turn, with one of the errors.
+
+    All results keep parity, there is one warning and no second attempt, and an error if the kernels are
+    required.
     """
     layer, ear = LAYERS[name](), Ear()
     with _launch.observe(ear):
@@ -186,7 +190,7 @@ def test_each_kernel_that_fails_leaves_the_results_right(name: str) -> None:
             layer.check(layer.ours(False))
             attempts = failing.launches
             assert 1 <= attempts <= 2  # once in the forward, once in the backward
-            # The first of the forward and the last of the backward: all take the same way.
+            # Only for the first kernel of the forward and the last of the backward: all take the same path.
             if n in (0, len(kernels) - 1):
                 layer.check(layer.ours(False))
                 assert failing.launches == attempts
@@ -196,36 +200,36 @@ def test_each_kernel_that_fails_leaves_the_results_right(name: str) -> None:
                 with pytest.raises(
                     KernelError,
                     match=(
-                        rf"^kernel {kernel} does not .* \(.*{cause}.*To see it again: python -m"
+                        rf"^kernel {kernel} does not .* \(.*{cause}.*To reproduce it: python -m"
                         r" .*show_failure"
                     ),
                 ):
                     layer.ours(True)
 
 
-def test_all_kernels_are_planted_somewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_kernel_is_launched_by_a_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     ear = Ear(dry=True)
     monkeypatch.setattr(_tiles, "scale", lambda: _tiles.INTERPRETER)
     with dry_run(), _launch.observe(ear):
         for layer in LAYERS.values():
             layer().ours(True)
-    # What loads through descriptors is asked by itself; a refusal is no failure.
+    # The probe for descriptors runs separately, and a driver that refuses them is not a failure.
     assert set(ear.kernels) | {"_descriptor_copy_kernel"} >= set(_launch.REGISTRY)
 
 
-def test_tests_and_benches_do_not_fall_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Under this repository's pytest, and where bench/ asks for it, the warning is an error."""
+def test_a_fallback_is_an_error_in_tests_and_benches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The warning is an error in this repository's pytest, and in bench/ after ``forbid_fallback``."""
     plant(monkeypatch, "_instance_norm_small_fwd_kernel")
     with pytest.raises(RuntimeWarning, match="PyTorch computes the layers"):
         instance_norm(torch.randn(1, 3, 4, 4))
-    # Again and again: nothing may be silent because it was told before.
+    # It is raised again: an earlier report does not silence it.
     warnings.resetwarnings()
     forbid_fallback()
     with pytest.raises(RuntimeWarning, match="PyTorch computes the layers"):
         instance_norm(torch.randn(1, 3, 4, 4))
 
 
-# --- Who asks -----------------------------------------------------------------------------------------------
+# --- Callers ------------------------------------------------------------------------------------------------
 
 
 def test_a_compiled_caller_falls_back_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,22 +237,24 @@ def test_a_compiled_caller_falls_back_too(monkeypatch: pytest.MonkeyPatch) -> No
     plant(monkeypatch, "_instance_norm_small_bwd_kernel")
     run = torch.compile(lambda x: 2 * instance_norm(x + 1, act="relu"), fullgraph=True, backend="aot_eager")
     with pytest.warns(RuntimeWarning, match="^instance_norm: kernel _instance_norm_small_bwd_kernel"):
-        (found,) = torch.autograd.grad(run(x), x, torch.ones_like(x))
-    (wanted,) = torch.autograd.grad(2 * instance_norm_ref(x + 1, act="relu"), x, torch.ones_like(x))
-    torch.testing.assert_close(found, wanted)
+        (gradient,) = torch.autograd.grad(run(x), x, torch.ones_like(x))
+    (expected,) = torch.autograd.grad(2 * instance_norm_ref(x + 1, act="relu"), x, torch.ones_like(x))
+    torch.testing.assert_close(gradient, expected)
 
 
 @pytest.mark.parametrize("name", ["auto", "triton"])
-def test_networks_and_modules_pass_on_what_was_asked_for(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_networks_and_modules_pass_on_whether_triton_is_required(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Only an explicit impl="triton" makes a failure an error, in the forward and in the backward."""
-    asked: set[tuple[str, bool]] = set()
+    calls: set[tuple[str, bool]] = set()
 
-    def note(op: str, run: Any, plain: Any, args: Any, required: bool) -> Any:
-        asked.add((op, required))
+    def record(op: str, run: Any, plain: Any, args: Any, required: bool) -> Any:
+        calls.add((op, required))
         return run(*args)
 
-    monkeypatch.setattr(_operator, "or_plain", note)
-    monkeypatch.setattr(_fallback, "or_plain", note)
+    monkeypatch.setattr(_operator, "or_plain", record)
+    monkeypatch.setattr(_fallback, "or_plain", record)
     module = nn.Sequential(nn.ReflectionPad2d(1), nn.Conv2d(3, 8, 3), nn.InstanceNorm2d(8), nn.ReLU())
     nets = [
         Generator(ngf=8, n_blocks=1, impl=name),
@@ -263,4 +269,6 @@ def test_networks_and_modules_pass_on_what_was_asked_for(name: str, monkeypatch:
             y = run(torch.zeros(2, 3, 32, 32, requires_grad=True))
             y.backward(torch.zeros_like(y))
     operators = ("instance_norm", "reflect_conv", "residual_block", "norm_conv", "zero_conv")
-    assert asked == {(f"{op}_{way}", name == "triton") for op in operators for way in ("fwd", "bwd")}
+    assert calls == {
+        (f"{op}_{direction}", name == "triton") for op in operators for direction in ("fwd", "bwd")
+    }

@@ -1,4 +1,4 @@
-"""What the kernels compute number by number."""
+"""Device functions of the kernels, tested on single numbers."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ def _round_kernel(x_ptr, y_ptr, SIZE: tl.constexpr):
 
 
 def test_rounding_to_tf32(device: str) -> None:
-    """To the nearest of 10 bits, halves away from zero; infinities and NaN, also the one that a GPU makes,
-    stay what they are.
+    """Numbers are rounded to the nearest of 10 bits, halves away from zero.
+
+    Infinities and NaN, including the NaN that a GPU produces, stay unchanged.
     """
     ulp = 2.0**-10
     x = [
@@ -34,7 +35,7 @@ def test_rounding_to_tf32(device: str) -> None:
         -float("inf"),
         2 - ulp / 8,
     ]
-    wanted = [
+    expected = [
         1.0,
         1 + ulp,
         1.0,
@@ -48,9 +49,9 @@ def test_rounding_to_tf32(device: str) -> None:
         -float("inf"),
         2.0,
     ]
-    given = torch.tensor([*x, float("nan"), 0, 0, 0], device=device)
-    given.view(torch.int32)[-1] = 0x7FFFFFFF
-    found = torch.empty_like(given)
-    _round_kernel[(1,)](given, found, 16)
-    torch.testing.assert_close(found[:12].cpu(), torch.tensor(wanted), rtol=0, atol=6e-42)
-    assert found[[12, 15]].isnan().all()
+    inputs = torch.tensor([*x, float("nan"), 0, 0, 0], device=device)
+    inputs.view(torch.int32)[-1] = 0x7FFFFFFF
+    rounded = torch.empty_like(inputs)
+    _round_kernel[(1,)](inputs, rounded, 16)
+    torch.testing.assert_close(rounded[:12].cpu(), torch.tensor(expected), rtol=0, atol=6e-42)
+    assert rounded[[12, 15]].isnan().all()

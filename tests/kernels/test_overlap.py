@@ -1,5 +1,6 @@
-"""What the side stream reads is held until the stream that owns it waits, and within a bound: stand-ins note
-who waits for whom.
+"""Memory that the side stream reads is held, within a bound, until the stream that owns it waits.
+
+Stand-ins for streams record which stream waits for which.
 """
 
 from __future__ import annotations
@@ -17,17 +18,17 @@ MIB = 2**20
 
 
 class Event:
-    """What a stream had done, and had waited for, when it was recorded."""
+    """The launches and waits of a stream at the time when the event was recorded."""
 
     def __init__(self, stream: Stream) -> None:
         self.seen, self.acts = dict(stream.seen), dict(stream.acts)
 
 
 class Stream:
-    """Stands in for torch.cuda.Stream: counts its launches, and notes the launches of others that it waits
-    for.
+    """A stand-in for torch.cuda.Stream that counts its launches and those of other streams it has waited for.
 
-    ``acts`` counts waits too: what has waited after it was joined must be joined again before a capture ends.
+    ``acts`` counts waits too: a stream that waits after it was joined must be joined again before a capture
+    ends.
     """
 
     def __init__(self) -> None:
@@ -48,22 +49,22 @@ class Stream:
 
     def wait_event(self, event: Event) -> None:
         self.acts[self] += 1
-        for mine, others in ((self.seen, event.seen), (self.acts, event.acts)):
-            for stream, count in others.items():
-                mine[stream] = max(count, mine.get(stream, 0))
+        for counts, recorded in ((self.seen, event.seen), (self.acts, event.acts)):
+            for stream, count in recorded.items():
+                counts[stream] = max(count, counts.get(stream, 0))
 
     def wait_stream(self, stream: Stream) -> None:
         self.wait_event(stream.record_event())
 
 
 class World:
-    """A main stream, a side stream, and tensors that note what their owner had waited for when they died."""
+    """A main stream, a side stream, and a log of how far each tensor's owner had waited when it was freed."""
 
     def __init__(self) -> None:
         self.main, self.side = Stream(), Stream()
         self.current = self.main
         self.alive = self.most = 0
-        self.deaths: list[tuple[int, int]] = []
+        self.freed: list[tuple[int, int]] = []
 
     @contextlib.contextmanager
     def on(self, stream: Stream) -> Iterator[None]:
@@ -74,63 +75,63 @@ class World:
             self.current = before
 
     def work(self, mib: int = 1) -> None:
-        """Let the side stream read a tensor that the current stream made and forgets."""
+        """Let the side stream read a tensor that the current stream wrote and does not keep."""
         owner, tensor = self.current, torch.empty(mib * MIB, dtype=torch.uint8)
         owner.launch()
         self.alive += mib
         self.most = max(self.most, self.alive)
         with _overlap.beside(tensor):
             assert self.current.seen[owner] == owner.seen[owner], (
-                "the side stream reads before it was written"
+                "the side stream reads the tensor before it was written"
             )
             number = self.current.launch()
-        weakref.finalize(tensor, self._died, owner, number, mib)
+        weakref.finalize(tensor, self._record_free, owner, number, mib)
 
-    def _died(self, owner: Stream, number: int, mib: int) -> None:
+    def _record_free(self, owner: Stream, number: int, mib: int) -> None:
         self.alive -= mib
-        self.deaths.append((owner.seen.get(self.side, 0), number))
+        self.freed.append((owner.seen.get(self.side, 0), number))
 
 
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> World:
-    made = World()
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: made.current)
-    monkeypatch.setattr(torch.cuda, "stream", made.on)
+    world = World()
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: world.current)
+    monkeypatch.setattr(torch.cuda, "stream", world.on)
     monkeypatch.setattr(_overlap, "MOST_BYTES", 8 * MIB)
-    return made
+    return world
 
 
 def assert_in_order(world: World, count: int) -> None:
-    assert len(world.deaths) == count
+    assert len(world.freed) == count
     assert world.alive == 0
-    assert all(waited >= number for waited, number in world.deaths), (
-        "memory was given away before the side stream had read it"
+    assert all(waited >= number for waited, number in world.freed), (
+        "memory was freed before the side stream had read it"
     )
 
 
 def assert_joined(world: World, *streams: Stream) -> None:
-    """As a capture must end: whatever a stream did or waited for, the main stream has waited for that."""
+    """Check that the main stream has waited for everything that the others did, as a capture requires."""
     for stream in (world.side, *streams):
         assert world.main.acts[stream] == stream.acts[stream]
 
 
-def test_a_long_chain_holds_no_more_than_the_bound(world: World) -> None:
+def test_a_long_chain_stays_within_the_bound(world: World) -> None:
     with overlapping(world.side):
         for n in range(100):
             world.work()
             assert _overlap._side is not None
             assert _overlap._side.bytes == min(n + 1, 8) * MIB
         assert world.alive == 8
-        # The oldest alone is waited for: all others may still run beside.
+        # Only the oldest work is waited for: the rest may still overlap.
         assert world.main.seen[world.side] == 92
     assert_in_order(world, 100)
-    # While work is launched its own tensor is there, held or not.
+    # While work is launched its own tensor exists, whether held or not.
     assert world.most == 9
     assert _overlap.most_held() == 8 * MIB
     assert world.main.seen[world.side] == 100
 
 
-def test_work_that_reads_more_than_the_bound_still_runs_beside(world: World) -> None:
+def test_work_that_reads_more_than_the_bound_still_overlaps(world: World) -> None:
     with overlapping(world.side):
         for mib in (1, 20, 20, 1):
             world.work(mib)
@@ -141,8 +142,9 @@ def test_work_that_reads_more_than_the_bound_still_runs_beside(world: World) -> 
 
 
 def test_each_stream_waits_for_its_own_memory(world: World) -> None:
-    """Phases on two streams, as the engine runs them: the second's ends first, and its memory is held into
-    the first's.
+    """Phases run on two streams, as in the engine.
+
+    The phase on the second stream ends first, and its memory is still held during the phase on the first.
     """
     phase = Stream()
     with overlapping(world.side):
@@ -158,7 +160,7 @@ def test_each_stream_waits_for_its_own_memory(world: World) -> None:
     assert_joined(world, phase)
 
 
-def test_memory_of_a_stream_that_is_done_is_waited_for_at_the_end(world: World) -> None:
+def test_memory_of_a_finished_stream_is_waited_for_at_the_end(world: World) -> None:
     phase = Stream()
     with overlapping(world.side):
         phase.wait_stream(world.main)
@@ -179,11 +181,11 @@ def test_views_of_one_memory_count_once(world: World) -> None:
     assert _overlap.most_held() == 3 * MIB
 
 
-def test_work_that_fails_is_held_to_the_end(world: World) -> None:
-    """It may have launched something that reads: no event of its own says when that is over."""
+def test_tensors_of_failed_work_are_held_until_the_end(world: World) -> None:
+    """The work may have launched something that reads them, and no event marks its end."""
     tensor = torch.empty(MIB, dtype=torch.uint8)
-    died: list[int] = []
-    weakref.finalize(tensor, lambda: died.append(world.main.seen.get(world.side, 0)))
+    freed: list[int] = []
+    weakref.finalize(tensor, lambda: freed.append(world.main.seen.get(world.side, 0)))
     with overlapping(world.side):
         try:
             with _overlap.beside(tensor):
@@ -194,13 +196,13 @@ def test_work_that_fails_is_held_to_the_end(world: World) -> None:
         del tensor
         for _ in range(20):
             world.work()
-        assert died == []
-    assert died == [21]
+        assert freed == []
+    assert freed == [21]
     assert_in_order(world, 20)
 
 
-@pytest.mark.parametrize("broken", [False, True], ids=["the streams are well", "a capture that broke"])
-def test_an_error_lets_go_of_everything_and_stays_what_it_was(world: World, broken: bool) -> None:
+@pytest.mark.parametrize("broken", [False, True], ids=["working streams", "broken capture"])
+def test_an_error_releases_everything_and_is_raised_unchanged(world: World, broken: bool) -> None:
     def fails() -> None:
         with overlapping(world.side):
             world.work()
@@ -215,7 +217,7 @@ def test_an_error_lets_go_of_everything_and_stays_what_it_was(world: World, brok
         assert_in_order(world, 1)
 
 
-def test_a_join_that_fails_is_an_error_and_lets_go(world: World) -> None:
+def test_a_join_that_fails_is_raised_and_releases_everything(world: World) -> None:
     def breaks() -> None:
         with overlapping(world.side):
             world.work()
@@ -227,7 +229,7 @@ def test_a_join_that_fails_is_an_error_and_lets_go(world: World) -> None:
     assert world.alive == 0
 
 
-def test_blocks_inside_blocks_hold_their_own(world: World) -> None:
+def test_nested_blocks_hold_their_own_tensors(world: World) -> None:
     with overlapping(world.side):
         outer = _overlap._side
         world.work()
@@ -244,16 +246,16 @@ def test_blocks_inside_blocks_hold_their_own(world: World) -> None:
     assert world.alive == 0
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has streams of its own: the last test here")
-def test_an_operators_gradient_is_the_same_beside(world: World) -> None:
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU the last test here uses real streams")
+def test_the_gradient_of_an_operator_is_the_same_on_the_side_stream(world: World) -> None:
     weight = torch.randn(4, 3, 3, 3).requires_grad_()
-    x, found = torch.randn(2, 3, 6, 6), []
+    x, gradients = torch.randn(2, 3, 6, 6), []
     for stream in (None, world.side):
         weight.grad = torch.zeros_like(weight)
         with overlapping(stream), accumulating():
             reflect_conv2d(x, weight, padding=1, impl="triton").square().sum().backward()
-        found.append(weight.grad.clone())
-    assert torch.equal(*found)
+        gradients.append(weight.grad.clone())
+    assert torch.equal(*gradients)
     # At least the gradient of the output and the input.
     assert _overlap.most_held() >= 4 * (2 * 4 * 36 + 2 * 3 * 36)
 
@@ -269,11 +271,11 @@ def test_weight_gradients_on_a_stream_of_their_own() -> None:
 
     weight = torch.randn(64, 64, 3, 3, device="cuda").to(memory_format=torch.channels_last).requires_grad_()
     x, side = torch.randn(2, 64, 64, 64, device="cuda"), torch.cuda.Stream()
-    found = []
+    gradients = []
     for stream in (None, side):
         weight.grad = torch.zeros_like(weight)
         with overlapping(stream), accumulating():
             for _ in range(3):
                 reflect_conv2d(x, weight, padding=1, impl="triton").square().sum().backward()
-        found.append(weight.grad.clone())
-    assert torch.equal(*found)
+        gradients.append(weight.grad.clone())
+    assert torch.equal(*gradients)

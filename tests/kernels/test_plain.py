@@ -1,8 +1,7 @@
-"""The operators' twins by themselves: what the kernels' own tests ask of each operator, asked while PyTorch
-computes all of them.
+"""The operators' twins, checked by the kernels' own tests while PyTorch computes every operator.
 
-So every mode is held to float64 by the rule, in the dtypes of the cases there, and results lie in memory as
-the fakes promise (opcheck).
+So the rule of parity with float64 covers every mode, in the dtypes of the cases there, and results have the
+memory layouts that the fakes promise (opcheck).
 """
 
 from __future__ import annotations
@@ -32,21 +31,21 @@ FP32, BF16 = torch.float32, torch.bfloat16
 
 
 @pytest.fixture(autouse=True)
-def _plainly(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """PyTorch computes everything, and no kernel is launched."""
+def _all_in_pytorch(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let PyTorch compute everything, without launching any kernel."""
 
-    def plainly(op: str, run: Any, plain: Callable[..., Any], args: Any, required: bool) -> Any:
+    def run_plain(op: str, run: Any, plain: Callable[..., Any], args: Any, required: bool) -> Any:
         return plain(*args)
 
     for module in (_fallback, _operator):
-        monkeypatch.setattr(module, "or_plain", plainly)
-    # Whoever launches one all the same meets an error.
+        monkeypatch.setattr(module, "or_plain", run_plain)
+    # Launching a kernel anyway is an error.
     monkeypatch.setattr(_launch, "REGISTRY", dict.fromkeys(_launch.REGISTRY))
     with tf32(False):
         yield
 
 
-def test_every_operator_has_a_twin_of_the_same_arguments() -> None:
+def test_every_operator_has_a_twin_with_the_same_arguments() -> None:
     assert len(_operator.BODIES) == 10
     for name, body in _operator.BODIES.items():
         twin = getattr(_plain, name.removeprefix("fastcyclegan::"))
@@ -90,32 +89,32 @@ def test_norm_before_and_tanh_after(
 
 
 @pytest.mark.parametrize("case", [zero_convs.UP, zero_convs.LAST], ids=lambda c: c.why)
-def test_y_may_be_kept(case: Any, device: str) -> None:
+def test_y_can_be_saved(case: Any, device: str) -> None:
     test_zero_conv.test_y_may_be_kept(case, device)
 
 
-def test_frozen_members(device: str) -> None:
+def test_frozen_weights_change_nothing_for_the_others(device: str) -> None:
     case = zero_convs.Case("", (3, 9, 4, 5), 10, P=3)
     x, weights, _, dy = zero_convs.operands(case, device)
     whole = zero_convs.results(zero_convs.theirs(case), x, weights, [], dy)
     leaves = [w.requires_grad_(i != 1) for i, w in enumerate(weights)]
-    found = torch.autograd.grad(zero_convs.ours(case)(x, leaves, []), [leaves[0], leaves[2]], dy)
-    for one, i in zip(found, (0, 2), strict=True):
-        torch.testing.assert_close(one, whole[f"dweight[{i}]"])
+    gradients = torch.autograd.grad(zero_convs.ours(case)(x, leaves, []), [leaves[0], leaves[2]], dy)
+    for gradient, i in zip(gradients, (0, 2), strict=True):
+        torch.testing.assert_close(gradient, whole[f"dweight[{i}]"])
     for frozen in ((1,), (0,), (1, 2)):
         for norm in (True, False):
             norm_convs.test_frozen_members_change_nothing_for_the_others(frozen, norm, device)
 
 
 def test_flat_images_and_a_large_offset(device: str) -> None:
-    """A mean that is off by a rounding would be scaled by 316: the same as the kernels are held to."""
+    """The same tests as for the kernels: a mean that is off by a rounding would be scaled by 316."""
     for planes in (True, False):
         test_instance_norm.test_flat_images_become_exactly_zero(planes, torch.float16, device)
     test_instance_norm.test_mean_of_a_thousand_deviations(13, device)
     blocks.test_flat_images_and_a_large_offset(device)
 
 
-def test_no_images(device: str) -> None:
+def test_empty_batches(device: str) -> None:
     test_instance_norm.test_no_images(13, device)
     test_reflect_conv.test_no_images(device)
     blocks.test_no_images(device)
@@ -125,7 +124,7 @@ def test_no_images(device: str) -> None:
 
 @pytest.mark.parametrize("recompute", [True, False])
 def test_autocast_changes_no_dtype(recompute: bool, device: str) -> None:
-    """PyTorch's operators would each choose one of their own."""
+    """Under autocast, PyTorch's operators would each choose their own dtype."""
     test_instance_norm_operator.test_autocast_leaves_the_dtype_of_the_input(device)
     test_reflect_conv_operator.test_autocast_casts_as_convolutions_do(device)
     blocks.test_any_layout_and_autocast(device)
@@ -134,10 +133,10 @@ def test_autocast_changes_no_dtype(recompute: bool, device: str) -> None:
     arguments = (x, None, None, weight, None, True, 1e-5, "relu", 0.2, 1, recompute, *case.conv, False)
     plain = torch.ops.fastcyclegan.norm_conv_fwd(*arguments)
     with torch.autocast(device, torch.bfloat16):
-        found = torch.ops.fastcyclegan.norm_conv_fwd(*arguments)
-    for one, other in zip(found, plain, strict=True):
-        assert one.dtype == other.dtype
-        assert torch.equal(one, other)
+        cast = torch.ops.fastcyclegan.norm_conv_fwd(*arguments)
+    for result, expected in zip(cast, plain, strict=True):
+        assert result.dtype == expected.dtype
+        assert torch.equal(result, expected)
 
 
 def test_opcheck(device: str) -> None:
@@ -148,5 +147,5 @@ def test_opcheck(device: str) -> None:
     norm_convs.test_opcheck(norm_convs.CASES[3], False, device)
 
 
-def test_the_same_bits_twice_and_alone(device: str) -> None:
+def test_results_are_identical_when_repeated_or_computed_alone(device: str) -> None:
     test_instance_norm.test_same_bits_twice_and_alone((3, 20, 13, 11), device)

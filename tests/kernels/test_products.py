@@ -1,4 +1,4 @@
-"""The matrix products by themselves: the moments of what they store, and the shares of a long sum."""
+"""The matrix products on their own: the moments of their outputs, and the shares of a long sum."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from fastcyclegan.testing import assert_parity, tf32
 FP32 = torch.float32
 
 
-def test_statistics_of_a_mean_of_a_thousand_deviations(device: str) -> None:
-    """The epilogue's, whose tiles begin between lines: a convolution that only adds what is far away. E[x^2]
-    - E[x]^2 fails here.
+def test_moments_are_accurate_for_a_mean_of_a_thousand_deviations(device: str) -> None:
+    """The epilogue computes the moments of tiles that begin in the middle of lines.
+
+    The convolution is the identity, and the mean is far from zero: E[x^2] - E[x]^2 fails here.
     """
     from fastcyclegan.kernels._norm import Norm
     from fastcyclegan.kernels._products import product_and_moments
@@ -34,12 +35,13 @@ def test_statistics_of_a_mean_of_a_thousand_deviations(device: str) -> None:
     assert_parity("y", out, F.instance_norm(x.contiguous()), truth, FP32)
 
 
-def test_split_k() -> None:
-    """Enough shares to fill the chip, no more than there are steps, fewer where partial sums would cost more
-    than they save.
+def test_split_k_fills_the_chip() -> None:
+    """There are enough shares to fill the chip, but no more shares than steps.
+
+    There are fewer if the partial sums would cost more than they save.
     """
-    one, tile = 18, 4 * 128 * 256
-    assert products.split_k(one, 66, tile, 132) == 6
+    weight_blocks, tile = 18, 4 * 128 * 256
+    assert products.split_k(weight_blocks, 66, tile, 132) == 6
     assert products.split_k(132, 66, tile, 132) == 1
     assert products.split_k(1, 2, tile, 132) <= 2
     assert all(

@@ -1,4 +1,4 @@
-"""What is written down of a launch that failed, and where."""
+"""The record of a failed launch: its contents, and the folder that it is written to."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fastcyclegan.kernels._launch import Config, Launch
 from tests.kernels.records import record_of_a_failure
 
 
-def test_what_is_written_down(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_record_describes_the_launch_and_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
     file = record_of_a_failure(monkeypatch)
     record = json.loads(file.read_text())
     assert (record["kernel"], record["gpu"], record["capability"]) == (
@@ -35,12 +35,14 @@ def test_what_is_written_down(monkeypatch: pytest.MonkeyPatch) -> None:
     assert record["arguments"][1:4] == [None] * 3
     assert record["constants"]["RESIDUAL"] is False
     assert record["configuration"].keys() >= {"BLOCK_S", "BLOCK_C", "num_warps", "num_stages"}
-    # The same launch again is the same file.
+    # The same launch is written to the same file.
     assert record_of_a_failure(monkeypatch) == file
 
 
-def test_a_folder_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The temporary folder serves; where that cannot be written either, the message has no command."""
+def test_the_temporary_folder_is_used_if_the_cache_cannot_be_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """If the temporary folder cannot be written either, the message has no command."""
     (tmp_path / "cache").write_text("a file where the folder should be")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(_cache.tempfile, "gettempdir", lambda: str(tmp_path / "temporary"))

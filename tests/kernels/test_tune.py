@@ -1,4 +1,4 @@
-"""The choice of a configuration: shipped table, disk, measurement; what it never does."""
+"""The choice of a configuration: from a shipped table, from disk or by measurement, and its limits."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ GPU = torch.device("cuda", 0)
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Config]:
-    """A GPU called Test on which FAST is faster; the configurations that were measured, in order."""
+    """Simulate a GPU on which FAST is faster, and return the configurations measured so far, in order."""
     log: list[Config] = []
 
     def measure(run: Callable[[], None]) -> float:
@@ -45,24 +45,26 @@ def choose(log: list[Config], key: str = "bf16 1 64", device: torch.device = GPU
     return _tune.choose("apply", key, [SLOW, FAST], device, log.append)
 
 
-def forget(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a new process knows."""
+def start_new_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clear everything that is kept in memory, as in a new process."""
     monkeypatch.setattr(_tune, "_chosen", {})
     _tune._table.cache_clear()
 
 
-def test_measured_once_and_kept_on_disk(measured: list[Config], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_choice_is_measured_once_and_stored_on_disk(
+    measured: list[Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert choose(measured) == FAST
     assert measured == [SLOW, FAST]
     assert choose(measured) == FAST
-    forget(monkeypatch)
+    start_new_process(monkeypatch)
     assert choose(measured) == FAST
     assert measured == [SLOW, FAST]
     choose(measured, "another shape")
     assert len(measured) == 4
 
 
-def test_a_shipped_table_comes_first(measured: list[Config]) -> None:
+def test_a_shipped_table_takes_precedence(measured: list[Config]) -> None:
     _tune.SHIPPED.mkdir()
     table = {"apply bf16 1 64": {"BLOCK_S": 64, "num_warps": 4, "num_stages": 1}}
     (_tune.SHIPPED / _tune._file_name("Test GPU")).write_text(json.dumps(table))
@@ -70,12 +72,14 @@ def test_a_shipped_table_comes_first(measured: list[Config]) -> None:
     assert measured == []
 
 
-@pytest.mark.parametrize("kept", ["{", "[]", '{"apply bf16 1 64": {"BLOCK_S": 7}}', '{"apply bf16 1 64": 3}'])
-def test_a_damaged_or_outdated_table_is_measured_again(measured: list[Config], kept: str) -> None:
-    """One that names a configuration which is not in the list any more counts as none."""
+@pytest.mark.parametrize(
+    "stored", ["{", "[]", '{"apply bf16 1 64": {"BLOCK_S": 7}}', '{"apply bf16 1 64": 3}']
+)
+def test_a_damaged_or_outdated_table_is_measured_again(measured: list[Config], stored: str) -> None:
+    """A stored configuration that is no longer in the list is ignored."""
     file = _tune.cache_file("Test GPU")
     file.parent.mkdir(parents=True)
-    file.write_text(kept)
+    file.write_text(stored)
     assert choose(measured) == FAST
     assert json.loads(file.read_text())["apply bf16 1 64"]["BLOCK_S"] == 128
 
@@ -90,12 +94,12 @@ def test_nothing_is_measured_inside_a_capture(
     assert choose(measured) == FAST
 
 
-def test_a_disk_that_cannot_be_written_costs_nothing_else(measured: list[Config], tmp_path: Path) -> None:
+def test_an_unwritable_disk_does_not_prevent_a_choice(measured: list[Config], tmp_path: Path) -> None:
     (tmp_path / "fastcyclegan").write_text("a file where the folder should be")
     assert choose(measured) == FAST
 
 
-def test_a_full_gpu_runs_the_first_and_remembers_nothing(
+def test_a_full_gpu_runs_the_first_configuration_and_stores_nothing(
     measured: list[Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(run: Callable[[], None]) -> float:
@@ -107,42 +111,40 @@ def test_a_full_gpu_runs_the_first_and_remembers_nothing(
     assert choose(measured) == FAST
 
 
-def test_a_dry_run_lists_what_the_gpu_would_run(measured: list[Config]) -> None:
-    """All configurations where they are to be timed there, and how many they are; the choice alone where a
-    table has it.
-    """
-    found: list[int] = []
+def test_a_dry_run_lists_the_configurations_that_the_gpu_would_run(measured: list[Config]) -> None:
+    """It lists and counts all configurations if the GPU would time them, or only the choice in a table."""
+    choices: list[int] = []
 
     def dry(name: str, **options: bool) -> dict[str, int]:
         with dry_run(chip=Chip(name=name), **options) as run:
-            found.append(choose(measured, device=torch.device("cpu")))
+            choices.append(choose(measured, device=torch.device("cpu")))
         return run.choices
 
     assert dry("Test GPU", all_configs=True) == {"apply bf16 1 64": 2}
-    # What is chosen is run by whoever asked.
-    assert (measured, found) == ([FAST], [SLOW])
+    # The caller runs the chosen configuration.
+    assert (measured, choices) == ([FAST], [SLOW])
     assert choose(measured) == FAST
     measured.clear()
     assert dry("Test GPU", all_configs=True) == dry("Test GPU") == dry("") == {}
     assert dry("Another GPU", all_configs=True) == {"apply bf16 1 64": 2}
-    assert (measured, found[1:]) == ([FAST], [FAST, FAST, SLOW, SLOW])
+    assert (measured, choices[1:]) == ([FAST], [FAST, FAST, SLOW, SLOW])
 
 
-def failing(*kept: Config) -> Callable[[Config], None]:
-    """Return a run in which every configuration but those ``kept`` fails, as a launch does."""
+def failing(*working: Config) -> Callable[[Config], None]:
+    """Return a ``run`` in which every configuration except ``working`` fails as a launch does."""
 
     def run(config: Config) -> None:
-        if config not in kept:
+        if config not in working:
             raise KernelError(
                 "_k",
                 f"kernel _k does not launch on Test GPU ({config.num_warps} warps)",
-                "To see it again: show it",
+                "To reproduce it: show it",
             )
 
     return run
 
 
-def test_a_configuration_that_fails_is_left_out(
+def test_a_configuration_that_fails_is_skipped(
     measured: list[Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_tune, "measure", lambda run: run() or 1.0)
@@ -151,30 +153,30 @@ def test_a_configuration_that_fails_is_left_out(
         assert _tune.choose("apply", "key", configs, GPU, failing(FAST)) == FAST
     assert [str(w.message) for w in caught] == [
         f"measuring apply: kernel _k does not launch on Test GPU ({c.num_warps} warps); its configuration"
-        f" {{'BLOCK_S': {c.constants['BLOCK_S']}, 'num_warps': {c.num_warps}, 'num_stages': 1}} is left out."
-        " To see it again: show it"
+        f" {{'BLOCK_S': {c.constants['BLOCK_S']}, 'num_warps': {c.num_warps}, 'num_stages': 1}} is skipped."
+        " To reproduce it: show it"
         for c in (configs[0], configs[2])
     ]
     assert json.loads(_tune.cache_file("Test GPU").read_text())["apply key"]["BLOCK_S"] == 128
-    # Another shape: the same configurations fail for the same reasons, which is known.
+    # For another shape the same configurations fail for the same reasons, which were reported already.
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert _tune.choose("apply", "another", configs, GPU, failing(FAST)) == FAST
 
 
-def test_where_none_works_the_first_error_is_raised(
+def test_if_all_configurations_fail_the_first_error_is_raised(
     measured: list[Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who asked falls back and reports it; nothing is kept, and nothing else is reported."""
+    """The caller falls back and reports it. Nothing is stored, and nothing else is reported."""
     monkeypatch.setattr(_tune, "measure", lambda run: run() or 1.0)
-    warnings.simplefilter("error")  # pytest takes it back
+    warnings.simplefilter("error")  # pytest restores the filters
     with pytest.raises(KernelError, match=r"\(4 warps\)"):
         _tune.choose("apply", "key", [SLOW, FAST], GPU, failing())
     assert not _tune.cache_file("Test GPU").exists()
     assert not _tune._chosen
 
 
-def test_a_user_without_a_home(measured: list[Config], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_without_a_home_directory(measured: list[Config], monkeypatch: pytest.MonkeyPatch) -> None:
     def homeless() -> Path:
         raise RuntimeError("Could not determine home directory.")
 

@@ -1,4 +1,4 @@
-"""Gradients added in place: only where autograd would have added the same, and to nothing else."""
+"""Gradients are added in place only where autograd would have added the same."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.kernels.reflect_convs import CASES, Case, operands, ours, results
 pytestmark = pytest.mark.usefixtures("no_tf32")
 
 
-def test_hooks_and_odd_gradients_are_left_to_autograd(device: str) -> None:
+def test_weights_with_hooks_are_left_to_autograd(device: str) -> None:
     x, weights, _, dy = operands(CASES[0], device)
     once = results(ours(CASES[0]), x, weights, [], dy)["dweight[0]"]
     weight = weights[0].requires_grad_()
@@ -25,10 +25,8 @@ def test_hooks_and_odd_gradients_are_left_to_autograd(device: str) -> None:
     torch.testing.assert_close(weight.grad, 2 * once)
 
 
-def test_only_what_a_backward_is_called_for_is_added_to(device: str) -> None:
-    """backward(inputs=) and autograd.grad inside the block leave the other gradients alone, and give their
-    own.
-    """
+def test_only_the_inputs_of_a_backward_are_added_to(device: str) -> None:
+    """Inside the block, backward(inputs=) and autograd.grad stay right and change no other gradients."""
     case = Case("", (1, 9, 2, 3), 9)
     x, weights, _, dy = operands(case, device)
     x = x.requires_grad_()
@@ -43,7 +41,7 @@ def test_only_what_a_backward_is_called_for_is_added_to(device: str) -> None:
     once = {t: t.grad.clone() for t in (weight, other)}
     with accumulating():
         run().backward(dy, inputs=[weight])
-        found = torch.autograd.grad(run(), [other], dy)[0]
+        gradient = torch.autograd.grad(run(), [other], dy)[0]
     torch.testing.assert_close(weight.grad, 2 * once[weight])
     assert torch.equal(other.grad, once[other])
-    torch.testing.assert_close(found, once[other])
+    torch.testing.assert_close(gradient, once[other])

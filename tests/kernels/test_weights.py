@@ -1,6 +1,4 @@
-"""Weights in the forms that the products read: runs of those that need a gradient, stacks that are not
-copied.
-"""
+"""Weights in the forms that the products read: runs that need a gradient, and stacks without a copy."""
 
 from __future__ import annotations
 
@@ -12,12 +10,12 @@ from fastcyclegan.kernels._weights import runs_of
 FP32 = torch.float32
 
 
-def test_runs() -> None:
+def test_runs_of_weights_that_need_a_gradient() -> None:
     assert runs_of([True, True, False, True]) == [(0, 2), (3, 1)]
     assert runs_of([False, False]) == []
 
 
-def test_weights_that_lie_together_are_not_copied(device: str) -> None:
+def test_adjacent_weights_are_not_copied(device: str) -> None:
     stack = torch.randn(3, 5, 3, 3, 4, device=device).permute(0, 1, 4, 2, 3)
     assert host.stacked(list(stack), FP32).data_ptr() == stack.data_ptr()
     assert host.stacked([stack[1]], FP32).data_ptr() == stack[1].data_ptr()

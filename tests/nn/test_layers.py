@@ -1,4 +1,4 @@
-"""InstanceNormAct as torch's modules: results, state_dict, repr, running statistics, errors."""
+"""InstanceNormAct compared with torch's modules: outputs, state_dict, repr, running statistics, errors."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ pytestmark = pytest.mark.usefixtures("no_tf32")
     ("module", "shape"),
     [(nn.InstanceNorm1d, (2, 5, 9)), (nn.InstanceNorm2d, (2, 5, 4, 3)), (nn.InstanceNorm3d, (1, 5, 2, 3, 2))],
 )
-def test_replaces_torchs_modules(module: type[nn.Module], shape: tuple[int, ...], impl: str) -> None:
+def test_matches_torch_modules(module: type[nn.Module], shape: tuple[int, ...], impl: str) -> None:
     torch.manual_seed(0)
-    theirs, x = module(5, eps=1e-3, affine=True).to(DEVICE), torch.randn(shape, device=DEVICE)
-    nn.init.normal_(theirs.weight)
+    original, x = module(5, eps=1e-3, affine=True).to(DEVICE), torch.randn(shape, device=DEVICE)
+    nn.init.normal_(original.weight)
     ours = InstanceNormAct(5, eps=1e-3, affine=True, act="leaky_relu", slope=0.01, impl=impl).to(DEVICE)
-    ours.load_state_dict(theirs.state_dict())
-    exact, x64 = copy.deepcopy(theirs).double(), x.double()
-    results = (ours(x, residual=x), F.leaky_relu(theirs(x), 0.01) + x, F.leaky_relu(exact(x64), 0.01) + x64)
+    ours.load_state_dict(original.state_dict())
+    exact, x64 = copy.deepcopy(original).double(), x.double()
+    results = (ours(x, residual=x), F.leaky_relu(original(x), 0.01) + x, F.leaky_relu(exact(x64), 0.01) + x64)
     assert_parity("output", *results, torch.float32)
-    assert list(ours.state_dict()) == list(theirs.state_dict())
+    assert list(ours.state_dict()) == list(original.state_dict())
 
 
 def test_repr_and_defaults() -> None:
@@ -42,21 +42,21 @@ def test_repr_and_defaults() -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_running_statistics_are_torchs(training: bool) -> None:
+def test_running_statistics_match_torch(training: bool) -> None:
     torch.manual_seed(0)
-    theirs = nn.InstanceNorm2d(3, track_running_stats=True)
+    original = nn.InstanceNorm2d(3, track_running_stats=True)
     ours = InstanceNormAct(3, track_running_stats=True, act="relu")
     x = torch.randn(2, 3, 4, 4)
-    for module in (theirs, ours):
+    for module in (original, ours):
         module(x)
         module.train(training)
-    torch.testing.assert_close(ours(x), F.relu(theirs(x)))
-    assert torch.equal(ours.running_var, theirs.running_var)
-    with pytest.raises(ValueError, match="impl='triton' keeps no running statistics"):
+    torch.testing.assert_close(ours(x), F.relu(original(x)))
+    assert torch.equal(ours.running_var, original.running_var)
+    with pytest.raises(ValueError, match="impl='triton' does not support running statistics"):
         InstanceNormAct(3, track_running_stats=True, impl="triton")
 
 
-def test_wrong_input_is_named() -> None:
+def test_rejects_wrong_input() -> None:
     with pytest.raises(ValueError, match=r"input must be \[N, C, L\], .* got shape \(3, 4\)"):
         InstanceNormAct(3)(torch.zeros(3, 4))
     with pytest.raises(ValueError, match=r"input must have 3 channels, got shape \(1, 4, 8, 8\)"):

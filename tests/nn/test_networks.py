@@ -1,5 +1,4 @@
-"""The drop-in networks: the reference's function and keys, the choice of impl, and shapes read off
-weights."""
+"""The drop-in networks: function and keys of the reference, the choice of impl, and the builders."""
 
 from __future__ import annotations
 
@@ -38,12 +37,12 @@ PAIRS: list[tuple[type[nn.Module], type[nn.Module], dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("ours", "theirs", "arguments"), PAIRS)
-def test_without_kernels_the_same_bits_as_the_reference(
-    ours: type[nn.Module], theirs: type[nn.Module], arguments: dict[str, Any]
+@pytest.mark.parametrize(("ours", "reference", "arguments"), PAIRS)
+def test_without_kernels_equals_the_reference_bit_for_bit(
+    ours: type[nn.Module], reference: type[nn.Module], arguments: dict[str, Any]
 ) -> None:
     torch.manual_seed(0)
-    a, b = ours(**arguments).double(), theirs(**arguments).double()
+    a, b = ours(**arguments).double(), reference(**arguments).double()
     b.load_state_dict(a.state_dict())
     x, y = (
         torch.randn(
@@ -62,7 +61,7 @@ def test_without_kernels_the_same_bits_as_the_reference(
 
 
 KERNELS: list[tuple[str, type[nn.Module], type[nn.Module], int, dict[str, Any], dict[str, Any]]] = [
-    ("all that a generator has", Generator, ref.Generator, 16, {"ngf": 4, "n_blocks": 2}, {}),
+    ("all layers of a generator", Generator, ref.Generator, 16, {"ngf": 4, "n_blocks": 2}, {}),
     (
         "inputs kept, affine, resized",
         Generator,
@@ -72,7 +71,7 @@ KERNELS: list[tuple[str, type[nn.Module], type[nn.Module], int, dict[str, Any], 
         KEEP,
     ),
     (
-        "batch norm: no kernel but the border's",
+        "batch norm: only the padding by a kernel",
         Generator,
         ref.Generator,
         8,
@@ -88,44 +87,44 @@ KERNELS: list[tuple[str, type[nn.Module], type[nn.Module], int, dict[str, Any], 
 
 
 @pytest.mark.parametrize(
-    ("why", "ours", "theirs", "size", "arguments", "options"), KERNELS, ids=[k[0] for k in KERNELS]
+    ("label", "ours", "reference", "size", "arguments", "options"), KERNELS, ids=[k[0] for k in KERNELS]
 )
-def test_kernels_equal_the_reference(
-    why: str,
+def test_kernels_match_the_reference(
+    label: str,
     ours: type[nn.Module],
-    theirs: type[nn.Module],
+    reference: type[nn.Module],
     size: int,
     arguments: dict[str, Any],
     options: dict[str, Any],
 ) -> None:
-    """Output and every gradient in fp32 against float64; a cancelled bias gets a gradient of zeros, not
-    none."""
+    """Compare the output and every gradient in fp32 with float64.
+
+    A cancelled bias gets a gradient of zeros, not None.
+    """
     torch.manual_seed(0)
-    a, b = ours(**arguments, **options, impl="triton"), theirs(**arguments)
+    a, b = ours(**arguments, **options, impl="triton"), reference(**arguments)
     for p in a.parameters():
         nn.init.normal_(p, 0, 0.1)
     b.load_state_dict(a.state_dict())
     assert list(a.state_dict()) == list(b.state_dict())
     nets = [a.to(DEVICE), b.to(DEVICE), copy.deepcopy(b).double()]
     x = torch.rand(2, 3, size, size, device=DEVICE) * 2 - 1
-    found = []
+    results = []
     for net in nets:
         leaf = x.to(next(net.parameters()).dtype, copy=True).requires_grad_()
         y = net(leaf)
         y.backward(torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y))
-        found.append({"y": y, "x": leaf.grad} | {name: p.grad for name, p in net.named_parameters()})
-    for name, result in found[0].items():
+        results.append({"y": y, "x": leaf.grad} | {name: p.grad for name, p in net.named_parameters()})
+    for name, result in results[0].items():
         if is_cancelled_bias(b, name):
-            assert result.shape == found[1][name].shape
+            assert result.shape == results[1][name].shape
             assert not result.any()
         else:
-            assert_parity(name, result, found[1][name], found[2][name], torch.float32)
+            assert_parity(name, result, results[1][name], results[2][name], torch.float32)
 
 
-def test_dropout_is_where_it_belongs() -> None:
-    """Between the block's two convolutions: with a dropout that halves instead of drawing, the results are
-    equal.
-    """
+def test_dropout_is_between_the_convolutions() -> None:
+    """With dropout hooked to halve its input instead of drawing random numbers, the outputs are equal."""
     torch.manual_seed(0)
     nets = [
         Generator(ngf=2, n_blocks=1, use_dropout=True, impl="triton"),
@@ -135,7 +134,7 @@ def test_dropout_is_where_it_belongs() -> None:
     nets.append(copy.deepcopy(nets[1]).double())
     for net in nets:
         net.to(DEVICE).model[10].conv_block[4].register_forward_hook(lambda m, args, out: args[0] / 2)
-    x = torch.randn(1, 3, 16, 16, device=DEVICE)  # a norm of 2 x 2 makes a rounding error large by chance
+    x = torch.randn(1, 3, 16, 16, device=DEVICE)  # a norm over 2 x 2 can enlarge rounding errors
     assert_parity("output", *(net(x.to(next(net.parameters()).dtype)) for net in nets), torch.float32)
     nets[0].model[10].conv_block[4]._forward_hooks.clear()
     assert not torch.equal(nets[0](x), nets[0](x))
@@ -144,7 +143,7 @@ def test_dropout_is_where_it_belongs() -> None:
 
 @pytest.mark.parametrize("impl", ["reference", "triton"])
 def test_output_is_fp32_under_autocast_and_tanh_is_computed_in_fp32(impl: str) -> None:
-    """A bf16 tanh has steps of a whole gray level near 1."""
+    """Near 1, a bf16 tanh has steps of a whole gray level."""
     torch.manual_seed(0)
     for net, size in (
         (Generator(ngf=4, n_blocks=1, impl=impl), 12),
@@ -158,22 +157,22 @@ def test_output_is_fp32_under_autocast_and_tanh_is_computed_in_fp32(impl: str) -
         assert all(p.grad.dtype == torch.float32 for p in net.parameters())
 
 
-def test_bf16_training_gradients_are_as_good_as_autocast() -> None:
+def test_bf16_gradients_are_as_accurate_as_autocast() -> None:
     torch.manual_seed(0)
     a, b = Generator(ngf=4, n_blocks=1, impl="triton").to(DEVICE), ref.Generator(ngf=4, n_blocks=1).to(DEVICE)
     for p in a.parameters():
         nn.init.normal_(p, 0, 0.1)
     b.load_state_dict(a.state_dict())
     x = torch.rand(1, 3, 16, 16, device=DEVICE) * 2 - 1
-    found = []
+    gradients = []
     for net, dtype in ((a, torch.float32), (b, torch.float32), (copy.deepcopy(b).double(), torch.float64)):
         with torch.autocast(DEVICE, torch.bfloat16, enabled=dtype == torch.float32):
             y = net(x.to(dtype))
         y.float().square().mean().backward()
-        found.append({name: p.grad for name, p in net.named_parameters()})
-    for name, result in found[0].items():
+        gradients.append({name: p.grad for name, p in net.named_parameters()})
+    for name, result in gradients[0].items():
         if not is_cancelled_bias(b, name):
-            assert_parity(name, result, found[1][name], found[2][name], torch.bfloat16)
+            assert_parity(name, result, gradients[1][name], gradients[2][name], torch.bfloat16)
 
 
 def test_impl_is_shown_and_checked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,27 +186,27 @@ def test_impl_is_shown_and_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "fastcyclegan.kernels.dispatch.why_not_triton", lambda *device: "needs an NVIDIA GPU, got cpu"
     )
-    assert "impl=triton (cannot serve float32 on cpu)" in repr(net)
+    assert "impl=triton (does not support float32 on cpu)" in repr(net)
     with pytest.raises(
         ValueError, match="impl='triton' needs an NVIDIA GPU, got cpu; use impl='auto' or impl='reference'"
     ):
         net(torch.zeros(1, 3, 8, 8))
 
 
-def test_auto_follows_the_device_of_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model that is built on the CPU and moved later is not left behind."""
+def test_auto_follows_the_device_of_the_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model built on the CPU and moved later uses the implementation of its new device."""
     net = Generator(ngf=4, n_blocks=0)
-    asked: list[str] = []
+    resolved: list[str] = []
     monkeypatch.setattr(
         "fastcyclegan.nn.chains.resolve_impl",
-        lambda op, impl, x: asked.append(f"{impl} {x.device.type}") or "reference",
+        lambda op, impl, x: resolved.append(f"{impl} {x.device.type}") or "reference",
     )
     net(torch.zeros(1, 3, 8, 8))
     net.to("meta")(torch.zeros(1, 3, 8, 8, device="meta"))
-    assert asked == ["auto cpu", "auto meta"]
+    assert resolved == ["auto cpu", "auto meta"]
 
 
-def test_builders_by_the_official_names() -> None:
+def test_builders_accept_the_official_names() -> None:
     def built(**changes: Any) -> nn.Module:
         return build_generator(ModelConfig(ngf=2, ndf=2, **changes), 3, 1)
 
@@ -218,7 +217,7 @@ def test_builders_by_the_official_names() -> None:
         sum(isinstance(m, nn.Conv2d) for m in build_discriminator(c, 3).modules())
         for c in (ModelConfig(n_layers_D=5), ModelConfig(netD="n_layers", n_layers_D=5))
     ]
-    assert layers == [5, 7]  # basic has its three layers whatever n_layers_D says
+    assert layers == [5, 7]  # basic has three layers whatever the value of n_layers_D
 
 
 @pytest.mark.parametrize(
@@ -229,8 +228,8 @@ def test_builders_by_the_official_names() -> None:
         pytest.param(lambda channels: nn.InstanceNorm2d(channels, eps=1e-3, affine=True), id="a function"),
     ],
 )
-def test_torchs_norms_become_those_that_are_right_in_every_layout(norm: Any) -> None:
-    """With the same settings, weights and biases before them as the reference's networks have."""
+def test_torch_norms_are_replaced_by_layout_safe_ones(norm: Any) -> None:
+    """Their settings and weights stay, and the convolutions before them have the biases of the reference."""
     net, plain = (kind(ngf=2, n_blocks=1, norm=norm) for kind in (Generator, ref.Generator))
     norms = [module for module in net.modules() if isinstance(module, nn.InstanceNorm2d)]
     assert {type(module) for module in norms} == {ref.InstanceNorm2d}

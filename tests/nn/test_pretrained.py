@@ -1,6 +1,4 @@
-"""Generators to safetensors folders and back, with a card that says how they were trained; nothing is reached
-but local folders.
-"""
+"""Saving generators as safetensors folders with a model card, and loading them again, from disk only."""
 
 from __future__ import annotations
 
@@ -33,11 +31,13 @@ def same(one: nn.Module, other: nn.Module) -> bool:
         (
             compat.define_G(3, 3, 2, "resnet_6blocks", "instance"),
             Generator,
-        ),  # of its own signature: it comes back as what it is made of
+        ),  # a subclass with another signature is loaded as its base class
     ],
     ids=["resnet", "unet", "compat"],
 )
-def test_there_and_back(net: Any, kind: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_save_and_load_round_trip(
+    net: Any, kind: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     net.to(memory_format=torch.channels_last).save_pretrained(tmp_path / "g")
     assert {path.name for path in (tmp_path / "g").iterdir()} == {
         "model.safetensors",
@@ -54,11 +54,11 @@ def test_there_and_back(net: Any, kind: Any, tmp_path: Path, capfd: pytest.Captu
     assert capfd.readouterr() == ("", "")
     again.save_pretrained(tmp_path / "twice")
     assert same(kind.from_pretrained(str(tmp_path / "twice")), net)
-    # Without the class: by keys and shapes, as any other file.
+    # Without the class, it is recognised by keys and shapes like any other file.
     assert same(load_generator(tmp_path / "g"), net)
 
 
-def test_the_architecture_is_in_the_metadata_and_in_the_configuration(tmp_path: Path) -> None:
+def test_architecture_is_in_metadata_and_config(tmp_path: Path) -> None:
     net = Generator(ngf=2, n_blocks=1)
     net.save_pretrained(tmp_path)
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
@@ -67,7 +67,7 @@ def test_the_architecture_is_in_the_metadata_and_in_the_configuration(tmp_path: 
     assert json.loads((tmp_path / "config.json").read_text()) == net.arguments
 
 
-def test_the_card_tells_how_it_was_trained(dataset: Path, tmp_path: Path) -> None:
+def test_card_shows_the_training_settings(dataset: Path, tmp_path: Path) -> None:
     tiny = {
         "netG": "resnet_1blocks",
         "ngf": 2,
@@ -89,21 +89,19 @@ def test_the_card_tells_how_it_was_trained(dataset: Path, tmp_path: Path) -> Non
         "# photos2noise",
         'G = Generator.from_pretrained("photos2noise")',
         "| images | photos, AtoB |",
-        "| length | 100 epochs and 100 of decay, at most 1 iterations, batch 1 |",
-        "| losses | lsgan, cycle 10 and 10, identity 0.25, pool 50 |",
+        "| length | 100 epochs and 100 epochs of decay, at most 1 iterations, batch size 1 |",
+        "| losses | lsgan, cycle 10 and 10, identity 0.25, image pool 50 |",
         "n_blocks 1, norm instance",
     ):
         assert line in card
-    assert str(tmp_path) not in card  # a folder's name, not where it lies
+    assert str(tmp_path) not in card  # the folder's name, not its path
     assert same(
         load_generator(tmp_path / "run"), Generator.from_pretrained(tmp_path / "hub" / "photos2noise")
     )
 
 
-def test_back_to_a_file_of_the_official_code(tmp_path: Path) -> None:
-    """The official test.py reads a plain state_dict by these keys (their order and number are held in
-    test_reference).
-    """
+def test_converts_back_to_an_official_file(tmp_path: Path) -> None:
+    """The official test.py loads a state_dict with these keys; test_reference checks order and number."""
     net = Generator(ngf=2, n_blocks=1)
     net.save_pretrained(tmp_path / "g")
     torch.save(Generator.from_pretrained(tmp_path / "g").state_dict(), tmp_path / "latest_net_G.pth")
@@ -112,10 +110,8 @@ def test_back_to_a_file_of_the_official_code(tmp_path: Path) -> None:
     assert same(load_generator(tmp_path), net)
 
 
-def test_what_goes_up_is_what_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The mixin's own upload, with the hub in the place of the network: it makes the repository, and sends
-    the folder's files.
-    """
+def test_upload_contains_the_saved_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stub for the hub, the mixin's own upload creates the repository and sends the folder's files."""
     sent: dict[str, Any] = {}
 
     class Api:
@@ -138,8 +134,8 @@ def test_what_goes_up_is_what_is_kept(tmp_path: Path, monkeypatch: pytest.Monkey
     assert same(load_generator(tmp_path), net)
 
 
-def test_what_keys_do_not_tell_comes_back(tmp_path: Path) -> None:
-    """How blocks are padded and a U-Net's dropout: from the file's own word, with the class and without."""
+def test_restores_settings_that_keys_do_not_show(tmp_path: Path) -> None:
+    """The blocks' padding and a U-Net's dropout come from the file's metadata, with or without the class."""
     G, x = Generator(ngf=2, n_blocks=1, padding_type="replicate").eval(), torch.randn(1, 3, 8, 8)
     G.save_pretrained(tmp_path / "g")
     U = UnetGenerator(ngf=1, num_downs=6, use_dropout=True)
@@ -154,12 +150,10 @@ def test_what_keys_do_not_tell_comes_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("layer", [3, 0])
-def test_layers_without_weights_that_were_changed(layer: int, tmp_path: Path) -> None:
+def test_rejects_changed_layers_without_weights(layer: int, tmp_path: Path) -> None:
     net = Generator(ngf=2, n_blocks=1)
     net.model[layer] = {3: nn.SiLU(), 0: nn.ZeroPad2d(3)}[layer]
-    with pytest.raises(
-        ValueError, match="its layers were changed, so that its arguments make another function"
-    ):
+    with pytest.raises(ValueError, match="a network built from its arguments gives a different output"):
         net.save_pretrained(tmp_path / "x")
     assert not (tmp_path / "x").exists()
 
@@ -168,22 +162,22 @@ def test_layers_without_weights_that_were_changed(layer: int, tmp_path: Path) ->
     ("text", "message"),
     [
         ("{", r"config.json: cannot be read"),
-        ("[]", r"config.json: not the arguments of a network, but a list"),
-        ('{"ngf": "two"}', r"config.json: no arguments of Generator"),
+        ("[]", r"config.json: must be a JSON object with a network's arguments, got a list"),
+        ('{"ngf": "two"}', r"config.json: not valid arguments for Generator"),
     ],
 )
-def test_a_broken_configuration(text: str, message: str, tmp_path: Path) -> None:
+def test_rejects_a_broken_config(text: str, message: str, tmp_path: Path) -> None:
     Generator(ngf=2, n_blocks=1).save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(UserError, match=message):
         Generator.from_pretrained(tmp_path)
-    with pytest.raises(UserError, match=r"a file; load_generator takes files"):
+    with pytest.raises(UserError, match=r"got a file; use load_generator for files"):
         Generator.from_pretrained(tmp_path / "config.json")
 
 
-def test_what_cannot_be_kept_or_found(tmp_path: Path) -> None:
+def test_errors_when_saving_and_loading(tmp_path: Path) -> None:
     with pytest.raises(
-        ValueError, match="norm was given as a function, which no file can keep; give its name"
+        ValueError, match="norm was passed as a function, which cannot be saved; pass its name instead"
     ):
         Generator(ngf=2, n_blocks=1, norm=lambda channels: nn.GroupNorm(1, channels)).save_pretrained(
             tmp_path / "x"
@@ -191,23 +185,25 @@ def test_what_cannot_be_kept_or_found(tmp_path: Path) -> None:
     changed = Generator(ngf=2, n_blocks=1)
     changed.model[1] = nn.Conv2d(3, 4, 7)
     with pytest.raises(
-        ValueError, match="its layers were changed, so that its arguments do not make it any more"
+        ValueError, match="a network built from its arguments has other weight names or shapes"
     ):
         changed.save_pretrained(tmp_path / "x")
-    with pytest.raises(UserError, match="none: not a run's folder with a configuration"):
-        Generator(ngf=2, n_blocks=1).save_pretrained(tmp_path / "x", run=tmp_path / "none")
+    with pytest.raises(UserError, match=r"missing: not a run folder: it contains neither config.json nor"):
+        Generator(ngf=2, n_blocks=1).save_pretrained(tmp_path / "x", run=tmp_path / "missing")
     assert not (tmp_path / "x").exists()
     with pytest.raises(
-        UserError, match=r"no model.safetensors in it; load_generator takes runs and official files"
+        UserError, match=r"has no model.safetensors; for runs and official files use load_generator"
     ):
         Generator.from_pretrained(tmp_path)
     Generator(ngf=2, n_blocks=1).save_pretrained(tmp_path / "g")
     (tmp_path / "g" / "config.json").write_text('{"ngf": 3, "n_blocks": 1}')
-    with pytest.raises(UserError, match=r"model.safetensors: does not fit its config.json: size mismatch"):
+    with pytest.raises(
+        UserError, match=r"model.safetensors: the weights do not match config.json: size mismatch"
+    ):
         Generator.from_pretrained(tmp_path / "g")
 
 
-def test_without_the_extra_it_says_what_to_install() -> None:
+def test_missing_extra_is_named_with_its_install_command() -> None:
     code = (
         "import sys, importlib.util as u; find = u.find_spec\n"
         "u.find_spec = lambda name, *a: None if name == 'huggingface_hub' else find(name, *a)\n"
@@ -215,8 +211,9 @@ def test_without_the_extra_it_says_what_to_install() -> None:
         "assert 'huggingface_hub' not in sys.modules\n"
         "Generator(ngf=2, n_blocks=1).save_pretrained('x')"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    completed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (
-        done.stderr.splitlines()[-1]
-        == "ImportError: this needs huggingface_hub: pip install 'fastcyclegan[hub]'"
+        completed.stderr.splitlines()[-1]
+        == "ImportError: saving and loading pretrained generators needs huggingface_hub: run pip install"
+        " 'fastcyclegan[hub]'"
     )

@@ -1,6 +1,4 @@
-"""What the tests of chains share: a network on the kernels, in the reference and in float64, and the rule
-that they are held to.
-"""
+"""Helpers for the tests of chains: a network by kernels, by the reference and in float64, and parity."""
 
 from __future__ import annotations
 
@@ -19,8 +17,8 @@ from fastcyclegan.testing import assert_parity
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def three(kind: str, **arguments: Any) -> list[nn.Module]:
-    """One network on the kernels, the same in the reference, and that in float64."""
+def network_triple(kind: str, **arguments: Any) -> list[nn.Module]:
+    """Return a network computed by the kernels, the same by the reference, and the reference in float64."""
     torch.manual_seed(0)
     nets = [
         getattr(networks, kind)(**arguments, impl="triton").to(DEVICE),
@@ -36,11 +34,11 @@ def outputs(nets: Iterable[nn.Module], x: Tensor) -> list[Tensor]:
     return [net(x.to(next(net.parameters()).dtype)) for net in nets]
 
 
-def hold(name: str, results: Sequence[Tensor]) -> None:
-    """Hold ours, the first of ``results``, by the parity rule: to the reference, and to it in float64.
+def check_parity(name: str, results: Sequence[Tensor]) -> None:
+    """Check our result, the first of ``results``, by the parity rule against the reference and float64.
 
-    Of images of 16 pixels or more: a norm of 2 x 2 makes a rounding error large by chance, in ours or in
-    theirs.
+    Use it for images of 16 pixels or more: a norm over 2 x 2 pixels can make a rounding error of either side
+    large at random.
     """
     assert_parity(name, *results, torch.float32)
 

@@ -1,4 +1,4 @@
-"""Shared by the tests of official checkouts: small images in the official folders."""
+"""Fixtures for the tests of official checkouts: small images in the official folder layout."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from tests.conftest import write_images
 
-# So that a failure in it says as much as in a test.
+# Reports failed assertions in this module in as much detail as those in tests.
 pytest.register_assert_rewrite("tests.official.training")
 
 

@@ -1,4 +1,4 @@
-"""What a train.py changes after our step was made is seen, and the checkout's own step goes on from there."""
+"""Changes that a train.py makes later are detected, and the checkout's own step takes over from there."""
 
 from __future__ import annotations
 
@@ -30,28 +30,28 @@ def _at(iteration: int, change: Callable[[Any], object]) -> Callable[[Any, int],
 
 
 def _set(path: str, value: object) -> Callable[[Any], object]:
-    """Set what lies at ``path``, such as opt.lambda_A."""
+    """Set the attribute at ``path``, for example opt.lambda_A."""
     *owners, name = path.split(".")
     return lambda model: setattr(functools.reduce(getattr, owners, model), name, value)
 
 
-def _scale(module: Any, given: Any, made: Any) -> Any:
-    return 0.9 * made
+def _scale(module: Any, inputs: Any, output: Any) -> Any:
+    return 0.9 * output
 
 
 def _squared(self: Any, prediction: Any, target_is_real: bool) -> Any:
     return (prediction - float(target_is_real)).square().mean()
 
 
-# The pools of 3 are full after 5, so that what they hold is shown later.
+# After 5 iterations the pools of 3 are full, so their contents matter later.
 CHANGES: dict[str, tuple[Callable[[Any, int], object], str]] = {
-    "lambda_A": (_at(5, _set("opt.lambda_A", 50.0)), "opt.lambda_A is 50.0, was 10.0"),
-    "no identity": (_at(5, _set("opt.lambda_identity", 0.0)), "opt.lambda_identity is 0.0, was 0.5"),
-    "a filling pool": (_at(2, _set("opt.lambda_B", 5.0)), "opt.lambda_B is 5.0, was 10.0"),
-    "gan_mode": (_at(5, _set("opt.gan_mode", "vanilla")), "opt.gan_mode is vanilla, was lsgan"),
+    "lambda_A": (_at(5, _set("opt.lambda_A", 50.0)), "opt.lambda_A changed from 10.0 to 50.0"),
+    "no identity": (_at(5, _set("opt.lambda_identity", 0.0)), "opt.lambda_identity changed from 0.5 to 0.0"),
+    "a filling pool": (_at(2, _set("opt.lambda_B", 5.0)), "opt.lambda_B changed from 10.0 to 5.0"),
+    "gan_mode": (_at(5, _set("opt.gan_mode", "vanilla")), "opt.gan_mode changed from lsgan to vanilla"),
     "gan_mode of the criterion": (
         _at(5, _set("criterionGAN.gan_mode", "vanilla")),
-        "criterionGAN.gan_mode is vanilla, was lsgan",
+        "criterionGAN.gan_mode changed from lsgan to vanilla",
     ),
     "criterion": (
         _at(5, _set("criterionCycle", nn.MSELoss())),
@@ -61,7 +61,7 @@ CHANGES: dict[str, tuple[Callable[[Any, int], object], str]] = {
         _at(5, lambda model: model.criterionGAN.real_label.fill_(0.9)),
         "criterionGAN.real_label changed",
     ),
-    "rates": (_halve_rate, "generators and discriminators have learning rates of their own"),
+    "learning rates": (_halve_rate, "generators and discriminators have different learning rates"),
     "betas": (
         _at(5, lambda model: model.optimizer_G.param_groups[0].update(betas=(0.9, 0.9))),
         "optimizer_G.betas changed",
@@ -70,7 +70,7 @@ CHANGES: dict[str, tuple[Callable[[Any, int], object], str]] = {
         _at(5, lambda model: model.netG_A.model[1].requires_grad_(False)),
         "requires_grad of the parameters of netG_A changed",
     ),
-    "evaluation": (_at(5, lambda model: model.eval()), "mode (training or evaluation) of netG_A changed"),
+    "evaluation": (_at(5, lambda model: model.eval()), "training or evaluation mode of netG_A changed"),
     "a network": (
         _at(5, lambda model: setattr(model, "netD_A", copy.deepcopy(model.netD_A))),
         "netD_A changed",
@@ -84,15 +84,15 @@ CHANGES: dict[str, tuple[Callable[[Any, int], object], str]] = {
         _at(5, lambda model: model.netG_A.register_forward_hook(_scale)),
         "hooks of netG_A changed",
     ),
-    "a layer": (
+    "an added layer": (
         _at(5, lambda model: model.netG_A.model.append(nn.Identity())),
         "layers of netG_A changed",
     ),
-    "a layer fewer": (_at(5, lambda model: model.netD_A.model.pop(-1)), "layers of netD_A changed"),
+    "a removed layer": (_at(5, lambda model: model.netD_A.model.pop(-1)), "layers of netD_A changed"),
     "an optimizer's step": (_at(5, _set("optimizer_D.step", lambda: None)), "optimizer_D.step changed"),
-    "what a pool draws from": (
+    "the random numbers of a pool": (
         _at(5, lambda model: setattr(sys.modules["util.image_pool"], "random", random.Random(1))),
-        "random for fake_A_pool changed",
+        "random module of fake_A_pool changed",
     ),
     "a method": (
         _at(5, lambda model: setattr(model, "backward_D_A", model.forward)),
@@ -110,54 +110,56 @@ CHANGES: dict[str, tuple[Callable[[Any, int], object], str]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_what_changes_later_hands_over_to_the_checkouts_own_step(
+def test_a_later_change_hands_back_to_the_checkouts_own_step(
     tmp_path: Path, images: Path, change: str
 ) -> None:
     after, reason = CHANGES[change]
     folder = checkout(tmp_path)
-    ours, theirs = (
+    ours, official = (
         train(folder, images, "--norm batch", options, after=after) for options in (Options(), None)
     )
     assert any(line.startswith(STEP) for line in ours[2]), ours[2]
-    assert ours[2][-1].startswith(f"step: the checkout's own from here on: {reason}")
-    assert ours[2][-1].endswith("; it goes on with our weights and moments and pools")
-    assert_same(ours, theirs)
+    assert ours[2][-1].startswith(f"training step: back to the checkout's own: {reason}")
+    assert ours[2][-1].endswith(
+        "; it continues with our weights and optimizer moments, and with our image pools"
+    )
+    assert_same(ours, official)
 
 
-def test_weights_that_fall_with_the_epochs(tmp_path: Path, images: Path) -> None:
-    """A method outside the step may do what it likes: what it changes is seen."""
-    own = (
+def test_a_loss_weight_that_decays_with_the_epochs_is_detected(tmp_path: Path, images: Path) -> None:
+    """Methods outside the step are not checked, but the changes that they make are detected."""
+    method = (
         "    def update_learning_rate(self):\n        BaseModel.update_learning_rate(self)\n       "
         " self.opt.lambda_A *= 0.1\n\n"
     )
-    folder = checkout(tmp_path, [(MODEL, SET_INPUT, f"{own}{SET_INPUT}")])
+    folder = checkout(tmp_path, [(MODEL, SET_INPUT, f"{method}{SET_INPUT}")])
     ours = train(folder, images, "", Options())
     assert ours[2][-1].startswith(
-        "step: the checkout's own from here on: opt.lambda_A is 1.0, was 10.0; it goes on"
+        "training step: back to the checkout's own: opt.lambda_A changed from 10.0 to 1.0; it continues"
     )
     assert_same(ours, train(folder, images, "", None))
 
 
-def test_pools_that_cannot_take_our_images_are_named(tmp_path: Path, images: Path) -> None:
+def test_a_pool_that_cannot_take_our_images_is_named(tmp_path: Path, images: Path) -> None:
     other = SimpleNamespace(pool_size=3, query=lambda images: images)
     after = _at(2, _set("fake_A_pool", other))
     _, _, logged = train(checkout(tmp_path), images, "", Options(), epochs=1, after=after)
     assert logged[-1] == (
-        "step: the checkout's own from here on: fake_A_pool changed; it goes on with our weights and moments,"
-        " but fake_A_pool cannot take our images"
+        "training step: back to the checkout's own: fake_A_pool changed; it continues with our weights and"
+        " optimizer moments, but fake_A_pool cannot take our images"
     )
 
 
-class _NoOperator(TorchDispatchMode):
+class _ForbidOperators(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         raise AssertionError(f"{func} was called")
 
 
-def test_a_look_calls_no_operator(tmp_path: Path, images: Path) -> None:
-    """So it waits for no GPU."""
+def test_finding_changes_calls_no_operator(tmp_path: Path, images: Path) -> None:
+    """So the guard never waits for a GPU."""
     model, _, _ = train(checkout(tmp_path), images, "--norm batch", Options(), epochs=1)
     guard = ChangeGuard(model)
-    with _NoOperator():
-        assert guard.changed(model) == ""
+    with _ForbidOperators():
+        assert guard.find_change(model) == ""
         model.criterionGAN.real_label = model.criterionGAN.fake_label
-        assert guard.changed(model) == "criterionGAN.real_label changed"
+        assert guard.find_change(model) == "criterionGAN.real_label changed"

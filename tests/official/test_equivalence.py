@@ -1,5 +1,7 @@
-"""Checkouts that somebody changed: what is done before the first iteration finds another step, which then
-stays, and why is said. Where the methods are known ones, it is the comparison that finds it.
+"""Modified checkouts: the checks before the first iteration detect a different step.
+
+The checkout's own step is then kept, and the reason is logged. If all methods are known versions, the
+numerical comparison detects the difference.
 """
 
 from __future__ import annotations
@@ -23,9 +25,9 @@ from tests.official.training import (
     train,
 )
 
-WEIGHTS = "it is not the public one: netG_A's weights differ by "
-# By the names of the module, which the methods go by.
-CHANCE = """from types import SimpleNamespace
+WEIGHTS = "its results differ from our step's: netG_A's weights by "
+# Named like the module, because the methods look it up by name.
+FAKE_RANDOM = """from types import SimpleNamespace
 
 random = SimpleNamespace(uniform=lambda low, high: high, randint=lambda low, high: low)
 """
@@ -35,15 +37,15 @@ FORKS: dict[str, tuple[str, str, str, str]] = {
         MODEL,
         ADVERSARIAL,
         f"{ADVERSARIAL} + 0.01 * self.fake_B.mean()",
-        "its backward_G is of no version that is known here",
+        "its backward_G is not a known version",
     ),
-    "a loss that counts twice": (
+    "a loss counted twice": (
         MODEL,
         ADVERSARIAL,
         f"{ADVERSARIAL} + self.loss_G_A",
-        "its backward_G is of no version that is known here",
+        "its backward_G is not a known version",
     ),
-    "a loss with a name": (
+    "an unknown loss name": (
         MODEL,
         '["D_A",',
         'self.__dict__.setdefault("loss_x", 1) and ["x",',
@@ -53,34 +55,44 @@ FORKS: dict[str, tuple[str, str, str, str]] = {
         MODEL,
         STEP_G,
         CLIPPED,
-        "its optimize_parameters is of no version that is known here",
+        "its optimize_parameters is not a known version",
     ),
     "two updates": (
         MODEL,
         STEP_D,
         f"{STEP_D}; {STEP_D}",
-        "its optimize_parameters is of no version that is known here",
+        "its optimize_parameters is not a known version",
     ),
     "no pool of A": (
         MODEL,
         "self.fake_A_pool.query(self.fake_A)",
         "self.fake_A",
-        "its optimize_parameters is of no version that is known here",
+        "its optimize_parameters is not a known version",
     ),
-    "a pool that draws otherwise": (POOL, "> 0.5", "< 0.5", "its fake_A_pool.one is of no version that"),
-    # The methods are known ones here: what they meet is not.
+    "a pool that decides differently": (POOL, "> 0.5", "< 0.5", "its fake_A_pool.one is not a known version"),
+    # In the following forks the methods are known versions, but the objects that they use differ.
     "soft labels": (NETWORKS, "torch.tensor(1.0)", "torch.tensor(0.9)", WEIGHTS),
-    "a loss of sums": (MODEL, "torch.nn.L1Loss(), ", "torch.nn.L1Loss(reduction='sum'), ", WEIGHTS),
-    "other chance": (POOL, "import random\n", CHANCE, "it is not the public one: "),
+    "a loss that sums": (MODEL, "torch.nn.L1Loss(), ", "torch.nn.L1Loss(reduction='sum'), ", WEIGHTS),
+    "other random numbers": (POOL, "import random\n", FAKE_RANDOM, "its results differ from our step's: "),
     "another optimizer": (
         MODEL,
         f"torch.optim.{ADAM_D}",
         "torch.optim.AdamW(both_D, lr=opt.lr",
         "optimizer_D is AdamW, not Adam",
     ),
-    "weight decay": (MODEL, ADAM_D, f"{ADAM_D}, weight_decay=0.1", "optimizer_D has settings of its own"),
-    "two rates": (MODEL, ADAM_D, ADAM_D.replace("opt.lr,", "4 * opt.lr,"), "learning rates of their own"),
-    "no copies": (
+    "weight decay": (
+        MODEL,
+        ADAM_D,
+        f"{ADAM_D}, weight_decay=0.1",
+        "optimizer_D uses other Adam settings than the public code",
+    ),
+    "two learning rates": (
+        MODEL,
+        ADAM_D,
+        ADAM_D.replace("opt.lr,", "4 * opt.lr,"),
+        "different learning rates",
+    ),
+    "a model that cannot be copied": (
         MODEL,
         CYCLE,
         f"self.frames = (n for n in ()); {CYCLE}",
@@ -90,25 +102,25 @@ FORKS: dict[str, tuple[str, str, str, str]] = {
         NETWORKS,
         "x + self.conv_block(x)",
         "torch.relu(x + self.conv_block(x))",
-        "netG_A is a ResnetGenerator of the checkout",
+        "netG_A is the checkout's own ResnetGenerator",
     ),
 }
 
 
 @pytest.mark.parametrize("fork", FORKS)
-def test_a_fork_keeps_what_is_its_own_and_that_is_said(tmp_path: Path, images: Path, fork: str) -> None:
+def test_a_fork_keeps_its_own_step_and_the_reason_is_logged(tmp_path: Path, images: Path, fork: str) -> None:
     *edit, reason = FORKS[fork]
     folder = checkout(tmp_path, [tuple(edit)])  # type: ignore[list-item]
     ours = train(folder, images, "--norm batch", Options(), epochs=1)
-    lines = [line for line in ours[2] if line.startswith("step: ")]
+    lines = [line for line in ours[2] if line.startswith("training step: ")]
     assert len(lines) == 1
-    assert lines[0].startswith("step: the checkout's own: ")
+    assert lines[0].startswith("training step: not replaced: ")
     assert reason in lines[0]
     assert_same(ours, train(folder, images, "--norm batch", None, epochs=1))
 
 
-def test_a_rate_of_zero_hides_nothing(tmp_path: Path, images: Path) -> None:
-    """Where nothing moves, all steps are the same: the proof has a rate of its own."""
+def test_a_learning_rate_of_zero_hides_no_difference(tmp_path: Path, images: Path) -> None:
+    """Without updates all steps look the same, so the comparison uses its own learning rate."""
     folder = checkout(tmp_path, [(NETWORKS, "torch.tensor(1.0)", "torch.tensor(0.9)")])
     _, _, logged = train(folder, images, "--lr 0", Options(), epochs=1)
     assert WEIGHTS in logged[-1]

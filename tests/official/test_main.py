@@ -1,5 +1,6 @@
-"""An official command with our networks and step, on a package of the official structure, against what that
-does alone.
+"""``python -m fastcyclegan.official`` end to end, compared with the same scripts run without it.
+
+The scripts belong to a package with the structure of the official code.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from typing import Any
 import pytest
 import torch
 
-from fastcyclegan.official import __main__ as official
+from fastcyclegan.official import __main__ as official_main
 from tests.official.training import NETWORKS, SMALL, checkout
 
 ROOT = Path(__file__).parents[2]
 
 
-def tree(folder: Path) -> dict[str, str]:
+def file_hashes(folder: Path) -> dict[str, str]:
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in folder.rglob("*")
@@ -32,8 +33,8 @@ def tree(folder: Path) -> dict[str, str]:
 OURS = ["-m", "fastcyclegan.official"]
 
 
-def command(*args: object, cwd: Path, word: str) -> tuple[str, list[Any]]:
-    """Run Python with ``args``; return what it printed, and what its lines that begin with ``word`` hold."""
+def command(*args: object, cwd: Path, prefix: str) -> tuple[str, list[Any]]:
+    """Run Python with ``args``; return its output and the values that its lines list after ``prefix``."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     line = [sys.executable, *map(str, args)]
@@ -41,63 +42,64 @@ def command(*args: object, cwd: Path, word: str) -> tuple[str, list[Any]]:
         line, cwd=cwd, check=True, stdout=subprocess.PIPE, text=True, env=environment
     ).stdout
     return text, [
-        json.loads(line.removeprefix(word).replace("'", '"'))
+        json.loads(line.removeprefix(prefix).replace("'", '"'))
         for line in text.splitlines()
-        if line.startswith(f"{word} ")
+        if line.startswith(f"{prefix} ")
     ]
 
 
 def test_the_command_end_to_end(tmp_path: Path, images: Path) -> None:
-    """Losses to fp32, the same files, each side's files used by the other, and a checkout that nothing was
-    written into.
+    """Losses agree to fp32 rounding, both write the same files, and each can use the other's.
+
+    Nothing is written into the checkout.
     """
-    theirs, ours = checkout(tmp_path / "theirs"), checkout(tmp_path / "ours")
-    before = tree(ours)
-    often = "--n_epochs 2 --n_epochs_decay 2 --print_freq 1 --display_freq 7 --save_latest_freq 6"
-    flags = f"--dataroot {images} {SMALL} --lr 0.0002 {often}".split()
-    _, alone = command("train.py", *flags, cwd=theirs, word="losses")
-    # From elsewhere, so that ./checkpoints is not in the checkout.
-    text, together = command(
-        *OURS, "--precision", "fp32", ours / "train.py", *flags, cwd=tmp_path, word="losses"
+    official, ours = checkout(tmp_path / "official"), checkout(tmp_path / "ours")
+    before = file_hashes(ours)
+    schedule = "--n_epochs 2 --n_epochs_decay 2 --print_freq 1 --display_freq 7 --save_latest_freq 6"
+    flags = f"--dataroot {images} {SMALL} --lr 0.0002 {schedule}".split()
+    _, official_losses = command("train.py", *flags, cwd=official, prefix="losses")
+    # From another folder, so that ./checkpoints is not inside the checkout.
+    text, our_losses = command(
+        *OURS, "--precision", "fp32", ours / "train.py", *flags, cwd=tmp_path, prefix="losses"
     )
-    assert len(alone) == len(together) == 20
-    # 3e-7 for a dozen iterations; then rounding grows, as it does between any two orders of sums.
-    for n, (mine, other) in enumerate(zip(together, alone, strict=True)):
-        assert mine == pytest.approx(other, rel=1e-5 if n < 10 else 0.01), n
+    assert len(official_losses) == len(our_losses) == 20
+    # 3e-7 for a dozen iterations; after that rounding errors grow, as between any two orders of summation.
+    for n, (row, official_row) in enumerate(zip(our_losses, official_losses, strict=True)):
+        assert row == pytest.approx(official_row, rel=1e-5 if n < 10 else 0.01), n
     logged = [line.split(":")[1].strip() for line in text.splitlines() if line.startswith("fastcyclegan: ")]
     assert logged == [
-        "replaced where it is the same",
+        "networks to be replaced if ours give the same outputs",
         "ResnetGenerator",
         "NLayerDiscriminator",
         logged[3],
-        "step",
+        "training step",
     ]
-    assert logged[3].startswith("comparing the step with ours in float64")
+    assert logged[3].startswith("comparing the checkout's training step with ours in float64")
     assert (
         text.count(
             "visuals {'real_A': [1, 3, 32, 32], 'fake_B': [1, 3, 32, 32], 'rec_A': [1, 3, 32, 32], 'idt_B'"
         )
         == 2
     )
-    folders = [where / "checkpoints" for where in (tmp_path, theirs)]
-    mine_saved, other_saved = (
+    folders = [parent / "checkpoints" for parent in (tmp_path, official)]
+    our_files, official_files = (
         {path.name: torch.load(path) for path in sorted(folder.rglob("*.pth"))} for folder in folders
     )
-    assert {name: [*weights] for name, weights in mine_saved.items()} == {
-        name: [*weights] for name, weights in other_saved.items()
+    assert {name: [*weights] for name, weights in our_files.items()} == {
+        name: [*weights] for name, weights in official_files.items()
     }
-    assert all(value.is_contiguous() for weights in mine_saved.values() for value in weights.values())
+    assert all(value.is_contiguous() for weights in our_files.values() for value in weights.values())
     for folder in folders:
-        use = (
+        arguments = (
             f"--dataroot {images} --ngf 4 --netG resnet_1blocks --model test --no_dropout --checkpoints_dir"
             f" {folder}".split()
         )
-        text, mine = command(*OURS, ours / "test.py", *use, cwd=tmp_path, word="sums")
-        _, other = command(theirs / "test.py", *use, cwd=tmp_path, word="sums")
-        assert "ResnetGenerator: ours" in text
-        assert len(mine) == 2
-        assert [pytest.approx(row, abs=0.02) for row in other] == mine
-    assert tree(ours) == before
+        text, our_sums = command(*OURS, ours / "test.py", *arguments, cwd=tmp_path, prefix="sums")
+        _, official_sums = command(official / "test.py", *arguments, cwd=tmp_path, prefix="sums")
+        assert "ResnetGenerator: replaced by ours" in text
+        assert len(our_sums) == 2
+        assert [pytest.approx(row, abs=0.02) for row in official_sums] == our_sums
+    assert file_hashes(ours) == before
 
 
 @pytest.mark.parametrize(
@@ -105,27 +107,27 @@ def test_the_command_end_to_end(tmp_path: Path, images: Path) -> None:
     [
         (
             ["train.py"],
-            "train.py: no such file; what is needed is the train.py or test.py of an official checkout",
+            "train.py: no such file; give the train.py or test.py of an official checkout",
         ),
         (
             ["{here}/conftest.py"],
-            "is no script of an official checkout: {here}/models/networks.py does not exist",
+            "does not belong to an official checkout: {here}/models/networks.py does not exist",
         ),
         (
             ["{other}/train.py"],
-            "is no script of an official checkout: {other}/models/networks.py has no define_G",
+            "does not belong to an official checkout: {other}/models/networks.py has no define_G",
         ),
         (["--batch", "{good}/train.py"], "unrecognized arguments: --batch"),
         (["--precision", "fp16", "{good}/train.py"], "argument --precision: invalid choice: 'fp16'"),
         ([], "the following arguments are required: script"),
     ],
 )
-def test_what_cannot_be_served_is_refused_before_the_script(
+def test_mistakes_are_reported_before_the_script_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], args: list[str], message: str
 ) -> None:
     good, other = checkout(tmp_path), checkout(tmp_path / "other", [(NETWORKS, "def define_G", "def make_G")])
     places = {"here": Path(__file__).parents[1], "good": good, "other": other}
-    assert official.main([arg.format(**places) for arg in args]) == 2
+    assert official_main.main([arg.format(**places) for arg in args]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert message.format(**places) in error
@@ -139,14 +141,14 @@ def test_what_cannot_be_served_is_refused_before_the_script(
             "--compile",
             "test.py",
             (
-                "--compile belongs to the training step of --model cycle_gan; here the networks alone are"
+                "--compile applies only to the training step of --model cycle_gan; here only the networks are"
                 " replaced"
             ),
         ),
         ("--impl triton", "train.py", "impl='triton' needs an NVIDIA GPU, got cpu"),
     ],
 )
-def test_what_the_model_cannot_do_is_refused_before_it_runs(
+def test_flags_that_the_model_does_not_support_are_refused_before_it_runs(
     tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch, flags: str, script: str, message: str
 ) -> None:
     line = [
@@ -162,7 +164,7 @@ def test_what_the_model_cannot_do_is_refused_before_it_runs(
         **{name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"},
         "PYTHONPATH": str(ROOT),
     }
-    done = subprocess.run(
+    process = subprocess.run(
         [*line, *SMALL.split()[:2], *SMALL.split()[4:6]],
         cwd=tmp_path,
         capture_output=True,
@@ -170,12 +172,12 @@ def test_what_the_model_cannot_do_is_refused_before_it_runs(
         env=environment,
         check=False,
     )
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.startswith(f"error: {message}")
-    assert len(done.stderr.splitlines()) == 1
+    assert process.returncode == 2, process.stderr
+    assert process.stderr.startswith(f"error: {message}")
+    assert len(process.stderr.splitlines()) == 1
 
 
-def test_errors_of_the_script_are_its_own(tmp_path: Path) -> None:
+def test_errors_of_the_script_pass_through_unchanged(tmp_path: Path) -> None:
     line = [
         sys.executable,
         "-m",
@@ -185,8 +187,8 @@ def test_errors_of_the_script_are_its_own(tmp_path: Path) -> None:
         "x",
         "--pool",
         "3",
-        "--what",
+        "--unknown",
     ]
-    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "train.py: error: unrecognized arguments: --what" in done.stderr
+    process = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert process.returncode == 2
+    assert "train.py: error: unrecognized arguments: --unknown" in process.stderr

@@ -1,6 +1,4 @@
-"""Our step in the place of a checkout's: the same weights, losses and files in float64, and images that are
-made on demand.
-"""
+"""Replacing a checkout's training step: same weights, losses and files in float64, and images on demand."""
 
 from __future__ import annotations
 
@@ -31,20 +29,20 @@ from tests.official.training import (
     "flags",
     [
         pytest.param("", id="defaults"),
-        # Batches of 2 of 5 images: the last is a part; the pool is full in the middle of the second.
+        # Batches of 2 from 5 images: the last one is incomplete, and the pool fills up within the second.
         pytest.param("--batch_size 2 --direction BtoA", id="batches"),
-        # Images of several sizes, in one pool.
+        # Images of several sizes in one pool.
         pytest.param("--preprocess none", id="sizes"),
-        # The order of passes counts, and so do running statistics.
+        # The order of the passes matters here, and so do running statistics.
         pytest.param("--norm batch --batch_size 3 --gan_mode vanilla", id="batch norm"),
         pytest.param(
             "--netG unet_32 --netD pixel --lambda_identity 0 --pool_size 0", id="U-Net, no identity, no pool"
         ),
     ],
 )
-# Schedulers must see that the optimizers' steps are made.
+# Schedulers must see that the optimizers have stepped.
 @pytest.mark.filterwarnings("error:Detected call of")
-def test_a_seeded_run_is_the_checkouts(tmp_path: Path, images: Path, flags: str) -> None:
+def test_a_seeded_run_matches_the_checkouts(tmp_path: Path, images: Path, flags: str) -> None:
     folder = checkout(tmp_path)
     if "none" in flags:
         write_images(images / "trainA", 2, size=(40, 24), seed=9)
@@ -54,7 +52,7 @@ def test_a_seeded_run_is_the_checkouts(tmp_path: Path, images: Path, flags: str)
 
 
 VARIANTS: dict[str, Edits] = {
-    # 2017-19: a sigmoid to choose, and no gan_mode.
+    # 2017-19: an optional sigmoid, and no gan_mode.
     "old": [
         (
             NETWORKS,
@@ -73,7 +71,7 @@ VARIANTS: dict[str, Edits] = {
             "del opt.gan_mode\n        opt.no_lsgan = False\n        self.loss_names = [",
         ),
     ],
-    # 2025: setup() initialises the networks; there is a device instead of gpu_ids.
+    # 2025: setup() initialises the networks, and a device replaces gpu_ids.
     "new": [
         (NETWORKS, "    return init_net(net, init_type, init_gain, gpu_ids)", "    return net"),
         (
@@ -85,7 +83,7 @@ VARIANTS: dict[str, Edits] = {
             ),
         ),
     ],
-    # What init_net does with one GPU.
+    # As init_net does with one GPU.
     "wrapped": [
         (
             NETWORKS,
@@ -101,10 +99,10 @@ def test_checkouts_of_other_years(tmp_path: Path, images: Path, variant: str) ->
     folder = checkout(tmp_path, VARIANTS[variant])
     ours = train(folder, images, "", Options(), epochs=2)
     assert_ours(ours[2])
-    theirs = train(folder, images, "", None, epochs=2)
-    assert_same(ours, theirs)
+    official = train(folder, images, "", None, epochs=2)
+    assert_same(ours, official)
     saved = []
-    for model, _, _ in (ours, theirs):
+    for model, _, _ in (ours, official):
         model.save_networks("7")
         saved.append(
             {path.name: torch.load(path) for path in sorted(Path(model.save_dir).glob("7_net_*.pth"))}
@@ -117,7 +115,7 @@ def test_checkouts_of_other_years(tmp_path: Path, images: Path, variant: str) ->
     )
 
 
-def test_the_proof_leaves_no_trace_and_images_are_made_on_demand(
+def test_comparing_leaves_no_trace_and_images_are_computed_on_demand(
     tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from fastcyclegan.official import patch_model
@@ -132,20 +130,20 @@ def test_the_proof_leaves_no_trace_and_images_are_made_on_demand(
         ]
 
     G: Any = None
-    seen: list[bool] = []
+    unchanged: list[bool] = []
 
-    def watched(model: Any, *args: Any) -> float:
+    def checked(model: Any, *args: Any) -> float:
         nonlocal G
         G = model.netG_A
         before = states()
-        difference = prove(model, *args)
-        seen.append(states() == before)
+        difference = compare_steps(model, *args)
+        unchanged.append(states() == before)
         return difference
 
-    prove = patch_model.prove
-    monkeypatch.setattr(patch_model, "prove", watched)
+    compare_steps = patch_model.compare_steps
+    monkeypatch.setattr(patch_model, "compare_steps", checked)
     model, _, _ = train(checkout(tmp_path), images, "--norm batch", Options(), epochs=1)
-    assert seen == [True]
+    assert unchanged == [True]
     before = states()
     visuals = model.get_current_visuals()
     assert list(visuals) == ["real_A", "fake_B", "rec_A", "idt_B", "real_B", "fake_A", "rec_B", "idt_A"]
@@ -154,7 +152,7 @@ def test_the_proof_leaves_no_trace_and_images_are_made_on_demand(
     assert float(model.loss_G) == pytest.approx(
         sum(loss for name, loss in model.get_current_losses().items() if name[:2] != "D_")
     )
-    # What a fork may save.
+    # A fork may save the optimizers.
     assert model.optimizer_G.state_dict()["state"][0]["exp_avg"].any()
     with pytest.raises(AttributeError, match="no attribute 'fake_C'"):
         _ = model.fake_C
@@ -162,20 +160,23 @@ def test_the_proof_leaves_no_trace_and_images_are_made_on_demand(
 
 @pytest.mark.gpu
 def test_our_step_on_a_gpu(tmp_path: Path, images: Path) -> None:
-    """The kernels, in fp32: as the checkout until Adam has turned the rounding of gradients near 0 into
-    steps; then bf16 and a graph.
+    """The kernels in fp32, then bf16 and a CUDA graph.
+
+    In fp32 the losses match the checkout's until Adam turns the rounding errors of gradients near 0 into
+    steps.
     """
     folder = checkout(tmp_path)
-    given: dict[str, Any] = {"flags": "--lr 0.0002 --gpu_ids 0", "dtype": torch.float32}
-    _, ours, logged = train(folder, images, ours=Options("fp32"), **given)
-    assert any(line.startswith("step: ours, on cuda:0 in fp32, networks by triton") for line in logged), (
-        logged
-    )
-    _, theirs, _ = train(folder, images, ours=None, **given)
-    for mine, other in zip(ours[:3], theirs[:3], strict=True):
-        assert mine == pytest.approx(other, rel=0.01)
-    model, ours, logged = train(folder, images, ours=Options(compile=True), **given)
-    assert any("in bf16, compiled, networks by triton" in line for line in logged), logged
+    settings: dict[str, Any] = {"flags": "--lr 0.0002 --gpu_ids 0", "dtype": torch.float32}
+    _, ours, logged = train(folder, images, options=Options("fp32"), **settings)
+    assert any(
+        line.startswith("training step: replaced by ours, on cuda:0 in fp32, networks computed by triton")
+        for line in logged
+    ), logged
+    _, official, _ = train(folder, images, options=None, **settings)
+    for row, official_row in zip(ours[:3], official[:3], strict=True):
+        assert row == pytest.approx(official_row, rel=0.01)
+    model, ours, logged = train(folder, images, options=Options(compile=True), **settings)
+    assert any("in bf16, compiled, networks computed by triton" in line for line in logged), logged
     before = [p.data_ptr() for p in model.netG_A.parameters()]
     model.save_networks("1")
     assert [p.data_ptr() for p in model.netG_A.parameters()] == before
@@ -184,12 +185,12 @@ def test_our_step_on_a_gpu(tmp_path: Path, images: Path) -> None:
     assert next(model.netG_A.parameters()).is_cuda
 
 
-def test_training_goes_on_from_the_checkouts_files(tmp_path: Path, images: Path) -> None:
+def test_training_resumes_from_the_checkouts_files(tmp_path: Path, images: Path) -> None:
     folder = checkout(tmp_path)
     model, _, _ = train(folder, images, "", None, epochs=1)
     model.save_networks("latest")
-    ours, theirs = (
+    ours, official = (
         train(folder, images, "--continue_train", options, epochs=1) for options in (Options(), None)
     )
     assert any(line.startswith(STEP) for line in ours[2])
-    assert_same(ours, theirs)
+    assert_same(ours, official)

@@ -1,4 +1,4 @@
-"""Our networks in the place of a checkout's: which classes are replaced, and what computes them."""
+"""Replacing a checkout's networks: which classes are replaced, and how they are computed."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ from fastcyclegan.testing import relative_error
 from tests.official.training import MODEL, NETWORKS, STEP, checkout, importable, train
 
 
-def test_dropout_and_derived_networks(tmp_path: Path, images: Path) -> None:
-    """Dropout draws in another order in our step, so the proof is made without; a class made of theirs is
-    theirs.
+def test_steps_are_compared_without_dropout_and_derived_classes_are_kept(
+    tmp_path: Path, images: Path
+) -> None:
+    """Our step draws dropout masks in another order, so the steps are compared without dropout.
+
+    A class derived from one of the checkout's stays the checkout's own.
     """
     derived = (
-        "\n\nclass Mine(ResnetGenerator):\n    def __init__(self, width):\n       "
+        "\n\nclass Derived(ResnetGenerator):\n    def __init__(self, width):\n       "
         " ResnetGenerator.__init__(self, 3, 3, width)\n"
     )
     edits = [
@@ -30,20 +33,20 @@ def test_dropout_and_derived_networks(tmp_path: Path, images: Path) -> None:
     assert any(line.startswith(STEP) for line in logged), logged
     assert any(isinstance(module, nn.Dropout) and module.p == 0.5 for module in model.netG_A.modules())
     with importable(folder, Options(), []):
-        from models.networks import Mine, ResnetGenerator  # type: ignore[import-not-found]
+        from models.networks import Derived, ResnetGenerator  # type: ignore[import-not-found]
 
-        assert type(Mine(4)) is Mine
+        assert type(Derived(4)) is Derived
         assert type(ResnetGenerator(3, 3, 4)).__module__ == "fastcyclegan.compat"
 
 
-def test_the_kernels_compute_a_checkouts_networks(tmp_path: Path, device: str) -> None:
-    made = []
-    for ours in (Options(impl="triton"), None):
+def test_triton_kernels_compute_a_checkouts_networks(tmp_path: Path, device: str) -> None:
+    outputs = []
+    for options in (Options(impl="triton"), None):
         torch.manual_seed(0)
-        with importable(checkout(tmp_path / str(ours is None)), ours, []):
-            from models import networks as theirs  # type: ignore[import-not-found]
+        with importable(checkout(tmp_path / str(options is None)), options, []):
+            from models import networks as official  # type: ignore[import-not-found]
 
-            net = theirs.define_G(3, 3, 2, "resnet_1blocks", "instance").to(device)
-        made.append(net(torch.linspace(-1, 1, 3 * 12 * 12, device=device).sin().view(1, 3, 12, 12)))
-        assert ours is None or computed_by(net) == "triton"
-    assert relative_error(*made) < 1e-5
+            net = official.define_G(3, 3, 2, "resnet_1blocks", "instance").to(device)
+        outputs.append(net(torch.linspace(-1, 1, 3 * 12 * 12, device=device).sin().view(1, 3, 12, 12)))
+        assert options is None or computed_by(net) == "triton"
+    assert relative_error(*outputs) < 1e-5

@@ -1,5 +1,6 @@
-"""Steps of which a method is no version that is known: they keep their place, though two iterations show no
-difference. What the hash of a method is made of, and the table of known ones.
+"""Steps with a method that is not a known version are kept, even if two iterations show no difference.
+
+Also tests what the hash of a method depends on, and the table of known hashes.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ def counted(method):
 
 CycleGANModel.backward_G = counted(CycleGANModel.backward_G)
 """
-UNKNOWN = "is of no version that is known here (hash "
-# What two iterations beside ours cannot show: what comes later, and what is done beside training.
+UNKNOWN = "is not a known version (hash "
+# Differences that comparing two iterations cannot show: effects that come later, and side effects.
 LATER: dict[str, tuple[str, str, str, str]] = {
     "a skipped update": (
         MODEL,
@@ -71,7 +72,7 @@ LATER: dict[str, tuple[str, str, str, str]] = {
         f"{ADVERSARIAL} + (self.loss_G_A if self.seen > 3 else 0)",
         f"backward_G {UNKNOWN}",
     ),
-    "a weight that moves": (
+    "a loss weight that changes": (
         MODEL,
         "self.real_A) * opt.lambda_A\n",
         "self.real_A) * self.seen\n",
@@ -108,22 +109,22 @@ LATER: dict[str, tuple[str, str, str, str]] = {
         f"    @torch.enable_grad()\n{OPTIMIZE}",
         f"optimize_parameters {UNKNOWN}",
     ),
-    "a method of its own": (
+    "a call of another method": (
         MODEL,
         BACKWARD,
         BACKWARD.replace("_G()", "_all()"),
         f"optimize_parameters {UNKNOWN}",
     ),
-    # functools.wraps names the method that is known as the source.
+    # functools.wraps points inspect to the known method as the source.
     "a wrapper": (MODEL, "# The end.", WRAPPED, f"backward_G {UNKNOWN}"),
     "a method of the instance": (
         MODEL,
         CRITERIONS,
         f"{CRITERIONS}; self.forward = functools.partial(CycleGANModel.forward, self)",
-        "forward is no function of its class",
+        "forward is not an ordinary method of its class",
     ),
-    # Another order of the same sum: an unknown version is not ours to judge.
-    "the same in other words": (
+    # The same sum in another order: unknown versions are never judged to be equivalent.
+    "an equivalent change": (
         MODEL,
         ADVERSARIAL,
         ADVERSARIAL.replace("self.loss_G_A + self.loss_G_B", "self.loss_G_B + self.loss_G_A"),
@@ -136,7 +137,7 @@ LATER: dict[str, tuple[str, str, str, str]] = {
         COUNT + f"        prediction = prediction * (1 + self.n // 15)\n{LABEL}",
         f"criterionGAN.forward {UNKNOWN}",
     ),
-    # The comparison asks it twice, each of the two.
+    # The comparison calls each of the two pools twice.
     "a pool that counts": (
         POOL,
         QUERY,
@@ -144,38 +145,38 @@ LATER: dict[str, tuple[str, str, str, str]] = {
         f"fake_A_pool.query {UNKNOWN}",
     ),
     "a pool's helper": (POOL, "return image\n", "return image + 0\n", f"fake_A_pool.one {UNKNOWN}"),
-    "a distance of its own": (
+    "another distance": (
         MODEL,
         CRITERIONS,
         CRITERIONS.replace("= torch.nn.L1Loss()", "= Distance()"),
-        "criterionCycle, a Distance, is no plain torch.nn.L1Loss",
+        "criterionCycle, a Distance, is not a plain torch.nn.L1Loss",
     ),
     "a distance with a hook": (
         MODEL,
         CRITERIONS,
         f"{CRITERIONS}; self.criterionIdt.register_forward_hook(functools.partial(double, 5))",
-        "criterionIdt, a L1Loss, is no plain torch.nn.L1Loss",
+        "criterionIdt, a L1Loss, is not a plain torch.nn.L1Loss",
     ),
     "a criterion with a hook": (
         MODEL,
         CRITERIONS,
         f"{CRITERIONS}; self.criterionGAN.register_forward_hook(functools.partial(double, 13))",
-        "criterionGAN, a GANLoss, has hooks or is no torch.nn.Module",
+        "criterionGAN, a GANLoss, has hooks or is not a torch.nn.Module",
     ),
-    "a loss of the criterion": (
+    "another loss inside the criterion": (
         NETWORKS,
         "self.gan_mode = gan_mode",
         "self.gan_mode, self.loss = gan_mode, nn.HuberLoss()",
-        "criterionGAN.loss, a HuberLoss, is no plain MSELoss or BCEWithLogitsLoss",
+        "criterionGAN.loss, a HuberLoss, is not a plain MSELoss or BCEWithLogitsLoss",
     ),
 }
 HEAD = """import functools
 calls = []
 
 
-def double(start, module, given, made):
+def double(start, module, inputs, output):
     calls.append(0)
-    return made * (1 + (len(calls) >= start))
+    return output * (1 + (len(calls) >= start))
 
 
 class Distance(torch.nn.L1Loss):
@@ -203,7 +204,7 @@ METHODS = f"""    def backward_all(self):
 
 
 @pytest.mark.parametrize("change", LATER)
-def test_a_step_that_may_do_other_things_later_keeps_its_place(
+def test_a_step_that_could_behave_differently_later_is_kept(
     tmp_path: Path, images: Path, change: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     *edit, reason = LATER[change]
@@ -216,15 +217,15 @@ def test_a_step_that_may_do_other_things_later_keeps_its_place(
     folder = checkout(tmp_path, edits)
     ours = train(folder, images, "", Options(), epochs=1)
     printed = capsys.readouterr().out
-    lines = [line for line in ours[2] if line.startswith("step: ")]
+    lines = [line for line in ours[2] if line.startswith("training step: ")]
     assert len(lines) == 1
-    assert re.sub("hash [0-9a-f]{16}[)]$", "hash ", lines[0]) == f"step: the checkout's own: its {reason}"
+    assert re.sub("hash [0-9a-f]{16}[)]$", "hash ", lines[0]) == f"training step: not replaced: its {reason}"
     assert_same(ours, train(folder, images, "", None, epochs=1))
-    # As often as the checkout alone.
+    # The step runs as often as without our package.
     assert printed.count("D\n") == capsys.readouterr().out.count("D\n")
 
 
-def test_a_step_without_source_keeps_its_place_and_comments_and_methods_outside_the_step_count_for_nothing(
+def test_a_step_without_source_is_kept_but_comments_and_methods_outside_the_step_do_not_matter(
     tmp_path: Path, images: Path
 ) -> None:
     folder = checkout(tmp_path / "unreadable")
@@ -233,7 +234,7 @@ def test_a_step_without_source_keeps_its_place_and_comments_and_methods_outside_
             "\n\nexec('def made(self, netD, real, fake): return 0')\nCycleGANModel.backward_D_A = made\n"
         )
     _, _, logged = train(folder, images, "", Options(), epochs=1)
-    assert logged[-1] == "step: the checkout's own: the source of its backward_D_A cannot be read"
+    assert logged[-1] == "training step: not replaced: the source of its backward_D_A cannot be read"
     annotated = f'{OPTIMIZE.replace("):", ") -> None:")}        """Update."""  # all\n'
     edits = [
         (MODEL, OPTIMIZE, annotated),
@@ -254,7 +255,7 @@ SAME = {
     "comments and blank lines": PLAIN.replace("== 0", "== 0")
     .replace(":\n", ":  # why\n\n        # because\n")
     .replace("loss = ", "\n        # so\n        loss = "),
-    "a docstring": PLAIN.replace("=50):\n", '=50):\n        """Asks.\n\n        Twice.\n        """\n'),
+    "a docstring": PLAIN.replace("=50):\n", '=50):\n        """Query.\n\n        Twice.\n        """\n'),
     "annotations": PLAIN.replace(
         "images, size=50)", "images: 'Tensor', size: int=50) -> dict[str, int]"
     ).replace("loss =", "loss: float ="),
@@ -271,54 +272,54 @@ SAME = {
 }
 OTHER = {
     "a number": PLAIN.replace("2.0", "2.5"),
-    "its type": PLAIN.replace("2.0", "2"),
+    "the type of a number": PLAIN.replace("2.0", "2"),
     "a default": PLAIN.replace("50", "49"),
     "a name": PLAIN.replace("images", "image"),
-    "its own name": PLAIN.replace("query", "ask"),
+    "the name of the function": PLAIN.replace("query", "ask"),
     "an attribute": PLAIN.replace("self.one", "self.two"),
     "a keyword": PLAIN.replace("other=True", "True"),
     "an operator": PLAIN.replace("* 2.0", "/ 2.0"),
     "a condition": PLAIN.replace(" and not images", ""),
     "an order": PLAIN.replace("[1, 2]", "[2, 1]"),
     "a comma that makes a tuple": PLAIN.replace("return loss", "return loss,"),
-    "parentheses that count": PLAIN.replace("== 0 and not images", "== (0 and not images)"),
+    "parentheses that matter": PLAIN.replace("== 0 and not images", "== (0 and not images)"),
     "a statement": PLAIN.replace("        return loss", "        self.n += 1\n        return loss"),
-    "a text that is no docstring": PLAIN.replace("'a'", "'A'"),
+    "a string that is not a docstring": PLAIN.replace("'a'", "'A'"),
     "a decorator": PLAIN.replace("    def", "    @torch.no_grad()\n    def"),
     "async": PLAIN.replace("def", "async def"),
 }
 
 
 @pytest.mark.parametrize("change", SAME)
-def test_a_hash_is_not_that_of_the_layout(change: str) -> None:
+def test_a_hash_does_not_depend_on_formatting(change: str) -> None:
     assert SAME[change] != PLAIN
     assert hash_of(SAME[change]) == hash_of(PLAIN)
 
 
 @pytest.mark.parametrize("change", OTHER)
-def test_a_hash_is_that_of_everything_else(change: str) -> None:
+def test_a_hash_depends_on_everything_else(change: str) -> None:
     assert hash_of(OTHER[change]) != hash_of(PLAIN)
 
 
-def test_the_table_holds_what_the_tests_package_has() -> None:
-    """Whoever edits one of its methods finds the hash for the table here."""
+def test_the_table_lists_the_fake_checkouts_methods() -> None:
+    """After an edit of one of its methods, this test shows the new hash for the table."""
     owners = {
         (MODEL, "CycleGANModel"): [""],
         (BASE, "BaseModel"): [""],
         (NETWORKS, "GANLoss"): ["criterionGAN."],
         (POOL, "ImagePool"): ["fake_A_pool.", "fake_B_pool."],
     }
-    found = set()
+    hashes = set()
     for (file, name), prefixes in owners.items():
         text = (Path(__file__).parent / "checkout" / file).read_text()
         (cls,) = [node for node in ast.parse(text).body if getattr(node, "name", None) == name]
         for method in [node for node in cls.body if isinstance(node, ast.FunctionDef)]:
             source = ast.get_source_segment(text, method, padded=True)
-            found |= {(f"{prefix}{method.name}", hash_of(source)) for prefix in prefixes}
+            hashes |= {(f"{prefix}{method.name}", hash_of(source)) for prefix in prefixes}
     listed = {
         (path, known)
         for path, versions in KNOWN.items()
-        for known, where in versions.items()
-        if "tests" in where
+        for known, origin in versions.items()
+        if "tests" in origin
     }
-    assert listed == {(path, known) for path, known in found if path in KNOWN}
+    assert listed == {(path, known) for path, known in hashes if path in KNOWN}

@@ -1,4 +1,4 @@
-"""Models whose step ours does not replace, and the reason that is given."""
+"""Models whose training step ours does not replace, and the reasons that are logged."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import pytest
 from torch import nn
 
 from fastcyclegan.official.patch_model import Options
-from fastcyclegan.official.step import NotServedError, unwrapped
+from fastcyclegan.official.step import NotReplaceableError, unwrap
 from tests.official.training import NETWORKS, checkout, train
 
 
-def test_wgangp_keeps_its_step_and_a_network_of_another_shape_its_place(tmp_path: Path, images: Path) -> None:
+def test_wgangp_and_networks_that_differ_keep_the_checkouts_step(tmp_path: Path, images: Path) -> None:
     folder = checkout(
         tmp_path,
         [
@@ -24,23 +24,22 @@ def test_wgangp_keeps_its_step_and_a_network_of_another_shape_its_place(tmp_path
         ],
     )
     _, _, logged = train(folder, images, "--gan_mode wgangp", Options(precision="bf16"), epochs=1)
-    assert logged[1].startswith("ResnetGenerator: kept as it is: its images differ from those of ours by ")
-    assert logged[2:] == ["NLayerDiscriminator: ours, the same function in float64", logged[3]]
+    assert logged[1].startswith("ResnetGenerator: not replaced: its outputs differ from ours by ")
+    assert logged[2:] == ["NLayerDiscriminator: replaced by ours (same outputs in float64)", logged[3]]
     assert (
         logged[3]
-        == "step: the checkout's own: netG_A is a ResnetGenerator of the checkout (without effect on it:"
-        " --precision)"
+        == "training step: not replaced: netG_A is the checkout's own ResnetGenerator (ignored: --precision)"
     )
     _, _, logged = train(checkout(tmp_path / "other"), images, "--gan_mode wgangp", Options(), epochs=1)
     assert (
         logged[-1]
-        == "step: the checkout's own: with gan_mode wgangp the official step has no gradient penalty, and"
+        == "training step: not replaced: with gan_mode wgangp, the official step has no gradient penalty, but"
         " ours has one"
     )
 
 
-def test_several_gpus_are_not_served() -> None:
+def test_several_gpus_are_not_supported() -> None:
     net = nn.DataParallel(nn.Conv2d(3, 3, 1))
     net.device_ids = [0, 1]
-    with pytest.raises(NotServedError, match="on 2 GPUs"):
-        unwrapped("netG_A", net)
+    with pytest.raises(NotReplaceableError, match="on 2 GPUs"):
+        unwrap("netG_A", net)

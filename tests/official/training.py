@@ -1,6 +1,4 @@
-"""Training with the fake checkout, its texts edited or not, by its own step or by ours: what the tests of
-this room share.
-"""
+"""Helpers for the tests of official checkouts: train with the fake checkout, by either step."""
 
 from __future__ import annotations
 
@@ -16,13 +14,13 @@ import pytest
 import torch
 from torch import nn
 
-from fastcyclegan.official import __main__ as official
+from fastcyclegan.official import __main__ as command
 from fastcyclegan.official.patch_model import Options
 from fastcyclegan.testing import is_cancelled_bias, relative_error
 
 SMALL = "--ngf 4 --ndf 4 --netG resnet_1blocks --netD n_layers --n_layers_D 2 --pool_size 3 --lr 0.002"
-# 20 iterations in four epochs: the pools are full after three, and the learning rate falls in the last two
-# epochs.
+# 20 iterations in four epochs. The pools are full after three iterations, and the learning rate decays in the
+# last two epochs.
 EPOCHS = 4
 MODEL, NETWORKS, BASE = "models/cycle_gan_model.py", "models/networks.py", "models/base_model.py"
 POOL = "util/image_pool.py"
@@ -30,7 +28,7 @@ Edits = list[tuple[str, str, str]]
 
 
 def checkout(tmp_path: Path, edits: Edits = []) -> Path:  # noqa: B006
-    """Copy the package, and replace texts in its files."""
+    """Copy the fake checkout and apply ``edits``: a file name, the old text and the new text for each."""
     folder = tmp_path / "checkout"
     shutil.copytree(Path(__file__).parent / "checkout", folder, ignore=shutil.ignore_patterns("__pycache__"))
     for name, old, new in edits:
@@ -41,48 +39,47 @@ def checkout(tmp_path: Path, edits: Edits = []) -> Path:  # noqa: B006
 
 
 @contextlib.contextmanager
-def importable(folder: Path, ours: Options | None, logged: list[str]) -> Iterator[None]:
-    """Let the modules of ``folder`` be imported inside the block, with ours in their place if options are
-    given.
-    """
+def importable(folder: Path, options: Options | None, logged: list[str]) -> Iterator[None]:
+    """Make the modules of ``folder`` importable inside the block, and patch them if ``options`` are given."""
 
-    def forget() -> None:
+    def unload() -> None:
         for name in [
             name for name in sys.modules if name.split(".")[0] in ("models", "options", "data", "util")
         ]:
             del sys.modules[name]
 
-    finder = official.patches(ours or Options(), folder, logged.append)
-    forget()
+    finder = command.patches(options or Options(), folder, logged.append)
+    unload()
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
-        if ours:
+        if options:
             patch.setattr(sys, "meta_path", [finder, *sys.meta_path])
         try:
             yield
         finally:
-            forget()
+            unload()
 
 
 def train(
     folder: Path,
     photos: Path,
     flags: str,
-    ours: Options | None,
+    options: Options | None,
     *,
     epochs: int = EPOCHS,
     dtype: torch.dtype = torch.float64,
     after: Callable[[Any, int], object] = lambda model, iteration: None,
 ) -> Any:
-    """Train as train.py does, in float64, calling ``after`` every iteration; return the model, all losses,
-    and what was said.
+    """Train as train.py does, in float64 by default, and call ``after`` after every iteration.
+
+    Returns the model, the losses of all iterations and the lines that were logged.
     """
     logged: list[str] = []
     arguments = (
         f"{SMALL} --checkpoints_dir {folder.parent / 'runs'} --n_epochs 2 --n_epochs_decay 2 {flags}".split()
     )
     sys.argv = ["train.py", "--dataroot", str(photos), *arguments]
-    with importable(folder, ours, logged):
+    with importable(folder, options, logged):
         import data as official_data
         import models
         from options.train_options import TrainOptions  # type: ignore[import-not-found]
@@ -108,17 +105,18 @@ def train(
     return model, losses, logged
 
 
-def assert_same(ours: Any, theirs: Any, bound: float = 1e-9) -> None:
-    """Hold two runs in float64 to ``bound``, relative: weights, running statistics, losses. 1e-16 grows with
-    every iteration.
+def assert_same(ours: Any, official: Any, bound: float = 1e-9) -> None:
+    """Assert that two runs in float64 agree within a relative ``bound``: weights, running statistics, losses.
+
+    A rounding error of 1e-16 grows with every iteration.
     """
-    (mine, my_losses, _), (other, their_losses, _) = ours, theirs
-    assert len(my_losses) == len(their_losses) > 0
-    for row, other_row in zip(my_losses, their_losses, strict=True):
-        assert row == pytest.approx(other_row, rel=bound)
-    for name in other.model_names:
-        mine_net, net = getattr(mine, f"net{name}"), getattr(other, f"net{name}")
-        state = mine_net.state_dict()
+    (our_model, our_losses, _), (official_model, official_losses, _) = ours, official
+    assert len(our_losses) == len(official_losses) > 0
+    for row, official_row in zip(our_losses, official_losses, strict=True):
+        assert row == pytest.approx(official_row, rel=bound)
+    for name in official_model.model_names:
+        our_net, net = getattr(our_model, f"net{name}"), getattr(official_model, f"net{name}")
+        state = our_net.state_dict()
         assert list(state) == list(net.state_dict())
         for key, value in net.state_dict().items():
             plain = net.module if isinstance(net, nn.DataParallel) else net
@@ -126,12 +124,15 @@ def assert_same(ours: Any, theirs: Any, bound: float = 1e-9) -> None:
                 assert relative_error(state[key], value) < bound, f"{name} {key}"
 
 
-STEP = "step: ours, on cpu in fp32, networks by reference; 2 iterations in float64 differed by"
+STEP = (
+    "training step: replaced by ours, on cpu in fp32, networks computed by reference; over 2 iterations in"
+    " float64 it differed from the checkout's own by"
+)
 
 
 def assert_ours(logged: list[str]) -> None:
-    """Hold what was said to our step, which was not handed over later."""
-    assert [line.startswith(STEP) for line in logged if line.startswith("step: ")] == [True], logged
+    """Assert that our step was used, and that the checkout's own never took over again."""
+    assert [line.startswith(STEP) for line in logged if line.startswith("training step: ")] == [True], logged
 
 
 ADAM_D = "Adam(both_D, lr=opt.lr, betas=(opt.beta1, 0.999)"

@@ -1,4 +1,4 @@
-"""The recipe's phases as data, and the seed's order of creation."""
+"""The phases of the CycleGAN recipe, and its initial weights for a seed."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from fastcyclegan.testing import random_batch, seeded_networks
 SMALL = ModelConfig(netG="resnet_0blocks", netD="pixel", ngf=2, ndf=2)
 
 
-def test_phases() -> None:
+def test_phases_train_and_freeze_the_right_networks() -> None:
     phases = {phase.name: phase for phase in CycleGANRecipe(LossConfig()).phases()}
     assert list(phases) == ["G", "D"]
     assert (phases["G"].trains, phases["G"].freezes) == (("G_AB", "G_BA"), ("D_A", "D_B"))
     assert (phases["D"].trains, phases["D"].freezes) == (("D_A", "D_B"), ())
 
 
-def test_a_seed_gives_the_official_weights() -> None:
-    """Created in the official order G_A, G_B, D_A, D_B, each initialised before the next is built; channels
-    by domain.
+def test_seeds_give_the_official_initial_weights() -> None:
+    """Networks are created in the official order G_A, G_B, D_A, D_B. Each is initialised before the next
+    one is built, with the channels of its domains.
     """
     config = ModelConfig(netG="resnet_1blocks", ngf=2, ndf=2, input_nc=1)
     torch.manual_seed(5)
@@ -44,18 +44,18 @@ def test_a_seed_gives_the_official_weights() -> None:
         ), name
 
 
-def test_the_configuration_names_the_recipe() -> None:
+def test_the_configuration_selects_the_recipe() -> None:
     recipe = make_recipe(TrainConfig())
     assert isinstance(recipe, CycleGANRecipe)
     nets = recipe.build_networks(SMALL)
     assert set(nets) == set(recipe.networks) == set(recipe.official_names)
     assert [recipe.generator(target) for target in "BA"] == list(recipe.generators)
-    drawn = [name for names in recipe.loss_panels.values() for name in names]
-    assert sorted(drawn) == sorted(recipe.loss_names)
+    plotted = [name for names in recipe.loss_panels.values() for name in names]
+    assert sorted(plotted) == sorted(recipe.loss_names)
     assert recipe.loss_names[: len(recipe.generator_losses)] == recipe.generator_losses
 
 
-def test_an_iteration_leaves_nothing_in_the_recipe_but_its_pools() -> None:
+def test_an_iteration_only_changes_the_pools_of_the_recipe() -> None:
     recipe = CycleGANRecipe(LossConfig(pool_size=2))
     before = set(vars(recipe))
     engine = Engine(recipe, seeded_networks(SMALL), OptimConfig(), torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""The device pool against the reference's list, draw by draw."""
+"""The pool on the device, compared with the reference's list for the same draws."""
 
 from __future__ import annotations
 
@@ -9,38 +9,38 @@ import torch
 from fastcyclegan.recipes.image_pool import ImagePool
 from fastcyclegan.reference import ReplayPool
 
-# (why, capacity, batch)
+# (reason, capacity, batch)
 POOLS = [
-    ("passes through", 0, 2),
-    ("one slot: every query meets itself", 1, 3),
+    ("no slots: images pass through", 0, 2),
+    ("one slot: images of one query replace each other", 1, 3),
     ("the usual batch", 5, 1),
-    ("batch above the capacity: fills and swaps in one query", 2, 7),
+    ("batch larger than the capacity: fills and swaps in one query", 2, 7),
     ("batch 3", 5, 3),
 ]
 
 
-@pytest.mark.parametrize(("why", "capacity", "batch"), POOLS, ids=[row[0] for row in POOLS])
-def test_same_images_as_the_reference(why: str, capacity: int, batch: int) -> None:
+@pytest.mark.parametrize(("reason", "capacity", "batch"), POOLS, ids=[row[0] for row in POOLS])
+def test_returns_the_same_images_as_the_reference(reason: str, capacity: int, batch: int) -> None:
     rng = np.random.default_rng(capacity + batch)
-    ours, theirs = ImagePool(capacity), ReplayPool(capacity)
+    ours, reference = ImagePool(capacity), ReplayPool(capacity)
     for _ in range(60):
         images = torch.randn(batch, 2, 3, 3)
         draws = [tuple(pair) for pair in rng.random((batch, 2)).tolist()]
-        assert torch.equal(ours.query(images, draws), theirs.query(images, draws))
+        assert torch.equal(ours.query(images, draws), reference.query(images, draws))
     assert ours.filled == min(capacity, 60 * batch)
 
 
 def test_images_of_several_sizes() -> None:
     rng = np.random.default_rng(0)
-    ours, theirs = ImagePool(3), ReplayPool(3)
+    ours, reference = ImagePool(3), ReplayPool(3)
     for n in range(40):
         images, draws = torch.randn(1, 1, 2 + n % 3 * (n > 5), 2), [tuple(rng.random(2).tolist())]
-        assert torch.equal(ours.query(images, draws), theirs.query(images, draws))
+        assert torch.equal(ours.query(images, draws), reference.query(images, draws))
     assert isinstance(ours.slots, list)
 
 
 @pytest.mark.parametrize("sizes", [1, 3])
-def test_state_continues(sizes: int) -> None:
+def test_a_restored_pool_continues_exactly(sizes: int) -> None:
     rng = np.random.default_rng(1)
 
     def image(n: int) -> torch.Tensor:
@@ -59,7 +59,7 @@ def test_state_continues(sizes: int) -> None:
         assert torch.equal(pool.query(image(n), draws), other.query(image(n), draws))
 
 
-def test_stored_images_carry_no_graph() -> None:
+def test_images_are_detached() -> None:
     pool = ImagePool(2)
     shown = pool.query(torch.ones(1, 1, 2, 2, requires_grad=True) * 2, [(0.0, 0.0)])
     assert not shown.requires_grad
@@ -69,5 +69,5 @@ def test_stored_images_carry_no_graph() -> None:
 def test_capacity_is_checked() -> None:
     with pytest.raises(ValueError, match="capacity must not be negative"):
         ImagePool(-1)
-    with pytest.raises(ValueError, match="pool_size was 3, is 2"):
+    with pytest.raises(ValueError, match="pool_size was 3, and is 2 now"):
         ImagePool(2).load_state_dict(ImagePool(3).state_dict(), torch.device("cpu"))

@@ -1,5 +1,4 @@
-"""Losses of several images at once against the reference's, one by one: values and gradients, in
-float64."""
+"""Batched losses, compared with the reference's losses one by one: values and gradients, in float64."""
 
 from __future__ import annotations
 
@@ -20,11 +19,11 @@ def values(shapes: list[tuple[int, ...]], dtype: torch.dtype = torch.float64) ->
     return [(3 * torch.randn(shape, dtype=dtype)).requires_grad_() for shape in shapes]
 
 
-def assert_same(found: Tensor, expected: Tensor, inputs: list[Tensor]) -> None:
-    assert found.shape == expected.shape == (len(inputs),)
-    weights = torch.randn(len(inputs), dtype=found.dtype)  # every loss by itself
-    grads = [torch.autograd.grad((loss * weights).sum(), inputs) for loss in (found, expected)]
-    for a, b in ((found, expected), *zip(*grads, strict=True)):
+def assert_same(actual: Tensor, expected: Tensor, inputs: list[Tensor]) -> None:
+    assert actual.shape == expected.shape == (len(inputs),)
+    weights = torch.randn(len(inputs), dtype=actual.dtype)  # so that each loss counts separately
+    grads = [torch.autograd.grad((loss * weights).sum(), inputs) for loss in (actual, expected)]
+    for a, b in ((actual, expected), *zip(*grads, strict=True)):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
 
 
@@ -32,7 +31,7 @@ def assert_same(found: Tensor, expected: Tensor, inputs: list[Tensor]) -> None:
 @pytest.mark.parametrize(
     "shapes",
     [[(2, 1, 4, 4)] * 3, [(1, 1, 4, 4), (1, 1, 2, 6), (1, 1, 4, 4)]],
-    ids=["alike", "of different sizes"],
+    ids=["equal sizes", "different sizes"],
 )
 @pytest.mark.parametrize("mode", GAN_MODES)
 def test_adversarial_losses(mode: str, shapes: list[tuple[int, ...]], compiled: bool) -> None:
@@ -47,7 +46,7 @@ def test_adversarial_losses(mode: str, shapes: list[tuple[int, ...]], compiled: 
 @pytest.mark.parametrize(
     "shapes",
     [[(2, 3, 4, 4)] * 3, [(1, 3, 4, 4), (1, 3, 2, 6), (1, 1, 4, 4)]],
-    ids=["alike", "of different sizes"],
+    ids=["equal sizes", "different sizes"],
 )
 def test_distances(shapes: list[tuple[int, ...]]) -> None:
     results = values(shapes)
@@ -60,12 +59,12 @@ def test_distances(shapes: list[tuple[int, ...]]) -> None:
         assert_same(run(results, targets, weights), expected, results)
 
 
-def test_sums_of_16_bits_are_fp32() -> None:
+def test_16_bit_inputs_are_summed_in_fp32() -> None:
     logits = [x.detach().bfloat16().requires_grad_() for x in values([(1, 1, 40, 40)] * 2)]
-    found = gan_losses(logits, torch.tensor([1.0, 0.0]), "lsgan")
-    assert found.dtype == torch.float32
+    losses = gan_losses(logits, torch.tensor([1.0, 0.0]), "lsgan")
+    assert losses.dtype == torch.float32
     one_by_one = [
         torch.stack([gan_loss(x.to(dtype), flag) for x, flag in zip(logits, (True, False), strict=True)])
         for dtype in (torch.float32, torch.float64)
     ]
-    assert_parity("losses", found, *one_by_one, torch.float32)
+    assert_parity("losses", losses, *one_by_one, torch.float32)

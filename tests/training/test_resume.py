@@ -84,8 +84,8 @@ def test_resuming_with_settings_that_do_not_fit(dataset: Path, tmp_path: Path) -
     with pytest.raises(
         UserError,
         match=(
-            r"another architecture than resnet_1blocks \(ngf 4, .*: model.1.weight is \[2, 3, 7, 7\] where"
-            r" \[4, 3, 7, 7\]"
+            r"does not match resnet_1blocks \(ngf 4, .*: model.1.weight has the shape \[2, 3, 7, 7\] instead"
+            r" of \[4, 3, 7, 7\]"
         ),
     ):
         run(dataset, tmp_path, "r", "--continue_train", "--ngf", "4")

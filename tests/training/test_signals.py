@@ -36,7 +36,7 @@ def test_a_signal_saves_and_ends_the_run(
     assert process.returncode == 128 + number, output
     assert f"{number.name}: saving after this iteration" in output
     assert "Traceback" not in output
-    assert "go on with --continue_train --name r" in output
+    assert "resume with --continue_train --name r" in output
     iteration = load_tensors(tmp_path / "r" / "state.pt")["iteration"]
     assert 10 <= iteration < 150
     run(dataset, tmp_path, "r", "--continue_train")

@@ -107,7 +107,7 @@ def test_running_averages_are_saved_and_can_translate(dataset: Path, tmp_path: P
         UserError, match=r"latest_net_G_A_ema.pth: no such file: .*without was not trained with ema"
     ):
         find_weights(tmp_path / "without", None, "latest", ema=True)
-    with pytest.raises(UserError, match="so direction, epoch and ema have nothing to choose"):
+    with pytest.raises(UserError, match="so direction, epoch and ema do not apply"):
         find_weights(folder / "latest_net_G_A.pth", None, "latest", ema=True)
     # Averages start when a run without them is resumed.
     resumed = run(dataset, tmp_path, "without", "--continue_train", "--ema", "0.9", "--max_iters", "2")
@@ -181,7 +181,7 @@ def test_a_closed_pipe_does_not_end_the_training(dataset: Path, tmp_path: Path) 
     assert process.stderr is not None
     process.stdout.readline()
     process.stdout.close()
-    assert process.stderr.read() == "standard output was closed: going on without printing\n"
+    assert process.stderr.read() == "standard output was closed: continuing without output\n"
     assert process.wait(120) == 0
     assert load_tensors(tmp_path / "r" / "state.pt")["iteration"] == 30
 
@@ -256,7 +256,7 @@ def test_an_image_that_disappears_ends_the_run_without_losing_it(
             run(dataset, tmp_path, "broken", *more)
     saved = load_tensors(tmp_path / "broken" / run_files.STATE)["iteration"]
     assert str(caught.value) == (
-        f"bad image {image}: no such file; --skip_bad_images leaves such images out "
+        f"bad image {image}: no such file; pass --skip_bad_images to leave out such images "
         f"(saved after iteration {saved}; --continue_train resumes from there)"
     )
     image.write_bytes(content)
