@@ -1,9 +1,9 @@
-"""What computes a reflection-padded convolution: the Triton kernels, or cuDNN with the norm kernels writing
-its padding.
+"""Choose between the Triton kernels and cuDNN for reflection-padded convolutions.
 
-A table that ships says which was faster, forward and backward together, by GPU and shape:
-``backends/<GPU>.json`` beside this file, made by ``scripts/gpu_suite.py``. A shape that it does not hold is
-computed by Triton, and said to be unmeasured. Sizes and batches count by powers of two.
+With cuDNN, the norm kernels write the padding. A table shipped for each GPU, ``backends/<GPU>.json`` beside
+this file, says which of the two was faster for a shape, forward and backward together;
+``scripts/gpu_suite.py`` makes these tables. A shape that is missing from the table is computed by Triton and
+reported as unmeasured. Image sizes and batch sizes are rounded up to powers of two.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def backend_key(
     out_channels: int,
     k: int,
 ) -> str:
-    """Return the name of a shape in the table: op is "residual_block" or "reflect_conv"."""
+    """Return the table key of a shape. ``op`` is "residual_block" or "reflect_conv"."""
     sizes = (f"{_octave(images)}/{weights}", _octave(pixels), f"{in_channels}-{out_channels}", f"{k}x{k}")
     return " ".join(map(str, (op, str(dtype).removeprefix("torch."), *sizes)))
 
@@ -45,20 +45,18 @@ def table_file(gpu: str) -> Path:
 
 @functools.lru_cache
 def _table(device_index: int | None) -> dict[str, dict[str, float]]:
-    """Return the times that ship for a GPU, {shape: {backend: milliseconds}}."""
+    """Return the table shipped for a GPU, {shape: {backend: milliseconds}}, or {} if there is none."""
     path = table_file(torch.cuda.get_device_name(device_index))
     if not path.exists():
         return {}
-    found: dict[str, dict[str, float]] = json.loads(path.read_text())
-    return found
+    table: dict[str, dict[str, float]] = json.loads(path.read_text())
+    return table
 
 
 def measured(
     op: str, x: Tensor, dtype: torch.dtype, weights: int, out_channels: int, k: int
 ) -> dict[str, float]:
-    """Return the milliseconds of each backend for ``op`` on x [N, C, H, W] in ``dtype``, empty where nobody
-    measured them.
-    """
+    """Return the milliseconds of each backend for ``op`` on x [N, C, H, W] in ``dtype``; {} if unmeasured."""
     if x.device.type != "cuda":
         return {}
     key = backend_key(op, dtype, x.shape[0], weights, x.shape[2] * x.shape[3], x.shape[1], out_channels, k)
@@ -66,8 +64,9 @@ def measured(
 
 
 def backend_of(op: str, x: Tensor, dtype: torch.dtype, weights: int, out_channels: int, k: int) -> Backend:
-    """Return what computes ``op`` on x [N, C, H, W] in ``dtype`` with so many weights: the faster one, Triton
-    where nobody measured.
+    """Return the faster backend for ``op`` on x [N, C, H, W] in ``dtype``, or Triton if it was not measured.
+
+    ``weights`` is the number of weights.
     """
     times = measured(op, x, dtype, weights, out_channels, k)
     if times and times["cudnn"] < times["triton"]:
@@ -76,14 +75,15 @@ def backend_of(op: str, x: Tensor, dtype: torch.dtype, weights: int, out_channel
 
 
 def describe_backends(device: torch.device) -> str:
-    """Return a line on what computes reflection-padded convolutions on ``device``, and whether that was
-    measured.
+    """Return one line that says which backend computes reflection-padded convolutions on ``device``.
+
+    It also says whether that was measured.
     """
     table = _table(device.index) if device.type == "cuda" else {}
     if not table:
         return "Triton (unmeasured on this device)"
     ours = sum(times["triton"] <= times["cudnn"] for times in table.values())
     return (
-        f"by measurement: of {len(table)} shapes Triton is faster in {ours}, cuDNN in {len(table) - ours};"
-        " others Triton (unmeasured)"
+        f"by measurement (of {len(table)} shapes, Triton is faster in {ours}, cuDNN in {len(table) - ours}),"
+        " Triton for all other shapes (unmeasured)"
     )

@@ -1,5 +1,7 @@
-"""Host side of the border kernels: images in larger buffers, and the adjoint of reflection. Checks
-nothing."""
+"""Host side of the border kernels: copy images into larger buffers, and apply the adjoint of reflection.
+
+Arguments are not checked here.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ import torch
 import triton
 from torch import Tensor
 
-# The kernels register themselves.
+# Imported so that the kernels are registered.
 from . import border_triton as _device_code  # noqa: F401
 from ._launch import Config, launch
 from ._layout import empty_channels_last
@@ -19,11 +21,11 @@ from ._tiles import INTERPRETER, View, c_blocks_of, empty_bordered, key_of, scal
 
 @dataclass(frozen=True)
 class Pixels:
-    """N images as convolutions read them: pixel i of image n is at element (n ``rows`` + i) ``step`` of
-    ``data``, lines ``pitch`` apart.
+    """N images in the form that convolutions read.
 
-    Pixels from ``limit`` on are zeros that may be read, never started from. ``first``: where the image
-    itself begins.
+    Pixel i of image n is at element (n ``rows`` + i) ``step`` of ``data``, and lines are ``pitch`` pixels
+    apart. Pixels from ``limit`` on are zeros: a read may extend into them but never starts there. ``first``
+    is the pixel at which the image itself begins.
     """
 
     data: Tensor
@@ -36,26 +38,28 @@ class Pixels:
 
     @classmethod
     def of(cls, x: Tensor) -> Pixels:
-        """See x [N, C, H, W] (channels_last)."""
+        """Describe x [N, C, H, W] (channels_last)."""
         N, C, H, W = x.shape
         return cls(x, N, H * W, W, H * W, C)
 
     @classmethod
     def in_lines(cls, data: Tensor, pitch: int) -> Pixels:
-        """See ``data`` [..., rows, C], an image in each [rows, C], in lines of ``pitch``."""
+        """Describe ``data`` [..., rows, C], where each [rows, C] is an image in lines of ``pitch`` pixels."""
         *counts, rows, C = data.shape
         return cls(data, math.prod(counts), rows, pitch, rows, C)
 
 
 def _wide(channels: int, *tensors: Tensor | None) -> bool:
-    """Return whether a pixel is made of 16-byte pieces in each tensor that is given."""
+    """Return whether every pixel of the given tensors is a multiple of 16 bytes."""
     return all(channels * t.element_size() % 16 == 0 for t in tensors if t is not None)
 
 
 @dataclass(frozen=True)
 class Frame:
-    """Where an image lies in its buffer: from pixel (top, left) of ``lines`` lines of ``pitch``; ``slack``
-    zero pixels after them.
+    """The position of an image in a larger buffer.
+
+    The buffer has ``lines`` lines of ``pitch`` pixels, followed by ``slack`` zero pixels. The image begins at
+    pixel (top, left).
     """
 
     top: int
@@ -75,11 +79,10 @@ def embed(
     tanh: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Pixels:
-    """Return x [N, C, H, W] (channels_last) in a ``frame`` of its reflection or of zeros, ``step`` >= C
-    channels a pixel, in ``dtype``.
+    """Copy x [N, C, H, W] (channels_last) into a ``frame`` that is filled with its reflection or with zeros.
 
-    ``tanh``: like x; what is put there is then x (1 - tanh^2). ``out``: the memory to write, new if not
-    given.
+    The result has ``step`` >= C channels per pixel, in ``dtype``. If ``tanh`` (shaped like x) is given, the
+    copy is multiplied by 1 - tanh^2. The result is written to ``out`` if given, otherwise to new memory.
     """
     view = View.of(x)
     rows = frame.lines * frame.pitch + frame.slack
@@ -109,8 +112,9 @@ def reflect_pad(x: Tensor, border: int) -> Tensor:
 
 
 def fold(dy: Tensor, border: int) -> Tensor:
-    """Return the gradient of an image [N, C, H, W] from that of its reflected border dy [N, C, H + 2b, W +
-    2b] (both channels_last).
+    """Return the gradient of an image, given the gradient of the image with its reflected border.
+
+    dy: [N, C, H + 2b, W + 2b]; the result is [N, C, H, W]. Both are channels_last.
     """
     shape = (dy.shape[0], dy.shape[1], dy.shape[2] - 2 * border, dy.shape[3] - 2 * border)
     x = empty_channels_last(dy, shape)
@@ -124,14 +128,15 @@ def fold(dy: Tensor, border: int) -> Tensor:
         constants = {"BORDER": border, "WIDE": wide}
         launch("_fold_kernel", view.N * c_blocks * tiles, args, constants, config)
 
-    # Single channels in pieces of 2 bytes: 8 a thread spill (sm_90 with Triton 3.6).
+    # Single channels are loaded in pieces of 2 bytes: 8 per thread spill (sm_90 with Triton 3.6).
     tuned("fold", key_of(view, x, border), tile_configs(view, 8 if wide else 4), x, run)
     return x
 
 
 def fold_border_(dy: Tensor, border: int) -> Tensor:
-    """Add the gradient of the reflected border of dy [N, C, H + 2b, W + 2b] (channels_last) to the pixels
-    that it copies, in place.
+    """Add the gradient of the reflected border to the pixels that the border copies, in place.
+
+    dy: [N, C, H + 2b, W + 2b] (channels_last).
     """
     N, C, H, W = dy.shape[0], dy.shape[1], dy.shape[2] - 2 * border, dy.shape[3] - 2 * border
     block_c = min(64, triton.next_power_of_2(C))

@@ -1,7 +1,7 @@
-"""Triton kernels for the border of an image: put images into larger buffers, reflected or among zeros, and
-the adjoint of reflection.
+"""Triton kernels for image borders: copy images into larger buffers, and apply the adjoint of reflection.
 
-Memory is [N, S, C] (channels_last). README.md has the adjoint, with a worked example.
+A buffer is filled with the image's reflection or with zeros. Memory is [N, S, C] (channels_last). README.md
+describes the adjoint, with a worked example.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ def _embed_kernel(
     STEP: tl.constexpr, REFLECT: tl.constexpr, TANH: tl.constexpr, WIDE: tl.constexpr, BLOCK_S: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """y [N, ROWS, STEP]: x [N, H W, C] from pixel (TOP, LEFT) of LINES lines of PITCH on, its reflection or
-    zeros elsewhere.
+    """Copy x [N, H W, C] into y [N, ROWS, STEP], surrounded by its reflection (REFLECT) or by zeros.
 
-    Rows after the lines and channels from C on are zero. TANH: x times 1 - tanh^2, the gradient of a tanh
-    whose result is at tanh_ptr.
+    y has LINES lines of PITCH pixels, and x begins at pixel (TOP, LEFT). Rows after the lines and channels
+    from C on are zero. TANH: x is multiplied by 1 - tanh^2, the gradient of a tanh whose result is at
+    tanh_ptr.
     """
     n, t, offs_c, mask_c = locate(TILES, STEP, BLOCK_C)
     has_c = offs_c < C
@@ -48,8 +48,9 @@ def _embed_kernel(
 
 @triton.jit
 def _sources(i, SIZE, BORDER: tl.constexpr, which: tl.constexpr):
-    """Return the padded index of the ``which``-th place that reflection copied index ``i`` to (0: its own),
-    and whether there is one.
+    """Return the padded index of copy ``which`` of index ``i``, and whether that copy exists.
+
+    Copy 0 is the index itself; copies 1 and 2 are its reflections.
     """
     if which == 0:
         place, exists = i + BORDER, i >= 0
@@ -66,8 +67,9 @@ def _fold_kernel(
     y_ptr, x_ptr, ITERS, TILES, H, W, C, BORDER: tl.constexpr, WIDE: tl.constexpr, BLOCK_S: tl.constexpr,
     BLOCK_C: tl.constexpr
 ):  # fmt: skip
-    """x [N, H W, C]: each pixel's sum over the places that reflection copied it to, in y [N, (H + 2B) (W +
-    2B), C].
+    """Sum all copies of each pixel in y [N, (H + 2B) (W + 2B), C] and write the sums to x [N, H W, C].
+
+    The copies of a pixel are the pixel itself and its reflections.
     """
     n, t, offs_c, mask_c = locate(TILES, C, BLOCK_C)
     WP = W + 2 * BORDER
@@ -92,12 +94,11 @@ def _fold_kernel(
 def _fold_border_kernel(
     dy_ptr, TILES, H, W, C, BORDER: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr
 ):
-    """Add, in place, the gradient of each reflected border pixel to the pixel that it copies (dy [N, H + 2B,
-    W + 2B, C]).
+    """Add the gradient of each reflected border pixel to the pixel that it copies, in place.
 
-    Walks over the 2B (W + H) places that receive: B rows and columns from each side, one pixel off the edge.
-    Only inner pixels are written and only border pixels and the written one are read, so the order does not
-    matter.
+    dy is [N, H + 2B, W + 2B, C]. The programs walk over the 2B (W + H) receiving pixels: B rows and B columns
+    from each side, starting one pixel off the edge. Only inner pixels are written, and only border pixels and
+    the pixel being written are read, so the order does not matter.
     """
     n, t, offs_c, mask_c = locate(TILES, C, BLOCK_C)
     k = t * BLOCK_S + tl.arange(0, BLOCK_S)
@@ -106,8 +107,8 @@ def _fold_border_kernel(
     line = tl.where(in_rows, k // W, k_col % (2 * BORDER))
     size = tl.where(in_rows, H, W)
     line = tl.where(line < BORDER, line + 1, size - 2 - (line - BORDER))
-    # On a small image both sides receive in the same line; and a column's pixel may lie in a row that
-    # receives: each once.
+    # On a small image both sides can reach the same line, and a pixel in a receiving column may also be in
+    # a receiving row. Each pixel must be handled once.
     far = tl.where(in_rows, k // W, k_col % (2 * BORDER)) >= BORDER
     once = ~(far & (line <= BORDER) & (line >= 1))
     h = tl.where(in_rows, line, k_col // (2 * BORDER))

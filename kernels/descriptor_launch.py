@@ -1,5 +1,7 @@
-"""Tensor descriptors (TMA): what the driver documents of them, whether it takes them, and launches that fall
-back to pointers.
+"""Launch kernels with tensor descriptors (TMA), or with pointers where descriptors are not available.
+
+This module checks the conditions that the driver documents, probes whether the driver accepts descriptors,
+and falls back to pointers.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from torch import Tensor
 from triton import TritonError
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-# The kernel registers itself.
+# Imported so that the kernel is registered.
 from . import descriptor_triton as _device_code  # noqa: F401
 from ._failures import REFUSED, is_no_kernels_fault
 from ._launch import Config, chip, dry, launch, listing_forms
@@ -22,8 +24,9 @@ from ._launch import Config, chip, dry, launch, listing_forms
 
 @dataclass(frozen=True)
 class Rows:
-    """``data`` as ``rows`` rows of ``columns`` elements, ``stride`` from one to the next, of which programs
-    load tiles of ``box``.
+    """A matrix in memory, from which programs load tiles of ``box``.
+
+    ``data`` holds ``rows`` rows of ``columns`` elements, and rows are ``stride`` elements apart.
     """
 
     data: Tensor
@@ -34,54 +37,54 @@ class Rows:
 
     @property
     def aligned(self) -> bool:
-        """Whether each row begins at a multiple of 16 bytes: that depends on the caller's tensors."""
+        """Whether each row begins at a multiple of 16 bytes. This depends on the caller's tensors."""
         return self.data.data_ptr() % 16 == 0 and self.stride * self.data.element_size() % 16 == 0
 
 
 def fault_of(rows: Rows) -> str:
-    """Return what the documentation of the driver's cuTensorMapEncodeTiled forbids in ``rows``, "" where it
-    forbids nothing.
+    """Return why the driver's cuTensorMapEncodeTiled cannot describe ``rows``, or "" if it can.
 
-    The driver sees tiles cut to at most 128 bytes of a row (Triton does so), which changes nothing here.
+    The conditions are those of its documentation. Triton splits tiles, so the driver sees at most 128 bytes
+    of a row; this does not change the result.
     """
     size = rows.data.element_size()
     stride, inner = rows.stride * size, rows.box[1] * size
     if rows.stride < rows.columns:
-        return f"rows overlap: {rows.columns} elements in each, {rows.stride} from one to the next"
+        return f"rows overlap: each has {rows.columns} elements, but they are {rows.stride} apart"
     if not 0 < rows.rows <= 2**32 or not 0 < rows.columns <= 2**32:
-        return f"between 1 and 2**32 rows and columns are possible, got {rows.rows} and {rows.columns}"
+        return f"there must be 1 to 2**32 rows and columns, got {rows.rows} and {rows.columns}"
     if rows.data.data_ptr() % 16:
         return f"the address must be a multiple of 16, got {rows.data.data_ptr():#x}"
     if stride % 16 or stride >= 2**40:
-        return f"the bytes from row to row must be a multiple of 16 below 2**40, got {stride}"
+        return f"the row stride in bytes must be a multiple of 16 below 2**40, got {stride}"
     if not all(0 < side <= 256 for side in rows.box):
-        return f"the sides of a tile must be 1 to 256, got {list(rows.box)}"
+        return f"the sides of a tile must be from 1 to 256, got {list(rows.box)}"
     if inner % 16:
-        return f"a row of a tile must have a multiple of 16 bytes, got {inner}"
+        return f"a row of a tile must be a multiple of 16 bytes long, got {inner}"
     return ""
 
 
 def describe(rows: Rows) -> TensorDescriptor:
-    """Return the tensor descriptor of ``rows``. Raises ValueError for what the driver does not document as
-    possible, on any machine.
+    """Return the tensor descriptor of ``rows``.
+
+    Raises ValueError, on any machine, if the driver's documentation does not allow it.
     """
     if fault := fault_of(rows):
         raise ValueError(f"tensor descriptor of {list(rows.data.shape)}, {rows.data.dtype}: {fault}")
     return TensorDescriptor(rows.data, [rows.rows, rows.columns], [rows.stride, 1], list(rows.box))
 
 
-# --- Whether the driver takes them --------------------------------------------------------------------------
+# --- Whether the driver accepts them ------------------------------------------------------------------------
 
-# The tiles that the question is asked with: boxes of 128 bytes a row as products have them, two side by side
-# and one.
-QUESTIONS = ((torch.bfloat16, (64, 128)), (torch.float32, (128, 32)))
+# Tiles that probe the driver: boxes of 128 bytes per row, as in products, two side by side and one alone.
+PROBES = ((torch.bfloat16, (64, 128)), (torch.float32, (128, 32)))
 _answers: dict[torch.device, str] = {}
-# Single descriptors that were refused where others serve: kernel, device and form.
+# Single descriptors that a driver refused although it accepts others: kernel, device and form.
 _refused: set[tuple[Any, ...]] = set()
 
 
 def copy_tile(rows: Rows, row: int, column: int) -> Tensor:
-    """Return the tile of ``rows`` from (``row``, ``column``) on, loaded through a descriptor."""
+    """Load the tile of ``rows`` that begins at (``row``, ``column``) through a descriptor."""
     y = rows.data.new_empty(rows.box)
     config = Config(tuple(zip(("BLOCK_R", "BLOCK_C"), rows.box, strict=True)), 4)
     launch("_descriptor_copy_kernel", 1, (describe(rows), y, row, column), {}, config)
@@ -89,30 +92,32 @@ def copy_tile(rows: Rows, row: int, column: int) -> Tensor:
 
 
 def tiles(device: torch.device) -> Iterator[tuple[torch.dtype, Tensor, Tensor]]:
-    """Yield a dtype, a tile loaded through a descriptor, and what it must be: half of it lies past the last
-    row.
+    """Yield a dtype, a tile loaded through a descriptor, and the expected tile.
+
+    Half of each tile lies past the last row.
     """
-    for dtype, (block_r, block_c) in QUESTIONS:
-        # Small integers, which all dtypes hold.
+    for dtype, (block_r, block_c) in PROBES:
+        # Small integers, which every dtype represents exactly.
         x = (torch.arange(1024 * 256, device=device) % 251).to(dtype).view(1024, 256)
         inside = block_r // 2
-        wanted = torch.zeros((block_r, block_c), dtype=dtype, device=device)
-        wanted[:inside] = x[-inside:, -block_c:]
+        expected = torch.zeros((block_r, block_c), dtype=dtype, device=device)
+        expected[:inside] = x[-inside:, -block_c:]
         rows = Rows(x, 1024, 256, 256, (block_r, block_c))
-        yield dtype, copy_tile(rows, 1024 - inside, 256 - block_c), wanted
+        yield dtype, copy_tile(rows, 1024 - inside, 256 - block_c), expected
 
 
-def ask_driver(device: torch.device) -> str:
-    """Return why tensor descriptors do not serve on ``device``, "" where they do: makes some and loads
-    through them.
+def probe_driver(device: torch.device) -> str:
+    """Return why tensor descriptors do not work on ``device``, or "" if they do.
+
+    This creates a few descriptors and loads through them.
     """
     try:
-        for dtype, found, wanted in tiles(device):
-            if not torch.equal(found, wanted):
-                return f"a tile of {dtype} came back wrong"
+        for dtype, tile, expected in tiles(device):
+            if not torch.equal(tile, expected):
+                return f"a {dtype} tile was loaded with wrong values"
     except (RuntimeError, TritonError) as error:
         if is_no_kernels_fault(error):
-            # No answer: a full GPU, or one that has failed.
+            # The GPU is full or has failed, which says nothing about descriptors.
             raise
         return _first_line(error)
     return ""
@@ -125,25 +130,24 @@ def _numbered(device: torch.device) -> torch.device:
 
 
 def refusal(device: torch.device) -> str:
-    """Return why kernels on ``device`` do without tensor descriptors, "" where they have them or the chip has
-    none.
+    """Return why kernels on ``device`` do not use tensor descriptors, or "" if they do or the chip has none.
 
-    The driver is asked once a process and device, and a refusal is warned of once. A dry run asks nobody: ""
-    where nobody has.
+    The driver is probed once per process and device, and a warning is issued once if it refuses. A dry run
+    does not probe it: it returns "" unless an earlier probe was refused.
     """
     if chip(device).capability < 90:
         return ""
     device = _numbered(device)
     if device not in _answers and not dry():
-        _answers[device] = reason = ask_driver(device)
+        _answers[device] = reason = probe_driver(device)
         if reason:
-            told = f"{device}: no tensor descriptors, kernels load by pointers: {reason}"
-            warnings.warn(told, RuntimeWarning, stacklevel=2)
+            message = f"{device}: tensor descriptors do not work, so kernels load through pointers: {reason}"
+            warnings.warn(message, RuntimeWarning, stacklevel=2)
     return _answers.get(device, "")
 
 
-def _captured(device: torch.device) -> bool:
-    """Whether what is launched on ``device`` is being captured into a graph."""
+def _is_capturing(device: torch.device) -> bool:
+    """Return whether launches on ``device`` are being captured into a graph."""
     if device.type != "cuda":
         return False
     with torch.cuda.device(device):
@@ -151,11 +155,11 @@ def _captured(device: torch.device) -> bool:
 
 
 def served(device: torch.device) -> bool:
-    """Whether kernels load through tensor descriptors on ``device``."""
+    """Return whether kernels load through tensor descriptors on ``device``."""
     if chip(device).capability < 90 or not chip(device).descriptors:
         return False
-    # To ask would break a capture, and pointers serve whatever the answer.
-    if device not in _answers and not dry() and _captured(device):
+    # Probing would break a capture, and pointers always work.
+    if device not in _answers and not dry() and _is_capturing(device):
         return False
     return not refusal(device)
 
@@ -167,7 +171,7 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
 
 
-def _launched(
+def _launch_described(
     name: str,
     grid: int,
     operands: Sequence[Tensor | Rows],
@@ -175,8 +179,9 @@ def _launched(
     constants: Any,
     config: Config,
 ) -> bool:
-    """Launch with descriptors; return False, and warn, where the driver refuses one of them. Other errors are
-    raised.
+    """Launch with descriptors; return False and warn if the driver refuses one of them.
+
+    Other errors are raised.
     """
     rows = [operand for operand in operands if isinstance(operand, Rows)]
     forms = [(r.data.dtype, r.columns, r.stride, r.box) for r in rows]
@@ -193,8 +198,8 @@ def _launched(
             raise
         _refused.add(form)
         tiles = ", ".join(f"tiles {list(r.box)} of {list(r.data.shape)}" for r in rows)
-        told = f"{name} loads {tiles} by pointers: {_first_line(error)}"
-        warnings.warn(told, RuntimeWarning, stacklevel=2)
+        message = f"{name} loads {tiles} through pointers: {_first_line(error)}"
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
         return False
     return True
 
@@ -208,11 +213,12 @@ def launch_operands(
     config: Config,
     whole: bool,
 ) -> None:
-    """Launch kernel ``name`` on ``operands`` and ``args``, with DESC where rows are loaded through tensor
-    descriptors, else pointers.
+    """Launch kernel ``name``, loading rows through tensor descriptors or, failing that, pointers.
 
-    ``whole``: no tile needs a mask. Descriptors then serve where the chip has them, the driver takes them and
-    rows are aligned. Who lists forms hears of both.
+    The kernel receives ``operands``, then ``args``, and a constant DESC that is True for descriptors.
+    ``whole`` means that no tile needs a mask. Descriptors are used if ``whole`` is True, the chip has them,
+    the driver accepts them and all rows are aligned. When an observer lists all forms, the kernel is launched
+    both ways.
     """
     if grid == 0:
         return
@@ -224,7 +230,7 @@ def launch_operands(
         else:
             tensors.append(operand)
     if whole and served(tensors[0].device):
-        done = _launched(name, grid, operands, args, constants, config)
-        if done and not listing_forms():
+        launched = _launch_described(name, grid, operands, args, constants, config)
+        if launched and not listing_forms():
             return
     launch(name, grid, (*tensors, *args), {**constants, "DESC": False}, config)

@@ -1,5 +1,6 @@
-"""Triton kernel that loads one tile through a tensor descriptor: how a process learns whether the driver's
-descriptors serve.
+"""Triton kernel that loads one tile through a tensor descriptor.
+
+A process launches it to find out whether the driver's descriptors work.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from ._launch import kernel
 @kernel
 @triton.jit(do_not_specialize=["ROW", "COLUMN"])
 def _descriptor_copy_kernel(x, y_ptr, ROW, COLUMN, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
-    """y [BLOCK_R, BLOCK_C] = the tile of x, a tensor descriptor, from (ROW, COLUMN) on; zeros past the last
-    row.
+    """Copy the tile of x (a tensor descriptor) that begins at (ROW, COLUMN) to y [BLOCK_R, BLOCK_C].
+
+    Elements past the last row are zeros.
     """
     tile = x.load([ROW, COLUMN])
     offs = tl.arange(0, BLOCK_R)[:, None] * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]

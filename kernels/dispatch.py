@@ -1,5 +1,6 @@
-"""What serves a tensor: the choice between the Triton kernels and plain PyTorch. Imports torch alone, Triton
-only when it is asked for.
+"""Choose between the Triton kernels and plain PyTorch for a tensor.
+
+This module imports only torch; Triton is imported when it is first needed.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ _as_on_gpu = False
 
 @contextlib.contextmanager
 def as_on_gpu() -> Iterator[None]:
-    """Inside the block impl="auto" serves the CPU as it would an NVIDIA GPU, where the kernels are
-    interpreted or run dry.
+    """Make impl="auto" treat the CPU like an NVIDIA GPU inside the block.
+
+    The kernels are then interpreted or run dry.
     """
     global _as_on_gpu
     before, _as_on_gpu = _as_on_gpu, True
@@ -36,16 +38,14 @@ def _has_triton() -> bool:
 
 
 def check_impl(impl: str, device: torch.device | None = None) -> None:
-    """Raise ValueError for an ``impl`` that is unknown, that this installation cannot have, or that cannot
-    serve ``device`` if given.
-    """
+    """Raise ValueError if ``impl`` is unknown, is not available here, or does not run on ``device``."""
     if impl not in IMPLS:
         raise ValueError(f"impl must be auto, triton or reference, got {impl!r}")
     if impl != "triton":
         return
     if not _has_triton():
         raise ValueError(
-            "impl='triton' needs the package triton, which is not installed (it exists for Linux); use"
+            "impl='triton' needs the package triton, which is not installed (it is available for Linux); use"
             " impl='auto'"
         )
     if device is None:
@@ -56,7 +56,7 @@ def check_impl(impl: str, device: torch.device | None = None) -> None:
 
 
 def why_not_triton(device_type: str, index: int | None) -> str:
-    """Return "" where the kernels run on that device, else why not."""
+    """Return why the kernels cannot run on the device, or "" if they can."""
     if not _has_triton():
         return "needs the package triton, which is not installed"
     if device_type == "cuda":
@@ -68,21 +68,22 @@ def why_not_triton(device_type: str, index: int | None) -> str:
     if device_type == "cpu" and (interpreted() or dry()):
         return ""
     return (
-        f"needs an NVIDIA GPU, got {device_type} (TRITON_INTERPRET=1 in the environment interprets kernels on"
-        " the CPU)"
+        f"needs an NVIDIA GPU, got {device_type} (to interpret the kernels on the CPU, set TRITON_INTERPRET=1"
+        " in the environment)"
     )
 
 
-# While torch.compile traces these are asked, not traced: the answers belong to the installation and the
-# device, and cannot change (and torch 2.11's compiler refuses find_spec). This is all that
-# torch.compiler.assume_constant_result does, which imports the whole compiler for it (2.5 s).
+# torch.compile calls these functions instead of tracing them: their results depend on the installation and
+# the device and cannot change (and the compiler of torch 2.11 rejects find_spec). Setting this attribute is
+# all that torch.compiler.assume_constant_result does, but calling that imports the whole compiler (2.5 s).
 _has_triton._dynamo_marked_constant = True  # type: ignore[attr-defined]
 why_not_triton._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _is_transformed() -> bool:
-    """Whether torch.func (grad, vmap, jvp ...) or forward-mode differentiation is at work, which the kernels'
-    operators do not know.
+    """Return whether torch.func (grad, vmap, jvp ...) or forward-mode differentiation is active.
+
+    The kernels' operators support neither.
     """
     return (
         torch._C._functorch.peek_interpreter_stack() is not None
@@ -90,24 +91,24 @@ def _is_transformed() -> bool:
     )
 
 
-# Dynamo enters the transforms that it traces, and guards their stack: asked while it traces, the answer holds
-# for what it traces.
+# Dynamo enters the transforms that it traces and guards on their stack, so a result obtained while tracing is
+# valid for the traced code.
 _is_transformed._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def resolve_impl(op: str, impl: str, x: Tensor) -> Literal["triton", "reference"]:
-    """Return what computes ``op`` on ``x``: auto is Triton on an NVIDIA GPU for the dtypes that it has, else
-    the reference.
+    """Return the implementation that computes ``op`` on ``x``.
 
-    Under torch.func's transforms and in forward-mode differentiation auto is the reference. Raises ValueError
-    where an explicit impl="triton" cannot serve the device or the transform, and TypeError where it cannot
-    serve the dtype.
+    "auto" selects Triton on an NVIDIA GPU for the dtypes that the kernels support, and the reference
+    otherwise. Under torch.func's transforms and in forward-mode differentiation it selects the reference.
+    Raises ValueError if an explicit impl="triton" does not support the device or the transform, and TypeError
+    if it does not support the dtype.
     """
     check_impl(impl)
     if impl != "reference" and _is_transformed():
         if impl == "triton":
             raise ValueError(
-                f"{op}: impl='triton' does not go through torch.func's transforms or forward-mode"
+                f"{op}: impl='triton' does not support torch.func's transforms or forward-mode"
                 " differentiation; use impl='auto'"
             )
         return "reference"

@@ -1,4 +1,4 @@
-"""Registers every kernel on import, for what lists, compiles or launches kernels by name."""
+"""Register every kernel on import, for code that lists, compiles or launches kernels by name."""
 
 from . import border_triton, descriptor_triton, instance_norm_triton, reflect_conv_triton, zero_conv_triton
 

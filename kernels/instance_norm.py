@@ -1,14 +1,15 @@
-"""Instance norm with its activation, a residual added: one pass of statistics and one of everything else, in
-any memory layout.
+"""Instance norm fused with an activation and a residual sum, in any memory layout.
 
     y = act((x - mean) / sqrt(var + eps) * weight + bias) + residual
 
-mean and var (biased) are taken over the pixels of each image and channel.
+mean and var (biased) are taken over the pixels of each image and channel. One pass computes the statistics,
+and another computes everything else.
 
-Ulyanov, Vedaldi, Lempitsky, "Instance Normalization", 2016. The backward saves x and two vectors [N, C] (mean
-and 1 / sigma); the activation's mask and x-hat are computed again from x. README.md beside this file derives
-both passes and counts the bytes that must move. The kernels are in instance_norm_triton.py, their tiles and
-launches in instance_norm_launch.py.
+The backward saves x and two vectors [N, C] (mean and 1 / sigma); the activation's mask and x-hat are
+recomputed from x. README.md beside this file derives both passes and counts the bytes that must move. The
+kernels are in instance_norm_triton.py; their tiles and launches are in instance_norm_launch.py.
+
+Source: Ulyanov, Vedaldi, Lempitsky, "Instance Normalization", 2016.
 """
 
 from __future__ import annotations
@@ -39,7 +40,10 @@ def instance_norm_ref(
     slope: float = 0.2,
     residual: Tensor | None = None,
 ) -> Tensor:
-    """The specification, in plain PyTorch; 16-bit input is computed in fp32 and rounded once."""
+    """Compute ``instance_norm`` in plain PyTorch. This is the reference that the kernels must match.
+
+    16-bit input is computed in fp32 and rounded once.
+    """
     wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
     var, mean = torch.var_mean(wide, dim=list(range(2, x.dim())), correction=0, keepdim=True)
     per_channel = [1, -1] + [1] * (x.dim() - 2)
@@ -121,8 +125,9 @@ def _setup_fwd(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) ->
 
 
 def affine_gradients(total: Tensor, norm: Norm, needs: Sequence[bool]) -> tuple[Tensor | None, Tensor | None]:
-    """Return the gradients of the norm's weight and bias from ``total`` [2, N, C], of those that ``needs``
-    names.
+    """Return the gradients of the norm's weight and bias from ``total`` [2, N, C].
+
+    ``needs``: whether the weight and the bias need a gradient. The result is None for one that does not.
     """
     dweight = dbias = None
     if norm.weight is not None and needs[0]:
@@ -192,21 +197,22 @@ def instance_norm(
     residual: Tensor | None = None,
     impl: str = "auto",
 ) -> Tensor:
-    """Return act(IN(x)) + residual: instance norm, scale and shift by ``weight`` and ``bias``, an activation,
-    and a sum, in one operator.
+    """Compute act(IN(x)) + residual in one operator: instance norm, scale and shift, activation and sum.
 
-    x: [N, C, H, W], [N, C, L] or [N, C, D, H, W], N may be 0; fp32, bf16 or fp16 (the reference takes fp64
-    too). channels_last memory is read as it is, and so are contiguous planes; any other layout is copied
-    once. The result has the shape, dtype and layout of x. weight, bias: [C] or None, in fp32 or the dtype of
-    x. Statistics and sums are fp32 whatever the dtype. act: "none", "relu" or "leaky_relu" with negative
-    ``slope``. residual: like x, added after the activation. impl: "triton", "reference" (plain PyTorch), or
-    "auto": Triton on an NVIDIA GPU, the reference elsewhere. Where a kernel does not compile or launch,
-    "auto" warns once and PyTorch computes it, and "triton" raises KernelError.
+    x: [N, C, H, W], [N, C, L] or [N, C, D, H, W] in fp32, bf16 or fp16 (the reference also accepts fp64); N
+    may be 0. channels_last and contiguous memory are read as they are, and any other layout is copied once.
+    weight, bias: [C] or None, in fp32 or the dtype of x. act: "none", "relu" or "leaky_relu" with negative
+    ``slope``. residual: like x, added after the activation. impl: "triton", "reference" (plain PyTorch) or
+    "auto", which is Triton on an NVIDIA GPU and the reference elsewhere. If a kernel does not compile or
+    launch, "auto" warns once and falls back to PyTorch, and "triton" raises KernelError.
 
-    For the backward the kernels save x and two vectors [N, C]. Same input, same bits; no image's result
-    depends on what the others hold. Raises ValueError for a shape, act, device or impl that does not fit and
-    TypeError for a dtype; RuntimeError in a double backward through the kernels. A single pixel has no
-    variance: ValueError, as in torch.
+    The result has the shape, dtype and layout of x. Statistics and sums are computed in fp32 for every dtype.
+    The same input always gives the same bits, and no image's result depends on the other images. For the
+    backward, the kernels save x and two vectors [N, C].
+
+    Raises ValueError for an invalid shape, act, device or impl, TypeError for an unsupported dtype, and
+    RuntimeError in a double backward through the kernels. A single pixel has no variance, so it raises
+    ValueError, as in torch.
 
     Source: Ulyanov, Vedaldi, Lempitsky, "Instance Normalization: The Missing Ingredient for Fast
     Stylization", 2016.

@@ -1,5 +1,6 @@
-"""Host side of the instance norm kernels: how a tensor is seen, which tiles it is cut into, allocation and
-launches. Checks nothing.
+"""Host side of the instance norm kernels: tensor views, tiles, allocation and launches.
+
+Arguments are not checked here.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import torch
 import triton
 from torch import Tensor
 
-# The kernels register themselves.
+# Imported so that the kernels are registered.
 from . import instance_norm_triton as _device_code  # noqa: F401
 from ._launch import Config, chip, launch
 from ._norm import Norm, empty_statistics
@@ -21,7 +22,10 @@ ACTIVATION = {"none": 0, "relu": 1, "leaky_relu": 2}
 
 
 def packed_shape(x: Tensor) -> tuple[int, int, int]:
-    """The gradient with its margins, [N, (H + 2) (W + 4), C] in memory; README.md has its layout."""
+    """Return the shape in memory of a gradient with its margins, [N, (H + 2) (W + 4), C].
+
+    README.md describes its layout.
+    """
     return x.shape[0], (x.shape[2] + 2) * (x.shape[3] + 4), x.shape[1]
 
 
@@ -33,11 +37,12 @@ def _flags(norm: Norm) -> dict[str, Any]:
     }
 
 
-def _roomy(configs: list[Config], affine: bool) -> list[Config]:
-    """Return ``configs``; where besides weights 128 partial sums take registers (``affine``) without those of
-    four warps, which spill.
+def _without_spills(configs: list[Config], affine: bool) -> list[Config]:
+    """Return ``configs``, except for those that spill registers with an ``affine`` norm.
 
-    By 8 bytes: sm_80 with Triton 3.7, sm_90 with 3.6 and 3.9.
+    There, the weights take registers in addition to 128 partial sums, and tiles of four warps spill 8 bytes:
+    on sm_80 with Triton 3.7, on sm_90 with 3.6 and 3.9. If no configuration is larger, all of them are
+    returned.
     """
     if not affine:
         return configs
@@ -47,8 +52,9 @@ def _roomy(configs: list[Config], affine: bool) -> list[Config]:
 
 @dataclass(frozen=True)
 class Moments:
-    """Partial moments [N, 2, T, C], (mean, M2) of ``rows`` places each, in lines of ``pitch`` of which the
-    first W are pixels (0: all).
+    """Partial moments [N, 2, T, C]: mean and M2 of ``rows`` places each.
+
+    The places are in lines of ``pitch``, of which the first W are pixels (0: all are pixels).
     """
 
     part: Tensor
@@ -70,17 +76,18 @@ def moments(x: Tensor) -> Moments:
 
     per_thread = 32
     if view.planar and chip(x.device).capability >= 120:
-        # Of planes in fp32 Triton 3.9 spills 8 bytes of a larger tile on Blackwell's consumer chips.
+        # With fp32 planes and larger tiles, Triton 3.9 spills 8 bytes on Blackwell's consumer chips.
         per_thread = 8
-    found: Moments = tuned("stats", key_of(view, x), tile_configs(view, per_thread), x, run)
-    return found
+    partial: Moments = tuned("stats", key_of(view, x), tile_configs(view, per_thread), x, run)
+    return partial
 
 
 def forward(
     x: Tensor, norm: Norm, residual: Tensor | None = None, border: int = 0
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return y [N, C, H + 2 border, W + 2 border] (any rank without border), and mean and rstd [N, C] in
-    fp32.
+    """Return y [N, C, H + 2 border, W + 2 border], and mean and rstd [N, C] in fp32.
+
+    Without a border, x can have any rank.
     """
     view = View.of(x)
     y = empty_bordered(x, border)
@@ -118,17 +125,18 @@ def apply(
         constants = {**flags, "BORDER": border, "BLOCK_T": triton.next_power_of_2(part.shape[2])}
         launch("_instance_norm_apply_kernel", view.N * c_blocks * tiles, args, constants, config)
 
-    configs = _roomy(tile_configs(view, 16), norm.weight is not None)
+    configs = _without_spills(tile_configs(view, 16), norm.weight is not None)
     tuned("apply", key_of(view, x, norm.act, residual is not None, border), configs, x, run)
 
 
 @dataclass(frozen=True)
 class Extras:
-    """What the backward can do besides: read dy inside a (folded) border, write act(IN(x)) to ``y`` again
-    inside one, write dx with its margins.
+    """Additional inputs and outputs of the backward.
 
-    ``copy``: write another image, like x, in the place of act(IN(x)). ``dx``: the memory for it, new if not
-    given.
+    ``dy_border``: dy is read from inside a border (already folded) of that many pixels. ``y``: memory to
+    which act(IN(x)) is written again, with ``y_border`` reflected pixels around it. ``copy``: an image like x
+    that is written to ``y`` instead of act(IN(x)). ``margins``: dx is written with its margins. ``dx``: the
+    memory for dx, newly allocated if None.
     """
 
     dy_border: int = 0
@@ -150,7 +158,7 @@ Inputs = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor, Tensor]
 def backward(
     dy: Tensor, x: Tensor, norm: Norm, mean: Tensor, rstd: Tensor, extras: Extras = Extras()
 ) -> tuple[Tensor, Tensor]:
-    """Return dx, and total [2, N, C]: the sums of dz and of dz * x-hat of each image and channel."""
+    """Return dx, and total [2, N, C]: the sums of dz and of dz * x-hat for each image and channel."""
     view = View.of(x)
     dx = extras.dx
     if dx is None:
@@ -183,7 +191,7 @@ def _bwd_sums(inputs: Inputs, view: View, norm: Norm, extras: Extras) -> Tensor:
         return sums
 
     key = key_of(view, x, *flags.values(), extras.dy_border)
-    # It reads two tensors and adds up two: few elements a thread, many threads.
+    # The kernel reads two tensors and accumulates two, so it takes few elements per thread and many threads.
     sums: Tensor = tuned("bwd_sums", key, tile_configs(view, 8), x, run)
     return sums
 
@@ -219,5 +227,5 @@ def _bwd_apply(
         args = (*inputs, sums, extras.copy, *outputs, *sizes)
         launch("_instance_norm_bwd_apply_kernel", view.N * c_blocks * tiles, args, constants, config)
 
-    configs = _roomy(tile_configs(view, 16), flags["HAS_WEIGHT"] and recompute)
+    configs = _without_spills(tile_configs(view, 16), flags["HAS_WEIGHT"] and recompute)
     tuned("bwd_apply", key_of(view, x, *flags.values(), recompute, *extras.key), configs, x, run)

@@ -1,9 +1,8 @@
-"""Triton kernels of instance norm: the device code. instance_norm.py beside this file has the contract, the
-operators and the checks.
+"""Triton kernels of instance norm (device code). The contract and checks are in instance_norm.py.
 
-Memory is [N, S, C]: an image's S pixels one after the other, channels innermost (channels_last). A tensor
-with planes ([N, C, S] in memory) is the same thing with N * C images of one channel (PLANAR: C is 1, CHANNELS
-the number of channels). README.md derives the passes.
+Memory is [N, S, C] (channels_last): the S pixels of an image one after another, with channels innermost. A
+tensor of planes ([N, C, S] in memory) is treated as N * C images of one channel (PLANAR: C is 1, and CHANNELS
+is the number of channels). README.md derives the passes.
 """
 
 from __future__ import annotations
@@ -26,8 +25,8 @@ from ._math import (
     tile_moments,
 )
 
-# Counts of tiles and the like: one compiled kernel serves them all, so that images of a new size compile
-# nothing.
+# Counts of tiles and the like. Kernels are not specialised for them, so a new image size needs no
+# compilation.
 COUNTS = ["ITERS", "TILES", "T", "ROWS", "PITCH", "MAIN", "NC", "CHANNELS"]
 
 
@@ -36,8 +35,9 @@ COUNTS = ["ITERS", "TILES", "T", "ROWS", "PITCH", "MAIN", "NC", "CHANNELS"]
 def _instance_norm_stats_kernel(
     x_ptr, part_ptr, ITERS, T, S, C, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr
 ):
-    """part [N, 2, T, C]: mean and M2 of each tile of ITERS * BLOCK_S pixels. Welford's update in each lane,
-    then Chan's over the lanes.
+    """Write mean and M2 of each tile of ITERS * BLOCK_S pixels to part [N, 2, T, C].
+
+    Each lane uses Welford's update, and Chan's formula combines the lanes.
     """
     n, t, offs_c, mask_c = locate(T, C, BLOCK_C)
     mean = tl.zeros([BLOCK_S, BLOCK_C], tl.float32)
@@ -69,8 +69,9 @@ def _instance_norm_apply_kernel(
     BORDER: tl.constexpr,
     PLANAR: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """y = act(IN(x)) (+ residual), with BORDER reflected pixels around it; mean and rstd [N, C] from the T
-    partial moments.
+    """Write y = act(IN(x)) (+ residual) with BORDER reflected pixels around it, and mean and rstd [N, C].
+
+    mean and rstd are computed from the T partial moments.
     """
     n, t, offs_c, mask_c = locate(TILES, C, BLOCK_C)
     mean, variance = combine_tiles(part_ptr, n, T, H, W, C, ROWS, PITCH, offs_c, mask_c, BLOCK_T)
@@ -104,8 +105,9 @@ def _instance_norm_small_fwd_kernel(
     PLANAR: tl.constexpr,
     BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """The whole forward in one launch, for images of which a program holds all S <= BLOCK_S pixels in
-    registers.
+    """Run the whole forward in one launch, for images small enough for one program.
+
+    A program holds all S <= BLOCK_S pixels of an image in registers.
     """
     n, _, offs_c, mask_c = locate(1, C, BLOCK_C)
     rows = tl.arange(0, BLOCK_S)
@@ -127,7 +129,7 @@ def _instance_norm_small_fwd_kernel(
 
 @triton.jit
 def _recompute(x, mean, rstd, w, b):
-    """Return x-hat and the value before the activation, as the forward had them."""
+    """Return x-hat and the value before the activation, as computed in the forward."""
     xhat = (x - mean[None, :]) * rstd[None, :]
     return xhat, xhat * w[None, :] + b[None, :]
 
@@ -154,7 +156,7 @@ def _instance_norm_bwd_sums_kernel(
     PLANAR: tl.constexpr,
     BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """sums [N, 2, T, C]: the sums of dz and of dz * x-hat over each tile, where dz = dy * act'(z)."""
+    """Write the sums of dz and of dz * x-hat over each tile to sums [N, 2, T, C], where dz = dy * act'(z)."""
     n, t, offs_c, mask_c = locate(T, C, BLOCK_C)
     mean, rstd = _load_moments(mean_ptr, rstd_ptr, n, C, offs_c, mask_c)
     w, b = load_affine(w_ptr, b_ptr, n, offs_c, mask_c, CHANNELS, HAS_WEIGHT, HAS_BIAS, PLANAR)
@@ -168,7 +170,7 @@ def _instance_norm_bwd_sums_kernel(
         dy = load_tile(dy_ptr + dy_base, _inside(rows, W, DY_BORDER), mask_s, offs_c, mask_c, C)
 
         xhat, z = _recompute(x, mean, rstd, w, b)
-        # Rows past the end have dy 0, so they add nothing.
+        # Rows past the end have dy = 0, so they add nothing.
         dz = activation_gradient(dy, z, slope, ACT)
         sum_dz += dz
         sum_dzx += dz * xhat
@@ -180,7 +182,7 @@ def _instance_norm_bwd_sums_kernel(
 
 @triton.jit
 def _gradient(dy, x, mean, rstd, w, b, mean_dz, mean_dzx, slope, ACT: tl.constexpr):
-    """dx = rstd * w * (dz - mean(dz) - x-hat * mean(dz * x-hat)); also returns z."""
+    """Return dx = rstd * w * (dz - mean(dz) - x-hat * mean(dz * x-hat)), and z."""
     xhat, z = _recompute(x, mean, rstd, w, b)
     dz = activation_gradient(dy, z, slope, ACT)
     return (rstd * w)[None, :] * (dz - mean_dz[None, :] - xhat * mean_dzx[None, :]), z
@@ -188,15 +190,16 @@ def _gradient(dy, x, mean, rstd, w, b, mean_dz, mean_dzx, slope, ACT: tl.constex
 
 @triton.jit
 def _margin_rows(m, H, W):
-    """Decode margin entry ``m`` of the packed gradient (see README.md): its place, up to two rows and two
-    columns to add (-1: none).
+    """Decode margin entry ``m`` of the packed gradient (see README.md).
+
+    Return its place, and up to two rows and two columns whose gradients it sums (-1: none).
     """
     PITCH = W + 2
     zeros, folded_rows = 2 * H, 2 * H + 2 * PITCH
     is_zero, is_row = m < zeros, (m >= zeros) & (m < folded_rows)
     k = m - tl.where(is_row, zeros, folded_rows)
-    # Folded rows lie at rows H and H + 1; folded columns after them, each H + 2 long, ending in the two
-    # corners.
+    # Folded rows are stored at rows H and H + 1. Folded columns follow them, each H + 2 long, with the two
+    # corners at the end.
     hh = tl.where(is_zero, m // 2, tl.where(is_row, H + k // PITCH, k % (H + 2)))
     ww = tl.where(is_zero, W + m % 2, tl.where(is_row, k % PITCH, W + 2 + k // (H + 2)))
     place = tl.where(is_zero | is_row, hh * PITCH + ww, folded_rows - zeros + H * PITCH + k)
@@ -217,12 +220,11 @@ def _instance_norm_bwd_apply_kernel(
     RECOMPUTE: tl.constexpr, COPY: tl.constexpr, MARGINS: tl.constexpr, PLANAR: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """dx, if MARGINS in the packed layout that convolution backwards read; if RECOMPUTE also y = act(IN(x))
-    with Y_BORDER around it.
+    """Write dx, and if RECOMPUTE also y = act(IN(x)) with Y_BORDER reflected pixels around it.
 
-    COPY: y is what stands at copy_ptr (an image like x) instead, so that its border needs no launch of its
-    own. Tiles from MAIN on write the margins. total [2, N, C] gets the sums of dz and of dz * x-hat over each
-    image.
+    MARGINS: dx has the packed layout that the backwards of convolutions read, and tiles from MAIN on write
+    its margins. COPY: y is the image at copy_ptr (like x) instead, so that its border needs no separate
+    launch. total [2, N, C] receives the sums of dz and of dz * x-hat over each image.
     """
     n, t, offs_c, mask_c = locate(TILES, C, BLOCK_C)
     mean, rstd = _load_moments(mean_ptr, rstd_ptr, n, C, offs_c, mask_c)
@@ -243,7 +245,7 @@ def _instance_norm_bwd_apply_kernel(
     for i in range(ITERS):
         k = (t * ITERS + i) * BLOCK_S + tl.arange(0, BLOCK_S)
         if t < MAIN:
-            # k walks over y with its border; inside it lie the pixels of dx.
+            # k walks over y with its border. The pixels of dx are those inside the border.
             mask_s = k < HP * WP
             h, col = k // WP - Y_BORDER, k % WP - Y_BORDER
             inside = mask_s & (h >= 0) & (h < H) & (col >= 0) & (col < W)
@@ -271,7 +273,7 @@ def _instance_norm_bwd_apply_kernel(
                 x = load_tile(x_ptr, h * W + col, inside, offs_c, mask_c, C)
                 dy = load_tile(dy_ptr, _inside(h * W + col, W, DY_BORDER), inside, offs_c, mask_c, C)
                 part, _ = _gradient(dy, x, mean, rstd, w, b, mean_dz, mean_dzx, slope, ACT)
-                # What is added is what was stored: the sum of rounded gradients.
+                # Add the gradients as stored, i.e. rounded.
                 dx += tl.where(inside[:, None], part.to(dx_ptr.dtype.element_ty).to(tl.float32), 0.0)
             store_tile(dx_ptr, place, mask_s, offs_c, mask_c, C, dx)
 
@@ -283,8 +285,9 @@ def _instance_norm_small_bwd_kernel(
     ACT: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, PLANAR: tl.constexpr,
     BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """The whole backward in one launch, for images of which a program holds all S <= BLOCK_S pixels in
-    registers.
+    """Run the whole backward in one launch, for images small enough for one program.
+
+    A program holds all S <= BLOCK_S pixels of an image in registers.
     """
     n, _, offs_c, mask_c = locate(1, C, BLOCK_C)
     rows = tl.arange(0, BLOCK_S)

@@ -1,16 +1,15 @@
-"""A convolution with what comes before it: instance norm and activation, or nothing, and a reflected border.
-One autograd node.
+"""Norm, activation, reflected border and PyTorch's convolution as one autograd node.
 
     y = act(IN(x)) or x, with ``border`` reflected pixels around it;    out = conv(y, weight) + bias
 
-The convolution is PyTorch's (cuDNN on a GPU). The node keeps x, two vectors [N, C] and the weight as it was
-given (a weight in fp32 for x in 16 bits is rounded for each use, and no copy is kept), not y: the backward
-pass of the norm, which reads x anyway, writes y again for the weight gradient (``recompute``). That saves one
-tensor a layer and costs one write of it.
+The convolution is PyTorch's (cuDNN on a GPU). The node saves x, two vectors [N, C] and the weight as it was
+passed in. (For a 16-bit x, an fp32 weight is rounded on each use, and no rounded copy is saved.) With
+``recompute``, it does not save y: the backward of the norm, which reads x anyway, writes y again for the
+weight gradient. That saves one tensor per layer and costs one write of it.
 
-Backward, in order: gradient of y by the convolution; the border's share folded in place; the norm's two
-passes, the second of which writes dx and y; then the weight's gradient from y. Internal to the package: its
-networks use it, and ``instance_norm`` is the public operator.
+The backward has these steps: the convolution's gradient of y; the border's part of it, folded in place; the
+two passes of the norm, of which the second writes dx and y; and the weight gradient, from y. This module is
+internal to the package and used by its networks; ``instance_norm`` is the public operator.
 """
 
 from __future__ import annotations
@@ -54,40 +53,41 @@ def norm_conv_fwd(
     recompute: bool,
     *conv: Any,
 ) -> Four:
-    """Return the convolution's output, mean and rstd [N, C] (empty without norm), and y (empty where the
-    backward recomputes it).
+    """Return the convolution's output, mean and rstd [N, C], and y.
+
+    mean and rstd are empty without norm, and y is empty if the backward recomputes it.
     """
     norm = Norm(norm_weight, norm_bias, eps, act, slope)
     return forward(NormConvCall(x, normed, norm, weight, bias, border, recompute, AtenConvolution(*conv)))
 
 
-def forward(given: NormConvCall) -> Four:
-    """The forward pass; see ``norm_conv_fwd``."""
+def forward(call: NormConvCall) -> Four:
+    """Run the forward pass; see ``norm_conv_fwd``."""
     from . import border_launch
     from . import instance_norm_launch as host
 
-    x, bias = given.x, in_dtype(given.bias, given.x.dtype)
+    x, bias = call.x, in_dtype(call.bias, call.x.dtype)
     mean, rstd = empty_statistics(x, False)
-    if given.normed:
-        y, mean, rstd = host.forward(x, given.norm, border=given.border)
+    if call.normed:
+        y, mean, rstd = host.forward(x, call.norm, border=call.border)
     else:
-        y = border_launch.reflect_pad(x, given.border)
-    out = torch.ops.aten.convolution(y, given.weight.to(x.dtype), bias, *given.conv.flat())
-    if given.recompute:
+        y = border_launch.reflect_pad(x, call.border)
+    out = torch.ops.aten.convolution(y, call.weight.to(x.dtype), bias, *call.conv.flat())
+    if call.recompute:
         y = empty_result(x)
     return channels_last(out), mean, rstd, y
 
 
 @norm_conv_fwd.register_fake
 def _(*flat: Any) -> Four:
-    *rest, _ = flat
-    given = NormConvCall.of(*rest)
-    x, (N, C, H, W) = given.x, given.x.shape
-    y = empty_channels_last(x, (N, C, H + 2 * given.border, W + 2 * given.border))
-    out = torch.ops.aten.convolution(y, given.weight.to(x.dtype), None, *given.conv.flat())
-    if given.recompute:
+    *arguments, _ = flat
+    call = NormConvCall.of(*arguments)
+    x, (N, C, H, W) = call.x, call.x.shape
+    y = empty_channels_last(x, (N, C, H + 2 * call.border, W + 2 * call.border))
+    out = torch.ops.aten.convolution(y, call.weight.to(x.dtype), None, *call.conv.flat())
+    if call.recompute:
         y = empty_result(x)
-    return empty_channels_last(out, out.shape), *empty_statistics(x, given.normed), y
+    return empty_channels_last(out, out.shape), *empty_statistics(x, call.normed), y
 
 
 @operator(
@@ -110,11 +110,10 @@ def norm_conv_bwd(
     needs: list[bool],
     *conv: Any,
 ) -> Four:
-    """Return dx, dweight, dbias and the norm's total [2, N, C]; ``needs`` says of input, weight and bias
-    whether they want a gradient.
+    """Return dx, dweight, dbias and the norm's total [2, N, C].
 
-    What is not wanted is empty. Without norm (mean is empty) total is empty too; with it dx and total are
-    always made.
+    ``needs``: whether the input, the weight and the bias need a gradient. Gradients that are not needed are
+    empty, but with norm, dx and total are always computed. Without norm (mean is empty), total is empty too.
     """
     norm = Norm(norm_weight, norm_bias, act=act, slope=slope)
     saved = NormConvSaved(x, norm, mean, rstd, weight, y, border, needs, AtenConvolution(*conv))
@@ -122,14 +121,14 @@ def norm_conv_bwd(
 
 
 def backward(g: Tensor, saved: NormConvSaved) -> Four:
-    """The backward pass; see ``norm_conv_bwd``."""
+    """Run the backward pass; see ``norm_conv_bwd``."""
     from ._tiles import empty_bordered
     from .border_launch import reflect_pad
 
     x, y, weight, needs, conv = saved.x, saved.y, saved.weight, saved.needs, saved.conv
     recompute = y.dim() == 1
     if recompute:
-        # Not read before it is written: the gradient of the input needs its shape alone.
+        # y is written before it is read: the input gradient needs only its shape.
         y = empty_bordered(x, saved.border)
     g, narrow = channels_last(g), weight.to(x.dtype)
     dx, dweight, dbias = empty_result(x), empty_result(x), empty_result(x)
@@ -138,22 +137,23 @@ def backward(g: Tensor, saved: NormConvSaved) -> Four:
         mask = [True, False, False]
         dy, _, _ = torch.ops.aten.convolution_backward(g, y, narrow, None, *conv.flat(), mask)
         written = y if recompute and needs[1] else None
-        dx, total = _before_the_convolution(channels_last(dy), saved, written)
+        dx, total = _through_border_and_norm(channels_last(dy), saved, written)
     if recompute and needs[1] and not saved.normed:
         y = reflect_pad(x, saved.border)
     if needs[1] or needs[2]:
         bias_sizes, mask = [conv.out_channels(weight)], [False, *needs[1:]]
-        found = torch.ops.aten.convolution_backward(g, y, narrow, bias_sizes, *conv.flat(), mask)
+        gradients = torch.ops.aten.convolution_backward(g, y, narrow, bias_sizes, *conv.flat(), mask)
         if needs[1]:
-            dweight = like(found[1], weight)
+            dweight = like(gradients[1], weight)
         if needs[2]:
-            dbias = found[2].to(weight.dtype)
+            dbias = gradients[2].to(weight.dtype)
     return dx, dweight, dbias, total
 
 
-def _before_the_convolution(dy: Tensor, saved: NormConvSaved, y: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return dx and total from ``dy``, the gradient of what the convolution read; a norm's result is written
-    to ``y`` again if given.
+def _through_border_and_norm(dy: Tensor, saved: NormConvSaved, y: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return dx and total from ``dy``, the gradient of the convolution's input.
+
+    If ``y`` is given, the norm's result is written to it again.
     """
     from . import border_launch
     from . import instance_norm_launch as host
@@ -170,8 +170,8 @@ def _before_the_convolution(dy: Tensor, saved: NormConvSaved, y: Tensor | None) 
 
 @norm_conv_bwd.register_fake
 def _(g: Tensor, *flat: Any) -> Four:
-    *rest, _ = flat
-    saved = NormConvSaved.of(*rest)
+    *arguments, _ = flat
+    saved = NormConvSaved.of(*arguments)
     x, weight, needs = saved.x, saved.weight, saved.needs
     dx = torch.empty_like(x) if saved.normed or needs[0] else empty_result(x)
     dweight = torch.empty_like(weight) if needs[1] else empty_result(x)
@@ -182,13 +182,13 @@ def _(g: Tensor, *flat: Any) -> Four:
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Four) -> None:
     *flat, ctx.required = inputs
-    given = NormConvCall.of(*flat)
+    call = NormConvCall.of(*flat)
     _, mean, rstd, y = output
     ctx.mark_non_differentiable(mean, rstd, y)
     ctx.set_materialize_grads(False)
-    norm, ctx.conv = given.norm, given.conv
-    ctx.options = (norm.act, norm.slope, given.border)
-    ctx.save_for_backward(given.x, norm.weight, norm.bias, mean, rstd, given.weight, y)
+    norm, ctx.conv = call.norm, call.conv
+    ctx.options = (norm.act, norm.slope, call.border)
+    ctx.save_for_backward(call.x, norm.weight, norm.bias, mean, rstd, call.weight, y)
 
 
 def _backward(ctx: Any, g: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
@@ -201,19 +201,19 @@ def _backward(ctx: Any, g: Tensor | None, *_: None) -> tuple[Tensor | None, ...]
     if needs_w and _added_in_place(dweight, saved.weight):
         needs_w = False
     d_norm = affine_gradients(total, saved.norm, (needs_nw, needs_nb))
-    found: list[Tensor | None] = []
+    gradients: list[Tensor | None] = []
     for gradient, need in ((dx, needs_x), (dweight, needs_w), (dbias, needs_b)):
-        found.append(gradient if need else None)
-    return (found[0], *d_norm, *found[1:], *(None,) * 13)
+        gradients.append(gradient if need else None)
+    return (gradients[0], *d_norm, *gradients[1:], *(None,) * 13)
 
 
 def _added_in_place(dweight: Tensor, weight: Tensor) -> bool:
-    """Add ``dweight`` to the ``.grad`` of ``weight`` if it may be added to; return whether it was."""
+    """Add ``dweight`` to the ``.grad`` of ``weight`` if that is allowed, and return whether it was."""
     into = gradients_to_add_to([weight], [True])
     if into is None or dweight.dtype != into[0].dtype:
         return False
-    # In the order of all that is added to this gradient: other uses of the weight may be kernels beside the
-    # backward pass.
+    # Additions to this gradient must stay in order: kernels for other uses of the weight may run on a side
+    # stream during the backward pass.
     with beside(dweight):
         into[0].add_(dweight)
     return True
@@ -239,14 +239,16 @@ def norm_conv(
     recompute: bool = True,
     required: bool = True,
 ) -> Tensor:
-    """Return conv(act(IN(x)) with ``border`` reflected pixels), [N, O, H', W'] in channels_last;
-    ``norm=False``: conv(x with the border).
+    """Return conv(act(IN(x)) with ``border`` reflected pixels), [N, O, H', W'] in channels_last.
 
-    x: [N, C, H, W] in channels_last. weight and bias: in the dtype of x or fp32, both alike. ``conv``:
-    stride, padding, dilation, transposed, output_padding and groups, as ``torch.ops.aten.convolution`` takes
-    them. See the module for what is kept. ``required``: a kernel that fails raises KernelError, else PyTorch
-    computes it. Raises ValueError for a border that is not less than H and W, a single pixel to be
-    normalised, or a norm of other channels than x has.
+    With ``norm=False``, the convolution is applied to x with its border. x: [N, C, H, W] in channels_last.
+    weight and bias: both in the dtype of x, or both in fp32. ``conv``: stride, padding, dilation, transposed,
+    output_padding and groups, as for ``torch.ops.aten.convolution``. ``recompute``: see the module docstring
+    for what is saved. ``required``: a kernel that fails raises KernelError; otherwise PyTorch computes the
+    result.
+
+    Raises ValueError if the border is not less than H and W, if a single pixel is to be normalised, or if the
+    norm has a different number of channels than x.
     """
     if norm:
         check_pixels(x)

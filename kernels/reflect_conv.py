@@ -1,19 +1,19 @@
-"""A reflection-padded convolution, alone or with the instance norm and activation before it and the tanh
-after it. One autograd node.
+"""Reflection-padded convolution, with an optional norm before it and an optional tanh after it.
 
     y = act(IN(x)) or x, with ``padding`` reflected pixels around it
     out = conv(y, weight) + bias, or its tanh
 
-Stride 1, odd kernels, one weight or P: image n of N uses weight n // (N / P), which is how several networks
-run in one launch. ``norm_conv.py`` has the same node around PyTorch's convolution, of any stride. The
-backward saves x (and two vectors [N, C] of the norm, and the output if it is a tanh) and the weights as they
-were given: weights in fp32 for x in 16 bits are rounded for each use. README.md beside this file derives the
-passes and their forms. The kernels are in reflect_conv_triton.py, tiles and launches in _products.py, weights
-in the forms that those read in _weights.py, and reflect_conv_passes.py puts them together.
+This is one autograd node. The stride is 1 and kernel sizes are odd. There can be one weight or P of them:
+image n of N uses weight n // (N / P), so that several networks run in one launch. ``norm_conv.py`` has the
+same node around PyTorch's convolution, with any stride. The backward saves x (also two vectors [N, C] of the
+norm, and the output if it is a tanh) and the weights as they were passed in: for a 16-bit x, fp32 weights are
+rounded on each use. README.md beside this file derives the passes and their forms. The kernels are in
+reflect_conv_triton.py, tiles and launches in _products.py, and the weight layouts that they read in
+_weights.py; reflect_conv_passes.py puts them together.
 
-A generator's residual blocks are not computed here but in residual_block.py, as one node each. Where the
-engine runs an iteration, weights may have working copies (_working_copies.py), weight gradients may be added
-to ``.grad`` in place (_weight_gradients.py) and run on a stream beside (_overlap.py).
+The residual blocks of a generator are computed by residual_block.py instead, as one node each. While the
+engine runs an iteration, weights may have working copies (_working_copies.py), and weight gradients may be
+added to ``.grad`` in place (_weight_gradients.py) and computed on a side stream (_overlap.py).
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def reflect_conv2d_ref(
     *,
     padding: int,
 ) -> Tensor:
-    """The specification, in plain PyTorch."""
+    """Compute ``reflect_conv2d`` in plain PyTorch. This is the reference that the kernels must match."""
     weights = [weight] if isinstance(weight, Tensor) else list(weight)
     biases = [bias] * len(weights) if bias is None or isinstance(bias, Tensor) else list(bias)
     y = F.pad(x, (padding,) * 4, mode="reflect") if padding else x
@@ -89,51 +89,52 @@ def reflect_conv_fwd(
     tanh: bool,
     recompute: bool,
 ) -> Four:
-    """Return the convolution's output, mean and rstd [N, C] (empty without norm), and y (empty where there is
-    none or it is recomputed).
+    """Return the convolution's output, mean and rstd [N, C], and y.
+
+    mean and rstd are empty without norm. y is empty if there is no norm or the backward recomputes it.
     """
     norm = Norm(norm_weight, norm_bias, eps, act, slope)
     return forward(ReflectConvCall(x, normed, norm, weight, bias, padding, tanh, recompute))
 
 
-def forward(given: ReflectConvCall) -> Four:
-    """The forward pass; see ``reflect_conv_fwd``."""
+def forward(call: ReflectConvCall) -> Four:
+    """Run the forward pass; see ``reflect_conv_fwd``."""
     from . import border_launch, instance_norm_launch
     from . import reflect_conv_passes as passes
     from ._weights import stacked
 
-    x, bias, padding = given.x, given.bias, given.padding
-    route = passes.route_of(x.shape[1], given.weight[0].shape[0], given.normed)
+    x, bias, padding = call.x, call.bias, call.padding
+    route = passes.route_of(x.shape[1], call.weight[0].shape[0], call.normed)
     mean, rstd = empty_statistics(x, False)
     y = empty_result(x)
-    stack = stacked(given.weight, x.dtype)
-    if given.normed:
-        y, mean, rstd = instance_norm_launch.forward(x, given.norm, border=padding)
-        out = passes.forward_bordered(y, stack, bias, given.tanh, route)
+    stack = stacked(call.weight, x.dtype)
+    if call.normed:
+        y, mean, rstd = instance_norm_launch.forward(x, call.norm, border=padding)
+        out = passes.forward_bordered(y, stack, bias, call.tanh, route)
     elif route == "contract":
         bordered = border_launch.reflect_pad(x, padding)
-        out = passes.forward_bordered(bordered, stack, bias, given.tanh, route)
+        out = passes.forward_bordered(bordered, stack, bias, call.tanh, route)
     else:
         out = passes.forward(x, stack, bias, padding, route)
-        if given.tanh:
+        if call.tanh:
             out = torch.tanh(out.float())
-    if not given.keeps_y:
+    if not call.keeps_y:
         y = empty_result(x)
     return out, mean, rstd, y
 
 
 @reflect_conv_fwd.register_fake
 def _(*flat: Any) -> Four:
-    *rest, _ = flat
-    given = ReflectConvCall.of(*rest)
-    x, weight = given.x, given.weight[0]
+    *arguments, _ = flat
+    call = ReflectConvCall.of(*arguments)
+    x, weight = call.x, call.weight[0]
     N, C, H, W = x.shape
-    H, W = H + 2 * given.padding, W + 2 * given.padding
+    H, W = H + 2 * call.padding, W + 2 * call.padding
     k = weight.shape[2]
-    dtype = torch.float32 if given.tanh else x.dtype
+    dtype = torch.float32 if call.tanh else x.dtype
     out = empty_channels_last(x, (N, weight.shape[0], H - k + 1, W - k + 1), dtype)
-    y = empty_channels_last(x, (N, C, H, W)) if given.keeps_y else empty_result(x)
-    return out, *empty_statistics(x, given.normed), y
+    y = empty_channels_last(x, (N, C, H, W)) if call.keeps_y else empty_result(x)
+    return out, *empty_statistics(x, call.normed), y
 
 
 @operator(
@@ -156,11 +157,11 @@ def reflect_conv_bwd(
     padding: int,
     needs: list[bool],
 ) -> Four:
-    """Return dx, dweight [R, O, C, k, k] of those R weights that need one, dbias [P, O], and the norm's total
-    [2, N, C].
+    """Return dx, dweight [R, O, C, k, k], dbias [P, O], and the norm's total [2, N, C].
 
-    ``needs``: of x, of the bias, and of each weight. What is not wanted is empty; with norm dx and total are
-    always made. ``out`` is the output if it was a tanh, else empty; y is empty where it is to be recomputed.
+    ``needs``: whether x, the bias and each weight need a gradient; R weights do. Gradients that are not
+    needed are empty, but with norm, dx and total are always computed. ``out`` is the output if it was a tanh,
+    otherwise empty. y is empty if it must be recomputed.
     """
     from ._weights import empty_gradients
 
@@ -174,8 +175,9 @@ def reflect_conv_bwd(
 def backward(
     g: Tensor, saved: ReflectConvSaved, needs: Sequence[bool], into: Sequence[Tensor], accumulate: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The backward pass, weight gradients written (or added) to ``into``; see ``reflect_conv_bwd``. Returns
-    dx, dbias and total.
+    """Run the backward pass (see ``reflect_conv_bwd``) and return dx, dbias and total.
+
+    The weight gradients are written to ``into``, or added to it if ``accumulate`` is True.
     """
     from . import border_launch
     from . import reflect_conv_passes as passes
@@ -190,14 +192,14 @@ def backward(
     d_out = passes.embedded_gradient(g, k, x.dtype, tanh, route)
     writes_y = saved.normed and y.dim() == 1 and any(needs[2:])
     if writes_y:
-        # The norm's backward, which reads x anyway, fills it for the weights' gradients.
+        # The norm's backward reads x anyway, and fills y for the weight gradients.
         y = empty_bordered(x, padding)
     dx, total = empty_result(x), empty_result(x, torch.float32)
     if saved.normed or needs[0]:
         size = (x.shape[2] + 2 * padding, x.shape[3] + 2 * padding)
         d_y = passes.input_gradient(d_out, stack, size, route)
         if saved.normed:
-            dx, total = _through_the_norm(d_y, saved, y if writes_y else None)
+            dx, total = _through_border_and_norm(d_y, saved, y if writes_y else None)
         else:
             dx = border_launch.fold(d_y, padding) if padding else d_y
     if any(needs[2:]):
@@ -208,9 +210,10 @@ def backward(
     return dx, dbias, total
 
 
-def _through_the_norm(d_y: Tensor, saved: ReflectConvSaved, y: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return dx and total from ``d_y``, the gradient of the norm's bordered result, which is written to ``y``
-    again if given.
+def _through_border_and_norm(d_y: Tensor, saved: ReflectConvSaved, y: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return dx and total from ``d_y``, the gradient of the norm's result with its border.
+
+    If ``y`` is given, that result is written to it again.
     """
     from .border_launch import fold_border_
     from .instance_norm_launch import Extras
@@ -227,8 +230,8 @@ def _through_the_norm(d_y: Tensor, saved: ReflectConvSaved, y: Tensor | None) ->
 def _(g: Tensor, *flat: Any) -> Four:
     from ._weights import empty_gradients
 
-    *rest, needs, _ = flat
-    saved = ReflectConvSaved.of(*rest)
+    *arguments, needs, _ = flat
+    saved = ReflectConvSaved.of(*arguments)
     x, weight = saved.x, saved.weight
     dx = torch.empty_like(x) if saved.normed or needs[0] else empty_result(x)
     bias = (len(weight), weight[0].shape[0]) if needs[1] else (0,)
@@ -243,14 +246,14 @@ def _(g: Tensor, *flat: Any) -> Four:
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Four) -> None:
     *flat, ctx.required = inputs
-    given = ReflectConvCall.of(*flat)
+    call = ReflectConvCall.of(*flat)
     out, mean, rstd, y = output
     ctx.mark_non_differentiable(mean, rstd, y)
     ctx.set_materialize_grads(False)
-    norm, ctx.count = given.norm, len(given.weight)
-    ctx.options = (norm.act, norm.slope, given.padding)
-    made = (mean, rstd, out if given.tanh else empty_result(given.x), y)
-    ctx.save_for_backward(given.x, norm.weight, norm.bias, *made, *given.weight, *given.bias)
+    norm, ctx.count = call.norm, len(call.weight)
+    ctx.options = (norm.act, norm.slope, call.padding)
+    results = (mean, rstd, out if call.tanh else empty_result(call.x), y)
+    ctx.save_for_backward(call.x, norm.weight, norm.bias, *results, *call.weight, *call.bias)
 
 
 def _backward(ctx: Any, g: Tensor | None, *_: None) -> tuple[Any, ...]:
@@ -289,21 +292,23 @@ def reflect_conv2d(
     padding: int,
     impl: str = "auto",
 ) -> Tensor:
-    """Return the convolution, with stride 1, of x with ``padding`` reflected pixels on each side.
+    """Convolve x with stride 1, after padding it with ``padding`` reflected pixels on each side.
 
-    x: [N, C, H, W]; channels_last memory is read as it is, another layout is copied once. The result is [N,
-    O, H', W'] in channels_last and the dtype of x, H' = H + 2 padding - k + 1. weight: [O, C, k, k], k odd,
-    in the dtype of x or fp32, which is then rounded for the use; or a list of P of them, N a multiple of P:
-    image n uses weight n // (N / P). bias: [O] or None; with a list of weights a list of P (tensors, or None
-    alone), or one that all share. Under autocast x is cast as for PyTorch's convolutions. Sums are fp32;
-    products of fp32 are TF32 where PyTorch's own convolutions may use it
-    (``torch.backends.cudnn.allow_tf32``), else IEEE. impl: "triton", "reference" (``F.pad`` and
-    ``F.conv2d``), or "auto": Triton on an NVIDIA GPU, the reference elsewhere. Where a kernel does not
-    compile or launch, "auto" warns once and PyTorch computes it, and "triton" raises KernelError.
+    x: [N, C, H, W]; channels_last memory is read as it is, and any other layout is copied once. weight:
+    [O, C, k, k] with odd k, in the dtype of x or in fp32 (then rounded on use), or a list of P such weights,
+    where N is a multiple of P: image n uses weight n // (N / P). bias: [O] or None; with a list of weights, a
+    list of P (all tensors or all None), or one that all weights share. Under autocast, x is cast as for
+    PyTorch's convolutions. impl: "triton", "reference" (``F.pad`` and ``F.conv2d``) or "auto", which is
+    Triton on an NVIDIA GPU and the reference elsewhere. If a kernel does not compile or launch, "auto" warns
+    once and falls back to PyTorch, and "triton" raises KernelError.
 
-    The backward saves x and the weights. Same input, same bits. Raises ValueError for a shape, padding,
-    device or impl that does not fit, TypeError for a dtype, and RuntimeError in a double backward through the
-    kernels.
+    The result is [N, O, H', W'] in channels_last and in the dtype of x, with H' = H + 2 padding - k + 1. Sums
+    are fp32. Products of fp32 use TF32 if PyTorch's own convolutions may
+    (``torch.backends.cudnn.allow_tf32``), and IEEE arithmetic otherwise. The same input always gives the same
+    bits. The backward saves x and the weights.
+
+    Raises ValueError for an invalid shape, padding, device or impl, TypeError for an unsupported dtype, and
+    RuntimeError in a double backward through the kernels.
     """
     check_tensor("reflect_conv2d", x)
     weights = tensors_of("reflect_conv2d", "weight", weight)
@@ -333,11 +338,11 @@ def reflect_conv(
     recompute: bool = True,
     required: bool = True,
 ) -> Tensor:
-    """Return ``reflect_conv2d`` of act(IN(x)) by the kernels, its tanh in fp32 if asked for; internal to the
-    package. See the module.
+    """Return ``reflect_conv2d`` of act(IN(x)), or with ``tanh`` its tanh in fp32, computed by the kernels.
 
-    x: [N, C, H, W] in channels_last. ``recompute``: the backward computes y again, else it is kept.
-    ``required``: a kernel that fails raises KernelError, else PyTorch computes it.
+    Internal to the package; see the module docstring. x: [N, C, H, W] in channels_last. ``recompute``: the
+    backward recomputes y; otherwise y is saved. ``required``: a kernel that fails raises KernelError;
+    otherwise PyTorch computes the result.
     """
     if norm:
         check_pixels(x)

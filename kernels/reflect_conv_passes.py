@@ -1,5 +1,6 @@
-"""The passes of a reflection-padded convolution, put together from products and borders. README.md derives
-each form. Checks nothing.
+"""The passes of a reflection-padded convolution, built from products and borders.
+
+README.md derives each form. Arguments are not checked here.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ Route = Literal["wide", "expand", "contract"]
 
 
 def route_of(in_channels: int, out_channels: int, bordered: bool) -> Route:
-    """Return the form of a convolution: from an image's few channels, to few, or between many. ``bordered``:
-    a norm wrote the input.
+    """Return the form of a convolution: from an image's few channels, to few channels, or between many.
+
+    ``bordered``: a norm wrote the input.
     """
     if in_channels <= IMAGE and not bordered:
         return "expand"
@@ -36,15 +38,13 @@ def route_of(in_channels: int, out_channels: int, bordered: bool) -> Route:
 
 
 def _size(x: Tensor, w: Tensor, padding: int) -> tuple[int, int]:
-    """Return the output's height and width for x [N, C, H, W]."""
+    """Return the height and width of the output for x [N, C, H, W]."""
     _, _, KH, KW, _ = w.shape
     return x.shape[2] + 2 * padding - KH + 1, x.shape[3] + 2 * padding - KW + 1
 
 
 def bordered_image(x: Tensor, padding: int, kernel: int) -> Pixels:
-    """Return an image of few channels with its reflected border, PICTURE channels a pixel, as windows read
-    it.
-    """
+    """Return an image of few channels with its reflected border, and with ``IMAGE`` channels per pixel."""
     frame = Frame(padding, padding, x.shape[2] + 2 * padding, x.shape[3] + 2 * padding, window(kernel))
     return embed(x, frame, reflect=True, dtype=x.dtype, step=IMAGE)
 
@@ -57,9 +57,7 @@ def bordered(x: Tensor, padding: int, kernel: int, route: Route) -> Pixels:
 
 
 def forward(x: Tensor, w: Tensor, bias: Sequence[Tensor], padding: int, route: Route) -> Tensor:
-    """Return the convolution of x [N, C, H, W] by w [P, O, KH, KW, C], between many channels or from an
-    image's few.
-    """
+    """Return the convolution of x [N, C, H, W] by w [P, O, KH, KW, C], from few channels or between many."""
     size, stack = _size(x, w, padding), stack_bias(bias)
     if route == "expand":
         image = bordered_image(x, padding, w.shape[2])
@@ -68,8 +66,9 @@ def forward(x: Tensor, w: Tensor, bias: Sequence[Tensor], padding: int, route: R
 
 
 def forward_bordered(y: Tensor, w: Tensor, bias: Sequence[Tensor], tanh: bool, route: Route) -> Tensor:
-    """Return the convolution (and its tanh, in fp32) of y, an image with its border, to many channels or to
-    few.
+    """Return the convolution of y, an image with its border, to few or to many channels.
+
+    With ``tanh``, return its tanh in fp32.
     """
     size, stack = _size(y, w, 0), stack_bias(bias)
     if route == "contract":
@@ -79,10 +78,10 @@ def forward_bordered(y: Tensor, w: Tensor, bias: Sequence[Tensor], tanh: bool, r
 
 
 def embedded_gradient(g: Tensor, k: int, dtype: torch.dtype, tanh: Tensor | None, route: Route) -> Pixels:
-    """Return the output's gradient among zeros, k - 1 on each side: what the other gradients read. ``tanh``:
-    the output, if it was one.
+    """Return the output's gradient with k - 1 zeros on each side, as the other gradients read it.
 
-    A line's zeros to the right are those to the left of the next.
+    ``tanh``: the output, if it was a tanh. The zeros to the right of a line are those to the left of the
+    next.
     """
     slack, step = 0, g.shape[1]
     if route == "contract":
@@ -103,10 +102,10 @@ def input_gradient(dy: Pixels, w: Tensor, size: tuple[int, int], route: Route) -
 def weight_gradient(
     dy: Pixels, y: Pixels, shape: tuple[int, int, int], groups: int, height: int, route: Route
 ) -> Gradient:
-    """Return the gradients of ``groups`` weights of ``shape`` (O, C, k) in parts, from ``height`` lines of
-    ``dy`` and the bordered input.
+    """Return the gradients of ``groups`` weights of ``shape`` (O, C, k), as parts that are yet to be summed.
 
-    dy has zeros where its lines have no pixel: the embedded gradient, or the packed one.
+    They are computed from ``height`` lines of ``dy`` and from the bordered input y. dy is zero where its
+    lines have no pixel: it is the embedded gradient or the packed one.
     """
     O, C, k = shape
     row = window(k) * IMAGE
@@ -114,8 +113,8 @@ def weight_gradient(
         part = wgrad(dy, y, (O, row, k, 1), groups, dy.first, height * dy.pitch)
         return Gradient(part, 0, (k * row, row, IMAGE, 1))
     if route == "contract":
-        # The few channels are the windows again, so those of y are the rows of the product, and the taps run
-        # the other way.
+        # The windows are again those of the few channels, so the channels of y are the rows of the product,
+        # and the taps run in reverse.
         part = wgrad(y, dy, (C, row, k, 1), groups, 0, y.limit)
         return Gradient(part, (k - 1) * (row + IMAGE), (1, -row, -IMAGE, k * row))
     part = wgrad(dy, y, (O, C, k, k), groups, dy.first, height * dy.pitch)
@@ -137,11 +136,10 @@ def weight_gradients(
     accumulate: bool,
     route: Route = "wide",
 ) -> None:
-    """Write (or add) the gradients of the ``weights`` that ``needs`` names to ``into``, a tensor each; image
-    n is of weight n // (N / P).
+    """Write (or add) the gradients of the ``weights`` selected by ``needs`` to ``into``, one tensor for each.
 
-    A frozen weight costs nothing: each run of neighbours that need a gradient is one product, and one sum
-    where they lie in equal steps.
+    Image n belongs to weight n // (N / P). Frozen weights are skipped. Each run of adjacent weights that need
+    a gradient takes one product, and one sum if their targets are equally spaced in memory.
     """
     O, C, k, _ = weights[0].shape
     per, gradients = dy.N // len(weights), []
@@ -153,17 +151,17 @@ def weight_gradients(
 
 
 def sum_all(gradients: Sequence[Gradient], into: Sequence[Tensor], accumulate: bool) -> None:
-    """Write (or add) the sums of ``gradients``, each of one weight or several, to ``into``, a tensor for each
-    weight in their order.
+    """Write (or add) the sums of ``gradients`` to ``into``, one tensor for each weight, in order.
 
-    Where several launches would add in place, sums are made in memory of their own, and added when all are
-    there: a launch that fails leaves nothing half added. The bits are the same.
+    A gradient covers one or more weights. If several launches would add in place, the sums are first computed
+    in separate memory and added once all of them are there, so that a launch that fails leaves nothing half
+    added. The bits are the same.
     """
     sums: list[tuple[Gradient, Tensor, int]] = []
-    done = 0
+    count = 0
     for gradient in gradients:
-        targets = into[done : done + gradient.part.shape[1]]
-        done += len(targets)
+        targets = into[count : count + gradient.part.shape[1]]
+        count += len(targets)
         step = stride_between(targets)
         if step is not None:
             sums.append((gradient, targets[0], step))
@@ -175,7 +173,7 @@ def sum_all(gradients: Sequence[Gradient], into: Sequence[Tensor], accumulate: b
         for gradient, target, step in sums:
             sum_splits(gradient, target, step, accumulate=accumulate)
         return
-    # In fp32, as the kernel adds: what is added to is rounded once.
+    # In fp32, as in the kernel, so that the target is rounded only once.
     fresh = [torch.empty_like(target, dtype=torch.float32) for target in into]
     sum_all(gradients, fresh, False)
     for target, total in zip(into, fresh, strict=True):

@@ -1,10 +1,9 @@
-"""Triton kernels of the reflection-padded convolution: the device code. reflect_conv.py beside this file has
-contract and operators.
+"""Triton kernels of the reflection-padded convolution (device code). The contract is in reflect_conv.py.
 
-Each convolution is an implicit matrix product: rows are output pixels, columns output channels, and the sum
-goes over taps (kh, kw) and channels. Memory is channels_last; weights are [P, O, KH, KW, C], and image n of N
-uses weight n // PER. README.md derives the three products (forward, input gradient, weight gradient), the
-buffers that they read, and the reasons for each form.
+Each convolution is an implicit matrix product: rows are output pixels, columns are output channels, and the
+sum runs over taps (kh, kw) and input channels. Memory is channels_last. Weights are [P, O, KH, KW, C], and
+image n of N uses weight n // PER. README.md derives the three products (forward, input gradient, weight
+gradient), the buffers that they read, and the reasons for each form.
 """
 
 from __future__ import annotations
@@ -16,8 +15,8 @@ from ._launch import kernel
 from ._math import load_operand, load_tile, locate, masked_moments, reflect, store_tile
 from ._product_triton import load_weight, product
 
-# One compiled kernel serves all image sizes. Sizes that are multiples of 16 in one image and not in
-# another are not worth two.
+# Not specialised, so that one compiled kernel serves all image sizes. A second kernel for sizes that are
+# multiples of 16 is not worth compiling.
 COUNTS = [
     "TILES",
     "PER",
@@ -37,8 +36,8 @@ COUNTS = [
 ]
 COUNTS += ["DY_ROWS"]
 
-# How the pixel that a tap reads is found from an output pixel.
-REFLECT = tl.constexpr(0)  # in a plain image, by reflected indices
+# How to find the pixel that a tap reads for an output pixel.
+REFLECT = tl.constexpr(0)  # in a plain image, with reflected indices
 LINEAR = tl.constexpr(
     1
 )  # in an image with its border written out: one shift of the linear index for each tap
@@ -47,8 +46,9 @@ FOLDED = tl.constexpr(2)  # in a gradient with its margins (3x3): the adjoint of
 
 @triton.jit
 def _folded_rows(h, w, kh, kw, H, W):
-    """Return the place in the packed gradient (README.md) that tap (kh, kw) adds to dx[h, w], and whether
-    there is one.
+    """Return the place in the packed gradient that tap (kh, kw) adds to dx[h, w], and whether it exists.
+
+    README.md describes the packed gradient.
     """
     row, col = h + 1 - kh, w + 1 - kw
     row = tl.where((kh == 0) & (h == 1), H, tl.where((kh == 2) & (h == H - 2), H + 1, row))
@@ -61,7 +61,7 @@ def _folded_rows(h, w, kh, kw, H, W):
 
 @triton.jit
 def _source_rows(m, tap, H, W, SH, SW, PITCH, LIMIT, PAD: tl.constexpr, KW: tl.constexpr, MODE: tl.constexpr):
-    """Return the row of the source that ``tap`` reads for output pixels ``m``, and where there is one."""
+    """Return the source row that ``tap`` reads for each output pixel ``m``, and a mask of existing rows."""
     kh, kw = tap // KW, tap % KW
     if MODE == LINEAR:
         rows = m + kh * PITCH + kw
@@ -70,7 +70,7 @@ def _source_rows(m, tap, H, W, SH, SW, PITCH, LIMIT, PAD: tl.constexpr, KW: tl.c
         rows = reflect(m // W + kh - PAD, SH) * SW + reflect(m % W + kw - PAD, SW)
         mask = m < H * W
     else:
-        # The weight's taps are turned round.
+        # The weight's taps are reversed.
         rows, mask = _folded_rows(m // W, m % W, 2 - kh, 2 - kw, H, W)
         mask &= m < H * W
     return rows, mask
@@ -87,11 +87,12 @@ def _reflect_conv_kernel(
     PRECISION: tl.constexpr, INTERPRET: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """y [N, H W, O] from x [N, ROWS, XS]: sum over taps and C channels, + bias [P, O], + res like y.
+    """Write y [N, H W, O]: the sum of x [N, ROWS, XS] times w over taps and C channels, + bias, + res.
 
-    REFLECT: x is SH x SW, PAD pixels are reflected. LINEAR: output pixel (h, w) is number h PITCH + w of its
-    image, and LIMIT rows are read. STATS: part [N, 2, TILES, O] gets mean and M2 of each tile of y as stored.
-    DESC: x and w are tensor descriptors. XS: elements from a pixel to the next.
+    bias is [P, O], and res is like y. REFLECT: x is SH x SW, and PAD pixels are reflected. LINEAR: output
+    pixel (h, w) is number h PITCH + w of its image, and LIMIT rows are read. STATS: part [N, 2, TILES, O]
+    receives mean and M2 of each tile of y as stored. DESC: x and w are tensor descriptors. XS: elements from
+    one pixel to the next.
     """
     n, t, offs_n, mask_n = locate(TILES, O, BLOCK_N)
     n0 = tl.program_id(0) % tl.cdiv(O, BLOCK_N) * BLOCK_N
@@ -121,8 +122,8 @@ def _reflect_conv_kernel(
         acc += load_tile(res_ptr + n * H * W * O, rows, mask_m, offs_n, mask_n, O)
     store_tile(y_ptr + n * H * W * O, rows, mask_m, offs_n, mask_n, O, acc)
     if STATS:
-        # Read back as stored, in the layout of stores: there a thread holds many rows of few columns, and
-        # sums need hardly a shuffle.
+        # Read y back as stored, in the layout of stores: each thread then holds many rows of few columns, so
+        # sums need hardly any shuffles.
         tl.debug_barrier()
         mean, m2 = masked_moments(load_tile(y_ptr + n * H * W * O, rows, mask_m, offs_n, mask_n, O), mask_m)
         offs = (n * 2 * TILES + t) * O + offs_n
@@ -132,7 +133,10 @@ def _reflect_conv_kernel(
 
 @triton.jit
 def _tanh(v):
-    """tanh to a few units in the last place: the series near 0, where 1 - exp(-2 |v|) cancels."""
+    """Return tanh to within a few units in the last place.
+
+    Near 0, where 1 - exp(-2 |v|) cancels, it is computed from its series.
+    """
     t = tl.exp(-2.0 * tl.abs(v))
     far = (1.0 - t) / (1.0 + t)
     s = v * v
@@ -150,11 +154,11 @@ def _reflect_conv_contract_kernel(
     INTERPRET: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """y [N, H W, O <= 8] from a bordered x [N, ROWS, C]: the columns of the product are (kw, o), and a tap's
-    share is then shifted by kw.
+    """Write y [N, H W, O <= 8] from a bordered x [N, ROWS, C], whose pixels are each read KH times.
 
-    So each pixel of x is read KH times, not KH KW. w [P, KH, C, KW_P O_P], zeros where kw >= KW or o >= O. A
-    tile of BLOCK_M pixels of x gives BLOCK_M - KW + 1 of y.
+    The columns of the product are (kw, o), and each tap's share is then shifted by kw; otherwise pixels would
+    be read KH KW times. w is [P, KH, C, KW_P O_P], with zeros where kw >= KW or o >= O. A tile of BLOCK_M
+    pixels of x gives BLOCK_M - KW + 1 pixels of y.
     """
     COLUMNS: tl.constexpr = KW_P * O_P
     pid = tl.program_id(0)
@@ -201,13 +205,12 @@ def _reflect_conv_wgrad_kernel(
     DESC: tl.constexpr, PRECISION: tl.constexpr,
     INTERPRET: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """part [SPLITS, G, O, KH KW, C]: sums over pixels m of dy[m, o] x[m + kh PITCH + kw, c], a share of them
-    in each split.
+    """Write part [SPLITS, G, O, KH KW, C]: sums over pixels m of dy[m, o] x[m + kh PITCH + kw, c].
 
-    dy [G PER, DY_ROWS, O] from row FIRST of each image on, with zeros where the pitch has no pixel; x [G PER,
-    ROWS, XS]. LIMIT rows of each image count, CHUNKS blocks; a program takes STEPS blocks of its group's
-    images. DESC: dy is a tensor descriptor, and so is x unless its C channels are a window of pixels, rows
-    that overlap.
+    Each split sums a share of the pixels. dy [G PER, DY_ROWS, O] is read from row FIRST of each image on, and
+    is zero where a line has no pixel; x is [G PER, ROWS, XS]. The sums cover LIMIT rows of each image in
+    CHUNKS blocks, and a program takes STEPS blocks of its group's images. DESC: dy is a tensor descriptor,
+    and so is x unless its C channels are a window of pixels, whose rows overlap.
     """
     pid = tl.program_id(0)
     c_blocks: tl.constexpr = (C + BLOCK_N - 1) // BLOCK_N
@@ -248,11 +251,11 @@ def _reflect_conv_wgrad_sum_kernel(
     C: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, FLAT: tl.constexpr, ACCUMULATE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """dw (+)= the sum of part over its splits, in their order. dw: weights DW_STRIDE elements apart, [O, KH,
-    KW, C] by strides W*.
+    """Write (or add) the sum of part over its splits, in their order, to dw.
 
-    part: PART_NUMEL numbers for each weight, splits PART_SPLIT apart; the element (o, kh, kw, c) is at
-    strides S* from START. FLAT: both are in that order.
+    dw: weights [O, KH, KW, C] with strides W*, DW_STRIDE elements apart. part: PART_NUMEL numbers for each
+    weight, with splits PART_SPLIT apart; element (o, kh, kw, c) is at strides S* from START. FLAT: both are
+    in that order.
     """
     blocks = tl.cdiv(NUMEL, BLOCK)
     pid = tl.program_id(0)

@@ -1,17 +1,19 @@
-"""The residual block of CycleGAN's generator as one autograd node: two reflection-padded 3x3 convolutions,
-each followed by instance norm.
+"""The residual block of CycleGAN's generator as one autograd node.
+
+It has two reflection-padded 3x3 convolutions, each followed by instance norm:
 
     c1 = conv(x, weight1);  c2 = conv(relu(IN(c1)), weight2);  out = x + IN(c2)
 
 Source: Johnson, Alahi, Fei-Fei, "Perceptual Losses for Real-Time Style Transfer and Super-Resolution", ECCV
-2016, supplement; without the biases, which the norms take out again, and without affine parameters. Saved for
-the backward: x, c1, c2 and four vectors [N, C].
+2016, supplement; without the biases, which the norms cancel, and without affine parameters. The backward
+saves x, c1, c2 and four vectors [N, C].
 
-Forward, 4 launches: convolution 1 with the statistics of what it stores; norm + ReLU, which writes its
-reflected border; convolution 2, likewise; norm + sum. Backward, 8 launches: two passes of norm 2, the second
-writing d c2 with its margins, and beside it x with its border; input gradient 2; two passes of norm 1, the
-second writing d c1 with its margins and relu(IN(c1)) with its border again; input gradient 1, which adds the
-upstream gradient; both weight gradients in one product, and the sum of its parts. README.md has the layouts.
+The forward takes 4 launches: convolution 1 with the statistics of its stored output; norm + ReLU, which
+writes its reflected border; convolution 2, likewise; norm + sum. The backward takes 8 launches: two passes of
+norm 2, of which the second writes d c2 with its margins and also x with its border; input gradient 2; two
+passes of norm 1, of which the second writes d c1 with its margins and relu(IN(c1)) with its border again;
+input gradient 1, which adds the upstream gradient; both weight gradients in one product, and the sum of its
+parts. README.md has the layouts.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ from .reflect_conv import reflect_conv2d_ref
 def residual_block_ref(
     x: Tensor, weight1: Tensor | Sequence[Tensor], weight2: Tensor | Sequence[Tensor], *, eps: float = 1e-5
 ) -> Tensor:
-    """The specification, in plain PyTorch."""
+    """Compute ``residual_block`` in plain PyTorch. This is the reference that the kernels must match."""
     y = instance_norm_ref(reflect_conv2d_ref(x, weight1, padding=1), eps=eps, act="relu")
     return instance_norm_ref(reflect_conv2d_ref(y, weight2, padding=1), eps=eps, residual=x)
 
@@ -94,10 +96,9 @@ def residual_block_bwd(
     weight2: list[Tensor],
     needs: list[bool],
 ) -> tuple[Tensor, Tensor]:
-    """Return dx (empty if not wanted) and dweight [R, C, C, 3, 3] of those R weights that need one,
-    ``weight1`` first.
+    """Return dx (empty if not needed) and dweight [R, C, C, 3, 3] for the R weights that need a gradient.
 
-    ``needs``: of x, then of each weight.
+    The gradients of ``weight1`` come first. ``needs`` has an entry for x, then one for each weight.
     """
     from ._weights import empty_gradients
 
@@ -110,23 +111,24 @@ def residual_block_bwd(
 def backward(
     g: Tensor, saved: ResidualBlockSaved, needs: Sequence[bool], into: Sequence[Tensor], accumulate: bool
 ) -> tuple[Tensor]:
-    """The backward pass, weight gradients written (or added) to ``into``; see ``residual_block_bwd``. Returns
-    dx.
+    """Run the backward pass (see ``residual_block_bwd``) and return (dx,).
+
+    The weight gradients are written to ``into``, or added to it if ``accumulate`` is True.
     """
     from .border_launch import Pixels
     from .instance_norm_launch import packed_shape
     from .reflect_conv_passes import weight_gradients
 
-    x, wanted = saved.x, any(needs[1:])
+    x, any_weight = saved.x, any(needs[1:])
     N, C, H, W = x.shape
     g = channels_last(g.to(x.dtype))
-    # Both convolutions' gradients and inputs lie one after the other, so that their weight gradients are one
-    # product.
+    # The gradients of both convolutions are adjacent in memory, and so are their inputs, so that one product
+    # computes both weight gradients.
     dc = x.new_empty((2, *packed_shape(x)))
-    inputs = x.new_empty((2, N, (H + 2) * (W + 2), C) if wanted else (2, 0))
-    _norm_gradients(g, saved, dc, inputs if wanted else None)
+    inputs = x.new_empty((2, N, (H + 2) * (W + 2), C) if any_weight else (2, 0))
+    _norm_gradients(g, saved, dc, inputs if any_weight else None)
     dx = _input_gradient(dc[:1], saved.weight1, x, residual=g) if needs[0] else empty_result(x)
-    if wanted:
+    if any_weight:
         weights = [*saved.weight1, *saved.weight2]
         packed, bordered = Pixels.in_lines(dc, W + 2), Pixels.in_lines(inputs, W + 2)
         with beside(dc, inputs, when=accumulate):
@@ -135,8 +137,9 @@ def backward(
 
 
 def _norm_gradients(g: Tensor, saved: ResidualBlockSaved, dc: Tensor, inputs: Tensor | None) -> None:
-    """Write the gradients of c1 and c2 with their margins to ``dc``, and what the convolutions read with its
-    border to ``inputs`` if given.
+    """Write the gradients of c1 and c2, with their margins, to ``dc``.
+
+    If ``inputs`` is given, the inputs of both convolutions are written to it, with their borders.
     """
     from .instance_norm_launch import Extras
     from .instance_norm_launch import backward as norm_backward
@@ -155,8 +158,9 @@ def _norm_gradients(g: Tensor, saved: ResidualBlockSaved, dc: Tensor, inputs: Te
 def _input_gradient(
     dc: Tensor, weight: Sequence[Tensor], x: Tensor, residual: Tensor | None = None
 ) -> Tensor:
-    """Return the gradient, like x, of what the convolution by ``weight`` read, + ``residual``, from the
-    output's dc [1, N, rows, C], which has its margins.
+    """Return the gradient (like x) of the input of the convolution by ``weight``, plus ``residual`` if given.
+
+    dc [1, N, rows, C] is the gradient of the convolution's output, with margins.
     """
     from ._products import FOLDED, Options, product
     from ._weights import stacked
@@ -171,8 +175,8 @@ def _input_gradient(
 def _(g: Tensor, *flat: Any) -> tuple[Tensor, Tensor]:
     from ._weights import empty_gradients
 
-    *rest, needs, _ = flat
-    saved = ResidualBlockSaved.of(*rest)
+    *arguments, needs, _ = flat
+    saved = ResidualBlockSaved.of(*arguments)
     dx = torch.empty_like(saved.x) if needs[0] else empty_result(saved.x)
     return dx, empty_gradients([*saved.weight1, *saved.weight2], needs[1:])
 
@@ -188,10 +192,10 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
 def _backward(ctx: Any, g: Tensor | None, *_: None) -> tuple[Any, ...]:
     if g is None:
         return (None,) * 5
-    # Once: a checkpoint allows no second time.
+    # Read only once: activation checkpointing does not allow it twice.
     tensors = ctx.saved_tensors
-    made, weights = tensors[:7], list(tensors[7:])
-    saved = ResidualBlockSaved.of(*made, weights[: ctx.count], weights[ctx.count :])
+    results, weights = tensors[:7], list(tensors[7:])
+    saved = ResidualBlockSaved.of(*results, weights[: ctx.count], weights[ctx.count :])
     needs_x, needs_1, needs_2 = ctx.needs_input_grad[:3]
     needs = [needs_x, *needs_1, *needs_2]
     flat = (g, *saved.flat(), needs)
@@ -221,11 +225,12 @@ def _check_weights(x: Tensor, first: Sequence[Tensor], second: Sequence[Tensor])
             )
     if len(first) != len(second):
         raise ValueError(
-            f"residual_block: weight1 and weight2 must be as many, got {len(first)} and {len(second)}"
+            "residual_block: weight1 and weight2 must have the same number of weights, got"
+            f" {len(first)} and {len(second)}"
         )
     if first[0].dtype != second[0].dtype:
         raise TypeError(
-            f"residual_block: weight1 and weight2 must have one dtype, got {first[0].dtype} and"
+            f"residual_block: weight1 and weight2 must have the same dtype, got {first[0].dtype} and"
             f" {second[0].dtype}"
         )
 
@@ -238,20 +243,21 @@ def residual_block(
     eps: float = 1e-5,
     impl: str = "auto",
 ) -> Tensor:
-    """Return x + IN(conv(relu(IN(conv(x, weight1))), weight2)), the convolutions 3x3 and padded by
-    reflection.
+    """Return x + IN(conv(relu(IN(conv(x, weight1))), weight2)), with 3x3 reflection-padded convolutions.
 
-    x: [N, C, H, W], H and W at least 2; channels_last memory is read as it is, another layout is copied once.
-    The result is laid out in channels_last, in the dtype of x. weight1, weight2: [C, C, 3, 3] in the dtype of
-    x or fp32, which is then rounded for the use; or two lists of P of them, N a multiple of P: image n uses
-    weights n // (N / P). Under autocast x is cast as for PyTorch's convolutions. Sums and statistics are
-    fp32; products of fp32 as in ``reflect_conv2d``. impl: "triton", "reference", or "auto": Triton on an
-    NVIDIA GPU, the reference elsewhere. Where a kernel does not compile or launch, "auto" warns once and
-    PyTorch computes it, and "triton" raises KernelError.
+    x: [N, C, H, W], with H and W at least 2; channels_last memory is read as it is, and any other layout is
+    copied once. weight1, weight2: [C, C, 3, 3] in the dtype of x or in fp32 (then rounded on use), or two
+    lists of P such weights, where N is a multiple of P: image n uses weights n // (N / P). Under autocast, x
+    is cast as for PyTorch's convolutions. impl: "triton", "reference" or "auto", which is Triton on an NVIDIA
+    GPU and the reference elsewhere. If a kernel does not compile or launch, "auto" warns once and falls back
+    to PyTorch, and "triton" raises KernelError.
 
-    The backward saves x, the two convolutions' outputs, and four vectors [N, C]. Same input, same bits.
-    Raises ValueError for a shape, device or impl that does not fit, TypeError for a dtype, and RuntimeError
-    in a double backward through the kernels.
+    The result is in channels_last and in the dtype of x. Sums and statistics are fp32; products of fp32 are
+    computed as in ``reflect_conv2d``. The same input always gives the same bits. The backward saves x, the
+    outputs of the two convolutions, and four vectors [N, C].
+
+    Raises ValueError for an invalid shape, device or impl, TypeError for an unsupported dtype, and
+    RuntimeError in a double backward through the kernels.
 
     Source: Johnson, Alahi, Fei-Fei, "Perceptual Losses for Real-Time Style Transfer and Super-Resolution",
     ECCV 2016, supplement.

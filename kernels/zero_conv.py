@@ -1,25 +1,25 @@
-"""A zero-padded convolution, of stride 1 or 2 or transposed, with the instance norm and activation before it.
-One autograd node.
+"""Zero-padded convolution, of stride 1 or 2 or transposed, with an optional norm before it.
 
     y = act(IN(x)) or x;    out = conv(y, weight) + bias, or conv_transpose
 
-One weight or P of them: image n uses weight n // (N / P), which is how several networks run in one launch.
-``norm_conv.py`` has the same node around PyTorch's convolution, one weight a call. Contract:
+This is one autograd node. There can be one weight or P of them: image n uses weight n // (N / P), so that
+several networks run in one launch. ``norm_conv.py`` has the same node around PyTorch's convolution, with one
+weight per call. Contract:
 
     x           [N, C, H, W] channels_last, fp32, bf16 or fp16
     weight      P tensors [O, C, k, k], transposed [C, O, k, k],
-    in the dtype of x or fp32 (rounded for each use)
+                in the dtype of x or fp32 (rounded on each use)
     bias        none, or P tensors [O] in the dtype of x or fp32
     out         [N, O, H', W'] channels_last in the dtype of x; sums in fp32
     backward    saves x, mean and rstd [N, C] of the norm,
-    weights and biases as given; y too with ``recompute=False``
-    refused     kernels over 7, strides over 2, padding of the kernel's size or more, dilation, groups
+                weights and biases as passed in; also y with ``recompute=False``
+    refused     kernels larger than 7, strides above 2, padding of the kernel's size or more, dilation, groups
                 (see ``serves``); double backward
 
-A transposed convolution is the adjoint of a strided one with the same weight, so one product serves the
+A transposed convolution is the adjoint of a strided one with the same weight, so one product serves both the
 forward of the one and the input gradient of the other. README.md beside this file derives the three products.
-The kernels are in zero_conv_triton.py, tiles, launches and passes in zero_conv_launch.py. Internal to the
-package.
+The kernels are in zero_conv_triton.py; tiles, launches and passes are in zero_conv_launch.py. This module is
+internal to the package.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def zero_conv_ref(
     act: str = "none",
     slope: float = 0.2,
 ) -> Tensor:
-    """The specification, in plain PyTorch."""
+    """Compute ``zero_conv`` in plain PyTorch. This is the reference that the kernels must match."""
     y = instance_norm_ref(x, eps=eps, act=act, slope=slope) if norm else x
     biases = list(bias) if bias else [None] * len(weight)
     parts = []
@@ -80,8 +80,10 @@ def serves(
     transposed: bool,
     output_padding: int,
 ) -> bool:
-    """Return whether the kernels have this convolution, of a weight [O, C, k, k] (transposed: [C, O, k,
-    k])."""
+    """Return whether the kernels support this convolution.
+
+    The weight is [O, C, k, k], or [C, O, k, k] if transposed.
+    """
     return Convolution(stride, padding, transposed, output_padding).fits(x_channels, weight_shape)
 
 
@@ -108,41 +110,42 @@ def zero_conv_fwd(
     slope: float,
     recompute: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the convolution's output, mean and rstd [N, C] (empty without norm), and y (empty where there is
-    none or it is recomputed).
+    """Return the convolution's output, mean and rstd [N, C], and y.
+
+    mean and rstd are empty without norm. y is empty if there is no norm or the backward recomputes it.
     """
     conv = Convolution(stride, padding, transposed, output_padding)
     norm = Norm(None, None, eps, act, slope)
     return forward(ZeroConvCall(x, weight, bias, conv, normed, norm, recompute))
 
 
-def forward(given: ZeroConvCall) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The forward pass; see ``zero_conv_fwd``."""
+def forward(call: ZeroConvCall) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Run the forward pass; see ``zero_conv_fwd``."""
     from . import instance_norm_launch
     from . import zero_conv_launch as host
     from ._weights import stacked
 
-    x, weight, conv = given.x, given.weight, given.conv
+    x, weight, conv = call.x, call.weight, call.conv
     y = x
     mean, rstd = empty_statistics(x, False)
-    if given.normed:
-        y, mean, rstd = instance_norm_launch.forward(x, given.norm)
+    if call.normed:
+        y, mean, rstd = instance_norm_launch.forward(x, call.norm)
     _, _, H, W = conv.out_shape(x, weight[0])
     form = host.Form.of(weight[0], conv)
-    out = host.forward(y, stacked(weight, x.dtype), given.bias, form, (H, W))
-    if not given.keeps_y:
+    out = host.forward(y, stacked(weight, x.dtype), call.bias, form, (H, W))
+    if not call.keeps_y:
         y = empty_result(x)
     return out, mean, rstd, y
 
 
 @zero_conv_fwd.register_fake
 def _(*flat: Any) -> tuple[Tensor, ...]:
-    *rest, _ = flat
-    given = ZeroConvCall.of(*rest)
-    x = given.x
-    out = empty_channels_last(x, given.conv.out_shape(x, given.weight[0]))
-    y = torch.empty_like(x) if given.keeps_y else empty_result(x)
-    return out, *empty_statistics(x, given.normed), y
+    *arguments, _ = flat
+    call = ZeroConvCall.of(*arguments)
+    x = call.x
+    out = empty_channels_last(x, call.conv.out_shape(x, call.weight[0]))
+    y = torch.empty_like(x) if call.keeps_y else empty_result(x)
+    return out, *empty_statistics(x, call.normed), y
 
 
 @operator(
@@ -164,10 +167,10 @@ def zero_conv_bwd(
     slope: float,
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return dx, dweight [R, *, *, k, k] of those R weights that need one, and dbias [P, O].
+    """Return dx, dweight [R, *, *, k, k] for the R weights that need a gradient, and dbias [P, O].
 
-    ``needs``: of x, of the bias, and of each weight. What is not wanted is empty. mean is empty without norm,
-    y where it is recomputed.
+    ``needs``: whether x, the bias and each weight need a gradient. Gradients that are not needed are empty.
+    mean is empty without norm, and y is empty if it must be recomputed.
     """
     from ._weights import empty_gradients
 
@@ -182,8 +185,9 @@ def zero_conv_bwd(
 def backward(
     g: Tensor, saved: ZeroConvSaved, needs: Sequence[bool], into: Sequence[Tensor], accumulate: bool
 ) -> tuple[Tensor, Tensor]:
-    """The backward pass, weight gradients written (or added) to ``into``; see ``zero_conv_bwd``. Returns dx
-    and dbias.
+    """Run the backward pass (see ``zero_conv_bwd``) and return dx and dbias.
+
+    The weight gradients are written to ``into``, or added to it if ``accumulate`` is True.
     """
     from . import zero_conv_launch as host
     from ._weights import stacked
@@ -220,8 +224,8 @@ def backward(
 def _(g: Tensor, *flat: Any) -> tuple[Tensor, ...]:
     from ._weights import empty_gradients
 
-    *rest, needs, _ = flat
-    saved = ZeroConvSaved.of(*rest)
+    *arguments, needs, _ = flat
+    saved = ZeroConvSaved.of(*arguments)
     x, weight = saved.x, saved.weight
     dx = torch.empty_like(x) if needs[0] else empty_result(x)
     bias = (len(weight), g.shape[1]) if needs[1] else (0,)
@@ -230,12 +234,12 @@ def _(g: Tensor, *flat: Any) -> tuple[Tensor, ...]:
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     *flat, ctx.required = inputs
-    given = ZeroConvCall.of(*flat)
+    call = ZeroConvCall.of(*flat)
     _, mean, rstd, y = output
     ctx.mark_non_differentiable(mean, rstd, y)
     ctx.set_materialize_grads(False)
-    ctx.conv, ctx.norm, ctx.count = given.conv, given.norm, len(given.weight)
-    ctx.save_for_backward(given.x, mean, rstd, y, *given.weight, *given.bias)
+    ctx.conv, ctx.norm, ctx.count = call.conv, call.norm, len(call.weight)
+    ctx.save_for_backward(call.x, mean, rstd, y, *call.weight, *call.bias)
 
 
 def _backward(ctx: Any, g: Tensor | None, *_: None) -> tuple[Any, ...]:
@@ -280,17 +284,17 @@ def _check(
         raise ValueError(f"zero_conv: x must be [N, C, H, W], got shape {tuple(x.shape)}")
     if not weight or x.shape[0] % len(weight):
         raise ValueError(
-            f"zero_conv: x must have a multiple of as many images as there are weights, got {x.shape[0]} for"
-            f" {len(weight)}"
+            "zero_conv: x must have a number of images that is a multiple of the number of weights, got"
+            f" {x.shape[0]} for {len(weight)}"
         )
     check_alike("zero_conv", "weight", x, weight)
     check_alike("zero_conv", "bias", x, bias)
     if not conv.fits(x.shape[1], weight[0].shape):
-        wanted = f"[O, {x.shape[1]}, k, k]"
+        layout = f"[O, {x.shape[1]}, k, k]"
         if conv.transposed:
-            wanted = f"[{x.shape[1]}, O, k, k]"
+            layout = f"[{x.shape[1]}, O, k, k]"
         raise ValueError(
-            f"zero_conv: weight must be {wanted}, k at most 7, with a stride of 1 or 2, a padding below k and"
+            f"zero_conv: weight must be {layout}, k at most 7, with a stride of 1 or 2, a padding below k and"
             f" an output_padding below the stride, got {list(weight[0].shape)}, {conv.stride}, {conv.padding}"
             f" and {conv.output_padding}"
         )
@@ -302,8 +306,8 @@ def _check(
         )
     if bias and (len(bias) != len(weight) or bias[0].shape != (shape[1],)):
         raise ValueError(
-            f"zero_conv: bias must be {len(weight)} tensors [{shape[1]}] or none, got {len(bias)} of"
-            f" {list(bias[0].shape)}"
+            f"zero_conv: bias must be empty or have one tensor of shape [{shape[1]}] per weight"
+            f" ({len(weight)} in total), got {len(bias)} of shape {list(bias[0].shape)}"
         )
     if act not in ACTS or (act != "none" and not norm):
         raise ValueError(
@@ -327,13 +331,15 @@ def zero_conv(
     recompute: bool = True,
     required: bool = True,
 ) -> Tensor:
-    """Return the zero-padded convolution (or conv_transpose) of act(IN(x)), or of x without ``norm``, [N, O,
-    H', W'] in channels_last.
+    """Return the zero-padded convolution (or conv_transpose) of act(IN(x)), or of x without ``norm``.
 
-    x: [N, C, H, W]; channels_last is read as it is, another layout is copied once. ``weight``: P tensors,
-    ``bias``: P or none; see the module. ``recompute``: the backward computes y again, else it is kept.
-    ``required``: a kernel that fails raises KernelError, else PyTorch computes it. Raises ValueError for a
-    shape or option that does not fit and TypeError for a dtype, by name.
+    x: [N, C, H, W]; channels_last memory is read as it is, and any other layout is copied once. ``weight``: P
+    tensors. ``bias``: P tensors or none. See the module docstring for both. ``recompute``: the backward
+    recomputes y; otherwise y is saved. ``required``: a kernel that fails raises KernelError; otherwise
+    PyTorch computes the result. The result is [N, O, H', W'] in channels_last.
+
+    Raises ValueError for an invalid shape or option and TypeError for an unsupported dtype; the message names
+    the argument.
     """
     _check(x, weight, bias, norm, act, Convolution(stride, padding, transposed, output_padding))
     if norm:

@@ -1,5 +1,6 @@
-"""Host side of the zero-padded convolution's kernels: forms, tiles, launches, and the passes made of them.
-Checks nothing.
+"""Host side of the zero-padded convolution's kernels: forms, tiles, launches and passes.
+
+Arguments are not checked here.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import torch
 import triton
 from torch import Tensor
 
-# The kernels register themselves.
+# Imported so that the kernels are registered.
 from . import zero_conv_triton as _device_code  # noqa: F401
 from ._convolution import Convolution
 from ._launch import Config, interpreting, launch
@@ -32,14 +33,14 @@ from ._weights import IMAGE, contract_weight, images_of, runs_of, stack_bias, wi
 from .border_launch import Frame, Pixels, embed
 from .reflect_conv_passes import sum_all
 
-# Small maps (a PatchGAN's 32 x 32 and 31 x 31) make few tiles: a smaller one besides.
+# Small maps (a PatchGAN's 32 x 32 and 31 x 31) give few tiles, so the list also has a smaller one.
 TILES: dict[str, list[Tile]] = {**CONV_TILES, "hopper": [*CONV_TILES["hopper"], (64, 64, 64, 4, 4)]}
-# More warps, since the indices of a phase take registers too.
+# These have more warps, because the indices of a phase also take registers.
 SCATTER_FP32_TILES: dict[str, list[Tile]] = {**TRANSPOSED_FP32_TILES, "ieee": [(64, 64, 32, 8, 2)]}
-# For maps of up to 16 pixels: 16 x 128 in fp32 would spill on Blackwell's consumer chips.
+# For maps of up to 16 pixels, where 16 x 128 in fp32 would spill on Blackwell's consumer chips.
 TINY_TILES: dict[str, list[Tile]] = {**TILES, "geforce": [(64, 64, 32, 8, 4)]}
-# For weight gradients of up to 64 coarse channels or columns: 64 x 128 of four warps would spill on Ampere,
-# 128 x 16 on Blackwell's.
+# For weight gradients of up to 64 coarse channels or columns, where 64 x 128 with four warps would spill on
+# Ampere, and 128 x 16 on Blackwell's consumer chips.
 NARROW_WGRAD_TILES: dict[str, list[Tile]] = {
     **WGRAD_TILES,
     "ampere": [(64, 64, 32, 4, 4)],
@@ -49,8 +50,9 @@ NARROW_WGRAD_TILES: dict[str, list[Tile]] = {
 
 @dataclass(frozen=True)
 class Form:
-    """A convolution by its weight [coarse channels, fine channels, k, k], stride and padding; ``transposed``:
-    its input is coarse.
+    """A convolution, described by its weight [coarse channels, fine channels, k, k], stride and padding.
+
+    ``transposed``: the input is the coarse image.
     """
 
     coarse: int
@@ -67,17 +69,17 @@ class Form:
 
     @property
     def contracts(self) -> bool:
-        """Whether it goes from many channels to an image's few at stride 1."""
+        """Whether the convolution maps many channels to an image's few channels at stride 1."""
         return not self.transposed and self.stride == 1 and self.coarse <= IMAGE < self.fine
 
 
 @dataclass(frozen=True)
 class Fine:
-    """A fine image as taps read it: in lines of its pitch, ``pad`` zero pixels around it that are not in
-    memory.
+    """A fine image in the form that taps read, in lines of its pitch.
 
-    ``few``: an image of few channels, among its zeros, PICTURE channels a pixel; a row of taps is one window
-    of pixels.
+    ``pad``: zero pixels around the image that are not in memory. ``few``: the image has few channels and is
+    stored with zeros around it and ``IMAGE`` channels per pixel, so that a row of taps is one window of
+    pixels.
     """
 
     pixels: Pixels
@@ -90,7 +92,7 @@ class Fine:
 
     @classmethod
     def of(cls, x: Tensor, form: Form) -> Fine:
-        """See x [N, C, H, W] (channels_last); one of few channels is copied."""
+        """Describe x [N, C, H, W] (channels_last); an x of few channels is copied."""
         p = form.padding
         if x.shape[1] > IMAGE:
             return cls(Pixels.of(x), p)
@@ -129,8 +131,9 @@ def gather(x: Fine, w: Tensor, size: tuple[int, int], stride: int, bias: Tensor 
 
 
 def scatter(x: Tensor, w: Tensor, size: tuple[int, int], form: Form, bias: Tensor | None = None) -> Tensor:
-    """Return the fine image [N, O, *size] in channels_last from the coarse x [N, C, SH, SW] and w [P, C, k,
-    k, O].
+    """Return the fine image [N, O, *size] in channels_last from the coarse x and w.
+
+    x is [N, C, SH, SW], and w is [P, C, k, k, O].
     """
     P, C, k, _, O = w.shape
     (H, W), N, S = size, x.shape[0], form.stride
@@ -157,8 +160,9 @@ def scatter(x: Tensor, w: Tensor, size: tuple[int, int], form: Form, bias: Tenso
 
 
 def line_of(size: tuple[int, int], block: int) -> int:
-    """Return how many of a step's ``block`` pixels lie side by side: a power of two, with the fewest steps
-    for an image of ``size``.
+    """Return how many of a step's ``block`` pixels are side by side in a line.
+
+    It is the power of two that needs the fewest steps for an image of ``size``.
     """
     lines = [block >> i for i in range(block.bit_length())]
     return min(lines, key=lambda line: triton.cdiv(size[0], block // line) * triton.cdiv(size[1], line))
@@ -167,11 +171,11 @@ def line_of(size: tuple[int, int], block: int) -> int:
 def wgrad(
     y: Pixels, x: Fine, size: tuple[int, int], shape: tuple[int, int, int, int], groups: int, stride: int
 ) -> Tensor:
-    """Return part [SPLITS, G, O, KH KW C], whose sum over splits is the sum over coarse pixels of y times
-    what taps read of the fine x.
+    """Return part [SPLITS, G, O, KH KW C], the partial sums of a weight gradient.
 
-    ``size``: of y. ``shape``: O, C, KH, KW, with C over x's step a window. y and x: G groups of images, one
-    after the other.
+    Summed over splits, it is the sum over all coarse pixels of y times the values that taps read from the
+    fine x. ``size``: the size of y. ``shape``: O, C, KH, KW; a C that exceeds the step of x is a window. y
+    and x hold G groups of images, one after another.
     """
     O, C, KH, KW = shape
     H, W = size
@@ -183,8 +187,8 @@ def wgrad(
     configs = product_configs(lists, data, precision, O, columns, H * W)
     key = product_key(data, octave(per), groups, octave(H * W), O, C, KH, KW, stride, precision)
     run = functools.partial(_launch_wgrad, y, x, size, shape, groups, stride)
-    found: Tensor = tuned("zero_wgrad", key, configs, data, run)
-    return found
+    part: Tensor = tuned("zero_wgrad", key, configs, data, run)
+    return part
 
 
 def _launch_wgrad(
@@ -219,8 +223,7 @@ def _launch_wgrad(
 
 
 def forward(y: Tensor, w: Tensor, bias: Sequence[Tensor], form: Form, size: tuple[int, int]) -> Tensor:
-    """Return the convolution [N, O, *size] of y [N, C, H, W] by w [P, coarse channels, k, k, fine
-    channels]."""
+    """Return the convolution [N, O, *size] of y [N, C, H, W] by w [P, coarse channels, k, k, fine ones]."""
     stack, p = stack_bias(bias), form.padding
     if form.transposed:
         return scatter(y, w, size, form, stack)
@@ -232,8 +235,9 @@ def forward(y: Tensor, w: Tensor, bias: Sequence[Tensor], form: Form, size: tupl
 
 
 def embedded_gradient(g: Tensor, form: Form) -> Fine:
-    """Return the gradient g of few channels among the zeros that the taps of its input's pixels reach, at
-    stride 1.
+    """Return the gradient g (of few channels, at stride 1) with zeros around it.
+
+    The zeros extend as far as the taps of the input's pixels reach.
     """
     k, margin = form.kernel, form.kernel - 1 - form.padding
     frame = Frame(margin, margin, g.shape[2] + 2 * margin, g.shape[3] + 2 * margin, window(k))
@@ -241,8 +245,9 @@ def embedded_gradient(g: Tensor, form: Form) -> Fine:
 
 
 def fine_gradient(g: Tensor, form: Form) -> Fine | None:
-    """Return the output's gradient as both other gradients read it, where it is the fine image or of few
-    channels at stride 1.
+    """Return the output's gradient g in the form that both other gradients read; None if they read g itself.
+
+    It has such a form if g is the fine image, or if g has few channels and the stride is 1.
     """
     if form.contracts:
         return embedded_gradient(g, form)
@@ -250,8 +255,9 @@ def fine_gradient(g: Tensor, form: Form) -> Fine | None:
 
 
 def input_gradient(g: Tensor, fine: Fine | None, w: Tensor, size: tuple[int, int], form: Form) -> Tensor:
-    """Return the gradient [N, C, *size] of the input from the output's g, which ``fine`` has in another form
-    (``fine_gradient``).
+    """Return the gradient [N, C, *size] of the input from the output's gradient g.
+
+    ``fine``: g in another form (``fine_gradient``), if it has one.
     """
     if fine is None:
         return scatter(g, w, size, form)
@@ -261,8 +267,10 @@ def input_gradient(g: Tensor, fine: Fine | None, w: Tensor, size: tuple[int, int
 
 
 def coarse_and_fine(g: Tensor, fine: Fine | None, y: Tensor, form: Form) -> tuple[Tensor, Fine]:
-    """Return the coarse and the fine image of a weight gradient: the output's g, which ``fine`` has in
-    another form (``fine_gradient``), and the input y.
+    """Return the coarse image and the fine image from which a weight gradient is computed.
+
+    They are the output's gradient g and the input y, or the other way round. ``fine``: g in another form
+    (``fine_gradient``), if it has one.
     """
     if fine is None:
         return g, Fine.of(y, form)
@@ -278,11 +286,10 @@ def weight_gradients(
     into: Sequence[Tensor],
     accumulate: bool,
 ) -> None:
-    """Write (or add) the gradients of the ``weights`` that ``needs`` names to ``into``, a tensor each, from
-    both images (``coarse_and_fine``).
+    """Write (or add) the gradients of the ``weights`` selected by ``needs`` to ``into``, one tensor for each.
 
-    A frozen weight costs nothing: each run of neighbours that need a gradient is one product, and one sum
-    where they lie in equal steps.
+    They are computed from both images (``coarse_and_fine``). Frozen weights are skipped. Each run of adjacent
+    weights that need a gradient takes one product, and one sum if their targets are equally spaced in memory.
     """
     O, C, k = coarse.shape[1], weights[0].shape[1], form.kernel
     row = window(k) * IMAGE
@@ -290,16 +297,16 @@ def weight_gradients(
     if fine.few:
         shape, strides = (O, row, k, 1), (k * row, row, IMAGE, 1)
     if form.contracts:
-        # The few channels are those of the gradient: the input's are the rows of the product, and the taps
-        # run the other way.
+        # The gradient is the image of few channels here, so the input's channels are the rows of the product,
+        # and the taps run in reverse.
         start, strides = (k - 1) * (row + IMAGE), (1, -row, -IMAGE, k * row)
     per, pixels = coarse.shape[0] // len(weights), Pixels.of(coarse)
     size = (coarse.shape[2], coarse.shape[3])
     gradients = []
     for first, count in runs_of(needs):
         images = (first * per, count * per)
-        mine = Fine(images_of(fine.pixels, *images), fine.pad, fine.few)
-        part = wgrad(images_of(pixels, *images), mine, size, shape, count, form.stride)
+        group = Fine(images_of(fine.pixels, *images), fine.pad, fine.few)
+        part = wgrad(images_of(pixels, *images), group, size, shape, count, form.stride)
         gradients.append(Gradient(part, start, strides))
     sum_all(gradients, into, accumulate)
 

@@ -1,10 +1,9 @@
-"""Triton kernels of the zero-padded convolution, strided or transposed: the device code. zero_conv.py beside
-this file has the contract.
+"""Triton kernels of the zero-padded convolution, strided or transposed (device code).
 
-The larger of its two images is called fine, the other coarse; tap (a, b) ties coarse pixel (h, w) to fine
-(S h + a - p, S w + b - p). The weight is [P, coarse channels, K, K, fine channels] for both kinds of
-convolution, which are each other's adjoints. So there are three products, each an implicit matrix product
-over channels_last memory; README.md derives them.
+The contract is in zero_conv.py. The larger of the convolution's two images is called fine, the other coarse.
+Tap (a, b) connects coarse pixel (h, w) to fine pixel (S h + a - p, S w + b - p). The weight is
+[P, coarse channels, K, K, fine channels] for both kinds of convolution, which are each other's adjoints. So
+there are three products, each an implicit matrix product over channels_last memory. README.md derives them.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from ._launch import kernel
 from ._math import load_operand, locate, store_tile
 from ._product_triton import load_weight, product
 
-# One compiled kernel serves all image sizes.
+# Not specialised, so that one compiled kernel serves all image sizes.
 COUNTS = [
     "N",
     "TAPS",
@@ -37,7 +36,7 @@ COUNTS = [
 
 @triton.jit
 def _store(ptr, rows, mask_m, offs_n, mask_n, O: tl.constexpr, tile):
-    """``store_tile``; an image's few channels are stored one by one."""
+    """Store a tile as ``store_tile`` does, but an image's few channels one by one."""
     if O % 8 == 0:
         store_tile(ptr, rows, mask_m, offs_n, mask_n, O, tile)
     else:
@@ -54,11 +53,11 @@ def _zero_conv_gather_kernel(
     HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr, INTERPRET: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """y [N, H W, O] (coarse) from x [N, ROWS, XS] (fine, SH x SW): each tap reads its pixels by index, those
-    outside are zeros.
+    """Write y [N, H W, O] (coarse) from x [N, ROWS, XS] (fine, SH x SW) and w [P, O, KH, KW, C].
 
-    w [P, O, KH, KW, C]. C over XS is a window of neighbouring pixels. TAPS: KH KW, unknown to the compiler,
-    which would unroll the loop.
+    Each tap reads its pixels by index, and pixels outside x are zeros. If C exceeds XS, the C values are a
+    window of neighbouring pixels. TAPS is KH KW, passed as an argument because the compiler would unroll the
+    loop over a known number.
     """
     n, t, offs_n, mask_n = locate(TILES, O, BLOCK_N)
     n0 = tl.program_id(0) % tl.cdiv(O, BLOCK_N) * BLOCK_N
@@ -89,10 +88,10 @@ def _zero_conv_scatter_kernel(
     HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr, INTERPRET: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """y [N, H W, O] (fine) from x [N, SH SW, C] (coarse), w [P, C, K, K, O]: the adjoint of the gather.
+    """Write y [N, H W, O] (fine) from x [N, SH SW, C] (coarse) and w [P, C, K, K, O].
 
-    A program takes pixels of one phase, (h0 + STRIDE u, w0 + STRIDE v), which taps of one parity reach: most
-    in the first phase.
+    This is the adjoint of the gather. A program takes pixels of one phase, (h0 + STRIDE u, w0 + STRIDE v),
+    which are reached by taps of one parity. The first phase has the most taps.
     """
     o_blocks: tl.constexpr = (O + BLOCK_N - 1) // BLOCK_N
     pid = tl.program_id(0)
@@ -100,10 +99,10 @@ def _zero_conv_scatter_kernel(
     n, phase = (rest % N).to(tl.int64), rest // N
     p = (n // PER).to(tl.int32)
     a0, b0 = phase // STRIDE, phase % STRIDE
-    # h0 + PAD is a0 and a multiple of the stride.
+    # h0 + PAD is a0 plus a multiple of the stride.
     h0, w0 = (a0 + PAD * (STRIDE - 1)) % STRIDE, (b0 + PAD * (STRIDE - 1)) % STRIDE
     width = tl.maximum((W - w0 + STRIDE - 1) // STRIDE, 1)
-    # Taps of even and of odd number.
+    # The number of taps with even and with odd indices.
     MORE: tl.constexpr = (K + STRIDE - 1) // STRIDE
     LESS: tl.constexpr = K // STRIDE
     taps_a, taps_b = tl.where(a0 == 0, MORE, LESS), tl.where(b0 == 0, MORE, LESS)
@@ -122,7 +121,7 @@ def _zero_conv_scatter_kernel(
         h, q = top - ja, left - jb
         mask = (h >= 0) & (h < SH) & (q >= 0) & (q < SW)
         a = load_operand(x, h * SW + q, mask, C, c0 + tl.arange(0, BLOCK_K), C, C % BLOCK_K == 0)
-        # The loader counts taps from the last.
+        # load_weight counts taps from the last one.
         tap = K * K - 1 - (a0 + STRIDE * ja) * K - b0 - STRIDE * jb
         b = load_weight(w, p, tap, c0, n0, C, O, K * K, True, False, BLOCK_N, BLOCK_K)
         acc = product(a, b, acc, PRECISION, INTERPRET)
@@ -135,12 +134,12 @@ def _zero_conv_scatter_kernel(
 
 @triton.jit
 def load_taps(x, h0, q0, h, q, c, bottom, right, SW, XS: tl.constexpr):
-    """Return a tile of a fine image: channels c of pixels (h0 + h, q0 + q), zeros before 0 and from each
-    tap's (bottom, right) on.
+    """Return a tile of a fine image: channels c of pixels (h0 + h, q0 + q).
 
-    x points to pixel (h0, q0); h and q are [pixels, taps], and lines have SW pixels.
+    Pixels before 0, and from each tap's (bottom, right) on, are zeros. x points to pixel (h0, q0), h and q
+    are [pixels, taps], and lines have SW pixels.
     """
-    # Negative numbers are large ones without a sign.
+    # As unsigned integers, negative numbers are large.
     mask = ((h0 + h).to(tl.uint32) < bottom[None, :].to(tl.uint32)) & (
         (q0 + q).to(tl.uint32) < right[None, :].to(tl.uint32)
     )
@@ -156,12 +155,12 @@ def _zero_conv_wgrad_kernel(
     LINE: tl.constexpr, PRECISION: tl.constexpr, INTERPRET: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """part [SPLITS, G, O, KH KW C]: sums over coarse pixels of y[h, w, o] x[S h + a - p, S w + b - p, c], a
-    share of them in each split.
+    """Write part [SPLITS, G, O, KH KW C], partial sums of a weight gradient.
 
-    y [G PER, H W, O] (coarse), x [G PER, ROWS, XS] (fine, SH x SW). Columns are (a, b, c), so that few
-    channels too fill a tile. A step takes BLOCK_K // LINE lines of LINE pixels; an image has CHUNKS steps,
-    ACROSS of them side by side; a program makes STEPS.
+    They are sums over coarse pixels of y[h, w, o] times x[S h + a - p, S w + b - p, c], and each split has a
+    share of the pixels. y is [G PER, H W, O] (coarse), and x is [G PER, ROWS, XS] (fine, with SH lines of SW
+    pixels). Columns are (a, b, c), so that even few channels fill a tile. A step takes BLOCK_K // LINE lines
+    of LINE pixels. An image has CHUNKS steps, ACROSS of them side by side, and a program makes STEPS.
     """
     COLUMNS: tl.constexpr = KH * KW * C
     j_blocks: tl.constexpr = (COLUMNS + BLOCK_N - 1) // BLOCK_N
@@ -172,8 +171,8 @@ def _zero_conv_wgrad_kernel(
     rest = pid // (j_blocks * o_blocks)
     g, split = rest % G, rest // G
     a, b, c = offs_j // C // KW - PAD, offs_j // C % KW - PAD, offs_j % C
-    # A tap's pixels end with the fine image, and where the coarse one ends; where there is no column there
-    # is none.
+    # A tap's pixels end with the fine image or with the coarse one, whichever comes first. Columns past the
+    # last one have no pixels.
     bottom = tl.where(offs_j < COLUMNS, tl.maximum(tl.minimum(SH, H * STRIDE + a), 0), 0)
     right = tl.maximum(tl.minimum(SW, W * STRIDE + b), 0)
     r = tl.arange(0, BLOCK_K)

@@ -78,7 +78,7 @@ def test_explicitly_requested_kernels_reject_transforms(
     net, x = small("G", "triton")
     with pytest.raises(
         ValueError,
-        match=r"does not go through torch.func's transforms or forward-mode differentiation; use impl='auto'",
+        match=r"does not support torch.func's transforms or forward-mode differentiation; use impl='auto'",
     ):
         transform(net, x)
 

@@ -216,10 +216,9 @@ def test_training_when_tensor_descriptors_are_refused(monkeypatch: pytest.Monkey
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         assert_trains_alike(dataclasses.replace(SMALL, ndf=16), Discriminators, 1)
-    reported = [str(w.message) for w in caught if "by pointers" in str(w.message)]
+    reported = [str(w.message) for w in caught if "through pointers" in str(w.message)]
     refused = {name: kernel.refused for name, kernel in kernels.items() if kernel.refused}
     assert refused
-    assert (
-        len(reported) == len(set(reported)) == sum(refused.values())
-    )  # each form is reported once, in any iteration
+    # Each form is reported once, in any iteration.
+    assert len(reported) == len(set(reported)) == sum(refused.values())
     assert not heard(caught)

@@ -1,4 +1,4 @@
-"""Arguments that several files of tests give to operators."""
+"""Arguments of operators that several test files use."""
 
 from __future__ import annotations
 

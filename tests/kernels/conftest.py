@@ -1,4 +1,4 @@
-"""Shared by the kernels' tests: what they are asked under."""
+"""Fixtures of the kernels' tests."""
 
 from __future__ import annotations
 
@@ -14,21 +14,24 @@ from tests.planted import forget
 
 @pytest.fixture
 def no_tf32() -> Iterator[None]:
-    """On a GPU too results are compared to the last bits of fp32, unless a test says otherwise."""
+    """Turn TF32 off, so that results agree to the last bits of fp32 on a GPU too.
+
+    A test can turn it on.
+    """
     with tf32(False):
         yield
 
 
 @pytest.fixture
 def auto_is_triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """auto means the kernels, as on a GPU, in a process that has met no failure."""
+    """Make impl="auto" choose the kernels, as on a GPU, in a process that has seen no failure."""
     forget(monkeypatch)
     with as_on_gpu(), tf32(False):
         yield
 
 
 @pytest.fixture
-def asked_by_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a new process knows of tensor descriptors."""
+def unprobed_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clear what the process knows about tensor descriptors, as in a new process."""
     monkeypatch.setattr(descriptor_launch, "_answers", {})
     monkeypatch.setattr(descriptor_launch, "_refused", set())

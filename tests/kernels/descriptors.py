@@ -1,4 +1,4 @@
-"""What the files of tests about tensor descriptors share."""
+"""Helpers shared by the tests of tensor descriptors."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from fastcyclegan.kernels import _launch
 
 OLDER = torch.cuda.is_available() and torch.cuda.get_device_capability() < (9, 0)
 on_descriptors = pytest.mark.skipif(OLDER, reason="this chip has no tensor descriptors")
-# As backends/nvidia/driver.c of Triton writes it.
+# The message as written by Triton's backends/nvidia/driver.c.
 DRIVER = "Triton Error [CUDA]: Failed to create tensor map descriptor: invalid argument\nelemType=10 rank=2\n"
 
 
 @dataclass
-class Ear:
-    """Hears of launches that are made."""
+class LaunchRecorder:
+    """A launch observer that records every launch."""
 
-    heard: list[_launch.Launch] = field(default_factory=list)
+    launches: list[_launch.Launch] = field(default_factory=list)
 
     def launched(self, launch: _launch.Launch) -> None:
-        self.heard.append(launch)
+        self.launches.append(launch)
 
     def forms(self) -> set[bool]:
-        """Whether products were launched with descriptors."""
-        return {launch.constants["DESC"] for launch in self.heard if "DESC" in launch.constants}
+        """Return the values of DESC, i.e. whether products were launched with descriptors."""
+        return {launch.constants["DESC"] for launch in self.launches if "DESC" in launch.constants}

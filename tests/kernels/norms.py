@@ -1,6 +1,4 @@
-"""Instance norms that several files of tests ask about: layouts, PyTorch's own, gradients, and the check
-against float64.
-"""
+"""Helpers for the tests of instance norm: layouts, PyTorch's own norm, gradients, and a float64 check."""
 
 from __future__ import annotations
 
@@ -22,7 +20,7 @@ def in_layout(x: Tensor, planes: bool) -> Tensor:
 
 
 def torch_instance_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, **options: Any) -> Tensor:
-    """PyTorch's own operators in the dtype of x: what the rule measures us against."""
+    """Compute the norm with PyTorch's operators in the dtype of x, as the baseline of the parity rule."""
     y = reference.ContiguousGradient.apply(F.instance_norm(x, weight=weight, bias=bias, eps=options["eps"]))
     y = {"none": lambda y: y, "relu": F.relu, "leaky_relu": lambda y: F.leaky_relu(y, options["slope"])}[
         options["act"]
@@ -39,24 +37,24 @@ def gradients(
     dy: Tensor,
     **options: Any,
 ) -> list:
-    """Return y and the gradients of what is not None, by ``run``."""
+    """Return y and the gradients of all tensors that are not None, computed with ``run``."""
     leaves = [t if t is None else t.detach().requires_grad_() for t in (x, weight, bias, residual)]
     y = run(leaves[0], leaves[1], leaves[2], residual=leaves[3], **options)
     y.backward(dy)
-    found = [y, *(t if t is None else t.grad for t in leaves)]
-    return [(name, t) for name, t in zip(NAMES, found, strict=True) if t is not None]
+    results = [y, *(t if t is None else t.grad for t in leaves)]
+    return [(name, t) for name, t in zip(NAMES, results, strict=True) if t is not None]
 
 
 def check(
     x: Tensor, weight: Any = None, bias: Any = None, residual: Any = None, dy: Any = None, **options: Any
 ) -> None:
-    """Assert parity of y and every gradient for the given tensors."""
+    """Assert parity of y and of every gradient for the given tensors."""
     options = {"eps": 1e-5, "slope": 0.2, "act": "none", **options}
     tensors = [x, weight, bias, residual, torch.randn_like(x) if dy is None else dy]
     ours = gradients(lambda *a, **k: instance_norm(*a, impl="triton", **k), *tensors, **options)
-    theirs = gradients(torch_instance_norm, *tensors, **options)
+    baseline = gradients(torch_instance_norm, *tensors, **options)
     truth = gradients(instance_norm_ref, *(t if t is None else t.double() for t in tensors), **options)
-    for (name, got), (_, other), (_, true) in zip(ours, theirs, truth, strict=True):
+    for (name, got), (_, other), (_, true) in zip(ours, baseline, truth, strict=True):
         assert_parity(name, got, other, true, x.dtype)
     assert ours[0][1].stride() == x.stride()
     assert ours[0][1].dtype == x.dtype

@@ -1,4 +1,4 @@
-"""The record of a failure that was planted."""
+"""The record of a planted failure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.planted import forget, plant
 
 
 def record_of_a_failure(monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return the file that the error of a planted failure names."""
+    """Plant a failure and return the record file that its error names."""
     with monkeypatch.context() as patch:
         forget(patch)
         plant(patch, "_instance_norm_small_fwd_kernel")

@@ -1,6 +1,4 @@
-"""Reflection-padded convolutions that several files of tests ask about: cases, operands, and results by the
-kernels and by PyTorch.
-"""
+"""Reflection-padded convolutions for several test files: cases, operands, and results."""
 
 from __future__ import annotations
 
@@ -29,17 +27,17 @@ class Case:
     dtypes: tuple[torch.dtype, ...] = (FP32,)
 
 
-# The interpreter's tiles are 32 pixels, 32 output channels and 64 input channels, or a quarter of a larger
+# In the interpreter, tiles have 32 pixels, 32 output channels and 64 input channels, or a quarter of a larger
 # size.
 CASES = [
     Case("the smallest map that reflects", (1, 20, 2, 2), 24, dtypes=(FP32, FP16, BF16)),
-    Case("several tiles each way, the last of each in part", (1, 70, 7, 9), 40, bias=True),
+    Case("several tiles in each direction, the last of each partly filled", (1, 70, 7, 9), 40, bias=True),
     Case("a real width", (1, 256, 3, 3), 256),
     Case("two weights, two images each", (4, 12, 5, 3), 16, P=2, bias=True, dtypes=(FP32, FP16)),
     Case("three weights", (3, 16, 3, 4), 9, P=3),
-    Case("padding = size - 1: a line receives from both sides", (1, 12, 4, 3), 12, padding=2),
+    Case("padding = size - 1: a line is reflected from both sides", (1, 12, 4, 3), 12, padding=2),
     Case("no padding", (1, 12, 4, 5), 12, padding=0, bias=True),
-    Case("padding past half of the kernel: the map grows", (1, 12, 4, 4), 10, padding=3),
+    Case("padding of more than half the kernel: the map grows", (1, 12, 4, 4), 10, padding=3),
     Case("one by one", (1, 12, 4, 3), 12, kernel=1, padding=0),
     Case("five by five, smaller than the kernel before it is padded", (1, 10, 4, 3), 12, kernel=5, padding=2),
     Case(
@@ -68,7 +66,7 @@ CASES = [
 ]
 
 
-# For what does not depend on sizes.
+# For tests that do not depend on sizes.
 SMALL = Case("two weights", (2, 9, 3, 4), 9, P=2, bias=True)
 SMALL_IMAGES = [
     Case("from images", (2, 3, 3, 4), 9, P=2, bias=True),
@@ -92,7 +90,7 @@ def operands(
 def results(
     run: Any, x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], dy: Tensor
 ) -> dict[str, Tensor]:
-    """Return y and all gradients by ``run``."""
+    """Return y and all gradients, computed with ``run``."""
     x, weights, biases = (
         x.detach().requires_grad_(),
         *([t.detach().requires_grad_() for t in ts] for ts in (weights, biases)),
@@ -117,12 +115,12 @@ def theirs(case: Case) -> Any:
 
 def check(case: Case, device: str, dtype: torch.dtype) -> None:
     x, weights, biases, dy = operands(case, device, dtype)
-    found = results(ours(case), x, weights, biases, dy)
-    other = results(theirs(case), x, weights, biases, dy)
+    got = results(ours(case), x, weights, biases, dy)
+    baseline = results(theirs(case), x, weights, biases, dy)
     truth = results(
         theirs(case), x.double(), [w.double() for w in weights], [b.double() for b in biases], dy.double()
     )
-    for name, result in found.items():
-        assert_parity(name, result, other[name], truth[name], dtype)
-    assert found["y"].is_contiguous(memory_format=torch.channels_last)
-    assert found["dx"].stride() == x.stride()
+    for name, result in got.items():
+        assert_parity(name, result, baseline[name], truth[name], dtype)
+    assert got["y"].is_contiguous(memory_format=torch.channels_last)
+    assert got["dx"].stride() == x.stride()

@@ -1,6 +1,4 @@
-"""The reflected border, written into an image's own buffer or folded back: against PyTorch's padding and its
-gradient.
-"""
+"""Reflected borders, written and folded back, against PyTorch's padding and its gradient."""
 
 from __future__ import annotations
 
@@ -11,8 +9,8 @@ import torch.nn.functional as F
 from fastcyclegan.kernels import border_launch
 from tests.kernels.arguments import channels_last
 
-# Borders over half a small image; two rows; lines that receive from both sides, in different tiles; several
-# tiles.
+# Borders of more than half a small image; two rows; lines that are reflected from both sides, in different
+# tiles; several tiles.
 BORDERS = [
     ((2, 5, 2, 2), 1),
     ((1, 3, 3, 40), 1),
@@ -25,7 +23,9 @@ BORDERS = [
 
 
 @pytest.mark.parametrize(("shape", "border"), BORDERS)
-def test_reflected_border_and_its_adjoint(shape: tuple[int, ...], border: int, device: str) -> None:
+def test_reflected_border_and_its_gradient_match_torch(
+    shape: tuple[int, ...], border: int, device: str
+) -> None:
     torch.manual_seed(0)
     x = channels_last(*shape, device=device).requires_grad_()
     padded = F.pad(x, (border,) * 4, mode="reflect")
@@ -40,7 +40,9 @@ def test_reflected_border_and_its_adjoint(shape: tuple[int, ...], border: int, d
 @pytest.mark.parametrize(
     ("shape", "padding"), [((1, 5, 2, 3), 1), ((2, 3, 3, 4), 2), ((1, 16, 8, 9), 3), ((1, 20, 13, 3), 1)]
 )
-def test_fold_is_the_adjoint_of_reflection(shape: tuple[int, ...], padding: int, device: str) -> None:
+def test_fold_matches_the_gradient_of_torchs_padding(
+    shape: tuple[int, ...], padding: int, device: str
+) -> None:
     torch.manual_seed(0)
     x = torch.randn(shape, device=device).contiguous(memory_format=torch.channels_last).requires_grad_()
     padded = F.pad(x, (padding,) * 4, mode="reflect")

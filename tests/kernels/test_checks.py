@@ -194,8 +194,8 @@ ZERO_CONV_CASES = [
     ((X.int(), [W.int()]), {}, TypeError, "zero_conv: x must be floating point, got torch.int32"),
     ((X.double(), [W.double()]), {}, TypeError, "x must be float32, bfloat16 or float16, got torch.float64"),
     ((X[0], [W]), {}, ValueError, r"x must be \[N, C, H, W\], got shape \(3, 4, 4\)"),
-    ((X, []), {}, ValueError, "as many images as there are weights, got 2 for 0"),
-    ((X, [W] * 3), {}, ValueError, "as many images as there are weights, got 2 for 3"),
+    ((X, []), {}, ValueError, "a multiple of the number of weights, got 2 for 0"),
+    ((X, [W] * 3), {}, ValueError, "a multiple of the number of weights, got 2 for 3"),
     (
         (X, [W, W[:4]]),
         {},
@@ -222,8 +222,8 @@ ZERO_CONV_CASES = [
         ValueError,
         r"x must be no smaller than the kernel, got shape \(2, 3, 4, 4\)",
     ),
-    ((X, [W], [torch.zeros(4)]), {}, ValueError, r"bias must be 1 tensors \[5\] or none, got 1 of \[4\]"),
-    ((X, [W, W], [torch.zeros(5)]), {}, ValueError, r"bias must be 2 tensors \[5\] or none, got 1 of \[5\]"),
+    ((X, [W], [torch.zeros(4)]), {}, ValueError, r"one tensor .* \(1 in total\), got 1 of shape \[4\]"),
+    ((X, [W, W], [torch.zeros(5)]), {}, ValueError, r"one tensor .* \(2 in total\), got 1 of shape \[5\]"),
     (
         (X, [W], [torch.zeros(5, dtype=FP16)]),
         {},

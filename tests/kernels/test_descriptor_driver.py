@@ -1,4 +1,4 @@
-"""Whether the driver takes tensor descriptors: how it is asked, when, and what is told of its answer."""
+"""Tests of the probe for tensor descriptors: how and when it runs, and how its result is reported."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from tests.kernels.descriptors import DRIVER, on_descriptors
 from tests.planted import plant
 
 GPU = torch.device("cuda", 0)
-pytestmark = pytest.mark.usefixtures("asked_by_nobody")
+pytestmark = pytest.mark.usefixtures("unprobed_driver")
 
 
 @on_descriptors
-def test_the_driver_says_yes(device: str) -> None:
-    """On a CPU Triton's interpreter answers."""
-    assert descriptors.ask_driver(torch.empty(0, device=device).device) == ""
+def test_the_driver_passes_the_probe(device: str) -> None:
+    """On a CPU, the probe runs in Triton's interpreter."""
+    assert descriptors.probe_driver(torch.empty(0, device=device).device) == ""
 
 
-def test_a_wrong_tile_and_an_error_are_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_tile_or_a_launch_error_is_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
     monkeypatch.setattr(
         descriptors, "copy_tile", lambda rows, row, column: torch.zeros(rows.box, dtype=rows.data.dtype)
     )
-    assert descriptors.ask_driver(cpu) == "a tile of torch.bfloat16 came back wrong"
+    assert descriptors.probe_driver(cpu) == "a torch.bfloat16 tile was loaded with wrong values"
 
     def fail(error: Exception) -> Callable[..., Tensor]:
         def copy_tile(*_: Any) -> Tensor:
@@ -41,7 +41,7 @@ def test_a_wrong_tile_and_an_error_are_refusals(monkeypatch: pytest.MonkeyPatch)
         return copy_tile
 
     monkeypatch.setattr(descriptors, "copy_tile", fail(RuntimeError(DRIVER)))
-    assert descriptors.ask_driver(cpu) == DRIVER.partition("\n")[0]
+    assert descriptors.probe_driver(cpu) == DRIVER.partition("\n")[0]
     dead, full = (
         RuntimeError(f"Triton Error [CUDA]: {text}")
         for text in ("an illegal memory access was encountered", "out of memory")
@@ -55,25 +55,25 @@ def test_a_wrong_tile_and_an_error_are_refusals(monkeypatch: pytest.MonkeyPatch)
     ):
         monkeypatch.setattr(descriptors, "copy_tile", fail(error))
         with pytest.raises(type(error)):
-            descriptors.ask_driver(cpu)
+            descriptors.probe_driver(cpu)
 
 
-def test_a_kernel_that_cannot_ask_is_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What loads one tile does not compile: products by pointers may."""
+def test_a_probe_kernel_that_does_not_compile_is_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel that loads one tile does not compile; products may still work through pointers."""
     plant(monkeypatch, "_descriptor_copy_kernel")
-    told = (
-        r"^cpu: no tensor descriptors, kernels load by pointers: kernel _descriptor_copy_kernel does not"
-        r" compile .*show_failure /"
+    message = (
+        r"^cpu: tensor descriptors do not work, so kernels load through pointers: kernel"
+        r" _descriptor_copy_kernel does not compile .*show_failure /"
     )
-    with pytest.warns(RuntimeWarning, match=told):
+    with pytest.warns(RuntimeWarning, match=message):
         assert not descriptors.served(torch.device("cpu"))
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[torch.device]:
-    """The devices whose driver was asked; each says yes."""
+def probed(monkeypatch: pytest.MonkeyPatch) -> list[torch.device]:
+    """Return a list that records the devices whose driver is probed; every probe succeeds."""
     log: list[torch.device] = []
-    monkeypatch.setattr(descriptors, "ask_driver", lambda device: log.append(device) or "")
+    monkeypatch.setattr(descriptors, "probe_driver", lambda device: log.append(device) or "")
     monkeypatch.setattr(_launch.Chip, "of", lambda device: _launch.Chip(90))
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
@@ -81,15 +81,15 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[torch.device]:
     return log
 
 
-def test_the_driver_is_asked_once_a_process_and_device(asked: list[torch.device]) -> None:
+def test_the_driver_is_probed_once_per_process_and_device(probed: list[torch.device]) -> None:
     other = torch.device("cuda", 1)
     assert [descriptors.served(device) for device in (GPU, GPU, other, GPU)] == [True] * 4
     assert descriptors.refusal(torch.device("cuda")) == ""
-    assert asked == [GPU, other]
+    assert probed == [GPU, other]
 
 
-def test_a_dry_run_asks_nobody(asked: list[torch.device]) -> None:
-    """It assumes what the chip has, unless somebody has asked before."""
+def test_a_dry_run_does_not_probe(probed: list[torch.device]) -> None:
+    """A dry run assumes that descriptors work if the chip has them, unless an earlier probe failed."""
     with dry_run(chip=_launch.Chip(90)):
         assert descriptors.served(GPU)
         assert descriptors.refusal(GPU) == ""
@@ -97,33 +97,33 @@ def test_a_dry_run_asks_nobody(asked: list[torch.device]) -> None:
         assert not descriptors.served(GPU)
     with dry_run(chip=_launch.Chip(90, descriptors=False)):
         assert not descriptors.served(GPU)
-    assert asked == []
+    assert probed == []
     descriptors._answers[GPU] = "refused"
     with dry_run():
         assert not descriptors.served(GPU)
 
 
-def test_an_older_chip_is_not_asked(asked: list[torch.device], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_older_chip_is_not_probed(probed: list[torch.device], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_launch.Chip, "of", lambda device: _launch.Chip(80))
     assert not descriptors.served(GPU)
     assert descriptors.refusal(GPU) == ""
-    assert asked == []
+    assert probed == []
 
 
-def test_a_capture_asks_nobody_and_a_later_launch_does(
-    asked: list[torch.device], monkeypatch: pytest.MonkeyPatch
+def test_a_capture_does_not_probe_but_a_later_launch_does(
+    probed: list[torch.device], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     assert not descriptors.served(GPU)
-    assert asked == []
+    assert probed == []
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     assert descriptors.served(GPU)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     assert descriptors.served(GPU)
-    assert asked == [GPU]
+    assert probed == [GPU]
 
 
-def test_the_table_names_a_refusal(monkeypatch: pytest.MonkeyPatch, asked: list[torch.device]) -> None:
+def test_the_table_reports_a_refusal(monkeypatch: pytest.MonkeyPatch, probed: list[torch.device]) -> None:
     assert summary._loads(GPU) == summary._loads(torch.device("cpu")) == ""
     descriptors._answers[GPU] = "invalid argument"
     assert (
@@ -133,6 +133,6 @@ def test_the_table_names_a_refusal(monkeypatch: pytest.MonkeyPatch, asked: list[
 
 
 @pytest.mark.gpu
-def test_this_driver_takes_descriptors() -> None:
-    """Where it does not, everything else holds by pointers, and this says so."""
+def test_this_driver_accepts_descriptors() -> None:
+    """If it does not, this test fails, and everything else still works through pointers."""
     assert descriptors.refusal(torch.empty(0, device="cuda").device) == ""

@@ -1,5 +1,6 @@
-"""Which tensor descriptors may be made, and which a training step makes: by the driver's documentation, and
-by loading through them.
+"""Tests of which tensor descriptors are valid, and which ones a training step makes.
+
+Validity is checked against the driver's documentation, and by loading through them.
 """
 
 from __future__ import annotations
@@ -20,64 +21,64 @@ from fastcyclegan.kernels.descriptor_launch import Rows
 from fastcyclegan.testing import make_engine, random_batch, seeded_networks, tf32
 from tests.kernels.descriptors import on_descriptors
 
-pytestmark = pytest.mark.usefixtures("asked_by_nobody")
+pytestmark = pytest.mark.usefixtures("unprobed_driver")
 
 T = torch.zeros(64, 64)
 FAULTS = [
-    (Rows(T, 57, 64, 8, (16, 64)), "rows overlap: 64 elements in each, 8 from one to the next"),
+    (Rows(T, 57, 64, 8, (16, 64)), "rows overlap: each has 64 elements, but they are 8 apart"),
     (Rows(T.view(-1)[1:], 63, 64, 64, (16, 64)), "the address must be a multiple of 16"),
-    (Rows(T, 10, 62, 62, (16, 32)), "the bytes from row to row must be a multiple of 16 below .*, got 248"),
-    (Rows(T, 2, 64, 2**38, (16, 64)), "the bytes from row to row must be a multiple of 16 below"),
-    (Rows(T, 64, 64, 64, (512, 64)), r"the sides of a tile must be 1 to 256, got \[512, 64\]"),
-    (Rows(T, 64, 64, 64, (64, 512)), r"the sides of a tile must be 1 to 256, got \[64, 512\]"),
-    (Rows(T, 64, 64, 64, (16, 2)), "a row of a tile must have a multiple of 16 bytes, got 8"),
-    (Rows(T, 0, 64, 64, (16, 64)), r"between 1 and 2\*\*32 rows and columns are possible, got 0 and 64"),
-    (Rows(T, 2**32 + 1, 64, 64, (16, 64)), "between 1 and"),
+    (Rows(T, 10, 62, 62, (16, 32)), "the row stride in bytes must be a multiple of 16 below .*, got 248"),
+    (Rows(T, 2, 64, 2**38, (16, 64)), "the row stride in bytes must be a multiple of 16 below"),
+    (Rows(T, 64, 64, 64, (512, 64)), r"the sides of a tile must be from 1 to 256, got \[512, 64\]"),
+    (Rows(T, 64, 64, 64, (64, 512)), r"the sides of a tile must be from 1 to 256, got \[64, 512\]"),
+    (Rows(T, 64, 64, 64, (16, 2)), "a row of a tile must be a multiple of 16 bytes long, got 8"),
+    (Rows(T, 0, 64, 64, (16, 64)), r"there must be 1 to 2\*\*32 rows and columns, got 0 and 64"),
+    (Rows(T, 2**32 + 1, 64, 64, (16, 64)), "there must be 1 to"),
 ]
 
 
 @pytest.mark.parametrize(("rows", "message"), FAULTS, ids=[message[:30] for _, message in FAULTS])
-def test_what_the_driver_does_not_document_is_refused_on_any_machine(rows: Rows, message: str) -> None:
+def test_invalid_descriptors_are_refused_on_any_machine(rows: Rows, message: str) -> None:
     with pytest.raises(ValueError, match=rf"tensor descriptor of \[.*\], torch.float32: {message}"):
         descriptors.describe(rows)
 
 
-def test_rows_with_a_gap_may_be_described() -> None:
-    found = descriptors.describe(Rows(T, 32, 64, 128, (16, 32)))
-    assert (found.shape, found.strides, found.block_shape) == ([32, 64], [128, 1], [16, 32])
+def test_rows_with_gaps_are_valid() -> None:
+    described = descriptors.describe(Rows(T, 32, 64, 128, (16, 32)))
+    assert (described.shape, described.strides, described.block_shape) == ([32, 64], [128, 1], [16, 32])
 
 
-# --- Those of a training step -------------------------------------------------------------------------------
+# --- Descriptors of a training step -------------------------------------------------------------------------
 
 Form = tuple[torch.dtype, int, int, int, tuple[int, int]]  # dtype, rows, columns, stride, box
 
 
 def descriptors_of_a_step(precision: str, batch: int, size: int = 256) -> list[TensorDescriptor]:
-    """Return the descriptors of a dry training step, in every configuration."""
-    # What a dry run allocates is read by nobody: gigabytes that need not be filled with NaN.
+    """Return the descriptors of a dry training step in every configuration."""
+    # Nothing reads the gigabytes that a dry run allocates, so they need not be filled with NaN.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)
         return _descriptors_of_a_step(precision, batch, size)
 
 
 def _descriptors_of_a_step(precision: str, batch: int, size: int) -> list[TensorDescriptor]:
-    found: list[TensorDescriptor] = []
+    made: list[TensorDescriptor] = []
     nets = seeded_networks(ModelConfig(netG="resnet_1blocks", impl="triton"))
     images = random_batch(size, Plan(0, 100, 100, batch), 0)
 
-    def note(launch: _launch.Launch) -> None:
-        found.extend(a for a in launch.args if isinstance(a, TensorDescriptor))
+    def record(launch: _launch.Launch) -> None:
+        made.extend(a for a in launch.args if isinstance(a, TensorDescriptor))
 
-    with tf32(True), dry_run(on_launch=note, all_configs=True):
+    with tf32(True), dry_run(on_launch=record, all_configs=True):
         engine: Engine = make_engine(nets, precision=precision)
         engine.step(images, 2e-4)
-    return found
+    return made
 
 
-def forms_of(found: list[TensorDescriptor], most: int) -> list[Form]:
+def forms_of(made: list[TensorDescriptor], most: int) -> list[Form]:
     """Return the distinct forms of descriptors, each with its largest number of rows up to ``most``."""
     forms: dict[tuple[Any, ...], int] = {}
-    for d in found:
+    for d in made:
         key = (d.base.dtype, d.shape[1], d.strides[0], tuple(d.block_shape))
         forms[key] = max(forms.get(key, 0), min(d.shape[0], most))
     return [(dtype, rows, *rest) for (dtype, *rest), rows in forms.items()]
@@ -85,13 +86,14 @@ def forms_of(found: list[TensorDescriptor], most: int) -> list[Form]:
 
 @pytest.mark.parametrize("batch", [1, 8])
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
-def test_every_descriptor_of_a_training_step_is_documented(precision: str, batch: int) -> None:
-    """By the numbers that reach Triton. What cuTensorMapEncodeTiled's documentation asks, and no row past its
-    memory.
+def test_every_descriptor_of_a_training_step_is_valid(precision: str, batch: int) -> None:
+    """The values that reach Triton meet the conditions documented for cuTensorMapEncodeTiled.
+
+    No row extends past its memory either.
     """
-    found = descriptors_of_a_step(precision, batch)
-    assert len(found) > 20
-    for d in found:
+    made = descriptors_of_a_step(precision, batch)
+    assert len(made) > 20
+    for d in made:
         size = d.base.element_size()
         assert d.strides[0] >= d.shape[1], "rows overlap"
         assert d.strides[0] * size % 16 == d.base.data_ptr() % 16 == 0
@@ -104,7 +106,7 @@ def test_every_descriptor_of_a_training_step_is_documented(precision: str, batch
 
 
 def check_loads(form: Form, device: str) -> None:
-    """Make a descriptor of ``form`` and load its first and last tile: the last is past the end by half."""
+    """Make a descriptor of ``form`` and load its first and last tile. Half of the last lies past the end."""
     dtype, rows, columns, stride, (block_r, block_c) = form
     data = (torch.arange((rows - 1) * stride + columns, device=device) % 251).to(dtype)
     matrix = data.as_strided((rows, columns), (stride, 1))
@@ -118,7 +120,7 @@ def check_loads(form: Form, device: str) -> None:
 
 @on_descriptors
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
-def test_every_form_of_a_step_loads_what_lies_there(precision: str, device: str) -> None:
+def test_every_form_of_a_training_step_loads_the_right_values(precision: str, device: str) -> None:
     for form in forms_of(descriptors_of_a_step(precision, 1, 64), 300):
         check_loads(form, device)
 
@@ -126,7 +128,10 @@ def test_every_form_of_a_step_loads_what_lies_there(precision: str, device: str)
 @on_descriptors
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
-def test_the_driver_takes_every_descriptor_of_a_training_step(precision: str) -> None:
-    """At its real sizes, for 8 images: each form is made for real, and loads what lies there."""
+def test_the_driver_accepts_every_descriptor_of_a_training_step(precision: str) -> None:
+    """Every form is created on the GPU and loads the expected values.
+
+    Sizes are those of a training step with 8 images.
+    """
     for form in forms_of(descriptors_of_a_step(precision, 8), 2**32):
         check_loads(form, "cuda")

@@ -1,6 +1,4 @@
-"""Products with tensor descriptors and without: the same results, and what happens where the driver refuses
-one.
-"""
+"""Products with and without tensor descriptors: equal results, and the fallback if the driver refuses one."""
 
 from __future__ import annotations
 
@@ -28,10 +26,10 @@ from fastcyclegan.kernels import descriptor_launch as descriptors
 from fastcyclegan.kernels.border_launch import Pixels
 from fastcyclegan.kernels.descriptor_launch import Rows
 from fastcyclegan.testing import assert_parity, assert_same_bits, relative_error, tf32
-from tests.kernels.descriptors import DRIVER, Ear, on_descriptors
+from tests.kernels.descriptors import DRIVER, LaunchRecorder, on_descriptors
 
 FP32, BF16 = torch.float32, torch.bfloat16
-pytestmark = pytest.mark.usefixtures("asked_by_nobody")
+pytestmark = pytest.mark.usefixtures("unprobed_driver")
 
 
 @dataclass(frozen=True)
@@ -42,13 +40,13 @@ class Case:
     kernel: int
 
 
-# Whole tiles in the interpreter: 64 channels, and lines whose pitch times their number is a multiple of 32.
+# Whole tiles in the interpreter: 64 channels, and a number of lines times pitch that is a multiple of 32.
 CASES = [
     Case("between many", (1, 64, 4, 6), 64, 3),
     Case("from few, whole steps of pixels", (2, 3, 4, 10), 64, 7),
     Case("to few", (1, 64, 4, 10), 3, 7),
 ]
-# For a GPU: the generator's.
+# The generator's, for a GPU.
 REAL = [
     Case("residual", (2, 256, 64, 64), 256, 3),
     Case("first", (2, 3, 256, 256), 64, 7),
@@ -85,11 +83,11 @@ def block(
 
 
 def by_both(case: Case, device: str, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield each result by descriptors and by pointers; the descriptors are really there."""
+    """Yield each result computed with descriptors and with pointers, after checking that both were used."""
     tensors = operands(case, device, dtype)
     runs = [convolve, block] if case.shape[1] == case.out else [convolve]
     for run in runs:
-        described, pointed = Ear(), Ear()
+        described, pointed = LaunchRecorder(), LaunchRecorder()
         with tf32(True):
             with _launch.observe(described):
                 by_descriptor = run(*tensors, impl="triton")
@@ -103,47 +101,49 @@ def by_both(case: Case, device: str, dtype: torch.dtype) -> Iterator[tuple[Tenso
 
 @on_descriptors
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.why)
-def test_pointers_and_descriptors_give_the_same(case: Case, device: str) -> None:
-    """But for the last bits in the interpreter: NumPy's sums follow how a tile lies in memory."""
+def test_pointers_and_descriptors_give_the_same_results(case: Case, device: str) -> None:
+    """The interpreter may differ in the last bits, because NumPy's sums depend on a tile's memory layout."""
     for one, other in by_both(case, device, FP32):
         assert relative_error(one, other) < 1e-6
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.why)
-def test_without_descriptors_all_products_hold(
+def test_all_products_are_right_without_descriptors(
     case: Case, monkeypatch: pytest.MonkeyPatch, device: str
 ) -> None:
-    """The driver refuses: parity as ever, no launch has a descriptor, one warning."""
-    monkeypatch.setattr(descriptors, "ask_driver", lambda device: DRIVER.partition("\n")[0])
-    ear, (x, w, dy) = Ear(), operands(case, device, FP32)
+    """If the driver refuses descriptors, parity holds, no launch uses one, and there is one warning."""
+    monkeypatch.setattr(descriptors, "probe_driver", lambda device: DRIVER.partition("\n")[0])
+    recorder, (x, w, dy) = LaunchRecorder(), operands(case, device, FP32)
     runs: list[tuple[Any, Any]] = [(convolve, reflect_conv2d_ref)]
     runs += [(block, residual_block_ref)] if case.shape[1] == case.out else []
-    with tf32(False), warnings.catch_warnings(record=True) as caught, _launch.observe(ear):
+    with tf32(False), warnings.catch_warnings(record=True) as caught, _launch.observe(recorder):
         warnings.simplefilter("always")
         for run, reference in runs:
-            found, other = run(x, w, dy, impl="triton"), run(x, w, dy, op=reference)
+            got, baseline = run(x, w, dy, impl="triton"), run(x, w, dy, op=reference)
             truth = run(x.double(), w.double(), dy.double(), op=reference)
-            for name, result in found.items():
-                assert_parity(name, result, other[name], truth[name], FP32)
-    assert ear.forms() == {False}
-    assert not any(isinstance(a, TensorDescriptor) for launch in ear.heard for a in launch.args)
+            for name, result in got.items():
+                assert_parity(name, result, baseline[name], truth[name], FP32)
+    assert recorder.forms() == {False}
+    assert not any(isinstance(a, TensorDescriptor) for launch in recorder.launches for a in launch.args)
     (warning,) = (str(w.message) for w in caught if "descriptor" in str(w.message))
     assert warning.endswith(
-        f"no tensor descriptors, kernels load by pointers: {DRIVER.partition(chr(10))[0]}"
+        f"tensor descriptors do not work, so kernels load through pointers: {DRIVER.partition(chr(10))[0]}"
     )
 
 
-def test_windows_of_pixels_are_never_described() -> None:
-    """Their rows overlap: forward from few channels, input gradient to few, and one operand of both weight
-    gradients.
+def test_windows_of_pixels_never_use_descriptors() -> None:
+    """The rows of windows overlap.
+
+    Windows are read by the forward from few channels, by the input gradient to few, and as one operand of
+    both weight gradients.
     """
-    found: list[_launch.Launch] = []
-    with dry_run(on_launch=found.append):
+    launches: list[_launch.Launch] = []
+    with dry_run(on_launch=launches.append):
         for case in REAL[1:]:
             convolve(*operands(case, "cpu", BF16), impl="triton")
     windows = [
         launch
-        for launch in found
+        for launch in launches
         if "DESC" in launch.constants and launch.constants.get("XS", 64) < launch.constants["C"]
     ]
     assert {(launch.kernel, launch.constants["DESC"]) for launch in windows} == {
@@ -156,16 +156,16 @@ def test_windows_of_pixels_are_never_described() -> None:
             assert isinstance(launch.args[1], Tensor)
 
 
-def test_the_gate_compiles_both_forms_and_a_step_lists_one() -> None:
+def test_the_gate_lists_both_forms_and_a_training_step_lists_one() -> None:
     x, w = torch.zeros(1, 256, 64, 64, dtype=BF16), torch.zeros(256, 256, 3, 3, dtype=BF16)
 
     def forms(**options: Any) -> list[tuple[Any, bool]]:
-        found: list[_launch.Launch] = []
-        with dry_run(on_launch=found.append, **options):
+        launches: list[_launch.Launch] = []
+        with dry_run(on_launch=launches.append, **options):
             convolve(x, w, torch.zeros_like(x), impl="triton")
         return [
             (launch.config, launch.constants["DESC"])
-            for launch in found
+            for launch in launches
             if launch.kernel == "_reflect_conv_wgrad_kernel"
         ]
 
@@ -179,18 +179,18 @@ def test_the_gate_compiles_both_forms_and_a_step_lists_one() -> None:
     assert not any(form for _, form in forms(all_configs=True, chip=_launch.Chip(80)))
 
 
-# --- One descriptor that is refused -------------------------------------------------------------------------
+# --- A refused descriptor -----------------------------------------------------------------------------------
 
 
 def a_product(device: str) -> Tensor:
-    """64 channels to 64, one by one, of an image that is its own border: one launch, by descriptors."""
+    """Compute a 1x1 product of 64 channels to 64, without a border, in one launch with descriptors."""
     torch.manual_seed(0)
     x = torch.randn(1, 64, 4, 8, device=device).contiguous(memory_format=torch.channels_last)
     return host.product(Pixels.of(x), torch.randn(1, 64, 1, 1, 64, device=device), (4, 8))
 
 
 def failing(message: str, monkeypatch: pytest.MonkeyPatch, error: type[Exception] = RuntimeError) -> None:
-    """Let every product by descriptors fail with ``message``, as the launch of one does on a GPU."""
+    """Make every launch with descriptors fail with ``message``, as on a GPU."""
 
     def launch(name: str, grid: int, args: Any, constants: dict[str, Any], config: Any) -> None:
         if constants.get("DESC"):
@@ -201,21 +201,23 @@ def failing(message: str, monkeypatch: pytest.MonkeyPatch, error: type[Exception
 
 
 @on_descriptors
-def test_a_refused_descriptor_is_a_pointer_from_then_on(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
-    wanted, ear = a_product(device), Ear()
+def test_a_refused_descriptor_falls_back_to_pointers_for_good(
+    monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    expected, recorder = a_product(device), LaunchRecorder()
     failing(DRIVER, monkeypatch)
     with (
-        _launch.observe(ear),
+        _launch.observe(recorder),
         pytest.warns(
-            RuntimeWarning, match=r"_reflect_conv_kernel loads tiles .* by pointers: .*invalid argument$"
+            RuntimeWarning, match=r"_reflect_conv_kernel loads tiles .* through pointers: .*invalid argument$"
         ),
     ):
-        found = a_product(device)
-    assert relative_error(found, wanted) < 1e-6
+        result = a_product(device)
+    assert relative_error(result, expected) < 1e-6
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         a_product(device)
-    assert ear.forms() == {False}
+    assert recorder.forms() == {False}
 
 
 @on_descriptors
@@ -231,8 +233,8 @@ def test_other_errors_of_a_launch_are_raised(
 
 
 @on_descriptors
-def test_rows_that_overlap_are_an_error_and_no_fallback(device: str) -> None:
-    """A mistake of ours must not hide behind the pointers."""
+def test_overlapping_rows_are_an_error_and_do_not_fall_back(device: str) -> None:
+    """A bug in this package must not be hidden by the pointers."""
     x = torch.zeros(64, 64, device=device)
     with pytest.raises(ValueError, match="rows overlap"):
         descriptors.launch_operands(
@@ -240,19 +242,19 @@ def test_rows_that_overlap_are_an_error_and_no_fallback(device: str) -> None:
         )
 
 
-def test_a_tensor_of_the_callers_that_is_not_aligned_is_a_pointer(device: str) -> None:
-    wanted, ear = a_product(device), Ear()
+def test_an_unaligned_tensor_is_read_through_pointers(device: str) -> None:
+    expected, recorder = a_product(device), LaunchRecorder()
     odd = torch.empty(64 * 64 + 1, device=device)[1:].view(1, 64, 1, 1, 64)
     torch.manual_seed(0)
     x = torch.randn(1, 64, 4, 8, device=device).contiguous(memory_format=torch.channels_last)
     odd.copy_(torch.randn(1, 64, 1, 1, 64, device=device))
-    with _launch.observe(ear):
-        found = host.product(Pixels.of(x), odd, (4, 8))
-    assert ear.forms() == {False}
-    assert relative_error(found, wanted) < 1e-6
+    with _launch.observe(recorder):
+        result = host.product(Pixels.of(x), odd, (4, 8))
+    assert recorder.forms() == {False}
+    assert relative_error(result, expected) < 1e-6
 
 
-def test_no_images_describe_nothing(device: str) -> None:
+def test_no_images_need_no_descriptor(device: str) -> None:
     x = torch.zeros(0, 64, 4, 8, device=device).contiguous(memory_format=torch.channels_last)
     assert host.product(Pixels.of(x), torch.zeros(1, 64, 1, 1, 64, device=device), (4, 8)).shape == (
         0,
@@ -275,7 +277,7 @@ def test_no_images_describe_nothing(device: str) -> None:
 def test_pointers_and_descriptors_give_the_same_bits(
     case: Case, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The first of each list: what is measured is another question, and takes longer.
+    # Take the first configuration of each list: measuring them is not tested here and takes longer.
     monkeypatch.setattr(_tiles, "choose", lambda name, key, configs, device, run: configs[0])
     for one, other in by_both(case, "cuda", dtype):
-        assert_same_bits("by descriptors and by pointers", one, other)
+        assert_same_bits("descriptors and pointers", one, other)

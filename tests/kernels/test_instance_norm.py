@@ -1,8 +1,8 @@
-"""instance_norm against float64, forward and every gradient, by the rule in fastcyclegan.testing.
+"""instance_norm against float64, forward and every gradient, by the parity rule in fastcyclegan.testing.
 
-On a machine without a GPU the kernels run through Triton's interpreter, at sizes that meet several tiles of
-several blocks there: blocks of 32 pixels and 16 channels, at most 4 tiles, and the one-launch kernels up to
-64 pixels (128 of a plane).
+On a machine without a GPU, the kernels run in Triton's interpreter, at sizes that need several tiles of
+several blocks: blocks have 32 pixels and 16 channels, there are at most 4 tiles, and the one-launch kernels
+take images of up to 64 pixels (128 for a plane).
 """
 
 from __future__ import annotations
@@ -31,24 +31,26 @@ class Case:
     dtypes: tuple[torch.dtype, ...] = (FP32,)
 
 
-# Interior points are pruned: each case stands for one path or one edge. Sizes are those of the interpreter's
+# Each case covers one path or one edge; interior points are pruned. Sizes are chosen for the interpreter's
 # tiles.
 CASES = [
-    Case("one launch, channels no power of two", (2, 5, 4, 4), dtypes=(FP32, FP16, BF16)),
-    Case("one launch, its largest image, channels past a block", (1, 17, 8, 8), "leaky_relu", "both", True),
+    Case("one launch, channels not a power of two", (2, 5, 4, 4), dtypes=(FP32, FP16, BF16)),
     Case(
-        "one pixel past the one-launch kernels",
+        "one launch, its largest image, more channels than a block", (1, 17, 8, 8), "leaky_relu", "both", True
+    ),
+    Case(
+        "one pixel more than the one-launch kernels take",
         (1, 16, 13, 5),
         "leaky_relu",
         "both",
         True,
         dtypes=(FP32, FP16, BF16),
     ),
-    Case("blocks and tiles that end evenly", (1, 16, 16, 8), "none"),
-    Case("one pixel and one channel past a block", (1, 17, 1, 129), "relu", "weight"),
+    Case("whole blocks and whole tiles", (1, 16, 16, 8), "none"),
+    Case("one pixel and one channel more than a block", (1, 17, 1, 129), "relu", "weight"),
     Case("several tiles of several blocks, several images", (3, 20, 13, 11), "leaky_relu", "bias", True),
     Case("the fewest pixels that have a variance", (2, 3, 1, 2), "none", "both"),
-    Case("one channel: both layouts are one", (2, 1, 5, 20), "relu"),
+    Case("one channel: both layouts are the same", (2, 1, 5, 20), "relu"),
     Case("planes, one launch", (2, 3, 10, 11), "leaky_relu", "both", True, True, (FP32, FP16)),
     Case("planes of several tiles", (2, 2, 17, 9), "relu", "both", True, True),
     Case("a signal, channels last", (2, 6, 77), "relu", "both"),
@@ -74,20 +76,20 @@ def test_equals_float64(case: Case, dtype: torch.dtype, device: str) -> None:
 
 @pytest.mark.parametrize("size", [4, 13])
 def test_no_images(size: int, device: str) -> None:
-    """torch's own instance norm fails here; ours gives no images, and gradients of zero."""
+    """torch's own instance norm fails here. Ours returns no images, and gradients of zero."""
     x, weight = torch.zeros(0, 3, size, size, device=device), torch.ones(3, device=device)
-    found = dict(gradients(lambda *a, **k: instance_norm(*a, impl="triton", **k), x, weight, weight, x, x))
-    assert [found[name].shape for name in ("y", "dx", "dresidual")] == [x.shape] * 3
-    assert not found["dweight"].any()
-    assert not found["dbias"].any()
+    results = dict(gradients(lambda *a, **k: instance_norm(*a, impl="triton", **k), x, weight, weight, x, x))
+    assert [results[name].shape for name in ("y", "dx", "dresidual")] == [x.shape] * 3
+    assert not results["dweight"].any()
+    assert not results["dbias"].any()
 
 
-# The interpreter casts lanes past the end too, which are not stored.
+# The interpreter also casts the lanes past the end, which are not stored.
 @pytest.mark.filterwarnings("ignore:overflow encountered in cast")
 @pytest.mark.parametrize("planes", [False, True])
 @pytest.mark.parametrize("dtype", [FP32, FP16])
 def test_flat_images_become_exactly_zero(planes: bool, dtype: torch.dtype, device: str) -> None:
-    """Variance 0. A mean that is off by a rounding would be scaled by 1 / sqrt(eps) = 316."""
+    """The variance is 0, so a rounding error in the mean would be multiplied by 1 / sqrt(eps) = 316."""
     for size in (7, 13):
         x = in_layout(torch.full((1, 3, size, size), 1000.3, device=device), planes).to(dtype)
         assert not instance_norm(x, impl="triton").any()
@@ -96,13 +98,13 @@ def test_flat_images_become_exactly_zero(planes: bool, dtype: torch.dtype, devic
 
 @pytest.mark.parametrize("size", [7, 13])
 def test_mean_of_a_thousand_deviations(size: int, device: str) -> None:
-    """E[x^2] - E[x]^2 is off by a quarter here."""
+    """E[x^2] - E[x]^2 would be off by a quarter here."""
     torch.manual_seed(0)
     check(in_layout(1000 + torch.randn(1, 5, size, size, device=device), False), act="relu")
 
 
 def test_an_outlier_in_the_first_pixel(device: str) -> None:
-    """Sums that are shifted by the first value lose what all others have in common."""
+    """Sums that are shifted by the first value would lose what all other values have in common."""
     torch.manual_seed(0)
     x = torch.randn(1, 4, 13, 11, device=device)
     x[:, :, 0, 0] = 1e5
@@ -137,7 +139,7 @@ def test_input_and_residual_in_any_layout(device: str) -> None:
 
 @pytest.mark.parametrize("shape", [(3, 5, 4, 4), (3, 20, 13, 11)])
 def test_same_bits_twice_and_alone(shape: tuple[int, ...], device: str) -> None:
-    """One image's result depends on nothing else in the batch."""
+    """An image's result depends on nothing else in the batch."""
     torch.manual_seed(0)
     x, dy = (in_layout(torch.randn(shape, device=device), False) for _ in range(2))
 
@@ -178,17 +180,17 @@ def test_a_large_image_has_the_same_bits_in_any_batch() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("planes", [False, True])
 def test_more_than_two_to_the_31_elements(planes: bool) -> None:
-    """Offsets past 32 bits. Checked on the last channels, where a wrapped offset would show."""
+    """Offsets exceed 32 bits. The last channels are checked, where a wrapped offset would show."""
     torch.manual_seed(0)
     x = in_layout(torch.randn(1, 64, 5900, 5900, device="cuda", dtype=BF16), planes).requires_grad_()
     dy = torch.randn_like(x)
     y = instance_norm(x, act="relu", impl="triton")
     y.backward(dy)
     leaf = x.detach()[:, -4:].contiguous().float().requires_grad_()
-    true = instance_norm_ref(leaf, act="relu")
-    true.backward(dy[:, -4:].float())
-    for ours, theirs in ((y[:, -4:], true), (x.grad[:, -4:], leaf.grad)):
-        torch.testing.assert_close(ours.float(), theirs, rtol=2**-7, atol=2**-7)
+    reference = instance_norm_ref(leaf, act="relu")
+    reference.backward(dy[:, -4:].float())
+    for ours, expected in ((y[:, -4:], reference), (x.grad[:, -4:], leaf.grad)):
+        torch.testing.assert_close(ours.float(), expected, rtol=2**-7, atol=2**-7)
 
 
 @pytest.mark.gpu

@@ -1,5 +1,6 @@
-"""The norm's backward pass with what a convolution wants besides: a border around what it reads and writes,
-margins around the gradient.
+"""Tests of the norm's backward with the options that convolutions use.
+
+It reads and writes inside a border, and writes the gradient with margins.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ FP32, FP16 = torch.float32, torch.float16
 
 @pytest.mark.parametrize("dtype", [FP32, FP16])
 @pytest.mark.parametrize("shape", [(2, 5, 2, 2), (1, 3, 3, 5), (1, 20, 9, 7)])
-def test_gradient_with_its_margins(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> None:
-    """In one pass: dy read inside a border, dx with margins, and y written again with its border."""
+def test_one_pass_writes_margins_and_border(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> None:
+    """One pass reads dy inside a border, and writes dx with its margins and y again with its border."""
     torch.manual_seed(0)
     x = channels_last(*shape, device=device).to(dtype)
     norm = Norm(act="relu", slope=0.0)
@@ -32,7 +33,7 @@ def test_gradient_with_its_margins(shape: tuple[int, ...], dtype: torch.dtype, d
     y = empty_bordered(x, 1)
     extras = host.Extras(dy_border=1, y_border=1, margins=True, y=y)
     packed, same_total = host.backward(bordered, x, norm, mean, rstd, extras)
-    # What is added up is what was stored; the sum is rounded once.
+    # The stored values are summed, and the sum is rounded once.
     torch.testing.assert_close(packed, packed_gradient(plain.float()).to(dtype))
     torch.testing.assert_close(total, same_total)
     torch.testing.assert_close(y, F.pad(instance_norm_ref(x, act="relu"), (1,) * 4, mode="reflect"))

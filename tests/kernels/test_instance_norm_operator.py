@@ -1,4 +1,4 @@
-"""What PyTorch expects of an operator, asked of instance_norm, and what it keeps."""
+"""instance_norm as a PyTorch operator: opcheck, torch.compile, autocast, and the tensors that it saves."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def test_opcheck(planes: bool, plain: bool, device: str) -> None:
     torch.library.opcheck(torch.ops.fastcyclegan.instance_norm_bwd, arguments)
 
 
-def test_compiles_whole_and_keeps_strides(device: str) -> None:
-    """Forward and backward inside one graph, beside operators that the compiler may lay out as it likes."""
+def test_compiles_to_one_graph_and_keeps_strides(device: str) -> None:
+    """Forward and backward run in one graph, next to operators that the compiler may lay out as it likes."""
     x, weight, bias, residual = _operands(device)
 
     def run(x: Tensor) -> Tensor:
@@ -85,8 +85,9 @@ def test_fake_tensors(device: str) -> None:
 
 
 def test_autocast_leaves_the_dtype_of_the_input(device: str) -> None:
-    """As torch's instance norm does: a convolution's bf16 output stays bf16 with fp32 parameters, and fp32
-    stays fp32.
+    """As in torch's instance norm, the dtype of the input is kept.
+
+    A convolution's bf16 output stays bf16 with fp32 parameters, and fp32 stays fp32.
     """
     x, weight, bias, _ = _operands(device)
     with torch.autocast(device, BF16):
@@ -105,7 +106,7 @@ def test_saves_its_input_and_two_vectors(device: str) -> None:
     assert sorted(t.numel() for t in saved) == [10, 10, 990]
 
 
-def test_only_what_is_asked_for_gets_a_gradient(device: str) -> None:
+def test_only_inputs_that_require_a_gradient_get_one(device: str) -> None:
     x, weight = torch.randn(2, 5, 4, 4, device=device), torch.randn(5, device=device, requires_grad=True)
     residual = torch.randn(2, 5, 4, 4, device=device, requires_grad=True)
     y = instance_norm(x, weight, residual=residual, impl="triton")
@@ -116,7 +117,7 @@ def test_only_what_is_asked_for_gets_a_gradient(device: str) -> None:
         assert not instance_norm(x, weight, impl="triton").requires_grad
 
 
-def test_double_backward_is_refused_and_names_the_reference(device: str) -> None:
+def test_double_backward_raises_and_names_the_reference(device: str) -> None:
     x = torch.randn(2, 5, 4, 4, device=device, requires_grad=True)
     (grad,) = torch.autograd.grad(instance_norm(x, impl="triton").square().sum(), x, create_graph=True)
     with pytest.raises(

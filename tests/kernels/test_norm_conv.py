@@ -1,6 +1,4 @@
-"""norm_conv against plain PyTorch in float64: every gradient, what it keeps, and what PyTorch expects of an
-operator.
-"""
+"""norm_conv against plain PyTorch in float64: every gradient, saved tensors, and operator checks."""
 
 from __future__ import annotations
 
@@ -42,7 +40,9 @@ CASES = [
     Case(
         "a residual block's second convolution", (1, 9, 9, 8), STRIDE_1, border=1, dtypes=(FP32, FP16, BF16)
     ),
-    Case("its first: no norm before it", (2, 9, 6, 7), STRIDE_1, border=1, norm=False, act="none"),
+    Case(
+        "its first convolution: no norm before it", (2, 9, 6, 7), STRIDE_1, border=1, norm=False, act="none"
+    ),
     Case(
         "the last layer: seven by seven, few channels out, a bias",
         (1, 8, 8, 12),
@@ -54,13 +54,13 @@ CASES = [
     Case("down, one launch, an affine norm", (2, 8, 8, 8), STRIDE_2, act="leaky_relu", affine=True),
     Case("down, odd size, several tiles", (1, 8, 9, 11), STRIDE_2, act="leaky_relu", bias=True),
     Case("up", (1, 8, 5, 13), TRANSPOSED, bias=True),
-    Case("groups, as other projects have them", (1, 8, 4, 4), GROUPS),
+    Case("groups, as in other projects", (1, 8, 4, 4), GROUPS),
     Case("the smallest image that can be reflected", (1, 4, 2, 2), STRIDE_1, border=1),
 ]
 
 
 def plain(x: Tensor, weight: Tensor, bias: Any, nw: Any, nb: Any, case: Case) -> Tensor:
-    """The same in PyTorch's own operators."""
+    """Compute the same with PyTorch's own operators."""
     y = x
     if case.norm:
         y = reference.ContiguousGradient.apply(F.instance_norm(x, weight=nw, bias=nb))
@@ -112,11 +112,11 @@ def ours(case: Case, recompute: bool = True) -> Any:
 def test_equals_float64(case: Case, dtype: torch.dtype, recompute: bool, device: str) -> None:
     tensors, dy = operands(case, device, dtype)
     got = results(ours(case, recompute), tensors, dy)
-    theirs = results(lambda *t: plain(*t, case), tensors, dy)
+    baseline = results(lambda *t: plain(*t, case), tensors, dy)
     truth = results(
         lambda *t: plain(*t, case), [t if t is None else t.double() for t in tensors], dy.double()
     )
-    for i, (a, b, c) in enumerate(zip(got, theirs, truth, strict=True)):
+    for i, (a, b, c) in enumerate(zip(got, baseline, truth, strict=True)):
         assert_parity(str(i), a, b, c, dtype)
     assert got[0].is_contiguous(memory_format=torch.channels_last)
 
@@ -126,8 +126,10 @@ def test_equals_float64(case: Case, dtype: torch.dtype, recompute: bool, device:
 def test_frozen_members_change_nothing_for_the_others(
     frozen: tuple[int, ...], norm: bool, device: str
 ) -> None:
-    """A frozen weight skips its gradient and the recomputation; x without a gradient skips that of the
-    input."""
+    """A frozen weight skips its gradient and the recomputation of y.
+
+    An x without a gradient skips the gradient of the input.
+    """
     case = Case(
         "",
         (1, 8, 9, 8),
@@ -146,20 +148,20 @@ def test_frozen_members_change_nothing_for_the_others(
 
 
 @pytest.mark.parametrize("recompute", [True, False])
-def test_what_is_kept(recompute: bool, device: str) -> None:
+def test_saves_only_the_documented_tensors(recompute: bool, device: str) -> None:
     case = Case("", (1, 8, 9, 8), STRIDE_1, border=1)
     tensors, _ = operands(case, device)
     saved: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
         ours(case, recompute)(tensors[0].requires_grad_(), tensors[1].requires_grad_(), None, None, None)
-    kept = {
+    expected = {
         "x": 8 * 9 * 8,
         "weight": tensors[1].numel(),
         "mean": 8,
         "rstd": 8,
         "y": 0 if recompute else 8 * 11 * 10,
     }
-    assert sorted(t.numel() for t in saved) == sorted(kept.values())
+    assert sorted(t.numel() for t in saved) == sorted(expected.values())
 
 
 @pytest.mark.parametrize("case", [CASES[1], CASES[3]], ids=lambda c: c.why)
@@ -178,7 +180,7 @@ def test_opcheck(case: Case, recompute: bool, device: str) -> None:
     )
 
 
-def test_compiles_whole_and_keeps_strides(device: str) -> None:
+def test_compiles_to_one_graph_and_keeps_strides(device: str) -> None:
     case = CASES[0]
     tensors, dy = operands(case, device)
     eager = results(ours(case), tensors, dy)
@@ -188,7 +190,7 @@ def test_compiles_whole_and_keeps_strides(device: str) -> None:
         assert a.stride() == b.stride()
 
 
-def test_double_backward_is_refused(device: str) -> None:
+def test_double_backward_raises(device: str) -> None:
     tensors, _ = operands(CASES[0], device)
     x = tensors[0].requires_grad_()
     (grad,) = torch.autograd.grad(ours(CASES[0])(*tensors).square().sum(), x, create_graph=True)
@@ -196,7 +198,7 @@ def test_double_backward_is_refused(device: str) -> None:
         grad.sum().backward()
 
 
-def test_a_border_that_no_reflection_has(device: str) -> None:
+def test_a_border_as_large_as_the_image_raises(device: str) -> None:
     case = Case("", (1, 8, 3, 8), STRIDE_1, border=3)
     tensors, _ = operands(Case("", (1, 8, 3, 8), STRIDE_1, border=1), device)
     with pytest.raises(

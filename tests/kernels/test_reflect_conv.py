@@ -1,5 +1,6 @@
-"""reflect_conv2d against plain PyTorch in float64: every form, forward and every gradient, in any layout and
-at real sizes.
+"""reflect_conv2d against plain PyTorch in float64: every form, forward and every gradient.
+
+Layouts vary, and real sizes are tested on a GPU.
 """
 
 from __future__ import annotations
@@ -29,9 +30,11 @@ def test_equals_float64(case: Case, dtype: torch.dtype, device: str) -> None:
     check(case, device, dtype)
 
 
-def test_reference_is_torchs_own_layers() -> None:
-    """An adjoint by hand, too: kernel of ones, one by one, padding 1; a pixel is read once for each place
-    that reflects it.
+def test_reference_matches_torchs_layers() -> None:
+    """The reference agrees with torch's layers, and with an adjoint derived by hand.
+
+    The latter has a 1x1 kernel of ones and padding 1, so a pixel is read once for each place that reflects
+    it.
     """
     x = torch.randn(2, 3, 5, 6)
     conv = torch.nn.Conv2d(3, 4, 3)
@@ -48,21 +51,21 @@ def test_reference_is_torchs_own_layers() -> None:
 def test_any_layout(kind: str, device: str) -> None:
     case = Case("", (2, 12, 5, 4), 9)
     x, weights, _, dy = operands(case, device)
-    wanted = results(ours(case), x, weights, [], dy)
+    expected = results(ours(case), x, weights, [], dy)
     if kind == "planes":
         x, dy = x.contiguous(), dy.contiguous()
     elif kind == "cut out":
         x = torch.cat([x, x], 3).contiguous()[..., :4]
     else:
         dy = torch.ones(1, device=device).expand(dy.shape)
-        wanted = results(ours(case), x, weights, [], torch.ones_like(dy))
-    found = results(ours(case), x, weights, [], dy)
-    for name, result in found.items():
-        assert torch.equal(result, wanted[name]), name
+        expected = results(ours(case), x, weights, [], torch.ones_like(dy))
+    got = results(ours(case), x, weights, [], dy)
+    for name, result in got.items():
+        assert torch.equal(result, expected[name]), name
 
 
 def test_same_bits_twice_and_alone(device: str) -> None:
-    """Nothing depends on the order in which programs run, nor an image on its neighbours."""
+    """Results do not depend on the order in which programs run, or on other images."""
     case = SMALL
     tensors = operands(case, device)
     first, second = (results(ours(case), *tensors) for _ in range(2))
@@ -85,14 +88,16 @@ def test_no_images(device: str) -> None:
         assert not weight.grad.any()
 
 
-def test_biases_of_none_are_none(device: str) -> None:
+def test_a_list_of_none_biases_means_no_bias(device: str) -> None:
     x, weights, _, _ = operands(SMALL, device)
-    found = reflect_conv2d(x, weights, [None, None], padding=1, impl="triton")
-    assert torch.equal(found, reflect_conv2d(x, weights, padding=1, impl="triton"))
+    y = reflect_conv2d(x, weights, [None, None], padding=1, impl="triton")
+    assert torch.equal(y, reflect_conv2d(x, weights, padding=1, impl="triton"))
 
 
-def test_fp32_weights_for_16_bits_are_rounded_inside(device: str) -> None:
-    """The result and the gradient of the rounded weight; the gradient itself in fp32."""
+def test_fp32_weights_are_rounded_for_16_bit_images(device: str) -> None:
+    """The result and the input's gradient are those of the rounded weight; the weight's own gradient is in
+    fp32.
+    """
     x, weights, biases, dy = operands(SMALL, device)
     x, dy = x.to(BF16), dy.to(BF16)
     wide = results(ours(SMALL), x, weights, biases, dy)
@@ -113,7 +118,7 @@ def test_fp32_weights_for_16_bits_are_rounded_inside(device: str) -> None:
 def test_norm_before_and_tanh_after(
     channels: int, out: int, kernel: int, tanh: bool, dtype: torch.dtype, recompute: bool, device: str
 ) -> None:
-    """The generator's last layer, few channels before it, and an upsampling by resize."""
+    """The generator's last layer, a layer from few channels, and upsampling by resize."""
     torch.manual_seed(0)
     case = Case("", (2, channels, 6, 9), out, kernel, kernel // 2, bias=True)
     x, weights, biases, dy = operands(case, device, dtype)
@@ -129,13 +134,13 @@ def test_norm_before_and_tanh_after(
         y = reflect_conv2d_ref(F.relu(F.instance_norm(x.contiguous())), weights, biases, padding=case.padding)
         return torch.tanh(y.float() if y.dtype == BF16 else y) if tanh else y
 
-    found, other = (results(f, x, weights, biases, dy) for f in (run, plain))
+    got, baseline = (results(f, x, weights, biases, dy) for f in (run, plain))
     truth = results(
         plain, x.double(), [w.double() for w in weights], [b.double() for b in biases], dy.double()
     )
-    assert found["y"].dtype == (FP32 if tanh else dtype)
-    for name, result in found.items():
-        assert_parity(name, result, other[name], truth[name], dtype)
+    assert got["y"].dtype == (FP32 if tanh else dtype)
+    for name, result in got.items():
+        assert_parity(name, result, baseline[name], truth[name], dtype)
 
 
 def test_tanh_near_zero_and_far_from_it(device: str) -> None:
@@ -200,8 +205,10 @@ def test_graph_replayed_twice_with_new_data(case: Case) -> None:
 
 @pytest.mark.gpu
 def test_more_than_two_to_the_31_elements() -> None:
-    """Offsets past 32 bits: the last lines of an image that large equal those lines alone, but for the
-    border that they get.
+    """Offsets exceed 32 bits.
+
+    The last lines of such a large image equal those lines computed alone, except for the border that these
+    get.
     """
     torch.manual_seed(0)
     x = torch.randn(1, 64, 5900, 5900, device="cuda", dtype=BF16).contiguous(

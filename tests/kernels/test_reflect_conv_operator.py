@@ -1,4 +1,4 @@
-"""What PyTorch expects of an operator, asked of reflect_conv2d."""
+"""reflect_conv2d as a PyTorch operator: opcheck, torch.compile, autocast, and the tensors that it saves."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_opcheck_with_norm_and_tanh(recompute: bool, device: str) -> None:
     )
 
 
-def test_compiles_whole_and_keeps_strides(device: str) -> None:
+def test_compiles_to_one_graph_and_keeps_strides(device: str) -> None:
     case = SMALL
     tensors = operands(case, device)
     eager = results(ours(case), *tensors)
@@ -110,7 +110,7 @@ def test_functional_call_and_no_grad(device: str) -> None:
         assert not Layer().to(device)(x).requires_grad
 
 
-def test_what_is_kept(device: str) -> None:
+def test_saves_only_its_input_and_weights(device: str) -> None:
     x, weights, _, _ = operands(SMALL, device)
     saved: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
@@ -118,7 +118,7 @@ def test_what_is_kept(device: str) -> None:
     assert sorted(t.numel() for t in saved if t.numel()) == sorted([x.numel(), *(w.numel() for w in weights)])
 
 
-def test_double_backward_is_refused(device: str) -> None:
+def test_double_backward_raises(device: str) -> None:
     x, weights, _, _ = operands(CASES[0], device)
     (grad,) = torch.autograd.grad(
         reflect_conv2d(x.requires_grad_(), weights, padding=1, impl="triton").square().sum(),

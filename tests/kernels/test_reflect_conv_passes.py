@@ -1,5 +1,6 @@
-"""What the passes of a reflection-padded convolution launch and where its weights' gradients go: without a
-copy, in place, and none for what is frozen.
+"""Launches of a reflection-padded convolution, and where the gradients of its weights are stored.
+
+They are not copied, can be added in place, and are not computed for frozen weights.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("no_tf32")
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_gradients_arrive_without_a_copy(layout: torch.memory_format, device: str) -> None:
-    """Each is a view of one tensor, with the strides of its weight: autograd keeps it as it is."""
+    """Each is a view of one tensor with the strides of its weight, so autograd keeps it without a copy."""
     x, weights, _, dy = operands(CASES[4], device)
     leaves = [w.contiguous(memory_format=layout).requires_grad_() for w in weights]
     reflect_conv2d(x, leaves, padding=1, impl="triton").backward(dy)
@@ -28,13 +29,13 @@ def test_gradients_arrive_without_a_copy(layout: torch.memory_format, device: st
     assert all(w.grad.stride() == w.stride() for w in leaves)
 
 
-def counted(run: Any) -> dict[str, int]:
+def launch_counts(run: Any) -> dict[str, int]:
     with dry_run() as dry:
         run()
     return dict(dry.counts.launches)
 
 
-def test_what_is_frozen_costs_nothing(device: str) -> None:
+def test_frozen_weights_are_skipped(device: str) -> None:
     x, weights, _, dy = operands(CASES[4], device)
     whole = results(ours(CASES[4]), x, weights, [], dy)
     weights = [w.requires_grad_(i != 1) for i, w in enumerate(weights)]
@@ -42,12 +43,12 @@ def test_what_is_frozen_costs_nothing(device: str) -> None:
     y.backward(dy)
     assert weights[1].grad is None
     for i in (0, 2):
-        # Another number of weights may be split otherwise.
+        # A different number of weights may be split differently.
         assert relative_error(weights[i].grad, whole[f"dweight[{i}]"]) < 1e-6
 
     def launches(needs: Sequence[bool]) -> dict[str, int]:
         leaves = [w.detach().requires_grad_(need) for w, need in zip(weights, needs, strict=True)]
-        return counted(
+        return launch_counts(
             lambda: reflect_conv2d(x.requires_grad_(), leaves, padding=1, impl="triton").backward(dy)
         )
 
@@ -58,7 +59,7 @@ def test_what_is_frozen_costs_nothing(device: str) -> None:
 
 @pytest.mark.parametrize("case", [CASES[4], SMALL_IMAGES[1]], ids=lambda c: c.why)
 def test_a_second_backward_adds_in_place(case: Case, device: str) -> None:
-    """Where it is asked to; as autograd's own addition, and without one."""
+    """This needs ``accumulating``. The sum equals autograd's own, but takes no separate addition."""
     x, weights, biases, dy = operands(case, device)
     once = results(ours(case), x, weights, biases, dy)
     leaves, biases = ([t.requires_grad_() for t in ts] for ts in (weights, biases))
@@ -77,16 +78,16 @@ def test_a_second_backward_adds_in_place(case: Case, device: str) -> None:
 
 def test_tf32_follows_torchs_convolutions(device: str) -> None:
     x = torch.zeros(1, 64, 8, 8, requires_grad=True)
-    for allowed, wanted in ((True, {"tf32"}), (False, {"ieee"})):
+    for allowed, expected in ((True, {"tf32"}), (False, {"ieee"})):
         precisions: set[str] = set()
 
-        def note(launch: Any, precisions: set[str] = precisions) -> None:
+        def record(launch: Any, precisions: set[str] = precisions) -> None:
             if "PRECISION" in launch.constants:
                 precisions.add(launch.constants["PRECISION"])
 
-        with tf32(allowed), dry_run(on_launch=note):
+        with tf32(allowed), dry_run(on_launch=record):
             for out in (3, 64):
                 reflect_conv2d(
                     x, torch.zeros(out, 64, 3, 3, requires_grad=True), padding=1, impl="triton"
                 ).sum().backward()
-        assert precisions == wanted
+        assert precisions == expected

@@ -1,6 +1,4 @@
-"""residual_block against plain PyTorch in float64, what it keeps and launches, and what PyTorch expects of an
-operator.
-"""
+"""residual_block against plain PyTorch in float64: parity, saved tensors, launches, and operator checks."""
 
 from __future__ import annotations
 
@@ -34,9 +32,9 @@ class Case:
 
 CASES = [
     Case("the smallest map: every pixel is a corner", (1, 16, 2, 2)),
-    Case("three lines: one folds twice", (2, 12, 3, 5), 2, (FP32, FP16)),
-    Case("several tiles, their first rows between lines", (1, 20, 9, 7), 1, (FP32, FP16, BF16)),
-    Case("an image that other kernels hold whole, lines that fill tiles", (1, 16, 8, 8)),
+    Case("three lines: one is folded twice", (2, 12, 3, 5), 2, (FP32, FP16)),
+    Case("several tiles that begin in the middle of a line", (1, 20, 9, 7), 1, (FP32, FP16, BF16)),
+    Case("an image that other kernels hold in one tile, lines that fill tiles", (1, 16, 8, 8)),
     Case("three pairs of weights", (3, 9, 4, 3), 3),
 ]
 SMALL = CASES[1]
@@ -62,7 +60,7 @@ def ours(x: Tensor, weights1: Any, weights2: Any) -> Tensor:
 
 
 def torchs_own(x: Tensor, weights1: Any, weights2: Any) -> Tensor:
-    """The block of the official code, image by image: PyTorch's operators in the dtype of x."""
+    """Compute the block of the official code image by image, with PyTorch's operators in the dtype of x."""
 
     def norm(y: Tensor) -> Tensor:
         return reference.ContiguousGradient.apply(F.instance_norm(y))
@@ -87,16 +85,16 @@ def results(
 
 def check(case: Case, device: str, dtype: torch.dtype) -> None:
     x, weights1, weights2, dy = operands(case, device, dtype)
-    found, other = (results(f, x, weights1, weights2, dy) for f in (ours, torchs_own))
+    got, baseline = (results(f, x, weights1, weights2, dy) for f in (ours, torchs_own))
     truth = results(
         residual_block_ref,
         x.double(),
         *([w.double() for w in ws] for ws in (weights1, weights2)),
         dy.double(),
     )
-    for name, result in found.items():
-        assert_parity(name, result, other[name], truth[name], dtype)
-    assert found["y"].stride() == found["dx"].stride() == x.stride()
+    for name, result in got.items():
+        assert_parity(name, result, baseline[name], truth[name], dtype)
+    assert got["y"].stride() == got["dx"].stride() == x.stride()
 
 
 @pytest.mark.parametrize(
@@ -106,7 +104,7 @@ def test_equals_float64(case: Case, dtype: torch.dtype, device: str) -> None:
     check(case, device, dtype)
 
 
-def test_reference_is_the_official_block() -> None:
+def test_reference_matches_the_official_block() -> None:
     block = reference.ResidualBlock(4, "instance", False, False).double()
     x = torch.randn(2, 4, 5, 6, dtype=torch.float64)
     weights = block.conv_block[1].weight, block.conv_block[5].weight
@@ -114,8 +112,10 @@ def test_reference_is_the_official_block() -> None:
 
 
 def test_flat_images_and_a_large_offset(device: str) -> None:
-    """Statistics come from what is stored: a flat convolution output normalises to 0 exactly, in 16 bits
-    too."""
+    """Statistics are computed from stored values, so a flat output of a convolution normalises to exactly 0.
+
+    This holds in 16 bits too.
+    """
     for dtype in (FP32, FP16):
         x = torch.full((1, 16, 7, 6), 3.7, device=device, dtype=dtype).contiguous(
             memory_format=torch.channels_last
@@ -125,20 +125,22 @@ def test_flat_images_and_a_large_offset(device: str) -> None:
     torch.manual_seed(0)
     x, weights1, weights2, dy = operands(CASES[2], device)
     x = x + 300
-    found, other = (results(f, x, weights1, weights2, dy) for f in (ours, torchs_own))
+    got, baseline = (results(f, x, weights1, weights2, dy) for f in (ours, torchs_own))
     truth = results(
         residual_block_ref, x.double(), [weights1[0].double()], [weights2[0].double()], dy.double()
     )
-    for name in found:
-        assert_parity(name, found[name], other[name], truth[name], FP32)
+    for name in got:
+        assert_parity(name, got[name], baseline[name], truth[name], FP32)
 
 
-# --- What it costs ------------------------------------------------------------------------------------------
+# --- Launches and saved tensors -----------------------------------------------------------------------------
 
 
-def test_launches_and_what_is_kept(device: str) -> None:
-    """4 forward and 8 backward: of the 9 that separate weight gradients take, the two are one product
-    here."""
+def test_launches_and_saved_tensors(device: str) -> None:
+    """There are 4 launches forward and 8 backward.
+
+    With separate weight gradients there would be 9; here, one product computes both.
+    """
     x, weights1, weights2, dy = operands(SMALL, device)
     leaves = [w.requires_grad_() for w in (*weights1, *weights2)]
     saved: list[Tensor] = []
@@ -152,25 +154,25 @@ def test_launches_and_what_is_kept(device: str) -> None:
     assert sorted(t.numel() for t in saved) == sorted([*tensors, *vectors, *(w.numel() for w in leaves)])
 
 
-def test_what_is_frozen_costs_nothing(device: str) -> None:
+def test_frozen_weights_are_skipped(device: str) -> None:
     x, weights1, weights2, dy = operands(SMALL, device)
     whole = results(ours, x, weights1, weights2, dy)
     weights1[0].requires_grad_()
     weights2[1].requires_grad_()
     residual_block(x, weights1, weights2, impl="triton").backward(dy)
     assert weights1[1].grad is None
-    # Another number of weights may be split otherwise.
+    # A different number of weights may be split differently.
     assert relative_error(weights1[0].grad, whole["dweight1[0]"]) < 1e-6
     assert relative_error(weights2[1].grad, whole["dweight2[1]"]) < 1e-6
     with dry_run() as dry:
         frozen = [[w.detach() for w in ws] for ws in (weights1, weights2)]
         residual_block(x.requires_grad_(), *frozen, impl="triton").backward(dy)
     assert dry.counts.launches.total() == 4 + 6
-    found = torch.autograd.grad(residual_block(x, *frozen, impl="triton"), x, dy)[0]
-    assert torch.equal(found, whole["dx"])
+    dx = torch.autograd.grad(residual_block(x, *frozen, impl="triton"), x, dy)[0]
+    assert torch.equal(dx, whole["dx"])
 
 
-def test_gradients_arrive_without_a_copy_and_a_second_adds_in_place(device: str) -> None:
+def test_gradients_are_not_copied_and_a_second_backward_adds_in_place(device: str) -> None:
     x, weights1, weights2, dy = operands(SMALL, device)
     once = results(ours, x, weights1, weights2, dy)
     lists = [[torch.nn.Parameter(w) for w in ws] for ws in (weights1, weights2)]
@@ -188,7 +190,7 @@ def test_gradients_arrive_without_a_copy_and_a_second_adds_in_place(device: str)
             torch.testing.assert_close(w.grad, 2 * once[f"dweight{n}[{i}]"])
 
 
-# --- What PyTorch expects of an operator --------------------------------------------------------------------
+# --- As a PyTorch operator ----------------------------------------------------------------------------------
 
 
 def test_opcheck(device: str) -> None:
@@ -206,7 +208,7 @@ def test_opcheck(device: str) -> None:
     )
 
 
-def test_compiles_whole_and_keeps_strides(device: str) -> None:
+def test_compiles_to_one_graph_and_keeps_strides(device: str) -> None:
     tensors = operands(SMALL, device)
     eager = results(ours, *tensors)
     compiled = results(torch.compile(lambda x, *ws: ours(x * 1, *ws).mul(1), fullgraph=True), *tensors)
@@ -217,9 +219,9 @@ def test_compiles_whole_and_keeps_strides(device: str) -> None:
 
 def test_any_layout_and_autocast(device: str) -> None:
     x, weights1, weights2, dy = operands(SMALL, device)
-    wanted = results(ours, x, weights1, weights2, dy)
-    found = results(ours, x.contiguous(), weights1, weights2, dy.contiguous())
-    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    expected = results(ours, x, weights1, weights2, dy)
+    got = results(ours, x.contiguous(), weights1, weights2, dy.contiguous())
+    assert all(torch.equal(got[name], expected[name]) for name in expected)
     with torch.autocast(device, BF16):
         y = residual_block(x, [w.requires_grad_() for w in weights1], weights2, impl="triton")
     assert y.dtype == BF16
@@ -240,8 +242,8 @@ def test_functional_call(device: str) -> None:
 
     weights = {name: p + 0.1 for name, p in block.state_dict().items()}
     x = torch.randn(1, 9, 3, 4, device=device)
-    found, wanted = (torch.func.functional_call(net, weights, (x,)) for net in (Block(), block))
-    assert relative_error(found, wanted) < 1e-5
+    got, expected = (torch.func.functional_call(net, weights, (x,)) for net in (Block(), block))
+    assert relative_error(got, expected) < 1e-5
 
 
 def test_same_bits_twice_and_alone(device: str) -> None:
@@ -249,24 +251,25 @@ def test_same_bits_twice_and_alone(device: str) -> None:
     first, second = (results(ours, x, weights1, weights2, dy) for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
     x[0] = float("nan")
-    found = results(ours, x, weights1, weights2, dy)
+    got = results(ours, x, weights1, weights2, dy)
     for name in ("y", "dx"):
-        assert torch.equal(found[name][1:], first[name][1:])
-    # Nor does one weight's gradient hold anything of another's images.
-    assert torch.equal(found["dweight2[1]"], first["dweight2[1]"])
+        assert torch.equal(got[name][1:], first[name][1:])
+    # A weight's gradient does not depend on the images of another weight either.
+    assert torch.equal(got["dweight2[1]"], first["dweight2[1]"])
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
-def test_under_a_checkpoint(reentrant: bool, device: str) -> None:
+def test_under_activation_checkpointing(reentrant: bool, device: str) -> None:
     x, weights1, weights2, dy = operands(Case("", (1, 9, 2, 3)), device)
-    wanted = results(ours, x, weights1, weights2, dy)
+    expected = results(ours, x, weights1, weights2, dy)
 
     def run(x: Tensor, *lists: Any) -> Tensor:
         return torch.utils.checkpoint.checkpoint(ours, x, *lists, use_reentrant=reentrant)
 
-    # Reentrant checkpoints see tensors that are arguments alone: the lists' weights are reached all the same.
-    found = results(run, x, weights1, weights2, dy)
-    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    # Reentrant checkpoints only see tensors that are arguments themselves. Weights in lists must get their
+    # gradients all the same.
+    got = results(run, x, weights1, weights2, dy)
+    assert all(torch.equal(got[name], expected[name]) for name in expected)
 
 
 def test_no_images(device: str) -> None:
@@ -277,7 +280,7 @@ def test_no_images(device: str) -> None:
     assert not weight.grad.any()
 
 
-def test_double_backward_is_refused(device: str) -> None:
+def test_double_backward_raises(device: str) -> None:
     x, weights1, weights2, _ = operands(CASES[0], device)
     y = residual_block(x.requires_grad_(), weights1, weights2, impl="triton")
     (grad,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
@@ -325,13 +328,18 @@ WRONG = [
         ValueError,
         r"weight2 must be \[O, 3, k, k\] for x of 3 channels, got \[3, 4, 3, 3\]",
     ),
-    ((X, [W, W], [W]), {}, ValueError, "weight1 and weight2 must be as many, got 2 and 1"),
+    (
+        (X, [W, W], [W]),
+        {},
+        ValueError,
+        "weight1 and weight2 must have the same number of weights, got 2 and 1",
+    ),
     ((X, [W, W, W], [W, W, W]), {}, ValueError, "a list of 3 weights needs a multiple of 3 images, got 2"),
     (
         (X.half(), W, W.half()),
         {},
         TypeError,
-        "weight1 and weight2 must have one dtype, got torch.float32 and torch.float16",
+        "weight1 and weight2 must have the same dtype, got torch.float32 and torch.float16",
     ),
     ((X, W.half(), W), {}, TypeError, "weight1 must be torch.float32 .* got torch.float16"),
     ((X, W, W.to("meta")), {}, ValueError, "weight2 must be on the device of x, cpu, got meta"),
@@ -340,7 +348,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("arguments", "options", "error", "message"), WRONG, ids=[w[3][:40] for w in WRONG])
-def test_bad_input_is_named(
+def test_invalid_arguments_raise_errors_that_name_them(
     arguments: tuple[Any, ...], options: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):

@@ -1,5 +1,6 @@
-"""zero_conv against plain PyTorch in float64: every kind of layer, forward and every gradient, in any layout
-and at real sizes.
+"""zero_conv against plain PyTorch in float64: every kind of layer, forward and every gradient.
+
+Layouts vary, and real sizes are tested on a GPU.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def test_equals_float64(case: Case, dtype: torch.dtype, device: str) -> None:
 
 @pytest.mark.parametrize("case", [UP, LAST], ids=lambda c: c.why)
 def test_y_may_be_kept(case: Case, device: str) -> None:
-    """The same bits as where it is recomputed, and no other memory than the contract names."""
+    """The bits are the same as with recomputation, and only the tensors of the contract are saved."""
     tensors = operands(case, device)
     once, kept = (results(ours(case, recompute), *tensors) for recompute in (True, False))
     assert all(torch.equal(once[name], kept[name]) for name in once)
@@ -42,16 +43,16 @@ def test_y_may_be_kept(case: Case, device: str) -> None:
         ):
             ours(case, recompute)(x, [w.requires_grad_() for w in weights], biases)
         vectors = [x.shape[0] * x.shape[1]] * 2
-        wanted = [
+        expected = [
             x.numel(),
             *vectors,
             *(t.numel() for t in (*weights, *biases)),
             *([] if recompute else [x.numel()]),
         ]
-        assert sorted(t.numel() for t in saved if t.numel()) == sorted(wanted)
+        assert sorted(t.numel() for t in saved if t.numel()) == sorted(expected)
 
 
-def test_reference_is_torchs_own_layers() -> None:
+def test_reference_matches_torchs_layers() -> None:
     x, options = torch.randn(2, 3, 6, 7), {"stride": 2, "padding": 1}
     down = torch.nn.Conv2d(3, 4, 4, **options)
     up = torch.nn.ConvTranspose2d(3, 4, 3, output_padding=1, **options)
@@ -66,8 +67,10 @@ def test_reference_is_torchs_own_layers() -> None:
 
 
 @pytest.mark.parametrize("case", [DOWN, LAST], ids=lambda c: c.why)
-def test_fp32_weights_for_16_bits_are_rounded_inside(case: Case, device: str) -> None:
-    """The result and the gradient of the rounded weight; the gradient itself in fp32."""
+def test_fp32_weights_are_rounded_for_16_bit_images(case: Case, device: str) -> None:
+    """The result and the input's gradient are those of the rounded weight; the weight's own gradient is in
+    fp32.
+    """
     x, weights, biases, dy = operands(case, device)
     x, dy = x.half(), dy.half()
     wide = results(ours(case), x, weights, biases, dy)
@@ -82,49 +85,50 @@ def test_any_layout(kind: str, device: str) -> None:
     x, weights, biases, dy = operands(DOWN, device)
     if kind == "expanded gradient":
         dy = torch.ones(1, device=device).expand(dy.shape)
-    wanted = results(ours(DOWN), x, weights, biases, dy.clone(memory_format=torch.contiguous_format))
+    expected = results(ours(DOWN), x, weights, biases, dy.clone(memory_format=torch.contiguous_format))
     if kind == "planes":
         x, dy = x.contiguous(), dy.contiguous()
     elif kind == "cut out":
         x = torch.cat([x, x], 3).contiguous()[..., :5]
-    found = results(ours(DOWN), x, weights, biases, dy)
-    assert all(torch.equal(result, wanted[name]) for name, result in found.items())
+    got = results(ours(DOWN), x, weights, biases, dy)
+    assert all(torch.equal(result, expected[name]) for name, result in got.items())
 
 
 @pytest.mark.parametrize("case", ROUTES, ids=lambda c: c.why)
 def test_same_bits_twice_and_alone(case: Case, device: str) -> None:
-    """Nothing depends on the order in which programs run, nor an image on its neighbours."""
+    """Results do not depend on the order in which programs run, or on other images."""
     tensors = operands(case, device)
     first, second = (results(ours(case), *tensors) for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
     x, weights, biases, dy = tensors
     x = x.clone(memory_format=torch.channels_last)
     x[0] = float("nan")
-    found = results(ours(case), x, weights, biases, dy)
-    assert torch.equal(found["y"][1:], first["y"][1:])
-    assert torch.equal(found["dweight[1]"], first["dweight[1]"])
+    got = results(ours(case), x, weights, biases, dy)
+    assert torch.equal(got["y"][1:], first["y"][1:])
+    assert torch.equal(got["dweight[1]"], first["dweight[1]"])
 
 
 def test_pixels_that_no_tap_reaches_are_not_read(device: str) -> None:
-    """Stride 2 leaves out the last line and column of even sides; a step's pixels past the image would read
-    them.
+    """With stride 2 and even sides, no tap reaches the last line and column.
+
+    The pixels of a step that lie past the end of the image would read them.
     """
     case = next(case for case in CASES if case.why.startswith("stride 2, unpadded"))
     x, weights, _, dy = operands(case, device)
-    wanted = results(ours(case), x, weights, [], dy)
+    expected = results(ours(case), x, weights, [], dy)
     x[:, :, -1], x[:, :, :, -1] = float("nan"), float("nan")
-    found = results(ours(case), x, weights, [], dy)
-    assert all(torch.equal(result, wanted[name]) for name, result in found.items())
-    assert not found["dx"][:, :, -1].any()
+    got = results(ours(case), x, weights, [], dy)
+    assert all(torch.equal(result, expected[name]) for name, result in got.items())
+    assert not got["dx"][:, :, -1].any()
 
 
 @pytest.mark.parametrize("case", ROUTES, ids=lambda c: c.why)
 def test_no_images(case: Case, device: str) -> None:
     x, weights, biases, dy = operands(case, device)
-    found = results(ours(case), x[:0], weights, biases, dy[:0])
-    assert found["y"].shape == (0, *dy.shape[1:])
-    assert found["dx"].shape == (0, *x.shape[1:])
-    assert not any(result.any() for name, result in found.items() if "[" in name)
+    got = results(ours(case), x[:0], weights, biases, dy[:0])
+    assert got["y"].shape == (0, *dy.shape[1:])
+    assert got["dx"].shape == (0, *x.shape[1:])
+    assert not any(result.any() for name, result in got.items() if "[" in name)
 
 
 # --- On a GPU -----------------------------------------------------------------------------------------------
@@ -179,8 +183,10 @@ def test_graph_replayed_twice_with_new_data(case: Case) -> None:
 
 @pytest.mark.gpu
 def test_more_than_two_to_the_31_elements() -> None:
-    """Offsets past 32 bits: the last lines of an image that large equal those lines alone, but for the
-    border that they get.
+    """Offsets exceed 32 bits.
+
+    The last lines of such a large image equal those lines computed alone, except for the border that these
+    get.
     """
     torch.manual_seed(0)
     x = torch.randn(1, 64, 5900, 5900, device="cuda", dtype=BF16).contiguous(

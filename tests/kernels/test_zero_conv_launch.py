@@ -1,6 +1,4 @@
-"""What zero_conv launches, how a weight gradient's pixels are cut into steps, and where its weights'
-gradients go.
-"""
+"""Launches of zero_conv, the steps of its weight gradients, and where these gradients are stored."""
 
 from __future__ import annotations
 
@@ -20,9 +18,10 @@ from tests.kernels.zero_convs import DOWN, FIRST, LAST, ROUTES, UP, Case, operan
 pytestmark = pytest.mark.usefixtures("no_tf32")
 
 
-def test_lines_of_a_step() -> None:
-    """As few steps as can be for the sides that networks have, and never more pixels side by side than a step
-    has.
+def test_line_of_minimises_the_number_of_steps() -> None:
+    """An image takes as few steps as possible, for the sizes that networks have.
+
+    A step never has more pixels side by side than it holds.
     """
     assert [line_of((side, side), 64) for side in (128, 64, 32)] == [64, 64, 32]
     assert line_of((31, 31), 64) == 32
@@ -30,7 +29,7 @@ def test_lines_of_a_step() -> None:
     assert line_of((1000, 1), 64) == 1
 
 
-def counted(run: Any) -> dict[str, int]:
+def launch_counts(run: Any) -> dict[str, int]:
     with dry_run() as dry:
         run()
     return {
@@ -39,8 +38,8 @@ def counted(run: Any) -> dict[str, int]:
     }
 
 
-# Forward and backward without norm; the input gradient of each is the third, and each weight gradient is the
-# last two.
+# Launches of forward and backward without the norm's. In each backward, the last two are the weight gradient,
+# and the one before them is the input gradient.
 LAUNCHES = [
     (DOWN, {"gather": 1}, {"scatter": 1, "wgrad": 1, "reflect_conv_wgrad_sum": 1}),
     (UP, {"scatter": 1}, {"gather": 1, "wgrad": 1, "reflect_conv_wgrad_sum": 1}),
@@ -55,15 +54,15 @@ LAUNCHES = [
 
 @pytest.mark.parametrize(("case", "forward", "backward"), LAUNCHES, ids=[c[0].why for c in LAUNCHES])
 def test_two_networks_in_one_launch(case: Case, forward: dict[str, int], backward: dict[str, int]) -> None:
-    """As many launches for two weights as for one; the norm's own come on top."""
+    """Two weights take as many launches as one, apart from those of the norm."""
     x, weights, biases, dy = operands(case, "cpu")
     x = x.requires_grad_()
     weights = [w.requires_grad_() for w in weights]
     biases = [b.requires_grad_() for b in biases]
     for count in (1, 2):
         y: list[Tensor] = []
-        first = counted(lambda y=y, n=count: y.append(ours(case)(x, weights[:n], biases[:n])))
-        second = counted(lambda y=y: y[0].backward(dy))
+        first = launch_counts(lambda y=y, n=count: y.append(ours(case)(x, weights[:n], biases[:n])))
+        second = launch_counts(lambda y=y: y[0].backward(dy))
         assert {k: v for k, v in first.items() if "norm" not in k} == forward
         assert {k: v for k, v in second.items() if "norm" not in k} == backward
         assert (
@@ -74,42 +73,45 @@ def test_two_networks_in_one_launch(case: Case, forward: dict[str, int], backwar
 
 
 @pytest.mark.parametrize("case", ROUTES, ids=lambda c: c.why)
-def test_what_is_frozen_costs_nothing(case: Case, device: str) -> None:
-    """And changes nothing for the others: each weight, x, and all weights in turn."""
+def test_frozen_weights_are_skipped(case: Case, device: str) -> None:
+    """Frozen tensors cost no launches and change nothing for the others.
+
+    Each weight, x and all weights are frozen in turn.
+    """
     x, weights, biases, dy = operands(case, device)
     whole = results(ours(case), x, weights, biases, dy)
     for frozen in (0, 1):
         leaves = [w.detach().requires_grad_(i != frozen) for i, w in enumerate(weights)]
         ours(case)(x, leaves, biases).backward(dy)
         assert leaves[frozen].grad is None
-        # Another number of weights may be split otherwise.
+        # A different number of weights may be split differently.
         assert relative_error(leaves[1 - frozen].grad, whole[f"dweight[{1 - frozen}]"]) < 1e-6
     alone = x.detach().requires_grad_()
     ours(case)(alone, weights, biases).backward(dy)
     assert torch.equal(alone.grad, whole["dx"])
-    names = counted(lambda: ours(case)(x.detach().requires_grad_(), weights, biases).backward(dy))
+    names = launch_counts(lambda: ours(case)(x.detach().requires_grad_(), weights, biases).backward(dy))
     assert "wgrad" not in names
     leaf = [b.detach().requires_grad_() for b in biases]
     if leaf:
-        assert set(counted(lambda: ours(case)(x, weights, leaf).backward(dy))) == set(
-            counted(lambda: ours(case)(x, weights, leaf))
+        assert set(launch_counts(lambda: ours(case)(x, weights, leaf).backward(dy))) == set(
+            launch_counts(lambda: ours(case)(x, weights, leaf))
         )
 
 
 @pytest.mark.parametrize("needs", [[True, False, True], [False, True, True]])
-def test_runs_of_weights(needs: Sequence[bool], device: str) -> None:
-    """Neighbours that need a gradient are one product."""
+def test_adjacent_weights_share_a_product(needs: Sequence[bool], device: str) -> None:
+    """Adjacent weights that need a gradient share one product."""
     case = Case("", (3, 9, 4, 5), 10, P=3)
     x, weights, _, dy = operands(case, device)
     whole = results(theirs(case), x, weights, [], dy)
     leaves = [w.requires_grad_(need) for w, need in zip(weights, needs, strict=True)]
-    wanted = [w for w in leaves if w.requires_grad]
-    assert counted(lambda: torch.autograd.grad(ours(case)(x, leaves, []), wanted, dy))["wgrad"] == (
+    trained = [w for w in leaves if w.requires_grad]
+    assert launch_counts(lambda: torch.autograd.grad(ours(case)(x, leaves, []), trained, dy))["wgrad"] == (
         2 if needs[0] else 1
     )
-    found = torch.autograd.grad(ours(case)(x, leaves, []), wanted, dy)
+    got = torch.autograd.grad(ours(case)(x, leaves, []), trained, dy)
     truth = [whole[f"dweight[{i}]"] for i in range(3) if needs[i]]
-    assert all(relative_error(a, b) < 1e-6 for a, b in zip(found, truth, strict=True))
+    assert all(relative_error(a, b) < 1e-6 for a, b in zip(got, truth, strict=True))
 
 
 # --- Gradients in place -------------------------------------------------------------------------------------
@@ -118,8 +120,9 @@ def test_runs_of_weights(needs: Sequence[bool], device: str) -> None:
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("case", [DOWN, UP, LAST], ids=lambda c: c.why)
 def test_a_second_backward_adds_in_place(case: Case, layout: torch.memory_format, device: str) -> None:
-    """Where it is asked to; as autograd's own addition, and without one. The gradients lie as their weights,
-    without a copy.
+    """This needs ``accumulating``. The sum equals autograd's own, but takes no separate addition.
+
+    Gradients have the layout of their weights and are not copied.
     """
     x, weights, biases, dy = operands(case, device)
     once = results(ours(case), x, weights, biases, dy)
@@ -138,8 +141,9 @@ def test_a_second_backward_adds_in_place(case: Case, layout: torch.memory_format
 
 
 def test_gradients_far_apart_are_added_one_by_one(device: str) -> None:
-    """Each ``.grad`` a memory of its own, as networks that were zeroed by themselves have them; one of the
-    weights is frozen.
+    """Each ``.grad`` has its own memory, as in networks whose gradients were zeroed separately.
+
+    One of the weights is frozen.
     """
     case = Case("", (3, 9, 4, 5), 10, P=3)
     x, weights, _, dy = operands(case, device)

@@ -1,4 +1,4 @@
-"""What PyTorch expects of an operator, asked of zero_conv."""
+"""zero_conv as a PyTorch operator: opcheck, torch.compile and double backward."""
 
 from __future__ import annotations
 
@@ -35,13 +35,15 @@ def test_opcheck(case: Case, recompute: bool, device: str) -> None:
     with torch.no_grad():
         _, mean, rstd, y = torch.ops.fastcyclegan.zero_conv_fwd(*arguments)
     saved = (dy, x.detach(), mean, rstd, [w.detach() for w in weights], y)
-    # The input's gradient is not wanted where y is kept.
+    # In the case that saves y, no gradient of the input is requested.
     needs = [recompute, bool(biases), False, True]
     torch.library.opcheck(torch.ops.fastcyclegan.zero_conv_bwd, (*saved, *conv, *norm, needs, True))
 
 
-def test_compiles_whole_and_keeps_strides(device: str) -> None:
-    """The route with most launches, to three channels: with one, strides say nothing."""
+def test_compiles_to_one_graph_and_keeps_strides(device: str) -> None:
+    """This uses the route with the most launches, but to three channels: with one, strides would be
+    arbitrary.
+    """
     case = replace(LAST, out=3)
     tensors = operands(case, device)
     eager = results(ours(case), *tensors)
@@ -53,7 +55,7 @@ def test_compiles_whole_and_keeps_strides(device: str) -> None:
         assert compiled[name].stride() == result.stride()
 
 
-def test_double_backward_is_refused(device: str) -> None:
+def test_double_backward_raises(device: str) -> None:
     x, weights, biases, _ = operands(DOWN, device)
     (grad,) = torch.autograd.grad(
         ours(DOWN)(x.requires_grad_(), weights, biases).square().sum(), x, create_graph=True

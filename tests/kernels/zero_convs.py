@@ -1,6 +1,4 @@
-"""Zero-padded convolutions that several files of tests ask about: cases, operands, and results by the kernels
-and by PyTorch.
-"""
+"""Zero-padded convolutions for several test files: cases, operands, and results."""
 
 from __future__ import annotations
 
@@ -38,13 +36,18 @@ class Case:
         return {"stride": self.stride, "padding": self.padding, **norm, **up}
 
 
-# The interpreter's tiles are 32 pixels, 32 output channels and 64 input channels, or a quarter of a larger
-# size; weight gradients are of 64 pixels a step, in two splits. Interior points of kernel x stride x padding
-# are left out: taps and phases are counted alike for all.
+# In the interpreter, tiles have 32 pixels, 32 output channels and 64 input channels, or a quarter of a larger
+# size; weight gradients take 64 pixels per step, in two splits. Interior points of kernel x stride x padding
+# are pruned, because taps and phases are counted in the same way for all of them.
 CASES = [
     Case("down, two weights, two images each", (4, 12, 6, 8), 20, P=2, bias=True, dtypes=(FP32, FP16)),
     Case("down, with the norm, odd sides", (2, 20, 7, 9), 12, P=2, act="relu", dtypes=(FP32, FP16)),
-    Case("down, several tiles each way, the last of each in part", (1, 70, 13, 19), 40, bias=True),
+    Case(
+        "down, several tiles in each direction, the last of each partly filled",
+        (1, 70, 13, 19),
+        40,
+        bias=True,
+    ),
     Case("down, a wide image: steps of a weight gradient side by side", (2, 9, 3, 150), 10),
     Case("up, two weights, with the norm", (2, 20, 4, 5), 12, up=1, P=2, act="relu", dtypes=(FP32, FP16)),
     Case("up, two weights, two images each", (4, 12, 3, 4), 9, up=1, P=2, bias=True),
@@ -63,7 +66,13 @@ CASES = [
         "PatchGAN's middle, with the norm", (2, 16, 8, 10), 24, 4, P=2, act="leaky_relu", dtypes=(FP32, FP16)
     ),
     Case(
-        "PatchGAN's last but one: stride 1 of an even kernel", (2, 12, 6, 5), 20, 4, 1, P=2, act="leaky_relu"
+        "PatchGAN's second to last: an even kernel with stride 1",
+        (2, 12, 6, 5),
+        20,
+        4,
+        1,
+        P=2,
+        act="leaky_relu",
     ),
     Case(
         "PatchGAN's last: to one channel",
@@ -80,8 +89,8 @@ CASES = [
         "the narrowest generator: four channels up to eight, after a norm", (2, 4, 8, 6), 8, P=2, act="relu"
     ),
     Case("the narrowest generator: eight channels down to four, up", (2, 8, 3, 4), 4, up=1, P=2, act="relu"),
-    Case("nine channels: past what an image may have", (1, 9, 6, 6), 8),
-    Case("to one channel at stride 2: no short cut", (1, 12, 6, 6), 1, bias=True),
+    Case("nine channels: one more than an image can have", (1, 9, 6, 6), 8),
+    Case("to one channel at stride 2: not contracted", (1, 12, 6, 6), 1, bias=True),
     Case("to three channels, no padding: nothing to embed", (1, 12, 5, 6), 3, 3, 1, 0),
     Case("to three channels, padding = kernel - 1: the gradient has no margin", (1, 12, 5, 4), 3, 4, 1, 3),
     Case("from an image to an image", (1, 3, 5, 4), 4, 3, 1),
@@ -91,7 +100,7 @@ CASES = [
     Case("stride 2, unpadded: the last line and column are not read", (1, 10, 8, 6), 9, 3, 2, 0),
     Case("transposed at stride 1, two by two", (1, 10, 5, 4), 12, 2, 1, 1, up=0),
 ]
-# For what does not depend on sizes: each route once.
+# For tests that do not depend on sizes: one case for each route.
 DOWN = Case("down", (2, 9, 4, 5), 10, P=2, bias=True)
 UP = Case("up, with the norm", (2, 10, 3, 2), 9, up=1, P=2, act="relu")
 FIRST = Case("from images", (2, 3, 4, 5), 9, 4, P=2, bias=True)
@@ -117,7 +126,7 @@ def operands(
 def results(
     run: Any, x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], dy: Tensor
 ) -> dict[str, Tensor]:
-    """Return y and all gradients by ``run``."""
+    """Return y and all gradients, computed with ``run``."""
     x, weights, biases = (
         x.detach().requires_grad_(),
         *([t.detach().requires_grad_() for t in ts] for ts in (weights, biases)),
@@ -142,11 +151,11 @@ def theirs(case: Case) -> Any:
 
 def check(case: Case, device: str, dtype: torch.dtype, recompute: bool = True) -> None:
     x, weights, biases, dy = operands(case, device, dtype)
-    found = results(ours(case, recompute), x, weights, biases, dy)
-    other = results(theirs(case), x, weights, biases, dy)
+    got = results(ours(case, recompute), x, weights, biases, dy)
+    baseline = results(theirs(case), x, weights, biases, dy)
     truth = results(
         theirs(case), x.double(), [w.double() for w in weights], [b.double() for b in biases], dy.double()
     )
-    for name, result in found.items():
-        assert_parity(name, result, other[name], truth[name], dtype)
-    assert all(found[name].is_contiguous(memory_format=torch.channels_last) for name in ("y", "dx"))
+    for name, result in got.items():
+        assert_parity(name, result, baseline[name], truth[name], dtype)
+    assert all(got[name].is_contiguous(memory_format=torch.channels_last) for name in ("y", "dx"))

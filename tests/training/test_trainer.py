@@ -245,9 +245,8 @@ def test_an_image_that_disappears_ends_the_run_without_losing_it(
         after_step(self, epoch, images)
         image.unlink(missing_ok=True)
 
-    monkeypatch.setattr(
-        dali_loader, "BLOCK", 4
-    )  # otherwise every file would be read before this one disappears
+    # Otherwise every file would be read before this one disappears.
+    monkeypatch.setattr(dali_loader, "BLOCK", 4)
     more = ("--loader", loader, "--max_iters", "60")
     whole = run(dataset, tmp_path, "whole", *more)
     with monkeypatch.context() as patched:
