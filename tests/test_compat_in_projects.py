@@ -186,5 +186,5 @@ def test_the_engine_accepts_them_like_our_networks() -> None:
 
     assert (
         why_not_batched("G", Own(3, 3, 2, INSTANCE, n_blocks=1))
-        == "G is a Own, which may look at all images of a batch"
+        == "G is of type Own, which may mix the images of a batch"
     )

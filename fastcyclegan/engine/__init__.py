@@ -1,9 +1,9 @@
-"""How an iteration runs on a device: precision, memory layout, batching, pairing, streams, CUDA graphs,
-torch.compile, optimizers.
+"""Run a recipe's iterations on a device, as fast as the device allows.
 
-``engine.py`` has the iteration, in the order in which it happens, and ``choices.py`` what is decided
-beforehand. Whatever makes the same iteration faster belongs here; what the iteration minimises is in
-``recipes/``, and what happens between iterations in ``training/``.
+This covers precision, memory layout, batching, pairing, streams, CUDA graphs, torch.compile and optimizers.
+``engine.py`` contains the iteration, in the order in which it happens, and ``choices.py`` the decisions made
+beforehand. Code that makes the same iteration faster belongs here. The losses that an iteration minimises are
+defined in ``recipes/``, and the work between iterations in ``training/``.
 
 Uses ``reference``, ``kernels``, ``nn``, ``recipes``, ``data``, ``devtools`` and ``config``.
 """

@@ -1,5 +1,7 @@
-"""Kernels compiled before an iteration needs them: a dry run of a copy on the CPU tells which, all cores
-compile what is missing.
+"""Compile the kernels of an iteration before it runs for the first time.
+
+A dry run of a copy on the CPU finds out which kernels are needed. Those that are missing from Triton's cache
+are compiled on all cores.
 """
 
 from __future__ import annotations
@@ -21,19 +23,19 @@ from fastcyclegan.nn.networks import is_ours
 if TYPE_CHECKING:
     from fastcyclegan.kernels._launch import Chip
 
-# Kinds of work (sizes of batch, networks that translate) that are looked at beforehand: a dataset of many
-# sizes has no end of them.
+# Limit on the kinds of work (batch sizes, translating networks) that are prepared. A dataset with images of
+# many sizes would otherwise add new kinds without end.
 MOST_KINDS = 8
 Log = Callable[[str], object]
 Progress = Callable[[int, int, str], object]
 
 
 def _nothing(*_: Any, **__: Any) -> None:
-    """What stands for a hook in a copy: that there is one decides which kernels run."""
+    """Stand in for a hook in a copy, because the presence of a hook decides which kernels run."""
 
 
 def copy_on_cpu(net: nn.Module) -> nn.Module:
-    """Return a copy of ``net`` on the CPU with weights of zero, whose hooks do nothing."""
+    """Return a copy of ``net`` on the CPU with zero weights and with hooks that do nothing."""
     memo: dict[int, Any] = {}
     for p in net.parameters():
         memo[id(p)] = nn.Parameter(torch.zeros_like(p, device="cpu"), requires_grad=p.requires_grad)
@@ -43,34 +45,33 @@ def copy_on_cpu(net: nn.Module) -> nn.Module:
         for name, hooks in vars(module).items():
             if name.endswith("_hooks") and isinstance(hooks, dict):
                 memo[id(hooks)] = OrderedDict.fromkeys(hooks, _nothing)
-    found: nn.Module = copy.deepcopy(net, memo)
-    return found
+    copied: nn.Module = copy.deepcopy(net, memo)
+    return copied
 
 
 @contextlib.contextmanager
-def apart() -> Iterator[None]:
-    """Inside the block "auto" means the kernels on the CPU too, and no random number of the caller's is used
-    up.
-    """
+def isolated() -> Iterator[None]:
+    """Let "auto" select the kernels on the CPU too, and restore the random state after the block."""
     with torch.random.fork_rng(devices=[]), as_on_gpu():
         yield
 
 
 def dry_translation(net: nn.Module, images: Tensor, dtype: torch.dtype) -> None:
-    """Run a copy of ``net`` on the CPU on images like ``images``, under autocast to ``dtype`` where that is
-    no float32; in a dry run.
+    """Run a copy of ``net`` on the CPU, on zeros shaped like ``images``. Call this in a dry run.
+
+    It runs under autocast to ``dtype``, unless that is float32.
     """
     with torch.inference_mode(False):
-        other = copy_on_cpu(net).eval()
-    with apart(), torch.inference_mode(), autocast("cpu", dtype):
-        other(torch.zeros_like(images, device="cpu"))
+        copied = copy_on_cpu(net).eval()
+    with isolated(), torch.inference_mode(), autocast("cpu", dtype):
+        copied(torch.zeros_like(images, device="cpu"))
 
 
 class Ahead:
-    """Compiles what a kind of work launches on ``device`` before it runs for the first time; ``progress``
-    hears how far it is.
+    """Compiles the kernels for each kind of work on ``device`` before that work runs for the first time.
 
-    Nothing depends on it: what is not compiled ahead is compiled by the launch that needs it.
+    ``progress`` receives (completed, total, text) meanwhile. Compiling ahead is optional: kernels that were
+    not compiled ahead are compiled by the launch that needs them.
     """
 
     def __init__(
@@ -80,15 +81,15 @@ class Ahead:
         self.progress = self._announce if progress is None else progress
         self._known: set[Hashable] = set()
 
-    def _announce(self, done: int, total: int, text: str) -> None:
-        if done == 0:
+    def _announce(self, completed: int, total: int, text: str) -> None:
+        if completed == 0:
             self.log(text)
 
     def prepare(self, kind: Hashable, nets: dict[str, nn.Module], run: Callable[[], None]) -> None:
-        """Compile the kernels of ``run``, a dry run of work of this ``kind`` with ``nets``, unless that was
-        done before.
+        """Compile the kernels that ``run`` launches, once for each ``kind`` of work.
 
-        Networks that are not this package's are not run one more time than their owner knows of.
+        ``run`` performs a dry run of the work with ``nets``. Networks that are not from this package are
+        skipped, because their owner does not expect an additional run.
         """
         if kind in self._known or len(self._known) >= MOST_KINDS:
             return
@@ -97,15 +98,16 @@ class Ahead:
             return
         try:
             self._compile(run)
-        # Whatever a copy or a compiler does: the launches will do without.
+        # The copy or the compiler may fail in any way. The launches still compile what they need.
         except Exception as error:
             reason = str(error).strip().partition("\n")[0]
             self.log(
-                f"kernels are compiled as they are launched, not ahead: {type(error).__name__}: {reason}"
+                f"kernels cannot be compiled ahead ({type(error).__name__}: {reason});"
+                " each one will be compiled at its first launch"
             )
 
     def _compile(self, run: Callable[[], None]) -> None:
-        # Imported late: they need Triton.
+        # Imported late, because they need Triton.
         from fastcyclegan.devtools import compile_ahead
         from fastcyclegan.devtools.compile_kernels import jobs_of
         from fastcyclegan.kernels._launch import interpreted
@@ -113,18 +115,22 @@ class Ahead:
         if interpreted():
             return
         chip = chip_of(self.device)
-        found = jobs_of(run, chip)
-        if len(compile_ahead.missing(found.jobs)) < compile_ahead.FEWEST:
+        required = jobs_of(run, chip)
+        if len(compile_ahead.missing(required.jobs)) < compile_ahead.FEWEST:
             return
         with compile_ahead.alone():
-            # What another process was compiling meanwhile is there now.
-            jobs = compile_ahead.missing(found.jobs)
-            text = self._announcement(len(jobs), chip.name, sum(found.choices.values()))
-            outcome = compile_ahead.compile_ahead(jobs, lambda done, total: self.progress(done, total, text))
+            # Another process may have compiled some of them in the meantime.
+            jobs = compile_ahead.missing(required.jobs)
+            text = self._announcement(len(jobs), chip.name, sum(required.choices.values()))
+            outcome = compile_ahead.compile_ahead(
+                jobs, lambda completed, total: self.progress(completed, total, text)
+            )
         if outcome.failures:
             kernel, error = outcome.failures[0]
             first = kernel if kernel else "unknown"
-            self.log(f"{len(outcome.failures)} kernels do not compile ahead, the first is {first}: {error}")
+            self.log(
+                f"{len(outcome.failures)} kernels could not be compiled ahead; the first is {first}: {error}"
+            )
 
     @staticmethod
     def _announcement(kernels: int, gpu: str, tiles: int) -> str:
@@ -133,14 +139,22 @@ class Ahead:
 
         processes = compile_ahead.processes_for(kernels)
         seconds = compile_ahead.predicted_seconds(kernels, processes)
-        text = f"compiling {kernels} kernels for {gpu} in {processes} processes, about {seconds:.0f} s, once"
+        text = (
+            f"compiling {kernels} kernels for {gpu} in {processes} processes"
+            f" (about {seconds:.0f} s, only once)"
+        )
         if tiles:
-            text += f"; then timing {tiles} tiles, about {tiles * SECONDS_A_MEASUREMENT:.0f} s, once"
+            text += (
+                f", then timing {tiles} tile sizes (about {tiles * SECONDS_A_MEASUREMENT:.0f} s, only once)"
+            )
         return text
 
 
 def chip_of(device: torch.device) -> Chip:
-    """Return the GPU ``device`` as its kernels see it."""
+    """Return the ``Chip`` that kernels on ``device`` are compiled for.
+
+    It has no tensor descriptors if the driver refuses them.
+    """
     from fastcyclegan.kernels._launch import Chip
     from fastcyclegan.kernels.descriptor_launch import refusal
 

@@ -1,10 +1,9 @@
-"""How several images go through several networks: in one pass each, and through two networks at once, where
-that changes nothing.
+"""Run several images through a network in one call, and two networks as one, without changing any result.
 
-*Batching*: instance norm looks at one image at a time, so that a network makes of [a, b] what it makes of a
-and of b. *Pairing*: two networks of one architecture run as one, images of the one after images of the
-other, each layer with a list of two weights. Both are exact. Where they are not, or where somebody looks at
-single networks (hooks, members of their own), calls are made one by one, and why is said once.
+*Batching*: instance norm normalises each image separately, so the outputs of a network for [a, b] are those
+for a and for b. *Pairing*: two networks of one architecture run as one. The images of the second network
+follow those of the first, and each layer takes a list of two weights. Both are exact. If they would not be,
+or if a network has hooks or custom modules, the calls are made one by one, and the reason is logged once.
 """
 
 from __future__ import annotations
@@ -33,54 +32,57 @@ _BLOCKS: tuple[type[nn.Module], ...] = (
     *(reference.Generator, reference.UnetGenerator, reference.Discriminator, reference.PixelDiscriminator),
 )
 _SINGLE = (*OURS, *_BLOCKS, *_LAYERS)
-"""Modules that are known to treat every image by itself."""
+"""Modules that are known to process each image separately."""
 _SIZES = "kernel_size stride padding dilation output_padding groups padding_mode in_channels out_channels"
 _OPTIONS = "eps affine negative_slope p inplace outermost impl recompute training"
 _SETTINGS = (*_SIZES.split(), *_OPTIONS.split())
-"""Attributes of modules in which networks that run as one must agree."""
+"""Attributes of modules that must agree between networks that run as one."""
 
 
 def why_not_batched(name: str, net: nn.Module) -> str:
-    """Return "" where ``net`` makes the same of images together as of each by itself and nobody listens,
-    else why not.
+    """Return why ``net`` cannot take a batch of images in one call, or "" if it can.
+
+    It can if it processes each image separately and has no hooks.
     """
     for path, module in net.named_modules():
-        where = f"{name}.{path}" if path else name
+        label = f"{name}.{path}" if path else name
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            return f"{where} is a batch norm, which looks at all images of a batch"
+            return f"{label} is a batch norm, which computes its statistics over the whole batch"
         if not untouched(module, type(module)):
-            return f"{where} has a hook, or a forward of its own"
+            return f"{label} has a hook or a custom forward method"
         known = type(module) in _SINGLE or is_ours(module)
         if not known or getattr(module, "track_running_stats", False):
-            return f"{where} is a {type(module).__name__}, which may look at all images of a batch"
+            return f"{label} is of type {type(module).__name__}, which may mix the images of a batch"
     return ""
 
 
 def why_not_paired(nets: Mapping[str, nn.Module]) -> str:
-    """Return "" where ``nets`` can run as one, else why not. What may be batched is asked elsewhere."""
+    """Return why ``nets`` cannot run as one, or "" if they can. Batching is a separate question."""
     (name, net), *others = nets.items()
     if not is_ours(net):
-        return f"{name} is a {type(net).__name__}"
+        return f"{name} is of type {type(net).__name__}, which cannot be paired"
     for other_name, other in others:
         difference = _difference(net, other)
         if difference:
             return f"{name} and {other_name} {difference}"
     for module in net.modules():
         if isinstance(module, _NORMS) and module.affine:
-            return "their norms have weights"
-    if any(_laid_out(other) != _laid_out(net) for _, other in others):
-        return f"{' and '.join(nets)} have weights of different shapes or layouts, or others that are frozen"
+            return "their norm layers are affine"
+    if any(_weight_layout(other) != _weight_layout(net) for _, other in others):
+        return (
+            f"{' and '.join(nets)} have weights of different shapes or layouts, or different frozen weights"
+        )
     return ""
 
 
 def _difference(net: nn.Module, other: nn.Module) -> str:
-    """Return in what two networks differ but their weights, "" where in nothing."""
+    """Return how two networks differ apart from their weights, or "" if they do not."""
     modules, others = list(net.named_modules()), list(other.named_modules())
     if len(modules) != len(others):
-        return "are of different architectures"
+        return "have different architectures"
     for (path, one), (_, two) in zip(modules, others, strict=True):
         if type(one) is not type(two) or _settings(one) != _settings(two):
-            place = path if path else "themselves"
+            place = path if path else "top-level settings"
             return f"differ in {place} ({type(two).__name__})"
     return ""
 
@@ -89,28 +91,28 @@ def _settings(module: nn.Module) -> list[Any]:
     return [getattr(module, setting, None) for setting in _SETTINGS]
 
 
-def _laid_out(net: nn.Module) -> list[Any]:
-    """Return what must be alike of the weights of networks that run as one."""
+def _weight_layout(net: nn.Module) -> list[Any]:
+    """Return the properties of weights that must agree between networks that run as one."""
     return [(p.shape, p.dtype, p.device, p.stride(), p.requires_grad) for p in net.parameters()]
 
 
 def why_not_together(nets: Mapping[str, nn.Module]) -> str:
-    """Return "" where ``nets`` can run as one and each of their images by itself, else why not."""
-    alone = first_reason(why_not_batched(name, net) for name, net in nets.items())
-    if alone:
-        return alone
+    """Return why ``nets`` cannot run as one with their images batched, or "" if they can."""
+    reason = first_reason(why_not_batched(name, net) for name, net in nets.items())
+    if reason:
+        return reason
     return why_not_paired(nets)
 
 
 def first_reason(reasons: Iterable[str]) -> str:
-    """Return the first of ``reasons`` that is one, "" where none is."""
+    """Return the first nonempty string of ``reasons``, or "" if there is none."""
     for reason in reasons:
         if reason:
             return reason
     return ""
 
 
-# --- Running them -------------------------------------------------------------------------------------------
+# --- Running networks ---------------------------------------------------------------------------------------
 
 Impl = Literal["triton", "reference"]
 Run = Callable[[Tensor], Tensor]
@@ -123,8 +125,9 @@ def _impl(net: nn.Module) -> Impl:
 
 
 def run_paired(nets: Sequence[nn.Module], x: Tensor, impl: Impl) -> Tensor:
-    """Return what P networks that can go together make of x [N, C, H, W], N / P images for each, in their
-    order.
+    """Run P networks of one architecture as one and return their outputs.
+
+    x [N, C, H, W] has N / P images for each network, in the order of ``nets``.
     """
     if isinstance(nets[0], UnetGenerator):
         return run_levels(tuple(net.model for net in nets), x, None, False, impl)
@@ -146,15 +149,15 @@ def _of_one_size(images: Sequence[Tensor]) -> bool:
 
 
 def _all_at_once(inputs: Mapping[str, Sequence[Tensor]], run_pair: Run) -> dict[str, list[Tensor]]:
-    """Run all images of all networks, those of one network after those of the other."""
+    """Run all images through all networks in one call, with the images of each network adjacent."""
     x = _joined(list(itertools.chain.from_iterable(inputs.values())))
     count = sum(map(len, inputs.values()))
     results = iter(run_pair(x).chunk(count))
     return {name: list(itertools.islice(results, len(images))) for name, images in inputs.items()}
 
 
-def _one_after_the_other(inputs: Mapping[str, Sequence[Tensor]], run_pair: Run) -> dict[str, list[Tensor]]:
-    """Run each network's first image, then each one's second."""
+def _one_image_of_each(inputs: Mapping[str, Sequence[Tensor]], run_pair: Run) -> dict[str, list[Tensor]]:
+    """Run the first image of every network in one call, then the second of every network, and so on."""
     results: dict[str, list[Tensor]] = {name: [] for name in inputs}
     for images in zip(*inputs.values(), strict=True):
         for name, y in zip(inputs, run_pair(_joined(images)).chunk(len(images)), strict=True):
@@ -163,12 +166,12 @@ def _one_after_the_other(inputs: Mapping[str, Sequence[Tensor]], run_pair: Run) 
 
 
 class NetworkCalls:
-    """The networks of a recipe, and how they are called. ``called``: what to call for each by itself (it may
-    be compiled).
+    """The networks of a recipe, and how to call them.
 
-    ``batching`` and ``pairing`` allow what they name; ``singly`` has networks that look at one image at a
-    time called with one image at a time. ``say`` hears, once, why something does not happen where it was
-    to.
+    ``called``: the callable for each network when it runs by itself, possibly compiled. Default: ``nets``.
+    ``batching`` and ``pairing`` permit these techniques. ``singly``: call networks with one image at a time
+    if they process each image separately. ``log`` receives one line for each reason why a permitted technique
+    is not used.
     """
 
     def __init__(
@@ -186,12 +189,13 @@ class NetworkCalls:
         self._logged: set[str] = set()
 
     def __getitem__(self, name: str) -> nn.Module:
-        """Return network ``name``, to be called by itself."""
+        """Return the callable that runs network ``name`` by itself."""
         return self.called[name]
 
     def __call__(self, inputs: Mapping[str, Sequence[Tensor]]) -> dict[str, list[Tensor]]:
-        """Return what each network, by name, makes of each of its images [N, C, H, W]: as many for each
-        network.
+        """Run each network, by name, on its images [N, C, H, W] and return its outputs.
+
+        All networks must be given the same number of images.
         """
         together = {name: self._batches(name, images) for name, images in inputs.items()}
         run_pair = None
@@ -201,7 +205,7 @@ class NetworkCalls:
             return {name: self._single(name, images, together[name]) for name, images in inputs.items()}
         if all(together.values()):
             return _all_at_once(inputs, run_pair)
-        return _one_after_the_other(inputs, run_pair)
+        return _one_image_of_each(inputs, run_pair)
 
     def _single(self, name: str, images: Sequence[Tensor], together: bool) -> list[Tensor]:
         if together:
@@ -209,7 +213,7 @@ class NetworkCalls:
         return [self.call(name, x) for x in images]
 
     def call(self, name: str, x: Tensor) -> Tensor:
-        """Return what network ``name`` makes of x [N, C, H, W], by itself."""
+        """Run network ``name`` by itself on x [N, C, H, W] and return its output."""
         net = self.called[name]
         if self.singly and x.shape[0] > 1 and not why_not_batched(name, self.nets[name]):
             return torch.cat([net(image) for image in x.split(1)])
@@ -217,8 +221,9 @@ class NetworkCalls:
         return y
 
     def in_any_order(self, names: Sequence[str]) -> bool:
-        """Whether it does not matter in what order and company images go through these networks; why it
-        does is said once.
+        """Return whether images can go through these networks in any order and in any batches.
+
+        If they cannot, the reason is logged once.
         """
         reason = first_reason(why_not_batched(name, self.nets[name]) for name in names)
         if reason and (self.batching or self.pairing):
@@ -226,7 +231,7 @@ class NetworkCalls:
         return not reason
 
     def _batches(self, name: str, images: Sequence[Tensor]) -> bool:
-        """Whether one network's images go together."""
+        """Return whether the images of one network are batched."""
         if len(images) == 1:
             return True
         if not self.batching:
@@ -239,7 +244,7 @@ class NetworkCalls:
         return not reason
 
     def _pair(self, inputs: Mapping[str, Sequence[Tensor]]) -> Run | None:
-        """Return what runs the networks as one if they may go together, else None."""
+        """Return a function that runs the networks as one, or None if they must run separately."""
         nets = {name: self.nets[name] for name in inputs}
         reason = why_not_together(nets)
         if not reason and not all(map(_of_one_size, zip(*inputs.values(), strict=True))):

@@ -1,5 +1,6 @@
-"""How an iteration is to be run, decided once when an engine is made: the engine does what stands here, and
-the summary tells it.
+"""Decide how iterations run, once, when an engine is created.
+
+The engine acts on these choices, and the summary describes them.
 """
 
 from __future__ import annotations
@@ -16,59 +17,60 @@ from fastcyclegan.nn.networks import computed_by
 from fastcyclegan.recipes.recipe import Recipe
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-"""What layers compute in, by the name of the precision."""
+"""The dtype that layers compute in, by the name of the precision."""
 
 
 @dataclass(frozen=True)
 class EngineChoices:
-    """Where and how an engine runs its iterations. ``options`` are what was asked for: they tell a choice
-    from a necessity.
+    """Where and how an engine runs its iterations.
+
+    ``options`` are the requested settings, which show whether a choice was made by the user.
     """
 
     device: torch.device
     precision: str
     compiled: bool
-    """Whether PyTorch's compiler does what the kernels do not."""
+    """Whether torch.compile handles what the kernels do not compute."""
     options: EngineConfig
     kernel_networks: frozenset[str]
-    """The networks that the kernels compute, by name."""
+    """Names of the networks that the kernels compute."""
     eager_networks: tuple[str, ...]
-    """The networks that nothing but PyTorch computes, because they are differentiated twice."""
+    """Names of the networks that run in eager PyTorch because they are differentiated twice."""
     batching: bool
     pairing: bool
     singly: bool
     """Whether networks are called with one image at a time."""
     graph: bool
-    """Whether iterations are captured, once they are warm."""
+    """Whether iterations are captured in a CUDA graph after they have warmed up."""
     weight_stream: bool
-    """Whether weight gradients have a stream of their own, beside the one that every iteration on a GPU runs
-    on."""
+    """Whether weight gradients have a separate stream, beside the one that every iteration on a GPU runs on.
+    """
     overlap_phases: bool
-    """Whether the second phase runs between forward and backward of the first."""
+    """Whether the second phase runs between the forward and backward passes of the first."""
     phase_stream: bool
-    """Whether it has a stream of its own."""
+    """Whether the second phase has a separate stream."""
     compile_ahead: bool
     """Whether kernels are compiled before the first iteration that launches them."""
 
     @property
     def dtype(self) -> torch.dtype:
-        """What layers compute in."""
+        """The dtype that layers compute in."""
         return DTYPES[self.precision]
 
     def compiles(self, name: str) -> bool:
-        """Whether PyTorch's compiler makes network ``name`` faster."""
+        """Return whether torch.compile compiles network ``name``."""
         return self.compiled and name not in self.kernel_networks and name not in self.eager_networks
 
     @property
     def compiles_losses(self) -> bool:
-        """Whether it is left with the losses, because the kernels compute the networks."""
+        """Whether torch.compile compiles only the losses, because the kernels compute the networks."""
         return self.compiled and bool(self.kernel_networks)
 
 
 def require_possible(
     nets: Mapping[str, nn.Module], precision: str, options: EngineConfig, can_capture: bool
 ) -> None:
-    """Raise ValueError for what an engine cannot do."""
+    """Raise ValueError for a precision or option that an engine does not support."""
     if precision not in DTYPES:
         raise ValueError(f"Engine: precision must be {' or '.join(DTYPES)}, got {precision!r}")
     if options.graph == "on" and not can_capture:
@@ -90,15 +92,14 @@ def choose(
     options: EngineConfig,
     can_capture: bool,
 ) -> EngineChoices:
-    """Return what an engine over ``nets``, which are on ``device``, does of what ``options`` ask for."""
+    """Return the choices for an engine that runs ``nets``, already on ``device``, with ``options``."""
     on_gpu, overlap = device.type == "cuda", options.overlap
     kernels = frozenset(name for name, net in nets.items() if computed_by(net) == "triton")
     has_kernels = len(kernels) > 0
-    # Of two images at once PyTorch's compiler for processors makes gradients that are not numbers (9 blocks,
-    # bf16, torch 2.13).
+    # On the CPU, torch.compile produces NaN gradients for two images at once (9 blocks, bf16, torch 2.13).
     singly = compiled and device.type == "cpu" and not has_kernels
-    asked_for_graph = options.graph == "on" or (options.graph == "auto" and compiled)
-    graph = can_capture and asked_for_graph
+    graph_requested = options.graph == "on" or (options.graph == "auto" and compiled)
+    graph = can_capture and graph_requested
     overlap_phases = overlap == "phases" and recipe.phases_may_overlap
     weights_beside = overlap in ("wgrad", "phases") or (overlap == "auto" and graph)
     return EngineChoices(

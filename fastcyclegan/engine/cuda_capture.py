@@ -1,9 +1,9 @@
-"""Captures iterations into CUDA graphs; where a capture fails, PyTorch's allocator, random generators and
-streams are as before it.
+"""Capture iterations into CUDA graphs, and undo captures that fail.
 
-PyTorch does not see to that. An error inside a capture makes ``capture_end`` raise before it ends the
-allocation into the graph's pool, before the random generator leaves its capturing mode (of torch before
-2.13), and before ``torch.cuda.graph`` puts the current stream back.
+After a failed capture, PyTorch's allocator, random generators and streams are restored. PyTorch does not do
+this itself. An error inside a capture makes ``capture_end`` raise too early: the allocation into the graph's
+pool is still active, the random generator is still in capturing mode (before torch 2.13), and
+``torch.cuda.graph`` has not restored the current stream.
 """
 
 from __future__ import annotations
@@ -19,20 +19,22 @@ from torch import Tensor
 
 from fastcyclegan.errors import UserError
 
-# Graphs whose capture failed, kept for good: PyTorch's allocator of pinned memory goes on asking them, by
-# address, whether a stream is theirs, and nothing in Python ends that. They hold next to nothing.
-_half_made: list[torch.cuda.CUDAGraph] = []
+# Graphs whose capture failed, kept until the process ends. PyTorch's pinned-memory allocator keeps using
+# their addresses to check whether a stream is theirs, and nothing in Python can stop it. They take almost no
+# memory.
+_failed_graphs: list[torch.cuda.CUDAGraph] = []
 
 
 class NotRestoredError(UserError):
-    """A capture failed and could not be undone: what runs on the device after it cannot be trusted."""
+    """A capture failed and could not be undone, so later work on the device cannot be trusted."""
 
 
 class CudaCapture:
-    """Captures on ``stream`` into CUDA graphs that share one memory pool: they run one after the other.
+    """Captures work on ``stream`` into CUDA graphs.
 
-    Where a capture fails it raises what ``step`` raised, or else what ended the capture, once all is as
-    before; NotRestoredError where it is not.
+    The graphs share one memory pool, because they run one after another. If a capture fails, the previous
+    state is restored, and then the error of ``step`` is re-raised, or the error that ended the capture if
+    ``step`` raised none. Raises NotRestoredError if the state cannot be restored.
     """
 
     def __init__(self, stream: torch.cuda.Stream) -> None:
@@ -41,9 +43,9 @@ class CudaCapture:
         self._graphs: weakref.WeakSet[torch.cuda.CUDAGraph] = weakref.WeakSet()
 
     def __call__(self, step: Callable[[], Tensor]) -> tuple[Callable[[], Any], Tensor]:
-        before = _Before(self.stream)
-        # A pool that all graphs have left may still have memory in use, and PyTorch lets no graph into it
-        # again.
+        before = _StateBefore(self.stream)
+        # A pool without any remaining graphs may still have memory in use, and PyTorch accepts no new graph
+        # in such a pool.
         if self._pool is None or not self._graphs:
             self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
@@ -51,49 +53,51 @@ class CudaCapture:
         if isinstance(losses, Tensor):
             self._graphs.add(graph)
             return graph.replay, losses
-        # Into this pool none can be captured again: the allocator of pinned memory still takes it for one
-        # that is being recorded.
+        # Nothing more can be captured into this pool: to the pinned-memory allocator it is still recording.
         self._pool = None
-        _forget_frames(losses)
+        _clear_frames(losses)
         before.restore(losses)
         try:
             raise losses
         finally:
-            # Its traceback holds this frame: together they would keep what the step left until Python
-            # collects garbage.
+            # The error's traceback refers to this frame. Such a cycle would keep the step's tensors alive
+            # until the next garbage collection.
             del losses
 
 
-class _Before:
-    """The current stream and the random generators as they were before a capture."""
+class _StateBefore:
+    """The current stream and the random state before a capture."""
 
     def __init__(self, stream: torch.cuda.Stream) -> None:
-        self.stream, self.here = stream, torch.cuda.current_stream(stream.device)
+        self.stream, self.current = stream, torch.cuda.current_stream(stream.device)
         self.generator = torch.cuda.default_generators[stream.device.index]
-        self.numbers, self.host_numbers = self.generator.clone_state(), torch.get_rng_state()
+        self.random_state, self.host_random_state = self.generator.clone_state(), torch.get_rng_state()
 
-    def restore(self, why: BaseException) -> None:
-        """Put all back after a capture that failed because of ``why``."""
-        torch.cuda.set_stream(self.here)
-        torch.set_rng_state(self.host_numbers)
+    def restore(self, failure: BaseException) -> None:
+        """Restore everything after a capture that failed with ``failure``."""
+        torch.cuda.set_stream(self.current)
+        torch.set_rng_state(self.host_random_state)
         try:
-            spare = _number_on(self.stream.device)
-            # A capture that succeeds takes the generator's state out of its capturing mode, and leaves it the
-            # object that earlier graphs draw from. Before a capture PyTorch also gives back the memory that
-            # nobody uses.
-            again = _record(torch.cuda.CUDAGraph(), spare.zero_, torch.cuda.graph_pool_handle(), self.stream)
-            torch.cuda.set_stream(self.here)
-            if not isinstance(again, Tensor):
-                # Then earlier graphs cannot draw, but what runs without a graph can.
-                self.generator.graphsafe_set_state(self.numbers)
-            self.generator.set_state(self.numbers.get_state())
+            scratch = _scratch_on(self.stream.device)
+            # A successful capture ends the capturing mode of the generator and keeps its state the same
+            # object, from which earlier graphs draw. PyTorch also frees unused memory before a capture.
+            outcome = _record(
+                torch.cuda.CUDAGraph(), scratch.zero_, torch.cuda.graph_pool_handle(), self.stream
+            )
+            torch.cuda.set_stream(self.current)
+            if not isinstance(outcome, Tensor):
+                # After this, earlier graphs can no longer draw random numbers, but work outside graphs can.
+                self.generator.graphsafe_set_state(self.random_state)
+            self.generator.set_state(self.random_state.get_state())
         except RuntimeError as error:
-            raise _not_restored(error) from why
+            raise _not_restored(error) from failure
 
 
-def _number_on(device: torch.device) -> Tensor:
-    """Return a number on ``device``, and end an error there that a library met and nobody asked for: the next
-    launch would be blamed.
+def _scratch_on(device: torch.device) -> Tensor:
+    """Return a one-element tensor on ``device``, after clearing any error that is pending there.
+
+    A library may have caused such an error without anyone checking for it. The next launch would then be
+    blamed.
     """
     with contextlib.suppress(RuntimeError):
         return torch.zeros(1, device=device).add_(1)
@@ -103,15 +107,16 @@ def _number_on(device: torch.device) -> Tensor:
 def _record(
     graph: torch.cuda.CUDAGraph, step: Callable[[], Tensor], pool: Any, stream: torch.cuda.Stream
 ) -> Tensor | BaseException:
-    """Capture ``step`` into ``graph`` and return its result, or why that failed: then nothing is allocated
-    into ``pool`` any more.
+    """Capture ``step`` into ``graph`` and return its result, or the error that made the capture fail.
+
+    After a failure, nothing is allocated into ``pool`` any more.
     """
-    begun = False
+    started = False
     failure: BaseException | None = None
     try:
-        # Loaders allocate in threads of their own meanwhile, which is no business of the capture's.
+        # Loader threads allocate memory at the same time, which must not disturb the capture.
         with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-            begun = True
+            started = True
             try:
                 result = step()
             except BaseException as error:
@@ -119,44 +124,46 @@ def _record(
                 raise
         return result
     except BaseException as error:
-        # The end of a capture that broke is an error too, which does not tell why it broke. An interrupt is
-        # the user's word.
+        # Ending a broken capture raises an error too, which does not explain the failure: keep the first one.
+        # An interrupt has priority, because it comes from the user.
         if failure is None or not isinstance(error, Exception):
             failure = error
-    _undo(graph, begun, pool, stream, failure)
+    _undo(graph, started, pool, stream, failure)
     return failure
 
 
 def _undo(
-    graph: torch.cuda.CUDAGraph, begun: bool, pool: Any, stream: torch.cuda.Stream, why: BaseException
+    graph: torch.cuda.CUDAGraph, started: bool, pool: Any, stream: torch.cuda.Stream, failure: BaseException
 ) -> None:
-    """End the capture, if it is still on, and what is allocated for it; leave the pool to the graphs that
-    were there before.
-    """
+    """End the capture if it is still active, stop allocating for it, and release its use of the pool."""
     torch.cuda.set_stream(stream)
     if torch.cuda.is_current_stream_capturing():
-        # Where the step left another stream current, the capture was not ended at all.
+        # If the step left another stream current, the capture has not been ended.
         with contextlib.suppress(RuntimeError):
             graph.capture_end()
         if torch.cuda.is_current_stream_capturing():
-            raise _not_restored(why) from why
+            raise _not_restored(failure) from failure
     ended = False
     try:
         torch._C._cuda_endAllocateToPool(stream.device.index, pool)
         ended = True
     except RuntimeError as error:
-        # That is where capture_end got this far itself, or the capture never came to allocate.
+        # Expected if capture_end got far enough to stop the allocation, or if the capture never began to
+        # allocate.
         if "not currently recording" not in str(error):
-            raise _not_restored(error) from why
-    if begun or ended:
+            raise _not_restored(error) from failure
+    if started or ended:
         if not _releases_its_pool(graph):
             torch._C._cuda_releasePool(stream.device.index, pool)
-        _half_made.append(graph)
+        _failed_graphs.append(graph)
     graph.reset()
 
 
 def _releases_its_pool(graph: torch.cuda.CUDAGraph) -> bool:
-    """Whether the capture got so far that the graph releases its pool itself: only then does it name it."""
+    """Return whether ``graph`` will release its pool itself.
+
+    It does so only if the capture got far enough, and then it also returns the pool's id.
+    """
     try:
         graph.pool()
     except RuntimeError:
@@ -164,8 +171,8 @@ def _releases_its_pool(graph: torch.cuda.CUDAGraph) -> bool:
     return True
 
 
-def _forget_frames(error: BaseException | None) -> None:
-    """Let go of what the frames of a traceback hold: tensors in the pool, and autograd's graph of them."""
+def _clear_frames(error: BaseException | None) -> None:
+    """Release the objects held by the frames of a traceback: tensors in the pool and their autograd graph."""
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__context__
@@ -173,6 +180,6 @@ def _forget_frames(error: BaseException | None) -> None:
 
 def _not_restored(error: BaseException) -> NotRestoredError:
     return NotRestoredError(
-        f"a CUDA graph capture failed and cannot be undone ({type(error).__name__}: {error}): train with"
+        f"a CUDA graph capture failed and could not be undone ({type(error).__name__}: {error}); train with"
         " --graph off"
     )

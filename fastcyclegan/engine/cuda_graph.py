@@ -1,5 +1,7 @@
-"""Iterations as one CUDA graph for each size of batch: warmed up by real iterations, captured once, then
-replayed.
+"""Run iterations as CUDA graphs, one for each batch size.
+
+The first iterations of a size run without a graph to warm up. Then the iteration is captured once, and
+replayed from then on.
 """
 
 from __future__ import annotations
@@ -16,18 +18,19 @@ from fastcyclegan.nn.layer_checks import has_hooks
 from fastcyclegan.recipes.recipe import Inputs
 
 Step = Callable[[Inputs], Tensor]
-# Iterations before the capture: the first makes the moments and tunes the kernels, the second finds
+# Iterations before the capture. The first creates Adam's moments and tunes the kernels; the second finds
 # everything in place.
 WARM_UP = 3
-# Graphs that are kept, one a size of batch: each holds its launches (a few MB), they share their memory.
+# Limit on the number of graphs, one for each batch size. Each contains its launches (a few MB), and all share
+# their memory.
 MOST_GRAPHS = 8
 
 
 class Capture(Protocol):
-    """Records what ``step`` launches, without running it; returns what runs it again, and the tensor that
-    each run writes.
+    """Records the launches of ``step`` without running them.
 
-    Where it raises, the device's memory, streams and random generators are as before.
+    Returns a function that runs them, and the tensor that each run writes. If it raises, the device's memory,
+    streams and random generators are restored first.
     """
 
     def __call__(self, step: Callable[[], Tensor]) -> tuple[Callable[[], Any], Tensor]: ...
@@ -35,7 +38,7 @@ class Capture(Protocol):
 
 @dataclass
 class _Graph:
-    """One size of batch: how often it ran, and once it is captured what runs it."""
+    """One batch size: how many iterations it has had, and the function that replays them once captured."""
 
     seen: int = 0
     replay: Step | None = None
@@ -49,8 +52,10 @@ def _first_line(error: BaseException) -> str:
 
 
 class Graphs:
-    """Runs ``step`` as a graph once it is warm. ``required``: a capture that fails ends the run; else it is
-    reported, and none is used.
+    """Runs ``step`` as a CUDA graph once it has warmed up.
+
+    ``required``: a failed capture ends the run. Otherwise the failure is logged, and no graph is used from
+    then on.
     """
 
     def __init__(
@@ -72,24 +77,25 @@ class Graphs:
 
     @property
     def captured(self) -> int:
-        """How many sizes of batch have a graph."""
+        """Number of batch sizes that have a graph."""
         return sum(graph.replay is not None for graph in self._graphs.values())
 
     def forget(self) -> None:
-        """Drop all graphs: what they read and write is no longer where it was."""
+        """Drop all graphs, because the tensors that they read and write have moved."""
         self._graphs.clear()
 
     def run(self, key: Hashable, inputs: Inputs, steady: bool) -> Tensor:
-        """Run an iteration and return its losses. Not ``steady``: the host has a say in it, so no graph can
-        hold it.
+        """Run an iteration and return its losses.
+
+        An iteration that is not ``steady`` depends on decisions of the host, so it runs without a graph.
         """
         if not steady and self._graphs:
-            self._log_once("no CUDA graph while the replay pools hold images of several sizes")
+            self._log_once("no CUDA graph is used while the replay pools contain images of several sizes")
         if self.off or not steady:
             return self._step(inputs)
         if key not in self._graphs and len(self._graphs) >= MOST_GRAPHS:
             self._log_once(
-                f"more than {MOST_GRAPHS} sizes of batch: those that come later run without a CUDA graph"
+                f"there are more than {MOST_GRAPHS} batch sizes; further sizes run without a CUDA graph"
             )
             return self._step(inputs)
         graph = self._graphs.setdefault(key, _Graph())
@@ -103,32 +109,35 @@ class Graphs:
         return graph.replay(inputs)
 
     def _captured_iteration(self, inputs: Inputs) -> Step | None:
-        """Return what replays an iteration of this size, None where it cannot be captured. Raises UserError
-        there if it must.
+        """Return a function that replays an iteration of this size, or None if the capture fails.
+
+        If graphs are required, a failed capture raises UserError.
         """
-        # The numbers lie in the same place for every batch of this size; images are copied to where the
-        # graph reads them.
-        own = replace(inputs, A=inputs.A.clone(), B=inputs.B.clone())
+        # The numbers have the same addresses for every batch of this size. Images are copied into buffers
+        # that the graph reads.
+        buffers = replace(inputs, A=inputs.A.clone(), B=inputs.B.clone())
         try:
-            replay, losses = self._capture(lambda: self._step(own))
-        # Whatever a library does that a graph cannot hold: named, and the iteration runs without one.
+            replay, losses = self._capture(lambda: self._step(buffers))
+        # A library may do anything that a graph cannot record: report it and run without a graph.
         except BaseException as error:
             self._on_failure()
-            # None is replayed from now on: the memory of those from before is for iterations without one.
+            # No graph is replayed from now on, so free the memory of the earlier ones for iterations without
+            # a graph.
             self._graphs.clear()
             if isinstance(error, NotRestoredError) or not isinstance(error, Exception):
                 raise
             self.off = f"{type(error).__name__}: {_first_line(error)}"
             if self._required:
-                raise UserError(f"--graph on: an iteration cannot be captured: {self.off}") from error
+                raise UserError(f"--graph on: the iteration cannot be captured: {self.off}") from error
             self._log(
-                f"no CUDA graph: an iteration cannot be captured ({self.off}); training goes on without"
+                f"no CUDA graph: the iteration cannot be captured ({self.off});"
+                " training continues without a graph"
             )
             return None
 
         def run(inputs: Inputs) -> Tensor:
-            own.A.copy_(inputs.A)
-            own.B.copy_(inputs.B)
+            buffers.A.copy_(inputs.A)
+            buffers.B.copy_(inputs.B)
             replay()
             return losses.clone()
 
@@ -141,8 +150,10 @@ class Graphs:
 
 
 def key_of(inputs: Inputs, nets: Iterable[nn.Module]) -> Hashable:
-    """Return what one graph is good for: sizes and dtypes of what it reads, which parameters of ``nets`` are
-    trained, and whether somebody listens to them.
+    """Return a key for the graph that can run ``inputs``.
+
+    It covers the shapes and dtypes of the inputs, which parameters of ``nets`` are trained, and whether any
+    module has hooks.
     """
 
     def kind(t: Tensor) -> Hashable:

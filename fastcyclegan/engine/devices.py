@@ -1,4 +1,4 @@
-"""What a device can do: which one a configuration asks for, its precisions, its kernels, its compiler."""
+"""Choose the device and precision for a configuration, and check that kernels and compiler support them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from fastcyclegan.nn.networks import check_impl
 
 
 def resolve_device(config: RunConfig) -> torch.device:
-    """Return the device that ``config`` asks for. Raises UserError for one that this machine does not
-    have."""
+    """Return the device that ``config`` requests. Raises UserError if this machine does not have it."""
     name = config.device
     if config.gpu_ids is not None:
         name = "cpu" if config.gpu_ids == "-1" else f"cuda:{config.gpu_ids}"
@@ -39,7 +38,7 @@ def _best_device() -> str:
 
 
 def _has_bf16(device: torch.device) -> bool:
-    """Whether the device multiplies bf16 in hardware."""
+    """Return whether the device multiplies bf16 numbers in hardware."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and bool(
@@ -48,26 +47,27 @@ def _has_bf16(device: torch.device) -> bool:
 
 
 def resolve_precision(precision: str, device: torch.device, compiled: bool) -> str:
-    """Return "fp32" or "bf16". Raises UserError for bf16 on a GPU without it."""
+    """Return "fp32" or "bf16". Raises UserError if bf16 is requested on a GPU that does not support it."""
     if precision == "auto":
         worth_it = compiled or device.type == "cuda"
         return "bf16" if worth_it and _has_bf16(device) else "fp32"
     if precision == "bf16" and device.type == "cuda" and not _has_bf16(device):
         raise UserError(
-            f"precision bf16: {torch.cuda.get_device_name(device)} has no bf16; use --precision fp32"
+            f"precision bf16: {torch.cuda.get_device_name(device)} does not support bf16;"
+            " use --precision fp32"
         )
     return precision
 
 
 def autocast(device_type: str, dtype: torch.dtype) -> torch.autocast:
-    """Return autocast to ``dtype``, switched off for float32."""
+    """Return an autocast context for ``dtype``, disabled if that is float32."""
     if dtype == torch.float32:
         return torch.autocast(device_type, enabled=False)
     return torch.autocast(device_type, dtype)
 
 
 def require_impl(impl: str, device: torch.device) -> None:
-    """Raise UserError for an ``impl`` that cannot serve ``device``."""
+    """Raise UserError if ``impl`` does not support ``device``."""
     try:
         check_impl(impl, device)
     except ValueError as error:
@@ -75,8 +75,9 @@ def require_impl(impl: str, device: torch.device) -> None:
 
 
 def why_not_compiled(device: torch.device) -> str:
-    """Return "" where torch.compile works for ``device``, else one line saying why not: found out by
-    compiling something tiny.
+    """Return why torch.compile does not work on ``device``, in one line, or "" if it works.
+
+    This compiles a tiny function to find out.
     """
     from torch._inductor import cpp_builder, exc
 
@@ -89,8 +90,8 @@ def why_not_compiled(device: torch.device) -> str:
             return "no C++ compiler found (on Debian or Ubuntu: apt-get install g++)"
     try:
         torch.compile(lambda x: torch.cos(x) + 1)(torch.zeros(64, device=device))
-    # Whatever the compiler, its headers or its linker raise: the reason is reported and training goes on
-    # uncompiled.
+    # The compiler, its headers or its linker can raise anything. The caller reports the reason and trains
+    # without compiling.
     except Exception as error:
         return one_line(error)
     return ""

@@ -1,4 +1,4 @@
-"""The engine: one iteration of a recipe on a device, in the order in which it happens."""
+"""Run one iteration of a recipe on a device, in the order in which it happens."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fastcyclegan.config import EngineConfig, OptimConfig
 from fastcyclegan.data.batch import Batch
-from fastcyclegan.engine.ahead import Ahead, Progress, apart, copy_on_cpu, dry_translation
+from fastcyclegan.engine.ahead import Ahead, Progress, copy_on_cpu, dry_translation, isolated
 from fastcyclegan.engine.choices import choose, require_possible
 from fastcyclegan.engine.cuda_capture import CudaCapture
 from fastcyclegan.engine.cuda_graph import Capture, Graphs, key_of
@@ -36,19 +36,20 @@ from fastcyclegan.recipes.recipe import Inputs, Phase, PhaseResult, Recipe
 
 
 class Engine:
-    """Runs iterations of a recipe on a device.
+    """Runs the iterations of a recipe on a device.
 
-    ``nets`` are the recipe's networks as ordinary modules, moved to the device in channels_last. ``compiled``
-    compiles what the kernels do not compute, and on a GPU captures the iteration in a CUDA graph
-    (``options.graph``); the caller has asked ``why_not_compiled`` before. Members of the networks may be
-    frozen and listened to at any time; they are replaced before an engine is made, not after. ``say`` hears
-    what was chosen otherwise than asked for, and why. ``capture`` replaces the CUDA graph (for tests). On a
-    GPU kernels are compiled ahead, before the first iteration with a size of batch; ``progress`` hears (done,
-    total, text) of it, ``say`` without one.
+    ``nets`` are the recipe's networks as ordinary modules. They are moved to the device in channels_last.
+    Their modules may be frozen and may be given hooks at any time, but they may be replaced only before the
+    engine is created. ``compiled`` compiles what the kernels do not compute and, on a GPU, captures the
+    iteration in a CUDA graph (see ``options.graph``); the caller must have checked ``why_not_compiled``.
+    ``log`` receives a line for each choice that differs from the request, with the reason. ``capture``
+    replaces the CUDA graph (for tests). On a GPU, kernels are compiled before the first iteration of each
+    batch size. ``progress`` receives (completed, total, text) meanwhile; without it, ``log`` receives one
+    line.
 
-    Raises ValueError for a precision other than fp32 and bf16, for ``options.graph`` "on" without a GPU, for
-    ``options.micro_batch`` where a network looks at all images of a batch, and in ``step`` where parameters
-    were replaced.
+    Raises ValueError for a precision other than fp32 and bf16, for ``options.graph`` "on" without a GPU, and
+    for ``options.micro_batch`` if a network mixes the images of a batch. ``step`` raises ValueError if
+    parameters were replaced.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class Engine:
         self.ahead = Ahead(device, log, progress) if self.choices.compile_ahead else None
 
     def _set_up_training(self) -> None:
-        """Make what changes the weights, and what follows them: optimizers, working copies, averages."""
+        """Create the optimizers, the working copies and the averages of the weights."""
         self.host_inputs = HostInputs(self.device)
         self.phase_optimizers: dict[str, PhaseOptimizer] = {}
         for phase in self.phases:
@@ -95,7 +96,7 @@ class Engine:
         self._parameters = parameter_ids(self.nets.values())
 
     def _set_up_streams(self, capture: Capture | None, log: Callable[[str], None]) -> None:
-        """Make the streams of the device, and the graphs where they are wanted."""
+        """Create the device's streams and, if chosen, the graphs."""
         self.streams = Streams(self.choices)
         self.graphs: Graphs | None = None
         if self.choices.graph:
@@ -108,21 +109,23 @@ class Engine:
     # --- One iteration --------------------------------------------------------------------------------------
 
     def step(self, batch: Batch, lr: float) -> Tensor:
-        """Run one iteration and return its losses, [len(recipe.loss_names)] on the device, without waiting
-        for them.
+        """Run one iteration and return its losses, without waiting for the device.
+
+        The losses have shape [len(recipe.loss_names)] and are on the device.
         """
         if parameter_ids(self.nets.values()) != self._parameters:
             raise ValueError(
-                "Engine: the networks have other parameters than when the engine was made: make a new one"
+                "Engine: parameters of the networks were replaced after the engine was created;"
+                " create a new engine"
             )
         if self.ahead is not None:
             sizes = (batch.A.shape, batch.B.shape)
             self.ahead.prepare(sizes, self.nets, lambda: self.dry_step(batch))
-        decided = self.recipe.decide(batch)
+        decisions = self.recipe.decide(batch)
         with self.streams.running_iteration(), self._named("iteration"):
-            # Views of one memory: what is sent later must not overtake what is read, so all goes through one
-            # stream.
-            inputs = Inputs(batch.A, batch.B, self.host_inputs.send(lr, decided))
+            # The numbers are views of one block of memory, so they are sent and read on the same stream: a
+            # later copy must not overtake an earlier read.
+            inputs = Inputs(batch.A, batch.B, self.host_inputs.send(lr, decisions))
             if self.graphs is None:
                 losses = self._iterate(inputs)
             else:
@@ -133,7 +136,7 @@ class Engine:
         return losses
 
     def _iterate(self, inputs: Inputs) -> Tensor:
-        """What a graph holds: every launch of an iteration, and no decision of the host."""
+        """Launch one iteration. A graph captures all of this, so the host must not decide anything here."""
         for copies in self.working_copies:
             copies.refresh()
         with overlapping(self.streams.weight_gradients):
@@ -158,7 +161,7 @@ class Engine:
         return losses
 
     def _in_parts(self, phase: Phase, inputs: Inputs) -> PhaseResult:
-        """Run forward and backward of ``phase``, on at most ``micro_batch`` samples at a time."""
+        """Run forward and backward of ``phase`` on at most ``micro_batch`` samples at a time."""
         count, most = inputs.A.shape[0], self.choices.options.micro_batch
         if most is None or count <= most:
             result = self._forward(phase, inputs)
@@ -179,12 +182,14 @@ class Engine:
         return self.choices.overlap_phases and not in_parts
 
     def _overlapping_phases(self, inputs: Inputs) -> list[Tensor]:
-        """The second phase between forward and backward of the first, on a stream of its own: both need the
-        weights from before alone (``recipe.phases_may_overlap``).
+        """Run the second phase between forward and backward of the first, on a separate stream.
+
+        Both phases need only the weights from before the iteration (``recipe.phases_may_overlap``).
         """
         first, second = self.phases
         with self._gradients_ready(first), self._gradients_ready(second):
-            # Its outputs are read on another stream: this name keeps them until both are done.
+            # The other stream reads the outputs. This variable keeps them alive until both phases have
+            # finished.
             one = self._forward(first, _prepared(first, inputs, {}))
             with self.streams.running_second_phase():
                 two = self._forward(second, _prepared(second, inputs, one.outputs))
@@ -204,9 +209,9 @@ class Engine:
             return phase.run(self.calls, inputs)
 
     def _backward(self, phase: Phase, losses: Tensor) -> None:
-        # The sum of the terms, in one backward: each term's gradient is 1.
-        # A generator runs twice: the kernels add its weights' gradients where the first ones are.
-        if losses.requires_grad:  # not where all that the phase trains is frozen
+        # One backward pass over the sum of the terms: the gradient of each term is 1. The weights of a
+        # generator are used twice, and the kernels add the second gradient to the first in place.
+        if losses.requires_grad:  # false if everything that the phase trains is frozen
             with self._named(f"{phase.name} backward"), accumulating():
                 losses.sum().backward()
 
@@ -216,7 +221,7 @@ class Engine:
             self.phase_optimizers[phase.name].step()
 
     def _forget_working_copies(self) -> None:
-        """The weights are others now, or a capture noted copies that were never made."""
+        """Discard the working copies: the weights have changed, or a capture only recorded the copying."""
         for copies in self.working_copies:
             copies.forget()
 
@@ -225,36 +230,37 @@ class Engine:
 
     @contextlib.contextmanager
     def _named(self, name: str) -> Iterator[None]:
-        """Name what is launched inside the block in profiles (torch.profiler's, and with ``nvtx``
-        Nsight's)."""
+        """Name the launches of the block in profiles: for torch.profiler and, with ``nvtx``, for Nsight."""
         nvtx: AbstractContextManager[Any] = contextlib.nullcontext()
         if self.choices.options.nvtx and self.device.type == "cuda":
             nvtx = torch.cuda.nvtx.range(name)
         with nvtx, torch.profiler.record_function(f"fastcyclegan: {name}"):
             yield
 
-    # --- Beside iterations ----------------------------------------------------------------------------------
+    # --- Outside iterations ---------------------------------------------------------------------------------
 
     def dry_step(self, batch: Batch) -> None:
-        """Run an iteration of a copy of this engine on the CPU, for a batch like ``batch``; to be called in a
-        dry run.
+        """Run one iteration of a copy of this engine on the CPU, for a batch like ``batch``.
+
+        Call this in a dry run.
         """
         options = dataclasses.replace(self.choices.options, graph="off")
         cpu, nets = torch.device("cpu"), {name: copy_on_cpu(net) for name, net in self.nets.items()}
-        with apart():
-            other = type(self)(
+        with isolated():
+            copied = type(self)(
                 self.recipe.anew(), nets, self.optim, cpu, self.choices.precision, options=options
             )
             A, B = torch.zeros_like(batch.A, device=cpu), torch.zeros_like(batch.B, device=cpu)
-            other.step(dataclasses.replace(batch, A=A, B=B), 0.0)
+            copied.step(dataclasses.replace(batch, A=A, B=B), 0.0)
 
     def uploading(self, batches: Generator[Batch]) -> Generator[Batch]:
-        """Yield ``batches``, whose way to the device goes beside the iteration that runs."""
+        """Yield ``batches``, copied to the device while an iteration runs."""
         return self.streams.uploading(batches)
 
     def translate(self, name: str, images: Tensor) -> Tensor:
-        """Return what generator ``name`` makes of ``images`` [N, C, H, W], with dropout off and running
-        statistics.
+        """Return the translations of ``images`` [N, C, H, W] by generator ``name``.
+
+        Dropout is off, and norms use their running statistics.
         """
         net = self.nets[name]
         if self.ahead is not None:
@@ -268,19 +274,20 @@ class Engine:
         return result
 
     def describe(self) -> dict[str, str]:
-        """Return what was chosen, for the table at the start."""
+        """Return the choices as rows of the table that is printed at the start of a run."""
         return describe(self.choices, self.phases, self.nets, self.optim.ema)
 
     # --- State ----------------------------------------------------------------------------------------------
 
     @property
     def optimizers(self) -> dict[str, torch.optim.Adam]:
-        """The Adam of each phase."""
+        """The Adam optimizer of each phase."""
         return {name: optimizer.adam for name, optimizer in self.phase_optimizers.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything that the next iteration depends on but the plan. The tensors are live: copy them
-        before the next step.
+        """Return everything that the next iteration depends on, except the sampling plan.
+
+        The tensors are live: copy them before the next step.
         """
         cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
         state = {
@@ -294,7 +301,7 @@ class Engine:
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what ``state_dict`` gave. An average that the state does not have begins at its weights."""
+        """Restore a state from ``state_dict``. Averages that are missing in it start at the weights."""
         for name, net in self.nets.items():
             net.load_state_dict(state["nets"][name])
         for name, optimizer in self.phase_optimizers.items():
@@ -312,13 +319,13 @@ class Engine:
 
 
 def _prepared(phase: Phase, inputs: Inputs, outputs: dict[str, Tensor]) -> Inputs:
-    """Return what ``phase`` works on, with the outputs of earlier phases that it wants."""
+    """Return the inputs of ``phase``, including the outputs of earlier phases that it uses."""
     wanted = {name: outputs[name] for name in phase.wants}
     return phase.prepare(dataclasses.replace(inputs, earlier=wanted))
 
 
 def _joined(results: list[PhaseResult]) -> PhaseResult:
-    """Return the result of a batch from those of its parts."""
+    """Return the result of a batch, given the results of its parts."""
     losses = torch.stack([result.losses for result in results]).sum(0)
     outputs = {}
     for name in results[0].outputs:
@@ -328,13 +335,12 @@ def _joined(results: list[PhaseResult]) -> PhaseResult:
 
 @contextlib.contextmanager
 def _frozen(parameters: list[nn.Parameter]) -> Iterator[None]:
-    """Take ``parameters`` out of the graph inside the block; those that the user froze stay frozen after
-    it."""
-    thawed = [p for p in parameters if p.requires_grad]
-    for p in thawed:
+    """Freeze ``parameters`` inside the block. Those that the user froze stay frozen after it."""
+    trainable = [p for p in parameters if p.requires_grad]
+    for p in trainable:
         p.requires_grad_(False)
     try:
         yield
     finally:
-        for p in thawed:
+        for p in trainable:
             p.requires_grad_(True)

@@ -1,5 +1,6 @@
-"""The numbers that travel to the device with each batch: learning rate, pool indices and the like, in one
-copy.
+"""Copy the numbers of each batch to the device in one transfer.
+
+These are the learning rate, pool indices and the like.
 """
 
 from __future__ import annotations
@@ -10,31 +11,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# For batches of tens of thousands.
+# In bytes; enough for batches of tens of thousands of samples.
 ROOM = 1 << 20
 
 
 class HostInputs:
-    """Memory on the device whose head is the learning rate, and what comes with each batch after it."""
+    """Memory on the device that starts with the learning rate, followed by the other numbers of a batch."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.memory = torch.zeros(ROOM, dtype=torch.uint8, device=device)
-        # fp32 is what fused Adam reads on a GPU; elsewhere it is a Python number in the end.
+        # Fused Adam reads fp32 on a GPU. Elsewhere the rate ends up as a Python number.
         kind = torch.float32 if device.type == "cuda" else torch.float64
         self.lr = self.memory[:8].view(kind)[:1].view(())
 
     def send(self, lr: float, numbers: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Put ``lr`` and ``numbers`` (on the host) on the device in one copy; return where they lie there.
+        """Copy ``lr`` and ``numbers`` from the host to the device in one transfer.
 
-        For ``numbers`` of the same shapes that is always the same place. Raises ValueError where they do not
-        fit.
+        Returns the device tensors of ``numbers``. For the same shapes they always have the same addresses.
+        Raises ValueError if the numbers do not fit.
         """
         pieces = [torch.tensor([lr], dtype=self.lr.dtype), *numbers.values()]
         sizes = [-(-piece.numel() * piece.element_size() // 8) * 8 for piece in pieces]
         if sum(sizes) > self.memory.numel():
             raise ValueError(
-                f"a batch needs {sum(sizes)} bytes of numbers, there is room for {self.memory.numel()}"
+                f"HostInputs: numbers must fit in {self.memory.numel()} bytes, got {sum(sizes)} bytes"
             )
         host = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=self.device.type == "cuda")
         rows = host.numpy()

@@ -1,4 +1,4 @@
-"""What a phase trains: parameters, where their gradients are added up, and Adam."""
+"""Train the networks of one phase: their parameters, the memory of their gradients, and Adam."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ def _kinds(net: nn.Module) -> list[tuple[torch.Size, torch.dtype]]:
 
 
 def _by_place(nets: Sequence[nn.Module]) -> list[list[nn.Parameter]]:
-    """Return the parameters of ``nets`` by place: those of all networks at a place together where the
-    networks are alike, else each by itself.
+    """Return the parameters of ``nets`` grouped by position.
+
+    If the networks are alike, a group contains the parameters at one position in all of them. Otherwise each
+    parameter is a group by itself.
     """
     columns = [list(net.parameters()) for net in nets]
     alike = all(_kinds(net) == _kinds(nets[0]) for net in nets)
@@ -33,7 +35,7 @@ def _is_dense(p: Tensor) -> bool:
 
 
 def _adam(nets: Sequence[nn.Module], optim: OptimConfig, lr: Tensor) -> torch.optim.Adam:
-    """Return Adam over ``nets``, which reads its rate from ``lr`` where it is fused."""
+    """Return Adam over ``nets``. If it is fused, it reads its learning rate from ``lr``."""
     parameters = list(itertools.chain.from_iterable(net.parameters() for net in nets))
     kind, betas = parameters[0].device.type, (optim.beta1, 0.999)
     if kind not in ("cuda", "cpu"):
@@ -42,18 +44,18 @@ def _adam(nets: Sequence[nn.Module], optim: OptimConfig, lr: Tensor) -> torch.op
 
 
 class PhaseOptimizer:
-    """The parameters of a phase's networks and their Adam.
+    """The parameters of a phase's networks and their Adam optimizer.
 
-    ``in_place``: gradients are added up in memory of our own, zeroed in one pass, where the kernels add what
-    each use of a weight gives; weights of networks that run as a pair lie side by side there, so that their
-    gradients are summed in one launch. Else they are autograd's. ``lr`` is a tensor that Adam reads at each
-    step.
+    ``in_place``: gradients accumulate in one block of memory, which is zeroed in one pass, and the kernels
+    add the gradient of each use of a weight to it. The weights of networks that run as a pair are adjacent
+    there, so that one launch can sum their gradients. Otherwise autograd allocates the gradients. ``lr`` is a
+    tensor that Adam reads at each step.
     """
 
     def __init__(self, nets: Sequence[nn.Module], optim: OptimConfig, lr: Tensor, *, in_place: bool) -> None:
         self.lr, self.adam = lr, _adam(nets, optim, lr)
         self.places = _by_place(nets)
-        # Weights first, so that the two convolutions of a block lie one after the other.
+        # Weights first, so that the two convolutions of a block are adjacent.
         ordered = sorted(itertools.chain.from_iterable(self.places), key=lambda p: p.dim() != 4)
         self.gradients: list[tuple[nn.Parameter, Tensor]] = []
         self.memory: Tensor | None = None
@@ -61,7 +63,7 @@ class PhaseOptimizer:
             self._lay_out_gradients(ordered)
 
     def _lay_out_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Make the memory in which the gradients of ``parameters`` lie one after the other."""
+        """Allocate the memory for the gradients of ``parameters``, one after another."""
         first = parameters[0]
         size = sum(p.numel() for p in parameters)
         self.memory = memory = torch.zeros(size, dtype=first.dtype, device=first.device)
@@ -72,7 +74,7 @@ class PhaseOptimizer:
 
     @contextlib.contextmanager
     def gradients_ready(self) -> Iterator[None]:
-        """Inside the block ``.grad`` is where gradients are added up, from zero; after it there is none."""
+        """Accumulate gradients from zero in ``.grad`` inside the block, and clear ``.grad`` after it."""
         try:
             if self.memory is not None:
                 self.memory.zero_()
@@ -83,24 +85,25 @@ class PhaseOptimizer:
             self.adam.zero_grad(set_to_none=True)
 
     def step(self) -> None:
-        """Let Adam make its step, at the rate that ``lr`` holds."""
+        """Take one Adam step at the learning rate in ``lr``."""
         if not isinstance(self.adam.param_groups[0]["lr"], Tensor):
             self.adam.param_groups[0]["lr"] = self.lr.item()
         self.adam.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return Adam's state with the learning rate as a plain number; its tensors are live."""
+        """Return Adam's state, with the learning rate as a plain number. The tensors are live."""
         state = self.adam.state_dict()
         groups = [{**group, "lr": float(group["lr"]), "capturable": False} for group in state["param_groups"]]
         return {**state, "param_groups": groups}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what ``state_dict`` gave: steps and moments. Adam's settings, and how it is run, stay as
-        they are.
+        """Restore the steps and moments of a state from ``state_dict``.
+
+        Adam keeps its current settings and implementation.
         """
-        (own,) = self.adam.param_groups
-        how = {name: value for name, value in own.items() if name != "params"}
-        run_as = {"fused": how["fused"], "capturable": how["capturable"]}
-        saved = [{**group, **run_as} for group in state["param_groups"]]
+        (current,) = self.adam.param_groups
+        settings = {name: value for name, value in current.items() if name != "params"}
+        implementation = {"fused": settings["fused"], "capturable": settings["capturable"]}
+        saved = [{**group, **implementation} for group in state["param_groups"]]
         self.adam.load_state_dict({**state, "param_groups": saved})
-        self.adam.param_groups[0].update(how)
+        self.adam.param_groups[0].update(settings)

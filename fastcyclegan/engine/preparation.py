@@ -1,5 +1,7 @@
-"""What is made of a recipe's networks before the first iteration: where and how they lie, what PyTorch's
-compiler does for them, and copies of their weights as the kernels read them.
+"""Prepare a recipe's networks before the first iteration.
+
+This moves them to the device, compiles them with torch.compile, and makes copies of their weights in the form
+that the kernels read.
 """
 
 from __future__ import annotations
@@ -21,8 +23,10 @@ from fastcyclegan.recipes.recipe import Compile, Phase, Recipe, uncompiled
 def prepare_networks(
     recipe: Recipe, nets: Mapping[str, nn.Module], device: torch.device
 ) -> dict[str, nn.Module]:
-    """Return ``nets`` on ``device`` in channels_last; those that are differentiated twice leave the
-    kernels."""
+    """Return ``nets`` on ``device`` in channels_last.
+
+    Networks that are differentiated twice are set to run without the kernels.
+    """
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
     prepared = {}
@@ -34,18 +38,20 @@ def prepare_networks(
 
 
 def check_phases(phases: Sequence[Phase], nets: Mapping[str, nn.Module], overlapping: bool) -> None:
-    """Raise ValueError for phases that an engine over ``nets`` cannot run, naming the first."""
+    """Raise ValueError for the first of ``phases`` that an engine over ``nets`` cannot run."""
     names = [phase.name for phase in phases]
     if len(set(names)) < len(names):
-        raise ValueError(f"Engine: phases must have names of their own, got {', '.join(names)}")
+        raise ValueError(f"Engine: phases must have unique names, got {', '.join(names)}")
     if overlapping and len(phases) != 2:
-        raise ValueError(f"Engine: two phases may overlap, got {len(phases)}")
+        raise ValueError(f"Engine: overlapping requires two phases, got {len(phases)}")
     for phase in phases:
         if not phase.trains:
-            raise ValueError(f"Engine: phase {phase.name} trains no network")
+            raise ValueError(f"Engine: phase {phase.name} must train at least one network")
         for name in (*phase.trains, *phase.freezes):
             if name not in nets:
-                raise ValueError(f"Engine: phase {phase.name} has no network {name} among {', '.join(nets)}")
+                raise ValueError(
+                    f"Engine: networks of phase {phase.name} must be among {', '.join(nets)}, got {name}"
+                )
 
 
 def network_calls(
@@ -54,7 +60,7 @@ def network_calls(
     fixed_sizes: bool,
     log: Callable[[str], None],
 ) -> NetworkCalls:
-    """Return how ``nets`` are called: each itself, or what PyTorch's compiler makes of it."""
+    """Return an object that calls ``nets``, each directly or compiled with torch.compile."""
     called: dict[str, Any] = dict(nets)
     for name, net in nets.items():
         if choices.compiles(name):
@@ -65,8 +71,10 @@ def network_calls(
 
 
 def loss_compiler(choices: EngineChoices, fixed_sizes: bool) -> Compile:
-    """Return what makes the losses' arithmetic faster: where the kernels compute the networks, the compiler
-    is left with the losses.
+    """Return a function that compiles the arithmetic of the losses.
+
+    If the kernels compute the networks, only the losses are left for torch.compile. Otherwise the function
+    changes nothing.
     """
     if not choices.compiles_losses:
         return uncompiled
@@ -78,15 +86,20 @@ def loss_compiler(choices: EngineChoices, fixed_sizes: bool) -> Compile:
 
 
 def _dynamic(fixed_sizes: bool) -> bool | None:
-    """Return torch.compile's ``dynamic``: not where all images have one size, else where it meets several."""
+    """Return the ``dynamic`` argument of torch.compile.
+
+    It is False if all images have one size. Otherwise None lets torch.compile decide when it meets several
+    sizes.
+    """
     return False if fixed_sizes else None
 
 
 def working_copies(
     choices: EngineChoices, phases: Sequence[Phase], optimizers: Mapping[str, PhaseOptimizer]
 ) -> list[WorkingCopies]:
-    """Return copies of what the kernels read, stacked for pairs: weights rounded, biases as they are; none
-    where none are needed.
+    """Return copies of the weights and biases in the form that the kernels read, stacked for pairs.
+
+    Weights are rounded, biases are not. The list is empty if no copies are needed.
     """
     if choices.dtype == torch.float32 and not choices.pairing:
         return []
@@ -108,16 +121,16 @@ def working_copies(
 
 
 def parameter_ids(nets: Iterable[nn.Module]) -> list[int]:
-    """Return what tells the parameters of ``nets`` from others."""
+    """Return ids by which the parameters of ``nets`` are recognised."""
     return [id(p) for net in nets for p in net.parameters()]
 
 
 def _guard_freezing() -> None:
-    """Let torch's compiler ask again whether parameters are frozen.
+    """Make torch.compile check at every call whether parameters are frozen.
 
-    torch 2.11 does not where a module's dicts are the same objects (pytorch issue 139476): a network that the
-    user freezes or thaws between iterations would go on with the graph from before, and train what is frozen,
-    or not what is thawed.
+    torch 2.11 skips this check if the dicts of a module are the same objects as before (pytorch issue
+    139476). After the user froze or unfroze a network between iterations, the previous graph would run again:
+    it would train frozen parameters, or not train unfrozen ones.
     """
     from torch._dynamo import config
 

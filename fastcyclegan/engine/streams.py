@@ -1,5 +1,6 @@
-"""The CUDA streams of an engine: the one that all iterations run on, and those for work beside it. On other
-devices there are none, and everything runs in order.
+"""The CUDA streams of an engine: one for all iterations, and others for work that runs beside it.
+
+Other devices have no streams, and everything runs in order.
 """
 
 from __future__ import annotations
@@ -14,8 +15,11 @@ from fastcyclegan.engine.choices import EngineChoices
 
 
 class Streams:
-    """``iteration``: all iterations, the captured ones and those before: autograd remembers where gradients
-    were first added. ``weight_gradients``. ``phase``: the second phase.
+    """The streams of an engine. A stream that is not used is None.
+
+    ``iteration`` runs all iterations, both captured ones and those before a capture, because autograd
+    remembers the stream on which gradients were first accumulated. ``weight_gradients`` runs the weight
+    gradients, and ``phase`` the second phase.
     """
 
     def __init__(self, choices: EngineChoices) -> None:
@@ -31,19 +35,22 @@ class Streams:
 
     @contextlib.contextmanager
     def running_iteration(self) -> Iterator[None]:
-        """Run the block on the iterations' stream, after what was launched before and before what follows."""
+        """Run the block on the iteration stream, in order with the caller's earlier and later launches."""
         if self.iteration is None:
             yield
             return
-        around = torch.cuda.current_stream(self.device)
-        self.iteration.wait_stream(around)
+        outer = torch.cuda.current_stream(self.device)
+        self.iteration.wait_stream(outer)
         with torch.cuda.stream(self.iteration):
             yield
-        around.wait_stream(self.iteration)
+        outer.wait_stream(self.iteration)
 
     @contextlib.contextmanager
     def running_second_phase(self) -> Iterator[None]:
-        """Run the block on the second phase's stream, after what was launched before; see ``join_phases``."""
+        """Run the block on the stream of the second phase, after earlier launches.
+
+        Call ``join_phases`` to wait for it.
+        """
         if self.phase is None:
             yield
             return
@@ -52,25 +59,23 @@ class Streams:
             yield
 
     def join_phases(self) -> None:
-        """Have what follows wait for the second phase."""
+        """Make later launches wait for the second phase."""
         if self.phase is not None:
             torch.cuda.current_stream(self.device).wait_stream(self.phase)
 
     def join_weight_gradients(self) -> None:
-        """Have what follows wait for the weight gradients."""
+        """Make later launches wait for the weight gradients."""
         if self.weight_gradients is not None:
             torch.cuda.current_stream(self.device).wait_stream(self.weight_gradients)
 
     def keep(self, batch: Batch) -> None:
-        """Leave the memory of ``batch`` alone until the iterations launched so far are done with it."""
+        """Prevent reuse of the memory of ``batch`` until the iterations launched so far have finished."""
         if self.iteration is not None:
             batch.A.record_stream(self.iteration)
             batch.B.record_stream(self.iteration)
 
     def uploading(self, batches: Generator[Batch]) -> Generator[Batch]:
-        """Yield ``batches``, whose way to the device goes on a stream of its own: beside the iteration that
-        runs.
-        """
+        """Yield ``batches``, copied to the device on a separate stream while an iteration runs."""
         if self.iteration is None:
             yield from batches
             return
@@ -81,8 +86,8 @@ class Streams:
                     batch = next(batches, None)
                 if batch is None:
                     return
-                here = torch.cuda.current_stream(self.device)
-                here.wait_stream(copying)
-                batch.A.record_stream(here)
-                batch.B.record_stream(here)
+                current = torch.cuda.current_stream(self.device)
+                current.wait_stream(copying)
+                batch.A.record_stream(current)
+                batch.B.record_stream(current)
                 yield batch

@@ -1,4 +1,4 @@
-"""What an engine chose, in words: the table at the start of a run."""
+"""Describe the choices of an engine in words, for the table at the start of a run."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Nets = Mapping[str, nn.Module]
 
 
 def describe(choices: EngineChoices, phases: Sequence[Phase], nets: Nets, average: float) -> dict[str, str]:
-    """Return each of ``choices`` by its name, for ``nets`` and the phases that train them; where something is
-    not done, why.
+    """Return one row per choice, by name, for ``nets`` and the phases that train them.
 
-    ``average``: the decay of the generators' running averages, 0 for none.
+    A row gives the reason if something is not done. ``average``: the decay of the generators' running
+    averages, 0 for none.
     """
     micro_batch = choices.options.micro_batch
     rows = {
@@ -32,7 +32,7 @@ def describe(choices: EngineChoices, phases: Sequence[Phase], nets: Nets, averag
         "convolutions": _convolutions(choices),
     }
     if choices.compile_ahead:
-        rows["kernels"] = "compiled before the first iteration, where Triton's cache lacks them"
+        rows["kernels"] = "compiled before the first iteration, if missing from Triton's cache"
     rows |= {
         "batching": _batching(choices, nets),
         "pairing": _pairing(choices, phases, nets),
@@ -41,7 +41,7 @@ def describe(choices: EngineChoices, phases: Sequence[Phase], nets: Nets, averag
         "graph": _graph(choices),
     }
     if micro_batch is not None:
-        rows["micro batch"] = f"at most {micro_batch} of a batch at a time"
+        rows["micro batch"] = f"at most {micro_batch} samples at a time"
     if average:
         rows["average"] = f"of the generators' weights, decay {average}"
     return rows
@@ -66,38 +66,39 @@ def _impl(choices: EngineChoices, nets: Nets) -> str:
 def _convolutions(choices: EngineChoices) -> str:
     library = {"cuda": "cuDNN", "cpu": "oneDNN"}.get(choices.device.type, "PyTorch")
     if not choices.kernel_networks:
-        return f"all {library}"
+        return f"{library} for all"
     backends = describe_backends(choices.device)
-    others = f"Triton in pairs, {library} where networks run apart" if choices.pairing else library
-    return f"reflected ones {backends}; strided, transposed and 4x4 ones {others}{_loads(choices.device)}"
+    others = f"Triton for paired networks, {library} for single ones" if choices.pairing else library
+    return f"reflection-padded: {backends}; strided, transposed and 4x4: {others}{_loads(choices.device)}"
 
 
 def _loads(device: torch.device) -> str:
-    """Return how kernels load where that is not as they were meant to: the driver is asked, as at the first
-    launch.
+    """Return a note if the driver refuses the tensor descriptors that kernels should use, otherwise "".
+
+    This asks the driver, as the first launch does.
     """
     if device.type != "cuda":
         return ""
-    # Imported late: it needs Triton.
+    # Imported late, because it needs Triton.
     from fastcyclegan.kernels.descriptor_launch import refusal
 
     reason = refusal(device)
     if not reason:
         return ""
-    return f"; tensor descriptors refused ({reason}): pointers"
+    return f"; loads use pointers, because tensor descriptors are refused ({reason})"
 
 
 def _batching(choices: EngineChoices, nets: Nets) -> str:
     if choices.singly:
-        wrong = "PyTorch's compiler for processors goes wrong with more (seen in torch 2.13)"
-        return f"no, images one by one: {wrong}"
+        wrong = "torch.compile on a CPU computes wrong gradients for more (seen in torch 2.13)"
+        return f"no, one image at a time: {wrong}"
     if not choices.batching:
         return "off (--batching off)"
-    text, together = "each network once a stage, its images of one size together", False
+    text, together = "one call per network and stage, for images of the same size", False
     reasons = {name: why_not_batched(name, net) for name, net in nets.items()}
     for name, reason in reasons.items():
         if reason:
-            text += f"; not {name}: {reason}"
+            text += f"; not for {name}: {reason}"
         else:
             together = True
     if not together:
@@ -109,33 +110,37 @@ def _pairing(choices: EngineChoices, phases: Sequence[Phase], nets: Nets) -> str
     if choices.options.pairing == "off":
         return "off (--pairing off)"
     if not choices.pairing:
-        return "no: off" if choices.kernel_networks else "no: PyTorch computes"
+        return "off" if choices.kernel_networks else "no: PyTorch computes the networks"
     pairs = []
     for phase in phases:
         if len(phase.trains) == 1:
             continue
         reason = why_not_together({name: nets[name] for name in phase.trains})
-        how = f"apart: {reason}" if reason else "as one"
-        pairs.append(f"{' and '.join(phase.trains)} {how}")
+        mode = f"run separately: {reason}" if reason else "run as one"
+        pairs.append(f"{' and '.join(phase.trains)} {mode}")
     if not pairs:
-        return "no: each phase trains one network"
+        return "no: each phase trains a single network"
     return ", ".join(pairs)
 
 
 def _overlap(choices: EngineChoices) -> str:
-    asked = choices.options.overlap
-    if asked == "phases" and not choices.overlap_phases:
-        return "no: a phase needs the weights after the update of the one before"
+    requested = choices.options.overlap
+    if requested == "phases" and not choices.overlap_phases:
+        return "no: a phase needs the weights that the phase before it has updated"
     if choices.device.type != "cuda":
-        return "phases in another order, on one stream" if choices.overlap_phases else "no: one stream here"
+        return "phases interleaved on one stream" if choices.overlap_phases else "no: needs a CUDA GPU"
     parts = []
     if choices.weight_stream:
         parts.append("weight gradients")
     if choices.phase_stream:
         parts.append("the discriminators' phase")
     if parts:
-        return f"{' and '.join(parts)} on streams of their own"
-    return "off (--overlap off)" if asked == "off" else "no: without a graph there is nothing to fill"
+        return f"{' and '.join(parts)} run beside the main stream"
+    return (
+        "off (--overlap off)"
+        if requested == "off"
+        else "no: needs the kernels, and a CUDA graph or --overlap wgrad"
+    )
 
 
 def _compiled(choices: EngineChoices, nets: Nets) -> str:
@@ -143,17 +148,21 @@ def _compiled(choices: EngineChoices, nets: Nets) -> str:
         return "no"
     if choices.kernel_networks:
         others = [name for name in nets if choices.compiles(name)]
-        return f"{' '.join(others)} and the losses" if others else "the losses (the networks are kernels)"
+        return (
+            f"{' '.join(others)} and the losses"
+            if others
+            else "the losses (the kernels compute the networks)"
+        )
     if choices.eager_networks:
-        return f"all but {' '.join(choices.eager_networks)} (wgangp differentiates them twice)"
+        return f"all except {' '.join(choices.eager_networks)} (wgangp differentiates them twice)"
     return "yes"
 
 
 def _graph(choices: EngineChoices) -> str:
     if choices.graph:
-        return f"one for each size of batch, at most {MOST_GRAPHS}, captured after {WARM_UP} iterations"
+        return f"one per batch size, at most {MOST_GRAPHS}, captured after {WARM_UP} iterations"
     if choices.options.graph == "off":
         return "off (--graph off)"
     if choices.device.type != "cuda":
         return "no: needs a CUDA GPU"
-    return "no: --compile or --graph on asks for it"
+    return "no: --compile or --graph on enables it"

@@ -1,4 +1,4 @@
-"""Running averages of weights, kept beside the weights that are trained."""
+"""Keep running averages of the weights that are trained."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ def _cloned(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 class WeightAverage:
-    """Running averages of the weights of networks: after each step, average + (1 - decay) (weight - average);
-    it begins at the weights.
+    """Running averages of the weights of networks.
 
+    They start at the weights. After each step, an average becomes average + (1 - decay) (weight - average).
     Buffers (batch norm's statistics) are copied. Source: Yazici et al., "The Unusual Effectiveness of
     Averaging in GAN Training", 2019.
     """
@@ -40,7 +40,7 @@ class WeightAverage:
             torch._foreach_lerp_(averages, weights, 1 - self.decay)
 
     def restart(self) -> None:
-        """Begin again at the weights."""
+        """Reset the averages to the current weights."""
         for name, net in self.nets.items():
             for key, value in net.state_dict().items():
                 self.weights[name][key].copy_(value)

@@ -1,8 +1,7 @@
-"""A training run from its start to its end: its folder, starting and resuming it, the loop, schedules, what
-it logs and what it saves.
+"""Train a model from start to end: run folder, start and resume, loop, schedules, logs and saved files.
 
-What happens before, between and after iterations belongs here. One iteration is the engine's, what it
-minimises the recipe's, and how files of weights are named and read is in ``checkpoints/``.
+What happens before, between and after iterations belongs here. A single iteration belongs to the engine, and
+its losses to the recipe. ``checkpoints/`` names and reads weight files.
 
 Uses ``engine``, ``recipes``, ``data``, ``checkpoints``, ``config`` and ``tensor_files``.
 """

@@ -1,4 +1,4 @@
-"""When something is due: after so many images, or so much time."""
+"""Decide when periodic work is due: after a number of images or an amount of time."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import time
 
 
 class Interval:
-    """When something is due: every ``images`` images if given, else every ``seconds``, and then never more
-    than ``share`` of the time.
+    """Decides when periodic work is due.
+
+    If ``images`` is given, the work is due every ``images`` images. Otherwise it is due every ``seconds``
+    seconds, and never takes more than ``share`` of the time.
     """
 
     def __init__(self, images: int | None, seconds: float, share: float = 1.0) -> None:
@@ -20,13 +22,13 @@ class Interval:
 
     @property
     def due(self) -> bool:
-        """Whether it is time."""
+        """Whether the work is due."""
         if self.images is not None:
             return self.seen >= self.images
         return time.monotonic() - self.since >= max(self.seconds, self.cost / self.share)
 
-    def done(self, cost: float = 0.0) -> None:
-        """It was done, and took ``cost`` seconds."""
+    def restart(self, cost: float = 0.0) -> None:
+        """Start the next interval, after work that took ``cost`` seconds."""
         if self.images is not None:
             self.seen %= self.images
         else:

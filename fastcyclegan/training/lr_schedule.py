@@ -1,9 +1,9 @@
-"""The learning rate of an epoch.
+"""Compute the learning rate of each epoch.
 
-Epochs are numbered from 1. A schedule stepped at the end of an epoch trains epoch n with the factor f(n - 1),
-one stepped at the start with f(n), where f(e) is the factor after e steps. The linear rule is the official
-one: 1 - max(0, e + 1 - n_epochs) / (n_epochs_decay + 1). Every rule but plateau depends on the number of the
-epoch alone, so that a resumed run needs nothing but that number.
+Epochs are numbered from 1, and f(e) is the factor after e steps of a schedule. A schedule that steps at the
+end of each epoch trains epoch n with f(n - 1); one that steps at the start, with f(n). The linear rule is the
+official one: 1 - max(0, e + 1 - n_epochs) / (n_epochs_decay + 1). Every rule except plateau depends only on
+the epoch number, so a resumed run needs nothing else.
 """
 
 from __future__ import annotations
@@ -17,19 +17,21 @@ Factor = Callable[[int], float]
 
 
 def _rule(config: OptimConfig) -> Factor:
-    whole = max(1, config.last_epoch)
+    total = max(1, config.last_epoch)
     rules: dict[str, Factor] = {
         "linear": lambda e: 1.0 - max(0, e + 1 - config.n_epochs) / (config.n_epochs_decay + 1),
         "step": lambda e: 0.1 ** (e // config.lr_decay_iters),
-        "cosine": lambda e: 0.5 * (1 + math.cos(math.pi * min(e, whole) / whole)),
+        "cosine": lambda e: 0.5 * (1 + math.cos(math.pi * min(e, total) / total)),
         "constant": lambda e: 1.0,
     }
     return rules[config.lr_policy]
 
 
 class Schedule:
-    """Learning rate by epoch. ``policy``, a function from steps taken (from 0) to a factor, takes the place
-    of the configured one.
+    """Learning rate by epoch.
+
+    ``policy``, a function from the number of steps taken (from 0) to a factor, replaces the configured
+    policy.
     """
 
     def __init__(self, config: OptimConfig, policy: Factor | None = None) -> None:
@@ -37,24 +39,25 @@ class Schedule:
         self.rule = _rule(config) if policy is None else policy
 
     def lr(self, epoch: int) -> float:
-        """Return the learning rate that epoch ``epoch`` (from 1) trains with."""
+        """Return the learning rate for epoch ``epoch`` (from 1)."""
         return self.base * max(0.0, self.rule(epoch + self.steps_ahead))
 
     def end_epoch(self, metric: float) -> None:
-        """Take note of the mean generator loss of the epoch that ended; only plateau uses it."""
+        """Record the mean generator loss of a finished epoch. Only plateau uses it."""
 
     def state_dict(self) -> dict[str, float]:
         return {}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        """Restore what ``state_dict`` gave."""
+        """Restore a state from ``state_dict``."""
 
 
 class PlateauSchedule(Schedule):
-    """A fifth of the rate once the metric has not fallen by 1 % of its best for more than 5 epochs, as
-    torch's ReduceLROnPlateau has it.
+    """Divides the rate by 5 after the metric has stalled for more than 5 epochs.
 
-    The rate changes after an epoch's metric is known, so ``lr_phase`` makes no difference here.
+    It has stalled while it does not fall by 1 % of its best value. This is the rule of torch's
+    ReduceLROnPlateau. The rate changes after the metric of an epoch is known, so ``lr_phase`` makes no
+    difference here.
     """
 
     FACTOR, THRESHOLD, PATIENCE = 0.2, 0.01, 5
@@ -79,7 +82,7 @@ class PlateauSchedule(Schedule):
 
 
 def make_schedule(config: OptimConfig, policy: Factor | None = None) -> Schedule:
-    """Return the schedule of ``config``, or one that follows ``policy``."""
+    """Return the schedule that ``config`` describes, or one that follows ``policy``."""
     if policy is None and config.lr_policy == "plateau":
         return PlateauSchedule(config)
     return Schedule(config, policy)

@@ -1,4 +1,4 @@
-"""Takes a run up where it stopped: from its state, or from official files of weights."""
+"""Resume a run where it stopped, from its training state or from official weight files."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from fastcyclegan.recipes.recipe import Recipe
 from fastcyclegan.tensor_files import load_tensors, to_cpu
 from fastcyclegan.training.run import STATE_VERSION, Run
 
-# Settings that a state was made with and cannot be continued without: they fix the samples, their order and
-# the pools.
+# Settings that must not change after a state was saved. They determine the samples, their order and the
+# pools.
 FIXED = (
     *(("data", name) for name in ("direction", "batch_size", "serial_batches")),
     ("loss", "pool_size"),
@@ -28,8 +28,8 @@ def _architecture(config: TrainConfig) -> str:
     return f"{config.model.netG} (ngf {config.model.ngf}, {config.model.norm} norm) of this run"
 
 
-def take_up(run: Run, state: Any, source: Path | str, log: Log) -> None:
-    """Put ``run`` where ``state`` was taken."""
+def restore_state(run: Run, state: Any, source: Path | str, log: Log) -> None:
+    """Restore ``run`` from ``state``. ``source`` names the state in messages."""
     _check_state(state, run, source, log)
     for name, net in run.engine.nets.items():
         run_files.fit_weights(net, state["nets"][name], f"{source} ({name})", _architecture(run.config))
@@ -38,14 +38,13 @@ def take_up(run: Run, state: Any, source: Path | str, log: Log) -> None:
 
 
 def resume(run: Run, log: Log) -> None:
-    """Put ``run`` where it stopped: from its state, else from official files, whose weights alone are
-    known."""
+    """Restore ``run`` from its training state or from official files, which contain only weights."""
     config, folder = run.config, run.folder
     assert folder is not None
     state_file = folder / run_files.STATE
     if state_file.exists() and config.run.epoch == "latest":
-        take_up(run, read_state(state_file, run.engine.recipe), state_file, log)
-        log(f"continuing {folder} after iteration {run.iteration}")
+        restore_state(run, read_state(state_file, run.engine.recipe), state_file, log)
+        log(f"resuming {folder} after iteration {run.iteration}")
         return
     recipe, nets = run.engine.recipe, run.engine.nets
     files = {}
@@ -54,8 +53,8 @@ def resume(run: Run, log: Log) -> None:
     for file in files.values():
         if not file.exists():
             epochs = run_files.saved_epochs(folder)
-            there = ", ".join(epochs) if epochs else "none"
-            raise UserError(f"{file}: no such file; weights in {folder}: {there}")
+            available = ", ".join(epochs) if epochs else "none"
+            raise UserError(f"{file}: no such file; epochs saved in {folder}: {available}")
     for name, file in files.items():
         networks = loading.read_networks(file)
         network = loading.choose(networks, file, generator=name in recipe.generators)
@@ -63,28 +62,30 @@ def resume(run: Run, log: Log) -> None:
     if run.engine.average is not None:
         run.engine.average.restart()
     log(
-        f"starting from the weights {folder}/{config.run.epoch}_net_*.pth with fresh optimizers, pools and"
-        f" epoch {config.optim.epoch_count}: such files hold nothing else"
+        f"starting from the weights in {folder}/{config.run.epoch}_net_*.pth, at epoch"
+        f" {config.optim.epoch_count} and with fresh optimizers and pools, because such files contain only"
+        " weights"
     )
 
 
 def read_state(file: Path, recipe: Recipe) -> dict[str, Any]:
-    """Return the state in ``file``. Raises UserError where it is none that this version can continue, or of
-    another recipe.
+    """Return the training state in ``file``.
+
+    Raises UserError if this version cannot resume from it, or if it belongs to another recipe.
     """
     state = load_tensors(file)
     if not _is_state(state):
-        raise UserError(f"{file}: not a state that this version can continue")
+        raise UserError(f"{file}: not a training state that this version can resume")
     nets = state["nets"]
     if set(nets) != set(recipe.networks) or not all(isinstance(net, dict) for net in nets.values()):
         raise UserError(f"{file}: its networks are not {recipe.networks_title}")
-    # Out of the file, which somebody may write to while this is in use.
+    # A copy, because the file may be overwritten while the state is in use.
     copied: dict[str, Any] = to_cpu(state)
     return copied
 
 
 def _is_state(state: Any) -> bool:
-    """Whether ``state`` has all parts of a state, of this version."""
+    """Return whether ``state`` has all parts of a training state of this version."""
     if not isinstance(state, dict) or state.get("version") != STATE_VERSION:
         return False
     if not all(isinstance(state.get(name), dict) for name in _DICTS):
@@ -95,21 +96,22 @@ def _is_state(state: Any) -> bool:
 
 
 def _check_state(state: Any, run: Run, file: Path | str, log: Log) -> None:
-    """Raise UserError where ``state`` is not of this version or not of this configuration; say where its
-    images were others.
+    """Raise UserError if ``state`` does not fit the configuration of ``run``.
+
+    If the images or their loader have changed, that is only logged.
     """
-    ours = to_dict(run.config)
+    current = to_dict(run.config)
     for group, name in FIXED:
-        was, now = state["config"][group][name], ours[group][name]
-        if was != now:
-            raise UserError(f"{file}: {name} was {was} and cannot become {now} in the middle of a run")
+        before, now = state["config"][group][name], current[group][name]
+        if before != now:
+            raise UserError(f"{file}: {name} was {before} and cannot change to {now} in the middle of a run")
     if state["pictures"] != run.fingerprints():
         log(
-            "the training images are not the ones that this run began with: it goes on with those that are"
-            " there now"
+            "the training images have changed since this run started; training continues with the current"
+            " ones"
         )
     if state.get("loader", run.reader) != run.reader:
         log(
-            f"images were read by {state['loader']} and are now by {run.reader}, whose resizing differs by"
-            " a level here and there"
+            f"images were previously read by {state['loader']} and are now read by {run.reader}; after"
+            " resizing, some pixels differ by one level"
         )

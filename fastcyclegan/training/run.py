@@ -1,4 +1,4 @@
-"""A run: everything that the training loop works with, and the state that it saves."""
+"""A training run: everything that the training loop works with, and the state that it saves."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from fastcyclegan.tensor_files import to_cpu
 
 STATE_VERSION = 1
 TENSORS = "the caller"
-"""What reads images where tensors are given."""
+"""The reader of the images if the caller provides tensors."""
 
 
 @dataclass
@@ -33,25 +33,25 @@ class Run:
 
     config: TrainConfig
     folder: Path | None
-    """Where its files are kept; None keeps none."""
+    """Folder for the files of the run; None writes no files."""
     images: Images | None
-    """None where the caller gives tensors."""
+    """None if the caller provides tensors."""
     data: DataConfig
     plan: Plan
     loader: Loader | TensorLoader
     choice: Choice | None
     engine: Engine
     first: int
-    """Iteration (from 0, counted from epoch 1) at which the run was first started: epoch_count decides it."""
+    """Iteration (from 0, counted from epoch 1) at which the run first started, as set by epoch_count."""
     iteration: int
-    """Iterations done, counted from epoch 1."""
+    """Completed iterations, counted from epoch 1."""
     extra: dict[str, Any] = field(default_factory=dict)
-    """What the loop itself saved in the state; {} at a first start."""
+    """The training loop's own part of the state; {} when a run first starts."""
     table: dict[str, str] = field(default_factory=dict)
 
     @property
     def batch(self) -> int:
-        """Samples in a whole batch: fewer than asked for where there are fewer images."""
+        """Samples in a full batch: fewer than requested if there are fewer images."""
         return min(self.plan.batch_size, len(self.plan))
 
     @property
@@ -65,14 +65,14 @@ class Run:
 
     @property
     def reader(self) -> str:
-        """What reads the images."""
+        """Name of the loader that reads the images."""
         if self.choice is None:
             return TENSORS
         return self.choice.kind
 
     def state(self, extra: dict[str, Any]) -> dict[str, Any]:
         """Return a copy of everything that the next iteration depends on."""
-        place = {
+        progress = {
             "version": STATE_VERSION,
             "iteration": self.iteration,
             "first": self.first,
@@ -80,17 +80,18 @@ class Run:
             "loader": self.reader,
             "config": to_dict(with_absolute_paths(self.config)),
         }
-        return {**place, "extra": extra, **to_cpu(self.engine.state_dict())}
+        return {**progress, "extra": extra, **to_cpu(self.engine.state_dict())}
 
     def fingerprints(self) -> list[str] | None:
-        """Return what tells the training images from others."""
+        """Return fingerprints that identify the training images."""
         if self.images is None:
             return None
         return [fingerprint(self.images.train_A), fingerprint(self.images.train_B)]
 
     def images_to_show(self, most: int) -> list[tuple[Tensor, Tensor]]:
-        """Return up to ``most`` pairs of an image of A and one of B, [1, C, H, W] each: held-out ones, else
-        training ones.
+        """Return up to ``most`` pairs of an image of A and an image of B, [1, C, H, W] each.
+
+        They are held-out images if there are any, otherwise training images.
         """
         if isinstance(self.loader, TensorLoader):
             first_A, first_B = self.loader.first
@@ -104,21 +105,21 @@ class Run:
         return pairs
 
     def _image(self, path: Path, channels: int) -> Tensor:
-        """Return the middle of the image at ``path``, [1, channels, H, W] on the device."""
+        """Return the centre of the image at ``path``, [1, channels, H, W] on the device."""
         fit = Fit.of(self.data, channels, self.config.model.size_multiple)
         pixels = take_view(load_pixels(path, fit), fit, View(0.5, 0.5, False))
         return to_unit_range(torch.from_numpy(pixels.copy())[None], self.engine.device)
 
 
 def _held_out(test: Sequence[Path], train: Sequence[Path]) -> Sequence[Path]:
-    """Return ``test``, or ``train`` where nothing was held out."""
+    """Return ``test``, or ``train`` if no images were held out."""
     if test:
         return test
     return train
 
 
 def with_absolute_paths(config: TrainConfig) -> TrainConfig:
-    """Return ``config`` with its images' folders as they are found from anywhere."""
+    """Return ``config`` with absolute paths of the image folders, valid in any working directory."""
     data = config.data
     folders = {name: getattr(data, name) for name in ("dataroot", "data_A", "data_B")}
     changes = {name: folder.absolute() for name, folder in folders.items() if folder is not None}

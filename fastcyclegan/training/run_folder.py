@@ -1,4 +1,4 @@
-"""The folder of a run: its name, what may lie in it, and how it is opened."""
+"""Name, check and open the folder of a run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DATASET = "dataset"
 
 
 def _default_name(config: TrainConfig) -> str:
-    """Return the dataset's name and the first number that is free."""
+    """Return the dataset's name and the first number that is not taken."""
     data = config.data
     if data.is_builtin:
         stem = "shapes"
@@ -25,7 +25,7 @@ def _default_name(config: TrainConfig) -> str:
     else:
         stem = "2".join(folder.resolve().name for folder in (data.data_A, data.data_B) if folder is not None)
     folder, number = config.run.checkpoints_dir, 1
-    # A link to nothing takes a name too.
+    # A broken symbolic link takes a name too.
     while (folder / f"{stem}_{number}").exists() or (folder / f"{stem}_{number}").is_symlink():
         number += 1
     return f"{stem}_{number}"
@@ -37,7 +37,7 @@ def is_run(folder: Path) -> bool:
 
 
 def _remove_run(folder: Path) -> None:
-    """Delete what a run leaves in its folder, and nothing else that may lie there."""
+    """Delete the files of a run from its folder, and nothing else that may be there."""
     for name in (CONFIG, run_files.STATE, STATS, PAGE, CURVES):
         (folder / name).unlink(missing_ok=True)
     for file in folder.glob("*_net_*.pth"):
@@ -47,33 +47,35 @@ def _remove_run(folder: Path) -> None:
 
 
 def choose_folder(config: TrainConfig) -> tuple[Path, TrainConfig]:
-    """Return the run's folder and ``config`` with its name; changes nothing. Raises UserError for a name that
-    is taken or missing.
+    """Return the run's folder, and ``config`` with its name. Changes no files.
+
+    Raises UserError for a name that is taken or missing.
     """
     run = config.run
     if run.continue_train and run.name is None:
         runs = [path.name for path in sorted(run.checkpoints_dir.glob("*")) if is_run(path)]
-        there = ", ".join(runs) if runs else "none"
-        raise UserError(f"--continue_train needs --name; runs in {run.checkpoints_dir}: {there}")
+        names = ", ".join(runs) if runs else "none"
+        raise UserError(f"--continue_train needs --name; runs in {run.checkpoints_dir}: {names}")
     name = run.name if run.name else _default_name(config)
     folder = run.checkpoints_dir / name
     if run.continue_train and not (folder.is_dir() and is_run(folder)):
-        raise UserError(f"{folder}: no run to continue (neither {run_files.STATE} nor *_net_*.pth)")
+        raise UserError(f"{folder}: no run to continue (found neither {run_files.STATE} nor *_net_*.pth)")
     if folder.is_symlink() and not folder.exists():
-        raise UserError(f"{folder} is a link to nothing; use another --name")
+        raise UserError(f"{folder} is a broken symbolic link; use another --name")
     if folder.exists() and not run.continue_train and (not folder.is_dir() or any(folder.iterdir())):
         if not run.overwrite:
-            raise UserError(f"{folder} exists: use --continue_train, --overwrite or another --name")
+            raise UserError(f"{folder} already exists: use --continue_train, --overwrite or another --name")
         if not folder.is_dir() or not is_run(folder):
             raise UserError(
-                f"{folder} is not a run's folder, so --overwrite leaves it alone; use another --name"
+                f"{folder} is not the folder of a run, so --overwrite does not replace it; use another --name"
             )
     return folder, dataclasses.replace(config, run=dataclasses.replace(run, name=name))
 
 
 def open_folder(folder: Path, overwrite: bool) -> None:
-    """Make the run's folder, or with ``overwrite`` empty it of its old run. Raises UserError where it cannot
-    be written.
+    """Create the run's folder, after removing the old run in it if ``overwrite`` is set.
+
+    Raises UserError if the folder cannot be written to.
     """
     try:
         if overwrite and folder.exists():
@@ -84,4 +86,4 @@ def open_folder(folder: Path, overwrite: bool) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise UserError(f"{folder}: cannot write there: {system_reason(error)}") from None
+        raise UserError(f"cannot write to {folder}: {system_reason(error)}") from None

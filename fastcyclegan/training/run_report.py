@@ -1,5 +1,6 @@
-"""What a run shows: sample grids and loss curves as PNG, a page that opens offline, stats.jsonl and
-tensorboard events.
+"""Write the files that show the progress of a run.
+
+These are sample grids and loss curves as PNG, a page that opens offline, stats.jsonl and tensorboard events.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ CURVES = "losses.png"
 
 
 def read_stats(run: Path) -> list[dict[str, Any]]:
-    """Return the records of stats.jsonl, without lines that are none: a killed process may leave its last one
-    unfinished.
+    """Return the records of stats.jsonl.
+
+    Lines that are not records are skipped: a killed process may leave its last line unfinished.
     """
     file, records = run / STATS, []
     if not file.exists():
@@ -56,7 +58,7 @@ def _draw_panel(axes: Any, title: str, records: Sequence[Mapping[str, Any]], nam
 def draw_curves(
     records: Sequence[Mapping[str, Any]], panels: Mapping[str, Sequence[str]], path: Path
 ) -> None:
-    """Draw each loss by iteration, those of a panel together under its title. Needs matplotlib."""
+    """Plot the losses over the iterations, one panel for each title in ``panels``. Needs matplotlib."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -84,10 +86,10 @@ pre{{background:#f4f4f4;padding:1em;overflow:auto}}
 
 
 class Report:
-    """The files by which a run is watched, under its folder. ``iteration`` everywhere counts from 1.
+    """Writes the files in a run's folder that show its progress. Iterations count from 1.
 
-    ``resume_at`` drops the records and images of iterations after it: those that a killed process logged
-    but did not save.
+    ``resume_at`` drops the records and images of later iterations, which a killed process logged but did not
+    save.
     """
 
     def __init__(
@@ -134,8 +136,8 @@ class Report:
         return SummaryWriter(str(self.run / "tensorboard"), purge_step=purge_step)
 
     def _drop_after(self, iteration: int) -> None:
-        kept = [record for record in read_stats(self.run) if record["iteration"] <= iteration]
-        text = "".join(json.dumps(record) + "\n" for record in kept)
+        remaining = [record for record in read_stats(self.run) if record["iteration"] <= iteration]
+        text = "".join(json.dumps(record) + "\n" for record in remaining)
         write_atomically(self.run / STATS, lambda partial: partial.write_text(text))
         page = self.run / PAGE
         if not page.exists():
@@ -158,7 +160,7 @@ class Report:
             self.tensorboard.add_scalar(name, value, record["iteration"])
 
     def add_samples(self, iteration: int, grid: Image.Image) -> Path:
-        """Write a sample grid, append it to the page, and draw the curves anew; return the grid's path."""
+        """Write a sample grid, append it to the page and redraw the curves. Return the grid's path."""
         path = self.samples / f"{iteration:07d}.png"
         save_image(grid, path)
         image = f'<img src="samples/{path.name}" alt="samples" loading="lazy">'

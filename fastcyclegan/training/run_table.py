@@ -1,4 +1,4 @@
-"""What a run trains on, with and how, in words: the table at its start."""
+"""Describe a run in words, for the table that is printed at its start."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from fastcyclegan.training.run import Run
 
 
 def describe_run(run: Run) -> dict[str, str]:
-    """Return the rows of the table, by their names."""
+    """Return the rows of the table, by name."""
     return {
         **_samples(run),
         "networks": _networks(run.config, run.engine),
@@ -20,11 +20,11 @@ def describe_run(run: Run) -> dict[str, str]:
 def _samples(run: Run) -> dict[str, str]:
     data, images, per_epoch = run.data, run.images, run.plan.iterations_per_epoch
     if images is None:
-        counts = f"batches of {run.plan.batch_size}, {per_epoch} iterations an epoch"
+        counts = f"batches of {run.plan.batch_size}, {per_epoch} iterations per epoch"
         return {"samples": f"from the caller's loaders, {counts}"}
-    train = f"{len(images.train_A)} of A and {len(images.train_B)} of B to train with"
+    train = f"{len(images.train_A)} of A and {len(images.train_B)} of B for training"
     held_out = f"{len(images.test_A)} and {len(images.test_B)} held out"
-    batches = f"batch {data.batch_size}, {per_epoch} iterations an epoch"
+    batches = f"batch size {data.batch_size}, {per_epoch} iterations per epoch"
     return {
         "images": f"{train}, {held_out}",
         "samples": f"{data.preprocess}, {_size(data)}, {batches}",
@@ -34,12 +34,12 @@ def _samples(run: Run) -> dict[str, str]:
 
 def _size(data: DataConfig) -> str:
     if data.preprocess == "resize_and_crop":
-        return f"{data.load_size} to {data.crop_size} pixels"
+        return f"from {data.load_size} to {data.crop_size} pixels"
     if data.preprocess == "crop":
         return f"{data.crop_size} pixels"
     if "width" in data.preprocess:
         return f"width {data.load_size}"
-    return "own size"
+    return "original size"
 
 
 def _networks(config: TrainConfig, engine: Engine) -> str:

@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM and SIGHUP: the run ends after its iteration, with its files saved."""
+"""Handle SIGINT, SIGTERM and SIGHUP: the run ends after the current iteration, with its files saved."""
 
 from __future__ import annotations
 
@@ -11,47 +11,50 @@ from types import FrameType
 
 
 def on_signals(stop: Callable[[int], object]) -> Callable[[], None]:
-    """Have the first SIGINT, SIGTERM or SIGHUP call ``stop`` with its number, a second one kill; return what
-    restores the handlers.
+    """Let the first SIGINT, SIGTERM or SIGHUP call ``stop`` with its number, and a second one kill the
+    process.
+
+    Returns a function that restores the handlers.
     """
     if threading.current_thread() is not threading.main_thread():
-        return lambda: None  # Python lets the main thread alone handle signals
+        return lambda: None  # Python handles signals only in the main thread
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     for number in list(before):
-        if before[number] is signal.SIG_IGN:  # nohup stays nohup
+        if before[number] is signal.SIG_IGN:  # respect nohup
             del before[number]
 
     def restore() -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
 
-    def ask(number: int, _: FrameType | None) -> None:
+    def request_stop(number: int, _: FrameType | None) -> None:
         stop(number)
         restore()
-        # Not print: the signal may have come in the middle of one, and the terminal may be gone.
+        # Not print: the signal may have interrupted one, and the terminal may be gone.
         with contextlib.suppress(OSError):
             name = signal.Signals(number).name
-            os.write(2, f"\n{name}: saving after this iteration (once more to stop at once)\n".encode())
+            os.write(2, f"\n{name}: saving after this iteration (send again to stop at once)\n".encode())
 
     for number in before:
-        signal.signal(number, ask)
+        signal.signal(number, request_stop)
     return restore
 
 
 def on_interrupt(stop: Callable[[int], object]) -> Callable[[], None]:
-    """Have the first SIGINT call ``stop`` with its number, a second one interrupt at once; return what
-    restores the handler.
+    """Let the first SIGINT call ``stop`` with its number, and a second one interrupt at once.
+
+    Returns a function that restores the handler.
     """
     before = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or before is not signal.default_int_handler:
-        return lambda: None  # the caller has an own way with it
+        return lambda: None  # the caller handles SIGINT differently
 
     def restore() -> None:
         signal.signal(signal.SIGINT, before)
 
-    def ask(number: int, _: FrameType | None) -> None:
+    def request_stop(number: int, _: FrameType | None) -> None:
         stop(number)
         restore()
 
-    signal.signal(signal.SIGINT, ask)
+    signal.signal(signal.SIGINT, request_stop)
     return restore

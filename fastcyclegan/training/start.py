@@ -1,5 +1,4 @@
-"""How a run begins: its folder, its images, its engine, and, when it is resumed, the place where it
-stopped."""
+"""Start a run: its folder, its images, its engine and, if it is resumed, its training state."""
 
 from __future__ import annotations
 
@@ -25,21 +24,21 @@ from fastcyclegan.engine import Engine, require_impl, resolve_device, resolve_pr
 from fastcyclegan.engine.ahead import Progress
 from fastcyclegan.errors import UserError, system_reason
 from fastcyclegan.recipes.registry import make_recipe
-from fastcyclegan.training.resume import resume, take_up
+from fastcyclegan.training.resume import restore_state, resume
 from fastcyclegan.training.run import Run, with_absolute_paths
 from fastcyclegan.training.run_folder import DATASET, choose_folder, open_folder
 from fastcyclegan.training.run_table import describe_run
 
 Loaded = tuple[Images | None, Loader | TensorLoader, DataConfig]
-"""The images, None where the caller gives tensors, what loads them, and what was asked of them."""
+"""The images (None if the caller provides tensors), their loader, and the settings for them."""
 
 
 @dataclass(frozen=True)
 class Overrides:
-    """What a caller has in place of what the configuration would make: networks that are initialised, loaders
-    of its own, a state to resume from.
+    """Objects of the caller that replace those that the configuration describes.
 
-    ``files``: whether the run keeps files, in the folder that its configuration names.
+    They are initialised networks, loaders, and a state to resume from. ``files``: whether the run writes
+    files, to the folder that its configuration names.
     """
 
     nets: dict[str, nn.Module] | None = None
@@ -56,18 +55,19 @@ def start(
     overrides: Overrides = Overrides(),
     compiling: Progress | None = None,
 ) -> Run:
-    """Set up the run that ``config`` describes. Raises UserError for whatever the user can put right, before
-    anything is changed.
+    """Set up the run that ``config`` describes.
 
-    ``progress`` hears of files that are checked, ``compiling`` of kernels that the first iteration has
-    compiled beforehand.
+    Raises UserError for any problem that the user can fix, before anything is changed. ``progress`` receives
+    the number of files that have been checked, ``compiling`` the progress of compiling kernels before the
+    first iteration.
     """
     device = resolve_device(config.run)
     require_impl(config.model.impl, device)
     folder: Path | None = None
     if overrides.files:
         folder, config = choose_folder(config)
-    # All that can fail comes before the folder: a run that cannot start leaves none, and replaces none.
+    # The folder comes after everything that can fail: a run that cannot start neither creates nor replaces
+    # one.
     choice: Choice | None = None
     problem = why_not_compiled(device) if config.run.compile else ""
     if overrides.loaders is None:
@@ -77,11 +77,11 @@ def start(
     _check_engine(config, device)
     engine = _make_engine(config, device, not problem, overrides, log, compiling)
     if choice is None:
-        found = _load_tensors(config, folder, device, overrides)
+        loaded = _load_tensors(config, folder, device, overrides)
     else:
-        found = _load(config, folder, choice, device, log, progress)
-    images, loader, data = found
-    _log_what_differs(config, data, loader.plan, problem, log)
+        loaded = _load(config, folder, choice, device, log, progress)
+    images, loader, data = loaded
+    _log_deviations(config, data, loader.plan, problem, log)
     first = (config.optim.epoch_count - 1) * loader.plan.iterations_per_epoch
     run = Run(
         config=config,
@@ -96,16 +96,16 @@ def start(
         iteration=first,
     )
     run.table = describe_run(run)
-    _bring_up(run, overrides, log)
+    _restore(run, overrides, log)
     if run.iteration < run.last and folder is not None:
         _write_config(folder, config)
     return run
 
 
-def _bring_up(run: Run, overrides: Overrides, log: Log) -> None:
-    """Put ``run`` where it stopped, if it did."""
+def _restore(run: Run, overrides: Overrides, log: Log) -> None:
+    """Restore the state of ``run`` if it is resumed."""
     if overrides.state is not None:
-        take_up(run, overrides.state, "the state before", log)
+        restore_state(run, overrides.state, "the previous state", log)
     elif run.config.run.continue_train:
         resume(run, log)
 
@@ -136,19 +136,22 @@ def _make_engine(
     )
 
 
-def _log_what_differs(config: TrainConfig, data: DataConfig, plan: Plan, problem: str, log: Log) -> None:
-    """Say what is otherwise than asked for, and what will take long. ``problem``: why nothing is compiled."""
+def _log_deviations(config: TrainConfig, data: DataConfig, plan: Plan, problem: str, log: Log) -> None:
+    """Log what deviates from the configuration, and what will take long.
+
+    ``problem``: why nothing is compiled.
+    """
     if data.batch_size > len(plan):
         log(
-            f"batch_size {data.batch_size} is more than the {len(plan)} images there are, so every batch"
-            f" holds {len(plan)}"
+            f"batch_size {data.batch_size} is more than the {len(plan)} available images, so every batch"
+            f" contains {len(plan)} images"
         )
     if problem:
-        log(f"--compile: {problem}; training goes on uncompiled")
+        log(f"--compile: {problem}; training continues uncompiled")
     elif config.run.compile:
         log(
-            "--compile: the first iteration compiles, which takes minutes on a processor; later starts take"
-            " it from the cache"
+            "--compile: the first iteration includes compiling, which takes minutes on a CPU; later runs use"
+            " the cache"
         )
 
 
@@ -156,14 +159,15 @@ def _write_config(folder: Path, config: TrainConfig) -> None:
     try:
         run_files.write_config(folder, with_absolute_paths(config))
     except OSError as error:
-        raise UserError(f"{folder}: cannot write there: {system_reason(error)}") from None
+        raise UserError(f"cannot write to {folder}: {system_reason(error)}") from None
 
 
 def _load_tensors(
     config: TrainConfig, folder: Path | None, device: torch.device, overrides: Overrides
 ) -> Loaded:
-    """Make the loader of the caller's loaders, say in the configuration what they hold, and open the run's
-    folder.
+    """Wrap the loaders of the caller and open the run's folder.
+
+    The returned settings describe what the loaders yield.
     """
     assert overrides.loaders is not None
     required, seed = ImageRequirements.of(config.model), config.run.seed
@@ -181,8 +185,9 @@ def _load(
     log: Log,
     progress: Callable[[int, int], None] | None,
 ) -> Loaded:
-    """Find and check the images, make their loader, and open the run's folder, where the built-in ones are
-    drawn.
+    """Find and check the images, create their loader and open the run's folder.
+
+    The built-in images are drawn into that folder.
     """
     data, model = config.data, config.model
     if data.is_builtin:
@@ -195,7 +200,7 @@ def _load(
     a = _source(data, model, images.train_A, model.input_nc, images)
     b = _source(data, model, images.train_B, model.output_nc, images)
     if folder is not None and config.run.overwrite and not config.data.is_builtin:
-        _refuse_own_images(folder, (*a.paths, *b.paths))
+        _protect_images(folder, (*a.paths, *b.paths))
     loader = make_loader(choice, a, b, _plan(config, images), device, data, log)
     if folder is not None and not config.data.is_builtin:
         open_folder(folder, config.run.overwrite)
@@ -203,30 +208,30 @@ def _load(
 
 
 def networks_that_fit(config: TrainConfig) -> dict[str, nn.Module]:
-    """Return the networks, initialised. Raises UserError where they are larger than the memory."""
+    """Return the initialised networks. Raises UserError if they do not fit in memory."""
     try:
         return make_recipe(config).build_networks(config.model)
     except (RuntimeError, MemoryError) as error:
         model = config.model
         networks = f"{model.netG} with ngf {model.ngf} and {model.netD} with ndf {model.ndf}"
         reason = str(error).splitlines()[0] if str(error) else "out of memory"
-        raise UserError(f"{networks} cannot be made: {reason}") from None
+        raise UserError(f"{networks} cannot be created: {reason}") from None
 
 
 def _check_engine(config: TrainConfig, device: torch.device) -> None:
-    """Raise UserError for what ``device`` or the networks cannot do, and is asked for by name."""
+    """Raise UserError for requested options that ``device`` or the networks do not support."""
     options = config.engine
     needs_gpu = {
         "--graph on": options.graph == "on",
         "--nvtx": options.nvtx,
         f"--overlap {options.overlap}": options.overlap in ("wgrad", "phases"),
     }
-    for flag, asked_for in needs_gpu.items():
-        if asked_for and device.type != "cuda":
+    for flag, requested in needs_gpu.items():
+        if requested and device.type != "cuda":
             raise UserError(f"{flag} needs a CUDA GPU, got --device {device.type}")
     if options.micro_batch is not None and config.model.norm == "batch":
         raise UserError(
-            "--micro_batch would change what batch norm computes: it looks at all images of a batch"
+            "--micro_batch would change the result of batch norm, which needs all images of a batch together"
         )
 
 
@@ -248,8 +253,8 @@ def _source(
     return Source(paths, Fit.of(data, channels, model.size_multiple), images.checked)
 
 
-def _refuse_own_images(folder: Path, paths: Iterable[Path]) -> None:
-    """Raise UserError where --overwrite would delete the images that are to be trained on."""
+def _protect_images(folder: Path, paths: Iterable[Path]) -> None:
+    """Raise UserError if --overwrite would delete the images to train on."""
     for path in paths:
         if path.resolve().is_relative_to(folder.resolve()):
-            raise UserError(f"--overwrite would delete its own images: {path} lies in {folder}")
+            raise UserError(f"--overwrite would delete the training images: {path} is in {folder}")

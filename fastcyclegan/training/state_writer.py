@@ -1,4 +1,4 @@
-"""Writes a run's state and weights in a thread of its own, so that training does not wait for the disk."""
+"""Write a run's state and weights in a background thread, so that training does not wait for the disk."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fastcyclegan.tensor_files import save_tensors, tensors_in
 
 
 def _is_finite(state: dict[str, Any]) -> bool:
-    """Whether every weight and optimizer value of ``state`` is finite."""
+    """Return whether every weight and optimizer value of ``state`` is finite."""
     for t in tensors_in([state["nets"], state["optimizers"], state.get("ema")]):
         if t.is_floating_point() and not t.isfinite().all():
             return False
@@ -21,10 +21,10 @@ def _is_finite(state: dict[str, Any]) -> bool:
 
 
 class StateWriter:
-    """Writes snapshots in a thread of its own, one at a time, so that training does not wait for the disk.
+    """Writes snapshots in a background thread, one at a time.
 
-    A snapshot that holds a weight or optimizer value that is not finite is not written: the last good state
-    stays.
+    A snapshot with a weight or optimizer value that is not finite is not written, so the last good state is
+    kept.
     """
 
     def __init__(self, run: Path, official_names: Mapping[str, str]) -> None:
@@ -38,10 +38,10 @@ class StateWriter:
         return self.thread is not None and self.thread.is_alive()
 
     def write(self, state: dict[str, Any], labels: tuple[str, ...], with_state: bool = True) -> None:
-        """Start writing ``state`` (a copy on the CPU) as state.pt, and its networks as official files under
-        each of ``labels``.
+        """Start writing ``state`` (a copy on the CPU) to state.pt and its networks to official files.
 
-        Running averages of networks, if it has some, are written beside them.
+        Each of ``labels`` gets its own set of official files. Running averages of networks, if the state
+        contains them, are written beside them.
         """
         self.wait()
         self.thread = threading.Thread(
@@ -69,28 +69,28 @@ class StateWriter:
             self.error = UserError(
                 f"{self.run}: saving failed at iteration {iteration}: {reason}; {self._last_good()}"
             )
-        # A bug of ours must end the run too, not this thread alone.
+        # A bug must end the run too, not only this thread.
         except Exception as error:
             self.error = error
 
     def _last_good(self) -> str:
         if self.saved_iteration is None:
-            return "no state of this run was written before"
-        return f"the last good state is of iteration {self.saved_iteration}"
+            return "no state of this run was saved before"
+        return f"the last good state is from iteration {self.saved_iteration}"
 
     def check(self) -> None:
-        """Raise what made a write fail, once: a UserError where the user can put it right."""
+        """Raise the error of a failed write, once. It is a UserError if the user can fix it."""
         error, self.error = self.error, None
         if error is not None:
             raise error
 
     def close(self) -> None:
-        """Wait until what was started is on the disk."""
+        """Wait until the current write is on the disk."""
         if self.thread is not None:
             self.thread.join()
             self.thread = None
 
     def wait(self) -> None:
-        """Wait until what was started is on the disk, and raise what went wrong."""
+        """Wait until the current write is on the disk, and raise its error if it failed."""
         self.close()
         self.check()

@@ -1,4 +1,4 @@
-"""The training loop: batch, step, log, samples, snapshot."""
+"""The training loop: run iterations, log, draw samples and save snapshots."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Tick = Callable[[dict[str, Any]], object]
 
 
 class _NoReport:
-    """The report of a run that keeps no files."""
+    """The report of a run that writes no files."""
 
     missing: tuple[str, ...] = ()
 
@@ -50,10 +50,10 @@ class _NoReport:
 
 
 class Trainer:
-    """Trains one run to its end, or until ``stop`` is set (to the signal that asked for it, 0 for none).
+    """Trains one run to its end, or until ``stop`` is set to the signal that requested it (0 for none).
 
     ``policy``, a function from steps taken to a factor, replaces the configured learning rate policy.
-    ``on_tick`` hears what each line of the log says: iteration, epoch, every loss, lr, it/s and images/s.
+    ``on_tick`` receives the values of each log line: iteration, epoch, every loss, lr, it/s and images/s.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Trainer:
         self.stop: int | None = None
         self.started_at = run.iteration
         self.sampled_at: int | None = None
-        # Read once, so that no later loss of files matters.
+        # Read once, so that files that disappear later do no harm.
         self.shown = [] if run.folder is None else run.images_to_show(SAMPLE_ROWS)
         self.images_since_log = 0
         self.log_started = time.monotonic()
@@ -86,7 +86,7 @@ class Trainer:
             self._open_files(run.folder)
 
     def _open_files(self, folder: Path) -> None:
-        """Begin to write the run's files, or go on with them."""
+        """Start the run's files, or continue them."""
         run, options = self.run, self.run.config.run
         self.writer = StateWriter(folder, run.engine.recipe.official_names)
         if "epoch_loss" in run.extra and options.continue_train:
@@ -96,16 +96,19 @@ class Trainer:
         self.report = Report(folder, str(options.name), to_dict(run.config), panels, resume_at)
         if self.report.missing:
             self.console.log(
-                f"{' and '.join(self.report.missing)} not installed, so there are no curves or events of it:"
-                " pip install '.[log]'"
+                f"{' and '.join(self.report.missing)} not installed: loss curves need matplotlib, events need"
+                " tensorboard; to install both: pip install '.[log]'"
             )
 
     def stop_after(self, number: int) -> None:
-        """End the loop after its iteration, because of signal ``number`` (0 for none)."""
+        """End the loop after the current iteration, because of signal ``number`` (0 for none)."""
         self.stop = number
 
     def train(self) -> None:
-        """Run the loop. Raises UserError where a loss is not finite, an image broke or the disk refuses."""
+        """Run the loop.
+
+        Raises UserError if a loss is not finite, an image cannot be read or a file cannot be written.
+        """
         run = self.run
         self.log_started = time.monotonic()
         batches = self._batches()
@@ -121,8 +124,9 @@ class Trainer:
             self._finish()
 
     def _batches(self) -> Generator[Batch]:
-        """Yield the loader's batches. Where it fails (a file broke, a process died), the state is saved
-        before the error goes on.
+        """Yield the batches of the loader.
+
+        If it fails (a file is broken, a process died), the state is saved before the error is re-raised.
         """
         batches = self.run.engine.uploading(self.run.loader.batches(self.run.iteration, self.run.last))
         with contextlib.closing(batches):
@@ -134,7 +138,7 @@ class Trainer:
                 if self.run.iteration == self.started_at or self.writer is None:
                     raise
                 raise UserError(
-                    f"{error} (saved after iteration {self.run.iteration}; --continue_train goes on from"
+                    f"{error} (saved after iteration {self.run.iteration}; --continue_train resumes from"
                     " there)"
                 ) from None
 
@@ -158,9 +162,7 @@ class Trainer:
         self.writer.check()
 
     def _flush(self) -> None:
-        """Bring the losses of the iterations since the last time to the host, and stop at the first that is
-        not finite.
-        """
+        """Copy the losses since the last call to the host. Raises UserError for one that is not finite."""
         if not self.pending:
             return
         values = torch.stack(self.pending).cpu().double()
@@ -172,17 +174,19 @@ class Trainer:
         self.since_log += list(values)
 
     def _require_finite(self, values: Tensor) -> None:
-        """Raise UserError for the first of ``values`` [iterations, losses], the last ones, that is not
-        finite."""
+        """Raise UserError for the first loss in ``values`` that is not finite.
+
+        ``values`` has shape [iterations, losses] and ends with the current iteration.
+        """
         if values.isfinite().all():
             return
         row, column = (~values.isfinite()).nonzero()[0].tolist()
         iteration = self.run.iteration - len(values) + row + 1
-        kept = "no state was saved yet"
+        saved = "no state was saved yet"
         if self.writer is not None and self.writer.saved_iteration is not None:
-            kept = f"the state of iteration {self.writer.saved_iteration} is kept in {self.run.folder}"
+            saved = f"the state of iteration {self.writer.saved_iteration} is kept in {self.run.folder}"
         loss = f"loss {self.names[column]} is {values[row, column].item()}"
-        raise UserError(f"{loss} at iteration {iteration}; {kept}")
+        raise UserError(f"{loss} at iteration {iteration}; {saved}")
 
     def _log(self, epoch: int) -> None:
         self._flush()
@@ -200,11 +204,11 @@ class Trainer:
         losses = " ".join(f"{name} {value:.3f}" for name, value in means.items())
         head = f"epoch {epoch} iteration {run.iteration}/{run.last}"
         speed = f"{rate:.2f} it/s {record['images/s']:.2f} images/s"
-        if self.warm:  # the first line's time is mostly warming up
+        if self.warm:  # the time before the first line is mostly warm-up
             speed += f", {_clock((run.last - run.iteration) / rate)} left"
         self.warm = True
         self.console.progress(run.iteration - run.first, run.last - run.first, f"{head}  {speed}  {losses}")
-        self.log_interval.done()
+        self.log_interval.restart()
         self.on_tick(record)
 
     def _end_epoch(self, epoch: int) -> None:
@@ -214,14 +218,15 @@ class Trainer:
         every = self.run.config.run.save_epoch_freq
         if self.writer is not None and every and epoch % every == 0:
             state = self.run.engine.state_dict()
-            kept = {"iteration": self.run.iteration, "optimizers": {}, "nets": to_cpu(state["nets"])}
+            snapshot = {"iteration": self.run.iteration, "optimizers": {}, "nets": to_cpu(state["nets"])}
             if "ema" in state:
-                kept["ema"] = to_cpu(state["ema"])
-            self.writer.write(kept, (str(epoch),), with_state=False)
+                snapshot["ema"] = to_cpu(state["ema"])
+            self.writer.write(snapshot, (str(epoch),), with_state=False)
 
     def _save(self, wait: bool = False) -> None:
-        """Snapshot the state and have it written; a loss that is not finite ends the run before it can be
-        saved.
+        """Start writing a snapshot of the state; with ``wait``, wait until it is on the disk.
+
+        A loss that is not finite ends the run before anything is written.
         """
         assert self.writer is not None
         started = time.monotonic()
@@ -230,23 +235,25 @@ class Trainer:
         self.writer.write(state, (label,))
         if wait:
             self.writer.wait()
-        self.state_interval.done(time.monotonic() - started)
+        self.state_interval.restart(time.monotonic() - started)
 
     def state(self) -> dict[str, Any]:
-        """Return a copy of everything that the next iteration depends on. Raises UserError where a loss is
-        not finite.
+        """Return a copy of everything that the next iteration depends on.
+
+        Raises UserError if a loss is not finite.
         """
         self._flush()
         return self.run.state({"schedule": self.schedule.state_dict(), "epoch_loss": self.epoch_loss})
 
     def _samples(self) -> None:
-        """Translate the same held-out images (training ones where there are none) both ways and back, and
-        add them to the report.
+        """Translate the same images in both directions and back, and add the results to the report.
+
+        They are held-out images if there are any, otherwise training images.
         """
         started = time.monotonic()
         self.report.add_samples(self.run.iteration, draw_grid(self._sample_columns()))
         self.sampled_at = self.run.iteration
-        self.samples_interval.done(time.monotonic() - started)
+        self.samples_interval.restart(time.monotonic() - started)
 
     def _sample_columns(self) -> dict[str, list[Any]]:
         engine = self.run.engine
@@ -257,8 +264,9 @@ class Trainer:
         return columns
 
     def _finish(self) -> None:
-        """Log what is left, save under the name latest, and draw a last grid; nothing where nothing was
-        trained.
+        """Log the remaining losses, save under the name latest and draw a last grid.
+
+        Does nothing if nothing was trained.
         """
         run = self.run
         if run.iteration == self.started_at:
@@ -291,21 +299,21 @@ def train(
     on_tick: Callable[[Trainer, dict[str, Any]], object] = lambda trainer, record: None,
     signals: bool = True,
 ) -> Trainer:
-    """Train the run that ``config`` describes and return its trainer. Raises UserError for what the user can
-    put right.
+    """Train the run that ``config`` describes and return its trainer.
 
-    ``on_start`` gets the trainer before its first iteration. ``signals``: whether SIGINT, SIGTERM and SIGHUP
-    end it after their iteration, with its files saved; else SIGINT is a KeyboardInterrupt after its
-    iteration, so that none is left half done.
+    Raises UserError for problems that the user can fix. ``on_start`` receives the trainer before its first
+    iteration. ``signals``: SIGINT, SIGTERM and SIGHUP end the run after the current iteration, with its files
+    saved. Otherwise SIGINT raises KeyboardInterrupt after the current iteration, so that no iteration is left
+    half finished.
     """
 
-    def checking(done: int, total: int) -> None:
-        if done % 500 == 0 and done:
-            console.log(f"checked {done} of {total} images")
+    def checking(checked: int, total: int) -> None:
+        if checked % 500 == 0 and checked:
+            console.log(f"checked {checked} of {total} images")
 
     run = start(config, console.log, checking, overrides, console.once)
-    place = "without files" if run.folder is None else run.folder
-    console.table(f"run {place}", run.table)
+    location = "without files" if run.folder is None else run.folder
+    console.table(f"run {location}", run.table)
     trainer = Trainer(run, console, policy, lambda record: on_tick(trainer, record))
     on_start(trainer)
     restore = on_signals(trainer.stop_after) if signals else on_interrupt(trainer.stop_after)

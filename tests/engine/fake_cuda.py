@@ -1,9 +1,9 @@
-"""A stand-in for what PyTorch keeps of CUDA graph captures, from its source: who allocates where, who draws,
-which stream is current.
+"""A stand-in for PyTorch's bookkeeping of CUDA graph captures, modelled on its source.
 
-``torch.cuda.graph`` itself runs as it is. ``old``: torch before 2.13, where a random generator's state is in
-capturing mode or not; since then it keeps a state for each capture. Kernels, memory and numbers are not here:
-they are counted.
+It tracks which pools are being allocated into, which generators draw and which stream is current.
+``torch.cuda.graph`` itself runs unchanged. ``old`` imitates torch before 2.13, where the state of a random
+generator either is in capturing mode or is not; newer versions keep a separate state for each capture.
+Kernels, memory and random numbers are not simulated, only counted.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Pool = tuple[int, int]
 
 
 class Stream:
-    """A stream: the graph that captures it, and whether that capture can still succeed."""
+    """A stream: the graph that is capturing it, and whether that capture can still succeed."""
 
     def __init__(self) -> None:
         self.device = torch.device("cpu", 0)
@@ -31,7 +31,7 @@ class Stream:
 
 
 class State:
-    """Seed and offset of a generator, which graphs share with it."""
+    """Seed and offset of a generator, shared with its graphs."""
 
     def __init__(self, seed: int, offset: int) -> None:
         self.seed, self.offset, self.capturing = seed, offset, False
@@ -56,11 +56,11 @@ class Generator:
         self.state.seed, self.state.offset = state.tolist()
 
     def draw(self) -> tuple[int, int]:
-        """Return what tells the numbers drawn: seed and offset, within the capture if there is one."""
-        inside = self.cuda.current.capture is not None
-        if self.cuda.old and inside is not self.state.capturing:
+        """Return the seed and offset that identify the numbers drawn, inside a capture if one is active."""
+        capturing = self.cuda.current.capture is not None
+        if self.cuda.old and capturing is not self.state.capturing:
             raise RuntimeError("Offset increment outside graph capture encountered unexpectedly.")
-        if inside:
+        if capturing:
             self.cuda.current.capture.drawn += 4
         else:
             self.state.offset += 4
@@ -120,8 +120,9 @@ class Graph:
 
 
 class FakeCuda:
-    """The device: allocators that note which pools they allocate into and how many graphs use each, a
-    generator, the current stream.
+    """The device: its allocators, its generator and the current stream.
+
+    The allocators record which pools they allocate into and how many graphs use each pool.
     """
 
     def __init__(self, patch: pytest.MonkeyPatch, old: bool) -> None:
@@ -154,10 +155,10 @@ class FakeCuda:
         patch.setattr(torch._C, "_cuda_releasePool", self.release, raising=False)
         patch.setattr(torch, "zeros", self._zeros(torch.zeros))
 
-    def fail(self, where: str) -> None:
-        """Raise what was planted for ``where``, once."""
-        if where in self.fails:
-            raise self.fails.pop(where)
+    def fail(self, point: str) -> None:
+        """Raise the error planted at ``point``, once."""
+        if point in self.fails:
+            raise self.fails.pop(point)
 
     @contextlib.contextmanager
     def on(self, stream: Stream) -> Iterator[None]:
@@ -190,15 +191,17 @@ class FakeCuda:
         self.uses[pool] -= 1
 
     def pin(self) -> None:
-        """Allocate pinned memory: each graph that the allocator knows is asked."""
-        assert not self.dead & set(self.host_routes.values()), "a graph was asked that is no more"
+        """Allocate pinned memory, for which the allocator queries every graph that it knows."""
+        assert not self.dead & set(self.host_routes.values()), (
+            "the allocator used a graph that no longer exists"
+        )
 
     def _zeros(self, real: Any) -> Any:
-        """Report each pending error to who launches next, once, as CUDA does."""
+        """Return a ``zeros`` that raises each pending error once, at the next launch, as CUDA does."""
 
-        def zeros(*size: Any, **more: Any) -> Tensor:
+        def zeros(*size: Any, **options: Any) -> Tensor:
             if self.pending:
                 raise self.pending.pop(0)
-            return real(*size, **more)
+            return real(*size, **options)
 
         return zeros

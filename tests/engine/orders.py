@@ -1,4 +1,4 @@
-"""Iterations by the official order, by the reference and by an engine, on the same samples."""
+"""Run iterations in the official order, by the reference and by an engine, on the same samples."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ SMALL = ModelConfig(netG="resnet_1blocks", ngf=4, ndf=4, netD="n_layers", n_laye
 LR = 2e-4
 
 
-class Decided:
-    """Python's ``random`` for the official pool, answering with what the plan drew."""
+class PlannedRandom:
+    """Replaces Python's ``random`` in the official pool with the draws of the sampling plan."""
 
     def __init__(self) -> None:
         self.draws: list[tuple[float, float]] = []
@@ -35,19 +35,19 @@ class Decided:
 def run_official(
     nets: dict[str, torch.nn.Module], batches: Sequence[Any], loss: LossConfig
 ) -> list[dict[str, float]]:
-    chance = {"A": Decided(), "B": Decided()}
+    planned = {"A": PlannedRandom(), "B": PlannedRandom()}
     model = OfficialCycleGAN(
         *(nets[name] for name in ("G_AB", "G_BA", "D_B", "D_A")),
         gan_mode=loss.gan_mode, lambda_A=loss.lambda_A, lambda_B=loss.lambda_B,
         lambda_identity=loss.lambda_identity,
-        pool_size=loss.pool_size, lr=LR, chance_A=chance["A"], chance_B=chance["B"],
+        pool_size=loss.pool_size, lr=LR, chance_A=planned["A"], chance_B=planned["B"],
     )  # fmt: skip
     history, seen = [], 0
     for batch in batches:
-        # The official pool asks chance only once it is full.
-        asked = [n for n in range(len(batch.samples)) if seen + n >= loss.pool_size]
-        chance["A"].draws = [batch.samples[n].draw_A for n in asked]
-        chance["B"].draws = [batch.samples[n].draw_B for n in asked]
+        # The official pool draws random numbers only once it is full.
+        drawing = [n for n in range(len(batch.samples)) if seen + n >= loss.pool_size]
+        planned["A"].draws = [batch.samples[n].draw_A for n in drawing]
+        planned["B"].draws = [batch.samples[n].draw_B for n in drawing]
         model.set_input(batch.A.contiguous(), batch.B.contiguous())
         model.optimize_parameters()
         seen += len(batch.samples)
@@ -84,8 +84,8 @@ def run_engine(engine: Engine, batches: Sequence[Any]) -> list[dict[str, float]]
     ]
 
 
-def assert_same_weights(ours: Any, theirs: Any, limit: float) -> None:
-    for name, net in theirs.items():
+def assert_same_weights(ours: Any, expected: Any, limit: float) -> None:
+    for name, net in expected.items():
         for key, value in net.state_dict().items():
             if not is_cancelled_bias(net, key):
                 assert relative_error(ours[name].state_dict()[key], value) < limit, (name, key)

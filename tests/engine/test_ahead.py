@@ -1,5 +1,6 @@
-"""Compiling ahead: the dry run of an engine's copy launches what the engine does and leaves no trace; what
-becomes of the kernels.
+"""Kernels compiled ahead: the dry run of a copy launches the same kernels and changes no state.
+
+Also: which kernels are compiled, and what happens if that fails.
 """
 
 from __future__ import annotations
@@ -43,58 +44,58 @@ def batch(images: int = 1, size: int = 32) -> Batch:
 
 
 def launches(run: Callable[[], object]) -> Counter[tuple[Any, ...]]:
-    """Return how often each kernel is launched in each way."""
-    found: Counter[tuple[Any, ...]] = Counter()
+    """Count the launches of each kernel, by its arguments."""
+    counts: Counter[tuple[Any, ...]] = Counter()
 
     def kind(a: Any) -> Any:
         if isinstance(a, TensorDescriptor):
             return tuple(a.shape), tuple(a.strides), tuple(a.block_shape), kind(a.base)
         return (tuple(a.shape), a.dtype, a.stride()) if isinstance(a, torch.Tensor) else a
 
-    def hear(launch: Launch) -> None:
+    def record(launch: Launch) -> None:
         kinds = tuple(map(kind, launch.args))
-        found[(launch.kernel, launch.grid, kinds, tuple(launch.keywords.items()))] += 1
+        counts[(launch.kernel, launch.grid, kinds, tuple(launch.keywords.items()))] += 1
 
-    with dry_run(on_launch=hear):
+    with dry_run(on_launch=record):
         run()
-    return found
+    return counts
 
 
 CASES = [
     ("the default", SMALL, LossConfig(), {}),
-    ("a penalty leaves the discriminators to PyTorch", SMALL, LossConfig(gan_mode="wgangp"), {}),
-    ("networks apart", SMALL, LossConfig(), {"pairing": "off"}),
+    ("the discriminators run in PyTorch because of a penalty", SMALL, LossConfig(gan_mode="wgangp"), {}),
+    ("unpaired networks", SMALL, LossConfig(), {"pairing": "off"}),
     ("parts of a batch", SMALL, LossConfig(lambda_identity=0), {"micro_batch": 1}),
 ]
 
 
 @pytest.mark.parametrize(("why", "model", "loss", "options"), CASES, ids=[case[0] for case in CASES])
-def test_the_copy_launches_what_the_engine_does(
+def test_the_copy_launches_the_same_kernels_as_the_engine(
     why: str, model: ModelConfig, loss: LossConfig, options: dict[str, Any]
 ) -> None:
     one = engine(model, loss, **options)
     copied = launches(lambda: one.dry_step(batch(2)))
     with as_on_gpu():
-        own = launches(lambda: one.step(batch(2), 1e-4))
-    assert copied == own
+        expected = launches(lambda: one.step(batch(2), 1e-4))
+    assert copied == expected
     assert copied.total() > 50
 
 
-def test_frozen_and_heard_members_decide_in_the_copy_too() -> None:
-    heard: list[int] = []
+def test_frozen_weights_and_hooks_affect_the_copy_too() -> None:
+    hook_calls: list[int] = []
     one = engine()
     next(one.nets["G_AB"].parameters()).requires_grad_(False)
-    one.nets["D_A"].model[1].register_forward_hook(lambda *_: heard.append(1))
+    one.nets["D_A"].model[1].register_forward_hook(lambda *_: hook_calls.append(1))
     copied = launches(lambda: one.dry_step(batch()))
-    assert heard == []
+    assert hook_calls == []
     assert copied != launches(lambda: engine().dry_step(batch()))
     with as_on_gpu():
         assert copied == launches(lambda: one.step(batch(), 1e-4))
-    assert heard != []
+    assert hook_calls != []
 
 
-def test_it_leaves_no_trace() -> None:
-    """Not in weights, moments, pools, gradients or random numbers."""
+def test_a_dry_run_changes_no_state() -> None:
+    """Weights, moments, pools, gradients and random numbers stay the same."""
     one = engine()
     torch.manual_seed(3)
     expected = torch.rand(2)
@@ -110,13 +111,13 @@ def test_it_leaves_no_trace() -> None:
     assert all(net.training for net in one.nets.values())
 
 
-def test_a_translation_launches_what_the_engines_does() -> None:
+def test_a_dry_translation_launches_the_same_kernels_as_the_engine() -> None:
     one, image = engine(), torch.zeros(1, 3, 32, 32)
     with as_on_gpu():
-        own = launches(lambda: one.translate("G_AB", image))
+        expected = launches(lambda: one.translate("G_AB", image))
     with torch.inference_mode():
-        assert launches(lambda: dry_translation(one.nets["G_AB"], image, torch.bfloat16)) == own
-    assert own.total() > 10
+        assert launches(lambda: dry_translation(one.nets["G_AB"], image, torch.bfloat16)) == expected
+    assert expected.total() > 10
 
 
 class _Foreign(nn.Module):
@@ -127,7 +128,10 @@ class _Foreign(nn.Module):
 
 @pytest.fixture
 def compiled(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many kernels were compiled ahead each time, on a GPU called Test with 20 to compile; none is."""
+    """The number of kernels compiled ahead by each call, on a GPU named Test with 20 kernels to compile.
+
+    Nothing is really compiled.
+    """
     log: list[int] = []
 
     def compile_ahead(jobs: list[str], progress: Callable[[int, int], object]) -> _ahead.Outcome:
@@ -148,7 +152,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return log
 
 
-def test_each_kind_of_work_is_looked_at_once(compiled: list[int]) -> None:
+def test_each_kind_of_work_is_prepared_once_up_to_the_limit(compiled: list[int]) -> None:
     runs: list[int] = []
     logged: list[str] = []
     one = Ahead(CPU, logged.append)
@@ -158,21 +162,23 @@ def test_each_kind_of_work_is_looked_at_once(compiled: list[int]) -> None:
     cores = len(os.sched_getaffinity(0))
     seconds = 2 + 0.28 * math.ceil(20 / min(cores, 20))
     line = (
-        f"compiling 20 kernels for Test in {min(cores, 20)} processes, about {seconds:.0f} s, once; then"
-        " timing 100 tiles, about 1 s, once"
+        f"compiling 20 kernels for Test in {min(cores, 20)} processes (about {seconds:.0f} s, only once),"
+        " then timing 100 tile sizes (about 1 s, only once)"
     )
     assert logged == [line] * ahead.MOST_KINDS
 
 
-def test_progress_is_heard_of_in_the_place_of_a_line(compiled: list[int]) -> None:
-    told: list[tuple[int, int, str]] = []
+def test_a_progress_callback_replaces_the_log_line(compiled: list[int]) -> None:
+    reports: list[tuple[int, int, str]] = []
     logged: list[str] = []
-    Ahead(CPU, logged.append, lambda *progress: told.append(progress)).prepare(1, {}, lambda: None)
-    assert [progress[:2] for progress in told] == [(0, 20), (20, 20)]
+    Ahead(CPU, logged.append, lambda *progress: reports.append(progress)).prepare(1, {}, lambda: None)
+    assert [progress[:2] for progress in reports] == [(0, 20), (20, 20)]
     assert logged == []
 
 
-def test_few_kernels_are_left_to_their_launches(compiled: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_few_missing_kernels_are_not_compiled_ahead(
+    compiled: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(_ahead, "missing", lambda jobs: list(jobs)[: _ahead.FEWEST - 1])
     Ahead(CPU).prepare(1, {}, lambda: None)
     assert compiled == []
@@ -180,14 +186,14 @@ def test_few_kernels_are_left_to_their_launches(compiled: list[int], monkeypatch
 
 def test_interpreted_kernels_are_not_compiled(compiled: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_launch, "interpreted", lambda: True)
-    Ahead(CPU, pytest.fail).prepare(1, {}, lambda: pytest.fail("it was run"))
+    Ahead(CPU, pytest.fail).prepare(1, {}, lambda: pytest.fail("the dry run was executed"))
     assert compiled == []
 
 
 def test_processes_that_start_together_compile_once(
     compiled: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One waits for the other, and finds in the cache what that one compiled."""
+    """The second process waits, and then finds the first one's kernels in the cache."""
     answers = [list("abcdefghijklmnopqrst"), ["a"]]
 
     def missing(jobs: object) -> list[str]:
@@ -203,12 +209,12 @@ def test_processes_that_start_together_compile_once(
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def test_foreign_networks_are_not_run_once_more(compiled: list[int]) -> None:
-    Ahead(CPU).prepare(1, {"G_AB": _Foreign()}, lambda: pytest.fail("it was run"))
+def test_networks_of_other_packages_get_no_dry_run(compiled: list[int]) -> None:
+    Ahead(CPU).prepare(1, {"G_AB": _Foreign()}, lambda: pytest.fail("the dry run was executed"))
     assert compiled == []
 
 
-def test_what_goes_wrong_is_said_and_ends_nothing(
+def test_failures_are_logged_and_do_not_end_the_run(
     compiled: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logged: list[str] = []
@@ -218,16 +224,17 @@ def test_what_goes_wrong_is_said_and_ends_nothing(
 
     Ahead(CPU, logged.append).prepare(1, {}, fail)
     assert logged == [
-        "kernels are compiled as they are launched, not ahead: RuntimeError: a lock cannot be copied"
+        "kernels cannot be compiled ahead (RuntimeError: a lock cannot be copied);"
+        " each one will be compiled at its first launch"
     ]
     logged.clear()
     failed = _ahead.Outcome(18, 2, 1.0, (("_fold_kernel", "PTXASError: no"), ("", "killed")))
     monkeypatch.setattr(_ahead, "compile_ahead", lambda jobs, progress: failed)
     Ahead(CPU, logged.append).prepare(1, {}, lambda: None)
-    assert logged == ["2 kernels do not compile ahead, the first is _fold_kernel: PTXASError: no"]
+    assert logged == ["2 kernels could not be compiled ahead; the first is _fold_kernel: PTXASError: no"]
 
 
-def test_an_engine_prepares_each_size_before_its_first_iteration(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_batch_size_is_prepared_before_its_first_iteration(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[Any] = []
     one = engine()
     one.ahead = Ahead(CPU)
@@ -239,11 +246,11 @@ def test_an_engine_prepares_each_size_before_its_first_iteration(monkeypatch: py
     assert order == [sizes[0], "iteration", sizes[1], "iteration"]
 
 
-def test_a_copy_shares_nothing() -> None:
+def test_a_copy_shares_no_weights() -> None:
     net = seeded_networks(SMALL)["G_AB"]
     other = copy_on_cpu(net)
-    mine, others = ({p.data_ptr() for p in one.parameters()} for one in (net, other))
-    assert not mine & others
+    original, copied = ({p.data_ptr() for p in one.parameters()} for one in (net, other))
+    assert not original & copied
     assert list(net.state_dict()) == list(other.state_dict())
     assert repr(net) == repr(other)
 
@@ -256,37 +263,39 @@ from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.testing import make_engine, random_batch, seeded_networks
 import dataclasses
 
-said = []
+logged = []
 nets = seeded_networks(ModelConfig(netG="resnet_1blocks"))
-engine = make_engine(nets, device="cuda", precision="bf16", say=said.append)
+engine = make_engine(nets, device="cuda", precision="bf16", log=logged.append)
 batch = random_batch(64, Plan(0, 100, 100, 1), 0)
 batch = dataclasses.replace(batch, A=batch.A.cuda(), B=batch.B.cuda())
 engine.ahead.prepare((batch.A.shape, batch.B.shape), engine.nets, lambda: engine.dry_step(batch))
 compiled = []
-def hear(src, cache_hit, **_):
+def record(src, cache_hit, **_):
     if not cache_hit:
         compiled.append(src.name)
-triton.knobs.compilation.listener = hear
+triton.knobs.compilation.listener = record
 losses = engine.step(batch, 1e-4)
-print(json.dumps([said, compiled, bool(losses.isfinite().all())]))
+print(json.dumps([logged, compiled, bool(losses.isfinite().all())]))
 """
 
 
 @pytest.mark.gpu
-def test_the_first_iteration_compiles_nothing_more(tmp_path: Path) -> None:
-    """With an empty cache and no table of choices: each kernel that is timed or launched was compiled
-    ahead."""
+def test_the_first_iteration_finds_every_kernel_compiled(tmp_path: Path) -> None:
+    """Every kernel that is timed or launched was compiled ahead.
+
+    The cache is empty and there is no table of choices.
+    """
     environment = {
         **os.environ,
         "TRITON_CACHE_DIR": str(tmp_path / "triton"),
         "XDG_CACHE_HOME": str(tmp_path / "xdg"),
     }
     command = [sys.executable, "-c", FIRST_ITERATION]
-    done = subprocess.run(
+    completed = subprocess.run(
         command, capture_output=True, text=True, check=False, env=environment, cwd=Path(__file__).parents[2]
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    logged, compiled, finite = json.loads(done.stdout.splitlines()[-1])
+    assert completed.returncode == 0, completed.stderr[-3000:]
+    logged, compiled, finite = json.loads(completed.stdout.splitlines()[-1])
     assert compiled == []
     assert logged[0].startswith("compiling ")
     assert finite

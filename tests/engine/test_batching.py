@@ -1,5 +1,6 @@
-"""Networks that run as one against networks that run one by one: outputs and every gradient; and when they
-must not.
+"""Paired and batched networks against networks called one by one: outputs and every gradient.
+
+Also: the cases in which they must be called one by one.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def images(side: int, count: int = 1, channels: int = 3, dtype: torch.dtype = to
 
 
 def results(run: NetworkCalls, xs: list[Tensor]) -> list[Tensor]:
-    """Return outputs, and gradients of images and parameters, for two images through each network."""
+    """Return the outputs for two images through each network, and the gradients of images and parameters."""
     ys = run({"one": xs[:2], "other": xs[2:]})
     outputs = [y for of_net in ys.values() for y in of_net]
     weights = torch.Generator().manual_seed(2)
@@ -52,30 +53,30 @@ def results(run: NetworkCalls, xs: list[Tensor]) -> list[Tensor]:
 NETWORKS: list[tuple[str, Callable[..., nn.Module], dict[str, Any], int]] = [
     ("generator", Generator, {"ngf": 2, "n_blocks": 2}, 12),
     (
-        "resized and without norms: biases that count",
+        "resize upsampling without norms: biases matter",
         Generator,
         {"ngf": 2, "n_blocks": 1, "upsample": "resize", "norm": "none"},
         8,
     ),
-    ("PatchGAN: strides, 4x4, one channel out", Discriminator, {"ndf": 2, "n_layers": 2}, 16),
-    ("PatchGAN of 1x1", PixelDiscriminator, {"ndf": 2}, 6),
-    ("U-Net: chains in chains, skips", UnetGenerator, {"ngf": 2, "num_downs": 5}, 64),
+    ("PatchGAN: strides, 4x4 kernels, one output channel", Discriminator, {"ndf": 2, "n_layers": 2}, 16),
+    ("PatchGAN with 1x1 patches", PixelDiscriminator, {"ndf": 2}, 6),
+    ("U-Net: nested chains and skips", UnetGenerator, {"ngf": 2, "num_downs": 5}, 64),
 ]
 
 
 @pytest.mark.parametrize(("why", "build", "arguments", "side"), NETWORKS, ids=[row[0] for row in NETWORKS])
-def test_together_as_apart_in_float64(
+def test_batching_and_pairing_equal_separate_calls_in_float64(
     why: str, build: Callable[..., nn.Module], arguments: dict[str, Any], side: int
 ) -> None:
     nets, xs, logged = two(build, **arguments), images(side, 2), []
-    apart = results(NetworkCalls(nets), xs)
+    separate = results(NetworkCalls(nets), xs)
     for options in ({"batching": True}, {"pairing": True, "batching": True}, {"pairing": True}):
         together = results(NetworkCalls(nets, log=logged.append, **options), xs)
-        for found, expected in zip(together, apart, strict=True):
-            assert (found - expected).norm() <= 1e-11 * (1 + expected.norm())
+        for result, expected in zip(together, separate, strict=True):
+            assert (result - expected).norm() <= 1e-11 * (1 + expected.norm())
     assert logged == []
     for net in nets.values():
-        net.impl = "mine"  # what is asked of one network does not count for two
+        net.impl = "mine"  # the same setting in both networks is no difference
     assert why_not_paired(nets) == ""
 
 
@@ -83,34 +84,34 @@ def test_together_as_apart_in_float64(
     ("build", "arguments", "side"),
     [(Generator, {"ngf": 2, "n_blocks": 1}, 16), (Discriminator, {"ndf": 2, "n_layers": 1}, 16)],
 )
-def test_together_on_the_kernels_by_the_parity_rule(
+def test_kernels_with_batching_and_pairing_pass_the_parity_rule(
     build: Callable[..., nn.Module], arguments: dict[str, Any], side: int
 ) -> None:
     exact = two(build, **arguments)
     ours = {name: copy.deepcopy(net).to(DEVICE, torch.float32) for name, net in exact.items()}
-    theirs = {name: copy.deepcopy(net).to(DEVICE) for name, net in ours.items()}
-    for nets, impl in ((ours, "triton"), (theirs, "reference")):
+    reference_nets = {name: copy.deepcopy(net).to(DEVICE) for name, net in ours.items()}
+    for nets, impl in ((ours, "triton"), (reference_nets, "reference")):
         for net in nets.values():
             set_impl(net, impl)
     truth = results(NetworkCalls(exact), images(side))
     xs = [x.detach().float().to(DEVICE).requires_grad_() for x in images(side)]
     with tf32(False):
-        found, yardstick = (
+        actual, yardstick = (
             results(NetworkCalls(ours, batching=True, pairing=True), xs),
-            results(NetworkCalls(theirs), xs),
+            results(NetworkCalls(reference_nets), xs),
         )
-    # Both networks' results at a place go together, and no norm is of 2 x 2: one image's error alone is a
-    # matter of luck.
+    # The results of both networks at a position are compared together, and no norm is over 2 x 2 pixels: the
+    # error of a single image would depend on luck.
     half = (len(truth) - 8) // 2
     places = [range(4), range(4, 8), *((n, n + half) for n in range(8, 8 + half))]
     names = ["outputs", "images", *(name for name, _ in exact["one"].named_parameters())]
     for name, place in zip(names, places, strict=True):
-        a, b, c = (torch.cat([values[n].flatten() for n in place]) for values in (found, yardstick, truth))
-        if c.norm() > 1e-9:  # biases that cancel have no gradient
+        a, b, c = (torch.cat([values[n].flatten() for n in place]) for values in (actual, yardstick, truth))
+        if c.norm() > 1e-9:  # cancelled biases have no gradient
             assert_parity(name, a, b, c, torch.float32)
 
 
-def test_two_networks_take_the_launches_of_one() -> None:
+def test_a_pair_takes_as_many_launches_as_one_network() -> None:
     nets = {name: Generator(ngf=8, n_blocks=1, impl="triton") for name in ("one", "other")}
     xs = [x.detach().float() for x in images(16)]
     counts = []
@@ -118,12 +119,12 @@ def test_two_networks_take_the_launches_of_one() -> None:
         with dry_run() as dry:
             NetworkCalls(nets, batching=True, pairing=pairing)({"one": xs[:2], "other": xs[2:]})
         counts.append(dry.counts)
-    paired, apart = counts
+    paired, separate = counts
     for kernel in ("_reflect_conv_kernel", "_reflect_conv_contract_kernel", "_instance_norm_apply_kernel"):
-        assert 2 * paired.launches[kernel] == apart.launches[kernel] > 0
-    # Strided and transposed layers are PyTorch's library's for one network, and the kernels' for two.
+        assert 2 * paired.launches[kernel] == separate.launches[kernel] > 0
+    # Strided and transposed layers run in PyTorch's library for one network, and in the kernels for two.
     assert paired.launches["_zero_conv_gather_kernel"] + paired.launches["_zero_conv_scatter_kernel"] == 4
-    assert (paired.aten["convolution"], apart.aten["convolution"]) == (0, 8)
+    assert (paired.aten["convolution"], separate.aten["convolution"]) == (0, 8)
 
 
 def _hook(nets: dict[str, nn.Module]) -> None:
@@ -150,63 +151,65 @@ def _nothing(nets: dict[str, nn.Module]) -> None:
     pass
 
 
-# (why, networks, what is done to them, what is said)
-APART: list[tuple[str, dict[str, Any], Callable[..., None], str]] = [
-    ("a hook", {}, _hook, "not batched: other.model.1 has a hook, or a forward of its own"),
+# (reason, networks, change to them, expected log line)
+UNPAIRED: list[tuple[str, dict[str, Any], Callable[..., None], str]] = [
+    ("a hook", {}, _hook, "not batched: other.model.1 has a hook or a custom forward method"),
     (
-        "a member that is not known",
+        "an unknown module",
         {},
         _replace,
-        "not batched: other.model.3 is a GELU, which may look at all images of a batch",
+        "not batched: other.model.3 is of type GELU, which may mix the images of a batch",
     ),
     (
-        "a frozen member",
+        "a frozen weight",
         {},
         _freeze,
-        "not paired: one and other have weights of different shapes or layouts, or others that are frozen",
+        "not paired: one and other have weights of different shapes or layouts, or different frozen weights",
     ),
-    ("one in eval mode", {}, _eval, "not paired: one and other differ in themselves (Generator)"),
-    ("another architecture", {}, _swap, "not paired: one and other are of different architectures"),
+    ("one in eval mode", {}, _eval, "not paired: one and other differ in top-level settings (Generator)"),
+    ("another architecture", {}, _swap, "not paired: one and other have different architectures"),
     (
         "batch norm",
         {"norm": "batch"},
         _nothing,
-        "not batched: one.model.2 is a batch norm, which looks at all images of a batch",
+        "not batched: one.model.2 is a batch norm, which computes its statistics over the whole batch",
     ),
-    ("norms with weights", {"affine": True}, _nothing, "not paired: their norms have weights"),
+    ("affine norms", {"affine": True}, _nothing, "not paired: their norm layers are affine"),
 ]
 
 
-@pytest.mark.parametrize(("why", "arguments", "change", "said"), APART, ids=[row[0] for row in APART])
-def test_pairs_fall_apart_once_said(
-    why: str, arguments: dict[str, Any], change: Callable[..., None], logged: str
+@pytest.mark.parametrize(
+    ("why", "arguments", "change", "expected_line"), UNPAIRED, ids=[row[0] for row in UNPAIRED]
+)
+def test_networks_that_cannot_be_paired_run_separately_and_the_reason_is_logged_once(
+    why: str, arguments: dict[str, Any], change: Callable[..., None], expected_line: str
 ) -> None:
-    nets, xs, heard = two(Generator, ngf=2, n_blocks=1, **arguments), images(8), []
+    nets, xs, logged = two(Generator, ngf=2, n_blocks=1, **arguments), images(8), []
     change(nets)
-    run = NetworkCalls(nets, batching=True, pairing=True, log=heard.append)
+    run = NetworkCalls(nets, batching=True, pairing=True, log=logged.append)
     expected = results(NetworkCalls(copy.deepcopy(nets)), xs)
-    for found, value in zip(results(run, xs), expected, strict=True):
-        assert (found - value).norm() <= 1e-11 * (1 + value.norm())
+    for result, value in zip(results(run, xs), expected, strict=True):
+        assert (result - value).norm() <= 1e-11 * (1 + value.norm())
     run({"one": xs[:2], "other": xs[2:]})
-    assert heard.count(logged) == 1
-    assert len(heard) == len(set(heard))
+    assert logged.count(expected_line) == 1
+    assert len(logged) == len(set(logged))
 
 
-def test_images_of_different_sizes_go_one_by_one() -> None:
-    nets, heard = two(Generator, ngf=2, n_blocks=0), []
+def test_images_of_different_sizes_are_not_batched() -> None:
+    nets, logged = two(Generator, ngf=2, n_blocks=0), []
     small, large = images(8)[0], images(12)[0]
-    run = NetworkCalls(nets, batching=True, pairing=True, log=heard.append)
+    run = NetworkCalls(nets, batching=True, pairing=True, log=logged.append)
     ys = run({"one": [small, large], "other": [large, small]})
     for name, xs in (("one", (small, large)), ("other", (large, small))):
         for y, x in zip(ys[name], xs, strict=True):
             assert relative_error(y, nets[name](x)) < 1e-12
-    assert "not batched: one gets images of different sizes" in heard
-    # Sizes that differ between the networks alone.
+    assert "not batched: one gets images of different sizes" in logged
+    # Sizes that differ only between the networks.
     run({"one": [small, small], "other": [large, large]})
-    assert "not paired: one and other get images of different sizes" in heard
+    assert "not paired: one and other get images of different sizes" in logged
 
 
-def test_pairs_without_batches_take_a_image_of_each_network_at_a_time(
+def test_pairs_without_batching_take_one_image_of_each_network_at_a_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from fastcyclegan.engine import batching
@@ -222,9 +225,9 @@ def test_pairs_without_batches_take_a_image_of_each_network_at_a_time(
         assert y.shape == x.shape
 
 
-def test_what_looks_at_all_images_of_a_batch() -> None:
+def test_why_not_batched_names_modules_that_may_mix_images() -> None:
     assert why_not_batched("G", two(Generator, ngf=2, n_blocks=1)["one"]) == ""
     assert why_not_batched("D", nn.Sequential(nn.InstanceNorm2d(3, track_running_stats=True))) == (
-        "D.0 is a InstanceNorm2d, which may look at all images of a batch"
+        "D.0 is of type InstanceNorm2d, which may mix the images of a batch"
     )
     assert why_not_batched("D", reference.Discriminator(norm="none")) == ""

@@ -1,4 +1,4 @@
-"""What an engine decides before its first iteration: one pure function of networks, device and options."""
+"""The choices that an engine makes before its first iteration, from networks, device and options only."""
 
 from __future__ import annotations
 
@@ -25,33 +25,33 @@ def nets(impl: str) -> dict[str, nn.Module]:
 def chosen(
     impl: str, device: torch.device, compiled: bool = False, can_capture: bool | None = None, **options: Any
 ) -> EngineChoices:
-    """Return what is chosen; no device is asked for anything."""
+    """Return the choices. No device is used."""
     able = device == GPU if can_capture is None else can_capture
     return choose(RECIPE, nets(impl), device, "bf16", compiled, EngineConfig(**options), able)
 
 
-def what(choices: EngineChoices) -> set[str]:
-    """Return the names of what is on."""
+def enabled(choices: EngineChoices) -> set[str]:
+    """Return the names of the enabled choices."""
     return {name for name, value in dataclasses.asdict(choices).items() if value is True} - {"compiled"}
 
 
 PAIRED = {"batching", "pairing"}
 ON_A_GPU = {*PAIRED, "compile_ahead"}
 CASES = [
-    ("PyTorch on a processor batches alone", ("reference", CPU), {}, {"batching"}),
-    ("its compiler goes wrong with several images", ("reference", CPU, True), {}, {"singly"}),
-    ("kernels pair", ("triton", GPU), {}, ON_A_GPU),
+    ("PyTorch on a CPU only batches", ("reference", CPU), {}, {"batching"}),
+    ("torch.compile on a CPU takes single images", ("reference", CPU, True), {}, {"singly"}),
+    ("kernels pair networks", ("triton", GPU), {}, ON_A_GPU),
     (
-        "a compiled run is captured, and its weight gradients go beside",
+        "a compiled run is captured, with weight gradients on their own stream",
         ("triton", GPU, True),
         {},
         {*ON_A_GPU, "graph", "weight_stream"},
     ),
-    ("a graph by request", ("triton", GPU), {"graph": "on"}, {*ON_A_GPU, "graph", "weight_stream"}),
-    ("no graph by request", ("triton", GPU, True), {"graph": "off"}, ON_A_GPU),
-    ("nothing captures", ("triton", GPU, True, False), {}, ON_A_GPU),
+    ("a requested graph", ("triton", GPU), {"graph": "on"}, {*ON_A_GPU, "graph", "weight_stream"}),
+    ("a graph that is switched off", ("triton", GPU, True), {"graph": "off"}, ON_A_GPU),
+    ("no capture available", ("triton", GPU, True, False), {}, ON_A_GPU),
     (
-        "a stream by request needs no graph",
+        "a requested stream needs no graph",
         ("triton", GPU),
         {"overlap": "wgrad"},
         {*ON_A_GPU, "weight_stream"},
@@ -62,25 +62,27 @@ CASES = [
         {"overlap": "phases"},
         {*ON_A_GPU, "weight_stream", "overlap_phases", "phase_stream"},
     ),
-    ("no streams, with a graph", ("triton", GPU, True), {"overlap": "off"}, {*ON_A_GPU, "graph"}),
+    ("a graph without streams", ("triton", GPU, True), {"overlap": "off"}, {*ON_A_GPU, "graph"}),
     (
-        "PyTorch's weight gradients stay where they are",
+        "PyTorch's weight gradients stay on the main stream",
         ("reference", GPU),
         {"overlap": "phases"},
         {"batching", "overlap_phases", "phase_stream"},
     ),
-    ("no streams on a processor", ("triton", CPU), {"overlap": "phases"}, {*PAIRED, "overlap_phases"}),
-    ("pairs by request", ("reference", CPU), {"pairing": "on"}, PAIRED),
+    ("no streams on a CPU", ("triton", CPU), {"overlap": "phases"}, {*PAIRED, "overlap_phases"}),
+    ("requested pairs", ("reference", CPU), {"pairing": "on"}, PAIRED),
     ("neither", ("triton", GPU), {"pairing": "off", "batching": "off"}, {"compile_ahead"}),
 ]
 
 
-@pytest.mark.parametrize(("why", "given", "options", "on"), CASES, ids=[case[0] for case in CASES])
-def test_what_is_on(why: str, given: tuple[Any, ...], options: dict[str, str], on: set[str]) -> None:
-    assert what(chosen(*given, **options)) == on
+@pytest.mark.parametrize(("why", "arguments", "options", "expected"), CASES, ids=[case[0] for case in CASES])
+def test_enabled_choices(
+    why: str, arguments: tuple[Any, ...], options: dict[str, str], expected: set[str]
+) -> None:
+    assert enabled(chosen(*arguments, **options)) == expected
 
 
-def test_what_was_asked_for_stays_in_it() -> None:
+def test_choices_contain_the_requested_settings() -> None:
     options = EngineConfig(micro_batch=2)
     choices = choose(RECIPE, nets("triton"), GPU, "bf16", True, options, True)
     assert (choices.device, choices.precision, choices.compiled, choices.options) == (
@@ -92,8 +94,8 @@ def test_what_was_asked_for_stays_in_it() -> None:
     assert choices.kernel_networks == {"G_AB", "G_BA", "D_A", "D_B"}
 
 
-def test_networks_that_are_differentiated_twice_are_not_on_kernels() -> None:
-    """The engine hands them to PyTorch before it chooses."""
+def test_networks_that_are_differentiated_twice_do_not_use_the_kernels() -> None:
+    """The engine moves them to PyTorch before it makes its choices."""
     engine = make_engine(nets("triton"), LossConfig(gan_mode="wgangp"))
     assert engine.choices.kernel_networks == {"G_AB", "G_BA"}
     assert engine.choices == choose(engine.recipe, engine.nets, CPU, "fp32", False, EngineConfig(), False)

@@ -1,5 +1,6 @@
-"""Captures that fail, wherever they do: all is as before, and the first reason is raised. CUDA is a stand-in
-(fake_cuda.py).
+"""Captures that fail at any point: the previous state is restored and the first error is raised.
+
+CUDA is replaced by a stand-in (fake_cuda.py).
 """
 
 from __future__ import annotations
@@ -31,33 +32,31 @@ def drawing(cuda: FakeCuda) -> Tensor:
 
 
 def broken(cuda: FakeCuda, error: BaseException) -> Tensor:
-    """Do what no capture survives."""
+    """Do something that breaks the capture."""
     drawing(cuda)
     torch.rand(3)
     cuda.current.broken = True
     raise error
 
 
-def astray(cuda: FakeCuda) -> Tensor:
+def leaves_another_stream(cuda: FakeCuda) -> Tensor:
     cuda.current = Stream()
     raise ValueError("on another stream")
 
 
-def drawn_outside(cuda: FakeCuda) -> Tensor:
-    """Draw on a stream that is no part of the capture: since torch 2.13 that moves the generator on, before
-    it is an error.
-    """
+def draws_outside(cuda: FakeCuda) -> Tensor:
+    """Draw on a stream outside the capture. Since torch 2.13 this advances the generator before it raises."""
     with contextlib.suppress(RuntimeError), cuda.on(Stream()):
         cuda.generator.draw()
     return broken(cuda, RuntimeError(ITEM))
 
 
-def unjoined(cuda: FakeCuda) -> Tensor:
+def does_not_join(cuda: FakeCuda) -> Tensor:
     cuda.current.broken = True
     return torch.ones(1)
 
 
-def fine_but(error: BaseException) -> Callable[[FakeCuda], Tensor]:
+def raises(error: BaseException) -> Callable[[FakeCuda], Tensor]:
     def step(cuda: FakeCuda) -> Tensor:
         drawing(cuda)
         raise error
@@ -65,69 +64,74 @@ def fine_but(error: BaseException) -> Callable[[FakeCuda], Tensor]:
     return step
 
 
-# (where it fails, what is planted, the step, what is raised)
+# (where it fails, planted errors, step, expected error)
 FAILURES: list[tuple[str, dict[str, Exception], Callable[[FakeCuda], Tensor], BaseException]] = [
     (
         "before the capture",
-        {"synchronize": RuntimeError("an error from before")},
+        {"synchronize": RuntimeError("an earlier error")},
         drawing,
-        RuntimeError("an error from before"),
+        RuntimeError("an earlier error"),
     ),
     (
-        "as it begins, before it allocates",
+        "at the beginning, before allocation",
         {"before the pool": RuntimeError("the default stream")},
         drawing,
         RuntimeError("the default stream"),
     ),
     (
-        "as it begins, when it allocates",
+        "at the beginning, during allocation",
         {"begin": RuntimeError("already capturing")},
         drawing,
         RuntimeError("already capturing"),
     ),
     (
-        "in a step, the capture is still good",
+        "in a step that leaves the capture intact",
         {},
-        fine_but(ValueError("the step's own")),
-        ValueError("the step's own"),
+        raises(ValueError("raised by the step")),
+        ValueError("raised by the step"),
     ),
     (
-        "in a step, the capture is broken",
+        "in a step that breaks the capture",
         {},
         lambda cuda: broken(cuda, RuntimeError(ITEM)),
         RuntimeError(ITEM),
     ),
-    ("in a step that leaves another stream current", {}, astray, ValueError("on another stream")),
-    ("in a step that draws outside the capture", {}, drawn_outside, RuntimeError(ITEM)),
-    ("as it ends: work that was not joined", {}, unjoined, RuntimeError(PREVIOUS)),
     (
-        "as it ends, after the allocation",
+        "in a step that leaves another stream current",
+        {},
+        leaves_another_stream,
+        ValueError("on another stream"),
+    ),
+    ("in a step that draws outside the capture", {}, draws_outside, RuntimeError(ITEM)),
+    ("at the end, because work was not joined", {}, does_not_join, RuntimeError(PREVIOUS)),
+    (
+        "at the end, after allocation",
         {"no graph": RuntimeError("Invalid capture.")},
         drawing,
         RuntimeError("Invalid capture."),
     ),
     (
-        "as the graph is made",
+        "while the graph is instantiated",
         {"instantiate": RuntimeError("out of memory")},
         drawing,
         RuntimeError("out of memory"),
     ),
-    ("interrupted", {}, fine_but(KeyboardInterrupt()), KeyboardInterrupt()),
+    ("an interrupt", {}, raises(KeyboardInterrupt()), KeyboardInterrupt()),
     (
-        "interrupted, the capture is broken",
+        "an interrupt that breaks the capture",
         {},
         lambda cuda: broken(cuda, KeyboardInterrupt()),
         KeyboardInterrupt(),
     ),
 ]
-WHERE = [row[0] for row in FAILURES]
+IDS = [row[0] for row in FAILURES]
 
 
-@pytest.mark.parametrize("earlier", [False, True], ids=["the first graph", "after another"])
-@pytest.mark.parametrize(("where", "planted", "step", "raised"), FAILURES, ids=WHERE)
-def test_a_capture_that_fails_leaves_no_trace(
+@pytest.mark.parametrize("earlier", [False, True], ids=["the first graph", "after another graph"])
+@pytest.mark.parametrize(("stage", "planted", "step", "raised"), FAILURES, ids=IDS)
+def test_a_failed_capture_changes_no_state(
     cuda: FakeCuda,
-    where: str,
+    stage: str,
     planted: dict[str, Exception],
     step: Callable[[FakeCuda], Tensor],
     raised: BaseException,
@@ -135,7 +139,7 @@ def test_a_capture_that_fails_leaves_no_trace(
 ) -> None:
     capture = CudaCapture(cuda.stream)
     replay = capture(lambda: drawing(cuda))[0] if earlier else None
-    state, offset, host = cuda.generator.state, cuda.generator.state.offset, torch.get_rng_state()
+    state, offset, host_state = cuda.generator.state, cuda.generator.state.offset, torch.get_rng_state()
     uses = +cuda.uses
     cuda.fails = dict(planted)
     with pytest.raises(type(raised)) as caught:
@@ -146,23 +150,23 @@ def test_a_capture_that_fails_leaves_no_trace(
     assert cuda.current is cuda.main
     assert not cuda.stream.capture
     assert cuda.routes == {}
-    # What later becomes of memory: every pool is left to the graphs that were there before.
+    # Pools are released only by the graphs that used them before.
     assert +cuda.uses == uses
     cuda.pin()
-    assert torch.equal(torch.get_rng_state(), host)
-    # The very object: an earlier graph draws from it too.
+    assert torch.equal(torch.get_rng_state(), host_state)
+    # The same object, because an earlier graph draws from it too.
     assert cuda.generator.state is state
     assert cuda.generator.draw() == (7, offset + 4)
     if replay is not None:
         replay()
         assert cuda.generator.draw() == (7, offset + 12)
-    again, _ = capture(lambda: drawing(cuda))
+    replay_again, _ = capture(lambda: drawing(cuda))
     before = cuda.generator.state.offset
-    again()
+    replay_again()
     assert cuda.generator.state.offset == before + 4
 
 
-def test_an_error_that_nobody_asked_for_is_not_blamed_on_what_follows(cuda: FakeCuda) -> None:
+def test_a_pending_error_is_not_reported_by_later_work(cuda: FakeCuda) -> None:
     def step() -> Tensor:
         cuda.pending = [RuntimeError("from a library, inside the capture")]
         return broken(cuda, RuntimeError(ITEM))
@@ -172,8 +176,8 @@ def test_an_error_that_nobody_asked_for_is_not_blamed_on_what_follows(cuda: Fake
     torch.zeros(1)
 
 
-def test_numbers_can_be_drawn_even_where_no_capture_succeeds(cuda: FakeCuda) -> None:
-    """The capture that takes the generator out of its mode may fail as well."""
+def test_random_numbers_can_be_drawn_even_if_no_capture_succeeds(cuda: FakeCuda) -> None:
+    """The capture that ends the generator's capturing mode may fail as well."""
 
     def step() -> Tensor:
         cuda.fails["begin"] = RuntimeError("no captures today")
@@ -187,17 +191,18 @@ def test_numbers_can_be_drawn_even_where_no_capture_succeeds(cuda: FakeCuda) -> 
     assert cuda.generator.draw() == (7, 44)
 
 
-def test_what_cannot_be_undone_is_an_error_of_its_own(cuda: FakeCuda) -> None:
+def test_a_capture_that_cannot_be_undone_raises_not_restored(cuda: FakeCuda) -> None:
     cuda.fails["end of the allocation"] = RuntimeError("something new")
     with pytest.raises(
-        NotRestoredError, match="cannot be undone \\(RuntimeError: something new\\): train with --graph off"
+        NotRestoredError,
+        match="could not be undone \\(RuntimeError: something new\\); train with --graph off",
     ) as caught:
         CudaCapture(cuda.stream)(lambda: broken(cuda, RuntimeError(ITEM)))
     assert str(caught.value.__cause__) == ITEM
 
 
-def test_graphs_share_a_pool_as_long_as_one_of_them_lives(cuda: FakeCuda) -> None:
-    """A pool that all have left may not be begun again while its memory is in use."""
+def test_graphs_share_a_pool_while_one_of_them_exists(cuda: FakeCuda) -> None:
+    """A pool without graphs cannot be used again while its memory is in use."""
     capture = CudaCapture(cuda.stream)
     graphs = [capture(lambda: drawing(cuda)) for _ in range(3)]
     assert sorted((+cuda.uses).values()) == [3]
@@ -208,7 +213,7 @@ def test_graphs_share_a_pool_as_long_as_one_of_them_lives(cuda: FakeCuda) -> Non
     assert sorted((+cuda.uses).values()) == [1]
 
 
-def test_a_device_that_is_lost_is_an_error_of_its_own(cuda: FakeCuda) -> None:
+def test_a_lost_device_raises_not_restored(cuda: FakeCuda) -> None:
     def step() -> Tensor:
         cuda.pending = [RuntimeError("an illegal address")] * 2
         return broken(cuda, RuntimeError(ITEM))
@@ -219,11 +224,11 @@ def test_a_device_that_is_lost_is_an_error_of_its_own(cuda: FakeCuda) -> None:
 
 
 class PlantedError(RuntimeError):
-    """An error that can be watched."""
+    """An error that supports weak references."""
 
 
-def test_what_a_failed_step_made_is_gone_at_once(cuda: FakeCuda) -> None:
-    """And not when Python collects garbage: it is memory of the pool."""
+def test_tensors_of_a_failed_step_are_freed_immediately(cuda: FakeCuda) -> None:
+    """They are in the pool, so they must not wait for the garbage collector."""
     watched: list[weakref.ref[Any]] = []
 
     def step() -> Tensor:
@@ -231,15 +236,15 @@ def test_what_a_failed_step_made_is_gone_at_once(cuda: FakeCuda) -> None:
         watched.extend((weakref.ref(big), weakref.ref(error)))
         return broken(cuda, error)
 
-    def caught() -> None:
+    def run() -> None:
         try:
             CudaCapture(cuda.stream)(step)
         except PlantedError:
-            assert watched[0]() is None, "the traceback holds what the step made"
+            assert watched[0]() is None, "the traceback keeps the tensors of the step"
 
     gc.disable()
     try:
-        caught()
-        assert watched[1]() is None, "the error holds itself"
+        run()
+        assert watched[1]() is None, "the error refers to itself"
     finally:
         gc.enable()

@@ -1,5 +1,6 @@
-"""Captured iterations against plain ones, bit for bit: on the CPU through a stand-in for CUDA graphs, on a
-GPU through the real ones.
+"""Captured iterations against plain ones, bit for bit.
+
+On the CPU a stand-in replaces CUDA graphs; on a GPU the real ones run.
 """
 
 from __future__ import annotations
@@ -29,17 +30,17 @@ GRAPH, PLAIN = EngineConfig(graph="on"), EngineConfig(graph="off")
 
 
 def batches(count: int, batch: int = 1, size: int = 16, dtype: torch.dtype = torch.float64) -> list[Batch]:
-    """Images of ``count`` iterations; of an epoch of 7 samples, so that batches of 3 have a partial one."""
+    """Return ``count`` batches. An epoch has 7 samples, so a batch size of 3 includes a partial batch."""
     return [random_batch(size, Plan(3, 7, 7, batch), n, dtype=dtype) for n in range(count)]
 
 
-def train(engine: Engine, given: Iterable[Batch]) -> Tensor:
-    """Run iterations at learning rates that change and return their losses."""
-    return torch.stack([engine.step(batch, 1e-4 * (1 + n % 3)) for n, batch in enumerate(given)])
+def train(engine: Engine, data: Iterable[Batch]) -> Tensor:
+    """Run iterations at changing learning rates and return their losses."""
+    return torch.stack([engine.step(batch, 1e-4 * (1 + n % 3)) for n, batch in enumerate(data)])
 
 
 def state(engine: Engine) -> list[Tensor]:
-    """Return all that training changes."""
+    """Return all tensors that training changes."""
     saved = engine.state_dict()
     return [
         t
@@ -58,29 +59,29 @@ def assert_same_bits(one: Engine, other: Engine) -> None:
 
 
 def recorded(
-    options: EngineConfig = GRAPH, loss: LossConfig = LossConfig(pool_size=4), **more: Any
+    options: EngineConfig = GRAPH, loss: LossConfig = LossConfig(pool_size=4), **settings: Any
 ) -> tuple[Engine, RecordedGraph]:
     capture = RecordedGraph()
-    start = seeded_networks(more.pop("model", SMALL), dtype=more.pop("dtype", torch.float64))
-    return make_engine(start, loss, options=options, capture=capture, **more), capture
+    start = seeded_networks(settings.pop("model", SMALL), dtype=settings.pop("dtype", torch.float64))
+    return make_engine(start, loss, options=options, capture=capture, **settings), capture
 
 
-# (why, batch, losses, options, iterations that no graph runs: the pool is empty at first, each size warms up
-# for 3)
+# (reason, batch size, losses, options, iterations without a graph: the pool is empty at first, and each size
+# warms up for 3)
 RUNS = [
     (
-        "the default: pool indices and rates must not be those of the capture",
+        "the default: pool indices and rates must change after the capture",
         1,
         LossConfig(pool_size=4),
         GRAPH,
         4,
     ),
-    ("batch 3 with a partial last batch: two sizes, two graphs", 3, LossConfig(pool_size=4), GRAPH, 7),
+    ("batch size 3 with a partial last batch: two sizes, two graphs", 3, LossConfig(pool_size=4), GRAPH, 7),
     ("no pool, no identity", 1, LossConfig(pool_size=0, lambda_identity=0, gan_mode="vanilla"), GRAPH, 3),
-    ("gradient penalty: its mixing is random", 1, LossConfig(gan_mode="wgangp", pool_size=4), GRAPH, 4),
-    ("parts of a batch, added up", 3, LossConfig(pool_size=4), dataclasses.replace(GRAPH, micro_batch=2), 7),
+    ("a gradient penalty, whose mixing is random", 1, LossConfig(gan_mode="wgangp", pool_size=4), GRAPH, 4),
+    ("micro batches", 3, LossConfig(pool_size=4), dataclasses.replace(GRAPH, micro_batch=2), 7),
     (
-        "as pairs, the phases in another order",
+        "paired, with overlapping phases",
         1,
         LossConfig(pool_size=4),
         dataclasses.replace(GRAPH, pairing="on", overlap="phases"),
@@ -89,11 +90,13 @@ RUNS = [
 ]
 
 
-@pytest.mark.parametrize(("why", "batch", "loss", "options", "plainly"), RUNS, ids=[row[0] for row in RUNS])
-def test_replayed_training_is_plain_training(
-    why: str, batch: int, loss: LossConfig, options: EngineConfig, plainly: int
+@pytest.mark.parametrize(
+    ("why", "batch", "loss", "options", "uncaptured"), RUNS, ids=[row[0] for row in RUNS]
+)
+def test_replayed_training_equals_plain_training(
+    why: str, batch: int, loss: LossConfig, options: EngineConfig, uncaptured: int
 ) -> None:
-    given, optim = batches(24, batch), OptimConfig(ema=0.9)
+    data, optim = batches(24, batch), OptimConfig(ema=0.9)
     engine, capture = recorded(options, loss, optim=optim)
     plain = make_engine(
         seeded_networks(SMALL, dtype=torch.float64),
@@ -101,14 +104,15 @@ def test_replayed_training_is_plain_training(
         optim,
         options=dataclasses.replace(options, graph="off"),
     )
-    assert torch.equal(train(engine, given), train(plain, given))
+    assert torch.equal(train(engine, data), train(plain, data))
     assert_same_bits(engine, plain)
-    assert capture.replays == 24 - plainly
+    assert capture.replays == 24 - uncaptured
 
 
 class Discriminators(CycleGANRecipe):
-    """The discriminators' phase alone, with each other's images for fakes: interpreted generators take half
-    a minute an iteration.
+    """Only the discriminators' phase, with images of the other domain as fakes.
+
+    Interpreted generators would take half a minute per iteration.
     """
 
     def phases(self, compile_loss: Compile = uncompiled) -> tuple[Phase, ...]:
@@ -119,25 +123,28 @@ class Discriminators(CycleGANRecipe):
         return (dataclasses.replace(phase, wants=(), prepare=swapped),)
 
 
-def test_the_kernels_iteration_is_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Working copies and their forms, gradients in place and paired launches: nothing of them is decided by
-    the host in an iteration.
-    """
+def test_a_kernels_iteration_is_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No decision of the host affects working copies, gradients in place or paired launches."""
     monkeypatch.setattr(cuda_graph, "WARM_UP", 1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    given, capture = batches(4, size=16, dtype=torch.float32), RecordedGraph()
-    given = [dataclasses.replace(b, A=b.A.to(device), B=b.B.to(device)) for b in given]
+    data, capture = batches(4, size=16, dtype=torch.float32), RecordedGraph()
+    data = [dataclasses.replace(b, A=b.A.to(device), B=b.B.to(device)) for b in data]
     engines = []
     for options in (GRAPH, PLAIN):
         nets = seeded_networks(dataclasses.replace(SMALL, impl="triton"))
-        more = {"capture": capture} if device.type == "cpu" else {}
+        arguments = {"capture": capture} if device.type == "cpu" else {}
         engines.append(
             Engine(
-                Discriminators(LossConfig(pool_size=0)), nets, OptimConfig(), device, options=options, **more
+                Discriminators(LossConfig(pool_size=0)),
+                nets,
+                OptimConfig(),
+                device,
+                options=options,
+                **arguments,
             )
         )
-    found = [train(engine, given) for engine in engines]
-    assert torch.equal(*found)
+    losses = [train(engine, data) for engine in engines]
+    assert torch.equal(*losses)
     assert_same_bits(*engines)
     assert engines[0].graphs.captured == 1
     assert engines[0].working_copies
@@ -145,11 +152,11 @@ def test_the_kernels_iteration_is_replayed(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 class _HostReads(TorchDispatchMode):
-    """Counts what makes the host wait for the device's numbers."""
+    """Counts the operators that make the host wait for values of the device."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: list[str] = []
+        self.names: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func._schema.name
@@ -161,102 +168,103 @@ class _HostReads(TorchDispatchMode):
             "aten::masked_select",
             "aten::unique",
         ):
-            self.found.append(name)
+            self.names.append(name)
         return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("options", [GRAPH, PLAIN], ids=["captured", "plain"])
-def test_nothing_is_read_back_in_an_iteration(options: EngineConfig) -> None:
+def test_an_iteration_reads_nothing_back_to_the_host(options: EngineConfig) -> None:
     engine, _ = recorded(options, optim=OptimConfig(ema=0.9))
-    given = batches(8)
-    train(engine, given[:6])
+    data = batches(8)
+    train(engine, data[:6])
     with _HostReads() as reads:
-        train(engine, given[6:])
-        assert reads.found == []
-        given[0].A.sum().item()
-        assert reads.found == ["aten::_local_scalar_dense"]
+        train(engine, data[6:])
+        assert reads.names == []
+        data[0].A.sum().item()
+        assert reads.names == ["aten::_local_scalar_dense"]
 
 
 def _refusing(step: Callable[[], Tensor]) -> Any:
-    step()  # as far as it comes: what the host noted meanwhile must be taken back
+    step()  # the state that the host recorded meanwhile must be reset
     raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
 
-def test_a_capture_that_fails_is_said_and_training_goes_on() -> None:
+def test_a_failed_capture_is_logged_and_training_continues() -> None:
     logged: list[str] = []
-    start, given = seeded_networks(SMALL), batches(8, dtype=torch.float32)
+    start, data = seeded_networks(SMALL), batches(8, dtype=torch.float32)
 
     class Failing(RecordedGraph):
         def __call__(self, step: Callable[[], Tensor]) -> Any:
-            super().__call__(step)  # which leaves everything as it was
+            super().__call__(step)  # which restores everything
             raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
     engine = make_engine(start, compiled=False, options=GRAPH, capture=Failing(), log=logged.append)
     engine.graphs._required = False
     plain = make_engine(start, options=PLAIN)
-    assert torch.equal(train(engine, given), train(plain, given))
+    assert torch.equal(train(engine, data), train(plain, data))
     assert_same_bits(engine, plain)
     reason = "RuntimeError: operation not permitted when stream is capturing"
-    assert logged == [f"no CUDA graph: an iteration cannot be captured ({reason}); training goes on without"]
+    assert logged == [
+        f"no CUDA graph: the iteration cannot be captured ({reason}); training continues without a graph"
+    ]
     required = make_engine(start, options=GRAPH, capture=_refusing)
-    with pytest.raises(UserError, match=f"--graph on: an iteration cannot be captured: {reason}"):
-        train(required, given)
+    with pytest.raises(UserError, match=f"--graph on: the iteration cannot be captured: {reason}"):
+        train(required, data)
 
 
-def test_sizes_beyond_the_cap_run_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batch_sizes_beyond_the_limit_run_without_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_graph, "MOST_GRAPHS", 1)
     logged: list[str] = []
     engine, capture = recorded(log=logged.append)
     plain, _ = recorded(PLAIN)
-    given = batches(14, batch=3)
-    assert torch.equal(train(engine, given), train(plain, given))
-    assert logged == ["more than 1 sizes of batch: those that come later run without a CUDA graph"]
+    data = batches(14, batch=3)
+    assert torch.equal(train(engine, data), train(plain, data))
+    assert logged == ["there are more than 1 batch sizes; further sizes run without a CUDA graph"]
     assert engine.graphs.captured == 1
     assert capture.replays > 0
 
 
-def test_images_of_several_sizes_in_a_pool_are_the_hosts_business() -> None:
+def test_pools_with_images_of_several_sizes_run_without_a_graph() -> None:
     logged: list[str] = []
     engine, capture = recorded(log=logged.append)
     plain, _ = recorded(PLAIN)
-    given = [random_batch(16 if n < 6 else 20, Plan(3, 7, 7), n, dtype=torch.float64) for n in range(12)]
-    assert torch.equal(train(engine, given), train(plain, given))
-    assert "no CUDA graph while the replay pools hold images of several sizes" in logged
+    data = [random_batch(16 if n < 6 else 20, Plan(3, 7, 7), n, dtype=torch.float64) for n in range(12)]
+    assert torch.equal(train(engine, data), train(plain, data))
+    assert "no CUDA graph is used while the replay pools contain images of several sizes" in logged
     assert "not batched: D_B gets images of different sizes" in logged
     assert len(logged) == len(set(logged))
     assert capture.replays == 2
 
 
-def test_what_a_graph_must_not_outlive() -> None:
-    """A member that is frozen, or listened to, after the capture: the next iteration is not the captured
-    one."""
+def test_freezing_or_hooks_after_a_capture_need_another_graph() -> None:
+    """After a weight is frozen or a hook is added, the captured iteration is no longer the right one."""
     engine, _ = recorded()
     plain, _ = recorded(PLAIN)
-    given = batches(10)
-    heard: list[int] = []
-    for n, batch in enumerate(given):
+    data = batches(10)
+    hook_calls: list[int] = []
+    for n, batch in enumerate(data):
         if n == 6:
             for one in (engine, plain):
                 next(one.nets["G_AB"].parameters()).requires_grad_(False)
-                one.nets["D_A"].register_forward_hook(lambda *args: heard.append(1))
+                one.nets["D_A"].register_forward_hook(lambda *args: hook_calls.append(1))
         assert torch.equal(engine.step(batch, 1e-4), plain.step(batch, 1e-4))
     assert_same_bits(engine, plain)
-    assert len(heard) > 10
+    assert len(hook_calls) > 10
     assert engine.graphs.captured == 2
 
 
-def test_a_state_that_is_loaded_is_where_graphs_look_for_it() -> None:
-    given = batches(14)
+def test_graphs_use_a_state_that_was_loaded() -> None:
+    data = batches(14)
     engine, _ = recorded()
-    train(engine, given[:6])
+    train(engine, data[:6])
     saved = torch.utils._pytree.tree_map(
         lambda x: x.clone() if isinstance(x, Tensor) else x, engine.state_dict()
     )
-    expected = train(engine, given[6:])
+    expected = train(engine, data[6:])
     other, capture = recorded()
-    train(other, given[:7])
+    train(other, data[:7])
     other.load_state_dict(saved)
-    assert torch.equal(train(other, given[6:]), expected)
+    assert torch.equal(train(other, data[6:]), expected)
     assert_same_bits(engine, other)
     assert capture.replays > 0
 
@@ -264,8 +272,8 @@ def test_a_state_that_is_loaded_is_where_graphs_look_for_it() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("overlap", ["off", "wgrad", "phases"])
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
-def test_a_cuda_graph_trains_as_plain_launches_do(precision: str, overlap: str) -> None:
-    """200 iterations, the same bits: our kernels are deterministic, and cuDNN's are asked to be."""
+def test_a_cuda_graph_trains_like_plain_launches(precision: str, overlap: str) -> None:
+    """200 iterations, the same bits: our kernels are deterministic, and cuDNN's are set to be."""
     torch.backends.cudnn.deterministic = True
     try:
         start = seeded_networks(dataclasses.replace(SMALL, ngf=16, ndf=16))
@@ -294,12 +302,12 @@ def test_a_cuda_graph_trains_as_plain_launches_do(precision: str, overlap: str) 
 )
 def test_no_iteration_waits_for_the_gpu(options: EngineConfig) -> None:
     engine = make_engine(seeded_networks(SMALL), device="cuda", precision="bf16", options=options)
-    given = [
+    data = [
         dataclasses.replace(b, A=b.A.cuda(), B=b.B.cuda()) for b in batches(12, size=32, dtype=torch.float32)
     ]
-    train(engine, given[:8])
+    train(engine, data[:8])
     torch.cuda.set_sync_debug_mode("error")
     try:
-        train(engine, given[8:])
+        train(engine, data[8:])
     finally:
         torch.cuda.set_sync_debug_mode("default")

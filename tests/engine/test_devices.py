@@ -1,4 +1,4 @@
-"""Which device and precision a configuration gets, and why nothing is compiled for a device."""
+"""The device and precision for a configuration, and the reason why a device has no compiler."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def test_devices_and_precisions() -> None:
 def test_why_not_compiled_names_the_missing_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     from torch._inductor import cpp_builder, exc
 
-    def none() -> str:
+    def fail() -> str:
         raise exc.InvalidCxxCompiler
 
-    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", none)
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", fail)
     assert why_not_compiled(torch.device("cpu")).startswith("no C++ compiler found")

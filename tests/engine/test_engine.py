@@ -1,4 +1,4 @@
-"""The engine's iteration against the official order and the reference, float64, and what it leaves behind."""
+"""The engine's iteration against the official order and the reference in float64, and the state it leaves."""
 
 from __future__ import annotations
 
@@ -23,68 +23,68 @@ from tests.engine.orders import LR, SMALL, assert_same_weights, run_engine, run_
 
 PLAIN, PAIRED = EngineConfig(batching="off", pairing="off"), EngineConfig(pairing="on")
 PHASES = EngineConfig(pairing="on", overlap="phases")
-# (why, losses, networks, batch, engines): 20 iterations in float64, with pools of 4 that fill on the way.
+# (reason, losses, networks, batch size, engines): 20 iterations in float64, with pools of 4 that fill up.
 STEPS: list[tuple[str, LossConfig, dict[str, Any], int, list[EngineConfig]]] = [
     (
-        "the default: pass by pass, batched, paired",
+        "the default: unbatched, batched and paired",
         LossConfig(pool_size=4),
         {},
         1,
         [PLAIN, EngineConfig(), PAIRED],
     ),
     (
-        "batch 3, pool of 4: draws what its own query stored; a partial last batch",
+        "batch size 3, pool of 4: a query draws images that it stored itself; a partial last batch",
         LossConfig(pool_size=4),
         {},
         3,
         [EngineConfig(), PAIRED],
     ),
     (
-        "no identity passes: stages of one image each",
+        "no identity passes: one image per stage",
         LossConfig(pool_size=4, lambda_identity=0),
         {},
         1,
         [PAIRED],
     ),
-    ("no identity passes, batch 3", LossConfig(pool_size=4, lambda_identity=0), {}, 3, [PAIRED]),
+    ("no identity passes, batch size 3", LossConfig(pool_size=4, lambda_identity=0), {}, 3, [PAIRED]),
     (
-        "unequal weights would hide swapped sides if equal",
+        "unequal loss weights, which reveal swapped domains",
         LossConfig(pool_size=0, lambda_A=7, lambda_B=13, lambda_identity=0.3),
         {},
         1,
         [PAIRED],
     ),
-    ("cross entropy, a pool that is never full", LossConfig(gan_mode="vanilla"), {}, 3, [PAIRED]),
+    ("cross entropy, a pool that never fills up", LossConfig(gan_mode="vanilla"), {}, 3, [PAIRED]),
     (
-        "cross entropy, no identity, batch 1",
+        "cross entropy, no identity, batch size 1",
         LossConfig(gan_mode="vanilla", pool_size=4, lambda_identity=0),
         {},
         1,
         [PAIRED],
     ),
     (
-        "the official wgangp: no penalty",
+        "the official wgangp, without a penalty",
         LossConfig(gan_mode="wgangp", pool_size=4, lambda_gp=0),
         {},
         1,
         [PAIRED],
     ),
     (
-        "the same, batch 3, no identity",
+        "the official wgangp, batch size 3, no identity",
         LossConfig(gan_mode="wgangp", pool_size=4, lambda_gp=0, lambda_identity=0),
         {},
         3,
         [PAIRED],
     ),
     (
-        "batch norm couples the images of a batch: official order",
+        "batch norm mixes the images of a batch: official order",
         LossConfig(pool_size=4),
         {"norm": "batch"},
         2,
         [PAIRED],
     ),
     (
-        "channels differ, no identity: pairs fall apart",
+        "different numbers of channels, no identity: nothing is paired",
         LossConfig(pool_size=4, lambda_identity=0),
         {"input_nc": 1},
         1,
@@ -98,7 +98,7 @@ STEPS: list[tuple[str, LossConfig, dict[str, Any], int, list[EngineConfig]]] = [
         [PAIRED],
     ),
     (
-        "parts of 2 of a batch of 3, the phases in another order",
+        "micro batches of 2 in batches of 3, overlapping phases",
         LossConfig(pool_size=4),
         {},
         3,
@@ -108,7 +108,7 @@ STEPS: list[tuple[str, LossConfig, dict[str, Any], int, list[EngineConfig]]] = [
 
 
 @pytest.mark.parametrize(("why", "loss", "changes", "batch", "engines"), STEPS, ids=[row[0] for row in STEPS])
-def test_engine_equals_reference_equals_official(
+def test_engine_reference_and_official_order_are_equal(
     why: str, loss: LossConfig, changes: dict[str, Any], batch: int, engines: list[EngineConfig]
 ) -> None:
     model = ModelConfig(**{**SMALL.__dict__, **changes})
@@ -116,38 +116,38 @@ def test_engine_equals_reference_equals_official(
     batches = [random_batch(16, plan, n, (model.input_nc, model.output_nc), torch.float64) for n in range(20)]
     start = seeded_networks(model, dtype=torch.float64)
     official, reference = copy_of(start), copy_of(start)
-    found = [(run_reference(reference, batches, loss), reference)]
+    results = [(run_reference(reference, batches, loss), reference)]
     for options in engines:
         engine = make_engine(start, loss, options=options)
-        found.append((run_engine(engine, batches), engine.nets))
+        results.append((run_engine(engine, batches), engine.nets))
     expected = run_official(official, batches, loss)
-    for history, nets in found:
+    for history, nets in results:
         for n in range(len(batches)):
             for name, value in expected[n].items():
-                # float64 reordered: rounding grows over 20 iterations, and stays below 1e-9 (the project's
-                # promise).
+                # A different order of float64 sums: rounding grows over 20 iterations, and stays below 1e-9
+                # (the project's promise).
                 assert history[n].get(name, 0.0) == pytest.approx(value, rel=1e-9, abs=1e-12), (n, name)
         assert_same_weights(nets, official, 1e-9)
     images = batches[-1].A
     with torch.no_grad():
-        for _, nets in found:
+        for _, nets in results:
             assert relative_error(nets["G_AB"](images), official["G_AB"](images)) < 1e-9
 
 
 @pytest.mark.parametrize(("batch", "identity"), [(1, 0.5), (3, 0.0)])
-def test_wgangp_with_its_penalty_equals_the_reference(batch: int, identity: float) -> None:
+def test_wgangp_with_a_penalty_equals_the_reference(batch: int, identity: float) -> None:
     loss = LossConfig(gan_mode="wgangp", pool_size=3, lambda_identity=identity)
     batches = [random_batch(16, Plan(0, 9, 9, batch), n, dtype=torch.float64) for n in range(20)]
     start = seeded_networks(SMALL, dtype=torch.float64)
     reference, engine = copy_of(start), make_engine(start, loss, options=PAIRED)
-    expected, found = run_reference(reference, batches, loss), run_engine(engine, batches)
-    assert all(f == pytest.approx(e, rel=1e-9) for e, f in zip(expected, found, strict=True))
+    expected, actual = run_reference(reference, batches, loss), run_engine(engine, batches)
+    assert all(a == pytest.approx(e, rel=1e-9) for e, a in zip(expected, actual, strict=True))
     assert_same_weights(engine.nets, reference, 1e-9)
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_bf16_losses_by_the_parity_rule(compiled: bool) -> None:
-    """The engine in bf16 errs at most twice as much as the reference under autocast does."""
+def test_bf16_losses_pass_the_parity_rule(compiled: bool) -> None:
+    """The error of the engine in bf16 is at most twice that of the reference under autocast."""
     if compiled and (reason := why_not_compiled(torch.device("cpu"))):
         pytest.skip(reason)
     start, loss = seeded_networks(SMALL), LossConfig()
@@ -166,25 +166,25 @@ def test_bf16_losses_by_the_parity_rule(compiled: bool) -> None:
         assert_parity(name, *values, dtype=torch.bfloat16)
 
 
-def test_step_leaves_no_gradients_and_thaws_the_discriminators() -> None:
+def test_step_leaves_no_gradients_and_unfreezes_the_discriminators() -> None:
     engine = make_engine(seeded_networks(SMALL))
     frozen = next(engine.nets["D_A"].parameters())
     frozen.requires_grad_(False)
     before = frozen.clone()
     engine.step(random_batch(16, Plan(0, 9, 9), 0), LR)
     assert all(p.grad is None for net in engine.nets.values() for p in net.parameters())
-    thawed = [p.requires_grad for name in ("D_A", "D_B") for p in engine.nets[name].parameters()]
-    assert thawed.count(False) == 1  # the one that the user froze
+    trainable = [p.requires_grad for name in ("D_A", "D_B") for p in engine.nets[name].parameters()]
+    assert trainable.count(False) == 1  # the one that the user froze
     assert torch.equal(frozen, before)
 
 
 @pytest.mark.parametrize("options", [EngineConfig(), PHASES])
-@pytest.mark.parametrize("sides", [("G_AB", "G_BA"), ("D_A", "D_B")])
+@pytest.mark.parametrize("names", [("G_AB", "G_BA"), ("D_A", "D_B")])
 def test_a_phase_whose_networks_are_all_frozen_trains_nothing(
-    sides: tuple[str, str], options: EngineConfig
+    names: tuple[str, str], options: EngineConfig
 ) -> None:
     engine = make_engine(seeded_networks(SMALL), options=options)
-    for name in sides:
+    for name in names:
         engine.nets[name].requires_grad_(False)
     before = copy_of(engine.nets)
     losses = engine.step(random_batch(16, Plan(0, 9, 9), 0), LR)
@@ -193,10 +193,10 @@ def test_a_phase_whose_networks_are_all_frozen_trains_nothing(
         same = all(
             torch.equal(a, b) for a, b in zip(net.parameters(), before[name].parameters(), strict=True)
         )
-        assert same == (name in sides)
+        assert same == (name in names)
 
 
-def test_what_an_engine_cannot_do_is_an_error() -> None:
+def test_unsupported_settings_raise() -> None:
     nets = seeded_networks(SMALL)
     with pytest.raises(ValueError, match="precision must be fp32 or bf16, got 'fp16'"):
         make_engine(nets, precision="fp16")
@@ -209,11 +209,11 @@ def test_what_an_engine_cannot_do_is_an_error() -> None:
         make_engine(batch_norm, options=EngineConfig(micro_batch=1))
     engine = make_engine(nets)
     engine.nets["G_AB"].model[4] = torch.nn.Conv2d(4, 8, 3, stride=2, padding=1)
-    with pytest.raises(ValueError, match="other parameters than when the engine was made: make a new one"):
+    with pytest.raises(ValueError, match="were replaced after the engine was created; create a new engine"):
         engine.step(random_batch(16, Plan(0, 9, 9), 0), LR)
 
 
-def test_translate_is_in_eval_mode_and_restores_the_training_mode() -> None:
+def test_translate_uses_eval_mode_and_restores_training_mode() -> None:
     engine = make_engine(seeded_networks(ModelConfig(**{**SMALL.__dict__, "use_dropout": True})))
     images = random_batch(16, Plan(0, 9, 9), 0).A
     assert torch.equal(engine.translate("G_AB", images), engine.translate("G_AB", images))
@@ -221,8 +221,8 @@ def test_translate_is_in_eval_mode_and_restores_the_training_mode() -> None:
     assert all(m.training for m in engine.nets["G_AB"].modules())
 
 
-def test_state_continues_bit_for_bit() -> None:
-    """Dropout included: the random state is part of the state."""
+def test_a_restored_state_continues_bit_for_bit() -> None:
+    """Dropout included, because the state contains the random state."""
     model = ModelConfig(**{**SMALL.__dict__, "use_dropout": True})
     batches = [random_batch(16, Plan(0, 5, 5, 2), n) for n in range(8)]
     torch.manual_seed(1)
@@ -240,7 +240,7 @@ def test_state_continues_bit_for_bit() -> None:
 
 
 @pytest.mark.gpu
-def test_bf16_on_the_gpu_by_the_parity_rule() -> None:
+def test_bf16_on_the_gpu_passes_the_parity_rule() -> None:
     start, loss = seeded_networks(ModelConfig()), LossConfig()
     batch, exact = (
         random_batch(256, Plan(0, 9, 9), 0, dtype=dtype) for dtype in (torch.float32, torch.float64)
@@ -260,13 +260,11 @@ def test_bf16_on_the_gpu_by_the_parity_rule() -> None:
 
 
 @pytest.mark.parametrize("gan_mode", ["lsgan", "wgangp"])
-def test_an_iteration_on_the_kernels(gan_mode: Any) -> None:
-    """The losses of an iteration as with the reference; a gradient penalty is differentiated twice, so its
-    networks stay with PyTorch.
-    """
+def test_an_iteration_on_the_kernels_passes_the_parity_rule(gan_mode: Any) -> None:
+    """A gradient penalty is differentiated twice, so its networks run in PyTorch."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     plan, loss = Plan(seed=0, count_A=3, count_B=3), LossConfig(gan_mode=gan_mode)
-    found, engines = [], {}
+    losses, engines = [], {}
     for impl, dtype in (
         ("triton", torch.float32),
         ("reference", torch.float32),
@@ -276,9 +274,12 @@ def test_an_iteration_on_the_kernels(gan_mode: Any) -> None:
         engines[impl] = make_engine(copy_of(seeded_networks(config), dtype), loss, device=device)
         batch = random_batch(16, plan, 0)
         batch = dataclasses.replace(batch, A=batch.A.to(device, dtype), B=batch.B.to(device, dtype))
-        found.append(engines[impl].step(batch, LR))
-    assert_parity("losses", *found, torch.float32)
+        losses.append(engines[impl].step(batch, LR))
+    assert_parity("losses", *losses, torch.float32)
     shown = engines["triton"].describe()["impl"]
-    judge = "reference (differentiated twice by wgangp)"
-    wanted = {"lsgan": "triton", "wgangp": f"G_AB triton, G_BA triton, D_B {judge}, D_A {judge}"}
-    assert shown == wanted[gan_mode]
+    discriminator = "reference (differentiated twice by wgangp)"
+    expected = {
+        "lsgan": "triton",
+        "wgangp": f"G_AB triton, G_BA triton, D_B {discriminator}, D_A {discriminator}",
+    }
+    assert shown == expected[gan_mode]

@@ -1,5 +1,4 @@
-"""Training where a capture fails: it goes on as if nothing had been tried, and the reason is reported
-once."""
+"""Training after a failed capture continues as if there had been none, and the reason is reported once."""
 
 from __future__ import annotations
 
@@ -24,8 +23,9 @@ __all__ = ["cuda"]  # a fixture
 
 
 class Failing:
-    """A capture by ``CudaCapture`` of an iteration that is recorded, so that nothing of it is done, and then
-    fails.
+    """Captures an iteration with ``CudaCapture`` and fails at its end.
+
+    The iteration is only recorded, so it has no effects.
     """
 
     def __init__(self, cuda: FakeCuda, error: BaseException) -> None:
@@ -54,26 +54,27 @@ def failing(cuda: FakeCuda, error: BaseException, required: bool) -> tuple[Engin
     return engine, capture, logged
 
 
-def test_training_goes_on_as_if_nothing_had_been_tried(cuda: FakeCuda) -> None:
+def test_training_after_a_failed_capture_equals_plain_training(cuda: FakeCuda) -> None:
     engine, capture, logged = failing(cuda, RuntimeError(f"{ITEM}\nmore"), required=False)
     plain = make_engine(
         seeded_networks(SMALL, dtype=torch.float64), LossConfig(gan_mode="wgangp", pool_size=4), options=PLAIN
     )
-    given = batches(10, batch=3)
+    data = batches(10, batch=3)
     torch.manual_seed(1)
-    losses = train(engine, given)
+    losses = train(engine, data)
     torch.manual_seed(1)
-    assert torch.equal(losses, train(plain, given))
+    assert torch.equal(losses, train(plain, data))
     assert_same_bits(engine, plain)
     assert logged == [
-        f"no CUDA graph: an iteration cannot be captured (RuntimeError: {ITEM}); training goes on without"
+        f"no CUDA graph: the iteration cannot be captured (RuntimeError: {ITEM}); training continues without"
+        " a graph"
     ]
     assert capture.attempts == 1
     assert cuda.generator.draw() == (7, 44)
 
 
 class SecondFails(RecordedGraph):
-    """Captures one size of batch, and fails for the next."""
+    """Captures one batch size, and fails for the next."""
 
     calls = 0
 
@@ -85,14 +86,14 @@ class SecondFails(RecordedGraph):
         return captured
 
 
-def test_graphs_from_before_a_failure_are_let_go() -> None:
+def test_earlier_graphs_are_dropped_after_a_failure() -> None:
     logged: list[str] = []
     start, capture = seeded_networks(SMALL, dtype=torch.float64), SecondFails()
     engine = make_engine(start, options=GRAPH, capture=capture, log=logged.append)
     assert engine.graphs is not None
     engine.graphs._required = False
-    given = batches(14, batch=3)
-    assert torch.equal(train(engine, given), train(make_engine(start, options=PLAIN), given))
+    data = batches(14, batch=3)
+    assert torch.equal(train(engine, data), train(make_engine(start, options=PLAIN), data))
     assert capture.replays > 0
     assert engine.graphs.captured == 0
     assert len(logged) == 1
@@ -101,12 +102,16 @@ def test_graphs_from_before_a_failure_are_let_go() -> None:
 @pytest.mark.parametrize(
     ("error", "raised", "text"),
     [
-        (RuntimeError(ITEM), UserError, f"--graph on: an iteration cannot be captured: RuntimeError: {ITEM}"),
+        (
+            RuntimeError(ITEM),
+            UserError,
+            f"--graph on: the iteration cannot be captured: RuntimeError: {ITEM}",
+        ),
         (KeyboardInterrupt(), KeyboardInterrupt, ""),
     ],
     ids=["an error", "an interrupt"],
 )
-def test_a_capture_that_must_succeed_ends_the_run(
+def test_a_required_capture_that_fails_ends_the_run(
     cuda: FakeCuda, error: BaseException, raised: type[BaseException], text: str
 ) -> None:
     engine, _, logged = failing(cuda, error, required=True)
@@ -117,7 +122,7 @@ def test_a_capture_that_must_succeed_ends_the_run(
     assert cuda.generator.draw() == (7, 44)
 
 
-def test_what_was_not_undone_ends_the_run_too(cuda: FakeCuda) -> None:
+def test_a_capture_that_cannot_be_undone_ends_the_run(cuda: FakeCuda) -> None:
     engine, _, logged = failing(cuda, RuntimeError(ITEM), required=False)
     cuda.fails["end of the allocation"] = RuntimeError("something new")
     with pytest.raises(NotRestoredError, match="something new"):

@@ -1,6 +1,4 @@
-"""Real captures that fail, on a GPU: what is allocated and drawn after them, and training, are as without the
-attempt.
-"""
+"""Real captures that fail on a GPU leave memory, random numbers and training as without an attempt."""
 
 from __future__ import annotations
 
@@ -37,46 +35,47 @@ def waits(engine: Engine) -> None:
 
 
 def raises(engine: Engine) -> None:
-    """The capture itself stays good."""
-    raise ValueError("the step's own")
+    """The capture itself stays intact."""
+    raise ValueError("raised by the step")
 
 
 def does_not_join(engine: Engine) -> None:
-    """Only the end of the capture tells."""
+    """This fails only at the end of the capture."""
     streams = engine.streams
-    taken = (streams.iteration, streams.weight_gradients, streams.phase)
+    used = (streams.iteration, streams.weight_gradients, streams.phase)
     # PyTorch hands out 32 streams in turn.
-    stray = next(stream for stream in (torch.cuda.Stream() for _ in range(32)) if stream not in taken)
+    stray = next(stream for stream in (torch.cuda.Stream() for _ in range(32)) if stream not in used)
     stray.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stray):
         engine.host_inputs.lr + 1
 
 
-# (what the update of a phase does inside a capture, what is reported of it)
+# (action of the update of a phase inside a capture, reported reason)
 PLANTS = [
     (reads_back, "operation not permitted when stream is capturing"),
     (waits, "operation not permitted when stream is capturing"),
-    (raises, "ValueError: the step's own"),
+    (raises, "ValueError: raised by the step"),
     (does_not_join, "unjoined work"),
 ]
 
 
-def plant(engine: Engine, what: Callable[[Engine], None]) -> None:
-    """Let each phase's update do it inside a capture: weight gradients are under way on their own stream
-    then.
+def plant(engine: Engine, action: Callable[[Engine], None]) -> None:
+    """Make each phase's update perform ``action`` inside a capture.
+
+    At that point weight gradients are being computed on their own stream.
     """
     update = engine._update
 
     def planted(*args: Any) -> None:
         if torch.cuda.is_current_stream_capturing():
-            what(engine)
+            action(engine)
         update(*args)
 
     engine._update = planted  # type: ignore[method-assign]
 
 
 def private_pools() -> set[tuple[int, int]]:
-    """Return the pools of graphs that still have memory of the device."""
+    """Return the pools of graphs that still occupy device memory."""
     gc.collect()
     torch.cuda.empty_cache()
     return {tuple(segment["segment_pool_id"]) for segment in torch.cuda.memory_snapshot()} - {(0, 0)}
@@ -95,37 +94,37 @@ def pool_of(tensor: Tensor) -> tuple[int, int]:
 @pytest.mark.gpu
 @pytest.mark.usefixtures("deterministic")
 @pytest.mark.parametrize("overlap", ["off", "wgrad", "phases"])
-@pytest.mark.parametrize(("what", "reason"), PLANTS, ids=[row[0].__name__ for row in PLANTS])
-def test_training_goes_on_after_a_real_failure(
-    what: Callable[[Engine], None], reason: str, overlap: str
+@pytest.mark.parametrize(("action", "reason"), PLANTS, ids=[row[0].__name__ for row in PLANTS])
+def test_training_continues_after_a_real_failure(
+    action: Callable[[Engine], None], reason: str, overlap: str
 ) -> None:
     """Dropout draws from the device's generator in every iteration."""
     start = seeded_networks(dataclasses.replace(SMALL, ngf=16, ndf=16, use_dropout=True))
     options = EngineConfig(graph="on", overlap=overlap)
-    given = [
+    data = [
         dataclasses.replace(b, A=b.A.cuda(), B=b.B.cuda()) for b in batches(10, size=32, dtype=torch.float32)
     ]
     logged: list[str] = []
 
-    def engine_of(options: EngineConfig, **more: Any) -> Engine:
+    def engine_of(options: EngineConfig, **arguments: Any) -> Engine:
         return make_engine(
-            start, LossConfig(pool_size=4), device="cuda", precision="bf16", options=options, **more
+            start, LossConfig(pool_size=4), device="cuda", precision="bf16", options=options, **arguments
         )
 
     def run(engine: Engine) -> tuple[Tensor, Tensor]:
         torch.manual_seed(5)
-        return train(engine, given), torch.rand(4, device="cuda")
+        return train(engine, data), torch.rand(4, device="cuda")
 
     before = private_pools()
     engine = engine_of(options, log=logged.append)
-    plant(engine, what)
+    plant(engine, action)
     assert engine.graphs is not None
     engine.graphs._required = False
     plain = engine_of(dataclasses.replace(options, graph="off"))
-    found, expected = run(engine), run(plain)
-    assert torch.equal(found[0], expected[0])
-    assert torch.equal(found[1], expected[1]), (
-        "later random numbers are not those of a run without the attempt"
+    actual, expected = run(engine), run(plain)
+    assert torch.equal(actual[0], expected[0])
+    assert torch.equal(actual[1], expected[1]), (
+        "later random numbers differ from those of a run without the attempt"
     )
     assert_same_bits(engine, plain)
     (report,) = [line for line in logged if line.startswith("no CUDA graph")]
@@ -133,8 +132,8 @@ def test_training_goes_on_after_a_real_failure(
     assert pool_of(torch.empty(2**24, device="cuda")) == (
         0,
         0,
-    ), "memory is still allocated for the graph that failed"
-    assert private_pools() <= before, "memory of the graph that failed is not given back"
+    ), "memory is still allocated for the failed graph"
+    assert private_pools() <= before, "the memory of the failed graph was not released"
     another = engine_of(options)
     assert torch.equal(run(another)[0], expected[0])
     assert another.graphs is not None
@@ -142,25 +141,23 @@ def test_training_goes_on_after_a_real_failure(
 
 
 @pytest.mark.gpu
-def test_a_graph_required_on_a_gpu_names_the_reason() -> None:
+def test_a_required_graph_that_fails_on_a_gpu_reports_the_reason() -> None:
     engine = make_engine(seeded_networks(SMALL), device="cuda", precision="bf16", options=GRAPH)
     plant(engine, reads_back)
-    given = [
+    data = [
         dataclasses.replace(b, A=b.A.cuda(), B=b.B.cuda()) for b in batches(8, size=32, dtype=torch.float32)
     ]
     with pytest.raises(
         UserError,
-        match=(
-            r"--graph on: an iteration cannot be captured: .*operation not permitted when stream is capturing"
-        ),
+        match=(r"--graph on: the iteration cannot be captured: .*operation not permitted when stream"),
     ):
-        train(engine, given)
+        train(engine, data)
     assert torch.rand(4, device="cuda").shape == (4,)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("broken_by", ["item", "an error", "an interrupt"])
-def test_an_earlier_graph_still_draws_the_numbers_that_follow(broken_by: str) -> None:
+def test_an_earlier_graph_still_draws_the_expected_numbers(broken_by: str) -> None:
     capture, out = CudaCapture(torch.cuda.Stream()), torch.zeros(4, device="cuda")
     warm = torch.rand(4, device="cuda")
 
@@ -168,24 +165,24 @@ def test_an_earlier_graph_still_draws_the_numbers_that_follow(broken_by: str) ->
         drawn = torch.rand(4, device="cuda")
         if broken_by == "item":
             drawn.sum().item()
-        raise ValueError("no more") if broken_by == "an error" else KeyboardInterrupt
+        raise ValueError("planted") if broken_by == "an error" else KeyboardInterrupt
 
     torch.manual_seed(3)
     expected = [torch.rand(4, device="cuda") for _ in range(4)]
     torch.manual_seed(3)
     replay, _ = capture(lambda: out.copy_(torch.rand(4, device="cuda")))
-    found = []
+    actual = []
     for n in range(2):
         replay()
-        found.append(out.clone())
+        actual.append(out.clone())
         if n == 0:
-            here = torch.cuda.current_stream()
+            current = torch.cuda.current_stream()
             with pytest.raises((RuntimeError, ValueError, KeyboardInterrupt)):
                 capture(fails)
-            assert torch.cuda.current_stream() == here
-    found.append(torch.rand(4, device="cuda"))
-    again, _ = capture(lambda: out.copy_(torch.rand(4, device="cuda")))
-    again()
-    found.append(out.clone())
-    assert torch.equal(torch.stack(found), torch.stack(expected))
-    assert not torch.equal(warm, found[0])
+            assert torch.cuda.current_stream() == current
+    actual.append(torch.rand(4, device="cuda"))
+    replay_again, _ = capture(lambda: out.copy_(torch.rand(4, device="cuda")))
+    replay_again()
+    actual.append(out.clone())
+    assert torch.equal(torch.stack(actual), torch.stack(expected))
+    assert not torch.equal(warm, actual[0])

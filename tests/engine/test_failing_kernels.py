@@ -1,5 +1,6 @@
-"""Training whose kernels fail, or whose driver refuses tensor descriptors: it trains on, tells so once, and
-computes the same.
+"""Training with kernels that fail, or with a driver that refuses tensor descriptors.
+
+Training continues, warns once and computes the same results.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ DRIVER = "Triton Error [CUDA]: Failed to create tensor map descriptor: invalid a
 
 @pytest.fixture(autouse=True)
 def _as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """auto means the kernels, in a process that has met no failure and has not asked for descriptors."""
+    """Make "auto" select the kernels, in a process without earlier failures or descriptor queries."""
     forget(monkeypatch)
     monkeypatch.setattr(descriptors, "_answers", {CPU: ""})
     monkeypatch.setattr(descriptors, "_refused", set())
@@ -65,17 +66,20 @@ def engine_of(
 def trained(
     engine: Engine, dtype: torch.dtype, iterations: int = 2
 ) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """Train, and return the losses of each iteration and the gradients of the first, those of a layer in a
-    side's networks as one.
+    """Train, and return the losses of each iteration and the gradients of the first.
+
+    Gradients of a layer in both networks of a phase are joined.
     """
     names = {id(p): (net, key) for net, module in engine.nets.items() for key, p in module.named_parameters()}
-    found: dict[str, list[Tensor]] = {}
+    gradients: dict[str, list[Tensor]] = {}
 
     def keep(optimizer: torch.optim.Optimizer, *_: object) -> None:
         for p in (p for group in optimizer.param_groups for p in group["params"]):
             net, key = names[id(p)]
             if not is_cancelled_bias(engine.nets[net], key):
-                found.setdefault(f"{net[0]}.{key.rpartition('.')[0]}", []).append(p.grad.flatten().clone())
+                gradients.setdefault(f"{net[0]}.{key.rpartition('.')[0]}", []).append(
+                    p.grad.flatten().clone()
+                )
 
     hooks = [optimizer.register_step_pre_hook(keep) for optimizer in engine.optimizers.values()]
     losses = []
@@ -83,27 +87,26 @@ def trained(
         losses.append(engine.step(random_batch(16, Plan(0, 9, 9), n, dtype=dtype), 2e-4).clone())
         for hook in hooks:
             hook.remove()
-    return losses, {name: torch.cat(parts) for name, parts in found.items()}
+    return losses, {name: torch.cat(parts) for name, parts in gradients.items()}
 
 
 def assert_trains_alike(
     model: ModelConfig, recipe: Callable[[LossConfig], CycleGANRecipe], iterations: int = 2
 ) -> None:
-    """Train by the kernels as they are, by the reference and in float64; hold what was trained by the
-    rule."""
+    """Train with the current kernels, with the reference and in float64, and compare by the parity rule."""
     nets = seeded_networks(model)
     kernels = engine_of(nets, "auto", recipe)
     assert kernels.choices.kernel_networks
     assert any(one.gradients for one in kernels.phase_optimizers.values())
-    ours, theirs = (
+    ours, reference = (
         trained(engine, FP32, iterations) for engine in (kernels, engine_of(nets, "reference", recipe))
     )
     exact = {name: net.double() for name, net in copy_of(nets).items()}
     truth = trained(engine_of(exact, "reference", recipe), FP64, iterations)
     assert len(ours[1]) >= 4
     for name, gradient in ours[1].items():
-        assert_parity(name, gradient, theirs[1][name], truth[1][name], FP32)
-    for losses in zip(ours[0], theirs[0], truth[0], strict=True):
+        assert_parity(name, gradient, reference[1][name], truth[1][name], FP32)
+    for losses in zip(ours[0], reference[0], truth[0], strict=True):
         assert_parity("losses", *losses, FP32)
 
 
@@ -115,28 +118,37 @@ def failing_kernels(
     return kernels
 
 
-@pytest.mark.parametrize("error", [ERRORS[0][0], ERRORS[6][0]], ids=["none compiles", "none launches"])
-def test_training_without_a_kernel_that_works(
+@pytest.mark.parametrize(
+    "error", [ERRORS[0][0], ERRORS[6][0]], ids=["no kernel compiles", "no kernel launches"]
+)
+def test_training_when_every_kernel_fails(
     error: Callable[[], BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Generators, pairs, gradients in place, working copies: all of it by PyTorch. Each kernel is named once,
-    and not tried again.
+    """PyTorch computes everything: generators, pairs, gradients in place, working copies.
+
+    Each kernel is reported once and not tried again.
     """
     kernels = failing_kernels(monkeypatch, error)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         assert_trains_alike(SMALL, CycleGANRecipe)
-        told, tried = heard(caught), {name: kernel.launches for name, kernel in kernels.items()}
+        reported, tried = heard(caught), {name: kernel.launches for name, kernel in kernels.items()}
         assert sum(tried.values()) > 0
-        # Another engine in the same process knows.
+        # Another engine in the same process does not try them again.
         trained(engine_of(seeded_networks(SMALL), "auto", CycleGANRecipe), FP32)
-    assert len(told) == len(set(told)) == sum(count > 0 for count in tried.values()) == len(heard(caught))
+    assert (
+        len(reported)
+        == len(set(reported))
+        == sum(count > 0 for count in tried.values())
+        == len(heard(caught))
+    )
     assert {name: kernel.launches for name, kernel in kernels.items()} == tried
 
 
 def test_a_fallback_is_captured_and_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The failures come before the capture, in the iterations that warm up: the graph holds PyTorch's
-    operators, with the same bits.
+    """The kernels fail during warm-up, before the capture.
+
+    So the graph contains PyTorch's operators, and computes the same bits.
     """
     failing_kernels(monkeypatch, ERRORS[6][0])
     capture, nets = RecordedGraph(), seeded_networks(SMALL)
@@ -157,7 +169,7 @@ def test_a_fallback_is_captured_and_replayed(monkeypatch: pytest.MonkeyPatch) ->
     assert capture.replays > 1
 
 
-def test_training_that_requires_the_kernels_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_that_requires_the_kernels_ends_when_they_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     failing_kernels(monkeypatch, ERRORS[0][0])
     with pytest.raises(
         KernelError, match=r"kernel \w+ does not compile on cpu, interpreted .*show_failure /"
@@ -165,9 +177,10 @@ def test_training_that_requires_the_kernels_ends(monkeypatch: pytest.MonkeyPatch
         trained(engine_of(seeded_networks(SMALL), "triton", CycleGANRecipe), FP32)
 
 
-def test_training_with_one_kernel_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The others go on, on what PyTorch hands them. It is the sum of weight gradients, which are added up in
-    place.
+def test_training_when_one_kernel_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other kernels continue with the results of PyTorch.
+
+    The failing kernel sums weight gradients, which accumulate in place.
     """
     broken = Failing(_launch.REGISTRY["_reflect_conv_wgrad_sum_kernel"], ERRORS[5][0], first=2)
     monkeypatch.setitem(_launch.REGISTRY, "_reflect_conv_wgrad_sum_kernel", broken)
@@ -180,7 +193,7 @@ def test_training_with_one_kernel_that_fails(monkeypatch: pytest.MonkeyPatch) ->
 
 
 class Refusing:
-    """A kernel whose tensor descriptors the driver refuses."""
+    """A kernel for which the driver refuses tensor descriptors."""
 
     def __init__(self, kernel: Any) -> None:
         self.kernel, self.refused, self.launched = kernel, 0, 0
@@ -196,15 +209,16 @@ class Refusing:
         return launch
 
 
-def test_training_whose_tensor_descriptors_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One by one, as the driver does it: the kernels go on by pointers, and that is no failure of theirs."""
+def test_training_when_tensor_descriptors_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver refuses them one by one. The kernels continue with pointers, and do not count as failed."""
     kernels = {name: Refusing(kernel) for name, kernel in _launch.REGISTRY.items()}
     monkeypatch.setattr(_launch, "REGISTRY", kernels)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         assert_trains_alike(dataclasses.replace(SMALL, ndf=16), Discriminators, 1)
-    told = [str(w.message) for w in caught if "through pointers" in str(w.message)]
+    reported = [str(w.message) for w in caught if "through pointers" in str(w.message)]
     refused = {name: kernel.refused for name, kernel in kernels.items() if kernel.refused}
     assert refused
-    assert len(told) == len(set(told)) == sum(refused.values())  # each form once, whatever the iteration
+    # Each form is reported once, in any iteration.
+    assert len(reported) == len(set(reported)) == sum(refused.values())
     assert not heard(caught)

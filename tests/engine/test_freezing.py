@@ -1,4 +1,4 @@
-"""Networks that the user freezes and thaws between iterations, compiled: they train as uncompiled ones do."""
+"""Compiled networks that are frozen and unfrozen between iterations train like uncompiled ones."""
 
 from __future__ import annotations
 
@@ -25,20 +25,21 @@ def weights(engine: Engine, name: str) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("first", "then"), [(0, 3), (2, 4)], ids=["frozen from the start, thawed later", "frozen in between"]
+    ("first", "then"), [(0, 3), (2, 4)], ids=["frozen first, unfrozen later", "frozen in between"]
 )
-def test_a_compiled_network_that_is_frozen_and_thawed(
+def test_a_compiled_network_that_is_frozen_and_unfrozen(
     first: int, then: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In float64, so that nothing is left to rounding. torch 2.11's compiler does not ask by itself whether a
-    parameter is frozen.
+    """Uses float64 so that rounding plays no role.
+
+    By itself, torch 2.11's compiler does not check whether a parameter is frozen.
     """
     torch._dynamo.reset()
-    # What its graphs are is asked here, not how fast they are: Inductor would take minutes.
+    # This tests which graphs are made, not how fast they are: Inductor would take minutes.
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     start = seeded_networks(TINY, dtype=torch.float64)
     compiled, plain = (make_engine(start, compiled=compiled) for compiled in (True, False))
-    moved = {name: weights(compiled, name) for name in compiled.nets}
+    initial = {name: weights(compiled, name) for name in compiled.nets}
     for n in range(6):
         batch = random_batch(8, Plan(0, 9, 9), n, dtype=torch.float64)
         for engine in (compiled, plain):
@@ -46,6 +47,6 @@ def test_a_compiled_network_that_is_frozen_and_thawed(
                 freeze(engine, n == first)
         before = {name: weights(compiled, name) for name in compiled.nets}
         assert relative_error(compiled.step(batch, 2e-4), plain.step(batch, 2e-4)) < 1e-9, n
-        still = {name for name in compiled.nets if torch.equal(before[name], weights(compiled, name))}
-        assert still == ({"G_AB", "D_A"} if first <= n < then else set()), n
-    assert not any(torch.equal(moved[name], weights(compiled, name)) for name in compiled.nets)
+        unchanged = {name for name in compiled.nets if torch.equal(before[name], weights(compiled, name))}
+        assert unchanged == ({"G_AB", "D_A"} if first <= n < then else set()), n
+    assert not any(torch.equal(initial[name], weights(compiled, name)) for name in compiled.nets)

@@ -1,6 +1,4 @@
-"""What a captured iteration needs of the device's memory with weight gradients on a stream of their own,
-against one stream.
-"""
+"""Device memory of a captured iteration, with weight gradients on a separate stream or on the same one."""
 
 from __future__ import annotations
 
@@ -20,8 +18,10 @@ SIZE = 256
 
 
 def captured(overlap: Any) -> tuple[int, int, int]:
-    """Return, in bytes: the most that a capture had in use beyond what was there before, its pool's memory,
-    and the side stream's share.
+    """Return three sizes in bytes.
+
+    They are the peak memory that a capture added to the memory in use before, the memory of its pool, and the
+    part of the pool that belongs to the side stream.
     """
     options = EngineConfig(graph="on", overlap=overlap)
     engine = make_engine(
@@ -31,42 +31,45 @@ def captured(overlap: Any) -> tuple[int, int, int]:
         precision="bf16",
         options=options,
     )
-    given = [
+    data = [
         dataclasses.replace(b, A=b.A.cuda(), B=b.B.cuda()) for b in batches(4, size=SIZE, dtype=torch.float32)
     ]
-    train(engine, given[:3])
+    train(engine, data[:3])
     gc.collect()
     torch.cuda.reset_peak_memory_stats()
-    # Not max_memory_allocated, which counts what PyTorch has put off freeing as freed.
+    # Not max_memory_allocated, which counts memory whose release is delayed as free.
     before = torch.cuda.memory_stats()["requested_bytes.all.current"]
-    train(engine, given[3:])
-    most = torch.cuda.memory_stats()["requested_bytes.all.peak"] - before
+    train(engine, data[3:])
+    peak = torch.cuda.memory_stats()["requested_bytes.all.peak"] - before
     assert engine.graphs is not None
     assert engine.graphs.captured == 1
     weights = engine.streams.weight_gradients
-    side = weights.cuda_stream if weights is not None else None
+    side_stream = weights.cuda_stream if weights is not None else None
     segments = [
         s
         for s in torch.cuda.memory_snapshot()
         if tuple(s["segment_pool_id"]) == tuple(engine.graphs._capture._pool)
     ]
-    of_side = sum(s["total_size"] for s in segments if s["stream"] == side)
-    return most, sum(s["total_size"] for s in segments), of_side
+    side_bytes = sum(s["total_size"] for s in segments if s["stream"] == side_stream)
+    return peak, sum(s["total_size"] for s in segments), side_bytes
 
 
 @pytest.mark.gpu
-def test_overlapping_costs_no_more_than_its_bound() -> None:
-    """A generator's weight gradients read more than 500 MB in an iteration (nine blocks of 36 MB, then of
-    18): all was once kept.
+def test_overlapping_stays_within_its_memory_bound() -> None:
+    """The weight gradients of a generator read more than 500 MB in an iteration (nine blocks of 36 MB, then
+    of 18).
+
+    Without a bound, all of this was kept.
     """
     one_stream, pool_of_one, _ = captured("off")
     gc.collect()
     torch.cuda.empty_cache()
-    two_streams, pool_of_two, of_side = captured("wgrad")
+    two_streams, pool_of_two, side_bytes = captured("wgrad")
     held = _overlap.most_held()
     assert 0 < held <= _overlap.MOST_BYTES
-    # At every point of the program the same is in use as on one stream, what is held, and what the side
-    # stream's own work needs.
-    assert two_streams <= one_stream + held + of_side
-    # What is held is freed later, into other holes: as much again may not fit together.
-    assert pool_of_two <= pool_of_one + 2 * _overlap.MOST_BYTES + of_side
+    # At every point, memory use is that of one stream, plus the tensors that are held, plus the memory for
+    # the side stream's own work.
+    assert two_streams <= one_stream + held + side_bytes
+    # Tensors that are held are freed later and leave other gaps, so as much memory again may be needed to fit
+    # them.
+    assert pool_of_two <= pool_of_one + 2 * _overlap.MOST_BYTES + side_bytes

@@ -1,4 +1,4 @@
-"""Gradients that are added up in place, and Adam at a rate that lies on the device."""
+"""Gradients that accumulate in place, and Adam with its learning rate on the device."""
 
 from __future__ import annotations
 
@@ -32,37 +32,39 @@ def backward(nets: list[nn.Module], seed: int) -> None:
 
 
 @pytest.mark.parametrize("in_place", [False, True])
-def test_steps_are_adams(in_place: bool) -> None:
-    """Rates change from step to step, by the tensor alone; a frozen parameter stays, also one that was moving
-    before.
+def test_steps_equal_adam(in_place: bool) -> None:
+    """The rate changes at every step, through the tensor only. A frozen parameter stays the same, even if it
+    was trained before.
 
-    In float64, where 1e-16 of rounding stays far below 1e-9 in 4 steps; but the biases that cancel, whose
-    gradients are rounding alone.
+    In float64, rounding of 1e-16 stays far below 1e-9 in 4 steps, except for the biases that cancel, whose
+    gradients are only rounding.
     """
-    ours, theirs = pair(torch.float64), pair(torch.float64)
+    ours, expected = pair(torch.float64), pair(torch.float64)
     lr = torch.zeros((), dtype=torch.float64)
     trained = PhaseOptimizer(ours, OPTIM, lr, in_place=in_place)
-    adam = torch.optim.Adam([p for net in theirs for p in net.parameters()], 0.0, (0.5, 0.999))
+    adam = torch.optim.Adam([p for net in expected for p in net.parameters()], 0.0, (0.5, 0.999))
     for n in range(4):
         if n == 2:
-            for nets in (ours, theirs):
+            for nets in (ours, expected):
                 next(nets[0].parameters()).requires_grad_(False)
         lr.fill_(1e-3 * (n + 1))
         adam.param_groups[0]["lr"] = 1e-3 * (n + 1)
         with trained.gradients_ready():
             backward(ours, n)
             trained.step()
-        backward(theirs, n)
+        backward(expected, n)
         adam.step()
         adam.zero_grad()
         assert all(p.grad is None for net in ours for p in net.parameters())
-    for one, other in zip(ours, theirs, strict=True):
+    for one, other in zip(ours, expected, strict=True):
         for name, p in parameters_that_count(other).items():
             assert relative_error(one.get_parameter(name), p) < 1e-9, name
 
 
-def test_gradients_of_a_pair_lie_side_by_side() -> None:
-    """What one launch writes: two networks' weights at equal steps, in the strides of the weights."""
+def test_gradients_of_a_pair_are_adjacent() -> None:
+    """One launch writes the weight gradients of both networks: at equal steps, with the strides of the
+    weights.
+    """
     nets = pair()
     trained = PhaseOptimizer(nets, OPTIM, torch.zeros(()), in_place=True)
     with trained.gradients_ready():
@@ -73,7 +75,7 @@ def test_gradients_of_a_pair_lie_side_by_side() -> None:
         assert len({p.grad.untyped_storage().data_ptr() for net in nets for p in net.parameters()}) == 1
 
 
-def test_networks_that_differ_are_trained_too() -> None:
+def test_networks_of_different_shapes_are_trained() -> None:
     nets = [Discriminator(ndf=2, n_layers=1), Discriminator(ndf=3, n_layers=1)]
     trained = PhaseOptimizer(nets, OPTIM, torch.tensor(1e-3, dtype=torch.float64), in_place=True)
     before = copy.deepcopy(nets[1].state_dict())
@@ -84,7 +86,7 @@ def test_networks_that_differ_are_trained_too() -> None:
     assert [len(place) for place in trained.places] == [1] * len(trained.places)
 
 
-def test_state_holds_the_rate_as_a_number_and_leaves_how_adam_runs_alone() -> None:
+def test_state_has_the_rate_as_a_number_and_loading_keeps_the_settings_of_adam() -> None:
     lr = torch.tensor(5e-4, dtype=torch.float64)
     trained, other = (PhaseOptimizer(pair(), OPTIM, lr, in_place=False) for _ in range(2))
     with trained.gradients_ready():
@@ -101,4 +103,4 @@ def test_state_holds_the_rate_as_a_number_and_leaves_how_adam_runs_alone() -> No
     (group,) = other.adam.param_groups
     assert group["lr"] is lr
     assert group["fused"] is True
-    assert group["betas"] == (0.5, 0.999)  # what is asked for now, not what was when the state was saved
+    assert group["betas"] == (0.5, 0.999)  # the current setting, not the one that was saved

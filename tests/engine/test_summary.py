@@ -1,4 +1,4 @@
-"""The table at the start of a run."""
+"""The engine's rows in the table at the start of a run."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import dataclasses
 from tests.engine.kernel_engine import engine
 
 
-def test_the_table_at_the_start_says_that_kernels_are_compiled_ahead() -> None:
-    one = engine()
-    assert "kernels" not in one.describe()
-    one.choices = dataclasses.replace(one.choices, compile_ahead=True)
-    assert one.describe()["kernels"] == "compiled before the first iteration, where Triton's cache lacks them"
+def test_the_table_reports_kernels_compiled_ahead() -> None:
+    kernel_engine = engine()
+    assert "kernels" not in kernel_engine.describe()
+    kernel_engine.choices = dataclasses.replace(kernel_engine.choices, compile_ahead=True)
+    assert (
+        kernel_engine.describe()["kernels"]
+        == "compiled before the first iteration, if missing from Triton's cache"
+    )

@@ -1,4 +1,4 @@
-"""Running averages of weights: by hand, after a restart, and after a state was loaded."""
+"""Running averages of weights: compared to a formula, after a restart and after loading a state."""
 
 from __future__ import annotations
 

@@ -126,7 +126,10 @@ def test_a_capture_does_not_probe_but_a_later_launch_does(
 def test_the_table_reports_a_refusal(monkeypatch: pytest.MonkeyPatch, probed: list[torch.device]) -> None:
     assert summary._loads(GPU) == summary._loads(torch.device("cpu")) == ""
     descriptors._answers[GPU] = "invalid argument"
-    assert summary._loads(GPU) == "; tensor descriptors refused (invalid argument): pointers"
+    assert (
+        summary._loads(GPU)
+        == "; loads use pointers, because tensor descriptors are refused (invalid argument)"
+    )
 
 
 @pytest.mark.gpu

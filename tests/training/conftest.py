@@ -1,4 +1,4 @@
-"""Shared by the tests of training: the run that nothing interrupted."""
+"""Fixtures for the tests of training."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ from tests.training.runs import run
 
 
 @pytest.fixture
-def unbroken(dataset: Path, tmp_path: Path) -> Path:
-    run(dataset, tmp_path, "unbroken", "--max_iters", "150")
-    return tmp_path / "unbroken"
+def uninterrupted(dataset: Path, tmp_path: Path) -> Path:
+    run(dataset, tmp_path, "uninterrupted", "--max_iters", "150")
+    return tmp_path / "uninterrupted"

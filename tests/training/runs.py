@@ -1,4 +1,4 @@
-"""Small runs of a training, in this process and in one of its own, and what is compared of them."""
+"""Run small trainings, in this process or in another, and compare their states."""
 
 from __future__ import annotations
 
@@ -62,32 +62,32 @@ def run(dataset: Path, runs: Path, name: str, *more: str) -> Trainer:
 
 
 def assert_same_state(one: Path, two: Path) -> None:
-    """Bit for bit: weights, optimizers, pools, random state, schedule."""
+    """Compare bit for bit: weights, optimizers, pools, random state, schedule."""
     a, b = (load_tensors(folder / run_files.STATE) for folder in (one, two))
 
-    def compare(x: Any, y: Any, where: str) -> None:
+    def compare(x: Any, y: Any, path: str) -> None:
         if isinstance(x, torch.Tensor):
-            assert torch.equal(x, y), where
-            assert x.stride() == y.stride(), where
+            assert torch.equal(x, y), path
+            assert x.stride() == y.stride(), path
         elif isinstance(x, dict):
-            assert x.keys() == y.keys(), where
+            assert x.keys() == y.keys(), path
             for key in x:
-                compare(x[key], y[key], f"{where}/{key}")
+                compare(x[key], y[key], f"{path}/{key}")
         elif isinstance(x, list):
-            assert len(x) == len(y), where
+            assert len(x) == len(y), path
             for n, (p, q) in enumerate(zip(x, y, strict=True)):
-                compare(p, q, f"{where}/{n}")
+                compare(p, q, f"{path}/{n}")
         else:
-            assert x == y, where
+            assert x == y, path
 
     for key in ("iteration", "first", "nets", "optimizers", "recipe", "rng", "extra", "ema"):
         compare(a.get(key), b.get(key), key)
 
 
-# --- In a process of its own --------------------------------------------------------------------------------
+# --- In a separate process ----------------------------------------------------------------------------------
 
 
-# What a process inherits, whoever starts the tests: nohup, a terminal, or a script in the background, which
+# Makes the process independent of what started the tests: nohup, a terminal, or a background script, which
 # ignores SIGINT.
 LAUNCHER = """
 import os, signal, sys
@@ -100,9 +100,7 @@ os.execv(sys.argv[2], sys.argv[2:])
 
 
 def start_process(args: list[str], ignored: Iterable[signal.Signals] = ()) -> subprocess.Popen[str]:
-    """Start a training in a session of its own, with the signals ``ignored`` and no others ignored from the
-    start.
-    """
+    """Start a training in a separate session in which exactly the signals ``ignored`` are ignored."""
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-c", LAUNCHER, ",".join(number.name for number in ignored), *TRAIN, *args]
     return subprocess.Popen(
@@ -115,6 +113,6 @@ def start_process(args: list[str], ignored: Iterable[signal.Signals] = ()) -> su
     )
 
 
-def iterations_done(folder: Path) -> int:
+def iterations_logged(folder: Path) -> int:
     records = read_stats(folder)
     return records[-1]["iteration"] if records else 0

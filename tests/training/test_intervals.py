@@ -1,4 +1,4 @@
-"""When something is due: by the number of images, and by the clock within a share of the time."""
+"""When periodic work is due: by the number of images, and by the clock within a share of the time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from fastcyclegan.training.intervals import Interval
 
 
-def test_every_follows_the_clock_or_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interval_follows_the_clock_or_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     by_count, by_clock = Interval(10, 5.0), Interval(None, 5.0, share=0.1)
@@ -18,11 +18,11 @@ def test_every_follows_the_clock_or_the_images(monkeypatch: pytest.MonkeyPatch) 
         by_count.count(4)
         due.append(by_count.due)
     assert due == [False, False, True]
-    by_count.done()
-    assert by_count.seen == 2  # what was over counts for the next time
+    by_count.restart()
+    assert by_count.seen == 2  # the surplus counts towards the next interval
     clock[0] = 5.0
     assert by_clock.due
-    by_clock.done(cost=2.0)
+    by_clock.restart(cost=2.0)
     clock[0] = 24.9
     assert not by_clock.due  # it took 2 s, so a tenth of the time is 20 s
     clock[0] = 25.1

@@ -1,4 +1,4 @@
-"""Learning rates against the official table and torch's own schedulers."""
+"""Learning rates against the official table and torch's schedulers."""
 
 from __future__ import annotations
 
@@ -54,24 +54,22 @@ def test_step_and_cosine_against_torch(phase: str) -> None:
 
 
 def test_plateau_against_torch() -> None:
-    """On a metric that falls, stalls and jitters at the threshold, for longer than the patience several times
-    over.
-    """
+    """The metric falls, stalls, and then jitters at the threshold for several times the patience."""
     rng = random.Random(0)
     metrics = [10 / (1 + n) if n < 8 else 1.25 + 0.02 * rng.uniform(-1, 1) for n in range(60)]
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
         optimizer, mode="min", factor=0.2, threshold=0.01, patience=5, eps=0.0
     )
     ours = make_schedule(OptimConfig(lr=1.0, lr_policy="plateau"))
     for epoch, metric in enumerate(metrics, start=1):
         assert ours.lr(epoch) == pytest.approx(optimizer.param_groups[0]["lr"])
         ours.end_epoch(metric)
-        theirs.step(metric)
+        scheduler.step(metric)
     assert ours.lr(61) < 0.01
-    again = make_schedule(OptimConfig(lr=1.0, lr_policy="plateau"))
-    again.load_state_dict(ours.state_dict())
-    assert again.lr(61) == ours.lr(61)
+    restored = make_schedule(OptimConfig(lr=1.0, lr_policy="plateau"))
+    restored.load_state_dict(ours.state_dict())
+    assert restored.lr(61) == ours.lr(61)
 
 
 def test_constant_and_callable() -> None:

@@ -1,5 +1,5 @@
-"""Taking a run up where it stopped: bit for bit after any interruption and kill, from official files, and
-what does not fit.
+"""Resume a run: bit for bit after any interruption or kill, from official files, and with settings that do
+not fit.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import torch
 from fastcyclegan.errors import UserError
 from fastcyclegan.tensor_files import load_tensors
 from fastcyclegan.training.run_report import read_stats
-from tests.training.runs import arguments, assert_same_state, iterations_done, run, start_process
+from tests.training.runs import arguments, assert_same_state, iterations_logged, run, start_process
 
 
 @pytest.mark.parametrize("more", [
     pytest.param((), id="the default"),
     pytest.param(
         "--batch_size 2 --use_dropout --lr_policy plateau --norm batch --num_threads 2".split(),
-        id="everything with a memory of its own",
+        id="everything that keeps a state",
     ),
     pytest.param(
         "--preprocess none --gan_mode vanilla --cache ram".split(), id="images of several sizes, cached"
@@ -35,17 +35,19 @@ from tests.training.runs import arguments, assert_same_state, iterations_done, r
     ),
     pytest.param(
         "--batch_size 3 --micro_batch 2 --ema 0.9 --lr_scaling sqrt --pairing on".split(),
-        id="parts of a batch, running averages, pairs",
+        id="micro batches, running averages, pairs",
     ),
 ])  # fmt: skip
-def test_a_resumed_run_equals_the_unbroken_one(dataset: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    dataset: Path, tmp_path: Path, more: tuple[str, ...]
+) -> None:
     if "none" in more:
         from tests.conftest import write_images
 
         write_images(dataset / "trainA" / "wide", 3, size=(40, 12))
     whole = run(dataset, tmp_path, "whole", *more, "--max_iters", "13", "--print_freq", "1")
     run(dataset, tmp_path, "broken", *more, "--max_iters", "5", "--print_freq", "1")
-    run(dataset, tmp_path, "broken", "--continue_train", "--max_iters", "6")  # in its own configuration
+    run(dataset, tmp_path, "broken", "--continue_train", "--max_iters", "6")  # with the saved configuration
     resumed = run(dataset, tmp_path, "broken", "--continue_train", "--max_iters", "13")
     assert resumed.run.iteration == whole.run.iteration == 13 + whole.run.first
     assert_same_state(tmp_path / "whole", tmp_path / "broken")
@@ -59,24 +61,24 @@ def test_a_resumed_run_equals_the_unbroken_one(dataset: Path, tmp_path: Path, mo
     )
 
 
-def test_stopping_and_going_on_from_official_files_alone(
+def test_starting_from_official_files_only(
     dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(dataset, tmp_path, "first", "--max_iters", "3")
-    theirs = tmp_path / "theirs"
-    theirs.mkdir()
+    official = tmp_path / "official"
+    official.mkdir()
     for file in (tmp_path / "first").glob("latest_net_*.pth"):
-        (theirs / file.name).write_bytes(file.read_bytes())
-    trainer = run(dataset, tmp_path, "theirs", "--continue_train", "--max_iters", "1", "--epoch_count", "2")
-    assert "with fresh optimizers, pools and epoch 2" in capsys.readouterr().out
+        (official / file.name).write_bytes(file.read_bytes())
+    trainer = run(dataset, tmp_path, "official", "--continue_train", "--max_iters", "1", "--epoch_count", "2")
+    assert "at epoch 2 and with fresh optimizers and pools" in capsys.readouterr().out
     assert (trainer.run.first, trainer.run.iteration) == (5, 6)
     first = torch.load(tmp_path / "first" / "latest_net_G_A.pth", weights_only=True)["model.1.weight"]
-    now = torch.load(theirs / "latest_net_G_A.pth", weights_only=True)["model.1.weight"]
+    now = torch.load(official / "latest_net_G_A.pth", weights_only=True)["model.1.weight"]
     # One Adam step moves each weight by at most about lr.
     assert 0 < (now - first).abs().max().item() < 4e-4
 
 
-def test_continuing_with_what_does_not_fit(dataset: Path, tmp_path: Path) -> None:
+def test_resuming_with_settings_that_do_not_fit(dataset: Path, tmp_path: Path) -> None:
     run(dataset, tmp_path, "r", "--max_iters", "2")
     before = (tmp_path / "r" / "state.pt").read_bytes()
     with pytest.raises(
@@ -87,11 +89,11 @@ def test_continuing_with_what_does_not_fit(dataset: Path, tmp_path: Path) -> Non
         ),
     ):
         run(dataset, tmp_path, "r", "--continue_train", "--ngf", "4")
-    with pytest.raises(UserError, match="pool_size was 3 and cannot become 5 in the middle of a run"):
+    with pytest.raises(UserError, match="pool_size was 3 and cannot change to 5 in the middle of a run"):
         run(dataset, tmp_path, "r", "--continue_train", "--pool_size", "5")
-    with pytest.raises(UserError, match=r"7_net_G_A.pth: no such file; weights in .*: latest"):
+    with pytest.raises(UserError, match=r"7_net_G_A.pth: no such file; epochs saved in .*: latest"):
         run(dataset, tmp_path, "r", "--continue_train", "--epoch", "7")
-    # One bit of one weight: torch.load would not notice.
+    # A single flipped bit of one weight, which torch.load would not notice.
     weight = load_tensors(tmp_path / "r" / "state.pt")["nets"]["G_AB"]["model.18.bias"]
     place = before.index(weight.numpy().tobytes())
     (tmp_path / "r" / "state.pt").write_bytes(
@@ -104,39 +106,39 @@ def test_continuing_with_what_does_not_fit(dataset: Path, tmp_path: Path) -> Non
         run(dataset, tmp_path, "r", "--continue_train")
 
 
-def test_other_images_are_logged(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_changed_images_are_logged(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(dataset, tmp_path, "r", "--max_iters", "2")
     (dataset / "trainA" / "000.png").unlink()
     run(dataset, tmp_path, "r", "--continue_train", "--max_iters", "3")
-    assert "not the ones that this run began with" in capsys.readouterr().out
+    assert "the training images have changed since this run started" in capsys.readouterr().out
 
 
-def test_another_loader_on_continuing_is_said(
+def test_resuming_with_another_loader_is_logged(
     dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(dataset, tmp_path, "r", "--max_iters", "2")
     assert re.search(r"loader +dali, 1 thread \(decodes on the CPU\)", capsys.readouterr().out)
     run(dataset, tmp_path, "r", "--continue_train", "--max_iters", "3", "--loader", "folder")
-    assert "images were read by dali and are now by folder" in capsys.readouterr().out
+    assert "images were previously read by dali and are now read by folder" in capsys.readouterr().out
 
 
-def test_killed_at_random_moments(dataset: Path, tmp_path: Path, unbroken: Path) -> None:
-    """SIGKILL, again and again, with a state being written nearly all the time; then the same bits as the run
-    that nobody killed.
-    """
+def test_a_run_killed_at_random_moments_equals_an_uninterrupted_one(
+    dataset: Path, tmp_path: Path, uninterrupted: Path
+) -> None:
+    """Send SIGKILL repeatedly, while a state is being written almost all the time."""
     rng, kills = random.Random(0), 0
-    wanted = int(os.environ.get("FASTCYCLEGAN_KILLS", "3"))
+    required = int(os.environ.get("FASTCYCLEGAN_KILLS", "3"))
     args = arguments(
         dataset, tmp_path, "r", "--max_iters", "150", "--print_freq", "1", "--save_latest_freq", "2"
     )
-    while kills < wanted:
+    while kills < required:
         process = start_process(
             [*args, "--continue_train"] if (tmp_path / "r" / "state.pt").exists() else [*args, "--overwrite"]
         )
-        before, deadline = iterations_done(tmp_path / "r"), time.monotonic() + 120
+        before, deadline = iterations_logged(tmp_path / "r"), time.monotonic() + 120
         while (
             process.poll() is None
-            and iterations_done(tmp_path / "r") <= before
+            and iterations_logged(tmp_path / "r") <= before
             and time.monotonic() < deadline
         ):
             time.sleep(0.01)
@@ -158,7 +160,7 @@ def test_killed_at_random_moments(dataset: Path, tmp_path: Path, unbroken: Path)
             else ("--overwrite", "--max_iters", "150")
         ),
     )
-    assert_same_state(unbroken, tmp_path / "r")
+    assert_same_state(uninterrupted, tmp_path / "r")
     stats = [record["iteration"] for record in read_stats(tmp_path / "r")]
     assert stats == sorted(set(stats))  # no iteration is logged twice
     assert not list((tmp_path / "r").glob(".*"))

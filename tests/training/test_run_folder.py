@@ -1,5 +1,4 @@
-"""The folder of a run: names that are taken, names that are numbered, and a place that cannot be written
-to."""
+"""The folder of a run: names that are taken, numbered names, and folders that cannot be written to."""
 
 from __future__ import annotations
 
@@ -13,19 +12,19 @@ from fastcyclegan import cli
 from tests.commands import TINY, fails
 
 
-def test_a_name_that_exists(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_existing_name(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     args = ("--dataroot", str(dataset), "--checkpoints_dir", str(tmp_path), "--name", "r", "--max_iters", "1")
     assert cli.train([*TINY, *args]) == 0
     capsys.readouterr()
-    assert "r exists: use --continue_train, --overwrite or another --name" in fails(capsys, *args)
+    assert "r already exists: use --continue_train, --overwrite or another --name" in fails(capsys, *args)
     (tmp_path / "r" / "notes.txt").write_text("mine")
     assert cli.train([*TINY, *args, "--overwrite"]) == 0
     assert (tmp_path / "r" / "notes.txt").read_text() == "mine"
-    # A folder that is no run is left alone, whatever its name.
+    # A folder that is not a run is never replaced.
     (tmp_path / "q").mkdir()
     (tmp_path / "q" / "photo.png").touch()
     capsys.readouterr()
-    assert "is not a run's folder, so --overwrite leaves it alone" in fails(
+    assert "is not the folder of a run, so --overwrite does not replace it" in fails(
         capsys, *args, "--name", "q", "--overwrite"
     )
 
@@ -49,11 +48,11 @@ def test_unwritable_folder(
 ) -> None:
     (tmp_path / "file").write_text("")
     error = fails(capsys, "--dataroot", str(dataset), "--checkpoints_dir", str(tmp_path / "file"))
-    assert "cannot write there: Not a directory" in error
+    assert f"cannot write to {tmp_path}/file/photos_1: Not a directory" in error
 
     def refuse(self: Path, *args: object, **kwargs: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", str(self))
 
     monkeypatch.setattr(Path, "touch", refuse)
     error = fails(capsys, "--dataroot", str(dataset), "--checkpoints_dir", str(tmp_path / "runs"))
-    assert "cannot write there: Permission denied" in error
+    assert f"cannot write to {tmp_path}/runs/photos_1: Permission denied" in error

@@ -1,6 +1,4 @@
-"""What a run shows: what is written and opens, what a resumed run drops, damaged files, and what is missing
-without the log extra.
-"""
+"""The report of a run: its files, resuming, damaged files, and running without the log extra."""
 
 from __future__ import annotations
 
@@ -30,7 +28,7 @@ def record(iteration: int) -> dict[str, Any]:
     }
 
 
-def test_everything_is_written_and_opens(tmp_path: Path) -> None:
+def test_every_file_is_written_and_readable(tmp_path: Path) -> None:
     report = Report(tmp_path, "<name>", {"a": "<b>"}, LOSSES)
     for n in (1, 2):
         report.add_stats(record(n))
@@ -60,7 +58,7 @@ def test_tensorboard_has_the_losses(tmp_path: Path) -> None:
     assert events.Tags()["images"] == ["samples"]
 
 
-def test_resume_drops_what_came_after(tmp_path: Path) -> None:
+def test_resume_drops_later_records(tmp_path: Path) -> None:
     report = Report(tmp_path, "n", {}, LOSSES)
     for n in (1, 2, 3):
         report.add_stats(record(n))

@@ -1,6 +1,4 @@
-"""How a run begins: all that can fail comes before anything is made, replaced or deleted, and what cannot be
-done here is said.
-"""
+"""Starting a run: everything that can fail fails before anything is created, replaced or deleted."""
 
 from __future__ import annotations
 
@@ -14,21 +12,21 @@ from tests.commands import TINY, fails
 from tests.training.runs import run
 
 
-def test_what_the_engine_cannot_do_here_is_refused(dataset: Path, tmp_path: Path) -> None:
-    for flags, logged in (
+def test_unsupported_engine_options_are_refused(dataset: Path, tmp_path: Path) -> None:
+    for flags, message in (
         (("--graph", "on"), "--graph on needs a CUDA GPU, got --device cpu"),
         (("--nvtx",), "--nvtx needs a CUDA GPU, got --device cpu"),
         (("--overlap", "phases"), "--overlap phases needs a CUDA GPU, got --device cpu"),
-        (("--micro_batch", "1", "--norm", "batch"), "--micro_batch would change what batch norm computes"),
+        (("--micro_batch", "1", "--norm", "batch"), "--micro_batch would change the result of batch norm"),
         (("--micro_batch", "0"), "micro_batch must be at least 1, got 0"),
         (("--ema", "1"), r"ema must be in \[0, 1\), got 1.0"),
     ):
-        with pytest.raises(UserError, match=logged):
+        with pytest.raises(UserError, match=message):
             run(dataset, tmp_path, "r", *flags, "--max_iters", "1")
         assert not (tmp_path / "r").exists()
 
 
-def test_overwrite_replaces_nothing_that_could_not_be_replaced(
+def test_overwrite_keeps_the_old_run_if_the_new_one_cannot_start(
     dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     args = ("--dataroot", str(dataset), "--checkpoints_dir", str(tmp_path), "--name", "r", "--max_iters", "1")
@@ -42,20 +40,20 @@ def test_overwrite_replaces_nothing_that_could_not_be_replaced(
     assert {path: path.read_bytes() for path in (tmp_path / "r").glob("*.p*")} == before
 
 
-def test_overwrite_does_not_delete_its_own_images(
+def test_overwrite_does_not_delete_its_training_images(
     dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     args = ("--checkpoints_dir", str(tmp_path), "--name", "r", "--max_iters", "1")
     assert cli.train([*TINY, "--dataroot", str(dataset), *args]) == 0
     before = sorted(path for path in (tmp_path / "r").rglob("*"))
     capsys.readouterr()
-    own = ("--data_A", str(tmp_path / "r" / "samples"), "--data_B", str(dataset / "trainB"))
-    assert "--overwrite would delete its own images" in fails(capsys, *args, *own, "--overwrite")
+    data = ("--data_A", str(tmp_path / "r" / "samples"), "--data_B", str(dataset / "trainB"))
+    assert "--overwrite would delete the training images" in fails(capsys, *args, *data, "--overwrite")
     assert sorted(path for path in (tmp_path / "r").rglob("*")) == before
 
 
 @pytest.mark.parametrize("flag", ["--ngf", "--ndf"])
-def test_networks_larger_than_the_memory(
+def test_networks_that_do_not_fit_in_memory(
     dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flag: str
 ) -> None:
     error = fails(
@@ -75,15 +73,15 @@ def test_networks_larger_than_the_memory(
     assert not (tmp_path / "runs").exists()
 
 
-def test_no_compiler(
+def test_a_missing_compiler_is_reported_and_training_continues(
     dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from torch._inductor import cpp_builder, exc
 
-    def none() -> str:
+    def fail() -> str:
         raise exc.InvalidCxxCompiler
 
-    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", none)
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", fail)
     assert (
         cli.train(
             [
@@ -101,7 +99,7 @@ def test_no_compiler(
     )
     output = capsys.readouterr().out
     assert (
-        "--compile: no C++ compiler found (on Debian or Ubuntu: apt-get install g++); training goes on"
+        "--compile: no C++ compiler found (on Debian or Ubuntu: apt-get install g++); training continues"
         " uncompiled" in output
     )
     assert "compiled       no" in output

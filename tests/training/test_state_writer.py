@@ -1,5 +1,5 @@
-"""What is not written: weights that are not finite, and halves of files on a full disk; the state of before
-stays.
+"""States that are not written: those that are not finite, and incomplete files on a full disk. The previous
+state is kept.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from tests.training.runs import run
 def test_weights_that_are_not_finite_are_not_saved(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The loss is taken before the update, so the last update may have ruined what a finite loss would let
-    through.
+    """The loss is computed before the update, so the last update can break the weights although the loss is
+    finite.
     """
     from fastcyclegan.engine import Engine
 
@@ -37,7 +37,7 @@ def test_weights_that_are_not_finite_are_not_saved(
     before = (tmp_path / "r" / "state.pt").read_bytes()
     monkeypatch.setattr(Engine, "step", ruin)
     with pytest.raises(
-        UserError, match="weights are not finite after iteration 2; the last good state is of iteration 1"
+        UserError, match="weights are not finite after iteration 2; the last good state is from iteration 1"
     ):
         run(dataset, tmp_path, "r", "--continue_train", "--max_iters", "2")
     assert (tmp_path / "r" / "state.pt").read_bytes() == before
@@ -52,7 +52,7 @@ def test_a_full_disk_keeps_the_old_state(
     save = torch.save
 
     def refuse(value: Any, file: IO[bytes]) -> None:
-        """What torch does on a full disk: its own error, raised while the file's was handled."""
+        """Imitate torch on a full disk: it raises its own error while the file's error is being handled."""
         if full == "weights" and "state" in file.name:
             return save(value, file)
         file.write(b"half")
@@ -65,13 +65,14 @@ def test_a_full_disk_keeps_the_old_state(
     with pytest.raises(
         UserError,
         match=(
-            r"saving failed at iteration 3: No space left on device; the last good state is of iteration [23]"
+            r"saving failed at iteration 3: No space left on device; the last good state is from iteration"
+            r" [23]"
         ),
     ):
         run(dataset, tmp_path, "r", "--continue_train", "--max_iters", "3")
-    left = {path: path.read_bytes() for path in (tmp_path / "r").glob("*.pt*")}
+    files_after = {path: path.read_bytes() for path in (tmp_path / "r").glob("*.pt*")}
     if full == "state":
-        assert left == files
-    assert left.keys() == files.keys()
+        assert files_after == files
+    assert files_after.keys() == files.keys()
     assert not list((tmp_path / "r").glob(".*"))
     assert load_tensors(tmp_path / "r" / "state.pt")["iteration"] == (2 if full == "state" else 3)

@@ -1,4 +1,4 @@
-"""Whole runs, small: the files they leave, rates and records, and what ends a run without losing it."""
+"""Small complete runs: their files, rates and records, and errors that end a run without losing it."""
 
 from __future__ import annotations
 
@@ -59,11 +59,11 @@ def test_files_of_a_run(dataset: Path, tmp_path: Path) -> None:
     record = read_stats(folder)[-1]
     losses = ["G_AB", "G_BA", "D_A", "D_B", "cycle_A", "cycle_B", "idt_A", "idt_B"]
     assert set(record) == {"iteration", "epoch", *losses, "lr", "it/s", "images/s"}
-    assert record["lr"] == pytest.approx(2e-4 / 2)  # the last of 2 + 1 epochs
+    assert record["lr"] == pytest.approx(2e-4 / 2)  # the rate of the last of 2 + 1 epochs
     # The official names: G_A translates A to B, D_A judges images of B.
     state = load_tensors(folder / "state.pt")
-    for ours, theirs in {"G_AB": "G_A", "G_BA": "G_B", "D_B": "D_A", "D_A": "D_B"}.items():
-        weights = torch.load(folder / f"latest_net_{theirs}.pth", weights_only=True)
+    for ours, official in {"G_AB": "G_A", "G_BA": "G_B", "D_B": "D_A", "D_A": "D_B"}.items():
+        weights = torch.load(folder / f"latest_net_{official}.pth", weights_only=True)
         assert all(torch.equal(weights[key], value) for key, value in state["nets"][ours].items())
     page = (folder / "index.html").read_text()
     assert all(
@@ -74,8 +74,8 @@ def test_files_of_a_run(dataset: Path, tmp_path: Path) -> None:
     assert not list(folder.glob(".*partial"))
 
 
-def test_running_averages_are_kept_and_translate(dataset: Path, tmp_path: Path) -> None:
-    """One iteration with decay 0.75: a quarter of the way from the first weights to the next."""
+def test_running_averages_are_saved_and_can_translate(dataset: Path, tmp_path: Path) -> None:
+    """After one iteration with decay 0.75, the average is a quarter of the way to the new weights."""
     from fastcyclegan.checkpoints.loading import find_weights, load_generator
 
     trainer = run(
@@ -109,13 +109,13 @@ def test_running_averages_are_kept_and_translate(dataset: Path, tmp_path: Path) 
         find_weights(tmp_path / "without", None, "latest", ema=True)
     with pytest.raises(UserError, match="so direction, epoch and ema do not apply"):
         find_weights(folder / "latest_net_G_A.pth", None, "latest", ema=True)
-    # Averages begin where a run without them is continued.
-    go_on = run(dataset, tmp_path, "without", "--continue_train", "--ema", "0.9", "--max_iters", "2")
-    assert go_on.run.engine.average is not None
+    # Averages start when a run without them is resumed.
+    resumed = run(dataset, tmp_path, "without", "--continue_train", "--ema", "0.9", "--max_iters", "2")
+    assert resumed.run.engine.average is not None
     assert (tmp_path / "without" / "latest_net_G_A_ema.pth").exists()
 
 
-def test_the_rate_goes_with_the_root_of_the_batch_if_asked(
+def test_lr_scaling_sqrt_multiplies_the_rate_by_the_root_of_the_batch_size(
     dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trainer = run(
@@ -137,7 +137,7 @@ def test_the_rate_goes_with_the_root_of_the_batch_if_asked(
         run(dataset, tmp_path, "s", "--batch_size", "4", "--lr", "1e-3", "--max_iters", "1").schedule.lr(1)
         == 1e-3
     )
-    # Batches of the 5 images that there are.
+    # Batches contain only the 5 available images.
     fewer = run(
         dataset,
         tmp_path,
@@ -155,7 +155,7 @@ def test_the_rate_goes_with_the_root_of_the_batch_if_asked(
     assert "0.001 x sqrt(5)" in capsys.readouterr().out
 
 
-def test_a_run_that_is_done_is_left_alone(dataset: Path, tmp_path: Path) -> None:
+def test_a_finished_run_is_not_changed(dataset: Path, tmp_path: Path) -> None:
     run(dataset, tmp_path, "r", "--max_iters", "2")
     before = (tmp_path / "r" / "state.pt").stat().st_mtime_ns
     assert run(dataset, tmp_path, "r", "--continue_train").run.iteration == 2
@@ -186,11 +186,11 @@ def test_a_closed_pipe_does_not_end_the_training(dataset: Path, tmp_path: Path) 
     assert load_tensors(tmp_path / "r" / "state.pt")["iteration"] == 30
 
 
-def test_the_end_is_reported_where_a_save_came_first(
+def test_the_end_is_reported_after_a_periodic_save(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A periodic save of the last iteration may be on the disk before the loop ends: the last line, grid and
-    names come too.
+    """A periodic save of the last iteration may be on the disk before the loop ends. The last log line, grid
+    and names must still be written.
     """
     write = StateWriter.write
 
@@ -222,7 +222,8 @@ def test_images_are_counted_in_a_partial_batch(
 ) -> None:
     run(dataset, tmp_path, "r", "--batch_size", "50", "--max_iters", "2", "--print_freq", "1")
     assert (
-        "batch_size 50 is more than the 5 images there are, so every batch holds 5" in capsys.readouterr().out
+        "batch_size 50 is more than the 5 available images, so every batch contains 5 images"
+        in capsys.readouterr().out
     )
     assert all(
         record["images/s"] == pytest.approx(5 * record["it/s"]) for record in read_stats(tmp_path / "r")
@@ -230,11 +231,11 @@ def test_images_are_counted_in_a_partial_batch(
 
 
 @pytest.mark.parametrize("loader", ["folder", "dali"])
-def test_a_image_that_vanishes_ends_the_run_without_losing_it(
+def test_an_image_that_disappears_ends_the_run_without_losing_it(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loader: str
 ) -> None:
-    """It is named, the state is saved, and the run goes on when the file is back, to the bits of the unbroken
-    one.
+    """The image is named and the state is saved. Once the file is back, the resumed run equals an
+    uninterrupted one bit for bit.
     """
     image = dataset / "trainA" / "002.png"
     content, stat = image.read_bytes(), image.stat()
@@ -244,7 +245,8 @@ def test_a_image_that_vanishes_ends_the_run_without_losing_it(
         after_step(self, epoch, images)
         image.unlink(missing_ok=True)
 
-    monkeypatch.setattr(dali_loader, "BLOCK", 4)  # or all would be read before the file vanishes
+    # Otherwise every file would be read before this one disappears.
+    monkeypatch.setattr(dali_loader, "BLOCK", 4)
     more = ("--loader", loader, "--max_iters", "60")
     whole = run(dataset, tmp_path, "whole", *more)
     with monkeypatch.context() as patched:
@@ -254,7 +256,7 @@ def test_a_image_that_vanishes_ends_the_run_without_losing_it(
     saved = load_tensors(tmp_path / "broken" / run_files.STATE)["iteration"]
     assert str(caught.value) == (
         f"bad image {image}: no such file; pass --skip_bad_images to leave out such images "
-        f"(saved after iteration {saved}; --continue_train goes on from there)"
+        f"(saved after iteration {saved}; --continue_train resumes from there)"
     )
     image.write_bytes(content)
     os.utime(image, ns=(stat.st_atime_ns, stat.st_mtime_ns))
@@ -263,10 +265,10 @@ def test_a_image_that_vanishes_ends_the_run_without_losing_it(
     assert_same_state(tmp_path / "whole", tmp_path / "broken")
 
 
-def test_a_image_that_vanishes_can_be_left_out(
+def test_an_image_that_disappears_can_be_skipped(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Held-out images too: they are read once, at the start."""
+    """Held-out images can disappear too: they are read once, at the start."""
     after_step = Trainer._after_step
 
     def vanishing(self: Trainer, epoch: int, images: int) -> None:
