@@ -58,7 +58,7 @@ ERRORS: list[tuple[Callable[[], Exception], str, str]] = [
 ]
 
 
-def forget(patch: pytest.MonkeyPatch) -> None:
+def clear_failures(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(_fallback, "_fallen", set())
     patch.setattr(_failures, "_reported", set())
 
@@ -88,7 +88,7 @@ def plant(
 
 
 @dataclass
-class Ear:
+class LaunchRecorder:
     """Records which kernels are launched."""
 
     kernels: list[str] = field(default_factory=list)
@@ -100,7 +100,7 @@ class Ear:
         self.kernels.append(launch.kernel)
 
 
-def heard(caught: list[warnings.WarningMessage]) -> list[str]:
+def failure_warnings(caught: list[warnings.WarningMessage]) -> list[str]:
     """Return the warnings that explain how to reproduce a failure."""
     return [
         str(w.message) for w in caught if w.category is RuntimeWarning and "show_failure" in str(w.message)

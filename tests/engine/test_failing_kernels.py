@@ -32,7 +32,7 @@ from fastcyclegan.testing import (
     tf32,
 )
 from tests.engine.test_cuda_graph import Discriminators
-from tests.planted import ERRORS, Failing, forget, heard
+from tests.planted import ERRORS, Failing, clear_failures, failure_warnings
 
 FP32, FP64 = torch.float32, torch.float64
 SMALL = ModelConfig(netG="resnet_1blocks", ngf=4, ndf=4, netD="n_layers", n_layers_D=2)
@@ -45,7 +45,7 @@ DRIVER = "Triton Error [CUDA]: Failed to create tensor map descriptor: invalid a
 @pytest.fixture(autouse=True)
 def _as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Make "auto" select the kernels, in a process without earlier failures or descriptor queries."""
-    forget(monkeypatch)
+    clear_failures(monkeypatch)
     monkeypatch.setattr(descriptors, "_answers", {CPU: ""})
     monkeypatch.setattr(descriptors, "_refused", set())
     with as_on_gpu(), tf32(False):
@@ -132,7 +132,10 @@ def test_training_when_every_kernel_fails(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         assert_trains_alike(SMALL, CycleGANRecipe)
-        reported, tried = heard(caught), {name: kernel.launches for name, kernel in kernels.items()}
+        reported, tried = (
+            failure_warnings(caught),
+            {name: kernel.launches for name, kernel in kernels.items()},
+        )
         assert sum(tried.values()) > 0
         # Another engine in the same process does not try them again.
         trained(engine_of(seeded_networks(SMALL), "auto", CycleGANRecipe), FP32)
@@ -140,7 +143,7 @@ def test_training_when_every_kernel_fails(
         len(reported)
         == len(set(reported))
         == sum(count > 0 for count in tried.values())
-        == len(heard(caught))
+        == len(failure_warnings(caught))
     )
     assert {name: kernel.launches for name, kernel in kernels.items()} == tried
 
@@ -188,7 +191,7 @@ def test_training_when_one_kernel_fails(monkeypatch: pytest.MonkeyPatch) -> None
         RuntimeWarning, match="^zero_conv: kernel _reflect_conv_wgrad_sum_kernel does not launch"
     ) as caught:
         assert_trains_alike(SMALL, Discriminators, 1)
-    assert len(heard(list(caught))) == 1
+    assert len(failure_warnings(list(caught))) == 1
     assert broken.launches >= 2
 
 
@@ -221,4 +224,4 @@ def test_training_when_tensor_descriptors_are_refused(monkeypatch: pytest.Monkey
     assert refused
     # Each form is reported once, in any iteration.
     assert len(reported) == len(set(reported)) == sum(refused.values())
-    assert not heard(caught)
+    assert not failure_warnings(caught)

@@ -9,7 +9,7 @@ import pytest
 from fastcyclegan.kernels import descriptor_launch
 from fastcyclegan.kernels.dispatch import as_on_gpu
 from fastcyclegan.testing import tf32
-from tests.planted import forget
+from tests.planted import clear_failures
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def no_tf32() -> Iterator[None]:
 @pytest.fixture
 def auto_is_triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Make impl="auto" choose the kernels, as on a GPU, in a process that has seen no failure."""
-    forget(monkeypatch)
+    clear_failures(monkeypatch)
     with as_on_gpu(), tf32(False):
         yield
 

@@ -9,13 +9,13 @@ import torch
 
 from fastcyclegan.kernels import instance_norm
 from fastcyclegan.kernels._failures import KernelError
-from tests.planted import forget, plant
+from tests.planted import clear_failures, plant
 
 
 def record_of_a_failure(monkeypatch: pytest.MonkeyPatch) -> Path:
     """Plant a failure and return the record file that its error names."""
     with monkeypatch.context() as patch:
-        forget(patch)
+        clear_failures(patch)
         plant(patch, "_instance_norm_small_fwd_kernel")
         with pytest.raises(KernelError) as caught:
             instance_norm(torch.randn(2, 5, 4, 4), act="relu", impl="triton")

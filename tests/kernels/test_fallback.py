@@ -38,7 +38,7 @@ from tests.kernels import norms, reflect_convs, zero_convs
 from tests.kernels import test_norm_conv as norm_convs
 from tests.kernels import test_residual_block as blocks
 from tests.kernels.arguments import impl
-from tests.planted import ERRORS, Ear, forget, heard, plant
+from tests.planted import ERRORS, LaunchRecorder, clear_failures, failure_warnings, plant
 
 FP32 = torch.float32
 
@@ -177,15 +177,15 @@ def test_results_stay_right_whichever_kernel_fails(name: str) -> None:
     All results keep parity, there is one warning and no second attempt, and an error if the kernels are
     required.
     """
-    layer, ear = LAYERS[name](), Ear()
-    with _launch.observe(ear):
+    layer, recorder = LAYERS[name](), LaunchRecorder()
+    with _launch.observe(recorder):
         layer.ours(True)
-    kernels = list(dict.fromkeys(ear.kernels))
+    kernels = list(dict.fromkeys(recorder.kernels))
     for n, kernel in enumerate(kernels):
         error, _, cause = ERRORS[n % len(ERRORS)]
         with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            forget(patch)
+            clear_failures(patch)
             failing = plant(patch, kernel, error)
             layer.check(layer.ours(False))
             attempts = failing.launches
@@ -194,7 +194,7 @@ def test_results_stay_right_whichever_kernel_fails(name: str) -> None:
             if n in (0, len(kernels) - 1):
                 layer.check(layer.ours(False))
                 assert failing.launches == attempts
-            (warning,) = heard(caught)
+            (warning,) = failure_warnings(caught)
             assert f": kernel {kernel} does not " in warning
             if n in (0, len(kernels) - 1):
                 with pytest.raises(
@@ -208,13 +208,13 @@ def test_results_stay_right_whichever_kernel_fails(name: str) -> None:
 
 
 def test_every_kernel_is_launched_by_a_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    ear = Ear(dry=True)
+    recorder = LaunchRecorder(dry=True)
     monkeypatch.setattr(_tiles, "scale", lambda: _tiles.INTERPRETER)
-    with dry_run(), _launch.observe(ear):
+    with dry_run(), _launch.observe(recorder):
         for layer in LAYERS.values():
             layer().ours(True)
     # The probe for descriptors runs separately, and a driver that refuses them is not a failure.
-    assert set(ear.kernels) | {"_descriptor_copy_kernel"} >= set(_launch.REGISTRY)
+    assert set(recorder.kernels) | {"_descriptor_copy_kernel"} >= set(_launch.REGISTRY)
 
 
 def test_a_fallback_is_an_error_in_tests_and_benches(monkeypatch: pytest.MonkeyPatch) -> None:
