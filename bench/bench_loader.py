@@ -26,7 +26,7 @@ from bench.timing import Builders, Entrant, Race, Unavailable, builders_of, cloc
 from fastcyclegan.config import DataConfig, ModelConfig
 from fastcyclegan.data.batch import Batch
 from fastcyclegan.data.checked_files import check_files
-from fastcyclegan.data.choose_loader import MOST_THREADS, Choice, cores, make_loader
+from fastcyclegan.data.choose_loader import MAX_THREADS, Choice, cores, make_loader
 from fastcyclegan.data.dali_pipeline import why_not_dali
 from fastcyclegan.data.image_file import Fit
 from fastcyclegan.data.loader import Loader, Source
@@ -59,7 +59,7 @@ PROVIDERS = [
     Provider("pillow, 0 workers", "folder", 0),
     Provider("pillow, 8 workers", "folder", 8),
     Provider("dali on the CPU", "dali", cores(), device="cpu"),
-    Provider("dali on the GPU", "dali", min(cores(), MOST_THREADS), device="cuda"),
+    Provider("dali on the GPU", "dali", min(cores(), MAX_THREADS), device="cuda"),
     Provider("cache in RAM", "folder", 2, "ram"),
     Provider("cache on the GPU", "folder", 2, "gpu", "cuda"),
 ]
@@ -189,7 +189,7 @@ def fed_by(provider: str, a: Source, b: Source) -> Entrant:
     )
     loader = None
     if provider == "dali":
-        loader = loader_of(Provider("dali", "dali", min(cores(), MOST_THREADS)), a, b, gpu)
+        loader = loader_of(Provider("dali", "dali", min(cores(), MAX_THREADS)), a, b, gpu)
         check_against_pillow(loader, on_gpu=True)
     made = random_batch(256, Plan(0, IMAGES, IMAGES), 0)
     fixed = replace(made, A=made.A.to(gpu), B=made.B.to(gpu))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 # Limits of what comes back from a remote machine: the number of result files, the size of a piece in bytes,
 # and the number of pieces.
-MOST_FILES, PIECE, MOST_PIECES = 8, 15 << 20, 3
+MAX_FILES, PIECE, MAX_PIECES = 8, 15 << 20, 3
 
 
 def save_compiled(results: Path) -> None:
@@ -23,7 +23,7 @@ def save_compiled(results: Path) -> None:
     if not cache.is_dir() or not any(cache.iterdir()):
         return
     others = [path for path in results.rglob("*") if path.is_file()]
-    pieces = max(1, min(MOST_PIECES, MOST_FILES - len(others)))
+    pieces = max(1, min(MAX_PIECES, MAX_FILES - len(others)))
     folders = [path for path in cache.iterdir() if path.is_dir()]
     folders.sort(key=lambda path: -path.stat().st_mtime)
     with tempfile.TemporaryFile() as packed:

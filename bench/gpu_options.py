@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.launches import FAULTS, LaunchLog, breaks_the_device, forbid_fallback, plant_fault
+from bench.launches import FAULTS, LaunchLog, forbid_fallback, is_device_fault, plant_fault
 from bench.machine import DEVICE
 from bench.on_device import BROKEN, read_events
 from fastcyclegan.config import EngineConfig, LossConfig, ModelConfig, OptimConfig
@@ -258,7 +258,7 @@ def _run_all(cases: Sequence[Case], log: LaunchLog, write: Callable[..., None]) 
             line = run(case)
         # An error in one case must not stop the others.
         except Exception as error:
-            broken = breaks_the_device(error)
+            broken = is_device_fault(error)
             text = "".join(traceback.format_exception(error))
             print(f"{case.name}: FAILED\n{text}", flush=True)
             details = {"case": case.name, "text": text[-6000:], "launches": list(log.last)}

@@ -12,7 +12,7 @@ from bench.processes import ending_of, run_process
 # Seconds for rerunning one test or case alone.
 RERUN_SECONDS = 45.0
 # The number of crashes that are rerun, so that most of the time remains for the other tests.
-MOST_RERUNS = 2
+MAX_RERUNS = 2
 
 
 @dataclass

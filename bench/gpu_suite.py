@@ -32,7 +32,7 @@ from bench.compiled_kernels import compiled_kernels, restore_compiled, save_comp
 from bench.figures import Row, read_results
 from bench.gpu_outcome import Context, Outcome
 from bench.gpu_stages import SECONDS, STAGES, TITLES
-from bench.gpu_summary import MOST_OF_A_SUMMARY, Printer, summary
+from bench.gpu_summary import MAX_SUMMARY, Printer, summary
 from bench.gpu_tasks import Benches, Part
 from bench.launches import FAULTS
 from bench.machine import ROOT, machine
@@ -47,7 +47,7 @@ ENDING = 12.0
 REHEARSAL = 280.0
 # A part does not start with fewer seconds than this.
 LEAST = 8.0
-LONGEST_LOG, MOST_FAILURES = 12 << 20, 100
+LONGEST_LOG, MAX_FAILURES = 12 << 20, 100
 # Cache folders that later calls on the same machine reuse, if they can be created. Otherwise the user's own
 # caches are used.
 CACHES = {"TRITON_CACHE_DIR": "/opt/tc", "XDG_CACHE_HOME": "/opt/xc"}
@@ -85,7 +85,7 @@ class Suite:
             self.printer.line(f"[{number}/{len(parts)}] {_line(outcome)}")
             self.write()
         self._try(lambda: save_compiled(self.context.results))
-        self.printer.summary(self.summary(self.printer.most))
+        self.printer.summary(self.summary(self.printer.limit))
         return int(not all(outcome.holds for outcome in self.outcomes))
 
     def _run(self, part: Part) -> Outcome:
@@ -98,9 +98,9 @@ class Suite:
         except Exception as error:
             return Outcome(part.name, f"cannot read its result: {type(error).__name__}: {error}")
 
-    def summary(self, most: int = MOST_OF_A_SUMMARY) -> list[str]:
+    def summary(self, limit: int = MAX_SUMMARY) -> list[str]:
         seconds = time.monotonic() - self.started
-        return summary(self.about, self.outcomes, self.planned, seconds, self.files(), most)
+        return summary(self.about, self.outcomes, self.planned, seconds, self.files(), limit)
 
     def _try(self, write: Callable[[], Any]) -> None:
         """Call ``write``. If it fails, print the error and continue, because the stage's time is worth more
@@ -133,7 +133,7 @@ class Suite:
         parts, log = [], []
         for outcome in self.outcomes:
             content = {**asdict(outcome), "output": None, "holds": outcome.holds}
-            content["failures"] = content["failures"][:MOST_FAILURES]
+            content["failures"] = content["failures"][:MAX_FAILURES]
             parts.append(content)
             log.append(f"===== {outcome.name}\n{outcome.output}")
         finished = len(parts) == self.planned

@@ -14,7 +14,7 @@ from bench.gpu_outcome import Failure, Outcome
 
 # Limits in characters: for a summary, for all output, and for the progress lines. Longer output would lose
 # its beginning.
-MOST_OF_A_SUMMARY, MOST, PROGRESS = 7_800, 19_500, 2_500
+MAX_SUMMARY, MAX_OUTPUT, PROGRESS = 7_800, 19_500, 2_500
 WIDTH = 150
 
 
@@ -22,8 +22,8 @@ class Printer:
     """Prints lines immediately, as long as enough room remains for the summaries."""
 
     def __init__(self, summaries: int = 1) -> None:
-        self.most = min(MOST_OF_A_SUMMARY, (MOST - PROGRESS) // summaries)
-        self.room = MOST - self.most * summaries
+        self.limit = min(MAX_SUMMARY, (MAX_OUTPUT - PROGRESS) // summaries)
+        self.room = MAX_OUTPUT - self.limit * summaries
 
     def line(self, text: str) -> None:
         text = text[:WIDTH]
@@ -43,13 +43,13 @@ def summary(
     planned: int,
     seconds: float,
     files: Sequence[str],
-    most: int = MOST_OF_A_SUMMARY,
+    limit: int = MAX_SUMMARY,
 ) -> list[str]:
     """Return the summary of a stage: the verdict, the machine, one line per part, the failures with the
     details needed to fix them, and the result files.
 
     ``planned`` is the number of parts in the stage; with fewer outcomes the stage counts as unfinished. The
-    summary has at most ``most`` characters.
+    summary has at most ``limit`` characters.
     """
     bad = [outcome for outcome in outcomes if not outcome.holds]
     lines = [f"# stage {about['stage']}: {_verdict(len(bad), len(outcomes), planned)}, {seconds:.0f} s"]
@@ -60,13 +60,13 @@ def summary(
     for outcome in outcomes:
         lines.append(_line(outcome))
     tail = ["", f"files: {', '.join(files)}"[:600]]
-    lines += _failures(bad, most - _size(lines) - _size(tail) - 200)
+    lines += _failures(bad, limit - _size(lines) - _size(tail) - 200)
     # Figures are shown if the failures leave room for them.
     shown = []
     for outcome in outcomes:
         if outcome.shown:
             shown += ["", f"## {outcome.name}", *outcome.shown]
-    lines += _fitting([line[:WIDTH] for line in shown], most - _size(lines) - _size(tail) - 100)
+    lines += _fitting([line[:WIDTH] for line in shown], limit - _size(lines) - _size(tail) - 100)
     return lines + tail
 
 
@@ -149,8 +149,8 @@ def _errors(failure: Failure) -> list[str]:
     return errors[:1] + errors[1:][-1:]
 
 
-def describe(failure: Failure, most: int) -> list[str]:
-    """Return the lines on one failure, in about ``most`` characters: the test or case, its error, the last
+def describe(failure: Failure, limit: int) -> list[str]:
+    """Return the lines on one failure, in about ``limit`` characters: the test or case, its error, the last
     launch before it, and the result of running it alone.
     """
     title = f"FAILED {failure.where}"
@@ -161,5 +161,5 @@ def describe(failure: Failure, most: int) -> list[str]:
         lines.append(f"last launch: {last['kernel']} grid {last['grid']} {configuration} {arguments}")
     if failure.again:
         lines.append(failure.again)
-    share = max(80, (most - len(title)) // max(1, len(lines)))
+    share = max(80, (limit - len(title)) // max(1, len(lines)))
     return ["", title[:WIDTH], *(f"  {line}"[:share] for line in lines)]

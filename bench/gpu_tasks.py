@@ -18,7 +18,7 @@ from typing import Any
 
 from bench.figures import lines_of, read_results
 from bench.gpu_outcome import (
-    MOST_RERUNS,
+    MAX_RERUNS,
     RERUN_SECONDS,
     Context,
     Failure,
@@ -85,7 +85,7 @@ class Options:
             if result.timed_out or not fatal:
                 break
             tried.update(fatal)
-            if len(tried) <= MOST_RERUNS and remaining > 2 * RERUN_SECONDS:
+            if len(tried) <= MAX_RERUNS and remaining > 2 * RERUN_SECONDS:
                 self._rerun(fatal[0], context, record, log)
         reason = ""
         if result.timed_out or result.status not in (0, 1):

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.gpu_outcome import MOST_RERUNS, RERUN_SECONDS, Context, Failure, Outcome, last_lines, run_alone
-from bench.launches import breaks_the_device
+from bench.gpu_outcome import MAX_RERUNS, RERUN_SECONDS, Context, Failure, Outcome, last_lines, run_alone
+from bench.launches import is_device_fault
 from bench.machine import ROOT
 from bench.on_device import BROKEN, read_record
 from bench.processes import ProcessResult, ending_of, run_process
@@ -81,7 +81,7 @@ class Tests:
         if workers > 1:
             self._rerun_out_of_memory(outcome, context, seconds - (time.monotonic() - started), log)
         crashed = [failure for failure in outcome.failures if _crashed(failure)]
-        for failure in crashed[:MOST_RERUNS]:
+        for failure in crashed[:MAX_RERUNS]:
             remaining = seconds - (time.monotonic() - started)
             failure.again = self._rerun(failure.where, context, remaining, log)
         outcome.seconds = time.monotonic() - started
@@ -133,7 +133,7 @@ class Tests:
 
 
 def _crashed(failure: Failure) -> bool:
-    if breaks_the_device(failure.text):
+    if is_device_fault(failure.text):
         return True
     return CRASHED in failure.text or "did not finish" in failure.text
 

@@ -29,11 +29,11 @@ Fault = Literal["kernel", "crash"]
 FAULTS = get_args(Fault)
 
 
-def breaks_the_device(error: BaseException | str) -> bool:
+def is_device_fault(error: BaseException | str) -> bool:
     """Return whether ``error`` is a device fault after which the process can no longer use the device."""
-    from fastcyclegan.kernels._failures import breaks_the_device
+    from fastcyclegan.kernels._failures import is_device_fault
 
-    return breaks_the_device(error)
+    return is_device_fault(error)
 
 
 class LaunchLog:
@@ -50,10 +50,10 @@ class LaunchLog:
             self._file = file.open("a")
 
     def launched(self, launch: Any) -> None:
-        from fastcyclegan.kernels._records import line_of, readable
+        from fastcyclegan.kernels._records import argument_text, line_of
 
         line = line_of(launch)
-        line["arguments"] = [readable(argument) for argument in line["arguments"]]
+        line["arguments"] = [argument_text(argument) for argument in line["arguments"]]
         self.last.append(line)
         if self._file is not None:
             self._file.write(json.dumps(line) + "\n")

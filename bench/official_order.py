@@ -27,9 +27,9 @@ class RandomSource(Protocol):
 
 
 class ImagePool:
-    def __init__(self, pool_size: int, chance: RandomSource) -> None:
+    def __init__(self, pool_size: int, random_source: RandomSource) -> None:
         self.pool_size = pool_size
-        self.chance = chance
+        self.random_source = random_source
         self.num_imgs = 0
         self.images: list[Tensor] = []
 
@@ -44,9 +44,9 @@ class ImagePool:
                 self.images.append(image)
                 return_images.append(image)
             else:
-                p = self.chance.uniform(0, 1)
+                p = self.random_source.uniform(0, 1)
                 if p > 0.5:
-                    random_id = self.chance.randint(0, self.pool_size - 1)
+                    random_id = self.random_source.randint(0, self.pool_size - 1)
                     tmp = self.images[random_id].clone()
                     self.images[random_id] = image
                     return_images.append(tmp)
@@ -94,15 +94,15 @@ class OfficialCycleGAN:
         pool_size: int = 50,
         lr: float = 2e-4,
         beta1: float = 0.5,
-        chance_A: RandomSource | None = None,
-        chance_B: RandomSource | None = None,
+        random_A: RandomSource | None = None,
+        random_B: RandomSource | None = None,
     ) -> None:
         torch.backends.cudnn.benchmark = True
         self.netG_A, self.netG_B, self.netD_A, self.netD_B = netG_A, netG_B, netD_A, netD_B
         self.lambda_A, self.lambda_B, self.lambda_idt = lambda_A, lambda_B, lambda_identity
         default = random.Random(0)
-        self.fake_A_pool = ImagePool(pool_size, default if chance_A is None else chance_A)
-        self.fake_B_pool = ImagePool(pool_size, default if chance_B is None else chance_B)
+        self.fake_A_pool = ImagePool(pool_size, default if random_A is None else random_A)
+        self.fake_B_pool = ImagePool(pool_size, default if random_B is None else random_B)
         self.criterionGAN = GANLoss(gan_mode).to(next(netG_A.parameters()).device)
         self.criterionCycle = nn.L1Loss()
         self.criterionIdt = nn.L1Loss()

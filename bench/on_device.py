@@ -19,11 +19,11 @@ from typing import Any
 
 import pytest
 
-from bench.launches import FAULTS, LaunchLog, breaks_the_device, plant_fault
+from bench.launches import FAULTS, LaunchLog, is_device_fault, plant_fault
 
 # The exit code of a process that ends after a device fault.
 BROKEN = 70
-MOST_TEXT, MOST_PRINTED = 6000, 1500
+MAX_TEXT, MAX_PRINTED = 6000, 1500
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -174,7 +174,7 @@ class _Recorder:
             if self._log is not None:
                 launches = list(self._log.last)
             report.user_properties.append(("launches", launches))
-            if breaks_the_device(call.excinfo.value) or _is_broken():
+            if is_device_fault(call.excinfo.value) or _is_broken():
                 self._write(event="broken", test=item.nodeid, text=_text(report), launches=launches)
                 os._exit(BROKEN)
         return report
@@ -182,7 +182,7 @@ class _Recorder:
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         # A file that cannot be imported has no tests, so its error must be recorded here.
         if report.failed and not self._is_worker:
-            text = report.longreprtext[-MOST_TEXT:]
+            text = report.longreprtext[-MAX_TEXT:]
             self._write(event="failed", test=report.nodeid, text=text, launches=[])
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
@@ -206,8 +206,8 @@ class _Recorder:
 
 def _text(report: pytest.TestReport) -> str:
     """Return the text of a report: the end of the traceback, and the compilers' output on standard error."""
-    text = report.longreprtext[-MOST_TEXT:]
-    printed = report.capstderr[-MOST_PRINTED:].strip()
+    text = report.longreprtext[-MAX_TEXT:]
+    printed = report.capstderr[-MAX_PRINTED:].strip()
     if printed:
         text += f"\nstandard error:\n{printed}"
     return text

@@ -48,7 +48,7 @@ STEPS, INPUTS = {"cpu": 2, "cuda": 4}, 8
 # nearly equal, rounding decides the result.
 LEAST_SIZE = 32
 # At most this many samples are read in search of samples without single-colour images.
-MOST_SAMPLES = 256
+MAX_SAMPLES = 256
 ROUNDS, STRIDE = {"cpu": 20, "cuda": 15}, {"cpu": 1, "cuda": 10}
 NETWORKS = ModelConfig()
 # On a CPU: the possible image sizes. A size is chosen if an iteration of the official order at 64x64 takes
@@ -82,7 +82,7 @@ def batches_of(options: argparse.Namespace, size: int, log: Callable[[str], None
         varied, flat = varied_samples(loader)
     if not varied:
         raise UserError(
-            f"cannot check parity: each of the {MOST_SAMPLES} samples tried contains an image of a single"
+            f"cannot check parity: each of the {MAX_SAMPLES} samples tried contains an image of a single"
             f" colour: {join_names(flat)}"
         )
     if flat:
@@ -96,12 +96,12 @@ def varied_samples(loader: Loader) -> tuple[list[Batch], list[str]]:
     """Return INPUTS samples without flat images, those with the most contrast first, and the paths of the
     flat images that were skipped.
 
-    Parity is judged on the first samples. If MOST_SAMPLES samples contain fewer than INPUTS suitable ones,
+    Parity is judged on the first samples. If MAX_SAMPLES samples contain fewer than INPUTS suitable ones,
     those are repeated. If they contain none, the list is empty.
     """
     varied: list[Batch] = []
     flat: list[str] = []
-    with contextlib.closing(loader.batches(0, MOST_SAMPLES)) as batches:
+    with contextlib.closing(loader.batches(0, MAX_SAMPLES)) as batches:
         for batch in batches:
             paths = flat_images([batch])
             if paths:

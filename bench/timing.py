@@ -21,7 +21,7 @@ from bench.machine import conditions
 BYTES_PAST_L2 = 256 << 20
 # A provider counts as warm once a run is no longer a tenth faster than the best one before it, and in any
 # case after this many runs or seconds.
-STILL_FASTER, MOST_WARM_UPS, MOST_WARM_UP_SECONDS = 0.9, 10, 10.0
+STILL_FASTER, MAX_WARM_UPS, MAX_WARM_UP_SECONDS = 0.9, 10, 10.0
 LEAST_ROUNDS = 3
 
 
@@ -112,7 +112,7 @@ def warm_up(run: Callable[[], Any], history: Sequence[float] = ()) -> list[float
     seconds = list(history)
 
     def faster_still() -> bool:
-        if len(seconds) >= MOST_WARM_UPS or sum(seconds[1:]) > MOST_WARM_UP_SECONDS:
+        if len(seconds) >= MAX_WARM_UPS or sum(seconds[1:]) > MAX_WARM_UP_SECONDS:
             return False
         compared = seconds
         if len(seconds) > 2:

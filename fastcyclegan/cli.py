@@ -280,7 +280,7 @@ def _translate(args: Sequence[str] | None) -> int:
 def _list_datasets(console: Console) -> None:
     rows = {}
     for name, dataset in DATASETS.items():
-        rows[name] = dataset.what
+        rows[name] = dataset.domains
         if dataset.mib is not None:
             rows[name] += f", {dataset.mib:,} MiB"
     for name, reason in ELSEWHERE.items():

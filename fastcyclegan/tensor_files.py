@@ -26,7 +26,7 @@ from fastcyclegan.errors import UserError
 
 _ZIP = b"PK\x03\x04"
 # The training state of a run has fewer than 2,000.
-_MOST_PARTS = 20_000
+_MAX_PARTS = 20_000
 _DAMAGED = "it is damaged, or not a PyTorch file"
 
 
@@ -124,7 +124,7 @@ def _refuse_bombs(path: Path) -> None:
         claimed += part.file_size
         if part.filename.endswith(".pkl"):
             index += part.file_size
-    if len(parts) > _MOST_PARTS or index > _MOST_PARTS * 100:
+    if len(parts) > _MAX_PARTS or index > _MAX_PARTS * 100:
         raise UserError(f"{path}: cannot be loaded: it lists more tensors than any network has")
     if any(part.filename.endswith("/constants.pkl") for part in parts):
         raise UserError(f"{path}: cannot be loaded: {_reason('TorchScript')}")

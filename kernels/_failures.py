@@ -44,7 +44,7 @@ class KernelError(RuntimeError):
         return ". ".join(filter(None, (self.reason, self.again)))
 
 
-def breaks_the_device(error: BaseException | str) -> bool:
+def is_device_fault(error: BaseException | str) -> bool:
     """Return whether ``error`` is a device fault after which the process can no longer use the device."""
     if isinstance(error, str):
         return bool(_BROKEN.search(error))
@@ -58,7 +58,7 @@ def breaks_the_device(error: BaseException | str) -> bool:
     return False
 
 
-def is_no_kernels_fault(error: BaseException) -> bool:
+def is_external_error(error: BaseException) -> bool:
     """Return whether ``error`` comes from the device or its memory rather than from the kernel.
 
     PyTorch's operators would run into such an error too, so it must be raised.
@@ -67,7 +67,7 @@ def is_no_kernels_fault(error: BaseException) -> bool:
         return True
     if "out of memory" in str(error):
         return True
-    return breaks_the_device(error)
+    return is_device_fault(error)
 
 
 def raise_device_error(device: torch.device, error: BaseException) -> None:

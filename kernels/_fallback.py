@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ._failures import KernelError, report
-from ._overlap import beside
+from ._overlap import on_side_stream
 
 CONSEQUENCE = "PyTorch computes the layers that need it from here on"
 # The calls that fall back to PyTorch.
@@ -33,7 +33,7 @@ def _launch_key(value: Any) -> Any:
     return value
 
 
-def or_plain(
+def run_or_fall_back(
     op: str, run: Callable[..., Any], plain: Callable[..., Any], args: Iterable[Any], required: bool
 ) -> Any:
     """Return ``run(*args)``, or ``plain(*args)`` if a kernel of ``op`` fails now or failed before.
@@ -85,10 +85,10 @@ def backward_in_place(
 
     def plain(*args: Any) -> tuple[Tensor, ...]:
         dx, dweight, *others = twin(op)(*args)
-        with beside(dweight):
+        with on_side_stream(dweight):
             for target, gradient in zip(into, dweight.unbind(0), strict=True):
                 target.add_(gradient)
         return (dx, *others)
 
-    results: tuple[Tensor, ...] = or_plain(op, run, plain, args, required)
+    results: tuple[Tensor, ...] = run_or_fall_back(op, run, plain, args, required)
     return results

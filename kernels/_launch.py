@@ -16,7 +16,7 @@ import torch
 import triton
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from ._failures import REFUSED, is_no_kernels_fault, kernel_error, raise_device_error
+from ._failures import REFUSED, is_external_error, kernel_error, raise_device_error
 
 # Every kernel of this package by name. The ahead-of-time compiler must have seen each at least once.
 REGISTRY: dict[str, Any] = {}
@@ -227,7 +227,7 @@ def launch(name: str, grid: int, args: tuple[Any, ...], constants: dict[str, Any
         try:
             REGISTRY[name][(grid,)](*args, **request.keywords)
         except Exception as error:
-            if is_no_kernels_fault(error) or REFUSED in str(error):
+            if is_external_error(error) or REFUSED in str(error):
                 raise
             raise_device_error(device, error)
             raise kernel_error(request, device, chip(device).capability, error) from error

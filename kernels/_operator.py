@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ._fallback import or_plain, twin
+from ._fallback import run_or_fall_back, twin
 
 # The Python body of every operator by its qualified name, for tools that count what happens inside.
 BODIES: dict[str, Callable[..., Any]] = {}
@@ -29,7 +29,7 @@ def operator(schema: str) -> Callable[[Callable[..., Any]], Any]:
         @functools.wraps(body)
         def guarded(*args: Any) -> Any:
             *arguments, required = args
-            return or_plain(
+            return run_or_fall_back(
                 body.__name__, body, lambda *args: twin(body.__name__)(*args), arguments, required
             )
 

@@ -21,7 +21,7 @@ from torch import Tensor
 # The most bytes to hold for the side stream. The weight gradients of a residual block read about 36 MB at
 # 256 x 256 in bf16: the inputs and the gradients of two convolutions, for 4 images of 66 x 66 x 256. Being
 # three blocks ahead keeps both streams busy; more would only cost memory.
-MOST_BYTES = 128 * 2**20
+MAX_BYTES = 128 * 2**20
 
 
 @dataclass
@@ -40,7 +40,7 @@ class _Held:
 class _Side:
     """The side stream and the tensors held for it, oldest first.
 
-    They occupy up to MOST_BYTES, or more if a single piece of work reads more.
+    They occupy up to MAX_BYTES, or more if a single piece of work reads more.
     """
 
     def __init__(self, stream: torch.cuda.Stream) -> None:
@@ -58,7 +58,7 @@ class _Side:
         with self._lock:
             if owner not in self._owners:
                 self._owners.append(owner)
-            while self._queue and self.bytes + latest.bytes > MOST_BYTES:
+            while self._queue and self.bytes + latest.bytes > MAX_BYTES:
                 oldest = self._queue[0]
                 oldest.owner.wait_event(oldest.event)
                 self.bytes -= self._queue.popleft().bytes
@@ -136,7 +136,7 @@ def overlapping(stream: torch.cuda.Stream | None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def beside(*read: Tensor, when: bool = True) -> Iterator[None]:
+def on_side_stream(*read: Tensor, when: bool = True) -> Iterator[None]:
     """Run the block on the side stream, if there is one and ``when`` is true.
 
     The block reads ``read``, and writes nothing that other streams read before they wait. ``read`` is memory

@@ -22,7 +22,7 @@ from ._cache import cache_folder, temporary_folder
 FORMAT = 1
 
 
-def described(value: Any) -> Any:
+def describe_argument(value: Any) -> Any:
     """Return an argument of a kernel as a JSON value.
 
     A tensor is described by its dtype, shape, strides, alignment and room; a scalar is unchanged.
@@ -41,19 +41,19 @@ def described(value: Any) -> Any:
         }
     if hasattr(value, "block_shape"):
         sizes = {"shape": list(value.shape), "strides": list(value.strides), "box": list(value.block_shape)}
-        return {**sizes, "base": described(value.base)}
+        return {**sizes, "base": describe_argument(value.base)}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     return str(value)
 
 
-def readable(argument: Any) -> str:
-    """Return an argument described by ``described`` as readable text."""
+def argument_text(argument: Any) -> str:
+    """Return an argument that ``describe_argument`` returned as readable text."""
     if not isinstance(argument, dict):
         return str(argument)
     if "box" in argument:
         sizes = f"{argument['shape']} strides {argument['strides']} box {argument['box']}"
-        return f"descriptor {sizes} of {readable(argument['base'])}"
+        return f"descriptor {sizes} of {argument_text(argument['base'])}"
     return (
         f"{argument['dtype']}{argument['shape']} strides {argument['strides']} aligned {argument['aligned']}"
     )
@@ -68,8 +68,8 @@ def line_of(launch: Any) -> dict[str, Any]:
     return {
         "kernel": launch.kernel,
         "grid": launch.grid,
-        "arguments": [described(value) for value in launch.args],
-        "constants": {name: described(value) for name, value in launch.constants.items()},
+        "arguments": [describe_argument(value) for value in launch.args],
+        "constants": {name: describe_argument(value) for name, value in launch.constants.items()},
         "configuration": {**config.constants, "num_warps": config.num_warps, "num_stages": config.num_stages},
     }
 

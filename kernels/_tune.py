@@ -74,7 +74,7 @@ def _as_dict(config: Config) -> dict[str, int]:
 
 
 # The estimated time to measure one configuration: 6 ms of runs, and the runs before them.
-SECONDS_A_MEASUREMENT = 0.01
+SECONDS_PER_MEASUREMENT = 0.01
 
 
 def measure(run: Callable[[], None]) -> float:

@@ -18,7 +18,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 # Imported so that the kernel is registered.
 from . import descriptor_triton as _device_code  # noqa: F401
-from ._failures import REFUSED, is_no_kernels_fault
+from ._failures import REFUSED, is_external_error
 from ._launch import Config, chip, dry, launch, listing_forms
 
 
@@ -116,7 +116,7 @@ def probe_driver(device: torch.device) -> str:
             if not torch.equal(tile, expected):
                 return f"a {dtype} tile was loaded with wrong values"
     except (RuntimeError, TritonError) as error:
-        if is_no_kernels_fault(error):
+        if is_external_error(error):
             # The GPU is full or has failed, which says nothing about descriptors.
             raise
         return _first_line(error)

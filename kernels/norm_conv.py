@@ -25,7 +25,7 @@ from ._convolution import AtenConvolution
 from ._layout import channels_last, empty_channels_last, empty_result, in_dtype, like
 from ._norm import Norm, empty_statistics
 from ._operator import operator, refuse_double_backward
-from ._overlap import beside
+from ._overlap import on_side_stream
 from ._weight_gradients import gradients_to_add_to
 from .instance_norm import affine_gradients
 
@@ -214,7 +214,7 @@ def _added_in_place(dweight: Tensor, weight: Tensor) -> bool:
         return False
     # Additions to this gradient must stay in order: kernels for other uses of the weight may run on a side
     # stream during the backward pass.
-    with beside(dweight):
+    with on_side_stream(dweight):
         into[0].add_(dweight)
     return True
 

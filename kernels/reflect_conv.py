@@ -42,7 +42,7 @@ from ._fallback import backward_in_place
 from ._layout import channels_last, empty_channels_last, empty_result, in_dtype
 from ._norm import Norm, empty_statistics
 from ._operator import operator, refuse_double_backward
-from ._overlap import beside
+from ._overlap import on_side_stream
 from ._weight_gradients import each_weight, gradients_to_add_to, spread, spread_bias
 from .dispatch import resolve_impl
 from .instance_norm import affine_gradients
@@ -204,7 +204,7 @@ def backward(
             dx = border_launch.fold(d_y, padding) if padding else d_y
     if any(needs[2:]):
         source = border_launch.Pixels.of(y) if saved.normed else passes.bordered(x, padding, k, route)
-        with beside(d_out.data, source.data, when=accumulate):
+        with on_side_stream(d_out.data, source.data, when=accumulate):
             passes.weight_gradients(d_out, source, g.shape[2], weight, needs[2:], into, accumulate, route)
     dbias = passes.bias_gradient(d_out, len(weight), O) if needs[1] else empty_result(total)
     return dx, dbias, total

@@ -32,7 +32,7 @@ from ._fallback import backward_in_place
 from ._layout import channels_last, empty_result
 from ._norm import Norm, empty_statistics
 from ._operator import operator, refuse_double_backward
-from ._overlap import beside
+from ._overlap import on_side_stream
 from ._weight_gradients import gradients_to_add_to, spread
 from .dispatch import resolve_impl
 from .instance_norm import instance_norm_ref
@@ -131,7 +131,7 @@ def backward(
     if any_weight:
         weights = [*saved.weight1, *saved.weight2]
         packed, bordered = Pixels.in_lines(dc, W + 2), Pixels.in_lines(inputs, W + 2)
-        with beside(dc, inputs, when=accumulate):
+        with on_side_stream(dc, inputs, when=accumulate):
             weight_gradients(packed, bordered, H, weights, needs[1:], into, accumulate)
     return (dx,)
 

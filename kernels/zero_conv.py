@@ -39,7 +39,7 @@ from ._fallback import backward_in_place
 from ._layout import channels_last, empty_channels_last, empty_result, in_dtype
 from ._norm import Norm, empty_statistics
 from ._operator import operator, refuse_double_backward
-from ._overlap import beside
+from ._overlap import on_side_stream
 from ._weight_gradients import each_weight, gradients_to_add_to, spread, spread_bias
 from .dispatch import DTYPES
 from .instance_norm import ACTS, instance_norm_ref
@@ -213,7 +213,7 @@ def backward(
     if any(needs[2:]):
         source = y if saved.normed else x
         read = (g, source) if fine is None else (g, source, fine.pixels.data)
-        with beside(*read, when=accumulate):
+        with on_side_stream(*read, when=accumulate):
             images = host.coarse_and_fine(g, fine, source, form)
             host.weight_gradients(*images, form, weight, needs[2:], into, accumulate)
     dbias = host.bias_gradient(g, len(weight)) if needs[1] else empty_result(x, torch.float32)

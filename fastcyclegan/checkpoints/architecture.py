@@ -21,7 +21,7 @@ _UNETS = {7: "unet_128", 8: "unet_256"}
 _NORMS = {"instance": "instance norm", "batch": "batch norm", "none": "no norm"}
 _IN_BLOCK = re.compile(r"model\.(\d+)\.conv_block\.(\d+)\.weight")
 # No real network has more. A file that does was crafted to take up time and memory.
-_MOST_BLOCKS, _MOST_LEVELS, _MOST_LAYERS = 256, 12, 12
+_MAX_BLOCKS, _MAX_LEVELS, _MAX_LAYERS = 256, 12, 12
 
 
 class UnknownArchitectureError(ValueError):
@@ -243,7 +243,7 @@ def _resnet(weights: Weights) -> _Proposal | None:
         blocks.add(int(layer[1]))
         if value.dim() == 4:
             convs.add(int(layer[2]))
-    if _dims(weights, "model.1.weight") != 4 or len(blocks) > _MOST_BLOCKS:
+    if _dims(weights, "model.1.weight") != 4 or len(blocks) > _MAX_BLOCKS:
         return None
     if not blocks and _dims(weights, "model.4.weight") != 4:
         return None
@@ -270,7 +270,7 @@ def _unet(weights: Weights) -> _Proposal | None:
     if _dims(weights, first) != 4 or _dims(weights, last) != 4:
         return None
     downs = max(key.count("model.") for key in weights) - 1
-    if downs > _MOST_LEVELS:
+    if downs > _MAX_LEVELS:
         return None
     return UnetGenerator, {
         "input_nc": weights[first].shape[1],
@@ -283,7 +283,7 @@ def _unet(weights: Weights) -> _Proposal | None:
 
 def _patch(weights: Weights) -> _Proposal | None:
     convs = [key for key in weights if re.fullmatch(r"model\.\d+\.weight", key) and weights[key].dim() == 4]
-    if _dims(weights, "model.0.weight") != 4 or not 3 <= len(convs) <= _MOST_LAYERS:
+    if _dims(weights, "model.0.weight") != 4 or not 3 <= len(convs) <= _MAX_LAYERS:
         return None
     first = weights["model.0.weight"]
     return Discriminator, {

@@ -19,7 +19,7 @@ from fastcyclegan.errors import UserError
 from fastcyclegan.tensor_files import load_tensors
 
 SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors")
-MOST_SHOWN = 12
+MAX_SHOWN = 12
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ def _describe_file(file: Path) -> Iterator[str]:
         if not _belongs_to_network(str(key), value, networks):
             others.append(f"{key} ({_kind(value)})")
     if others:
-        shown = ", ".join(others[:MOST_SHOWN])
-        if len(others) > MOST_SHOWN:
+        shown = ", ".join(others[:MAX_SHOWN])
+        if len(others) > MAX_SHOWN:
             shown += ", ..."
         yield f"  other contents: {shown}"
 

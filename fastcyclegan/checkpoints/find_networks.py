@@ -28,7 +28,7 @@ _WRAPPER = re.compile(r"(?:(?<=\.)|^)(?:module|_orig_mod)\.")
 _BLOCK = re.compile(r"^(model\.\d+)\.block\.")
 _FIRST_LAYERS = ("model.1.weight", "model.model.0.weight", "model.0.weight", "net.0.weight", "model.7.weight")
 # No real file has more. A file that does was crafted to take up time and memory.
-_MOST_TENSORS, _DEEPEST = 20_000, 8
+_MAX_TENSORS, _DEEPEST = 20_000, 8
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def state_dicts(
     if not isinstance(contents, Mapping) or id(contents) in parents or len(parents) > _DEEPEST:
         return
     tensors = {str(key): value for key, value in contents.items() if isinstance(value, Tensor)}
-    if len(tensors) > _MOST_TENSORS:
+    if len(tensors) > _MAX_TENSORS:
         message = f"{len(tensors):,} tensors, more than any known network has"
         raise UnknownArchitectureError(_at(place, message))
     if tensors:

@@ -21,7 +21,7 @@ from fastcyclegan.data.pillow_loader import WORKERS, FolderLoader, PillowReader
 from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.errors import UserError
 
-MOST_THREADS = 16
+MAX_THREADS = 16
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def cores() -> int:
 
 def default_threads() -> int:
     """Return the number of reading threads to use if none is configured."""
-    return min(cores(), MOST_THREADS)
+    return min(cores(), MAX_THREADS)
 
 
 def choose(loader: str, device: torch.device, num_threads: int | None = None) -> Choice:

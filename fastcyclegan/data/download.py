@@ -39,11 +39,11 @@ _BROKEN = (
 class Dataset:
     """One of the authors' datasets.
 
-    ``what`` describes its two domains and ``mib`` is the size of the download. ``counts`` are the numbers of
+    ``domains`` names its two domains, and ``mib`` is the size of the download. ``counts`` are the numbers of
     images in trainA, trainB, testA and testB.
     """
 
-    what: str
+    domains: str
     mib: int | None = None
     counts: tuple[int, int, int, int] | None = None
 

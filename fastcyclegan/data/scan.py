@@ -196,13 +196,13 @@ def find_images(
     Raises UserError for a folder that is missing, is empty, or contains a bad image.
     """
     folders = find_folders(config)
-    most = config.max_dataset_size
-    train_A, test_A = _training_images(folders.train_A, folders.holdout, seed, most)
-    train_B, test_B = _training_images(folders.train_B, folders.holdout, seed, most)
+    limit = config.max_dataset_size
+    train_A, test_A = _training_images(folders.train_A, folders.holdout, seed, limit)
+    train_B, test_B = _training_images(folders.train_B, folders.holdout, seed, limit)
     if folders.test_A is not None:
-        test_A = list_images(folders.test_A, most)
+        test_A = list_images(folders.test_A, limit)
     if folders.test_B is not None:
-        test_B = list_images(folders.test_B, most)
+        test_B = list_images(folders.test_B, limit)
     good = usable_images([*train_A, *test_A, *train_B, *test_B], config, required, log, progress)
     images = Images(
         train_A=[path for path in train_A if path in good],
@@ -218,14 +218,14 @@ def find_images(
 
 
 def _training_images(
-    folder: Path, holdout: float, seed: int, most: int | None
+    folder: Path, holdout: float, seed: int, limit: int | None
 ) -> tuple[list[Path], list[Path]]:
     """Return the images of a training folder, and those held out of it."""
     paths = list_images(folder)
     if not paths:
         raise no_images(folder)
     train, held_out = split_holdout(paths, folder, holdout, seed)
-    return train[:most], held_out[:most]
+    return train[:limit], held_out[:limit]
 
 
 def fingerprint(paths: Sequence[Path]) -> str:

@@ -23,7 +23,7 @@ from fastcyclegan.kernels._cache import cache_folder
 # and 2 s to import torch and Triton.
 SECONDS_PER_KERNEL, SECONDS_TO_START = 0.28, 2.0
 # If fewer kernels than this are missing, the launches compile them: that is faster than starting processes.
-FEWEST = 8
+MIN_JOBS = 8
 
 Progress = Callable[[int, int], object]
 
@@ -34,7 +34,7 @@ def lock_file() -> Path:
 
 
 @contextlib.contextmanager
-def alone() -> Iterator[None]:
+def exclusive() -> Iterator[None]:
     """Keep other processes of this user from compiling ahead while the block runs.
 
     So processes that start together do not compile the same kernels. If files cannot be locked, the block

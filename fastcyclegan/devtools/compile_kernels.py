@@ -82,14 +82,14 @@ class Report:
 
 
 @dataclass(frozen=True)
-class Found:
+class RunJobs:
     """The specialisations that a run launches, and the number of configurations for each named choice."""
 
     jobs: tuple[Job, ...]
     choices: dict[str, int]
 
 
-def jobs_of(run: Callable[[], Any], chip: Chip, all_configs: bool = True, all_forms: bool = False) -> Found:
+def jobs_of(run: Callable[[], Any], chip: Chip, all_configs: bool = True, all_forms: bool = False) -> RunJobs:
     """Call ``run`` in a dry run and return what it would launch on ``chip``.
 
     With ``all_configs``, every configuration that can be chosen there is returned, otherwise only the first.
@@ -102,7 +102,7 @@ def jobs_of(run: Callable[[], Any], chip: Chip, all_configs: bool = True, all_fo
 
     with dry_run(on_launch=record, all_configs=all_configs, chip=chip, all_forms=all_forms) as observer:
         run()
-    return Found(tuple(jobs), observer.choices)
+    return RunJobs(tuple(jobs), observer.choices)
 
 
 # --- Compiling and reading ----------------------------------------------------------------------------------

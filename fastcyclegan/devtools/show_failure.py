@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from fastcyclegan.errors import system_reason
-from fastcyclegan.kernels._records import FORMAT, readable
+from fastcyclegan.kernels._records import FORMAT, argument_text
 
 _KEYS = {
     "kernel",
@@ -203,7 +203,7 @@ def show(record: dict[str, Any]) -> int:
     import triton
 
     print(f"{record['kernel']}, {record['grid']} programs, {record['configuration']}")
-    print("\n".join(f"  {readable(argument)}" for argument in record["arguments"]))
+    print("\n".join(f"  {argument_text(argument)}" for argument in record["arguments"]))
     print(f"  {record['constants']}")
     versions = f"Triton {record['triton']} and torch {record['torch']}"
     here = f"now Triton {triton.__version__} and torch {torch.__version__}"

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 # Limit on the kinds of work (batch sizes, translating networks) that are prepared. A dataset with images of
 # many sizes would otherwise add new kinds without end.
-MOST_KINDS = 8
+MAX_KINDS = 8
 Log = Callable[[str], object]
 Progress = Callable[[int, int, str], object]
 
@@ -91,7 +91,7 @@ class Ahead:
         ``run`` performs a dry run of the work with ``nets``. Networks that are not from this package are
         skipped, because their owner does not expect an additional run.
         """
-        if kind in self._known or len(self._known) >= MOST_KINDS:
+        if kind in self._known or len(self._known) >= MAX_KINDS:
             return
         self._known.add(kind)
         if not all(is_ours(net) for net in nets.values()):
@@ -116,9 +116,9 @@ class Ahead:
             return
         chip = chip_of(self.device)
         required = jobs_of(run, chip)
-        if len(compile_ahead.missing(required.jobs)) < compile_ahead.FEWEST:
+        if len(compile_ahead.missing(required.jobs)) < compile_ahead.MIN_JOBS:
             return
-        with compile_ahead.alone():
+        with compile_ahead.exclusive():
             # Another process may have compiled some of them in the meantime.
             jobs = compile_ahead.missing(required.jobs)
             text = self._announcement(len(jobs), chip.name, sum(required.choices.values()))
@@ -135,7 +135,7 @@ class Ahead:
     @staticmethod
     def _announcement(kernels: int, gpu: str, tiles: int) -> str:
         from fastcyclegan.devtools import compile_ahead
-        from fastcyclegan.kernels._tune import SECONDS_A_MEASUREMENT
+        from fastcyclegan.kernels._tune import SECONDS_PER_MEASUREMENT
 
         processes = compile_ahead.processes_for(kernels)
         seconds = compile_ahead.predicted_seconds(kernels, processes)
@@ -145,7 +145,7 @@ class Ahead:
         )
         if tiles:
             text += (
-                f", then timing {tiles} tile sizes (about {tiles * SECONDS_A_MEASUREMENT:.0f} s, only once)"
+                f", then timing {tiles} tile sizes (about {tiles * SECONDS_PER_MEASUREMENT:.0f} s, only once)"
             )
         return text
 

@@ -23,7 +23,7 @@ Step = Callable[[Inputs], Tensor]
 WARM_UP = 3
 # Limit on the number of graphs, one for each batch size. Each contains its launches (a few MB), and all share
 # their memory.
-MOST_GRAPHS = 8
+MAX_GRAPHS = 8
 
 
 class Capture(Protocol):
@@ -93,9 +93,9 @@ class Graphs:
             self._log_once("no CUDA graph is used while the replay pools contain images of several sizes")
         if self.off or not steady:
             return self._step(inputs)
-        if key not in self._graphs and len(self._graphs) >= MOST_GRAPHS:
+        if key not in self._graphs and len(self._graphs) >= MAX_GRAPHS:
             self._log_once(
-                f"there are more than {MOST_GRAPHS} batch sizes; further sizes run without a CUDA graph"
+                f"there are more than {MAX_GRAPHS} batch sizes; further sizes run without a CUDA graph"
             )
             return self._step(inputs)
         graph = self._graphs.setdefault(key, _Graph())

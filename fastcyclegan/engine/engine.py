@@ -162,14 +162,14 @@ class Engine:
 
     def _in_parts(self, phase: Phase, inputs: Inputs) -> PhaseResult:
         """Run forward and backward of ``phase`` on at most ``micro_batch`` samples at a time."""
-        count, most = inputs.A.shape[0], self.choices.options.micro_batch
-        if most is None or count <= most:
+        count, part = inputs.A.shape[0], self.choices.options.micro_batch
+        if part is None or count <= part:
             result = self._forward(phase, inputs)
             self._backward(phase, result.losses)
             return PhaseResult(result.losses.detach(), result.outputs)
         results = []
-        for start in range(0, count, most):
-            stop = min(start + most, count)
+        for start in range(0, count, part):
+            stop = min(start + part, count)
             result = self._forward(phase, inputs.part(start, stop))
             losses = (stop - start) / count * result.losses
             self._backward(phase, losses)
@@ -177,8 +177,8 @@ class Engine:
         return _joined(results)
 
     def _overlaps_phases(self, inputs: Inputs) -> bool:
-        most = self.choices.options.micro_batch
-        in_parts = most is not None and inputs.A.shape[0] > most
+        part = self.choices.options.micro_batch
+        in_parts = part is not None and inputs.A.shape[0] > part
         return self.choices.overlap_phases and not in_parts
 
     def _overlapping_phases(self, inputs: Inputs) -> list[Tensor]:
@@ -248,7 +248,7 @@ class Engine:
         cpu, nets = torch.device("cpu"), {name: copy_on_cpu(net) for name, net in self.nets.items()}
         with isolated():
             copied = type(self)(
-                self.recipe.anew(), nets, self.optim, cpu, self.choices.precision, options=options
+                self.recipe.new_instance(), nets, self.optim, cpu, self.choices.precision, options=options
             )
             A, B = torch.zeros_like(batch.A, device=cpu), torch.zeros_like(batch.B, device=cpu)
             copied.step(dataclasses.replace(batch, A=A, B=B), 0.0)

@@ -9,7 +9,7 @@ from torch import nn
 
 from fastcyclegan.engine.batching import why_not_batched, why_not_together
 from fastcyclegan.engine.choices import EngineChoices
-from fastcyclegan.engine.cuda_graph import MOST_GRAPHS, WARM_UP
+from fastcyclegan.engine.cuda_graph import MAX_GRAPHS, WARM_UP
 from fastcyclegan.kernels.backend_table import describe_backends
 from fastcyclegan.nn.networks import computed_by
 from fastcyclegan.recipes.recipe import Phase
@@ -160,7 +160,7 @@ def _compiled(choices: EngineChoices, nets: Nets) -> str:
 
 def _graph(choices: EngineChoices) -> str:
     if choices.graph:
-        return f"one per batch size, at most {MOST_GRAPHS}, captured after {WARM_UP} iterations"
+        return f"one per batch size, at most {MAX_GRAPHS}, captured after {WARM_UP} iterations"
     if choices.options.graph == "off":
         return "off (--graph off)"
     if choices.device.type != "cuda":

@@ -18,7 +18,7 @@ from fastcyclegan.engine import Engine
 from fastcyclegan.engine.ahead import Progress, dry_translation
 from fastcyclegan.errors import UserError
 from fastcyclegan.kernels._launch import Chip
-from fastcyclegan.kernels._tune import SECONDS_A_MEASUREMENT
+from fastcyclegan.kernels._tune import SECONDS_PER_MEASUREMENT
 from fastcyclegan.kernels.dispatch import as_on_gpu
 from fastcyclegan.recipes.registry import make_recipe
 from fastcyclegan.testing import random_batch
@@ -69,7 +69,7 @@ def warm(
         setup = f"{networks}, norm {model.norm}, impl {model.impl}"
         raise UserError(f"--warm: there are no kernels to compile: PyTorch computes {setup}")
     summary = f"{networks}: {len(needed.jobs)} kernels for sm_{chip.capability}"
-    with compile_ahead.alone():
+    with compile_ahead.exclusive():
         jobs = compile_ahead.missing(needed.jobs)
         if not jobs:
             log(f"{summary}, all of them already in Triton's cache")
@@ -104,7 +104,7 @@ def _precision(config: TrainConfig) -> str:
 def timings(choices: dict[str, int]) -> str:
     """Return a note on the tiles that the first iteration will time, given the number of tiles per choice."""
     tiles = sum(choices.values())
-    seconds = tiles * SECONDS_A_MEASUREMENT
+    seconds = tiles * SECONDS_PER_MEASUREMENT
     count = f"{tiles} tiles for {len(choices)} choices"
     return f"the first iteration will time {count}, about {seconds:.0f} s"
 

@@ -69,7 +69,7 @@ class CycleGANRecipe:
         }
         self.twice_differentiated: tuple[str, ...] = DISCRIMINATORS if self.has_penalty else ()
 
-    def anew(self) -> CycleGANRecipe:
+    def new_instance(self) -> CycleGANRecipe:
         return type(self)(self.loss)
 
     def build_networks(self, config: ModelConfig) -> dict[str, nn.Module]:

@@ -159,7 +159,7 @@ class Recipe(Protocol):
         ``compile_loss`` compiles the arithmetic of their losses. This can be called more than once.
         """
 
-    def anew(self) -> Recipe:
+    def new_instance(self) -> Recipe:
         """Return a new recipe with the same settings, as before its first iteration."""
 
     def decide(self, batch: Batch) -> dict[str, Tensor]:

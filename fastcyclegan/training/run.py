@@ -88,17 +88,17 @@ class Run:
             return None
         return [fingerprint(self.images.train_A), fingerprint(self.images.train_B)]
 
-    def images_to_show(self, most: int) -> list[tuple[Tensor, Tensor]]:
-        """Return up to ``most`` pairs of an image of A and an image of B, [1, C, H, W] each.
+    def images_to_show(self, limit: int) -> list[tuple[Tensor, Tensor]]:
+        """Return up to ``limit`` pairs of an image of A and an image of B, [1, C, H, W] each.
 
         They are held-out images if there are any, otherwise training images.
         """
         if isinstance(self.loader, TensorLoader):
             first_A, first_B = self.loader.first
-            return list(zip(first_A[:most].split(1), first_B[:most].split(1), strict=True))
+            return list(zip(first_A[:limit].split(1), first_B[:limit].split(1), strict=True))
         assert self.images is not None
-        paths_A = _held_out(self.images.test_A, self.images.train_A)[:most]
-        paths_B = _held_out(self.images.test_B, self.images.train_B)[:most]
+        paths_A = _held_out(self.images.test_A, self.images.train_A)[:limit]
+        paths_B = _held_out(self.images.test_B, self.images.train_B)[:limit]
         model, pairs = self.config.model, []
         for path_A, path_B in zip(paths_A, paths_B, strict=False):
             pairs.append((self._image(path_A, model.input_nc), self._image(path_B, model.output_nc)))

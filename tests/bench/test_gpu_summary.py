@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bench.gpu_outcome import Failure, Outcome
-from bench.gpu_summary import MOST, MOST_OF_A_SUMMARY, Printer, summary
+from bench.gpu_summary import MAX_OUTPUT, MAX_SUMMARY, Printer, summary
 from tests.bench.parts import ABOUT
 
 
@@ -69,5 +69,5 @@ def test_all_output_stays_within_its_limit(capsys: pytest.CaptureFixture[str]) -
     printer = Printer()
     for _ in range(1000):
         printer.line("x" * 400)
-    printer.summary(["y" * (MOST_OF_A_SUMMARY - 1)])
-    assert MOST_OF_A_SUMMARY < len(capsys.readouterr().out) <= MOST < 20_000
+    printer.summary(["y" * (MAX_SUMMARY - 1)])
+    assert MAX_SUMMARY < len(capsys.readouterr().out) <= MAX_OUTPUT < 20_000

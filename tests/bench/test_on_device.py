@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bench.gpu_outcome import Context
 from bench.gpu_test_task import Tests
-from bench.launches import breaks_the_device
+from bench.launches import is_device_fault
 
 
 def test_keywords_that_match_no_test_are_an_error(context: Context) -> None:
@@ -28,10 +28,10 @@ def test_reports_a_file_that_cannot_be_imported(context: Context, tmp_path: Path
 
 
 def test_recognises_errors_that_break_the_device() -> None:
-    assert breaks_the_device("CUDA error: misaligned address")
-    assert breaks_the_device("Triton Error [CUDA]: an illegal memory access was encountered")
-    assert not breaks_the_device("CUDA out of memory. Tried to allocate 2.00 GiB")
-    assert not breaks_the_device("Failed to create tensor map descriptor")
+    assert is_device_fault("CUDA error: misaligned address")
+    assert is_device_fault("Triton Error [CUDA]: an illegal memory access was encountered")
+    assert not is_device_fault("CUDA out of memory. Tried to allocate 2.00 GiB")
+    assert not is_device_fault("Failed to create tensor map descriptor")
     outer = AssertionError("y is wrong")
     outer.__cause__ = RuntimeError("CUDA error: unspecified launch failure")
-    assert breaks_the_device(outer)
+    assert is_device_fault(outer)

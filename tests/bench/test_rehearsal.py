@@ -61,13 +61,13 @@ def test_bare_python_has_only_the_packages_of_the_gpu_machine(bare: Path, tmp_pa
         "xdist",
     )
     absent = ("fastcyclegan", "tyro", "nvidia.dali", "ruff", "mypy")
-    found = run(
+    result = run(
         bare,
         "-c",
         IMPORTABLE.format((*present, *absent)),
         folder=tmp_path,
     )
-    assert found.stdout.strip() == str([True] * len(present) + [False] * len(absent)), found.stderr
+    assert result.stdout.strip() == str([True] * len(present) + [False] * len(absent)), result.stderr
 
 
 @pytest.mark.parametrize(

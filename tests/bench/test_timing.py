@@ -14,7 +14,7 @@ import torch
 
 from bench import timing
 from bench.figures import Row, speed_up
-from bench.timing import MOST_WARM_UPS, Clock, Entrant, Steps, Unavailable, race, synchronised, warm_up
+from bench.timing import MAX_WARM_UPS, Clock, Entrant, Steps, Unavailable, race, synchronised, warm_up
 
 
 def sleeping(seconds: float) -> Callable[[], Entrant]:
@@ -99,7 +99,7 @@ def test_warming_up_continues_while_runs_get_faster(monkeypatch: pytest.MonkeyPa
 
     assert runs([8, 4, 2, 2, 1]) == 4
     assert runs([1, 1, 1]) == 2
-    assert runs(0.1 * 0.5**n for n in range(100)) == MOST_WARM_UPS
+    assert runs(0.1 * 0.5**n for n in range(100)) == MAX_WARM_UPS
     # Slow runs stop at the time limit, and the very first run, which compiles, is not compared with.
     assert runs([100, 9, 8, 7, 6]) == 3
     assert runs([2, 2, 2], history=[60, 2]) == 3

@@ -47,5 +47,5 @@ def test_the_jit_finds_kernels_compiled_ahead(tmp_path: Path) -> None:
 def test_does_not_wait_if_no_file_can_be_locked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "fastcyclegan").write_text("a file where the folder should be")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with _ahead.alone():
+    with _ahead.exclusive():
         assert not (tmp_path / "fastcyclegan").is_dir()

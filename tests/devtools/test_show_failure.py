@@ -45,16 +45,16 @@ def test_tensors_are_rebuilt_as_they_were() -> None:
     memory = torch.zeros(1000)
     assert memory.data_ptr() % 16 == 0
     x = memory[6:].as_strided((2, 3, 4), (12, 1, 3))
-    described = _records.described(x)
+    described = _records.describe_argument(x)
     assert (described["aligned"], described["room"]) == (8, 994)
     again = show_failure._tensor(described, torch.device("cpu"))
-    assert _records.described(again) == described
-    descriptor = _records.described(TensorDescriptor(memory, [20, 48], [48, 1], [16, 32]))
+    assert _records.describe_argument(again) == described
+    descriptor = _records.describe_argument(TensorDescriptor(memory, [20, 48], [48, 1], [16, 32]))
     value = show_failure._value(
         descriptor, lambda described: show_failure._tensor(described, torch.device("cpu"))
     )
     assert (value.shape, value.strides, value.block_shape) == ([20, 48], [48, 1], [16, 32])
-    assert _records.readable(descriptor).startswith(
+    assert _records.argument_text(descriptor).startswith(
         "descriptor [20, 48] strides [48, 1] box [16, 32] of float32[1000] strides [1] aligned"
     )
 

@@ -40,7 +40,7 @@ def run_official(
         *(nets[name] for name in ("G_AB", "G_BA", "D_B", "D_A")),
         gan_mode=loss.gan_mode, lambda_A=loss.lambda_A, lambda_B=loss.lambda_B,
         lambda_identity=loss.lambda_identity,
-        pool_size=loss.pool_size, lr=LR, chance_A=planned["A"], chance_B=planned["B"],
+        pool_size=loss.pool_size, lr=LR, random_A=planned["A"], random_B=planned["B"],
     )  # fmt: skip
     history, seen = [], 0
     for batch in batches:

@@ -145,7 +145,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     monkeypatch.setattr(
         compile_kernels,
         "jobs_of",
-        lambda run, chip: (run(), compile_kernels.Found(tuple("abcdefghijklmnopqrst"), CHOICES))[1],
+        lambda run, chip: (run(), compile_kernels.RunJobs(tuple("abcdefghijklmnopqrst"), CHOICES))[1],
     )
     monkeypatch.setattr(_ahead, "missing", list)
     monkeypatch.setattr(_ahead, "compile_ahead", compile_ahead)
@@ -158,14 +158,14 @@ def test_each_kind_of_work_is_prepared_once_up_to_the_limit(compiled: list[int])
     one = Ahead(CPU, logged.append)
     for kind in (1, 1, 2, 1, *range(3, 100)):
         one.prepare(kind, {}, lambda: runs.append(1))
-    assert len(runs) == len(compiled) == ahead.MOST_KINDS
+    assert len(runs) == len(compiled) == ahead.MAX_KINDS
     cores = len(os.sched_getaffinity(0))
     seconds = 2 + 0.28 * math.ceil(20 / min(cores, 20))
     line = (
         f"compiling 20 kernels for Test in {min(cores, 20)} processes (about {seconds:.0f} s, only once),"
         " then timing 100 tile sizes (about 1 s, only once)"
     )
-    assert logged == [line] * ahead.MOST_KINDS
+    assert logged == [line] * ahead.MAX_KINDS
 
 
 def test_a_progress_callback_replaces_the_log_line(compiled: list[int]) -> None:
@@ -179,7 +179,7 @@ def test_a_progress_callback_replaces_the_log_line(compiled: list[int]) -> None:
 def test_a_few_missing_kernels_are_not_compiled_ahead(
     compiled: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_ahead, "missing", lambda jobs: list(jobs)[: _ahead.FEWEST - 1])
+    monkeypatch.setattr(_ahead, "missing", lambda jobs: list(jobs)[: _ahead.MIN_JOBS - 1])
     Ahead(CPU).prepare(1, {}, lambda: None)
     assert compiled == []
 

@@ -213,7 +213,7 @@ def test_a_failed_capture_is_logged_and_training_continues() -> None:
 
 
 def test_batch_sizes_beyond_the_limit_run_without_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda_graph, "MOST_GRAPHS", 1)
+    monkeypatch.setattr(cuda_graph, "MAX_GRAPHS", 1)
     logged: list[str] = []
     engine, capture = recorded(log=logged.append)
     plain, _ = recorded(PLAIN)

@@ -66,10 +66,10 @@ def test_overlapping_stays_within_its_memory_bound() -> None:
     torch.cuda.empty_cache()
     two_streams, pool_of_two, side_bytes = captured("wgrad")
     held = _overlap.most_held()
-    assert 0 < held <= _overlap.MOST_BYTES
+    assert 0 < held <= _overlap.MAX_BYTES
     # At every point, memory use is that of one stream, plus the tensors that are held, plus the memory for
     # the side stream's own work.
     assert two_streams <= one_stream + held + side_bytes
     # Tensors that are held are freed later and leave other gaps, so as much memory again may be needed to fit
     # them.
-    assert pool_of_two <= pool_of_one + 2 * _overlap.MOST_BYTES + side_bytes
+    assert pool_of_two <= pool_of_one + 2 * _overlap.MAX_BYTES + side_bytes

@@ -93,7 +93,7 @@ def reflect_conv_layer(case: Any) -> Layer:
         reflect_convs,
         tensors,
         lambda r: lambda x, w, b: reflect_conv2d(x, w, b, padding=case.padding, impl=impl(r)),
-        reflect_convs.theirs(case),
+        reflect_convs.by_pytorch(case),
     )
 
 
@@ -131,7 +131,7 @@ def zero_conv_layer(case: Any) -> Layer:
         zero_convs,
         zero_convs.operands(case, "cpu"),
         lambda r: lambda x, w, b: zero_conv(x, w, b, **case.options, required=r),
-        zero_convs.theirs(case),
+        zero_convs.by_pytorch(case),
     )
 
 
@@ -253,8 +253,8 @@ def test_networks_and_modules_pass_on_whether_triton_is_required(
         calls.add((op, required))
         return run(*args)
 
-    monkeypatch.setattr(_operator, "or_plain", record)
-    monkeypatch.setattr(_fallback, "or_plain", record)
+    monkeypatch.setattr(_operator, "run_or_fall_back", record)
+    monkeypatch.setattr(_fallback, "run_or_fall_back", record)
     module = nn.Sequential(nn.ReflectionPad2d(1), nn.Conv2d(3, 8, 3), nn.InstanceNorm2d(8), nn.ReLU())
     nets = [
         Generator(ngf=8, n_blocks=1, impl=name),

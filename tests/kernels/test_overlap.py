@@ -80,7 +80,7 @@ class World:
         owner.launch()
         self.alive += mib
         self.most = max(self.most, self.alive)
-        with _overlap.beside(tensor):
+        with _overlap.on_side_stream(tensor):
             assert self.current.seen[owner] == owner.seen[owner], (
                 "the side stream reads the tensor before it was written"
             )
@@ -97,7 +97,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
     world = World()
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: world.current)
     monkeypatch.setattr(torch.cuda, "stream", world.on)
-    monkeypatch.setattr(_overlap, "MOST_BYTES", 8 * MIB)
+    monkeypatch.setattr(_overlap, "MAX_BYTES", 8 * MIB)
     return world
 
 
@@ -175,7 +175,7 @@ def test_views_of_one_memory_count_once(world: World) -> None:
     memory = torch.empty(2 * MIB, dtype=torch.uint8)
     with (
         overlapping(world.side),
-        _overlap.beside(memory[: MIB // 2], memory[MIB:], torch.empty(MIB, dtype=torch.uint8)),
+        _overlap.on_side_stream(memory[: MIB // 2], memory[MIB:], torch.empty(MIB, dtype=torch.uint8)),
     ):
         pass
     assert _overlap.most_held() == 3 * MIB
@@ -188,7 +188,7 @@ def test_tensors_of_failed_work_are_held_until_the_end(world: World) -> None:
     weakref.finalize(tensor, lambda: freed.append(world.main.seen.get(world.side, 0)))
     with overlapping(world.side):
         try:
-            with _overlap.beside(tensor):
+            with _overlap.on_side_stream(tensor):
                 world.side.launch()
                 raise ValueError("the launch after it")
         except ValueError:
@@ -261,7 +261,7 @@ def test_the_gradient_of_an_operator_is_the_same_on_the_side_stream(world: World
 
 
 def test_without_a_stream_nothing_overlaps() -> None:
-    with overlapping(None), _overlap.beside(torch.zeros(1)):
+    with overlapping(None), _overlap.on_side_stream(torch.zeros(1)):
         assert _overlap._side is None
 
 

@@ -38,7 +38,7 @@ def _all_in_pytorch(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         return plain(*args)
 
     for module in (_fallback, _operator):
-        monkeypatch.setattr(module, "or_plain", run_plain)
+        monkeypatch.setattr(module, "run_or_fall_back", run_plain)
     # Launching a kernel anyway is an error.
     monkeypatch.setattr(_launch, "REGISTRY", dict.fromkeys(_launch.REGISTRY))
     with tf32(False):
@@ -96,7 +96,7 @@ def test_y_can_be_saved(case: Any, device: str) -> None:
 def test_frozen_weights_change_nothing_for_the_others(device: str) -> None:
     case = zero_convs.Case("", (3, 9, 4, 5), 10, P=3)
     x, weights, _, dy = zero_convs.operands(case, device)
-    whole = zero_convs.results(zero_convs.theirs(case), x, weights, [], dy)
+    whole = zero_convs.results(zero_convs.by_pytorch(case), x, weights, [], dy)
     leaves = [w.requires_grad_(i != 1) for i, w in enumerate(weights)]
     gradients = torch.autograd.grad(zero_convs.ours(case)(x, leaves, []), [leaves[0], leaves[2]], dy)
     for gradient, i in zip(gradients, (0, 2), strict=True):

@@ -13,7 +13,18 @@ from fastcyclegan.devtools.dry_run import dry_run
 from fastcyclegan.kernels import accumulating
 from fastcyclegan.kernels.zero_conv_launch import line_of
 from fastcyclegan.testing import relative_error
-from tests.kernels.zero_convs import DOWN, FIRST, LAST, ROUTES, UP, Case, operands, ours, results, theirs
+from tests.kernels.zero_convs import (
+    DOWN,
+    FIRST,
+    LAST,
+    ROUTES,
+    UP,
+    Case,
+    by_pytorch,
+    operands,
+    ours,
+    results,
+)
 
 pytestmark = pytest.mark.usefixtures("no_tf32")
 
@@ -103,7 +114,7 @@ def test_adjacent_weights_share_a_product(needs: Sequence[bool], device: str) ->
     """Adjacent weights that need a gradient share one product."""
     case = Case("", (3, 9, 4, 5), 10, P=3)
     x, weights, _, dy = operands(case, device)
-    whole = results(theirs(case), x, weights, [], dy)
+    whole = results(by_pytorch(case), x, weights, [], dy)
     leaves = [w.requires_grad_(need) for w, need in zip(weights, needs, strict=True)]
     trained = [w for w in leaves if w.requires_grad]
     assert launch_counts(lambda: torch.autograd.grad(ours(case)(x, leaves, []), trained, dy))["wgrad"] == (

@@ -145,16 +145,20 @@ def ours(case: Case, recompute: bool = True) -> Any:
     return lambda x, weights, biases: zero_conv(x, weights, biases, **case.options, recompute=recompute)
 
 
-def theirs(case: Case) -> Any:
+def by_pytorch(case: Case) -> Any:
     return lambda x, weights, biases: zero_conv_ref(x, weights, biases, **case.options)
 
 
 def check(case: Case, device: str, dtype: torch.dtype, recompute: bool = True) -> None:
     x, weights, biases, dy = operands(case, device, dtype)
     got = results(ours(case, recompute), x, weights, biases, dy)
-    baseline = results(theirs(case), x, weights, biases, dy)
+    baseline = results(by_pytorch(case), x, weights, biases, dy)
     truth = results(
-        theirs(case), x.double(), [w.double() for w in weights], [b.double() for b in biases], dy.double()
+        by_pytorch(case),
+        x.double(),
+        [w.double() for w in weights],
+        [b.double() for b in biases],
+        dy.double(),
     )
     for name, result in got.items():
         assert_parity(name, result, baseline[name], truth[name], dtype)
