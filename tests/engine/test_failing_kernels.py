@@ -132,10 +132,8 @@ def test_training_when_every_kernel_fails(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         assert_trains_alike(SMALL, CycleGANRecipe)
-        reported, tried = (
-            failure_warnings(caught),
-            {name: kernel.launches for name, kernel in kernels.items()},
-        )
+        reported = failure_warnings(caught)
+        tried = {name: kernel.launches for name, kernel in kernels.items()}
         assert sum(tried.values()) > 0
         # Another engine in the same process does not try them again.
         trained(engine_of(seeded_networks(SMALL), "auto", CycleGANRecipe), FP32)
