@@ -99,7 +99,7 @@ def test_mistakes_are_reported_in_one_line(
     assert "--netD basic needs at least 24 pixels" in fails(capsys, "--netD", "basic", *runs)
     assert "crop_size 16 is larger than load_size 8" in fails(capsys, "--load_size", "8", *runs)
     assert "--continue_train needs --name" in fails(capsys, "--continue_train", *runs)
-    assert "no run to continue" in fails(
+    assert "no run to resume" in fails(
         capsys, "--continue_train", "--name", "x", "--dataroot", str(dataset), *runs
     )
     if not torch.cuda.is_available():
@@ -178,7 +178,7 @@ def test_resuming_a_run_without_recorded_images_is_rejected(
         '{"data": {}, "model": {"ngf": 4.5}, "loss": {}, "optim": {}, "run": {}}',
     ):
         (tmp_path / "official" / "config.json").write_text(text)
-        assert "config.json: not a configuration of a run" in fails(capsys, *flags)
+        assert "config.json: not a valid run configuration" in fails(capsys, *flags)
 
 
 def test_training_on_the_builtin_dataset_prints_scores(

@@ -44,7 +44,7 @@ def read_config(run: Path) -> TrainConfig | None:
     try:
         return from_dict(json.loads(file.read_text()))
     except (UserError, OSError, ValueError) as error:
-        raise UserError(f"{file}: not a configuration of a run: {error}") from None
+        raise UserError(f"{file}: not a valid run configuration: {error}") from None
 
 
 def _config_of_state(file: Path) -> TrainConfig | None:

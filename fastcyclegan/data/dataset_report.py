@@ -53,7 +53,7 @@ class ReportConfig:
         if (self.dir is None) == (self.data_A is None and self.data_B is None):
             raise UserError("give either a folder, or --data_A and --data_B")
         if (self.data_A is None) != (self.data_B is None):
-            raise UserError("--data_A and --data_B go together: both folders are needed")
+            raise UserError("--data_A and --data_B must be given together")
         if self.crop_size < 1:
             raise UserError(f"crop_size must be at least 1, got {self.crop_size}")
 

@@ -115,9 +115,7 @@ class Loader(ABC):
     def _skip_or_raise(self, bad: Iterable[BadImageError]) -> None:
         for error in bad:
             if not self.skip_bad_images:
-                raise UserError(
-                    f"bad image {error}; pass --skip_bad_images to leave out such images"
-                ) from None
+                raise UserError(f"bad image {error}; pass --skip_bad_images to skip such images") from None
             if error.path not in self._logged:
                 self._logged.add(error.path)
                 self.log(f"skipped {error}; the next image takes its place")

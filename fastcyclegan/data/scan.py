@@ -164,7 +164,7 @@ def usable_images(
         first = bad[0]
         if len(bad) > 1:
             first += f" (and {len(bad) - 1} more)"
-        raise UserError(f"bad image {first}; pass --skip_bad_images to list such images and leave them out")
+        raise UserError(f"bad image {first}; pass --skip_bad_images to list and skip such images")
     for line in bad:
         log(f"skipped {line}")
     return good

@@ -59,7 +59,7 @@ def choose_folder(config: TrainConfig) -> tuple[Path, TrainConfig]:
     name = run.name if run.name else _default_name(config)
     folder = run.checkpoints_dir / name
     if run.continue_train and not (folder.is_dir() and is_run(folder)):
-        raise UserError(f"{folder}: no run to continue (found neither {run_files.STATE} nor *_net_*.pth)")
+        raise UserError(f"{folder}: no run to resume (found neither {run_files.STATE} nor *_net_*.pth)")
     if folder.is_symlink() and not folder.exists():
         raise UserError(f"{folder} is a broken symbolic link; use another --name")
     if folder.exists() and not run.continue_train and (not folder.is_dir() or any(folder.iterdir())):

@@ -91,7 +91,7 @@ def test_names_a_file_that_breaks_during_a_run(
     loader_under_test = make_loader(choose(loader, CPU, threads), a, b, Plan(11, 5, 3), CPU, config, print)
     with pytest.raises(
         UserError,
-        match=rf"^bad image \S*/B/001.png: {reason}; pass --skip_bad_images to leave out such images$",
+        match=rf"^bad image \S*/B/001.png: {reason}; pass --skip_bad_images to skip such images$",
     ):
         list(loader_under_test.batches(0, 30))
 

@@ -255,7 +255,7 @@ def test_an_image_that_disappears_ends_the_run_without_losing_it(
             run(dataset, tmp_path, "broken", *more)
     saved = load_tensors(tmp_path / "broken" / run_files.STATE)["iteration"]
     assert str(caught.value) == (
-        f"bad image {image}: no such file; pass --skip_bad_images to leave out such images "
+        f"bad image {image}: no such file; pass --skip_bad_images to skip such images "
         f"(saved after iteration {saved}; --continue_train resumes from there)"
     )
     image.write_bytes(content)
