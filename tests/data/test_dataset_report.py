@@ -70,7 +70,7 @@ def test_two_folders_or_a_single_one(
     [
         ([], "give either a folder, or --data_A and --data_B"),
         (["x", "--data_A", "y", "--data_B", "z"], "give either a folder, or --data_A and --data_B"),
-        (["--data_A", "x"], "--data_A and --data_B go together"),
+        (["--data_A", "x"], "--data_A and --data_B must be given together"),
         (["nowhere"], "nowhere: no such folder"),
         (["x", "--crop_size", "0"], "crop_size must be at least 1"),
     ],
