@@ -174,7 +174,12 @@ UNPAIRED: list[tuple[str, dict[str, Any], Callable[..., None], str]] = [
         _nothing,
         "not batched: one.model.2 is a batch norm, which computes its statistics over the whole batch",
     ),
-    ("affine norms", {"affine": True}, _nothing, "not paired: their norm layers are affine"),
+    (
+        "affine norms",
+        {"affine": True},
+        _nothing,
+        "not paired: networks with affine norm layers cannot run as one",
+    ),
 ]
 
 
