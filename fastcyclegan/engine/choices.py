@@ -25,7 +25,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 class EngineChoices:
     """Where and how an engine runs its iterations.
 
-    ``options`` contains the settings as they were requested, which show whether the user made a choice.
+    ``options`` contains the settings as they were requested, which shows the choices that the user made.
     """
 
     device: torch.device

@@ -223,7 +223,8 @@ class Engine:
     def _forget_working_copies(self) -> None:
         """Discard the working copies.
 
-        They are outdated once the weights have changed, and empty if a capture has only recorded the copying.
+        They are out of date once the weights have changed, and were never filled if a capture only recorded
+        the copying.
         """
         for copies in self.working_copies:
             copies.forget()

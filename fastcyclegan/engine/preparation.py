@@ -71,10 +71,10 @@ def network_calls(
 
 
 def loss_compiler(choices: EngineChoices, fixed_sizes: bool) -> Compile:
-    """Return a function that compiles the arithmetic of a loss with torch.compile.
+    """Return a function that compiles the arithmetic of a loss if ``choices.compiles_losses`` is true.
 
-    This is used if the kernels compute the networks, so that only the losses are left for torch.compile. In
-    all other cases the returned function leaves a loss unchanged.
+    In that case the kernels compute the networks, and only the losses are left for torch.compile. Otherwise
+    the function returns its argument unchanged.
     """
     if not choices.compiles_losses:
         return uncompiled

@@ -18,7 +18,7 @@ Nets = Mapping[str, nn.Module]
 
 
 def describe(choices: EngineChoices, phases: Sequence[Phase], nets: Nets, average: float) -> dict[str, str]:
-    """Return the rows of the table: the name of each choice and its description.
+    """Return the rows of the table, as a dict from the name of each choice to its description.
 
     If something is not used, its row gives the reason. ``phases`` are the phases that train ``nets``.
     ``average`` is the decay of the generators' running averages, or 0 if there are none.

@@ -55,9 +55,9 @@ class Schedule:
 class PlateauSchedule(Schedule):
     """Divides the rate by 5 after the metric has stalled for more than 5 epochs.
 
-    The metric has stalled in an epoch unless it falls by more than 1 % of its best value. This is the rule of
-    torch's ReduceLROnPlateau. The rate changes only after the metric of an epoch is known, so ``lr_phase``
-    makes no difference here.
+    The metric has stalled in an epoch unless it is more than 1 % below the best value so far. This is the
+    rule of torch's ReduceLROnPlateau. The rate changes only after the metric of an epoch is known, so
+    ``lr_phase`` makes no difference here.
     """
 
     FACTOR, THRESHOLD, PATIENCE = 0.2, 0.01, 5

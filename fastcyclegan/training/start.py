@@ -254,7 +254,7 @@ def _source(
 
 
 def _protect_images(folder: Path, paths: Iterable[Path]) -> None:
-    """Raise UserError if --overwrite would delete the images to train on."""
+    """Raise UserError if --overwrite would delete training images."""
     for path in paths:
         if path.resolve().is_relative_to(folder.resolve()):
             raise UserError(f"--overwrite would delete the training images: {path} is in {folder}")

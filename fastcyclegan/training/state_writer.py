@@ -85,7 +85,7 @@ class StateWriter:
             raise error
 
     def close(self) -> None:
-        """Wait until the current write is on the disk."""
+        """Wait until the current write has ended. If it failed, its error is not raised."""
         if self.thread is not None:
             self.thread.join()
             self.thread = None

@@ -182,7 +182,7 @@ class Trainer:
     def _require_finite(self, values: Tensor) -> None:
         """Raise UserError for the first loss in ``values`` that is not finite.
 
-        ``values`` has shape [iterations, losses] and ends with the current iteration.
+        ``values`` has shape [iterations, losses]. Its last row belongs to the current iteration.
         """
         if values.isfinite().all():
             return
@@ -270,9 +270,9 @@ class Trainer:
         return columns
 
     def _finish(self) -> None:
-        """Log the remaining losses, save under the name latest and draw a last grid.
+        """Log the remaining losses, save under the name latest and draw a last sample grid.
 
-        Does nothing if nothing was trained.
+        Does nothing if no iteration was run.
         """
         run = self.run
         if run.iteration == self.started_at:
