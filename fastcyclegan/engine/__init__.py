@@ -1,6 +1,7 @@
 """Run a recipe's iterations on a device, as fast as the device allows.
 
-This covers precision, memory layout, batching, pairing, streams, CUDA graphs, torch.compile and optimizers.
+The engine handles precision, memory layout, batching, pairing, streams, CUDA graphs, torch.compile and
+optimizers.
 ``engine.py`` contains the iteration, in the order in which it happens, and ``choices.py`` the decisions made
 beforehand. Code that makes the same iteration faster belongs here. The losses that an iteration minimises are
 defined in ``recipes/``, and the work between iterations in ``training/``.

@@ -1,7 +1,7 @@
 """Compile the kernels of an iteration before it runs for the first time.
 
-A dry run of a copy on the CPU finds out which kernels are needed. Those that are missing from Triton's cache
-are compiled on all cores.
+A dry run on the CPU, with copies of the networks, determines which kernels are needed. Those that are missing
+from Triton's cache are compiled on all cores.
 """
 
 from __future__ import annotations
@@ -23,19 +23,22 @@ from fastcyclegan.nn.networks import is_ours
 if TYPE_CHECKING:
     from fastcyclegan.kernels._launch import Chip
 
-# Limit on the kinds of work (batch sizes, translating networks) that are prepared. A dataset with images of
-# many sizes would otherwise add new kinds without end.
+# Maximum number of kinds of work to prepare for: training with one batch size, or translating images of one
+# size with one network. A dataset with images of many sizes would otherwise add new kinds without end.
 MAX_KINDS = 8
 Log = Callable[[str], object]
 Progress = Callable[[int, int, str], object]
 
 
 def _nothing(*_: Any, **__: Any) -> None:
-    """Stand in for a hook in a copy, because the presence of a hook decides which kernels run."""
+    """Do nothing, in place of the hooks of a copied network.
+
+    Hooks are replaced rather than removed, because their presence affects which kernels run.
+    """
 
 
 def copy_on_cpu(net: nn.Module) -> nn.Module:
-    """Return a copy of ``net`` on the CPU with zero weights and with hooks that do nothing."""
+    """Return a copy of ``net`` on the CPU, with zero weights and with every hook replaced by ``_nothing``."""
     memo: dict[int, Any] = {}
     for p in net.parameters():
         memo[id(p)] = nn.Parameter(torch.zeros_like(p, device="cpu"), requires_grad=p.requires_grad)
@@ -51,15 +54,16 @@ def copy_on_cpu(net: nn.Module) -> nn.Module:
 
 @contextlib.contextmanager
 def isolated() -> Iterator[None]:
-    """Let "auto" select the kernels on the CPU too, and restore the random state after the block."""
+    """Make ``impl="auto"`` select the kernels even on the CPU, and restore the random state afterwards."""
     with torch.random.fork_rng(devices=[]), as_on_gpu():
         yield
 
 
 def dry_translation(net: nn.Module, images: Tensor, dtype: torch.dtype) -> None:
-    """Run a copy of ``net`` on the CPU, on zeros shaped like ``images``. Call this in a dry run.
+    """Run a copy of ``net`` on the CPU, on zeros shaped like ``images``.
 
-    It runs under autocast to ``dtype``, unless that is float32.
+    Call this inside a dry run, which records kernel launches without making them. The copy runs under
+    autocast to ``dtype``, unless that is float32.
     """
     with torch.inference_mode(False):
         copied = copy_on_cpu(net).eval()
@@ -70,8 +74,8 @@ def dry_translation(net: nn.Module, images: Tensor, dtype: torch.dtype) -> None:
 class Ahead:
     """Compiles the kernels for each kind of work on ``device`` before that work runs for the first time.
 
-    ``progress`` receives (completed, total, text) meanwhile. Compiling ahead is optional: kernels that were
-    not compiled ahead are compiled by the launch that needs them.
+    ``progress`` is called with (completed, total, text) while kernels are being compiled. Compiling ahead is
+    optional: kernels that were not compiled ahead are compiled by the launch that needs them.
     """
 
     def __init__(
@@ -88,8 +92,8 @@ class Ahead:
     def prepare(self, kind: Hashable, nets: dict[str, nn.Module], run: Callable[[], None]) -> None:
         """Compile the kernels that ``run`` launches, once for each ``kind`` of work.
 
-        ``run`` performs a dry run of the work with ``nets``. Networks that are not from this package are
-        skipped, because their owner does not expect an additional run.
+        ``run`` performs a dry run of the work with ``nets``. If any of them is not one of this package's
+        networks, nothing is compiled ahead, because the network's owner does not expect an additional run.
         """
         if kind in self._known or len(self._known) >= MAX_KINDS:
             return
@@ -98,7 +102,7 @@ class Ahead:
             return
         try:
             self._compile(run)
-        # The copy or the compiler may fail in any way. The launches still compile what they need.
+        # Copying or compiling can fail in any way. The launches will still compile what they need.
         except Exception as error:
             reason = str(error).strip().partition("\n")[0]
             self.log(
@@ -153,7 +157,7 @@ class Ahead:
 def chip_of(device: torch.device) -> Chip:
     """Return the ``Chip`` that kernels on ``device`` are compiled for.
 
-    It has no tensor descriptors if the driver refuses them.
+    Its ``descriptors`` is False if the driver does not accept tensor descriptors.
     """
     from fastcyclegan.kernels._launch import Chip
     from fastcyclegan.kernels.descriptor_launch import refusal

@@ -2,8 +2,9 @@
 
 *Batching*: instance norm normalises each image separately, so the outputs of a network for [a, b] are those
 for a and for b. *Pairing*: two networks of one architecture run as one. The images of the second network
-follow those of the first, and each layer takes a list of two weights. Both are exact. If they would not be,
-or if a network has hooks or custom modules, the calls are made one by one, and the reason is logged once.
+follow those of the first, and each layer takes a list of two weights. Both techniques are exact, and are used
+only where they are. If they would change a result, or if a network has hooks or custom modules, the networks
+are called one by one, and the reason is logged once.
 """
 
 from __future__ import annotations
@@ -36,13 +37,13 @@ _SINGLE = (*OURS, *_BLOCKS, *_LAYERS)
 _SIZES = "kernel_size stride padding dilation output_padding groups padding_mode in_channels out_channels"
 _OPTIONS = "eps affine negative_slope p inplace outermost impl recompute training"
 _SETTINGS = (*_SIZES.split(), *_OPTIONS.split())
-"""Attributes of modules that must agree between networks that run as one."""
+"""Module attributes that must be equal in networks that run as one."""
 
 
 def why_not_batched(name: str, net: nn.Module) -> str:
     """Return why ``net`` cannot take a batch of images in one call, or "" if it can.
 
-    It can if it processes each image separately and has no hooks.
+    Batching is possible if the network processes each image separately and has no hooks.
     """
     for path, module in net.named_modules():
         label = f"{name}.{path}" if path else name
@@ -57,7 +58,10 @@ def why_not_batched(name: str, net: nn.Module) -> str:
 
 
 def why_not_paired(nets: Mapping[str, nn.Module]) -> str:
-    """Return why ``nets`` cannot run as one, or "" if they can. Batching is a separate question."""
+    """Return why ``nets`` cannot run as one, or "" if they can.
+
+    This does not check whether their images can be batched (see ``why_not_batched``).
+    """
     (name, net), *others = nets.items()
     if not is_ours(net):
         return f"{name} is of type {type(net).__name__}, which cannot be paired"
@@ -67,7 +71,7 @@ def why_not_paired(nets: Mapping[str, nn.Module]) -> str:
             return f"{name} and {other_name} {difference}"
     for module in net.modules():
         if isinstance(module, _NORMS) and module.affine:
-            return "their norm layers are affine"
+            return "networks with affine norm layers cannot run as one"
     if any(_weight_layout(other) != _weight_layout(net) for _, other in others):
         return (
             f"{' and '.join(nets)} have weights of different shapes or layouts, or different frozen weights"
@@ -92,7 +96,7 @@ def _settings(module: nn.Module) -> list[Any]:
 
 
 def _weight_layout(net: nn.Module) -> list[Any]:
-    """Return the properties of weights that must agree between networks that run as one."""
+    """Return the properties of each parameter that must be equal in networks that run as one."""
     return [(p.shape, p.dtype, p.device, p.stride(), p.requires_grad) for p in net.parameters()]
 
 
@@ -166,12 +170,12 @@ def _one_image_of_each(inputs: Mapping[str, Sequence[Tensor]], run_pair: Run) ->
 
 
 class NetworkCalls:
-    """The networks of a recipe, and how to call them.
+    """Calls the networks of a recipe, batched and paired where that is permitted and possible.
 
-    ``called``: the callable for each network when it runs by itself, possibly compiled. Default: ``nets``.
-    ``batching`` and ``pairing`` permit these techniques. ``singly``: call networks with one image at a time
-    if they process each image separately. ``log`` receives one line for each reason why a permitted technique
-    is not used.
+    ``called`` maps the name of each network to the callable that runs it by itself, possibly compiled
+    (default: ``nets``). ``batching`` and ``pairing`` permit these techniques. If ``singly`` is true, networks
+    that process each image separately are called with one image at a time. ``log`` receives one line for each
+    reason why a permitted technique is not used.
     """
 
     def __init__(
@@ -231,7 +235,10 @@ class NetworkCalls:
         return not reason
 
     def _batches(self, name: str, images: Sequence[Tensor]) -> bool:
-        """Return whether the images of one network are batched."""
+        """Return whether to run ``images`` through network ``name`` in one call.
+
+        If batching is permitted but not possible, the reason is logged once.
+        """
         if len(images) == 1:
             return True
         if not self.batching:

@@ -1,6 +1,7 @@
-"""Decide how iterations run, once, when an engine is created.
+"""Choose how an engine runs its iterations: batching, pairing, streams, graphs and compiling.
 
-The engine acts on these choices, and the summary describes them.
+The choices are made once, when the engine is created. The engine acts on them, and ``summary.py`` describes
+them to the user.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from fastcyclegan.nn.networks import computed_by
 from fastcyclegan.recipes.recipe import Recipe
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-"""The dtype that layers compute in, by the name of the precision."""
+"""Maps the name of each precision to the dtype that layers compute in."""
 
 
 @dataclass(frozen=True)
 class EngineChoices:
     """Where and how an engine runs its iterations.
 
-    ``options`` are the requested settings, which show whether a choice was made by the user.
+    ``options`` contains the settings as they were requested, which shows the choices that the user made.
     """
 
     device: torch.device
@@ -43,12 +44,11 @@ class EngineChoices:
     graph: bool
     """Whether iterations are captured in a CUDA graph after they have warmed up."""
     weight_stream: bool
-    """Whether weight gradients have a separate stream, beside the one that every iteration on a GPU runs on.
-    """
+    """Whether weight gradients run on a separate stream, alongside the stream of the iteration."""
     overlap_phases: bool
     """Whether the second phase runs between the forward and backward passes of the first."""
     phase_stream: bool
-    """Whether the second phase has a separate stream."""
+    """Whether the second phase runs on a separate stream."""
     compile_ahead: bool
     """Whether kernels are compiled before the first iteration that launches them."""
 
@@ -92,7 +92,10 @@ def choose(
     options: EngineConfig,
     can_capture: bool,
 ) -> EngineChoices:
-    """Return the choices for an engine that runs ``nets``, already on ``device``, with ``options``."""
+    """Choose how to run ``nets``, which are already on ``device``, given the requested ``options``.
+
+    ``can_capture`` is whether iterations can be captured at all.
+    """
     on_gpu, overlap = device.type == "cuda", options.overlap
     kernels = frozenset(name for name, net in nets.items() if computed_by(net) == "triton")
     has_kernels = len(kernels) > 0

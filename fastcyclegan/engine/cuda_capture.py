@@ -20,8 +20,8 @@ from torch import Tensor
 from fastcyclegan.errors import UserError
 
 # Graphs whose capture failed, kept until the process ends. PyTorch's pinned-memory allocator keeps using
-# their addresses to check whether a stream is theirs, and nothing in Python can stop it. They take almost no
-# memory.
+# their addresses to check whether a stream belongs to them, and nothing in Python can stop it. They take
+# almost no memory.
 _failed_graphs: list[torch.cuda.CUDAGraph] = []
 
 
@@ -53,7 +53,8 @@ class CudaCapture:
         if isinstance(losses, Tensor):
             self._graphs.add(graph)
             return graph.replay, losses
-        # Nothing more can be captured into this pool: to the pinned-memory allocator it is still recording.
+        # Nothing more can be captured into this pool, because the pinned-memory allocator still considers it
+        # to be recording.
         self._pool = None
         _clear_frames(losses)
         before.restore(losses)
@@ -66,7 +67,7 @@ class CudaCapture:
 
 
 class _StateBefore:
-    """The current stream and the random state before a capture."""
+    """The current stream and the random state as they were before a capture."""
 
     def __init__(self, stream: torch.cuda.Stream) -> None:
         self.stream, self.current = stream, torch.cuda.current_stream(stream.device)
@@ -74,13 +75,13 @@ class _StateBefore:
         self.random_state, self.host_random_state = self.generator.clone_state(), torch.get_rng_state()
 
     def restore(self, failure: BaseException) -> None:
-        """Restore everything after a capture that failed with ``failure``."""
+        """Restore the current stream and the random state after a capture failed with ``failure``."""
         torch.cuda.set_stream(self.current)
         torch.set_rng_state(self.host_random_state)
         try:
             scratch = _scratch_on(self.stream.device)
-            # A successful capture ends the capturing mode of the generator and keeps its state the same
-            # object, from which earlier graphs draw. PyTorch also frees unused memory before a capture.
+            # A successful capture takes the generator out of capturing mode and keeps the same state object,
+            # from which earlier graphs draw. PyTorch also frees unused memory before a capture.
             outcome = _record(
                 torch.cuda.CUDAGraph(), scratch.zero_, torch.cuda.graph_pool_handle(), self.stream
             )
@@ -96,8 +97,7 @@ class _StateBefore:
 def _scratch_on(device: torch.device) -> Tensor:
     """Return a one-element tensor on ``device``, after clearing any error that is pending there.
 
-    A library may have caused such an error without anyone checking for it. The next launch would then be
-    blamed.
+    A library may have caused such an error without checking for it. The next launch would then report it.
     """
     with contextlib.suppress(RuntimeError):
         return torch.zeros(1, device=device).add_(1)
@@ -162,7 +162,7 @@ def _undo(
 def _releases_its_pool(graph: torch.cuda.CUDAGraph) -> bool:
     """Return whether ``graph`` will release its pool itself.
 
-    It does so only if the capture got far enough, and then it also returns the pool's id.
+    A graph does so only if its capture got far enough. In that case ``graph.pool()`` returns the pool's id.
     """
     try:
         graph.pool()
@@ -172,7 +172,10 @@ def _releases_its_pool(graph: torch.cuda.CUDAGraph) -> bool:
 
 
 def _clear_frames(error: BaseException | None) -> None:
-    """Release the objects held by the frames of a traceback: tensors in the pool and their autograd graph."""
+    """Release the objects that the frames of ``error``'s traceback keep alive.
+
+    These are tensors in the pool and their autograd graph.
+    """
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__context__

@@ -1,7 +1,7 @@
 """Run iterations as CUDA graphs, one for each batch size.
 
-The first iterations of a size run without a graph to warm up. Then the iteration is captured once, and
-replayed from then on.
+The first iterations of each batch size run without a graph, to warm up. Then the iteration is captured once
+and replayed from then on.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from fastcyclegan.nn.layer_checks import has_hooks
 from fastcyclegan.recipes.recipe import Inputs
 
 Step = Callable[[Inputs], Tensor]
-# Iterations before the capture. The first creates Adam's moments and tunes the kernels; the second finds
-# everything in place.
+# Number of iterations before the capture. The first creates Adam's moments and tunes the kernels; in the
+# second, everything is already in place.
 WARM_UP = 3
-# Limit on the number of graphs, one for each batch size. Each contains its launches (a few MB), and all share
-# their memory.
+# Maximum number of graphs, one for each batch size. Each stores its own launches (a few MB), and all share
+# one memory pool.
 MAX_GRAPHS = 8
 
 
 class Capture(Protocol):
-    """Records the launches of ``step`` without running them.
+    """A function that records the launches of ``step`` without running them.
 
-    Returns a function that runs them, and the tensor that each run writes. If it raises, the device's memory,
-    streams and random generators are restored first.
+    It returns a function that replays them, and the tensor that each replay writes. If it raises, it first
+    restores the device's memory, streams and random generators.
     """
 
     def __call__(self, step: Callable[[], Tensor]) -> tuple[Callable[[], Any], Tensor]: ...
@@ -38,7 +38,10 @@ class Capture(Protocol):
 
 @dataclass
 class _Graph:
-    """One batch size: how many iterations it has had, and the function that replays them once captured."""
+    """State of one batch size.
+
+    ``seen`` counts the iterations run so far. ``replay`` runs an iteration once a graph has been captured.
+    """
 
     seen: int = 0
     replay: Step | None = None
@@ -54,8 +57,8 @@ def _first_line(error: BaseException) -> str:
 class Graphs:
     """Runs ``step`` as a CUDA graph once it has warmed up.
 
-    ``required``: a failed capture ends the run. Otherwise the failure is logged, and no graph is used from
-    then on.
+    If ``required`` is true, a failed capture ends the run. Otherwise the failure is logged, and no graph is
+    used from then on. ``on_failure`` is called after a failed capture in either case.
     """
 
     def __init__(
@@ -87,7 +90,8 @@ class Graphs:
     def run(self, key: Hashable, inputs: Inputs, steady: bool) -> Tensor:
         """Run an iteration and return its losses.
 
-        An iteration that is not ``steady`` depends on decisions of the host, so it runs without a graph.
+        ``key`` selects the graph (see ``key_of``). If ``steady`` is false, the iteration depends on decisions
+        made on the host, so it runs without a graph.
         """
         if not steady and self._graphs:
             self._log_once("no CUDA graph is used while the replay pools contain images of several sizes")
@@ -113,12 +117,12 @@ class Graphs:
 
         If graphs are required, a failed capture raises UserError.
         """
-        # The numbers have the same addresses for every batch of this size. Images are copied into buffers
-        # that the graph reads.
+        # The numbers of a batch have the same addresses for every batch of this size. Images are copied into
+        # buffers that the graph reads.
         buffers = replace(inputs, A=inputs.A.clone(), B=inputs.B.clone())
         try:
             replay, losses = self._capture(lambda: self._step(buffers))
-        # A library may do anything that a graph cannot record: report it and run without a graph.
+        # A library may do something that a graph cannot record. Log the error and run without a graph.
         except BaseException as error:
             self._on_failure()
             # No graph is replayed from now on, so free the memory of the earlier ones for iterations without
@@ -152,8 +156,8 @@ class Graphs:
 def key_of(inputs: Inputs, nets: Iterable[nn.Module]) -> Hashable:
     """Return a key for the graph that can run ``inputs``.
 
-    It covers the shapes and dtypes of the inputs, which parameters of ``nets`` are trained, and whether any
-    module has hooks.
+    The key covers the shapes and dtypes of the inputs, which parameters of ``nets`` are trained, and whether
+    any module has hooks.
     """
 
     def kind(t: Tensor) -> Hashable:

@@ -1,4 +1,4 @@
-"""Choose the device and precision for a configuration, and check that kernels and compiler support them."""
+"""Choose the device and precision for a run, and check that the kernels and torch.compile work there."""
 
 from __future__ import annotations
 
@@ -47,7 +47,10 @@ def _has_bf16(device: torch.device) -> bool:
 
 
 def resolve_precision(precision: str, device: torch.device, compiled: bool) -> str:
-    """Return "fp32" or "bf16". Raises UserError if bf16 is requested on a GPU that does not support it."""
+    """Return the precision to use, "fp32" or "bf16".
+
+    Raises UserError if bf16 is requested on a GPU that does not support it.
+    """
     if precision == "auto":
         worth_it = compiled or device.type == "cuda"
         return "bf16" if worth_it and _has_bf16(device) else "fp32"
@@ -67,7 +70,7 @@ def autocast(device_type: str, dtype: torch.dtype) -> torch.autocast:
 
 
 def require_impl(impl: str, device: torch.device) -> None:
-    """Raise UserError if ``impl`` does not support ``device``."""
+    """Raise UserError if the implementation ``impl`` ("triton", for example) does not support ``device``."""
     try:
         check_impl(impl, device)
     except ValueError as error:

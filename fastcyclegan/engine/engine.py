@@ -39,13 +39,13 @@ class Engine:
     """Runs the iterations of a recipe on a device.
 
     ``nets`` are the recipe's networks as ordinary modules. They are moved to the device in channels_last.
-    Their modules may be frozen and may be given hooks at any time, but they may be replaced only before the
-    engine is created. ``compiled`` compiles what the kernels do not compute and, on a GPU, captures the
-    iteration in a CUDA graph (see ``options.graph``); the caller must have checked ``why_not_compiled``.
-    ``log`` receives a line for each choice that differs from the request, with the reason. ``capture``
-    replaces the CUDA graph (for tests). On a GPU, kernels are compiled before the first iteration of each
-    batch size. ``progress`` receives (completed, total, text) meanwhile; without it, ``log`` receives one
-    line.
+    Their modules may be frozen or given hooks at any time, but may be replaced only before the engine is
+    created. If ``compiled`` is true, torch.compile compiles what the kernels do not compute, and on a GPU the
+    iteration is captured in a CUDA graph (see ``options.graph``); the caller must have checked
+    ``why_not_compiled``. ``log`` receives a line for each choice that differs from the request, with the
+    reason. Tests pass ``capture`` to replace CUDA graphs. On a GPU, kernels are compiled before the first
+    iteration of each batch size. Meanwhile ``progress`` is called with (completed, total, text); without it,
+    ``log`` receives one line.
 
     Raises ValueError for a precision other than fp32 and bf16, for ``options.graph`` "on" without a GPU, and
     for ``options.micro_batch`` if a network mixes the images of a batch. ``step`` raises ValueError if
@@ -221,7 +221,11 @@ class Engine:
             self.phase_optimizers[phase.name].step()
 
     def _forget_working_copies(self) -> None:
-        """Discard the working copies: the weights have changed, or a capture only recorded the copying."""
+        """Discard the working copies.
+
+        They are out of date once the weights have changed, and were never filled if a capture only recorded
+        the copying.
+        """
         for copies in self.working_copies:
             copies.forget()
 
@@ -230,7 +234,7 @@ class Engine:
 
     @contextlib.contextmanager
     def _named(self, name: str) -> Iterator[None]:
-        """Name the launches of the block in profiles: for torch.profiler and, with ``nvtx``, for Nsight."""
+        """Label the launches of the block in torch.profiler and, if ``options.nvtx`` is set, in Nsight."""
         nvtx: AbstractContextManager[Any] = contextlib.nullcontext()
         if self.choices.options.nvtx and self.device.type == "cuda":
             nvtx = torch.cuda.nvtx.range(name)
@@ -240,9 +244,9 @@ class Engine:
     # --- Outside iterations ---------------------------------------------------------------------------------
 
     def dry_step(self, batch: Batch) -> None:
-        """Run one iteration of a copy of this engine on the CPU, for a batch like ``batch``.
+        """Run one iteration of a copy of this engine on the CPU, with a batch of zeros shaped like ``batch``.
 
-        Call this in a dry run.
+        Call this inside a dry run, which records kernel launches without making them.
         """
         options = dataclasses.replace(self.choices.options, graph="off")
         cpu, nets = torch.device("cpu"), {name: copy_on_cpu(net) for name, net in self.nets.items()}
@@ -301,7 +305,10 @@ class Engine:
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore a state from ``state_dict``. Averages that are missing in it start at the weights."""
+        """Restore a state from ``state_dict``.
+
+        If it contains no running averages, they are initialised with the restored weights.
+        """
         for name, net in self.nets.items():
             net.load_state_dict(state["nets"][name])
         for name, optimizer in self.phase_optimizers.items():
@@ -325,7 +332,7 @@ def _prepared(phase: Phase, inputs: Inputs, outputs: dict[str, Tensor]) -> Input
 
 
 def _joined(results: list[PhaseResult]) -> PhaseResult:
-    """Return the result of a batch, given the results of its parts."""
+    """Combine the results of the parts of a batch into the result of the whole batch."""
     losses = torch.stack([result.losses for result in results]).sum(0)
     outputs = {}
     for name in results[0].outputs:
@@ -335,7 +342,7 @@ def _joined(results: list[PhaseResult]) -> PhaseResult:
 
 @contextlib.contextmanager
 def _frozen(parameters: list[nn.Parameter]) -> Iterator[None]:
-    """Freeze ``parameters`` inside the block. Those that the user froze stay frozen after it."""
+    """Freeze ``parameters`` inside the block. Those that were already frozen stay frozen afterwards."""
     trainable = [p for p in parameters if p.requires_grad]
     for p in trainable:
         p.requires_grad_(False)

@@ -1,6 +1,6 @@
-"""Copy the numbers of each batch to the device in one transfer.
+"""Copy the numbers that an iteration needs to the device in one transfer.
 
-These are the learning rate, pool indices and the like.
+Examples are the learning rate and the indices of images in the pools.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# In bytes; enough for batches of tens of thousands of samples.
+# Size in bytes, enough for batches of tens of thousands of samples.
 ROOM = 1 << 20
 
 
 class HostInputs:
-    """Memory on the device that starts with the learning rate, followed by the other numbers of a batch."""
+    """A block of device memory for the learning rate and, after it, the other numbers of a batch."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -28,8 +28,8 @@ class HostInputs:
     def send(self, lr: float, numbers: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Copy ``lr`` and ``numbers`` from the host to the device in one transfer.
 
-        Returns the device tensors of ``numbers``. For the same shapes they always have the same addresses.
-        Raises ValueError if the numbers do not fit.
+        Returns the tensors on the device under the names of ``numbers``. As long as the shapes stay the same,
+        so do their addresses. Raises ValueError if the numbers do not fit.
         """
         pieces = [torch.tensor([lr], dtype=self.lr.dtype), *numbers.values()]
         sizes = [-(-piece.numel() * piece.element_size() // 8) * 8 for piece in pieces]

@@ -1,4 +1,4 @@
-"""Train the networks of one phase: their parameters, the memory of their gradients, and Adam."""
+"""Manage the parameters that one phase trains, the memory for their gradients, and their Adam optimizer."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def _kinds(net: nn.Module) -> list[tuple[torch.Size, torch.dtype]]:
 def _by_place(nets: Sequence[nn.Module]) -> list[list[nn.Parameter]]:
     """Return the parameters of ``nets`` grouped by position.
 
-    If the networks are alike, a group contains the parameters at one position in all of them. Otherwise each
-    parameter is a group by itself.
+    If all networks have parameters of the same shapes and dtypes, a group contains the parameters at one
+    position in each network. Otherwise each parameter is a group by itself.
     """
     columns = [list(net.parameters()) for net in nets]
     alike = all(_kinds(net) == _kinds(nets[0]) for net in nets)
@@ -35,7 +35,10 @@ def _is_dense(p: Tensor) -> bool:
 
 
 def _adam(nets: Sequence[nn.Module], optim: OptimConfig, lr: Tensor) -> torch.optim.Adam:
-    """Return Adam over ``nets``. If it is fused, it reads its learning rate from ``lr``."""
+    """Return an Adam optimizer for the parameters of ``nets``.
+
+    On CUDA devices and the CPU it is fused, and reads its learning rate from ``lr``.
+    """
     parameters = list(itertools.chain.from_iterable(net.parameters() for net in nets))
     kind, betas = parameters[0].device.type, (optim.beta1, 0.999)
     if kind not in ("cuda", "cpu"):
@@ -44,12 +47,12 @@ def _adam(nets: Sequence[nn.Module], optim: OptimConfig, lr: Tensor) -> torch.op
 
 
 class PhaseOptimizer:
-    """The parameters of a phase's networks and their Adam optimizer.
+    """The parameters of a phase's networks, and the Adam optimizer that updates them.
 
-    ``in_place``: gradients accumulate in one block of memory, which is zeroed in one pass, and the kernels
-    add the gradient of each use of a weight to it. The weights of networks that run as a pair are adjacent
-    there, so that one launch can sum their gradients. Otherwise autograd allocates the gradients. ``lr`` is a
-    tensor that Adam reads at each step.
+    If ``in_place`` is true, gradients accumulate in one block of memory, which is zeroed in one pass. Each
+    time a weight is used, the kernels add its gradient there. The gradients of two networks that run as a
+    pair are adjacent, so that one launch can sum them. If ``in_place`` is false, autograd allocates the
+    gradients. ``lr`` is a tensor from which Adam reads the learning rate at each step.
     """
 
     def __init__(self, nets: Sequence[nn.Module], optim: OptimConfig, lr: Tensor, *, in_place: bool) -> None:
@@ -63,7 +66,7 @@ class PhaseOptimizer:
             self._lay_out_gradients(ordered)
 
     def _lay_out_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Allocate the memory for the gradients of ``parameters``, one after another."""
+        """Allocate one block of memory for the gradients of ``parameters``, stored one after another."""
         first = parameters[0]
         size = sum(p.numel() for p in parameters)
         self.memory = memory = torch.zeros(size, dtype=first.dtype, device=first.device)
@@ -97,7 +100,7 @@ class PhaseOptimizer:
         return {**state, "param_groups": groups}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the steps and moments of a state from ``state_dict``.
+        """Restore Adam's step counts and moments from a state that ``state_dict`` returned.
 
         Adam keeps its current settings and implementation.
         """

@@ -1,7 +1,7 @@
 """Prepare a recipe's networks before the first iteration.
 
-This moves them to the device, compiles them with torch.compile, and makes copies of their weights in the form
-that the kernels read.
+The networks are moved to the device and, if requested, compiled with torch.compile. Their weights are copied
+into the form that the kernels read.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def network_calls(
     fixed_sizes: bool,
     log: Callable[[str], None],
 ) -> NetworkCalls:
-    """Return an object that calls ``nets``, each directly or compiled with torch.compile."""
+    """Return an object that calls each of ``nets``, either directly or compiled with torch.compile."""
     called: dict[str, Any] = dict(nets)
     for name, net in nets.items():
         if choices.compiles(name):
@@ -71,10 +71,10 @@ def network_calls(
 
 
 def loss_compiler(choices: EngineChoices, fixed_sizes: bool) -> Compile:
-    """Return a function that compiles the arithmetic of the losses.
+    """Return a function that compiles the arithmetic of a loss if ``choices.compiles_losses`` is true.
 
-    If the kernels compute the networks, only the losses are left for torch.compile. Otherwise the function
-    changes nothing.
+    In that case the kernels compute the networks, and only the losses are left for torch.compile. Otherwise
+    the function returns its argument unchanged.
     """
     if not choices.compiles_losses:
         return uncompiled
@@ -88,8 +88,8 @@ def loss_compiler(choices: EngineChoices, fixed_sizes: bool) -> Compile:
 def _dynamic(fixed_sizes: bool) -> bool | None:
     """Return the ``dynamic`` argument of torch.compile.
 
-    It is False if all images have one size. Otherwise None lets torch.compile decide when it meets several
-    sizes.
+    It is False if all images have the same size. Otherwise it is None, which lets torch.compile decide when
+    it encounters several sizes.
     """
     return False if fixed_sizes else None
 
@@ -97,9 +97,10 @@ def _dynamic(fixed_sizes: bool) -> bool | None:
 def working_copies(
     choices: EngineChoices, phases: Sequence[Phase], optimizers: Mapping[str, PhaseOptimizer]
 ) -> list[WorkingCopies]:
-    """Return copies of the weights and biases in the form that the kernels read, stacked for pairs.
+    """Create copies of the weights and biases in the form that the kernels read.
 
-    Weights are rounded, biases are not. The list is empty if no copies are needed.
+    The weights of networks that run as a pair are stacked, and so are their biases. Weights are rounded to
+    the dtype that layers compute in; biases stay in fp32. The list is empty if no copies are needed.
     """
     if choices.dtype == torch.float32 and not choices.pairing:
         return []
@@ -121,7 +122,7 @@ def working_copies(
 
 
 def parameter_ids(nets: Iterable[nn.Module]) -> list[int]:
-    """Return ids by which the parameters of ``nets`` are recognised."""
+    """Return the ids of all parameters of ``nets``, which show whether any of them was replaced."""
     return [id(p) for net in nets for p in net.parameters()]
 
 

@@ -1,4 +1,4 @@
-"""The CUDA streams of an engine: one for all iterations, and others for work that runs beside it.
+"""The CUDA streams of an engine: one for all iterations, and others for work that runs concurrently.
 
 Other devices have no streams, and everything runs in order.
 """
@@ -17,9 +17,9 @@ from fastcyclegan.engine.choices import EngineChoices
 class Streams:
     """The streams of an engine. A stream that is not used is None.
 
-    ``iteration`` runs all iterations, both captured ones and those before a capture, because autograd
-    remembers the stream on which gradients were first accumulated. ``weight_gradients`` runs the weight
-    gradients, and ``phase`` the second phase.
+    All iterations run on ``iteration``, both captured ones and those before a capture, because autograd
+    remembers the stream on which gradients were first accumulated. Weight gradients are computed on
+    ``weight_gradients``, and the second phase runs on ``phase``.
     """
 
     def __init__(self, choices: EngineChoices) -> None:

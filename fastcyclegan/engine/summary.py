@@ -1,4 +1,4 @@
-"""Describe the choices of an engine in words, for the table at the start of a run."""
+"""Describe an engine's choices in words, for the table at the start of a run."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Nets = Mapping[str, nn.Module]
 
 
 def describe(choices: EngineChoices, phases: Sequence[Phase], nets: Nets, average: float) -> dict[str, str]:
-    """Return one row per choice, by name, for ``nets`` and the phases that train them.
+    """Return the rows of the table, as a dict from the name of each choice to its description.
 
-    A row gives the reason if something is not done. ``average``: the decay of the generators' running
-    averages, 0 for none.
+    If something is not used, its row gives the reason. ``phases`` are the phases that train ``nets``.
+    ``average`` is the decay of the generators' running averages, or 0 if there are none.
     """
     micro_batch = choices.options.micro_batch
     rows = {
@@ -73,9 +73,9 @@ def _convolutions(choices: EngineChoices) -> str:
 
 
 def _loads(device: torch.device) -> str:
-    """Return a note if the driver refuses the tensor descriptors that kernels should use, otherwise "".
+    """Return a note if the kernels should use tensor descriptors but these do not work, otherwise "".
 
-    This asks the driver, as the first launch does.
+    This probes the driver, as the first launch would.
     """
     if device.type != "cuda":
         return ""
@@ -85,12 +85,12 @@ def _loads(device: torch.device) -> str:
     reason = refusal(device)
     if not reason:
         return ""
-    return f"; loads use pointers, because tensor descriptors are refused ({reason})"
+    return f"; loads use pointers, because tensor descriptors do not work ({reason})"
 
 
 def _batching(choices: EngineChoices, nets: Nets) -> str:
     if choices.singly:
-        wrong = "torch.compile on a CPU computes wrong gradients for more (seen in torch 2.13)"
+        wrong = "with more, torch.compile on a CPU computes wrong gradients (seen in torch 2.13)"
         return f"no, one image at a time: {wrong}"
     if not choices.batching:
         return "off (--batching off)"
@@ -135,7 +135,7 @@ def _overlap(choices: EngineChoices) -> str:
     if choices.phase_stream:
         parts.append("the discriminators' phase")
     if parts:
-        return f"{' and '.join(parts)} run beside the main stream"
+        return f"{' and '.join(parts)} run concurrently with the main stream"
     return (
         "off (--overlap off)"
         if requested == "off"
@@ -165,4 +165,4 @@ def _graph(choices: EngineChoices) -> str:
         return "off (--graph off)"
     if choices.device.type != "cuda":
         return "no: needs a CUDA GPU"
-    return "no: --compile or --graph on enables it"
+    return "no: use --compile or --graph on to enable it"

@@ -1,4 +1,4 @@
-"""Keep running averages of the weights that are trained."""
+"""Keep running averages of weights during training."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ def _cloned(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 class WeightAverage:
     """Running averages of the weights of networks.
 
-    They start at the weights. After each step, an average becomes average + (1 - decay) (weight - average).
-    Buffers (batch norm's statistics) are copied. Source: Yazici et al., "The Unusual Effectiveness of
-    Averaging in GAN Training", 2019.
+    The averages are initialised with the current weights. Each update changes an average to
+    average + (1 - decay) * (weight - average). Buffers (batch norm's statistics) are copied. Source: Yazici
+    et al., "The Unusual Effectiveness of Averaging in GAN Training", 2019.
     """
 
     def __init__(self, nets: Mapping[str, nn.Module], decay: float) -> None:
@@ -46,7 +46,7 @@ class WeightAverage:
                 self.weights[name][key].copy_(value)
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Restore the averages, in place."""
+        """Restore the averages from ``state``, in place."""
         for name, weights in self.weights.items():
             for key, value in weights.items():
                 value.copy_(state[name][key])

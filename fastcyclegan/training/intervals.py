@@ -9,7 +9,7 @@ class Interval:
     """Decides when periodic work is due.
 
     If ``images`` is given, the work is due every ``images`` images. Otherwise it is due every ``seconds``
-    seconds, and never takes more than ``share`` of the time.
+    seconds, but less often if the work would take more than the fraction ``share`` of the time.
     """
 
     def __init__(self, images: int | None, seconds: float, share: float = 1.0) -> None:

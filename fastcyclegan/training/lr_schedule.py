@@ -28,10 +28,10 @@ def _rule(config: OptimConfig) -> Factor:
 
 
 class Schedule:
-    """Learning rate by epoch.
+    """The learning rate of each epoch.
 
-    ``policy``, a function from the number of steps taken (from 0) to a factor, replaces the configured
-    policy.
+    ``policy``, if given, replaces the configured policy. It is a function from the number of steps that the
+    schedule has taken (from 0) to a factor.
     """
 
     def __init__(self, config: OptimConfig, policy: Factor | None = None) -> None:
@@ -43,7 +43,7 @@ class Schedule:
         return self.base * max(0.0, self.rule(epoch + self.steps_ahead))
 
     def end_epoch(self, metric: float) -> None:
-        """Record the mean generator loss of a finished epoch. Only plateau uses it."""
+        """Record the mean generator loss of a finished epoch. Only the plateau policy uses it."""
 
     def state_dict(self) -> dict[str, float]:
         return {}
@@ -55,9 +55,9 @@ class Schedule:
 class PlateauSchedule(Schedule):
     """Divides the rate by 5 after the metric has stalled for more than 5 epochs.
 
-    It has stalled while it does not fall by 1 % of its best value. This is the rule of torch's
-    ReduceLROnPlateau. The rate changes after the metric of an epoch is known, so ``lr_phase`` makes no
-    difference here.
+    The metric has stalled in an epoch unless it is more than 1 % below the best value so far. This is the
+    rule of torch's ReduceLROnPlateau. The rate changes only after the metric of an epoch is known, so
+    ``lr_phase`` makes no difference here.
     """
 
     FACTOR, THRESHOLD, PATIENCE = 0.2, 0.01, 5

@@ -78,7 +78,7 @@ def read_state(file: Path, recipe: Recipe) -> dict[str, Any]:
         raise UserError(f"{file}: not a training state that this version can resume")
     nets = state["nets"]
     if set(nets) != set(recipe.networks) or not all(isinstance(net, dict) for net in nets.values()):
-        raise UserError(f"{file}: its networks are not {recipe.networks_title}")
+        raise UserError(f"{file}: the networks in this file are not {recipe.networks_title}")
     # A copy, because the file may be overwritten while the state is in use.
     copied: dict[str, Any] = to_cpu(state)
     return copied
@@ -98,7 +98,7 @@ def _is_state(state: Any) -> bool:
 def _check_state(state: Any, run: Run, file: Path | str, log: Log) -> None:
     """Raise UserError if ``state`` does not fit the configuration of ``run``.
 
-    If the images or their loader have changed, that is only logged.
+    A change of the images or of their loader is only logged.
     """
     current = to_dict(run.config)
     for group, name in FIXED:

@@ -24,7 +24,7 @@ from fastcyclegan.tensor_files import to_cpu
 
 STATE_VERSION = 1
 TENSORS = "the caller"
-"""The reader of the images if the caller provides tensors."""
+"""The value of ``Run.reader`` if the caller provides tensors."""
 
 
 @dataclass
@@ -89,9 +89,9 @@ class Run:
         return [fingerprint(self.images.train_A), fingerprint(self.images.train_B)]
 
     def images_to_show(self, limit: int) -> list[tuple[Tensor, Tensor]]:
-        """Return up to ``limit`` pairs of an image of A and an image of B, [1, C, H, W] each.
+        """Return up to ``limit`` pairs of images [1, C, H, W], one of domain A and one of domain B.
 
-        They are held-out images if there are any, otherwise training images.
+        These are held-out images if there are any, otherwise training images.
         """
         if isinstance(self.loader, TensorLoader):
             first_A, first_B = self.loader.first
@@ -105,7 +105,7 @@ class Run:
         return pairs
 
     def _image(self, path: Path, channels: int) -> Tensor:
-        """Return the centre of the image at ``path``, [1, channels, H, W] on the device."""
+        """Return the centre crop of the image at ``path`` as a tensor [1, channels, H, W] on the device."""
         fit = Fit.of(self.data, channels, self.config.model.size_multiple)
         pixels = take_view(load_pixels(path, fit), fit, View(0.5, 0.5, False))
         return to_unit_range(torch.from_numpy(pixels.copy())[None], self.engine.device)

@@ -16,7 +16,7 @@ DATASET = "dataset"
 
 
 def _default_name(config: TrainConfig) -> str:
-    """Return the dataset's name and the first number that is not taken."""
+    """Return a default name for a run: the dataset's name and the first number that is free."""
     data = config.data
     if data.is_builtin:
         stem = "shapes"
@@ -25,13 +25,14 @@ def _default_name(config: TrainConfig) -> str:
     else:
         stem = "2".join(folder.resolve().name for folder in (data.data_A, data.data_B) if folder is not None)
     folder, number = config.run.checkpoints_dir, 1
-    # A broken symbolic link takes a name too.
+    # A name is also taken if it belongs to a broken symbolic link.
     while (folder / f"{stem}_{number}").exists() or (folder / f"{stem}_{number}").is_symlink():
         number += 1
     return f"{stem}_{number}"
 
 
 def is_run(folder: Path) -> bool:
+    """Return whether ``folder`` contains a configuration, a training state or weights of a run."""
     has_files = (folder / CONFIG).exists() or (folder / run_files.STATE).exists()
     return has_files or len(run_files.saved_epochs(folder)) > 0
 
@@ -49,7 +50,7 @@ def _remove_run(folder: Path) -> None:
 def choose_folder(config: TrainConfig) -> tuple[Path, TrainConfig]:
     """Return the run's folder, and ``config`` with its name. Changes no files.
 
-    Raises UserError for a name that is taken or missing.
+    Raises UserError if the name is taken or missing.
     """
     run = config.run
     if run.continue_train and run.name is None:

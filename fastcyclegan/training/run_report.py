@@ -88,8 +88,8 @@ pre{{background:#f4f4f4;padding:1em;overflow:auto}}
 class Report:
     """Writes the files in a run's folder that show its progress. Iterations count from 1.
 
-    ``resume_at`` drops the records and images of later iterations, which a killed process logged but did not
-    save.
+    If ``resume_at`` is given, the records and sample grids of later iterations are dropped. They come from a
+    process that was killed after it logged those iterations but before it saved its state.
     """
 
     def __init__(

@@ -8,7 +8,7 @@ from fastcyclegan.training.run import Run
 
 
 def describe_run(run: Run) -> dict[str, str]:
-    """Return the rows of the table, by name."""
+    """Return the rows of the table, as a dict from their names to their texts."""
     return {
         **_samples(run),
         "networks": _networks(run.config, run.engine),
@@ -22,7 +22,7 @@ def _samples(run: Run) -> dict[str, str]:
     if images is None:
         counts = f"batches of {run.plan.batch_size}, {per_epoch} iterations per epoch"
         return {"samples": f"from the caller's loaders, {counts}"}
-    train = f"{len(images.train_A)} of A and {len(images.train_B)} of B for training"
+    train = f"{len(images.train_A)} of domain A and {len(images.train_B)} of domain B for training"
     held_out = f"{len(images.test_A)} and {len(images.test_B)} held out"
     batches = f"batch size {data.batch_size}, {per_epoch} iterations per epoch"
     return {

@@ -11,10 +11,9 @@ from types import FrameType
 
 
 def on_signals(stop: Callable[[int], object]) -> Callable[[], None]:
-    """Let the first SIGINT, SIGTERM or SIGHUP call ``stop`` with its number, and a second one kill the
-    process.
+    """Make the first SIGINT, SIGTERM or SIGHUP call ``stop``, and a second one end the process at once.
 
-    Returns a function that restores the handlers.
+    ``stop`` is called with the number of the signal. Returns a function that restores the previous handlers.
     """
     if threading.current_thread() is not threading.main_thread():
         return lambda: None  # Python handles signals only in the main thread
@@ -30,7 +29,7 @@ def on_signals(stop: Callable[[int], object]) -> Callable[[], None]:
     def request_stop(number: int, _: FrameType | None) -> None:
         stop(number)
         restore()
-        # Not print: the signal may have interrupted one, and the terminal may be gone.
+        # Calling print is not safe: the signal may have interrupted one, and the terminal may be gone.
         with contextlib.suppress(OSError):
             name = signal.Signals(number).name
             os.write(2, f"\n{name}: saving after this iteration (send again to stop at once)\n".encode())
@@ -41,9 +40,9 @@ def on_signals(stop: Callable[[int], object]) -> Callable[[], None]:
 
 
 def on_interrupt(stop: Callable[[int], object]) -> Callable[[], None]:
-    """Let the first SIGINT call ``stop`` with its number, and a second one interrupt at once.
+    """Make the first SIGINT call ``stop`` with its number, and a second one raise KeyboardInterrupt at once.
 
-    Returns a function that restores the handler.
+    Returns a function that restores the previous handler.
     """
     before = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or before is not signal.default_int_handler:

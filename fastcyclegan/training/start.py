@@ -35,10 +35,10 @@ Loaded = tuple[Images | None, Loader | TensorLoader, DataConfig]
 
 @dataclass(frozen=True)
 class Overrides:
-    """Objects of the caller that replace those that the configuration describes.
+    """Objects that the caller provides in place of those that the configuration describes.
 
-    They are initialised networks, loaders, and a state to resume from. ``files``: whether the run writes
-    files, to the folder that its configuration names.
+    These are initialised networks, loaders, and a state to resume from. If ``files`` is true, the run writes
+    files to the folder that its configuration names; if it is false, it writes none.
     """
 
     nets: dict[str, nn.Module] | None = None
@@ -57,17 +57,17 @@ def start(
 ) -> Run:
     """Set up the run that ``config`` describes.
 
-    Raises UserError for any problem that the user can fix, before anything is changed. ``progress`` receives
-    the number of files that have been checked, ``compiling`` the progress of compiling kernels before the
-    first iteration.
+    Raises UserError for any problem that the user can fix, before anything is changed. ``progress`` is called
+    with the number of files checked so far and their total number. ``compiling`` is called with the progress
+    of compiling kernels before the first iteration.
     """
     device = resolve_device(config.run)
     require_impl(config.model.impl, device)
     folder: Path | None = None
     if overrides.files:
         folder, config = choose_folder(config)
-    # The folder comes after everything that can fail: a run that cannot start neither creates nor replaces
-    # one.
+    # The folder is opened after everything that can fail, so that a run that cannot start neither creates nor
+    # replaces a folder.
     choice: Choice | None = None
     problem = why_not_compiled(device) if config.run.compile else ""
     if overrides.loaders is None:
@@ -103,7 +103,7 @@ def start(
 
 
 def _restore(run: Run, overrides: Overrides, log: Log) -> None:
-    """Restore the state of ``run`` if it is resumed."""
+    """Restore the state of ``run`` if it resumes an earlier run."""
     if overrides.state is not None:
         restore_state(run, overrides.state, "the previous state", log)
     elif run.config.run.continue_train:
@@ -137,9 +137,9 @@ def _make_engine(
 
 
 def _log_deviations(config: TrainConfig, data: DataConfig, plan: Plan, problem: str, log: Log) -> None:
-    """Log what deviates from the configuration, and what will take long.
+    """Log how the run deviates from the configuration, and that compiling will take long.
 
-    ``problem``: why nothing is compiled.
+    ``problem`` is the reason why torch.compile cannot be used, or "".
     """
     if data.batch_size > len(plan):
         log(
@@ -165,9 +165,9 @@ def _write_config(folder: Path, config: TrainConfig) -> None:
 def _load_tensors(
     config: TrainConfig, folder: Path | None, device: torch.device, overrides: Overrides
 ) -> Loaded:
-    """Wrap the loaders of the caller and open the run's folder.
+    """Wrap the caller's loaders and open the run's folder.
 
-    The returned settings describe what the loaders yield.
+    The returned settings describe the batches that the loaders yield.
     """
     assert overrides.loaders is not None
     required, seed = ImageRequirements.of(config.model), config.run.seed
@@ -187,7 +187,7 @@ def _load(
 ) -> Loaded:
     """Find and check the images, create their loader and open the run's folder.
 
-    The built-in images are drawn into that folder.
+    If the run uses the built-in images, they are drawn into that folder.
     """
     data, model = config.data, config.model
     if data.is_builtin:
@@ -208,7 +208,7 @@ def _load(
 
 
 def networks_that_fit(config: TrainConfig) -> dict[str, nn.Module]:
-    """Return the initialised networks. Raises UserError if they do not fit in memory."""
+    """Create and initialise the networks. Raises UserError if they do not fit in memory."""
     try:
         return make_recipe(config).build_networks(config.model)
     except (RuntimeError, MemoryError) as error:
@@ -219,7 +219,7 @@ def networks_that_fit(config: TrainConfig) -> dict[str, nn.Module]:
 
 
 def _check_engine(config: TrainConfig, device: torch.device) -> None:
-    """Raise UserError for requested options that ``device`` or the networks do not support."""
+    """Raise UserError if an option is requested that ``device`` or the networks do not support."""
     options = config.engine
     needs_gpu = {
         "--graph on": options.graph == "on",
@@ -254,7 +254,7 @@ def _source(
 
 
 def _protect_images(folder: Path, paths: Iterable[Path]) -> None:
-    """Raise UserError if --overwrite would delete the images to train on."""
+    """Raise UserError if --overwrite would delete training images."""
     for path in paths:
         if path.resolve().is_relative_to(folder.resolve()):
             raise UserError(f"--overwrite would delete the training images: {path} is in {folder}")

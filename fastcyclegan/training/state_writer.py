@@ -38,10 +38,10 @@ class StateWriter:
         return self.thread is not None and self.thread.is_alive()
 
     def write(self, state: dict[str, Any], labels: tuple[str, ...], with_state: bool = True) -> None:
-        """Start writing ``state`` (a copy on the CPU) to state.pt and its networks to official files.
+        """Start writing ``state`` (a copy on the CPU) to state.pt, and its networks to official files.
 
-        Each of ``labels`` gets its own set of official files. Running averages of networks, if the state
-        contains them, are written beside them.
+        One set of official files is written for each of ``labels``. Running averages of networks, if the
+        state contains them, are written next to them. If ``with_state`` is false, state.pt is not written.
         """
         self.wait()
         self.thread = threading.Thread(
@@ -85,7 +85,7 @@ class StateWriter:
             raise error
 
     def close(self) -> None:
-        """Wait until the current write is on the disk."""
+        """Wait until the current write has ended. If it failed, its error is not raised."""
         if self.thread is not None:
             self.thread.join()
             self.thread = None

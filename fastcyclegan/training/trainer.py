@@ -50,10 +50,12 @@ class _NoReport:
 
 
 class Trainer:
-    """Trains one run to its end, or until ``stop`` is set to the signal that requested it (0 for none).
+    """Trains one run until it is complete or ``stop`` is set.
 
-    ``policy``, a function from steps taken to a factor, replaces the configured learning rate policy.
-    ``on_tick`` receives the values of each log line: iteration, epoch, every loss, lr, it/s and images/s.
+    ``stop`` is the number of the signal that requested the stop, or 0 if it was not a signal. ``policy``, if
+    given, replaces the configured learning rate policy; it is a function from the number of steps taken to a
+    factor. ``on_tick`` is called with the values of each log line: iteration, epoch, every loss, lr, it/s and
+    images/s.
     """
 
     def __init__(
@@ -72,7 +74,7 @@ class Trainer:
         self.stop: int | None = None
         self.started_at = run.iteration
         self.sampled_at: int | None = None
-        # Read once, so that files that disappear later do no harm.
+        # The images are read once, so that it does not matter if their files disappear later.
         self.shown = [] if run.folder is None else run.images_to_show(SAMPLE_ROWS)
         self.images_since_log = 0
         self.log_started = time.monotonic()
@@ -86,7 +88,7 @@ class Trainer:
             self._open_files(run.folder)
 
     def _open_files(self, folder: Path) -> None:
-        """Start the run's files, or continue them."""
+        """Create the run's files, or continue those of a run that is resumed."""
         run, options = self.run, self.run.config.run
         self.writer = StateWriter(folder, run.engine.recipe.official_names)
         if "epoch_loss" in run.extra and options.continue_train:
@@ -101,7 +103,10 @@ class Trainer:
             )
 
     def stop_after(self, number: int) -> None:
-        """End the loop after the current iteration, because of signal ``number`` (0 for none)."""
+        """Make the loop end after the current iteration.
+
+        ``number`` is the signal that requested this, or 0 if it was not a signal.
+        """
         self.stop = number
 
     def train(self) -> None:
@@ -126,7 +131,8 @@ class Trainer:
     def _batches(self) -> Generator[Batch]:
         """Yield the batches of the loader.
 
-        If it fails (a file is broken, a process died), the state is saved before the error is re-raised.
+        If the loader fails (because a file is broken or a process died), the state is saved before the error
+        is re-raised.
         """
         batches = self.run.engine.uploading(self.run.loader.batches(self.run.iteration, self.run.last))
         with contextlib.closing(batches):
@@ -162,7 +168,7 @@ class Trainer:
         self.writer.check()
 
     def _flush(self) -> None:
-        """Copy the losses since the last call to the host. Raises UserError for one that is not finite."""
+        """Copy the losses since the last call to the host. Raises UserError if one of them is not finite."""
         if not self.pending:
             return
         values = torch.stack(self.pending).cpu().double()
@@ -176,7 +182,7 @@ class Trainer:
     def _require_finite(self, values: Tensor) -> None:
         """Raise UserError for the first loss in ``values`` that is not finite.
 
-        ``values`` has shape [iterations, losses] and ends with the current iteration.
+        ``values`` has shape [iterations, losses]. Its last row belongs to the current iteration.
         """
         if values.isfinite().all():
             return
@@ -224,9 +230,9 @@ class Trainer:
             self.writer.write(snapshot, (str(epoch),), with_state=False)
 
     def _save(self, wait: bool = False) -> None:
-        """Start writing a snapshot of the state; with ``wait``, wait until it is on the disk.
+        """Start writing a snapshot of the state. If ``wait`` is true, wait until it is on the disk.
 
-        A loss that is not finite ends the run before anything is written.
+        If a loss is not finite, the run ends before anything is written.
         """
         assert self.writer is not None
         started = time.monotonic()
@@ -248,7 +254,7 @@ class Trainer:
     def _samples(self) -> None:
         """Translate the same images in both directions and back, and add the results to the report.
 
-        They are held-out images if there are any, otherwise training images.
+        The images are held-out ones if there are any, otherwise training images.
         """
         started = time.monotonic()
         self.report.add_samples(self.run.iteration, draw_grid(self._sample_columns()))
@@ -264,9 +270,9 @@ class Trainer:
         return columns
 
     def _finish(self) -> None:
-        """Log the remaining losses, save under the name latest and draw a last grid.
+        """Log the remaining losses, save under the name latest and draw a last sample grid.
 
-        Does nothing if nothing was trained.
+        Does nothing if no iteration was run.
         """
         run = self.run
         if run.iteration == self.started_at:
@@ -301,10 +307,10 @@ def train(
 ) -> Trainer:
     """Train the run that ``config`` describes and return its trainer.
 
-    Raises UserError for problems that the user can fix. ``on_start`` receives the trainer before its first
-    iteration. ``signals``: SIGINT, SIGTERM and SIGHUP end the run after the current iteration, with its files
-    saved. Otherwise SIGINT raises KeyboardInterrupt after the current iteration, so that no iteration is left
-    half finished.
+    Raises UserError for problems that the user can fix. ``on_start`` is called with the trainer before its
+    first iteration. If ``signals`` is true, SIGINT, SIGTERM and SIGHUP end the run after the current
+    iteration, with its files saved. If it is false, SIGINT raises KeyboardInterrupt after the current
+    iteration, so that no iteration is left half finished.
     """
 
     def checking(checked: int, total: int) -> None:

@@ -1,9 +1,9 @@
 """A stand-in for PyTorch's bookkeeping of CUDA graph captures, modelled on its source.
 
 It tracks which pools are being allocated into, which generators draw and which stream is current.
-``torch.cuda.graph`` itself runs unchanged. ``old`` imitates torch before 2.13, where the state of a random
-generator either is in capturing mode or is not; newer versions keep a separate state for each capture.
-Kernels, memory and random numbers are not simulated, only counted.
+``torch.cuda.graph`` itself runs unchanged. With ``old``, the stand-in imitates torch before 2.13, where a
+random generator has one state, which is either in capturing mode or not; newer versions keep a separate state
+for each capture. Kernels, memory and random numbers are not simulated, only counted.
 """
 
 from __future__ import annotations
@@ -22,7 +22,11 @@ Pool = tuple[int, int]
 
 
 class Stream:
-    """A stream: the graph that is capturing it, and whether that capture can still succeed."""
+    """A fake stream.
+
+    ``capture`` is the graph that is capturing it, if any. ``broken`` is true if that capture can no longer
+    succeed.
+    """
 
     def __init__(self) -> None:
         self.device = torch.device("cpu", 0)
@@ -31,14 +35,14 @@ class Stream:
 
 
 class State:
-    """Seed and offset of a generator, shared with its graphs."""
+    """The seed and offset of a generator. Graphs that draw from the generator share them."""
 
     def __init__(self, seed: int, offset: int) -> None:
         self.seed, self.offset, self.capturing = seed, offset, False
 
 
 class Generator:
-    """The device's default generator."""
+    """Stands in for the device's default random generator."""
 
     def __init__(self, cuda: FakeCuda, state: State) -> None:
         self.cuda, self.state = cuda, state
@@ -56,7 +60,10 @@ class Generator:
         self.state.seed, self.state.offset = state.tolist()
 
     def draw(self) -> tuple[int, int]:
-        """Return the seed and offset that identify the numbers drawn, inside a capture if one is active."""
+        """Draw random numbers and return the seed and offset that identify them.
+
+        If a capture is active, its graph records the draw.
+        """
         capturing = self.cuda.current.capture is not None
         if self.cuda.old and capturing is not self.state.capturing:
             raise RuntimeError("Offset increment outside graph capture encountered unexpectedly.")
@@ -120,7 +127,7 @@ class Graph:
 
 
 class FakeCuda:
-    """The device: its allocators, its generator and the current stream.
+    """A fake device, with its allocators, its random generator and the current stream.
 
     The allocators record which pools they allocate into and how many graphs use each pool.
     """
@@ -156,7 +163,7 @@ class FakeCuda:
         patch.setattr(torch, "zeros", self._zeros(torch.zeros))
 
     def fail(self, point: str) -> None:
-        """Raise the error planted at ``point``, once."""
+        """Raise the error that a test has injected at ``point``, once."""
         if point in self.fails:
             raise self.fails.pop(point)
 

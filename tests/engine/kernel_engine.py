@@ -1,4 +1,4 @@
-"""Create an engine as it would be on a GPU, on a machine without one, for dry runs."""
+"""Create an engine that is configured for a GPU, for dry runs on a machine that has none."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 
 def engine(model: ModelConfig = SMALL, loss: LossConfig = LossConfig(), **options: Any) -> Engine:
-    """Return an engine configured as on a GPU."""
+    """Return an engine that selects the kernels although it is on the CPU."""
     with as_on_gpu(), dry_run():
         return Engine(
             CycleGANRecipe(loss),

@@ -1,4 +1,4 @@
-"""Run iterations in the official order, by the reference and by an engine, on the same samples."""
+"""Train on the same samples with the official iteration, with the reference and with an engine."""
 
 from __future__ import annotations
 

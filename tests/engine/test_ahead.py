@@ -1,6 +1,6 @@
-"""Kernels compiled ahead: the dry run of a copy launches the same kernels and changes no state.
+"""Compiling kernels ahead: a dry run launches the same kernels as an iteration and changes no state.
 
-Also: which kernels are compiled, and what happens if that fails.
+The tests also check which kernels are compiled, and what happens if compiling fails.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def batch(images: int = 1, size: int = 32) -> Batch:
 
 
 def launches(run: Callable[[], object]) -> Counter[tuple[Any, ...]]:
-    """Count the launches of each kernel, by its arguments."""
+    """Execute ``run`` as a dry run and count the launches by kernel and arguments."""
     counts: Counter[tuple[Any, ...]] = Counter()
 
     def kind(a: Any) -> Any:
@@ -95,7 +95,7 @@ def test_frozen_weights_and_hooks_affect_the_copy_too() -> None:
 
 
 def test_a_dry_run_changes_no_state() -> None:
-    """Weights, moments, pools, gradients and random numbers stay the same."""
+    """Weights, moments, pools, training mode and random numbers stay the same."""
     one = engine()
     torch.manual_seed(3)
     expected = torch.rand(2)
@@ -128,9 +128,9 @@ class _Foreign(nn.Module):
 
 @pytest.fixture
 def compiled(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The number of kernels compiled ahead by each call, on a GPU named Test with 20 kernels to compile.
+    """Return a list that receives the number of kernels that each call would compile ahead.
 
-    Nothing is really compiled.
+    Nothing is really compiled. The GPU is named Test, and 20 kernels are missing.
     """
     log: list[int] = []
 
@@ -281,9 +281,9 @@ print(json.dumps([logged, compiled, bool(losses.isfinite().all())]))
 
 @pytest.mark.gpu
 def test_the_first_iteration_finds_every_kernel_compiled(tmp_path: Path) -> None:
-    """Every kernel that is timed or launched was compiled ahead.
+    """Every kernel that is timed or launched has been compiled ahead.
 
-    The cache is empty and there is no table of choices.
+    The test starts with an empty Triton cache and without tuned tile sizes.
     """
     environment = {
         **os.environ,

@@ -1,6 +1,6 @@
-"""Paired and batched networks against networks called one by one: outputs and every gradient.
+"""Paired and batched networks give the same outputs and gradients as networks called one by one.
 
-Also: the cases in which they must be called one by one.
+The tests also cover the cases in which networks must be called one by one.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def images(side: int, count: int = 1, channels: int = 3, dtype: torch.dtype = to
 
 
 def results(run: NetworkCalls, xs: list[Tensor]) -> list[Tensor]:
-    """Return the outputs for two images through each network, and the gradients of images and parameters."""
+    """Run two images through each network; return the outputs and the gradients of images and parameters."""
     ys = run({"one": xs[:2], "other": xs[2:]})
     outputs = [y for of_net in ys.values() for y in of_net]
     weights = torch.Generator().manual_seed(2)
@@ -76,7 +76,7 @@ def test_batching_and_pairing_equal_separate_calls_in_float64(
             assert (result - expected).norm() <= 1e-11 * (1 + expected.norm())
     assert logged == []
     for net in nets.values():
-        net.impl = "mine"  # the same setting in both networks is no difference
+        net.impl = "mine"  # an unknown setting, but the same in both networks
     assert why_not_paired(nets) == ""
 
 
@@ -100,8 +100,8 @@ def test_kernels_with_batching_and_pairing_pass_the_parity_rule(
             results(NetworkCalls(ours, batching=True, pairing=True), xs),
             results(NetworkCalls(reference_nets), xs),
         )
-    # The results of both networks at a position are compared together, and no norm is over 2 x 2 pixels: the
-    # error of a single image would depend on luck.
+    # The results of both networks at one position are compared together, and no norm is computed over 2 x 2
+    # pixels, because the error of a single image would depend on luck.
     half = (len(truth) - 8) // 2
     places = [range(4), range(4, 8), *((n, n + half) for n in range(8, 8 + half))]
     names = ["outputs", "images", *(name for name, _ in exact["one"].named_parameters())]
@@ -174,7 +174,12 @@ UNPAIRED: list[tuple[str, dict[str, Any], Callable[..., None], str]] = [
         _nothing,
         "not batched: one.model.2 is a batch norm, which computes its statistics over the whole batch",
     ),
-    ("affine norms", {"affine": True}, _nothing, "not paired: their norm layers are affine"),
+    (
+        "affine norms",
+        {"affine": True},
+        _nothing,
+        "not paired: networks with affine norm layers cannot run as one",
+    ),
 ]
 
 
@@ -204,7 +209,7 @@ def test_images_of_different_sizes_are_not_batched() -> None:
         for y, x in zip(ys[name], xs, strict=True):
             assert relative_error(y, nets[name](x)) < 1e-12
     assert "not batched: one gets images of different sizes" in logged
-    # Sizes that differ only between the networks.
+    # Each network gets images of one size, but the two sizes differ.
     run({"one": [small, small], "other": [large, large]})
     assert "not paired: one and other get images of different sizes" in logged
 

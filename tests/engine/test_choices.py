@@ -1,4 +1,4 @@
-"""The choices that an engine makes before its first iteration, from networks, device and options only."""
+"""The choices made before the first iteration depend only on the networks, the device and the options."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def nets(impl: str) -> dict[str, nn.Module]:
 def chosen(
     impl: str, device: torch.device, compiled: bool = False, can_capture: bool | None = None, **options: Any
 ) -> EngineChoices:
-    """Return the choices. No device is used."""
+    """Return the choices of an engine on ``device``, without using that device."""
     able = device == GPU if can_capture is None else can_capture
     return choose(RECIPE, nets(impl), device, "bf16", compiled, EngineConfig(**options), able)
 
@@ -95,7 +95,7 @@ def test_choices_contain_the_requested_settings() -> None:
 
 
 def test_networks_that_are_differentiated_twice_do_not_use_the_kernels() -> None:
-    """The engine moves them to PyTorch before it makes its choices."""
+    """The engine makes PyTorch compute such networks before it makes its choices."""
     engine = make_engine(nets("triton"), LossConfig(gan_mode="wgangp"))
     assert engine.choices.kernel_networks == {"G_AB", "G_BA"}
     assert engine.choices == choose(engine.recipe, engine.nets, CPU, "fp32", False, EngineConfig(), False)

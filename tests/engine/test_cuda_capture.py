@@ -1,4 +1,4 @@
-"""Captures that fail at any point: the previous state is restored and the first error is raised.
+"""If a capture fails, at any point, the previous state is restored and the first error is raised.
 
 CUDA is replaced by a stand-in (fake_cuda.py).
 """
@@ -32,7 +32,7 @@ def drawing(cuda: FakeCuda) -> Tensor:
 
 
 def broken(cuda: FakeCuda, error: BaseException) -> Tensor:
-    """Do something that breaks the capture."""
+    """Break the active capture and raise ``error``."""
     drawing(cuda)
     torch.rand(3)
     cuda.current.broken = True
@@ -64,7 +64,7 @@ def raises(error: BaseException) -> Callable[[FakeCuda], Tensor]:
     return step
 
 
-# (where it fails, planted errors, step, expected error)
+# (stage at which the capture fails, injected errors, captured step, expected error)
 FAILURES: list[tuple[str, dict[str, Exception], Callable[[FakeCuda], Tensor], BaseException]] = [
     (
         "before the capture",
@@ -150,11 +150,11 @@ def test_a_failed_capture_changes_no_state(
     assert cuda.current is cuda.main
     assert not cuda.stream.capture
     assert cuda.routes == {}
-    # Pools are released only by the graphs that used them before.
+    # Each pool is used by as many graphs as before.
     assert +cuda.uses == uses
     cuda.pin()
     assert torch.equal(torch.get_rng_state(), host_state)
-    # The same object, because an earlier graph draws from it too.
+    # This must be the same object, because an earlier graph draws from it too.
     assert cuda.generator.state is state
     assert cuda.generator.draw() == (7, offset + 4)
     if replay is not None:
@@ -177,7 +177,7 @@ def test_a_pending_error_is_not_reported_by_later_work(cuda: FakeCuda) -> None:
 
 
 def test_random_numbers_can_be_drawn_even_if_no_capture_succeeds(cuda: FakeCuda) -> None:
-    """The capture that ends the generator's capturing mode may fail as well."""
+    """After a failure, another capture takes the generator out of capturing mode, and may fail as well."""
 
     def step() -> Tensor:
         cuda.fails["begin"] = RuntimeError("no captures today")
@@ -202,7 +202,7 @@ def test_a_capture_that_cannot_be_undone_raises_not_restored(cuda: FakeCuda) -> 
 
 
 def test_graphs_share_a_pool_while_one_of_them_exists(cuda: FakeCuda) -> None:
-    """A pool without graphs cannot be used again while its memory is in use."""
+    """A pool whose graphs are all gone cannot be used again, because its memory may still be in use."""
     capture = CudaCapture(cuda.stream)
     graphs = [capture(lambda: drawing(cuda)) for _ in range(3)]
     assert sorted((+cuda.uses).values()) == [3]
@@ -228,7 +228,7 @@ class PlantedError(RuntimeError):
 
 
 def test_tensors_of_a_failed_step_are_freed_immediately(cuda: FakeCuda) -> None:
-    """They are in the pool, so they must not wait for the garbage collector."""
+    """The tensors are in the graph's memory pool, so freeing them must not wait for the garbage collector."""
     watched: list[weakref.ref[Any]] = []
 
     def step() -> Tensor:

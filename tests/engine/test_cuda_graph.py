@@ -1,4 +1,4 @@
-"""Captured iterations against plain ones, bit for bit.
+"""Captured iterations give the same results as plain ones, bit for bit.
 
 On the CPU a stand-in replaces CUDA graphs; on a GPU the real ones run.
 """
@@ -30,7 +30,10 @@ GRAPH, PLAIN = EngineConfig(graph="on"), EngineConfig(graph="off")
 
 
 def batches(count: int, batch: int = 1, size: int = 16, dtype: torch.dtype = torch.float64) -> list[Batch]:
-    """Return ``count`` batches. An epoch has 7 samples, so a batch size of 3 includes a partial batch."""
+    """Return ``count`` batches.
+
+    An epoch has 7 samples, so at a batch size of 3 the last batch of an epoch is a partial one.
+    """
     return [random_batch(size, Plan(3, 7, 7, batch), n, dtype=dtype) for n in range(count)]
 
 
@@ -66,8 +69,8 @@ def recorded(
     return make_engine(start, loss, options=options, capture=capture, **settings), capture
 
 
-# (reason, batch size, losses, options, iterations without a graph: the pool is empty at first, and each size
-# warms up for 3)
+# (reason, batch size, losses, options, number of iterations without a graph). The pool is empty at first, and
+# each batch size warms up for 3 iterations.
 RUNS = [
     (
         "the default: pool indices and rates must change after the capture",
@@ -110,9 +113,9 @@ def test_replayed_training_equals_plain_training(
 
 
 class Discriminators(CycleGANRecipe):
-    """Only the discriminators' phase, with images of the other domain as fakes.
+    """A recipe that trains only the discriminators, with images of the other domain as fakes.
 
-    Interpreted generators would take half a minute per iteration.
+    Generators on interpreted kernels would take half a minute per iteration.
     """
 
     def phases(self, compile_loss: Compile = uncompiled) -> tuple[Phase, ...]:
@@ -123,8 +126,8 @@ class Discriminators(CycleGANRecipe):
         return (dataclasses.replace(phase, wants=(), prepare=swapped),)
 
 
-def test_a_kernels_iteration_is_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No decision of the host affects working copies, gradients in place or paired launches."""
+def test_an_iteration_on_the_kernels_is_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a replay, working copies, gradients in place and paired launches need no decisions by the host."""
     monkeypatch.setattr(cuda_graph, "WARM_UP", 1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     data, capture = batches(4, size=16, dtype=torch.float32), RecordedGraph()
@@ -152,7 +155,7 @@ def test_a_kernels_iteration_is_replayed(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 class _HostReads(TorchDispatchMode):
-    """Counts the operators that make the host wait for values of the device."""
+    """Records the operators that make the host wait for values from the device."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -185,7 +188,7 @@ def test_an_iteration_reads_nothing_back_to_the_host(options: EngineConfig) -> N
 
 
 def _refusing(step: Callable[[], Tensor]) -> Any:
-    step()  # the state that the host recorded meanwhile must be reset
+    step()  # this changes state on the host, which must be reset
     raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
 
@@ -195,7 +198,7 @@ def test_a_failed_capture_is_logged_and_training_continues() -> None:
 
     class Failing(RecordedGraph):
         def __call__(self, step: Callable[[], Tensor]) -> Any:
-            super().__call__(step)  # which restores everything
+            super().__call__(step)  # restores everything
             raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
     engine = make_engine(start, compiled=False, options=GRAPH, capture=Failing(), log=logged.append)
@@ -237,7 +240,7 @@ def test_pools_with_images_of_several_sizes_run_without_a_graph() -> None:
 
 
 def test_freezing_or_hooks_after_a_capture_need_another_graph() -> None:
-    """After a weight is frozen or a hook is added, the captured iteration is no longer the right one."""
+    """After a weight is frozen or a hook is added, the captured iteration is no longer valid."""
     engine, _ = recorded()
     plain, _ = recorded(PLAIN)
     data = batches(10)
@@ -273,7 +276,7 @@ def test_graphs_use_a_state_that_was_loaded() -> None:
 @pytest.mark.parametrize("overlap", ["off", "wgrad", "phases"])
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 def test_a_cuda_graph_trains_like_plain_launches(precision: str, overlap: str) -> None:
-    """200 iterations, the same bits: our kernels are deterministic, and cuDNN's are set to be."""
+    """200 iterations give the same bits. Our kernels are deterministic, and cuDNN is configured to be."""
     torch.backends.cudnn.deterministic = True
     try:
         start = seeded_networks(dataclasses.replace(SMALL, ngf=16, ndf=16))

@@ -1,4 +1,4 @@
-"""The device and precision for a configuration, and the reason why a device has no compiler."""
+"""The device and precision chosen for a configuration, and the reason why torch.compile does not work."""
 
 from __future__ import annotations
 

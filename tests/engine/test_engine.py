@@ -1,4 +1,4 @@
-"""The engine's iteration against the official order and the reference in float64, and the state it leaves."""
+"""The engine's iteration equals the official one and the reference in float64, and leaves a clean state."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from tests.engine.orders import LR, SMALL, assert_same_weights, run_engine, run_
 
 PLAIN, PAIRED = EngineConfig(batching="off", pairing="off"), EngineConfig(pairing="on")
 PHASES = EngineConfig(pairing="on", overlap="phases")
-# (reason, losses, networks, batch size, engines): 20 iterations in float64, with pools of 4 that fill up.
+# (reason, losses, networks, batch size, engines). Each row trains for 20 iterations in float64, so that pools
+# of 4 images fill up.
 STEPS: list[tuple[str, LossConfig, dict[str, Any], int, list[EngineConfig]]] = [
     (
         "the default: unbatched, batched and paired",
@@ -124,8 +125,8 @@ def test_engine_reference_and_official_order_are_equal(
     for history, nets in results:
         for n in range(len(batches)):
             for name, value in expected[n].items():
-                # A different order of float64 sums: rounding grows over 20 iterations, and stays below 1e-9
-                # (the project's promise).
+                # Sums are taken in a different order, so rounding errors of float64 grow over the 20
+                # iterations. They stay below 1e-9 (the project's promise).
                 assert history[n].get(name, 0.0) == pytest.approx(value, rel=1e-9, abs=1e-12), (n, name)
         assert_same_weights(nets, official, 1e-9)
     images = batches[-1].A
@@ -222,7 +223,7 @@ def test_translate_uses_eval_mode_and_restores_training_mode() -> None:
 
 
 def test_a_restored_state_continues_bit_for_bit() -> None:
-    """Dropout included, because the state contains the random state."""
+    """This holds with dropout too, because the state contains the random state."""
     model = ModelConfig(**{**SMALL.__dict__, "use_dropout": True})
     batches = [random_batch(16, Plan(0, 5, 5, 2), n) for n in range(8)]
     torch.manual_seed(1)
@@ -261,7 +262,7 @@ def test_bf16_on_the_gpu_passes_the_parity_rule() -> None:
 
 @pytest.mark.parametrize("gan_mode", ["lsgan", "wgangp"])
 def test_an_iteration_on_the_kernels_passes_the_parity_rule(gan_mode: Any) -> None:
-    """A gradient penalty is differentiated twice, so its networks run in PyTorch."""
+    """With a gradient penalty, the discriminators are differentiated twice, so they run in PyTorch."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     plan, loss = Plan(seed=0, count_A=3, count_B=3), LossConfig(gan_mode=gan_mode)
     losses, engines = [], {}

@@ -1,4 +1,4 @@
-"""Training after a failed capture continues as if there had been none, and the reason is reported once."""
+"""Training continues after a failed capture as if none had been tried, and the reason is logged once."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["cuda"]  # a fixture
 
 
 class Failing:
-    """Captures an iteration with ``CudaCapture`` and fails at its end.
+    """A capture with ``CudaCapture`` that fails at the end of the iteration.
 
     The iteration is only recorded, so it has no effects.
     """
@@ -74,7 +74,7 @@ def test_training_after_a_failed_capture_equals_plain_training(cuda: FakeCuda) -
 
 
 class SecondFails(RecordedGraph):
-    """Captures one batch size, and fails for the next."""
+    """A capture that succeeds for the first batch size and fails for the second."""
 
     calls = 0
 

@@ -1,4 +1,4 @@
-"""Real captures that fail on a GPU leave memory, random numbers and training as without an attempt."""
+"""A real capture that fails on a GPU does not affect memory, random numbers or training."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def waits(engine: Engine) -> None:
 
 
 def raises(engine: Engine) -> None:
-    """The capture itself stays intact."""
+    """Raise an error that leaves the capture itself intact."""
     raise ValueError("raised by the step")
 
 
 def does_not_join(engine: Engine) -> None:
-    """This fails only at the end of the capture."""
+    """Use a stream and do not join it, which makes the end of the capture fail."""
     streams = engine.streams
     used = (streams.iteration, streams.weight_gradients, streams.phase)
     # PyTorch hands out 32 streams in turn.
@@ -50,7 +50,7 @@ def does_not_join(engine: Engine) -> None:
         engine.host_inputs.lr + 1
 
 
-# (action of the update of a phase inside a capture, reported reason)
+# (action that makes a capture fail, reason that is reported)
 PLANTS = [
     (reads_back, "operation not permitted when stream is capturing"),
     (waits, "operation not permitted when stream is capturing"),
@@ -60,9 +60,9 @@ PLANTS = [
 
 
 def plant(engine: Engine, action: Callable[[Engine], None]) -> None:
-    """Make each phase's update perform ``action`` inside a capture.
+    """Make each phase's update perform ``action`` while it is captured.
 
-    At that point weight gradients are being computed on their own stream.
+    At that point weight gradients are being computed on a separate stream.
     """
     update = engine._update
 
@@ -98,7 +98,7 @@ def pool_of(tensor: Tensor) -> tuple[int, int]:
 def test_training_continues_after_a_real_failure(
     action: Callable[[Engine], None], reason: str, overlap: str
 ) -> None:
-    """Dropout draws from the device's generator in every iteration."""
+    """The networks have dropout, so every iteration draws from the device's random generator."""
     start = seeded_networks(dataclasses.replace(SMALL, ngf=16, ndf=16, use_dropout=True))
     options = EngineConfig(graph="on", overlap=overlap)
     data = [

@@ -1,4 +1,4 @@
-"""Training with kernels that fail, or with a driver that refuses tensor descriptors.
+"""Training with kernels that fail, or with a driver that does not accept tensor descriptors.
 
 Training continues, warns once and computes the same results.
 """
@@ -68,7 +68,7 @@ def trained(
 ) -> tuple[list[Tensor], dict[str, Tensor]]:
     """Train, and return the losses of each iteration and the gradients of the first.
 
-    Gradients of a layer in both networks of a phase are joined.
+    The gradients of the same layer in both networks of a phase are concatenated.
     """
     names = {id(p): (net, key) for net, module in engine.nets.items() for key, p in module.named_parameters()}
     gradients: dict[str, list[Tensor]] = {}
@@ -93,7 +93,10 @@ def trained(
 def assert_trains_alike(
     model: ModelConfig, recipe: Callable[[LossConfig], CycleGANRecipe], iterations: int = 2
 ) -> None:
-    """Train with the current kernels, with the reference and in float64, and compare by the parity rule."""
+    """Train with the current kernels, with the reference and in float64, and apply the parity rule.
+
+    The rule limits the errors of the kernels' losses and gradients by those of the reference.
+    """
     nets = seeded_networks(model)
     kernels = engine_of(nets, "auto", recipe)
     assert kernels.choices.kernel_networks
@@ -126,7 +129,7 @@ def test_training_when_every_kernel_fails(
 ) -> None:
     """PyTorch computes everything: generators, pairs, gradients in place, working copies.
 
-    Each kernel is reported once and not tried again.
+    Each failing kernel is reported once and not tried again.
     """
     kernels = failing_kernels(monkeypatch, error)
     with warnings.catch_warnings(record=True) as caught:
@@ -149,7 +152,7 @@ def test_training_when_every_kernel_fails(
 def test_a_fallback_is_captured_and_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernels fail during warm-up, before the capture.
 
-    So the graph contains PyTorch's operators, and computes the same bits.
+    The graph therefore contains PyTorch's operators, and computes the same bits as they do without a graph.
     """
     failing_kernels(monkeypatch, ERRORS[6][0])
     capture, nets = RecordedGraph(), seeded_networks(SMALL)
@@ -179,7 +182,7 @@ def test_training_that_requires_the_kernels_ends_when_they_fail(monkeypatch: pyt
 
 
 def test_training_when_one_kernel_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The other kernels continue with the results of PyTorch.
+    """PyTorch replaces the failing kernel, and the other kernels use its results.
 
     The failing kernel sums weight gradients, which accumulate in place.
     """
@@ -194,7 +197,7 @@ def test_training_when_one_kernel_fails(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 class Refusing:
-    """A kernel for which the driver refuses tensor descriptors."""
+    """A kernel that fails if it is launched with tensor descriptors, as if the driver did not accept them."""
 
     def __init__(self, kernel: Any) -> None:
         self.kernel, self.refused, self.launched = kernel, 0, 0
@@ -211,7 +214,7 @@ class Refusing:
 
 
 def test_training_when_tensor_descriptors_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The driver refuses them one by one. The kernels continue with pointers, and do not count as failed."""
+    """Every launch with descriptors fails. The kernels use pointers instead, and do not count as failed."""
     kernels = {name: Refusing(kernel) for name, kernel in _launch.REGISTRY.items()}
     monkeypatch.setattr(_launch, "REGISTRY", kernels)
     with warnings.catch_warnings(record=True) as caught:
@@ -220,6 +223,6 @@ def test_training_when_tensor_descriptors_are_refused(monkeypatch: pytest.Monkey
     reported = [str(w.message) for w in caught if "through pointers" in str(w.message)]
     refused = {name: kernel.refused for name, kernel in kernels.items() if kernel.refused}
     assert refused
-    # Each form is reported once, in any iteration.
+    # Each kernel is reported once for each form of descriptors, however many iterations use it.
     assert len(reported) == len(set(reported)) == sum(refused.values())
     assert not failure_warnings(caught)

@@ -30,12 +30,13 @@ def weights(engine: Engine, name: str) -> torch.Tensor:
 def test_a_compiled_network_that_is_frozen_and_unfrozen(
     first: int, then: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Uses float64 so that rounding plays no role.
+    """A compiled network trains like an uncompiled one, and does not change while it is frozen.
 
-    By itself, torch 2.11's compiler does not check whether a parameter is frozen.
+    By itself, torch 2.11's compiler does not check whether a parameter is frozen. The test uses float64, so
+    that rounding plays no role.
     """
     torch._dynamo.reset()
-    # This tests which graphs are made, not how fast they are: Inductor would take minutes.
+    # This tests which graphs are compiled, not how fast they are, and Inductor would take minutes.
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     start = seeded_networks(TINY, dtype=torch.float64)
     compiled, plain = (make_engine(start, compiled=compiled) for compiled in (True, False))

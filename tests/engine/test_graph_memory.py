@@ -18,10 +18,10 @@ SIZE = 256
 
 
 def captured(overlap: Any) -> tuple[int, int, int]:
-    """Return three sizes in bytes.
+    """Capture an iteration and return three sizes in bytes.
 
-    They are the peak memory that a capture added to the memory in use before, the memory of its pool, and the
-    part of the pool that belongs to the side stream.
+    These are the peak memory that the capture added to the memory in use before it, the size of its memory
+    pool, and the part of the pool that belongs to the side stream.
     """
     options = EngineConfig(graph="on", overlap=overlap)
     engine = make_engine(
@@ -56,10 +56,10 @@ def captured(overlap: Any) -> tuple[int, int, int]:
 
 @pytest.mark.gpu
 def test_overlapping_stays_within_its_memory_bound() -> None:
-    """The weight gradients of a generator read more than 500 MB in an iteration (nine blocks of 36 MB, then
-    of 18).
+    """Overlapping weight gradients keeps only a limited amount of memory alive.
 
-    Without a bound, all of this was kept.
+    The weight gradients of a generator read more than 500 MB in an iteration (nine blocks of 36 MB, then of
+    18). Without a limit, all of this was kept alive.
     """
     one_stream, pool_of_one, _ = captured("off")
     gc.collect()
@@ -67,9 +67,9 @@ def test_overlapping_stays_within_its_memory_bound() -> None:
     two_streams, pool_of_two, side_bytes = captured("wgrad")
     held = _overlap.most_held()
     assert 0 < held <= _overlap.MAX_BYTES
-    # At every point, memory use is that of one stream, plus the tensors that are held, plus the memory for
-    # the side stream's own work.
+    # At every point, memory use is that of one stream, plus the tensors that are kept alive, plus the memory
+    # for the side stream's own work.
     assert two_streams <= one_stream + held + side_bytes
-    # Tensors that are held are freed later and leave other gaps, so as much memory again may be needed to fit
-    # them.
+    # Tensors that are kept alive are freed later and leave gaps elsewhere, so as much memory again may be
+    # needed to fit them.
     assert pool_of_two <= pool_of_one + 2 * _overlap.MAX_BYTES + side_bytes

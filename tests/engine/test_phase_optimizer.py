@@ -1,4 +1,4 @@
-"""Gradients that accumulate in place, and Adam with its learning rate on the device."""
+"""Gradients that accumulate in place, and an Adam optimizer with its learning rate on the device."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def backward(nets: list[nn.Module], seed: int) -> None:
 
 @pytest.mark.parametrize("in_place", [False, True])
 def test_steps_equal_adam(in_place: bool) -> None:
-    """The rate changes at every step, through the tensor only. A frozen parameter stays the same, even if it
-    was trained before.
+    """The learning rate changes at every step, and only through its tensor.
 
-    In float64, rounding of 1e-16 stays far below 1e-9 in 4 steps, except for the biases that cancel, whose
-    gradients are only rounding.
+    A frozen parameter does not change, even if it was trained before. In float64, rounding errors of 1e-16
+    stay far below 1e-9 in 4 steps, except for biases that cancel out, whose gradients are nothing but
+    rounding errors.
     """
     ours, expected = pair(torch.float64), pair(torch.float64)
     lr = torch.zeros((), dtype=torch.float64)
@@ -62,8 +62,9 @@ def test_steps_equal_adam(in_place: bool) -> None:
 
 
 def test_gradients_of_a_pair_are_adjacent() -> None:
-    """One launch writes the weight gradients of both networks: at equal steps, with the strides of the
-    weights.
+    """One launch writes the weight gradients of both networks.
+
+    The launch expects them at a fixed distance from each other, with the strides of the weights.
     """
     nets = pair()
     trained = PhaseOptimizer(nets, OPTIM, torch.zeros(()), in_place=True)
@@ -103,4 +104,4 @@ def test_state_has_the_rate_as_a_number_and_loading_keeps_the_settings_of_adam()
     (group,) = other.adam.param_groups
     assert group["lr"] is lr
     assert group["fused"] is True
-    assert group["betas"] == (0.5, 0.999)  # the current setting, not the one that was saved
+    assert group["betas"] == (0.5, 0.999)  # the current setting, not the saved one

@@ -1,4 +1,4 @@
-"""The iteration as torch.compile compiles it, and phases that cannot run."""
+"""Iterations compiled with torch.compile, and errors for phases that cannot run."""
 
 from __future__ import annotations
 
@@ -44,11 +44,10 @@ def gradients(engine: Engine, batch: Any) -> dict[tuple[str, str], torch.Tensor]
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_compiled_gradients_pass_the_parity_rule(precision: str) -> None:
-    """Compiled and uncompiled in the same precision, both against float64 (where the uncompiled step equals
-    the official one).
+    """Compare compiled and uncompiled gradients in one precision with those in float64.
 
-    The weights and biases of a layer in both networks of a phase are compared as one vector, because the
-    error of a bias of 3 numbers depends on luck.
+    In float64, the uncompiled step equals the official one. The weights and biases of a layer in both
+    networks of a phase are compared as one vector, because the error of a bias of 3 numbers depends on luck.
     """
     if reason := why_not_compiled(torch.device("cpu")):
         pytest.skip(reason)
@@ -75,8 +74,9 @@ def test_compiled_gradients_pass_the_parity_rule(precision: str) -> None:
 
 
 def test_networks_compiled_for_a_cpu_receive_one_image_at_a_time() -> None:
-    """For two images torch 2.13 computes NaN gradients, in bf16 and from 3 blocks on. Showing that would take
-    minutes of compiling.
+    """Given two images at once, torch 2.13 computes NaN gradients (in bf16, with 3 blocks or more).
+
+    A test that shows this would spend minutes on compiling.
     """
     sizes: list[int] = []
     start = seeded_networks(SMALL, dtype=torch.float64)
@@ -96,7 +96,7 @@ def test_compiled_wgangp_trains() -> None:
     """torch.compile cannot differentiate twice, so the discriminators stay uncompiled, as the table shows."""
     if reason := why_not_compiled(torch.device("cpu")):
         pytest.skip(reason)
-    # Generators without blocks: other tests compile full ones.
+    # The generators have no residual blocks, because other tests compile full ones.
     start = seeded_networks(dataclasses.replace(SMALL, netG="resnet_0blocks"))
     loss, plan = LossConfig(gan_mode="wgangp", lambda_identity=0), Plan(0, 9, 9)
     engine = make_engine(start, loss, compiled=True)

@@ -1,4 +1,4 @@
-"""Running averages of weights: compared to a formula, after a restart and after loading a state."""
+"""Running averages of weights follow their formula, can be restarted and can be restored from a state."""
 
 from __future__ import annotations
 

@@ -128,7 +128,7 @@ def test_the_table_reports_a_refusal(monkeypatch: pytest.MonkeyPatch, probed: li
     descriptors._answers[GPU] = "invalid argument"
     assert (
         summary._loads(GPU)
-        == "; loads use pointers, because tensor descriptors are refused (invalid argument)"
+        == "; loads use pointers, because tensor descriptors do not work (invalid argument)"
     )
 
 

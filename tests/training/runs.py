@@ -1,4 +1,4 @@
-"""Run small trainings, in this process or in another, and compare their states."""
+"""Start small training runs, in this process or in another one, and compare their states."""
 
 from __future__ import annotations
 
@@ -62,7 +62,10 @@ def run(dataset: Path, runs: Path, name: str, *more: str) -> Trainer:
 
 
 def assert_same_state(one: Path, two: Path) -> None:
-    """Compare bit for bit: weights, optimizers, pools, random state, schedule."""
+    """Assert that the states of two runs are equal bit for bit.
+
+    A state consists of weights, optimizers, pools, random state and schedule.
+    """
     a, b = (load_tensors(folder / run_files.STATE) for folder in (one, two))
 
     def compare(x: Any, y: Any, path: str) -> None:
@@ -87,8 +90,8 @@ def assert_same_state(one: Path, two: Path) -> None:
 # --- In a separate process ----------------------------------------------------------------------------------
 
 
-# Makes the process independent of what started the tests: nohup, a terminal, or a background script, which
-# ignores SIGINT.
+# Makes the process independent of how the tests were started: under nohup, in a terminal, or by a background
+# script, which ignores SIGINT.
 LAUNCHER = """
 import os, signal, sys
 ignored = sys.argv[1].split(",")
@@ -100,7 +103,7 @@ os.execv(sys.argv[2], sys.argv[2:])
 
 
 def start_process(args: list[str], ignored: Iterable[signal.Signals] = ()) -> subprocess.Popen[str]:
-    """Start a training in a separate session in which exactly the signals ``ignored`` are ignored."""
+    """Start a training process in a separate session. It ignores exactly the signals in ``ignored``."""
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-c", LAUNCHER, ",".join(number.name for number in ignored), *TRAIN, *args]
     return subprocess.Popen(

@@ -1,4 +1,4 @@
-"""When periodic work is due: by the number of images, and by the clock within a share of the time."""
+"""Periodic work is due after a number of images, or by the clock within a share of the time."""
 
 from __future__ import annotations
 
@@ -24,6 +24,6 @@ def test_interval_follows_the_clock_or_the_images(monkeypatch: pytest.MonkeyPatc
     assert by_clock.due
     by_clock.restart(cost=2.0)
     clock[0] = 24.9
-    assert not by_clock.due  # it took 2 s, so a tenth of the time is 20 s
+    assert not by_clock.due  # the work took 2 s, which is a tenth of 20 s
     clock[0] = 25.1
     assert by_clock.due

@@ -1,4 +1,4 @@
-"""Learning rates against the official table and torch's schedulers."""
+"""Learning rates equal those of the official code and of torch's schedulers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from fastcyclegan.config import OptimConfig
 from fastcyclegan.training.lr_schedule import make_schedule
 
-# The corners of the official rule, both phases, for 100 + 100 epochs.
+# Factors of the official linear rule around its turning points, in both phases, for 100 + 100 epochs.
 TABLE = {
     "end": {1: 1.0, 99: 1.0, 100: 1.0, 101: 0.990099, 150: 0.504950, 199: 0.019802, 200: 0.009901},
     "start": {1: 1.0, 99: 1.0, 100: 0.990099, 101: 0.980198, 150: 0.495050, 199: 0.009901, 200: 0.0},
@@ -47,7 +47,7 @@ def test_step_and_cosine_against_torch(phase: str) -> None:
     cosine = make_schedule(
         OptimConfig(lr=1.0, lr_policy="cosine", n_epochs=10, n_epochs_decay=20, lr_phase=phase)
     )
-    # Over both halves, unlike the official code, whose cosine ends with the first.
+    # The cosine covers both halves of the training. In the official code, it ends with the first half.
     assert [cosine.lr(n) for n in range(1, 31)] == pytest.approx(
         torch_rates("CosineAnnealingLR", 30, phase, T_max=30), abs=1e-12
     )

@@ -1,6 +1,4 @@
-"""Resume a run: bit for bit after any interruption or kill, from official files, and with settings that do
-not fit.
-"""
+"""Resuming a run: bit for bit after any interruption, from official files, and with unsuitable settings."""
 
 from __future__ import annotations
 

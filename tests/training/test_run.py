@@ -1,4 +1,4 @@
-"""A run saves everything that resuming needs: its configuration, and absolute paths of its images."""
+"""A run saves everything needed to resume it: its configuration, and the absolute paths of its images."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_the_state_contains_the_configuration(dataset: Path, tmp_path: Path) -> 
 def test_a_run_can_be_resumed_from_another_folder(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its images were given as a relative path, and the run has been moved since."""
+    """The images were given as a relative path, and the run's folder has been moved in the meantime."""
     monkeypatch.chdir(dataset.parent)
     train(
         parse_train(

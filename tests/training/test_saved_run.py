@@ -1,5 +1,6 @@
-"""A run, its weights and a model card from an earlier version of the package: they load, and training
-continues bit for bit.
+"""Files of an earlier version of the package can be loaded, and training continues bit for bit.
+
+The files are those of a run, its weights and a model card.
 """
 
 from __future__ import annotations
@@ -74,20 +75,20 @@ def test_the_fixture_is_small() -> None:
     assert SAVED.stat().st_size < 100 * 1024
 
 
-def test_its_configuration_is_read_completely(saved: Path) -> None:
+def test_the_saved_configuration_is_read_completely(saved: Path) -> None:
     config = read_config(saved / "saved")
     assert config is not None
     assert to_dict(config) == json.loads((saved / "saved" / "config.json").read_text())
 
 
-def test_its_state_is_restored_bit_for_bit(saved: Path) -> None:
+def test_the_saved_state_is_restored_bit_for_bit(saved: Path) -> None:
     state = load_tensors(saved / "saved" / "state.pt")
     logged: list[str] = []
     run = start(resumed(saved, 6), logged.append)
     assert logged == [f"resuming {saved / 'saved'} after iteration 3"]
     restored = Trainer(run, Console()).state()
-    # The requested settings differ: the run's folder, that it is resumed, and its end. The rate belongs to
-    # the schedule, which passes it to Adam with the next batch.
+    # Only the settings requested by this test differ: the run's folder, that it is resumed, and its end. The
+    # learning rate belongs to the schedule, which passes it to Adam with the next batch.
     rates = [f"/optimizers/{phase}/param_groups/0/lr" for phase in ("G", "D")]
     assert differences({**restored, "config": 0}, {**state, "config": 0}) == rates
     assert differences(restored["config"], state["config"]) == [
@@ -97,13 +98,13 @@ def test_its_state_is_restored_bit_for_bit(saved: Path) -> None:
     ]
 
 
-def test_it_can_be_resumed(saved: Path) -> None:
+def test_the_saved_run_can_be_resumed(saved: Path) -> None:
     trainer = train(resumed(saved, 4), Console())
     assert (trainer.started_at, trainer.run.iteration) == (3, 4)
     assert load_tensors(saved / "saved" / "state.pt")["iteration"] == 4
 
 
-def test_its_weights_and_its_card_give_the_same_network(saved: Path) -> None:
+def test_the_saved_weights_and_card_give_the_same_network(saved: Path) -> None:
     nets = [
         load_generator(saved / "saved"),
         load_generator(saved / "card"),
@@ -123,7 +124,7 @@ def facts(card: str) -> tuple[list[str], list[str]]:
 
 
 def test_the_card_is_written_with_the_same_facts(saved: Path, tmp_path: Path) -> None:
-    """From config.json, or from the state if there is no config.json."""
+    """The facts are read from config.json, or from the training state if there is no config.json."""
     net = Generator.from_pretrained(saved / "card")
 
     def card(folder: str) -> str:

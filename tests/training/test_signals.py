@@ -1,6 +1,4 @@
-"""Signals to a training process: it ends with its files saved, and ignores signals that were ignored at its
-start.
-"""
+"""After a signal, a training process saves its files and ends, unless it was started to ignore the signal."""
 
 from __future__ import annotations
 
@@ -29,8 +27,8 @@ def test_a_signal_saves_and_ends_the_run(
     args = arguments(dataset, tmp_path, "r", "--max_iters", "150", "--print_freq", "1", "--num_threads", "2")
     process = start_process(args)
     wait_for(process, tmp_path / "r", 10)
-    # To the whole process group, as from a terminal, timeout or a job queue: the loader's processes must
-    # survive it.
+    # The signal goes to the whole process group, as it does from a terminal, timeout or a job queue. The
+    # loader's processes must survive it.
     os.killpg(process.pid, number)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 128 + number, output
@@ -47,8 +45,9 @@ def test_a_signal_saves_and_ends_the_run(
 def test_a_signal_that_was_ignored_at_the_start_stays_ignored(
     dataset: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
-    """A run started this way must outlive the terminal, or ignore what is typed into it. SIGTERM still ends
-    it.
+    """A run under nohup outlives its terminal, and a background run ignores keys pressed there.
+
+    SIGTERM still ends both.
     """
     process = start_process(
         arguments(dataset, tmp_path, "r", "--n_epochs", "1000000", "--print_freq", "1", "--num_threads", "2"),

@@ -12,7 +12,7 @@ from tests.commands import TINY, fails
 from tests.training.runs import run
 
 
-def test_unsupported_engine_options_are_refused(dataset: Path, tmp_path: Path) -> None:
+def test_unsupported_engine_options_raise(dataset: Path, tmp_path: Path) -> None:
     for flags, message in (
         (("--graph", "on"), "--graph on needs a CUDA GPU, got --device cpu"),
         (("--nvtx",), "--nvtx needs a CUDA GPU, got --device cpu"),

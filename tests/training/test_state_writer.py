@@ -1,6 +1,4 @@
-"""States that are not written: those that are not finite, and incomplete files on a full disk. The previous
-state is kept.
-"""
+"""The previous state is kept if a new one is not finite or does not fit on the disk."""
 
 from __future__ import annotations
 
@@ -20,8 +18,9 @@ from tests.training.runs import run
 def test_weights_that_are_not_finite_are_not_saved(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The loss is computed before the update, so the last update can break the weights although the loss is
-    finite.
+    """The loss is computed before the update, so it can be finite although the last update broke the weights.
+
+    The writer therefore checks the weights too.
     """
     from fastcyclegan.engine import Engine
 

@@ -1,4 +1,4 @@
-"""Small complete runs: their files, rates and records, and errors that end a run without losing it."""
+"""Small complete runs: files, learning rates and records, and errors that end a run but keep its state."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_files_of_a_run(dataset: Path, tmp_path: Path) -> None:
     losses = ["G_AB", "G_BA", "D_A", "D_B", "cycle_A", "cycle_B", "idt_A", "idt_B"]
     assert set(record) == {"iteration", "epoch", *losses, "lr", "it/s", "images/s"}
     assert record["lr"] == pytest.approx(2e-4 / 2)  # the rate of the last of 2 + 1 epochs
-    # The official names: G_A translates A to B, D_A judges images of B.
+    # In the official code, G_A translates A to B, and D_A is the discriminator of images of domain B.
     state = load_tensors(folder / "state.pt")
     for ours, official in {"G_AB": "G_A", "G_BA": "G_B", "D_B": "D_A", "D_A": "D_B"}.items():
         weights = torch.load(folder / f"latest_net_{official}.pth", weights_only=True)
@@ -109,7 +109,7 @@ def test_running_averages_are_saved_and_can_translate(dataset: Path, tmp_path: P
         find_weights(tmp_path / "without", None, "latest", ema=True)
     with pytest.raises(UserError, match="so direction, epoch and ema do not apply"):
         find_weights(folder / "latest_net_G_A.pth", None, "latest", ema=True)
-    # Averages start when a run without them is resumed.
+    # If a run without averages is resumed with --ema, they start then.
     resumed = run(dataset, tmp_path, "without", "--continue_train", "--ema", "0.9", "--max_iters", "2")
     assert resumed.run.engine.average is not None
     assert (tmp_path / "without" / "latest_net_G_A_ema.pth").exists()
@@ -189,8 +189,9 @@ def test_a_closed_pipe_does_not_end_the_training(dataset: Path, tmp_path: Path) 
 def test_the_end_is_reported_after_a_periodic_save(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A periodic save of the last iteration may be on the disk before the loop ends. The last log line, grid
-    and names must still be written.
+    """A periodic save of the last iteration may be on the disk before the loop ends.
+
+    The last log line, the last sample grid and the weights under the name latest must still be written.
     """
     write = StateWriter.write
 
@@ -234,8 +235,9 @@ def test_images_are_counted_in_a_partial_batch(
 def test_an_image_that_disappears_ends_the_run_without_losing_it(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loader: str
 ) -> None:
-    """The image is named and the state is saved. Once the file is back, the resumed run equals an
-    uninterrupted one bit for bit.
+    """The error names the image, and the state is saved.
+
+    Once the file is back, the resumed run equals an uninterrupted one bit for bit.
     """
     image = dataset / "trainA" / "002.png"
     content, stat = image.read_bytes(), image.stat()
@@ -268,7 +270,7 @@ def test_an_image_that_disappears_ends_the_run_without_losing_it(
 def test_an_image_that_disappears_can_be_skipped(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Held-out images can disappear too: they are read once, at the start."""
+    """Held-out images can disappear too, because they are read only once, at the start."""
     after_step = Trainer._after_step
 
     def vanishing(self: Trainer, epoch: int, images: int) -> None:
