@@ -63,7 +63,7 @@ class Job:
 class _StandIn:
     """A Triton driver that reports a chip of ``capability``, which this machine does not need to have.
 
-    Other threads get the driver that was active before, and so does access to any other attribute.
+    In other threads, and for all other attributes, the driver that was active before is used.
     """
 
     def __init__(self, capability: int, before: Any) -> None:
@@ -189,7 +189,7 @@ class _CacheProbe(ASTSource):
 
 
 def is_compiled(job: Job) -> bool:
-    """Return whether the kernel of ``job`` is in Triton's cache, so its first launch need not compile it."""
+    """Return whether the kernel of ``job`` is in Triton's cache, so that launching it compiles nothing."""
     try:
         compile_job(job, _CacheProbe)
     except _NotCachedError:

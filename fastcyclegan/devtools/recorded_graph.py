@@ -39,7 +39,7 @@ def _plain(x: Any) -> Any:
 
 
 def _bytes(t: Tensor) -> Tensor:
-    """Return the whole memory of ``t``, at its current size, as bytes."""
+    """Return the whole memory of ``t``, at its current size, as a tensor of bytes."""
     return torch.empty(0, dtype=torch.uint8, device=t.device).set_(t.untyped_storage())
 
 
@@ -63,7 +63,7 @@ class RecordedGraph(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self._calls: list[Callable[[], None]] = []
-        self._made: dict[int, Tensor] = {}  # by memory; keeps that memory from being reused
+        self._made: dict[int, Tensor] = {}  # keyed by memory, which this keeps from being reused
         self._before: dict[int, tuple[Tensor, Tensor]] = {}
         self.replays = 0
 

@@ -2,9 +2,9 @@
 
     python -m fastcyclegan.devtools.show_failure FILE
 
-The warning or error message of the failure gives the name of FILE. On a machine with the same GPU, the launch
-is repeated with zeros of the recorded shapes, layouts and alignments. On other machines, the kernel is
-compiled for the recorded compute capability. The compiler's cache is not used.
+FILE is the record file that the warning or error message of the failure mentions. On a machine with the same
+GPU, the launch is repeated with zeros of the recorded shapes, layouts and alignments. On other machines, the
+kernel is compiled for the recorded compute capability. The compiler's cache is not used.
 
 Exit code 0: the launch works now. 1: it fails again. 2: FILE is missing or is not a record of a launch, or
 the compiler's files cannot be written.

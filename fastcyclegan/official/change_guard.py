@@ -1,4 +1,4 @@
-"""Detect changes to anything that our training step depends on, and return to the checkout's own step.
+"""Detect changes to anything that our training step depends on, and switch back to the checkout's own step.
 
 Our step was built for the loss weights, criterions, networks and optimizers that the model had before its
 first iteration, and was verified against the checkout's step with them. A train.py can change any of them
@@ -41,7 +41,7 @@ class ChangeGuard:
         self.record_step(model)
 
     def record_step(self, model: Any) -> None:
-        """Record how many parameters have optimizer moments, which they get when our step has run."""
+        """Record how many parameters have optimizer moments. Call this after every iteration of our step."""
         self.moments = _moments(model)
 
     def find_change(self, model: Any) -> str:

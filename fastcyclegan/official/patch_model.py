@@ -44,9 +44,9 @@ class Options:
 def replace_step(module: ModuleType, options: Options, log: Log) -> None:
     """Make a checkout's ``CycleGANModel`` run our training step if it is equivalent.
 
-    ``module`` is the checkout's models/cycle_gan_model.py. Whether the steps are equivalent is tested in the
-    first call of ``optimize_parameters``. Every later call checks whether anything that the step depends on
-    has changed; if so, the checkout's own step takes over from there. Losses become scalars on the device.
+    ``module`` is the checkout's models/cycle_gan_model.py. The first call of ``optimize_parameters`` tests
+    whether the steps are equivalent. Every later call checks whether anything that the step depends on has
+    changed; if so, the checkout's own step takes over from there. Losses become scalars on the device.
     Images such as ``fake_B`` are computed when they are read, from the current batch and the current weights,
     which have already been updated. ``save_networks`` runs the checkout's own method on copies of the
     networks, because it moves them to the host, and a captured iteration needs its networks to stay where
@@ -170,7 +170,7 @@ def _run_iteration(model: Any, step: Step) -> None:
     attributes = vars(model)
     for name in (*IMAGES, "loss_G"):
         attributes.pop(name, None)
-    # Without an identity loss, these official values stay.
+    # The official step sets these values if there is no identity loss.
     attributes["loss_idt_A"] = attributes["loss_idt_B"] = 0
     for name, loss in losses.items():
         attributes[f"loss_{name}"] = loss

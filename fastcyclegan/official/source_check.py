@@ -2,7 +2,7 @@
 
 Comparing two iterations with our step shows what the checkout's step does now. It does not show what the step
 will do after a thousand iterations, nor its side effects: printing, counting, keeping averages. So every
-method must be a version whose source has been read, and the distances that the losses use must be torch's
+method must be a version whose source has been read, and the distance functions in the losses must be torch's
 own. Whether these methods together compute the same as our step is left to the comparison in
 ``equivalence.py``. Methods outside the step, such as ``set_input``, are not checked.
 """
@@ -102,8 +102,8 @@ def why_not_known(model: Any, optimize: Callable[..., Any]) -> str:
         if path in vars(model) or not inspect.isfunction(method):
             return f"its {path} is not an ordinary method of its class"
         try:
-            # The source of the code object: for a wrapper, inspect would return the wrapped function's
-            # source.
+            # Read the source of the code object, because inspect would follow a wrapper to the function that
+            # it wraps.
             digest = hash_of(inspect.getsource(method.__code__))
         except (OSError, SyntaxError, TypeError, ValueError):
             return f"the source of its {path} cannot be read"

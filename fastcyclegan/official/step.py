@@ -153,7 +153,7 @@ def learning_rate(model: Any) -> float:
 
 
 def pool_draws(pool: ImagePool, count: int) -> Iterator[tuple[float, float]]:
-    """Yield, for each of the next ``count`` images, the pair of numbers by which ``pool`` decides what to do.
+    """Yield the two numbers that tell ``pool`` what to do with each of the next ``count`` images.
 
     They are derived from Python's ``random``, with exactly the same draws as in the official pool.
     """

@@ -38,7 +38,7 @@ FAULTS = [
 
 
 @pytest.mark.parametrize(("rows", "message"), FAULTS, ids=[message[:30] for _, message in FAULTS])
-def test_invalid_descriptors_are_refused_on_any_machine(rows: Rows, message: str) -> None:
+def test_invalid_descriptors_are_rejected_on_any_machine(rows: Rows, message: str) -> None:
     with pytest.raises(ValueError, match=rf"tensor descriptor of \[.*\], torch.float32: {message}"):
         descriptors.describe(rows)
 

@@ -189,7 +189,7 @@ def test_the_gate_lists_both_forms_and_a_training_step_lists_one() -> None:
     assert not any(form for _, form in forms(all_configs=True, chip=_launch.Chip(80)))
 
 
-# --- A refused descriptor -----------------------------------------------------------------------------------
+# --- A rejected descriptor ----------------------------------------------------------------------------------
 
 
 def a_product(device: str) -> Tensor:
@@ -211,7 +211,7 @@ def failing(message: str, monkeypatch: pytest.MonkeyPatch, error: type[Exception
 
 
 @on_descriptors
-def test_a_refused_descriptor_falls_back_to_pointers_for_good(
+def test_a_rejected_descriptor_falls_back_to_pointers_for_good(
     monkeypatch: pytest.MonkeyPatch, device: str
 ) -> None:
     expected, recorder = a_product(device), LaunchRecorder()

@@ -1,4 +1,4 @@
-"""norm_conv and its gradients compared with plain PyTorch in float64; its saved tensors and operator checks."""
+"""norm_conv and its gradients compared with plain PyTorch in float64; saved tensors and operator checks."""
 
 from __future__ import annotations
 

@@ -115,7 +115,7 @@ def test_reference_matches_the_official_block() -> None:
 
 
 def test_flat_images_and_a_large_offset(device: str) -> None:
-    """The block leaves flat images unchanged, in 16 bits too, and obeys the parity rule if x has a large mean.
+    """The block leaves flat images unchanged, in 16 bits too, and keeps parity if x has a large mean.
 
     Statistics are computed from stored values, so a flat output of a convolution is normalised to exactly 0.
     """
