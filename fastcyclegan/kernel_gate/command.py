@@ -57,8 +57,8 @@ def _parser() -> argparse.ArgumentParser:
         help="which configurations of each kernel to compile: all, only the first, or telling, which means"
         " all for the default training iteration and the first for everything else (default: all)",
     )
-    gate.add_argument("--json", type=Path, metavar="FILE", help="write the full reports to FILE")
-    gate.add_argument("--out", type=Path, metavar="DIR", help="write the cubins to DIR")
+    gate.add_argument("--json", type=Path, metavar="FILE", help="write the full reports to FILE as JSON")
+    gate.add_argument("--out", type=Path, metavar="DIR", help="write the compiled kernels (cubins) to DIR")
     return parser
 
 

@@ -89,7 +89,7 @@ def test_each_fault_is_detected(tmp_path: Path) -> None:
         # An fp32 product in IEEE arithmetic has no matrix instructions and does not need any.
         assert ieee["faults"] == []
         assert ieee["instructions"][instruction] == 0
-        # The loader with which weight gradients read strided images.
+        # These kernels use the loader with which weight gradients read strided images.
         assert wide_taps["faults"] == []
         assert re.fullmatch(r"\d+ tile loads or stores of less than 16 bytes", *narrow_taps["faults"])
     assert "bytes of shared memory, but the chip has 1000" in starved[0]["faults"][0]

@@ -1,6 +1,6 @@
-"""The launches, ATen calls and saved bytes of forward and backward passes, counted in dry runs.
+"""Count the launches, ATen calls and saved bytes of forward and backward passes in dry runs.
 
-A change that adds a launch, a pass or a saved tensor fails here.
+If a change adds a launch, a pass or a saved tensor, these tests fail.
 """
 
 from __future__ import annotations

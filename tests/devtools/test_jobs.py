@@ -82,7 +82,7 @@ def test_a_job_is_what_the_jit_would_compile(tmp_path: Path) -> None:
 def test_jobs_have_the_alignment_of_the_memory(tmp_path: Path) -> None:
     """A job records whether the memory of each tensor is aligned to 16 bytes.
 
-    All memory of an iteration is, even stacks of scalars.
+    All memory of an iteration is aligned, even stacks of scalars.
     """
     pointers, misaligned, aligned = run(ALIGNMENT, tmp_path)
     assert pointers > 1000

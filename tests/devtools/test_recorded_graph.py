@@ -19,9 +19,9 @@ Step = Callable[[Tensor, Tensor], Tensor]
 
 @pytest.fixture(autouse=True)
 def _two_threads() -> Iterator[None]:
-    """Run each test with two threads, because PyTorch's own threads need a separate check.
+    """Run each test with two threads.
 
-    They run with autograd on, even if it is off in the thread that replays.
+    PyTorch's own threads have autograd on, even if it is off in the thread that replays.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(2)

@@ -1,4 +1,4 @@
-"""instance_norm and all its gradients compared with float64, by the parity rule in fastcyclegan.testing.
+"""Compare instance_norm and all its gradients with float64, by the parity rule in fastcyclegan.testing.
 
 On a machine without a GPU, the kernels run in Triton's interpreter, at sizes that need several tiles of
 several blocks: blocks have 32 pixels and 16 channels, there are at most 4 tiles, and the one-launch kernels

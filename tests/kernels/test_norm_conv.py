@@ -1,4 +1,7 @@
-"""norm_conv and its gradients compared with plain PyTorch in float64; saved tensors and operator checks."""
+"""Compare norm_conv and all its gradients with plain PyTorch in float64.
+
+Other tests check the tensors that it saves, and that it is a valid PyTorch operator.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""reflect_conv2d in every form, and all its gradients, compared with plain PyTorch in float64.
+"""Compare reflect_conv2d in every form, and all its gradients, with plain PyTorch in float64.
 
 Inputs have various memory layouts. Real sizes are tested on a GPU.
 """

@@ -1,4 +1,7 @@
-"""residual_block compared with plain PyTorch in float64; its saved tensors, launches and operator checks."""
+"""Compare residual_block and all its gradients with plain PyTorch in float64.
+
+Other tests check its launches, the tensors that it saves, and that it is a valid PyTorch operator.
+"""
 
 from __future__ import annotations
 

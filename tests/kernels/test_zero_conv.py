@@ -1,4 +1,4 @@
-"""zero_conv for every kind of layer, and all its gradients, compared with plain PyTorch in float64.
+"""Compare zero_conv for every kind of layer, and all its gradients, with plain PyTorch in float64.
 
 Inputs have various memory layouts. Real sizes are tested on a GPU.
 """

@@ -87,7 +87,7 @@ def test_two_networks_in_one_launch(case: Case, forward: dict[str, int], backwar
 def test_frozen_weights_are_skipped(case: Case, device: str) -> None:
     """Frozen tensors cost no launches, and the gradients of the other tensors do not change.
 
-    Each of the weights is frozen in turn, and then all of them.
+    Each weight, x, and all weights together are frozen in turn.
     """
     x, weights, biases, dy = operands(case, device)
     whole = results(ours(case), x, weights, biases, dy)

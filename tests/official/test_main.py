@@ -1,4 +1,4 @@
-"""``python -m fastcyclegan.official`` end to end, compared with running the same scripts directly.
+"""Run ``python -m fastcyclegan.official`` end to end, and compare it with running the same scripts directly.
 
 The scripts are those of a fake checkout, which has the structure of the official code.
 """

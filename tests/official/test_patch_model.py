@@ -1,6 +1,6 @@
-"""Training a checkout with our step gives the weights, losses and files of its own step, in float64.
+"""In float64, training a checkout with our step gives the same weights, losses and files as with its own.
 
-Images are computed on demand.
+Generated images are computed on demand.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from tests.official.training import (
         pytest.param("", id="defaults"),
         # Batches of 2 from 5 images: the last one is incomplete, and the pool fills up within the second.
         pytest.param("--batch_size 2 --direction BtoA", id="batches"),
-        # Images of several sizes in one pool.
+        # One pool stores images of several sizes.
         pytest.param("--preprocess none", id="sizes"),
         # With batch norm, the order of the passes and the running statistics matter.
         pytest.param("--norm batch --batch_size 3 --gan_mode vanilla", id="batch norm"),

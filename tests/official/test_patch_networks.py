@@ -1,4 +1,4 @@
-"""Tests of which network classes of a checkout are replaced, and of the kernels in the replacements."""
+"""Tests of which network classes of a checkout are replaced, and of replacements computed by the kernels."""
 
 from __future__ import annotations
 
