@@ -22,7 +22,8 @@ from fastcyclegan.kernels._cache import cache_folder
 # Measured on one core of an AMD EPYC (Zen 4) with Triton 3.7.1: 52 s for the 188 kernels of a training step,
 # and 2 s to import torch and Triton.
 SECONDS_PER_KERNEL, SECONDS_TO_START = 0.28, 2.0
-# If fewer kernels than this are missing, the launches compile them: that is faster than starting processes.
+# If fewer kernels than this are missing, they are compiled when they are launched, because starting processes
+# would take longer.
 MIN_JOBS = 8
 
 Progress = Callable[[int, int], object]
@@ -37,8 +38,8 @@ def lock_file() -> Path:
 def exclusive() -> Iterator[None]:
     """Keep other processes of this user from compiling ahead while the block runs.
 
-    So processes that start together do not compile the same kernels. If files cannot be locked, the block
-    runs without waiting. The lock of a process that died is released.
+    This prevents processes that start together from compiling the same kernels. If the file cannot be locked,
+    the block runs without waiting. If a process dies, its lock is released.
     """
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
@@ -50,9 +51,10 @@ def exclusive() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of ``compile_ahead``: how many jobs were compiled, in how many processes and seconds.
+    """The result of ``compile_ahead``.
 
-    ``failures`` holds a kernel's name and the error message for each job that failed.
+    ``compiled`` jobs were compiled by ``processes`` processes, which took ``seconds`` seconds. ``failures``
+    contains a kernel's name and the error message for each job that failed.
     """
 
     compiled: int
@@ -72,7 +74,7 @@ def processes_for(jobs: int) -> int:
 
 
 def predicted_seconds(jobs: int, processes: int) -> float:
-    """Return the estimated number of seconds to compile ``jobs`` jobs, from the constants above."""
+    """Return the estimated number of seconds that ``processes`` processes take to compile ``jobs`` jobs."""
     return SECONDS_TO_START + SECONDS_PER_KERNEL * -(-jobs // processes)
 
 
@@ -81,8 +83,8 @@ def compile_ahead(
 ) -> Outcome:
     """Compile ``jobs`` into Triton's cache, and call ``progress(finished, total)`` after each.
 
-    A job that does not compile is listed in the outcome's failures. A worker that ended early is listed there
-    as well, with "" as its kernel.
+    Jobs that do not compile are listed in the outcome's failures. If the processes end early, that is listed
+    there as well, with "" in place of a kernel's name.
     """
     if not jobs:
         return Outcome(0, 0, 0.0)
@@ -125,7 +127,7 @@ def _worker(processes: int, requests: IO[str], errors: IO[str]) -> Iterator[IO[s
     # The worker imports from the same folders as this process.
     folders = [str(Path(path).absolute()) for path in sys.path]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders)}
-    # In a separate session, so that Ctrl-C in the terminal reaches only this process.
+    # The worker gets a separate session, so that Ctrl-C in the terminal reaches only this process.
     pipes: dict[str, Any] = {"stdin": requests, "stdout": subprocess.PIPE, "stderr": errors}
     worker = subprocess.Popen(command, env=environment, text=True, start_new_session=True, **pipes)
     assert worker.stdout is not None
@@ -133,7 +135,7 @@ def _worker(processes: int, requests: IO[str], errors: IO[str]) -> Iterator[IO[s
         with worker.stdout:
             yield worker.stdout
     finally:
-        # Kill its whole session, even if the worker itself has already ended.
+        # Kill the worker's whole session, even if the worker itself has already ended.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(worker.pid, signal.SIGKILL)
         worker.wait()

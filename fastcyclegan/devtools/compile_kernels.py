@@ -24,9 +24,11 @@ from fastcyclegan.kernels._launch import Chip, Launch
 
 @dataclass(frozen=True)
 class Arch:
-    """A chip and its limits: bytes of shared memory per block and per SM, resident warps and blocks per SM.
+    """A chip and its limits.
 
-    If ``gated``, a faulty kernel makes the command fail; otherwise the fault is only noted.
+    ``block_smem`` and ``sm_smem`` are the bytes of shared memory per block and per SM. ``warps`` and
+    ``blocks`` are the numbers of warps and blocks that can be resident on an SM. If ``gated`` is true, a
+    fault in a kernel makes the command compile_kernels exit with an error; if false, it is only noted.
     """
 
     chip: Chip
@@ -62,7 +64,10 @@ INSTRUCTIONS = {
 
 @dataclass(frozen=True)
 class Report:
-    """Figures of one job compiled for one architecture. ``faults`` lists what the gate does not accept."""
+    """The figures of one job compiled for one architecture.
+
+    ``faults`` describes everything for which the kernel gate rejects the kernel.
+    """
 
     arch: str
     kernel: str
@@ -83,17 +88,21 @@ class Report:
 
 @dataclass(frozen=True)
 class RunJobs:
-    """The specialisations that a run launches, and the number of configurations for each named choice."""
+    """The specialisations that a run launches.
+
+    ``choices`` maps the name of each tuned choice to the number of configurations to choose from.
+    """
 
     jobs: tuple[Job, ...]
     choices: dict[str, int]
 
 
 def jobs_of(run: Callable[[], Any], chip: Chip, all_configs: bool = True, all_forms: bool = False) -> RunJobs:
-    """Call ``run`` in a dry run and return what it would launch on ``chip``.
+    """Call ``run`` in a dry run, and return the specialisations that it would launch on ``chip``.
 
-    With ``all_configs``, every configuration that can be chosen there is returned, otherwise only the first.
-    With ``all_forms``, launches that use tensor descriptors are also returned in the form that uses pointers.
+    If ``all_configs`` is true, every configuration that can be chosen on the chip is included; if false, only
+    the first one. If ``all_forms`` is true, launches that use tensor descriptors are also included in the
+    form that uses pointers.
     """
     jobs: dict[Job, None] = {}
 
@@ -109,7 +118,7 @@ def jobs_of(run: Callable[[], Any], chip: Chip, all_configs: bool = True, all_fo
 
 
 def _occupancy(registers: int, smem: int, warps: int, arch: Arch) -> float:
-    """Return the share of an SM's warps that can be resident.
+    """Return the fraction of an SM's warps that can be resident if each block uses these resources.
 
     Registers are allocated in units of 256 per warp, and shared memory in units of 1 KiB plus 1 KiB per
     block.
@@ -149,9 +158,10 @@ def _report(job: Job, name: str, kernel: Compiled, sass: str) -> Report:
 
 
 def _tile_bytes(job: Job) -> int:
-    """Return the size in bytes of a tile of pixels by channels.
+    """Return the size in bytes of the job's tile of pixels and channels.
 
-    In a tile with less than 16 bytes per thread of a warp, accesses cannot be 16 bytes wide.
+    If a tile has less than 16 bytes per thread of a warp, its accesses cannot all be 16 bytes wide. For jobs
+    without such a tile, the result is exactly 16 bytes per thread of a warp.
     """
     constants = job.constants
     if "BLOCK_S" not in constants:
@@ -161,7 +171,10 @@ def _tile_bytes(job: Job) -> int:
 
 
 def reports(jobs: dict[str, list[Job]], out: Path | None = None, processes: int = 2) -> list[Report]:
-    """Compile the jobs of each architecture and report on them. Writes the cubins to ``out`` if given."""
+    """Compile the jobs of each architecture and return a report on each job.
+
+    If ``out`` is given, the cubins are written to that folder.
+    """
     collected = []
     # Spawned rather than forked, because this process has torch's threads.
     with ProcessPoolExecutor(processes, get_context("spawn"), die_with, (os.getpid(),)) as pool:
@@ -182,7 +195,7 @@ def reports(jobs: dict[str, list[Job]], out: Path | None = None, processes: int 
     return collected
 
 
-# The columns of the table, and how each is read from a report.
+# The columns of the table, and for each a function that reads its number from a report.
 COLUMNS: dict[str, Callable[[Report], int]] = {
     "registers": lambda r: r.registers,
     "spill": lambda r: r.spilled,
@@ -199,7 +212,7 @@ COLUMNS: dict[str, Callable[[Report], int]] = {
 
 
 def table(entries: list[Report]) -> Iterator[str]:
-    """Yield the lines of a table, followed by one line per fault.
+    """Yield the lines of a table of all reports, followed by one line per fault.
 
     The table has one line per kernel, dtype and architecture, with the range of each figure over the
     configurations.

@@ -1,10 +1,11 @@
 """Compile kernels in separate processes: python -m fastcyclegan.devtools.compile_worker PROCESSES PARENT
 
-Reads the jobs from standard input, as a JSON list of [kernel, capability, data]. For each finished job it
-prints a JSON line with the job's number, the seconds it took, and the error message or "". This is a separate
-program because processes forked from a training process would share its CUDA context and threads, and spawned
-ones would run the user's script again. Here one process imports everything and forks before any thread
-exists. All processes end together with process PARENT, which started them.
+The program reads the jobs from standard input, as a JSON list of [kernel, capability, data]. For each
+finished job it prints a JSON line with the job's number, the seconds it took, and the error message or "".
+
+This is a separate program because processes forked from a training process would share its CUDA context and
+threads, and spawned ones would run the user's script again. Here one process imports everything and forks
+before any thread exists. When process PARENT, which started the program, ends, all its processes end too.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from fastcyclegan.kernels import every_kernel  # noqa: F401
 
 
 def die_with(parent: int) -> None:
-    """Make Linux kill this process when process ``parent`` ends for any reason, and ignore Ctrl-C here."""
+    """Make Linux kill this process when process ``parent`` ends for any reason, and make it ignore Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     PR_SET_PDEATHSIG = 1
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -36,7 +37,7 @@ def run(numbered: tuple[int, Job]) -> tuple[int, float, str]:
     try:
         build_launcher(compile_job(job))
         error = ""
-    # Any error of the compiler. The launch will meet it again and report it.
+    # The compiler can raise anything. The launch will run into the same error and report it.
     except Exception as failure:
         error = " ".join(f"{type(failure).__name__}: {failure}".split())[:500]
     return number, time.perf_counter() - started, error

@@ -1,8 +1,8 @@
 """Count the Triton launches, ATen calls and bytes saved for the backward pass, exactly and without a GPU.
 
-In a dry run, kernel launches are recorded but not made, convolutions return empty tensors of the right shape
-and layout, and everything else runs on the CPU. So real sizes take only a second, and the results have no
-meaning.
+In a dry run, kernel launches are recorded but not made, convolutions return uninitialised tensors of the
+right shape and layout, and everything else runs on the CPU. So a dry run at real sizes takes only a second,
+but its results have no meaning.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ _CONVOLUTIONS = {"aten::convolution", "aten::convolution_backward"}
 
 @dataclass
 class Counts:
-    """Counts of one forward and backward pass.
+    """The operations of one forward and backward pass, and the bytes that are saved between the two.
 
-    ``launches`` are counted by kernel, and ``aten`` calls by operator, without views and allocations.
-    ``parts`` counts both together by the named part of an iteration, or "" outside all parts. ``saved_bytes``
-    counts each storage once.
+    ``launches`` is the number of launches of each kernel. ``aten`` is the number of calls of each ATen
+    operator, without views and allocations. ``parts`` is the number of launches and ATen calls in each named
+    part of an iteration, with "" for those outside all parts. ``saved_bytes`` counts each storage once.
     """
 
     launches: Counter[str] = field(default_factory=Counter)
@@ -51,10 +51,10 @@ class Counts:
 
 
 class DryRun(TorchDispatchMode):
-    """Counts the operations inside the block and calls ``on_launch`` for each launch.
+    """A dispatch mode that counts the operations inside its block and calls ``on_launch`` for each launch.
 
-    ``choices`` holds the number of configurations that would be timed on ``chip`` for each choice. The other
-    options are those of ``DryObserver``.
+    ``choices`` maps the name of each tuned choice to the number of configurations that would be timed on
+    ``chip``. The options ``all_configs`` and ``all_forms`` are those of ``DryObserver``.
     """
 
     def __init__(
@@ -91,11 +91,12 @@ class DryRun(TorchDispatchMode):
         if kwargs is None:
             kwargs = {}
         if name in BODIES:
-            # The mode is off inside its own handler. Turn it on again to count the calls inside the operator.
+            # PyTorch turns the mode off inside this handler. Turn it on again, so that the calls that the
+            # operator makes are counted.
             with self:
                 return BODIES[name](*args, **kwargs)
         if name.startswith("profiler::"):
-            # Not a computation: this call begins or ends a named part.
+            # This call computes nothing: it begins or ends a named part.
             result = func(*args, **kwargs)
             if "enter" in name:
                 self._inside.append(args[0])
@@ -111,7 +112,10 @@ class DryRun(TorchDispatchMode):
 
 
 def _convolution(func: Any, args: Any) -> Any:
-    """Return uninitialised results of ``func``, in the layout of its input, as cuDNN and oneDNN do."""
+    """Return uninitialised tensors in place of the results of the convolution ``func``.
+
+    They have the memory layout of the input, which cuDNN and oneDNN would also choose.
+    """
     in_channels_last = args[0].is_contiguous(memory_format=torch.channels_last)
 
     def uninitialised(t: Tensor) -> Tensor:
@@ -126,7 +130,7 @@ def _convolution(func: Any, args: Any) -> Any:
 
 @contextlib.contextmanager
 def dry_run(**options: Any) -> Iterator[DryRun]:
-    """Run the block as a dry run (see the module). ``options`` are those of ``DryRun``."""
+    """Run the block as a dry run (see the top of this module). ``options`` are those of ``DryRun``."""
     run = DryRun(**options)
     with _launch.observe_dry(run), run:
         yield run
@@ -134,7 +138,7 @@ def dry_run(**options: Any) -> Iterator[DryRun]:
 
 @contextlib.contextmanager
 def counted(parameters: Iterable[Tensor]) -> Iterator[Counts]:
-    """Run the block as a dry run and yield its counts.
+    """Run the block as a dry run, and yield the ``Counts`` of its operations.
 
     ``saved_bytes`` is set when the block ends. It covers all storages except those of ``parameters``.
     """
@@ -154,7 +158,7 @@ def counted(parameters: Iterable[Tensor]) -> Iterator[Counts]:
 
 
 def count(net: nn.Module, x: Tensor) -> Counts:
-    """Return the counts of a forward pass of ``net`` on ``x`` and the backward pass of its output.
+    """Count the operations of a forward pass of ``net`` on ``x`` and of the backward pass.
 
     The backward pass computes the gradients of the parameters and of x.
     """
@@ -178,8 +182,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def main() -> None:
-    """Print the launches, ATen calls and memory saved for the backward pass of each network, with PyTorch and
-    with the kernels.
+    """Print how many launches and ATen calls each network makes, and how much memory it saves for the
+    backward pass, with PyTorch's operators and with the kernels.
     """
     parser = argparse.ArgumentParser(description=str(main.__doc__).partition("\n\n")[0])
     parser.add_argument(
@@ -187,14 +191,14 @@ def main() -> None:
         type=int,
         nargs="?",
         default=256,
-        help="side of the image in pixels, a multiple of 256 (the U-Net needs 256)",
+        help="height and width of the image in pixels, a multiple of 256 because of the U-Net (default: 256)",
     )
     size = parser.parse_args().size
     if size < 256 or size % 256:
-        parser.error(f"size must be a multiple of 256 (the U-Net needs 256), got {size}")
+        parser.error(f"size must be a multiple of 256 because of the U-Net, got {size}")
     print(
         f"One forward and backward pass at {size} x {size}, batch 1. MiB: memory saved for the backward pass,"
-        " counted by storage, without the weights."
+        " without the weights; each storage is counted once."
     )
     print(f"{'':50}{'launches':>9}{'ATen calls':>12}{'MiB':>8}")
     layout = torch.channels_last

@@ -1,8 +1,8 @@
 """Record, compile and look up kernels exactly as Triton's JIT specialises them.
 
 Each launch is passed to the JIT itself, with a stand-in for the driver and a hook that records what would be
-compiled. Nothing here decides what a specialisation is, so the launch that needs a kernel finds the one that
-was compiled ahead of time. Needs Triton but no GPU.
+compiled. What distinguishes specialisations is left to the JIT, so a launch on a GPU finds the kernel that
+was compiled for it ahead of time. This module needs Triton but no GPU.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Job:
 
     @property
     def types(self) -> dict[str, str]:
-        """The types of the arguments that are not constants, by name.
+        """The types of the arguments that are not compile-time constants, by argument name.
 
         For example "*bf16", "i32" or "tensordesc<bf16[64, 64]>".
         """
@@ -50,7 +50,7 @@ class Job:
 
     @property
     def constants(self) -> dict[str, Any]:
-        """The values that are compiled in, by name: constexprs, and arguments that are None or 1."""
+        """The values of compile-time constants by name: constexprs, and arguments that are None or 1."""
         names = REGISTRY[self.kernel].arg_names
         keys = [names[path[0]] for path in self.record["constant_keys"]]
         return dict(zip(keys, self.record["constant_vals"], strict=True))
@@ -61,9 +61,9 @@ class Job:
 
 
 class _StandIn:
-    """A driver for a chip that does not have to exist.
+    """A Triton driver that reports a chip of ``capability``, which this machine does not need to have.
 
-    Other threads and all other attributes use the driver that was active before.
+    In other threads, and for all other attributes, the driver that was active before is used.
     """
 
     def __init__(self, capability: int, before: Any) -> None:
@@ -91,7 +91,7 @@ class _StandIn:
     def get_current_device(self) -> Any:
         if not self._is_own_thread():
             return self._other.get_current_device()
-        # A separate key, because the JIT stores its data about a device under this value.
+        # A unique value, because the JIT uses it as the key for its data about a device.
         return f"stand-in for sm_{self._target.arch}"
 
     def get_current_stream(self, device: Any) -> Any:
@@ -134,7 +134,10 @@ def job_of(launch: Launch, capability: int) -> Job:
 
 
 def _source(job: Job, kind: type[ASTSource]) -> ASTSource:
-    """Return the source that Triton compiles for ``job``, read as ``JITFunction.preload`` reads a record."""
+    """Return the source that Triton compiles for ``job``.
+
+    It is rebuilt from the job's record in the same way as in ``JITFunction.preload``.
+    """
     record = job.record
     constants = _by_path(record["constant_keys"], record["constant_vals"])
     attributes = _by_path(record["attrs_keys"], record["attrs_vals"])
@@ -159,7 +162,7 @@ def compile_job(job: Job, kind: type[ASTSource] = ASTSource) -> Any:
 def build_launcher(kernel: Any) -> None:
     """Build the launcher of ``kernel`` if Triton needs one and the driver is installed.
 
-    Triton up to 3.6 has the C compiler build a launcher for each signature.
+    Up to version 3.6, Triton uses a C compiler to build a launcher for each signature.
     """
     from triton.backends.nvidia import driver as backend
 
@@ -168,24 +171,25 @@ def build_launcher(kernel: Any) -> None:
     try:
         backend.library_dirs()
     except AssertionError:
-        # This machine has no driver and fills a cache for others. Their first launches build the launchers.
+        # This machine has no driver, so it fills the cache for other machines. There, the first launches
+        # build the launchers.
         return
     backend.CudaLauncher(kernel.src, kernel.metadata)
 
 
 class _NotCachedError(Exception):
-    """Triton's cache lacks a kernel."""
+    """Raised if a kernel is not in Triton's cache."""
 
 
 class _CacheProbe(ASTSource):
-    """A source that Triton can find in its cache, but that raises instead of being compiled."""
+    """A source that Triton can look up in its cache, but that raises an error instead of being compiled."""
 
     def make_ir(self, *_: Any, **__: Any) -> Any:
         raise _NotCachedError
 
 
 def is_compiled(job: Job) -> bool:
-    """Return whether Triton's cache has ``job``, so that its first launch does not compile."""
+    """Return whether the kernel of ``job`` is in Triton's cache, so that launching it compiles nothing."""
     try:
         compile_job(job, _CacheProbe)
     except _NotCachedError:

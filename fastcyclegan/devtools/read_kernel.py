@@ -1,4 +1,4 @@
-"""Compile one kernel and extract its figures. Needs no GPU.
+"""Compile a kernel and extract figures from the compiled code. Needs no GPU.
 
 Registers, stack and shared memory are read from the cubin, instructions from its SASS, and the width of tile
 loads and stores from the PTX, line by line.
@@ -26,13 +26,17 @@ from fastcyclegan.kernels import (
     zero_conv_triton,
 )
 
-# The operands of matrix products, by the names of the kernels' arguments.
+# The names of those kernel arguments that are operands of matrix products.
 OPERANDS = ("x", "w", "dy", "y")
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """The figures of one compiled kernel."""
+    """A compiled kernel and its figures.
+
+    ``stack`` and ``smem`` are in bytes. ``narrow`` is the result of ``narrow_accesses``. ``multiplies`` is
+    true if the kernel contains a matrix product for tensor cores.
+    """
 
     hash: str
     cubin: bytes
@@ -44,7 +48,7 @@ class Compiled:
 
 
 def compiled(job: Job) -> Compiled:
-    """Compile ``job`` and return its figures."""
+    """Compile ``job`` and return the kernel with its figures."""
     kernel = compile_job(job)
     cubin = kernel.asm["cubin"]
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -77,9 +81,9 @@ def _number(usage: str, key: str) -> int:
 
 
 def _tile_lines(operands: bool) -> dict[str, set[int]]:
-    """Return, by file, the numbers of the source lines that load and store tiles.
+    """Return the numbers of the source lines that load and store tiles, as one set per file name.
 
-    With ``operands``, the lines that load the operands of matrix products are included.
+    If ``operands`` is true, lines that load the operands of matrix products are included.
     """
     functions = [_math.load_tile, _math.store_tile]
     if operands:
@@ -93,10 +97,11 @@ def _tile_lines(operands: bool) -> dict[str, set[int]]:
 
 
 def narrow_accesses(ptx: str, operands: bool = True) -> int:
-    """Return how many instructions load or store less than 16 bytes of a tile, found by their source lines.
+    """Return how many instructions load or store less than 16 bytes of a tile.
 
-    With ``operands``, loads of the operands of matrix products count too. The compiler loads an fp32 operand
-    that must be transposed as single values.
+    The instructions are found by their source lines. If ``operands`` is true, loads of the operands of matrix
+    products are counted too. Do not count them in fp32, where the compiler loads an operand that must be
+    transposed one value at a time.
     """
     tiles = _tile_lines(operands)
     lines_of: dict[str, set[int]] = {}
@@ -122,7 +127,10 @@ def _is_narrow(line: str) -> bool:
 
 
 def _multiplies(ttir: str) -> bool:
-    """Return whether the kernel has a matrix product for tensor cores: any except fp32 in IEEE arithmetic."""
+    """Return whether the kernel has a matrix product for tensor cores.
+
+    That is every product except those of fp32 in IEEE arithmetic.
+    """
     for line in ttir.splitlines():
         if re.search(r"\btt\.dot\b", line) and ("inputPrecision = tf32" in line or "xf32" not in line):
             return True
@@ -133,7 +141,7 @@ def _multiplies(ttir: str) -> bool:
 
 
 def _text(cubin: bytes) -> bytes:
-    """Return the machine code of the one kernel in ``cubin`` (ELF64: the section .text.NAME)."""
+    """Return the machine code of the only kernel in ``cubin``, an ELF64 file: its section .text.NAME."""
     (offset,) = struct.unpack_from("<Q", cubin, 0x28)
     size, count, strings = struct.unpack_from("<HHH", cubin, 0x3A)
     sections = [struct.unpack_from("<IIQQQQIIQQ", cubin, offset + i * size) for i in range(count)]

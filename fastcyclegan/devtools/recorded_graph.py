@@ -1,4 +1,4 @@
-"""A CPU stand-in for CUDA graphs, for testing what gets captured on machines without a GPU."""
+"""A CPU stand-in for CUDA graphs, so that machines without a GPU can test what a graph would capture."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ def _memory(t: Tensor) -> int:
 
 
 def _plain(x: Any) -> Any:
-    """Return ``x``, or for a tensor a new tensor on the same memory that autograd does not track."""
+    """Return a new tensor on the same memory as ``x``, which autograd does not track.
+
+    In a tensor descriptor, the base is replaced in this way. Other values are returned unchanged.
+    """
     if isinstance(x, TensorDescriptor):
         return dataclasses.replace(x, base=_plain(x.base))
     if not isinstance(x, Tensor):
@@ -36,7 +39,7 @@ def _plain(x: Any) -> Any:
 
 
 def _bytes(t: Tensor) -> Tensor:
-    """Return the whole memory of ``t``, at its current size, as bytes."""
+    """Return the whole memory of ``t``, at its current size, as a tensor of bytes."""
     return torch.empty(0, dtype=torch.uint8, device=t.device).set_(t.untyped_storage())
 
 
@@ -45,22 +48,22 @@ def _tensors(tree: Any) -> list[Tensor]:
 
 
 class RecordedGraph(TorchDispatchMode):
-    """The CPU equivalent of a CUDA graph: the operators and kernel launches of one call, on fixed memory.
+    """The CPU equivalent of a CUDA graph, which records the operators and kernel launches of one call.
 
-    It is a ``Capture``. Recording has no effect, because all memory that it changed is restored afterwards.
-    Each replay repeats the same operations on the same memory. So a host value that entered an iteration
-    stays frozen, and a test can detect it.
+    The class implements ``Capture``. Recording leaves no trace, because all memory that it changed is
+    restored afterwards. Each replay repeats the same operations on the same memory. So a host value that was
+    used in an iteration keeps its recorded value, and a test can detect that.
 
-    As in a CUDA graph, a replay depends only on memory. It uses plain tensors that were created when each
-    operator was recorded. The recorded tensors themselves cannot be used: autograd raises an error for a view
-    whose base a replay has written (in PyTorch's own threads too, so it depends on the processor), and an
-    in-place transposition would be applied again.
+    As in a CUDA graph, a replay depends only on the contents of memory. It uses plain tensors that were
+    created when each operator was recorded. The recorded tensors themselves cannot be used: autograd raises
+    an error for a view whose base a replay has written (in PyTorch's own threads too, so whether it does
+    depends on the processor), and an in-place transposition would be applied again.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._calls: list[Callable[[], None]] = []
-        self._made: dict[int, Tensor] = {}  # by memory; keeps that memory from being reused
+        self._made: dict[int, Tensor] = {}  # keyed by memory, which this keeps from being reused
         self._before: dict[int, tuple[Tensor, Tensor]] = {}
         self.replays = 0
 

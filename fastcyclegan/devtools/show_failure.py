@@ -2,10 +2,12 @@
 
     python -m fastcyclegan.devtools.show_failure FILE
 
-The warning or error of the failure names FILE. On a machine with the same GPU, the launch is repeated with
-zeros of the recorded shapes, layouts and alignments. On other machines, the kernel is compiled for the
-recorded compute capability. The compiler's cache is not used. Exit code 0: the launch works now. 1: it fails
-again. 2: FILE is missing or is not a record of a launch, or the compiler's files cannot be written.
+FILE is the record file that the warning or error message of the failure mentions. On a machine with the same
+GPU, the launch is repeated with zeros of the recorded shapes, layouts and alignments. On other machines, the
+kernel is compiled for the recorded compute capability. The compiler's cache is not used.
+
+Exit code 0: the launch works now. 1: it fails again. 2: FILE is missing or is not a record of a launch, or
+the compiler's files cannot be written.
 """
 
 from __future__ import annotations
@@ -106,7 +108,10 @@ def _registry() -> dict[str, Any]:
 
 
 def _tensor(argument: dict[str, Any], device: torch.device) -> Tensor:
-    """Return the tensor of zeros that ``argument`` describes, with the recorded room behind it."""
+    """Return a tensor of zeros with the dtype, shape, strides and alignment that ``argument`` describes.
+
+    As many elements follow it in memory as in the recorded launch.
+    """
     dtype = getattr(torch, argument["dtype"])
     first = 0
     if argument["aligned"] < 16:
@@ -135,14 +140,14 @@ def _launch_again(record: dict[str, Any], device: torch.device) -> str:
     with torch.cuda.device(device):
         kernel(*args, **record["constants"], **record["configuration"], enable_fp_fusion=True)
         torch.cuda.synchronize()
-    return f"It now compiles and runs, on zeros, on {record['gpu']}."
+    return f"It now compiles and runs on {record['gpu']}, with zeros as data."
 
 
 # --- On other machines --------------------------------------------------------------------------------------
 
 
 class _Address:
-    """The dtype and address of a tensor, which is all that Triton needs to compile.
+    """A stand-in for a tensor, with only the dtype and address that Triton needs to compile.
 
     It takes no memory, however large the tensor was.
     """
@@ -178,7 +183,7 @@ def _compile_again(record: dict[str, Any]) -> str:
 
 
 def _device(record: dict[str, Any]) -> torch.device | None:
-    """Return a GPU of this machine with the recorded name, or None if it has none."""
+    """Return a GPU of this machine that has the recorded name, or None if there is no such GPU."""
     if not torch.cuda.is_available():
         return None
     for index in range(torch.cuda.device_count()):
@@ -188,7 +193,7 @@ def _device(record: dict[str, Any]) -> torch.device | None:
 
 
 def _chain(error: BaseException) -> str:
-    """Return the full text of ``error`` and of the errors that caused it."""
+    """Return the full message of ``error`` and of the errors that caused it."""
     text = f"{type(error).__name__}: {error}"
     cause = error.__cause__
     if cause is None:
@@ -199,7 +204,7 @@ def _chain(error: BaseException) -> str:
 
 
 def show(record: dict[str, Any]) -> int:
-    """Repeat the launch, print the result, and return the exit code."""
+    """Print ``record``, repeat its launch, print the result, and return the exit code."""
     import triton
 
     print(f"{record['kernel']}, {record['grid']} programs, {record['configuration']}")

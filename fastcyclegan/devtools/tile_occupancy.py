@@ -1,4 +1,4 @@
-"""Show how well the grids of the matrix products fill a chip at the generator's real shapes.
+"""Show how well the grids of the generator's matrix products fill a chip, at the generator's real shapes.
 
 The figures are counted in dry runs, without a GPU.
 """
@@ -24,9 +24,9 @@ def _pass_of(launch: _launch.Launch) -> str:
     if launch.kernel == "_reflect_conv_wgrad_kernel":
         return "weight gradient"
     if launch.kernel == "_reflect_conv_contract_kernel":
-        return "to few channels"
+        return "few output channels"
     if constants["KW"] != constants["KH"]:
-        return "from few channels"
+        return "few input channels"
     if constants["TRANSPOSED"]:
         return "input gradient"
     if constants["MODE"] == 0:
@@ -35,7 +35,7 @@ def _pass_of(launch: _launch.Launch) -> str:
 
 
 def _steps(launch: _launch.Launch) -> int:
-    """Return the number of iterations of a program's loop."""
+    """Return the number of loop iterations in each program of ``launch``."""
     if launch.kernel == "_reflect_conv_wgrad_kernel":
         names = [parameter.name for parameter in _launch.REGISTRY[launch.kernel].params]
         return int(launch.args[names.index("STEPS")])
@@ -62,9 +62,9 @@ def _run(images: int) -> None:
 
 
 def waves(chip: _launch.Chip = _launch.Chip()) -> Iterator[str]:
-    """Yield the lines of a table with each product of a residual block and of the 7x7 layers, for each tile.
+    """Yield the lines of a table of the matrix products in a residual block and in the 7x7 layers.
 
-    Its columns are for 1, 2 and 4 images of 256 x 256.
+    It has one row per product and tile size, and one column each for 1, 2 and 4 images of 256 x 256.
     """
     note = "(weight gradients: both convolutions in one grid)"
     yield f"Blocks (waves on {chip.multiprocessors} multiprocessors) x loop iterations, in bf16 {note}:"

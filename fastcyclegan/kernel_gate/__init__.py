@@ -1,7 +1,8 @@
-"""The command compile_kernels: check all kernels that the product launches, or precompile a run's.
+"""The command compile_kernels, which checks all kernels that fastcyclegan launches or precompiles those of a
+training run.
 
-This room lists the runs that cover the product's launches, and prints the results. Compiling kernels and
-reading the compiled code is done in ``devtools/``, which does not depend on the engine.
+Code that lists the runs covering all launches of fastcyclegan, or prints the command's results, belongs here.
+Kernels are compiled and the compiled code is read in ``devtools/``, which does not depend on the engine.
 
 Uses ``devtools``, ``engine``, ``recipes``, ``data``, ``kernels``, ``nn``, ``testing``, ``cli`` and
 ``config``.

@@ -1,5 +1,5 @@
-"""Compile every GPU kernel and fail if one must not ship; with --warm, fill Triton's cache ahead of a
-training run instead.
+"""Compile every GPU kernel, and exit with an error if any is unfit to ship. With --warm, fill Triton's cache
+ahead of a training run instead.
 
 This is the command compile_kernels.
 """
@@ -34,7 +34,7 @@ def _parser() -> argparse.ArgumentParser:
         "--arch",
         nargs="+",
         choices=list(ARCHS),
-        help="chips to compile for (default: all, with sm_100 only reported; with --warm: this GPU)",
+        help="chips to compile for; faults on sm_100 are only noted (default: all, or with --warm this GPU)",
     )
     parser.add_argument(
         "--processes",
@@ -50,20 +50,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     warm.add_argument("--warm", nargs="?", const="", metavar="RUN", help=text)
     gate = parser.add_argument_group("checking the kernels (without --warm)")
-    gate.add_argument("--dtype", nargs="+", choices=list(DTYPES), help="dtypes of the tensors (default: all)")
+    gate.add_argument("--dtype", nargs="+", choices=list(DTYPES), help="dtypes to compile for (default: all)")
     gate.add_argument(
         "--configs",
         choices=get_args(Configs),
-        help="configurations to compile (default: all); telling: all for the default iteration, only the"
-        " first for everything else",
+        help="which configurations of each kernel to compile: all, only the first, or telling, which means"
+        " all for the default training iteration and the first for everything else (default: all)",
     )
-    gate.add_argument("--json", type=Path, metavar="FILE", help="write the full reports to FILE")
-    gate.add_argument("--out", type=Path, metavar="DIR", help="write the cubins to DIR")
+    gate.add_argument("--json", type=Path, metavar="FILE", help="write the full reports to FILE as JSON")
+    gate.add_argument("--out", type=Path, metavar="DIR", help="write the compiled kernels (cubins) to DIR")
     return parser
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code: 1 if a kernel has a fault or does not compile."""
+    """Run the command and return its exit code, which is 1 if a kernel has a fault or does not compile."""
     parser = _parser()
     options, flags = parser.parse_known_args(args)
     if _launch.interpreted():
@@ -90,7 +90,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _check(parser: argparse.ArgumentParser, options: argparse.Namespace, flags: list[str]) -> int:
-    """Compile all kernels that the product launches, and report on them."""
+    """Compile all kernels that fastcyclegan launches, report on them, and return the exit code."""
     if flags:
         parser.error(
             f"unrecognized arguments: {' '.join(flags)} (a run's folder and the flags of train.py need"
@@ -98,7 +98,7 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace, flags: 
         )
     if options.json is not None:
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.open("a").close()  # fail now, not after twenty minutes
+        options.json.open("a").close()  # so that an error is raised now, not after twenty minutes
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
     jobs = _shipped(options)
@@ -119,7 +119,7 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace, flags: 
 
 
 def _shipped(options: argparse.Namespace) -> dict[str, list[Job]]:
-    """Return the jobs for each chip, as selected by --arch, --dtype and --configs; by default all."""
+    """Return the jobs for each chip, as selected by --arch, --dtype and --configs. The default is all."""
     archs, dtypes, configs = list(ARCHS), list(DTYPES), options.configs
     if options.arch is not None:
         archs = options.arch
@@ -131,7 +131,10 @@ def _shipped(options: argparse.Namespace) -> dict[str, list[Job]]:
 
 
 def _warm(parser: argparse.ArgumentParser, options: argparse.Namespace, flags: list[str]) -> int:
-    """Fill Triton's cache for the run that ``options`` and train.py's flags in ``flags`` describe."""
+    """Fill Triton's cache for the run that ``options`` and ``flags``, the flags of train.py, describe.
+
+    Returns the exit code.
+    """
     # Imported late, because the flags of train.py need the packages of the command line.
     from fastcyclegan.console import Console
     from fastcyclegan.kernel_gate.warm import config_of, warm

@@ -1,8 +1,8 @@
-"""List every kernel specialisation that the product launches: the list that the gate compiles and checks.
+"""List every kernel specialisation that fastcyclegan launches, for the kernel gate to compile and check.
 
-The list comes from dry runs at real sizes: iterations of an engine with each option that changes kernels,
-translations, and uses of the operators by other projects. A registered kernel that none of these launches is
-an error.
+The list is collected in dry runs at real sizes: training iterations with each option that changes kernels,
+translations, and calls of the operators in ways that only other projects use. It is an error if a registered
+kernel is launched by none of them.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ Case = Callable[[], object]
 def _step(
     model: ModelConfig, precision: str, batch: int, identity: bool = True, pairing: str = "auto"
 ) -> None:
-    """Run one training iteration as on a GPU."""
+    """Run one training iteration with the kernels that an engine on a GPU would use."""
     loss = LossConfig()
     if not identity:
         loss = LossConfig(lambda_identity=0.0)
@@ -70,7 +70,7 @@ def _translate(model: ModelConfig, precision: str, batch: int) -> None:
 
 
 def _without_recompute(dtype: torch.dtype) -> None:
-    """Run a generator that recomputes nothing in the backward pass."""
+    """Run forward and backward passes of a generator that recomputes nothing in the backward pass."""
     net = Generator(n_blocks=1, impl="triton", recompute=False).to(dtype)
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     y = net(_image(3, SIZE, dtype))
@@ -83,7 +83,7 @@ def _image(channels: int, side: int, dtype: torch.dtype) -> Tensor:
 
 
 def _operators(dtype: torch.dtype) -> None:
-    """Run the modes that no network uses.
+    """Run the operators in the modes that no network uses.
 
     These are NCHW images, affine norms, a single convolution with a bias, and a gradient that is added
     to another.
@@ -106,7 +106,7 @@ def _operators(dtype: torch.dtype) -> None:
 
 
 def _cases(precision: str, batches: Sequence[int]) -> Iterator[Case]:
-    """Yield functions that each run one case, the default iteration first."""
+    """Yield functions that each run one case. The first one runs the default training iteration."""
     dtype = DTYPES[precision]
     for batch, identity, pairing in itertools.product(batches, (True, False), ("auto", "off")):
         yield functools.partial(_step, SMALL, precision, batch, identity, pairing)
@@ -122,16 +122,17 @@ Configs = Literal["all", "first", "telling"]
 
 
 def in_fp16(job: Job) -> Job:
-    """Return the fp16 version of a bf16 job."""
+    """Return a copy of ``job`` with bf16 replaced by fp16 in all types of tensors."""
     return dataclasses.replace(job, data=re.sub(r"(?<=[*<])bf16\b", "fp16", job.data))
 
 
 def shipped_jobs(dtypes: Iterable[str], arch: Arch, configs: Configs = "all") -> list[Job]:
-    """Return every specialisation that the product launches on ``arch`` in ``dtypes``.
+    """Return every specialisation that fastcyclegan launches on ``arch`` in ``dtypes``.
 
     ``configs`` selects the configurations: "all", only the "first", or "telling", which means all for the
-    default iteration and the first for every other case. Only "all" includes batches of several samples; at
-    present they launch the same specialisations. Raises RuntimeError if no case launches a registered kernel.
+    default training iteration and the first for every other case. Only "all" includes batches of several
+    samples; at present they launch the same specialisations. Raises RuntimeError if a registered kernel is
+    launched by none of the cases.
     """
     batches: Sequence[int] = (1,)
     if configs == "all":

@@ -27,8 +27,8 @@ from fastcyclegan.testing import random_batch
 def config_of(run: str, flags: Sequence[str]) -> TrainConfig:
     """Return the configuration of the run in folder ``run``, with the ``flags`` of train.py applied.
 
-    If ``run`` is "", the flags alone define it. Raises UserError for a folder that is not a run's, for flags
-    that name another run, and for invalid flags.
+    If ``run`` is "", the configuration is defined by the flags only. Raises UserError if the folder is not
+    that of a run, if a flag names another run, or if the flags are invalid.
     """
     if not run:
         return parse_train(flags)
@@ -50,11 +50,11 @@ def warm(
     processes: int | None = None,
     progress: Progress = lambda count, total, text: None,
 ) -> bool:
-    """Compile the kernels that a run of ``config`` launches on ``chip`` and that Triton's cache lacks.
+    """Compile the kernels that a run of ``config`` launches on ``chip``, unless they are in Triton's cache.
 
     Returns whether all of them compiled. Assumes full batches, and images of the crop size. ``log`` receives
-    a line about each stage, and ``progress`` is called after each kernel. Raises UserError if the kernels do
-    not compute the networks of ``config``.
+    a line about each stage, and ``progress`` is called after each kernel. Raises UserError if the networks of
+    ``config`` use no kernels.
     """
     started, model, precision, size = (
         time.monotonic(),
@@ -95,14 +95,17 @@ def warm(
 
 
 def _precision(config: TrainConfig) -> str:
-    """Return the precision of a run of ``config`` on a GPU that has kernels."""
+    """Return the precision of a run of ``config`` on a GPU that the kernels support."""
     if config.run.precision == "fp32":
         return "fp32"
     return "bf16"
 
 
 def timings(choices: dict[str, int]) -> str:
-    """Return a note on the tiles that the first iteration will time, given the number of tiles per choice."""
+    """Return a note about the tile sizes that the first iteration will time.
+
+    ``choices`` maps the name of each tuned choice to its number of tile sizes.
+    """
     tiles = sum(choices.values())
     seconds = tiles * SECONDS_PER_MEASUREMENT
     count = f"{tiles} tiles for {len(choices)} choices"
@@ -110,7 +113,7 @@ def timings(choices: dict[str, int]) -> str:
 
 
 def _run(config: TrainConfig, precision: str) -> None:
-    """Run one training iteration and the translations of ``config``; for use in a dry run."""
+    """Run a training iteration of ``config`` and a translation in each direction. Call this in a dry run."""
     model, size = config.model, config.data.crop_size
     with as_on_gpu():
         recipe, cpu = make_recipe(config), torch.device("cpu")

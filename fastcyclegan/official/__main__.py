@@ -4,18 +4,19 @@ training step.
     python -m fastcyclegan.official [--precision auto|fp32|bf16] [--compile] [--impl auto|triton|reference] \\
         CHECKOUT/train.py ...
 
-The checkout is one of pytorch-CycleGAN-and-pix2pix. Everything after the script is passed to it unchanged.
+CHECKOUT is a checkout of pytorch-CycleGAN-and-pix2pix. Everything after the script is passed to it unchanged.
 The script runs as ``python CHECKOUT/train.py ...`` would, in the same folder and with the same files. The
 checkout on disk is not modified; not even bytecode is written to it.
 
-Networks and the training step are replaced in memory, and only if ours computes the same function in
-float64. Every replacement is logged. Networks of other shapes, steps with other losses, training on
-several GPUs and wgangp keep the checkout's own code. So does a step with a method that is not a known version
-of the public code. Everything that the step depends on is compared before every iteration. If something has
-changed, the checkout's own step takes over from there, and the reason is logged.
+Networks and the training step are replaced in memory, and only if the replacement computes the same function
+in float64. Every replacement is logged. The checkout's own code is kept for networks of other shapes, for
+steps with other losses, for training on several GPUs and for wgangp. It is also kept if any method of the
+step is not a known version of the public code. Before every iteration, everything that the step depends on is
+checked for changes. If something has changed, the checkout's own step takes over from there, and the reason
+is logged.
 
-Two things differ from the checkout itself: images shown during training are computed after the iteration
-rather than within it, and on a GPU the step computes in bf16 unless --precision fp32 is given.
+Training differs from the checkout's own in two ways: images shown during training are computed after the
+iteration rather than within it, and on a GPU the step computes in bf16 unless --precision fp32 is given.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse(args: Sequence[str]) -> tuple[Options, Path, list[str]]:
-    """Return our options, the script and the script's own arguments.
+    """Parse the command line, and return fastcyclegan's options, the script and the script's own arguments.
 
     Raises UserError for invalid options, and for a script that does not belong to an official checkout.
     """
@@ -60,18 +61,18 @@ def parse(args: Sequence[str]) -> tuple[Options, Path, list[str]]:
         "--precision",
         choices=("auto", "fp32", "bf16"),
         default=RunConfig.precision,
-        help="precision of the training step of cycle_gan",
+        help="precision of cycle_gan's training step",
     )
     parser.add_argument(
         "--compile",
         action="store_true",
-        help="compile the training step of cycle_gan; on a GPU, also capture it in a CUDA graph",
+        help="compile cycle_gan's training step; on a GPU, also capture it in a CUDA graph",
     )
     parser.add_argument(
         "--impl",
         choices=("auto", "triton", "reference"),
         default=ModelConfig.impl,
-        help="implementation of the networks: our Triton kernels, or PyTorch's own operators (reference)",
+        help="compute the networks with fastcyclegan's kernels (triton) or PyTorch's operators (reference)",
     )
     parser.add_argument("script", help="CHECKOUT/train.py or CHECKOUT/test.py")
     parser.add_argument(
@@ -124,7 +125,7 @@ def _execute(execute: Patch, patch: Patch, module: ModuleType) -> None:
 
 
 def patches(options: Options, folder: Path, log: Callable[[str], None]) -> Patches:
-    """Return the import hook that replaces the networks and the step of the checkout in ``folder``."""
+    """Return the import hook that replaces the networks and training step of the checkout in ``folder``."""
     patch_of: dict[str, Patch] = {
         "models.networks": lambda module: replace_networks(module, options.impl, log),
         "models.base_model": lambda module: check_setup(module, options, log),
@@ -146,7 +147,7 @@ def run(options: Options, script: Path, arguments: Sequence[str], log: Callable[
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code. Errors of the script itself are not caught."""
+    """Run the command and return its exit code. Exceptions raised by the script itself are not caught."""
     if args is None:
         args = sys.argv[1:]
     try:

@@ -1,8 +1,9 @@
-"""Detect changes to anything that our training step depends on, and return to the checkout's own step.
+"""Detect changes to anything that our training step depends on, and switch back to the checkout's own step.
 
-Our step was built, and verified against the checkout's, for the loss weights, criterions, networks and
-optimizers of that moment. A train.py can change any of them later, so they are compared before every
-iteration. All values that are read are on the host, so no comparison waits for a GPU.
+Our step was built for the loss weights, criterions, networks and optimizers that the model had before its
+first iteration, and was verified against the checkout's step with them. A train.py can change any of them
+later, so they are checked before every iteration. Only values on the host are read, so no check waits for a
+GPU.
 """
 
 from __future__ import annotations
@@ -40,11 +41,14 @@ class ChangeGuard:
         self.record_step(model)
 
     def record_step(self, model: Any) -> None:
-        """Record that our step ran an iteration, after which the optimizers have moments."""
+        """Record how many parameters have optimizer moments. Call this after every iteration of our step."""
         self.moments = _moments(model)
 
     def find_change(self, model: Any) -> str:
-        """Return the first change of ``model`` since the snapshot, as part of a sentence, or ""."""
+        """Describe the first change to ``model`` since the snapshot, as part of a sentence.
+
+        Returns "" if nothing has changed.
+        """
         try:
             learning_rate(model)
             if _moments(model) != self.moments:
@@ -53,7 +57,7 @@ class ChangeGuard:
         except NotReplaceableError as error:
             return str(error)
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-            return f"the model no longer has what our step needs ({error})"
+            return f"the model no longer has something that fastcyclegan's step needs ({error})"
         for name, then in self.snapshot.items():
             if now.get(name) != then:
                 if isinstance(then, _SCALARS) and isinstance(now.get(name), _SCALARS):
@@ -65,8 +69,8 @@ class ChangeGuard:
 def _snapshot(model: Any, kept_alive: list[Any]) -> dict[str, Any]:
     """Return everything that the step of ``model`` depends on, by name.
 
-    Numbers and strings are stored as values. Other objects are stored by id and appended to ``kept_alive``.
-    Nothing on a GPU is read.
+    Numbers and strings are stored by value. Other objects are stored by id and appended to ``kept_alive``.
+    No memory on a GPU is read.
     """
     values = {f"opt.{name}": getattr(model.opt, name, None) for name in _OPTIONS}
 
@@ -124,7 +128,8 @@ def _moments(model: Any) -> list[int]:
 def hand_back(model: Any, step: Step) -> str:
     """Give ``model`` the state that its own step needs to continue where ours stopped.
 
-    Returns, as part of a sentence, what the checkout's step continues with and what differs.
+    Returns part of a sentence that lists the state with which the checkout's step continues, and how it will
+    differ from our step.
     """
     engine = step.engine
     for name, phase in _OPTIMIZERS.items():
@@ -133,11 +138,11 @@ def hand_back(model: Any, step: Step) -> str:
     for name, side in _POOLS.items():
         if not _copy_images(getattr(model, name, None), step.recipe.pools[side], model.real_A):
             refused.append(name)
-    summary = "it continues with our weights and optimizer moments"
+    summary = "it continues with the current weights and optimizer moments"
     if refused:
-        summary += f", but {' and '.join(refused)} cannot take our images"
+        summary += f", but {' and '.join(refused)} cannot store the images of fastcyclegan's pools"
     else:
-        summary += ", and with our image pools"
+        summary += ", and with the images in the pools"
     if engine.choices.precision == "bf16":
         summary += ", now in fp32 instead of bf16"
     if engine.choices.compiled:
@@ -172,9 +177,10 @@ def _copy_moments(optimizer: Any, ours: torch.optim.Adam) -> None:
 
 
 def _copy_images(target: Any, ours: ImagePool, like: Tensor) -> bool:
-    """Copy the images of our pool, [1, C, H, W] each, into the checkout's pool.
+    """Copy the images of our pool, [1, C, H, W] each, into ``target``, a pool of the checkout.
 
-    Returns whether that pool can take them.
+    The copies get the dtype of ``like``. Returns False, and copies nothing, if ``target`` does not store its
+    images in the same way as the official pool.
     """
     if not ours.filled:
         return True

@@ -1,10 +1,10 @@
 """Verify, before the first iteration, that our training step makes the same updates as the checkout's own.
 
 A checkout can have another loss, another optimizer, gradient clipping, or an entirely different step. So both
-steps run two iterations on float64 copies, with small images derived from the first batch, from the same
-weights and the same random state. The replay pools are made so small that they swap images. Everything that
-an iteration changes is compared: the update and the running statistics of every network, the losses, and how
-many of Python's random numbers were used.
+steps run two iterations on float64 copies of the networks, starting from the same weights and the same random
+state, with small images derived from the first batch. The replay pools are made so small that they already
+swap images. Everything that an iteration changes is compared: the update and the running statistics of every
+network, the losses, and the number of random numbers drawn from Python's ``random``.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ from fastcyclegan.official.patch_networks import without_dropout
 from fastcyclegan.official.step import LOSSES, NETS, NotReplaceableError, Settings, Step
 
 ITERATIONS, IMAGES, CAPACITY = 2, 2, 2
-# Not the model's own learning rate, which can be 0: then nothing would change.
+# The model's own learning rate is not used because it can be 0, and then no weight would change.
 LEARNING_RATE = 2e-4
-# Rounding in float64 leaves 1e-14, or 1e-8 with biases that an instance norm cancels: their gradient is noise
-# of 1e-16, which Adam divides by its eps of 1e-8. On a GPU the learning rate is a float32, which leaves 3e-8.
+# Rounding in float64 causes differences of 1e-14, or of 1e-8 with biases that an instance norm cancels: their
+# gradient is noise of 1e-16, which Adam divides by its eps of 1e-8. On a GPU the learning rate is a float32,
+# which causes differences of 3e-8.
 TOLERANCE = 1e-6
 
 State = dict[str, Tensor]
@@ -54,7 +55,7 @@ def compare_steps(model: Any, optimize: Callable[[Any], Any], settings: Settings
         except Exception as error:
             reason = next(iter(str(error).splitlines()), "")
             raise NotReplaceableError(
-                f"it cannot be compared with ours: {type(error).__name__}: {reason}"
+                f"it cannot be compared with fastcyclegan's: {type(error).__name__}: {reason}"
             ) from error
     return _largest_difference(official, ours)
 
@@ -75,9 +76,9 @@ def _preserved_random_states(device: torch.device) -> Iterator[None]:
 
 
 def _twins(model: Any, settings: Settings) -> tuple[Any, Settings]:
-    """Return a float64 copy of ``model``, and the settings of our step on separate copies of its networks.
+    """Return a float64 copy of ``model``, and settings for our step with separate copies of its networks.
 
-    The networks of both are computed by PyTorch's operators.
+    All these networks are computed by PyTorch's operators.
     """
     memo: dict[int, Any] = {}
     nets = {name: copy.deepcopy(net, memo) for name, net in settings.nets.items()}
@@ -182,7 +183,7 @@ def _run_ours(settings: Settings, batches: list[tuple[Tensor, Tensor]]) -> State
 
 
 def _largest_difference(official: State, ours: State) -> float:
-    """Return the largest |ours - official| / |official|.
+    """Return the largest relative difference of any result, |ours - official| / |official|.
 
     Raises NotReplaceableError if a difference exceeds the tolerance or is NaN.
     """
@@ -192,6 +193,8 @@ def _largest_difference(official: State, ours: State) -> float:
         difference = ((our_value - value).norm() / value.norm().clamp(min=1e-6)).item()
         if not difference <= TOLERANCE:
             far = f"{difference:.1e} (relative, in float64)"
-            raise NotReplaceableError(f"its results differ from our step's: {name} by {far}")
+            raise NotReplaceableError(
+                f"its results differ from those of fastcyclegan's step: {name} by {far}"
+            )
         largest = max(largest, difference)
     return largest

@@ -1,6 +1,6 @@
-"""Replace the ``optimize_parameters`` of an official CycleGANModel by our training step.
+"""Replace the ``optimize_parameters`` of an official CycleGANModel with our training step.
 
-Losses, images and saved files stay available to the checkout under the official names.
+Losses, images and saved files are still available to the checkout under the official names.
 """
 
 from __future__ import annotations
@@ -27,12 +27,14 @@ from fastcyclegan.official.step import NotReplaceableError, Settings, Step, lear
 # Computed when they are read, because our iteration keeps no images.
 IMAGES = ("fake_B", "rec_A", "fake_A", "rec_B", "idt_A", "idt_B")
 _STEP, _GUARD = "_fastcyclegan_step", "_fastcyclegan_guard"
-_NO_STEP = "{} applies only to the training step of --model cycle_gan; here only the networks are replaced"
+_NO_STEP = (
+    "{} applies only to the training step of --model cycle_gan; for this model, only networks are replaced"
+)
 
 
 @dataclass(frozen=True)
 class Options:
-    """Our own flags, as given on the command line (see ``__main__.py``)."""
+    """fastcyclegan's own flags, as given on the command line (see ``__main__.py``)."""
 
     precision: str = "auto"
     compile: bool = False
@@ -42,12 +44,13 @@ class Options:
 def replace_step(module: ModuleType, options: Options, log: Log) -> None:
     """Make a checkout's ``CycleGANModel`` run our training step if it is equivalent.
 
-    ``module`` is the checkout's models/cycle_gan_model.py. The first call of ``optimize_parameters`` decides
-    this. Every later call checks whether anything that the step depends on has changed; if so, the checkout's
-    own step takes over from there. Losses become scalars on the device. Images such as ``fake_B`` are
-    computed when they are read, from the current batch and the weights of that moment, that is, after the
-    update. ``save_networks`` runs the checkout's own method on copies of the networks, because it moves them
-    to the host, and a captured iteration needs its networks to stay where they are.
+    ``module`` is the checkout's models/cycle_gan_model.py. The first call of ``optimize_parameters`` tests
+    whether the steps are equivalent. Every later call checks whether anything that the step depends on has
+    changed; if so, the checkout's own step takes over from there. Losses become scalars on the device.
+    Images such as ``fake_B`` are computed when they are read, from the current batch and the current weights,
+    which have already been updated. ``save_networks`` runs the checkout's own method on copies of the
+    networks, because it moves them to the host, and a captured iteration needs its networks to stay where
+    they are.
     """
     cls = getattr(module, "CycleGANModel", None)
     missing = _missing_member(cls)
@@ -91,7 +94,7 @@ def _missing_member(cls: type | None) -> str:
 def _choose_step(
     model: Any, cls: type, official: Callable[[Any], Any], options: Options, log: Log, with_arguments: bool
 ) -> Step | None:
-    """Return our step for the networks of ``model``, or None if its own should run; log which and why."""
+    """Return our step for ``model``, or None if the checkout's own should run, and log why."""
     try:
         if with_arguments:
             raise NotReplaceableError("optimize_parameters is called with arguments")
@@ -102,8 +105,8 @@ def _choose_step(
         if reason:
             raise NotReplaceableError(reason)
         log(
-            "comparing the checkout's training step with ours in float64, once (on a CPU this takes as long"
-            " as several iterations)"
+            "comparing the checkout's training step with fastcyclegan's in float64, once (on a CPU this takes"
+            " as long as several iterations)"
         )
         difference = compare_steps(model, official, settings)
     except NotReplaceableError as error:
@@ -111,7 +114,8 @@ def _choose_step(
         return None
     step = _build_step(settings, options, log)
     for name, phase in (("optimizer_G", "G"), ("optimizer_D", "D")):
-        # Code that reads the checkout's optimizers, for example to save them, gets the moments in use.
+        # So that code that reads the checkout's optimizers, for example to save them, gets the current
+        # moments.
         getattr(model, name).state = step.engine.optimizers[phase].state
     vars(model)[_GUARD] = ChangeGuard(model)
     engine = step.engine
@@ -120,14 +124,15 @@ def _choose_step(
         mode += ", compiled"
     impls = " and ".join(sorted({computed_by(net) for net in engine.nets.values()}))
     log(
-        f"training step: replaced by ours, on {engine.device} in {mode}, networks computed by {impls}; over"
-        f" {ITERATIONS} iterations in float64 it differed from the checkout's own by {difference:.0e}"
+        f"training step: replaced by fastcyclegan's, on {engine.device} in {mode}, networks computed by"
+        f" {impls}; over {ITERATIONS} iterations in float64 it differed from the checkout's own by"
+        f" {difference:.0e}"
     )
     return step
 
 
 def _without_effect(options: Options) -> str:
-    """Return a note that lists our flags that the checkout's own step ignores, or "" if none was given."""
+    """Return a note listing the given flags that the checkout's own step ignores, or "" if there are none."""
     ignored = []
     if options.compile:
         ignored.append("--compile")
@@ -149,7 +154,7 @@ def _build_step(settings: Settings, options: Options, log: Log) -> Step:
 
 
 def _hand_back_if_changed(model: Any, log: Log, with_arguments: bool) -> None:
-    """Return to the checkout's own step, and log why, if anything that ours depends on has changed."""
+    """If anything that our step depends on has changed, return to the checkout's own step and log why."""
     attributes = vars(model)
     change = attributes[_GUARD].find_change(model)
     if not change and with_arguments:
@@ -165,7 +170,7 @@ def _run_iteration(model: Any, step: Step) -> None:
     attributes = vars(model)
     for name in (*IMAGES, "loss_G"):
         attributes.pop(name, None)
-    # The values without an identity loss.
+    # The official step sets these values if there is no identity loss.
     attributes["loss_idt_A"] = attributes["loss_idt_B"] = 0
     for name, loss in losses.items():
         attributes[f"loss_{name}"] = loss
@@ -219,7 +224,8 @@ def check_setup(module: ModuleType, options: Options, log: Log) -> None:
     official = getattr(cls, "setup", None)
     if cls is None or official is None:
         log(
-            f"{module.__file__} has no BaseModel.setup, so our flags cannot be checked before training starts"
+            f"{module.__file__} has no BaseModel.setup, so fastcyclegan's flags cannot be checked before"
+            " training starts"
         )
         return
 
@@ -239,7 +245,7 @@ def check_setup(module: ModuleType, options: Options, log: Log) -> None:
 
 
 def _check_options(model: Any, options: Options) -> None:
-    """Raise UserError for flags of ours that ``model`` does not support."""
+    """Raise UserError if ``model`` does not support one of our flags."""
     device = torch.device(getattr(model, "device", "cpu"))
     require_impl(options.impl, device)
     if _has_step(model):

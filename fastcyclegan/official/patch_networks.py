@@ -1,4 +1,4 @@
-"""Replace an official checkout's networks by ours when they are built, if both compute the same function.
+"""Replace an official checkout's networks with ours when they are built, if both compute the same function.
 
 Checkouts get edited, so this is verified for each of the four classes and each combination of arguments. The
 checkout's own network is built as well, its weights are loaded into ours, and both must produce the same
@@ -29,17 +29,18 @@ REPLACEMENTS: dict[str, type[nn.Module]] = {
     "NLayerDiscriminator": compat.NLayerDiscriminator,
     "PixelDiscriminator": compat.PixelDiscriminator,
 }
-# The largest relative difference allowed between two float64 evaluations of the same function: sums of
-# several thousand terms in a different order.
+# The largest relative difference allowed between two float64 evaluations of the same function. They add
+# several thousand terms in different orders.
 TOLERANCE = 1e-9
 
 
 def replace_networks(module: ModuleType, impl: str, log: Log) -> None:
-    """Make a checkout's network classes build ours, computed by ``impl``.
+    """Make a checkout's network classes build our networks, computed by ``impl``.
 
-    ``module`` is the checkout's models/networks.py. Only their ``__new__`` is replaced: the classes
-    themselves, and all references to them, stay valid. Derived classes are left alone. Our network receives
-    the weights that the checkout's own was initialised with, so a seed gives the same weights as before.
+    ``module`` is the checkout's models/networks.py. Only the ``__new__`` of its classes is replaced: the
+    classes themselves, and all references to them, stay valid. Derived classes are left alone. Our network
+    receives the weights that the checkout's own network was initialised with, so a seed gives the same
+    weights as before.
     """
     replaced, missing = [], []
     for name, ours in REPLACEMENTS.items():
@@ -52,7 +53,7 @@ def replace_networks(module: ModuleType, impl: str, log: Log) -> None:
     names = "none"
     if replaced:
         names = ", ".join(replaced)
-    log(f"networks to be replaced if ours give the same outputs: {names} (in {module.__file__})")
+    log(f"networks to be replaced if fastcyclegan's give the same outputs: {names} (in {module.__file__})")
     if missing:
         log(f"networks missing from that file, so not replaced: {', '.join(missing)}")
 
@@ -62,7 +63,7 @@ def _builder(official: Any, ours: type[nn.Module], impl: str, log: Log) -> Calla
     verdicts: dict[str, str] = {}
 
     def new(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        # Without arguments, a copy is being made.
+        # A call without arguments comes from copying a network.
         if cls is not official or not (args or kwargs):
             return object.__new__(cls)
         arguments = _arguments(official, ours, args, kwargs)
@@ -79,7 +80,7 @@ def _builder(official: Any, ours: type[nn.Module], impl: str, log: Log) -> Calla
             log(f"{ours.__name__}: {_verdict(why_not)}")
         verdicts[repr(arguments)] = why_not
         if net is None:
-            # Python initialises the returned object again, and so must draw the same weights.
+            # Python will call __init__ on the returned object, which should draw the same weights again.
             torch.set_rng_state(before)
             return object.__new__(cls)
         torch.set_rng_state(after)
@@ -92,13 +93,13 @@ def _builder(official: Any, ours: type[nn.Module], impl: str, log: Log) -> Calla
 def _verdict(why_not: str) -> str:
     if why_not:
         return f"not replaced: {why_not}"
-    return "replaced by ours (same outputs in float64)"
+    return "replaced by fastcyclegan's (same outputs in float64)"
 
 
 def _arguments(
     official: Any, ours: type[nn.Module], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return, by name, the arguments that ``ours`` has as well.
+    """Return, by name, those arguments of ``official`` that ``ours`` accepts as well.
 
     The comparison of outputs will show whether any of the others matter.
     """
@@ -111,9 +112,10 @@ def _arguments(
 def _replacement(
     original: nn.Module, ours: type[nn.Module], arguments: dict[str, Any], compared: bool
 ) -> tuple[nn.Module | None, str]:
-    """Return our network with the weights of ``original`` and "", or None and the reason.
+    """Return our network with the weights of ``original``, and "".
 
-    ``compared`` is True if networks with these arguments have been compared before and gave the same outputs.
+    If our network cannot replace ``original``, return None and the reason. ``compared`` is True if networks
+    with these arguments have been compared before and gave the same outputs.
     """
     try:
         net = ours(**arguments, impl="reference")
@@ -122,9 +124,14 @@ def _replacement(
     our_shapes, shapes = _shapes(net), _shapes(original)
     if our_shapes != shapes:
         name = next(name for name in [*shapes, *our_shapes] if our_shapes.get(name) != shapes.get(name))
-        return None, f"its {name} is {shapes.get(name, 'missing')}, in ours {our_shapes.get(name, 'missing')}"
+        return None, (
+            f"its {name} is {shapes.get(name, 'missing')}, but fastcyclegan's is"
+            f" {our_shapes.get(name, 'missing')}"
+        )
     if _dropout_rates(net) != _dropout_rates(original):
-        return None, f"its dropout rates are {_dropout_rates(original)}, ours are {_dropout_rates(net)}"
+        return None, (
+            f"its dropout rates are {_dropout_rates(original)}, but fastcyclegan's are {_dropout_rates(net)}"
+        )
     net.load_state_dict(original.state_dict())
     net.train(original.training)
     if compared:
@@ -136,7 +143,7 @@ def _replacement(
         reason = next(iter(str(error).splitlines()), "")
         return None, f"it cannot be compared: {type(error).__name__}: {reason}"
     if difference > TOLERANCE:
-        return None, f"its outputs differ from ours by {difference:.1e} (relative, in float64)"
+        return None, f"its outputs differ from fastcyclegan's by {difference:.1e} (relative, in float64)"
     return net, ""
 
 
@@ -165,9 +172,9 @@ def _side(arguments: dict[str, Any]) -> int:
 
 
 def _difference(original: nn.Module, net: nn.Module, side: int) -> float:
-    """Return |ours - official| / |official| on two random images.
+    """Return the relative difference of the outputs for two random images, |ours - official| / |official|.
 
-    Both networks are in training mode, as batch norm requires.
+    Both networks run in training mode, as batch norm requires.
     """
     channels = next(module.in_channels for module in original.modules() if isinstance(module, nn.Conv2d))
     x = torch.randn(2, channels, side, side, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

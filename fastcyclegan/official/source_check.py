@@ -1,10 +1,10 @@
-"""Check whether a checkout's step is a known version, from the source of every method that it runs.
+"""Check whether a checkout's training step is a known version, by the source of every method that it runs.
 
-Comparing two iterations with ours shows what a step does now. It does not show what the step will do after a
-thousand iterations, nor its side effects: printing, counting, keeping averages. So every method must be a
-version whose source has been read, and the distances must be torch's own. Whether these add up to our step is
-left to the comparison in ``equivalence.py``. Methods outside the step, such as ``set_input``, are not
-checked.
+Comparing two iterations with our step shows what the checkout's step does now. It does not show what the step
+will do after a thousand iterations, nor its side effects: printing, counting, keeping averages. So every
+method must be a version whose source has been read, and the distance functions in the losses must be torch's
+own. Whether these methods together compute the same as our step is left to the comparison in
+``equivalence.py``. Methods outside the step, such as ``set_input``, are not checked.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from torch import nn
 from fastcyclegan.nn.layer_checks import has_hooks, untouched
 
 # The hashes (hash_of) of the methods of a CycleGANModel, its GANLoss and its ImagePools, and the years in
-# which the official code had them. Those up to 2022 were read from its history, beginning in May 2018: the
-# first version with a single optimizer_D that today's Python can import. Those of 2025 were read from forks,
-# except for ImagePool. "tests" stands for the package in tests/official/checkout, which has the same
-# structure but was written separately.
+# which the official code had them. Those up to 2022 were read from its history, beginning in May 2018 with
+# the first version that has a single optimizer_D and that today's Python can import. Those of 2025 were read
+# from forks, except for ImagePool. "tests" stands for the package in tests/official/checkout, which has the
+# same structure but was written separately.
 _QUERY, _ONE = {"7ba14fe1cbb4c7ab": "2018-22", "717dc0eb55075693": "tests"}, {"a2a38be7c866c607": "tests"}
 KNOWN: dict[str, dict[str, str]] = {
     "optimize_parameters": {
@@ -77,9 +77,9 @@ def hash_of(source: str) -> str:
 
 
 def methods_of(model: Any) -> dict[str, Any]:
-    """Return the methods of the step of ``model``, as Python looks them up, by their paths in KNOWN.
+    """Return a dict from each path in KNOWN to the method of ``model``'s step that Python resolves it to.
 
-    A method is None if the model does not have it or inherits it from ``nn.Module``.
+    The value is None if the model does not have the method or inherits it from ``nn.Module``.
     """
     methods = {}
     for path in KNOWN:
@@ -91,9 +91,9 @@ def methods_of(model: Any) -> dict[str, Any]:
 
 
 def why_not_known(model: Any, optimize: Callable[..., Any]) -> str:
-    """Return why the step of ``model`` is not a known version, as part of a sentence, or "" if it is.
+    """Return the reason why the step of ``model`` is not a known version, as part of a sentence.
 
-    The step consists of ``optimize`` and the methods that it calls.
+    Returns "" if it is a known version. The step consists of ``optimize`` and the methods that it calls.
     """
     for path, method in {**methods_of(model), "optimize_parameters": optimize}.items():
         if method is None:
@@ -102,8 +102,8 @@ def why_not_known(model: Any, optimize: Callable[..., Any]) -> str:
         if path in vars(model) or not inspect.isfunction(method):
             return f"its {path} is not an ordinary method of its class"
         try:
-            # The source of the code object: for a wrapper, inspect would return the wrapped function's
-            # source.
+            # Read the source of the code object, because inspect would follow a wrapper to the function that
+            # it wraps.
             digest = hash_of(inspect.getsource(method.__code__))
         except (OSError, SyntaxError, TypeError, ValueError):
             return f"the source of its {path} cannot be read"

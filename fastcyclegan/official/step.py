@@ -1,7 +1,7 @@
-"""Run our training iteration on an official CycleGANModel, under the official names.
+"""Run our training iteration on the networks of an official CycleGANModel.
 
-Reads the settings of the step from the model, draws the pools' random numbers as the official code does, and
-returns the losses by their official names.
+Reads the settings of the step from the model, draws the pools' random numbers in the same way as the official
+code, and returns the losses under their official names.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _ADAM: dict[str, Any] = {"weight_decay": 0, "amsgrad": False, "eps": 1e-8, "maxi
 
 
 class NotReplaceableError(Exception):
-    """Raised for a model whose step ours cannot replace. The message is the reason, as part of a sentence."""
+    """Raised if our step cannot replace a model's. The message is the reason, as part of a sentence."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Settings:
 def unwrap(name: str, net: Any) -> nn.Module:
     """Return network ``name`` without its DataParallel wrapper.
 
-    Raises NotReplaceableError if the wrapper spans several devices, and for a network that is not ours.
+    Raises NotReplaceableError if the wrapper spans several devices, or if the network is not one of ours.
     """
     if isinstance(net, nn.parallel.DistributedDataParallel):
         raise NotReplaceableError("training runs in several processes (DistributedDataParallel)")
@@ -62,7 +62,7 @@ def unwrap(name: str, net: Any) -> nn.Module:
         count = len(net.device_ids)
         if count > 1:
             gpus = f"{count} GPUs (DataParallel)"
-            raise NotReplaceableError(f"training runs on {gpus}; our step runs on one GPU only")
+            raise NotReplaceableError(f"training runs on {gpus}; fastcyclegan's step runs on one GPU only")
         net = net.module
     if not isinstance(net, nn.Module) or not is_ours(net):
         raise NotReplaceableError(f"{name} is the checkout's own {type(net).__name__}")
@@ -104,7 +104,7 @@ def _loss(model: Any) -> LossConfig:
     mode = getattr(opt, "gan_mode", mode)
     if mode == "wgangp":
         raise NotReplaceableError(
-            "with gan_mode wgangp, the official step has no gradient penalty, but ours has one"
+            "with gan_mode wgangp, the official step has no gradient penalty, but fastcyclegan's has one"
         )
     pools = {getattr(pool, "pool_size", None) for pool in (model.fake_A_pool, model.fake_B_pool)}
     if pools != {getattr(opt, "pool_size", None)} or getattr(model.fake_A_pool, "num_imgs", 0) > 0:
@@ -125,7 +125,7 @@ def _optim(model: Any, nets: Mapping[str, nn.Module]) -> OptimConfig:
             raise NotReplaceableError(f"{name} does not have exactly one parameter group")
         (group,) = optimizer.param_groups
         if any(group.get(key, value) != value for key, value in _ADAM.items()):
-            raise NotReplaceableError(f"{name} uses other Adam settings than the public code")
+            raise NotReplaceableError(f"{name} uses Adam settings other than those of the public code")
         if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
             raise NotReplaceableError(f"{name} has hooks")
         if optimizer.state:
@@ -153,9 +153,9 @@ def learning_rate(model: Any) -> float:
 
 
 def pool_draws(pool: ImagePool, count: int) -> Iterator[tuple[float, float]]:
-    """Yield the pair of numbers by which ``pool`` decides what to do with each of the next ``count`` images.
+    """Yield the two numbers that tell ``pool`` what to do with each of the next ``count`` images.
 
-    The decisions are drawn from Python's ``random`` exactly as the official pool draws them.
+    They are derived from Python's ``random``, with exactly the same draws as in the official pool.
     """
     for filled in range(pool.filled, pool.filled + count):
         if filled < pool.capacity or not pool.capacity or random.uniform(0, 1) <= 0.5:
@@ -167,7 +167,7 @@ def pool_draws(pool: ImagePool, count: int) -> Iterator[tuple[float, float]]:
 class Step:
     """Our training iteration on the four networks of ``settings``.
 
-    The other arguments are those of ``Engine``.
+    The other arguments are passed to ``Engine``.
     """
 
     def __init__(
@@ -194,7 +194,7 @@ class Step:
     def __call__(self, a: Tensor, b: Tensor, lr: float) -> dict[str, Tensor]:
         """Run one iteration on images a, b [N, C, H, W].
 
-        Returns the losses by their official names, as scalars on the device.
+        Returns the losses under their official names, as scalars on the device.
         """
         pools, view = self.recipe.pools, View(0.0, 0.0, False)
         # The official step queries the pool of fake B first, for all its images.
@@ -218,7 +218,7 @@ class Step:
 
     @torch.no_grad()
     def images(self, a: Tensor, b: Tensor) -> dict[str, Tensor]:
-        """Run the generators on a and b and return their images by the official names.
+        """Run the generators on a and b, and return the generated images under their official names.
 
         Uses the current weights. Running statistics and random states are left unchanged.
         """

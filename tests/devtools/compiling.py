@@ -1,4 +1,4 @@
-"""Run Python in a separate process in which Triton compiles. In the test process it interprets."""
+"""Run Python in a separate process in which Triton compiles kernels; the test process interprets them."""
 
 from __future__ import annotations
 

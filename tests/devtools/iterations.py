@@ -1,4 +1,7 @@
-"""Run code in a process in which Triton compiles, with the launches and jobs of training iterations."""
+"""Run test code in a process in which Triton compiles kernels.
+
+The code can record the launches and jobs of training iterations.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from typing import Any
 from tests.devtools.compiling import ROOT
 
 # Defines ``iteration``, which appends each launch of an iteration and its job to the list ``recorded``, and a
-# driver for an absent H100 that is independent of the product's own stand-in.
+# driver for an absent H100 that is independent of the stand-in in fastcyclegan/devtools/jobs.py.
 ITERATIONS = """
 import dataclasses, json, sys
 import torch, triton
@@ -38,7 +41,10 @@ def iteration(dtype, pairing, **options):
 
 
 def run(code: str, cache: Path) -> Any:
-    """Run ``code`` where Triton compiles, with its cache in ``cache``; return its last line, parsed."""
+    """Run ``code`` in a process in which Triton compiles kernels and has its cache in the folder ``cache``.
+
+    Returns the last line of the output, parsed as JSON.
+    """
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | {
         "TRITON_CACHE_DIR": str(cache)
     }

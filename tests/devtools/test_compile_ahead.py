@@ -1,4 +1,4 @@
-"""Kernels compiled ahead are found by their launches, and a lock that cannot be created is skipped."""
+"""Tests that launches find the kernels compiled ahead, and that a lock that cannot be created is skipped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reports on compiled kernels: every fault that the gate checks for is detected."""
+"""Every fault that the kernel gate checks for is detected in the reports on compiled kernels."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from tests.devtools.compiling import run
 
 pytest.importorskip("triton")
 
-# Launches of test kernels, good ones and one for each fault, compiled as the real kernels are.
+# Launches of test kernels, some without faults and one with each fault. They are compiled in the same way as
+# the real kernels.
 CODE = """
 import json, sys
 from dataclasses import asdict
@@ -88,7 +89,7 @@ def test_each_fault_is_detected(tmp_path: Path) -> None:
         # An fp32 product in IEEE arithmetic has no matrix instructions and does not need any.
         assert ieee["faults"] == []
         assert ieee["instructions"][instruction] == 0
-        # A weight gradient reads a strided image with a separate loader.
+        # These kernels use the loader with which weight gradients read strided images.
         assert wide_taps["faults"] == []
         assert re.fullmatch(r"\d+ tile loads or stores of less than 16 bytes", *narrow_taps["faults"])
     assert "bytes of shared memory, but the chip has 1000" in starved[0]["faults"][0]

@@ -1,4 +1,4 @@
-"""A compile worker that is killed is reported."""
+"""A compile worker that is killed is reported as a failure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Counts of forward and backward passes: a change that adds a launch, a pass or a saved tensor fails here."""
+"""Count the launches, ATen calls and saved bytes of forward and backward passes in dry runs.
+
+If a change adds a launch, a pass or a saved tensor, these tests fail.
+"""
 
 from __future__ import annotations
 
@@ -27,9 +30,9 @@ def counts(build: type[nn.Module], dtype: torch.dtype = torch.float32, **options
 
 @pytest.mark.parametrize(("dtype", "plain", "ours"), [(torch.float32, 343, 165), (torch.bfloat16, 172, 83)])
 def test_bytes_that_the_generator_saves(dtype: torch.dtype, plain: int, ours: int) -> None:
-    """Each block saves its input and two convolution outputs, and each other layer one tensor.
+    """The generator saves as many bytes as expected, less than half as many as with plain PyTorch.
 
-    This is less than half of what plain PyTorch saves.
+    Each block saves its input and two convolution outputs, and each other layer one tensor.
     """
     assert counts(Generator, dtype, impl="reference").saved_bytes // MIB == plain
     saved = counts(Generator, dtype, impl="triton").saved_bytes
@@ -42,9 +45,10 @@ def test_bytes_that_the_generator_saves(dtype: torch.dtype, plain: int, ours: in
 
 
 def test_launches_of_the_generator() -> None:
-    """Each of the 9 blocks makes 4 launches forward and 8 backward.
+    """Each of the generator's 9 blocks makes 4 launches in the forward pass and 8 in the backward pass.
 
-    The others are those of 5 more norms, whose images are large, and of the first and last convolution.
+    The other launches are those of 5 more norms, whose images are large, and of the first and last
+    convolution.
     """
     counted = counts(Generator, impl="triton")
     blocks = {
@@ -56,7 +60,7 @@ def test_launches_of_the_generator() -> None:
         "_reflect_conv_wgrad_sum_kernel": 1,
     }
     norms = tuple(f"_instance_norm_{name}_kernel" for name in ("stats", "apply", "bwd_sums", "bwd_apply"))
-    # The image and its gradient are padded, and the image again for the gradient of the weight.
+    # The image and its gradient are padded, and the image is padded again for the gradient of the weight.
     first = (
         "_embed_kernel",
         "_reflect_conv_kernel",
@@ -71,8 +75,8 @@ def test_launches_of_the_generator() -> None:
         5 * norms + first + last + 2 * wgrad
     )
     assert counted.launches == expected
-    # Two stride-2 and two transposed convolutions, three weights of the first and last layers in the kernels'
-    # format, and the gradient of a bias.
+    # These are for two stride-2 and two transposed convolutions, for three copies of the first and last
+    # layers' weights in the kernels' format, and for the gradient of a bias.
     assert counted.aten == {
         "convolution": 4,
         "convolution_backward": 7,
@@ -85,8 +89,8 @@ def test_launches_of_the_generator() -> None:
 
 def test_a_discriminators_norms_take_one_or_two_backward_launches() -> None:
     counted = counts(Discriminator, impl="triton")
-    # A norm of 64 x 64, then two of 32 x 32 and 31 x 31, which fit into one program, except for the pass that
-    # writes y again.
+    # The images of the first norm have 64 x 64 pixels. Those of the other two have 32 x 32 and 31 x 31, which
+    # fit into one program, except for the pass that writes y again.
     assert counted.launches["_instance_norm_small_fwd_kernel"] == 2
     assert counted.launches.total() == 10
     assert counted.aten.total() < counts(Discriminator, impl="reference").aten.total() / 1.5
@@ -105,20 +109,21 @@ def test_counts_of_one_operator() -> None:
     ours, plain = count(Norm(), x), count(Plain(), x)
     assert ours.launches.total() == 4
     assert ours.aten.total() == 0
-    # Ours saves x and two vectors. PyTorch saves a copy in another layout, the ReLU's output and two vectors.
+    # Our norm saves x and two vectors. PyTorch saves a copy in another layout, the ReLU's output and two
+    # vectors.
     assert ours.saved_bytes == x.numel() * 4 + 2 * 64 * 4
     assert plain.saved_bytes == 2 * x.numel() * 4 + 2 * 64 * 4
 
 
-def test_the_script_refuses_sizes_that_the_unet_does_not_take() -> None:
+def test_the_script_rejects_sizes_that_the_unet_does_not_support() -> None:
     script = Path(__file__).parents[2] / "scripts" / "count_operations.py"
     process = subprocess.run([sys.executable, script, "64"], capture_output=True, text=True, check=False)
     assert process.returncode == 2
-    assert "U-Net needs 256" in process.stderr
+    assert "a multiple of 256 because of the U-Net" in process.stderr
 
 
 def test_a_dry_run_does_not_affect_other_threads(device: str) -> None:
-    """Kernels of another thread run during a dry run and are not counted."""
+    """During a dry run, kernels launched by another thread really run and are not counted."""
     x = torch.randn(1, 8, 8, 8, device=device)
     results: list[torch.Tensor] = []
     with dry_run() as run:

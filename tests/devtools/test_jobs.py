@@ -30,7 +30,7 @@ def compile(src, target, options, **_):
     variables = get_cache_invalidating_env_vars()
     keys.append(get_cache_key(src, backend, backend.parse_options(dict(options)), env_vars=variables))
 
-# Set before the JIT first uses this device, because it then stores the compiler.
+# Set before the JIT first uses this device, because it then stores the function that compiles.
 triton.compiler.compile = compile
 driver.set_active(Driver())
 for launch, _ in recorded:
@@ -69,7 +69,7 @@ print(json.dumps([total, misaligned, [pointers(job)["x_ptr"] for job in recorded
 
 
 def test_a_job_is_what_the_jit_would_compile(tmp_path: Path) -> None:
-    """Compares the keys of Triton's cache for every launch of an iteration.
+    """For every launch of an iteration, its job has the same key in Triton's cache that the JIT would use.
 
     Among them are launches with strings as constants and with integers that are not multiples of 16.
     """
@@ -80,9 +80,9 @@ def test_a_job_is_what_the_jit_would_compile(tmp_path: Path) -> None:
 
 
 def test_jobs_have_the_alignment_of_the_memory(tmp_path: Path) -> None:
-    """All memory of an iteration is aligned to 16 bytes, even stacks of scalars.
+    """A job records whether the memory of each tensor is aligned to 16 bytes.
 
-    A misaligned tensor is recorded as such.
+    All memory of an iteration is aligned, even stacks of scalars.
     """
     pointers, misaligned, aligned = run(ALIGNMENT, tmp_path)
     assert pointers > 1000

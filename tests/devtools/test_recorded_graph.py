@@ -1,6 +1,6 @@
-"""The CPU stand-in for CUDA graphs, on synthetic sequences of operators.
+"""Tests of the CPU stand-in for CUDA graphs, with synthetic sequences of operators.
 
-Each covers one kind of memory that a recording must handle.
+Each sequence uses memory in one way that a recording must handle.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ Step = Callable[[Tensor, Tensor], Tensor]
 
 @pytest.fixture(autouse=True)
 def _two_threads() -> Iterator[None]:
-    """Use two threads: PyTorch's own threads run with autograd on, even if the replaying thread does not."""
+    """Run each test with two threads.
+
+    PyTorch's own threads have autograd on, even if it is off in the thread that replays.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     yield
@@ -28,7 +31,7 @@ def _two_threads() -> Iterator[None]:
 
 @torch.library.custom_op("fastcyclegan_tests::spread", mutates_args=())
 def spread(x: Tensor) -> Tensor:
-    """Return a new result whose elements share memory."""
+    """Return a new 4 x 6 tensor whose elements all share the memory of one number, the sum of x."""
     return x.sum().expand(4, 6)
 
 
@@ -180,7 +183,7 @@ STEPS: list[tuple[str, Step]] = [
 
 @pytest.mark.parametrize(("description", "step"), STEPS, ids=[row[0] for row in STEPS])
 def test_a_replay_matches_the_step(description: str, step: Step) -> None:
-    """Recording changes nothing, and replays on new inputs give bit for bit the results of the steps."""
+    """Recording leaves the state unchanged, and replays on new inputs match the step bit for bit."""
     torch.manual_seed(0)
     inputs = [torch.randn(4, 6, dtype=torch.float64) for _ in range(4)]
     start = torch.randn(4, 6, dtype=torch.float64)
@@ -197,7 +200,10 @@ def test_a_replay_matches_the_step(description: str, step: Step) -> None:
 
 
 def test_values_frozen_into_a_recording_are_detected() -> None:
-    """The purpose of the stand-in: a host value stays frozen, and so does a value that is read back."""
+    """In replays, a number from the host keeps the value that it had while the step was recorded.
+
+    Detecting such values, and values that are read back, is the purpose of the stand-in.
+    """
     count, total = [0], torch.zeros(())
 
     def step() -> Tensor:

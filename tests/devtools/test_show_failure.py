@@ -1,4 +1,4 @@
-"""Records of failed launches, and the command that repeats them.
+"""Tests of the command that repeats a failed launch from its record.
 
 Kernels are compiled in a separate process, for a GPU that this machine does not have.
 """
@@ -20,7 +20,7 @@ from fastcyclegan.devtools import show_failure
 from fastcyclegan.kernels import _records
 from tests.kernels.records import record_of_a_failure
 
-# Both records in one process, because starting it takes longer than a compilation.
+# Handles several records in one process, because starting one takes longer than a compilation.
 SCRIPT = """
 import sys
 from fastcyclegan.devtools import show_failure
@@ -41,7 +41,10 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_tensors_are_rebuilt_as_they_were() -> None:
-    """Restores the layout, alignment, and the room behind a tensor that gradients of other weights use."""
+    """A tensor is rebuilt from its description with the same layout, alignment and memory behind it.
+
+    A launch can use the memory behind a tensor for the gradients of other weights.
+    """
     memory = torch.zeros(1000)
     assert memory.data_ptr() % 16 == 0
     x = memory[6:].as_strided((2, 3, 4), (12, 1, 3))
@@ -60,7 +63,10 @@ def test_tensors_are_rebuilt_as_they_were() -> None:
 
 
 def test_a_launch_on_the_same_gpu_is_repeated(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
-    """The interpreter runs the launch here. The norm of zeros is zero, and only the launch can write it."""
+    """Repeating a recorded launch really runs the kernel, here in the interpreter.
+
+    The output is filled with NaN at first. The norm of zeros is zero, and only the launch can write it.
+    """
     record = json.loads(record_of_a_failure(monkeypatch).read_text())
     made: list[torch.Tensor] = []
     tensor = show_failure._tensor
@@ -73,13 +79,16 @@ def test_a_launch_on_the_same_gpu_is_repeated(monkeypatch: pytest.MonkeyPatch, d
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     assert (
         show_failure._launch_again(record, torch.device(device))
-        == "It now compiles and runs, on zeros, on cpu, interpreted."
+        == "It now compiles and runs on cpu, interpreted, with zeros as data."
     )
     assert not made[1].any()
 
 
 def test_the_command_on_another_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A kernel that now compiles gives exit code 0; one that fails again gives 1 and the compiler's text."""
+    """For a kernel that now compiles, the exit code is 0.
+
+    For one that fails again, it is 1, and the compiler's error message is printed.
+    """
     file = record_of_a_failure(monkeypatch)
     record = json.loads(file.read_text())
     broken, invalid = tmp_path / "broken.json", record["configuration"] | {"BLOCK_S": 48}
@@ -93,7 +102,7 @@ def test_the_command_on_another_machine(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert "  float32[2, 5, 4, 4] strides [80, 16, 4, 1] aligned" in process.stdout
 
 
-def test_files_that_are_not_records_are_refused(
+def test_files_that_are_not_records_are_rejected(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     good = json.loads(record_of_a_failure(monkeypatch).read_text())

@@ -1,4 +1,4 @@
-"""The command compile_kernels: the arguments that it refuses, its output and its files.
+"""Tests of the command compile_kernels: the settings that it rejects, its output and its files.
 
 The complete set of kernels is compiled by running the command itself, not by these tests.
 """
@@ -18,7 +18,7 @@ from tests.devtools.compiling import ROOT, run
 pytest.importorskip("triton")
 
 
-def test_interpreted_kernels_are_refused(tmp_path: Path) -> None:
+def test_interpreted_kernels_are_rejected(tmp_path: Path) -> None:
     script = ROOT / "scripts" / "compile_kernels.py"
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     process = subprocess.run(
@@ -29,9 +29,9 @@ def test_interpreted_kernels_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_command_writes_reports_and_cubins(tmp_path: Path) -> None:
-    """Compiles one specialisation of each kernel, for one architecture and one dtype, with --json and --out.
+    """With --json and --out, the table lists every registered kernel, and a cubin of each is written.
 
-    Every kernel of the registry must be in the table.
+    Only one specialisation of each kernel is compiled, for one architecture and one dtype.
     """
     code = "import sys; from fastcyclegan.kernel_gate import command as gate\n"
     code += (

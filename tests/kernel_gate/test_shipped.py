@@ -1,4 +1,4 @@
-"""The list of shipped kernels: a missing kernel is an error, and fp16 needs no separate dry runs."""
+"""Tests of the list of shipped kernels: a missing kernel is an error, and fp16 needs no separate dry runs."""
 
 from __future__ import annotations
 
@@ -41,7 +41,10 @@ print(len(bf16), bf16 != fp16, {shipped.in_fp16(job) for job in bf16} == fp16)
 
 
 def test_fp16_launches_the_same_kernels_as_bf16() -> None:
-    """So the gate does not have to run everything in fp16, which takes minutes on a CPU."""
+    """The jobs of a run in fp16 are those of the run in bf16 with the dtype replaced.
+
+    So the kernel gate does not have to run everything in fp16, which takes minutes on a CPU.
+    """
     process = run(["-c", FP16])
     assert process.returncode == 0, process.stderr
     count, differ, same = process.stdout.split()

@@ -1,4 +1,4 @@
-"""compile_kernels --warm fills Triton's cache for a run, reports it, and then finds the cache full."""
+"""compile_kernels --warm fills Triton's cache for a run and reports it. A second call compiles nothing."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ if __name__ == "__main__":
 
 
 def test_filling_the_cache_reports_each_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Covers the flags of train.py, the folder of a run, and the errors that are reported."""
+    """Each stage of filling the cache is reported, and invalid flags and folders are rejected."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
     folder = tmp_path / "run"
     folder.mkdir()

@@ -1,4 +1,4 @@
-"""Arguments of operators that several test files use."""
+"""Helpers that make arguments for operators, shared by several test files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fixtures of the kernels' tests."""
+"""Fixtures for the tests of the kernels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.planted import clear_failures
 def no_tf32() -> Iterator[None]:
     """Turn TF32 off, so that results agree to the last bits of fp32 on a GPU too.
 
-    A test can turn it on.
+    A test that needs TF32 can turn it on again.
     """
     with tf32(False):
         yield
@@ -24,7 +24,7 @@ def no_tf32() -> Iterator[None]:
 
 @pytest.fixture
 def auto_is_triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Make impl="auto" choose the kernels, as on a GPU, in a process that has seen no failure."""
+    """Make impl="auto" choose the kernels even on a CPU, and clear all failures seen by this process."""
     clear_failures(monkeypatch)
     with as_on_gpu(), tf32(False):
         yield
@@ -32,6 +32,6 @@ def auto_is_triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def unprobed_driver(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Clear what the process knows about tensor descriptors, as in a new process."""
+    """Clear the results of earlier probes for tensor descriptors, as if this were a new process."""
     monkeypatch.setattr(descriptor_launch, "_answers", {})
     monkeypatch.setattr(descriptor_launch, "_refused", set())

@@ -25,5 +25,5 @@ class LaunchRecorder:
         self.launches.append(launch)
 
     def forms(self) -> set[bool]:
-        """Return the values of DESC, i.e. whether products were launched with descriptors."""
+        """Return the values of the constant DESC in all launches. It is True in a launch with descriptors."""
         return {launch.constants["DESC"] for launch in self.launches if "DESC" in launch.constants}

@@ -20,7 +20,7 @@ def in_layout(x: Tensor, planes: bool) -> Tensor:
 
 
 def torch_instance_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, **options: Any) -> Tensor:
-    """Compute the norm with PyTorch's operators in the dtype of x, as the baseline of the parity rule."""
+    """Compute the norm with PyTorch's operators in the dtype of x, as the baseline for the parity rule."""
     y = reference.ContiguousGradient.apply(F.instance_norm(x, weight=weight, bias=bias, eps=options["eps"]))
     y = {"none": lambda y: y, "relu": F.relu, "leaky_relu": lambda y: F.leaky_relu(y, options["slope"])}[
         options["act"]
@@ -37,7 +37,10 @@ def gradients(
     dy: Tensor,
     **options: Any,
 ) -> list:
-    """Return y and the gradients of all tensors that are not None, computed with ``run``."""
+    """Compute y and the gradients of all given tensors with ``run``, and return them as (name, tensor) pairs.
+
+    Tensors that are None are left out.
+    """
     leaves = [t if t is None else t.detach().requires_grad_() for t in (x, weight, bias, residual)]
     y = run(leaves[0], leaves[1], leaves[2], residual=leaves[3], **options)
     y.backward(dy)
@@ -48,7 +51,7 @@ def gradients(
 def check(
     x: Tensor, weight: Any = None, bias: Any = None, residual: Any = None, dy: Any = None, **options: Any
 ) -> None:
-    """Assert parity of y and of every gradient for the given tensors."""
+    """Assert that y and all gradients of instance_norm obey the parity rule, on the given tensors."""
     options = {"eps": 1e-5, "slope": 0.2, "act": "none", **options}
     tensors = [x, weight, bias, residual, torch.randn_like(x) if dy is None else dy]
     ours = gradients(lambda *a, **k: instance_norm(*a, impl="triton", **k), *tensors, **options)

@@ -1,4 +1,4 @@
-"""The record of a planted failure."""
+"""A helper that creates the record of a failed launch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.planted import clear_failures, plant
 
 
 def record_of_a_failure(monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Plant a failure and return the record file that its error names."""
+    """Make a kernel fail, and return the record file that the error message refers to."""
     with monkeypatch.context() as patch:
         clear_failures(patch)
         plant(patch, "_instance_norm_small_fwd_kernel")

@@ -1,4 +1,4 @@
-"""Reflection-padded convolutions for several test files: cases, operands, and results."""
+"""Test cases of reflection-padded convolutions, and helpers to run them, shared by several test files."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ CASES = [
 ]
 
 
-# For tests that do not depend on sizes.
+# Cases for tests that do not depend on sizes.
 SMALL = Case("two weights", (2, 9, 3, 4), 9, P=2, bias=True)
 SMALL_IMAGES = [
     Case("from images", (2, 3, 3, 4), 9, P=2, bias=True),
@@ -77,7 +77,7 @@ SMALL_IMAGES = [
 def operands(
     case: Case, device: str, dtype: torch.dtype = FP32
 ) -> tuple[Tensor, list[Tensor], list[Tensor], Tensor]:
-    """Return x, the weights, the biases and an upstream gradient."""
+    """Return random operands for ``case``: x, the weights, the biases and an upstream gradient."""
     torch.manual_seed(0)
     shape = (case.out, case.shape[1], case.kernel, case.kernel)
     x = torch.randn(case.shape, device=device).contiguous(memory_format=torch.channels_last).to(dtype)
@@ -90,7 +90,7 @@ def operands(
 def results(
     run: Any, x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], dy: Tensor
 ) -> dict[str, Tensor]:
-    """Return y and all gradients, computed with ``run``."""
+    """Run the convolution ``run`` forward and backward, and return y and all gradients by name."""
     x, weights, biases = (
         x.detach().requires_grad_(),
         *([t.detach().requires_grad_() for t in ts] for ts in (weights, biases)),

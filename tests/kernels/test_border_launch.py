@@ -1,4 +1,4 @@
-"""Reflected borders, written and folded back, against PyTorch's padding and its gradient."""
+"""Writing reflected borders and folding them back gives the same as PyTorch's padding and its gradient."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from fastcyclegan.kernels import border_launch
 from tests.kernels.arguments import channels_last
 
-# Borders of more than half a small image; two rows; lines that are reflected from both sides, in different
-# tiles; several tiles.
+# Among these are borders of more than half a small image, images of two rows, lines that are reflected from
+# both sides, in different tiles, and images of several tiles.
 BORDERS = [
     ((2, 5, 2, 2), 1),
     ((1, 3, 3, 40), 1),

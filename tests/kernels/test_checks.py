@@ -1,4 +1,4 @@
-"""Bad arguments of operators, and the errors that they raise."""
+"""Operators raise the right errors for invalid arguments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The convolutions that zero_conv's kernels support."""
+"""Tests of which convolutions zero_conv's kernels support."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from fastcyclegan.kernels.zero_conv import serves
 
 
 def test_serves_the_layers_of_the_networks_and_rejects_others() -> None:
-    """The kernels serve every layer that is not reflection-padded, at any width.
+    """``serves`` accepts every layer of the networks that is not reflection-padded, at any width.
 
-    They reject every convolution that they would compute wrongly.
+    It rejects every convolution that the kernels would compute wrongly.
     """
     assert all(serves(c, (2 * c, c, 3, 3), 2, 1, False, 0) for c in (4, 64, 128))
     assert all(serves(c, (c, c // 2, 3, 3), 2, 1, True, 1) for c in (4, 256, 128))

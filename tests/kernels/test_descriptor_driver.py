@@ -23,11 +23,11 @@ pytestmark = pytest.mark.usefixtures("unprobed_driver")
 
 @on_descriptors
 def test_the_driver_passes_the_probe(device: str) -> None:
-    """On a CPU, the probe runs in Triton's interpreter."""
+    """The probe succeeds on this machine's GPU, or on a CPU in Triton's interpreter."""
     assert descriptors.probe_driver(torch.empty(0, device=device).device) == ""
 
 
-def test_a_wrong_tile_or_a_launch_error_is_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_probe_fails_on_a_wrong_tile_or_a_launch_error(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
     monkeypatch.setattr(
         descriptors, "copy_tile", lambda rows, row, column: torch.zeros(rows.box, dtype=rows.data.dtype)
@@ -58,8 +58,11 @@ def test_a_wrong_tile_or_a_launch_error_is_a_refusal(monkeypatch: pytest.MonkeyP
             descriptors.probe_driver(cpu)
 
 
-def test_a_probe_kernel_that_does_not_compile_is_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel that loads one tile does not compile; products may still work through pointers."""
+def test_the_probe_fails_if_its_kernel_does_not_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The probe fails if its kernel, which loads one tile, does not compile.
+
+    Products can still work through pointers.
+    """
     plant(monkeypatch, "_descriptor_copy_kernel")
     message = (
         r"^cpu: tensor descriptors do not work, so kernels load through pointers: kernel"
@@ -71,7 +74,7 @@ def test_a_probe_kernel_that_does_not_compile_is_a_refusal(monkeypatch: pytest.M
 
 @pytest.fixture
 def probed(monkeypatch: pytest.MonkeyPatch) -> list[torch.device]:
-    """Return a list that records the devices whose driver is probed; every probe succeeds."""
+    """Make every probe of a driver succeed, and return a list to which each probed device is appended."""
     log: list[torch.device] = []
     monkeypatch.setattr(descriptors, "probe_driver", lambda device: log.append(device) or "")
     monkeypatch.setattr(_launch.Chip, "of", lambda device: _launch.Chip(90))
@@ -134,5 +137,8 @@ def test_the_table_reports_a_refusal(monkeypatch: pytest.MonkeyPatch, probed: li
 
 @pytest.mark.gpu
 def test_this_driver_accepts_descriptors() -> None:
-    """If it does not, this test fails, and everything else still works through pointers."""
+    """This machine's driver accepts tensor descriptors.
+
+    If it does not, only this test fails, and everything else still works through pointers.
+    """
     assert descriptors.refusal(torch.empty(0, device="cuda").device) == ""

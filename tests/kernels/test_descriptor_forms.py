@@ -1,6 +1,6 @@
-"""Tests of which tensor descriptors are valid, and which ones a training step makes.
+"""All tensor descriptors that a training step makes are valid, and invalid ones are rejected.
 
-Validity is checked against the driver's documentation, and by loading through them.
+Validity is checked against the driver's documentation, and by loading through the descriptors.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ FAULTS = [
 
 
 @pytest.mark.parametrize(("rows", "message"), FAULTS, ids=[message[:30] for _, message in FAULTS])
-def test_invalid_descriptors_are_refused_on_any_machine(rows: Rows, message: str) -> None:
+def test_invalid_descriptors_are_rejected_on_any_machine(rows: Rows, message: str) -> None:
     with pytest.raises(ValueError, match=rf"tensor descriptor of \[.*\], torch.float32: {message}"):
         descriptors.describe(rows)
 
@@ -54,7 +54,7 @@ Form = tuple[torch.dtype, int, int, int, tuple[int, int]]  # dtype, rows, column
 
 
 def descriptors_of_a_step(precision: str, batch: int, size: int = 256) -> list[TensorDescriptor]:
-    """Return the descriptors of a dry training step in every configuration."""
+    """Run a training step as a dry run, and return the tensor descriptors of all configurations."""
     # Nothing reads the gigabytes that a dry run allocates, so they need not be filled with NaN.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)
@@ -76,7 +76,11 @@ def _descriptors_of_a_step(precision: str, batch: int, size: int) -> list[Tensor
 
 
 def forms_of(made: list[TensorDescriptor], most: int) -> list[Form]:
-    """Return the distinct forms of descriptors, each with its largest number of rows up to ``most``."""
+    """Return the distinct forms of the descriptors in ``made``.
+
+    Descriptors that differ only in their number of rows count as one form, which gets the largest of these
+    numbers, but at most ``most``.
+    """
     forms: dict[tuple[Any, ...], int] = {}
     for d in made:
         key = (d.base.dtype, d.shape[1], d.strides[0], tuple(d.block_shape))
@@ -87,9 +91,9 @@ def forms_of(made: list[TensorDescriptor], most: int) -> list[Form]:
 @pytest.mark.parametrize("batch", [1, 8])
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 def test_every_descriptor_of_a_training_step_is_valid(precision: str, batch: int) -> None:
-    """The values that reach Triton meet the conditions documented for cuTensorMapEncodeTiled.
+    """The descriptors that are passed to Triton meet the conditions documented for cuTensorMapEncodeTiled.
 
-    No row extends past its memory either.
+    In addition, no row extends past its memory.
     """
     made = descriptors_of_a_step(precision, batch)
     assert len(made) > 20
@@ -106,7 +110,10 @@ def test_every_descriptor_of_a_training_step_is_valid(precision: str, batch: int
 
 
 def check_loads(form: Form, device: str) -> None:
-    """Make a descriptor of ``form`` and load its first and last tile. Half of the last lies past the end."""
+    """Make a descriptor of ``form``, load its first and last tile, and check their values.
+
+    Half of the last tile is past the end of the rows and must be loaded as zeros.
+    """
     dtype, rows, columns, stride, (block_r, block_c) = form
     data = (torch.arange((rows - 1) * stride + columns, device=device) % 251).to(dtype)
     matrix = data.as_strided((rows, columns), (stride, 1))
@@ -129,9 +136,9 @@ def test_every_form_of_a_training_step_loads_the_right_values(precision: str, de
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 def test_the_driver_accepts_every_descriptor_of_a_training_step(precision: str) -> None:
-    """Every form is created on the GPU and loads the expected values.
+    """A descriptor of every form can be created on the GPU and loads the expected values.
 
-    Sizes are those of a training step with 8 images.
+    The sizes are those of a training step with 8 images.
     """
     for form in forms_of(descriptors_of_a_step(precision, 8), 2**32):
         check_loads(form, "cuda")

@@ -1,4 +1,4 @@
-"""Products with and without tensor descriptors: equal results, and the fallback if the driver refuses one."""
+"""Products give equal results with and without descriptors, and fall back if the driver rejects one."""
 
 from __future__ import annotations
 
@@ -40,13 +40,14 @@ class Case:
     kernel: int
 
 
-# Whole tiles in the interpreter: 64 channels, and a number of lines times pitch that is a multiple of 32.
+# These sizes give whole tiles in the interpreter: 64 channels, and a product of lines and pitch that is a
+# multiple of 32.
 CASES = [
     Case("between many", (1, 64, 4, 6), 64, 3),
     Case("from few, whole steps of pixels", (2, 3, 4, 10), 64, 7),
     Case("to few", (1, 64, 4, 10), 3, 7),
 ]
-# The generator's, for a GPU.
+# The sizes of the generator's layers, for tests on a GPU.
 REAL = [
     Case("residual", (2, 256, 64, 64), 256, 3),
     Case("first", (2, 3, 256, 256), 64, 7),
@@ -83,7 +84,10 @@ def block(
 
 
 def by_both(case: Case, device: str, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield each result computed with descriptors and with pointers, after checking that both were used."""
+    """Compute the case with descriptors and with pointers, and yield each result as a pair of the two.
+
+    Asserts that descriptors and pointers were really used.
+    """
     tensors = operands(case, device, dtype)
     runs = [convolve, block] if case.shape[1] == case.out else [convolve]
     for run in runs:
@@ -102,7 +106,10 @@ def by_both(case: Case, device: str, dtype: torch.dtype) -> Iterator[tuple[Tenso
 @on_descriptors
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.why)
 def test_pointers_and_descriptors_give_the_same_results(case: Case, device: str) -> None:
-    """The interpreter may differ in the last bits, because NumPy's sums depend on a tile's memory layout."""
+    """Products give the same results with descriptors and with pointers, up to rounding.
+
+    In the interpreter the last bits can differ, because NumPy's sums depend on a tile's memory layout.
+    """
     for one, other in by_both(case, device, FP32):
         assert relative_error(one, other) < 1e-6
 
@@ -111,7 +118,10 @@ def test_pointers_and_descriptors_give_the_same_results(case: Case, device: str)
 def test_all_products_are_right_without_descriptors(
     case: Case, monkeypatch: pytest.MonkeyPatch, device: str
 ) -> None:
-    """If the driver refuses descriptors, parity holds, no launch uses one, and there is one warning."""
+    """If the driver rejects descriptors, results obey the parity rule and no launch uses a descriptor.
+
+    Exactly one warning is given.
+    """
     monkeypatch.setattr(descriptors, "probe_driver", lambda device: DRIVER.partition("\n")[0])
     recorder, (x, w, dy) = LaunchRecorder(), operands(case, device, FP32)
     runs: list[tuple[Any, Any]] = [(convolve, reflect_conv2d_ref)]
@@ -132,10 +142,10 @@ def test_all_products_are_right_without_descriptors(
 
 
 def test_windows_of_pixels_never_use_descriptors() -> None:
-    """The rows of windows overlap.
+    """Products that read windows of pixels load them through pointers, because the rows of windows overlap.
 
-    Windows are read by the forward from few channels, by the input gradient to few, and as one operand of
-    both weight gradients.
+    Windows are read by the forward pass with few input channels, by the input gradient of a convolution with
+    few output channels, and as one operand of the weight gradients of both.
     """
     launches: list[_launch.Launch] = []
     with dry_run(on_launch=launches.append):
@@ -179,18 +189,18 @@ def test_the_gate_lists_both_forms_and_a_training_step_lists_one() -> None:
     assert not any(form for _, form in forms(all_configs=True, chip=_launch.Chip(80)))
 
 
-# --- A refused descriptor -----------------------------------------------------------------------------------
+# --- A rejected descriptor ----------------------------------------------------------------------------------
 
 
 def a_product(device: str) -> Tensor:
-    """Compute a 1x1 product of 64 channels to 64, without a border, in one launch with descriptors."""
+    """Compute a 1x1 convolution from 64 to 64 channels, without a border, in one launch with descriptors."""
     torch.manual_seed(0)
     x = torch.randn(1, 64, 4, 8, device=device).contiguous(memory_format=torch.channels_last)
     return host.product(Pixels.of(x), torch.randn(1, 64, 1, 1, 64, device=device), (4, 8))
 
 
 def failing(message: str, monkeypatch: pytest.MonkeyPatch, error: type[Exception] = RuntimeError) -> None:
-    """Make every launch with descriptors fail with ``message``, as on a GPU."""
+    """Make every launch that uses descriptors fail with ``message``, the way it would fail on a GPU."""
 
     def launch(name: str, grid: int, args: Any, constants: dict[str, Any], config: Any) -> None:
         if constants.get("DESC"):
@@ -201,7 +211,7 @@ def failing(message: str, monkeypatch: pytest.MonkeyPatch, error: type[Exception
 
 
 @on_descriptors
-def test_a_refused_descriptor_falls_back_to_pointers_for_good(
+def test_a_rejected_descriptor_falls_back_to_pointers_for_good(
     monkeypatch: pytest.MonkeyPatch, device: str
 ) -> None:
     expected, recorder = a_product(device), LaunchRecorder()
@@ -234,7 +244,7 @@ def test_other_errors_of_a_launch_are_raised(
 
 @on_descriptors
 def test_overlapping_rows_are_an_error_and_do_not_fall_back(device: str) -> None:
-    """A bug in this package must not be hidden by the pointers."""
+    """Overlapping rows raise an error, because falling back to pointers would hide a bug in this package."""
     x = torch.zeros(64, 64, device=device)
     with pytest.raises(ValueError, match="rows overlap"):
         descriptors.launch_operands(
@@ -277,7 +287,7 @@ def test_no_images_need_no_descriptor(device: str) -> None:
 def test_pointers_and_descriptors_give_the_same_bits(
     case: Case, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Take the first configuration of each list: measuring them is not tested here and takes longer.
+    # Use the first configuration of each list. Measuring them would take longer and is not tested here.
     monkeypatch.setattr(_tiles, "choose", lambda name, key, configs, device, run: configs[0])
     for one, other in by_both(case, "cuda", dtype):
         assert_same_bits("descriptors and pointers", one, other)

@@ -1,4 +1,4 @@
-"""Tests of the choice of an implementation on a CPU."""
+"""Tests of which implementation is chosen on a CPU."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from fastcyclegan.kernels import instance_norm, instance_norm_ref
 
 
-def test_triton_is_refused_on_the_cpu_without_the_interpreter() -> None:
+def test_triton_is_rejected_on_the_cpu_without_the_interpreter() -> None:
     code = "import torch, fastcyclegan.kernels as k; k.instance_norm(torch.zeros(1, 3, 4, 4), impl='triton')"
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     result = subprocess.run(

@@ -1,4 +1,4 @@
-"""Errors of a kernel: how they are reported, and which ones come from the device and are raised."""
+"""Tests of how a kernel's errors are reported, and of which errors come from the device and are raised."""
 
 from __future__ import annotations
 
@@ -62,7 +62,10 @@ def test_errors_of_a_full_or_dead_device_are_raised(
 
 
 def test_the_error_of_a_dead_device_is_raised_except_in_a_capture(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A launch can fail because of earlier work on the device, whose results are then suspect."""
+    """If a launch fails because earlier work has broken the device, the device's own error is raised.
+
+    The results of that earlier work are then suspect. During a capture, the device is not checked.
+    """
     dead = torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
     refused = RuntimeError("invalid argument")
 

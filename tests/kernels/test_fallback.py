@@ -1,6 +1,6 @@
-"""Failures planted in each kernel of each operator: PyTorch computes the operator, or an error is raised.
+"""If any kernel of an operator fails, PyTorch computes the operator, or an error is raised.
 
-The fallback is reported once.
+A failure is injected into each kernel of each operator. The fallback is reported once.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ FP32 = torch.float32
 pytestmark = pytest.mark.usefixtures("auto_is_triton")
 
 
-# --- Layers: the results by the kernels, required or not, and the results to compare them with --------------
+# --- Layers: their results with the kernels, required or not, and the results to compare with --------------
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,9 @@ def norm_layer(shape: tuple[int, ...]) -> Layer:
 
 
 def layer_from(module: Any, tensors: Any, ours: Callable[[bool], Any], reference: Any) -> Layer:
-    """Return a layer that uses the ``results`` function of ``module``, the tests of a kernel.
+    """Return a layer whose results are computed by the function ``results`` of ``module``, a test module.
 
-    ``tensors``: x, lists of weights, and an upstream gradient.
+    ``tensors`` are x, lists of weights, and an upstream gradient.
     """
     exact = [[t.double() for t in ts] if isinstance(ts, list) else ts.double() for ts in tensors]
     return Layer(
@@ -172,10 +172,10 @@ LAYERS: dict[str, Callable[[], Layer]] = {
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_results_stay_right_whichever_kernel_fails(name: str) -> None:
-    """Each kernel fails in turn, with one of the errors.
+    """If one of a layer's kernels fails, all its results still obey the parity rule.
 
-    All results keep parity, there is one warning and no second attempt, and an error if the kernels are
-    required.
+    Each kernel fails in turn, with one of the errors. There is one warning, and the failing kernel is not
+    launched a second time. If the kernels are required, an error is raised instead.
     """
     layer, recorder = LAYERS[name](), LaunchRecorder()
     with _launch.observe(recorder):
@@ -190,7 +190,8 @@ def test_results_stay_right_whichever_kernel_fails(name: str) -> None:
             layer.check(layer.ours(False))
             attempts = failing.launches
             assert 1 <= attempts <= 2  # once in the forward, once in the backward
-            # Only for the first kernel of the forward and the last of the backward: all take the same path.
+            # This is tested only for the first kernel of the forward and the last of the backward, because
+            # all kernels take the same path.
             if n in (0, len(kernels) - 1):
                 layer.check(layer.ours(False))
                 assert failing.launches == attempts
@@ -213,7 +214,7 @@ def test_every_kernel_is_launched_by_a_layer(monkeypatch: pytest.MonkeyPatch) ->
     with dry_run(), _launch.observe(recorder):
         for layer in LAYERS.values():
             layer().ours(True)
-    # The probe for descriptors runs separately, and a driver that refuses them is not a failure.
+    # The probe for descriptors is launched separately, and a driver that rejects them is not a failure.
     assert set(recorder.kernels) | {"_descriptor_copy_kernel"} >= set(_launch.REGISTRY)
 
 
@@ -222,7 +223,7 @@ def test_a_fallback_is_an_error_in_tests_and_benches(monkeypatch: pytest.MonkeyP
     plant(monkeypatch, "_instance_norm_small_fwd_kernel")
     with pytest.raises(RuntimeWarning, match="PyTorch computes the layers"):
         instance_norm(torch.randn(1, 3, 4, 4))
-    # It is raised again: an earlier report does not silence it.
+    # The warning is raised again, even though it has already been reported.
     warnings.resetwarnings()
     forbid_fallback()
     with pytest.raises(RuntimeWarning, match="PyTorch computes the layers"):
@@ -246,7 +247,10 @@ def test_a_compiled_caller_falls_back_too(monkeypatch: pytest.MonkeyPatch) -> No
 def test_networks_and_modules_pass_on_whether_triton_is_required(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only an explicit impl="triton" makes a failure an error, in the forward and in the backward."""
+    """Networks and modules require the kernels only if impl="triton" is given explicitly.
+
+    A kernel's failure is then an error, in the forward and in the backward.
+    """
     calls: set[tuple[str, bool]] = set()
 
     def record(op: str, run: Any, plain: Any, args: Any, required: bool) -> Any:

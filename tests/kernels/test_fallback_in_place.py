@@ -1,4 +1,4 @@
-"""A kernel that fails while gradients are added in place: they are still correct, and added once."""
+"""Gradients are still correct, and added only once, if a kernel fails while they are added in place."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("auto_is_triton")
 class Added:
     """A layer with three weights (or pairs of weights), each with a separate ``.grad``.
 
-    The sums therefore take several launches.
+    Because these are not adjacent in memory, adding to them takes several launches.
     """
 
     run: Callable[[Tensor, list[Tensor]], Tensor]
@@ -49,9 +49,9 @@ def added(name: str) -> Added:
 
 
 def gradients(layer: Added, frozen: int | None = None, together: bool = False) -> list[Tensor]:
-    """Return the gradients of the weights after a backward that adds to gradients of ones.
+    """Run a backward pass that adds to gradients of ones, and return the weights' gradients.
 
-    With ``together``, the gradients are adjacent in memory.
+    If ``together`` is true, the gradients are adjacent in memory.
     """
     torch.manual_seed(0)
     x = torch.randn(layer.shape).contiguous(memory_format=torch.channels_last)
@@ -66,8 +66,8 @@ def gradients(layer: Added, frozen: int | None = None, together: bool = False) -
 
 
 OPERATORS = ["reflect_conv", "zero_conv", "residual_block"]
-# Failures of: the first sum; a sum after one that succeeded; the second sum of two runs of weights; the
-# product of the second run.
+# Each entry makes one launch fail: the first sum, a sum after one that succeeded, the sum of the second of
+# two runs of weights, or the product of the second run.
 PLANTS = [("sum", 1, None), ("sum", 2, None), ("sum", 2, 1), ("wgrad", 2, 1)]
 
 
@@ -83,7 +83,10 @@ PLANTS = [("sum", 1, None), ("sum", 2, None), ("sum", 2, 1), ("wgrad", 2, 1)]
 def test_in_place_gradients_are_added_once(
     name: str, kernel: str, first: int, frozen: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A gradient that is missing, or added twice, is off by a half."""
+    """If a launch fails while gradients are added in place, each gradient is still added exactly once.
+
+    A gradient that was not added, or was added twice, would be off by a half.
+    """
     layer = added(name)
     expected = gradients(layer, frozen)
     full = {
@@ -124,7 +127,10 @@ def test_separate_sums_have_the_same_bits_as_one_launch(name: str) -> None:
 
 
 def test_separate_sums_in_16_bits() -> None:
-    """Sums stay in fp32 until they are stored: if they were rounded twice, one in ten would differ."""
+    """In 16 bits, adding to separate gradients gives the same bits as adding to adjacent ones.
+
+    Sums stay in fp32 until they are stored. If they were rounded twice, one in ten would differ.
+    """
     case = zero_convs.Case("", (3, 9, 4, 5), 10, P=3)
     weights = [w.half() for w in zero_convs.operands(case, "cpu")[1]]
     layer = Added(lambda x, ws: zero_conv(x.half(), ws, [], **case.options), case.shape, weights)

@@ -1,8 +1,8 @@
-"""instance_norm against float64, forward and every gradient, by the parity rule in fastcyclegan.testing.
+"""Compare instance_norm and all its gradients with float64, by the parity rule in fastcyclegan.testing.
 
 On a machine without a GPU, the kernels run in Triton's interpreter, at sizes that need several tiles of
 several blocks: blocks have 32 pixels and 16 channels, there are at most 4 tiles, and the one-launch kernels
-take images of up to 64 pixels (128 for a plane).
+support images of up to 64 pixels (128 for a plane).
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Case:
     dtypes: tuple[torch.dtype, ...] = (FP32,)
 
 
-# Each case covers one path or one edge; interior points are pruned. Sizes are chosen for the interpreter's
-# tiles.
+# Each case covers one path or one edge case; values between the edges are left out. Sizes are chosen for the
+# interpreter's tiles.
 CASES = [
     Case("one launch, channels not a power of two", (2, 5, 4, 4), dtypes=(FP32, FP16, BF16)),
     Case(
@@ -76,7 +76,7 @@ def test_equals_float64(case: Case, dtype: torch.dtype, device: str) -> None:
 
 @pytest.mark.parametrize("size", [4, 13])
 def test_no_images(size: int, device: str) -> None:
-    """torch's own instance norm fails here. Ours returns no images, and gradients of zero."""
+    """For an empty batch, the result is empty and the gradients are zero. torch's own instance norm fails."""
     x, weight = torch.zeros(0, 3, size, size, device=device), torch.ones(3, device=device)
     results = dict(gradients(lambda *a, **k: instance_norm(*a, impl="triton", **k), x, weight, weight, x, x))
     assert [results[name].shape for name in ("y", "dx", "dresidual")] == [x.shape] * 3
@@ -89,7 +89,10 @@ def test_no_images(size: int, device: str) -> None:
 @pytest.mark.parametrize("planes", [False, True])
 @pytest.mark.parametrize("dtype", [FP32, FP16])
 def test_flat_images_become_exactly_zero(planes: bool, dtype: torch.dtype, device: str) -> None:
-    """The variance is 0, so a rounding error in the mean would be multiplied by 1 / sqrt(eps) = 316."""
+    """Images whose pixels are all equal are normalised to exactly 0.
+
+    Their variance is 0, so a rounding error in the mean would be multiplied by 1 / sqrt(eps) = 316.
+    """
     for size in (7, 13):
         x = in_layout(torch.full((1, 3, size, size), 1000.3, device=device), planes).to(dtype)
         assert not instance_norm(x, impl="triton").any()
@@ -98,13 +101,19 @@ def test_flat_images_become_exactly_zero(planes: bool, dtype: torch.dtype, devic
 
 @pytest.mark.parametrize("size", [7, 13])
 def test_mean_of_a_thousand_deviations(size: int, device: str) -> None:
-    """E[x^2] - E[x]^2 would be off by a quarter here."""
+    """The variance is accurate even if the mean is a thousand standard deviations away from 0.
+
+    Computed as E[x^2] - E[x]^2, it would be off by a quarter.
+    """
     torch.manual_seed(0)
     check(in_layout(1000 + torch.randn(1, 5, size, size, device=device), False), act="relu")
 
 
 def test_an_outlier_in_the_first_pixel(device: str) -> None:
-    """Sums that are shifted by the first value would lose what all other values have in common."""
+    """Results are accurate even if the first pixel is far away from all others.
+
+    If the sums were shifted by the first value, the small differences between the others would be lost.
+    """
     torch.manual_seed(0)
     x = torch.randn(1, 4, 13, 11, device=device)
     x[:, :, 0, 0] = 1e5
@@ -139,7 +148,7 @@ def test_input_and_residual_in_any_layout(device: str) -> None:
 
 @pytest.mark.parametrize("shape", [(3, 5, 4, 4), (3, 20, 13, 11)])
 def test_same_bits_twice_and_alone(shape: tuple[int, ...], device: str) -> None:
-    """An image's result depends on nothing else in the batch."""
+    """A repeated call gives the same bits, and an image's results do not depend on the rest of the batch."""
     torch.manual_seed(0)
     x, dy = (in_layout(torch.randn(shape, device=device), False) for _ in range(2))
 
@@ -180,7 +189,10 @@ def test_a_large_image_has_the_same_bits_in_any_batch() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("planes", [False, True])
 def test_more_than_two_to_the_31_elements(planes: bool) -> None:
-    """Offsets exceed 32 bits. The last channels are checked, where a wrapped offset would show."""
+    """Results are right for an image so large that offsets exceed 32 bits.
+
+    The last channels are checked, where an offset that wrapped around would cause wrong values.
+    """
     torch.manual_seed(0)
     x = in_layout(torch.randn(1, 64, 5900, 5900, device="cuda", dtype=BF16), planes).requires_grad_()
     dy = torch.randn_like(x)

@@ -1,6 +1,6 @@
-"""Tests of the norm's backward with the options that convolutions use.
+"""Tests of the norm's backward pass with the options that convolutions use.
 
-It reads and writes inside a border, and writes the gradient with margins.
+With these, it reads dy inside a border, adds dx's margins (folded rows and columns), and writes y again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FP32, FP16 = torch.float32, torch.float16
 @pytest.mark.parametrize("dtype", [FP32, FP16])
 @pytest.mark.parametrize("shape", [(2, 5, 2, 2), (1, 3, 3, 5), (1, 20, 9, 7)])
 def test_one_pass_writes_margins_and_border(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> None:
-    """One pass reads dy inside a border, and writes dx with its margins and y again with its border."""
+    """One backward pass can read dy inside a border, write dx and its margins, and write y with a border."""
     torch.manual_seed(0)
     x = channels_last(*shape, device=device).to(dtype)
     norm = Norm(act="relu", slope=0.0)
@@ -33,7 +33,7 @@ def test_one_pass_writes_margins_and_border(shape: tuple[int, ...], dtype: torch
     y = empty_bordered(x, 1)
     extras = host.Extras(dy_border=1, y_border=1, margins=True, y=y)
     packed, same_total = host.backward(bordered, x, norm, mean, rstd, extras)
-    # The stored values are summed, and the sum is rounded once.
+    # The sum is taken over the stored values and rounded once.
     torch.testing.assert_close(packed, packed_gradient(plain.float()).to(dtype))
     torch.testing.assert_close(total, same_total)
     torch.testing.assert_close(y, F.pad(instance_norm_ref(x, act="relu"), (1,) * 4, mode="reflect"))

@@ -1,4 +1,4 @@
-"""instance_norm as a PyTorch operator: opcheck, torch.compile, autocast, and the tensors that it saves."""
+"""Tests of instance_norm as a PyTorch operator: opcheck, torch.compile, autocast, and saved tensors."""
 
 from __future__ import annotations
 
@@ -40,7 +40,10 @@ def test_opcheck(planes: bool, plain: bool, device: str) -> None:
 
 
 def test_compiles_to_one_graph_and_keeps_strides(device: str) -> None:
-    """Forward and backward run in one graph, next to operators that the compiler may lay out as it likes."""
+    """Compiled forward and backward passes have one graph each, and results with the same strides as eager.
+
+    The compiler can choose any layout for the operators before and after the norm.
+    """
     x, weight, bias, residual = _operands(device)
 
     def run(x: Tensor) -> Tensor:
@@ -85,9 +88,9 @@ def test_fake_tensors(device: str) -> None:
 
 
 def test_autocast_leaves_the_dtype_of_the_input(device: str) -> None:
-    """As in torch's instance norm, the dtype of the input is kept.
+    """Under autocast, the result has the dtype of the input, as in torch's instance norm.
 
-    A convolution's bf16 output stays bf16 with fp32 parameters, and fp32 stays fp32.
+    A convolution's bf16 output stays bf16 even with fp32 parameters, and fp32 stays fp32.
     """
     x, weight, bias, _ = _operands(device)
     with torch.autocast(device, BF16):

@@ -1,4 +1,4 @@
-"""Device functions of the kernels, tested on single numbers."""
+"""Tests of the kernels' device functions on single numbers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def _round_kernel(x_ptr, y_ptr, SIZE: tl.constexpr):
 
 
 def test_rounding_to_tf32(device: str) -> None:
-    """Numbers are rounded to the nearest of 10 bits, halves away from zero.
+    """``round_to_tf32`` rounds to the nearest number with 10 mantissa bits, and halves away from zero.
 
     Infinities and NaN, including the NaN that a GPU produces, stay unchanged.
     """

@@ -1,4 +1,7 @@
-"""norm_conv against plain PyTorch in float64: every gradient, saved tensors, and operator checks."""
+"""Compare norm_conv and all its gradients with plain PyTorch in float64.
+
+Other tests check the tensors that it saves, and that it is a valid PyTorch operator.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +63,7 @@ CASES = [
 
 
 def plain(x: Tensor, weight: Tensor, bias: Any, nw: Any, nb: Any, case: Case) -> Tensor:
-    """Compute the same with PyTorch's own operators."""
+    """Compute the norm and convolution of ``case`` with PyTorch's own operators."""
     y = x
     if case.norm:
         y = reference.ContiguousGradient.apply(F.instance_norm(x, weight=nw, bias=nb))
@@ -126,9 +129,10 @@ def test_equals_float64(case: Case, dtype: torch.dtype, recompute: bool, device:
 def test_frozen_members_change_nothing_for_the_others(
     frozen: tuple[int, ...], norm: bool, device: str
 ) -> None:
-    """A frozen weight skips its gradient and the recomputation of y.
+    """If some tensors are frozen, the gradients of the others do not change.
 
-    An x without a gradient skips the gradient of the input.
+    For a frozen weight, its gradient and the recomputation of y are skipped. If x needs no gradient, the
+    gradient of the input is skipped.
     """
     case = Case(
         "",

@@ -1,6 +1,6 @@
-"""Memory that the side stream reads is held, within a bound, until the stream that owns it waits.
+"""Tensors that the side stream reads are kept alive until their owning stream has synchronised with it.
 
-Stand-ins for streams record which stream waits for which.
+Their total size has a limit. Stand-ins for streams record which stream waits for which.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ MIB = 2**20
 
 
 class Event:
-    """The launches and waits of a stream at the time when the event was recorded."""
+    """A stand-in for torch.cuda.Event that stores the counts of a stream when the event was recorded."""
 
     def __init__(self, stream: Stream) -> None:
         self.seen, self.acts = dict(stream.seen), dict(stream.acts)
 
 
 class Stream:
-    """A stand-in for torch.cuda.Stream that counts its launches and those of other streams it has waited for.
+    """A stand-in for torch.cuda.Stream, with the numbers of its launches and of those it has waited for.
 
-    ``acts`` counts waits too: a stream that waits after it was joined must be joined again before a capture
-    ends.
+    ``seen`` counts launches per stream. ``acts`` counts waits too, because a stream that waits after it was
+    joined must be joined again before a capture ends.
     """
 
     def __init__(self) -> None:
@@ -58,7 +58,11 @@ class Stream:
 
 
 class World:
-    """A main stream, a side stream, and a log of how far each tensor's owner had waited when it was freed."""
+    """A main stream, a side stream, and a log of freed tensors.
+
+    For each tensor, ``freed`` contains the number of the last side-stream launch that its owner had waited
+    for when it was freed, and the number of the launch that reads it.
+    """
 
     def __init__(self) -> None:
         self.main, self.side = Stream(), Stream()
@@ -75,7 +79,7 @@ class World:
             self.current = before
 
     def work(self, mib: int = 1) -> None:
-        """Let the side stream read a tensor that the current stream wrote and does not keep."""
+        """Write a tensor on the current stream, read it on the side stream, and drop all references to it."""
         owner, tensor = self.current, torch.empty(mib * MIB, dtype=torch.uint8)
         owner.launch()
         self.alive += mib
@@ -110,7 +114,10 @@ def assert_in_order(world: World, count: int) -> None:
 
 
 def assert_joined(world: World, *streams: Stream) -> None:
-    """Check that the main stream has waited for everything that the others did, as a capture requires."""
+    """Assert that the main stream has waited for everything that the other streams did.
+
+    A CUDA graph capture requires this.
+    """
     for stream in (world.side, *streams):
         assert world.main.acts[stream] == stream.acts[stream]
 
@@ -122,10 +129,10 @@ def test_a_long_chain_stays_within_the_bound(world: World) -> None:
             assert _overlap._side is not None
             assert _overlap._side.bytes == min(n + 1, 8) * MIB
         assert world.alive == 8
-        # Only the oldest work is waited for: the rest may still overlap.
+        # The main stream has waited only for the oldest work, so the rest can still overlap.
         assert world.main.seen[world.side] == 92
     assert_in_order(world, 100)
-    # While work is launched its own tensor exists, whether held or not.
+    # While work is being launched, its own tensor exists in addition to those that are held.
     assert world.most == 9
     assert _overlap.most_held() == 8 * MIB
     assert world.main.seen[world.side] == 100
@@ -142,7 +149,7 @@ def test_work_that_reads_more_than_the_bound_still_overlaps(world: World) -> Non
 
 
 def test_each_stream_waits_for_its_own_memory(world: World) -> None:
-    """Phases run on two streams, as in the engine.
+    """With phases on two streams, as in the engine, each stream waits only for memory that it owns.
 
     The phase on the second stream ends first, and its memory is still held during the phase on the first.
     """
@@ -182,7 +189,10 @@ def test_views_of_one_memory_count_once(world: World) -> None:
 
 
 def test_tensors_of_failed_work_are_held_until_the_end(world: World) -> None:
-    """The work may have launched something that reads them, and no event marks its end."""
+    """If work on the side stream raises an error, the tensors that it reads are held until the block ends.
+
+    It may already have launched something that reads them, and no event marks the end of that launch.
+    """
     tensor = torch.empty(MIB, dtype=torch.uint8)
     freed: list[int] = []
     weakref.finalize(tensor, lambda: freed.append(world.main.seen.get(world.side, 0)))
@@ -256,7 +266,7 @@ def test_the_gradient_of_an_operator_is_the_same_on_the_side_stream(world: World
             reflect_conv2d(x, weight, padding=1, impl="triton").square().sum().backward()
         gradients.append(weight.grad.clone())
     assert torch.equal(*gradients)
-    # At least the gradient of the output and the input.
+    # At least the gradient of the output and the input were held.
     assert _overlap.most_held() >= 4 * (2 * 4 * 36 + 2 * 3 * 36)
 
 

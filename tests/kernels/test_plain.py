@@ -1,7 +1,8 @@
-"""The operators' twins, checked by the kernels' own tests while PyTorch computes every operator.
+"""Tests of the operators' twins, which compute the operators with PyTorch if a kernel fails.
 
-So the rule of parity with float64 covers every mode, in the dtypes of the cases there, and results have the
-memory layouts that the fakes promise (opcheck).
+The kernels' own tests run here while PyTorch computes every operator. So the twins obey the parity rule in
+every mode, in the dtypes of those tests' cases, and their results have the memory layouts that the operators'
+fake implementations promise (opcheck).
 """
 
 from __future__ import annotations
@@ -32,14 +33,14 @@ FP32, BF16 = torch.float32, torch.bfloat16
 
 @pytest.fixture(autouse=True)
 def _all_in_pytorch(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let PyTorch compute everything, without launching any kernel."""
+    """Make PyTorch compute every operator, and make launching a kernel an error."""
 
     def run_plain(op: str, run: Any, plain: Callable[..., Any], args: Any, required: bool) -> Any:
         return plain(*args)
 
     for module in (_fallback, _operator):
         monkeypatch.setattr(module, "run_or_fall_back", run_plain)
-    # Launching a kernel anyway is an error.
+    # A kernel that is launched anyway raises an error.
     monkeypatch.setattr(_launch, "REGISTRY", dict.fromkeys(_launch.REGISTRY))
     with tf32(False):
         yield
@@ -107,7 +108,10 @@ def test_frozen_weights_change_nothing_for_the_others(device: str) -> None:
 
 
 def test_flat_images_and_a_large_offset(device: str) -> None:
-    """The same tests as for the kernels: a mean that is off by a rounding would be scaled by 316."""
+    """The twins pass the kernels' tests with flat images and with a mean that is far from 0.
+
+    A rounding error in the mean would be multiplied by 316.
+    """
     for planes in (True, False):
         test_instance_norm.test_flat_images_become_exactly_zero(planes, torch.float16, device)
     test_instance_norm.test_mean_of_a_thousand_deviations(13, device)
@@ -124,7 +128,10 @@ def test_empty_batches(device: str) -> None:
 
 @pytest.mark.parametrize("recompute", [True, False])
 def test_autocast_changes_no_dtype(recompute: bool, device: str) -> None:
-    """Under autocast, PyTorch's operators would each choose their own dtype."""
+    """Under autocast, the twins' results have the same dtypes as without it.
+
+    PyTorch's operators would each choose their own dtype there.
+    """
     test_instance_norm_operator.test_autocast_leaves_the_dtype_of_the_input(device)
     test_reflect_conv_operator.test_autocast_casts_as_convolutions_do(device)
     blocks.test_any_layout_and_autocast(device)

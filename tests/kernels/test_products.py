@@ -1,4 +1,4 @@
-"""The matrix products on their own: the moments of their outputs, and the shares of a long sum."""
+"""Tests of the matrix products outside any layer: the moments of their outputs, and splitting long sums."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ FP32 = torch.float32
 
 
 def test_moments_are_accurate_for_a_mean_of_a_thousand_deviations(device: str) -> None:
-    """The epilogue computes the moments of tiles that begin in the middle of lines.
+    """The moments that a product's epilogue computes are accurate even if the mean is far from zero.
 
-    The convolution is the identity, and the mean is far from zero: E[x^2] - E[x]^2 fails here.
+    The convolution is the identity, and tiles begin in the middle of lines. E[x^2] - E[x]^2 would be too
+    inaccurate here.
     """
     from fastcyclegan.kernels._norm import Norm
     from fastcyclegan.kernels._products import product_and_moments
@@ -36,9 +37,9 @@ def test_moments_are_accurate_for_a_mean_of_a_thousand_deviations(device: str) -
 
 
 def test_split_k_fills_the_chip() -> None:
-    """There are enough shares to fill the chip, but no more shares than steps.
+    """``split_k`` divides a sum into enough shares to fill the chip, but into no more shares than steps.
 
-    There are fewer if the partial sums would cost more than they save.
+    It returns fewer shares if the partial sums would cost more than they save.
     """
     weight_blocks, tile = 18, 4 * 128 * 256
     assert products.split_k(weight_blocks, 66, tile, 132) == 6

@@ -1,4 +1,4 @@
-"""The record of a failed launch: its contents, and the folder that it is written to."""
+"""Tests of the record of a failed launch: its contents, and the folder that it is written to."""
 
 from __future__ import annotations
 
@@ -42,7 +42,10 @@ def test_a_record_describes_the_launch_and_the_error(monkeypatch: pytest.MonkeyP
 def test_the_temporary_folder_is_used_if_the_cache_cannot_be_written(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """If the temporary folder cannot be written either, the message has no command."""
+    """Records are written to the temporary folder if the cache folder cannot be written.
+
+    If neither can be written, the error message does not mention the command that repeats the launch.
+    """
     (tmp_path / "cache").write_text("a file where the folder should be")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(_cache.tempfile, "gettempdir", lambda: str(tmp_path / "temporary"))

@@ -1,6 +1,6 @@
-"""reflect_conv2d against plain PyTorch in float64: every form, forward and every gradient.
+"""Compare reflect_conv2d in every form, and all its gradients, with plain PyTorch in float64.
 
-Layouts vary, and real sizes are tested on a GPU.
+Inputs have various memory layouts. Real sizes are tested on a GPU.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ def test_equals_float64(case: Case, dtype: torch.dtype, device: str) -> None:
 
 
 def test_reference_matches_torchs_layers() -> None:
-    """The reference agrees with torch's layers, and with an adjoint derived by hand.
+    """``reflect_conv2d_ref`` agrees with torch's layers, and its gradient with one that was derived by hand.
 
-    The latter has a 1x1 kernel of ones and padding 1, so a pixel is read once for each place that reflects
-    it.
+    The latter is for a 1x1 kernel of ones and padding 1, where each pixel is read once for every place that
+    reflects it.
     """
     x = torch.randn(2, 3, 5, 6)
     conv = torch.nn.Conv2d(3, 4, 3)
@@ -65,7 +65,7 @@ def test_any_layout(kind: str, device: str) -> None:
 
 
 def test_same_bits_twice_and_alone(device: str) -> None:
-    """Results do not depend on the order in which programs run, or on other images."""
+    """A repeated call gives the same bits, and an image's results do not depend on other images."""
     case = SMALL
     tensors = operands(case, device)
     first, second = (results(ours(case), *tensors) for _ in range(2))
@@ -95,8 +95,9 @@ def test_a_list_of_none_biases_means_no_bias(device: str) -> None:
 
 
 def test_fp32_weights_are_rounded_for_16_bit_images(device: str) -> None:
-    """The result and the input's gradient are those of the rounded weight; the weight's own gradient is in
-    fp32.
+    """With 16-bit images, fp32 weights are rounded: results and input gradients are those of rounded weights.
+
+    The gradients of the weights themselves are in fp32.
     """
     x, weights, biases, dy = operands(SMALL, device)
     x, dy = x.to(BF16), dy.to(BF16)
@@ -118,7 +119,10 @@ def test_fp32_weights_are_rounded_for_16_bit_images(device: str) -> None:
 def test_norm_before_and_tanh_after(
     channels: int, out: int, kernel: int, tanh: bool, dtype: torch.dtype, recompute: bool, device: str
 ) -> None:
-    """The generator's last layer, a layer from few channels, and upsampling by resize."""
+    """A convolution with the norm before it, and with or without tanh after it, obeys the parity rule.
+
+    The cases are the generator's last layer, a layer with few input channels, and upsampling by resize.
+    """
     torch.manual_seed(0)
     case = Case("", (2, channels, 6, 9), out, kernel, kernel // 2, bias=True)
     x, weights, biases, dy = operands(case, device, dtype)
@@ -205,10 +209,10 @@ def test_graph_replayed_twice_with_new_data(case: Case) -> None:
 
 @pytest.mark.gpu
 def test_more_than_two_to_the_31_elements() -> None:
-    """Offsets exceed 32 bits.
+    """Results are right for an image so large that offsets exceed 32 bits.
 
-    The last lines of such a large image equal those lines computed alone, except for the border that these
-    get.
+    The last lines of the result are compared with those computed from the image's last lines alone. Lines
+    next to the border that these get are left out.
     """
     torch.manual_seed(0)
     x = torch.randn(1, 64, 5900, 5900, device="cuda", dtype=BF16).contiguous(

@@ -1,4 +1,4 @@
-"""reflect_conv2d as a PyTorch operator: opcheck, torch.compile, autocast, and the tensors that it saves."""
+"""Tests of reflect_conv2d as a PyTorch operator: opcheck, torch.compile, autocast, and saved tensors."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Launches of a reflection-padded convolution, and where the gradients of its weights are stored.
+"""Tests of a reflection-padded convolution's launches, and of where its weights' gradients are stored.
 
-They are not copied, can be added in place, and are not computed for frozen weights.
+These gradients are not copied, can be added in place, and are not computed for frozen weights.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ pytestmark = pytest.mark.usefixtures("no_tf32")
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_gradients_arrive_without_a_copy(layout: torch.memory_format, device: str) -> None:
-    """Each is a view of one tensor with the strides of its weight, so autograd keeps it without a copy."""
+    """The gradients of all weights are views of one tensor, each with the strides of its weight.
+
+    So autograd keeps them without copying.
+    """
     x, weights, _, dy = operands(CASES[4], device)
     leaves = [w.contiguous(memory_format=layout).requires_grad_() for w in weights]
     reflect_conv2d(x, leaves, padding=1, impl="triton").backward(dy)
@@ -43,7 +46,7 @@ def test_frozen_weights_are_skipped(device: str) -> None:
     y.backward(dy)
     assert weights[1].grad is None
     for i in (0, 2):
-        # A different number of weights may be split differently.
+        # With fewer weights, the sums can be split into other shares, so rounding differs.
         assert relative_error(weights[i].grad, whole[f"dweight[{i}]"]) < 1e-6
 
     def launches(needs: Sequence[bool]) -> dict[str, int]:
@@ -59,7 +62,10 @@ def test_frozen_weights_are_skipped(device: str) -> None:
 
 @pytest.mark.parametrize("case", [CASES[4], SMALL_IMAGES[1]], ids=lambda c: c.why)
 def test_a_second_backward_adds_in_place(case: Case, device: str) -> None:
-    """This needs ``accumulating``. The sum equals autograd's own, but takes no separate addition."""
+    """Inside ``accumulating``, a second backward pass adds to the existing gradients in place.
+
+    The sum equals the one that autograd would compute, but takes no separate addition.
+    """
     x, weights, biases, dy = operands(case, device)
     once = results(ours(case), x, weights, biases, dy)
     leaves, biases = ([t.requires_grad_() for t in ts] for ts in (weights, biases))

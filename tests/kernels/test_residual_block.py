@@ -1,4 +1,7 @@
-"""residual_block against plain PyTorch in float64: parity, saved tensors, launches, and operator checks."""
+"""Compare residual_block and all its gradients with plain PyTorch in float64.
+
+Other tests check its launches, the tensors that it saves, and that it is a valid PyTorch operator.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +63,10 @@ def ours(x: Tensor, weights1: Any, weights2: Any) -> Tensor:
 
 
 def torchs_own(x: Tensor, weights1: Any, weights2: Any) -> Tensor:
-    """Compute the block of the official code image by image, with PyTorch's operators in the dtype of x."""
+    """Compute the official code's block with PyTorch's operators in the dtype of x.
+
+    The images of each pair of weights are computed separately.
+    """
 
     def norm(y: Tensor) -> Tensor:
         return reference.ContiguousGradient.apply(F.instance_norm(y))
@@ -112,9 +118,9 @@ def test_reference_matches_the_official_block() -> None:
 
 
 def test_flat_images_and_a_large_offset(device: str) -> None:
-    """Statistics are computed from stored values, so a flat output of a convolution normalises to exactly 0.
+    """The block leaves flat images unchanged, in 16 bits too, and keeps parity if x has a large mean.
 
-    This holds in 16 bits too.
+    Statistics are computed from stored values, so a flat output of a convolution is normalised to exactly 0.
     """
     for dtype in (FP32, FP16):
         x = torch.full((1, 16, 7, 6), 3.7, device=device, dtype=dtype).contiguous(
@@ -137,9 +143,10 @@ def test_flat_images_and_a_large_offset(device: str) -> None:
 
 
 def test_launches_and_saved_tensors(device: str) -> None:
-    """There are 4 launches forward and 8 backward.
+    """The block makes 4 launches in the forward and 8 in the backward pass, and saves the expected tensors.
 
-    With separate weight gradients there would be 9; here, one product computes both.
+    The backward pass would have 9 launches if each weight gradient had its own product. Here, one product
+    computes both.
     """
     x, weights1, weights2, dy = operands(SMALL, device)
     leaves = [w.requires_grad_() for w in (*weights1, *weights2)]
@@ -161,7 +168,7 @@ def test_frozen_weights_are_skipped(device: str) -> None:
     weights2[1].requires_grad_()
     residual_block(x, weights1, weights2, impl="triton").backward(dy)
     assert weights1[1].grad is None
-    # A different number of weights may be split differently.
+    # With fewer weights, the sums can be split into other shares, so rounding differs.
     assert relative_error(weights1[0].grad, whole["dweight1[0]"]) < 1e-6
     assert relative_error(weights2[1].grad, whole["dweight2[1]"]) < 1e-6
     with dry_run() as dry:
@@ -254,7 +261,7 @@ def test_same_bits_twice_and_alone(device: str) -> None:
     got = results(ours, x, weights1, weights2, dy)
     for name in ("y", "dx"):
         assert torch.equal(got[name][1:], first[name][1:])
-    # A weight's gradient does not depend on the images of another weight either.
+    # The gradient of a weight does not depend on the images of the other weight.
     assert torch.equal(got["dweight2[1]"], first["dweight2[1]"])
 
 
@@ -266,8 +273,8 @@ def test_under_activation_checkpointing(reentrant: bool, device: str) -> None:
     def run(x: Tensor, *lists: Any) -> Tensor:
         return torch.utils.checkpoint.checkpoint(ours, x, *lists, use_reentrant=reentrant)
 
-    # Reentrant checkpoints only see tensors that are arguments themselves. Weights in lists must get their
-    # gradients all the same.
+    # Reentrant checkpoints only detect tensors that are arguments themselves. Weights in lists must still get
+    # their gradients.
     got = results(run, x, weights1, weights2, dy)
     assert all(torch.equal(got[name], expected[name]) for name in expected)
 

@@ -1,4 +1,4 @@
-"""The choice of a configuration: from a shipped table, from disk or by measurement, and its limits."""
+"""Tests of how a configuration is chosen: from a shipped table, from a stored choice or by measurement."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ GPU = torch.device("cuda", 0)
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Config]:
-    """Simulate a GPU on which FAST is faster, and return the configurations measured so far, in order."""
+    """Simulate a GPU on which FAST is faster, and return a list for the configurations that are run."""
     log: list[Config] = []
 
     def measure(run: Callable[[], None]) -> float:
@@ -46,7 +46,7 @@ def choose(log: list[Config], key: str = "bf16 1 64", device: torch.device = GPU
 
 
 def start_new_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Clear everything that is kept in memory, as in a new process."""
+    """Clear all choices that are kept in memory, so that the test continues like a new process."""
     monkeypatch.setattr(_tune, "_chosen", {})
     _tune._table.cache_clear()
 
@@ -76,7 +76,7 @@ def test_a_shipped_table_takes_precedence(measured: list[Config]) -> None:
     "stored", ["{", "[]", '{"apply bf16 1 64": {"BLOCK_S": 7}}', '{"apply bf16 1 64": 3}']
 )
 def test_a_damaged_or_outdated_table_is_measured_again(measured: list[Config], stored: str) -> None:
-    """A stored configuration that is no longer in the list is ignored."""
+    """If the stored table is damaged, or its choice is no longer in the list, configurations are measured."""
     file = _tune.cache_file("Test GPU")
     file.parent.mkdir(parents=True)
     file.write_text(stored)
@@ -112,7 +112,10 @@ def test_a_full_gpu_runs_the_first_configuration_and_stores_nothing(
 
 
 def test_a_dry_run_lists_the_configurations_that_the_gpu_would_run(measured: list[Config]) -> None:
-    """It lists and counts all configurations if the GPU would time them, or only the choice in a table."""
+    """A dry run lists and counts all configurations if the GPU would time them.
+
+    If a table contains the choice, the dry run lists only that configuration.
+    """
     choices: list[int] = []
 
     def dry(name: str, **options: bool) -> dict[str, int]:
@@ -131,7 +134,7 @@ def test_a_dry_run_lists_the_configurations_that_the_gpu_would_run(measured: lis
 
 
 def failing(*working: Config) -> Callable[[Config], None]:
-    """Return a ``run`` in which every configuration except ``working`` fails as a launch does."""
+    """Return a function that raises a launch's error for every configuration except those in ``working``."""
 
     def run(config: Config) -> None:
         if config not in working:
@@ -158,7 +161,7 @@ def test_a_configuration_that_fails_is_skipped(
         for c in (configs[0], configs[2])
     ]
     assert json.loads(_tune.cache_file("Test GPU").read_text())["apply key"]["BLOCK_S"] == 128
-    # For another shape the same configurations fail for the same reasons, which were reported already.
+    # For another shape, the same configurations fail for the same reasons, which have already been reported.
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert _tune.choose("apply", "another", configs, GPU, failing(FAST)) == FAST
@@ -167,7 +170,10 @@ def test_a_configuration_that_fails_is_skipped(
 def test_if_all_configurations_fail_the_first_error_is_raised(
     measured: list[Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The caller falls back and reports it. Nothing is stored, and nothing else is reported."""
+    """If every configuration fails, the first error is raised, and nothing is stored.
+
+    The caller then falls back and reports the error, so nothing else is reported here.
+    """
     monkeypatch.setattr(_tune, "measure", lambda run: run() or 1.0)
     warnings.simplefilter("error")  # pytest restores the filters
     with pytest.raises(KernelError, match=r"\(4 warps\)"):

@@ -1,4 +1,4 @@
-"""Gradients are added in place only where autograd would have added the same."""
+"""Weight gradients are added in place only if autograd would have added the same values."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ def test_weights_with_hooks_are_left_to_autograd(device: str) -> None:
 
 
 def test_only_the_inputs_of_a_backward_are_added_to(device: str) -> None:
-    """Inside the block, backward(inputs=) and autograd.grad stay right and change no other gradients."""
+    """Inside ``accumulating``, backward(inputs=) and autograd.grad give the right results.
+
+    They do not change the gradients of other weights.
+    """
     case = Case("", (1, 9, 2, 3), 9)
     x, weights, _, dy = operands(case, device)
     x = x.requires_grad_()

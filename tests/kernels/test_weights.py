@@ -1,4 +1,7 @@
-"""Weights in the forms that the products read: runs that need a gradient, and stacks without a copy."""
+"""Tests of how weights are grouped for the products: in runs that need a gradient, and in stacks.
+
+Weights that are adjacent in memory are stacked without a copy.
+"""
 
 from __future__ import annotations
 

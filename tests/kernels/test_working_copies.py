@@ -1,4 +1,4 @@
-"""Copies of weights that operators read: used for exactly these weights, and never out of date."""
+"""Working copies are used only for the weights that they were made from, and never when out of date."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_copy_is_never_out_of_date(change: str) -> None:
     if change == "in place":
         pair[1].mul_(2)
     else:
-        copies.forget()  # as after a graph, whose changes PyTorch does not count
+        copies.forget()  # as is done after a graph, because PyTorch does not count the changes that it makes
     assert working_copy(pair, BF16) is None
     assert torch.equal(stacked(pair, BF16)[1], pair[1].to(BF16).permute(0, 2, 3, 1))
     copies.refresh()

@@ -1,6 +1,6 @@
-"""zero_conv against plain PyTorch in float64: every kind of layer, forward and every gradient.
+"""Compare zero_conv for every kind of layer, and all its gradients, with plain PyTorch in float64.
 
-Layouts vary, and real sizes are tested on a GPU.
+Inputs have various memory layouts. Real sizes are tested on a GPU.
 """
 
 from __future__ import annotations
@@ -31,7 +31,10 @@ def test_equals_float64(case: Case, dtype: torch.dtype, device: str) -> None:
 
 @pytest.mark.parametrize("case", [UP, LAST], ids=lambda c: c.why)
 def test_y_may_be_kept(case: Case, device: str) -> None:
-    """The bits are the same as with recomputation, and only the tensors of the contract are saved."""
+    """If y is saved rather than recomputed, all results have the same bits.
+
+    In both cases, only the tensors that zero_conv documents are saved.
+    """
     tensors = operands(case, device)
     once, kept = (results(ours(case, recompute), *tensors) for recompute in (True, False))
     assert all(torch.equal(once[name], kept[name]) for name in once)
@@ -68,8 +71,9 @@ def test_reference_matches_torchs_layers() -> None:
 
 @pytest.mark.parametrize("case", [DOWN, LAST], ids=lambda c: c.why)
 def test_fp32_weights_are_rounded_for_16_bit_images(case: Case, device: str) -> None:
-    """The result and the input's gradient are those of the rounded weight; the weight's own gradient is in
-    fp32.
+    """With 16-bit images, fp32 weights are rounded: results and input gradients are those of rounded weights.
+
+    The gradients of the weights themselves are in fp32.
     """
     x, weights, biases, dy = operands(case, device)
     x, dy = x.half(), dy.half()
@@ -96,7 +100,7 @@ def test_any_layout(kind: str, device: str) -> None:
 
 @pytest.mark.parametrize("case", ROUTES, ids=lambda c: c.why)
 def test_same_bits_twice_and_alone(case: Case, device: str) -> None:
-    """Results do not depend on the order in which programs run, or on other images."""
+    """A repeated call gives the same bits, and an image's results do not depend on other images."""
     tensors = operands(case, device)
     first, second = (results(ours(case), *tensors) for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -109,9 +113,10 @@ def test_same_bits_twice_and_alone(case: Case, device: str) -> None:
 
 
 def test_pixels_that_no_tap_reaches_are_not_read(device: str) -> None:
-    """With stride 2 and even sides, no tap reaches the last line and column.
+    """Pixels that no tap of the kernel reaches have no effect on the results.
 
-    The pixels of a step that lie past the end of the image would read them.
+    With stride 2 and even sides, these are the last line and column. They would be read for those pixels of a
+    step that are past the end of the image.
     """
     case = next(case for case in CASES if case.why.startswith("stride 2, unpadded"))
     x, weights, _, dy = operands(case, device)
@@ -183,10 +188,10 @@ def test_graph_replayed_twice_with_new_data(case: Case) -> None:
 
 @pytest.mark.gpu
 def test_more_than_two_to_the_31_elements() -> None:
-    """Offsets exceed 32 bits.
+    """Results are right for an image so large that offsets exceed 32 bits.
 
-    The last lines of such a large image equal those lines computed alone, except for the border that these
-    get.
+    The last lines of the result are compared with those computed from the image's last lines alone. Lines
+    next to the border that these get are left out.
     """
     torch.manual_seed(0)
     x = torch.randn(1, 64, 5900, 5900, device="cuda", dtype=BF16).contiguous(

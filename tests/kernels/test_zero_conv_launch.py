@@ -1,4 +1,4 @@
-"""Launches of zero_conv, the steps of its weight gradients, and where these gradients are stored."""
+"""Tests of zero_conv's launches, the steps of its weight gradients, and where these gradients are stored."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ pytestmark = pytest.mark.usefixtures("no_tf32")
 
 
 def test_line_of_minimises_the_number_of_steps() -> None:
-    """An image takes as few steps as possible, for the sizes that networks have.
+    """``line_of`` makes an image take as few steps as possible, for the sizes that occur in networks.
 
-    A step never has more pixels side by side than it holds.
+    It never returns more pixels side by side than a step contains.
     """
     assert [line_of((side, side), 64) for side in (128, 64, 32)] == [64, 64, 32]
     assert line_of((31, 31), 64) == 32
@@ -49,8 +49,8 @@ def launch_counts(run: Any) -> dict[str, int]:
     }
 
 
-# Launches of forward and backward without the norm's. In each backward, the last two are the weight gradient,
-# and the one before them is the input gradient.
+# The launches of the forward and backward pass, without those of the norm. The last two of each backward pass
+# compute the weight gradient, and the one before them computes the input gradient.
 LAUNCHES = [
     (DOWN, {"gather": 1}, {"scatter": 1, "wgrad": 1, "reflect_conv_wgrad_sum": 1}),
     (UP, {"scatter": 1}, {"gather": 1, "wgrad": 1, "reflect_conv_wgrad_sum": 1}),
@@ -65,7 +65,7 @@ LAUNCHES = [
 
 @pytest.mark.parametrize(("case", "forward", "backward"), LAUNCHES, ids=[c[0].why for c in LAUNCHES])
 def test_two_networks_in_one_launch(case: Case, forward: dict[str, int], backward: dict[str, int]) -> None:
-    """Two weights take as many launches as one, apart from those of the norm."""
+    """Two networks' weights take as many launches as one network's, not counting the launches of the norm."""
     x, weights, biases, dy = operands(case, "cpu")
     x = x.requires_grad_()
     weights = [w.requires_grad_() for w in weights]
@@ -85,9 +85,9 @@ def test_two_networks_in_one_launch(case: Case, forward: dict[str, int], backwar
 
 @pytest.mark.parametrize("case", ROUTES, ids=lambda c: c.why)
 def test_frozen_weights_are_skipped(case: Case, device: str) -> None:
-    """Frozen tensors cost no launches and change nothing for the others.
+    """Frozen tensors cost no launches, and the gradients of the other tensors do not change.
 
-    Each weight, x and all weights are frozen in turn.
+    Each weight, x, and all weights together are frozen in turn.
     """
     x, weights, biases, dy = operands(case, device)
     whole = results(ours(case), x, weights, biases, dy)
@@ -95,7 +95,7 @@ def test_frozen_weights_are_skipped(case: Case, device: str) -> None:
         leaves = [w.detach().requires_grad_(i != frozen) for i, w in enumerate(weights)]
         ours(case)(x, leaves, biases).backward(dy)
         assert leaves[frozen].grad is None
-        # A different number of weights may be split differently.
+        # With fewer weights, the sums can be split into other shares, so rounding differs.
         assert relative_error(leaves[1 - frozen].grad, whole[f"dweight[{1 - frozen}]"]) < 1e-6
     alone = x.detach().requires_grad_()
     ours(case)(alone, weights, biases).backward(dy)
@@ -111,7 +111,7 @@ def test_frozen_weights_are_skipped(case: Case, device: str) -> None:
 
 @pytest.mark.parametrize("needs", [[True, False, True], [False, True, True]])
 def test_adjacent_weights_share_a_product(needs: Sequence[bool], device: str) -> None:
-    """Adjacent weights that need a gradient share one product."""
+    """The gradients of adjacent weights are computed by one product, those of separated weights by two."""
     case = Case("", (3, 9, 4, 5), 10, P=3)
     x, weights, _, dy = operands(case, device)
     whole = results(by_pytorch(case), x, weights, [], dy)
@@ -131,9 +131,10 @@ def test_adjacent_weights_share_a_product(needs: Sequence[bool], device: str) ->
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("case", [DOWN, UP, LAST], ids=lambda c: c.why)
 def test_a_second_backward_adds_in_place(case: Case, layout: torch.memory_format, device: str) -> None:
-    """This needs ``accumulating``. The sum equals autograd's own, but takes no separate addition.
+    """Inside ``accumulating``, a second backward pass adds to the existing gradients in place.
 
-    Gradients have the layout of their weights and are not copied.
+    The sum equals the one that autograd would compute, but takes no separate addition. Gradients have the
+    layout of their weights and are not copied.
     """
     x, weights, biases, dy = operands(case, device)
     once = results(ours(case), x, weights, biases, dy)
@@ -152,9 +153,9 @@ def test_a_second_backward_adds_in_place(case: Case, layout: torch.memory_format
 
 
 def test_gradients_far_apart_are_added_one_by_one(device: str) -> None:
-    """Each ``.grad`` has its own memory, as in networks whose gradients were zeroed separately.
+    """Adding in place is right even if each ``.grad`` has its own memory and one weight is frozen.
 
-    One of the weights is frozen.
+    Gradients have their own memory in networks whose gradients were zeroed separately.
     """
     case = Case("", (3, 9, 4, 5), 10, P=3)
     x, weights, _, dy = operands(case, device)

@@ -1,4 +1,4 @@
-"""zero_conv as a PyTorch operator: opcheck, torch.compile and double backward."""
+"""Tests of zero_conv as a PyTorch operator: opcheck, torch.compile and double backward."""
 
 from __future__ import annotations
 
@@ -35,13 +35,15 @@ def test_opcheck(case: Case, recompute: bool, device: str) -> None:
     with torch.no_grad():
         _, mean, rstd, y = torch.ops.fastcyclegan.zero_conv_fwd(*arguments)
     saved = (dy, x.detach(), mean, rstd, [w.detach() for w in weights], y)
-    # In the case that saves y, no gradient of the input is requested.
+    # If y is saved, no gradient of the input is requested.
     needs = [recompute, bool(biases), False, True]
     torch.library.opcheck(torch.ops.fastcyclegan.zero_conv_bwd, (*saved, *conv, *norm, needs, True))
 
 
 def test_compiles_to_one_graph_and_keeps_strides(device: str) -> None:
-    """This uses the route with the most launches, but to three channels: with one, strides would be
+    """Compiled forward and backward passes have one graph each, and results with the same strides as eager.
+
+    The case is the one with the most launches, but with three output channels: with one, strides would be
     arbitrary.
     """
     case = replace(LAST, out=3)

@@ -1,4 +1,4 @@
-"""Zero-padded convolutions for several test files: cases, operands, and results."""
+"""Test cases of zero-padded convolutions, and helpers to run them, shared by several test files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Case:
     up: int | None = None  # output_padding of a transposed convolution
     P: int = 1
     bias: bool = False
-    act: str | None = None  # None: no norm either
+    act: str | None = None  # with None, there is no norm either
     dtypes: tuple[torch.dtype, ...] = (FP32,)
 
     @property
@@ -37,8 +37,8 @@ class Case:
 
 
 # In the interpreter, tiles have 32 pixels, 32 output channels and 64 input channels, or a quarter of a larger
-# size; weight gradients take 64 pixels per step, in two splits. Interior points of kernel x stride x padding
-# are pruned, because taps and phases are counted in the same way for all of them.
+# size. Weight gradients take 64 pixels per step, in two splits. Values of kernel x stride x padding between
+# the extremes are left out, because taps and phases are counted in the same way for all of them.
 CASES = [
     Case("down, two weights, two images each", (4, 12, 6, 8), 20, P=2, bias=True, dtypes=(FP32, FP16)),
     Case("down, with the norm, odd sides", (2, 20, 7, 9), 12, P=2, act="relu", dtypes=(FP32, FP16)),
@@ -100,7 +100,7 @@ CASES = [
     Case("stride 2, unpadded: the last line and column are not read", (1, 10, 8, 6), 9, 3, 2, 0),
     Case("transposed at stride 1, two by two", (1, 10, 5, 4), 12, 2, 1, 1, up=0),
 ]
-# For tests that do not depend on sizes: one case for each route.
+# Cases for tests that do not depend on sizes, one for each route.
 DOWN = Case("down", (2, 9, 4, 5), 10, P=2, bias=True)
 UP = Case("up, with the norm", (2, 10, 3, 2), 9, up=1, P=2, act="relu")
 FIRST = Case("from images", (2, 3, 4, 5), 9, 4, P=2, bias=True)
@@ -111,7 +111,7 @@ ROUTES = [DOWN, UP, FIRST, LAST]
 def operands(
     case: Case, device: str, dtype: torch.dtype = FP32
 ) -> tuple[Tensor, list[Tensor], list[Tensor], Tensor]:
-    """Return x, the weights, the biases and an upstream gradient."""
+    """Return random operands for ``case``: x, the weights, the biases and an upstream gradient."""
     torch.manual_seed(0)
     C, k = case.shape[1], case.kernel
     shape = (C, case.out, k, k) if case.up is not None else (case.out, C, k, k)
@@ -126,7 +126,7 @@ def operands(
 def results(
     run: Any, x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], dy: Tensor
 ) -> dict[str, Tensor]:
-    """Return y and all gradients, computed with ``run``."""
+    """Run the convolution ``run`` forward and backward, and return y and all gradients by name."""
     x, weights, biases = (
         x.detach().requires_grad_(),
         *([t.detach().requires_grad_() for t in ts] for ts in (weights, biases)),

@@ -8,7 +8,7 @@ import pytest
 
 from tests.conftest import write_images
 
-# Reports failed assertions in this module in as much detail as those in tests.
+# Failed assertions in this module are reported in as much detail as those in tests.
 pytest.register_assert_rewrite("tests.official.training")
 
 

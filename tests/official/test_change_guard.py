@@ -1,4 +1,4 @@
-"""Changes that a train.py makes later are detected, and the checkout's own step takes over from there."""
+"""Changes that a train.py makes during training are detected, and the checkout's own step then takes over."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _at(iteration: int, change: Callable[[Any], object]) -> Callable[[Any, int],
 
 
 def _set(path: str, value: object) -> Callable[[Any], object]:
-    """Set the attribute at ``path``, for example opt.lambda_A."""
+    """Return a function that sets the attribute at ``path`` of a model, for example opt.lambda_A."""
     *owners, name = path.split(".")
     return lambda model: setattr(functools.reduce(getattr, owners, model), name, value)
 
@@ -121,13 +121,16 @@ def test_a_later_change_hands_back_to_the_checkouts_own_step(
     assert any(line.startswith(STEP) for line in ours[2]), ours[2]
     assert ours[2][-1].startswith(f"training step: back to the checkout's own: {reason}")
     assert ours[2][-1].endswith(
-        "; it continues with our weights and optimizer moments, and with our image pools"
+        "; it continues with the current weights and optimizer moments, and with the images in the pools"
     )
     assert_same(ours, official)
 
 
 def test_a_loss_weight_that_decays_with_the_epochs_is_detected(tmp_path: Path, images: Path) -> None:
-    """Methods outside the step are not checked, but the changes that they make are detected."""
+    """Methods outside the step are not checked themselves, but changes that they make to the model are found.
+
+    Here, ``update_learning_rate`` also scales lambda_A.
+    """
     method = (
         "    def update_learning_rate(self):\n        BaseModel.update_learning_rate(self)\n       "
         " self.opt.lambda_A *= 0.1\n\n"
@@ -140,13 +143,13 @@ def test_a_loss_weight_that_decays_with_the_epochs_is_detected(tmp_path: Path, i
     assert_same(ours, train(folder, images, "", None))
 
 
-def test_a_pool_that_cannot_take_our_images_is_named(tmp_path: Path, images: Path) -> None:
+def test_a_pool_that_cannot_store_our_images_is_named(tmp_path: Path, images: Path) -> None:
     other = SimpleNamespace(pool_size=3, query=lambda images: images)
     after = _at(2, _set("fake_A_pool", other))
     _, _, logged = train(checkout(tmp_path), images, "", Options(), epochs=1, after=after)
     assert logged[-1] == (
-        "training step: back to the checkout's own: fake_A_pool changed; it continues with our weights and"
-        " optimizer moments, but fake_A_pool cannot take our images"
+        "training step: back to the checkout's own: fake_A_pool changed; it continues with the current"
+        " weights and optimizer moments, but fake_A_pool cannot store the images of fastcyclegan's pools"
     )
 
 
@@ -156,7 +159,7 @@ class _ForbidOperators(TorchDispatchMode):
 
 
 def test_finding_changes_calls_no_operator(tmp_path: Path, images: Path) -> None:
-    """So the guard never waits for a GPU."""
+    """Comparing the model with the snapshot calls no operator of PyTorch, so it never waits for a GPU."""
     model, _, _ = train(checkout(tmp_path), images, "--norm batch", Options(), epochs=1)
     guard = ChangeGuard(model)
     with _ForbidOperators():

@@ -1,4 +1,4 @@
-"""Modified checkouts: the checks before the first iteration detect a different step.
+"""The checks before the first iteration detect modified checkouts whose training step is different.
 
 The checkout's own step is then kept, and the reason is logged. If all methods are known versions, the
 numerical comparison detects the difference.
@@ -25,8 +25,8 @@ from tests.official.training import (
     train,
 )
 
-WEIGHTS = "its results differ from our step's: netG_A's weights by "
-# Named like the module, because the methods look it up by name.
+WEIGHTS = "its results differ from those of fastcyclegan's step: netG_A's weights by "
+# Has the name of the module that it replaces, because the methods look it up by name.
 FAKE_RANDOM = """from types import SimpleNamespace
 
 random = SimpleNamespace(uniform=lambda low, high: high, randint=lambda low, high: low)
@@ -73,7 +73,12 @@ FORKS: dict[str, tuple[str, str, str, str]] = {
     # In the following forks the methods are known versions, but the objects that they use differ.
     "soft labels": (NETWORKS, "torch.tensor(1.0)", "torch.tensor(0.9)", WEIGHTS),
     "a loss that sums": (MODEL, "torch.nn.L1Loss(), ", "torch.nn.L1Loss(reduction='sum'), ", WEIGHTS),
-    "other random numbers": (POOL, "import random\n", FAKE_RANDOM, "its results differ from our step's: "),
+    "other random numbers": (
+        POOL,
+        "import random\n",
+        FAKE_RANDOM,
+        "its results differ from those of fastcyclegan's step: ",
+    ),
     "another optimizer": (
         MODEL,
         f"torch.optim.{ADAM_D}",
@@ -84,7 +89,7 @@ FORKS: dict[str, tuple[str, str, str, str]] = {
         MODEL,
         ADAM_D,
         f"{ADAM_D}, weight_decay=0.1",
-        "optimizer_D uses other Adam settings than the public code",
+        "optimizer_D uses Adam settings other than those of the public code",
     ),
     "two learning rates": (
         MODEL,
@@ -96,7 +101,7 @@ FORKS: dict[str, tuple[str, str, str, str]] = {
         MODEL,
         CYCLE,
         f"self.frames = (n for n in ()); {CYCLE}",
-        "compared with ours: TypeError: cannot pickle 'generator'",
+        "compared with fastcyclegan's: TypeError: cannot pickle 'generator'",
     ),
     "another generator": (
         NETWORKS,
@@ -120,7 +125,10 @@ def test_a_fork_keeps_its_own_step_and_the_reason_is_logged(tmp_path: Path, imag
 
 
 def test_a_learning_rate_of_zero_hides_no_difference(tmp_path: Path, images: Path) -> None:
-    """Without updates all steps look the same, so the comparison uses its own learning rate."""
+    """The comparison detects a different loss even if the run's learning rate is 0.
+
+    With that rate no step would change any weight, so the comparison uses its own.
+    """
     folder = checkout(tmp_path, [(NETWORKS, "torch.tensor(1.0)", "torch.tensor(0.9)")])
     _, _, logged = train(folder, images, "--lr 0", Options(), epochs=1)
     assert WEIGHTS in logged[-1]

@@ -1,6 +1,6 @@
-"""``python -m fastcyclegan.official`` end to end, compared with the same scripts run without it.
+"""Run ``python -m fastcyclegan.official`` end to end, and compare it with running the same scripts directly.
 
-The scripts belong to a package with the structure of the official code.
+The scripts are those of a fake checkout, which has the structure of the official code.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ OURS = ["-m", "fastcyclegan.official"]
 
 
 def command(*args: object, cwd: Path, prefix: str) -> tuple[str, list[Any]]:
-    """Run Python with ``args``; return its output and the values that its lines list after ``prefix``."""
+    """Run Python with ``args``. Return its output, and the values in the lines that begin with ``prefix``."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     line = [sys.executable, *map(str, args)]
@@ -49,8 +49,9 @@ def command(*args: object, cwd: Path, prefix: str) -> tuple[str, list[Any]]:
 
 
 def test_the_command_end_to_end(tmp_path: Path, images: Path) -> None:
-    """Losses agree to fp32 rounding, both write the same files, and each can use the other's.
+    """Train and translate with the command and with the checkout alone, and compare the two.
 
+    The losses agree to fp32 rounding, both write the same files, and each can load the weights of the other.
     Nothing is written into the checkout.
     """
     official, ours = checkout(tmp_path / "official"), checkout(tmp_path / "ours")
@@ -58,23 +59,24 @@ def test_the_command_end_to_end(tmp_path: Path, images: Path) -> None:
     schedule = "--n_epochs 2 --n_epochs_decay 2 --print_freq 1 --display_freq 7 --save_latest_freq 6"
     flags = f"--dataroot {images} {SMALL} --lr 0.0002 {schedule}".split()
     _, official_losses = command("train.py", *flags, cwd=official, prefix="losses")
-    # From another folder, so that ./checkpoints is not inside the checkout.
+    # Run from another folder, so that ./checkpoints is not inside the checkout.
     text, our_losses = command(
         *OURS, "--precision", "fp32", ours / "train.py", *flags, cwd=tmp_path, prefix="losses"
     )
     assert len(official_losses) == len(our_losses) == 20
-    # 3e-7 for a dozen iterations; after that rounding errors grow, as between any two orders of summation.
+    # The difference is 3e-7 for a dozen iterations. After that, rounding errors grow, as they do whenever
+    # sums are computed in another order.
     for n, (row, official_row) in enumerate(zip(our_losses, official_losses, strict=True)):
         assert row == pytest.approx(official_row, rel=1e-5 if n < 10 else 0.01), n
     logged = [line.split(":")[1].strip() for line in text.splitlines() if line.startswith("fastcyclegan: ")]
     assert logged == [
-        "networks to be replaced if ours give the same outputs",
+        "networks to be replaced if fastcyclegan's give the same outputs",
         "ResnetGenerator",
         "NLayerDiscriminator",
         logged[3],
         "training step",
     ]
-    assert logged[3].startswith("comparing the checkout's training step with ours in float64")
+    assert logged[3].startswith("comparing the checkout's training step with fastcyclegan's in float64")
     assert (
         text.count(
             "visuals {'real_A': [1, 3, 32, 32], 'fake_B': [1, 3, 32, 32], 'rec_A': [1, 3, 32, 32], 'idt_B'"
@@ -96,7 +98,7 @@ def test_the_command_end_to_end(tmp_path: Path, images: Path) -> None:
         )
         text, our_sums = command(*OURS, ours / "test.py", *arguments, cwd=tmp_path, prefix="sums")
         _, official_sums = command(official / "test.py", *arguments, cwd=tmp_path, prefix="sums")
-        assert "ResnetGenerator: replaced by ours" in text
+        assert "ResnetGenerator: replaced by fastcyclegan's" in text
         assert len(our_sums) == 2
         assert [pytest.approx(row, abs=0.02) for row in official_sums] == our_sums
     assert file_hashes(ours) == before
@@ -141,14 +143,14 @@ def test_mistakes_are_reported_before_the_script_runs(
             "--compile",
             "test.py",
             (
-                "--compile applies only to the training step of --model cycle_gan; here only the networks are"
-                " replaced"
+                "--compile applies only to the training step of --model cycle_gan; for this model, only"
+                " networks are replaced"
             ),
         ),
         ("--impl triton", "train.py", "impl='triton' needs an NVIDIA GPU, got cpu"),
     ],
 )
-def test_flags_that_the_model_does_not_support_are_refused_before_it_runs(
+def test_flags_that_the_model_does_not_support_are_rejected_before_it_runs(
     tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch, flags: str, script: str, message: str
 ) -> None:
     line = [

@@ -1,4 +1,7 @@
-"""Replacing a checkout's training step: same weights, losses and files in float64, and images on demand."""
+"""In float64, training a checkout with our step gives the same weights, losses and files as with its own.
+
+Generated images are computed on demand.
+"""
 
 from __future__ import annotations
 
@@ -31,16 +34,16 @@ from tests.official.training import (
         pytest.param("", id="defaults"),
         # Batches of 2 from 5 images: the last one is incomplete, and the pool fills up within the second.
         pytest.param("--batch_size 2 --direction BtoA", id="batches"),
-        # Images of several sizes in one pool.
+        # One pool stores images of several sizes.
         pytest.param("--preprocess none", id="sizes"),
-        # The order of the passes matters here, and so do running statistics.
+        # With batch norm, the order of the passes and the running statistics matter.
         pytest.param("--norm batch --batch_size 3 --gan_mode vanilla", id="batch norm"),
         pytest.param(
             "--netG unet_32 --netD pixel --lambda_identity 0 --pool_size 0", id="U-Net, no identity, no pool"
         ),
     ],
 )
-# Schedulers must see that the optimizers have stepped.
+# A scheduler warns if it thinks that its optimizer has not stepped.
 @pytest.mark.filterwarnings("error:Detected call of")
 def test_a_seeded_run_matches_the_checkouts(tmp_path: Path, images: Path, flags: str) -> None:
     folder = checkout(tmp_path)
@@ -52,7 +55,7 @@ def test_a_seeded_run_matches_the_checkouts(tmp_path: Path, images: Path, flags:
 
 
 VARIANTS: dict[str, Edits] = {
-    # 2017-19: an optional sigmoid, and no gan_mode.
+    # The code of 2017-19 has an optional sigmoid and no gan_mode.
     "old": [
         (
             NETWORKS,
@@ -71,7 +74,7 @@ VARIANTS: dict[str, Edits] = {
             "del opt.gan_mode\n        opt.no_lsgan = False\n        self.loss_names = [",
         ),
     ],
-    # 2025: setup() initialises the networks, and a device replaces gpu_ids.
+    # In the code of 2025, setup() initialises the networks, and a device replaces gpu_ids.
     "new": [
         (NETWORKS, "    return init_net(net, init_type, init_gain, gpu_ids)", "    return net"),
         (
@@ -83,7 +86,7 @@ VARIANTS: dict[str, Edits] = {
             ),
         ),
     ],
-    # As init_net does with one GPU.
+    # With one GPU, the official init_net wraps networks like this.
     "wrapped": [
         (
             NETWORKS,
@@ -152,7 +155,7 @@ def test_comparing_leaves_no_trace_and_images_are_computed_on_demand(
     assert float(model.loss_G) == pytest.approx(
         sum(loss for name, loss in model.get_current_losses().items() if name[:2] != "D_")
     )
-    # A fork may save the optimizers.
+    # The moments are there for forks that save the optimizers.
     assert model.optimizer_G.state_dict()["state"][0]["exp_avg"].any()
     with pytest.raises(AttributeError, match="no attribute 'fake_C'"):
         _ = model.fake_C
@@ -160,7 +163,7 @@ def test_comparing_leaves_no_trace_and_images_are_computed_on_demand(
 
 @pytest.mark.gpu
 def test_our_step_on_a_gpu(tmp_path: Path, images: Path) -> None:
-    """The kernels in fp32, then bf16 and a CUDA graph.
+    """Our step trains a checkout on a GPU: with the kernels in fp32, then in bf16 with a CUDA graph.
 
     In fp32 the losses match the checkout's until Adam turns the rounding errors of gradients near 0 into
     steps.
@@ -169,7 +172,9 @@ def test_our_step_on_a_gpu(tmp_path: Path, images: Path) -> None:
     settings: dict[str, Any] = {"flags": "--lr 0.0002 --gpu_ids 0", "dtype": torch.float32}
     _, ours, logged = train(folder, images, options=Options("fp32"), **settings)
     assert any(
-        line.startswith("training step: replaced by ours, on cuda:0 in fp32, networks computed by triton")
+        line.startswith(
+            "training step: replaced by fastcyclegan's, on cuda:0 in fp32, networks computed by triton"
+        )
         for line in logged
     ), logged
     _, official, _ = train(folder, images, options=None, **settings)

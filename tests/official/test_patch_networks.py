@@ -1,4 +1,4 @@
-"""Replacing a checkout's networks: which classes are replaced, and how they are computed."""
+"""Tests of which network classes of a checkout are replaced, and of replacements computed by the kernels."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from tests.official.training import MODEL, NETWORKS, STEP, checkout, importable,
 def test_steps_are_compared_without_dropout_and_derived_classes_are_kept(
     tmp_path: Path, images: Path
 ) -> None:
-    """Our step draws dropout masks in another order, so the steps are compared without dropout.
+    """A step is replaced even if the networks have dropout, and a derived network class is not replaced.
 
-    A class derived from one of the checkout's stays the checkout's own.
+    Our step draws dropout masks in another order, so the steps are compared without dropout.
     """
     derived = (
         "\n\nclass Derived(ResnetGenerator):\n    def __init__(self, width):\n       "

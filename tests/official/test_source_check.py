@@ -1,6 +1,6 @@
-"""Steps with a method that is not a known version are kept, even if two iterations show no difference.
+"""A checkout's step with an unknown method is not replaced, even if two iterations show no difference.
 
-Also tests what the hash of a method depends on, and the table of known hashes.
+Other tests check what the hash of a method depends on, and the table of known hashes.
 """
 
 from __future__ import annotations
@@ -123,21 +123,21 @@ LATER: dict[str, tuple[str, str, str, str]] = {
         f"{CRITERIONS}; self.forward = functools.partial(CycleGANModel.forward, self)",
         "forward is not an ordinary method of its class",
     ),
-    # The same sum in another order: unknown versions are never judged to be equivalent.
+    # The same sum in another order: an unknown version is not accepted even if it is equivalent.
     "an equivalent change": (
         MODEL,
         ADVERSARIAL,
         ADVERSARIAL.replace("self.loss_G_A + self.loss_G_B", "self.loss_G_B + self.loss_G_A"),
         f"backward_G {UNKNOWN}",
     ),
-    # The comparison calls it twelve times.
+    # The comparison calls the criterion twelve times, so this change starts later.
     "a criterion that counts": (
         NETWORKS,
         LABEL,
         COUNT + f"        prediction = prediction * (1 + self.n // 15)\n{LABEL}",
         f"criterionGAN.forward {UNKNOWN}",
     ),
-    # The comparison calls each of the two pools twice.
+    # The comparison calls each of the two pools twice, so this change starts later.
     "a pool that counts": (
         POOL,
         QUERY,
@@ -221,7 +221,7 @@ def test_a_step_that_could_behave_differently_later_is_kept(
     assert len(lines) == 1
     assert re.sub("hash [0-9a-f]{16}[)]$", "hash ", lines[0]) == f"training step: not replaced: its {reason}"
     assert_same(ours, train(folder, images, "", None, epochs=1))
-    # The step runs as often as without our package.
+    # Some of these steps print "D" at every update: a step must run as often as without our package.
     assert printed.count("D\n") == capsys.readouterr().out.count("D\n")
 
 
@@ -302,7 +302,10 @@ def test_a_hash_depends_on_everything_else(change: str) -> None:
 
 
 def test_the_table_lists_the_fake_checkouts_methods() -> None:
-    """After an edit of one of its methods, this test shows the new hash for the table."""
+    """The table of known hashes contains the methods of the fake checkout.
+
+    If you edit one of them, the failure of this test shows the new hash for the table.
+    """
     owners = {
         (MODEL, "CycleGANModel"): [""],
         (BASE, "BaseModel"): [""],

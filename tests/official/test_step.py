@@ -1,4 +1,4 @@
-"""Models whose training step ours does not replace, and the reasons that are logged."""
+"""Models whose training step is not replaced, and the reasons that are logged."""
 
 from __future__ import annotations
 
@@ -24,8 +24,11 @@ def test_wgangp_and_networks_that_differ_keep_the_checkouts_step(tmp_path: Path,
         ],
     )
     _, _, logged = train(folder, images, "--gan_mode wgangp", Options(precision="bf16"), epochs=1)
-    assert logged[1].startswith("ResnetGenerator: not replaced: its outputs differ from ours by ")
-    assert logged[2:] == ["NLayerDiscriminator: replaced by ours (same outputs in float64)", logged[3]]
+    assert logged[1].startswith("ResnetGenerator: not replaced: its outputs differ from fastcyclegan's by ")
+    assert logged[2:] == [
+        "NLayerDiscriminator: replaced by fastcyclegan's (same outputs in float64)",
+        logged[3],
+    ]
     assert (
         logged[3]
         == "training step: not replaced: netG_A is the checkout's own ResnetGenerator (ignored: --precision)"
@@ -34,7 +37,7 @@ def test_wgangp_and_networks_that_differ_keep_the_checkouts_step(tmp_path: Path,
     assert (
         logged[-1]
         == "training step: not replaced: with gan_mode wgangp, the official step has no gradient penalty, but"
-        " ours has one"
+        " fastcyclegan's has one"
     )
 
 

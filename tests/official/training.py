@@ -1,4 +1,4 @@
-"""Helpers for the tests of official checkouts: train with the fake checkout, by either step."""
+"""Helpers that train with the fake checkout, using its own step or ours, and compare the results."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ Edits = list[tuple[str, str, str]]
 
 
 def checkout(tmp_path: Path, edits: Edits = []) -> Path:  # noqa: B006
-    """Copy the fake checkout and apply ``edits``: a file name, the old text and the new text for each."""
+    """Copy the fake checkout, apply ``edits`` to the copy, and return its folder.
+
+    Each edit consists of a file name, the old text and the new text.
+    """
     folder = tmp_path / "checkout"
     shutil.copytree(Path(__file__).parent / "checkout", folder, ignore=shutil.ignore_patterns("__pycache__"))
     for name, old, new in edits:
@@ -40,7 +43,10 @@ def checkout(tmp_path: Path, edits: Edits = []) -> Path:  # noqa: B006
 
 @contextlib.contextmanager
 def importable(folder: Path, options: Options | None, logged: list[str]) -> Iterator[None]:
-    """Make the modules of ``folder`` importable inside the block, and patch them if ``options`` are given."""
+    """Make the modules of ``folder`` importable inside the block.
+
+    If ``options`` are given, the modules are patched, and lines that this logs are appended to ``logged``.
+    """
 
     def unload() -> None:
         for name in [
@@ -70,9 +76,11 @@ def train(
     dtype: torch.dtype = torch.float64,
     after: Callable[[Any, int], object] = lambda model, iteration: None,
 ) -> Any:
-    """Train as train.py does, in float64 by default, and call ``after`` after every iteration.
+    """Train in the same way as the checkout's train.py, but in float64 by default.
 
-    Returns the model, the losses of all iterations and the lines that were logged.
+    If ``options`` is None, the checkout's own step is used, otherwise ours if it can replace that step.
+    ``after`` is called after every iteration, with the model and the number of iterations so far. Returns the
+    model, the losses of all iterations and the lines that were logged.
     """
     logged: list[str] = []
     arguments = (
@@ -106,9 +114,10 @@ def train(
 
 
 def assert_same(ours: Any, official: Any, bound: float = 1e-9) -> None:
-    """Assert that two runs in float64 agree within a relative ``bound``: weights, running statistics, losses.
+    """Assert that two runs in float64 have the same weights, running statistics and losses.
 
-    A rounding error of 1e-16 grows with every iteration.
+    ``bound`` is the largest relative difference allowed. It is much larger than a rounding error of 1e-16
+    because such errors grow with every iteration.
     """
     (our_model, our_losses, _), (official_model, official_losses, _) = ours, official
     assert len(our_losses) == len(official_losses) > 0
@@ -125,13 +134,13 @@ def assert_same(ours: Any, official: Any, bound: float = 1e-9) -> None:
 
 
 STEP = (
-    "training step: replaced by ours, on cpu in fp32, networks computed by reference; over 2 iterations in"
-    " float64 it differed from the checkout's own by"
+    "training step: replaced by fastcyclegan's, on cpu in fp32, networks computed by reference; over 2"
+    " iterations in float64 it differed from the checkout's own by"
 )
 
 
 def assert_ours(logged: list[str]) -> None:
-    """Assert that our step was used, and that the checkout's own never took over again."""
+    """Assert that our step replaced the checkout's, and that the checkout's own never took over again."""
     assert [line.startswith(STEP) for line in logged if line.startswith("training step: ")] == [True], logged
 
 
