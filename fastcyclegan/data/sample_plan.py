@@ -1,7 +1,7 @@
-"""Decide what sample i of an epoch is, from (seed, epoch, i) alone.
+"""Determine sample i of an epoch from nothing but (seed, epoch, i).
 
-A sample is one image of A and one of B, where each is cropped, whether each is flipped, and the random
-numbers for the replay pools and the gradient penalty. Loaders, workers and devices draw no random numbers
+A sample consists of one image of A and one of B, the crop and flip of each, and the random numbers for the
+replay pools and the gradient penalty. Loaders, workers and devices draw no random numbers
 themselves. Every loader therefore sees the same samples, and the position in a run is a single integer: the
 number of completed iterations.
 
@@ -22,7 +22,7 @@ _ORDER, _SAMPLE = 0, 1
 
 
 def uniforms(count: int, *key: int) -> NDArray[np.float64]:
-    """Return ``count`` numbers in [0, 1) that depend only on the non-negative integers in ``key``."""
+    """Return ``count`` random numbers in [0, 1) that depend only on the non-negative integers in ``key``."""
     words = np.random.Philox(np.random.SeedSequence(key)).random_raw(count)
     return np.asarray((words >> np.uint64(11)) * 2.0**-53, dtype=np.float64)
 
@@ -31,7 +31,7 @@ def uniforms(count: int, *key: int) -> NDArray[np.float64]:
 class View:
     """The crop and flip of one image.
 
-    ``x`` and ``y``, in [0, 1), place the crop as a fraction of the available room in each direction.
+    ``x`` and ``y``, in [0, 1), are the position of the crop as a fraction of the available space.
     """
 
     x: float
@@ -117,7 +117,7 @@ class Plan:
         return epoch + 1, range(min(index * samples + self.rank, stop), stop, self.ranks)
 
     def batches(self, start: int, stop: int) -> Iterator[tuple[int, range]]:
-        """Yield ``batch`` for each iteration in [start, stop)."""
+        """Yield the result of ``batch`` for each iteration in [start, stop)."""
         return (self.batch(iteration) for iteration in range(start, stop))
 
 
