@@ -1,6 +1,6 @@
-"""The files of a run: their names, and saving and loading their weights.
+"""The files of a run: their names, and how their weights are saved and loaded.
 
-Weights that do not fit are refused with what was expected and what was found.
+Weights that do not fit are rejected, and the error states what was expected and what was found.
 """
 
 from __future__ import annotations

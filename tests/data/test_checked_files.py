@@ -1,4 +1,4 @@
-"""The cache of checked files, which is valid until a file changes."""
+"""The cache of check results: a result is used until its file changes."""
 
 from __future__ import annotations
 
