@@ -85,7 +85,7 @@ def test_trains_on_tensors_exactly_as_on_files(dataset: Path, tmp_path: Path) ->
         (
             [tensors(1)[:, :, :15]],
             [tensors(1)],
-            "images of domain A are 16x15, but the networks need sides that are multiples of 4 and",
+            "domain A are 16x15, but the networks need sides that are multiples of 4 and at least 8",
         ),
         (
             [tensors(1)],
