@@ -129,7 +129,7 @@ def recognise(weights: Weights, notes: tuple[str, ...] = ()) -> Architecture:
 
     Raises UnknownArchitectureError if no network matches every key and shape.
     """
-    _refuse_odd_tensors(weights)
+    _reject_odd_tensors(weights)
     nearest: Architecture | None = None
     fewest: list[str] = []
     for propose in (_resnet, _unet, _pixel, _patch):
@@ -159,7 +159,7 @@ def no_close_match(keys: Sequence[str]) -> UnknownArchitectureError:
 def listed(items: Sequence[str], noun: str) -> str:
     """Return the first three ``items`` as text, with long ones shortened.
 
-    If there are more than three, the text ends with the total number, counted in ``noun``.
+    If there are more than three, the text ends with their number, such as "(5 keys)" for the noun "keys".
     """
     shown = []
     for item in items[:3]:
@@ -172,7 +172,7 @@ def listed(items: Sequence[str], noun: str) -> str:
     return text
 
 
-def _refuse_odd_tensors(weights: Weights) -> None:
+def _reject_odd_tensors(weights: Weights) -> None:
     """Raise UnknownArchitectureError for tensors that do not occur in genuine weights files.
 
     Such tensors may claim more memory than the file contains.

@@ -87,7 +87,7 @@ def stripes(images: NDArray[np.uint8]) -> float:
 
 
 def gap_closed(source: Pixels, translated: Pixels, target: Pixels) -> float:
-    """Return how much of the gap in the stripe statistic, from source to target, the translation closes.
+    """Return the share of the stripe-statistic gap from source to target that the translation closes.
 
     1 means that the translated images have the target domain's statistic, and 0 that they are no closer to it
     than the source images. Overshooting counts like falling short: the result is
@@ -110,7 +110,7 @@ def distance_ratio(source: Pixels, translated: Pixels, target: Pixels) -> float:
 
 @dataclass(frozen=True)
 class Score:
-    """How well held-out images were translated; see the functions of the same names."""
+    """The scores of translated held-out images; see the functions of the same names."""
 
     gap_closed: float
     distance_ratio: float

@@ -89,7 +89,8 @@ def _cache_source(source: Source, reader: Reader, device: torch.device) -> Cache
             slot.copy_(row)
             used += row.numel()
             row = slot
-        rows.append(row)  # its own tensor if the block is full because files grew after the check
+        # If files grew after the check, images that do not fit in the block keep their own memory.
+        rows.append(row)
     return CachedImages(rows, size)
 
 

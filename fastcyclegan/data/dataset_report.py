@@ -1,4 +1,4 @@
-"""Report on a dataset before it is trained on.
+"""Report on a dataset before training.
 
 The report covers counts, sizes, modes, files that are broken, small or duplicated, and mean images.
 """

@@ -211,7 +211,7 @@ def _fetch_once(url: str, part: Path, progress: Progress) -> None:
 
 
 def _version(headers: http.client.HTTPMessage) -> str | None:
-    """Return an identifier of a file's version: its ETag or, if that is weak, its modification date."""
+    """Return an identifier of a file's version: its ETag or, if that is missing or weak, its date."""
     etag = headers["ETag"]
     if etag and not etag.startswith("W/"):
         return etag

@@ -167,7 +167,7 @@ class ImageRequirements:
 
 @dataclass(frozen=True)
 class Fit:
-    """How the images of one domain are resized, cropped and converted.
+    """Settings that determine how the images of one domain are resized, cropped and converted.
 
     The mode ``preprocess`` determines their size, and whether they are cropped to ``crop_size`` x
     ``crop_size``. ``channels`` is 1 or 3. Two modes are not available on the command line: "keep", the

@@ -41,10 +41,10 @@ class Source:
         return take_view(load_pixels(self.paths[index], self.fit), self.fit, view).copy()
 
     def view_of_next_good(self, index: int, view: View) -> tuple[Pixels, int, list[BadImageError]]:
-        """Read image ``index`` or, if it cannot be read, the next image that can, cropped by ``view``.
+        """Read image ``index`` or, if it cannot be read, the next image that can.
 
-        Returns its pixels, the index of the image that was read, and the errors of the bad images before it.
-        Raises UserError if no image can be read.
+        Returns its pixels (cropped and flipped according to ``view``), its index, and the errors of the bad
+        images before it. Raises UserError if no image can be read.
         """
         bad: list[BadImageError] = []
         for number in (*range(index, len(self.paths)), *range(index)):
@@ -145,7 +145,7 @@ class Loader(ABC):
     def _batch_of_rows(self, rows: Sequence[tuple[Tensor, Tensor, Sample]]) -> Batch:
         """Make a batch from images [H, W, C] of both domains and their samples.
 
-        Without samples, which can happen to a rank, the batch is empty and its images have the crop size.
+        If there are no samples for this rank, the batch is empty and has the height and width of the crop.
         """
         rows_A, rows_B, samples = [], [], []
         for a, b, sample in rows:

@@ -1,9 +1,9 @@
 """Determine sample i of an epoch from nothing but (seed, epoch, i).
 
 A sample consists of one image of A and one of B, the crop and flip of each, and the random numbers for the
-replay pools and the gradient penalty. Loaders, workers and devices draw no random numbers
-themselves. Every loader therefore sees the same samples, and the position in a run is a single integer: the
-number of completed iterations.
+replay pools and the gradient penalty. Loaders, workers and devices draw no random numbers themselves. Every
+loader therefore sees the same samples, and the position in a run is a single integer: the number of completed
+iterations.
 
 The random numbers are raw Philox words from numpy. Their bit streams are stable across numpy versions, unlike
 its distributions.
@@ -63,9 +63,9 @@ class Plan:
 
     An epoch has max(count_A, count_B) samples. When shuffled, sample i is A[order[i] mod count_A] and a
     uniformly random B. When serial, it is A[i mod count_A] and B[i mod count_B]. Each of ``ranks`` processes
-    gets every ranks-th sample, starting at its ``rank``; together they see what one process would see with
-    batches ``ranks`` times as large. In the last, partial batch of an epoch, some ranks may get one sample
-    fewer than others, or none.
+    gets every ranks-th sample, starting at its ``rank``; together they see the same samples as one process
+    with batches ``ranks`` times as large. In the last, partial batch of an epoch, some ranks may get one
+    sample fewer than others, or none.
     """
 
     seed: int

@@ -102,8 +102,8 @@ def split_holdout(
 ) -> tuple[list[Path], list[Path]]:
     """Split ``paths`` into (training, held-out) images.
 
-    The part that an image belongs to depends only on a hash of the seed and the image's name. A fraction of
-    ``share`` is held out: at least one image if ``share`` > 0 and there are two or more, and never all.
+    The part that an image belongs to depends only on a hash of the seed and the image's name. The fraction
+    ``share`` is held out, but at least one image if ``share`` > 0 and there are two or more, and never all.
     """
     if share <= 0 or len(paths) < 2:
         return list(paths), []

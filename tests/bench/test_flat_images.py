@@ -14,7 +14,7 @@ from tests.bench.small_steps import step_of
 
 
 def test_most_varied_crop_finds_the_variation_and_stretches_its_contrast() -> None:
-    """It works even if the channels have very different values and only one of them varies, and hardly."""
+    """The crop is found even if the channels have very different values and one of them varies very little."""
     image = torch.tensor([0.25, 0.75, -1.0]).view(3, 1, 1).repeat(1, 70, 90)
     image[1, 69, 89] += 1e-6
     crop = most_varied_crop(image, 32)
@@ -43,7 +43,7 @@ def test_float64_parity_passes_on_the_faintest_8_bit_images(judge: Judge, faint:
 
 
 def test_rejects_a_flat_image_and_reports_its_path(judge: Judge) -> None:
-    """The flat image of this test has a colour, because not only grey images can be flat."""
+    """A flat image is rejected even if it is coloured, because not only grey images can be flat."""
     flat = torch.tensor([0.1, -0.7, 0.9]).view(1, 3, 1, 1).expand(1, 3, 32, 32)
     first, second = judge.batches
     batches = [

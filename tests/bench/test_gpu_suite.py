@@ -28,7 +28,7 @@ from tests.bench.parts import ABOUT, ROOT, running
 
 
 def test_every_part_selects_existing_tests() -> None:
-    """The files and keywords of each part select GPU tests; otherwise the part would check nothing."""
+    """The keywords of a part match GPU tests in each of its files; otherwise the part would check nothing."""
     for part in [part for parts in STAGES.values() for part in parts if isinstance(part, Tests)]:
         for file in part.files:
             names = re.findall(

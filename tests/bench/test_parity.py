@@ -203,7 +203,7 @@ def with_another_rate(optimizer: torch.optim.Optimizer, step: Callable[[], Any],
         group["lr"] = rate
 
 
-def test_later_iterations_in_16_bits_are_judged_from_their_starting_weights(judge: Judge) -> None:
+def test_later_iterations_in_16_bits_are_compared_from_their_starting_weights(judge: Judge) -> None:
     """In 16 bits, a later iteration is compared with float64 from the weights at its start.
 
     Earlier updates therefore do not matter. In this test the whole second iteration runs with other weights,

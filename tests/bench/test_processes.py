@@ -11,7 +11,7 @@ from tests.bench.parts import ROOT, running
 
 
 def test_a_process_does_not_outlive_its_killed_parent(tmp_path: Path) -> None:
-    """If the parent is killed without warning, its process ends too, so that none keeps using the GPU."""
+    """A process ends if its parent is killed without warning, so that it does not keep using the GPU."""
     script = f"""
 from pathlib import Path
 from bench import processes

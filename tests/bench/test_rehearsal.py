@@ -75,7 +75,7 @@ def test_bare_python_has_only_the_packages_of_the_gpu_machine(bare: Path, tmp_pa
     "name", ["train", "translate", "inspect_checkpoint", "download_dataset", "check_dataset"]
 )
 def test_scripts_report_missing_tyro_in_one_line(bare: Path, tmp_path: Path, name: str) -> None:
-    """A script that needs tyro reports this in one line if it is started without it, from another folder."""
+    """A script that is started without tyro, from another folder, reports this without a traceback."""
     process = run(bare, str(ROOT / "scripts" / f"{name}.py"), "--help", folder=tmp_path)
     assert process.returncode == 2
     assert process.stderr == "error: this script needs the package tyro: python -m pip install tyro\n"
@@ -149,7 +149,7 @@ def test_reports_a_missing_package(tmp_path: Path) -> None:
 @pytest.mark.parametrize("stage", [1, 2, 3])
 @pytest.mark.parametrize("fault", ["", "kernel"])
 def test_rehearses_a_stage(stage: int, fault: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """A whole stage passes, and it fails and reports it if a fault is injected into the kernels.
+    """A whole stage passes; with a fault injected into the kernels, it fails and reports the failure.
 
     A stage takes 2 to 5 minutes on two cores.
     """

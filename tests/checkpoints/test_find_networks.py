@@ -153,7 +153,7 @@ def without(key: str) -> dict[str, Tensor]:
         (generator() | {"model.1.bias": torch.ones(2, device="meta")}, "model.1.bias is not a plain tensor"),
     ],
 )
-def test_refuses_unknown_contents(contents: Any, message: str) -> None:
+def test_rejects_unknown_contents(contents: Any, message: str) -> None:
     with pytest.raises(UnknownArchitectureError, match=message):
         find_networks(contents)
 

@@ -1,4 +1,4 @@
-"""The built-in dataset: its images, and scores that reward neither inaction nor a wrong translation."""
+"""The built-in dataset: its images, and scores that reward neither unchanged nor wrong images."""
 
 from __future__ import annotations
 

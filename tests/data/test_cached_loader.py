@@ -40,7 +40,7 @@ def test_yields_the_same_batches_without_reading_files(tmp_path: Path, kind: str
     assert all(same_batch(x, y) for x, y in zip(expected, actual, strict=True))
 
 
-def test_refuses_images_that_do_not_fit_before_reading_them(tmp_path: Path) -> None:
+def test_rejects_images_that_do_not_fit_before_reading_them(tmp_path: Path) -> None:
     a, b = unpaired(tmp_path)
     assert bytes_needed(a) == 5 * 24 * 24 * 3
     for path in (*a.paths, *b.paths):

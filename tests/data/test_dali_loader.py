@@ -209,7 +209,7 @@ def test_samples_match_pillow_on_a_gpu(tmp_path: Path, mode: Preprocess) -> None
 
 @pytest.mark.gpu
 def test_image_does_not_depend_on_its_block_on_a_gpu(tmp_path: Path) -> None:
-    """An image is the same in every block, since a resumed run divides its samples into different blocks."""
+    """An image's pixels do not depend on its block, because a resumed run forms different blocks."""
     a, b = (source(varied(tmp_path / side, n), Fit("resize_and_crop", 72, 64)) for n, side in enumerate("AB"))
     plan = Plan(3, len(a.paths), len(b.paths), 2)
     whole = list(DaliLoader(a, b, plan, GPU, threads=4).batches(0, 80))

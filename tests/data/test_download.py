@@ -167,7 +167,7 @@ def test_starts_over_if_the_server_cannot_resume(
 
 
 def test_uses_a_partial_file_that_is_complete(server: Server, tmp_path: Path) -> None:
-    """A complete partial file, which a process left if killed just before renaming it, is used."""
+    """A partial file that is complete, because the process was killed just before renaming it, is used."""
     server.breaks = [1000] + [0] * TRIES
     with pytest.raises(UserError):
         run(server, tmp_path)
@@ -207,7 +207,7 @@ def test_reports_an_unreachable_server(tmp_path: Path, server: Server) -> None:
     "name",
     ["../out.png", "/etc/out.png", "toys/../../out.png", "C:\\out.png", "..\\out.png", "\\\\host\\out.png"],
 )
-def test_refuses_members_outside_the_folder(tmp_path: Path, name: str) -> None:
+def test_rejects_members_outside_the_folder(tmp_path: Path, name: str) -> None:
     archive = tmp_path / "in" / "a.zip"
     archive.parent.mkdir()
     archive.write_bytes(packed({"toys/trainA/0.png": b"x", name: b"evil"}))
@@ -217,7 +217,7 @@ def test_refuses_members_outside_the_folder(tmp_path: Path, name: str) -> None:
     assert archive.exists()
 
 
-def test_refuses_links(tmp_path: Path) -> None:
+def test_rejects_links(tmp_path: Path) -> None:
     archive = tmp_path / "a.zip"
     with zipfile.ZipFile(archive, "w") as packed_:
         link = zipfile.ZipInfo("toys/trainA")
@@ -236,7 +236,7 @@ def test_refuses_links(tmp_path: Path) -> None:
         r"a.zip: not a dataset: it contains none of trainA, trainB, testA, testB",
     ),
 ], ids=["a page", "truncated", "damaged", "something else"])  # fmt: skip
-def test_refuses_unusable_archives(tmp_path: Path, content: bytes, message: str) -> None:
+def test_rejects_unusable_archives(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "a.zip").write_bytes(content)
     with pytest.raises(UserError, match=message):
         download("toys", tmp_path / "datasets", archive=tmp_path / "a.zip")

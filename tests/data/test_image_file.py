@@ -43,7 +43,7 @@ def test_sixteen_bit_transparency_shows_white(tmp_path: Path) -> None:
     assert pixels[[8, 9, 10]].tolist() == [8, 255, 10]
 
 
-def test_refuses_32_bit_and_floating_point_values(tmp_path: Path) -> None:
+def test_rejects_32_bit_and_floating_point_values(tmp_path: Path) -> None:
     path = saved(tmp_path, Image.fromarray(np.full((4, 4), 70000, dtype=np.int32)), "deep.tif")
     with pytest.raises(BadImageError, match=r"deep.tif: 32-bit values"):
         open_image(path)
@@ -117,7 +117,7 @@ SIZES: list[tuple[str, Preprocess, int, int, tuple[int, int], tuple[int, int]]] 
     ("sides rounded to 4, or the output would be larger", "scale_width", 286, 256, (572, 601), (288, 300)),
     ("half to even: 62/4 = 15.5 and 66/4 = 16.5 both to 16", "none", 286, 256, (62, 66), (64, 64)),
     ("nearest multiple, not the next", "none", 286, 256, (65, 67), (64, 68)),
-    ("never below what a network takes", "none", 286, 256, (1, 9), (8, 8)),
+    ("never below the minimum of a network", "none", 286, 256, (1, 9), (8, 8)),
 ]
 
 

@@ -82,7 +82,7 @@ def test_reports_a_worker_that_died(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_python_exits_while_workers_are_running(tmp_path: Path) -> None:
-    """Python exits although the workers, for which it waits, ignore the signal that it sends them."""
+    """Python exits even though it waits for its workers, and they ignore the signal that it sends them."""
     make(tmp_path)
     code = (
         "import sys, torch; from pathlib import Path; from tests.conftest import unpaired\nfrom"

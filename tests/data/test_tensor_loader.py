@@ -101,7 +101,7 @@ def test_trains_on_tensors_exactly_as_on_files(dataset: Path, tmp_path: Path) ->
         (None, None, "no images given: pass a dataset folder, one folder per domain, or loaders"),
     ],
 )
-def test_refuses_unusable_input(A: Any, B: Any, message: str) -> None:
+def test_rejects_unusable_input(A: Any, B: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         CycleGAN(**TINY).fit(A, B)
 
