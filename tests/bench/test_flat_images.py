@@ -14,7 +14,7 @@ from tests.bench.small_steps import step_of
 
 
 def test_most_varied_crop_finds_the_variation_and_stretches_its_contrast() -> None:
-    """The crop is found even if the channels have very different values and one of them varies very little."""
+    """The crop is found even if the channels have very different values and one of them hardly varies."""
     image = torch.tensor([0.25, 0.75, -1.0]).view(3, 1, 1).repeat(1, 70, 90)
     image[1, 69, 89] += 1e-6
     crop = most_varied_crop(image, 32)

@@ -108,7 +108,7 @@ def test_names_a_missing_file(tmp_path: Path) -> None:
         open_image(tmp_path / "gone.png")
 
 
-# (reason, mode, load, crop, size before, size after), by the official rules.
+# (reason, mode, load, crop, size before, size after), according to the official code.
 SIZES: list[tuple[str, Preprocess, int, int, tuple[int, int], tuple[int, int]]] = [
     ("square, whatever the shape", "resize_and_crop", 286, 256, (600, 400), (286, 286)),
     ("unchanged", "crop", 286, 256, (601, 407), (601, 407)),
