@@ -119,9 +119,8 @@ def test_images_smaller_than_the_crop_are_bad(dataset: Path) -> None:
     config = DataConfig(dataroot=dataset, preprocess="crop", crop_size=16)
     with pytest.raises(UserError, match=r"small/000.png: 40x11 is too small for a crop of 16 pixels"):
         find(config)
-    find(
-        DataConfig(dataroot=dataset, load_size=32, crop_size=16)
-    )  # large enough, because it is resized first
+    # Large enough, because images are resized first.
+    find(DataConfig(dataroot=dataset, load_size=32, crop_size=16))
 
 
 def test_images_too_small_for_the_networks_are_bad(dataset: Path) -> None:
