@@ -1,6 +1,7 @@
 """Recognise which official network a state_dict belongs to, from its keys and shapes.
 
-A network is proposed, built without memory, and must match every key and shape: nothing is guessed.
+A few keys and shapes suggest an architecture. It is built without allocating memory for its weights, and
+accepted only if every key and every shape matches: nothing is guessed.
 """
 
 from __future__ import annotations
@@ -20,17 +21,20 @@ STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 _UNETS = {7: "unet_128", 8: "unet_256"}
 _NORMS = {"instance": "instance norm", "batch": "batch norm", "none": "no norm"}
 _IN_BLOCK = re.compile(r"model\.(\d+)\.conv_block\.(\d+)\.weight")
-# No real network has more. A file that does was crafted to take up time and memory.
+# No real network exceeds these limits. A file that does was crafted to waste time and memory.
 _MAX_BLOCKS, _MAX_LEVELS, _MAX_LAYERS = 256, 12, 12
 
 
 class UnknownArchitectureError(ValueError):
-    """A state_dict that matches no known network; the message names the closest one and how it differs."""
+    """A state_dict matches no known network; the message names the closest one and how it differs."""
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A network's class and arguments. ``notes`` lists the changes made to the keys of its file."""
+    """A network's class and its constructor arguments.
+
+    ``notes`` lists the changes that were made to the keys of the file to obtain the official ones.
+    """
 
     kind: type[nn.Module]
     arguments: dict[str, Any]
@@ -42,7 +46,7 @@ class Architecture:
 
     @property
     def name(self) -> str:
-        """The official name of the network, or the closest one."""
+        """The network's official name, or a name in the same style if it has no official one."""
         if self.kind is Generator:
             return f"resnet_{self.arguments['n_blocks']}blocks"
         if self.kind is UnetGenerator:
@@ -83,7 +87,7 @@ class Architecture:
     def settings(self) -> dict[str, Any]:
         """Return the training settings that build this network.
 
-        Raises ValueError if there are none.
+        Raises ValueError if no settings build it.
         """
         a = self.arguments
         common = {"norm": a["norm"], "affine": a["affine"]}
@@ -95,17 +99,17 @@ class Architecture:
         common |= {"netG": self.name, "input_nc": a["input_nc"], "output_nc": a["output_nc"], "ngf": a["ngf"]}
         if self.kind is UnetGenerator:
             if a["num_downs"] not in _UNETS:
-                raise ValueError(f"{self}: only unet_128 and unet_256 can be trained here")
+                raise ValueError(f"{self}: only unet_128 and unet_256 can be trained with fastcyclegan")
             return common
         if a["padding_type"] != "reflect":
-            raise ValueError(f"{self}: only reflection-padded blocks can be trained here")
+            raise ValueError(f"{self}: only reflection-padded blocks can be trained with fastcyclegan")
         return {**common, "use_dropout": a["use_dropout"], "upsample": a["upsample"]}
 
 
 def of_arguments(kind: str, arguments: Mapping[str, Any], weights: Weights) -> Architecture | None:
-    """Return the architecture that is recorded in one of our files.
+    """Return the architecture that a file of fastcyclegan records as a class name and its arguments.
 
-    Returns None unless it is one of the generators and matches ``weights``.
+    Returns None unless the class is one of the generators and the architecture matches ``weights``.
     """
     known = {Generator.__name__: Generator, UnetGenerator.__name__: UnetGenerator}
     if kind not in known:
@@ -121,11 +125,11 @@ def of_arguments(kind: str, arguments: Mapping[str, Any], weights: Weights) -> A
 
 
 def recognise(weights: Weights, notes: tuple[str, ...] = ()) -> Architecture:
-    """Return the architecture that ``weights``, a state_dict with the official keys, belongs to.
+    """Return the architecture of the network whose state_dict is ``weights``, with the official keys.
 
     Raises UnknownArchitectureError if no network matches every key and shape.
     """
-    _refuse_odd_tensors(weights)
+    _reject_odd_tensors(weights)
     nearest: Architecture | None = None
     fewest: list[str] = []
     for propose in (_resnet, _unet, _pixel, _patch):
@@ -146,14 +150,17 @@ def recognise(weights: Weights, notes: tuple[str, ...] = ()) -> Architecture:
 
 
 def no_close_match(keys: Sequence[str]) -> UnknownArchitectureError:
-    """Return the error to raise if no network has any of ``keys``."""
+    """Return the error to raise for a state_dict whose ``keys`` resemble those of no known network."""
     return UnknownArchitectureError(
         f"unknown architecture, and no known one is close: its keys are {listed(keys, 'keys')}"
     )
 
 
 def listed(items: Sequence[str], noun: str) -> str:
-    """Join the first three ``items``, cutting long ones, and append the total number if there are more."""
+    """Return the first three ``items`` as text, with long ones shortened.
+
+    If there are more than three, the text ends with their number, such as "(5 keys)" for the noun "keys".
+    """
     shown = []
     for item in items[:3]:
         if len(item) > 80:
@@ -165,10 +172,10 @@ def listed(items: Sequence[str], noun: str) -> str:
     return text
 
 
-def _refuse_odd_tensors(weights: Weights) -> None:
-    """Raise UnknownArchitectureError for tensors that do not occur in files of weights.
+def _reject_odd_tensors(weights: Weights) -> None:
+    """Raise UnknownArchitectureError for tensors that do not occur in genuine weights files.
 
-    They may claim more memory than the file contains.
+    Such tensors may claim more memory than the file contains.
     """
     for key, value in weights.items():
         if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized:
@@ -199,7 +206,7 @@ def _differences(architecture: Architecture, weights: Weights) -> list[str]:
         with torch.device("meta"):
             state = architecture.kind(**architecture.arguments).state_dict()
     except (ValueError, TypeError, RuntimeError, ZeroDivisionError, OverflowError) as error:
-        # More differences than for any network that can be built.
+        # Report more differences than any network that can be built has, so that this one is never closest.
         return [f"it cannot be built: {str(error).splitlines()[0]}"] * (len(weights) + 1)
     unexpected = [f"{key} is unexpected" for key in weights if key not in state]
     missing = [f"{key} is missing" for key in state if key not in weights]
@@ -212,7 +219,7 @@ def _differences(architecture: Architecture, weights: Weights) -> list[str]:
     return unexpected + missing + reshaped
 
 
-# --- Proposals, each from some of the keys and shapes -------------------------------------------------------
+# --- Architectures suggested by a few keys and shapes -------------------------------------------------------
 
 _Proposal = tuple[type[nn.Module], dict[str, Any]]
 
@@ -224,7 +231,7 @@ def _dims(weights: Weights, key: str) -> int:
 
 
 def _norm(weights: Weights, conv: str, norm: str) -> dict[str, Any]:
-    """Return the norm and whether it is affine, from its own keys and the convolution before it."""
+    """Derive ``norm`` and ``affine`` from the keys of a norm layer and of the convolution before it."""
     affine, tracked = f"{norm}.weight" in weights, f"{norm}.running_mean" in weights
     if f"{conv}.bias" in weights:
         return {"norm": "instance", "affine": affine}

@@ -1,6 +1,6 @@
-"""Describe a file of weights, or the files in a folder.
+"""Describe a weights file, or all weights files in a folder.
 
-The description covers the networks, what was changed to read them, and what else the file contains.
+The description covers the networks, the changes made to their keys, and the other contents of the file.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ MAX_SHOWN = 12
 
 @dataclass(frozen=True)
 class InspectConfig:
-    """Print which networks a file of weights contains, judging by keys and shapes. No code in it is run."""
+    """Print which networks a weights file contains, based on keys and shapes. No code in the file is run."""
 
-    #: A file of weights, or a folder of such files (a run, official checkpoints).
+    #: Weights file, or a folder of weights files (such as a run or official checkpoints).
     file: Annotated[Path, tyro.conf.Positional]
 
 
 def describe(path: Path) -> Iterator[str]:
     """Yield lines that describe ``path``, a file or a folder.
 
-    Raises UserError if a file cannot be read or contains no known network. In a folder, such an error becomes
-    a line and the other files are still described; UserError is raised only if the folder contains no files
-    of weights.
+    Raises UserError if a file cannot be read or contains no known network. In a folder, such an error is
+    yielded as a line and the other files are still described. UserError is then raised only if the folder
+    contains no weights files.
     """
     if not path.is_dir():
         yield from _describe_file(path)
         return
     files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES and file.is_file())
     if not files:
-        raise UserError(f"{path}: contains no files of weights (looked for {', '.join(SUFFIXES)})")
+        raise UserError(f"{path}: contains no weights files (looked for {', '.join(SUFFIXES)})")
     for file in files:
         try:
             yield from _describe_file(file)
@@ -87,7 +87,7 @@ def _describe_network(network: Network) -> Iterator[str]:
 
 
 def _belongs_to_network(key: str, value: Any, networks: list[Network]) -> bool:
-    """Return whether the outermost entry ``key`` is part of a network or contains one."""
+    """Return whether the top-level entry ``key`` of a file is part of a network or contains one."""
     if isinstance(value, Tensor):
         return True
     return any(f"{network.place}.".startswith(f"{key}.") for network in networks)

@@ -1,8 +1,9 @@
-"""Find the networks in the contents of a file, in all spellings that occur in practice.
+"""Find the networks in the contents of a file, whichever of the usual naming schemes its keys follow.
 
-Files in the wild nest weights under other keys, prefix them (``module.``, ``_orig_mod.``, the name of an
-attribute), call residual blocks ``block``, or contain running statistics that instance norm kept before
-PyTorch 0.4. All of this is removed first, and noted; ``architecture.py`` then recognises the network.
+Files in the wild nest weights under other keys, prefix their keys (``module.``, ``_orig_mod.``, the name of
+an attribute), call residual blocks ``block``, or contain running statistics that instance norm kept before
+PyTorch 0.4. These differences are removed first, with a note on each. ``architecture.py`` then recognises the
+network.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from fastcyclegan.checkpoints.architecture import (
 _WRAPPER = re.compile(r"(?:(?<=\.)|^)(?:module|_orig_mod)\.")
 _BLOCK = re.compile(r"^(model\.\d+)\.block\.")
 _FIRST_LAYERS = ("model.1.weight", "model.model.0.weight", "model.0.weight", "net.0.weight", "model.7.weight")
-# No real file has more. A file that does was crafted to take up time and memory.
+# No real file exceeds these limits. A file that does was crafted to waste time and memory.
 _MAX_TENSORS, _DEEPEST = 20_000, 8
 
 
@@ -35,8 +36,8 @@ _MAX_TENSORS, _DEEPEST = 20_000, 8
 class Network:
     """One network in a file.
 
-    ``place`` is its path of keys in the file ("" for the whole file). ``weights`` has the keys of our
-    networks.
+    ``place`` is the dotted path of keys that leads to the network ("" if the whole file is the network).
+    ``weights`` maps the official keys to the tensors.
     """
 
     place: str
@@ -45,10 +46,10 @@ class Network:
 
 
 def find_networks(contents: Any) -> list[Network]:
-    """Return the networks in the contents of a file: a state_dict, or mappings that contain some.
+    """Return the networks in ``contents``, which is a state_dict or a mapping with nested state_dicts.
 
-    Raises UnknownArchitectureError if there are none; the message names the closest network and the
-    differences.
+    Raises UnknownArchitectureError if there are no networks; the message names the closest known network and
+    the differences.
     """
     networks: list[Network] = []
     problems: list[str] = []
@@ -84,7 +85,7 @@ def _no_network(contents: Any) -> UnknownArchitectureError:
 def state_dicts(
     contents: Any, place: str = "", parents: tuple[int, ...] = ()
 ) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Yield each group of tensors in nested mappings, with its path of keys.
+    """Yield each group of tensors in nested mappings, preceded by its path of keys.
 
     ``parents`` are the ids of the enclosing mappings. Raises UnknownArchitectureError for a group that is too
     large to be a network.
@@ -108,7 +109,7 @@ def _join(place: str, key: str) -> str:
 
 
 def _at(place: str, message: str) -> str:
-    """Prefix ``message`` with the place in the file that it is about."""
+    """Prefix ``message`` with ``place``, the path of keys that the message is about."""
     if place:
         return f"{place}: {message}"
     return message
@@ -119,7 +120,7 @@ def _at(place: str, message: str) -> str:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """Weights that may be those of a network, and the prefixes removed from their keys."""
+    """Weights that may belong to a network, and the prefixes that were removed from their keys."""
 
     place: str
     weights: Weights
@@ -127,7 +128,7 @@ class _Candidate:
 
 
 def _candidates(place: str, tensors: Mapping[str, Tensor]) -> Iterator[_Candidate]:
-    """Yield each set of weights in a group of tensors that may be a network's."""
+    """Split a group of tensors by key prefix, and yield each part that may be a network."""
     stripped: dict[str, Tensor] = {}
     wrappers: set[str] = set()
     for key, value in tensors.items():
@@ -147,9 +148,9 @@ def _candidates(place: str, tensors: Mapping[str, Tensor]) -> Iterator[_Candidat
 
 
 def _prefixes(keys: Mapping[str, Any]) -> list[str]:
-    """Return the outermost prefixes that precede the first layers of networks among ``keys``.
+    """Return the outermost prefixes in ``keys`` that are followed by the name of a network's first layer.
 
-    A prefix is "" or names that end with a dot.
+    A prefix is "" or ends with a dot.
     """
     prefixes: set[str] = set()
     for key in keys:
@@ -160,7 +161,7 @@ def _prefixes(keys: Mapping[str, Any]) -> list[str]:
 
 
 def _is_part_of_another(prefix: str, prefixes: set[str]) -> bool:
-    """Return whether the layers after ``prefix`` are part of a network after another of ``prefixes``."""
+    """Return whether the layers under ``prefix`` belong to a network under another of ``prefixes``."""
     for outer in prefixes:
         if prefix != outer and prefix.startswith(outer):
             remainder = prefix.removeprefix(outer)
@@ -170,9 +171,10 @@ def _is_part_of_another(prefix: str, prefixes: set[str]) -> bool:
 
 
 def _network(candidate: _Candidate) -> Network:
-    """Return the network of ``candidate``.
+    """Return the network that the weights of ``candidate`` belong to.
 
-    If it was the attribute "model" of another module, its keys look like those of a U-Net at first.
+    A network that was the attribute "model" of another module has the key prefix "model.", which a U-Net has
+    too. If the weights match no network, they are therefore tried without that prefix.
     """
     try:
         return _recognised(candidate)
@@ -206,9 +208,9 @@ def _normalised(weights: Weights) -> tuple[dict[str, Tensor], list[str]]:
 
 
 def _is_stale(key: str, weights: Weights) -> bool:
-    """Return whether ``key`` is a statistic of an instance norm without scale and shift.
+    """Return whether ``key`` is a running statistic of an instance norm without scale and shift.
 
-    The convolution before such a norm has a bias.
+    The convolution before such a norm has a bias, which tells it apart from batch norm.
     """
     norm, _, statistic = key.rpartition(".")
     owner, _, index = norm.rpartition(".")

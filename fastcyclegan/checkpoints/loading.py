@@ -1,7 +1,7 @@
 """Load networks from files.
 
-The files may be official ones of any age, those of other projects with the same networks, those of runs, or
-those that ``save_pretrained`` wrote.
+The files may come from any version of the official code, from other projects with the same networks, from
+runs, or from ``save_pretrained``.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from fastcyclegan.tensor_files import arguments_in, load_tensors
 def read_networks(file: Path) -> list[Network]:
     """Return the networks in ``file``.
 
-    Raises UserError if it is damaged, contains code, or contains no known network.
+    Raises UserError if the file is damaged, contains code, or contains no known network.
     """
     contents = load_tensors(file)
     metadata = arguments_in(file)
     try:
         if "class" in metadata:
-            # The file records what keys and shapes do not show: how blocks are padded, whether a U-Net has
-            # dropout.
+            # The file records two things that keys and shapes do not show: how blocks are padded, and whether
+            # a U-Net has dropout.
             recorded = of_arguments(metadata.pop("class"), metadata, contents)
             if recorded is not None:
                 return [Network("", recorded, dict(contents))]
@@ -43,9 +43,9 @@ def read_networks(file: Path) -> list[Network]:
 
 
 def choose(networks: Sequence[Network], file: Path, generator: bool, key: str | None = None) -> Network:
-    """Return the one generator (or discriminator) among ``networks`` of ``file``, or the one at ``key``.
+    """Return the only generator (or discriminator) among the ``networks`` of ``file``, or the one at ``key``.
 
-    Raises UserError if there is none, or if there are several and no key.
+    Raises UserError if there is none, or if there are several and ``key`` is None.
     """
     role = "generator" if generator else "discriminator"
     fitting = [network for network in networks if network.architecture.is_generator == generator]
@@ -74,10 +74,10 @@ def _places(networks: Sequence[Network]) -> str:
 
 
 def find_weights(weights: Path, direction: Direction | None, epoch: str, ema: bool = False) -> Path:
-    """Return the file of the generator in a folder, or ``weights`` itself if it is a file.
+    """Return the weights file of the generator in the folder ``weights``, or ``weights`` if it is a file.
 
-    The folder is that of a run, of official results, or of ``save_pretrained``. Raises UserError if there is
-    no such file.
+    The folder can be a run, official results, or the output of ``save_pretrained``. Raises UserError if the
+    file does not exist.
     """
     if not weights.exists():
         raise UserError(f"{weights}: no such file or folder")
@@ -91,7 +91,7 @@ def find_weights(weights: Path, direction: Direction | None, epoch: str, ema: bo
     file = weights_file(weights, epoch, name, ema=ema)
     if file.exists():
         return file
-    # The official test of a single direction uses a file of this name.
+    # The official test model for a single direction uses a file with this name.
     undirected = weights / f"{epoch}_net_G.pth"
     if direction is None and not ema and undirected.exists():
         return undirected
@@ -104,7 +104,10 @@ def find_weights(weights: Path, direction: Direction | None, epoch: str, ema: bo
 
 
 def _only_file(weights: Path) -> Path | None:
-    """Return ``weights`` or what ``save_pretrained`` wrote in it; None for a folder of several files."""
+    """Return ``weights`` if it is a file, or else the file that ``save_pretrained`` wrote to that folder.
+
+    Returns None for a folder without such a file.
+    """
     if not weights.is_dir():
         return weights
     pretrained = weights / WEIGHTS_FILE
@@ -116,7 +119,7 @@ def _only_file(weights: Path) -> Path | None:
 def _generator_for(direction: Direction | None, config: TrainConfig | None) -> str:
     """Return the official name of a run's generator that translates in ``direction``.
 
-    The default is the direction that the run was trained in.
+    If ``direction`` is None, it is the direction in which the run was trained.
     """
     if config is None:
         config = TrainConfig()
@@ -138,7 +141,7 @@ def load_generator(
 ) -> nn.Module:
     """Load the generator in ``source``, in eval mode, on ``device`` in ``dtype``.
 
-    Its architecture is recognised by its keys and shapes. ``source`` is a file of weights (official
+    Its architecture is recognised by its keys and shapes. ``source`` is a weights file (official
     ``*_net_G_A.pth`` of any age, ``netG_A2B.pth``, nested checkpoints, safetensors) or a folder (a run,
     official checkpoints, the output of ``save_pretrained``). In a folder, ``direction`` ("AtoB" or "BtoA",
     where A and B are the training folders), ``epoch`` and ``ema`` choose the file. In a file with several
@@ -149,16 +152,17 @@ def load_generator(
     """
     file = find_weights(Path(source), direction, epoch, ema)
     network = choose(read_networks(file), file, generator=True, key=key)
-    with torch.device("meta"):  # saves the time for initial weights that are overwritten
+    with torch.device("meta"):  # initial weights would be overwritten, so do not compute them
         net = network.architecture.build(impl)
     net.to_empty(device="cpu").load_state_dict(network.weights)
     return net.to(device=device, dtype=dtype).eval()
 
 
 def settings_of(folder: Path, epoch: str) -> dict[str, Any]:
-    """Return the settings of the model whose official files of ``epoch`` are in ``folder``.
+    """Return the model settings that match the official weights files of ``epoch`` in ``folder``.
 
-    They have the same names as in a configuration. Raises UserError for networks that cannot be trained here.
+    The settings have the same names as in a configuration. Raises UserError for networks that cannot be
+    trained with fastcyclegan.
     """
     settings: dict[str, Any] = {}
     recipe = make_recipe(TrainConfig())

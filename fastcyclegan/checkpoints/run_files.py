@@ -1,7 +1,7 @@
-"""File names of a run, its configuration, and its weights as official files.
+"""Name, read and write the files of a run: its configuration, and its weights in the official format.
 
-Weights are named as in the official code, and a recipe provides the names: its G_A translates A to B, its D_A
-judges images of B.
+Weights files are named as in the official code. A recipe provides the names: G_A translates A to B, and D_A
+judges images of domain B.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ STATE = "state.pt"
 
 
 def weights_file(run: Path, epoch: str, official_name: str, *, ema: bool = False) -> Path:
-    """Return the file of a network by its official name: ``{epoch}_net_{G_A,G_B,D_A,D_B}.pth``.
+    """Return the path of a network's weights file: ``{epoch}_net_{G_A,G_B,D_A,D_B}.pth``.
 
-    With ``ema``, return the file of its running average.
+    With ``ema``, the path is that of the running average of the network's weights.
     """
     stem = f"{epoch}_net_{official_name}"
     if ema:
@@ -34,9 +34,9 @@ def weights_file(run: Path, epoch: str, official_name: str, *, ema: bool = False
 
 
 def read_config(run: Path) -> TrainConfig | None:
-    """Return the configuration that ``run`` was started with, or None if it has none.
+    """Return the configuration that ``run`` was started with, or None if none was saved.
 
-    It comes from config.json or, without that file, from the training state.
+    It is read from config.json or, if that file does not exist, from the training state.
     """
     file = run / CONFIG
     if not file.exists():
@@ -57,13 +57,13 @@ def _config_of_state(file: Path) -> TrainConfig | None:
 
 
 def write_config(run: Path, config: TrainConfig) -> None:
-    """Write ``config`` as config.json. Raises OSError if it cannot be written."""
+    """Write ``config`` to config.json in the folder ``run``. Raises OSError if it cannot be written."""
     text = json.dumps(to_dict(config), indent=2) + "\n"
     write_atomically(run / CONFIG, lambda partial: partial.write_text(text))
 
 
 def remove_partials(run: Path) -> None:
-    """Delete files that a killed process left half-written."""
+    """Delete the half-written files that a killed process left in ``run``."""
     for partial in run.glob(".*.partial"):
         with contextlib.suppress(OSError):
             partial.unlink()
@@ -72,8 +72,7 @@ def remove_partials(run: Path) -> None:
 def fit_weights(net: nn.Module, weights: Mapping[str, Tensor], source: Path | str, architecture: str) -> None:
     """Load ``weights`` into ``net``.
 
-    If they do not fit, raises a UserError that states what was expected and what was found, and loads
-    nothing.
+    If they do not fit, nothing is loaded, and a UserError states what was expected and what was found.
     """
     problems = _differences(net.state_dict(), weights)
     if problems:
@@ -97,13 +96,13 @@ def _differences(expected: Mapping[str, Tensor], actual: Mapping[str, Tensor]) -
 def save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
     """Write a state_dict as the official code does: plain contiguous tensors by name.
 
-    Raises OSError if it cannot be written.
+    Raises OSError if the file cannot be written.
     """
     save_tensors(path, {name: value.contiguous() for name, value in weights.items()})
 
 
 def saved_epochs(run: Path) -> list[str]:
-    """Return the labels (latest, 5, iter_1000 ...) of the epochs for which ``run`` has generator weights."""
+    """Return the epoch labels (latest, 5, iter_1000 ...) for which ``run`` contains generator weights."""
     numbers: set[str] = set()
     names: set[str] = set()
     for file in run.glob("*_net_G*.pth"):

@@ -1,7 +1,7 @@
 """Turn image files into training batches: find, check, decode and sample images, and write pixels back.
 
-Loaders, file formats, augmentations, dataset downloads and dataset checks belong here. What a network does
-with a batch does not: this room runs without networks and kernels.
+Loaders, file formats, augmentations, dataset downloads and dataset checks belong here. Code that runs a
+network on a batch does not: this package works without networks and kernels.
 
 Uses ``config`` and ``tensor_files``.
 """

@@ -15,8 +15,8 @@ T = TypeVar("T")
 def in_background(items: Generator[T], depth: int) -> Generator[Iterator[T]]:
     """Iterate over ``items`` in a background thread, up to ``depth`` items ahead of the consumer.
 
-    Exceptions from ``items`` are re-raised where the consumer takes the next item. Leaving the block ends the
-    thread after its current item and closes ``items`` in that thread.
+    Exceptions from ``items`` are re-raised when the consumer takes the next item. Leaving the ``with`` block
+    ends the thread after its current item and closes ``items`` in that thread.
     """
     ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(depth)
     stop = threading.Event()

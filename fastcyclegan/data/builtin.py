@@ -1,10 +1,11 @@
 """The built-in dataset: plain shapes (A) and striped shapes (B), drawn by formula from a seed.
 
-Each scene is a few discs, squares and diamonds on a uniform ground. A paints the shapes in one colour; B
-paints them in horizontal stripes of two other colours, with a period of four rows. The palette is fixed, so
-the correct translation is determined: a plain shape becomes a striped shape in the same place, and ground
-stays ground. Training images of A and B show different scenes. A held-out image of A and the held-out image
-of B with the same name show the same scene, so each is the perfect translation of the other.
+Each scene consists of a few discs, squares and diamonds on a uniform background. A paints the shapes in one
+colour; B paints them in horizontal stripes of two other colours, with a period of four rows. The palette is
+fixed, so the correct translation is determined: a plain shape becomes a striped shape in the same place, and
+the background does not change. Training images of A and B show different scenes. A held-out image of A and
+the held-out image of B with the same name show the same scene, so each is the perfect translation of the
+other.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ Pixels = NDArray[np.uint8]
 
 
 def _shapes(u: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Return the mask [SIZE, SIZE] of a scene.
+    """Return a mask [SIZE, SIZE] that is true inside the shapes of a scene.
 
-    ``u`` contains the 13 numbers in [0, 1) that define the scene: how many shapes it has, then the kind, x, y
+    ``u`` contains the 13 numbers in [0, 1) that define the scene: the number of shapes, then the kind, x, y
     and radius of each.
     """
     y, x = np.mgrid[0:SIZE, 0:SIZE].astype(np.float64)
@@ -86,17 +87,17 @@ def stripes(images: NDArray[np.uint8]) -> float:
 
 
 def gap_closed(source: Pixels, translated: Pixels, target: Pixels) -> float:
-    """Return how much of the stripe-statistic gap between source and target the translation closes.
+    """Return the share of the stripe-statistic gap from source to target that the translation closes.
 
     1 means that the translated images have the target domain's statistic, and 0 that they are no closer to it
-    than the source images. Overshooting counts as missing: the result is 1 - |s(translated) - s(target)| /
-    |s(source) - s(target)|.
+    than the source images. Overshooting counts like falling short: the result is
+    1 - |s(translated) - s(target)| / |s(source) - s(target)|.
     """
     return 1 - abs(stripes(translated) - stripes(target)) / abs(stripes(source) - stripes(target))
 
 
 def distance_ratio(source: Pixels, translated: Pixels, target: Pixels) -> float:
-    """Return the mean L1 distance of the translations to the targets, divided by that of the sources.
+    """Return the mean L1 distance from translations to targets, divided by that from sources to targets.
 
     The targets are the true counterparts of the sources. 0 is perfect.
     """
@@ -109,7 +110,7 @@ def distance_ratio(source: Pixels, translated: Pixels, target: Pixels) -> float:
 
 @dataclass(frozen=True)
 class Score:
-    """How well held-out images were translated; see the functions of the same names."""
+    """The scores of translated held-out images; see the functions of the same names."""
 
     gap_closed: float
     distance_ratio: float
@@ -121,7 +122,7 @@ def score(
     targets: Sequence[Path],
     device: torch.device,
 ) -> Score:
-    """Score how well ``translate`` turns the images ``sources`` into the images ``targets``, in order.
+    """Score how well ``translate`` turns each image of ``sources`` into its counterpart in ``targets``.
 
     ``translate`` maps [N, 3, H, W] in [-1, 1] on ``device`` to the same shape and range.
     """

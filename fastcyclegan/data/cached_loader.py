@@ -24,7 +24,7 @@ from fastcyclegan.errors import UserError
 class CachedImages:
     """The resized images of one source, as [H, W, C] uint8 ``rows``.
 
-    They are stored one after the other in a single block of memory.
+    The images are stored one after another in a single block of memory.
     """
 
     rows: list[Row]
@@ -32,7 +32,7 @@ class CachedImages:
 
 
 def free_memory(device: torch.device) -> int:
-    """Return the bytes that are free on ``device``, as reported by its driver or the operating system."""
+    """Return the number of free bytes on ``device``, as reported by its driver or the operating system."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:
@@ -45,9 +45,9 @@ def free_memory(device: torch.device) -> int:
 
 
 def bytes_needed(source: Source) -> int:
-    """Return the bytes that the resized images of ``source`` need.
+    """Return the number of bytes that the resized images of ``source`` need.
 
-    They are computed from the image sizes found when the files were checked.
+    It is computed from the image sizes found when the files were checked.
     """
     pixels = 0
     for path in source.paths:
@@ -60,10 +60,10 @@ def bytes_needed(source: Source) -> int:
 def cache_images(
     sources: Sequence[Source], readers: Sequence[Reader], device: torch.device, free: int | None = None
 ) -> list[CachedImages]:
-    """Read all images of ``sources``, each with its reader, into the memory of ``device``.
+    """Read all images of each source with the corresponding reader into the memory of ``device``.
 
-    Raises UserError, before anything is read, if they need more than half of the memory that is ``free``. A
-    file that can no longer be read is kept as its error.
+    Raises UserError, before anything is read, if the images need more than half of the ``free`` bytes. If a
+    file can no longer be read, its error is stored in place of the image.
     """
     needed = sum(bytes_needed(source) for source in sources)
     if free is None:
@@ -89,7 +89,8 @@ def _cache_source(source: Source, reader: Reader, device: torch.device) -> Cache
             slot.copy_(row)
             used += row.numel()
             row = slot
-        rows.append(row)  # a file that grew since it was checked keeps its own memory
+        # If files grew after the check, images that do not fit in the block keep their own memory.
+        rows.append(row)
     return CachedImages(rows, size)
 
 
@@ -109,7 +110,7 @@ def view_of(pixels: Tensor, fit: Fit, view: View, device: torch.device) -> Tenso
 
 
 class CachedLoader(Loader):
-    """A loader of images that are kept in memory, on the device or on the host."""
+    """A loader that takes its images from memory, on the device or on the host."""
 
     def __init__(
         self,

@@ -1,8 +1,8 @@
 """Check every file once before training starts.
 
-A check decodes the whole file, because the header does not show whether the rest is there. Results are kept
-in the user's cache folder by path, size and modification time, so the next run over the same files takes one
-stat call per file.
+A check decodes the whole file, because the header does not show whether the rest is there. Results are stored
+in the user's cache folder by path, size and modification time, so the next run with the same files needs only
+one stat call per file.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ CACHE_VERSION = 2
 class Checked:
     """The result of checking one file.
 
-    It holds the file's identity on disk, the upright size in pixels, Pillow's mode, and the reason why the
-    file cannot be used, if there is one. ``plain`` files are those that every decoder reads alike; see
-    ``image_file.read_header``.
+    ``path``, ``bytes`` and ``mtime_ns`` identify the file on disk. ``width`` and ``height`` are the size of
+    the upright image in pixels, and ``mode`` is Pillow's mode. ``error`` is the reason why the file cannot be
+    used, or "". ``plain`` is True if every decoder reads the file alike; see ``image_file.read_header``.
     """
 
     path: str
@@ -65,7 +65,7 @@ def check_file(path: Path) -> Checked:
         _, plain = read_header(path.read_bytes())
         with Image.open(path) as header:
             width, height = header.size
-            if header.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8):  # stored on its side
+            if header.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8):  # stored with width and height swapped
                 width, height = height, width
             return Checked(*identity, width, height, header.mode, plain=plain)
     except BadImageError as bad:
@@ -104,8 +104,8 @@ def _threads() -> int:
 def check_files(paths: Sequence[Path], progress: Callable[[int, int], None] | None = None) -> list[Checked]:
     """Check ``paths`` and return the results in order.
 
-    Files that have not changed since an earlier check are taken from the cache. ``progress`` is called with
-    the number of files checked so far and the total.
+    For files that have not changed since an earlier check, the result comes from the cache. ``progress`` is
+    called with the number of files checked so far and the total.
     """
     cache_file = _cache_file()
     cache = _read_cache(cache_file)

@@ -58,7 +58,7 @@ def default_threads() -> int:
 def choose(loader: str, device: torch.device, num_threads: int | None = None) -> Choice:
     """Resolve ``loader`` ("auto", "dali" or "folder") for ``device``.
 
-    Raises UserError for "dali" if DALI does not work there.
+    Raises UserError for "dali" if DALI does not work on ``device``.
     """
     if loader == "folder":
         return _folder(num_threads, "requested")
@@ -91,7 +91,10 @@ def check_cache(cache: str, device: torch.device) -> None:
 
 
 def make_reader(choice: Choice, fit: Fit, device: torch.device, log: Log) -> Reader:
-    """Return a reader of single images: onto ``device`` with DALI, otherwise onto the host."""
+    """Return a reader of single images.
+
+    A DALI reader puts the images on ``device``, and a Pillow reader on the host.
+    """
     if choice.kind == "dali":
         return DaliReader(fit, device, choice.threads, log)
     return PillowReader(fit, choice.threads)
@@ -102,8 +105,8 @@ def make_loader(
 ) -> Loader:
     """Return the loader of ``choice``; with a cache, fill the cache and return a loader that reads from it.
 
-    Raises UserError if the images do not fit into the cache, or if the cache is on a GPU that the run does
-    not use.
+    Raises UserError if the images do not fit into the cache, or if the cache should be on a GPU but the run
+    does not use one.
     """
     skip = config.skip_bad_images
     if config.cache != "none":

@@ -1,15 +1,16 @@
 """Read images with DALI in blocks, and yield them resized, cropped and flipped in the plan's order.
 
-The division of work follows measurements. On a GPU, DALI does all of it there. On a CPU, DALI decodes (1.6
-times as fast as Pillow, and to the same pixels) and torch resizes. For 8-bit images, torch's antialiased
-cubic filter computes the same as Pillow's and also rounds between the two passes. It is therefore within 2
-levels of Pillow's if the passes have the same order, and it takes a seventh of the time. DALI's own filter
-does not round there and repeats the border: it is up to 11 levels off, and hardly faster than Pillow's.
+The division of work follows measurements. On a GPU, DALI does everything. On a CPU, DALI decodes (1.6 times
+as fast as Pillow, and to the same pixels) and torch resizes. For 8-bit images, torch's antialiased cubic
+filter is the same as Pillow's and, like it, rounds between the two passes. The results are therefore within 2
+levels of Pillow's if the passes have the same order, and they take a seventh of the time. DALI's own filter
+does not round between the passes and repeats the pixels at the border. Its results are up to 11 levels off,
+and it is hardly faster than Pillow's.
 
-Images are processed in blocks because every run of DALI has a fixed cost: with one image per run it is slower
-than Pillow. Files that decoders read differently (see ``image_file.read_header``) and files that changed
-since they were checked go through Pillow, in the same stream of images. So does a file that DALI fails on,
-and that is logged.
+Images are processed in blocks because every run of DALI has a fixed cost: with one image per run, DALI is
+slower than Pillow. Pillow reads files that decoders read differently (see ``image_file.read_header``) and
+files that changed after they were checked, without changing the order of the images. It also reads files that
+DALI fails on, and a line is logged for each.
 """
 
 from __future__ import annotations
@@ -38,9 +39,9 @@ from fastcyclegan.data.pillow_loader import read_with_pillow
 from fastcyclegan.data.sample_plan import Plan, Sample, View
 
 BLOCK_BYTES = 2**28
-"""The most decoded bytes in a block; large images make smaller blocks."""
+"""Maximum number of decoded bytes per block. Blocks of large images therefore contain fewer images."""
 AHEAD = 2
-"""Finished blocks that wait for the consumer while another is resized and yet another is decoded."""
+"""Finished blocks that can wait for the consumer while another is resized and yet another is decoded."""
 
 
 def resize_crop_and_flip(pixels: Pixels, fit: Fit, view: View | None) -> Pixels:
@@ -60,8 +61,8 @@ def resize_crop_and_flip(pixels: Pixels, fit: Fit, view: View | None) -> Pixels:
 
 def _resized_by_torch(pixels: Pixels, size: Size) -> Pixels:
     planes = torch.from_numpy(pixels).permute(2, 0, 1)[None]
-    # Horizontal first, as Pillow did for years. Pillow 13 chooses the order from the sizes, by its own rule,
-    # and so does torch in a single call.
+    # Resize horizontally first, as Pillow did for years. Pillow 13 chooses the order from the sizes by a rule
+    # of its own, and in a single call torch does too.
     for sides in ((pixels.shape[0], size[0]), (size[1], size[0])):
         if sides != tuple(planes.shape[2:]):
             planes = functional.interpolate(planes, size=sides, mode="bicubic", antialias=True)
@@ -84,10 +85,11 @@ class _Block:
 
 
 class DaliReader:
-    """A reader of images of one ``fit``, in order, in blocks, and ahead of its consumer.
+    """A reader that reads images with DALI in blocks, in order and ahead of its consumer.
 
-    On a GPU, rows are made on the reader's own stream and yielded ready for use on the consumer's current
-    stream. ``whole`` is as in ``DaliPipeline``.
+    All images are resized and cropped according to ``fit``. On a GPU, they are produced on the reader's own
+    stream; once yielded, they are ready for use on the consumer's current stream. ``whole`` is as in
+    ``DaliPipeline``.
     """
 
     def __init__(
@@ -142,7 +144,7 @@ class DaliReader:
                 pipe.close()
 
     def _gathered(self, jobs: Iterator[Job], pool: ThreadPoolExecutor) -> Iterator[_Block]:
-        """Yield blocks of files, which the pool reads up to one block ahead."""
+        """Yield blocks of files; the threads of ``pool`` read the files up to one block ahead."""
         reading: deque[Future[EncodedFile]] = deque()
         for job in islice(jobs, BLOCK):
             reading.append(pool.submit(self._fetch, job))
@@ -162,7 +164,7 @@ class DaliReader:
             yield _Block(files)
 
     def _fetch(self, job: Job) -> EncodedFile:
-        """Return ``job``, with the bytes of its file if DALI should decode it."""
+        """Return ``job`` as an EncodedFile, with the bytes of its file only if DALI should decode it."""
         known = job.checked
         size, plain = (0, 0), True
         if known is not None:
@@ -173,7 +175,7 @@ class DaliReader:
         with contextlib.suppress(OSError):
             if job.path.is_file():
                 data = job.path.read_bytes()
-        if not data:  # Pillow will find the same and report it
+        if not data:  # Pillow will find no data either, and report it
             return EncodedFile(job, size)
         if known is None:
             size, plain = read_header(data)
@@ -184,7 +186,7 @@ class DaliReader:
         return EncodedFile(job, size, np.frombuffer(data, np.uint8), plain=True)
 
     def _collected(self, block: _Block | None, pipe: DaliPipeline) -> list[Any]:
-        """Return DALI's results for the plain files of ``block``, and remember the files that it fails on."""
+        """Return DALI's results for the plain files of ``block``, and record the files that DALI fails on."""
         if block is None:
             return []
         files = block.plain
@@ -236,7 +238,7 @@ class DaliReader:
 
 
 class DaliLoader(Loader):
-    """A loader that reads with DALI in ``threads`` threads, and on the GPU if that is the device."""
+    """A loader that reads images with DALI in ``threads`` threads, and on the GPU if ``device`` is one."""
 
     def __init__(
         self,
@@ -251,7 +253,7 @@ class DaliLoader(Loader):
         whole: bool | None = None,
     ) -> None:
         super().__init__(a, b, plan, device, skip_bad_images=skip_bad_images, log=log)
-        # Domains with the same fit share one pipeline, A and B in turn.
+        # Domains with the same fit share one pipeline, which reads images of A and B in turn.
         fits = {"AB": a.fit} if a.fit == b.fit else {"A": a.fit, "B": b.fit}
         self.readers = {
             sides: DaliReader(fit, device, threads, log, whole=whole) for sides, fit in fits.items()
@@ -272,7 +274,7 @@ class DaliLoader(Loader):
                 yield self._batch_of_rows(rows)
 
     def _jobs(self, start: int, stop: int, sides: str) -> Iterator[Job]:
-        """Yield the images of ``sides`` ("A", "B" or "AB") in the order of the samples."""
+        """Yield a job per image of the domains ``sides`` ("A", "B" or "AB"), in the order of the samples."""
         for epoch, numbers in self.plan.batches(start, stop):
             for i in numbers:
                 sample = self.plan.sample(epoch, i)

@@ -1,7 +1,7 @@
-"""Decode blocks of encoded files with a DALI pipeline, and find out whether DALI works here.
+"""Decode blocks of encoded files with a DALI pipeline, and check whether DALI works on this machine.
 
-On a GPU, DALI decodes, resizes, crops and flips there. On a CPU it only decodes, 1.6 times as fast as Pillow
-and to the same pixels; ``dali_loader.py`` describes how the rest is done.
+On a GPU, DALI decodes, resizes, crops and flips. On a CPU it only decodes, 1.6 times as fast as Pillow and to
+the same pixels; ``dali_loader.py`` describes how the rest is done.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ BLOCK = 64
 def why_not_dali(device: torch.device) -> str:
     """Return why DALI cannot be used on ``device``, in one line, or "" if it can.
 
-    A pipeline is built to find out.
+    The check includes building a pipeline.
     """
     if find_spec("nvidia") is None or find_spec("nvidia.dali") is None:
         return "DALI is not installed: install the extra dali, or dali-cu12 for a torch with CUDA 12"
@@ -47,7 +47,7 @@ def why_not_dali(device: torch.device) -> str:
 def _why_not_this_cuda() -> str:
     from nvidia.dali import __cuda_version__, __version__
 
-    # 13492 for CUDA 13.4.92
+    # DALI reports CUDA 13.4.92 as 13492.
     dali_cuda, torch_cuda = str(__cuda_version__)[:2], str(torch.version.cuda).split(".")[0]
     if dali_cuda == torch_cuda:
         return ""
@@ -61,8 +61,9 @@ def _why_not_this_cuda() -> str:
 def parses(data: bytes, size: Size) -> bool:
     """Return whether DALI's parser finds an image of ``size`` in ``data``.
 
-    Data that it cannot parse must never reach a pipeline. A parser that fails there leaves other threads
-    working on freed memory, which has crashed the process (DALI 2.4). A decoder that fails is harmless.
+    Data that it cannot parse must never reach a pipeline. If the parser fails inside a pipeline, other
+    threads continue to work on freed memory, which has crashed the process (DALI 2.4). A decoder that fails
+    is harmless.
     """
     from nvidia import nvimgcodec
 
@@ -77,7 +78,7 @@ def parses(data: bytes, size: Size) -> bool:
 class EncodedFile:
     """A job and the bytes of its file.
 
-    ``plain`` files are decoded by DALI. ``refused`` files should have been, but DALI cannot decode them.
+    DALI decodes the file if ``plain`` is true. ``refused`` marks a file that DALI should decode but cannot.
     """
 
     job: Job
@@ -91,10 +92,12 @@ class EncodedFile:
 
 
 class DaliPipeline:
-    """A DALI pipeline that processes one block at a time: the block is launched, then collected.
+    """A DALI pipeline that processes one block at a time.
 
-    The pipeline is rebuilt after a file made it fail. If ``whole`` is set, DALI does everything, as it does
-    on a GPU; on a CPU that is for tests.
+    ``launch`` starts to decode a block, and ``collect`` then returns the results.
+
+    The pipeline is rebuilt after a file has made it fail. If ``whole`` is true, DALI also resizes, crops and
+    flips. This is the default on a GPU; on a CPU it is only used in tests.
     """
 
     def __init__(self, fit: Fit, device: torch.device, threads: int, whole: bool | None = None) -> None:
@@ -104,9 +107,9 @@ class DaliPipeline:
         self.pipe: Any = None
 
     def build(self) -> Any:
-        """Return a pipeline from encoded files to pixels [H, W, C].
+        """Return a pipeline that turns encoded files into pixels [H, W, C].
 
-        If DALI does everything, the sizes and crops of the files are inputs as well.
+        If ``whole`` is true, the sizes and crops of the images are inputs as well.
         """
         from nvidia.dali import Pipeline, fn, types
 
@@ -118,9 +121,9 @@ class DaliPipeline:
             exec_dynamic=True,
         )
         with pipe:
-            # The hardware decoder and the CUDA decoder differ by one level. If they shared a block, an image
-            # would depend on its place in the block, and a resumed run would differ. Chroma is interpolated
-            # as in libjpeg, and so as in Pillow.
+            # The results of the hardware decoder and the CUDA decoder differ by one level. If both worked on
+            # a block, an image's pixels would depend on its place in the block, and a resumed run would
+            # differ. Chroma is interpolated as in libjpeg, and therefore as in Pillow.
             pixels = fn.decoders.image(
                 fn.external_source(name="files", dtype=types.UINT8, ndim=1),
                 device="mixed" if self.on_gpu else "cpu",
@@ -160,8 +163,8 @@ class DaliPipeline:
     def collect(self, files: list[EncodedFile]) -> list[Any]:
         """Return the results for the launched ``files``: tensors, or decoded arrays if torch resizes them.
 
-        If DALI fails, each file is tried separately to find the ones at fault. Those are refused and have no
-        result.
+        If DALI fails, each file is tried separately to find the ones that cause it. These are marked as
+        refused and left out of the results.
         """
         if not files:
             return []
@@ -191,8 +194,8 @@ class DaliPipeline:
     def _outputs(self) -> list[Any]:
         (pixels,) = self.pipe.share_outputs(torch.cuda.current_stream() if self.on_gpu else None)
         if self.on_gpu:
-            # Copy into torch's memory, because torch tracks the streams that use it, while DALI may reuse its
-            # own.
+            # Copy into torch's memory. torch tracks which streams use it, whereas DALI may reuse its own
+            # memory.
             if pixels.is_dense_tensor():
                 rows = list(torch.from_dlpack(pixels.as_tensor()).clone())
             else:
@@ -206,7 +209,7 @@ class DaliPipeline:
 
 
 def _resize_crop_and_flip(pixels: Any, channels: int) -> Any:
-    """Resize, crop and flip decoded pixels by the inputs that ``_geometry`` provides."""
+    """Resize, crop and flip decoded pixels according to the inputs that ``_geometry`` provides."""
     from nvidia.dali import fn, types
 
     if channels == 1:
@@ -222,7 +225,7 @@ def _resize_crop_and_flip(pixels: Any, channels: int) -> Any:
 
 
 def _luma(pixels: Any) -> Any:
-    """Convert RGB to gray with Pillow's integers: (19595 R + 38470 G + 7471 B + 32768) >> 16."""
+    """Convert RGB to gray with Pillow's integer formula: (19595 R + 38470 G + 7471 B + 32768) >> 16."""
     from nvidia.dali import fn, types
 
     red, green, blue = (fn.cast(pixels[:, :, c : c + 1], dtype=types.INT32) for c in range(3))
@@ -230,7 +233,7 @@ def _luma(pixels: Any) -> Any:
 
 
 def _geometry(files: list[EncodedFile], fit: Fit) -> dict[str, NDArray[np.int32]]:
-    """Return each file's size after the resize, the place and shape of its crop, and its flip.
+    """Return, per file, the size after the resize, the place and shape of the crop, and the flip.
 
     Sizes, places and shapes are (height, width).
     """

@@ -1,4 +1,4 @@
-"""Report on a dataset before it is trained on.
+"""Report on a dataset before training.
 
 The report covers counts, sizes, modes, files that are broken, small or duplicated, and mean images.
 """
@@ -35,18 +35,18 @@ LISTED = 20
 class ReportConfig:
     """Check a dataset before training: print a report, and write it as an HTML page with images."""
 
-    #: Folder of the dataset, containing trainA/ and trainB/ (and testA/ and testB/) or train/A and train/B;
-    #: or any single folder of images.
+    #: Dataset folder that contains trainA/ and trainB/ (and testA/ and testB/) or train/A and train/B; or any
+    #: single folder of images.
     dir: Annotated[Path | None, tyro.conf.Positional] = None
-    #: Folder of images of A; use it with --data_B in place of the dataset folder.
+    #: Folder of images of domain A, given together with --data_B instead of the dataset folder.
     data_A: Path | None = None
-    #: Folder of images of B.
+    #: Folder of images of domain B, given together with --data_A.
     data_B: Path | None = None
     #: HTML page to write. Default: NAME_report.html in the current folder, where NAME is the name of the
     #: dataset (for a single folder, its parent's name comes first).
     output: Path | None = None
-    #: Images with a side shorter than this many pixels are listed as small: training would enlarge them, or
-    #: refuse to crop them.
+    #: List images as small if a side is shorter than this many pixels, because training would enlarge them
+    #: or reject them.
     crop_size: int = DataConfig.crop_size
 
     def __post_init__(self) -> None:
@@ -59,7 +59,10 @@ class ReportConfig:
 
 
 def folders_of(config: ReportConfig) -> dict[str, Path]:
-    """Return the folders to examine, by their names in the report. Raises UserError if one is missing."""
+    """Return the folders to examine, keyed by their names in the report.
+
+    Raises UserError if one is missing.
+    """
     if config.dir is not None and config.dir.is_dir():
         parts = ("trainA", "trainB", "train/A", "train/B")
         if not any((config.dir / part).is_dir() for part in parts):
@@ -119,7 +122,7 @@ def _title(root: Path | None, folders: Mapping[str, Path]) -> str:
     if root is None:
         return " and ".join(folder.resolve().name for folder in folders.values())
     if list(folders) == ["images"]:
-        return " ".join(root.resolve().parts[-2:])  # many datasets have a trainA
+        return " ".join(root.resolve().parts[-2:])  # many datasets contain a trainA
     return root.resolve().name
 
 

@@ -1,4 +1,4 @@
-"""Download the authors' datasets: resume broken transfers, unpack safely, and check every image."""
+"""Download the CycleGAN authors' datasets: resume broken transfers, unpack safely, check every image."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from fastcyclegan.errors import UserError
 SERVER = "http://efrosgans.eecs.berkeley.edu/cyclegan/datasets"
 FOLDERS = ("trainA", "trainB", "testA", "testB")
 TRIES, TIMEOUT, PIECE = 5, 30, 2**18
-# The exceptions of a connection that breaks or cannot be made.
+# Exceptions raised if a connection breaks or cannot be established.
 _BROKEN = (
     urllib.error.URLError,
     http.client.HTTPException,
@@ -37,10 +37,10 @@ _BROKEN = (
 
 @dataclass(frozen=True)
 class Dataset:
-    """One of the authors' datasets.
+    """One of the CycleGAN authors' datasets.
 
-    ``domains`` names its two domains, and ``mib`` is the size of the download. ``counts`` are the numbers of
-    images in trainA, trainB, testA and testB.
+    ``domains`` describes its two domains, and ``mib`` is the size of the download in MiB. ``counts`` are the
+    numbers of images in trainA, trainB, testA and testB.
     """
 
     domains: str
@@ -80,13 +80,14 @@ def download(
 ) -> list[Checked]:
     """Download dataset ``name`` into ``output``/``name`` and return its bad images.
 
-    If ``archive`` is given, that zip is unpacked and nothing is downloaded. A partial download is kept and
-    resumed. Raises UserError for problems that the user can fix; nothing is unpacked then.
+    If ``archive`` is given, that zip file is unpacked and nothing is downloaded. A partial download is kept,
+    and the next call resumes it. Raises UserError for problems that the user can fix; nothing is unpacked in
+    that case.
     """
     if name in ELSEWHERE:
         raise UserError(f"{name}: {ELSEWHERE[name]}")
     if name not in DATASETS and archive is None and server == SERVER:
-        raise UserError(f"{name}: not one of the authors' datasets ({', '.join(DATASETS)})")
+        raise UserError(f"{name}: not one of the CycleGAN authors' datasets ({', '.join(DATASETS)})")
     target = output / name
     if target.exists():
         raise UserError(
@@ -133,7 +134,7 @@ def fetch_file(url: str, file: Path, log: Log, progress: Progress, wait: Callabl
 def _why_broken(url: str, error: Exception) -> str:
     """Return why a connection broke.
 
-    Raises UserError for a response of the server that another attempt would not change.
+    Raises UserError if the server's response is an error that another attempt would not change.
     """
     if isinstance(error, urllib.error.HTTPError):
         answer = f"the server answered {error.code} {error.reason}"
@@ -167,9 +168,9 @@ def _metadata_file(part: Path) -> Path:
 
 
 def _fetch_once(url: str, part: Path, progress: Progress) -> None:
-    """Download what ``part`` still lacks of ``url``.
+    """Download the rest of ``url`` that is not yet in ``part``.
 
-    Network exceptions are passed on, and the data received before them stays in ``part``.
+    Network exceptions propagate to the caller, and the data received before them stays in ``part``.
     """
     metadata: dict[str, Any] = {}
     with contextlib.suppress(OSError, ValueError):
@@ -179,7 +180,7 @@ def _fetch_once(url: str, part: Path, progress: Progress) -> None:
         start = _size(part)
     headers = {"User-Agent": "fastcyclegan", "Accept-Encoding": "identity"}
     if start:
-        # With If-Range, the server sends the rest of the same file, or all of the file that has replaced it.
+        # With If-Range, the server sends the rest of the same file, or the whole file that has replaced it.
         headers |= {"Range": f"bytes={start}-", "If-Range": metadata["version"]}
     request = urllib.request.Request(url, headers=headers)
     try:
@@ -189,7 +190,7 @@ def _fetch_once(url: str, part: Path, progress: Progress) -> None:
             raise
         if start == metadata.get("total"):
             return
-        part.unlink()  # longer than the server's file, so it belongs to another one
+        part.unlink()  # longer than the server's file, so it is part of another one
         return _fetch_once(url, part, progress)
     with response:
         if response.status != 206 or not str(response.headers["Content-Range"]).startswith(f"bytes {start}-"):
@@ -210,7 +211,7 @@ def _fetch_once(url: str, part: Path, progress: Progress) -> None:
 
 
 def _version(headers: http.client.HTTPMessage) -> str | None:
-    """Return what identifies this version of a file: its ETag if that is not weak, otherwise its date."""
+    """Return an identifier of a file's version: its ETag or, if that is missing or weak, its date."""
     etag = headers["ETag"]
     if etag and not etag.startswith("W/"):
         return etag
@@ -218,7 +219,7 @@ def _version(headers: http.client.HTTPMessage) -> str | None:
 
 
 def _is_inside(info: zipfile.ZipInfo) -> bool:
-    """Return whether a member stays inside the folder that it is unpacked into, on any system.
+    """Return whether a member of an archive stays inside the folder that it is unpacked into, on any system.
 
     A link never counts as inside.
     """
@@ -230,7 +231,7 @@ def _is_inside(info: zipfile.ZipInfo) -> bool:
 
 
 def unpack(archive: Path, target: Path) -> None:
-    """Unpack the zip of a dataset as the folder ``target``, all of it or nothing.
+    """Unpack the zip file of a dataset into the new folder ``target``, either completely or not at all.
 
     Raises UserError for an archive that is damaged or malicious.
     """
@@ -253,12 +254,12 @@ def unpack(archive: Path, target: Path) -> None:
 
 
 def _check_members(archive: Path, members: Sequence[zipfile.ZipInfo], folder: Path) -> None:
-    """Raise UserError if ``members`` would lie outside their folder, or do not fit into ``folder``."""
+    """Raise UserError if ``members`` would leave their folder, or need more space than ``folder`` has."""
     size = 0
     for info in members:
         if not _is_inside(info):
             raise UserError(
-                f"{archive}: refused because its member {info.filename!r} leads outside the folder"
+                f"{archive}: not unpacked because its member {info.filename!r} leads outside the folder"
             )
         size += info.file_size
     free = shutil.disk_usage(folder).free
@@ -270,9 +271,10 @@ def _check_members(archive: Path, members: Sequence[zipfile.ZipInfo], folder: Pa
 
 
 def _root(unpacked: Path, name: str, archive: Path) -> Path:
-    """Return the folder that contains trainA and so on.
+    """Return the unpacked folder that contains trainA, trainB, testA or testB.
 
-    It is the folder with the dataset's name, the only folder, or ``unpacked`` itself.
+    It is the subfolder with the dataset's name, the only subfolder, or ``unpacked`` itself. Raises UserError
+    if none of them qualifies.
     """
     candidates = [unpacked / name]
     inside = [path for path in unpacked.iterdir() if path.is_dir()]
@@ -285,7 +287,7 @@ def _root(unpacked: Path, name: str, archive: Path) -> Path:
 
 
 def _report(name: str, target: Path, log: Log) -> list[Checked]:
-    """Check every image, log how many there are and what is wrong with them, and return the bad ones."""
+    """Check every image, log the numbers of images and the problems, and return the bad images."""
     bad: list[Checked] = []
     expected: dict[str, int] = {}
     dataset = DATASETS.get(name)

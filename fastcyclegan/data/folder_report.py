@@ -29,9 +29,9 @@ MEAN_SIDE, THUMB_SIDE, THUMBS = 128, 112, 36
 
 @dataclass
 class FolderReport:
-    """What was found in one folder.
+    """The findings about one folder of images.
 
-    ``mean`` is [MEAN_SIDE, MEAN_SIDE, 3] in 8-bit levels, or None if no image could be read.
+    ``mean`` is the mean image [MEAN_SIDE, MEAN_SIDE, 3] in 8-bit levels, or None if no image could be read.
     """
 
     name: str
@@ -98,7 +98,7 @@ def _pixels_of(files: Sequence[Checked]) -> Iterator[tuple[str, NDArray[np.uint8
     cpu = torch.device("cpu")
     reader = make_reader(choose("auto", cpu), Fit(), cpu, lambda text: None)
     for job, row in reader.read(Job(Path(file.path), None, file) for file in files):
-        if isinstance(row, BadImageError):  # it broke after the check, a moment ago
+        if isinstance(row, BadImageError):  # the file broke after it was checked
             raise UserError(f"{row}; the file changed while the dataset was being examined")
         yield str(job.path), row.numpy()
 
@@ -118,7 +118,7 @@ Group = list[tuple[str, str]]
 
 
 def duplicates(reports: Sequence[FolderReport]) -> list[Group]:
-    """Return the groups of files with equal pixels; those that span several folders come first."""
+    """Return the groups of files with equal pixels; groups that span several folders come first."""
     groups: defaultdict[str, Group] = defaultdict(list)
     for report in reports:
         for path, digest in report.hashes.items():

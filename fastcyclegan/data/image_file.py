@@ -1,7 +1,7 @@
-"""Decode one image file into pixels: upright, 8-bit, with the network's channels, resized, cropped, flipped.
+"""Decode an image file into upright 8-bit pixels, convert its channels, and resize, crop and flip it.
 
-It deliberately differs from the official code in three ways. EXIF rotation is honoured. 16-bit images are
-scaled to 8 bits (Pillow's own conversion clips them to white). Transparent pixels show a white background
+Decoding deliberately differs from the official code in three ways. EXIF rotation is honoured. 16-bit images
+are scaled to 8 bits (Pillow's own conversion clips them to white). Transparent pixels show a white background
 (dropping alpha would show whatever colour is stored there).
 """
 
@@ -28,8 +28,8 @@ Size = tuple[int, int]
 
 ORIENTATION = 0x0112
 JPEG_END, PNG_END = b"\xff\xd9", b"\0\0\0\0IEND\xaeB`\x82"
-# PNG chunks that make Pillow turn an image, choose among its images, or treat it as transparent. Pillow also
-# finds them after the pixels, and so does this search.
+# PNG chunks that make Pillow rotate an image, choose one of several images, or treat it as transparent.
+# Pillow also finds them after the pixels, so the whole file is searched.
 PNG_ODD = (b"eXIf", b"acTL", b"XML:com.adobe.xmp", b"tRNS")
 
 
@@ -47,8 +47,8 @@ class BadImageError(UserError):
 def _sixteen_bits(image: Image.Image) -> Image.Image:
     """Convert an image in one of Pillow's integer modes to 8-bit gray.
 
-    These modes hold files of 16 bits, and of 32 bits, which raise ValueError. The value that a PNG declares
-    transparent becomes white.
+    Pillow uses these modes for 16-bit files and for 32-bit files. 32-bit values raise ValueError. The value
+    that a PNG declares transparent becomes white.
     """
     values = np.asarray(image).astype(np.int64)
     transparent = image.info.get("transparency")
@@ -87,7 +87,7 @@ def upright(image: Image.Image, channels: int = 3) -> Image.Image:
 def open_image(path: Path | str, channels: int = 3) -> Image.Image:
     """Decode an image file and return it upright, in mode RGB (3 channels) or L (1).
 
-    Raises BadImageError for anything that goes wrong.
+    Raises BadImageError for every kind of failure.
     """
     try:
         if not stat.S_ISREG(Path(path).stat().st_mode):  # reading a pipe would block forever
@@ -127,12 +127,12 @@ def read_header(data: bytes) -> tuple[Size, bool]:
 
 def _is_plain(image: ImageFile.ImageFile, data: bytes) -> bool:
     if image.format in ("JPEG", "MPO"):
-        # Adobe's RGB files contain no luma, but some decoders look for it all the same.
+        # Adobe's RGB files contain no luma, but some decoders treat them as if they did.
         if image.getexif().get(ORIENTATION, 1) != 1 or image.info.get("adobe_transform", 1) == 0:
             return False
         return data.endswith(JPEG_END)
     if image.format == "PNG":
-        raw_modes = [tile[3] for tile in image.tile]  # not the image's mode in 16-bit and 4-bit files
+        raw_modes = [tile[3] for tile in image.tile]  # differ from image.mode in 16-bit and 4-bit files
         if raw_modes != [image.mode] or any(chunk in data for chunk in PNG_ODD):
             return False
         return data.endswith(PNG_END)
@@ -140,7 +140,7 @@ def _is_plain(image: ImageFile.ImageFile, data: bytes) -> bool:
 
 
 def _nearest_multiple(side: int, multiple: int) -> int:
-    """Round ``side`` to the nearest multiple of ``multiple``, but not below what a network can take.
+    """Round ``side`` to the nearest multiple of ``multiple``, but not below the minimum for a network.
 
     Ties round to even, as in the official code.
     """
@@ -149,10 +149,10 @@ def _nearest_multiple(side: int, multiple: int) -> int:
 
 @dataclass(frozen=True)
 class ImageRequirements:
-    """What the networks require of images.
+    """Requirements of the networks on their images.
 
-    Sides must be multiples of ``size_multiple`` and at least ``least_side`` pixels. ``channels`` are those of
-    A and of B.
+    Height and width must be multiples of ``size_multiple`` and at least ``least_side`` pixels. ``channels``
+    contains the numbers of channels of A and B.
     """
 
     size_multiple: int = 4
@@ -167,11 +167,11 @@ class ImageRequirements:
 
 @dataclass(frozen=True)
 class Fit:
-    """How the images of one domain are resized, cropped and converted.
+    """Settings that determine how the images of one domain are resized, cropped and converted.
 
-    The preprocess mode decides their size and whether a square of ``crop_size`` is cropped from them.
-    ``channels`` is 1 or 3. Two modes do not exist on the command line: "keep", the default, leaves an image
-    as it is, and "square" resizes it to ``load_size`` x ``load_size``.
+    The mode ``preprocess`` determines their size, and whether they are cropped to ``crop_size`` x
+    ``crop_size``. ``channels`` is 1 or 3. Two modes are not available on the command line: "keep", the
+    default, neither resizes nor crops, and "square" resizes to ``load_size`` x ``load_size``.
     """
 
     preprocess: Preprocess | Literal["keep", "square"] = "keep"
@@ -182,7 +182,7 @@ class Fit:
 
     @classmethod
     def of(cls, config: DataConfig, channels: int = 3, multiple: int = 4) -> Fit:
-        """Return the fit for ``config``; the network takes sides that are multiples of ``multiple``."""
+        """Return the fit for ``config`` and a network that needs sides that are multiples of ``multiple``."""
         return cls(config.preprocess, config.load_size, config.crop_size, channels, multiple)
 
     def resized(self, size: Size) -> Size:
@@ -228,9 +228,9 @@ class Fit:
 
 
 def load_pixels(path: Path | str, fit: Fit) -> Pixels:
-    """Decode and resize an image file to [H, W, C] uint8, before its crop and flip.
+    """Decode and resize an image file to [H, W, C] uint8, but do not crop or flip it.
 
-    Raises BadImageError.
+    Raises BadImageError if the image cannot be used.
     """
     image = open_image(path, fit.channels)
     reason = fit.too_small(image.size)

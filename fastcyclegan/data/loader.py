@@ -1,4 +1,4 @@
-"""What all loaders share: the images of a domain, and the handling of files that can no longer be read."""
+"""Common parts of all loaders: the images of a domain, and the handling of files that become unreadable."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Log = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Source:
-    """The images of one domain and how to fit them.
+    """The image files of one domain, and how to resize, crop and convert them.
 
     ``checked`` maps the paths of the files to the results of their checks.
     """
@@ -36,15 +36,15 @@ class Source:
     def view(self, index: int, view: View) -> Pixels:
         """Read image ``index`` with Pillow, crop and flip it according to ``view``, and return a new array.
 
-        Raises BadImageError.
+        Raises BadImageError if the image cannot be used.
         """
         return take_view(load_pixels(self.paths[index], self.fit), self.fit, view).copy()
 
     def view_of_next_good(self, index: int, view: View) -> tuple[Pixels, int, list[BadImageError]]:
-        """Return ``view`` of image ``index`` or, if it cannot be read, of the next image that can.
+        """Read image ``index`` or, if it cannot be read, the next image that can.
 
-        Also returns the number of the image that was read, and the errors of the bad images before it. Raises
-        UserError if no image can be read.
+        Returns its pixels (cropped and flipped according to ``view``), its index, and the errors of the bad
+        images before it. Raises UserError if no image can be read.
         """
         bad: list[BadImageError] = []
         for number in (*range(index, len(self.paths)), *range(index)):
@@ -61,8 +61,8 @@ class Source:
 class Job:
     """One image to read, either whole or cropped and flipped according to ``view``.
 
-    ``checked`` is the result of an earlier check of the file, if there is one. ``tag`` is for the caller's
-    own use.
+    ``checked`` is the result of an earlier check of the file, or None. ``tag`` is any value that the caller
+    wants to attach.
     """
 
     path: Path
@@ -76,19 +76,20 @@ Row = Tensor | BadImageError
 
 
 class Reader(Protocol):
-    """A fast reader of many images, in order.
+    """Interface of fast readers, which read many images in order.
 
-    Bad files are yielded as errors. A consumer that stops early must close the generator.
+    For a bad file, the error is yielded in place of the pixels. A consumer that stops early must close the
+    generator.
     """
 
     def read(self, jobs: Iterable[Job]) -> Generator[tuple[Job, Row]]: ...
 
 
 class Loader(ABC):
-    """Base class of loaders: the batches of ``plan`` from two sources.
+    """Base class of loaders, which yield the batches of ``plan`` from two sources.
 
-    A file that can no longer be read ends the run with an error that names it. With ``skip_bad_images`` it is
-    logged once, and the next image takes its place.
+    A file that can no longer be read ends the run with an error that names the file. With
+    ``skip_bad_images``, the file is logged once instead, and the next image takes its place.
     """
 
     def __init__(
@@ -121,7 +122,7 @@ class Loader(ABC):
                 self.log(f"skipped {error}; the next image takes its place")
 
     def _row_or_next_good(self, source: Source, index: int, view: View, row: Row) -> tuple[Tensor, int]:
-        """Return ``row`` and ``index`` or, for a bad image, those of the next good one."""
+        """Return ``row`` and ``index`` or, if ``row`` is an error, those of the next good image."""
         if isinstance(row, Tensor):
             return row, index
         self._skip_or_raise([row])
@@ -135,16 +136,16 @@ class Loader(ABC):
         return a, b, replace(sample, index_A=index_A, index_B=index_B)
 
     def _batch(self, pixels_A: Tensor, pixels_B: Tensor, samples: list[Sample]) -> Batch:
-        """Return the batch of uint8 pixels [N, H, W, C]."""
+        """Make a batch from the uint8 pixels [N, H, W, C] of both domains."""
         paths_A = [str(self.a.paths[sample.index_A]) for sample in samples]
         paths_B = [str(self.b.paths[sample.index_B]) for sample in samples]
         A, B = to_unit_range(pixels_A, self.device), to_unit_range(pixels_B, self.device)
         return Batch(A, B, paths_A, paths_B, samples)
 
     def _batch_of_rows(self, rows: Sequence[tuple[Tensor, Tensor, Sample]]) -> Batch:
-        """Return the batch of rows [H, W, C].
+        """Make a batch from images [H, W, C] of both domains and their samples.
 
-        An empty batch, for a rank that gets no sample, has the size of the crop.
+        If there are no samples for this rank, the batch is empty and has the height and width of the crop.
         """
         rows_A, rows_B, samples = [], [], []
         for a, b, sample in rows:

@@ -33,12 +33,12 @@ _Items = tuple[Tensor, Tensor, list[Sample], list[BadImageError]]
 class _Unpaired(Dataset[object]):
     """The samples of a plan, indexed by (epoch, i).
 
-    An item holds both views, the sample as it was read, and the errors of skipped images. If a sample cannot
-    be read, the item is the UserError.
+    An item contains both cropped images, the sample as it was read, and the errors of skipped images. If a
+    sample cannot be read, the item is the UserError.
     """
 
     def __init__(self, a: Source, b: Source, plan: Plan) -> None:
-        # The results of the checks are left behind, because every worker would get a copy of them.
+        # The results of the checks are removed, because every worker would get a copy of them.
         self.a = dataclasses.replace(a, checked={})
         self.b = dataclasses.replace(b, checked={})
         self.plan = plan
@@ -48,7 +48,7 @@ class _Unpaired(Dataset[object]):
         try:
             a, index_A, bad_A = self.a.view_of_next_good(sample.index_A, sample.view_A)
             b, index_B, bad_B = self.b.view_of_next_good(sample.index_B, sample.view_B)
-        except UserError as error:  # raised in the main process, where the user sees it
+        except UserError as error:  # the main process raises it, where the user sees it
             return error
         sample = dataclasses.replace(sample, index_A=index_A, index_B=index_B)
         return torch.from_numpy(a), torch.from_numpy(b), sample, bad_A + bad_B
@@ -67,9 +67,9 @@ def _collate(items: list[_Item | UserError]) -> _Items | UserError | None:
 
 
 def _quiet_worker(_: int) -> None:
-    """Ignore signals in a worker: the main process decides how to handle those to the whole process group.
+    """Ignore signals in a worker, because the main process handles those sent to the whole process group.
 
-    A worker ends when the main process tells it to, or when its parent is gone.
+    A worker ends when the main process stops it, or when its parent is gone.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
@@ -95,7 +95,7 @@ def _end_workers() -> None:
 def naming_dead_workers() -> Iterator[None]:
     """Turn torch's error about a killed loader process into a UserError.
 
-    torch raises it wherever the main process happens to be.
+    torch raises that error at an arbitrary point in the code of the main process.
     """
     try:
         yield
@@ -165,7 +165,7 @@ class FolderLoader(Loader):
 
 
 class PillowReader:
-    """A reader of single images with Pillow in ``threads`` threads, a few ahead of its consumer."""
+    """A reader that reads single images with Pillow in ``threads`` threads, a few ahead of its consumer."""
 
     def __init__(self, fit: Fit, threads: int) -> None:
         self.fit, self.threads = fit, max(threads, 1)
@@ -189,7 +189,7 @@ class PillowReader:
 
 
 def read_with_pillow(job: Job, fit: Fit) -> Row:
-    """Return the pixels of ``job``, or the error of a file that cannot be read."""
+    """Read the image of ``job`` and return its pixels, or the error if the file cannot be read."""
     try:
         return torch.from_numpy(take_view(load_pixels(job.path, fit), fit, job.view).copy())
     except BadImageError as bad:

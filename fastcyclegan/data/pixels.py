@@ -24,8 +24,8 @@ def to_unit_range(pixels: Tensor, device: torch.device) -> Tensor:
     """
     if device.type == "cpu":
         # Use numpy, as loaders do for all pixel work on the host, because it stays in this thread. torch's
-        # threads spin while they wait for one another, on cores that the loader's threads and processes need;
-        # on two cores that was a third of all work.
+        # threads spin while they wait for one another, on cores that the loader's threads and processes need.
+        # With two cores, that took a third of all processor time.
         values = pixels.numpy().astype(np.float32)
         values /= np.float32(127.5)
         values -= np.float32(1)

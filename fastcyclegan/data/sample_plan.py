@@ -1,9 +1,9 @@
-"""Decide what sample i of an epoch is, from (seed, epoch, i) alone.
+"""Determine sample i of an epoch from nothing but (seed, epoch, i).
 
-A sample is one image of A and one of B, where each is cropped, whether each is flipped, and the random
-numbers for the replay pools and the gradient penalty. Loaders, workers and devices draw no random numbers
-themselves. Every loader therefore sees the same samples, and the position in a run is a single integer: the
-number of completed iterations.
+A sample consists of one image of A and one of B, the crop and flip of each, and the random numbers for the
+replay pools and the gradient penalty. Loaders, workers and devices draw no random numbers themselves. Every
+loader therefore sees the same samples, and the position in a run is a single integer: the number of completed
+iterations.
 
 The random numbers are raw Philox words from numpy. Their bit streams are stable across numpy versions, unlike
 its distributions.
@@ -22,7 +22,7 @@ _ORDER, _SAMPLE = 0, 1
 
 
 def uniforms(count: int, *key: int) -> NDArray[np.float64]:
-    """Return ``count`` numbers in [0, 1) that depend only on the non-negative integers in ``key``."""
+    """Return ``count`` random numbers in [0, 1) that depend only on the non-negative integers in ``key``."""
     words = np.random.Philox(np.random.SeedSequence(key)).random_raw(count)
     return np.asarray((words >> np.uint64(11)) * 2.0**-53, dtype=np.float64)
 
@@ -31,7 +31,7 @@ def uniforms(count: int, *key: int) -> NDArray[np.float64]:
 class View:
     """The crop and flip of one image.
 
-    ``x`` and ``y``, in [0, 1), place the crop as a fraction of the available room in each direction.
+    ``x`` and ``y``, in [0, 1), are the position of the crop as a fraction of the available space.
     """
 
     x: float
@@ -63,9 +63,9 @@ class Plan:
 
     An epoch has max(count_A, count_B) samples. When shuffled, sample i is A[order[i] mod count_A] and a
     uniformly random B. When serial, it is A[i mod count_A] and B[i mod count_B]. Each of ``ranks`` processes
-    gets every ranks-th sample, starting at its ``rank``; together they see what one process would see with
-    batches ``ranks`` times as large. In the last, partial batch of an epoch, some ranks may get one sample
-    fewer than others, or none.
+    gets every ranks-th sample, starting at its ``rank``; together they see the same samples as one process
+    with batches ``ranks`` times as large. In the last, partial batch of an epoch, some ranks may get one
+    sample fewer than others, or none.
     """
 
     seed: int
@@ -117,7 +117,7 @@ class Plan:
         return epoch + 1, range(min(index * samples + self.rank, stop), stop, self.ranks)
 
     def batches(self, start: int, stop: int) -> Iterator[tuple[int, range]]:
-        """Yield ``batch`` for each iteration in [start, stop)."""
+        """Yield the result of ``batch`` for each iteration in [start, stop)."""
         return (self.batch(iteration) for iteration in range(start, stop))
 
 

@@ -16,7 +16,7 @@ from fastcyclegan.errors import UserError
 
 @dataclass(frozen=True)
 class Folders:
-    """The folders of a dataset as the model's A and B. Test folders are None if they do not exist."""
+    """A dataset's folders, assigned to the model's A and B. Test folders are None if they do not exist."""
 
     train_A: Path
     train_B: Path
@@ -102,9 +102,8 @@ def split_holdout(
 ) -> tuple[list[Path], list[Path]]:
     """Split ``paths`` into (training, held-out) images.
 
-    A hash of the seed and the image's name, and nothing else, decides which part an image belongs to; it
-    picks ``share`` of the images. At least one is held out if ``share`` > 0 and there are two or more, and at
-    least one is left for training.
+    The part that an image belongs to depends only on a hash of the seed and the image's name. The fraction
+    ``share`` is held out, but at least one image if ``share`` > 0 and there are two or more, and never all.
     """
     if share <= 0 or len(paths) < 2:
         return list(paths), []
@@ -147,7 +146,7 @@ def usable_images(
 ) -> dict[Path, Checked]:
     """Return the usable images among ``paths``, with the results of their checks.
 
-    Bad images are named in a UserError or, with skip_bad_images, passed to ``log``.
+    Bad images raise UserError or, with skip_bad_images, are logged and left out.
     """
     bad = []
     good = {}
@@ -172,7 +171,7 @@ def usable_images(
 
 @dataclass(frozen=True)
 class Images:
-    """The usable images of a dataset as the model's A and B, and the results of their checks.
+    """The usable images of a dataset, assigned to the model's A and B, and the results of their checks.
 
     The test lists may be empty.
     """
@@ -193,7 +192,7 @@ def find_images(
 ) -> Images:
     """Find and check all images that ``config`` names.
 
-    Raises UserError for a folder that is missing, is empty, or contains a bad image.
+    Raises UserError if a folder is missing or empty, or if it contains a bad image.
     """
     folders = find_folders(config)
     limit = config.max_dataset_size
@@ -220,7 +219,7 @@ def find_images(
 def _training_images(
     folder: Path, holdout: float, seed: int, limit: int | None
 ) -> tuple[list[Path], list[Path]]:
-    """Return the images of a training folder, and those held out of it."""
+    """Return the images of a training folder, split into (training, held-out) images."""
     paths = list_images(folder)
     if not paths:
         raise no_images(folder)
@@ -229,8 +228,8 @@ def _training_images(
 
 
 def fingerprint(paths: Sequence[Path]) -> str:
-    """Return a short hash of the names, in order.
+    """Return a short hash of the file names of ``paths``, in order.
 
-    A resumed run compares it to detect that its images have changed.
+    A resumed run compares the hash with the saved one to detect whether its images have changed.
     """
     return hashlib.sha256("\n".join(path.name for path in paths).encode()).hexdigest()[:16]

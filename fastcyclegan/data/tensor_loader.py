@@ -1,4 +1,4 @@
-"""Make batches from the caller's own loaders of tensors, paired or one per domain.
+"""Make batches from the caller's own loaders of tensors: one loader of pairs, or one per domain.
 
 The replay pools and the gradient penalty get their random numbers from a plan, as with image files.
 """
@@ -58,12 +58,12 @@ def _length(loader: Iterable[Any], iterations_per_epoch: int | None) -> int:
 
 
 class TensorLoader:
-    """Batches from two loaders ``A`` and ``B``, or from ``A`` alone if it yields both domains.
+    """A loader that makes batches from loaders ``A`` and ``B``, or from ``A`` only if it yields both domains.
 
     The shorter of two loaders is started again when it ends. Loaders yield float tensors [N, C, H, W] in
     [-1, 1], or uint8 ones, in the order that the caller chose: nothing is cropped or flipped. If the batches
-    of A and B differ in N, the surplus is dropped. ``plan`` provides the random numbers of the replay pools
-    from the seed and the position alone. Raises UserError for input that cannot be trained on.
+    of A and B differ in N, the surplus is dropped. ``plan`` provides the random numbers of the replay pools,
+    which depend only on the seed and the position. Raises UserError for input that cannot be trained on.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class TensorLoader:
         self.plan = Plan(seed, count, count, self.batch_size, serial=True, flip=False)
 
     def _pairs(self) -> Iterator[tuple[Any, Any]]:
-        """Yield the images of both domains, endlessly."""
+        """Yield pairs of the images of A and B, endlessly."""
         if self.B is None:
             for item in _endless(self.A):
                 yield _pair_of(item)
@@ -140,17 +140,19 @@ class TensorLoader:
             images = images.float().div_(127.5).sub_(1.0)
         elif not images.is_floating_point():
             raise UserError(
-                f"images of {side} must be floating point in [-1, 1] or uint8, got {images.dtype}"
+                f"images of domain {side} must be floating point in [-1, 1] or uint8, got {images.dtype}"
             )
         elif checked and images.abs().amax() > 1.001:
             low, high = images.amin().item(), images.amax().item()
-            raise UserError(f"images of {side} must be in [-1, 1], got values from {low:g} to {high:g}")
+            raise UserError(
+                f"images of domain {side} must be in [-1, 1], got values from {low:g} to {high:g}"
+            )
         return images.to(torch.float32).contiguous(memory_format=torch.channels_last)
 
     def _check_shape(self, images: Any, side: str) -> None:
         required = self.required
         channels = required.channels["AB".index(side)]
-        expected = f"images of {side} must be tensors [N, {channels}, H, W]"
+        expected = f"images of domain {side} must be tensors [N, {channels}, H, W]"
         if not isinstance(images, Tensor):
             raise UserError(f"{expected}, got {type(images).__name__}")
         if images.dim() != 4 or images.shape[1] != channels or not images.shape[0]:
@@ -159,8 +161,8 @@ class TensorLoader:
         for length in (height, width):
             if length % required.size_multiple or length < required.least_side:
                 raise UserError(
-                    f"images of {side} are {width}x{height}, but the networks need sides that are multiples"
-                    f" of {required.size_multiple} and at least {required.least_side}"
+                    f"images of domain {side} are {width}x{height}, but the networks need sides that are"
+                    f" multiples of {required.size_multiple} and at least {required.least_side}"
                 )
 
 

@@ -1,5 +1,6 @@
-"""Helpers for the tests of the GPU suite: a fake machine, a stand-in for Python, and a check for running
-processes.
+"""Helpers for the tests of the GPU suite.
+
+They are the description of a fake machine, a stand-in for Python, and a check for running processes.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ ABOUT = {
 
 
 def stand_in(path: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make parts start a shell ``script`` instead of Python."""
+    """Write the shell ``script`` to ``path``, and make parts of the suite start it instead of Python."""
     path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(path))

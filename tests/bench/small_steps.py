@@ -1,4 +1,4 @@
-"""Training steps of small networks that run quickly on a CPU."""
+"""Training steps of small networks, which run quickly on a CPU."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The benches as a user runs them: at the smallest sizes, without time left, and with a planted wrong
-result.
-"""
+"""Run the benches as a user does: at the smallest sizes, without time left, and with an injected fault."""
 
 from __future__ import annotations
 
@@ -23,14 +21,14 @@ UNCOMPILED = ["--bench-quick", "-k", "not compiled and not import"]
 
 def benches(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pytest", "--benchmark-only", "-p", "no:cacheprovider", *arguments]
-    # Without the variables of this pytest run, which may have workers.
+    # Leave out the variables of this pytest run, which may use workers.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Results]:
-    """The output and the results of all benches at the smallest sizes, without torch.compile."""
+    """Run all benches at the smallest sizes, without torch.compile, and return their output and results."""
     file = tmp_path_factory.mktemp("results") / "quick.json"
     process = benches("bench", *UNCOMPILED, f"--benchmark-json={file}")
     assert process.returncode == 0, process.stdout[-5000:]
@@ -72,7 +70,7 @@ def test_no_bench_starts_without_time_left() -> None:
     assert " passed" not in process.stdout.splitlines()[-1]
 
 
-def test_a_planted_wrong_result_gets_no_figure(tmp_path: Path) -> None:
+def test_reports_no_timing_for_a_wrong_result(tmp_path: Path) -> None:
     file = tmp_path / "faulty.json"
     files = [
         f"bench/bench_{name}.py"

@@ -1,4 +1,4 @@
-"""Compiled kernels that are packed on one machine and restored on another."""
+"""Pack compiled kernels on one machine and restore them on another."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bench import compiled_kernels
 
 
 def test_packs_and_restores_compiled_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In pieces that are small enough, at their original paths and nowhere else."""
+    """Archives are split into small pieces, and kernels are restored only at their original paths."""
     cache, results = tmp_path / "tc", tmp_path / "results"
     results.mkdir()
     monkeypatch.setenv("TRITON_CACHE_DIR", str(cache))
@@ -24,7 +24,7 @@ def test_packs_and_restores_compiled_kernels(tmp_path: Path, monkeypatch: pytest
         (cache / f"k{n}" / "a.cubin").write_bytes(os.urandom(3000))
     compiled_kernels.save_compiled(results)
     assert len(list(results.glob("triton-cache.tgz.*"))) == 2
-    # Together with the other files of a stage there are at most 8. Kernels that do not fit are compiled
+    # There are at most 8 files, including the other files of a stage. Kernels that do not fit are compiled
     # again.
     for n in range(7):
         (results / f"other{n}").touch()

@@ -1,5 +1,6 @@
-"""Exact counts of a step: reproducible, without launches in the official order, and with a fixed cost per
-block.
+"""Exact counts of the launches and PyTorch calls of a training step.
+
+Counts are reproducible, the official order launches no kernels, and each block adds a fixed number.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from bench.counts import step_counts
 from bench.figures import COUNTS
 
 
-def test_ours_uses_launches_and_the_official_order_only_aten_calls() -> None:
+def test_our_step_makes_launches_and_the_official_order_only_aten_calls() -> None:
     official, ours = (step_counts(name, 32, 1, blocks=1, precision="fp32") for name in ("official", "ours"))
     assert official.launches.total() == 0
     assert ours.launches.total() > 100
@@ -30,16 +31,14 @@ def test_identity_passes_need_no_extra_launches() -> None:
 
 
 def test_launches_of_an_iteration_by_part() -> None:
-    """At 256x256 in bf16 there are at most 520 launches and PyTorch calls, divided between the parts as
-    below.
-    """
+    """An iteration at 256x256 in bf16 makes at most 520 launches and PyTorch calls, with a limit per part."""
     counts = step_counts("ours", 256, 1)
     total = counts.launches.total() + counts.aten.total()
     assert sum(counts.parts.values()) == total <= 520
-    # Two stages of 36 in the blocks and 14 to 20 around them, plus the discriminators, the losses and the
-    # converted weights.
+    # Two stages, each with 36 in the blocks and 14 to 20 around them, plus the discriminators, the losses and
+    # the converted weights.
     assert counts.parts["G forward"] <= 2 * 56 + 30
-    # Two stages of 72 in the blocks and 40 around them, plus the discriminators and the losses.
+    # Two stages, each with 72 in the blocks and 40 around them, plus the discriminators and the losses.
     assert counts.parts["G backward"] <= 2 * 112 + 30
     assert counts.parts["D forward"] + counts.parts["D backward"] <= 100
     assert total - sum(n for part, n in counts.parts.items() if part[:2] in ("G ", "D ")) <= 40

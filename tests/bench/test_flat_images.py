@@ -1,4 +1,4 @@
-"""Flat images are rejected, and faint images are judged on the crop that varies most."""
+"""Flat images are rejected, and faint images are compared on their crop with the highest contrast."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.bench.small_steps import step_of
 
 
 def test_most_varied_crop_finds_the_variation_and_stretches_its_contrast() -> None:
-    """Also if the channels have very different values and one of them hardly varies."""
+    """The crop is found even if the channels have very different values and one of them hardly varies."""
     image = torch.tensor([0.25, 0.75, -1.0]).view(3, 1, 1).repeat(1, 70, 90)
     image[1, 69, 89] += 1e-6
     crop = most_varied_crop(image, 32)
@@ -43,7 +43,7 @@ def test_float64_parity_passes_on_the_faintest_8_bit_images(judge: Judge, faint:
 
 
 def test_rejects_a_flat_image_and_reports_its_path(judge: Judge) -> None:
-    """The image is coloured, because not only grey images are flat."""
+    """A flat image is rejected even if it is coloured, because not only grey images can be flat."""
     flat = torch.tensor([0.1, -0.7, 0.9]).view(1, 3, 1, 1).expand(1, 3, 32, 32)
     first, second = judge.batches
     batches = [
@@ -55,9 +55,11 @@ def test_rejects_a_flat_image_and_reports_its_path(judge: Judge) -> None:
         replace(judge, batches=batches).float64_difference()
 
 
-def test_gives_no_verdict_if_rounding_leaves_nothing_to_compare(judge: Judge) -> None:
-    """In bf16 a dot of one level is lost in the mean, so the allowed error would let an image of zeros
-    pass.
+def test_parity_is_undecided_if_rounding_leaves_nothing_to_compare(judge: Judge) -> None:
+    """Parity is undecided if rounding alone causes an error as large as the image.
+
+    In bf16, a dot that differs by one level is lost in the mean, so the allowed error would let an image of
+    zeros pass.
     """
     dot = torch.full((1, 3, 32, 32), 0.6)
     dot[:, :, 10, 11] += 2 / 255

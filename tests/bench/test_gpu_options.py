@@ -1,4 +1,4 @@
-"""Runs of the engine's options at tiny sizes: correct ones pass, and faulty ones fail."""
+"""Run the checks of the engine's options at tiny sizes: correct options pass, and faulty ones fail."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_faulty_option_fails(
 
 
 def test_options_without_a_fault_pass(capsys: pytest.CaptureFixture[str]) -> None:
-    """Two cases here; the rehearsal runs all of them."""
+    """Two cases pass the checks. The other cases are run by the rehearsal."""
     for name in (
         "the default: bf16, graph, pairs, weight gradients beside",
         "--batch_size 4, the last batch smaller",

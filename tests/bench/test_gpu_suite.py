@@ -1,4 +1,4 @@
-"""The command of the GPU suite, without a GPU: its stages, the files that it writes, and how it ends."""
+"""Run the command of the GPU suite without a GPU: its stages, the files that it writes, and how it ends."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.bench.parts import ABOUT, ROOT, running
 
 
 def test_every_part_selects_existing_tests() -> None:
-    """With keywords that match no GPU test, a part would check nothing."""
+    """The keywords of a part match GPU tests in each of its files; otherwise the part would check nothing."""
     for part in [part for parts in STAGES.values() for part in parts if isinstance(part, Tests)]:
         for file in part.files:
             names = re.findall(
@@ -47,7 +47,7 @@ def test_every_part_selects_existing_tests() -> None:
 
 
 class Part:
-    """A part that takes no time."""
+    """A part of the suite that returns ``outcome`` at once, or raises it if it is an exception."""
 
     seconds = 30.0
 
@@ -104,7 +104,7 @@ def test_a_part_without_time_does_not_run_and_fails(
 def test_merges_the_rows_of_all_benches_into_one_file(
     context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Together with the test results of the earlier stages, and the table of backends."""
+    """The earlier stages' test results are added to the report, and the table of backends is written too."""
     suite = suite_of(context, monkeypatch, stage=3)
     parts = [part for part in STAGES[3] if isinstance(part, Benches)][:2]
     for part, backend in zip(parts, ("triton", "cudnn"), strict=True):
@@ -135,8 +135,9 @@ def test_merges_the_rows_of_all_benches_into_one_file(
 def test_a_stage_continues_if_results_cannot_be_written(
     context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With an incomplete file of rows from a killed pytest, and without the results folder, all parts still
-    run and the summary is printed.
+    """All parts still run, and the summary is printed, if the results folder disappears.
+
+    There is also an incomplete file of rows, as a killed pytest leaves behind.
     """
     suite = suite_of(context, monkeypatch, stage=3)
     benches = [part for part in STAGES[3] if isinstance(part, Benches)]
@@ -156,7 +157,7 @@ def test_a_stage_continues_if_results_cannot_be_written(
 
 
 def test_reports_an_unfinished_stage(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The files of a run that was killed must not look like a success."""
+    """The result files of a killed run say that it is unfinished, so that they do not look like a success."""
     suite = suite_of(context, monkeypatch)
 
     class Killed(Part):
@@ -180,8 +181,9 @@ def bench(group: str, provider: str, median: float, **info: Any) -> Row:
 
 
 def test_uses_the_faster_backend_for_each_shape(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """From the rows of the benches to the look-up by a convolution. A shape that was measured with only one
-    backend counts as unmeasured.
+    """The benches' rows become a table, in which a convolution looks up the faster backend for its shape.
+
+    A shape that was measured with only one backend counts as unmeasured.
     """
     x = torch.zeros(3, 8, 5, 5)
     keys = {
@@ -209,7 +211,7 @@ def test_uses_the_faster_backend_for_each_shape(monkeypatch: pytest.MonkeyPatch,
     assert "Triton is faster in 1, cuDNN in 1" in backend_table.describe_backends(torch.device("cuda"))
 
     class OnGpu:
-        """The attributes of a tensor that the look-up needs."""
+        """A stand-in for a GPU tensor, with the attributes that the look-up needs."""
 
         device, dtype, shape = torch.device("cuda"), x.dtype, x.shape
 
@@ -249,8 +251,9 @@ def test_reports_bad_arguments(
 
 
 def test_sigterm_ends_the_suite_and_its_processes(tmp_path: Path) -> None:
-    """After SIGTERM in the middle of a part the exit code is 130, and the part's processes and the temporary
-    folder are gone.
+    """SIGTERM during a part ends the suite with exit code 130.
+
+    The processes of the part and the temporary folder are gone afterwards.
     """
     script = f"""
 import sys

@@ -1,6 +1,4 @@
-"""The output of the GPU suite stays within the limit of a remote machine, with the most important lines
-first.
-"""
+"""The output of the GPU suite stays within its length limit, and the most important lines come first."""
 
 from __future__ import annotations
 
@@ -30,8 +28,10 @@ def test_different_errors_come_before_repeated_ones() -> None:
 
 
 def test_a_summary_stays_within_its_limit() -> None:
-    """However much fails: the first failure of each part comes before the second of any part, and the number
-    of further failures is reported.
+    """A summary stays within its limit however many tests fail.
+
+    The first failure of each part comes before the second of any part, and the number of further failures is
+    reported.
     """
     arguments = ["bfloat16[1, 256, 64, 64]" * 9] * 12
     launch: dict[str, Any] = {

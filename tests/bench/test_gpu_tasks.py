@@ -1,4 +1,4 @@
-"""Options and benches as parts of the GPU suite: the reports on those that fail."""
+"""Options and benches as parts of the GPU suite: how their failures are reported."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from tests.bench.parts import stand_in
 def test_options_continue_after_a_fault(
     context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Case b causes a device fault, and c ends its process with a signal. Both are rerun alone, and d runs in
-    a new process.
+    """The remaining cases run in a new process after one case crashes its process.
+
+    Case b causes a device fault, and c ends its process with a signal. Both are rerun alone, and d still
+    runs.
     """
     record = context.work / "options.jsonl"
     script = f"""

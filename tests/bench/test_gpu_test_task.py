@@ -17,8 +17,9 @@ from tests.bench.parts import running, stand_in
 def test_a_killed_pytest_keeps_its_recorded_results(
     context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run that is too slow, with one failed test, one test still running, and processes that would
-    outlive it.
+    """The results recorded before a pytest process is killed are kept, and its own processes are ended.
+
+    The pytest process exceeds its time limit. One of its tests has failed, and one is still running.
     """
     events = [
         {"event": "started", "test": "a"}, {"event": "passed", "test": "a", "text": "", "launches": []},
@@ -70,8 +71,9 @@ def test_later(n):
 
 
 def test_a_device_fault_ends_only_its_own_process(context: Context, tmp_path: Path) -> None:
-    """The other tests continue in a new process. The crashed test is rerun alone, and its last launch is
-    reported.
+    """After a test causes a device fault, the other tests run in a new process.
+
+    The test that caused the fault is rerun alone, and its last launch is reported.
     """
     file = tmp_path / "test_crashing.py"
     file.write_text(CRASHING)
@@ -83,7 +85,8 @@ def test_a_device_fault_ends_only_its_own_process(context: Context, tmp_path: Pa
     assert "illegal memory access" in illegal.text
     assert illegal.again.startswith("alone, with CUDA_LAUNCH_BLOCKING=1: exit code 70; last launch")
     assert '"kernel": "_instance_norm_small_fwd_kernel"' in illegal.again
-    # Enough to fix it on another machine: both errors, the layout, the first wrong number, and the launch.
+    # The report is enough to fix the kernel on another machine: both errors, the layout, the first wrong
+    # number, and the launch.
     assert "relative error" in wrong.text
     assert (
         "float32 [1, 4, 5, 3] strides [60, 15, 3, 1]; 20 of 60 elements are wrong, first at [0, 0, 0, 1]:"

@@ -1,5 +1,6 @@
-"""The plugin that records tests on a device: keywords that match no test, files that cannot be imported, and
-the classification of device errors.
+"""The pytest plugin that records tests on a device.
+
+Keywords that match no test and files that cannot be imported are errors, and device errors are classified.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""The products that bench_reflect_conv.py times on a GPU, run through the interpreter, and the link between
-the timed and the checked results.
+"""Operators that the benches time on a GPU, run here through the interpreter.
+
+The results that a bench checks are those of the runs that it times.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def test_products_of_the_block(direction: str, device: str) -> None:
     "layer", [zero.Layer(4, 8, 8, 4, 2), zero.Layer(8, 4, 4, 3, 2, True)], ids=["strided", "transposed"]
 )
 def test_two_networks_in_one_launch(layer: zero.Layer, device: str) -> None:
-    """The launches that bench_zero_conv.py times on a GPU."""
+    """The launches that bench_zero_conv.py times on a GPU, each for two networks, are correct."""
     inputs = [tuple(t.to(device) for t in tensors) for tensors in zero.inputs(layer, 2, 2)[:1]]
     run = zero.functions(layer)
     case = Case(run["library"], inputs, "all")

@@ -1,5 +1,6 @@
-"""The judge of training steps passes the official order and ours in both precisions, and fails a step that
-computes anything else.
+"""The parity check accepts the official training step and ours in both precisions.
+
+It rejects a step that computes anything else.
 """
 
 from __future__ import annotations
@@ -34,12 +35,13 @@ def test_a_correct_step_passes(judge: Judge, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", UNCOMPILED)
-def test_a_step_with_a_planted_fault_fails(judge: Judge, name: str) -> None:
-    """Also in bf16, where the bounds are wide: the losses and images of the first iteration show the
-    fault.
+def test_a_step_with_an_injected_fault_fails(judge: Judge, name: str) -> None:
+    """A step with an injected fault is rejected because of the losses and images of the first iteration.
+
+    This holds even in bf16, where the allowed error is large.
     """
     step = step_of(name, judge, fault=True)
-    # Under its own name, the faulty run of the official order would become its own yardstick.
+    # With its own name, the faulty run of the official order would be compared with itself.
     verdicts = {d.quantity: d.passes for d in judge.judge("faulty", step)}
     assert not verdicts["losses of iteration 1"]
     assert not verdicts["images of iteration 1"]
@@ -48,7 +50,10 @@ def test_a_step_with_a_planted_fault_fails(judge: Judge, name: str) -> None:
 
 
 def test_losses_may_have_the_error_of_their_images() -> None:
-    """The losses of the official order may be exact by accident, since they are only eight numbers."""
+    """Losses may have the error that is allowed for images.
+
+    There are only eight losses, so those of the official order can be exact by accident.
+    """
 
     def trace(of_losses: float, of_images: float) -> Trace:
         return Trace(
@@ -71,7 +76,7 @@ def test_ours_equals_the_official_order_in_float64(judge: Judge) -> None:
 
 
 class RateInFp32(HostInputs):
-    """Host inputs with the learning rate in fp32, as the fused Adam of a GPU reads it."""
+    """Host inputs that store the learning rate in fp32, the dtype in which a GPU's fused Adam reads it."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
@@ -86,8 +91,9 @@ def test_float64_parity_allows_a_learning_rate_in_fp32(judge: Judge, monkeypatch
 
 
 def flat_in_the_corner(domain: str, size: int) -> list[torch.Tensor]:
-    """Return two images of the built-in dataset, fp32 [1, 3, size, size], whose top left 32x32 pixels are all
-    background.
+    """Return two images of the built-in dataset whose top left 32x32 pixels are all background.
+
+    Each is fp32 [1, 3, size, size].
     """
     drawn = (
         torch.from_numpy(builtin.draw(domain, 1, "train", n)).permute(2, 0, 1)[None].float() / 127.5 - 1
@@ -125,7 +131,7 @@ FAULTS: dict[str, tuple[LossConfig, Callable[[TrainStep], None]]] = {
     "one eps 1e-4": (LossConfig(), other_eps),
     "zero padding in one layer": (LossConfig(), zero_padding),
     "cycle weight 10.001": (LossConfig(lambda_A=10.001), lambda step: None),
-    # Not 0, which would remove the names of the losses as well.
+    # The weight is not 0, because that would also remove the names of the losses.
     "no identity": (LossConfig(lambda_identity=1e-30), lambda step: None),
     "Adam's eps 1e-7": (LossConfig(), setting("eps", 1e-7)),
     "Adam's beta2 0.9991": (LossConfig(), setting("betas", (0.5, 0.9991))),
@@ -154,8 +160,10 @@ def test_ours_equals_the_official_order_in_float64_on_built_in_images(size: int)
 
 
 def test_float64_parity_compares_two_iterations(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many iterations are judged: rounding grows from one to the next, and full networks must stay
-    within 1e-9 on a GPU too, where four iterations are judged.
+    """Float64 parity compares only two iterations, even if the check has more batches.
+
+    Rounding errors grow from one iteration to the next. Full networks have to stay within 1e-9 on a GPU as
+    well, where the check runs four iterations.
     """
     seen: list[int] = []
 
@@ -172,11 +180,15 @@ def test_float64_parity_compares_two_iterations(judge: Judge, monkeypatch: pytes
 @pytest.mark.parametrize("name", ["ours", "official_bf16"])
 @pytest.mark.parametrize("factor", [2.0, 0.0])
 def test_weight_changes_reveal_a_wrong_learning_rate(judge: Judge, name: str, factor: float) -> None:
-    """Also in bf16, where half of an update is rounding error, most of it in weights with tiny gradients."""
+    """The weight changes of every network show a learning rate that is twice as large, or 0.
+
+    This holds even in bf16, where half of an update is rounding error, most of it in weights with tiny
+    gradients.
+    """
     step = step_of(name, judge)
     for optimizer in step.optimizers:
         optimizer.step = partial(with_another_rate, optimizer, optimizer.step, factor)  # type: ignore[method-assign]
-    # Under its own name, the faulty run of the official order would become its own yardstick.
+    # With its own name, the faulty run of the official order would be compared with itself.
     verdicts = {d.quantity: d.passes for d in judge.judge("faulty", step)}
     assert verdicts["losses of iteration 1"]
     assert not any(verdicts[f"weight change of {net}"] for net in judge.nets)
@@ -191,9 +203,11 @@ def with_another_rate(optimizer: torch.optim.Optimizer, step: Callable[[], Any],
         group["lr"] = rate
 
 
-def test_later_iterations_in_16_bits_are_judged_from_their_starting_weights(judge: Judge) -> None:
-    """Whatever the earlier updates did. Here the whole second iteration runs with other weights, and the
-    float64 truth starts from the same ones.
+def test_later_iterations_in_16_bits_are_compared_from_their_starting_weights(judge: Judge) -> None:
+    """In 16 bits, a later iteration is compared with float64 from the weights at its start.
+
+    Earlier updates therefore do not matter. In this test the whole second iteration runs with other weights,
+    and the float64 reference starts from the same ones.
     """
     step = train_step("official", judge.nets, "cpu", judge.loss, torch.float64, SMALL)
     run, runs = step.run, iter(range(9))
@@ -223,5 +237,5 @@ def test_later_iterations_in_16_bits_are_judged_from_their_starting_weights(judg
         trace.starts,
     )
     assert all(judge._with_own_truth(exact, "bf16").error_of(name, judge.truth) < 1e-12 for name in names)
-    # In fp32 runs do not diverge, so all iterations share one truth.
+    # In fp32, runs do not diverge, so all iterations are compared with the same float64 run.
     assert not judge._with_own_truth(Trace(trace.values, trace.starts), "fp32").own_truth

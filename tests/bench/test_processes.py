@@ -1,4 +1,4 @@
-"""A process with a time limit leaves no processes behind, however it ends."""
+"""A process that was started with a time limit leaves no processes behind, however it ends."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.bench.parts import ROOT, running
 
 
 def test_a_process_does_not_outlive_its_killed_parent(tmp_path: Path) -> None:
-    """Killed without warning, as at the end of a call: no process may keep using the GPU."""
+    """A process ends if its parent is killed without warning, so that it does not keep using the GPU."""
     script = f"""
 from pathlib import Path
 from bench import processes

@@ -1,6 +1,4 @@
-"""Profiles of a step on this machine's CPU, and of a GPU trace written by hand with a kernel in every
-part.
-"""
+"""Profile a step on this machine's CPU, and analyse a handwritten GPU trace with a kernel in every part."""
 
 from __future__ import annotations
 
@@ -73,7 +71,7 @@ def test_analyses_a_gpu_trace() -> None:
         1,
     )
     assert next(entry for entry in profile.operators if entry["name"] == "aten::conv_backward")["backward"]
-    # From the start of the step to the end of its last kernel.
+    # The step lasts from its start to the end of its last kernel.
     assert profile.step == pytest.approx((1000 + 1350 + 3) * 1e-6)
 
 

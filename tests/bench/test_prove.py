@@ -1,4 +1,4 @@
-"""The proof: its printed lines and its image, and that it shows no speed if parity fails."""
+"""The proof of parity and speed: its printed lines, its image, and no speeds if parity fails."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def built_in(size: int, seed: int) -> list[Batch]:
 
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("size", prove.SIZES)
-def test_judges_parity_correctly_on_built_in_images_of_every_size(size: int, seed: int) -> None:
+def test_checks_parity_correctly_on_built_in_images_of_every_size(size: int, seed: int) -> None:
     judge = Judge(
         plain_networks(prove.NETWORKS),
         built_in(size, seed)[: prove.STEPS["cpu"]],
@@ -148,7 +148,7 @@ def test_skips_flat_images_among_others_and_lists_them(
     assert set(re.findall(r"\w/\d.png", line)) <= {"B/1.png", "B/3.png", "B/5.png"}
 
 
-def test_judges_the_samples_with_the_most_contrast_first(tmp_path: Path) -> None:
+def test_uses_the_samples_with_the_most_contrast_first(tmp_path: Path) -> None:
     def fainter(n: int) -> Any:
         return 100 + noise(n) // (n + 2)
 
@@ -175,7 +175,7 @@ runpy.run_path(SCRIPT, run_name="__main__")
 def test_runs_without_installation_and_without_optional_packages(tmp_path: Path) -> None:
     script = Path(prove.__file__).parents[1] / "scripts" / "prove.py"
     code = f"SCRIPT = {str(script)!r}\n" + BLOCKED
-    # The same path as for a script that is started by its file name.
+    # Python searches the same folder as for a script that is started by its file name.
     environment = {**os.environ, "PYTHONPATH": str(script.parent)}
     process = subprocess.run(
         [sys.executable, "-c", code],
@@ -192,7 +192,7 @@ def test_runs_without_installation_and_without_optional_packages(tmp_path: Path)
 def test_runs_on_the_users_own_images(
     tmp_path: Path, dataset: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also on a machine without a compiler, which is reported but is not an error."""
+    """The proof runs on the user's images, even without a C++ compiler, whose absence is only reported."""
 
     def no_compiler(self: Provider, device: str) -> None:
         if self.mode is not None:

@@ -1,4 +1,4 @@
-"""Providers use plain reference networks, and all of them produce the same images."""
+"""Providers start from plain reference networks, and all of them produce the same images."""
 
 from __future__ import annotations
 

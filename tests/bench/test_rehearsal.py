@@ -1,5 +1,6 @@
-"""The rehearsal: a Python with only the packages of the GPU machine, clearly marked results, and scripts that
-run there.
+"""The rehearsal of the GPU suite on a machine without a GPU.
+
+It uses a Python with only the packages of the GPU machine, in which the scripts run, and marks its results.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def test_bare_python_has_only_the_packages_of_the_gpu_machine(bare: Path, tmp_pa
     "name", ["train", "translate", "inspect_checkpoint", "download_dataset", "check_dataset"]
 )
 def test_scripts_report_missing_tyro_in_one_line(bare: Path, tmp_path: Path, name: str) -> None:
-    """From another folder and with nothing installed, without the traceback of a failed import."""
+    """A script that is started without tyro, from another folder, reports this without a traceback."""
     process = run(bare, str(ROOT / "scripts" / f"{name}.py"), "--help", folder=tmp_path)
     assert process.returncode == 2
     assert process.stderr == "error: this script needs the package tyro: python -m pip install tyro\n"
@@ -84,7 +85,7 @@ def test_scripts_report_missing_tyro_in_one_line(bare: Path, tmp_path: Path, nam
     "name", ["compile_kernels", "count_operations", "gpu_suite", "profile_step", "prove"]
 )
 def test_scripts_run_without_installing_the_project(bare: Path, tmp_path: Path, name: str) -> None:
-    """From another folder and without PYTHONPATH, which ``environment`` removes."""
+    """Scripts run from another folder without PYTHONPATH, which ``environment`` removes."""
     process = run(bare, str(ROOT / "scripts" / f"{name}.py"), "--help", folder=tmp_path)
     assert process.returncode == 0, process.stderr
     assert "usage:" in process.stdout
@@ -148,8 +149,9 @@ def test_reports_a_missing_package(tmp_path: Path) -> None:
 @pytest.mark.parametrize("stage", [1, 2, 3])
 @pytest.mark.parametrize("fault", ["", "kernel"])
 def test_rehearses_a_stage(stage: int, fault: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """A whole stage, which takes 2 to 5 minutes on two cores: it passes unchanged, and fails and reports it
-    with a fault in the kernels.
+    """A whole stage passes; with a fault injected into the kernels, it fails and reports the failure.
+
+    A stage takes 2 to 5 minutes on two cores.
     """
     with pytest.raises(SystemExit) as ended:
         gpu_suite.main(

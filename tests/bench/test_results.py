@@ -1,5 +1,7 @@
-"""Reports on results: speed-ups, tables, the spreadsheet, plots, the README's section, and the comparison
-with older results.
+"""Reports on bench results.
+
+They include speed-ups, tables, a spreadsheet, plots, a section of the README, and a comparison with older
+results.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ def entry(file: str, group: str, provider: str, seconds: list[float], **info: An
 
 
 def entries(slower: float = 1.0, launches: int = 900) -> list[dict[str, Any]]:
-    """Return result entries in which our training step takes ``slower`` times as long."""
+    """Return entries of a result file in which our training step takes ``slower`` times as long as usual."""
     step: dict[str, Any] = {
         "operations": 1,
         "pictures": 2,
@@ -245,8 +247,9 @@ def test_reports_bad_input(
 
 
 def test_readme_section_is_generated_from_a_committed_result(tmp_path: Path) -> None:
-    """The report writes the same section from the file that the section refers to, so no figure in it is
-    typed by hand.
+    """The report reproduces the README's section from the result file that the section names.
+
+    This ensures that no figure in it was typed by hand.
     """
     text = (ROOT / "README.md").read_text()
     name = re.search(re.escape(report.BEGIN).replace(r"\{\}", "(.+?)"), text)

@@ -1,5 +1,7 @@
-"""The floor of a step: the known operation counts, a layer calculated by hand, and the assignment of a
-profile's events to layers.
+"""The roofline model, which gives a lower bound on the time of a step.
+
+Its operation counts match known figures and a layer calculated by hand, and the events of a profile are
+assigned to layers.
 """
 
 from __future__ import annotations
@@ -22,8 +24,10 @@ def flops(work: list[Work]) -> float:
 
 
 def test_matches_known_operation_counts() -> None:
-    """49.55 GMAC per generator and 3.15 per discriminator at 256x256; 1.88 TFLOP per step, and 1.29 without
-    the identity loss.
+    """The operation counts at 256x256 match the known figures.
+
+    A generator takes 49.55 GMAC and a discriminator 3.15. A step takes 1.88 TFLOP, or 1.29 without the
+    identity loss.
     """
     G, D = (
         sum(layer.flops for layer in layers_of(net, (256, 256), 1))
@@ -50,7 +54,7 @@ def test_matches_a_layer_calculated_by_hand(layer: str, macs: int) -> None:
     made = {(w.layer, w.phase): w for w in passes(layers[layer], 2, 6, 2, 6, "G")}
     label = "conv 7x7, 3 to 8, 16x12"
     assert [made[label, f"G, {p}"].calls for p in ("forward", "dgrad", "wgrad")] == [6, 2, 6]
-    # The image arrives with its padding: 22 x 18.
+    # The input image includes its padding: 22 x 18.
     assert made[label, "G, forward"].bytes == 2 * (3 * 22 * 18 + w + y)
     assert made[f"norm after {label}", "G, forward"].bytes == 2 * 2 * y
     assert made[f"norm after {label}", "G, backward"].bytes == 2 * 5 * y

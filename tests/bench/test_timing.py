@@ -1,6 +1,4 @@
-"""The timing harness: it detects slower providers, randomises the order, and gives failed providers no
-time.
-"""
+"""The timing harness detects slower providers, randomises the order, and reports no time for failed ones."""
 
 from __future__ import annotations
 
@@ -21,9 +19,10 @@ def sleeping(seconds: float) -> Callable[[], Entrant]:
     return lambda: Entrant(lambda: time.sleep(seconds))
 
 
-def test_detects_a_planted_slowdown_of_a_fifth(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a simulated clock, for a machine whose speed varies by up to a tenth between rounds and that is busy
-    now and then.
+def test_detects_a_slowdown_by_a_fifth(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A provider that takes a fifth longer is detected on a noisy machine, simulated with a fake clock.
+
+    The machine's speed varies by up to a tenth between rounds, and the machine is busy now and then.
     """
     now, rng = [0.0], random.Random(0)
     monkeypatch.setattr(timing, "synchronised", lambda: now[0])
@@ -93,14 +92,14 @@ def test_warming_up_continues_while_runs_get_faster(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(timing, "synchronised", lambda: now[0])
 
     def runs(times: Iterable[float], history: Sequence[float] = ()) -> int:
-        """Return the number of warm-up runs if each run takes the next of ``times``."""
+        """Return the number of warm-up runs if successive runs take the seconds in ``times``."""
         each = iter(times)
         return len(warm_up(lambda: now.__setitem__(0, now[0] + next(each)), history))
 
     assert runs([8, 4, 2, 2, 1]) == 4
     assert runs([1, 1, 1]) == 2
     assert runs(0.1 * 0.5**n for n in range(100)) == MAX_WARM_UPS
-    # Slow runs stop at the time limit, and the very first run, which compiles, is not compared with.
+    # Slow runs stop at the time limit. The very first run is not used for comparison, because it compiles.
     assert runs([100, 9, 8, 7, 6]) == 3
     assert runs([2, 2, 2], history=[60, 2]) == 3
 

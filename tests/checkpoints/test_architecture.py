@@ -20,9 +20,9 @@ from fastcyclegan.nn.networks import (
 
 RESNETS = [
     (9, "instance", False, False, "transpose", "reflect"),  # the official default
-    (0, "instance", False, False, "resize", "reflect"),  # no blocks: only the end layers can be counted
-    (2, "instance", True, True, "resize", "reflect"),  # as in vintagify, with keys shifted by dropout
-    (1, "batch", False, True, "transpose", "zero"),  # zero padding and dropout: the fourth set of keys
+    (0, "instance", False, False, "resize", "reflect"),  # no blocks, only the layers around them
+    (2, "instance", True, True, "resize", "reflect"),  # as in vintagify; dropout shifts the keys
+    (1, "batch", False, True, "transpose", "zero"),  # zero padding and dropout shift the keys in a fourth way
     (3, "none", False, False, "resize", "reflect"),
     (6, "instance", False, False, "transpose", "zero"),
 ]
@@ -72,7 +72,7 @@ def test_settings_build_the_same_network(kind: type[nn.Module], arguments: dict[
     architecture = Architecture(kind, arguments)
     trainable = arguments.get("padding_type") != "zero" and arguments.get("num_downs", 8) in (7, 8)
     if not trainable:
-        with pytest.raises(ValueError, match="can be trained here"):
+        with pytest.raises(ValueError, match="can be trained with fastcyclegan"):
             architecture.settings()
         return
     config = ModelConfig(**architecture.settings())

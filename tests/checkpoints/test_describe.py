@@ -1,4 +1,4 @@
-"""The description of a file of weights, and of the files in a folder."""
+"""Tests of the description of a weights file, and of the weights files in a folder."""
 
 from __future__ import annotations
 

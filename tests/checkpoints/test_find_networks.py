@@ -1,6 +1,7 @@
-"""State_dicts in the spellings that files have.
+"""Find networks in state_dicts with the various keys that real files use.
 
-Networks are recognised in every spelling, and anything else is refused with its differences.
+Networks are recognised whichever keys are used. Anything else is rejected, and the error lists the
+differences.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def renamed(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
         (lambda w: {key.replace("conv_block", "block"): value for key, value in w.items()}, [""]),
     ],
 )
-def test_finds_networks_in_every_spelling(wrap: Any, places: list[str]) -> None:
+def test_finds_networks_under_all_usual_keys(wrap: Any, places: list[str]) -> None:
     weights = generator()
     networks = find_networks(wrap(weights))
     assert sorted(network.place for network in networks) == places
@@ -86,9 +87,9 @@ def test_batch_norms_keep_their_running_statistics() -> None:
 
 
 def test_does_not_guess_an_ambiguous_norm() -> None:
-    """The keys fit two norms, which are different functions.
+    """Reject weights whose keys fit two norms that compute different functions.
 
-    They are batch norm after a convolution with a bias, and affine instance norm with running statistics.
+    The two are batch norm after a convolution with a bias, and affine instance norm with running statistics.
     """
     weights = generator(affine=True) | {
         "model.2.running_mean": torch.zeros(2),
@@ -152,7 +153,7 @@ def without(key: str) -> dict[str, Tensor]:
         (generator() | {"model.1.bias": torch.ones(2, device="meta")}, "model.1.bias is not a plain tensor"),
     ],
 )
-def test_refuses_unknown_contents(contents: Any, message: str) -> None:
+def test_rejects_unknown_contents(contents: Any, message: str) -> None:
     with pytest.raises(UnknownArchitectureError, match=message):
         find_networks(contents)
 
@@ -166,5 +167,5 @@ def test_handles_recursive_and_deeply_nested_mappings() -> None:
     for contents in (recursive, deep):
         with pytest.raises(UnknownArchitectureError, match="without named tensors"):
             find_networks(contents)
-    while deep:  # freed level by level, because Python would free it recursively
+    while deep:  # free it level by level, because Python would do so recursively
         deep = deep["in"]

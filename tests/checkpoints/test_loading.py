@@ -1,4 +1,4 @@
-"""Load networks from files and folders: the choice of file and network, and the commands that do so."""
+"""Load networks from files and folders: the choice of file and network, and the commands that load them."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from tests.conftest import write_images
 
 
 def test_direction_chooses_the_generator_of_a_run(tmp_path: Path) -> None:
-    """A and B are the training folders.
+    """The letters in a direction are those of the training folders.
 
-    After --direction BtoA the model's A is folder B, so G_A translates B to A.
+    In a run trained with --direction BtoA, the model's A is folder B, so G_A translates images of B to A.
     """
     with pytest.raises(UserError, match="no such file or folder"):
         find_weights(tmp_path / "none", None, "latest")
@@ -85,7 +85,7 @@ def test_loads_a_generator_unchanged(net: nn.Module, tmp_path: Path) -> None:
 
 
 def test_loaded_weights_match_the_reference(tmp_path: Path) -> None:
-    """The keys of another project's file are the official ones except for one word, renamed by hand here."""
+    """Weights of another project, whose keys differ from the official ones in one word, load correctly."""
     net = reference.Generator(ngf=2, n_blocks=1)
     torch.save({k.replace("conv_block", "block"): v for k, v in net.state_dict().items()}, tmp_path / "g.pth")
     x = torch.randn(1, 3, 8, 12)
@@ -117,7 +117,7 @@ def test_loads_official_weights_of_a_single_direction(tmp_path: Path) -> None:
         load_generator(tmp_path, direction="BtoA")
 
 
-def test_unknown_impl_and_damaged_weights(tmp_path: Path) -> None:
+def test_reports_an_unknown_impl_and_damaged_weights(tmp_path: Path) -> None:
     save_weights(tmp_path / "g.pth", Generator(ngf=2, n_blocks=1).state_dict())
     with pytest.raises(ValueError, match="impl must be auto, triton or reference"):
         load_generator(tmp_path / "g.pth", impl="fast")
@@ -135,7 +135,7 @@ def test_unknown_impl_and_damaged_weights(tmp_path: Path) -> None:
 
 
 def write_official_files(folder: Path, **arguments: Any) -> None:
-    """Write four official files, as a DataParallel saves them, of networks that differ from the defaults."""
+    """Write four official weights files, with DataParallel's keys, of networks with non-default settings."""
     folder.mkdir(parents=True)
     torch.manual_seed(0)
     nets = {
@@ -150,7 +150,7 @@ def write_official_files(folder: Path, **arguments: Any) -> None:
         )
 
 
-def test_training_continues_from_files_without_network_flags(dataset: Path, tmp_path: Path) -> None:
+def test_training_resumes_from_official_files_without_network_flags(dataset: Path, tmp_path: Path) -> None:
     write_official_files(tmp_path / "official", ngf=2, n_blocks=1, affine=True, upsample="resize")
     flags = [
         "--dataroot",
@@ -170,10 +170,10 @@ def test_training_continues_from_files_without_network_flags(dataset: Path, tmp_
     assert train(config, Console()).run.iteration == 1
     assert (
         parse_train([*flags, "--ngf", "4"]).model.ngf == 4
-    )  # explicit flags win, and training reports what does not fit
+    )  # flags take precedence, and training reports the weights that do not fit
 
 
-def test_networks_that_cannot_be_trained_here(tmp_path: Path) -> None:
+def test_reports_networks_that_cannot_be_trained(tmp_path: Path) -> None:
     write_official_files(tmp_path / "official", ngf=2, n_blocks=1, padding_type="zero")
     with pytest.raises(
         UserError,

@@ -1,6 +1,6 @@
-"""The files of a run: their names, and saving and loading their weights.
+"""The files of a run: their names, and how their weights are saved and loaded.
 
-Weights that do not fit are refused with what was expected and what was found.
+Weights that do not fit are rejected, and the error states what was expected and what was found.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def test_saves_official_weights_and_loads_them(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), other.parameters(), strict=True))
 
 
-def test_refuses_another_architecture_and_loads_nothing() -> None:
+def test_rejects_another_architecture_and_loads_nothing() -> None:
     net = Generator(ngf=2, n_blocks=1)
     before = {name: value.clone() for name, value in net.state_dict().items()}
     with pytest.raises(

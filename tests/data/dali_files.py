@@ -1,4 +1,4 @@
-"""Images for the tests of DALI, and the difference between two readings of them."""
+"""Images for the tests of DALI, and a measure of the difference between two decoded images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fastcyclegan.config import Preprocess
 from tests.conftest import scene
 
 MODES: list[Preprocess] = ["resize_and_crop", "crop", "scale_width", "scale_width_and_crop", "none"]
-# Odd, tall and wide; larger and smaller than the size that they are resized to.
+# Odd, tall and wide images, some larger and some smaller than the size that they are resized to.
 SIZES = [(97, 64), (64, 64), (65, 131), (300, 70), (256, 256), (71, 66)]
 
 
@@ -43,6 +43,6 @@ def varied(folder: Path, seed: int) -> list[Path]:
 
 
 def levels(one: torch.Tensor, other: torch.Tensor) -> tuple[float, float]:
-    """Return the mean and the largest difference, in 8-bit levels."""
+    """Return the mean and the largest difference of two images in [-1, 1], in 8-bit levels."""
     difference = (one - other).abs() * 127.5
     return difference.mean().item(), difference.max().item()

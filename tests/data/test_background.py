@@ -1,4 +1,4 @@
-"""Items from a background thread: their order, how far it runs ahead, their errors, and closing."""
+"""Items from a background thread: their order, their errors, how far the thread runs ahead, how it ends."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_keeps_the_order_and_runs_ahead_only_to_its_depth() -> None:
     with in_background(numbers(), depth=3) as items:
         assert next(items) == 0
         time.sleep(0.2)
-        assert 3 <= len(made) <= 5  # three wait, one is being put, one was taken
+        assert 3 <= len(made) <= 5  # three are queued, one is waiting to be queued, one was consumed
         assert list(items) == list(range(1, 100))
 
 
@@ -42,7 +42,7 @@ def test_reraises_exceptions_of_its_items_and_closes_them() -> None:
             next(items)
     assert closed.wait(1)
     closed.clear()
-    with in_background(failing(), 1) as items:  # left early
+    with in_background(failing(), 1) as items:  # the consumer stops early
         next(items)
     assert closed.wait(1)
     assert not any(thread.name == "fastcyclegan-loader" for thread in threading.enumerate())

@@ -1,4 +1,4 @@
-"""The built-in dataset: what it draws, and scores that reward neither doing nothing nor the wrong thing."""
+"""The built-in dataset: its images, and scores that reward neither unchanged nor wrong images."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_only_test_images_share_their_scenes() -> None:
     assert colours == {builtin.GROUND, *builtin.STRIPES}
 
 
-def test_scores(tmp_path: Path) -> None:
+def test_scores_rate_perfect_useless_and_wrong_translations(tmp_path: Path) -> None:
     a, b = images("A"), images("B")
     assert builtin.gap_closed(a, b, b) == pytest.approx(1.0)
     assert builtin.gap_closed(a, a, b) == pytest.approx(0.0)
@@ -41,11 +41,11 @@ def test_scores(tmp_path: Path) -> None:
     inverted = np.where((b == builtin.GROUND).all(-1, keepdims=True), b, 255 - b)
     assert builtin.gap_closed(a, inverted, b) > 0.8
     assert builtin.distance_ratio(a, inverted, b) > 0.9
-    # Stripes that also cover the ground overshoot.
+    # Stripes that also cover the background overshoot.
     rows = (np.arange(builtin.SIZE) % builtin.PERIOD < builtin.PERIOD // 2)[None, :, None, None]
     everywhere = np.where(rows, np.uint8(0), np.uint8(255)) * np.ones_like(b)
     assert builtin.gap_closed(a, everywhere, b) < 0
-    # Both scores from files, for a translator that does nothing and one that returns the true counterparts.
+    # Compute both scores from files: for a translator that changes nothing, and for a perfect one.
     builtin.write(tmp_path, 0)
     sources, targets = (sorted((tmp_path / name).iterdir()) for name in ("testA", "testB"))
     true = torch.from_numpy(images("B", count=32)).permute(0, 3, 1, 2) / 127.5 - 1

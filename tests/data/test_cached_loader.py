@@ -1,6 +1,6 @@
-"""Images in memory: the same batches as without a cache, and no file is read again.
+"""A loader with cached images yields the same batches as one without a cache, and reads no file again.
 
-Images that do not fit are refused before anything is read.
+Images that do not fit in memory are rejected before anything is read.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def test_yields_the_same_batches_without_reading_files(tmp_path: Path, kind: str
     assert all(same_batch(x, y) for x, y in zip(expected, actual, strict=True))
 
 
-def test_refuses_images_that_do_not_fit_before_reading_them(tmp_path: Path) -> None:
+def test_rejects_images_that_do_not_fit_before_reading_them(tmp_path: Path) -> None:
     a, b = unpaired(tmp_path)
     assert bytes_needed(a) == 5 * 24 * 24 * 3
     for path in (*a.paths, *b.paths):
@@ -52,7 +52,7 @@ def test_refuses_images_that_do_not_fit_before_reading_them(tmp_path: Path) -> N
     assert free_memory(CPU) > 2**20
 
 
-def test_a_file_that_grew_since_it_was_checked(tmp_path: Path) -> None:
+def test_caches_a_file_that_grew_since_it_was_checked(tmp_path: Path) -> None:
     a, b = unpaired(tmp_path, mode="crop")
     write_images(tmp_path / "A", 5, size=(64, 64))
     cached = cache_images((a, b), [PillowReader(a.fit, 1)] * 2, CPU)

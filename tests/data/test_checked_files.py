@@ -1,4 +1,4 @@
-"""The cache of checked files, which is valid until a file changes."""
+"""The cache of check results: a result is used until its file changes."""
 
 from __future__ import annotations
 
@@ -31,5 +31,5 @@ def test_a_file_is_decoded_once_until_it_changes(dataset: Path, monkeypatch: pyt
     assert not first[0].is_unchanged()
     assert check_files(paths)[0].width == 30
     assert len(decoded) == 6
-    checked_files._cache_file().write_text('{"version": 2, "files": [{"path"')  # a damaged cache
+    checked_files._cache_file().write_text('{"version": 2, "files": [{"path"')  # a damaged cache is ignored
     assert check_files(paths)[1] == first[1]

@@ -1,4 +1,4 @@
-"""Which loader is chosen, and the reason given."""
+"""The choice of a loader, and the reason that is reported for it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""DALI's blocks: their size, the file at fault if one fails, and what remains after the loader stops."""
+"""DALI's blocks: their size, the file that makes one fail, and the resources freed when the loader stops."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ def replace_checked_file(a: Source, path: Path, content: bytes) -> None:
 
 
 def test_pillow_reads_a_file_that_dali_cannot_parse(tmp_path: Path) -> None:
-    """Pillow does not need the end of a PNG, but DALI does.
+    """A PNG without its end is read by Pillow, and never passed to DALI.
 
-    DALI must not get the file, because it may crash on it.
+    Pillow does not need the end of the file. DALI does, and might crash without it.
     """
     a, b = unpaired(tmp_path)
     expected = list(FolderLoader(a, b, Plan(11, 5, 3), CPU).batches(0, 60))
@@ -67,7 +67,7 @@ def test_pillow_reads_a_file_that_dali_cannot_parse(tmp_path: Path) -> None:
 
 
 def test_finds_the_file_that_dali_fails_on(tmp_path: Path) -> None:
-    """The pixels of a file are damaged. DALI's error does not name the file, but Pillow's does."""
+    """If the pixels of a file are damaged, the error names the file, although DALI's own error does not."""
     a, b = unpaired(tmp_path)
     damaged = bytearray(a.paths[2].read_bytes())
     damaged[len(damaged) // 2] ^= 255
@@ -135,13 +135,13 @@ def native_threads() -> int:
 
 
 def resident() -> int:
-    """Return the bytes of anonymous memory in use."""
+    """Return the number of bytes of anonymous memory that this process uses."""
     with open("/proc/self/status") as status:  # noqa: PTH123
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith("RssAnon"))
 
 
 def test_leaves_no_threads_or_memory_behind(tmp_path: Path) -> None:
-    """Neither threads, DALI's own included, nor memory remain.
+    """After the loader stops, no threads (not even DALI's own) and no memory remain in use.
 
     The loader is stopped in the middle of a block, or at the end.
     """

@@ -1,4 +1,4 @@
-"""DALI compared with Pillow, sample by sample: every mode, odd sizes and unusual files, on CPU and GPU."""
+"""Compare DALI with Pillow, sample by sample: every mode, odd sizes and unusual files, on CPU and GPU."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 def horizontally_first(image: Image.Image, size: tuple[int, int], filter_: Image.Resampling) -> Image.Image:
     """Resize with Pillow in two steps, horizontally first.
 
-    In a single step Pillow is free to start vertically, and from version 13 on it does so at some sizes.
+    In a single step, Pillow can choose to resize vertically first; since version 13 it does so at some sizes.
     """
     return RESIZE(RESIZE(image, (size[0], image.height), filter_), size, filter_)
 
@@ -40,11 +40,11 @@ RESIZE = Image.Image.resize
 def test_two_epochs_match_pillow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: Preprocess, channels: tuple[int, int]
 ) -> None:
-    """Both loaders yield the same files, crops and flips.
+    """DALI's loader and Pillow's yield the same files, crops and flips in two epochs.
 
-    Without a resize the pixels are equal. With one, the mean difference is at most a quarter of a level, the
-    cost of one rounding, and no pixel is more than 4 levels off Pillow's with the same order of passes. The
-    order alone moves pixels at corners of black and white by 10 levels and more.
+    Without a resize, the pixels are equal. With a resize, the mean difference is at most a quarter of a
+    level, the cost of one rounding. No pixel differs by more than 4 levels if Pillow resizes in the same
+    order of passes. The order alone changes pixels at corners between black and white by 10 levels and more.
     """
     a, b = (source(varied(tmp_path / side, n), Fit(mode, 72, 64, channels[n])) for n, side in enumerate("AB"))
     plan = Plan(
@@ -70,7 +70,7 @@ def test_two_epochs_match_pillow(
 
 
 def cubic(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Keys' kernel with a = -1/2, which both libraries use."""
+    """Evaluate the cubic convolution kernel of Keys with a = -1/2, which both libraries use."""
     x = np.abs(x)
     near, far = 1.5 * x**3 - 2.5 * x**2 + 1, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
     return np.where(x < 1, near, np.where(x < 2, far, 0.0))
@@ -81,8 +81,8 @@ def exact_resize(
 ) -> NDArray[np.float64]:
     """Resize [H, W, C] to (width, height) in float64, antialiased and cubic, without rounding.
 
-    Both libraries approximate this. At the border, Pillow and torch leave out what lies outside, while DALI
-    repeats the border's pixels.
+    Both libraries approximate this result. At the border, Pillow and torch ignore positions outside the
+    image, while DALI repeats the pixels at the border.
     """
 
     def weights(before: int, after: int) -> NDArray[np.float64]:
@@ -103,10 +103,10 @@ def exact_resize(
 @pytest.mark.parametrize("whole", [False, True], ids=["torch resizes", "DALI resizes, as on a GPU"])
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
 def test_resizes_as_accurately_as_pillow(tmp_path: Path, size: tuple[int, int], whole: bool) -> None:
-    """Compare with float64, by the rule of all parity tests of this project.
+    """Compare DALI's and Pillow's resized images with float64, as in all parity tests of this project.
 
-    The error is at most twice that of Pillow, the yardstick, plus one unit. For the largest error the unit is
-    a level; for the mean it is the quarter of a level that rounding the result costs on average.
+    DALI's error may be at most twice that of Pillow plus one unit. For the largest error, the unit is one
+    level. For the mean error, it is a quarter of a level, which rounding the result costs on average.
     """
     path, fit = tmp_path / "x.png", Fit("square", 72)
     scene(np.random.default_rng(4), size).save(path)
@@ -126,9 +126,9 @@ def test_resizes_as_accurately_as_pillow(tmp_path: Path, size: tuple[int, int], 
 def test_graph_for_gpus_crops_and_flips_as_pillow_does(
     tmp_path: Path, mode: Preprocess, channels: int
 ) -> None:
-    """Run DALI's whole graph on its CPU backend.
+    """DALI's graph for GPUs, run on its CPU backend, crops and flips in the same way as Pillow.
 
-    A crop that is one pixel off, or a missing flip, would be tens of levels off.
+    A crop at the wrong pixel, or a missing flip, would change the result by tens of levels.
     """
     a, b = (source(varied(tmp_path / side, n), Fit(mode, 72, 64, channels)) for n, side in enumerate("AB"))
     plan = Plan(3, len(a.paths), len(b.paths))
@@ -136,15 +136,14 @@ def test_graph_for_gpus_crops_and_flips_as_pillow_does(
     for x, y in zip(ours.batches(0, len(plan)), pillow.batches(0, len(plan)), strict=True):
         for one, other in ((x.A, y.A), (x.B, y.B)):
             mean, largest = levels(one, other)
-            # DALI repeats the border and differs by more there, so single pixels are bounded only by the
-            # mean.
+            # DALI repeats the pixels at the border and differs by more there, so only the mean has a bound.
             assert (mean, largest) == (0, 0) if mode == "crop" else mean <= 0.5
 
 
 def test_reads_unchecked_files_of_all_kinds(tmp_path: Path) -> None:
-    """No file was checked before.
+    """Read files of all kinds that were not checked before.
 
-    Headers are read along with the files, and broken files are yielded as errors.
+    Their headers are read together with the files, and for broken files errors are yielded.
     """
     paths = varied(tmp_path / "in", 5)
     paths[3].write_bytes(paths[3].read_bytes()[:200])
@@ -175,7 +174,7 @@ def test_examines_sources_without_checks(tmp_path: Path) -> None:
     )
 
 
-# On a GPU.
+# --- Tests on a GPU -----------------------------------------------------------------------------------------
 
 GPU = torch.device("cuda")
 
@@ -183,14 +182,15 @@ GPU = torch.device("cuda")
 @pytest.mark.gpu
 @pytest.mark.parametrize("mode", MODES)
 def test_samples_match_pillow_on_a_gpu(tmp_path: Path, mode: Preprocess) -> None:
-    """The bounds on the difference of two decoders follow from the standards.
+    """On a GPU, DALI's samples differ from Pillow's by no more than the decoders' standards allow.
 
-    Each colour component's inverse transform is within 1 level of exact (IEEE 1180), so two decoders are
-    within 2 levels of each other. Through the matrix to RGB that is at most 2 + 1.772 * 2 for blue, plus 1
-    for roundings: 7 levels. The mean square error is at most 0.02 per decoder, so the mean is below sqrt(2 *
-    0.02 * (1 + 1.772**2)) + 0.25 < 0.7 with the rounding. A cubic filter amplifies by the sum of its weights'
-    magnitudes, at most 1.25 per pass: 1.5625 for two. To that is added the difference of the resizes
-    themselves on a CPU (the mean bound of the test above). Lossless files are bound by the resizing alone.
+    The inverse transform of each colour component is within 1 level of the exact result (IEEE 1180), so two
+    decoders are within 2 levels of each other. After the matrix to RGB, the difference is at most 2 + 1.772 *
+    2 for blue, plus 1 for roundings: 7 levels. The mean square error is at most 0.02 per decoder, so the mean
+    difference, including the rounding, is below sqrt(2 * 0.02 * (1 + 1.772**2)) + 0.25 < 0.7. A cubic filter
+    amplifies differences by the sum of its weights' magnitudes: at most 1.25 per pass, 1.5625 for two passes.
+    The difference between the resizes themselves is added (the bound on the mean in the CPU test above). For
+    lossless files, only the difference between the resizes counts.
     """
     a, b = (source(varied(tmp_path / side, n), Fit(mode, 72, 64)) for n, side in enumerate("AB"))
     plan = Plan(3, len(a.paths), len(b.paths))
@@ -209,7 +209,7 @@ def test_samples_match_pillow_on_a_gpu(tmp_path: Path, mode: Preprocess) -> None
 
 @pytest.mark.gpu
 def test_image_does_not_depend_on_its_block_on_a_gpu(tmp_path: Path) -> None:
-    """A resumed run divides its samples into different blocks."""
+    """An image's pixels do not depend on its block, because a resumed run forms different blocks."""
     a, b = (source(varied(tmp_path / side, n), Fit("resize_and_crop", 72, 64)) for n, side in enumerate("AB"))
     plan = Plan(3, len(a.paths), len(b.paths), 2)
     whole = list(DaliLoader(a, b, plan, GPU, threads=4).batches(0, 80))
@@ -220,9 +220,9 @@ def test_image_does_not_depend_on_its_block_on_a_gpu(tmp_path: Path) -> None:
 
 @pytest.mark.gpu
 def test_slow_consumer_on_its_own_stream_sees_complete_images_on_a_gpu(tmp_path: Path) -> None:
-    """The consumer's stream lags behind.
+    """Images are intact even if the consumer's stream lags behind the loader.
 
-    No image may be overwritten before the consumer has read it, or read before it is complete.
+    No image is overwritten before the consumer has read it, or read before it is complete.
     """
     a, b = (source(varied(tmp_path / side, n), Fit("resize_and_crop", 72, 64)) for n, side in enumerate("AB"))
     plan = Plan(3, len(a.paths), len(b.paths), 4)

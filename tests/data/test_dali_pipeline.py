@@ -1,4 +1,4 @@
-"""Reasons not to use DALI."""
+"""The reasons that are reported if DALI cannot be used."""
 
 from __future__ import annotations
 
@@ -15,4 +15,4 @@ def test_reports_a_dali_for_another_cuda_and_the_fix(
     monkeypatch.setattr(torch.version, "cuda", torch_cuda)
     reason = why_not_dali(torch.device("cuda"))
     assert f"is built for CUDA 13, but torch for CUDA {torch_cuda[:2]}; install the extra {extra}" in reason
-    assert why_not_dali(torch.device("cpu")) == ""  # on a CPU, CUDA does not matter
+    assert why_not_dali(torch.device("cpu")) == ""  # on a CPU, the CUDA version does not matter

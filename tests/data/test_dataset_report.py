@@ -1,4 +1,4 @@
-"""The report on a dataset: what it detects, prints and draws."""
+"""The report on a dataset: the problems that it detects, its printed lines, and its HTML page."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Download a dataset from a local server that drops connections, changes its file or refuses.
+"""Download a dataset from a local server that drops connections, changes its file or answers with errors.
 
-Also archives that must not be unpacked.
+Archives that must not be unpacked are tested as well.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fastcyclegan.errors import UserError
 
 
 def packed(names: dict[str, bytes] | None = None) -> bytes:
-    """Return a zip of a small dataset, or of ``names``."""
+    """Return the bytes of a zip archive of a small dataset, or of ``names``, which maps names to contents."""
     if names is None:
         names = {}
         rng = np.random.default_rng(0)
@@ -42,7 +42,10 @@ def packed(names: dict[str, bytes] | None = None) -> bytes:
 
 @dataclass
 class Server:
-    """A server of one file. ``breaks`` are the bytes after which its next responses break off."""
+    """The state of an HTTP server for a single file.
+
+    ``breaks`` lists the numbers of bytes after which its next responses break off, one per response.
+    """
 
     content: bytes
     version: str | None = '"1"'
@@ -164,7 +167,7 @@ def test_starts_over_if_the_server_cannot_resume(
 
 
 def test_uses_a_partial_file_that_is_complete(server: Server, tmp_path: Path) -> None:
-    """The process was killed after the last byte, but before the file was renamed."""
+    """A partial file that is complete, because the process was killed just before renaming it, is used."""
     server.breaks = [1000] + [0] * TRIES
     with pytest.raises(UserError):
         run(server, tmp_path)
@@ -204,17 +207,17 @@ def test_reports_an_unreachable_server(tmp_path: Path, server: Server) -> None:
     "name",
     ["../out.png", "/etc/out.png", "toys/../../out.png", "C:\\out.png", "..\\out.png", "\\\\host\\out.png"],
 )
-def test_refuses_members_outside_the_folder(tmp_path: Path, name: str) -> None:
+def test_rejects_members_outside_the_folder(tmp_path: Path, name: str) -> None:
     archive = tmp_path / "in" / "a.zip"
     archive.parent.mkdir()
     archive.write_bytes(packed({"toys/trainA/0.png": b"x", name: b"evil"}))
-    with pytest.raises(UserError, match=r"a.zip: refused because its member .* leads outside the folder"):
+    with pytest.raises(UserError, match=r"a.zip: not unpacked because its member .* leads outside"):
         download("toys", tmp_path / "in" / "datasets", archive=archive)
     assert list((tmp_path / "in" / "datasets").iterdir()) == []
     assert archive.exists()
 
 
-def test_refuses_links(tmp_path: Path) -> None:
+def test_rejects_links(tmp_path: Path) -> None:
     archive = tmp_path / "a.zip"
     with zipfile.ZipFile(archive, "w") as packed_:
         link = zipfile.ZipInfo("toys/trainA")
@@ -233,7 +236,7 @@ def test_refuses_links(tmp_path: Path) -> None:
         r"a.zip: not a dataset: it contains none of trainA, trainB, testA, testB",
     ),
 ], ids=["a page", "truncated", "damaged", "something else"])  # fmt: skip
-def test_refuses_unusable_archives(tmp_path: Path, content: bytes, message: str) -> None:
+def test_rejects_unusable_archives(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "a.zip").write_bytes(content)
     with pytest.raises(UserError, match=message):
         download("toys", tmp_path / "datasets", archive=tmp_path / "a.zip")
@@ -251,7 +254,7 @@ def test_accepts_other_layouts_inside_the_archive(tmp_path: Path) -> None:
         assert counts(tmp_path / str(n) / "toys") == WHOLE
 
 
-def test_command(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_download_command(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert download_dataset(["toys", "--output", str(tmp_path), "--server", server.url]) == 0
     out = capsys.readouterr().out
     assert f"to train on it: python scripts/train.py --compile --dataroot {tmp_path / 'toys'}" in out
@@ -267,7 +270,7 @@ def test_command(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert (tmp_path / "b.zip").exists()
     for args, message in (
         ([], "no dataset given"),
-        (["zebra2horse"], "not one of the authors' datasets"),
+        (["zebra2horse"], "not one of the CycleGAN authors' datasets"),
         (["cityscapes"], "its licence"),
         (
             ["horse2zebra", "--output", str(tmp_path / "new"), "--archive", str(tmp_path / "none.zip")],

@@ -22,7 +22,7 @@ def test_mean_and_standard_deviation(tmp_path: Path) -> None:
 
 
 def test_duplicates_have_equal_pixels_and_shapes(tmp_path: Path) -> None:
-    """The same values in another shape are a different image; the file format does not matter."""
+    """Files are duplicates if pixels and shape are equal, whatever the file format."""
     (tmp_path / "a").mkdir()
     Image.new("RGB", (8, 2)).save(tmp_path / "a" / "wide.png")
     Image.new("RGB", (2, 8)).save(tmp_path / "a" / "tall.png")

@@ -1,4 +1,4 @@
-"""Unusual files, and each preprocess mode compared with Pillow and numbers computed by hand."""
+"""Decode unusual files, and compare each preprocess mode with Pillow and with sizes computed by hand."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ RAMP = (np.arange(256, dtype=np.uint16) * 257).reshape(16, 16)
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 def test_sixteen_bit_gray_is_scaled_not_clipped(tmp_path: Path, suffix: str) -> None:
-    """Pillow's own conversion turns every value above 255 white."""
+    """16-bit values are scaled to 8 bits; Pillow's own conversion would turn every value above 255 white."""
     path = saved(tmp_path, Image.fromarray(RAMP), "deep" + suffix)
     assert np.array_equal(np.asarray(open_image(path, 1)), np.arange(256).reshape(16, 16))
     assert np.array_equal(np.asarray(open_image(path, 3))[:, :, 1], np.arange(256).reshape(16, 16))
@@ -43,7 +43,7 @@ def test_sixteen_bit_transparency_shows_white(tmp_path: Path) -> None:
     assert pixels[[8, 9, 10]].tolist() == [8, 255, 10]
 
 
-def test_refuses_32_bit_and_floating_point_values(tmp_path: Path) -> None:
+def test_rejects_32_bit_and_floating_point_values(tmp_path: Path) -> None:
     path = saved(tmp_path, Image.fromarray(np.full((4, 4), 70000, dtype=np.int32)), "deep.tif")
     with pytest.raises(BadImageError, match=r"deep.tif: 32-bit values"):
         open_image(path)
@@ -53,7 +53,7 @@ def test_refuses_32_bit_and_floating_point_values(tmp_path: Path) -> None:
 
 
 def test_transparency_shows_white(tmp_path: Path) -> None:
-    """The fully transparent pixels are red; dropping alpha would show that."""
+    """Fully transparent pixels become white. They are stored as red, which dropping alpha would show."""
     rgba = np.zeros((2, 2, 4), dtype=np.uint8)
     rgba[0], rgba[1] = (255, 0, 0, 0), (0, 0, 255, 255)
     pixels = np.asarray(open_image(saved(tmp_path, Image.fromarray(rgba), "a.png")))
@@ -108,7 +108,7 @@ def test_names_a_missing_file(tmp_path: Path) -> None:
         open_image(tmp_path / "gone.png")
 
 
-# (reason, mode, load, crop, size before, size after), by the official rules.
+# (reason, mode, load, crop, size before, size after), according to the official code.
 SIZES: list[tuple[str, Preprocess, int, int, tuple[int, int], tuple[int, int]]] = [
     ("square, whatever the shape", "resize_and_crop", 286, 256, (600, 400), (286, 286)),
     ("unchanged", "crop", 286, 256, (601, 407), (601, 407)),
@@ -117,7 +117,7 @@ SIZES: list[tuple[str, Preprocess, int, int, tuple[int, int], tuple[int, int]]] 
     ("sides rounded to 4, or the output would be larger", "scale_width", 286, 256, (572, 601), (288, 300)),
     ("half to even: 62/4 = 15.5 and 66/4 = 16.5 both to 16", "none", 286, 256, (62, 66), (64, 64)),
     ("nearest multiple, not the next", "none", 286, 256, (65, 67), (64, 68)),
-    ("never below what a network takes", "none", 286, 256, (1, 9), (8, 8)),
+    ("never below the minimum of a network", "none", 286, 256, (1, 9), (8, 8)),
 ]
 
 
@@ -166,7 +166,7 @@ def test_gray_has_one_channel(tmp_path: Path) -> None:
     assert load_pixels(path, Fit("square", 8, channels=1))[0, 0, 0] == 76  # ITU-R 601: 0.299 * 255
 
 
-# The files that DALI can decode in place of Pillow, and those that it must not.
+# Files that DALI can decode in place of Pillow, and files that must be left to Pillow.
 PLAIN = {
     "a.jpg": ("RGB", {"quality": 80}),
     "gray.jpg": ("L", {}),
@@ -199,7 +199,7 @@ def test_recognises_files_that_every_decoder_reads_alike(tmp_path: Path, name: s
 
 def test_rotated_16_bit_and_animated_files_are_not_plain(tmp_path: Path) -> None:
     image, exif = Image.new("RGB", (12, 10)), Image.Exif()
-    exif[0x0112] = 2  # flipped: the size does not show it
+    exif[0x0112] = 2  # flipped horizontally, which the size does not show
     for name in ("turned.jpg", "turned.png"):
         assert not read_header(saved(tmp_path, image, name, exif=exif).read_bytes())[1]
     exif[0x0112] = 1

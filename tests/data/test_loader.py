@@ -1,6 +1,7 @@
 """Behaviour that all loaders share.
 
-Batches are the same from any start and in shards, and files that break during a run are handled.
+Batches do not depend on where a run starts or on the number of ranks, and files that break during a run are
+reported or skipped.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def make(
 
 @LOADERS
 def test_batches_do_not_depend_on_the_start(tmp_path: Path, loader: str, threads: int, cache: str) -> None:
-    """Starts in the middle of an epoch, of a block, and of a partial batch."""
+    """Batches are the same after a start in the middle of an epoch, of a block, or of a partial batch."""
     whole = list(make(tmp_path, loader, threads, cache, batch_size=2).batches(0, 40))
     for start in (1, 7, 33, 39):
         actual = list(make(tmp_path, loader, threads, cache, batch_size=2).batches(start, 40))
@@ -57,9 +58,9 @@ def test_batches_do_not_depend_on_the_start(tmp_path: Path, loader: str, threads
 
 @LOADERS
 def test_two_shards_make_exactly_one_epoch(tmp_path: Path, loader: str, threads: int, cache: str) -> None:
-    """Split five samples over two ranks.
+    """If two ranks share five samples, each sample occurs once.
 
-    In the third iteration the second rank has none, and yields an empty batch.
+    In the third iteration, no sample remains for the second rank, which yields an empty batch.
     """
     parts = []
     for rank in range(2):
@@ -81,7 +82,7 @@ def test_names_a_file_that_breaks_during_a_run(
     path = b.paths[1]
     path.write_bytes(b"broken") if failure == "broken" else path.unlink()
     if failure == "pipe":
-        os.mkfifo(path)  # reading it would block forever
+        os.mkfifo(path)  # reading the pipe would block forever
     config = DataConfig(load_size=24, crop_size=16, cache=cache)
     reason = {
         "broken": "not an image that Pillow can read",
@@ -98,7 +99,7 @@ def test_names_a_file_that_breaks_during_a_run(
 
 @LOADERS
 def test_can_skip_a_file_that_breaks(tmp_path: Path, loader: str, threads: int, cache: str) -> None:
-    """The next image takes its place, and the file is logged once.
+    """With skip_bad_images, the next image replaces one that breaks, and the file is logged once.
 
     The samples' numbers, crops and random numbers stay the same.
     """
@@ -146,7 +147,7 @@ def test_reports_that_no_image_can_be_read(tmp_path: Path, loader: str, threads:
 
 @pytest.mark.parametrize(("loader", "threads"), [("folder", 0), ("dali", 2)])
 def test_reads_the_new_content_of_a_replaced_file(tmp_path: Path, loader: str, threads: int) -> None:
-    """Even if its size differs from the one found when it was checked."""
+    """A replaced file is read correctly even if the image size differs from the one found by the check."""
     a, b = unpaired(tmp_path)
     for path in a.paths:
         Image.fromarray(np.full((40, 50, 3), 200, dtype=np.uint8)).save(path)

@@ -1,6 +1,7 @@
 """The Pillow loader and the Pillow reader.
 
-Batches follow the plan whatever the number of workers, and the end of a worker or of Python is handled.
+Batches follow the plan whatever the number of workers. A worker that dies is reported, and running workers do
+not keep Python from exiting.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def test_gray_and_colour(tmp_path: Path) -> None:
 
 
 def test_loading_does_not_touch_the_random_state(tmp_path: Path) -> None:
-    """Dropout, and so a resumed run, depends on torch's own generator."""
+    """Loading leaves torch's generator unchanged, because dropout, and hence a resumed run, depends on it."""
     before = torch.get_rng_state()
     list(make(tmp_path, workers=1).batches(0, 2))
     assert torch.equal(torch.get_rng_state(), before)
@@ -81,7 +82,7 @@ def test_reports_a_worker_that_died(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_python_exits_while_workers_are_running(tmp_path: Path) -> None:
-    """Workers ignore the signal that Python sends them when it exits, and Python then waits for them."""
+    """Python exits even though it waits for its workers, and they ignore the signal that it sends them."""
     make(tmp_path)
     code = (
         "import sys, torch; from pathlib import Path; from tests.conftest import unpaired\nfrom"

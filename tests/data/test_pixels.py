@@ -1,4 +1,4 @@
-"""Pixels and grids of images: rounding, and the place of every image."""
+"""Conversion of images to pixels (rounding), and grids of images (the place of every image)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""The guarantees of the plan.
+"""The guarantees of a sample plan.
 
-The same sample for the same (seed, epoch, i), each image once per epoch, and uniform random numbers.
+The same (seed, epoch, i) gives the same sample, an epoch shows each image once, and the random numbers are
+uniform.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ GOLDEN_SAMPLE = (1, 5, False, True)
 
 
 def test_golden_values() -> None:
-    """These values must never change, because a run may be resumed with another version of numpy."""
+    """A plan's values must never change, because a run can be resumed with another version of numpy."""
     assert uniforms(2, 0, 1, 1, 0).tolist() == GOLDEN_UNIFORMS
     sample = Plan(seed=7, count_A=10, count_B=12).sample(epoch=2, i=3)
     assert (sample.index_A, sample.index_B, sample.view_A.flip, sample.view_B.flip) == GOLDEN_SAMPLE
@@ -32,7 +33,7 @@ def test_an_epoch_shows_every_image_of_the_larger_domain_once() -> None:
     assert [plan.sample(1, i).index_A for i in range(17)] != [plan.sample(2, i).index_A for i in range(17)]
     few = Plan(seed=1, count_A=3, count_B=7)
     counts = Counter(few.sample(1, i).index_A for i in range(len(few)))
-    assert sorted(counts.values()) == [2, 2, 3]  # i mod 3 over 7 samples
+    assert sorted(counts.values()) == [2, 2, 3]  # i mod 3 for 7 samples
 
 
 def test_serial_pairs_by_position() -> None:
@@ -61,7 +62,7 @@ def test_random_numbers_are_uniform_and_flips_can_be_off() -> None:
         [s.mix_A for s in samples],
         [float(s.view_B.flip) for s in samples],
     ):
-        # The mean of n uniforms (standard deviation 0.29) or coin flips (0.5): 5 standard errors.
+        # The mean of n uniforms (standard deviation 0.29) or coin flips (0.5) is within 5 standard errors.
         assert np.mean(values) == pytest.approx(0.5, abs=5 * 0.5 / math.sqrt(n))
     counts = np.bincount([s.index_B for s in samples], minlength=10)
     assert ((counts - n / 10) ** 2 / (n / 10)).sum() < 33.7  # chi-square, 9 degrees of freedom, 1 in 10,000
@@ -88,7 +89,7 @@ def test_streams_do_not_repeat_each_other() -> None:
     ids=["even", "odd", "a rank without samples"],
 )
 def test_shards_make_exactly_one_epoch(count: int, batch: int, ranks: int) -> None:
-    """In every iteration, together they make the batch of one process with ``ranks`` times the batch size."""
+    """The ranks' batches together are the batch of one process with ``ranks`` times the batch size."""
     plan = Plan(seed=5, count_A=count, count_B=4, batch_size=batch)
     together = Plan(seed=5, count_A=count, count_B=4, batch_size=batch * ranks)
     shards = [plan.shard(rank, ranks) for rank in range(ranks)]

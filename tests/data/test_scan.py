@@ -1,4 +1,4 @@
-"""Find and check images: folder layouts, order, held-out images, and bad files."""
+"""Find and check the images of a dataset: folder layouts, order, held-out images, and bad files."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_holds_out_images_by_name_and_seed(tmp_path: Path) -> None:
     assert not set(images.train_A) & set(images.test_A)
     assert find(DataConfig(data_A=a, data_B=b, holdout=0.25)) == images
     assert find(DataConfig(data_A=a, data_B=b, holdout=0.25), seed=1).test_A != images.test_A
-    write_images(a / "more", 5)  # an image keeps its part when others are added
+    write_images(a / "more", 5)  # an image stays in its part if others are added
     later = find(DataConfig(data_A=a, data_B=b, holdout=0.25))
     assert set(images.test_A) <= set(later.test_A)
     assert find(DataConfig(data_A=a, data_B=b, holdout=0)).test_A == []
@@ -119,7 +119,8 @@ def test_images_smaller_than_the_crop_are_bad(dataset: Path) -> None:
     config = DataConfig(dataroot=dataset, preprocess="crop", crop_size=16)
     with pytest.raises(UserError, match=r"small/000.png: 40x11 is too small for a crop of 16 pixels"):
         find(config)
-    find(DataConfig(dataroot=dataset, load_size=32, crop_size=16))  # resized first: fine
+    # Large enough, because images are resized first.
+    find(DataConfig(dataroot=dataset, load_size=32, crop_size=16))
 
 
 def test_images_too_small_for_the_networks_are_bad(dataset: Path) -> None:
@@ -130,7 +131,7 @@ def test_images_too_small_for_the_networks_are_bad(dataset: Path) -> None:
 
 
 def test_rejects_a_pipe(dataset: Path) -> None:
-    """Reading it would block forever."""
+    """A pipe is rejected without being read, because reading it would block forever."""
     os.mkfifo(dataset / "trainA" / "pipe.png")
     with pytest.raises(UserError, match=r"pipe.png: not a regular file"):
         find(DataConfig(dataroot=dataset))

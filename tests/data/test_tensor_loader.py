@@ -1,6 +1,6 @@
-"""The caller's own loaders.
+"""Train on the caller's own loaders of tensors.
 
-Every supported kind, training that equals training on files, and input that cannot be used.
+Every supported kind of loader works, training equals training on files, and unusable input is rejected.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Paired:
 @pytest.mark.parametrize(
     ("loaders", "per_epoch"),
     [
-        # Labels are ignored, B starts again, and the surplus of B is dropped where the last batch of A is
+        # Labels are ignored, B is started again, and the surplus of B is dropped if the last batch of A is
         # smaller.
         (
             (
@@ -43,7 +43,7 @@ class Paired:
     ],
     ids=["two", "dicts", "pairs", "lists"],
 )
-def test_loaders(loaders: tuple[Any, ...], per_epoch: int) -> None:
+def test_trains_on_every_kind_of_loader(loaders: tuple[Any, ...], per_epoch: int) -> None:
     model = CycleGAN(**TINY, print_freq=1)
     records = model.fit(*loaders)
     assert [record["epoch"] for record in records] == [1] * per_epoch + [2] * per_epoch
@@ -51,7 +51,7 @@ def test_loaders(loaders: tuple[Any, ...], per_epoch: int) -> None:
 
 
 def test_trains_on_tensors_exactly_as_on_files(dataset: Path, tmp_path: Path) -> None:
-    """Without pools, the same samples in the same order give the same weights, as files or as tensors."""
+    """Without pools, the same samples in the same order give the same weights from tensors as from files."""
     from fastcyclegan.training.start import Overrides, start
 
     settings = {**TINY, "pool_size": 0, "n_epochs_decay": 0, "lr_policy": "constant", "max_iters": 4}
@@ -76,37 +76,37 @@ def test_trains_on_tensors_exactly_as_on_files(dataset: Path, tmp_path: Path) ->
             "a loader is empty or has no length; pass iterations_per_epoch",
         ),
         ([tensors(1)], None, "a single loader must yield .* or pairs of tensors, got Tensor"),
-        ([{"A": tensors(1)}], None, r"images of B must be tensors \[N, 3, H, W\], got NoneType"),
+        ([{"A": tensors(1)}], None, r"images of domain B must be tensors \[N, 3, H, W\], got NoneType"),
         (
             [tensors(1)[:, :1]],
             [tensors(1)],
-            r"images of A must be tensors \[N, 3, H, W\], got shape \[1, 1, 16, 16\]",
+            r"images of domain A must be tensors \[N, 3, H, W\], got shape \[1, 1, 16, 16\]",
         ),
         (
             [tensors(1)[:, :, :15]],
             [tensors(1)],
-            "images of A are 16x15, but the networks need sides that are multiples of 4 and at least 8",
+            "domain A are 16x15, but the networks need sides that are multiples of 4 and at least 8",
         ),
         (
             [tensors(1)],
             [tensors(1) * 128 + 127],
-            r"images of B must be in \[-1, 1\], got values from .* to 25",
+            r"images of domain B must be in \[-1, 1\], got values from .* to 25",
         ),
         (
             [tensors(1).long()],
             [tensors(1)],
-            r"images of A must be floating point in \[-1, 1\] or uint8, got torch.int64",
+            r"images of domain A must be floating point in \[-1, 1\] or uint8, got torch.int64",
         ),
         ("folder", [tensors(1)], "A and B must both be folders or both be loaders"),
         (None, None, "no images given: pass a dataset folder, one folder per domain, or loaders"),
     ],
 )
-def test_refuses_unusable_input(A: Any, B: Any, message: str) -> None:
+def test_rejects_unusable_input(A: Any, B: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         CycleGAN(**TINY).fit(A, B)
 
 
-def test_a_loader_without_a_length() -> None:
+def test_a_loader_without_a_length_needs_iterations_per_epoch() -> None:
     model = CycleGAN(**TINY)
     model.fit(iter([(tensors(1), tensors(1))] * 4), iterations_per_epoch=2)
     assert model.iteration == 4
