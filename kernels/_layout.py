@@ -55,7 +55,7 @@ def empty_result(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
 
 
 def dense(x: Tensor) -> Tensor:
-    """Return ``x`` itself if it is dense in channels_last or contiguous memory, otherwise a channels_last copy."""
+    """Return ``x`` itself if it is dense, with channels last or first; otherwise a channels_last copy."""
     last = x.movedim(1, -1)
     if last.is_contiguous() or x.is_contiguous():
         return x

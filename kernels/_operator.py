@@ -42,7 +42,7 @@ def operator(schema: str) -> Callable[[Callable[..., Any]], Any]:
 
 
 def refuse_double_backward(op: str) -> Callable[..., None]:
-    """Return a double backward for ``op`` that raises RuntimeError, because the kernels do not support one."""
+    """Return a double backward for ``op`` that raises RuntimeError: the kernels do not support one."""
 
     def refuse(ctx: Any, *grads: Any) -> None:
         raise RuntimeError(

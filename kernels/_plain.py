@@ -2,8 +2,8 @@
 
 Signatures, results and layouts match those of the kernels. Both the forward and the backward are written out
 by formula (derived in README.md), because operators run below autograd. Norms are computed in fp32 and
-rounded where the kernels round. Convolutions are PyTorch's, in the dtype of x, or in TF32 if that is allowed.
-The building blocks are in _plain_parts.py.
+rounded where the kernels round. Convolutions are PyTorch's, in the dtype of x; for fp32 they use TF32 if that
+is allowed. The building blocks are in _plain_parts.py.
 """
 
 from __future__ import annotations

@@ -179,7 +179,7 @@ def convolution_backward(
 
 
 def sums(g: Tensor, count: int) -> Tensor:
-    """Return the gradients of P = ``count`` biases, [P, O] in fp32, from the output's gradient g [N, O, H, W].
+    """Return the gradients of P = ``count`` biases, [P, O] in fp32, from the output gradient g [N, O, H, W].
 
     They are the sums of g over all pixels of the N / P images that belong to each bias.
     """
