@@ -26,8 +26,7 @@ def check_vectors(op: str, x: Tensor, weight: Tensor | None, bias: Tensor | None
             continue
         if vector.shape != (x.shape[1],):
             raise ValueError(
-                f"{op}: {name} must be [{x.shape[1]}], one number per channel of x, got"
-                f" {list(vector.shape)}"
+                f"{op}: {name} must be [{x.shape[1]}], one number per channel of x, got {list(vector.shape)}"
             )
         if vector.dtype not in (x.dtype, torch.float32):
             raise TypeError(
@@ -119,10 +118,10 @@ def check_biases(op: str, x: Tensor, biases: Sequence[Tensor], weights: Sequence
 
 
 def check_padding(op: str, x: Tensor, padding: int, kernel: int) -> None:
-    """Raise ValueError unless x allows reflection by ``padding`` pixels and then is as large as the kernel.
+    """Raise ValueError unless x can be padded by reflection and is then large enough for the kernel.
 
-    ``kernel`` is the kernel size; the padded x may also be larger. Raises TypeError if ``padding`` is not an
-    integer.
+    ``padding`` must be less than the height and width of x, and the padded x must be no smaller than the
+    kernel, whose size is ``kernel``. Raises TypeError if ``padding`` is not an integer.
     """
     size = min(x.shape[2:])
     if not isinstance(padding, int):

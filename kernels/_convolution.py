@@ -46,7 +46,7 @@ class Convolution:
 
     @property
     def aten(self) -> AtenConvolution:
-        """The same convolution as arguments for PyTorch."""
+        """The same convolution, as arguments for PyTorch's operator."""
         sides = ([self.stride] * 2, [self.padding] * 2, [1, 1])
         return AtenConvolution(*sides, self.transposed, [self.output_padding] * 2, 1)
 

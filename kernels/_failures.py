@@ -1,6 +1,6 @@
-"""Classify and report the errors that kernels raise: after some of them, PyTorch can compute the result.
+"""Classify and report the errors that kernels raise.
 
-Does not import Triton.
+After some of these errors, PyTorch can compute the result instead. This module does not import Triton.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Device functions shared by the kernels: indexing, tile loads and stores, reflection, activations, moments.
 
-Tiles are [BLOCK_S, BLOCK_C]: rows are pixels, columns are channels. Whole tensors are always read and written
+Tiles are [BLOCK_S, BLOCK_C]: rows are pixels, columns are channels. All tensor-sized reads and writes go
 through ``load_tile`` and ``store_tile``, so that the access width in the compiler's output can be checked
 line by line. Moments are merged by Chan's formula. README.md has the derivations.
 """
@@ -13,7 +13,7 @@ import triton.language as tl
 
 @triton.jit
 def locate(T, C, BLOCK_C: tl.constexpr):
-    """Return the image (int64), the tile of that image, the channels and their mask for this program.
+    """Return the indices of this program's image (int64) and tile, its channels, and their mask.
 
     Neighbouring programs work on the same rows, so that whole cache lines are read.
     """

@@ -49,7 +49,7 @@ def precision_of(x: Tensor) -> str:
 
 @dataclass(frozen=True)
 class Options:
-    """Options of a product; see _reflect_conv_kernel."""
+    """Options of a matrix product; see ``_reflect_conv_kernel``."""
 
     mode: int = LINEAR
     pad: int = 0
@@ -185,7 +185,7 @@ def contract(
 class Gradient:
     """The gradients of G weights as partial sums ``part`` [SPLITS, G, ...], which must still be added up.
 
-    In each split and for each weight, element (o, kh, kw, c) is located by ``start`` and ``strides``.
+    ``start`` and ``strides`` locate element (o, kh, kw, c) in each split and for each weight.
     """
 
     part: Tensor
@@ -196,10 +196,10 @@ class Gradient:
 def split_k(blocks: int, chunks: int, tile_bytes: int, sms: int) -> int:
     """Return the number of shares into which to split a sum of ``chunks`` steps.
 
-    The product has ``blocks`` tiles of ``tile_bytes`` and runs on ``sms`` multiprocessors. The number of
-    waves times the steps per program, plus the cost of writing and reading the partial sums (counted in
-    steps), is minimised. A step (64 deep) of a 128 x 256 tile takes 0.8 us at 5 TFLOP/s per multiprocessor.
-    In that time, memory moves 3.4 MB at 4.3 TB/s.
+    The product has ``blocks`` tiles of ``tile_bytes`` and runs on ``sms`` multiprocessors. The result
+    minimises the number of waves times the steps per program, plus the cost of writing and reading the
+    partial sums (counted in steps). A step (64 deep) of a 128 x 256 tile takes 0.8 us at 5 TFLOP/s per
+    multiprocessor. In that time, memory moves 3.4 MB at 4.3 TB/s.
     """
 
     def cost(splits: int) -> float:

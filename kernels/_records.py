@@ -3,9 +3,8 @@
 Does not import Triton.
 
 A record is JSON: ``format``, the launch (``line_of``), the machine (GPU, compute capability and versions) and
-the error.
-It contains shapes, layouts and scalars, but no tensor values: ``devtools/show_failure.py`` repeats the launch
-on zeros.
+the error. It contains shapes, layouts and scalars, but no tensor values: ``devtools/show_failure.py`` repeats
+the launch on zeros.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ class Scale:
     Tiles do not depend on the batch size, so the result for an image does not either.
     """
 
-    programs: int  # target number for one image, in each kernel
+    programs: int  # target for one image, in each kernel
     max_tiles: int  # limit on partial results per image, all of which every consumer reads
     small_rows: int  # pixels (of 16 channels) that the one-launch kernels hold in registers
     small_plane: int  # pixels of a plane that they hold in registers
@@ -70,7 +70,7 @@ class View:
     def lines(self, *borders: int) -> tuple[int, int]:
         """Return the height and width of the image that a kernel walks over.
 
-        If all ``borders`` are 0, kernels do not need the true ones, and the image is treated as one column.
+        If all ``borders`` are 0, no kernel needs the true ones, and the image is treated as one column.
         """
         if any(borders):
             return self.H, self.W

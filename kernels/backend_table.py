@@ -1,7 +1,7 @@
 """Choose between the Triton kernels and cuDNN for reflection-padded convolutions.
 
 With cuDNN, the norm kernels write the padding. The choice depends on which of the two was faster for a shape,
-forward and backward together. These times are stored in a table for each GPU, ``backends/<GPU>.json`` beside
+forward and backward together. The times are stored in a table for each GPU, ``backends/<GPU>.json`` beside
 this file, which ``scripts/gpu_suite.py`` creates. A shape that is missing from the table is computed by
 Triton and reported as unmeasured. Image sizes and batch sizes are rounded up to powers of two.
 """

@@ -91,8 +91,8 @@ def _is_transformed() -> bool:
     )
 
 
-# Dynamo enters the transforms that it traces and guards on their stack, so a result obtained while tracing is
-# valid for the traced code.
+# Dynamo enters the transforms that it traces, and guards on the stack of transforms. A result obtained while
+# tracing is therefore valid for the traced code.
 _is_transformed._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 

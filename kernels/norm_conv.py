@@ -111,7 +111,7 @@ def norm_conv_bwd(
     needs: list[bool],
     *conv: Any,
 ) -> Four:
-    """Return the gradients dx, dweight and dbias, and total [2, N, C], from which the norm's own follow.
+    """Return the gradients dx, dweight and dbias, and the norm's total [2, N, C].
 
     ``needs`` tells whether x, the weight and the bias need a gradient. Gradients that are not needed are
     empty, but with a norm, dx and total are always computed. Without a norm (mean is empty), total is empty.
@@ -244,9 +244,9 @@ def norm_conv(
 
     x: [N, C, H, W] in channels_last. weight and bias: both in the dtype of x, or both in fp32. ``conv``:
     stride, padding, dilation, transposed, output_padding and groups, as for ``torch.ops.aten.convolution``.
-    ``recompute``: whether the backward recomputes y instead of saving it; see the module docstring. If
-    ``required`` is true, a kernel that fails raises KernelError; otherwise PyTorch then computes the result.
-    The result is [N, O, H', W'] in channels_last.
+    ``recompute``: whether the backward recomputes y, so that it need not be saved; see the module docstring.
+    If ``required`` is true, a kernel that fails raises KernelError; if it is false, PyTorch computes the
+    result instead. The result is [N, O, H', W'] in channels_last.
 
     Raises ValueError if the border is not less than H and W, if a single pixel is to be normalised, or if the
     norm has a different number of channels than x.

@@ -343,7 +343,7 @@ def reflect_conv(
     This function is internal to the package; see the module docstring. x: [N, C, H, W] in channels_last. If
     ``tanh`` is true, the tanh of the convolution is returned, in fp32. If ``recompute`` is true, the backward
     recomputes y; otherwise y is saved. If ``required`` is true, a kernel that fails raises KernelError;
-    otherwise PyTorch then computes the result.
+    if it is false, PyTorch computes the result instead.
     """
     if norm:
         check_pixels(x)

@@ -87,7 +87,7 @@ def _reflect_conv_kernel(
     PRECISION: tl.constexpr, INTERPRET: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Convolve x [N, ROWS, XS], add bias and res, and write the result to y [N, H W, O].
+    """Convolve x [N, ROWS, XS] with w, add bias and res, and write the result to y [N, H W, O].
 
     The sum runs over taps and C channels. bias is [P, O], and res is like y. Pixels of x are XS elements
     apart. In mode REFLECT, x is SH x SW, and PAD pixels are reflected. In mode LINEAR, output pixel (h, w) is

@@ -17,9 +17,9 @@ one weight per call. Contract:
                 (see ``serves``); double backward
 
 A transposed convolution is the adjoint of a strided one with the same weight, so the forward of the one and
-the input gradient of the other use the same matrix product. README.md beside this file derives the three products.
-The kernels are in zero_conv_triton.py; tiles, launches and passes are in zero_conv_launch.py. This module is
-internal to the package.
+the input gradient of the other use the same matrix product. README.md beside this file derives the three
+products. The kernels are in zero_conv_triton.py; tiles, launches and passes are in zero_conv_launch.py. This
+module is internal to the package.
 """
 
 from __future__ import annotations
@@ -310,9 +310,7 @@ def _check(
             f" ({len(weight)} in total), got {len(bias)} of shape {list(bias[0].shape)}"
         )
     if act not in ACTS or (act != "none" and not norm):
-        raise ValueError(
-            f"zero_conv: act must be one of {', '.join(ACTS)} (without norm: none), got {act!r}"
-        )
+        raise ValueError(f"zero_conv: act must be one of {', '.join(ACTS)} (without norm: none), got {act!r}")
 
 
 def zero_conv(
@@ -336,7 +334,8 @@ def zero_conv(
     x: [N, C, H, W]; channels_last memory is read directly, and any other layout is copied once. weight: P
     tensors. bias: P tensors, or an empty list. The module docstring describes both. If ``recompute`` is true,
     the backward recomputes y; otherwise y is saved. If ``required`` is true, a kernel that fails raises
-    KernelError; otherwise PyTorch then computes the result. The result is [N, O, H', W'] in channels_last.
+    KernelError; if it is false, PyTorch computes the result instead. The result is [N, O, H', W'] in
+    channels_last.
 
     Raises ValueError for an invalid shape or option and TypeError for an unsupported dtype; the message names
     the argument.

@@ -93,7 +93,7 @@ class Fine:
 
     @classmethod
     def of(cls, x: Tensor, form: Form) -> Fine:
-        """Describe x [N, C, H, W] (channels_last). If x has few channels, it is copied into the form above."""
+        """Describe x [N, C, H, W] (channels_last). If x has few channels, it is copied."""
         p = form.padding
         if x.shape[1] > IMAGE:
             return cls(Pixels.of(x), p)
@@ -249,10 +249,10 @@ def embedded_gradient(g: Tensor, form: Form) -> Fine:
 
 
 def fine_gradient(g: Tensor, form: Form) -> Fine | None:
-    """Return the output's gradient g in the form that the gradients of input and weights are computed from.
+    """Return the output's gradient g in the form from which the input and weight gradients are computed.
 
-    There is such a form if g is the fine image, or if g has few channels and the stride is 1. Otherwise they
-    are computed from g itself, and this returns None.
+    There is such a form if g is the fine image, or if g has few channels and the stride is 1. Otherwise these
+    gradients are computed from g itself, and the result is None.
     """
     if form.contracts:
         return embedded_gradient(g, form)
