@@ -1,4 +1,4 @@
-"""The Triton kernels of fastcyclegan and their operators, imported as ``fastcyclegan.kernels``.
+"""Triton kernels and the PyTorch operators built from them, imported as ``fastcyclegan.kernels``.
 
 README.md in this folder describes them.
 """

@@ -1,4 +1,4 @@
-"""Folders for files that outlive a process: the cache folder and a temporary one.
+"""Locate folders for files that outlive a process: the cache folder and a temporary folder.
 
 Imports only the standard library.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 
 def temporary_folder(name: str) -> Path:
     """Return the folder ``name`` in this user's temporary folder. It may not exist yet."""
-    # One per user, with a name that Python cannot mistake for the package.
+    # One folder per user. Its name has a hyphen, so that Python cannot import it instead of the package.
     return Path(tempfile.gettempdir()) / f"fastcyclegan-{os.getuid()}" / name
 
 

@@ -1,11 +1,11 @@
-"""The arguments of the convolution operators, and the values that a forward saves for its backward.
+"""Dataclasses for the convolution operators' arguments, and for the values saved for the backward pass.
 
 Imports only torch.
 
-PyTorch passes flat arguments to the operators. ``of`` reads them in the order of the schema: for a forward,
-all except ``required``; for a backward, all between g and ``needs`` (for norm_conv, between g and
-``required``). ``flat`` returns them in the same order. Without a norm, ``norm`` is not read, and mean and
-rstd are empty.
+PyTorch passes arguments to an operator one by one, in the order of its schema. ``of`` builds an object from
+them, and ``flat`` returns them in the same order. For a forward operator, these are all arguments except
+``required``. For a backward operator, they are the arguments between g and ``needs`` (for norm_conv, between
+g and ``required``). Without a norm, ``norm`` is not read, and mean and rstd are empty.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class ReflectConvCall:
 class ReflectConvSaved:
     """The tensors and options that ``reflect_conv_bwd`` reads.
 
-    ``out`` is the output if a tanh was applied, otherwise empty. ``y`` is empty without a norm, or if it
-    will be recomputed.
+    ``out`` is the output if a tanh was applied, otherwise empty. ``y`` is the output of the norm with its
+    reflected border. It is empty if there is no norm, or if the backward pass recomputes it.
     """
 
     x: Tensor
@@ -105,8 +105,8 @@ class ZeroConvCall:
 class ZeroConvSaved:
     """The tensors and options that ``zero_conv_bwd`` reads.
 
-    ``y`` is empty without a norm, or if it will be recomputed. ``conv`` leaves output_padding at 0,
-    because no gradient needs it.
+    ``y`` is the output of the norm. It is empty if there is no norm, or if the backward pass recomputes it.
+    ``conv`` leaves output_padding at 0, because no gradient needs it.
     """
 
     x: Tensor
@@ -157,7 +157,8 @@ class NormConvCall:
 class NormConvSaved:
     """The tensors and options that ``norm_conv_bwd`` reads.
 
-    ``y`` is empty if it will be recomputed. ``needs``: whether x, weight and bias each need a gradient.
+    ``y`` is the input of the convolution. It is empty if the backward pass recomputes it. ``needs`` has three
+    entries, which tell whether x, the weight and the bias need a gradient.
     """
 
     x: Tensor

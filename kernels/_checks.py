@@ -17,17 +17,16 @@ def check_pixels(x: Tensor) -> None:
 
 
 def check_vectors(op: str, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> None:
-    """Raise ValueError or TypeError unless weight and bias, where given, fit x.
+    """Raise ValueError or TypeError if ``weight`` or ``bias`` is given and does not fit x.
 
-    Each must have one number per channel of x, in the dtype of x or fp32, and be on the device of x.
+    Each must have one number per channel of x, in the dtype of x or fp32, and must be on the device of x.
     """
     for name, vector in (("weight", weight), ("bias", bias)):
         if vector is None:
             continue
         if vector.shape != (x.shape[1],):
             raise ValueError(
-                f"{op}: {name} must be [{x.shape[1]}], a number for each channel of x, got"
-                f" {list(vector.shape)}"
+                f"{op}: {name} must be [{x.shape[1]}], one number per channel of x, got {list(vector.shape)}"
             )
         if vector.dtype not in (x.dtype, torch.float32):
             raise TypeError(
@@ -55,7 +54,7 @@ def check_weights(op: str, name: str, x: Tensor, weights: Sequence[Tensor]) -> N
     for weight in weights:
         if weight.dim() != 4 or weight.shape[1] != x.shape[1]:
             raise ValueError(
-                f"{op}: {name} must be [O, {x.shape[1]}, k, k] for x of {x.shape[1]} channels, got"
+                f"{op}: {name} must be [O, {x.shape[1]}, k, k] for x with {x.shape[1]} channels, got"
                 f" {list(weight.shape)}"
             )
         if weight.shape[2] != weight.shape[3] or weight.shape[2] % 2 == 0:
@@ -63,10 +62,10 @@ def check_weights(op: str, name: str, x: Tensor, weights: Sequence[Tensor]) -> N
                 f"{op}: {name} must have an odd square kernel, got {weight.shape[2]} x {weight.shape[3]}"
             )
         if weight.shape[0] == 0:
-            raise ValueError(f"{op}: {name} must have output channels, got {list(weight.shape)}")
+            raise ValueError(f"{op}: {name} must have at least one output channel, got {list(weight.shape)}")
         if weight.shape != first.shape:
             raise ValueError(
-                f"{op}: the weights in {name} must have the same shape, got {list(first.shape)} and"
+                f"{op}: all weights in {name} must have the same shape, got {list(first.shape)} and"
                 f" {list(weight.shape)}"
             )
         if weight.dtype not in (x.dtype, torch.float32) or weight.dtype != first.dtype:
@@ -77,20 +76,20 @@ def check_weights(op: str, name: str, x: Tensor, weights: Sequence[Tensor]) -> N
         check_device(op, name, weight, x)
     if x.shape[0] % len(weights):
         raise ValueError(
-            f"{op}: a list of {len(weights)} weights needs a multiple of {len(weights)} images, got"
+            f"{op}: with {len(weights)} weights, the batch size must be a multiple of {len(weights)}, got"
             f" {x.shape[0]}"
         )
 
 
 def check_alike(op: str, name: str, x: Tensor, tensors: Sequence[Tensor]) -> None:
-    """Raise ValueError or TypeError unless ``tensors`` have the same shape and dtype and fit x.
+    """Raise ValueError or TypeError unless all ``tensors`` have the same shape and dtype, and fit x.
 
-    Their dtype must be that of x or fp32, and they must be on the device of x.
+    Their dtype must be fp32 or that of x, and they must be on the device of x.
     """
     for t in tensors:
         if t.shape != tensors[0].shape:
             raise ValueError(
-                f"{op}: the tensors in {name} must have the same shape, got {list(tensors[0].shape)} and"
+                f"{op}: all tensors in {name} must have the same shape, got {list(tensors[0].shape)} and"
                 f" {list(t.shape)}"
             )
         if t.dtype not in (x.dtype, torch.float32) or t.dtype != tensors[0].dtype:
@@ -109,7 +108,7 @@ def check_biases(op: str, x: Tensor, biases: Sequence[Tensor], weights: Sequence
     for bias in biases:
         if bias.shape != (channels,):
             raise ValueError(
-                f"{op}: bias must be [{channels}], a number for each output channel, got {list(bias.shape)}"
+                f"{op}: bias must be [{channels}], one number per output channel, got {list(bias.shape)}"
             )
         if bias.dtype not in (x.dtype, torch.float32):
             raise TypeError(
@@ -119,22 +118,23 @@ def check_biases(op: str, x: Tensor, biases: Sequence[Tensor], weights: Sequence
 
 
 def check_padding(op: str, x: Tensor, padding: int, kernel: int) -> None:
-    """Raise ValueError unless x can be reflected by ``padding`` and is then at least as large as the kernel.
+    """Raise ValueError unless x can be padded by reflection and is then large enough for the kernel.
 
-    Raises TypeError if ``padding`` is not an integer.
+    ``padding`` must be less than the height and width of x, and the padded x must be no smaller than the
+    kernel, whose size is ``kernel``. Raises TypeError if ``padding`` is not an integer.
     """
     size = min(x.shape[2:])
     if not isinstance(padding, int):
         raise TypeError(f"{op}: padding must be an integer, got {type(padding).__name__}")
     if not 0 <= padding < max(size, 1):
         raise ValueError(
-            f"{op}: padding must be at least 0 and less than the sides of x, got {padding} for shape"
-            f" {tuple(x.shape)}"
+            f"{op}: padding must be at least 0 and less than the height and width of x, got padding"
+            f" {padding} and x of shape {tuple(x.shape)}"
         )
     if size + 2 * padding < kernel:
         raise ValueError(
-            f"{op}: x with its padding must be no smaller than the kernel, got {size} + 2 x {padding} for"
-            f" {kernel}"
+            f"{op}: the padded x must be at least as large as the kernel, got size {size} with padding"
+            f" {padding} and kernel size {kernel}"
         )
 
 
@@ -147,7 +147,7 @@ def check_tensor(op: str, x: Any) -> None:
 
 
 def tensors_of(op: str, name: str, value: Any) -> list[Tensor]:
-    """Return a tensor, or several, as a list. Raises TypeError for anything else."""
+    """Return ``value``, a tensor or an iterable of tensors, as a list. Raises TypeError for anything else."""
     if isinstance(value, Tensor):
         return [value]
     tensors = list(value) if isinstance(value, Iterable) else [value]
@@ -158,7 +158,12 @@ def tensors_of(op: str, name: str, value: Any) -> list[Tensor]:
 
 
 def biases_of(op: str, bias: Any, count: int) -> list[Tensor]:
-    """Return ``bias`` as a list for ``count`` weights: a shared tensor repeated, one per weight, or empty."""
+    """Return ``bias`` as a list of tensors for ``count`` weights.
+
+    A single tensor is shared by all weights, so it is repeated. An iterable of tensors should have one for
+    each weight, which is not checked here. For None, or for an iterable of None, the list is empty. Raises
+    TypeError for anything else.
+    """
     if bias is None:
         return []
     if isinstance(bias, Tensor):
@@ -171,9 +176,10 @@ def biases_of(op: str, bias: Any, count: int) -> list[Tensor]:
 
 
 def under_autocast(x: Tensor, *lists: list[Tensor]) -> tuple[Any, ...]:
-    """Return x and ``lists``, cast as PyTorch's convolutions cast their inputs if autocast is on.
+    """Return x and ``lists``, cast the way that autocast casts the inputs of PyTorch's convolutions.
 
-    The fp32 tensors in ``lists`` stay fp32, because the operators round them at each use.
+    Nothing is cast if autocast is off or x is fp64. The fp32 tensors in ``lists`` stay fp32, because the
+    operators round them on each use.
     """
     kind = x.device.type
     if not torch.is_autocast_enabled(kind) or x.dtype == torch.float64:

@@ -1,4 +1,4 @@
-"""Arguments of convolutions: those of ``torch.ops.aten.convolution`` and those of ``zero_conv``.
+"""Arguments of a convolution, as ``torch.ops.aten.convolution`` and ``zero_conv`` take them.
 
 Imports only torch.
 """
@@ -14,7 +14,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class AtenConvolution:
-    """The arguments of ``torch.ops.aten.convolution`` after x, weight and bias."""
+    """The arguments of ``torch.ops.aten.convolution`` that follow x, weight and bias."""
 
     stride: list[int]
     padding: list[int]
@@ -46,14 +46,14 @@ class Convolution:
 
     @property
     def aten(self) -> AtenConvolution:
-        """The same convolution as arguments for PyTorch."""
+        """The same convolution, as arguments for PyTorch's operator."""
         sides = ([self.stride] * 2, [self.padding] * 2, [1, 1])
         return AtenConvolution(*sides, self.transposed, [self.output_padding] * 2, 1)
 
     def fits(self, channels: int, weight_shape: Sequence[int]) -> bool:
         """Return whether the kernels support this convolution.
 
-        ``channels``: the channels of the input. ``weight_shape``: the shape of each weight.
+        ``channels`` is the number of input channels, and ``weight_shape`` is the shape of each weight.
         """
         if len(weight_shape) != 4 or weight_shape[2] != weight_shape[3] or min(weight_shape) < 1:
             return False
@@ -65,7 +65,7 @@ class Convolution:
         return weight_shape[1] == channels and self.output_padding == 0
 
     def out_shape(self, x: Tensor, weight: Tensor) -> tuple[int, int, int, int]:
-        """Return the shape of the convolution of x with ``weight``."""
+        """Return the shape of the output of convolving x with ``weight``."""
         N, _, H, W = x.shape
         channels = weight.shape[1] if self.transposed else weight.shape[0]
         k = weight.shape[2]

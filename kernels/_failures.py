@@ -1,6 +1,6 @@
-"""Errors raised by kernels: decide which ones PyTorch can stand in for, and report them.
+"""Classify and report the errors that kernels raise.
 
-Does not import Triton.
+After some of these errors, PyTorch can compute the result instead. This module does not import Triton.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ _BROKEN = re.compile(
     r"|invalid (address space|program counter)|uncorrectable ECC|launch timed out",
     re.IGNORECASE,
 )
-# The start of Triton's error if the driver rejects a descriptor (backends/nvidia/driver.c, in 3.6 and 3.7).
+# Triton's error begins like this if the driver rejects a descriptor (backends/nvidia/driver.c, 3.6 and 3.7).
 REFUSED = "Failed to create tensor map descriptor"
-# Errors raised before there is a program to launch, by name, so that Triton need not be imported.
+# Classes of errors that are raised during compilation. They are given by name, so that Triton need not be
+# imported.
 _COMPILING = {"CompilationError", "PTXASError", "CalledProcessError"}
 _COMPILING_TEXT = re.compile(r"PassManager::run failed|C compiler|LLVM|MLIR")
 
@@ -32,8 +33,9 @@ class KernelError(RuntimeError):
 
     The original error is chained as the cause. The device and all results are unaffected.
 
-    ``kernel``: its name. ``reason``: what failed, where and why, as the beginning of a sentence. ``again``:
-    the sentence with the command that reproduces the failure, "" if no record of it could be written.
+    ``kernel`` is the kernel's name. ``reason`` names the step that failed, the GPU and the cause, as the
+    beginning of a sentence. ``again`` is a sentence with the command that reproduces the failure, or "" if no
+    record of the failure could be written.
     """
 
     def __init__(self, kernel: str, reason: str, again: str) -> None:
@@ -71,9 +73,9 @@ def is_external_error(error: BaseException) -> bool:
 
 
 def raise_device_error(device: torch.device, error: BaseException) -> None:
-    """If the device is dead, raise the error that it reports, chained to ``error``.
+    """If the device can no longer be used, raise the error that it reports, chained to ``error``.
 
-    All results computed so far are then suspect. Inside a capture this does nothing.
+    All results computed so far are then suspect. Inside the capture of a graph, this function does nothing.
     """
     if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
         return
@@ -84,9 +86,10 @@ def raise_device_error(device: torch.device, error: BaseException) -> None:
 
 
 def cause_of(error: BaseException) -> str:
-    """Return the line of ``error`` that states what is wrong.
+    """Return the class of ``error`` and the line of its message that states the problem.
 
-    A compiler's message begins with source code, so the compiler's own text is used instead.
+    The message of a Triton compilation error begins with source code, so the compiler's own message is used
+    instead.
     """
     kind = type(error).__name__
     message = getattr(error, "error_message", None)
@@ -100,7 +103,7 @@ def cause_of(error: BaseException) -> str:
 
 
 def _is_compile_error(error: BaseException) -> bool:
-    """Return whether ``error`` was raised before there was a program to launch."""
+    """Return whether ``error`` was raised while the kernel was being compiled."""
     for kind in type(error).__mro__:
         if kind.__name__ in _COMPILING:
             return True
@@ -120,12 +123,12 @@ def kernel_error(launch: Any, device: torch.device, capability: int, error: Base
     return KernelError(launch.kernel, reason, again)
 
 
-# The kernel, reason and consequence of each warning so far.
+# The kernel, reason and consequence of each warning issued so far.
 _reported: set[tuple[str, str, str]] = set()
 
 
 def report(error: KernelError, op: str, consequence: str) -> None:
-    """Warn that ``op`` met ``error``, and of the ``consequence``.
+    """Warn the user that ``error`` occurred in ``op``, and state the ``consequence``.
 
     Each combination of kernel, reason and consequence is reported once per process.
     """
@@ -133,5 +136,5 @@ def report(error: KernelError, op: str, consequence: str) -> None:
         return
     text = ". ".join(filter(None, (f"{op}: {error.reason}; {consequence}", error.again)))
     warnings.warn(text, RuntimeWarning, stacklevel=3)
-    # Skipped if warnings are errors, so that the next call raises again.
+    # Not reached if warnings are turned into errors, so the next call raises again.
     _reported.add((error.kernel, error.reason, consequence))

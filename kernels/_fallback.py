@@ -1,11 +1,11 @@
-"""Let PyTorch compute an operator if one of its kernels fails, and report that once.
+"""Fall back to PyTorch if a kernel of an operator fails, and warn once.
 
 Does not import Triton.
 
-Each operator has a twin with the same name and signature in ``_plain.py``. A call whose kernel failed is
-remembered by everything that determines its launches (dtypes, shapes, layouts and scalars), so that similar
-calls do not try to compile again. If Triton was required, the error is raised instead, and nothing is
-remembered.
+Each operator has a twin in ``_plain.py``: a function with the same name and signature that needs no kernels.
+If a kernel fails, the properties of the call that determine its launches (dtypes, shapes, layouts and
+scalars) are remembered, so that later calls with the same properties do not try to compile again. If Triton
+was required, the error is raised instead, and nothing is remembered.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from ._failures import KernelError, report
 from ._overlap import on_side_stream
 
 CONSEQUENCE = "PyTorch computes the layers that need it from here on"
-# The calls that fall back to PyTorch.
+# Keys of the calls that fall back to PyTorch.
 _fallen: set[tuple[Any, ...]] = set()
 
 
 def _launch_key(value: Any) -> Any:
-    """Return the properties of an argument that determine what is launched, for use in a key."""
+    """Return the properties of an argument that determine the launches, for use in a key."""
     if isinstance(value, Tensor):
         return value.dtype, value.device, tuple(value.shape), value.stride()
     if isinstance(value, (list, tuple)):
@@ -36,10 +36,10 @@ def _launch_key(value: Any) -> Any:
 def run_or_fall_back(
     op: str, run: Callable[..., Any], plain: Callable[..., Any], args: Iterable[Any], required: bool
 ) -> Any:
-    """Return ``run(*args)``, or ``plain(*args)`` if a kernel of ``op`` fails now or failed before.
+    """Return ``run(*args)``, or ``plain(*args)`` if a kernel fails now or failed in a similar call before.
 
-    ``run`` launches the kernels and must not change anything before its last launch. If the kernels are
-    ``required``, one that fails raises KernelError.
+    ``run`` launches the kernels of ``op``, and must not change anything before its last launch. If
+    ``required`` is true, a kernel that fails raises KernelError, and ``plain`` is not used.
     """
     args = tuple(args)
     if required:
@@ -56,11 +56,11 @@ def run_or_fall_back(
 
 
 def twin(op: str) -> Callable[..., Any]:
-    """Return the function that computes operator ``op`` in PyTorch."""
+    """Return the function that computes operator ``op`` with PyTorch's own operators."""
     from . import _plain
 
     def compute(*args: Any) -> Any:
-        # The arguments already have the dtypes to compute in: autocast was applied before.
+        # Autocast was applied earlier, so the arguments already have the dtypes to compute in.
         with torch.autocast(args[0].device.type, enabled=False):
             return getattr(_plain, op)(*args)
 
@@ -74,10 +74,12 @@ def backward_in_place(
     into: Sequence[Tensor],
     required: bool,
 ) -> tuple[Tensor, ...]:
-    """Return the results of operator ``op`` on ``args`` without the weight gradients [R, ...].
+    """Run backward operator ``op`` on ``args``, and add its weight gradients to ``into`` in place.
 
-    The weight gradients are added in place to ``into``, R tensors. ``backward()`` does this with the kernels.
-    If one of them fails, the twin's gradients are added where and when the kernels would have added theirs.
+    Returns the other results. There is one weight gradient for each tensor in ``into``. ``backward()`` does
+    all this with the kernels. If a kernel fails, the operator's twin is used, and its gradients are added on
+    the same stream and at the same point where the kernels would have added theirs. If ``required`` is true,
+    the failure raises KernelError instead.
     """
 
     def run(*_: Any) -> tuple[Tensor, ...]:

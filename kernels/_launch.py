@@ -1,6 +1,6 @@
-"""Register and launch kernels, and report every launch to observers, which count or list them.
+"""Register and launch kernels, and report every launch to observers, which count or list launches.
 
-Needs Triton. Host code that must be importable without Triton imports this module late.
+Needs Triton. Host code that must be importable without Triton imports this module only when it needs it.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ._failures import REFUSED, is_external_error, kernel_error, raise_device_error
 
-# Every kernel of this package by name. The ahead-of-time compiler must have seen each at least once.
+# Every kernel of this package, by name. The ahead-of-time compiler checks that it covers all of them.
 REGISTRY: dict[str, Any] = {}
 
 
 @dataclass(frozen=True)
 class Config:
-    """One way to run a kernel: its tile sizes (constexpr by name), warps and stages."""
+    """One way to run a kernel: tile sizes (constexpr arguments by name), number of warps and of stages."""
 
     tile: tuple[tuple[str, int], ...]
     num_warps: int
@@ -37,7 +37,7 @@ class Config:
 
 @dataclass(frozen=True)
 class Launch:
-    """One requested launch: positional arguments, constexpr arguments by name, and the configuration."""
+    """One requested launch: kernel, grid, positional arguments, constexpr arguments and configuration."""
 
     kernel: str
     grid: int
@@ -60,10 +60,11 @@ class Launch:
 
 @dataclass(frozen=True)
 class Chip:
-    """The properties of a GPU that matter to kernels: compute capability (90 is 9.0) and multiprocessors.
+    """Properties of a GPU on which the kernels depend.
 
-    ``name``: the GPU whose tables of choices apply, "" for none. ``descriptors``: whether the driver accepts
-    tensor descriptors, if the chip has them.
+    ``capability`` is the compute capability (90 means 9.0), and ``multiprocessors`` is their number. ``name``
+    is the GPU whose tuning tables are used, or "" if none are. ``descriptors`` tells whether the driver
+    accepts tensor descriptors, provided that the chip supports them.
     """
 
     capability: int = 90
@@ -80,17 +81,19 @@ class Chip:
 
 
 class Observer(Protocol):
-    """Receives every launch."""
+    """An object that is notified of every launch."""
 
     def launched(self, launch: Launch) -> None: ...
 
 
 class DryObserver(Observer, Protocol):
-    """Receives every launch that a GPU like ``chip`` would make. Nothing runs; outputs stay as allocated.
+    """An observer of a dry run, which is notified of every launch that a GPU like ``chip`` would make.
 
-    With ``all_configs``, a kernel that has a choice of configurations is reported once for each that could be
-    chosen on ``chip``. If a table contains the choice, only the chosen one is reported. Otherwise
-    ``measured`` receives the name of the choice and the number of configurations.
+    Nothing runs, and outputs are allocated but never written. If ``all_configs`` is true, a kernel with
+    several candidate configurations is reported once for each of them, and ``measured`` receives the name of
+    the choice and the number of candidates. But if a tuning table for ``chip`` contains the choice, only the
+    chosen configuration is reported. If ``all_forms`` is true, launches that can use tensor descriptors are
+    reported both with and without them.
     """
 
     all_configs: bool
@@ -101,7 +104,7 @@ class DryObserver(Observer, Protocol):
 
 
 class _Local(threading.local):
-    """The dry runs of one thread, innermost last. Other threads keep launching kernels in the meantime."""
+    """The observers of one thread's dry runs, innermost last. Other threads launch kernels as usual."""
 
     def __init__(self) -> None:
         self.dry: list[DryObserver] = []
@@ -120,7 +123,7 @@ def kernel(fn: Any) -> Any:
 
 
 def interpreted() -> bool:
-    """Return whether Triton interprets kernels (TRITON_INTERPRET=1), so that they run on the CPU."""
+    """Return whether Triton interprets kernels on the CPU (TRITON_INTERPRET=1)."""
     return bool(triton.knobs.runtime.interpret)
 
 
@@ -130,22 +133,22 @@ def dry() -> bool:
 
 
 def interpreting() -> bool:
-    """Return whether launches of this thread are interpreted. In a dry run they are not."""
+    """Return whether kernels that this thread launches are interpreted. In a dry run they are not."""
     return interpreted() and not dry()
 
 
 def listing() -> bool:
-    """Return whether a dry run lists every configuration of every launch."""
+    """Return whether a dry run of this thread lists every candidate configuration of every launch."""
     return any(observer.all_configs for observer in _local.dry)
 
 
 def listing_forms() -> bool:
-    """Return whether a dry run lists both forms of launches through descriptors: with and without them."""
+    """Return whether a dry run of this thread lists launches both with and without tensor descriptors."""
     return any(observer.all_forms for observer in _local.dry)
 
 
 def report_choice(name: str, configs: int) -> None:
-    """Report to dry runs that list configurations how many of them the choice ``name`` has."""
+    """Report the number of candidates for choice ``name`` to the dry runs that list configurations."""
     for observer in _local.dry:
         if observer.all_configs:
             observer.measured(name, configs)
@@ -180,9 +183,9 @@ _depth = 0
 
 
 def inside() -> bool:
-    """Return whether a kernel is being interpreted.
+    """Return whether a kernel is being interpreted at this moment.
 
-    PyTorch operators that run in the meantime are the interpreter's own.
+    PyTorch operators that run in the meantime are called by the interpreter itself.
     """
     return _depth > 0
 
@@ -198,9 +201,10 @@ def _inside() -> Iterator[None]:
 
 
 def chip(device: torch.device) -> Chip:
-    """Return the chip that configurations are chosen for.
+    """Return the chip for which configurations are chosen.
 
-    In a dry run that is the chip of the run, otherwise the chip of ``device``, or an H200 without a GPU.
+    In a dry run, this is the observer's chip. Otherwise it is the chip of ``device``, or that of an H200 if
+    ``device`` is not a GPU.
     """
     if _local.dry:
         return _local.dry[0].chip
@@ -210,9 +214,9 @@ def chip(device: torch.device) -> Chip:
 def launch(name: str, grid: int, args: tuple[Any, ...], constants: dict[str, Any], config: Config) -> None:
     """Run ``grid`` programs of kernel ``name`` on the device of its first argument.
 
-    An empty grid launches nothing. Raises KernelError if the kernel does not compile or launch. Errors that
-    are not the kernel's fault are raised unchanged: a full or dead device, and a tensor descriptor that the
-    driver rejects, for which there is another form.
+    If ``grid`` is 0, nothing is launched. Raises KernelError if the kernel does not compile or launch. Errors
+    that the kernel did not cause are raised unchanged: a device that is out of memory or can no longer be
+    used, and a tensor descriptor that the driver rejects (the caller can then launch with pointers).
     """
     if grid == 0:
         return

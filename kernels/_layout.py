@@ -1,4 +1,4 @@
-"""Memory layouts for operators: another tensor's strides, canonical channels_last, or any dense layout."""
+"""Bring tensors into a memory layout: that of another tensor, canonical channels_last, or any dense one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 def like(t: Tensor, x: Tensor) -> Tensor:
     """Return ``t`` with the strides and dtype of ``x``, which is dense and has the same shape.
 
-    If both match already, this is ``t`` itself, otherwise a copy.
+    Returns ``t`` itself if both already match, otherwise a copy.
     """
     if t.stride() == x.stride() and t.dtype == x.dtype:
         return t
@@ -19,9 +19,9 @@ def like(t: Tensor, x: Tensor) -> Tensor:
 
 
 def channels_last(t: Tensor) -> Tensor:
-    """Return ``t`` in channels_last with the strides of a newly allocated tensor.
+    """Return ``t`` in channels_last, with exactly the strides that a newly allocated tensor would have.
 
-    This includes the strides that a dimension of size 1 leaves undetermined.
+    For dimensions of size 1, PyTorch would accept any stride.
     """
     t = t.contiguous(memory_format=torch.channels_last)
     _, C, H, W = t.shape
@@ -33,7 +33,7 @@ def channels_last(t: Tensor) -> Tensor:
 
 
 def empty_channels_last(x: Tensor, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
-    """Return uninitialised channels_last memory of ``shape`` on the device of x.
+    """Return an uninitialised channels_last tensor of ``shape`` on the device of x.
 
     ``dtype`` defaults to that of x.
     """
@@ -55,7 +55,7 @@ def empty_result(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
 
 
 def dense(x: Tensor) -> Tensor:
-    """Return ``x`` itself if it is dense with channels last or first, otherwise a channels_last copy."""
+    """Return ``x`` itself if it is dense, with channels last or first; otherwise a channels_last copy."""
     last = x.movedim(1, -1)
     if last.is_contiguous() or x.is_contiguous():
         return x

@@ -1,8 +1,8 @@
 """Device functions shared by the kernels: indexing, tile loads and stores, reflection, activations, moments.
 
-Tiles are [BLOCK_S, BLOCK_C]: rows are pixels, columns are channels. All tensor-sized traffic goes through
-``load_tile`` and ``store_tile``, so that the access width in the compiler's output can be checked line by
-line. Moments are merged by Chan's combination. README.md has the derivations.
+Tiles are [BLOCK_S, BLOCK_C]: rows are pixels, columns are channels. All tensor-sized reads and writes go
+through ``load_tile`` and ``store_tile``, so that the access width in the compiler's output can be checked
+line by line. Moments are merged by Chan's formula. README.md has the derivations.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import triton.language as tl
 
 @triton.jit
 def locate(T, C, BLOCK_C: tl.constexpr):
-    """Return this program's image (int64), tile of the image, channels and their mask.
+    """Return the indices of this program's image (int64) and tile, its channels, and their mask.
 
-    Neighbouring programs share rows, so that whole cache lines are read.
+    Neighbouring programs work on the same rows, so that whole cache lines are read.
     """
     pid = tl.program_id(0)
     c_blocks = tl.cdiv(C, BLOCK_C)
@@ -39,7 +39,10 @@ def store_tile(ptr, rows, mask_s, offs_c, mask_c, C, tile):
 
 @triton.jit
 def load_pixels(ptr, rows, mask_s, offs_c, mask_c, C, WIDE: tl.constexpr):
-    """Load a tile as ``load_tile`` does. WIDE: rows consist of 16-byte pieces, unlike those of 3 channels."""
+    """Load a tile like ``load_tile``, but from images with any number of channels.
+
+    WIDE tells whether rows consist of whole 16-byte pieces. With 3 channels, for example, they do not.
+    """
     if WIDE:
         return load_tile(ptr, rows, mask_s, offs_c, mask_c, C)
     else:
@@ -49,9 +52,9 @@ def load_pixels(ptr, rows, mask_s, offs_c, mask_c, C, WIDE: tl.constexpr):
 
 @triton.jit
 def load_operand(ptr, rows, mask, STRIDE, offs_c, C, EVEN: tl.constexpr):
-    """Load a tile [rows, channels] of a matrix product's operand in its own dtype.
+    """Load a tile [rows, channels] of an operand of a matrix product, in the operand's dtype.
 
-    EVEN: the tile lies within the C channels.
+    If EVEN, all channels of the tile exist (none is C or more), so they need no mask.
     """
     offs = (rows.to(tl.int64) * STRIDE)[:, None] + offs_c[None, :]
     return tl.load(
@@ -63,7 +66,7 @@ def load_operand(ptr, rows, mask, STRIDE, offs_c, C, EVEN: tl.constexpr):
 def round_to_tf32(x):
     """Return fp32 ``x`` rounded to 10 mantissa bits, halves away from zero.
 
-    Matrix instructions truncate the other bits, which would make every sum smaller.
+    Without this, matrix instructions would truncate the other bits, and every sum would come out smaller.
     """
     bits = (x.to(tl.int32, bitcast=True) + 0x1000) & ~0x1FFF
     return tl.where(x == x, bits.to(tl.float32, bitcast=True), x)
@@ -78,7 +81,7 @@ def reflect(i, SIZE):
 
 @triton.jit
 def activate(z, slope, ACT: tl.constexpr):
-    """Apply activation ACT to ``z``: 0 none, 1 relu, 2 leaky_relu. NaN stays NaN."""
+    """Apply activation ACT to ``z`` (0: none, 1: relu, 2: leaky_relu). NaN stays NaN."""
     if ACT == 1:
         z = tl.where(z < 0, 0.0, z)
     elif ACT == 2:
@@ -97,11 +100,11 @@ def activation_gradient(dy, z, slope, ACT: tl.constexpr):
 
 @triton.jit
 def combine_lanes(count, mean, m2, first):
-    """Combine groups over axis 0 by Chan's formula, and return mean and M2.
+    """Combine the moments of L groups by Chan's formula, and return mean and M2 [C] of all values together.
 
     count is [L, 1], mean and M2 are [L, C]; ``first`` [C] is the mean of any group that is not empty. Means
-    are summed as differences from ``first``, which is exact for a flat image, and as precise as the values
-    for a large mean.
+    are summed as differences from ``first``. This is exact for a flat image, and for a large mean it is as
+    precise as the values themselves.
     """
     total = tl.sum(count, 0)
     d = tl.where(count > 0, mean - first[None, :], 0.0)
@@ -121,8 +124,8 @@ def tile_moments(x, mask_s, BLOCK_S: tl.constexpr):
 def masked_moments(x, mask_s):
     """Return mean and M2 [C] of a tile x [BLOCK_S, C] over the rows in ``mask_s`` (at least one).
 
-    The second pass works on differences from the first pass's mean, and corrects that mean by their own mean.
-    The mean of a flat tile is therefore exactly its value.
+    The second pass works on differences from the first pass's mean, and corrects it by the mean of these
+    differences. The mean of a flat tile is therefore exactly its value.
     """
     count = tl.sum(mask_s.to(tl.float32), 0)
     mean = tl.sum(tl.where(mask_s[:, None], x, 0.0), 0) / count
@@ -142,7 +145,8 @@ def pixels_before(i, H, W, PITCH):
 def combine_tiles(part_ptr, n, T, H, W, C, ROWS, PITCH, offs_c, mask_c, BLOCK_T: tl.constexpr):
     """Return mean and variance [C] of image ``n`` from the partial moments part [N, 2, T, C].
 
-    Each of the T entries is (mean, M2) of ROWS positions, in lines of length PITCH >= W.
+    Each of the T tiles covers ROWS positions. They are in lines of length PITCH >= W, of which the first W
+    positions are pixels.
     """
     offs_t = tl.arange(0, BLOCK_T)
     mask = (offs_t < T)[:, None] & mask_c[None, :]
@@ -175,7 +179,7 @@ def load_affine(
 ):
     """Return weight and bias [C] in fp32, ones for a missing weight and zeros for a missing bias.
 
-    PLANAR: image n is a single plane, of channel n % CHANNELS.
+    If PLANAR, image n is a single plane and belongs to channel n % CHANNELS.
     """
     index = offs_c + n % CHANNELS if PLANAR else offs_c
     w = tl.full(offs_c.shape, 1.0, tl.float32)

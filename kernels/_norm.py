@@ -1,4 +1,4 @@
-"""Parameters of an instance norm, as operators, their twins and launchers pass them on.
+"""Parameters of an instance norm, as passed between the operators, their PyTorch twins and the launchers.
 
 Imports only torch.
 """
@@ -15,8 +15,8 @@ from torch import Tensor
 class Norm:
     """The instance norm act(IN(x) * ``weight`` + ``bias``).
 
-    weight, bias: [C] or None. act: "none", "relu" or "leaky_relu" with negative slope ``slope``. A backward
-    pass has the statistics and does not read ``eps``.
+    weight, bias: [C] or None. act: "none", "relu" or "leaky_relu" with negative slope ``slope``. Backward
+    passes do not read ``eps``, because they receive the statistics.
     """
 
     weight: Tensor | None = None
@@ -27,6 +27,9 @@ class Norm:
 
 
 def empty_statistics(x: Tensor, normed: bool = True) -> tuple[Tensor, Tensor]:
-    """Return uninitialised memory for mean and 1 / sigma [N, C] of x in fp32, both empty without a norm."""
+    """Return uninitialised fp32 tensors for the mean and 1 / sigma [N, C] of x.
+
+    If ``normed`` is false, both are empty.
+    """
     shape = x.shape[:2] if normed else (0,)
     return x.new_empty(shape, dtype=torch.float32), x.new_empty(shape, dtype=torch.float32)

@@ -10,17 +10,17 @@ import torch
 
 from ._fallback import run_or_fall_back, twin
 
-# The Python body of every operator by its qualified name, for tools that count what happens inside.
+# The Python function of every operator, by qualified name, for tools that count the operations inside it.
 BODIES: dict[str, Callable[..., Any]] = {}
 
 
 def operator(schema: str) -> Callable[[Callable[..., Any]], Any]:
     """Register the decorated function, which has no side effects, as ``fastcyclegan::<its name>``.
 
-    The last argument of ``schema``, ``bool required``, is not passed to the function. It decides whether a
-    kernel that fails is an error, or whether PyTorch computes the operator instead, with the function's twin
-    in ``_plain.py``. The strides of the inputs matter, because the result has the layout of x, so the
-    compiler must keep them exactly.
+    The last argument of ``schema``, ``bool required``, is not passed to the function. If it is true, a kernel
+    that fails raises KernelError. If it is false, the function's twin in ``_plain.py`` computes the operator
+    in PyTorch instead. The compiler must keep the strides of the inputs exactly, because the result has the
+    layout of x.
     """
 
     def register(body: Callable[..., Any]) -> Any:
@@ -42,11 +42,11 @@ def operator(schema: str) -> Callable[[Callable[..., Any]], Any]:
 
 
 def refuse_double_backward(op: str) -> Callable[..., None]:
-    """Return a double backward for ``op`` that raises RuntimeError, because the kernels have none."""
+    """Return a double backward for ``op`` that raises RuntimeError: the kernels do not support one."""
 
     def refuse(ctx: Any, *grads: Any) -> None:
         raise RuntimeError(
-            f"{op}: the Triton kernels have no double backward (a gradient penalty needs one); use"
+            f"{op}: the Triton kernels do not support double backward (a gradient penalty needs it); use"
             " impl='reference'"
         )
 

@@ -1,10 +1,11 @@
-"""Compute weight gradients, which nothing waits for, on a side stream alongside the other work.
+"""Compute weight gradients on a side stream, in parallel with the rest of the backward pass.
 
-Memory that the side stream reads must not be reused before it has been read. ``record_stream`` would ensure
-that, but inside the capture of a CUDA graph PyTorch then frees nothing until the capture ends: an iteration
-would keep everything that its weight gradients read. Instead, references are held. They are dropped once the
-stream that owns the memory has been told to wait for the work that reads it. From then on that stream can
-reuse the memory, in its own order, both inside and outside a capture.
+The rest of the backward pass does not need them. Memory that the side stream reads must not be reused before
+it has been read. ``record_stream`` would ensure that. But during the capture of a CUDA graph, PyTorch then
+frees no such memory until the capture ends, so an iteration would keep everything that its weight gradients
+read. Instead, this module holds references to the tensors. It drops them once it has made the stream that
+owns the memory wait for the work that reads it. From then on, that stream can reuse the memory in its own
+order, both inside and outside a capture.
 """
 
 from __future__ import annotations
@@ -18,17 +19,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# The most bytes to hold for the side stream. The weight gradients of a residual block read about 36 MB at
-# 256 x 256 in bf16: the inputs and the gradients of two convolutions, for 4 images of 66 x 66 x 256. Being
-# three blocks ahead keeps both streams busy; more would only cost memory.
+# Limit on the bytes that are held for the side stream. The weight gradients of a residual block read about
+# 36 MB at 256 x 256 in bf16: the inputs and the gradients of two convolutions, for 4 images of 66 x 66 x 256.
+# If the backward pass can be three blocks ahead, both streams stay busy. More would only cost memory.
 MAX_BYTES = 128 * 2**20
 
 
 @dataclass
 class _Held:
-    """The tensors that one piece of work reads.
+    """Tensors that are held because one piece of work on the side stream reads them.
 
-    ``owner``: the stream that their memory belongs to. ``event``: recorded on the side stream after the work.
+    ``owner`` is the stream to which their memory belongs. ``event`` is recorded on the side stream after the
+    work.
     """
 
     tensors: Sequence[Tensor]
@@ -40,7 +42,7 @@ class _Held:
 class _Side:
     """The side stream and the tensors held for it, oldest first.
 
-    They occupy up to MAX_BYTES, or more if a single piece of work reads more.
+    The tensors occupy up to MAX_BYTES, or more if a single piece of work reads more.
     """
 
     def __init__(self, stream: torch.cuda.Stream) -> None:
@@ -53,7 +55,7 @@ class _Side:
         self._lock = threading.Lock()
 
     def hold(self, tensors: Sequence[Tensor], owner: torch.cuda.Stream) -> None:
-        """Hold ``tensors``, which the work launched last reads, and release the oldest ones to make room."""
+        """Hold ``tensors``, which the latest work reads, and release older ones to stay within MAX_BYTES."""
         latest = _Held(tensors, _bytes(tensors), owner, self.stream.record_event())
         with self._lock:
             if owner not in self._owners:
@@ -66,7 +68,7 @@ class _Side:
             self._count(latest.bytes)
 
     def hold_until_end(self, tensors: Sequence[Tensor]) -> None:
-        """Hold ``tensors``, read by work that failed half-way, until the end.
+        """Hold ``tensors``, which are read by work that failed half-way, until the overlapping block ends.
 
         No event can be recorded for them, because the failure may have broken a capture.
         """
@@ -87,7 +89,7 @@ class _Side:
         current.wait_stream(self.stream)
 
     def drop(self) -> None:
-        """Release everything."""
+        """Release all held tensors."""
         self._queue.clear()
         self._unfinished.clear()
         self.bytes = 0
@@ -106,7 +108,7 @@ def overlapping(stream: torch.cuda.Stream | None) -> Iterator[None]:
     """Compute weight gradients on ``stream`` inside the block if they are added to ``.grad`` in place.
 
     See ``accumulating`` for adding in place. Leaving the block makes the current stream wait for ``stream``.
-    None: no overlap. The block applies to every thread of the process.
+    If ``stream`` is None, nothing overlaps. The block affects every thread of the process.
     """
     global _side, _last
     before = _side
@@ -139,8 +141,9 @@ def overlapping(stream: torch.cuda.Stream | None) -> Iterator[None]:
 def on_side_stream(*read: Tensor, when: bool = True) -> Iterator[None]:
     """Run the block on the side stream, if there is one and ``when`` is true.
 
-    The block reads ``read``, and writes nothing that other streams read before they wait. ``read`` is memory
-    of the current stream, or is kept alive elsewhere until the block of ``overlapping`` ends.
+    ``read`` are the tensors that the block reads. Their memory must belong to the current stream, or be kept
+    alive elsewhere until the block of ``overlapping`` ends. Other streams must not read anything that the
+    block writes before they wait for the side stream.
     """
     side = _side
     if side is None or not when:
@@ -165,7 +168,10 @@ def most_held() -> int:
 
 
 def _bytes(tensors: Sequence[Tensor]) -> int:
-    """Return how many bytes ``tensors`` keep alive. Views of the same memory keep all of it, counted once."""
+    """Return how many bytes ``tensors`` keep alive.
+
+    A view keeps its whole storage alive. A storage that several tensors share is counted once.
+    """
     sizes = {}
     for t in tensors:
         storage = t.untyped_storage()

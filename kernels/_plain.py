@@ -1,9 +1,9 @@
-"""Every operator in plain PyTorch, used if one of its kernels fails.
+"""The PyTorch twins of the operators: functions that compute an operator if one of its kernels fails.
 
-Signatures, results and layouts match those of the kernels. Forward and backward follow the formulas
-(README.md derives them), because operators run below autograd. Norms are computed in fp32 and rounded where
-the kernels round. Convolutions are PyTorch's, in the dtype of x, and in TF32 where that is allowed. The parts
-are in _plain_parts.py.
+Signatures, results and layouts match those of the kernels. Both the forward and the backward are written out
+by formula (derived in README.md), because operators run below autograd. Norms are computed in fp32 and
+rounded where the kernels round. Convolutions are PyTorch's, in the dtype of x; for fp32 they use TF32 if that
+is allowed. The building blocks are in _plain_parts.py.
 """
 
 from __future__ import annotations
@@ -59,7 +59,10 @@ def instance_norm_bwd(
 
 
 def _conv_input(x: Tensor, normed: bool, norm: Norm) -> Three:
-    """Return the input of the convolution, mean and rstd. Without a norm: x itself, and empty statistics."""
+    """Return the input of the convolution, and mean and rstd of x.
+
+    Without a norm, the input is x itself, and mean and rstd are empty.
+    """
     if not normed:
         return x, *empty_statistics(x, False)
     return norm_forward(x, norm)

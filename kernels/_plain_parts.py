@@ -1,4 +1,4 @@
-"""Parts of the operators' twins (_plain.py), built from PyTorch's operators and without autograd."""
+"""Building blocks of the operators' PyTorch twins in _plain.py. They do not use autograd."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ._weight_gradients import each_weight
 
 
 def _spread(vector: Tensor, x: Tensor) -> Tensor:
-    """Return ``vector``, [N, C] or [C], in fp32 and in a shape that broadcasts with x."""
+    """Return ``vector`` [N, C] or [C] in fp32, in a shape that broadcasts with x."""
     shape = (*vector.shape, *[1] * (x.dim() - 2))
     return vector.float().view(shape)
 
@@ -42,7 +42,10 @@ def _affine(x: Tensor, norm: Norm, mean: Tensor, rstd: Tensor) -> tuple[Tensor, 
 
 
 def _activated(values: Tensor, z: Tensor, norm: Norm) -> Tensor:
-    """Return ``values``, scaled by the slope where z is not above 0: the activation of z, or its gradient."""
+    """Return ``values``, multiplied by the activation's slope wherever z is not above 0.
+
+    With z as ``values``, this is the activation. With the output's gradient, it is the gradient of z.
+    """
     if norm.act == "none":
         return values
     slope = 0.0 if norm.act == "relu" else norm.slope
@@ -77,7 +80,7 @@ def norm_again(x: Tensor, norm: Norm, mean: Tensor, rstd: Tensor) -> Tensor:
 def norm_backward(dy: Tensor, x: Tensor, norm: Norm, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
     """Return dx in the dtype and layout of x, and total [2, N, C].
 
-    ``total``: the sums over each image of dz and of dz * x-hat. README.md has the formula.
+    ``total`` holds the sums over each image of dz and of dz * x-hat. README.md has the formula.
     """
     x_hat, z = _affine(x, norm, mean, rstd)
     dz = _activated(dy.float(), z, norm)
@@ -97,7 +100,7 @@ def norm_backward(dy: Tensor, x: Tensor, norm: Norm, mean: Tensor, rstd: Tensor)
 def reflected(x: Tensor, border: int) -> Tensor:
     """Return x [N, C, H, W] with ``border`` reflected pixels on each side, in channels_last.
 
-    Without a border, return x itself.
+    If ``border`` is 0, this is x itself.
     """
     if not border:
         return x
@@ -105,10 +108,10 @@ def reflected(x: Tensor, border: int) -> Tensor:
 
 
 def fold_border(dy: Tensor, border: int) -> Tensor:
-    """Return the gradient of an image from ``dy``, the gradient of the image with its reflected border.
+    """Return the gradient of an image, given ``dy``, the gradient of the same image with a reflected border.
 
-    The result is in channels_last and the dtype of ``dy``. It is computed by slices in fp32, because
-    PyTorch's own operator adds with atomics on a GPU, in the dtype of ``dy`` and in no fixed order.
+    The result is in channels_last and the dtype of ``dy``. Slices are added in fp32 here, because PyTorch's
+    own operator adds with atomics on a GPU, in the dtype of ``dy`` and in no fixed order.
     """
     if not border:
         return channels_last(dy)
@@ -126,14 +129,17 @@ def fold_border(dy: Tensor, border: int) -> Tensor:
 
 
 def output_padding_of(g: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int) -> int:
-    """Return the output_padding of a transposed convolution of x whose output has the size of g."""
+    """Return the output_padding with which a transposed convolution of x has an output of the size of g."""
     return g.shape[2] - ((x.shape[2] - 1) * stride - 2 * padding + weight.shape[2])
 
 
 def convolution(
     y: Tensor, weight: Sequence[Tensor], bias: Sequence[Tensor], conv: Convolution = Convolution()
 ) -> Tensor:
-    """Return the convolution of y [N, C, H, W] in the dtype of y and channels_last."""
+    """Convolve y [N, C, H, W] with P weights, and return the output in the dtype of y and channels_last.
+
+    Each weight is applied to its own N / P images.
+    """
     biases = bias if bias else [None] * len(weight)
     parts = []
     for part, w, b in each_weight(y, weight, biases):
@@ -151,9 +157,10 @@ def convolution_backward(
     dweight: Tensor,
     conv: Convolution = Convolution(),
 ) -> Tensor | None:
-    """Return the gradient of y in channels_last, or None if ``need_input`` is false.
+    """Run the backward of ``convolution``: return the gradient of y, and write those of the weights.
 
-    The gradients of the weights that ``needs`` selects are written to ``dweight``, in order.
+    The gradient of y is in channels_last, or None if ``need_input`` is false. The gradients of the weights
+    that ``needs`` selects are written to ``dweight``, in order.
     """
     count = len(weight)
     gradients = g.chunk(count) if g.shape[0] else [g] * count
@@ -172,6 +179,9 @@ def convolution_backward(
 
 
 def sums(g: Tensor, count: int) -> Tensor:
-    """Return the sums of g [N, O, H, W] over the pixels and images of each weight, [P, O] in fp32."""
+    """Return the gradients of P = ``count`` biases, [P, O] in fp32, from the output gradient g [N, O, H, W].
+
+    They are the sums of g over all pixels of the N / P images that belong to each bias.
+    """
     N, O, H, W = g.shape
     return g.reshape(count, N // count, O, H, W).sum((1, 3, 4), dtype=torch.float32)

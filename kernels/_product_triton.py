@@ -14,9 +14,10 @@ def load_weight(
     DESC: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Load a tile [BLOCK_K, BLOCK_N] of the weight.
+    """Load a tile [BLOCK_K, BLOCK_N] of weight p for one tap, from channels k = c0 and n = n0 on.
 
-    It is a tile of w[p, n, tap, k], or of w[p, k, TAPS - 1 - tap, n] if TRANSPOSED.
+    Element (k, n) is w[p, n, tap, k], or w[p, k, TAPS - 1 - tap, n] if TRANSPOSED. If DESC, w is a tensor
+    descriptor.
     """
     if DESC and TRANSPOSED:
         tile = w.load([p * C + c0, (TAPS - 1 - tap) * O + n0])
@@ -38,7 +39,8 @@ def load_weight(
 def product(a, b, acc, PRECISION: tl.constexpr, INTERPRET: tl.constexpr):
     """Return acc + a @ b in fp32.
 
-    The interpreter multiplies the raw bits of bf16, so it gets both operands in fp32, which is exact.
+    If INTERPRET, both operands are converted to fp32 first, because Triton's interpreter would multiply the
+    raw bits of bf16. The conversion is exact.
     """
     if INTERPRET:
         a, b = a.to(tl.float32), b.to(tl.float32)

@@ -37,7 +37,7 @@ FOLDED = device_code.FOLDED.value
 
 
 def precision_of(x: Tensor) -> str:
-    """Return the precision of fp32 products: "tf32" if torch's convolutions may use it, otherwise "ieee"."""
+    """Return "ieee" if x is fp32 and PyTorch's convolutions may not use TF32, otherwise "tf32"."""
     if x.dtype != torch.float32:
         return "tf32"
     allowed = torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
@@ -49,7 +49,7 @@ def precision_of(x: Tensor) -> str:
 
 @dataclass(frozen=True)
 class Options:
-    """Options of a product; see _reflect_conv_kernel."""
+    """Options of a matrix product; see ``_reflect_conv_kernel``."""
 
     mode: int = LINEAR
     pad: int = 0
@@ -60,7 +60,7 @@ class Options:
 
 
 def product(x: Pixels, w: Tensor, size: tuple[int, int], options: Options = Options()) -> Tensor:
-    """Return y [N, O, *size] in channels_last from w [P, O, KH, KW, C].
+    """Convolve x with w [P, O, KH, KW, C] as a matrix product, and return y [N, O, *size] in channels_last.
 
     With ``options.transposed``, w is [P, C, KH, KW, O] and its taps are rotated by 180 degrees.
     """
@@ -70,14 +70,14 @@ def product(x: Pixels, w: Tensor, size: tuple[int, int], options: Options = Opti
 def product_and_moments(
     x: Pixels, w: Tensor, size: tuple[int, int], options: Options = Options()
 ) -> tuple[Tensor, Moments]:
-    """Return the result of ``product`` and the partial moments of the stored values."""
+    """Return the result of ``product``, and the partial moments of its values as stored."""
     y, moments = _product(x, w, size, options, True)
     assert moments is not None
     return y, moments
 
 
 def _tiles_of(x: Pixels, channels: int, options: Options) -> dict[str, list[Tile]]:
-    """Return the lists of tiles, by architecture, for a product that sums over ``channels`` of x."""
+    """Return the candidate tiles, by architecture, for a product that sums over ``channels`` of x."""
     if options.transposed and x.data.dtype == torch.float32:
         return TRANSPOSED_FP32_TILES
     if options.transposed and options.mode == LINEAR:
@@ -132,7 +132,7 @@ def _launch_product(
         "HAS_BIAS": options.bias is not None, "RESIDUAL": options.residual is not None, "STATS": stats,
         "PRECISION": precision_of(x.data), "INTERPRET": interpreting(),
     }  # fmt: skip
-    # A window of pixels is a row that overlaps the next one, which no descriptor can express.
+    # Windows of pixels are overlapping rows, which a descriptor cannot express.
     whole = linear and x.step >= C and C % block_k == 0 and O % 8 == 0
     grid = x.N * tiles * triton.cdiv(O, block_n)
     launch_operands("_reflect_conv_kernel", grid, operands, args, flags, config, whole)
@@ -148,9 +148,10 @@ def contract(
     bias: Tensor | None = None,
     tanh: bool = False,
 ) -> Tensor:
-    """Return y [N, O, *size] in channels_last from w [P, KH, C, KW_P, O_P] (``contract_weight``).
+    """Convolve x, an image that includes its border, with weights that have few output channels.
 
-    y is fp32 if ``tanh`` is applied, otherwise of the dtype of x.
+    w [P, KH, C, KW_P, O_P] is a result of ``contract_weight``. Returns y [N, O, *size] in channels_last. With
+    ``tanh``, y is the tanh of the convolution in fp32; otherwise it has the dtype of x.
     """
     _, KH, C, KW_P, O_P = w.shape
     H, W = size
@@ -182,9 +183,9 @@ def contract(
 
 @dataclass(frozen=True)
 class Gradient:
-    """A weight gradient as partial sums ``part`` [SPLITS, G, ...].
+    """The gradients of G weights as partial sums ``part`` [SPLITS, G, ...], which must still be added up.
 
-    ``start`` and ``strides`` locate the element (o, kh, kw, c) of each weight in them.
+    ``start`` and ``strides`` locate element (o, kh, kw, c) in each split and for each weight.
     """
 
     part: Tensor
@@ -193,11 +194,12 @@ class Gradient:
 
 
 def split_k(blocks: int, chunks: int, tile_bytes: int, sms: int) -> int:
-    """Return how many shares to split a sum of ``chunks`` steps into, for ``blocks`` tiles on ``sms`` SMs.
+    """Return the number of shares into which to split a sum of ``chunks`` steps.
 
-    Minimises waves x steps per program, plus the cost in steps of writing and reading the partial sums. A
-    step (64 deep) of a 128 x 256 tile takes 0.8 us at 5 TFLOP/s per multiprocessor. In that time memory moves
-    3.4 MB at 4.3 TB/s.
+    The product has ``blocks`` tiles of ``tile_bytes`` and runs on ``sms`` multiprocessors. The result
+    minimises the number of waves times the steps per program, plus the cost of writing and reading the
+    partial sums (counted in steps). A step (64 deep) of a 128 x 256 tile takes 0.8 us at 5 TFLOP/s per
+    multiprocessor. In that time, memory moves 3.4 MB at 4.3 TB/s.
     """
 
     def cost(splits: int) -> float:
@@ -208,7 +210,7 @@ def split_k(blocks: int, chunks: int, tile_bytes: int, sms: int) -> int:
 
 
 def shares_of(device: torch.device, blocks: int, chunks: int, tile: tuple[int, int]) -> tuple[int, int]:
-    """Return how many shares the sum of a weight gradient is split into, and the steps of each share.
+    """Return how many shares the sum of a weight gradient is split into, and the number of steps per share.
 
     The sum has ``chunks`` steps, and the gradient has ``blocks`` tiles of size ``tile``.
     """
@@ -218,7 +220,7 @@ def shares_of(device: torch.device, blocks: int, chunks: int, tile: tuple[int, i
         block_m, block_n = tile
         programs = chip(device).multiprocessors
         if block_m * block_n <= 128 * 128:
-            # Each multiprocessor runs two of them at a time.
+            # Each multiprocessor runs two programs with such a tile at a time.
             programs *= 2
         splits = split_k(blocks, chunks, 4 * block_m * block_n, programs)
     steps = triton.cdiv(chunks, splits)
@@ -228,11 +230,11 @@ def shares_of(device: torch.device, blocks: int, chunks: int, tile: tuple[int, i
 def wgrad(
     dy: Pixels, x: Pixels, shape: tuple[int, int, int, int], groups: int, first: int, limit: int
 ) -> Tensor:
-    """Return the partial sums part [SPLITS, G, O, KH KW, C] of a weight gradient.
+    """Compute a weight gradient as partial sums [SPLITS, G, O, KH KW, C].
 
-    Their sum over the splits is the sum over m < ``limit`` of dy[first + m] x[m + kh pitch + kw]. ``shape``:
-    O, C, KH, KW; a C above x.step means a window of pixels. dy and x: G groups of images, one after the
-    other.
+    Added up over the splits, they give the sum over m < ``limit`` of dy[first + m] x[m + kh pitch + kw].
+    ``shape`` is (O, C, KH, KW). If C exceeds x.step, the C values are a window of pixels. dy and x contain G
+    groups of images, one after the other.
     """
     O, C, KH, KW = shape
     per_group, precision = x.N // groups, precision_of(x.data)
@@ -262,7 +264,7 @@ def _launch_wgrad(
     shares, steps = shares_of(x.data.device, blocks, per_group * chunks, (block_m, block_n))
     part = x.data.new_empty((shares, groups, O, KH * KW, C), dtype=torch.float32)
     pixels: Tensor | Rows = x.data
-    # A window of pixels is a row that overlaps the next one, which no descriptor can express.
+    # Windows of pixels are overlapping rows, which a descriptor cannot express.
     if x.step >= C:
         pixels = Rows(x.data, x.N * x.rows, C, x.step, (block_k, block_n))
     operands = (Rows(dy.data, dy.N * dy.rows, O, O, (block_k, block_m)), pixels)
@@ -279,10 +281,10 @@ def _launch_wgrad(
 
 
 def sum_splits(gradient: Gradient, out: Tensor, step: int, *, accumulate: bool) -> None:
-    """Write the sum over splits of ``gradient`` to the weights, or add it if ``accumulate``.
+    """Add up the splits of ``gradient``, and write the sums to memory, or add them if ``accumulate``.
 
-    The first weight is ``out`` [O, I, KH, KW]. Each of the others starts ``step`` elements after the one
-    before.
+    The sum for the first weight goes to ``out`` [O, I, KH, KW]. The sum for each further weight starts
+    ``step`` elements after the one before.
     """
     part = gradient.part
     splits, groups = part.shape[:2]

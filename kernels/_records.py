@@ -2,9 +2,9 @@
 
 Does not import Triton.
 
-A record is JSON: ``format``, the launch (``line_of``), the machine (GPU, capability, versions) and the error.
-It contains shapes, layouts and scalars but no values: ``devtools/show_failure.py`` repeats the launch on
-zeros.
+A record is JSON: ``format``, the launch (``line_of``), the machine (GPU, compute capability and versions) and
+the error. It contains shapes, layouts and scalars, but no tensor values: ``devtools/show_failure.py`` repeats
+the launch on zeros.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def describe_argument(value: Any) -> Any:
 
     A tensor is described by its dtype, shape, strides, alignment and room; a scalar is unchanged.
     ``aligned``: the largest power of two that divides the tensor's address, up to 16 bytes, the most that
-    Triton relies on. ``room``: the number of elements from the tensor's first one to the end of its memory,
-    because kernels that receive one of several tensors write the others too.
+    Triton relies on. ``room``: the number of elements from the tensor's first one to the end of its storage.
+    It is needed because kernels that receive one of several adjacent tensors write to the others too.
     """
     if hasattr(value, "data_ptr"):
         address = value.data_ptr()
@@ -48,7 +48,7 @@ def describe_argument(value: Any) -> Any:
 
 
 def argument_text(argument: Any) -> str:
-    """Return an argument that ``describe_argument`` returned as readable text."""
+    """Format an argument, as described by ``describe_argument``, as readable text."""
     if not isinstance(argument, dict):
         return str(argument)
     if "box" in argument:
@@ -75,9 +75,9 @@ def line_of(launch: Any) -> dict[str, Any]:
 
 
 def _write_file(name: str, text: str) -> Path | None:
-    """Write ``text`` to the folder of failures, or to the temporary folder if that is not possible.
+    """Write ``text`` to file ``name`` among the cached failures, or in a temporary folder if that fails.
 
-    Returns the file, or None if neither folder can be written.
+    Returns the path of the file, or None if neither folder is writable.
     """
     for folder in (cache_folder("failures"), temporary_folder("failures")):
         try:
@@ -93,7 +93,7 @@ def _write_file(name: str, text: str) -> Path | None:
 def write_record(launch: Any, gpu: str, capability: int, error: BaseException) -> str:
     """Record a launch that failed with ``error``, and return the command that repeats it.
 
-    Returns "" if no folder can be written. The same launch is always written to the same file.
+    Returns "" if the record cannot be written. The same launch is always written to the same file.
     """
     # Triton is installed, because the caller has launched a kernel.
     import triton

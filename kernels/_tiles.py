@@ -1,6 +1,6 @@
-"""Cut tensors into tiles for the kernels that walk over rows: the host side, shared by the launchers.
+"""Divide tensors into tiles for the kernels that walk over rows.
 
-Arguments are not checked.
+This is host code, shared by the launchers. Arguments are not checked.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from ._tune import choose
 
 @dataclass(frozen=True)
 class Scale:
-    """Sizes that depend on the machine.
+    """Sizes from which tiles are derived, for a GPU or for Triton's interpreter.
 
-    Tiles do not depend on the batch, so neither does the result of an image.
+    Tiles do not depend on the batch size, so the result for an image does not either.
     """
 
     programs: int  # target for one image, in each kernel
-    max_tiles: int  # partial results per image, which every consumer reads again
+    max_tiles: int  # limit on partial results per image, all of which every consumer reads
     small_rows: int  # pixels (of 16 channels) that the one-launch kernels hold in registers
     small_plane: int  # pixels of a plane that they hold in registers
 
 
-# 132 SMs with two to four programs each. The interpreter's sizes make small tests cover several tiles of
-# several blocks.
+# 132 SMs with two to four programs each. The interpreter's sizes are small, so that even small tests have
+# several tiles of several blocks.
 GPU = Scale(programs=256, max_tiles=128, small_rows=1024, small_plane=8192)
 INTERPRETER = Scale(programs=8, max_tiles=4, small_rows=64, small_plane=128)
 
@@ -44,9 +44,10 @@ def scale() -> Scale:
 
 @dataclass(frozen=True)
 class View:
-    """A tensor [N, C, *spatial] as N images of S pixels with C channels innermost.
+    """A tensor [N, C, *spatial], viewed as N images of S pixels with C channels innermost.
 
-    Planes are images of one channel.
+    If it is ``planar`` (contiguous planes), each plane counts as an image of one channel. ``channels`` is the
+    tensor's own number of channels.
     """
 
     N: int
@@ -67,28 +68,32 @@ class View:
         return cls(N, S, C, C, False, H, W)
 
     def lines(self, *borders: int) -> tuple[int, int]:
-        """Return the height and width that a kernel walks over.
+        """Return the height and width of the image that a kernel walks over.
 
-        Without borders no kernel needs the true ones, and the image is one long column.
+        If all ``borders`` are 0, no kernel needs the true ones, and the image is treated as one column.
         """
         if any(borders):
             return self.H, self.W
         return self.S, 1
 
     def channel_block(self, limit: int) -> int:
-        """Return how many channels a tile has: up to ``limit``, and one for planes."""
+        """Return the number of channels in a tile: at most ``limit``, and 1 for planes."""
         return 1 if self.planar else min(limit, triton.next_power_of_2(self.C))
 
 
 def tile_configs(view: View, per_thread: int) -> list[Config]:
-    """Return the short list of configurations for kernels that walk over rows.
+    """Return the candidate configurations for kernels that walk over rows.
 
-    ``per_thread``: how many elements of a tensor each thread holds in registers at a time.
+    ``per_thread`` is the number of elements of a tensor that each thread holds in registers at a time. The
+    candidates are:
 
-    1. 32 channels: 64 bytes of a row, which are whole sectors, and many programs if there are few channels.
-    2. 64 channels: whole cache lines, and half as many elements per thread, because the partial results of 64
-    channels take registers too. 3. Like 1 with twice the warps: larger tiles. A plane has one channel, so its
-    tiles are long rows.
+    1. 32 channels. These are 64 bytes of a row and thus whole sectors, and there are many programs even with
+       few channels.
+    2. 64 channels, which are whole cache lines. Each thread has half as many elements, because the partial
+       results of 64 channels take registers too.
+    3. Like 1, but with twice the warps and therefore larger tiles.
+
+    A plane has only one channel, so its tiles are long rows.
     """
     if interpreting():
         return [Config((("BLOCK_S", 32), ("BLOCK_C", view.channel_block(16))), 1)]
@@ -103,7 +108,7 @@ def tile_configs(view: View, per_thread: int) -> list[Config]:
 
 
 def split(rows: int, config: Config, c_blocks: int, max_tiles: int) -> tuple[int, int]:
-    """Return how many tiles ``rows`` are cut into, and how many blocks each tile has.
+    """Return the number of tiles into which to divide ``rows``, and the number of blocks in each tile.
 
     The number of blocks is a power of two, so that few kernels are compiled.
     """
@@ -120,8 +125,8 @@ def c_blocks_of(view: View, config: Config) -> int:
 def small_config(view: View) -> Config | None:
     """Return the configuration of the one-launch kernels, or None if an image is too large for them.
 
-    There is only one: a tile of all pixels of 16 channels (a sector of 16-bit values), or of more channels
-    for small images, so that rows are 128 bytes. A thread holds at most 64 elements.
+    There is only one candidate. Its tile has all pixels of 16 channels (a sector of 16-bit values), or of
+    more channels if images are small, so that rows have 128 bytes. A thread holds at most 64 elements.
     """
     block_s = triton.next_power_of_2(view.S)
     largest = scale().small_plane if view.planar else scale().small_rows
@@ -133,10 +138,10 @@ def small_config(view: View) -> Config | None:
 
 
 def key_of(view: View, x: Tensor, *flags: Any) -> str:
-    """Return the key under which a choice is stored.
+    """Return the key under which the chosen configuration for a tensor is stored.
 
-    It does not include the batch, so that an image's bits do not depend on it. The size is rounded up to a
-    power of two, so that few choices have to be made.
+    The key does not include the batch size, so that the bits of an image do not depend on the batch. The
+    image size is rounded up to a power of two, so that few choices have to be made.
     """
     dtype = str(x.dtype).removeprefix("torch.")
     layout = "planes" if view.planar else "channels_last"

@@ -1,12 +1,12 @@
 """Choose the configuration of a kernel: from a shipped table, from a table on disk, or by measurement.
 
-A choice is keyed by GPU, kernel, dtype and shape. The configurations in the kernel's short list are measured
-once, on the first call with that key, and the choice is stored in ``$XDG_CACHE_HOME/fastcyclegan/tuned``
-(default: ~/.cache) by GPU, Triton and kernel version. Nothing is measured on a CPU, in a dry run, if there is
-only one configuration, or inside a CUDA graph capture, which a measurement would break. The first
-configuration of the list runs in these cases, and a later call outside a capture can still measure. The order
-of a sum depends on the tile, so two choices may differ in the last bits; one choice always gives the same
-result.
+The key of a choice consists of GPU, kernel, dtype and shape. On the first call with a key, the kernel's
+candidate configurations are measured once. The choice is stored in ``$XDG_CACHE_HOME/fastcyclegan/tuned``
+(default: ~/.cache), in a file for this GPU, Triton version and kernel version. Nothing is measured on a CPU,
+in a dry run, if there is only one candidate, or inside a CUDA graph capture, which a measurement would break.
+In these cases the first candidate runs, and a later call outside a capture can still measure. The order of a
+sum depends on the tile, so the results of two choices may differ in the last bits. The same choice always
+gives the same result.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ._cache import cache_folder
 from ._failures import KernelError, report
 from ._launch import Config, chip, dry, listing, report_choice
 
-# Incremented whenever a change to a kernel or to a list makes old choices invalid.
+# Incremented whenever a change to a kernel or to its candidates makes old choices invalid.
 VERSION = 2
 SHIPPED = Path(__file__).parent / "tuned"
 
@@ -37,13 +37,13 @@ def _file_name(gpu: str) -> str:
 
 
 def cache_file(gpu: str) -> Path:
-    """Return the file on disk with the choices for the GPU named ``gpu``."""
+    """Return the path of the file in the cache folder that holds the choices for the GPU named ``gpu``."""
     return cache_folder("tuned") / _file_name(gpu)
 
 
 @functools.lru_cache
 def _table(path: Path) -> dict[str, dict[str, int]]:
-    """Return the choices stored in ``path``, empty if it is missing or is not a table of choices."""
+    """Return the choices stored in ``path``, or {} if the file is missing or contains no table."""
     try:
         table = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -73,7 +73,7 @@ def _as_dict(config: Config) -> dict[str, int]:
     return {**config.constants, "num_warps": config.num_warps, "num_stages": config.num_stages}
 
 
-# The estimated time to measure one configuration: 6 ms of runs, and the runs before them.
+# The estimated time to measure one configuration: 6 ms of timed runs, and the runs before them.
 SECONDS_PER_MEASUREMENT = 0.01
 
 
@@ -81,9 +81,9 @@ def measure(run: Callable[[], None]) -> float:
     """Return the median time of ``run`` in milliseconds, by the GPU's clock and with a cold L2 cache."""
     import triton.testing
 
-    # A run and clearing the cache before it take a tenth of a millisecond. That allows about sixty runs,
-    # whose median is enough to choose by. Before an iteration can begin, 256 configurations have to be
-    # timed.
+    # A run takes a tenth of a millisecond, including clearing the cache before it. That allows about sixty
+    # runs, whose median is good enough for a choice. The time is short because 256 configurations have to be
+    # measured before an iteration can begin.
     return triton.testing.do_bench(run, warmup=1, rep=6, return_mode="median")
 
 
@@ -98,19 +98,19 @@ def _fastest(kernel: str, configs: Sequence[Config], run: Callable[[Config], Non
         try:
             times[config] = measure(functools.partial(run, config))
         except KernelError as error:
-            # Without its frames, which keep alive what the run had allocated.
+            # Drop the traceback, whose frames keep the run's allocations alive.
             failures.append((config, error.with_traceback(None)))
     if not times:
         raise failures[0][1]
     for config, failure in failures:
-        report(failure, f"measuring {kernel}", f"its configuration {_as_dict(config)} is skipped")
+        report(failure, f"measuring {kernel}", f"configuration {_as_dict(config)} is skipped")
     return min(times, key=lambda config: times[config])
 
 
 def _stored_choice(gpu: str, name: str, configs: Sequence[Config]) -> Config | None:
-    """Return the choice named ``name`` from the tables for the GPU named ``gpu``.
+    """Return the configuration stored under ``name`` in the tables for the GPU named ``gpu``.
 
-    Returns None if no table has it, or if it is not one of ``configs``.
+    Returns None if no table contains ``name``, or if the stored configuration is not one of ``configs``.
     """
     by_entry = {json.dumps(_as_dict(c), sort_keys=True): c for c in configs}
     tables = (SHIPPED / _file_name(gpu), cache_file(gpu))
@@ -124,9 +124,10 @@ def _stored_choice(gpu: str, name: str, configs: Sequence[Config]) -> Config | N
 def _choose_dry(
     name: str, configs: Sequence[Config], device: torch.device, run: Callable[[Config], None]
 ) -> Config:
-    """Return the choice in a dry run: the one in a table for its chip, otherwise the first configuration.
+    """Return the configuration to use in a dry run.
 
-    If no table has it, a dry run that lists configurations receives all of them.
+    This is the one stored in a table for the chip of the dry run, or the first one if there is no such entry.
+    In the latter case, a dry run that lists configurations receives all of them.
     """
     gpu = chip(device).name
     if gpu and (choice := _stored_choice(gpu, name, configs)) is not None:
@@ -141,9 +142,9 @@ def _choose_dry(
 def choose(
     kernel: str, key: str, configs: Sequence[Config], device: torch.device, run: Callable[[Config], None]
 ) -> Config:
-    """Return the configuration of ``kernel`` for ``key``.
+    """Return the configuration with which to launch ``kernel`` for ``key``; see the module docstring.
 
-    ``run`` runs the kernel once with a given configuration, and may be called many times.
+    ``run`` launches the kernel once with a given configuration, and may be called many times.
     """
     name = f"{kernel} {key}"
     if len(configs) == 1:
@@ -167,7 +168,7 @@ def choose(
         try:
             fastest = _fastest(kernel, configs, run)
         except torch.cuda.OutOfMemoryError:
-            # A full GPU has no memory for a measurement; it may have some in a later call.
+            # There is too little free memory for a measurement. A later call may find enough.
             return configs[0]
     _chosen[choice_key] = fastest
     _store_choice(cache_file(gpu), name, _chosen[choice_key])

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def each_weight(x: Tensor, *lists: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
-    """Yield, for each weight, its share of the images of x and its entry in each list."""
+    """Yield one tuple per weight: its share of the images of x, then its entry in each of ``lists``."""
     count = len(lists[0])
     shares = x.chunk(count) if x.shape[0] else [x] * count
     yield from zip(shares, *lists, strict=True)
@@ -24,11 +24,11 @@ _accumulating = False
 def accumulating() -> Iterator[None]:
     """Let backward passes inside the block add weight gradients in place to an existing ``.grad``.
 
-    Use it for ``loss.backward()`` if weights are used more than once, as a generator's are: autograd would
-    keep each gradient and add it in a separate pass. It applies to leaf weights without hooks whose ``.grad``
-    the backward fills, in eager mode. All others are left to autograd, so the gradients are the same. Hooks
-    on the node that accumulates a gradient are not detected, so do not use it with DistributedDataParallel,
-    which has such hooks. The block applies to every thread of the process.
+    Use it around ``loss.backward()`` if weights are used more than once, like those of a generator. Otherwise
+    autograd would keep each gradient and add it in a separate pass. It applies to leaf weights without hooks
+    whose ``.grad`` the backward fills, in eager mode. Other gradients are left to autograd, so the results
+    are the same. Hooks on the node that accumulates a gradient are not detected, so do not use this with
+    DistributedDataParallel, which has such hooks. The block affects every thread of the process.
     """
     global _accumulating
     before, _accumulating = _accumulating, True
@@ -39,14 +39,14 @@ def accumulating() -> Iterator[None]:
 
 
 def is_accumulating() -> bool:
-    """Return whether a backward pass that runs now may add to ``.grad`` in place; see ``accumulating``."""
+    """Return whether the current backward pass may add to ``.grad`` in place; see ``accumulating``."""
     return _accumulating and not torch.compiler.is_compiling() and not torch.is_grad_enabled()
 
 
 def gradients_to_add_to(weights: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor] | None:
-    """Return the ``.grad`` of each weight that needs a gradient.
+    """Return the ``.grad`` of each weight for which ``needs`` is true, to add a gradient to it in place.
 
-    Returns None unless all of them exist and can be added to in place.
+    Returns None unless all of these tensors exist and allow that.
     """
     if not is_accumulating():
         return None
@@ -68,7 +68,7 @@ def gradients_to_add_to(weights: Sequence[Tensor], needs: Sequence[bool]) -> lis
 def _will_be_filled(leaf: Tensor) -> bool:
     """Return whether the running backward pass fills ``leaf.grad``.
 
-    It does not if it was called for other inputs, or by torch.autograd.grad.
+    It does not if it was started for other inputs, or by torch.autograd.grad.
     """
     with torch.enable_grad():
         node = torch.autograd.graph.get_gradient_edge(leaf).node
@@ -79,7 +79,10 @@ def _will_be_filled(leaf: Tensor) -> bool:
 
 
 def spread(dweight: Tensor, needs: Sequence[bool]) -> list[Tensor | None]:
-    """Return one entry per weight: the next view of ``dweight`` [R, ...], or None if it needs no gradient."""
+    """Return the gradient of each weight as a view of ``dweight``, or None for weights that need no gradient.
+
+    ``dweight`` [R, ...] contains the gradients of the R weights that need one, in order.
+    """
     views = iter(dweight.unbind(0))
     gradients: list[Tensor | None] = []
     for need in needs:
@@ -88,9 +91,9 @@ def spread(dweight: Tensor, needs: Sequence[bool]) -> list[Tensor | None]:
 
 
 def spread_bias(dbias: Tensor, biases: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor | None]:
-    """Return one entry per bias: a row of ``dbias`` [P, O], or None.
+    """Return the gradient of each bias, a row of ``dbias`` [P, O], or add it in place and return None.
 
-    None means that no gradient is needed, or that it was added in place.
+    An entry is also None if that bias needs no gradient.
     """
     from ._weights import stride_between
 

@@ -1,4 +1,4 @@
-"""Weights and biases in the forms that the products read, and memory for their gradients."""
+"""Bring weights and biases into the forms that the matrix products read, and allocate their gradients."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch import Tensor
 from ._working_copies import form_of, working_copy
 from .border_launch import Pixels
 
-# The channels of an image are padded to this number: 16 bytes of 16-bit values.
+# The number of channels to which images of fewer channels are padded: 16 bytes of 16-bit values.
 IMAGE = 8
 
 
 def stride_between(tensors: Sequence[Tensor]) -> int | None:
     """Return the number of elements from the start of one tensor to the start of the next.
 
-    Returns None unless the tensors are alike and evenly spaced in the same memory.
+    Returns None unless the tensors have the same dtype and strides, and are evenly spaced in the same memory.
     """
     first = tensors[0]
     step = first.numel()
@@ -37,9 +37,9 @@ def stride_between(tensors: Sequence[Tensor]) -> int | None:
 
 
 def stacked(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    """Return weights [O, I, KH, KW] as one tensor [P, O, KH, KW, I] in ``dtype``.
+    """Stack P weights [O, I, KH, KW] into one tensor [P, O, KH, KW, I] in ``dtype``.
 
-    Nothing is copied if the weights already have this form in memory, or if there is a working copy.
+    Nothing is copied if the weights already have this form in memory, or if they have a working copy.
     """
     if (copy := working_copy(weights, dtype)) is not None:
         return copy
@@ -55,14 +55,17 @@ def stacked(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
 
 
 def window(kernel: int) -> int:
-    """Return how many neighbouring pixels, of IMAGE channels each, a row of the product reads at once."""
+    """Return how many neighbouring pixels a window has, for a convolution with kernel size ``kernel``.
+
+    A row of the matrix product reads a window at once. Each pixel has IMAGE channels.
+    """
     return max(2, triton.next_power_of_2(kernel))
 
 
 def _padded(source: Tensor, out: Tensor | None, *sizes: int) -> Tensor:
     """Return ``source`` with its last two dimensions padded with zeros to ``sizes``.
 
-    ``out``: the result of an earlier call, to be overwritten, or None.
+    If ``out``, the result of an earlier call, is given, it is overwritten.
     """
     if out is None:
         out = source.new_zeros((*source.shape[:-2], *sizes))
@@ -71,9 +74,9 @@ def _padded(source: Tensor, out: Tensor | None, *sizes: int) -> Tensor:
 
 
 def window_weight(w: Tensor, *, turned: bool = False) -> Tensor:
-    """Return w [P, O, KH, KW, I] as [P, O, KH, 1, window IMAGE], which multiplies windows of pixels.
+    """Rearrange w [P, O, KH, KW, I] to [P, O, KH, 1, window IMAGE], which multiplies windows of pixels.
 
-    ``turned``: use ``transposed(w)`` instead of w.
+    If ``turned`` is true, rearrange ``transposed(w)`` instead.
     """
 
     def make(w: Tensor, out: Tensor | None) -> Tensor:
@@ -85,9 +88,10 @@ def window_weight(w: Tensor, *, turned: bool = False) -> Tensor:
 
 
 def contract_weight(w: Tensor, *, turned: bool = False) -> Tensor:
-    """Return w [P, O, KH, KW, I] as [P, KH, I, KW_P, O_P].
+    """Rearrange w [P, O, KH, KW, I] to [P, KH, I, KW_P, O_P] for ``contract``.
 
-    Each row of taps is a matrix from channels to (kw, o). ``turned``: use ``transposed(w)`` instead of w.
+    Each row of taps becomes a matrix from input channels to (kw, o). If ``turned`` is true, rearrange
+    ``transposed(w)`` instead.
     """
 
     def make(w: Tensor, out: Tensor | None) -> Tensor:
@@ -100,15 +104,15 @@ def contract_weight(w: Tensor, *, turned: bool = False) -> Tensor:
 
 
 def transposed(w: Tensor) -> Tensor:
-    """Return w [P, O, KH, KW, I] as [P, I, KH, KW, O] with its taps rotated by 180 degrees.
+    """Return the weight of the input gradient: w [P, O, KH, KW, I] as [P, I, KH, KW, O].
 
-    This is the weight of the input gradient.
+    The taps are rotated by 180 degrees.
     """
     return w.flip(2, 3).permute(0, 4, 2, 3, 1)
 
 
 def stack_bias(bias: Sequence[Tensor]) -> Tensor | None:
-    """Return biases [O] as one tensor [P, O], or None if there are none."""
+    """Stack P biases [O] into one tensor [P, O]. Returns None if ``bias`` is empty."""
     if not bias:
         return None
     copy = working_copy(bias, bias[0].dtype)
@@ -120,7 +124,7 @@ def stack_bias(bias: Sequence[Tensor]) -> Tensor | None:
 
 
 def images_of(x: Pixels, first: int, count: int) -> Pixels:
-    """Return ``count`` images of x, starting with image number ``first``."""
+    """Return a view of ``count`` images of x, starting with image number ``first``."""
     size = x.rows * x.step
     start = x.data.storage_offset() + first * size
     data = x.data.as_strided((count, x.rows, x.step), (size, x.step, 1), start)
@@ -128,7 +132,7 @@ def images_of(x: Pixels, first: int, count: int) -> Pixels:
 
 
 def runs_of(needs: Sequence[bool]) -> list[tuple[int, int]]:
-    """Return each run of True values in ``needs`` as (first, count)."""
+    """Return each run of adjacent True values in ``needs`` as (index of the first, count)."""
     runs: list[tuple[int, int]] = []
     for i, need in enumerate(needs):
         if need and i > 0 and needs[i - 1]:

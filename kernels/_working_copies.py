@@ -1,10 +1,9 @@
 """Copies of weights in the form that the kernels read, rounded and stacked once for many uses.
 
-An operator takes weights as they are, separate and in fp32, and rounds and stacks them for every use. A
-caller that changes weights rarely and uses them often, such as a training step, keeps copies here.
-``refresh`` makes all of them in one pass, and operators that receive exactly these weights use the copies
-instead. Weights that have changed since then (PyTorch counts changes) are rounded again, so a copy that is
-used is never out of date.
+Operators take weights as separate fp32 tensors, and round and stack them on every use. A caller that changes
+weights rarely and uses them often, such as a training step, can keep copies here. ``refresh`` updates all
+copies in one pass, and operators that receive exactly these weights use the copies instead. Weights that have
+changed since then (PyTorch counts changes) are rounded again on use, so an outdated copy is never used.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ _groups_by_stack: weakref.WeakValueDictionary[int, _Group] = weakref.WeakValueDi
 class _Group:
     """P weights [A, B, KH, KW] that are used together, and their stack [P, A, KH, KW, B].
 
-    The stack of vectors is [P, A].
+    If the weights are vectors [A], their stack is [P, A].
     """
 
     def __init__(self, weights: Sequence[Tensor], stack: Tensor) -> None:
@@ -35,12 +34,12 @@ class _Group:
 
 
 def _alike(group: Sequence[Tensor]) -> bool:
-    """Return whether a group is not empty and its weights all have the same shape."""
+    """Return whether ``group`` is not empty and all its weights have the same shape."""
     return len(group) > 0 and all(w.shape == group[0].shape for w in group)
 
 
 def _stack_in(memory: Tensor, weights: Sequence[Tensor]) -> Tensor:
-    """Return an unwritten stack for ``weights`` at the beginning of ``memory``."""
+    """Return the beginning of ``memory`` as a stack for ``weights``, without writing to it."""
     A, *trailing = weights[0].shape
     used = memory[: len(weights) * weights[0].numel()]
     return used.view(len(weights), A, *trailing[1:], *trailing[:1])
@@ -49,14 +48,14 @@ def _stack_in(memory: Tensor, weights: Sequence[Tensor]) -> Tensor:
 class WorkingCopies:
     """Copies of weights in ``dtype``, rounded and stacked for the kernels.
 
-    ``groups``: lists of weights [A, B, KH, KW] (or vectors). Each list has P weights of the same shape, one
-    for each of P networks.
+    ``groups`` are lists of weights [A, B, KH, KW] or of vectors. Each list has P weights of the same shape,
+    one for each of P networks.
     """
 
     def __init__(self, groups: Sequence[Sequence[Tensor]], dtype: torch.dtype) -> None:
         if not groups or not all(map(_alike, groups)):
             raise ValueError(
-                "WorkingCopies: groups must be non-empty lists of weights, with one shape per list"
+                "WorkingCopies: groups must be non-empty lists of weights, with the same shape within a list"
             )
         alignment = 16 // dtype.itemsize
         # Kernels load 16 bytes at a time from addresses that are multiples of 16.
@@ -76,7 +75,7 @@ class WorkingCopies:
             self._targets.extend(stack)
 
     def refresh(self) -> None:
-        """Update all copies from the weights."""
+        """Update all copies from the current weights."""
         torch._foreach_copy_(self._targets, self._sources)
         for group in self.groups:
             group.versions = [w._version for w in group.weights]
@@ -85,7 +84,7 @@ class WorkingCopies:
     def forget(self) -> None:
         """Stop using the copies until the next ``refresh``.
 
-        Call it if the weights may have changed in a way that PyTorch does not count, such as in a graph.
+        Call this if the weights may have changed in a way that PyTorch does not count, e.g. in a CUDA graph.
         """
         for group in self.groups:
             group.versions, group.fresh = None, set()
@@ -111,10 +110,10 @@ def working_copy(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor | None
 
 
 def form_of(stack: Tensor, name: str, make: Callable[[Tensor, Tensor | None], Tensor]) -> Tensor:
-    """Return ``make(stack, None)``, another form of the stack.
+    """Return another form of ``stack``, which ``make(stack, None)`` computes.
 
-    For a working copy, it is made once per ``refresh``. When it is made again, ``make`` receives its
-    previous result instead of None, and overwrites it.
+    If ``stack`` is a working copy, the form is stored under ``name``, and is computed once per ``refresh``.
+    From the second time on, ``make`` receives its previous result instead of None, and overwrites it.
     """
     group = _groups_by_stack.get(stack.data_ptr())
     if group is None or group.versions is None:

@@ -1,9 +1,9 @@
 """Choose between the Triton kernels and cuDNN for reflection-padded convolutions.
 
-With cuDNN, the norm kernels write the padding. A table shipped for each GPU, ``backends/<GPU>.json`` beside
-this file, says which of the two was faster for a shape, forward and backward together;
-``scripts/gpu_suite.py`` makes these tables. A shape that is missing from the table is computed by Triton and
-reported as unmeasured. Image sizes and batch sizes are rounded up to powers of two.
+With cuDNN, the norm kernels write the padding. The choice depends on which of the two was faster for a shape,
+forward and backward together. The times are stored in a table for each GPU, ``backends/<GPU>.json`` beside
+this file, which ``scripts/gpu_suite.py`` creates. A shape that is missing from the table is computed by
+Triton and reported as unmeasured. Image sizes and batch sizes are rounded up to powers of two.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def backend_key(
     out_channels: int,
     k: int,
 ) -> str:
-    """Return the table key of a shape. ``op`` is "residual_block" or "reflect_conv"."""
+    """Return the key under which a shape is listed. ``op`` is "residual_block" or "reflect_conv"."""
     sizes = (f"{_octave(images)}/{weights}", _octave(pixels), f"{in_channels}-{out_channels}", f"{k}x{k}")
     return " ".join(map(str, (op, str(dtype).removeprefix("torch."), *sizes)))
 
@@ -56,7 +56,10 @@ def _table(device_index: int | None) -> dict[str, dict[str, float]]:
 def measured(
     op: str, x: Tensor, dtype: torch.dtype, weights: int, out_channels: int, k: int
 ) -> dict[str, float]:
-    """Return the milliseconds of each backend for ``op`` on x [N, C, H, W] in ``dtype``; {} if unmeasured."""
+    """Return the milliseconds that each backend takes for ``op`` on x [N, C, H, W] in ``dtype``.
+
+    ``weights`` is the number of weights. Returns {} if the shape was not measured.
+    """
     if x.device.type != "cuda":
         return {}
     key = backend_key(op, dtype, x.shape[0], weights, x.shape[2] * x.shape[3], x.shape[1], out_channels, k)
@@ -75,15 +78,15 @@ def backend_of(op: str, x: Tensor, dtype: torch.dtype, weights: int, out_channel
 
 
 def describe_backends(device: torch.device) -> str:
-    """Return one line that says which backend computes reflection-padded convolutions on ``device``.
+    """Describe in one line which backend computes reflection-padded convolutions on ``device``.
 
-    It also says whether that was measured.
+    The line also states whether the choice is based on measurements.
     """
     table = _table(device.index) if device.type == "cuda" else {}
     if not table:
         return "Triton (unmeasured on this device)"
     ours = sum(times["triton"] <= times["cudnn"] for times in table.values())
     return (
-        f"by measurement (of {len(table)} shapes, Triton is faster in {ours}, cuDNN in {len(table) - ours}),"
-        " Triton for all other shapes (unmeasured)"
+        f"chosen by measurement for {len(table)} shapes (Triton is faster for {ours}, cuDNN for"
+        f" {len(table) - ours}), Triton for all other shapes (unmeasured)"
     )

@@ -23,8 +23,8 @@ from ._tiles import INTERPRETER, View, c_blocks_of, empty_bordered, key_of, scal
 class Pixels:
     """N images in the form that convolutions read.
 
-    Pixel i of image n is at element (n ``rows`` + i) ``step`` of ``data``, and lines are ``pitch`` pixels
-    apart. Pixels from ``limit`` on are zeros: a read may extend into them but never starts there. ``first``
+    Pixel i of image n is at element (n ``rows`` + i) ``step`` of ``data``. Lines start ``pitch`` pixels
+    apart. Pixels from ``limit`` on are zeros: a read can extend into them but never starts there. ``first``
     is the pixel at which the image itself begins.
     """
 
@@ -50,7 +50,7 @@ class Pixels:
 
 
 def _wide(channels: int, *tensors: Tensor | None) -> bool:
-    """Return whether every pixel of the given tensors is a multiple of 16 bytes."""
+    """Return whether a pixel of ``channels`` channels is a multiple of 16 bytes in all ``tensors``."""
     return all(channels * t.element_size() % 16 == 0 for t in tensors if t is not None)
 
 
@@ -79,10 +79,11 @@ def embed(
     tanh: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Pixels:
-    """Copy x [N, C, H, W] (channels_last) into a ``frame`` that is filled with its reflection or with zeros.
+    """Copy x [N, C, H, W] (channels_last) into a larger buffer, at the position that ``frame`` describes.
 
-    The result has ``step`` >= C channels per pixel, in ``dtype``. If ``tanh`` (shaped like x) is given, the
-    copy is multiplied by 1 - tanh^2. The result is written to ``out`` if given, otherwise to new memory.
+    The rest of the frame is filled with the reflection of x if ``reflect`` is true, and with zeros otherwise.
+    The buffer has ``step`` >= C channels per pixel, in ``dtype``. If ``tanh`` (shaped like x) is given, the
+    copy is multiplied by 1 - tanh^2. The buffer is ``out`` if given, and newly allocated otherwise.
     """
     view = View.of(x)
     rows = frame.lines * frame.pitch + frame.slack
@@ -104,7 +105,7 @@ def embed(
 
 
 def reflect_pad(x: Tensor, border: int) -> Tensor:
-    """Return x [N, C, H, W] (channels_last) with ``border`` reflected pixels on each side."""
+    """Pad x [N, C, H, W] (channels_last) with ``border`` reflected pixels on each side."""
     y = empty_bordered(x, border)
     _, C, HP, WP = y.shape
     embed(x, Frame(border, border, HP, WP), reflect=True, dtype=x.dtype, step=C, out=y)
@@ -112,9 +113,9 @@ def reflect_pad(x: Tensor, border: int) -> Tensor:
 
 
 def fold(dy: Tensor, border: int) -> Tensor:
-    """Return the gradient of an image, given the gradient of the image with its reflected border.
+    """Return the gradient of an image, given ``dy``, the gradient of the same image with a reflected border.
 
-    dy: [N, C, H + 2b, W + 2b]; the result is [N, C, H, W]. Both are channels_last.
+    dy is [N, C, H + 2b, W + 2b], and the result is [N, C, H, W]. Both are channels_last.
     """
     shape = (dy.shape[0], dy.shape[1], dy.shape[2] - 2 * border, dy.shape[3] - 2 * border)
     x = empty_channels_last(dy, shape)
@@ -128,7 +129,8 @@ def fold(dy: Tensor, border: int) -> Tensor:
         constants = {"BORDER": border, "WIDE": wide}
         launch("_fold_kernel", view.N * c_blocks * tiles, args, constants, config)
 
-    # Single channels are loaded in pieces of 2 bytes: 8 per thread spill (sm_90 with Triton 3.6).
+    # Without 16-byte pixels, channels are loaded one by one, 2 bytes at a time. Then 8 elements per thread
+    # would spill (sm_90 with Triton 3.6).
     tuned("fold", key_of(view, x, border), tile_configs(view, 8 if wide else 4), x, run)
     return x
 

@@ -1,7 +1,7 @@
 """Triton kernels for image borders: copy images into larger buffers, and apply the adjoint of reflection.
 
-A buffer is filled with the image's reflection or with zeros. Memory is [N, S, C] (channels_last). README.md
-describes the adjoint, with a worked example.
+The rest of a buffer is filled with the image's reflection or with zeros. Memory is [N, S, C] (channels_last).
+README.md describes the adjoint, with a worked example.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def _embed_kernel(
     """Copy x [N, H W, C] into y [N, ROWS, STEP], surrounded by its reflection (REFLECT) or by zeros.
 
     y has LINES lines of PITCH pixels, and x begins at pixel (TOP, LEFT). Rows after the lines and channels
-    from C on are zero. TANH: x is multiplied by 1 - tanh^2, the gradient of a tanh whose result is at
+    from C on are zero. If TANH, x is multiplied by 1 - tanh^2, the derivative of a tanh whose output is at
     tanh_ptr.
     """
     n, t, offs_c, mask_c = locate(TILES, STEP, BLOCK_C)
@@ -67,9 +67,9 @@ def _fold_kernel(
     y_ptr, x_ptr, ITERS, TILES, H, W, C, BORDER: tl.constexpr, WIDE: tl.constexpr, BLOCK_S: tl.constexpr,
     BLOCK_C: tl.constexpr
 ):  # fmt: skip
-    """Sum all copies of each pixel in y [N, (H + 2B) (W + 2B), C] and write the sums to x [N, H W, C].
+    """Add up all copies of each pixel in y [N, (H + 2B) (W + 2B), C], and write the sums to x [N, H W, C].
 
-    The copies of a pixel are the pixel itself and its reflections.
+    The copies of a pixel are the pixel itself and its reflections in the border of B pixels.
     """
     n, t, offs_c, mask_c = locate(TILES, C, BLOCK_C)
     WP = W + 2 * BORDER
@@ -96,9 +96,9 @@ def _fold_border_kernel(
 ):
     """Add the gradient of each reflected border pixel to the pixel that it copies, in place.
 
-    dy is [N, H + 2B, W + 2B, C]. The programs walk over the 2B (W + H) receiving pixels: B rows and B columns
-    from each side, starting one pixel off the edge. Only inner pixels are written, and only border pixels and
-    the pixel being written are read, so the order does not matter.
+    dy is [N, H + 2B, W + 2B, C]. The programs walk over the 2B (W + H) receiving pixels: B rows or columns at
+    each side of the image, starting one pixel away from its edge. Only inner pixels are written, and only
+    border pixels and the pixel being written are read, so the order does not matter.
     """
     n, t, offs_c, mask_c = locate(TILES, C, BLOCK_C)
     k = t * BLOCK_S + tl.arange(0, BLOCK_S)
@@ -107,8 +107,8 @@ def _fold_border_kernel(
     line = tl.where(in_rows, k // W, k_col % (2 * BORDER))
     size = tl.where(in_rows, H, W)
     line = tl.where(line < BORDER, line + 1, size - 2 - (line - BORDER))
-    # On a small image both sides can reach the same line, and a pixel in a receiving column may also be in
-    # a receiving row. Each pixel must be handled once.
+    # In a small image, both sides can reach the same line, and a pixel in a receiving column can also be in
+    # a receiving row. Each pixel must be handled only once.
     far = tl.where(in_rows, k // W, k_col % (2 * BORDER)) >= BORDER
     once = ~(far & (line <= BORDER) & (line >= 1))
     h = tl.where(in_rows, line, k_col // (2 * BORDER))

@@ -1,4 +1,4 @@
-"""Launch kernels with tensor descriptors (TMA), or with pointers where descriptors are not available.
+"""Launch kernels with tensor descriptors (TMA), or with pointers if descriptors are not available.
 
 This module checks the conditions that the driver documents, probes whether the driver accepts descriptors,
 and falls back to pointers.
@@ -67,7 +67,7 @@ def fault_of(rows: Rows) -> str:
 def describe(rows: Rows) -> TensorDescriptor:
     """Return the tensor descriptor of ``rows``.
 
-    Raises ValueError, on any machine, if the driver's documentation does not allow it.
+    Raises ValueError, on any machine, if the driver's documentation does not allow such a descriptor.
     """
     if fault := fault_of(rows):
         raise ValueError(f"tensor descriptor of {list(rows.data.shape)}, {rows.data.dtype}: {fault}")
@@ -76,10 +76,11 @@ def describe(rows: Rows) -> TensorDescriptor:
 
 # --- Whether the driver accepts them ------------------------------------------------------------------------
 
-# Tiles that probe the driver: boxes of 128 bytes per row, as in products, two side by side and one alone.
+# Tiles with which the driver is probed. As in matrix products, a row of a box has 128 bytes. The first tile
+# consists of two boxes side by side, and the second of one.
 PROBES = ((torch.bfloat16, (64, 128)), (torch.float32, (128, 32)))
 _answers: dict[torch.device, str] = {}
-# Single descriptors that a driver refused although it accepts others: kernel, device and form.
+# Keys (kernel, device, form) of launches whose descriptors a driver refused although it accepts others.
 _refused: set[tuple[Any, ...]] = set()
 
 
@@ -92,9 +93,9 @@ def copy_tile(rows: Rows, row: int, column: int) -> Tensor:
 
 
 def tiles(device: torch.device) -> Iterator[tuple[torch.dtype, Tensor, Tensor]]:
-    """Yield a dtype, a tile loaded through a descriptor, and the expected tile.
+    """Yield a dtype, a tile loaded through a descriptor, and the expected tile, for each of PROBES.
 
-    Half of each tile lies past the last row.
+    Half of each tile is past the last row.
     """
     for dtype, (block_r, block_c) in PROBES:
         # Small integers, which every dtype represents exactly.
@@ -109,7 +110,7 @@ def tiles(device: torch.device) -> Iterator[tuple[torch.dtype, Tensor, Tensor]]:
 def probe_driver(device: torch.device) -> str:
     """Return why tensor descriptors do not work on ``device``, or "" if they do.
 
-    This creates a few descriptors and loads through them.
+    This creates a few descriptors and loads tiles through them.
     """
     try:
         for dtype, tile, expected in tiles(device):
@@ -130,10 +131,11 @@ def _numbered(device: torch.device) -> torch.device:
 
 
 def refusal(device: torch.device) -> str:
-    """Return why kernels on ``device`` do not use tensor descriptors, or "" if they do or the chip has none.
+    """Return why tensor descriptors do not work on ``device``, or "" if they work.
 
-    The driver is probed once per process and device, and a warning is issued once if it refuses. A dry run
-    does not probe it: it returns "" unless an earlier probe was refused.
+    Also returns "" if the chip does not support them. The driver is probed once per process and device, and a
+    warning is issued if the probe fails. In a dry run it is not probed: the result is "" unless an earlier
+    probe failed.
     """
     if chip(device).capability < 90:
         return ""
@@ -179,9 +181,9 @@ def _launch_described(
     constants: Any,
     config: Config,
 ) -> bool:
-    """Launch with descriptors; return False and warn if the driver refuses one of them.
+    """Launch a kernel with descriptors, and return whether that worked.
 
-    Other errors are raised.
+    If the driver refuses one of the descriptors, this warns once and returns False. Other errors are raised.
     """
     rows = [operand for operand in operands if isinstance(operand, Rows)]
     forms = [(r.data.dtype, r.columns, r.stride, r.box) for r in rows]
@@ -213,12 +215,12 @@ def launch_operands(
     config: Config,
     whole: bool,
 ) -> None:
-    """Launch kernel ``name``, loading rows through tensor descriptors or, failing that, pointers.
+    """Launch kernel ``name``, which loads rows through tensor descriptors if possible, otherwise pointers.
 
     The kernel receives ``operands``, then ``args``, and a constant DESC that is True for descriptors.
-    ``whole`` means that no tile needs a mask. Descriptors are used if ``whole`` is True, the chip has them,
-    the driver accepts them and all rows are aligned. When an observer lists all forms, the kernel is launched
-    both ways.
+    ``whole`` means that no tile needs a mask. Descriptors are used if ``whole`` is True, the chip supports
+    them, the driver accepts them and all rows are aligned. In a dry run that lists all forms, the kernel is
+    launched both ways.
     """
     if grid == 0:
         return

@@ -1,6 +1,6 @@
 """Triton kernel that loads one tile through a tensor descriptor.
 
-A process launches it to find out whether the driver's descriptors work.
+It is launched to find out whether tensor descriptors work with the installed driver.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ _as_on_gpu = False
 def as_on_gpu() -> Iterator[None]:
     """Make impl="auto" treat the CPU like an NVIDIA GPU inside the block.
 
-    The kernels are then interpreted or run dry.
+    The kernels are then interpreted, or only listed in a dry run.
     """
     global _as_on_gpu
     before, _as_on_gpu = _as_on_gpu, True
@@ -38,7 +38,7 @@ def _has_triton() -> bool:
 
 
 def check_impl(impl: str, device: torch.device | None = None) -> None:
-    """Raise ValueError if ``impl`` is unknown, is not available here, or does not run on ``device``."""
+    """Raise ValueError if ``impl`` is unknown, is not installed, or does not run on ``device``."""
     if impl not in IMPLS:
         raise ValueError(f"impl must be auto, triton or reference, got {impl!r}")
     if impl != "triton":
@@ -73,9 +73,9 @@ def why_not_triton(device_type: str, index: int | None) -> str:
     )
 
 
-# torch.compile calls these functions instead of tracing them: their results depend on the installation and
-# the device and cannot change (and the compiler of torch 2.11 rejects find_spec). Setting this attribute is
-# all that torch.compiler.assume_constant_result does, but calling that imports the whole compiler (2.5 s).
+# Make torch.compile call these functions instead of tracing them. Their results depend on the installation
+# and the device and cannot change (and the compiler of torch 2.11 rejects find_spec). Setting this attribute
+# is all that torch.compiler.assume_constant_result does, but calling that imports the whole compiler (2.5 s).
 _has_triton._dynamo_marked_constant = True  # type: ignore[attr-defined]
 why_not_triton._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
@@ -91,13 +91,13 @@ def _is_transformed() -> bool:
     )
 
 
-# Dynamo enters the transforms that it traces and guards on their stack, so a result obtained while tracing is
-# valid for the traced code.
+# Dynamo enters the transforms that it traces, and guards on the stack of transforms. A result obtained while
+# tracing is therefore valid for the traced code.
 _is_transformed._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def resolve_impl(op: str, impl: str, x: Tensor) -> Literal["triton", "reference"]:
-    """Return the implementation that computes ``op`` on ``x``.
+    """Return the implementation that computes ``op`` on ``x``: "triton" or "reference".
 
     "auto" selects Triton on an NVIDIA GPU for the dtypes that the kernels support, and the reference
     otherwise. Under torch.func's transforms and in forward-mode differentiation it selects the reference.

@@ -2,8 +2,8 @@
 
     y = act((x - mean) / sqrt(var + eps) * weight + bias) + residual
 
-mean and var (biased) are taken over the pixels of each image and channel. One pass computes the statistics,
-and another computes everything else.
+mean and var (biased) are computed over the pixels of each image and channel. One pass computes these
+statistics, and another one computes everything else.
 
 The backward saves x and two vectors [N, C] (mean and 1 / sigma); the activation's mask and x-hat are
 recomputed from x. README.md beside this file derives both passes and counts the bytes that must move. The
@@ -103,7 +103,7 @@ def instance_norm_bwd(
     act: str,
     slope: float,
 ) -> tuple[Tensor, Tensor]:
-    """Return dx and total [2, N, C]: the sums over each image of dz = dy * act'(z), and of dz * x-hat."""
+    """Return dx, and total [2, N, C]: the sums over each image of dz = dy * act'(z) and of dz * x-hat."""
     from . import instance_norm_launch
 
     norm = Norm(weight, bias, act=act, slope=slope)
@@ -127,7 +127,7 @@ def _setup_fwd(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) ->
 def affine_gradients(total: Tensor, norm: Norm, needs: Sequence[bool]) -> tuple[Tensor | None, Tensor | None]:
     """Return the gradients of the norm's weight and bias from ``total`` [2, N, C].
 
-    ``needs``: whether the weight and the bias need a gradient. The result is None for one that does not.
+    ``needs`` tells whether the weight and the bias need a gradient. If one does not, None is returned for it.
     """
     dweight = dbias = None
     if norm.weight is not None and needs[0]:
@@ -200,7 +200,7 @@ def instance_norm(
     """Compute act(IN(x)) + residual in one operator: instance norm, scale and shift, activation and sum.
 
     x: [N, C, H, W], [N, C, L] or [N, C, D, H, W] in fp32, bf16 or fp16 (the reference also accepts fp64); N
-    may be 0. channels_last and contiguous memory are read as they are, and any other layout is copied once.
+    may be 0. channels_last and contiguous memory are read directly, and any other layout is copied once.
     weight, bias: [C] or None, in fp32 or the dtype of x. act: "none", "relu" or "leaky_relu" with negative
     ``slope``. residual: like x, added after the activation. impl: "triton", "reference" (plain PyTorch) or
     "auto", which is Triton on an NVIDIA GPU and the reference elsewhere. If a kernel does not compile or

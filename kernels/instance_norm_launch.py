@@ -22,9 +22,10 @@ ACTIVATION = {"none": 0, "relu": 1, "leaky_relu": 2}
 
 
 def packed_shape(x: Tensor) -> tuple[int, int, int]:
-    """Return the shape in memory of a gradient with its margins, [N, (H + 2) (W + 4), C].
+    """Return the shape of a gradient of x in the packed layout, [N, (H + 2) (W + 4), C].
 
-    README.md describes its layout.
+    Around the gradient, this layout has margins: two columns of zeros, and sums of rows and columns near the
+    edges. README.md describes it.
     """
     return x.shape[0], (x.shape[2] + 2) * (x.shape[3] + 4), x.shape[1]
 
@@ -38,11 +39,11 @@ def _flags(norm: Norm) -> dict[str, Any]:
 
 
 def _without_spills(configs: list[Config], affine: bool) -> list[Config]:
-    """Return ``configs``, except for those that spill registers with an ``affine`` norm.
+    """Return ``configs``, without those that spill registers if the norm is ``affine``.
 
-    There, the weights take registers in addition to 128 partial sums, and tiles of four warps spill 8 bytes:
-    on sm_80 with Triton 3.7, on sm_90 with 3.6 and 3.9. If no configuration is larger, all of them are
-    returned.
+    The weights of an affine norm take registers in addition to 128 partial sums. Tiles of four warps then
+    spill 8 bytes (on sm_80 with Triton 3.7, on sm_90 with 3.6 and 3.9). If no configuration has more than
+    four warps, all of them are returned.
     """
     if not affine:
         return configs
@@ -52,9 +53,10 @@ def _without_spills(configs: list[Config], affine: bool) -> list[Config]:
 
 @dataclass(frozen=True)
 class Moments:
-    """Partial moments [N, 2, T, C]: mean and M2 of ``rows`` places each.
+    """Partial moments ``part`` [N, 2, T, C]: mean and M2 of T tiles, which have ``rows`` positions each.
 
-    The places are in lines of ``pitch``, of which the first W are pixels (0: all are pixels).
+    The positions are in lines of length ``pitch``, of which the first W are pixels. If ``pitch`` is 0, all
+    positions are pixels.
     """
 
     part: Tensor
@@ -63,7 +65,7 @@ class Moments:
 
 
 def moments(x: Tensor) -> Moments:
-    """Return the partial moments of x."""
+    """Compute the partial moments of x: the mean and M2 of each of its tiles."""
     view = View.of(x)
 
     def run(config: Config) -> Moments:
@@ -85,9 +87,10 @@ def moments(x: Tensor) -> Moments:
 def forward(
     x: Tensor, norm: Norm, residual: Tensor | None = None, border: int = 0
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return y [N, C, H + 2 border, W + 2 border], and mean and rstd [N, C] in fp32.
+    """Compute y = act(IN(x)) + residual, with ``border`` reflected pixels on each side.
 
-    Without a border, x can have any rank.
+    Returns y [N, C, H + 2 border, W + 2 border], and mean and rstd [N, C] in fp32. If ``border`` is 0, x can
+    have any number of dimensions.
     """
     view = View.of(x)
     y = empty_bordered(x, border)
@@ -111,7 +114,10 @@ def apply(
     residual: Tensor | None = None,
     border: int = 0,
 ) -> None:
-    """Write y, mean and rstd to ``outputs`` from the partial ``moments`` of x."""
+    """Normalise x with its partial ``moments``, and write y, mean and rstd to ``outputs``.
+
+    y is act(IN(x)) + residual, with ``border`` reflected pixels on each side.
+    """
     view, part = View.of(x), moments.part
     flags = {**_flags(norm), "RESIDUAL": residual is not None, "PLANAR": view.planar}
     H, W = view.lines(border, moments.pitch)
@@ -131,12 +137,13 @@ def apply(
 
 @dataclass(frozen=True)
 class Extras:
-    """Additional inputs and outputs of the backward.
+    """Additional inputs and outputs of the backward pass.
 
-    ``dy_border``: dy is read from inside a border (already folded) of that many pixels. ``y``: memory to
-    which act(IN(x)) is written again, with ``y_border`` reflected pixels around it. ``copy``: an image like x
-    that is written to ``y`` instead of act(IN(x)). ``margins``: dx is written with its margins. ``dx``: the
-    memory for dx, newly allocated if None.
+    ``dy_border`` is the width of the border (already folded) inside which dy is stored. If ``y`` is given,
+    act(IN(x)) is written to it again, with ``y_border`` reflected pixels on each side. If ``copy`` is given
+    too, this image, which is like x, is written to ``y`` instead of act(IN(x)). If ``margins`` is true, dx is
+    written in the packed layout (see ``packed_shape``). ``dx`` is the tensor to which dx is written; if it is
+    None, one is allocated.
     """
 
     dy_border: int = 0
@@ -158,7 +165,10 @@ Inputs = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor, Tensor]
 def backward(
     dy: Tensor, x: Tensor, norm: Norm, mean: Tensor, rstd: Tensor, extras: Extras = Extras()
 ) -> tuple[Tensor, Tensor]:
-    """Return dx, and total [2, N, C]: the sums of dz and of dz * x-hat for each image and channel."""
+    """Run the backward pass of an instance norm, and return dx and total.
+
+    ``total`` [2, N, C] holds the sums of dz and of dz * x-hat for each image and channel.
+    """
     view = View.of(x)
     dx = extras.dx
     if dx is None:
@@ -191,7 +201,8 @@ def _bwd_sums(inputs: Inputs, view: View, norm: Norm, extras: Extras) -> Tensor:
         return sums
 
     key = key_of(view, x, *flags.values(), extras.dy_border)
-    # The kernel reads two tensors and accumulates two, so it takes few elements per thread and many threads.
+    # The kernel reads two tensors and accumulates two sums, so it needs few elements per thread and many
+    # threads.
     sums: Tensor = tuned("bwd_sums", key, tile_configs(view, 8), x, run)
     return sums
 

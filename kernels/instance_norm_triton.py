@@ -25,7 +25,7 @@ from ._math import (
     tile_moments,
 )
 
-# Counts of tiles and the like. Kernels are not specialised for them, so a new image size needs no
+# Arguments such as the number of tiles. Kernels are not specialised for them, so a new image size needs no
 # compilation.
 COUNTS = ["ITERS", "TILES", "T", "ROWS", "PITCH", "MAIN", "NC", "CHANNELS"]
 
@@ -35,7 +35,7 @@ COUNTS = ["ITERS", "TILES", "T", "ROWS", "PITCH", "MAIN", "NC", "CHANNELS"]
 def _instance_norm_stats_kernel(
     x_ptr, part_ptr, ITERS, T, S, C, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr
 ):
-    """Write mean and M2 of each tile of ITERS * BLOCK_S pixels to part [N, 2, T, C].
+    """Compute the mean and M2 of each tile of ITERS * BLOCK_S pixels, and write them to part [N, 2, T, C].
 
     Each lane uses Welford's update, and Chan's formula combines the lanes.
     """
@@ -69,9 +69,9 @@ def _instance_norm_apply_kernel(
     BORDER: tl.constexpr,
     PLANAR: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Write y = act(IN(x)) (+ residual) with BORDER reflected pixels around it, and mean and rstd [N, C].
+    """Write y = act(IN(x)), and mean and rstd [N, C], which are computed from the T partial moments.
 
-    mean and rstd are computed from the T partial moments.
+    If RESIDUAL, a residual is added to y. y has BORDER reflected pixels on each side.
     """
     n, t, offs_c, mask_c = locate(TILES, C, BLOCK_C)
     mean, variance = combine_tiles(part_ptr, n, T, H, W, C, ROWS, PITCH, offs_c, mask_c, BLOCK_T)
@@ -105,7 +105,7 @@ def _instance_norm_small_fwd_kernel(
     PLANAR: tl.constexpr,
     BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Run the whole forward in one launch, for images small enough for one program.
+    """Run the whole forward pass in one launch, for images that are small enough for one program.
 
     A program holds all S <= BLOCK_S pixels of an image in registers.
     """
@@ -129,7 +129,7 @@ def _instance_norm_small_fwd_kernel(
 
 @triton.jit
 def _recompute(x, mean, rstd, w, b):
-    """Return x-hat and the value before the activation, as computed in the forward."""
+    """Recompute x-hat and z, the input of the activation, as in the forward pass."""
     xhat = (x - mean[None, :]) * rstd[None, :]
     return xhat, xhat * w[None, :] + b[None, :]
 
@@ -142,7 +142,7 @@ def _load_moments(mean_ptr, rstd_ptr, n, C, offs_c, mask_c):
 
 @triton.jit
 def _inside(rows, W, BORDER: tl.constexpr):
-    """Return the row of pixel ``rows`` in an image that has BORDER more pixels on each side."""
+    """Map flat pixel indices ``rows`` of an image to indices in the image padded by BORDER on each side."""
     if BORDER > 0:
         rows = (rows // W + BORDER) * (W + 2 * BORDER) + rows % W + BORDER
     return rows
@@ -156,7 +156,10 @@ def _instance_norm_bwd_sums_kernel(
     PLANAR: tl.constexpr,
     BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Write the sums of dz and of dz * x-hat over each tile to sums [N, 2, T, C], where dz = dy * act'(z)."""
+    """Compute the sums of dz = dy * act'(z) and of dz * x-hat over each tile, and write them to sums.
+
+    sums is [N, 2, T, C].
+    """
     n, t, offs_c, mask_c = locate(T, C, BLOCK_C)
     mean, rstd = _load_moments(mean_ptr, rstd_ptr, n, C, offs_c, mask_c)
     w, b = load_affine(w_ptr, b_ptr, n, offs_c, mask_c, CHANNELS, HAS_WEIGHT, HAS_BIAS, PLANAR)
@@ -190,9 +193,10 @@ def _gradient(dy, x, mean, rstd, w, b, mean_dz, mean_dzx, slope, ACT: tl.constex
 
 @triton.jit
 def _margin_rows(m, H, W):
-    """Decode margin entry ``m`` of the packed gradient (see README.md).
+    """Return where entry ``m`` of a packed gradient's margins is stored, and which pixels it adds up.
 
-    Return its place, and up to two rows and two columns whose gradients it sums (-1: none).
+    These are the pixels in up to two rows and two columns; -1 stands for no row or no column. README.md
+    describes the packed layout.
     """
     PITCH = W + 2
     zeros, folded_rows = 2 * H, 2 * H + 2 * PITCH
@@ -220,11 +224,11 @@ def _instance_norm_bwd_apply_kernel(
     RECOMPUTE: tl.constexpr, COPY: tl.constexpr, MARGINS: tl.constexpr, PLANAR: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Write dx, and if RECOMPUTE also y = act(IN(x)) with Y_BORDER reflected pixels around it.
+    """Write dx, and if RECOMPUTE also y = act(IN(x)) with Y_BORDER reflected pixels on each side.
 
-    MARGINS: dx has the packed layout that the backwards of convolutions read, and tiles from MAIN on write
-    its margins. COPY: y is the image at copy_ptr (like x) instead, so that its border needs no separate
-    launch. total [2, N, C] receives the sums of dz and of dz * x-hat over each image.
+    If MARGINS, dx has the packed layout that the backward passes of convolutions read, and tiles from MAIN on
+    write its margins. If COPY, y is the image at copy_ptr (like x) instead, so that its border needs no
+    separate launch. total [2, N, C] receives the sums of dz and of dz * x-hat over each image.
     """
     n, t, offs_c, mask_c = locate(TILES, C, BLOCK_C)
     mean, rstd = _load_moments(mean_ptr, rstd_ptr, n, C, offs_c, mask_c)
@@ -245,7 +249,7 @@ def _instance_norm_bwd_apply_kernel(
     for i in range(ITERS):
         k = (t * ITERS + i) * BLOCK_S + tl.arange(0, BLOCK_S)
         if t < MAIN:
-            # k walks over y with its border. The pixels of dx are those inside the border.
+            # k runs over y and its border. The pixels of dx are those inside the border.
             mask_s = k < HP * WP
             h, col = k // WP - Y_BORDER, k % WP - Y_BORDER
             inside = mask_s & (h >= 0) & (h < H) & (col >= 0) & (col < W)
@@ -285,7 +289,7 @@ def _instance_norm_small_bwd_kernel(
     ACT: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, PLANAR: tl.constexpr,
     BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Run the whole backward in one launch, for images small enough for one program.
+    """Run the whole backward pass in one launch, for images that are small enough for one program.
 
     A program holds all S <= BLOCK_S pixels of an image in registers.
     """

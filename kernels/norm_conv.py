@@ -1,15 +1,16 @@
-"""Norm, activation, reflected border and PyTorch's convolution as one autograd node.
+"""Norm, activation, reflection padding and PyTorch's convolution as one autograd node.
 
-    y = act(IN(x)) or x, with ``border`` reflected pixels around it;    out = conv(y, weight) + bias
+    y = act(IN(x)) or x, padded with ``border`` reflected pixels;    out = conv(y, weight) + bias
 
 The convolution is PyTorch's (cuDNN on a GPU). The node saves x, two vectors [N, C] and the weight as it was
 passed in. (For a 16-bit x, an fp32 weight is rounded on each use, and no rounded copy is saved.) With
 ``recompute``, it does not save y: the backward of the norm, which reads x anyway, writes y again for the
 weight gradient. That saves one tensor per layer and costs one write of it.
 
-The backward has these steps: the convolution's gradient of y; the border's part of it, folded in place; the
-two passes of the norm, of which the second writes dx and y; and the weight gradient, from y. This module is
-internal to the package and used by its networks; ``instance_norm`` is the public operator.
+The backward has these steps: compute the gradient of y; fold the part of it that belongs to the border, in
+place; run the two passes of the norm, of which the second writes dx and y; and compute the weight gradient
+from y. This module is internal to the package and used by its networks; ``instance_norm`` is the public
+operator.
 """
 
 from __future__ import annotations
@@ -53,9 +54,9 @@ def norm_conv_fwd(
     recompute: bool,
     *conv: Any,
 ) -> Four:
-    """Return the convolution's output, mean and rstd [N, C], and y.
+    """Return the convolution's output, the mean and rstd [N, C] of x, and y, the convolution's input.
 
-    mean and rstd are empty without norm, and y is empty if the backward recomputes it.
+    mean and rstd are empty without a norm, and y is empty if the backward recomputes it.
     """
     norm = Norm(norm_weight, norm_bias, eps, act, slope)
     return forward(NormConvCall(x, normed, norm, weight, bias, border, recompute, AtenConvolution(*conv)))
@@ -110,10 +111,10 @@ def norm_conv_bwd(
     needs: list[bool],
     *conv: Any,
 ) -> Four:
-    """Return dx, dweight, dbias and the norm's total [2, N, C].
+    """Return the gradients dx, dweight and dbias, and the norm's total [2, N, C].
 
-    ``needs``: whether the input, the weight and the bias need a gradient. Gradients that are not needed are
-    empty, but with norm, dx and total are always computed. Without norm (mean is empty), total is empty too.
+    ``needs`` tells whether x, the weight and the bias need a gradient. Gradients that are not needed are
+    empty, but with a norm, dx and total are always computed. Without a norm (mean is empty), total is empty.
     """
     norm = Norm(norm_weight, norm_bias, act=act, slope=slope)
     saved = NormConvSaved(x, norm, mean, rstd, weight, y, border, needs, AtenConvolution(*conv))
@@ -151,9 +152,9 @@ def backward(g: Tensor, saved: NormConvSaved) -> Four:
 
 
 def _through_border_and_norm(dy: Tensor, saved: NormConvSaved, y: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return dx and total from ``dy``, the gradient of the convolution's input.
+    """Return dx and total, given ``dy``, the gradient of the convolution's input.
 
-    If ``y`` is given, the norm's result is written to it again.
+    If ``y`` is given, the output of the norm is written to it again, with its border.
     """
     from . import border_launch
     from . import instance_norm_launch as host
@@ -208,12 +209,12 @@ def _backward(ctx: Any, g: Tensor | None, *_: None) -> tuple[Tensor | None, ...]
 
 
 def _added_in_place(dweight: Tensor, weight: Tensor) -> bool:
-    """Add ``dweight`` to the ``.grad`` of ``weight`` if that is allowed, and return whether it was."""
+    """Add ``dweight`` to the ``.grad`` of ``weight`` if that is allowed, and return whether it was added."""
     into = gradients_to_add_to([weight], [True])
     if into is None or dweight.dtype != into[0].dtype:
         return False
-    # Additions to this gradient must stay in order: kernels for other uses of the weight may run on a side
-    # stream during the backward pass.
+    # Additions to this gradient must stay in order, and kernels for other uses of the weight may run on a
+    # side stream during the backward pass.
     with on_side_stream(dweight):
         into[0].add_(dweight)
     return True
@@ -239,13 +240,13 @@ def norm_conv(
     recompute: bool = True,
     required: bool = True,
 ) -> Tensor:
-    """Return conv(act(IN(x)) with ``border`` reflected pixels), [N, O, H', W'] in channels_last.
+    """Convolve act(IN(x)), or x if ``norm`` is false, after padding it with ``border`` reflected pixels.
 
-    With ``norm=False``, the convolution is applied to x with its border. x: [N, C, H, W] in channels_last.
-    weight and bias: both in the dtype of x, or both in fp32. ``conv``: stride, padding, dilation, transposed,
-    output_padding and groups, as for ``torch.ops.aten.convolution``. ``recompute``: see the module docstring
-    for what is saved. ``required``: a kernel that fails raises KernelError; otherwise PyTorch computes the
-    result.
+    x: [N, C, H, W] in channels_last. weight and bias: both in the dtype of x, or both in fp32. ``conv``:
+    stride, padding, dilation, transposed, output_padding and groups, as for ``torch.ops.aten.convolution``.
+    ``recompute``: whether the backward recomputes y, so that it need not be saved; see the module docstring.
+    If ``required`` is true, a kernel that fails raises KernelError; if it is false, PyTorch computes the
+    result instead. The result is [N, O, H', W'] in channels_last.
 
     Raises ValueError if the border is not less than H and W, if a single pixel is to be normalised, or if the
     norm has a different number of channels than x.
@@ -255,7 +256,8 @@ def norm_conv(
         check_vectors("norm_conv", x, norm_weight, norm_bias)
     if border >= min(x.shape[2:]):
         raise ValueError(
-            f"norm_conv: border must be less than the sides of x, got {border} for shape {tuple(x.shape)}"
+            f"norm_conv: border must be less than the height and width of x, got border {border} and x of"
+            f" shape {tuple(x.shape)}"
         )
     tensors = (x, norm_weight, norm_bias, weight, bias)
     options = (norm, eps, act, slope, border, recompute)

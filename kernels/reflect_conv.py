@@ -1,19 +1,19 @@
 """Reflection-padded convolution, with an optional norm before it and an optional tanh after it.
 
-    y = act(IN(x)) or x, with ``padding`` reflected pixels around it
-    out = conv(y, weight) + bias, or its tanh
+    y = act(IN(x)) or x, padded with ``padding`` reflected pixels
+    out = conv(y, weight) + bias, or the tanh of this
 
 This is one autograd node. The stride is 1 and kernel sizes are odd. There can be one weight or P of them:
-image n of N uses weight n // (N / P), so that several networks run in one launch. ``norm_conv.py`` has the
-same node around PyTorch's convolution, with any stride. The backward saves x (also two vectors [N, C] of the
-norm, and the output if it is a tanh) and the weights as they were passed in: for a 16-bit x, fp32 weights are
-rounded on each use. README.md beside this file derives the passes and their forms. The kernels are in
+image n of N uses weight n // (N / P), so that several networks run in one launch. ``norm_conv.py`` is the
+counterpart that uses PyTorch's convolution, with any stride. The node saves x, the norm's two vectors [N, C],
+the output if it is a tanh, and the weights as they were passed in. (For a 16-bit x, fp32 weights are rounded
+on each use.) README.md beside this file derives the passes and their forms. The kernels are in
 reflect_conv_triton.py, tiles and launches in _products.py, and the weight layouts that they read in
 _weights.py; reflect_conv_passes.py puts them together.
 
-The residual blocks of a generator are computed by residual_block.py instead, as one node each. While the
-engine runs an iteration, weights may have working copies (_working_copies.py), and weight gradients may be
-added to ``.grad`` in place (_weight_gradients.py) and computed on a side stream (_overlap.py).
+A generator's residual blocks are computed by residual_block.py instead, as one node each. While the engine
+runs an iteration, weights may have working copies (_working_copies.py), and weight gradients may be added to
+``.grad`` in place (_weight_gradients.py) and computed on a side stream (_overlap.py).
 """
 
 from __future__ import annotations
@@ -89,9 +89,9 @@ def reflect_conv_fwd(
     tanh: bool,
     recompute: bool,
 ) -> Four:
-    """Return the convolution's output, mean and rstd [N, C], and y.
+    """Return the convolution's output, the mean and rstd [N, C] of x, and y, the norm's padded output.
 
-    mean and rstd are empty without norm. y is empty if there is no norm or the backward recomputes it.
+    mean and rstd are empty without a norm. y is empty if there is no norm or the backward recomputes it.
     """
     norm = Norm(norm_weight, norm_bias, eps, act, slope)
     return forward(ReflectConvCall(x, normed, norm, weight, bias, padding, tanh, recompute))
@@ -157,11 +157,11 @@ def reflect_conv_bwd(
     padding: int,
     needs: list[bool],
 ) -> Four:
-    """Return dx, dweight [R, O, C, k, k], dbias [P, O], and the norm's total [2, N, C].
+    """Return the gradients dx, dweight [R, O, C, k, k] and dbias [P, O], and the norm's total [2, N, C].
 
-    ``needs``: whether x, the bias and each weight need a gradient; R weights do. Gradients that are not
-    needed are empty, but with norm, dx and total are always computed. ``out`` is the output if it was a tanh,
-    otherwise empty. y is empty if it must be recomputed.
+    The entries of ``needs`` tell whether x, the biases and each weight need a gradient; R weights do.
+    Gradients that are not needed are empty, but with a norm, dx and total are always computed. ``out`` is the
+    output if it was a tanh, otherwise empty. y is empty if it must be recomputed.
     """
     from ._weights import empty_gradients
 
@@ -211,9 +211,9 @@ def backward(
 
 
 def _through_border_and_norm(d_y: Tensor, saved: ReflectConvSaved, y: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return dx and total from ``d_y``, the gradient of the norm's result with its border.
+    """Return dx and total, given ``d_y``, the gradient of the norm's padded output.
 
-    If ``y`` is given, that result is written to it again.
+    If ``y`` is given, this output is written to it again.
     """
     from .border_launch import fold_border_
     from .instance_norm_launch import Extras
@@ -294,18 +294,18 @@ def reflect_conv2d(
 ) -> Tensor:
     """Convolve x with stride 1, after padding it with ``padding`` reflected pixels on each side.
 
-    x: [N, C, H, W]; channels_last memory is read as it is, and any other layout is copied once. weight:
+    x: [N, C, H, W]; channels_last memory is read directly, and any other layout is copied once. weight:
     [O, C, k, k] with odd k, in the dtype of x or in fp32 (then rounded on use), or a list of P such weights,
     where N is a multiple of P: image n uses weight n // (N / P). bias: [O] or None; with a list of weights, a
-    list of P (all tensors or all None), or one that all weights share. Under autocast, x is cast as for
-    PyTorch's convolutions. impl: "triton", "reference" (``F.pad`` and ``F.conv2d``) or "auto", which is
-    Triton on an NVIDIA GPU and the reference elsewhere. If a kernel does not compile or launch, "auto" warns
-    once and falls back to PyTorch, and "triton" raises KernelError.
+    list of P biases (all tensors or all None), or one bias that all weights share. Under autocast, x is cast
+    as for PyTorch's convolutions. impl: "triton", "reference" (``F.pad`` and ``F.conv2d``) or "auto", which
+    is Triton on an NVIDIA GPU and the reference elsewhere. If a kernel does not compile or launch, "auto"
+    warns once and falls back to PyTorch, and "triton" raises KernelError.
 
     The result is [N, O, H', W'] in channels_last and in the dtype of x, with H' = H + 2 padding - k + 1. Sums
-    are fp32. Products of fp32 use TF32 if PyTorch's own convolutions may
+    are computed in fp32. fp32 products use TF32 if PyTorch's own convolutions may use it
     (``torch.backends.cudnn.allow_tf32``), and IEEE arithmetic otherwise. The same input always gives the same
-    bits. The backward saves x and the weights.
+    bits. x and the weights are saved for the backward.
 
     Raises ValueError for an invalid shape, padding, device or impl, TypeError for an unsupported dtype, and
     RuntimeError in a double backward through the kernels.
@@ -338,11 +338,12 @@ def reflect_conv(
     recompute: bool = True,
     required: bool = True,
 ) -> Tensor:
-    """Return ``reflect_conv2d`` of act(IN(x)), or with ``tanh`` its tanh in fp32, computed by the kernels.
+    """Compute ``reflect_conv2d`` of act(IN(x)), or of x if ``norm`` is false, with the kernels.
 
-    Internal to the package; see the module docstring. x: [N, C, H, W] in channels_last. ``recompute``: the
-    backward recomputes y; otherwise y is saved. ``required``: a kernel that fails raises KernelError;
-    otherwise PyTorch computes the result.
+    This function is internal to the package; see the module docstring. x: [N, C, H, W] in channels_last. If
+    ``tanh`` is true, the tanh of the convolution is returned, in fp32. If ``recompute`` is true, the backward
+    recomputes y; otherwise y is saved. If ``required`` is true, a kernel that fails raises KernelError;
+    if it is false, PyTorch computes the result instead.
     """
     if norm:
         check_pixels(x)

@@ -1,6 +1,6 @@
-"""The passes of a reflection-padded convolution, built from products and borders.
+"""Forward and backward passes of a reflection-padded convolution, built from matrix products and borders.
 
-README.md derives each form. Arguments are not checked here.
+README.md derives the form of each. Arguments are not checked here.
 """
 
 from __future__ import annotations
@@ -28,9 +28,11 @@ Route = Literal["wide", "expand", "contract"]
 
 
 def route_of(in_channels: int, out_channels: int, bordered: bool) -> Route:
-    """Return the form of a convolution: from an image's few channels, to few channels, or between many.
+    """Return the form in which to compute a convolution, which depends on its numbers of channels.
 
-    ``bordered``: a norm wrote the input.
+    "expand": few input channels, as in an image. "contract": few output channels. "wide": many of both.
+    ``bordered`` tells whether a norm has written the input, with its border; such a convolution is never
+    expanded.
     """
     if in_channels <= IMAGE and not bordered:
         return "expand"
@@ -38,26 +40,29 @@ def route_of(in_channels: int, out_channels: int, bordered: bool) -> Route:
 
 
 def _size(x: Tensor, w: Tensor, padding: int) -> tuple[int, int]:
-    """Return the height and width of the output for x [N, C, H, W]."""
+    """Return the height and width of the convolution's output for x [N, C, H, W]."""
     _, _, KH, KW, _ = w.shape
     return x.shape[2] + 2 * padding - KH + 1, x.shape[3] + 2 * padding - KW + 1
 
 
 def bordered_image(x: Tensor, padding: int, kernel: int) -> Pixels:
-    """Return an image of few channels with its reflected border, and with ``IMAGE`` channels per pixel."""
+    """Copy an image of few channels into a buffer with a reflected border and IMAGE channels per pixel."""
     frame = Frame(padding, padding, x.shape[2] + 2 * padding, x.shape[3] + 2 * padding, window(kernel))
     return embed(x, frame, reflect=True, dtype=x.dtype, step=IMAGE)
 
 
 def bordered(x: Tensor, padding: int, kernel: int, route: Route) -> Pixels:
-    """Return x [N, C, H, W] with its reflected border, as the weight gradient of ``route`` reads it."""
+    """Pad x [N, C, H, W] with a reflected border, in the form that the weight gradient of ``route`` reads."""
     if route == "expand":
         return bordered_image(x, padding, kernel)
     return Pixels.of(reflect_pad(x, padding))
 
 
 def forward(x: Tensor, w: Tensor, bias: Sequence[Tensor], padding: int, route: Route) -> Tensor:
-    """Return the convolution of x [N, C, H, W] by w [P, O, KH, KW, C], from few channels or between many."""
+    """Convolve x [N, C, H, W] with w [P, O, KH, KW, C] after padding it by reflection.
+
+    ``route`` is "expand" or "wide"; for "contract", see ``forward_bordered``.
+    """
     size, stack = _size(x, w, padding), stack_bias(bias)
     if route == "expand":
         image = bordered_image(x, padding, w.shape[2])
@@ -66,9 +71,9 @@ def forward(x: Tensor, w: Tensor, bias: Sequence[Tensor], padding: int, route: R
 
 
 def forward_bordered(y: Tensor, w: Tensor, bias: Sequence[Tensor], tanh: bool, route: Route) -> Tensor:
-    """Return the convolution of y, an image with its border, to few or to many channels.
+    """Convolve y, an image that already includes its border. The output may have few or many channels.
 
-    With ``tanh``, return its tanh in fp32.
+    With ``tanh``, return the tanh of the convolution, in fp32.
     """
     size, stack = _size(y, w, 0), stack_bias(bias)
     if route == "contract":
@@ -78,10 +83,10 @@ def forward_bordered(y: Tensor, w: Tensor, bias: Sequence[Tensor], tanh: bool, r
 
 
 def embedded_gradient(g: Tensor, k: int, dtype: torch.dtype, tanh: Tensor | None, route: Route) -> Pixels:
-    """Return the output's gradient with k - 1 zeros on each side, as the other gradients read it.
+    """Surround the gradient g of the output with k - 1 zeros on each side, as the other gradients read it.
 
-    ``tanh``: the output, if it was a tanh. The zeros to the right of a line are those to the left of the
-    next.
+    ``tanh`` is the output if it was a tanh, otherwise None. The zeros at the right of a line are also those
+    at the left of the next line.
     """
     slack, step = 0, g.shape[1]
     if route == "contract":
@@ -91,7 +96,10 @@ def embedded_gradient(g: Tensor, k: int, dtype: torch.dtype, tanh: Tensor | None
 
 
 def input_gradient(dy: Pixels, w: Tensor, size: tuple[int, int], route: Route) -> Tensor:
-    """Return the gradient [N, C, *size] of the bordered input from the embedded ``dy``."""
+    """Compute the gradient [N, C, *size] of the bordered input.
+
+    ``dy`` is the output's gradient among zeros (see ``embedded_gradient``).
+    """
     if route == "expand":
         return contract(dy, contract_weight(w, turned=True), w.shape[4], w.shape[3], size)
     if route == "contract":
@@ -102,10 +110,11 @@ def input_gradient(dy: Pixels, w: Tensor, size: tuple[int, int], route: Route) -
 def weight_gradient(
     dy: Pixels, y: Pixels, shape: tuple[int, int, int], groups: int, height: int, route: Route
 ) -> Gradient:
-    """Return the gradients of ``groups`` weights of ``shape`` (O, C, k), as parts that are yet to be summed.
+    """Compute the gradients of ``groups`` weights of ``shape`` (O, C, k), as parts that must still be summed.
 
-    They are computed from ``height`` lines of ``dy`` and from the bordered input y. dy is zero where its
-    lines have no pixel: it is the embedded gradient or the packed one.
+    They are computed from ``height`` lines of ``dy`` and from the bordered input y. dy is the output's
+    gradient, either embedded among zeros or in the packed layout. In both, positions of a line that are not
+    pixels are zero.
     """
     O, C, k = shape
     row = window(k) * IMAGE
@@ -113,8 +122,8 @@ def weight_gradient(
         part = wgrad(dy, y, (O, row, k, 1), groups, dy.first, height * dy.pitch)
         return Gradient(part, 0, (k * row, row, IMAGE, 1))
     if route == "contract":
-        # The windows are again those of the few channels, so the channels of y are the rows of the product,
-        # and the taps run in reverse.
+        # Here too, the windows are those of the image with few channels. The channels of y are therefore the
+        # rows of the product, and the taps run in reverse.
         part = wgrad(y, dy, (C, row, k, 1), groups, 0, y.limit)
         return Gradient(part, (k - 1) * (row + IMAGE), (1, -row, -IMAGE, k * row))
     part = wgrad(dy, y, (O, C, k, k), groups, dy.first, height * dy.pitch)
@@ -122,7 +131,10 @@ def weight_gradient(
 
 
 def bias_gradient(dy: Pixels, P: int, O: int) -> Tensor:
-    """Return the sums of the embedded ``dy`` over pixels and images, [P, O] in fp32."""
+    """Return the gradients of P biases, [P, O] in fp32: the sums of ``dy`` over pixels and images.
+
+    ``dy`` is the output's gradient among zeros (see ``embedded_gradient``).
+    """
     return dy.data.view(P, dy.N // P * dy.rows, dy.step).sum(1, dtype=torch.float32)[:, :O]
 
 
@@ -136,10 +148,12 @@ def weight_gradients(
     accumulate: bool,
     route: Route = "wide",
 ) -> None:
-    """Write (or add) the gradients of the ``weights`` selected by ``needs`` to ``into``, one tensor for each.
+    """Compute the gradients of the ``weights`` that ``needs`` selects, and write them to ``into``.
 
-    Image n belongs to weight n // (N / P). Frozen weights are skipped. Each run of adjacent weights that need
-    a gradient takes one product, and one sum if their targets are equally spaced in memory.
+    ``into`` has one tensor for each selected weight. If ``accumulate`` is true, the gradients are added to
+    these tensors instead. Image n belongs to weight n // (N / P). Frozen weights are skipped. Each run of
+    adjacent weights that need a gradient takes one product, and one sum if their targets are equally spaced
+    in memory.
     """
     O, C, k, _ = weights[0].shape
     per, gradients = dy.N // len(weights), []
@@ -151,11 +165,11 @@ def weight_gradients(
 
 
 def sum_all(gradients: Sequence[Gradient], into: Sequence[Tensor], accumulate: bool) -> None:
-    """Write (or add) the sums of ``gradients`` to ``into``, one tensor for each weight, in order.
+    """Add up the parts of ``gradients`` and write the sums to ``into``, or add them if ``accumulate``.
 
-    A gradient covers one or more weights. If several launches would add in place, the sums are first computed
-    in separate memory and added once all of them are there, so that a launch that fails leaves nothing half
-    added. The bits are the same.
+    ``into`` has one tensor for each weight, in order, and each gradient covers one or more weights. If
+    several launches would add in place, the sums are first computed in separate memory and added once all of
+    them are available, so that a launch that fails leaves nothing half added. The bits are the same.
     """
     sums: list[tuple[Gradient, Tensor, int]] = []
     count = 0

@@ -15,8 +15,8 @@ from ._launch import kernel
 from ._math import load_operand, load_tile, locate, masked_moments, reflect, store_tile
 from ._product_triton import load_weight, product
 
-# Not specialised, so that one compiled kernel serves all image sizes. A second kernel for sizes that are
-# multiples of 16 is not worth compiling.
+# Kernels are not specialised for these arguments, so that one compiled kernel serves all image sizes. A
+# second kernel for sizes that are multiples of 16 is not worth compiling.
 COUNTS = [
     "TILES",
     "PER",
@@ -36,19 +36,19 @@ COUNTS = [
 ]
 COUNTS += ["DY_ROWS"]
 
-# How to find the pixel that a tap reads for an output pixel.
+# Modes: how a tap finds the pixel that it reads for an output pixel.
 REFLECT = tl.constexpr(0)  # in a plain image, with reflected indices
 LINEAR = tl.constexpr(
     1
-)  # in an image with its border written out: one shift of the linear index for each tap
-FOLDED = tl.constexpr(2)  # in a gradient with its margins (3x3): the adjoint of REFLECT
+)  # in an image that includes its border: each tap shifts the linear index by one number
+FOLDED = tl.constexpr(2)  # in a gradient in the packed layout (3x3): the adjoint of REFLECT
 
 
 @triton.jit
 def _folded_rows(h, w, kh, kw, H, W):
-    """Return the place in the packed gradient that tap (kh, kw) adds to dx[h, w], and whether it exists.
+    """Return the row of the packed gradient that tap (kh, kw) adds to dx[h, w], and whether it exists.
 
-    README.md describes the packed gradient.
+    README.md describes the packed layout.
     """
     row, col = h + 1 - kh, w + 1 - kw
     row = tl.where((kh == 0) & (h == 1), H, tl.where((kh == 2) & (h == H - 2), H + 1, row))
@@ -61,7 +61,7 @@ def _folded_rows(h, w, kh, kw, H, W):
 
 @triton.jit
 def _source_rows(m, tap, H, W, SH, SW, PITCH, LIMIT, PAD: tl.constexpr, KW: tl.constexpr, MODE: tl.constexpr):
-    """Return the source row that ``tap`` reads for each output pixel ``m``, and a mask of existing rows."""
+    """Return the input row that ``tap`` reads for each output pixel ``m``, and a mask of existing rows."""
     kh, kw = tap // KW, tap % KW
     if MODE == LINEAR:
         rows = m + kh * PITCH + kw
@@ -87,12 +87,12 @@ def _reflect_conv_kernel(
     PRECISION: tl.constexpr, INTERPRET: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Write y [N, H W, O]: the sum of x [N, ROWS, XS] times w over taps and C channels, + bias, + res.
+    """Convolve x [N, ROWS, XS] with w, add bias and res, and write the result to y [N, H W, O].
 
-    bias is [P, O], and res is like y. REFLECT: x is SH x SW, and PAD pixels are reflected. LINEAR: output
-    pixel (h, w) is number h PITCH + w of its image, and LIMIT rows are read. STATS: part [N, 2, TILES, O]
-    receives mean and M2 of each tile of y as stored. DESC: x and w are tensor descriptors. XS: elements from
-    one pixel to the next.
+    The sum runs over taps and C channels. bias is [P, O], and res is like y. Pixels of x are XS elements
+    apart. In mode REFLECT, x is SH x SW, and PAD pixels are reflected. In mode LINEAR, output pixel (h, w) is
+    number h PITCH + w of its image, and LIMIT rows are read. If STATS, part [N, 2, TILES, O] receives the
+    mean and M2 of each tile of y as stored. If DESC, x and w are tensor descriptors.
     """
     n, t, offs_n, mask_n = locate(TILES, O, BLOCK_N)
     n0 = tl.program_id(0) % tl.cdiv(O, BLOCK_N) * BLOCK_N
@@ -122,7 +122,7 @@ def _reflect_conv_kernel(
         acc += load_tile(res_ptr + n * H * W * O, rows, mask_m, offs_n, mask_n, O)
     store_tile(y_ptr + n * H * W * O, rows, mask_m, offs_n, mask_n, O, acc)
     if STATS:
-        # Read y back as stored, in the layout of stores: each thread then holds many rows of few columns, so
+        # Read y back as stored, in the layout of stores. Each thread then holds many rows of few columns, so
         # sums need hardly any shuffles.
         tl.debug_barrier()
         mean, m2 = masked_moments(load_tile(y_ptr + n * H * W * O, rows, mask_m, offs_n, mask_n, O), mask_m)
@@ -135,7 +135,7 @@ def _reflect_conv_kernel(
 def _tanh(v):
     """Return tanh to within a few units in the last place.
 
-    Near 0, where 1 - exp(-2 |v|) cancels, it is computed from its series.
+    Near 0, where 1 - exp(-2 |v|) suffers from cancellation, the Taylor series is used.
     """
     t = tl.exp(-2.0 * tl.abs(v))
     far = (1.0 - t) / (1.0 + t)
@@ -154,11 +154,11 @@ def _reflect_conv_contract_kernel(
     INTERPRET: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Write y [N, H W, O <= 8] from a bordered x [N, ROWS, C], whose pixels are each read KH times.
+    """Convolve a bordered x [N, ROWS, C] with few output channels, and write y [N, H W, O <= 8].
 
-    The columns of the product are (kw, o), and each tap's share is then shifted by kw; otherwise pixels would
-    be read KH KW times. w is [P, KH, C, KW_P O_P], with zeros where kw >= KW or o >= O. A tile of BLOCK_M
-    pixels of x gives BLOCK_M - KW + 1 pixels of y.
+    The columns of the matrix product are (kw, o), and each tap's share is then shifted by kw. In this way,
+    each pixel of x is read only KH times and not KH KW times. w is [P, KH, C, KW_P O_P], with zeros where
+    kw >= KW or o >= O. A tile of BLOCK_M pixels of x yields BLOCK_M - KW + 1 pixels of y.
     """
     COLUMNS: tl.constexpr = KW_P * O_P
     pid = tl.program_id(0)
@@ -205,12 +205,13 @@ def _reflect_conv_wgrad_kernel(
     DESC: tl.constexpr, PRECISION: tl.constexpr,
     INTERPRET: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Write part [SPLITS, G, O, KH KW, C]: sums over pixels m of dy[m, o] x[m + kh PITCH + kw, c].
+    """Compute a weight gradient as partial sums, and write them to part [SPLITS, G, O, KH KW, C].
 
-    Each split sums a share of the pixels. dy [G PER, DY_ROWS, O] is read from row FIRST of each image on, and
-    is zero where a line has no pixel; x is [G PER, ROWS, XS]. The sums cover LIMIT rows of each image in
-    CHUNKS blocks, and a program takes STEPS blocks of its group's images. DESC: dy is a tensor descriptor,
-    and so is x unless its C channels are a window of pixels, whose rows overlap.
+    They are sums over pixels m of dy[m, o] x[m + kh PITCH + kw, c], and each split sums a share of the
+    pixels. dy [G PER, DY_ROWS, O] is read from row FIRST of each image on, and is zero where a line has no
+    pixel; x is [G PER, ROWS, XS]. The sums cover LIMIT rows of each image in CHUNKS blocks, and a program
+    processes STEPS blocks of its group's images. If DESC, dy is a tensor descriptor, and so is x unless its C
+    channels are a window of pixels, whose rows overlap.
     """
     pid = tl.program_id(0)
     c_blocks: tl.constexpr = (C + BLOCK_N - 1) // BLOCK_N
@@ -251,11 +252,11 @@ def _reflect_conv_wgrad_sum_kernel(
     C: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, FLAT: tl.constexpr, ACCUMULATE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Write (or add) the sum of part over its splits, in their order, to dw.
+    """Add up the splits of part in their order, and write the sums to dw, or add them if ACCUMULATE.
 
-    dw: weights [O, KH, KW, C] with strides W*, DW_STRIDE elements apart. part: PART_NUMEL numbers for each
-    weight, with splits PART_SPLIT apart; element (o, kh, kw, c) is at strides S* from START. FLAT: both are
-    in that order.
+    dw holds weights [O, KH, KW, C] with strides W*, which are DW_STRIDE elements apart. part has PART_NUMEL
+    numbers for each weight, and its splits are PART_SPLIT elements apart. Its element (o, kh, kw, c) is at
+    strides S* from START. If FLAT, both are stored in the order (o, kh, kw, c).
     """
     blocks = tl.cdiv(NUMEL, BLOCK)
     pid = tl.program_id(0)

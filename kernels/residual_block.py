@@ -1,19 +1,32 @@
 """The residual block of CycleGAN's generator as one autograd node.
 
-It has two reflection-padded 3x3 convolutions, each followed by instance norm:
+The block has two reflection-padded 3x3 convolutions, each followed by an instance norm:
 
     c1 = conv(x, weight1);  c2 = conv(relu(IN(c1)), weight2);  out = x + IN(c2)
 
 Source: Johnson, Alahi, Fei-Fei, "Perceptual Losses for Real-Time Style Transfer and Super-Resolution", ECCV
-2016, supplement; without the biases, which the norms cancel, and without affine parameters. The backward
-saves x, c1, c2 and four vectors [N, C].
+2016, supplement. The biases, which the norms cancel, and affine parameters are left out. x, c1, c2 and four
+vectors [N, C] are saved for the backward.
 
-The forward takes 4 launches: convolution 1 with the statistics of its stored output; norm + ReLU, which
-writes its reflected border; convolution 2, likewise; norm + sum. The backward takes 8 launches: two passes of
-norm 2, of which the second writes d c2 with its margins and also x with its border; input gradient 2; two
-passes of norm 1, of which the second writes d c1 with its margins and relu(IN(c1)) with its border again;
-input gradient 1, which adds the upstream gradient; both weight gradients in one product, and the sum of its
-parts. README.md has the layouts.
+The forward takes 4 launches:
+
+1. convolution 1, and the statistics of its output as stored
+2. norm 1 and ReLU, written with a reflected border
+3. convolution 2, and the statistics of its output as stored
+4. norm 2, and the sum with x
+
+The backward takes 8 launches:
+
+1. the first pass of norm 2
+2. the second pass of norm 2, which writes d c2 with its margins, and also x with its border
+3. the input gradient of convolution 2
+4. the first pass of norm 1
+5. the second pass of norm 1, which writes d c1 with its margins, and relu(IN(c1)) with its border again
+6. the input gradient of convolution 1, to which the upstream gradient is added
+7. both weight gradients, as partial sums of one matrix product
+8. the sum of these parts
+
+README.md describes the layouts.
 """
 
 from __future__ import annotations
@@ -54,7 +67,7 @@ def residual_block_ref(
 def residual_block_fwd(
     x: Tensor, weight1: list[Tensor], weight2: list[Tensor], eps: float
 ) -> tuple[Tensor, ...]:
-    """Return out, c1, c2, and mean and rstd [N, C] of c1 and of c2."""
+    """Return the block's output, c1 and c2, mean and rstd [N, C] of c1, and mean and rstd of c2."""
     from ._products import REFLECT, Options, product_and_moments
     from ._tiles import empty_bordered
     from ._weights import stacked
@@ -96,9 +109,10 @@ def residual_block_bwd(
     weight2: list[Tensor],
     needs: list[bool],
 ) -> tuple[Tensor, Tensor]:
-    """Return dx (empty if not needed) and dweight [R, C, C, 3, 3] for the R weights that need a gradient.
+    """Return dx and dweight [R, C, C, 3, 3], the gradients of x and of the R weights that need one.
 
-    The gradients of ``weight1`` come first. ``needs`` has an entry for x, then one for each weight.
+    dx is empty if it is not needed. The gradients of ``weight1`` come first. ``needs`` has an entry for x,
+    then one for each weight.
     """
     from ._weights import empty_gradients
 
@@ -137,7 +151,7 @@ def backward(
 
 
 def _norm_gradients(g: Tensor, saved: ResidualBlockSaved, dc: Tensor, inputs: Tensor | None) -> None:
-    """Write the gradients of c1 and c2, with their margins, to ``dc``.
+    """Write the gradients of c1 and c2 to ``dc``, in the packed layout.
 
     If ``inputs`` is given, the inputs of both convolutions are written to it, with their borders.
     """
@@ -158,9 +172,9 @@ def _norm_gradients(g: Tensor, saved: ResidualBlockSaved, dc: Tensor, inputs: Te
 def _input_gradient(
     dc: Tensor, weight: Sequence[Tensor], x: Tensor, residual: Tensor | None = None
 ) -> Tensor:
-    """Return the gradient (like x) of the input of the convolution by ``weight``, plus ``residual`` if given.
+    """Return the input gradient of the convolution with ``weight``, plus ``residual`` if given.
 
-    dc [1, N, rows, C] is the gradient of the convolution's output, with margins.
+    The result is like x. dc [1, N, rows, C] is the gradient of the convolution's output in the packed layout.
     """
     from ._products import FOLDED, Options, product
     from ._weights import stacked
@@ -192,7 +206,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
 def _backward(ctx: Any, g: Tensor | None, *_: None) -> tuple[Any, ...]:
     if g is None:
         return (None,) * 5
-    # Read only once: activation checkpointing does not allow it twice.
+    # Read saved_tensors only once, because activation checkpointing does not allow reading it twice.
     tensors = ctx.saved_tensors
     results, weights = tensors[:7], list(tensors[7:])
     saved = ResidualBlockSaved.of(*results, weights[: ctx.count], weights[ctx.count :])
@@ -220,7 +234,7 @@ def _check_weights(x: Tensor, first: Sequence[Tensor], second: Sequence[Tensor])
         C = x.shape[1]
         if weights[0].shape != (C, C, 3, 3):
             raise ValueError(
-                f"residual_block: {name} must be {[C, C, 3, 3]} for x of {C} channels, got"
+                f"residual_block: {name} must be {[C, C, 3, 3]} for x with {C} channels, got"
                 f" {list(weights[0].shape)}"
             )
     if len(first) != len(second):
@@ -243,18 +257,18 @@ def residual_block(
     eps: float = 1e-5,
     impl: str = "auto",
 ) -> Tensor:
-    """Return x + IN(conv(relu(IN(conv(x, weight1))), weight2)), with 3x3 reflection-padded convolutions.
+    """Compute x + IN(conv(relu(IN(conv(x, weight1))), weight2)), with 3x3 reflection-padded convolutions.
 
-    x: [N, C, H, W], with H and W at least 2; channels_last memory is read as it is, and any other layout is
+    x: [N, C, H, W], with H and W at least 2; channels_last memory is read directly, and any other layout is
     copied once. weight1, weight2: [C, C, 3, 3] in the dtype of x or in fp32 (then rounded on use), or two
     lists of P such weights, where N is a multiple of P: image n uses weights n // (N / P). Under autocast, x
     is cast as for PyTorch's convolutions. impl: "triton", "reference" or "auto", which is Triton on an NVIDIA
     GPU and the reference elsewhere. If a kernel does not compile or launch, "auto" warns once and falls back
     to PyTorch, and "triton" raises KernelError.
 
-    The result is in channels_last and in the dtype of x. Sums and statistics are fp32; products of fp32 are
-    computed as in ``reflect_conv2d``. The same input always gives the same bits. The backward saves x, the
-    outputs of the two convolutions, and four vectors [N, C].
+    The result is in channels_last and in the dtype of x. Sums and statistics are computed in fp32, and fp32
+    products as in ``reflect_conv2d``. The same input always gives the same bits. x, the outputs of the two
+    convolutions, and four vectors [N, C] are saved for the backward.
 
     Raises ValueError for an invalid shape, device or impl, TypeError for an unsupported dtype, and
     RuntimeError in a double backward through the kernels.

@@ -1,25 +1,25 @@
 """Zero-padded convolution, of stride 1 or 2 or transposed, with an optional norm before it.
 
-    y = act(IN(x)) or x;    out = conv(y, weight) + bias, or conv_transpose
+    y = act(IN(x)) or x;    out = conv(y, weight) + bias, or conv_transpose(y, weight) + bias
 
 This is one autograd node. There can be one weight or P of them: image n uses weight n // (N / P), so that
-several networks run in one launch. ``norm_conv.py`` has the same node around PyTorch's convolution, with one
-weight per call. Contract:
+several networks run in one launch. ``norm_conv.py`` is the counterpart that uses PyTorch's convolution, with
+one weight per call. Contract:
 
     x           [N, C, H, W] channels_last, fp32, bf16 or fp16
-    weight      P tensors [O, C, k, k], transposed [C, O, k, k],
+    weight      P tensors [O, C, k, k] (if transposed: [C, O, k, k]),
                 in the dtype of x or fp32 (rounded on each use)
-    bias        none, or P tensors [O] in the dtype of x or fp32
+    bias        an empty list, or P tensors [O] in the dtype of x or fp32
     out         [N, O, H', W'] channels_last in the dtype of x; sums in fp32
-    backward    saves x, mean and rstd [N, C] of the norm,
+    saved       x, mean and rstd [N, C] of the norm,
                 weights and biases as passed in; also y with ``recompute=False``
-    refused     kernels larger than 7, strides above 2, padding of the kernel's size or more, dilation, groups
+    unsupported kernels larger than 7, strides above 2, padding of the kernel's size or more, dilation, groups
                 (see ``serves``); double backward
 
-A transposed convolution is the adjoint of a strided one with the same weight, so one product serves both the
-forward of the one and the input gradient of the other. README.md beside this file derives the three products.
-The kernels are in zero_conv_triton.py; tiles, launches and passes are in zero_conv_launch.py. This module is
-internal to the package.
+A transposed convolution is the adjoint of a strided one with the same weight, so the forward of the one and
+the input gradient of the other use the same matrix product. README.md beside this file derives the three
+products. The kernels are in zero_conv_triton.py; tiles, launches and passes are in zero_conv_launch.py. This
+module is internal to the package.
 """
 
 from __future__ import annotations
@@ -80,9 +80,9 @@ def serves(
     transposed: bool,
     output_padding: int,
 ) -> bool:
-    """Return whether the kernels support this convolution.
+    """Return whether the kernels support a convolution with these options.
 
-    The weight is [O, C, k, k], or [C, O, k, k] if transposed.
+    ``x_channels`` is the number of input channels. The weight is [O, C, k, k], or [C, O, k, k] if transposed.
     """
     return Convolution(stride, padding, transposed, output_padding).fits(x_channels, weight_shape)
 
@@ -110,9 +110,9 @@ def zero_conv_fwd(
     slope: float,
     recompute: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the convolution's output, mean and rstd [N, C], and y.
+    """Return the convolution's output, the mean and rstd [N, C] of x, and y, the output of the norm.
 
-    mean and rstd are empty without norm. y is empty if there is no norm or the backward recomputes it.
+    mean and rstd are empty without a norm. y is empty if there is no norm or the backward recomputes it.
     """
     conv = Convolution(stride, padding, transposed, output_padding)
     norm = Norm(None, None, eps, act, slope)
@@ -167,10 +167,10 @@ def zero_conv_bwd(
     slope: float,
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return dx, dweight [R, *, *, k, k] for the R weights that need a gradient, and dbias [P, O].
+    """Return the gradients dx, dweight [R, *, *, k, k] for the R weights that need one, and dbias [P, O].
 
-    ``needs``: whether x, the bias and each weight need a gradient. Gradients that are not needed are empty.
-    mean is empty without norm, and y is empty if it must be recomputed.
+    The entries of ``needs`` tell whether x, the biases and each weight need a gradient. Gradients that are
+    not needed are empty. mean is empty without a norm, and y is empty if it must be recomputed.
     """
     from ._weights import empty_gradients
 
@@ -284,8 +284,8 @@ def _check(
         raise ValueError(f"zero_conv: x must be [N, C, H, W], got shape {tuple(x.shape)}")
     if not weight or x.shape[0] % len(weight):
         raise ValueError(
-            "zero_conv: x must have a number of images that is a multiple of the number of weights, got"
-            f" {x.shape[0]} for {len(weight)}"
+            "zero_conv: the batch size must be a multiple of the number of weights, got a batch of"
+            f" {x.shape[0]} and {len(weight)} weights"
         )
     check_alike("zero_conv", "weight", x, weight)
     check_alike("zero_conv", "bias", x, bias)
@@ -294,15 +294,15 @@ def _check(
         if conv.transposed:
             layout = f"[{x.shape[1]}, O, k, k]"
         raise ValueError(
-            f"zero_conv: weight must be {layout}, k at most 7, with a stride of 1 or 2, a padding below k and"
-            f" an output_padding below the stride, got {list(weight[0].shape)}, {conv.stride}, {conv.padding}"
-            f" and {conv.output_padding}"
+            f"zero_conv: weight must be {layout} with k at most 7, a stride of 1 or 2, a padding below k and"
+            f" an output_padding below the stride, got {list(weight[0].shape)}, stride {conv.stride}, padding"
+            f" {conv.padding} and output_padding {conv.output_padding}"
         )
     shape = conv.out_shape(x, weight[0])
     if min(shape[2:]) < 1:
         raise ValueError(
-            f"zero_conv: x must be no smaller than the kernel, got shape {tuple(x.shape)}, which gives"
-            f" {list(shape)}"
+            f"zero_conv: x must be large enough for the kernel, got shape {tuple(x.shape)}, for which the"
+            f" output would have shape {list(shape)}"
         )
     if bias and (len(bias) != len(weight) or bias[0].shape != (shape[1],)):
         raise ValueError(
@@ -310,9 +310,7 @@ def _check(
             f" ({len(weight)} in total), got {len(bias)} of shape {list(bias[0].shape)}"
         )
     if act not in ACTS or (act != "none" and not norm):
-        raise ValueError(
-            f"zero_conv: act must be one of {', '.join(ACTS)}, and none without norm, got {act!r}"
-        )
+        raise ValueError(f"zero_conv: act must be one of {', '.join(ACTS)} (without norm: none), got {act!r}")
 
 
 def zero_conv(
@@ -331,12 +329,13 @@ def zero_conv(
     recompute: bool = True,
     required: bool = True,
 ) -> Tensor:
-    """Return the zero-padded convolution (or conv_transpose) of act(IN(x)), or of x without ``norm``.
+    """Apply a zero-padded convolution, or a transposed one, to act(IN(x)), or to x if ``norm`` is false.
 
-    x: [N, C, H, W]; channels_last memory is read as it is, and any other layout is copied once. ``weight``: P
-    tensors. ``bias``: P tensors or none. See the module docstring for both. ``recompute``: the backward
-    recomputes y; otherwise y is saved. ``required``: a kernel that fails raises KernelError; otherwise
-    PyTorch computes the result. The result is [N, O, H', W'] in channels_last.
+    x: [N, C, H, W]; channels_last memory is read directly, and any other layout is copied once. weight: P
+    tensors. bias: P tensors, or an empty list. The module docstring describes both. If ``recompute`` is true,
+    the backward recomputes y; otherwise y is saved. If ``required`` is true, a kernel that fails raises
+    KernelError; if it is false, PyTorch computes the result instead. The result is [N, O, H', W'] in
+    channels_last.
 
     Raises ValueError for an invalid shape or option and TypeError for an unsupported dtype; the message names
     the argument.

@@ -33,9 +33,9 @@ from ._weights import IMAGE, contract_weight, images_of, runs_of, stack_bias, wi
 from .border_launch import Frame, Pixels, embed
 from .reflect_conv_passes import sum_all
 
-# Small maps (a PatchGAN's 32 x 32 and 31 x 31) give few tiles, so the list also has a smaller one.
+# Small maps (a PatchGAN's 32 x 32 and 31 x 31) yield few tiles, so there is also a smaller tile.
 TILES: dict[str, list[Tile]] = {**CONV_TILES, "hopper": [*CONV_TILES["hopper"], (64, 64, 64, 4, 4)]}
-# These have more warps, because the indices of a phase also take registers.
+# These tiles have more warps, because the indices of a phase take registers too.
 SCATTER_FP32_TILES: dict[str, list[Tile]] = {**TRANSPOSED_FP32_TILES, "ieee": [(64, 64, 32, 8, 2)]}
 # For maps of up to 16 pixels, where 16 x 128 in fp32 would spill on Blackwell's consumer chips.
 TINY_TILES: dict[str, list[Tile]] = {**TILES, "geforce": [(64, 64, 32, 8, 4)]}
@@ -52,7 +52,8 @@ NARROW_WGRAD_TILES: dict[str, list[Tile]] = {
 class Form:
     """A convolution, described by its weight [coarse channels, fine channels, k, k], stride and padding.
 
-    ``transposed``: the input is the coarse image.
+    Of its two images, the larger one is called fine and the other one coarse. If ``transposed`` is true, the
+    input is the coarse image; otherwise it is the fine one.
     """
 
     coarse: int
@@ -69,17 +70,17 @@ class Form:
 
     @property
     def contracts(self) -> bool:
-        """Whether the convolution maps many channels to an image's few channels at stride 1."""
+        """Whether the convolution has many input channels, few output channels and stride 1."""
         return not self.transposed and self.stride == 1 and self.coarse <= IMAGE < self.fine
 
 
 @dataclass(frozen=True)
 class Fine:
-    """A fine image in the form that taps read, in lines of its pitch.
+    """A fine image in the form that the taps of a convolution read.
 
-    ``pad``: zero pixels around the image that are not in memory. ``few``: the image has few channels and is
-    stored with zeros around it and ``IMAGE`` channels per pixel, so that a row of taps is one window of
-    pixels.
+    ``pad`` is the number of zero pixels on each side of the image that are not stored in memory. If ``few``
+    is true, the image has few channels and is stored with zeros around it and ``IMAGE`` channels per pixel,
+    so that a row of taps is one window of pixels.
     """
 
     pixels: Pixels
@@ -92,7 +93,7 @@ class Fine:
 
     @classmethod
     def of(cls, x: Tensor, form: Form) -> Fine:
-        """Describe x [N, C, H, W] (channels_last); an x of few channels is copied."""
+        """Describe x [N, C, H, W] (channels_last). If x has few channels, it is copied."""
         p = form.padding
         if x.shape[1] > IMAGE:
             return cls(Pixels.of(x), p)
@@ -104,7 +105,10 @@ class Fine:
 
 
 def gather(x: Fine, w: Tensor, size: tuple[int, int], stride: int, bias: Tensor | None = None) -> Tensor:
-    """Return the coarse image [N, O, *size] in channels_last from the fine x and w [P, O, k, k, C]."""
+    """Convolve the fine image x with w [P, O, k, k, C] and ``stride``.
+
+    Returns the coarse image [N, O, *size] in channels_last.
+    """
     w = window_weight(w) if x.few else w
     P, O, KH, KW, C = w.shape
     H, W = size
@@ -131,9 +135,9 @@ def gather(x: Fine, w: Tensor, size: tuple[int, int], stride: int, bias: Tensor 
 
 
 def scatter(x: Tensor, w: Tensor, size: tuple[int, int], form: Form, bias: Tensor | None = None) -> Tensor:
-    """Return the fine image [N, O, *size] in channels_last from the coarse x and w.
+    """Apply the adjoint of ``gather``, a transposed convolution, to the coarse image x with weight w.
 
-    x is [N, C, SH, SW], and w is [P, C, k, k, O].
+    x is [N, C, SH, SW], and w is [P, C, k, k, O]. Returns the fine image [N, O, *size] in channels_last.
     """
     P, C, k, _, O = w.shape
     (H, W), N, S = size, x.shape[0], form.stride
@@ -160,9 +164,9 @@ def scatter(x: Tensor, w: Tensor, size: tuple[int, int], form: Form, bias: Tenso
 
 
 def line_of(size: tuple[int, int], block: int) -> int:
-    """Return how many of a step's ``block`` pixels are side by side in a line.
+    """Return how many of the ``block`` pixels of a step are side by side in one line.
 
-    It is the power of two that needs the fewest steps for an image of ``size``.
+    Of all powers of two, this is the one with which an image of ``size`` needs the fewest steps.
     """
     lines = [block >> i for i in range(block.bit_length())]
     return min(lines, key=lambda line: triton.cdiv(size[0], block // line) * triton.cdiv(size[1], line))
@@ -171,11 +175,11 @@ def line_of(size: tuple[int, int], block: int) -> int:
 def wgrad(
     y: Pixels, x: Fine, size: tuple[int, int], shape: tuple[int, int, int, int], groups: int, stride: int
 ) -> Tensor:
-    """Return part [SPLITS, G, O, KH KW C], the partial sums of a weight gradient.
+    """Compute a weight gradient as partial sums [SPLITS, G, O, KH KW C].
 
-    Summed over splits, it is the sum over all coarse pixels of y times the values that taps read from the
-    fine x. ``size``: the size of y. ``shape``: O, C, KH, KW; a C that exceeds the step of x is a window. y
-    and x hold G groups of images, one after another.
+    Added up over the splits, they give the sum over all coarse pixels of y times the values that taps read
+    from the fine x. ``size`` is the size of y, and ``shape`` is (O, C, KH, KW). If C exceeds the step of x,
+    the C values are a window of pixels. y and x contain G groups of images, one after the other.
     """
     O, C, KH, KW = shape
     H, W = size
@@ -223,7 +227,7 @@ def _launch_wgrad(
 
 
 def forward(y: Tensor, w: Tensor, bias: Sequence[Tensor], form: Form, size: tuple[int, int]) -> Tensor:
-    """Return the convolution [N, O, *size] of y [N, C, H, W] by w [P, coarse channels, k, k, fine ones]."""
+    """Convolve y [N, C, H, W] with w [P, coarse channels, k, k, fine channels]; return [N, O, *size]."""
     stack, p = stack_bias(bias), form.padding
     if form.transposed:
         return scatter(y, w, size, form, stack)
@@ -235,9 +239,9 @@ def forward(y: Tensor, w: Tensor, bias: Sequence[Tensor], form: Form, size: tupl
 
 
 def embedded_gradient(g: Tensor, form: Form) -> Fine:
-    """Return the gradient g (of few channels, at stride 1) with zeros around it.
+    """Surround the output's gradient g with zeros, for a convolution with few output channels and stride 1.
 
-    The zeros extend as far as the taps of the input's pixels reach.
+    There are as many zeros as the taps need to compute the gradient of every input pixel.
     """
     k, margin = form.kernel, form.kernel - 1 - form.padding
     frame = Frame(margin, margin, g.shape[2] + 2 * margin, g.shape[3] + 2 * margin, window(k))
@@ -245,9 +249,10 @@ def embedded_gradient(g: Tensor, form: Form) -> Fine:
 
 
 def fine_gradient(g: Tensor, form: Form) -> Fine | None:
-    """Return the output's gradient g in the form that both other gradients read; None if they read g itself.
+    """Return the output's gradient g in the form from which the input and weight gradients are computed.
 
-    It has such a form if g is the fine image, or if g has few channels and the stride is 1.
+    There is such a form if g is the fine image, or if g has few channels and the stride is 1. Otherwise these
+    gradients are computed from g itself, and the result is None.
     """
     if form.contracts:
         return embedded_gradient(g, form)
@@ -255,9 +260,9 @@ def fine_gradient(g: Tensor, form: Form) -> Fine | None:
 
 
 def input_gradient(g: Tensor, fine: Fine | None, w: Tensor, size: tuple[int, int], form: Form) -> Tensor:
-    """Return the gradient [N, C, *size] of the input from the output's gradient g.
+    """Compute the gradient [N, C, *size] of the input from the output's gradient g.
 
-    ``fine``: g in another form (``fine_gradient``), if it has one.
+    ``fine`` is the result of ``fine_gradient`` for g, which can be None.
     """
     if fine is None:
         return scatter(g, w, size, form)
@@ -269,8 +274,8 @@ def input_gradient(g: Tensor, fine: Fine | None, w: Tensor, size: tuple[int, int
 def coarse_and_fine(g: Tensor, fine: Fine | None, y: Tensor, form: Form) -> tuple[Tensor, Fine]:
     """Return the coarse image and the fine image from which a weight gradient is computed.
 
-    They are the output's gradient g and the input y, or the other way round. ``fine``: g in another form
-    (``fine_gradient``), if it has one.
+    They are the output's gradient g and the input y, or the other way round. ``fine`` is the result of
+    ``fine_gradient`` for g, which can be None.
     """
     if fine is None:
         return g, Fine.of(y, form)
@@ -286,10 +291,12 @@ def weight_gradients(
     into: Sequence[Tensor],
     accumulate: bool,
 ) -> None:
-    """Write (or add) the gradients of the ``weights`` selected by ``needs`` to ``into``, one tensor for each.
+    """Compute the gradients of the ``weights`` that ``needs`` selects, and write them to ``into``.
 
-    They are computed from both images (``coarse_and_fine``). Frozen weights are skipped. Each run of adjacent
-    weights that need a gradient takes one product, and one sum if their targets are equally spaced in memory.
+    ``into`` has one tensor for each selected weight. If ``accumulate`` is true, the gradients are added to
+    these tensors instead. ``coarse`` and ``fine`` are the images that ``coarse_and_fine`` returns. Frozen
+    weights are skipped. Each run of adjacent weights that need a gradient takes one product, and one sum if
+    their targets are equally spaced in memory.
     """
     O, C, k = coarse.shape[1], weights[0].shape[1], form.kernel
     row = window(k) * IMAGE
@@ -297,8 +304,8 @@ def weight_gradients(
     if fine.few:
         shape, strides = (O, row, k, 1), (k * row, row, IMAGE, 1)
     if form.contracts:
-        # The gradient is the image of few channels here, so the input's channels are the rows of the product,
-        # and the taps run in reverse.
+        # Here the output's gradient is the image with few channels. The input's channels are therefore the
+        # rows of the product, and the taps run in reverse.
         start, strides = (k - 1) * (row + IMAGE), (1, -row, -IMAGE, k * row)
     per, pixels = coarse.shape[0] // len(weights), Pixels.of(coarse)
     size = (coarse.shape[2], coarse.shape[3])
@@ -312,6 +319,9 @@ def weight_gradients(
 
 
 def bias_gradient(g: Tensor, P: int) -> Tensor:
-    """Return the sums of g [N, O, H, W] (channels_last) over pixels and images, [P, O] in fp32."""
+    """Return the gradients of P biases, [P, O] in fp32: the sums of g [N, O, H, W] over pixels and images.
+
+    g is the output's gradient in channels_last.
+    """
     N, O, H, W = g.shape
     return g.permute(0, 2, 3, 1).view(P, N // P * H * W, O).sum(1, dtype=torch.float32)

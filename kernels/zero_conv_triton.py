@@ -2,8 +2,9 @@
 
 The contract is in zero_conv.py. The larger of the convolution's two images is called fine, the other coarse.
 Tap (a, b) connects coarse pixel (h, w) to fine pixel (S h + a - p, S w + b - p). The weight is
-[P, coarse channels, K, K, fine channels] for both kinds of convolution, which are each other's adjoints. So
-there are three products, each an implicit matrix product over channels_last memory. README.md derives them.
+[P, coarse channels, K, K, fine channels] for both kinds of convolution, which are each other's adjoints.
+Three kernels are therefore enough, each an implicit matrix product over channels_last memory. README.md
+derives them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from ._launch import kernel
 from ._math import load_operand, locate, store_tile
 from ._product_triton import load_weight, product
 
-# Not specialised, so that one compiled kernel serves all image sizes.
+# Kernels are not specialised for these arguments, so that one compiled kernel serves all image sizes.
 COUNTS = [
     "N",
     "TAPS",
@@ -36,7 +37,7 @@ COUNTS = [
 
 @triton.jit
 def _store(ptr, rows, mask_m, offs_n, mask_n, O: tl.constexpr, tile):
-    """Store a tile as ``store_tile`` does, but an image's few channels one by one."""
+    """Store a tile like ``store_tile``, or element by element if O is not a multiple of 8."""
     if O % 8 == 0:
         store_tile(ptr, rows, mask_m, offs_n, mask_n, O, tile)
     else:
@@ -53,11 +54,11 @@ def _zero_conv_gather_kernel(
     HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr, INTERPRET: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Write y [N, H W, O] (coarse) from x [N, ROWS, XS] (fine, SH x SW) and w [P, O, KH, KW, C].
+    """Convolve the fine image x [N, ROWS, XS] with w [P, O, KH, KW, C], and write y [N, H W, O] (coarse).
 
-    Each tap reads its pixels by index, and pixels outside x are zeros. If C exceeds XS, the C values are a
-    window of neighbouring pixels. TAPS is KH KW, passed as an argument because the compiler would unroll the
-    loop over a known number.
+    x has SH x SW pixels. Each tap reads its pixels by index, and pixels outside x are zeros. If C exceeds XS,
+    the C values are a window of neighbouring pixels. TAPS is KH KW; it is passed as an argument because the
+    compiler would unroll a loop over a constant.
     """
     n, t, offs_n, mask_n = locate(TILES, O, BLOCK_N)
     n0 = tl.program_id(0) % tl.cdiv(O, BLOCK_N) * BLOCK_N
@@ -88,10 +89,11 @@ def _zero_conv_scatter_kernel(
     HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr, INTERPRET: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Write y [N, H W, O] (fine) from x [N, SH SW, C] (coarse) and w [P, C, K, K, O].
+    """Apply the transposed convolution w [P, C, K, K, O] to x [N, SH SW, C] (coarse), and write y (fine).
 
-    This is the adjoint of the gather. A program takes pixels of one phase, (h0 + STRIDE u, w0 + STRIDE v),
-    which are reached by taps of one parity. The first phase has the most taps.
+    y is [N, H W, O]. This is the adjoint of the gather kernel. A program computes pixels of one phase,
+    (h0 + STRIDE u, w0 + STRIDE v), which are reached by taps of one parity. The first phase has the most
+    taps.
     """
     o_blocks: tl.constexpr = (O + BLOCK_N - 1) // BLOCK_N
     pid = tl.program_id(0)
@@ -134,7 +136,7 @@ def _zero_conv_scatter_kernel(
 
 @triton.jit
 def load_taps(x, h0, q0, h, q, c, bottom, right, SW, XS: tl.constexpr):
-    """Return a tile of a fine image: channels c of pixels (h0 + h, q0 + q).
+    """Load a tile of a fine image: channels c of pixels (h0 + h, q0 + q).
 
     Pixels before 0, and from each tap's (bottom, right) on, are zeros. x points to pixel (h0, q0), h and q
     are [pixels, taps], and lines have SW pixels.
@@ -155,12 +157,13 @@ def _zero_conv_wgrad_kernel(
     LINE: tl.constexpr, PRECISION: tl.constexpr, INTERPRET: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Write part [SPLITS, G, O, KH KW C], partial sums of a weight gradient.
+    """Compute a weight gradient as partial sums, and write them to part [SPLITS, G, O, KH KW C].
 
-    They are sums over coarse pixels of y[h, w, o] times x[S h + a - p, S w + b - p, c], and each split has a
+    They are sums over coarse pixels of y[h, w, o] times x[S h + a - p, S w + b - p, c], and each split sums a
     share of the pixels. y is [G PER, H W, O] (coarse), and x is [G PER, ROWS, XS] (fine, with SH lines of SW
-    pixels). Columns are (a, b, c), so that even few channels fill a tile. A step takes BLOCK_K // LINE lines
-    of LINE pixels. An image has CHUNKS steps, ACROSS of them side by side, and a program makes STEPS.
+    pixels). Columns are (a, b, c), so that even few channels fill a tile. A step processes BLOCK_K // LINE
+    lines of LINE pixels. An image has CHUNKS steps, ACROSS of them side by side, and a program runs STEPS of
+    them.
     """
     COLUMNS: tl.constexpr = KH * KW * C
     j_blocks: tl.constexpr = (COLUMNS + BLOCK_N - 1) // BLOCK_N

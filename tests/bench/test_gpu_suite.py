@@ -208,7 +208,7 @@ def test_uses_the_faster_backend_for_each_shape(monkeypatch: pytest.MonkeyPatch,
     assert backend_table.describe_backends(torch.device("cuda")) == "Triton (unmeasured on this device)"
     backend_table.table_file("Test/GPU").write_text(json.dumps(table))
     backend_table._table.cache_clear()
-    assert "Triton is faster in 1, cuDNN in 1" in backend_table.describe_backends(torch.device("cuda"))
+    assert "Triton is faster for 1, cuDNN for 1" in backend_table.describe_backends(torch.device("cuda"))
 
     class OnGpu:
         """A stand-in for a GPU tensor, with the attributes that the look-up needs."""

@@ -127,6 +127,6 @@ def test_double_backward_raises(device: str) -> None:
     )
     with pytest.raises(
         RuntimeError,
-        match=r"reflect_conv2d: the Triton kernels have no double backward .* use impl='reference'",
+        match=r"reflect_conv2d: the Triton kernels do not support double backward .* use impl='reference'",
     ):
         grad.sum().backward()

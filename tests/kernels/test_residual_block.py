@@ -293,7 +293,7 @@ def test_double_backward_raises(device: str) -> None:
     (grad,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
     with pytest.raises(
         RuntimeError,
-        match=r"residual_block: the Triton kernels have no double backward .* use impl='reference'",
+        match=r"residual_block: the Triton kernels do not support double backward .* use impl='reference'",
     ):
         grad.sum().backward()
 
@@ -315,25 +315,25 @@ WRONG = [
         (X[..., :1], W, W),
         {},
         ValueError,
-        r"padding must be at least 0 and less than the sides of x, got 1 for shape \(2, 3, 4, 1\)",
+        r"less than the height and width of x, got padding 1 and x of shape \(2, 3, 4, 1\)",
     ),
     (
         (X, torch.zeros(5, 3, 3, 3), W),
         {},
         ValueError,
-        r"weight1 must be \[3, 3, 3, 3\] for x of 3 channels, got \[5, 3, 3, 3\]",
+        r"weight1 must be \[3, 3, 3, 3\] for x with 3 channels, got \[5, 3, 3, 3\]",
     ),
     (
         (X, W, torch.zeros(3, 3, 5, 5)),
         {},
         ValueError,
-        r"weight2 must be \[3, 3, 3, 3\] for x of 3 channels, got \[3, 3, 5, 5\]",
+        r"weight2 must be \[3, 3, 3, 3\] for x with 3 channels, got \[3, 3, 5, 5\]",
     ),
     (
         (X, W, torch.zeros(3, 4, 3, 3)),
         {},
         ValueError,
-        r"weight2 must be \[O, 3, k, k\] for x of 3 channels, got \[3, 4, 3, 3\]",
+        r"weight2 must be \[O, 3, k, k\] for x with 3 channels, got \[3, 4, 3, 3\]",
     ),
     (
         (X, [W, W], [W]),
@@ -341,7 +341,12 @@ WRONG = [
         ValueError,
         "weight1 and weight2 must have the same number of weights, got 2 and 1",
     ),
-    ((X, [W, W, W], [W, W, W]), {}, ValueError, "a list of 3 weights needs a multiple of 3 images, got 2"),
+    (
+        (X, [W, W, W], [W, W, W]),
+        {},
+        ValueError,
+        "with 3 weights, the batch size must be a multiple of 3, got 2",
+    ),
     (
         (X.half(), W, W.half()),
         {},

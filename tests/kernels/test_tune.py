@@ -155,7 +155,7 @@ def test_a_configuration_that_fails_is_skipped(
     with pytest.warns(RuntimeWarning) as caught:
         assert _tune.choose("apply", "key", configs, GPU, failing(FAST)) == FAST
     assert [str(w.message) for w in caught] == [
-        f"measuring apply: kernel _k does not launch on Test GPU ({c.num_warps} warps); its configuration"
+        f"measuring apply: kernel _k does not launch on Test GPU ({c.num_warps} warps); configuration"
         f" {{'BLOCK_S': {c.constants['BLOCK_S']}, 'num_warps': {c.num_warps}, 'num_stages': 1}} is skipped."
         " To reproduce it: show it"
         for c in (configs[0], configs[2])

@@ -87,6 +87,6 @@ def test_empty_and_mixed_groups_are_rejected() -> None:
     for groups in ([], [[]], [[torch.zeros(1, 1, 1, 1), torch.zeros(2, 1, 1, 1)]]):
         with pytest.raises(
             ValueError,
-            match="WorkingCopies: groups must be non-empty lists of weights, with one shape per list",
+            match=r"WorkingCopies: groups must be non-empty lists .* with the same shape within a list",
         ):
             WorkingCopies(groups, BF16)

@@ -115,7 +115,7 @@ def test_modified_networks_compute_the_modified_function() -> None:
         net.model[2].forward = lambda x, conv=net.model[2]: 2 * conv._conv_forward(x, conv.weight, conv.bias)
     check_parity("a custom forward", outputs(nets, x))
     nets[0].model[3] = nn.InstanceNorm2d(2, affine=True).to(DEVICE)
-    with pytest.raises(ValueError, match=r"weight must be \[8\], a number for each channel of x, got \[2\]"):
+    with pytest.raises(ValueError, match=r"weight must be \[8\], one number per channel of x, got \[2\]"):
         nets[0](x)
 
 
