@@ -186,7 +186,7 @@ def test_training_on_the_builtin_dataset_prints_scores(
 ) -> None:
     assert cli.train(["--checkpoints_dir", str(tmp_path), "--max_iters", "2", "--device", "cpu"]) == 0
     output = capsys.readouterr().out
-    assert "built-in dataset (32 held-out images per domain, small networks made only for this)" in output
+    assert "built-in dataset (32 held-out images per domain, small networks made for it)" in output
     for direction in ("A to B", "B to A"):
         assert f"{direction}: " in output
     assert (tmp_path / "shapes_1" / "dataset" / "trainA" / "000.png").exists()

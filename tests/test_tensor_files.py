@@ -46,7 +46,7 @@ def test_files_without_weights_are_rejected(tmp_path: Path) -> None:
     torch.jit.save(torch.jit.script(nn.Linear(1, 1)), script)
     cases = {
         r"no.pth: no such file": tmp_path / "no.pth",
-        r"a folder, not a file of weights": tmp_path,
+        r"a folder, not a weights file": tmp_path,
         r"code.pth: cannot be loaded: it contains objects other than tensors \(posix.system\), which could": (
             file("code.pth", {"m": Evil()})
         ),

@@ -185,7 +185,7 @@ def test_errors_when_saving_and_loading(tmp_path: Path) -> None:
     changed = Generator(ngf=2, n_blocks=1)
     changed.model[1] = nn.Conv2d(3, 4, 7)
     with pytest.raises(
-        ValueError, match="a network built from its arguments has other weight names or shapes"
+        ValueError, match="a network built from its arguments has different weight names or shapes"
     ):
         changed.save_pretrained(tmp_path / "x")
     with pytest.raises(UserError, match=r"missing: not a run folder: it contains neither config.json nor"):
