@@ -266,8 +266,8 @@ class OptimConfig:
     #: Decay rate of running averages of the generators' weights, for example 0.999. The averages are saved
     #: along with the weights (*_net_G_A_ema.pth). With 0, no averages are kept.
     ema: float = 0.0
-    #: Whether the learning rate changes at the end of an epoch (as in the official code before 2020 and since
-    #: 2025) or at its start (as in 2020-24).
+    #: Whether the learning rate changes at the end of an epoch, as in the official code before 2020 and
+    #: since 2025, or at its start, as in 2020-24.
     lr_phase: Literal["end", "start"] = "end"
 
     def __post_init__(self) -> None:

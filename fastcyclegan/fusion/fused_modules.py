@@ -163,7 +163,7 @@ def _is_channels_last(t: Tensor) -> bool:
 
 
 class _FusedAway(nn.Module):
-    """The identity, as a subclass of the original layer. The module that it was fused into does its work."""
+    """The identity, in place of a layer whose work is done by the module that it was fused into."""
 
     def _get_name(self) -> str:
         return type(self).__name__.removeprefix("Fused")

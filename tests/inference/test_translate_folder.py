@@ -1,4 +1,4 @@
-"""Translating folders: images of any size, output names, equal results in any batch, and rejected inputs."""
+"""Tests of translating folders: any image size, output names, equal results in any batch, invalid inputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pool on the device, compared with the reference's list for the same draws."""
+"""Tests of the pool on the device: the same random numbers give the same images as the reference's pool."""
 
 from __future__ import annotations
 
