@@ -207,9 +207,9 @@ class CycleGAN:
 
         If ``folder`` is given, the files that the command line would write are written there; by default,
         nothing is written. ``callbacks`` are called with the model and each record, and can end training
-        after the current iteration with ``stop()``. If ``verbose`` is true, everything that the command line
-        prints is printed. ``settings`` are the same keyword arguments as for the class, and apply to this
-        call and all later ones.
+        after the current iteration with ``stop()``. ``verbose=True`` prints everything that the command line
+        would print. ``settings`` are the same keyword arguments as for the class, and apply to this call and
+        all later ones.
 
         Calling ``fit`` again resumes training, up to the epochs and iterations that the settings then
         specify. Resuming is exact, with one exception: a loader passed by the caller starts from its
@@ -340,11 +340,11 @@ class CycleGAN:
 
     @classmethod
     def load(cls, folder: str | Path, epoch: str = "latest", **settings: Any) -> CycleGAN:
-        """Load a model from the folder of a run, of ``save``, or of official ``*_net_*.pth`` files.
+        """Load a model from a run's folder, a folder written by ``save``, or one with official files.
 
-        The architecture of official files is inferred from their contents. If the folder has a training
-        state, ``fit`` resumes from it exactly. For an ``epoch`` other than latest, and for weight files
-        without a state, ``fit`` starts with fresh optimizers. Raises UserError if a file is missing, is
+        The architecture of official ``*_net_*.pth`` files is inferred from their contents. If the folder has
+        a training state, ``fit`` resumes from it exactly. For an ``epoch`` other than latest, and for weight
+        files without a state, ``fit`` starts with fresh optimizers. Raises UserError if a file is missing, is
         damaged, or does not match the architecture.
         """
         folder = Path(folder)

@@ -128,7 +128,7 @@ def _arguments(args: Sequence[str] | None) -> Sequence[str]:
 
 
 def _flags(args: Sequence[str]) -> dict[str, str]:
-    """Return the flags in ``args``, spelled with _, and the value or next argument after each."""
+    """Return a dict from each flag in ``args``, spelled with _, to its value or the argument after it."""
     flags = {}
     for arg, following in zip_longest(args, args[1:], fillvalue=""):
         if arg.startswith("--"):
@@ -190,7 +190,10 @@ def _run(main: Callable[[], int]) -> int:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Return whether ``error`` means that memory ran out. torch has a dedicated class only for GPUs."""
+    """Return whether ``error`` means that memory ran out.
+
+    The message is checked as well, because torch has a dedicated error class only for GPUs.
+    """
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)
 
 

@@ -25,10 +25,10 @@ NormLayer = Callable[[int], nn.Module]
 
 
 def _norm_argument(norm_layer: NormLayer) -> tuple[reference.Norm, bool]:
-    """Return the arguments ``norm`` and ``affine`` that give our networks the layers of ``norm_layer``.
+    """Convert ``norm_layer`` to the arguments ``norm`` and ``affine`` of our networks.
 
-    ``norm`` is a name, such as "instance", if our networks have a name for these layers. Otherwise, it is
-    ``norm_layer`` itself.
+    ``norm`` is a name, such as "instance", if our networks have a name for this kind of norm. Otherwise, it
+    is ``norm_layer`` itself.
     """
     kind = getattr(norm_layer, "func", norm_layer)
     options: dict[str, Any] = {}

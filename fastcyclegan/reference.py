@@ -42,7 +42,7 @@ def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
 
 
 class ContiguousGradient(torch.autograd.Function):
-    """The identity, whose backward returns the gradient in NCHW memory.
+    """The identity function. Its backward makes the gradient contiguous in NCHW memory.
 
     It supports the transforms of torch.func.
     """

@@ -113,7 +113,7 @@ def source(paths: list[Path], fit: Fit) -> Source:
 def unpaired(
     root: Path, channels: tuple[int, int] = (3, 3), mode: Preprocess = "resize_and_crop"
 ) -> tuple[Source, Source]:
-    """Write 5 images of domain A and 3 of B, and return them as sources with load size 24 and crop size 16."""
+    """Write 5 images of domain A and 3 of B. Return them as sources with load size 24 and crop size 16."""
     a, b = write_images(root / "A", 5, seed=1), write_images(root / "B", 3, seed=2)
     return source(a, Fit(mode, 24, 16, channels[0])), source(b, Fit(mode, 24, 16, channels[1]))
 

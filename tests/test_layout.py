@@ -39,7 +39,7 @@ ROWS = (
 
 
 def name_of(file: Path) -> str:
-    """Return the dotted name of a module within the package. The kernels are part of it."""
+    """Return the dotted name of a module within the package. The kernels count as part of the package."""
     within = file.relative_to(ROOT if file.is_relative_to(ROOT / "kernels") else PACKAGE)
     return ".".join(part for part in within.with_suffix("").parts if part != "__init__")
 
@@ -214,7 +214,7 @@ def test_elsewhere_lists_only_existing_modules() -> None:
 
 @pytest.mark.parametrize("folder", ["bench", "tests"])
 def test_no_module_changes_sys_path(folder: str) -> None:
-    """``bench`` and ``tests`` are packages that are imported from the root, so they need no other path.
+    """``bench`` and ``tests`` are packages that are imported from the root, so no module changes sys.path.
 
     The fake official checkout is left out, because it stands for third-party code.
     """

@@ -101,7 +101,7 @@ def test_zip_bombs_are_rejected(tmp_path: Path) -> None:
 
 
 def test_overlapping_parts_are_rejected(tmp_path: Path) -> None:
-    """Many parts share the same bytes, so the archive claims more bytes than the file has."""
+    """An archive is rejected if many parts share the same bytes, so that it claims more than the file has."""
     file = tmp_path / "overlap.pth"
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr("a/data.pkl", bytes(1000))

@@ -175,8 +175,8 @@ def test_the_message_counts_differing_elements() -> None:
 
 
 def test_tf32_keeps_cudnn_enabled() -> None:
-    """Without cuDNN, PyTorch uses other convolutions, which need 26 GB for a 7x7 layer of a large image in
-    float64.
+    """``tf32`` must keep cuDNN enabled. Without it, PyTorch uses other convolutions, which need 26 GB for a
+    7x7 layer of a large image in float64.
     """
     before = torch.backends.cudnn.enabled, torch.backends.cudnn.allow_tf32
     for allowed in (True, False):

@@ -2,8 +2,8 @@
 
 A norm, an activation or a reflection padding is deferred so that the next convolution can be fused with it.
 
-P networks of one architecture can run as one. The tensor then holds the images of all of them, N / P per
-network in the order of the networks, and each position of a chain is the tuple of their layers there.
+P networks of one architecture can run as one. The tensor then contains the images of all networks, N / P for
+each, in the order of the networks. Each position of a chain is then a tuple with one layer of each network.
 ``chains.py`` walks the chains; ``engine/batching.py`` decides which networks can run together.
 """
 

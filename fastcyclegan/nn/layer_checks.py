@@ -53,7 +53,7 @@ def activation(layer: Any) -> tuple[str, float] | None:
 
 
 def border_of(layer: Any, following: nn.Module | None) -> int:
-    """Return the padding of a reflection pad that the next convolution can take over, or 0 if it cannot."""
+    """Return the padding of the reflection pad ``layer`` if the convolution after it can apply it, or 0."""
     if not untouched(layer, nn.ReflectionPad2d) or not is_conv(following) or len(set(layer.padding)) > 1:
         return 0
     border: int = layer.padding[0]

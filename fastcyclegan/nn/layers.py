@@ -33,9 +33,8 @@ class InstanceNormAct(nn.modules.instancenorm._InstanceNorm):
     The input is [N, C, L], [N, C, H, W] or [N, C, D, H, W]; the dimension N is required. The output has the
     same shape. An optional ``residual`` is added after the norm and the activation. The state_dict and the
     arguments are the same as torch's; ``options`` are arguments that newer versions of torch add, such as
-    ``bias``.
-    ``act`` is "none", "relu" or "leaky_relu" (``slope`` is its negative slope), and ``impl`` is as in
-    ``fastcyclegan.kernels.instance_norm``. With ``track_running_stats``, torch's own operator is used, and
+    ``bias``. ``act`` is "none", "relu" or "leaky_relu" (``slope`` is its negative slope), and ``impl`` is as
+    in ``fastcyclegan.kernels.instance_norm``. With ``track_running_stats``, torch's own operator is used, and
     impl="triton" raises ValueError because the kernels keep no running statistics.
     """
 

@@ -1,8 +1,8 @@
 """The interface between a recipe, which defines networks and losses, and the code that trains it.
 
 A recipe provides its networks and their names, and the phases of an iteration. A phase is a function that
-computes, from images, losses and the outputs that later phases need. A recipe keeps no data from an iteration
-except in its image pools.
+takes images, and returns losses and the outputs that later phases need. A recipe keeps no data from an
+iteration except in its image pools.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class Recipe(Protocol):
 
     @property
     def generators(self) -> tuple[str, ...]:
-        """The networks that generate images. Users keep these, and running averages are useful for these."""
+        """The networks that generate images: those that users keep, and that are worth averaging."""
 
     @property
     def loss_names(self) -> tuple[str, ...]:

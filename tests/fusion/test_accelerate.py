@@ -42,7 +42,7 @@ REPLACED = {
 
 @pytest.mark.parametrize("name", SMALL_NETS)
 def test_parity_of_whole_networks(name: str, device: str) -> None:
-    """Compare outputs and all gradients by the parity rule: kernels, torch in the same dtype, float64."""
+    """Check the kernels' outputs and all gradients by the parity rule, against torch in fp32 and float64."""
     torch.manual_seed(0)
     build, shape = SMALL_NETS[name]
     plain, x = randomised(build()).to(device), torch.randn(shape, device=device)

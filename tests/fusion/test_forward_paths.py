@@ -246,7 +246,7 @@ def test_does_not_fuse_if_a_trace_does_not_show_every_path(kind: type[Norms], ru
 
 
 def test_dali_in_the_process_does_not_disturb_tracing() -> None:
-    """DALI replaces Python's check for iterables with its own, and torch's tracing uses that check."""
+    """Tracing works after an import of DALI, which replaces the check for iterables that tracing uses."""
     pytest.importorskip("nvidia.dali.fn")
     assert replaced_kinds(accelerate(OneReluForTwoNorms()))["norm2"] == "InstanceNorm2d + ReLU"
 

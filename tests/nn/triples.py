@@ -18,7 +18,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def network_triple(kind: str, **arguments: Any) -> list[nn.Module]:
-    """Return the same network in three versions: by our kernels, as the reference, and that in float64."""
+    """Return one network three times: with our kernels, as the reference, and as the reference in float64."""
     torch.manual_seed(0)
     nets = [
         getattr(networks, kind)(**arguments, impl="triton").to(DEVICE),
