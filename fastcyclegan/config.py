@@ -351,7 +351,7 @@ class RunConfig:
     #: Number of images between saves of the training state. Default: one every 5 minutes, or less often if
     #: they would take more than 1% of the time.
     save_latest_freq: int | None = None
-    #: Save the weights as iter_N instead of latest, every --save_latest_freq images.
+    #: Every --save_latest_freq images, save the weights as iter_N instead of latest.
     save_by_iter: bool = False
     #: Number of epochs between permanent copies of the weights (5_net_G_A.pth and so on); 0 keeps no copies.
     save_epoch_freq: int = 5

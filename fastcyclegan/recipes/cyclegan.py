@@ -48,7 +48,7 @@ class CycleGANRecipe:
 
     networks: tuple[str, ...] = (*GENERATORS, *DISCRIMINATORS)
     networks_title = "the four of a CycleGAN"
-    # The official G_A translates A to B, and the official D_A judges images of B.
+    # The official G_A translates A to B, and the official D_A is the discriminator for B.
     official_names: Mapping[str, str] = {"G_AB": "G_A", "G_BA": "G_B", "D_B": "D_A", "D_A": "D_B"}
     generators: tuple[str, ...] = GENERATORS
     # The discriminators' phase uses fake images made before the generators' update.

@@ -28,8 +28,8 @@ capacity.
 class ImagePool:
     """A replay pool with ``capacity`` slots for images of one domain. With capacity 0, images pass through.
 
-    The slots are one tensor as long as all images have the same size. From the first image of another size
-    on, they are a list of tensors.
+    The slots are one tensor as long as all images have the same size. From the first image of a different
+    size on, they are a list of tensors.
     """
 
     def __init__(self, capacity: int = 50) -> None:

@@ -34,9 +34,9 @@ def with_flag(net: Any, x: Tensor) -> Any:
 
 
 def results(net: nn.Module, drive: Drive) -> list[Any]:
-    """Run ``drive`` on ``net``. Return its results and the gradients of the network's parameters.
+    """Run ``drive`` on ``net`` and propagate gradients back from its results.
 
-    Between them is the number of results that require a gradient.
+    Returns the results, the number of results that require a gradient, and the parameters' gradients.
     """
     torch.manual_seed(1)
     outputs = drive(net, torch.randn(2, 3, 8, 8).requires_grad_())
