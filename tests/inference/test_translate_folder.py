@@ -30,7 +30,7 @@ def test_images_keep_their_size(weights: Path, tmp_path: Path, size: tuple[int, 
 
 @pytest.mark.parametrize("loader", ["folder", "dali"])
 def test_batch_size_and_loader_do_not_change_the_result(weights: Path, tmp_path: Path, loader: str) -> None:
-    """Translations are the same for all loaders and batch sizes, because no image is resized."""
+    """Results agree to one gray level. No image is resized, so both loaders return the same pixels."""
     folder = tmp_path / "in"
     for n, size in enumerate([(16, 16), (20, 12), (13, 13), (24, 24)]):
         write_images(folder / str(n), 3, size=size, seed=n, suffix=".jpg" if n % 2 else ".png")
