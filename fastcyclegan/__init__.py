@@ -37,7 +37,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    # Imported lazily: it pulls in loaders and logging, which are not needed to build a network.
+    # Imported lazily: ``api`` pulls in loaders and logging, which are not needed to build a network.
     if name == "CycleGAN":
         from fastcyclegan.api import CycleGAN
 

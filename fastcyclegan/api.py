@@ -41,7 +41,7 @@ from fastcyclegan.training.trainer import Trainer, train
 Record = dict[str, Any]
 Callback = Callable[["CycleGAN", Record], object]
 _INITIALISING = threading.Lock()
-# Settings of a single start of a run, which are not part of its saved configuration.
+# Settings that apply to a single start of a run. They are reset to these values and are not saved with it.
 _ONE_START = {"continue_train": False, "overwrite": False, "dry_run": False, "epoch": "latest"}
 
 
@@ -89,7 +89,7 @@ def _preserve_global_state() -> Iterator[None]:
 
 
 def _data_settings(A: Any, B: Any) -> dict[str, Any]:
-    """Return the data settings that select the domains given to ``fit``, or {} if these are not folders.
+    """Return the data settings that select the folders passed to ``fit``, or {} if no folders were passed.
 
     Raises TypeError for a domain that is neither a folder nor a loader, and UserError if one is a folder and
     the other a loader.
@@ -205,10 +205,11 @@ class CycleGAN:
         Loaders must yield float tensors [N, C, H, W] in [-1, 1], or uint8 tensors; cropping and flipping are
         up to the caller. ``iterations_per_epoch`` is required if they have no length.
 
-        ``folder`` is where the run's files are written, as by the command line; by default nothing is
-        written. ``callbacks`` are called with the model and each record, and can end training after the
-        current iteration with ``stop()``. ``verbose`` prints what the command line prints. ``settings`` are
-        those of the class and apply to this call and all later ones.
+        If ``folder`` is given, the files that the command line would write are written there; by default,
+        nothing is written. ``callbacks`` are called with the model and each record, and can end training
+        after the current iteration with ``stop()``. ``verbose=True`` prints everything that the command line
+        would print. ``settings`` are the same keyword arguments as for the class, and apply to this call and
+        all later ones.
 
         Calling ``fit`` again resumes training, up to the epochs and iterations that the settings then
         specify. Resuming is exact, with one exception: a loader passed by the caller starts from its
@@ -269,7 +270,7 @@ class CycleGAN:
             self._trainer.stop_after(0)
 
     def train(self, console: Console) -> Trainer:
-        """Train as configured, with all files and output of a run, and return its trainer.
+        """Train as configured, write and print everything that a run does, and return the trainer.
 
         This is what ``scripts/train.py`` does.
         """
@@ -290,10 +291,10 @@ class CycleGAN:
         """Translate an image or a list of images. Each result has the type of its input.
 
         An image can be a PIL image (any mode), a uint8 array [H, W, C] (or [H, W] if C is 1), a float tensor
-        [C, H, W] or [N, C, H, W] in [-1, 1], or a path (which returns a PIL image). Images can have any size,
-        and keep it. ``direction`` refers to the training folders. Raises UserError for an image that cannot
-        be read, ValueError for a wrong shape, dtype or range, and TypeError for anything that is not an
-        image.
+        [C, H, W] or [N, C, H, W] in [-1, 1], or a path (the result is then a PIL image). Images can have any
+        size, and each translation has the size of its image. ``direction`` refers to the training folders A
+        and B. Raises UserError for an image that cannot be read, ValueError for a wrong shape, dtype or
+        range, and TypeError for anything that is not an image.
         """
         if direction not in ("AtoB", "BtoA"):
             raise UserError(f"direction must be AtoB or BtoA, got {direction!r}")
@@ -312,9 +313,9 @@ class CycleGAN:
         """Save the networks, the configuration and, after training, the training state to ``folder``.
 
         The weight files have their official names. The folder can be passed to ``load``,
-        ``scripts/translate.py --weights`` and ``scripts/train.py --continue_train``. Raises UserError if it
-        already contains files, unless ``overwrite`` is set or it is the model's own folder, and OSError if it
-        cannot be written.
+        ``scripts/translate.py --weights`` and ``scripts/train.py --continue_train``. Raises UserError if the
+        folder already contains files, unless ``overwrite`` is set or it is the model's own folder, and
+        OSError if it cannot be written.
         """
         folder = Path(folder)
         is_own = self.folder is not None and self.folder.resolve() == folder.resolve()
@@ -339,12 +340,12 @@ class CycleGAN:
 
     @classmethod
     def load(cls, folder: str | Path, epoch: str = "latest", **settings: Any) -> CycleGAN:
-        """Load a model from the folder of a run, of ``save``, or of official ``*_net_*.pth`` files.
+        """Load a model from a run's folder, a folder written by ``save``, or one with official files.
 
-        The architecture of official files is inferred from their contents. If the folder has a training
-        state, ``fit`` resumes from it exactly. For an ``epoch`` other than latest, and for weight files
-        without a state, ``fit`` starts with fresh optimizers. Raises UserError if a file is missing, damaged
-        or does not fit.
+        The architecture of official ``*_net_*.pth`` files is inferred from their contents. If the folder has
+        a training state, ``fit`` resumes from it exactly. For an ``epoch`` other than latest, and for weight
+        files without a state, ``fit`` starts with fresh optimizers. Raises UserError if a file is missing, is
+        damaged, or does not match the architecture.
         """
         folder = Path(folder)
         if not folder.is_dir():

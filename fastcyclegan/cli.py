@@ -1,6 +1,6 @@
 """The command-line programs. tyro generates their options from the configuration dataclasses.
 
-A user's mistake is reported as one line on standard error, and the exit code is 2.
+Mistakes that the user can fix are reported as one line on standard error, with exit code 2.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class DownloadConfig:
     list: bool = False
     #: Folder in which NAME/trainA, NAME/trainB and so on are created.
     output: Path = Path("datasets")
-    #: Zip file of the dataset that you already have; it is unpacked instead of downloading, and kept.
+    #: Zip file of the dataset, if you already have it. It is unpacked in place of a download, and kept.
     archive: Path | None = None
     #: URL of the folder that contains NAME.zip, on the original server or a mirror.
     server: str = SERVER
@@ -93,8 +93,9 @@ def _parse(
 def parse_train(args: Sequence[str] | None = None) -> TrainConfig:
     """Return the training configuration for the command line ``args``.
 
-    Flags that are not given are taken from the run to resume; otherwise from the preset of the built-in
-    dataset if no images are given; otherwise from the defaults.
+    With --continue_train, flags that are not given are taken from the run to resume. Otherwise, they are
+    taken from the preset of the built-in dataset if no images are given, and from the defaults if images are
+    given.
     """
     args = _arguments(args)
     base = _base(_flags(args))
@@ -127,7 +128,7 @@ def _arguments(args: Sequence[str] | None) -> Sequence[str]:
 
 
 def _flags(args: Sequence[str]) -> dict[str, str]:
-    """Return the flags in ``args``, spelled with _, and the value or next argument after each."""
+    """Return a dict from each flag in ``args``, spelled with _, to its value or the argument after it."""
     flags = {}
     for arg, following in zip_longest(args, args[1:], fillvalue=""):
         if arg.startswith("--"):
@@ -139,7 +140,7 @@ def _flags(args: Sequence[str]) -> dict[str, str]:
 
 
 def _base(flags: dict[str, str]) -> TrainConfig:
-    """Return the configuration that ``flags`` modify."""
+    """Return the configuration whose settings are overridden by ``flags``."""
     if "continue_train" in flags and "name" in flags:
         return _resumed(flags)
     if {"dataroot", "data_A", "data_B", "help"} & flags.keys():
@@ -189,7 +190,10 @@ def _run(main: Callable[[], int]) -> int:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Return whether ``error`` means that memory ran out. torch has a dedicated class only for GPUs."""
+    """Return whether ``error`` means that memory ran out.
+
+    The message is checked as well, because torch has a dedicated error class only for GPUs.
+    """
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)
 
 
@@ -228,14 +232,14 @@ def _print_score(trainer: Trainer, console: Console) -> None:
     assert images is not None
     held_out = {"A": images.test_A, "B": images.test_B}
     count = len(held_out["A"])
-    console.log(f"built-in dataset ({count} held-out images per domain, small networks made only for this):")
+    console.log(f"built-in dataset ({count} held-out images per domain, small networks made for it):")
     for source, target in ("AB", "BA"):
         translate = functools.partial(engine.translate, f"G_{source}{target}")
         score = builtin.score(translate, held_out[source], held_out[target], engine.device)
         console.log(
-            f"  {source} to {target}: {score.gap_closed:.2f} of the domains' gap in stripes closed (1 is all"
-            f" of it); distance to the true counterparts {score.distance_ratio:.2f} times that of the"
-            " untranslated images (0 is perfect)"
+            f"  {source} to {target}: the translations close {score.gap_closed:.2f} of the gap in stripes"
+            " between the domains (1 is all of it); their distance to the true counterparts is"
+            f" {score.distance_ratio:.2f} times that of the untranslated images (0 is perfect)"
         )
 
 
@@ -259,7 +263,7 @@ def _train(args: Sequence[str] | None) -> int:
         _print_score(trainer, console)
     if run.iteration == trainer.started_at:
         console.log(
-            f"nothing left to train: the run has reached iteration {run.iteration}, and ends at {run.last}"
+            f"nothing left to train: the run ends at iteration {run.last} and has reached {run.iteration}"
         )
     else:
         console.log(f"done: iteration {run.iteration} of {run.last}")

@@ -1,10 +1,10 @@
 """Drop-in replacements for the constructors of the official code, pytorch-CycleGAN-and-pix2pix.
 
-They cover models/networks.py and util/image_pool.py, so changing one import moves a project over:
+They cover models/networks.py and util/image_pool.py, so a project can switch by changing one import:
 ``from fastcyclegan.compat import define_G, define_D, GANLoss, ImagePool``. Arguments, defaults, state_dict
-keys and results are the official ones; only the implementation is ours. ``impl`` and ``recompute`` work as
-in ``fastcyclegan.Generator``. ReLUs do not work in place, so code that collects the outputs of layers sees
-the output of each norm unchanged.
+keys and results are the same as in the official code; only the implementation differs. ``impl`` and
+``recompute`` work as in ``fastcyclegan.Generator``. Unlike the official ReLUs, those here do not work in
+place, so code that collects the outputs of layers sees the output of each norm unchanged.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ NormLayer = Callable[[int], nn.Module]
 
 
 def _norm_argument(norm_layer: NormLayer) -> tuple[reference.Norm, bool]:
-    """Return the ``norm`` argument for our networks, and whether it is an affine instance norm.
+    """Convert ``norm_layer`` to the arguments ``norm`` and ``affine`` of our networks.
 
-    The argument is a name if our networks have one for this norm, otherwise ``norm_layer`` itself.
+    ``norm`` is a name, such as "instance", if our networks have a name for this kind of norm. Otherwise, it
+    is ``norm_layer`` itself.
     """
     kind = getattr(norm_layer, "func", norm_layer)
     options: dict[str, Any] = {}
@@ -51,11 +52,11 @@ def _identity(channels: int) -> nn.Module:
 
 
 class ResnetGenerator(networks.Generator):
-    """The official ``ResnetGenerator``, from [N, input_nc, H, W] to [N, output_nc, H, W] in [-1, 1].
+    """The official ``ResnetGenerator``.
 
-    See ``fastcyclegan.Generator``. ``norm_layer`` builds a norm for a given number of channels. Raises
-    ValueError for an unknown ``padding_type`` (known: reflect, replicate, zero) and for counts below 1
-    (``n_blocks`` may be 0).
+    It maps images [N, input_nc, H, W] to [N, output_nc, H, W] in [-1, 1]; see ``fastcyclegan.Generator``.
+    ``norm_layer`` builds a norm for a given number of channels. Raises ValueError if ``padding_type`` is not
+    reflect, replicate or zero, and for counts below 1 (``n_blocks`` may be 0).
     """
 
     def __init__(
@@ -111,7 +112,10 @@ class UnetGenerator(networks.UnetGenerator):
 
 
 class NLayerDiscriminator(networks.Discriminator):
-    """The official ``NLayerDiscriminator`` (PatchGAN), from [N, input_nc, H, W] to logits [N, 1, H', W']."""
+    """The official ``NLayerDiscriminator`` (PatchGAN).
+
+    It maps images [N, input_nc, H, W] to logits [N, 1, H', W'].
+    """
 
     def __init__(
         self,
@@ -128,7 +132,10 @@ class NLayerDiscriminator(networks.Discriminator):
 
 
 class PixelDiscriminator(networks.PixelDiscriminator):
-    """The official ``PixelDiscriminator`` (1x1 PatchGAN), from [N, input_nc, H, W] to logits [N, 1, H, W]."""
+    """The official ``PixelDiscriminator`` (1x1 PatchGAN).
+
+    It maps images [N, input_nc, H, W] to logits [N, 1, H, W].
+    """
 
     def __init__(
         self,
@@ -160,9 +167,9 @@ def get_norm_layer(norm_type: str = "instance") -> NormLayer:
 
 
 def _initialised(net: nn.Module, init_type: str, init_gain: float, gpu_ids: Sequence[int]) -> nn.Module:
-    """Initialise ``net`` and return it, wrapped in DataParallel over ``gpu_ids`` if there are any.
+    """Initialise ``net`` and return it, as the official code does.
 
-    The official code does the same.
+    If ``gpu_ids`` is not empty, the network is wrapped in DataParallel over these GPUs.
     """
     if init_type not in reference.INIT_TYPES:
         raise NotImplementedError(
@@ -233,7 +240,7 @@ def define_D(
 class GANLoss(nn.Module):
     """The official ``GANLoss``: a scalar loss of logits that should be classified as real or as fake.
 
-    ``gan_mode`` is lsgan, vanilla or wgangp (without its penalty).
+    ``gan_mode`` is lsgan, vanilla or wgangp (without the gradient penalty).
     """
 
     real_label: Tensor
@@ -265,7 +272,7 @@ class GANLoss(nn.Module):
 
 
 class ImagePool:
-    """The official ``ImagePool``: a history of ``pool_size`` generated images.
+    """The official ``ImagePool``: a history of up to ``pool_size`` generated images.
 
     As in the official code, random numbers come from Python's ``random``.
     """
@@ -284,9 +291,9 @@ class ImagePool:
         return len(self._pool.images)
 
     def query(self, images: Tensor) -> Tensor:
-        """Return [N, C, H, W] images for ``images`` [N, C, H, W], detached.
+        """Return the images to show to the discriminator instead of ``images`` [N, C, H, W], detached.
 
-        Each returned image is either the new one, or a stored one that the new one replaces in the pool.
+        For each new image, either that image is returned, or a stored one that it replaces in the pool.
         """
         if self.pool_size == 0:
             return images

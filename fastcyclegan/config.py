@@ -1,7 +1,7 @@
 """Configuration of a training run: frozen dataclasses that check every value.
 
-Each default is written once, here. Fields are named after the official flags where the official code has
-them. The comment above a field is its help text on the command line.
+Each default is written once, here. A setting that the official code also has is named after the official
+flag. The comment above a field is its help text on the command line.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ class DataConfig:
     data_A: Path | None = None
     #: Folder of images of domain B, given together with --data_A.
     data_B: Path | None = None
-    #: Fraction of the images in --data_A and --data_B that is held out of training and shown in the sample
-    #: grids, chosen by a hash of the seed and the file name.
+    #: Fraction of the images in --data_A and --data_B to hold out of training and show in the sample grids.
+    #: A hash of the seed and the file name determines which images are held out.
     holdout: float = 0.05
     #: Direction in which G_A translates. BtoA swaps the folders: folder B becomes the model's domain A.
     direction: Direction = "AtoB"
@@ -94,8 +94,8 @@ class DataConfig:
     #: Image loader: dali (NVIDIA DALI, on the GPU if there is one) or folder (Pillow). auto uses dali if it
     #: is installed and works.
     loader: Literal["auto", "dali", "folder"] = "auto"
-    #: Memory in which all decoded and resized images are kept; refused if they need more than half of what is
-    #: free.
+    #: Memory in which to keep all images, decoded and resized. It is an error if they need more than half of
+    #: the free memory.
     cache: Literal["none", "ram", "gpu"] = "none"
     #: Skip and list images that cannot be read or are smaller than the crop; by default such an image ends
     #: the run.
@@ -112,7 +112,7 @@ class DataConfig:
         if (self.data_A is None) != (self.data_B is None):
             raise UserError("--data_A and --data_B must be given together")
         if self.holdout != DataConfig.holdout and self.data_A is None:
-            raise UserError("--holdout only applies to --data_A and --data_B; a dataroot has test folders")
+            raise UserError("--holdout only applies to --data_A and --data_B; --dataroot has test folders")
         if self.dataroot is not None and self.data_A is not None:
             raise UserError("give either --dataroot, or --data_A and --data_B, but not both")
         resized = self.preprocess in ("resize_and_crop", "scale_width_and_crop")
@@ -126,7 +126,7 @@ class DataConfig:
 
     @property
     def is_builtin(self) -> bool:
-        """Whether to train on the built-in dataset, because no images were specified."""
+        """Whether no images were specified, so that the built-in dataset is used."""
         return self.dataroot is None and self.data_A is None
 
 
@@ -142,8 +142,8 @@ class ModelConfig:
     output_nc: int = 3
     #: Generator: resnet_9blocks, resnet_6blocks (or any resnet_Nblocks), unet_256 or unet_128.
     netG: str = "resnet_9blocks"
-    #: Discriminator: basic is the 70x70 PatchGAN, n_layers a PatchGAN with --n_layers_D layers, and pixel
-    #: judges single pixels.
+    #: Discriminator. basic: the 70x70 PatchGAN; n_layers: a PatchGAN with --n_layers_D layers; pixel: a 1x1
+    #: PatchGAN, which classifies single pixels.
     netD: Literal["basic", "n_layers", "pixel"] = "basic"
     #: Number of layers of the discriminators with --netD n_layers.
     n_layers_D: int = 3
@@ -160,14 +160,14 @@ class ModelConfig:
     upsample: Literal["transpose", "resize"] = "transpose"
     #: Use dropout with probability 0.5 in the generators.
     use_dropout: bool = False
-    #: Official flag: no dropout, which is the default here as well.
+    #: Official flag for networks without dropout, which is the default here as well.
     no_dropout: bool = False
     #: Distribution of the initial weights of the convolutions.
     init_type: Literal["normal", "xavier", "kaiming", "orthogonal"] = "normal"
     #: Scale of the initial weights with --init_type normal, xavier or orthogonal.
     init_gain: float = 0.02
-    #: Implementation of the networks: triton uses our kernels, reference PyTorch's operators. auto uses the
-    #: kernels on an NVIDIA GPU and PyTorch's operators elsewhere.
+    #: Implementation of the networks. triton: fastcyclegan's kernels; reference: PyTorch's operators; auto:
+    #: the kernels on an NVIDIA GPU, otherwise PyTorch's operators.
     impl: Literal["auto", "triton", "reference"] = "auto"
 
     def __post_init__(self) -> None:
@@ -193,7 +193,7 @@ class ModelConfig:
 
     @property
     def size_multiple(self) -> int:
-        """The number of which the sides of an image must be multiples."""
+        """The height and the width of an image must be multiples of this number."""
         if self.netG.startswith("unet"):
             return int(self.netG.removeprefix("unet_"))
         return 4
@@ -202,8 +202,8 @@ class ModelConfig:
     def least_side(self) -> int:
         """The smallest image side that the networks accept, in pixels.
 
-        The PatchGAN must have at least one patch left at its end, and more than one value to normalise before
-        that.
+        The output of a PatchGAN must have at least one patch, and its norms need more than one value to
+        normalise.
         """
         if self.netD == "pixel":
             return 8
@@ -226,8 +226,8 @@ class LossConfig:
     lambda_identity: float = 0.5
     #: Weight of the gradient penalty with --gan_mode wgangp.
     lambda_gp: float = 10.0
-    #: Number of generated images kept in each replay pool; with 0 the discriminators see only the newest
-    #: ones.
+    #: Number of generated images kept in each replay pool. With 0, the discriminators only see the newest
+    #: images.
     pool_size: int = 50
 
     def __post_init__(self) -> None:
@@ -239,11 +239,11 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """Length of training, Adam and its learning rate."""
+    """Length of training, and settings of the Adam optimizer and its learning rate."""
 
     #: Number of epochs at the full learning rate.
     n_epochs: int = 100
-    #: Number of epochs after those, over which the learning rate falls to 0.
+    #: Number of epochs after --n_epochs, over which the learning rate falls to 0.
     n_epochs_decay: int = 100
     #: Number of the first epoch; ignored when a run is resumed from its training state.
     epoch_count: int = 1
@@ -251,22 +251,23 @@ class OptimConfig:
     max_iters: int | None = None
     #: Learning rate of Adam.
     lr: float = 2e-4
-    #: Decay rate of Adam's first moment; that of the second is 0.999.
+    #: Decay rate of Adam's first moment; the second moment's rate is 0.999.
     beta1: float = 0.5
-    #: How the learning rate changes. linear: constant, then linearly to 0 over n_epochs_decay epochs; step:
-    #: divided by 10 every lr_decay_iters epochs; plateau: divided by 5 whenever the epoch's mean generator
-    #: loss stops falling; cosine: along a cosine over all epochs; constant: not at all.
+    #: How the learning rate changes. linear: it is constant, then falls linearly to 0 over n_epochs_decay
+    #: epochs; step: it is divided by 10 every lr_decay_iters epochs; plateau: it is divided by 5 whenever the
+    #: epoch's mean generator loss stops falling; cosine: it follows a cosine over all epochs; constant: it
+    #: never changes.
     lr_policy: Literal["linear", "step", "plateau", "cosine", "constant"] = "linear"
-    #: Number of epochs between the steps of --lr_policy step.
+    #: Number of epochs between reductions of the learning rate with --lr_policy step.
     lr_decay_iters: int = 50
-    #: How lr depends on the batch size. sqrt: multiplied by the square root of batch_size, the rule for
-    #: Adam (Malladi et al. 2022); none: not at all.
+    #: How the learning rate depends on the batch size. sqrt: lr is multiplied by the square root of
+    #: batch_size, the rule for Adam (Malladi et al. 2022); none: lr is used unchanged.
     lr_scaling: Literal["none", "sqrt"] = "none"
-    #: Decay of running averages of the generators' weights, such as 0.999, which are saved along with the
-    #: weights (*_net_G_A_ema.pth); 0 keeps no averages.
+    #: Decay rate of running averages of the generators' weights, for example 0.999. The averages are saved
+    #: along with the weights (*_net_G_A_ema.pth). With 0, no averages are kept.
     ema: float = 0.0
-    #: Whether the learning rate changes at the end of an epoch (official code before 2020 and since 2025) or
-    #: at its start (2020-24).
+    #: Whether the learning rate changes at the end of an epoch, as in the official code before 2020 and
+    #: since 2025, or at its start, as in 2020-24.
     lr_phase: Literal["end", "start"] = "end"
 
     def __post_init__(self) -> None:
@@ -294,17 +295,17 @@ class EngineConfig:
     #: Process all images of a stage in one pass per network. auto: if that does not change the result (not
     #: with batch norm); off: never.
     batching: Literal["auto", "off"] = "auto"
-    #: Run both generators as one network, and likewise both discriminators. auto: if our kernels compute
-    #: them; on: always (for debugging).
+    #: Run both generators as one network, and likewise both discriminators. auto: if fastcyclegan's kernels
+    #: compute them; on: always (for debugging); off: never.
     pairing: Literal["auto", "on", "off"] = "auto"
     #: Work that runs concurrently on a GPU. wgrad: the weight gradients; phases: the discriminators' phase as
     #: well; auto: wgrad if the iteration is a CUDA graph.
     overlap: Literal["auto", "wgrad", "phases", "off"] = "auto"
     #: Replay each iteration as one CUDA graph. auto: with --compile on a GPU, unless the iteration cannot be
-    #: captured; on: end the run if it cannot.
+    #: captured; on: stop with an error if it cannot be captured.
     graph: Literal["auto", "on", "off"] = "auto"
-    #: Run each batch in parts of this many images and add up their gradients, which gives the result of the
-    #: whole batch with the memory of one part.
+    #: Run each batch in parts of this many images and add up their gradients. The result is that of the whole
+    #: batch, but only the memory for one part is needed.
     micro_batch: int | None = None
     #: Mark the parts of an iteration with NVTX ranges for Nsight (on a GPU).
     nvtx: bool = False
@@ -322,12 +323,13 @@ class RunConfig:
     name: str | None = None
     #: Folder that contains the folders of all runs.
     checkpoints_dir: Path = Path("runs")
-    #: Resume the run --name where it stopped, with its own settings; flags given now override them.
+    #: Resume the run named by --name where it stopped, with its saved settings. Flags given now override
+    #: them.
     continue_train: bool = False
-    #: Replace the run --name if it exists.
+    #: Replace the run named by --name if it exists.
     overwrite: bool = False
-    #: With --continue_train: start from the *_net_*.pth files of this epoch if there is no state.pt. A value
-    #: other than latest is used even if there is one.
+    #: With --continue_train, start from the *_net_*.pth files of this epoch if there is no state.pt. If you
+    #: set this to anything other than latest, those files are used even if state.pt exists.
     epoch: str = "latest"
     #: Compile the networks with torch.compile.
     compile: bool = False
@@ -343,12 +345,13 @@ class RunConfig:
     #: Number of images between log lines. Default: one line per second in a terminal, otherwise one every ten
     #: seconds.
     print_freq: int | None = None
-    #: Number of images between sample grids. Default: every 30 seconds, but using at most 5% of the time.
+    #: Number of images between sample grids. Default: one every 30 seconds, or less often if they would take
+    #: more than 5% of the time.
     display_freq: int | None = None
-    #: Number of images between saves of the training state. Default: every 5 minutes, but using at most 1% of
-    #: the time.
+    #: Number of images between saves of the training state. Default: one every 5 minutes, or less often if
+    #: they would take more than 1% of the time.
     save_latest_freq: int | None = None
-    #: Name the weights saved every --save_latest_freq images iter_N instead of latest.
+    #: Every --save_latest_freq images, save the weights as iter_N instead of latest.
     save_by_iter: bool = False
     #: Number of epochs between permanent copies of the weights (5_net_G_A.pth and so on); 0 keeps no copies.
     save_epoch_freq: int = 5
@@ -393,7 +396,7 @@ class TrainConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
 
     def scaled_lr(self, batch: int) -> float:
-        """Return the initial learning rate for batches of ``batch`` images, scaled as ``lr_scaling`` says."""
+        """Return the initial learning rate for batches of ``batch`` images, scaled by ``lr_scaling``."""
         scale = 1.0
         if self.optim.lr_scaling == "sqrt":
             scale = math.sqrt(batch)
@@ -402,7 +405,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         multiple, crop = self.model.size_multiple, self.data.crop_size
         if self.data.preprocess in FIXED_SIZE and crop % multiple:
-            reason = f"{self.model.netG} would return images of another size"
+            reason = f"{self.model.netG} would return images of a different size"
             raise UserError(f"crop_size {crop} is not a multiple of {multiple}: {reason}")
         least = self.model.least_side
         if self.data.preprocess in FIXED_SIZE and crop < least:
@@ -432,7 +435,7 @@ BUILTIN: Mapping[str, Mapping[str, Any]] = {
 
 
 def with_changes(config: TrainConfig, changes: Mapping[str, Mapping[str, Any]]) -> TrainConfig:
-    """Return a copy of ``config`` with ``changes`` applied (group to field to value)."""
+    """Return a copy of ``config`` with ``changes`` applied, a dict of new values by group and field."""
     groups = {}
     for group, fields in changes.items():
         groups[group] = dataclasses.replace(getattr(config, group), **fields)
@@ -444,12 +447,12 @@ def to_dict(config: TrainConfig) -> dict[str, dict[str, Any]]:
     return json.loads(json.dumps(dataclasses.asdict(config), default=str))
 
 
-# A group that configurations saved by older versions lack.
+# The group that is missing from configurations saved by older versions.
 LATER = "engine"
 
 
 def from_dict(saved: Mapping[str, Mapping[str, Any]]) -> TrainConfig:
-    """Return the configuration that ``to_dict`` turned into ``saved``. Missing fields take their defaults.
+    """Rebuild a configuration from ``saved``, the output of ``to_dict``. Missing fields get their defaults.
 
     Raises UserError if ``saved`` is not such a configuration, or has unknown fields.
     """

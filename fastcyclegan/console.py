@@ -67,7 +67,7 @@ class Console:
             self.log(f"  {name:<{width}}  {value}")
 
     def progress(self, completed: int, total: int, text: str) -> None:
-        """Show the progress of the work: in the live line of a terminal, otherwise as a plain line."""
+        """Show progress in the live line of a terminal, or print a plain line if there is no terminal."""
         if not self.is_terminal or self._rich.quiet:
             self.log(text)
             return
@@ -110,7 +110,7 @@ class Console:
 
 
 class QuietConsole(Console):
-    """A console that prints nothing, for runs that report to callbacks, once a second."""
+    """A console that prints nothing, for runs that report to callbacks instead. They do so once a second."""
 
     seconds_between_lines = 1.0
 

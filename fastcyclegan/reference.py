@@ -1,16 +1,16 @@
 """CycleGAN in plain PyTorch: networks, losses, the replay pool and one training step.
 
 This file is the specification; read it first. Everything else in the package is a faster way to compute the
-same results, and is tested against this file. It imports only torch and does nothing clever. The classes of
-which a network is built (its Sequential, residual block and tanh) are class attributes, so that a faster
-network of the same structure can be a subclass.
+same results, and is tested against this file. This file imports only torch and does nothing clever. The
+classes that a network is built from (its Sequential, residual block and tanh) are class attributes, so that a
+faster network of the same structure can be a subclass.
 
 Source: Zhu, Park, Isola, Efros, "Unpaired Image-to-Image Translation using Cycle-Consistent Adversarial
 Networks", ICCV 2017 (sections 3 and 4, appendix 7); the state_dict keys and defaults are those of the
 authors' PyTorch implementation.
 
-Domains and names: ``G_AB`` translates A to B, ``G_BA`` translates B to A, ``D_A`` judges images of A, and
-``D_B`` judges images of B. Images are float tensors [N, C, H, W] in [-1, 1].
+Domains and names: ``G_AB`` translates A to B, and ``G_BA`` translates B to A. ``D_A`` is the discriminator
+for images of domain A, and ``D_B`` for images of domain B. Images are float tensors [N, C, H, W] in [-1, 1].
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
 
 
 class ContiguousGradient(torch.autograd.Function):
-    """The identity, whose backward returns the gradient in NCHW memory.
+    """The identity function. Its backward makes the gradient contiguous in NCHW memory.
 
     It supports the transforms of torch.func.
     """
@@ -63,7 +63,7 @@ class ContiguousGradient(torch.autograd.Function):
 
 
 class _ContiguousGradientAndTangent(ContiguousGradient):
-    """The same with forward-mode differentiation, which torch.compile does not support."""
+    """``ContiguousGradient`` with forward-mode differentiation, which torch.compile does not support."""
 
     @staticmethod
     def jvp(ctx: object, tangent: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ class _ContiguousGradientAndTangent(ContiguousGradient):
 
 
 def contiguous_gradient(x: Tensor) -> Tensor:
-    """Return ``x`` unchanged, and make its gradient arrive in NCHW memory."""
+    """Return ``x`` unchanged, and make its gradient contiguous in NCHW memory."""
     kind = ContiguousGradient if torch.compiler.is_compiling() else _ContiguousGradientAndTangent
     y: Tensor = kind.apply(x)
     return y
@@ -93,7 +93,7 @@ def norm_layer(norm: Norm, channels: int, affine: bool = False) -> nn.Module:
     """Build the normalisation layer ``norm`` for ``channels`` channels.
 
     Instance norm has no running statistics and, unless ``affine`` is set, no parameters. Raises ValueError
-    for an unknown ``norm``, and for ``affine`` with any other norm than "instance".
+    for an unknown ``norm``, and for ``affine`` with any norm other than "instance".
     """
     if callable(norm) and not affine:
         return norm(channels)
@@ -108,7 +108,7 @@ def norm_layer(norm: Norm, channels: int, affine: bool = False) -> nn.Module:
 def has_bias(norm: Norm) -> bool:
     """Return whether a convolution before ``norm`` has a bias.
 
-    As in the official code, it has one only before instance norm.
+    As in the official code, only convolutions before instance norm have one.
     """
     return norm == "instance" or getattr(norm, "func", norm) in (nn.InstanceNorm2d, InstanceNorm2d)
 
@@ -220,9 +220,9 @@ class Generator(nn.Module):
 class UnetBlock(nn.Module):
     """One level of the U-Net: downsampling, the level below, and upsampling.
 
-    All levels but the outermost concatenate their input with the result. The official code applies the first
-    LeakyReLU in place, so its skip connection carries LeakyReLU(x). Because a ReLU follows every skip, both
-    are the same function with the same gradient.
+    All levels except the outermost concatenate their input with the result. The official code applies the
+    first LeakyReLU in place, so its skip connection carries LeakyReLU(x). A ReLU follows every skip, so this
+    block computes the same function as the official one, with the same gradient.
     """
 
     sequential: type[nn.Sequential] = nn.Sequential
@@ -305,7 +305,7 @@ class UnetGenerator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """The PatchGAN discriminator, with patches of 70x70 pixels for ``n_layers`` 3.
+    """The PatchGAN discriminator. With ``n_layers`` = 3, its patches are 70x70 pixels.
 
     The input is [N, input_nc, H, W]. The output is [N, 1, H', W'] logits, without a sigmoid (30x30 for
     256x256). The state_dict keys are those of the official ``NLayerDiscriminator``. Raises ValueError for an
@@ -341,7 +341,7 @@ class Discriminator(nn.Module):
 
 
 class PixelDiscriminator(nn.Module):
-    """The 1x1 PatchGAN discriminator, which judges each pixel independently.
+    """The 1x1 PatchGAN discriminator, which classifies each pixel independently.
 
     The input is [N, input_nc, H, W], and the output is [N, 1, H, W] logits.
     """
@@ -439,9 +439,9 @@ class ReplayPool:
         self.images: list[Tensor] = []
 
     def query(self, images: Tensor, draws: Iterable[tuple[float, float]]) -> Tensor:
-        """Return images [N, C, H, W] to show instead of the new ``images`` [N, C, H, W].
+        """Return the images to show to the discriminator instead of the new ``images``, both [N, C, H, W].
 
-        ``draws`` contains (swap, place) in [0, 1) for each image, in order.
+        ``draws`` contains the random numbers (swap, place) in [0, 1) of each image, in order.
         """
         if self.capacity == 0:
             return images
@@ -461,7 +461,7 @@ class ReplayPool:
 
 @dataclass(frozen=True)
 class LossWeights:
-    """The adversarial loss and the weights of the loss terms of an iteration.
+    """The kind of adversarial loss, and the weights of an iteration's loss terms.
 
     ``lambda_identity`` is relative to the weights of the cycle losses; 0 skips the identity passes.
     """
@@ -500,7 +500,7 @@ def generator_losses(
 def discriminator_loss(
     D: nn.Module, real: Tensor, fake: Tensor, w: LossWeights, mix: Tensor | None = None
 ) -> Tensor:
-    """Return half the sum of the losses on ``real`` and on ``fake`` images, which are pooled and detached.
+    """Return half the sum of the losses on ``real`` images and on pooled, detached ``fake`` images.
 
     With wgangp, the sum includes the gradient penalty at ``mix`` [N].
     """
@@ -524,8 +524,8 @@ def train_step(
     """Run one iteration in the official order and return the detached loss terms by name.
 
     ``optimizers`` has the keys "G" (for both generators) and "D" (for both discriminators). ``pools`` and
-    ``draws`` have the keys "A" and "B", for fake images of that domain. ``mix`` ("A" and "B", [N] each) is
-    only needed for wgangp.
+    ``draws`` have the keys "A" and "B", for the fake images of each domain. ``mix`` has the same keys, with a
+    tensor [N] for each, and is only needed for wgangp.
     """
     discriminators = [*nets["D_A"].parameters(), *nets["D_B"].parameters()]
     for p in discriminators:

@@ -1,8 +1,8 @@
 """Load tensor files safely, even untrusted ones, and write them atomically.
 
 No code from a file is executed, an invalid file is reported as one clear line, and loading uses no more
-memory than the file's size. Supported are PyTorch's own files (zip archives since 1.6, pickles before) and,
-if that package is installed, safetensors.
+memory than the file's size. The supported formats are PyTorch's own (zip archives since 1.6, pickles before)
+and, if the package safetensors is installed, its format.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch import Tensor
 from fastcyclegan.errors import UserError
 
 _ZIP = b"PK\x03\x04"
-# The training state of a run has fewer than 2,000.
+# Maximum number of parts of an archive. The training state of a run has fewer than 2,000.
 _MAX_PARTS = 20_000
 _DAMAGED = "it is damaged, or not a PyTorch file"
 
@@ -37,7 +37,7 @@ def load_tensors(path: Path) -> Any:
     next write to the file. Raises UserError if the file is missing, unreadable or invalid.
     """
     if path.is_dir():
-        raise UserError(f"{path}: a folder, not a file of weights")
+        raise UserError(f"{path}: a folder, not a weights file")
     if path.exists() and not path.is_file():  # reading a pipe could block forever
         raise UserError(f"{path}: not a regular file")
     try:
@@ -58,8 +58,8 @@ def load_tensors(path: Path) -> Any:
         raise UserError(f"{path}: no such file") from None
     except PermissionError as error:
         raise UserError(f"{path}: {error.strerror}") from None
-    # For damaged files and other formats, torch.load raises UnpicklingError, RuntimeError, EOFError, OSError
-    # and more.
+    # For damaged files and for files in another format, torch.load raises UnpicklingError, RuntimeError,
+    # EOFError, OSError and more.
     except Exception as error:
         raise UserError(f"{path}: cannot be loaded: {_reason(str(error))}") from None
 

@@ -1,8 +1,8 @@
-"""Helpers shared by tests and benches: seeded networks and samples, and the parity rule for equal results.
+"""Helpers shared by tests and benches: seeded networks and samples, and comparisons by the parity rule.
 
-The parity rule: our error against the float64 truth must be at most twice the error of PyTorch's own
-operators in the same dtype, plus a few units in the last place. So the bound is derived from the arithmetic
-and scales with it; no tolerance is tuned.
+The parity rule limits the error of our result against the float64 truth. It must be at most twice the error
+of PyTorch's own operators in the same dtype, plus a few units in the last place. So the bound is derived from
+the arithmetic and scales with it; no tolerance is tuned.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.engine import Engine
 from fastcyclegan.recipes.cyclegan import CycleGANRecipe, build_networks
 
-# In fp32, the sums of a whole network are computed in another order. In 16 bits, where sums are kept in fp32,
-# that many ulp would hide an error of 6 %.
+# fp32 is allowed more, because the sums of a whole network are computed in another order. In 16 bits, sums
+# are kept in fp32, and 8 ulp would hide an error of 6 %.
 PARITY_ULPS = {torch.float32: 8, torch.bfloat16: 2, torch.float16: 2}
 
 
@@ -66,9 +66,9 @@ def assert_parity(name: str, ours: Tensor, pytorch: Tensor, truth: Tensor, dtype
 def describe_difference(ours: Tensor, pytorch: Tensor, truth: Tensor, dtype: torch.dtype) -> str:
     """Return one line that describes where ``ours`` is wrong.
 
-    It contains the layout, the number of wrong elements, and the first and the worst of them with their
-    indices. An element is wrong if its distance from ``truth`` is more than twice PyTorch's largest, plus the
-    allowed units in the last place of the largest element.
+    The line contains the layout, the number of wrong elements, and the first and the worst of them with their
+    indices. An element is wrong if it differs from ``truth`` by more than twice the largest difference of
+    PyTorch's result, plus PARITY_ULPS units in the last place of the largest element.
     """
     layout = f"{str(ours.dtype).removeprefix('torch.')} {list(ours.shape)} strides {list(ours.stride())}"
     a, b, c = (t.detach().double().cpu() for t in (ours, pytorch, truth))
@@ -94,7 +94,7 @@ def describe_difference(ours: Tensor, pytorch: Tensor, truth: Tensor, dtype: tor
 def assert_same_bits(name: str, ours: Tensor, expected: Tensor) -> None:
     """Raise AssertionError unless both tensors are exactly equal.
 
-    The message contains the first element that differs, and how many there are.
+    The message contains the first element that differs, and the number of elements that differ.
     """
     if (ours.dtype, ours.shape) != (expected.dtype, expected.shape):
         raise AssertionError(
@@ -114,9 +114,10 @@ def assert_same_bits(name: str, ours: Tensor, expected: Tensor) -> None:
 
 
 def tf32(allowed: bool) -> AbstractContextManager[None]:
-    """Allow torch's convolutions to round fp32 to TF32 inside the block, or forbid it.
+    """Return a context that allows torch's convolutions to round fp32 to TF32, or forbids it.
 
-    cuDNN stays enabled, which ``cudnn.flags`` turns off by default, and its other flags keep their values.
+    ``cudnn.flags`` would disable cuDNN by default. Here it stays enabled, and its other flags keep their
+    values.
     """
     others = {name: getattr(torch.backends.cudnn, name) for name in ("benchmark", "deterministic")}
     context: AbstractContextManager[None] = torch.backends.cudnn.flags(
@@ -126,9 +127,10 @@ def tf32(allowed: bool) -> AbstractContextManager[None]:
 
 
 def packed_gradient(dx: Tensor) -> Tensor:
-    """Return the packed gradient [N, (H + 2)(W + 4), C] that kernels/README.md describes.
+    """Convert the gradient ``dx`` [N, C, H, W] to the packed layout described in kernels/README.md.
 
-    It consists of dx, two columns of zeros, two folded rows and two folded columns.
+    The result [N, (H + 2)(W + 4), C] consists of dx, two columns of zeros, two folded rows and two folded
+    columns.
     """
 
     def folded(t: Tensor, dim: int) -> list[Tensor]:
@@ -235,8 +237,8 @@ def is_cancelled_bias(net: nn.Module, name: str) -> bool:
 
 
 def parameters_that_count(net: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the parameters of ``net`` by name, without the biases that cancel.
+    """Return the parameters of ``net`` by name, without the biases that an instance norm cancels.
 
-    These are the ones to compare between two ways of training.
+    These are the parameters to compare between two ways of training.
     """
     return {name: p for name, p in net.named_parameters() if not is_cancelled_bias(net, name)}

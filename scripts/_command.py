@@ -16,7 +16,7 @@ PACKAGES = {name: name for name in ("torch", "triton", "numpy", "tyro", "rich", 
 
 
 def function(module: str, name: str) -> Callable[[], Any]:
-    """Return the function ``name`` of ``module``.
+    """Import ``module`` and return its function ``name``.
 
     If a package is missing, print its name and how to install it, and exit with code 2.
     """

@@ -1,4 +1,4 @@
-"""Profile one training step (Chrome trace, table by kernel): python scripts/profile_step.py --help"""
+"""Profile one training step (Chrome trace, table of kernels): python scripts/profile_step.py --help"""
 
 import sys
 

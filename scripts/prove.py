@@ -1,4 +1,4 @@
-"""Measure speed and parity on your own machine and images, in a minute: python scripts/prove.py --help"""
+"""Measure speed and parity on your machine and images in a minute: python scripts/prove.py --help"""
 
 import sys
 

@@ -13,7 +13,10 @@ TINY = (
 
 
 def fails(capsys: pytest.CaptureFixture[str], *args: str) -> str:
-    """Run train.py in this process, check that it fails with code 2 and one line, and return that line."""
+    """Run the train command in this process, and return the error line that it prints.
+
+    Asserts that it prints exactly one line and exits with code 2.
+    """
     assert cli.train([*TINY, *args]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")

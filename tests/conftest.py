@@ -1,4 +1,4 @@
-"""Shared by all tests: small images on disk, a separate cache, and skipping of tests that need a GPU."""
+"""Fixtures and settings for all tests: small images on disk, a separate cache, and skipping of GPU tests."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _separate_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytes
 def _poisoned_memory(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fill new tensors with NaN in kernel tests, so that elements that are never written are noticed.
 
-    torch's deterministic mode does this.
+    This is a feature of torch's deterministic mode.
     """
     if request.path.parent.name != "kernels":
         yield
@@ -113,7 +113,7 @@ def source(paths: list[Path], fit: Fit) -> Source:
 def unpaired(
     root: Path, channels: tuple[int, int] = (3, 3), mode: Preprocess = "resize_and_crop"
 ) -> tuple[Source, Source]:
-    """Write 5 images of A and 3 of B, and return them as sources with load size 24 and crop size 16."""
+    """Write 5 images of domain A and 3 of B. Return them as sources with load size 24 and crop size 16."""
     a, b = write_images(root / "A", 5, seed=1), write_images(root / "B", 3, seed=2)
     return source(a, Fit(mode, 24, 16, channels[0])), source(b, Fit(mode, 24, 16, channels[1]))
 

@@ -1,4 +1,4 @@
-"""Failures planted in kernels, to test how they are handled."""
+"""Inject failures into kernels, to test how the failures are handled."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fastcyclegan.kernels import (
 )
 
 SOURCE = "def kernel(x_ptr):\n    x = tl.load(x_ptr)\n"
-# Errors as raised by Triton 3.6 and 3.7, the stage that fails, and what is reported of each.
+# Errors as raised by Triton 3.6 and 3.7, each with the stage that fails and a pattern of the reported reason.
 ERRORS: list[tuple[Callable[[], Exception], str, str]] = [
     (
         lambda: triton.CompilationError(SOURCE, ast.parse(SOURCE).body[0], "a tensor of no shape"),
@@ -64,7 +64,7 @@ def clear_failures(patch: pytest.MonkeyPatch) -> None:
 
 
 class Failing:
-    """A kernel that raises ``error()`` when it is launched, from launch number ``first`` on."""
+    """Wraps ``kernel`` so that every launch from number ``first`` on raises ``error()``."""
 
     def __init__(self, kernel: Any, error: Callable[[], BaseException], first: int = 1) -> None:
         self.kernel, self.error, self.first, self.launches = kernel, error, first, 0

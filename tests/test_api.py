@@ -1,4 +1,4 @@
-"""The ``CycleGAN`` class: it trains like the command line, resumes exactly and has no side effects."""
+"""Tests of the ``CycleGAN`` class: it trains like the command line, resumes exactly, has no side effects."""
 
 from __future__ import annotations
 
@@ -96,8 +96,8 @@ class BreaksError(Exception):
 
 @pytest.mark.parametrize("at", [1, 3])
 def test_an_error_in_a_loader_does_not_lose_iterations(at: int) -> None:
-    """The error is raised before the first record. Iterations are counted nevertheless, and training can be
-    resumed exactly at the next epoch.
+    """If a loader fails before the first record is logged, the iterations until then are still counted, and
+    training can be resumed exactly at the next epoch.
     """
     batches = [(tensors(1, i), tensors(1, 10 + i)) for i in range(at)]
 
@@ -117,7 +117,7 @@ def test_an_error_in_a_loader_does_not_lose_iterations(at: int) -> None:
 
 @pytest.fixture
 def _interruptible() -> Iterator[None]:
-    """Handle SIGINT as in a terminal, even if the tests were started with it ignored."""
+    """Handle SIGINT as in a terminal, even if the tests were started with SIGINT ignored."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     yield
@@ -129,7 +129,8 @@ def _interruptible() -> Iterator[None]:
 def test_an_interrupt_takes_effect_after_the_iteration(dataset: Path) -> None:
     """SIGINT arrives between the updates of an iteration, but only whole iterations are trained."""
     model, whole, calls = CycleGAN(**TINY), CycleGAN(**TINY), itertools.count(1)
-    # D_B is called once in the generators' phase, and twice in its own, after the generators' update.
+    # D_B is called once in the generators' phase, and then twice in the discriminators' phase, which follows
+    # the generators' update.
     model.D_B.register_forward_hook(
         lambda *_: signal.raise_signal(signal.SIGINT) if next(calls) == 6 else None
     )

@@ -1,4 +1,4 @@
-"""The command line: flags in both spellings, output, and mistakes reported in one line with code 2."""
+"""Tests of the command line: flags in both spellings, output, and errors in one line with exit code 2."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_unsupported_kernels_are_rejected_before_anything_is_written(
 def test_trains_and_translates_with_the_kernels(
     dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """--impl triton from end to end. Without a GPU, the kernels run in the interpreter."""
+    """Train and translate with --impl triton. Without a GPU, the kernels run in Triton's interpreter."""
     args = "--impl triton --load_size 8 --crop_size 8 --max_iters 1 --name r --checkpoints_dir".split()
     assert cli.train([*TINY, "--dataroot", str(dataset), *args, str(tmp_path)]) == 0
     assert re.search(r"^ *impl +triton$", capsys.readouterr().out, re.MULTILINE)
@@ -186,7 +186,7 @@ def test_training_on_the_builtin_dataset_prints_scores(
 ) -> None:
     assert cli.train(["--checkpoints_dir", str(tmp_path), "--max_iters", "2", "--device", "cpu"]) == 0
     output = capsys.readouterr().out
-    assert "built-in dataset (32 held-out images per domain, small networks made only for this)" in output
+    assert "built-in dataset (32 held-out images per domain, small networks made for it)" in output
     for direction in ("A to B", "B to A"):
         assert f"{direction}: " in output
     assert (tmp_path / "shapes_1" / "dataset" / "trainA" / "000.png").exists()
@@ -223,7 +223,7 @@ def test_translate_script(tmp_path: Path, dataset: Path) -> None:
 def test_kernel_warnings_are_printed_as_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """They are printed without their source location. Warnings from other code are unchanged."""
+    """Kernel warnings are printed without their source location. Warnings from other code are unchanged."""
 
     def work(*_: object) -> None:
         warnings.warn_explicit(

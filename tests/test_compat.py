@@ -1,4 +1,4 @@
-"""The official constructors: signatures, state_dict keys, parameter counts and results."""
+"""Tests of the drop-in constructors: official signatures, state_dict keys, parameter counts and results."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_convolutions_have_a_bias_only_before_instance_norm(norm_layer: Any, bia
 
 @pytest.mark.parametrize("padding_type", ["reflect", "replicate", "zero"])
 def test_blocks_use_the_given_padding_type(padding_type: str) -> None:
-    """Compare with torch's own padded convolution and norm, applied twice."""
+    """Compare a residual block with torch's own padded convolution and norm, applied twice."""
     net = compat.ResnetGenerator(
         3, 3, 2, nn.InstanceNorm2d, n_blocks=1, padding_type=padding_type, impl="reference"
     ).double()
@@ -119,7 +119,7 @@ def test_blocks_use_the_given_padding_type(padding_type: str) -> None:
     "norm_layer", [lambda c: nn.InstanceNorm2d(c), lambda c: nn.InstanceNorm2d(c, affine=True)]
 )
 def test_norms_built_by_a_function_have_correct_gradients(norm_layer: Any) -> None:
-    """A single image in channels_last, for which torch's own backward on the CPU is wrong."""
+    """Check gradients for a single image in channels_last, where torch's own backward on the CPU is wrong."""
     net = compat.ResnetGenerator(3, 3, 2, norm_layer, n_blocks=1, impl="reference").double()
     x = torch.randn(1, 3, 8, 8, dtype=torch.float64)
     dy = torch.randn(1, 3, 8, 8, dtype=torch.float64)
@@ -183,9 +183,9 @@ def test_gan_loss(mode: str) -> None:
 
 
 def test_image_pool_draws_like_the_official_one() -> None:
-    """Compare with the rule written out, using Python's random.
+    """Compare with the official replacement policy, written out here with Python's random.
 
-    Nothing is drawn while the pool is filling; after that, first a coin toss and then a place.
+    Nothing is drawn while the pool is filling. After that, a coin toss is drawn first, and then a place.
     """
     pool, stored = compat.ImagePool(3), []
     random.seed(5)

@@ -1,4 +1,4 @@
-"""Use of the networks in projects: torch.func transforms, wrappers, copies and files."""
+"""Test the drop-in networks as projects use them: torch.func transforms, wrappers, copies and files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def small(kind: str, impl: str) -> tuple[nn.Module, Tensor]:
         net: nn.Module = compat.ResnetGenerator(3, 3, 2, INSTANCE, n_blocks=1, impl=impl)
     else:
         net = compat.NLayerDiscriminator(3, 2, 1, INSTANCE, impl=impl)
-    # With a norm over 2 x 2 values, a rounding error can happen to become large.
+    # The images are large enough that no norm is over 2 x 2 values, where a rounding error can become large.
     return net.to(DEVICE), torch.randn(2, 3, 16, 16, device=DEVICE)
 
 
@@ -48,7 +48,7 @@ def test_half_precision_networks_can_be_chained() -> None:
 def test_torch_func_transforms(kind: str) -> None:
     """With impl="auto", PyTorch's operators compute per-image gradients, vmap and forward mode.
 
-    The test uses float64, whose rounding error is 1e-16.
+    All results are in float64, whose rounding error is 1e-16.
     """
     net, x = (value.double() for value in small(kind, "auto"))
     weights = dict(net.named_parameters())
@@ -63,7 +63,7 @@ def test_torch_func_transforms(kind: str) -> None:
         for name in parameters_that_count(net):
             assert relative_error(each[name][n], wanted[name]) < 1e-12, name
     assert relative_error(vmap(lambda image: net(image[None])[0])(x), net(x)) < 1e-12
-    tangent, step = torch.randn_like(x), 1e-7  # rounding of 1e-16 is divided by it
+    tangent, step = torch.randn_like(x), 1e-7  # not smaller: rounding of 1e-16 is divided by the step
     slope = jvp(net, (x,), (tangent,))[1]
     secant = (net(x + step * tangent) - net(x - step * tangent)) / (2 * step)
     torch.testing.assert_close(slope, secant, rtol=1e-6, atol=1e-6)
@@ -84,9 +84,10 @@ def test_explicitly_requested_kernels_reject_transforms(
 
 
 def _run_in_parallel(net: nn.Module, x: Tensor) -> None:
-    """Train ``net`` in DistributedDataParallel, and free the wrapper before the process group.
+    """Run two backward passes of ``net`` in DistributedDataParallel.
 
-    If the wrapper freed the group, it would wait for threads of the group, which wait for the interpreter.
+    On return, the wrapper is freed before the process group. If the wrapper freed the group, it would wait
+    for threads of the group, which wait for the interpreter.
     """
     parallel = nn.parallel.DistributedDataParallel(net)
     for _ in range(2):
@@ -130,7 +131,7 @@ def test_grad_scaler_and_autocast(kind: str, impl: str) -> None:
 
 
 class Around(nn.Module):
-    """A project's model that contains two of our networks."""
+    """A model as in a project, which contains two of our networks."""
 
     def __init__(self, impl: str) -> None:
         super().__init__()
@@ -142,7 +143,10 @@ class Around(nn.Module):
 
 
 def test_compiling_the_outer_model() -> None:
-    """Gradients are summed in another order, so the parity rule applies (except to biases that cancel)."""
+    """Compare a compiled model with the uncompiled one by the parity rule.
+
+    Gradients are summed in another order, so they are not bit-identical. Biases that cancel are left out.
+    """
     net, x = Around("auto"), torch.randn(1, 3, 16, 16, device=DEVICE)
     exact, compiled = copy.deepcopy(net).double(), torch.compile(net, backend="aot_eager", fullgraph=True)
     losses = [run(x.to(next(run.parameters()).dtype)) for run in (compiled, net, exact)]
@@ -175,7 +179,7 @@ def test_copies_files_half_precision_and_layouts(kind: str, impl: str) -> None:
         assert_parity(f"{kind} in {dtype}", y, copy.deepcopy(plain).to(dtype)(x.to(dtype)), exact, dtype)
 
 
-def test_the_engine_accepts_them_like_our_networks() -> None:
+def test_the_engine_accepts_drop_in_networks_like_ours() -> None:
     G, D = small("G", "auto")[0], small("D", "auto")[0]
     assert (why_not_batched("G", G), why_not_batched("D", D)) == ("", "")
     assert why_not_paired({"G_AB": G, "G_BA": small("G", "auto")[0]}) == ""

@@ -1,4 +1,4 @@
-"""Every rule of the configuration, and its conversion to JSON and back."""
+"""Tests of every check of the configuration, and of its conversion to JSON and back."""
 
 from __future__ import annotations
 

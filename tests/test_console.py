@@ -1,4 +1,4 @@
-"""Plain lines without a terminal, and text that looks like markup printed unchanged."""
+"""Tests of the console: plain lines without a terminal, and text that looks like markup is unchanged."""
 
 from __future__ import annotations
 

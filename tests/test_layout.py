@@ -1,4 +1,4 @@
-"""Layout of the package: the rooms that each room may use, no circular imports, tests of each module."""
+"""Tests of the layout: which rooms each room can use, no circular imports, and a test file per module."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ ROWS = (
 
 
 def name_of(file: Path) -> str:
-    """Return the dotted name of a module within the package. The kernels are part of it."""
+    """Return the dotted name of a module within the package. The kernels count as part of the package."""
     within = file.relative_to(ROOT if file.is_relative_to(ROOT / "kernels") else PACKAGE)
     return ".".join(part for part in within.with_suffix("").parts if part != "__init__")
 
@@ -96,13 +96,13 @@ def test_rooms_only_use_the_rows_above(module: str) -> None:
 
 
 def test_there_are_no_circular_imports() -> None:
-    """Imports in functions and for types count as well. graphlib's CycleError shows the circle."""
+    """Imports in functions and for types count as well. graphlib's CycleError shows the cycle."""
     order = list(TopologicalSorter({module: used_by(module) for module in modules()}).static_order())
     assert len(order) == len(modules())
 
 
 def test_all_kinds_of_imports_are_found() -> None:
-    """Imports are found however they are written; otherwise these tests would pass without checking them."""
+    """Imports are found in every form. Otherwise, the tests of this file would pass without checking them."""
     assert {"recipes.recipe", "data.batch", "kernels", "engine.choices"} <= used_by("engine.engine")
     assert "kernels._launch" in used_by("kernels._tune")  # relative
     assert "devtools.compile_kernels" in used_by("engine.ahead")  # inside a function
@@ -130,7 +130,7 @@ def test_rooms_document_their_contents_and_the_rooms_they_use(folder: str) -> No
 
 
 def test_files_mentioned_in_texts_exist() -> None:
-    """A text that refers its reader to a file that has been moved is worse than no text."""
+    """Every Python file that a module or a README mentions in backquotes must exist, even after a move."""
     files = [
         path
         for folder in ("fastcyclegan", "kernels", "bench", "tests", "scripts")
@@ -214,7 +214,10 @@ def test_elsewhere_lists_only_existing_modules() -> None:
 
 @pytest.mark.parametrize("folder", ["bench", "tests"])
 def test_no_module_changes_sys_path(folder: str) -> None:
-    """Both folders are packages, imported from the root. The fake checkout stands for third-party code."""
+    """``bench`` and ``tests`` are packages that are imported from the root, so no module changes sys.path.
+
+    The fake official checkout is left out, because it stands for third-party code.
+    """
     checkout = ROOT / "tests" / "official" / "checkout"
     files = [
         file
@@ -226,7 +229,7 @@ def test_no_module_changes_sys_path(folder: str) -> None:
 
 
 def test_benches_also_run_with_their_folder_on_the_path() -> None:
-    """The commands documented for GPU machines do this."""
+    """The benches run with ``bench`` in PYTHONPATH, as in the commands documented for GPU machines."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join((".", "bench"))}
     command = [sys.executable, "-m", "bench.report", "--help"]
     process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)

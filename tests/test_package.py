@@ -1,4 +1,4 @@
-"""The package as shipped: light imports, the kernels folder in each kind of install, pins, lint and types."""
+"""Tests of the package as shipped: light imports, kernels in each kind of install, pins, lint and types."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Style rules that ruff does not have, checked on the syntax trees of the package, benches and scripts."""
+"""Check style rules that ruff does not offer, on the syntax trees of the package, benches and scripts."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def is_literal(node: ast.expr) -> bool:
 
 
 def test_ternaries_are_not_nested_or_crowded(file: Path) -> None:
-    """A ternary is in no other ternary, and a line has at most two of them."""
+    """No ternary contains another one, and no line has more than two ternaries."""
     ternaries = [node for node in ast.walk(tree(file)) if isinstance(node, ast.IfExp)]
     for ternary in ternaries:
         inner = [node for node in ast.walk(ternary) if isinstance(node, ast.IfExp)]
@@ -72,7 +72,7 @@ def test_no_value_is_multiplied_by_a_condition(file: Path) -> None:
 
 
 def test_and_and_or_only_combine_conditions(file: Path) -> None:
-    """Instead of ``x or "none"``, write an if statement."""
+    """No literal is an operand of ``and`` or ``or``: instead of ``x or "none"``, write an if statement."""
     for node in ast.walk(tree(file)):
         if isinstance(node, ast.BoolOp):
             values = [value for value in node.values if is_literal(value)]
@@ -80,7 +80,7 @@ def test_and_and_or_only_combine_conditions(file: Path) -> None:
 
 
 def test_comprehensions_have_at_most_two_clauses(file: Path) -> None:
-    """That is, a loop and a condition, or two loops."""
+    """A comprehension can have a loop and a condition, or two loops, but no more."""
     kinds = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
     for node in ast.walk(tree(file)):
         if isinstance(node, kinds):
@@ -89,7 +89,7 @@ def test_comprehensions_have_at_most_two_clauses(file: Path) -> None:
 
 
 def test_functions_are_short(file: Path) -> None:
-    """Signatures, docstrings and nested functions do not count."""
+    """No function has more than LONGEST lines, not counting its signature, docstring and nested functions."""
     for node in ast.walk(tree(file)):
         if isinstance(node, ast.FunctionDef):
             inner = sum(
@@ -126,7 +126,7 @@ def test_private_names_are_not_imported(file: Path) -> None:
 
 
 def test_only_accelerate_assigns_to_class(file: Path) -> None:
-    """``accelerate`` has to, because it changes networks that have already been built."""
+    """``accelerate`` has to assign to ``__class__``, because it changes networks that already exist."""
     for node in ast.walk(tree(file)):
         if isinstance(node, ast.Assign):
             targets = {target.attr for target in node.targets if isinstance(target, ast.Attribute)}

@@ -1,4 +1,4 @@
-"""The README's Python code runs as written, in order and in one folder, except for reduced sizes."""
+"""Run the README's Python code as written, in order and in one folder, except for reduced sizes."""
 
 from __future__ import annotations
 

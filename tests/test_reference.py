@@ -1,4 +1,4 @@
-"""The reference's norm, initial weights, losses and pool, checked against torch and values by hand."""
+"""Check the reference's norm, initial weights, losses and pool against torch and against values by hand."""
 
 from __future__ import annotations
 
@@ -194,8 +194,8 @@ def test_an_empty_pool_returns_its_input() -> None:
 
 
 def test_pool_statistics() -> None:
-    """Once the pool is full, half of the queries return the newest image. Older images that are returned
-    are on average as old as the lifetime of a slot.
+    """Once the pool is full, half of the queries return the newest image. The average age of the older images
+    that are returned is the mean lifetime of a slot.
     """
     rng = np.random.default_rng(0)
     pool, ages, n = ref.ReplayPool(50), [], 20_000

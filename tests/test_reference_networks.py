@@ -1,4 +1,4 @@
-"""The reference's networks: official keys and counts, and outputs compared with numpy."""
+"""Tests of the reference's networks: official keys and counts, and outputs compared with numpy."""
 
 from __future__ import annotations
 
@@ -76,8 +76,8 @@ def test_keys_of_the_other_networks() -> None:
 
 @pytest.mark.parametrize("norm", ["instance", "batch", "none"])
 def test_biases_by_norm(norm: str) -> None:
-    """With instance norm, every convolution has a bias. Otherwise only these do: the generators' last one,
-    the discriminator's first and last, and the pixel discriminator's first.
+    """With instance norm, every convolution has a bias. With other norms, only these have one: the
+    generators' last convolution, the discriminator's first and last, and the pixel discriminator's first.
     """
 
     def biased(net: nn.Module) -> list[bool]:
@@ -110,8 +110,8 @@ def conv(x: Array, weight: Array, bias: Array | None, stride: int = 1, pad: int 
 
 
 def transposed(x: Array, weight: Array, bias: Array | None, kernel: int, out_pad: int) -> Array:
-    """Transposed convolution with stride 2 and padding 1, by definition: insert zeros between the pixels,
-    then convolve with the flipped kernel.
+    """Compute a transposed convolution with stride 2 and padding 1 by its definition: insert zeros between
+    the pixels, then convolve with the flipped kernel.
     """
     n, c, h, w = x.shape
     spread = np.zeros((n, c, 2 * h - 1, 2 * w - 1))
@@ -188,9 +188,9 @@ def numpy_discriminator(state: dict[str, Array], x: Array) -> Array:
 
 
 def randomised(net: nn.Module) -> tuple[nn.Module, dict[str, Array]]:
-    """Give ``net`` random float64 weights and biases, and return it and these as arrays.
+    """Give ``net`` random float64 weights and biases. Return the network, and its parameters as arrays.
 
-    Zeros and ones would hide a wrong index.
+    Weights of zeros and ones would hide a wrong index.
     """
     torch.manual_seed(7)
     net = net.double()

@@ -1,6 +1,6 @@
-"""Damaged, hostile and huge files are rejected.
+"""Test that damaged, hostile and huge files are rejected.
 
-Each is reported in one line, quickly, without running code from it or using much memory.
+Each file is rejected quickly, with a one-line message, without running code from it or using much memory.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def test_files_without_weights_are_rejected(tmp_path: Path) -> None:
     torch.jit.save(torch.jit.script(nn.Linear(1, 1)), script)
     cases = {
         r"no.pth: no such file": tmp_path / "no.pth",
-        r"a folder, not a file of weights": tmp_path,
+        r"a folder, not a weights file": tmp_path,
         r"code.pth: cannot be loaded: it contains objects other than tensors \(posix.system\), which could": (
             file("code.pth", {"m": Evil()})
         ),
@@ -101,7 +101,7 @@ def test_zip_bombs_are_rejected(tmp_path: Path) -> None:
 
 
 def test_overlapping_parts_are_rejected(tmp_path: Path) -> None:
-    """Many parts share the same bytes, so the archive claims more bytes than the file has."""
+    """An archive is rejected if many parts share the same bytes, so that it claims more than the file has."""
     file = tmp_path / "overlap.pth"
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr("a/data.pkl", bytes(1000))
@@ -135,8 +135,8 @@ def generator() -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 def test_a_thousand_mutations(tmp_path: Path, generator: dict[str, Tensor], zipped: bool) -> None:
-    """Bits are flipped, and bytes changed, removed or duplicated. Each file is rejected in one line, or loads
-    with unchanged values.
+    """Flip bits, or change, remove or duplicate bytes. Each file is rejected with a one-line message, or its
+    values load unchanged.
 
     The pickles from before PyTorch 1.6 have no checksums, so a changed weight in them cannot be detected.
     """
@@ -176,7 +176,7 @@ def test_a_thousand_mutations(tmp_path: Path, generator: dict[str, Tensor], zipp
 
 
 def test_hostile_files_need_little_memory(tmp_path: Path) -> None:
-    """Files that claim terabytes, have a huge number of keys, or repeat the same tensor many times.
+    """Load files that claim terabytes, have a huge number of keys, or repeat the same tensor many times.
 
     The process that loads them is limited to 1 GiB more than torch uses.
     """
@@ -278,6 +278,6 @@ def test_cpu_copies_share_no_memory() -> None:
 
 
 def test_cpu_copies_keep_the_memory_layout() -> None:
-    """Resuming bit for bit depends on this, because another layout may select another algorithm."""
+    """Exact resuming depends on the layout, because another layout may select another algorithm."""
     weight = torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last)
     assert to_cpu(weight).stride() == weight.stride()

@@ -1,4 +1,4 @@
-"""The comparisons used in tests: which biases cancel in which structures, and messages of failures."""
+"""Test the helpers that other tests compare with: which biases cancel, and the messages of failures."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ STRUCTURES: list[tuple[str, Callable[[], nn.Module], int]] = [
 def test_cancelled_biases_do_not_change_the_output(
     reason: str, build: Callable[[], nn.Module], count: int
 ) -> None:
-    """Changing a bias changes the float64 output, unless it cancels; then the change is only rounding."""
+    """Changing a bias changes the float64 output. If the bias cancels, the change is only rounding."""
     torch.manual_seed(0)
     net = build().double()
     for p in net.parameters():
@@ -127,8 +127,8 @@ def test_cancelled_biases_do_not_change_the_output(
 
 
 def test_the_message_locates_wrong_elements() -> None:
-    """The message is sufficient for debugging on another machine: both errors, the layout, the number of
-    wrong elements, and the first and the worst of them.
+    """The message contains what is needed to debug on another machine: both errors, the layout, the number
+    of wrong elements, and the first and the worst of them.
     """
     torch.manual_seed(0)
     truth = torch.randn(1, 2, 3, 4, dtype=torch.float64)
@@ -175,8 +175,8 @@ def test_the_message_counts_differing_elements() -> None:
 
 
 def test_tf32_keeps_cudnn_enabled() -> None:
-    """Without cuDNN, PyTorch uses other convolutions, which need 26 GB for a 7x7 layer of a large image in
-    float64.
+    """``tf32`` must keep cuDNN enabled. Without it, PyTorch uses other convolutions, which need 26 GB for a
+    7x7 layer of a large image in float64.
     """
     before = torch.backends.cudnn.enabled, torch.backends.cudnn.allow_tf32
     for allowed in (True, False):

@@ -3,10 +3,10 @@
 It changes any network in place, and ``undo()`` reverts that. InstanceNorm1d, 2d and 3d are replaced together
 with the ReLU or LeakyReLU that follows, and ReflectionPad2d together with the Conv2d that follows (or a
 Conv2d with padding_mode="reflect"). Two modules are fused only if every call of either one, anywhere in the
-network, is directly next to a call of the other, and nothing else uses the value in between: ``call_sites``
-finds the calls, and ``why_unfused`` decides. The activation or the pad then becomes the identity, in a
-subclass of its former class. Only the classes of modules change: parameters, keys, hooks and references to
-the modules stay.
+network, is directly next to a call of the other, and nothing else uses the value in between. ``call_sites``
+finds the calls, and ``why_unfused`` checks this condition. The activation or the pad then becomes the
+identity, in a subclass of its former class. Only the classes of modules change: parameters, keys, hooks and
+references to the modules stay the same.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ from fastcyclegan.nn.layer_checks import activation
 class Entry:
     """One module in the report of ``accelerate``.
 
-    ``path`` is its name in the network ("" for the network itself). ``what`` is its former class, or both
-    classes of a fused pair ("InstanceNorm2d + ReLU"). ``why`` is the reason for skipping it, or for replacing
-    it without a partner.
+    ``path`` is the name of the module in the network ("" for the network itself). ``what`` is its former
+    class, or both classes of a fused pair ("InstanceNorm2d + ReLU"). ``why`` is the reason why the module was
+    skipped, or replaced without a partner.
     """
 
     path: str
@@ -66,10 +66,11 @@ class _Change:
 
 @dataclass(frozen=True)
 class Accelerated:
-    """The report of ``accelerate``: modules it ``replaced`` and modules it ``left``, in the network's order.
+    """The report of ``accelerate``.
 
-    ``note`` names the dtypes and devices in the network that no kernel supports. ``str()`` gives a table, and
-    ``undo()`` reverts the changes.
+    ``replaced`` and ``left`` list the modules that were replaced and those that were skipped, in the
+    network's order. ``note`` names the dtypes and devices in the network that no kernel supports. ``str()``
+    gives a table, and ``undo()`` reverts the changes.
     """
 
     replaced: tuple[Entry, ...]
@@ -111,7 +112,7 @@ def _count(entries: tuple[Entry, ...]) -> str:
 
 
 def _table_lines(title: str, entries: tuple[Entry, ...]) -> Iterator[str]:
-    """Yield one line per kind and reason, with the number of modules and their paths."""
+    """Yield one line of the report per kind and reason, with the number of modules and their paths."""
     alike: dict[tuple[str, str], list[str]] = defaultdict(list)
     for entry in entries:
         path = entry.path
@@ -135,12 +136,12 @@ def _table_lines(title: str, entries: tuple[Entry, ...]) -> Iterator[str]:
 def accelerate(module: nn.Module, impl: str = "auto", example: Any = None) -> Accelerated:
     """Replace, in place, the layers of ``module`` that our kernels can compute, and return a report.
 
-    ``module`` itself may be such a layer. It stays the same function with the same state_dict, parameters and
-    modes, and can be trained, saved, copied, compiled, cast and moved. ``impl`` is "triton", "reference"
-    (torch's own operators) or "auto": Triton on an NVIDIA GPU for fp32, bf16 and fp16, and torch's own
-    operators everywhere else. With torch's own operators, the results are the same as before, bit for bit.
-    The kernels keep less for the backward, and differ in two ways: a norm returns the memory layout of its
-    input (torch's returns NCHW memory), and there is no double backward.
+    ``module`` can itself be such a layer. It still computes the same function with the same state_dict,
+    parameters and modes, and can be trained, saved, copied, compiled, cast and moved. ``impl`` is "triton"
+    (our kernels), "reference" (torch's own operators) or "auto": our kernels on an NVIDIA GPU for fp32, bf16
+    and fp16, and torch's own operators everywhere else. With torch's own operators, the results are the same
+    as before, bit for bit. Our kernels keep less for the backward, and differ in two ways: a norm returns the
+    memory layout of its input (torch's returns NCHW memory), and double backward is not supported.
 
     An activation or a pad is fused only if traces of the forwards inside ``module`` show that nothing else
     uses the value in between. The layers of a forward that branches are not fused with each other. An ``if``
@@ -149,8 +150,9 @@ def accelerate(module: nn.Module, impl: str = "auto", example: Any = None) -> Ac
     parametrization, running statistics or a custom class are skipped, and so are convolutions with a stride,
     a dilation, groups or an even kernel size.
 
-    If ``example`` is given (an input, or a tuple or dict of arguments), copies of the module are run on it
-    before and after. If the outputs differ by more than rounding, all changes are undone with a warning.
+    If ``example`` is given (an input, or a tuple or dict of arguments), copies of the original and of the
+    changed module are run on it. If their outputs differ by more than rounding, all changes are undone with a
+    warning.
 
     Raises TypeError if ``module`` is not a module, and ValueError for an unknown ``impl`` or an example that
     the module cannot run.
@@ -212,7 +214,7 @@ def _scripted(module: nn.Module) -> list[nn.Module]:
 def _candidates(modules: Iterable[nn.Module]) -> tuple[Reasons, Reasons, Reasons, Reasons]:
     """Return the norms, activations, pads and convolutions among ``modules``.
 
-    Each is mapped to the reason why it is unsuitable, or to "" if it is suitable.
+    Each module is mapped to the reason why it is unsuitable, or to "" if it is suitable.
     """
     norms: Reasons = {}
     activations: Reasons = {}
@@ -255,7 +257,10 @@ class _Plan:
         self._skipped.append(Entry(self.names[module], type(module).__name__, reason))
 
     def replace_norm(self, norm: nn.Module, activations: list[Any], reason: str) -> None:
-        """Fuse a norm with the identical ``activations`` after it, or replace it alone for ``reason``."""
+        """Fuse a norm with the ``activations`` that follow its calls, which have equal settings.
+
+        If there are none, replace the norm by itself; ``reason`` is why it has no partner.
+        """
         kind, act, inplace = type(norm).__name__, ("none", 0.0), False
         for following in activations:
             kind = f"{type(norm).__name__} + {type(following).__name__}"
@@ -268,7 +273,10 @@ class _Plan:
         self._replaced.append(Entry(self.names[norm], kind, reason))
 
     def replace_conv(self, conv: Any, pads: list[Any]) -> None:
-        """Fuse a convolution with the identical ``pads`` before it, or replace one with its own padding."""
+        """Fuse a convolution with the ``pads`` that precede its calls, which have equal settings.
+
+        If there are none, replace the convolution only if its own padding mode is "reflect".
+        """
         kind, border = "ReflectionPad2d + Conv2d", 0
         if isinstance(conv, ReflectConv2d):
             self.skip(conv, why_not_reflecting(conv))

@@ -1,7 +1,7 @@
-"""Find which module is called on the output of which, from traces of all forwards.
+"""Trace all forwards of a network to find out which module is called on the output of which other module.
 
 All calls on every path of every forward count. Modules that may be called by another method, or by a forward
-that cannot be followed, are recorded separately. Calls from outside the network are not seen.
+that cannot be followed, are recorded separately. Calls from outside the network are not detected.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from fastcyclegan.fusion.class_code import (
 )
 from fastcyclegan.fusion.forward_paths import BranchesError, trace_paths
 
-# Torch's modules that call the module that they wrap, and nothing inside it.
+# Modules of torch that wrap another module, and call it but nothing inside it.
 _WRAPPERS = {"DataParallel", "DistributedDataParallel", "OptimizedModule"}
 _IGNORED = {*dir(nn.Module), "extra_repr"} - {"__call__", "forward"}
 _CLASS_CHECKS = {"type", "__class__", "_get_name", "repr", "hasattr"}
@@ -39,11 +39,11 @@ _ITERATING = {"children", "modules", "named_children", "named_modules"}
 
 @dataclass(frozen=True)
 class Call:
-    """One call of ``module``, with its neighbours.
+    """One call of ``module``, and the calls directly before and after it.
 
-    ``before`` is the module called directly before, if only this call uses its output. ``after`` is the
-    module called directly after, if it alone uses the output of this call. ``output_use`` describes where
-    the output goes.
+    ``before`` is the module whose call comes directly before, if only this call uses its output. ``after`` is
+    the module whose call comes directly after, if only that call uses the output of this one. ``output_use``
+    describes how the output of this call is used.
     """
 
     module: nn.Module
@@ -110,7 +110,7 @@ def _add_other_code(
 ) -> None:
     """Add the modules that the other code of ``module`` may call: methods, hooks, functions in attributes.
 
-    ``followed`` is whether its forward was traced; ``reason`` is why the forward cannot be followed, or "".
+    ``followed`` is true if its forward was traced. ``reason`` is why the forward cannot be followed, or "".
     """
     kind, methods = type(module), methods_of(type(module))
     of_forward, of_building = methods_run_by("forward", methods), methods_run_by("__init__", methods)
@@ -145,7 +145,10 @@ def _add_other_code(
 
 
 def _reached(called: list[nn.Module], used: set[str]) -> list[nn.Module]:
-    """Return the modules ``called``, and those inside them that code using the names ``used`` may call."""
+    """Return the modules ``called``, and those inside them that the same code may call.
+
+    ``used`` are the names that the code mentions.
+    """
     for module in called:
         whole = _has_forward(module, nn.Sequential) or _has_forward(module, nn.Module)
         whole = whole or bool(used & (_DYNAMIC | _ITERATING | methods_of(type(module)).keys()))

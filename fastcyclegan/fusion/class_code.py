@@ -1,6 +1,6 @@
 """Find the names that the code of a user's class mentions, and the objects that its attributes refer to.
 
-The code is read, never run.
+The code is only read, and never run.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Methods = Mapping[str, list[FunctionType]]
 
 
 def methods_of(kind: type) -> Methods:
-    """Return the methods and properties of ``kind`` by name, with those it overrides, but without torch's."""
+    """Return the methods and properties of ``kind`` by name, including overridden ones, except torch's."""
     methods: dict[str, list[FunctionType]] = defaultdict(list)
     for base in kind.__mro__:
         if base is not object and base.__module__.split(".")[0] not in ("torch", "typing"):
@@ -41,7 +41,7 @@ def methods_of(kind: type) -> Methods:
 
 
 def syntax_of(function: FunctionType) -> tuple[ast.AST, ...]:
-    """Return the syntax nodes of ``function`` without its annotations, or none if it has no source."""
+    """Return the syntax nodes of ``function`` without its annotations, or () if it has no source code."""
     return _syntax_of(function.__code__)
 
 
@@ -66,7 +66,7 @@ def _syntax_of(code: CodeType) -> tuple[ast.AST, ...]:
 
 
 def names_read_by(*functions: FunctionType) -> set[str]:
-    """Return the names that ``functions`` read, including those in strings, as used with ``getattr``."""
+    """Return the names that ``functions`` read, including names in strings, which ``getattr`` could use."""
     names: set[str] = set()
     codes = [function.__code__ for function in functions if not syntax_of(function)]
     for code in codes:
@@ -81,7 +81,10 @@ def names_read_by(*functions: FunctionType) -> set[str]:
 
 
 def methods_run_by(name: str, methods: Methods) -> list[FunctionType]:
-    """Return the ``methods`` that method ``name`` may run: itself, those that it mentions, and so on."""
+    """Return the ``methods`` that calling the method ``name`` may run.
+
+    These are the method itself, all methods whose names it mentions, those that they mention, and so on.
+    """
     may_run = list(methods[name])
     for function in may_run:
         for mentioned in names_read_by(function) & methods.keys():
@@ -90,7 +93,7 @@ def methods_run_by(name: str, methods: Methods) -> list[FunctionType]:
 
 
 def local_names(nodes: tuple[ast.AST, ...]) -> set[str]:
-    """Return the arguments and local variables of the function that consists of ``nodes``."""
+    """Return the arguments and local variables of the function whose syntax nodes are ``nodes``."""
     names = {node.arg for node in nodes if isinstance(node, ast.arg)}
     for node in nodes:
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
@@ -99,7 +102,7 @@ def local_names(nodes: tuple[ast.AST, ...]) -> set[str]:
 
 
 def calls_variables(function: FunctionType) -> bool:
-    """Return whether ``function`` calls a value from a variable or from a container."""
+    """Return whether ``function`` calls something stored in a variable or in a container."""
     nodes = syntax_of(function)
     local = local_names(nodes)
     for node in nodes:
@@ -111,7 +114,7 @@ def calls_variables(function: FunctionType) -> bool:
 
 
 def passes_on_layers(function: FunctionType, layers: Collection[str]) -> bool:
-    """Return whether ``function`` passes its module, or one of its ``layers``, to a function or a method."""
+    """Return whether the method ``function`` passes ``self`` or one of its ``layers`` to another function."""
     this = next(iter(inspect.signature(function).parameters), "")
     for node in syntax_of(function):
         for argument in node.args if isinstance(node, ast.Call) else ():
@@ -130,7 +133,10 @@ def attributes_written_by(function: FunctionType) -> set[str]:
 
 
 def reachable(values: list[Any]) -> tuple[list[nn.Module], list[FunctionType]]:
-    """Return the modules that ``values`` refer to, and the functions other than torch's and Python's."""
+    """Return the modules and the functions that ``values`` refer to, directly or through other objects.
+
+    Functions of torch and of Python's standard library are left out.
+    """
     modules: list[nn.Module] = []
     functions: list[FunctionType] = []
     seen = set[int]()

@@ -1,4 +1,4 @@
-"""Decide which modules of a network the kernels can compute, which can be fused, and why others cannot."""
+"""Decide which modules the kernels can compute and which can be fused, and give reasons for the others."""
 
 from __future__ import annotations
 
@@ -38,7 +38,10 @@ Reasons = dict[nn.Module, str]
 
 
 def why_not_plain(module: nn.Module, *kinds: type[nn.Module]) -> str:
-    """Return "" if ``module`` is exactly one of ``kinds`` and has no hooks, otherwise why it is not."""
+    """Return "" if ``module`` is exactly of one of the classes ``kinds``, unmodified and without hooks.
+
+    Otherwise, return the reason why it is not.
+    """
     if isinstance(module, (*NORMS.values(), ReflectConv2d)):
         return "it is already accelerated"
     if untouched(module, *kinds):
@@ -118,7 +121,7 @@ def why_not_reflecting(conv: Any) -> str:
 def _fused_settings(module: nn.Module | None) -> object:
     """Return the settings of ``module`` that a fused operator takes over.
 
-    They must be equal for all partners of a module, because one operator replaces all its calls.
+    These settings must be equal for all partners of a module, because one operator replaces all its calls.
     """
     if isinstance(module, nn.ReflectionPad2d):
         return module.padding
@@ -128,10 +131,11 @@ def _fused_settings(module: nn.Module | None) -> object:
 
 
 def why_unfused(sites: CallSites, firsts: Reasons, seconds: Reasons) -> Reasons:
-    """Return for each module why it cannot be part of a pair, or "" if it can.
+    """Return for each module the reason why it cannot be part of a fused pair, or "" if it can.
 
-    It can if in all its calls, and in those of its partners, one of ``seconds`` comes directly after one of
-    ``firsts``. Both contain all candidates, each with the reason why it is unsuitable by itself, or "".
+    ``firsts`` and ``seconds`` contain all candidates, each with the reason why it is unsuitable by itself, or
+    "". A module can be part of a pair if one of ``seconds`` comes directly after one of ``firsts`` in all its
+    calls, and in all calls of its partners.
     """
     reasons, partners = firsts | seconds, defaultdict(list)
     for call in sites.calls:

@@ -1,4 +1,4 @@
-"""Check by the parity rule that a changed network still gives the same outputs for an example."""
+"""Check that a changed network still gives the same outputs for an example, within the parity rule."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def copy_that_runs(module: nn.Module, example: Any) -> nn.Module:
 def difference(module: nn.Module, plain: nn.Module, example: Any) -> str:
     """Return how the outputs of ``module`` and ``plain`` differ for ``example``, or "" if they agree.
 
-    Both are run as copies with the same random numbers, in their current mode and in eval mode. Each output
-    is compared with float64 and must be about as close to it as the output of ``plain``; the rule is in
-    ``fastcyclegan.testing``.
+    Copies of both are run with the same random numbers, in their current mode and in eval mode. Each output
+    of ``module`` must be about as close to the float64 result as the output of ``plain``. The exact rule is
+    in ``fastcyclegan.testing``.
     """
     # Imported here because it loads the loaders and the engine, which are not needed without an example.
     from fastcyclegan.testing import PARITY_ULPS, assert_parity

@@ -2,8 +2,8 @@
 
 A trace shows a single path. The plain attributes of the module (its switches) are therefore symbolic here,
 and a forward that tests one of them is traced with both answers. A forward that depends on anything else is
-not followed. It may branch on data, which a trace rejects, or on something that a trace does not show; for
-the latter, ``_Source`` checks its source code.
+not followed. If it branches on data, tracing raises an error. If it may branch on something that a trace does
+not show, ``_Source`` detects this in its source code.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ MAX_PATHS = 64
 class BranchesError(Exception):
     """Raised for a forward that traces do not show completely.
 
-    The message is to be read after the name of the forward: "branches on data".
+    The message continues a sentence that begins with the name of the forward, for example "branches on data".
     """
 
 
@@ -53,7 +53,7 @@ class BranchesError(Exception):
 
 
 def _is_operator(value: Any) -> bool:
-    """Return whether ``value`` is from torch or math and computes something from its arguments only."""
+    """Return whether ``value`` is from torch or math, and its result depends only on its arguments."""
     if inspect.ismodule(value):
         return value.__name__.split(".")[0] in ("torch", "math")
     name = getattr(value, "__name__", "")
@@ -67,9 +67,10 @@ def _is_plain(value: Any) -> bool:
 
 
 class _Source:
-    """The source of a function that ``module`` runs; ``switches`` are the plain attributes that it reads.
+    """Checks the source of a function that ``module`` runs, and collects its switches.
 
-    Raises BranchesError if the function may depend on something that a trace does not show.
+    ``switches`` are the plain attributes of ``module`` that the function reads. Raises BranchesError if the
+    function may depend on something that a trace does not show.
     """
 
     def __init__(self, function: FunctionType, module: nn.Module) -> None:
@@ -110,7 +111,7 @@ class _Source:
         return not isinstance(node, _UNTRACEABLE)
 
     def _resolve(self, node: ast.expr) -> Any:
-        """Return the value of a global name or of an attribute of a Python module, None for anything else."""
+        """Return the value of a global name or of an attribute of a Python module, or None otherwise."""
         if isinstance(node, ast.Name) and node.id not in self.local:
             return self.globals.get(node.id)
         if isinstance(node, ast.Attribute) and inspect.ismodule(self._resolve(node.value)):
@@ -124,7 +125,10 @@ class _Source:
         return value in type(self.module).__mro__ or _is_operator(value)
 
     def _is_allowed_attribute(self, name: str) -> bool:
-        """Return whether ``self.name`` is a layer, a tensor, a method, or a switch; a switch is recorded."""
+        """Return whether ``self.name`` is a layer, a tensor, a method or a switch.
+
+        If it is a switch, it is added to ``switches``.
+        """
         module = self.module
         registered = module._modules.keys() | module._parameters.keys() | module._buffers.keys()
         if name in registered | {"children", "named_children"}:
@@ -142,14 +146,20 @@ class _Source:
 
 
 class _NoTensors(TorchDispatchMode):
-    """Forbids all computation: a real tensor in a trace was created by the forward, and may be random."""
+    """Raises BranchesError for any computation on real tensors during a trace.
+
+    Such tensors were created by the forward, and may be random.
+    """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         raise BranchesError(f"creates tensors (by {func._schema.name})")
 
 
 class _Unknown:
-    """A traced value that has no text and no hash, because they would not be those of the real value."""
+    """A traced value that cannot be hashed or converted to a string.
+
+    The results would not be those of the real value.
+    """
 
     def _refuse(self, *args: Any) -> Any:
         raise BranchesError("uses a value as a string or in a set")
@@ -171,8 +181,8 @@ class _SymbolAttribute(_Unknown, fx.proxy.Attribute):
 class _Tracer(fx.Tracer):
     """Records the calls of the modules in ``names``, and traces into slices of them made during the forward.
 
-    ``answers`` holds the value of each of the ``switches``, true or false. A switch that is tested for the
-    first time is taken to be true, and is added.
+    ``answers`` contains the assumed value of each of the ``switches``, true or false. A switch that is tested
+    for the first time is assumed to be true, and is added to ``answers``.
     """
 
     proxy_buffer_attributes = True
@@ -231,9 +241,10 @@ def _trace(module: nn.Module, *tracing: Any) -> fx.Graph:
 
 
 def trace_paths(module: nn.Module, names: Mapping[nn.Module, str]) -> list[fx.Graph]:
-    """Return one trace per path through the forward of ``module``; the modules in ``names`` are leaves.
+    """Return one trace per path through the forward of ``module``.
 
-    Nothing is run and nothing is changed. Raises BranchesError, or any exception of the traced forward.
+    The modules in ``names`` are leaves, which are not traced into. Nothing is computed and nothing is
+    changed. Raises BranchesError, or any exception of the traced forward.
     """
     if "forward" in vars(module):
         raise BranchesError("was replaced on the instance")

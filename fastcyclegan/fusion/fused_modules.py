@@ -1,6 +1,6 @@
 """The fused modules that replace torch's: same parameters and same function, one operator instead of two.
 
-They are classes for existing modules: ``accelerate`` changes a module's class and adds the settings of the
+These classes are for existing modules: ``accelerate`` changes a module's class and adds the settings of the
 fused layer, so everything that is registered, shared or hooked stays. If the kernels do not support an input
 (on a CPU, in float64, or of a wrong shape), torch's own operators compute the same bits as before and raise
 torch's own errors.
@@ -24,10 +24,11 @@ STRIDE_1: ConvArgs = ([1, 1], [0, 0], [1, 1], False, [0, 0], 1)
 
 
 class _FusedInstanceNorm(InstanceNormAct):
-    """``InstanceNormAct`` with the input checks of torch's norm for 1, 2 or 3 dimensions; N may be missing.
+    """``InstanceNormAct`` with the input checks of torch's norm for 1, 2 or 3 dimensions.
 
-    The kernels return the memory layout of the input; torch's operator returns NCHW memory. ``inplace``
-    records whether the activation was in place, which decides what torch's operators keep for the backward.
+    The batch dimension N can be missing. The kernels return the memory layout of the input; torch's operator
+    returns NCHW memory. ``inplace`` records whether the activation was in place, which determines what
+    torch's operators keep for the backward.
     """
 
     inplace = False
@@ -76,19 +77,22 @@ def _with_contiguous_gradient(y: Tensor) -> Tensor:
 
 
 class FusedInstanceNorm1d(_FusedInstanceNorm, nn.InstanceNorm1d):
-    """``nn.InstanceNorm1d`` and the activation after it. [N, C, L] or [C, L]."""
+    """``nn.InstanceNorm1d`` fused with the activation after it. The input is [N, C, L] or [C, L]."""
 
     _check_input_dim = nn.InstanceNorm1d._check_input_dim
 
 
 class FusedInstanceNorm2d(_FusedInstanceNorm, nn.InstanceNorm2d):
-    """``nn.InstanceNorm2d`` and the activation after it. [N, C, H, W] or [C, H, W]."""
+    """``nn.InstanceNorm2d`` fused with the activation after it. The input is [N, C, H, W] or [C, H, W]."""
 
     _check_input_dim = nn.InstanceNorm2d._check_input_dim
 
 
 class FusedInstanceNorm3d(_FusedInstanceNorm, nn.InstanceNorm3d):
-    """``nn.InstanceNorm3d`` and the activation after it. [N, C, D, H, W] or [C, D, H, W]."""
+    """``nn.InstanceNorm3d`` fused with the activation after it.
+
+    The input is [N, C, D, H, W] or [C, D, H, W].
+    """
 
     _check_input_dim = nn.InstanceNorm3d._check_input_dim
 
@@ -96,9 +100,10 @@ class FusedInstanceNorm3d(_FusedInstanceNorm, nn.InstanceNorm3d):
 class ReflectConv2d(nn.Conv2d):
     """A convolution with reflection padding of ``border`` pixels per side, stride 1 and an odd square kernel.
 
-    Input and output are [N, C, H, W] or [C, H, W]. Only the input is kept for the backward, not the padded
-    one. The result has the layout that torch's would have: channels_last if the input or the weight is. The
-    kernels work in channels_last; an input in any other layout is copied for them, and the result back.
+    Input and output are [N, C, H, W] or [C, H, W]. The input is kept for the backward, but not its padded
+    copy. The result has the same layout as torch's: channels_last if the input or the weight is. The kernels
+    work in channels_last, so an input in any other layout is converted for them, and the result is converted
+    back.
     """
 
     border: int
@@ -133,9 +138,9 @@ class ReflectConv2d(nn.Conv2d):
         return out.contiguous()
 
     def _is_supported(self, x: Tensor) -> bool:
-        """Return whether the kernels can compute it.
+        """Return whether the kernels can compute this convolution of x.
 
-        Inputs that torch rejects are left to torch, so that the error is torch's.
+        Inputs that torch rejects are left to torch, so that torch's own error is raised.
         """
         if x.dim() not in (3, 4) or x.shape[-3] != self.in_channels or x.device != self.weight.device:
             return False
@@ -158,7 +163,7 @@ def _is_channels_last(t: Tensor) -> bool:
 
 
 class _FusedAway(nn.Module):
-    """The identity, but still an instance of torch's class: the module it was fused into does its work."""
+    """The identity, in place of a layer whose work is done by the module that it was fused into."""
 
     def _get_name(self) -> str:
         return type(self).__name__.removeprefix("Fused")
@@ -174,12 +179,12 @@ class _FusedAway(nn.Module):
 
 
 class FusedReLU(_FusedAway, nn.ReLU):
-    """The identity: the norm before it applies the activation."""
+    """The identity, in place of a ReLU that the preceding norm applies."""
 
 
 class FusedLeakyReLU(_FusedAway, nn.LeakyReLU):
-    """The identity: the norm before it applies the activation."""
+    """The identity, in place of a LeakyReLU that the preceding norm applies."""
 
 
 class FusedReflectionPad2d(_FusedAway, nn.ReflectionPad2d):
-    """The identity: the convolution after it applies the padding."""
+    """The identity, in place of a reflection padding that the following convolution applies."""

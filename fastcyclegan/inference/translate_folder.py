@@ -44,16 +44,16 @@ class TranslateConfig:
     weights: Path
     #: Image, or folder of images (including its subfolders).
     input: Path
-    #: Folder for the translated images, which keep their names and are saved as PNG.
+    #: Folder for the translated images, which are saved as PNG files under the names of the originals.
     output: Path
-    #: Direction between the training folders A and B, if --weights is the folder of a run. Default: the run's
-    #: own --direction.
+    #: Whether to translate from training folder A to B or from B to A, if --weights is the folder of a run.
+    #: Default: the direction that the run was trained with.
     direction: Direction | None = None
     #: Epoch of the weights to use (latest, 5, iter_1000, ...), if --weights is the folder of a run.
     epoch: str = "latest"
     #: Generator to use if a file contains several; scripts/inspect_checkpoint.py lists them.
     key: str | None = None
-    #: Use the running averages of the weights, which a run trained with --ema contains.
+    #: Use the running averages of the weights, which are saved by runs trained with --ema.
     ema: bool = False
     #: Resize each image to a square of this side in pixels first, as the official test does. Default: keep
     #: its size.
@@ -73,8 +73,8 @@ class TranslateConfig:
     device: str = "auto"
     #: Precision of the computation. auto: bf16 on a GPU that supports it, otherwise fp32.
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    #: Implementation of the network: triton uses our kernels, reference PyTorch's operators. auto uses the
-    #: kernels on an NVIDIA GPU and PyTorch's operators elsewhere.
+    #: Implementation of the network. triton: fastcyclegan's kernels; reference: PyTorch's operators; auto:
+    #: the kernels on an NVIDIA GPU, otherwise PyTorch's operators.
     impl: Literal["auto", "triton", "reference"] = "auto"
 
     def __post_init__(self) -> None:
@@ -95,10 +95,11 @@ class _Job:
 
 
 def plan_outputs(config: TranslateConfig) -> list[_Job]:
-    """Return the pairs of files to read and to write.
+    """Return, for each input image, the file to read and the file to write.
 
-    Images whose names differ only in the suffix keep it (a.jpg.png, a.tif.png). Raises UserError if the input
-    is missing or has no images, if the output is not a folder, and if an output would overwrite an input.
+    If the names of images differ only in the suffix, the outputs keep the suffix (a.jpg.png, a.tif.png).
+    Raises UserError if the input is missing or has no images, if the output is not a folder, and if an output
+    would overwrite an input.
     """
     if not config.input.exists():
         raise UserError(f"{config.input}: no such file or folder")
@@ -224,7 +225,7 @@ def translate_folder(config: TranslateConfig, console: Console) -> int:
 
 
 def _load(config: TranslateConfig, console: Console) -> tuple[Translator, str]:
-    """Return the translator, and a summary of it to print."""
+    """Load the generator that ``config`` selects, and return its translator and a summary to print."""
     device = resolve_device(RunConfig(device=config.device))
     precision = resolve_precision(config.precision, device, compiled=False)
     require_impl(config.impl, device)

@@ -1,6 +1,6 @@
 """Translate PIL images, arrays, tensors and image files with a generator.
 
-Each result has the type of its input, except that a path gives a PIL image.
+Each result has the type of its input, except that the result for a path is a PIL image.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ ImageLike = Image.Image | NDArray[Any] | Tensor | str | Path
 
 
 def pad_to_multiple(pixels: Tensor, multiple: int, axes: tuple[int, int] = (0, 1)) -> Tensor:
-    """Pad ``pixels`` by reflection at the end of ``axes`` to the next multiple, and to at least 8 pixels."""
+    """Pad ``pixels`` by reflection at the end of each axis in ``axes``.
+
+    Each side becomes the next multiple of ``multiple`` that is at least 8 pixels.
+    """
     for axis in axes:
         side = pixels.shape[axis]
         room = max(-(-side // multiple) * multiple, 8) - side
@@ -36,9 +39,9 @@ def pad_to_multiple(pixels: Tensor, multiple: int, axes: tuple[int, int] = (0, 1
 
 
 class Translator:
-    """Applies a generator to images of any size, on the host or on its device.
+    """Applies a generator to images of any size. The images can be on the host or on the generator's device.
 
-    ``log`` receives a line when kernels are compiled beforehand.
+    ``log`` receives a line when kernels are compiled ahead of their first launch.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Chains of layers that run in fewer passes than they have layers; our networks are built from them.
+"""Run chains of layers in fewer passes than there are layers. Our networks are built from these chains.
 
 A ``Chain`` keeps one child per layer of the official networks, so its names, keys and repr match theirs. It
 fuses a norm, its activation, a reflection padding and the convolution after them into one operator. It does
@@ -7,7 +7,7 @@ is zero. On a device that the kernels do not support, the layers run one by one.
 class other than the official one, is called as an ordinary module.
 
 The functions here run the chains of P networks at once, with P = 1 for a single network. ``deferred.py``
-holds the tensor that passes through them.
+defines the tensor that passes through the chains.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Chain(nn.Sequential):
     """An ``nn.Sequential`` of official layers, with the same state_dict, that runs in fewer passes.
 
     ``forward(x)`` computes the same function as the layers one after another, and adds ``residual`` to the
-    result. With ``recompute``, only the convolutions' outputs are kept for the backward, which computes their
-    normalised inputs again; without, both are kept.
+    result. If ``recompute`` is true, only the convolutions' outputs are kept for the backward, which computes
+    their normalised inputs again. If it is false, both are kept.
     """
 
     impl = "auto"
@@ -90,7 +90,7 @@ def run_chains(
 def _without_pending(
     chain: Chain, x: Tensor, cancelled: list[Tensor] | None, impl: Literal["triton", "reference"]
 ) -> Deferred:
-    """Return x with no pending operations; see ``run_chains`` for ``cancelled``."""
+    """Wrap x in a ``Deferred`` with no pending operations. See ``run_chains`` for ``cancelled``."""
     return Deferred(x, [] if cancelled is None else cancelled, impl, required=chain.impl == "triton")
 
 
@@ -126,8 +126,8 @@ def _step(deferred: Deferred, layers: Layers, following: Layers | None, recomput
 def _descend(deferred: Deferred, blocks: Layers, following: Layers | None) -> None:
     """Run the next level of a U-Net.
 
-    Its first LeakyReLU is fused with the norm before it, so the skip carries the activated value. The ReLU
-    after every skip makes that the same function, with the same gradient.
+    The level's first LeakyReLU is fused with the norm before it, so the skip carries the activated value.
+    Because a ReLU follows every skip, this is the same function, with the same gradient.
     """
     act = _first_activation(blocks[0])
     before_relu = following is not None and untouched(following[0], nn.ReLU)
@@ -143,7 +143,7 @@ def _descend(deferred: Deferred, blocks: Layers, following: Layers | None) -> No
 
 
 def _first_activation(block: UnetBlock) -> tuple[str, float] | None:
-    """Return the activation that starts a U-Net level, or None if it has none or is not a chain."""
+    """Return the activation that a U-Net level starts with, or None if there is none or it is not a chain."""
     chain: Any = block.model
     if block.outermost or not untouched(chain, Chain):
         return None
@@ -187,7 +187,10 @@ def _run_blocks(
 
 
 def _plain_block(blocks: Layers, x: Tensor) -> tuple[Layers, Layers] | None:
-    """Return the first and the second convolutions if one operator can compute the blocks, else None."""
+    """Return the first and the second convolutions of ``blocks`` if one operator can compute the blocks.
+
+    Otherwise, return None.
+    """
     chain: Any = blocks[0].conv_block
     if len(chain) != 7:
         return None
@@ -235,7 +238,11 @@ def run_levels(
     activated: bool,
     impl: Literal["triton", "reference"],
 ) -> Tensor:
-    """Run one level of P U-Nets on x. ``activated``: the level's first LeakyReLU is already applied to x."""
+    """Run one level of P U-Nets on x [N, C, H, W].
+
+    If ``activated`` is true, the level's first LeakyReLU has already been applied to x. See ``run_chains``
+    for ``cancelled``.
+    """
     if not untouched(blocks[0].model, Chain):
         y: Tensor = blocks[0].model(x)
     else:

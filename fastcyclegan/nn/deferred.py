@@ -2,8 +2,8 @@
 
 A norm, an activation or a reflection padding is deferred so that the next convolution can be fused with it.
 
-P networks of one architecture can run as one. The tensor then holds the images of all of them, N / P per
-network in the order of the networks, and each position of a chain is the tuple of their layers there.
+P networks of one architecture can run as one. The tensor then contains the images of all networks, N / P for
+each, in the order of the networks. Each position of a chain is then a tuple with one layer of each network.
 ``chains.py`` walks the chains; ``engine/batching.py`` decides which networks can run together.
 """
 
@@ -26,7 +26,7 @@ from fastcyclegan.nn.layer_checks import compute_dtype, is_norm, untouched
 from fastcyclegan.nn.layers import FloatTanh
 
 Layers = tuple[Any, ...]
-"""The layers of P networks at one position. They are alike, so it is enough to inspect the first."""
+"""The layers of P networks at one position. The layers are alike, so it is enough to inspect the first."""
 
 
 class _ZeroGradient(torch.autograd.Function):
@@ -75,8 +75,8 @@ def _plain_conv(x: Tensor, conv: Any, bias: Tensor | None) -> Tensor:
 class Deferred:
     """A tensor x and the operations still pending on it: norm, activation and padding, in this order.
 
-    ``impl`` selects what computes them. If ``required``, a kernel that fails raises KernelError; otherwise
-    PyTorch computes that operator instead.
+    ``impl`` selects whether our kernels or PyTorch's operators compute them. If ``required`` is true,
+    KernelError is raised when a kernel fails. If it is false, PyTorch computes that operator instead.
     """
 
     x: Tensor
@@ -172,7 +172,7 @@ class Deferred:
         self, convs: Layers, biases: list[Tensor], dtype: torch.dtype, recompute: bool
     ) -> None:
         """Replace x with its convolution computed by PyTorch, after the pending operations."""
-        # For an image's three channels a separate pass is not worth it: PyTorch pads them.
+        # For few channels, such as an image's three, a separate pass of ours is not worth it: PyTorch pads.
         cheap = self.norm is None and (self.border == 0 or self.x.shape[1] < 8)
         if self.impl == "reference" or self.x.dtype != dtype or cheap:
             self.flush()
@@ -198,8 +198,8 @@ class Deferred:
     def _can_zero_pad(self, convs: Layers, dtype: torch.dtype) -> bool:
         """Return whether our kernels should compute zero-padded ``convs`` in ``dtype``, fused with the norm.
 
-        For one network, PyTorch's library computes them unless it was measured to be slower. For several
-        networks, the kernels need one launch instead of one per network and a copy.
+        For one network, our kernels are used only if they were measured to be faster than cuDNN. For several
+        networks, they are always used, because they need one launch instead of one per network and a copy.
         """
         conv, transposed = convs[0], isinstance(convs[0], nn.ConvTranspose2d)
         square = all(len(set(sizes)) == 1 for sizes in (conv.stride, conv.padding, conv.output_padding))
@@ -230,7 +230,7 @@ class Deferred:
     def _reflect(
         self, convs: Layers, biases: list[Tensor], following: Layers | None, recompute: bool
     ) -> None:
-        """Replace x with its convolution by our kernels, with the pending operations and a tanh fused in."""
+        """Replace x with its convolution by our kernels, fused with the pending operations and a tanh."""
         tanh = None
         if following is not None and untouched(following[0], FloatTanh):
             tanh = following[0]

@@ -1,6 +1,6 @@
-"""Checks that decide whether a kernel may compute a layer in place of its own forward.
+"""Check whether a kernel may compute a layer in place of the layer's own forward.
 
-It may if the layer is exactly of a known class, uses the forward of that class, and has no hooks.
+This is allowed if the layer is exactly of a known class, uses the forward of that class, and has no hooks.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def activation(layer: Any) -> tuple[str, float] | None:
 
 
 def border_of(layer: Any, following: nn.Module | None) -> int:
-    """Return the padding of a reflection pad that the next convolution can take over, or 0 if it cannot."""
+    """Return the padding of the reflection pad ``layer`` if the convolution after it can apply it, or 0."""
     if not untouched(layer, nn.ReflectionPad2d) or not is_conv(following) or len(set(layer.padding)) > 1:
         return 0
     border: int = layer.padding[0]
@@ -61,7 +61,7 @@ def border_of(layer: Any, following: nn.Module | None) -> int:
 
 
 def compute_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
-    """Return the dtype that a convolution of ``x`` computes in: autocast's if it is on, else the weight's."""
+    """Return the dtype in which to convolve ``x``: autocast's if autocast is on, otherwise the weight's."""
     kind = x.device.type
     if torch.is_autocast_enabled(kind):
         return torch.get_autocast_dtype(kind)

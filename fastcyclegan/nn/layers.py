@@ -17,7 +17,7 @@ from fastcyclegan.kernels.instance_norm import ACTS
 class FloatTanh(nn.Tanh):
     """A tanh that computes 16-bit input in fp32, and returns fp32 under autocast.
 
-    Near +-1, one step in bf16 is as large as a whole step of an 8-bit image.
+    Near +-1, the spacing of bf16 numbers is as large as a whole step of an 8-bit image.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -32,9 +32,9 @@ class InstanceNormAct(nn.modules.instancenorm._InstanceNorm):
 
     The input is [N, C, L], [N, C, H, W] or [N, C, D, H, W]; the dimension N is required. The output has the
     same shape. An optional ``residual`` is added after the norm and the activation. The state_dict and the
-    arguments are torch's; ``options`` are arguments that newer versions of torch add, such as ``bias``.
-    ``act`` is "none", "relu" or "leaky_relu" (``slope`` is its negative slope), and ``impl`` is as in
-    ``fastcyclegan.kernels.instance_norm``. With ``track_running_stats``, torch's own operator is used, and
+    arguments are the same as torch's; ``options`` are arguments that newer versions of torch add, such as
+    ``bias``. ``act`` is "none", "relu" or "leaky_relu" (``slope`` is its negative slope), and ``impl`` is as
+    in ``fastcyclegan.kernels.instance_norm``. With ``track_running_stats``, torch's own operator is used, and
     impl="triton" raises ValueError because the kernels keep no running statistics.
     """
 

@@ -43,7 +43,8 @@ def _set_up(net: nn.Module, impl: str, recompute: bool) -> None:
 def computed_by(net: nn.Module) -> str:
     """Return the implementation that computes ``net`` on its current device: "triton" or "reference".
 
-    If its ``impl`` does not support its parameters, or it has no parameters, return a text that says so.
+    If its ``impl`` does not support its parameters, or it has no parameters, return a text that explains
+    this.
     """
     impl, parameter = getattr(net, "impl", "reference"), next(net.parameters(), None)
     if parameter is None:
@@ -55,9 +56,9 @@ def computed_by(net: nn.Module) -> str:
 
 
 def _in_any_layout(norm: Norm, affine: bool) -> Norm:
-    """Return ``norm`` with torch's InstanceNorm2d replaced by the reference's.
+    """Return ``norm`` with torch's InstanceNorm2d replaced by ``reference.InstanceNorm2d``.
 
-    The reference's is correct in every memory layout.
+    The gradient of the replacement is correct in every memory layout.
     """
     if isinstance(norm, str) or affine:
         return norm
@@ -81,16 +82,16 @@ def _build_in_any_layout(norm: Callable[[int], nn.Module], channels: int) -> nn.
 class Generator(reference.Generator, Pretrained):
     """The ResNet generator of CycleGAN, a drop-in for the official ``ResnetGenerator``.
 
-    It has the same state_dict keys. It maps images [N, input_nc, H, W] in [-1, 1] to [N, output_nc, H, W] in
+    It has the same state_dict keys, and maps images [N, input_nc, H, W] in [-1, 1] to [N, output_nc, H, W] in
     [-1, 1]. H and W must be multiples of 4 and at least 8. The output is fp32 under autocast; otherwise it
     has the dtype of the weights.
 
     ``impl`` selects the implementation: "reference" uses PyTorch's own operators, "triton" uses our kernels,
     and "auto" uses the kernels on devices that they support. With ``recompute=True``, only the convolutions'
-    outputs are kept for the backward, which computes their normalised inputs again (half the memory, one more
-    write of each). With ``recompute=False``, both are kept, except in residual blocks, which always
-    recompute. ``norm`` is "instance", "batch", "none", or a callable that builds a norm for a number of
-    channels, such as nn.BatchNorm2d.
+    outputs are kept for the backward, which computes their normalised inputs again. This takes half the
+    memory, but each normalised input is written once more. With ``recompute=False``, both are kept, except in
+    residual blocks, which always recompute. ``norm`` is "instance", "batch", "none", or a callable that
+    builds a norm for a number of channels, such as nn.BatchNorm2d.
 
     Raises ValueError for an unknown norm, upsample, padding_type or impl, and when called with impl="triton"
     on a device that the kernels do not support.
@@ -206,7 +207,7 @@ class PixelDiscriminator(reference.PixelDiscriminator):
 def build_generator(config: ModelConfig, input_nc: int, output_nc: int) -> nn.Module:
     """Build the generator that ``config.netG`` selects, from ``input_nc`` to ``output_nc`` channels.
 
-    Its weights are not initialised yet.
+    The official initialisation (``reference.init_weights``) is not applied.
     """
     common: dict[str, Any] = {"ngf": config.ngf, "norm": config.norm, "affine": config.affine}
     common |= {"use_dropout": config.use_dropout, "impl": config.impl}
@@ -220,7 +221,7 @@ def build_generator(config: ModelConfig, input_nc: int, output_nc: int) -> nn.Mo
 def build_discriminator(config: ModelConfig, input_nc: int) -> nn.Module:
     """Build the discriminator that ``config.netD`` selects, for images with ``input_nc`` channels.
 
-    Its weights are not initialised yet.
+    The official initialisation (``reference.init_weights``) is not applied.
     """
     if config.netD == "pixel":
         return PixelDiscriminator(input_nc, config.ndf, config.norm, config.impl, affine=config.affine)

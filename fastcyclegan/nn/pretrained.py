@@ -66,8 +66,8 @@ def _require() -> None:
 def _training_table(config: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """Return the training table of a model card: the images and the settings of a run.
 
-    Of the images' paths, only the names of the folders are shown. ``config`` holds the groups of the run's
-    config.json. Raises KeyError for a missing setting.
+    For the images, the table shows only the names of their folders, not the paths. ``config`` contains the
+    groups of the run's config.json. Raises KeyError for a missing setting.
     """
     data, loss, optim = config["data"], config["loss"], config["optim"]
     folders = [Path(data[name]).name for name in ("dataroot", "data_A", "data_B") if data[name] is not None]
@@ -95,10 +95,10 @@ def _training_table(config: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
 def _training_in(run: Path) -> dict[str, str]:
     """Return the training table of the run in the folder ``run``.
 
-    Raises UserError if ``run`` is not a run folder, or if its configuration cannot be read.
-
     The settings come from config.json, or from the training state if that file is missing. They are read as
     plain values, so that this module does not depend on the list of settings.
+
+    Raises UserError if ``run`` is not a run folder, or if its configuration cannot be read.
     """
     # The file names that checkpoints/ uses.
     config_file, state_file = run / "config.json", run / "state.pt"
@@ -119,7 +119,7 @@ def _training_in(run: Path) -> dict[str, str]:
 
 
 class Pretrained:
-    """``save_pretrained``, ``from_pretrained`` and ``push_to_hub`` for a network that has ``arguments``."""
+    """Adds ``save_pretrained``, ``from_pretrained`` and ``push_to_hub`` to a network with ``arguments``."""
 
     arguments: dict[str, Any]
     """The arguments that the network was built with, except those that select its implementation."""
@@ -142,7 +142,7 @@ class Pretrained:
         if Path(source).is_dir():
             _check_folder(Path(source))
         net: Self = _mixed(_argument_class(cls)).from_pretrained(str(source), **options)
-        # An attribute that the hub sets on networks of its own class.
+        # Remove an attribute that huggingface_hub sets on networks of its own class.
         vars(net).pop("_hub_mixin_config", None)
         return net
 
@@ -162,7 +162,7 @@ class Pretrained:
         mixed.save_pretrained(str(folder), config=self.arguments, **options)
 
     def push_to_hub(self, repo_id: str, *, run: str | Path | None = None, **options: Any) -> Any:
-        """Upload the files that ``save_pretrained`` writes to the hub, and return their address.
+        """Upload to the hub the files that ``save_pretrained`` would write, and return their address.
 
         ``options`` are those of ``ModelHubMixin.push_to_hub``.
         """
@@ -171,7 +171,7 @@ class Pretrained:
         return mixed.push_to_hub(repo_id, config=self.arguments, **options)
 
     def _as_mixed(self, run: str | Path | None, title: str, repo_id: str) -> Any:
-        """Return a view of this network, with the same parameters, whose class has the hub's mixin."""
+        """Return a view of this network, with the same parameters, whose class includes the hub's mixin."""
         _require()
         _check_arguments(self)
         training: dict[str, str] = {}
@@ -185,7 +185,7 @@ class Pretrained:
 
 
 def _argument_class(cls: type) -> type:
-    """Return the class that takes ``arguments``: ``cls``, or its base if ``cls`` has another signature."""
+    """Return the class to build from ``arguments``: ``cls``, or its base if ``cls`` has another signature."""
     return next(kind for kind in cls.__mro__ if kind.__dict__.get("keeps_arguments"))
 
 
@@ -217,7 +217,7 @@ def _check_arguments(net: Any) -> None:
         rebuilt = _argument_class(type(net))(**net.arguments)
     if _shapes(rebuilt) != _shapes(net):
         raise ValueError(
-            f"{type(net).__name__}: its layers were changed: a network built from its arguments has other"
+            f"{type(net).__name__}: its layers were changed: a network built from its arguments has different"
             " weight names or shapes"
         )
     _check_function(net)
@@ -225,9 +225,9 @@ def _check_arguments(net: Any) -> None:
 
 @torch.no_grad()
 def _check_function(net: Any) -> None:
-    """Raise ValueError if ``net`` computes something else than a network rebuilt from its arguments.
+    """Raise ValueError if ``net`` computes something other than a network rebuilt from its arguments.
 
-    Layers without weights may have been changed too, which the shapes do not show.
+    This detects changes to layers without weights, which the names and shapes of the weights do not show.
     """
     parameter, training = next(net.parameters()), net.training
     with torch.device("meta"):
@@ -317,7 +317,7 @@ def _mixed(kind: type) -> Any:
     base: Any = kind
 
     class Mixed(base, PyTorchModelHubMixin, **options):
-        # The methods of the same names in the network class call these.
+        # ``Pretrained`` has methods with the same names, which call these.
         from_pretrained: Any = classmethod(vars(ModelHubMixin)["from_pretrained"].__func__)
         save_pretrained, push_to_hub = PyTorchModelHubMixin.save_pretrained, PyTorchModelHubMixin.push_to_hub
         card: Mapping[str, Any]

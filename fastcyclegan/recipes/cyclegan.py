@@ -48,10 +48,10 @@ class CycleGANRecipe:
 
     networks: tuple[str, ...] = (*GENERATORS, *DISCRIMINATORS)
     networks_title = "the four of a CycleGAN"
-    # The official G_A translates A to B, and the official D_A judges images of B.
+    # The official G_A translates A to B, and the official D_A is the discriminator for B.
     official_names: Mapping[str, str] = {"G_AB": "G_A", "G_BA": "G_B", "D_B": "D_A", "D_A": "D_B"}
     generators: tuple[str, ...] = GENERATORS
-    # The discriminators' phase judges fake images made before the generators' update.
+    # The discriminators' phase uses fake images made before the generators' update.
     phases_may_overlap = True
 
     def __init__(self, loss: LossConfig) -> None:
@@ -97,7 +97,7 @@ class CycleGANRecipe:
     def decide(self, batch: Batch) -> dict[str, Tensor]:
         """Decide which images the pools return and store, and where wgangp interpolates.
 
-        The pool of fake B decides first.
+        The decisions for the pool of fake B are made first.
         """
         draws = {
             "B": [sample.draw_B for sample in batch.samples],
@@ -139,7 +139,11 @@ class CycleGANRecipe:
     def _translated_together(
         self, forward: Forward, a: Tensor, b: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
-        """Return fake_A, fake_B, rec_A, rec_B, and with identity losses [idt_B, idt_A]."""
+        """Translate a and b, with one call of both generators per stage.
+
+        Returns fake_A, fake_B, rec_A, rec_B and the list [idt_B, idt_A], which is empty without identity
+        losses.
+        """
         if self.has_identity:
             first = forward({"G_AB": [a, b], "G_BA": [b, a]})
         else:
@@ -152,7 +156,10 @@ class CycleGANRecipe:
     def _translated_in_order(
         self, forward: Forward, a: Tensor, b: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
-        """Do the same in the official order, which batch norm's running statistics depend on."""
+        """Translate a and b like ``_translated_together``, but with one call after another.
+
+        The order is the official one, because the running statistics of batch norm depend on it.
+        """
         G_AB, G_BA = forward["G_AB"], forward["G_BA"]
         fake_B = G_AB(a)
         rec_A = G_BA(fake_B)

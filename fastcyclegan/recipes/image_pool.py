@@ -1,10 +1,11 @@
 """The replay pool, stored as tensors on the device and driven by decisions made on the host.
 
-The rule is that of ``reference.ReplayPool`` (Shrivastava et al. 2017, as used in CycleGAN). It does not
-depend on the contents of the images. So ``decide`` determines on the host which image is returned and which
-slot is written, from random numbers that are part of each sample. ``take`` then only gathers and scatters.
-Its indices can be a tensor, and its work has the same shape for all indices, so it can be captured in a CUDA
-graph. The same decisions return the same images on every device, and a resumed run needs no random state.
+The replacement policy is that of ``reference.ReplayPool`` (Shrivastava et al. 2017, as used in CycleGAN). It
+does not depend on the contents of the images. So ``decide`` determines on the host which image is returned
+and which slot is written, from random numbers that are part of each sample. ``take`` then only gathers and
+scatters. Its indices can be a tensor, and its work has the same shape for all indices, so it can be captured
+in a CUDA graph. The same decisions return the same images on every device, and a resumed run needs no random
+state.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ capacity.
 class ImagePool:
     """A replay pool with ``capacity`` slots for images of one domain. With capacity 0, images pass through.
 
-    The slots are one tensor as long as all images have the same size. From the first image of another size
-    on, they are a list of tensors.
+    The slots are one tensor as long as all images have the same size. From the first image of a different
+    size on, they are a list of tensors.
     """
 
     def __init__(self, capacity: int = 50) -> None:
@@ -47,9 +48,10 @@ class ImagePool:
         return self._memory[: self.capacity]
 
     def decide(self, draws: Sequence[tuple[float, float]]) -> Indices:
-        """Decide a query of ``len(draws)`` images from their (swap, place) in [0, 1).
+        """Decide which images a query returns and which slots it writes.
 
-        Slots that the query fills are counted in ``filled``.
+        ``draws`` contains the random numbers (swap, place) in [0, 1) of each image of the query. Slots that
+        the query fills are counted in ``filled``.
         """
         new, stored = [], []
         writer: dict[int, int] = {}
@@ -73,7 +75,7 @@ class ImagePool:
     def query(self, images: Tensor, draws: Sequence[tuple[float, float]]) -> Tensor:
         """Return the images to show to the discriminator instead of ``images`` [N, C, H, W], detached.
 
-        New images are stored according to the rule of the pool.
+        New images are stored by the pool's replacement policy.
         """
         return self.take(images, self.decide(draws))
 
@@ -138,7 +140,9 @@ class ImagePool:
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         """Restore the pool from ``state_dict``, on ``device``. Raises ValueError if the capacity differs."""
         if state["capacity"] != self.capacity:
-            raise ValueError(f"pool_size was {state['capacity']}, and is {self.capacity} now")
+            raise ValueError(
+                f"the saved pool has pool_size {state['capacity']}, but this run uses {self.capacity}"
+            )
         slots = state["slots"]
         self.filled = state["filled"]
         if isinstance(slots, list):

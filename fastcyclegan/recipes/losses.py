@@ -1,6 +1,6 @@
 """Compute the losses of several tensors at once, with a few launches for all of them.
 
-They equal ``reference.gan_loss`` and ``l1_loss`` called once per tensor.
+The results equal those of ``reference.gan_loss`` and ``l1_loss`` called once per tensor.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ from fastcyclegan.recipes.recipe import Compile, uncompiled
 
 
 def _stacked(xs: Sequence[Tensor]) -> Tensor | None:
-    """Stack k tensors [N, ...] into one [k, N, ...], at least in fp32. Return None if their shapes differ."""
+    """Stack k tensors [N, ...] into one [k, N, ...], or return None if their shapes differ.
+
+    16-bit tensors are converted to fp32.
+    """
     if any(x.shape != xs[0].shape for x in xs[1:]):
         return None
     together = torch.cat(list(xs))  # stack would not keep channels_last
@@ -45,9 +48,9 @@ def gan_losses(judged: Sequence[Tensor], real: Tensor, mode: str) -> Tensor:
 
 
 def l1_losses(results: Sequence[Tensor], targets: Sequence[Tensor], weights: Tensor) -> Tensor:
-    """Return the mean L1 distances [k] of k tensors [N, C, H, W] from their targets.
+    """Return the weighted mean L1 distances [k] of k tensors [N, C, H, W] from their targets.
 
-    They are multiplied by ``weights`` [k].
+    Each distance is multiplied by its element of ``weights`` [k].
     """
     stacked, stacked_targets = _stacked(results), _stacked(targets)
     if stacked is None or stacked_targets is None:
@@ -56,10 +59,10 @@ def l1_losses(results: Sequence[Tensor], targets: Sequence[Tensor], weights: Ten
 
 
 class BatchedLosses:
-    """Both losses, with targets and weights given as Python numbers.
+    """The adversarial and L1 losses of this module, with targets and weights given as Python numbers.
 
-    ``compile_loss`` compiles their arithmetic. The numbers are copied to the device only once, because a CUDA
-    graph cannot wait for the host.
+    ``compile_loss`` compiles the arithmetic of the losses. The numbers are copied to the device only once,
+    because a CUDA graph cannot wait for the host.
     """
 
     def __init__(self, mode: str, compile_loss: Compile = uncompiled) -> None:
@@ -70,7 +73,7 @@ class BatchedLosses:
     def adversarial(self, judged: Sequence[Tensor], real: Sequence[bool]) -> Tensor:
         """Return the adversarial losses [k] of k tensors of logits [N, 1, H, W].
 
-        ``real`` tells which of them should be classified as real.
+        ``real`` contains True for each tensor that should be classified as real, and False for the others.
         """
         return self._gan_losses(judged, self._constant(real, judged[0]), self.mode)
 

@@ -1,8 +1,8 @@
 """The interface between a recipe, which defines networks and losses, and the code that trains it.
 
-A recipe provides its networks and their names, and the phases of an iteration. A phase is a function from
-images to losses, and to outputs that later phases need. A recipe keeps no data of an iteration except in its
-image pools.
+A recipe provides its networks and their names, and the phases of an iteration. A phase is a function that
+takes images, and returns losses and the outputs that later phases need. A recipe keeps no data from an
+iteration except in its image pools.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from fastcyclegan.data.batch import Batch
 
 F = TypeVar("F", bound=Callable[..., Tensor])
 Compile = Callable[[F], F]
-"""Makes a loss function faster, for example torch.compile."""
+"""A function that makes a loss function faster, for example torch.compile."""
 Translate = Callable[[str, Tensor], Tensor]
-"""Runs the generator with a given name on images [N, C, H, W]."""
+"""A function that runs the generator with a given name on images [N, C, H, W]."""
 
 
 def uncompiled(function: F) -> F:
@@ -33,24 +33,25 @@ class Forward(Protocol):
     """Calls the networks of a recipe by name. The engine decides which calls are combined."""
 
     def __getitem__(self, name: str) -> nn.Module:
-        """Return the network ``name``, for a separate call."""
+        """Return the network ``name``, so that it can be called by itself."""
 
     def __call__(self, inputs: Mapping[str, Sequence[Tensor]]) -> dict[str, list[Tensor]]:
-        """Return the outputs of each network for its images [N, C, H, W].
+        """Run each named network on its images [N, C, H, W], and return the outputs by name.
 
-        All networks get the same number of images.
+        All networks must be given the same number of images.
         """
 
     def in_any_order(self, names: Sequence[str]) -> bool:
-        """Return whether images may go through these networks in any order and in any combination."""
+        """Return whether images can be passed through these networks in any order and in any combination."""
 
 
 @dataclass(frozen=True)
 class Inputs:
     """The inputs of a phase.
 
-    They are the images of both domains [N, C, H, W], the numbers that ``decide`` returned, on the device of
-    the images, and the outputs of earlier phases that the phase wants, by name, as returned by ``prepare``.
+    ``A`` and ``B`` are the images [N, C, H, W] of the two domains. ``numbers`` are the values that ``decide``
+    returned, on the device of the images. ``earlier`` contains, by name, the outputs of earlier phases that
+    this phase wants, or what ``prepare`` replaced them with.
     """
 
     A: Tensor
@@ -67,10 +68,10 @@ class Inputs:
 
 @dataclass(frozen=True)
 class PhaseResult:
-    """The losses [k] of a phase, whose sum is minimised, and its detached output images [N, C, H, W] by name.
+    """The losses and the output images of a phase.
 
-    Each loss is a mean over the samples. If a batch is run in parts, losses are weighted by the sizes of the
-    parts.
+    ``losses`` [k] are minimised as a sum. Each is a mean over the samples, so if a batch is run in parts,
+    losses are weighted by the sizes of the parts. ``outputs`` are detached images [N, C, H, W] by name.
     """
 
     losses: Tensor
@@ -86,10 +87,10 @@ def unprepared(inputs: Inputs) -> Inputs:
 class Phase:
     """One update: the networks to train, the networks to freeze in its forward, and the function to run.
 
-    A network that the phase calls but does not train must be frozen, or its outputs detached; otherwise
-    another phase would mistake those gradients for its own. ``wants`` names the outputs of earlier phases
-    that the phase receives. ``prepare`` does the work for which all samples of a batch are needed together.
-    ``run`` is called for each part of a batch.
+    A network that the phase calls but does not train must be frozen, or its outputs detached; otherwise its
+    gradients would be used in the update of another phase. ``wants`` names the outputs of earlier phases that
+    this phase receives. ``prepare`` does the work that needs all samples of a batch together. ``run`` is
+    called for each part of a batch.
     """
 
     name: str
@@ -103,9 +104,9 @@ class Phase:
 class Recipe(Protocol):
     """Defines what is trained and how; ``CycleGANRecipe`` is an example.
 
-    The engine uses the phases, decisions, state and the generators' names; the code for runs and files uses
-    the other names, panels, samples and new networks. ``registry.make_recipe`` selects the recipe for a
-    configuration.
+    The engine uses the phases, the decisions, the state and the generators' names. The code for runs and
+    files uses the other names, the loss panels, the samples and ``build_networks``. ``registry.make_recipe``
+    selects the recipe for a configuration.
     """
 
     @property
@@ -114,7 +115,7 @@ class Recipe(Protocol):
 
     @property
     def networks_title(self) -> str:
-        """How messages refer to them, for example "the four of a CycleGAN"."""
+        """The phrase for the networks in messages, for example "the four of a CycleGAN"."""
 
     @property
     def official_names(self) -> Mapping[str, str]:
@@ -122,7 +123,7 @@ class Recipe(Protocol):
 
     @property
     def generators(self) -> tuple[str, ...]:
-        """The networks that generate images. These are what users keep, and what averages are useful for."""
+        """The networks that generate images: those that users keep, and that are worth averaging."""
 
     @property
     def loss_names(self) -> tuple[str, ...]:
@@ -130,7 +131,10 @@ class Recipe(Protocol):
 
     @property
     def generator_losses(self) -> tuple[str, ...]:
-        """The names of the losses that train generators. A plateau of their sum lowers the learning rate."""
+        """The names of the losses that train generators.
+
+        With the learning rate policy plateau, the rate is lowered when the sum of these losses stops falling.
+        """
 
     @property
     def loss_panels(self) -> Mapping[str, tuple[str, ...]]:
@@ -145,31 +149,31 @@ class Recipe(Protocol):
 
     @property
     def phases_may_overlap(self) -> bool:
-        """Whether there are two phases, and the second needs only the outputs of the first.
+        """Whether there are two phases, and the second only needs the outputs of the first.
 
-        It must not need the weights that the first phase updates.
+        The second phase must not need the weights that the first one updates.
         """
 
     def build_networks(self, config: ModelConfig) -> dict[str, nn.Module]:
         """Build and initialise the networks in a fixed order, so that a seed determines their weights."""
 
     def phases(self, compile_loss: Compile = uncompiled) -> tuple[Phase, ...]:
-        """Return the phases of an iteration in order, with different names.
+        """Return the phases of an iteration in order, each with a different name.
 
-        ``compile_loss`` compiles the arithmetic of their losses. This can be called more than once.
+        ``compile_loss`` compiles the arithmetic of their losses. This method can be called more than once.
         """
 
     def new_instance(self) -> Recipe:
-        """Return a new recipe with the same settings, as before its first iteration."""
+        """Return a new recipe with the same settings, in the state before its first iteration."""
 
     def decide(self, batch: Batch) -> dict[str, Tensor]:
         """Make all random decisions for ``batch`` on the host, and return them with one column per sample.
 
-        This is called once per iteration, in order.
+        This method is called once per iteration, in order.
         """
 
     def is_steady(self, batch: Batch) -> bool:
-        """Return whether a graph can replay an iteration with ``batch``, so that the host need not act."""
+        """Return whether a CUDA graph can replay an iteration with ``batch`` without help from the host."""
 
     def generator(self, target: str) -> str:
         """Return the name of the generator for images of domain ``target``, "A" or "B".
@@ -178,13 +182,13 @@ class Recipe(Protocol):
         """
 
     def samples(self, translate: Translate, A: Tensor, B: Tensor) -> dict[str, Tensor]:
-        """Return one row of the sample grid, by column name, from one image of each domain."""
+        """Translate one image of each domain, and return one row of the sample grid by column name."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state, besides networks and optimizers, on which later iterations depend.
+        """Return the state that later iterations depend on, apart from networks and optimizers.
 
-        Its tensors are not copies.
+        The tensors in it are not copies.
         """
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
-        """Restore the state from ``state_dict``, on ``device``."""
+        """Restore the state that ``state_dict`` returned, on ``device``."""

@@ -8,5 +8,5 @@ from fastcyclegan.recipes.recipe import Recipe
 
 
 def make_recipe(config: TrainConfig) -> Recipe:
-    """Return a new recipe for ``config``, as before its first iteration."""
+    """Return a new recipe for ``config``, in the state before its first iteration."""
     return CycleGANRecipe(config.loss)

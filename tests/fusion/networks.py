@@ -1,7 +1,7 @@
 """Helpers for the tests of fusion: comparisons of two networks, and small networks for each kind of forward.
 
-With torch's own operators the comparison is bit for bit: two modules that were fused wrongly show there,
-whatever the tolerance.
+With torch's own operators, the comparison is bit for bit. It detects modules that were fused wrongly, however
+small the effect is.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fastcyclegan.testing import assert_parity
 
 
 def randomised(net: nn.Module) -> nn.Module:
-    """Give one-dimensional parameters random values.
+    """Give the one-dimensional parameters of a network random values.
 
     With weight 1 and bias 0, a wrong channel would go unnoticed.
     """
@@ -43,7 +43,7 @@ def gradients(net: nn.Module, x: Tensor, dy: Tensor | None = None) -> tuple[Tens
 
 
 def assert_identical(net: nn.Module, plain: nn.Module, x: Tensor) -> None:
-    """Assert that both give the same outputs and gradients, bit for bit, in training and in eval mode."""
+    """Assert that two networks give the same outputs and gradients bit for bit, in training and eval mode."""
     for training in (True, False):
         (ours, d_ours), (expected, d_expected) = (gradients(n.train(training), x) for n in (net, plain))
         assert torch.equal(ours, expected)
@@ -52,9 +52,9 @@ def assert_identical(net: nn.Module, plain: nn.Module, x: Tensor) -> None:
 
 
 def check_parity(nets: tuple[nn.Module, nn.Module], x: Tensor, dtype: torch.dtype = torch.float32) -> None:
-    """Check the first of ``nets`` by the parity rule against the second, in the same dtype and in float64.
+    """Check the output and every gradient of the first of ``nets`` by the parity rule.
 
-    The output and every gradient are compared.
+    They are compared with those of the second network, in the same dtype and in float64.
     """
     exact = copy.deepcopy(nets[1]).double()
     (y, d), (y_plain, d_plain), (y_exact, d_exact) = (
@@ -75,7 +75,7 @@ def reasons_by_path(report: Accelerated) -> dict[str, str]:
 
 
 class Norms(nn.Module):
-    """Layers that the forwards of the subclasses below use in different ways."""
+    """Base class with layers that the subclasses below use in different ways."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class Norms(nn.Module):
 
 
 class OneReluForTwoNorms(Norms):
-    """Every call of the ReLU follows a norm."""
+    """Calls one ReLU twice, each time directly after a norm."""
 
     fused = ("norm", "norm2")
 
@@ -99,7 +99,7 @@ class OneReluForTwoNorms(Norms):
 
 
 class SlicedSequential(Norms):
-    """The slice is made during the forward, so only its layers are modules of the network."""
+    """Slices a Sequential during the forward, so only the layers of the slice are modules of the network."""
 
     fused = ("layers.1",)
 
@@ -117,7 +117,7 @@ class IteratedSequential(Norms):
 
 
 class UnrelatedBranch(Norms):
-    """Both branches call the pair."""
+    """A branch that does not affect the fused layers: norm and act are called either way."""
 
     fused = ("norm",)
 
@@ -128,7 +128,7 @@ class UnrelatedBranch(Norms):
 
 
 class ForwardInHelperMethods(Norms):
-    """The forward calls private methods, which are not called from outside, and layers of the base class."""
+    """A forward that calls layers of the base class, and a private method that nothing else calls."""
 
     fused = ("norm",)
 
@@ -141,7 +141,7 @@ class ForwardInHelperMethods(Norms):
 
 
 class SequentialWithSkip(nn.Sequential):
-    """Its forward extends torch's."""
+    """A Sequential whose forward extends torch's."""
 
     fused = ("1",)
     switch = True
@@ -167,7 +167,7 @@ class ReluAlsoAfterConvolution(Norms):
 
 
 class ReluAlsoAfterTappedNorm(Norms):
-    """One norm cannot be fused, which excludes the ReLU and therefore the other norm."""
+    """One of two norms cannot be fused, which excludes the shared ReLU and therefore the other norm."""
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.act(self.norm(x))
@@ -182,7 +182,7 @@ class TappedNorm(Norms):
 
 
 class TappedSequential(Norms):
-    """Like a feature extractor: it runs the whole Sequential, and elsewhere uses the output of one layer."""
+    """Runs a whole Sequential, and also uses the output of one of its layers, like a feature extractor."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x) + self.layers[1](self.layers[0](x))
@@ -253,14 +253,17 @@ class BranchesOnTorchRandom(Norms):
 
 
 class CallsForwardDirectly(Norms):
-    """A trace shows the functions that ``forward`` calls, not the module."""
+    """Calls the forward of a layer directly. A trace shows the functions that it calls, but not the layer."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self.act(self.norm(x)) + self.act.forward(x)
 
 
 class InPlaceBetweenPadAndConvolution(Norms):
-    """The pad has already copied x by then; a fused one would not have."""
+    """Changes x in place between the pad and the convolution.
+
+    The pad has already copied x at that point, but a fused pad would not have.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.detach() * 1
@@ -298,7 +301,7 @@ PAD = nn.ReflectionPad2d
 
 
 def small(impl: str = "auto") -> tuple[nn.Sequential, nn.Sequential]:
-    """Return a norm with a LeakyReLU and a convolution with its pad, first accelerated, then plain."""
+    """Return a norm, a LeakyReLU, a pad and a convolution as a Sequential: an accelerated and a plain one."""
     torch.manual_seed(0)
     layers = [nn.InstanceNorm2d(3, affine=True), nn.LeakyReLU(0.1), PAD(1), nn.Conv2d(3, 4, 3)]
     net = nn.Sequential(*layers)

@@ -1,4 +1,4 @@
-"""``accelerate``: parity of three networks from other fields with float64, the report, and ``undo``."""
+"""Tests of ``accelerate``: parity of three networks from other fields with float64, the report, ``undo``."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ REPLACED = {
 
 @pytest.mark.parametrize("name", SMALL_NETS)
 def test_parity_of_whole_networks(name: str, device: str) -> None:
-    """Compare outputs and all gradients by the parity rule: kernels, torch in the same dtype, float64."""
+    """Check the kernels' outputs and all gradients by the parity rule, against torch in fp32 and float64."""
     torch.manual_seed(0)
     build, shape = SMALL_NETS[name]
     plain, x = randomised(build()).to(device), torch.randn(shape, device=device)
@@ -68,10 +68,10 @@ def test_parity_of_whole_networks(name: str, device: str) -> None:
 
 @pytest.mark.parametrize("name", SMALL_NETS)
 def test_parity_of_whole_networks_in_bf16(name: str, device: str) -> None:
-    """Compare outputs only.
+    """Compare only the outputs of whole networks in bf16.
 
-    Through a whole network in 16 bits, gradients are random for torch's operators as for ours, because
-    rounding decides on which side of a ReLU's zero a unit is. ``test_layers_in_16_bits`` compares gradients
+    Through a whole network in 16 bits, gradients are effectively random, with torch's operators as well as
+    ours, because rounding can flip which ReLU units are active. ``test_layers_in_16_bits`` compares gradients
     layer by layer.
     """
     torch.manual_seed(0)
@@ -86,7 +86,7 @@ def test_parity_of_whole_networks_in_bf16(name: str, device: str) -> None:
 
 @pytest.mark.parametrize("name", SMALL_NETS)
 def test_keeps_state_and_undoes_all_changes(name: str) -> None:
-    """Parameters keep their keys and order, a CPU gives the same bits, and ``undo`` restores everything."""
+    """Parameters keep their keys and order, results on a CPU are bit-identical, and ``undo`` restores all."""
     torch.manual_seed(0)
     build, shape = SMALL_NETS[name]
     net, x = randomised(build()), torch.randn(shape)
@@ -104,7 +104,7 @@ def test_keeps_state_and_undoes_all_changes(name: str) -> None:
     assert dict(net.named_modules()) == modules
     assert [m.__dict__.keys() for m in net.modules()] == [m.__dict__.keys() for m in plain.modules()]
     assert_identical(net, plain, x.double())
-    # A report that was undone has nothing left to undo, not even the changes of a later one.
+    # Calling undo again does nothing: it does not revert the changes of a later report.
     again = accelerate(net)
     report.undo()
     assert len(again.replaced) == len(report.replaced)
@@ -112,10 +112,10 @@ def test_keeps_state_and_undoes_all_changes(name: str) -> None:
 
 
 def test_less_is_kept_for_the_backward() -> None:
-    """Compare exact numbers of bytes.
+    """Compare the exact numbers of bytes that are kept for the backward.
 
-    The U-Net's LeakyReLU works in place: it keeps the same tensor as the next convolution, so nothing is
-    saved there.
+    The U-Net's LeakyReLU works in place and keeps the same tensor as the next convolution, so ``accelerate``
+    saves no memory there.
     """
     ratios = {}
     for name, (build, shape) in NETS.items():
@@ -131,7 +131,7 @@ def test_less_is_kept_for_the_backward() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
 def test_auto_uses_the_kernels_on_a_gpu(layout: torch.memory_format) -> None:
-    """In both layouts, and the result has the layout that torch gives."""
+    """The kernels run in both layouts, and their result has the same layout as torch's."""
     net = SMALL_NETS["super-resolution"][0]().cuda().to(memory_format=layout)
     x = torch.randn(2, 3, 16, 16, device="cuda").to(memory_format=layout)
     stride = net(x).stride()
@@ -167,7 +167,7 @@ def _hooked_container(net: nn.Sequential) -> nn.Module:
 
 
 class Shares(nn.Module):
-    """Runs the same layers twice, and the last one also by itself."""
+    """Runs the same layers twice, and the last layer one more time by itself."""
 
     def __init__(self, layers: nn.Sequential) -> None:
         super().__init__()
@@ -202,7 +202,7 @@ def test_layers_give_the_same_results_in_every_situation(kind: str, situation: s
     layers = randomised(nn.Sequential(*build()))
     net, plain = (SITUATIONS[situation](copy.deepcopy(layers)) for _ in range(2))  # type: ignore[arg-type]
     report = accelerate(net)
-    # The convolution is also called without its pad.
+    # If shared, the convolution is also called without its pad.
     assert bool(report.replaced) == (situation != "hooked" and (kind, situation) != ("pad", "shared"))
     assert_identical(net, plain, torch.randn(shape))
     # Torch compiles only a few versions of code that many networks share.
@@ -248,7 +248,7 @@ def test_undo_keeps_current_parameters_and_mode() -> None:
 
 
 def test_undo_reverts_everything_or_nothing() -> None:
-    """A parametrization changed the class of the convolution, so only its pad could be restored."""
+    """If a parametrization has changed the class of the convolution, the pad is not restored either."""
     torch.manual_seed(0)
     net = nn.Sequential(PAD(1), nn.Conv2d(3, 3, 3))
     report, x = accelerate(net), torch.randn(1, 3, 4, 4)

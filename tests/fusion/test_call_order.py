@@ -1,4 +1,7 @@
-"""Two modules are fused only if every call allows it: networks where it does, and where it only seems to."""
+"""Two modules are fused only if no call prevents it.
+
+This is tested on networks that allow fusion, and on networks that only appear to.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +75,10 @@ TRAPS = [
 
 @pytest.mark.parametrize("kind", [*FUSED, *TRAPS], ids=lambda kind: kind.__name__)
 def test_fuses_only_if_every_call_allows_it(kind: type[Norms]) -> None:
-    """Both modes and both values of the switch give the same bits, and every possible pair is fused."""
+    """Every pair that can be fused is fused, and no other.
+
+    Results are bit-identical in both modes and for both values of the switch.
+    """
     torch.manual_seed(0)
     net = randomised(kind())
     plain, torch_state, python_state = copy.deepcopy(net), torch.get_rng_state(), random.getstate()
@@ -80,7 +86,7 @@ def test_fuses_only_if_every_call_allows_it(kind: type[Norms]) -> None:
     assert torch.equal(torch.get_rng_state(), torch_state)
     assert random.getstate() == python_state
     expected = set(getattr(kind, "fused", ()))
-    # Of the layers that a forward does not call, only those inside the Sequential are a pair.
+    # Of the layers that a forward does not call, only those inside the Sequential form a pair.
     pairs = {path for path, replaced in replaced_kinds(report).items() if "+" in replaced}
     assert expected <= pairs <= expected | {"layers.1"}
     x = torch.randn(1, 3, 6, 6)
@@ -142,7 +148,7 @@ HIDDEN: dict[str, Callable[[nn.Module], object]] = {
 
 
 class Borrows(nn.Module):
-    """Calls a layer that is not registered with it."""
+    """Calls a layer that is not registered as one of its modules."""
 
     def __init__(self, hidden: object) -> None:
         super().__init__()
@@ -166,7 +172,7 @@ class Lends(Norms):
 
 @pytest.mark.parametrize("reference", HIDDEN)
 def test_counts_calls_through_hidden_references(reference: str) -> None:
-    """A call through an unregistered reference counts as a call."""
+    """A call through an unregistered reference counts as a call of the layer, so it is not fused."""
     torch.manual_seed(0)
     net, plain = Lends(), Lends()
     for lender in (net, plain):
@@ -181,7 +187,7 @@ RELU = nn.ReLU()
 
 
 class OneGlobalRelu(Norms):
-    """The ReLU is registered here, and the class below calls it by its global name."""
+    """Registers a global ReLU, which the class below calls by its global name."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -238,7 +244,7 @@ class SequentialWithMethod(nn.Sequential):
 
 
 class InitialisesLayers(Norms):
-    """A method iterates over all layers but calls none."""
+    """Has a method that iterates over all layers but calls none of them."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self.act(self.norm(x))

@@ -1,4 +1,4 @@
-"""Which modules are skipped or not fused, and the reason that the report gives."""
+"""Tests of which modules are skipped or not fused, and of the reasons that the report gives."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ NOT_FUSED: list[tuple[Callable[[], list[nn.Module]], dict[str, str]]] = [
     ids=lambda value: next(iter(value.values()), "") if isinstance(value, dict) else "",
 )
 def test_reasons_for_not_fusing(build: Callable[[], list[nn.Module]], reasons: dict[str, str]) -> None:
-    """Each has one reason, and the network still computes the same bits."""
+    """The report gives the expected reasons, nothing is fused, and results are bit-identical."""
     torch.manual_seed(0)
     net = nn.Sequential(*build())
     torch.manual_seed(0)
@@ -120,7 +120,7 @@ def test_lazy_norms_are_skipped_until_initialised() -> None:
 
 
 def test_our_own_networks_are_skipped() -> None:
-    """Their chains already fuse more than accelerate does."""
+    """``accelerate`` skips our own networks, whose chains already fuse more."""
     report = accelerate(Generator(ngf=4, n_blocks=1))
     assert not report.replaced
     assert {"it is a subclass of a torch.nn layer"} == {

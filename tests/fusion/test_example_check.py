@@ -1,4 +1,4 @@
-"""``accelerate(net, example=x)``: both versions are run, and all changes are undone if they differ."""
+"""Tests of ``accelerate(net, example=x)``: all changes are undone if the outputs before and after differ."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from tests.fusion.networks import Norms, assert_identical, randomised, reasons_b
 
 
 class Several(Norms):
-    """Several outputs from two inputs, some of them not numbers, with random numbers and running counters."""
+    """A network with two inputs, several outputs, random numbers and running statistics.
+
+    Some of the outputs are not numbers.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,7 +58,7 @@ def test_example_in_other_precisions(dtype: torch.dtype, device: str) -> None:
 
 
 def test_different_outputs_are_undone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also if they differ only in eval mode."""
+    """All changes are undone even if the outputs differ only in eval mode."""
     for mode in (True, False):
 
         def wrong(self: Any, input: Tensor, mode: bool = mode) -> Tensor:

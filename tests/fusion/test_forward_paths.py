@@ -1,4 +1,4 @@
-"""Forwards that branch: on plain attributes, which are traced, or on things that no trace shows."""
+"""Tests of forwards that branch on plain attributes, which are traced, or on things that no trace shows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ from tests.fusion.networks import (
 
 
 class Tapped(Norms):
-    """The output of its norm is returned, in states other than the one that a single trace shows."""
+    """Base class of networks that return the output of their norm in some states.
+
+    A single trace shows only a state in which they do not.
+    """
 
     taps = False
 
@@ -31,7 +34,7 @@ class Tapped(Norms):
 
 
 class OnListArgument(Tapped):
-    """Like the generator of CUT (Park et al., 2020)."""
+    """Branches on a list argument, like the generator of CUT (Park et al., 2020)."""
 
     def forward(self, x: Tensor, layers: list[int] = [], encode_only: bool = False) -> Tensor | list[Tensor]:  # noqa: B006
         if len(layers) > 0:
@@ -120,7 +123,7 @@ class OnAssignedSwitch(Tapped):
 
 
 class OnModeOfLayer(Tapped):
-    """The mode of a layer, not its own mode."""
+    """Branches on the mode of a layer, and not on the mode of the network itself."""
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(x)
@@ -231,7 +234,7 @@ BRANCHES: list[tuple[type[Norms], Run, str]] = [
 @pytest.mark.parametrize(
     ("kind", "run", "reason"), BRANCHES, ids=lambda value: getattr(value, "__name__", "")
 )
-def test_does_not_fuse_if_a_trace_does_not_show_all(kind: type[Norms], run: Run, reason: str) -> None:
+def test_does_not_fuse_if_a_trace_does_not_show_every_path(kind: type[Norms], run: Run, reason: str) -> None:
     torch.manual_seed(0)
     net = randomised(kind())
     plain, x = copy.deepcopy(net), torch.randn(1, 3, 6, 6)
@@ -243,7 +246,7 @@ def test_does_not_fuse_if_a_trace_does_not_show_all(kind: type[Norms], run: Run,
 
 
 def test_dali_in_the_process_does_not_disturb_tracing() -> None:
-    """DALI replaces Python's check for iterables with its own, and torch's tracing uses that check."""
+    """Tracing works after an import of DALI, which replaces the check for iterables that tracing uses."""
     pytest.importorskip("nvidia.dali.fn")
     assert replaced_kinds(accelerate(OneReluForTwoNorms()))["norm2"] == "InstanceNorm2d + ReLU"
 

@@ -1,4 +1,4 @@
-"""Fused modules give the results, gradients, errors and warnings of torch's, also copied and compiled."""
+"""Fused modules give the same results, gradients, errors and warnings as torch's, even copied or compiled."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.fusion.networks import PAD, check_parity, gradients, randomised, repl
 def test_norms_of_all_dimensions(
     kind: type[nn.Module], shape: tuple[int, ...], impl: str, device: str
 ) -> None:
-    """Also for images without the dimension N.
+    """Compare norms for all numbers of dimensions with torch's, with and without the batch dimension N.
 
     A LeakyReLU with a negative slope is not invertible, so the kernels must not rely on inverting it.
     """
@@ -62,7 +62,7 @@ def test_wrong_inputs_raise_torch_errors(impl: str, device: str) -> None:
             assert outcomes[0] == outcomes[1]
 
 
-def test_norm_without_weights_warns_about_channels_as_torch() -> None:
+def test_norm_without_weights_warns_about_channels_like_torch() -> None:
     net = nn.Sequential(nn.InstanceNorm2d(3))
     accelerate(net)
     with pytest.warns(UserWarning, match="does not match num_features"):
@@ -81,9 +81,9 @@ def test_empty_batch(impl: str, device: str) -> None:
 
 @pytest.mark.parametrize("shape", [(1, 3, 4, 4), (3, 4, 4), (1, 3, 1, 4), (2, 3, 4, 4)], ids=str)
 def test_gradient_is_the_same_in_any_layout(shape: tuple[int, ...]) -> None:
-    """Torch 2.13's CPU backward misreads the channels_last gradient of a single image; ours must not.
+    """A channels_last upstream gradient gives the same result, even if outputs are changed in place.
 
-    Outputs can be changed in place.
+    Torch 2.13's own CPU backward misreads such a gradient of a single image.
     """
     torch.manual_seed(0)
     net = nn.Sequential(nn.InstanceNorm2d(3))
@@ -108,7 +108,7 @@ def test_layers_in_16_bits(dtype: torch.dtype, device: str) -> None:
 
 @pytest.mark.parametrize("impl", ["triton", "reference"])
 def test_autocast(impl: str, device: str) -> None:
-    """With weights in fp32, the outputs are bf16, as torch's are."""
+    """With weights in fp32, autocast gives outputs in bf16, as with torch's modules."""
     net, plain = (n.to(device) for n in small(impl))
     x = torch.randn(2, 3, 6, 6, device=device)
     with torch.autocast(device, torch.bfloat16):
@@ -116,7 +116,7 @@ def test_autocast(impl: str, device: str) -> None:
         check_parity((net, plain), x, torch.bfloat16)
 
 
-def test_frozen_copied_and_pickled(device: str) -> None:
+def test_layers_can_be_frozen_copied_and_pickled(device: str) -> None:
     net = small("triton")[0].to(device)
     x = torch.randn(1, 3, 4, 4, device=device)
     y = net(x)
@@ -154,7 +154,7 @@ def test_padding_other_than_half_the_kernel(border: int, k: int, device: str) ->
 
 @pytest.mark.parametrize("padding", [1, "same"])
 def test_layouts_match_torch(padding: int | str, device: str) -> None:
-    """A view taken afterwards must find the same memory layout as without ``accelerate``."""
+    """Outputs have the same memory layout as without ``accelerate``, so that views of them still work."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=padding, padding_mode="reflect")).to(device)
     x = torch.randn(2, 3, 5, 6, device=device)

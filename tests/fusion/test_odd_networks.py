@@ -34,7 +34,10 @@ def with_flag(net: Any, x: Tensor) -> Any:
 
 
 def results(net: nn.Module, drive: Drive) -> list[Any]:
-    """Return all tensors that ``drive`` returns, and the gradients of the parameters."""
+    """Run ``drive`` on ``net`` and propagate gradients back from its results.
+
+    Returns the results, the number of results that require a gradient, and the parameters' gradients.
+    """
     torch.manual_seed(1)
     outputs = drive(net, torch.randn(2, 3, 8, 8).requires_grad_())
     tensors = outputs if isinstance(outputs, (list, tuple)) else [outputs]
@@ -271,7 +274,7 @@ class RemovesLayer(Layers):
 
 
 class FindsByMethod(nn.Module):
-    """A method that finds the layers through another method."""
+    """Has a method that finds the layers through another method."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -366,7 +369,7 @@ class Logger(nn.Module):
 
 
 class InChildMethod(Layers):
-    """The method has the name of a tensor's method."""
+    """Calls a method of a child that has the same name as a method of tensors."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -383,7 +386,7 @@ class InChildMethod(Layers):
 
 
 class OnChildAttribute(Layers):
-    """The attribute has the name of a tensor's attribute."""
+    """Branches on an attribute of a child that has the same name as an attribute of tensors."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -506,7 +509,7 @@ def test_fuses_all_pairs_of_a_shared_layer() -> None:
 
 
 class Effects(Layers):
-    """Its forward has many side effects, which tracing must not have."""
+    """A network whose forward has many side effects. Tracing must not cause them."""
 
     def forward(self, x: Tensor) -> Any:
         self.eval()
@@ -570,7 +573,7 @@ def test_accepts_assertions_and_cycles() -> None:
 
 
 def test_skips_layers_with_custom_attributes() -> None:
-    """User attributes with the names of ours are not overwritten, and unusual paddings are left to torch."""
+    """User attributes with the same names as ours are not overwritten, and unusual paddings are skipped."""
     norm, conv = nn.InstanceNorm2d(3), nn.Conv2d(3, 3, 3)
     norm.act, conv.border = "user", "value"  # type: ignore[assignment]
     pads = [PAD(1), PAD(1), PAD(0)]

@@ -1,4 +1,4 @@
-"""Shared by the inference tests: the weights of a small generator."""
+"""Fixture for the inference tests: the weights of a small generator."""
 
 from __future__ import annotations
 

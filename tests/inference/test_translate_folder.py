@@ -1,4 +1,4 @@
-"""Translating folders: images of any size, output names, equal results in any batch, and rejected inputs."""
+"""Tests of translating folders: any image size, output names, equal results in any batch, invalid inputs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_images_keep_their_size(weights: Path, tmp_path: Path, size: tuple[int, 
 
 @pytest.mark.parametrize("loader", ["folder", "dali"])
 def test_batch_size_and_loader_do_not_change_the_result(weights: Path, tmp_path: Path, loader: str) -> None:
-    """No image is resized, so both loaders return the same pixels."""
+    """Results agree to one gray level. No image is resized, so both loaders return the same pixels."""
     folder = tmp_path / "in"
     for n, size in enumerate([(16, 16), (20, 12), (13, 13), (24, 24)]):
         write_images(folder / str(n), 3, size=size, seed=n, suffix=".jpg" if n % 2 else ".png")
@@ -125,7 +125,7 @@ def test_dali_is_only_loaded_for_many_images(
 
 
 def test_failed_writes_are_errors(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Images are written in threads, whose errors must not be lost."""
+    """A failed write raises its error, although images are written in background threads."""
     write_images(tmp_path / "in", 2)
 
     def full(image: object, target: Path) -> None:

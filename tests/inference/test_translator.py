@@ -1,4 +1,4 @@
-"""Translating images: padding, agreement with the network itself, result types, and invalid images."""
+"""Tests of translating images: padding, agreement with the network itself, result types, invalid images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Chains, and how they fall back to single layers when members are hooked, replaced or frozen."""
+"""Tests of chains, and of how they fall back to single layers that are hooked, replaced or frozen."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_network_compiles_in_one_graph() -> None:
 
 
 def test_slices_of_a_chain_are_chains() -> None:
-    """Feature extractors run only the first layers."""
+    """A slice of a chain keeps its settings. Feature extractors use slices to run only the first layers."""
     nets = network_triple("Generator", ngf=4, n_blocks=1)
     part = nets[0].model[:4]
     check_parity(
@@ -67,7 +67,7 @@ def test_image_without_batch_dimension() -> None:
 
 
 def hooked_values(nets: list[nn.Module], x: Tensor, name: str) -> list[tuple[Tensor, ...]]:
-    """Run all nets and return the inputs and the outputs that hooks on module ``name`` saw in each."""
+    """Run all nets, and return the inputs and the outputs that hooks on module ``name`` received in each."""
     seen_inputs: list[Tensor] = []
     seen_outputs: list[Tensor] = []
     for net in nets:
@@ -98,7 +98,10 @@ def test_hooks_on_unet_skips_see_the_official_values(name: str) -> None:
 
 
 def test_modified_networks_compute_the_modified_function() -> None:
-    """A custom conv_block, another activation after a skip, a custom forward, a norm of another size."""
+    """Test a custom conv_block, another activation after a skip, and a custom forward.
+
+    A norm of the wrong size raises ValueError.
+    """
     torch.manual_seed(1)
     x = torch.randn(1, 3, 64, 64, device=DEVICE)
     nets = network_triple("Generator", ngf=4, n_blocks=1)

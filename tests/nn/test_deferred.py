@@ -1,4 +1,4 @@
-"""Deferred operations: which operator and which backend compute them, and what is saved for the backward."""
+"""Tests of deferred operations: what computes them, and which tensors are saved for the backward."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("no_tf32")
 
 
 def test_autocast_saves_no_copies_of_weights() -> None:
-    """A weight is rounded for each use; only the parameter itself is saved for the backward."""
+    """Weights are rounded to 16 bits for each use. Only the parameters are saved for the backward."""
     net = Generator(ngf=8, n_blocks=2, impl="triton").to(memory_format=torch.channels_last)
     weights = {p.data_ptr() for p in net.parameters()}
     saved: list[Tensor] = []
@@ -41,9 +41,10 @@ def test_frozen_biases_get_no_gradient() -> None:
 
 
 def test_number_of_launches_without_hooks() -> None:
-    """Two per norm that is not small, four per block, one for the last convolution, two for the first.
+    """A generator needs two launches per norm that is not small, four per block, two for the first
+    convolution and one for the last.
 
-    The first convolution needs one more launch for the padding of its image.
+    The first convolution needs one launch more than the last, to pad its image.
     """
     net, x = Generator(ngf=8, n_blocks=2, impl="triton"), torch.randn(1, 3, 128, 128)
     # Norms at 128 and 64 pixels; at 32 x 32 one program holds everything, unless a border is written.
@@ -52,7 +53,7 @@ def test_number_of_launches_without_hooks() -> None:
 
 
 def test_norms_write_the_border_if_cudnn_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The other backend gives the same function and gradients, without our convolution."""
+    """If cuDNN computes the convolutions, results and gradients are the same, without our convolution."""
     nets = network_triple("Generator", ngf=4, n_blocks=1, upsample="resize")
     net, x = nets[0], torch.randn(1, 3, 16, 16, device=DEVICE)
     with dry_run() as dry:
@@ -76,5 +77,5 @@ def test_wrong_input_dtype_raises_as_in_torch() -> None:
     for impl in ("triton", "reference"):
         with pytest.raises(
             RuntimeError, match=r"should be the same|expected scalar type"
-        ):  # with oneDNN, without
+        ):  # the first message is that with oneDNN, the second without
             Generator(ngf=2, n_blocks=0, impl=impl).to(DEVICE, torch.bfloat16)(x)

@@ -1,4 +1,4 @@
-"""Layers that are hooked, replaced or parametrised are called as ordinary modules."""
+"""Test that layers that are hooked, replaced or parametrised are called as ordinary modules."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("no_tf32")
 
 @pytest.mark.parametrize("index", ["1", "2", "3", "4", "10", "10.conv_block.1", "10.conv_block.2"])
 def test_hooks_fire_and_outputs_match(index: str) -> None:
-    """A hooked layer is called as a module, with the values that it has in the official network."""
+    """A hooked layer is called as a module, and its hook receives the values of the official network."""
     nets = network_triple("Generator", ngf=4, n_blocks=1)
     seen: list[Tensor] = []
     for net in nets:

@@ -1,4 +1,4 @@
-"""InstanceNormAct compared with torch's modules: outputs, state_dict, repr, running statistics, errors."""
+"""Compare InstanceNormAct with torch's modules: outputs, state_dict, repr, running statistics, errors."""
 
 from __future__ import annotations
 

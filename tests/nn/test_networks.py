@@ -1,4 +1,4 @@
-"""The drop-in networks: function and keys of the reference, the choice of impl, and the builders."""
+"""Tests of the drop-in networks: same function and keys as the reference, choice of impl, builders."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_kernels_match_the_reference(
 
 
 def test_dropout_is_between_the_convolutions() -> None:
-    """With dropout hooked to halve its input instead of drawing random numbers, the outputs are equal."""
+    """If a hook makes dropout halve its input instead of drawing random numbers, the outputs are equal."""
     torch.manual_seed(0)
     nets = [
         Generator(ngf=2, n_blocks=1, use_dropout=True, impl="triton"),
@@ -143,7 +143,7 @@ def test_dropout_is_between_the_convolutions() -> None:
 
 @pytest.mark.parametrize("impl", ["reference", "triton"])
 def test_output_is_fp32_under_autocast_and_tanh_is_computed_in_fp32(impl: str) -> None:
-    """Near 1, a bf16 tanh has steps of a whole gray level."""
+    """A tanh in bf16 would be too coarse: near 1, it has steps of a whole gray level."""
     torch.manual_seed(0)
     for net, size in (
         (Generator(ngf=4, n_blocks=1, impl=impl), 12),
@@ -229,7 +229,9 @@ def test_builders_accept_the_official_names() -> None:
     ],
 )
 def test_torch_norms_are_replaced_by_layout_safe_ones(norm: Any) -> None:
-    """Their settings and weights stay, and the convolutions before them have the biases of the reference."""
+    """The replacements keep the settings and weights of the original norms, and convolutions before them have
+    a bias where the reference has one.
+    """
     net, plain = (kind(ngf=2, n_blocks=1, norm=norm) for kind in (Generator, ref.Generator))
     norms = [module for module in net.modules() if isinstance(module, nn.InstanceNorm2d)]
     assert {type(module) for module in norms} == {ref.InstanceNorm2d}

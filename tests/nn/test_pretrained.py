@@ -1,4 +1,4 @@
-"""Saving generators as safetensors folders with a model card, and loading them again, from disk only."""
+"""Tests of saving generators as safetensors folders with a model card, and of loading them from disk."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_save_and_load_round_trip(
     assert capfd.readouterr() == ("", "")
     again.save_pretrained(tmp_path / "twice")
     assert same(kind.from_pretrained(str(tmp_path / "twice")), net)
-    # Without the class, it is recognised by keys and shapes like any other file.
+    # If the class is not known, the file is recognised by its keys and shapes, like any other file.
     assert same(load_generator(tmp_path / "g"), net)
 
 
@@ -101,7 +101,7 @@ def test_card_shows_the_training_settings(dataset: Path, tmp_path: Path) -> None
 
 
 def test_converts_back_to_an_official_file(tmp_path: Path) -> None:
-    """The official test.py loads a state_dict with these keys; test_reference checks order and number."""
+    """The official test.py loads a state_dict with these keys, which test_reference_networks.py checks."""
     net = Generator(ngf=2, n_blocks=1)
     net.save_pretrained(tmp_path / "g")
     torch.save(Generator.from_pretrained(tmp_path / "g").state_dict(), tmp_path / "latest_net_G.pth")
@@ -111,7 +111,7 @@ def test_converts_back_to_an_official_file(tmp_path: Path) -> None:
 
 
 def test_upload_contains_the_saved_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a stub for the hub, the mixin's own upload creates the repository and sends the folder's files."""
+    """The hub is replaced by a stub. The mixin's own code creates the repository and uploads the files."""
     sent: dict[str, Any] = {}
 
     class Api:
@@ -185,7 +185,7 @@ def test_errors_when_saving_and_loading(tmp_path: Path) -> None:
     changed = Generator(ngf=2, n_blocks=1)
     changed.model[1] = nn.Conv2d(3, 4, 7)
     with pytest.raises(
-        ValueError, match="a network built from its arguments has other weight names or shapes"
+        ValueError, match="a network built from its arguments has different weight names or shapes"
     ):
         changed.save_pretrained(tmp_path / "x")
     with pytest.raises(UserError, match=r"missing: not a run folder: it contains neither config.json nor"):

@@ -1,4 +1,4 @@
-"""Helpers for the tests of chains: a network by kernels, by the reference and in float64, and parity."""
+"""Helpers for the tests of chains: a network in three versions, and a comparison by the parity rule."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def network_triple(kind: str, **arguments: Any) -> list[nn.Module]:
-    """Return a network computed by the kernels, the same by the reference, and the reference in float64."""
+    """Return one network three times: with our kernels, as the reference, and as the reference in float64."""
     torch.manual_seed(0)
     nets = [
         getattr(networks, kind)(**arguments, impl="triton").to(DEVICE),
@@ -35,10 +35,10 @@ def outputs(nets: Iterable[nn.Module], x: Tensor) -> list[Tensor]:
 
 
 def check_parity(name: str, results: Sequence[Tensor]) -> None:
-    """Check our result, the first of ``results``, by the parity rule against the reference and float64.
+    """Check the results of the three networks of ``network_triple`` by the parity rule.
 
-    Use it for images of 16 pixels or more: a norm over 2 x 2 pixels can make a rounding error of either side
-    large at random.
+    Use images of 16 pixels or more: a norm over 2 x 2 pixels can randomly make a rounding error of the
+    kernels or of the reference large.
     """
     assert_parity(name, *results, torch.float32)
 

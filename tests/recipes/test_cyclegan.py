@@ -1,4 +1,4 @@
-"""The phases of the CycleGAN recipe, and its initial weights for a seed."""
+"""Tests of the CycleGAN recipe: its phases, its pools, and the initial weights that a seed produces."""
 
 from __future__ import annotations
 

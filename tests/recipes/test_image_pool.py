@@ -1,4 +1,4 @@
-"""The pool on the device, compared with the reference's list for the same draws."""
+"""Tests of the pool on the device: the same random numbers give the same images as the reference's pool."""
 
 from __future__ import annotations
 
@@ -69,5 +69,5 @@ def test_images_are_detached() -> None:
 def test_capacity_is_checked() -> None:
     with pytest.raises(ValueError, match="capacity must not be negative"):
         ImagePool(-1)
-    with pytest.raises(ValueError, match="pool_size was 3, and is 2 now"):
+    with pytest.raises(ValueError, match="the saved pool has pool_size 3, but this run uses 2"):
         ImagePool(2).load_state_dict(ImagePool(3).state_dict(), torch.device("cpu"))

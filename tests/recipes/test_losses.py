@@ -1,4 +1,4 @@
-"""Batched losses, compared with the reference's losses one by one: values and gradients, in float64."""
+"""Compare the batched losses with the reference's losses one by one: values and gradients in float64."""
 
 from __future__ import annotations
 
