@@ -1,7 +1,7 @@
 """Measure the limits of the machine: the rates of copies and matrix products, and the cost of one launch.
 
-They are the ceilings of the roofline, measured in the same run, and all floors are calculated from them. They
-are not compared with each other.
+These limits are the ceilings of the roofline: all floors, which are lower bounds on times, are calculated
+from them. They are measured in the same run as the other benches, and are not compared with each other.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
 The four weight files of the official code are compared with fastcyclegan's whole training state, from which a
 run resumes exactly.
 
-The networks are the default ones after one iteration at 64x64. The state also has their optimizers' moments
-and a pool of 50 images per domain. "snapshot" is the part of saving for which the training loop waits; a
-thread writes the file afterwards. The loaded state must equal the saved one bit for bit.
+The networks are the default ones after one iteration at 64x64. Their training state includes the optimizers'
+moments and a pool of 50 images per domain. "snapshot" is the part of saving for which the training loop
+waits; a thread writes the file afterwards. The loaded state must equal the saved one bit for bit.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ pytestmark = [pytest.mark.benchmark(timer=clock, warmup=False), pytest.mark.cost
 
 
 def make_builders(size: int, batch: int, identity: bool, config: ModelConfig, fault: bool) -> Builders:
-    """Return a builder for each provider, which checks the parity of its training step first.
+    """Return a builder for each provider's training step, which also checks the parity of that step.
 
     Images are ``size`` pixels square.
     """

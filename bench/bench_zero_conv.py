@@ -1,14 +1,14 @@
 """Benchmark zero-padded convolutions of two networks at once.
 
-They are strided, transposed or 4x4. PyTorch's library with one call per network is compared with
+They are strided, transposed or 4x4. PyTorch's library, called once per network, is compared with
 fastcyclegan's kernels.
 
 On a GPU they run in bf16 at the shapes of generators and discriminators for 256x256 images, for forward and
-backward together and for the forward only. "library" is two calls and the copies into and out of them, which
-is the work for a pair of networks that does not run together. The results of the timed rounds are compared
-with float64. The rows for one network show for which shapes cuDNN is the faster backend; scripts/gpu_suite.py
-builds the table of backends from them. On a CPU, where the kernels do not run, only the library is timed,
-with one reduced shape.
+backward together and for the forward only. "library" makes two calls and copies their inputs and outputs,
+like a pair of networks that do not run together. The results of the timed rounds are compared with float64.
+The rows for one network show for which shapes cuDNN is the faster backend; scripts/gpu_suite.py builds the
+table of backends from them. On a CPU, where the kernels do not run, only the library is timed, with one
+reduced shape.
 """
 
 from __future__ import annotations

@@ -22,8 +22,8 @@ from bench.machine import DEVICE, conditions, machine
 from bench.timing import Builders, Entrant, Outcome, Race, Unavailable, clock, race
 from fastcyclegan.tensor_files import write_atomically
 
-# Seconds. A bench that could exceed this budget does not start, so that all benches finish within 5 minutes
-# on two cores and 8 minutes on a GPU.
+# Time budgets in seconds. A bench that could exceed the budget does not start, so that all benches finish
+# within 5 minutes on two cores and 8 minutes on a GPU.
 BUDGET = {"cpu": 270.0, "cuda": 440.0}
 STARTED = pytest.StashKey[float]()
 ABOUT = pytest.StashKey[dict[str, str]]()
@@ -192,7 +192,7 @@ def _race(request: pytest.FixtureRequest, benchmark: BenchmarkFixture, quick: bo
 
 
 def _selected(session: pytest.Session, group_key: Hashable, builders: Builders) -> list[str]:
-    """Return the names in ``builders`` that pytest has selected in the group with the key ``group_key``."""
+    """Return the providers in ``builders`` whose benches in group ``group_key`` pytest has selected."""
     selected = set()
     for item in session.items:
         if _group_key(item) == group_key:

@@ -1,8 +1,8 @@
 """Count the launches, calls and saved bytes of a whole training step exactly, without a GPU.
 
-These are its Triton launches, its ATen calls and the bytes that it saves for backward. They come from a dry
-run (fastcyclegan/devtools/dry_run.py) that computes no kernels and no convolutions, so that even the real
-sizes take only seconds.
+The counts are those of Triton launches, ATen calls and bytes saved for backward. They come from a dry run
+(fastcyclegan/devtools/dry_run.py) that skips the computation of kernels and convolutions, so that even the
+real sizes take only seconds.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fastcyclegan.testing import random_batch
 def step_counts(
     provider: str, size: int, batch: int, blocks: int = 9, identity: bool = True, precision: str = "bf16"
 ) -> Counts:
-    """Return the counts of one training iteration, which is not the first.
+    """Return the counts of one training iteration after the first.
 
     ``provider`` is "ours" (fastcyclegan with its kernels), "official" or "official_bf16". ``precision``
     applies only to "ours"; the precision of the official training step is part of the provider's name.

@@ -12,11 +12,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-# The quantities that a bench can count per round, with the unit of the rate and the amount in one unit.
+# The quantities that a bench can count per round, each with the unit of its rate and the size of that unit.
 UNITS = {"pictures": ("images/s", 1.0), "bytes": ("GB/s", 1e9), "flops": ("GFLOP/s", 1e9)}
 # Providers that are only reference points for the others, such as a plain copy.
 CEILINGS = ("copy", "matmul", "launch", "import")
-# Exact counts, with their labels and the amount in one unit.
+# Exact counts, each with its label and the size of the unit.
 COUNTS = {
     "launches": ("Triton launches", 1.0),
     "aten_calls": ("ATen calls", 1.0),
@@ -28,7 +28,7 @@ COUNTS = {
 
 @dataclass(frozen=True)
 class Spread:
-    """A median with the smallest and the largest of ``n`` values."""
+    """The median, the smallest and the largest of ``n`` values."""
 
     median: float
     least: float
@@ -138,7 +138,7 @@ def read_results(path: Path) -> Results:
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise ValueError(f"{path}: not a result of pytest bench/ --benchmark-json=FILE") from None
+        raise ValueError(f"{path}: not a results file of pytest bench/ --benchmark-json=FILE") from None
     return Results(about, rows, content.get("tests", {}))
 
 

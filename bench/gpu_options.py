@@ -183,9 +183,7 @@ def run(case: Case) -> str:
     captured, reason = 0, ""
     if engine.graphs is not None:
         captured, reason = engine.graphs.captured, engine.graphs.off
-    assert captured == case.graphs, (
-        f"{captured} graphs were captured, but {case.graphs} were expected. {reason}"
-    )
+    assert captured == case.graphs, f"{captured} graphs were captured, expected {case.graphs}. {reason}"
     if not case.random:
         check_first_losses(case, nets, batches[0], losses[0])
     return _line(case.name, marks)
@@ -215,7 +213,7 @@ def parse(arguments: list[str] | None) -> tuple[argparse.ArgumentParser, argpars
         help="append a JSON line to FILE for the start and the result of each case; skip cases already in it",
     )
     parser.add_argument("--only", metavar="CASE", help="run only this case")
-    parser.add_argument("--tiny", action="store_true", help="use sizes for machines without a GPU")
+    parser.add_argument("--tiny", action="store_true", help="use tiny sizes, for machines without a GPU")
     parser.add_argument(
         "--launch-log", type=Path, metavar="FILE", help="write each kernel launch to FILE before it starts"
     )
@@ -251,7 +249,7 @@ def main(arguments: list[str] | None = None) -> int:
     todo = [case for case in cases if case.name not in known and options.only in (None, case.name)]
     if not todo and not known:
         parser.error(
-            f"there is no case {options.only!r}; available cases: {', '.join(case.name for case in cases)}"
+            f"--only: there is no case {options.only!r}; available cases: {', '.join(case.name for case in cases)}"
         )
     return _run_all(todo, log, write)
 

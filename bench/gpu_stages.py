@@ -38,7 +38,7 @@ CAPTURES = (
     "tests/engine/test_failed_capture_gpu.py",
     "tests/engine/test_graph_memory.py",
 )
-OF_CAPTURES = ("first_iteration", "real_failure", "names_the_reason", "numbers_that_follow", "its_bound")
+OF_CAPTURES = ("first_iteration", "real_failure", "reports_the_reason", "expected_numbers", "memory_bound")
 AT_REAL_SIZES = ("real_shapes", "replayed", "stream_of_their_own")
 # These tests run one at a time, because each takes a third of the memory.
 TOO_LARGE = ("two_to_the_31",)

@@ -55,7 +55,7 @@ CACHES = {"TRITON_CACHE_DIR": "/opt/tc", "XDG_CACHE_HOME": "/opt/xc"}
 
 
 class Suite:
-    """One stage of the suite: runs its parts one after the other, and keeps the result files up to date."""
+    """One stage of the suite. It runs the parts one after the other and keeps the result files up to date."""
 
     def __init__(self, stage: int, context: Context, seconds: float, printer: Printer) -> None:
         self.stage, self.context, self.seconds, self.printer = stage, context, seconds, printer
@@ -125,8 +125,8 @@ class Suite:
     def write(self) -> None:
         """Write everything known so far to the results folder.
 
-        This is the outcomes as JSON, the summary, the full output, the rows of the benches, and the tuned
-        tiles.
+        The files contain the outcomes as JSON, the summary, the full output, the rows of the benches, and the
+        tuned tiles.
         """
         self._try(self._write_outcomes)
         self._try(self._write_rows)

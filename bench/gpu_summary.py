@@ -48,9 +48,9 @@ def summary(
 ) -> list[str]:
     """Return the lines of the summary of a stage.
 
-    They are the overall result, the machine, one line per part, the failures with the details needed to fix
-    them, and the result files. ``planned`` is the number of parts in the stage; with fewer outcomes the stage
-    counts as unfinished. The summary has at most ``limit`` characters.
+    The summary consists of the overall result, the machine, one line per part, the failures with the details
+    needed to fix them, and the result files. ``planned`` is the number of parts in the stage; with fewer
+    outcomes the stage counts as unfinished. The summary has at most ``limit`` characters.
     """
     bad = [outcome for outcome in outcomes if not outcome.holds]
     lines = [f"# stage {about['stage']}: {_result(len(bad), len(outcomes), planned)}, {seconds:.0f} s"]
@@ -154,7 +154,7 @@ def _errors(failure: Failure) -> list[str]:
 def describe(failure: Failure, limit: int) -> list[str]:
     """Return the lines that report one failure, in about ``limit`` characters.
 
-    They are the test or case, its error, the last launch before it, and the result of running it alone.
+    The lines give the test or case, its error, the last launch before it, and the result of running it alone.
     """
     title = f"FAILED {failure.where}"
     lines = [line.strip() for line in _errors(failure)]

@@ -67,8 +67,7 @@ class Command:
 class Options:
     """A part that runs real iterations with every option of the engine.
 
-    All options run in one process. If a fault ends that process, the next one continues with the option after
-    it.
+    All options run in one process. If a fault ends that process, a new one continues with the next option.
     """
 
     name: str

@@ -5,7 +5,7 @@
 Both train on the built-in images, by default for 300 iterations with three seeds. The official training step
 runs as people usually run it, and fastcyclegan as ``train.py --compile`` does. Both start from the same
 weights and see the same samples, but the official pool draws its own random numbers. Rounding makes the two
-runs diverge, so they are compared with the spread between seeds. For every loss, the two runs with the same
+runs diverge, so the limit of the test is the spread between seeds. For every loss, the two runs with the same
 seed must be closer to each other than two official runs with different seeds, at the same iteration and on
 average over the iterations. The curves are written as an image (needs matplotlib) and as numbers. The exit
 code is 1 if a loss fails this test.
@@ -95,8 +95,8 @@ def _distance(pairs: Iterable[tuple[Curves, Curves]]) -> float:
 def draw(official: list[Curves], ours: list[Curves], file: Path) -> None:
     """Draw one panel per loss, and save the figure to ``file``.
 
-    Each seed has its own colour. The official training step is dashed, and fastcyclegan is solid. Needs
-    matplotlib.
+    Each seed has its own colour. Curves of the official training step are dashed, and those of fastcyclegan
+    are solid. Needs matplotlib.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -150,8 +150,8 @@ def main(arguments: list[str] | None = None) -> int:
     run = f"{machine()['hardware']}, {options.iterations} iterations, {options.seeds} seeds"
     print(f"{run}: mean relative distances of the smoothed losses")
     for name, paths, seeds in rows:
-        same_seed = f"fastcyclegan to official with the same seed {paths:.4f}"
-        print(f"{name:8} {same_seed}, between two official runs {seeds:.4f}")
+        same_seed = f"fastcyclegan and official, same seed: {paths:.4f}"
+        print(f"{name:8} {same_seed}; official, different seeds: {seeds:.4f}")
     draw(official, ours, options.output / "loss_curves.png")
     about = {
         "machine": machine(),

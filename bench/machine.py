@@ -1,6 +1,6 @@
 """Describe the machine on which figures are measured, and measure peak memory.
 
-The description has the hardware, driver, versions, commit and date, and the clocks and temperatures during
+The description includes the hardware, driver, versions, commit and date, and the clocks and temperatures during
 the measurement. Clocks and temperatures are read if the machine exposes them, and never changed.
 """
 

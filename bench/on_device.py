@@ -125,7 +125,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 class _Recorder:
-    """The hooks that write the events of this process to a file next to ``--device-record``.
+    """Pytest hooks that write the events of this process to a file next to ``--device-record``.
 
     Each process has a separate file, because the workers and the main process write at the same time.
     """

@@ -26,9 +26,9 @@ together. That happens in 1e-4 of the runs, as long as the first layers still se
 shapes at 64x64). It changes a gradient by at most 4e-3, because the other 255 or 63 channels are unaffected.
 
 The losses are only eight numbers, and one or two of them make up most of the norm. Their rounding errors are
-random in both implementations: of two normal draws, one is more than twice the other in 2 atan(1/2) / pi = 30
-% of runs. The errors of all the other quantities are averaged over millions of numbers, so they agree within
-a few percent. But a loss is a mean over images, so its error may be as large as the error that the dtype
+random in both implementations: of two normal draws, one is more than twice the other in 2 atan(1/2) / pi =
+30 % of runs. The errors of all the other quantities are averaged over millions of numbers, so they agree
+within a few percent. But a loss is a mean over images, so its error may be as large as the error that the dtype
 causes in the images of the same iterations.
 
 If a gradient is mostly noise, so is the number that Adam divides by. An error of r times a typical gradient G
@@ -293,7 +293,7 @@ def require_decisive(differences: Sequence[Difference], batches: Sequence[Batch]
 class Judge:
     """Compares training steps with the official training step in float64.
 
-    They start at the weights of ``nets`` and run on ``batches``.
+    All steps start at the weights of ``nets`` and run on ``batches``.
     """
 
     nets: Mapping[str, nn.Module]
@@ -319,7 +319,7 @@ class Judge:
     def _with_own_truth(self, trace: Trace, precision: str) -> Trace:
         """Return ``trace``, and in 16 bits set its ``own_truth`` for the later iterations.
 
-        For each of them it is computed in float64 from the weights at which that iteration started.
+        For each of these iterations, the truth is computed in float64 from the weights at which it started.
         """
         if DTYPES[precision] != torch.float32 and trace.starts:
             step = train_step("official", self.nets, self.device, self.loss, torch.float64, self.config)
@@ -336,7 +336,7 @@ class Judge:
         return [self._trace(provider) for provider in BASELINES[precision]]
 
     def judge_losses(self, losses: Tensor, precision: str) -> Difference:
-        """Compare ``losses``, those of the first iteration, with float64."""
+        """Compare the losses of a first iteration with float64."""
         trace = Trace({FORWARD[0]: losses})
         (difference,) = differences(trace, self._baselines(precision), self.truth, DTYPES[precision])
         return difference

@@ -3,10 +3,10 @@
     python scripts/profile_step.py --provider ours_compiled
 
 This writes a chrome trace, and prints the costliest kernels and the launches by part of the step. On a GPU,
-the kernels are those of the device. Without one, CPU operators take their place, each with the time spent in
-itself. The parts are G forward, G backward, D (both directions), and the rest: Adam, the pools and copies.
-``trace.json.gz`` can be opened in a browser's tracing page, and ``profile.json`` is the input of
-``bench/roofline.py --profile``.
+the kernels are those of the device. Without one, CPU operators take their place, each with its time excluding
+the operators that it calls. The parts are G forward, G backward, D (both directions), and the rest: Adam, the
+pools and copies. ``trace.json.gz`` can be opened in a browser's tracing page, and ``profile.json`` is the
+input of ``bench/roofline.py --profile``.
 """
 
 from __future__ import annotations
@@ -40,8 +40,9 @@ SIZE = {"cpu": 128, "cuda": 256}
 def tables(profile: Profile, floor: float, chip: str) -> Iterator[str]:
     """Yield the lines to print.
 
-    They are the step's time and lower bound, its costliest kernels, and launches and time by part of the
-    step. ``floor`` is the lower bound in seconds, and ``chip`` is the text on its source.
+    They show the step's time and lower bound, its costliest kernels, and launches and time by part of the
+    step. ``floor`` is the lower bound in seconds, and ``chip`` describes the ceilings that it is calculated
+    from.
     """
     heading, launches = "operator (excluding the operators it calls)", "operators"
     if DEVICE == "cuda":

@@ -55,23 +55,23 @@ def differences_table(proof: Proof, ours: str, steps: int) -> Iterator[str]:
     yield f"both in float64, {EXACT_STEPS} iterations on a 32x32 crop of each image: {bound}\n"
     heads = (
         f"error against float64, {steps} iterations",
-        f"ours, {precision}",
+        f"fastcyclegan, {precision}",
         f"official, {precision}",
         "allowed",
         "",
     )
-    yield "{:<40}{:>14}{:>16}{:>12}  {}".format(*heads)
+    yield "{:<40}{:>20}{:>16}{:>12}  {}".format(*heads)
     for d in proof.differences[ours]:
         result = _result_text(d.passes)
-        yield f"  {d.quantity:<38}{d.error:>14.2e}{d.of_the_dtype:>16.2e}{d.allowed:>12.2e}  {result}"
-        yield f"  {'':<6}{'largest absolute error':<32}{d.largest:>14.2e}{d.largest_of_the_dtype:>16.2e}"
+        yield f"  {d.quantity:<38}{d.error:>20.2e}{d.of_the_dtype:>16.2e}{d.allowed:>12.2e}  {result}"
+        yield f"  {'':<6}{'largest absolute error':<32}{d.largest:>20.2e}{d.largest_of_the_dtype:>16.2e}"
     yield ("Relative errors of each quantity as a whole, and the largest absolute error of any number in it.")
     yield "Gradients are Adam's first moments. Weight changes are the sum of all updates; for their relative"
     yield "error, each weight's change is multiplied by its gradient."
     if precision == "fp32":
         yield (
-            "In fp32, rounding puts a few ReLU inputs on the other side of zero, so 3e-02 is allowed after a"
-            " derivative, 3e-01 after Adam."
+            "In fp32, rounding moves a few ReLU inputs to the other side of zero, so 3e-02 is allowed after a"
+            " derivative, and 3e-01 after Adam."
         )
 
 
@@ -137,7 +137,7 @@ def draw(proof: Proof, batches: Sequence[Batch], header: Sequence[str]) -> Image
         shown = torch.cat([getattr(batch, side) for batch in batches])[:SHOWN]
         columns[side] = _enlarged(to_pixels(shown))
         for provider, step in proof.steps.items():
-            by = "ours" if PROVIDERS[provider].ours else "official order"
+            by = "fastcyclegan" if PROVIDERS[provider].ours else "official order"
             translated = to_pixels(_translated(step, name, shown))
             columns[f"{side} to {other}, {by}"] = _enlarged(translated)
     grid = draw_grid(columns)
@@ -172,7 +172,7 @@ def header_of(proof: Proof, size: int, steps: int) -> list[str]:
     faster = f"{ratio:.2f} times as fast"
     if ratio.least < 1 < ratio.most:
         faster += ", within the noise of this machine"
-    rates = f"{_rates(official, 1).median:.3g} it/s official, {_rates(ours, 1).median:.3g} it/s ours"
+    rates = f"{_rates(official, 1).median:.3g} it/s official, {_rates(ours, 1).median:.3g} it/s fastcyclegan"
     nearest = f"{worst.quantity}, error {worst.error:.1e} against float64, allowed {worst.allowed:.1e}"
     start = f"images after {steps} iterations of both from the same weights and samples;"
     return [

@@ -78,7 +78,7 @@ class Provider:
         if self.strict and device != "cuda":
             raise Unavailable("identical to torch's defaults here: only GPUs have TF32")
         if self.mode == "max-autotune" and device != "cuda":
-            raise Unavailable("its CUDA graphs need a GPU")
+            raise Unavailable("max-autotune uses CUDA graphs, which need a GPU")
         if self.reduced and self.mode is None and self.precision(device) == "fp32":
             raise Unavailable("this processor has no bf16 instructions")
         if self.mode is not None and (reason := why_not_compiled(torch.device(device))):
@@ -97,8 +97,8 @@ PROVIDERS = {
         reduced=True,
         mode="max-autotune",
     ),
-    "ours": Provider("ours, uncompiled", ours=True),
-    "ours_compiled": Provider("ours, --compile", ours=True, mode="default"),
+    "ours": Provider("fastcyclegan, uncompiled", ours=True),
+    "ours_compiled": Provider("fastcyclegan, --compile", ours=True, mode="default"),
 }
 # Never timed, only used to measure rounding: in another layout PyTorch's convolutions sum in another order.
 OFFICIAL_CHANNELS_LAST = Provider("official order, channels_last", channels_last=True)

@@ -7,8 +7,8 @@ It can also update the README's performance section, and compare two results to 
     python -m bench.report bench/results/NAME.json --readme README.md   # rewrites the README's section
 
 RESULTS are files that ``pytest bench/ --benchmark-only --benchmark-json=FILE`` has written. Every figure
-comes with its hardware, versions, commit, date, number of rounds and spread. Every speed-up is over the first
-provider of its group, computed within one run, round by round.
+comes with its hardware, versions, commit, date, number of rounds and spread. Every speed-up is relative to the
+first provider of its group, and computed within one run, round by round.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def _cells(results: Results, row: Row, anchor: Row) -> dict[str, Any]:
 def readme_section(results: Results, name: str) -> Iterator[str]:
     """Yield the lines of the README's performance section.
 
-    ``results`` come from the file with the name ``name``.
+    ``name`` is the name of the file that ``results`` come from.
     """
     from bench.providers import PROVIDERS
 
@@ -114,7 +114,7 @@ def readme_section(results: Results, name: str) -> Iterator[str]:
 
 
 def _floor() -> Iterator[str]:
-    """Yield the lines about the lower bound for a training step on an H200, which is calculated."""
+    """Yield the lines about the calculated lower bound on the time of a training step on an H200."""
     from bench.step_work import Chip, step_work, total
 
     chip = Chip(790e12, 4.3e12, 1.1e-6, "typed in")

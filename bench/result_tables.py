@@ -151,7 +151,7 @@ def _digits(value: float) -> str:
 
 
 def ratios(rows: Sequence[Row]) -> Iterator[str]:
-    """Yield a table with the speed-ups of each of our providers over each of the others.
+    """Yield a table with the speed-ups of each of fastcyclegan's providers over each of the others.
 
     Nothing is yielded for a group with fewer than two other providers.
     """

@@ -38,7 +38,7 @@ class Chip:
 class Work:
     """The work of one kind of layer in one pass of a training step.
 
-    It consists of ``calls``, each with ``flops`` and ``bytes``.
+    ``flops`` and ``bytes`` are those of each of the ``calls``.
     """
 
     layer: str

@@ -18,7 +18,7 @@ from bench import gpu_options
             lambda engine: list(engine.nets["D_A"].parameters())[-1].data.add_(0.5),
             "losses of iteration 1: relative error",
         ),
-        (lambda engine: setattr(engine, "graphs", None), "0 graphs were captured, but 1 were expected"),
+        (lambda engine: setattr(engine, "graphs", None), "0 graphs were captured, expected 1"),
         (
             lambda engine: [setattr(trained, "step", list) for trained in engine.phase_optimizers.values()],
             "have not changed in 20 iterations",

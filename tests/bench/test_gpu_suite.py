@@ -165,10 +165,7 @@ def test_reports_an_unfinished_stage(context: Context, monkeypatch: pytest.Monke
 
     with pytest.raises(KeyboardInterrupt):
         suite.run([Part(Outcome("a", counts={"passed": 2})), Killed(Outcome("b"))])  # type: ignore[list-item]
-    assert (
-        "UNFINISHED, 1 of 2 parts ran; all 1 parts passed"
-        in (context.results / "stage1.md").read_text()
-    )
+    assert "UNFINISHED, 1 of 2 parts ran; all 1 parts passed" in (context.results / "stage1.md").read_text()
     assert not json.loads((context.results / "stage1.json").read_text())["finished"]
 
 
