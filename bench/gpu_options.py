@@ -249,7 +249,7 @@ def main(arguments: list[str] | None = None) -> int:
     todo = [case for case in cases if case.name not in known and options.only in (None, case.name)]
     if not todo and not known:
         parser.error(
-            f"--only: there is no case {options.only!r}; available cases: {', '.join(case.name for case in cases)}"
+            f"--only: no case is named {options.only!r}; cases: {', '.join(case.name for case in cases)}"
         )
     return _run_all(todo, log, write)
 

@@ -1,7 +1,7 @@
 """Describe the machine on which figures are measured, and measure peak memory.
 
-The description includes the hardware, driver, versions, commit and date, and the clocks and temperatures during
-the measurement. Clocks and temperatures are read if the machine exposes them, and never changed.
+The description includes the hardware, driver, versions, commit and date, and the clocks and temperatures
+during the measurement. Clocks and temperatures are read if the machine exposes them, and never changed.
 """
 
 from __future__ import annotations

@@ -26,9 +26,9 @@ together. That happens in 1e-4 of the runs, as long as the first layers still se
 shapes at 64x64). It changes a gradient by at most 4e-3, because the other 255 or 63 channels are unaffected.
 
 The losses are only eight numbers, and one or two of them make up most of the norm. Their rounding errors are
-random in both implementations: of two normal draws, one is more than twice the other in 2 atan(1/2) / pi =
-30 % of runs. The errors of all the other quantities are averaged over millions of numbers, so they agree
-within a few percent. But a loss is a mean over images, so its error may be as large as the error that the dtype
+random in both implementations: in 30 % of runs (2 atan(1/2) / pi), one of two normal draws is more than twice
+the other. The errors of all the other quantities are averaged over millions of numbers, so they agree within
+a few percent. But a loss is a mean over images, so its error may be as large as the error that the dtype
 causes in the images of the same iterations.
 
 If a gradient is mostly noise, so is the number that Adam divides by. An error of r times a typical gradient G

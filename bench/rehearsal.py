@@ -25,7 +25,7 @@ from PIL import Image, ImageDraw, PngImagePlugin
 
 from bench.machine import ROOT
 
-# The packages that the GPU machine has. Of fastcyclegan's dependencies it lacks tyro, DALI, and the project itself.
+# The packages that the GPU machine has. It has neither tyro nor DALI, and fastcyclegan is not installed.
 PACKAGES = (
     "torch", "triton", "numpy", "pillow", "rich", "matplotlib", "tensorboard", "safetensors",
     "huggingface_hub",
@@ -250,8 +250,8 @@ def _run(command: Sequence[str], folder: Path) -> int:
         try:
             return process.wait()
         except KeyboardInterrupt:
-            # Ctrl-C also ends the parts of the suite; if it does not, the SIGTERM below does. The results so far
-            # are already written.
+            # Ctrl-C also ends the parts of the suite; otherwise the SIGTERM below does. The results so far have
+            # already been written.
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(REACTION)
             process.terminate()

@@ -7,8 +7,8 @@ It can also update the README's performance section, and compare two results to 
     python -m bench.report bench/results/NAME.json --readme README.md   # rewrites the README's section
 
 RESULTS are files that ``pytest bench/ --benchmark-only --benchmark-json=FILE`` has written. Every figure
-comes with its hardware, versions, commit, date, number of rounds and spread. Every speed-up is relative to the
-first provider of its group, and computed within one run, round by round.
+comes with its hardware, versions, commit, date, number of rounds and spread. Every speed-up is relative to
+the first provider of its group, and computed within one run, round by round.
 """
 
 from __future__ import annotations
