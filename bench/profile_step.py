@@ -1,12 +1,11 @@
-"""Profile one training step of any provider.
+"""Profile one training step of a provider: write a chrome trace, and print the costliest kernels.
 
     python scripts/profile_step.py --provider ours_compiled
 
-This writes a chrome trace, and prints the costliest kernels and the launches by part of the step. On a GPU,
-the kernels are those of the device. Without one, CPU operators take their place, each with its time excluding
-the operators that it calls. The parts are G forward, G backward, D (both directions), and the rest: Adam, the
-pools and copies. ``trace.json.gz`` can be opened in a browser's tracing page, and ``profile.json`` is the
-input of ``bench/roofline.py --profile``.
+The launches by part of the step are printed as well. On a GPU, the kernels are those of the device. Without
+one, CPU operators take their place, each with its time excluding the operators that it calls. The parts are G
+forward, G backward, D (both directions), and the rest: Adam, the pools and copies. ``trace.json.gz`` can be
+opened in a browser's tracing page, and ``profile.json`` is the input of ``bench/roofline.py --profile``.
 """
 
 from __future__ import annotations

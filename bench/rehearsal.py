@@ -250,8 +250,8 @@ def _run(command: Sequence[str], folder: Path) -> int:
         try:
             return process.wait()
         except KeyboardInterrupt:
-            # Ctrl-C also ends the parts of the suite; otherwise the SIGTERM below does. The results so far have
-            # already been written.
+            # Ctrl-C also ends the parts of the suite; otherwise the SIGTERM below does. The results so far
+            # have already been written.
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(REACTION)
             process.terminate()

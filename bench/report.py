@@ -1,6 +1,6 @@
-"""Turn the results of the benches into tables, a spreadsheet and plots.
+"""Turn the results of the benches into tables, a spreadsheet and plots, or compare two results.
 
-It can also update the README's performance section, and compare two results to find regressions.
+The comparison finds regressions. The README's performance section can be updated as well.
 
     python -m bench.report RESULTS.json ...   # writes report/: report.md, results.csv, *.png and *.svg
     python -m bench.report NEW.json --against OLD.json --fail-over 5%   # exit code 1 if anything became worse
