@@ -285,9 +285,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     limits = ", ".join(f"{seconds:.0f}" for seconds in SECONDS.values())
     parser.add_argument(
-        "--seconds",
-        type=float,
-        help=f"time limit of each stage, in seconds (default: {limits} for stages 1, 2, 3)",
+        "--seconds", type=float, help=f"maximum seconds per stage (default: {limits} for stages 1, 2, 3)"
     )
     parser.add_argument(
         "--compiled",

@@ -124,9 +124,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--iterations", type=int, default=300, help="iterations per run (default: %(default)s)"
     )
-    parser.add_argument(
-        "--seeds", type=int, default=3, help="number of seeds, at least 2 (default: %(default)s)"
-    )
+    parser.add_argument("--seeds", type=int, default=3, help="seeds, at least 2 (default: %(default)s)")
     parser.add_argument(
         "--provider",
         choices=("ours", "ours_compiled"),
@@ -134,11 +132,7 @@ def main(arguments: list[str] | None = None) -> int:
         help="which of fastcyclegan's providers to compare with the official one (default: %(default)s)",
     )
     parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path(),
-        metavar="DIR",
-        help="folder for the curves (default: the current folder)",
+        "--output", type=Path, default=Path(), metavar="DIR", help="output folder (default: current folder)"
     )
     options = parser.parse_args(arguments)
     if options.iterations <= SMOOTHED or options.seeds < 2:
