@@ -39,7 +39,7 @@ def is_device_fault(error: BaseException | str) -> bool:
 
 
 class LaunchLog:
-    """A record of the last launches.
+    """A record of the last kernel launches.
 
     With ``file``, each launch is also written there before it starts, so that after a crash the last line is
     the launch that crashed.

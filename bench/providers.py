@@ -166,11 +166,12 @@ def train_step(
     fault: bool = False,
     options: EngineConfig = EngineConfig(),
 ) -> TrainStep:
-    """Return the training step of ``provider`` (itself or its name) with the weights of ``nets``.
+    """Return the training step of ``provider`` with the weights of ``nets``.
 
-    ``config`` is the configuration of ``nets``, and ``options`` are those of fastcyclegan's engine. With
-    ``dtype`` float64, no provider uses autocast, and the official training step is the truth that other
-    results are compared with. Raises Unavailable if the provider cannot run on ``device``.
+    ``provider`` can be a key of PROVIDERS. ``config`` is the configuration of ``nets``, and ``options`` are
+    those of fastcyclegan's engine. With ``dtype`` float64, no provider uses autocast, and the official
+    training step is the truth that other results are compared with. Raises Unavailable if the provider cannot
+    run on ``device``.
     """
     if isinstance(provider, str):
         provider = PROVIDERS[provider]
@@ -368,7 +369,8 @@ def generator(
 def plain_networks(config: ModelConfig = ModelConfig(), seed: int = 0) -> dict[str, nn.Module]:
     """Return the four networks, ResNet and PatchGAN, as plain PyTorch reference modules.
 
-    Their initial weights are those that fastcyclegan's networks get from ``seed``.
+    None of fastcyclegan's optimised code runs in them. Their initial weights are those that fastcyclegan's
+    networks get from ``seed``.
     """
     ours = seeded_networks(config, seed)
     n_blocks = int(config.netG.removeprefix("resnet_").removesuffix("blocks"))
