@@ -1,9 +1,10 @@
-"""Benchmark ``accelerate`` on networks from other fields: the bytes that a training step saves for backward,
-and on a GPU its time and peak memory.
+"""Benchmark ``accelerate`` on networks from other fields against the same networks in plain PyTorch.
 
-The saved bytes are counted exactly, on both CPU and GPU: the sizes of all storages except the weights. The
-time is for forward and backward in bf16 and channels_last, with one CUDA graph per round. The results of the
-timed rounds are compared with float64, all gradients together as one vector.
+The benches measure the bytes that a training step saves for backward and, on a GPU, its time and peak memory.
+
+The saved bytes are counted exactly, on both CPU and GPU. They are the sizes of all storages except the
+weights. The time is for forward and backward in bf16 and channels_last, where each round is one CUDA graph.
+The results of the timed rounds are compared with float64, all gradients together as one vector.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from fastcyclegan.testing import PARITY_ULPS, assert_parity, relative_error
 
 PROVIDERS = ["plain", "accelerated"]
 INPUTS = 2
-# By the number of an image's dimensions.
+# The memory layout, by the number of dimensions of the input.
 LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 pytestmark = [pytest.mark.benchmark(timer=clock, warmup=False), pytest.mark.cost(cpu=10, cuda=20)]
@@ -68,7 +69,7 @@ def bench_accelerate_memory(race: Race, quick: bool, name: str, provider: str) -
 
 
 class TrainedNetwork:
-    """A network with its inputs and output gradients: builds the timed steps and checks their results."""
+    """A network with inputs and output gradients, from which the timed steps are built and checked."""
 
     def __init__(self, build: Callable[[], nn.Module], shape: tuple[int, ...], dtype: torch.dtype) -> None:
         torch.manual_seed(0)
@@ -79,7 +80,7 @@ class TrainedNetwork:
         self.gradients = [torch.randn_like(self.net(x)) for x in self.images]
 
     def steps(self, net: nn.Module, factor: float = 1.0) -> list[Callable[[], tuple[Tensor, ...]]]:
-        """Return one step per input; each returns the output and all gradients."""
+        """Return one function per input; each runs ``net`` and returns the output and all gradients."""
         kind = next(net.parameters()).dtype
 
         def one(x: Tensor, dy: Tensor) -> tuple[Tensor, ...]:
@@ -92,13 +93,16 @@ class TrainedNetwork:
 
     @cached_property
     def expected(self) -> tuple[list[tuple[Tensor, ...]], list[tuple[Tensor, ...]]]:
-        """The results of plain torch, in the dtype and in float64."""
+        """The results of plain PyTorch for each input, in the timed dtype and in float64."""
         of_the_dtype = [step() for step in self.steps(self.net)]
         exact = copy.deepcopy(self.net).double()
         return of_the_dtype, [step() for step in self.steps(exact)]
 
     def check(self, provider: str, results: list[tuple[Tensor, ...]]) -> None:
-        """Raise AssertionError unless every step of a round is as close to float64 as the rule requires."""
+        """Raise AssertionError if a step's output or gradients are not close enough to float64.
+
+        The parity rule of ``fastcyclegan.testing`` sets the limit.
+        """
         for n, (ours, reference, exact) in enumerate(zip(results, *self.expected, strict=True)):
             assert_parity(f"{provider}: output {n}", ours[0], reference[0], exact[0], self.dtype)
             truth = _vector(exact[1:])
@@ -141,7 +145,7 @@ def bench_accelerate_time(race: Race, quick: bool, fault: bool, name: str, provi
         pytest.skip("on a CPU both providers run the same operators")
     nets, dtype = NETS, torch.bfloat16
     if quick:
-        # In 16 bits the gradients of a small network are mostly random, see parity.py.
+        # In 16 bits the gradients of a small network are mostly random; see parity.py.
         nets, dtype = SMALL_NETS, torch.float32
     build, shape = nets[name]
     trained = TrainedNetwork(build, shape, dtype)

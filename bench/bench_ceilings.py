@@ -1,7 +1,7 @@
 """Measure the limits of the machine: the rates of copies and matrix products, and the cost of one launch.
 
-These are the ceilings of the roofline, measured in the same run. They do not compete with each other; all
-floors are calculated from them.
+These limits are the ceilings of the roofline: all floors, which are lower bounds on times, are calculated
+from them. They are measured in the same run as the other benches, and are not compared with each other.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ pytestmark = [
 
 
 def launches() -> Entrant:
-    """Return a sequence of LAUNCHES minimal operations."""
+    """Return an entrant that runs LAUNCHES minimal operations, to measure the cost of one launch."""
     tiny = torch.zeros(1, device=DEVICE)
     steps = Steps(lambda: [lambda: tiny.add_(1)] * LAUNCHES, DEVICE)
     return Entrant(steps, info={"operations": LAUNCHES})
 
 
-def contest() -> Builders:
+def make_builders() -> Builders:
     return {
         "copy": lambda: copies(COPIED[DEVICE], 2),
         "matmul fp32": lambda: products(torch.float32),
@@ -42,4 +42,4 @@ def contest() -> Builders:
 
 @pytest.mark.parametrize("provider", PROVIDERS)
 def bench_ceilings(race: Race, provider: str) -> None:
-    race(f"ceilings, {DEVICE}", contest(), ROUNDS[DEVICE], seconds=5)
+    race(f"ceilings, {DEVICE}", make_builders(), ROUNDS[DEVICE], seconds=5)

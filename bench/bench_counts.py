@@ -1,8 +1,7 @@
-"""Count the launches, calls and bytes of a training step and the work of its layers, exactly and without a
-GPU.
+"""Count the launches, calls and bytes of a training step exactly, without a GPU.
 
-The seconds of these rows only measure the counting and mean nothing; the counts are in the other columns. The
-size is 256x256 on both CPU and GPU.
+The work of the step's layers is calculated as well. The times of these rows cover only the counting and are
+meaningless; the results are the counts in the other columns. Images are 256x256 on both CPU and GPU.
 """
 
 from __future__ import annotations
@@ -13,12 +12,12 @@ from bench.counts import step_counts
 from bench.step_work import step_work
 from bench.timing import Builders, Entrant, Race, builders_of, clock
 
-# A larger batch has the same counts, and proportionally more bytes.
+# With and without the identity loss. A larger batch has the same counts, and proportionally more bytes.
 SETTINGS = [
     pytest.param(True, marks=pytest.mark.telling(3)),
     pytest.param(False, marks=pytest.mark.telling(8)),
 ]
-# By provider: the step that is counted, and its precision.
+# For each provider, the training step that is counted and its precision.
 PROVIDERS = {
     "official": ("official", "fp32"),
     "official_bf16": ("official_bf16", "bf16"),
@@ -29,7 +28,7 @@ PROVIDERS = {
 pytestmark = [pytest.mark.benchmark(timer=clock, warmup=False), pytest.mark.cost(cpu=15, cuda=15)]
 
 
-def contest(size: int, identity: bool, blocks: int) -> Builders:
+def make_builders(size: int, identity: bool, blocks: int) -> Builders:
     def build(provider: str) -> Entrant:
         name, precision = PROVIDERS[provider]
         counts = step_counts(name, size, 1, blocks, identity, precision)
@@ -58,4 +57,4 @@ def bench_counts(race: Race, quick: bool, identity: bool, provider: str) -> None
         loss = "on"
     networks = f"{blocks} blocks, ngf 64"
     group = f"counts of a training iteration, {size}x{size}, batch 1, identity {loss}, {networks}"
-    race(group, contest(size, identity, blocks), rounds=1)
+    race(group, make_builders(size, identity, blocks), rounds=1)

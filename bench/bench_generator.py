@@ -1,9 +1,10 @@
-"""Benchmark the translation of images with the default generator: latency (median and 95th percentile) and
-images per second, by image size and batch size.
+"""Benchmark the translation of images with the default generator.
 
-On a GPU the sizes are 256, 512 and 1024 squared with 1, 8 and 32 images; on a CPU they are 256x256 with 1 and
-4 images. A round is one call and waits for its result, as when a user translates one batch. The result of the
-last round is compared with float64.
+The results are latency (median and 95th percentile) and images per second, by image size and batch size.
+
+On a GPU the images are 256, 512 and 1024 pixels square, in batches of 1, 8 and 32. On a CPU they are 256x256,
+in batches of 1 and 4. A round is one call and waits for its result, as when a user translates one batch. The
+result of the last round is compared with float64.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from torch import Tensor, nn
 
 from bench.compile_costs import code_of, remember_compiled, seconds_to_compile
 from bench.machine import DEVICE, PeakMemory
-from bench.providers import BUILD_ORDER, PROVIDERS, YARDSTICKS, generator, plain_networks
+from bench.providers import BASELINES, BUILD_ORDER, PROVIDERS, generator, plain_networks
 from bench.timing import Builders, Entrant, Race, builders_of, clock
 from fastcyclegan.config import ModelConfig
 from fastcyclegan.testing import PARITY_ULPS, relative_error
 
 INPUTS = 4
-# Image size, batch size, and rank in the order of the benches.
+# Image size, batch size, and rank. Benches with a lower rank run first.
 SETTINGS = {
     "cuda": [
         (256, 1, 2),
@@ -46,40 +47,46 @@ pytestmark = pytest.mark.benchmark(timer=clock, warmup=False)
 
 
 def setting(size: int, batch: int, rank: int) -> Any:
-    """Return the pytest parameter with its rank, and its cost if everything has been compiled before."""
+    """Return the pytest parameter for one setting, marked with its rank and its cost in seconds.
+
+    The cost assumes that everything has been compiled before.
+    """
     cost = pytest.mark.cost(cpu=20 + 20 * batch, cuda=20)
     return pytest.param(size, batch, marks=[pytest.mark.telling(rank), cost], id=f"{size}-{batch}")
 
 
 class Truth:
-    """The results of the official order for the timed images: in float64, and its error in the precision of a
-    provider.
+    """The float64 results for the timed images, and the error that is allowed in each precision.
+
+    ``net`` is the plain reference generator.
     """
 
     def __init__(self, net: nn.Module, images: list[Tensor]) -> None:
         self.net, self.images = net, images
 
-    @cache  # noqa: B019 - one entry per image, for one contest
+    @cache  # noqa: B019 - one entry per batch, for one group
     def exact(self, number: int) -> Tensor:
         net = copy.deepcopy(self.net).double().to(DEVICE).eval()
-        # One image at a time, with the same result: a float64 batch of large images may exceed the memory.
+        # One image at a time gives the same result; a float64 batch of large images may exceed the memory.
         with torch.inference_mode():
             return torch.cat([net(x.double()) for x in self.images[number].split(1)])
 
     @cache  # noqa: B019
     def of_the_dtype(self, precision: str, number: int) -> float:
-        """Return the error of the official order in ``precision`` against float64, the larger one if it has
-        several layouts.
+        """Return the error of the official implementation in ``precision`` against float64.
+
+        If it runs in several memory layouts, the largest of their errors is returned.
         """
         errors = []
-        for provider in YARDSTICKS[precision]:
+        for provider in BASELINES[precision]:
             run, _ = generator(provider, self.net, DEVICE)
             errors.append(relative_error(run(self.images[number]), self.exact(number)))
         return max(errors)
 
     def require(self, provider: str, number: int, y: Tensor, precision: str) -> None:
-        """Raise AssertionError if ``y``, the result for batch ``number``, differs from float64 by more than
-        the rule allows.
+        """Raise AssertionError if ``y``, the result for batch ``number``, is not close enough to float64.
+
+        The parity rule sets the limit.
         """
         dtype, error = DTYPES[precision], relative_error(y, self.exact(number))
         allowed = 2 * self.of_the_dtype(precision, number) + PARITY_ULPS[dtype] * torch.finfo(dtype).eps
@@ -89,7 +96,7 @@ class Truth:
             )
 
 
-def contest(size: int, batch: int, config: ModelConfig, fault: bool) -> Builders:
+def make_builders(size: int, batch: int, config: ModelConfig, fault: bool) -> Builders:
     torch.manual_seed(0)
     net = plain_networks(config)["G_AB"]
     images = [torch.rand(batch, 3, size, size, device=DEVICE) * 2 - 1 for _ in range(INPUTS)]
@@ -133,7 +140,7 @@ def bench_generator(race: Race, quick: bool, fault: bool, size: int, batch: int,
     code = code_of("generator", size, batch, config)
     race(
         group,
-        contest(size, batch, config, fault),
+        make_builders(size, batch, config, fault),
         rounds=ROUNDS[DEVICE],
         seconds=15,
         costs=lambda name: seconds_to_compile(name, code, DEVICE) / 3,

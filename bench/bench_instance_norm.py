@@ -1,14 +1,16 @@
-"""Benchmark instance norm + ReLU, forward and backward, in GB/s: PyTorch eager on channels_last, PyTorch
-compiled, and the kernels.
+"""Benchmark instance norm followed by ReLU, forward and backward, in GB/s.
+
+The providers are PyTorch eager on channels_last, PyTorch compiled, and fastcyclegan's kernels. A copy of the
+same number of bytes is measured with them.
 
 On a GPU the benches cover every shape of the networks in bf16, and shapes larger than the L2 cache. On a CPU
-there is one reduced shape in fp32, where only the ratio matters and ours is the implementation that
-impl="auto" selects. A copy of the same number of bytes is measured with them. The inputs rotate so that they
-are not in the L2 cache. On a GPU each round is a CUDA graph, so that the figures contain no launches from
-Python. The results of the timed rounds are compared with float64.
+there is one reduced shape in fp32. Only the ratio matters there, and "ours" is the implementation that
+impl="auto" selects. Several inputs are used in turn, so that they are not in the L2 cache. On a GPU each
+round is a CUDA graph, so that the times do not include launches from Python. The results of the timed rounds
+are compared with float64.
 
-Bytes are the minimum traffic: in the forward x twice and y once, in the backward dy and x twice and dx once
-(kernels/README.md).
+Bytes are the minimum traffic: the forward reads x twice and writes y once, and the backward reads dy and x
+twice each and writes dx once (kernels/README.md).
 """
 
 from __future__ import annotations

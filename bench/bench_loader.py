@@ -1,10 +1,12 @@
-"""Benchmark the loaders without a model, in images per second: Pillow with 0, 2 and 8 processes, DALI, and
-the caches; and a training step with images from a loader.
+"""Benchmark the loaders without a model, in images per second.
 
-The images are synthetic, with gradients, edges and grain, 600x600 and 256x256, stored as JPEG of quality 90.
-The loaders turn them into random 256x256 crops of 286x286. Before a loader is timed, its first batches are
-compared with Pillow's: it must load the same samples, with pixels as close as its resizing allows (the bounds
-are those of tests/data/test_dali_loader.py).
+The loaders are Pillow with 0, 2 and 8 processes, DALI, and the caches. Another bench times a training step
+with images from a loader.
+
+The synthetic images have gradients, edges and grain. They are 600x600 and 256x256, stored as JPEG of quality
+90. The loaders resize them to 286x286 and take random 256x256 crops. Before a loader is timed, its first
+batches are compared with Pillow's. It must load the same samples, with pixels as close as its resizing allows
+(the bounds are those of tests/data/test_dali_loader.py).
 """
 
 from __future__ import annotations
@@ -35,11 +37,11 @@ from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.engine import resolve_precision
 from fastcyclegan.testing import make_engine, random_batch, seeded_networks
 
-# The sizes of the files: the usual one first, and only this one on a CPU.
+# The sizes of the image files, the usual one first. On a CPU it is the only one.
 SIDES = [600, 256] if DEVICE == "cuda" else [600]
 IMAGES, CHECKED = 32, 16
-# A round must be much longer than the work that a loader has prefetched when it starts: four blocks for DALI,
-# two batches per worker for Pillow.
+# The number of iterations per round. It must be much larger than the number of batches that a loader has
+# prefetched when the round starts: four blocks for DALI, two batches per worker for Pillow.
 ITERATIONS = {"folder": 48, "dali": 160, "cache": 512}
 MORE_ON_A_GPU_MACHINE = 8
 FED_BY = ["synthetic", "dali"]
@@ -90,13 +92,16 @@ pytestmark = [pytest.mark.benchmark(timer=clock, warmup=False), pytest.mark.cost
 def sources(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[int, Source, Source]:
-    """Return the height and width of the files, and the sources of both domains."""
+    """Return the height and width of the image files in pixels, and the sources of both domains."""
     root = tmp_path_factory.mktemp("images")
     return request.param, source(root, "A", request.param, 0), source(root, "B", request.param, 1000)
 
 
 def source(root: Path, domain: str, side: int, seed: int) -> Source:
-    """Write IMAGES synthetic images with seeds from ``seed`` on to ``root``, and return them as a source."""
+    """Write IMAGES synthetic images of ``domain`` to ``root``, and return them as a source.
+
+    Their seeds are ``seed``, ``seed`` + 1 and so on.
+    """
     paths = [root / f"{domain}{n:02d}.jpg" for n in range(IMAGES)]
     for n, path in enumerate(paths):
         photograph(side, seed + n).save(path, quality=90)
@@ -125,8 +130,10 @@ def take(batches: Iterator[Batch], count: int) -> None:
 
 
 def entrant(provider: Provider, a: Source, b: Source, quick: bool) -> Entrant:
-    """Return a loader that is opened and warmed up before each of its rounds and closed afterwards, because
-    it would otherwise prefetch during the turns of the others.
+    """Return a loader, ready to be timed.
+
+    It is opened and warmed up before each of its rounds and closed afterwards. Otherwise it would prefetch
+    while other loaders are timed.
     """
     if provider.device == "cuda" and DEVICE != "cuda":
         raise Unavailable("needs an NVIDIA GPU")
@@ -220,9 +227,10 @@ def fed_by(provider: str, a: Source, b: Source) -> Entrant:
 )
 @pytest.mark.parametrize("provider", FED_BY)
 def bench_step_fed_by(race: Race, sources: tuple[int, Source, Source], provider: str) -> None:
-    """Measure how much loading slows the training step down: hardly at all, if the loader is fast enough.
+    """Compare a training step on images from a loader with the same step on a fixed batch.
 
-    The results of the step itself are checked in bench_train_step.py.
+    The difference is the time that loading adds to the step: hardly any, if the loader is fast enough. The
+    results of the step itself are checked in bench_train_step.py.
     """
     side, a, b = sources
     group = f"training iteration, 256x256, batch 1, --compile, fed by, files of {side}x{side}, {DEVICE}"

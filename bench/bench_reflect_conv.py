@@ -1,12 +1,14 @@
-"""Benchmark reflection-padded convolutions, pass by pass: PyTorch eager and compiled, cuDNN without padding,
-cuDNN with our padding, and the kernels.
+"""Benchmark reflection-padded convolutions, pass by pass.
 
-On a GPU they run in bf16 at the generator's shapes with 1 to 16 images, in TFLOP/s, next to a matrix product
-measured in the same group. On a CPU there is one reduced shape in fp32, where ours is the implementation that
-impl="auto" selects. "cudnn" receives the padded image and returns the padded gradient, so it does less work
-than the others. "cudnn_padded" is the backend that our networks can use instead of the kernels.
-"in_the_block" is the products as a residual block launches them, on buffers like those that its norms write.
-The results of the timed rounds are compared with float64.
+The providers are PyTorch eager and compiled, cuDNN without padding, cuDNN with fastcyclegan's padding, and
+fastcyclegan's kernels.
+
+On a GPU they run in bf16 at the generator's shapes with 1 to 16 images, next to a matrix product measured in
+the same group. On a CPU there is one reduced shape in fp32, where "ours" is the implementation that
+impl="auto" selects. Rates are in GFLOP/s. "cudnn" receives the padded image and returns the padded gradient,
+so it does less work than the others. "cudnn_padded" is the backend that fastcyclegan's networks can use
+instead of the kernels. "in_the_block" runs the matrix products as a residual block launches them, on buffers
+like those that its norms write. The results of the timed rounds are compared with float64.
 
 The rows for forward and backward together show for which shapes cuDNN is the faster backend;
 scripts/gpu_suite.py builds the table of backends from them.
@@ -30,7 +32,7 @@ from fastcyclegan.kernels.backend_table import backend_key
 from fastcyclegan.kernels.norm_conv import norm_conv
 from fastcyclegan.testing import packed_gradient
 
-# N, C, H, W, O, k: the residual convolution at 4 images and 2 first, then the first and the last layer.
+# N, C, H, W, O, k. The residual convolution with 4 and 2 images comes first, then the first and last layers.
 SHAPES = {
     "cuda": [
         (4, 256, 64, 64, 256, 3), (2, 256, 64, 64, 256, 3), (1, 256, 64, 64, 256, 3), (1, 64, 256, 256, 3, 7),
@@ -42,13 +44,13 @@ SHAPES = {
 # Only these shapes are compiled, because autotuning takes PyTorch's compiler half a minute per shape.
 COMPILED = [SHAPES["cuda"][i] for i in (0, 1, 3, 5)] + SHAPES["cpu"]
 DTYPE = {"cuda": torch.bfloat16, "cpu": torch.float32}
-# The passes that are timed, each with the numbers of the arguments whose gradients it computes.
+# The timed passes. "dgrad" and "wgrad" compute only the gradient of the argument with this index.
 PASSES = {"all": (), "forward": (), "dgrad": (0,), "wgrad": (1,)}
 PROVIDERS = {
     "cuda": ["matmul", "eager", "compiled", "cudnn", "cudnn_padded", "ours"],
     "cpu": ["matmul", "eager", "compiled", "ours"],
 }
-# The implementation behind "ours", and the providers whose times go into the table of backends.
+# The implementation that "ours" uses. BACKENDS are the providers whose times go into the table of backends.
 IMPL = {"cuda": "triton", "cpu": "auto"}
 BACKENDS = {"ours": "triton", "cudnn_padded": "cudnn"}
 STRIDE_1: Any = ([1, 1], [0, 0], [1, 1], False, [0, 0], 1)
@@ -65,7 +67,7 @@ def padded(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def padded_by_us(x: Tensor, weight: Tensor) -> Tensor:
-    """Return cuDNN's convolution of ``x`` with our padding."""
+    """Convolve ``x`` with cuDNN, after padding it with fastcyclegan's reflection padding."""
     return norm_conv(x, weight, None, STRIDE_1, norm=False, border=weight.shape[2] // 2)
 
 
@@ -88,8 +90,9 @@ def function(provider: str, shape: tuple[int, ...]) -> Operator:
 
 
 def inputs(shape: tuple[int, ...]) -> list[tuple[Tensor, ...]]:
-    """Return tuples of x, weight and dy, enough of them that none is in the L2 cache when it is used
-    again.
+    """Return tuples of x, weight and dy that are used in turn.
+
+    There are enough of them that none is still in the L2 cache when it is used again.
     """
     N, C, H, W, O, k = shape
     dtype = DTYPE[DEVICE]
@@ -141,15 +144,15 @@ def bench_reflect_conv(
     race(group, builders, ROUNDS[DEVICE], seconds=5)
 
 
-# --- The products of the block ------------------------------------------------------------------------------
+# --- The matrix products of the residual block --------------------------------------------------------------
 
 
 def in_the_block(
     name: str, tensors: list[tuple[Tensor, ...]]
 ) -> Callable[[], list[Callable[[], tuple[Tensor, ...]]]]:
-    """Return a factory for one function per input: the product as the residual block launches it.
+    """Return a factory of functions that run product ``name`` as a residual block launches it.
 
-    The factory allocates the buffers in advance.
+    The factory returns one function for each of ``tensors``, and allocates the buffers in advance.
     """
     from fastcyclegan.kernels import _products as host
     from fastcyclegan.kernels._weights import empty_gradients

@@ -1,9 +1,11 @@
-"""Benchmark the residual block, forward and backward: PyTorch eager and compiled, cuDNN's convolutions with
-our norms, and our single operator.
+"""Benchmark the residual block, forward and backward.
 
-On a GPU it runs in bf16 at 64 x 64 x 256 with 1 to 16 images. On a CPU there is a reduced block in fp32,
-where ours is the implementation that impl="auto" selects. The results of the timed rounds are compared with
-float64. The rows for forward and backward together show which backend is faster for a shape.
+The providers are PyTorch eager and compiled, cuDNN's convolutions with fastcyclegan's norms, and
+fastcyclegan's single operator for the block.
+
+On a GPU the block runs in bf16 at 64 x 64 x 256 with 1 to 16 images. On a CPU there is a reduced block in
+fp32, where "ours" is the implementation that impl="auto" selects. The results of the timed rounds are
+compared with float64. The rows for forward and backward together show which backend is faster for a shape.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Benchmark the start of training: imports and the first iteration, uncompiled, and compiled with an empty
-and a full compiler cache.
+"""Benchmark the start of training: the imports and the first iteration.
 
-Each measurement runs in a new process, as a user would start it. On a CPU the networks are small and the size
-is 32x32, because only the share of compiling matters there. The losses of the iteration are compared with the
-official order in float64.
+The iteration runs uncompiled, compiled with an empty compiler cache, and compiled with a full one. Each
+measurement runs in a new process, as it does when a user starts training. On a CPU the networks are small and
+images are 32x32, because only the share of compiling matters there. The losses of the iteration are compared
+with the official training step in float64.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def process(code: str, *arguments: str, cache: Path | None = None) -> str:
     return result.stdout
 
 
-def contest(folder: Path, config: ModelConfig, size: int) -> Builders:
+def make_builders(folder: Path, config: ModelConfig, size: int) -> Builders:
     batch = random_batch(size, Plan(0, 9, 9), 0)
     judge = Judge(plain_networks(config), [batch], DEVICE, LossConfig(), config)
     arguments = (DEVICE, str(size), json.dumps({"netG": config.netG, "ngf": config.ngf, "ndf": config.ndf}))
@@ -90,9 +90,9 @@ def contest(folder: Path, config: ModelConfig, size: int) -> Builders:
 
         def check() -> None:
             precision, losses = json.loads(outputs[-1].splitlines()[-1])
-            verdict = judge.judge_losses(torch.tensor(losses, dtype=torch.float64), precision)
-            error = f"relative error {verdict.error:.3e} against float64, allowed {verdict.allowed:.3e}"
-            assert verdict.passes, f"{provider}: losses: {error}"
+            difference = judge.judge_losses(torch.tensor(losses, dtype=torch.float64), precision)
+            error = f"relative error {difference.error:.3e} against float64, allowed {difference.allowed:.3e}"
+            assert difference.passes, f"{provider}: losses: {error}"
 
         def before() -> None:
             if cache == "warm" and not (folder / "warm").exists():
@@ -113,4 +113,4 @@ def bench_start_up(race: Race, quick: bool, tmp_path_factory: pytest.TempPathFac
             config, size = ModelConfig(), SIZE["cuda"]
     setting = f"{size}x{size}, {config.netG} ngf {config.ngf}, {DEVICE}"
     group = f"start of a process to the end of its first iteration, {setting}"
-    race(group, contest(tmp_path_factory.mktemp("caches"), config, size), rounds)
+    race(group, make_builders(tmp_path_factory.mktemp("caches"), config, size), rounds)

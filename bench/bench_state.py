@@ -1,9 +1,11 @@
-"""Benchmark saving and loading: the four weight files of the official code, and our whole training state,
-from which a run resumes exactly.
+"""Benchmark saving and loading the state of a training run.
 
-The networks are the default ones after one iteration at 64x64, with their optimizers' moments and a pool of
-50 images per domain. "snapshot" is the part for which the training loop waits; a thread writes the file. The
-loaded state must equal the saved one bit for bit.
+The four weight files of the official code are compared with fastcyclegan's whole training state, from which a
+run resumes exactly.
+
+The networks are the default ones after one iteration at 64x64. Their training state includes the optimizers'
+moments and a pool of 50 images per domain. "snapshot" is the part of saving for which the training loop
+waits; a thread writes the file afterwards. The loaded state must equal the saved one bit for bit.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ pytestmark = [
 ]
 
 
-def contest(action: str, folder: Path, config: ModelConfig) -> Builders:
+def make_builders(action: str, folder: Path, config: ModelConfig) -> Builders:
     engine = make_engine(seeded_networks(config), device=DEVICE)
     batch = random_batch(64, Plan(0, 9, 9), 0)
     engine.step(replace(batch, A=batch.A.to(DEVICE), B=batch.B.to(DEVICE)), LR)
@@ -107,4 +109,4 @@ def bench_state(
     if quick:
         config = ModelConfig(netG="resnet_1blocks", ngf=8, ndf=8)
     group = f"{doing} the state of a run, {config.netG}, {DEVICE}"
-    race(group, contest(doing, tmp_path_factory.mktemp("state"), config), rounds=5, seconds=20)
+    race(group, make_builders(doing, tmp_path_factory.mktemp("state"), config), rounds=5, seconds=20)

@@ -1,9 +1,11 @@
-"""Benchmark one training iteration: the official order as people run it and at its best, and ours with and
-without compilation, from the same weights and samples.
+"""Benchmark one training iteration of every provider, from the same weights and samples.
 
-On a GPU the size is 256x256 with batch 1 and 4, with and without the identity loss. On a CPU it is 128x128
-with batch 1, where only the ratio matters. The first iterations of the same step that is timed are compared
-with the official order in float64 (parity.py).
+The providers are the official training step, as people run it and at its fastest, and fastcyclegan's training
+step with and without compilation.
+
+On a GPU images are 256x256 with batch 1 and 4, with and without the identity loss. On a CPU they are 128x128
+with batch 1, where only the ratio matters. Before a step is timed, its first iterations are compared with the
+official training step in float64 (parity.py).
 """
 
 from __future__ import annotations
@@ -26,9 +28,9 @@ from fastcyclegan.testing import random_batch
 
 PARITY_STEPS, INPUTS = 2, 4
 SIZE, ROUNDS = {"cpu": 128, "cuda": 256}, {"cpu": 4, "cuda": 20}
-# The number of iterations per timed round, so that a GPU does not have to synchronise after each one.
+# Iterations per timed round. On a GPU there are several, so that it does not synchronise after each one.
 STRIDE = {"cpu": 1, "cuda": 10}
-# Batch size and identity loss; the first setting is the default of training.
+# Batch size and identity loss. The first setting is the training default.
 SETTINGS = [
     pytest.param((1, True), marks=pytest.mark.telling(1), id="batch1-identity"),
     pytest.param((4, True), marks=pytest.mark.telling(4), id="batch4-identity"),
@@ -39,8 +41,11 @@ SETTINGS = [
 pytestmark = [pytest.mark.benchmark(timer=clock, warmup=False), pytest.mark.cost(cpu=60, cuda=40)]
 
 
-def contest(size: int, batch: int, identity: bool, config: ModelConfig, fault: bool) -> Builders:
-    """Return the builders of all providers, for images of ``size`` squared."""
+def make_builders(size: int, batch: int, identity: bool, config: ModelConfig, fault: bool) -> Builders:
+    """Return a builder for each provider's training step, which also checks the parity of that step.
+
+    Images are ``size`` pixels square.
+    """
     code = code_of("step", size, batch, config, identity)
     plan = Plan(seed=0, count_A=1000, count_B=1000, batch_size=batch)
     loss = LossConfig()
@@ -75,7 +80,7 @@ def contest(size: int, batch: int, identity: bool, config: ModelConfig, fault: b
         }
         entrant = Entrant(run, info=info)
         if STRIDE[DEVICE] == 1:
-            # These iterations count as warm-up; on a GPU a run consists of several.
+            # These iterations count as warm-up runs; on a GPU they do not, because a run consists of several.
             entrant.history = first.seconds
         return entrant
 
@@ -101,7 +106,7 @@ def bench_train_step(race: Race, quick: bool, fault: bool, setting: tuple[int, b
     code = code_of("step", size, batch, config, identity)
     race(
         group,
-        contest(size, batch, identity, config, fault),
+        make_builders(size, batch, identity, config, fault),
         rounds=ROUNDS[DEVICE],
         costs=lambda name: seconds_to_compile(name, code, DEVICE),
     )

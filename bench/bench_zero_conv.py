@@ -1,11 +1,14 @@
-"""Benchmark zero-padded convolutions for two networks at once (strided, transposed and 4x4): PyTorch's
-library with one call per network, and the kernels.
+"""Benchmark zero-padded convolutions of two networks at once.
 
-On a GPU they run in bf16 at the shapes of generators and discriminators at 256x256, for forward and backward
-together and for the forward only. "library" is two calls and the copies into and out of them, as for a pair
-of networks that does not run together. The results of the timed rounds are compared with float64. The rows
-for one network show for which shapes cuDNN is the faster backend; scripts/gpu_suite.py builds the table of
-backends from them. On a CPU, where the kernels do not run, only the library runs, with one reduced shape.
+They are strided, transposed or 4x4. PyTorch's library, called once per network, is compared with
+fastcyclegan's kernels.
+
+On a GPU they run in bf16 at the shapes of generators and discriminators for 256x256 images, for forward and
+backward together and for the forward only. "library" makes two calls and copies their inputs and outputs,
+like a pair of networks that do not run together. The results of the timed rounds are compared with float64.
+The rows for one network show for which shapes cuDNN is the faster backend; scripts/gpu_suite.py builds the
+table of backends from them. On a CPU, where the kernels do not run, only the library is timed, with one
+reduced shape.
 """
 
 from __future__ import annotations
@@ -26,9 +29,10 @@ from fastcyclegan.kernels.zero_conv import zero_conv
 
 
 class Layer(NamedTuple):
-    """A convolution: channels in and out, height and width of the input, kernel size and stride.
+    """The size of one convolution. Transposed convolutions have output_padding 1.
 
-    Transposed convolutions have output_padding 1.
+    ``C`` and ``O`` are the numbers of input and output channels, ``side`` is the height and width of the
+    input, and ``k`` is the kernel size.
     """
 
     C: int
@@ -46,8 +50,10 @@ class Layer(NamedTuple):
 
     @property
     def flops(self) -> int:
-        """FLOPs of the forward for one image: products for each tap and channel at each place of the coarser
-        grid.
+        """FLOPs of the forward pass for one image.
+
+        Each position of the coarser grid costs one multiplication and one addition for every tap, input
+        channel and output channel.
         """
         return 2 * min(self.side, self.out_side) ** 2 * self.C * self.O * self.k**2
 
@@ -69,7 +75,7 @@ LAYERS = {
 }
 DIRECTIONS = {"cuda": ["all", "forward"], "cpu": ["all"]}
 NETWORKS = {"cuda": [2, 1], "cpu": [2]}
-# The providers whose times go into the table of backends.
+# The providers whose times go into the table of backends, with their backends.
 BACKENDS = {"ours": "triton", "library": "cudnn"}
 PROVIDERS = ["matmul", "library", "ours"]
 
@@ -77,7 +83,7 @@ pytestmark = [pytest.mark.benchmark(timer=clock, warmup=False), pytest.mark.cost
 
 
 def functions(layer: Layer) -> dict[str, Operator]:
-    """Return each provider's function for the layer, which takes images and any number of weights."""
+    """Return the function of each provider that applies ``layer`` to images, with one weight per network."""
 
     def library(x: Tensor, *weights: Tensor) -> Tensor:
         parts = zip(x.chunk(len(weights)), weights, strict=True)
@@ -99,8 +105,9 @@ def functions(layer: Layer) -> dict[str, Operator]:
 
 
 def inputs(layer: Layer, images: int, networks: int) -> list[tuple[Tensor, ...]]:
-    """Return tuples of images, one weight per network, and the output's gradient, enough of them that none is
-    in the L2 cache when it is used again.
+    """Return tuples of images, one weight per network, and the output's gradient, to use in turn.
+
+    There are enough of them that none is still in the L2 cache when it is used again.
     """
     dtype, k, side, out_side = DTYPE[DEVICE], layer.k, layer.side, layer.out_side
     shape = (layer.O, layer.C, k, k)
@@ -119,8 +126,8 @@ def inputs(layer: Layer, images: int, networks: int) -> list[tuple[Tensor, ...]]
     return [one() for _ in range(rotations(size, DEVICE))]
 
 
-def contest(layer: Layer, images: int, networks: int, direction: str, fault: bool) -> Builders:
-    """Return the builders of all providers."""
+def make_builders(layer: Layer, images: int, networks: int, direction: str, fault: bool) -> Builders:
+    """Return a builder for each provider of this convolution."""
     run, dtype = functions(layer), DTYPE[DEVICE]
     case = Case(run["library"], inputs(layer, images, networks), direction)
     flops = images * layer.flops * len(case.inputs)
@@ -156,4 +163,4 @@ def bench_zero_conv(
     layer_name = f"{layer.k}x{layer.k} {kind}, {layer.C} to {layer.O}"
     size, dtype = f"{images} of {layer.side}x{layer.side}", str(DTYPE[DEVICE]).removeprefix("torch.")
     group = f"zero_conv {layer_name}, {networks} networks, {size}, {direction}, {dtype}, {DEVICE}"
-    race(group, contest(layer, images, networks, direction, fault), ROUNDS[DEVICE], seconds=5)
+    race(group, make_builders(layer, images, networks, direction, fault), ROUNDS[DEVICE], seconds=5)

@@ -1,7 +1,7 @@
-"""Analyse a chrome trace of one training step: its kernels, its operators, and the parts of the step that
-launched them.
+"""Analyse a chrome trace of one training step.
 
-The parts are G forward, G backward, D (both directions), and the rest: Adam, the pools and copies.
+The result contains the step's kernels, its operators, and the parts of the step that launched them. The parts
+are G forward, G backward, D (both directions), and the rest: Adam, the pools and copies.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ BACKWARD = "autograd::engine::evaluate_function"
 
 @dataclass
 class Interval:
-    """An event of a trace, in microseconds. ``self_time`` is its time without the events inside it."""
+    """An event of a trace, with its times in microseconds.
+
+    ``self_time`` is its duration without that of the events inside it.
+    """
 
     name: str
     kind: str
@@ -31,7 +34,7 @@ class Interval:
     args: dict[str, Any]
     self_time: float = 0.0
     inside: list[Interval] = field(default_factory=list)
-    """The events that contain it, the outermost first."""
+    """The events that contain this one, outermost first."""
 
     @classmethod
     def of(cls, event: dict[str, Any]) -> Interval:
@@ -45,7 +48,7 @@ class Interval:
 
 
 def intervals(trace: dict[str, Any]) -> list[Interval]:
-    """Return the events of a chrome trace, with their nesting within each thread."""
+    """Return the events of a chrome trace, each with the events of its thread that contain it."""
     all_events = [Interval.of(event) for event in trace["traceEvents"] if event.get("ph") == "X"]
     threads: dict[Any, list[Interval]] = {}
     for event in all_events:
@@ -68,8 +71,8 @@ def intervals(trace: dict[str, Any]) -> list[Interval]:
 class Profile:
     """The profile of one step.
 
-    ``kernels`` contains seconds and launches by name, and ``operators`` the seconds by operator and shapes.
-    ``launches`` and ``seconds`` are by part of the step.
+    ``kernels`` maps the name of each kernel to its seconds and launches. ``operators`` lists seconds and
+    calls by operator and shapes. ``launches`` and ``seconds`` are totals by part of the step.
     """
 
     kernels: dict[str, tuple[float, int]]
@@ -170,8 +173,9 @@ def _by_operator(items: Sequence[WorkItem]) -> list[dict[str, Any]]:
 def part_of(
     launch: Interval | None, discriminators: list[float], optimizers: list[tuple[float, float]]
 ) -> str:
-    """Return the part of the step to which ``launch`` belongs: the time of the call counts, not the
-    kernel's.
+    """Return the part of the step to which ``launch`` belongs.
+
+    The part is determined by the time of the launching call, not by when its kernel ran.
     """
     if launch is None or any(start <= launch.start <= end for start, end in optimizers):
         return "rest"

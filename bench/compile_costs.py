@@ -10,13 +10,14 @@ import torch
 from bench.providers import PROVIDERS
 from fastcyclegan.config import ModelConfig
 
-# The most seconds by device: with an empty compiler cache, and with a full one.
+# Upper bounds in seconds, by device: with an empty compiler cache, and with a full one.
 COMPILING = {"cpu": (150.0, 45.0), "cuda": (120.0, 40.0)}
 
 
 def code_of(kind: str, size: int, batch: int, config: ModelConfig, identity: bool = True) -> str:
-    """Return a key that identifies the programs that torch.compile produces for ``kind``, "step" or
-    "generator".
+    """Return a key for the programs that torch.compile produces with these settings.
+
+    ``kind`` is "step" or "generator".
     """
     loss = ""
     if identity:
@@ -25,8 +26,10 @@ def code_of(kind: str, size: int, batch: int, config: ModelConfig, identity: boo
 
 
 def compiled_before(name: str, code: str) -> Path:
-    """Return the path of a marker file next to the compiler's cache, which exists once provider ``name`` has
-    been compiled for the program key ``code``.
+    """Return the path of the file that marks a provider as compiled before.
+
+    The file is next to the compiler's cache. It exists once provider ``name`` has been compiled for the
+    program key ``code``.
     """
     from torch._inductor.runtime.cache_dir_utils import cache_dir
 
@@ -35,9 +38,9 @@ def compiled_before(name: str, code: str) -> Path:
 
 
 def seconds_to_compile(name: str, code: str, device: str) -> float:
-    """Return the most seconds that compiling provider ``name`` for the program key ``code`` takes.
+    """Return an upper bound, in seconds, on the time to compile provider ``name`` for the key ``code``.
 
-    The estimate is lower if the compiler's cache already contains it.
+    The bound is lower if the compiler's cache already contains the program.
     """
     if PROVIDERS[name].mode is None:
         return 0.0

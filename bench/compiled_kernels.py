@@ -7,8 +7,8 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-# Limits of what comes back from a remote machine: the number of result files, the size of a piece in bytes,
-# and the number of pieces.
+# Limits on the files that a remote machine sends back: the number of result files, the size of a piece in
+# bytes, and the number of pieces.
 MAX_FILES, PIECE, MAX_PIECES = 8, 15 << 20, 3
 
 
@@ -29,7 +29,7 @@ def save_compiled(results: Path) -> None:
     with tempfile.TemporaryFile() as packed:
         with tarfile.open(fileobj=packed, mode="w:gz", compresslevel=6) as tar:
             for folder in folders:
-                # Triton's files refer to each other by absolute paths, so they only work at the same place.
+                # Triton's files refer to each other by absolute paths, so they only work at the same paths.
                 tar.add(folder, arcname=str(folder).lstrip("/"))
                 # The next folder and the data that gzip has not written yet must still fit.
                 if packed.tell() > 0.75 * pieces * PIECE:
@@ -69,9 +69,9 @@ def load_compiled(folder: Path) -> int:
 
 
 def restore_compiled(folder: Path) -> str:
-    """Restore the compiled kernels from ``folder`` if possible, and return a line on the result.
+    """Restore the compiled kernels from ``folder`` if possible, and return a line that reports the result.
 
-    Without them all kernels are compiled again.
+    If it is not possible, all kernels are compiled again.
     """
     unused = f"the compiled kernels in {folder} are not used"
     try:

@@ -1,5 +1,7 @@
-"""Fixtures and hooks for all benches: the device, the race between the providers of a group, the order and
-the time budget, and the lines that report the hardware and the figures.
+"""Fixtures and hooks for all benches.
+
+They time the providers of a group side by side, run the benches in order and within the time budget, and
+report the hardware and the figures.
 """
 
 from __future__ import annotations
@@ -20,8 +22,8 @@ from bench.machine import DEVICE, conditions, machine
 from bench.timing import Builders, Entrant, Outcome, Race, Unavailable, clock, race
 from fastcyclegan.tensor_files import write_atomically
 
-# No bench starts that would exceed this budget, so that all finish within 5 minutes on two cores and 8 on a
-# GPU.
+# Time budgets in seconds. A bench that could exceed the budget does not start, so that all benches finish
+# within 5 minutes on two cores and 8 minutes on a GPU.
 BUDGET = {"cpu": 270.0, "cuda": 440.0}
 STARTED = pytest.StashKey[float]()
 ABOUT = pytest.StashKey[dict[str, str]]()
@@ -43,12 +45,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--bench-quick",
         action="store_true",
-        help="run the smallest sizes and two rounds, for the tests; the figures are meaningless",
+        help="run the smallest sizes and at most two rounds (used by the tests); the figures are meaningless",
     )
     parser.addoption(
         "--plant-fault",
         action="store_true",
-        help="make ours compute wrong results, for the tests: it must get no figure",
+        help="make fastcyclegan compute wrong results, to check that no figures are reported for it",
     )
 
 
@@ -58,8 +60,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[ABOUT] = machine()
     if config.getoption("--bench-quick"):
         config.stash[ABOUT]["sizes"] = "for tests, figures are meaningless"
-    # pytest-benchmark's table shows whole rounds, which are several operations for some providers. Ours shows
-    # single operations.
+    # pytest-benchmark's table shows whole rounds, which are several operations for some providers. The
+    # lines printed at the end show single operations.
     config.option.benchmark_quiet = True
     if not config.getoption("--bench-budget") >= 0:
         raise pytest.UsageError("--bench-budget must not be negative")
@@ -109,8 +111,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=_rank)
 
 
-def _contest(item: pytest.Item) -> Hashable:
-    """Return a key that is shared by the items of one race, which differ only in the provider."""
+def _group_key(item: pytest.Item) -> Hashable:
+    """Return a key that is shared by all items that are timed together.
+
+    They differ only in the provider.
+    """
     others = []
     callspec = getattr(item, "callspec", None)
     if callspec is not None:
@@ -122,7 +127,7 @@ def _contest(item: pytest.Item) -> Hashable:
 
 @pytest.fixture(autouse=True)
 def _budget(request: pytest.FixtureRequest) -> None:
-    if _contest(request.node) in request.config.stash[RACES]:
+    if _group_key(request.node) in request.config.stash[RACES]:
         return
     cost = 0
     marker = request.node.get_closest_marker("cost")
@@ -144,11 +149,11 @@ def _too_late(config: pytest.Config, cost: float) -> str:
     return reason
 
 
-# --- The race -----------------------------------------------------------------------------------------------
+# --- Timing the providers of a group ------------------------------------------------------------------------
 
 
 def _no_cost(_: str) -> float:
-    """Return 0 as the cost of every provider, so that none is left out for its cost."""
+    """Return 0 as the cost of every provider, so that none is left out because of its cost."""
     return 0.0
 
 
@@ -163,16 +168,16 @@ def _race(request: pytest.FixtureRequest, benchmark: BenchmarkFixture, quick: bo
         seconds: float = 60.0,
         costs: Callable[[str], float] = _no_cost,
     ) -> None:
-        races, contest = config.stash[RACES], _contest(request.node)
-        if contest not in races:
+        races, group_key = config.stash[RACES], _group_key(request.node)
+        if group_key not in races:
             if quick:
                 rounds, costs = min(rounds, 2), _no_cost
             torch._dynamo.reset()
             chosen: Builders = {}
-            for n in _selected(request.session, contest, builders):
+            for n in _selected(request.session, group_key, builders):
                 chosen[n] = partial(_affordable, config, costs(n), builders[n])
-            races[contest] = race(chosen, rounds, seconds)
-        outcome = races[contest][name]
+            races[group_key] = race(chosen, rounds, seconds)
+        outcome = races[group_key][name]
         if outcome.error is not None:
             raise outcome.error
         if outcome.skip_reason:
@@ -186,11 +191,11 @@ def _race(request: pytest.FixtureRequest, benchmark: BenchmarkFixture, quick: bo
     return run
 
 
-def _selected(session: pytest.Session, contest: Hashable, builders: Builders) -> list[str]:
-    """Return the providers of ``contest`` that pytest has selected."""
+def _selected(session: pytest.Session, group_key: Hashable, builders: Builders) -> list[str]:
+    """Return the providers in ``builders`` whose benches in group ``group_key`` pytest has selected."""
     selected = set()
     for item in session.items:
-        if _contest(item) == contest:
+        if _group_key(item) == group_key:
             selected.add(item.callspec.params[PROVIDER])  # type: ignore[attr-defined]
     return [name for name in builders if name in selected]
 

@@ -1,8 +1,8 @@
-"""Count the Triton launches, the ATen calls and the bytes saved for backward of a whole training step,
-exactly and without a GPU.
+"""Count the launches, calls and saved bytes of a whole training step exactly, without a GPU.
 
-The counts come from a dry run (fastcyclegan/devtools/dry_run.py) that computes no kernels and no
-convolutions, so that even the real sizes take only seconds.
+The counts are those of Triton launches, ATen calls and bytes saved for backward. They come from a dry run
+(fastcyclegan/devtools/dry_run.py) that skips the computation of kernels and convolutions, so that even the
+real sizes take only seconds.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from fastcyclegan.testing import random_batch
 def step_counts(
     provider: str, size: int, batch: int, blocks: int = 9, identity: bool = True, precision: str = "bf16"
 ) -> Counts:
-    """Return the counts of one iteration after the first, for "ours" with its kernels, "official" or
-    "official_bf16".
+    """Return the counts of one training iteration after the first.
 
-    ``precision`` only applies to ours; the precision of the official order is part of the provider's name.
+    ``provider`` is "ours" (fastcyclegan with its kernels), "official" or "official_bf16". ``precision``
+    applies only to "ours"; the precision of the official training step is part of the provider's name.
     """
     config = ModelConfig(netG=f"resnet_{blocks}blocks", impl="triton")
     loss = LossConfig()

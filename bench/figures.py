@@ -1,5 +1,6 @@
-"""Turn the stored results of pytest-benchmark into figures: medians, rates, and speed-ups within one run,
-each with its spread.
+"""Turn the stored results of pytest-benchmark into figures, each with its spread.
+
+The figures are medians, rates, and speed-ups within one run.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-# The quantities that a bench can count per round: the unit of the rate, and the number that makes one unit.
+# The quantities that a bench can count per round, each with the unit of its rate and the size of that unit.
 UNITS = {"pictures": ("images/s", 1.0), "bytes": ("GB/s", 1e9), "flops": ("GFLOP/s", 1e9)}
 # Providers that are only reference points for the others, such as a plain copy.
 CEILINGS = ("copy", "matmul", "launch", "import")
-# Exact counts: the label, and the number that makes one unit.
+# Exact counts, each with its label and the size of the unit.
 COUNTS = {
     "launches": ("Triton launches", 1.0),
     "aten_calls": ("ATen calls", 1.0),
@@ -27,7 +28,7 @@ COUNTS = {
 
 @dataclass(frozen=True)
 class Spread:
-    """A median with the smallest and the largest of ``n`` values."""
+    """The median, the smallest and the largest of ``n`` values."""
 
     median: float
     least: float
@@ -69,7 +70,7 @@ class Row:
 
     @property
     def rate(self) -> tuple[Spread, str] | None:
-        """The quantity that the bench counts, per second, with its unit; None if it counts nothing."""
+        """The rate and its unit, or None if the bench does not count any quantity."""
         counted = next((name for name in UNITS if name in self.info), None)
         if counted is None:
             return None
@@ -91,8 +92,10 @@ def row_of(bench: dict[str, Any]) -> Row:
 
 @dataclass
 class Results:
-    """The results of one run of the benches: the machine, as described by ``machine.machine``, and the
-    rows.
+    """The results of one run of the benches.
+
+    ``machine`` is the description from ``machine.machine``, and ``tests`` are the results of the GPU suite's
+    tests by name.
     """
 
     machine: dict[str, Any]
@@ -135,12 +138,15 @@ def read_results(path: Path) -> Results:
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise ValueError(f"{path}: not a result of pytest bench/ --benchmark-json=FILE") from None
+        raise ValueError(f"{path}: not a results file of pytest bench/ --benchmark-json=FILE") from None
     return Results(about, rows, content.get("tests", {}))
 
 
 def anchor_of(rows: Sequence[Row]) -> Row:
-    """Return the row that the others of its group are compared with: the first that is not a ceiling."""
+    """Return the row that the others of its group are compared with.
+
+    It is the first that is not a ceiling, or the first row if all are ceilings.
+    """
     for row in rows:
         if not is_ceiling(row):
             return row
@@ -162,7 +168,7 @@ def is_ceiling(row: Row) -> bool:
 def speed_up(row: Row, anchor: Row) -> Spread:
     """Return the speed-up of ``row`` over ``anchor``, computed round by round.
 
-    The rounds of the same number ran one after the other.
+    Rounds with the same number ran one after the other.
     """
     operations, anchor_operations = row.info.get("operations", 1), anchor.info.get("operations", 1)
     pairs = zip(row.seconds, anchor.seconds, strict=False)
@@ -199,7 +205,7 @@ def _counts(row: Row) -> Iterator[str]:
 
 
 def _timed(row: Row, anchor: Row) -> Iterator[str]:
-    """Yield the time of ``row``, and its rate, its memory and its speed-up over ``anchor`` if it has them."""
+    """Yield the time of ``row`` and, if available, its rate, its memory and its speed-up over ``anchor``."""
     yield duration(row.time)
     if row.rate is not None:
         rate, unit = row.rate

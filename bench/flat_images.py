@@ -1,9 +1,9 @@
-"""Separate images on which parity can be judged from those on which it cannot.
+"""Find images on which parity cannot be checked, and prepare faint images for the check.
 
-Parity cannot be judged on an image of a single colour. Instance norm subtracts a constant and divides the
+Parity cannot be checked on an image of a single colour. Instance norm subtracts a constant and divides the
 rounding noise that remains by sqrt(1e-5). Each norm makes this noise up to 300 times larger, and after a few
-norms nothing else is left, in float64 too. Flat images are therefore rejected, with their paths in the
-message. For faint images the crop that varies most is judged, with its contrast stretched.
+norms nothing else is left, even in float64. Flat images are therefore rejected, with their paths in the
+message. For faint images, the crop with the highest contrast is checked, and its contrast is stretched.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from fastcyclegan.data.batch import Batch
 
 
-class Undecided(Exception):  # noqa: N818 - not an error in the code that is judged
+class Undecided(Exception):  # noqa: N818 - not an error in the checked code
     """Raised if the images cannot show whether parity holds; the message lists them."""
 
 
@@ -44,7 +44,7 @@ def deviation(image: Tensor) -> float:
 
 
 def join_names(names: Sequence[str], shown: int = 4) -> str:
-    """Return a line with the first ``shown`` distinct ``names`` and the number of further ones."""
+    """Join the first ``shown`` distinct ``names`` with commas, and add the number of further ones."""
     different = list(dict.fromkeys(names))
     line = ", ".join(different[:shown])
     if len(different) > shown:
@@ -53,13 +53,13 @@ def join_names(names: Sequence[str], shown: int = 4) -> str:
 
 
 def most_varied_crop(image: Tensor, size: int) -> Tensor:
-    """Return the crop of ``image`` [C, H, W] that varies most, at most ``size`` high and wide, in float64
-    with its contrast stretched to [-1, 1].
+    """Return the highest-contrast crop of ``image`` [C, H, W], stretched to [-1, 1] in float64.
 
-    Every position is considered, so every image that is not flat has a crop that varies. Shrinking the image
-    would not guarantee that. The channels are centred and stretched by a common factor. The n pixels of the
-    channel that varies most then deviate by sqrt(2 / n) or more. At 32x32, therefore, the subtraction of the
-    mean in the first instance norm costs at most 5 bits, however faint the image is.
+    The crop is no larger than ``size`` x ``size``. Every position is considered, so an image that is not flat
+    always has a crop that is not flat. Shrinking the image would not guarantee that. Each channel is centred,
+    and all are stretched by a common factor. In the channel with the widest range, the n pixels then have a
+    root mean square of at least sqrt(2 / n). At 32x32, therefore, the subtraction of the mean in the first
+    instance norm costs at most 5 bits, however faint the image is.
     """
     pixels = image.detach().double().cpu()
     height, width = min(size, pixels.shape[1]), min(size, pixels.shape[2])

@@ -1,8 +1,10 @@
-"""Run real training iterations with every option of the engine and the recipe: python -m bench.gpu_options
+"""Run real training iterations with every option of the engine and the recipe.
 
-For each case the losses of the first iteration are compared with float64 by the rule of fastcyclegan.testing.
-All losses must be finite, all networks must have changed, and the expected number of graphs must have been
-captured. A failure is reported with the kernels that were launched last.
+    python -m bench.gpu_options
+
+For each case the losses of the first iteration are compared with float64 by the parity rule of
+fastcyclegan.testing. All losses must be finite, all networks must have changed, and the expected number of
+graphs must have been captured. The report of a failure includes the kernels that were launched last.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ Settings = dict[str, Any]
 
 @dataclass(frozen=True)
 class Case:
-    """Settings that differ from the defaults of training with batch 1, and the expected result."""
+    """Settings that differ from the training defaults with batch 1, and the expected result."""
 
     name: str
     model: Settings = field(default_factory=dict)
@@ -61,7 +63,7 @@ class Case:
 # The most informative first: the defaults, then the options of the engine, then those of the recipe and the
 # networks.
 CASES = [
-    Case("the default: bf16, graph, pairs, weight gradients beside"),
+    Case("the default: bf16, graph, pairs, overlapped gradients"),
     Case("--compile", compiled=True),
     Case("fp32", precision="fp32"),
     Case("--graph off", engine={"graph": "off"}, graphs=0),
@@ -93,7 +95,7 @@ CASES = [
 
 
 def tiny(case: Case) -> Case:
-    """Return ``case`` at a size that a machine without a GPU runs in a second or two."""
+    """Return ``case`` with sizes so small that it takes a second or two without a GPU."""
     model, size = {"ngf": 2, "ndf": 2, **case.model}, 24
     if str(model.get("netG", "")).startswith("unet"):
         # A U-Net's input size must be a multiple of the number in its name.
@@ -124,7 +126,7 @@ def to_device(batch: Batch, dtype: torch.dtype = torch.float32) -> Batch:
 def engine_of(case: Case, nets: dict[str, nn.Module], **more: Any) -> Engine:
     """Return an engine for ``case`` with a copy of ``nets``.
 
-    On a machine without a GPU it uses the stand-in for CUDA graphs.
+    Without a GPU it uses a stand-in for CUDA graphs.
     """
     options = {"graph": "on", **case.engine}
     if DEVICE == "cpu" and options["graph"] == "on":
@@ -136,8 +138,9 @@ def engine_of(case: Case, nets: dict[str, nn.Module], **more: Any) -> Engine:
 
 
 def check_first_losses(case: Case, nets: dict[str, nn.Module], batch: Batch, losses: Tensor) -> None:
-    """Raise AssertionError if the losses of the first iteration differ from float64 by more than the rule
-    allows.
+    """Raise AssertionError if the losses of the first iteration are not close enough to float64.
+
+    The parity rule of ``fastcyclegan.testing`` sets the limit.
     """
     loss, plain = LossConfig(**case.loss), EngineConfig(graph="off", pairing="off", batching="off")
 
@@ -153,7 +156,7 @@ def check_first_losses(case: Case, nets: dict[str, nn.Module], batch: Batch, los
 
 
 def run(case: Case) -> str:
-    """Run ``case`` and return a line with its times and its memory.
+    """Run ``case`` and return a line that reports its times and peak memory.
 
     Raises AssertionError if a result is not as expected.
     """
@@ -180,7 +183,7 @@ def run(case: Case) -> str:
     captured, reason = 0, ""
     if engine.graphs is not None:
         captured, reason = engine.graphs.captured, engine.graphs.off
-    assert captured == case.graphs, f"{captured} graphs were captured, {case.graphs} expected. {reason}"
+    assert captured == case.graphs, f"{captured} graphs were captured, expected {case.graphs}. {reason}"
     if not case.random:
         check_first_losses(case, nets, batches[0], losses[0])
     return _line(case.name, marks)
@@ -207,19 +210,21 @@ def parse(arguments: list[str] | None) -> tuple[argparse.ArgumentParser, argpars
         "--record",
         type=Path,
         metavar="FILE",
-        help="file of events as JSON lines; cases in it are skipped",
+        help="append a JSON line to FILE for the start and the result of each case; skip cases already in it",
     )
     parser.add_argument("--only", metavar="CASE", help="run only this case")
-    parser.add_argument("--tiny", action="store_true", help="run at sizes for machines without a GPU")
+    parser.add_argument("--tiny", action="store_true", help="use tiny sizes, for machines without a GPU")
     parser.add_argument(
-        "--launch-log", type=Path, metavar="FILE", help="file for every launch, written before it starts"
+        "--launch-log", type=Path, metavar="FILE", help="write each kernel launch to FILE before it starts"
     )
-    parser.add_argument("--plant-fault", choices=FAULTS, help="make kernels compute wrong results, or crash")
+    parser.add_argument(
+        "--plant-fault", choices=FAULTS, help="make kernels compute wrong results (kernel) or crash (crash)"
+    )
     return parser, parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the cases that are not in ``--record`` yet.
+    """Run the cases that the file given by ``--record`` does not contain yet.
 
     Returns 1 if a case failed, and BROKEN after a device fault.
     """
@@ -244,7 +249,7 @@ def main(arguments: list[str] | None = None) -> int:
     todo = [case for case in cases if case.name not in known and options.only in (None, case.name)]
     if not todo and not known:
         parser.error(
-            f"there is no case {options.only!r}; available cases: {', '.join(case.name for case in cases)}"
+            f"--only: no case is named {options.only!r}; cases: {', '.join(case.name for case in cases)}"
         )
     return _run_all(todo, log, write)
 

@@ -9,16 +9,18 @@ from typing import Any
 
 from bench.processes import ending_of, run_process
 
-# Seconds for rerunning one test or case alone.
+# Time limit in seconds for rerunning one test or case alone.
 RERUN_SECONDS = 45.0
-# The number of crashes that are rerun, so that most of the time remains for the other tests.
+# At most this many crashes are rerun, so that most of the time remains for the other tests.
 MAX_RERUNS = 2
 
 
 @dataclass
 class Failure:
-    """One failure: the test or case, the error text, the launches before it, and the result of rerunning
-    it.
+    """A test or case that failed.
+
+    ``where`` is its name, ``text`` is the error, ``launches`` are the kernel launches before it, and
+    ``again`` is the result of rerunning it alone.
     """
 
     where: str
@@ -29,10 +31,10 @@ class Failure:
 
 @dataclass
 class Outcome:
-    """The outcome of a part.
+    """The outcome of a part of the GPU suite.
 
-    ``counts`` are the numbers of its tests or cases by result, ``shown`` are lines for the summary, and
-    ``why`` is the reason why the part as a whole failed, or "".
+    ``counts`` are the numbers of its tests or cases by result, and ``shown`` are lines for the summary.
+    ``why`` is the reason if the part as a whole failed, otherwise "".
     """
 
     name: str
@@ -55,8 +57,11 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Context:
-    """The context that all parts share: a folder for their files, the results folder, the environment, and
-    whether the run is a rehearsal or has a planted fault.
+    """The settings that all parts of the GPU suite share.
+
+    ``work`` is the folder for their files, ``results`` the folder for results, and ``environment`` the
+    environment of their processes. ``rehearsed`` is true in a rehearsal, and ``fault`` is the kind of fault
+    that is injected, if any.
     """
 
     work: Path
@@ -82,7 +87,7 @@ def lines_in(output: str) -> list[str]:
 def run_alone(
     command: Sequence[str], seconds: float, environment: dict[str, str], log: Path, success: str
 ) -> str:
-    """Run ``command`` with blocking launches, and return a line on how it ended and on the last launch.
+    """Run ``command`` with blocking launches, and return a line with its result and the last launch.
 
     ``command`` must accept ``--launch-log``. ``success`` is the text for a run that succeeded.
     """

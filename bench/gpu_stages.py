@@ -1,8 +1,8 @@
 """The three stages of the GPU suite, each a list of parts with the most informative first.
 
 1. Correctness: kernels at real sizes, then the networks, then all other tests.
-2. The engine: captured iterations compared with plain ones, every option, the official order next to ours,
-   and the costliest kernels.
+2. The engine: captured iterations compared with uncaptured ones, every option, the comparison with the
+   official training step, and the costliest kernels.
 3. The benches, the most informative first.
 """
 
@@ -57,7 +57,7 @@ STAGES: dict[int, list[Part]] = {
             Tests(f"{name} at real sizes", _kernel_tests(name), 60, keywords=AT_REAL_SIZES)
             for name in KERNELS[:-1]
         ),
-        Tests("weight gradients beside", _kernel_tests("overlap"), 30, keywords=AT_REAL_SIZES, workers=1),
+        Tests("overlapped weight gradients", _kernel_tests("overlap"), 30, keywords=AT_REAL_SIZES, workers=1),
         Tests("networks", NETWORKS, 60),
         Tests(
             "offsets past 31 bits", _kernel_tests("instance_norm", "reflect_conv", "zero_conv"), 40,
@@ -70,11 +70,11 @@ STAGES: dict[int, list[Part]] = {
     ],
     2: [
         Tests(
-            "captured against plain", ("tests/engine/test_cuda_graph.py",), 150,
+            "captured and uncaptured iterations", ("tests/engine/test_cuda_graph.py",), 150,
             keywords=("cuda_graph", "waits_for_the_gpu"), workers=8,
         ),
         Tests(
-            "an iteration against float64", ("tests/engine/test_engine.py",), 60,
+            "an iteration compared with float64", ("tests/engine/test_engine.py",), 60,
             keywords=("bf16_on_the_gpu",), workers=1,
         ),
         Options("every option", 200),
@@ -83,7 +83,7 @@ STAGES: dict[int, list[Part]] = {
             rehearsed_tests=1,
         ),
         Command(
-            "the official order beside ours",
+            "comparison with the official step",
             ("scripts/prove.py", "--seconds", "60", "--output", "RESULTS/proof.png"), 150, shown=14,
             in_rehearsal=("--no_compile", "--size", "32", "--seconds", "1"), with_fault=("--plant-fault",),
         ),

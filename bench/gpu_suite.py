@@ -1,8 +1,9 @@
-"""Test and measure everything on a GPU machine within half an hour, in three stages: python
-scripts/gpu_suite.py --stage 1
+"""Test and measure everything on a GPU machine within half an hour, in three stages.
+
+    python scripts/gpu_suite.py --stage 1
 
 Stage 1 checks correctness, on which everything else depends, stage 2 checks the engine, and stage 3 runs the
-benches. Without --stage all three run. Results are written to --results as they become known, and the output
+benches. Without --stage, all three run. Results are written to --results as they become known, and the output
 ends with a summary. A stage needs torch, triton, numpy, Pillow, rich, matplotlib, pytest with
 pytest-benchmark, pytest-timeout and pytest-xdist, and this checkout. Neither the project nor tyro nor DALI
 has to be installed.
@@ -45,7 +46,7 @@ from fastcyclegan.tensor_files import write_atomically
 ENDING = 12.0
 # The time limit of a rehearsed stage in seconds. Without a GPU, sizes are tiny and CPU cores few.
 REHEARSAL = 280.0
-# A part does not start with fewer seconds than this.
+# A part starts only if at least this many seconds remain.
 LEAST = 8.0
 LONGEST_LOG, MAX_FAILURES = 12 << 20, 100
 # Cache folders that later calls on the same machine reuse, if they can be created. Otherwise the user's own
@@ -54,7 +55,7 @@ CACHES = {"TRITON_CACHE_DIR": "/opt/tc", "XDG_CACHE_HOME": "/opt/xc"}
 
 
 class Suite:
-    """One stage of the suite: runs its parts one after the other, and keeps the result files up to date."""
+    """One stage of the suite. It runs the parts one after the other and keeps the result files up to date."""
 
     def __init__(self, stage: int, context: Context, seconds: float, printer: Printer) -> None:
         self.stage, self.context, self.seconds, self.printer = stage, context, seconds, printer
@@ -103,8 +104,9 @@ class Suite:
         return summary(self.about, self.outcomes, self.planned, seconds, self.files(), limit)
 
     def _try(self, write: Callable[[], Any]) -> None:
-        """Call ``write``. If it fails, print the error and continue, because the stage's time is worth more
-        than one file.
+        """Call ``write``. If it fails, print the error and continue.
+
+        The time of a stage is worth more than one file.
         """
         try:
             write()
@@ -121,8 +123,10 @@ class Suite:
         return sorted(names)
 
     def write(self) -> None:
-        """Write everything known so far to the results: the outcomes as JSON, the summary, the full output,
-        the rows of the benches, and the tuned tiles.
+        """Write everything known so far to the results folder.
+
+        The files contain the outcomes as JSON, the summary, the full output, the rows of the benches, and the
+        tuned tiles.
         """
         self._try(self._write_outcomes)
         self._try(self._write_rows)
@@ -163,8 +167,9 @@ class Suite:
             _replace_json(folder / backend_table.table_file(self.about["hardware"]).name, table)
 
     def tests(self) -> dict[str, Any]:
-        """Return the test results of the earlier stages from their files in the results folder, for the
-        report on the benches.
+        """Return the test results of the earlier stages, for the report on the benches.
+
+        They are read from the files of these stages in the results folder.
         """
         tests = {}
         for stage in (1, 2):
@@ -182,14 +187,14 @@ class Suite:
 
 def _line(outcome: Outcome) -> str:
     """Return the line that is printed when a part ends."""
-    verdict = outcome.note
-    if not verdict:
-        verdict = "holds"
+    result = outcome.note
+    if not result:
+        result = "passed"
         if not outcome.holds:
-            verdict = f"DOES NOT HOLD {outcome.why}".rstrip()
+            result = f"FAILED {outcome.why}".rstrip()
     if outcome.tally:
-        verdict += f", {outcome.tally}"
-    return f"{outcome.name}: {verdict}; {outcome.seconds:.0f} s"
+        result += f", {outcome.tally}"
+    return f"{outcome.name}: {result}; {outcome.seconds:.0f} s"
 
 
 def name_of(about: dict[str, str]) -> str:
@@ -198,8 +203,9 @@ def name_of(about: dict[str, str]) -> str:
 
 
 def packages() -> dict[str, str]:
-    """Return notes for the summary: the folder of the compiled kernels, and the optional packages that are
-    not installed.
+    """Return notes for the summary about the packages on this machine.
+
+    They name the folder of the compiled kernels, and the optional packages that are not installed.
     """
     missing = []
     for name, module in (("DALI", "nvidia.dali"), ("tyro", "tyro")):
@@ -236,7 +242,10 @@ def backends(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
 
 
 def _copy_tuned(results: Path) -> None:
-    """Copy the tiles that were chosen by measurement, which can then ship as kernels/tuned/*.json."""
+    """Copy the tile sizes that were tuned on this GPU to ``results``.
+
+    These files can then ship as kernels/tuned/*.json.
+    """
     if not torch.cuda.is_available():
         return
     tuned = _tune.cache_file(torch.cuda.get_device_name())
@@ -245,8 +254,9 @@ def _copy_tuned(results: Path) -> None:
 
 
 def _replace(file: Path, text: str) -> None:
-    """Replace the content of ``file`` atomically, so that an interruption leaves the old or the new
-    content.
+    """Replace the content of ``file`` atomically.
+
+    After an interruption, the file has either the old or the new content.
     """
     write_atomically(file, lambda partial: partial.write_text(text))
 
@@ -275,23 +285,23 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     limits = ", ".join(f"{seconds:.0f}" for seconds in SECONDS.values())
     parser.add_argument(
-        "--seconds", type=float, help=f"time limit of a stage (default: {limits} for stages 1, 2, 3)"
+        "--seconds", type=float, help=f"maximum seconds per stage (default: {limits} for stages 1, 2, 3)"
     )
     parser.add_argument(
         "--compiled",
         type=Path,
         metavar="DIR",
-        help="folder with the triton-cache.tgz.* of another run, to reuse its compiled kernels",
+        help="reuse the compiled kernels of another run, whose triton-cache.tgz.* files are in DIR",
     )
     parser.add_argument(
         "--rehearse",
         action="store_true",
-        help="run without a GPU, at tiny sizes, in a copy of the tracked files and a bare venv",
+        help="run without a GPU, at tiny sizes, in a copy of the tracked files and a bare environment",
     )
     parser.add_argument(
         "--plant-fault",
         choices=FAULTS,
-        help="make kernels compute wrong results, or crash; the summary must show it",
+        help="make kernels compute wrong results (kernel) or crash (crash), to check the summary",
     )
     parser.add_argument("--in-rehearsal", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -324,7 +334,10 @@ def _rehearse(options: argparse.Namespace, parser: argparse.ArgumentParser) -> N
 
 
 def make_context(options: argparse.Namespace, work: Path) -> Context:
-    """Return the context that all parts share, with caches in folders that the next call will find."""
+    """Return the settings that all parts share, and create the results folder.
+
+    Caches are kept in folders that the next call on the same machine will find.
+    """
     for name, folder in CACHES.items():
         if name not in os.environ and os.access(Path(folder).parent, os.W_OK):
             os.environ[name] = folder

@@ -1,5 +1,6 @@
-"""Print the progress of the GPU suite, one line per finished part, and a summary short enough to come back
-complete from a remote machine.
+"""Print the progress of the GPU suite, and a summary of each stage.
+
+Progress is one line per finished part. A summary is short enough to come back complete from a remote machine.
 """
 
 from __future__ import annotations
@@ -45,14 +46,14 @@ def summary(
     files: Sequence[str],
     limit: int = MAX_SUMMARY,
 ) -> list[str]:
-    """Return the summary of a stage: the verdict, the machine, one line per part, the failures with the
-    details needed to fix them, and the result files.
+    """Return the lines of the summary of a stage.
 
-    ``planned`` is the number of parts in the stage; with fewer outcomes the stage counts as unfinished. The
-    summary has at most ``limit`` characters.
+    The summary consists of the overall result, the machine, one line per part, the failures with the details
+    needed to fix them, and the result files. ``planned`` is the number of parts in the stage; with fewer
+    outcomes the stage counts as unfinished. The summary has at most ``limit`` characters.
     """
     bad = [outcome for outcome in outcomes if not outcome.holds]
-    lines = [f"# stage {about['stage']}: {_verdict(len(bad), len(outcomes), planned)}, {seconds:.0f} s"]
+    lines = [f"# stage {about['stage']}: {_result(len(bad), len(outcomes), planned)}, {seconds:.0f} s"]
     for key, value in about.items():
         if key != "stage":
             lines.append(f"{key}: {value}")
@@ -70,23 +71,23 @@ def summary(
     return lines + tail
 
 
-def _verdict(bad: int, known: int, planned: int) -> str:
-    verdict = f"all {known} parts hold"
+def _result(bad: int, finished: int, planned: int) -> str:
+    result = f"all {finished} parts passed"
     if bad:
-        verdict = f"{bad} of {known} parts DO NOT HOLD"
-    if known < planned:
-        verdict = f"UNFINISHED, {known} of {planned} parts are known; of these {verdict}"
-    return verdict
+        result = f"{bad} of {finished} parts FAILED"
+    if finished < planned:
+        result = f"UNFINISHED, {finished} of {planned} parts ran; {result}"
+    return result
 
 
 def _line(outcome: Outcome) -> str:
-    holds = "FAILS"
+    status = "FAIL"
     if outcome.holds:
-        holds = "holds"
+        status = "pass"
     remark = outcome.why
     if not remark:
         remark = outcome.note
-    return f"{holds:<6}{outcome.name:<46}{outcome.tally:<36}{outcome.seconds:5.0f} s  {remark}"[:WIDTH]
+    return f"{status:<6}{outcome.name:<46}{outcome.tally:<36}{outcome.seconds:5.0f} s  {remark}"[:WIDTH]
 
 
 def _size(lines: Sequence[str]) -> int:
@@ -103,9 +104,9 @@ def _fitting(lines: Sequence[str], room: int) -> list[str]:
 
 
 def _failures(bad: Sequence[Outcome], room: int) -> list[str]:
-    """Return the lines on the failures, in at most ``room`` characters.
+    """Return the lines that report the failures of the parts ``bad``, in at most ``room`` characters.
 
-    Parts take turns, and failures with an error that has not been shown yet come before repetitions.
+    Parts take turns. Failures with an error that has not been shown yet come before repetitions.
     """
     different: dict[str, Failure] = {}
     for turn in itertools.zip_longest(*(outcome.failures for outcome in bad)):
@@ -132,13 +133,14 @@ def _failures(bad: Sequence[Outcome], room: int) -> list[str]:
 
 
 def _kind(failure: Failure) -> str:
-    """Return a key that failures with the same cause share: the error without its numbers."""
+    """Return the error of ``failure`` without its numbers: a key for failures with the same cause."""
     return re.sub(r"[\d.e+-]+", "", "".join(_errors(failure)))[:100]
 
 
 def _errors(failure: Failure) -> list[str]:
-    """Return the first error line, and the last one if there are several, because compilers report the cause
-    at the end.
+    """Return the first error line of ``failure``, and also the last one if there are several.
+
+    The last one is included because compilers report the cause at the end.
     """
     lines = failure.text.splitlines()
     errors = [line for line in lines if line.startswith("E ")]
@@ -150,8 +152,9 @@ def _errors(failure: Failure) -> list[str]:
 
 
 def describe(failure: Failure, limit: int) -> list[str]:
-    """Return the lines on one failure, in about ``limit`` characters: the test or case, its error, the last
-    launch before it, and the result of running it alone.
+    """Return the lines that report one failure, in about ``limit`` characters.
+
+    The lines give the test or case, its error, the last launch before it, and the result of running it alone.
     """
     title = f"FAILED {failure.where}"
     lines = [line.strip() for line in _errors(failure)]

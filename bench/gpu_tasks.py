@@ -1,8 +1,8 @@
-"""The kinds of parts in the stages of the GPU suite: tests, benches, every option of the engine, and
-commands.
+"""The kinds of parts in the stages of the GPU suite.
 
-Each part runs in its own processes with a time limit. It returns an ``Outcome`` even if its processes crash
-or are killed, based on everything that they had recorded by then.
+A part runs tests, benches, every option of the engine, or a command. Each part runs in its own processes with
+a time limit. It returns an ``Outcome`` even if its processes crash or are killed, based on everything that
+they had recorded by then.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from bench.processes import ending_of, run_process
 
 @dataclass(frozen=True)
 class Command:
-    """A command of the checkout whose exit code shows whether it succeeded.
+    """A part that runs one command. Its exit code shows whether it succeeded.
 
     The last ``shown`` lines of its output go into the summary.
     """
@@ -65,9 +65,9 @@ class Command:
 
 @dataclass(frozen=True)
 class Options:
-    """Real iterations with every option of the engine.
+    """A part that runs real iterations with every option of the engine.
 
-    All options run in one process. If a fault ends it, the next process continues with the option after it.
+    All options run in one process. If a fault ends that process, a new one continues with the next option.
     """
 
     name: str
@@ -154,9 +154,9 @@ def _fatal(events: Sequence[dict[str, Any]]) -> list[str]:
 
 @dataclass(frozen=True)
 class Benches:
-    """The benches of one file that match ``keyword``, run in a separate process.
+    """A part that runs the benches of one file that match ``keyword``.
 
-    The rows are written to the file ``rows_of`` after every bench.
+    After every bench, the rows so far are written to the file that ``rows_of`` returns.
     """
 
     name: str

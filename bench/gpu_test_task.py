@@ -1,5 +1,6 @@
-"""Run tests as a part of the GPU suite: one pytest process with its workers, and reruns of tests that crashed
-the device or ran out of memory.
+"""Run tests as a part of the GPU suite.
+
+They run in one pytest process with its workers. Tests that crashed the device or ran out of memory are rerun.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from bench.processes import ProcessResult, ending_of, run_process
 
 NO_MEMORY = "out of memory"
 CRASHED = "crashed while running"
-# A rerun does not start with fewer seconds than this.
+# A rerun starts only if at least this many seconds remain.
 LEAST_RERUN = 5.0
 
 
 @dataclass(frozen=True)
 class Tests:
-    """Test files that run in one pytest with ``workers`` processes.
+    """A part that runs test files in one pytest with ``workers`` processes.
 
     With ``keywords``, only the GPU tests whose names contain one of them run; otherwise all tests run except
     those whose names contain one of ``exclude``. ``rehearsed_tests`` is the number of tests per file in a
@@ -70,7 +71,7 @@ class Tests:
         command, environment, workers = self.command(context, record), context.environment, self.workers
         if context.rehearsed:
             # The rehearsed tests are short, so starting several processes would take longer. Only one part
-            # uses them, to show that it works.
+            # uses several, to show that it works.
             workers = self.rehearsal_workers
         if workers > 1:
             command += ["-n", str(workers), "--dist", "load"]
@@ -89,8 +90,9 @@ class Tests:
         return outcome
 
     def _rerun_out_of_memory(self, outcome: Outcome, context: Context, seconds: float, log: Path) -> None:
-        """Rerun the tests that ran out of memory next to others, one by one, and replace their results in
-        ``outcome``.
+        """Rerun the tests that ran out of memory one by one, and replace their results in ``outcome``.
+
+        They had failed while other tests were using the same GPU.
         """
         out_of_memory, others = [], []
         for failure in outcome.failures:
@@ -110,7 +112,7 @@ class Tests:
         outcome.counts["failed"] = len(outcome.failures)
         if not outcome.why and not second.failures:
             outcome.why = second.why
-        outcome.note = f"{len(out_of_memory)} ran out of memory next to others and were rerun alone"
+        outcome.note = f"{len(out_of_memory)} ran out of memory beside other tests and were rerun alone"
 
     def _rerun(self, test: str, context: Context, remaining: float, log: Path) -> str:
         if remaining <= LEAST_RERUN:

@@ -1,5 +1,7 @@
-"""Record the last kernel launches, to report them with a failure, and plant faults in kernels, to show that
-they are detected.
+"""Record the last kernel launches, and inject faults into kernels.
+
+Launches are recorded so that they can be reported with a failure. Faults are injected to show that they are
+detected.
 
 Neither torch nor the kernels are imported before they are needed, because pytest loads this module before the
 tests configure how kernels run.
@@ -15,8 +17,8 @@ from pathlib import Path
 from typing import Any, Literal, TextIO, get_args
 
 KEPT = 12
-# The kernels in which faults are planted, each with the position of the output argument that is changed, and
-# the factor of the change.
+# The kernels into which faults are injected, each with the position of the output argument that is multiplied
+# by FACTOR.
 PLANTED = {
     "_instance_norm_apply_kernel": 5,
     "_instance_norm_small_fwd_kernel": 4,
@@ -37,7 +39,7 @@ def is_device_fault(error: BaseException | str) -> bool:
 
 
 class LaunchLog:
-    """Records the last launches.
+    """A record of the last kernel launches.
 
     With ``file``, each launch is also written there before it starts, so that after a crash the last line is
     the launch that crashed.
@@ -77,7 +79,7 @@ def forbid_fallback() -> None:
 
 
 class _Faulty:
-    """A kernel with a planted fault: one of its outputs is a quarter too large, or it raises a CUDA error."""
+    """A kernel with an injected fault: an output that is a quarter too large, or a CUDA error."""
 
     def __init__(self, kernel: Any, output: int, fault: Fault) -> None:
         self.kernel, self.output, self.fault = kernel, output, fault
@@ -88,7 +90,7 @@ class _Faulty:
     def __getitem__(self, grid: Any) -> Callable[..., Any]:
         def launch(*args: Any, **constants: Any) -> Any:
             if self.fault == "crash":
-                raise RuntimeError("CUDA error: an illegal memory access was encountered (planted)")
+                raise RuntimeError("CUDA error: an illegal memory access was encountered (injected)")
             result = self.kernel[grid](*args, **constants)
             args[self.output].mul_(FACTOR)
             return result
@@ -99,7 +101,7 @@ class _Faulty:
 def plant_fault(fault: Fault) -> None:
     """Make the kernels in PLANTED compute wrong results, or crash, for the rest of the process.
 
-    The caller must detect the fault.
+    ``fault`` is "kernel" for wrong results or "crash". The caller is expected to detect it.
     """
     # Importing these modules registers the kernels.
     from fastcyclegan.kernels import _launch, _products, instance_norm_launch, zero_conv_launch  # noqa: F401

@@ -1,14 +1,14 @@
-"""Compare the losses of the fast path with those of the official order over 300 iterations on the built-in
-images, for three seeds.
+"""Compare the losses of fastcyclegan with those of the official training step over many iterations.
 
     python -m bench.loss_curves --output bench/results
 
-The official order runs as people usually run it, and ours as ``train.py --compile`` does. Both start from the
-same weights and see the same samples, but the official pool draws its own random numbers. Rounding makes the
-two runs diverge, so the yardstick is the spread between seeds. For every loss, the two paths of one seed must
-be closer to each other than two seeds of the official order, at the same iteration and on average over the
-iterations. The curves are written as an image (needs matplotlib) and as numbers. The exit code is 1 if a loss
-fails this test.
+Both train on the built-in images, by default for 300 iterations with three seeds. The official training step
+runs as people usually run it, and fastcyclegan as ``train.py --compile`` does. Both start from the same
+weights and see the same samples, but the official pool draws its own random numbers. Rounding makes the two
+runs diverge, so the limit of the test is the spread between seeds. For every loss, the two runs with the same
+seed must be closer to each other than two official runs with different seeds, at the same iteration and on
+average over the iterations. The curves are written as an image (needs matplotlib) and as numbers. The exit
+code is 1 if a loss fails this test.
 """
 
 from __future__ import annotations
@@ -71,10 +71,11 @@ def smoothed(losses: Curves) -> Curves:
 
 
 def distances(official: list[Curves], ours: list[Curves]) -> list[tuple[str, float, float]]:
-    """Return, for each loss, its name, the distance between the paths of one seed, and the distance between
-    two seeds of the official order.
+    """Return the name of each loss with two distances: between implementations, and between seeds.
 
-    Distances are means over the iterations, relative to the loss.
+    The first is the distance between fastcyclegan and the official training step with the same seed. The
+    second is the distance between two official runs with different seeds. Both are means over the iterations,
+    relative to the loss.
     """
     rows = []
     for column, name in enumerate(NAMES):
@@ -92,9 +93,10 @@ def _distance(pairs: Iterable[tuple[Curves, Curves]]) -> float:
 
 
 def draw(official: list[Curves], ours: list[Curves], file: Path) -> None:
-    """Draw one panel per loss into ``file``: one colour per seed, the official order dashed, ours solid.
+    """Draw one panel per loss, and save the figure to ``file``.
 
-    Needs matplotlib.
+    Each seed has its own colour. Curves of the official training step are dashed, and those of fastcyclegan
+    are solid. Needs matplotlib.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -110,27 +112,27 @@ def draw(official: list[Curves], ours: list[Curves], file: Path) -> None:
                 axes.plot(x, y, style, color=f"C{seed}", linewidth=1)
         axes.set_title(name)
     figure.suptitle(
-        f"Losses, mean over {SMOOTHED} iterations. Colour: seed. Dashed: official order; solid: ours."
+        f"Losses, mean over {SMOOTHED} iterations. Colour: seed. Dashed: official; solid: fastcyclegan."
         f" {machine()['hardware']}"
     )
     figure.savefig(file, dpi=100)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; see the module. Returns 1 if a loss fails the test."""
+    """Run the command line that the module docstring describes. Returns 1 if a loss fails the test."""
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n\n")[0])
     parser.add_argument(
         "--iterations", type=int, default=300, help="iterations per run (default: %(default)s)"
     )
-    parser.add_argument("--seeds", type=int, default=3, help="at least 2 (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds, at least 2 (default: %(default)s)")
     parser.add_argument(
         "--provider",
         choices=("ours", "ours_compiled"),
         default="ours_compiled",
-        help="our path to compare (default: %(default)s)",
+        help="which of fastcyclegan's providers to compare with the official one (default: %(default)s)",
     )
     parser.add_argument(
-        "--output", type=Path, default=Path(), metavar="DIR", help="default: the current folder"
+        "--output", type=Path, default=Path(), metavar="DIR", help="output folder (default: current folder)"
     )
     options = parser.parse_args(arguments)
     if options.iterations <= SMOOTHED or options.seeds < 2:
@@ -142,8 +144,8 @@ def main(arguments: list[str] | None = None) -> int:
     run = f"{machine()['hardware']}, {options.iterations} iterations, {options.seeds} seeds"
     print(f"{run}: mean relative distances of the smoothed losses")
     for name, paths, seeds in rows:
-        same_seed = f"ours to the official order with the same seed {paths:.4f}"
-        print(f"{name:8} {same_seed}, between two seeds of the official order {seeds:.4f}")
+        same_seed = f"fastcyclegan and official, same seed: {paths:.4f}"
+        print(f"{name:8} {same_seed}; official, different seeds: {seeds:.4f}")
     draw(official, ours, options.output / "loss_curves.png")
     about = {
         "machine": machine(),

@@ -1,7 +1,7 @@
-"""Describe the machine behind a figure: hardware, driver, versions, commit and date, and the clocks and
-temperatures during the measurement. Also measure peak memory.
+"""Describe the machine on which figures are measured, and measure peak memory.
 
-Clocks and temperatures are read if the machine exposes them, and never changed.
+The description includes the hardware, driver, versions, commit and date, and the clocks and temperatures
+during the measurement. Clocks and temperatures are read if the machine exposes them, and never changed.
 """
 
 from __future__ import annotations
@@ -138,12 +138,12 @@ def _conditions_of_the_gpu() -> dict[str, str]:
 
 
 class PeakMemory:
-    """Measure the peak memory inside a ``with`` block, beyond the memory in use before it.
+    """Context manager that measures the peak memory of its block, beyond the memory in use before it.
 
-    ``bytes`` is None if it cannot be measured. On a GPU it is the memory that torch reserves, beyond what it
-    had reserved when this object was created, because CUDA graphs keep their memory between runs. On Linux it
-    is the resident memory of this process according to the kernel's high-water mark, beyond its value at the
-    start of the block.
+    ``bytes`` is None if it cannot be measured. On a GPU it is the peak of the memory that torch reserves,
+    minus what it had reserved when this object was created, because CUDA graphs keep their memory between
+    runs. On Linux without a GPU it is the high-water mark of the resident memory of this process, minus the
+    resident memory at the start of the block.
     """
 
     bytes: int | None = None
@@ -187,8 +187,9 @@ def _status(field: str) -> int | None:
 
 
 def tensor_bytes(value: Any) -> int:
-    """Return the size in bytes of all tensors in nested dicts, lists and tuples, counting each storage
-    once.
+    """Return the size in bytes of all tensors in nested dicts, lists and tuples.
+
+    Each storage is counted once.
     """
     sizes: dict[int, int] = {}
 

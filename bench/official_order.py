@@ -1,11 +1,12 @@
 """Run one CycleGAN iteration exactly as the official code does: the baseline of every speed-up.
 
-This file is frozen on purpose. Each image passes through each network separately, in NCHW, with torch's
-defaults (TF32 convolutions on GPUs that have them, and cudnn.benchmark on, as the official training script
-sets it), two unfused Adam optimizers, and a pool that is a Python list and draws its own random numbers. The
-names are the official ones: netG_A translates A to B, netD_A judges images of B. The only part that is not
-official is the four networks, which the caller passes in and which are the plain reference modules. Do not
-make it faster.
+The benches call this the official training step, or the official order. This file is frozen on purpose. Each
+image passes through each network separately, in NCHW, with torch's defaults (TF32 convolutions on GPUs that
+have them, and cudnn.benchmark on, as the official training script sets it). There are two unfused Adam
+optimizers, and a pool that is a Python list and draws its own random numbers. The names are the official
+ones: netG_A translates domain A to domain B, and netD_A is the discriminator for images of domain B. Only the
+four networks are not official: the caller passes them in, and they are the plain reference modules. Do not
+make this file faster.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ from torch import Tensor, nn
 
 
 class RandomSource(Protocol):
-    """The part of Python's ``random`` that the pool uses; tests pass in predetermined decisions instead."""
+    """The part of Python's ``random`` that the pool uses.
+
+    Tests pass in an object that returns predetermined numbers instead.
+    """
 
     def uniform(self, a: float, b: float) -> float: ...
 
@@ -78,7 +82,7 @@ class GANLoss(nn.Module):
 
 
 class OfficialCycleGAN:
-    """The official model's ``set_input`` and ``optimize_parameters``, for four networks of the caller's."""
+    """The official model's ``set_input`` and ``optimize_parameters``, for four given networks."""
 
     def __init__(
         self,
@@ -169,7 +173,7 @@ class OfficialCycleGAN:
         self.optimizer_D.step()
 
     def losses(self) -> dict[str, Tensor | float]:
-        """Return the losses of the last iteration under our names."""
+        """Return the losses of the last iteration under fastcyclegan's names."""
         return {
             "G_AB": self.loss_G_A,
             "G_BA": self.loss_G_B,

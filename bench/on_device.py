@@ -1,9 +1,10 @@
-"""A pytest plugin for machines that are available for half an hour: python -m pytest -p bench.on_device
---device-record FILE ...
+"""A pytest plugin that records tests on machines that are available for half an hour.
 
-Every test is recorded when it starts and when it ends, so that nothing is lost if the run is killed. A
-failure is recorded with the kernels that were launched last. After a fault that makes the device unusable,
-only the process of that test ends, and pytest-xdist starts another.
+    python -m pytest -p bench.on_device --device-record FILE ...
+
+Every test is recorded when it starts and when it ends, so that nothing is lost if the run is killed. The
+record of a failure includes the kernels that were launched last. After a fault that makes the device
+unusable, only the process of that test ends, and pytest-xdist starts another.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--device-record",
         type=Path,
         metavar="FILE",
-        help="file for one JSON line per start or end of a test",
+        help="write a JSON line whenever a test starts or ends, to FILE with the process id in its name",
     )
     group.addoption(
         "--device-words",
@@ -47,15 +48,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--rehearse",
         type=int,
         metavar="N",
-        help="run the first N tests of each file that do not need a GPU, instead of those that do",
+        help="run the first N tests of each file that need no GPU, instead of the GPU tests",
     )
     group.addoption(
-        "--launch-log", type=Path, metavar="FILE", help="file for every launch, written before it starts"
+        "--launch-log", type=Path, metavar="FILE", help="write each kernel launch to FILE before it starts"
     )
     group.addoption(
         "--plant-device-fault",
         choices=FAULTS,
-        help="make kernels compute wrong results, or crash, so that tests must fail",
+        help="make kernels compute wrong results (kernel) or crash (crash), to check that tests detect it",
     )
 
 
@@ -107,7 +108,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     rehearsed = config.getoption("--rehearse")
     chosen = selected(items, keywords, exclude)
     if not chosen:
-        problem = "no tests are left"
+        problem = "no tests are left to run"
         if keywords:
             problem = f"no GPU test has {' or '.join(keywords)} in its name"
         files = {str(item.path) for item in items}
@@ -124,8 +125,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 class _Recorder:
-    """Writes the events of this process to a separate file next to ``--device-record``, because the workers
-    and the main process write at the same time.
+    """Pytest hooks that write the events of this process to a file next to ``--device-record``.
+
+    Each process has a separate file, because the workers and the main process write at the same time.
     """
 
     def __init__(self, config: pytest.Config) -> None:
@@ -205,7 +207,10 @@ class _Recorder:
 
 
 def _text(report: pytest.TestReport) -> str:
-    """Return the text of a report: the end of the traceback, and the compilers' output on standard error."""
+    """Return the end of the traceback of ``report``, and the end of what was printed to standard error.
+
+    Compilers print their errors there.
+    """
     text = report.longreprtext[-MAX_TEXT:]
     printed = report.capstderr[-MAX_PRINTED:].strip()
     if printed:

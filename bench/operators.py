@@ -28,10 +28,11 @@ MATRIX = {"cpu": 1536, "cuda": 8192}
 class Case:
     """One operator to time, with its inputs and the direction.
 
-    ``inputs`` contains one tuple per rotation: the operator's arguments, and the gradient of its output.
-    ``direction`` is "forward", "backward" (only the gradients of the arguments with the numbers in
-    ``needed``), or "all" (both directions, with all gradients). ``eager`` is PyTorch's own implementation:
-    the yardstick in the dtype of the inputs, and the truth in float64.
+    ``inputs`` is a list of tuples that are used in turn. Each contains the operator's arguments, followed by
+    the gradient of its output. ``direction`` is "forward", "backward" (only the gradients of the arguments
+    with the indices in ``needed``), or "all" (both directions, with all gradients). ``eager`` is PyTorch's
+    own implementation. Its results in float64 are the truth, and its error in the dtype of the inputs
+    determines the error that is allowed.
     """
 
     eager: Operator
@@ -53,8 +54,9 @@ class Case:
         return leaves
 
     def _step(self, f: Operator, arguments: Sequence[Tensor]) -> Callable[[], tuple[Tensor, ...]]:
-        """Return the function that is timed, for ``f`` with ``arguments``, the last of which is the output's
-        gradient.
+        """Return a function to time: it runs ``f`` on ``arguments`` in the direction of this case.
+
+        The last of ``arguments`` is the gradient of the output.
         """
         ts, dy = self._leaves(arguments[:-1]), arguments[-1]
         needed = [ts[i] for i in self._needed]
@@ -66,7 +68,7 @@ class Case:
         return lambda: torch.autograd.grad(y, needed, dy, retain_graph=True)
 
     def steps(self, f: Operator) -> list[Callable[[], tuple[Tensor, ...]]]:
-        """Return the functions that are timed, one per input; each returns the tensors to check."""
+        """Return the functions to time, one per input; each returns the tensors to check."""
         return [self._step(f, tensors) for tensors in self.inputs]
 
     @cached_property
@@ -79,8 +81,9 @@ class Case:
         return expected
 
     def check(self, provider: str, results: list[tuple[Tensor, ...]]) -> None:
-        """Raise AssertionError unless every result of a round is as close to float64 as the rule of
-        ``fastcyclegan.testing`` requires.
+        """Raise AssertionError if a result of a round is not close enough to float64.
+
+        The parity rule of ``fastcyclegan.testing`` sets the limit.
         """
         dtype = self.inputs[0][0].dtype
         assert len(results) == len(self._expected)
@@ -116,11 +119,11 @@ def _faulty(f: Operator) -> Operator:
 
 @contextlib.contextmanager
 def no_donated_buffers() -> Iterator[None]:
-    """Keep torch.compile from overwriting the buffers that a backward pass reads, so that it can run
-    repeatedly.
+    """Keep torch.compile from overwriting the buffers that a backward pass reads.
 
-    The compiler's caches are off, because their keys ignore this setting: a cached program compiled without
-    it would overwrite the buffers (the check found gradients of 1e20).
+    The backward pass can then run repeatedly. The compiler's caches are off, because their keys ignore this
+    setting: a cached program compiled without it would overwrite the buffers (the check found gradients of
+    1e20).
     """
     with (
         torch._functorch.config.patch(donated_buffer=False),
@@ -130,7 +133,7 @@ def no_donated_buffers() -> Iterator[None]:
 
 
 def compiled(f: Operator) -> Operator:
-    """Return ``f`` compiled with torch.compile, without CUDA graphs because a round already is one.
+    """Compile ``f`` with torch.compile, without CUDA graphs because a round already is one.
 
     Raises Unavailable if this machine cannot compile.
     """
@@ -143,9 +146,9 @@ def compiled(f: Operator) -> Operator:
 
 
 def copies(bytes_each: int, count: int) -> Entrant:
-    """Return a copy that reads and writes ``bytes_each`` bytes in total, as a reference for the rate.
+    """Return an entrant that copies memory, as a reference for the rates in GB/s.
 
-    It uses ``count`` pairs of buffers in turn.
+    Each copy reads and writes ``bytes_each`` bytes in total. ``count`` pairs of buffers are used in turn.
     """
     size = max(bytes_each // 8, 1)
     buffers = [torch.empty(2, size, dtype=torch.float32, device=DEVICE) for _ in range(count)]
@@ -154,7 +157,7 @@ def copies(bytes_each: int, count: int) -> Entrant:
 
 
 def products(dtype: torch.dtype) -> Entrant:
-    """Return a large square matrix product, as a reference for the rate."""
+    """Return an entrant that runs a large square matrix product, as a reference for the rates."""
     size = MATRIX[DEVICE]
     a, b = (torch.randn(size, size, device=DEVICE, dtype=dtype) for _ in range(2))
     steps = Steps(lambda: [lambda: a @ b], DEVICE)

@@ -1,45 +1,51 @@
-"""Check that a timed training step computes the official mathematics, by comparing the first iterations of
-that same step with the official order in float64.
+"""Check that a timed training step computes the same mathematics as the official code.
+
+The first iterations of that step are compared with the official training step in float64.
 
 The quantities compared are the losses, the images that the generators produced, the gradients (Adam's first
-moments after one iteration), and the changes of the weights. Each may differ from float64 as much as the rule
-of ``fastcyclegan.testing`` allows: twice as much as the official order in the same precision, plus a few
-units in the last place. The error that the dtype alone explains is thus measured in the same run, not chosen.
+moments after one iteration), and the changes of the weights. Each may differ from float64 as much as the
+parity rule of ``fastcyclegan.testing`` allows: twice as much as the official training step in the same
+precision, plus a few units in the last place. The error that the dtype alone explains is thus measured in the
+same run, not chosen.
 
-In fp32 this rule is too strict for anything that has been differentiated. A ReLU whose input is closer to
-zero than the rounding error may end up on the other side, and then its gradient is completely wrong. With
-inputs of deviation 1, this happens to a share of about the error (3e-6) of the units of each layer, and there
-are 50 layers between an image and the last loss. Such small counts are random: one run has two such units,
-the next has none. A share s of them causes a relative error of sqrt(s); KINKED is far more than occur, and
-far less than any mistake causes. Adam divides by the size of the gradient. If such an error is larger than
-the gradient itself, which at an error of 3 % is the case for 2.4 % of normally distributed gradients, the
-weight moves in the opposite direction, which costs at most twice sqrt(0.024) of its change. In 16 bits both
-effects are so frequent that the official order shows them equally, and the rule applies unchanged. The units
-of a flat background share one value, so all units of a channel end up on the other side together. That
-happens in 1e-4 of the runs, as long as the first layers still see flat background (drawn shapes at 64x64),
-and it changes a gradient by at most 4e-3, because the other 255 or 63 channels are unaffected.
+In fp32 this rule is too strict for anything that has been differentiated. If the input of a ReLU is closer to
+zero than the rounding error, rounding may move it to the other side of zero, and then its gradient is
+completely wrong. With inputs of standard deviation 1, the share of units in each layer to which this happens
+is about as large as the error (3e-6), and there are 50 layers between an image and the last loss. Such small
+counts are random: one run has two such units, the next has none. A share s of them causes a relative error of
+sqrt(s). The constant KINKED is a share far larger than any that occurs, and far smaller than any that a
+mistake causes.
 
-The losses are only eight numbers, and one or two of them make up most of the norm. Their rounding errors,
-ours and the official ones, are random: of two normal draws, one is more than twice the other in 2 atan(1/2) /
-pi = 30 % of runs, while the errors of all the other quantities, averaged over millions of numbers, agree
-within a few percent. But a loss is a mean over images, so its error may be as large as the error that the
-dtype causes in the images of the same iterations.
+Adam divides by the size of the gradient. If such an error is larger than the gradient itself, the weight
+moves in the opposite direction. At an error of 3 %, this happens to 2.4 % of normally distributed gradients,
+and it costs at most twice sqrt(0.024) of the weights' change. In 16 bits both effects are so frequent that
+the official training step shows them equally, and the rule applies unchanged.
 
-Where a gradient is mostly noise, so is the number that Adam divides by. An error of r times a typical
-gradient G changes an update by the fraction r G / g if its gradient g is small, and the smallest of 10^7
-gradients dominate. In float64, 2e-9 was observed when gradients agreed to 3e-14; in bf16 the effect is so
-large that no update at all would pass. Therefore each weight's change is multiplied by its gradient, which
-gives its contribution to the loss to first order.
+The units of a flat background share one value, so all units of a channel end up on the other side of zero
+together. That happens in 1e-4 of the runs, as long as the first layers still see flat background (drawn
+shapes at 64x64). It changes a gradient by at most 4e-3, because the other 255 or 63 channels are unaffected.
+
+The losses are only eight numbers, and one or two of them make up most of the norm. Their rounding errors are
+random in both implementations: in 30 % of runs (2 atan(1/2) / pi), one of two normal draws is more than twice
+the other. The errors of all the other quantities are averaged over millions of numbers, so they agree within
+a few percent. But a loss is a mean over images, so its error may be as large as the error that the dtype
+causes in the images of the same iterations.
+
+If a gradient is mostly noise, so is the number that Adam divides by. An error of r times a typical gradient G
+changes an update by the fraction r G / g if its gradient g is small, and the smallest of 10^7 gradients
+dominate. In float64, 2e-9 was observed when gradients agreed to 3e-14; in bf16 the effect is so large that no
+update at all would pass. Therefore each weight's change is multiplied by its gradient, which gives its
+contribution to the loss to first order.
 
 After the first update, two runs in 16 bits diverge even if they compute the same thing. A third of each
-gradient is rounding error, so many weights move in the opposite direction, and the effect that all images
-share, a shift of their colours, is as random as the losses. In 16 bits, therefore, the losses and images of
-each later iteration are compared with the float64 results for the weights at which that iteration started.
-The changes made by the updates are judged separately.
+gradient is rounding error, so many weights move in the opposite direction. The effect that all images share,
+a shift of their colours, is as random as the losses. In 16 bits, therefore, the losses and images of each
+later iteration are compared with the float64 results for the weights at which that iteration started. The
+changes made by the updates are compared separately.
 
-Images on which parity cannot be judged are rejected, with their paths in the message: single-colour images
-(bench/flat_images.py), and images so faint that the rounding of the dtype leaves nothing to compare (see
-``require_decisive``).
+Images on which parity cannot be checked are rejected, with their paths in the message. These are
+single-colour images (bench/flat_images.py), and images so faint that the rounding of the dtype leaves nothing
+to compare (see ``require_decisive``).
 """
 
 from __future__ import annotations
@@ -55,7 +61,7 @@ from torch import Tensor, nn
 
 from bench.flat_images import Undecided, flat_images, join_names, most_varied_crops
 from bench.machine import DEVICE, PeakMemory, tensor_bytes
-from bench.providers import YARDSTICKS, Provider, TrainStep, train_step
+from bench.providers import BASELINES, Provider, TrainStep, train_step
 from bench.timing import synchronised
 from fastcyclegan.config import LossConfig, ModelConfig
 from fastcyclegan.data.batch import Batch
@@ -111,16 +117,17 @@ def _on_the_host(net: nn.Module) -> dict[str, Tensor]:
 
 
 def call_directly(run: Callable[[], Any]) -> Any:
-    """Call ``run`` and return its result: the default for callers that do not time the iterations."""
+    """Call ``run`` and return its result. This is the default for iterations that are not timed."""
     return run()
 
 
 @dataclass
 class Trace:
-    """The results of a step's first iterations: ``values`` by the label of the quantity.
+    """The results of the first iterations of a training step.
 
-    ``starts`` contains the networks' weights at the start of each later iteration. ``own_truth`` contains the
-    float64 values of those quantities that are compared with a separate truth; see the module.
+    ``values`` maps the label of each quantity to its value. ``starts`` contains the networks' weights at the
+    start of each later iteration. ``own_truth`` contains the float64 values of those quantities that are
+    compared with a separate truth; see the module docstring.
     """
 
     values: dict[str, Tensor]
@@ -163,7 +170,7 @@ class Trace:
     def error_of(self, quantity: str, truth: Trace) -> float:
         """Return the relative error of ``quantity`` against ``truth``, or against ``own_truth``.
 
-        Weight changes are multiplied by their gradients first; see the module.
+        Weight changes are multiplied by their gradients first; see the module docstring.
         """
         value, true = self.values[quantity], self.own_truth.get(quantity, truth.values[quantity])
         name = quantity.removeprefix(CHANGE)
@@ -175,11 +182,12 @@ class Trace:
 
 @dataclass
 class Difference:
-    """The error of ``quantity`` against float64: ours, that of the official order in the same dtype, and the
-    error that the rule allows.
+    """The error of one quantity of a training step against float64, and the error that is allowed.
 
-    Errors are relative, in 2-norms. ``largest`` and ``largest_of_the_dtype`` are the largest absolute errors
-    of a single number, in the units of ``quantity``.
+    ``error`` is the error of the checked step, ``of_the_dtype`` that of the official training step in the
+    same dtype, and ``allowed`` is the limit from the parity rule. These errors are relative, in 2-norms.
+    ``largest`` and ``largest_of_the_dtype`` are the largest absolute errors of a single number, in the units
+    of ``quantity``.
     """
 
     quantity: str
@@ -191,7 +199,7 @@ class Difference:
 
     @property
     def passes(self) -> bool:
-        # A result that is not finite is wrong, even if the official order has it too.
+        # A result that is not finite is wrong, even if the official training step has it too.
         return math.isfinite(self.error) and self.error <= self.allowed
 
 
@@ -199,28 +207,29 @@ def _largest(difference: Tensor) -> float:
     return difference.abs().max().item()
 
 
-def require(name: str, verdicts: Sequence[Difference]) -> None:
-    """Raise AssertionError if any of ``verdicts`` has a larger error than the rule allows."""
-    for d in verdicts:
+def require(name: str, differences: Sequence[Difference]) -> None:
+    """Raise AssertionError if any of ``differences`` has a larger error than is allowed."""
+    for d in differences:
         if not d.passes:
             error = f"relative error {d.error:.3e} against float64, allowed {d.allowed:.3e}"
             raise AssertionError(f"{name}: {d.quantity}: {error}")
 
 
 def differences(
-    ours: Trace, yardsticks: Sequence[Trace], truth: Trace, dtype: torch.dtype
+    ours: Trace, baselines: Sequence[Trace], truth: Trace, dtype: torch.dtype
 ) -> list[Difference]:
-    """Return the verdict of the rule on each quantity of ``ours``.
+    """Compare each quantity of ``ours`` with float64, and return its error and the error that is allowed.
 
-    If there are several yardsticks in ``dtype``, the one with the largest error against float64 counts.
+    ``baselines`` are traces of PyTorch's implementations in ``dtype``. The one with the largest error against
+    float64 sets the limit.
     """
 
     def furthest(quantity: str) -> tuple[float, Trace]:
-        errors = [trace.error_of(quantity, truth) for trace in yardsticks]
+        errors = [trace.error_of(quantity, truth) for trace in baselines]
         most = max(errors)
-        return most, yardsticks[errors.index(most)]
+        return most, baselines[errors.index(most)]
 
-    verdicts = []
+    compared = []
     for quantity in ours.values:
         of_the_dtype, trace = furthest(quantity)
         by_rule = 2 * of_the_dtype + PARITY_ULPS[dtype] * torch.finfo(dtype).eps
@@ -236,14 +245,15 @@ def differences(
             _largest(ours.difference(quantity, truth)),
             _largest(trace.difference(quantity, truth)),
         )
-        verdicts.append(difference)
-    return verdicts
+        compared.append(difference)
+    return compared
 
 
 def least_allowed(quantity: str, dtype: torch.dtype) -> float:
-    """Return the error that is always allowed for ``quantity``, because it occurs at random; see the module.
+    """Return an error that is always allowed for ``quantity``, because it occurs at random.
 
-    It is 0 for quantities that have not been differentiated, and in 16 bits.
+    The module docstring explains why. The result is 0 for quantities that have not been differentiated, and
+    in 16 bits.
     """
     if dtype != torch.float32 or quantity in FORWARD:
         return 0.0
@@ -254,8 +264,10 @@ def least_allowed(quantity: str, dtype: torch.dtype) -> float:
 
 @dataclass
 class First:
-    """The results of a step's first iterations: parity verdicts, the seconds that each iteration took, and
-    the peak memory during one.
+    """The results of the first iterations of a training step, with measurements.
+
+    ``differences`` compare them with float64, ``seconds`` are the times of the iterations, and ``peak_bytes``
+    is the peak memory during one.
     """
 
     differences: list[Difference]
@@ -266,21 +278,22 @@ class First:
 def require_decisive(differences: Sequence[Difference], batches: Sequence[Batch]) -> None:
     """Raise Undecided if rounding in the dtype leaves nothing to compare.
 
-    A result of all zeros has an error of 1, so if the rule allows that much, every result passes.
+    A result of all zeros has an error of 1, so if that much is allowed, every result passes.
     """
     for d in differences:
         if d.quantity in FORWARD and not d.allowed < 1:
             paths = []
             for batch in batches:
                 paths += [*batch.paths_A, *batch.paths_B]
-            rounding = f"rounding alone causes an error of {d.of_the_dtype:.0%} in the official order"
+            rounding = f"rounding alone causes an error of {d.of_the_dtype:.0%} in the official step"
             raise Undecided(f"{d.quantity}: {rounding}, for {join_names(paths)}")
 
 
 @dataclass
 class Judge:
-    """Compares training steps that start at the weights of ``nets`` and run on ``batches`` with the official
-    order in float64.
+    """Compares training steps with the official training step in float64.
+
+    All steps start at the weights of ``nets`` and run on ``batches``.
     """
 
     nets: Mapping[str, nn.Module]
@@ -304,9 +317,9 @@ class Judge:
         return self._traces[key]
 
     def _with_own_truth(self, trace: Trace, precision: str) -> Trace:
-        """Return ``trace``; in 16 bits its ``own_truth`` is set for the later iterations.
+        """Return ``trace``, and in 16 bits set its ``own_truth`` for the later iterations.
 
-        For each of them it is computed in float64 from the weights at which that iteration started.
+        For each of these iterations, the truth is computed in float64 from the weights at which it started.
         """
         if DTYPES[precision] != torch.float32 and trace.starts:
             step = train_step("official", self.nets, self.device, self.loss, torch.float64, self.config)
@@ -319,28 +332,28 @@ class Judge:
             trace.own_truth = dict(zip(later(len(self.batches)), (torch.stack(losses), fakes), strict=True))
         return trace
 
-    def _yardsticks(self, precision: str) -> list[Trace]:
-        return [self._trace(provider) for provider in YARDSTICKS[precision]]
+    def _baselines(self, precision: str) -> list[Trace]:
+        return [self._trace(provider) for provider in BASELINES[precision]]
 
     def judge_losses(self, losses: Tensor, precision: str) -> Difference:
-        """Return the verdict on the losses of the first iteration only."""
+        """Compare the losses of a first iteration with float64."""
         trace = Trace({FORWARD[0]: losses})
-        (verdict,) = differences(trace, self._yardsticks(precision), self.truth, DTYPES[precision])
-        return verdict
+        (difference,) = differences(trace, self._baselines(precision), self.truth, DTYPES[precision])
+        return difference
 
     def judge(
         self, name: str, step: TrainStep, call: Callable[[Any], Any] = call_directly
     ) -> list[Difference]:
-        """Run the first iterations of ``step``, each through ``call``, and return the verdicts on them."""
+        """Run the first iterations of ``step``, each through ``call``, and compare them with float64."""
         trace = self._with_own_truth(Trace.of(step, self.batches, call), step.precision)
         if name in ("official", "official_bf16"):
-            # It is its own yardstick, so there is no need to run it again.
+            # Such a step is its own baseline, so there is no need to run it again.
             self._traces.setdefault(name, trace)
-        yardsticks = [self._traces[name]] if name in self._traces else self._yardsticks(step.precision)
-        return differences(trace, yardsticks, self.truth, DTYPES[step.precision])
+        baselines = [self._traces[name]] if name in self._traces else self._baselines(step.precision)
+        return differences(trace, baselines, self.truth, DTYPES[step.precision])
 
     def first_iterations(self, name: str, step: TrainStep, memory: PeakMemory) -> First:
-        """Judge the first iterations, and measure their time and peak memory.
+        """Compare the first iterations with float64, and measure their time and peak memory.
 
         ``memory`` must have been created before ``step``.
         """
@@ -353,20 +366,19 @@ class Judge:
                 seconds.append(synchronised() - start)
             return result
 
-        verdicts = self.judge(name, step, timed)
+        compared = self.judge(name, step, timed)
         peak = memory.bytes
         if peak is not None and DEVICE == "cpu":
             # On a CPU the networks existed before the measured iteration; on a GPU the measured memory
             # includes them.
             peak += tensor_bytes(step.state())
-        return First(verdicts, seconds, peak)
+        return First(compared, seconds, peak)
 
     def float64_difference(self, size: int = 32) -> float:
-        """Return the largest relative difference between ours and the official order when both run in
-        float64, uncompiled, on crops of the first images.
+        """Return the largest relative difference between fastcyclegan and the official step in float64.
 
-        Rounding plays no role there, so a difference above EXACT means different mathematics. Raises
-        Undecided if an image is flat.
+        Both run uncompiled, on crops of the first images. Rounding plays no role there, so a difference above
+        EXACT means different mathematics. Raises Undecided if an image is flat.
         """
         batches = self.batches[:EXACT_STEPS]
         if flat := flat_images(batches):

@@ -1,8 +1,7 @@
-"""Networks from other fields in plain torch, as their authors write them, for testing and measuring
-``accelerate``.
+"""Networks from other fields in plain PyTorch, for testing and measuring ``accelerate``.
 
-None of them is adapted to it: several norms share an activation, layers are registered twice, and forwards
-branch on attributes.
+They are written as their authors write them, and none is adapted to ``accelerate``: several norms share an
+activation, layers are registered twice, and forward methods branch on attributes.
 """
 
 from __future__ import annotations
@@ -45,8 +44,10 @@ class StackedConvs(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Decoder of the U-Net. With ``deep_supervision`` it returns the segmentation at every resolution, finest
-    first; otherwise only the finest.
+    """Decoder of the U-Net.
+
+    With ``deep_supervision`` it returns the segmentations at all resolutions, finest first. Otherwise it
+    returns only the finest one.
     """
 
     def __init__(self, features: Sequence[int], classes: int) -> None:
@@ -69,7 +70,7 @@ class Decoder(nn.Module):
 
 
 class UNet3d(nn.Module):
-    """A 3-D U-Net from [N, channels, D, H, W] to [N, classes, D, H, W].
+    """A 3-D U-Net. It maps images [N, channels, D, H, W] to segmentations [N, classes, D, H, W].
 
     D, H and W must be multiples of 2 ** (len(features) - 1).
     """
@@ -97,7 +98,7 @@ class UNet3d(nn.Module):
 
 
 class PaddedConv(nn.Module):
-    """Reflection padding and a convolution, after resizing by a factor of ``upsample`` if it is set."""
+    """Reflection padding and a convolution, after upsampling by a factor of ``upsample`` if it is set."""
 
     def __init__(
         self, inputs: int, outputs: int, kernel_size: int, stride: int = 1, upsample: int | None = None
@@ -130,9 +131,9 @@ class Residual(nn.Module):
 
 
 class StyleTransfer(nn.Module):
-    """The style transfer network, from [N, 3, H, W] to the same shape, with H and W multiples of 4.
+    """The style transfer network. It maps images [N, 3, H, W] to images of the same shape.
 
-    A single ReLU module follows all five norms.
+    H and W must be multiples of 4. A single ReLU module follows all five norms.
     """
 
     def __init__(self, width: int = 32, blocks: int = 5) -> None:
@@ -178,10 +179,10 @@ class SuperBlock(nn.Module):
 
 
 class SuperResolution(nn.Module):
-    """The super-resolution network, from [N, 3, H, W] to [N, 3, 2 H, 2 W].
+    """The super-resolution network. It maps images [N, 3, H, W] to images [N, 3, 2 H, 2 W].
 
-    The norm before the long skip connection has no activation. The norm of the upsampler has one with a
-    parameter.
+    The norm before the long skip connection has no activation. The activation after the upsampler's norm has
+    a parameter.
     """
 
     def __init__(self, width: int = 64, blocks: int = 8, edge: int = 9) -> None:

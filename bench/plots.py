@@ -1,5 +1,6 @@
-"""Draw results as images: step time by provider, images per second by batch size, memory by image size, and
-the roofline. Needs matplotlib.
+"""Draw results as plots. Needs matplotlib.
+
+The plots show step time by provider, images per second by batch size, memory by image size, and the roofline.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def _rows_of(results: Results, file: str) -> list[Row]:
 
 
 def _draw_step_time(axes: Any, results: Results) -> bool:
-    """Draw the group of the first training step as bars, with lines from minimum to maximum."""
+    """Draw the step times of the first training group as bars, with lines from minimum to maximum."""
     steps = _rows_of(results, "bench_train_step.py")
     if not steps:
         return False
@@ -126,9 +127,7 @@ def _megapixels(row: Row) -> float:
 
 
 def _draw_roofline(axes: Any, results: Results) -> bool:
-    """Draw the measured ceilings, the position of each layer of a training step below them, and the timed
-    step.
-    """
+    """Draw the measured ceilings, each layer of a training step at its ceiling, and the timed steps."""
     chips = chips_of(results)
     steps = []
     for row in _rows_of(results, "bench_train_step.py"):

@@ -30,8 +30,10 @@ if sys.platform == "linux":
 
 @dataclass
 class ProcessResult:
-    """The result of a process: its exit status (negative for a signal), its seconds, whether it reached its
-    time limit, and its output.
+    """The result of a process.
+
+    ``status`` is its exit status, which is negative if a signal ended it. ``timed_out`` is true if it reached
+    its time limit.
     """
 
     status: int
@@ -67,7 +69,7 @@ def run_process(
             process.wait(max(0.1, seconds))
         except subprocess.TimeoutExpired:
             timed_out = True
-            # pytest then reports the failures so far.
+            # After SIGINT, pytest reports the failures so far.
             _signal(process, signal.SIGINT)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(GRACE)
@@ -87,8 +89,9 @@ def run_process(
 
 
 def _die_with_the_parent() -> None:
-    """Have this process killed when its parent ends; otherwise it could keep the GPU busy after the parent
-    was killed.
+    """Have this process killed when its parent ends.
+
+    Otherwise it could keep the GPU busy after the parent was killed.
     """
     if _LIBC is not None:
         _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

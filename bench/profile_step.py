@@ -1,12 +1,11 @@
-"""Profile one training step of any provider: write a chrome trace, and print the costliest kernels and the
-launches by part of the step.
+"""Profile one training step of a provider: write a chrome trace, and print the costliest kernels.
 
     python scripts/profile_step.py --provider ours_compiled
 
-On a GPU, the kernels are those of the device. Without one, CPU operators take their place, each with the time
-spent in itself. The parts are G forward, G backward, D (both directions), and the rest: Adam, the pools and
-copies. ``trace.json.gz`` can be opened in a browser's tracing page, and ``profile.json`` is the input of
-``bench/roofline.py --profile``.
+The launches by part of the step are printed as well. On a GPU, the kernels are those of the device. Without
+one, CPU operators take their place, each with its time excluding the operators that it calls. The parts are G
+forward, G backward, D (both directions), and the rest: Adam, the pools and copies. ``trace.json.gz`` can be
+opened in a browser's tracing page, and ``profile.json`` is the input of ``bench/roofline.py --profile``.
 """
 
 from __future__ import annotations
@@ -38,8 +37,11 @@ SIZE = {"cpu": 128, "cuda": 256}
 
 
 def tables(profile: Profile, floor: float, chip: str) -> Iterator[str]:
-    """Yield the printed lines: the step's time and lower bound, its costliest kernels, and launches and time
-    by part.
+    """Yield the lines to print.
+
+    They show the step's time and lower bound, its costliest kernels, and launches and time by part of the
+    step. ``floor`` is the lower bound in seconds, and ``chip`` describes the ceilings that it is calculated
+    from.
     """
     heading, launches = "operator (excluding the operators it calls)", "operators"
     if DEVICE == "cuda":
@@ -103,7 +105,12 @@ def traced(
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="profile_step.py", description=str(__doc__).split("\n\n")[0])
-    parser.add_argument("--provider", choices=PROVIDERS, default="ours_compiled", help="default: %(default)s")
+    parser.add_argument(
+        "--provider",
+        choices=PROVIDERS,
+        default="ours_compiled",
+        help="provider to profile (default: %(default)s)",
+    )
     parser.add_argument(
         "--size", type=int, default=SIZE[DEVICE], help="image size in pixels (default: %(default)s)"
     )
@@ -114,7 +121,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--no_identity", "--no-identity", action="store_true", help="train without the identity loss"
     )
-    parser.add_argument("--output", type=Path, metavar="DIR", help="default: profile/PROVIDER")
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="folder for the results (default: profile/PROVIDER)"
+    )
     options = parser.parse_args(arguments)
     if options.output is None:
         options.output = Path("profile") / options.provider

@@ -1,4 +1,4 @@
-"""The result of a proof, and its presentation: a table of differences, a table of speeds, and an image."""
+"""Present the result of prove.py as a table of differences, a table of speeds, and an image."""
 
 from __future__ import annotations
 
@@ -26,12 +26,14 @@ SHOWN, SIDE = 3, 128
 
 @dataclasses.dataclass
 class Proof:
-    """The result of a proof: parity verdicts by provider, rows of times, and the training steps that were
-    timed.
+    """The result of prove.py.
+
+    ``differences`` compare each provider with float64, ``rows`` contain its times, and ``steps`` are the
+    training steps that were timed.
     """
 
     exact: float
-    """The difference between ours and the official order when both run in float64."""
+    """The difference between fastcyclegan and the official training step when both run in float64."""
     differences: dict[str, list[Difference]]
     rows: list[Row]
     steps: dict[str, TrainStep]
@@ -43,43 +45,44 @@ class Proof:
 
 
 def differences_table(proof: Proof, ours: str, steps: int) -> Iterator[str]:
-    """Yield the lines that compare ours with float64 after ``steps`` iterations, next to the error that the
-    dtype alone causes in the official order.
+    """Yield the lines that compare provider ``ours`` with float64 after ``steps`` iterations.
+
+    Next to each error is the error that the dtype alone causes in the official training step.
     """
     precision = proof.steps[ours].precision
-    verdict = _verdict(proof.exact <= EXACT)
-    bound = f"largest relative difference {proof.exact:.1e}, allowed {EXACT:.0e}  {verdict}"
+    result = _result_text(proof.exact <= EXACT)
+    bound = f"largest relative difference {proof.exact:.1e}, allowed {EXACT:.0e}  {result}"
     yield f"both in float64, {EXACT_STEPS} iterations on a 32x32 crop of each image: {bound}\n"
     heads = (
         f"error against float64, {steps} iterations",
-        f"ours, {precision}",
+        f"fastcyclegan, {precision}",
         f"official, {precision}",
         "allowed",
         "",
     )
-    yield "{:<40}{:>14}{:>16}{:>12}  {}".format(*heads)
+    yield "{:<40}{:>20}{:>16}{:>12}  {}".format(*heads)
     for d in proof.differences[ours]:
-        verdict = _verdict(d.passes)
-        yield f"  {d.quantity:<38}{d.error:>14.2e}{d.of_the_dtype:>16.2e}{d.allowed:>12.2e}  {verdict}"
-        yield f"  {'':<6}{'largest absolute error':<32}{d.largest:>14.2e}{d.largest_of_the_dtype:>16.2e}"
+        result = _result_text(d.passes)
+        yield f"  {d.quantity:<38}{d.error:>20.2e}{d.of_the_dtype:>16.2e}{d.allowed:>12.2e}  {result}"
+        yield f"  {'':<6}{'largest absolute error':<32}{d.largest:>20.2e}{d.largest_of_the_dtype:>16.2e}"
     yield ("Relative errors of each quantity as a whole, and the largest absolute error of any number in it.")
     yield "Gradients are Adam's first moments. Weight changes are the sum of all updates; for their relative"
     yield "error, each weight's change is multiplied by its gradient."
     if precision == "fp32":
         yield (
-            "In fp32, rounding puts a few ReLU inputs on the other side of zero, so 3e-02 is allowed after a"
-            " derivative, 3e-01 after Adam."
+            "In fp32, rounding moves a few ReLU inputs to the other side of zero, so 3e-02 is allowed after a"
+            " derivative, and 3e-01 after Adam."
         )
 
 
-def _verdict(passes: bool) -> str:
+def _result_text(passes: bool) -> str:
     if passes:
         return "passes"
     return "FAILS"
 
 
 def speed_table(proof: Proof) -> Iterator[str]:
-    """Yield the lines of a table with the rates, the speed-up and the memory of both sides."""
+    """Yield the lines of a table with the rates, the speed-up and the memory of both providers."""
     anchor = anchor_of(proof.rows)
     titles = [f"{PROVIDERS[row.provider].title} ({row.info['precision']})" for row in proof.rows]
     width = max(map(len, titles)) + 4
@@ -125,15 +128,16 @@ def _rates(row: Row, count: float) -> Spread:
 
 @torch.inference_mode()
 def draw(proof: Proof, batches: Sequence[Batch], header: Sequence[str]) -> Image.Image:
-    """Return one image that shows the samples and the translations by both sides, below the lines of
-    ``header``.
+    """Return one image with the samples and their translations by both providers.
+
+    The lines of ``header`` are above them.
     """
     columns: dict[str, list[Any]] = {}
     for side, other, name in (("A", "B", "G_AB"), ("B", "A", "G_BA")):
         shown = torch.cat([getattr(batch, side) for batch in batches])[:SHOWN]
         columns[side] = _enlarged(to_pixels(shown))
         for provider, step in proof.steps.items():
-            by = "ours" if PROVIDERS[provider].ours else "official order"
+            by = "fastcyclegan" if PROVIDERS[provider].ours else "official order"
             translated = to_pixels(_translated(step, name, shown))
             columns[f"{side} to {other}, {by}"] = _enlarged(translated)
     grid = draw_grid(columns)
@@ -168,7 +172,7 @@ def header_of(proof: Proof, size: int, steps: int) -> list[str]:
     faster = f"{ratio:.2f} times as fast"
     if ratio.least < 1 < ratio.most:
         faster += ", within the noise of this machine"
-    rates = f"{_rates(official, 1).median:.3g} it/s official, {_rates(ours, 1).median:.3g} it/s ours"
+    rates = f"{_rates(official, 1).median:.3g} it/s official, {_rates(ours, 1).median:.3g} it/s fastcyclegan"
     nearest = f"{worst.quantity}, error {worst.error:.1e} against float64, allowed {worst.allowed:.1e}"
     start = f"images after {steps} iterations of both from the same weights and samples;"
     return [

@@ -1,9 +1,11 @@
-"""Check parity and compare training speed on your own machine and images: python scripts/prove.py --data_A
-photos --data_B paintings
+"""Check parity and compare training speed on your own machine and images.
 
-Both sides train from the same weights on the same samples: the official order as people usually run it, and
-ours as ``scripts/train.py --compile`` runs it. First, each is compared with the official order in float64.
-Then they are timed, taking turns in random order. If parity fails, no speed is shown.
+    python scripts/prove.py --data_A photos --data_B paintings
+
+Two providers train from the same weights on the same samples: the official training step as people usually
+run it, and fastcyclegan as ``scripts/train.py --compile`` runs it. First, each is compared with the official
+training step in float64. Then they are timed, taking turns in random order. If parity fails, no speed is
+shown.
 """
 
 from __future__ import annotations
@@ -45,19 +47,19 @@ from fastcyclegan.errors import UserError, system_reason
 # Parity is checked after STEPS iterations; training cycles through INPUTS samples.
 STEPS, INPUTS = {"cpu": 2, "cuda": 4}, 8
 # Below this size a discriminator's last norm sees maps of 2 x 2. When the four values of such a map are
-# nearly equal, rounding decides the result.
+# nearly equal, rounding determines the result.
 LEAST_SIZE = 32
 # At most this many samples are read in search of samples without single-colour images.
 MAX_SAMPLES = 256
 ROUNDS, STRIDE = {"cpu": 20, "cuda": 15}, {"cpu": 1, "cuda": 10}
 NETWORKS = ModelConfig()
-# On a CPU: the possible image sizes. A size is chosen if an iteration of the official order at 64x64 takes
-# less than this many seconds here; the whole proof then takes about a minute.
+# The possible image sizes on a CPU, each with a limit in seconds. A size is chosen if an iteration of the
+# official training step at 64x64 takes less than its limit; the whole proof then takes about a minute.
 SIZES = {128: 0.6, 96: 1.4, 64: math.inf}
 
 
 def batches_of(options: argparse.Namespace, size: int, log: Callable[[str], None]) -> tuple[list[Batch], str]:
-    """Return the samples that both sides train on, and a description of their source.
+    """Return the samples that both providers train on, and a description of their source.
 
     Raises UserError if the images cannot be read, or if no sample is without a single-colour image.
     """
@@ -86,18 +88,18 @@ def batches_of(options: argparse.Namespace, size: int, log: Callable[[str], None
             f" colour: {join_names(flat)}"
         )
     if flat:
-        log(f"skipped, because parity cannot be judged on images of a single colour: {join_names(flat)}")
+        log(f"skipped, because parity cannot be checked on images of a single colour: {join_names(flat)}")
     moved = [dataclasses.replace(batch, A=batch.A.to(DEVICE), B=batch.B.to(DEVICE)) for batch in varied]
     count = f"{len(images.train_A)} and {len(images.train_B)} images"
     return moved, f"{count} (not counting held-out images) from {origin}"
 
 
 def varied_samples(loader: Loader) -> tuple[list[Batch], list[str]]:
-    """Return INPUTS samples without flat images, those with the most contrast first, and the paths of the
-    flat images that were skipped.
+    """Return INPUTS samples without flat images, and the paths of the flat images that were skipped.
 
-    Parity is judged on the first samples. If MAX_SAMPLES samples contain fewer than INPUTS suitable ones,
-    those are repeated. If they contain none, the list is empty.
+    Samples with the most contrast come first, because parity is checked on the first ones. If MAX_SAMPLES
+    samples contain fewer than INPUTS suitable ones, those are repeated. If they contain none, the list is
+    empty.
     """
     varied: list[Batch] = []
     flat: list[str] = []
@@ -119,7 +121,7 @@ def _least_deviation(batch: Batch) -> float:
 
 
 def suitable_size() -> tuple[int, str]:
-    """Return the image size with which the proof takes about a minute, and the reason for it."""
+    """Choose an image size with which the proof takes about a minute. Returns it with the reason."""
     if DEVICE == "cuda":
         return 256, "the default size"
     step = train_step("official", plain_networks(NETWORKS), DEVICE, config=NETWORKS)
@@ -131,12 +133,12 @@ def suitable_size() -> tuple[int, str]:
     step.run(batch)
     seconds = time.perf_counter() - start
     size = next(size for size, most in SIZES.items() if seconds < most)
-    slow = f"an iteration of the official order at 64x64 takes {seconds:.1f} s here"
+    slow = f"an iteration of the official training step at 64x64 takes {seconds:.1f} s here"
     return size, f"chosen because {slow}; --size overrides it"
 
 
 def prove(batches: Sequence[Batch], ours: str, end: float, fault: bool, log: Callable[[str], None]) -> Proof:
-    """Compare both sides with float64, then time them in turns until the monotonic clock reaches ``end``.
+    """Compare both providers with float64, then time them in turns until the monotonic clock reaches ``end``.
 
     If parity fails, the proof has no rows. Raises Undecided if the images cannot show whether it holds.
     """
@@ -171,7 +173,7 @@ def prove(batches: Sequence[Batch], ours: str, end: float, fault: bool, log: Cal
 def _entrant(step: TrainStep, batches: Sequence[Batch], info: dict[str, Any]) -> Entrant:
     """Return ``step`` ready to be timed; its first iterations have already warmed it up.
 
-    Both sides run the same number of iterations, so that their images can be compared.
+    Both providers run the same number of iterations, so that their images can be compared.
     """
     stride, numbers = STRIDE[DEVICE], iter(range(STEPS[DEVICE], 10**9))
 
@@ -189,9 +191,11 @@ def _entrant(step: TrainStep, batches: Sequence[Batch], info: dict[str, Any]) ->
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="prove.py", description=str(__doc__).split("\n\n")[0])
     parser.add_argument(
-        "--data_A", "--data-A", type=Path, metavar="DIR", help="images of domain A (default: built-in shapes)"
+        "--data_A", "--data-A", type=Path, metavar="DIR", help="folder of domain A (default: built-in shapes)"
     )
-    parser.add_argument("--data_B", "--data-B", type=Path, metavar="DIR", help="images of domain B")
+    parser.add_argument(
+        "--data_B", "--data-B", type=Path, metavar="DIR", help="folder of domain B (default: built-in shapes)"
+    )
     parser.add_argument(
         "--size", type=int, help="image size in pixels (default: 256 on a GPU, 64 to 128 without one)"
     )
@@ -209,14 +213,16 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         type=Path,
         default=Path("proof.png"),
         metavar="PNG",
-        help="image file (default: %(default)s)",
+        help="image file to write (default: %(default)s)",
     )
     parser.add_argument(
-        "--no_compile", "--no-compile", action="store_true", help="run ours without torch.compile"
+        "--no_compile", "--no-compile", action="store_true", help="run fastcyclegan without torch.compile"
     )
     parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
     parser.add_argument(
-        "--plant-fault", action="store_true", help="make ours compute a wrong result (for the tests)"
+        "--plant-fault",
+        action="store_true",
+        help="make fastcyclegan compute a wrong result (used by the tests)",
     )
     options = parser.parse_args(arguments)
     _check(options, parser)
@@ -242,7 +248,7 @@ def _check(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None
 
 
 def _compiled(options: argparse.Namespace, size: int, log: Callable[[str], None]) -> str:
-    """Return the name of our provider: compiled, or uncompiled if compiling is off or not possible.
+    """Return the name of fastcyclegan's provider: compiled, unless that is turned off or not possible.
 
     ``log`` receives a line if compiling will take long, or the reason why it is not possible.
     """
@@ -254,14 +260,14 @@ def _compiled(options: argparse.Namespace, size: int, log: Callable[[str], None]
         log(f"not compiled: {reason}")
         return "ours"
     if seconds_to_compile("ours_compiled", code_of("step", size, 1, NETWORKS), DEVICE) > 60:
-        log("compiling ours first, which can take two minutes; later runs reuse the compiler's cache")
+        log("compiling fastcyclegan first, which can take two minutes; later runs reuse the compiler's cache")
     return "ours_compiled"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line of scripts/prove.py.
 
-    Returns 1 if parity fails, and 2 for bad input and for images on which parity cannot be judged.
+    Returns 1 if parity fails, and 2 for bad input and for images on which parity cannot be checked.
     """
     options = parse(arguments)
 

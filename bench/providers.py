@@ -1,9 +1,11 @@
-"""Build the implementations that the benches compare: the official order as people run it today and at its
-best, and ours with and without compilation. All benches take them from one table.
+"""Build the implementations that the benches compare, called providers.
 
-A provider of training steps receives the initial weights of the four networks, and then batches; a provider
-of generators receives the weights of one generator. All start from the same weights. ``fault`` plants an
-error, for the tests of the harness: a provider that computes a wrong result must never get a figure.
+They are the official training step and generator, as people run them today and at their fastest, and those of
+fastcyclegan with and without compilation. All benches take them from the table PROVIDERS.
+
+A provider of training steps receives the initial weights of the four networks, and then batches. A provider
+of generators receives the weights of one generator. All start from the same weights. ``fault`` injects an
+error, for the tests of the benches: no figure may be reported for a provider that computes a wrong result.
 """
 
 from __future__ import annotations
@@ -42,12 +44,15 @@ torch._dynamo.config.fail_on_recompile_limit_hit = True
 
 @dataclass(frozen=True)
 class Provider:
-    """One implementation: the official order or ours, with its precision, memory layout and compile mode."""
+    """One implementation to compare, with its precision, memory layout and compile mode.
+
+    It is fastcyclegan's if ``ours`` is true, otherwise the official one.
+    """
 
     title: str
     ours: bool = False
     strict: bool = False
-    """Compute fp32 convolutions in fp32, where torch's default is TF32."""
+    """Compute fp32 convolutions in fp32, not in TF32, which is torch's default."""
     reduced: bool = False
     """Use bf16 autocast and channels_last."""
     mode: str | None = None
@@ -55,7 +60,7 @@ class Provider:
     channels_last: bool = False
 
     def precision(self, device: str) -> str:
-        """Return "fp32" or "bf16"; ours uses what ``--precision auto`` resolves to."""
+        """Return "fp32" or "bf16". fastcyclegan uses the precision that ``--precision auto`` selects."""
         if self.ours:
             return resolve_precision("auto", torch.device(device), self.mode is not None)
         if self.reduced:
@@ -69,13 +74,11 @@ class Provider:
         return torch.contiguous_format
 
     def require(self, device: str) -> None:
-        """Raise Unavailable if this provider cannot run on ``device``, or would not differ from another
-        one.
-        """
+        """Raise Unavailable if this provider cannot run on ``device``, or would duplicate another one."""
         if self.strict and device != "cuda":
             raise Unavailable("identical to torch's defaults here: only GPUs have TF32")
         if self.mode == "max-autotune" and device != "cuda":
-            raise Unavailable("its CUDA graphs need a GPU")
+            raise Unavailable("max-autotune uses CUDA graphs, which need a GPU")
         if self.reduced and self.mode is None and self.precision(device) == "fp32":
             raise Unavailable("this processor has no bf16 instructions")
         if self.mode is not None and (reason := why_not_compiled(torch.device(device))):
@@ -94,14 +97,14 @@ PROVIDERS = {
         reduced=True,
         mode="max-autotune",
     ),
-    "ours": Provider("ours, uncompiled", ours=True),
-    "ours_compiled": Provider("ours, --compile", ours=True, mode="default"),
+    "ours": Provider("fastcyclegan, uncompiled", ours=True),
+    "ours_compiled": Provider("fastcyclegan, --compile", ours=True, mode="default"),
 }
-# Never timed, only a yardstick for rounding: in another layout PyTorch's convolutions sum in another order.
+# Never timed, only used to measure rounding: in another layout PyTorch's convolutions sum in another order.
 OFFICIAL_CHANNELS_LAST = Provider("official order, channels_last", channels_last=True)
-# PyTorch's implementations in each precision. No provider has to be closer to float64 than the one of these
-# with the largest error.
-YARDSTICKS: dict[str, tuple[str | Provider, ...]] = {
+# PyTorch's implementations in each precision. No provider has to be closer to float64 than the least accurate
+# of these.
+BASELINES: dict[str, tuple[str | Provider, ...]] = {
     "fp32": ("official", OFFICIAL_CHANNELS_LAST),
     "bf16": ("official_bf16",),
 }
@@ -119,8 +122,9 @@ BUILD_ORDER = (
 
 
 def faulty_copies(nets: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
-    """Return copies of ``nets`` with a planted fault: the last weights, which no norm follows, are a quarter
-    too large.
+    """Return copies of ``nets`` with an injected fault.
+
+    The last weights, which no norm follows, are a quarter too large.
     """
     faulty = copy_of(nets)
     with torch.no_grad():
@@ -132,9 +136,10 @@ def faulty_copies(nets: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
 
 @dataclass
 class TrainStep:
-    """A provider's training iteration.
+    """The training iteration of a provider.
 
-    ``run`` takes a batch and returns its losses in our order; ``nets`` contains the networks by our names.
+    ``run`` takes a batch and returns its losses in fastcyclegan's order. ``nets`` contains the networks under
+    fastcyclegan's names.
     """
 
     run: Callable[[Batch], Tensor]
@@ -146,8 +151,8 @@ class TrainStep:
     mark: Callable[[Callable[[Callable[..., Any]], Callable[..., Any]]], None]
     """Wraps the function that starts the discriminators' phase, so that a profile shows where it starts."""
     fakes: Callable[[int], Tensor]
-    """Returns the first n fakes of B and of A, [2, n, C, H, W]. They come from the pools of the timed step,
-    which store all fakes until they are full.
+    """Returns the first n generated images of domain B and of domain A, [2, n, C, H, W]. They come from the
+    pools of the timed step, which store all generated images until they are full.
     """
 
 
@@ -161,11 +166,12 @@ def train_step(
     fault: bool = False,
     options: EngineConfig = EngineConfig(),
 ) -> TrainStep:
-    """Return the training step of a provider, given itself or by name, with the weights of ``nets``.
+    """Return the training step of ``provider`` with the weights of ``nets``.
 
-    ``config`` is the configuration of ``nets``, and ``options`` are those of our engine. With ``dtype``
-    float64 neither side uses autocast, and the official order is the truth that other results are compared
-    with. Raises Unavailable if the provider cannot run on ``device``.
+    ``provider`` can be a key of PROVIDERS. ``config`` is the configuration of ``nets``, and ``options`` are
+    those of fastcyclegan's engine. With ``dtype`` float64, no provider uses autocast, and the official
+    training step is the truth that other results are compared with. Raises Unavailable if the provider cannot
+    run on ``device``.
     """
     if isinstance(provider, str):
         provider = PROVIDERS[provider]
@@ -236,8 +242,9 @@ def _ours(
 
 
 class _Compiled(nn.Module):
-    """A compiled network whose outputs remain valid when its CUDA graphs run again, because the official pool
-    stores images for later iterations.
+    """A compiled network whose outputs remain valid when its CUDA graphs run again.
+
+    The official pool needs this, because it stores images for later iterations.
     """
 
     def __init__(self, net: nn.Module, mode: str) -> None:
@@ -252,7 +259,7 @@ class _Compiled(nn.Module):
 
 
 class _Official:
-    """The official order on its own copy of the weights; supplies the parts of a TrainStep."""
+    """The official training step on its own copy of the weights, with the members of a TrainStep."""
 
     def __init__(
         self,
@@ -289,7 +296,7 @@ class _Official:
         return images.to(self.device, self.dtype).contiguous(memory_format=self.provider.layout)
 
     def step(self, batch: Batch) -> Tensor:
-        """Run one iteration and return its losses in our order."""
+        """Run one iteration and return its losses in fastcyclegan's order."""
         if self.provider.mode == "max-autotune":
             torch.compiler.cudagraph_mark_step_begin()
         self.model.set_input(self._placed(batch.A), self._placed(batch.B))
@@ -328,7 +335,7 @@ def tf32(allowed: bool) -> AbstractContextManager[Any]:
 def generator(
     provider: str | Provider, net: nn.Module, device: str, fault: bool = False, **arguments: Any
 ) -> tuple[Callable[[Tensor], Tensor], str]:
-    """Return a provider's function from images to images, and its precision.
+    """Return a function that translates images with a provider's generator, and its precision.
 
     ``net`` is a reference generator that was built with ``arguments``. Raises Unavailable if the provider
     cannot run on ``device``.
@@ -360,9 +367,10 @@ def generator(
 
 
 def plain_networks(config: ModelConfig = ModelConfig(), seed: int = 0) -> dict[str, nn.Module]:
-    """Return the four networks, ResNet and PatchGAN, as plain reference modules without any of our code.
+    """Return the four networks, ResNet and PatchGAN, as plain PyTorch reference modules.
 
-    Their initial weights are those that our networks get from ``seed``.
+    None of fastcyclegan's optimised code runs in them. Their initial weights are those that fastcyclegan's
+    networks get from ``seed``.
     """
     ours = seeded_networks(config, seed)
     n_blocks = int(config.netG.removeprefix("resnet_").removesuffix("blocks"))

@@ -1,4 +1,4 @@
-"""Check for regressions by comparing all figures that two results have in common."""
+"""Find regressions by comparing all figures that two results have in common."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ from bench.figures import Results, Row, anchor_of, is_ceiling, speed_up
 # Figures that must not grow: exact counts, and memory.
 GROWTH = ("launches", "aten_calls", "saved_bytes", "peak_bytes")
 
-# The text about a figure, its old value, and its new value.
+# The text that describes a figure, its old value, and its new value.
 Compared = tuple[str, float, float]
 
 
 def regressions(new: Results, old: Results, over: float) -> tuple[list[str], list[str], int]:
-    """Compare two results. Return lines on the figures that are worse by more than ``over`` (0.05 is 5 %),
-    the names of rows that are missing from ``new``, and the number of figures compared.
+    """Compare ``new`` with ``old``, and return worse figures, missing rows, and the number compared.
+
+    The first list has a line for each figure that is worse by more than ``over`` (0.05 is 5 %). The second
+    has the names of rows that are missing from ``new``.
 
     A time is compared relative to the first provider of its group in the same run, so that a busier machine
-    does not count as a regression. If there is no such ratio (the first provider itself, or another first
-    provider), the time is compared directly, and only on the same hardware. Ceilings are not compared. Counts
-    are compared directly, and so is memory on the same hardware.
+    does not count as a regression. There is no such ratio for the first provider itself, or if the first
+    providers differ. The time is then compared directly, and only on the same hardware. Ceilings are not
+    compared. Counts are compared directly, and so is memory on the same hardware.
     """
     worse, compared = [], 0
     olds, news = _rows_by_name(old), _rows_by_name(new)

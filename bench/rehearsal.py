@@ -1,7 +1,8 @@
-"""Rehearse a stage of the GPU suite without a GPU, under the conditions of a GPU machine: a copy of the
-tracked files, and a Python that has only that machine's packages.
+"""Rehearse a stage of the GPU suite without a GPU.
 
-The result files are marked: their names start with "rehearsal-", and they contain "rehearsal, no GPU".
+The conditions are those of a GPU machine: a copy of the tracked files, and a Python that has only that
+machine's packages. The result files are marked: their names start with "rehearsal-", and they contain
+"rehearsal, no GPU".
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from PIL import Image, ImageDraw, PngImagePlugin
 
 from bench.machine import ROOT
 
-# The packages that the GPU machine has. Of our dependencies it lacks tyro, DALI, and the project itself.
+# The packages that the GPU machine has. It has neither tyro nor DALI, and fastcyclegan is not installed.
 PACKAGES = (
     "torch", "triton", "numpy", "pillow", "rich", "matplotlib", "tensorboard", "safetensors",
     "huggingface_hub",
@@ -40,8 +41,9 @@ class CannotRehearse(Exception):  # noqa: N818 - a reason to report, not a fault
 
 
 def _package_name(requirement: str) -> str | None:
-    """Return the name of the required package, or None if it is only needed for an extra or on another
-    system.
+    """Return the name of the required package, or None if it is not needed here.
+
+    It is not needed here if it is only for an extra or for another system.
     """
     from packaging.requirements import Requirement
 
@@ -82,10 +84,9 @@ def needed(packages: Sequence[str]) -> Iterator[Distribution]:
 
 
 def bare_python(folder: Path, packages: Sequence[str] = PACKAGES) -> Path:
-    """Create a virtual environment in ``folder`` with ``packages`` and their requirements, and return the
-    path of its Python.
+    """Create a virtual environment in ``folder`` that has only ``packages`` and their requirements.
 
-    The packages are links to the installed ones.
+    The packages are links to the installed ones. Returns the path of the environment's Python.
     """
     venv.create(folder, symlinks=True)
     (site,) = folder.glob("lib/python*/site-packages")
@@ -138,8 +139,9 @@ def tracked_copy(folder: Path) -> None:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """Return an environment without the Python settings of this one, without a GPU, and with separate caches
-    in ``folder``.
+    """Return the environment variables for a rehearsal.
+
+    They hide the GPU, leave out the Python settings of this process, and put caches into ``folder``.
     """
     excluded = ("PYTHON", "PYTEST_", "TRITON_", "TORCH")
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(excluded)}
@@ -191,7 +193,10 @@ def _mark_image(file: Path) -> None:
 
 
 def check_results(results: Path) -> None:
-    """Raise CannotRehearse if ``results`` contains GPU results or is meant for them, or cannot be written."""
+    """Raise CannotRehearse if the files of a rehearsal cannot be written to the folder ``results``.
+
+    The folder must not be the one for GPU results, nor contain files that are not from a rehearsal.
+    """
     gpu_results = ROOT / "bench" / "results"
     if results.resolve() == gpu_results or gpu_results in results.resolve().parents:
         raise CannotRehearse(
@@ -214,10 +219,10 @@ def check_results(results: Path) -> None:
 
 
 def rehearse(arguments: Sequence[str], results: Path) -> int:
-    """Run the suite with ``arguments`` in a copy of the checkout and a bare environment, and return its exit
-    code.
+    """Run the suite with ``arguments`` as on a GPU machine, and return its exit code.
 
-    Its files are marked and moved to ``results``. Raises CannotRehearse if no rehearsal is possible.
+    It runs in a copy of the checkout and a bare environment. Its files are marked and moved to ``results``.
+    Raises CannotRehearse if no rehearsal is possible.
     """
     check_results(results)
     started = time.monotonic()
@@ -245,8 +250,8 @@ def _run(command: Sequence[str], folder: Path) -> int:
         try:
             return process.wait()
         except KeyboardInterrupt:
-            # The suite ends its parts because of the same Ctrl-C, or else because of the SIGTERM below; its
-            # results so far are already written.
+            # Ctrl-C also ends the parts of the suite; otherwise the SIGTERM below does. The results so far
+            # have already been written.
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(REACTION)
             process.terminate()

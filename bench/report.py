@@ -1,13 +1,14 @@
-"""Turn the results of the benches into tables, a spreadsheet and plots, update the README's performance
-section, and compare two results to find regressions.
+"""Turn the results of the benches into tables, a spreadsheet and plots, or compare two results.
+
+The comparison finds regressions. The README's performance section can be updated as well.
 
     python -m bench.report RESULTS.json ...   # writes report/: report.md, results.csv, *.png and *.svg
     python -m bench.report NEW.json --against OLD.json --fail-over 5%   # exit code 1 if anything became worse
     python -m bench.report bench/results/NAME.json --readme README.md   # rewrites the README's section
 
 RESULTS are files that ``pytest bench/ --benchmark-only --benchmark-json=FILE`` has written. Every figure
-comes with its hardware, versions, commit, date, number of rounds and spread. Every speed-up is computed
-within one run, round by round, over the first provider of its group.
+comes with its hardware, versions, commit, date, number of rounds and spread. Every speed-up is relative to
+the first provider of its group, and computed within one run, round by round.
 """
 
 from __future__ import annotations
@@ -75,8 +76,9 @@ def _cells(results: Results, row: Row, anchor: Row) -> dict[str, Any]:
 
 
 def readme_section(results: Results, name: str) -> Iterator[str]:
-    """Yield the lines of the README's performance section, from ``results``, which come from file
-    ``name``.
+    """Yield the lines of the README's performance section.
+
+    ``name`` is the name of the file that ``results`` come from.
     """
     from bench.providers import PROVIDERS
 
@@ -112,7 +114,7 @@ def readme_section(results: Results, name: str) -> Iterator[str]:
 
 
 def _floor() -> Iterator[str]:
-    """Yield the lines on the least time that a training step takes on an H200, which is calculated."""
+    """Yield the lines about the calculated lower bound on the time of a training step on an H200."""
     from bench.step_work import Chip, step_work, total
 
     chip = Chip(790e12, 4.3e12, 1.1e-6, "typed in")
@@ -183,13 +185,20 @@ def parse(arguments: list[str] | None) -> tuple[argparse.ArgumentParser, argpars
         "--against", type=Path, metavar="OLD", help="compare the first of RESULTS with these older results"
     )
     parser.add_argument(
-        "--fail-over", type=_percent, default=0.05, metavar="PERCENT", help="allowed increase (default: 5%%)"
+        "--fail-over",
+        type=_percent,
+        default=0.05,
+        metavar="PERCENT",
+        help="allowed increase of a figure (default: 5%%)",
     )
     return parser, parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; see the module. Returns 1 if a figure became worse than allowed."""
+    """Run the command line that the module docstring describes.
+
+    Returns 1 if a figure became worse than allowed.
+    """
     parser, options = parse(arguments)
     try:
         all_results = [read_results(path) for path in options.results]

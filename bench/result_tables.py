@@ -50,8 +50,9 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _columns(rows: Sequence[Row]) -> dict[str, Callable[[Row], str]]:
-    """Return the columns for which a group has figures: by heading, the function that formats a row's
-    cell.
+    """Return the columns for which a group has figures.
+
+    Each heading is mapped to the function that formats a row's cell.
     """
     columns: dict[str, Callable[[Row], str]] = {"provider": lambda row: row.provider}
     if any("precision" in row.info or "dtype" in row.info for row in rows):
@@ -150,7 +151,7 @@ def _digits(value: float) -> str:
 
 
 def ratios(rows: Sequence[Row]) -> Iterator[str]:
-    """Yield a table with the speed-ups of each of our providers over each of the others.
+    """Yield a table with the speed-ups of each of fastcyclegan's providers over each of the others.
 
     Nothing is yielded for a group with fewer than two other providers.
     """

@@ -1,12 +1,11 @@
-"""Calculate the floor of a training step, layer by layer: the least time that its arithmetic, its memory
-traffic and its launches take on a chip.
+"""Calculate the floor of a training step, which is a lower bound on its time, layer by layer.
 
     python -m bench.roofline                                            # this machine, ceilings measured now
     python -m bench.roofline --matrix_tflops 790 --bandwidth_gbs 4300 --launch_us 1.1  # another chip
     python -m bench.roofline --profile profile/profile.json            # measured times relative to the floor
 
-The floor of a layer is the larger of the times for its arithmetic and for its traffic (bench/step_work.py).
-The floor of the step is the sum over all layers, plus the launches.
+The floor of a layer on a chip is the larger of the times for its arithmetic and for its memory traffic
+(bench/step_work.py). The floor of the step is the sum over all layers, plus the launches.
 """
 
 from __future__ import annotations
@@ -23,7 +22,10 @@ from bench.step_work import ITEM, Chip, Work, step_work
 
 
 def count_launches(size: int, batch: int, blocks: int, identity: bool, precision: str) -> int:
-    """Return the number of Triton launches and ATen calls in one of our steps, from a dry run on the CPU."""
+    """Return the number of Triton launches and ATen calls in one training step of fastcyclegan.
+
+    They are counted in a dry run on the CPU.
+    """
     from bench.counts import step_counts
 
     counts = step_counts("ours", size, batch, blocks, identity, precision)
@@ -31,14 +33,14 @@ def count_launches(size: int, batch: int, blocks: int, identity: bool, precision
 
 
 def measured_chip(precision: str) -> Chip:
-    """Measure this machine's ceilings like bench_ceilings.py, and return the best value of each."""
-    from bench.bench_ceilings import contest
+    """Measure this machine's ceilings in the same way as bench_ceilings.py, and return the best values."""
+    from bench.bench_ceilings import make_builders
     from bench.machine import hardware
     from bench.timing import race
 
-    entrants = contest()
+    builders = make_builders()
     names = ("copy", "launch", f"matmul {precision}")
-    outcomes = race({name: entrants[name] for name in entrants if name in names}, 10, 5)
+    outcomes = race({name: builders[name] for name in builders if name in names}, 10, 5)
     for outcome in outcomes.values():
         if outcome.error is not None:
             raise outcome.error
@@ -101,11 +103,11 @@ def key_of(work: Work) -> str:
 
 
 def measured_by_layer(works: list[Work], events: list[dict[str, Any]]) -> dict[str, float]:
-    """Return the measured seconds by layer and pass, from a profile's operators and their shapes
-    (profile_step.py).
+    """Return the measured seconds by layer and pass.
 
-    A convolution is identified by the shapes of its input and weight. If several passes have the same shapes,
-    its time is divided between them in proportion to their calls.
+    ``events`` are the operators of a profile with their shapes (profile_step.py). A convolution is identified
+    by the shapes of its input and weight. If several passes have the same shapes, its time is divided between
+    them in proportion to their calls.
     """
     seconds: Counter[str] = Counter()
     for event in events:
@@ -150,21 +152,21 @@ def parse(arguments: list[str] | None) -> tuple[argparse.ArgumentParser, argpars
     parser.add_argument("--batch", type=int, help="images per batch (default: 1)")
     parser.add_argument("--blocks", type=int, help="residual blocks per generator (default: 9)")
     parser.add_argument("--no_identity", action="store_true", help="train without the identity loss")
-    parser.add_argument("--precision", choices=sorted(ITEM), help="default: bf16")
+    parser.add_argument("--precision", choices=sorted(ITEM), help="precision of the step (default: bf16)")
     parser.add_argument(
         "--matrix_tflops", type=float, help="the chip's TFLOP/s for matrix products in this precision"
     )
     parser.add_argument(
         "--bandwidth_gbs", type=float, help="the chip's GB/s for a copy, counting bytes read and written"
     )
-    parser.add_argument("--launch_us", type=float, help="microseconds per launch")
+    parser.add_argument("--launch_us", type=float, help="the chip's microseconds per launch")
     parser.add_argument(
-        "--launches", type=int, help="launches per step (default: the counted launches of our step)"
+        "--launches", type=int, help="launches per step (default: counted in a step of fastcyclegan)"
     )
     parser.add_argument(
         "--profile",
         type=Path,
-        help="profile.json from scripts/profile_step.py, which also sets the size and the other settings",
+        help="compare with a profile.json from scripts/profile_step.py; its settings are used for the step",
     )
     return parser, parser.parse_args(arguments)
 
@@ -212,7 +214,7 @@ def _profile(file: Path, parser: argparse.ArgumentParser) -> tuple[Settings, lis
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; see the module."""
+    """Run the command line that the module docstring describes."""
     parser, options = parse(arguments)
     chip = _typed_chip(options, parser)
     settings, events = _settings(options, parser), None

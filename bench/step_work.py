@@ -1,4 +1,4 @@
-"""Calculate the work of a training step, layer by layer, and the least time that it takes on a chip.
+"""Calculate the work of a training step, layer by layer, and a lower bound on its time on a chip.
 
 FLOPs count the multiplications and additions of the convolutions. Bytes are the minimum traffic if everything
 between two convolutions is fused into one pass: each pass reads its inputs once and writes its result once,
@@ -36,7 +36,10 @@ class Chip:
 
 @dataclass(frozen=True)
 class Work:
-    """The work of one kind of layer in one pass of a step: ``calls`` times ``flops`` and ``bytes``."""
+    """The work of one kind of layer in one pass of a training step.
+
+    ``flops`` and ``bytes`` are those of each of the ``calls``.
+    """
 
     layer: str
     phase: str
@@ -47,7 +50,7 @@ class Work:
     """The shapes of a convolution's input and weight, by which it is recognised in a profile."""
 
     def floor(self, chip: Chip) -> float:
-        """Return the least seconds that all its calls take."""
+        """Return a lower bound, in seconds, on the total time of all its calls."""
         return self.calls * max(self.flops / chip.matrix, self.bytes / chip.bandwidth)
 
     def bound(self, chip: Chip) -> str:
@@ -58,8 +61,10 @@ class Work:
 
 @dataclass(frozen=True)
 class Layer:
-    """A convolution as it is called: the shapes of its input, weight and output, whether a norm follows it,
-    and whether it is in a residual block.
+    """A convolution as it is called.
+
+    ``x``, ``weight`` and ``y`` are the shapes of its input, weight and output. ``normed`` is true if a norm
+    follows it, and ``residual`` if it is in a residual block.
     """
 
     name: str
@@ -71,7 +76,7 @@ class Layer:
 
     @property
     def flops(self) -> float:
-        """FLOPs of one batch in the forward pass; each of the two backward passes has as many."""
+        """FLOPs of one batch in the forward pass. Each of the two backward passes has the same number."""
         N, C, H, W = self.x
         O, OH, OW = self.y[1:]
         transposed = self.weight[0] == C and self.weight[1] == O and OH > H
@@ -82,8 +87,7 @@ class Layer:
 
 
 def layers_of(net: nn.Module, size: tuple[int, int], batch: int, channels: int = 3) -> list[Layer]:
-    """Return the convolutions of ``net`` for images of ``size`` (height, width), in the order in which they
-    run.
+    """Return the convolutions of ``net`` for images of ``size`` (height, width), in execution order.
 
     They come from a run on the meta device, which needs no memory.
     """
@@ -146,8 +150,9 @@ def passes(layer: Layer, item: int, forward: int, dgrad: int, wgrad: int, phase:
 def step_work(
     size: int, batch: int, blocks: int = 9, identity: bool = True, precision: str = "bf16"
 ) -> list[Work]:
-    """Return the work of one training iteration with networks of the default width, with equal kinds
-    merged.
+    """Return the work of one training iteration with networks of the default width.
+
+    Equal kinds of work are merged.
     """
     G, D = reference.Generator(n_blocks=blocks), reference.Discriminator()
     parameters = 2 * sum(p.numel() for p in (*G.parameters(), *D.parameters()))

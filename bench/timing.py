@@ -1,7 +1,8 @@
 """Time the providers of a group against each other.
 
-The timer waits for the device. Inputs rotate so that they are not in the L2 cache, small operators run
-without launches from Python, and all providers of a group take turns, in a new random order in every round.
+The timer waits for the device. Several inputs are used in turn, so that they are not in the L2 cache. Small
+operators run without launches from Python. All providers of a group take turns, in a new random order in
+every round.
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ def synchronised() -> float:
 
 
 class Clock:
-    """The timer for pytest-benchmark: it replays recorded readings one by one while there are any, and
-    otherwise reads ``synchronised``.
+    """The timer for pytest-benchmark.
+
+    It replays recorded readings one by one while there are any, and otherwise reads ``synchronised``.
     """
 
     def __init__(self) -> None:
@@ -56,8 +58,9 @@ clock = Clock()
 
 
 class Unavailable(Exception):  # noqa: N818 - a reason, not a fault
-    """Raised if a provider is not available on this machine or for this size; the message gives the
-    reason.
+    """Raised if a provider is not available on this machine or for this size.
+
+    The message gives the reason.
     """
 
 
@@ -77,8 +80,8 @@ class Entrant:
     cold: bool = False
     """Whether it is timed without warming up."""
     before: Callable[[], Any] = lambda: None
-    """Called before each timed run, and ``after`` after it, for work that must not continue during the turns
-    of other providers.
+    """Called before each timed run, as ``after`` is called after it. They start and end work that must not
+    continue while other providers run.
     """
     after: Callable[[], Any] = lambda: None
 
@@ -106,8 +109,9 @@ class Outcome:
 
 
 def warm_up(run: Callable[[], Any], history: Sequence[float] = ()) -> list[float]:
-    """Call ``run`` until it no longer gets faster, and return the seconds of each run, preceded by those of
-    ``history``.
+    """Call ``run`` until it no longer gets faster, and return the seconds of each run.
+
+    They are preceded by those of ``history``.
     """
     seconds = list(history)
 
@@ -133,8 +137,8 @@ def race(
     """Time all providers side by side and return their outcomes by name.
 
     Each provider is built and warmed up, runs once per round in a new random order, and is checked at the
-    end. The race stops after ``rounds``, or after ``seconds`` of rounds, but not before LEAST_ROUNDS. A
-    provider that fails at any point, including its check, has an error in its outcome and no intervals.
+    end. Timing stops after ``rounds``, or after ``seconds`` of rounds, but not before LEAST_ROUNDS. If a
+    provider fails at any point, including its check, its outcome has an error and no intervals.
     """
     draw, outcomes = random.Random(seed), {name: Outcome() for name in builders}
     entrants: dict[str, Entrant] = {}
@@ -188,12 +192,12 @@ def _timed(entrant: Entrant) -> tuple[float, float]:
 
 
 class Race(Protocol):
-    """Time all providers of the group side by side, and report the one that the current bench is for.
+    """A function that times all providers of a group and reports the one that the current bench is for.
 
-    The race runs when the first bench of the group calls it; later calls only report. ``builders`` contains
-    every provider, the most informative first. Providers that pytest has not selected are left out, as are
-    those for which ``costs`` is more than the seconds left in the budget. The race takes at most ``rounds``
-    rounds and about ``seconds`` seconds.
+    All providers are timed when the first bench of the group calls it; later calls only report. ``builders``
+    contains every provider, the most informative first. Providers that pytest has not selected are left out,
+    as are those for which ``costs`` is more than the seconds left in the budget. Timing takes at most
+    ``rounds`` rounds and about ``seconds`` seconds.
     """
 
     def __call__(
@@ -207,8 +211,9 @@ class Race(Protocol):
 
 
 def rotations(bytes_each: int, device: str) -> int:
-    """Return the number of inputs of ``bytes_each`` bytes after which the first one is no longer in the L2
-    cache.
+    """Return the number of inputs to use in turn so that none is still in the L2 cache.
+
+    Each input has ``bytes_each`` bytes. Without a GPU there are 2.
     """
     if device != "cuda":
         return 2

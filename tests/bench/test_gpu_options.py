@@ -18,7 +18,7 @@ from bench import gpu_options
             lambda engine: list(engine.nets["D_A"].parameters())[-1].data.add_(0.5),
             "losses of iteration 1: relative error",
         ),
-        (lambda engine: setattr(engine, "graphs", None), "0 graphs were captured, 1 expected"),
+        (lambda engine: setattr(engine, "graphs", None), "0 graphs were captured, expected 1"),
         (
             lambda engine: [setattr(trained, "step", list) for trained in engine.phase_optimizers.values()],
             "have not changed in 20 iterations",
@@ -52,7 +52,7 @@ def test_a_faulty_option_fails(
 def test_options_without_a_fault_pass(capsys: pytest.CaptureFixture[str]) -> None:
     """Two cases pass the checks. The other cases are run by the rehearsal."""
     for name in (
-        "the default: bf16, graph, pairs, weight gradients beside",
+        "the default: bf16, graph, pairs, overlapped gradients",
         "--batch_size 4, the last batch smaller",
     ):
         assert gpu_options.main(["--tiny", "--only", name]) == 0

@@ -121,7 +121,7 @@ def test_reruns_tests_alone_that_ran_out_of_memory_next_to_others(
     outcome = Tests("large", ("test_large.py",), 100, workers=2).run(context, 100)
     assert outcome.counts == {"passed": 2, "failed": 1, "unfinished": 0, "skipped": 0}, outcome.output
     assert [failure.where for failure in outcome.failures] == ["test_large.py::test_large[2]"]
-    assert outcome.note == "2 ran out of memory next to others and were rerun alone"
+    assert outcome.note == "2 ran out of memory beside other tests and were rerun alone"
 
 
 @pytest.mark.parametrize(

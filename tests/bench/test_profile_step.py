@@ -118,7 +118,10 @@ def test_profiles_a_step_on_this_machine(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--provider official_max_autotune", "official_max_autotune: its CUDA graphs need a GPU"),
+        (
+            "--provider official_max_autotune",
+            "official_max_autotune: max-autotune uses CUDA graphs, which need a GPU",
+        ),
         ("--size 31", "--size must be a multiple of 4"),
     ],
 )

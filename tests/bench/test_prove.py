@@ -143,7 +143,7 @@ def test_skips_flat_images_among_others_and_lists_them(
     (line,) = (
         line
         for line in logged.splitlines()
-        if line.startswith("skipped, because parity cannot be judged on images of a single colour")
+        if line.startswith("skipped, because parity cannot be checked on images of a single colour")
     )
     assert set(re.findall(r"\w/\d.png", line)) <= {"B/1.png", "B/3.png", "B/5.png"}
 

@@ -166,7 +166,7 @@ def test_rehearses_a_stage(stage: int, fault: str, tmp_path: Path, capfd: pytest
         )
     output = capfd.readouterr().out
     assert ended.value.code == (1 if fault else 0), output
-    assert ("DO NOT HOLD" in output) == bool(fault)
+    assert ("parts FAILED" in output) == bool(fault)
     assert len(output) < 20_000
     files = sorted(path.name for path in tmp_path.iterdir())
     assert f"rehearsal-stage{stage}.md" in files

@@ -223,8 +223,8 @@ def test_lists_rows_missing_from_the_new_results(
     ("arguments", "message"),
     [
         ("nowhere.json", "nowhere.json: No such file or directory"),
-        ("{odd}", "not a result of pytest bench/ --benchmark-json=FILE"),
-        ("{new} --against {odd}", "not a result of pytest bench/"),
+        ("{odd}", "not a results file of pytest bench/ --benchmark-json=FILE"),
+        ("{new} --against {odd}", "not a results file of pytest bench/"),
         ("{new} --against {else}", "nothing to compare: the two results have no figure in common"),
         ("{new} --against {new} --fail-over much", "must be a percentage such as 5%, got 'much'"),
         ("{new} --readme {odd}", "found no section that begins with"),
