@@ -1,7 +1,7 @@
 """Benchmark instance norm followed by ReLU, forward and backward, in GB/s.
 
 The providers are PyTorch eager on channels_last, PyTorch compiled, and fastcyclegan's kernels. A copy of the
-same number of bytes is measured with them.
+same number of bytes is measured alongside them.
 
 On a GPU the benches cover every shape of the networks in bf16, and shapes larger than the L2 cache. On a CPU
 there is one reduced shape in fp32. Only the ratio matters there, and "ours" is the implementation that

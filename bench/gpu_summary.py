@@ -1,6 +1,7 @@
 """Print the progress of the GPU suite, and a summary of each stage.
 
-Progress is one line per finished part. A summary is short enough to come back complete from a remote machine.
+Progress is one line per finished part. A summary is short enough that a remote machine returns it without
+truncation.
 """
 
 from __future__ import annotations

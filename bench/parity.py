@@ -377,8 +377,8 @@ class Judge:
     def float64_difference(self, size: int = 32) -> float:
         """Return the largest relative difference between fastcyclegan and the official step in float64.
 
-        Both run uncompiled, on crops of the first images. Rounding plays no role there, so a difference above
-        EXACT means different mathematics. Raises Undecided if an image is flat.
+        Both run uncompiled, on crops of the first images. Rounding is not a factor there, so a difference
+        above EXACT means different mathematics. Raises Undecided if an image is flat.
         """
         batches = self.batches[:EXACT_STEPS]
         if flat := flat_images(batches):

@@ -138,9 +138,10 @@ def suitable_size() -> tuple[int, str]:
 
 
 def prove(batches: Sequence[Batch], ours: str, end: float, fault: bool, log: Callable[[str], None]) -> Proof:
-    """Compare both providers with float64, then time them in turns until the monotonic clock reaches ``end``.
+    """Compare both providers with float64, then time them alternately.
 
-    If parity fails, the proof has no rows. Raises Undecided if the images cannot show whether it holds.
+    Timing ends when the monotonic clock reaches ``end``. If parity fails, the proof has no rows. Raises
+    Undecided if the images cannot show whether parity holds.
     """
     nets = plain_networks(NETWORKS)
     judge = Judge(nets, batches[: STEPS[DEVICE]], DEVICE, LossConfig(), NETWORKS)
@@ -159,7 +160,7 @@ def prove(batches: Sequence[Batch], ours: str, end: float, fault: bool, log: Cal
     if proof.exact <= EXACT:
         require_decisive(proof.differences[ours], judge.batches)
     if proof.passes:
-        log("parity holds; timing both in turns")
+        log("parity holds; timing both alternately")
         # Compile time does not count against the limit, because later runs do not have it.
         seconds_left = end + entrants[ours].info["first_s"] - time.monotonic()
         outcomes = race(builders_of(entrants, lambda name: entrants[name]), ROUNDS[DEVICE], seconds_left)

@@ -166,7 +166,7 @@ def parse(arguments: list[str] | None) -> tuple[argparse.ArgumentParser, argpars
     parser.add_argument(
         "--profile",
         type=Path,
-        help="compare with a profile.json from scripts/profile_step.py; its settings are used for the step",
+        help="compare with a profile.json from scripts/profile_step.py; the step uses its settings",
     )
     return parser, parser.parse_args(arguments)
 

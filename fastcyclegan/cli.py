@@ -48,7 +48,8 @@ class DownloadConfig:
     list: bool = False
     #: Folder in which NAME/trainA, NAME/trainB and so on are created.
     output: Path = Path("datasets")
-    #: Zip file of the dataset, if you already have it. It is unpacked in place of a download, and kept.
+    #: Zip file of the dataset, if you already have it. It is unpacked instead of downloading the dataset, and
+    #: is not deleted.
     archive: Path | None = None
     #: URL of the folder that contains NAME.zip, on the original server or a mirror.
     server: str = SERVER

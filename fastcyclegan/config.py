@@ -86,7 +86,7 @@ class DataConfig:
     #: Take images in the order of their names and pair B[i] with A[i], instead of shuffling A and drawing B
     #: at random.
     serial_batches: bool = False
-    #: Use at most this many images of each domain, the first ones by name.
+    #: Use at most this many images of each domain, the first in order of name.
     max_dataset_size: int | None = None
     #: Number of threads of the dali loader (default: one per core, at most 16), or of worker processes of the
     #: folder loader (default: 4; 0 loads in the main process).
@@ -243,7 +243,7 @@ class OptimConfig:
 
     #: Number of epochs at the full learning rate.
     n_epochs: int = 100
-    #: Number of epochs after --n_epochs, over which the learning rate falls to 0.
+    #: Number of epochs after --n_epochs over which the learning rate falls to 0.
     n_epochs_decay: int = 100
     #: Number of the first epoch; ignored when a run is resumed from its training state.
     epoch_count: int = 1

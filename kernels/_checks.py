@@ -68,16 +68,24 @@ def check_weights(op: str, name: str, x: Tensor, weights: Sequence[Tensor]) -> N
                 f"{op}: all weights in {name} must have the same shape, got {list(first.shape)} and"
                 f" {list(weight.shape)}"
             )
-        if weight.dtype not in (x.dtype, torch.float32) or weight.dtype != first.dtype:
-            raise TypeError(
-                f"{op}: {name} must be {x.dtype} (the dtype of x) or torch.float32, the same for all,"
-                f" got {weight.dtype}"
-            )
+        _check_dtypes(op, name, weight, first, x)
         check_device(op, name, weight, x)
     if x.shape[0] % len(weights):
         raise ValueError(
             f"{op}: with {len(weights)} weights, the batch size must be a multiple of {len(weights)}, got"
             f" {x.shape[0]}"
+        )
+
+
+def _check_dtypes(op: str, name: str, tensor: Tensor, first: Tensor, x: Tensor) -> None:
+    """Raise TypeError unless ``tensor`` has the dtype of ``first``, which must be fp32 or that of ``x``."""
+    if tensor.dtype not in (x.dtype, torch.float32):
+        raise TypeError(
+            f"{op}: {name} must be {x.dtype} (the dtype of x) or torch.float32, got {tensor.dtype}"
+        )
+    if tensor.dtype != first.dtype:
+        raise TypeError(
+            f"{op}: all tensors in {name} must have the same dtype, got {first.dtype} and {tensor.dtype}"
         )
 
 
@@ -92,11 +100,7 @@ def check_alike(op: str, name: str, x: Tensor, tensors: Sequence[Tensor]) -> Non
                 f"{op}: all tensors in {name} must have the same shape, got {list(tensors[0].shape)} and"
                 f" {list(t.shape)}"
             )
-        if t.dtype not in (x.dtype, torch.float32) or t.dtype != tensors[0].dtype:
-            raise TypeError(
-                f"{op}: {name} must be {x.dtype} (the dtype of x) or torch.float32, the same for all,"
-                f" got {t.dtype}"
-            )
+        _check_dtypes(op, name, t, tensors[0], x)
         check_device(op, name, t, x)
 
 

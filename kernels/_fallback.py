@@ -78,7 +78,7 @@ def backward_in_place(
 
     Returns the other results. There is one weight gradient for each tensor in ``into``. ``backward()`` does
     all this with the kernels. If a kernel fails, the operator's twin is used, and its gradients are added on
-    the same stream and at the same point where the kernels would have added theirs. If ``required`` is true,
+    the same stream and at the same point as the kernels would have added theirs. If ``required`` is true,
     the failure raises KernelError instead.
     """
 

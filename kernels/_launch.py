@@ -185,7 +185,7 @@ _depth = 0
 def inside() -> bool:
     """Return whether a kernel is being interpreted at this moment.
 
-    PyTorch operators that run in the meantime are called by the interpreter itself.
+    While this is true, PyTorch operators are called by the interpreter itself.
     """
     return _depth > 0
 

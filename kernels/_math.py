@@ -54,7 +54,7 @@ def load_pixels(ptr, rows, mask_s, offs_c, mask_c, C, WIDE: tl.constexpr):
 def load_operand(ptr, rows, mask, STRIDE, offs_c, C, EVEN: tl.constexpr):
     """Load a tile [rows, channels] of an operand of a matrix product, in the operand's dtype.
 
-    If EVEN, all channels of the tile exist (none is C or more), so they need no mask.
+    If EVEN, every channel index in the tile is less than C, so the channels need no mask.
     """
     offs = (rows.to(tl.int64) * STRIDE)[:, None] + offs_c[None, :]
     return tl.load(

@@ -141,9 +141,9 @@ def overlapping(stream: torch.cuda.Stream | None) -> Iterator[None]:
 def on_side_stream(*read: Tensor, when: bool = True) -> Iterator[None]:
     """Run the block on the side stream, if there is one and ``when`` is true.
 
-    ``read`` are the tensors that the block reads. Their memory must belong to the current stream, or be kept
-    alive elsewhere until the block of ``overlapping`` ends. Other streams must not read anything that the
-    block writes before they wait for the side stream.
+    ``read``: the tensors that the block reads. Their memory must belong to the current stream, or be kept
+    alive elsewhere until the block of ``overlapping`` ends. Other streams must wait for the side stream
+    before they read anything that the block writes.
     """
     side = _side
     if side is None or not when:

@@ -24,11 +24,12 @@ _accumulating = False
 def accumulating() -> Iterator[None]:
     """Let backward passes inside the block add weight gradients in place to an existing ``.grad``.
 
-    Use it around ``loss.backward()`` if weights are used more than once, like those of a generator. Otherwise
-    autograd would keep each gradient and add it in a separate pass. It applies to leaf weights without hooks
-    whose ``.grad`` the backward fills, in eager mode. Other gradients are left to autograd, so the results
-    are the same. Hooks on the node that accumulates a gradient are not detected, so do not use this with
-    DistributedDataParallel, which has such hooks. The block affects every thread of the process.
+    Use it around ``loss.backward()`` if weights are used more than once, as a generator's are. Otherwise
+    autograd would keep each gradient and add it in a separate pass. Only leaf weights are affected, and only
+    if they have no hooks and the backward fills their ``.grad``, in eager mode. Other gradients are left to
+    autograd, so the results are the same. Hooks on the node that accumulates a gradient are not detected, so
+    do not use this with DistributedDataParallel, which has such hooks. The block affects every thread of the
+    process.
     """
     global _accumulating
     before, _accumulating = _accumulating, True
@@ -93,7 +94,7 @@ def spread(dweight: Tensor, needs: Sequence[bool]) -> list[Tensor | None]:
 def spread_bias(dbias: Tensor, biases: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor | None]:
     """Return the gradient of each bias, a row of ``dbias`` [P, O], or add it in place and return None.
 
-    An entry is also None if that bias needs no gradient.
+    The entry of a bias that needs no gradient is also None.
     """
     from ._weights import stride_between
 

@@ -44,8 +44,8 @@ class Rows:
 def fault_of(rows: Rows) -> str:
     """Return why the driver's cuTensorMapEncodeTiled cannot describe ``rows``, or "" if it can.
 
-    The conditions are those of its documentation. Triton splits tiles, so the driver sees at most 128 bytes
-    of a row; this does not change the result.
+    The conditions are those given in its documentation. Triton splits tiles, so the driver sees at most 128
+    bytes of a row; this does not change the result.
     """
     size = rows.data.element_size()
     stride, inner = rows.stride * size, rows.box[1] * size

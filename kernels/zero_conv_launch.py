@@ -251,8 +251,8 @@ def embedded_gradient(g: Tensor, form: Form) -> Fine:
 def fine_gradient(g: Tensor, form: Form) -> Fine | None:
     """Return the output's gradient g in the form from which the input and weight gradients are computed.
 
-    There is such a form if g is the fine image, or if g has few channels and the stride is 1. Otherwise these
-    gradients are computed from g itself, and the result is None.
+    That form exists only if g is the fine image, or if g has few channels and the stride is 1. Otherwise
+    these gradients are computed from g itself, and the result is None.
     """
     if form.contracts:
         return embedded_gradient(g, form)

@@ -173,8 +173,8 @@ def _is_part_of_another(prefix: str, prefixes: set[str]) -> bool:
 def _network(candidate: _Candidate) -> Network:
     """Return the network that the weights of ``candidate`` belong to.
 
-    A network that was the attribute "model" of another module has the key prefix "model.", which a U-Net has
-    too. If the weights match no network, they are therefore tried without that prefix.
+    If a network was saved as the attribute "model" of another module, its keys begin with "model.". The keys
+    of a U-Net do too, so the prefix is removed only if the weights match no network with it.
     """
     try:
         return _recognised(candidate)

@@ -100,7 +100,7 @@ def find_weights(weights: Path, direction: Direction | None, epoch: str, ema: bo
     available = ", ".join(saved_epochs(weights))
     if not available:
         available = "none"
-    raise UserError(f"{file}: no such file for the generator {name}; epochs saved in {weights}: {available}")
+    raise UserError(f"{file}: no weights file for generator {name}; epochs saved in {weights}: {available}")
 
 
 def _only_file(weights: Path) -> Path | None:

@@ -230,7 +230,7 @@ class Deferred:
     def _reflect(
         self, convs: Layers, biases: list[Tensor], following: Layers | None, recompute: bool
     ) -> None:
-        """Replace x with its convolution by our kernels, fused with the pending operations and a tanh."""
+        """Replace x with its convolution, computed by our kernels together with the pending operations."""
         tanh = None
         if following is not None and untouched(following[0], FloatTanh):
             tanh = following[0]

@@ -108,7 +108,7 @@ def _loss(model: Any) -> LossConfig:
         )
     pools = {getattr(pool, "pool_size", None) for pool in (model.fake_A_pool, model.fake_B_pool)}
     if pools != {getattr(opt, "pool_size", None)} or getattr(model.fake_A_pool, "num_imgs", 0) > 0:
-        raise NotReplaceableError("its replay pools are not those of the public code")
+        raise NotReplaceableError("the model's replay pools are not those of the public code")
     try:
         return LossConfig(mode, opt.lambda_A, opt.lambda_B, opt.lambda_identity, pool_size=opt.pool_size)
     except (UserError, AttributeError) as error:

@@ -1,4 +1,4 @@
-"""Options and benches as parts of the GPU suite: how their failures are reported."""
+"""Parts of the GPU suite that run options and benches: how their failures are reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests as parts of the GPU suite: the outcome of a pytest process that fails, crashes or is killed."""
+"""Parts of the GPU suite that run pytest: the outcome if the process fails, crashes or is killed."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def test_direction_chooses_the_generator_of_a_run(tmp_path: Path) -> None:
         "latest_net_G_A.pth",
     ]
     with pytest.raises(
-        UserError, match=r"5_net_G_A.pth: no such file for the generator G_A; epochs saved in .*: latest"
+        UserError, match=r"5_net_G_A.pth: no weights file for generator G_A; epochs saved in .*: latest"
     ):
         find_weights(tmp_path, None, "5")
     with pytest.raises(UserError, match="do not apply"):
@@ -112,7 +112,7 @@ def test_loads_official_weights_of_a_single_direction(tmp_path: Path) -> None:
     save_weights(tmp_path / "latest_net_G.pth", Generator(ngf=2, n_blocks=1).state_dict())
     assert load_generator(tmp_path).model[1].out_channels == 2
     with pytest.raises(
-        UserError, match=r"latest_net_G_B.pth: no such file for the generator G_B; epochs saved in .*: latest"
+        UserError, match=r"latest_net_G_B.pth: no weights file for generator G_B; epochs saved in .*: latest"
     ):
         load_generator(tmp_path, direction="BtoA")
 

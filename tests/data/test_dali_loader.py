@@ -70,7 +70,7 @@ def test_two_epochs_match_pillow(
 
 
 def cubic(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Evaluate the cubic convolution kernel of Keys with a = -1/2, which both libraries use."""
+    """Evaluate Keys's cubic convolution kernel with a = -1/2, which both libraries use."""
     x = np.abs(x)
     near, far = 1.5 * x**3 - 2.5 * x**2 + 1, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
     return np.where(x < 1, near, np.where(x < 2, far, 0.0))
@@ -209,7 +209,7 @@ def test_samples_match_pillow_on_a_gpu(tmp_path: Path, mode: Preprocess) -> None
 
 @pytest.mark.gpu
 def test_image_does_not_depend_on_its_block_on_a_gpu(tmp_path: Path) -> None:
-    """An image's pixels do not depend on its block, because a resumed run forms different blocks."""
+    """An image's pixels must not depend on its block: a resumed run forms different blocks."""
     a, b = (source(varied(tmp_path / side, n), Fit("resize_and_crop", 72, 64)) for n, side in enumerate("AB"))
     plan = Plan(3, len(a.paths), len(b.paths), 2)
     whole = list(DaliLoader(a, b, plan, GPU, threads=4).batches(0, 80))

@@ -1,6 +1,6 @@
 """Tests of the CPU stand-in for CUDA graphs, with synthetic sequences of operators.
 
-Each sequence uses memory in one way that a recording must handle.
+Each sequence exercises one pattern of memory use that a recording must handle.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Step = Callable[[Tensor, Tensor], Tensor]
 def _two_threads() -> Iterator[None]:
     """Run each test with two threads.
 
-    PyTorch's own threads have autograd on, even if it is off in the thread that replays.
+    PyTorch's own threads have autograd enabled, even if it is disabled in the thread that replays.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(2)

@@ -38,7 +38,7 @@ def batches(count: int, batch: int = 1, size: int = 16, dtype: torch.dtype = tor
 
 
 def train(engine: Engine, data: Iterable[Batch]) -> Tensor:
-    """Run iterations at changing learning rates and return their losses."""
+    """Run iterations with a learning rate that changes, and return their losses."""
     return torch.stack([engine.step(batch, 1e-4 * (1 + n % 3)) for n, batch in enumerate(data)])
 
 

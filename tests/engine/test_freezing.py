@@ -33,7 +33,7 @@ def test_a_compiled_network_that_is_frozen_and_unfrozen(
     """A compiled network trains like an uncompiled one, and does not change while it is frozen.
 
     By itself, torch 2.11's compiler does not check whether a parameter is frozen. The test uses float64, so
-    that rounding plays no role.
+    that rounding is not a factor.
     """
     torch._dynamo.reset()
     # This tests which graphs are compiled, not how fast they are, and Inductor would take minutes.

@@ -150,7 +150,7 @@ REFLECT_CONV_CASES = [
         (X.half(), [W, W.half()]),
         {},
         TypeError,
-        "weight must be torch.float16 .*the same for all, got torch.float16",
+        "all tensors in weight must have the same dtype, got torch.float32 and torch.float16",
     ),
     ((X, W.to("meta")), {}, ValueError, "weight must be on the device of x, cpu, got meta"),
     (
@@ -202,12 +202,12 @@ ZERO_CONV_CASES = [
         ValueError,
         r"all tensors in weight must have the same shape, got \[5, 3, 3, 3\] and \[4, 3, 3, 3\]",
     ),
-    ((X, [W.half()]), {}, TypeError, "weight must be torch.float32 .* the same for all, got torch.float16"),
+    ((X, [W.half()]), {}, TypeError, "weight must be torch.float32 .* got torch.float16"),
     (
         (X.half(), [W, W.half()]),
         {},
         TypeError,
-        "weight must be torch.float16 .* the same for all, got torch.float16",
+        "all tensors in weight must have the same dtype, got torch.float32 and torch.float16",
     ),
     ((X, [W.to("meta")]), {}, ValueError, "weight must be on the device of x, cpu, got meta"),
     (

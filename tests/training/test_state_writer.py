@@ -18,7 +18,7 @@ from tests.training.runs import run
 def test_weights_that_are_not_finite_are_not_saved(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The loss is computed before the update, so it can be finite although the last update broke the weights.
+    """The loss is computed before the update, so it can be finite even if the last update broke the weights.
 
     The writer therefore checks the weights too.
     """
