@@ -218,7 +218,9 @@ def parse(arguments: list[str] | None) -> tuple[argparse.ArgumentParser, argpars
         "--launch-log", type=Path, metavar="FILE", help="write each kernel launch to FILE before it starts"
     )
     parser.add_argument(
-        "--plant-fault", choices=FAULTS, help="make kernels compute wrong results (kernel) or crash (crash)"
+        "--plant-fault",
+        choices=FAULTS,
+        help="kernel: compute wrong results in kernels; crash: crash them",
     )
     return parser, parser.parse_args(arguments)
 

@@ -350,9 +350,9 @@ def make_context(options: argparse.Namespace, work: Path) -> Context:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line of scripts/gpu_suite.py.
 
-    Returns 1 if a part failed or had no time to run, 2 for bad input, and 130 if it was ended by a signal.
+    Returns 1 if a part failed or had no time to run, 2 for bad input, and 130 if it was stopped by a signal.
     """
-    # When this process is ended by a signal, it must also end the processes that it started.
+    # When a signal stops this process, it must also end the processes that it started.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup ignores it
         signal.signal(signal.SIGHUP, signal.default_int_handler)
@@ -370,7 +370,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 suite = Suite(stage, context, _limit(stage, options), printer)
                 status = max(status, suite.run(STAGES[stage]))
         except KeyboardInterrupt:
-            print(f"\nended by a signal; the results so far are in {options.results}", flush=True)
+            print(f"\nstopped by a signal; the results so far are in {options.results}", flush=True)
             return 130
     return status
 

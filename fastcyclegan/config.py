@@ -94,7 +94,7 @@ class DataConfig:
     #: Image loader: dali (NVIDIA DALI, on the GPU if there is one) or folder (Pillow). auto uses dali if it
     #: is installed and works.
     loader: Literal["auto", "dali", "folder"] = "auto"
-    #: Memory in which to keep all images, decoded and resized. It is an error if they need more than half of
+    #: Memory in which to keep all images, decoded and resized. The run fails if they need more than half of
     #: the free memory.
     cache: Literal["none", "ram", "gpu"] = "none"
     #: Skip and list images that cannot be read or are smaller than the crop; by default such an image ends

@@ -87,7 +87,7 @@ def _load_safetensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, ValueError, RuntimeError, KeyError) as error:
-        raise UserError(f"{path}: cannot be loaded: it is damaged, or not a safetensors file") from error
+        raise UserError(f"{path}: cannot be loaded: damaged, or not a safetensors file") from error
 
 
 def arguments_in(path: Path) -> dict[str, Any]:

@@ -60,11 +60,11 @@ class Launch:
 
 @dataclass(frozen=True)
 class Chip:
-    """Properties of a GPU on which the kernels depend.
+    """The properties of a GPU that the kernels depend on.
 
-    ``capability`` is the compute capability (90 means 9.0), and ``multiprocessors`` is their number. ``name``
-    is the GPU whose tuning tables are used, or "" if none are. ``descriptors`` tells whether the driver
-    accepts tensor descriptors, provided that the chip supports them.
+    ``capability`` is the compute capability (90 means 9.0), and ``multiprocessors`` is the number of
+    multiprocessors. ``name`` is the GPU whose tuning tables are used, or "" if none are. ``descriptors`` is
+    true if the driver accepts tensor descriptors; it matters only for chips that support them.
     """
 
     capability: int = 90

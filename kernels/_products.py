@@ -232,7 +232,7 @@ def wgrad(
 ) -> Tensor:
     """Compute a weight gradient as partial sums [SPLITS, G, O, KH KW, C].
 
-    Added up over the splits, they give the sum over m < ``limit`` of dy[first + m] x[m + kh pitch + kw].
+    Summed over the splits, they give the sum over m < ``limit`` of dy[first + m] x[m + kh pitch + kw].
     ``shape`` is (O, C, KH, KW). If C exceeds x.step, the C values are a window of pixels. dy and x contain G
     groups of images, one after the other.
     """

@@ -98,7 +98,7 @@ def embedded_gradient(g: Tensor, k: int, dtype: torch.dtype, tanh: Tensor | None
 def input_gradient(dy: Pixels, w: Tensor, size: tuple[int, int], route: Route) -> Tensor:
     """Compute the gradient [N, C, *size] of the bordered input.
 
-    ``dy`` is the output's gradient among zeros (see ``embedded_gradient``).
+    ``dy`` is the output's gradient, surrounded by zeros (see ``embedded_gradient``).
     """
     if route == "expand":
         return contract(dy, contract_weight(w, turned=True), w.shape[4], w.shape[3], size)
@@ -133,7 +133,7 @@ def weight_gradient(
 def bias_gradient(dy: Pixels, P: int, O: int) -> Tensor:
     """Return the gradients of P biases, [P, O] in fp32: the sums of ``dy`` over pixels and images.
 
-    ``dy`` is the output's gradient among zeros (see ``embedded_gradient``).
+    ``dy`` is the output's gradient, surrounded by zeros (see ``embedded_gradient``).
     """
     return dy.data.view(P, dy.N // P * dy.rows, dy.step).sum(1, dtype=torch.float32)[:, :O]
 

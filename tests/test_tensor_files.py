@@ -176,7 +176,7 @@ def test_a_thousand_mutations(tmp_path: Path, generator: dict[str, Tensor], zipp
 
 
 def test_hostile_files_need_little_memory(tmp_path: Path) -> None:
-    """Load files that claim terabytes, have a huge number of keys, or repeat the same tensor many times.
+    """Load files that claim to hold terabytes, have very many keys, or repeat one tensor many times.
 
     The process that loads them is limited to 1 GiB more than torch uses.
     """
@@ -236,7 +236,7 @@ def test_safetensors(tmp_path: Path, generator: dict[str, Tensor]) -> None:
     for damaged in (whole[:100], whole[:-1], b"\xff" * 8 + whole[8:], whole.replace(b'"F32"', b'"X32"')):
         file.write_bytes(damaged)
         with pytest.raises(
-            UserError, match=r"g.safetensors: cannot be loaded: it is damaged, or not a safetensors file"
+            UserError, match=r"g.safetensors: cannot be loaded: damaged, or not a safetensors file"
         ):
             read_networks(file)
 

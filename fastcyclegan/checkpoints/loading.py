@@ -119,7 +119,7 @@ def _only_file(weights: Path) -> Path | None:
 def _generator_for(direction: Direction | None, config: TrainConfig | None) -> str:
     """Return the official name of a run's generator that translates in ``direction``.
 
-    If ``direction`` is None, it is the direction in which the run was trained.
+    If ``direction`` is None, the direction in which the run was trained is used.
     """
     if config is None:
         config = TrainConfig()

@@ -17,7 +17,7 @@ from fastcyclegan.kernels._operator import BODIES
 
 
 def _memory(t: Tensor) -> int:
-    """Return an identifier of the memory of ``t`` that is valid while that memory exists.
+    """Return an identifier of ``t``'s memory that is valid while that memory exists.
 
     The address is unsuitable, because it can change when the memory is resized.
     """
@@ -52,12 +52,13 @@ class RecordedGraph(TorchDispatchMode):
 
     The class implements ``Capture``. Recording leaves no trace, because all memory that it changed is
     restored afterwards. Each replay repeats the same operations on the same memory. So a host value that was
-    used in an iteration keeps its recorded value, and a test can detect that.
+    used in an iteration keeps its recorded value, which lets a test detect it.
 
     As in a CUDA graph, a replay depends only on the contents of memory. It uses plain tensors that were
-    created when each operator was recorded. The recorded tensors themselves cannot be used: autograd raises
-    an error for a view whose base a replay has written (in PyTorch's own threads too, so whether it does
-    depends on the processor), and an in-place transposition would be applied again.
+    created when each operator was recorded. The recorded tensors themselves cannot be used, for two reasons.
+    Autograd can raise an error for a view whose base a replay has written; it does so in PyTorch's own
+    threads too, so whether the error occurs depends on the processor. And an in-place transposition would be
+    applied again.
     """
 
     def __init__(self) -> None:

@@ -34,7 +34,7 @@ def config_of(run: str, flags: Sequence[str]) -> TrainConfig:
         return parse_train(flags)
     folder = Path(run).resolve()
     if not (folder / "config.json").is_file():
-        raise UserError(f"--warm: {run} is not the folder of a run: it has no config.json")
+        raise UserError(f"--warm: {run} is not a run folder: it has no config.json")
     for flag in flags:
         name = flag.partition("=")[0].replace("-", "_")
         if name in ("__name", "__checkpoints_dir", "__continue_train"):

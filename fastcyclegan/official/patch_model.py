@@ -94,7 +94,7 @@ def _missing_member(cls: type | None) -> str:
 def _choose_step(
     model: Any, cls: type, official: Callable[[Any], Any], options: Options, log: Log, with_arguments: bool
 ) -> Step | None:
-    """Return our step for ``model``, or None if the checkout's own should run, and log why."""
+    """Return our step for ``model``. If the checkout's own should run, log why and return None."""
     try:
         if with_arguments:
             raise NotReplaceableError("optimize_parameters is called with arguments")

@@ -63,7 +63,7 @@ def resume(run: Run, log: Log) -> None:
         run.engine.average.restart()
     log(
         f"starting from the weights in {folder}/{config.run.epoch}_net_*.pth, at epoch"
-        f" {config.optim.epoch_count} and with fresh optimizers and pools, because such files contain only"
+        f" {config.optim.epoch_count} and with fresh optimizers and pools, because these files contain only"
         " weights"
     )
 

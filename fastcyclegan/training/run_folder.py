@@ -16,7 +16,7 @@ DATASET = "dataset"
 
 
 def _default_name(config: TrainConfig) -> str:
-    """Return a default name for a run: the dataset's name and the first number that is free."""
+    """Return a default name for a run: the dataset's name and the first free number."""
     data = config.data
     if data.is_builtin:
         stem = "shapes"
@@ -68,7 +68,7 @@ def choose_folder(config: TrainConfig) -> tuple[Path, TrainConfig]:
             raise UserError(f"{folder} already exists: use --continue_train, --overwrite or another --name")
         if not folder.is_dir() or not is_run(folder):
             raise UserError(
-                f"{folder} is not the folder of a run, so --overwrite does not replace it; use another --name"
+                f"{folder} is not a run folder, so --overwrite does not replace it; use another --name"
             )
     return folder, dataclasses.replace(config, run=dataclasses.replace(run, name=name))
 

@@ -272,6 +272,6 @@ sys.exit(gpu_suite.main(["--stage", "1", "--in-rehearsal", "--results", {str(tmp
         process.terminate()
         output = process.stdout.read()
     assert process.returncode == 130
-    assert "ended by a signal" in output
+    assert "stopped by a signal" in output
     assert not Path(line.split()[1]).exists()
     assert not running("sleep 78.5")

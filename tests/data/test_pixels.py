@@ -1,4 +1,4 @@
-"""Conversion of images to pixels (rounding), and grids of images (the place of every image)."""
+"""Tests of converting images to pixels (rounding) and of image grids (every image is in its place)."""
 
 from __future__ import annotations
 

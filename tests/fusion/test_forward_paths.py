@@ -21,9 +21,10 @@ from tests.fusion.networks import (
 
 
 class Tapped(Norms):
-    """Base class of networks that return the output of their norm in some states.
+    """Base class of networks whose output depends on flags, arguments or modes.
 
-    A single trace shows only a state in which they do not.
+    Most of them skip the activation and return the norm's output for certain values. A single trace follows
+    only the path with the activation.
     """
 
     taps = False

@@ -52,7 +52,7 @@ def test_filling_the_cache_reports_each_stage(tmp_path: Path, monkeypatch: pytes
     chip = ["--arch", "sm_90"]
     wrong = {
         "--warm: this machine has no GPU; name the chip with --arch": ["--warm"],
-        "--warm: nowhere is not the folder of a run: it has no config.json": ["--warm", "nowhere", *chip],
+        "--warm: nowhere is not a run folder: it has no config.json": ["--warm", "nowhere", *chip],
         "--warm: there are no kernels to compile: PyTorch computes resnet_1blocks": [
             "--warm",
             str(folder),

@@ -1,4 +1,7 @@
-"""Tests of which network classes of a checkout are replaced, and of replacements computed by the kernels."""
+"""Tests that the right network classes of a checkout are replaced.
+
+The replacements are also tested on the Triton kernels.
+"""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ def test_an_existing_name(dataset: Path, tmp_path: Path, capsys: pytest.CaptureF
     (tmp_path / "q").mkdir()
     (tmp_path / "q" / "photo.png").touch()
     capsys.readouterr()
-    assert "is not the folder of a run, so --overwrite does not replace it" in fails(
+    assert "is not a run folder, so --overwrite does not replace it" in fails(
         capsys, *args, "--name", "q", "--overwrite"
     )
 
