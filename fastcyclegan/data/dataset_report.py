@@ -51,7 +51,7 @@ class ReportConfig:
 
     def __post_init__(self) -> None:
         if (self.dir is None) == (self.data_A is None and self.data_B is None):
-            raise UserError("give either a folder, or --data_A and --data_B")
+            raise UserError("give a folder, or --data_A and --data_B, but not both")
         if (self.data_A is None) != (self.data_B is None):
             raise UserError("--data_A and --data_B must be given together")
         if self.crop_size < 1:

@@ -43,14 +43,17 @@ def describe(choices: EngineChoices, phases: Sequence[Phase], nets: Nets, averag
     if micro_batch is not None:
         rows["micro batch"] = f"at most {micro_batch} samples at a time"
     if average:
-        rows["average"] = f"of the generators' weights, decay {average}"
+        rows["average"] = f"running averages of the generators' weights, decay {average}"
     return rows
 
 
 def _device(device: torch.device) -> str:
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
-    return f"{device} ({torch.get_num_threads()} threads)"
+    threads = torch.get_num_threads()
+    if threads == 1:
+        return f"{device} (1 thread)"
+    return f"{device} ({threads} threads)"
 
 
 def _impl(choices: EngineChoices, nets: Nets) -> str:

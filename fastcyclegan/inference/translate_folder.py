@@ -64,8 +64,8 @@ class TranslateConfig:
     grid: bool = False
     #: Skip and list images that cannot be read; by default such an image ends the program.
     skip_bad_images: bool = False
-    #: Image loader: dali (NVIDIA DALI, on the GPU if there is one) or folder (Pillow). auto uses dali if it
-    #: is installed and works.
+    #: Image loader: dali (NVIDIA DALI, on the GPU if there is one) or folder (Pillow). auto uses dali for 64
+    #: images or more, if it is installed and works.
     loader: Literal["auto", "dali", "folder"] = "auto"
     #: Number of threads that read and write images. Default: one per core, at most 16.
     num_threads: int | None = None

@@ -141,7 +141,7 @@ def _warm(parser: argparse.ArgumentParser, options: argparse.Namespace, flags: l
 
     for name in ("dtype", "configs", "json", "out"):
         if getattr(options, name) is not None:
-            precision = "train.py's flag --precision sets the precision of the run"
+            precision = "with --warm, train.py's flag --precision sets the precision"
             parser.error(f"--{name} cannot be combined with --warm ({precision})")
     if options.arch is None and not torch.cuda.is_available():
         parser.error(f"--warm: this machine has no GPU; name the chip with --arch ({', '.join(ARCHS)})")

@@ -81,7 +81,7 @@ def _training_table(config: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     identity = f"identity {loss['lambda_identity']:g}"
     adam = f"lr {optim['lr']:g} ({optim['lr_policy']}), beta1 {optim['beta1']:g}"
     if optim.get("ema"):
-        adam += f", EMA of the weights {optim['ema']:g}"
+        adam += f", running average of the weights {optim['ema']:g}"
     return {
         "pictures": f"{source}, {data['direction']}",
         "samples": f"{data['preprocess']}, load_size {data['load_size']}, crop_size {data['crop_size']}",

@@ -228,7 +228,7 @@ def _check_engine(config: TrainConfig, device: torch.device) -> None:
     }
     for flag, requested in needs_gpu.items():
         if requested and device.type != "cuda":
-            raise UserError(f"{flag} needs a CUDA GPU, got --device {device.type}")
+            raise UserError(f"{flag} needs a CUDA GPU, but this run uses the device {device.type}")
     if options.micro_batch is not None and config.model.norm == "batch":
         raise UserError(
             "--micro_batch would change the result of batch norm, which needs all images of a batch together"

@@ -68,8 +68,8 @@ def test_two_folders_or_a_single_one(
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ([], "give either a folder, or --data_A and --data_B"),
-        (["x", "--data_A", "y", "--data_B", "z"], "give either a folder, or --data_A and --data_B"),
+        ([], "give a folder, or --data_A and --data_B, but not both"),
+        (["x", "--data_A", "y", "--data_B", "z"], "give a folder, or --data_A and --data_B, but not both"),
         (["--data_A", "x"], "--data_A and --data_B must be given together"),
         (["nowhere"], "nowhere: no such folder"),
         (["x", "--crop_size", "0"], "crop_size must be at least 1"),

@@ -14,9 +14,9 @@ from tests.training.runs import run
 
 def test_unsupported_engine_options_raise(dataset: Path, tmp_path: Path) -> None:
     for flags, message in (
-        (("--graph", "on"), "--graph on needs a CUDA GPU, got --device cpu"),
-        (("--nvtx",), "--nvtx needs a CUDA GPU, got --device cpu"),
-        (("--overlap", "phases"), "--overlap phases needs a CUDA GPU, got --device cpu"),
+        (("--graph", "on"), "--graph on needs a CUDA GPU, but this run uses the device cpu"),
+        (("--nvtx",), "--nvtx needs a CUDA GPU, but this run uses the device cpu"),
+        (("--overlap", "phases"), "--overlap phases needs a CUDA GPU, but this run uses the device cpu"),
         (("--micro_batch", "1", "--norm", "batch"), "--micro_batch would change the result of batch norm"),
         (("--micro_batch", "0"), "micro_batch must be at least 1, got 0"),
         (("--ema", "1"), r"ema must be in \[0, 1\), got 1.0"),
