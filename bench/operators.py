@@ -165,5 +165,5 @@ def products(dtype: torch.dtype) -> Entrant:
 
 
 def channels_last(*size: int, dtype: torch.dtype) -> Tensor:
-    """Return a channels_last tensor of normally distributed random numbers."""
+    """Return a channels_last tensor of standard normal random numbers."""
     return torch.randn(size, device=DEVICE, dtype=dtype).contiguous(memory_format=torch.channels_last)
