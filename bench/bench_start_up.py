@@ -2,8 +2,8 @@
 
 The iteration runs uncompiled, compiled with an empty compiler cache, and compiled with a full one. Each
 measurement runs in a new process, as it does when a user starts training. On a CPU the networks are small and
-images are 32x32, because only the share of compiling matters there. The losses of the iteration are compared
-with the official training step in float64.
+images are 32x32, because only the fraction of time spent compiling matters there. The losses of the iteration
+are compared with the official training step in float64.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Analyse a chrome trace of one training step.
+"""Analyse a Chrome trace of one training step.
 
 The result contains the step's kernels, its operators, and the parts of the step that launched them. The parts
 are G forward, G backward, D (both directions), and the rest: Adam, the pools and copies.
@@ -48,7 +48,7 @@ class Interval:
 
 
 def intervals(trace: dict[str, Any]) -> list[Interval]:
-    """Return the events of a chrome trace, each with the events of its thread that contain it."""
+    """Return the events of a Chrome trace, each with the events of its thread that contain it."""
     all_events = [Interval.of(event) for event in trace["traceEvents"] if event.get("ph") == "X"]
     threads: dict[Any, list[Interval]] = {}
     for event in all_events:

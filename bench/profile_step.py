@@ -1,4 +1,4 @@
-"""Profile one training step of a provider: write a chrome trace, and print the costliest kernels.
+"""Profile one training step of a provider: write a Chrome trace, and print the costliest kernels.
 
     python scripts/profile_step.py --provider ours_compiled
 

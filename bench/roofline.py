@@ -157,7 +157,9 @@ def parse(arguments: list[str] | None) -> tuple[argparse.ArgumentParser, argpars
         "--matrix_tflops", type=float, help="the chip's TFLOP/s for matrix products in this precision"
     )
     parser.add_argument(
-        "--bandwidth_gbs", type=float, help="the chip's GB/s for a copy, counting bytes read and written"
+        "--bandwidth_gbs",
+        type=float,
+        help="the chip's copy bandwidth in GB/s, counting bytes read and written",
     )
     parser.add_argument("--launch_us", type=float, help="the chip's microseconds per launch")
     parser.add_argument(

@@ -77,7 +77,7 @@ class DataConfig:
     #: antialiasing.
     load_size: int = 286
     #: Side in pixels of the random crop, a multiple of 4 (of 256 for unet_256). If load_size is larger, the
-    #: random position of the crop helps against overfitting.
+    #: random position of the crop helps prevent overfitting.
     crop_size: int = 256
     #: Disable random horizontal flips.
     no_flip: bool = False
@@ -458,7 +458,7 @@ def from_dict(saved: Mapping[str, Mapping[str, Any]]) -> TrainConfig:
     """
     names = [group.name for group in dataclasses.fields(TrainConfig) if group.name != LATER]
     if not isinstance(saved, Mapping) or not all(isinstance(saved.get(name), Mapping) for name in names):
-        raise UserError(f"it lacks one of the groups {', '.join(names)}")
+        raise UserError(f"it lacks at least one of the groups {', '.join(names)}")
     saved = {LATER: {}, **saved}
     groups: dict[str, Any] = {}
     for group in dataclasses.fields(TrainConfig):

@@ -57,7 +57,7 @@ def stacked(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
 def window(kernel: int) -> int:
     """Return how many neighbouring pixels a window has, for a convolution with kernel size ``kernel``.
 
-    A row of the matrix product reads a window at once. Each pixel has IMAGE channels.
+    Each row of the matrix product covers one window. Each pixel has IMAGE channels.
     """
     return max(2, triton.next_power_of_2(kernel))
 

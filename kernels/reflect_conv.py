@@ -159,9 +159,10 @@ def reflect_conv_bwd(
 ) -> Four:
     """Return the gradients dx, dweight [R, O, C, k, k] and dbias [P, O], and the norm's total [2, N, C].
 
-    The entries of ``needs`` tell whether x, the biases and each weight need a gradient; R weights do.
-    Gradients that are not needed are empty, but with a norm, dx and total are always computed. ``out`` is the
-    output if it was a tanh, otherwise empty. y is empty if it must be recomputed.
+    The entries of ``needs`` tell whether x, the biases and each weight need a gradient, and
+    R is the number of weights that need one. Gradients that are not needed are empty, but with a norm, dx and
+    total are always computed. ``out`` is the output if a tanh was applied, otherwise empty. y is empty if it
+    must be recomputed.
     """
     from ._weights import empty_gradients
 

@@ -85,8 +85,8 @@ def forward_bordered(y: Tensor, w: Tensor, bias: Sequence[Tensor], tanh: bool, r
 def embedded_gradient(g: Tensor, k: int, dtype: torch.dtype, tanh: Tensor | None, route: Route) -> Pixels:
     """Surround the gradient g of the output with k - 1 zeros on each side, as the other gradients read it.
 
-    ``tanh`` is the output if it was a tanh, otherwise None. The zeros at the right of a line are also those
-    at the left of the next line.
+    ``tanh`` is the output if a tanh was applied, otherwise None. The zeros at the right of a line are also
+    those at the left of the next line.
     """
     slack, step = 0, g.shape[1]
     if route == "contract":

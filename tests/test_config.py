@@ -136,7 +136,9 @@ def test_json_round_trip() -> None:
     with pytest.raises(UserError, match="unknown to this version: colour"):
         from_dict(older | {"data": {"colour": 1}})
     for nonsense in ({}, [], {"data": 3}, older | {"run": None}):
-        with pytest.raises(UserError, match="it lacks one of the groups data, model, loss, optim, run"):
+        with pytest.raises(
+            UserError, match="it lacks at least one of the groups data, model, loss, optim, run"
+        ):
             from_dict(nonsense)
 
 

@@ -229,7 +229,7 @@ def test_no_module_changes_sys_path(folder: str) -> None:
 
 
 def test_benches_also_run_with_their_folder_on_the_path() -> None:
-    """The benches run with ``bench`` in PYTHONPATH, as in the commands documented for GPU machines."""
+    """The benches run with ``bench`` on PYTHONPATH, as in the commands documented for GPU machines."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join((".", "bench"))}
     command = [sys.executable, "-m", "bench.report", "--help"]
     process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)

@@ -201,7 +201,7 @@ def _reject_odd_tensors(weights: Weights) -> None:
 
 
 def _differences(architecture: Architecture, weights: Weights) -> list[str]:
-    """Describe how ``weights`` differs from the state_dict of ``architecture``, one text per difference."""
+    """Describe how ``weights`` differs from the state_dict of ``architecture``, one string per difference."""
     try:
         with torch.device("meta"):
             state = architecture.kind(**architecture.arguments).state_dict()

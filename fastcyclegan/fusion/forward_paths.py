@@ -179,7 +179,9 @@ class _SymbolAttribute(_Unknown, fx.proxy.Attribute):
 
 
 class _Tracer(fx.Tracer):
-    """Records the calls of the modules in ``names``, and traces into slices of them made during the forward.
+    """Records the calls of the modules in ``names``.
+
+    A slice of a container that the forward makes (``self.layers[:3]``) is traced into, not recorded.
 
     ``answers`` contains the assumed value of each of the ``switches``, true or false. A switch that is tested
     for the first time is assumed to be true, and is added to ``answers``.

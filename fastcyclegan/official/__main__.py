@@ -72,7 +72,7 @@ def parse(args: Sequence[str]) -> tuple[Options, Path, list[str]]:
         "--impl",
         choices=("auto", "triton", "reference"),
         default=ModelConfig.impl,
-        help="compute the networks with fastcyclegan's kernels (triton) or PyTorch's operators (reference)",
+        help="run the networks with fastcyclegan's kernels (triton) or PyTorch's operators (reference)",
     )
     parser.add_argument("script", help="CHECKOUT/train.py or CHECKOUT/test.py")
     parser.add_argument(

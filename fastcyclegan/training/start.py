@@ -150,7 +150,7 @@ def _log_deviations(config: TrainConfig, data: DataConfig, plan: Plan, problem: 
         log(f"--compile: {problem}; training continues uncompiled")
     elif config.run.compile:
         log(
-            "--compile: the first iteration includes compiling, which takes minutes on a CPU; later runs use"
+            "--compile: the first iteration includes compilation, which takes minutes on a CPU; later runs"
             " the cache"
         )
 

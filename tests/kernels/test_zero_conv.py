@@ -115,8 +115,8 @@ def test_same_bits_twice_and_alone(case: Case, device: str) -> None:
 def test_pixels_that_no_tap_reaches_are_not_read(device: str) -> None:
     """Pixels that no tap of the kernel reaches have no effect on the results.
 
-    With stride 2 and even sides, these are the last line and column. They would be read for those pixels of a
-    step that are past the end of the image.
+    With stride 2 and even sides, these are the last row and column. Without a bounds check, a kernel would
+    read them for the output pixels of a loop step that are past the end of the image.
     """
     case = next(case for case in CASES if case.why.startswith("stride 2, unpadded"))
     x, weights, _, dy = operands(case, device)
