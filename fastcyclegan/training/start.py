@@ -151,7 +151,7 @@ def _log_deviations(config: TrainConfig, data: DataConfig, plan: Plan, problem: 
     elif config.run.compile:
         log(
             "--compile: the first iteration includes compilation, which takes minutes on a CPU; later runs"
-            " the cache"
+            " use the cache"
         )
 
 
