@@ -238,8 +238,8 @@ def _print_score(trainer: Trainer, console: Console) -> None:
         translate = functools.partial(engine.translate, f"G_{source}{target}")
         score = builtin.score(translate, held_out[source], held_out[target], engine.device)
         console.log(
-            f"  {source} to {target}: the translations close {score.gap_closed:.2f} of the difference in stripes"
-            " between the two domains (1 is all of it); their distance to the true counterparts is"
+            f"  {source} to {target}: the translations close {score.gap_closed:.2f} of the difference in"
+            " stripes between the two domains (1 is all of it); their distance to the true counterparts is"
             f" {score.distance_ratio:.2f} times that of the untranslated images (0 is perfect)"
         )
 
