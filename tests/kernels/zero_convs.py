@@ -154,11 +154,7 @@ def check(case: Case, device: str, dtype: torch.dtype, recompute: bool = True) -
     got = results(ours(case, recompute), x, weights, biases, dy)
     baseline = results(by_pytorch(case), x, weights, biases, dy)
     truth = results(
-        by_pytorch(case),
-        x.double(),
-        [w.double() for w in weights],
-        [b.double() for b in biases],
-        dy.double(),
+        by_pytorch(case), x.double(), [w.double() for w in weights], [b.double() for b in biases], dy.double()
     )
     for name, result in got.items():
         assert_parity(name, result, baseline[name], truth[name], dtype)
