@@ -18,10 +18,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bench.counts import info_of
 from bench.machine import DEVICE, PeakMemory
 from bench.operators import FAULT, ROUNDS
 from bench.parity import least_allowed
-from bench.plain_nets import NETS, SMALL_NETS
+from bench.plain_nets import NETS, SMALL_NETS, Net
 from bench.timing import Entrant, Race, Steps, builders_of, clock
 from fastcyclegan.devtools.dry_run import count
 from fastcyclegan.fusion.accelerate import accelerate
@@ -42,17 +43,12 @@ def sizes(shape: tuple[int, ...]) -> str:
 # --- Saved bytes --------------------------------------------------------------------------------------------
 
 
-def counted(build: Callable[[], nn.Module], shape: tuple[int, ...], provider: str) -> Entrant:
+def counted(name: str, chosen: Net, provider: str) -> Entrant:
+    build, shape = chosen
     net = build()
     if provider == "accelerated":
         accelerate(net, impl="triton")
-    counts = count(net, torch.zeros(shape))
-    info = {
-        "launches": counts.launches.total(),
-        "aten_calls": counts.aten.total(),
-        "saved_bytes": counts.saved_bytes,
-        "counts_only": True,
-    }
+    info = {**info_of(count(net, torch.zeros(shape))), "network": name, "images": sizes(shape)}
     return Entrant(lambda: None, info=info, cold=True)
 
 
@@ -60,9 +56,8 @@ def counted(build: Callable[[], nn.Module], shape: tuple[int, ...], provider: st
 @pytest.mark.parametrize("name", NETS)
 def bench_accelerate_memory(race: Race, quick: bool, name: str, provider: str) -> None:
     nets = SMALL_NETS if quick else NETS
-    build, shape = nets[name]
-    group = f"counts of a step of a plain network, {name}, {sizes(shape)}, fp32"
-    race(group, builders_of(PROVIDERS, lambda p: counted(build, shape, p)), rounds=1)
+    group = f"counts of a step of a plain network, {name}, {sizes(nets[name][1])}, fp32"
+    race(group, builders_of(PROVIDERS, lambda p: counted(name, nets[name], p)), rounds=1)
 
 
 # --- Time ---------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Count the launches, calls and bytes of a training step exactly, without a GPU.
+"""Count the launches, calls and bytes of a training step and of each network exactly, without a GPU.
 
 The work of the step's layers is calculated as well. The times of these rows cover only the counting and are
 meaningless; the results are the counts in the other columns. Images are 256x256 on both CPU and GPU.
@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import pytest
 
-from bench.counts import step_counts
+from bench.counts import info_of, step_counts
 from bench.step_work import step_work
 from bench.timing import Builders, Entrant, Race, builders_of, clock
+from fastcyclegan.devtools.dry_run import DTYPES, NETWORKS, VARIANTS, count_network
 
 # With and without the identity loss. A larger batch has the same counts, and proportionally more bytes.
 SETTINGS = [
     pytest.param(True, marks=pytest.mark.telling(3)),
-    pytest.param(False, marks=pytest.mark.telling(8)),
+    pytest.param(False, marks=pytest.mark.telling(4)),
 ]
 # For each provider, the training step that is counted and its precision.
 PROVIDERS = {
@@ -34,13 +35,14 @@ def make_builders(size: int, identity: bool, blocks: int) -> Builders:
         counts = step_counts(name, size, 1, blocks, identity, precision)
         work = step_work(size, 1, blocks, identity, precision)
         info = {
-            "launches": counts.launches.total(),
-            "aten_calls": counts.aten.total(),
-            "saved_bytes": counts.saved_bytes,
+            **info_of(counts),
+            "precision": precision,
+            "size": size,
+            "batch": 1,
+            "identity": identity,
             "step_flops": sum(w.calls * w.flops for w in work),
             "least_bytes": sum(w.calls * w.bytes for w in work),
             "by_layer": [[w.layer, w.phase, w.calls, w.flops, w.bytes] for w in work],
-            "counts_only": True,
         }
         return Entrant(lambda: None, info=info, cold=True)
 
@@ -58,3 +60,18 @@ def bench_counts(race: Race, quick: bool, identity: bool, provider: str) -> None
     networks = f"{blocks} blocks, ngf 64"
     group = f"counts of a training iteration, {size}x{size}, batch 1, identity {loss}, {networks}"
     race(group, make_builders(size, identity, blocks), rounds=1)
+
+
+def counted_network(network: str, precision: str, variant: str) -> Entrant:
+    info = {**info_of(count_network(network, variant, precision)), "network": network, "precision": precision}
+    return Entrant(lambda: None, info=info, cold=True)
+
+
+@pytest.mark.telling(4)
+@pytest.mark.cost(cpu=5, cuda=5)
+@pytest.mark.parametrize("provider", VARIANTS)
+@pytest.mark.parametrize("precision", DTYPES)
+@pytest.mark.parametrize("network", NETWORKS)
+def bench_network_counts(race: Race, network: str, precision: str, provider: str) -> None:
+    group = f"counts of a forward and backward pass, {network}, 256x256, batch 1, {precision}"
+    race(group, builders_of(VARIANTS, lambda v: counted_network(network, precision, v)), rounds=1)

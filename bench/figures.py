@@ -192,9 +192,9 @@ def lines_of(rows: Iterable[Row]) -> Iterator[str]:
         anchor = anchor_of(members)
         for row in members:
             if row.info.get("counts_only"):
-                yield f"  {row.provider:<24}" + "  ".join(_counts(row))
+                yield f"  {row.provider:<26}" + "  ".join(_counts(row))
             else:
-                cells = [f"  {row.provider:<24}", *_timed(row, anchor)]
+                cells = [f"  {row.provider:<26}", *_timed(row, anchor)]
                 yield "  ".join(cells) + f"  n={len(row.seconds)}"
 
 

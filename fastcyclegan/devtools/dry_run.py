@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -23,7 +24,8 @@ from fastcyclegan.kernels import _launch
 from fastcyclegan.kernels._operator import BODIES
 from fastcyclegan.nn.networks import Discriminator, Generator, UnetGenerator
 
-_ALLOCATIONS = {
+# Allocations, and calls that only read a number or detach a tensor. They compute nothing.
+_NOT_COUNTED = {
     "empty",
     "empty_like",
     "empty_strided",
@@ -31,6 +33,7 @@ _ALLOCATIONS = {
     "new_empty_strided",
     "detach",
     "lift_fresh",
+    "_local_scalar_dense",
 }
 _CONVOLUTIONS = {"aten::convolution", "aten::convolution_backward"}
 
@@ -40,8 +43,9 @@ class Counts:
     """The operations of one forward and backward pass, and the bytes that are saved between the two.
 
     ``launches`` is the number of launches of each kernel. ``aten`` is the number of calls of each ATen
-    operator, without views and allocations. ``parts`` is the number of launches and ATen calls in each named
-    part of an iteration, with "" for those outside all parts. ``saved_bytes`` counts each storage once.
+    operator, without views, allocations and reads of single numbers. ``parts`` is the number of launches and
+    ATen calls in each named part of an iteration, with "" for those outside all parts. ``saved_bytes`` counts
+    each storage once.
     """
 
     launches: Counter[str] = field(default_factory=Counter)
@@ -103,7 +107,7 @@ class DryRun(TorchDispatchMode):
             elif self._inside:
                 self._inside.pop()
             return result
-        if not func.is_view and name.removeprefix("aten::") not in _ALLOCATIONS:
+        if not func.is_view and name.removeprefix("aten::") not in _NOT_COUNTED:
             self.counts.aten[name.removeprefix("aten::")] += 1
             self.counts.parts[self._part()] += 1
         if name in _CONVOLUTIONS:
@@ -176,9 +180,26 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
 }
 VARIANTS: dict[str, dict[str, Any]] = {
     "PyTorch": {"impl": "reference"},
-    "Triton, inputs saved": {"impl": "triton", "recompute": False},
-    "Triton": {"impl": "triton"},
+    "kernels": {"impl": "triton"},
+    "kernels, recompute=False": {"impl": "triton", "recompute": False},
 }
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def count_network(network: str, variant: str, precision: str, size: int = 256) -> Counts:
+    """Count the operations of a forward and backward pass of a network on one image.
+
+    ``network``, ``variant`` and ``precision`` are keys of NETWORKS, VARIANTS and DTYPES. The image is
+    ``size`` pixels square. Each variant has the layout in which it makes the fewest calls: channels_last for
+    the kernels, and contiguous for PyTorch's operators.
+    """
+    layout = torch.channels_last
+    if variant == "PyTorch":
+        layout = torch.contiguous_format
+    dtype = DTYPES[precision]
+    net = NETWORKS[network](**VARIANTS[variant]).to(dtype=dtype, memory_format=layout)  # type: ignore[call-overload]
+    image = torch.zeros(1, 3, size, size, dtype=dtype).contiguous(memory_format=layout)
+    return count(net, image)
 
 
 def main() -> None:
@@ -200,14 +221,9 @@ def main() -> None:
         f"One forward and backward pass at {size} x {size}, batch 1. MiB: memory saved for the backward pass,"
         " without the weights; each storage is counted once."
     )
-    print(f"{'':50}{'launches':>9}{'ATen calls':>12}{'MiB':>8}")
-    layout = torch.channels_last
-    for name, build in NETWORKS.items():
-        for dtype in (torch.float32, torch.bfloat16):
-            for variant, options in VARIANTS.items():
-                net = build(**options).to(dtype=dtype, memory_format=layout)  # type: ignore[call-overload]
-                image = torch.zeros(1, 3, size, size, dtype=dtype).contiguous(memory_format=layout)
-                counts = count(net, image)
-                label = f"{name}, {str(dtype).removeprefix('torch.')}, {variant}"
-                mebibytes = counts.saved_bytes / 2**20
-                print(f"{label:50}{counts.launches.total():9}{counts.aten.total():12}{mebibytes:8.1f}")
+    print(f"{'':52}{'launches':>9}{'ATen calls':>12}{'MiB':>8}")
+    for name, precision, variant in itertools.product(NETWORKS, DTYPES, VARIANTS):
+        counts = count_network(name, variant, precision, size)
+        label = f"{name}, {precision}, {variant}"
+        mebibytes = counts.saved_bytes / 2**20
+        print(f"{label:52}{counts.launches.total():9}{counts.aten.total():12}{mebibytes:8.1f}")
