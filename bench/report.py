@@ -1,33 +1,32 @@
 """Turn the results of the benches into tables, a spreadsheet and plots, or compare two results.
 
-The comparison finds regressions. The README's performance section can be updated as well.
+The comparison finds regressions. The generated sections of the project's pages can be updated as well.
 
     python -m bench.report RESULTS.json ...   # writes report/: report.md, results.csv, *.png and *.svg
     python -m bench.report NEW.json --against OLD.json --fail-over 5%   # exit code 1 if anything became worse
-    python -m bench.report bench/results/NAME.json --readme README.md   # rewrites the README's section
+    python -m bench.report bench/results/NAME.json --readme README.md ...   # rewrites their sections
 
 RESULTS are files that ``pytest bench/ --benchmark-only --benchmark-json=FILE`` has written. Every figure
 comes with its hardware, versions, commit, date, number of rounds and spread. Every speed-up is relative to
-the first provider of its group, and computed within one run, round by round.
+the first provider of its group, and computed within one run, round by round. ``page_sections.py`` lists the
+sections that a page can contain.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import re
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from bench.figures import COUNTS, Results, Row, anchor_of, is_ceiling, read_results, speed_up
+from bench.page_sections import SECTIONS, rewritten
 from bench.plots import draw
 from bench.regressions import regressions
-from bench.result_tables import counts_table, markdown, ratios, table
-
-BEGIN, END = "<!-- performance: written by bench/report.py from {} -->", "<!-- end of performance -->"
+from bench.result_tables import markdown
 
 # The columns of the spreadsheet: the machine, the timings, and the extra information from the benches.
 ABOUT = ("hardware", "driver", "torch", "triton", "python", "commit", "date")
@@ -72,78 +71,22 @@ def _cells(results: Results, row: Row, anchor: Row) -> dict[str, Any]:
     return cells
 
 
-# --- The README ---------------------------------------------------------------------------------------------
+# --- The pages ----------------------------------------------------------------------------------------------
 
 
-def readme_section(results: Results, name: str) -> Iterator[str]:
-    """Yield the lines of the README's performance section.
+def write_pages(results: Results, name: str, pages: Sequence[Path]) -> None:
+    """Rewrite the generated sections of ``pages`` from ``results``, which come from the file ``name``.
 
-    ``name`` is the name of the file that ``results`` come from.
+    Raises ValueError if a page cannot be rewritten. No page is changed then.
     """
-    from bench.providers import PROVIDERS
-
-    yield BEGIN.format(name)
-    yield (
-        f"Measured on: {results.title}. In each table, the providers took turns in one run, in random order."
-    )
-    yield (
-        "Speed-ups compare rounds that ran one after the other: the median, with the smallest and largest of"
-        " all rounds."
-    )
-    if results.machine.get("device") != "cuda":
-        yield "**This version has not been measured on a GPU yet**: these are CPU figures at reduced sizes."
-    for file in ("bench_train_step.py", "bench_generator.py", "bench_loader.py"):
-        for group, rows in results.groups.items():
-            if rows[0].file == file:
-                yield f"\n{group[0].upper()}{group[1:]}:\n"
-                yield from table(rows)
-                yield from ratios(rows)
-    yield ""
-    providers = {row.provider for row in results.rows}
-    for provider_name, provider in PROVIDERS.items():
-        if provider_name in providers:
-            yield f"- `{provider_name}`: {provider.title}"
-    for group, rows in results.groups.items():
-        if rows[0].info.get("counts_only"):
-            yield f"\nExact {group} (counting needs no GPU):\n"
-            yield from counts_table(rows)
-            break
-    if results.machine.get("device") != "cuda":
-        yield from _floor()
-    yield END
-
-
-def _floor() -> Iterator[str]:
-    """Yield the lines about the calculated lower bound on the time of a training step on an H200."""
-    from bench.step_work import Chip, step_work, total
-
-    chip = Chip(790e12, 4.3e12, 1.1e-6, "typed in")
-    work = step_work(256, 1)
-    floor = 1e3 * total(work, chip, 0)
-    yield (
-        f"\nThe lower bound for a training step at 256x256, batch 1, bf16 on an H200 is {floor:.1f} ms, plus"
-        " the launches. It is"
-    )
-    yield "calculated from the chip's ceilings (790 TFLOP/s, 4.3 TB/s), not measured:"
-    yield (
-        "`python -m bench.roofline --matrix_tflops 790 --bandwidth_gbs 4300 --launch_us 1.1` shows it by"
-        " layer."
-    )
-
-
-def write_readme(section: Sequence[str], readme: Path) -> None:
-    """Replace the section between the two markers in ``readme`` with the lines of ``section``.
-
-    Raises ValueError if the file does not contain the markers.
-    """
-    text = readme.read_text()
-    begin = re.escape(BEGIN.split("{}")[0])
-    match = re.search(f"{begin}.*?{re.escape(END)}", text, re.DOTALL)
-    if not match:
-        raise ValueError(
-            f"{readme}: found no section that begins with {BEGIN.format('FILE')} and ends with {END}"
-        )
-    readme.write_text(text[: match.start()] + "\n".join(section) + text[match.end() :])
+    texts = {}
+    for page in pages:
+        try:
+            texts[page] = rewritten(page.read_text(), results, name)
+        except ValueError as error:
+            raise ValueError(f"{page}: {error}") from None
+    for page, text in texts.items():
+        page.write_text(text)
 
 
 # --- The command line ---------------------------------------------------------------------------------------
@@ -177,9 +120,10 @@ def parse(arguments: list[str] | None) -> tuple[argparse.ArgumentParser, argpars
     )
     parser.add_argument(
         "--readme",
+        nargs="+",
         type=Path,
-        metavar="FILE",
-        help="rewrite the performance section of this file from the first of RESULTS",
+        metavar="PAGE",
+        help=f"rewrite the sections {', '.join(SECTIONS)} in these pages from the first of RESULTS",
     )
     parser.add_argument(
         "--against", type=Path, metavar="OLD", help="compare the first of RESULTS with these older results"
@@ -204,8 +148,8 @@ def main(arguments: list[str] | None = None) -> int:
         all_results = [read_results(path) for path in options.results]
         old = _read_older(options, all_results[0])
         if options.readme:
-            write_readme(list(readme_section(all_results[0], options.results[0].name)), options.readme)
-            print(f"{options.readme}: performance section rewritten from {options.results[0]}")
+            write_pages(all_results[0], options.results[0].name, options.readme)
+            print(f"{', '.join(map(str, options.readme))}: sections rewritten from {options.results[0]}")
     except ValueError as error:
         parser.error(str(error))
     except OSError as error:
@@ -222,14 +166,14 @@ def main(arguments: list[str] | None = None) -> int:
 def _read_older(options: argparse.Namespace, new: Results) -> Results | None:
     """Return the results that ``new`` is compared with, or None if there are none.
 
-    Raises ValueError if results with test sizes would go into a README or be compared with real ones.
+    Raises ValueError if results with test sizes would go into a page or be compared with real ones.
     """
     old = None
     if options.against:
         old = read_results(options.against)
     if options.readme and new.quick:
         raise ValueError(
-            f"{options.results[0]}: measured with --bench-quick, at test sizes, so not suitable for a README"
+            f"{options.results[0]}: measured with --bench-quick, at test sizes, so not suitable for a page"
         )
     if old is not None and new.quick != old.quick:
         raise ValueError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from bench.figures import (
     COUNTS,
@@ -18,6 +18,8 @@ from bench.figures import (
 
 # With at least this many rounds, the 95th percentile differs from the maximum.
 ENOUGH = 20
+PROVIDER: dict[str, Callable[[Row], str]] = {"provider": lambda row: row.provider}
+HEADINGS = {key: name for key, (name, _) in COUNTS.items()}
 
 
 def markdown(results: Results) -> Iterator[str]:
@@ -54,7 +56,7 @@ def _columns(rows: Sequence[Row]) -> dict[str, Callable[[Row], str]]:
 
     Each heading is mapped to the function that formats a row's cell.
     """
-    columns: dict[str, Callable[[Row], str]] = {"provider": lambda row: row.provider}
+    columns = dict(PROVIDER)
     if any("precision" in row.info or "dtype" in row.info for row in rows):
         columns["precision"] = _precision
     if rows[0].file == "bench_generator.py" and len(rows[0].seconds) >= ENOUGH:
@@ -130,17 +132,22 @@ def _ratio(row: Row, anchor: Row) -> str:
     return f"{speed_up(row, anchor):.2f}"
 
 
-def counts_table(rows: Sequence[Row]) -> Iterator[str]:
-    counted = {}
-    for key, count in COUNTS.items():
-        if all(key in row.info for row in rows):
-            counted[key] = count
-    yield _line(["provider", *(name for name, _ in counted.values())])
-    yield _rule(1 + len(counted))
+def counts_table(
+    rows: Sequence[Row],
+    labels: Mapping[str, Callable[[Row], str]] = PROVIDER,
+    headings: Mapping[str, str] = HEADINGS,
+) -> Iterator[str]:
+    """Yield a table of the counts that all ``rows`` have.
+
+    ``labels`` maps the headings of the first columns to the functions that format their cells. ``headings``
+    has the counts to show, each with its heading.
+    """
+    counted = [key for key in headings if all(key in row.info for row in rows)]
+    yield _line([*labels, *(headings[key] for key in counted)])
+    yield _rule(len(labels) + len(counted))
     for row in rows:
-        cells = [row.provider]
-        for key, (_, scale) in counted.items():
-            cells.append(_digits(row.info[key] / scale))
+        cells = [label(row) for label in labels.values()]
+        cells += [_digits(row.info[key] / COUNTS[key][1]) for key in counted]
         yield _line(cells)
 
 

@@ -1,7 +1,7 @@
 """Reports on bench results.
 
-They include speed-ups, tables, a spreadsheet, plots, a section of the README, and a comparison with older
-results.
+They include speed-ups, tables, a spreadsheet, plots, and a comparison with older results. The sections of
+pages have their own tests in ``test_page_sections.py``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import pytest
 from bench import report
 from bench.figures import Row, Spread, anchor_of, lines_of, read_results, speed_up
 
-ROOT = Path(__file__).parents[2]
 ABOUT = {
     "hardware": "Test chip, 2 threads",
     "device": "cpu",
@@ -244,17 +243,3 @@ def test_reports_bad_input(
         report.main(arguments.format(**paths).split())
     assert ended.value.code == 2
     assert message in capsys.readouterr().err
-
-
-def test_readme_section_is_generated_from_a_committed_result(tmp_path: Path) -> None:
-    """The report reproduces the README's section from the result file that the section names.
-
-    This ensures that no figure in it was typed by hand.
-    """
-    text = (ROOT / "README.md").read_text()
-    name = re.search(re.escape(report.BEGIN).replace(r"\{\}", "(.+?)"), text)
-    assert name is not None
-    copy = tmp_path / "README.md"
-    copy.write_text(text)
-    assert report.main([str(ROOT / "bench" / "results" / name[1]), "--readme", str(copy)]) == 0
-    assert copy.read_text() == text

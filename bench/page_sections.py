@@ -1,0 +1,266 @@
+"""Write the generated sections of the project's pages from one file of results.
+
+A section stands between two lines of its page:
+
+    <!-- SECTION: written by bench/report.py from FILE -->
+    <!-- end of SECTION -->
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+
+from bench.figures import Results, Row, speed_up
+from bench.result_tables import counts_table, ratios, table
+
+BEGIN, END = "<!-- {}: written by bench/report.py from {} -->", "<!-- end of {} -->"
+_BEGIN_LINE = re.compile(r"<!-- (\S+): written by bench/report\.py from .*-->")
+_END_LINE = re.compile(r"<!-- end of (\S+) -->")
+
+# The training steps that bench_counts.py counts, as the README names them.
+STEPS = {
+    "official": "official order, fp32",
+    "official_bf16": "official order, bf16 autocast",
+    "ours, fp32": "fastcyclegan, fp32",
+    "ours, bf16": "fastcyclegan, bf16",
+}
+OPERATIONS = {"launches": "launches of our kernels", "aten_calls": "calls to PyTorch"}
+
+
+def rewritten(text: str, results: Results, name: str) -> str:
+    """Return the page ``text`` with every section written from ``results``, those of the file ``name``.
+
+    Raises ValueError if the page has no section, an unknown one, or a begin or end without its counterpart,
+    or if the results lack the rows of a section.
+    """
+    lines: list[str] = []
+    found, inside = False, ""
+    for line in text.split("\n"):
+        begin, end = _BEGIN_LINE.fullmatch(line), _END_LINE.fullmatch(line)
+        if begin is not None:
+            if inside:
+                raise ValueError(f"section {inside} does not end before section {begin[1]} begins")
+            found, inside = True, begin[1]
+            lines += _section(inside, results, name)
+        elif end is not None:
+            if end[1] != inside:
+                raise ValueError(f"found the end of section {end[1]} without its begin")
+            inside = ""
+        elif not inside:
+            lines.append(line)
+    if inside:
+        raise ValueError(f"section {inside} does not end with {END.format(inside)}")
+    if not found:
+        raise ValueError(f"found no section that begins with {BEGIN.format('SECTION', 'FILE')}")
+    return "\n".join(lines)
+
+
+def _section(section: str, results: Results, name: str) -> Iterator[str]:
+    if section not in SECTIONS:
+        raise ValueError(f"unknown section {section}, must be one of {', '.join(SECTIONS)}")
+    yield BEGIN.format(section, name)
+    yield from SECTIONS[section](results)
+    yield END.format(section)
+
+
+def _rows(results: Results, file: str, **info: object) -> list[Row]:
+    """Return the rows of a bench that have all of ``info``. Raises ValueError if there are none."""
+    rows = [row for row in results.rows if row.file == file and info.items() <= row.info.items()]
+    if not rows:
+        wanted = "".join(f", {key} {value}" for key, value in info.items())
+        raise ValueError(f"the results lack rows of {file}{wanted}")
+    return rows
+
+
+def _steps(results: Results, identity: bool = True) -> dict[str, Row]:
+    """Return the counts of a training iteration by provider. Raises ValueError if one of STEPS is missing."""
+    rows = {row.provider: row for row in _rows(results, "bench_counts.py", size=256, identity=identity)}
+    if missing := [provider for provider in STEPS if provider not in rows]:
+        raise ValueError(f"the results lack the counts of {'; '.join(missing)}")
+    return {provider: rows[provider] for provider in STEPS}
+
+
+def _capitalised(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+# --- The README ---------------------------------------------------------------------------------------------
+
+
+def _facts(results: Results) -> Iterator[str]:
+    """Yield two items of a list: the operations of a training iteration, and the memory that it keeps."""
+    steps = _steps(results)
+    launches = steps["ours, bf16"].info["launches"]
+    calls = {provider: f"{row.info['aten_calls']:,}" for provider, row in steps.items()}
+    kept = {provider: f"{row.info['saved_bytes'] / 2**20:,.0f}" for provider, row in steps.items()}
+    yield (
+        "- **Fewer operations.** A training iteration (256x256, batch 1, bf16) makes"
+        f" {launches} kernel launches and {calls['ours, bf16']} calls to PyTorch. The official order makes"
+        f" {calls['official_bf16']} calls with bf16 autocast, and {calls['official']} in fp32 ([exact"
+        " counts](bench/README.md#exact-counts))."
+    )
+    yield (
+        f"- **Less memory.** The same iteration keeps {kept['ours, bf16']} MiB for its backward passes. The"
+        f" official order keeps {kept['official_bf16']} MiB with bf16 autocast. In fp32 it is"
+        f" {kept['ours, fp32']} MiB instead of {kept['official']}."
+    )
+
+
+def _speed(results: Results) -> Iterator[str]:
+    """Yield the times of a training iteration if they are a GPU's, and its exact counts otherwise."""
+    if results.machine.get("device") == "cuda":
+        yield (
+            f"A training iteration at 256x256, batch 1, on {results.title}"
+            " ([all figures, and what each provider is](bench/README.md)):\n"
+        )
+        yield from table(_rows(results, "bench_train_step.py", size=256, batch=1, identity=True))
+        return
+    yield (
+        "No GPU has measured this version yet, so its speed there is unknown. What a training iteration does"
+        " can be counted without one (256x256, batch 1):\n"
+    )
+    yield from counts_table(
+        list(_steps(results).values()),
+        {"": lambda row: STEPS[row.provider]},
+        {**OPERATIONS, "saved_bytes": "MiB kept for the backward passes"},
+    )
+
+
+# --- The page of the benches --------------------------------------------------------------------------------
+
+
+def _counts(results: Results) -> Iterator[str]:
+    """Yield the exact counts of a training iteration, and the lower bound on its time."""
+    for identity in (True, False):
+        rows = list(_steps(results, identity).values())
+        yield f"{_capitalised(rows[0].group)}:\n"
+        yield from counts_table(rows)
+        yield ""
+    yield (
+        "These are counts of one iteration after the first. They come from a dry run on a CPU, in which no"
+        " kernel and no convolution is computed. Triton launches are those of our kernels. An ATen call is a"
+        " call of a PyTorch operator that computes or copies something; on a GPU it launches one kernel or"
+        " several. Views, allocations and reads of single numbers are not counted. The official Adam updates"
+        " all weights together, as PyTorch does by default on a GPU. The saved memory is that of all tensors"
+        " kept for the backward passes, except the weights. Memory that several tensors share is counted"
+        " once.\n"
+    )
+    yield from _floor()
+
+
+def _floor() -> Iterator[str]:
+    """Yield the lines about the calculated lower bound on the time of a training step on an H200."""
+    from bench.step_work import Chip, step_work, total
+
+    chip = Chip(790e12, 4.3e12, 1.1e-6, "typed in")
+    floor = 1e3 * total(step_work(256, 1), chip, 0)
+    yield (
+        f"The lower bound for a training step at 256x256, batch 1, bf16 on an H200 is {floor:.1f} ms, plus"
+        " the launches. It is calculated from the chip's ceilings (790 TFLOP/s, 4.3 TB/s), not measured:"
+        " `python -m bench.roofline --matrix_tflops 790 --bandwidth_gbs 4300 --launch_us 1.1` shows it by"
+        " layer."
+    )
+
+
+def _performance(results: Results) -> Iterator[str]:
+    """Yield the tables of the training step, the generator and the loaders, and every case that is slower."""
+    from bench.providers import PROVIDERS
+
+    yield (
+        f"Measured on: {results.title}. In each table, the providers took turns in one run, in random order."
+        " Speed-ups compare rounds that ran one after the other: the median, with the smallest and largest of"
+        " all rounds."
+    )
+    if results.machine.get("device") != "cuda":
+        yield (
+            "**This version has not been measured on a GPU yet**: these are CPU figures at reduced sizes, and"
+            " none of our kernels runs in them."
+        )
+    measured = {row.provider for row in _rows(results, "bench_train_step.py")}
+    for file in ("bench_train_step.py", "bench_generator.py", "bench_loader.py"):
+        for group, rows in results.groups.items():
+            if rows[0].file == file:
+                yield f"\n{_capitalised(group)}:\n"
+                yield from table(rows)
+                yield from ratios(rows)
+                measured |= {row.provider for row in rows}
+    yield ""
+    for name, provider in PROVIDERS.items():
+        if name in measured:
+            yield f"- `{name}`: {provider.title}"
+    yield ""
+    yield from _slower(results)
+
+
+def _slower(results: Results) -> Iterator[str]:
+    """Yield every case in which one of our providers is slower than an official one."""
+    cases, uncompiled = [], False
+    for group, rows in results.groups.items():
+        others = [row for row in rows if row.provider in ("official", "official_compiled")]
+        for ours in (row for row in rows if row.provider.startswith("ours")):
+            if factors := list(_slower_than(ours, others)):
+                cases.append(f"- {_capitalised(group)}: `{ours.provider}` is {' and '.join(factors)}.")
+                uncompiled |= ours.provider == "ours"
+    if not cases:
+        yield "In no group is one of our providers slower than `official` or `official_compiled`."
+        return
+    yield "These are all cases in which one of ours is slower than `official` or `official_compiled`:\n"
+    yield from cases
+    if uncompiled and results.machine.get("device") != "cuda":
+        yield (
+            "\nOn a CPU, PyTorch's operators compute `ours`, uncompiled, in fp32 and channels_last, where"
+            " PyTorch's instance norm copies each image to contiguous planes and back. `official_compiled`"
+            " computes in bf16."
+        )
+
+
+def _slower_than(ours: Row, others: Sequence[Row]) -> Iterator[str]:
+    if ours.info.get("counts_only"):
+        return
+    for other in others:
+        ratio = speed_up(ours, other)
+        if ratio.median < 1:
+            yield f"{ratio:.2f} times as fast as `{other.provider}`"
+
+
+# --- The pages of the kernels and of accelerate -------------------------------------------------------------
+
+
+def _networks(results: Results) -> Iterator[str]:
+    """Yield the counts of one forward and backward pass of each network."""
+    rows = [row for row in _rows(results, "bench_counts.py") if "network" in row.info]
+    if not rows:
+        raise ValueError("the results lack the counts of networks of bench_counts.py")
+    yield "One forward and backward pass at 256x256, batch 1 (`python scripts/count_operations.py`):\n"
+    labels: dict[str, Callable[[Row], str]] = {
+        "network": lambda row: row.info["network"],
+        "precision": lambda row: row.info["precision"],
+        "computed by": lambda row: row.provider,
+    }
+    yield from counts_table(rows, labels)
+
+
+def _accelerate(results: Results) -> Iterator[str]:
+    """Yield the counts of a step of networks from other fields, before and after ``accelerate``."""
+    rows = [row for row in _rows(results, "bench_accelerate.py") if row.info.get("counts_only")]
+    if not all("network" in row.info for row in rows):
+        raise ValueError("the results lack the counts of networks of bench_accelerate.py")
+    yield "One forward and backward pass in fp32 (`pytest bench/bench_accelerate.py --benchmark-only`):\n"
+    labels: dict[str, Callable[[Row], str]] = {
+        "network": lambda row: row.info["network"],
+        "images": lambda row: row.info["images"],
+        "": lambda row: row.provider,
+    }
+    yield from counts_table(rows, labels)
+
+
+# The lines between the two marks of each section.
+SECTIONS: dict[str, Callable[[Results], Iterator[str]]] = {
+    "facts": _facts,
+    "speed": _speed,
+    "counts": _counts,
+    "performance": _performance,
+    "networks": _networks,
+    "accelerate": _accelerate,
+}

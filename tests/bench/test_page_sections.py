@@ -1,0 +1,228 @@
+"""Sections of pages that are written from results, and the pages of the project that contain them.
+
+No figure in a section was typed by hand, and the counts in the committed results are those of the code.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bench import report
+from bench.bench_counts import PROVIDERS
+from bench.counts import info_of, step_counts
+from bench.figures import Results, Row, read_results
+from bench.page_sections import BEGIN, END, SECTIONS, rewritten
+from fastcyclegan.devtools.dry_run import Counts, count_network
+
+ROOT = Path(__file__).parents[2]
+FOLDERS = ("bench", "fastcyclegan", "kernels", "scripts", "tests")
+TEXTS = {
+    page: page.read_text()
+    for page in [*ROOT.glob("*.md"), *(page for folder in FOLDERS for page in (ROOT / folder).rglob("*.md"))]
+}
+WRITTEN = re.compile(
+    r"^<!-- (\w+): written by bench/report\.py from (.*) -->$(.*?)^<!-- end of \1 -->$", re.M | re.S
+)
+PAGES = {page: text for page, text in TEXTS.items() if WRITTEN.search(text)}
+LAUNCHES = re.compile(r"([\d,]*\d)\s+(?:Triton\s+|kernel\s+)?launches")
+
+
+def page_with(*sections: str) -> str:
+    return "\n".join(
+        f"# Page\n{BEGIN.format(section, '')}\nold\n{END.format(section)}" for section in sections
+    )
+
+
+@functools.cache
+def committed() -> Results:
+    """Return the results that the pages are written from."""
+    (name,) = {match[2] for text in PAGES.values() for match in WRITTEN.finditer(text)}
+    return read_results(ROOT / "bench" / "results" / name)
+
+
+# --- The pages of the project -------------------------------------------------------------------------------
+
+
+def test_all_sections_are_on_pages_and_come_from_one_file() -> None:
+    sections = [match[1] for text in PAGES.values() for match in WRITTEN.finditer(text)]
+    assert sorted(sections) == sorted(SECTIONS)
+    assert len({match[2] for text in PAGES.values() for match in WRITTEN.finditer(text)}) == 1
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_page_is_generated_from_a_committed_result(page: Path, tmp_path: Path) -> None:
+    """The report reproduces the sections of a page from the results that they name."""
+    written = tmp_path / "page.md"
+    written.write_text(PAGES[page])
+    match = WRITTEN.search(PAGES[page])
+    assert match is not None
+    assert report.main([str(ROOT / "bench" / "results" / match[2]), "--readme", str(written)]) == 0
+    assert written.read_text() == PAGES[page]
+
+
+def wrong_launches(text: str, launches: set[int]) -> list[str]:
+    """Return the paragraphs, outside sections, that state another number of launches of an iteration."""
+    paragraphs = re.split(r"\n\s*\n|\n(?=\|)", WRITTEN.sub("", text))
+    return [
+        paragraph
+        for paragraph in paragraphs
+        if "iteration" in paragraph
+        and any(int(number.replace(",", "")) not in launches for number in LAUNCHES.findall(paragraph))
+    ]
+
+
+def test_no_page_states_another_number_of_launches_of_an_iteration() -> None:
+    steps = [row for row in committed().rows if row.file == "bench_counts.py" and "identity" in row.info]
+    launches = {row.info["launches"] for row in steps}
+    assert len(launches) > 1
+    for page, text in TEXTS.items():
+        assert not wrong_launches(text, launches), page
+    assert wrong_launches("An iteration\nmakes 1,368 kernel launches.", launches)
+
+
+# --- The counts ---------------------------------------------------------------------------------------------
+
+
+def counted_again() -> Iterator[tuple[Row, Counts]]:
+    """Yield the rows of bench_counts.py in the committed results, each with the counts of today's code.
+
+    The official order is left out: it is frozen, and counting it takes long.
+    """
+    for row in committed().rows:
+        if row.file != "bench_counts.py":
+            continue
+        if "network" in row.info:
+            yield row, count_network(row.info["network"], row.provider, row.info["precision"])
+        elif row.provider.startswith("ours"):
+            name, precision = PROVIDERS[row.provider]
+            yield row, step_counts(name, 256, 1, 9, row.info["identity"], precision)
+
+
+@pytest.fixture(scope="module")
+def today() -> list[tuple[Row, dict[str, Any]]]:
+    return [(row, info_of(counts)) for row, counts in counted_again()]
+
+
+def differing(today: list[tuple[Row, dict[str, Any]]], same_torch: bool) -> list[str]:
+    """Return the counts that are no longer those of the code.
+
+    PyTorch's own calls, and the memory that its operators keep, can differ between versions of torch.
+    """
+    wrong = []
+    for row, info in today:
+        for key in ("launches", "saved_bytes", "aten_calls"):
+            depends_on_torch = key == "aten_calls" or row.provider == "PyTorch"
+            if row.info[key] != info[key] and (same_torch or not depends_on_torch):
+                wrong.append(f"{row.group}, {row.provider}: {key} {row.info[key]:,}, counted {info[key]:,}")
+    return wrong
+
+
+def test_committed_counts_are_those_of_the_code(today: list[tuple[Row, dict[str, Any]]]) -> None:
+    version = str(committed().machine["torch"]).partition("+")[0]
+    assert len(today) == 2 * 2 + 3 * 2 * 3
+    assert not differing(today, same_torch=torch.__version__.partition("+")[0] == version)
+
+
+@pytest.mark.parametrize("key", ["launches", "saved_bytes", "aten_calls"])
+def test_an_altered_count_is_found(today: list[tuple[Row, dict[str, Any]]], key: str) -> None:
+    for number in range(len(today)):
+        altered = copy.deepcopy(today)
+        altered[number][0].info[key] += 1
+        assert len(differing(altered, same_torch=True)) == 1
+
+
+# --- Sections -----------------------------------------------------------------------------------------------
+
+
+def on_gpu(results: Results) -> Results:
+    """Return ``results`` as a GPU would give them: training steps have real sizes."""
+    rows = copy.deepcopy(results.rows)
+    for row in rows:
+        if row.file == "bench_train_step.py":
+            row.info["size"] = 256
+    return Results({**results.machine, "device": "cuda"}, rows)
+
+
+def test_speed_shows_times_only_of_a_gpu() -> None:
+    on_cpu = rewritten(page_with("speed"), committed(), "x.json")
+    assert "No GPU has measured this version yet" in on_cpu
+    assert "| fastcyclegan, bf16 |" in on_cpu
+    written = rewritten(page_with("speed"), on_gpu(committed()), "x.json")
+    assert "No GPU" not in written
+    assert "| ours |" in written
+    assert "speed-up over official" in written
+    for text in (on_cpu, written):
+        assert len(text.splitlines()) - 3 <= 14
+
+
+def race(**seconds: list[float]) -> list[Row]:
+    return [Row("bench_train_step.py", "step", provider, times) for provider, times in seconds.items()]
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        pytest.param(
+            race(official=[2.0], ours=[1.0], ours_compiled=[1.0]), "In no group is one of our", id="none"
+        ),
+        pytest.param(
+            race(official=[2.0], official_compiled=[1.0], ours=[4.0]),
+            "`ours` is 0.50 times as fast as `official` and 0.25 times as fast as `official_compiled`.",
+            id="slower than both",
+        ),
+        pytest.param(
+            race(official=[2.0], official_compiled=[0.9], ours_compiled=[1.0]),
+            "- Step: `ours_compiled` is 0.90 times as fast as `official_compiled`.",
+            id="slower than one",
+        ),
+    ],
+)
+def test_performance_names_what_is_slower(rows: list[Row], expected: str) -> None:
+    written = rewritten(page_with("performance"), Results(committed().machine, rows), "x.json")
+    assert expected in written
+    assert ("where PyTorch's instance norm copies" in written) == ("`ours` is" in written)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "# Page",
+            "found no section that begins with <!-- SECTION: written by bench/report.py from FILE -->",
+        ),
+        (page_with("fact"), "unknown section fact, must be one of facts, speed,"),
+        (page_with("facts").replace(END.format("facts"), ""), "section facts does not end with <!-- end of"),
+        (
+            page_with("facts", "speed").replace(END.format("facts"), ""),
+            "section facts does not end before section speed begins",
+        ),
+        (page_with("facts") + "\n" + END.format("speed"), "found the end of section speed without its begin"),
+    ],
+)
+def test_reports_a_page_that_cannot_be_rewritten(
+    text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Such a page is reported in one line, and other pages are not changed either."""
+    good, bad = tmp_path / "good.md", tmp_path / "bad.md"
+    good.write_text(page_with("facts"))
+    bad.write_text(text)
+    (name,) = {match[2] for text in PAGES.values() for match in WRITTEN.finditer(text)}
+    with pytest.raises(SystemExit) as ended:
+        report.main([str(ROOT / "bench" / "results" / name), "--readme", str(good), str(bad)])
+    assert ended.value.code == 2
+    assert f"error: {bad}: {message}" in capsys.readouterr().err
+    assert good.read_text() == page_with("facts")
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_reports_results_that_lack_the_rows_of_a_section(section: str) -> None:
+    with pytest.raises(ValueError, match="the results lack"):
+        rewritten(page_with(section), Results(committed().machine, []), "x.json")
