@@ -141,10 +141,10 @@ def _counts(results: Results) -> Iterator[str]:
         "These are counts of one iteration after the first. They come from a dry run on a CPU, in which no"
         " kernel and no convolution is computed. Triton launches are those of our kernels. An ATen call is a"
         " call of a PyTorch operator that computes or copies something; on a GPU it launches one kernel or"
-        " several. Views, allocations and reads of single numbers are not counted. The official Adam updates"
-        " all weights together, as PyTorch does by default on a GPU. The saved memory is that of all tensors"
-        " kept for the backward passes, except the weights. Memory that several tensors share is counted"
-        " once.\n"
+        " several. Views, allocations and reads of single numbers are not counted. In the official order,"
+        " two things are counted as on a GPU, where they take fewer calls: autocast pads in bf16, and Adam"
+        " updates all weights together. The saved memory is that of all tensors kept for the backward"
+        " passes, except the weights. Memory that several tensors share is counted once.\n"
     )
     yield from _floor()
 

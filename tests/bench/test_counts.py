@@ -18,6 +18,15 @@ def test_our_step_makes_launches_and_the_official_order_only_aten_calls() -> Non
     assert ours == step_counts("ours", 32, 1, blocks=1, precision="fp32")
 
 
+def test_the_official_step_is_counted_as_on_a_gpu() -> None:
+    """Adam updates all weights together, and autocast pads in bf16, which on a CPU would be fp32."""
+    one, two = (step_counts("official_bf16", 32, 1, blocks=n) for n in (1, 2))
+    assert one.aten["_foreach_lerp_"] == 2
+    assert "lerp_" not in one.aten
+    # A block adds only the casts of the weights and biases of two convolutions, and those of their gradients.
+    assert two.aten["_to_copy"] - one.aten["_to_copy"] == 2 * 2 * (2 + 2)
+
+
 def test_a_block_adds_twelve_launches_in_each_of_two_stages() -> None:
     one, two = (step_counts("ours", 32, 1, blocks=n, precision="fp32") for n in (1, 2))
     assert two.launches.total() - one.launches.total() == 2 * (4 + 8)
