@@ -3,8 +3,9 @@
     python -m bench.built_in_quality --output bench/results
 
 Every run is that of ``python scripts/train.py --compile --seed SEED`` in a temporary folder. The scores that
-it prints are also written to built_in_dataset.json. Held-out images of seed 0 and their translations are
-drawn into built_in_dataset.png. Other flags of train.py can be given; they replace --compile.
+it prints are also written to built_in_dataset.json, and printed as the table of fastcyclegan/data/README.md.
+Held-out images of seed 0 and their translations are drawn into built_in_dataset.png. Other flags of train.py
+can be given; they replace --compile.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from fastcyclegan.training.trainer import Trainer
 
 # The strip shows the first images of each direction, enlarged so that single stripes can be seen.
 SHOWN, SCALE, GAP = 4, 2, 8
+SCORES = tuple(field.name for field in dataclasses.fields(builtin.Score))
 Pixels = NDArray[np.uint8]
 
 
@@ -90,6 +92,19 @@ def _white(height: int, images: int) -> Pixels:
     return np.full((height, width, 3), 255, dtype=np.uint8)
 
 
+def table(record: dict[str, Any]) -> str:
+    """Return the scores of ``record``, the content of built_in_dataset.json, as a Markdown table."""
+    lines = [
+        "| `--seed` | A to B: gap closed | distance | B to A: gap closed | distance |",
+        "|---|---|---|---|---|",
+    ]
+    for run in record["runs"]:
+        cells = [f"{run[name][score]:.2f}" for name in ("AB", "BA") for score in SCORES]
+        lines.append(f"| {run['seed']} | {' | '.join(cells)} |")
+    title = f"{record['machine']['hardware']}, `{' '.join(record['flags'])}`"
+    return "\n".join([*lines, "", f"{record['iterations']:,} iterations on {title}."])
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line that the module docstring describes."""
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n\n")[0])
@@ -107,11 +122,11 @@ def main(arguments: list[str] | None = None) -> int:
         trainer = train(seed, flags)
         both = {name: dataclasses.asdict(score) for name, score in scores(trainer, seed).items()}
         runs.append({"seed": seed, **both})
-        print(f"seed {seed}: {both}")
         if seed == 0:
             save_image(strip(trainer, seed), options.output / "built_in_dataset.png")
     about = {"machine": machine(), "flags": flags, "iterations": trainer.run.iteration, "runs": runs}
     (options.output / "built_in_dataset.json").write_text(json.dumps(about, indent=1) + "\n")
+    print(table(about))
     return 0
 
 

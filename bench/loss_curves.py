@@ -36,6 +36,8 @@ from fastcyclegan.recipes.cyclegan import CycleGANRecipe
 CONFIG = ModelConfig(netG="resnet_2blocks", ngf=16, ndf=32)
 SMOOTHED = 20
 NAMES = CycleGANRecipe(LossConfig()).loss_names
+# The two kinds of losses, each with the beginnings of its names.
+KINDS = {"Cycle and identity": ("cycle", "idt"), "Adversarial": ("G", "D")}
 Curves = NDArray[np.float64]
 
 
@@ -118,6 +120,22 @@ def draw(official: list[Curves], ours: list[Curves], file: Path) -> None:
     figure.savefig(file, dpi=100)
 
 
+def summary(record: dict[str, Any]) -> str:
+    """Return the ranges of the distances of ``record``, the content of loss_curves.json, as two sentences."""
+    ranges = {}
+    for kind, names in KINDS.items():
+        rows = [row for row in record["apart"] if row[0].startswith(names)]
+        for column, pair in ((1, "paths"), (2, "seeds")):
+            percents = [100 * row[column] for row in rows]
+            ranges[kind, pair] = f"{min(percents):.0f} to {max(percents):.0f} %"
+    sentences = [
+        f"{kind} losses differ by {ranges[kind, 'paths']} between paths and by {ranges[kind, 'seeds']}"
+        " between seeds."
+        for kind in KINDS
+    ]
+    return " ".join(sentences)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line that the module docstring describes. Returns 1 if a loss fails the test."""
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n\n")[0])
@@ -155,6 +173,7 @@ def main(arguments: list[str] | None = None) -> int:
         "apart": rows,
     }
     (options.output / "loss_curves.json").write_text(json.dumps(about, indent=1) + "\n")
+    print(summary(about))
     near = all(paths < seeds for _, paths, seeds in rows)
     return int(not near)
 

@@ -11,6 +11,8 @@ from PIL import Image
 from bench import built_in_quality
 from fastcyclegan import cli
 
+ROOT = Path(__file__).parents[2]
+
 
 def test_records_the_scores_that_training_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = f"--seeds 2 --output {tmp_path} --max_iters 2 --device cpu"
@@ -21,7 +23,7 @@ def test_records_the_scores_that_training_prints(tmp_path: Path, capsys: pytest.
     assert [run["seed"] for run in record["runs"]] == [0, 1]
     first, second = record["runs"]
     assert first["AB"] != second["AB"]
-    capsys.readouterr()
+    assert built_in_quality.table(record) in capsys.readouterr().out
     assert cli.train(f"--seed 1 --max_iters 2 --device cpu --checkpoints_dir {tmp_path}".split()) == 0
     printed = capsys.readouterr().out
     for score in (second["AB"], second["BA"]):
@@ -39,6 +41,11 @@ def test_the_strip_shows_scenes_before_and_after(tmp_path: Path) -> None:
     upper, lower = (strip.crop((0, top, 128, top + 128)).getcolors(2**14) for top in (0, 136))
     assert {colour for _, colour in upper or ()} == {(226, 221, 208), (214, 108, 44)}
     assert len(lower or ()) > 50
+
+
+def test_the_page_shows_the_committed_scores() -> None:
+    record = json.loads((ROOT / "bench" / "results" / "built_in_dataset.json").read_text())
+    assert built_in_quality.table(record) in (ROOT / "fastcyclegan" / "data" / "README.md").read_text()
 
 
 def test_needs_at_least_one_seed(capsys: pytest.CaptureFixture[str]) -> None:
