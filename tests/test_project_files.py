@@ -305,9 +305,9 @@ def test_files_that_contributing_names_exist() -> None:
     assert len(files) > 25
     assert not [name for name, found in files.items() if not found]
     commands = re.findall(r"^```\n(.*?)^```$", CONTRIBUTING, re.MULTILINE | re.DOTALL)
-    tests = re.findall(r"(tests/\S+\.py)(?:::(\w+))?", "".join(commands))
-    assert len(tests) == 2
-    assert all(test in (ROOT / file).read_text() for file, test in tests)
+    (file, test), *others = re.findall(r"(tests/\S+\.py)(?:::(\w+))?", "".join(commands))
+    assert f"def {test}(" in (ROOT / file).read_text()
+    assert all((ROOT / other).exists() for other, _ in others)
 
 
 def test_names_in_contributing_are_in_the_files_beside_them() -> None:
