@@ -67,6 +67,7 @@ ELSEWHERE = {
     "python -m pytest": ".ci/run",
     ".ci/run": "tests/test_project_files.py::test_ci_only_calls_the_script",
     "git clone *": "by hand: needs the network",
+    "pipx run --spec . fastcyclegan-train": "by hand: needs pipx, and installs torch once more",
     "python -m pip install pre-commit && pre-commit install": "by hand: changes what git runs",
     "python -m pytest -m slow": "by hand: takes 20 minutes",
     "python scripts/compile_kernels.py": ".ci/run: python scripts/compile_kernels.py --arch sm_90",
