@@ -116,7 +116,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.seeds < 1:
         parser.error(f"--seeds must be at least 1, got {options.seeds}")
     options.output.mkdir(parents=True, exist_ok=True)
-    flags = flags or ["--compile"]
+    if not flags:
+        flags = ["--compile"]
     runs: list[dict[str, Any]] = []
     for seed in range(options.seeds):
         trainer = train(seed, flags)

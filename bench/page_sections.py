@@ -1,4 +1,4 @@
-"""Write the generated sections of the project's pages from one file of results.
+"""Write the generated sections of the project's pages from files of results.
 
 A section stands between two lines of its page:
 
@@ -9,7 +9,7 @@ A section stands between two lines of its page:
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from bench.figures import Results, Row, speed_up
 from bench.result_tables import counts_table, ratios, table
@@ -28,11 +28,11 @@ STEPS = {
 OPERATIONS = {"launches": "launches of our kernels", "aten_calls": "calls to PyTorch"}
 
 
-def rewritten(text: str, results: Results, name: str) -> str:
-    """Return the page ``text`` with every section written from ``results``, those of the file ``name``.
+def rewritten(text: str, sources: Mapping[str, Results]) -> str:
+    """Return the page ``text`` with every section written from ``sources``, which are results by file name.
 
-    Raises ValueError if the page has no section, an unknown one, or a begin or end without its counterpart,
-    or if the results lack the rows of a section.
+    A section is written from the first results that have its rows. Raises ValueError if none have them, or if
+    the page has no section, an unknown one, or a begin or end without its counterpart.
     """
     lines: list[str] = []
     found, inside = False, ""
@@ -42,7 +42,7 @@ def rewritten(text: str, results: Results, name: str) -> str:
             if inside:
                 raise ValueError(f"section {inside} does not end before section {begin[1]} begins")
             found, inside = True, begin[1]
-            lines += _section(inside, results, name)
+            lines += _section(inside, sources)
         elif end is not None:
             if end[1] != inside:
                 raise ValueError(f"found the end of section {end[1]} without its begin")
@@ -56,12 +56,16 @@ def rewritten(text: str, results: Results, name: str) -> str:
     return "\n".join(lines)
 
 
-def _section(section: str, results: Results, name: str) -> Iterator[str]:
+def _section(section: str, sources: Mapping[str, Results]) -> list[str]:
     if section not in SECTIONS:
         raise ValueError(f"unknown section {section}, must be one of {', '.join(SECTIONS)}")
-    yield BEGIN.format(section, name)
-    yield from SECTIONS[section](results)
-    yield END.format(section)
+    reasons = []
+    for name, results in sources.items():
+        try:
+            return [BEGIN.format(section, name), *SECTIONS[section](results), END.format(section)]
+        except ValueError as error:
+            reasons.append(str(error))
+    raise ValueError(reasons[0])
 
 
 def _rows(results: Results, file: str, **info: object) -> list[Row]:

@@ -4,7 +4,7 @@ The comparison finds regressions. The generated sections of the project's pages 
 
     python -m bench.report RESULTS.json ...   # writes report/: report.md, results.csv, *.png and *.svg
     python -m bench.report NEW.json --against OLD.json --fail-over 5%   # exit code 1 if anything became worse
-    python -m bench.report bench/results/NAME.json --readme README.md ...   # rewrites their sections
+    python -m bench.report bench/results/NAME.json ... --readme README.md ...   # rewrites their sections
 
 RESULTS are files that ``pytest bench/ --benchmark-only --benchmark-json=FILE`` has written. Every figure
 comes with its hardware, versions, commit, date, number of rounds and spread. Every speed-up is relative to
@@ -18,7 +18,7 @@ import argparse
 import csv
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,15 +74,20 @@ def _cells(results: Results, row: Row, anchor: Row) -> dict[str, Any]:
 # --- The pages ----------------------------------------------------------------------------------------------
 
 
-def write_pages(results: Results, name: str, pages: Sequence[Path]) -> None:
-    """Rewrite the generated sections of ``pages`` from ``results``, which come from the file ``name``.
+def write_pages(sources: Mapping[str, Results], pages: Sequence[Path]) -> None:
+    """Rewrite the generated sections of ``pages`` from ``sources``, which are results by file name.
 
-    Raises ValueError if a page cannot be rewritten. No page is changed then.
+    Raises ValueError if a page cannot be rewritten, or if results have test sizes. No page is changed then.
     """
+    for name, results in sources.items():
+        if results.quick:
+            raise ValueError(
+                f"{name}: measured with --bench-quick, at test sizes, so not suitable for a page"
+            )
     texts = {}
     for page in pages:
         try:
-            texts[page] = rewritten(page.read_text(), results, name)
+            texts[page] = rewritten(page.read_text(), sources)
         except ValueError as error:
             raise ValueError(f"{page}: {error}") from None
     for page, text in texts.items():
@@ -123,7 +128,8 @@ def parse(arguments: list[str] | None) -> tuple[argparse.ArgumentParser, argpars
         nargs="+",
         type=Path,
         metavar="PAGE",
-        help=f"rewrite the sections {', '.join(SECTIONS)} in these pages from the first of RESULTS",
+        help=f"rewrite the sections {', '.join(SECTIONS)} in these pages, each from the first of"
+        " RESULTS that has its figures",
     )
     parser.add_argument(
         "--against", type=Path, metavar="OLD", help="compare the first of RESULTS with these older results"
@@ -148,8 +154,9 @@ def main(arguments: list[str] | None = None) -> int:
         all_results = [read_results(path) for path in options.results]
         old = _read_older(options, all_results[0])
         if options.readme:
-            write_pages(all_results[0], options.results[0].name, options.readme)
-            print(f"{', '.join(map(str, options.readme))}: sections rewritten from {options.results[0]}")
+            names = [path.name for path in options.results]
+            write_pages(dict(zip(names, all_results, strict=True)), options.readme)
+            print(f"{', '.join(map(str, options.readme))}: sections rewritten from {', '.join(names)}")
     except ValueError as error:
         parser.error(str(error))
     except OSError as error:
@@ -166,15 +173,11 @@ def main(arguments: list[str] | None = None) -> int:
 def _read_older(options: argparse.Namespace, new: Results) -> Results | None:
     """Return the results that ``new`` is compared with, or None if there are none.
 
-    Raises ValueError if results with test sizes would go into a page or be compared with real ones.
+    Raises ValueError if results with test sizes would be compared with real ones.
     """
     old = None
     if options.against:
         old = read_results(options.against)
-    if options.readme and new.quick:
-        raise ValueError(
-            f"{options.results[0]}: measured with --bench-quick, at test sizes, so not suitable for a page"
-        )
     if old is not None and new.quick != old.quick:
         raise ValueError(
             f"{options.against}: only one of the two results was measured with --bench-quick, at test sizes,"

@@ -99,7 +99,7 @@ def test_links_are_relative_to_their_page() -> None:
 def test_entries_that_match_nothing_are_found() -> None:
     left_over = unmatched([Code("a.md", 1, "python -m fastcyclegan.official")])
     assert "python -m fastcyclegan.official" not in left_over
-    assert {"CHECKOUT", "train.py --compile", "python -m pytest -m slow"} <= {*left_over}
+    assert {"CHECKOUT", "train.py --compile", "python -m pytest -m slow*"} <= {*left_over}
 
 
 def test_a_place_that_does_not_exist_is_found() -> None:
