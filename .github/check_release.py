@@ -55,7 +55,7 @@ def check(tag: str, repository: str) -> str:
         raise ReleaseError(f"the newest section of {CHANGELOG} is {newest}, but the version is {version}")
     if not re.fullmatch(r"\d{4}-\d\d-\d\d", date):
         raise ReleaseError(f"{CHANGELOG}: the section {version} needs the date of the release, got {date!r}")
-    if repository.removesuffix("/") != source:
+    if repository.removesuffix("/").removesuffix(".git") != source:
         raise ReleaseError(f"pyproject.toml names the source {source}, but this repository is {repository}")
     return str(version)
 

@@ -8,8 +8,9 @@ A section stands between two lines of its page:
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 
 from bench.figures import Results, Row, speed_up
 from bench.result_tables import counts_table, ratios, table
@@ -99,10 +100,10 @@ def _facts(results: Results) -> Iterator[str]:
     calls = {provider: f"{row.info['aten_calls']:,}" for provider, row in steps.items()}
     kept = {provider: f"{row.info['saved_bytes'] / 2**20:,.0f}" for provider, row in steps.items()}
     yield (
-        "- **Fewer operations.** A training iteration (256x256, batch 1, bf16) makes"
-        f" {launches} kernel launches and {calls['ours, bf16']} calls to PyTorch. The official order makes"
-        f" {calls['official_bf16']} calls with bf16 autocast, and {calls['official']} in fp32 ([exact"
-        " counts](bench/README.md#exact-counts))."
+        "- **Fewer operations.** With the kernels, which are for NVIDIA GPUs, a training iteration (256x256,"
+        f" batch 1, bf16) makes {launches} kernel launches and {calls['ours, bf16']} calls to PyTorch. The"
+        f" official order makes {calls['official_bf16']} calls with bf16 autocast, and {calls['official']} in"
+        " fp32 ([exact counts](bench/README.md#exact-counts))."
     )
     yield (
         f"- **Less memory.** The same iteration keeps {kept['ours, bf16']} MiB for its backward passes. The"
@@ -121,7 +122,7 @@ def _speed(results: Results) -> Iterator[str]:
         yield from table(_rows(results, "bench_train_step.py", size=256, batch=1, identity=True))
         return
     yield (
-        "No GPU has measured this version yet, so its speed there is unknown. What a training iteration does"
+        "No GPU has run this version yet, so its speed on a GPU is unknown. What a training iteration does"
         " can be counted without one (256x256, batch 1):\n"
     )
     yield from counts_table(
@@ -161,7 +162,8 @@ def _floor() -> Iterator[str]:
     floor = 1e3 * total(step_work(256, 1), chip, 0)
     yield (
         f"The lower bound for a training step at 256x256, batch 1, bf16 on an H200 is {floor:.1f} ms, plus"
-        " the launches. It is calculated from the chip's ceilings (790 TFLOP/s, 4.3 TB/s), not measured:"
+        " the launches. It is calculated, not measured, for a chip whose matrix products reach 790 TFLOP/s"
+        " and whose memory reaches 4.3 TB/s:"
         " `python -m bench.roofline --matrix_tflops 790 --bandwidth_gbs 4300 --launch_us 1.1` shows it by"
         " layer."
     )
@@ -198,18 +200,24 @@ def _performance(results: Results) -> Iterator[str]:
 
 
 def _slower(results: Results) -> Iterator[str]:
-    """Yield every case in which one of our providers is slower than an official one."""
+    """Yield every case in which one of ours is slower, or needs more memory, than an official provider."""
     cases, uncompiled = [], False
     for group, rows in results.groups.items():
         others = [row for row in rows if row.provider in ("official", "official_compiled")]
-        for ours in (row for row in rows if row.provider.startswith("ours")):
-            if factors := list(_slower_than(ours, others)):
-                cases.append(f"- {_capitalised(group)}: `{ours.provider}` is {' and '.join(factors)}.")
+        for ours, other in itertools.product(
+            (row for row in rows if row.provider.startswith("ours")), others
+        ):
+            if factors := list(_worse_than(ours, other)):
+                pair = f"`{ours.provider}` against `{other.provider}`"
+                cases.append(f"- {_capitalised(group)}: {pair}: {', '.join(factors)}.")
                 uncompiled |= ours.provider == "ours"
     if not cases:
-        yield "In no group is one of our providers slower than `official` or `official_compiled`."
+        yield "None of ours is slower, or needs more memory, than `official` or `official_compiled`."
         return
-    yield "These are all cases in which one of ours is slower than `official` or `official_compiled`:\n"
+    yield (
+        "These are all cases in which one of ours is slower than `official` or `official_compiled`, if only"
+        " by the median, or needs more memory:\n"
+    )
     yield from cases
     if uncompiled and results.machine.get("device") != "cuda":
         yield (
@@ -219,13 +227,16 @@ def _slower(results: Results) -> Iterator[str]:
         )
 
 
-def _slower_than(ours: Row, others: Sequence[Row]) -> Iterator[str]:
+def _worse_than(ours: Row, other: Row) -> Iterator[str]:
     if ours.info.get("counts_only"):
         return
-    for other in others:
-        ratio = speed_up(ours, other)
-        if ratio.median < 1:
-            yield f"{ratio:.2f} times as fast as `{other.provider}`"
+    ratio = speed_up(ours, other)
+    if ratio.median < 1:
+        yield f"{ratio:.2f} times as fast"
+    peaks = [row.info.get("peak_bytes") for row in (ours, other)]
+    # Less than 1 % is not visible in the tables.
+    if all(peaks) and peaks[0] > 1.01 * peaks[1]:
+        yield f"{peaks[0] / peaks[1]:.2f} times the peak memory"
 
 
 # --- The pages of the kernels and of accelerate -------------------------------------------------------------

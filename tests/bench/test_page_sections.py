@@ -168,7 +168,7 @@ def on_gpu(results: Results) -> Results:
 
 def test_speed_shows_times_only_of_a_gpu() -> None:
     on_cpu = rewritten(page_with("speed"), {"x.json": committed()})
-    assert "No GPU has measured this version yet" in on_cpu
+    assert "No GPU has run this version yet" in on_cpu
     assert "| fastcyclegan, bf16 |" in on_cpu
     written = rewritten(page_with("speed"), {"x.json": on_gpu(committed())})
     assert "No GPU" not in written
@@ -188,32 +188,41 @@ def test_a_section_comes_from_the_first_results_that_have_its_rows() -> None:
     assert "No GPU" not in written
 
 
-def race(**seconds: list[float]) -> list[Row]:
-    return [Row("bench_train_step.py", "step", provider, times) for provider, times in seconds.items()]
+def race(memory: int = 0, **seconds: list[float]) -> list[Row]:
+    info = {"peak_bytes": memory}
+    return [
+        Row("bench_train_step.py", "step", provider, times, dict(info)) for provider, times in seconds.items()
+    ]
 
 
 @pytest.mark.parametrize(
     ("rows", "expected"),
     [
         pytest.param(
-            race(official=[2.0], ours=[1.0], ours_compiled=[1.0]), "In no group is one of our", id="none"
+            race(official=[2.0], ours=[1.0], ours_compiled=[1.0]), "None of ours is slower", id="none"
         ),
         pytest.param(
             race(official=[2.0], official_compiled=[1.0], ours=[4.0]),
-            "`ours` is 0.50 times as fast as `official` and 0.25 times as fast as `official_compiled`.",
+            "- Step: `ours` against `official`: 0.50 times as fast.\n"
+            "- Step: `ours` against `official_compiled`: 0.25 times as fast.",
             id="slower than both",
         ),
         pytest.param(
             race(official=[2.0], official_compiled=[0.9], ours_compiled=[1.0]),
-            "- Step: `ours_compiled` is 0.90 times as fast as `official_compiled`.",
+            "- Step: `ours_compiled` against `official_compiled`: 0.90 times as fast.",
             id="slower than one",
+        ),
+        pytest.param(
+            race(memory=100, official=[2.0]) + race(memory=150, ours_compiled=[1.0]),
+            "- Step: `ours_compiled` against `official`: 1.50 times the peak memory.",
+            id="more memory",
         ),
     ],
 )
-def test_performance_names_what_is_slower(rows: list[Row], expected: str) -> None:
+def test_performance_names_what_is_slower_or_larger(rows: list[Row], expected: str) -> None:
     written = rewritten(page_with("performance"), {"x.json": Results(committed().machine, rows)})
     assert expected in written
-    assert ("where PyTorch's instance norm copies" in written) == ("`ours` is" in written)
+    assert ("where PyTorch's instance norm copies" in written) == ("`ours` against" in written)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Run the Python examples of each page: in order, in one namespace and one folder, at smaller sizes."""
+"""Run the Python examples of each page: in order, in one folder, at smaller sizes."""
 
 from __future__ import annotations
 

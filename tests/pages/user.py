@@ -141,18 +141,21 @@ def _write_weights(folder: Path) -> None:
 
 
 def examples_program(examples: list[Code], expressions: list[str]) -> str:
-    """Return a program that runs ``examples`` in one namespace, and writes the values of ``expressions``.
+    """Return a program that runs ``examples`` in order, and writes the values of ``expressions``.
 
-    The values are written to results.json. A traceback shows the page and its line.
+    The examples share one namespace, except those of README.md, each of which a reader can copy alone. The
+    values are written to results.json. A traceback shows the page and its line.
     """
     blocks = [(code.page, code.line, reduced(code.text)) for code in examples]
     return f"""
 import json, linecache, pathlib
-names = {{"__name__": "__main__"}}
+names = {{}}
 for page, line, code in {blocks!r}:
     text = "\\n" * (line - 1) + code
     linecache.cache[page] = (len(text), None, text.splitlines(keepends=True), page)
-    exec(compile(text, page, "exec"), names)
+    own = {{"__name__": "__main__"}} if page == "README.md" else names
+    exec(compile(text, page, "exec"), own)
+    names |= own
 names["pathlib"] = pathlib
 results = {{expression: eval(expression, names) for expression in {expressions!r}}}
 pathlib.Path("results.json").write_text(json.dumps(results))
