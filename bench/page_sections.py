@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from bench.figures import Results, Row, speed_up
 from bench.result_tables import counts_table, ratios, table
@@ -233,7 +234,7 @@ def _worse_than(ours: Row, other: Row) -> Iterator[str]:
     ratio = speed_up(ours, other)
     if ratio.median < 1:
         yield f"{ratio:.2f} times as fast"
-    peaks = [row.info.get("peak_bytes") for row in (ours, other)]
+    peaks: list[Any] = [row.info.get("peak_bytes") for row in (ours, other)]
     # Less than 1 % is not visible in the tables.
     if all(peaks) and peaks[0] > 1.01 * peaks[1]:
         yield f"{peaks[0] / peaks[1]:.2f} times the peak memory"
