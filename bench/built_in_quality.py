@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import json
 import sys
 import tempfile
@@ -39,28 +38,15 @@ SCORES = tuple(field.name for field in dataclasses.fields(builtin.Score))
 Pixels = NDArray[np.uint8]
 
 
-def train(seed: int, flags: Sequence[str]) -> Trainer:
-    """Train with ``seed`` in a temporary folder, and return the trainer."""
+def train(seed: int, flags: Sequence[str]) -> tuple[Trainer, dict[str, builtin.Score]]:
+    """Train with ``seed`` in a temporary folder. Return the trainer, and the scores of both directions."""
     with tempfile.TemporaryDirectory() as folder:
         config = parse_train([*flags, "--seed", str(seed), "--checkpoints_dir", folder])
-        return CycleGAN(config).train(Console())
-
-
-def scores(trainer: Trainer, seed: int) -> dict[str, builtin.Score]:
-    """Return the scores of the held-out images of both directions."""
-    with tempfile.TemporaryDirectory() as folder:
-        builtin.write(Path(folder), seed)
-        held_out = {d: sorted((Path(folder) / f"test{d}").glob("*.png")) for d in "AB"}
-        engine = trainer.run.engine
-        return {
-            f"{source}{target}": builtin.score(
-                functools.partial(engine.translate, f"G_{source}{target}"),
-                held_out[source],
-                held_out[target],
-                engine.device,
-            )
-            for source, target in ("AB", "BA")
-        }
+        trainer = CycleGAN(config).train(Console())
+        engine, images = trainer.run.engine, trainer.run.images
+        assert images is not None
+        held_out = {"A": images.test_A, "B": images.test_B}
+        return trainer, builtin.scores(engine.translate, held_out, engine.device)
 
 
 def strip(trainer: Trainer, seed: int) -> Image.Image:
@@ -120,8 +106,8 @@ def main(arguments: list[str] | None = None) -> int:
         flags = ["--compile"]
     runs: list[dict[str, Any]] = []
     for seed in range(options.seeds):
-        trainer = train(seed, flags)
-        both = {name: dataclasses.asdict(score) for name, score in scores(trainer, seed).items()}
+        trainer, scores = train(seed, flags)
+        both = {name: dataclasses.asdict(score) for name, score in scores.items()}
         runs.append({"seed": seed, **both})
         if seed == 0:
             save_image(strip(trainer, seed), options.output / "built_in_dataset.png")

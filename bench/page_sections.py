@@ -235,8 +235,7 @@ def _worse_than(ours: Row, other: Row) -> Iterator[str]:
     if ratio.median < 1:
         yield f"{ratio:.2f} times as fast"
     peaks: list[Any] = [row.info.get("peak_bytes") for row in (ours, other)]
-    # Less than 1 % is not visible in the tables.
-    if all(peaks) and peaks[0] > 1.01 * peaks[1]:
+    if all(peaks) and peaks[0] > peaks[1]:
         yield f"{peaks[0] / peaks[1]:.2f} times the peak memory"
 
 

@@ -6,7 +6,6 @@ Mistakes that the user can fix are reported as one line on standard error, with 
 from __future__ import annotations
 
 import contextlib
-import functools
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -234,13 +233,12 @@ def _print_score(trainer: Trainer, console: Console) -> None:
     held_out = {"A": images.test_A, "B": images.test_B}
     count = len(held_out["A"])
     console.log(f"built-in dataset ({count} held-out images per domain, small networks made for it):")
-    for source, target in ("AB", "BA"):
-        translate = functools.partial(engine.translate, f"G_{source}{target}")
-        score = builtin.score(translate, held_out[source], held_out[target], engine.device)
+    for direction, score in builtin.scores(engine.translate, held_out, engine.device).items():
         console.log(
-            f"  {source} to {target}: the translations close {score.gap_closed:.2f} of the difference in"
-            " stripes between the two domains (1 is all of it); their distance to the true counterparts is"
-            f" {score.distance_ratio:.2f} times that of the untranslated images (0 is perfect)"
+            f"  {direction[0]} to {direction[1]}: the translations close {score.gap_closed:.2f} of the"
+            " difference in stripes between the two domains (1 is all of it); their distance to the true"
+            f" counterparts is {score.distance_ratio:.2f} times that of the untranslated images (0 is"
+            " perfect)"
         )
 
 

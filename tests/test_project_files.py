@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,10 +17,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from markdown_it import MarkdownIt
 
 import fastcyclegan
 from fastcyclegan import cli
+from tests.pages.page import Page
 from tests.test_package import copy_of_tree
 
 ROOT = Path(__file__).parents[1]
@@ -201,15 +200,7 @@ def test_a_mistake_in_a_release_is_one_line(
 
 def targets(text: str) -> list[str]:
     """Return where the links and images of a Markdown text lead, found by a parser of Markdown."""
-
-    def walk(tokens: Any) -> Iterator[str]:
-        for token in tokens:
-            yield from (str(token.attrs[name]) for name in ("href", "src") if name in token.attrs)
-            if token.type.startswith("html"):
-                yield from re.findall(r"(?:href|src)=\"([^\"]+)\"", token.content)
-            yield from walk(token.children or [])
-
-    return list(walk(MarkdownIt("commonmark").enable("table").parse(text)))
+    return [link.text for link in Page("README.md", text).links()]
 
 
 def test_no_link_of_the_readme_is_relative_on_pypi() -> None:
@@ -304,10 +295,6 @@ def test_files_that_contributing_names_exist() -> None:
     files = {name: found for passage in PASSAGES for name, found in files_named(passage).items()}
     assert len(files) > 25
     assert not [name for name, found in files.items() if not found]
-    commands = re.findall(r"^```\n(.*?)^```$", CONTRIBUTING, re.MULTILINE | re.DOTALL)
-    (file, test), *others = re.findall(r"(tests/\S+\.py)(?:::(\w+))?", "".join(commands))
-    assert f"def {test}(" in (ROOT / file).read_text()
-    assert all((ROOT / other).exists() for other, _ in others)
 
 
 def test_names_in_contributing_are_in_the_files_beside_them() -> None:

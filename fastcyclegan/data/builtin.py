@@ -10,7 +10,8 @@ other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -130,6 +131,22 @@ def score(
     images = to_unit_range(torch.from_numpy(source), device)
     translated = to_pixels(translate(images))
     return Score(gap_closed(source, translated, target), distance_ratio(source, translated, target))
+
+
+def scores(
+    translate: Callable[[str, Tensor], Tensor], held_out: Mapping[str, Sequence[Path]], device: torch.device
+) -> dict[str, Score]:
+    """Return the scores of both directions, "AB" and "BA".
+
+    ``translate`` is called with "G_AB" or "G_BA" and images as in ``score``. ``held_out`` lists the held-out
+    images of "A" and "B".
+    """
+    return {
+        f"{source}{target}": score(
+            functools.partial(translate, f"G_{source}{target}"), held_out[source], held_out[target], device
+        )
+        for source, target in ("AB", "BA")
+    }
 
 
 def _read(paths: Sequence[Path]) -> Pixels:

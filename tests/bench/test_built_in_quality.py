@@ -36,7 +36,7 @@ def test_records_the_scores_that_training_prints(tmp_path: Path, capsys: pytest.
 
 def test_the_strip_shows_scenes_before_and_after(tmp_path: Path) -> None:
     """With an untrained generator, the upper row has the colours of the domains, and the lower has not."""
-    trainer = built_in_quality.train(0, ["--max_iters", "1", "--device", "cpu"])
+    trainer, _ = built_in_quality.train(0, ["--max_iters", "1", "--device", "cpu"])
     strip = built_in_quality.strip(trainer, 0)
     upper, lower = (strip.crop((0, top, 128, top + 128)).getcolors(2**14) for top in (0, 136))
     assert {colour for _, colour in upper or ()} == {(226, 221, 208), (214, 108, 44)}

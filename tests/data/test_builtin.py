@@ -52,6 +52,11 @@ def test_scores_rate_perfect_useless_and_wrong_translations(tmp_path: Path) -> N
     cpu = torch.device("cpu")
     assert builtin.score(lambda images: images, sources, targets, cpu) == builtin.Score(0.0, 1.0)
     assert builtin.score(lambda images: true, sources, targets, cpu) == builtin.Score(1.0, 0.0)
+    # The same for both directions: perfect from A to B, unchanged from B to A.
+    both = builtin.scores(
+        lambda name, images: true if name == "G_AB" else images, {"A": sources, "B": targets}, cpu
+    )
+    assert both == {"AB": builtin.Score(1.0, 0.0), "BA": builtin.Score(0.0, 1.0)}
 
 
 def test_writes_every_image_once(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ ELSEWHERE = {
     "git clone *": "by hand: needs the network",
     "pipx run --spec . fastcyclegan-train": "by hand: needs pipx, and installs torch once more",
     "python -m pip install pre-commit && pre-commit install": "by hand: changes what git runs",
-    "python -m pytest -m slow*": "by hand: takes 20 minutes",
+    "python -m pytest -m slow*": "by hand: takes longer than all other tests",
     "python scripts/compile_kernels.py": ".ci/run: python scripts/compile_kernels.py --arch sm_90",
     "python scripts/compile_kernels.py --warm *": (
         "tests/kernel_gate/test_warm.py::test_filling_the_cache_reports_each_stage"
