@@ -1,8 +1,25 @@
-"""The exception that the command line reports without a traceback, and helpers for one-line messages."""
+"""Exceptions that the command line reports without a traceback, and helpers for one-line messages."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
 
 
 class UserError(Exception):
     """A mistake that the user can fix. The message is one clear line that names the cause."""
+
+
+class StoppedError(Exception):
+    """The run was asked to stop while it started or waited. Raised between iterations only.
+
+    ``number`` is that of the signal that asked for it, or 0 if it was not a signal.
+    """
+
+    def __init__(self, number: int = 0) -> None:
+        super().__init__("stopped before the first iteration")
+        self.number = number
 
 
 def system_reason(error: OSError) -> str:
@@ -21,3 +38,29 @@ def one_line(error: BaseException, limit: int = 200) -> str:
     if not text:
         return type(error).__name__
     return text
+
+
+def cannot_write(file: Path, error: OSError) -> UserError:
+    """Return the error to raise if ``file`` cannot be written. It names the file, the reason and the disk."""
+    message = f"cannot write {file}: {system_reason(error)}"
+    disk = disk_of(file)
+    if disk is not None:
+        usage = shutil.disk_usage(disk)
+        message += f" (disk {disk}: {usage.free / 2**30:,.1f} of {usage.total / 2**30:,.1f} GiB free)"
+    return UserError(message)
+
+
+def disk_of(file: Path) -> Path | None:
+    """Return the folder where the disk that holds ``file`` is mounted, or None if it cannot be determined.
+
+    The file and its folder do not have to exist yet.
+    """
+    try:
+        folder = Path(os.path.realpath(file))
+        while not folder.exists():
+            folder = folder.parent
+        while not folder.is_mount() and folder != folder.parent:
+            folder = folder.parent
+    except OSError:
+        return None
+    return folder
