@@ -8,10 +8,12 @@ and, if the package safetensors is installed, its format.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.util
 import json
 import os
 import re
+import time
 import warnings
 import zipfile
 import zlib
@@ -146,11 +148,28 @@ def check_sums(path: Path) -> None:
         raise UserError(f"{path}: cannot be loaded: {_DAMAGED}")
 
 
+def checksum(path: Path) -> str:
+    """Return a checksum of the archive at ``path``, or "" if it is missing or not an archive.
+
+    It is computed from the checksums that the archive stores of its parts, so only its directory is read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for part in archive.infolist():
+                # The name of the first folder is that of the file that torch wrote, which is a temporary one.
+                name = part.filename.partition("/")[2]
+                digest.update(f"{name} {part.file_size} {part.CRC}\n".encode())
+    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, zlib.error, ValueError):
+        return ""
+    return digest.hexdigest()[:16]
+
+
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Write ``path`` atomically: ``write`` fills a temporary file next to it, which then replaces it.
 
     The file is flushed to the disk before it is renamed, so a failure or a crash at any moment leaves the old
-    file intact. Raises OSError if the disk cannot be written.
+    file intact. Raises OSError, with ``path`` as its file name, if the disk cannot be written.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -158,15 +177,22 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         partial.replace(path)
-    except BaseException:
+        _flush_folder(path.parent)
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename in (None, str(partial)):
+            error.filename = str(path)
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Write the names of the files in ``folder`` to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)
 
 
 def to_cpu(value: Any) -> Any:
@@ -213,3 +239,28 @@ def save_tensors(path: Path, value: object) -> None:
             raise
 
     write_atomically(path, write)
+
+
+def remove_stale_partials(folder: Path) -> None:
+    """Delete the temporary files of ``write_atomically`` in ``folder`` whose processes were killed.
+
+    The folder may be shared with other machines, whose processes cannot be seen here, so files that were
+    written within the last minute are kept.
+    """
+    with contextlib.suppress(OSError):
+        for file in folder.glob(".*.partial"):
+            match = re.search(r"\.(\d+)\.partial$", file.name)
+            with contextlib.suppress(OSError):
+                if match and not _is_running(int(match[1])) and time.time() - file.stat().st_mtime > 60:
+                    file.unlink()
+
+
+def _is_running(process: int) -> bool:
+    """Return whether this machine has a process of this number."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # another user's, or a number that no process can have
+        pass
+    return True

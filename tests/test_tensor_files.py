@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from fastcyclegan.checkpoints.loading import load_generator, read_networks
 from fastcyclegan.errors import UserError
 from fastcyclegan.nn.networks import Discriminator, Generator
-from fastcyclegan.tensor_files import load_tensors, to_cpu, write_atomically
+from fastcyclegan.tensor_files import load_tensors, remove_stale_partials, to_cpu, write_atomically
 
 TIME_LIMIT = 2.0
 
@@ -281,3 +281,28 @@ def test_cpu_copies_keep_the_memory_layout() -> None:
     """Exact resuming depends on the layout, because another layout may select another algorithm."""
     weight = torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last)
     assert to_cpu(weight).stride() == weight.stride()
+
+
+def test_only_old_temporary_files_of_processes_that_are_gone_are_removed(tmp_path: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    hour_ago = time.time() - 3600
+    names = {
+        f".a.pt.{ended.pid}.partial": hour_ago,  # goes
+        f".b.json.{ended.pid}.partial": hour_ago,  # goes
+        f".fresh.pt.{ended.pid}.partial": time.time(),  # maybe of a process on another machine
+        f".running.pt.{os.getpid()}.partial": hour_ago,
+        f".huge.pt.{10**30}.partial": hour_ago,
+        ".text.pt.x.partial": hour_ago,
+        f"shown.pt.{ended.pid}.partial": hour_ago,
+        f".other.{ended.pid}": hour_ago,
+    }
+    for name, modified in names.items():
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (modified, modified))
+    (tmp_path / f".folder.{ended.pid}.partial").mkdir()
+    os.utime(tmp_path / f".folder.{ended.pid}.partial", (hour_ago, hour_ago))
+    remove_stale_partials(tmp_path)
+    kept = sorted(path.name for path in tmp_path.iterdir())
+    assert kept == sorted([*list(names)[2:], f".folder.{ended.pid}.partial"])
+    remove_stale_partials(tmp_path / "missing")

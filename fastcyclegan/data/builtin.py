@@ -11,6 +11,7 @@ other.
 from __future__ import annotations
 
 import functools
+import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,16 +67,30 @@ def draw(domain: str, seed: int, split: str, index: int) -> Pixels:
     return image
 
 
-def write(root: Path, seed: int) -> None:
-    """Draw the dataset into ``root``/{train,test}{A,B}; existing images are left untouched."""
+def write(root: Path, seed: int, check: Callable[[], object] = lambda: None) -> None:
+    """Draw the dataset into ``root``/{train,test}{A,B}, except for images that are already there.
+
+    An image of which only a part was written, because a process was killed or the power failed, is drawn
+    again. ``check`` is called before each image and can end the drawing by an exception. Raises OSError if a
+    file cannot be written.
+    """
     for split, count in COUNTS.items():
         for domain in "AB":
             folder = root / f"{split}{domain}"
             folder.mkdir(parents=True, exist_ok=True)
             for index in range(count):
-                file = folder / f"{index:03d}.png"
-                if not file.exists():
-                    Image.fromarray(draw(domain, seed, split, index)).save(file)
+                check()
+                file, image = folder / f"{index:03d}.png", io.BytesIO()
+                Image.fromarray(draw(domain, seed, split, index)).save(image, format="PNG")
+                if not _contains(file, image.getvalue()):
+                    file.write_bytes(image.getvalue())
+
+
+def _contains(file: Path, data: bytes) -> bool:
+    try:
+        return file.read_bytes() == data
+    except FileNotFoundError:
+        return False
 
 
 def stripes(images: NDArray[np.uint8]) -> float:

@@ -5,6 +5,7 @@ Crops and flips still come from the plan.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fastcyclegan.data.background import Stopping, never, raise_if
 from fastcyclegan.data.batch import Batch
 from fastcyclegan.data.image_file import BadImageError, Fit
 from fastcyclegan.data.loader import Job, Loader, Log, Reader, Row, Source
@@ -58,12 +60,18 @@ def bytes_needed(source: Source) -> int:
 
 
 def cache_images(
-    sources: Sequence[Source], readers: Sequence[Reader], device: torch.device, free: int | None = None
+    sources: Sequence[Source],
+    readers: Sequence[Reader],
+    device: torch.device,
+    free: int | None = None,
+    *,
+    stopping: Stopping = never,
 ) -> list[CachedImages]:
     """Read all images of each source with the corresponding reader into the memory of ``device``.
 
-    Raises UserError, before anything is read, if the images need more than half of the ``free`` bytes. If a
-    file can no longer be read, its error is stored in place of the image.
+    Raises UserError, before anything is read, if the images need more than half of the ``free`` bytes, and
+    StoppedError between images once ``stopping`` returns True. If a file can no longer be read, its error is
+    stored in place of the image.
     """
     needed = sum(bytes_needed(source) for source in sources)
     if free is None:
@@ -74,23 +82,28 @@ def cache_images(
             f"--cache {cache}: the images need {needed / 2**20:,.0f} MiB, more than half of the"
             f" {free / 2**20:,.0f} MiB that are free; use --cache none"
         )
-    return [_cache_source(source, reader, device) for source, reader in zip(sources, readers, strict=True)]
+    return [
+        _cache_source(source, reader, device, stopping)
+        for source, reader in zip(sources, readers, strict=True)
+    ]
 
 
-def _cache_source(source: Source, reader: Reader, device: torch.device) -> CachedImages:
+def _cache_source(source: Source, reader: Reader, device: torch.device, stopping: Stopping) -> CachedImages:
     size = bytes_needed(source)
     memory = torch.empty(size, dtype=torch.uint8, device=device)
     rows: list[Row] = []
     used = 0
     jobs = (Job(path, None, source.checked.get(path)) for path in source.paths)
-    for _, row in reader.read(jobs):
-        if isinstance(row, Tensor) and used + row.numel() <= size:
-            slot = memory[used : used + row.numel()].view(row.shape)
-            slot.copy_(row)
-            used += row.numel()
-            row = slot
-        # If files grew after the check, images that do not fit in the block keep their own memory.
-        rows.append(row)
+    with contextlib.closing(reader.read(jobs)) as read:
+        for _, row in read:
+            raise_if(stopping)
+            if isinstance(row, Tensor) and used + row.numel() <= size:
+                slot = memory[used : used + row.numel()].view(row.shape)
+                slot.copy_(row)
+                used += row.numel()
+                row = slot
+            # If files grew after the check, images that do not fit in the block keep their own memory.
+            rows.append(row)
     return CachedImages(rows, size)
 
 

@@ -11,15 +11,15 @@ import contextlib
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from PIL import Image
 
-from fastcyclegan.data.image_file import ORIENTATION, BadImageError, open_image, read_header
+from fastcyclegan.data.background import ReadingThreads, result_of
+from fastcyclegan.data.image_file import ORIENTATION, BadImageError, open_image, read_header, reading_error
 from fastcyclegan.errors import system_reason
-from fastcyclegan.tensor_files import write_atomically
+from fastcyclegan.tensor_files import remove_stale_partials, write_atomically
 
 CACHE_VERSION = 2
 
@@ -52,7 +52,20 @@ class Checked:
 
 
 def check_file(path: Path) -> Checked:
-    """Decode the file ``path`` completely and return the result of the check."""
+    """Decode the file ``path`` completely and return the result of the check.
+
+    Raises UserError if the machine has no file descriptors or memory left.
+    """
+    try:
+        return _check(path)
+    except (OSError, MemoryError) as error:  # the file may have changed or disappeared during the check
+        failed = reading_error(path, error)
+        if not isinstance(failed, BadImageError):
+            raise failed from None
+        return Checked(str(path), -1, -1, error=failed.reason)
+
+
+def _check(path: Path) -> Checked:
     try:
         stat = path.stat()
     except OSError as error:
@@ -93,6 +106,7 @@ def _write_cache(file: Path, records: Iterable[Checked]) -> None:
     # If the cache cannot be written, the only effect is that the next run takes a few seconds longer.
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
+        remove_stale_partials(file.parent)
         write_atomically(file, lambda partial: partial.write_text(text))
 
 
@@ -105,7 +119,8 @@ def check_files(paths: Sequence[Path], progress: Callable[[int, int], None] | No
     """Check ``paths`` and return the results in order.
 
     For files that have not changed since an earlier check, the result comes from the cache. ``progress`` is
-    called with the number of files checked so far and the total.
+    called with the number of files checked so far and the total, after every file and several times per
+    second while one takes long. An exception that it raises ends the checks at once.
     """
     cache_file = _cache_file()
     cache = _read_cache(cache_file)
@@ -116,12 +131,18 @@ def check_files(paths: Sequence[Path], progress: Callable[[int, int], None] | No
             return known
         return check_file(path.absolute())
 
-    results = []
-    with ThreadPoolExecutor(_threads()) as pool:
-        for result in pool.map(check, paths):
-            results.append(result)
-            if progress is not None:
-                progress(len(results), len(paths))
+    results: list[Checked] = []
+
+    def report() -> bool:
+        """Call ``progress``. It ends the checks by an exception, so the result is always False."""
+        if progress is not None:
+            progress(len(results), len(paths))
+        return False
+
+    with ReadingThreads(_threads()) as threads:
+        for future in [threads.submit(check, path) for path in paths]:
+            results.append(result_of(future, report))
+            report()
     fresh = {result.path: result for result in results if result.bytes >= 0}
     if any(cache.get(path) != result for path, result in fresh.items()):
         _write_cache(cache_file, {**cache, **fresh}.values())

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 
 from fastcyclegan.config import DataConfig
+from fastcyclegan.data.background import Stopping, never
 from fastcyclegan.data.cached_loader import CachedLoader, cache_images
 from fastcyclegan.data.dali_loader import DaliLoader, DaliReader
 from fastcyclegan.data.dali_pipeline import why_not_dali
@@ -90,33 +91,49 @@ def check_cache(cache: str, device: torch.device) -> None:
         )
 
 
-def make_reader(choice: Choice, fit: Fit, device: torch.device, log: Log) -> Reader:
+def make_reader(
+    choice: Choice, fit: Fit, device: torch.device, log: Log, *, stopping: Stopping = never
+) -> Reader:
     """Return a reader of single images.
 
-    A DALI reader puts the images on ``device``, and a Pillow reader on the host.
+    A DALI reader puts the images on ``device``, and a Pillow reader on the host. While it waits for an image,
+    it raises StoppedError once ``stopping`` returns True.
     """
     if choice.kind == "dali":
-        return DaliReader(fit, device, choice.threads, log)
-    return PillowReader(fit, choice.threads)
+        return DaliReader(fit, device, choice.threads, log, stopping=stopping)
+    return PillowReader(fit, choice.threads, stopping)
 
 
 def make_loader(
-    choice: Choice, a: Source, b: Source, plan: Plan, device: torch.device, config: DataConfig, log: Log
+    choice: Choice,
+    a: Source,
+    b: Source,
+    plan: Plan,
+    device: torch.device,
+    config: DataConfig,
+    log: Log,
+    *,
+    stopping: Stopping = never,
 ) -> Loader:
     """Return the loader of ``choice``; with a cache, fill the cache and return a loader that reads from it.
 
-    Raises UserError if the images do not fit into the cache, or if the cache should be on a GPU but the run
-    does not use one.
+    ``stopping`` becomes the loader's attribute. Raises UserError if the images do not fit into the cache, or
+    if the cache should be on a GPU but the run does not use one, and StoppedError if ``stopping`` returns
+    True while the cache is filled.
     """
     skip = config.skip_bad_images
+    loader: Loader
     if config.cache != "none":
         check_cache(config.cache, device)
         cache_device = device if config.cache == "gpu" else torch.device("cpu")
-        readers = [make_reader(choice, source.fit, device, log) for source in (a, b)]
-        cached_A, cached_B = cache_images((a, b), readers, cache_device)
+        readers = [make_reader(choice, source.fit, device, log, stopping=stopping) for source in (a, b)]
+        cached_A, cached_B = cache_images((a, b), readers, cache_device, stopping=stopping)
         total = (cached_A.bytes + cached_B.bytes) / 2**20
         log(f"--cache {config.cache}: {len(a.paths) + len(b.paths)} images cached in {total:,.1f} MiB")
-        return CachedLoader(a, b, plan, device, cached_A, cached_B, skip_bad_images=skip, log=log)
-    if choice.kind == "dali":
-        return DaliLoader(a, b, plan, device, threads=choice.threads, skip_bad_images=skip, log=log)
-    return FolderLoader(a, b, plan, device, workers=choice.threads, skip_bad_images=skip, log=log)
+        loader = CachedLoader(a, b, plan, device, cached_A, cached_B, skip_bad_images=skip, log=log)
+    elif choice.kind == "dali":
+        loader = DaliLoader(a, b, plan, device, threads=choice.threads, skip_bad_images=skip, log=log)
+    else:
+        loader = FolderLoader(a, b, plan, device, workers=choice.threads, skip_bad_images=skip, log=log)
+    loader.stopping = stopping
+    return loader

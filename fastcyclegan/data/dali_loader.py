@@ -18,7 +18,7 @@ from __future__ import annotations
 import contextlib
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -30,7 +30,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from fastcyclegan.data.background import in_background
+from fastcyclegan.data.background import ReadingThreads, Stopping, in_background, never
 from fastcyclegan.data.batch import Batch
 from fastcyclegan.data.dali_pipeline import BLOCK, DaliPipeline, EncodedFile, parses
 from fastcyclegan.data.image_file import Fit, Pixels, Size, read_header, take_view
@@ -100,15 +100,16 @@ class DaliReader:
         log: Log = lambda text: None,
         *,
         whole: bool | None = None,
+        stopping: Stopping = never,
     ) -> None:
         self.fit, self.device, self.threads, self.log = fit, device, max(threads, 1), log
-        self.whole = whole
+        self.whole, self.stopping = whole, stopping
         self._refused: set[Path] = set()
         self._noted: set[Path] = set()
 
     def read(self, jobs: Iterable[Job]) -> Generator[tuple[Job, Row]]:
         """Yield each job with its pixels, in order."""
-        with in_background(self._blocks(iter(jobs)), AHEAD) as blocks:
+        with in_background(self._blocks(iter(jobs)), AHEAD, self.stopping) as blocks:
             for block in blocks:
                 for note in block.notes:
                     self.log(note)
@@ -125,7 +126,7 @@ class DaliReader:
         """Yield finished blocks. DALI decodes one block while the previous one is resized."""
         pipe = DaliPipeline(self.fit, self.device, self.threads, self.whole)
         stream = torch.cuda.Stream(self.device) if pipe.on_gpu else None
-        with ThreadPoolExecutor(self.threads, "fastcyclegan-read") as pool, torch.cuda.stream(stream):
+        with ReadingThreads(self.threads) as pool, torch.cuda.stream(stream):
             running: _Block | None = None
             try:
                 for block in self._gathered(jobs, pool):
@@ -140,10 +141,9 @@ class DaliReader:
                 if running is not None:
                     yield self._finished(running, self._collected(running, pipe), pool, stream)
             finally:
-                pool.shutdown(cancel_futures=True)
                 pipe.close()
 
-    def _gathered(self, jobs: Iterator[Job], pool: ThreadPoolExecutor) -> Iterator[_Block]:
+    def _gathered(self, jobs: Iterator[Job], pool: ReadingThreads) -> Iterator[_Block]:
         """Yield blocks of files; the threads of ``pool`` read the files up to one block ahead."""
         reading: deque[Future[EncodedFile]] = deque()
         for job in islice(jobs, BLOCK):
@@ -197,7 +197,7 @@ class DaliReader:
         return outputs
 
     def _finished(
-        self, block: _Block, outputs: list[Any], pool: ThreadPoolExecutor, stream: torch.cuda.Stream | None
+        self, block: _Block, outputs: list[Any], pool: ReadingThreads, stream: torch.cuda.Stream | None
     ) -> _Block:
         """Return ``block`` with its rows: DALI's results for its plain files, Pillow's for the others."""
         decoded = iter(outputs)
@@ -256,7 +256,8 @@ class DaliLoader(Loader):
         # Domains with the same fit share one pipeline, which reads images of A and B in turn.
         fits = {"AB": a.fit} if a.fit == b.fit else {"A": a.fit, "B": b.fit}
         self.readers = {
-            sides: DaliReader(fit, device, threads, log, whole=whole) for sides, fit in fits.items()
+            sides: DaliReader(fit, device, threads, log, whole=whole, stopping=lambda: self.stopping())
+            for sides, fit in fits.items()
         }
 
     def batches(self, start: int, stop: int) -> Generator[Batch]:

@@ -7,6 +7,7 @@ are scaled to 8 bits (Pillow's own conversion clips them to white). Transparent 
 
 from __future__ import annotations
 
+import errno
 import stat
 from dataclasses import dataclass
 from io import BytesIO
@@ -19,8 +20,10 @@ from PIL import Image, ImageFile, ImageOps
 
 from fastcyclegan.config import DataConfig, ModelConfig, Preprocess
 from fastcyclegan.data.sample_plan import View
-from fastcyclegan.errors import UserError
+from fastcyclegan.errors import UserError, system_reason
 
+# Errors of the operating system that do not depend on the file: it has no file descriptors or memory left.
+EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".tif", ".tiff", ".webp"})
 Pixels = NDArray[np.uint8]
 Size = tuple[int, int]
@@ -87,7 +90,8 @@ def upright(image: Image.Image, channels: int = 3) -> Image.Image:
 def open_image(path: Path | str, channels: int = 3) -> Image.Image:
     """Decode an image file and return it upright, in mode RGB (3 channels) or L (1).
 
-    Raises BadImageError for every kind of failure.
+    Raises BadImageError for every fault of the file, and another UserError if the machine has no file
+    descriptors or memory left.
     """
     try:
         if not stat.S_ISREG(Path(path).stat().st_mode):  # reading a pipe would block forever
@@ -99,15 +103,25 @@ def open_image(path: Path | str, channels: int = 3) -> Image.Image:
         raise BadImageError(path, "no such file") from None
     except Image.UnidentifiedImageError:
         raise BadImageError(path, "not an image that Pillow can read") from None
-    except MemoryError:
-        raise BadImageError(path, "too large to fit in memory") from None
+    except Exception as error:
+        raise reading_error(path, error) from None
+
+
+def reading_error(path: Path | str, error: Exception) -> UserError:
+    """Return the error to raise if ``error`` occurred while the file ``path`` was read.
+
+    It is a BadImageError, unless the machine has no memory or file descriptors left.
+    """
+    if isinstance(error, MemoryError):
+        return UserError(f"{path} cannot be read: out of memory")
+    if isinstance(error, OSError) and error.errno in EXHAUSTED:
+        return UserError(f"{path} cannot be read: {system_reason(error)}")
     # Pillow's decoders raise almost anything on a broken file: OSError, SyntaxError, struct.error, EOFError,
     # Pillow's decompression bomb error.
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        if not reason:
-            reason = type(error).__name__
-        raise BadImageError(path, reason) from None
+    reason = " ".join(str(error).split())
+    if not reason:
+        reason = type(error).__name__
+    return BadImageError(path, reason)
 
 
 def read_header(data: bytes) -> tuple[Size, bool]:
@@ -230,16 +244,20 @@ class Fit:
 def load_pixels(path: Path | str, fit: Fit) -> Pixels:
     """Decode and resize an image file to [H, W, C] uint8, but do not crop or flip it.
 
-    Raises BadImageError if the image cannot be used.
+    Raises BadImageError if the image cannot be used, and another UserError if the machine has no file
+    descriptors or memory left.
     """
     image = open_image(path, fit.channels)
     reason = fit.too_small(image.size)
     if reason:
         raise BadImageError(path, reason)
     size = fit.resized(image.size)
-    if size != image.size:
-        image = image.resize(size, Image.Resampling.BICUBIC)
-    pixels = np.asarray(image)
+    try:
+        if size != image.size:
+            image = image.resize(size, Image.Resampling.BICUBIC)
+        pixels = np.asarray(image)
+    except MemoryError as error:
+        raise reading_error(path, error) from None
     if fit.channels == 1:
         return pixels[:, :, None]
     return pixels

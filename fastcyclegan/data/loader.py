@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastcyclegan.data.background import Stopping, never, raise_if
 from fastcyclegan.data.batch import Batch
 from fastcyclegan.data.checked_files import Checked
 from fastcyclegan.data.image_file import BadImageError, Fit, Pixels, load_pixels, take_view
@@ -40,14 +41,18 @@ class Source:
         """
         return take_view(load_pixels(self.paths[index], self.fit), self.fit, view).copy()
 
-    def view_of_next_good(self, index: int, view: View) -> tuple[Pixels, int, list[BadImageError]]:
+    def view_of_next_good(
+        self, index: int, view: View, stopping: Stopping = never
+    ) -> tuple[Pixels, int, list[BadImageError]]:
         """Read image ``index`` or, if it cannot be read, the next image that can.
 
         Returns its pixels (cropped and flipped according to ``view``), its index, and the errors of the bad
-        images before it. Raises UserError if no image can be read.
+        images before it. Raises UserError if no image can be read, and StoppedError between images once
+        ``stopping`` returns True.
         """
         bad: list[BadImageError] = []
         for number in (*range(index, len(self.paths)), *range(index)):
+            raise_if(stopping)
             try:
                 return self.view(number, view), number, bad
             except BadImageError as error:
@@ -90,6 +95,9 @@ class Loader(ABC):
 
     A file that can no longer be read ends the run with an error that names the file. With
     ``skip_bad_images``, the file is logged once instead, and the next image takes its place.
+
+    ``stopping`` can be set to a function that returns whether the run should stop. A loader that waits for
+    images calls it several times per second, in the thread of its consumer.
     """
 
     def __init__(
@@ -104,13 +112,15 @@ class Loader(ABC):
     ) -> None:
         self.a, self.b, self.plan, self.device = a, b, plan, device
         self.skip_bad_images, self.log = skip_bad_images, log
+        self.stopping: Stopping = never
         self._logged: set[str] = set()
 
     @abstractmethod
     def batches(self, start: int, stop: int) -> Generator[Batch]:
         """Yield the batches of the iterations [start, stop).
 
-        Raises UserError if a file can no longer be read, or if a reading process died.
+        Raises UserError if a file can no longer be read, or if a reading process died, and StoppedError if
+        ``stopping`` returns True while the loader waits for images.
         """
 
     def _skip_or_raise(self, bad: Iterable[BadImageError]) -> None:
@@ -126,7 +136,8 @@ class Loader(ABC):
         if isinstance(row, Tensor):
             return row, index
         self._skip_or_raise([row])
-        pixels, index, bad = source.view_of_next_good((index + 1) % len(source.paths), view)
+        index = (index + 1) % len(source.paths)
+        pixels, index, bad = source.view_of_next_good(index, view, self.stopping)
         self._skip_or_raise(bad)
         return torch.from_numpy(pixels).to(self.device), index
 

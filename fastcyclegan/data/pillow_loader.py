@@ -2,110 +2,54 @@
 
 from __future__ import annotations
 
-import atexit
-import contextlib
 import dataclasses
-import multiprocessing
-import signal
-import warnings
-import weakref
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import chain
-from typing import Any
+from collections.abc import Generator, Iterable
+from concurrent.futures import Future
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
+from fastcyclegan.data.background import ReadingThreads, Stopping, never, raise_if, result_of
 from fastcyclegan.data.batch import Batch
 from fastcyclegan.data.image_file import BadImageError, Fit, load_pixels, take_view
 from fastcyclegan.data.loader import Job, Loader, Log, Row, Source
 from fastcyclegan.data.sample_plan import Plan, Sample
-from fastcyclegan.errors import UserError
+from fastcyclegan.data.worker_pool import Arrays, loaded_by_workers
 
 WORKERS = 4
-_Item = tuple[Tensor, Tensor, Sample, list[BadImageError]]
-_Items = tuple[Tensor, Tensor, list[Sample], list[BadImageError]]
+_Read = tuple[list[Sample], list[BadImageError]]
 
 
-class _Unpaired(Dataset[object]):
-    """The samples of a plan, indexed by (epoch, i).
+class _Reading:
+    """Reads the images of an iteration, in a worker or in the main process.
 
-    An item contains both cropped images, the sample as it was read, and the errors of skipped images. If a
-    sample cannot be read, the item is the UserError.
+    A call returns the samples as they were read, with the errors of skipped images, and the pixels
+    [N, H, W, C] of both domains, or none if the iteration has no samples for this rank.
     """
 
-    def __init__(self, a: Source, b: Source, plan: Plan) -> None:
+    def __init__(self, a: Source, b: Source, plan: Plan, stopping: Stopping = never) -> None:
         # The results of the checks are removed, because every worker would get a copy of them.
         self.a = dataclasses.replace(a, checked={})
         self.b = dataclasses.replace(b, checked={})
-        self.plan = plan
+        self.plan, self.stopping = plan, stopping
 
-    def __getitem__(self, key: tuple[int, int]) -> _Item | UserError:
-        sample = self.plan.sample(*key)
-        try:
-            a, index_A, bad_A = self.a.view_of_next_good(sample.index_A, sample.view_A)
-            b, index_B, bad_B = self.b.view_of_next_good(sample.index_B, sample.view_B)
-        except UserError as error:  # the main process raises it, where the user sees it
-            return error
-        sample = dataclasses.replace(sample, index_A=index_A, index_B=index_B)
-        return torch.from_numpy(a), torch.from_numpy(b), sample, bad_A + bad_B
-
-
-def _collate(items: list[_Item | UserError]) -> _Items | UserError | None:
-    good: list[_Item] = []
-    for item in items:
-        if isinstance(item, UserError):
-            return item
-        good.append(item)
-    if not good:
-        return None
-    a, b, samples, bad = zip(*good, strict=True)
-    return torch.stack(a), torch.stack(b), list(samples), list(chain.from_iterable(bad))
-
-
-def _quiet_worker(_: int) -> None:
-    """Ignore signals in a worker, because the main process handles those sent to the whole process group.
-
-    A worker ends when the main process stops it, or when its parent is gone.
-    """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-
-
-_workers: weakref.WeakSet[Any] = weakref.WeakSet()
-
-
-@atexit.register
-def _end_workers() -> None:
-    """Kill the remaining workers before Python exits.
-
-    Python would send them SIGTERM, which they ignore, and then wait for them forever.
-    """
-    alive = [worker for worker in list(_workers) if worker.is_alive()]
-    if alive:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise at the first kill
-        for worker in alive:
-            worker.kill()
-
-
-@contextlib.contextmanager
-def naming_dead_workers() -> Iterator[None]:
-    """Turn torch's error about a killed loader process into a UserError.
-
-    torch raises that error at an arbitrary point in the code of the main process.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if "DataLoader worker" in str(error):
-            raise UserError(
-                f"a loader process died ({str(error).splitlines()[0]}); a lower --num_threads"
-                " needs less memory"
-            ) from None
-        raise
+    def __call__(self, iteration: int) -> tuple[_Read, Arrays]:
+        epoch, numbers = self.plan.batch(iteration)
+        samples, bad, pixels_A, pixels_B = [], [], [], []
+        for i in numbers:
+            raise_if(self.stopping)
+            sample = self.plan.sample(epoch, i)
+            a, index_A, bad_A = self.a.view_of_next_good(sample.index_A, sample.view_A, self.stopping)
+            b, index_B, bad_B = self.b.view_of_next_good(sample.index_B, sample.view_B, self.stopping)
+            samples.append(dataclasses.replace(sample, index_A=index_A, index_B=index_B))
+            bad += bad_A + bad_B
+            pixels_A.append(a)
+            pixels_B.append(b)
+        if not samples:
+            return (samples, bad), []
+        return (samples, bad), [np.stack(pixels_A), np.stack(pixels_B)]
 
 
 class FolderLoader(Loader):
@@ -126,66 +70,53 @@ class FolderLoader(Loader):
         self.workers = workers
 
     def batches(self, start: int, stop: int) -> Generator[Batch]:
-        if start >= stop:
-            return
-        keys = ([(epoch, i) for i in numbers] for epoch, numbers in self.plan.batches(start, stop))
-        with warnings.catch_warnings():
-            # torch warns if there are more workers than cores, but their number was chosen by the user.
-            warnings.filterwarnings("ignore", message="This DataLoader will create", category=UserWarning)
-            loader: DataLoader[Any] = DataLoader(
-                _Unpaired(self.a, self.b, self.plan),
-                batch_sampler=keys,
-                num_workers=min(self.workers, stop - start),
-                collate_fn=_collate,
-                worker_init_fn=_quiet_worker,
-                pin_memory=self.device.type == "cuda",
-                # The loader draws a seed that nothing here uses. It must not come from the generator that
-                # dropout and resumed runs depend on.
-                generator=torch.Generator(),
-            )
-            before = set(multiprocessing.active_children())
-            with naming_dead_workers():
-                loading = iter(loader)
-            _workers.update(set(multiprocessing.active_children()) - before)
-        try:
-            with naming_dead_workers():
-                for loaded in loading:
-                    yield self._loaded(loaded)
-        finally:
-            del loading  # ends the workers, which an error's traceback would otherwise keep alive
+        if self.workers == 0:
+            reading = _Reading(self.a, self.b, self.plan, lambda: self.stopping())
+            for iteration in range(start, stop):
+                read, arrays = reading(iteration)
+                tensors = [torch.from_numpy(array) for array in arrays]
+                if self.device.type == "cuda":
+                    tensors = [tensor.pin_memory() for tensor in tensors]
+                yield self._batch_of(read, tensors)
+        elif start < stop:
+            yield from self._from_workers(range(start, stop))
 
-    def _loaded(self, loaded: _Items | UserError | None) -> Batch:
-        if isinstance(loaded, UserError):
-            raise loaded
-        if loaded is None:
+    def _from_workers(self, iterations: range) -> Generator[Batch]:
+        with loaded_by_workers(
+            _Reading(self.a, self.b, self.plan),
+            iterations,
+            self.workers,
+            pin=self.device.type == "cuda",
+            stopping=lambda: self.stopping(),
+        ) as loaded:
+            for read, tensors in loaded:
+                yield self._batch_of(read, tensors)
+
+    def _batch_of(self, read: _Read, tensors: list[Tensor]) -> Batch:
+        samples, bad = read
+        if not samples:
             return self._batch_of_rows([])
-        a, b, samples, bad = loaded
         self._skip_or_raise(bad)
-        return self._batch(a, b, samples)
+        return self._batch(tensors[0], tensors[1], samples)
 
 
 class PillowReader:
     """A reader that reads single images with Pillow in ``threads`` threads, a few ahead of its consumer."""
 
-    def __init__(self, fit: Fit, threads: int) -> None:
-        self.fit, self.threads = fit, max(threads, 1)
+    def __init__(self, fit: Fit, threads: int, stopping: Stopping = never) -> None:
+        self.fit, self.threads, self.stopping = fit, max(threads, 1), stopping
 
     def read(self, jobs: Iterable[Job]) -> Generator[tuple[Job, Row]]:
         """Yield each job with its pixels, in order."""
         waiting: deque[tuple[Job, Future[Row]]] = deque()
-        with ThreadPoolExecutor(self.threads) as pool:
-            try:
-                for job in jobs:
-                    waiting.append((job, pool.submit(read_with_pillow, job, self.fit)))
-                    if len(waiting) > self.threads:
-                        finished, pixels = waiting.popleft()
-                        yield finished, pixels.result()
-                while waiting:
+        with ReadingThreads(self.threads) as threads:
+            for job in jobs:
+                waiting.append((job, threads.submit(read_with_pillow, job, self.fit)))
+                if len(waiting) > self.threads:
                     finished, pixels = waiting.popleft()
-                    yield finished, pixels.result()
-            finally:
-                for _, pixels in waiting:
-                    pixels.cancel()
+                    yield finished, result_of(pixels, self.stopping)
+            for finished, pixels in waiting:
+                yield finished, result_of(pixels, self.stopping)
 
 
 def read_with_pillow(job: Job, fit: Fit) -> Row:

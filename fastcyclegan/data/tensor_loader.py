@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastcyclegan.data.background import Stopping, never
 from fastcyclegan.data.batch import Batch
 from fastcyclegan.data.image_file import ImageRequirements
 from fastcyclegan.data.sample_plan import Plan
@@ -57,6 +58,23 @@ def _length(loader: Iterable[Any], iterations_per_epoch: int | None) -> int:
     return count
 
 
+@contextlib.contextmanager
+def naming_dead_workers() -> Iterator[None]:
+    """Turn the error of a torch DataLoader of the caller, one of whose processes died, into a UserError.
+
+    torch raises that error at an arbitrary point in the code of the main process.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" in str(error):
+            raise UserError(
+                f"a process of a loader died ({str(error).splitlines()[0]}); fewer workers need less memory"
+                " and less shared memory, and num_workers=0 needs no processes"
+            ) from None
+        raise
+
+
 class TensorLoader:
     """A loader that makes batches from loaders ``A`` and ``B``, or from ``A`` only if it yields both domains.
 
@@ -64,6 +82,8 @@ class TensorLoader:
     [-1, 1], or uint8 ones, in the order that the caller chose: nothing is cropped or flipped. If the batches
     of A and B differ in N, the surplus is dropped. ``plan`` provides the random numbers of the replay pools,
     which depend only on the seed and the position. Raises UserError for input that cannot be trained on.
+
+    ``stopping`` exists as in other loaders, but a wait inside the caller's code cannot ask it.
     """
 
     def __init__(
@@ -76,6 +96,7 @@ class TensorLoader:
         iterations_per_epoch: int | None = None,
     ) -> None:
         self.required, self.device = required, device
+        self.stopping: Stopping = never
         self.B: Iterable[Any] | None = None
         batches = _length(A, iterations_per_epoch)
         if B is not None:

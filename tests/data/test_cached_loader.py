@@ -16,7 +16,7 @@ from fastcyclegan.data.choose_loader import choose, make_loader
 from fastcyclegan.data.dali_loader import DaliLoader, DaliReader
 from fastcyclegan.data.pillow_loader import FolderLoader, PillowReader
 from fastcyclegan.data.sample_plan import Plan
-from fastcyclegan.errors import UserError
+from fastcyclegan.errors import StoppedError, UserError
 from tests.conftest import same_batch, unpaired, write_images
 
 CPU = torch.device("cpu")
@@ -50,6 +50,21 @@ def test_rejects_images_that_do_not_fit_before_reading_them(tmp_path: Path) -> N
     ):
         cache_images((a, b), [PillowReader(a.fit, 1)] * 2, CPU, free=2 * 8 * 24 * 24 * 3 - 1)
     assert free_memory(CPU) > 2**20
+
+
+@pytest.mark.parametrize("kind", ["folder", "dali"])
+def test_the_start_can_be_stopped_between_images(tmp_path: Path, kind: str) -> None:
+    a, b = unpaired(tmp_path)
+    asked: list[int] = []
+
+    def stopping() -> bool:
+        asked.append(1)
+        return len(asked) >= 3
+
+    config = DataConfig(cache="ram")
+    with pytest.raises(StoppedError):
+        make_loader(choose(kind, CPU, 1), a, b, Plan(3, 5, 3), CPU, config, print, stopping=stopping)
+    assert len(asked) == 3
 
 
 def test_caches_a_file_that_grew_since_it_was_checked(tmp_path: Path) -> None:

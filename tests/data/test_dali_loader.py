@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fastcyclegan.config import Preprocess
+from fastcyclegan.data import background
 from fastcyclegan.data.batch import Batch
 from fastcyclegan.data.dali_loader import DaliLoader, DaliReader
 from fastcyclegan.data.image_file import BadImageError, Fit, load_pixels, open_image
 from fastcyclegan.data.loader import Job, Source
 from fastcyclegan.data.pillow_loader import FolderLoader, PillowReader
 from fastcyclegan.data.sample_plan import Plan
+from fastcyclegan.errors import StoppedError
 from tests.conftest import same_batch, scene, source, unpaired
 from tests.data.dali_files import MODES, SIZES, levels, varied
 
@@ -175,6 +178,20 @@ def test_examines_sources_without_checks(tmp_path: Path) -> None:
 
 
 # --- Tests on a GPU -----------------------------------------------------------------------------------------
+
+
+def test_a_loader_can_be_stopped_while_a_file_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = unpaired(tmp_path)
+    hang = threading.Event()
+    monkeypatch.setattr(background, "PATIENCE", 0.1)
+    monkeypatch.setattr(DaliReader, "_fetch", lambda self, job: hang.wait())
+    loader = DaliLoader(a, b, Plan(3, 5, 3), CPU, threads=2)
+    batches = loader.batches(0, 10)
+    loader.stopping = lambda: True
+    with pytest.raises(StoppedError):
+        next(batches)
+    hang.set()
+
 
 GPU = torch.device("cuda")
 

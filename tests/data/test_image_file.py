@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from fastcyclegan.data.image_file import (
     take_view,
 )
 from fastcyclegan.data.sample_plan import View
+from fastcyclegan.errors import UserError
 
 
 def saved(tmp_path: Path, image: Image.Image, name: str, **options: object) -> Path:
@@ -106,6 +109,48 @@ def test_names_files_wherever_they_are_truncated(tmp_path: Path, suffix: str) ->
 def test_names_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(BadImageError, match=r"gone.png: no such file"):
         open_image(tmp_path / "gone.png")
+
+
+@pytest.mark.parametrize(
+    ("error", "is_bad", "message"),
+    [
+        (OSError(errno.EMFILE, os.strerror(errno.EMFILE)), False, "cannot be read: Too many open files"),
+        (
+            OSError(errno.ENFILE, os.strerror(errno.ENFILE)),
+            False,
+            "cannot be read: Too many open files in sys",
+        ),
+        (OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)), False, "cannot be read: Cannot allocate memory"),
+        (MemoryError(), False, "cannot be read: out of memory"),
+        (OSError(errno.EIO, os.strerror(errno.EIO)), True, "Input/output error"),
+        (PermissionError(errno.EACCES, os.strerror(errno.EACCES)), True, "Permission denied"),
+    ],
+)
+def test_a_lack_of_files_or_memory_is_not_a_bad_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, is_bad: bool, message: str
+) -> None:
+    path = saved(tmp_path, Image.new("RGB", (8, 8)), "x.png")
+
+    def fails(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Image, "open", fails)
+    with pytest.raises(UserError, match=rf"x\.png.*{message}") as raised:
+        load_pixels(path, Fit())
+    assert isinstance(raised.value, BadImageError) == is_bad
+
+
+def test_memory_that_runs_out_during_the_resize_names_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = saved(tmp_path, Image.new("RGB", (8, 8)), "x.png")
+
+    def fails(*arguments: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Image.Image, "resize", fails)
+    with pytest.raises(UserError, match=r"x\.png cannot be read: out of memory"):
+        load_pixels(path, Fit("square", 16))
 
 
 # (reason, mode, load, crop, size before, size after), according to the official code.

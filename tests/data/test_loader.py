@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from fastcyclegan.config import DataConfig
+from fastcyclegan.data.background import never
 from fastcyclegan.data.choose_loader import choose, make_loader
 from fastcyclegan.data.loader import Loader
 from fastcyclegan.data.pillow_loader import FolderLoader
@@ -54,6 +55,23 @@ def test_batches_do_not_depend_on_the_start(tmp_path: Path, loader: str, threads
     for start in (1, 7, 33, 39):
         actual = list(make(tmp_path, loader, threads, cache, batch_size=2).batches(start, 40))
         assert all(same_batch(x, y) for x, y in zip(whole[start:], actual, strict=True))
+
+
+@LOADERS
+def test_stopping_reaches_the_loader(tmp_path: Path, loader: str, threads: int, cache: str) -> None:
+    a, b = unpaired(tmp_path)
+    choice, config = choose(loader, CPU, threads), DataConfig(cache=cache)
+    asked: list[int] = []
+
+    def stopping() -> bool:
+        asked.append(1)
+        return False
+
+    made = make_loader(choice, a, b, Plan(11, 5, 3), CPU, config, print, stopping=stopping)
+    assert made.stopping is stopping
+    assert make(tmp_path, loader, threads, cache).stopping is never
+    # A cached loader waits only where the cache is filled, and the others where they yield batches.
+    assert bool(asked) == (cache == "ram")
 
 
 @LOADERS

@@ -1,26 +1,32 @@
 """The Pillow loader and the Pillow reader.
 
-Batches follow the plan whatever the number of workers. A worker that dies is reported, and running workers do
-not keep Python from exiting.
+Batches follow the plan whatever the number of workers, which use no shared memory. A worker that dies is
+reported, and running workers do not keep Python from exiting.
 """
 
 from __future__ import annotations
 
+import errno
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from fastcyclegan.data import background, pillow_loader
 from fastcyclegan.data.image_file import BadImageError, Fit, load_pixels, take_view
 from fastcyclegan.data.loader import Job, Source
 from fastcyclegan.data.pillow_loader import FolderLoader, PillowReader
-from fastcyclegan.data.sample_plan import Plan
-from fastcyclegan.errors import UserError
+from fastcyclegan.data.sample_plan import Plan, View
+from fastcyclegan.errors import StoppedError, UserError
 from tests.conftest import same_batch, unpaired, write_images
 
 CPU = torch.device("cpu")
@@ -70,6 +76,83 @@ def test_loading_does_not_touch_the_random_state(tmp_path: Path) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.fixture
+def _forking() -> Iterator[None]:
+    """Fork workers, so that they have the functions that a test replaces."""
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("fork", force=True)
+    yield
+    multiprocessing.set_start_method(before, force=True)
+
+
+@pytest.mark.usefixtures("_forking")
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc")
+def test_workers_use_no_shared_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No worker maps a file of /dev/shm, which may be small or full, also after it has sent batches."""
+
+    def shared() -> set[str]:
+        lines = Path("/proc/self/maps").read_text().splitlines()
+        return {line.split()[5] for line in lines if "/dev/shm" in line}
+
+    loader, view, before = make(tmp_path, workers=2), Source.view, shared()
+
+    def noting(self: Source, index: int, where: View) -> object:
+        (tmp_path / f"{os.getpid()}.txt").write_text("\n".join(shared() - before))
+        return view(self, index, where)
+
+    monkeypatch.setattr(Source, "view", noting)
+    assert len(list(loader.batches(0, 20))) == 20
+    notes = list(tmp_path.glob("*.txt"))
+    assert [note.read_text() for note in notes] == [""] * 2
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.usefixtures("_forking")
+def test_a_lack_of_file_descriptors_skips_no_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    loader = make(tmp_path, workers, skip_bad_images=True, log=pytest.fail)
+
+    def fails(path: Path, fit: Fit) -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr("PIL.Image.open", raising)
+            load_pixels(path, fit)
+
+    def raising(*arguments: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr("fastcyclegan.data.loader.load_pixels", fails)
+    with pytest.raises(UserError, match=r"\d.png cannot be read: Too many open files"):
+        next(loader.batches(0, 4))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.usefixtures("_forking")
+def test_a_loader_can_be_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
+    """In the main process between two reads, and while it waits for workers that hang."""
+    loader = make(tmp_path, workers)
+    if workers:
+        monkeypatch.setattr(Source, "view", lambda *arguments: time.sleep(600))
+    batches = loader.batches(0, 1000)
+    loader.stopping = lambda: True
+    started = time.monotonic()
+    with pytest.raises(StoppedError):
+        next(batches)
+    assert time.monotonic() - started < 5
+    assert not multiprocessing.active_children()
+
+
+def test_a_reader_can_be_stopped_while_a_file_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hang = threading.Event()
+    monkeypatch.setattr(background, "PATIENCE", 0.1)
+    monkeypatch.setattr(pillow_loader, "read_with_pillow", lambda job, fit: hang.wait())
+    reading = PillowReader(Fit(), 2, lambda: True).read(Job(path) for path in write_images(tmp_path, 9))
+    with pytest.raises(StoppedError):
+        next(reading)
+    hang.set()
+
+
+@pytest.mark.usefixtures("_forking")
 def test_reports_a_worker_that_died(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loader = make(tmp_path, workers=1)
 

@@ -5,14 +5,17 @@ Every supported kind of loader works, training equals training on files, and unu
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from fastcyclegan import CycleGAN
+from fastcyclegan.data.tensor_loader import naming_dead_workers
 from fastcyclegan.errors import UserError
 from tests.models import TINY, same, tensors
 
@@ -115,3 +118,21 @@ def test_a_loader_without_a_length_needs_iterations_per_epoch() -> None:
         match="a loader ended after 3 batches and yields no more; pass one that can be iterated more than",
     ):
         CycleGAN(**TINY).fit(iter([(tensors(1), tensors(1))] * 3), iterations_per_epoch=2)
+
+
+def test_a_dead_process_of_the_callers_loader_is_named() -> None:
+    class Dies(Dataset[torch.Tensor]):
+        def __getitem__(self, index: int) -> torch.Tensor:
+            os.kill(os.getpid(), signal.SIGKILL)
+            raise AssertionError
+
+        def __len__(self) -> int:
+            return 4
+
+    with (
+        pytest.raises(UserError, match=r"a process of a loader died \(.*\); fewer workers need less memory"),
+        naming_dead_workers(),
+    ):
+        next(iter(DataLoader(Dies(), num_workers=1)))
+    with pytest.raises(RuntimeError, match="another error"), naming_dead_workers():
+        raise RuntimeError("another error")
