@@ -15,7 +15,8 @@ from torch import nn
 
 from fastcyclegan.checkpoints.architecture import UnknownArchitectureError, of_arguments
 from fastcyclegan.checkpoints.find_networks import Network, find_networks
-from fastcyclegan.checkpoints.run_files import read_config, saved_epochs, weights_file
+from fastcyclegan.checkpoints.run_files import LOCK, read_config, saved_epochs, weights_file
+from fastcyclegan.checkpoints.weight_sets import require_whole
 from fastcyclegan.config import Direction, TrainConfig
 from fastcyclegan.errors import UserError
 from fastcyclegan.nn.pretrained import WEIGHTS_FILE
@@ -90,6 +91,7 @@ def find_weights(weights: Path, direction: Direction | None, epoch: str, ema: bo
     name = _generator_for(direction, read_config(weights))
     file = weights_file(weights, epoch, name, ema=ema)
     if file.exists():
+        require_whole(weights, epoch, is_running=(weights / LOCK).exists())
         return file
     # The official test model for a single direction uses a file with this name.
     undirected = weights / f"{epoch}_net_G.pth"

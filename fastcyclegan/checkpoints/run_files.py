@@ -20,6 +20,10 @@ from fastcyclegan.tensor_files import load_tensors, save_tensors, write_atomical
 
 CONFIG = "config.json"
 STATE = "state.pt"
+PREVIOUS = "previous_state.pt"
+"""The last state that was followed by iterations with normal losses."""
+LOCK = ".lock"
+"""The file that a process locks while it writes to the folder of a run."""
 
 
 def weights_file(run: Path, epoch: str, official_name: str, *, ema: bool = False) -> Path:
@@ -63,8 +67,11 @@ def write_config(run: Path, config: TrainConfig) -> None:
 
 
 def remove_partials(run: Path) -> None:
-    """Delete the half-written files that a killed process left in ``run``."""
-    for partial in run.glob(".*.partial"):
+    """Delete the half-written files that a killed process left in ``run`` and its subfolders.
+
+    Call it only while this process holds the lock of the folder.
+    """
+    for partial in run.rglob(".*.partial"):
         with contextlib.suppress(OSError):
             partial.unlink()
 

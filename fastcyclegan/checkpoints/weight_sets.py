@@ -1,0 +1,112 @@
+"""Write the weights files of a run as sets, and check that the files of a set belong together.
+
+A set is the files of all networks at one iteration, under one label (latest, 5, iter_1000 ...). The files are
+written one after the other, so a process that is killed meanwhile leaves files of two iterations. The file
+``weights.json`` is therefore written last. It records the iteration of each set and the checksums of its
+files.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fastcyclegan.checkpoints.run_files import save_weights, weights_file
+from fastcyclegan.errors import UserError
+from fastcyclegan.tensor_files import checksum, write_atomically
+
+SETS = "weights.json"
+# A running process writes a set within seconds. Readers wait this long for it to finish.
+PATIENCE = 30.0
+
+Sets = dict[str, dict[str, Any]]
+"""The iteration and the checksums of the files of each set, by label."""
+
+
+def read_sets(run: Path) -> Sets:
+    """Return the sets that ``run`` records; {} for folders of official files and of older versions."""
+    try:
+        sets = json.loads((run / SETS).read_text())
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(sets, dict):
+        return {}
+    return {label: entry for label, entry in sets.items() if _is_entry(entry)}
+
+
+def _is_entry(entry: Any) -> bool:
+    if not isinstance(entry, dict) or not isinstance(entry.get("iteration"), int):
+        return False
+    return isinstance(entry.get("files"), dict)
+
+
+def write_set(run: Path, label: str, state: Mapping[str, Any], names: Mapping[str, str]) -> None:
+    """Write the networks of ``state``, and their running averages if it has some, under ``label``.
+
+    ``names`` maps the networks to their official names. Raises OSError if a file cannot be written.
+    """
+    files = {}
+    for average, part in ((False, state["nets"]), (True, state.get("ema", {}))):
+        for name, weights in part.items():
+            file = weights_file(run, label, names[name], ema=average)
+            save_weights(file, weights)
+            files[file.name] = checksum(file)
+    _write_sets(run, {**read_sets(run), label: {"iteration": state["iteration"], "files": files}})
+
+
+def _write_sets(run: Path, sets: Sets) -> None:
+    text = json.dumps(sets, indent=1) + "\n"
+    write_atomically(run / SETS, lambda partial: partial.write_text(text))
+
+
+def remove_old_sets(run: Path, keep: int) -> None:
+    """Delete the oldest permanent sets, so that ``keep`` of epochs and ``keep`` of iterations remain.
+
+    Only sets that ``weights.json`` records are deleted, and never the latest one. Raises OSError if that
+    fails.
+    """
+    sets = read_sets(run)
+    epochs = sorted((label for label in sets if label.isdigit()), key=int)
+    iterations = sorted(
+        (label for label in sets if label.startswith("iter_")), key=lambda label: sets[label]["iteration"]
+    )
+    old = [*epochs[:-keep], *iterations[:-keep]]
+    if not old:
+        return
+    files = [run / name for label in old for name in sets[label]["files"]]
+    # The files go first: a set that is recorded but incomplete is removed again at the next call.
+    for file in files:
+        if file.parent == run:
+            file.unlink(missing_ok=True)
+    _write_sets(run, {label: entry for label, entry in sets.items() if label not in old})
+
+
+def is_whole(run: Path, label: str, iteration: int | None = None) -> bool:
+    """Return whether the files under ``label`` are those of the set that ``weights.json`` records.
+
+    If ``iteration`` is given, the set must also be of this iteration.
+    """
+    entry = read_sets(run).get(label)
+    if entry is None or iteration not in (None, entry["iteration"]):
+        return False
+    return all(checksum(run / name) == expected for name, expected in entry["files"].items())
+
+
+def require_whole(run: Path, label: str, *, is_running: bool) -> None:
+    """Raise UserError if ``weights.json`` shows that the files under ``label`` do not belong together.
+
+    If a process is writing to the folder (``is_running``), wait for it to finish writing the set. Folders
+    without a record of this set are accepted.
+    """
+    deadline = time.monotonic() + PATIENCE
+    while label in read_sets(run) and not is_whole(run, label):
+        if not is_running or time.monotonic() > deadline:
+            raise UserError(
+                f"{run}: the files {label}_net_*.pth are not all of the same iteration, because the run was"
+                " interrupted while it saved them, or because one was replaced; to write them again, resume"
+                " the run with --continue_train; to use one as it is, pass the file itself"
+            )
+        time.sleep(0.1)
