@@ -328,8 +328,9 @@ class RunConfig:
     continue_train: bool = False
     #: Replace the run named by --name if it exists.
     overwrite: bool = False
-    #: With --continue_train, start from the *_net_*.pth files of this epoch if there is no state.pt. If you
-    #: set this to anything other than latest, those files are used even if state.pt exists.
+    #: With --continue_train, start from the *_net_*.pth files of this epoch (5, iter_1000, ...) instead of
+    #: the saved state. latest: start from such files only if there is no state. previous: resume from the
+    #: state before the last one, in case the run diverged.
     epoch: str = "latest"
     #: Compile the networks with torch.compile.
     compile: bool = False
@@ -345,9 +346,12 @@ class RunConfig:
     #: Number of images between log lines. Default: one line per second in a terminal, otherwise one every ten
     #: seconds.
     print_freq: int | None = None
-    #: Number of images between sample grids. Default: one every 30 seconds, or less often if they would take
-    #: more than 5% of the time.
+    #: Number of images between sample grids. Default: one every 30 seconds in the first ten minutes, then one
+    #: whenever the run has lasted 5% longer, or less often if they would take more than 5% of the time.
     display_freq: int | None = None
+    #: Keep at most this many sample grids, at least 2. The others are removed so that those kept are spread
+    #: evenly on a logarithmic scale of iterations: close together at first, then ever rarer.
+    keep_samples: int = 100
     #: Number of images between saves of the training state. Default: one every 5 minutes, or less often if
     #: they would take more than 1% of the time.
     save_latest_freq: int | None = None
@@ -355,6 +359,9 @@ class RunConfig:
     save_by_iter: bool = False
     #: Number of epochs between permanent copies of the weights (5_net_G_A.pth and so on); 0 keeps no copies.
     save_epoch_freq: int = 5
+    #: Keep only the newest N permanent copies of the weights (5_net_G_A.pth and so on). The copies of
+    #: save_by_iter are counted separately. Default: keep all.
+    keep_epochs: int | None = None
     #: Print the resolved configuration and exit.
     dry_run: bool = False
 
@@ -363,7 +370,8 @@ class RunConfig:
         _check_minimum(self, 0, "seed", "save_epoch_freq")
         if self.seed >= 2**63:
             raise UserError(f"seed must be below 2**63, got {self.seed}")
-        _check_minimum(self, 1, "print_freq", "display_freq", "save_latest_freq")
+        _check_minimum(self, 1, "print_freq", "display_freq", "save_latest_freq", "keep_epochs")
+        _check_minimum(self, 2, "keep_samples")
         if self.name is not None:
             is_one_part = Path(self.name).name == self.name
             if self.name.startswith(".") or not is_one_part or not self.name.isprintable():
@@ -372,8 +380,8 @@ class RunConfig:
             raise UserError("--continue_train and --overwrite contradict each other")
         if self.epoch != "latest" and not self.continue_train:
             raise UserError("--epoch needs --continue_train")
-        if not re.fullmatch(r"latest|\d+|iter_\d+", self.epoch):
-            raise UserError(f"epoch must be latest, a number or iter_N, got {self.epoch!r}")
+        if not re.fullmatch(r"latest|previous|\d+|iter_\d+", self.epoch):
+            raise UserError(f"epoch must be latest, previous, a number or iter_N, got {self.epoch!r}")
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
             raise UserError(f"device must be auto, cpu, cuda, cuda:N or mps, got {self.device!r}")
         if self.gpu_ids is not None and not re.fullmatch(r"-1|\d+", self.gpu_ids):

@@ -44,6 +44,8 @@ BAD: list[tuple[str, Callable[[], object]]] = [
     ("plain folder name", lambda: RunConfig(name="a/b")),
     ("plain folder name", lambda: RunConfig(name="..")),
     ("plain folder name", lambda: RunConfig(name="a\nb")),
+    ("keep_samples must be at least 2, got 1", lambda: RunConfig(keep_samples=1)),
+    ("keep_epochs must be at least 1, got 0", lambda: RunConfig(keep_epochs=0)),
     ("seed must be below", lambda: RunConfig(seed=2**63)),
     ("--epoch needs --continue_train", lambda: RunConfig(epoch="5")),
     ("--holdout only applies to", lambda: DataConfig(dataroot=Path("r"), holdout=0.5)),
@@ -131,7 +133,7 @@ def test_json_round_trip() -> None:
     )
     assert from_dict(to_dict(config)) == config
     older = to_dict(config)
-    del older["data"]["cache"]
+    del older["data"]["cache"], older["run"]["keep_samples"], older["run"]["keep_epochs"]
     assert from_dict(older) == config
     with pytest.raises(UserError, match="unknown to this version: colour"):
         from_dict(older | {"data": {"colour": 1}})

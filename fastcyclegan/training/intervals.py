@@ -9,12 +9,15 @@ class Interval:
     """Decides when periodic work is due.
 
     If ``images`` is given, the work is due every ``images`` images. Otherwise it is due every ``seconds``
-    seconds, but less often if the work would take more than the fraction ``share`` of the time.
+    seconds, but less often if the work would take more than the fraction ``share`` of the time. With
+    ``growth``, the intervals grow: each is at least this fraction of the time from the creation of this
+    object to the start of the interval.
     """
 
-    def __init__(self, images: int | None, seconds: float, share: float = 1.0) -> None:
-        self.images, self.seconds, self.share = images, seconds, share
-        self.seen, self.since, self.cost = 0, time.monotonic(), 0.0
+    def __init__(self, images: int | None, seconds: float, share: float = 1.0, growth: float = 0.0) -> None:
+        self.images, self.seconds, self.share, self.growth = images, seconds, share, growth
+        self.seen, self.cost = 0, 0.0
+        self.created = self.since = time.monotonic()
 
     def count(self, images: int) -> None:
         """Count ``images`` more images."""
@@ -25,7 +28,8 @@ class Interval:
         """Whether the work is due."""
         if self.images is not None:
             return self.seen >= self.images
-        return time.monotonic() - self.since >= max(self.seconds, self.cost / self.share)
+        grown = self.growth * (self.since - self.created)
+        return time.monotonic() - self.since >= max(self.seconds, self.cost / self.share, grown)
 
     def restart(self, cost: float = 0.0) -> None:
         """Start the next interval, after work that took ``cost`` seconds."""

@@ -1,6 +1,7 @@
 """Write the files that show the progress of a run.
 
 These are sample grids and loss curves as PNG, a page that opens offline, stats.jsonl and tensorboard events.
+Only stats.jsonl grows with each log line; ``disk.py`` estimates the size of them all.
 """
 
 from __future__ import annotations
@@ -8,38 +9,51 @@ from __future__ import annotations
 import html
 import itertools
 import json
-import re
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from PIL import Image
 
-from fastcyclegan.data.pixels import save_image
 from fastcyclegan.tensor_files import write_atomically
+from fastcyclegan.training.safe_write import append, naming
+from fastcyclegan.training.sample_page import SamplePage
+from fastcyclegan.training.thinned import Thinned
+
+if TYPE_CHECKING:
+    from fastcyclegan.training.events import EventFile
 
 PAGE = "index.html"
+SAMPLES = "samples"
 STATS = "stats.jsonl"
 CURVES = "losses.png"
+EVENTS = "tensorboard"
+SAMPLE_ROWS = 4
+"""The largest number of rows of a sample grid."""
+
+
+def _lines(file: Path) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
+    """Yield each line of ``file``, and its record or None if the line is not a record.
+
+    A killed process may leave its last line unfinished.
+    """
+    if not file.exists():
+        return
+    with file.open("rb") as lines:
+        for line in lines:
+            try:
+                record = json.loads(line)
+            except ValueError:
+                record = None
+            if not isinstance(record, dict) or not isinstance(record.get("iteration"), int):
+                record = None
+            yield line, record
 
 
 def read_stats(run: Path) -> list[dict[str, Any]]:
-    """Return the records of stats.jsonl.
-
-    Lines that are not records are skipped: a killed process may leave its last line unfinished.
-    """
-    file, records = run / STATS, []
-    if not file.exists():
-        return []
-    for line in file.read_text(errors="replace").splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict) and isinstance(record.get("iteration"), int):
-            records.append(record)
-    return records
+    """Return the records of stats.jsonl. Lines that are not records are skipped."""
+    return [record for _, record in _lines(run / STATS) if record is not None]
 
 
 def _draw_panel(axes: Any, title: str, records: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
@@ -81,7 +95,6 @@ pre{{background:#f4f4f4;padding:1em;overflow:auto}}
 </head><body><h1>{name}</h1>
 {curves}
 <details><summary>Configuration</summary><pre>{config}</pre></details>
-<div class="newest-first">
 """
 
 
@@ -89,7 +102,8 @@ class Report:
     """Writes the files in a run's folder that show its progress. Iterations count from 1.
 
     If ``resume_at`` is given, the records and sample grids of later iterations are dropped. They come from a
-    process that was killed after it logged those iterations but before it saved its state.
+    process that was killed after it logged those iterations but before it saved its state. At most ``keep``
+    sample grids are kept. Raises UserError, here and in each method, if a file cannot be written.
     """
 
     def __init__(
@@ -99,25 +113,30 @@ class Report:
         config: Mapping[str, Any],
         panels: Mapping[str, Sequence[str]],
         resume_at: int | None = None,
+        keep: int = 100,
     ) -> None:
         self.run, self.panels = run, panels
         self.losses = tuple(itertools.chain.from_iterable(panels.values()))
-        self.samples = run / "samples"
-        self.samples.mkdir(exist_ok=True)
         self.missing: list[str] = []
         self.can_draw = self._has("matplotlib")
-        self.tensorboard = self._open_tensorboard(resume_at)
-        if resume_at is not None:
-            self._drop_after(resume_at)
-        if not (run / PAGE).exists():
-            self._begin_page(name, config)
+        self.thinned = Thinned(("iteration", *self.losses))
+        self.drawn = 0
+        self.last_recorded = -1
+        self._read_stats(resume_at)
+        self.page = SamplePage(run / SAMPLES, run / PAGE, self._head(name, config), keep, resume_at)
+        self.events = self._open_events(resume_at)
 
-    def _begin_page(self, name: str, config: Mapping[str, Any]) -> None:
+    @property
+    def sampled(self) -> Sequence[int]:
+        """The iterations of the sample grids that are kept."""
+        return self.page.kept
+
+    def _head(self, name: str, config: Mapping[str, Any]) -> str:
+        """Return the start of the page."""
         curves, settings = "", html.escape(json.dumps(config, indent=2))
         if self.can_draw:
             curves = f'<p><img src="{CURVES}" alt="loss curves" style="image-rendering:auto"></p>'
-        text = _HEAD.format(name=html.escape(name), curves=curves, config=settings)
-        (self.run / PAGE).write_text(text, encoding="utf-8")
+        return _HEAD.format(name=html.escape(name), curves=curves, config=settings)
 
     def _has(self, module: str) -> bool:
         try:
@@ -127,53 +146,70 @@ class Report:
             return False
         return True
 
-    def _open_tensorboard(self, resume_at: int | None) -> Any:
+    def _open_events(self, resume_at: int | None) -> EventFile | None:
         if not self._has("tensorboard"):
             return None
-        from torch.utils.tensorboard import SummaryWriter
+        from fastcyclegan.training.events import EventFile
 
         purge_step = None if resume_at is None else resume_at + 1
-        return SummaryWriter(str(self.run / "tensorboard"), purge_step=purge_step)
+        return EventFile(self.run / EVENTS, purge_step)
 
-    def _drop_after(self, iteration: int) -> None:
-        remaining = [record for record in read_stats(self.run) if record["iteration"] <= iteration]
-        text = "".join(json.dumps(record) + "\n" for record in remaining)
-        write_atomically(self.run / STATS, lambda partial: partial.write_text(text))
-        page = self.run / PAGE
-        if not page.exists():
-            return
-        lines = []
-        for line in page.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
-            entry = re.match(r"<!--(\d+)-->", line)
-            if entry is None or int(entry[1]) <= iteration:
-                lines.append(line)
-        write_atomically(page, lambda partial: partial.write_text("".join(lines), encoding="utf-8"))
+    def _read_stats(self, resume_at: int | None) -> None:
+        """Read the records of an earlier process, and cut off those after iteration ``resume_at``.
+
+        An unfinished last line is cut off too.
+        """
+        file, kept = self.run / STATS, 0
+        for line, record in _lines(file):
+            later = record is not None and resume_at is not None and record["iteration"] > resume_at
+            if later or not line.endswith(b"\n"):
+                with naming(file):
+                    os.truncate(file, kept)
+                return
+            kept += len(line)
+            if record is not None:
+                self._count(record)
+
+    def _count(self, record: Mapping[str, Any]) -> None:
+        """Take note of a record that is in stats.jsonl."""
+        self.thinned.add(record)
+        self.last_recorded = max(self.last_recorded, record["iteration"])
 
     def add_stats(self, record: Mapping[str, Any]) -> None:
-        """Append one record (iteration, epoch, each loss, lr, it/s) to stats.jsonl and to tensorboard."""
-        with (self.run / STATS).open("a") as file:
-            file.write(json.dumps(record) + "\n")
-        if self.tensorboard is None:
+        """Append one record (iteration, epoch, each loss, lr, it/s) to stats.jsonl and to the events.
+
+        If that fails, the record can be added again, also after resuming. It is skipped if it is there.
+        """
+        if record["iteration"] <= self.last_recorded:
             return
-        scalars = {f"loss/{name}": record[name] for name in self.losses}
-        for name, value in {**scalars, "lr": record["lr"], "it/s": record["it/s"]}.items():
-            self.tensorboard.add_scalar(name, value, record["iteration"])
+        file = self.run / STATS
+        with naming(file), file.open("ab", buffering=0) as stream:
+            append(stream, (json.dumps(record) + "\n").encode())
+        self._count(record)
+        if self.events is not None:
+            scalars = {f"loss/{name}": record[name] for name in self.losses}
+            scalars |= {"lr": record["lr"], "it/s": record["it/s"]}
+            self.events.add_scalars(record["iteration"], scalars)
 
     def add_samples(self, iteration: int, grid: Image.Image) -> Path:
-        """Write a sample grid, append it to the page and redraw the curves. Return the grid's path."""
-        path = self.samples / f"{iteration:07d}.png"
-        save_image(grid, path)
-        image = f'<img src="samples/{path.name}" alt="samples" loading="lazy">'
-        entry = f"<!--{iteration}--><section><h3>iteration {iteration}</h3>{image}</section>\n"
-        with (self.run / PAGE).open("a", encoding="utf-8") as file:
-            file.write(entry)
-        records = [record for record in read_stats(self.run) if set(self.losses) <= record.keys()]
-        if self.can_draw and records:
-            draw_curves(records, self.panels, self.run / CURVES)
-        if self.tensorboard is not None:
-            self.tensorboard.add_image("samples", np.asarray(grid), iteration, dataformats="HWC")
+        """Write a sample grid, show it on the page and redraw the curves. Return the grid's path."""
+        path = self.page.add(iteration, grid)
+        self._draw()
+        if self.events is not None:
+            self.events.add_image(iteration, "samples", grid)
         return path
 
+    def _draw(self) -> None:
+        """Draw the curves if there are records that they do not show."""
+        if self.can_draw and self.thinned.count > self.drawn:
+            with naming(self.run / CURVES):
+                draw_curves(self.thinned.records(), self.panels, self.run / CURVES)
+            self.drawn = self.thinned.count
+
     def close(self) -> None:
-        if self.tensorboard is not None:
-            self.tensorboard.close()
+        """Draw the curves up to the last record, and close the events."""
+        try:
+            self._draw()
+        finally:
+            if self.events is not None:
+                self.events.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastcyclegan.config import DataConfig, TrainConfig
 from fastcyclegan.engine import Engine
+from fastcyclegan.training.disk import describe_disk
 from fastcyclegan.training.run import Run
 
 
@@ -14,7 +15,14 @@ def describe_run(run: Run) -> dict[str, str]:
         "networks": _networks(run.config, run.engine),
         "learning rate": _learning_rate(run.config, run.batch),
         **run.engine.describe(),
+        **_disk(run),
     }
+
+
+def _disk(run: Run) -> dict[str, str]:
+    if run.folder is None:
+        return {}
+    return {"disk": describe_disk(run)}
 
 
 def _samples(run: Run) -> dict[str, str]:

@@ -1,15 +1,20 @@
-"""The report of a run: its files, resuming, damaged files, and running without the log extra."""
+"""The report of a run: its files, resuming, damaged files, full disks, and running without the log extra."""
 
 from __future__ import annotations
 
 import builtins
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
+from fastcyclegan.errors import UserError
+from fastcyclegan.training import run_report
 from fastcyclegan.training.run_report import CURVES, PAGE, STATS, Report, read_stats
+from fastcyclegan.training.thinned import LIMIT
+from tests.training.limits import no_file_longer_than
 from tests.training.runs import run
 
 LOSSES = {"adversarial": ("G_AB", "D_A"), "cycle and identity": ("cycle_A",)}
@@ -72,6 +77,75 @@ def test_resume_drops_later_records(tmp_path: Path) -> None:
     assert "0000002.png" in page
     assert "0000003.png" not in page
     assert page.count("<h1>") == 1
+
+
+def test_at_most_keep_grids_stay(tmp_path: Path) -> None:
+    report = Report(tmp_path, "n", {}, LOSSES, keep=3)
+    for n in range(1, 8):
+        report.add_samples(n, Image.new("RGB", (4, 4)))
+    report.close()
+    files = sorted(file.name for file in (tmp_path / "samples").iterdir())
+    assert re.findall(r'src="samples/(.*?)"', (tmp_path / PAGE).read_text()) == files
+    assert (len(files), files[0], files[-1]) == (3, "0000001.png", "0000007.png")
+
+
+def test_curves_are_drawn_from_few_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The records of a resumed run are read once, and the curves are drawn only if there are new ones."""
+    lines = [f'{{"iteration": {n}, "G_AB": {n}.0, "D_A": 1.0, "cycle_A": 2.0}}\n' for n in range(1, 9001)]
+    (tmp_path / STATS).write_text("".join(lines) + '{"iteration": 9001, "G_')
+    drawn = []
+    monkeypatch.setattr(run_report, "draw_curves", lambda records, panels, path: drawn.append(records))
+    report = Report(tmp_path, "n", {}, LOSSES, resume_at=8999)
+    for n in (9000, 9001):
+        report.add_samples(n, Image.new("RGB", (4, 4)))
+    report.close()
+    (points,) = drawn
+    assert LIMIT / 2 <= len(points) <= LIMIT
+    mean = sum(point["G_AB"] for point in points[:-1]) / len(points[:-1])
+    assert mean == pytest.approx(8999 / 2, rel=1e-3)
+    assert (tmp_path / STATS).read_text() == "".join(lines[:-1])
+
+
+def test_closing_draws_the_last_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the page of a run without a grid after its first record would show a missing image."""
+    report = Report(tmp_path, "n", {}, LOSSES)
+    report.add_samples(1, Image.new("RGB", (4, 4)))
+    assert not (tmp_path / CURVES).exists()
+    report.add_stats(record(1))
+    report.close()
+    assert (tmp_path / CURVES).exists()
+
+
+def test_a_write_that_fails_names_the_file_and_leaves_no_torn_record(tmp_path: Path) -> None:
+    report = Report(tmp_path, "n", {}, LOSSES)
+    report.add_stats(record(1))
+    size = (tmp_path / STATS).stat().st_size
+    with (
+        no_file_longer_than(size + 20),
+        pytest.raises(UserError, match=r"cannot write .*stats\.jsonl: File too"),
+    ):
+        report.add_stats(record(2))
+    assert (tmp_path / STATS).stat().st_size == size
+    with no_file_longer_than(100), pytest.raises(UserError, match=r"cannot write .*0000002\.png: File too"):
+        report.add_samples(2, Image.effect_noise((64, 64), 90))
+    with no_file_longer_than(5000), pytest.raises(UserError, match=r"cannot write .*losses\.png: File too"):
+        report.add_samples(2, Image.new("RGB", (4, 4)))
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    size = events.stat().st_size + 10
+    with no_file_longer_than(size), pytest.raises(UserError, match=f"cannot write {events}: File too"):
+        report.events.add_scalars(2, {f"loss/{n}": 1.0 for n in range(100)})
+    for n in (3, 4):
+        report.add_stats(record(n))
+    report.close()
+    assert [r["iteration"] for r in read_stats(tmp_path)] == [1, 3, 4]
+    with no_file_longer_than(10), pytest.raises(UserError, match=r"cannot write .*index\.html: File too"):
+        Report(tmp_path, "n", {}, LOSSES)
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "samples").write_text("a file")
+    with pytest.raises(UserError, match=r"cannot write .*samples: File exists"):
+        Report(tmp_path, "n", {}, LOSSES)
 
 
 def test_without_the_log_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
