@@ -21,11 +21,12 @@ from fastcyclegan.checkpoints import run_files
 from fastcyclegan.checkpoints.loading import choose, read_networks, settings_of
 from fastcyclegan.checkpoints.run_files import (
     read_config,
-    save_weights,
+    remove_partials,
     saved_epochs,
     weights_file,
     write_config,
 )
+from fastcyclegan.checkpoints.weight_sets import require_whole, write_set
 from fastcyclegan.config import Direction, TrainConfig, with_changes
 from fastcyclegan.console import Console, QuietConsole
 from fastcyclegan.engine import resolve_device, resolve_precision
@@ -33,8 +34,9 @@ from fastcyclegan.errors import UserError
 from fastcyclegan.inference.translator import ImageLike, translate_images
 from fastcyclegan.recipes.registry import make_recipe
 from fastcyclegan.tensor_files import save_tensors, to_cpu
-from fastcyclegan.training.resume import read_state
+from fastcyclegan.training.resume import read_state, state_file
 from fastcyclegan.training.run import with_absolute_paths
+from fastcyclegan.training.run_lock import RunLock
 from fastcyclegan.training.start import Overrides, networks_that_fit
 from fastcyclegan.training.trainer import Trainer, train
 
@@ -314,38 +316,50 @@ class CycleGAN:
 
         The weight files have their official names. The folder can be passed to ``load``,
         ``scripts/translate.py --weights`` and ``scripts/train.py --continue_train``. Raises UserError if the
-        folder already contains files, unless ``overwrite`` is set or it is the model's own folder, and
-        OSError if it cannot be written.
+        folder already contains files, unless ``overwrite`` is set or it is the model's own folder, and if
+        another process is training in it. Raises OSError if it cannot be written.
         """
         folder = Path(folder)
         is_own = self.folder is not None and self.folder.resolve() == folder.resolve()
         if folder.exists() and not (overwrite or is_own) and (not folder.is_dir() or any(folder.iterdir())):
             raise UserError(f"{folder} already exists: choose another folder, or pass overwrite=True")
+        if is_own and self._trainer is not None and self._trainer.is_training:
+            self._trainer.save()
+            return
         folder.mkdir(parents=True, exist_ok=True)
+        lock = RunLock(folder)
+        try:
+            self._write(folder, is_own)
+        finally:
+            lock.release()
+        self.folder = folder
+
+    def _write(self, folder: Path, is_own: bool) -> None:
+        """Write the files of ``save`` to ``folder``, which is locked."""
+        remove_partials(folder)
         state = self._last_state()
-        names = make_recipe(self.config).official_names
-        for name, net in self.networks.items():
-            save_weights(weights_file(folder, "latest", names[name]), to_cpu(net.state_dict()))
-        averages = {} if state is None else state.get("ema", {})
-        for name, average in averages.items():
-            save_weights(weights_file(folder, "latest", names[name], ema=True), average)
         run = {**_ONE_START, "name": folder.resolve().name, "checkpoints_dir": folder.resolve().parent}
-        config = with_absolute_paths(with_changes(self.config, {"run": run}))
-        write_config(folder, config)
+        write_config(folder, with_absolute_paths(with_changes(self.config, {"run": run})))
+        if not is_own:  # of another run
+            (folder / run_files.PREVIOUS).unlink(missing_ok=True)
         if state is not None:
             save_tensors(folder / run_files.STATE, state)
         else:
             (folder / run_files.STATE).unlink(missing_ok=True)
-        self.folder = folder
+        averages = {} if state is None else state.get("ema", {})
+        nets = {name: to_cpu(net.state_dict()) for name, net in self.networks.items()}
+        weights = {"iteration": self.iteration, "nets": nets, "ema": averages}
+        write_set(folder, "latest", weights, make_recipe(self.config).official_names)
 
     @classmethod
     def load(cls, folder: str | Path, epoch: str = "latest", **settings: Any) -> CycleGAN:
         """Load a model from a run's folder, a folder written by ``save``, or one with official files.
 
         The architecture of official ``*_net_*.pth`` files is inferred from their contents. If the folder has
-        a training state, ``fit`` resumes from it exactly. For an ``epoch`` other than latest, and for weight
-        files without a state, ``fit`` starts with fresh optimizers. Raises UserError if a file is missing, is
-        damaged, or does not match the architecture.
+        a training state, ``fit`` resumes from it exactly. The epoch "previous" stands for the state before
+        the last one, in case the run diverged. For any other ``epoch``, and for weight files without a state,
+        ``fit`` starts with fresh optimizers. Raises UserError if a file is missing, is damaged, or does not
+        match the architecture.
         """
         folder = Path(folder)
         if not folder.is_dir():
@@ -359,12 +373,14 @@ class CycleGAN:
         model.folder = folder
         recipe = make_recipe(model.config)
         architecture = f"{config.model.netG} and {config.model.netD} of {folder}"
-        state_file = folder / run_files.STATE
-        if epoch == "latest" and state_file.exists():
-            model._state = read_state(state_file, recipe)
+        file = state_file(folder, epoch)
+        if file is not None:
+            model._state = read_state(file, recipe)
+        else:
+            require_whole(folder, epoch, is_running=(folder / run_files.LOCK).exists())
         for name, net in model.networks.items():
-            if model._state is not None:
-                source, weights = state_file, model._state["nets"][name]
+            if file is not None and model._state is not None:
+                source, weights = file, model._state["nets"][name]
             else:
                 source = weights_file(folder, epoch, recipe.official_names[name])
                 networks = read_networks(source)

@@ -21,6 +21,7 @@ from fastcyclegan.data.scan import Images, fingerprint
 from fastcyclegan.data.tensor_loader import TensorLoader
 from fastcyclegan.engine import Engine
 from fastcyclegan.tensor_files import to_cpu
+from fastcyclegan.training.run_lock import RunLock
 
 STATE_VERSION = 1
 TENSORS = "the caller"
@@ -34,6 +35,8 @@ class Run:
     config: TrainConfig
     folder: Path | None
     """Folder for the files of the run; None writes no files."""
+    lock: RunLock | None
+    """The lock of the folder, if there is one."""
     images: Images | None
     """None if the caller provides tensors."""
     data: DataConfig
@@ -47,6 +50,8 @@ class Run:
     """Completed iterations, counted from epoch 1."""
     extra: dict[str, Any] = field(default_factory=dict)
     """The training loop's own part of the state; {} when a run first starts."""
+    resumed_from_file: bool = False
+    """Whether the run continues from the state that is in its folder."""
     table: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -69,6 +74,11 @@ class Run:
         if self.choice is None:
             return TENSORS
         return self.choice.kind
+
+    def release(self) -> None:
+        """Let other processes use the run's folder. Can be called more than once."""
+        if self.lock is not None:
+            self.lock.release()
 
     def state(self, extra: dict[str, Any]) -> dict[str, Any]:
         """Return a copy of everything that the next iteration depends on."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import nn
 from fastcyclegan.checkpoints import run_files
 from fastcyclegan.config import FIXED_SIZE, DataConfig, ModelConfig, TrainConfig
 from fastcyclegan.data import builtin
+from fastcyclegan.data.background import Stopping, never
 from fastcyclegan.data.choose_loader import Choice, check_cache, choose, make_loader
 from fastcyclegan.data.image_file import Fit, ImageRequirements
 from fastcyclegan.data.loader import Loader, Log, Source
@@ -22,11 +24,11 @@ from fastcyclegan.data.scan import Images, find_images
 from fastcyclegan.data.tensor_loader import TensorLoader
 from fastcyclegan.engine import Engine, require_impl, resolve_device, resolve_precision, why_not_compiled
 from fastcyclegan.engine.ahead import Progress
-from fastcyclegan.errors import UserError, system_reason
+from fastcyclegan.errors import StoppedError, UserError, cannot_write
 from fastcyclegan.recipes.registry import make_recipe
 from fastcyclegan.training.resume import restore_state, resume
 from fastcyclegan.training.run import Run, with_absolute_paths
-from fastcyclegan.training.run_folder import DATASET, choose_folder, open_folder
+from fastcyclegan.training.run_folder import DATASET, RunFolder
 from fastcyclegan.training.run_table import describe_run
 
 Loaded = tuple[Images | None, Loader | TensorLoader, DataConfig]
@@ -54,18 +56,74 @@ def start(
     progress: Callable[[int, int], None] | None = None,
     overrides: Overrides = Overrides(),
     compiling: Progress | None = None,
+    stopping: Stopping = never,
 ) -> Run:
     """Set up the run that ``config`` describes.
 
-    Raises UserError for any problem that the user can fix, before anything is changed. ``progress`` is called
-    with the number of files checked so far and their total number. ``compiling`` is called with the progress
-    of compiling kernels before the first iteration.
+    Raises UserError for any problem that the user can fix, and StoppedError soon after ``stopping`` returns
+    True. In both cases nothing has changed. ``progress`` is called with the number of files checked so far
+    and their total number. ``compiling`` is called with the progress of compiling kernels before the first
+    iteration. The run holds the lock of its folder: release it at the end.
     """
+    _require_single_process()
     device = resolve_device(config.run)
     require_impl(config.model.impl, device)
-    folder: Path | None = None
+    folder: RunFolder | None = None
     if overrides.files:
-        folder, config = choose_folder(config)
+        folder = RunFolder(config, log)
+    try:
+        return _start(config, folder, device, _Reporter(log, progress, compiling, stopping), overrides)
+    except BaseException:
+        if folder is not None:
+            folder.discard()
+        raise
+
+
+def launched_processes() -> int:
+    """Return how many processes torchrun or a similar launcher started for this run; 1 without a launcher."""
+    count = os.environ.get("WORLD_SIZE", "1")
+    if "RANK" in os.environ and count.isdecimal():
+        return int(count)
+    return 1
+
+
+def _require_single_process() -> None:
+    count = launched_processes()
+    if count > 1:
+        raise UserError(
+            f"a run uses one process and one GPU, but a launcher such as torchrun started {count} processes:"
+            " start it with python instead"
+        )
+
+
+@dataclass(frozen=True)
+class _Reporter:
+    """What a start reports its progress to, and how it learns that it should stop."""
+
+    log: Log
+    progress: Callable[[int, int], None] | None
+    compiling: Progress | None
+    stopping: Stopping
+
+    def check(self) -> None:
+        """Raise StoppedError if the start should stop."""
+        if self.stopping():
+            raise StoppedError
+
+    def checked_files(self, checked: int, total: int) -> None:
+        """Report how many of the files were checked. Raises StoppedError if the start should stop."""
+        self.check()
+        if self.progress is not None:
+            self.progress(checked, total)
+
+
+def _start(
+    config: TrainConfig,
+    folder: RunFolder | None,
+    device: torch.device,
+    reporter: _Reporter,
+    overrides: Overrides,
+) -> Run:
     # The folder is opened after everything that can fail, so that a run that cannot start neither creates nor
     # replaces a folder.
     choice: Choice | None = None
@@ -73,19 +131,24 @@ def start(
     if overrides.loaders is None:
         choice = choose(config.data.loader, device, config.data.num_threads)
     check_cache(config.data.cache, device)
+    reporter.check()
     torch.manual_seed(config.run.seed)
     _check_engine(config, device)
-    engine = _make_engine(config, device, not problem, overrides, log, compiling)
+    engine = _make_engine(config, device, not problem, overrides, reporter)
+    reporter.check()
     if choice is None:
         loaded = _load_tensors(config, folder, device, overrides)
     else:
-        loaded = _load(config, folder, choice, device, log, progress)
+        loaded = _load(config, folder, choice, device, reporter)
     images, loader, data = loaded
-    _log_deviations(config, data, loader.plan, problem, log)
+    if folder is not None:
+        config = folder.named(config)
+    _log_deviations(config, data, loader.plan, problem, reporter.log)
     first = (config.optim.epoch_count - 1) * loader.plan.iterations_per_epoch
     run = Run(
         config=config,
-        folder=folder,
+        folder=None if folder is None else folder.path,
+        lock=None if folder is None else folder.lock,
         images=images,
         data=data,
         plan=loader.plan,
@@ -96,9 +159,11 @@ def start(
         iteration=first,
     )
     run.table = describe_run(run)
-    _restore(run, overrides, log)
-    if run.iteration < run.last and folder is not None:
-        _write_config(folder, config)
+    reporter.check()
+    _restore(run, overrides, reporter.log)
+    reporter.check()
+    if run.iteration < run.last and run.folder is not None:
+        _write_config(run.folder, config)
     return run
 
 
@@ -115,8 +180,7 @@ def _make_engine(
     device: torch.device,
     compiler_works: bool,
     overrides: Overrides,
-    log: Log,
-    compiling: Progress | None,
+    reporter: _Reporter,
 ) -> Engine:
     compiled = config.run.compile and compiler_works
     recipe, nets = make_recipe(config), overrides.nets
@@ -130,9 +194,9 @@ def _make_engine(
         resolve_precision(config.run.precision, device, compiled),
         compiled,
         config.engine,
-        log=log,
+        log=reporter.log,
         fixed_sizes=overrides.loaders is None and config.data.preprocess in FIXED_SIZE,
-        progress=compiling,
+        progress=reporter.compiling,
     )
 
 
@@ -159,11 +223,11 @@ def _write_config(folder: Path, config: TrainConfig) -> None:
     try:
         run_files.write_config(folder, with_absolute_paths(config))
     except OSError as error:
-        raise UserError(f"cannot write to {folder}: {system_reason(error)}") from None
+        raise cannot_write(folder / run_files.CONFIG, error) from None
 
 
 def _load_tensors(
-    config: TrainConfig, folder: Path | None, device: torch.device, overrides: Overrides
+    config: TrainConfig, folder: RunFolder | None, device: torch.device, overrides: Overrides
 ) -> Loaded:
     """Wrap the caller's loaders and open the run's folder.
 
@@ -173,38 +237,44 @@ def _load_tensors(
     required, seed = ImageRequirements.of(config.model), config.run.seed
     loader = TensorLoader(*overrides.loaders, required, device, seed, overrides.iterations_per_epoch)
     if folder is not None:
-        open_folder(folder, config.run.overwrite)
+        folder.open()
     return None, loader, dataclasses.replace(config.data, batch_size=loader.batch_size, preprocess="crop")
 
 
 def _load(
-    config: TrainConfig,
-    folder: Path | None,
-    choice: Choice,
-    device: torch.device,
-    log: Log,
-    progress: Callable[[int, int], None] | None,
+    config: TrainConfig, folder: RunFolder | None, choice: Choice, device: torch.device, reporter: _Reporter
 ) -> Loaded:
     """Find and check the images, create their loader and open the run's folder.
 
     If the run uses the built-in images, they are drawn into that folder.
     """
     data, model = config.data, config.model
+    progress: Callable[[int, int], None] = reporter.checked_files
     if data.is_builtin:
         assert folder is not None, "the built-in images are drawn into the run's folder"
-        open_folder(folder, config.run.overwrite)
-        builtin.write(folder / DATASET, config.run.seed)
-        data, progress = dataclasses.replace(data, dataroot=folder / DATASET), None
+        folder.open()
+        _draw_builtin_images(folder.path / DATASET, config.run.seed, reporter)
+        data = dataclasses.replace(data, dataroot=folder.path / DATASET)
+        progress = dataclasses.replace(reporter, progress=None).checked_files
     required = ImageRequirements.of(model)
-    images = find_images(data, config.run.seed, log, progress, required)
+    images = find_images(data, config.run.seed, reporter.log, progress, required)
     a = _source(data, model, images.train_A, model.input_nc, images)
     b = _source(data, model, images.train_B, model.output_nc, images)
     if folder is not None and config.run.overwrite and not config.data.is_builtin:
-        _protect_images(folder, (*a.paths, *b.paths))
-    loader = make_loader(choice, a, b, _plan(config, images), device, data, log)
+        _protect_images(folder.path, (*a.paths, *b.paths))
+    plan = _plan(config, images)
+    loader = make_loader(choice, a, b, plan, device, data, reporter.log, stopping=reporter.stopping)
     if folder is not None and not config.data.is_builtin:
-        open_folder(folder, config.run.overwrite)
+        folder.open()
     return images, loader, data
+
+
+def _draw_builtin_images(root: Path, seed: int, reporter: _Reporter) -> None:
+    try:
+        builtin.write(root, seed, reporter.check)
+    except OSError as error:
+        file = root if error.filename is None else Path(error.filename)
+        raise cannot_write(file, error) from None
 
 
 def networks_that_fit(config: TrainConfig) -> dict[str, nn.Module]:

@@ -6,9 +6,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 
@@ -119,3 +119,21 @@ def start_process(args: list[str], ignored: Iterable[signal.Signals] = ()) -> su
 def iterations_logged(folder: Path) -> int:
     records = read_stats(folder)
     return records[-1]["iteration"] if records else 0
+
+
+def forked(work: Callable[[], str], until: tuple[int, int]) -> TextIO:
+    """Call ``work`` in a forked process, and return a file from which its result can be read as a line.
+
+    The process ends when nobody else holds the end for writing of the pipe ``until``. It must use no threads
+    of the libraries that this process has loaded.
+    """
+    reader, writer = os.pipe()
+    if os.fork() == 0:
+        try:
+            os.write(writer, f"{work()}\n".encode())
+            os.close(until[1])
+            os.read(until[0], 1)
+        finally:
+            os._exit(0)
+    os.close(writer)
+    return os.fdopen(reader)

@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import functools
 import json
+import os
+import re
+import shutil
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from fastcyclegan import cli
+from fastcyclegan import CycleGAN, cli
+from fastcyclegan.checkpoints.run_files import CONFIG, LOCK
+from fastcyclegan.checkpoints.weight_sets import is_whole
+from fastcyclegan.cli import parse_train
+from fastcyclegan.config import DataConfig, RunConfig, TrainConfig
+from fastcyclegan.errors import UserError
+from fastcyclegan.tensor_files import load_tensors
+from fastcyclegan.training.run_folder import RunFolder
+from fastcyclegan.training.run_lock import RunLock
+from fastcyclegan.training.trainer import Trainer
 from tests.commands import TINY, fails
+from tests.training.runs import assert_same_state, forked, run
 
 
 def test_an_existing_name(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -49,6 +66,7 @@ def test_unwritable_folder(
     (tmp_path / "file").write_text("")
     error = fails(capsys, "--dataroot", str(dataset), "--checkpoints_dir", str(tmp_path / "file"))
     assert f"cannot write to {tmp_path}/file/photos_1: Not a directory" in error
+    assert (tmp_path / "file").read_text() == ""
 
     def refuse(self: Path, *args: object, **kwargs: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", str(self))
@@ -56,3 +74,178 @@ def test_unwritable_folder(
     monkeypatch.setattr(Path, "touch", refuse)
     error = fails(capsys, "--dataroot", str(dataset), "--checkpoints_dir", str(tmp_path / "runs"))
     assert f"cannot write to {tmp_path}/runs/photos_1: Permission denied" in error
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("name", [None, "r"])
+def test_runs_that_start_together_never_share_a_folder(tmp_path: Path, name: str | None) -> None:
+    """Eight processes start at the same moment. Each gets a number of its own, or one gets the name."""
+    data, run = (
+        DataConfig(dataroot=tmp_path / "photos"),
+        RunConfig(name=name, checkpoints_dir=tmp_path / "runs"),
+    )
+    start, release = time.monotonic() + 0.3, os.pipe()
+
+    def take() -> str:
+        try:
+            folder = RunFolder(TrainConfig(data, run=run), print)
+            time.sleep(max(start - time.monotonic(), 0))
+            folder.open()
+        except UserError as error:
+            return str(error)
+        return f"took {folder.path.name}"
+
+    # A process keeps its folder until all have reported.
+    outputs = [forked(take, until=release) for _ in range(8)]
+    os.close(release[0])
+    lines = sorted(output.readline().strip() for output in outputs)
+    os.close(release[1])
+    for output in outputs:
+        assert output.read() == ""  # the process has ended
+        output.close()
+    if name is None:
+        assert lines == [f"took photos_{number}" for number in range(1, 9)]
+        return
+    assert lines[-1] == "took r"
+    assert len(lines) == 8
+    in_use = r".*/runs/r is in use by (process \d+ on .*|another process): stop it first, or use another .*"
+    for line in lines[:-1]:
+        assert re.fullmatch(in_use, line)
+
+
+def test_a_running_run_cannot_be_continued_replaced_or_saved_over(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ("--dataroot", str(dataset), "--checkpoints_dir", str(tmp_path), "--name", "r", "--max_iters", "1")
+    assert cli.train([*TINY, *args]) == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "r").rglob("*") if path.is_file()}
+    lock = RunLock(tmp_path / "r")
+    in_use = f"r is in use by process {os.getpid()} on "
+    capsys.readouterr()
+    for flag in ("--continue_train", "--overwrite"):
+        assert in_use in fails(capsys, *args, flag)
+    model = CycleGAN(netG="resnet_0blocks", netD="pixel", ngf=2, ndf=2)
+    with pytest.raises(UserError, match=in_use):
+        model.save(tmp_path / "r", overwrite=True)
+    assert CycleGAN.load(tmp_path / "r").iteration == 1  # reading is possible
+    lock.release()
+    assert {path: path.read_bytes() for path in (tmp_path / "r").rglob("*") if path.is_file()} == before
+    assert cli.train([*TINY, *args, "--continue_train", "--max_iters", "2"]) == 0
+
+
+def test_a_callback_can_save_the_model_in_the_folder_of_its_run(dataset: Path, tmp_path: Path) -> None:
+    model = CycleGAN(netG="resnet_0blocks", netD="pixel", ngf=2, ndf=2, crop_size=16, load_size=16)
+    saved = []
+
+    def save(model: CycleGAN, record: dict[str, object]) -> None:
+        model.save(tmp_path / "r")
+        saved.append(load_tensors(tmp_path / "r" / "state.pt")["iteration"])
+        assert is_whole(tmp_path / "r", "latest", model.iteration)
+
+    model.fit(dataset, folder=tmp_path / "r", callbacks=[save], print_freq=1, max_iters=3, num_threads=0)
+    assert saved == [1, 2, 3]
+
+
+def test_a_folder_that_is_deleted_or_replaced_ends_the_run(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise, the run would mix its files with those of another run that took the name."""
+    after_step = Trainer._after_step
+
+    def replace(self: Trainer, epoch: int, images: int) -> None:
+        if self.run.iteration == 2:
+            (tmp_path / "r").rename(tmp_path / "old")
+            (tmp_path / "r").mkdir()
+            (tmp_path / "r" / "notes.txt").touch()
+        after_step(self, epoch, images)
+
+    monkeypatch.setattr(Trainer, "_after_step", replace)
+    with pytest.raises(UserError, match="r was deleted, moved or replaced while this run was writing to it"):
+        run(dataset, tmp_path, "r", "--max_iters", "4", "--print_freq", "1")
+    assert [path.name for path in (tmp_path / "r").iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("left", [
+    pytest.param([LOCK], id="the lock"),
+    pytest.param([LOCK, ".writable.partial", ".config.json.77.partial"], id="half-written files"),
+    pytest.param([LOCK, "dataset/trainA/000.png"], id="a half-drawn image"),
+])  # fmt: skip
+def test_a_start_that_was_killed_leaves_a_folder_that_the_same_command_accepts(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], left: list[str]
+) -> None:
+    args = ["--checkpoints_dir", str(tmp_path), "--name", "r", "--max_iters", "1", "--device", "cpu"]
+    for name in left:
+        (tmp_path / "r" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "r" / name).write_bytes(b"half")
+    if len(left) == 1:
+        # A second start that is stopped early must not make it worse.
+        assert "no such folder" in fails(capsys, *args, "--dataroot", str(tmp_path / "none"))
+        (tmp_path / "r").mkdir(exist_ok=True)
+    if "dataset/trainA/000.png" in left:
+        args += "--ngf 2 --ndf 2 --netG resnet_0blocks".split()
+    else:
+        args += [*TINY, "--dataroot", str(dataset)]
+    assert cli.train(args) == 0, capsys.readouterr()
+    assert not list((tmp_path / "r").glob(".*"))
+
+
+def test_an_unfinished_removal_of_a_run_can_be_repeated(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """--overwrite is killed at each of its deletions. The same command works, and other files are kept."""
+    args = (*TINY, "--dataroot", str(dataset), "--checkpoints_dir", str(tmp_path), "--name", "r")
+    args = (*args, "--max_iters", "1", "--overwrite")
+    delete = {shutil: shutil.rmtree, Path: Path.unlink}
+    assert cli.train(args) == 0
+    killed_at = count = 0
+
+    def kill(owner: Any, *values: Any, **options: Any) -> None:
+        nonlocal count
+        count += 1
+        if count >= killed_at:
+            raise SystemExit(137)
+        delete[owner](*values, **options)
+
+    while count >= killed_at:
+        killed_at, count = killed_at + 3, 0
+        (tmp_path / "r" / "notes.txt").write_text("mine")
+        with monkeypatch.context() as patched:
+            patched.setattr(shutil, "rmtree", functools.partial(kill, shutil))
+            patched.setattr(Path, "unlink", lambda *values, **options: kill(Path, *values, **options))
+            folder = RunFolder(parse_train(args), print)
+            with contextlib.suppress(SystemExit):
+                folder.open()
+            assert folder.lock is not None
+            folder.lock.close_in_child()  # as if the process were gone: the file stays
+        if count >= killed_at:
+            assert cli.train(args) == 0
+        assert (tmp_path / "r" / "notes.txt").read_text() == "mine"
+    assert killed_at > 12
+
+
+def test_a_run_without_a_saved_state_starts_from_the_beginning(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(dataset, tmp_path, "whole", "--max_iters", "3")
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / CONFIG).write_bytes((tmp_path / "whole" / CONFIG).read_bytes())
+    run(dataset, tmp_path, "r", "--continue_train", "--max_iters", "3")
+    assert "r has no saved state yet, so training starts from the beginning" in capsys.readouterr().out
+    assert_same_state(tmp_path / "whole", tmp_path / "r")
+
+
+def test_a_start_that_fails_late_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "image.png"))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    small = "--ngf 2 --ndf 2 --netG resnet_0blocks --device cpu".split()
+    assert cli.train([*small, "--checkpoints_dir", str(tmp_path / "runs"), "--name", "r"]) == 2
+    message = f"error: cannot write {tmp_path}/image.png: No space left on device (disk "
+    assert capsys.readouterr().err.startswith(message)
+    assert not (tmp_path / "runs").exists()
+    (tmp_path / "runs").mkdir()
+    assert cli.train([*small, "--checkpoints_dir", str(tmp_path / "runs")]) == 2
+    assert not list((tmp_path / "runs").iterdir())
