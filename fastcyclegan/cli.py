@@ -6,7 +6,11 @@ Mistakes that the user can fix are reported as one line on standard error, with 
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -27,9 +31,11 @@ from fastcyclegan.data import builtin
 from fastcyclegan.data.dataset_report import ReportConfig, report_dataset
 from fastcyclegan.data.download import DATASETS, ELSEWHERE, SERVER, download
 from fastcyclegan.engine import require_impl, resolve_device
-from fastcyclegan.errors import UserError, system_reason
+from fastcyclegan.errors import StoppedError, UserError, system_reason
 from fastcyclegan.inference.translate_folder import TranslateConfig, translate_folder
+from fastcyclegan.training.run_folder import resume_command
 from fastcyclegan.training.run_report import PAGE
+from fastcyclegan.training.start import launched_processes
 from fastcyclegan.training.trainer import Trainer
 
 Config = TypeVar("Config")
@@ -248,15 +254,22 @@ def _train(args: Sequence[str] | None) -> int:
     if config.run.dry_run:
         _print_config(config, console)
         return 0
+    if launched_processes() > 1 and os.environ.get("LOCAL_RANK", "0") != "0":
+        # The first process of this machine prints the reason. A launcher ends all when this one ends.
+        time.sleep(10)
+        return 2
     with _kernel_warnings_as_lines(console):
-        trainer = CycleGAN(config).train(console)
+        try:
+            trainer = CycleGAN(config).train(console)
+        except StoppedError as stopped:
+            console.log(str(stopped))
+            return 128 + stopped.number
     run = trainer.run
     if trainer.stop is not None:
-        folder = run.config.run.checkpoints_dir
-        flags = f"--continue_train --name {run.config.run.name}"
-        if folder != RunConfig.checkpoints_dir:
-            flags += f" --checkpoints_dir {folder}"
-        console.log(f"saved after iteration {run.iteration} of {run.last}; resume with {flags}")
+        saved = f"saved after iteration {run.iteration} of {run.last}"
+        if run.iteration == trainer.started_at:
+            saved = "stopped before the first iteration"
+        console.log(f"{saved}; resume with {resume_command(run.config.run)}")
         return 128 + trainer.stop
     if run.config.data.is_builtin:
         _print_score(trainer, console)
@@ -340,7 +353,25 @@ def _inspect(args: Sequence[str] | None) -> int:
 
 def train(args: Sequence[str] | None = None) -> int:
     """Run ``train.py`` and return its exit code."""
-    return _run(lambda: _train(args))
+    with _ended_by_interrupt():
+        return _run(lambda: _train(args))
+
+
+@contextlib.contextmanager
+def _ended_by_interrupt() -> Iterator[None]:
+    """Let Ctrl-C end the process at once wherever the run does not handle it, because nothing can be lost.
+
+    KeyboardInterrupt could appear in a destructor, which ignores it, or in code that cannot pass it on.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def translate(args: Sequence[str] | None = None) -> int:

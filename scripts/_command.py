@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +21,11 @@ def function(module: str, name: str) -> Callable[[], Any]:
 
     If a package is missing, print its name and how to install it, and exit with code 2.
     """
+    # Meanwhile, Ctrl-C ends the process at once: an exception that appears in the middle of an import can be
+    # lost, or abort the process.
+    handler = signal.getsignal(signal.SIGINT)
+    if handler is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         return getattr(importlib.import_module(module), name)  # type: ignore[no-any-return]
     except ModuleNotFoundError as missing:
@@ -31,3 +37,5 @@ def function(module: str, name: str) -> Callable[[], Any]:
             file=sys.stderr,
         )
         sys.exit(2)
+    finally:
+        signal.signal(signal.SIGINT, handler)

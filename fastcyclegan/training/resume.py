@@ -12,6 +12,7 @@ from fastcyclegan.errors import UserError
 from fastcyclegan.recipes.recipe import Recipe
 from fastcyclegan.tensor_files import load_tensors, to_cpu
 from fastcyclegan.training.run import STATE_VERSION, Run
+from fastcyclegan.training.state_writer import restore_previous
 
 # Settings that must not change after a state was saved. They determine the samples, their order and the
 # pools.
@@ -41,11 +42,40 @@ def resume(run: Run, log: Log) -> None:
     """Restore ``run`` from its training state or from official files, which contain only weights."""
     config, folder = run.config, run.folder
     assert folder is not None
-    state_file = folder / run_files.STATE
-    if state_file.exists() and config.run.epoch == "latest":
-        restore_state(run, read_state(state_file, run.engine.recipe), state_file, log)
+    file = state_file(folder, config.run.epoch)
+    if file is not None:
+        restore_state(run, read_state(file, run.engine.recipe), file, log)
+        run.resumed_from_file = True
+        if file.name == run_files.PREVIOUS:
+            restore_previous(folder)
         log(f"resuming {folder} after iteration {run.iteration}")
         return
+    if config.run.epoch == "latest" and not run_files.saved_epochs(folder):
+        log(f"{folder} has no saved state yet, so training starts from the beginning")
+        return
+    _start_from_weights(run, folder, log)
+
+
+def state_file(folder: Path, epoch: str) -> Path | None:
+    """Return the file of the state to resume from, or None if ``epoch`` is one of weights files.
+
+    Raises UserError if there is no previous state although ``epoch`` asks for it.
+    """
+    last, previous = folder / run_files.STATE, folder / run_files.PREVIOUS
+    if epoch == "previous":
+        if not previous.exists():
+            raise UserError(f"{previous}: no such file: no state before the last one was kept")
+        return previous
+    if epoch != "latest":
+        return None
+    if last.exists():
+        return last
+    # Where files cannot have two names, the last state is renamed before a new one takes its place.
+    return previous if previous.exists() else None
+
+
+def _start_from_weights(run: Run, folder: Path, log: Log) -> None:
+    config = run.config
     recipe, nets = run.engine.recipe, run.engine.nets
     files = {}
     for name in nets:

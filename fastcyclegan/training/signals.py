@@ -1,4 +1,9 @@
-"""Handle SIGINT, SIGTERM and SIGHUP: the run ends after the current iteration, with its files saved."""
+"""Handle signals from before the start of a run to its end: what they request is done between iterations.
+
+SIGINT, SIGTERM and SIGHUP end the run with its files saved, and SIGUSR1 saves them and lets it continue.
+Handlers only note the request. An exception raised in a handler could appear anywhere: in a destructor, which
+ignores it, or in code that cannot pass it on, which aborts the process.
+"""
 
 from __future__ import annotations
 
@@ -8,52 +13,100 @@ import signal
 import threading
 from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
 
-def on_signals(stop: Callable[[int], object]) -> Callable[[], None]:
-    """Make the first SIGINT, SIGTERM or SIGHUP call ``stop``, and a second one end the process at once.
+class Requests:
+    """What signals, or the caller, have requested of a run."""
 
-    ``stop`` is called with the number of the signal. Returns a function that restores the previous handlers.
+    def __init__(self) -> None:
+        self.stop: int | None = None
+        """The number of the signal that requested the end of the run, 0 if the caller did, otherwise None."""
+        self.save = False
+        """Whether the state should be saved after the current iteration."""
+        self.started = False
+        """Whether iterations have begun, so that there is something to save."""
+        self.interruptible = False
+        """Whether a request to stop may raise KeyboardInterrupt at once: the caller's own code is running."""
+
+    def stopping(self) -> bool:
+        """Return whether the run should end."""
+        return self.stop is not None
+
+
+class _Handlers:
+    """Handlers of signals that this module sets, with those that were there before."""
+
+    def __init__(self) -> None:
+        self.before: dict[int, Any] = {}
+
+    def install(self, name: str, handler: Callable[[int, FrameType | None], object]) -> None:
+        """Set the handler of the signal ``name``, unless the signal is ignored, as nohup wants it."""
+        number = getattr(signal, name, None)  # Windows lacks some
+        if number is None or signal.getsignal(number) is signal.SIG_IGN:
+            return
+        self.before[number] = signal.getsignal(number)
+        signal.signal(number, handler)
+
+    def restore(self) -> None:
+        """Set the handlers that were there before. Can be called more than once."""
+        for number, previous in self.before.items():
+            signal.signal(number, previous)
+
+
+def on_signals(requests: Requests) -> Callable[[], None]:
+    """Pass SIGINT, SIGTERM, SIGHUP and SIGUSR1 on to ``requests``.
+
+    A second signal that ends the run is handled as before this call, which by default ends the process at
+    once. Returns a function that restores the previous handlers.
     """
     if threading.current_thread() is not threading.main_thread():
         return lambda: None  # Python handles signals only in the main thread
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    for number in list(before):
-        if before[number] is signal.SIG_IGN:  # respect nohup
-            del before[number]
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    ending, saving = _Handlers(), _Handlers()
 
     def request_stop(number: int, _: FrameType | None) -> None:
-        stop(number)
-        restore()
-        # Calling print is not safe: the signal may have interrupted one, and the terminal may be gone.
-        with contextlib.suppress(OSError):
-            name = signal.Signals(number).name
-            os.write(2, f"\n{name}: saving after this iteration (send again to stop at once)\n".encode())
+        requests.stop = number
+        ending.restore()
+        effect = "saving after this iteration" if requests.started else "stopping"
+        _print(f"\n{signal.Signals(number).name}: {effect} (send again to stop at once)\n")
 
-    for number in before:
-        signal.signal(number, request_stop)
+    def request_save(number: int, _: FrameType | None) -> None:
+        requests.save = True
+        _print(f"\n{signal.Signals(number).name}: saving after this iteration\n")
+
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        ending.install(name, request_stop)
+    saving.install("SIGUSR1", request_save)
+
+    def restore() -> None:
+        ending.restore()
+        saving.restore()
+
     return restore
 
 
-def on_interrupt(stop: Callable[[int], object]) -> Callable[[], None]:
-    """Make the first SIGINT call ``stop`` with its number, and a second one raise KeyboardInterrupt at once.
+def on_interrupt(requests: Requests) -> Callable[[], None]:
+    """Pass the first SIGINT on to ``requests``; a second one raises KeyboardInterrupt at once.
 
-    Returns a function that restores the previous handler.
+    The first one raises it too while ``requests.interruptible`` is set. Returns a function that restores the
+    previous handler.
     """
-    before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or before is not signal.default_int_handler:
+    is_default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if threading.current_thread() is not threading.main_thread() or not is_default:
         return lambda: None  # the caller handles SIGINT differently
-
-    def restore() -> None:
-        signal.signal(signal.SIGINT, before)
+    handlers = _Handlers()
 
     def request_stop(number: int, _: FrameType | None) -> None:
-        stop(number)
-        restore()
+        requests.stop = number
+        handlers.restore()
+        if requests.interruptible:
+            raise KeyboardInterrupt
 
-    signal.signal(signal.SIGINT, request_stop)
-    return restore
+    handlers.install("SIGINT", request_stop)
+    return handlers.restore
+
+
+def _print(text: str) -> None:
+    # Calling print is not safe: the signal may have interrupted one, and the terminal may be gone.
+    with contextlib.suppress(OSError):
+        os.write(2, text.encode())

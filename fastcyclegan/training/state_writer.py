@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fastcyclegan.checkpoints.run_files import STATE, save_weights, weights_file
-from fastcyclegan.errors import UserError, system_reason
+from fastcyclegan.checkpoints.run_files import PREVIOUS, STATE
+from fastcyclegan.checkpoints.weight_sets import is_whole, remove_old_sets, write_set
+from fastcyclegan.errors import UserError, cannot_write
 from fastcyclegan.tensor_files import save_tensors, tensors_in
+from fastcyclegan.training.run_lock import RunLock
+
+
+class UnsavableError(UserError):
+    """The current state cannot be saved, or must not be. The message says which state is kept."""
 
 
 def _is_finite(state: dict[str, Any]) -> bool:
@@ -20,15 +27,44 @@ def _is_finite(state: dict[str, Any]) -> bool:
     return True
 
 
+def keep_previous(run: Path) -> None:
+    """Make the current state the previous one as well, in a way that there is a state at every moment."""
+    _link(run / STATE, run / PREVIOUS)
+
+
+def restore_previous(run: Path) -> None:
+    """Make the previous state the current one. Raises OSError if that fails."""
+    _link(run / PREVIOUS, run / STATE)
+
+
+def _link(source: Path, target: Path) -> None:
+    """Make ``target`` another name of the file ``source``, atomically. Replaces ``target``."""
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    partial.unlink(missing_ok=True)
+    try:
+        os.link(source, partial)
+    except OSError:  # not every file system has links
+        if not source.exists():
+            raise
+        source.replace(target)
+        return
+    partial.replace(target)
+    # Replacing a name by another name of the same file does nothing and leaves both.
+    partial.unlink(missing_ok=True)
+
+
 class StateWriter:
-    """Writes snapshots in a background thread, one at a time.
+    """Writes snapshots to the folder ``run`` in a background thread, one at a time.
 
     A snapshot with a weight or optimizer value that is not finite is not written, so the last good state is
-    kept.
+    kept. ``names`` maps networks to their official names. ``keep`` is the number of permanent copies of the
+    weights to keep; None keeps all. ``lock`` is checked before every write.
     """
 
-    def __init__(self, run: Path, official_names: Mapping[str, str]) -> None:
-        self.run, self.names = run, official_names
+    def __init__(
+        self, run: Path, names: Mapping[str, str], keep: int | None = None, lock: RunLock | None = None
+    ) -> None:
+        self.run, self.names, self.keep, self.lock = run, names, keep, lock
         self.thread: threading.Thread | None = None
         self.error: Exception | None = None
         self.saved_iteration: int | None = None
@@ -37,41 +73,77 @@ class StateWriter:
     def busy(self) -> bool:
         return self.thread is not None and self.thread.is_alive()
 
-    def write(self, state: dict[str, Any], labels: tuple[str, ...], with_state: bool = True) -> None:
+    def write(
+        self,
+        state: dict[str, Any],
+        labels: tuple[str, ...],
+        with_state: bool = True,
+        keep_last: bool = False,
+    ) -> None:
         """Start writing ``state`` (a copy on the CPU) to state.pt, and its networks to official files.
 
-        One set of official files is written for each of ``labels``. Running averages of networks, if the
-        state contains them, are written next to them. If ``with_state`` is false, state.pt is not written.
+        One set of official files is written for each of ``labels``, with running averages of networks if the
+        state contains them. If ``with_state`` is false, state.pt is not written. If ``keep_last`` is true,
+        the state that is replaced becomes the previous state.
         """
         self.wait()
         self.thread = threading.Thread(
-            target=self._write, args=(state, labels, with_state), name="state-writer", daemon=True
+            target=self._write, args=(state, labels, with_state, keep_last), name="state-writer", daemon=True
         )
         self.thread.start()
 
-    def _write(self, state: dict[str, Any], labels: tuple[str, ...], with_state: bool) -> None:
+    def write_missing(self, state: dict[str, Any], label: str, *, with_state: bool) -> bool:
+        """Write the official files of ``state`` unless they are there. Return whether they were written.
+
+        They are missing, or those of another iteration, if a process was killed after it wrote the state, or
+        if the run resumes from another state than the last one. In the latter case, the state itself must be
+        written too (``with_state``).
+        """
+        if is_whole(self.run, label, state["iteration"]):
+            return False
+        self.write(state, (label,), with_state)
+        self.wait()
+        return True
+
+    def _write(
+        self, state: dict[str, Any], labels: tuple[str, ...], with_state: bool, keep_last: bool
+    ) -> None:
         iteration = state["iteration"]
         try:
+            if self.lock is not None:
+                self.lock.require()
             if not _is_finite(state):
-                raise UserError(f"weights are not finite after iteration {iteration}; {self._last_good()}")
+                raise UnsavableError(
+                    f"weights are not finite after iteration {iteration}; {self._last_good()}"
+                )
             if with_state:
-                save_tensors(self.run / STATE, state)
-                self.saved_iteration = iteration
+                self._write_state(state, keep_last)
             for label in labels:
-                for name, weights in state["nets"].items():
-                    save_weights(weights_file(self.run, label, self.names[name]), weights)
-                for name, average in state.get("ema", {}).items():
-                    save_weights(weights_file(self.run, label, self.names[name], ema=True), average)
-        except UserError as error:
+                write_set(self.run, label, state, self.names)
+            if self.keep is not None:
+                remove_old_sets(self.run, self.keep)
+        except UnsavableError as error:
             self.error = error
+        except UserError as error:
+            self.error = UnsavableError(str(error))
         except OSError as error:
-            reason = system_reason(error)
-            self.error = UserError(
-                f"{self.run}: saving failed at iteration {iteration}: {reason}; {self._last_good()}"
-            )
+            self.error = self._failed(error, iteration)
         # A bug must end the run too, not only this thread.
         except Exception as error:
             self.error = error
+
+    def _write_state(self, state: dict[str, Any], keep_last: bool) -> None:
+        if keep_last and (self.run / STATE).exists():
+            keep_previous(self.run)
+        save_tensors(self.run / STATE, state)
+        self.saved_iteration = state["iteration"]
+
+    def _failed(self, error: OSError, iteration: int) -> UnsavableError:
+        file = self.run
+        if isinstance(error.filename, (str, os.PathLike)):
+            file = Path(error.filename)
+        reason = str(cannot_write(file, error))
+        return UnsavableError(f"saving failed at iteration {iteration}: {reason}; {self._last_good()}")
 
     def _last_good(self) -> str:
         if self.saved_iteration is None:

@@ -7,29 +7,32 @@ import dataclasses
 import math
 import signal
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastcyclegan.checkpoints.run_files import PREVIOUS
 from fastcyclegan.config import TrainConfig, to_dict
 from fastcyclegan.console import Console
 from fastcyclegan.data.batch import Batch
-from fastcyclegan.data.pillow_loader import naming_dead_workers
 from fastcyclegan.data.pixels import draw_grid, to_pixels
-from fastcyclegan.errors import UserError
+from fastcyclegan.data.tensor_loader import TensorLoader, naming_dead_workers
+from fastcyclegan.errors import StoppedError, UserError, system_reason
 from fastcyclegan.tensor_files import to_cpu
+from fastcyclegan.training.disk import disk_warning
 from fastcyclegan.training.intervals import Interval
+from fastcyclegan.training.loss_watch import LossWatch
 from fastcyclegan.training.lr_schedule import Factor, make_schedule
 from fastcyclegan.training.run import Run
-from fastcyclegan.training.run_report import Report
-from fastcyclegan.training.signals import on_interrupt, on_signals
+from fastcyclegan.training.run_folder import resume_command
+from fastcyclegan.training.run_report import SAMPLE_ROWS, Report
+from fastcyclegan.training.signals import Requests, on_interrupt, on_signals
 from fastcyclegan.training.start import Overrides, start
-from fastcyclegan.training.state_writer import StateWriter
+from fastcyclegan.training.state_writer import StateWriter, UnsavableError
 
-SAMPLE_ROWS = 4
 MAX_PENDING = 256
 Tick = Callable[[dict[str, Any]], object]
 
@@ -38,6 +41,7 @@ class _NoReport:
     """The report of a run that writes no files."""
 
     missing: tuple[str, ...] = ()
+    sampled: Sequence[int] = ()
 
     def add_stats(self, record: Mapping[str, Any]) -> None:
         pass
@@ -52,26 +56,33 @@ class _NoReport:
 class Trainer:
     """Trains one run until it is complete or ``stop`` is set.
 
-    ``stop`` is the number of the signal that requested the stop, or 0 if it was not a signal. ``policy``, if
-    given, replaces the configured learning rate policy; it is a function from the number of steps taken to a
-    factor. ``on_tick`` is called with the values of each log line: iteration, epoch, every loss, lr, it/s and
-    images/s.
+    ``policy``, if given, replaces the configured learning rate policy; it is a function from the number of
+    steps taken to a factor. ``on_tick`` is called with the values of each log line: iteration, epoch, every
+    loss, lr, it/s and images/s. ``requests`` are what signals request of the run.
     """
 
     def __init__(
-        self, run: Run, console: Console, policy: Factor | None = None, on_tick: Tick = lambda record: None
+        self,
+        run: Run,
+        console: Console,
+        policy: Factor | None = None,
+        on_tick: Tick = lambda record: None,
+        requests: Requests | None = None,
     ) -> None:
         self.run, self.console, self.on_tick = run, console, on_tick
+        self.requests = Requests() if requests is None else requests
         self.names = run.engine.recipe.loss_names
         optim = dataclasses.replace(run.config.optim, lr=run.config.scaled_lr(run.batch))
         self.schedule = make_schedule(optim, policy)
         if run.extra.get("schedule"):
             self.schedule.load_state_dict(run.extra["schedule"])
+        self.lr = self.schedule.lr(run.plan.batch(run.iteration)[0])
         self.epoch_loss: float = run.extra.get("epoch_loss", 0.0)
+        self.losses = LossWatch(*run.extra.get("losses", (0.0, 0)))
+        self.unlogged: list[dict[str, Any]] = list(run.extra.get("unlogged", []))
         self.pending: list[Tensor] = []
         self.since_log: list[Tensor] = []
         self.warm = False
-        self.stop: int | None = None
         self.started_at = run.iteration
         self.sampled_at: int | None = None
         # The images are read once, so that it does not matter if their files disappear later.
@@ -80,90 +91,168 @@ class Trainer:
         self.log_started = time.monotonic()
         options = run.config.run
         self.log_interval = Interval(options.print_freq, console.seconds_between_lines)
-        self.samples_interval = Interval(options.display_freq, 30.0, share=0.05)
+        self.samples_interval = Interval(options.display_freq, 30.0, share=0.05, growth=0.05)
         self.state_interval = Interval(options.save_latest_freq, 300.0, share=0.01)
         self.writer: StateWriter | None = None
         self.report: Report | _NoReport = _NoReport()
+        run.loader.stopping = self.requests.stopping
         if run.folder is not None:
             self._open_files(run.folder)
+
+    @property
+    def stop(self) -> int | None:
+        """The number of the signal that requested the end of the run, 0 if the caller did, otherwise None."""
+        return self.requests.stop
+
+    @property
+    def is_training(self) -> bool:
+        """Whether the run holds its folder, from its start to its end."""
+        return self.run.lock is not None and self.run.lock.is_held
 
     def _open_files(self, folder: Path) -> None:
         """Create the run's files, or continue those of a run that is resumed."""
         run, options = self.run, self.run.config.run
-        self.writer = StateWriter(folder, run.engine.recipe.official_names)
-        if "epoch_loss" in run.extra and options.continue_train:
-            self.writer.saved_iteration = run.iteration
+        self.writer = StateWriter(folder, run.engine.recipe.official_names, options.keep_epochs, run.lock)
         resume_at = run.iteration if options.continue_train else None
         panels = run.engine.recipe.loss_panels
-        self.report = Report(folder, str(options.name), to_dict(run.config), panels, resume_at)
+        name, keep = str(options.name), options.keep_samples
+        self.report = Report(folder, name, to_dict(run.config), panels, resume_at, keep)
         if self.report.missing:
             self.console.log(
                 f"{' and '.join(self.report.missing)} not installed: loss curves need matplotlib, events need"
                 " tensorboard; to install both: pip install '.[log]'"
             )
+        if "epoch_loss" in run.extra and options.continue_train:
+            self.writer.saved_iteration = run.iteration
+            self._write_records()
+            label = self._label(is_last=run.iteration >= run.last)
+            if self.writer.write_missing(self.state(), label, with_state=not run.resumed_from_file):
+                self.console.log(f"wrote the weights of iteration {run.iteration}, which were missing")
 
     def stop_after(self, number: int) -> None:
         """Make the loop end after the current iteration.
 
         ``number`` is the signal that requested this, or 0 if it was not a signal.
         """
-        self.stop = number
+        self.requests.stop = number
 
     def train(self) -> None:
         """Run the loop.
 
-        Raises UserError if a loss is not finite, an image cannot be read or a file cannot be written.
+        Whatever fails outside an iteration (reading images, writing files), the state is saved first. Raises
+        UserError if a loss is not finite, an image cannot be read or a file cannot be written.
         """
         run = self.run
         self.log_started = time.monotonic()
+        self.requests.started = True
         batches = self._batches()
         writer = contextlib.nullcontext() if self.writer is None else contextlib.closing(self.writer)
-        with naming_dead_workers(), contextlib.closing(self.report), writer, contextlib.closing(batches):
+        with naming_dead_workers(), writer, self._closing_report(), contextlib.closing(batches):
             for batch in batches:
                 epoch, _ = run.plan.batch(run.iteration)
-                self.pending.append(run.engine.step(batch, self.schedule.lr(epoch)))
+                self.lr = self.schedule.lr(epoch)
+                self.pending.append(run.engine.step(batch, self.lr))
                 run.iteration += 1
-                self._after_step(epoch, len(batch.samples))
+                with self._saving_first():
+                    self._after_step(epoch, len(batch.samples))
                 if self.stop is not None:
                     break
             self._finish()
 
-    def _batches(self) -> Generator[Batch]:
-        """Yield the batches of the loader.
+    @contextlib.contextmanager
+    def _closing_report(self) -> Iterator[None]:
+        """Close the report at the end of the body. An error of the body is not replaced by one of closing."""
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(UserError, OSError):
+                self._require_folder()
+                self.report.close()
+            raise
+        self.report.close()
 
-        If the loader fails (because a file is broken or a process died), the state is saved before the error
-        is re-raised.
+    def _batches(self) -> Generator[Batch]:
+        """Yield the batches of the loader until the run is complete or should stop.
+
+        A wait for a batch ends as soon as a stop is requested. If the loader fails, the state is saved before
+        the error is raised.
         """
-        batches = self.run.engine.uploading(self.run.loader.batches(self.run.iteration, self.run.last))
-        with contextlib.closing(batches):
-            try:
-                with naming_dead_workers():
-                    yield from batches
-            except UserError as error:
-                self._finish()
-                if self.run.iteration == self.started_at or self.writer is None:
-                    raise
-                raise UserError(
-                    f"{error} (saved after iteration {self.run.iteration}; --continue_train resumes from"
-                    " there)"
-                ) from None
+        run = self.run
+        batches = run.engine.uploading(run.loader.batches(run.iteration, run.last))
+        with contextlib.closing(batches), contextlib.suppress(StoppedError):
+            while self.stop is None:
+                with self._saving_first(), self._interruptible(), naming_dead_workers():
+                    batch = next(batches, None)
+                if batch is None:
+                    return
+                yield batch
+
+    @contextlib.contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """Let Ctrl-C end the body at once if it runs the caller's code, which cannot be asked to stop."""
+        is_callers = isinstance(self.run.loader, TensorLoader)
+        self.requests.interruptible = is_callers
+        try:
+            yield
+        except KeyboardInterrupt:
+            if not is_callers or not self.requests.stopping():
+                raise
+            raise StoppedError from None
+        finally:
+            self.requests.interruptible = False
+
+    @contextlib.contextmanager
+    def _saving_first(self) -> Iterator[None]:
+        """If the body fails, save the state before the error is raised, and say so in a UserError."""
+        try:
+            yield
+        except (UnsavableError, StoppedError):
+            raise
+        except Exception as error:
+            outcome = self._save_after()
+            if isinstance(error, UserError):
+                raise UserError(f"{error}{outcome}") from None
+            if isinstance(error, OSError):
+                raise UserError(f"{_of_system(error)}{outcome}") from None
+            if outcome:
+                error.add_note(outcome.strip())
+            raise
+
+    def _save_after(self) -> str:
+        """Save the state because of an error. Return what became of it, to be appended to the message."""
+        if self.writer is None or self.run.iteration == self.started_at:
+            return ""
+        try:
+            self._save(wait=True)
+        except (UnsavableError, OSError) as unsaved:
+            return f" (and then {unsaved})"
+        command = resume_command(self.run.config.run)
+        return f" (saved after iteration {self.run.iteration}; {command} resumes from there)"
 
     def _after_step(self, epoch: int, images: int) -> None:
         run = self.run
         self.images_since_log += images
         for interval in (self.log_interval, self.samples_interval, self.state_interval):
             interval.count(images)
-        if self.log_interval.due or len(self.pending) >= MAX_PENDING:
+        ends_epoch = run.iteration % run.plan.iterations_per_epoch == 0
+        if self.log_interval.due or ends_epoch or len(self.pending) >= MAX_PENDING:
             self._flush()
+        # The end of an epoch comes before anything else that can fail, because the state is saved if it does.
+        if ends_epoch:
+            self.schedule.end_epoch(self.epoch_loss / run.plan.iterations_per_epoch)
+            self.epoch_loss = 0.0
+            self._copy_weights(epoch)
         if self.log_interval.due:
             self._log(epoch)
-        if run.iteration % run.plan.iterations_per_epoch == 0:
-            self._end_epoch(epoch)
         if self.writer is None:
             return
         if self.samples_interval.due:
             self._samples()
-        if self.state_interval.due and not self.writer.busy:
+        if self.requests.save:
+            self.requests.save = False
+            self._save(wait=True)
+            self.console.log(f"saved after iteration {run.iteration}, as requested by SIGUSR1")
+        elif self.state_interval.due and not self.writer.busy:
             self._save()
         self.writer.check()
 
@@ -173,6 +262,7 @@ class Trainer:
             return
         values = torch.stack(self.pending).cpu().double()
         self.pending.clear()
+        self.losses.add(values)
         self._require_finite(values)
         generator = [self.names.index(name) for name in self.run.engine.recipe.generator_losses]
         for row in values:
@@ -188,14 +278,43 @@ class Trainer:
             return
         row, column = (~values.isfinite()).nonzero()[0].tolist()
         iteration = self.run.iteration - len(values) + row + 1
-        saved = "no state was saved yet"
-        if self.writer is not None and self.writer.saved_iteration is not None:
-            saved = f"the state of iteration {self.writer.saved_iteration} is kept in {self.run.folder}"
         loss = f"loss {self.names[column]} is {values[row, column].item()}"
-        raise UserError(f"{loss} at iteration {iteration}; {saved}")
+        raise UnsavableError(f"{loss} at iteration {iteration}; {self._good_state()}")
+
+    def _good_state(self) -> str:
+        """Return which saved state is good now that the run has diverged, and how to resume from it.
+
+        The last one is, if the losses after it were normal at first. Otherwise it is the previous one.
+        """
+        run, options = self.run, self.run.config.run
+        if run.folder is None or self.writer is None or self.writer.saved_iteration is None:
+            return "no state was saved yet"
+        last = f"the state of iteration {self.writer.saved_iteration}"
+        previous = run.folder / PREVIOUS
+        if self.losses.is_normal or not previous.exists():
+            return f"{last} is kept in {run.folder}; to resume from it: {resume_command(options)}"
+        return (
+            f"{last} is kept in {run.folder}, but the losses grew right after it; the last good one is"
+            f" {previous.name}; to resume from that: {resume_command(options, previous=True)}"
+        )
+
+    def _require_folder(self) -> None:
+        """Raise UnsavableError if the folder is no longer the one that this run locked."""
+        try:
+            if self.run.lock is not None:
+                self.run.lock.require()
+        except UserError as error:
+            raise UnsavableError(str(error)) from None
+
+    def _write_records(self) -> None:
+        """Write the records that are not in the log yet. If that fails, they become part of the state."""
+        while self.unlogged:
+            self.report.add_stats(self.unlogged[0])
+            del self.unlogged[0]
 
     def _log(self, epoch: int) -> None:
         self._flush()
+        self._require_folder()
         run, now = self.run, time.monotonic()
         count = len(self.since_log)
         if not count:
@@ -204,9 +323,10 @@ class Trainer:
         seconds = max(now - self.log_started, 1e-9)
         rate = count / seconds
         record: dict[str, Any] = {"iteration": run.iteration, "epoch": epoch, **means}
-        record |= {"lr": self.schedule.lr(epoch), "it/s": rate, "images/s": self.images_since_log / seconds}
+        record |= {"lr": self.lr, "it/s": rate, "images/s": self.images_since_log / seconds}
         self.since_log, self.images_since_log, self.log_started = [], 0, now
-        self.report.add_stats(record)
+        self.unlogged.append(record)
+        self._write_records()
         losses = " ".join(f"{name} {value:.3f}" for name, value in means.items())
         head = f"epoch {epoch} iteration {run.iteration}/{run.last}"
         speed = f"{rate:.2f} it/s {record['images/s']:.2f} images/s"
@@ -217,10 +337,8 @@ class Trainer:
         self.log_interval.restart()
         self.on_tick(record)
 
-    def _end_epoch(self, epoch: int) -> None:
-        self._flush()
-        self.schedule.end_epoch(self.epoch_loss / self.run.plan.iterations_per_epoch)
-        self.epoch_loss = 0.0
+    def _copy_weights(self, epoch: int) -> None:
+        """Write a permanent copy of the weights if one is due after ``epoch``."""
         every = self.run.config.run.save_epoch_freq
         if self.writer is not None and every and epoch % every == 0:
             state = self.run.engine.state_dict()
@@ -228,6 +346,19 @@ class Trainer:
             if "ema" in state:
                 snapshot["ema"] = to_cpu(state["ema"])
             self.writer.write(snapshot, (str(epoch),), with_state=False)
+
+    def _label(self, *, is_last: bool) -> str:
+        """Return the label under which the weights are saved along with the state."""
+        if self.run.config.run.save_by_iter and not is_last:
+            return f"iter_{self.run.iteration}"
+        return "latest"
+
+    def save(self) -> None:
+        """Save the state under the name latest, and wait until it is on the disk.
+
+        Raises UserError if a loss is not finite or the state cannot be written.
+        """
+        self._save(wait=True)
 
     def _save(self, wait: bool = False) -> None:
         """Start writing a snapshot of the state. If ``wait`` is true, wait until it is on the disk.
@@ -237,8 +368,8 @@ class Trainer:
         assert self.writer is not None
         started = time.monotonic()
         state = self.state()
-        label = f"iter_{self.run.iteration}" if self.run.config.run.save_by_iter and not wait else "latest"
-        self.writer.write(state, (label,))
+        self.writer.write(state, (self._label(is_last=wait),), keep_last=self.losses.is_normal)
+        self.losses.restart()
         if wait:
             self.writer.wait()
         self.state_interval.restart(time.monotonic() - started)
@@ -249,7 +380,14 @@ class Trainer:
         Raises UserError if a loss is not finite.
         """
         self._flush()
-        return self.run.state({"schedule": self.schedule.state_dict(), "epoch_loss": self.epoch_loss})
+        extra = {
+            "schedule": self.schedule.state_dict(),
+            "epoch_loss": self.epoch_loss,
+            "losses": [self.losses.log_sum, self.losses.count],
+        }
+        if self.unlogged:
+            extra["unlogged"] = list(self.unlogged)
+        return self.run.state(extra)
 
     def _samples(self) -> None:
         """Translate the same images in both directions and back, and add the results to the report.
@@ -257,6 +395,7 @@ class Trainer:
         The images are held-out ones if there are any, otherwise training images.
         """
         started = time.monotonic()
+        self._require_folder()
         self.report.add_samples(self.run.iteration, draw_grid(self._sample_columns()))
         self.sampled_at = self.run.iteration
         self.samples_interval.restart(time.monotonic() - started)
@@ -272,13 +411,17 @@ class Trainer:
     def _finish(self) -> None:
         """Log the remaining losses, save under the name latest and draw a last sample grid.
 
-        Does nothing if no iteration was run.
+        If no iteration was run, only draw the grid if the last process was killed before it did.
         """
         run = self.run
         if run.iteration == self.started_at:
+            is_complete = run.resumed_from_file and run.iteration >= run.last
+            if is_complete and run.iteration not in self.report.sampled:
+                self._samples()
             return
         if self.pending or self.since_log:
-            self._log(run.plan.batch(run.iteration - 1)[0])
+            with self._saving_first():
+                self._log(run.plan.batch(run.iteration - 1)[0])
         self.console.end_progress()
         if self.writer is None:
             return
@@ -286,7 +429,15 @@ class Trainer:
         if run.iteration != self.writer.saved_iteration or run.config.run.save_by_iter:
             self._save(wait=True)
         if run.iteration != self.sampled_at:
-            self._samples()
+            with self._saving_first():
+                self._samples()
+
+
+def _of_system(error: OSError) -> str:
+    """Return the message of an error of the operating system, with the file that it is about."""
+    if error.filename:
+        return f"{error.filename}: {system_reason(error)}"
+    return f"{type(error).__name__}: {system_reason(error)}"
 
 
 def _clock(seconds: float) -> str:
@@ -310,24 +461,54 @@ def train(
     Raises UserError for problems that the user can fix. ``on_start`` is called with the trainer before its
     first iteration. If ``signals`` is true, SIGINT, SIGTERM and SIGHUP end the run after the current
     iteration, with its files saved. If it is false, SIGINT raises KeyboardInterrupt after the current
-    iteration, so that no iteration is left half finished.
+    iteration, so that no iteration is left half finished. If that happens before the first one, nothing has
+    changed, and with ``signals`` StoppedError is raised.
     """
-
-    def checking(checked: int, total: int) -> None:
-        if checked % 500 == 0 and checked:
-            console.log(f"checked {checked} of {total} images")
-
-    run = start(config, console.log, checking, overrides, console.once)
-    location = "without files" if run.folder is None else run.folder
-    console.table(f"run {location}", run.table)
-    trainer = Trainer(run, console, policy, lambda record: on_tick(trainer, record))
-    on_start(trainer)
-    restore = on_signals(trainer.stop_after) if signals else on_interrupt(trainer.stop_after)
+    requests = Requests()
+    # The handlers come first: a signal that arrives while the run starts must not be lost.
+    restore = on_signals(requests) if signals else on_interrupt(requests)
     try:
-        with console:
-            trainer.train()
+        trainer = _started(config, console, policy, overrides, requests, on_tick)
+        try:
+            on_start(trainer)
+            with console:
+                trainer.train()
+        finally:
+            trainer.run.release()
+    except StoppedError:
+        if not signals:
+            raise KeyboardInterrupt from None
+        raise StoppedError(int(requests.stop is not None and requests.stop)) from None
     finally:
         restore()
     if trainer.stop == signal.SIGINT and not signals:
         raise KeyboardInterrupt
     return trainer
+
+
+def _started(
+    config: TrainConfig,
+    console: Console,
+    policy: Factor | None,
+    overrides: Overrides,
+    requests: Requests,
+    on_tick: Callable[[Trainer, dict[str, Any]], object],
+) -> Trainer:
+    """Start the run and return its trainer. Raises StoppedError if it was stopped before."""
+
+    def checking(checked: int, total: int) -> None:
+        if checked % 500 == 0 and checked:
+            console.log(f"checked {checked} of {total} images")
+
+    run = start(config, console.log, checking, overrides, console.once, requests.stopping)
+    try:
+        location = "without files" if run.folder is None else run.folder
+        console.table(f"run {location}", run.table)
+        warning = disk_warning(run)
+        if warning is not None:
+            console.log(warning)
+        trainer = Trainer(run, console, policy, lambda record: on_tick(trainer, record), requests)
+        return trainer
+    except BaseException:
+        run.release()
+        raise

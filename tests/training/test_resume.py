@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
-import random
 import re
-import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -16,7 +11,7 @@ import torch
 from fastcyclegan.errors import UserError
 from fastcyclegan.tensor_files import load_tensors
 from fastcyclegan.training.run_report import read_stats
-from tests.training.runs import arguments, assert_same_state, iterations_logged, run, start_process
+from tests.training.runs import assert_same_state, run
 
 
 @pytest.mark.parametrize("more", [
@@ -118,49 +113,3 @@ def test_resuming_with_another_loader_is_logged(
     assert re.search(r"loader +dali, 1 thread \(decodes on the CPU\)", capsys.readouterr().out)
     run(dataset, tmp_path, "r", "--continue_train", "--max_iters", "3", "--loader", "folder")
     assert "images were previously read by dali and are now read by folder" in capsys.readouterr().out
-
-
-def test_a_run_killed_at_random_moments_equals_an_uninterrupted_one(
-    dataset: Path, tmp_path: Path, uninterrupted: Path
-) -> None:
-    """Send SIGKILL repeatedly, while a state is being written almost all the time."""
-    rng, kills = random.Random(0), 0
-    required = int(os.environ.get("FASTCYCLEGAN_KILLS", "3"))
-    args = arguments(
-        dataset, tmp_path, "r", "--max_iters", "150", "--print_freq", "1", "--save_latest_freq", "2"
-    )
-    while kills < required:
-        process = start_process(
-            [*args, "--continue_train"] if (tmp_path / "r" / "state.pt").exists() else [*args, "--overwrite"]
-        )
-        before, deadline = iterations_logged(tmp_path / "r"), time.monotonic() + 120
-        while (
-            process.poll() is None
-            and iterations_logged(tmp_path / "r") <= before
-            and time.monotonic() < deadline
-        ):
-            time.sleep(0.01)
-        time.sleep(rng.uniform(0, 0.25))
-        process.kill()
-        output, _ = process.communicate()
-        assert "error" not in output, output
-        kills += process.returncode == -signal.SIGKILL
-        if process.returncode == 0:
-            break
-    assert kills >= 3
-    run(
-        dataset,
-        tmp_path,
-        "r",
-        *(
-            ("--continue_train",)
-            if (tmp_path / "r" / "state.pt").exists()
-            else ("--overwrite", "--max_iters", "150")
-        ),
-    )
-    assert_same_state(uninterrupted, tmp_path / "r")
-    stats = [record["iteration"] for record in read_stats(tmp_path / "r")]
-    assert stats == sorted(set(stats))  # no iteration is logged twice
-    assert not list((tmp_path / "r").glob(".*"))
-    for line in (tmp_path / "r" / "stats.jsonl").read_text().splitlines():
-        json.loads(line)

@@ -10,9 +10,12 @@ from typing import IO, Any
 import pytest
 import torch
 
+from fastcyclegan import cli
+from fastcyclegan.checkpoints.weight_sets import is_whole
 from fastcyclegan.errors import UserError
 from fastcyclegan.tensor_files import load_tensors
-from tests.training.runs import run
+from fastcyclegan.training.run_report import read_stats
+from tests.training.runs import assert_same_state, run
 
 
 def test_weights_that_are_not_finite_are_not_saved(
@@ -64,14 +67,135 @@ def test_a_full_disk_keeps_the_old_state(
     with pytest.raises(
         UserError,
         match=(
-            r"saving failed at iteration 3: No space left on device; the last good state is from iteration"
-            r" [23]"
+            r"saving failed at iteration 3: cannot write .*(state|latest_net_G_A)\.pth?: No space left on"
+            r" device \(disk .*: [\d,.]+ of [\d,.]+ GiB free\); the last good state is from iteration [23]"
         ),
     ):
         run(dataset, tmp_path, "r", "--continue_train", "--max_iters", "3")
-    files_after = {path: path.read_bytes() for path in (tmp_path / "r").glob("*.pt*")}
     if full == "state":
-        assert files_after == files
-    assert files_after.keys() == files.keys()
+        assert {path: path.read_bytes() for path in files} == files
     assert not list((tmp_path / "r").glob(".*"))
     assert load_tensors(tmp_path / "r" / "state.pt")["iteration"] == (2 if full == "state" else 3)
+
+
+def grow(factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Multiply the losses by ``factor`` in each iteration until they are inf. The weights stay finite."""
+    from fastcyclegan.engine import Engine
+
+    step = Engine.step
+    count = 0
+
+    def growing(self: Engine, batch: Any, lr: float) -> torch.Tensor:
+        nonlocal count
+        count += 1
+        return step(self, batch, lr) * min(factor**count, 3e38)
+
+    monkeypatch.setattr(Engine, "step", growing)
+
+
+def test_the_state_before_the_losses_grew_is_kept(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run diverges for many saves before a loss is infinite. The last line names a state from before."""
+    more = ("--save_latest_freq", "2", "--print_freq", "2", "--save_epoch_freq", "0")
+    run(dataset, tmp_path, "r", *more, "--max_iters", "8")
+    with monkeypatch.context() as patched:
+        grow(8.0, patched)
+        with pytest.raises(UserError) as caught:
+            run(dataset, tmp_path, "r", "--continue_train", "--max_iters", "200")
+    last = load_tensors(tmp_path / "r" / "state.pt")["iteration"]
+    good = load_tensors(tmp_path / "r" / "previous_state.pt")["iteration"]
+    command = f"--continue_train --name r --checkpoints_dir {tmp_path} --epoch previous"
+    assert str(caught.value).endswith(
+        f"; the state of iteration {last} is kept in {tmp_path / 'r'}, but the losses grew right after it;"
+        f" the last good one is previous_state.pt; to resume from that: {command}"
+    )
+    assert good in (6, 8)
+    assert last > 20
+    # The command works as printed, and the result is that of a run that never diverged.
+    capsys.readouterr()
+    assert cli.train([*command.split(), "--max_iters", "12"]) == 0
+    assert f"resuming {tmp_path / 'r'} after iteration {good}" in capsys.readouterr().out
+    run(dataset, tmp_path, "whole", *more, "--max_iters", "12")
+    assert_same_state(tmp_path / "whole", tmp_path / "r")
+    assert is_whole(tmp_path / "r", "latest", 12)
+    assert [record["iteration"] for record in read_stats(tmp_path / "r")] == [2, 4, 6, 8, 10, 12]
+
+
+def test_a_sudden_end_names_the_last_state(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fastcyclegan.engine import Engine
+
+    step = Engine.step
+    count = 0
+
+    def suddenly(self: Engine, batch: Any, lr: float) -> torch.Tensor:
+        nonlocal count
+        count += 1
+        return step(self, batch, lr) * (float("nan") if count == 6 else 1.0)
+
+    monkeypatch.setattr(Engine, "step", suddenly)
+    with pytest.raises(
+        UserError, match=r"at iteration 6; the state of iteration 4 is kept in .*/r; to resume"
+    ):
+        run(dataset, tmp_path, "r", "--save_latest_freq", "2", "--print_freq", "1", "--max_iters", "9")
+
+
+def test_the_previous_state_without_one(dataset: Path, tmp_path: Path) -> None:
+    run(dataset, tmp_path, "r", "--max_iters", "2")
+    with pytest.raises(UserError, match=r"previous_state.pt: no such file: no state before the last one was"):
+        run(dataset, tmp_path, "r", "--continue_train", "--epoch", "previous")
+
+
+def test_file_systems_without_hard_links(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The previous state is renamed there, so a process may be killed when there is no state.pt."""
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", refuse)
+    run(dataset, tmp_path, "r", "--save_latest_freq", "1", "--max_iters", "3")
+    assert load_tensors(tmp_path / "r" / "previous_state.pt")["iteration"] == 2
+    (tmp_path / "r" / "state.pt").unlink()
+    run(dataset, tmp_path, "r", "--continue_train", "--max_iters", "5")
+    run(dataset, tmp_path, "whole", "--max_iters", "5")
+    assert_same_state(tmp_path / "whole", tmp_path / "r")
+
+
+@pytest.mark.parametrize("lost", ["one file", "all files", "another iteration"])
+def test_weights_that_do_not_belong_to_the_state_are_written_again(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], lost: str
+) -> None:
+    """Also if there is nothing left to train."""
+    folder = tmp_path / "r"
+    run(dataset, tmp_path, "r", "--max_iters", "2", "--ema", "0.5")
+    older = {file: file.read_bytes() for file in folder.glob("latest_net_*")}
+    run(dataset, tmp_path, "r", "--continue_train", "--max_iters", "4")
+    expected = {file: file.read_bytes() for file in folder.glob("latest_net_*")}
+    assert len(expected) == 6
+    if lost == "one file":
+        (folder / "latest_net_G_B.pth").unlink()
+    for file, content in older.items():
+        if lost == "all files":
+            file.unlink()
+        elif lost == "another iteration":
+            file.write_bytes(content)
+    capsys.readouterr()
+    run(dataset, tmp_path, "r", "--continue_train")
+    assert "wrote the weights of iteration 4, which were missing" in capsys.readouterr().out
+    assert {file: file.read_bytes() for file in folder.glob("latest_net_*")} == expected
+    run(dataset, tmp_path, "r", "--continue_train")
+    assert "wrote the weights" not in capsys.readouterr().out
+
+
+def test_only_the_newest_copies_of_the_weights_are_kept(dataset: Path, tmp_path: Path) -> None:
+    more = ("--save_epoch_freq", "1", "--keep_epochs", "2", "--save_by_iter", "--save_latest_freq", "3")
+    run(dataset, tmp_path, "r", *more, "--max_iters", "21")
+    labels = {file.name.split("_net")[0] for file in (tmp_path / "r").glob("*_net_*.pth")}
+    assert labels == {"latest", "3", "4", "iter_18", "iter_21"}
+    run(dataset, tmp_path, "r", "--continue_train", "--keep_epochs", "1", "--max_iters", "25")
+    labels = {file.name.split("_net")[0] for file in (tmp_path / "r").glob("*_net_*.pth")}
+    assert labels == {"latest", "5", "iter_24"}

@@ -258,7 +258,8 @@ def test_an_image_that_disappears_ends_the_run_without_losing_it(
     saved = load_tensors(tmp_path / "broken" / run_files.STATE)["iteration"]
     assert str(caught.value) == (
         f"bad image {image}: no such file; pass --skip_bad_images to skip such images "
-        f"(saved after iteration {saved}; --continue_train resumes from there)"
+        f"(saved after iteration {saved}; --continue_train --name broken --checkpoints_dir {tmp_path} resumes"
+        " from there)"
     )
     image.write_bytes(content)
     os.utime(image, ns=(stat.st_atime_ns, stat.st_mtime_ns))
