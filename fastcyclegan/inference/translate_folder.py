@@ -26,6 +26,7 @@ from fastcyclegan.data.scan import list_images
 from fastcyclegan.engine import require_impl, resolve_device, resolve_precision
 from fastcyclegan.errors import UserError
 from fastcyclegan.inference.translator import Translator
+from fastcyclegan.tensor_files import remove_stale_partials
 
 GRID_NAME = "before_after.png"
 GRID_ROWS = 8
@@ -189,6 +190,8 @@ def translate_folder(config: TranslateConfig, console: Console) -> int:
     """
     translator, summary = _load(config, console)
     jobs = plan_outputs(config)
+    for folder in {job.target.parent for job in jobs}:
+        remove_stale_partials(folder)
     threads = default_threads() if config.num_threads is None else config.num_threads
     is_small = config.loader == "auto" and len(jobs) < MANY
     choice = choose("folder" if is_small else config.loader, translator.device, threads)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +123,21 @@ def test_dali_is_only_loaded_for_many_images(
     write_images(tmp_path / "many", 64, size=(8, 8))
     run(weights, tmp_path / "many", tmp_path / "out2")
     assert "using the dali loader" in capsys.readouterr().out
+
+
+def test_half_written_files_of_a_killed_process_are_removed(weights: Path, tmp_path: Path) -> None:
+    """They are kept if their process may still be writing them."""
+    write_images(tmp_path / "in" / "deep", 1)
+    folder = tmp_path / "out" / "deep"
+    folder.mkdir(parents=True)
+    old, new = (folder / f".{name}.png.{2**22 + 1}.partial" for name in ("old", "new"))
+    mine = folder / f".old.png.{os.getpid()}.partial"
+    for file in (old, new, mine):
+        file.touch()
+    for file in (old, mine):
+        os.utime(file, (0, 0))
+    run(weights, tmp_path / "in", tmp_path / "out")
+    assert {path.name for path in folder.iterdir()} == {"000.png", new.name, mine.name}
 
 
 def test_failed_writes_are_errors(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
