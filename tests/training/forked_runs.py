@@ -57,9 +57,9 @@ class Process:
     def send(self, number: int, group: bool = False) -> None:
         """Send a signal to the process or to its group. The server keeps its number from being reused."""
         if group:
-            os.killpg(self.pid, number)
-        else:
-            os.kill(self.pid, number)
+            with suppress(ProcessLookupError):  # in its first moment, the process has no group of its own
+                return os.killpg(self.pid, number)
+        os.kill(self.pid, number)
 
     def wait(self) -> int:
         """Return the exit code once the run has ended."""
