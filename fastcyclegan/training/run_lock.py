@@ -178,7 +178,7 @@ def _holder(descriptor: int) -> dict[str, Any]:
 def _describe(holder: Mapping[str, Any]) -> str:
     if not holder:
         return "another process"
-    command = " ".join(str(holder["command"]).split())[:200]
+    command = " ".join(str(holder["command"]).split())[:100]
     return f"process {holder['pid']} on {holder['host']}, running since {holder['since']} ({command})"
 
 
