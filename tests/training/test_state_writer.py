@@ -110,7 +110,7 @@ def test_the_state_before_the_losses_grew_is_kept(
         f"; the state of iteration {last} is kept in {tmp_path / 'r'}, but the losses grew right after it;"
         f" the last good one is previous_state.pt; to resume from that: {command}"
     )
-    assert good in (6, 8)
+    assert 2 <= good <= 8  # a save is left out while the last one is still being written
     assert last > 20
     # The command works as printed, and the result is that of a run that never diverged.
     capsys.readouterr()
@@ -137,7 +137,7 @@ def test_a_sudden_end_names_the_last_state(
 
     monkeypatch.setattr(Engine, "step", suddenly)
     with pytest.raises(
-        UserError, match=r"at iteration 6; the state of iteration 4 is kept in .*/r; to resume"
+        UserError, match=r"at iteration 6; the state of iteration [24] is kept in .*/r; to resume"
     ):
         run(dataset, tmp_path, "r", "--save_latest_freq", "2", "--print_freq", "1", "--max_iters", "9")
 
@@ -158,7 +158,7 @@ def test_file_systems_without_hard_links(
 
     monkeypatch.setattr(os, "link", refuse)
     run(dataset, tmp_path, "r", "--save_latest_freq", "1", "--max_iters", "3")
-    assert load_tensors(tmp_path / "r" / "previous_state.pt")["iteration"] == 2
+    assert load_tensors(tmp_path / "r" / "previous_state.pt")["iteration"] in (1, 2)
     (tmp_path / "r" / "state.pt").unlink()
     run(dataset, tmp_path, "r", "--continue_train", "--max_iters", "5")
     run(dataset, tmp_path, "whole", "--max_iters", "5")
@@ -192,10 +192,20 @@ def test_weights_that_do_not_belong_to_the_state_are_written_again(
 
 
 def test_only_the_newest_copies_of_the_weights_are_kept(dataset: Path, tmp_path: Path) -> None:
-    more = ("--save_epoch_freq", "1", "--keep_epochs", "2", "--save_by_iter", "--save_latest_freq", "3")
+    """A save is left out while the last one is still being written, so their iterations are not certain."""
+
+    def kept() -> tuple[set[str], list[int]]:
+        labels = {file.name.split("_net")[0] for file in (tmp_path / "r").glob("*_net_*.pth")}
+        iterations = [int(label.removeprefix("iter_")) for label in labels if label.startswith("iter_")]
+        return {label for label in labels if not label.startswith("iter_")}, sorted(iterations)
+
+    more = ("--save_epoch_freq", "1", "--keep_epochs", "2", "--save_by_iter", "--save_latest_freq", "1")
     run(dataset, tmp_path, "r", *more, "--max_iters", "21")
-    labels = {file.name.split("_net")[0] for file in (tmp_path / "r").glob("*_net_*.pth")}
-    assert labels == {"latest", "3", "4", "iter_18", "iter_21"}
-    run(dataset, tmp_path, "r", "--continue_train", "--keep_epochs", "1", "--max_iters", "25")
-    labels = {file.name.split("_net")[0] for file in (tmp_path / "r").glob("*_net_*.pth")}
-    assert labels == {"latest", "5", "iter_24"}
+    epochs, first = kept()
+    assert epochs == {"latest", "3", "4"}
+    assert 1 <= len(first) <= 2
+    run(dataset, tmp_path, "r", "--continue_train", "--keep_epochs", "1", "--max_iters", "29")
+    epochs, second = kept()
+    assert epochs == {"latest", "5"}
+    assert len(second) == 1
+    assert second[0] >= first[-1]
