@@ -287,6 +287,8 @@ class Trainer:
         The last one is, if the losses after it were normal at first. Otherwise it is the previous one.
         """
         run, options = self.run, self.run.config.run
+        if self.writer is not None:
+            self.writer.close()  # the last state may still be being written
         if run.folder is None or self.writer is None or self.writer.saved_iteration is None:
             return "no state was saved yet"
         last = f"the state of iteration {self.writer.saved_iteration}"
@@ -294,8 +296,8 @@ class Trainer:
         if self.losses.is_normal or not previous.exists():
             return f"{last} is kept in {run.folder}; to resume from it: {resume_command(options)}"
         return (
-            f"{last} is kept in {run.folder}, but the losses grew right after it; the last good one is"
-            f" {previous.name}; to resume from that: {resume_command(options, previous=True)}"
+            f"{last} is kept in {run.folder}, but the losses right after it were not normal; the last good"
+            f" one is {previous.name}; to resume from that: {resume_command(options, previous=True)}"
         )
 
     def _require_folder(self) -> None:

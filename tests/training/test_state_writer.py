@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,6 +15,7 @@ from fastcyclegan import cli
 from fastcyclegan.checkpoints.weight_sets import is_whole
 from fastcyclegan.errors import UserError
 from fastcyclegan.tensor_files import load_tensors
+from fastcyclegan.training import state_writer
 from fastcyclegan.training.run_report import read_stats
 from tests.training.runs import assert_same_state, run
 
@@ -93,10 +95,14 @@ def grow(factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Engine, "step", growing)
 
 
+@pytest.mark.usefixtures("saves_at_once")
 def test_the_state_before_the_losses_grew_is_kept(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A run diverges for many saves before a loss is infinite. The last line names a state from before."""
+    """A run diverges for many saves before a loss is infinite. The last line names a state from before.
+
+    It is that of iteration 6: the losses after that of iteration 8 are too large from the start.
+    """
     more = ("--save_latest_freq", "2", "--print_freq", "2", "--save_epoch_freq", "0")
     run(dataset, tmp_path, "r", *more, "--max_iters", "8")
     with monkeypatch.context() as patched:
@@ -104,27 +110,25 @@ def test_the_state_before_the_losses_grew_is_kept(
         with pytest.raises(UserError) as caught:
             run(dataset, tmp_path, "r", "--continue_train", "--max_iters", "200")
     last = load_tensors(tmp_path / "r" / "state.pt")["iteration"]
-    good = load_tensors(tmp_path / "r" / "previous_state.pt")["iteration"]
     command = f"--continue_train --name r --checkpoints_dir {tmp_path} --epoch previous"
     assert str(caught.value).endswith(
-        f"; the state of iteration {last} is kept in {tmp_path / 'r'}, but the losses grew right after it;"
-        f" the last good one is previous_state.pt; to resume from that: {command}"
+        f"; the state of iteration {last} is kept in {tmp_path / 'r'}, but the losses right after it were not"
+        f" normal; the last good one is previous_state.pt; to resume from that: {command}"
     )
-    assert 2 <= good <= 8  # a save is left out while the last one is still being written
     assert last > 20
+    assert load_tensors(tmp_path / "r" / "previous_state.pt")["iteration"] == 6
     # The command works as printed, and the result is that of a run that never diverged.
     capsys.readouterr()
     assert cli.train([*command.split(), "--max_iters", "12"]) == 0
-    assert f"resuming {tmp_path / 'r'} after iteration {good}" in capsys.readouterr().out
+    assert f"resuming {tmp_path / 'r'} after iteration 6" in capsys.readouterr().out
     run(dataset, tmp_path, "whole", *more, "--max_iters", "12")
     assert_same_state(tmp_path / "whole", tmp_path / "r")
     assert is_whole(tmp_path / "r", "latest", 12)
     assert [record["iteration"] for record in read_stats(tmp_path / "r")] == [2, 4, 6, 8, 10, 12]
 
 
-def test_a_sudden_end_names_the_last_state(
-    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def end_suddenly(at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the losses of the iteration ``at`` NaN."""
     from fastcyclegan.engine import Engine
 
     step = Engine.step
@@ -133,13 +137,57 @@ def test_a_sudden_end_names_the_last_state(
     def suddenly(self: Engine, batch: Any, lr: float) -> torch.Tensor:
         nonlocal count
         count += 1
-        return step(self, batch, lr) * (float("nan") if count == 6 else 1.0)
+        return step(self, batch, lr) * (float("nan") if count == at else 1.0)
 
     monkeypatch.setattr(Engine, "step", suddenly)
+
+
+SAVES = ("--save_latest_freq", "2", "--print_freq", "1", "--max_iters", "9")
+
+
+@pytest.mark.usefixtures("saves_at_once")
+def test_a_sudden_end_names_the_last_state(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    end_suddenly(6, monkeypatch)
     with pytest.raises(
-        UserError, match=r"at iteration 6; the state of iteration [24] is kept in .*/r; to resume"
+        UserError, match=r"at iteration 6; the state of iteration 4 is kept in .*/r; to resume"
     ):
-        run(dataset, tmp_path, "r", "--save_latest_freq", "2", "--print_freq", "1", "--max_iters", "9")
+        run(dataset, tmp_path, "r", *SAVES)
+
+
+@pytest.mark.usefixtures("saves_at_once")
+def test_a_sudden_end_right_after_a_save_names_the_state_before(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing speaks for the last state: the first iteration that computed with it failed."""
+    end_suddenly(5, monkeypatch)
+    with pytest.raises(
+        UserError,
+        match=(
+            r"at iteration 5; the state of iteration 4 is kept in .*/r, but the losses right after it were"
+            r" not normal; the last good one is previous_state.pt; to resume from that: .* --epoch previous"
+        ),
+    ):
+        run(dataset, tmp_path, "r", *SAVES)
+    assert load_tensors(tmp_path / "r" / "previous_state.pt")["iteration"] == 2
+
+
+def test_a_sudden_end_names_the_state_that_is_being_written(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It will be the last one, because the process waits for it before it ends."""
+    save = state_writer.save_tensors
+
+    def slowly(file: Path, value: Any) -> None:
+        time.sleep(1.0)
+        save(file, value)
+
+    monkeypatch.setattr(state_writer, "save_tensors", slowly)
+    end_suddenly(4, monkeypatch)
+    with pytest.raises(UserError, match="at iteration 4; the state of iteration 2 is kept in"):
+        run(dataset, tmp_path, "r", *SAVES)
+    assert load_tensors(tmp_path / "r" / "state.pt")["iteration"] == 2
 
 
 def test_the_previous_state_without_one(dataset: Path, tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,11 +15,11 @@ from fastcyclegan.errors import UserError
 from fastcyclegan.recipes.cyclegan import build_networks
 from fastcyclegan.tensor_files import load_tensors
 from fastcyclegan.training.run_report import read_stats
-from fastcyclegan.training.state_writer import StateWriter
 from fastcyclegan.training.trainer import Trainer
 from tests.training.runs import TRAIN, arguments, assert_same_state, run
 
 
+@pytest.mark.usefixtures("saves_at_once")
 def test_files_of_a_run(dataset: Path, tmp_path: Path) -> None:
     trainer = run(
         dataset,
@@ -43,7 +42,7 @@ def test_files_of_a_run(dataset: Path, tmp_path: Path) -> None:
     names = {path.name for path in folder.iterdir()}
     expected = {
         f"{label}_net_{net}.pth"
-        for label in ("2", "latest", "iter_4", "iter_12")
+        for label in ("2", "latest", "iter_4", "iter_8", "iter_12")
         for net in ("G_A", "G_B", "D_A", "D_B")
     }
     expected |= {
@@ -186,20 +185,12 @@ def test_a_closed_pipe_does_not_end_the_training(dataset: Path, tmp_path: Path) 
     assert load_tensors(tmp_path / "r" / "state.pt")["iteration"] == 30
 
 
-def test_the_end_is_reported_after_a_periodic_save(
-    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("saves_at_once")
+def test_the_end_is_reported_after_a_periodic_save(dataset: Path, tmp_path: Path) -> None:
     """A periodic save of the last iteration may be on the disk before the loop ends.
 
     The last log line, the last sample grid and the weights under the name latest must still be written.
     """
-    write = StateWriter.write
-
-    def at_once(self: StateWriter, *args: Any, **kwargs: Any) -> None:
-        write(self, *args, **kwargs)
-        self.close()
-
-    monkeypatch.setattr(StateWriter, "write", at_once)
     run(
         dataset,
         tmp_path,
