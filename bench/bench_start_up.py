@@ -32,7 +32,7 @@ PROVIDERS = [
     "ours_compiled, cold",
     "ours_compiled, warm",
     "import torch",
-    "import fastcyclegan",
+    "from fastcyclegan import Generator",
 ]
 SIZE = {"cpu": 32, "cuda": 256}
 
@@ -74,7 +74,7 @@ def make_builders(folder: Path, config: ModelConfig, size: int) -> Builders:
     arguments = (DEVICE, str(size), json.dumps({"netG": config.netG, "ngf": config.ngf, "ndf": config.ndf}))
 
     def build(provider: str) -> Entrant:
-        if provider.startswith("import"):
+        if "import" in provider:
             return Entrant(lambda: process(provider), cold=True)
         name, _, cache = provider.partition(", ")
         outputs: list[str] = []

@@ -5,22 +5,24 @@ Each folder is a "room". Its ``__init__.py`` states what belongs there and which
 training phases), ``engine`` (one iteration on a device), ``training`` (a whole run), ``checkpoints`` (weight
 files), ``inference`` (using trained generators), ``fusion`` (``accelerate``), ``official`` (running official
 checkouts), ``devtools`` and ``kernel_gate`` (checking kernels without a GPU). The modules next to these
-folders are public: ``api``, ``cli``, ``config``, ``compat``, ``reference``, ``testing``, ``errors``,
-``console``, ``tensor_files``.
+folders are public: ``api``, ``cli``, ``commands``, ``config``, ``compat``, ``reference``, ``testing``,
+``errors``, ``console``, ``tensor_files``.
+
+Importing this package imports nothing else: each name below is imported from its module when it is used.
 """
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
-
-from fastcyclegan.checkpoints.loading import load_generator
-from fastcyclegan.errors import UserError
-from fastcyclegan.fusion.accelerate import accelerate
-from fastcyclegan.nn.layers import InstanceNormAct
-from fastcyclegan.nn.networks import Discriminator, Generator, PixelDiscriminator, UnetGenerator
 
 if TYPE_CHECKING:
     from fastcyclegan.api import CycleGAN
+    from fastcyclegan.checkpoints.loading import load_generator
+    from fastcyclegan.errors import UserError
+    from fastcyclegan.fusion.accelerate import accelerate
+    from fastcyclegan.nn.layers import InstanceNormAct
+    from fastcyclegan.nn.networks import Discriminator, Generator, PixelDiscriminator, UnetGenerator
 
 __all__ = [
     "CycleGAN",
@@ -35,11 +37,27 @@ __all__ = [
 ]
 __version__ = "0.1.0"
 
+# torch takes a second or more to import. A command must take Ctrl-C, and tell of a missing package, before.
+_PLACES = {
+    "CycleGAN": "api",
+    "Discriminator": "nn.networks",
+    "Generator": "nn.networks",
+    "InstanceNormAct": "nn.layers",
+    "PixelDiscriminator": "nn.networks",
+    "UnetGenerator": "nn.networks",
+    "UserError": "errors",
+    "accelerate": "fusion.accelerate",
+    "load_generator": "checkpoints.loading",
+}
+
 
 def __getattr__(name: str) -> Any:
-    # Imported lazily: ``api`` pulls in loaders and logging, which are not needed to build a network.
-    if name == "CycleGAN":
-        from fastcyclegan.api import CycleGAN
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_PLACES[name]}"), name)
+    globals()[name] = value
+    return value
 
-        return CycleGAN
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

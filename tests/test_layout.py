@@ -37,6 +37,7 @@ ROWS = (
     ("api",),
     ("cli",),
     ("kernel_gate",),
+    ("commands",),
 )
 
 

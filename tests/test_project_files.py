@@ -319,7 +319,7 @@ DOCKERFILE = (GITHUB / "Dockerfile").read_text()
 def test_the_default_command_of_the_container_trains(capsys: pytest.CaptureFixture[str]) -> None:
     (command,) = re.findall(r"^CMD (.*)$", DOCKERFILE, re.MULTILINE)
     name, *flags = json.loads(command)
-    assert PROJECT["scripts"][name] == "fastcyclegan.cli:train"
+    assert PROJECT["scripts"][name] == "fastcyclegan.commands:train"
     assert cli.train([*flags, "--dry_run"]) == 0
     assert re.search(r"checkpoints_dir +runs\n", capsys.readouterr().out)  # in /, so it is the volume /runs
 

@@ -78,7 +78,7 @@ def test_scripts_report_missing_tyro_in_one_line(bare: Path, tmp_path: Path, nam
     """A script that is started without tyro, from another folder, reports this without a traceback."""
     process = run(bare, str(ROOT / "scripts" / f"{name}.py"), "--help", folder=tmp_path)
     assert process.returncode == 2
-    assert process.stderr == "error: this script needs the package tyro: python -m pip install tyro\n"
+    assert process.stderr == "error: this command needs the package tyro: python -m pip install tyro\n"
 
 
 @pytest.mark.parametrize(
