@@ -2,12 +2,15 @@
 
 The consumer never waits for more than a moment without asking whether the run should stop, and it leaves a
 thread behind that hangs, for example in a read from a network disk that is gone. Such a thread does not keep
-Python from exiting.
+Python from exiting. Threads that do not hang have ended before Python exits, because one that is in a call of
+torch at that moment aborts the process.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import os
 import queue
 import threading
 import time
@@ -18,6 +21,8 @@ from typing import Any, TypeVar
 from fastcyclegan.errors import StoppedError, UserError
 
 T = TypeVar("T")
+Ask = Callable[[], object]
+"""Asks threads to end, without waiting for them."""
 Stopping = Callable[[], bool]
 """Returns whether the run should stop. It is called in the consumer's thread, several times per second."""
 
@@ -56,6 +61,32 @@ def join_all(threads: Iterable[threading.Thread]) -> None:
     deadline = time.monotonic() + PATIENCE
     for thread in threads:
         thread.join(max(deadline - time.monotonic(), 0))
+
+
+# The threads whose ``with`` block has not been left, and what asks them to end.
+_working: dict[Ask, list[threading.Thread]] = {}
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_working.clear)
+
+
+@contextlib.contextmanager
+def _ended(threads: list[threading.Thread], ask: Ask) -> Generator[None]:
+    """End all ``threads`` with ``ask`` after the body, or when Python exits before the body is left."""
+    _working[ask] = threads
+    try:
+        yield
+    finally:
+        _working.pop(ask, None)
+        ask()
+        join_all(threads)
+
+
+@atexit.register
+def _end_threads() -> None:
+    working = dict(_working)
+    for ask in working:
+        ask()
+    join_all(thread for threads in working.values() for thread in threads)
 
 
 @contextlib.contextmanager
@@ -97,11 +128,8 @@ def in_background(items: Generator[T], depth: int, stopping: Stopping = never) -
             yield item  # type: ignore[misc]
 
     thread = start_thread(work, "fastcyclegan-loader")
-    try:
+    with _ended([thread], stop.set):
         yield received()
-    finally:
-        stop.set()
-        join_all([thread])
 
 
 def _taken(ready: queue.Queue[T], thread: threading.Thread, stopping: Stopping) -> T:
@@ -127,6 +155,7 @@ class ReadingThreads:
         self.calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
         self.threads: list[threading.Thread] = []
         self.closed = False
+        self.ended = _ended(self.threads, self._close)
 
     def submit(self, function: Callable[..., T], *arguments: Any) -> Future[T]:
         """Call ``function(*arguments)`` in one of the threads, and return the future result."""
@@ -153,14 +182,17 @@ class ReadingThreads:
         else:
             future.set_result(result)
 
-    def __enter__(self) -> ReadingThreads:
-        return self
-
-    def __exit__(self, *error: object) -> None:
+    def _close(self) -> None:
         self.closed = True
         for _ in self.threads:
             self.calls.put(None)
-        join_all(self.threads)
+
+    def __enter__(self) -> ReadingThreads:
+        self.ended.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.ended.__exit__(None, None, None)
 
 
 def result_of(future: Future[T], stopping: Stopping = never) -> T:

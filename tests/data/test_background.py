@@ -158,3 +158,32 @@ def test_python_exits_while_a_read_hangs() -> None:
         text=True,
     )
     assert finished.stdout == "end\n"
+
+
+WORK = """
+import sys, torch
+from fastcyclegan.data.background import ReadingThreads, in_background
+
+def work():
+    x = torch.ones(1000)
+    for _ in range(100_000):
+        x = x + 1
+
+def items():
+    yield 1
+    work()
+    yield 2
+"""
+ENTERED = {
+    "in_background": "context = in_background(items(), 1)\nnext(context.__enter__())",
+    "ReadingThreads": "context = ReadingThreads(2)\ncontext.__enter__()\ncontext.submit(work)",
+}
+
+
+@pytest.mark.parametrize("entered", ENTERED)
+def test_python_exits_while_threads_are_working(entered: str) -> None:
+    """A thread that is in the middle of a call of torch when Python is gone would abort the process."""
+    code = f"{WORK}{ENTERED[entered]}\nsys.modules['keeps'] = context\nprint('end')"
+    for _ in range(3):
+        process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert (process.returncode, process.stdout, process.stderr) == (0, "end\n", "")
