@@ -36,6 +36,7 @@ from fastcyclegan.recipes.registry import make_recipe
 from fastcyclegan.tensor_files import save_tensors, to_cpu
 from fastcyclegan.training.resume import read_state, state_file
 from fastcyclegan.training.run import with_absolute_paths
+from fastcyclegan.training.run_folder import is_free
 from fastcyclegan.training.run_lock import RunLock
 from fastcyclegan.training.start import Overrides, networks_that_fit
 from fastcyclegan.training.trainer import Trainer, train
@@ -262,6 +263,11 @@ class CycleGAN:
         if folder is not None:
             folder = Path(folder)
             resumes = self.folder is not None and self.folder.resolve() == folder.resolve()
+            if not resumes and folder.is_dir() and not is_free(folder):
+                raise UserError(
+                    f"fit: {folder} already exists: choose another folder, or load the run in it with"
+                    " CycleGAN.load"
+                )
             start = {"name": folder.name, "checkpoints_dir": folder.parent, "continue_train": resumes}
             config = with_changes(config, {"run": start})
         return config

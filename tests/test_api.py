@@ -172,12 +172,19 @@ def test_invalid_states_are_rejected(change: Any, dataset: Path, tmp_path: Path)
         CycleGAN.load(tmp_path)
 
 
-def test_training_in_pieces_with_save_and_load_is_exact(dataset: Path, tmp_path: Path) -> None:
-    whole = CycleGAN(**TINY)
+@pytest.mark.parametrize("use_dropout", [False, True])
+def test_training_in_pieces_with_save_and_load_is_exact(
+    dataset: Path, tmp_path: Path, use_dropout: bool
+) -> None:
+    """Also with dropout: what the caller draws in between does not change the run."""
+    whole = CycleGAN(**TINY, use_dropout=use_dropout)
     whole.fit(dataset)
-    pieces = CycleGAN(**TINY)
+    pieces = CycleGAN(**TINY, use_dropout=use_dropout)
+    torch.rand(3)
     pieces.fit(dataset, max_iters=3)
+    torch.rand(5)
     pieces.fit(dataset, max_iters=5)
+    torch.rand(7)
     pieces.save(tmp_path / "kept")
     again = CycleGAN.load(tmp_path / "kept")
     assert same(pieces, again)
@@ -212,8 +219,11 @@ def test_fit_with_a_folder_writes_the_files_of_a_run(dataset: Path, tmp_path: Pa
     assert {"config.json", "state.pt", "index.html", "stats.jsonl", "samples", "latest_net_G_A.pth"} <= names
     model.fit(folder=str(tmp_path / "a" / "b"), max_iters=3)
     assert load_tensors(tmp_path / "a" / "b" / "state.pt")["iteration"] == 3
-    with pytest.raises(UserError, match="exists"):
+    with pytest.raises(UserError, match=r"b already exists: choose another folder, or load the run in it"):
         CycleGAN(**TINY).fit(dataset, folder=tmp_path / "a" / "b")
+    loaded = CycleGAN.load(tmp_path / "a" / "b")
+    loaded.fit(folder=tmp_path / "a" / "b", max_iters=4)
+    assert load_tensors(tmp_path / "a" / "b" / "state.pt")["iteration"] == 4
 
 
 def test_saving_into_an_existing_folder(tmp_path: Path) -> None:

@@ -288,17 +288,21 @@ class Engine:
         """The Adam optimizer of each phase."""
         return {name: optimizer.adam for name, optimizer in self.phase_optimizers.items()}
 
+    def random_state(self) -> dict[str, Tensor | None]:
+        """Return a copy of the states of torch's random generators, which belong to the whole process."""
+        cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
+        return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
     def state_dict(self) -> dict[str, Any]:
         """Return everything that the next iteration depends on, except the sampling plan.
 
         The tensors are live: copy them before the next step.
         """
-        cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
         state = {
             "nets": {name: net.state_dict() for name, net in self.nets.items()},
             "optimizers": {name: one.state_dict() for name, one in self.phase_optimizers.items()},
             "recipe": self.recipe.state_dict(),
-            "rng": {"cpu": torch.get_rng_state(), "cuda": cuda},
+            "rng": self.random_state(),
         }
         if self.average is not None:
             state["ema"] = self.average.weights

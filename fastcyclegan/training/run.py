@@ -53,6 +53,8 @@ class Run:
     resumed_from_file: bool = False
     """Whether the run continues from the state that is in its folder."""
     table: dict[str, str] = field(default_factory=dict)
+    random_state: dict[str, Tensor | None] | None = None
+    """The state of the random generators at the end of the run; None before. Others may use them later."""
 
     @property
     def batch(self) -> int:
@@ -90,7 +92,15 @@ class Run:
             "loader": self.reader,
             "config": to_dict(with_absolute_paths(self.config)),
         }
-        return {**progress, "extra": extra, **to_cpu(self.engine.state_dict())}
+        state = {**progress, "extra": extra, **to_cpu(self.engine.state_dict())}
+        if self.random_state is not None:
+            state["rng"] = self.random_state
+        return state
+
+    def end(self) -> None:
+        """Let others use the run's folder and the random generators. ``state`` stays what it is now."""
+        self.random_state = self.engine.random_state()
+        self.release()
 
     def fingerprints(self) -> list[str] | None:
         """Return fingerprints that identify the training images."""

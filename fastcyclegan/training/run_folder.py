@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import shlex
 import shutil
 from pathlib import Path
 
@@ -37,12 +38,20 @@ def is_run(folder: Path) -> bool:
 
 def resume_command(run: RunConfig, *, previous: bool = False) -> str:
     """Return the flags that resume the run: from its previous state if ``previous`` is true."""
-    flags = f"--continue_train --name {run.name}"
+    flags = f"--continue_train {_flag('--name', run.name)}"
     if run.checkpoints_dir != RunConfig.checkpoints_dir:
-        flags += f" --checkpoints_dir {run.checkpoints_dir}"
+        flags += f" {_flag('--checkpoints_dir', run.checkpoints_dir)}"
     if previous:
         flags += " --epoch previous"
     return flags
+
+
+def _flag(name: str, value: object) -> str:
+    """Return a flag and its value as a shell needs them."""
+    text = str(value)
+    if text.startswith("-"):  # would be taken for a flag
+        return shlex.quote(f"{name}={text}")
+    return f"{name} {shlex.quote(text)}"
 
 
 def _remove_run(folder: Path) -> None:
@@ -58,7 +67,7 @@ def _remove_run(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def _is_free(folder: Path) -> bool:
+def is_free(folder: Path) -> bool:
     """Return whether ``folder`` is empty, apart from what a start leaves there if it is killed."""
     names = {path.name for path in folder.iterdir()}
     if LOCK in names:
@@ -108,7 +117,7 @@ class RunFolder:
             raise UserError(f"{folder}: no run to resume (found none of {CONFIG}, {STATE} and *_net_*.pth)")
         if folder.is_symlink() and not folder.exists():
             raise UserError(f"{folder} is a broken symbolic link; use another --name")
-        if run.continue_train or not folder.exists() or (folder.is_dir() and _is_free(folder)):
+        if run.continue_train or not folder.exists() or (folder.is_dir() and is_free(folder)):
             return
         if not run.overwrite:
             raise UserError(f"{folder} already exists: use --continue_train, --overwrite or another --name")
@@ -192,7 +201,7 @@ class RunFolder:
         """
         with contextlib.suppress(OSError):
             is_locked = self.lock is not None and self.lock.is_held
-            if is_locked and not self.run.continue_train and (self._opened or _is_free(self.path)):
+            if is_locked and not self.run.continue_train and (self._opened or is_free(self.path)):
                 _remove_run(self.path)
                 run_files.remove_partials(self.path)
         self.release()

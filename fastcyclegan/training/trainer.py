@@ -476,7 +476,7 @@ def train(
             with console:
                 trainer.train()
         finally:
-            trainer.run.release()
+            trainer.run.end()
     except StoppedError:
         if not signals:
             raise KeyboardInterrupt from None
