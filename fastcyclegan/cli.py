@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import sys
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -35,6 +33,7 @@ from fastcyclegan.errors import StoppedError, UserError, system_reason
 from fastcyclegan.inference.translate_folder import TranslateConfig, translate_folder
 from fastcyclegan.training.run_folder import resume_command
 from fastcyclegan.training.run_report import PAGE
+from fastcyclegan.training.signals import nothing_to_save
 from fastcyclegan.training.start import launched_processes
 from fastcyclegan.training.trainer import Trainer
 
@@ -156,7 +155,8 @@ def _base(flags: dict[str, str]) -> TrainConfig:
 
 def _resumed(flags: dict[str, str]) -> TrainConfig:
     """Return the configuration of the run to resume, or one that matches the official files in its folder."""
-    folder = Path(flags.get("checkpoints_dir", RunConfig.checkpoints_dir), flags["name"])
+    name = RunConfig(name=flags["name"]).name  # raises UserError for what is no folder name
+    folder = Path(flags.get("checkpoints_dir", RunConfig.checkpoints_dir), str(name))
     saved = read_config(folder)
     if saved is not None:
         # Settings of a single start are reset. The folder is the current one, in case the run was moved.
@@ -176,6 +176,10 @@ def _run(main: Callable[[], int]) -> int:
         return main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+    except BrokenPipeError:
+        # The reader of a pipe, such as head, wants no more. Python would fail again at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # what a shell shows for SIGPIPE
     except OSError as error:
         # For example a full disk or a folder without write permission: report the system's message.
         file = error.filename
@@ -353,25 +357,8 @@ def _inspect(args: Sequence[str] | None) -> int:
 
 def train(args: Sequence[str] | None = None) -> int:
     """Run ``train.py`` and return its exit code."""
-    with _ended_by_interrupt():
+    with nothing_to_save():
         return _run(lambda: _train(args))
-
-
-@contextlib.contextmanager
-def _ended_by_interrupt() -> Iterator[None]:
-    """Let Ctrl-C end the process at once wherever the run does not handle it, because nothing can be lost.
-
-    KeyboardInterrupt could appear in a destructor, which ignores it, or in code that cannot pass it on.
-    """
-    is_main = threading.current_thread() is threading.main_thread()
-    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield
-        return
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def translate(args: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""The console commands, such as ``fastcyclegan-train``. Importing this module imports nothing else.
+"""The console commands, such as ``fastcyclegan-train``. Importing this module imports no other package.
 
 So a command can take Ctrl-C, and tell of a missing package in one line, before it imports torch.
 """
@@ -6,10 +6,11 @@ So a command can take Ctrl-C, and tell of a missing package in one line, before 
 from __future__ import annotations
 
 import importlib
-import signal
 import sys
 from collections.abc import Callable
 from typing import Any
+
+from fastcyclegan.training.signals import nothing_to_save
 
 # The pip names of the packages that the commands import.
 PACKAGES = {name: name for name in ("torch", "triton", "numpy", "tyro", "rich", "matplotlib", "pytest")} | {
@@ -22,13 +23,9 @@ def function(module: str, name: str) -> Callable[[], Any]:
 
     If a package is missing, print its name and how to install it, and exit with code 2.
     """
-    # Meanwhile, Ctrl-C ends the process at once: an exception that appears in the middle of an import can be
-    # lost, or abort the process.
-    handler = signal.getsignal(signal.SIGINT)
-    if handler is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
-        return getattr(importlib.import_module(module), name)
+        with nothing_to_save():
+            return getattr(importlib.import_module(module), name)
     except ModuleNotFoundError as missing:
         package, _, _ = str(missing.name).partition(".")
         if package not in PACKAGES:
@@ -38,8 +35,6 @@ def function(module: str, name: str) -> Callable[[], Any]:
             file=sys.stderr,
         )
         sys.exit(2)
-    finally:
-        signal.signal(signal.SIGINT, handler)
 
 
 def train() -> int:

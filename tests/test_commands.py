@@ -43,6 +43,25 @@ def test_ctrl_c_during_the_imports_ends_a_command_without_a_traceback(name: str,
     assert process.stdout + process.stderr == ""
 
 
+def test_a_request_to_save_during_the_imports_does_not_end_a_command(tmp_path: Path) -> None:
+    (tmp_path / "tyro.py").write_text(
+        "import signal\nsignal.raise_signal(signal.SIGUSR1)\nprint('went on')\n"
+    )
+    process = run_command("fastcyclegan-train", tmp_path, "--help")
+    assert process.stdout == "went on\n"
+
+
+def test_a_reader_that_wants_no_more_ends_a_command_without_an_error(tmp_path: Path) -> None:
+    process = subprocess.run(
+        ["bash", "-c", f"{sys.executable} {ROOT / 'scripts' / 'train.py'} --help | true; echo $PIPESTATUS"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert process.stderr == ""
+    assert process.stdout in ("141\n", "0\n")
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_missing_package_is_named_in_one_line(name: str, tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("raise ModuleNotFoundError(name='torch')\n")

@@ -11,7 +11,7 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from types import FrameType
 from typing import Any
 
@@ -34,13 +34,16 @@ class Requests:
         return self.stop is not None
 
 
+Handler = Callable[[int, FrameType | None], object] | signal.Handlers
+
+
 class _Handlers:
     """Handlers of signals that this module sets, with those that were there before."""
 
     def __init__(self) -> None:
         self.before: dict[int, Any] = {}
 
-    def install(self, name: str, handler: Callable[[int, FrameType | None], object]) -> None:
+    def install(self, name: str, handler: Handler) -> None:
         """Set the handler of the signal ``name``, unless the signal is ignored, as nohup wants it."""
         number = getattr(signal, name, None)  # Windows lacks some
         if number is None or signal.getsignal(number) is signal.SIG_IGN:
@@ -104,6 +107,26 @@ def on_interrupt(requests: Requests) -> Callable[[], None]:
 
     handlers.install("SIGINT", request_stop)
     return handlers.restore
+
+
+@contextlib.contextmanager
+def nothing_to_save() -> Generator[None]:
+    """Handle signals where no run does, such as during imports: SIGINT ends the process at once.
+
+    KeyboardInterrupt could appear in a destructor, which ignores it, or in code that cannot pass it on.
+    SIGUSR1 does nothing. Handlers that the caller has set are left alone.
+    """
+    handlers = _Handlers()
+    if threading.current_thread() is threading.main_thread():
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            handlers.install("SIGINT", signal.SIG_DFL)
+        if hasattr(signal, "SIGUSR1") and signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL:
+            # SIG_IGN would mean that runs must ignore it, too.
+            handlers.install("SIGUSR1", lambda number, frame: None)
+    try:
+        yield
+    finally:
+        handlers.restore()
 
 
 def _print(text: str) -> None:
