@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from fastcyclegan.checkpoints import loading, run_files
-from fastcyclegan.config import TrainConfig, to_dict
+from fastcyclegan.checkpoints.weight_sets import read_sets
+from fastcyclegan.config import RunConfig, TrainConfig, to_dict
 from fastcyclegan.data.loader import Log
 from fastcyclegan.errors import UserError
 from fastcyclegan.recipes.recipe import Recipe
 from fastcyclegan.tensor_files import load_tensors, to_cpu
 from fastcyclegan.training.run import STATE_VERSION, Run
+from fastcyclegan.training.run_folder import resume_command
 from fastcyclegan.training.state_writer import restore_previous
 
 # Settings that must not change after a state was saved. They determine the samples, their order and the
@@ -44,7 +46,11 @@ def resume(run: Run, log: Log) -> None:
     assert folder is not None
     file = state_file(folder, config.run.epoch)
     if file is not None:
-        restore_state(run, read_state(file, run.engine.recipe), file, log)
+        state = read_state(file, run.engine.recipe, _other_state(file, config.run))
+        if file.name == run_files.PREVIOUS and config.run.epoch == "latest":
+            _require_no_later_weights(folder, state["iteration"])
+            log(f"{folder / run_files.STATE}: no such file, so the run resumes from {file.name}")
+        restore_state(run, state, file, log)
         run.resumed_from_file = True
         if file.name == run_files.PREVIOUS:
             restore_previous(folder)
@@ -54,6 +60,24 @@ def resume(run: Run, log: Log) -> None:
         log(f"{folder} has no saved state yet, so training starts from the beginning")
         return
     _start_from_weights(run, folder, log)
+
+
+def _other_state(file: Path, run: RunConfig) -> str:
+    """Return how to resume from the previous state if the last one, ``file``, is damaged."""
+    if file.name != run_files.STATE or not file.with_name(run_files.PREVIOUS).exists():
+        return ""
+    return f"; to resume from the state before it: {resume_command(run, previous=True)}"
+
+
+def _require_no_later_weights(folder: Path, iteration: int) -> None:
+    """Raise UserError if resuming after ``iteration`` would replace weights that were trained for longer."""
+    latest = read_sets(folder).get("latest", {"iteration": 0})
+    if latest["iteration"] > iteration:
+        raise UserError(
+            f"{folder / run_files.STATE}: no such file; the weights in latest_net_*.pth are those of"
+            f" iteration {latest['iteration']}, and {run_files.PREVIOUS} is that of iteration {iteration}:"
+            " --epoch previous resumes from there and replaces these weights"
+        )
 
 
 def state_file(folder: Path, epoch: str) -> Path | None:
@@ -98,12 +122,16 @@ def _start_from_weights(run: Run, folder: Path, log: Log) -> None:
     )
 
 
-def read_state(file: Path, recipe: Recipe) -> dict[str, Any]:
+def read_state(file: Path, recipe: Recipe, if_damaged: str = "") -> dict[str, Any]:
     """Return the training state in ``file``.
 
-    Raises UserError if this version cannot resume from it, or if it belongs to another recipe.
+    Raises UserError if this version cannot resume from it, or if it belongs to another recipe. The message
+    about a damaged file ends with ``if_damaged``.
     """
-    state = load_tensors(file)
+    try:
+        state = load_tensors(file)
+    except UserError as error:
+        raise UserError(f"{error}{if_damaged}") from None
     if not _is_state(state):
         raise UserError(f"{file}: not a training state that this version can resume")
     nets = state["nets"]

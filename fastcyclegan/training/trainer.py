@@ -127,7 +127,7 @@ class Trainer:
             self._write_records()
             label = self._label(is_last=run.iteration >= run.last)
             if self.writer.write_missing(self.state(), label, with_state=not run.resumed_from_file):
-                self.console.log(f"wrote the weights of iteration {run.iteration}, which were missing")
+                self.console.log(f"wrote the weights of iteration {run.iteration}, which the folder lacked")
 
     def stop_after(self, number: int) -> None:
         """Make the loop end after the current iteration.
@@ -293,11 +293,15 @@ class Trainer:
             return "no state was saved yet"
         last = f"the state of iteration {self.writer.saved_iteration}"
         previous = run.folder / PREVIOUS
+        # With the same settings, the run would diverge again in the same way.
+        half = f"--lr {run.config.optim.lr / 2:g}"
         if self.losses.is_normal or not previous.exists():
-            return f"{last} is kept in {run.folder}; to resume from it: {resume_command(options)}"
+            command = f"{resume_command(options)} {half}"
+            return f"{last} is kept in {run.folder}; to resume from it with half the learning rate: {command}"
         return (
             f"{last} is kept in {run.folder}, but the losses right after it were not normal; the last good"
-            f" one is {previous.name}; to resume from that: {resume_command(options, previous=True)}"
+            f" one is {previous.name}; to resume from that with half the learning rate:"
+            f" {resume_command(options, previous=True)} {half}"
         )
 
     def _require_folder(self) -> None:

@@ -8,6 +8,7 @@ import functools
 import json
 import os
 import re
+import shlex
 import shutil
 import time
 from pathlib import Path
@@ -16,13 +17,14 @@ from typing import Any
 import pytest
 
 from fastcyclegan import CycleGAN, cli
+from fastcyclegan.checkpoints import run_files
 from fastcyclegan.checkpoints.run_files import CONFIG, LOCK
 from fastcyclegan.checkpoints.weight_sets import is_whole
 from fastcyclegan.cli import parse_train
 from fastcyclegan.config import DataConfig, RunConfig, TrainConfig
 from fastcyclegan.errors import UserError
 from fastcyclegan.tensor_files import load_tensors
-from fastcyclegan.training.run_folder import RunFolder
+from fastcyclegan.training.run_folder import RunFolder, resume_command
 from fastcyclegan.training.run_lock import RunLock
 from fastcyclegan.training.trainer import Trainer
 from tests.commands import TINY, fails
@@ -44,6 +46,35 @@ def test_an_existing_name(dataset: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert "is not a run folder, so --overwrite does not replace it" in fails(
         capsys, *args, "--name", "q", "--overwrite"
     )
+
+
+@pytest.mark.parametrize("name", ["r", "it's a", "-y", "$HOME"])
+@pytest.mark.parametrize("folder", ["runs", "o v", "-v"])
+def test_the_command_that_resumes_a_run_is_quoted_for_a_shell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, folder: str
+) -> None:
+    config = RunConfig(name=name, checkpoints_dir=Path(folder))
+    monkeypatch.chdir(tmp_path)
+    run_files.write_config(make_folder(Path(folder, name)), TrainConfig(run=config))
+    flags = shlex.split(resume_command(config, previous=True))
+    resumed = parse_train(flags).run
+    assert (resumed.name, resumed.checkpoints_dir) == (name, Path(folder))
+    assert resumed.continue_train
+    assert resumed.epoch == "previous"
+
+
+def make_folder(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    return folder
+
+
+def test_a_name_that_is_no_folder_name_is_refused_when_resuming_too(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(dataset, tmp_path, "r", "--max_iters", "1")
+    capsys.readouterr()
+    error = fails(capsys, "--continue_train", "--name", ".", "--checkpoints_dir", str(tmp_path))
+    assert "name must be a plain folder name, got '.'" in error
 
 
 def test_numbered_default_names(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -113,11 +113,12 @@ def test_the_state_before_the_losses_grew_is_kept(
     command = f"--continue_train --name r --checkpoints_dir {tmp_path} --epoch previous"
     assert str(caught.value).endswith(
         f"; the state of iteration {last} is kept in {tmp_path / 'r'}, but the losses right after it were not"
-        f" normal; the last good one is previous_state.pt; to resume from that: {command}"
+        f" normal; the last good one is previous_state.pt; to resume from that with"
+        f" half the learning rate: {command} --lr 0.0001"
     )
     assert last > 20
     assert load_tensors(tmp_path / "r" / "previous_state.pt")["iteration"] == 6
-    # The command works as printed, and the result is that of a run that never diverged.
+    # The command works, and its result is that of a run that never diverged.
     capsys.readouterr()
     assert cli.train([*command.split(), "--max_iters", "12"]) == 0
     assert f"resuming {tmp_path / 'r'} after iteration 6" in capsys.readouterr().out
@@ -152,8 +153,13 @@ def test_a_sudden_end_names_the_last_state(
     end_suddenly(6, monkeypatch)
     with pytest.raises(
         UserError, match=r"at iteration 6; the state of iteration 4 is kept in .*/r; to resume"
-    ):
+    ) as caught:
         run(dataset, tmp_path, "r", *SAVES)
+    monkeypatch.undo()
+    _, _, command = str(caught.value).partition("to resume from it with half the learning rate: ")
+    assert cli.train([*command.split(), "--max_iters", "6"]) == 0
+    records = {record["iteration"]: record["lr"] for record in read_stats(tmp_path / "r")}
+    assert records == {1: 2e-4, 2: 2e-4, 3: 2e-4, 4: 2e-4, 5: 1e-4, 6: 1e-4}
 
 
 @pytest.mark.usefixtures("saves_at_once")
@@ -166,7 +172,8 @@ def test_a_sudden_end_right_after_a_save_names_the_state_before(
         UserError,
         match=(
             r"at iteration 5; the state of iteration 4 is kept in .*/r, but the losses right after it were"
-            r" not normal; the last good one is previous_state.pt; to resume from that: .* --epoch previous"
+            r" not normal; the last good one is previous_state.pt; to resume from that with half the learning"
+            r" rate: .* --epoch previous --lr 0.0001$"
         ),
     ):
         run(dataset, tmp_path, "r", *SAVES)
@@ -190,14 +197,52 @@ def test_a_sudden_end_names_the_state_that_is_being_written(
     assert load_tensors(tmp_path / "r" / "state.pt")["iteration"] == 2
 
 
+@pytest.mark.usefixtures("saves_at_once")
+def test_a_damaged_state_names_the_one_before(dataset: Path, tmp_path: Path) -> None:
+    run(dataset, tmp_path, "r", "--save_latest_freq", "2", "--max_iters", "4")
+    (tmp_path / "r" / "state.pt").write_bytes(b"damaged")
+    with pytest.raises(UserError, match=r"state.pt: .*; to resume from the state before it: ") as caught:
+        run(dataset, tmp_path, "r", "--continue_train")
+    _, _, command = str(caught.value).partition("the state before it: ")
+    assert cli.train([*command.split(), "--max_iters", "6"]) == 0
+    run(dataset, tmp_path, "whole", "--save_latest_freq", "2", "--max_iters", "6")
+    assert_same_state(tmp_path / "whole", tmp_path / "r")
+    (tmp_path / "r" / "state.pt").write_bytes(b"damaged")
+    (tmp_path / "r" / "previous_state.pt").unlink()
+    with pytest.raises(UserError, match=r"state.pt: [^;]*$"):
+        run(dataset, tmp_path, "r", "--continue_train")
+
+
+@pytest.mark.usefixtures("saves_at_once")
+def test_a_lost_state_does_not_replace_later_weights_without_being_asked(
+    dataset: Path, tmp_path: Path
+) -> None:
+    run(dataset, tmp_path, "r", "--save_latest_freq", "2", "--max_iters", "4")
+    (tmp_path / "r" / "state.pt").unlink()
+    files = {path: path.read_bytes() for path in (tmp_path / "r").glob("*_net_*")}
+    with pytest.raises(
+        UserError,
+        match=(
+            r"state.pt: no such file; the weights in latest_net_\*.pth are those of iteration 4, and"
+            r" previous_state.pt is that of iteration 2: --epoch previous resumes from there"
+        ),
+    ):
+        run(dataset, tmp_path, "r", "--continue_train", "--max_iters", "6")
+    assert {path: path.read_bytes() for path in files} == files
+    run(dataset, tmp_path, "r", "--continue_train", "--epoch", "previous", "--max_iters", "6")
+    run(dataset, tmp_path, "whole", "--save_latest_freq", "2", "--max_iters", "6")
+    assert_same_state(tmp_path / "whole", tmp_path / "r")
+
+
 def test_the_previous_state_without_one(dataset: Path, tmp_path: Path) -> None:
     run(dataset, tmp_path, "r", "--max_iters", "2")
     with pytest.raises(UserError, match=r"previous_state.pt: no such file: no state before the last one was"):
         run(dataset, tmp_path, "r", "--continue_train", "--epoch", "previous")
 
 
+@pytest.mark.usefixtures("saves_at_once")
 def test_file_systems_without_hard_links(
-    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The previous state is renamed there, so a process may be killed when there is no state.pt."""
 
@@ -206,9 +251,10 @@ def test_file_systems_without_hard_links(
 
     monkeypatch.setattr(os, "link", refuse)
     run(dataset, tmp_path, "r", "--save_latest_freq", "1", "--max_iters", "3")
-    assert load_tensors(tmp_path / "r" / "previous_state.pt")["iteration"] in (1, 2)
-    (tmp_path / "r" / "state.pt").unlink()
+    assert load_tensors(tmp_path / "r" / "previous_state.pt")["iteration"] == 2
+    (tmp_path / "r" / "state.pt").replace(tmp_path / "r" / "previous_state.pt")
     run(dataset, tmp_path, "r", "--continue_train", "--max_iters", "5")
+    assert "state.pt: no such file, so the run resumes from previous_state.pt" in capsys.readouterr().out
     run(dataset, tmp_path, "whole", "--max_iters", "5")
     assert_same_state(tmp_path / "whole", tmp_path / "r")
 
@@ -233,7 +279,7 @@ def test_weights_that_do_not_belong_to_the_state_are_written_again(
             file.write_bytes(content)
     capsys.readouterr()
     run(dataset, tmp_path, "r", "--continue_train")
-    assert "wrote the weights of iteration 4, which were missing" in capsys.readouterr().out
+    assert "wrote the weights of iteration 4, which the folder lacked" in capsys.readouterr().out
     assert {file: file.read_bytes() for file in folder.glob("latest_net_*")} == expected
     run(dataset, tmp_path, "r", "--continue_train")
     assert "wrote the weights" not in capsys.readouterr().out
