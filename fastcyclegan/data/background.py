@@ -70,7 +70,7 @@ if hasattr(os, "register_at_fork"):
 
 
 @contextlib.contextmanager
-def _ended(threads: list[threading.Thread], ask: Ask) -> Generator[None]:
+def _ending(threads: list[threading.Thread], ask: Ask) -> Generator[None]:
     """End all ``threads`` with ``ask`` after the body, or when Python exits before the body is left."""
     _working[ask] = threads
     try:
@@ -128,7 +128,7 @@ def in_background(items: Generator[T], depth: int, stopping: Stopping = never) -
             yield item  # type: ignore[misc]
 
     thread = start_thread(work, "fastcyclegan-loader")
-    with _ended([thread], stop.set):
+    with _ending([thread], stop.set):
         yield received()
 
 
@@ -155,7 +155,7 @@ class ReadingThreads:
         self.calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
         self.threads: list[threading.Thread] = []
         self.closed = False
-        self.ended = _ended(self.threads, self._close)
+        self._ending = _ending(self.threads, self._close)
 
     def submit(self, function: Callable[..., T], *arguments: Any) -> Future[T]:
         """Call ``function(*arguments)`` in one of the threads, and return the future result."""
@@ -188,11 +188,11 @@ class ReadingThreads:
             self.calls.put(None)
 
     def __enter__(self) -> ReadingThreads:
-        self.ended.__enter__()
+        self._ending.__enter__()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.ended.__exit__(None, None, None)
+        self._ending.__exit__(None, None, None)
 
 
 def result_of(future: Future[T], stopping: Stopping = never) -> T:

@@ -99,8 +99,8 @@ class Run:
 
     def end(self) -> None:
         """Let others use the run's folder and the random generators. ``state`` stays what it is now."""
-        self.random_state = self.engine.random_state()
         self.release()
+        self.random_state = self.engine.random_state()
 
     def fingerprints(self) -> list[str] | None:
         """Return fingerprints that identify the training images."""

@@ -11,6 +11,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from fastcyclegan.data.loader import Source
 from fastcyclegan.errors import UserError
 from fastcyclegan.tensor_files import load_tensors
 from fastcyclegan.training import resume, start
+from fastcyclegan.training.signals import nothing_to_save
 from fastcyclegan.training.trainer import Trainer
 from tests.training.runs import arguments, assert_same_state, iterations_logged, run, start_process
 
@@ -132,6 +134,23 @@ def test_a_signal_during_the_start_ends_it_and_changes_nothing(
     assert capsys.readouterr().out.splitlines()[-1] == "stopped before the first iteration"
     assert {path: path.read_bytes() for path in tmp_path.glob("r/*") if path.is_file()} == before
     assert bool(before) == (tmp_path / "r").exists()
+
+
+def test_signals_where_there_is_nothing_to_save() -> None:
+    """Only default handlers are replaced, and they are there again afterwards."""
+    with default_handler(signal.SIGINT) as sigint, default_handler(signal.SIGUSR1) as sigusr1:
+        with nothing_to_save():
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+            os.kill(os.getpid(), signal.SIGUSR1)
+        assert signal.getsignal(signal.SIGINT) is sigint
+        assert signal.getsignal(signal.SIGUSR1) is sigusr1
+        for ignored in (signal.SIGINT, signal.SIGUSR1):
+            signal.signal(ignored, signal.SIG_IGN)
+        with nothing_to_save():
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+            assert signal.getsignal(signal.SIGUSR1) is signal.SIG_IGN
+    with ThreadPoolExecutor() as pool:
+        assert pool.submit(nothing_to_save().__enter__).result() is None
 
 
 @contextlib.contextmanager
