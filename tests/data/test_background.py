@@ -187,6 +187,5 @@ ENTERED = {
 def test_python_exits_while_threads_are_working(entered: str) -> None:
     """A thread that is in the middle of a call of torch when Python is gone would abort the process."""
     code = f"{WORK}{ENTERED[entered]}\nsys.modules['keeps'] = context\nprint('end')"
-    for _ in range(3):
-        process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-        assert (process.returncode, process.stdout, process.stderr) == (0, "end\n", "")
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (process.returncode, process.stdout, process.stderr) == (0, "end\n", "")
