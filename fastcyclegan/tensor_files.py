@@ -8,11 +8,13 @@ and, if the package safetensors is installed, its format.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import importlib.util
 import json
 import os
 import re
+import socket
 import time
 import warnings
 import zipfile
@@ -165,13 +167,27 @@ def checksum(path: Path) -> str:
     return digest.hexdigest()[:16]
 
 
+def partial_of(path: Path) -> Path:
+    """Return the temporary file in which this process writes ``path``."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{_machine()}.partial")
+
+
+@functools.cache
+def _machine() -> str:
+    """Return an identifier of this machine, or container: of where process numbers mean the same."""
+    space = ""
+    with contextlib.suppress(OSError):
+        space = str(Path("/proc/self/ns/pid").readlink())
+    return hashlib.sha256(f"{socket.gethostname()} {space}".encode()).hexdigest()[:8]
+
+
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Write ``path`` atomically: ``write`` fills a temporary file next to it, which then replaces it.
 
     The file is flushed to the disk before it is renamed, so a failure or a crash at any moment leaves the old
     file intact. Raises OSError, with ``path`` as its file name, if the disk cannot be written.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = partial_of(path)
     try:
         write(partial)
         with partial.open("rb") as file:
@@ -244,15 +260,20 @@ def save_tensors(path: Path, value: object) -> None:
 def remove_stale_partials(folder: Path) -> None:
     """Delete the temporary files of ``write_atomically`` in ``folder`` whose processes were killed.
 
-    The folder may be shared with other machines, whose processes cannot be seen here, so files that were
-    written within the last minute are kept.
+    The folder may be shared with other machines, whose processes cannot be seen here. What they have written
+    within the last minute is kept.
     """
     with contextlib.suppress(OSError):
         for file in folder.glob(".*.partial"):
-            match = re.search(r"\.(\d+)\.partial$", file.name)
+            match = re.search(r"\.(\d+)(?:-([0-9a-f]{8}))?\.partial$", file.name)
             with contextlib.suppress(OSError):
-                if match and not _is_running(int(match[1])) and time.time() - file.stat().st_mtime > 60:
+                if match and not _is_running(int(match[1])) and _is_settled(file, match[2]):
                     file.unlink()
+
+
+def _is_settled(file: Path, machine: str | None) -> bool:
+    """Return whether nobody is writing ``file``, as far as its process is not one of this machine."""
+    return machine == _machine() or time.time() - file.stat().st_mtime > 60
 
 
 def _is_running(process: int) -> bool:

@@ -25,7 +25,13 @@ from torch import Tensor, nn
 from fastcyclegan.checkpoints.loading import load_generator, read_networks
 from fastcyclegan.errors import UserError
 from fastcyclegan.nn.networks import Discriminator, Generator
-from fastcyclegan.tensor_files import load_tensors, remove_stale_partials, to_cpu, write_atomically
+from fastcyclegan.tensor_files import (
+    load_tensors,
+    partial_of,
+    remove_stale_partials,
+    to_cpu,
+    write_atomically,
+)
 
 TIME_LIMIT = 2.0
 
@@ -287,10 +293,15 @@ def test_only_old_temporary_files_of_processes_that_are_gone_are_removed(tmp_pat
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     hour_ago = time.time() - 3600
+    machine = partial_of(tmp_path / "x").suffixes[-2].partition("-")[2]
     names = {
+        f".own.pt.{ended.pid}-{machine}.partial": time.time(),  # goes
         f".a.pt.{ended.pid}.partial": hour_ago,  # goes
         f".b.json.{ended.pid}.partial": hour_ago,  # goes
-        f".fresh.pt.{ended.pid}.partial": time.time(),  # maybe of a process on another machine
+        f".c.png.{ended.pid}-0123abcd.partial": hour_ago,  # goes
+        f".fresh.pt.{ended.pid}-0123abcd.partial": time.time(),  # maybe of a process on another machine
+        f".untold.pt.{ended.pid}.partial": time.time(),
+        f".mine.pt.{os.getpid()}-{machine}.partial": hour_ago,
         f".running.pt.{os.getpid()}.partial": hour_ago,
         f".huge.pt.{10**30}.partial": hour_ago,
         ".text.pt.x.partial": hour_ago,
@@ -304,5 +315,5 @@ def test_only_old_temporary_files_of_processes_that_are_gone_are_removed(tmp_pat
     os.utime(tmp_path / f".folder.{ended.pid}.partial", (hour_ago, hour_ago))
     remove_stale_partials(tmp_path)
     kept = sorted(path.name for path in tmp_path.iterdir())
-    assert kept == sorted([*list(names)[2:], f".folder.{ended.pid}.partial"])
+    assert kept == sorted([*list(names)[4:], f".folder.{ended.pid}.partial"])
     remove_stale_partials(tmp_path / "missing")

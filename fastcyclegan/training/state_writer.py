@@ -11,7 +11,7 @@ from typing import Any
 from fastcyclegan.checkpoints.run_files import PREVIOUS, STATE
 from fastcyclegan.checkpoints.weight_sets import is_whole, remove_old_sets, write_set
 from fastcyclegan.errors import UserError, cannot_write
-from fastcyclegan.tensor_files import save_tensors, tensors_in
+from fastcyclegan.tensor_files import partial_of, save_tensors, tensors_in
 from fastcyclegan.training.run_lock import RunLock
 
 
@@ -39,7 +39,7 @@ def restore_previous(run: Path) -> None:
 
 def _link(source: Path, target: Path) -> None:
     """Make ``target`` another name of the file ``source``, atomically. Replaces ``target``."""
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    partial = partial_of(target)
     partial.unlink(missing_ok=True)
     try:
         os.link(source, partial)
