@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from fastcyclegan.training.state_writer import StateWriter
-from tests.training.runs import run
+from tests.training.runs import at_once, run
 
 
 @pytest.fixture
@@ -19,14 +18,5 @@ def uninterrupted(dataset: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def saves_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make every periodic save complete before the next iteration.
-
-    Otherwise, a save is left out while the last one is still being written, which depends on the disk.
-    """
-    write = StateWriter.write
-
-    def at_once(self: StateWriter, *args: Any, **kwargs: Any) -> None:
-        write(self, *args, **kwargs)
-        self.close()
-
-    monkeypatch.setattr(StateWriter, "write", at_once)
+    """Make every periodic save complete before the next iteration. Which are left out depends on the disk."""
+    monkeypatch.setattr(StateWriter, "write", at_once(StateWriter.write))

@@ -199,6 +199,7 @@ SOME = {
         ("ENOSPC", "close", "config.json", "first"),
         ("EIO", "write", "tfevents", "first"),
         ("full", "close", "stats.jsonl", "last"),
+        ("EIO", "write", "stats.jsonl", "last"),
         ("full", "write", "state.pt", "last"),
         ("ENOSPC", "write", "samples/", "last"),
     ),
