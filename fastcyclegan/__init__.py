@@ -8,12 +8,13 @@ checkouts), ``devtools`` and ``kernel_gate`` (checking kernels without a GPU). T
 folders are public: ``api``, ``cli``, ``commands``, ``config``, ``compat``, ``reference``, ``testing``,
 ``errors``, ``console``, ``tensor_files``.
 
-Importing this package imports nothing else: each name below is imported from its module when it is used.
+Importing this package imports nothing else: names and modules are imported when they are used.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -52,11 +53,13 @@ _PLACES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_PLACES[name]}"), name)
-    globals()[name] = value
-    return value
+    if name in _PLACES:
+        value = getattr(importlib.import_module(f"{__name__}.{_PLACES[name]}"), name)
+        globals()[name] = value
+        return value
+    if not name.startswith("_") and importlib.util.find_spec(f"{__name__}.{name}"):
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

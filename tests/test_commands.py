@@ -101,3 +101,6 @@ def test_every_public_name_is_found() -> None:
     assert names["UserError"] is UserError
     with pytest.raises(AttributeError, match="module 'fastcyclegan' has no attribute 'Generators'"):
         _ = fastcyclegan.Generators
+    code = "import fastcyclegan; print(fastcyclegan.compat.define_G, fastcyclegan.nn.layers.__name__)"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert process.stdout.endswith("fastcyclegan.nn.layers\n"), process.stderr
