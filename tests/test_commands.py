@@ -19,8 +19,12 @@ from fastcyclegan.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 COMMANDS: dict[str, str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
-# What pip writes into the program of a console command.
-PROGRAM = "import sys; from {} import {}; sys.exit({}())"
+# What pip writes into the program of a console command, after handling signals as in a terminal: a background
+# script ignores SIGINT.
+PROGRAM = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
+    " signal.signal(signal.SIGUSR1, signal.SIG_DFL); import sys; from {} import {}; sys.exit({}())"
+)
 
 
 def run_command(name: str, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
