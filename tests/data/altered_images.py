@@ -240,6 +240,95 @@ def originals() -> dict[str, bytes]:
     return _jpegs() | _pngs() | _others()
 
 
+def _jpeg_puzzles() -> dict[str, bytes]:
+    base, progressive = originals()["444.jpg"], originals()["progressive.jpg"]
+    plain = base.replace(jpeg_segments(base)[1], b"")  # without JFIF
+    middle = len(base) - 150  # within the scan
+    xmp = b'http://ns.adobe.com/xap/1.0/\0<x tiff:Orientation="6"/>'
+    adobe = b"Adobe\0\x64\0\0\0\0"
+    files = {
+        "adobe_rgb": jpeg_with(plain, 0xEE, adobe + b"\0"),
+        "adobe_transform2": jpeg_with(plain, 0xEE, adobe + b"\2"),
+        "components_rgb": plain.replace(b"\3\1\x11\0\2\x11\1\3", b"\3R\x11\0G\x11\1B").replace(
+            b"\3\1\0\2\x11\3", b"\3R\0G\x11B"
+        ),
+        "xmp": jpeg_with(base, 0xE1, xmp),
+        "exif_twice": jpeg_with(jpeg_with(base, 0xE1, exif(1)), 0xE1, exif(6)),
+        "exif_broken": jpeg_with(base, 0xE1, exif(6)[:-9]),
+        "exif_after_scan": base[:-2] + jpeg_with(b"\xff\xd8", 0xE1, exif(6))[2:] + base[-2:],
+        "photoshop_cut": jpeg_with(base, 0xED, b"Photoshop 3.0\x008BIM\x03\xed"),
+        "height_after_scan": base[:-2] + bytes.fromhex("ffdc00040020") + base[-2:],
+        "progressive_as_baseline": progressive.replace(b"\xff\xc2", b"\xff\xc0"),
+        "junk_between": base.replace(b"\xff\xdb", b"junk\xff\xdb", 1),
+        "fill_bytes": base.replace(b"\xff\xdb", b"\xff\xff\xdb", 1),
+        "another_image_after": base + originals()["gray.jpg"],
+        "no_end": base[:-2],
+    }
+    for code in (0x14, 0xC0, 0xD0, 0xD8, 0xD9, 0xDA, 0xDB, 0xF0):
+        files[f"marker_{code:02x}_in_scan"] = base[:middle] + bytes([0xFF, code]) + base[middle:]
+    return {f"{name}.jpg": data for name, data in files.items()}
+
+
+def _png_puzzles() -> dict[str, bytes]:
+    base, tags = originals()["rgb.png"], exif(6)
+    profile = b"\nexif\n%8d\n%s\n" % (len(tags), tags.hex().encode())
+    chunks = {
+        "profile_text": (b"tEXt", b"Raw profile type exif\0" + profile),
+        "profile_ztxt": (b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(profile)),
+        "profile_itxt": (b"iTXt", b"Raw profile type exif\0\0\0\0\0" + profile),
+        "xmp": (b"iTXt", b'XML:com.adobe.xmp\0\0\0\0\0tiff:Orientation="6"'),
+        "exif": (b"eXIf", tags[6:]),
+        "exif_broken": (b"eXIf", b"XXXX"),
+        "transparent": (b"tRNS", struct.pack(">HHH", *pixels()[0, 0].tolist())),
+        "gamma_short": (b"gAMA", b"\0\0"),
+        "profile_method": (b"iCCP", b"name\0\1" + zlib.compress(b"profile")),
+        "text_method": (b"zTXt", b"Comment\0\1" + zlib.compress(b"comment")),
+        "text_bomb": (b"zTXt", b"Comment\0\0" + zlib.compress(bytes(2**21))),
+        "part_of_frame": (b"fcTL", struct.pack(">IIIIIHHBB", 0, 25, 20, 0, 0, 1, 1, 0, 0)),
+        "frame_data": (b"fdAT", bytes(4)),
+        "two_frames": (b"acTL", struct.pack(">II", 2, 0)),
+        "palette": (b"PLTE", bytes(30)),
+        "private": (b"prVt", b"data"),
+        "critical": (b"CRIT", b"data"),
+    }
+    # Pillow stores texts under their keywords, beside what it finds in other chunks.
+    for key in (b"exif", b"xmp", b"XML:com.adobe.xmp", b"transparency", b"interlace", b"bbox", b"gamma"):
+        chunks[f"keyword_{key.decode().replace(':', '_')}"] = b"tEXt", key + b"\0" + tags
+    files = {}
+    for name, (kind, data) in chunks.items():
+        files[name] = png_with(base, kind, data)
+        files[f"{name}_after"] = png_with(base, kind, data, after_pixels=True)
+    return {f"{name}.png": data for name, data in (files | _damaged_pngs(base)).items()}
+
+
+def _damaged_pngs(base: bytes) -> dict[str, bytes]:
+    header, (_, packed), end = png_chunks(base)
+    raw = zlib.decompress(packed)
+    bodies = {
+        "rows_missing": zlib.compress(raw[: len(raw) // 40 * 30]),
+        "row_cut": zlib.compress(raw[:-9]),
+        "rows_more": zlib.compress(raw + raw),
+        "no_checksum": packed[:-4],
+        "wrong_checksum": packed[:-1] + bytes([packed[-1] ^ 1]),
+        "unknown_filter": zlib.compress(b"\7" + raw[1:]),
+        "no_pixels": b"",
+    }
+    files = {name: png_of([header, (b"IDAT", body), end]) for name, body in bodies.items()}
+    files["wrong_crc_pixels"] = base[:-13] + bytes([base[-13] ^ 1]) + base[-12:]
+    files["wrong_crc_text"] = png_with(base, b"tEXt", b"Title\0text").replace(b"Title", b"title")
+    return files | {"no_end": base[:-12], "half_end": base[:-4], "data_after": base + base}
+
+
+@cache
+def puzzles() -> dict[str, bytes]:
+    """Return files by name whose parts contradict each other, so that readers could differ over them.
+
+    The kinds were found by comparing what Pillow interprets with what other decoders do.
+    """
+    files = _jpeg_puzzles() | _png_puzzles()
+    return {f"puzzle-{name}": data for name, data in files.items()}
+
+
 def _place(rng: np.random.Generator, data: bytes, room: int = 1) -> int:
     """Draw an offset in ``data``: in half of the cases one of the first 200, where the headers are."""
     end = max(len(data) - room, 0)
