@@ -189,8 +189,8 @@ def check(found: Findings) -> None:
 def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessPoolExecutor]:
     """A process that is ready to examine files."""
     spawn = multiprocessing.get_context("spawn")
-    folder = tmp_path_factory.mktemp("warm_up")
-    with ProcessPoolExecutor(1, spawn, initializer=warm_up, initargs=(folder,)) as pool:
+    with ProcessPoolExecutor(1, spawn) as pool:
+        pool.submit(warm_up, tmp_path_factory.mktemp("warm_up")).result()
         yield pool
 
 
