@@ -118,7 +118,7 @@ def test_a_lack_of_file_descriptors_skips_no_image(
             patched.setattr("PIL.Image.open", raising)
             load_pixels(path, fit)
 
-    def raising(*arguments: object) -> None:
+    def raising(*arguments: object, **options: object) -> None:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     monkeypatch.setattr("fastcyclegan.data.loader.load_pixels", fails)
