@@ -33,6 +33,7 @@ from fastcyclegan.data.decode_cost import (
     require_bounded,
     stored_bytes,
 )
+from fastcyclegan.data.native_messages import silence_libtiff
 from fastcyclegan.data.plain_files import has_all_rows, is_plain_jpeg, is_plain_png
 from fastcyclegan.data.sample_plan import View
 from fastcyclegan.errors import UserError, system_reason
@@ -210,7 +211,10 @@ def _file_size(path: Path | str) -> int:
 def _opened(data: bytes, suffix: str = "") -> ImageFile.ImageFile:
     """Read the header of an encoded image of a supported format, from a file with ``suffix``."""
     formats = [name for name in READABLE if name not in BY_SUFFIX or suffix.lower() in FORMATS[name]]
-    return Image.open(BytesIO(data), formats=formats)
+    image = Image.open(BytesIO(data), formats=formats)
+    if image.format == "TIFF":
+        silence_libtiff()
+    return image
 
 
 @dataclass(frozen=True)

@@ -208,10 +208,13 @@ def is_plain_jpeg(data: bytes) -> bool:
 # --- PNG ----------------------------------------------------------------------------------------------------
 
 PNG_START = b"\x89PNG\r\n\x1a\n"
+# Descriptions of the colours of sRGB. libpng, which DALI uses, warns of some others without naming the file.
+_SRGB = {
+    b"gAMA": struct.pack(">I", 45455),
+    b"cHRM": struct.pack(">8I", 31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000),
+}
 # The sizes in bytes of chunks that do not affect the pixels, in a gray and in an RGB image.
 _CHUNK_SIZES = {
-    b"gAMA": (4, 4),
-    b"cHRM": (32, 32),
     b"sRGB": (1, 1),
     b"pHYs": (9, 9),
     b"tIME": (7, 7),
@@ -267,7 +270,9 @@ def _check_chunks(data: bytes) -> None:
             _require(name not in names and names[-1] != b"IEND")
             if name == b"IEND":
                 _require(not content and b"IDAT" in names)
-            elif name != b"iCCP":
+            elif name in _SRGB:
+                _require(content == _SRGB[name])
+            else:
                 _require(name in _CHUNK_SIZES and len(content) == _CHUNK_SIZES[name][in_colour])
         names.append(name)
     _require(names[-1] == b"IEND")

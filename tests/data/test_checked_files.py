@@ -145,6 +145,7 @@ def test_a_lack_of_memory_is_not_remembered(dataset: Path, monkeypatch: pytest.M
             with pytest.raises(UserError, match="cannot be read: out of memory"):
                 errors(dataset)
         assert errors(dataset) == [""] * 5
+        checked_files._cache_file().unlink()
 
 
 def test_a_fault_of_the_bytes_is_remembered(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:

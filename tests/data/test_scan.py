@@ -121,8 +121,8 @@ def test_16_bit_files_of_few_bits_are_noted(dataset: Path, capsys: pytest.Captur
         Image.fromarray(np.minimum(values * 9, top).astype(np.uint16)).save(dataset / "trainA" / f"x{n}.png")
     find(DataConfig(dataroot=dataset))
     assert capsys.readouterr().out == (
-        f"warning: {dataset}/trainA: the brightest value of its 2 images of 16 bits is 16 of 255 after scaling"
-        " to 8 bits, as if the files stored 12-bit values; multiply those by 16\n"
+        f"warning: {dataset}/trainA: the brightest value of its 2 images of 16 bits is 16 of 255 after"
+        " scaling to 8 bits, as if the files stored 12-bit values; multiply those by 16\n"
     )
     Image.fromarray(values * 100).save(dataset / "trainA" / "bright.tif")
     find(DataConfig(dataroot=dataset))
