@@ -106,6 +106,8 @@ class DaliReader:
         self.whole, self.stopping = whole, stopping
         self._refused: set[Path] = set()
         self._noted: set[Path] = set()
+        self._warnings: list[str] = []
+        self._has_warned = False
 
     def read(self, jobs: Iterable[Job]) -> Generator[tuple[Job, Row]]:
         """Yield each job with its pixels, in order."""
@@ -206,7 +208,7 @@ class DaliReader:
         waiting: list[Future[Row] | Tensor] = []
         for file in block.files:
             if not file.plain:
-                waiting.append(pool.submit(read_with_pillow, file.job, self.fit))
+                waiting.append(pool.submit(read_with_pillow, file.job, self.fit, self._warnings.append))
                 continue
             pixels = next(decoded)
             if isinstance(pixels, Tensor):
@@ -218,6 +220,10 @@ class DaliReader:
             if file.refused and isinstance(row, Tensor):
                 self._note(file, block)
             block.rows.append(row)
+        if self._warnings and not self._has_warned:
+            self._has_warned = True
+            block.notes.append(self._warnings[0])
+        self._warnings.clear()
         if stream is not None:
             block.rows = [self._on_device(row) for row in block.rows]
             block.ready = stream.record_event()

@@ -13,7 +13,7 @@ import contextlib
 import errno
 import math
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -36,7 +36,7 @@ from fastcyclegan.data.decode_cost import (
 from fastcyclegan.data.native_messages import silence_libtiff
 from fastcyclegan.data.plain_files import has_all_rows, is_plain_jpeg, is_plain_png
 from fastcyclegan.data.sample_plan import View
-from fastcyclegan.errors import UserError, system_reason
+from fastcyclegan.errors import UserError, one_line, system_reason
 
 # The formats that are read, by Pillow's names, and their suffixes. A file of any suffix may have any of these
 # formats, except for those of BY_SUFFIX. Pillow's other formats are not read: some start another program, as
@@ -74,6 +74,7 @@ SUFFIXES = frozenset(suffix for name in READABLE for suffix in FORMATS[name])
 # Errors of the operating system that do not depend on the file: it has no file descriptors or memory left.
 EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 Pixels = NDArray[np.uint8]
+Warn = Callable[[str], None]
 Size = tuple[int, int]
 """(width, height), in Pillow's order."""
 
@@ -251,13 +252,18 @@ def _decoding(path: Path | str) -> Iterator[_Decoded]:
         raise reading_error(path, error, needed) from None
 
 
-def open_image(path: Path | str, channels: int = 3) -> Image.Image:
+def open_image(path: Path | str, channels: int = 3, warn: Warn | None = None) -> Image.Image:
     """Decode an image file and return it upright, in mode RGB (3 channels) or L (1).
 
-    Raises BadImageError for every fault of the file, LackOfMemoryError if it does not fit into the memory,
-    and another UserError if the machine has no file descriptors left.
+    ``warn`` is called with a warning if the file stores 16-bit values, but uses few of the bits. Raises
+    BadImageError for every fault of the file, LackOfMemoryError if it does not fit into the memory, and
+    another UserError if the machine has no file descriptors left.
     """
     with _decoding(path) as decoded:
+        if warn is not None and decoded.has_sixteen_bits:
+            brightest = _brightest(decoded.image)
+            if is_dark(brightest):
+                warn(f"warning: {dark_values(str(path), brightest)}")
         return _eight_bits(_turned(decoded.image), channels)
 
 
@@ -275,11 +281,10 @@ def reading_error(path: Path | str, error: Exception, needed: int = 0) -> UserEr
         return LackOfMemoryError(path, "cannot be read: out of memory", is_lasting=False)
     if isinstance(error, OSError) and error.errno is not None:
         return BadImageError(path, system_reason(error), is_lasting=False)
-    # Pillow's decoders raise almost anything on a broken file: OSError, SyntaxError, struct.error, EOFError,
-    # Pillow's decompression bomb error.
-    reason = " ".join(str(error).split())
-    if not reason:
-        reason = type(error).__name__
+    # Pillow's decoders raise almost anything on a broken file. The messages of some errors are about Python.
+    reason = one_line(error)
+    if not isinstance(error, (OSError, ValueError, SyntaxError, Image.DecompressionBombError)):
+        reason = f"it is damaged ({reason})"
     return BadImageError(path, reason)
 
 
@@ -469,13 +474,13 @@ class Fit:
         return ""
 
 
-def load_pixels(path: Path | str, fit: Fit) -> Pixels:
+def load_pixels(path: Path | str, fit: Fit, warn: Warn | None = None) -> Pixels:
     """Decode and resize an image file to [H, W, C] uint8, but do not crop or flip it.
 
-    Raises BadImageError if the image cannot be used, LackOfMemoryError if it does not fit into the memory,
-    and another UserError if the machine has no file descriptors left.
+    ``warn`` is as in ``open_image``. Raises BadImageError if the image cannot be used, LackOfMemoryError if
+    it does not fit into the memory, and another UserError if the machine has no file descriptors left.
     """
-    image = open_image(path, fit.channels)
+    image = open_image(path, fit.channels, warn)
     reason = fit.too_small(image.size)
     if reason:
         raise BadImageError(path, reason)
