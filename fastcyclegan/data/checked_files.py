@@ -1,8 +1,9 @@
 """Check every file once before training starts.
 
 A check decodes the whole file, because the header does not show whether the rest is there. Results are stored
-in the user's cache folder by path, size and modification time, so the next run with the same files needs only
-one stat call per file.
+in the user's cache folder by path, size and times, so the next run with the same files needs only one stat
+call per file. What is stored depends on the bytes of the file alone: that a file could not be read, or not
+for lack of memory, is not remembered.
 """
 
 from __future__ import annotations
@@ -10,37 +11,43 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from PIL import Image
+import PIL
+from PIL import Image, ImageFile
 
 from fastcyclegan.data.background import ReadingThreads, result_of
-from fastcyclegan.data.image_file import ORIENTATION, BadImageError, open_image, read_header, reading_error
+from fastcyclegan.data.image_file import READABLE, BadImageError, examine
 from fastcyclegan.errors import system_reason
 from fastcyclegan.tensor_files import remove_stale_partials, write_atomically
 
-CACHE_VERSION = 2
+CACHE_VERSION = 3
 
 
 @dataclass(frozen=True)
 class Checked:
     """The result of checking one file.
 
-    ``path``, ``bytes`` and ``mtime_ns`` identify the file on disk. ``width`` and ``height`` are the size of
-    the upright image in pixels, and ``mode`` is Pillow's mode. ``error`` is the reason why the file cannot be
-    used, or "". ``plain`` is True if every decoder reads the file alike; see ``image_file.read_header``.
+    ``path``, ``bytes`` and ``mtime_ns`` identify the file on disk, and together with ``ctime_ns`` the result
+    in the cache. ``width`` and ``height`` are the size of the upright image in pixels. ``error`` is the
+    reason why the file cannot be used, or "", and ``is_lasting`` tells whether it is a fault of the bytes
+    rather than of reading them. ``mode``, ``plain`` and ``brightest`` are as in ``image_file.Examined``.
     """
 
     path: str
     bytes: int
     mtime_ns: int
+    ctime_ns: int = -1
     width: int = 0
     height: int = 0
     mode: str = ""
     error: str = ""
     plain: bool = False
+    brightest: int | None = None
+    is_lasting: bool = True
 
     def is_unchanged(self) -> bool:
         """Return whether the file on disk is still the one that was checked."""
@@ -50,6 +57,17 @@ class Checked:
             return False
         return (stat.st_size, stat.st_mtime_ns) == (self.bytes, self.mtime_ns)
 
+    def is_untouched(self) -> bool:
+        """Return whether the file has not even been replaced by one of the same size and modification time.
+
+        A repaired file can have those of the broken one. A file whose name or permissions changed does not
+        count as untouched.
+        """
+        try:
+            return self.is_unchanged() and Path(self.path).stat().st_ctime_ns == self.ctime_ns
+        except OSError:
+            return False
+
 
 def check_file(path: Path) -> Checked:
     """Decode the file ``path`` completely and return the result of the check.
@@ -57,32 +75,21 @@ def check_file(path: Path) -> Checked:
     Raises UserError if the machine has no file descriptors or memory left.
     """
     try:
-        return _check(path)
-    except (OSError, MemoryError) as error:  # the file may have changed or disappeared during the check
-        failed = reading_error(path, error)
-        if not isinstance(failed, BadImageError):
-            raise failed from None
-        return Checked(str(path), -1, -1, error=failed.reason)
-
-
-def _check(path: Path) -> Checked:
-    try:
-        stat = path.stat()
+        before = path.stat()
     except OSError as error:
-        return Checked(str(path), -1, -1, error=system_reason(error))
-    identity = (str(path), stat.st_size, stat.st_mtime_ns)
-    if not path.is_file():  # reading a pipe would block forever
-        return Checked(*identity, error="not a regular file")
+        return Checked(str(path), -1, -1, error=system_reason(error), is_lasting=False)
+    identity = (str(path), before.st_size, before.st_mtime_ns, before.st_ctime_ns)
     try:
-        open_image(path)
-        _, plain = read_header(path.read_bytes())
-        with Image.open(path) as header:
-            width, height = header.size
-            if header.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8):  # stored with width and height swapped
-                width, height = height, width
-            return Checked(*identity, width, height, header.mode, plain=plain)
+        found = examine(path)
     except BadImageError as bad:
-        return Checked(*identity, error=bad.reason)
+        if bad.is_lack_of_memory:
+            raise
+        result = Checked(*identity, error=bad.reason, is_lasting=bad.is_lasting)
+    else:
+        result = Checked(*identity, *found.size, found.mode, plain=found.plain, brightest=found.brightest)
+    if not result.is_untouched():  # someone is writing the file, or it has disappeared
+        return replace(result, is_lasting=False)
+    return result
 
 
 def _cache_file() -> Path:
@@ -91,10 +98,16 @@ def _cache_file() -> Path:
     return folder / "fastcyclegan" / "checked_images.json"
 
 
+def _reader() -> list[object]:
+    """Return everything besides a file that the result of a check depends on."""
+    settings = [ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS]
+    return [CACHE_VERSION, PIL.__version__, *READABLE, *settings]
+
+
 def _read_cache(file: Path) -> dict[str, Checked]:
     try:
         saved = json.loads(file.read_text())
-        if saved["version"] != CACHE_VERSION:
+        if saved["reader"] != _reader():
             return {}
         return {record["path"]: Checked(**record) for record in saved["files"]}
     except (OSError, ValueError, KeyError, TypeError):
@@ -102,7 +115,7 @@ def _read_cache(file: Path) -> dict[str, Checked]:
 
 
 def _write_cache(file: Path, records: Iterable[Checked]) -> None:
-    text = json.dumps({"version": CACHE_VERSION, "files": [asdict(record) for record in records]})
+    text = json.dumps({"reader": _reader(), "files": [asdict(record) for record in records]})
     # If the cache cannot be written, the only effect is that the next run takes a few seconds longer.
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -113,6 +126,14 @@ def _write_cache(file: Path, records: Iterable[Checked]) -> None:
 def _threads() -> int:
     count = os.cpu_count()
     return 1 if count is None else min(8, count)
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Ignore the warnings of Pillow, which name no file. They are about metadata, and sizes bounded here."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        yield
 
 
 def check_files(paths: Sequence[Path], progress: Callable[[int, int], None] | None = None) -> list[Checked]:
@@ -127,7 +148,7 @@ def check_files(paths: Sequence[Path], progress: Callable[[int, int], None] | No
 
     def check(path: Path) -> Checked:
         known = cache.get(str(path.absolute()))
-        if known is not None and known.is_unchanged():
+        if known is not None and known.is_untouched():
             return known
         return check_file(path.absolute())
 
@@ -139,11 +160,11 @@ def check_files(paths: Sequence[Path], progress: Callable[[int, int], None] | No
             progress(len(results), len(paths))
         return False
 
-    with ReadingThreads(_threads()) as threads:
+    with _without_warnings(), ReadingThreads(_threads()) as threads:
         for future in [threads.submit(check, path) for path in paths]:
             results.append(result_of(future, report))
             report()
-    fresh = {result.path: result for result in results if result.bytes >= 0}
+    fresh = {result.path: result for result in results if result.is_lasting}
     if any(cache.get(path) != result for path, result in fresh.items()):
         _write_cache(cache_file, {**cache, **fresh}.values())
     return results

@@ -101,7 +101,7 @@ def make_reader(
     """
     if choice.kind == "dali":
         return DaliReader(fit, device, choice.threads, log, stopping=stopping)
-    return PillowReader(fit, choice.threads, stopping)
+    return PillowReader(fit, choice.threads, log, stopping=stopping)
 
 
 def make_loader(

@@ -10,7 +10,7 @@ and it is hardly faster than Pillow's.
 Images are processed in blocks because every run of DALI has a fixed cost: with one image per run, DALI is
 slower than Pillow. Pillow reads files that decoders read differently (see ``image_file.read_header``) and
 files that changed after they were checked, without changing the order of the images. It also reads files that
-DALI fails on, and a line is logged for each.
+DALI fails on, and a line is logged for each. Files that were not checked are checked first.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from torch.nn import functional
 from fastcyclegan.data.background import ReadingThreads, Stopping, in_background, never
 from fastcyclegan.data.batch import Batch
 from fastcyclegan.data.dali_pipeline import BLOCK, DaliPipeline, EncodedFile, parses
-from fastcyclegan.data.image_file import Fit, Pixels, Size, read_header, take_view
+from fastcyclegan.data.image_file import Fit, Pixels, Size, is_whole, read_header, take_view
 from fastcyclegan.data.loader import Job, Loader, Log, Row, Source
 from fastcyclegan.data.pillow_loader import read_with_pillow
 from fastcyclegan.data.sample_plan import Plan, Sample, View
@@ -106,6 +106,8 @@ class DaliReader:
         self.whole, self.stopping = whole, stopping
         self._refused: set[Path] = set()
         self._noted: set[Path] = set()
+        self._warnings: list[str] = []
+        self._has_warned = False
 
     def read(self, jobs: Iterable[Job]) -> Generator[tuple[Job, Row]]:
         """Yield each job with its pixels, in order."""
@@ -168,17 +170,19 @@ class DaliReader:
         known = job.checked
         size, plain = (0, 0), True
         if known is not None:
-            size, plain = (known.width, known.height), known.plain and known.is_unchanged()
+            size, plain = (known.width, known.height), known.plain
         if not plain:
             return EncodedFile(job, size)
         data = b""
         with contextlib.suppress(OSError):
             if job.path.is_file():
                 data = job.path.read_bytes()
-        if not data:  # Pillow will find no data either, and report it
-            return EncodedFile(job, size)
         if known is None:
+            # DALI also decodes files that are not whole, so find out by the rule that holds for all files.
             size, plain = read_header(data)
+            plain = plain and is_whole(data)
+        elif not data or not known.is_unchanged():  # asked after reading, so these bytes were checked
+            plain = False
         if not plain:
             return EncodedFile(job, size)
         if not parses(data, size):
@@ -204,7 +208,7 @@ class DaliReader:
         waiting: list[Future[Row] | Tensor] = []
         for file in block.files:
             if not file.plain:
-                waiting.append(pool.submit(read_with_pillow, file.job, self.fit))
+                waiting.append(pool.submit(read_with_pillow, file.job, self.fit, self._warnings.append))
                 continue
             pixels = next(decoded)
             if isinstance(pixels, Tensor):
@@ -216,6 +220,10 @@ class DaliReader:
             if file.refused and isinstance(row, Tensor):
                 self._note(file, block)
             block.rows.append(row)
+        if self._warnings and not self._has_warned:
+            self._has_warned = True
+            block.notes.append(self._warnings[0])
+        self._warnings.clear()
         if stream is not None:
             block.rows = [self._on_device(row) for row in block.rows]
             block.ready = stream.record_event()

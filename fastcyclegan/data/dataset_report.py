@@ -5,7 +5,7 @@ The report covers counts, sizes, modes, files that are broken, small or duplicat
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from fastcyclegan.data.folder_report import (
     examine_folder,
     summary,
 )
-from fastcyclegan.data.scan import find_folders
+from fastcyclegan.data.scan import dark_images, find_folders, shared_images
 from fastcyclegan.errors import UserError
 from fastcyclegan.tensor_files import write_atomically
 
@@ -82,9 +82,22 @@ def _log(reports: list[FolderReport], groups: list[Group], crop_size: int, conso
         console.table(f"{report.name}: {report.folder}", summary(report, crop_size))
         _log_first([f"broken: {file.path}: {file.error}" for file in report.broken], console)
         _log_first([f"small: {file.path}: {file.width}x{file.height}" for file in report.small], console)
+    for warning in _warnings(reports):
+        console.log(warning)
     images = "image" if len(groups) == 1 else "images"
     console.log(f"{len(groups):,} {images} found more than once (identical pixels)")
     _log_first([equal_files(group) for group in groups], console)
+
+
+def _warnings(reports: list[FolderReport]) -> Iterator[str]:
+    """Yield warnings about images that can be read, but are probably not what they should be."""
+    for report in reports:
+        yield from filter(None, [dark_images(report.folder, report.good)])
+    domains = {report.name: report for report in reports if report.name.startswith("train")}
+    if len(domains) == 2:
+        paths = {name: [Path(file.path) for file in report.files] for name, report in domains.items()}
+        folders = {name: report.folder for name, report in domains.items()}
+        yield from filter(None, [shared_images(folders, paths)])
 
 
 def _log_first(lines: list[str], console: Console) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from fastcyclegan.data.checked_files import Checked, check_files
-from fastcyclegan.data.scan import list_images
+from fastcyclegan.data.scan import find_files
 from fastcyclegan.errors import UserError
 
 SERVER = "http://efrosgans.eecs.berkeley.edu/cyclegan/datasets"
@@ -297,7 +297,8 @@ def _report(name: str, target: Path, log: Log) -> list[Checked]:
         folder = target / part
         if not folder.is_dir():
             continue
-        checked = check_files(list_images(folder))
+        found = find_files(folder)
+        checked = check_files(found.images)
         broken = [file for file in checked if file.error]
         line = f"{folder}: {len(checked):,} images"
         if part in expected and expected[part] != len(checked):
@@ -305,6 +306,8 @@ def _report(name: str, target: Path, log: Log) -> list[Checked]:
         if broken:
             line += f", {len(broken)} broken"
         log(line)
+        if found.passed_over:
+            log(found.passed_over)
         bad += broken
     for file in bad:
         log(f"bad image {file.path}: {file.error}")

@@ -21,7 +21,7 @@ from fastcyclegan.data.checked_files import Checked, check_files
 from fastcyclegan.data.choose_loader import choose, make_reader
 from fastcyclegan.data.image_file import BadImageError, Fit
 from fastcyclegan.data.loader import Job
-from fastcyclegan.data.scan import list_images, no_images
+from fastcyclegan.data.scan import find_files, no_images
 from fastcyclegan.errors import UserError
 
 MEAN_SIDE, THUMB_SIDE, THUMBS = 128, 112, 36
@@ -31,12 +31,14 @@ MEAN_SIDE, THUMB_SIDE, THUMBS = 128, 112, 36
 class FolderReport:
     """The findings about one folder of images.
 
-    ``mean`` is the mean image [MEAN_SIDE, MEAN_SIDE, 3] in 8-bit levels, or None if no image could be read.
+    ``passed_over`` lists the numbers of files that are no images, by suffix. ``mean`` is the mean image
+    [MEAN_SIDE, MEAN_SIDE, 3] in 8-bit levels, or None if no image could be read.
     """
 
     name: str
     folder: Path
     files: list[Checked]
+    passed_over: str = ""
     small: list[Checked] = field(default_factory=list)
     mean: NDArray[np.float64] | None = None
     deviation: float = 0.0
@@ -68,10 +70,12 @@ def examine_folder(
     name: str, folder: Path, crop_size: int, progress: Callable[[int, int], None]
 ) -> FolderReport:
     """Read every image in ``folder`` and report on it. Raises UserError if it contains no images."""
-    paths = [path.absolute() for path in list_images(folder)]
-    if not paths:
-        raise no_images(folder)
+    found = find_files(folder)
+    if not found.images:
+        raise no_images(found)
+    paths = [path.absolute() for path in found.images]
     report = FolderReport(name, folder, check_files(paths))
+    report.passed_over = found.counted_others()
     report.small = [file for file in report.good if min(file.width, file.height) < crop_size]
     every = max(1, len(paths) // THUMBS)
     shown = {str(path) for path in paths[::every][:THUMBS]}
@@ -99,6 +103,8 @@ def _pixels_of(files: Sequence[Checked]) -> Iterator[tuple[str, NDArray[np.uint8
     reader = make_reader(choose("auto", cpu), Fit(), cpu, lambda text: None)
     for job, row in reader.read(Job(Path(file.path), None, file) for file in files):
         if isinstance(row, BadImageError):  # the file broke after it was checked
+            if row.is_lack_of_memory:
+                raise row
             raise UserError(f"{row}; the file changed while the dataset was being examined")
         yield str(job.path), row.numpy()
 
@@ -151,6 +157,8 @@ def summary(report: FolderReport, crop_size: int) -> dict[str, str]:
         lines["mean"] = f"{colour}, standard deviation {report.deviation:.0f}"
     lines["small"] = f"{len(report.small):,} with a side below {crop_size} pixels"
     lines["broken"] = f"{len(report.broken):,}"
+    if report.passed_over:
+        lines["passed over"] = report.passed_over
     return lines
 
 

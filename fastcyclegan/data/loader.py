@@ -47,8 +47,8 @@ class Source:
         """Read image ``index`` or, if it cannot be read, the next image that can.
 
         Returns its pixels (cropped and flipped according to ``view``), its index, and the errors of the bad
-        images before it. Raises UserError if no image can be read, and StoppedError between images once
-        ``stopping`` returns True.
+        images before it. Raises UserError if no image can be read or memory runs out, and StoppedError
+        between images once ``stopping`` returns True.
         """
         bad: list[BadImageError] = []
         for number in (*range(index, len(self.paths)), *range(index)):
@@ -56,6 +56,8 @@ class Source:
             try:
                 return self.view(number, view), number, bad
             except BadImageError as error:
+                if error.is_lack_of_memory:
+                    raise
                 bad.append(error)
         raise UserError(
             f"none of the {len(self.paths)} images can be read any more; the first error: {bad[0]}"
@@ -94,7 +96,8 @@ class Loader(ABC):
     """Base class of loaders, which yield the batches of ``plan`` from two sources.
 
     A file that can no longer be read ends the run with an error that names the file. With
-    ``skip_bad_images``, the file is logged once instead, and the next image takes its place.
+    ``skip_bad_images``, the file is logged once instead, and the next image takes its place, unless it is
+    only memory that is lacking.
 
     ``stopping`` can be set to a function that returns whether the run should stop. A loader that waits for
     images calls it several times per second, in the thread of its consumer.
@@ -125,6 +128,8 @@ class Loader(ABC):
 
     def _skip_or_raise(self, bad: Iterable[BadImageError]) -> None:
         for error in bad:
+            if error.is_lack_of_memory:
+                raise error
             if not self.skip_bad_images:
                 raise UserError(f"bad image {error}; pass --skip_bad_images to skip such images") from None
             if error.path not in self._logged:

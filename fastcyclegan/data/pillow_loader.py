@@ -101,27 +101,45 @@ class FolderLoader(Loader):
 
 
 class PillowReader:
-    """A reader that reads single images with Pillow in ``threads`` threads, a few ahead of its consumer."""
+    """A reader that reads single images with Pillow in ``threads`` threads, a few ahead of its consumer.
 
-    def __init__(self, fit: Fit, threads: int, stopping: Stopping = never) -> None:
-        self.fit, self.threads, self.stopping = fit, max(threads, 1), stopping
+    The first warning about a file that was not checked is logged.
+    """
+
+    def __init__(
+        self, fit: Fit, threads: int, log: Log = lambda text: None, *, stopping: Stopping = never
+    ) -> None:
+        self.fit, self.threads, self.log, self.stopping = fit, max(threads, 1), log, stopping
 
     def read(self, jobs: Iterable[Job]) -> Generator[tuple[Job, Row]]:
         """Yield each job with its pixels, in order."""
         waiting: deque[tuple[Job, Future[Row]]] = deque()
+        warnings: list[str] = []
         with ReadingThreads(self.threads) as threads:
             for job in jobs:
-                waiting.append((job, threads.submit(read_with_pillow, job, self.fit)))
+                waiting.append((job, threads.submit(read_with_pillow, job, self.fit, warnings.append)))
                 if len(waiting) > self.threads:
-                    finished, pixels = waiting.popleft()
-                    yield finished, result_of(pixels, self.stopping)
-            for finished, pixels in waiting:
-                yield finished, result_of(pixels, self.stopping)
+                    yield self._finished(*waiting.popleft(), warnings)
+            for job, pixels in waiting:
+                yield self._finished(job, pixels, warnings)
+
+    def _finished(self, job: Job, pixels: Future[Row], warnings: list[str]) -> tuple[Job, Row]:
+        row = result_of(pixels, self.stopping)
+        if warnings:
+            self.log(warnings[0])
+            warnings.clear()
+            self.log = lambda text: None
+        return job, row
 
 
-def read_with_pillow(job: Job, fit: Fit) -> Row:
-    """Read the image of ``job`` and return its pixels, or the error if the file cannot be read."""
+def read_with_pillow(job: Job, fit: Fit, warn: Log | None = None) -> Row:
+    """Read the image of ``job`` and return its pixels, or the error if the file cannot be read.
+
+    ``warn`` is called with a warning about the image, unless an earlier check has had the opportunity.
+    """
+    if job.checked is not None:
+        warn = None
     try:
-        return torch.from_numpy(take_view(load_pixels(job.path, fit), fit, job.view).copy())
+        return torch.from_numpy(take_view(load_pixels(job.path, fit, warn), fit, job.view).copy())
     except BadImageError as bad:
         return bad

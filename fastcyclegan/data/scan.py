@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from fastcyclegan.config import DataConfig
 from fastcyclegan.data.checked_files import Checked, check_files
-from fastcyclegan.data.image_file import SUFFIXES, Fit, ImageRequirements
+from fastcyclegan.data.image_file import SUFFIXES, Fit, ImageRequirements, dark_values, is_dark
 from fastcyclegan.errors import UserError
+
+LISTED_SUFFIXES = 10
 
 
 @dataclass(frozen=True)
@@ -70,12 +74,40 @@ def _if_folder(folder: Path) -> Path | None:
     return None
 
 
-def list_images(folder: Path, limit: int | None = None) -> list[Path]:
-    """Return the images in ``folder`` and its subfolders, sorted by name, at most ``limit`` of them.
+@dataclass(frozen=True)
+class Found:
+    """The images in a folder, sorted by name, and the numbers of its other files by suffix."""
+
+    folder: Path
+    images: list[Path]
+    others: Counter[str]
+
+    @property
+    def passed_over(self) -> str:
+        """One line about the files that are no images by their suffixes, or "" if there are none."""
+        count = self.others.total()
+        if not count:
+            return ""
+        files = "1 file is" if count == 1 else f"{count:,} files are"
+        return f"{self.folder}: {files} passed over, by suffix: {self.counted_others()}"
+
+    def counted_others(self) -> str:
+        """Return the most common suffixes of the other files, and their numbers."""
+        most = self.others.most_common(LISTED_SUFFIXES)
+        listed = [f"{suffix} ({count:,})" for suffix, count in most]
+        rest = self.others.total() - sum(count for _, count in most)
+        if rest:
+            listed.append(f"others ({rest:,})")
+        return ", ".join(listed)
+
+
+def find_files(folder: Path) -> Found:
+    """Find the images in ``folder`` and its subfolders, which are the files with the suffix of an image.
 
     Symbolic links are followed, but no folder is visited twice. Names that begin with a dot are skipped.
     """
-    paths: list[Path] = []
+    images: list[Path] = []
+    others: Counter[str] = Counter()
     seen: set[Path] = set()
     for parent, folders, names in os.walk(folder, followlinks=True):
         identity = Path(parent).resolve()
@@ -84,17 +116,55 @@ def list_images(folder: Path, limit: int | None = None) -> list[Path]:
             continue
         seen.add(identity)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in names:
-            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
-                paths.append(Path(parent, name))
-    paths.sort(key=lambda path: path.relative_to(folder).as_posix())
-    return paths[:limit]
+        for name in sorted(names):
+            suffix = Path(name).suffix.lower()
+            if name.startswith("."):
+                continue
+            if suffix in SUFFIXES:
+                images.append(Path(parent, name))
+            else:
+                others[suffix if suffix else "none"] += 1
+    images.sort(key=lambda path: path.relative_to(folder).as_posix())
+    return Found(folder, images, others)
 
 
-def no_images(folder: Path) -> UserError:
-    """Return the error to raise if ``list_images`` finds nothing in ``folder``."""
-    suffixes = sorted(suffix.removeprefix(".") for suffix in SUFFIXES)
-    return UserError(f"{folder}: contains no images (looked for {', '.join(suffixes)})")
+def list_images(folder: Path, limit: int | None = None) -> list[Path]:
+    """Return the images that ``find_files`` finds in ``folder``, at most ``limit`` of them."""
+    return find_files(folder).images[:limit]
+
+
+def no_images(found: Found) -> UserError:
+    """Return the error to raise if a folder contains no images."""
+    suffixes = ", ".join(sorted(suffix.removeprefix(".") for suffix in SUFFIXES))
+    other = ""
+    if found.others:
+        other = f"; found: {found.counted_others()}"
+    return UserError(f"{found.folder}: contains no images (looked for {suffixes}{other})")
+
+
+def dark_images(folder: Path, files: Iterable[Checked]) -> str:
+    """Return a warning if the 16-bit images among ``files`` in ``folder`` use few of their 16 bits, or ""."""
+    levels = [file.brightest for file in files if file.brightest is not None]
+    if not levels or not is_dark(max(levels)):
+        return ""
+    images = "its image of 16 bits" if len(levels) == 1 else f"its {len(levels):,} images of 16 bits"
+    return f"warning: {folder}: {dark_values(images, max(levels))}"
+
+
+def shared_images(folders: Mapping[str, Path], paths: Mapping[str, Sequence[Path]]) -> str:
+    """Return a warning if images of one domain are also in the other's folder, or "".
+
+    ``folders`` and ``paths`` contain the folder and the images of each of two domains, by name.
+    """
+    real = cache(lambda parent: Path(parent).resolve())
+    (a, in_a), (b, in_b) = [
+        (name, {real(path.parent) / path.name for path in paths[name]}) for name in folders
+    ]
+    count = len(in_a & in_b)
+    if not count:
+        return ""
+    images = "1 image is" if count == 1 else f"{count:,} images are"
+    return f"warning: {images} in both {a} ({folders[a]}) and {b} ({folders[b]})"
 
 
 def split_holdout(
@@ -196,13 +266,10 @@ def find_images(
     """
     folders = find_folders(config)
     limit = config.max_dataset_size
-    train_A, test_A = _training_images(folders.train_A, folders.holdout, seed, limit)
-    train_B, test_B = _training_images(folders.train_B, folders.holdout, seed, limit)
-    if folders.test_A is not None:
-        test_A = list_images(folders.test_A, limit)
-    if folders.test_B is not None:
-        test_B = list_images(folders.test_B, limit)
+    train_A, test_A = _images_of_domain(folders.train_A, folders.test_A, folders.holdout, seed, limit, log)
+    train_B, test_B = _images_of_domain(folders.train_B, folders.test_B, folders.holdout, seed, limit, log)
     good = usable_images([*train_A, *test_A, *train_B, *test_B], config, required, log, progress)
+    _warn(folders, [*train_A, *test_A], [*train_B, *test_B], good, log)
     images = Images(
         train_A=[path for path in train_A if path in good],
         train_B=[path for path in train_B if path in good],
@@ -216,15 +283,38 @@ def find_images(
     return images
 
 
-def _training_images(
-    folder: Path, holdout: float, seed: int, limit: int | None
+def _images_of_domain(
+    folder: Path, test: Path | None, holdout: float, seed: int, limit: int | None, log: Callable[[str], None]
 ) -> tuple[list[Path], list[Path]]:
-    """Return the images of a training folder, split into (training, held-out) images."""
-    paths = list_images(folder)
-    if not paths:
-        raise no_images(folder)
-    train, held_out = split_holdout(paths, folder, holdout, seed)
-    return train[:limit], held_out[:limit]
+    """Return the (training, test) images of a domain. Without a ``test`` folder, they are held out."""
+    found = find_files(folder)
+    if not found.images:
+        raise no_images(found)
+    images, held_out = split_holdout(found.images, folder, holdout, seed)
+    if found.passed_over:
+        log(found.passed_over)
+    if test is not None:
+        found = find_files(test)
+        held_out = found.images
+        if found.passed_over:
+            log(found.passed_over)
+    return images[:limit], held_out[:limit]
+
+
+def _warn(
+    folders: Folders,
+    paths_A: Sequence[Path],
+    paths_B: Sequence[Path],
+    good: Mapping[Path, Checked],
+    log: Callable[[str], None],
+) -> None:
+    """Log warnings about images that can be read, but are probably not what they should be."""
+    both = {"domain A": folders.train_A, "domain B": folders.train_B}
+    warnings = [shared_images(both, {"domain A": paths_A, "domain B": paths_B})]
+    for folder, paths in ((folders.train_A, paths_A), (folders.train_B, paths_B)):
+        warnings.append(dark_images(folder, [good[path] for path in paths if path in good]))
+    for warning in filter(None, warnings):
+        log(warning)
 
 
 def fingerprint(paths: Sequence[Path]) -> str:

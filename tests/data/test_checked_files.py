@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from fastcyclegan.data import background, checked_files
 from fastcyclegan.data.checked_files import check_files
@@ -36,7 +37,7 @@ def test_a_file_is_decoded_once_until_it_changes(dataset: Path, monkeypatch: pyt
     assert not first[0].is_unchanged()
     assert check_files(paths)[0].width == 30
     assert len(decoded) == 6
-    checked_files._cache_file().write_text('{"version": 2, "files": [{"path"')  # a damaged cache is ignored
+    checked_files._cache_file().write_text('{"reader": 2, "files": [{"path"')  # a damaged cache is ignored
     assert check_files(paths)[1] == first[1]
 
 
@@ -96,6 +97,125 @@ def test_a_lack_of_file_descriptors_is_not_a_fault_of_the_file(
     monkeypatch.setattr(Path, "read_bytes", fails)
     with pytest.raises(UserError, match=r"000.png cannot be read: Too many open files"):
         check_files(list_images(dataset / "trainA"))
+
+
+def broken(dataset: Path) -> Path:
+    path = dataset / "trainA" / "000.png"
+    path.write_bytes(path.read_bytes()[:-60])
+    return path
+
+
+def errors(dataset: Path) -> list[str]:
+    return [check.error for check in check_files(list_images(dataset / "trainA"))]
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE, errno.ENOENT])
+def test_an_error_of_reading_is_not_remembered(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """The file has the same size and times afterwards, but nothing is known about its bytes."""
+
+    def fails(path: Path) -> bytes:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_bytes", fails)
+        assert all(errors(dataset))
+    assert errors(dataset) == [""] * 5
+
+
+def test_a_lack_of_memory_is_not_remembered(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow's decoders report it in several ways."""
+
+    def no_memory(*arguments: object) -> None:
+        raise MemoryError
+
+    for error in (
+        MemoryError(),
+        OSError(errno.ENOMEM, "x"),
+        OSError("out of memory error when reading image"),
+    ):
+
+        def fails(*arguments: object, error: Exception = error) -> None:
+            raise error
+
+        with monkeypatch.context() as patched:
+            patched.setattr("PIL.ImageFile.ImageFile.load", fails)
+            patched.setattr("fastcyclegan.data.image_file.np.empty", no_memory)
+            with pytest.raises(UserError, match="cannot be read: out of memory"):
+                errors(dataset)
+        assert errors(dataset) == [""] * 5
+        checked_files._cache_file().unlink()
+
+
+def test_a_fault_of_the_bytes_is_remembered(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken(dataset)
+    first = errors(dataset)
+    assert "truncated" in first[0]
+    monkeypatch.setattr(checked_files, "check_file", pytest.fail)
+    assert errors(dataset) == first
+
+
+def test_a_repaired_file_of_the_same_size_and_time_is_checked_again(dataset: Path) -> None:
+    path = dataset / "trainA" / "000.png"
+    whole = path.read_bytes()
+    path.write_bytes(bytes(len(whole)))
+    before = path.stat()
+    assert errors(dataset)[0]
+    path.write_bytes(whole)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # as cp -p and rsync -t do
+    assert errors(dataset) == [""] * 5
+
+
+def test_what_is_written_during_the_check_is_not_remembered(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = broken(dataset)
+    read_bytes = Path.read_bytes
+
+    def written_meanwhile(file: Path) -> bytes:
+        data = read_bytes(file)
+        if file.name == path.name:
+            file.write_bytes(data + b"more")
+        return data
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_bytes", written_meanwhile)
+        assert "truncated" in errors(dataset)[0]
+    decoded: list[str] = []
+    check = checked_files.check_file
+    monkeypatch.setattr(checked_files, "check_file", lambda file: decoded.append(file.name) or check(file))
+    errors(dataset)
+    assert decoded == ["000.png"]
+
+
+@pytest.mark.parametrize(
+    ("target", "value"),
+    [("PIL.__version__", "9.9"), ("PIL.Image.MAX_IMAGE_PIXELS", 10**6)],
+    ids=["another version of Pillow", "another limit"],
+)
+def test_results_of_another_decoder_are_not_used(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch, target: str, value: object
+) -> None:
+    errors(dataset)
+    decoded: list[str] = []
+    check = checked_files.check_file
+    monkeypatch.setattr(checked_files, "check_file", lambda file: decoded.append(file.name) or check(file))
+    errors(dataset)
+    assert decoded == []
+    monkeypatch.setattr(target, value)
+    errors(dataset)
+    assert len(decoded) == 5
+
+
+def test_warnings_of_pillow_are_not_printed(dataset: Path, recwarn: pytest.WarningsRecorder) -> None:
+    """They name no file. What they warn of is either bounded here or has no effect."""
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    path = dataset / "trainA" / "exif.jpg"
+    Image.new("RGB", (24, 20)).save(path, exif=exif.tobytes()[:-8])
+    errors(dataset)
+    assert [str(warning.message) for warning in recwarn] == []
 
 
 def test_temporary_files_of_killed_processes_are_removed(dataset: Path) -> None:

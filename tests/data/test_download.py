@@ -266,7 +266,7 @@ def test_download_command(server: Server, tmp_path: Path, capsys: pytest.Capture
     )
     out = capsys.readouterr().out
     assert "horse2zebra/trainA: 1 images (the original has 1,067), 1 broken" in out
-    assert "0.png: not an image that Pillow can read" in out
+    assert "0.png: not an image in one of the supported formats" in out
     assert (tmp_path / "b.zip").exists()
     for args, message in (
         ([], "no dataset given"),

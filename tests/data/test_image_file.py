@@ -4,20 +4,34 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
+import struct
+import subprocess
+import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from fastcyclegan.config import DataConfig, Preprocess
+from fastcyclegan.data import image_file
 from fastcyclegan.data.image_file import (
+    FORMATS,
+    READABLE,
+    SUFFIXES,
     BadImageError,
     Fit,
+    dark_values,
+    examine,
+    is_dark,
+    is_whole,
     load_pixels,
     open_image,
     read_header,
     take_view,
+    upright,
 )
 from fastcyclegan.data.sample_plan import View
 from fastcyclegan.errors import UserError
@@ -53,6 +67,220 @@ def test_rejects_32_bit_and_floating_point_values(tmp_path: Path) -> None:
     path = saved(tmp_path, Image.fromarray(np.full((4, 4), 0.5, dtype=np.float32)), "float.tif")
     with pytest.raises(BadImageError, match=r"float.tif: floating-point values"):
         open_image(path)
+
+
+def test_refuses_integers_of_unknown_range(tmp_path: Path) -> None:
+    """Values 0 to 255 in 32 bits, or in 16 bits with a sign, would come out nearly black."""
+    values = np.arange(256, dtype=np.int32).reshape(16, 16)
+    path = saved(tmp_path, Image.fromarray(values), "values.tif")
+    with pytest.raises(BadImageError, match=r"values.tif: 32-bit values are not supported; convert"):
+        open_image(path)
+    with pytest.raises(BadImageError, match=r"32-bit values"):
+        examine(path)
+    with pytest.raises(BadImageError, match=r"the image: 32-bit values"):
+        upright(Image.open(path))
+    with pytest.raises(BadImageError, match=r"the image: 32-bit values"):
+        upright(Image.fromarray(values))
+    assert np.asarray(upright(Image.fromarray(RAMP), 1)).reshape(-1).tolist() == list(range(256))
+
+
+def test_large_images_are_converted_in_bands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Alpha and 16 bits take no second copy of the image. The result does not depend on the bands."""
+    noise = np.random.default_rng(0).integers(0, 256, (37, 50, 4), dtype=np.uint8)
+    deep = noise[:, :, 0].astype(np.uint16) * 200
+    paths = [
+        saved(tmp_path, Image.fromarray(noise), "rgba.png"),
+        saved(tmp_path, Image.fromarray(noise).quantize(16), "palette.png", transparency=3),
+        saved(tmp_path, Image.fromarray(deep), "deep.png", transparency=int(deep[0, 0])),
+    ]
+    whole = [np.asarray(open_image(path, channels)) for path in paths for channels in (1, 3)]
+    monkeypatch.setattr(image_file, "_BAND_PIXELS", 130)
+    bands = [np.asarray(open_image(path, channels)) for path in paths for channels in (1, 3)]
+    assert all(np.array_equal(x, y) for x, y in zip(whole, bands, strict=True))
+
+
+def test_an_upright_rgb_image_is_not_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = saved(tmp_path, Image.new("RGB", (8, 8)), "x.png")
+    for name in ("copy", "convert", "transpose", "crop"):
+        monkeypatch.setattr(Image.Image, name, lambda *arguments, name=name: pytest.fail(name))
+    assert open_image(path).size == (8, 8)
+
+
+SUFFIXES_READ = """.jpg .jpeg .jpe .jfif .png .apng .webp .tif .tiff .gif .bmp .dib .ppm .pgm .pbm .pnm .tga
+.avif .jp2 .j2k .j2c .jpx""".split()
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES_READ)
+def test_reads_the_formats_of_photographs(tmp_path: Path, suffix: str) -> None:
+    if suffix not in SUFFIXES and suffix in (".avif", ".jp2", ".j2k", ".j2c", ".jpx"):
+        pytest.skip("this Pillow is built without the format")
+    form = next(form for form, suffixes in FORMATS.items() if suffix in suffixes)
+    path = tmp_path / f"x{suffix}"
+    Image.new("RGB", (16, 12), (250, 10, 250)).save(path, form)
+    image = open_image(path)
+    assert (image.mode, image.size) == ("RGB", (16, 12))
+    assert np.abs(np.asarray(image).astype(int) - (250, 10, 250)).max() < 16
+    assert examine(path).size == (16, 12)
+
+
+def test_the_content_decides_on_the_format_among_those_of_the_list(tmp_path: Path) -> None:
+    Image.new("RGB", (16, 12)).save(tmp_path / "jpeg.png", "JPEG")
+    assert open_image(tmp_path / "jpeg.png").size == (16, 12)
+    Image.new("RGB", (16, 12)).save(tmp_path / "tga.png", "TGA")  # has no signature: its suffix must name it
+    with pytest.raises(BadImageError, match=r"tga.png: not an image in one of the supported formats"):
+        open_image(tmp_path / "tga.png")
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\nshowpage\n%%EOF\n"
+
+
+@pytest.mark.parametrize("name", ["eps.png", "eps.jpg", "eps.tif", "eps.tga", "eps.ppm"])
+def test_other_formats_are_refused_whatever_the_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Pillow would start another program, Ghostscript, for an EPS file."""
+    monkeypatch.setattr(subprocess, "Popen", lambda *arguments, **options: pytest.fail("started a program"))
+    path = tmp_path / name
+    path.write_bytes(EPS)
+    for read in (open_image, examine):
+        with pytest.raises(BadImageError, match=rf"{name}: not an image in one of the supported formats"):
+            read(path)
+    for form in ("ICO", "PCX", "DDS", "SGI"):
+        Image.new("RGB", (16, 16)).save(path, form)
+        with pytest.raises(BadImageError, match="not an image in one"):
+            open_image(path)
+
+
+def exif_text(orientation: int) -> str:
+    """Return EXIF data as ImageMagick writes it into a text of a PNG file."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = exif.tobytes()
+    return f"\nexif\n{len(data):8}\n{data.hex()}\n"
+
+
+@pytest.mark.parametrize("keyword", ["Raw profile type exif", "XML:com.adobe.xmp"])
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_exif_and_xmp_data_in_texts_turn_png_images(tmp_path: Path, keyword: str, orientation: int) -> None:
+    text = exif_text(orientation)
+    info = PngImagePlugin.PngInfo()
+    if keyword.startswith("XML"):
+        info.add_itxt(keyword, f'<rdf:Description tiff:Orientation="{orientation}"/>')
+    else:
+        info.add_text(keyword, text, zip=orientation == 6)
+    noise = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    path = saved(tmp_path, Image.fromarray(noise), "x.png", pnginfo=info)
+    turned = np.rot90(noise, 2 if orientation == 3 else 3)
+    assert np.array_equal(np.asarray(open_image(path)), turned)
+    assert examine(path).size == (turned.shape[1], turned.shape[0])
+    assert read_header(path.read_bytes()) == ((30, 20), False)
+
+
+@pytest.mark.parametrize("form", ["tiff", "avif", "webp", "jpeg"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientations_of_all_formats(tmp_path: Path, form: str, orientation: int) -> None:
+    if form.upper() not in READABLE:
+        pytest.skip("this Pillow is built without the format")
+    corners = Image.new("RGB", (64, 48))
+    corners.paste((255, 0, 0), (0, 0, 32, 24))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"x.{form}"
+    corners.save(path, form.upper(), exif=exif, quality=100)
+    image = open_image(path)
+    # The corner where the stored image's first row and column go, by the table of the EXIF standard.
+    corner = {1: (0, 0), 2: (1, 0), 3: (1, 1), 4: (0, 1), 5: (0, 0), 6: (1, 0), 7: (1, 1), 8: (0, 1)}[
+        orientation
+    ]
+    assert image.size == ((64, 48) if orientation < 5 else (48, 64)) == examine(path).size
+    for x in (0, 1):
+        for y in (0, 1):
+            pixel = image.getpixel((x * (image.width - 1), y * (image.height - 1)))
+            assert (pixel[0] > 200) == ((x, y) == corner)
+
+
+@pytest.mark.parametrize(
+    ("values", "brightest"), [(RAMP, 255), (RAMP >> 4, 16), (RAMP >> 2, 64), (RAMP >> 8, 1), (RAMP * 0, 0)]
+)
+def test_the_brightest_value_of_16_bit_files_is_noted(
+    tmp_path: Path, values: np.ndarray, brightest: int
+) -> None:
+    for name in ("x.png", "x.tif"):
+        assert examine(saved(tmp_path, Image.fromarray(values), name)).brightest == brightest
+    assert is_dark(brightest) == (brightest < 255)
+
+
+def test_8_bit_files_have_no_16_bit_values(tmp_path: Path) -> None:
+    for n, mode in enumerate(("RGB", "L", "P", "RGBA", "1")):
+        assert examine(saved(tmp_path, Image.new(mode, (8, 8)), f"{n}.png")).brightest is None
+
+
+def test_the_warning_about_dark_values_names_their_bits() -> None:
+    assert dark_values("x", 16) == (
+        "the brightest value of x is 16 of 255 after scaling to 8 bits, as if the files stored 12-bit values;"
+        " multiply those by 16"
+    )
+    for brightest, bits in ((64, 14), (15, 12), (4, 10), (1, 8), (0, 8)):
+        assert f"stored {bits}-bit values" in dark_values("x", brightest)
+
+
+def test_a_png_without_its_last_rows_is_refused(tmp_path: Path) -> None:
+    """Pillow would leave the rows black."""
+    path = saved(tmp_path, Image.new("RGB", (4, 4), "white"), "x.png")
+    data = path.read_bytes()
+    start = data.index(b"IDAT") - 4
+    rows = zlib.compress(b"\0" + b"\xff" * 12)
+    content = b"IDAT" + rows
+    short = struct.pack(">I", len(rows)) + content + struct.pack(">I", zlib.crc32(content))
+    path.write_bytes(data[:start] + short + data[-12:])
+    for read in (open_image, examine):
+        with pytest.raises(BadImageError, match=r"x.png: the image ends before its last row"):
+            read(path)
+    assert not is_whole(path.read_bytes())
+    assert is_whole(data)
+
+
+# An illegal marker in the scan, which Pillow refuses, but which other decoders pass over.
+def test_whole_means_the_same_in_the_quick_check(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (44, 52, 3), dtype=np.uint8)
+    path = saved(tmp_path, Image.fromarray(noise), "x.jpg")
+    data = path.read_bytes()
+    assert is_whole(data)
+    for place in (-300, -100, -20):
+        path.write_bytes(data[:place] + b"\xff\x4a" + data[place + 2 :])
+        assert not is_whole(path.read_bytes())
+        with pytest.raises(BadImageError, match="broken data stream"):
+            open_image(path)
+
+
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="needs Linux")
+def test_a_decoder_without_memory_is_no_bad_image(tmp_path: Path) -> None:
+    """Some decoders report a lack of memory as a broken file."""
+    for form in ("AVIF", "JPEG2000", "WEBP", "JPEG", "PNG", "TIFF", "GIF"):
+        if form in READABLE:
+            Image.new("RGB", (2000, 2000)).save(tmp_path / f"x.{form}", form)
+    code = f"""
+import resource
+from pathlib import Path
+from fastcyclegan.data.image_file import BadImageError, examine
+from PIL import Image
+Image.init()
+examine("{tmp_path}/x.PNG")
+used = int(Path("/proc/self/statm").read_text().split()[0]) * 4096
+resource.setrlimit(resource.RLIMIT_AS, (used + 2**21, -1))
+for path in sorted(Path("{tmp_path}").glob("x.*")):
+    try:
+        examine(path)
+    except BadImageError as error:
+        print(path.suffix, error.is_lack_of_memory, error.is_lasting)
+    else:
+        print(path.suffix, "decoded")
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.splitlines() == [
+        f"{path.suffix} True False" for path in sorted(tmp_path.glob("x.*"))
+    ], ended.stdout
 
 
 def test_transparency_shows_white(tmp_path: Path) -> None:
@@ -120,7 +348,7 @@ def test_names_a_missing_file(tmp_path: Path) -> None:
             False,
             "cannot be read: Too many open files in sys",
         ),
-        (OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)), False, "cannot be read: Cannot allocate memory"),
+        (OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)), False, "cannot be read: out of memory"),
         (MemoryError(), False, "cannot be read: out of memory"),
         (OSError(errno.EIO, os.strerror(errno.EIO)), True, "Input/output error"),
         (PermissionError(errno.EACCES, os.strerror(errno.EACCES)), True, "Permission denied"),
@@ -131,13 +359,14 @@ def test_a_lack_of_files_or_memory_is_not_a_bad_image(
 ) -> None:
     path = saved(tmp_path, Image.new("RGB", (8, 8)), "x.png")
 
-    def fails(*arguments: object) -> None:
+    def fails(*arguments: object, **options: object) -> None:
         raise error
 
     monkeypatch.setattr(Image, "open", fails)
     with pytest.raises(UserError, match=rf"x\.png.*{message}") as raised:
         load_pixels(path, Fit())
-    assert isinstance(raised.value, BadImageError) == is_bad
+    assert (isinstance(raised.value, BadImageError) and not raised.value.is_lack_of_memory) == is_bad
+    assert not getattr(raised.value, "is_lasting", False)
 
 
 def test_memory_that_runs_out_during_the_resize_names_the_file(
@@ -149,7 +378,7 @@ def test_memory_that_runs_out_during_the_resize_names_the_file(
         raise MemoryError
 
     monkeypatch.setattr(Image.Image, "resize", fails)
-    with pytest.raises(UserError, match=r"x\.png cannot be read: out of memory"):
+    with pytest.raises(UserError, match=r"x\.png: cannot be read: out of memory"):
         load_pixels(path, Fit("square", 16))
 
 

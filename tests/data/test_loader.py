@@ -103,7 +103,7 @@ def test_names_a_file_that_breaks_during_a_run(
         os.mkfifo(path)  # reading the pipe would block forever
     config = DataConfig(load_size=24, crop_size=16, cache=cache)
     reason = {
-        "broken": "not an image that Pillow can read",
+        "broken": "not an image in one of the supported formats",
         "vanished": "no such file",
         "pipe": "not a regular file",
     }[failure]

@@ -16,12 +16,16 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from fastcyclegan.data import background, pillow_loader
+from fastcyclegan.data.checked_files import check_file
+from fastcyclegan.data.choose_loader import Choice, make_reader
 from fastcyclegan.data.image_file import BadImageError, Fit, load_pixels, take_view
 from fastcyclegan.data.loader import Job, Source
 from fastcyclegan.data.pillow_loader import FolderLoader, PillowReader
@@ -118,12 +122,27 @@ def test_a_lack_of_file_descriptors_skips_no_image(
             patched.setattr("PIL.Image.open", raising)
             load_pixels(path, fit)
 
-    def raising(*arguments: object) -> None:
+    def raising(*arguments: object, **options: object) -> None:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     monkeypatch.setattr("fastcyclegan.data.loader.load_pixels", fails)
     with pytest.raises(UserError, match=r"\d.png cannot be read: Too many open files"):
         next(loader.batches(0, 4))
+
+
+@pytest.mark.parametrize("kind", ["folder", "dali"])
+def test_readers_warn_of_dark_16_bit_files_once(tmp_path: Path, kind: Literal["folder", "dali"]) -> None:
+    """If the files were not checked before, which would have led to a warning."""
+    paths = [tmp_path / f"{n}.png" for n in range(70)]
+    for path in paths:
+        Image.fromarray(np.full((8, 8), 4095, np.uint16)).save(path)
+    for checked, count in ((None, 1), (check_file(paths[0]), 0)):
+        lines: list[str] = []
+        reader = make_reader(Choice(kind, 2, ""), Fit(), torch.device("cpu"), lines.append)
+        rows = [row for _, row in reader.read(Job(path, None, checked) for path in paths)]
+        assert all(isinstance(row, torch.Tensor) and row.max() == 16 for row in rows)
+        assert len(lines) == count
+        assert not lines or lines[0].startswith(f"warning: the brightest value of {tmp_path}")
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -145,8 +164,10 @@ def test_a_loader_can_be_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_reader_can_be_stopped_while_a_file_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hang = threading.Event()
     monkeypatch.setattr(background, "PATIENCE", 0.1)
-    monkeypatch.setattr(pillow_loader, "read_with_pillow", lambda job, fit: hang.wait())
-    reading = PillowReader(Fit(), 2, lambda: True).read(Job(path) for path in write_images(tmp_path, 9))
+    monkeypatch.setattr(pillow_loader, "read_with_pillow", lambda *arguments: hang.wait())
+    reading = PillowReader(Fit(), 2, stopping=lambda: True).read(
+        Job(path) for path in write_images(tmp_path, 9)
+    )
     with pytest.raises(StoppedError):
         next(reading)
     hang.set()

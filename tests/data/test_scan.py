@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from fastcyclegan.config import DataConfig
 from fastcyclegan.data import scan
 from fastcyclegan.data.image_file import ImageRequirements
-from fastcyclegan.data.scan import find_images, list_images, split_holdout
+from fastcyclegan.data.scan import find_files, find_images, list_images, no_images, split_holdout
 from fastcyclegan.errors import UserError
 from tests.conftest import write_images
 
@@ -72,6 +74,59 @@ def test_listing_sorts_before_limiting_and_skips_hidden_files(tmp_path: Path) ->
     names = [path.relative_to(tmp_path).as_posix() for path in list_images(tmp_path)]
     assert names == ["a.jpeg", "b.PNG", "c/z.tif", "d.webp"]
     assert len(list_images(tmp_path, 2)) == 2
+
+
+def test_files_that_are_no_images_are_counted(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a.heic", "b.HEIC", "c/d.heic", "notes.txt", "README", ".hidden"):
+        (dataset / "trainA" / name).parent.mkdir(exist_ok=True)
+        (dataset / "trainA" / name).write_bytes(b"x")
+    (dataset / "testB" / "Thumbs.db").write_bytes(b"x")
+    find(DataConfig(dataroot=dataset))
+    assert capsys.readouterr().out.splitlines() == [
+        f"{dataset}/trainA: 5 files are passed over, by suffix: .heic (3), none (1), .txt (1)",
+        f"{dataset}/testB: 1 file is passed over, by suffix: .db (1)",
+    ]
+    for n in range(30):
+        (dataset / "testA" / f"x.{n:02}").touch()
+    for path in (dataset / "testA").glob("*.png"):
+        path.unlink()
+    found = find_files(dataset / "testA")
+    assert found.counted_others().endswith(".09 (1), others (20)")
+    with pytest.raises(
+        UserError, match=r"no images \(looked for .*jpg, .*; found: \.00 \(1\), .*others \(20\)"
+    ):
+        raise no_images(found)
+
+
+def test_images_of_both_domains_are_named(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """If the folder of one domain is inside that of the other, or a link to it."""
+    inner = dataset / "trainA" / "inner"
+    write_images(inner, 2, size=(24, 20), seed=9)
+    config = DataConfig(data_A=dataset / "trainA", data_B=inner)
+    find(config)
+    line = f"warning: 2 images are in both domain A ({dataset}/trainA) and domain B ({inner})\n"
+    assert capsys.readouterr().out == line
+    (dataset / "trainB" / "link").symlink_to(inner)
+    find(DataConfig(data_A=inner, data_B=dataset / "trainB"))
+    assert capsys.readouterr().out.startswith(
+        f"warning: 2 images are in both domain A ({inner}) and domain B"
+    )
+    find(DataConfig(data_A=inner, data_B=dataset / "testB"))
+    assert capsys.readouterr().out == ""
+
+
+def test_16_bit_files_of_few_bits_are_noted(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values = np.arange(480, dtype=np.uint16).reshape(20, 24)
+    for n, top in enumerate((4095, 2000)):
+        Image.fromarray(np.minimum(values * 9, top).astype(np.uint16)).save(dataset / "trainA" / f"x{n}.png")
+    find(DataConfig(dataroot=dataset))
+    assert capsys.readouterr().out == (
+        f"warning: {dataset}/trainA: the brightest value of its 2 images of 16 bits is 16 of 255 after"
+        " scaling to 8 bits, as if the files stored 12-bit values; multiply those by 16\n"
+    )
+    Image.fromarray(values * 100).save(dataset / "trainA" / "bright.tif")
+    find(DataConfig(dataroot=dataset))
+    assert capsys.readouterr().out == ""
 
 
 def test_max_dataset_size(dataset: Path) -> None:
