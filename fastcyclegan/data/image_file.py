@@ -33,7 +33,7 @@ from fastcyclegan.data.decode_cost import (
     require_bounded,
     stored_bytes,
 )
-from fastcyclegan.data.native_messages import silence_libtiff
+from fastcyclegan.data.native_libraries import return_memory, silence_libtiff
 from fastcyclegan.data.plain_files import has_all_rows, is_plain_jpeg, is_plain_png
 from fastcyclegan.data.sample_plan import View
 from fastcyclegan.errors import UserError, one_line, system_reason
@@ -88,6 +88,8 @@ _UPRIGHT_BY = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_LARGE = 2**23
+"""Pixels of an image whose memory is returned to the system at once."""
 _BAND_PIXELS = 2**20
 """Pixels that are converted at a time, so that no second copy of a large image is needed."""
 
@@ -322,7 +324,11 @@ def examine(path: Path | str) -> Examined:
         if orientation in (5, 6, 7, 8):  # stored with width and height swapped
             size = image.height, image.width
         brightest = _brightest(image) if decoded.has_sixteen_bits else None
-        return Examined(size, image.mode, _is_plain(image, decoded.data), brightest)
+        found = Examined(size, image.mode, _is_plain(image, decoded.data), brightest)
+        image.close()
+        if size[0] * size[1] >= _LARGE:  # before another thread decodes its image
+            return_memory()
+        return found
 
 
 def _brightest(image: Image.Image) -> int:

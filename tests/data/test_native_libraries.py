@@ -1,0 +1,48 @@
+"""Native libraries: libtiff prints nothing, and threads do not keep the memory of large images."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastcyclegan.data.image_file import BadImageError, open_image
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the library with Linux's /proc")
+@pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate"])
+def test_libtiff_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str], compression: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    path = tmp_path / "x.tif"
+    Image.fromarray(noise).save(path, compression=compression)
+    data = path.read_bytes()
+    path.write_bytes(data[:300] + b"\x55" * 200 + data[500:])
+    with pytest.raises(BadImageError, match=r"x\.tif: \w"):
+        open_image(path)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="measured with Linux's /proc")
+def test_threads_return_the_memory_of_large_images(tmp_path: Path) -> None:
+    """They decode one after the other, because two do not fit into the budget, and keep nothing."""
+    Image.new("RGB", (4000, 4000), "red").save(tmp_path / "x.jpg")
+    code = f"""
+import resource, threading
+from fastcyclegan.data import decode_cost, image_file
+image_file.examine("{tmp_path}/x.jpg")
+image_file.DECODED = decode_cost.Budget(2**27)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+threads = [threading.Thread(target=image_file.examine, args=("{tmp_path}/x.jpg",)) for _ in range(6)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    assert ended.returncode == 0, ended.stderr
+    assert int(ended.stdout) < 32  # each takes 61 MiB, as the one before the measurement
