@@ -326,6 +326,9 @@ def puzzles() -> dict[str, bytes]:
     The kinds were found by comparing what Pillow interprets with what other decoders do.
     """
     files = _jpeg_puzzles() | _png_puzzles()
+    if "exif.webp" in originals():  # has a header with the size of a canvas, here of 2^48 pixels
+        webp = originals()["exif.webp"]
+        files["canvas.webp"] = webp[:24] + b"\xff" * 6 + webp[30:]
     return {f"puzzle-{name}": data for name, data in files.items()}
 
 
