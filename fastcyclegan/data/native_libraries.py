@@ -1,7 +1,4 @@
-"""Silence the messages that libtiff writes to standard error, which name no file.
-
-Pillow raises an error for the same faults, and the error is reported with the name of the file.
-"""
+"""Settings of native libraries: silence libtiff, and return freed memory to the operating system."""
 
 from __future__ import annotations
 
@@ -13,7 +10,10 @@ from pathlib import Path
 
 @functools.cache
 def silence_libtiff() -> None:
-    """Make the libtiff that Pillow has loaded print nothing, if it is a shared library on Linux."""
+    """Make the libtiff that Pillow has loaded print nothing, if it is a shared library on Linux.
+
+    Its messages name no file. Pillow raises an error for the same faults, which is reported with the name.
+    """
     with contextlib.suppress(OSError, AttributeError):
         for library in _loaded("libtiff"):
             set_handler = ctypes.CDLL(library).TIFFSetErrorHandler
@@ -29,3 +29,9 @@ def _loaded(name: str) -> set[str]:
         if Path(path).name.startswith(name):
             files.add(f"/{path}")
     return files
+
+
+def return_memory() -> None:
+    """Return freed memory to the operating system. glibc keeps it, separately for every thread."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
