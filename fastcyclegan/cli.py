@@ -29,7 +29,7 @@ from fastcyclegan.data import builtin
 from fastcyclegan.data.dataset_report import ReportConfig, report_dataset
 from fastcyclegan.data.download import DATASETS, ELSEWHERE, SERVER, download
 from fastcyclegan.engine import require_impl, resolve_device
-from fastcyclegan.errors import StoppedError, UserError, system_reason
+from fastcyclegan.errors import StoppedError, UserError, is_out_of_memory, system_reason
 from fastcyclegan.inference.translate_folder import TranslateConfig, translate_folder
 from fastcyclegan.training.run_folder import resume_command
 from fastcyclegan.training.run_report import PAGE
@@ -187,7 +187,7 @@ def _run(main: Callable[[], int]) -> int:
             file = "input or output"
         print(f"error: {file}: {system_reason(error)}", file=sys.stderr)
     except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         reason = "the system refused an allocation"
         if str(error):
@@ -197,14 +197,6 @@ def _run(main: Callable[[], int]) -> int:
         print("stopped", file=sys.stderr)
         return 130
     return 2
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Return whether ``error`` means that memory ran out.
-
-    The message is checked as well, because torch has a dedicated error class only for GPUs.
-    """
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)
 
 
 @contextlib.contextmanager
@@ -293,8 +285,8 @@ def _translate(args: Sequence[str] | None) -> int:
     config = _parse(TranslateConfig, _arguments(args), description)
     console = Console()
     with _kernel_warnings_as_lines(console):
-        translate_folder(config, console)
-    return 0
+        failed = translate_folder(config, console)
+    return 1 if failed else 0
 
 
 def _list_datasets(console: Console) -> None:
@@ -362,7 +354,7 @@ def train(args: Sequence[str] | None = None) -> int:
 
 
 def translate(args: Sequence[str] | None = None) -> int:
-    """Run ``translate.py`` and return its exit code."""
+    """Run ``translate.py`` and return its exit code, which is 1 if some images did not fit into memory."""
     return _run(lambda: _translate(args))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -38,6 +39,23 @@ def one_line(error: BaseException, limit: int = 200) -> str:
     if not text:
         return type(error).__name__
     return text
+
+
+# Parts of the messages of torch, CUDA, cuBLAS, cuDNN and Pillow, none of which has an error class of its own
+# for every case.
+_NO_MEMORY = ("allocate memory", "not enough memory", "out of memory", "bad_alloc", "_ALLOC_FAILED")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether ``error`` means that the memory of the host or of a device ran out.
+
+    torch's own error class is recognised by its name, because this module does not import torch.
+    """
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    if any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__):
+        return True
+    return isinstance(error, (RuntimeError, OSError)) and any(text in str(error) for text in _NO_MEMORY)
 
 
 def cannot_write(file: Path, error: OSError) -> UserError:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from fastcyclegan.checkpoints.loading import find_weights, load_generator
@@ -22,17 +21,18 @@ from fastcyclegan.data.choose_loader import choose, default_threads, make_reader
 from fastcyclegan.data.image_file import BadImageError, Fit
 from fastcyclegan.data.loader import Job, Row
 from fastcyclegan.data.pixels import draw_grid, save_image, to_image
-from fastcyclegan.data.scan import list_images
 from fastcyclegan.engine import require_impl, resolve_device, resolve_precision
 from fastcyclegan.errors import UserError
+from fastcyclegan.inference.batches import FittingTranslator, Translated, gathered
+from fastcyclegan.inference.memory import budget_of
+from fastcyclegan.inference.outputs import Output, Plan, plan_outputs
 from fastcyclegan.inference.translator import Translator
+from fastcyclegan.inference.writer import Writer
 from fastcyclegan.tensor_files import remove_stale_partials
 
-GRID_NAME = "before_after.png"
 GRID_ROWS = 8
-# Maximum number of pixels in a batch, so that large images are translated one by one. A 9-block generator
-# needs about 1.5 KB per pixel.
-BATCH_PIXELS = 2**20
+# Side in pixels to which larger images are reduced in the grid, so that the grid stays small.
+GRID_SIDE = 1024
 # Below this many images, --loader auto uses Pillow, because loading DALI takes longer than reading them.
 MANY = 64
 
@@ -45,7 +45,9 @@ class TranslateConfig:
     weights: Path
     #: Image, or folder of images (including its subfolders).
     input: Path
-    #: Folder for the translated images, which are saved as PNG files under the names of the originals.
+    #: Folder for the translations, which are PNG files with the names of the images: a.png for a.jpg, but
+    #: a.jpg.png and a.tif.png if there are both a.jpg and a.tif. For a single image, this can also be the
+    #: file itself, with the suffix .png. Folders that do not exist are created.
     output: Path
     #: Whether to translate from training folder A to B or from B to A, if --weights is the folder of a run.
     #: Default: the direction that the run was trained with.
@@ -59,11 +61,15 @@ class TranslateConfig:
     #: Resize each image to a square of this side in pixels first, as the official test does. Default: keep
     #: its size.
     resize: int | None = None
-    #: Maximum number of images of equal size to translate at once; fewer if they are large.
+    #: Maximum number of images of equal size to translate at once; fewer if they are large or memory is
+    #: short.
     batch_size: int = 8
-    #: Also write before_after.png, a grid of the first images and their translations.
+    #: Also write before_after.png, a grid of the first 8 images and their translations, beside the
+    #: translations. Images larger than 1024 pixels are reduced in it.
     grid: bool = False
-    #: Skip and list images that cannot be read; by default such an image ends the program.
+    #: Skip and list images that cannot be read or do not fit into memory, and exit with code 0. By default,
+    #: an image that cannot be read ends the program, and if one does not fit, the others are translated and
+    #: the exit code is 1.
     skip_bad_images: bool = False
     #: Image loader: dali (NVIDIA DALI, on the GPU if there is one) or folder (Pillow). auto uses dali for 64
     #: images or more, if it is installed and works.
@@ -89,142 +95,130 @@ class TranslateConfig:
             raise UserError(f"num_threads must be at least 1, got {self.num_threads}")
 
 
-@dataclass(frozen=True)
-class _Job:
-    source: Path
-    target: Path
+class _Failures:
+    """Prints the images that are not translated, as soon as that is known, and keeps what was printed."""
+
+    def __init__(self, config: TranslateConfig, console: Console) -> None:
+        self.skip, self.console = config.skip_bad_images, console
+        self.texts: list[str] = []
+        self.fatal: BadImageError | None = None
+
+    def add(self, text: str) -> None:
+        """Print an image that fails, but does not end the program."""
+        self.texts.append(text)
+        self.console.log(f"skipped {text}" if self.skip else f"not translated: {text}")
+
+    def bad(self, error: BadImageError) -> bool:
+        """Print or keep the error of an image that cannot be read, and return whether to read the others."""
+        if self.skip or getattr(error, "is_lack_of_memory", False):
+            self.add(str(error))
+            return True
+        self.fatal = error
+        return False
 
 
-def plan_outputs(config: TranslateConfig) -> list[_Job]:
-    """Return, for each input image, the file to read and the file to write.
+class _Grid:
+    """The first images and their translations, reduced if they are large, to draw as a grid."""
 
-    If the names of images differ only in the suffix, the outputs keep the suffix (a.jpg.png, a.tif.png).
-    Raises UserError if the input is missing or has no images, if the output is not a folder, and if an output
-    would overwrite an input.
+    def __init__(self, plan: Plan) -> None:
+        self.file = plan.grid
+        shown = [] if plan.grid is None else plan.outputs[:GRID_ROWS]
+        self.rows: dict[Path, list[NDArray[np.uint8]]] = {output.source: [] for output in shown}
+
+    def add(self, output: Output, before: Tensor, after: NDArray[np.uint8]) -> None:
+        if output.source in self.rows:
+            self.rows[output.source] = [_reduced(before.cpu().numpy()), _reduced(after)]
+
+    def save(self) -> None:
+        rows = [row for row in self.rows.values() if row]
+        if self.file is not None and rows:
+            columns = {"input": [row[0] for row in rows], "translation": [row[1] for row in rows]}
+            save_image(draw_grid(columns), self.file)
+
+
+def _reduced(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return ``pixels`` [H, W, C] with sides of at most GRID_SIDE."""
+    height, width, channels = pixels.shape
+    scale = GRID_SIDE / max(height, width)
+    if scale >= 1:
+        return pixels
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    image = to_image(pixels).resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
+    return np.asarray(image).reshape(size[1], size[0], channels)
+
+
+def translate_folder(config: TranslateConfig, console: Console) -> list[str]:
+    """Translate the images given by ``config``.
+
+    Returns a description of each image that could not be translated for lack of memory, or an empty list if
+    ``skip_bad_images`` is set. They are printed as well. Raises UserError for mistakes that the user can fix,
+    and OSError if a translation cannot be written; what has been written until then is printed.
     """
-    if not config.input.exists():
-        raise UserError(f"{config.input}: no such file or folder")
-    if config.output.exists() and not config.output.is_dir():
-        raise UserError(f"{config.output}: not a folder, so no images can be written to it")
-    root, sources = config.input.parent, [config.input]
-    if config.input.is_dir():
-        root, sources = config.input, list_images(config.input)
-    output = config.output.resolve()
-    if output != root.resolve():
-        # Translations inside the input folder are not translated again.
-        sources = [source for source in sources if not source.resolve().is_relative_to(output)]
-    if not sources:
-        raise UserError(f"{config.input}: no images to translate")
-    names = [source.relative_to(root) for source in sources]
-    taken = Counter(name.with_suffix(".png") for name in names)
-    if config.grid:
-        taken[Path(GRID_NAME)] += 1
-    inputs = {source.resolve() for source in sources}
-    jobs = []
-    for source, name in zip(sources, names, strict=True):
-        target = name.with_suffix(".png")
-        if taken[target] > 1:
-            target = name.with_name(f"{name.name}.png")
-        target = config.output / target
-        if target.resolve() in inputs:
-            raise UserError(f"{target} is one of the input images: choose another --output")
-        jobs.append(_Job(source, target))
-    return jobs
-
-
-def _batches(
-    rows: Iterable[tuple[Job, Row]], translator: Translator, batch_size: int, bad: list[BadImageError]
-) -> Iterator[list[tuple[_Job, Tensor]]]:
-    """Yield batches of images whose sizes are equal after padding.
-
-    Only a few images are in memory at a time, regardless of their total number.
-    """
-    buckets: dict[tuple[int, ...], list[tuple[_Job, Tensor]]] = {}
-    for job, pixels in rows:
-        if isinstance(pixels, BadImageError):
-            bad.append(pixels)
-            continue
-        size = tuple(-(-side // translator.multiple) for side in pixels.shape[:2])
-        bucket = buckets.setdefault(size, [])
-        bucket.append((job.tag, pixels))
-        room = max(1, BATCH_PIXELS // (pixels.shape[0] * pixels.shape[1]))
-        if len(bucket) >= min(batch_size, room):
-            yield buckets.pop(size)
-        elif sum(map(len, buckets.values())) >= 4 * batch_size:
-            yield buckets.pop(max(buckets, key=lambda key: len(buckets[key])))
-    yield from buckets.values()
-
-
-def _save(pixels: NDArray[np.uint8], target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    save_image(to_image(pixels), target)
-
-
-class _Writer:
-    """Saves images in background threads, a few at a time.
-
-    An error in a thread is raised when a later image is saved, or at the end.
-    """
-
-    def __init__(self, threads: int) -> None:
-        self.pool, self.limit = ThreadPoolExecutor(threads), 2 * threads
-        self.waiting: deque[Future[None]] = deque()
-
-    def save(self, pixels: NDArray[np.uint8], target: Path) -> None:
-        self.waiting.append(self.pool.submit(_save, pixels, target))
-        while len(self.waiting) > self.limit:
-            self.waiting.popleft().result()
-
-    def close(self) -> None:
-        try:
-            while self.waiting:
-                self.waiting.popleft().result()
-        finally:
-            self.pool.shutdown(cancel_futures=True)
-
-
-def translate_folder(config: TranslateConfig, console: Console) -> int:
-    """Translate the images given by ``config`` and return the number of images written.
-
-    Raises UserError for mistakes that the user can fix.
-    """
+    plan = plan_outputs(config.input, config.output, config.grid)
     translator, summary = _load(config, console)
-    jobs = plan_outputs(config)
-    for folder in {job.target.parent for job in jobs}:
+    for folder in {output.target.parent for output in plan.outputs}:
         remove_stale_partials(folder)
     threads = default_threads() if config.num_threads is None else config.num_threads
-    is_small = config.loader == "auto" and len(jobs) < MANY
+    is_small = config.loader == "auto" and len(plan.outputs) < MANY
     choice = choose("folder" if is_small else config.loader, translator.device, threads)
     reader = make_reader(choice, _fit(config, translator), translator.device, console.log)
-    console.log(f"translating {_images(len(jobs))} {summary}, using the {choice.kind} loader")
+    console.log(f"translating {_images(len(plan.outputs))} {summary}, using the {choice.kind} loader")
+    started = time.monotonic()
+    failures = _Failures(config, console)
+    reading = reader.read(Job(output.source, tag=output) for output in plan.outputs)
+    writer = Writer(threads, failures.add)
+    grid = _Grid(plan)
+    took = "before this error"
+    try:
+        with console, closing(reading), writer:
+            _write_all(
+                _translated(reading, translator, config, failures, writer), plan, grid, writer, console
+            )
+        _save(grid, failures)
+        took = f"in {time.monotonic() - started:.1f} s"
+    finally:
+        count = _images(len(plan.outputs))
+        if writer.written < len(plan.outputs):
+            count = f"{writer.written} of {count}"
+        console.log(f"wrote {count} to {config.output} {took}")
+    if failures.fatal is not None:
+        raise UserError(f"bad image {failures.fatal}; --skip_bad_images skips such images")
+    return [] if config.skip_bad_images else failures.texts
+
+
+def _translated(
+    rows: Iterable[tuple[Job, Row]],
+    translator: Translator,
+    config: TranslateConfig,
+    failures: _Failures,
+    writer: Writer,
+) -> Iterator[Translated]:
+    """Yield the images that fit into memory with their translations, in any order."""
+    fitting = FittingTranslator(translator, budget_of(translator), failures.add, writer.drain)
+    for batch in gathered(rows, translator, config.batch_size, failures.bad):
+        yield from fitting(batch)
+
+
+def _write_all(
+    translated: Iterator[Translated], plan: Plan, grid: _Grid, writer: Writer, console: Console
+) -> None:
     started = last_logged = time.monotonic()
-    written = 0
-    bad: list[BadImageError] = []
-    rows: dict[Path, tuple[NDArray[np.uint8], NDArray[np.uint8]]] = {}
-    shown = {job.source for job in jobs[:GRID_ROWS]}
-    reading = reader.read(Job(job.source, tag=job) for job in jobs)
-    with console, closing(reading), closing(_Writer(threads)) as writer:
-        for batch in _batches(reading, translator, config.batch_size, bad):
-            if bad and not config.skip_bad_images:
-                break
-            translations = translator([pixels for _, pixels in batch])
-            for (job, before), after in zip(batch, translations, strict=True):
-                writer.save(after, job.target)
-                written += 1
-                if config.grid and job.source in shown:
-                    rows[job.source] = before.cpu().numpy(), after
-            if console.is_terminal or time.monotonic() - last_logged > 10:
-                last_logged = time.monotonic()
-                rate = written / (last_logged - started)
-                console.progress(written, len(jobs), f"{written}/{len(jobs)} images, {rate:.2f} images/s")
-    _report_bad(bad, written, config, console)
-    if rows:
-        in_order = [rows[source] for source in sorted(rows)]
-        columns = {"input": [row[0] for row in in_order], "translation": [row[1] for row in in_order]}
-        save_image(draw_grid(columns), config.output / GRID_NAME)
-    seconds = time.monotonic() - started
-    console.log(f"wrote {_images(written)} to {config.output} in {seconds:.1f} s")
-    return written
+    for number, (output, before, after) in enumerate(translated, start=1):
+        grid.add(output, before, after)
+        writer.save(after, output)
+        if time.monotonic() - last_logged > (0.1 if console.is_terminal else 10):
+            last_logged = time.monotonic()
+            rate = number / (last_logged - started)
+            total = len(plan.outputs)
+            console.progress(number, total, f"{number}/{total} images, {rate:.2f} images/s")
+
+
+def _save(grid: _Grid, failures: _Failures) -> None:
+    """Save the grid, if there is one. If it does not fit into memory, the translations still count."""
+    try:
+        grid.save()
+    except MemoryError:
+        failures.add(f"{grid.file}: cannot be drawn: out of memory")
 
 
 def _load(config: TranslateConfig, console: Console) -> tuple[Translator, str]:
@@ -248,16 +242,3 @@ def _images(count: int) -> str:
     if count == 1:
         return "1 image"
     return f"{count} images"
-
-
-def _report_bad(bad: list[BadImageError], written: int, config: TranslateConfig, console: Console) -> None:
-    """Print the images that were skipped. Raises UserError for bad images unless --skip_bad_images is set."""
-    if bad and not config.skip_bad_images:
-        description = str(bad[0])
-        if len(bad) > 1:
-            description += f" (and {len(bad) - 1} more)"
-        raise UserError(
-            f"bad image {description}; {written} images were written; --skip_bad_images skips such images"
-        )
-    for reason in bad:
-        console.log(f"skipped {reason}")

@@ -24,14 +24,16 @@ from fastcyclegan.nn.networks import computed_by
 ImageLike = Image.Image | NDArray[Any] | Tensor | str | Path
 
 
-def pad_to_multiple(pixels: Tensor, multiple: int, axes: tuple[int, int] = (0, 1)) -> Tensor:
-    """Pad ``pixels`` by reflection at the end of each axis in ``axes``.
+def padded_side(side: int, multiple: int) -> int:
+    """Return the next multiple of ``multiple`` that is at least ``side`` and at least 8 pixels."""
+    return max(-(-side // multiple) * multiple, 8)
 
-    Each side becomes the next multiple of ``multiple`` that is at least 8 pixels.
-    """
+
+def pad_to_multiple(pixels: Tensor, multiple: int, axes: tuple[int, int] = (0, 1)) -> Tensor:
+    """Pad ``pixels`` by reflection at the end of each axis in ``axes``, to its ``padded_side``."""
     for axis in axes:
         side = pixels.shape[axis]
-        room = max(-(-side // multiple) * multiple, 8) - side
+        room = padded_side(side, multiple) - side
         if room:
             index = torch.from_numpy(np.pad(np.arange(side), (0, room), mode="reflect"))
             pixels = pixels.index_select(axis, index.to(pixels.device))

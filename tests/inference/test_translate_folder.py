@@ -3,22 +3,37 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
+from fastcyclegan import cli
 from fastcyclegan.checkpoints.run_files import save_weights
 from fastcyclegan.console import Console
+from fastcyclegan.data.image_file import BadImageError, Fit
+from fastcyclegan.data.loader import Job, Row
+from fastcyclegan.data.pillow_loader import read_with_pillow
 from fastcyclegan.errors import UserError
-from fastcyclegan.inference.translate_folder import TranslateConfig, plan_outputs, translate_folder
+from fastcyclegan.inference import memory, writer
+from fastcyclegan.inference.translate_folder import TranslateConfig, translate_folder
+from fastcyclegan.inference.translator import Translator
 from fastcyclegan.nn.networks import Generator, UnetGenerator
 from tests.conftest import write_images
 
 
-def run(weights: Path, source: Path, output: Path, **options: object) -> int:
+def run(weights: Path, source: Path, output: Path, **options: object) -> list[str]:
+    """Translate on the CPU, and return the descriptions of the images that do not fit into memory."""
     return translate_folder(TranslateConfig(weights, source, output, device="cpu", **options), Console())
+
+
+def images(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 50), (17, 9), (64, 64), (101, 7)])
@@ -35,8 +50,9 @@ def test_batch_size_and_loader_do_not_change_the_result(weights: Path, tmp_path:
     folder = tmp_path / "in"
     for n, size in enumerate([(16, 16), (20, 12), (13, 13), (24, 24)]):
         write_images(folder / str(n), 3, size=size, seed=n, suffix=".jpg" if n % 2 else ".png")
-    assert run(weights, folder, tmp_path / "one", batch_size=1, loader="folder") == 12
-    assert run(weights, folder, tmp_path / "many", batch_size=5, loader=loader) == 12
+    run(weights, folder, tmp_path / "one", batch_size=1, loader="folder")
+    run(weights, folder, tmp_path / "many", batch_size=5, loader=loader)
+    assert len(images(tmp_path / "many")) == 12
     singles = sorted((tmp_path / "one").rglob("*.png"))
     assert len(singles) == 12
     for path in singles:
@@ -51,35 +67,43 @@ def test_names_are_kept_and_never_collide(weights: Path, tmp_path: Path) -> None
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8, 8)).save(folder / name)
     run(weights, folder, tmp_path / "out", grid=True)
-    names = {
-        path.relative_to(tmp_path / "out").as_posix()
-        for path in (tmp_path / "out").rglob("*")
-        if path.is_file()
-    }
-    assert names == {
+    assert images(tmp_path / "out") == [
         "a.jpg.png",
         "a.png.png",
         "b.png",
-        "deep/c.png",
         "before_after.bmp.png",
         "before_after.png",
-    }
+        "deep/c.png",
+    ]
     run(weights, folder / "b.tif", tmp_path / "single")
     assert [path.name for path in (tmp_path / "single").iterdir()] == ["b.png"]
-
-
-def test_inputs_are_never_overwritten(weights: Path, tmp_path: Path) -> None:
-    write_images(tmp_path / "in", 2)
-    with pytest.raises(UserError, match="is one of the input images: choose another --output"):
-        plan_outputs(TranslateConfig(weights, tmp_path / "in", tmp_path / "in"))
 
 
 def test_translations_inside_the_input_folder_are_not_translated_again(weights: Path, tmp_path: Path) -> None:
     write_images(tmp_path / "in", 2)
     for _ in range(2):
-        assert run(weights, tmp_path / "in", tmp_path / "in" / "out") == 2
-    with pytest.raises(UserError, match=r"000.png: not a folder, so no images can be written to it"):
-        run(weights, tmp_path / "in", tmp_path / "in" / "000.png")
+        run(weights, tmp_path / "in", tmp_path / "in" / "out")
+        assert images(tmp_path / "in") == ["000.png", "001.png", "out/000.png", "out/001.png"]
+
+
+def test_the_output_of_a_single_image_can_be_a_file(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (image,) = write_images(tmp_path / "in", 1)
+    run(weights, image, tmp_path / "out" / "painted.png", grid=True)
+    assert images(tmp_path / "out") == ["before_after.png", "painted.png"]
+    assert "wrote 1 image to" in capsys.readouterr().out
+    run(weights, image, tmp_path / "folder")
+    assert (tmp_path / "folder" / "000.png").read_bytes() == (tmp_path / "out" / "painted.png").read_bytes()
+
+
+def test_large_images_are_reduced_in_the_grid(weights: Path, tmp_path: Path) -> None:
+    for n, size in enumerate([(1300, 12), (1024, 20), (8, 1030)]):
+        write_images(tmp_path / "in" / str(n), 1, size=size)
+    run(weights, tmp_path / "in", tmp_path / "out", grid=True)
+    with Image.open(tmp_path / "out" / "before_after.png") as image:
+        assert image.width == 2 * 1024 + 3 * 4
+        assert image.height == 18 + 9 + 20 + 1024 + 4 * 4
 
 
 def test_resize_option(weights: Path, tmp_path: Path) -> None:
@@ -106,12 +130,123 @@ def test_unets_pad_to_their_own_multiple(tmp_path: Path) -> None:
 def test_bad_images_are_reported_or_skipped(
     weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], loader: str
 ) -> None:
+    """The images before a bad one are translated in any case."""
     paths = write_images(tmp_path / "in", 4)
     paths[1].write_bytes(paths[1].read_bytes()[:300])
     with pytest.raises(UserError, match=r"bad image .*001.png: .*--skip_bad_images"):
         run(weights, tmp_path / "in", tmp_path / "out", loader=loader)
-    assert run(weights, tmp_path / "in", tmp_path / "out", skip_bad_images=True, loader=loader) == 3
-    assert "skipped" in capsys.readouterr().out
+    assert images(tmp_path / "out") == ["000.png"]
+    assert "wrote 1 of 4 images" in capsys.readouterr().out
+    assert run(weights, tmp_path / "in", tmp_path / "out", skip_bad_images=True, loader=loader) == []
+    assert images(tmp_path / "out") == ["000.png", "002.png", "003.png"]
+    output = capsys.readouterr().out
+    assert f"skipped {paths[1]}: " in output
+    assert "wrote 3 of 4 images" in output
+
+
+def translated_by_the_program(weights: Path, tmp_path: Path, *more: str) -> int:
+    """Run the program on the folder "in" and return its exit code."""
+    files = ["--weights", str(weights), "--input", str(tmp_path / "in"), "--output", str(tmp_path / "out")]
+    return cli.translate([*files, "--device", "cpu", *more])
+
+
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("reason", ["the network fails", "the estimate"])
+def test_an_image_that_does_not_fit_into_memory_is_named_and_the_others_are_translated(
+    weights: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    reason: str,
+    skip: bool,
+) -> None:
+    write_images(tmp_path / "in", 3)
+    write_images(tmp_path / "in" / "huge", 1, size=(300, 200))
+    translate, tried = Translator.__call__, set()
+
+    def limited(self: Translator, batch: list[Tensor]) -> list[NDArray[np.uint8]]:
+        tried.update(image.shape[1] for image in batch)
+        if reason == "the network fails" and batch[0].shape[1] == 300:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+        return translate(self, batch)
+
+    monkeypatch.setattr(Translator, "__call__", limited)
+    if reason == "the estimate":
+        monkeypatch.setattr(memory, "available_memory", lambda: 4_000_000)
+    code = translated_by_the_program(weights, tmp_path, *(["--skip_bad_images"] if skip else []))
+    assert (code, images(tmp_path / "out")) == (0 if skip else 1, ["000.png", "001.png", "002.png"])
+    output = capsys.readouterr().out
+    beginning = "skipped" if skip else "not translated:"
+    assert f"{beginning} {tmp_path / 'in' / 'huge' / '000.png'}: 300x200 does not fit into" in output
+    assert "wrote 3 of 4 images" in output
+    assert (300 in tried) == (reason == "the network fails")
+
+
+def test_an_image_that_does_not_fit_when_it_is_read_is_named(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = write_images(tmp_path / "in", 3)
+
+    class TooLargeError(BadImageError):
+        is_lack_of_memory = True
+
+    def read(job: Job, fit: Fit) -> Row:
+        if job.path == paths[0]:
+            return TooLargeError(job.path, "out of memory")
+        return read_with_pillow(job, fit)
+
+    monkeypatch.setattr("fastcyclegan.data.pillow_loader.read_with_pillow", read)
+    assert translated_by_the_program(weights, tmp_path) == 1
+    assert images(tmp_path / "out") == ["001.png", "002.png"]
+    assert f"not translated: {paths[0]}: out of memory" in capsys.readouterr().out
+
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+import torch
+from fastcyclegan import cli
+from fastcyclegan.nn.networks import Generator
+
+torch.set_num_threads(1)
+Generator(ngf=2, n_blocks=1)(torch.zeros(1, 3, 64, 64))
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 130 * 2**20, resource.RLIM_INFINITY))
+sys.exit(cli.translate(sys.argv[1:]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs the limits of Linux")
+def test_a_real_lack_of_memory(weights: Path, tmp_path: Path) -> None:
+    """130 MiB are enough for small images, and for one of 4 megapixels until the network runs."""
+    write_images(tmp_path / "in", 3, size=(16, 16))
+    Image.new("RGB", (2000, 2000)).save(tmp_path / "in" / "001.png")
+    files = ["--weights", str(weights), "--input", str(tmp_path / "in"), "--output", str(tmp_path / "out")]
+    options = ["--device", "cpu", "--num_threads", "1", "--batch_size", "2"]
+    process = subprocess.run(
+        [sys.executable, "-c", LIMITED, *files, *options],
+        env={**os.environ, "MALLOC_ARENA_MAX": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (process.returncode, process.stderr) == (1, "")
+    assert images(tmp_path / "out") == ["000.png", "002.png"]
+    assert "001.png: 2000x2000 does not fit into the memory of cpu" in process.stdout
+
+
+def test_a_grid_that_does_not_fit_into_memory_is_named(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_images(tmp_path / "in", 2)
+
+    def fail(columns: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("fastcyclegan.inference.translate_folder.draw_grid", fail)
+    (failure,) = run(weights, tmp_path / "in", tmp_path / "out", grid=True)
+    assert failure == f"{tmp_path / 'out' / 'before_after.png'}: cannot be drawn: out of memory"
+    assert images(tmp_path / "out") == ["000.png", "001.png"]
 
 
 def test_dali_is_only_loaded_for_many_images(
@@ -140,16 +275,30 @@ def test_half_written_files_of_a_killed_process_are_removed(weights: Path, tmp_p
     assert {path.name for path in folder.iterdir()} == {"000.png", new.name, mine.name}
 
 
-def test_failed_writes_are_errors(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A failed write raises its error, although images are written in background threads."""
-    write_images(tmp_path / "in", 2)
+def test_failed_writes_are_errors(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A failed write raises its error, although images are written in background threads.
 
-    def full(image: object, target: Path) -> None:
-        raise OSError(28, "No space left on device", str(target))
+    What was written before is complete, and printed.
+    """
+    write_images(tmp_path / "in", 4)
+    save = writer.save_image
 
-    monkeypatch.setattr("fastcyclegan.inference.translate_folder.save_image", full)
-    with pytest.raises(OSError, match="No space left"):
-        run(weights, tmp_path / "in", tmp_path / "out")
+    def full(image: Image.Image, target: Path) -> None:
+        if target.name == "001.png":
+            raise OSError(28, "No space left on device", str(target))
+        save(image, target)
+
+    monkeypatch.setattr(writer, "save_image", full)
+    assert translated_by_the_program(weights, tmp_path, "--batch_size", "1", "--num_threads", "1") == 2
+    shown = capsys.readouterr()
+    assert shown.err == f"error: {tmp_path / 'out' / '001.png'}: No space left on device\n"
+    written = images(tmp_path / "out")
+    assert f"wrote {len(written)} of 4 images to {tmp_path / 'out'} before this error" in shown.out
+    for name in written:
+        with Image.open(tmp_path / "out" / name) as image:
+            image.load()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,153 @@
+"""Translate images in batches, as far as the memory allows, without losing the others."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fastcyclegan.data.image_file import BadImageError
+from fastcyclegan.data.loader import Job, Row
+from fastcyclegan.errors import is_out_of_memory
+from fastcyclegan.inference.memory import Budget
+from fastcyclegan.inference.outputs import Output
+from fastcyclegan.inference.translator import Translator, padded_side
+
+Item = tuple[Output, Tensor]
+"""An image, and its pixels [H, W, C] before the translation."""
+Translated = tuple[Output, Tensor, NDArray[np.uint8]]
+"""An image, and its pixels [H, W, C] before and after the translation."""
+
+# Maximum number of pixels in a batch, so that large images are translated one by one. A 9-block generator
+# needs about 0.8 KB per pixel.
+BATCH_PIXELS = 2**20
+# Maximum number of pixels of the images that wait for others of their size.
+WAITING_PIXELS = 16 * BATCH_PIXELS
+
+
+def gathered(
+    rows: Iterable[tuple[Job, Row]],
+    translator: Translator,
+    batch_size: int,
+    bad: Callable[[BadImageError], bool],
+) -> Iterator[list[Item]]:
+    """Yield batches of images whose sizes are equal after padding.
+
+    Only a few images are in memory at a time, regardless of their total number and of their sizes. ``bad`` is
+    called with the error of an image that cannot be read, and returns whether to read the next ones.
+    """
+    buckets: dict[tuple[int, int], list[Item]] = {}
+    waiting = count = 0
+    for job, pixels in rows:
+        if isinstance(pixels, BadImageError):
+            if bad(pixels):
+                continue
+            break
+        height, width = padded_size(pixels, translator)
+        bucket = buckets.setdefault((height, width), [])
+        bucket.append((job.tag, pixels))
+        waiting, count = waiting + height * width, count + 1
+        size: tuple[int, int] | None = None
+        if len(bucket) >= min(batch_size, max(1, BATCH_PIXELS // (height * width))):
+            size = height, width
+        elif count >= 4 * batch_size or waiting >= WAITING_PIXELS:
+            size = max(buckets, key=lambda key: (len(buckets[key]), key[0] * key[1]))
+        if size is not None:
+            batch = buckets.pop(size)
+            waiting, count = waiting - len(batch) * size[0] * size[1], count - len(batch)
+            yield batch
+    for size in list(buckets):
+        yield buckets.pop(size)
+
+
+def padded_size(pixels: Tensor, translator: Translator) -> tuple[int, int]:
+    """Return the height and the width of an image [H, W, C] after the translator has padded it."""
+    height, width = (padded_side(side, translator.multiple) for side in pixels.shape[:2])
+    return height, width
+
+
+class FittingTranslator:
+    """Translates batches, in parts or one image at a time if memory is short.
+
+    ``failed`` is called with the description of an image that does not fit even alone. ``release`` is called
+    before a second try, to free memory. Without a ``budget``, a batch is tried regardless of its size.
+    """
+
+    def __init__(
+        self,
+        translator: Translator,
+        budget: Budget | None,
+        failed: Callable[[str], None],
+        release: Callable[[], None],
+    ) -> None:
+        self.translator, self.budget = translator, budget
+        self.failed, self.release = failed, release
+
+    def __call__(self, batch: list[Item]) -> Iterator[Translated]:
+        """Yield the images of ``batch``, whose sizes are equal after padding, with their translations."""
+        while batch:
+            count = self._count(batch)
+            if count < len(batch):
+                self._free()
+                count = self._count(batch)
+            if count == 0:
+                for item in batch:
+                    self._name(item)
+                return
+            yield from self._part(batch[:count])
+            batch = batch[count:]
+
+    def _count(self, batch: list[Item]) -> int:
+        """Return how many images of ``batch`` fit into the memory at once, as far as that is known."""
+        if self.budget is None:
+            return len(batch)
+        return self.budget.count(len(batch), *padded_size(batch[0][1], self.translator))
+
+    def _part(self, part: list[Item]) -> Iterator[Translated]:
+        translations = self._attempt(part)
+        if translations is not None:
+            for (output, before), after in zip(part, translations, strict=True):
+                yield output, before, after
+            return
+        self._free()
+        for item in part:
+            alone = self._attempt([item])
+            if alone is None:
+                self._free()
+                self._name(item)
+            else:
+                yield (*item, alone[0])
+
+    def _attempt(self, part: list[Item]) -> list[NDArray[np.uint8]] | None:
+        """Return the translations, or None if memory runs out.
+
+        The error is gone on return: its traceback would keep the tensors of the failed attempt in memory.
+        """
+        try:
+            return self.translator([pixels for _, pixels in part])
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+        return None
+
+    def _free(self) -> None:
+        """Free the memory that a failed attempt and images that wait to be written still hold."""
+        self.release()
+        gc.collect()
+        if self.translator.device.type == "cuda":
+            torch.cuda.empty_cache()
+        elif self.translator.device.type == "mps":
+            torch.mps.empty_cache()
+
+    def _name(self, item: Item) -> None:
+        output, pixels = item
+        height, width = pixels.shape[:2]
+        text = f"{output.source}: {width}x{height} does not fit into the memory of {self.translator.device}"
+        if self.budget is not None:
+            needed = self.budget.needed(1, *padded_size(pixels, self.translator))
+            text += f", of which it needs about {needed / 2**30:.1f} GiB"
+        self.failed(f"{text}: use --resize N with a smaller N, or a device with more memory")

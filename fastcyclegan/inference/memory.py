@@ -1,0 +1,181 @@
+"""Estimate the memory that a generator needs on a CPU, and find out how much there is.
+
+Linux grants almost every allocation and kills the process once it uses more memory than there is, without a
+message. Work that would need too much must therefore not be started.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import sys
+import weakref
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastcyclegan import reference
+from fastcyclegan.data.cached_loader import free_memory
+from fastcyclegan.inference.translator import Translator
+from fastcyclegan.nn.networks import set_impl
+
+# The estimate was compared with the growth of the resident memory (torch 2.13, one thread, fp32, up to 4
+# megapixels, in one image or four). Bytes per pixel, estimated and real, at 1 megapixel or more:
+# resnet_9blocks 780 and 787, with ngf 32 396 and 401, with ngf 8 108 and 112, unet_256 280 and 292. So 5 % is
+# added. For smaller images, up to 88 MiB more were used, for code and for weights in oneDNN's own layouts.
+# bf16 needs less: resnet_9blocks 662, unet_256 229.
+FACTOR = 1.05
+FIXED = 128 * 2**20
+# The pixels before and after the network: 3 bytes as integers and 12 as floats, and a byte to spare.
+AROUND = 16
+# The networks pad by up to 3 pixels on each side, which only matters in narrow images.
+MARGIN = 6
+# More than any usual network needs per pixel (the largest official one: 780 bytes). What fits by this figure
+# needs no estimate.
+GENEROUS = 16_384
+# Side of the image with which a network is tried out. In smaller ones, the padding would count too much.
+TRIAL_SIDE = 64
+
+
+class _Live:
+    """Hooks that add up the bytes of the tensors that are alive while a network runs, and keep the peak."""
+
+    def __init__(self) -> None:
+        self.sizes: dict[int, int] = {}
+        self.peak = 0
+
+    def before(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self._track(inputs[0])
+
+    def after(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        self._track(output)
+        self.peak = max(self.peak, sum(self.sizes.values()) + _temporary_bytes(module, inputs[0]))
+
+    def _track(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        address = storage.data_ptr()
+        if address not in self.sizes:
+            self.sizes[address] = storage.nbytes()
+            weakref.finalize(storage, self.sizes.pop, address, None)
+
+
+def _temporary_bytes(module: nn.Module, x: Tensor) -> int:
+    """Return the bytes of the tensors that exist only inside ``module`` while it runs on ``x``.
+
+    Convolutions and norms copy their input to another memory layout: in a generator, torch's instance norm
+    returns NCHW, and its convolutions use channels_last.
+    """
+    if isinstance(module, reference.ResizeConv2d):
+        return 8 * x.nbytes  # the padded input at twice the size, and its copy
+    if hasattr(module, "weight"):
+        return x.nbytes
+    return 0
+
+
+def bytes_per_pixel(net: nn.Module, channels: int, side: int) -> float:
+    """Return the peak memory of PyTorch's operators per pixel of the input of ``net``, in fp32 on a CPU.
+
+    The network runs once, on an image of ``side`` x ``side``. Its weights are not included.
+    """
+    weights = [*net.parameters(), *net.buffers()]
+    copied: nn.Module = copy.deepcopy(net, {id(tensor): tensor for tensor in weights})
+    set_impl(copied, "reference")
+    live = _Live()
+    for module in copied.modules():
+        module.register_forward_pre_hook(live.before)
+        module.register_forward_hook(live.after)
+    image = torch.zeros(1, channels, side, side).contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        copied(image)
+    return live.peak / side**2
+
+
+class Budget:
+    """Decides how many images of one size a translator on the CPU can translate at once."""
+
+    def __init__(self, translator: Translator) -> None:
+        self.translator = translator
+        self._per_pixel: float | None = None
+
+    def needed(self, images: int, height: int, width: int) -> int:
+        """Return the bytes that ``images`` images of a padded size need at the peak."""
+        if self._per_pixel is None:
+            side = max(self.translator.multiple, TRIAL_SIDE)
+            self._per_pixel = bytes_per_pixel(self.translator.net, self.translator.channels, side)
+        activations = (self._per_pixel + AROUND) * images * (height + MARGIN) * (width + MARGIN)
+        return int(FACTOR * activations + min(activations, FIXED))
+
+    def count(self, images: int, height: int, width: int) -> int:
+        """Return how many of ``images`` images of a padded size fit into the available memory at once."""
+        available = available_memory()
+        if available is None or images * height * width * GENEROUS < available:
+            return images
+        while images and self.needed(images, height, width) > available:
+            images -= 1
+        return images
+
+
+def budget_of(translator: Translator) -> Budget | None:
+    """Return the budget of ``translator``, or None if its device reports itself that memory has run out."""
+    if translator.device.type == "cpu":
+        return Budget(translator)
+    return None
+
+
+def available_memory() -> int | None:
+    """Return the bytes that this process can use before the kernel ends it, or None if this is not Linux."""
+    if sys.platform != "linux":
+        return None
+    available = free_memory(torch.device("cpu")) + _free_swap()
+    room = group_room(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))
+    if room is None:
+        return available
+    return min(available, room)
+
+
+def _free_swap() -> int:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("SwapFree:"):
+                return int(line.split()[1]) * 1024
+    return 0
+
+
+def group_room(membership: Path, root: Path) -> int | None:
+    """Return the bytes left within the memory limits of this process's control groups, or None.
+
+    Containers have such limits. ``membership`` is /proc/self/cgroup, and ``root`` is where the groups are
+    mounted, in version 1 or 2.
+    """
+    rooms: list[int] = []
+    with contextlib.suppress(OSError):
+        for line in membership.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            names: tuple[str, str, str] | None = None
+            if not controllers:
+                top, names = root, ("memory.max", "memory.current", "inactive_file")
+            elif "memory" in controllers.split(","):
+                top = root / "memory"
+                names = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
+            if names is not None:
+                group = top / path.lstrip("/")
+                groups = [group, *group.parents]
+                rooms += _rooms([one for one in groups if one.is_relative_to(top)], *names)
+    return min(rooms, default=None)
+
+
+def _rooms(groups: list[Path], limit: str, used: str, reclaimable: str) -> list[int]:
+    """Return the bytes left in each of ``groups`` that has a limit. Cached files are given up for others."""
+    rooms = []
+    for group in groups:
+        # Outer groups may be hidden from a container, and the value of a missing limit is "max".
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            statistics: dict[str, Any] = dict(
+                line.split() for line in (group / "memory.stat").read_text().splitlines()
+            )
+            cached = int(statistics[reclaimable])
+            room = int((group / limit).read_text()) - int((group / used).read_text()) + cached
+            rooms.append(max(room, 0))
+    return rooms

@@ -1,0 +1,222 @@
+"""Tests of batches: what waits in memory, and what happens when memory runs out."""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fastcyclegan.data.image_file import BadImageError
+from fastcyclegan.data.loader import Job, Row
+from fastcyclegan.errors import UserError, is_out_of_memory
+from fastcyclegan.inference import batches
+from fastcyclegan.inference.batches import FittingTranslator, Item, gathered
+from fastcyclegan.inference.outputs import Output
+
+REFUSED = (
+    "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"
+)
+
+
+class OutOfMemoryError(RuntimeError):
+    """Has the name of torch's class."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        OutOfMemoryError(),
+        RuntimeError(REFUSED),
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."),
+        RuntimeError("MPS backend out of memory (MPS allocated: 1.00 GB)"),
+        RuntimeError("Triton Error [CUDA]: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        OSError(12, "Cannot allocate memory"),
+    ],
+)
+def test_lack_of_memory_is_recognised(error: Exception) -> None:
+    assert is_out_of_memory(error)
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("a kernel failed"), OSError(28, "No space left"), UserError("x: out of memory")]
+)
+def test_other_errors_are_not_lack_of_memory(error: Exception) -> None:
+    assert not is_out_of_memory(error)
+
+
+class FakeTranslator:
+    """Inverts images. Fails with ``error`` for more than ``limit`` pixels, and for an image of ``poison``."""
+
+    multiple, device = 4, torch.device("cpu")
+
+    def __init__(
+        self,
+        limit: float = float("inf"),
+        error: Callable[[], Exception] = MemoryError,
+        poison: int | None = None,
+    ) -> None:
+        self.limit, self.error, self.poison = limit, error, poison
+        self.batches: list[int] = []
+        self.kept: list[weakref.ref[Tensor]] = []
+
+    def __call__(self, images: list[Tensor]) -> list[NDArray[np.uint8]]:
+        assert not any(ref() is not None for ref in self.kept), "the failed attempt is still in memory"
+        work = torch.stack(images)
+        self.kept.append(weakref.ref(work))
+        self.batches.append(len(images))
+        if work.numel() // 3 > self.limit or self.poison in work[:, 0, 0, 0].tolist():
+            raise self.error()
+        return [(255 - image).numpy() for image in images]
+
+
+class FakeBudget:
+    """Allows batches of up to ``pixels`` pixels."""
+
+    def __init__(self, pixels: int) -> None:
+        self.pixels = pixels
+
+    def count(self, images: int, height: int, width: int) -> int:
+        return min(images, self.pixels // (height * width))
+
+    def needed(self, images: int, height: int, width: int) -> int:
+        return 100 * 2**30
+
+
+def items(count: int, side: int = 8) -> list[Item]:
+    return [
+        (Output(Path(f"{n}.png"), Path("out", f"{n}.png")), torch.full((side, side, 3), n, dtype=torch.uint8))
+        for n in range(count)
+    ]
+
+
+def translated(
+    translator: FakeTranslator, batch: list[Item], budget: FakeBudget | None = None, release: Any = None
+) -> tuple[list[str], list[str]]:
+    """Return the names of the images that were translated (correctly), and the descriptions of the others."""
+    failed: list[str] = []
+    fitting = FittingTranslator(
+        translator,  # type: ignore[arg-type]
+        budget,  # type: ignore[arg-type]
+        failed.append,
+        (lambda: None) if release is None else release,
+    )
+    names = []
+    for output, before, after in fitting(batch):
+        assert np.array_equal(after, 255 - before.numpy())
+        names.append(output.source.name)
+    return names, failed
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError, lambda: torch.OutOfMemoryError("CUDA out of memory"), lambda: RuntimeError(REFUSED)],
+    ids=["MemoryError", "OutOfMemoryError", "RuntimeError"],
+)
+def test_images_are_tried_alone_if_their_batch_does_not_fit(error: Callable[[], Exception]) -> None:
+    """The memory of the failed attempt is free before the next one, and what waits is released."""
+    released = []
+    translator = FakeTranslator(150, error)
+    names, failed = translated(translator, items(3), release=lambda: released.append(True))
+    assert names == ["0.png", "1.png", "2.png"]
+    assert (failed, translator.batches, len(released)) == ([], [3, 1, 1, 1], 1)
+
+
+def test_an_image_that_does_not_fit_alone_is_named() -> None:
+    """Its batch is translated without it."""
+    translator = FakeTranslator(poison=1)
+    names, failed = translated(translator, items(3))
+    assert names == ["0.png", "2.png"]
+    assert failed == [
+        "1.png: 8x8 does not fit into the memory of cpu: use --resize N with a smaller N, or a device with"
+        " more memory"
+    ]
+    assert translator.batches == [3, 1, 1, 1]
+
+
+def test_other_errors_end_the_program() -> None:
+    with pytest.raises(RuntimeError, match="a kernel failed"):
+        translated(FakeTranslator(0, lambda: RuntimeError("a kernel failed")), items(2))
+
+
+def test_batches_are_divided_by_the_budget() -> None:
+    translator = FakeTranslator()
+    names, failed = translated(translator, items(5), FakeBudget(130))
+    assert (len(names), failed, translator.batches) == (5, [], [2, 2, 1])
+
+
+def test_an_image_beyond_the_budget_is_named_without_a_try() -> None:
+    translator = FakeTranslator()
+    names, failed = translated(translator, items(2), FakeBudget(63))
+    assert (names, translator.batches) == ([], [])
+    assert [text.split(",")[0] for text in failed] == [
+        f"{n}.png: 8x8 does not fit into the memory of cpu" for n in (0, 1)
+    ]
+    assert "of which it needs about 100.0 GiB: use --resize N" in failed[0]
+
+
+def test_what_waits_is_released_before_an_image_is_given_up() -> None:
+    budget = FakeBudget(63)
+
+    def release() -> None:
+        budget.pixels = 64
+
+    assert translated(FakeTranslator(), items(2), budget, release) == (["0.png", "1.png"], [])
+
+
+def read(*sides: int) -> list[tuple[Job, Row]]:
+    return [
+        (Job(output.source, tag=output), torch.zeros(side, side, 3, dtype=torch.uint8))
+        for side, (output, _) in zip(sides, items(len(sides)), strict=True)
+    ]
+
+
+def sizes(rows: list[tuple[Job, Row]], batch_size: int) -> list[list[int]]:
+    """Return the sides of the images in each batch."""
+    found = gathered(rows, FakeTranslator(), batch_size, pytest.fail)  # type: ignore[arg-type]
+    return [[pixels.shape[0] for _, pixels in batch] for batch in found]
+
+
+def test_images_of_one_padded_size_form_batches() -> None:
+    assert sizes(read(8, 7, 12, 5, 8, 12), 3) == [[8, 7, 5], [12, 12], [8]]
+
+
+def test_few_images_wait_for_others_of_their_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are bounded by their number and by their pixels."""
+    different = [8 + 4 * n for n in range(9)]
+    assert sizes(read(*different), 2)[0] == [36]  # the largest of 8
+    monkeypatch.setattr(batches, "WAITING_PIXELS", 8 * 8 + 12 * 12)
+    assert sizes(read(*different), 2)[:2] == [[12], [16]]
+    sides = [8 + 4 * (n % 5) for n in range(100)]
+    assert sorted(itertools.chain(*sizes(read(*sides), 2))) == sorted(sides)
+
+
+def test_large_images_are_translated_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "BATCH_PIXELS", 300)
+    assert sizes(read(8, 8, 16, 16, 8, 8, 8), 8) == [[16], [16], [8, 8, 8, 8], [8]]
+
+
+def test_images_that_were_read_before_a_bad_one_are_translated() -> None:
+    """The callback decides whether to read the images after it."""
+    bad = BadImageError("bad.png", "broken")
+    rows: list[tuple[Job, Row]] = [*read(8, 12), (Job(Path("bad.png")), bad), *read(8)]
+    for continues, expected in ((True, 3), (False, 2)):
+        seen: list[BadImageError] = []
+
+        def note(error: BadImageError, seen: Any = seen, continues: bool = continues) -> bool:
+            seen.append(error)
+            return continues
+
+        found = gathered(rows, FakeTranslator(), 8, note)  # type: ignore[arg-type]
+        assert sum(map(len, found)) == expected
+        assert seen == [bad]

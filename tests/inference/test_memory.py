@@ -1,0 +1,130 @@
+"""Tests of the memory estimate: its agreement with the real need, limits of containers, and what fits."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from fastcyclegan.inference import memory
+from fastcyclegan.inference.memory import Budget, budget_of, bytes_per_pixel, group_room
+from fastcyclegan.inference.translator import Translator
+from fastcyclegan.nn.networks import Generator, UnetGenerator
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("net", "side", "expected"),
+    [
+        # The first norm: its input of 64 channels, its output, a copy of the input in NCHW, and the image.
+        (Generator(n_blocks=1), 64, 3 * 64 * 4 + 12),
+        (Generator(n_blocks=1, impl="triton"), 64, 3 * 64 * 4 + 12),
+        # The last upsampling: 128 channels at half the size, 8 times that for the resized input, and 64
+        # channels at the full size.
+        (Generator(n_blocks=0, upsample="resize"), 64, (9 * 128 / 4 + 64) * 4 + 12),
+        # The last upsampling: 128 channels at half the size, twice because of the layout, the image, and the
+        # result; and the output of the first layer, which the skip keeps.
+        (UnetGenerator(num_downs=5), 64, (2 * 128 / 4 + 3 + 3) * 4),
+    ],
+    ids=["resnet", "resnet with kernels", "resize", "unet"],
+)
+def test_the_largest_layers_determine_the_need(net: nn.Module, side: int, expected: float) -> None:
+    """Networks with few blocks need as much as those with many, because the largest layers are the outer."""
+    assert bytes_per_pixel(net, 3, side) == pytest.approx(expected, rel=0.05)
+    assert not any(module._forward_hooks for module in net.modules())
+
+
+REAL = """
+import ctypes, sys, threading
+from pathlib import Path
+import torch
+from fastcyclegan.inference.memory import Budget
+from fastcyclegan.inference.translator import Translator
+from fastcyclegan.nn.networks import Generator, UnetGenerator
+
+def kilobytes(name):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name))
+
+torch.set_num_threads(1)
+for net in (Generator(ngf=8, n_blocks=1), UnetGenerator(ngf=8, num_downs=5)):
+    translator = Translator(net.eval(), torch.device("cpu"), "fp32")
+    needed = Budget(translator).needed(2, 1024, 1024)
+    images = [torch.zeros(1024, 1024, 3, dtype=torch.uint8) for _ in range(2)]
+    translator([torch.zeros(64, 64, 3, dtype=torch.uint8)])
+    ctypes.CDLL(None).malloc_trim(0)
+    before = kilobytes("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")
+    translator(images)
+    print((kilobytes("VmHWM") - before) * 1024 / needed)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
+def test_the_estimate_agrees_with_the_real_need() -> None:
+    """The real need is at most the estimate and, because that adds up to 128 MiB, not much less than half."""
+    process = subprocess.run([sys.executable, "-c", REAL], capture_output=True, text=True, check=True)
+    for share in map(float, process.stdout.split()):
+        assert 0.45 < share <= 1
+
+
+def test_fewer_images_are_translated_at_once_if_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    budget = Budget(Translator(Generator(ngf=2, n_blocks=0).eval(), CPU, "fp32"))
+    for available, count in ((None, 8), (2**50, 8), (budget.needed(3, 64, 64), 3)):
+        monkeypatch.setattr(memory, "available_memory", lambda available=available: available)
+        assert budget.count(8, 64, 64) == count
+    monkeypatch.setattr(memory, "available_memory", lambda: budget.needed(1, 64, 64) - 1)
+    assert budget.count(8, 64, 64) == 0
+    assert budget.count(8, 32, 32) > 0
+
+
+def test_most_work_needs_no_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "available_memory", lambda: 2**34)
+    monkeypatch.setattr(memory, "bytes_per_pixel", lambda *_: pytest.fail("the network is tried out"))
+    assert Budget(Translator(Generator(ngf=2, n_blocks=0).eval(), CPU, "fp32")).count(8, 256, 256) == 8
+
+
+def test_only_the_memory_of_the_host_is_estimated() -> None:
+    translator = Translator(Generator(ngf=2, n_blocks=0).eval(), CPU, "fp32")
+    assert budget_of(translator) is not None
+    translator.device = torch.device("cuda")
+    assert budget_of(translator) is None
+
+
+def test_the_available_memory_is_that_of_the_system() -> None:
+    available = memory.available_memory()
+    if sys.platform == "linux":
+        assert available is not None
+        assert 0 < available < 2**50
+    else:
+        assert available is None
+
+
+def write_group(folder: Path, version: int, limit: str, used: str, stat: str) -> None:
+    """Write the files that describe the memory of a control group."""
+    names = {1: ("memory.limit_in_bytes", "memory.usage_in_bytes"), 2: ("memory.max", "memory.current")}
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in zip((*names[version], "memory.stat"), (limit, used, stat), strict=True):
+        (folder / name).write_text(f"{text}\n")
+
+
+def test_limits_of_control_groups_count(tmp_path: Path) -> None:
+    """The least room of a group and those around it counts. Cached files are given up, so they are room."""
+    membership, root = tmp_path / "cgroup", tmp_path / "fs"
+    assert group_room(membership, root) is None
+    membership.write_text("0::/outer/inner\n")
+    assert group_room(membership, root) is None
+    write_group(root / "outer" / "inner", 2, "max", "100", "anon 60\ninactive_file 40")
+    assert group_room(membership, root) is None
+    write_group(root / "outer", 2, "1000", "900", "anon 850\ninactive_file 50")
+    assert group_room(membership, root) == 150
+    write_group(root, 2, "500", "900", "inactive_file 50")
+    assert group_room(membership, root) == 0
+    membership.write_text("9:name=systemd:/\n4:cpu,memory:/job\n")
+    write_group(root / "memory" / "job", 1, "700", "300", "total_inactive_file 10")
+    assert group_room(membership, root) == 410

@@ -1,0 +1,177 @@
+"""Tests of planned outputs: each image has its own, no input is overwritten, and errors are found early."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from fastcyclegan.errors import UserError
+from fastcyclegan.inference import outputs
+from fastcyclegan.inference.outputs import plan_outputs
+
+
+def touch(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return folder
+
+
+def planned(tmp_path: Path, names: tuple[str, ...], grid: bool = False) -> dict[str, str]:
+    """Return the output of each image (and of the grid, under "grid"), relative to the folder."""
+    source, output = touch(tmp_path / "in", *names), tmp_path / "out"
+    plan = plan_outputs(source, output, grid)
+    targets = {
+        one.source.relative_to(source).as_posix(): one.target.relative_to(output).as_posix()
+        for one in plan.outputs
+    }
+    if plan.grid is not None:
+        targets["grid"] = plan.grid.relative_to(output).as_posix()
+    return targets
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        # The simple cases: the suffix is kept only where it is needed.
+        (("a.jpg",), ("a.png",)),
+        (("a.jpg", "a.tif", "b.bmp"), ("a.jpg.png", "a.tif.png", "b.png")),
+        # The kept suffix leads to the simple name of another image.
+        (("x.jpg", "x.jpg.png", "x.tif"), ("x.jpg-2.png", "x.jpg.png", "x.tif.png")),
+        (
+            ("x.jpg", "x.jpg-2.tif", "x.jpg.png", "x.tif"),
+            ("x.jpg-3.png", "x.jpg-2.png", "x.jpg.png", "x.tif.png"),
+        ),
+        # A folder of the same name must be created.
+        (("x.jpg", "x.png/a.jpg"), ("x.jpg.png", "x.png/a.png")),
+        (("x.jpg", "x.jpg.png/a.jpg", "x.png/a.jpg"), ("x.jpg-2.png", "x.jpg.png/a.png", "x.png/a.png")),
+        # Names that are the same on disks that ignore case, or how accents are encoded.
+        (("A.jpg", "a.jpg"), ("A.jpg.png", "a.jpg-2.png")),
+        (("D/a.jpg", "d/A.tif"), ("D/a.jpg.png", "d/A.tif.png")),
+        (("e\u0301.jpg", "\u00e9.tif"), ("e\u0301.jpg.png", "\u00e9.tif.png")),
+    ],
+)
+def test_every_image_has_its_own_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...], expected: tuple[str, ...]
+) -> None:
+    """The outputs do not depend on the order in which images are listed."""
+    assert planned(tmp_path, names) == dict(zip(names, expected, strict=True))
+    listed = outputs.list_images
+    monkeypatch.setattr(outputs, "list_images", lambda folder: listed(folder)[::-1])
+    assert planned(tmp_path, names) == dict(zip(names, expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (("before_after.jpg",), {"before_after.jpg": "before_after.jpg.png", "grid": "before_after.png"}),
+        (("Before_After.jpg",), {"Before_After.jpg": "Before_After.jpg.png", "grid": "before_after.png"}),
+        (
+            ("before_after.png/a.jpg",),
+            {"before_after.png/a.jpg": "before_after.png/a.png", "grid": "before_after-2.png"},
+        ),
+    ],
+)
+def test_the_grid_meets_no_translation(
+    tmp_path: Path, names: tuple[str, ...], expected: dict[str, str]
+) -> None:
+    assert planned(tmp_path, names, grid=True) == expected
+
+
+def test_folders_of_the_output_that_are_links_to_each_other(tmp_path: Path) -> None:
+    (tmp_path / "out" / "b").mkdir(parents=True)
+    (tmp_path / "out" / "a").symlink_to("b")
+    assert planned(tmp_path, ("a/x.jpg", "b/x.jpg")) == {"a/x.jpg": "a/x.jpg.png", "b/x.jpg": "b/x.jpg-2.png"}
+
+
+def test_a_single_image_can_have_a_file_as_its_output(tmp_path: Path) -> None:
+    image = touch(tmp_path, "x.jpg") / "x.jpg"
+    for name in ("painted.png", "new/folder/painted.PNG"):
+        (one,) = plan_outputs(image, tmp_path / name).outputs
+        assert one.target == tmp_path / name
+    assert plan_outputs(image, tmp_path / "painted.png", grid=True).grid == tmp_path / "before_after.png"
+    plan = plan_outputs(image, tmp_path / "Before_After.png", grid=True)
+    assert plan.grid == tmp_path / "before_after-2.png"
+    (tmp_path / "folder.png").mkdir()
+    for folder in ("folder.png", "painted", "v1.5"):
+        (one,) = plan_outputs(image, tmp_path / folder).outputs
+        assert one.target == tmp_path / folder / "x.png"
+
+
+def test_an_image_is_translated_into_a_folder_that_contains_it(tmp_path: Path) -> None:
+    source = touch(tmp_path, "in/deep/x.jpg") / "in"
+    for path in (source / "deep" / "x.jpg", source / "deep"):
+        (one,) = plan_outputs(path, source).outputs
+        assert one.target == source / "x.png"
+    assert [one.target.name for one in plan_outputs(source, source / "out").outputs] == ["x.png"]
+    touch(source, "out/deep/x.png")  # an earlier translation
+    assert [one.source.name for one in plan_outputs(source, source / "out").outputs] == ["x.jpg"]
+    with pytest.raises(UserError, match="no images to translate"):
+        plan_outputs(touch(tmp_path, "only/out/x.png") / "only", tmp_path / "only" / "out")
+
+
+@pytest.mark.parametrize(
+    ("source", "output", "message"),
+    [
+        ("missing", "out", "missing: no such file or folder"),
+        ("empty", "out", "empty: contains no images"),
+        ("in/x.jpg", "painted.jpg", "painted.jpg: translations are PNG files; use .*painted.png"),
+        ("in/x.jpg", "painted.gif", "painted.gif: translations are PNG files"),
+        ("in/x.jpg", "text", "text: not a folder"),
+        ("in/x.jpg", "text/painted.png", "text: not a folder"),
+        ("in", "painted.png", "painted.png: the name of an image, but --output must be a folder for .*in"),
+        ("in", "in/x.jpg", "x.jpg: not a folder"),
+        ("in", "text/deep", "text: not a folder"),
+        ("in", "dangling", "dangling: not a folder"),
+        ("in", "in", "y.png is one of the input images: choose another --output"),
+        ("in", "in/../in", "y.png is one of the input images"),
+        ("in", "link", "y.png is one of the input images"),
+        ("in/y.png", "in/y.png", "y.png is one of the input images"),
+        ("in/y.png", "link/y.png", "y.png is one of the input images"),
+        ("in/before_after.png", "in", "before_after.png is one of the input images"),
+        ("in", "blocked", "x.png: a folder, where the translation of .*x.jpg must be written"),
+        ("in", "gridless", "before_after.png: a folder, where the grid must be written"),
+    ],
+)
+def test_impossible_outputs_are_refused(tmp_path: Path, source: str, output: str, message: str) -> None:
+    touch(tmp_path, "in/x.jpg", "in/y.png", "in/before_after.png", "text")
+    for folder in ("empty", "blocked/x.png", "gridless/before_after.png"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "link").symlink_to("in")
+    (tmp_path / "dangling").symlink_to("nothing")
+    with pytest.raises(UserError, match=message) as raised:
+        plan_outputs(tmp_path / source, tmp_path / output, grid=True)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_file_where_a_folder_must_be_is_refused(tmp_path: Path) -> None:
+    touch(tmp_path, "in/deep/x.jpg", "out/deep")
+    with pytest.raises(UserError, match="deep: not a folder"):
+        plan_outputs(tmp_path / "in", tmp_path / "out")
+
+
+@pytest.mark.parametrize(("stem", "fits"), [("x" * 220, True), ("x" * 251, False), ("\u00e9" * 125, False)])
+def test_names_that_are_too_long_are_refused(tmp_path: Path, stem: str, fits: bool) -> None:
+    touch(tmp_path, f"in/{stem}.jpg", "in/short.jpg")
+    if fits:
+        assert len(plan_outputs(tmp_path / "in", tmp_path / "out").outputs) == 2
+        return
+    with pytest.raises(UserError, match=rf"the translation of .*{stem}.jpg would have too long a name"):
+        plan_outputs(tmp_path / "in", tmp_path / "out")
+
+
+def test_images_that_cannot_be_read_do_not_prevent_the_plan(tmp_path: Path) -> None:
+    touch(tmp_path, "in/y.jpg")
+    (tmp_path / "in" / "x.jpg").symlink_to("nothing")
+    (tmp_path / "in" / "z.jpg").symlink_to("y.jpg")
+    targets = [one.target.name for one in plan_outputs(tmp_path / "in", tmp_path / "out").outputs]
+    assert targets == ["x.png", "y.png", "z.png"]
+
+
+def test_links_to_inputs_are_never_overwritten(tmp_path: Path) -> None:
+    touch(tmp_path, "in/x.png", "out/other")
+    os.link(tmp_path / "in" / "x.png", tmp_path / "out" / "x.png")
+    with pytest.raises(UserError, match=r"x\.png is one of the input images"):
+        plan_outputs(tmp_path / "in", tmp_path / "out")
