@@ -29,7 +29,7 @@ from fastcyclegan.data import builtin
 from fastcyclegan.data.dataset_report import ReportConfig, report_dataset
 from fastcyclegan.data.download import DATASETS, ELSEWHERE, SERVER, download
 from fastcyclegan.engine import require_impl, resolve_device
-from fastcyclegan.errors import StoppedError, UserError, is_out_of_memory, system_reason
+from fastcyclegan.errors import StoppedError, UserError, is_out_of_memory, print_line, system_reason
 from fastcyclegan.inference.translate_folder import TranslateConfig, translate_folder
 from fastcyclegan.training.run_folder import resume_command
 from fastcyclegan.training.run_report import PAGE
@@ -173,9 +173,12 @@ def _resumed(flags: dict[str, str]) -> TrainConfig:
 
 def _run(main: Callable[[], int]) -> int:
     try:
-        return main()
+        with warnings.catch_warnings():
+            # Pillow's name no file. What they warn of has no effect here, or is an error.
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+            return main()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_line(f"error: {error}", sys.stderr)
     except BrokenPipeError:
         # The reader of a pipe, such as head, wants no more. Python would fail again at its exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -185,14 +188,14 @@ def _run(main: Callable[[], int]) -> int:
         file = error.filename
         if not file:
             file = "input or output"
-        print(f"error: {file}: {system_reason(error)}", file=sys.stderr)
+        print_line(f"error: {file}: {system_reason(error)}", sys.stderr)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
         reason = "the system refused an allocation"
         if str(error):
             reason = str(error).splitlines()[0]
-        print(f"error: out of memory: {reason}", file=sys.stderr)
+        print_line(f"error: out of memory: {reason}", sys.stderr)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130

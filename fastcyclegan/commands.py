@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from fastcyclegan.errors import escape_on_streams, print_line
 from fastcyclegan.training.signals import nothing_to_save
 
 # The pip names of the packages that the commands import.
@@ -23,6 +24,7 @@ def function(module: str, name: str) -> Callable[[], Any]:
 
     If a package is missing, print its name and how to install it, and exit with code 2.
     """
+    escape_on_streams()
     try:
         with nothing_to_save():
             return getattr(importlib.import_module(module), name)
@@ -30,9 +32,9 @@ def function(module: str, name: str) -> Callable[[], Any]:
         package, _, _ = str(missing.name).partition(".")
         if package not in PACKAGES:
             raise
-        print(
+        print_line(
             f"error: this command needs the package {package}: python -m pip install {PACKAGES[package]}",
-            file=sys.stderr,
+            sys.stderr,
         )
         sys.exit(2)
 

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from fastcyclegan.errors import printable
+
 _BAR = 10
 
 
@@ -35,7 +37,7 @@ class Console:
     """Prints log lines and progress to standard output. Leaving ``with console:`` removes the live line."""
 
     def __init__(self) -> None:
-        self._rich = _Output(highlight=False, markup=False, soft_wrap=True)
+        self._rich = _Output(highlight=False, markup=False, emoji=False, soft_wrap=True)
         self._progress: Progress | None = None
         self._task: TaskID | None = None
 
@@ -50,14 +52,21 @@ class Console:
         return 10.0
 
     def log(self, line: str) -> None:
-        """Print one line, above the live line if there is one."""
+        """Print one line, above the live line if there is one.
+
+        Characters that would act on the terminal are escaped, and those that it cannot show.
+        """
         try:
-            self._rich.print(line)
+            self._rich.print(self._shown(line))
         except OSError as error:  # the terminal is gone
             reason = error.strerror
             if not reason:
                 reason = "standard output failed"
             self._rich.give_up(reason)
+
+    def _shown(self, text: str) -> str:
+        encoding = self._rich.encoding
+        return printable(text).encode(encoding, "backslashreplace").decode(encoding)
 
     def table(self, title: str, rows: Mapping[str, object]) -> None:
         """Print ``rows`` as aligned names and values under ``title``."""
@@ -72,8 +81,10 @@ class Console:
             self.log(text)
             return
         room = self._rich.width - _BAR - len(" 100% ") - 1
+        text = self._shown(text)
         if len(text) > room:  # keep it to one line in a narrow terminal
-            text = text[: room - 1] + "…"
+            end = "…" if self._shown("…") == "…" else "."
+            text = text[: room - 1] + end
         if self._progress is None:
             columns = (
                 BarColumn(bar_width=_BAR),

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import shutil
+import sys
+import unicodedata
 from pathlib import Path
+from typing import TextIO
 
 
 class UserError(Exception):
@@ -39,6 +43,49 @@ def one_line(error: BaseException, limit: int = 200) -> str:
     if not text:
         return type(error).__name__
     return text
+
+
+# Zero-width joiners, which are part of some scripts and of emoji.
+_JOINERS = ("\u200c", "\u200d")
+
+
+def printable(text: str) -> str:
+    """Return ``text`` with everything escaped that would act on a terminal or hide other text.
+
+    These are control characters, line breaks and invisible format characters. The bytes of a file name that
+    is not UTF-8 are escaped too, as in caf\\xe9.jpg.
+    """
+    if text.isprintable():
+        return text
+    return "".join(map(_printable, text))
+
+
+def _printable(character: str) -> str:
+    category = unicodedata.category(character)
+    if category not in ("Cc", "Cf", "Cs", "Zl", "Zp") or character in _JOINERS:
+        return character
+    if "\udc80" <= character <= "\udcff":  # how Python represents such a byte
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode()
+
+
+def print_line(text: str, stream: TextIO) -> None:
+    """Print ``text`` as one line to ``stream``, with what it cannot show escaped."""
+    encoding = getattr(stream, "encoding", None)
+    line = printable(text)
+    if encoding is not None:
+        line = line.encode(encoding, "backslashreplace").decode(encoding)
+    print(line, file=stream, flush=True)
+
+
+def escape_on_streams() -> None:
+    """Make standard output and standard error escape the characters that their encoding does not have.
+
+    For console commands, whose help and error boxes are printed by other packages.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 # Parts of the messages of torch, CUDA, cuBLAS, cuDNN and Pillow, none of which has an error class of its own

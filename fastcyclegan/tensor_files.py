@@ -55,6 +55,9 @@ def load_tensors(path: Path) -> Any:
             check_sums(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about damaged bytes that look like a version
+            if not _is_utf8(path):
+                with path.open("rb") as file:
+                    return torch.load(file, map_location="cpu", weights_only=True)
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except UserError:
         raise
@@ -66,6 +69,15 @@ def load_tensors(path: Path) -> Any:
     # EOFError, OSError and more.
     except Exception as error:
         raise UserError(f"{path}: cannot be loaded: {_reason(str(error))}") from None
+
+
+def _is_utf8(path: Path) -> bool:
+    """Return whether ``path`` is UTF-8, which torch and safetensors take every path for."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _reason(message: str) -> str:
@@ -86,9 +98,11 @@ def _load_safetensors(path: Path) -> dict[str, torch.Tensor]:
     if importlib.util.find_spec("safetensors") is None:
         raise UserError(f"{path}: loading it needs the package safetensors: pip install 'fastcyclegan[hub]'")
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors.torch import load, load_file
 
     try:
+        if not _is_utf8(path):
+            return load(path.read_bytes())
         return load_file(path)
     except (SafetensorError, ValueError, RuntimeError, KeyError) as error:
         raise UserError(f"{path}: cannot be loaded: damaged, or not a safetensors file") from error
@@ -101,15 +115,13 @@ def arguments_in(path: Path) -> dict[str, Any]:
     """
     if path.suffix != ".safetensors" or importlib.util.find_spec("safetensors") is None:
         return {}
-    from safetensors import SafetensorError, safe_open
-
     try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata()
-        if not metadata or "fastcyclegan" not in metadata:
-            return {}
-        arguments = json.loads(metadata["fastcyclegan"])
-    except (SafetensorError, OSError, ValueError):
+        # Not by the package, which opens only paths that are UTF-8.
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(min(size, path.stat().st_size)))
+        arguments = json.loads(header["__metadata__"]["fastcyclegan"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
     if not isinstance(arguments, dict):
         return {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
 
 from fastcyclegan.console import Console
@@ -20,6 +22,35 @@ def test_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
         "half [way]",
     ]
     assert not console.is_terminal
+
+
+def test_text_from_files_is_shown_unchanged_or_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+    with Console() as console:
+        console.log("bad image :smile:\x1b[2J\n.png")
+        console.table("title\n", {"a\n": "b\r"})
+        console.progress(1, 2, "half\n")
+    assert capsys.readouterr().out.splitlines() == [
+        r"bad image :smile:\x1b[2J\n.png",
+        r"title\n",
+        r"  a\n  b\r",
+        r"half\n",
+    ]
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_a_terminal_that_has_few_characters(monkeypatch: pytest.MonkeyPatch, is_terminal: bool) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, "ascii", write_through=True))
+    if is_terminal:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+        monkeypatch.setenv("TERM", "xterm-256color")
+    console = Console()
+    with console:
+        console.log("写 é")
+        console.progress(1, 4, "写" * 100)
+    text = written.getvalue().decode("ascii")
+    assert "\\u5199 \\xe9" in text
+    assert "\\u5199\\u5199" in text
 
 
 def test_live_line_in_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

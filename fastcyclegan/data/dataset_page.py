@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from fastcyclegan.data.folder_report import THUMBS, FolderReport, Group, encode_jpeg, equal_files, summary
+from fastcyclegan.errors import printable
 
 _STYLE = """
 body{font:14px sans-serif;margin:2em;max-width:1300px}
@@ -23,19 +24,23 @@ figcaption{font-size:12px;max-width:160px;overflow-wrap:anywhere}
 """
 
 
+def _escaped(text: str) -> str:
+    return html.escape(printable(text))
+
+
 def _image(data: bytes, title: str) -> str:
     encoded = base64.b64encode(data).decode()
-    name = html.escape(Path(title).name)
-    return f'<img src="data:image/jpeg;base64,{encoded}" title="{html.escape(title)}" alt="{name}">'
+    name = _escaped(Path(title).name)
+    return f'<img src="data:image/jpeg;base64,{encoded}" title="{_escaped(title)}" alt="{name}">'
 
 
 def _figure(image: str, caption: str) -> str:
-    return f"<figure>{image}<figcaption>{html.escape(caption)}</figcaption></figure>"
+    return f"<figure>{image}<figcaption>{_escaped(caption)}</figcaption></figure>"
 
 
 def page(title: str, reports: list[FolderReport], groups: list[Group], crop_size: int) -> str:
     """Render the report as one HTML page that needs no other file."""
-    heading = html.escape(title)
+    heading = _escaped(title)
     parts = [
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{heading}</title>',
         f"<style>{_STYLE}</style></head><body><h1>{heading}</h1>\n<h2>Mean images</h2>",
@@ -48,7 +53,7 @@ def page(title: str, reports: list[FolderReport], groups: list[Group], crop_size
     if groups:
         parts.append(f'<h2 class="bad">Images found more than once ({len(groups):,})</h2><ul>')
         for group in groups:
-            parts.append(f"<li>{html.escape(equal_files(group))}</li>")
+            parts.append(f"<li>{_escaped(equal_files(group))}</li>")
         parts.append("</ul>")
     for report in reports:
         parts += _section(report, crop_size)
@@ -57,14 +62,14 @@ def page(title: str, reports: list[FolderReport], groups: list[Group], crop_size
 
 def _section(report: FolderReport, crop_size: int) -> Iterator[str]:
     """Yield the HTML of the section about one folder."""
-    yield f"<h2>{html.escape(report.name)}: {html.escape(str(report.folder))}</h2><table>"
+    yield f"<h2>{_escaped(report.name)}: {_escaped(str(report.folder))}</h2><table>"
     for label, text in summary(report, crop_size).items():
-        yield f"<tr><td>{label}</td><td>{html.escape(text)}</td></tr>"
+        yield f"<tr><td>{label}</td><td>{_escaped(text)}</td></tr>"
     yield "</table>"
     if report.broken:
         yield '<h3 class="bad">Broken files</h3><ul>'
         for file in report.broken:
-            yield f"<li>{html.escape(file.path)}: {html.escape(file.error)}</li>"
+            yield f"<li>{_escaped(file.path)}: {_escaped(file.error)}</li>"
         yield "</ul>"
     if report.small:
         yield f'<h3>Small images ({len(report.small):,})</h3><div class="thumbs">'

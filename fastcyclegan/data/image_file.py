@@ -293,6 +293,8 @@ def reading_error(path: Path | str, error: Exception, needed: int = 0) -> UserEr
 def _is_lack_of_memory(error: Exception, needed: int) -> bool:
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True
+    if needed > MOST_BYTES:  # never attempted
+        return False
     # Some decoders report a lack of memory as a broken file, so find out whether the memory is there.
     try:
         np.empty(needed, np.uint8)

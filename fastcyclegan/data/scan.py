@@ -179,7 +179,7 @@ def split_holdout(
         return list(paths), []
 
     def position(path: Path) -> float:
-        digest = hashlib.sha256(f"{seed}/{path.relative_to(folder).as_posix()}".encode()).digest()
+        digest = hashlib.sha256(os.fsencode(f"{seed}/{path.relative_to(folder).as_posix()}")).digest()
         return int.from_bytes(digest[:8], "big") / 2**64
 
     ranked = sorted(paths, key=position)
@@ -322,4 +322,4 @@ def fingerprint(paths: Sequence[Path]) -> str:
 
     A resumed run compares the hash with the saved one to detect whether its images have changed.
     """
-    return hashlib.sha256("\n".join(path.name for path in paths).encode()).hexdigest()[:16]
+    return hashlib.sha256(os.fsencode("\n".join(path.name for path in paths))).hexdigest()[:16]

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastcyclegan.errors import system_reason
+from fastcyclegan.errors import escape_on_streams, print_line, system_reason
 from fastcyclegan.kernels._records import FORMAT, argument_text
 
 _KEYS = {
@@ -224,7 +224,7 @@ def show(record: dict[str, Any]) -> int:
         source = error.filename
         if not source:
             source = "the compiler"
-        print(f"show_failure: {source}: {system_reason(error)}", file=sys.stderr)
+        print_line(f"show_failure: {source}: {system_reason(error)}", sys.stderr)
         return 2
     except Exception as error:
         print(f"It fails again:\n{_chain(error)}")
@@ -246,6 +246,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "file", type=Path, metavar="FILE", help="the record file named in the failure message"
     )
+    escape_on_streams()
     file: Path = parser.parse_args(arguments).file
     try:
         record = read(file)
@@ -259,7 +260,7 @@ def main(arguments: list[str] | None = None) -> int:
         if not _is_launch(record):
             raise ValueError(f"{file} is not a record of a launch")
     except ValueError as error:
-        print(f"show_failure: {error}", file=sys.stderr)
+        print_line(f"show_failure: {error}", sys.stderr)
         return 2
     return show(record)
 

@@ -252,11 +252,13 @@ def _check_function(net: Any) -> None:
 
 def _write_weights(net: Any, kind: type, folder: Path) -> None:
     """Write the weights of ``net``, with the class ``kind`` and its arguments in the metadata."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     weights = {key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}
     architecture = json.dumps({"class": kind.__name__, **net.arguments})
-    save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt", "fastcyclegan": architecture})
+    # As bytes, because the package writes only to paths that are UTF-8.
+    data = save(weights, metadata={"format": "pt", "fastcyclegan": architecture})
+    (folder / WEIGHTS_FILE).write_bytes(data)
 
 
 def _weights_file(source: str, download: dict[str, Any]) -> Path:

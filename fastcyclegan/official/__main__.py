@@ -35,7 +35,7 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from fastcyclegan.config import ModelConfig, RunConfig
-from fastcyclegan.errors import UserError
+from fastcyclegan.errors import UserError, escape_on_streams, print_line
 from fastcyclegan.official.patch_model import Options, check_setup, replace_step
 from fastcyclegan.official.patch_networks import replace_networks
 
@@ -150,11 +150,12 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code. Exceptions raised by the script itself are not caught."""
     if args is None:
         args = sys.argv[1:]
+    escape_on_streams()
     try:
         options, script, arguments = parse(args)
-        run(options, script, arguments, lambda text: print(f"fastcyclegan: {text}", flush=True))
+        run(options, script, arguments, lambda text: print_line(f"fastcyclegan: {text}", sys.stdout))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_line(f"error: {error}", sys.stderr)
         return 2
     return 0
 
