@@ -64,20 +64,24 @@ class _Live:
 def _temporary_bytes(module: nn.Module, x: Tensor) -> int:
     """Return the bytes of the tensors that exist only inside ``module`` while it runs on ``x``.
 
-    Convolutions and norms copy their input to another memory layout: in a generator, torch's instance norm
-    returns NCHW, and its convolutions use channels_last.
+    torch's instance norm works in NCHW and the convolutions of a translator in channels_last, so each copies
+    what the other returns.
     """
     if isinstance(module, reference.ResizeConv2d):
         return 8 * x.nbytes  # the padded input at twice the size, and its copy
-    if hasattr(module, "weight"):
-        return x.nbytes
-    return 0
+    layout = torch.channels_last
+    if isinstance(module, nn.InstanceNorm2d):
+        layout = torch.contiguous_format
+    elif not isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+        return 0
+    return 0 if x.is_contiguous(memory_format=layout) else x.nbytes
 
 
 def bytes_per_pixel(net: nn.Module, channels: int, side: int) -> float:
     """Return the peak memory of PyTorch's operators per pixel of the input of ``net``, in fp32 on a CPU.
 
-    The network runs once, on an image of ``side`` x ``side``. Its weights are not included.
+    The network, whose weights are channels_last, runs once, on an image of ``side`` x ``side``. The weights
+    are not included.
     """
     weights = [*net.parameters(), *net.buffers()]
     copied: nn.Module = copy.deepcopy(net, {id(tensor): tensor for tensor in weights})
