@@ -120,6 +120,14 @@ class Budget:
             images -= 1
         return images
 
+    def describe(self, height: int, width: int) -> str:
+        """Return the need of an image of a padded size and, if it is known, the memory that is left."""
+        text = f"it needs about {self.needed(1, height, width) / 2**30:.1f} GiB"
+        available = available_memory()
+        if available is not None:
+            text += f", and {available / 2**30:.1f} GiB are free"
+        return text
+
 
 def budget_of(translator: Translator) -> Budget | None:
     """Return the budget of ``translator``, or None if its device reports itself that memory has run out."""

@@ -84,6 +84,9 @@ def test_fewer_images_are_translated_at_once_if_memory_is_short(monkeypatch: pyt
     monkeypatch.setattr(memory, "available_memory", lambda: budget.needed(1, 64, 64) - 1)
     assert budget.count(8, 64, 64) == 0
     assert budget.count(8, 32, 32) > 0
+    assert budget.describe(64, 64) == "it needs about 0.0 GiB, and 0.0 GiB are free"
+    monkeypatch.setattr(memory, "available_memory", lambda: None)
+    assert budget.describe(64, 64) == "it needs about 0.0 GiB"
 
 
 def test_most_work_needs_no_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
