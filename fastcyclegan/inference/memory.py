@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from fastcyclegan import reference
 from fastcyclegan.data.cached_loader import free_memory
 from fastcyclegan.inference.translator import Translator
-from fastcyclegan.nn.networks import set_impl
 
 # The estimate was compared with the growth of the resident memory (torch 2.13, one thread, fp32, up to 4
 # megapixels, in one image or four). Bytes per pixel, estimated and real, at 1 megapixel or more:
@@ -85,9 +84,8 @@ def bytes_per_pixel(net: nn.Module, channels: int, side: int) -> float:
     """
     weights = [*net.parameters(), *net.buffers()]
     copied: nn.Module = copy.deepcopy(net, {id(tensor): tensor for tensor in weights})
-    set_impl(copied, "reference")
     live = _Live()
-    for module in copied.modules():
+    for module in copied.modules():  # layers with hooks run PyTorch's operators, whatever the network's impl
         module.register_forward_pre_hook(live.before)
         module.register_forward_hook(live.after)
     image = torch.zeros(1, channels, side, side).contiguous(memory_format=torch.channels_last)
