@@ -148,6 +148,5 @@ class FittingTranslator:
         height, width = pixels.shape[:2]
         text = f"{output.source}: {width}x{height} does not fit into the memory of {self.translator.device}"
         if self.budget is not None:
-            needed = self.budget.needed(1, *padded_size(pixels, self.translator))
-            text += f", of which it needs about {needed / 2**30:.1f} GiB"
+            text += f" ({self.budget.describe(*padded_size(pixels, self.translator))})"
         self.failed(f"{text}: use --resize N with a smaller N, or a device with more memory")

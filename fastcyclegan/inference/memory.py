@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from fastcyclegan import reference
 from fastcyclegan.data.cached_loader import free_memory
 from fastcyclegan.inference.translator import Translator
-from fastcyclegan.nn.networks import set_impl
 
 # The estimate was compared with the growth of the resident memory (torch 2.13, one thread, fp32, up to 4
 # megapixels, in one image or four). Bytes per pixel, estimated and real, at 1 megapixel or more:
@@ -64,26 +63,29 @@ class _Live:
 def _temporary_bytes(module: nn.Module, x: Tensor) -> int:
     """Return the bytes of the tensors that exist only inside ``module`` while it runs on ``x``.
 
-    Convolutions and norms copy their input to another memory layout: in a generator, torch's instance norm
-    returns NCHW, and its convolutions use channels_last.
+    torch's instance norm works in NCHW and the convolutions of a translator in channels_last, so each copies
+    what the other returns.
     """
     if isinstance(module, reference.ResizeConv2d):
         return 8 * x.nbytes  # the padded input at twice the size, and its copy
-    if hasattr(module, "weight"):
-        return x.nbytes
-    return 0
+    layout = torch.channels_last
+    if isinstance(module, nn.InstanceNorm2d):
+        layout = torch.contiguous_format
+    elif not isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+        return 0
+    return 0 if x.is_contiguous(memory_format=layout) else x.nbytes
 
 
 def bytes_per_pixel(net: nn.Module, channels: int, side: int) -> float:
     """Return the peak memory of PyTorch's operators per pixel of the input of ``net``, in fp32 on a CPU.
 
-    The network runs once, on an image of ``side`` x ``side``. Its weights are not included.
+    The network, whose weights are channels_last, runs once, on an image of ``side`` x ``side``. The weights
+    are not included.
     """
     weights = [*net.parameters(), *net.buffers()]
     copied: nn.Module = copy.deepcopy(net, {id(tensor): tensor for tensor in weights})
-    set_impl(copied, "reference")
     live = _Live()
-    for module in copied.modules():
+    for module in copied.modules():  # layers with hooks run PyTorch's operators, whatever the network's impl
         module.register_forward_pre_hook(live.before)
         module.register_forward_hook(live.after)
     image = torch.zeros(1, channels, side, side).contiguous(memory_format=torch.channels_last)
@@ -115,6 +117,14 @@ class Budget:
         while images and self.needed(images, height, width) > available:
             images -= 1
         return images
+
+    def describe(self, height: int, width: int) -> str:
+        """Return the need of an image of a padded size and, if it is known, the memory that is left."""
+        text = f"it needs about {self.needed(1, height, width) / 2**30:.1f} GiB"
+        available = available_memory()
+        if available is not None:
+            text += f", and {available / 2**30:.1f} GiB are free"
+        return text
 
 
 def budget_of(translator: Translator) -> Budget | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,22 +118,37 @@ class _Failures:
 
 
 class _Grid:
-    """The first images and their translations, reduced if they are large, to draw as a grid."""
+    """The first images and their translations, reduced if they are large, to draw as a grid.
 
-    def __init__(self, plan: Plan) -> None:
-        self.file = plan.grid
+    ``failed`` is called if the grid does not fit into memory, which does not affect the translations.
+    """
+
+    def __init__(self, plan: Plan, failed: Callable[[str], None]) -> None:
+        self.file, self.failed = plan.grid, failed
         shown = [] if plan.grid is None else plan.outputs[:GRID_ROWS]
         self.rows: dict[Path, list[NDArray[np.uint8]]] = {output.source: [] for output in shown}
 
     def add(self, output: Output, before: Tensor, after: NDArray[np.uint8]) -> None:
+        """Keep an image for the grid, if it is one of the first."""
         if output.source in self.rows:
-            self.rows[output.source] = [_reduced(before.cpu().numpy()), _reduced(after)]
+            try:
+                self.rows[output.source] = [_reduced(before.cpu().numpy()), _reduced(after)]
+            except MemoryError:
+                self._give_up()
 
     def save(self) -> None:
+        """Write the grid, if there is one."""
         rows = [row for row in self.rows.values() if row]
         if self.file is not None and rows:
             columns = {"input": [row[0] for row in rows], "translation": [row[1] for row in rows]}
-            save_image(draw_grid(columns), self.file)
+            try:
+                save_image(draw_grid(columns), self.file)
+            except MemoryError:
+                self._give_up()
+
+    def _give_up(self) -> None:
+        self.rows.clear()
+        self.failed(f"{self.file}: cannot be drawn: out of memory")
 
 
 def _reduced(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -167,20 +182,20 @@ def translate_folder(config: TranslateConfig, console: Console) -> list[str]:
     failures = _Failures(config, console)
     reading = reader.read(Job(output.source, tag=output) for output in plan.outputs)
     writer = Writer(threads, failures.add)
-    grid = _Grid(plan)
-    took = "before this error"
+    grid = _Grid(plan, failures.add)
+    when = "before the program ended"
     try:
         with console, closing(reading), writer:
             _write_all(
                 _translated(reading, translator, config, failures, writer), plan, grid, writer, console
             )
-        _save(grid, failures)
-        took = f"in {time.monotonic() - started:.1f} s"
+        grid.save()
+        when = f"in {time.monotonic() - started:.1f} s"
     finally:
         count = _images(len(plan.outputs))
         if writer.written < len(plan.outputs):
             count = f"{writer.written} of {count}"
-        console.log(f"wrote {count} to {config.output} {took}")
+        console.log(f"wrote {count} to {config.output} {when}")
     if failures.fatal is not None:
         raise UserError(f"bad image {failures.fatal}; --skip_bad_images skips such images")
     return [] if config.skip_bad_images else failures.texts
@@ -204,21 +219,13 @@ def _write_all(
 ) -> None:
     started = last_logged = time.monotonic()
     for number, (output, before, after) in enumerate(translated, start=1):
-        grid.add(output, before, after)
         writer.save(after, output)
+        grid.add(output, before, after)
         if time.monotonic() - last_logged > (0.1 if console.is_terminal else 10):
             last_logged = time.monotonic()
             rate = number / (last_logged - started)
             total = len(plan.outputs)
             console.progress(number, total, f"{number}/{total} images, {rate:.2f} images/s")
-
-
-def _save(grid: _Grid, failures: _Failures) -> None:
-    """Save the grid, if there is one. If it does not fit into memory, the translations still count."""
-    try:
-        grid.save()
-    except MemoryError:
-        failures.add(f"{grid.file}: cannot be drawn: out of memory")
 
 
 def _load(config: TranslateConfig, console: Console) -> tuple[Translator, str]:

@@ -89,8 +89,8 @@ class FakeBudget:
     def count(self, images: int, height: int, width: int) -> int:
         return min(images, self.pixels // (height * width))
 
-    def needed(self, images: int, height: int, width: int) -> int:
-        return 100 * 2**30
+    def describe(self, height: int, width: int) -> str:
+        return f"{height}x{width} is too large"
 
 
 def items(count: int, side: int = 8) -> list[Item]:
@@ -159,10 +159,21 @@ def test_an_image_beyond_the_budget_is_named_without_a_try() -> None:
     translator = FakeTranslator()
     names, failed = translated(translator, items(2), FakeBudget(63))
     assert (names, translator.batches) == ([], [])
-    assert [text.split(",")[0] for text in failed] == [
-        f"{n}.png: 8x8 does not fit into the memory of cpu" for n in (0, 1)
-    ]
-    assert "of which it needs about 100.0 GiB: use --resize N" in failed[0]
+    reason = "8x8 does not fit into the memory of cpu (8x8 is too large): use --resize N"
+    assert [text.startswith(f"{n}.png: {reason}") for n, text in enumerate(failed)] == [True, True]
+
+
+@pytest.mark.parametrize("device", ["cuda", "mps"])
+def test_the_memory_of_a_device_is_freed_before_the_next_attempt(
+    monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    """PyTorch keeps freed memory in blocks, which may be too small for the next attempt."""
+    translator = FakeTranslator(150)
+    freed: list[int] = []
+    monkeypatch.setattr(translator, "device", torch.device(device))
+    monkeypatch.setattr(f"torch.{device}.empty_cache", lambda: freed.append(len(translator.batches)))
+    assert translated(translator, items(3))[0] == ["0.png", "1.png", "2.png"]
+    assert freed == [1]
 
 
 def test_what_waits_is_released_before_an_image_is_given_up() -> None:

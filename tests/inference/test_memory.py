@@ -24,6 +24,8 @@ CPU = torch.device("cpu")
         # The first norm: its input of 64 channels, its output, a copy of the input in NCHW, and the image.
         (Generator(n_blocks=1), 64, 3 * 64 * 4 + 12),
         (Generator(n_blocks=1, impl="triton"), 64, 3 * 64 * 4 + 12),
+        # Batch norm copies nothing, so the last padding is the peak: 64 channels, and the same padded.
+        (Generator(n_blocks=1, norm="batch"), 64, 64 * 4 * (1 + (70 / 64) ** 2) + 12),
         # The last upsampling: 128 channels at half the size, 8 times that for the resized input, and 64
         # channels at the full size.
         (Generator(n_blocks=0, upsample="resize"), 64, (9 * 128 / 4 + 64) * 4 + 12),
@@ -31,10 +33,11 @@ CPU = torch.device("cpu")
         # result; and the output of the first layer, which the skip keeps.
         (UnetGenerator(num_downs=5), 64, (2 * 128 / 4 + 3 + 3) * 4),
     ],
-    ids=["resnet", "resnet with kernels", "resize", "unet"],
+    ids=["resnet", "resnet with kernels", "batch norm", "resize", "unet"],
 )
 def test_the_largest_layers_determine_the_need(net: nn.Module, side: int, expected: float) -> None:
     """Networks with few blocks need as much as those with many, because the largest layers are the outer."""
+    net = Translator(net.eval(), CPU, "fp32").net
     assert bytes_per_pixel(net, 3, side) == pytest.approx(expected, rel=0.05)
     assert not any(module._forward_hooks for module in net.modules())
 
@@ -81,6 +84,9 @@ def test_fewer_images_are_translated_at_once_if_memory_is_short(monkeypatch: pyt
     monkeypatch.setattr(memory, "available_memory", lambda: budget.needed(1, 64, 64) - 1)
     assert budget.count(8, 64, 64) == 0
     assert budget.count(8, 32, 32) > 0
+    assert budget.describe(64, 64) == "it needs about 0.0 GiB, and 0.0 GiB are free"
+    monkeypatch.setattr(memory, "available_memory", lambda: None)
+    assert budget.describe(64, 64) == "it needs about 0.0 GiB"
 
 
 def test_most_work_needs_no_estimate(monkeypatch: pytest.MonkeyPatch) -> None:

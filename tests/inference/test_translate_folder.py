@@ -235,15 +235,16 @@ def test_a_real_lack_of_memory(weights: Path, tmp_path: Path) -> None:
     assert "001.png: 2000x2000 does not fit into the memory of cpu" in process.stdout
 
 
+@pytest.mark.parametrize("step", ["_reduced", "draw_grid"])
 def test_a_grid_that_does_not_fit_into_memory_is_named(
-    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     write_images(tmp_path / "in", 2)
 
-    def fail(columns: object) -> None:
+    def fail(images: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("fastcyclegan.inference.translate_folder.draw_grid", fail)
+    monkeypatch.setattr(f"fastcyclegan.inference.translate_folder.{step}", fail)
     (failure,) = run(weights, tmp_path / "in", tmp_path / "out", grid=True)
     assert failure == f"{tmp_path / 'out' / 'before_after.png'}: cannot be drawn: out of memory"
     assert images(tmp_path / "out") == ["000.png", "001.png"]
@@ -295,7 +296,7 @@ def test_failed_writes_are_errors(
     shown = capsys.readouterr()
     assert shown.err == f"error: {tmp_path / 'out' / '001.png'}: No space left on device\n"
     written = images(tmp_path / "out")
-    assert f"wrote {len(written)} of 4 images to {tmp_path / 'out'} before this error" in shown.out
+    assert f"wrote {len(written)} of 4 images to {tmp_path / 'out'} before the program ended" in shown.out
     for name in written:
         with Image.open(tmp_path / "out" / name) as image:
             image.load()
