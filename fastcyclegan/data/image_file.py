@@ -116,6 +116,12 @@ class LackOfMemoryError(BadImageError):
 
     is_lack_of_memory = True
 
+    def __init__(self, path: Path | str) -> None:
+        super().__init__(path, "cannot be read: out of memory", is_lasting=False)
+
+    def __reduce__(self) -> tuple[type[LackOfMemoryError], tuple[str]]:  # type: ignore[override]
+        return type(self), (self.path,)
+
 
 def _bands(image: Image.Image) -> Iterator[tuple[int, int, int, int]]:
     """Yield the boxes (left, top, right, bottom) of horizontal bands that cover ``image``."""
@@ -280,7 +286,7 @@ def reading_error(path: Path | str, error: Exception, needed: int = 0) -> UserEr
     if isinstance(error, OSError) and error.errno in EXHAUSTED and error.errno != errno.ENOMEM:
         return UserError(f"{path} cannot be read: {system_reason(error)}")
     if _is_lack_of_memory(error, needed):
-        return LackOfMemoryError(path, "cannot be read: out of memory", is_lasting=False)
+        return LackOfMemoryError(path)
     if isinstance(error, OSError) and error.errno is not None:
         return BadImageError(path, system_reason(error), is_lasting=False)
     # Pillow's decoders raise almost anything on a broken file. The messages of some errors are about Python.

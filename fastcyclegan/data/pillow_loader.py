@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastcyclegan.data.background import ReadingThreads, Stopping, never, raise_if, result_of
 from fastcyclegan.data.batch import Batch
-from fastcyclegan.data.image_file import BadImageError, Fit, load_pixels, take_view
+from fastcyclegan.data.image_file import BadImageError, Fit, LackOfMemoryError, load_pixels, take_view
 from fastcyclegan.data.loader import Job, Loader, Log, Row, Source
 from fastcyclegan.data.sample_plan import Plan, Sample
 from fastcyclegan.data.worker_pool import Arrays, loaded_by_workers
@@ -143,3 +143,5 @@ def read_with_pillow(job: Job, fit: Fit, warn: Log | None = None) -> Row:
         return torch.from_numpy(take_view(load_pixels(job.path, fit, warn), fit, job.view).copy())
     except BadImageError as bad:
         return bad
+    except MemoryError:
+        return LackOfMemoryError(job.path)

@@ -13,7 +13,7 @@ from pathlib import Path
 from fastcyclegan.config import DataConfig
 from fastcyclegan.data.checked_files import Checked, check_files
 from fastcyclegan.data.image_file import SUFFIXES, Fit, ImageRequirements, dark_values, is_dark
-from fastcyclegan.errors import UserError
+from fastcyclegan.errors import UserError, system_reason
 
 LISTED_SUFFIXES = 10
 
@@ -76,20 +76,30 @@ def _if_folder(folder: Path) -> Path | None:
 
 @dataclass(frozen=True)
 class Found:
-    """The images in a folder, sorted by name, and the numbers of its other files by suffix."""
+    """The images in a folder, sorted by name, and the numbers of its other files by suffix.
+
+    ``unreadable`` contains the subfolders that could not be read, with the reasons.
+    """
 
     folder: Path
     images: list[Path]
     others: Counter[str]
+    unreadable: list[str]
 
     @property
     def passed_over(self) -> str:
-        """One line about the files that are no images by their suffixes, or "" if there are none."""
+        """One line about the files that are no images by their suffixes, and unreadable folders, or ""."""
+        parts = []
         count = self.others.total()
-        if not count:
+        if count:
+            files = "1 file is" if count == 1 else f"{count:,} files are"
+            parts.append(f"{files} passed over, by suffix: {self.counted_others()}")
+        if self.unreadable:
+            folders = "1 folder" if len(self.unreadable) == 1 else f"{len(self.unreadable):,} folders"
+            parts.append(f"{folders} cannot be read: {self.unreadable[0]}")
+        if not parts:
             return ""
-        files = "1 file is" if count == 1 else f"{count:,} files are"
-        return f"{self.folder}: {files} passed over, by suffix: {self.counted_others()}"
+        return f"{self.folder}: {'; '.join(parts)}"
 
     def counted_others(self) -> str:
         """Return the most common suffixes of the other files, and their numbers."""
@@ -108,8 +118,13 @@ def find_files(folder: Path) -> Found:
     """
     images: list[Path] = []
     others: Counter[str] = Counter()
+    unreadable: list[str] = []
     seen: set[Path] = set()
-    for parent, folders, names in os.walk(folder, followlinks=True):
+
+    def note(error: OSError) -> None:
+        unreadable.append(f"{error.filename} ({system_reason(error)})")
+
+    for parent, folders, names in os.walk(folder, onerror=note, followlinks=True):
         identity = Path(parent).resolve()
         if identity in seen:
             folders.clear()
@@ -125,7 +140,7 @@ def find_files(folder: Path) -> Found:
             else:
                 others[suffix if suffix else "none"] += 1
     images.sort(key=lambda path: path.relative_to(folder).as_posix())
-    return Found(folder, images, others)
+    return Found(folder, images, others, unreadable)
 
 
 def list_images(folder: Path, limit: int | None = None) -> list[Path]:
@@ -139,6 +154,8 @@ def no_images(found: Found) -> UserError:
     other = ""
     if found.others:
         other = f"; found: {found.counted_others()}"
+    if found.unreadable:
+        other += f"; cannot be read: {found.unreadable[0]}"
     return UserError(f"{found.folder}: contains no images (looked for {suffixes}{other})")
 
 

@@ -7,11 +7,11 @@ import os
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fastcyclegan.data.image_file import SUFFIXES
-from fastcyclegan.data.scan import list_images, no_images
+from fastcyclegan.data.image_file import FORMATS
+from fastcyclegan.data.scan import Found, find_files, no_images
 from fastcyclegan.errors import UserError
 from fastcyclegan.tensor_files import partial_of
 
@@ -19,7 +19,7 @@ GRID_NAME = "before_after.png"
 # The usual limits of file systems.
 MAX_NAME, MAX_PATH = 255, 4095
 # Suffixes with which --output can only mean an image.
-IMAGE_SUFFIXES = SUFFIXES | {".avif", ".gif", ".heic", ".jfif", ".jp2"}
+IMAGE_SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes) | {".heic"}
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,14 @@ class Output:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is written: the translations, in the order of the images' names, and the grid, if there is one."""
+    """What is written: the translations, in the order of the images' names, and the grid, if there is one.
+
+    ``passed_over`` is a line about the files that are no images, or "".
+    """
 
     outputs: list[Output]
     grid: Path | None = None
+    passed_over: str = ""
 
 
 def plan_outputs(source: Path, output: Path, grid: bool = False) -> Plan:
@@ -53,10 +57,11 @@ def plan_outputs(source: Path, output: Path, grid: bool = False) -> Plan:
     if _is_file(source, output):
         plan = _of_one_file(source, output, grid)
     else:
-        root, sources = source.parent, [source]
+        root, sources, passed_over = source.parent, [source], ""
         if source.is_dir():
-            root, sources = source, _sources_in(source, output)
-        plan = _in_folder(root, sources, output, grid)
+            found = find_files(source)
+            root, sources, passed_over = source, _sources_of(found, output), found.passed_over
+        plan = replace(_in_folder(root, sources, output, grid), passed_over=passed_over)
     _check(plan)
     return plan
 
@@ -76,11 +81,11 @@ def _is_file(source: Path, output: Path) -> bool:
     return True
 
 
-def _sources_in(folder: Path, output: Path) -> list[Path]:
-    """Return the images in ``folder``, without earlier translations if ``output`` is inside the folder."""
-    images = list_images(folder)
+def _sources_of(found: Found, output: Path) -> list[Path]:
+    """Return the images in a folder, without earlier translations if ``output`` is inside the folder."""
+    folder, images = found.folder, found.images
     if not images:
-        raise no_images(folder)
+        raise no_images(found)
     written = output.resolve()
     if not folder.resolve().is_relative_to(written):
         images = [image for image in images if not image.resolve().is_relative_to(written)]

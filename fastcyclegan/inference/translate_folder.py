@@ -110,7 +110,7 @@ class _Failures:
 
     def bad(self, error: BadImageError) -> bool:
         """Print or keep the error of an image that cannot be read, and return whether to read the others."""
-        if self.skip or getattr(error, "is_lack_of_memory", False):
+        if self.skip or error.is_lack_of_memory:
             self.add(str(error))
             return True
         self.fatal = error
@@ -178,6 +178,8 @@ def translate_folder(config: TranslateConfig, console: Console) -> list[str]:
     choice = choose("folder" if is_small else config.loader, translator.device, threads)
     reader = make_reader(choice, _fit(config, translator), translator.device, console.log)
     console.log(f"translating {_images(len(plan.outputs))} {summary}, using the {choice.kind} loader")
+    if plan.passed_over:
+        console.log(plan.passed_over)
     started = time.monotonic()
     failures = _Failures(config, console)
     reading = reader.read(Job(output.source, tag=output) for output in plan.outputs)

@@ -6,6 +6,7 @@ Each result has the type of its input, except that the result for a path is a PI
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -144,7 +145,7 @@ def _pixels(image: Any, channels: int) -> NDArray[np.uint8]:
     if isinstance(image, np.ndarray):
         return _pixels_of_array(image, channels)
     if isinstance(image, (str, Path)):
-        opened = open_image(image, channels)
+        opened = open_image(image, channels, _warn)
     elif isinstance(image, Image.Image):
         if not image.width or not image.height:
             raise ValueError(
@@ -160,6 +161,10 @@ def _pixels(image: Any, channels: int) -> NDArray[np.uint8]:
     if channels == 1:
         return pixels[:, :, None]
     return pixels
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text.removeprefix("warning: "), stacklevel=2)
 
 
 def _pixels_of_array(image: NDArray[Any], channels: int) -> NDArray[np.uint8]:

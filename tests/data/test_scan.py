@@ -98,6 +98,28 @@ def test_files_that_are_no_images_are_counted(dataset: Path, capsys: pytest.Capt
         raise no_images(found)
 
 
+def test_folders_that_cannot_be_read_are_named(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Tests may run as a user who can read everything, so the error is made."""
+    for name in ("inner", "other"):
+        (dataset / "trainA" / name).mkdir()
+    scandir = os.scandir
+
+    def refusing(path: str) -> object:
+        if Path(path).parent.name == "trainA" or not path:
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    find(DataConfig(dataroot=dataset))
+    line = f"{dataset}/trainA: 2 folders cannot be read: {dataset}/trainA/inner (Permission denied)\n"
+    assert capsys.readouterr().out == line
+    found = find_files(dataset / "trainA" / "inner")
+    with pytest.raises(UserError, match=r"no images .*; cannot be read: .*inner \(Permission denied\)"):
+        raise no_images(found)
+
+
 def test_images_of_both_domains_are_named(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """If the folder of one domain is inside that of the other, or a link to it."""
     inner = dataset / "trainA" / "inner"

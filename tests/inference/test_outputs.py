@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -58,8 +59,10 @@ def test_every_image_has_its_own_output(
 ) -> None:
     """The outputs do not depend on the order in which images are listed."""
     assert planned(tmp_path, names) == dict(zip(names, expected, strict=True))
-    listed = outputs.list_images
-    monkeypatch.setattr(outputs, "list_images", lambda folder: listed(folder)[::-1])
+    find = outputs.find_files
+    monkeypatch.setattr(
+        outputs, "find_files", lambda folder: replace(find(folder), images=find(folder).images[::-1])
+    )
     assert planned(tmp_path, names) == dict(zip(names, expected, strict=True))
 
 

@@ -16,9 +16,7 @@ from torch import Tensor
 from fastcyclegan import cli
 from fastcyclegan.checkpoints.run_files import save_weights
 from fastcyclegan.console import Console
-from fastcyclegan.data.image_file import BadImageError, Fit
-from fastcyclegan.data.loader import Job, Row
-from fastcyclegan.data.pillow_loader import read_with_pillow
+from fastcyclegan.data.image_file import load_pixels
 from fastcyclegan.errors import UserError
 from fastcyclegan.inference import memory, writer
 from fastcyclegan.inference.translate_folder import TranslateConfig, translate_folder
@@ -187,18 +185,15 @@ def test_an_image_that_does_not_fit_when_it_is_read_is_named(
 ) -> None:
     paths = write_images(tmp_path / "in", 3)
 
-    class TooLargeError(BadImageError):
-        is_lack_of_memory = True
+    def load(path: Path, *options: object) -> object:
+        if path == paths[0]:
+            raise MemoryError
+        return load_pixels(path, *options)
 
-    def read(job: Job, fit: Fit) -> Row:
-        if job.path == paths[0]:
-            return TooLargeError(job.path, "out of memory")
-        return read_with_pillow(job, fit)
-
-    monkeypatch.setattr("fastcyclegan.data.pillow_loader.read_with_pillow", read)
+    monkeypatch.setattr("fastcyclegan.data.pillow_loader.load_pixels", load)
     assert translated_by_the_program(weights, tmp_path) == 1
     assert images(tmp_path / "out") == ["001.png", "002.png"]
-    assert f"not translated: {paths[0]}: out of memory" in capsys.readouterr().out
+    assert f"not translated: {paths[0]}: cannot be read: out of memory" in capsys.readouterr().out
 
 
 LIMITED = """
