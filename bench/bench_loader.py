@@ -30,7 +30,7 @@ from fastcyclegan.data.batch import Batch
 from fastcyclegan.data.checked_files import check_files
 from fastcyclegan.data.choose_loader import MAX_THREADS, Choice, cores, make_loader
 from fastcyclegan.data.dali_pipeline import why_not_dali
-from fastcyclegan.data.image_file import Fit
+from fastcyclegan.data.fit import Fit
 from fastcyclegan.data.loader import Loader, Source
 from fastcyclegan.data.pillow_loader import FolderLoader
 from fastcyclegan.data.sample_plan import Plan

@@ -36,7 +36,7 @@ from bench.timing import Entrant, Unavailable, builders_of, race
 from fastcyclegan.config import DataConfig, LossConfig, ModelConfig
 from fastcyclegan.data import builtin
 from fastcyclegan.data.batch import Batch
-from fastcyclegan.data.image_file import Fit, ImageRequirements
+from fastcyclegan.data.fit import Fit, ImageRequirements
 from fastcyclegan.data.loader import Loader, Source
 from fastcyclegan.data.pillow_loader import FolderLoader
 from fastcyclegan.data.pixels import save_image

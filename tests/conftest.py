@@ -23,7 +23,7 @@ from PIL import Image
 from fastcyclegan.config import Preprocess
 from fastcyclegan.data.batch import Batch
 from fastcyclegan.data.checked_files import check_files
-from fastcyclegan.data.image_file import Fit
+from fastcyclegan.data.fit import Fit
 from fastcyclegan.data.loader import Source
 
 # Torch 2.13 looks up a compiled graph by its operators, without regard to the vector width of its code. With
@@ -82,6 +82,13 @@ def _poisoned_memory(request: pytest.FixtureRequest) -> Iterator[None]:
 def device() -> str:
     """The device on which to test kernels: the GPU, or the CPU with Triton's interpreter."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def saved(tmp_path: Path, image: Image.Image, name: str, **options: object) -> Path:
+    """Save ``image`` under ``name`` with the options of Pillow, and return its path."""
+    path = tmp_path / name
+    image.save(path, **options)
+    return path
 
 
 def write_images(

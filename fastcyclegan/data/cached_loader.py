@@ -16,7 +16,8 @@ from torch import Tensor
 
 from fastcyclegan.data.background import Stopping, never, raise_if
 from fastcyclegan.data.batch import Batch
-from fastcyclegan.data.image_file import BadImageError, Fit
+from fastcyclegan.data.fit import Fit
+from fastcyclegan.data.image_file import BadImageError
 from fastcyclegan.data.loader import Job, Loader, Log, Reader, Row, Source
 from fastcyclegan.data.sample_plan import Plan, View
 from fastcyclegan.errors import UserError

@@ -16,7 +16,7 @@ from fastcyclegan.data.background import Stopping, never
 from fastcyclegan.data.cached_loader import CachedLoader, cache_images
 from fastcyclegan.data.dali_loader import DaliLoader, DaliReader
 from fastcyclegan.data.dali_pipeline import why_not_dali
-from fastcyclegan.data.image_file import Fit
+from fastcyclegan.data.fit import Fit
 from fastcyclegan.data.loader import Loader, Log, Reader, Source
 from fastcyclegan.data.pillow_loader import WORKERS, FolderLoader, PillowReader
 from fastcyclegan.data.sample_plan import Plan

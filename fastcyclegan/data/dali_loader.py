@@ -33,7 +33,8 @@ from torch.nn import functional
 from fastcyclegan.data.background import ReadingThreads, Stopping, in_background, never
 from fastcyclegan.data.batch import Batch
 from fastcyclegan.data.dali_pipeline import BLOCK, DaliPipeline, EncodedFile, parses
-from fastcyclegan.data.image_file import Fit, Pixels, Size, is_whole, read_header, take_view
+from fastcyclegan.data.fit import Fit, take_view
+from fastcyclegan.data.image_file import Pixels, Size, is_whole, read_header
 from fastcyclegan.data.loader import Job, Loader, Log, Row, Source
 from fastcyclegan.data.pillow_loader import read_with_pillow
 from fastcyclegan.data.sample_plan import Plan, Sample, View

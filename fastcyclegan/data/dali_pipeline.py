@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fastcyclegan.data.image_file import Fit, Size
+from fastcyclegan.data.fit import Fit
+from fastcyclegan.data.image_file import Size
 from fastcyclegan.data.loader import Job
 from fastcyclegan.errors import UserError, one_line
 

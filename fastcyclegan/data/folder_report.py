@@ -19,7 +19,8 @@ from PIL import Image
 
 from fastcyclegan.data.checked_files import Checked, check_files
 from fastcyclegan.data.choose_loader import choose, make_reader
-from fastcyclegan.data.image_file import BadImageError, Fit
+from fastcyclegan.data.fit import Fit
+from fastcyclegan.data.image_file import BadImageError
 from fastcyclegan.data.loader import Job
 from fastcyclegan.data.scan import find_files, no_images
 from fastcyclegan.errors import UserError

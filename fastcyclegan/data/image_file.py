@@ -1,4 +1,4 @@
-"""Decode an image file into upright 8-bit pixels, convert its channels, and resize, crop and flip it.
+"""Decode image files into upright 8-bit pixels, and find out whether they are whole.
 
 Decoding deliberately differs from the official code in three ways. EXIF rotation is honoured. 16-bit images
 are scaled to 8 bits (Pillow's own conversion clips them to white). Transparent pixels show a white background
@@ -11,19 +11,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import math
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, features
 
-from fastcyclegan.config import DataConfig, ModelConfig, Preprocess
 from fastcyclegan.data.decode_cost import (
     DECODED,
     FILES,
@@ -33,9 +30,16 @@ from fastcyclegan.data.decode_cost import (
     require_bounded,
     stored_bytes,
 )
+from fastcyclegan.data.eight_bits import (
+    brightest_of,
+    dark_values,
+    eight_bits,
+    has_sixteen_bits,
+    is_dark,
+    require_supported,
+)
 from fastcyclegan.data.native_libraries import return_memory, silence_libtiff
 from fastcyclegan.data.plain_files import has_all_rows, is_plain_jpeg, is_plain_png
-from fastcyclegan.data.sample_plan import View
 from fastcyclegan.errors import UserError, one_line, system_reason
 
 # The formats that are read, by Pillow's names, and their suffixes. A file of any suffix may have any of these
@@ -90,8 +94,6 @@ _UPRIGHT_BY = {
 }
 _LARGE = 2**23
 """Pixels of an image whose memory is returned to the system at once."""
-_BAND_PIXELS = 2**20
-"""Pixels that are converted at a time, so that no second copy of a large image is needed."""
 
 
 class BadImageError(UserError):
@@ -123,66 +125,6 @@ class LackOfMemoryError(BadImageError):
         return type(self), (self.path,)
 
 
-def _bands(image: Image.Image) -> Iterator[tuple[int, int, int, int]]:
-    """Yield the boxes (left, top, right, bottom) of horizontal bands that cover ``image``."""
-    rows = max(1, _BAND_PIXELS // max(image.width, 1))
-    for top in range(0, image.height, rows):
-        yield 0, top, image.width, min(top + rows, image.height)
-
-
-def _sixteen_bits(image: Image.Image) -> Image.Image:
-    """Convert an image of 16-bit values to 8-bit gray.
-
-    The value that a PNG declares transparent becomes white.
-    """
-    transparent = image.info.get("transparency")
-    gray = Image.new("L", image.size)
-    for box in _bands(image):
-        values = np.asarray(image.crop(box)).astype(np.uint32)
-        if isinstance(transparent, int):
-            values = np.where(values == transparent, 65535, values)
-        gray.paste(Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8)), box)
-    return gray
-
-
-def _on_white(image: Image.Image, mode: str) -> Image.Image:
-    """Convert an image with transparency to ``mode``, in front of a white background."""
-    flat = Image.new(mode, image.size)
-    for box in _bands(image):
-        band = image.crop(box).convert("RGBA")
-        flat.paste(Image.alpha_composite(Image.new("RGBA", band.size, "white"), band).convert(mode), box)
-    return flat
-
-
-def _has_sixteen_bits(image: Image.Image) -> bool:
-    """Return whether ``image`` has one channel of 16-bit values."""
-    # Earlier versions of Pillow use mode I for 16-bit PNG files.
-    return image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
-
-
-def _require_supported(image: Image.Image) -> None:
-    """Raise ValueError if the values of ``image`` have no defined range."""
-    kind = ""
-    if image.mode == "F":
-        kind = "floating-point values"
-    elif image.mode == "I" and not _has_sixteen_bits(image):
-        kind = "32-bit values"
-    if kind:
-        raise ValueError(f"{kind} are not supported; convert the image to 8 or 16 bits per channel")
-
-
-def _eight_bits(image: Image.Image, channels: int) -> Image.Image:
-    """Convert ``image`` to mode RGB or, for 1 channel, to L. Transparent pixels become white."""
-    mode = "L" if channels == 1 else "RGB"
-    if _has_sixteen_bits(image):
-        image = _sixteen_bits(image)
-    if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
-        return _on_white(image, mode)
-    if image.mode == mode:
-        return image
-    return image.convert(mode)
-
-
 def _turned(image: Image.Image) -> Image.Image:
     """Return ``image`` turned upright by its EXIF or XMP data, or itself if it is upright."""
     method = _UPRIGHT_BY.get(image.getexif().get(ORIENTATION, 1))
@@ -200,8 +142,8 @@ def upright(image: Image.Image, channels: int = 3) -> Image.Image:
     """
     try:
         image.load()
-        _require_supported(image)
-        return _eight_bits(_turned(image), channels)
+        require_supported(image)
+        return eight_bits(_turned(image), channels)
     except (ValueError, OSError) as error:
         raise BadImageError("the image", " ".join(str(error).split())) from None
 
@@ -248,10 +190,10 @@ def _decoding(path: Path | str) -> Iterator[_Decoded]:
             is_deep = any(";16" in str(tile[3]) for tile in image.tile[:1])
             with DECODED.holding(max(needed, 2 * stored_bytes(image))):
                 image.load()
-                _require_supported(image)
+                require_supported(image)
                 if image.format == "PNG" and not has_all_rows(data):
                     raise ValueError("the image ends before its last row")
-                yield _Decoded(image, data, is_deep or _has_sixteen_bits(image))
+                yield _Decoded(image, data, is_deep or has_sixteen_bits(image))
     except FileNotFoundError:
         raise BadImageError(path, "no such file", is_lasting=False) from None
     except Image.UnidentifiedImageError:
@@ -269,10 +211,10 @@ def open_image(path: Path | str, channels: int = 3, warn: Warn | None = None) ->
     """
     with _decoding(path) as decoded:
         if warn is not None and decoded.has_sixteen_bits:
-            brightest = _brightest(decoded.image)
+            brightest = brightest_of(decoded.image)
             if is_dark(brightest):
                 warn(f"warning: {dark_values(str(path), brightest)}")
-        return _eight_bits(_turned(decoded.image), channels)
+        return eight_bits(_turned(decoded.image), channels)
 
 
 def reading_error(path: Path | str, error: Exception, needed: int = 0) -> UserError:
@@ -328,37 +270,15 @@ def examine(path: Path | str) -> Examined:
     with _decoding(path) as decoded:
         image, size = decoded.image, decoded.image.size
         orientation = image.getexif().get(ORIENTATION, 1)
-        _eight_bits(image.crop((0, 0, 1, 1)), 3)  # raises what the conversion of the whole image would raise
+        eight_bits(image.crop((0, 0, 1, 1)), 3)  # raises what the conversion of the whole image would raise
         if orientation in (5, 6, 7, 8):  # stored with width and height swapped
             size = image.height, image.width
-        brightest = _brightest(image) if decoded.has_sixteen_bits else None
+        brightest = brightest_of(image) if decoded.has_sixteen_bits else None
         found = Examined(size, image.mode, _is_plain(image, decoded.data), brightest)
         image.close()
         if size[0] * size[1] >= _LARGE:  # before another thread decodes its image
             return_memory()
         return found
-
-
-def _brightest(image: Image.Image) -> int:
-    """Return the highest value of a 16-bit image after scaling to 8 bits. Pillow has scaled colour images."""
-    highest = int(np.max(image.getextrema()))
-    if _has_sixteen_bits(image):
-        return (highest * 255 + 32767) // 65535
-    return highest
-
-
-def is_dark(brightest: int) -> bool:
-    """Return whether 16-bit values of at most ``brightest`` of 255 probably have only 14 bits or fewer."""
-    return brightest <= 64
-
-
-def dark_values(images: str, brightest: int) -> str:
-    """Return a warning about ``images`` whose 16-bit values are at most ``brightest`` of 255."""
-    bits = 8 + math.ceil(math.log2(max(brightest, 1)))
-    return (
-        f"the brightest value of {images} is {brightest} of 255 after scaling to 8 bits, as if the files"
-        f" stored {bits}-bit values; multiply those by {2 ** (16 - bits)}"
-    )
 
 
 def read_header(data: bytes) -> tuple[Size, bool]:
@@ -398,122 +318,3 @@ def _is_plain(image: ImageFile.ImageFile, data: bytes) -> bool:
     if image.format in ("JPEG", "MPO"):
         return is_plain_jpeg(data)
     return image.format == "PNG" and is_plain_png(data)
-
-
-def _nearest_multiple(side: int, multiple: int) -> int:
-    """Round ``side`` to the nearest multiple of ``multiple``, but not below the minimum for a network.
-
-    Ties round to even, as in the official code.
-    """
-    return max(round(side / multiple) * multiple, multiple, 8)
-
-
-@dataclass(frozen=True)
-class ImageRequirements:
-    """Requirements of the networks on their images.
-
-    Height and width must be multiples of ``size_multiple`` and at least ``least_side`` pixels. ``channels``
-    contains the numbers of channels of A and B.
-    """
-
-    size_multiple: int = 4
-    least_side: int = 8
-    channels: tuple[int, int] = (3, 3)
-
-    @classmethod
-    def of(cls, config: ModelConfig) -> ImageRequirements:
-        """Return the requirements of the networks of ``config``."""
-        return cls(config.size_multiple, config.least_side, (config.input_nc, config.output_nc))
-
-
-@dataclass(frozen=True)
-class Fit:
-    """Settings that determine how the images of one domain are resized, cropped and converted.
-
-    The mode ``preprocess`` determines their size, and whether they are cropped to ``crop_size`` x
-    ``crop_size``. ``channels`` is 1 or 3. Two modes are not available on the command line: "keep", the
-    default, neither resizes nor crops, and "square" resizes to ``load_size`` x ``load_size``.
-    """
-
-    preprocess: Preprocess | Literal["keep", "square"] = "keep"
-    load_size: int = 0
-    crop_size: int = 0
-    channels: int = 3
-    multiple: int = 4
-
-    @classmethod
-    def of(cls, config: DataConfig, channels: int = 3, multiple: int = 4) -> Fit:
-        """Return the fit for ``config`` and a network that needs sides that are multiples of ``multiple``."""
-        return cls(config.preprocess, config.load_size, config.crop_size, channels, multiple)
-
-    def resized(self, size: Size) -> Size:
-        """Return the (width, height) of an image of ``size`` after the resize, before the crop."""
-        width, height = size
-        load, crop = self.load_size, self.crop_size
-        match self.preprocess:
-            case "resize_and_crop" | "square":
-                return load, load
-            case "crop" | "keep":
-                return size
-            case "scale_width_and_crop":
-                return load, int(max(load * height / width, crop))
-            case "scale_width":
-                height = int(max(load * height / width, crop))
-                return _nearest_multiple(load, self.multiple), _nearest_multiple(height, self.multiple)
-            case _:
-                return _nearest_multiple(width, self.multiple), _nearest_multiple(height, self.multiple)
-
-    @property
-    def side(self) -> int | None:
-        """The side of the random crop, or None if there is no crop."""
-        if self.preprocess.endswith("crop"):
-            return self.crop_size
-        return None
-
-    def box(self, size: Size, view: View | None) -> tuple[int, int, int, int]:
-        """Return the (left, top, width, height) that ``view`` selects from a resized image of ``size``.
-
-        Without a view, this is the whole image.
-        """
-        width, height = size
-        if view is None or self.side is None:
-            return 0, 0, width, height
-        side = self.side
-        return int(view.x * (width - side + 1)), int(view.y * (height - side + 1)), side, side
-
-    def too_small(self, size: Size) -> str:
-        """Return why an image of ``size`` is too small to crop, or "" if it is not."""
-        if self.side is not None and min(self.resized(size)) < self.side:
-            return f"{size[0]}x{size[1]} is too small for a crop of {self.side} pixels"
-        return ""
-
-
-def load_pixels(path: Path | str, fit: Fit, warn: Warn | None = None) -> Pixels:
-    """Decode and resize an image file to [H, W, C] uint8, but do not crop or flip it.
-
-    ``warn`` is as in ``open_image``. Raises BadImageError if the image cannot be used, LackOfMemoryError if
-    it does not fit into the memory, and another UserError if the machine has no file descriptors left.
-    """
-    image = open_image(path, fit.channels, warn)
-    reason = fit.too_small(image.size)
-    if reason:
-        raise BadImageError(path, reason)
-    size = fit.resized(image.size)
-    try:
-        if size != image.size:
-            image = image.resize(size, Image.Resampling.BICUBIC)
-        pixels = np.asarray(image)
-    except MemoryError as error:
-        raise reading_error(path, error) from None
-    if fit.channels == 1:
-        return pixels[:, :, None]
-    return pixels
-
-
-def take_view(pixels: Pixels, fit: Fit, view: View | None) -> Pixels:
-    """Crop and flip resized ``pixels`` [H, W, C] according to ``view``; the result is a numpy view."""
-    left, top, width, height = fit.box((pixels.shape[1], pixels.shape[0]), view)
-    pixels = pixels[top : top + height, left : left + width]
-    if view is not None and view.flip:
-        return pixels[:, ::-1]
-    return pixels

@@ -15,7 +15,8 @@ from torch import Tensor
 from fastcyclegan.data.background import Stopping, never, raise_if
 from fastcyclegan.data.batch import Batch
 from fastcyclegan.data.checked_files import Checked
-from fastcyclegan.data.image_file import BadImageError, Fit, Pixels, load_pixels, take_view
+from fastcyclegan.data.fit import Fit, load_pixels, take_view
+from fastcyclegan.data.image_file import BadImageError, Pixels
 from fastcyclegan.data.pixels import to_unit_range
 from fastcyclegan.data.sample_plan import Plan, Sample, View
 from fastcyclegan.errors import UserError

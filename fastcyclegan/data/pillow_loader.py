@@ -13,7 +13,8 @@ from torch import Tensor
 
 from fastcyclegan.data.background import ReadingThreads, Stopping, never, raise_if, result_of
 from fastcyclegan.data.batch import Batch
-from fastcyclegan.data.image_file import BadImageError, Fit, LackOfMemoryError, load_pixels, take_view
+from fastcyclegan.data.fit import Fit, load_pixels, take_view
+from fastcyclegan.data.image_file import BadImageError, LackOfMemoryError
 from fastcyclegan.data.loader import Job, Loader, Log, Row, Source
 from fastcyclegan.data.sample_plan import Plan, Sample
 from fastcyclegan.data.worker_pool import Arrays, loaded_by_workers

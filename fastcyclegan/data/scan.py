@@ -12,7 +12,9 @@ from pathlib import Path
 
 from fastcyclegan.config import DataConfig
 from fastcyclegan.data.checked_files import Checked, check_files
-from fastcyclegan.data.image_file import SUFFIXES, Fit, ImageRequirements, dark_values, is_dark
+from fastcyclegan.data.eight_bits import dark_values, is_dark
+from fastcyclegan.data.fit import Fit, ImageRequirements
+from fastcyclegan.data.image_file import SUFFIXES
 from fastcyclegan.errors import UserError, system_reason
 
 LISTED_SUFFIXES = 10

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastcyclegan.data.background import Stopping, never
 from fastcyclegan.data.batch import Batch
-from fastcyclegan.data.image_file import ImageRequirements
+from fastcyclegan.data.fit import ImageRequirements
 from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.errors import UserError
 

@@ -18,7 +18,8 @@ from fastcyclegan.checkpoints.loading import find_weights, load_generator
 from fastcyclegan.config import Direction, RunConfig
 from fastcyclegan.console import Console
 from fastcyclegan.data.choose_loader import choose, default_threads, make_reader
-from fastcyclegan.data.image_file import BadImageError, Fit
+from fastcyclegan.data.fit import Fit
+from fastcyclegan.data.image_file import BadImageError
 from fastcyclegan.data.loader import Job, Row
 from fastcyclegan.data.pixels import draw_grid, save_image, to_image
 from fastcyclegan.engine import require_impl, resolve_device, resolve_precision

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastcyclegan.config import DataConfig, TrainConfig, to_dict
 from fastcyclegan.data.choose_loader import Choice
-from fastcyclegan.data.image_file import Fit, load_pixels, take_view
+from fastcyclegan.data.fit import Fit, load_pixels, take_view
 from fastcyclegan.data.loader import Loader
 from fastcyclegan.data.pixels import to_unit_range
 from fastcyclegan.data.sample_plan import Plan, View

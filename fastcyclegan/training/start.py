@@ -17,7 +17,7 @@ from fastcyclegan.config import FIXED_SIZE, DataConfig, ModelConfig, TrainConfig
 from fastcyclegan.data import builtin
 from fastcyclegan.data.background import Stopping, never
 from fastcyclegan.data.choose_loader import Choice, check_cache, choose, make_loader
-from fastcyclegan.data.image_file import Fit, ImageRequirements
+from fastcyclegan.data.fit import Fit, ImageRequirements
 from fastcyclegan.data.loader import Loader, Log, Source
 from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.data.scan import Images, find_images

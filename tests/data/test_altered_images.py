@@ -29,11 +29,13 @@ from fastcyclegan.console import Console
 from fastcyclegan.data.checked_files import Checked, check_file, check_files
 from fastcyclegan.data.choose_loader import choose, make_reader
 from fastcyclegan.data.dataset_report import ReportConfig, report_dataset
+from fastcyclegan.data.fit import Fit
 from fastcyclegan.data.folder_report import examine_folder
-from fastcyclegan.data.image_file import BadImageError, Fit
+from fastcyclegan.data.image_file import BadImageError
 from fastcyclegan.data.loader import Job, Row
 from fastcyclegan.data.scan import list_images
-from fastcyclegan.inference.translate_folder import TranslateConfig, plan_outputs, translate_folder
+from fastcyclegan.inference.outputs import plan_outputs
+from fastcyclegan.inference.translate_folder import TranslateConfig, translate_folder
 from fastcyclegan.nn.networks import Generator
 from tests.data.altered_images import altered, originals, puzzles
 
@@ -122,7 +124,9 @@ def not_translated(folder: Path, kind: Kind) -> Names:
         weights, folder, folder.parent / kind, resize=16, skip_bad_images=True, loader=kind, device="cpu"
     )
     translate_folder(config, Console())
-    return frozenset(job.source.name for job in plan_outputs(config) if not job.target.exists())
+    return frozenset(
+        job.source.name for job in plan_outputs(folder, config.output).outputs if not job.target.exists()
+    )
 
 
 def findings(folder: Path) -> Findings:

@@ -13,7 +13,7 @@ import torch
 from fastcyclegan.data import dali_loader
 from fastcyclegan.data.dali_loader import DaliLoader
 from fastcyclegan.data.dali_pipeline import DaliPipeline, EncodedFile
-from fastcyclegan.data.image_file import Fit
+from fastcyclegan.data.fit import Fit
 from fastcyclegan.data.loader import Source
 from fastcyclegan.data.pillow_loader import FolderLoader
 from fastcyclegan.data.sample_plan import Plan

@@ -16,7 +16,8 @@ from fastcyclegan.config import Preprocess
 from fastcyclegan.data import background
 from fastcyclegan.data.batch import Batch
 from fastcyclegan.data.dali_loader import DaliLoader, DaliReader
-from fastcyclegan.data.image_file import BadImageError, Fit, load_pixels, open_image
+from fastcyclegan.data.fit import Fit, load_pixels
+from fastcyclegan.data.image_file import BadImageError, open_image
 from fastcyclegan.data.loader import Job, Source
 from fastcyclegan.data.pillow_loader import FolderLoader, PillowReader
 from fastcyclegan.data.sample_plan import Plan

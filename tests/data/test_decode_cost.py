@@ -222,14 +222,14 @@ def test_a_forked_process_starts_with_the_whole_budget() -> None:
 def test_scanning_threads_decode_within_the_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     budget, taken = Budget(3 * 4 * 64 * 72), []
     monkeypatch.setattr(image_file, "DECODED", budget)
-    load = image_file._require_supported
+    load = image_file.require_supported
 
     def noting(image: Image.Image) -> None:
         taken.append(budget.taken)
         time.sleep(0.01)
         load(image)
 
-    monkeypatch.setattr(image_file, "_require_supported", noting)
+    monkeypatch.setattr(image_file, "require_supported", noting)
     for n in range(16):
         Image.new("RGB", (64, 64)).save(tmp_path / f"{n}.png")
     checks = check_files(sorted(tmp_path.glob("*.png")))

@@ -1,4 +1,4 @@
-"""Decode unusual files, and compare each preprocess mode with Pillow and with sizes computed by hand."""
+"""Decode image files: formats, orientation, what is whole, and what cannot be read."""
 
 from __future__ import annotations
 
@@ -15,88 +15,21 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from fastcyclegan.config import DataConfig, Preprocess
-from fastcyclegan.data import image_file
+from fastcyclegan.data.fit import Fit, load_pixels
 from fastcyclegan.data.image_file import (
     FORMATS,
     READABLE,
     SUFFIXES,
     BadImageError,
-    Fit,
-    dark_values,
     examine,
-    is_dark,
     is_whole,
-    load_pixels,
     open_image,
     read_header,
-    take_view,
-    upright,
 )
-from fastcyclegan.data.sample_plan import View
 from fastcyclegan.errors import UserError
-
-
-def saved(tmp_path: Path, image: Image.Image, name: str, **options: object) -> Path:
-    path = tmp_path / name
-    image.save(path, **options)
-    return path
-
+from tests.conftest import saved
 
 RAMP = (np.arange(256, dtype=np.uint16) * 257).reshape(16, 16)
-
-
-@pytest.mark.parametrize("suffix", [".png", ".tif"])
-def test_sixteen_bit_gray_is_scaled_not_clipped(tmp_path: Path, suffix: str) -> None:
-    """16-bit values are scaled to 8 bits; Pillow's own conversion would turn every value above 255 white."""
-    path = saved(tmp_path, Image.fromarray(RAMP), "deep" + suffix)
-    assert np.array_equal(np.asarray(open_image(path, 1)), np.arange(256).reshape(16, 16))
-    assert np.array_equal(np.asarray(open_image(path, 3))[:, :, 1], np.arange(256).reshape(16, 16))
-
-
-def test_sixteen_bit_transparency_shows_white(tmp_path: Path) -> None:
-    path = saved(tmp_path, Image.fromarray(RAMP), "t.png", transparency=257 * 9)
-    pixels = np.asarray(open_image(path, 1)).reshape(-1)
-    assert pixels[[8, 9, 10]].tolist() == [8, 255, 10]
-
-
-def test_rejects_32_bit_and_floating_point_values(tmp_path: Path) -> None:
-    path = saved(tmp_path, Image.fromarray(np.full((4, 4), 70000, dtype=np.int32)), "deep.tif")
-    with pytest.raises(BadImageError, match=r"deep.tif: 32-bit values"):
-        open_image(path)
-    path = saved(tmp_path, Image.fromarray(np.full((4, 4), 0.5, dtype=np.float32)), "float.tif")
-    with pytest.raises(BadImageError, match=r"float.tif: floating-point values"):
-        open_image(path)
-
-
-def test_refuses_integers_of_unknown_range(tmp_path: Path) -> None:
-    """Values 0 to 255 in 32 bits, or in 16 bits with a sign, would come out nearly black."""
-    values = np.arange(256, dtype=np.int32).reshape(16, 16)
-    path = saved(tmp_path, Image.fromarray(values), "values.tif")
-    with pytest.raises(BadImageError, match=r"values.tif: 32-bit values are not supported; convert"):
-        open_image(path)
-    with pytest.raises(BadImageError, match=r"32-bit values"):
-        examine(path)
-    with pytest.raises(BadImageError, match=r"the image: 32-bit values"):
-        upright(Image.open(path))
-    with pytest.raises(BadImageError, match=r"the image: 32-bit values"):
-        upright(Image.fromarray(values))
-    assert np.asarray(upright(Image.fromarray(RAMP), 1)).reshape(-1).tolist() == list(range(256))
-
-
-def test_large_images_are_converted_in_bands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Alpha and 16 bits take no second copy of the image. The result does not depend on the bands."""
-    noise = np.random.default_rng(0).integers(0, 256, (37, 50, 4), dtype=np.uint8)
-    deep = noise[:, :, 0].astype(np.uint16) * 200
-    paths = [
-        saved(tmp_path, Image.fromarray(noise), "rgba.png"),
-        saved(tmp_path, Image.fromarray(noise).quantize(16), "palette.png", transparency=3),
-        saved(tmp_path, Image.fromarray(deep), "deep.png", transparency=int(deep[0, 0])),
-    ]
-    whole = [np.asarray(open_image(path, channels)) for path in paths for channels in (1, 3)]
-    monkeypatch.setattr(image_file, "_BAND_PIXELS", 130)
-    bands = [np.asarray(open_image(path, channels)) for path in paths for channels in (1, 3)]
-    assert all(np.array_equal(x, y) for x, y in zip(whole, bands, strict=True))
 
 
 def test_an_upright_rgb_image_is_not_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,31 +132,6 @@ def test_orientations_of_all_formats(tmp_path: Path, form: str, orientation: int
             assert (pixel[0] > 200) == ((x, y) == corner)
 
 
-@pytest.mark.parametrize(
-    ("values", "brightest"), [(RAMP, 255), (RAMP >> 4, 16), (RAMP >> 2, 64), (RAMP >> 8, 1), (RAMP * 0, 0)]
-)
-def test_the_brightest_value_of_16_bit_files_is_noted(
-    tmp_path: Path, values: np.ndarray, brightest: int
-) -> None:
-    for name in ("x.png", "x.tif"):
-        assert examine(saved(tmp_path, Image.fromarray(values), name)).brightest == brightest
-    assert is_dark(brightest) == (brightest < 255)
-
-
-def test_8_bit_files_have_no_16_bit_values(tmp_path: Path) -> None:
-    for n, mode in enumerate(("RGB", "L", "P", "RGBA", "1")):
-        assert examine(saved(tmp_path, Image.new(mode, (8, 8)), f"{n}.png")).brightest is None
-
-
-def test_the_warning_about_dark_values_names_their_bits() -> None:
-    assert dark_values("x", 16) == (
-        "the brightest value of x is 16 of 255 after scaling to 8 bits, as if the files stored 12-bit values;"
-        " multiply those by 16"
-    )
-    for brightest, bits in ((64, 14), (15, 12), (4, 10), (1, 8), (0, 8)):
-        assert f"stored {bits}-bit values" in dark_values("x", brightest)
-
-
 def test_a_png_without_its_last_rows_is_refused(tmp_path: Path) -> None:
     """Pillow would leave the rows black."""
     path = saved(tmp_path, Image.new("RGB", (4, 4), "white"), "x.png")
@@ -263,6 +171,7 @@ def test_a_decoder_without_memory_is_no_bad_image(tmp_path: Path) -> None:
 import resource
 from pathlib import Path
 from fastcyclegan.data.image_file import BadImageError, examine
+from tests.conftest import saved
 from PIL import Image
 Image.init()
 examine("{tmp_path}/x.PNG")
@@ -281,31 +190,6 @@ for path in sorted(Path("{tmp_path}").glob("x.*")):
     assert ended.stdout.splitlines() == [
         f"{path.suffix} True False" for path in sorted(tmp_path.glob("x.*"))
     ], ended.stdout
-
-
-def test_transparency_shows_white(tmp_path: Path) -> None:
-    """Fully transparent pixels become white. They are stored as red, which dropping alpha would show."""
-    rgba = np.zeros((2, 2, 4), dtype=np.uint8)
-    rgba[0], rgba[1] = (255, 0, 0, 0), (0, 0, 255, 255)
-    pixels = np.asarray(open_image(saved(tmp_path, Image.fromarray(rgba), "a.png")))
-    assert pixels[0, 0].tolist() == [255, 255, 255]
-    assert pixels[1, 0].tolist() == [0, 0, 255]
-    palette = Image.new("P", (2, 1))
-    palette.putpalette([10, 20, 30, 200, 100, 50])
-    palette.putpixel((1, 0), 1)
-    pixels = np.asarray(open_image(saved(tmp_path, palette, "p.png", transparency=0)))
-    assert pixels[0].tolist() == [[255, 255, 255], [200, 100, 50]]
-    gray_alpha = Image.merge("LA", [Image.new("L", (1, 1), 0), Image.new("L", (1, 1), 128)])
-    assert np.asarray(open_image(saved(tmp_path, gray_alpha, "la.png"), 1))[0, 0] == 127
-
-
-@pytest.mark.parametrize(
-    ("mode", "colour", "expected"),
-    [("1", 1, [255] * 3), ("L", 77, [77] * 3), ("CMYK", (0, 255, 255, 0), [255, 0, 0])],
-)
-def test_modes_become_rgb(tmp_path: Path, mode: str, colour: object, expected: list[int]) -> None:
-    path = saved(tmp_path, Image.new(mode, (8, 8), colour), "m.tif")
-    assert np.asarray(open_image(path))[4, 4].tolist() == expected
 
 
 def test_exif_rotation_is_honoured(tmp_path: Path) -> None:
@@ -367,77 +251,6 @@ def test_a_lack_of_files_or_memory_is_not_a_bad_image(
         load_pixels(path, Fit())
     assert (isinstance(raised.value, BadImageError) and not raised.value.is_lack_of_memory) == is_bad
     assert not getattr(raised.value, "is_lasting", False)
-
-
-def test_memory_that_runs_out_during_the_resize_names_the_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = saved(tmp_path, Image.new("RGB", (8, 8)), "x.png")
-
-    def fails(*arguments: object) -> None:
-        raise MemoryError
-
-    monkeypatch.setattr(Image.Image, "resize", fails)
-    with pytest.raises(UserError, match=r"x\.png: cannot be read: out of memory"):
-        load_pixels(path, Fit("square", 16))
-
-
-# (reason, mode, load, crop, size before, size after), according to the official code.
-SIZES: list[tuple[str, Preprocess, int, int, tuple[int, int], tuple[int, int]]] = [
-    ("square, whatever the shape", "resize_and_crop", 286, 256, (600, 400), (286, 286)),
-    ("unchanged", "crop", 286, 256, (601, 407), (601, 407)),
-    ("height in proportion, rounded down", "scale_width_and_crop", 300, 256, (600, 601), (300, 300)),
-    ("height at least the crop", "scale_width_and_crop", 300, 256, (600, 100), (300, 256)),
-    ("sides rounded to 4, or the output would be larger", "scale_width", 286, 256, (572, 601), (288, 300)),
-    ("half to even: 62/4 = 15.5 and 66/4 = 16.5 both to 16", "none", 286, 256, (62, 66), (64, 64)),
-    ("nearest multiple, not the next", "none", 286, 256, (65, 67), (64, 68)),
-    ("never below the minimum of a network", "none", 286, 256, (1, 9), (8, 8)),
-]
-
-
-@pytest.mark.parametrize(
-    ("reason", "mode", "load", "crop", "before", "after"), SIZES, ids=[row[0] for row in SIZES]
-)
-def test_sizes_by_mode(
-    reason: str, mode: Preprocess, load: int, crop: int, before: tuple[int, int], after: tuple[int, int]
-) -> None:
-    assert Fit.of(DataConfig(preprocess=mode, load_size=load, crop_size=crop)).resized(before) == after
-
-
-def test_sizes_for_a_unet() -> None:
-    assert Fit("none", multiple=256).resized((300, 700)) == (256, 768)
-
-
-def test_resizes_with_pillow_bicubic_and_crops_exactly(tmp_path: Path) -> None:
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8))
-    path = saved(tmp_path, image, "x.png")
-    fit = Fit("resize_and_crop", 40, 32)
-    pixels = load_pixels(path, fit)
-    assert np.array_equal(pixels, np.asarray(image.resize((40, 40), Image.Resampling.BICUBIC)))
-    view = take_view(pixels, fit, View(x=0.999, y=0.5, flip=True))
-    assert np.array_equal(view, pixels[4:36, 8:40][:, ::-1])  # int(0.5 * 9) = 4, int(0.999 * 9) = 8
-    assert np.array_equal(take_view(pixels, fit, View(0.0, 0.0, False)), pixels[:32, :32])
-    assert np.array_equal(take_view(pixels, fit, None), pixels)
-
-
-def test_every_crop_position_is_equally_likely(tmp_path: Path) -> None:
-    pixels = np.arange(11, dtype=np.uint8).reshape(1, 11, 1).repeat(8, axis=0)
-    lefts = [
-        int(take_view(pixels, Fit("crop", 0, 8), View(u / 400, 0.0, False))[0, 0, 0]) for u in range(400)
-    ]
-    assert np.bincount(lefts).tolist() == [100, 100, 100, 100]
-
-
-def test_image_smaller_than_the_crop(tmp_path: Path) -> None:
-    path = saved(tmp_path, Image.new("RGB", (100, 30)), "small.png")
-    with pytest.raises(BadImageError, match=r"small.png: 100x30 is too small for a crop of 64 pixels"):
-        load_pixels(path, Fit("crop", 0, 64))
-
-
-def test_gray_has_one_channel(tmp_path: Path) -> None:
-    path = saved(tmp_path, Image.new("RGB", (10, 10), (255, 0, 0)), "red.png")
-    assert load_pixels(path, Fit("square", 8, channels=1)).shape == (8, 8, 1)
-    assert load_pixels(path, Fit("square", 8, channels=1))[0, 0, 0] == 76  # ITU-R 601: 0.299 * 255
 
 
 # Files that DALI can decode in place of Pillow, and files that must be left to Pillow.

@@ -26,7 +26,8 @@ from PIL import Image
 from fastcyclegan.data import background, pillow_loader
 from fastcyclegan.data.checked_files import check_file
 from fastcyclegan.data.choose_loader import Choice, make_reader
-from fastcyclegan.data.image_file import BadImageError, Fit, load_pixels, take_view
+from fastcyclegan.data.fit import Fit, load_pixels, take_view
+from fastcyclegan.data.image_file import BadImageError
 from fastcyclegan.data.loader import Job, Source
 from fastcyclegan.data.pillow_loader import FolderLoader, PillowReader
 from fastcyclegan.data.sample_plan import Plan, View

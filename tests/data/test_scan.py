@@ -11,7 +11,7 @@ from PIL import Image
 
 from fastcyclegan.config import DataConfig
 from fastcyclegan.data import scan
-from fastcyclegan.data.image_file import ImageRequirements
+from fastcyclegan.data.fit import ImageRequirements
 from fastcyclegan.data.scan import find_files, find_images, list_images, no_images, split_holdout
 from fastcyclegan.errors import UserError
 from tests.conftest import write_images

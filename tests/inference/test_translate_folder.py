@@ -16,7 +16,7 @@ from torch import Tensor
 from fastcyclegan import cli
 from fastcyclegan.checkpoints.run_files import save_weights
 from fastcyclegan.console import Console
-from fastcyclegan.data.image_file import load_pixels
+from fastcyclegan.data.fit import load_pixels
 from fastcyclegan.errors import UserError
 from fastcyclegan.inference import memory, writer
 from fastcyclegan.inference.translate_folder import TranslateConfig, translate_folder

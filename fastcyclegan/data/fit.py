@@ -1,0 +1,133 @@
+"""Resize, crop and flip images to what the settings of a run and its networks need."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from fastcyclegan.config import DataConfig, ModelConfig, Preprocess
+from fastcyclegan.data.image_file import BadImageError, Pixels, Size, Warn, open_image, reading_error
+from fastcyclegan.data.sample_plan import View
+
+
+def _nearest_multiple(side: int, multiple: int) -> int:
+    """Round ``side`` to the nearest multiple of ``multiple``, but not below the minimum for a network.
+
+    Ties round to even, as in the official code.
+    """
+    return max(round(side / multiple) * multiple, multiple, 8)
+
+
+@dataclass(frozen=True)
+class ImageRequirements:
+    """Requirements of the networks on their images.
+
+    Height and width must be multiples of ``size_multiple`` and at least ``least_side`` pixels. ``channels``
+    contains the numbers of channels of A and B.
+    """
+
+    size_multiple: int = 4
+    least_side: int = 8
+    channels: tuple[int, int] = (3, 3)
+
+    @classmethod
+    def of(cls, config: ModelConfig) -> ImageRequirements:
+        """Return the requirements of the networks of ``config``."""
+        return cls(config.size_multiple, config.least_side, (config.input_nc, config.output_nc))
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Settings that determine how the images of one domain are resized, cropped and converted.
+
+    The mode ``preprocess`` determines their size, and whether they are cropped to ``crop_size`` x
+    ``crop_size``. ``channels`` is 1 or 3. Two modes are not available on the command line: "keep", the
+    default, neither resizes nor crops, and "square" resizes to ``load_size`` x ``load_size``.
+    """
+
+    preprocess: Preprocess | Literal["keep", "square"] = "keep"
+    load_size: int = 0
+    crop_size: int = 0
+    channels: int = 3
+    multiple: int = 4
+
+    @classmethod
+    def of(cls, config: DataConfig, channels: int = 3, multiple: int = 4) -> Fit:
+        """Return the fit for ``config`` and a network that needs sides that are multiples of ``multiple``."""
+        return cls(config.preprocess, config.load_size, config.crop_size, channels, multiple)
+
+    def resized(self, size: Size) -> Size:
+        """Return the (width, height) of an image of ``size`` after the resize, before the crop."""
+        width, height = size
+        load, crop = self.load_size, self.crop_size
+        match self.preprocess:
+            case "resize_and_crop" | "square":
+                return load, load
+            case "crop" | "keep":
+                return size
+            case "scale_width_and_crop":
+                return load, int(max(load * height / width, crop))
+            case "scale_width":
+                height = int(max(load * height / width, crop))
+                return _nearest_multiple(load, self.multiple), _nearest_multiple(height, self.multiple)
+            case _:
+                return _nearest_multiple(width, self.multiple), _nearest_multiple(height, self.multiple)
+
+    @property
+    def side(self) -> int | None:
+        """The side of the random crop, or None if there is no crop."""
+        if self.preprocess.endswith("crop"):
+            return self.crop_size
+        return None
+
+    def box(self, size: Size, view: View | None) -> tuple[int, int, int, int]:
+        """Return the (left, top, width, height) that ``view`` selects from a resized image of ``size``.
+
+        Without a view, this is the whole image.
+        """
+        width, height = size
+        if view is None or self.side is None:
+            return 0, 0, width, height
+        side = self.side
+        return int(view.x * (width - side + 1)), int(view.y * (height - side + 1)), side, side
+
+    def too_small(self, size: Size) -> str:
+        """Return why an image of ``size`` is too small to crop, or "" if it is not."""
+        if self.side is not None and min(self.resized(size)) < self.side:
+            return f"{size[0]}x{size[1]} is too small for a crop of {self.side} pixels"
+        return ""
+
+
+def load_pixels(path: Path | str, fit: Fit, warn: Warn | None = None) -> Pixels:
+    """Decode and resize an image file to [H, W, C] uint8, but do not crop or flip it.
+
+    ``warn`` is as in ``open_image``. Raises BadImageError if the image cannot be used, LackOfMemoryError if
+    it does not fit into the memory, and another UserError if the machine has no file descriptors left.
+    """
+    image = open_image(path, fit.channels, warn)
+    reason = fit.too_small(image.size)
+    if reason:
+        raise BadImageError(path, reason)
+    size = fit.resized(image.size)
+    try:
+        if size != image.size:
+            image = image.resize(size, Image.Resampling.BICUBIC)
+        pixels = np.asarray(image)
+    except MemoryError as error:
+        raise reading_error(path, error) from None
+    if fit.channels == 1:
+        return pixels[:, :, None]
+    return pixels
+
+
+def take_view(pixels: Pixels, fit: Fit, view: View | None) -> Pixels:
+    """Crop and flip resized ``pixels`` [H, W, C] according to ``view``; the result is a numpy view."""
+    left, top, width, height = fit.box((pixels.shape[1], pixels.shape[0]), view)
+    pixels = pixels[top : top + height, left : left + width]
+    if view is not None and view.flip:
+        return pixels[:, ::-1]
+    return pixels
