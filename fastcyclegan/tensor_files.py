@@ -179,9 +179,41 @@ def checksum(path: Path) -> str:
     return digest.hexdigest()[:16]
 
 
+def fitting_name(name: str, ending: str, folder: Path) -> str:
+    """Return ``name`` + ``ending``, with ``name`` shortened if that is too long for a file in ``folder``.
+
+    A shortened name ends with a hash of the whole name, so that different names remain different.
+    """
+    longest = _longest_name(folder)
+    whole = name + ending
+    if len(os.fsencode(whole)) <= longest:
+        return whole
+    ending = f"-{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}{ending}"
+    # Remove whole characters, which can have several bytes each.
+    while name and len(os.fsencode(name + ending)) > longest:
+        name = name[:-1]
+    return name + ending
+
+
+def _longest_name(folder: Path) -> int:
+    """Return how many bytes the name of a file in ``folder`` can have. Encrypted folders allow fewer."""
+    usual = 255
+    try:
+        limit = os.pathconf(folder, "PC_NAME_MAX")
+    except (AttributeError, OSError, ValueError):  # Windows, or the folder does not exist yet
+        return usual
+    return limit if 0 < limit < usual else usual
+
+
 def partial_of(path: Path) -> Path:
-    """Return the temporary file in which this process writes ``path``."""
-    return path.with_name(f".{path.name}.{os.getpid()}-{_machine()}.partial")
+    """Return the temporary file in which this process writes ``path``.
+
+    Its name fits if that of ``path`` does. If that is too long itself, so is the temporary one.
+    """
+    name, ending = f".{path.name}", f".{os.getpid()}-{_machine()}.partial"
+    if len(os.fsencode(path.name)) > _longest_name(path.parent):
+        return path.with_name(name + ending)
+    return path.with_name(fitting_name(name, ending, path.parent))
 
 
 @functools.cache

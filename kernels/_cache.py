@@ -16,10 +16,10 @@ def temporary_folder(name: str) -> Path:
     return Path(tempfile.gettempdir()) / f"fastcyclegan-{os.getuid()}" / name
 
 
-def cache_folder(name: str) -> Path:
-    """Return the folder ``name`` in ``$XDG_CACHE_HOME/fastcyclegan``. It may not exist yet.
+def cache_folder(name: str = "") -> Path:
+    """Return the folder ``name`` in ``$XDG_CACHE_HOME/fastcyclegan``, or that folder itself for "".
 
-    ``$XDG_CACHE_HOME`` defaults to ~/.cache.
+    It may not exist yet. ``$XDG_CACHE_HOME`` defaults to ~/.cache.
     """
     configured = os.environ.get("XDG_CACHE_HOME")
     try:

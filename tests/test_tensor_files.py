@@ -317,3 +317,40 @@ def test_only_old_temporary_files_of_processes_that_are_gone_are_removed(tmp_pat
     kept = sorted(path.name for path in tmp_path.iterdir())
     assert kept == sorted([*list(names)[4:], f".folder.{ended.pid}.partial"])
     remove_stale_partials(tmp_path / "missing")
+
+
+LONG_NAMES = ["x" * 251, "\u00e9" * 125, "\U0001f600" * 62, "\udcff" * 251, "y" * 240]
+
+
+@pytest.mark.parametrize("stem", LONG_NAMES, ids=["ascii", "2 bytes", "4 bytes", "no utf-8", "almost"])
+def test_every_name_that_fits_can_be_written(tmp_path: Path, stem: str) -> None:
+    """The temporary name is longer than the final one, so it is shortened."""
+    file, names = tmp_path / f"{stem}.txt", set()
+    for path in (file, tmp_path / f"{stem}.tx2"):
+        write_atomically(path, lambda partial: (names.add(partial.name), partial.write_text("new")))
+    assert file.read_text() == "new"
+    assert len(names) == 2
+    for name in names:
+        assert name.startswith(f".{stem[:20]}")
+        assert name.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape") == name
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_name_that_is_too_long_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="File name too long"):
+        write_atomically(tmp_path / ("x" * 256), lambda partial: partial.write_text("new"))
+
+
+def test_a_file_system_with_shorter_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "pathconf", lambda folder, name: 143)  # that of eCryptfs
+    assert len(partial_of(tmp_path / ("x" * 143)).name) == 143
+    assert len(partial_of(tmp_path / "x").name) < 50
+
+
+def test_stale_files_of_long_names_are_removed(tmp_path: Path) -> None:
+    code = "import sys, pathlib; from fastcyclegan.tensor_files import partial_of;"
+    code += "partial_of(pathlib.Path(sys.argv[1])).touch()"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / ("\u00e9" * 127))], check=True)
+    assert len(list(tmp_path.iterdir())) == 1
+    remove_stale_partials(tmp_path)
+    assert list(tmp_path.iterdir()) == []

@@ -1,7 +1,7 @@
 """Turn image files into training batches: find, check, decode and sample images, and write pixels back.
 
 Loaders, file formats, augmentations, dataset downloads and dataset checks belong here. Code that runs a
-network on a batch does not: this package works without networks and kernels.
+network on a batch does not: this package works without networks.
 
-Uses ``config`` and ``tensor_files``.
+Uses ``config``, ``kernels`` (only for the location of the cache folder) and ``tensor_files``.
 """

@@ -22,6 +22,7 @@ from PIL import Image, ImageFile
 from fastcyclegan.data.background import ReadingThreads, result_of
 from fastcyclegan.data.image_file import READABLE, BadImageError, examine
 from fastcyclegan.errors import system_reason
+from fastcyclegan.kernels._cache import cache_folder
 from fastcyclegan.tensor_files import remove_stale_partials, write_atomically
 
 CACHE_VERSION = 3
@@ -93,9 +94,7 @@ def check_file(path: Path) -> Checked:
 
 
 def _cache_file() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME")
-    folder = Path(base) if base else Path.home() / ".cache"
-    return folder / "fastcyclegan" / "checked_images.json"
+    return cache_folder() / "checked_images.json"
 
 
 def _reader() -> list[object]:

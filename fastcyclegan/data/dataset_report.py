@@ -26,7 +26,7 @@ from fastcyclegan.data.folder_report import (
 )
 from fastcyclegan.data.scan import dark_images, find_folders, shared_images
 from fastcyclegan.errors import UserError
-from fastcyclegan.tensor_files import write_atomically
+from fastcyclegan.tensor_files import fitting_name, write_atomically
 
 LISTED = 20
 
@@ -123,7 +123,7 @@ def report_dataset(config: ReportConfig, console: Console) -> bool:
     output = config.output
     if output is None:
         stem = title.replace(" and ", "2").replace(" ", "_").replace("/", "")
-        output = Path(f"{stem}_report.html")
+        output = Path(fitting_name(stem, "_report.html", Path()))
     output.parent.mkdir(parents=True, exist_ok=True)
     text = page(title, reports, groups, config.crop_size)
     write_atomically(output, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))

@@ -21,6 +21,7 @@ from typing import Any
 from fastcyclegan.data.checked_files import Checked, check_files
 from fastcyclegan.data.scan import find_files
 from fastcyclegan.errors import UserError
+from fastcyclegan.tensor_files import fitting_name
 
 SERVER = "http://efrosgans.eecs.berkeley.edu/cyclegan/datasets"
 FOLDERS = ("trainA", "trainB", "testA", "testB")
@@ -98,7 +99,7 @@ def download(
         unpack(archive, target)
     else:
         url = f"{server}/{urllib.parse.quote(name)}.zip"
-        fetched = fetch_file(url, output / f"{name}.zip", log, progress, wait)
+        fetched = fetch_file(url, output / fitting_name(name, ".zip", output), log, progress, wait)
         unpack(fetched, target)
         if not keep_archive:
             fetched.unlink()
@@ -107,7 +108,7 @@ def download(
 
 def fetch_file(url: str, file: Path, log: Log, progress: Progress, wait: Callable[[float], None]) -> Path:
     """Download ``url`` to ``file``, resuming from ``file``.part if it exists, and return ``file``."""
-    part = file.with_name(file.name + ".part")
+    part = file.with_name(fitting_name(file.name, ".part", file.parent))
     if file.exists():
         return file
     failures = 0
@@ -164,7 +165,7 @@ def _size(part: Path) -> int:
 
 
 def _metadata_file(part: Path) -> Path:
-    return part.with_name(part.name + ".json")
+    return part.with_name(fitting_name(part.name, ".json", part.parent))
 
 
 def _fetch_once(url: str, part: Path, progress: Progress) -> None:
@@ -235,7 +236,7 @@ def unpack(archive: Path, target: Path) -> None:
 
     Raises UserError for an archive that is damaged or malicious.
     """
-    partial = target.with_name(f".{target.name}.partial")
+    partial = target.with_name(fitting_name(f".{target.name}", ".partial", target.parent))
     shutil.rmtree(partial, ignore_errors=True)
     try:
         with zipfile.ZipFile(archive) as packed:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import getpass
+import os
+
 import torch
 
 from fastcyclegan.config import RunConfig
@@ -77,11 +80,24 @@ def require_impl(impl: str, device: torch.device) -> None:
         raise UserError(str(error)) from None
 
 
+def ensure_user_name() -> None:
+    """Name the user of this process in its environment if the system has no name for its number.
+
+    Batch systems and containers run such users. Before 2.13, torch's compiler cannot be imported without the
+    name, of which it makes that of its cache folder; this is the name that later versions use.
+    """
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ["USER"] = f"uid_{os.getuid()}"
+
+
 def why_not_compiled(device: torch.device) -> str:
     """Return why torch.compile does not work on ``device``, in one line, or "" if it works.
 
     This compiles a tiny function to find out.
     """
+    ensure_user_name()
     from torch._inductor import cpp_builder, exc
 
     if device.type == "mps":

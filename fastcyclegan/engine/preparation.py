@@ -14,6 +14,7 @@ from torch import nn
 
 from fastcyclegan.engine.batching import NetworkCalls
 from fastcyclegan.engine.choices import EngineChoices
+from fastcyclegan.engine.devices import ensure_user_name
 from fastcyclegan.engine.phase_optimizer import PhaseOptimizer
 from fastcyclegan.kernels import WorkingCopies
 from fastcyclegan.nn.networks import set_impl
@@ -27,6 +28,7 @@ def prepare_networks(
 
     Networks that are differentiated twice are set to run without the kernels.
     """
+    ensure_user_name()  # torch's optimizers import a part of its compiler
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
     prepared = {}

@@ -14,6 +14,7 @@ from fastcyclegan.checkpoints.weight_sets import SETS
 from fastcyclegan.config import RunConfig, TrainConfig
 from fastcyclegan.data.loader import Log
 from fastcyclegan.errors import UserError, system_reason
+from fastcyclegan.tensor_files import fitting_name
 from fastcyclegan.training.run_lock import RunLock
 from fastcyclegan.training.run_report import CURVES, PAGE, STATS
 
@@ -172,12 +173,16 @@ class RunFolder:
         number = 0
         while self.lock is None:
             number += 1
-            self.run = dataclasses.replace(self.run, name=f"{self.stem}_{number}")
+            self.run = dataclasses.replace(self.run, name=self._numbered(number))
             # Creating a folder is atomic, so of several runs that start together only one gets each number.
             with contextlib.suppress(FileExistsError):
                 self.path.mkdir()
                 self._created.insert(0, self.path)
                 self._lock()
+
+    def _numbered(self, number: int) -> str:
+        """Return the default name of this number. The names of two long folders may not fit into one."""
+        return fitting_name(self.stem, f"_{number}", self.run.checkpoints_dir)
 
     def _make_parents(self) -> None:
         missing = []

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import pwd
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -226,3 +228,44 @@ def test_temporary_files_of_killed_processes_are_removed(dataset: Path) -> None:
     os.utime(left, (0, 0))
     check_files(list_images(dataset / "trainA"))
     assert not left.exists()
+
+
+@pytest.fixture
+def no_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Run as a user without a home folder or a name. Returns the folder for temporary files."""
+
+    def unknown(number: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {number}")
+
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+def test_results_of_a_user_without_a_home_are_kept_in_the_temporary_folder(
+    dataset: Path, no_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert errors(dataset) == [""] * 5
+    assert (no_home / f"fastcyclegan-{os.getuid()}" / "checked_images.json").exists()
+    monkeypatch.setattr(checked_files, "check_file", pytest.fail)
+    assert errors(dataset) == [""] * 5
+
+
+@pytest.mark.parametrize("blocked", ["XDG_CACHE_HOME", "HOME"])
+def test_a_cache_folder_that_cannot_be_made_is_not_needed(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blocked: str
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv(blocked, str(tmp_path / "file"))
+    assert errors(dataset) == [""] * 5
+
+
+def test_the_cache_is_a_file_in_the_cache_folder(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "c"))
+    errors(dataset)
+    assert [path.name for path in (tmp_path / "c" / "fastcyclegan").iterdir()] == ["checked_images.json"]

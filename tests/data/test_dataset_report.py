@@ -65,6 +65,16 @@ def test_two_folders_or_a_single_one(
     assert "images: testA" in capsys.readouterr().out
 
 
+def test_names_of_folders_that_are_too_long_together(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(dataset)
+    for name in ("A", "B"):
+        (dataset / f"train{name}").rename(dataset / (name * 200))
+    assert check_dataset(["--data_A", "A" * 200, "--data_B", "B" * 200]) == 0
+    (page,) = dataset.glob("*.html")
+    assert page.name.startswith(f"{'A' * 200}2BBB")
+    assert page.name.endswith("_report.html")
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [

@@ -52,6 +52,7 @@ class Server:
     breaks: list[int] = field(default_factory=list)
     ranges: bool = True
     status: int = 200
+    file: str = "toys.zip"
     requested: list[str | None] = field(default_factory=list)
     url: str = ""
 
@@ -64,7 +65,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         def do_GET(self) -> None:
             requested, data, start = self.headers["Range"], state.content, 0
             state.requested.append(requested)
-            if state.status != 200 or not self.path.endswith("/toys.zip"):
+            if state.status != 200 or not self.path.endswith(f"/{state.file}"):
                 return self.send_error(state.status if state.status != 200 else 404)
             if requested and state.ranges and self.headers["If-Range"] == state.version:
                 start = int(requested.removeprefix("bytes=").removesuffix("-"))
@@ -286,3 +287,14 @@ def test_lists_all_datasets(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert all(name in out for name in DATASETS)
     assert len(DATASETS) == 11
+
+
+@pytest.mark.parametrize("length", [241, 249, 251, 255])
+def test_every_name_of_a_folder_can_be_downloaded(server: Server, tmp_path: Path, length: int) -> None:
+    """The names of the archive, of its parts and of the temporary folder are longer than the dataset's."""
+    name = "n" * length
+    server.breaks = [1000]
+    server.file = f"{name}.zip"
+    download(name, tmp_path, server=server.url, log=lambda text: None, wait=lambda seconds: None)
+    assert counts(tmp_path / name) == WHOLE
+    assert [path.name for path in tmp_path.iterdir()] == [name]

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import getpass
+import os
+import pwd
+
 import pytest
 import torch
 
-from fastcyclegan.config import RunConfig
+from fastcyclegan.config import RunConfig, TrainConfig
 from fastcyclegan.engine import resolve_device, resolve_precision, why_not_compiled
+from fastcyclegan.engine.preparation import prepare_networks
 from fastcyclegan.errors import UserError
+from fastcyclegan.recipes.registry import make_recipe
 
 
 def test_devices_and_precisions() -> None:
@@ -30,3 +36,25 @@ def test_why_not_compiled_names_the_missing_compiler(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(cpp_builder, "get_cpp_compiler", fail)
     assert why_not_compiled(torch.device("cpu")).startswith("no C++ compiler found")
+
+
+@pytest.mark.parametrize("start", ["compiling", "training"])
+def test_a_user_without_a_name_gets_one(monkeypatch: pytest.MonkeyPatch, start: str) -> None:
+    """Before 2.13, torch's compiler asks for the user's name when it is imported, and fails without one."""
+    from torch._inductor import cpp_builder, exc
+
+    def unknown(number: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {number}")
+
+    def fail() -> str:
+        raise exc.InvalidCxxCompiler
+
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.setenv(name, "")
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", fail)
+    if start == "compiling":
+        why_not_compiled(torch.device("cpu"))
+    else:
+        prepare_networks(make_recipe(TrainConfig()), {}, torch.device("cpu"))
+    assert getpass.getuser() == f"uid_{os.getuid()}"

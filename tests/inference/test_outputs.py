@@ -155,13 +155,13 @@ def test_a_file_where_a_folder_must_be_is_refused(tmp_path: Path) -> None:
         plan_outputs(tmp_path / "in", tmp_path / "out")
 
 
-@pytest.mark.parametrize(("stem", "fits"), [("x" * 220, True), ("x" * 251, False), ("\u00e9" * 125, False)])
-def test_names_that_are_too_long_are_refused(tmp_path: Path, stem: str, fits: bool) -> None:
+@pytest.mark.parametrize("stem", ["x" * 251, "\u00e9" * 125])
+def test_names_that_are_too_long_are_refused(tmp_path: Path, stem: str) -> None:
+    """A second image of the same name gets a longer one, which may not fit."""
     touch(tmp_path, f"in/{stem}.jpg", "in/short.jpg")
-    if fits:
-        assert len(plan_outputs(tmp_path / "in", tmp_path / "out").outputs) == 2
-        return
-    with pytest.raises(UserError, match=rf"the translation of .*{stem}.jpg would have too long a name"):
+    assert len(plan_outputs(tmp_path / "in", tmp_path / "out").outputs) == 2
+    touch(tmp_path, f"in/{stem}.bmp")
+    with pytest.raises(UserError, match=rf"the translation of .*{stem}.(jpg|bmp) would have too long a name"):
         plan_outputs(tmp_path / "in", tmp_path / "out")
 
 

@@ -91,6 +91,22 @@ def test_numbered_default_names(dataset: Path, tmp_path: Path, capsys: pytest.Ca
     assert json.loads((tmp_path / "photos_2" / "config.json").read_text())["run"]["name"] == "photos_2"
 
 
+def test_default_names_of_long_folders(tmp_path: Path) -> None:
+    """The names of both folders do not fit into one, and different folders get different names."""
+    names = set()
+    for last in "bc":
+        data = DataConfig(data_A=tmp_path / ("a" * 200), data_B=tmp_path / ("\u00e9" * 100 + last))
+        for _ in range(2):
+            folder = RunFolder(TrainConfig(data, run=RunConfig(checkpoints_dir=tmp_path / "runs")), print)
+            folder.open()
+            folder.release()
+            names.add(folder.path.name)
+            (folder.path / "config.json").touch()
+    assert len(names) == 4
+    assert {name[-2:] for name in names} == {"_1", "_2"}
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == names
+
+
 def test_unwritable_folder(
     dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
