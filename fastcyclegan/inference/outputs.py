@@ -186,7 +186,8 @@ def _check(plan: Plan) -> None:
             raise UserError(f"{target}: a folder, where {content} must be written: choose another --output")
         # A file is written under a longer, temporary name first.
         partial = partial_of(target)
-        name, path = len(os.fsencode(partial.name)), len(os.fsencode(partial))
+        name = max(len(os.fsencode(file.name)) for file in (target, partial))
+        path = max(len(os.fsencode(file)) for file in (target, partial))
         if name > MAX_NAME or path > MAX_PATH:
             raise UserError(f"{content} would have too long a name: shorten the image's name or --output")
     for folder in sorted({target.parent for target, _ in files}):
