@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
@@ -84,8 +85,10 @@ def escape_on_streams() -> None:
     For console commands, whose help and error boxes are printed by other packages.
     """
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+        # A stream fails if it was closed, or replaced by one of another kind.
+        with contextlib.suppress(OSError, ValueError):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
 
 
 # Parts of the messages of torch, CUDA, cuBLAS, cuDNN and Pillow, none of which has an error class of its own
