@@ -21,7 +21,7 @@ PACKAGE = ROOT / "fastcyclegan"
 
 # The rooms (folders) and public modules, in order. Each may use itself and those in the rows above it.
 ROWS = (
-    ("errors", "console", "reference", "kernels"),
+    ("errors", "console", "reference", "kernels", "zip_files"),
     ("config", "tensor_files"),
     ("nn",),
     ("data",),

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import http.client
 import json
+import lzma
 import shutil
 import ssl
 import stat
+import struct
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -20,8 +24,8 @@ from typing import Any
 
 from fastcyclegan.data.checked_files import Checked, check_files
 from fastcyclegan.data.scan import find_files
-from fastcyclegan.errors import UserError
-from fastcyclegan.tensor_files import fitting_name
+from fastcyclegan.errors import UserError, one_line
+from fastcyclegan.tensor_files import fitting_name, shortened
 
 SERVER = "http://efrosgans.eecs.berkeley.edu/cyclegan/datasets"
 FOLDERS = ("trainA", "trainB", "testA", "testB")
@@ -33,6 +37,17 @@ _BROKEN = (
     ConnectionError,
     TimeoutError,
     ssl.SSLError,
+)
+# Exceptions raised for a damaged archive. ValueError: a member's name is not text.
+_DAMAGED = (
+    zipfile.BadZipFile,
+    zipfile.LargeZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    EOFError,
+    RuntimeError,
+    ValueError,
 )
 
 
@@ -246,9 +261,12 @@ def unpack(archive: Path, target: Path) -> None:
         _root(partial, target.name, archive).rename(target)
     except FileNotFoundError:
         raise UserError(f"{archive}: no such file") from None
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+    except (*_DAMAGED, OSError) as error:
+        # A damaged offset is an invalid argument, and the error of bzip2's decompressor has no number.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise  # for example a full disk
         raise UserError(
-            f"{archive}: not a complete zip archive ({error}); delete it and download it again"
+            f"{archive}: not a complete zip archive ({one_line(error)}); delete it and download it again"
         ) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -259,16 +277,36 @@ def _check_members(archive: Path, members: Sequence[zipfile.ZipInfo], folder: Pa
     size = 0
     for info in members:
         if not _is_inside(info):
-            raise UserError(
-                f"{archive}: not unpacked because its member {info.filename!r} leads outside the folder"
-            )
+            member = shortened(repr(info.filename))
+            raise UserError(f"{archive}: not unpacked because its member {member} leads outside the folder")
         size += info.file_size
+    _check_places(archive, members)
     free = shutil.disk_usage(folder).free
     if size > free:
         raise UserError(
             f"{archive}: needs {size / 2**20:,.0f} MiB when unpacked, but only {free / 2**20:,.0f} MiB are"
             f" free in {folder}"
         )
+
+
+def _check_places(archive: Path, members: Sequence[zipfile.ZipInfo]) -> None:
+    """Raise UserError if two of ``members`` would be unpacked to the same place, on any system."""
+    files: dict[tuple[str, ...], str] = {}
+    folders: set[tuple[str, ...]] = {()}
+    for info in members:
+        place = PurePosixPath(info.filename.replace("\\", "/")).parts
+        folders.update(place[:depth] for depth in range(1, len(place)))
+        if info.is_dir():
+            folders.add(place)
+            continue
+        if place in files:
+            both = f"{shortened(repr(files[place]))} and {shortened(repr(info.filename))}"
+            raise UserError(f"{archive}: not unpacked because its members {both} have the same place")
+        files[place] = info.filename
+    for place, name in files.items():
+        if place in folders:
+            member = shortened(repr(name))
+            raise UserError(f"{archive}: not unpacked because its member {member} is a file and a folder")
 
 
 def _root(unpacked: Path, name: str, archive: Path) -> Path:

@@ -218,6 +218,63 @@ def test_rejects_members_outside_the_folder(tmp_path: Path, name: str) -> None:
     assert archive.exists()
 
 
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize(("names", "message"), [
+    (["a/0.png", "a/0.png"], "'a/0.png' and 'a/0.png' have the same place"),
+    (["a/0.png", "a//0.png"], "'a/0.png' and 'a//0.png' have the same place"),
+    (["a/./0.png", "a/0.png"], "'a/./0.png' and 'a/0.png' have the same place"),
+    (["a/0.png", "a\\0.png"], r"'a/0.png' and 'a\\\\0.png' have the same place"),
+    (["a/0.png", "a/0.png\0.txt"], "'a/0.png' and 'a/0.png' have the same place"),
+    (["a", "a/0.png"], "'a' is a file and a folder"),
+    (["a/0.png", "a/0.png/"], "'a/0.png' is a file and a folder"),
+    (["."], "'.' is a file and a folder"),
+], ids=["twice", "slash", "dot", "backslash", "zero byte", "folder", "empty folder", "."])  # fmt: skip
+def test_rejects_members_that_meet(tmp_path: Path, names: list[str], message: str) -> None:
+    """Otherwise, the later one replaces the other, or fails halfway, depending on the system."""
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("trainA/0.png", b"x")
+        for name in names:
+            info = zipfile.ZipInfo("x" * len(name))
+            info.filename = name  # the constructor would cut it at a zero byte
+            archive.writestr(info, b"" if name.endswith("/") else b"x")
+    with pytest.raises(UserError, match=rf"a.zip: not unpacked because its members? {message}"):
+        download("toys", tmp_path / "datasets", archive=tmp_path / "a.zip")
+    assert list((tmp_path / "datasets").iterdir()) == []
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_accepts_names_that_do_not_meet(tmp_path: Path) -> None:
+    """Folders are listed more than once in many archives. Names that differ in case are different."""
+    names = ["toys/", "toys/", "toys/trainA/", "toys/trainA/x.txt", "toys/trainA/X.txt", "toys/trainA.txt"]
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for name in names:
+            archive.writestr(name, b"")
+    download("toys", tmp_path / "datasets", archive=tmp_path / "a.zip", log=lambda text: None)
+    assert len(list((tmp_path / "datasets" / "toys" / "trainA").iterdir())) == 2
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_rejects_damaged_compressed_data(tmp_path: Path, method: int) -> None:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", method) as archive:
+        archive.writestr("trainA/0.txt", bytes(range(256)) * 50)
+    data = bytearray(out.getvalue())
+    start = 30 + len("trainA/0.txt")
+    for place in range(start, start + 60):
+        data[place] ^= 0xFF
+    (tmp_path / "a.zip").write_bytes(data)
+    with pytest.raises(UserError, match=r"a.zip: not a complete zip archive \(.+\); delete it"):
+        download("toys", tmp_path / "datasets", archive=tmp_path / "a.zip")
+    assert list((tmp_path / "datasets").iterdir()) == []
+
+
+def test_rejects_names_that_are_not_text(tmp_path: Path) -> None:
+    data = packed({"trainA/\u00e9.png": b"x"}).replace("\u00e9".encode(), b"\xff\xff")
+    (tmp_path / "a.zip").write_bytes(data)
+    with pytest.raises(UserError, match=r"a.zip: not a complete zip archive"):
+        download("toys", tmp_path / "datasets", archive=tmp_path / "a.zip")
+
+
 def test_rejects_links(tmp_path: Path) -> None:
     archive = tmp_path / "a.zip"
     with zipfile.ZipFile(archive, "w") as packed_:
